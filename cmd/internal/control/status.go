@@ -1,0 +1,66 @@
+// Package control is what a running program answers on its control socket: HTTP and JSON over a Unix socket that
+// only its owner may use.
+package control
+
+// DirectorStatus is what GET /status on a director's control socket returns, and what `director status --json`
+// prints.
+type DirectorStatus struct {
+	Version     string            `json:"version"`
+	Pid         int               `json:"pid"`
+	Uptime      float64           `json:"uptime_seconds"`
+	TUN         string            `json:"tun"`
+	Queues      int               `json:"queues"`
+	In          Traffic           `json:"in"`    // read from the TUN device
+	Out         Traffic           `json:"out"`   // sent to realservers, with the tunnel's header
+	Drops       map[string]uint64 `json:"drops"` // packets refused, by reason; only reasons that occurred
+	Connections Connections       `json:"connections"`
+	Services    []Service         `json:"services"`
+}
+
+// Traffic counts packets and their bytes, IP headers included.
+type Traffic struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Connections is the use of the connection table.
+type Connections struct {
+	Count int `json:"count"`
+	Max   int `json:"max"`
+}
+
+// Service is one virtual service with its realservers, in the order of the configuration.
+type Service struct {
+	Name        string       `json:"name"`
+	VIPs        []string     `json:"vips"`
+	Protocol    string       `json:"protocol"`
+	Ports       []string     `json:"ports"` // "80", or a range "8000-8099"
+	Scheduler   string       `json:"scheduler"`
+	Realservers []Realserver `json:"realservers"`
+}
+
+// Realserver is one realserver of one service.
+type Realserver struct {
+	Address     string  `json:"address"`
+	Encap       string  `json:"encap"`
+	Weight      int     `json:"weight"`
+	Active      int     `json:"active"`      // connections that IPVS counts as active
+	Inactive    int     `json:"inactive"`    // all others
+	Connections uint64  `json:"connections"` // scheduled since the start
+	Forwarded   Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
+}
+
+// RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
+// `realserver status --json` prints.
+type RealserverStatus struct {
+	Version   string            `json:"version"`
+	Pid       int               `json:"pid"`
+	Uptime    float64           `json:"uptime_seconds"`
+	TUN       string            `json:"tun"`
+	VIPs      []string          `json:"vips"`
+	Directors []string          `json:"directors"`
+	MSS       int               `json:"mss"`
+	In        Traffic           `json:"in"`    // received from tunnels, with the tunnel's header
+	Out       Traffic           `json:"out"`   // written to the TUN device
+	Drops     map[string]uint64 `json:"drops"` // packets refused, by reason; only reasons that occurred
+}
