@@ -2,6 +2,8 @@
 // only its owner may use.
 package control
 
+import "vstun/encap/packet"
+
 // DirectorStatus is what GET /status on a director's control socket returns, and what `director status --json`
 // prints.
 type DirectorStatus struct {
@@ -15,6 +17,14 @@ type DirectorStatus struct {
 	Drops       map[string]uint64 `json:"drops"` // packets refused, by reason; only reasons that occurred
 	Connections Connections       `json:"connections"`
 	Services    []Service         `json:"services"`
+	Leaving     Leaving           `json:"leaving"`
+	SendError   string            `json:"send_error,omitempty"` // the kernel's reason for the last packet that it refused to send
+}
+
+// Leaving is what remains of realservers that are not configured any more: they keep their connections until those end.
+type Leaving struct {
+	Realservers int `json:"realservers"`
+	Connections int `json:"connections"`
 }
 
 // Traffic counts packets and their bytes, IP headers included.
@@ -60,7 +70,19 @@ type RealserverStatus struct {
 	VIPs      []string          `json:"vips"`
 	Directors []string          `json:"directors"`
 	MSS       int               `json:"mss"`
-	In        Traffic           `json:"in"`    // received from tunnels, with the tunnel's header
-	Out       Traffic           `json:"out"`   // written to the TUN device
-	Drops     map[string]uint64 `json:"drops"` // packets refused, by reason; only reasons that occurred
+	In        Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
+	Out       Traffic           `json:"out"`      // written to the TUN device
+	Drops     map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
+	Overruns  uint64            `json:"overruns"` // packets that the kernel dropped because the agent was too slow
+}
+
+// Drops is the reasons of t that occurred, by name.
+func Drops(t *packet.Tally) map[string]uint64 {
+	m := map[string]uint64{}
+	for d, n := range t.Drops {
+		if n > 0 {
+			m[packet.Drop(d).String()] = n
+		}
+	}
+	return m
 }

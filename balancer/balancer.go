@@ -1,0 +1,198 @@
+package balancer
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vstun/balancer/conntab"
+	"vstun/encap"
+)
+
+// Balancer holds the configuration in force, as a snapshot that packets read without a lock, and replaces it in one step.
+type Balancer struct {
+	table   *conntab.Table
+	workers int
+	current atomic.Pointer[Snapshot]
+
+	mu       sync.Mutex // Apply, and what follows
+	numbers  []*Dest    // by number; nil: free
+	leaving  map[*Dest]time.Time
+	services map[string]*service
+}
+
+// Snapshot is one configuration. It doesn't change.
+type Snapshot struct {
+	balancer *Balancer
+	list     []*service // in the order of the configuration
+	services map[serviceKey]*service
+	vips     map[netip.Addr]struct{}
+	dests    []*Dest // by number; those that are leaving included
+}
+
+type serviceKey struct {
+	vip   netip.Addr
+	port  uint16
+	proto uint8
+}
+
+// service is a Service of a snapshot. Its list is in the kernel's order.
+type service struct {
+	config Service
+	sched  scheduler
+	list   []*Dest
+}
+
+// Dest is a realserver of a service: what a packet needs to be sent there, and what was sent. It doesn't change, but for its counts, which it
+// shares with those that stand for the same realserver in other snapshots.
+type Dest struct {
+	Realserver
+	Tunnel encap.IPIP // the header towards it
+	number uint32     // in the connection table
+	counts *conntab.Counts
+	stats  *destStats
+}
+
+// destStats is counted from the realserver's first snapshot to its last.
+type destStats struct {
+	service     string
+	connections atomic.Uint64
+	workers     []traffic
+}
+
+// traffic is what one worker has sent to a realserver.
+type traffic struct {
+	packets, bytes atomic.Uint64
+	_              [48]byte // no two workers in a cache line
+}
+
+// Count counts a packet of n bytes that worker sends to d.
+func (d *Dest) Count(worker, n int) {
+	t := &d.stats.workers[worker]
+	t.packets.Add(1)
+	t.bytes.Add(uint64(n))
+}
+
+// overhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
+func (d *Dest) overhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
+
+// forgetAfter is how long a realserver that has left keeps its number after its last connection. It is far longer than any packet takes that
+// was begun under an old snapshot.
+const forgetAfter = time.Minute
+
+// New makes a Balancer without services over table, for packets of so many workers.
+func New(table *conntab.Table, workers int) *Balancer {
+	b := &Balancer{table: table, workers: workers, leaving: map[*Dest]time.Time{}, services: map[string]*service{}}
+	b.current.Store(&Snapshot{balancer: b})
+	return b
+}
+
+// Snapshot is the configuration in force.
+func (b *Balancer) Snapshot() *Snapshot { return b.current.Load() }
+
+// Apply puts cfg in force. What it has in common with the configuration before keeps its state: a realserver that stays keeps its
+// connections and counts, a service its scheduler's position. Realservers that are not in cfg keep the connections they have until those
+// end, and come back to them when they are configured again. An error changes nothing.
+func (b *Balancer) Apply(cfg Config) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range cfg.Services {
+		if schedulers[cfg.Services[i].Scheduler] == nil {
+			return fmt.Errorf("service %q: there is no scheduler %q", cfg.Services[i].Name, cfg.Services[i].Scheduler)
+		}
+	}
+	b.forget(time.Now())
+	if n := b.needs(cfg); n > conntab.MaxDests {
+		return fmt.Errorf("%d realservers, those that still have connections included: at most %d", n, conntab.MaxDests)
+	}
+
+	next := &Snapshot{balancer: b, services: map[serviceKey]*service{}, vips: map[netip.Addr]struct{}{}}
+	former := b.services
+	b.services = make(map[string]*service, len(cfg.Services))
+	for _, c := range cfg.Services {
+		s := b.service(former[c.Name], c)
+		b.services[c.Name] = s
+		next.add(s)
+	}
+	for name, s := range former {
+		if b.services[name] == nil {
+			for _, d := range s.list {
+				b.leave(d)
+			}
+		}
+	}
+	next.dests = append(next.dests, b.numbers...)
+	b.current.Store(next)
+	return nil
+}
+
+// needs is the most numbers that cfg can take, beside those that are leaving.
+func (b *Balancer) needs(cfg Config) int {
+	n := len(b.leaving)
+	for i := range b.services {
+		n += len(b.services[i].list)
+	}
+	for i := range cfg.Services {
+		n += len(cfg.Services[i].Realservers)
+	}
+	return n
+}
+
+func (s *Snapshot) add(svc *service) {
+	s.list = append(s.list, svc)
+	for _, vip := range svc.config.VIPs {
+		s.vips[vip] = struct{}{}
+		for _, r := range svc.config.Ports {
+			for port := int(r.First); port <= int(r.Last); port++ {
+				s.services[serviceKey{vip, uint16(port), svc.config.Protocol}] = svc
+			}
+		}
+	}
+}
+
+// service makes the service that c describes from the one it follows, nil for none, by the steps in which an administrator would do it with
+// ipvsadm: remove, edit, add.
+func (b *Balancer) service(former *service, c Service) *service {
+	s := &service{config: c}
+	if former != nil {
+		s.list = append(s.list, former.list...)
+	}
+	if former != nil && former.config.Scheduler == c.Scheduler {
+		s.sched = former.sched.clone()
+	} else {
+		s.sched = schedulers[c.Scheduler]()
+		s.sched.edited(s.list)
+	}
+
+	want := make(map[netip.Addr]Realserver, len(c.Realservers))
+	for _, r := range c.Realservers {
+		want[r.Address] = r
+	}
+	for i := len(s.list) - 1; i >= 0; i-- {
+		d := s.list[i]
+		if _, stays := want[d.Address]; !stays {
+			s.list = append(s.list[:i:i], s.list[i+1:]...)
+			s.sched.removed(s.list, i)
+			b.leave(d)
+		}
+	}
+	for i, d := range s.list {
+		r := want[d.Address]
+		delete(want, d.Address)
+		if r != d.Realserver {
+			s.list[i] = b.replace(d, r)
+			if r.Weight != d.Weight {
+				s.sched.edited(s.list)
+			}
+		}
+	}
+	for _, r := range c.Realservers {
+		if _, isNew := want[r.Address]; isNew {
+			s.list = append([]*Dest{b.enter(c.Name, r)}, s.list...)
+			s.sched.added(s.list)
+		}
+	}
+	return s
+}

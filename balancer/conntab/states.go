@@ -1,0 +1,104 @@
+package conntab
+
+import (
+	"time"
+
+	"vstun/encap/packet"
+)
+
+// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states). A director that sees only the way from client
+// to VIP knows no more than these packets tell.
+type State uint8
+
+const (
+	stateEmpty State = iota
+	None
+	Established
+	SynSent
+	SynRecv
+	FinWait
+	TimeWait
+	Close
+	CloseWait
+	LastAck
+	Listen
+	SynAck
+	UDP
+	numStates
+)
+
+var stateNames = [numStates]string{"", "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE",
+	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP"}
+
+// String is the name under which ipvsadm shows the state.
+func (s State) String() string {
+	if s < numStates {
+		return stateNames[s]
+	}
+	return "unknown"
+}
+
+// Active tells whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table).
+func (s State) Active() bool {
+	return s == Established || s == SynSent || s == SynRecv || s == SynAck
+}
+
+// tcpNext is the INPUT-ONLY table of Linux net/netfilter/ipvs/ip_vs_proto_tcp.c: by kind of packet and state.
+var tcpNext = [4][numStates]State{
+	{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv, TimeWait: SynRecv,
+		Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
+	{None: Close, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait, TimeWait: TimeWait,
+		Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
+	{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait, TimeWait: TimeWait,
+		Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: Established}, // ACK
+	{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close, TimeWait: Close,
+		Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
+}
+
+// next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than ACK.
+func (s State) next(flags uint8) State {
+	switch {
+	case flags&packet.FlagRST != 0:
+		return tcpNext[3][s]
+	case flags&packet.FlagSYN != 0:
+		return tcpNext[0][s]
+	case flags&packet.FlagFIN != 0:
+		return tcpNext[1][s]
+	case flags&packet.FlagACK != 0:
+		return tcpNext[2][s]
+	}
+	return Close
+}
+
+// Timeouts are those that users set, as with `ipvsadm --set`. Each is at least a second and at most MaxTimeout; 0 stands for IPVS's own.
+type Timeouts struct {
+	TCP    time.Duration // ESTABLISHED
+	TCPFin time.Duration // FIN_WAIT
+	TCPSyn time.Duration // SYN_RECV
+	UDP    time.Duration
+}
+
+// MaxTimeout is the longest timeout.
+const MaxTimeout = 31 * 24 * time.Hour
+
+type timeouts [numStates]Ticks
+
+// ticks is the time that each state lasts without a packet: Linux ip_vs_proto_tcp.c, tcp_timeouts, and ip_vs_proto_udp.c.
+func (c Timeouts) ticks() timeouts {
+	seconds := [numStates]int{None: 2, Established: 900, SynSent: 120, SynRecv: 60, FinWait: 120, TimeWait: 120, Close: 10,
+		CloseWait: 60, LastAck: 30, Listen: 120, SynAck: 120, UDP: 300}
+	var t timeouts
+	for s, n := range seconds {
+		t[s] = Ticks(n * PerSecond)
+	}
+	set := func(s State, d time.Duration) {
+		if d > 0 {
+			t[s] = Ticks(min(d, MaxTimeout) * PerSecond / time.Second)
+		}
+	}
+	set(Established, c.TCP)
+	set(FinWait, c.TCPFin)
+	set(SynRecv, c.TCPSyn)
+	set(UDP, c.UDP)
+	return t
+}

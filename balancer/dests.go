@@ -1,0 +1,48 @@
+package balancer
+
+import (
+	"slices"
+	"time"
+
+	"vstun/encap"
+)
+
+// enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and counts, or a fresh one.
+func (b *Balancer) enter(service string, r Realserver) *Dest {
+	for d := range b.leaving {
+		if d.stats.service == service && d.Address == r.Address {
+			delete(b.leaving, d)
+			return b.replace(d, r)
+		}
+	}
+	n := slices.Index(b.numbers, nil)
+	if n < 0 {
+		n = len(b.numbers)
+		b.numbers = append(b.numbers, nil)
+	}
+	d := &Dest{number: uint32(n), counts: b.table.Counts(uint32(n)), stats: &destStats{service: service, workers: make([]traffic, b.workers)}}
+	return b.replace(d, r)
+}
+
+// replace returns a Dest with r's parameters and d's number and counts, and puts it in d's place.
+func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
+	next := &Dest{Realserver: r, Tunnel: encap.NewIPIP(r.Source, r.Address), number: d.number, counts: d.counts, stats: d.stats}
+	b.numbers[d.number] = next
+	return next
+}
+
+// leave notes that d has left the configuration. Its connections go on.
+func (b *Balancer) leave(d *Dest) { b.leaving[d] = time.Now() }
+
+// forget frees the numbers of those that have left, and have no connections any more.
+func (b *Balancer) forget(now time.Time) {
+	for d, since := range b.leaving {
+		switch {
+		case d.counts.Active()+d.counts.Inactive() > 0:
+			b.leaving[d] = now
+		case now.Sub(since) > forgetAfter:
+			delete(b.leaving, d)
+			b.numbers[d.number] = nil
+		}
+	}
+}

@@ -1,0 +1,54 @@
+package balancer
+
+import "slices"
+
+// ServiceStatus is a service with the counts of its realservers.
+type ServiceStatus struct {
+	Service
+	Realservers []RealserverStatus // in the order of the configuration
+}
+
+// RealserverStatus is a realserver with its counts.
+type RealserverStatus struct {
+	Realserver
+	Active, Inactive int    // connections, as IPVS counts them
+	Connections      uint64 // scheduled to it since it was configured first
+	Packets, Bytes   uint64 // of clients, sent to it
+}
+
+// Status is the services in the order of the configuration.
+func (s *Snapshot) Status() []ServiceStatus {
+	out := make([]ServiceStatus, 0, len(s.list))
+	for _, svc := range s.list {
+		st := ServiceStatus{Service: svc.config}
+		for _, d := range svc.list {
+			rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(),
+				Connections: d.stats.connections.Load()}
+			for i := range d.stats.workers {
+				rs.Packets += d.stats.workers[i].packets.Load()
+				rs.Bytes += d.stats.workers[i].bytes.Load()
+			}
+			st.Realservers = append(st.Realservers, rs)
+		}
+		order := make(map[any]int, len(svc.config.Realservers))
+		for i, r := range svc.config.Realservers {
+			order[r.Address] = i
+		}
+		slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
+		out = append(out, st)
+	}
+	return out
+}
+
+// Leaving is the number of connections to realservers that are not configured any more.
+func (b *Balancer) Leaving() (realservers, connections int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for d := range b.leaving {
+		if n := d.counts.Active() + d.counts.Inactive(); n > 0 {
+			realservers++
+			connections += n
+		}
+	}
+	return realservers, connections
+}

@@ -1,0 +1,140 @@
+// Package config turns the TOML files of both programs into typed and validated values.
+//
+// A file is decoded into plain maps first, and then read key by key by a reader which collects every fault instead of
+// stopping at the first. Nothing outside this package ever sees a key's name or an unchecked value. A fault is one
+// line that says where, what and what would be right:
+//
+//	director.toml: service "web": port: 70000 is out of range: want 1 to 65535, a range "8000-8099" or an array of them
+//
+// A service or realserver that has no usable name or address yet is named by its position in the file, counted from
+// 1: service[2] is the second [[service]].
+package config
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
+type Director struct {
+	TUN         string     // name of the TUN device, 1 to 15 bytes
+	Queues      int        // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
+	Source      netip.Addr // outer source address; the zero Addr: what the route to each realserver gives
+	Control     string     // absolute path of the control socket, at most 107 bytes
+	Log         slog.Level // least level that is logged
+	Connections Connections
+	Services    []Service // at least one, in the file's order
+}
+
+// Connections is the [connections] table: the bounds of the connection table.
+type Connections struct {
+	Max       int  // entries, 1024 to 2^27
+	SloppyTCP bool // a TCP packet other than a SYN may open a connection
+	Timeouts  Timeouts
+}
+
+// Timeouts is how long a connection lives after its last packet, by state. Each is 1 s to 31 days.
+type Timeouts struct {
+	TCP    time.Duration // ESTABLISHED
+	TCPFin time.Duration // FIN_WAIT
+	TCPSyn time.Duration // SYN_RECV
+	UDP    time.Duration
+}
+
+// Service is one [[service]]: the same realservers for each of its VIPs and ports. No two services share a VIP,
+// protocol and port.
+type Service struct {
+	Name        string          // unique; 1 to 64 printable characters without whitespace
+	VIPs        []netip.Addr    // at least one, each once
+	Protocol    string          // "tcp" or "udp"
+	Ports       []PortRange     // at least one; they do not overlap
+	Scheduler   string          // one of Features.Schedulers
+	Realservers []RealserverRef // in the file's order, each address once; may be empty
+	Encap       string          // "ipip"
+}
+
+// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last.
+type PortRange struct{ First, Last uint16 }
+
+// String is "80", or "8000-8099" for a range of several ports.
+func (r PortRange) String() string {
+	first := strconv.Itoa(int(r.First))
+	if r.First == r.Last {
+		return first
+	}
+	return first + "-" + strconv.Itoa(int(r.Last))
+}
+
+// RealserverRef is one [[service.realserver]]: a realserver as a service sees it.
+type RealserverRef struct {
+	Address netip.Addr // where its tunnel ends; never a VIP of any service
+	Weight  int        // 0 to 65535; 0 drains it
+}
+
+// Realserver is the configuration of the realserver agent, realserver.toml. Every value is in force: defaults are
+// filled in.
+type Realserver struct {
+	TUN       string         // name of the TUN device, 1 to 15 bytes
+	VIPs      []netip.Addr   // addresses to accept and to own; at least one, each once
+	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
+	Encaps    []string       // tunnels to accept, each once: "ipip"
+	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel
+	Table     int            // routing table for replies, and priority of the rule that leads to it
+	Control   string         // absolute path of the control socket, at most 107 bytes
+	Log       slog.Level     // least level that is logged
+}
+
+// Features is what the program around this package can do, told by those who do it.
+type Features struct {
+	Schedulers []string // names of the schedulers
+}
+
+// LoadDirector reads and validates director.toml. Once the file can be read, an error is of type *Errors.
+func LoadDirector(path string, features Features) (*Director, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDirector(path, text, features)
+}
+
+// LoadRealserver reads and validates realserver.toml. Once the file can be read, an error is of type *Errors.
+func LoadRealserver(path string) (*Realserver, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRealserver(path, text)
+}
+
+// Errors is every fault of one file, a line each, in the form "file: path of the key: what is wrong: what to do".
+// Faults in TOML's own syntax are the exception: only the first one is known, with its line and column.
+type Errors []string
+
+// Error joins the lines by newlines.
+func (e *Errors) Error() string { return strings.Join(*e, "\n") }
+
+// maxFileSize is far above any real configuration and keeps a slip such as -c /dev/zero from eating the memory.
+const maxFileSize = 16 << 20
+
+func readFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
+	}
+	defer func() { _ = file.Close() }()
+	text, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
+	}
+	if len(text) > maxFileSize {
+		return nil, fmt.Errorf("%s: is larger than %d MiB: name a configuration file with -c", path, maxFileSize>>20)
+	}
+	return text, nil
+}

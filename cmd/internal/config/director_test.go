@@ -1,0 +1,358 @@
+package config_test
+
+import (
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"vstun/cmd/internal/config"
+)
+
+// goodService is the least that a director.toml must hold.
+const goodService = `
+[[service]]
+name = "web"
+vip = "198.51.100.80"
+protocol = "tcp"
+port = 80
+`
+
+func TestDirectorDefaults(t *testing.T) {
+	got, err := config.ParseDirector("x.toml", []byte(goodService), features())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &config.Director{
+		TUN:     "vs0",
+		Queues:  min(runtime.NumCPU(), 256),
+		Control: "/run/vstun/director.sock",
+		Log:     slog.LevelInfo,
+		Connections: config.Connections{
+			Max: 1_000_000,
+			Timeouts: config.Timeouts{
+				TCP: 15 * time.Minute, TCPFin: 2 * time.Minute, TCPSyn: time.Minute, UDP: 5 * time.Minute,
+			},
+		},
+		Services: []config.Service{{
+			Name:      "web",
+			VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80")},
+			Protocol:  "tcp",
+			Ports:     []config.PortRange{{First: 80, Last: 80}},
+			Scheduler: "wlc",
+			Encap:     "ipip",
+		}},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDirectorEveryKey(t *testing.T) {
+	got, err := config.ParseDirector("x.toml", readTestdata(t, "director.toml"), features())
+	if err != nil {
+		t.Fatal(err)
+	}
+	vip := netip.MustParseAddr("198.51.100.80")
+	want := &config.Director{
+		TUN:     "vip0",
+		Queues:  4,
+		Source:  netip.MustParseAddr("10.0.2.2"),
+		Control: "/run/vstun/director.sock",
+		Log:     slog.LevelDebug,
+		Connections: config.Connections{
+			Max:       2_000_000,
+			SloppyTCP: true,
+			Timeouts: config.Timeouts{
+				TCP: 10 * time.Minute, TCPFin: 90 * time.Second, TCPSyn: 30 * time.Second, UDP: 90 * time.Second,
+			},
+		},
+		Services: []config.Service{{
+			Name:      "web",
+			VIPs:      []netip.Addr{vip},
+			Protocol:  "tcp",
+			Ports:     []config.PortRange{{First: 80, Last: 80}},
+			Scheduler: "wrr",
+			Realservers: []config.RealserverRef{
+				{Address: netip.MustParseAddr("10.0.11.2"), Weight: 10},
+				{Address: netip.MustParseAddr("10.0.12.2"), Weight: 1},
+			},
+			Encap: "ipip",
+		}, {
+			Name:      "dns",
+			VIPs:      []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")},
+			Protocol:  "udp",
+			Ports:     []config.PortRange{{First: 53, Last: 53}, {First: 8000, Last: 8099}, {First: 80, Last: 80}},
+			Scheduler: "wlc",
+			Encap:     "ipip",
+		}},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The documented file as a whole: what is refused in it is what this version does not have yet, and nothing else.
+func TestDirectorReference(t *testing.T) {
+	_, err := config.ParseDirector("x.toml", readTestdata(t, "reference-director.toml"), features())
+	wantFaults(t, err,
+		`director: metrics: not in this version yet: leave it out`,
+		`service "web": scheduler_flags: an array is not in this version yet: leave it out or write []`,
+		`service "web": persistence: not in this version yet: leave it out`,
+		`service "web": sorry_server: not in this version yet: leave it out`,
+		`service "web": check: not in this version yet: leave it out`,
+	)
+}
+
+// Each of these faults gives exactly these lines.
+func TestDirectorFaults(t *testing.T) {
+	const (
+		wantPorts  = `want 1 to 65535, a range "8000-8099" or an array of them`
+		wantAddr   = `want an IPv4 address such as "10.0.2.2"`
+		wantDevice = `want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`
+		wantSocket = `want an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`
+		wantTime   = `want 1s to 744h (31 days)`
+		wantMax    = `want 1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)`
+		wantOwn    = `want a VIP, protocol and port in one service only`
+	)
+	director := func(line string) string { return "[director]\n" + line + "\n" + goodService }
+	connections := func(line string) string { return "[connections]\n" + line + "\n" + goodService }
+	web := func(line string) string { return goodService + line + "\n" }
+	webPort := func(port string) string { return strings.Replace(goodService, "port = 80", "port = "+port, 1) }
+	webVIP := func(vip string) string { return strings.Replace(goodService, `"198.51.100.80"`, vip, 1) }
+	webName := func(name string) string { return strings.Replace(goodService, `"web"`, name, 1) }
+	realserver := func(lines string) string { return web("[[service.realserver]]\n" + lines) }
+	second := func(name, vip, protocol, port string) string {
+		return goodService + "[[service]]\nname = \"" + name + "\"\nvip = " + vip + "\nprotocol = \"" + protocol + "\"\nport = " + port + "\n"
+	}
+
+	for _, c := range []struct {
+		name, text string
+		want       []string
+	}{
+		// The file as a whole.
+		{"empty", "", []string{`service: missing: want at least one [[service]] table`}},
+		{"no service", "service = []", []string{`service: is empty: want at least one [[service]] table`}},
+		{"service as a table", "[service]\nname = \"a\"", []string{`service: a table is of the wrong type: want at least one [[service]] table`}},
+		{"service of numbers", "service = [1]", []string{`service: 1 is of the wrong type: want at least one [[service]] table`}},
+		{"unknown table", web("[conections]"), []string{`conections: unknown key: did you mean connections?`}},
+		{"key without table", "queues = 1\n" + goodService, []string{`queues: unknown key: want director, connections or service`}},
+		{"strange key", "\"a\\nb\" = 1\n" + goodService, []string{`"a\nb": unknown key: want director, connections or service`}},
+
+		// [director]
+		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
+		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, source, control or log`}},
+		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
+		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
+		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},
+		{"tun slash", director(`tun = "a/b"`), []string{`director: tun: "a/b" is not a device's name: ` + wantDevice}},
+		{"tun space", director(`tun = "a b"`), []string{`director: tun: "a b" is not a device's name: ` + wantDevice}},
+		{"tun colon", director(`tun = "vs0:1"`), []string{`director: tun: "vs0:1" is not a device's name: ` + wantDevice}},
+		{"tun pattern", director(`tun = "vs%d"`), []string{`director: tun: "vs%d" is not a device's name: ` + wantDevice}},
+		{"tun dots", director(`tun = ".."`), []string{`director: tun: ".." is not a device's name: ` + wantDevice}},
+		{"tun all", director(`tun = "all"`), []string{`director: tun: "all" is not a device's name: ` + wantDevice}},
+		{"tun long", director(`tun = "0123456789abcdef"`), []string{`director: tun: "0123456789abcdef" is not a device's name: ` + wantDevice}},
+		{"queues negative", director("queues = -1"), []string{`director: queues: -1 is out of range: want 0 (one per CPU) to 256`}},
+		{"queues many", director("queues = 257"), []string{`director: queues: 257 is out of range: want 0 (one per CPU) to 256`}},
+		{"queues type", director(`queues = "4"`), []string{`director: queues: "4" is of the wrong type: want 0 (one per CPU) to 256`}},
+		{"source no address", director(`source = "host"`), []string{`director: source: "host" is not an address: ` + wantAddr}},
+		{"source IPv6", director(`source = "2001:db8::1"`), []string{`director: source: "2001:db8::1": IPv6 is not in this version yet: ` + wantAddr}},
+		{"source loopback", director(`source = "127.0.0.1"`), []string{`director: source: "127.0.0.1" is a loopback address: want a unicast address`}},
+		{"source a VIP", director(`source = "198.51.100.80"`), []string{`director: source: "198.51.100.80" is also a VIP of service "web": want the director's own address`}},
+		{"control relative", director(`control = "run/x"`), []string{`director: control: "run/x" is not a socket's path: ` + wantSocket}},
+		{"control directory", director(`control = "/run/"`), []string{`director: control: "/run/" is not a socket's path: ` + wantSocket}},
+		{"control long", director(`control = "/` + strings.Repeat("x", 107) + `"`), []string{`director: control: "/` + strings.Repeat("x", 63) + `…" has 108 bytes: ` + wantSocket}},
+		{"log", director(`log = "INFO"`), []string{`director: log: "INFO" is unknown: want debug, info, warn or error`}},
+		{"log type", director(`log = 2021-01-01`), []string{`director: log: a date or time is of the wrong type: want debug, info, warn or error`}},
+		{"metrics", director(`metrics = "127.0.0.1:9464"`), []string{`director: metrics: not in this version yet: leave it out`}},
+
+		// [connections]
+		{"max low", connections("max = 1023"), []string{`connections: max: 1023 is out of range: ` + wantMax}},
+		{"max high", connections("max = 134217729"), []string{`connections: max: 134217729 is out of range: ` + wantMax}},
+		{"max float", connections("max = 1e6"), []string{`connections: max: 1e+06 is of the wrong type: ` + wantMax}},
+		{"sloppy_tcp", connections("sloppy_tcp = 1"), []string{`connections: sloppy_tcp: 1 is of the wrong type: want true or false`}},
+		{"timeouts type", connections(`timeouts = "15m"`), []string{`connections: timeouts: "15m" is of the wrong type: want a table such as { tcp = "15m" }`}},
+		{"timeout number", connections("timeouts = { tcp = 900 }"), []string{`connections: timeouts: tcp: 900 is not a duration: write "15m"; ` + wantTime}},
+		{"timeout no unit", connections(`timeouts = { tcp_fin = "120" }`), []string{`connections: timeouts: tcp_fin: "120" is not a duration: write "15m"; ` + wantTime}},
+		{"timeout short", connections(`timeouts = { tcp_syn = "999ms" }`), []string{`connections: timeouts: tcp_syn: "999ms" is out of range: ` + wantTime}},
+		{"timeout long", connections(`timeouts = { udp = "744h1s" }`), []string{`connections: timeouts: udp: "744h1s" is out of range: ` + wantTime}},
+		{"timeout unknown", connections(`timeouts = { sctp = "1s" }`), []string{`connections: timeouts: sctp: unknown key: want tcp, tcp_fin, tcp_syn or udp`}},
+		{"expire_nodest", connections("expire_nodest = true"), []string{`connections: expire_nodest: true is not in this version yet: leave it out or write false`}},
+		{"expire_quiescent_template", connections("expire_quiescent_template = true"), []string{`connections: expire_quiescent_template: true is not in this version yet: leave it out or write false`}},
+
+		// [[service]]
+		{"service empty", "[[service]]", []string{
+			`service[1]: name: missing: want 1 to 64 printable characters without whitespace`,
+			`service[1]: vip: missing: want an IPv4 address or an array of them`,
+			`service[1]: protocol: missing: want tcp or udp`,
+			`service[1]: port: missing: ` + wantPorts,
+		}},
+		{"name type", webName("7"), []string{`service[1]: name: 7 is of the wrong type: want 1 to 64 printable characters without whitespace`}},
+		{"name empty", webName(`""`), []string{`service[1]: name: "" is not a name: want 1 to 64 printable characters without whitespace`}},
+		{"name space", webName(`"my web"`), []string{`service "my web": name: "my web" is not a name: want 1 to 64 printable characters without whitespace`}},
+		{"name control", webName(`"a\u0007"`), []string{`service "a\a": name: "a\a" is not a name: want 1 to 64 printable characters without whitespace`}},
+		{"name long", webName(`"` + strings.Repeat("é", 65) + `"`), []string{
+			`service "` + strings.Repeat("é", 64) + `…": name: "` + strings.Repeat("é", 64) + `…" is not a name: want 1 to 64 printable characters without whitespace`,
+		}},
+		{"name twice", second("web", `"198.51.100.81"`, "tcp", "0"), []string{
+			`service[2]: name: "web" is also the name of service[1]: want a name of its own`,
+			`service[2]: port: 0 (every port) needs persistence, which is not in this version yet: ` + wantPorts,
+		}},
+		{"vip empty", webVIP("[]"), []string{`service "web": vip: is empty: want an IPv4 address or an array of them`}},
+		{"vip number", webVIP("[80]"), []string{`service "web": vip: 80 is of the wrong type: ` + wantAddr}},
+		{"vip prefix", webVIP(`"198.51.100.80/32"`), []string{`service "web": vip: "198.51.100.80/32" is not an address: ` + wantAddr}},
+		{"vip multicast", webVIP(`"224.0.0.1"`), []string{`service "web": vip: "224.0.0.1" is a multicast address: want a unicast address`}},
+		{"vip broadcast", webVIP(`"255.255.255.255"`), []string{`service "web": vip: "255.255.255.255" is the broadcast address: want a unicast address`}},
+		{"vip unspecified", webVIP(`"0.0.0.0"`), []string{`service "web": vip: "0.0.0.0" is the unspecified address: want a unicast address`}},
+		{"vip this network", webVIP(`"0.0.0.1"`), []string{`service "web": vip: "0.0.0.1" is in 0.0.0.0/8, "this network": want a unicast address`}},
+		{"vip mapped", webVIP(`"::ffff:10.0.0.1"`), []string{`service "web": vip: "::ffff:10.0.0.1": IPv6 is not in this version yet: ` + wantAddr}},
+		{"vip twice", webVIP(`["198.51.100.80", "198.51.100.80"]`), []string{`service "web": vip: "198.51.100.80" is there twice: want each address once`}},
+		{"protocol later", strings.Replace(goodService, `"tcp"`, `"sctp"`, 1), []string{`service "web": protocol: "sctp" is not in this version yet: want tcp or udp`}},
+		{"protocol unknown", strings.Replace(goodService, `"tcp"`, `"TCP"`, 1), []string{`service "web": protocol: "TCP" is unknown: want tcp or udp`}},
+		{"port high", webPort("70000"), []string{`service "web": port: 70000 is out of range: ` + wantPorts}},
+		{"port negative", webPort("-1"), []string{`service "web": port: -1 is out of range: ` + wantPorts}},
+		{"port zero", webPort("0"), []string{`service "web": port: 0 (every port) needs persistence, which is not in this version yet: ` + wantPorts}},
+		{"port string", webPort(`"80"`), []string{`service "web": port: "80" is not a range of ports: ` + wantPorts}},
+		{"port name", webPort(`"http-https"`), []string{`service "web": port: "http-https" is not a range of ports: ` + wantPorts}},
+		{"port float", webPort("80.5"), []string{`service "web": port: 80.5 is of the wrong type: ` + wantPorts}},
+		{"port range high", webPort(`"80-70000"`), []string{`service "web": port: "80-70000" is out of range: ` + wantPorts}},
+		{"port range from 0", webPort(`"0-80"`), []string{`service "web": port: "0-80" is out of range: ` + wantPorts}},
+		{"port range backwards", webPort(`"90-80"`), []string{`service "web": port: "90-80" runs from high to low: ` + wantPorts}},
+		{"ports empty", webPort("[]"), []string{`service "web": port: is empty: ` + wantPorts}},
+		{"ports overlap", webPort(`["1-100", 50, 60, 101]`), []string{
+			`service "web": port: 50 overlaps 1-100: want each port once`,
+			`service "web": port: 60 overlaps 1-100: want each port once`,
+		}},
+		{"scheduler later", web(`scheduler = "lc"`), []string{`service "web": scheduler: "lc" is not in this version yet: want rr, wrr or wlc`}},
+		{"scheduler unknown", web(`scheduler = "best"`), []string{`service "web": scheduler: "best" is unknown: want rr, wrr or wlc`}},
+		{"scheduler type", web(`scheduler = ["rr"]`), []string{`service "web": scheduler: an array is of the wrong type: want rr, wrr or wlc`}},
+		{"encap later", web(`encap = "gue"`), []string{`service "web": encap: "gue" is not in this version yet: want ipip`}},
+		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip`}},
+		{"unknown in service", web("vips = 1"), []string{`service "web": vips: unknown key: did you mean vip?`}},
+		{"later in service", web("scheduler_flags = [\"sh-port\"]\npersistence = {}\none_packet = true\nencap_port = 1\nquorum = 2\n" +
+			"hysteresis = 1\nsorry_server = \"10.0.99.2\"\n[service.check]"), []string{
+			`service "web": scheduler_flags: an array is not in this version yet: leave it out or write []`,
+			`service "web": persistence: not in this version yet: leave it out`,
+			`service "web": one_packet: true is not in this version yet: leave it out or write false`,
+			`service "web": encap_port: 1 is not in this version yet: leave it out or write 6080`,
+			`service "web": quorum: 2 is not in this version yet: leave it out or write 1`,
+			`service "web": hysteresis: 1 is not in this version yet: leave it out or write 0`,
+			`service "web": sorry_server: not in this version yet: leave it out`,
+			`service "web": check: not in this version yet: leave it out`,
+		}},
+
+		// Services against each other.
+		{"same service", second("b", `"198.51.100.80"`, "tcp", "80"), []string{
+			`service "b": port: 80 of tcp "198.51.100.80" belongs to service "web" (port 80): ` + wantOwn,
+		}},
+		{"range over a service", second("b", `["198.51.100.81", "198.51.100.80"]`, "tcp", `[443, "1-100"]`), []string{
+			`service "b": port: 1-100 of tcp "198.51.100.80" belongs to service "web" (port 80): ` + wantOwn,
+		}},
+		{"against services without a name", strings.Repeat("[[service]]\nvip = \"198.51.100.80\"\nprotocol = \"udp\"\nport = \"5-9\"\n", 2), []string{
+			`service[1]: name: missing: want 1 to 64 printable characters without whitespace`,
+			`service[2]: name: missing: want 1 to 64 printable characters without whitespace`,
+			`service[2]: port: 5-9 of udp "198.51.100.80" belongs to service[1] (port 5-9): ` + wantOwn,
+		}},
+
+		// [[service.realserver]]
+		{"realserver type", web("realserver = 1"), []string{`service "web": realserver: 1 is of the wrong type: want [[service.realserver]] tables`}},
+		{"realserver empty", realserver(""), []string{`service "web": realserver[1]: address: missing: want the realserver's IPv4 address`}},
+		{"realserver address", realserver(`address = "10.0.0.300"`), []string{`service "web": realserver[1]: address: "10.0.0.300" is not an address: ` + wantAddr}},
+		{"realserver IPv6", realserver(`address = "2001:db8::1"`), []string{`service "web": realserver "2001:db8::1": address: "2001:db8::1": IPv6 is not in this version yet: ` + wantAddr}},
+		{"realserver twice", realserver("address = \"10.0.0.1\"\n[[service.realserver]]\naddress = \"10.0.0.1\"\nweight = -1"), []string{
+			`service "web": realserver[2]: address: "10.0.0.1" is there twice: want a realserver once in a service`,
+			`service "web": realserver[2]: weight: -1 is out of range: want 0 (drains it) to 65535`,
+		}},
+		{"realserver a VIP", realserver("address = \"198.51.100.81\"\n") + "[[service]]\nname = \"b\"\nvip = \"198.51.100.81\"\nprotocol = \"tcp\"\nport = 80", []string{
+			`service "web": realserver "198.51.100.81": address: "198.51.100.81" is also a VIP of service "b": want the realserver's own address`,
+		}},
+		{"weight high", realserver("address = \"10.0.0.1\"\nweight = 65536"), []string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to 65535`}},
+		{"weight type", realserver("address = \"10.0.0.1\"\nweight = \"1\""), []string{`service "web": realserver "10.0.0.1": weight: "1" is of the wrong type: want 0 (drains it) to 65535`}},
+		{"unknown in realserver", realserver("address = \"10.0.0.1\"\nweigth = 1"), []string{`service "web": realserver "10.0.0.1": weigth: unknown key: did you mean weight?`}},
+		{"later in realserver", realserver("address = \"10.0.0.1\"\nencap = \"gre\"\nupper = 10\nlower = 5\ncheck = {}"), []string{
+			`service "web": realserver "10.0.0.1": encap: "gre" is not in this version yet: leave it out or write "ipip"`,
+			`service "web": realserver "10.0.0.1": upper: 10 is not in this version yet: leave it out or write 0`,
+			`service "web": realserver "10.0.0.1": lower: 5 is not in this version yet: leave it out or write 0`,
+			`service "web": realserver "10.0.0.1": check: not in this version yet: leave it out`,
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			wantFaults(t, err, c.want...)
+		})
+	}
+}
+
+func TestDirectorManyFaultsAtOnce(t *testing.T) {
+	_, err := config.ParseDirector("x.toml", []byte(`
+colour = "red"
+[director]
+queues = 1000
+log = "loud"
+[connections]
+max = 1
+timeouts = { tcp = 900, udp = "0s" }
+[[service]]
+name = "web"
+vip = ["198.51.100.80", "nonsense"]
+protocol = "icmp"
+port = [80, 70000]
+  [[service.realserver]]
+  address = "198.51.100.80"
+  weight = -1
+[[service]]
+vip = "198.51.100.81"
+port = 1
+`), features())
+	wantFaults(t, err,
+		`director: queues: 1000 is out of range: want 0 (one per CPU) to 256`,
+		`director: log: "loud" is unknown: want debug, info, warn or error`,
+		`connections: max: 1 is out of range: want 1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)`,
+		`connections: timeouts: tcp: 900 is not a duration: write "15m"; want 1s to 744h (31 days)`,
+		`connections: timeouts: udp: "0s" is out of range: want 1s to 744h (31 days)`,
+		`service "web": vip: "nonsense" is not an address: want an IPv4 address such as "10.0.2.2"`,
+		`service "web": protocol: "icmp" is unknown: want tcp or udp`,
+		`service "web": port: 70000 is out of range: want 1 to 65535, a range "8000-8099" or an array of them`,
+		`service "web": realserver "198.51.100.80": weight: -1 is out of range: want 0 (drains it) to 65535`,
+		`service[2]: name: missing: want 1 to 64 printable characters without whitespace`,
+		`service[2]: protocol: missing: want tcp or udp`,
+		`service "web": realserver "198.51.100.80": address: "198.51.100.80" is also a VIP of service "web": want the realserver's own address`,
+		`colour: unknown key: want director, connections or service`,
+	)
+}
+
+// What looks like a fault and is none.
+func TestDirectorAccepts(t *testing.T) {
+	for name, text := range map[string]string{
+		"another port":         goodService + "[[service]]\nname = \"b\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = [79, \"81-65535\"]",
+		"another protocol":     goodService + "[[service]]\nname = \"b\"\nvip = \"198.51.100.80\"\nprotocol = \"udp\"\nport = 80",
+		"another VIP":          goodService + "[[service]]\nname = \"b\"\nvip = \"198.51.100.81\"\nprotocol = \"tcp\"\nport = 80",
+		"a drained realserver": goodService + "[[service.realserver]]\naddress = \"10.0.0.1\"\nweight = 0",
+		"a shared realserver": goodService + "[[service.realserver]]\naddress = \"10.0.0.1\"\n[[service]]\nname = \"b\"\nvip = \"198.51.100.81\"\n" +
+			"protocol = \"tcp\"\nport = 80\n[[service.realserver]]\naddress = \"10.0.0.1\"",
+		"inline tables":   `service = [{ name = "web", vip = "198.51.100.80", protocol = "tcp", port = 80, realserver = [{ address = "10.0.0.1" }] }]`,
+		"every port":      strings.Replace(goodService, "port = 80", `port = ["1-65535"]`, 1),
+		"least values":    "[director]\ntun = \"a\"\nqueues = 1\n[connections]\nmax = 1024\ntimeouts = { tcp = \"1s\" }\n" + goodService,
+		"greatest values": "[director]\ntun = \"0123456789abcde\"\nqueues = 256\n[connections]\nmax = 134217728\ntimeouts = { tcp = \"744h\" }\n" + goodService,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := config.ParseDirector("x.toml", []byte(text), features()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestSchedulersComeFromTheProgram(t *testing.T) {
+	text := []byte(goodService + "scheduler = \"lc\"\n")
+	if _, err := config.ParseDirector("x.toml", text, config.Features{Schedulers: []string{"lc"}}); err != nil {
+		t.Error(err)
+	}
+	_, err := config.ParseDirector("x.toml", []byte(goodService), config.Features{Schedulers: []string{"rr"}})
+	wantFaults(t, err, `service "web": scheduler: "wlc" is not in this version yet: want rr`)
+}

@@ -1,0 +1,157 @@
+package config_test
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"vstun/cmd/internal/config"
+)
+
+// checkFaults fails unless every fault is one printable line that begins with the file's name.
+func checkFaults(t *testing.T, err error) {
+	t.Helper()
+	var faults *config.Errors
+	if !errors.As(err, &faults) || len(*faults) == 0 {
+		t.Fatalf("error %v of type %T holds no faults", err, err)
+	}
+	for _, line := range *faults {
+		unfit := func(r rune) bool { return !unicode.IsPrint(r) }
+		if !strings.HasPrefix(line, "x.toml: ") || strings.ContainsFunc(line, unfit) {
+			t.Errorf("bad line %q", line)
+		}
+	}
+}
+
+func checkAddrs(t *testing.T, addrs ...netip.Addr) {
+	t.Helper()
+	for _, a := range addrs {
+		if !a.Is4() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			t.Errorf("address %v", a)
+		}
+	}
+}
+
+func checkCommon(t *testing.T, tun, control string) {
+	t.Helper()
+	if len(tun) < 1 || len(tun) > 15 || strings.ContainsAny(tun, "/:% \t\n") {
+		t.Errorf("device %q", tun)
+	}
+	if len(control) > 107 || !strings.HasPrefix(control, "/") {
+		t.Errorf("socket %q", control)
+	}
+}
+
+func FuzzParseDirector(f *testing.F) {
+	for _, name := range []string{"director.toml", "reference-director.toml", "realserver.toml"} {
+		f.Add(readTestdata(f, name))
+	}
+	f.Add([]byte("service = [{ name = \"a\", vip = [\"192.0.2.1\"], protocol = \"udp\", port = [1, \"2-3\"], realserver = [{ address = \"10.0.0.1\" }] }]"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		d, err := config.ParseDirector("x.toml", text, features())
+		if err != nil {
+			if d != nil {
+				t.Error("both a configuration and an error")
+			}
+			checkFaults(t, err)
+			return
+		}
+		checkCommon(t, d.TUN, d.Control)
+		if d.Source.IsValid() {
+			checkAddrs(t, d.Source)
+		}
+		c := d.Connections
+		if d.Queues < 1 || d.Queues > 256 || c.Max < 1024 || c.Max > 1<<27 {
+			t.Errorf("queues %d, connections %d", d.Queues, c.Max)
+		}
+		for _, timeout := range []time.Duration{c.Timeouts.TCP, c.Timeouts.TCPFin, c.Timeouts.TCPSyn, c.Timeouts.UDP} {
+			if timeout < time.Second || timeout > 31*24*time.Hour {
+				t.Errorf("timeout %v", timeout)
+			}
+		}
+		checkServices(t, d.Services)
+	})
+}
+
+// checkServices holds the services against a plain model: a set of every VIP, protocol and port.
+func checkServices(t *testing.T, services []config.Service) {
+	t.Helper()
+	type endpoint struct {
+		protocol string
+		vip      netip.Addr
+		port     int
+	}
+	taken := map[endpoint]bool{}
+	vips := map[netip.Addr]bool{}
+	names := map[string]bool{}
+	if len(services) == 0 {
+		t.Error("no service")
+	}
+	for _, s := range services {
+		if s.Name == "" || names[s.Name] || len(s.VIPs) == 0 || len(s.Ports) == 0 || s.Encap != "ipip" ||
+			!slices.Contains([]string{"tcp", "udp"}, s.Protocol) || !slices.Contains(features().Schedulers, s.Scheduler) {
+			t.Errorf("service %+v", s)
+		}
+		names[s.Name] = true
+		checkAddrs(t, s.VIPs...)
+		for _, vip := range s.VIPs {
+			vips[vip] = true
+			for _, r := range s.Ports {
+				for port := int(r.First); port <= int(r.Last); port++ {
+					e := endpoint{s.Protocol, vip, port}
+					if taken[e] || port == 0 {
+						t.Fatalf("%v is taken twice", e)
+					}
+					taken[e] = true
+				}
+			}
+		}
+	}
+	for _, s := range services {
+		seen := map[netip.Addr]bool{}
+		for _, r := range s.Realservers {
+			checkAddrs(t, r.Address)
+			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 {
+				t.Errorf("realserver %+v", r)
+			}
+			seen[r.Address] = true
+		}
+	}
+}
+
+func FuzzParseRealserver(f *testing.F) {
+	for _, name := range []string{"realserver.toml", "reference-realserver.toml", "director.toml"} {
+		f.Add(readTestdata(f, name))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := config.ParseRealserver("x.toml", text)
+		if err != nil {
+			if r != nil {
+				t.Error("both a configuration and an error")
+			}
+			checkFaults(t, err)
+			return
+		}
+		checkCommon(t, r.TUN, r.Control)
+		checkAddrs(t, r.VIPs...)
+		if len(r.VIPs) == 0 || len(r.Directors) == 0 || !slices.Equal(r.Encaps, []string{"ipip"}) {
+			t.Errorf("accepted %+v", r)
+		}
+		for _, p := range r.Directors {
+			checkAddrs(t, p.Addr())
+			if p.Bits() < 8 || p != p.Masked() {
+				t.Errorf("directors has %v", p)
+			}
+		}
+		if r.MSS != 0 && (r.MSS < 88 || r.MSS > 65495) {
+			t.Errorf("mss %d", r.MSS)
+		}
+		if r.Table < 1 || r.Table > 32765 || r.Table >= 253 && r.Table <= 255 {
+			t.Errorf("table %d", r.Table)
+		}
+	})
+}

@@ -1,0 +1,64 @@
+package config
+
+import "reflect"
+
+// laterKey is a documented key that this version does not act on. The value that changes nothing, the documented
+// default, may stand there; any other is refused, in other words than an unknown key is. An implementation of a key
+// takes its line out of the list below.
+type laterKey struct {
+	name string
+	only any // the value that may stand there; nil: none
+}
+
+func (l laterKey) allows(value any) bool { return l.only != nil && reflect.DeepEqual(value, l.only) }
+
+func laterInDirector() []laterKey {
+	return []laterKey{{name: "metrics"}}
+}
+
+func laterInConnections() []laterKey {
+	return []laterKey{
+		{"expire_nodest", false},
+		{"expire_quiescent_template", false},
+	}
+}
+
+func laterInService() []laterKey {
+	return []laterKey{
+		{"scheduler_flags", []any{}},
+		{name: "persistence"},
+		{"one_packet", false},
+		{"encap_port", int64(6080)},
+		{"quorum", int64(1)},
+		{"hysteresis", int64(0)},
+		{name: "sorry_server"},
+		{name: "check"},
+	}
+}
+
+func laterInServiceRealserver() []laterKey {
+	return []laterKey{
+		{"encap", "ipip"},
+		{"upper", int64(0)},
+		{"lower", int64(0)},
+		{name: "check"},
+	}
+}
+
+func laterInRealserver() []laterKey {
+	return []laterKey{
+		{"encap_port", int64(6080)},
+		{name: "metrics"},
+	}
+}
+
+// The documented values of keys of which this version has only some. The names that it has, see each key's
+// reader, come before these.
+
+func laterProtocols() []string { return []string{"sctp"} }
+
+func laterEncaps() []string { return []string{"gre", "gue", "fou"} }
+
+func laterSchedulers() []string {
+	return []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"}
+}

@@ -1,0 +1,164 @@
+package config_test
+
+import (
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"vstun/cmd/internal/config"
+)
+
+// goodRealserver is the least that a realserver.toml must hold.
+const goodRealserver = `
+[realserver]
+vips = ["198.51.100.80"]
+directors = ["10.0.2.2"]
+`
+
+func TestRealserverDefaults(t *testing.T) {
+	got, err := config.ParseRealserver("x.toml", []byte(goodRealserver))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &config.Realserver{
+		TUN:       "vs0",
+		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80")},
+		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32")},
+		Encaps:    []string{"ipip"},
+		Table:     30323,
+		Control:   "/run/vstun/realserver.sock",
+		Log:       slog.LevelInfo,
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestRealserverEveryKey(t *testing.T) {
+	got, err := config.ParseRealserver("x.toml", readTestdata(t, "realserver.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &config.Realserver{
+		TUN:       "vip0",
+		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")},
+		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.0.3.0/24")},
+		Encaps:    []string{"ipip"},
+		MSS:       1400,
+		Table:     100,
+		Control:   "/run/vstun/realserver.sock",
+		Log:       slog.LevelWarn,
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The documented file as a whole: what is refused in it is what this version does not have yet, and nothing else.
+func TestRealserverReference(t *testing.T) {
+	_, err := config.ParseRealserver("x.toml", readTestdata(t, "reference-realserver.toml"))
+	wantFaults(t, err, `realserver: metrics: not in this version yet: leave it out`)
+}
+
+// Each of these faults gives exactly these lines.
+func TestRealserverFaults(t *testing.T) {
+	const (
+		wantAddr   = `want an IPv4 address such as "10.0.2.2"`
+		wantPrefix = `want an IPv4 address such as "10.0.2.2" or a prefix such as "10.0.2.0/24"`
+		wantList   = `want an array of the directors' IPv4 addresses or prefixes`
+		wantMSS    = `want "auto" or 88 to 65495 bytes`
+		wantTable  = `want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`
+		wide       = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
+			`want the directors' own addresses, or prefixes from /8 to /32`
+	)
+	with := func(line string) string { return goodRealserver + line + "\n" }
+	vips := func(list string) string { return strings.Replace(goodRealserver, `["198.51.100.80"]`, list, 1) }
+	directors := func(list string) string { return strings.Replace(goodRealserver, `["10.0.2.2"]`, list, 1) }
+
+	for _, c := range []struct {
+		name, text string
+		want       []string
+	}{
+		{"empty", "", []string{`realserver: missing: want a [realserver] table with vips and directors`}},
+		{"a director's file", goodService, []string{
+			`realserver: missing: want a [realserver] table with vips and directors`,
+			`service: unknown key: want realserver`,
+		}},
+		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: want a [realserver] table with vips and directors`}},
+		{"an empty table", "[realserver]", []string{
+			`realserver: vips: missing: want an array of IPv4 addresses`,
+			`realserver: directors: missing: ` + wantList,
+		}},
+		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, vips, directors, encap, mss, table, control or log`}},
+		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
+		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 addresses`}},
+		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 addresses`}},
+		{"vips IPv6", vips(`["2001:db8::80"]`), []string{`realserver: vips: "2001:db8::80": IPv6 is not in this version yet: ` + wantAddr}},
+		{"vips twice", vips(`["198.51.100.80", "198.51.100.80"]`), []string{`realserver: vips: "198.51.100.80" is there twice: want each address once`}},
+		{"vips number", vips(`[1]`), []string{`realserver: vips: 1 is of the wrong type: ` + wantAddr}},
+		{"directors empty", directors("[]"), []string{`realserver: directors: is empty: ` + wantList}},
+		{"directors type", directors("[1]"), []string{`realserver: directors: 1 is of the wrong type: ` + wantPrefix}},
+		{"directors everybody", directors(`["0.0.0.0/0"]`), []string{`realserver: directors: "0.0.0.0/0"` + wide}},
+		{"directors half of everybody", directors(`["128.0.0.0/1"]`), []string{`realserver: directors: "128.0.0.0/1"` + wide}},
+		{"directors all IPv6", directors(`["::/0"]`), []string{`realserver: directors: "::/0": IPv6 is not in this version yet: ` + wantPrefix}},
+		{"directors length", directors(`["10.0.2.0/33"]`), []string{`realserver: directors: "10.0.2.0/33" is not a prefix: ` + wantPrefix}},
+		{"directors host bits", directors(`["10.0.2.2/24"]`), []string{`realserver: directors: "10.0.2.2/24" has bits beyond its length: want "10.0.2.0/24", or "10.0.2.2" for the one address`}},
+		{"directors loopback", directors(`["127.0.0.0/8"]`), []string{`realserver: directors: "127.0.0.0/8" is a loopback address: want a unicast address or prefix`}},
+		{"directors zero", directors(`["0.0.0.0"]`), []string{`realserver: directors: "0.0.0.0" is the unspecified address: want a unicast address`}},
+		{"directors twice", directors(`["10.0.2.2", "10.0.2.2/32"]`), []string{`realserver: directors: "10.0.2.2/32" is there twice: want each once`}},
+		{"directors a VIP", directors(`["10.0.2.2", "198.51.100.80"]`), []string{`realserver: directors: "198.51.100.80" is one of the vips: want the directors' own addresses`}},
+		{"encap a string", with(`encap = "ipip"`), []string{`realserver: encap: "ipip" is of the wrong type: want an array of ipip`}},
+		{"encap empty", with(`encap = []`), []string{`realserver: encap: is empty: want an array of ipip`}},
+		{"encap twice", with(`encap = ["ipip", "ipip"]`), []string{`realserver: encap: "ipip" is there twice: want each once`}},
+		{"encap later", with(`encap = ["ipip", "gre", "vxlan", 1]`), []string{
+			`realserver: encap: "gre" is not in this version yet: want ipip`,
+			`realserver: encap: "vxlan" is unknown: want ipip`,
+			`realserver: encap: 1 is of the wrong type: want ipip`,
+		}},
+		{"encap_port", with("encap_port = 6081"), []string{`realserver: encap_port: 6081 is not in this version yet: leave it out or write 6080`}},
+		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: not in this version yet: leave it out`}},
+		{"mss small", with("mss = 87"), []string{`realserver: mss: 87 is out of range: ` + wantMSS}},
+		{"mss big", with("mss = 65496"), []string{`realserver: mss: 65496 is out of range: ` + wantMSS}},
+		{"mss text", with(`mss = "1400"`), []string{`realserver: mss: "1400" is not a size: ` + wantMSS}},
+		{"mss table", with("mss = {}"), []string{`realserver: mss: a table is not a size: ` + wantMSS}},
+		{"table zero", with("table = 0"), []string{`realserver: table: 0 is out of range: ` + wantTable}},
+		{"table after main's rule", with("table = 32766"), []string{`realserver: table: 32766 is out of range: ` + wantTable}},
+		{"table main", with("table = 254"), []string{`realserver: table: 254 is taken: ` + wantTable}},
+		{"table text", with(`table = "main"`), []string{`realserver: table: "main" is of the wrong type: ` + wantTable}},
+		{"many", "[realserver]\ntun = \"a/b\"\nvips = [\"127.0.0.1\"]\nmss = 1\ncontrol = \"x\"\nlog = \"\"\n[extra]", []string{
+			`realserver: tun: "a/b" is not a device's name: want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`,
+			`realserver: vips: "127.0.0.1" is a loopback address: want a unicast address`,
+			`realserver: directors: missing: ` + wantList,
+			`realserver: mss: 1 is out of range: ` + wantMSS,
+			`realserver: control: "x" is not a socket's path: want an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`,
+			`realserver: log: "" is unknown: want debug, info, warn or error`,
+			`extra: unknown key: want realserver`,
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := config.ParseRealserver("x.toml", []byte(c.text))
+			wantFaults(t, err, c.want...)
+		})
+	}
+}
+
+// What looks like a fault and is none.
+func TestRealserverAccepts(t *testing.T) {
+	for name, text := range map[string]string{
+		"a VIP inside the directors' subnet": "[realserver]\nvips = [\"10.0.2.80\"]\ndirectors = [\"10.0.2.0/24\"]",
+		"the widest prefix":                  "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"10.0.0.0/8\"]",
+		"mss auto":                           goodRealserver + `mss = "auto"`,
+		"least values":                       goodRealserver + "mss = 88\ntable = 1",
+		"greatest values":                    goodRealserver + "mss = 65495\ntable = 32765",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := config.ParseRealserver("x.toml", []byte(text)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,206 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// serviceReader reads the [[service]] tables and keeps what must be compared between them.
+type serviceReader struct {
+	features    Features
+	names       map[string]string     // name → position of the service that has it
+	vips        map[netip.Addr]*table // VIP → the first service that has it
+	claims      map[listener][]claim  // sorted and disjoint
+	realservers []located
+}
+
+// listener is where ports can be claimed.
+type listener struct {
+	protocol string
+	vip      netip.Addr
+}
+
+// claim is a range of ports that belongs to a service.
+type claim struct {
+	PortRange
+	service *table
+}
+
+// located is a realserver's address and the table that it stands in.
+type located struct {
+	t       *table
+	address netip.Addr
+}
+
+func newServiceReader(features Features) *serviceReader {
+	return &serviceReader{
+		features: features,
+		names:    map[string]string{},
+		vips:     map[netip.Addr]*table{},
+		claims:   map[listener][]claim{},
+	}
+}
+
+// read reads all the services.
+func (r *serviceReader) read(root *table) []Service {
+	const want = "at least one [[service]] table"
+	rows := root.tables("service", want)
+	if v, ok := root.values["service"]; !ok {
+		root.faultAt("service", "missing: want %s", want)
+	} else if list, isArray := v.([]any); isArray && len(list) == 0 {
+		root.faultAt("service", "is empty: want %s", want)
+	}
+	var services []Service
+	for i, row := range rows {
+		services = append(services, r.service(root, i+1, row))
+	}
+	for _, rs := range r.realservers {
+		if owner, ok := r.vips[rs.address]; ok {
+			rs.t.faultAt("address", "\"%v\" is also a VIP of %s: want the realserver's own address", rs.address, owner.label)
+		}
+	}
+	return services
+}
+
+// checkSource refuses a VIP as the source of tunnel packets: realservers own the VIPs, and a host drops packets that
+// come from an address of its own.
+func (r *serviceReader) checkSource(t *table, source netip.Addr) {
+	if owner, ok := r.vips[source]; ok {
+		t.faultAt("source", "\"%v\" is also a VIP of %s: want the director's own address", source, owner.label)
+	}
+}
+
+// service reads one [[service]], the position-th.
+func (r *serviceReader) service(root *table, position int, values map[string]any) Service {
+	at := fmt.Sprintf("service[%d]", position)
+	label := at
+	name, _ := values["name"].(string)
+	owner, taken := r.names[name]
+	if name != "" && !taken {
+		label = "service " + show(name)
+		r.names[name] = at
+	}
+
+	t := root.child(label, values)
+	s := Service{Name: readName(t)}
+	if taken {
+		t.faultAt("name", "%s is also the name of %s: want a name of its own", show(name), owner)
+	}
+	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 address or an array of them"))
+	protocols := []string{"tcp", "udp"}
+	if v, ok := t.required("protocol", oneOf(protocols)); ok {
+		s.Protocol, _ = t.choice("protocol", v, protocols, laterProtocols())
+	}
+	s.Ports = t.ports("port")
+	s.Scheduler = r.scheduler(t)
+	s.Encap = readEncap(t)
+	s.Realservers = r.readRealservers(t)
+	t.finish(laterInService())
+
+	for _, vip := range s.VIPs {
+		if _, ok := r.vips[vip]; !ok {
+			r.vips[vip] = t
+		}
+		if s.Protocol != "" {
+			r.claimPorts(t, listener{s.Protocol, vip}, s.Ports)
+		}
+	}
+	return s
+}
+
+func readName(t *table) string {
+	const want = "1 to 64 printable characters without whitespace"
+	v, ok := t.required("name", want)
+	if !ok {
+		return ""
+	}
+	name, ok := v.(string)
+	if !ok {
+		t.wrongType("name", v, want)
+		return ""
+	}
+	unfit := func(r rune) bool { return !unicode.IsPrint(r) || unicode.IsSpace(r) }
+	if name == "" || utf8.RuneCountInString(name) > maxShown || strings.ContainsFunc(name, unfit) {
+		t.faultAt("name", "%s is not a name: want %s", show(name), want)
+	}
+	return name
+}
+
+// scheduler reads the scheduler's name; the default is IPVS's.
+func (r *serviceReader) scheduler(t *table) string {
+	v, ok := t.value("scheduler")
+	if !ok {
+		v = "wlc"
+	}
+	name, _ := t.choice("scheduler", v, r.features.Schedulers, laterSchedulers())
+	return name
+}
+
+func readEncap(t *table) string {
+	v, ok := t.value("encap")
+	if !ok {
+		return "ipip"
+	}
+	name, _ := t.choice("encap", v, []string{"ipip"}, laterEncaps())
+	return name
+}
+
+// claimPorts gives ports to a service unless another one has them already.
+func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
+	for _, p := range ports {
+		claims := r.claims[at]
+		i, _ := slices.BinarySearchFunc(claims, p, func(c claim, p PortRange) int {
+			if c.Last < p.First {
+				return -1
+			}
+			return 1
+		})
+		free := true
+		for _, c := range claims[i:] {
+			if c.First > p.Last {
+				break
+			}
+			free = false
+			if c.service != t {
+				t.faultAt("port", "%v of %s \"%v\" belongs to %s (port %v): want a VIP, protocol and port in one service only",
+					p, at.protocol, at.vip, c.service.label, c.PortRange)
+			}
+		}
+		if free {
+			r.claims[at] = slices.Insert(claims, i, claim{p, t})
+		}
+	}
+}
+
+// readRealservers reads the [[service.realserver]] tables of one service.
+func (r *serviceReader) readRealservers(service *table) []RealserverRef {
+	var list []RealserverRef
+	seen := map[netip.Addr]bool{}
+	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
+		label := fmt.Sprintf("realserver[%d]", i+1)
+		written, _ := row["address"].(string)
+		if a, err := netip.ParseAddr(written); err == nil && !seen[a] {
+			label = "realserver " + show(written)
+		}
+
+		t := service.child(label, row)
+		rs := RealserverRef{Weight: 1}
+		if v, ok := t.required("address", "the realserver's IPv4 address"); ok {
+			if rs.Address, ok = t.address("address", v); ok {
+				if seen[rs.Address] {
+					t.faultAt("address", "%s is there twice: want a realserver once in a service", show(v))
+				}
+				seen[rs.Address] = true
+				r.realservers = append(r.realservers, located{t, rs.Address})
+			}
+		}
+		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
+		t.finish(laterInServiceRealserver())
+		list = append(list, rs)
+	}
+	return list
+}

@@ -1,0 +1,204 @@
+package config
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// device reads the name of a TUN device. The kernel's rule is dev_valid_name in net/core/dev.c: 1 to 15 bytes
+// without '/', ':' and whitespace, not "." or "..". Not allowed here are also '%', with which the kernel would make up
+// a name of its own, and "all" and "default", which are directories of net.ipv4.conf.
+func (t *table) device(key string) string {
+	const want = "1 to 15 letters, digits or signs other than / : % (not \".\", \"..\", \"all\" or \"default\")"
+	name, ok := t.text(key, "vs0", want)
+	if !ok {
+		return ""
+	}
+	valid := len(name) >= 1 && len(name) <= 15 && !slices.Contains([]string{".", "..", "all", "default"}, name) &&
+		strings.IndexFunc(name, func(r rune) bool {
+			return r <= ' ' || r > '~' || strings.ContainsRune("/:%", r)
+		}) < 0
+	if !valid {
+		t.faultAt(key, "%s is not a device's name: want %s", show(name), want)
+	}
+	return name
+}
+
+// socket reads the path of a Unix socket, which has 108 bytes with the final NUL: unix(7).
+func (t *table) socket(key, absent string) string {
+	const want = `an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`
+	path, ok := t.text(key, absent, want)
+	switch {
+	case !ok:
+	case !strings.HasPrefix(path, "/") || strings.HasSuffix(path, "/") || strings.ContainsRune(path, 0):
+		t.faultAt(key, "%s is not a socket's path: want %s", show(path), want)
+	case len(path) > 107:
+		t.faultAt(key, "%s has %d bytes: want %s", show(path), len(path), want)
+	}
+	return path
+}
+
+// level reads the least level that is logged.
+func (t *table) level(key string) slog.Level {
+	v, ok := t.value(key)
+	if !ok {
+		return slog.LevelInfo
+	}
+	name, _ := t.choice(key, v, []string{"debug", "info", "warn", "error"}, nil)
+	switch name {
+	case "debug":
+		return slog.LevelDebug
+	case "warn":
+		return slog.LevelWarn
+	case "error":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// address checks one value to be the IPv4 address that one host can have.
+func (t *table) address(key string, value any) (netip.Addr, bool) {
+	const want = `an IPv4 address such as "10.0.2.2"`
+	s, ok := value.(string)
+	if !ok {
+		t.wrongType(key, value, want)
+		return netip.Addr{}, false
+	}
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil:
+		t.faultAt(key, "%s is not an address: want %s", show(s), want)
+	case !a.Is4():
+		t.faultAt(key, "%s: IPv6 is not in this version yet: want %s", show(s), want)
+	case notUnicast(a) != "":
+		t.faultAt(key, "%s is %s: want a unicast address", show(s), notUnicast(a))
+	default:
+		return a, true
+	}
+	return netip.Addr{}, false
+}
+
+// notUnicast says why an IPv4 address cannot be a host's own on a network; "" when it can.
+func notUnicast(a netip.Addr) string {
+	switch {
+	case a.IsUnspecified():
+		return "the unspecified address"
+	case a.As4()[0] == 0:
+		return "in 0.0.0.0/8, \"this network\""
+	case a.IsLoopback():
+		return "a loopback address"
+	case a.IsMulticast():
+		return "a multicast address"
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "the broadcast address"
+	}
+	return ""
+}
+
+// addresses checks a list of addresses, each there once.
+func (t *table) addresses(key string, values []any) []netip.Addr {
+	var list []netip.Addr
+	seen := map[netip.Addr]bool{}
+	for _, v := range values {
+		a, ok := t.address(key, v)
+		switch {
+		case !ok:
+		case seen[a]:
+			t.faultAt(key, "%s is there twice: want each address once", show(v))
+		default:
+			seen[a] = true
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// source checks one value to be an address or prefix that tunnel packets may come from. Prefixes wider than /8 would
+// make the agent an open decapsulator: CVE-2020-10136.
+func (t *table) source(key string, value any) (netip.Prefix, bool) {
+	const want = `an IPv4 address such as "10.0.2.2" or a prefix such as "10.0.2.0/24"`
+	s, ok := value.(string)
+	if !ok {
+		t.wrongType(key, value, want)
+		return netip.Prefix{}, false
+	}
+	if !strings.Contains(s, "/") {
+		a, ok := t.address(key, value)
+		return netip.PrefixFrom(a, a.BitLen()), ok
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		t.faultAt(key, "%s is not a prefix: want %s", show(s), want)
+	case !p.Addr().Is4():
+		t.faultAt(key, "%s: IPv6 is not in this version yet: want %s", show(s), want)
+	case p.Bits() < 8:
+		t.faultAt(key, "%s lets anybody send packets into this host's network (an open decapsulator, "+
+			"CVE-2020-10136): want the directors' own addresses, or prefixes from /8 to /32", show(s))
+	case p != p.Masked():
+		t.faultAt(key, "%s has bits beyond its length: want \"%v\", or \"%v\" for the one address",
+			show(s), p.Masked(), p.Addr())
+	case notUnicast(p.Addr()) != "":
+		t.faultAt(key, "%s is %s: want a unicast address or prefix", show(s), notUnicast(p.Addr()))
+	default:
+		return p, true
+	}
+	return netip.Prefix{}, false
+}
+
+// ports reads a required port, range of ports, or array of both.
+func (t *table) ports(key string) []PortRange {
+	const want = `1 to 65535, a range "8000-8099" or an array of them`
+	var list []PortRange
+	for _, v := range t.oneOrMore(key, want) {
+		r, fault := parsePorts(v)
+		if fault != "" {
+			t.faultAt(key, "%s %s: want %s", show(v), fault, want)
+			continue
+		}
+		list = append(list, r)
+	}
+
+	sorted := slices.Clone(list)
+	slices.SortFunc(sorted, func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	for i, widest := 1, 0; i < len(sorted); i++ {
+		if sorted[i].First <= sorted[widest].Last {
+			t.faultAt(key, "%v overlaps %v: want each port once", sorted[i], sorted[widest])
+		}
+		if sorted[i].Last > sorted[widest].Last {
+			widest = i
+		}
+	}
+	return list
+}
+
+// parsePorts makes a range of a number or of "first-last", or says what is wrong with the value.
+func parsePorts(value any) (r PortRange, fault string) {
+	var first, last int64
+	switch v := value.(type) {
+	case int64:
+		first, last = v, v
+	case string:
+		low, high, isRange := strings.Cut(v, "-")
+		a, errA := strconv.ParseUint(low, 10, 63)
+		b, errB := strconv.ParseUint(high, 10, 63)
+		if !isRange || errA != nil || errB != nil {
+			return r, "is not a range of ports"
+		}
+		first, last = int64(a), int64(b)
+	default:
+		return r, "is of the wrong type"
+	}
+	switch {
+	case first == 0 && last == 0:
+		return r, "(every port) needs persistence, which is not in this version yet"
+	case first < 1 || first > 65535 || last < 1 || last > 65535:
+		return r, "is out of range"
+	case first > last:
+		return r, "runs from high to low"
+	}
+	return PortRange{First: uint16(first), Last: uint16(last)}, ""
+}

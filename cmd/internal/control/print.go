@@ -1,0 +1,61 @@
+package control
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
+func PrintDirector(out io.Writer, st *DirectorStatus) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues, %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
+		st.Queues, st.Connections.Count, st.Connections.Max)
+	fmt.Fprintln(w, "Prot Address:Port Scheduler\t\t\t\t\t\t\t")
+	fmt.Fprintln(w, "  -> RemoteAddress\tForward\tWeight\tActiveConn\tInActConn\tConns\tInPkts\tInBytes")
+	for _, s := range st.Services {
+		for _, vip := range s.VIPs {
+			fmt.Fprintf(w, "%s %s:%s %s (%s)\t\t\t\t\t\t\t\n", strings.ToUpper(s.Protocol), vip, strings.Join(s.Ports, ","), s.Scheduler, s.Name)
+		}
+		for _, r := range s.Realservers {
+			fmt.Fprintf(w, "  -> %s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\n", r.Address, r.Encap, r.Weight, r.Active, r.Inactive, r.Connections,
+				r.Forwarded.Packets, r.Forwarded.Bytes)
+		}
+	}
+	if st.Leaving.Connections > 0 {
+		fmt.Fprintf(w, "\n%d connections to %d realservers that are not configured any more\n", st.Leaving.Connections, st.Leaving.Realservers)
+	}
+	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
+	if st.SendError != "" {
+		fmt.Fprintf(w, "last send error: %s\n", st.SendError)
+	}
+	return w.Flush()
+}
+
+// PrintRealserver writes st for people.
+func PrintRealserver(out io.Writer, st *RealserverStatus) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s, MSS %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.MSS)
+	fmt.Fprintf(w, "VIPs %s from directors %s\n", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
+	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
+	if st.Overruns > 0 {
+		fmt.Fprintf(w, "overruns\t%d packets\n", st.Overruns)
+	}
+	return w.Flush()
+}
+
+func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {
+	fmt.Fprintf(w, "\n%s\t%d packets\t%d bytes\n", in, i.Packets, i.Bytes)
+	fmt.Fprintf(w, "%s\t%d packets\t%d bytes\n", out, o.Packets, o.Bytes)
+	for _, reason := range slices.Sorted(maps.Keys(drops)) {
+		fmt.Fprintf(w, "dropped: %s\t%d packets\n", reason, drops[reason])
+	}
+}
+
+func uptime(seconds float64) time.Duration {
+	return time.Duration(seconds * float64(time.Second)).Round(time.Second)
+}

@@ -1,0 +1,115 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Server answers on a control socket.
+type Server struct {
+	listener net.Listener
+	lock     *os.File
+	mux      *http.ServeMux
+}
+
+// Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program
+// left behind is replaced; one that a running program answers on is an error.
+func Listen(socket string) (*Server, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return nil, fmt.Errorf("control socket %s: %w", socket, err)
+	}
+	// The lock, not the socket, tells whether its program still lives: it goes with the process, however that ends.
+	lock, err := os.OpenFile(socket+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("control socket %s: %w", socket, err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("control socket %s is in use by another running program: stop that one, or set another path as control", socket)
+	}
+	l, err := listenUnix(socket)
+	if err != nil {
+		os.Remove(lock.Name())
+		lock.Close()
+		return nil, err
+	}
+	return &Server{listener: l, lock: lock, mux: http.NewServeMux()}, nil
+}
+
+func listenUnix(socket string) (net.Listener, error) {
+	info, err := os.Lstat(socket)
+	switch {
+	case err == nil && info.Mode()&os.ModeSocket == 0:
+		return nil, fmt.Errorf("control socket %s: there is something else than a socket at this path: remove it, or set another path as control", socket)
+	case err == nil:
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("control socket %s is in use by another running program: stop that one, or set another path as control", socket)
+		}
+		if err := os.Remove(socket); err != nil {
+			return nil, fmt.Errorf("control socket %s: %w", socket, err)
+		}
+	}
+	// bind makes the file with the process's umask: nobody else may connect in the moment before chmod.
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", socket)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("control socket %s: %w", socket, errors.Unwrap(err))
+	}
+	return l, nil
+}
+
+// Answer serves GET path with what fn returns, as JSON.
+func (s *Server) Answer(path string, fn func() (any, error)) {
+	s.handle("GET "+path, fn)
+}
+
+// Do serves POST path by calling fn, and answers what it returns as JSON.
+func (s *Server) Do(path string, fn func() (any, error)) {
+	s.handle("POST "+path, fn)
+}
+
+func (s *Server) handle(pattern string, fn func() (any, error)) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
+		v, err := fn()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(v) // the client has gone: nobody to tell
+	})
+}
+
+// Run serves until ctx is cancelled, then returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	srv := http.Server{Handler: s.mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	return nil
+}
+
+// Close removes the socket. It is for all cases: after Run, and where Run was never called.
+func (s *Server) Close() error {
+	err := s.listener.Close() // which removes the socket's file
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	os.Remove(s.lock.Name())
+	return errors.Join(err, s.lock.Close())
+}

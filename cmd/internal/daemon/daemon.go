@@ -1,0 +1,160 @@
+// Package daemon is what both programs have in common as services: tasks that live and end together, signals, readiness, the log, and the
+// exit status.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+// Exit statuses, as sysexits for scripts: promises to users.
+const (
+	ExitFailure = 1 // while running
+	ExitUsage   = 2 // wrong usage or configuration
+)
+
+// UsageError is an error that ends the program with ExitUsage.
+type UsageError struct{ Err error }
+
+func (e UsageError) Error() string { return e.Err.Error() }
+func (e UsageError) Unwrap() error { return e.Err }
+
+// Main runs a program's command line and returns its exit status. Every error is printed, one line a fault, after the program's name.
+func Main(root *cobra.Command) int {
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return UsageError{fmt.Errorf("%w: see %s --help", err, c.CommandPath())}
+	})
+	running := false
+	for _, c := range root.Commands() {
+		if run := c.RunE; run != nil {
+			c.RunE = func(c *cobra.Command, args []string) error {
+				running = true // everything before is wrong usage
+				return run(c, args)
+			}
+		}
+	}
+	err := root.Execute()
+	if err == nil {
+		return 0
+	}
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", root.Name(), strings.TrimRight(line, "\n"))
+	}
+	if usage := (UsageError{}); !running || errors.As(err, &usage) {
+		return ExitUsage
+	}
+	return ExitFailure
+}
+
+// VersionCommand is the version command.
+func VersionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(c.OutOrStdout(), "%s %s\n", c.Root().Name(), Version())
+			return err
+		}}
+}
+
+// release is the version that is being made.
+const release = "0.1.0"
+
+// Version is the release and, where the build knows it, the commit.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return release
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return release + "+" + s.Value[:12]
+		}
+	}
+	return release
+}
+
+// Task is something that runs until ctx is cancelled, and then returns nil.
+type Task func(ctx context.Context) error
+
+// Run runs tasks until SIGTERM or SIGINT comes, ctx is cancelled, or one of them fails, then cancels the others and waits for them. It
+// returns the first failure. A task that ends by itself ends all.
+func Run(ctx context.Context, tasks ...Task) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, task := range tasks {
+		g.Go(func() error {
+			defer cancel()
+			return task(ctx)
+		})
+	}
+	return g.Wait()
+}
+
+// OnHangup is a task that calls fn for each SIGHUP.
+func OnHangup(fn func()) Task {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGHUP) // from now on, not only once the task runs: the signal would end the program
+	return func(ctx context.Context) error {
+		defer signal.Stop(ch)
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ch:
+				fn()
+			}
+		}
+	}
+}
+
+// Notify tells the service manager about the program's state (sd_notify(3)): "READY=1". Without a service manager it does nothing.
+func Notify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	c, err := net.Dial("unixgram", path) // "@name" is an abstract socket for both
+	if err != nil {
+		return fmt.Errorf("NOTIFY_SOCKET: %w", err)
+	}
+	defer c.Close()
+	_, err = io.WriteString(c, state)
+	return err
+}
+
+// Logger writes to standard error what is at least as grave as level.
+func Logger(level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// Every is a task that calls fn again and again, period apart.
+func Every(period time.Duration, fn func()) Task {
+	return func(ctx context.Context) error {
+		t := time.NewTicker(period)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-t.C:
+				fn()
+			}
+		}
+	}
+}

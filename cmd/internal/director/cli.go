@@ -1,0 +1,104 @@
+// Package director puts the director together: configuration → devices, sockets and routes → balancer → workers; and its command line.
+package director
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vstun/balancer"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
+)
+
+// Command is the director's command line.
+func Command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "director",
+		Short: "Load balancer of LVS/TUN in user space",
+		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each connection and sends\n" +
+			"them on, IPIP-encapsulated. The realservers answer the clients directly.",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	var file string
+	withFile := func(c *cobra.Command) *cobra.Command {
+		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration file")
+		return c
+	}
+	root.AddCommand(
+		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
+		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				cfg, err := load(file)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, count(len(cfg.Services), "service"))
+				return err
+			}}),
+		withFile(statusCommand(&file)),
+		daemon.VersionCommand(),
+	)
+	return root
+}
+
+func statusCommand(file *string) *cobra.Command {
+	var asJSON bool
+	var socket string
+	c := &cobra.Command{Use: "status", Short: "Show services, realservers, connections, packets and drops", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if socket == "" {
+				cfg, err := load(*file)
+				if err != nil {
+					return err
+				}
+				socket = cfg.Control
+			}
+			var st control.DirectorStatus
+			if err := control.Get(c.Context(), socket, "/status", &st); err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(c.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			return control.PrintDirector(c.OutOrStdout(), &st)
+		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one in the configuration file)")
+	return c
+}
+
+// load reads and validates the configuration file.
+func load(file string) (*config.Director, error) {
+	cfg, err := config.LoadDirector(file, config.Features{Schedulers: balancer.Schedulers()})
+	if err != nil {
+		return nil, daemon.UsageError{Err: err}
+	}
+	return cfg, nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func run(ctx context.Context, file string) error {
+	cfg, err := load(file)
+	if err != nil {
+		return err
+	}
+	d, err := open(file, cfg)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx)
+}

@@ -1,0 +1,102 @@
+// Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes → worker; and its command
+// line.
+package realserver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
+)
+
+// Command is the realserver agent's command line.
+func Command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "realserver",
+		Short: "Agent on a realserver of LVS/TUN in user space",
+		Long: "realserver takes the packets that directors tunnel to this host, lets in what is for its virtual addresses and nothing else,\n" +
+			"and sets the host up so that its servers answer the clients directly.",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	var file string
+	withFile := func(c *cobra.Command) *cobra.Command {
+		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
+		return c
+	}
+	root.AddCommand(
+		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
+		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				cfg, err := load(file)
+				if err != nil {
+					return err
+				}
+				var vips []string
+				for _, v := range cfg.VIPs {
+					vips = append(vips, v.String())
+				}
+				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, strings.Join(vips, ", "))
+				return err
+			}}),
+		withFile(statusCommand(&file)),
+		daemon.VersionCommand(),
+	)
+	return root
+}
+
+func statusCommand(file *string) *cobra.Command {
+	var asJSON bool
+	var socket string
+	c := &cobra.Command{Use: "status", Short: "Show packets received, let in and refused", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if socket == "" {
+				cfg, err := load(*file)
+				if err != nil {
+					return err
+				}
+				socket = cfg.Control
+			}
+			var st control.RealserverStatus
+			if err := control.Get(c.Context(), socket, "/status", &st); err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(c.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			return control.PrintRealserver(c.OutOrStdout(), &st)
+		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one in the configuration file)")
+	return c
+}
+
+// load reads and validates the configuration file.
+func load(file string) (*config.Realserver, error) {
+	cfg, err := config.LoadRealserver(file)
+	if err != nil {
+		return nil, daemon.UsageError{Err: err}
+	}
+	return cfg, nil
+}
+
+func run(ctx context.Context, file string) error {
+	cfg, err := load(file)
+	if err != nil {
+		return err
+	}
+	a, err := open(cfg)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx)
+}

@@ -1,0 +1,219 @@
+package realserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
+	"vstun/encap"
+	"vstun/encap/endpoint"
+	"vstun/encap/packet"
+	"vstun/encap/wire"
+	"vstun/routing"
+	"vstun/tundev"
+)
+
+// agent is the running program.
+type agent struct {
+	cfg      *config.Realserver
+	log      *slog.Logger
+	start    time.Time
+	control  *control.Server
+	network  *routing.Manager
+	device   *tundev.Device
+	receiver *wire.Receiver
+	worker   *endpoint.Worker
+	mss      atomic.Int64 // what SYN-ACKs may advertise now
+}
+
+// open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
+func open(cfg *config.Realserver) (a *agent, err error) {
+	if err := preflight(cfg); err != nil {
+		return nil, err
+	}
+	a = &agent{cfg: cfg, log: daemon.Logger(cfg.Log), start: time.Now()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	if a.control, err = control.Listen(cfg.Control); err != nil {
+		return nil, err
+	}
+	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
+		return nil, err
+	}
+	if a.device, err = tundev.Open(cfg.TUN, 1); err != nil {
+		return nil, err
+	}
+	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the socket.
+	if a.receiver, err = wire.NewReceiver(packet.ProtoIPIP); err != nil {
+		return nil, err
+	}
+	a.worker = endpoint.NewWorker(a.receiver, a.device.Queues()[0], endpoint.NewPolicy(cfg.Directors, cfg.VIPs))
+	if tunnels, err := routing.KernelTunnels(); err == nil && len(tunnels) > 0 {
+		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r ipip)", "device", tunnels[0].Name)
+	}
+	a.mss.Store(int64(mss(cfg)))
+	if err := a.network.Set(network(cfg, int(a.mss.Load()))); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// preflight finds what would stop the agent, without touching the machine.
+func preflight(cfg *config.Realserver) error {
+	if err := daemon.CheckPrivileges(); err != nil {
+		return err
+	}
+	if taken, err := routing.LinkExists(cfg.TUN); err != nil {
+		return err
+	} else if taken {
+		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
+	}
+	tunnels, err := routing.KernelTunnels()
+	if err != nil {
+		return err
+	}
+	for _, t := range tunnels {
+		if t.Up {
+			return fmt.Errorf("kernel tunnel %s is up and takes protocol 4, so that each packet would come in twice: set it down (ip link set %s down)", t.Name, t.Name)
+		}
+	}
+	var errs []error
+	for _, vip := range cfg.VIPs {
+		if link, local, err := routing.LocalAddr(vip); err != nil {
+			errs = append(errs, err)
+		} else if local {
+			errs = append(errs, fmt.Errorf("VIP %s is already an address of this host, on %s: the agent gives it to %s itself: remove it there (ip addr del %s dev %s)",
+				vip, link, cfg.TUN, vip, link))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mss is what the host's SYN-ACKs may advertise, in bytes, so that clients' packets fit the tunnel.
+func mss(cfg *config.Realserver) int {
+	if cfg.MSS != 0 {
+		return cfg.MSS
+	}
+	const headers = 20 + 20 // IPv4 and TCP, without options
+	least := 1500
+	for i, d := range cfg.Directors {
+		a := d.Addr()
+		if !d.IsSingleIP() {
+			a = a.Next() // the prefix's own address is no host's
+		}
+		// What the way to a director takes is the best guess for what the way back takes.
+		if p, err := routing.PathTo(a); err == nil && (i == 0 || p.MTU < least) {
+			least = p.MTU
+		}
+	}
+	return max(least-encap.IPIPOverhead-headers, 88)
+}
+
+// network is the state of the machine that cfg needs.
+func network(cfg *config.Realserver, mss int) routing.State {
+	s := routing.State{
+		Sysctls: []routing.Sysctl{
+			{Key: "net/ipv6/conf/" + cfg.TUN + "/disable_ipv6", Value: "1", Optional: true}, // else the kernel greets neighbours that are not there
+			// Clients' packets come in by the device, and the way back to the clients is another: loose. The kernel takes the larger
+			// value of this and conf/all, and 2 is the largest.
+			{Key: "net/ipv4/conf/" + cfg.TUN + "/rp_filter", Value: "2"},
+			// Where director and realserver share a subnet, only the director may answer for the VIP.
+			{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
+			{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true},
+		},
+		Links:   []routing.Link{{Name: cfg.TUN, Up: true}},
+		Replies: &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss},
+	}
+	for _, vip := range cfg.VIPs {
+		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(vip, vip.BitLen())})
+	}
+	return s
+}
+
+// pathsEvery is how often the ways to the directors are asked for again.
+const pathsEvery = 10 * time.Second
+
+// run works until ctx is cancelled, a signal comes or something fails, and leaves the machine as it was before open.
+func (a *agent) run(ctx context.Context) error {
+	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
+	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.Load(), "control", a.cfg.Control)
+	if err := daemon.Notify("READY=1"); err != nil {
+		a.log.Warn("service manager not told that we are ready", "error", err)
+	}
+	err := daemon.Run(ctx,
+		a.control.Run,
+		a.network.Watch,
+		daemon.Every(pathsEvery, a.refreshMSS),
+		func(context.Context) error { return a.worker.Run() },
+		func(ctx context.Context) error { // ends the worker
+			<-ctx.Done()
+			a.receiver.Close()
+			a.device.Close()
+			return nil
+		})
+	if notify := daemon.Notify("STOPPING=1"); notify != nil {
+		a.log.Warn("service manager not told that we stop", "error", notify)
+	}
+	return errors.Join(err, a.close())
+}
+
+// refreshMSS takes over what the kernel has learned about the ways to the directors.
+func (a *agent) refreshMSS() {
+	if now := mss(a.cfg); int64(now) != a.mss.Load() {
+		if err := a.network.Set(network(a.cfg, now)); err != nil {
+			a.log.Error("new MSS not taken over", "mss", now, "error", err)
+			return
+		}
+		a.log.Info("the ways to the directors have changed", "mss", now)
+		a.mss.Store(int64(now))
+	}
+}
+
+func (a *agent) status() control.RealserverStatus {
+	var t packet.Tally
+	a.worker.Read(&t)
+	st := control.RealserverStatus{Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
+		TUN: a.device.Name(), MSS: int(a.mss.Load()),
+		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Overruns: a.receiver.Overruns()}
+	for _, v := range a.cfg.VIPs {
+		st.VIPs = append(st.VIPs, v.String())
+	}
+	for _, d := range a.cfg.Directors {
+		st.Directors = append(st.Directors, d.String())
+	}
+	return st
+}
+
+// close undoes open, as far as open came.
+func (a *agent) close() error {
+	var errs []error
+	if a.network != nil {
+		errs = append(errs, a.network.Close())
+	}
+	if a.receiver != nil {
+		if err := a.receiver.Close(); !errors.Is(err, os.ErrClosed) && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if a.device != nil {
+		errs = append(errs, a.device.Close())
+	}
+	if a.control != nil {
+		errs = append(errs, a.control.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,11 @@
+// Command realserver is the agent on a realserver: see the README.
+package main
+
+import (
+	"os"
+
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/realserver"
+)
+
+func main() { os.Exit(daemon.Main(realserver.Command())) }

@@ -1,0 +1,170 @@
+// Package endpoint is the realserver's loop: receive → unwrap → check → write to the TUN device.
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// Source is where tunnel packets come from: a raw socket.
+type Source interface {
+	// ReadBatch waits for packets and puts them into bufs, outer headers included. It returns net.ErrClosed to end the loop.
+	ReadBatch(bufs []packet.Buf) (int, error)
+}
+
+// Sink takes the packets that were in the tunnel: a queue of a TUN device.
+type Sink interface {
+	// WriteBatch returns how many of packets it took, and their bytes. It returns os.ErrClosed to end the loop.
+	WriteBatch(packets [][]byte) (n, bytes int, err error)
+}
+
+// batch is the number of packets that are received before any is written.
+const batch = 64
+
+// Policy is who may send what through the tunnel.
+type Policy struct {
+	vips     map[netip.Addr]struct{}
+	hosts    map[netip.Addr]struct{} // directors that are one address
+	prefixes []netip.Prefix          // directors that are more
+}
+
+// NewPolicy accepts tunnel packets from directors, with inner packets to vips.
+func NewPolicy(directors []netip.Prefix, vips []netip.Addr) *Policy {
+	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}}
+	for _, v := range vips {
+		p.vips[v] = struct{}{}
+	}
+	for _, d := range directors {
+		if d.IsSingleIP() {
+			p.hosts[d.Addr()] = struct{}{}
+		} else {
+			p.prefixes = append(p.prefixes, d)
+		}
+	}
+	return p
+}
+
+// director tells whether a is a director's address.
+func (p *Policy) director(a netip.Addr) bool {
+	if _, ok := p.hosts[a]; ok {
+		return true
+	}
+	for _, d := range p.prefixes {
+		if d.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Unwrap takes the tunnel's header off the packet in b and returns Accept when what is left may enter this host. The outer source is judged
+// before anything of the inner packet is read.
+func (p *Policy) Unwrap(b *packet.Buf) packet.Drop {
+	if outer := packet.IPv4(b.Bytes()); len(outer) < packet.IPv4HeaderLen {
+		return packet.DropOuter
+	} else if !p.director(outer.Src()) {
+		return packet.DropNotDirector
+	}
+	if d := encap.UnwrapIPIP(b); d != packet.Accept {
+		return d
+	}
+	inner := packet.IPv4(b.Bytes())
+	if _, ok := p.vips[inner.Dst()]; !ok {
+		return packet.DropInnerDestination
+	}
+	if !p.host(inner.Src()) {
+		return packet.DropInnerSource
+	}
+	switch inner.Protocol() {
+	case packet.ProtoIPIP, protoIPv6, protoGRE:
+		return packet.DropInnerProtocol
+	}
+	return packet.Accept
+}
+
+// Other protocols that carry packets (IANA).
+const (
+	protoIPv6 = 41
+	protoGRE  = 47
+)
+
+// host tells whether a can be the address of a client: one host, and not this one.
+func (p *Policy) host(a netip.Addr) bool {
+	if _, own := p.vips[a]; own {
+		return false
+	}
+	first := a.As4()[0]
+	return first != 0 && first < 224 && !a.IsLoopback() // 224/4 is multicast, 240/4 reserved, with the broadcast address
+}
+
+// Worker brings the packets of one source into this host.
+type Worker struct {
+	source   Source
+	sink     Sink
+	policy   *Policy
+	counters packet.Counters
+
+	bufs  []packet.Buf
+	out   [][]byte
+	tally packet.Tally
+}
+
+// NewWorker makes a worker that moves what policy accepts from source to sink.
+func NewWorker(source Source, sink Sink, policy *Policy) *Worker {
+	return &Worker{source: source, sink: sink, policy: policy, bufs: packet.NewBufs(batch), out: make([][]byte, 0, batch)}
+}
+
+// Read adds what the worker has counted to t.
+func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
+
+// Run moves packets until source or sink is closed. It owns an OS thread meanwhile.
+func (w *Worker) Run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for {
+		n, err := w.source.ReadBatch(w.bufs)
+		if err == nil {
+			err = w.move(w.bufs[:n])
+		}
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("tunnel: %w", err)
+		}
+	}
+}
+
+// move treats one batch.
+func (w *Worker) move(bufs []packet.Buf) error {
+	w.out = w.out[:0]
+	for i := range bufs {
+		b := &bufs[i]
+		w.tally.InPackets++
+		w.tally.InBytes += uint64(b.Len())
+		if d := w.policy.Unwrap(b); d != packet.Accept {
+			w.tally.Drop(d)
+			continue
+		}
+		w.out = append(w.out, b.Bytes())
+	}
+	var err error
+	if len(w.out) > 0 {
+		var n, bytes int
+		n, bytes, err = w.sink.WriteBatch(w.out)
+		w.tally.OutPackets += uint64(n)
+		w.tally.OutBytes += uint64(bytes)
+		for range len(w.out) - n {
+			w.tally.Drop(packet.DropTUNError)
+		}
+	}
+	w.counters.Add(&w.tally)
+	return err
+}

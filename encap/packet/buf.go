@@ -1,0 +1,56 @@
+package packet
+
+// Headroom is the room in front of a packet, in bytes: enough for the longest tunnel header.
+const Headroom = 128
+
+// MaxLen is the length of the largest packet a Buf holds, in bytes.
+const MaxLen = 65535
+
+// Buf is one packet in memory of its own, with Headroom in front, so that a tunnel header is put before the packet without
+// moving it. One goroutine owns it.
+type Buf struct {
+	mem      []byte
+	off, end int
+}
+
+// NewBufs makes n empty buffers, side by side in one piece of memory.
+func NewBufs(n int) []Buf {
+	const size = Headroom + MaxLen + 1
+	mem := make([]byte, n*size)
+	bufs := make([]Buf, n)
+	for i := range bufs {
+		bufs[i] = Buf{mem: mem[i*size : (i+1)*size : (i+1)*size], off: Headroom, end: Headroom}
+	}
+	return bufs
+}
+
+// Room empties b and returns the MaxLen bytes into which a reader puts a packet, before it calls SetLen.
+func (b *Buf) Room() []byte {
+	b.off, b.end = Headroom, Headroom
+	return b.mem[Headroom : Headroom+MaxLen]
+}
+
+// SetLen says that the packet has n bytes, which are in Room.
+func (b *Buf) SetLen(n int) { b.end = b.off + n }
+
+// Bytes is the packet. It is borrowed: valid until b is used again.
+func (b *Buf) Bytes() []byte { return b.mem[b.off:b.end] }
+
+// Len is the packet's length in bytes.
+func (b *Buf) Len() int { return b.end - b.off }
+
+// Prepend adds n bytes before the packet, at most Headroom in all, and returns them; what they hold is undefined.
+func (b *Buf) Prepend(n int) []byte {
+	b.off -= n
+	return b.mem[b.off : b.off+n : b.off+n]
+}
+
+// Strip takes n bytes from the packet's front.
+func (b *Buf) Strip(n int) { b.off += n }
+
+// A Segment is one packet to be sent, in up to two pieces that are sent one behind the other, so that a cut of a large packet
+// need not be copied. Body may be empty. Both are borrowed until they are sent.
+type Segment struct{ Head, Body []byte }
+
+// Len is the packet's length in bytes.
+func (s Segment) Len() int { return len(s.Head) + len(s.Body) }

@@ -1,0 +1,44 @@
+package packet
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Sum adds b to a partial Internet checksum (RFC 1071): one's complement, not yet folded or inverted. b is taken to begin at
+// an even offset of what is summed.
+func Sum(b []byte, partial uint64) uint64 {
+	var carry uint64
+	for len(b) >= 8 {
+		partial, carry = bits.Add64(partial, binary.BigEndian.Uint64(b), 0)
+		partial += carry
+		b = b[8:]
+	}
+	var rest uint64
+	if len(b) >= 4 {
+		rest = uint64(binary.BigEndian.Uint32(b))
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		rest += uint64(binary.BigEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		rest += uint64(b[0]) << 8
+	}
+	partial, carry = bits.Add64(partial, rest, 0)
+	return partial + carry
+}
+
+// Fold makes the 16-bit sum of a partial one, not inverted.
+func Fold(partial uint64) uint16 {
+	partial = partial>>32 + partial&0xffffffff
+	partial = partial>>16 + partial&0xffff
+	partial = partial>>16 + partial&0xffff
+	partial = partial>>16 + partial&0xffff
+	return uint16(partial)
+}
+
+// Checksum is the Internet checksum of b (RFC 1071), as it stands in a header whose checksum field is 0 in b; over a header with
+// a right checksum in place it is 0.
+func Checksum(b []byte) uint16 { return ^Fold(Sum(b, 0)) }

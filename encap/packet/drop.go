@@ -1,0 +1,75 @@
+package packet
+
+// Drop is the reason for which a packet was refused.
+type Drop uint8
+
+// Accept is no reason: the packet goes on. The others are counted, each under its name.
+const (
+	Accept Drop = iota
+
+	// What is wrong with the packet itself; at a realserver, with the packet in the tunnel.
+	DropTruncated   // shorter than its headers say
+	DropNotIPv4     // another IP version
+	DropBadHeader   // lengths or options that contradict each other
+	DropBadChecksum // IP header checksum; ICMP checksum of an echo request
+	DropSourceRoute // a source route among the IP options
+	DropFragment    // a fragment of a packet
+
+	// What the director can't do with it.
+	DropProtocol     // neither TCP, UDP nor ICMP
+	DropICMP         // an ICMP message other than an echo request
+	DropNoService    // nothing is configured for this address, protocol and port
+	DropNoConnection // TCP of a connection that is not known, and no SYN
+	DropNoRealserver // no realserver has a weight above 0
+	DropTableFull    // a new connection beyond connections.max
+	DropTooBig       // with DF, larger than the tunnel takes; the sender was told its MTU
+
+	// What the realserver's agent refuses.
+	DropNotDirector      // outer source is not in directors
+	DropOuter            // outer header is not IPv4 with protocol 4
+	DropTrailing         // bytes behind the packet in the tunnel
+	DropInnerDestination // inner destination is not in vips
+	DropInnerSource      // inner source is no host's: a VIP, loopback, multicast, broadcast or 0.0.0.0/8
+	DropInnerProtocol    // a tunnel in the tunnel
+	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
+
+	// What the kernel refused.
+	DropSendError // no route, or no memory for it: see the log for the last error
+	DropTUNError  // the TUN device did not take it
+
+	NumDrops
+)
+
+var dropNames = [NumDrops]string{
+	Accept:               "accept",
+	DropTruncated:        "truncated",
+	DropNotIPv4:          "not_ipv4",
+	DropBadHeader:        "bad_header",
+	DropBadChecksum:      "bad_checksum",
+	DropSourceRoute:      "source_route",
+	DropFragment:         "fragment",
+	DropProtocol:         "protocol",
+	DropICMP:             "icmp",
+	DropNoService:        "no_service",
+	DropNoConnection:     "no_connection",
+	DropNoRealserver:     "no_realserver",
+	DropTableFull:        "table_full",
+	DropTooBig:           "too_big",
+	DropNotDirector:      "not_director",
+	DropOuter:            "outer_header",
+	DropTrailing:         "trailing_bytes",
+	DropInnerDestination: "inner_destination",
+	DropInnerSource:      "inner_source",
+	DropInnerProtocol:    "inner_protocol",
+	DropCongestion:       "congestion",
+	DropSendError:        "send_error",
+	DropTUNError:         "tun_error",
+}
+
+// String is the name under which the reason is counted.
+func (d Drop) String() string {
+	if d < NumDrops {
+		return dropNames[d]
+	}
+	return "unknown"
+}

@@ -1,0 +1,87 @@
+package packet
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// Flow is what the packets of one connection have in common, seen from the client: the key of the connection table. Ports
+// are 0 where the protocol has none.
+type Flow struct {
+	Src, Dst         netip.Addr
+	SrcPort, DstPort uint16
+	Proto            uint8
+}
+
+// String is for people: "tcp 192.0.2.7:4711 -> 198.51.100.80:80".
+func (f Flow) String() string {
+	return fmt.Sprintf("%s %s -> %s", ProtoName(f.Proto), netip.AddrPortFrom(f.Src, f.SrcPort), netip.AddrPortFrom(f.Dst, f.DstPort))
+}
+
+// ProtoName is a protocol number's name, or the number.
+func ProtoName(p uint8) string {
+	switch p {
+	case ProtoICMP:
+		return "icmp"
+	case ProtoTCP:
+		return "tcp"
+	case ProtoUDP:
+		return "udp"
+	}
+	return fmt.Sprint(p)
+}
+
+// TCP flags (RFC 9293, section 3.1).
+const (
+	FlagFIN = 1 << iota
+	FlagSYN
+	FlagRST
+	FlagPSH
+	FlagACK
+	FlagURG
+)
+
+// Info is what one walk over a packet's headers finds.
+type Info struct {
+	Flow     Flow
+	Len      int   // the packet's length in bytes, by its own header
+	Offset   int   // of the transport header, in bytes
+	TCPFlags uint8 // FIN to URG
+	DF       bool
+}
+
+// Parse fills i from the packet in b and returns Accept, or why the packet can't be balanced: it is no whole IPv4 packet, is a
+// fragment, or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP). Checksums and lengths
+// of the transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
+func (i *Info) Parse(b []byte) Drop {
+	h := IPv4(b)
+	if d := h.Check(); d != Accept {
+		return d
+	}
+	if h.Fragment() {
+		return DropFragment
+	}
+	proto := h.Protocol()
+	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
+	i.Len, i.Offset, i.DF, i.TCPFlags = h.TotalLen(), h.HeaderLen(), h.DF(), 0
+	t := h.Payload()
+	switch proto {
+	case ProtoTCP:
+		if len(t) < 20 {
+			return DropTruncated
+		}
+		i.TCPFlags = t[13] & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
+	case ProtoUDP, ProtoICMP:
+		if len(t) < 8 {
+			return DropTruncated
+		}
+		if proto == ProtoICMP {
+			return Accept
+		}
+	default:
+		return Accept
+	}
+	i.Flow.SrcPort, i.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
+	return Accept
+}

@@ -1,0 +1,112 @@
+package packet
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// Protocol numbers (IANA) and sizes.
+const (
+	ProtoICMP = 1
+	ProtoIPIP = 4
+	ProtoTCP  = 6
+	ProtoUDP  = 17
+
+	IPv4HeaderLen = 20 // without options
+)
+
+// Flags and offset of the fragment field.
+const (
+	flagDF     = 0x4000
+	flagMF     = 0x2000
+	fragOffset = 0x1fff
+)
+
+// IPv4 is a view over an IPv4 packet (RFC 791, section 3.1). Its methods need the first 20 bytes to be there.
+//
+//	 0                   1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+-------+-------+---------------+-------------------------------+
+//	|Version|  IHL  |Type of Service|          Total Length         |  0
+//	+-------+-------+---------------+-----+-------------------------+
+//	|         Identification        |Flags|      Fragment Offset    |  4
+//	+---------------+---------------+-----+-------------------------+
+//	|  Time to Live |    Protocol   |         Header Checksum       |  8
+//	+---------------+---------------+-------------------------------+
+//	|                       Source Address                          | 12
+//	+---------------------------------------------------------------+
+//	|                    Destination Address                        | 16
+//	+---------------------------------------------------------------+
+//	|                    Options and Padding                        | 20
+//	+---------------------------------------------------------------+
+type IPv4 []byte
+
+func (h IPv4) Version() int      { return int(h[0] >> 4) }
+func (h IPv4) HeaderLen() int    { return int(h[0]&0x0f) * 4 }
+func (h IPv4) TOS() byte         { return h[1] }
+func (h IPv4) TotalLen() int     { return int(binary.BigEndian.Uint16(h[2:])) }
+func (h IPv4) ID() uint16        { return binary.BigEndian.Uint16(h[4:]) }
+func (h IPv4) DF() bool          { return h.frag()&flagDF != 0 }
+func (h IPv4) Fragment() bool    { return h.frag()&(flagMF|fragOffset) != 0 }
+func (h IPv4) TTL() byte         { return h[8] }
+func (h IPv4) Protocol() byte    { return h[9] }
+func (h IPv4) Src() netip.Addr   { return netip.AddrFrom4([4]byte(h[12:16])) }
+func (h IPv4) Dst() netip.Addr   { return netip.AddrFrom4([4]byte(h[16:20])) }
+func (h IPv4) Payload() []byte   { return h[h.HeaderLen():h.TotalLen()] }
+func (h IPv4) SetTOS(v byte)     { h[1] = v }
+func (h IPv4) SetTotalLen(n int) { binary.BigEndian.PutUint16(h[2:], uint16(n)) }
+
+// frag is flags and offset as they stand in the header: the offset counts units of 8 bytes.
+func (h IPv4) frag() uint16 { return binary.BigEndian.Uint16(h[6:]) }
+
+// SetChecksum computes the header's checksum and puts it in place.
+func (h IPv4) SetChecksum() {
+	h[10], h[11] = 0, 0
+	binary.BigEndian.PutUint16(h[10:], Checksum(h[:h.HeaderLen()]))
+}
+
+// Check tells whether h holds one whole IPv4 packet with a right header: version, lengths, checksum, and no source route. The
+// packet may be shorter than h (a link's padding); it is never longer.
+func (h IPv4) Check() Drop {
+	if len(h) < IPv4HeaderLen {
+		return DropTruncated
+	}
+	if h.Version() != 4 {
+		return DropNotIPv4
+	}
+	n := h.HeaderLen()
+	if n < IPv4HeaderLen || h.TotalLen() < n {
+		return DropBadHeader
+	}
+	if h.TotalLen() > len(h) {
+		return DropTruncated
+	}
+	if Fold(Sum(h[:n], 0)) != 0xffff {
+		return DropBadChecksum
+	}
+	if n > IPv4HeaderLen {
+		return h.checkOptions()
+	}
+	return Accept
+}
+
+// checkOptions walks the options (RFC 791, section 3.1) and refuses source routes, with which a sender would choose the path.
+func (h IPv4) checkOptions() Drop {
+	const end, nop, looseRoute, strictRoute = 0, 1, 131, 137
+	for o := h[IPv4HeaderLen:h.HeaderLen()]; len(o) > 0; {
+		switch o[0] {
+		case end:
+			return Accept
+		case nop:
+			o = o[1:]
+			continue
+		case looseRoute, strictRoute:
+			return DropSourceRoute
+		}
+		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
+			return DropBadHeader
+		}
+		o = o[o[1]:]
+	}
+	return Accept
+}
