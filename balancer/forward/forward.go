@@ -52,6 +52,7 @@ type Worker struct {
 
 	bufs  []packet.Buf
 	out   []packet.Segment
+	info  packet.Info
 	tally packet.Tally
 	room  []byte // headers of fragments
 	free  []byte // what is left of room in this batch
@@ -116,7 +117,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 
 // packet treats one packet: what is to be sent is appended to w.out.
 func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, now conntab.Ticks) packet.Drop {
-	var p packet.Info
+	p := &w.info // in the worker, since a scheduler behind an interface lets it escape
 	if d := p.Parse(b.Bytes()); d != packet.Accept {
 		return d
 	}
@@ -124,17 +125,17 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, now conntab.Tick
 	switch p.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP:
 	case packet.ProtoICMP:
-		return w.icmp(snap, b, &p)
+		return w.icmp(snap, b, p)
 	default:
 		return packet.DropProtocol
 	}
-	dest, d := snap.Decide(&p, now)
+	dest, d := snap.Decide(p, now)
 	if d != packet.Accept {
 		return d
 	}
 	inner := dest.MTU - encap.IPIPOverhead
 	if p.Len > inner && p.DF {
-		return w.tooBig(b, &p, inner)
+		return w.tooBig(b, p, inner)
 	}
 	dest.Count(w.id, p.Len)
 	dest.Tunnel.Wrap(b)

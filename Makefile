@@ -1,0 +1,36 @@
+# make demo | test | bench | build | lint | fuzz | deps | clean
+
+GO       ?= go
+FUZZTIME ?= 30s
+
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+.PHONY: all build demo test bench lint fuzz deps clean
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/director ./cmd/realserver ./cmd/lab
+
+# Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up.
+demo: build
+	bin/lab demo $(if $(STAY),--stay)
+
+# Everything: unit tests, and, as root, the end-to-end tests in network namespaces.
+test: deps
+	$(GO) test -timeout 9m ./...
+	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 9m ./...,@echo "SKIPPED: go test -race needs gcc")
+
+lint:
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+fuzz:
+	.ci/fuzz $(FUZZTIME)
+
+# What the end-to-end tests need beside Go; without root and apt-get they skip what is missing, and say so.
+deps:
+	.ci/deps
+
+clean:
+	rm -rf bin

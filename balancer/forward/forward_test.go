@@ -1,0 +1,304 @@
+package forward
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+var (
+	client = netip.MustParseAddr("192.0.2.1")
+	vip    = netip.MustParseAddr("198.51.100.80")
+	real1  = netip.MustParseAddr("10.0.11.2")
+	source = netip.MustParseAddr("10.0.2.2")
+)
+
+// script is a source that gives what is in it and ends, and a sink that keeps what it gets.
+type script struct {
+	in   [][]byte
+	out  [][]byte
+	fail func(p packet.IPv4) error // the kernel's word about a packet
+}
+
+func (s *script) ReadBatch(bufs []packet.Buf) (int, error) {
+	if len(s.in) == 0 {
+		return 0, os.ErrClosed
+	}
+	n := 0
+	for n < len(bufs) && n < len(s.in) {
+		bufs[n].SetLen(copy(bufs[n].Room(), s.in[n]))
+		n++
+	}
+	s.in = s.in[n:]
+	return n, nil
+}
+
+func (s *script) Send(segs []packet.Segment) (int, error) {
+	for i, seg := range segs {
+		p := append(bytes.Clone(seg.Head), seg.Body...)
+		if s.fail != nil {
+			if err := s.fail(p); err != nil {
+				if i > 0 {
+					return i, nil
+				}
+				return 0, err
+			}
+		}
+		s.out = append(s.out, p)
+		if i == 9 {
+			return 10, nil // a short count, as sendmmsg may give
+		}
+	}
+	return len(segs), nil
+}
+
+func newWorker(t testing.TB, s *script, mtu int) *Worker {
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
+	if err := b.Apply(balancer.Config{Services: []balancer.Service{
+		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
+		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
+		{Name: "empty", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	return NewWorker(0, s, s, b, func() conntab.Ticks { return 1 })
+}
+
+// ip makes an IPv4 packet from the client to the VIP.
+func ip(proto byte, df bool, payload []byte) packet.IPv4 {
+	b := make(packet.IPv4, 20+len(payload))
+	copy(b[20:], payload)
+	packet.PutIPv4(b, 0, len(b), 63, proto, client.As4(), vip.As4())
+	if df {
+		b[6] = 0x40
+		b.SetChecksum()
+	}
+	return b
+}
+
+func tcp(port uint16, flags byte, n int) packet.IPv4 {
+	t := make([]byte, 20+n)
+	binary.BigEndian.PutUint16(t, 4711)
+	binary.BigEndian.PutUint16(t[2:], port)
+	t[12], t[13] = 0x50, flags
+	return ip(packet.ProtoTCP, true, t)
+}
+
+func udp(port uint16, df bool, n int) packet.IPv4 {
+	u := make([]byte, 8+n)
+	binary.BigEndian.PutUint16(u, 4711)
+	binary.BigEndian.PutUint16(u[2:], port)
+	for i := range u[8:] {
+		u[8+i] = byte(i * 7)
+	}
+	return ip(packet.ProtoUDP, df, u)
+}
+
+// run forwards packets and returns what went out and what was counted.
+func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, packet.Tally, *Worker) {
+	t.Helper()
+	s := &script{fail: fail}
+	for _, p := range packets {
+		s.in = append(s.in, p)
+	}
+	w := newWorker(t, s, mtu)
+	if err := w.Run(); err != nil {
+		t.Fatal(err)
+	}
+	var got packet.Tally
+	w.Read(&got)
+	return s.out, got, w
+}
+
+func TestForward(t *testing.T) {
+	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 500), udp(53, false, 40)}
+	padded := append(bytes.Clone(udp(53, false, 1)), 0, 0, 0)
+	out, got, w := run(t, 1500, nil, append(in, padded)...)
+	if len(out) != 4 {
+		t.Fatalf("%d packets came out", len(out))
+	}
+	for i, o := range out {
+		h := packet.IPv4(o)
+		want := []byte(padded[:29])
+		if i < 3 {
+			want = in[i]
+		}
+		if h.Src() != source || h.Dst() != real1 || h.Protocol() != packet.ProtoIPIP || h.TTL() != 63 || h.TotalLen() != len(o) || !bytes.Equal(o[20:], want) {
+			t.Errorf("packet %d: %x", i, o)
+		}
+	}
+	if got.InPackets != 4 || got.OutPackets != 4 || got.OutBytes != got.InBytes+4*20-3 {
+		t.Errorf("counted %+v", got)
+	}
+	st := w.balancer.Snapshot().Status()
+	if r := st[0].Realservers[0]; r.Packets != 2 || r.Bytes != 40+540 || r.Connections != 1 || r.Active != 1 {
+		t.Errorf("realserver counts %+v", r)
+	}
+	if r := st[1].Realservers[0]; r.Packets != 2 || r.Bytes != 68+29 || r.Inactive != 1 {
+		t.Errorf("realserver counts %+v", r)
+	}
+}
+
+func TestDropsAreCounted(t *testing.T) {
+	fragment := udp(53, false, 100)
+	fragment[6] = 0x20
+	fragment.SetChecksum()
+	broken := tcp(80, packet.FlagSYN, 0)
+	broken[10]++
+	out, got, _ := run(t, 1500, nil,
+		tcp(80, packet.FlagACK, 0), tcp(8080, packet.FlagSYN, 0), tcp(81, packet.FlagSYN, 0), udp(54, false, 0),
+		ip(132, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken, packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
+	want := packet.Tally{InPackets: 10, InBytes: got.InBytes}
+	for _, d := range []packet.Drop{packet.DropNoConnection, packet.DropNoService, packet.DropNoService, packet.DropNoRealserver, packet.DropProtocol,
+		packet.DropICMP, packet.DropFragment, packet.DropBadChecksum, packet.DropTruncated, packet.DropNotIPv4} {
+		want.Drops[d]++
+	}
+	if got.Drops != want.Drops || len(out) != 0 {
+		t.Errorf("counted %+v, want %+v; %d packets came out", got.Drops, want.Drops, len(out))
+	}
+}
+
+func TestPing(t *testing.T) {
+	echo := make([]byte, 64)
+	echo[0] = packet.ICMPEcho
+	binary.BigEndian.PutUint16(echo[2:], packet.Checksum(echo))
+	stranger := ip(packet.ProtoICMP, false, echo)
+	stranger[19] = 99
+	stranger.SetChecksum()
+	out, got, _ := run(t, 1500, nil, ip(packet.ProtoICMP, false, echo), stranger)
+	if len(out) != 1 || packet.IPv4(out[0]).Src() != vip || packet.IPv4(out[0]).Dst() != client || out[0][20] != packet.ICMPEchoReply ||
+		packet.Checksum(out[0][20:]) != 0 || got.OutPackets != 1 || got.Drops[packet.DropNoService] != 1 {
+		t.Errorf("%x %+v", out, got)
+	}
+}
+
+func TestTooBigWithDF(t *testing.T) {
+	fits, tooBig := udp(53, true, 1480-28), udp(53, true, 1480-27)
+	out, got, _ := run(t, 1500, nil, fits, tooBig, tooBig)
+	if len(out) != 2 || got.Drops[packet.DropTooBig] != 2 {
+		t.Fatalf("%d packets, %+v", len(out), got)
+	}
+	e := packet.IPv4(out[1])
+	if e.Dst() != client || e.Src() != vip || e[20] != 3 || e[21] != 4 || binary.BigEndian.Uint16(e[26:]) != 1480 || !bytes.Equal(e[28:], tooBig[:len(e)-28]) {
+		t.Errorf("error is %x", e)
+	}
+}
+
+func TestTooBigWithoutDF(t *testing.T) {
+	for _, mtu := range []int{1500, 600, 88} {
+		in := udp(53, false, 1472)
+		out, got, _ := run(t, mtu, nil, in, in)
+		var whole [2][]byte
+		for _, o := range out {
+			h := packet.IPv4(o)
+			if len(o) > mtu || h.ID() == 0 {
+				t.Fatalf("MTU %d: fragment %x", mtu, o[:20])
+			}
+			i := 0
+			if h.ID() != packet.IPv4(out[0]).ID() {
+				i = 1
+			}
+			whole[i] = append(whole[i], o[20:]...)
+		}
+		if !bytes.Equal(whole[0], in) || !bytes.Equal(whole[1], in) || got.OutPackets != uint64(len(out)) || got.Drops != ([packet.NumDrops]uint64{}) {
+			t.Errorf("MTU %d: %d packets, %+v", mtu, len(out), got)
+		}
+	}
+}
+
+func TestRefusedPacketCostsItselfAlone(t *testing.T) {
+	var in []packet.IPv4
+	for i := range 200 {
+		in = append(in, udp(53, false, i))
+	}
+	out, got, w := run(t, 1500, func(p packet.IPv4) error {
+		switch len(p) % 10 {
+		case 3:
+			return unix.EMSGSIZE
+		case 7:
+			return unix.ENETUNREACH
+		}
+		return nil
+	}, in...)
+	if len(out) != 160 || got.OutPackets != 160 || got.Drops[packet.DropTooBig] != 20 || got.Drops[packet.DropSendError] != 20 {
+		t.Errorf("%d packets, %+v", len(out), got)
+	}
+	if w.LastError() == nil {
+		t.Error("no last error")
+	}
+}
+
+func TestClosedSinkEnds(t *testing.T) {
+	run(t, 1500, func(packet.IPv4) error { return net.ErrClosed }, udp(53, false, 1))
+}
+
+func TestForwardAllocatesNothing(t *testing.T) {
+	s := &script{}
+	w := newWorker(t, s, 1500)
+	w.sink = discard{}
+	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), udp(53, false, 40), udp(53, false, 1480), udp(53, true, 1480), tcp(82, packet.FlagSYN, 0)}
+	if n := testing.AllocsPerRun(1000, func() {
+		for i, b := range in {
+			w.bufs[i].SetLen(copy(w.bufs[i].Room(), b))
+		}
+		w.forward(w.bufs[:len(in)])
+	}); n != 0 {
+		t.Errorf("%v allocations a batch", n)
+	}
+}
+
+type discard struct{}
+
+func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+
+// FuzzForward: whatever a TUN device gives, the worker goes on, and what goes out is whole packets.
+func FuzzForward(f *testing.F) {
+	f.Add([]byte(tcp(80, packet.FlagSYN, 10)), true)
+	f.Add([]byte(udp(53, false, 1480)), true)
+	f.Add([]byte(udp(53, true, 1480)), true)
+	s := &script{}
+	w := newWorker(f, s, 1500)
+	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
+		if len(b) > packet.MaxLen {
+			return
+		}
+		if b = bytes.Clone(b); fix && len(b) >= 20 && b[0]&15 >= 5 && int(b[0]&15)*4 <= len(b) {
+			copy(b[16:20], vip.AsSlice())
+			packet.IPv4(b).SetChecksum()
+		}
+		s.in, s.out = [][]byte{b}, nil
+		if err := w.Run(); err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range s.out {
+			if h := packet.IPv4(o); len(o) < 20 || h.TotalLen() != len(o) || len(o) > 1500 {
+				t.Errorf("out went %x", o)
+			}
+		}
+	})
+}
+
+// BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
+func BenchmarkForward(b *testing.B) {
+	w := newWorker(b, &script{}, 1500)
+	w.sink = discard{}
+	p := udp(53, false, 32)
+	for b.Loop() {
+		for i := range w.bufs {
+			w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
+		}
+		w.forward(w.bufs)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/packet")
+}

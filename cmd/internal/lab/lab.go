@@ -1,0 +1,199 @@
+// Package lab builds a small internet out of network namespaces: hosts for the demo, the end-to-end tests and
+// benchmarks. It needs root and a kernel with veth, and no program beside itself.
+//
+//	              client 10.0.1.2
+//	                 |
+//	        .1 +------------+ .1
+//	     +-----|   router   |-----+-------- … one link for each web server
+//	     |     +------------+     |
+//	director 10.0.2.2         web1 10.0.11.2     web2 10.0.12.2     …
+//
+// Each host has a /24 of its own on the one link to the router, where it is called eth0; the router has .1 in each
+// subnet and names the links after the hosts. The router sends the virtual address, 198.51.100.80, to the director.
+// Nothing is made in, and nothing leads to, the network namespace of the caller.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"sync"
+)
+
+// Spec says which lab to build.
+type Spec struct {
+	// Prefix begins the names of the namespaces: Prefix-client, Prefix-router, Prefix-director, Prefix-web1, ….
+	// Labs with different prefixes can be up at the same time. 1 to 40 letters, digits, dots, dashes and underscores,
+	// the first a letter or a digit.
+	Prefix string
+	// Webs is the number of web servers, 0 to 245.
+	Webs int
+	// Links has options for a host's link to the router, by the name of the host ("client", "director", "web1").
+	Links map[string]Link
+}
+
+// Link is the link between a host and the router. The zero value is the default.
+type Link struct {
+	MTU int // at both ends, in bytes without the Ethernet header; 0 means 1500
+}
+
+// Lab is a set of hosts that are up. Its methods and those of its hosts may be called from any goroutine.
+type Lab struct {
+	Client   *Host
+	Router   *Host // its Addr is the one that the client sees
+	Director *Host
+	Webs     []*Host
+	VIP      netip.Addr // 198.51.100.80, routed to the director; nobody owns it yet
+
+	lock    net.Listener // claims the prefix
+	hosts   []*Host
+	threads sync.WaitGroup
+
+	mu        sync.Mutex
+	closed    chan struct{}         // no process starts any more
+	release   chan struct{}         // no process runs any more: the hosts' threads may end
+	processes map[*Process]struct{} // those that run
+	closeErr  error
+	closeOnce sync.Once
+}
+
+// New builds a lab and returns when all its links carry packets. Namespaces that a dead lab of the same prefix left are
+// removed first; a lab of this prefix that another process keeps up is an error. On an error nothing is left.
+func New(spec Spec) (*Lab, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("making network namespaces needs root: run as root")
+	}
+	hosts, err := plan(spec)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := claim(spec.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{
+		Client:    hosts[1],
+		Router:    hosts[0],
+		Director:  hosts[2],
+		Webs:      hosts[3:],
+		VIP:       netip.AddrFrom4([4]byte{198, 51, 100, 80}),
+		lock:      lock,
+		closed:    make(chan struct{}),
+		release:   make(chan struct{}),
+		processes: map[*Process]struct{}{},
+	}
+	if err := l.build(spec, hosts); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// plan checks the spec and lists the hosts: router, client, director, web servers.
+func plan(spec Spec) ([]*Host, error) {
+	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$`).MatchString(spec.Prefix) {
+		return nil, fmt.Errorf("prefix %q: use 1 to 40 letters, digits, dots, dashes and underscores", spec.Prefix)
+	}
+	if spec.Webs < 0 || spec.Webs > 245 {
+		return nil, fmt.Errorf("%d web servers: use 0 to 245", spec.Webs)
+	}
+	host := func(name string, subnet, last int) *Host {
+		return &Host{
+			Name:      name,
+			Namespace: spec.Prefix + "-" + name,
+			Addr:      netip.AddrFrom4([4]byte{10, 0, byte(subnet), byte(last)}),
+			work:      make(chan func()),
+		}
+	}
+	hosts := []*Host{host("router", 1, 1), host("client", 1, 2), host("director", 2, 2)}
+	for n := 1; n <= spec.Webs; n++ {
+		hosts = append(hosts, host(fmt.Sprintf("web%d", n), 10+n, 2))
+	}
+	known := map[string]bool{}
+	for _, h := range hosts[1:] {
+		known[h.Name] = true
+	}
+	for name, link := range spec.Links {
+		if !known[name] {
+			return nil, fmt.Errorf("link of %q: no such host behind the router", name)
+		}
+		if link.MTU != 0 && (link.MTU < 68 || link.MTU > 65535) {
+			return nil, fmt.Errorf("link of %s: MTU %d: use 68 to 65535, or 0 for 1500", name, link.MTU)
+		}
+	}
+	return hosts, nil
+}
+
+func (l *Lab) build(spec Spec, hosts []*Host) error {
+	if err := removeStale(spec.Prefix); err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		h.lab = l
+		if err := h.create(); err != nil {
+			return err
+		}
+		l.hosts = append(l.hosts, h)
+		if err := h.prepare(h == l.Router); err != nil {
+			return err
+		}
+	}
+	for _, h := range hosts[1:] {
+		if err := l.connect(h, spec.Links[h.Name]); err != nil {
+			return err
+		}
+	}
+	if err := l.routeVIP(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), carrierTimeout)
+	defer cancel()
+	for _, h := range hosts[1:] {
+		if err := l.awaitCarrier(ctx, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close ends the processes that the lab's hosts run, with SIGTERM, and SIGKILL five seconds later, and deletes the
+// namespaces. It returns an error when a process had to be killed or a namespace could not be deleted. Calling it again
+// does nothing and returns the same error. Sockets and counters which the caller made in the lab are the caller's to close:
+// they keep their namespace, then without links, alive.
+func (l *Lab) Close() error {
+	l.closeOnce.Do(func() { l.closeErr = l.close() })
+	return l.closeErr
+}
+
+func (l *Lab) close() error {
+	l.mu.Lock()
+	close(l.closed)
+	var running []*Process
+	for p := range l.processes {
+		running = append(running, p)
+	}
+	l.mu.Unlock()
+
+	errs := make([]error, len(running))
+	var stops sync.WaitGroup
+	for i, p := range running {
+		stops.Go(func() {
+			if err := p.Stop(); errors.Is(err, ErrKilled) {
+				errs[i] = err
+			}
+		})
+	}
+	stops.Wait()
+	close(l.release)
+	l.threads.Wait()
+
+	errs = append(errs, l.disconnect())
+	for _, h := range l.hosts {
+		errs = append(errs, deleteNamespace(h.Namespace))
+	}
+	errs = append(errs, l.lock.Close())
+	return errors.Join(errs...)
+}

@@ -1,0 +1,130 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// namespaceDir is where ip-netns(8) looks for named network namespaces.
+const namespaceDir = "/run/netns"
+
+// onThread runs fn on an operating system thread of its own and returns after fn. The thread is never used again: it
+// stays locked to a goroutine that ends, so Go throws it away, in whatever namespace fn has left it. It is never the
+// main thread, which Go can't throw away and which /proc/self/net speaks of.
+func onThread(fn func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onThread(fn) // gets another thread, since this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		fn()
+	}()
+	<-done
+}
+
+// claim makes sure that one process at a time has a lab of this prefix. The claim is an abstract Unix socket, which ends
+// with its process and leaves no file.
+func claim(prefix string) (net.Listener, error) {
+	address := "@vstun-lab-" + prefix
+	lock, err := net.Listen("unix", address)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("prefix %s is in use by a lab that is up%s: end that one first", prefix, owner(address))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claim prefix %s: %w", prefix, err)
+	}
+	return lock, nil
+}
+
+// owner names the process that listens on a Unix socket, as far as it can be found out.
+func owner(address string) string {
+	conn, err := net.Dial("unix", address)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return ""
+	}
+	var text string
+	_ = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			text = fmt.Sprintf(" (process %d)", cred.Pid)
+		}
+	})
+	return text
+}
+
+// removeStale deletes the namespaces of a lab of this prefix whose process died. Its processes died with it, see
+// Host.Start.
+func removeStale(prefix string) error {
+	name := regexp.MustCompile("^" + regexp.QuoteMeta(prefix) + `-(client|router|director|web[0-9]+)$`)
+	entries, err := os.ReadDir(namespaceDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look for namespaces of an earlier lab: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if name.MatchString(e.Name()) {
+			errs = append(errs, deleteNamespace(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// deleteNamespace takes the name from a namespace; what nobody uses any more the kernel then frees. A name that is
+// already gone, or a file to which no namespace was ever bound, is no error.
+func deleteNamespace(name string) error {
+	path := filepath.Join(namespaceDir, name)
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("delete namespace %s: unmount %s: %w", name, path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// create makes the host's namespace and starts its thread. On an error nothing is left.
+func (h *Host) create() error {
+	started := make(chan error)
+	h.lab.threads.Go(func() {
+		onThread(func() {
+			ns, err := netns.NewNamed(h.Namespace)
+			if err != nil {
+				err = errors.Join(fmt.Errorf("make namespace %s: %w", h.Namespace, err), deleteNamespace(h.Namespace))
+				started <- err
+				return
+			}
+			ns.Close()
+			started <- nil
+			h.serve()
+		})
+	})
+	return <-started
+}
+
+// serve runs on the host's own thread, inside its namespace, what must come from a thread that lives as long as the lab.
+func (h *Host) serve() {
+	for {
+		select {
+		case fn := <-h.work:
+			fn()
+		case <-h.lab.release:
+			return
+		}
+	}
+}

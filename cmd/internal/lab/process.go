@@ -1,0 +1,186 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// grace is how long a process may take to end after SIGTERM.
+const grace = 5 * time.Second
+
+// ErrKilled is in the error of Stop when the process had to be killed.
+var ErrKilled = errors.New("did not end within 5 s of SIGTERM, so it was killed")
+
+// Process is a program that runs on a host.
+type Process struct {
+	name   string
+	cmd    *exec.Cmd
+	output tail
+	done   chan struct{}
+	err    error // valid once done is closed
+}
+
+// Start starts a command on the host. Standard output and error go to Process.Output where the command has no writer for
+// them. The command must not have been started, and its Wait must not be called: use the Process.
+//
+// The child leads a process group of its own, so that a Ctrl-C at the terminal goes to the caller only, and what is left
+// of the group is killed when the child ends. The child is killed when the caller dies, however it dies; a grandchild is
+// not, so start servers in the foreground and, where they can, as one process. It has the host's network and everything
+// else of the caller's machine, /sys/class/net included.
+func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
+	p := &Process{name: h.Name + ": " + filepath.Base(cmd.Path), cmd: cmd, done: make(chan struct{})}
+	if cmd.Stdout == nil {
+		cmd.Stdout = &p.output
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = &p.output
+	}
+	if cmd.WaitDelay == 0 {
+		cmd.WaitDelay = grace // somebody who outlived the process may hold the pipe of its output
+	}
+	var attr syscall.SysProcAttr
+	if cmd.SysProcAttr != nil {
+		attr = *cmd.SysProcAttr
+	}
+	attr.Setpgid, attr.Pgid = true, 0
+	// The signal comes when the *thread* that forked ends, see prctl(2), PR_SET_PDEATHSIG: hence the host's own thread,
+	// which ends only after Close has waited for the processes.
+	attr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr = &attr
+
+	started := make(chan error, 1)
+	select {
+	case h.work <- func() { started <- h.lab.start(p) }:
+	case <-h.lab.closed:
+		return nil, fmt.Errorf("%s: start: the lab is closed", p.name)
+	}
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("%s: start: %w", p.name, err)
+	}
+	return p, nil
+}
+
+// Run starts a command on the host, waits for its end and returns what it wrote to standard output. Its error has the end
+// of what it wrote to standard error. The command must not have writers for either.
+func (h *Host) Run(cmd *exec.Cmd) ([]byte, error) {
+	var stdout bytes.Buffer
+	cmd.Stdout = &stdout
+	p, err := h.Start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Wait(); err != nil {
+		return stdout.Bytes(), fmt.Errorf("%s: %w: %s", p.name, err, bytes.TrimSpace([]byte(p.Output())))
+	}
+	return stdout.Bytes(), nil
+}
+
+// start forks, unless the lab is closed, and sees to it that Close knows the process until it has ended.
+func (l *Lab) start(p *Process) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.closed:
+		return errors.New("the lab is closed")
+	default:
+	}
+	if err := p.cmd.Start(); err != nil {
+		return err
+	}
+	l.processes[p] = struct{}{}
+	go func() {
+		p.reap()
+		l.mu.Lock()
+		delete(l.processes, p)
+		l.mu.Unlock()
+	}()
+	return nil
+}
+
+// reap waits for the process and kills what it leaves of its group: before it takes the exit status, since from then on
+// the number of the group may be somebody else's.
+func (p *Process) reap() {
+	pid := p.cmd.Process.Pid
+	err := unix.EINTR
+	for err == unix.EINTR {
+		err, _ = unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil).(unix.Errno)
+	}
+	if err == 0 {
+		_ = unix.Kill(-pid, unix.SIGKILL)
+	}
+	p.err = p.cmd.Wait()
+	close(p.done)
+}
+
+// Pid is the process's number.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended and all its output is there.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait waits for the end of the process and returns nil if its exit status was 0. It may be called more than once.
+func (p *Process) Wait() error {
+	<-p.done
+	return p.err
+}
+
+// Signal sends a signal to the process; os.ErrProcessDone if it has ended.
+func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
+
+// Stop ends the process with SIGTERM, after five seconds with SIGKILL, and waits for its end. It returns nil if the exit
+// status was 0, also when the process had ended before.
+func (p *Process) Stop() error {
+	if err := p.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("%s: SIGTERM: %w", p.name, err)
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		if p.err != nil {
+			return fmt.Errorf("%s: %w", p.name, p.err)
+		}
+		return nil
+	case <-timer.C:
+		_ = p.cmd.Process.Kill() // fails only if the process has just ended
+		<-p.done
+		return fmt.Errorf("%s (process %d): %w", p.name, p.Pid(), ErrKilled)
+	}
+}
+
+// Output returns the last 64 KiB that the process has written to standard output and error so far.
+func (p *Process) Output() string { return p.output.String() }
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+const tailSize = 64 << 10
+
+// Write implements io.Writer. It never fails.
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, b...)
+	if len(t.buf) > 2*tailSize {
+		t.buf = append(t.buf[:0], t.buf[len(t.buf)-tailSize:]...)
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf[max(0, len(t.buf)-tailSize):])
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/lab"
+)
+
+const (
+	prefix = "vstun"           // begins the names of the demo's namespaces
+	dir    = "/run/vstun-demo" // configurations, logs and control sockets, while the demo runs
+)
+
+// options are the flags of `lab demo`.
+type options struct {
+	stay bool
+	bin  string
+}
+
+// show is a demo that runs.
+type show struct {
+	out io.Writer
+	bin string // directory of the programs
+	lab *lab.Lab
+
+	director *program
+	agents   []*program // in the order of lab.Webs
+}
+
+// demo runs the whole demo and cleans up, whether it succeeds, fails or is interrupted through the context.
+func demo(ctx context.Context, out io.Writer, o options) (err error) {
+	s := &show{bin: o.bin}
+	if err := s.check(); err != nil {
+		return err
+	}
+	// A reader of the output who goes away ends the demo as Ctrl-C does.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.out = &watched{out, cancel}
+
+	undo := func(f func() error) { err = errors.Join(err, f()) }
+	if s.lab, err = lab.New(lab.Spec{Prefix: prefix, Webs: 2}); err != nil {
+		return err
+	}
+	defer undo(s.lab.Close)
+	// What is there is a dead demo's: a living one would have the prefix.
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return fmt.Errorf("directory for configurations and logs: %w", err)
+	}
+	defer undo(func() error { return os.RemoveAll(dir) })
+
+	played := s.play(ctx, o.stay)
+	interrupted := ctx.Err() != nil && errors.Is(played, context.Canceled)
+	if interrupted {
+		s.printf("\nInterrupted: cleaning up.\n")
+		played = errors.New("demo interrupted")
+	}
+	stopped := s.stopPrograms()
+	if stopped != nil || played != nil && !interrupted {
+		s.showLogs() // which are about to be deleted
+	}
+	return errors.Join(played, stopped)
+}
+
+// play is the demo from the newcomer's point of view.
+func (s *show) play(ctx context.Context, stay bool) error {
+	s.draw()
+	if err := s.startPrograms(ctx); err != nil {
+		return err
+	}
+	servers, err := s.serve()
+	if err != nil {
+		return err
+	}
+	defer servers.Close()
+	taps, err := s.tap()
+	if err != nil {
+		return err
+	}
+	defer taps.Close()
+
+	faults := errors.Join(s.requests(ctx), s.datagrams(ctx))
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	faults = errors.Join(faults, s.report(ctx, taps))
+	if faults != nil || !stay {
+		return faults
+	}
+	return s.stay(ctx)
+}
+
+// check looks for what the demo can't do without.
+func (s *show) check() error {
+	if os.Geteuid() != 0 {
+		return errors.New("making network namespaces and TUN devices needs root: run it as root")
+	}
+	if err := daemon.CheckPrivileges(); err != nil {
+		return err
+	}
+	if s.bin == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the programs: %w: use --bin", err)
+		}
+		s.bin = filepath.Dir(exe)
+	}
+	var err error
+	if s.bin, err = filepath.Abs(s.bin); err != nil {
+		return fmt.Errorf("--bin: %w", err)
+	}
+	for _, name := range []string{"director", "realserver"} {
+		if info, err := os.Stat(filepath.Join(s.bin, name)); err != nil {
+			return fmt.Errorf("%w: run make build, or say with --bin where the programs are", err)
+		} else if info.IsDir() || info.Mode()&0o111 == 0 {
+			return fmt.Errorf("%s is not a program: say with --bin where the programs are", filepath.Join(s.bin, name))
+		}
+	}
+	return nil
+}
+
+// showLogs prints the end of what each program wrote.
+func (s *show) showLogs() {
+	for _, p := range s.programs() {
+		s.printf("\nThe end of what %s wrote:\n%s", p, p.tail(logLines))
+	}
+}
+
+// stay waits for Ctrl-C or the end of a program.
+func (s *show) stay(ctx context.Context) error {
+	s.printf(stayText, prefix, s.lab.VIP, filepath.Join(s.bin, s.director.name), s.director.config, dir)
+	ended := make(chan *program, 1+len(s.agents))
+	for _, p := range s.programs() {
+		go func() {
+			<-p.process.Done() // comes at the latest when the demo ends
+			ended <- p
+		}()
+	}
+	select {
+	case <-ctx.Done():
+		s.printf("\nCleaning up.\n")
+		return nil
+	case p := <-ended:
+		return fmt.Errorf("%s ended by itself", p)
+	}
+}
+
+func (s *show) printf(format string, args ...any) { fmt.Fprintf(s.out, format, args...) }
+
+// watched calls gone when writing fails.
+type watched struct {
+	io.Writer
+	gone func()
+}
+
+// Write implements io.Writer.
+func (w *watched) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if err != nil {
+		w.gone()
+	}
+	return n, err
+}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/lab"
+)
+
+const (
+	upTimeout  = 10 * time.Second // for a program to answer on its control socket
+	pollEvery  = 20 * time.Millisecond
+	askTimeout = 2 * time.Second // for one answer
+	logLines   = 20
+)
+
+// program is a director or realserver that runs on a host.
+type program struct {
+	host    *lab.Host
+	name    string // "director", "realserver"
+	config  string // path
+	log     string // path
+	socket  string // path
+	process *lab.Process
+	up      bool // it has answered on its control socket
+}
+
+func (p *program) String() string {
+	if p.host.Name == p.name {
+		return "the " + p.name
+	}
+	return p.host.Name + "'s " + p.name
+}
+
+// startPrograms starts the director and the agents and returns when all of them are up.
+func (s *show) startPrograms(ctx context.Context) error {
+	s.printf("Programs, with their configurations:\n")
+	for _, web := range s.lab.Webs {
+		p, err := s.start(web, "realserver", s.agentTOML)
+		if err != nil {
+			return err
+		}
+		s.agents = append(s.agents, p)
+	}
+	var err error
+	if s.director, err = s.start(s.lab.Director, "director", s.directorTOML); err != nil {
+		return err
+	}
+	begin := time.Now()
+	for _, p := range s.programs() {
+		if err := p.awaitUp(ctx); err != nil {
+			return err
+		}
+	}
+	s.printf("  all up after %v\n\n", time.Since(begin).Round(time.Millisecond))
+	return nil
+}
+
+// start writes a program's configuration, which depends on the path of its control socket, and starts it.
+func (s *show) start(h *lab.Host, name string, config func(socket string) string) (*program, error) {
+	file := func(suffix string) string { return filepath.Join(dir, h.Name+suffix) }
+	p := &program{host: h, name: name, config: file(".toml"), log: file(".log"), socket: file(".sock")}
+	if err := os.WriteFile(p.config, []byte(config(p.socket)), 0o600); err != nil {
+		return nil, fmt.Errorf("configuration of %s: %w", p, err)
+	}
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log of %s: %w", p, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(s.bin, name), "run", "-c", p.config)
+	cmd.Stdout, cmd.Stderr = log, log
+	if p.process, err = h.Start(cmd); err != nil {
+		return nil, err
+	}
+	s.printf("  %-9s %s run -c %s\n", h.Name, name, p.config)
+	return p, nil
+}
+
+// awaitUp waits until the program answers on its control socket.
+func (p *program) awaitUp(ctx context.Context) error {
+	deadline, cancel := context.WithTimeout(ctx, upTimeout)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		var ignored struct{}
+		err := p.status(deadline, &ignored)
+		if err == nil {
+			p.up = true
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-p.process.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := p.process.Wait(); err != nil {
+				return fmt.Errorf("%s ended before it was up: %w", p, err)
+			}
+			return fmt.Errorf("%s ended before it was up, with exit status 0", p)
+		case <-deadline.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%s is not up after %v: %w", p, upTimeout, err)
+		}
+	}
+}
+
+// status asks a program for its status.
+func (p *program) status(ctx context.Context, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return control.Get(ctx, p.socket, "/status", into)
+}
+
+// stopPrograms ends the programs, all at once, and returns an error for each that does not end well. How one ends that was
+// not up yet is either known or, when SIGTERM came before it could know what to do with it, no fault.
+func (s *show) stopPrograms() error {
+	all := s.programs()
+	errs := make([]error, len(all))
+	var stops sync.WaitGroup
+	for i, p := range all {
+		stops.Go(func() {
+			err := p.process.Stop()
+			if err != nil && (p.up || errors.Is(err, lab.ErrKilled)) {
+				errs[i] = fmt.Errorf("%s did not end well: %w", p, err)
+			}
+		})
+	}
+	stops.Wait()
+	return errors.Join(errs...)
+}
+
+// programs returns those that were started, the director first.
+func (s *show) programs() []*program {
+	if s.director == nil {
+		return s.agents
+	}
+	return append([]*program{s.director}, s.agents...)
+}
+
+// tail returns the last lines of the program's log, indented.
+func (p *program) tail(lines int) []byte {
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		text = []byte(err.Error())
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		text = []byte("(nothing)")
+	}
+	all := bytes.Split(bytes.TrimRight(text, "\n"), []byte("\n"))
+	all = all[max(0, len(all)-lines):]
+	return append(append([]byte("  "), bytes.Join(all, []byte("\n  "))...), '\n')
+}

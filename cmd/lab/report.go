@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/lab"
+)
+
+// settleTimeout is how long the counters may take to agree after the last answer: the last packets of a connection travel
+// after the client has its answer.
+const settleTimeout = 2 * time.Second
+
+// taps count packets on the hosts' links, independently of the programs.
+type taps struct {
+	requests *lab.Counter // at the director, to the VIP
+	passed   *lab.Counter // at the director, from the VIP, either way
+	replies  *lab.Counter // at the client, from the VIP
+}
+
+// tap starts counting.
+func (s *show) tap() (*taps, error) {
+	t := &taps{}
+	for _, tap := range []struct {
+		counter **lab.Counter
+		host    *lab.Host
+		filter  lab.Filter
+	}{
+		{&t.requests, s.lab.Director, lab.Filter{Destination: s.lab.VIP, Direction: lab.In}},
+		{&t.passed, s.lab.Director, lab.Filter{Source: s.lab.VIP}},
+		{&t.replies, s.lab.Client, lab.Filter{Source: s.lab.VIP, Direction: lab.In}},
+	} {
+		c, err := tap.host.Count("eth0", tap.filter)
+		if err != nil {
+			t.Close()
+			return nil, err
+		}
+		*tap.counter = c
+	}
+	return t, nil
+}
+
+// Close ends the counting.
+func (t *taps) Close() {
+	for _, c := range []*lab.Counter{t.requests, t.passed, t.replies} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// numbers is everything that is counted, read at about the same time.
+type numbers struct {
+	director                  control.DirectorStatus
+	agents                    []control.RealserverStatus
+	requests, passed, replies uint64
+}
+
+func (s *show) read(ctx context.Context, t *taps) (n numbers, err error) {
+	if err := s.director.status(ctx, &n.director); err != nil {
+		return n, fmt.Errorf("status of %s: %w", s.director, err)
+	}
+	n.agents = make([]control.RealserverStatus, len(s.agents))
+	for i, p := range s.agents {
+		if err := p.status(ctx, &n.agents[i]); err != nil {
+			return n, fmt.Errorf("status of %s: %w", p, err)
+		}
+	}
+	var errs [3]error
+	n.requests, errs[0] = t.requests.Packets()
+	n.passed, errs[1] = t.passed.Packets()
+	n.replies, errs[2] = t.replies.Packets()
+	return n, errors.Join(errs[:]...)
+}
+
+// settled says whether every packet that reached the director has come out of a tunnel.
+func (n *numbers) settled() bool {
+	var unwrapped uint64
+	for _, a := range n.agents {
+		unwrapped += a.Out.Packets
+	}
+	return n.requests == n.director.In.Packets && n.director.In.Packets == n.director.Out.Packets &&
+		n.director.Out.Packets == unwrapped
+}
+
+// report prints what was counted. Its error says what is not as it should be.
+func (s *show) report(ctx context.Context, t *taps) error {
+	settle, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	var n numbers
+	for {
+		var err error
+		if n, err = s.read(ctx, t); err != nil {
+			return err
+		}
+		if n.settled() {
+			break
+		}
+		select {
+		case <-tick.C:
+			continue
+		case <-settle.Done():
+		}
+		break
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	s.table(&n)
+
+	var errs []error
+	if n.requests == 0 {
+		errs = append(errs, errors.New("no request was seen on the director's eth0: the counter proves nothing"))
+	}
+	if n.replies == 0 {
+		errs = append(errs, errors.New("no reply was seen on the client's eth0: the counter proves nothing"))
+	}
+	if n.passed != 0 {
+		errs = append(errs, fmt.Errorf("%d packets from the VIP passed the director: replies must go straight to the client", n.passed))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *show) table(n *numbers) {
+	s.printf("What went where                                     packets       bytes   counted by\n")
+	line := func(what string, t control.Traffic, by string) {
+		s.printf("  %-46s %10d  %10d   %s\n", what, t.Packets, t.Bytes, by)
+	}
+	tap := func(what string, packets uint64) {
+		s.printf("  %-46s %10d  %10s   the kernel\n", what, packets, "")
+	}
+	tap("requests, on the director's eth0", n.requests)
+	line("into the director", n.director.In, "director")
+	line("out of the director, encapsulated", n.director.Out, "director")
+	for i, a := range n.agents {
+		line("unwrapped by "+s.agents[i].host.Name, a.Out, "its realserver")
+	}
+	tap("replies, on the client's eth0", n.replies)
+	tap("replies that passed the director: on its eth0", n.passed)
+
+	s.printf("\nService  Realserver      Weight  Active  Inactive  Connections  Packets\n")
+	for _, service := range n.director.Services {
+		for _, r := range service.Realservers {
+			s.printf("%-8s %-15s %6d  %6d  %8d  %11d  %7d\n",
+				service.Name, r.Address, r.Weight, r.Active, r.Inactive, r.Connections, r.Forwarded.Packets)
+		}
+	}
+	drops := n.director.Drops
+	for i := range n.agents {
+		for reason, count := range n.agents[i].Drops {
+			s.printf("%s dropped %d packets: %s\n", s.agents[i], count, reason)
+		}
+	}
+	for reason, count := range drops {
+		s.printf("%s dropped %d packets: %s\n", s.director, count, reason)
+	}
+}

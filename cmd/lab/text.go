@@ -1,0 +1,70 @@
+package main
+
+import "fmt"
+
+// Weights of the web servers in the demo's service "web".
+func weights() []int { return []int{2, 1} }
+
+const (
+	httpPort = 80
+	echoPort = 5353
+)
+
+const drawing = `vstun demo: a virtual address (VIP), one director, two web servers; hosts are network namespaces.
+
+                          client  %[2]s
+                             |        ^
+       1  request to the VIP |        | 3  reply from the VIP
+             %[1]s   v        |
+       +-----------------------------------------------------------+
+       |                          router                           |
+       +-----------------------------------------------------------+
+            |        ^               |        ^        |        ^
+          1 |      2 |             2 |      3 |      2 |      3 |
+            v        |               v        |        v        |
+         director %[3]s        web1 %[4]s    web2 %[5]s
+         picks a server for       each owns the VIP, unwraps 2, and answers
+         each connection          the client directly
+
+       2  the request inside a packet from %[3]s to the server that was picked (IPIP)
+
+`
+
+// draw prints the topology and the way of request and reply.
+func (s *show) draw() {
+	s.printf(drawing, s.lab.VIP, s.lab.Client.Addr, s.lab.Director.Addr, s.lab.Webs[0].Addr, s.lab.Webs[1].Addr)
+}
+
+// directorTOML is the director's configuration.
+func (s *show) directorTOML(socket string) string {
+	text := fmt.Sprintf("[director]\ncontrol = %q\n", socket)
+	service := func(name, protocol string, port int, scheduler string, weights []int) {
+		text += fmt.Sprintf("\n[[service]]\nname = %q\nvip = %q\nprotocol = %q\nport = %d\nscheduler = %q\n",
+			name, s.lab.VIP, protocol, port, scheduler)
+		for i, web := range s.lab.Webs {
+			text += fmt.Sprintf("  [[service.realserver]]\n  address = %q\n  weight = %d\n", web.Addr, weights[i])
+		}
+	}
+	service("web", "tcp", httpPort, "wrr", weights())
+	service("echo", "udp", echoPort, "rr", []int{1, 1})
+	return text
+}
+
+// agentTOML is a realserver's configuration.
+func (s *show) agentTOML(socket string) string {
+	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q]\nencap = [\"ipip\"]\ncontrol = %q\n",
+		s.lab.VIP, s.lab.Director.Addr, socket)
+}
+
+// stayText takes the prefix, the VIP, the director's program and configuration, and the directory.
+const stayText = `
+All of it stays up until Ctrl-C. Look around, as root, from another terminal:
+
+  a request            ip netns exec %[1]s-client curl http://%[2]s/
+  into the director    ip netns exec %[1]s-director tcpdump -ni eth0 dst %[2]s
+  out, encapsulated    ip netns exec %[1]s-director tcpdump -ni eth0 ip proto 4
+  replies passing it   ip netns exec %[1]s-director tcpdump -ni eth0 src %[2]s
+  unwrapped at web1    ip netns exec %[1]s-web1 tcpdump -ni vs0
+  director's status    %[3]s status -c %[4]s
+  the rest             %[5]s has configurations, logs and control sockets
+`
