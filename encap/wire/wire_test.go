@@ -1,0 +1,234 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
+)
+
+var local = netip.MustParseAddr("127.0.0.1").As4()
+
+// inNamespace runs fn in a network namespace of its own, whose loopback device is up with an MTU of 1500.
+func inNamespace(t *testing.T, fn func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root, to make a network namespace and raw sockets")
+	}
+	runtime.LockOSThread()
+	back, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		ns.Close()
+		if err := netns.Set(back); err != nil {
+			t.Fatal(err) // the thread stays locked, and ends with the goroutine
+		}
+		runtime.UnlockOSThread()
+	}()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(netlink.LinkSetMTU(lo, 1500), netlink.LinkSetUp(lo)); err != nil {
+		t.Fatal(err)
+	}
+	fn()
+}
+
+func open(t *testing.T) (*Sender, *Receiver) {
+	t.Helper()
+	s, err := NewSender()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	r, err := NewReceiver(packet.ProtoIPIP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return s, r
+}
+
+// outer makes a packet of protocol 4 from and to this host, with n bytes of payload that all are fill.
+func outer(n int, fill byte) packet.IPv4 {
+	b := make(packet.IPv4, 20+n)
+	packet.PutIPv4(b, 0x28, len(b), 9, packet.ProtoIPIP, [4]byte{}, local)
+	copy(b[20:], bytes.Repeat([]byte{fill}, n))
+	b[10], b[11] = 0, 0
+	return b
+}
+
+func TestSendAndReceive(t *testing.T) {
+	inNamespace(t, func() {
+		s, r := open(t)
+		const n = 150 // more than two batches
+		var segs []packet.Segment
+		for i := range n {
+			b := outer(100+i, byte(i))
+			if i%2 == 0 {
+				segs = append(segs, packet.Segment{Head: b})
+			} else {
+				segs = append(segs, packet.Segment{Head: b[:20+i/2], Body: b[20+i/2:]})
+			}
+		}
+		for sent := 0; sent < n; {
+			k, err := s.Send(segs[sent:])
+			if err != nil || k == 0 || k > Batch {
+				t.Fatal(k, err)
+			}
+			sent += k
+		}
+		bufs := packet.NewBufs(64)
+		for seen := 0; seen < n; {
+			k, err := r.ReadBatch(bufs)
+			if err != nil || k == 0 {
+				t.Fatal(k, err)
+			}
+			for i := range bufs[:k] {
+				h := packet.IPv4(bufs[i].Bytes())
+				want := bytes.Repeat([]byte{byte(seen)}, 100+seen)
+				if h.Check() != packet.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) || h.TTL() != 9 || h.TOS() != 0x28 || !bytes.Equal(h.Payload(), want) {
+					t.Fatalf("packet %d: %x", seen, []byte(h))
+				}
+				seen++
+			}
+		}
+	})
+}
+
+func TestSendGoesOnBehindRefused(t *testing.T) {
+	inNamespace(t, func() {
+		s, r := open(t)
+		unreachable := outer(10, 1)
+		copy(unreachable[16:20], []byte{192, 0, 2, 1})
+		segs := []packet.Segment{{Head: outer(10, 1)}, {Head: outer(1481, 2)}, {Head: unreachable}, {Head: outer(10, 3)}}
+		var errs []error
+		for out := segs; len(out) > 0; {
+			n, err := s.Send(out)
+			if err != nil {
+				errs = append(errs, err)
+				n = 1
+			}
+			out = out[n:]
+		}
+		if len(errs) != 2 || !errors.Is(errs[0], unix.EMSGSIZE) || !errors.Is(errs[1], unix.ENETUNREACH) {
+			t.Errorf("errors are %v", errs)
+		}
+		bufs := packet.NewBufs(4)
+		var got []byte
+		for len(got) < 2 {
+			n, err := r.ReadBatch(bufs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range bufs[:n] {
+				got = append(got, bufs[i].Bytes()[20])
+			}
+		}
+		if !bytes.Equal(got, []byte{1, 3}) {
+			t.Errorf("received %v", got)
+		}
+	})
+}
+
+// TestKernelReassembles: what the director cuts with its own IDs reaches the realserver's raw socket whole.
+func TestKernelReassembles(t *testing.T) {
+	inNamespace(t, func() {
+		s, r := open(t)
+		var want []byte
+		for i := range 3 {
+			b := outer(800, byte(i))
+			b[4], b[5] = 0, 7
+			b[6], b[7] = byte(i*100>>8), byte(i*100)
+			if i < 2 {
+				b[6] |= 0x20
+			}
+			want = append(want, b[20:]...)
+			if n, err := s.Send([]packet.Segment{{Head: b}}); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		bufs := packet.NewBufs(2)
+		n, err := r.ReadBatch(bufs)
+		if err != nil || n != 1 || !bytes.Equal(bufs[0].Bytes()[20:], want) {
+			t.Errorf("%d packets, %v, %d bytes", n, err, bufs[0].Len())
+		}
+	})
+}
+
+func TestCloseEndsReader(t *testing.T) {
+	inNamespace(t, func() {
+		s, r := open(t)
+		end := make(chan error)
+		go func() {
+			_, err := r.ReadBatch(packet.NewBufs(1))
+			end <- err
+		}()
+		r.Close()
+		if err := <-end; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("the reader ends with %v", err)
+		}
+		s.Close()
+		if _, err := s.Send([]packet.Segment{{Head: outer(1, 1)}}); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Send after Close: %v", err)
+		}
+	})
+}
+
+func TestOverruns(t *testing.T) {
+	inNamespace(t, func() {
+		s, r := open(t)
+		if n := r.Overruns(); n != 0 {
+			t.Fatalf("%d overruns before any packet", n)
+		}
+		seg := []packet.Segment{{Head: outer(1400, 1)}}
+		for range 50_000 { // 70 MB, far beyond the socket's buffer
+			if _, err := s.Send(seg); err != nil {
+				t.Fatal(err)
+			}
+			if r.Overruns() > 0 {
+				return
+			}
+		}
+		t.Error("no overrun was counted")
+	})
+}
+
+func TestBatchesAllocateNothing(t *testing.T) {
+	inNamespace(t, func() {
+		s, r := open(t)
+		segs := []packet.Segment{{Head: outer(100, 1)}, {Head: outer(100, 2)}}
+		bufs := packet.NewBufs(2)
+		if n := testing.AllocsPerRun(100, func() {
+			if _, err := s.Send(segs); err != nil {
+				t.Fatal(err)
+			}
+			for seen := 0; seen < 2; {
+				k, err := r.ReadBatch(bufs)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen += k
+			}
+		}); n != 0 {
+			t.Errorf("%v allocations a batch", n)
+		}
+	})
+}

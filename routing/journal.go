@@ -1,0 +1,263 @@
+package routing
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// records lists what was changed and how it was before: enough to undo it in another process. It is written before the
+// changes are made, so every entry may be one that never happened.
+type records struct {
+	Sysctls []sysctlRecord `json:"sysctls,omitempty"`
+	Links   []linkRecord   `json:"links,omitempty"`
+	Addrs   []addrRecord   `json:"addrs,omitempty"`
+	Routes  []routeRecord  `json:"routes,omitempty"`
+	Rules   []ruleRecord   `json:"rules,omitempty"`
+}
+
+// sysctlRecord is a value that we wrote.
+type sysctlRecord struct {
+	Key   string       `json:"key"`
+	Link  int          `json:"link,omitempty"` // index of the device that it belongs to
+	Old   string       `json:"old"`
+	Wrote []string     `json:"wrote"` // each value that may be there because of us
+	Sides []sideRecord `json:"sides,omitempty"`
+}
+
+// sideRecord is a value that the kernel rewrote because we wrote another.
+type sideRecord struct {
+	Key  string `json:"key"`
+	Link int    `json:"link,omitempty"`
+	Old  string `json:"old"`
+}
+
+// linkRecord is what we changed on one device. The index tells it from a later device of the same name.
+type linkRecord struct {
+	Name     string `json:"name"`
+	Index    int    `json:"index"`
+	OldMTU   int    `json:"old_mtu,omitempty"`
+	NewMTU   int    `json:"new_mtu,omitempty"` // 0: not changed
+	OldQueue int    `json:"old_txqueuelen,omitempty"`
+	NewQueue int    `json:"new_txqueuelen,omitempty"` // 0: not changed
+	Raised   bool   `json:"raised,omitempty"`         // was down
+}
+
+// addrRecord is an address that we added.
+type addrRecord struct {
+	Link   string       `json:"link"`
+	Index  int          `json:"index"`
+	Prefix netip.Prefix `json:"prefix"`
+}
+
+// routeRecord is a route that we added. With Protocol it names one route: the kernel knows routes by these four.
+type routeRecord struct {
+	Table  int          `json:"table"`
+	Dst    netip.Prefix `json:"dst"`
+	Metric int          `json:"metric,omitempty"`
+	TOS    int          `json:"tos,omitempty"`
+}
+
+// ruleRecord is a rule that we added: from this address look up this table.
+type ruleRecord struct {
+	Priority int        `json:"priority"`
+	From     netip.Addr `json:"from"`
+	Table    int        `json:"table"`
+}
+
+func (r records) empty() bool {
+	return len(r.Sysctls)+len(r.Links)+len(r.Addrs)+len(r.Routes)+len(r.Rules) == 0
+}
+
+// minus returns what of r is not in o.
+func (r records) minus(o records) records {
+	return records{
+		Sysctls: without(r.Sysctls, o.Sysctls, func(c sysctlRecord) any { return [2]any{c.Key, c.Link} }),
+		Links:   without(r.Links, o.Links, func(l linkRecord) any { return l.Index }),
+		Addrs:   without(r.Addrs, o.Addrs, func(a addrRecord) any { return a }),
+		Routes:  without(r.Routes, o.Routes, func(r routeRecord) any { return r }),
+		Rules:   without(r.Rules, o.Rules, func(r ruleRecord) any { return r }),
+	}
+}
+
+// plus returns o's entries after r's.
+func (r records) plus(o records) records {
+	return records{
+		Sysctls: slices.Concat(r.Sysctls, o.Sysctls),
+		Links:   slices.Concat(r.Links, o.Links),
+		Addrs:   slices.Concat(r.Addrs, o.Addrs),
+		Routes:  slices.Concat(r.Routes, o.Routes),
+		Rules:   slices.Concat(r.Rules, o.Rules),
+	}
+}
+
+func without[T any](list, gone []T, key func(T) any) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	drop := make(map[any]bool, len(gone))
+	for _, g := range gone {
+		drop[key(g)] = true
+	}
+	var rest []T
+	for _, v := range list {
+		if !drop[key(v)] {
+			rest = append(rest, v)
+		}
+	}
+	return rest
+}
+
+// String is a summary for the log.
+func (r records) String() string {
+	var s []string
+	for _, c := range []struct {
+		n    int
+		what string
+	}{
+		{len(r.Sysctls), "sysctls"}, {len(r.Links), "links"}, {len(r.Addrs), "addresses"},
+		{len(r.Routes), "routes"}, {len(r.Rules), "rules"},
+	} {
+		if c.n > 0 {
+			s = append(s, fmt.Sprintf("%d %s", c.n, c.what))
+		}
+	}
+	return strings.Join(s, ", ")
+}
+
+const journalVersion = 1
+
+// journal is the file. Its records mean something only in the same network namespace and until the next boot.
+type journal struct {
+	Version int     `json:"version"`
+	Boot    string  `json:"boot"`
+	Netns   string  `json:"netns"`
+	Pid     int     `json:"pid"`
+	Did     records `json:"did"`
+}
+
+// write replaces the file at path in one step, or removes it if there is nothing to undo. It is not synced: the machine
+// forgets the changes in a crash, just as it does the file.
+func (j journal) write(path string) error {
+	if j.Did.empty() {
+		return removeJournal(path)
+	}
+	b, err := json.MarshalIndent(j, "", " ")
+	if err != nil {
+		return fmt.Errorf("journal %s: %w", path, err)
+	}
+	tmp := tempName(path)
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+func tempName(path string) string { return path + ".new" }
+
+func removeJournal(path string) error {
+	for _, p := range []string{tempName(path), path} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("journal: %w", err)
+		}
+	}
+	return nil
+}
+
+// readJournal returns the journal at path, or a zero one if there is none.
+func readJournal(path string) (journal, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return journal{}, nil
+	}
+	if err != nil {
+		return journal{}, fmt.Errorf("journal: %w", err)
+	}
+	j, err := parseJournal(b)
+	if err != nil {
+		return journal{}, fmt.Errorf("journal %s is damaged: %w; undo what is left by hand (ip route show table all proto %d; ip rule), then remove the file",
+			path, err, Protocol)
+	}
+	return j, nil
+}
+
+// parseJournal is strict: what it returns can be acted on as root.
+func parseJournal(b []byte) (journal, error) {
+	var j journal
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&j); err != nil {
+		return journal{}, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return journal{}, errors.New("more than one value in it")
+	}
+	if j.Version != journalVersion {
+		return journal{}, fmt.Errorf("version %d, want %d", j.Version, journalVersion)
+	}
+	if j.Boot == "" || j.Netns == "" {
+		return journal{}, errors.New("it does not say where it belongs")
+	}
+	return j, j.Did.validate()
+}
+
+func (r records) validate() error {
+	for _, c := range r.Sysctls {
+		if !validKey(c.Key) || !validValue(c.Old) || len(c.Wrote) == 0 {
+			return fmt.Errorf("bad sysctl %q", c.Key)
+		}
+		for _, s := range c.Sides {
+			if !validKey(s.Key) || !validValue(s.Old) {
+				return fmt.Errorf("bad sysctl %q", s.Key)
+			}
+		}
+	}
+	for _, l := range r.Links {
+		if !validLink(l.Name) || l.Index <= 0 || l.OldMTU < 0 || l.OldQueue < 0 {
+			return fmt.Errorf("bad link %q", l.Name)
+		}
+	}
+	for _, a := range r.Addrs {
+		if !validLink(a.Link) || a.Index <= 0 || !validPrefix(a.Prefix) {
+			return fmt.Errorf("bad address %s", a.Prefix)
+		}
+	}
+	for _, t := range r.Routes {
+		if !inRange(t.Table, 1, maxID) || !validPrefix(t.Dst) || t.Metric < 0 || t.TOS < 0 {
+			return fmt.Errorf("bad route %s", t.Dst)
+		}
+	}
+	for _, u := range r.Rules {
+		if !inRange(u.Table, 1, maxID) || !validAddr(u.From) || !inRange(u.Priority, 1, lastP) {
+			return fmt.Errorf("bad rule from %s", u.From)
+		}
+	}
+	return nil
+}
+
+// bootID changes with every boot: random(4).
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("boot id: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func makeJournalDir(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("directory of the journal: %w", err)
+	}
+	return nil
+}

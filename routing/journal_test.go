@@ -1,0 +1,183 @@
+package routing
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func fullRecords() records {
+	return records{
+		Sysctls: []sysctlRecord{{
+			Key: "net/ipv4/ip_forward", Old: "0", Wrote: []string{"1"},
+			Sides: []sideRecord{{Key: "net/ipv4/conf/eth0/forwarding", Link: 2, Old: "1"}},
+		}},
+		Links:  []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000, Raised: true}},
+		Addrs:  []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},
+		Routes: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("0.0.0.0/0"), Metric: 50, TOS: 16}},
+		Rules:  []ruleRecord{{Priority: 80, From: netip.MustParseAddr("2001:db8::80"), Table: 80}},
+	}
+}
+
+func fullJournal() journal {
+	return journal{Version: journalVersion, Boot: "b", Netns: "cookie:01", Pid: 42, Did: fullRecords()}
+}
+
+func TestJournalRoundTrip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.json")
+	if err := fullJournal().write(path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readJournal(path)
+	if err != nil || !reflect.DeepEqual(got, fullJournal()) {
+		t.Errorf("read %+v, %v", got, err)
+	}
+	if err := (journal{}).write(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readJournal(path); err != nil || got.Version != 0 {
+		t.Errorf("journal with nothing to undo: %+v, %v", got, err)
+	}
+}
+
+func TestDamagedJournal(t *testing.T) {
+	good, err := json.Marshal(fullJournal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{
+		"empty":           "",
+		"cut":             string(good[:len(good)/2]),
+		"two":             string(good) + "{}",
+		"unknown key":     `{"version":1,"boot":"b","netns":"n","extra":1}`,
+		"another version": `{"version":2,"boot":"b","netns":"n"}`,
+		"no place":        `{"version":1}`,
+		"escaping sysctl": strings.Replace(string(good), "net/ipv4/ip_forward", "net/../kernel/core_pattern", 1),
+		"other sysctl":    strings.Replace(string(good), "net/ipv4/conf/eth0/forwarding", "kernel/core_pattern", 1),
+		"bad device":      strings.Replace(string(good), `"name":"vs0"`, `"name":"a/b"`, 1),
+		"bad prefix":      strings.Replace(string(good), "198.51.100.80/32", "198.51.100.80/33", 1),
+		"bad table":       strings.Replace(string(good), `"table":254`, `"table":-1`, 1),
+		"bad priority":    strings.Replace(string(good), `"priority":80`, `"priority":40000`, 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "journal.json")
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(path, nil)
+			if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "remove the file") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %q, want one line that names %s", err, path)
+			}
+			if _, err := os.Stat(path); err != nil {
+				t.Errorf("the evidence is gone: %v", err)
+			}
+		})
+	}
+}
+
+func TestJournalOfAnotherPlaceIsDiscarded(t *testing.T) {
+	newHost(t)
+	boot, err := bootID()
+	must(t, err)
+	ns, err := openNamespace()
+	must(t, err)
+	defer ns.close()
+	before := machineState(t)
+	for name, j := range map[string]journal{
+		"boot":      {Version: journalVersion, Boot: "another", Netns: ns.id},
+		"namespace": {Version: journalVersion, Boot: boot, Netns: "cookie:00"},
+	} {
+		// Undoing this would show.
+		j.Did.Sysctls = []sysctlRecord{{Key: "net/ipv4/conf/all/arp_ignore", Old: "2", Wrote: []string{"0"}}}
+		path := filepath.Join(t.TempDir(), "journal.json")
+		must(t, j.write(path))
+		m, err := Open(path, nil)
+		if err != nil {
+			t.Fatalf("another %s: %v", name, err)
+		}
+		sameState(t, before, machineState(t))
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("journal of another %s is still there", name)
+		}
+		must(t, m.Close())
+
+		j.Boot, j.Netns = boot, ns.id
+		must(t, j.write(path))
+		m, err = Open(path, nil)
+		must(t, err)
+		if got := sysctl(t, "net/ipv4/conf/all/arp_ignore"); got != "2" {
+			t.Errorf("journal of this place was not heeded: arp_ignore = %s", got)
+		}
+		must(t, m.Close())
+		setSysctl(t, "net/ipv4/conf/all/arp_ignore", "0")
+	}
+}
+
+func TestRecordsMinus(t *testing.T) {
+	r := fullRecords()
+	if rest := r.minus(r); !rest.empty() {
+		t.Errorf("r - r = %s", rest)
+	}
+	if rest := r.minus(records{}); !reflect.DeepEqual(rest, r) {
+		t.Errorf("r - nothing = %s", rest)
+	}
+	if s := r.String(); s != "1 sysctls, 1 links, 1 addresses, 1 routes, 1 rules" {
+		t.Errorf("summary %q", s)
+	}
+}
+
+func TestLockAfterItsFileWasRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	first, err := acquireLock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := acquireLock(path); err == nil {
+		t.Fatal("two holders")
+	}
+	first.release()
+	second, err := acquireLock(path)
+	if err != nil {
+		t.Fatalf("after the release: %v", err)
+	}
+	second.release()
+}
+
+// FuzzJournal checks that what the parser lets through survives writing and reading, and names nothing outside the
+// network's sysctls.
+func FuzzJournal(f *testing.F) {
+	good, err := json.Marshal(fullJournal())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"version":1,"boot":"b","netns":"n","pid":1,"did":{}}`))
+	f.Add([]byte(`{"version":1,"boot":"b","netns":"n","did":{"routes":[{"table":1,"dst":"::/0"}]}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		j, err := parseJournal(b)
+		if err != nil {
+			return
+		}
+		for _, s := range j.Did.Sysctls {
+			if p := filepath.Join(sysctlRoot, s.Key); !strings.HasPrefix(p, sysctlRoot+"net/") {
+				t.Errorf("sysctl outside: %s", p)
+			}
+		}
+		again, err := json.Marshal(j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := parseJournal(again)
+		if err != nil {
+			t.Fatalf("%s: %v", again, err)
+		}
+		// Empty and missing lists are the same.
+		if last, err := json.Marshal(k); err != nil || string(last) != string(again) {
+			t.Errorf("%s became %s (%v)", again, last, err)
+		}
+	})
+}

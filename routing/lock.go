@@ -1,0 +1,70 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileLock is a file with a flock on it, which the kernel drops when its holder dies. It holds the holder's pid.
+type fileLock struct {
+	file *os.File
+}
+
+// acquireLock takes the lock, or says who has it.
+func acquireLock(path string) (*fileLock, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			defer f.Close()
+			return nil, fmt.Errorf("%s is held by process %s; stop it, or use another journal", path, holder(f))
+		}
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		// The last holder may have removed the file after we opened it: then others lock a new one.
+		if !isFile(f, path) {
+			f.Close()
+			continue
+		}
+		l := &fileLock{f}
+		err = f.Truncate(0)
+		if err == nil {
+			_, err = fmt.Fprintln(f, os.Getpid())
+		}
+		if err != nil {
+			l.release()
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+		return l, nil
+	}
+}
+
+func holder(f *os.File) string {
+	b, _ := io.ReadAll(io.LimitReader(f, 32))
+	if pid := strings.TrimSpace(string(b)); pid != "" {
+		return pid
+	}
+	return "(unknown)"
+}
+
+func isFile(f *os.File, path string) bool {
+	a, errA := f.Stat()
+	b, errB := os.Stat(path)
+	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
+// release gives the lock up and removes its file.
+func (l *fileLock) release() {
+	os.Remove(l.file.Name())
+	l.file.Close()
+}

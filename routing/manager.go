@@ -1,0 +1,265 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// answerTimeout bounds how long the kernel may take for one netlink request.
+const answerTimeout = 30 * time.Second
+
+var errClosed = errors.New("routing: the manager is closed")
+
+// Manager keeps the network namespace in which it was opened in a desired state. Its methods may be called from any
+// goroutine.
+type Manager struct {
+	log  *slog.Logger
+	path string
+	boot string
+	ns   *namespace
+	nl   *netlink.Handle
+	lock *fileLock
+
+	mu     sync.Mutex
+	state  State
+	own    records // what is undone at Close; never less than what the journal says
+	closed bool
+}
+
+// Open makes a Manager for the calling thread's network namespace. The file at path journals what it changes; if a
+// predecessor left one there, its changes are undone first. A journal of another boot or namespace is just removed:
+// what it lists is gone or out of reach. The directory is made if it is missing (mode 0755).
+//
+// Only one process at a time may use a journal; the error for a second one names the first. A nil log is silent.
+func Open(path string, log *slog.Logger) (*Manager, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	m := &Manager{log: log, path: path}
+	if err := m.open(); err != nil {
+		m.release()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *Manager) open() (err error) {
+	if m.boot, err = bootID(); err != nil {
+		return err
+	}
+	if err := makeJournalDir(m.path); err != nil {
+		return err
+	}
+	if m.lock, err = acquireLock(m.path + ".lock"); err != nil {
+		return err
+	}
+	if m.ns, err = openNamespace(); err != nil {
+		return err
+	}
+	err = m.ns.do(func() error {
+		m.nl, err = newHandle()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.nl.SetSocketTimeout(answerTimeout); err != nil {
+		return fmt.Errorf("netlink socket: %w", err)
+	}
+	return m.recover()
+}
+
+// recover undoes what the journal lists.
+func (m *Manager) recover() error {
+	j, err := readJournal(m.path)
+	if err != nil {
+		return err
+	}
+	if j.Version == 0 {
+		return removeJournal(m.path)
+	}
+	if j.Boot != m.boot || j.Netns != m.ns.id {
+		m.log.Info("removed a journal of another boot or network namespace", "journal", m.path, "pid", j.Pid)
+		return removeJournal(m.path)
+	}
+	m.own = j.Did
+	if err := m.undoAll(); err != nil {
+		return fmt.Errorf("undo what process %d left behind: %w", j.Pid, err)
+	}
+	m.log.Info("undid what a killed predecessor left behind", "pid", j.Pid, "changes", j.Did.String())
+	return nil
+}
+
+// Set brings the machine into the state s. It makes only the changes that are missing, and undoes what an earlier Set
+// did and s no longer names. If s contradicts what others have set up, it changes nothing. If it fails later, what it
+// did stays until another Set or Close.
+func (m *Manager) Set(s State) error {
+	if err := s.validate(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := m.state
+	m.state = s.clone()
+	changed, err := m.reconcile()
+	if err != nil && changed == 0 {
+		m.state = before
+	}
+	return err
+}
+
+// Close undoes every change, last first, as far as it can, and gives the journal up: it is removed, or, if something
+// could not be undone, left for the next Open to try again. Devices which are gone already have taken their addresses,
+// routes and sysctls with them, which is no error.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	err := m.undoAll()
+	m.release()
+	return err
+}
+
+func (m *Manager) undoAll() error {
+	return m.ns.do(func() error {
+		left, err := m.undo(m.own)
+		m.own = left
+		return errors.Join(err, m.writeJournal(left))
+	})
+}
+
+func (m *Manager) release() {
+	if m.nl != nil {
+		m.nl.Close()
+	}
+	if m.ns != nil {
+		m.ns.close()
+	}
+	if m.lock != nil {
+		m.lock.release()
+	}
+}
+
+func (m *Manager) writeJournal(did records) error {
+	return journal{Version: journalVersion, Boot: m.boot, Netns: m.ns.id, Pid: os.Getpid(), Did: did}.write(m.path)
+}
+
+// reconcile makes what differs from m.state, and returns how many changes it tried.
+func (m *Manager) reconcile() (changes int, err error) {
+	if m.closed {
+		return 0, errClosed
+	}
+	err = m.ns.do(func() error {
+		changes, err = m.pass()
+		// Others change routes while we copy them: what was true a moment ago is looked up once more.
+		if changes > 0 && isRace(err) {
+			var more int
+			more, err = m.pass()
+			changes += more
+		}
+		return err
+	})
+	return changes, err
+}
+
+func isRace(err error) bool {
+	return isGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN)
+}
+
+func (m *Manager) pass() (changes int, err error) {
+	snap, err := takeSnapshot(m.nl, scopeOf(m.state, m.own))
+	if err != nil {
+		return 0, err
+	}
+	steps, next, err := m.plan(snap)
+	if err != nil {
+		return 0, err
+	}
+	stale := m.own.minus(next)
+	if len(steps) == 0 && reflect.DeepEqual(next, m.own) {
+		return 0, nil
+	}
+	all := next.plus(stale)
+	if err := m.writeJournal(all); err != nil {
+		return 0, err
+	}
+	m.own = all
+	for _, s := range steps {
+		changes++
+		if err := s.do(); err != nil {
+			return changes, fmt.Errorf("%s: %w", s.what, err)
+		}
+		m.log.Debug("changed the network", "did", s.what)
+	}
+	changes += len(stale.Sysctls) + len(stale.Links) + len(stale.Addrs) + len(stale.Routes) + len(stale.Rules)
+	left, err := m.undo(stale)
+	m.own = next.plus(left)
+	return changes, errors.Join(err, m.writeJournal(m.own))
+}
+
+// plan compares the state with the machine. It returns what to do, and what is ours once that is done.
+func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
+	s := m.state
+	ownRoutes := make(map[routeRecord]bool, len(m.own.Routes))
+	for _, r := range m.own.Routes {
+		ownRoutes[r] = true
+	}
+	sysctls, nextSysctls, err1 := planSysctls(s.Sysctls, m.own.Sysctls, snap.links)
+	links, nextLinks, err2 := m.planLinks(s.Links, m.own.Links, snap)
+	addrs, nextAddrs, err3 := m.planAddrs(s.Addrs, m.own.Addrs, snap)
+	routes, nextRoutes, err4 := m.planRoutes(s.Routes, ownRoutes, snap)
+	replies, nextCopies, nextRules, err5 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+		return nil, records{}, err
+	}
+	return slices.Concat(sysctls, links, addrs, routes, replies), records{
+		Sysctls: nextSysctls,
+		Links:   nextLinks,
+		Addrs:   nextAddrs,
+		Routes:  slices.Concat(nextRoutes, nextCopies),
+		Rules:   nextRules,
+	}, nil
+}
+
+// undo takes back what r lists, last first. What is gone already is fine. It goes on after a failure, and returns what
+// is left to undo.
+func (m *Manager) undo(r records) (left records, err error) {
+	if r.empty() {
+		return records{}, nil
+	}
+	snap, err := takeSnapshot(m.nl, scopeOf(State{}, r))
+	if err != nil {
+		return r, err
+	}
+	var errs [5]error
+	left.Rules, errs[0] = undoEach(r.Rules, func(v ruleRecord) error { return m.undoRule(v, snap) })
+	left.Routes, errs[1] = undoEach(r.Routes, func(v routeRecord) error { return m.undoRoute(v, snap) })
+	left.Addrs, errs[2] = undoEach(r.Addrs, func(v addrRecord) error { return m.undoAddr(v, snap) })
+	left.Links, errs[3] = undoEach(r.Links, func(v linkRecord) error { return m.undoLink(v, snap.links) })
+	left.Sysctls, errs[4] = undoEach(r.Sysctls, func(v sysctlRecord) error { return undoSysctl(v, snap.links) })
+	return left, errors.Join(errs[:]...)
+}
+
+func undoEach[T any](list []T, undo func(T) error) (left []T, err error) {
+	var errs []error
+	for _, v := range slices.Backward(list) {
+		if err := undo(v); err != nil {
+			errs = append(errs, err)
+			left = append(left, v)
+		}
+	}
+	slices.Reverse(left)
+	return left, errors.Join(errs...)
+}

@@ -1,0 +1,201 @@
+// Package routing brings a machine's network into a desired state by netlink and /proc/sys, again and again, and
+// takes back what it did: links, addresses, routes, rules and sysctls.
+//
+//	State ── Set ──► plan (what differs) ──► journal (how to undo it) ──► kernel
+//	                   ▲                                                    │
+//	                   └──────────── Watch: netlink events ◄────────────────┘
+//
+// Whatever existed before is left alone, also when the state asks for the same; whatever exists and contradicts the
+// state is an error before anything is changed. Close undoes the changes in reverse order. After a SIGKILL the next
+// Open does it, from the journal.
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Protocol marks the routes and rules that this package creates (rtm_protocol in rtnetlink(7), FRA_PROTOCOL), so that
+// they can be told from everybody else's: `ip route show table all proto 118`.
+const Protocol = 118
+
+const (
+	// MaxReplyRoutes is how many routes a Replies table takes over from the main table at most.
+	MaxReplyRoutes = 10_000
+
+	minMSS = 88         // TCP_MIN_MSS, include/net/tcp.h
+	maxMSS = 65535 - 40 // what the kernel caps RTAX_ADVMSS at, net/ipv4/metrics.c
+	minMTU = 68         // RFC 791
+	maxMTU = 65535      // total length of an IP packet
+	maxID  = 1<<31 - 1  // tables
+	lastP  = 32766 - 1  // the last rule priority in front of the main table's
+	maxQL  = 1_000_000  // packets
+)
+
+// State is how the machine shall be. It is applied in the order of the fields, and undone in the reverse order.
+type State struct {
+	Sysctls []Sysctl
+	Links   []Link
+	Addrs   []Addr
+	Routes  []Route
+	Replies *Replies // nil: none
+}
+
+// Link is a device that exists already, such as a TUN device of the caller.
+type Link struct {
+	Name       string
+	MTU        int // bytes; 0 keeps what it has
+	TxQueueLen int // packets; 0 keeps what it has
+	Up         bool
+}
+
+// Addr is an address of a device. IPv4 addresses get host scope, so that the kernel never picks one as the source of
+// other traffic (RFC 6724 has no say in IPv4; see inet_select_addr in net/ipv4/devinet.c).
+type Addr struct {
+	Link   string
+	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
+}
+
+// Route sends Dst out of a device, without a gateway.
+type Route struct {
+	Dst    netip.Prefix // without host bits
+	Link   string
+	Table  int // 0 = main
+	MTU    int // bytes; 0 = the device's
+	AdvMSS int // MSS that TCP advertises on this route, bytes; 0 = from the MTU
+}
+
+// Sysctl is one value below /proc/sys.
+//
+// Setting net/ipv4/ip_forward makes the kernel rewrite other values (inet_forward_change in net/ipv4/devinet.c);
+// these are recorded and restored too, one by one. What it cannot restore is large receive offload, which the kernel
+// switches off on every device that it makes forward (dev_disable_lro).
+type Sysctl struct {
+	Key      string // path below /proc/sys: "net/ipv4/conf/all/arp_ignore"
+	Value    string
+	AtLeast  bool // a larger number is fine too: only ever raise it
+	Optional bool // skip it where the kernel has no such file
+}
+
+// Replies routes what this host sends from the given addresses by a table of its own: a copy of the main table, kept
+// in step with it by Watch, with the MSS that TCP advertises lowered. Routes by devices of State.Links are left out.
+//
+// Copied are routes of type unicast, blackhole, unreachable, prohibit and throw, with all their metrics; nexthop
+// objects become plain nexthops. A lightweight tunnel (ip route … encap) is copied where it is mpls, seg6 or bpf.
+type Replies struct {
+	From     []netip.Addr
+	Table    int // 1–252, or above 255; must be empty
+	Priority int // of the `ip rule`s, 1–32765; taken by nobody else
+	AdvMSS   int // bytes, at most; a route or device whose MTU needs less gets less. 0 leaves every route as it is
+}
+
+// clone returns a copy that shares nothing with s.
+func (s State) clone() State {
+	s.Sysctls = slices.Clone(s.Sysctls)
+	s.Links = slices.Clone(s.Links)
+	s.Addrs = slices.Clone(s.Addrs)
+	s.Routes = slices.Clone(s.Routes)
+	if s.Replies != nil {
+		r := *s.Replies
+		r.From = slices.Clone(r.From)
+		s.Replies = &r
+	}
+	return s
+}
+
+// validate reports everything that is wrong with s without looking at the machine.
+func (s State) validate() error {
+	var errs []error
+	seen := map[string]bool{}
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	once := func(what string) {
+		check(!seen[what], "%s: given twice", what)
+		seen[what] = true
+	}
+	for _, c := range s.Sysctls {
+		once("sysctl " + c.Key)
+		check(validKey(c.Key), "sysctl %q: want a path below /proc/sys such as net/ipv4/ip_forward", c.Key)
+		check(validValue(c.Value), "sysctl %s: bad value %q", c.Key, c.Value)
+		if c.AtLeast {
+			_, err := strconv.Atoi(c.Value)
+			check(err == nil, "sysctl %s: value %q must be a number to compare with", c.Key, c.Value)
+		}
+	}
+	for _, l := range s.Links {
+		once("link " + l.Name)
+		check(validLink(l.Name), "link %q: want a device name of 1 to 15 bytes", l.Name)
+		check(l.MTU == 0 || inRange(l.MTU, minMTU, maxMTU), "link %s: MTU %d: want %d to %d", l.Name, l.MTU, minMTU, maxMTU)
+		check(inRange(l.TxQueueLen, 0, maxQL), "link %s: queue length %d: want 0 to %d", l.Name, l.TxQueueLen, maxQL)
+	}
+	for _, a := range s.Addrs {
+		once(fmt.Sprintf("address %s on %s", a.Prefix, a.Link))
+		check(validLink(a.Link), "address %s: bad device name %q", a.Prefix, a.Link)
+		check(validPrefix(a.Prefix) && !a.Prefix.Addr().IsUnspecified(), "address %s on %s: not an address with a prefix length", a.Prefix, a.Link)
+	}
+	for _, r := range s.Routes {
+		once(fmt.Sprintf("route %s in table %s", r.Dst, tableName(r.table())))
+		check(validLink(r.Link), "route %s: bad device name %q", r.Dst, r.Link)
+		check(validPrefix(r.Dst) && r.Dst == r.Dst.Masked(), "route %s: not a network prefix without host bits", r.Dst)
+		check(inRange(r.Table, 0, maxID), "route %s: bad table %d", r.Dst, r.Table)
+		check(r.MTU == 0 || inRange(r.MTU, minMTU, maxMTU), "route %s: MTU %d: want %d to %d", r.Dst, r.MTU, minMTU, maxMTU)
+		check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "route %s: advmss %d: want %d to %d", r.Dst, r.AdvMSS, minMSS, maxMSS)
+		check(s.Replies == nil || s.Replies.Table != r.table(), "route %s: table %d is the one for replies", r.Dst, r.Table)
+	}
+	if r := s.Replies; r != nil {
+		check(len(r.From) > 0, "replies: no addresses")
+		for _, a := range r.From {
+			once("replies from " + a.String())
+			check(validAddr(a) && !a.IsUnspecified(), "replies from %s: not an address", a)
+		}
+		reserved := inRange(r.Table, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) // default, main, local
+		check(inRange(r.Table, 1, maxID) && !reserved, "replies: table %d: want 1 to 252, or 256 to %d", r.Table, maxID)
+		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's", r.Priority, lastP)
+		check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "replies: advmss %d: want %d to %d", r.AdvMSS, minMSS, maxMSS)
+	}
+	return errors.Join(errs...)
+}
+
+func (r Route) table() int {
+	if r.Table == 0 {
+		return unix.RT_TABLE_MAIN
+	}
+	return r.Table
+}
+
+func tableName(table int) string {
+	if table == unix.RT_TABLE_MAIN {
+		return "main"
+	}
+	return strconv.Itoa(table)
+}
+
+func inRange(v, low, high int) bool { return v >= low && v <= high }
+
+// validLink is dev_valid_name of net/core/dev.c.
+func validLink(name string) bool {
+	return len(name) > 0 && len(name) < unix.IFNAMSIZ && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\n\v\f\r\x00")
+}
+
+// An IPv4-mapped IPv6 address would be taken for IPv4 by netlink's net.IP; a zone has no place in a route.
+func validAddr(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
+
+func validPrefix(p netip.Prefix) bool { return p.IsValid() && validAddr(p.Addr()) }
+
+func validKey(key string) bool {
+	return strings.HasPrefix(key, "net/") && fs.ValidPath(key) && !strings.ContainsAny(key, "\x00\n")
+}
+
+func validValue(v string) bool {
+	return v != "" && v == clean(v) && !strings.ContainsAny(v, "\x00\n")
+}

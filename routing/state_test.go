@@ -1,0 +1,56 @@
+package routing
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestValidate(t *testing.T) {
+	if err := fullState().validate(); err != nil {
+		t.Fatalf("good state: %v", err)
+	}
+	for want, spoil := range map[string]func(s *State){
+		"want a path below /proc/sys":     func(s *State) { s.Sysctls[0].Key = "net.ipv4.ip_forward" },
+		"want a path below":               func(s *State) { s.Sysctls[0].Key = "net/../kernel/core_pattern" },
+		"bad value":                       func(s *State) { s.Sysctls[0].Value = "1\n2" },
+		"must be a number":                func(s *State) { s.Sysctls[1].Value = "many" },
+		"arp_ignore: given twice":         func(s *State) { s.Sysctls[2].Key = s.Sysctls[1].Key },
+		"want a device name":              func(s *State) { s.Links[0].Name = "a-name-of-16-byte" },
+		"want 68 to 65535":                func(s *State) { s.Links[0].MTU = 67 },
+		"queue length":                    func(s *State) { s.Links[0].TxQueueLen = -1 },
+		"not an address":                  func(s *State) { s.Addrs[0].Prefix = netip.Prefix{} },
+		"address ::ffff:1.2.3.4/128":      func(s *State) { s.Addrs[0].Prefix = hostPrefix(netip.MustParseAddr("::ffff:1.2.3.4")) },
+		"without host bits":               func(s *State) { s.Routes[0].Dst = netip.MustParsePrefix("203.0.113.1/24") },
+		"table 5080 is the one for":       func(s *State) { s.Routes[0].Table = 5080 },
+		"bad table -1":                    func(s *State) { s.Routes[0].Table = -1 },
+		"advmss 87":                       func(s *State) { s.Routes[0].AdvMSS = 87 },
+		"replies: no addresses":           func(s *State) { s.Replies.From = nil },
+		"replies from 198.51.100.81: giv": func(s *State) { s.Replies.From[0] = s.Replies.From[1] },
+		"table 254: want":                 func(s *State) { s.Replies.Table = 254 },
+		"table 0: want":                   func(s *State) { s.Replies.Table = 0 },
+		"priority 32766: want":            func(s *State) { s.Replies.Priority = 32766 },
+		"replies: advmss 65536":           func(s *State) { s.Replies.AdvMSS = 65536 },
+	} {
+		s := fullState()
+		spoil(&s)
+		if err := s.validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q, want %q", err, want)
+		}
+	}
+	s := fullState()
+	s.Links[0].MTU, s.Replies.Table = 1, 255
+	if err := s.validate(); err == nil || strings.Count(err.Error(), "\n") != 1 {
+		t.Errorf("two faults make %q, want two lines", err)
+	}
+}
+
+func TestCloneSharesNothing(t *testing.T) {
+	s := fullState()
+	c := s.clone()
+	s.Replies.From[0] = netip.IPv4Unspecified()
+	s.Replies.Table, s.Links[0].MTU, s.Addrs[0].Link, s.Routes[0].Link, s.Sysctls[0].Value = 1, 1, "x", "x", "x"
+	if err := c.validate(); err != nil || c.Replies.Table != 5080 || c.Addrs[0].Link != "vs0" || c.Sysctls[0].Value != "1" {
+		t.Errorf("the clone changed: %+v, %v", c, err)
+	}
+}

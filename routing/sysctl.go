@@ -1,0 +1,245 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const sysctlRoot = "/proc/sys/"
+
+func readSysctl(key string) (string, error) {
+	b, err := os.ReadFile(sysctlRoot + key)
+	return clean(string(b)), err
+}
+
+func writeSysctl(key, value string) error {
+	f, err := os.OpenFile(sysctlRoot+key, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value + "\n")
+	return errors.Join(err, f.Close())
+}
+
+// clean makes values comparable: the kernel separates several numbers by tabs.
+func clean(v string) string { return strings.Join(strings.Fields(v), " ") }
+
+// planSysctls plans what of want differs. Values that a planned write will have changed by then count as changed.
+func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step, next []sysctlRecord, err error) {
+	var errs []error
+	pending := map[string]string{}
+	read := func(key string) (string, error) {
+		if v, ok := pending[key]; ok {
+			return v, nil
+		}
+		return readSysctl(key)
+	}
+	for _, c := range want {
+		cur, err := read(c.Key)
+		if errors.Is(err, fs.ErrNotExist) && c.Optional {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sysctl %s: %w", c.Key, err))
+			continue
+		}
+		link := links.index(sysctlLink(c.Key))
+		i := slices.IndexFunc(own, func(r sysctlRecord) bool { return r.Key == c.Key && r.Link == link })
+		if ok, err := c.satisfiedBy(cur); err != nil || ok {
+			if err != nil {
+				errs = append(errs, err)
+			} else if i >= 0 {
+				next = append(next, own[i])
+			}
+			continue
+		}
+		if err := unix.Access(sysctlRoot+c.Key, unix.W_OK); err != nil {
+			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it from outside, or make /proc/sys writable",
+				c.Key, cur, c.Value, err))
+			continue
+		}
+		rec := sysctlRecord{Key: c.Key, Link: link, Old: cur, Wrote: []string{c.Value}}
+		effects, err := sideEffects(c.Key, c.Value)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, e := range effects {
+			if old, err := read(e.key); err == nil { // else the device went just now
+				rec.Sides = append(rec.Sides, sideRecord{Key: e.key, Link: links.index(sysctlLink(e.key)), Old: old})
+			}
+		}
+		if i >= 0 && slices.Contains(own[i].Wrote, cur) {
+			// Ours with another value: what was before us stays what is restored.
+			rec = own[i]
+			if !slices.Contains(rec.Wrote, c.Value) {
+				rec.Wrote = append(slices.Clone(rec.Wrote), c.Value)
+			}
+		}
+		next = append(next, rec)
+		steps = append(steps, step{
+			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
+			do:   func() error { return writeSysctl(c.Key, c.Value) },
+		})
+		pending[c.Key] = c.Value
+		for _, e := range effects {
+			pending[e.key] = e.value
+		}
+	}
+	return steps, next, errors.Join(errs...)
+}
+
+func (c Sysctl) satisfiedBy(cur string) (bool, error) {
+	if cur == c.Value || !c.AtLeast {
+		return cur == c.Value, nil
+	}
+	have, err := strconv.Atoi(cur)
+	if err != nil {
+		return false, fmt.Errorf("sysctl %s is %q, which is no number to compare with %s", c.Key, cur, c.Value)
+	}
+	want, err := strconv.Atoi(c.Value)
+	return have >= want, err
+}
+
+// undoSysctl restores r if the value is still ours. If somebody else changed it since, theirs stays.
+func undoSysctl(r sysctlRecord, links linkSet) error {
+	if name := sysctlLink(r.Key); name != "" && links.index(name) != r.Link {
+		return nil // the device is gone, and with it the value
+	}
+	cur, err := readSysctl(r.Key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sysctl %s: %w", r.Key, err)
+	}
+	// With the old value there, we may have been killed half-way: the side effects are looked at all the same.
+	if cur != r.Old && !slices.Contains(r.Wrote, cur) {
+		return nil
+	}
+	back, err := sidesAfter(r, cur, links)
+	if err != nil {
+		return err
+	}
+	if cur != r.Old {
+		if err := writeSysctl(r.Key, r.Old); err != nil {
+			return fmt.Errorf("restore sysctl %s=%s: %w", r.Key, r.Old, err)
+		}
+	}
+	var errs []error
+	for _, b := range back {
+		now, err := readSysctl(b.key)
+		if err == nil && now != b.value {
+			err = writeSysctl(b.key, b.value)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("restore sysctl %s=%s: %w", b.key, b.value, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sidesAfter returns what the side effects of r's value shall be once r is restored; cur is r's value now. A device
+// which came in between took its value from conf/default, so it gets what conf/default was.
+func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error) {
+	effects, err := sideEffects(r.Key, cur)
+	if err != nil {
+		return nil, err
+	}
+	var back []assignment
+	for _, e := range effects {
+		now, err := readSysctl(e.key)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("sysctl %s: %w", e.key, err)
+		}
+		if now == e.value { // as the kernel made it; otherwise somebody set it since
+			now = r.before(e.key, links, now)
+		}
+		back = append(back, assignment{e.key, now})
+	}
+	return back, nil
+}
+
+// before returns what the side effect key was when r was recorded.
+func (r sysctlRecord) before(key string, links linkSet, otherwise string) string {
+	for _, s := range r.Sides {
+		if s.Key == key && s.Link == links.index(sysctlLink(key)) {
+			return s.Old
+		}
+	}
+	parts := strings.Split(key, "/")
+	if len(parts) != 5 {
+		return otherwise
+	}
+	parts[3] = "default"
+	def := strings.Join(parts, "/")
+	if r.Key == def {
+		return r.Old
+	}
+	for _, s := range r.Sides {
+		if s.Key == def {
+			return s.Old
+		}
+	}
+	return otherwise
+}
+
+type assignment struct{ key, value string }
+
+// sideEffects lists what else the kernel sets when it is told key=value: inet_forward_change and devinet_conf_proc in
+// net/ipv4/devinet.c, addrconf_fixup_forwarding in net/ipv6/addrconf.c.
+func sideEffects(key, value string) ([]assignment, error) {
+	dir, name := path.Split(key)
+	switch {
+	case key == "net/ipv4/ip_forward" || key == "net/ipv4/conf/all/forwarding":
+		redirects := "0"
+		if value == "0" {
+			redirects = "1"
+		}
+		devs, err := perDevice("net/ipv4/conf/", "forwarding", value)
+		return append([]assignment{
+			{"net/ipv4/conf/all/accept_redirects", redirects},
+			{"net/ipv4/conf/default/forwarding", value},
+		}, devs...), err
+	case key == "net/ipv6/conf/all/forwarding":
+		devs, err := perDevice("net/ipv6/conf/", "forwarding", value)
+		return append([]assignment{{"net/ipv6/conf/default/forwarding", value}}, devs...), err
+	case dir == "net/ipv4/conf/default/" && name != "forwarding":
+		return perDevice("net/ipv4/conf/", name, value)
+	}
+	return nil, nil
+}
+
+func perDevice(dir, name, value string) ([]assignment, error) {
+	entries, err := os.ReadDir(sysctlRoot + dir)
+	if err != nil {
+		return nil, fmt.Errorf("sysctl %s: %w", dir, err)
+	}
+	var list []assignment
+	for _, e := range entries {
+		if dev := e.Name(); dev != "all" && dev != "default" {
+			list = append(list, assignment{dir + dev + "/" + name, value})
+		}
+	}
+	return list, nil
+}
+
+// sysctlLink returns the device in a key such as net/ipv4/conf/eth0/rp_filter, or "".
+func sysctlLink(key string) string {
+	parts := strings.Split(key, "/")
+	if len(parts) != 5 || (parts[2] != "conf" && parts[2] != "neigh") || parts[3] == "all" || parts[3] == "default" {
+		return ""
+	}
+	return parts[3]
+}

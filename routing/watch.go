@@ -1,0 +1,125 @@
+package routing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	settle      = 200 * time.Millisecond // what comes in a burst is handled together
+	maxSettle   = 10 * time.Second       // between two tries in a fight with somebody, or when all fail
+	patience    = 5                      // tries in a row before the pauses get longer
+	poll        = 30 * time.Second       // sysctls change without an event
+	eventBuffer = 4 << 20                // bytes; an overflow counts as an event, so it costs nothing but time
+)
+
+// Watch keeps the machine in the state that was last Set: it undoes what others do to it, and makes the table of
+// Replies follow the main table. It looks again 200 ms after the kernel reports a change of links, addresses, routes,
+// rules, nexthops or IPv4 device settings, and every 30 seconds. A failure is logged and tried again.
+//
+// It returns nil once ctx is cancelled, and an error if the kernel's events can't be had any more.
+func (m *Manager) Watch(ctx context.Context) error {
+	var sub *nl.NetlinkSocket
+	err := m.ns.do(func() (err error) {
+		sub, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEXTHOP,
+			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF,
+			unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("watch the network: %w", err)
+	}
+	// With CAP_NET_ADMIN of the initial namespace only; the default will do.
+	if sub.SetReceiveBufferSize(eventBuffer, true) != nil {
+		_ = sub.SetReceiveBufferSize(eventBuffer, false)
+	}
+	wake := make(chan struct{}, 1)
+	wake <- struct{}{} // for what happened before the subscription
+	failed := make(chan error, 1)
+	var receiver sync.WaitGroup
+	receiver.Go(func() { failed <- receiveEvents(sub, wake) })
+	defer receiver.Wait()
+	defer sub.Close()
+	return m.follow(ctx, wake, failed)
+}
+
+// receiveEvents wakes on every event, until the socket is closed. What the event is about doesn't matter.
+func receiveEvents(sub *nl.NetlinkSocket, wake chan<- struct{}) error {
+	for {
+		_, _, err := sub.Receive()
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("watch the network: %w", err)
+		}
+		signal(wake)
+	}
+}
+
+func signal(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *Manager) follow(ctx context.Context, wake chan struct{}, failed <-chan error) error {
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	restless := 0 // passes in a row that failed or changed something
+	var trouble string
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-wake:
+		case <-ticker.C:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(min(settle<<max(0, restless-patience), maxSettle)):
+		}
+		select {
+		case <-wake:
+		default:
+		}
+		changes, err := m.mend()
+		switch {
+		case errors.Is(err, errClosed):
+			return err
+		case err != nil:
+			if err.Error() != trouble {
+				m.log.Error("can't bring the network into the desired state; trying on", "error", err)
+			}
+			trouble = err.Error()
+			signal(wake)
+		case trouble != "":
+			m.log.Info("the network is in the desired state again", "changes", changes)
+			trouble = ""
+		case changes > 0:
+			m.log.Info("mended the network", "changes", changes)
+		}
+		if err == nil && changes == 0 {
+			restless = 0
+		} else {
+			restless = min(restless+1, patience+10)
+		}
+	}
+}
+
+func (m *Manager) mend() (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reconcile()
+}

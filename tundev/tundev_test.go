@@ -1,0 +1,214 @@
+package tundev
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"vstun/encap/packet"
+)
+
+// inNamespace runs fn in a network namespace of its own.
+func inNamespace(t *testing.T, fn func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root, to make a network namespace and a TUN device")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("SKIPPED: needs /dev/net/tun")
+	}
+	runtime.LockOSThread()
+	back, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		ns.Close()
+		if err := netns.Set(back); err != nil {
+			t.Fatal(err) // the thread stays locked, and ends with the goroutine
+		}
+		runtime.UnlockOSThread()
+	}()
+	fn()
+}
+
+// up sets the device up, with 10.99.0.1/24.
+func up(t *testing.T, name string) {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _ := netlink.ParseAddr("10.99.0.1/24")
+	if err := errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, e := range entries {
+		if target, _ := os.Readlink("/proc/self/fd/" + e.Name()); target == "/dev/net/tun" {
+			n++
+		}
+	}
+	return n
+}
+
+func TestReadAndWrite(t *testing.T) {
+	inNamespace(t, func() {
+		d, err := Open("vt0", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		up(t, "vt0")
+		q := d.Queues()[0]
+
+		c, err := net.Dial("udp", "10.99.0.7:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		const n = 100
+		for i := range n {
+			if _, err := fmt.Fprintf(c, "%03d", i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bufs := packet.NewBufs(64)
+		for seen := 0; seen < n; {
+			got, err := q.ReadBatch(bufs)
+			if err != nil || got == 0 {
+				t.Fatal(got, err)
+			}
+			for i := range bufs[:got] {
+				var p packet.Info
+				if d := p.Parse(bufs[i].Bytes()); d != packet.Accept {
+					continue // IPv6's greetings
+				}
+				if p.Flow.Dst != netip.MustParseAddr("10.99.0.7") || p.Flow.DstPort != 9 || string(bufs[i].Bytes()[28:]) != fmt.Sprintf("%03d", seen) {
+					t.Fatalf("packet %d: %v %q", seen, p.Flow, bufs[i].Bytes()[28:])
+				}
+				seen++
+			}
+		}
+
+		local := c.LocalAddr().(*net.UDPAddr)
+		answer := make(packet.IPv4, 28+5)
+		packet.PutIPv4(answer, 0, len(answer), 64, packet.ProtoUDP, [4]byte{10, 99, 0, 7}, [4]byte{10, 99, 0, 1})
+		binary.BigEndian.PutUint16(answer[20:], 9)
+		binary.BigEndian.PutUint16(answer[22:], uint16(local.Port))
+		binary.BigEndian.PutUint16(answer[24:], 13)
+		copy(answer[28:], "hello")
+		taken, size, err := q.WriteBatch([][]byte{nil, {0x45}, answer, bytes.Repeat([]byte{0xff}, 40)})
+		if err != nil || taken < 1 || size < len(answer) {
+			t.Fatalf("%d packets, %d bytes taken, %v", taken, size, err)
+		}
+		in := make([]byte, 16)
+		k, err := c.Read(in)
+		if err != nil || string(in[:k]) != "hello" {
+			t.Errorf("%q %v", in[:k], err)
+		}
+	})
+}
+
+func TestDownDeviceRefusesWrites(t *testing.T) {
+	inNamespace(t, func() {
+		d, err := Open("vt0", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		p := make([]byte, 40)
+		packet.PutIPv4(p, 0, 40, 64, packet.ProtoUDP, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
+		if n, _, err := d.Queues()[0].WriteBatch([][]byte{p}); n != 0 || err != nil {
+			t.Errorf("%d packets taken, %v", n, err)
+		}
+	})
+}
+
+func TestQueuesAndClose(t *testing.T) {
+	inNamespace(t, func() {
+		before := descriptors(t)
+		d, err := Open("vt0", 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(d.Queues()) != 4 || descriptors(t) != before+4 {
+			t.Errorf("%d queues, %d descriptors", len(d.Queues()), descriptors(t)-before)
+		}
+		ends := make(chan error)
+		for _, q := range d.Queues() {
+			go func() {
+				bufs := packet.NewBufs(1)
+				for {
+					if _, err := q.ReadBatch(bufs); err != nil {
+						ends <- err
+						return
+					}
+				}
+			}()
+		}
+		q := d.Queues()[0]
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 4 {
+			if err := <-ends; !errors.Is(err, os.ErrClosed) {
+				t.Errorf("a reader ends with %v", err)
+			}
+		}
+		if _, _, err := q.WriteBatch([][]byte{{0x45}}); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("write after Close: %v", err)
+		}
+		if _, err := netlink.LinkByName("vt0"); err == nil {
+			t.Error("the device is still there")
+		}
+		if descriptors(t) != before {
+			t.Errorf("%d descriptors are left", descriptors(t)-before)
+		}
+	})
+}
+
+func TestOpenFailsCleanly(t *testing.T) {
+	inNamespace(t, func() {
+		before := descriptors(t)
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "taken"}}); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{
+			"":                 "1 to 15 bytes",
+			"sixteen-bytes-xx": "1 to 15 bytes",
+			"taken":            "taken by another device",
+		} {
+			_, err := Open(name, 2)
+			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("Open(%q): %v, want %q", name, err, want)
+			}
+		}
+		if descriptors(t) != before {
+			t.Errorf("%d descriptors are left", descriptors(t)-before)
+		}
+	})
+}
