@@ -155,6 +155,9 @@ func (s *Snapshot) add(svc *service) {
 // service makes the service that c describes from the one it follows, nil for none, by the steps in which an administrator would do it with
 // ipvsadm: remove, edit, add.
 func (b *Balancer) service(former *service, c Service) *service {
+	if former != nil && former.config.equal(&c) {
+		return former // with its scheduler as it is at this moment: not one choice is made twice
+	}
 	s := &service{config: c}
 	if former != nil {
 		s.list = append(s.list, former.list...)

@@ -4,6 +4,7 @@ package balancer
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no two services have
@@ -20,6 +21,11 @@ type Service struct {
 	Ports       []PortRange
 	Scheduler   string       // one of Schedulers
 	Realservers []Realserver // in the order of `ipvsadm -a`
+}
+
+func (s *Service) equal(o *Service) bool {
+	return s.Name == o.Name && s.Protocol == o.Protocol && s.Scheduler == o.Scheduler && slices.Equal(s.VIPs, o.VIPs) &&
+		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
 }
 
 // PortRange is the ports from First to Last, both included.

@@ -1,0 +1,279 @@
+package balancer
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+var vip = netip.MustParseAddr("198.51.100.80")
+
+func rs(n, weight int) Realserver {
+	return Realserver{Address: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Weight: weight, MTU: 1500}
+}
+
+func web(scheduler string, realservers ...Realserver) Service {
+	return Service{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []PortRange{{80, 80}}, Scheduler: scheduler, Realservers: realservers}
+}
+
+func newBalancer(t testing.TB, services ...Service) *Balancer {
+	t.Helper()
+	b := New(conntab.New(conntab.Config{Max: 100_000}), 1)
+	apply(t, b, services...)
+	return b
+}
+
+func apply(t testing.TB, b *Balancer, services ...Service) {
+	t.Helper()
+	if err := b.Apply(Config{Services: services}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func flow(n int, flags uint8) *packet.Info {
+	return &packet.Info{Len: 40, TCPFlags: flags, Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: uint16(n), DstPort: 80,
+		Src: netip.AddrFrom4([4]byte{192, 0, byte(n >> 24), byte(n >> 16)}), Dst: vip}}
+}
+
+// to is the last byte of the realserver's address that a packet goes to, or the reason of its drop.
+func to(b *Balancer, p *packet.Info) string {
+	d, drop := b.Snapshot().Decide(p, 0)
+	if drop != packet.Accept {
+		return drop.String()
+	}
+	return fmt.Sprint(d.Address.As4()[3])
+}
+
+func sequence(b *Balancer, from, n int) (s string) {
+	for i := range n {
+		s += to(b, flow(from+i, packet.FlagSYN)) + " "
+	}
+	return s
+}
+
+// TestWRRSequences are small cases worked out by hand from ip_vs_wrr.c; the recordings are the real test.
+func TestWRRSequences(t *testing.T) {
+	for name, c := range map[string]struct {
+		list []Realserver
+		want string
+	}{
+		"2 to 1":      {[]Realserver{rs(1, 2), rs(2, 1)}, "2 1 1 2 1 1 "},
+		"equal":       {[]Realserver{rs(1, 5), rs(2, 5)}, "2 1 2 1 2 1 "},
+		"one is 0":    {[]Realserver{rs(1, 3), rs(2, 0)}, "1 1 1 1 1 1 "},
+		"all are 0":   {[]Realserver{rs(1, 0), rs(2, 0)}, "no_realserver no_realserver no_realserver no_realserver no_realserver no_realserver "},
+		"none at all": {nil, "no_realserver no_realserver no_realserver no_realserver no_realserver no_realserver "},
+	} {
+		if got := sequence(newBalancer(t, web("wrr", c.list...)), 1, 6); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestReloadKeepsWhatStays(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1), rs(3, 1)))
+	if got := sequence(b, 1, 4); got != "3 2 1 3 " {
+		t.Fatal(got)
+	}
+	// The same again changes nothing: the next is 2.
+	apply(t, b, web("rr", rs(1, 1), rs(2, 1), rs(3, 1)))
+	// 4 is new, and before 3; 1 leaves; 2 drains.
+	apply(t, b, web("rr", rs(2, 0), rs(3, 1), rs(4, 1)))
+	if got := sequence(b, 10, 3); got != "4 3 4 " {
+		t.Errorf("after the change: %s", got)
+	}
+	for i, want := range []string{"3", "2", "1", "3"} {
+		if got := to(b, flow(1+i, packet.FlagACK)); got != want {
+			t.Errorf("connection %d is at %s now, was at %s", i, got, want)
+		}
+	}
+	if gone, conns := b.Leaving(); gone != 1 || conns != 1 {
+		t.Errorf("%d connections at %d realservers that have left", conns, gone)
+	}
+	st := b.Snapshot().Status()
+	if len(st) != 1 || len(st[0].Realservers) != 3 || st[0].Realservers[0].Address != rs(2, 0).Address || st[0].Realservers[0].Active != 1 ||
+		st[0].Realservers[1].Connections != 3 {
+		t.Errorf("status %+v", st)
+	}
+	// 1 comes back, at the list's head, and finds its connection and its counts again.
+	apply(t, b, web("rr", rs(2, 0), rs(3, 1), rs(4, 1), rs(1, 1)))
+	if d := b.services["web"].list[0]; d.Address != rs(1, 1).Address || d.counts.Active() != 1 || d.stats.connections.Load() != 1 {
+		t.Errorf("it comes back as %+v with %d connections", d.Realserver, d.counts.Active())
+	}
+	if gone, _ := b.Leaving(); gone != 0 {
+		t.Errorf("%d are still leaving", gone)
+	}
+}
+
+func TestServiceThatLeavesKeepsItsConnections(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1)))
+	sequence(b, 1, 1)
+	apply(t, b)
+	if got := to(b, flow(1, packet.FlagACK)); got != "1" {
+		t.Errorf("its connection: %s", got)
+	}
+	if got := to(b, flow(2, packet.FlagSYN)); got != "no_service" {
+		t.Errorf("a new one: %s", got)
+	}
+	if b.Snapshot().HasVIP(vip) {
+		t.Error("its VIP is still answered for")
+	}
+}
+
+func TestSchedulerChanges(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 3)))
+	sequence(b, 1, 3)
+	apply(t, b, web("wrr", rs(1, 1), rs(2, 3)))
+	if got := sequence(b, 10, 4); got != "2 2 2 1 " {
+		t.Errorf("wrr after rr: %s", got)
+	}
+	if err := b.Apply(Config{Services: []Service{web("no-such")}}); err == nil {
+		t.Error("an unknown scheduler is accepted")
+	} else if got := sequence(b, 20, 1); got != "2 " {
+		t.Errorf("after the refused change: %s", got)
+	}
+}
+
+func TestSeveralVIPsAndPorts(t *testing.T) {
+	s := web("rr", rs(1, 1), rs(2, 1))
+	other := netip.MustParseAddr("198.51.100.81")
+	s.VIPs, s.Ports = append(s.VIPs, other), []PortRange{{80, 80}, {8000, 8002}}
+	b := newBalancer(t, s)
+	var got string
+	for i, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(other, 80), netip.AddrPortFrom(other, 8000),
+		netip.AddrPortFrom(vip, 8002), netip.AddrPortFrom(vip, 8003), netip.AddrPortFrom(vip, 7999)} {
+		p := flow(i+1, packet.FlagSYN)
+		p.Flow.Dst, p.Flow.DstPort = dst.Addr(), dst.Port()
+		got += to(b, p) + " "
+	}
+	if want := "2 1 2 1 no_service no_service "; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func TestNumbersAreFreed(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1)))
+	sequence(b, 1, 1)
+	apply(t, b, web("rr", rs(2, 1)))
+	d := b.numbers[0]
+	b.forget(time.Now().Add(2 * forgetAfter))
+	if b.numbers[0] != d {
+		t.Fatal("a number with a live connection is freed")
+	}
+	b.table.Sweep(1000 * conntab.PerSecond)
+	b.forget(time.Now().Add(forgetAfter / 2)) // its time begins when its last connection was seen
+	if b.numbers[0] != d {
+		t.Fatal("a number is freed too early")
+	}
+	b.forget(time.Now().Add(5 * forgetAfter))
+	if b.numbers[0] != nil || len(b.leaving) != 0 {
+		t.Fatal("the number is not freed")
+	}
+	apply(t, b, web("rr", rs(2, 1), rs(3, 1)))
+	if b.numbers[0] == nil || b.numbers[0].Address != rs(3, 1).Address {
+		t.Errorf("the number is not used again: %+v", b.numbers[0])
+	}
+}
+
+// TestReloadUnderLoad: packets of known connections stay where they are, whatever is read again meanwhile.
+func TestReloadUnderLoad(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
+	const n = 100
+	var want [n]string
+	for i := range n {
+		want[i] = to(b, flow(i+1, packet.FlagSYN))
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if got := to(b, flow(i%n+1, packet.FlagACK)); got != want[i%n] {
+					t.Errorf("connection %d goes to %s, was at %s", i%n, got, want[i%n])
+					return
+				}
+				to(b, flow(1000+i%5000, packet.FlagSYN))
+			}
+		})
+	}
+	for i := range 300 {
+		apply(t, b, web([]string{"rr", "wrr", "wlc"}[i%3], rs(1, i%2), rs(2+i%3, 1+i%4), rs(9, 1)))
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// TestSameConfigurationKeepsTheTurn: a configuration that is read again while connections come does not let wrr choose one twice.
+func TestSameConfigurationKeepsTheTurn(t *testing.T) {
+	b := newBalancer(t, web("wrr", rs(1, 2), rs(2, 1)))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 500 {
+			apply(t, b, web("wrr", rs(1, 2), rs(2, 1)))
+		}
+	}()
+	var got string
+	const n = 3000
+	for i := range n {
+		got += to(b, flow(i+1, packet.FlagSYN))
+	}
+	<-done
+	if want := strings.Repeat("211", n/3); got != want {
+		t.Error("the turn was lost")
+	}
+}
+
+func TestDecideAllocatesNothing(t *testing.T) {
+	for _, s := range Schedulers() {
+		b := newBalancer(t, web(s, rs(1, 1), rs(2, 3)))
+		p := flow(1, packet.FlagSYN)
+		snap, i := b.Snapshot(), 0
+		if n := testing.AllocsPerRun(1000, func() {
+			i++
+			p.Flow.SrcPort = uint16(i)
+			snap.Decide(p, 0)
+			snap.Decide(p, 0)
+		}); n != 0 {
+			t.Errorf("%s: %v allocations a decision", s, n)
+		}
+	}
+}
+
+func TestStatusKeepsOrder(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(3, 1), rs(1, 1), rs(2, 1)))
+	var got []Realserver
+	for _, r := range b.Snapshot().Status()[0].Realservers {
+		got = append(got, r.Realserver)
+	}
+	if want := []Realserver{rs(3, 1), rs(1, 1), rs(2, 1)}; !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
+func BenchmarkSchedule(b *testing.B) {
+	for _, name := range Schedulers() {
+		b.Run(name, func(b *testing.B) {
+			var list []Realserver
+			for i := range 1000 {
+				list = append(list, rs(i+1, 1+i%10))
+			}
+			svc := newBalancer(b, web(name, list...)).services["web"]
+			p := flow(1, packet.FlagSYN)
+			for b.Loop() {
+				svc.sched.pick(svc.list, p)
+			}
+		})
+	}
+}

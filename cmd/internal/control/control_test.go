@@ -1,0 +1,132 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vstun/encap/packet"
+)
+
+// serve runs a server on a socket in a directory of its own until the test ends.
+func serve(t *testing.T) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "deep", "er", "x.sock")
+	s, err := Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Answer("/status", func() (any, error) { return map[string]int{"n": 7}, nil })
+	s.Answer("/fails", func() (any, error) { return nil, errors.New("it can't") })
+	ctx, cancel := context.WithCancel(context.Background())
+	end := make(chan error)
+	go func() { end <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-end; err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		left, err := os.ReadDir(filepath.Dir(socket))
+		if err != nil || len(left) != 0 {
+			t.Errorf("left behind: %v %v", left, err)
+		}
+	})
+	return socket
+}
+
+func TestGet(t *testing.T) {
+	socket := serve(t)
+	var got map[string]int
+	if err := Get(t.Context(), socket, "/status", &got); err != nil || got["n"] != 7 {
+		t.Errorf("%v %v", got, err)
+	}
+	for path, want := range map[string]string{"/fails": "it can't", "/none": "404"} {
+		if err := Get(t.Context(), socket, path, &got); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if err := Get(t.Context(), socket+"x", "/status", &got); err == nil || !strings.Contains(err.Error(), "is the program running") {
+		t.Errorf("no such socket: %v", err)
+	}
+}
+
+func TestSocketIsForItsOwnerOnly(t *testing.T) {
+	info, err := os.Stat(serve(t))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+}
+
+func TestSecondListenerIsRefused(t *testing.T) {
+	socket := serve(t)
+	if _, err := Listen(socket); err == nil || !strings.Contains(err.Error(), "in use by another running program") {
+		t.Errorf("%v", err)
+	}
+	var got map[string]int
+	if err := Get(t.Context(), socket, "/status", &got); err != nil {
+		t.Errorf("the first one is harmed: %v", err)
+	}
+}
+
+func TestSocketOfKilledProgramIsReplaced(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "x.sock")
+	s, err := Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.lock.Close() // as the kernel does when a program is killed
+	next, err := Listen(socket)
+	if err == nil || next != nil {
+		t.Fatal("the socket still answers, and is replaced")
+	}
+	if err := os.WriteFile(socket+"2", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(socket + "2"); err == nil || !strings.Contains(err.Error(), "something else than a socket") {
+		t.Errorf("a file in its place: %v", err)
+	}
+	s.listener.(interface{ SetUnlinkOnClose(bool) }).SetUnlinkOnClose(false)
+	s.listener.Close()
+	next, err = Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPrint(t *testing.T) {
+	var tally packet.Tally
+	tally.Drop(packet.DropNoService)
+	st := DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2, In: Traffic{3, 100}, Out: Traffic{2, 140}, Drops: Drops(&tally),
+		Connections: Connections{5, 1000}, SendError: "network is unreachable", Leaving: Leaving{1, 2}, Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
+	var out bytes.Buffer
+	if err := PrintDirector(&out, &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web)", "-> 10.0.11.2", "dropped: no_service", "network is unreachable",
+		"2 connections to 1 realservers"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, &out)
+		}
+	}
+	for line := range strings.Lines(out.String()) {
+		if len(line) > 120 {
+			t.Errorf("too wide for a terminal: %q", line)
+		}
+	}
+	out.Reset()
+	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9}); err != nil ||
+		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") {
+		t.Errorf("%v %s", err, &out)
+	}
+}

@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func TestRunEndsTogether(t *testing.T) {
+	wait := func(ctx context.Context) error { <-ctx.Done(); return nil }
+	if err := Run(t.Context(), wait, func(context.Context) error { return errors.New("broken") }, wait); err == nil || err.Error() != "broken" {
+		t.Errorf("%v", err)
+	}
+	if err := Run(t.Context(), wait, func(context.Context) error { return nil }); err != nil {
+		t.Errorf("a task that ends: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Run(ctx, wait); err != nil {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		if err := Run(t.Context(), func(ctx context.Context) error {
+			if err := syscall.Kill(os.Getpid(), sig); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return nil
+		}); err != nil {
+			t.Errorf("%v: %v", sig, err)
+		}
+	}
+	n := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	task := OnHangup(func() { n++; cancel() })
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // before the task runs
+		t.Fatal(err)
+	}
+	if err := Run(ctx, task); err != nil || n != 1 {
+		t.Errorf("%d hangups, %v", n, err)
+	}
+}
+
+func TestEvery(t *testing.T) {
+	n := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := Every(time.Millisecond, func() {
+		if n++; n == 3 {
+			cancel()
+		}
+	})(ctx); err != nil || n != 3 {
+		t.Errorf("%d times, %v", n, err)
+	}
+}
+
+func TestNotify(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := Notify("READY=1"); err != nil {
+		t.Error(err)
+	}
+	path := filepath.Join(t.TempDir(), "n")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	if err := Notify("READY=1"); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 32)
+	if n, err := l.Read(b); err != nil || string(b[:n]) != "READY=1" {
+		t.Errorf("%q %v", b[:n], err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path+"x")
+	if err := Notify("READY=1"); err == nil {
+		t.Error("nobody listens, and no error")
+	}
+}
+
+func TestMainStatus(t *testing.T) {
+	root := func(args ...string) *cobra.Command {
+		c := &cobra.Command{Use: "prog", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return nil }}
+		c.AddCommand(VersionCommand(),
+			&cobra.Command{Use: "fails", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return errors.New("one\ntwo") }},
+			&cobra.Command{Use: "misused", RunE: func(*cobra.Command, []string) error { return UsageError{errors.New("bad file")} }})
+		c.SetArgs(args)
+		return c
+	}
+	for args, want := range map[string]int{"version": 0, "": 0, "fails": ExitFailure, "misused": ExitUsage, "bogus": ExitUsage, "fails x": ExitUsage,
+		"fails --bogus": ExitUsage, "--help": 0} {
+		stderr, restore := captureStderr(t)
+		got := Main(root(strings.Fields(args)...))
+		restore()
+		text := stderr()
+		if got != want {
+			t.Errorf("%q: exit status %d, want %d", args, got, want)
+		}
+		if (got == 0) != (text == "") {
+			t.Errorf("%q: standard error has %q", args, text)
+		}
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "prog: ") {
+				t.Errorf("%q: line %q", args, line)
+			}
+		}
+	}
+}
+
+// captureStderr sends standard error to a file; restore ends that, and stderr returns what came.
+func captureStderr(t *testing.T) (stderr func() string, restore func()) {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "stderr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := os.Stderr
+	os.Stderr = f
+	return func() string {
+			text, err := os.ReadFile(f.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			return string(text)
+		}, func() {
+			os.Stderr = old
+		}
+}

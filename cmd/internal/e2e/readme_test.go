@@ -1,0 +1,72 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"vstun/balancer"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director"
+	"vstun/cmd/internal/realserver"
+	"vstun/encap/packet"
+)
+
+func readme(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestReadmeConfigurations parses every configuration in the README.
+func TestReadmeConfigurations(t *testing.T) {
+	directors, realservers := 0, 0
+	for i, part := range strings.Split(readme(t), "```toml\n") {
+		if i == 0 {
+			continue
+		}
+		block, _, _ := strings.Cut(part, "```")
+		var err error
+		if strings.Contains(block, "[realserver]") {
+			realservers++
+			_, err = config.ParseRealserver("README.md", []byte(block))
+		} else {
+			directors++
+			_, err = config.ParseDirector("README.md", []byte(block), config.Features{Schedulers: balancer.Schedulers()})
+		}
+		if err != nil {
+			t.Errorf("%v in\n%s", err, block)
+		}
+	}
+	if directors < 2 || realservers < 2 {
+		t.Errorf("%d configurations of directors, %d of realservers", directors, realservers)
+	}
+}
+
+// TestReadmeIsComplete wants every reason of a drop, every scheduler and every command in the README's reference.
+func TestReadmeIsComplete(t *testing.T) {
+	text := readme(t)
+	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+		if !strings.Contains(text, "| `"+d.String()+"` |") {
+			t.Errorf("drop reason %s is not in the README", d)
+		}
+	}
+	for _, s := range balancer.Schedulers() {
+		if !strings.Contains(text, s+" |") && !strings.Contains(text, s+" (default)") {
+			t.Errorf("scheduler %s is not in the README", s)
+		}
+	}
+	for _, c := range director.Command().Commands() {
+		if !strings.Contains(text, "`director "+c.Name()) && !strings.Contains(text, "`"+c.Name()+"`") {
+			t.Errorf("command director %s is not in the README", c.Name())
+		}
+	}
+	for _, c := range realserver.Command().Commands() {
+		if !strings.Contains(text, "`realserver "+c.Name()) && !strings.Contains(text, "`"+c.Name()+"`") {
+			t.Errorf("command realserver %s is not in the README", c.Name())
+		}
+	}
+}
