@@ -39,11 +39,11 @@ type director struct {
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
-func open(file string, cfg *config.Director) (d *director, err error) {
+func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := preflight(cfg); err != nil {
 		return nil, err
 	}
-	d = &director{file: file, log: daemon.Logger(cfg.Log), start: time.Now(), cfg: cfg}
+	d := &director{file: file, log: daemon.Logger(cfg.Log), start: time.Now(), cfg: cfg}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())

@@ -37,11 +37,11 @@ type agent struct {
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
-func open(cfg *config.Realserver) (a *agent, err error) {
+func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := preflight(cfg); err != nil {
 		return nil, err
 	}
-	a = &agent{cfg: cfg, log: daemon.Logger(cfg.Log), start: time.Now()}
+	a := &agent{cfg: cfg, log: daemon.Logger(cfg.Log), start: time.Now()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
