@@ -153,9 +153,9 @@ func TestFragment(t *testing.T) {
 				b := buf(inner(size, 0x20, 9, false))
 				tunnel.Wrap(b)
 				want := bytes.Clone(b.Bytes())
-				room := make([]byte, MaxFragments*packet.IPv4HeaderLen)
+				room := make([]byte, packet.MaxPieces*packet.IPv4HeaderLen)
 				segs := Fragment(nil, b.Bytes(), mtu, 77, room)
-				if len(segs) > MaxFragments {
+				if len(segs) > packet.MaxPieces {
 					t.Fatalf("%d fragments", len(segs))
 				}
 				defrag := make([]byte, 0, len(want))

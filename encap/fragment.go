@@ -9,9 +9,6 @@ import (
 // MinMTU is the smallest MTU of an IPv4 link (RFC 791, section 3.2), in bytes.
 const MinMTU = 68
 
-// MaxFragments is the largest number of pieces that Fragment cuts a packet into.
-const MaxFragments = (packet.MaxLen-packet.IPv4HeaderLen)/(MinMTU-packet.IPv4HeaderLen) + 1
-
 // Fragment cuts an outer IPv4 packet without options into pieces of at most mtu bytes (RFC 791, section 3.2) and appends them to segs. The
 // headers of all but the first stand in room, 20 bytes each; the payload is not copied. id is the packet's ID, not 0, else the kernel
 // would give each piece one of its own. mtu is at least MinMTU. The realserver's kernel puts the pieces together before its raw

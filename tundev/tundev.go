@@ -1,43 +1,91 @@
-// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches.
+// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches. Where the kernel has offloads, one
+// packet may be a super-packet: packet.Buf's Offload says so. What a device without offloads can't take is done here.
 package tundev
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"sync"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
-	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
 )
 
-// Device is a TUN device, which exists as long as it is open.
-type Device struct {
-	name   string
-	queues []*Queue
+// Options are how a device is opened.
+type Options struct {
+	Queues int  // at least 1
+	Plain  bool // without offloads, also where the kernel has them
 }
 
-// Open makes the TUN device called name, of 1 to 15 bytes, with as many queues. It needs CAP_NET_ADMIN and /dev/net/tun. The device is
-// down and has no address. The name must be free: a TUN device that somebody made to persist would be taken over.
-func Open(name string, queues int) (*Device, error) {
+// Device is a TUN device, which exists as long as it is open.
+type Device struct {
+	name     string
+	queues   []*Queue
+	offloads string
+}
+
+// Open makes the TUN device called name, of 1 to 15 bytes. It needs CAP_NET_ADMIN and /dev/net/tun. The device is down and has no address.
+// The name must be free: a TUN device that somebody made to persist would be taken over.
+func Open(name string, o Options) (*Device, error) {
 	if len(name) == 0 || len(name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("TUN device %q: want a name of 1 to %d bytes", name, unix.IFNAMSIZ-1)
 	}
 	d := &Device{name: name}
-	for range queues {
-		q, err := openQueue(name)
-		if err != nil {
-			d.Close()
-			return nil, fmt.Errorf("TUN device %s: %w", name, explain(err))
+	err := error(nil)
+	if !o.Plain {
+		if err = d.open(o.Queues, openVnet, true); err == nil {
+			return d, nil
 		}
-		d.queues = append(d.queues, q)
+	}
+	if o.Plain || errors.Is(err, unix.EINVAL) { // a kernel without IFF_VNET_HDR
+		err = d.open(o.Queues, openPlain, false)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("TUN device %s: %w", name, explain(err))
 	}
 	return d, nil
+}
+
+func (d *Device) open(queues int, open func(string) (*os.File, error), vnet bool) error {
+	for range queues {
+		file, err := open(d.name)
+		if err == nil {
+			err = d.add(file, vnet)
+		}
+		if err != nil {
+			return errors.Join(err, d.Close())
+		}
+	}
+	return nil
+}
+
+func (d *Device) add(file *os.File, vnet bool) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return err
+	}
+	q := &Queue{file: file, raw: raw, vnet: vnet}
+	q.in.try, q.out.try = q.read, q.write
+	if vnet {
+		var set uint
+		var ioctl error
+		err := raw.Control(func(fd uintptr) { set, ioctl = setOffloads(fd) })
+		if err = errors.Join(err, ioctl); err != nil {
+			file.Close()
+			return err
+		}
+		d.offloads = offloadNames(set)
+	} else {
+		q.out.segs = make([]packet.Segment, 0, packet.MaxPieces)
+		q.out.room = make([]byte, packet.PieceRoom)
+	}
+	d.queues = append(d.queues, q)
+	return nil
 }
 
 // Name is the device's name.
@@ -45,6 +93,9 @@ func (d *Device) Name() string { return d.name }
 
 // Queues are the device's queues. The kernel spreads packets over them by flow.
 func (d *Device) Queues() []*Queue { return d.queues }
+
+// Offloads names what the kernel leaves to us: checksums ("csum"), TCP ("tso") and UDP ("uso") segmentation; "" for a plain device.
+func (d *Device) Offloads() string { return d.offloads }
 
 // Close closes all queues, and so removes the device. Reads that wait return.
 func (d *Device) Close() error {
@@ -61,6 +112,7 @@ func (d *Device) Close() error {
 type Queue struct {
 	file   *os.File
 	raw    syscall.RawConn
+	vnet   bool
 	closed atomic.Bool
 	in     reading
 	out    writing
@@ -75,76 +127,19 @@ type (
 		try  func(fd uintptr) bool
 	}
 	writing struct {
-		packets [][]byte
-		n       int
-		bytes   int
-		try     func(fd uintptr) bool
+		bufs  []*packet.Buf
+		n     int
+		bytes int
+		try   func(fd uintptr) bool
+		info  packet.Info      // for a device without offloads: of a super-packet
+		segs  []packet.Segment // its segments
+		room  []byte           // their headers
+		iovs  [2]unix.Iovec
 	}
 )
 
-// openMu keeps the moment short in which a descriptor without O_CLOEXEC exists: water opens it so.
-var openMu sync.Mutex
-
-func openQueue(name string) (*Queue, error) {
-	openMu.Lock()
-	defer openMu.Unlock()
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	ifc, err := water.New(water.Config{DeviceType: water.TUN,
-		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true}})
-	if err != nil {
-		closeUnattached() // water leaks its descriptor
-		return nil, err
-	}
-	file := ifc.ReadWriteCloser.(*os.File)
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return nil, err
-	}
-	if err := raw.Control(func(fd uintptr) { unix.CloseOnExec(int(fd)) }); err != nil {
-		file.Close()
-		return nil, err
-	}
-	q := &Queue{file: file, raw: raw}
-	q.in.try, q.out.try = q.read, q.write
-	return q, nil
-}
-
-// closeUnattached closes this process's descriptors of /dev/net/tun that belong to no device.
-func closeUnattached() {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err != nil || target != "/dev/net/tun" {
-			continue
-		}
-		var fd int
-		if _, err := fmt.Sscan(e.Name(), &fd); err != nil {
-			continue
-		}
-		ifr, _ := unix.NewIfreq("x")
-		if unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr) == unix.EBADFD {
-			unix.Close(fd)
-		}
-	}
-}
-
-// explain says what to do about err.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("/dev/net/tun: %w: the kernel needs its tun driver (modprobe tun), a container the device (--device /dev/net/tun)", err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN and the right to open /dev/net/tun", err)
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("%w: the name is taken by another device", err)
-	}
-	return err
-}
+// batchBytes is how many bytes are read before the reader returns: super-packets are treated while the cache still has them.
+const batchBytes = 192 << 10
 
 // ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1 without error;
 // os.ErrClosed after Close.
@@ -162,12 +157,25 @@ func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
 // read reads until the kernel has no more packets or bufs is full. It returns false to be called again when there is something.
 func (q *Queue) read(fd uintptr) bool {
 	in := &q.in
-	for in.n < len(in.bufs) {
+	for size := 0; in.n < len(in.bufs) && size < batchBytes; {
 		b := &in.bufs[in.n]
-		n, err := unix.Read(int(fd), b.Room())
+		room := b.Room()
+		if q.vnet {
+			room = b.RoomVnet()
+		}
+		n, err := unix.Read(int(fd), room)
 		switch err {
 		case nil:
-			b.SetLen(n)
+			if q.vnet {
+				if n -= packet.VnetLen; n < 0 {
+					continue
+				}
+				b.SetLen(n)
+				b.TakeVnet()
+			} else {
+				b.SetLen(n)
+			}
+			size += n
 			in.n++
 		case unix.EINTR:
 		case unix.EAGAIN:
@@ -182,10 +190,11 @@ func (q *Queue) read(fd uintptr) bool {
 	return true
 }
 
-// WriteBatch gives IP packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
-// refuses, without harm to the others, what is no IP packet, and everything while the device is down.
-func (q *Queue) WriteBatch(packets [][]byte) (n, bytes int, err error) {
-	q.out.packets, q.out.n, q.out.bytes = packets, 0, 0
+// WriteBatch gives IPv4 packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
+// refuses, without harm to the others, what is no IP packet, and everything while the device is down. A super-packet, which counts as
+// one, is split for a device without offloads, and is taken when all its segments are.
+func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
+	q.out.bufs, q.out.n, q.out.bytes = bufs, 0, 0
 	if err := q.raw.Write(q.out.try); err != nil {
 		if q.closed.Load() {
 			return 0, 0, os.ErrClosed
@@ -197,15 +206,53 @@ func (q *Queue) WriteBatch(packets [][]byte) (n, bytes int, err error) {
 
 func (q *Queue) write(fd uintptr) bool {
 	out := &q.out
-	for _, b := range out.packets {
-		_, err := unix.Write(int(fd), b)
-		for err == unix.EINTR {
-			_, err = unix.Write(int(fd), b)
-		}
-		if err == nil {
+	for _, b := range out.bufs {
+		size := b.Len()
+		if q.writeOne(fd, b) {
 			out.n++
-			out.bytes += len(b)
+			out.bytes += size
 		}
 	}
 	return true
+}
+
+func (q *Queue) writeOne(fd uintptr, b *packet.Buf) bool {
+	out := &q.out
+	if q.vnet {
+		return q.writev(fd, b.PutVnet(), nil)
+	}
+	if b.Offload.GSO == packet.GSONone {
+		return b.Finish() == packet.Accept && q.writev(fd, b.Bytes(), nil)
+	}
+	if out.info.Parse(b.Bytes()) != packet.Accept {
+		return false
+	}
+	headers, payload, d := packet.SplitSize(b, &out.info, packet.MaxLen)
+	if d != packet.Accept {
+		return false
+	}
+	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, 0, headers, payload, out.room)
+	ok := true
+	for _, s := range out.segs {
+		ok = q.writev(fd, s.Head, s.Body) && ok
+	}
+	return ok
+}
+
+// writev writes one packet of one or two pieces.
+func (q *Queue) writev(fd uintptr, head, body []byte) bool {
+	if len(head) == 0 {
+		return false
+	}
+	iovs, n := &q.out.iovs, 1
+	iovs[0] = iovec(head)
+	if len(body) > 0 {
+		iovs[1], n = iovec(body), 2
+	}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iovs[0])), uintptr(n))
+		if errno != unix.EINTR {
+			return errno == 0
+		}
+	}
 }

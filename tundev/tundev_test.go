@@ -18,6 +18,13 @@ import (
 	"vstun/encap/packet"
 )
 
+// both runs fn for a device with offloads and one without, each in a network namespace of its own.
+func both(t *testing.T, fn func(t *testing.T, plain bool)) {
+	for name, plain := range map[string]bool{"vnet": false, "plain": true} {
+		t.Run(name, func(t *testing.T) { inNamespace(t, func() { fn(t, plain) }) })
+	}
+}
+
 // inNamespace runs fn in a network namespace of its own.
 func inNamespace(t *testing.T, fn func()) {
 	t.Helper()
@@ -60,6 +67,16 @@ func up(t *testing.T, name string) {
 	}
 }
 
+func bufsOf(packets ...[]byte) []*packet.Buf {
+	bufs := packet.NewBufs(len(packets))
+	var out []*packet.Buf
+	for i, p := range packets {
+		bufs[i].SetLen(copy(bufs[i].Room(), p))
+		out = append(out, &bufs[i])
+	}
+	return out
+}
+
 func descriptors(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -76,8 +93,8 @@ func descriptors(t *testing.T) int {
 }
 
 func TestReadAndWrite(t *testing.T) {
-	inNamespace(t, func() {
-		d, err := Open("vt0", 1)
+	both(t, func(t *testing.T, plain bool) {
+		d, err := Open("vt0", Options{Queues: 1, Plain: plain})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +138,7 @@ func TestReadAndWrite(t *testing.T) {
 		binary.BigEndian.PutUint16(answer[22:], uint16(local.Port))
 		binary.BigEndian.PutUint16(answer[24:], 13)
 		copy(answer[28:], "hello")
-		taken, size, err := q.WriteBatch([][]byte{nil, {0x45}, answer, bytes.Repeat([]byte{0xff}, 40)})
+		taken, size, err := q.WriteBatch(bufsOf(nil, []byte{0x45}, answer, bytes.Repeat([]byte{0xff}, 40)))
 		if err != nil || taken < 1 || size < len(answer) {
 			t.Fatalf("%d packets, %d bytes taken, %v", taken, size, err)
 		}
@@ -134,24 +151,24 @@ func TestReadAndWrite(t *testing.T) {
 }
 
 func TestDownDeviceRefusesWrites(t *testing.T) {
-	inNamespace(t, func() {
-		d, err := Open("vt0", 1)
+	both(t, func(t *testing.T, plain bool) {
+		d, err := Open("vt0", Options{Queues: 1, Plain: plain})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer d.Close()
 		p := make([]byte, 40)
 		packet.PutIPv4(p, 0, 40, 64, packet.ProtoUDP, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
-		if n, _, err := d.Queues()[0].WriteBatch([][]byte{p}); n != 0 || err != nil {
+		if n, _, err := d.Queues()[0].WriteBatch(bufsOf(p)); n != 0 || err != nil {
 			t.Errorf("%d packets taken, %v", n, err)
 		}
 	})
 }
 
 func TestQueuesAndClose(t *testing.T) {
-	inNamespace(t, func() {
+	both(t, func(t *testing.T, plain bool) {
 		before := descriptors(t)
-		d, err := Open("vt0", 4)
+		d, err := Open("vt0", Options{Queues: 4, Plain: plain})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,7 +196,7 @@ func TestQueuesAndClose(t *testing.T) {
 				t.Errorf("a reader ends with %v", err)
 			}
 		}
-		if _, _, err := q.WriteBatch([][]byte{{0x45}}); !errors.Is(err, os.ErrClosed) {
+		if _, _, err := q.WriteBatch(bufsOf([]byte{0x45})); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("write after Close: %v", err)
 		}
 		if _, err := netlink.LinkByName("vt0"); err == nil {
@@ -192,7 +209,7 @@ func TestQueuesAndClose(t *testing.T) {
 }
 
 func TestOpenFailsCleanly(t *testing.T) {
-	inNamespace(t, func() {
+	both(t, func(t *testing.T, plain bool) {
 		before := descriptors(t)
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "taken"}}); err != nil {
 			t.Fatal(err)
@@ -202,7 +219,7 @@ func TestOpenFailsCleanly(t *testing.T) {
 			"sixteen-bytes-xx": "1 to 15 bytes",
 			"taken":            "taken by another device",
 		} {
-			_, err := Open(name, 2)
+			_, err := Open(name, Options{Queues: 2, Plain: plain})
 			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("Open(%q): %v, want %q", name, err, want)
 			}

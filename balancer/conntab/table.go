@@ -70,7 +70,7 @@ type shard struct {
 	mu    sync.Mutex
 	slots []entry
 	used  int
-	_     [64]byte // no two locks in a cache line
+	_     [24]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
 }
 
 // entry is one connection, or an empty slot (state stateEmpty). 40 bytes.
@@ -105,6 +105,7 @@ func New(cfg Config) *Table {
 	}
 	per := (cfg.Max*loadNum/loadDen+numShards-1)/numShards + slack
 	all := make([]entry, per*numShards)
+	hugePages(all)
 	for i := range t.shards {
 		t.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
 	}

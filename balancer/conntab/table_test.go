@@ -258,34 +258,3 @@ func TestPacketAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a packet", n)
 	}
 }
-
-func BenchmarkPacket(b *testing.B) {
-	for _, flows := range []int{1, 10_000, 1_000_000} {
-		b.Run(packet.ProtoName(6)+"-"+itoa(flows), func(b *testing.B) {
-			table := New(Config{Max: 1_000_000})
-			for i := range flows {
-				p := tcp(uint32(i), 1, packet.FlagSYN)
-				table.Insert(&p, 1, 0)
-			}
-			rnd := rand.New(rand.NewPCG(1, 1))
-			p := tcp(0, 1, packet.FlagACK)
-			for b.Loop() {
-				n := rnd.Uint32N(uint32(flows))
-				p.Flow.Src = netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
-				if _, r := table.Packet(&p, 0); r != Hit {
-					b.Fatal("lost")
-				}
-			}
-		})
-	}
-}
-
-func itoa(n int) string {
-	switch n {
-	case 1:
-		return "1"
-	case 10_000:
-		return "10k"
-	}
-	return "1M"
-}

@@ -4,10 +4,8 @@ package forward
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -23,53 +21,38 @@ type Source interface {
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
-// Sink is where packets go: a raw socket.
-type Sink interface {
-	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused.
-	Send(segs []packet.Segment) (int, error)
-}
-
 // batch is the number of packets that are read before any is sent.
 const batch = 64
 
 // Worker forwards the packets of one queue.
 //
 //	             ┌──────────────────── a batch ─────────────────────┐
-//	TUN queue →  ReadBatch → Parse → Decide → Wrap → (Fragment) → Send → realserver
-//	                           │        │                  ↑
-//	                           │        └ counted reason   │
-//	                           └ echo request, too big ────┘ answers to the client
+//	TUN queue →  ReadBatch → Parse → Decide → Wrap → (Segment, Fragment) → Send → realserver
+//	                           │        │                                   ↑
+//	                           │        └ counted reason                    │
+//	                           └ echo request, too big ─────────────────────┘ answers to the client
 //
 // Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked.
 type Worker struct {
 	id       int
 	source   Source
-	sink     Sink
 	balancer *balancer.Balancer
 	clock    func() conntab.Ticks
 	counters packet.Counters
-	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
+	out      output
 
 	bufs  []packet.Buf
-	out   []packet.Segment
-	info  packet.Info
+	info  packet.Info // of the packet under treatment: here, since a scheduler behind an interface would let it escape
 	tally packet.Tally
-	room  []byte // headers of fragments
-	free  []byte // what is left of room in this batch
-	errs  []packet.Buf
+	errs  []packet.Buf // ICMP errors
 	nerrs int
-	id16  uint16 // ID of the last fragmented packet
 }
-
-// fragmentedPackets is how many of the largest packets can wait to be sent in the smallest fragments.
-const fragmentedPackets = 2
 
 // NewWorker makes worker number id, from 0, which forwards from source to sink.
 func NewWorker(id int, source Source, sink Sink, b *balancer.Balancer, clock func() conntab.Ticks) *Worker {
-	return &Worker{id: id, source: source, sink: sink, balancer: b, clock: clock,
-		bufs: packet.NewBufs(batch), errs: packet.NewBufs(1), id16: uint16(id),
-		out:  make([]packet.Segment, 0, batch+1+fragmentedPackets*encap.MaxFragments),
-		room: make([]byte, fragmentedPackets*encap.MaxFragments*packet.IPv4HeaderLen)}
+	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch), errs: packet.NewBufs(1)}
+	w.out.init(sink, &w.tally, uint16(id))
+	return w
 }
 
 // Read adds what the worker has counted to t.
@@ -77,7 +60,7 @@ func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
 func (w *Worker) LastError() error {
-	if e := w.lastErr.Load(); e != 0 {
+	if e := w.out.lastErr.Load(); e != 0 {
 		return unix.Errno(e)
 	}
 	return nil
@@ -102,7 +85,7 @@ func (w *Worker) Run() error {
 // forward treats one batch.
 func (w *Worker) forward(bufs []packet.Buf) {
 	snap, now := w.balancer.Snapshot(), w.clock()
-	w.out, w.free, w.nerrs = w.out[:0], w.room, 0
+	w.nerrs = 0
 	for i := range bufs {
 		b := &bufs[i]
 		w.tally.InPackets++
@@ -111,13 +94,13 @@ func (w *Worker) forward(bufs []packet.Buf) {
 			w.tally.Drop(d)
 		}
 	}
-	w.send()
+	w.out.flush()
 	w.counters.Add(&w.tally)
 }
 
-// packet treats one packet: what is to be sent is appended to w.out.
+// packet treats one packet: what is to be sent is added to w.out.
 func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, now conntab.Ticks) packet.Drop {
-	p := &w.info // in the worker, since a scheduler behind an interface lets it escape
+	p := &w.info
 	if d := p.Parse(b.Bytes()); d != packet.Accept {
 		return d
 	}
@@ -134,16 +117,41 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, now conntab.Tick
 		return d
 	}
 	inner := dest.MTU - encap.IPIPOverhead
+	if b.Offload.GSO != packet.GSONone {
+		return w.super(b, p, dest, inner)
+	}
 	if p.Len > inner && p.DF {
 		return w.tooBig(b, p, inner)
+	}
+	if d := b.Finish(); d != packet.Accept {
+		return d
 	}
 	dest.Count(w.id, p.Len)
 	dest.Tunnel.Wrap(b)
 	if p.Len > inner {
-		w.fragment(b, dest.MTU)
+		w.out.fragment(b, dest.MTU)
 		return packet.Accept
 	}
-	w.out = append(w.out, packet.Segment{Head: b.Bytes()})
+	w.out.add(b.Bytes())
+	return packet.Accept
+}
+
+// super treats a super-packet: it has been looked up once, and becomes packets now.
+func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int) packet.Drop {
+	headers, payload, d := packet.SplitSize(b, p, inner)
+	if d != packet.Accept {
+		return d
+	}
+	if headers+payload > inner && p.DF {
+		return w.tooBig(b, p, inner)
+	}
+	dest.Count(w.id, p.Len)
+	dest.Tunnel.Wrap(b)
+	if headers+payload > inner {
+		w.out.segmentAndFragment(b, p, headers, payload, dest.MTU)
+	} else {
+		w.out.segment(b, p, headers, payload)
+	}
 	return packet.Accept
 }
 
@@ -155,7 +163,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info) pa
 	if d := packet.EchoReply(b.Bytes()); d != packet.Accept {
 		return d
 	}
-	w.out = append(w.out, packet.Segment{Head: b.Bytes()})
+	w.out.add(b.Bytes())
 	return packet.Accept
 }
 
@@ -165,49 +173,7 @@ func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int) packet.Drop {
 		e := &w.errs[w.nerrs]
 		w.nerrs++
 		e.SetLen(packet.FragmentationNeeded(e.Room(), b.Bytes(), p.Flow.Dst, mtu))
-		w.out = append(w.out, packet.Segment{Head: e.Bytes()})
+		w.out.add(e.Bytes())
 	}
 	return packet.DropTooBig
-}
-
-// fragment appends the wrapped packet in b as pieces of at most mtu bytes.
-func (w *Worker) fragment(b *packet.Buf, mtu int) {
-	if len(w.free) < encap.MaxFragments*packet.IPv4HeaderLen {
-		w.send()
-		w.out, w.free = w.out[:0], w.room
-	}
-	if w.id16++; w.id16 == 0 {
-		w.id16++
-	}
-	before := len(w.out)
-	w.out = encap.Fragment(w.out, b.Bytes(), mtu, w.id16, w.free)
-	w.free = w.free[(len(w.out)-before-1)*packet.IPv4HeaderLen:]
-}
-
-// send sends all of w.out, and counts it. A packet that the kernel refuses costs that packet alone.
-func (w *Worker) send() {
-	for out := w.out; len(out) > 0; {
-		n, err := w.sink.Send(out)
-		for i := range out[:n] {
-			w.tally.OutPackets++
-			w.tally.OutBytes += uint64(out[i].Len())
-		}
-		out = out[n:]
-		if err == nil {
-			continue
-		}
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		var errno unix.Errno
-		if errors.As(err, &errno) {
-			w.lastErr.Store(int32(errno))
-		}
-		if errno == unix.EMSGSIZE {
-			w.tally.Drop(packet.DropTooBig)
-		} else {
-			w.tally.Drop(packet.DropSendError)
-		}
-		out = out[1:]
-	}
 }

@@ -246,7 +246,7 @@ func TestClosedSinkEnds(t *testing.T) {
 func TestForwardAllocatesNothing(t *testing.T) {
 	s := &script{}
 	w := newWorker(t, s, 1500)
-	w.sink = discard{}
+	w.out.sink = discard{}
 	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), udp(53, false, 40), udp(53, false, 1480), udp(53, true, 1480), tcp(82, packet.FlagSYN, 0)}
 	if n := testing.AllocsPerRun(1000, func() {
 		for i, b := range in {
@@ -292,7 +292,7 @@ func FuzzForward(f *testing.F) {
 // BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
 func BenchmarkForward(b *testing.B) {
 	w := newWorker(b, &script{}, 1500)
-	w.sink = discard{}
+	w.out.sink = discard{}
 	p := udp(53, false, 32)
 	for b.Loop() {
 		for i := range w.bufs {

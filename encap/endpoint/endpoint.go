@@ -1,4 +1,4 @@
-// Package endpoint is the realserver's loop: receive → unwrap → check → write to the TUN device.
+// Package endpoint is the realserver's loop: receive → unwrap → check → coalesce → write to the TUN device.
 package endpoint
 
 import (
@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"vstun/encap"
 	"vstun/encap/packet"
@@ -21,8 +22,9 @@ type Source interface {
 
 // Sink takes the packets that were in the tunnel: a queue of a TUN device.
 type Sink interface {
-	// WriteBatch returns how many of packets it took, and their bytes. It returns os.ErrClosed to end the loop.
-	WriteBatch(packets [][]byte) (n, bytes int, err error)
+	// WriteBatch returns how many of bufs it took, and their bytes; what their Offload names is left to it. It returns os.ErrClosed to end the
+	// loop.
+	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
 // batch is the number of packets that are received before any is written.
@@ -109,16 +111,18 @@ type Worker struct {
 	source   Source
 	sink     Sink
 	policy   *Policy
+	mss      *atomic.Int64
 	counters packet.Counters
 
-	bufs  []packet.Buf
-	out   [][]byte
-	tally packet.Tally
+	bufs     []packet.Buf
+	out      []*packet.Buf
+	tally    packet.Tally
+	coalesce coalescer
 }
 
-// NewWorker makes a worker that moves what policy accepts from source to sink.
-func NewWorker(source Source, sink Sink, policy *Policy) *Worker {
-	return &Worker{source: source, sink: sink, policy: policy, bufs: packet.NewBufs(batch), out: make([][]byte, 0, batch)}
+// NewWorker makes a worker that moves what policy accepts from source to sink. mss is what this host's servers advertise, in bytes.
+func NewWorker(source Source, sink Sink, policy *Policy, mss *atomic.Int64) *Worker {
+	return &Worker{source: source, sink: sink, policy: policy, mss: mss, bufs: packet.NewBufs(batch), out: make([]*packet.Buf, 0, batch)}
 }
 
 // Read adds what the worker has counted to t.
@@ -145,6 +149,8 @@ func (w *Worker) Run() error {
 // move treats one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
 	w.out = w.out[:0]
+	mss := int(w.mss.Load())
+	accepted := uint64(0)
 	for i := range bufs {
 		b := &bufs[i]
 		w.tally.InPackets++
@@ -153,15 +159,26 @@ func (w *Worker) move(bufs []packet.Buf) error {
 			w.tally.Drop(d)
 			continue
 		}
-		w.out = append(w.out, b.Bytes())
+		accepted++
+		in := packet.IPv4(b.Bytes())
+		if !in.Fragment() {
+			t := in.Payload()
+			offloaded(b, in, t, mss)
+			if in.Protocol() == packet.ProtoTCP && w.coalesce.add(b, in, t) {
+				continue
+			}
+		}
+		w.out = append(w.out, b)
 	}
+	w.coalesce.finish()
 	var err error
 	if len(w.out) > 0 {
 		var n, bytes int
 		n, bytes, err = w.sink.WriteBatch(w.out)
-		w.tally.OutPackets += uint64(n)
+		refused := len(w.out) - n
+		w.tally.OutPackets += accepted - uint64(refused)
 		w.tally.OutBytes += uint64(bytes)
-		for range len(w.out) - n {
+		for range refused {
 			w.tally.Drop(packet.DropTUNError)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"testing"
 
 	"vstun/encap/packet"
@@ -94,8 +95,9 @@ func (s *script) ReadBatch(bufs []packet.Buf) (int, error) {
 	return n, nil
 }
 
-func (s *script) WriteBatch(packets [][]byte) (n, size int, err error) {
-	for _, p := range packets {
+func (s *script) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
+	for _, b := range bufs {
+		p := b.Bytes()
 		if p[19] == 81 { // the kernel refuses it
 			continue
 		}
@@ -111,7 +113,7 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 		s.in = append(s.in, tunnel(director, client, vip, 6), tunnel(client, client, vip, 6), tunnel(director, client, realserver, 6))
 	}
 	s.in = append(s.in, tunnel(director, client, netip.MustParseAddr("198.51.100.81"), 6))
-	w := NewWorker(&s, &s, policy())
+	w := NewWorker(&s, &s, policy(), mss(1440))
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +131,7 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 
 func TestWorkerEndsAndFails(t *testing.T) {
 	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {net.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
-		if err := NewWorker(failing{c.err}, &script{}, policy()).Run(); (err == nil) != (c.want == nil) {
+		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440)).Run(); (err == nil) != (c.want == nil) {
 			t.Errorf("source fails with %v: Run returns %v", c.err, err)
 		}
 	}
@@ -140,7 +142,7 @@ type failing struct{ err error }
 func (f failing) ReadBatch([]packet.Buf) (int, error) { return 0, f.err }
 
 func TestWorkerAllocatesNothing(t *testing.T) {
-	w := NewWorker(nil, discard{}, policy())
+	w := NewWorker(nil, discard{}, policy(), mss(1440))
 	in := [][]byte{tunnel(director, client, vip, 6), tunnel(client, client, vip, 6)}
 	if n := testing.AllocsPerRun(100, func() {
 		for i, b := range in {
@@ -156,7 +158,13 @@ func TestWorkerAllocatesNothing(t *testing.T) {
 
 type discard struct{}
 
-func (discard) WriteBatch(p [][]byte) (int, int, error) { return len(p), 0, nil }
+func (discard) WriteBatch(b []*packet.Buf) (int, int, error) { return len(b), 0, nil }
+
+func mss(n int64) *atomic.Int64 {
+	v := new(atomic.Int64)
+	v.Store(n)
+	return v
+}
 
 // FuzzUnwrap: whatever comes in, what is let in is a whole packet from a director's client to a VIP.
 func FuzzUnwrap(f *testing.F) {

@@ -11,6 +11,7 @@ const MaxLen = 65535
 type Buf struct {
 	mem      []byte
 	off, end int
+	Offload  Offload
 }
 
 // NewBufs makes n empty buffers, side by side in one piece of memory.
@@ -26,8 +27,23 @@ func NewBufs(n int) []Buf {
 
 // Room empties b and returns the MaxLen bytes into which a reader puts a packet, before it calls SetLen.
 func (b *Buf) Room() []byte {
-	b.off, b.end = Headroom, Headroom
+	b.off, b.end, b.Offload = Headroom, Headroom, Offload{}
 	return b.mem[Headroom : Headroom+MaxLen]
+}
+
+// RoomVnet is Room with VnetLen more bytes in front, for a reader that puts a struct virtio_net_hdr there. SetLen takes the length without it.
+func (b *Buf) RoomVnet() []byte {
+	b.Room()
+	return b.mem[Headroom-VnetLen : Headroom+MaxLen]
+}
+
+// Extend makes the packet n bytes longer, and returns them, or nil when there is no room.
+func (b *Buf) Extend(n int) []byte {
+	if b.end+n > len(b.mem) || b.Len()+n > MaxLen {
+		return nil
+	}
+	b.end += n
+	return b.mem[b.end-n : b.end]
 }
 
 // SetLen says that the packet has n bytes, which are in Room.

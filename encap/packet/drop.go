@@ -22,6 +22,7 @@ const (
 	DropNoConnection // TCP of a connection that is not known, and no SYN
 	DropNoRealserver // no realserver has a weight above 0
 	DropTableFull    // a new connection beyond connections.max
+	DropOffload      // a super-packet, or an unfinished checksum, that contradicts its own headers
 	DropTooBig       // with DF, larger than the tunnel takes; the sender was told its MTU
 
 	// What the realserver's agent refuses.
@@ -54,6 +55,7 @@ var dropNames = [NumDrops]string{
 	DropNoConnection:     "no_connection",
 	DropNoRealserver:     "no_realserver",
 	DropTableFull:        "table_full",
+	DropOffload:          "offload",
 	DropTooBig:           "too_big",
 	DropNotDirector:      "not_director",
 	DropOuter:            "outer_header",

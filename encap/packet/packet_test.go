@@ -266,3 +266,11 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkSum(b *testing.B) {
+	p := make([]byte, 1440)
+	b.SetBytes(1440)
+	for b.Loop() {
+		Sum(p, 1)
+	}
+}

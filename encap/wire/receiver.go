@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"fmt"
 	"syscall"
 	"unsafe"
 
@@ -22,11 +23,39 @@ type Receiver struct {
 	iovs [Batch]unix.Iovec
 }
 
-// NewReceiver opens a raw socket for protocol. It needs CAP_NET_RAW.
-func NewReceiver(protocol int) (*Receiver, error) {
+// NewReceivers opens n raw sockets for protocol, each of which gets its share of the flows. It needs CAP_NET_RAW.
+func NewReceivers(protocol, n int) ([]*Receiver, error) {
+	var all []*Receiver
+	for i := range n {
+		r, err := newReceiver(protocol, i, n)
+		if err != nil {
+			for _, r := range all {
+				r.Close()
+			}
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+func newReceiver(protocol, i, n int) (*Receiver, error) {
 	conn, raw, err := openRaw(protocol)
 	if err != nil {
 		return nil, err
+	}
+	if n > 1 {
+		filter, err := share(i, n)
+		if err == nil {
+			err = conn.SetBPF(filter)
+		}
+		if err == nil {
+			err = drain(raw) // what came before the filter is in every socket
+		}
+		if err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("raw socket of protocol %d: filter: %w", protocol, err)
+		}
 	}
 	setBuffer(raw, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
 	r := &Receiver{conn: conn, raw: raw}
@@ -37,6 +66,18 @@ func NewReceiver(protocol int) (*Receiver, error) {
 		h.SetIovlen(1)
 	}
 	return r, nil
+}
+
+// drain throws away what has been received.
+func drain(raw syscall.RawConn) error {
+	return raw.Control(func(fd uintptr) {
+		var b [1]byte
+		for {
+			if _, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT|unix.MSG_TRUNC); err != nil && err != unix.EINTR {
+				return
+			}
+		}
+	})
 }
 
 // ReadBatch waits for packets and puts them into bufs, Batch of them at the most. It returns how many it read, or net.ErrClosed after Close.

@@ -25,6 +25,7 @@ import (
 type Director struct {
 	TUN         string     // name of the TUN device, 1 to 15 bytes
 	Queues      int        // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
+	Offload     bool       // use the offloads of the TUN device that the kernel has
 	Source      netip.Addr // outer source address; the zero Addr: what the route to each realserver gives
 	Control     string     // absolute path of the control socket, at most 107 bytes
 	Log         slog.Level // least level that is logged
@@ -81,6 +82,8 @@ type RealserverRef struct {
 // filled in.
 type Realserver struct {
 	TUN       string         // name of the TUN device, 1 to 15 bytes
+	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
+	Offload   bool           // use the offloads of the TUN device that the kernel has
 	VIPs      []netip.Addr   // addresses to accept and to own; at least one, each once
 	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
 	Encaps    []string       // tunnels to accept, each once: "ipip"

@@ -22,14 +22,13 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	d := &Director{
 		TUN:     t.device("tun"),
 		Queues:  t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256"),
+		Offload: t.offload("offload"),
 		Source:  readSource(t),
 		Control: t.socket("control", "/run/vstun/director.sock"),
 		Log:     t.level("log"),
 	}
 	t.finish(laterInDirector())
-	if d.Queues == 0 {
-		d.Queues = min(runtime.NumCPU(), maxQueues)
-	}
+	d.Queues = onePerCPU(d.Queues)
 
 	d.Connections = readConnections(root.table("connections", "a [connections] table"))
 	services := newServiceReader(features)
@@ -41,6 +40,14 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		return nil, &faults
 	}
 	return d, nil
+}
+
+// onePerCPU replaces 0, the default, with the number of CPUs.
+func onePerCPU(queues int) int {
+	if queues == 0 {
+		return min(runtime.NumCPU(), maxQueues)
+	}
+	return queues
 }
 
 func readSource(t *table) netip.Addr {

@@ -33,6 +33,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 
 	r := &Realserver{
 		TUN:       t.device("tun"),
+		Queues:    onePerCPU(t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256")),
+		Offload:   t.offload("offload"),
 		VIPs:      readVIPs(t),
 		Directors: readDirectors(t),
 		Encaps:    readEncaps(t),

@@ -41,6 +41,16 @@ func (t *table) socket(key, absent string) string {
 	return path
 }
 
+// offload reads whether a TUN device may leave checksums and segmentation to the program: "auto" or "off".
+func (t *table) offload(key string) bool {
+	v, ok := t.value(key)
+	if !ok {
+		return true
+	}
+	name, _ := t.choice(key, v, []string{"auto", "off"}, nil)
+	return name != "off"
+}
+
 // level reads the least level that is logged.
 func (t *table) level(key string) slog.Level {
 	v, ok := t.value(key)

@@ -14,7 +14,7 @@ import (
 // Get asks the program whose control socket is at socket for path and decodes its JSON answer into into.
 // The error is one line: no such program, no right to use the socket, or what the program answered.
 func Get(ctx context.Context, socket, path string, into any) error {
-	resp, err := do(ctx, http.MethodGet, socket, path)
+	resp, err := do(ctx, http.MethodGet, socket, path, 0)
 	if err != nil {
 		return err
 	}
@@ -25,9 +25,9 @@ func Get(ctx context.Context, socket, path string, into any) error {
 	return nil
 }
 
-// do sends one request over the socket. The caller closes the body of the response, which has status 200.
-func do(ctx context.Context, method, socket, path string) (*http.Response, error) {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+// do sends one request over the socket, whose answer takes so long beside what a short one takes. The caller closes the body of the response, which has status 200.
+func do(ctx context.Context, method, socket, path string, takes time.Duration) (*http.Response, error) {
+	client := http.Client{Timeout: takes + 10*time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer

@@ -13,8 +13,8 @@ import (
 // PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
 func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues, %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
-		st.Queues, st.Connections.Count, st.Connections.Max)
+	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
+		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
 	fmt.Fprintln(w, "Prot Address:Port Scheduler\t\t\t\t\t\t\t")
 	fmt.Fprintln(w, "  -> RemoteAddress\tForward\tWeight\tActiveConn\tInActConn\tConns\tInPkts\tInBytes")
 	for _, s := range st.Services {
@@ -39,7 +39,8 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 // PrintRealserver writes st for people.
 func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s, MSS %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.MSS)
+	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
+		offloads(st.Offloads), st.MSS)
 	fmt.Fprintf(w, "VIPs %s from directors %s\n", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
 	if st.Overruns > 0 {
@@ -54,6 +55,13 @@ func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drop
 	for _, reason := range slices.Sorted(maps.Keys(drops)) {
 		fmt.Fprintf(w, "dropped: %s\t%d packets\n", reason, drops[reason])
 	}
+}
+
+func offloads(names string) string {
+	if names == "" {
+		return "no offloads"
+	}
+	return names
 }
 
 func uptime(seconds float64) time.Duration {

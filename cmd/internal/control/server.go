@@ -42,7 +42,9 @@ func Listen(socket string) (*Server, error) {
 		lock.Close()
 		return nil, err
 	}
-	return &Server{listener: l, lock: lock, mux: http.NewServeMux()}, nil
+	s := &Server{listener: l, lock: lock, mux: http.NewServeMux()}
+	s.profiles()
+	return s, nil
 }
 
 func listenUnix(socket string) (net.Listener, error) {

@@ -12,9 +12,10 @@ type DirectorStatus struct {
 	Uptime      float64           `json:"uptime_seconds"`
 	TUN         string            `json:"tun"`
 	Queues      int               `json:"queues"`
-	In          Traffic           `json:"in"`    // read from the TUN device
-	Out         Traffic           `json:"out"`   // sent to realservers, with the tunnel's header
-	Drops       map[string]uint64 `json:"drops"` // packets refused, by reason; only reasons that occurred
+	Offloads    string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	In          Traffic           `json:"in"`       // read from the TUN device
+	Out         Traffic           `json:"out"`      // sent to realservers, with the tunnel's header
+	Drops       map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
 	Connections Connections       `json:"connections"`
 	Services    []Service         `json:"services"`
 	Leaving     Leaving           `json:"leaving"`
@@ -67,6 +68,8 @@ type RealserverStatus struct {
 	Pid       int               `json:"pid"`
 	Uptime    float64           `json:"uptime_seconds"`
 	TUN       string            `json:"tun"`
+	Queues    int               `json:"queues"`
+	Offloads  string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	VIPs      []string          `json:"vips"`
 	Directors []string          `json:"directors"`
 	MSS       int               `json:"mss"`

@@ -55,7 +55,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
 		return nil, err
 	}
-	if d.device, err = tundev.Open(cfg.TUN, cfg.Queues); err != nil {
+	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
 	c := cfg.Connections
@@ -157,7 +157,7 @@ func (d *director) run(ctx context.Context) error {
 	for _, w := range d.workers {
 		tasks = append(tasks, func(context.Context) error { return w.Run() })
 	}
-	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "services", len(d.cfg.Services), "control", d.cfg.Control)
+	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "offloads", d.device.Offloads(), "services", len(d.cfg.Services), "control", d.cfg.Control)
 	if err := daemon.Notify("READY=1"); err != nil {
 		d.log.Warn("service manager not told that we are ready", "error", err)
 	}

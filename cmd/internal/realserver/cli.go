@@ -30,6 +30,11 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
 		return c
 	}
+	var socket string
+	withSocket := func(c *cobra.Command) *cobra.Command {
+		c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one in the configuration file)")
+		return withFile(c)
+	}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
@@ -46,26 +51,23 @@ func Command() *cobra.Command {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, strings.Join(vips, ", "))
 				return err
 			}}),
-		withFile(statusCommand(&file)),
+		withSocket(statusCommand(&file, &socket)),
+		withSocket(control.ProfileCommand(func() (string, error) { return socketPath(file, socket) })),
 		daemon.VersionCommand(),
 	)
 	return root
 }
 
-func statusCommand(file *string) *cobra.Command {
+func statusCommand(file, socket *string) *cobra.Command {
 	var asJSON bool
-	var socket string
 	c := &cobra.Command{Use: "status", Short: "Show packets received, let in and refused", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if socket == "" {
-				cfg, err := load(*file)
-				if err != nil {
-					return err
-				}
-				socket = cfg.Control
+			path, err := socketPath(*file, *socket)
+			if err != nil {
+				return err
 			}
 			var st control.RealserverStatus
-			if err := control.Get(c.Context(), socket, "/status", &st); err != nil {
+			if err := control.Get(c.Context(), path, "/status", &st); err != nil {
 				return err
 			}
 			if asJSON {
@@ -76,8 +78,19 @@ func statusCommand(file *string) *cobra.Command {
 			return control.PrintRealserver(c.OutOrStdout(), &st)
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one in the configuration file)")
 	return c
+}
+
+// socketPath is the control socket: the one that was named, or the one in the configuration file.
+func socketPath(file, named string) (string, error) {
+	if named != "" {
+		return named, nil
+	}
+	cfg, err := load(file)
+	if err != nil {
+		return "", err
+	}
+	return cfg.Control, nil
 }
 
 // load reads and validates the configuration file.

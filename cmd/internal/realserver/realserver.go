@@ -25,15 +25,15 @@ import (
 
 // agent is the running program.
 type agent struct {
-	cfg      *config.Realserver
-	log      *slog.Logger
-	start    time.Time
-	control  *control.Server
-	network  *routing.Manager
-	device   *tundev.Device
-	receiver *wire.Receiver
-	worker   *endpoint.Worker
-	mss      atomic.Int64 // what SYN-ACKs may advertise now
+	cfg       *config.Realserver
+	log       *slog.Logger
+	start     time.Time
+	control   *control.Server
+	network   *routing.Manager
+	device    *tundev.Device
+	receivers []*wire.Receiver
+	workers   []*endpoint.Worker
+	mss       atomic.Int64 // what SYN-ACKs may advertise now
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -53,14 +53,17 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
 		return nil, err
 	}
-	if a.device, err = tundev.Open(cfg.TUN, 1); err != nil {
+	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
 	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the socket.
-	if a.receiver, err = wire.NewReceiver(packet.ProtoIPIP); err != nil {
+	if a.receivers, err = wire.NewReceivers(packet.ProtoIPIP, cfg.Queues); err != nil {
 		return nil, err
 	}
-	a.worker = endpoint.NewWorker(a.receiver, a.device.Queues()[0], endpoint.NewPolicy(cfg.Directors, cfg.VIPs))
+	policy := endpoint.NewPolicy(cfg.Directors, cfg.VIPs)
+	for i, q := range a.device.Queues() {
+		a.workers = append(a.workers, endpoint.NewWorker(a.receivers[i], q, policy, &a.mss))
+	}
 	if tunnels, err := routing.KernelTunnels(); err == nil && len(tunnels) > 0 {
 		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r ipip)", "device", tunnels[0].Name)
 	}
@@ -149,21 +152,23 @@ const pathsEvery = 10 * time.Second
 // run works until ctx is cancelled, a signal comes or something fails, and leaves the machine as it was before open.
 func (a *agent) run(ctx context.Context) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
-	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.Load(), "control", a.cfg.Control)
+	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.Load(), "control", a.cfg.Control)
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
-	err := daemon.Run(ctx,
+	tasks := []daemon.Task{
 		a.control.Run,
 		a.network.Watch,
 		daemon.Every(pathsEvery, a.refreshMSS),
-		func(context.Context) error { return a.worker.Run() },
-		func(ctx context.Context) error { // ends the worker
+		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
-			a.receiver.Close()
-			a.device.Close()
-			return nil
-		})
+			return a.closeIO()
+		},
+	}
+	for _, w := range a.workers {
+		tasks = append(tasks, func(context.Context) error { return w.Run() })
+	}
+	err := daemon.Run(ctx, tasks...)
 	if notify := daemon.Notify("STOPPING=1"); notify != nil {
 		a.log.Warn("service manager not told that we stop", "error", notify)
 	}
@@ -184,11 +189,15 @@ func (a *agent) refreshMSS() {
 
 func (a *agent) status() control.RealserverStatus {
 	var t packet.Tally
-	a.worker.Read(&t)
+	overruns := uint64(0)
+	for i, w := range a.workers {
+		w.Read(&t)
+		overruns += a.receivers[i].Overruns()
+	}
 	st := control.RealserverStatus{Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
-		TUN: a.device.Name(), MSS: int(a.mss.Load()),
+		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Overruns: a.receiver.Overruns()}
+		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Overruns: overruns}
 	for _, v := range a.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}
@@ -198,20 +207,27 @@ func (a *agent) status() control.RealserverStatus {
 	return st
 }
 
-// close undoes open, as far as open came.
-func (a *agent) close() error {
+// closeIO ends the workers.
+func (a *agent) closeIO() error {
 	var errs []error
-	if a.network != nil {
-		errs = append(errs, a.network.Close())
-	}
-	if a.receiver != nil {
-		if err := a.receiver.Close(); !errors.Is(err, os.ErrClosed) && !errors.Is(err, net.ErrClosed) {
+	for _, r := range a.receivers {
+		if err := r.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
 	if a.device != nil {
 		errs = append(errs, a.device.Close())
 	}
+	return errors.Join(errs...)
+}
+
+// close undoes open, as far as open came.
+func (a *agent) close() error {
+	var errs []error
+	if a.network != nil {
+		errs = append(errs, a.network.Close())
+	}
+	errs = append(errs, a.closeIO())
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}

@@ -1,0 +1,110 @@
+package conntab
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"testing"
+
+	"vstun/encap/packet"
+)
+
+// scatter makes flow number n: a bijection, so that no two are the same, without any order for a cache to profit from.
+func scatter(p *packet.Info, n uint32) {
+	n *= 0x9e3779b1
+	p.Flow.Src = netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+}
+
+// fill makes a table that is full with n flows.
+func fill(n int) *Table {
+	table := New(Config{Max: n})
+	p := tcp(0, 1, packet.FlagSYN)
+	for i := range n {
+		scatter(&p, uint32(i))
+		if _, r := table.Insert(&p, 1, 0); r != Inserted {
+			panic(r)
+		}
+	}
+	return table
+}
+
+// BenchmarkLookup is Packet for a random one of the flows in a full table.
+func BenchmarkLookup(b *testing.B) {
+	for _, flows := range []int{1, 10_000, 1_000_000, 10_000_000} {
+		b.Run(fmt.Sprint(flows), func(b *testing.B) {
+			table := fill(flows)
+			rnd := rand.New(rand.NewPCG(1, 1))
+			p := tcp(0, 1, packet.FlagACK)
+			for b.Loop() {
+				scatter(&p, rnd.Uint32N(uint32(flows)))
+				if _, r := table.Packet(&p, 0); r != Hit {
+					b.Fatal("lost")
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkInsert fills a table of 10 million flows, as the director does: Packet, then Insert.
+func BenchmarkInsert(b *testing.B) {
+	const flows = 10_000_000
+	table := New(Config{Max: flows})
+	p := tcp(0, 1, packet.FlagSYN)
+	i := 0
+	for b.Loop() {
+		if i == flows {
+			b.StopTimer()
+			table = New(Config{Max: flows})
+			runtime.GC()
+			i = 0
+			b.StartTimer()
+		}
+		scatter(&p, uint32(i))
+		i++
+		if _, r := table.Packet(&p, 0); r != Miss {
+			b.Fatal(r)
+		}
+		if _, r := table.Insert(&p, 1, 0); r != Inserted {
+			b.Fatal(r)
+		}
+	}
+}
+
+// BenchmarkMemory reports how much the process has grown by a table full with 10 million flows, a flow.
+func BenchmarkMemory(b *testing.B) {
+	const flows = 10_000_000
+	for b.Loop() {
+		before := resident(b)
+		table := fill(flows)
+		b.ReportMetric(float64(resident(b)-before)/flows, "B/flow")
+		runtime.KeepAlive(table)
+	}
+}
+
+// resident is the process's memory, in bytes.
+func resident(b *testing.B) int {
+	b.Helper()
+	debug.FreeOSMemory()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Skip(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(text))[1])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return pages * os.Getpagesize()
+}
+
+// BenchmarkSweep looks through a full table of 10 million flows, none of which has expired.
+func BenchmarkSweep(b *testing.B) {
+	table := fill(10_000_000)
+	for b.Loop() {
+		table.Sweep(1)
+	}
+}

@@ -1,0 +1,136 @@
+package tundev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
+)
+
+// openMu keeps the moment short in which a descriptor without O_CLOEXEC exists: water opens it so.
+var openMu sync.Mutex
+
+// openPlain opens a queue without offloads, with water.
+func openPlain(name string) (*os.File, error) {
+	openMu.Lock()
+	defer openMu.Unlock()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	ifc, err := water.New(water.Config{DeviceType: water.TUN,
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true}})
+	if err != nil {
+		closeUnattached() // water leaks its descriptor
+		return nil, err
+	}
+	file := ifc.ReadWriteCloser.(*os.File)
+	raw, err := file.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { unix.CloseOnExec(int(fd)) })
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// closeUnattached closes this process's descriptors of /dev/net/tun that belong to no device.
+func closeUnattached() {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err != nil || target != "/dev/net/tun" {
+			continue
+		}
+		var fd int
+		if _, err := fmt.Sscan(e.Name(), &fd); err != nil {
+			continue
+		}
+		ifr, _ := unix.NewIfreq("x")
+		if unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr) == unix.EBADFD {
+			unix.Close(fd)
+		}
+	}
+}
+
+// openVnet opens a queue whose packets come with a struct virtio_net_hdr (IFF_VNET_HDR, linux/if_tun.h).
+func openVnet(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil // not before: Go's poller takes no descriptor without a device
+}
+
+// offloadSteps are the sets of offloads that are tried, the best first (linux/if_tun.h). Linux has USO since 6.2.
+var offloadSteps = [...]uint{
+	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6,
+	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6,
+	unix.TUN_F_CSUM,
+	0,
+}
+
+// setOffloads tells the kernel which work it may leave to the reader of this device, and returns what it agreed to.
+func setOffloads(fd uintptr) (set uint, err error) {
+	for _, set = range offloadSteps {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.TUNSETOFFLOAD, uintptr(set)); errno == 0 {
+			return set, nil
+		} else {
+			err = errno
+		}
+	}
+	return 0, err
+}
+
+// offloadNames is for people: "csum tso uso".
+func offloadNames(set uint) string {
+	var names []string
+	for _, o := range []struct {
+		bit  uint
+		name string
+	}{{unix.TUN_F_CSUM, "csum"}, {unix.TUN_F_TSO4, "tso"}, {unix.TUN_F_USO4, "uso"}} {
+		if set&o.bit != 0 {
+			names = append(names, o.name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+// explain says what to do about err.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("/dev/net/tun: %w: the kernel needs its tun driver (modprobe tun), a container the device (--device /dev/net/tun)", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN and the right to open /dev/net/tun", err)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%w: the name is taken by another device", err)
+	}
+	return err
+}
+
+// iovec points to b, which must not be empty.
+func iovec(b []byte) unix.Iovec {
+	v := unix.Iovec{Base: unsafe.SliceData(b)}
+	v.SetLen(len(b))
+	return v
+}
