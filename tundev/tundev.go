@@ -130,6 +130,7 @@ type (
 		bufs  []*packet.Buf
 		n     int
 		bytes int
+		err   error
 		try   func(fd uintptr) bool
 		info  packet.Info      // for a device without offloads: of a super-packet
 		segs  []packet.Segment // its segments
@@ -182,7 +183,7 @@ func (q *Queue) read(fd uintptr) bool {
 			return in.n > 0
 		default:
 			if in.n == 0 {
-				in.err = fmt.Errorf("TUN device: read: %w", err)
+				in.err = gone("read", err)
 			}
 			return true
 		}
@@ -191,17 +192,26 @@ func (q *Queue) read(fd uintptr) bool {
 }
 
 // WriteBatch gives IPv4 packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
-// refuses, without harm to the others, what is no IP packet, and everything while the device is down. A super-packet, which counts as
+// refuses, without harm to the others, what is no IP packet, and everything while the device is down. An error means that the device can't
+// be used any more. A super-packet, which counts as
 // one, is split for a device without offloads, and is taken when all its segments are.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
-	q.out.bufs, q.out.n, q.out.bytes = bufs, 0, 0
+	q.out.bufs, q.out.n, q.out.bytes, q.out.err = bufs, 0, 0, nil
 	if err := q.raw.Write(q.out.try); err != nil {
 		if q.closed.Load() {
 			return 0, 0, os.ErrClosed
 		}
 		return 0, 0, err
 	}
-	return q.out.n, q.out.bytes, nil
+	return q.out.n, q.out.bytes, q.out.err
+}
+
+// gone explains an error with which the device can't be used any more.
+func gone(op string, err error) error {
+	if err == unix.EBADFD {
+		return errors.New("the TUN device has been removed by somebody else: start the program again")
+	}
+	return fmt.Errorf("TUN device: %s: %w", op, err)
 }
 
 func (q *Queue) write(fd uintptr) bool {
@@ -251,8 +261,15 @@ func (q *Queue) writev(fd uintptr, head, body []byte) bool {
 	}
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iovs[0])), uintptr(n))
-		if errno != unix.EINTR {
-			return errno == 0
+		switch errno {
+		case 0:
+			return true
+		case unix.EINTR:
+		case unix.EBADFD:
+			q.out.err = gone("write", errno)
+			return false
+		default:
+			return false
 		}
 	}
 }

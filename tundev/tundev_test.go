@@ -208,6 +208,40 @@ func TestQueuesAndClose(t *testing.T) {
 	})
 }
 
+func TestRemovedDeviceIsAnError(t *testing.T) {
+	both(t, func(t *testing.T, plain bool) {
+		d, err := Open("vt0", Options{Queues: 1, Plain: plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		up(t, "vt0")
+		link, err := netlink.LinkByName("vt0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := make(chan error)
+		go func() {
+			bufs := packet.NewBufs(8)
+			for {
+				if _, err := d.Queues()[0].ReadBatch(bufs); err != nil {
+					end <- err
+					return
+				}
+			}
+		}()
+		if err := netlink.LinkDel(link); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-end; !strings.Contains(err.Error(), "removed by somebody else") {
+			t.Errorf("a reader ends with %v", err)
+		}
+		if _, _, err := d.Queues()[0].WriteBatch(bufsOf(make([]byte, 40))); err == nil || !strings.Contains(err.Error(), "removed by somebody else") {
+			t.Errorf("write: %v", err)
+		}
+	})
+}
+
 func TestOpenFailsCleanly(t *testing.T) {
 	both(t, func(t *testing.T, plain bool) {
 		before := descriptors(t)

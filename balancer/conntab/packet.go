@@ -150,24 +150,3 @@ func (e *entry) conn(now Ticks) Conn {
 		Expires: max(0, time.Duration(int32(e.expires-now))*time.Second/PerSecond),
 		Age:     time.Duration(now-e.created) * time.Second / PerSecond}
 }
-
-// sweepChunk is the number of slots looked at under one hold of a shard's lock: some microseconds.
-const sweepChunk = 512
-
-// Sweep removes what has expired, from all of the table. Workers go on meanwhile.
-func (t *Table) Sweep(now Ticks) {
-	for i := range t.shards {
-		s := &t.shards[i]
-		for from := 0; from < len(s.slots); from += sweepChunk {
-			s.mu.Lock()
-			for j := from; s.used > 0 && j < min(from+sweepChunk, len(s.slots)); {
-				if e := &s.slots[j]; e.state != stateEmpty && e.expires.reached(now) {
-					t.remove(s, j) // something else may stand at j now
-				} else {
-					j++
-				}
-			}
-			s.mu.Unlock()
-		}
-	}
-}

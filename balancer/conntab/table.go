@@ -73,7 +73,10 @@ type shard struct {
 	_     [24]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
 }
 
-// entry is one connection, or an empty slot (state stateEmpty). 40 bytes.
+// entrySize is an entry's size in bytes.
+const entrySize = 40
+
+// entry is one connection, or an empty slot (state stateEmpty).
 type entry struct {
 	src, dst     [4]byte
 	sport, dport uint16
@@ -103,7 +106,7 @@ func New(cfg Config) *Table {
 		seed:   [2]uint64{rand.Uint64(), rand.Uint64()},
 		shards: make([]shard, numShards),
 	}
-	per := (cfg.Max*loadNum/loadDen+numShards-1)/numShards + slack
+	per := slotsPerShard(cfg.Max)
 	all := make([]entry, per*numShards)
 	hugePages(all)
 	for i := range t.shards {
@@ -111,6 +114,8 @@ func New(cfg Config) *Table {
 	}
 	return t
 }
+
+func slotsPerShard(maximum int) int { return (maximum*loadNum/loadDen+numShards-1)/numShards + slack }
 
 // Len is the number of connections, those that have expired but are not swept yet included.
 func (t *Table) Len() int { return int(t.count.Load()) }

@@ -23,9 +23,30 @@ func tcp(src uint32, port uint16, flags uint8) packet.Info {
 		Src: netip.AddrFrom4([4]byte{byte(src >> 24), byte(src >> 16), byte(src >> 8), byte(src)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80})}}
 }
 
-func TestEntryIs40Bytes(t *testing.T) {
-	if n := unsafe.Sizeof(entry{}); n != 40 {
+func TestSizes(t *testing.T) {
+	if n := unsafe.Sizeof(entry{}); n != entrySize {
 		t.Errorf("an entry has %d bytes", n)
+	}
+	if n := unsafe.Sizeof(shard{}); n != 64 {
+		t.Errorf("a shard has %d bytes", n)
+	}
+}
+
+// TestSweeperCoversTheTable: parts of any size, one after the other, are the whole.
+func TestSweeperCoversTheTable(t *testing.T) {
+	for _, part := range []int{1, 100, sweepChunk, 10_000} {
+		table := newSmall(Config{Max: 3000})
+		for i := range uint32(3000) {
+			p := tcp(i, 1, packet.FlagSYN)
+			table.Insert(&p, 1, 0)
+		}
+		s := table.NewSweeper()
+		for range table.Slots()/part + numShards {
+			s.Sweep(Ticks(61*PerSecond), part)
+		}
+		if table.Len() != 0 {
+			t.Errorf("parts of %d: %d connections are left", part, table.Len())
+		}
 	}
 }
 

@@ -49,9 +49,9 @@ type Worker struct {
 }
 
 // NewWorker makes worker number id, from 0, which forwards from source to sink.
-func NewWorker(id int, source Source, sink Sink, b *balancer.Balancer, clock func() conntab.Ticks) *Worker {
+func NewWorker(id int, source Source, sink Sink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Worker {
 	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch), errs: packet.NewBufs(1)}
-	w.out.init(sink, &w.tally, uint16(id))
+	w.out.init(sink, &w.tally, shared)
 	return w
 }
 

@@ -72,7 +72,7 @@ func newWorker(t testing.TB, s *script, mtu int) *Worker {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	return NewWorker(0, s, s, b, func() conntab.Ticks { return 1 })
+	return NewWorker(0, s, s, b, NewShared(), func() conntab.Ticks { return 1 })
 }
 
 // ip makes an IPv4 packet from the client to the VIP.
@@ -233,6 +233,11 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 	}, in...)
 	if len(out) != 160 || got.OutPackets != 160 || got.Drops[packet.DropTooBig] != 20 || got.Drops[packet.DropSendError] != 20 {
 		t.Errorf("%d packets, %+v", len(out), got)
+	}
+	select {
+	case <-w.out.shared.TooBig:
+	default:
+		t.Error("nobody is told that the MTU is another one")
 	}
 	if w.LastError() == nil {
 		t.Error("no last error")

@@ -24,19 +24,19 @@ const sendBatch = 64
 type output struct {
 	sink    Sink
 	tally   *packet.Tally
+	shared  *Shared
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
 	segs []packet.Segment
 	room []byte // for the headers of pieces
 	free []byte // what is left of it
-	id   uint16 // of the last fragmented packet
 
 	large [packet.MaxPieces]packet.Segment // datagrams of a super-packet that have to be fragmented each
 	spare []packet.Buf                     // one of them
 }
 
-func (o *output) init(sink Sink, tally *packet.Tally, id uint16) {
-	o.sink, o.tally, o.id = sink, tally, id
+func (o *output) init(sink Sink, tally *packet.Tally, shared *Shared) {
+	o.sink, o.tally, o.shared = sink, tally, shared
 	o.segs = make([]packet.Segment, 0, sendBatch+packet.MaxPieces)
 	o.room = make([]byte, packet.PieceRoom)
 	o.free = o.room
@@ -55,7 +55,7 @@ func (o *output) add(p []byte) {
 func (o *output) fragment(b *packet.Buf, mtu int) {
 	o.reserve(packet.MaxPieces * packet.IPv4HeaderLen)
 	before := len(o.segs)
-	o.segs = encap.Fragment(o.segs, b.Bytes(), mtu, o.nextID(), o.free)
+	o.segs = encap.Fragment(o.segs, b.Bytes(), mtu, o.shared.nextID(), o.free)
 	o.free = o.free[(len(o.segs)-before-1)*packet.IPv4HeaderLen:]
 }
 
@@ -77,18 +77,10 @@ func (o *output) segmentAndFragment(b *packet.Buf, p *packet.Info, headers, payl
 		room := s.Room()
 		n := copy(room, d.Head)
 		s.SetLen(n + copy(room[n:], d.Body))
-		o.segs = encap.Fragment(o.segs, s.Bytes(), mtu, o.nextID(), o.free)
+		o.segs = encap.Fragment(o.segs, s.Bytes(), mtu, o.shared.nextID(), o.free)
 		o.send()
 	}
 	o.flush()
-}
-
-// nextID is the ID of a packet that is sent in fragments: never 0, which the kernel would replace.
-func (o *output) nextID() uint16 {
-	if o.id++; o.id == 0 {
-		o.id++
-	}
-	return o.id
 }
 
 // reserve makes sure that there is room for so many bytes of headers.
@@ -125,6 +117,7 @@ func (o *output) send() {
 		}
 		if errno == unix.EMSGSIZE {
 			o.tally.Drop(packet.DropTooBig)
+			o.shared.tooBig()
 		} else {
 			o.tally.Drop(packet.DropSendError)
 		}

@@ -13,7 +13,6 @@ import (
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
-	_   [4]byte
 }
 
 // mmsg is one system call for a batch, that waits in Go's poller when the socket is not ready. Its function value is made once,

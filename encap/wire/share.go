@@ -12,6 +12,10 @@ import (
 func share(i, n int) ([]bpf.RawInstruction, error) {
 	prog, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadMemShift{Off: 0}, // X = length of the outer header
+		bpf.LoadExtension{Num: bpf.ExtLen},
+		bpf.ALUOpX{Op: bpf.ALUOpSub},
+		// Without an inner source the length is as good. Reading past the end would drop the packet in every socket, uncounted.
+		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: 16, SkipTrue: 11},
 		bpf.LoadIndirect{Off: 12, Size: 4},
 		bpf.StoreScratch{Src: bpf.RegA, N: 0},
 		bpf.LoadExtension{Num: bpf.ExtLen},

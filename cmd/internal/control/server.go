@@ -17,37 +17,15 @@ import (
 // Server answers on a control socket.
 type Server struct {
 	listener net.Listener
-	lock     *os.File
 	mux      *http.ServeMux
 }
 
-// Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program
-// left behind is replaced; one that a running program answers on is an error.
+// Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program left behind is replaced; one
+// that a running program answers on is an error. Two programs with the same socket must not call Listen at the same time.
 func Listen(socket string) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", socket, err)
 	}
-	// The lock, not the socket, tells whether its program still lives: it goes with the process, however that ends.
-	lock, err := os.OpenFile(socket+".lock", os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("control socket %s: %w", socket, err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("control socket %s is in use by another running program: stop that one, or set another path as control", socket)
-	}
-	l, err := listenUnix(socket)
-	if err != nil {
-		os.Remove(lock.Name())
-		lock.Close()
-		return nil, err
-	}
-	s := &Server{listener: l, lock: lock, mux: http.NewServeMux()}
-	s.profiles()
-	return s, nil
-}
-
-func listenUnix(socket string) (net.Listener, error) {
 	info, err := os.Lstat(socket)
 	switch {
 	case err == nil && info.Mode()&os.ModeSocket == 0:
@@ -61,14 +39,16 @@ func listenUnix(socket string) (net.Listener, error) {
 			return nil, fmt.Errorf("control socket %s: %w", socket, err)
 		}
 	}
-	// bind makes the file with the process's umask: nobody else may connect in the moment before chmod.
+	// bind makes the file with the process's umask: nobody else may connect in the moment before a chmod.
 	old := unix.Umask(0o177)
 	l, err := net.Listen("unix", socket)
 	unix.Umask(old)
 	if err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", socket, errors.Unwrap(err))
 	}
-	return l, nil
+	s := &Server{listener: l, mux: http.NewServeMux()}
+	s.profiles()
+	return s, nil
 }
 
 // Answer serves GET path with what fn returns, as JSON.
@@ -112,6 +92,5 @@ func (s *Server) Close() error {
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
 	}
-	os.Remove(s.lock.Name())
-	return errors.Join(err, s.lock.Close())
+	return err
 }

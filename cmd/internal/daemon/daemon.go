@@ -89,11 +89,17 @@ func Version() string {
 // Task is something that runs until ctx is cancelled, and then returns nil.
 type Task func(ctx context.Context) error
 
-// Run runs tasks until SIGTERM or SIGINT comes, ctx is cancelled, or one of them fails, then cancels the others and waits for them. It
-// returns the first failure. A task that ends by itself ends all.
+// Signals returns a context that ends with SIGTERM, SIGINT or one of more, and keeps SIGPIPE from ending the program. It is for the very
+// beginning of a program that changes the machine: from then on no signal but SIGKILL ends it before it has cleaned up, whoever reads
+// its log, or doesn't.
+func Signals(ctx context.Context, more ...os.Signal) (context.Context, context.CancelFunc) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a write to a closed pipe fails then, and no more
+	return signal.NotifyContext(ctx, append(more, syscall.SIGTERM, syscall.SIGINT)...)
+}
+
+// Run runs tasks until ctx is cancelled or one of them fails, then cancels the others and waits for them. It returns the first failure. A
+// task that ends by itself ends all.
 func Run(ctx context.Context, tasks ...Task) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
@@ -106,18 +112,20 @@ func Run(ctx context.Context, tasks ...Task) error {
 	return g.Wait()
 }
 
-// OnHangup is a task that calls fn for each SIGHUP.
-func OnHangup(fn func()) Task {
+// OnHangup takes SIGHUP from now on, so that it doesn't end the program, and returns what makes the task that calls fn for each.
+func OnHangup() func(fn func()) Task {
 	ch := make(chan os.Signal, 1)
-	signal.Notify(ch, syscall.SIGHUP) // from now on, not only once the task runs: the signal would end the program
-	return func(ctx context.Context) error {
-		defer signal.Stop(ch)
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ch:
-				fn()
+	signal.Notify(ch, syscall.SIGHUP)
+	return func(fn func()) Task {
+		return func(ctx context.Context) error {
+			defer signal.Stop(ch)
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-ch:
+					fn()
+				}
 			}
 		}
 	}

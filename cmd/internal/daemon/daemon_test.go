@@ -31,7 +31,8 @@ func TestRunEndsTogether(t *testing.T) {
 
 func TestSignals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		if err := Run(t.Context(), func(ctx context.Context) error {
+		ctx, stop := Signals(t.Context())
+		if err := Run(ctx, func(ctx context.Context) error {
 			if err := syscall.Kill(os.Getpid(), sig); err != nil {
 				return err
 			}
@@ -40,14 +41,27 @@ func TestSignals(t *testing.T) {
 		}); err != nil {
 			t.Errorf("%v: %v", sig, err)
 		}
+		stop()
 	}
+	ctx, stop := Signals(t.Context(), syscall.SIGHUP)
+	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGHUP} {
+		if ctx.Err() != nil {
+			t.Error("SIGPIPE ends the program")
+		}
+		if err := syscall.Kill(os.Getpid(), sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-ctx.Done()
+	stop()
 	n := 0
 	ctx, cancel := context.WithCancel(t.Context())
-	task := OnHangup(func() { n++; cancel() })
+	defer cancel()
+	hangup := OnHangup()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // before the task runs
 		t.Fatal(err)
 	}
-	if err := Run(ctx, task); err != nil || n != 1 {
+	if err := Run(ctx, hangup(func() { n++; cancel() })); err != nil || n != 1 {
 		t.Errorf("%d hangups, %v", n, err)
 	}
 }

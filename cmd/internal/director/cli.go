@@ -105,6 +105,9 @@ func count(n int, what string) string {
 }
 
 func run(ctx context.Context, file string) error {
+	ctx, stop := daemon.Signals(ctx)
+	defer stop()
+	hangup := daemon.OnHangup()
 	cfg, err := load(file)
 	if err != nil {
 		return err
@@ -113,5 +116,5 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	return d.run(ctx)
+	return d.run(ctx, hangup)
 }

@@ -3,7 +3,7 @@ package director
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -16,6 +16,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
 	"vstun/tundev"
@@ -26,104 +27,80 @@ type director struct {
 	file    string
 	log     *slog.Logger
 	start   time.Time
-	control *control.Server
 	network *routing.Manager
-	device  *tundev.Device
-	senders []*wire.Sender
+	control *control.Server
 	table   *conntab.Table
+	device  *tundev.Device
+	errors  io.Closer // ICMP errors about tunnel packets, for the kernel to learn from
+	senders []*wire.Sender
+	shared  *forward.Shared
 	bal     *balancer.Balancer
 	workers []*forward.Worker
 
-	mu  sync.Mutex // reload
-	cfg *config.Director
+	mu       sync.Mutex // of what a reload changes
+	cfg      *config.Director
+	leftVIPs []netip.Addr // not configured any more, but with connections
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
 func open(file string, cfg *config.Director) (_ *director, err error) {
-	if err := preflight(cfg); err != nil {
+	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	d := &director{file: file, log: daemon.Logger(cfg.Log), start: time.Now(), cfg: cfg}
+	d := &director{file: file, log: daemon.Logger(cfg.Log), start: time.Now(), cfg: cfg, shared: forward.NewShared()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	if d.control, err = control.Listen(cfg.Control); err != nil {
-		return nil, err
-	}
+	// First of all, since it tells whether another director runs here, and clears away what a killed one has left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
 		return nil, err
 	}
-	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
+	if err := preflight(cfg); err != nil {
+		return nil, err
+	}
+	if d.control, err = control.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
 	c := cfg.Connections
 	d.table = conntab.New(conntab.Config{Max: c.Max, SloppyTCP: c.SloppyTCP, Timeouts: conntab.Timeouts(c.Timeouts)})
 	d.bal = balancer.New(d.table, cfg.Queues)
+	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
+		return nil, err
+	}
+	if d.errors, err = wire.LearnPathMTU(packet.ProtoIPIP); err != nil {
+		return nil, err
+	}
 	for i, q := range d.device.Queues() {
 		s, err := wire.NewSender()
 		if err != nil {
 			return nil, err
 		}
 		d.senders = append(d.senders, s)
-		d.workers = append(d.workers, forward.NewWorker(i, q, s, d.bal, d.now))
+		d.workers = append(d.workers, forward.NewWorker(i, q, s, d.bal, d.shared, d.now))
 	}
 	if err := d.bal.Apply(services(cfg)); err != nil {
 		return nil, err
 	}
-	if err := d.network.Set(network(cfg)); err != nil {
+	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
-// preflight finds what would stop the director, without touching the machine.
-func preflight(cfg *config.Director) error {
-	if err := daemon.CheckPrivileges(); err != nil {
-		return err
-	}
-	if taken, err := routing.LinkExists(cfg.TUN); err != nil {
-		return err
-	} else if taken {
-		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
-	}
-	return checkVIPs(cfg)
-}
-
-// checkVIPs refuses VIPs that are addresses of this host: the kernel would take their packets itself.
-func checkVIPs(cfg *config.Director) error {
-	var errs []error
-	for _, s := range cfg.Services {
-		for _, vip := range s.VIPs {
-			if link, local, err := routing.LocalAddr(vip); err != nil {
-				errs = append(errs, err)
-			} else if local {
-				errs = append(errs, fmt.Errorf("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself
 // knows what fits each tunnel.
-func network(cfg *config.Director) routing.State {
+func network(tun string, vips []netip.Addr) routing.State {
 	s := routing.State{
 		Sysctls: []routing.Sysctl{
-			{Key: "net/ipv4/ip_forward", Value: "1"},                                        // what comes in for a VIP goes on into the device
-			{Key: "net/ipv6/conf/" + cfg.TUN + "/disable_ipv6", Value: "1", Optional: true}, // else the kernel greets neighbours that are not there
+			{Key: "net/ipv4/ip_forward", Value: "1"},                                    // what comes in for a VIP goes on into the device
+			{Key: "net/ipv6/conf/" + tun + "/disable_ipv6", Value: "1", Optional: true}, // else the kernel greets neighbours that are not there
 		},
-		Links: []routing.Link{{Name: cfg.TUN, MTU: 65535, TxQueueLen: 1000, Up: true}},
+		Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}},
 	}
-	seen := map[netip.Addr]bool{}
-	for _, svc := range cfg.Services {
-		for _, vip := range svc.VIPs {
-			if !seen[vip] {
-				seen[vip] = true
-				s.Routes = append(s.Routes, routing.Route{Dst: netip.PrefixFrom(vip, vip.BitLen()), Link: cfg.TUN})
-			}
-		}
+	for _, vip := range vips {
+		s.Routes = append(s.Routes, routing.Route{Dst: netip.PrefixFrom(vip, vip.BitLen()), Link: tun})
 	}
 	return s
 }
@@ -133,25 +110,33 @@ func (d *director) now() conntab.Ticks {
 	return conntab.Ticks(time.Since(d.start) / (time.Second / conntab.PerSecond))
 }
 
-// sweepEvery is how often expired connections are looked for.
-const sweepEvery = time.Second
+// Expired connections are looked for in parts of the table: all of it once a second, or, if it is large, so many slots a tick that this takes
+// a small share of a CPU.
+const (
+	sweepEvery = 100 * time.Millisecond
+	sweepSlots = 300_000
+)
 
-// pathsEvery is how often the ways to the realservers are asked for again.
-const pathsEvery = 10 * time.Second
+// pathsEvery is how often the ways to the realservers are asked for again; pathsAtOnce how often at the most when a packet turns out to be
+// too big for its way.
+const (
+	pathsEvery  = 10 * time.Second
+	pathsAtOnce = 100 * time.Millisecond
+)
 
-// run works until ctx is cancelled, a signal comes or something fails, and leaves the machine as it was before open.
-func (d *director) run(ctx context.Context) error {
+// run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
+func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.control.Answer("/status", func() (any, error) { return d.status(), nil })
+	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	tasks := []daemon.Task{
 		d.control.Run,
 		d.network.Watch,
-		daemon.OnHangup(d.reload),
-		daemon.Every(sweepEvery, func() { d.table.Sweep(d.now()) }),
-		daemon.Every(pathsEvery, d.refreshPaths),
-		func(ctx context.Context) error { // ends the workers
+		hangup(d.reload),
+		daemon.Every(sweepEvery, func() { sweeper.Sweep(d.now(), slots) }),
+		d.watchPaths,
+		func(ctx context.Context) error { // ends the workers, but first the routes that lead to them
 			<-ctx.Done()
-			d.closeIO()
-			return nil
+			return errors.Join(d.network.Close(), d.closeIO())
 		},
 	}
 	for _, w := range d.workers {
@@ -178,6 +163,10 @@ func (d *director) closeIO() error {
 		errs = append(errs, s.Close())
 	}
 	d.senders = nil
+	if d.errors != nil {
+		errs = append(errs, d.errors.Close())
+		d.errors = nil
+	}
 	return errors.Join(errs...)
 }
 

@@ -1,9 +1,10 @@
 package director
 
 import (
-	"fmt"
+	"context"
 	"net/netip"
-	"reflect"
+	"slices"
+	"time"
 
 	"vstun/balancer"
 	"vstun/cmd/internal/config"
@@ -43,61 +44,58 @@ func pathMTU(a netip.Addr) int {
 	if err != nil {
 		return 1500
 	}
-	return max(p.MTU, encap.MinMTU+encap.IPIPOverhead)
+	return min(max(p.MTU, encap.MinMTU+encap.IPIPOverhead), packet.MaxLen)
 }
 
-// reload reads the configuration file again and puts it in force. A fault changes nothing.
-func (d *director) reload() {
-	cfg, err := load(d.file)
-	if err == nil {
-		err = checkVIPs(cfg)
+// vips are the VIPs of cfg, each once.
+func vips(cfg *config.Director) []netip.Addr {
+	var all []netip.Addr
+	for _, s := range cfg.Services {
+		all = append(all, s.VIPs...)
 	}
-	if err == nil {
-		err = d.apply(cfg)
-	}
-	if err != nil {
-		d.log.Error("reload: nothing changed", "file", d.file, "error", err)
-		return
-	}
-	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services))
+	return unique(all)
 }
 
-func (d *director) apply(cfg *config.Director) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.sameProgram(cfg); err != nil {
-		return err
-	}
-	if err := d.bal.Apply(services(cfg)); err != nil {
-		return err
-	}
-	if err := d.network.Set(network(cfg)); err != nil {
-		// Back to where the routes still are.
-		if undo := d.bal.Apply(services(d.cfg)); undo != nil {
-			return fmt.Errorf("%w; and the services before it: %w", err, undo)
+func unique(all []netip.Addr) []netip.Addr {
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// watchPaths keeps what the balancer knows of the ways to the realservers up to date.
+func (d *director) watchPaths(ctx context.Context) error {
+	t := time.NewTicker(pathsEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-d.shared.TooBig:
 		}
-		return err
+		d.refresh()
+		select { // not more often than that
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pathsAtOnce):
+		}
 	}
-	d.cfg = cfg
-	return nil
 }
 
-// sameProgram refuses changes of what is only read at the start.
-func (d *director) sameProgram(cfg *config.Director) error {
-	was, is := *d.cfg, *cfg
-	was.Services, is.Services = nil, nil
-	was.Source, is.Source = netip.Addr{}, netip.Addr{}
-	if !reflect.DeepEqual(was, is) {
-		return fmt.Errorf("only services and source can change while the director runs; for the other keys of [director] and for [connections] restart it")
-	}
-	return nil
-}
-
-// refreshPaths takes over what the kernel has learned about the ways to the realservers.
-func (d *director) refreshPaths() {
+// refresh takes over what the kernel has learned about the ways to the realservers, and lets VIPs go whose last connections have ended.
+func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.bal.Apply(services(d.cfg)); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
+	}
+	if len(d.leftVIPs) == 0 {
+		return
+	}
+	if _, connections := d.bal.Leaving(); connections == 0 {
+		if err := d.network.Set(network(d.cfg.TUN, vips(d.cfg))); err != nil {
+			d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
+			return
+		}
+		d.leftVIPs = nil
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -103,6 +104,8 @@ func load(file string) (*config.Realserver, error) {
 }
 
 func run(ctx context.Context, file string) error {
+	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP) // there is nothing to reload: it is the end of a terminal
+	defer stop()
 	cfg, err := load(file)
 	if err != nil {
 		return err

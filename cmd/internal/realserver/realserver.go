@@ -38,7 +38,7 @@ type agent struct {
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
 func open(cfg *config.Realserver) (_ *agent, err error) {
-	if err := preflight(cfg); err != nil {
+	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
 	a := &agent{cfg: cfg, log: daemon.Logger(cfg.Log), start: time.Now()}
@@ -47,10 +47,14 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
-	if a.control, err = control.Listen(cfg.Control); err != nil {
+	// First of all, since it tells whether another agent runs here, and clears away what a killed one has left.
+	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
 		return nil, err
 	}
-	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
+	if err := preflight(cfg); err != nil {
+		return nil, err
+	}
+	if a.control, err = control.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
 	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
@@ -76,9 +80,6 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 
 // preflight finds what would stop the agent, without touching the machine.
 func preflight(cfg *config.Realserver) error {
-	if err := daemon.CheckPrivileges(); err != nil {
-		return err
-	}
 	if taken, err := routing.LinkExists(cfg.TUN); err != nil {
 		return err
 	} else if taken {
@@ -149,7 +150,7 @@ func network(cfg *config.Realserver, mss int) routing.State {
 // pathsEvery is how often the ways to the directors are asked for again.
 const pathsEvery = 10 * time.Second
 
-// run works until ctx is cancelled, a signal comes or something fails, and leaves the machine as it was before open.
+// run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (a *agent) run(ctx context.Context) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
 	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.Load(), "control", a.cfg.Control)
@@ -162,7 +163,7 @@ func (a *agent) run(ctx context.Context) error {
 		daemon.Every(pathsEvery, a.refreshMSS),
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
-			return a.closeIO()
+			return errors.Join(a.network.Close(), a.closeIO())
 		},
 	}
 	for _, w := range a.workers {
