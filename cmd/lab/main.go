@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vstun/cmd/internal/bench"
 	"vstun/cmd/internal/daemon"
 )
 
@@ -26,7 +27,7 @@ func run() int {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(demoCommand(), daemon.VersionCommand())
+	root.AddCommand(demoCommand(), bench.Command(), bench.LoopCommand(), daemon.VersionCommand())
 	root.SetContext(ctx)
 	return daemon.Main(root)
 }

@@ -22,6 +22,7 @@ import (
 	"os"
 	"regexp"
 	"sync"
+	"time"
 )
 
 // Spec says which lab to build.
@@ -39,6 +40,12 @@ type Spec struct {
 // Link is the link between a host and the router. The zero value is the default.
 type Link struct {
 	MTU int // at both ends, in bytes without the Ethernet header; 0 means 1500
+	// Segmented makes the router cut what it sends on this link into packets of the MTU, as a wire demands it. Without it
+	// a super-packet of segmentation offload passes the link as one.
+	Segmented bool
+	// GRO makes the host's end gather the segments that come in within that time into super-packets, as a network card does
+	// (generic receive offload): 50 µs is usual. It finds something to gather only with Segmented. 0 leaves it off.
+	GRO time.Duration
 }
 
 // Lab is a set of hosts that are up. Its methods and those of its hosts may be called from any goroutine.
@@ -122,6 +129,9 @@ func plan(spec Spec) ([]*Host, error) {
 		}
 		if link.MTU != 0 && (link.MTU < 68 || link.MTU > 65535) {
 			return nil, fmt.Errorf("link of %s: MTU %d: use 68 to 65535, or 0 for 1500", name, link.MTU)
+		}
+		if link.GRO < 0 || link.GRO > time.Second {
+			return nil, fmt.Errorf("link of %s: GRO for %v: use up to 1s, or 0 for none", name, link.GRO)
 		}
 	}
 	return hosts, nil

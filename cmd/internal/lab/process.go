@@ -36,7 +36,17 @@ type Process struct {
 // of the group is killed when the child ends. The child is killed when the caller dies, however it dies; a grandchild is
 // not, so start servers in the foreground and, where they can, as one process. It has the host's network and everything
 // else of the caller's machine, /sys/class/net included.
-func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
+func (h *Host) Start(cmd *exec.Cmd) (*Process, error) { return h.launch(cmd, nil) }
+
+// StartOn is Start with a process whose threads, from the first on, run on one CPU only: 0, 1, … as the kernel numbers them.
+func (h *Host) StartOn(cpu int, cmd *exec.Cmd) (*Process, error) {
+	cpus := &unix.CPUSet{}
+	cpus.Set(cpu)
+	return h.launch(cmd, cpus)
+}
+
+// launch starts cmd on these CPUs, nil for all that the caller has.
+func (h *Host) launch(cmd *exec.Cmd, cpus *unix.CPUSet) (*Process, error) {
 	p := &Process{name: h.Name + ": " + filepath.Base(cmd.Path), cmd: cmd, done: make(chan struct{})}
 	if cmd.Stdout == nil {
 		cmd.Stdout = &p.output
@@ -59,7 +69,7 @@ func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
 
 	started := make(chan error, 1)
 	select {
-	case h.work <- func() { started <- h.lab.start(p) }:
+	case h.work <- func() { started <- h.lab.start(p, cpus) }:
 	case <-h.lab.closed:
 		return nil, fmt.Errorf("%s: start: the lab is closed", p.name)
 	}
@@ -85,13 +95,23 @@ func (h *Host) Run(cmd *exec.Cmd) ([]byte, error) {
 }
 
 // start forks, unless the lab is closed, and sees to it that Close knows the process until it has ended.
-func (l *Lab) start(p *Process) error {
+func (l *Lab) start(p *Process, cpus *unix.CPUSet) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
 	case <-l.closed:
 		return errors.New("the lab is closed")
 	default:
+	}
+	if cpus != nil { // a child has the CPUs of the thread that forks: sched_setaffinity(2)
+		var own unix.CPUSet
+		if err := unix.SchedGetaffinity(0, &own); err != nil {
+			return fmt.Errorf("CPUs of this thread: %w", err)
+		}
+		if err := unix.SchedSetaffinity(0, cpus); err != nil {
+			return fmt.Errorf("choose the CPU: %w", err)
+		}
+		defer func() { _ = unix.SchedSetaffinity(0, &own) }() // it had them before
 	}
 	if err := p.cmd.Start(); err != nil {
 		return err

@@ -36,9 +36,8 @@ func (h *Host) prepare(router bool) error {
 			{"net.ipv4.conf.all.rp_filter", filter},
 			{"net.ipv4.conf.default.rp_filter", filter},
 		} {
-			path := "/proc/sys/" + strings.ReplaceAll(s[0], ".", "/")
-			if err := os.WriteFile(path, []byte(s[1]), 0); err != nil {
-				return fmt.Errorf("%s: set %s=%s: %w", h.Name, s[0], s[1], err)
+			if err := setSysctl(s[0], s[1]); err != nil {
+				return fmt.Errorf("%s: %w", h.Name, err)
 			}
 		}
 		lo, err := netlink.LinkByName("lo")
@@ -50,6 +49,14 @@ func (h *Host) prepare(router bool) error {
 		}
 		return nil
 	})
+}
+
+// setSysctl writes one value of this thread's namespace.
+func setSysctl(key, value string) error {
+	if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(key, ".", "/"), []byte(value), 0); err != nil {
+		return fmt.Errorf("set %s=%s: %w", key, value, err)
+	}
+	return nil
 }
 
 // connect makes the link between a host and the router, with addresses, and the host's default route.
@@ -87,7 +94,7 @@ func (l *Lab) connect(h *Host, link Link) error {
 	if err != nil {
 		return fmt.Errorf("%s's link to the router: %w", h.Name, err)
 	}
-	return nil
+	return l.offload(h, link)
 }
 
 func (l *Lab) routeVIP() error {

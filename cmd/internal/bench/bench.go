@@ -1,0 +1,231 @@
+// Package bench measures the packet path, in one run and on one machine, against plain forwarding by the kernel and against two loops that do
+// less than a director: one as fast and one as slow as such a loop can be. Ratios are what it is about; the absolute figures depend on the machine.
+//
+//	client ──► router ──► director ──► router ──► web1
+//	generator             program       ╷         counts and drops
+//	└──── its CPU, up to the TUN ───────┘
+//	                      └── the director's CPU ──┘
+//
+// Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, at more than any program takes from there, and the
+// program's CPU from there on. With plain forwarding, where no program takes them over, the generator's CPU carries them all the way.
+//
+// In each round everything is measured once, one variant after the other, and ratios are taken within the round, so that a machine which is
+// slow for a while is slow for both sides of a ratio. Given are the median of the rounds, and the smallest and the largest.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"vstun/cmd/internal/daemon"
+)
+
+// Options say what to run.
+type Options struct {
+	JSON   bool      // print data instead of the table
+	Quick  bool      // a check that everything works, within a minute; the figures are rough
+	Bin    string    // directory of the programs director, realserver and lab; empty for that of this program
+	Prefix string    // of the namespaces' names, as in lab.Spec; empty for "vstun-bench"
+	Status io.Writer // gets a line for each step; nil for none
+
+	timing *timing // of tests
+}
+
+// timing is how long and how often is measured.
+type timing struct {
+	rounds int
+	flows  int           // the larger number of them
+	settle time.Duration // of a flood, before its window
+	window time.Duration // of a flood
+	stream int           // seconds of a TCP stream
+	trips  int           // round trips
+}
+
+func fullTiming() timing {
+	return timing{rounds: 7, flows: manyFlows, settle: 200 * time.Millisecond, window: 800 * time.Millisecond, stream: 3, trips: 5000}
+}
+
+func quickTiming() timing {
+	return timing{rounds: 3, flows: manyFlows, settle: 100 * time.Millisecond, window: 250 * time.Millisecond, stream: 1, trips: 1000}
+}
+
+// results is everything that was measured.
+type results struct {
+	floods  map[floodKey]*flood
+	streams map[streamKey]Sample // bits a second
+	trips   map[string]*trips    // by way
+	skipped []string
+}
+
+// streamKey is a TCP stream's way and direction.
+type streamKey struct {
+	way      string
+	download bool
+}
+
+// trips is the latency of one-byte round trips, in nanoseconds, by round.
+type trips struct{ p50, p99 Sample }
+
+// Run measures and writes the report to out. Bars that are missed are in the report and no error.
+func Run(ctx context.Context, out io.Writer, o Options) (err error) {
+	if err := o.complete(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	m, err := thisMachine()
+	if err != nil {
+		return err
+	}
+	o.status("starting hosts and programs")
+	b, err := newBed(ctx, o, m)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	res, err := b.measure(ctx, o)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	r := newReport(o, m, res)
+	r.Seconds = time.Since(begin).Round(time.Millisecond).Seconds()
+	if o.JSON {
+		return r.writeJSON(out)
+	}
+	return r.writeTable(out)
+}
+
+// interrupted replaces an error that is only the consequence of the user's interrupt.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return errors.New("benchmark interrupted")
+	}
+	return err
+}
+
+// complete checks the options and fills in what is missing.
+func (o *Options) complete() error {
+	if os.Geteuid() != 0 {
+		return errors.New("making network namespaces and TUN devices needs root: run it as root")
+	}
+	if err := daemon.CheckPrivileges(); err != nil {
+		return err
+	}
+	if o.Bin == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the programs: %w: use --bin", err)
+		}
+		o.Bin = filepath.Dir(exe)
+	}
+	for _, name := range []string{"director", "realserver", "lab"} {
+		if _, err := exec.LookPath(filepath.Join(o.Bin, name)); err != nil {
+			return fmt.Errorf("%w: run make build, or say with --bin where the programs are", err)
+		}
+	}
+	if o.Prefix == "" {
+		o.Prefix = "vstun-bench"
+	}
+	if o.timing == nil {
+		t := fullTiming()
+		if o.Quick {
+			t = quickTiming()
+		}
+		o.timing = &t
+	}
+	return nil
+}
+
+func (o *Options) status(format string, args ...any) {
+	if o.Status != nil {
+		fmt.Fprintf(o.Status, "bench: "+format+"\n", args...)
+	}
+}
+
+// measure runs all rounds.
+func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
+	t := *o.timing
+	r := &results{floods: map[floodKey]*flood{}, streams: map[streamKey]Sample{}, trips: map[string]*trips{}}
+	o.status("does each way deliver?")
+	for _, w := range b.ways {
+		if err := b.prove(ctx, w, t.flows); err != nil {
+			return nil, err
+		}
+	}
+	for round := range t.rounds {
+		o.status("packets, round %d of %d", round+1, t.rounds)
+		for _, flows := range []int{1, t.flows} {
+			for _, w := range b.ways {
+				k := floodKey{w.name, flows}
+				if r.floods[k] == nil {
+					r.floods[k] = &flood{}
+				}
+				if err := b.flood(ctx, w, flows, t, r.floods[k]); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	if err := b.measureStreams(ctx, o, r); err != nil {
+		return nil, err
+	}
+	return r, b.measureTrips(ctx, o, r)
+}
+
+// measureStreams measures TCP, unless iperf3 is missing.
+func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
+	if _, err := exec.LookPath("iperf3"); err != nil {
+		r.skipped = append(r.skipped, "TCP upload and download: iperf3 is not installed (make deps installs it)")
+		o.status("SKIPPED: %s", r.skipped[0])
+		return nil
+	}
+	for round := range o.timing.rounds {
+		o.status("TCP streams, round %d of %d", round+1, o.timing.rounds)
+		for _, download := range []bool{false, true} {
+			for _, road := range b.roads() {
+				rate, err := b.iperf(ctx, road.addr, download, o.timing.stream)
+				if err != nil {
+					return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+				}
+				k := streamKey{road.name, download}
+				r.streams[k] = append(r.streams[k], rate)
+			}
+		}
+	}
+	return nil
+}
+
+// measureTrips measures latency.
+func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
+	e, err := startEcho(b.web)
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	o.status("round trips, %d rounds", o.timing.rounds)
+	for range o.timing.rounds {
+		for _, road := range b.roads() {
+			p50, p99, err := b.roundTrips(ctx, road.addr, o.timing.trips)
+			if err != nil {
+				return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+			}
+			t := r.trips[road.name]
+			if t == nil {
+				t = &trips{}
+				r.trips[road.name] = t
+			}
+			t.p50, t.p99 = append(t.p50, p50), append(t.p99, p99)
+		}
+	}
+	return nil
+}
+
+// roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it.
+func (b *bed) roads() []*way {
+	return []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll)}
+}

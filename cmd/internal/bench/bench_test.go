@@ -1,0 +1,260 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/spf13/cobra"
+
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director"
+	"vstun/cmd/internal/realserver"
+)
+
+// The test binary is also the programs, under their names.
+func TestMain(m *testing.M) {
+	var root *cobra.Command
+	switch filepath.Base(os.Args[0]) {
+	case "director":
+		root = director.Command()
+	case "realserver":
+		root = realserver.Command()
+	case "lab":
+		root = &cobra.Command{Use: "lab"}
+		root.AddCommand(Command(), LoopCommand())
+	default:
+		os.Exit(m.Run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	root.SetContext(ctx)
+	os.Exit(daemon.Main(root))
+}
+
+// options are for a run with this binary as the programs, which must leave nothing behind.
+func options(t *testing.T, name string) Options {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make network namespaces and TUN devices")
+	}
+	if _, err := thisMachine(); err != nil {
+		t.Skip(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Bin: t.TempDir(), Prefix: fmt.Sprintf("benchtest%d-%s", os.Getpid(), name),
+		timing: &timing{rounds: 1, flows: 100, settle: 50 * time.Millisecond, window: 200 * time.Millisecond, stream: 1, trips: 50}}
+	for _, program := range []string{"director", "realserver", "lab"} {
+		if err := os.Symlink(self, filepath.Join(o.Bin, program)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, pattern := range []string{"/run/netns/" + o.Prefix + "*", "/run/" + o.Prefix} {
+			if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		}
+	})
+	return o
+}
+
+func TestEveryVariantDelivers(t *testing.T) {
+	o := options(t, "smoke")
+	o.JSON = true
+	var out, status bytes.Buffer
+	o.Status = &status
+	if err := Run(t.Context(), &out, o); err != nil {
+		t.Fatalf("%v\n%s", err, status.String())
+	}
+	var r Report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	figures := map[string]float64{}
+	for _, f := range r.Figures {
+		figures[f.Name] = f.Median
+	}
+	var want []string
+	for _, w := range ways() {
+		for _, flows := range []string{"1 flow", "100 flows"} {
+			want = append(want, w.name+", "+flows)
+			if strings.HasPrefix(w.name, "director") || w.name == wayFloor || w.name == wayNaive {
+				want = append(want, w.name+", "+flows+": CPU time")
+			}
+		}
+	}
+	for _, way := range []string{wayPlain, wayDirectorAll} {
+		want = append(want, "round trip, median, "+way, "round trip, 99th percentile, "+way)
+		if len(r.Skipped) == 0 {
+			want = append(want, "TCP upload, "+way, "TCP download, "+way)
+		}
+	}
+	if _, err := exec.LookPath("iperf3"); (err != nil) != (len(r.Skipped) > 0) {
+		t.Errorf("iperf3: %v, but skipped: %q", err, r.Skipped)
+	}
+	for _, name := range want {
+		if figures[name] <= 0 {
+			t.Errorf("%s: %v", name, figures[name])
+		}
+	}
+	bars := 0
+	for _, row := range r.Ratios {
+		if row.Median <= 0 {
+			t.Errorf("%s: %v", row.Name, row.Median)
+		}
+		if row.Bar != nil {
+			bars++
+		}
+	}
+	if want := 5 - 2*len(r.Skipped); bars != want {
+		t.Errorf("%d bars, want %d", bars, want)
+	}
+}
+
+// cancelling cancels a run once it writes a line with that text.
+type cancelling struct {
+	text   string
+	cancel func()
+}
+
+func (c *cancelling) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte(c.text)) {
+		c.cancel()
+	}
+	return len(b), nil
+}
+
+func TestInterrupt(t *testing.T) {
+	for _, at := range []string{"starting", "deliver", "packets"} {
+		t.Run(at, func(t *testing.T) {
+			o := options(t, at)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			o.Status = &cancelling{at, cancel}
+			var out bytes.Buffer
+			err := Run(ctx, &out, o)
+			if err == nil || err.Error() != "benchmark interrupted" || out.Len() > 0 {
+				t.Errorf("got %v and %d bytes", err, out.Len())
+			}
+		})
+	}
+}
+
+func TestProgramsMissing(t *testing.T) {
+	o := options(t, "missing")
+	if err := os.Remove(filepath.Join(o.Bin, "director")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), &bytes.Buffer{}, o); err == nil || !strings.Contains(err.Error(), "make build") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// gopacket is an independent opinion on the frames.
+func TestDatagrams(t *testing.T) {
+	source, mac := net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 3}
+	from, to := netip.MustParseAddr("10.0.1.2"), netip.MustParseAddr("198.51.100.80")
+	frames := datagrams(source, mac, from, to, manyFlows)
+	for _, i := range []int{0, 1, manyFlows - 1} {
+		if len(frames[i]) != frameLen {
+			t.Errorf("frame %d has %d bytes", i, len(frames[i]))
+		}
+		p := gopacket.NewPacket(frames[i], layers.LayerTypeEthernet, gopacket.Default)
+		if p.ErrorLayer() != nil {
+			t.Fatal(p.ErrorLayer().Error())
+		}
+		ether := p.Layer(layers.LayerTypeEthernet).(*layers.Ethernet)
+		ip := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+		udp := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+		if ether.SrcMAC.String() != source.String() || ether.DstMAC.String() != mac.String() {
+			t.Errorf("frame %d: %s to %s", i, ether.SrcMAC, ether.DstMAC)
+		}
+		if ip.SrcIP.String() != from.String() || ip.DstIP.String() != to.String() || ip.Length != 46 || ip.TTL == 0 {
+			t.Errorf("frame %d: %+v", i, ip)
+		}
+		if headerChecksum(append(append([]byte{}, ip.Contents[:10]...), append([]byte{0, 0}, ip.Contents[12:]...)...)) != ip.Checksum {
+			t.Errorf("frame %d: checksum %#x", i, ip.Checksum)
+		}
+		if int(udp.SrcPort) != firstPort+i || udp.DstPort != udpPort || udp.Length != 26 || len(udp.Payload) != 18 {
+			t.Errorf("frame %d: %+v", i, udp)
+		}
+	}
+}
+
+func TestHeaderChecksum(t *testing.T) {
+	header := []byte{0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7}
+	if got := headerChecksum(header); got != 0xb861 {
+		t.Errorf("%#x, want 0xb861", got)
+	}
+}
+
+func TestIperfRate(t *testing.T) {
+	rate, err := iperfRate([]byte(`{"end": {"sum_sent": {"bits_per_second": 5e9}, "sum_received": {"bits_per_second": 4.5e9}}}`))
+	if err != nil || rate != 4.5e9 {
+		t.Errorf("%v, %v", rate, err)
+	}
+	for _, out := range []string{"", "{", "{}", `{"error": "unable to connect to server"}`, `{"end": {"sum_received": {"bits_per_second": 0}}}`} {
+		if _, err := iperfRate([]byte(out)); err == nil {
+			t.Errorf("%q: no error", out)
+		}
+	}
+}
+
+func TestLoopCommandUsage(t *testing.T) {
+	for _, args := range [][]string{{}, {"quick"}, {Floor, "--vip", "198.51.100.80", "--from", "10.0.2.2"}, {Naive, "--to", "fe80::1"}} {
+		c := LoopCommand()
+		c.SetArgs(args)
+		c.SilenceErrors, c.SilenceUsage = true, true
+		c.SetContext(t.Context())
+		if err := c.Execute(); err == nil {
+			t.Errorf("%q: no error", args)
+		}
+	}
+	c := LoopCommand()
+	c.SetArgs([]string{Floor})
+	c.SilenceErrors, c.SilenceUsage = true, true
+	if err := c.Execute(); !errors.As(err, &daemon.UsageError{}) || !strings.Contains(err.Error(), "--vip") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestThisProcessHasUsedCPU(t *testing.T) {
+	before, err := cpuTime(os.Getpid())
+	if err != nil || before <= 0 {
+		t.Fatalf("%v, %v", before, err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		now, err := cpuTime(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now > before {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a process that works uses no CPU time")
+		}
+	}
+	if _, err := cpuTime(1<<22 + 1); err == nil {
+		t.Error("a process that can't be, past PID_MAX_LIMIT, has CPU time")
+	}
+}

@@ -1,0 +1,155 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"vstun/cmd/internal/control"
+)
+
+// floodKey is a way and the number of flows.
+type floodKey struct {
+	way   string
+	flows int
+}
+
+// flood is what was measured on a way under more datagrams than it bears, by round.
+type flood struct {
+	delivered Sample // packets a second
+	offered   Sample // packets a second
+	cpu       Sample // nanoseconds of the program's CPU time per delivered packet; empty for the kernel
+	share     Sample // CPUs that the program had: about 1 where it has one for itself; empty for the kernel
+}
+
+// cost is the time per packet, in nanoseconds, from all that happens to it.
+func (f *flood) cost() Sample {
+	out := make(Sample, len(f.delivered))
+	for i, pps := range f.delivered {
+		out[i] = 1e9 / pps
+	}
+	return out
+}
+
+// reading is the state of the counters at a time.
+type reading struct {
+	at        time.Time
+	delivered uint64
+	sent      uint64
+	cpu       time.Duration
+}
+
+func (w *way) read(s *stream) (r reading, err error) {
+	if r.delivered, err = w.host.Received(w.link); err != nil {
+		return r, err
+	}
+	r.at, r.sent = time.Now(), s.sent.Load()
+	if w.process != nil {
+		r.cpu, err = cpuTime(w.process.Pid())
+	}
+	return r, err
+}
+
+// flood measures one way for one window and adds the result to f.
+func (b *bed) flood(ctx context.Context, w *way, flows int, t timing, f *flood) (err error) {
+	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
+	s := g.start(w.mac, w.addr, flows)
+	defer func() { err = errors.Join(err, s.end()) }()
+	if err := pause(ctx, t.settle); err != nil {
+		return err
+	}
+	first, err := w.read(s)
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, t.window); err != nil {
+		return err
+	}
+	last, err := w.read(s)
+	if err != nil {
+		return err
+	}
+	seconds, packets := last.at.Sub(first.at).Seconds(), float64(last.delivered-first.delivered)
+	if packets == 0 {
+		return fmt.Errorf("%s: of %d packets none was delivered in %v%s", w.name, last.sent-first.sent, t.window, w.lastWords())
+	}
+	f.delivered = append(f.delivered, packets/seconds)
+	f.offered = append(f.offered, float64(last.sent-first.sent)/seconds)
+	if w.process != nil {
+		used := last.cpu - first.cpu
+		f.cpu = append(f.cpu, float64(used.Nanoseconds())/packets)
+		f.share = append(f.share, used.Seconds()/seconds)
+	}
+	return nil
+}
+
+// proveTries is how often a way may lose packets, on a machine that is busy with something else, before that is an error.
+const proveTries = 3
+
+// prove sends one datagram of each flow, slowly, and is an error unless all arrive. It also lets the program on the way know the flows.
+func (b *bed) prove(ctx context.Context, w *way, flows int) error {
+	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
+	var arrived uint64
+	for range proveTries {
+		before, err := w.host.Received(w.link)
+		if err != nil {
+			return err
+		}
+		if err := g.trickle(ctx, w.mac, w.addr, flows, flows); err != nil {
+			return err
+		}
+		// The last ones may still be on their way.
+		for deadline := time.Now().Add(time.Second); ; {
+			now, err := w.host.Received(w.link)
+			if err != nil {
+				return err
+			}
+			if arrived = now - before; arrived >= uint64(flows) {
+				return nil
+			}
+			if time.Now().After(deadline) {
+				break
+			}
+			if err := pause(ctx, pollEvery); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("%s: of %d packets, sent slowly, %d arrived at %s%s", w.name, flows, arrived, w.host.Name, w.lastWords())
+}
+
+// lastWords is what the program on the way has to say, for an error: what it counted, if it is a director, and the end of what it wrote.
+func (w *way) lastWords() string {
+	if w.process == nil {
+		return ""
+	}
+	var words string
+	if w.socket != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		var st control.DirectorStatus
+		if err := control.Get(ctx, w.socket, "/status", &st); err != nil {
+			words = fmt.Sprintf("; its status: %v", err)
+		} else {
+			words = fmt.Sprintf("; it has read %d packets, sent %d, dropped %v, and the kernel refused with %q", st.In.Packets, st.Out.Packets, st.Drops, st.SendError)
+		}
+	}
+	if text := strings.TrimSpace(w.process.Output()); text != "" {
+		words += "; it wrote: " + text
+	}
+	return words
+}
+
+// pause waits, unless ctx is cancelled.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

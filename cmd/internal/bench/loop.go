@@ -1,0 +1,183 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/routing"
+)
+
+// The loops that the director is measured against read a TUN device and send what they read, with a constant outer header before it, to one
+// realserver. They decide nothing, check nothing and count nothing.
+const (
+	// Floor reads until the device has no more packets or 64 are there, and sends them by one system call: the least that any director
+	// behind a TUN device has to do.
+	Floor = "floor"
+	// Naive reads a packet, waiting in Go's poller, and sends it by net.IPConn.WriteTo: what one writes first. Reading is an
+	// os.File's Read on a non-blocking descriptor, which is what github.com/songgao/water's Read is.
+	Naive = "naive"
+)
+
+const (
+	loopBatch  = 64
+	loopRoom   = 2048 // bytes of a packet
+	loopQueue  = 1000 // packets that wait in the device, as in the director's
+	loopMTU    = 65535
+	loopMarker = "ready" // is written once the loop runs
+)
+
+// Loop is one of the loops.
+type Loop struct {
+	Kind    string     // Floor or Naive
+	TUN     string     // name of the device, which the loop makes
+	VIP     netip.Addr // what is routed into the device
+	From    netip.Addr // source of the outer header
+	To      netip.Addr // its destination
+	Journal string     // path for routing.Open
+}
+
+// Run makes the device and forwards until ctx is cancelled. It writes the word "ready" to out when it has begun.
+func (l *Loop) Run(ctx context.Context, out io.Writer) (err error) {
+	fd, err := openTUN(l.TUN)
+	if err != nil {
+		return err
+	}
+	network, err := routing.Open(l.Journal, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return errors.Join(err, unix.Close(fd))
+	}
+	defer func() { err = errors.Join(err, network.Close()) }()
+	err = network.Set(routing.State{
+		Sysctls: []routing.Sysctl{{Key: "net/ipv6/conf/" + l.TUN + "/disable_ipv6", Value: "1", Optional: true}},
+		Links:   []routing.Link{{Name: l.TUN, MTU: loopMTU, TxQueueLen: loopQueue, Up: true}},
+		Routes:  []routing.Route{{Dst: netip.PrefixFrom(l.VIP, l.VIP.BitLen()), Link: l.TUN}},
+	})
+	if err != nil {
+		return errors.Join(err, unix.Close(fd))
+	}
+	forward := l.floor
+	if l.Kind == Naive {
+		forward = l.naive
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- forward(fd) }() // ends with the process
+	if _, err := fmt.Fprintln(out, loopMarker); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return fmt.Errorf("%s loop: %w", l.Kind, err)
+	}
+}
+
+// openTUN makes a TUN device of one queue, with the director's flags, offloads apart.
+func openTUN(name string) (int, error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, fmt.Errorf("TUN device %q: %w", name, err)
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("/dev/net/tun: %w", err)
+	}
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("TUN device %s: %w", name, err)
+	}
+	return fd, nil
+}
+
+// outerHeader is an IPv4 header for IPIP (RFC 2003); the kernel fills in total length and checksum.
+func (l *Loop) outerHeader() (h [ipLen]byte) {
+	h[0], h[8], h[9] = 4<<4|ipLen/4, 64, unix.IPPROTO_IPIP
+	binary.BigEndian.PutUint16(h[6:], 0x4000) // don't fragment
+	copy(h[12:], l.From.AsSlice())
+	copy(h[16:], l.To.AsSlice())
+	return h
+}
+
+// floor runs until the device or the socket fails.
+func (l *Loop) floor(tun int) error {
+	runtime.LockOSThread()
+	raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return fmt.Errorf("raw socket: %w", err)
+	}
+	defer unix.Close(raw)
+	bufs := new([loopBatch][ipLen + loopRoom]byte)
+	iovs := new([loopBatch]unix.Iovec)
+	msgs := new([loopBatch]mmsghdr)
+	to := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: l.To.As4()}
+	header := l.outerHeader()
+	for i := range msgs {
+		copy(bufs[i][:], header[:])
+		iovs[i].Base = &bufs[i][0]
+		h := &msgs[i].hdr
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(to)), unix.SizeofSockaddrInet4
+		h.Iov = &iovs[i]
+		h.SetIovlen(1)
+	}
+	for {
+		n := 0
+		for ; n < loopBatch; n++ {
+			got, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(tun), uintptr(unsafe.Pointer(&bufs[n][ipLen])), loopRoom)
+			if errno == unix.EAGAIN || errno == unix.EINTR {
+				break
+			}
+			if errno != 0 {
+				return fmt.Errorf("read: %w", errno)
+			}
+			iovs[n].SetLen(ipLen + int(got))
+		}
+		if n == 0 {
+			ready := []unix.PollFd{{Fd: int32(tun), Events: unix.POLLIN}}
+			if _, err := unix.Poll(ready, -1); err != nil && err != unix.EINTR {
+				return fmt.Errorf("poll: %w", err)
+			}
+			continue
+		}
+		for sent := 0; sent < n; {
+			k, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(raw), uintptr(unsafe.Pointer(&msgs[sent])), uintptr(n-sent), 0, 0, 0)
+			if errno != 0 {
+				k = 1 // that one is refused
+			}
+			sent += int(k)
+		}
+	}
+}
+
+// naive runs until the device fails.
+func (l *Loop) naive(tun int) error {
+	device := os.NewFile(uintptr(tun), l.TUN)
+	defer device.Close()
+	conn, err := net.ListenIP("ip4:255", nil) // IPPROTO_RAW: the header is in the packet, and nothing is received
+	if err != nil {
+		return fmt.Errorf("raw socket: %w", err)
+	}
+	defer conn.Close()
+	buf := make([]byte, ipLen+loopRoom)
+	header := l.outerHeader()
+	copy(buf, header[:])
+	to := &net.IPAddr{IP: l.To.AsSlice()}
+	for {
+		n, err := device.Read(buf[ipLen:])
+		if err != nil {
+			return err
+		}
+		_, _ = conn.WriteTo(buf[:ipLen+n], to) // a packet that is refused is lost
+	}
+}

@@ -1,0 +1,249 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"vstun/cmd/internal/daemon"
+)
+
+// Report is what a run found. Its JSON names are promises to scripts, and so are the names of the ratios.
+type Report struct {
+	Version string   `json:"version"`
+	Machine Machine  `json:"machine"`
+	Quick   bool     `json:"quick"`
+	Rounds  int      `json:"rounds"`
+	Seconds float64  `json:"seconds"` // that the run took
+	Ratios  []Ratio  `json:"ratios"`
+	Figures []Figure `json:"figures"`
+	Skipped []string `json:"skipped"` // what was not measured, and why
+	Notes   []string `json:"notes"`   // what makes figures doubtful
+}
+
+// Value is what the rounds gave for one row.
+type Value struct {
+	Median float64 `json:"median"`
+	Least  float64 `json:"least"`
+	Most   float64 `json:"most"`
+	Rounds Sample  `json:"rounds"`
+}
+
+// Ratio is a row of ratios, each of two figures from the same round.
+type Ratio struct {
+	Name string `json:"name"`
+	Value
+	Bar *Bar `json:"bar,omitempty"` // nil: for information
+	// Met says whether the median meets the bar.
+	Met *bool `json:"met,omitempty"`
+}
+
+// Bar is what a ratio should be.
+type Bar struct {
+	Is    string  `json:"is"` // "<=" or ">="
+	Limit float64 `json:"limit"`
+}
+
+// Figure is a row of absolute figures.
+type Figure struct {
+	Name string `json:"name"`
+	Unit string `json:"unit"`
+	Value
+}
+
+func newValue(s Sample) Value {
+	v := Value{Median: s.Median(), Rounds: s}
+	v.Least, v.Most = s.Spread()
+	return v
+}
+
+func atMost(limit float64) *Bar  { return &Bar{"<=", limit} }
+func atLeast(limit float64) *Bar { return &Bar{">=", limit} }
+
+func (b *Bar) met(v float64) bool {
+	if b.Is == "<=" {
+		return v <= b.Limit
+	}
+	return v >= b.Limit
+}
+
+const (
+	busy      = 0.3 // load above which others are a note
+	saturated = 1.1 // offered : delivered below which the generator was the bottleneck
+	hungry    = 0.9 // CPUs below which a program with more packets than it bears was kept from working
+)
+
+// newReport makes the rows of what was measured.
+func newReport(o Options, m Machine, res *results) *Report {
+	r := &Report{Version: daemon.Version(), Machine: m, Quick: o.Quick, Rounds: o.timing.rounds, Skipped: append([]string{}, res.skipped...), Notes: []string{}}
+	if m.Load > busy {
+		r.Notes = append(r.Notes, fmt.Sprintf("the machine was at work on something else before the start (load %.1f): expect figures to spread", m.Load))
+	}
+	if o.Quick {
+		r.Notes = append(r.Notes, "a quick run: the figures are rough")
+	}
+	r.floods(res, o.timing.flows)
+	r.streams(res)
+	r.trips(res)
+	return r
+}
+
+// ratio adds a row, unless nothing was measured for it.
+func (r *Report) ratio(name string, a, b Sample, bar *Bar) {
+	s := over(a, b)
+	if len(s) == 0 {
+		return
+	}
+	row := Ratio{Name: name, Value: newValue(s), Bar: bar}
+	if bar != nil {
+		met := bar.met(row.Median)
+		row.Met = &met
+	}
+	r.Ratios = append(r.Ratios, row)
+}
+
+// figure does so with an absolute figure.
+func (r *Report) figure(name, unit string, s Sample) {
+	if len(s) > 0 {
+		r.Figures = append(r.Figures, Figure{name, unit, newValue(s)})
+	}
+}
+
+// floods adds the rows of 60-byte packets.
+func (r *Report) floods(res *results, many int) {
+	one := func(way string) *flood { return res.floods[floodKey{way, 1}] }
+	all := func(way string) *flood { return res.floods[floodKey{way, many}] }
+	flows := func(n int) string {
+		switch {
+		case n == 1:
+			return "1 flow"
+		case n < 1000:
+			return fmt.Sprintf("%d flows", n)
+		}
+		return fmt.Sprintf("%d,%03d flows", n/1000, n%1000)
+	}
+	r.ratio("CPU time per packet, director : floor, 1 flow", one(wayDirector).cpu, one(wayFloor).cpu, atMost(1.15))
+	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flows(many)), all(wayDirector).cpu, all(wayFloor).cpu, nil)
+	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flows(many)), all(wayDirector).cpu, one(wayDirector).cpu, atMost(1.10))
+	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flows(many)), all(wayFloor).cpu, one(wayFloor).cpu, nil)
+	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered, atLeast(1.5))
+	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flows(many)), all(wayDirector).delivered, all(wayNaive).delivered, nil)
+	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered, one(wayPlain).delivered, nil)
+	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flows(many)), all(wayDirector).delivered, all(wayPlain).delivered, nil)
+
+	for _, n := range []int{1, many} {
+		for _, w := range ways() {
+			f := res.floods[floodKey{w.name, n}]
+			name := fmt.Sprintf("%s, %s", w.name, flows(n))
+			r.figure(name, "packets/s", f.delivered)
+			r.figure(name+": CPU time", "ns/packet", f.cpu)
+			if len(f.cpu) > 0 {
+				r.doubt(name, f)
+			}
+		}
+		hop := each(res.floods[floodKey{wayPlain, n}].cost(), res.floods[floodKey{wayAtDirector, n}].cost(), func(a, b float64) float64 { return a - b })
+		r.figure(fmt.Sprintf("plain forwarding, %s: from the director on", flows(n)), "ns/packet", hop)
+	}
+}
+
+// doubt notes why a program's packets a second may not be what it can do.
+func (r *Report) doubt(name string, f *flood) {
+	switch offered, share := over(f.offered, f.delivered).Median(), f.share.Median(); {
+	case offered < saturated:
+		r.Notes = append(r.Notes, fmt.Sprintf("%s: the generator offered no more than %.2f of what was delivered: the way bears more than that", name, offered))
+	case share < hungry:
+		r.Notes = append(r.Notes, fmt.Sprintf("%s: something else ran on its CPU, of which it had %.0f %%: its packets a second say little", name, 100*share))
+	}
+}
+
+// streams adds the rows of TCP streams.
+func (r *Report) streams(res *results) {
+	rate := func(way string, download bool) Sample { return res.streams[streamKey{way, download}] }
+	r.ratio("TCP upload, director : plain forwarding", rate(wayDirectorAll, false), rate(wayPlain, false), atLeast(0.45))
+	r.ratio("TCP download, director : plain forwarding", rate(wayDirectorAll, true), rate(wayPlain, true), atLeast(0.97))
+	for _, d := range []struct {
+		name     string
+		download bool
+	}{{"TCP upload", false}, {"TCP download", true}} {
+		for _, way := range []string{wayPlain, wayDirectorAll} {
+			mega := Sample{}
+			for _, v := range rate(way, d.download) {
+				mega = append(mega, v/1e6)
+			}
+			r.figure(d.name+", "+way, "Mbit/s", mega)
+		}
+	}
+}
+
+// trips adds the rows of round trips.
+func (r *Report) trips(res *results) {
+	ours, plain := res.trips[wayDirectorAll], res.trips[wayPlain]
+	r.ratio("round trip, median, director : plain forwarding", ours.p50, plain.p50, nil)
+	r.ratio("round trip, 99th percentile, director : plain forwarding", ours.p99, plain.p99, nil)
+	for _, w := range []struct {
+		name string
+		t    *trips
+	}{{wayPlain, plain}, {wayDirectorAll, ours}} {
+		micro := func(s Sample) Sample {
+			out := make(Sample, len(s))
+			for i, v := range s {
+				out[i] = v / 1e3
+			}
+			return out
+		}
+		r.figure("round trip, median, "+w.name, "µs", micro(w.t.p50))
+		r.figure("round trip, 99th percentile, "+w.name, "µs", micro(w.t.p99))
+	}
+}
+
+func (r *Report) writeJSON(out io.Writer) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(r)
+}
+
+// writeTable writes the report for people.
+func (r *Report) writeTable(out io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "vstun %s, Linux %s, %d CPUs (%s), generator on CPU %d, director on CPU %d; %d rounds, %.0f s\n\n", r.Version, r.Machine.Kernel,
+		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Rounds, r.Seconds)
+	fmt.Fprintf(&b, "%-60s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
+	met, barred := 0, 0
+	for _, row := range r.Ratios {
+		bar := ""
+		if row.Bar != nil {
+			barred++
+			sign, verdict := "≤", "✗ missed"
+			if row.Bar.Is == ">=" {
+				sign = "≥"
+			}
+			if *row.Met {
+				met++
+				verdict = "✓ met"
+			}
+			bar = fmt.Sprintf("%s %.2f  %s", sign, row.Bar.Limit, verdict)
+		}
+		line := fmt.Sprintf("%-60s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least, row.Most), bar)
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+	fmt.Fprintf(&b, "\n%-60s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median", "spread", "unit")
+	for _, row := range r.Figures {
+		digits := 0
+		if row.Median < 1000 {
+			digits = 1
+		}
+		fmt.Fprintf(&b, "%-60s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits, row.Least, digits, row.Most), row.Unit)
+	}
+	b.WriteString("\n")
+	for _, text := range r.Skipped {
+		fmt.Fprintf(&b, "SKIPPED: %s\n", text)
+	}
+	for _, text := range r.Notes {
+		fmt.Fprintf(&b, "Note: %s.\n", text)
+	}
+	fmt.Fprintf(&b, "%d of %d bars met.\n", met, barred)
+	_, err := io.WriteString(out, b.String())
+	return err
+}

@@ -1,0 +1,49 @@
+package bench
+
+import (
+	"math"
+	"slices"
+)
+
+// Sample is what the rounds gave for one figure, in their order.
+type Sample []float64
+
+// Median is the middle value, or the mean of the two in the middle; NaN for none.
+func (s Sample) Median() float64 {
+	if len(s) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(s))
+	half := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[half]
+	}
+	return (sorted[half-1] + sorted[half]) / 2
+}
+
+// Spread is the smallest and the largest value; NaN for none.
+func (s Sample) Spread() (least, most float64) {
+	if len(s) == 0 {
+		return math.NaN(), math.NaN()
+	}
+	return slices.Min(s), slices.Max(s)
+}
+
+// each is f of every value of a with the value of b from the same round, so that what slows a whole round down cancels out in a ratio.
+func each(a, b Sample, f func(a, b float64) float64) Sample {
+	n := min(len(a), len(b))
+	out := make(Sample, n)
+	for i := range n {
+		out[i] = f(a[i], b[i])
+	}
+	return out
+}
+
+// over is the ratio of a to b, round by round.
+func over(a, b Sample) Sample { return each(a, b, func(a, b float64) float64 { return a / b }) }
+
+// percentile is the value below which the share p of the sorted values is (nearest rank).
+func percentile[T any](sorted []T, p float64) T {
+	rank := int(math.Ceil(p * float64(len(sorted))))
+	return sorted[min(max(rank, 1), len(sorted))-1]
+}

@@ -1,0 +1,86 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	iperfPort   = 5201
+	iperfMarker = "Server listening"
+	serverGrace = time.Second // for the server to end after its client
+)
+
+// iperf measures one TCP stream between the client and an address of web1 and returns the bits a second that the receiver took. Each has a
+// server of its own: one that stays is sometimes still busy with the test before.
+func (b *bed) iperf(ctx context.Context, to netip.Addr, download bool, seconds int) (rate float64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+upTimeout)
+	defer cancel()
+	server, err := b.web.Start(exec.Command("iperf3", "-s", "-1", "-p", strconv.Itoa(iperfPort), "--forceflush"))
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		select {
+		case <-server.Done(): // it ends with its test
+		case <-time.After(serverGrace):
+			_ = server.Stop() // its exit status after SIGTERM is not 0
+		}
+	}()
+	if err := await(ctx, server, "is ready", func() bool { return strings.Contains(server.Output(), iperfMarker) }); err != nil {
+		return 0, fmt.Errorf("iperf3 server: %w", err)
+	}
+	args := []string{"-c", to.String(), "-p", strconv.Itoa(iperfPort), "-t", strconv.Itoa(seconds), "-J", "--connect-timeout", "3000"}
+	if download {
+		args = append(args, "-R")
+	}
+	out, err := b.lab.Client.Run(exec.CommandContext(ctx, "iperf3", args...))
+	if ctx.Err() != nil {
+		return 0, fmt.Errorf("iperf3 to %s did not end in time: %w", to, ctx.Err())
+	}
+	rate, parsed := iperfRate(out)
+	if err = errors.Join(err, parsed); err != nil {
+		return 0, fmt.Errorf("iperf3 to %s: %w", to, err)
+	}
+	return rate, nil
+}
+
+// iperfRate reads the receiver's rate, in bits a second, from the JSON that iperf3 -J prints.
+func iperfRate(out []byte) (float64, error) {
+	var report struct {
+		Error string `json:"error"`
+		End   struct {
+			Received struct {
+				Rate float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		} `json:"end"`
+	}
+	if err := json.Unmarshal(bytes.TrimSpace(out), &report); err != nil {
+		return 0, fmt.Errorf("its report: %w", err)
+	}
+	if report.Error != "" {
+		return 0, errors.New(report.Error)
+	}
+	if report.End.Received.Rate <= 0 {
+		return 0, errors.New("nothing was received")
+	}
+	return report.End.Received.Rate, nil
+}
+
+// findWay returns the way of that name.
+func (b *bed) findWay(name string) *way {
+	for _, w := range b.ways {
+		if w.name == name {
+			return w
+		}
+	}
+	panic("bench: no way is called " + name)
+}

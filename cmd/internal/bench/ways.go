@@ -1,0 +1,283 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/lab"
+)
+
+// way is a route of a datagram from the client to a place where it is counted and dropped. All ways are open at the same time, each with a
+// virtual address of its own, so that changing from one to another costs nothing.
+type way struct {
+	name    string
+	addr    netip.Addr       // the virtual address
+	mac     net.HardwareAddr // of the client's frames
+	host    *lab.Host        // that counts
+	link    string           // by which the datagrams come in there
+	process *lab.Process     // the program on the way, nil for the kernel
+	socket  string           // of a director's control, whose services for TCP need an agent; empty for all else
+}
+
+// Names of the ways.
+const (
+	wayRouter      = "dropped at router"
+	wayAtDirector  = "dropped at director"
+	wayPlain       = "plain forwarding"
+	wayFloor       = "floor"
+	wayNaive       = "naive"
+	wayDirector    = "director"
+	wayDirectorAll = "director, all CPUs"
+)
+
+// ways lists them with what opens each. A further tunnel format is one line more.
+func ways() []opening {
+	return []opening{
+		{wayRouter, (*bed).dropAtRouter},
+		{wayAtDirector, (*bed).dropAtDirector},
+		{wayPlain, (*bed).plain},
+		{wayFloor, throughLoop(Floor)},
+		{wayNaive, throughLoop(Naive)},
+		{wayDirector, throughDirector("ipip", onePinned)},
+		{wayDirectorAll, throughDirector("ipip", allCPUs)},
+	}
+}
+
+type opening struct {
+	name string
+	open func(*bed, context.Context, *way) error
+}
+
+const (
+	onePinned = 1 // queue; the director runs on one CPU, as the loops do
+	allCPUs   = 0 // a queue for each CPU, wherever the kernel lets them run
+)
+
+// Addresses that are not the lab's own. Datagrams that are sent to a sink are dropped by the kernel of the host at the other end of the link.
+var (
+	firstVIP     = netip.AddrFrom4([4]byte{198, 51, 100, 81})
+	plainTCP     = netip.AddrFrom4([4]byte{198, 51, 100, 70}) // web1's own
+	webSink      = netip.AddrFrom4([4]byte{10, 0, 11, 9})
+	directorSink = netip.AddrFrom4([4]byte{10, 0, 2, 9})
+)
+
+// bed is the lab with everything that is measured up and running.
+type bed struct {
+	lab     *lab.Lab
+	machine Machine
+	bin     string // directory of the programs
+	dir     string // configurations and sockets
+	ways    []*way
+	web     *lab.Host
+}
+
+// newBed builds the lab, opens all ways and starts what belongs to them. On an error nothing is left.
+func newBed(ctx context.Context, o Options, m Machine) (*bed, error) {
+	l, err := lab.New(lab.Spec{Prefix: o.Prefix, Webs: 1})
+	if err != nil {
+		return nil, err
+	}
+	b := &bed{lab: l, web: l.Webs[0], machine: m, bin: o.Bin}
+	if err := b.start(ctx, o.Prefix); err != nil {
+		return nil, errors.Join(err, b.close())
+	}
+	return b, nil
+}
+
+func (b *bed) start(ctx context.Context, name string) error {
+	// What is there is a dead benchmark's: a living one would have the prefix.
+	dir := filepath.Join("/run", name)
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return fmt.Errorf("directory for configurations and sockets: %w", err)
+	}
+	b.dir = dir
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	routerMAC, err := b.lab.Router.MAC(b.lab.Client.Name)
+	if err != nil {
+		return err
+	}
+	addr := firstVIP
+	for _, o := range ways() {
+		w := &way{name: o.name, addr: addr, mac: routerMAC, host: b.web, link: "eth0"}
+		if err := o.open(b, ctx, w); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		b.ways = append(b.ways, w)
+		addr = addr.Next()
+	}
+	return b.startAgent(ctx)
+}
+
+// prepare sets what all ways need: a director that forwards without telling anybody of a shorter way, the sinks, and plain TCP's route.
+func (b *bed) prepare() error {
+	l := b.lab
+	steps := []func() error{
+		func() error { return l.Director.Sysctl("net.ipv4.ip_forward", "1") },
+		func() error { return l.Director.Sysctl("net.ipv4.conf.all.send_redirects", "0") },
+		func() error { return l.Director.Sysctl("net.ipv4.conf.eth0.send_redirects", "0") },
+		func() error { return l.Router.Sink(b.web.Name, webSink) },
+		func() error { return l.Router.Sink(l.Director.Name, directorSink) },
+		func() error { return b.web.Own(plainTCP) },
+		func() error { return b.detour(plainTCP, b.web.Addr) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// detour routes addr from the client by way of the director's kernel to web1.
+func (b *bed) detour(addr, via netip.Addr) error {
+	if err := b.lab.Router.Route(addr, b.lab.Director.Addr); err != nil {
+		return err
+	}
+	return b.lab.Router.RouteFrom(b.lab.Director.Name, addr, via)
+}
+
+func (b *bed) dropAtRouter(_ context.Context, w *way) error {
+	w.mac, w.host, w.link = lab.Nobody(), b.lab.Router, b.lab.Client.Name
+	return nil
+}
+
+func (b *bed) dropAtDirector(_ context.Context, w *way) error {
+	w.host = b.lab.Director
+	return b.lab.Router.Route(w.addr, directorSink)
+}
+
+func (b *bed) plain(_ context.Context, w *way) error { return b.detour(w.addr, webSink) }
+
+// throughLoop opens a way through one of the loops, on the director's CPU.
+func throughLoop(kind string) func(*bed, context.Context, *way) error {
+	return func(b *bed, ctx context.Context, w *way) (err error) {
+		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
+			return err
+		}
+		cmd := exec.Command(filepath.Join(b.bin, "lab"), loopName, kind, "--tun", "vs-"+kind, "--vip", w.addr.String(),
+			"--from", b.lab.Director.Addr.String(), "--to", webSink.String(), "--journal", filepath.Join(b.dir, kind+".journal"))
+		if w.process, err = b.lab.Director.StartOn(b.machine.DirectorCPU, cmd); err != nil {
+			return err
+		}
+		return await(ctx, w.process, "is ready", func() bool { return strings.Contains(w.process.Output(), loopMarker) })
+	}
+}
+
+// throughDirector opens a way through a director of its own.
+func throughDirector(encap string, queues int) func(*bed, context.Context, *way) error {
+	return func(b *bed, ctx context.Context, w *way) (err error) {
+		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
+			return err
+		}
+		name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
+		w.socket = filepath.Join(b.dir, name+".sock")
+		config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues, w.socket)
+		config += service("udp", w.addr, udpPort, encap, webSink)
+		config += service("tcp", w.addr, iperfPort, encap, b.web.Addr)
+		config += service("tcp", w.addr, echoPort, encap, b.web.Addr)
+		cmd, err := b.command("director", name, config)
+		if err != nil {
+			return err
+		}
+		if queues == onePinned {
+			w.process, err = b.lab.Director.StartOn(b.machine.DirectorCPU, cmd)
+		} else {
+			w.process, err = b.lab.Director.Start(cmd)
+		}
+		if err != nil {
+			return err
+		}
+		return await(ctx, w.process, "answers on "+w.socket, answers(ctx, w.socket))
+	}
+}
+
+func service(protocol string, vip netip.Addr, port int, encap string, realserver netip.Addr) string {
+	return fmt.Sprintf("\n[[service]]\nname = \"%s%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = \"rr\"\nencap = %q\n  [[service.realserver]]\n  address = %q\n",
+		protocol, port, vip, protocol, port, encap, realserver)
+}
+
+// startAgent starts the realserver of web1, which has the addresses of all directors.
+func (b *bed) startAgent(ctx context.Context) error {
+	var vips []string
+	for _, w := range b.ways {
+		if w.socket != "" {
+			vips = append(vips, fmt.Sprintf("%q", w.addr))
+		}
+	}
+	socket := filepath.Join(b.dir, "realserver.sock")
+	cmd, err := b.command("realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%q]\nencap = [\"ipip\"]\ncontrol = %q\n",
+		strings.Join(vips, ", "), b.lab.Director.Addr, socket))
+	if err != nil {
+		return err
+	}
+	p, err := b.web.Start(cmd)
+	if err != nil {
+		return err
+	}
+	return await(ctx, p, "answers on "+socket, answers(ctx, socket))
+}
+
+// command writes a program's configuration and returns the command that runs it.
+func (b *bed) command(program, name, config string) (*exec.Cmd, error) {
+	path := filepath.Join(b.dir, name+".toml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		return nil, fmt.Errorf("configuration of %s: %w", name, err)
+	}
+	return exec.Command(filepath.Join(b.bin, program), "run", "-c", path), nil
+}
+
+// answers says whether a program answers on its control socket.
+func answers(ctx context.Context, socket string) func() bool {
+	return func() bool {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		var ignored struct{}
+		return control.Get(ctx, socket, "/status", &ignored) == nil
+	}
+}
+
+const (
+	upTimeout = 10 * time.Second // for a program to be up
+	pollEvery = 10 * time.Millisecond
+)
+
+// await waits until a program is up. When it ends instead, or takes too long, the error has what it wrote.
+func await(ctx context.Context, p *lab.Process, what string, up func() bool) error {
+	deadline, cancel := context.WithTimeout(ctx, upTimeout)
+	defer cancel()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for !up() {
+		select {
+		case <-tick.C:
+		case <-p.Done():
+			return fmt.Errorf("the program ended before it %s: %w: %s", what, p.Wait(), strings.TrimSpace(p.Output()))
+		case <-deadline.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("not so after %v that the program %s: %s", upTimeout, what, strings.TrimSpace(p.Output()))
+		}
+	}
+	return nil
+}
+
+// close ends everything.
+func (b *bed) close() error {
+	err := b.lab.Close()
+	if b.dir != "" {
+		err = errors.Join(err, os.RemoveAll(b.dir))
+	}
+	return err
+}

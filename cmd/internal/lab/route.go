@@ -1,0 +1,120 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Nobody is a MAC address that no host of a lab has: the kernel that gets a frame for it counts the frame on its link and
+// drops it before it looks at the packet (ip_rcv in net/ipv4/ip_input.c, PACKET_OTHERHOST), the cheapest end there is.
+func Nobody() net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01} }
+
+const policyTables = 1000 // a table of RouteFrom is this and the link's index; the rules' priority, too
+
+// Route sends the host's packets for addr by way of via, its neighbour.
+func (h *Host) Route(addr, via netip.Addr) error {
+	return h.do("route", func() error { return addRoute(netip.PrefixFrom(addr, addr.BitLen()), via) })
+}
+
+// RouteFrom does so with packets that come in by link only.
+func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
+	return h.do("route", func() error {
+		dev, err := net.InterfaceByName(link)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", link, err)
+		}
+		table := policyTables + dev.Index
+		rule := netlink.NewRule()
+		rule.IifName, rule.Table, rule.Priority = link, table, policyTables
+		if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("rule for what comes in by %s: %w", link, err)
+		}
+		route := &netlink.Route{Dst: hostNet(addr), Gw: via.AsSlice(), Table: table}
+		if err := netlink.RouteAdd(route); err != nil {
+			return fmt.Errorf("route to %s via %s for what comes in by %s: %w", addr, via, link, err)
+		}
+		return nil
+	})
+}
+
+// Sink makes addr, in a link's subnet, a place where packets end: they leave by the link to Nobody, so that the host at its other
+// end counts and drops them.
+func (h *Host) Sink(link string, addr netip.Addr) error {
+	return h.do("sink", func() error {
+		dev, err := net.InterfaceByName(link)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", link, err)
+		}
+		neighbour := &netlink.Neigh{LinkIndex: dev.Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: Nobody()}
+		if err := netlink.NeighSet(neighbour); err != nil {
+			return fmt.Errorf("neighbour %s on %s: %w", addr, link, err)
+		}
+		return nil
+	})
+}
+
+// Own gives the host an address, on lo.
+func (h *Host) Own(addr netip.Addr) error {
+	return h.do("own address", func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("find lo: %w", err)
+		}
+		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: hostNet(addr)}); err != nil {
+			return fmt.Errorf("add %s to lo: %w", addr, err)
+		}
+		return nil
+	})
+}
+
+// Sysctl sets a value of the host's network: "net.ipv4.ip_forward" to "1".
+func (h *Host) Sysctl(key, value string) error {
+	return h.do("sysctl", func() error { return setSysctl(key, value) })
+}
+
+// MAC is the MAC address of a link of the host.
+func (h *Host) MAC(link string) (mac net.HardwareAddr, err error) {
+	err = h.do("MAC address", func() error {
+		dev, err := net.InterfaceByName(link)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", link, err)
+		}
+		mac = dev.HardwareAddr
+		return nil
+	})
+	return mac, err
+}
+
+// Received is how many frames have come in by a link of the host since it was made, by the link's own statistics: unlike a Counter it
+// costs them nothing, and tells none from another.
+func (h *Host) Received(link string) (frames uint64, err error) {
+	err = h.do("frames received", func() error {
+		dev, err := netlink.LinkByName(link)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", link, err)
+		}
+		if dev.Attrs().Statistics == nil {
+			return fmt.Errorf("%s has no statistics", link)
+		}
+		frames = dev.Attrs().Statistics.RxPackets
+		return nil
+	})
+	return frames, err
+}
+
+// do is Do with an error that says where and what.
+func (h *Host) do(what string, fn func() error) error {
+	if err := h.Do(fn); err != nil {
+		return fmt.Errorf("%s: %s: %w", h.Name, what, err)
+	}
+	return nil
+}
+
+func hostNet(addr netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+}
