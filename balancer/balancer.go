@@ -3,6 +3,7 @@ package balancer
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,16 +27,9 @@ type Balancer struct {
 // Snapshot is one configuration. It doesn't change.
 type Snapshot struct {
 	balancer *Balancer
-	list     []*service // in the order of the configuration
-	services map[serviceKey]*service
-	vips     map[netip.Addr]struct{}
-	dests    []*Dest // by number; those that are leaving included
-}
-
-type serviceKey struct {
-	vip   netip.Addr
-	port  uint16
-	proto uint8
+	list  []*service // in the order of the configuration
+	vips  map[netip.Addr]*ports
+	dests []*Dest // by number; those that are leaving included
 }
 
 // service is a Service of a snapshot. Its list is in the kernel's order.
@@ -104,11 +98,14 @@ func (b *Balancer) Apply(cfg Config) error {
 		}
 	}
 	b.forget(time.Now())
+	if b.unchanged(cfg) {
+		return nil
+	}
 	if n := b.needs(cfg); n > conntab.MaxDests {
 		return fmt.Errorf("%d realservers, those that still have connections included: at most %d", n, conntab.MaxDests)
 	}
 
-	next := &Snapshot{balancer: b, services: map[serviceKey]*service{}, vips: map[netip.Addr]struct{}{}}
+	next := &Snapshot{balancer: b, vips: map[netip.Addr]*ports{}}
 	former := b.services
 	b.services = make(map[string]*service, len(cfg.Services))
 	for _, c := range cfg.Services {
@@ -128,6 +125,11 @@ func (b *Balancer) Apply(cfg Config) error {
 	return nil
 }
 
+// unchanged tells whether cfg is what is in force.
+func (b *Balancer) unchanged(cfg Config) bool {
+	return slices.EqualFunc(b.current.Load().list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) })
+}
+
 // needs is the most numbers that cfg can take, beside those that are leaving.
 func (b *Balancer) needs(cfg Config) int {
 	n := len(b.leaving)
@@ -143,11 +145,13 @@ func (b *Balancer) needs(cfg Config) int {
 func (s *Snapshot) add(svc *service) {
 	s.list = append(s.list, svc)
 	for _, vip := range svc.config.VIPs {
-		s.vips[vip] = struct{}{}
+		p := s.vips[vip]
+		if p == nil {
+			p = &ports{single: map[portKey]*service{}}
+			s.vips[vip] = p
+		}
 		for _, r := range svc.config.Ports {
-			for port := int(r.First); port <= int(r.Last); port++ {
-				s.services[serviceKey{vip, uint16(port), svc.config.Protocol}] = svc
-			}
+			p.add(svc, r)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -154,6 +155,42 @@ func TestSeveralVIPsAndPorts(t *testing.T) {
 	}
 	if want := "2 1 2 1 no_service no_service "; got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// TestPortsAgainstModel compares with one map entry a port.
+func TestPortsAgainstModel(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for range 200 {
+		p := &ports{single: map[portKey]*service{}}
+		want := map[portKey]*service{}
+		for range 20 {
+			s := &service{config: Service{Protocol: []uint8{packet.ProtoTCP, packet.ProtoUDP}[rnd.IntN(2)]}}
+			r := PortRange{First: uint16(rnd.IntN(300))}
+			r.Last = r.First + uint16(rnd.IntN(3)*rnd.IntN(20))
+			free := true
+			for port := r.First; port <= r.Last; port++ {
+				free = free && want[portKey{s.config.Protocol, port}] == nil
+			}
+			if !free {
+				continue
+			}
+			p.add(s, r)
+			for port := r.First; port <= r.Last; port++ {
+				want[portKey{s.config.Protocol, port}] = s
+			}
+		}
+		for port := range uint16(400) {
+			for _, proto := range []uint8{0, packet.ProtoTCP, packet.ProtoUDP, 255} {
+				if got := p.find(proto, port); got != want[portKey{proto, port}] {
+					t.Fatalf("protocol %d, port %d: %v, want %v", proto, port, got, want[portKey{proto, port}])
+				}
+			}
+		}
+	}
+	var none *ports
+	if none.find(packet.ProtoTCP, 80) != nil {
+		t.Error("a VIP without ports has a service")
 	}
 }
 

@@ -15,7 +15,7 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 	if result == conntab.Hit {
 		return s.dest(n)
 	}
-	svc := s.services[serviceKey{p.Flow.Dst, p.Flow.DstPort, p.Flow.Proto}]
+	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
 	if svc == nil {
 		return nil, packet.DropNoService
 	}

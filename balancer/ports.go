@@ -1,0 +1,65 @@
+package balancer
+
+import "slices"
+
+// ports finds the service of a port of one VIP: single ports in a map, ranges in a sorted list, so that neither their number nor their width
+// costs a packet much, or a reload.
+type ports struct {
+	single map[portKey]*service
+	ranges []portRange // by protocol and first port; they don't overlap
+}
+
+type portKey struct {
+	proto uint8
+	port  uint16
+}
+
+type portRange struct {
+	proto       uint8
+	first, last uint16
+	service     *service
+}
+
+func (p *ports) add(s *service, r PortRange) {
+	if r.First == r.Last {
+		p.single[portKey{s.config.Protocol, r.First}] = s
+		return
+	}
+	n := portRange{s.config.Protocol, r.First, r.Last, s}
+	i, _ := slices.BinarySearchFunc(p.ranges, n, func(a, b portRange) int { return a.compare(b.proto, b.first) })
+	p.ranges = slices.Insert(p.ranges, i, n)
+}
+
+// compare is the order of ranges, by their first port.
+func (r portRange) compare(proto uint8, port uint16) int {
+	if r.proto != proto {
+		return int(r.proto) - int(proto)
+	}
+	return int(r.first) - int(port)
+}
+
+// find returns the service of a port, nil for none. A nil p has none.
+func (p *ports) find(proto uint8, port uint16) *service {
+	if p == nil {
+		return nil
+	}
+	if s := p.single[portKey{proto, port}]; s != nil || len(p.ranges) == 0 {
+		return s
+	}
+	// The last range that begins at port or before.
+	low, high := 0, len(p.ranges)
+	for low < high {
+		if mid := (low + high) / 2; p.ranges[mid].compare(proto, port) <= 0 {
+			low = mid + 1
+		} else {
+			high = mid
+		}
+	}
+	if low == 0 {
+		return nil
+	}
+	if r := p.ranges[low-1]; r.proto == proto && r.last >= port {
+		return r.service
+	}
+	return nil
+}
