@@ -27,9 +27,9 @@ type Balancer struct {
 // Snapshot is one configuration. It doesn't change.
 type Snapshot struct {
 	balancer *Balancer
-	list  []*service // in the order of the configuration
-	vips  map[netip.Addr]*ports
-	dests []*Dest // by number; those that are leaving included
+	list     []*service // in the order of the configuration
+	vips     map[netip.Addr]*ports
+	dests    []*Dest // by number; those that are leaving included
 }
 
 // service is a Service of a snapshot. Its list is in the kernel's order.

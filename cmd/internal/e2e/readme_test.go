@@ -60,12 +60,12 @@ func TestReadmeIsComplete(t *testing.T) {
 		}
 	}
 	for _, c := range director.Command().Commands() {
-		if !strings.Contains(text, "`director "+c.Name()) && !strings.Contains(text, "`"+c.Name()+"`") {
+		if !strings.Contains(text, "`director "+c.Name()) && !strings.Contains(text, "`"+c.Name()) {
 			t.Errorf("command director %s is not in the README", c.Name())
 		}
 	}
 	for _, c := range realserver.Command().Commands() {
-		if !strings.Contains(text, "`realserver "+c.Name()) && !strings.Contains(text, "`"+c.Name()+"`") {
+		if !strings.Contains(text, "`realserver "+c.Name()) && !strings.Contains(text, "`"+c.Name()) {
 			t.Errorf("command realserver %s is not in the README", c.Name())
 		}
 	}
