@@ -1,0 +1,207 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+)
+
+// refusal is a machine on which a program can't run.
+type refusal struct {
+	name    string
+	program string                      // "director", "realserver", or "" for both
+	more    string                      // TOML in the program's own table
+	machine func(h *lab.Host) error     // makes the machine so; in the host's namespace
+	restore func(h *lab.Host) error     // undoes machine
+	wrap    func(c *exec.Cmd) *exec.Cmd // changes the command
+	says    []string                    // what the one line has
+	many    bool                        // several faults, and so several lines
+}
+
+// TestBadMachine starts the programs where they can't run: one line a fault, exit status 1, nothing changed.
+func TestBadMachine(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	for _, r := range s.refusals() {
+		programs := []string{r.program}
+		if r.program == "" {
+			programs = []string{"director", "realserver"}
+		}
+		for _, program := range programs {
+			t.Run(r.name+"/"+program, func(t *testing.T) { s.mustRefuse(t, program, r) })
+		}
+	}
+}
+
+func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
+	host := s.Director
+	if program == "realserver" {
+		host = s.Webs[0]
+	}
+	if r.machine != nil {
+		err := host.Do(func() error { return r.machine(host) })
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			t.Skip("SKIPPED: needs a kernel with IPIP tunnels: modprobe ipip")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := host.Do(func() error { return r.restore(host) }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	// In the programs' own directory, where everybody may read it. Nothing else is to be there afterwards.
+	dir, err := os.MkdirTemp(os.Getenv(binEnv), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	config, socket := filepath.Join(dir, "c.toml"), filepath.Join(dir, "control", "c.sock")
+	text := s.agentTOML(socket, r.more)
+	if program == "director" {
+		text = s.directorTOML(socket, r.more, service{"tcp", "80", "wrr", []int{1}})
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(config, []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	wrap := r.wrap
+	if wrap == nil {
+		wrap = func(c *exec.Cmd) *exec.Cmd { return c }
+	}
+	eventually(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, host) })
+	before := observe(t, host)
+
+	got := run(t, host, wrap(exec.Command(programPath(program), "run", "-c", config)))
+	lines := strings.Split(strings.TrimSuffix(got.stderr, "\n"), "\n")
+	if got.code != 1 || got.stdout != "" || (len(lines) > 1) != r.many {
+		t.Errorf("exit status %d and %d lines, want 1 and more than one line: %v:\n%s%s", got.code, len(lines), r.many, got.stdout, got.stderr)
+	}
+	for _, l := range lines {
+		for _, part := range append([]string{program + ": "}, r.says...) {
+			if !strings.Contains(l, part) {
+				t.Errorf("%q is not in: %s", part, l)
+			}
+		}
+	}
+	t.Log(strings.TrimSpace(got.stderr))
+	mustBe(t, r.name, map[string]machine{host.Name: before}, map[string]machine{host.Name: observe(t, host)})
+	if left, err := filepath.Glob(filepath.Join(dir, "control", "*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+
+	// The configuration itself is fine, wherever it is checked.
+	if got := run(t, host, wrap(exec.Command(programPath(program), "check", "-c", config))); got.code != 0 {
+		t.Errorf("check: exit status %d: %s", got.code, got.stderr)
+	}
+}
+
+func (s *site) refusals() []refusal {
+	device := func(h *lab.Host) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "vs0"
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	}
+	remove := func(name string) func(*lab.Host) error {
+		return func(*lab.Host) error {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(l)
+		}
+	}
+	vip := &net.IPNet{IP: s.VIP.AsSlice(), Mask: net.CIDRMask(32, 32)}
+	address := func(change func(netlink.Link, *netlink.Addr) error, link string) func(*lab.Host) error {
+		return func(*lab.Host) error {
+			l, err := netlink.LinkByName(link)
+			if err != nil {
+				return err
+			}
+			return change(l, &netlink.Addr{IPNet: vip})
+		}
+	}
+	route := func(change func(*netlink.Route) error, table int) func(*lab.Host) error {
+		return func(h *lab.Host) error {
+			return change(&netlink.Route{Dst: vip, Gw: h.Addr.Prev().AsSlice(), Table: table})
+		}
+	}
+	tunnel := func(h *lab.Host) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "kernel0"
+		l := &netlink.Iptun{LinkAttrs: attrs, Local: h.Addr.AsSlice(), Remote: netip.MustParseAddr("10.0.2.2").AsSlice()}
+		if err := netlink.LinkAdd(l); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(l)
+	}
+	nobody := func(c *exec.Cmd) *exec.Cmd {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		return c
+	}
+	helped := func(role string) func(*exec.Cmd) *exec.Cmd {
+		return func(c *exec.Cmd) *exec.Cmd { return private(role, c) }
+	}
+	const table = 30323 // where the agent puts the routes of its replies
+	vs0 := []string{"vs0", "ip link del vs0"}
+	return []refusal{
+		{name: "device", machine: device, restore: remove("vs0"), says: vs0},
+		{name: "vip-on-lo", program: "director", machine: address(netlink.AddrAdd, "lo"), restore: address(netlink.AddrDel, "lo"),
+			says: []string{s.VIP.String(), "lo", "ip addr del"}},
+		{name: "vip-on-eth0", machine: address(netlink.AddrAdd, "eth0"), restore: address(netlink.AddrDel, "eth0"),
+			says: []string{s.VIP.String(), "eth0", "ip addr del"}},
+		{name: "route-to-vip", program: "director", machine: route(netlink.RouteAdd, unix.RT_TABLE_MAIN), restore: route(netlink.RouteDel, unix.RT_TABLE_MAIN),
+			says: []string{s.VIP.String(), "route"}},
+		{name: "table", program: "realserver", machine: route(netlink.RouteAdd, table), restore: route(netlink.RouteDel, table),
+			says: []string{"table 30323", "in use"}},
+		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"), says: []string{"kernel0", "ip link set kernel0 down"}},
+		{name: "nobody", wrap: nobody, says: []string{"CAP_NET_ADMIN", "root"}},
+		{name: "no-tun", wrap: helped(withoutTUN), says: []string{"/dev/net/tun", "modprobe tun"}},
+		{name: "sysctls", wrap: helped(readOnlySysctls), says: []string{"sysctl", "can't be written", "read-only"}, many: true},
+	}
+}
+
+// TestSecondInstance starts each program a second time on the same control socket: that one ends, the first one is not disturbed.
+func TestSecondInstance(t *testing.T) {
+	t.Parallel()
+	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
+	s.parrot(s.Webs[0], 80)
+	other := strings.NewReplacer(s.VIP.String(), "198.51.100.81")
+	before := s.observeAll()
+	for _, c := range []struct {
+		first  *program
+		config string
+	}{
+		{s.director, other.Replace(s.directorTOML(s.director.socket, "tun = \"vs1\"", service{"tcp", "80", "wrr", []int{1}}))},
+		{s.agents[0], other.Replace(s.agentTOML(s.agents[0].socket, "tun = \"vs1\"\ntable = 30324"))},
+	} {
+		path := filepath.Join(t.TempDir(), "second.toml")
+		if err := os.WriteFile(path, []byte(c.config), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got := run(t, c.first.host, exec.Command(programPath(c.first.name), "run", "-c", path))
+		// It says where, by which key that can be changed, and who is there.
+		want := fmt.Sprintf("%s: control %s: ", c.first.name, c.first.socket)
+		if got.code != 1 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.HasPrefix(got.stderr, want) ||
+			!strings.Contains(got.stderr, fmt.Sprint("process ", c.first.Pid())) {
+			t.Errorf("exit status %d, want 1 and one line that begins with %q and has the process %d:\n%s%s", got.code, want, c.first.Pid(), got.stdout, got.stderr)
+		}
+		s.mustParrot(80, "web1") // both answer status requests, and work
+		s.director.balance()
+		s.agents[0].intake()
+	}
+	mustBe(t, "a second instance", before, s.observeAll())
+}

@@ -1,0 +1,150 @@
+package e2e
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+)
+
+// demo is a `lab demo` that runs on a host of another lab, and with a /run of its own, so that it meets no other demo on this machine.
+type demo struct {
+	*lab.Process
+	t   *testing.T
+	out *os.File // the other end of its standard output
+	log strings.Builder
+}
+
+// startDemo starts the demo with a standard output that holds only some lines: unread, it blocks the demo.
+func startDemo(s *site, args ...string) *demo {
+	s.t.Helper()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(ends[0]), "demo"), os.NewFile(uintptr(ends[1]), "demo")
+	s.t.Cleanup(func() { ours.Close() })
+	defer theirs.Close()
+	if err := unix.SetsockoptInt(ends[1], unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil { // the kernel takes its least
+		s.t.Fatal(err)
+	}
+	cmd := private(withPrivateRun, exec.Command(programPath("lab"), append([]string{"demo"}, args...)...))
+	cmd.Stdout = theirs
+	p, err := s.Client.Start(cmd)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	d := &demo{Process: p, t: s.t, out: ours}
+	s.t.Cleanup(func() {
+		if s.t.Failed() {
+			s.t.Logf("the demo:\n%s\n%s", d.log.String(), p.Output())
+		}
+	})
+	return d
+}
+
+// read reads the demo's output until it has the text; "" is the end.
+func (d *demo) read(text string) {
+	d.t.Helper()
+	b := make([]byte, 1)
+	for text == "" || !strings.Contains(d.log.String(), text) {
+		switch n, err := d.out.Read(b); {
+		case n == 1:
+			d.log.WriteByte(b[0])
+		case err == io.EOF && text == "":
+			return
+		default:
+			d.t.Fatalf("the demo's output ends before %q: %v", text, err)
+		}
+	}
+}
+
+// end waits for the end of the demo and returns its exit status. That it left something in /run is one, too.
+func (d *demo) end() int {
+	d.t.Helper()
+	late := time.NewTimer(30 * time.Second)
+	defer late.Stop()
+	select {
+	case <-d.Done():
+	case <-late.C:
+		d.t.Fatalf("the demo does not end: %v", d.Stop())
+	}
+	if err := d.Wait(); err != nil {
+		if exit, ok := err.(*exec.ExitError); ok {
+			return exit.ExitCode()
+		}
+		d.t.Fatal(err)
+	}
+	return 0
+}
+
+// TestDemo runs the demo to its end.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 0, nil)
+	before := s.observeAll()
+	begin := time.Now()
+	d := startDemo(s)
+	d.read("")
+	if code := d.end(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	if took := time.Since(begin); took > 30*time.Second {
+		t.Errorf("it took %v, more than 30 s", took)
+	}
+	for _, text := range []string{"198.51.100.80", "web1 8, web2 4", "web1 3, web2 3", "into the director", "replies that passed the director: on its eth0           0"} {
+		if !strings.Contains(d.log.String(), text) {
+			t.Errorf("%q is not in its output", text)
+		}
+	}
+	mustBe(t, "after the demo", before, s.observeAll())
+}
+
+// TestDemoInterrupted sends SIGINT and SIGTERM to the demo at all its stages, and closes its output: it ends at once and leaves nothing.
+func TestDemoInterrupted(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 0, nil)
+	for _, c := range []struct {
+		stage string
+		sig   unix.Signal
+	}{
+		{"vstun demo:", unix.SIGINT},
+		{"Programs", unix.SIGTERM},
+		{"all up", unix.SIGINT},
+		{"requests for", unix.SIGINT},
+		{"UDP datagrams", unix.SIGHUP},
+	} {
+		d := startDemo(s)
+		d.read(c.stage)
+		if err := d.Signal(c.sig); err != nil {
+			t.Fatal(err)
+		}
+		d.read("")
+		if code := d.end(); code != 1 || !strings.Contains(d.Output(), "lab: demo interrupted\n") {
+			t.Errorf("%v at %q: exit status %d, want 1 and a word about the interruption: %s", c.sig, c.stage, code, d.Output())
+		}
+	}
+
+	d := startDemo(s)
+	d.read("Programs")
+	d.out.Close()
+	if code := d.end(); code != 1 {
+		t.Errorf("with its output closed: exit status %d, want 1: %s", code, d.Output())
+	}
+
+	d = startDemo(s, "--stay")
+	d.read("stays up until Ctrl-C")
+	if err := d.Signal(unix.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	d.read("")
+	if code := d.end(); code != 0 {
+		t.Errorf("--stay, then Ctrl-C: exit status %d, want 0: %s", code, d.Output())
+	}
+}

@@ -1,0 +1,14 @@
+// Package e2e holds the privileged end-to-end tests: the real programs on hosts that are network namespaces, with real servers and
+// clients (nginx, curl, iperf3, and Go's own).
+//
+//	              client 10.0.1.2        curl, iperf3, raw sockets
+//	                 |
+//	           +------------+
+//	     +-----|   router   |-----+-------- … one link for each web server
+//	     |     +------------+     |
+//	director 10.0.2.2         web1 10.0.11.2     web2 10.0.12.2     …
+//	`director run`            `realserver run`, nginx, iperf3, Go servers on the VIP 198.51.100.80
+//
+// The tests need root and /dev/net/tun, and some of them a tool; without they skip and say how to get it. They work in
+// namespaces of their own and leave nothing behind. With -short the long ones transfer and wait less.
+package e2e

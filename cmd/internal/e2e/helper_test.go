@@ -1,0 +1,85 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Roles of the test binary as a helper. It is started in a mount namespace of its own, see private.
+const (
+	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
+	readOnlySysctls = "read-only-sysctls" // as in many containers
+	withPrivateRun  = "with-private-run"  // gives the command an empty /run, and fails if the command leaves something there
+)
+
+// private makes cmd run through the helper in a mount namespace of its own.
+func private(role string, cmd *exec.Cmd) *exec.Cmd {
+	self := exec.Command("/proc/self/exe", append([]string{cmd.Path}, cmd.Args[1:]...)...)
+	self.Env = append(os.Environ(), helperEnv+"="+role)
+	self.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	return self
+}
+
+// leftBehind is the exit status of withPrivateRun for a command that left something.
+const leftBehind = 99
+
+// helper runs in the helper's process and returns its exit status.
+func helper(role string, args []string) int {
+	var err error
+	switch role {
+	case withoutTUN:
+		if err = unix.Mount("none", "/dev/net", "tmpfs", 0, ""); err == nil {
+			err = unix.Exec(args[0], args, os.Environ())
+		}
+	case readOnlySysctls:
+		if err = unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err == nil {
+			err = unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		}
+		if err == nil {
+			err = unix.Exec(args[0], args, os.Environ())
+		}
+	case withPrivateRun:
+		if err = unix.Mount("none", "/run", "tmpfs", 0, ""); err == nil {
+			return runAndLook(args)
+		}
+	default:
+		err = fmt.Errorf("no such role")
+	}
+	fmt.Fprintf(os.Stderr, "helper %s: %v\n", role, err)
+	return leftBehind
+}
+
+// runAndLook runs a command, hands signals on to it, and looks what it has left in /run.
+func runAndLook(args []string) int {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	runtime.LockOSThread() // the signal comes when the thread ends
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGTERM}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return leftBehind
+	}
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s) // fails only if it has ended
+		}
+	}()
+	_ = cmd.Wait() // its status is looked at below
+	// /run/netns itself stays, as ip-netns(8) leaves it.
+	left, err := filepath.Glob("/run/netns/*")
+	more, err2 := filepath.Glob("/run/vstun*")
+	if left = append(left, more...); len(left) > 0 || err != nil || err2 != nil {
+		fmt.Fprintln(os.Stderr, "left behind:", left, err, err2)
+		return leftBehind
+	}
+	return cmd.ProcessState.ExitCode()
+}

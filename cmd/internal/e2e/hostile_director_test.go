@@ -1,0 +1,145 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"vstun/cmd/internal/lab"
+)
+
+// TestHostileDirector throws tens of thousands of broken and random packets at the VIP and balances the books.
+func TestHostileDirector(t *testing.T) {
+	const burst = 400 // fits the TUN device's queue
+	total := short(60_000, 10_000)
+	s := newRunningSite(t, 2, service{"tcp", "80", "wrr", []int{1, 1}}, service{"udp", "53", "rr", []int{1, 1}})
+	for _, web := range s.Webs {
+		s.parrot(web, 80)
+		s.echoUDP(web, 53)
+	}
+	given := s.count(s.Director, "vs0", lab.Filter{Direction: lab.Out})
+	pid, descriptors := s.director.Pid(), s.director.descriptors()
+	settle := func() {
+		t.Helper()
+		last := ^uint64(0)
+		eventually(t, "the director has read what the kernel gave to its device", soon, func() bool {
+			n := given()
+			settled := s.director.balance().In.Packets == n && n == last
+			last = n
+			return settled
+		})
+	}
+	s.mustParrot(80, "")
+	settle()
+
+	client := s.thrower(s.Client)
+	random := rand.New(rand.NewPCG(3, 4))
+	for i := range total {
+		client.throw(s.broken(random))
+		if i%burst == burst-1 {
+			settle()
+		}
+	}
+	settle()
+
+	st := s.director.balance()
+	in, out, drops := st.In.Packets, st.Out.Packets, sum(st.Drops)
+	if in < uint64(total)*5/6 {
+		t.Errorf("%d packets in, of %d that were thrown", in, total)
+	}
+	if in != out+drops {
+		t.Errorf("%d packets in, %d out and %d dropped: %d are missing", in, out, drops, int64(in-out-drops))
+	}
+	for _, reason := range []string{"truncated", "fragment", "protocol", "icmp", "bad_checksum", "no_service", "no_connection"} {
+		if st.Drops[reason] == 0 {
+			t.Errorf("no packet was dropped as %s: the test does not reach it", reason)
+		}
+	}
+	t.Logf("%d in, %d out, dropped %v, %d connections, %s", in, out, st.Drops, st.Connections.Count, st.SendError)
+
+	// What the director sent on has all arrived, and each agent's books balance too.
+	var sent, received uint64
+	for _, svc := range st.Services {
+		for _, r := range svc.Realservers {
+			sent += r.Forwarded.Packets
+		}
+	}
+	for _, a := range s.agents {
+		in := a.intake()
+		received += in.In.Packets + in.Overruns
+		if in.In.Packets != in.Out.Packets+sum(in.Drops) {
+			t.Errorf("%s: %d packets in, %d out, dropped %v", a, in.In.Packets, in.Out.Packets, in.Drops)
+		}
+	}
+	if sent != received+st.Drops["send_error"] || sent == 0 {
+		t.Errorf("%d packets were sent to realservers, %d came there, %d were refused by the director's kernel", sent, received, st.Drops["send_error"])
+	}
+
+	s.mustParrot(80, "")
+	if err := exchange(s.dial("udp4", 53), payload(100)); err != nil {
+		t.Error(err)
+	}
+	if now := s.director.balance().Pid; now != pid {
+		t.Errorf("the director's process is %d, was %d", now, pid)
+	}
+	eventually(t, fmt.Sprintf("the director has its %d descriptors", descriptors), soon, func() bool { return s.director.descriptors() == descriptors })
+}
+
+// broken makes a packet from the client, or from anywhere, to the VIP which is most likely no good. Its IP header is good enough for the
+// kernels on the way: what is wrong with that never reaches a director.
+func (s *site) broken(random *rand.Rand) []byte {
+	const tcp, udp, icmp = 6, 17, 1
+	options := 0
+	if random.IntN(8) == 0 {
+		options = 4 * random.IntN(11)
+	}
+	header := 20 + options
+	b := make([]byte, header+random.IntN(1400))
+	for i := header; i < len(b); i++ {
+		b[i] = byte(random.Uint32())
+	}
+	for i := 20; i < header; i++ {
+		b[i] = 1 // NOP
+	}
+	b[0], b[1], b[8] = 0x40|byte(header/4), byte(random.Uint32()), byte(5+random.IntN(250))
+	copy(b[12:], s.Client.Addr.AsSlice())
+	if random.IntN(10) == 0 {
+		copy(b[12:], []byte{11, byte(random.Uint32()), byte(random.Uint32()), byte(random.Uint32())})
+	}
+	copy(b[16:], s.VIP.AsSlice())
+	ports := func(port uint16) { // random source, given destination
+		if len(b) >= header+4 {
+			binary.BigEndian.PutUint16(b[header+2:], port)
+		}
+	}
+	switch random.IntN(8) {
+	case 0: // whatever
+		b[9] = byte(random.Uint32())
+	case 1: // a fragment
+		b[9] = tcp
+		binary.BigEndian.PutUint16(b[6:], uint16(1+random.IntN(0x3fff)))
+	case 2: // TCP, or less than its header
+		b = b[:min(len(b), header+random.IntN(40))]
+		b[9] = tcp
+		ports(80)
+	case 3: // UDP, or less than its header
+		b = b[:min(len(b), header+random.IntN(16))]
+		b[9] = udp
+		ports(53)
+	case 4:
+		b[9] = udp
+		ports(53)
+	case 5:
+		b[9] = tcp
+		ports(80)
+	case 6: // a port that nobody serves
+		b[9] = []byte{tcp, udp}[random.IntN(2)]
+	case 7: // ICMP, half of it echo requests
+		b[9] = icmp
+		if len(b) > header+1 && random.IntN(2) == 0 {
+			b[header], b[header+1] = 8, 0
+		}
+	}
+	return b
+}

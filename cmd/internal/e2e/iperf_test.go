@@ -1,0 +1,59 @@
+package e2e
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// TestIperf moves bulk both ways with iperf3, which needs its control and data connections to meet: one realserver.
+func TestIperf(t *testing.T) {
+	needTool(t, "iperf3", "iperf3")
+	s := newRunningSite(t, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
+	// Bound to the VIP: a UDP server which is not answers from the host's own address.
+	s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String()))
+	seconds := strconv.Itoa(short(2, 1))
+	for _, c := range []struct {
+		name string
+		args []string
+	}{
+		{"tcp-up", nil},
+		{"tcp-up-4", []string{"-P", "4"}},
+		{"tcp-down", []string{"-R"}},
+		{"udp-up", []string{"-u", "-b", "50M"}},
+		{"udp-down", []string{"-u", "-b", "50M", "-R"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := runFor(t, s.Client, exec.Command("iperf3", append([]string{"-c", s.VIP.String(), "-t", seconds, "-J"}, c.args...)...), time.Minute)
+			type sum struct {
+				Bytes         int     `json:"bytes"`
+				BitsPerSecond float64 `json:"bits_per_second"`
+				LostPercent   float64 `json:"lost_percent"`
+			}
+			var report struct {
+				End struct {
+					Received sum `json:"sum_received"` // TCP, counted by the receiver
+					Sum      sum `json:"sum"`          // UDP
+				} `json:"end"`
+				Error string `json:"error"`
+			}
+			if err := json.Unmarshal([]byte(got.stdout), &report); err != nil || got.code != 0 {
+				t.Fatalf("iperf3: exit status %d, %s%v: %s", got.code, report.Error, err, got.stderr)
+			}
+			r := report.End.Received
+			if r.Bytes == 0 {
+				r = report.End.Sum
+			}
+			if r.Bytes < 100_000 || r.BitsPerSecond <= 0 || r.LostPercent > 50 {
+				t.Errorf("moved %d bytes with %.0f bit/s, %.1f%% lost", r.Bytes, r.BitsPerSecond, r.LostPercent)
+			}
+			t.Logf("%.0f Mbit/s, %.1f%% lost", r.BitsPerSecond/1e6, r.LostPercent)
+		})
+	}
+	if st := s.director.balance(); st.Services[0].Realservers[0].Connections < 9 || len(st.Drops) != 0 {
+		t.Errorf("%d connections and drops %v, want at least 9 connections and no drop", st.Services[0].Realservers[0].Connections, st.Drops)
+	}
+}

@@ -1,0 +1,91 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+const (
+	binEnv    = "VSTUN_E2E_BIN"    // directory of the programs, set by TestMain for the tests
+	helperEnv = "VSTUN_E2E_HELPER" // makes the test binary a helper, see helper_test.go
+)
+
+// TestMain builds the programs, once for all tests.
+func TestMain(m *testing.M) {
+	if role := os.Getenv(helperEnv); role != "" {
+		os.Exit(helper(role, os.Args[1:]))
+	}
+	if missing() != "" {
+		os.Exit(m.Run()) // every test skips
+	}
+	dir, err := buildPrograms()
+	code := 1
+	if err == nil {
+		err = os.Setenv(binEnv, dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+	} else {
+		code = m.Run()
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+	}
+	os.Exit(code)
+}
+
+// buildPrograms makes the programs in a directory which everybody may enter, since one test runs them as nobody.
+func buildPrograms() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "vstun-e2e-"); err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return dir, err
+	}
+	args := []string{"build", "-o", dir + "/"}
+	env := append(os.Environ(), "CGO_ENABLED=0")
+	if raceDetector {
+		args, env = append(args, "-race"), os.Environ()
+	}
+	cmd := exec.Command("go", append(args, "vstun/cmd/director", "vstun/cmd/realserver", "vstun/cmd/lab")...)
+	cmd.Env = env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return dir, nil
+}
+
+// programPath is the path of one of our programs.
+func programPath(name string) string { return filepath.Join(os.Getenv(binEnv), name) }
+
+// missing says what keeps all these tests from running; "" if nothing does.
+func missing() string {
+	if os.Geteuid() != 0 {
+		return "needs root for network namespaces and TUN devices: run as root (sudo make test)"
+	}
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Sprintf("needs TUN devices: %v: load the driver (modprobe tun), or give the container /dev/net/tun", err)
+	}
+	f.Close()
+	return ""
+}
+
+// needMachine skips a test on a machine that can't run the programs.
+func needMachine(t *testing.T) {
+	t.Helper()
+	if what := missing(); what != "" {
+		t.Skip("SKIPPED: " + what)
+	}
+}
+
+// needTool skips a test for want of a program that is not ours.
+func needTool(t *testing.T, tool, debianPackage string) {
+	t.Helper()
+	if _, err := exec.LookPath(tool); err != nil {
+		t.Skipf("SKIPPED: needs %s: apt-get install %s (or make deps)", tool, debianPackage)
+	}
+}

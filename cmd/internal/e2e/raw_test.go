@@ -1,0 +1,88 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+)
+
+// thrower sends packets with headers of the test's making from a host (raw(7), IP_HDRINCL): the kernel fills in total length and checksum of
+// the outermost header only, and an ID or source of 0.
+type thrower struct {
+	t  *testing.T
+	fd int
+}
+
+func (s *site) thrower(h *lab.Host) *thrower {
+	s.t.Helper()
+	w := &thrower{t: s.t}
+	err := h.Do(func() (err error) {
+		w.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { unix.Close(w.fd) })
+	return w
+}
+
+// throw sends one packet to where its header says.
+func (w *thrower) throw(b []byte) {
+	w.t.Helper()
+	if err := unix.Sendto(w.fd, b, 0, &unix.SockaddrInet4{Addr: [4]byte(b[16:20])}); err != nil {
+		w.t.Fatalf("send %x: %v", b[:min(len(b), 64)], err)
+	}
+}
+
+// ip4 is an IPv4 header. Length, checksum and the rest are filled in.
+func ip4(src, dst netip.Addr, protocol layers.IPProtocol) *layers.IPv4 {
+	return &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+}
+
+// build puts layers together, with right lengths and checksums.
+func build(t *testing.T, all ...gopacket.SerializableLayer) []byte {
+	t.Helper()
+	for i, l := range all {
+		if ip, ok := l.(*layers.IPv4); ok && i+1 < len(all) {
+			switch next := all[i+1].(type) {
+			case *layers.UDP:
+				_ = next.SetNetworkLayerForChecksum(ip) // fails only for what is no network layer
+			case *layers.TCP:
+				_ = next.SetNetworkLayerForChecksum(ip)
+			}
+		}
+	}
+	buf := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, all...); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// udpPacket is a whole packet with a UDP datagram.
+func udpPacket(t *testing.T, src, dst netip.Addr, sport, dport uint16, data string) []byte {
+	t.Helper()
+	return build(t, ip4(src, dst, layers.IPProtocolUDP),
+		&layers.UDP{SrcPort: layers.UDPPort(sport), DstPort: layers.UDPPort(dport)}, gopacket.Payload(data))
+}
+
+// fixChecksum makes the checksum of an IPv4 header right again, of as many bytes as it says, as far as they are there. (RFC 1071)
+func fixChecksum(b []byte) []byte {
+	b[10], b[11] = 0, 0
+	var total uint32
+	for i := 0; i+1 < min(int(b[0]&15)*4, len(b)); i += 2 {
+		total += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for total>>16 != 0 {
+		total = total&0xffff + total>>16
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(total))
+	return b
+}

@@ -1,0 +1,213 @@
+package e2e
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+)
+
+// bulk is how many bytes are transferred.
+func bulk() int { return short(100_000_000, 10_000_000) }
+
+// stream is an endless stream of bytes, always the same, that does not repeat.
+func stream() io.Reader { return rand.NewChaCha8([32]byte{1}) }
+
+// TestDownload fetches 100 MB from nginx with curl.
+func TestDownload(t *testing.T) {
+	needTool(t, "nginx", "nginx-light")
+	needTool(t, "curl", "curl")
+	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
+	passed := s.count(s.Director, "eth0", lab.Filter{Source: s.VIP})
+	dir := s.nginx(s.Webs[0])
+	f, err := os.Create(filepath.Join(dir, "bulk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, got := sha256.New(), sha256.New()
+	if _, err := io.CopyN(io.MultiWriter(f, sent), stream(), int64(bulk())); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	size := &counter{w: got}
+	cmd := exec.Command("curl", "-sSf", "--max-time", "60", "http://"+s.at(80)+"/bulk")
+	cmd.Stdout = size
+	if r := runFor(t, s.Client, cmd, 70*time.Second); r.code != 0 {
+		t.Fatalf("curl: exit status %d: %s", r.code, r.stderr)
+	}
+	if size.n != bulk() {
+		t.Errorf("%d bytes came, want %d", size.n, bulk())
+	}
+	if a, b := hex.EncodeToString(sent.Sum(nil)), hex.EncodeToString(got.Sum(nil)); a != b {
+		t.Errorf("SHA-256 of what was sent is %s, of what came %s", a, b)
+	}
+	if n := passed(); n != 0 {
+		t.Errorf("%d packets from the VIP passed the director", n)
+	}
+}
+
+// counter counts the bytes that are written.
+type counter struct {
+	w io.Writer
+	n int
+}
+
+// Write implements io.Writer.
+func (c *counter) Write(b []byte) (int, error) {
+	c.n += len(b)
+	return c.w.Write(b)
+}
+
+// TestUpload puts 100 MB on a web server, full-size packets all the way, where each of them must fit a tunnel.
+func TestUpload(t *testing.T) {
+	cases := []struct {
+		name   string
+		agent  string              // keys of [realserver]
+		links  map[string]lab.Link // of the lab
+		least  int                 // what the client's segments may carry at the end, in bytes; TCP's timestamps take 12 of the MSS
+		most   int
+		tooBig bool // the client finds out by ICMP
+	}{
+		// 1500 - 20 (outer) - 20 (inner) - 20 (TCP) = 1440
+		{name: "auto", least: 1400, most: 1440},
+		// The server offers 1460, the director tells the client that 1480 bytes are the most.
+		{name: "icmp", agent: "mss = 65495", least: 1400, most: 1440, tooBig: true},
+		// The way to the realserver takes less than the director's link and the client's: 1400 - 60 = 1340.
+		{name: "narrow", links: map[string]lab.Link{"web1": {MTU: 1400}}, least: 1300, most: 1340},
+		// The same, and the server offers too much: the director learns it from the router, and tells the client.
+		{name: "narrow-icmp", agent: "mss = 65495", links: map[string]lab.Link{"web1": {MTU: 1400}}, least: 1300, most: 1340, tooBig: true},
+		// The director's link takes less than all others.
+		{name: "director", agent: "mss = 65495", links: map[string]lab.Link{"director": {MTU: 1400}}, least: 1300, most: 1340, tooBig: true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, 1, c.links)
+			s.startAgents(c.agent)
+			s.startDirector("", service{"tcp", "80", "wrr", []int{1}})
+			s.acceptUploads(s.Webs[0])
+
+			conn := s.dial("tcp", 80)
+			if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			answer, err := put(conn, bulk())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := fmt.Sprintf("%d bytes, all as they should be", bulk()); answer != want {
+				t.Errorf("the server says %q, want %q", answer, want)
+			}
+			t.Logf("%.0f Mbit/s", float64(bulk())*8/1e6/time.Since(begin).Seconds())
+			if mss := sendMSS(t, conn); mss < c.least || mss > c.most {
+				t.Errorf("the client's segments carry %d bytes, want %d to %d", mss, c.least, c.most)
+			}
+			st := s.director.balance()
+			if big := st.Drops["too_big"]; (big > 0) != c.tooBig {
+				t.Errorf("%d packets were too big for the tunnel, want more than 0: %v", big, c.tooBig)
+			}
+			if delete(st.Drops, "too_big"); len(st.Drops) != 0 {
+				t.Errorf("the director dropped %v", st.Drops)
+			}
+			if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Out.Bytes < uint64(bulk()) {
+				t.Errorf("the agent let in %d bytes and dropped %v, want more than %d and nothing", in.Out.Bytes, in.Drops, bulk())
+			}
+		})
+	}
+}
+
+// acceptUploads serves HTTP on h, and compares what is PUT there with the stream.
+func (s *site) acceptUploads(h *lab.Host) {
+	s.t.Helper()
+	ln, err := h.Listen("tcp", s.at(80))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, want, got := 0, make([]byte, 1<<16), make([]byte, 1<<16)
+		same := stream()
+		for {
+			k, err := r.Body.Read(got)
+			_, _ = io.ReadFull(same, want[:k]) // never fails
+			if string(want[:k]) != string(got[:k]) {
+				http.Error(w, fmt.Sprintf("bytes %d to %d are not what was sent", n, n+k), http.StatusBadRequest)
+				return
+			}
+			if n += k; err == io.EOF {
+				fmt.Fprintf(w, "%d bytes, all as they should be", n)
+				return
+			} else if err != nil {
+				http.Error(w, fmt.Sprintf("%d bytes, then %v", n, err), http.StatusBadRequest)
+				return
+			}
+		}
+	})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(ln) // returns when closed
+	}()
+	s.t.Cleanup(func() {
+		server.Close()
+		<-done
+	})
+}
+
+// put sends the first n bytes of the stream as one HTTP request and returns the body of the answer.
+func put(conn net.Conn, n int) (string, error) {
+	req, err := http.NewRequest(http.MethodPut, "http://"+conn.RemoteAddr().String()+"/", io.LimitReader(stream(), int64(n)))
+	if err != nil {
+		return "", err
+	}
+	req.ContentLength = int64(n)
+	if err := req.Write(conn); err != nil {
+		return "", err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return string(body), err
+}
+
+// sendMSS is the payload of the largest segments that the kernel sends on a TCP connection, in bytes.
+func sendMSS(t *testing.T, conn net.Conn) int {
+	t.Helper()
+	var info *unix.TCPInfo
+	onSocket(t, conn, func(fd int) (err error) {
+		info, err = unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+		return err
+	})
+	return int(info.Snd_mss)
+}
+
+// onSocket calls fn with the connection's descriptor.
+func onSocket(t *testing.T, conn net.Conn, fn func(fd int) error) {
+	t.Helper()
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := raw.Control(func(fd uintptr) { err = fn(int(fd)) })
+	if failed != nil || err != nil {
+		t.Fatal(failed, err)
+	}
+}

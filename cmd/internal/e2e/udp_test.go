@@ -1,0 +1,109 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+)
+
+// exchange sends a datagram and compares the answer with it.
+func exchange(conn net.Conn, b []byte) error {
+	if err := conn.SetDeadline(time.Now().Add(soon)); err != nil {
+		return err
+	}
+	if _, err := conn.Write(b); err != nil {
+		return err
+	}
+	got := make([]byte, 65536)
+	n, err := conn.Read(got)
+	if err == nil && !bytes.Equal(got[:n], b) {
+		err = fmt.Errorf("%d bytes came back, of %d that were sent, and not the same", n, len(b))
+	}
+	return err
+}
+
+// payload is n bytes of the stream.
+func payload(n int) []byte {
+	b := make([]byte, n)
+	_, _ = io.ReadFull(stream(), b) // never fails
+	return b
+}
+
+// discover sets whether a socket's packets have DF: unix.IP_PMTUDISC_DO or unix.IP_PMTUDISC_DONT.
+func discover(t *testing.T, conn net.Conn, mode int) {
+	t.Helper()
+	onSocket(t, conn, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_MTU_DISCOVER, mode) })
+}
+
+// TestUDP sends datagrams of all sizes that one packet has and compares the answers.
+func TestUDP(t *testing.T) {
+	s := newRunningSite(t, 2, service{"udp", "53", "rr", []int{1, 1}})
+	for _, web := range s.Webs {
+		s.echoUDP(web, 53)
+	}
+	passed := s.count(s.Director, "eth0", lab.Filter{Source: s.VIP})
+	// 1452 + 8 + 20 + 20 is 1500: what is above goes as two fragments to the realserver, which gets it as one packet again.
+	sizes := []int{0, 1, 512, 1452, 1453, 1472}
+	for _, size := range sizes {
+		conn := s.dial("udp4", 53)
+		discover(t, conn, unix.IP_PMTUDISC_DONT)
+		if err := exchange(conn, payload(size)); err != nil {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+	}
+	st := s.director.balance()
+	n := uint64(len(sizes))
+	if st.In.Packets != n || st.Out.Packets != n+2 || len(st.Drops) != 0 {
+		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d (two in two fragments) and nothing", st.In.Packets, st.Out.Packets, st.Drops, n, n+2)
+	}
+	for i, a := range s.agents {
+		if in := a.intake(); in.In.Packets != n/2 || in.Out.Packets != n/2 {
+			t.Errorf("web%d received %d packets and let %d in, want %d", i+1, in.In.Packets, in.Out.Packets, n/2)
+		}
+	}
+	if n := passed(); n != 0 {
+		t.Errorf("%d packets from the VIP passed the director", n)
+	}
+}
+
+// TestUDPPathMTU sends a datagram that fits the client's link but not the tunnel and may not be fragmented.
+func TestUDPPathMTU(t *testing.T) {
+	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
+	s.echoUDP(s.Webs[0], 53)
+	conn := s.dial("udp4", 53)
+	discover(t, conn, unix.IP_PMTUDISC_DO)
+	large, fits := payload(1472), payload(1452)
+	if _, err := conn.Write(large); err != nil {
+		t.Fatalf("the client knows too early that 1472 bytes are too many: %v", err)
+	}
+	option := func(level, name int) (v int) {
+		onSocket(t, conn, func(fd int) (err error) {
+			v, err = unix.GetsockoptInt(fd, level, name)
+			return err
+		})
+		return v
+	}
+	eventually(t, "the client has the ICMP error", soon, func() bool { return option(unix.SOL_SOCKET, unix.SO_ERROR) == int(unix.EMSGSIZE) })
+	if mtu := option(unix.SOL_IP, unix.IP_MTU); mtu != 1480 {
+		t.Errorf("the client has learned an MTU of %d, want 1480", mtu)
+	}
+	if _, err := conn.Write(large); !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("1472 bytes once more: %v, want %v", err, unix.EMSGSIZE)
+	}
+	if err := exchange(conn, fits); err != nil {
+		t.Errorf("1452 bytes: %v", err)
+	}
+	st := s.director.balance()
+	// Out: the ICMP error, and the datagram that fits.
+	if st.In.Packets != 2 || st.Out.Packets != 2 || st.Drops["too_big"] != 1 || sum(st.Drops) != 1 {
+		t.Errorf("%d packets in, %d out, dropped %v; want 2, 2 and too_big 1", st.In.Packets, st.Out.Packets, st.Drops)
+	}
+}
