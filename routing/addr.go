@@ -1,43 +1,41 @@
 package routing
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps []step, next []addrRecord, err error) {
-	var errs []error
+func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps []step, next []addrRecord) {
+	mine := setOf(own)
 	for _, w := range want {
 		rec := addrRecord{Link: w.Link, Index: snap.links.index(w.Link), Prefix: w.Prefix}
-		if rec.Index == 0 {
-			errs = append(errs, fmt.Errorf("address %s: no device %s", w.Prefix, w.Link))
-			continue
-		}
-		switch ours := slices.Contains(own, rec); {
+		switch {
 		case !snap.hasAddr(rec):
 			next = append(next, rec)
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip addr add %s dev %s scope host", w.Prefix, w.Link),
 				do:   func() error { return m.nl.AddrAdd(snap.links[w.Link], kernelAddr(w.Prefix)) },
 			})
-		case ours:
+		case mine[rec]:
 			next = append(next, rec)
 		}
 	}
-	return steps, next, errors.Join(errs...)
+	return steps, next
 }
 
-func (s snapshot) hasAddr(r addrRecord) bool {
-	return slices.ContainsFunc(s.addrs, func(a netlink.Addr) bool {
-		return a.LinkIndex == r.Index && prefixOf(a.IPNet) == r.Prefix
-	})
+func setOf[T comparable](list []T) map[T]bool {
+	set := make(map[T]bool, len(list))
+	for _, v := range list {
+		set[v] = true
+	}
+	return set
 }
+
+func (s snapshot) hasAddr(r addrRecord) bool { return s.addrs[addrKey{r.Index, r.Prefix}] }
 
 func (m *Manager) undoAddr(r addrRecord, snap snapshot) error {
 	l, ok := snap.links[r.Link]

@@ -12,16 +12,19 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // records lists what was changed and how it was before: enough to undo it in another process. It is written before the
 // changes are made, so every entry may be one that never happened.
 type records struct {
-	Sysctls []sysctlRecord `json:"sysctls,omitempty"`
-	Links   []linkRecord   `json:"links,omitempty"`
-	Addrs   []addrRecord   `json:"addrs,omitempty"`
-	Routes  []routeRecord  `json:"routes,omitempty"`
-	Rules   []ruleRecord   `json:"rules,omitempty"`
+	Unreachable []routeRecord  `json:"unreachable,omitempty"`
+	Sysctls     []sysctlRecord `json:"sysctls,omitempty"`
+	Links       []linkRecord   `json:"links,omitempty"`
+	Addrs       []addrRecord   `json:"addrs,omitempty"`
+	Routes      []routeRecord  `json:"routes,omitempty"` // the others
+	Rules       []ruleRecord   `json:"rules,omitempty"`
 }
 
 // sysctlRecord is a value that we wrote.
@@ -73,29 +76,35 @@ type ruleRecord struct {
 	Table    int        `json:"table"`
 }
 
-func (r records) empty() bool {
-	return len(r.Sysctls)+len(r.Links)+len(r.Addrs)+len(r.Routes)+len(r.Rules) == 0
+func (r records) count() int {
+	return len(r.Unreachable) + len(r.Sysctls) + len(r.Links) + len(r.Addrs) + len(r.Routes) + len(r.Rules)
 }
 
-// minus returns what of r is not in o.
+func (r records) empty() bool { return r.count() == 0 }
+
+// minus returns what of r is not in o. A route that was unreachable and is not any more, or the other way round, is the
+// same route: it was replaced.
 func (r records) minus(o records) records {
+	routes := slices.Concat(o.Unreachable, o.Routes)
 	return records{
-		Sysctls: without(r.Sysctls, o.Sysctls, func(c sysctlRecord) any { return [2]any{c.Key, c.Link} }),
-		Links:   without(r.Links, o.Links, func(l linkRecord) any { return l.Index }),
-		Addrs:   without(r.Addrs, o.Addrs, func(a addrRecord) any { return a }),
-		Routes:  without(r.Routes, o.Routes, func(r routeRecord) any { return r }),
-		Rules:   without(r.Rules, o.Rules, func(r ruleRecord) any { return r }),
+		Unreachable: without(r.Unreachable, routes, func(r routeRecord) any { return r }),
+		Sysctls:     without(r.Sysctls, o.Sysctls, func(c sysctlRecord) any { return [2]any{c.Key, c.Link} }),
+		Links:       without(r.Links, o.Links, func(l linkRecord) any { return l.Index }),
+		Addrs:       without(r.Addrs, o.Addrs, func(a addrRecord) any { return a }),
+		Routes:      without(r.Routes, routes, func(r routeRecord) any { return r }),
+		Rules:       without(r.Rules, o.Rules, func(r ruleRecord) any { return r }),
 	}
 }
 
 // plus returns o's entries after r's.
 func (r records) plus(o records) records {
 	return records{
-		Sysctls: slices.Concat(r.Sysctls, o.Sysctls),
-		Links:   slices.Concat(r.Links, o.Links),
-		Addrs:   slices.Concat(r.Addrs, o.Addrs),
-		Routes:  slices.Concat(r.Routes, o.Routes),
-		Rules:   slices.Concat(r.Rules, o.Rules),
+		Unreachable: slices.Concat(r.Unreachable, o.Unreachable),
+		Sysctls:     slices.Concat(r.Sysctls, o.Sysctls),
+		Links:       slices.Concat(r.Links, o.Links),
+		Addrs:       slices.Concat(r.Addrs, o.Addrs),
+		Routes:      slices.Concat(r.Routes, o.Routes),
+		Rules:       slices.Concat(r.Rules, o.Rules),
 	}
 }
 
@@ -124,7 +133,7 @@ func (r records) String() string {
 		what string
 	}{
 		{len(r.Sysctls), "sysctls"}, {len(r.Links), "links"}, {len(r.Addrs), "addresses"},
-		{len(r.Routes), "routes"}, {len(r.Rules), "rules"},
+		{len(r.Unreachable) + len(r.Routes), "routes"}, {len(r.Rules), "rules"},
 	} {
 		if c.n > 0 {
 			s = append(s, fmt.Sprintf("%d %s", c.n, c.what))
@@ -144,8 +153,8 @@ type journal struct {
 	Did     records `json:"did"`
 }
 
-// write replaces the file at path in one step, or removes it if there is nothing to undo. It is not synced: the machine
-// forgets the changes in a crash, just as it does the file.
+// write replaces the file at path in one step, or removes it if there is nothing to undo. The machine forgets the
+// changes in a crash, but the file must not be found damaged after one.
 func (j journal) write(path string) error {
 	if j.Did.empty() {
 		return removeJournal(path)
@@ -155,13 +164,40 @@ func (j journal) write(path string) error {
 		return fmt.Errorf("journal %s: %w", path, err)
 	}
 	tmp := tempName(path)
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+	if err := writeSynced(tmp, append(b, '\n')); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
 	return nil
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if errors.Is(err, unix.EINVAL) { // a file system without it
+		err = nil
+	}
+	return errors.Join(err, d.Close())
 }
 
 func tempName(path string) string { return path + ".new" }
@@ -175,10 +211,11 @@ func removeJournal(path string) error {
 	return nil
 }
 
-// readJournal returns the journal at path, or a zero one if there is none.
+// readJournal returns the journal at path, or a zero one if there is none. An empty file is none: it is what a crash of
+// the machine may leave of one, and then there is nothing to undo either.
 func readJournal(path string) (journal, error) {
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
 		return journal{}, nil
 	}
 	if err != nil {
@@ -233,7 +270,7 @@ func (r records) validate() error {
 			return fmt.Errorf("bad address %s", a.Prefix)
 		}
 	}
-	for _, t := range r.Routes {
+	for _, t := range slices.Concat(r.Unreachable, r.Routes) {
 		if !inRange(t.Table, 1, maxID) || !validPrefix(t.Dst) || t.Metric < 0 || t.TOS < 0 {
 			return fmt.Errorf("bad route %s", t.Dst)
 		}

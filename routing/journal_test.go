@@ -16,10 +16,11 @@ func fullRecords() records {
 			Key: "net/ipv4/ip_forward", Old: "0", Wrote: []string{"1"},
 			Sides: []sideRecord{{Key: "net/ipv4/conf/eth0/forwarding", Link: 2, Old: "1"}},
 		}},
-		Links:  []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000, Raised: true}},
-		Addrs:  []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},
-		Routes: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("0.0.0.0/0"), Metric: 50, TOS: 16}},
-		Rules:  []ruleRecord{{Priority: 80, From: netip.MustParseAddr("2001:db8::80"), Table: 80}},
+		Links:       []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000, Raised: true}},
+		Unreachable: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("198.51.100.80/32"), Metric: 4294967294}},
+		Addrs:       []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},
+		Routes:      []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("0.0.0.0/0"), Metric: 50, TOS: 16}},
+		Rules:       []ruleRecord{{Priority: 80, From: netip.MustParseAddr("2001:db8::80"), Table: 80}},
 	}
 }
 
@@ -50,7 +51,7 @@ func TestDamagedJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"empty":           "",
+		"blank":           "\n",
 		"cut":             string(good[:len(good)/2]),
 		"two":             string(good) + "{}",
 		"unknown key":     `{"version":1,"boot":"b","netns":"n","extra":1}`,
@@ -77,6 +78,23 @@ func TestDamagedJournal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A power cut may leave a file that was made but not filled.
+func TestEmptyJournalIsNone(t *testing.T) {
+	newHost(t)
+	before := machineState(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "journal.json")
+	for _, p := range []string{path, tempName(path)} {
+		must(t, os.WriteFile(p, nil, 0o600))
+	}
+	m, err := Open(path, nil)
+	must(t, err)
+	must(t, m.Set(fullState()))
+	must(t, m.Close())
+	sameState(t, before, machineState(t))
+	emptyDir(t, dir)
 }
 
 func TestJournalOfAnotherPlaceIsDiscarded(t *testing.T) {
@@ -125,13 +143,13 @@ func TestRecordsMinus(t *testing.T) {
 	if rest := r.minus(records{}); !reflect.DeepEqual(rest, r) {
 		t.Errorf("r - nothing = %s", rest)
 	}
-	if s := r.String(); s != "1 sysctls, 1 links, 1 addresses, 1 routes, 1 rules" {
+	if s := r.String(); s != "1 sysctls, 1 links, 1 addresses, 2 routes, 1 rules" {
 		t.Errorf("summary %q", s)
 	}
 }
 
 func TestLockAfterItsFileWasRemoved(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "lock")
+	path := filepath.Join(t.TempDir(), "journal.json")
 	first, err := acquireLock(path)
 	if err != nil {
 		t.Fatal(err)

@@ -6,14 +6,9 @@ import (
 	"slices"
 )
 
-func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps []step, next []linkRecord, err error) {
-	var errs []error
+func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps []step, next []linkRecord) {
 	for _, w := range want {
-		l, ok := snap.links[w.Name]
-		if !ok {
-			errs = append(errs, fmt.Errorf("no device %s", w.Name))
-			continue
-		}
+		l := snap.links[w.Name]
 		at := l.Attrs()
 		rec := linkRecord{Name: w.Name, Index: at.Index}
 		if i := slices.IndexFunc(own, func(r linkRecord) bool { return r.Index == at.Index }); i >= 0 {
@@ -50,7 +45,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 			next = append(next, rec)
 		}
 	}
-	return steps, next, errors.Join(errs...)
+	return steps, next
 }
 
 // undoLink restores what is still as we set it.

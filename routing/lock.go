@@ -15,8 +15,11 @@ type fileLock struct {
 	file *os.File
 }
 
-// acquireLock takes the lock, or says who has it.
-func acquireLock(path string) (*fileLock, error) {
+const lockSuffix = ".lock"
+
+// acquireLock takes the lock of a journal, or says who has it.
+func acquireLock(journal string) (*fileLock, error) {
+	path := journal + lockSuffix
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -25,7 +28,8 @@ func acquireLock(path string) (*fileLock, error) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			defer f.Close()
-			return nil, fmt.Errorf("%s is held by process %s; stop it, or use another journal", path, holder(f))
+			return nil, fmt.Errorf("another program uses %s (process %s): stop it, or give this one another journal",
+				journal, holder(f))
 		}
 		if err != nil {
 			f.Close()
@@ -54,7 +58,7 @@ func holder(f *os.File) string {
 	if pid := strings.TrimSpace(string(b)); pid != "" {
 		return pid
 	}
-	return "(unknown)"
+	return "unknown"
 }
 
 func isFile(f *os.File, path string) bool {
@@ -63,8 +67,11 @@ func isFile(f *os.File, path string) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// release gives the lock up and removes its file.
+// release gives the lock up and removes its file: in this order, so that whoever opened it in between sees that it is
+// gone and makes another. A file that somebody else put in its place stays.
 func (l *fileLock) release() {
-	os.Remove(l.file.Name())
+	if isFile(l.file, l.file.Name()) {
+		os.Remove(l.file.Name())
+	}
 	l.file.Close()
 }

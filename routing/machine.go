@@ -3,8 +3,10 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -43,103 +45,180 @@ func (s linkSet) name(index int) string {
 	return fmt.Sprintf("device %d", index)
 }
 
+// missingDevices names each device that s is about and that is not there, once, however much it was to have.
+func (s State) missingDevices(links linkSet) error {
+	var errs []error
+	seen := map[string]bool{"": true}
+	need := func(name string) {
+		if !seen[name] && links.index(name) == 0 {
+			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, somebody deleted it: restart the program that it belongs to", name))
+		}
+		seen[name] = true
+	}
+	for _, l := range s.Links {
+		need(l.Name)
+	}
+	for _, a := range s.Addrs {
+		need(a.Link)
+	}
+	for _, r := range s.Routes {
+		need(r.Link)
+	}
+	for _, c := range s.Sysctls {
+		if !c.Optional {
+			need(sysctlLink(c.Key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func isUp(l netlink.Link) bool { return l.Attrs().Flags&net.FlagUp != 0 }
 
 // snapshot is what the kernel has, as far as a state or records are about it.
 type snapshot struct {
 	links  linkSet
-	addrs  []netlink.Addr
-	routes map[routeRecord][]netlink.Route // in the order of the dump: the kernel's preference
+	addrs  map[addrKey]bool
+	routes map[routeRecord][]netlink.Route // in the order of the listing: the kernel's preference
 	rules  []netlink.Rule
-	copied []netlink.Route // the main table, when Replies want it
+	plain  map[ruleRecord]uint8 // protocol of the rules that are no more than a record says
+	copied []netlink.Route      // the main table, when Replies want it
+}
+
+// addrKey names one address of one device.
+type addrKey struct {
+	index  int
+	prefix netip.Prefix
 }
 
 // scope says what a snapshot is to hold.
 type scope struct {
-	families map[int]bool
-	tables   map[int]bool         // whole tables
-	routes   map[routeRecord]bool // single routes
-	copyMain bool
+	addrs  map[int]bool         // families
+	rules  map[int]bool         // families
+	tables map[table]bool       // whole
+	routes map[routeRecord]bool // single routes; true: whoever made them, false: only ours
+	main   map[table]bool       // those of tables that Replies copy
 }
 
 func scopeOf(s State, own records) scope {
-	sc := scope{families: map[int]bool{}, tables: map[int]bool{}, routes: map[routeRecord]bool{}}
+	sc := scope{
+		addrs: map[int]bool{}, rules: map[int]bool{},
+		tables: map[table]bool{}, routes: map[routeRecord]bool{}, main: map[table]bool{},
+	}
+	for _, r := range own.Rules {
+		sc.rules[family(r.From)] = true
+	}
+	for _, r := range slices.Concat(own.Unreachable, own.Routes) {
+		sc.routes[r] = false
+	}
+	for _, a := range own.Addrs {
+		sc.addrs[family(a.Prefix.Addr())] = true
+	}
 	for _, a := range s.Addrs {
-		sc.families[family(a.Prefix.Addr())] = true
+		sc.addrs[family(a.Prefix.Addr())] = true
 	}
 	for _, r := range s.Routes {
-		sc.families[family(r.Dst.Addr())] = true
 		sc.routes[r.record()] = true
 	}
 	if s.Replies != nil {
-		sc.tables[s.Replies.Table] = true
-		sc.copyMain = true
 		for _, a := range s.Replies.From {
-			sc.families[family(a)] = true
+			main := table{family(a), unix.RT_TABLE_MAIN}
+			sc.rules[family(a)], sc.main[main] = true, true
+			sc.tables[main], sc.tables[table{family(a), s.Replies.Table}] = true, true
 		}
-	}
-	for _, a := range own.Addrs {
-		sc.families[family(a.Prefix.Addr())] = true
-	}
-	for _, r := range own.Routes {
-		sc.families[family(r.Dst.Addr())] = true
-		sc.routes[r] = true
-	}
-	for _, r := range own.Rules {
-		sc.families[family(r.From)] = true
 	}
 	return sc
 }
 
-func takeSnapshot(h *netlink.Handle, sc scope) (snapshot, error) {
-	snap := snapshot{links: linkSet{}, routes: map[routeRecord][]netlink.Route{}}
-	links, err := dump(h.LinkList)
+func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
+	snap := snapshot{
+		links: linkSet{}, addrs: map[addrKey]bool{},
+		routes: map[routeRecord][]netlink.Route{}, plain: map[ruleRecord]uint8{},
+	}
+	links, err := dump(m.nl.LinkList)
 	if err != nil {
 		return snapshot{}, fmt.Errorf("list devices: %w", err)
 	}
 	for _, l := range links {
 		snap.links[l.Attrs().Name] = l
 	}
-	for fam := range sc.families {
-		addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, fam) })
+	for fam := range sc.addrs {
+		addrs, err := dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(nil, fam) })
 		if err != nil {
 			return snapshot{}, fmt.Errorf("list addresses: %w", err)
 		}
-		snap.addrs = append(snap.addrs, addrs...)
-		rules, err := dump(func() ([]netlink.Rule, error) { return h.RuleList(fam) })
+		for _, a := range addrs {
+			snap.addrs[addrKey{a.LinkIndex, prefixOf(a.IPNet)}] = true
+		}
+	}
+	for fam := range sc.rules {
+		rules, err := dump(func() ([]netlink.Rule, error) { return m.nl.RuleList(fam) })
 		if err != nil {
 			return snapshot{}, fmt.Errorf("list rules: %w", err)
 		}
 		snap.rules = append(snap.rules, rules...)
-		routes, err := dump(func() ([]netlink.Route, error) { return dumpRoutes(h, fam, sc) })
-		if err != nil {
-			return snapshot{}, fmt.Errorf("list routes: %w", err)
-		}
-		for _, r := range routes {
-			key := recordOf(r)
-			snap.routes[key] = append(snap.routes[key], r)
-			if sc.copyMain && r.Table == unix.RT_TABLE_MAIN {
-				snap.copied = append(snap.copied, r)
+		for _, r := range rules {
+			if rec, plain := recordOfRule(r); plain && snap.plain[rec] != Protocol {
+				snap.plain[rec] = r.Protocol
 			}
 		}
 	}
-	return snap, nil
+	for t := range sc.tables {
+		routes, err := m.fib.list(t, everyone, 4*MaxReplyRoutes, func(routeRecord) bool { return true })
+		if err != nil {
+			return snapshot{}, err
+		}
+		snap.add(routes)
+		if sc.main[t] {
+			snap.copied = append(snap.copied, routes...)
+		}
+	}
+	return snap, m.addSingle(&snap, sc)
 }
 
-// dumpRoutes lists the routes that sc asks for. It stops soon when there are far too many of them.
-func dumpRoutes(h *netlink.Handle, fam int, sc scope) ([]netlink.Route, error) {
-	var routes []netlink.Route
-	everyTable := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	err := h.RouteListFilteredIter(fam, everyTable, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-		if sc.tables[r.Table] || (sc.copyMain && r.Table == unix.RT_TABLE_MAIN) || sc.routes[recordOf(r)] {
-			routes = append(routes, r)
+// addSingle puts the single routes of sc that are in none of its whole tables into snap.
+func (m *Manager) addSingle(snap *snapshot, sc scope) error {
+	keys := map[table][]routeRecord{}
+	for key := range sc.routes {
+		if t := key.in(); !sc.tables[t] {
+			keys[t] = append(keys[t], key)
 		}
-		return len(routes) <= 4*MaxReplyRoutes
-	})
-	if err == nil && len(routes) > 4*MaxReplyRoutes {
-		err = errTooManyRoutes
 	}
-	return routes, err
+	for t, keys := range keys {
+		ours, err := m.fib.list(t, Protocol, math.MaxInt, func(r routeRecord) bool { _, ok := sc.routes[r]; return ok })
+		if err != nil {
+			return err
+		}
+		snap.add(ours)
+		missing := map[netip.Prefix]bool{}
+		for _, key := range keys {
+			if sc.routes[key] && len(snap.routes[key]) == 0 {
+				missing[key.Dst] = true
+			}
+		}
+		if len(missing) == 0 {
+			continue
+		}
+		taken, err := occupied(t, missing)
+		if err != nil {
+			return err
+		}
+		if !taken {
+			continue
+		}
+		theirs, err := m.fib.list(t, everyone, math.MaxInt, func(r routeRecord) bool { return sc.routes[r] && len(snap.routes[r]) == 0 })
+		if err != nil {
+			return err
+		}
+		snap.add(theirs)
+	}
+	return nil
+}
+
+func (s *snapshot) add(routes []netlink.Route) {
+	for _, r := range routes {
+		key := recordOf(r)
+		s.routes[key] = append(s.routes[key], r)
+	}
 }
 
 // dump repeats a listing that the kernel says changed while it was made.

@@ -27,6 +27,7 @@ type Manager struct {
 	boot string
 	ns   *namespace
 	nl   *netlink.Handle
+	fib  *fib
 	lock *fileLock
 
 	mu     sync.Mutex
@@ -39,7 +40,9 @@ type Manager struct {
 // predecessor left one there, its changes are undone first. A journal of another boot or namespace is just removed:
 // what it lists is gone or out of reach. The directory is made if it is missing (mode 0755).
 //
-// Only one process at a time may use a journal; the error for a second one names the first. A nil log is silent.
+// Only one program at a time may use a journal; the error for a second one names the process of the first. So Open
+// is also the lock that keeps a program from running twice, if it is called before anything is changed. When it fails
+// it has changed nothing, save that it may have undone a part of what the predecessor did. A nil log is silent.
 func Open(path string, log *slog.Logger) (*Manager, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -59,21 +62,21 @@ func (m *Manager) open() (err error) {
 	if err := makeJournalDir(m.path); err != nil {
 		return err
 	}
-	if m.lock, err = acquireLock(m.path + ".lock"); err != nil {
+	if m.lock, err = acquireLock(m.path); err != nil {
 		return err
 	}
 	if m.ns, err = openNamespace(); err != nil {
 		return err
 	}
 	err = m.ns.do(func() error {
-		m.nl, err = newHandle()
+		if m.nl, err = newHandle(); err != nil {
+			return err
+		}
+		m.fib, err = openFib()
 		return err
 	})
 	if err != nil {
 		return err
-	}
-	if err := m.nl.SetSocketTimeout(answerTimeout); err != nil {
-		return fmt.Errorf("netlink socket: %w", err)
 	}
 	return m.recover()
 }
@@ -144,6 +147,9 @@ func (m *Manager) release() {
 	if m.nl != nil {
 		m.nl.Close()
 	}
+	if m.fib != nil {
+		m.fib.close()
+	}
 	if m.ns != nil {
 		m.ns.close()
 	}
@@ -179,7 +185,7 @@ func isRace(err error) bool {
 }
 
 func (m *Manager) pass() (changes int, err error) {
-	snap, err := takeSnapshot(m.nl, scopeOf(m.state, m.own))
+	snap, err := m.takeSnapshot(scopeOf(m.state, m.own))
 	if err != nil {
 		return 0, err
 	}
@@ -203,7 +209,7 @@ func (m *Manager) pass() (changes int, err error) {
 		}
 		m.log.Debug("changed the network", "did", s.what)
 	}
-	changes += len(stale.Sysctls) + len(stale.Links) + len(stale.Addrs) + len(stale.Routes) + len(stale.Rules)
+	changes += stale.count()
 	left, err := m.undo(stale)
 	m.own = next.plus(left)
 	return changes, errors.Join(err, m.writeJournal(m.own))
@@ -212,24 +218,26 @@ func (m *Manager) pass() (changes int, err error) {
 // plan compares the state with the machine. It returns what to do, and what is ours once that is done.
 func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	s := m.state
-	ownRoutes := make(map[routeRecord]bool, len(m.own.Routes))
-	for _, r := range m.own.Routes {
-		ownRoutes[r] = true
-	}
-	sysctls, nextSysctls, err1 := planSysctls(s.Sysctls, m.own.Sysctls, snap.links)
-	links, nextLinks, err2 := m.planLinks(s.Links, m.own.Links, snap)
-	addrs, nextAddrs, err3 := m.planAddrs(s.Addrs, m.own.Addrs, snap)
-	routes, nextRoutes, err4 := m.planRoutes(s.Routes, ownRoutes, snap)
-	replies, nextCopies, nextRules, err5 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
-	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+	if err := s.missingDevices(snap.links); err != nil {
 		return nil, records{}, err
 	}
-	return slices.Concat(sysctls, links, addrs, routes, replies), records{
-		Sysctls: nextSysctls,
-		Links:   nextLinks,
-		Addrs:   nextAddrs,
-		Routes:  slices.Concat(nextRoutes, nextCopies),
-		Rules:   nextRules,
+	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
+	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
+	sysctls, nextSysctls, err2 := planSysctls(s.Sysctls, m.own.Sysctls, snap.links)
+	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
+	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
+	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)
+	replies, nextCopies, nextRules, err4 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return nil, records{}, err
+	}
+	return slices.Concat(unreachable, sysctls, links, addrs, routes, replies), records{
+		Unreachable: nextUnreachable,
+		Sysctls:     nextSysctls,
+		Links:       nextLinks,
+		Addrs:       nextAddrs,
+		Routes:      slices.Concat(nextRoutes, nextCopies),
+		Rules:       nextRules,
 	}, nil
 }
 
@@ -239,16 +247,17 @@ func (m *Manager) undo(r records) (left records, err error) {
 	if r.empty() {
 		return records{}, nil
 	}
-	snap, err := takeSnapshot(m.nl, scopeOf(State{}, r))
+	snap, err := m.takeSnapshot(scopeOf(State{}, r))
 	if err != nil {
 		return r, err
 	}
-	var errs [5]error
+	var errs [6]error
 	left.Rules, errs[0] = undoEach(r.Rules, func(v ruleRecord) error { return m.undoRule(v, snap) })
 	left.Routes, errs[1] = undoEach(r.Routes, func(v routeRecord) error { return m.undoRoute(v, snap) })
 	left.Addrs, errs[2] = undoEach(r.Addrs, func(v addrRecord) error { return m.undoAddr(v, snap) })
 	left.Links, errs[3] = undoEach(r.Links, func(v linkRecord) error { return m.undoLink(v, snap.links) })
 	left.Sysctls, errs[4] = undoEach(r.Sysctls, func(v sysctlRecord) error { return undoSysctl(v, snap.links) })
+	left.Unreachable, errs[5] = undoEach(r.Unreachable, func(v routeRecord) error { return m.undoRoute(v, snap) })
 	return left, errors.Join(errs[:]...)
 }
 

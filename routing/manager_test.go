@@ -185,6 +185,12 @@ func TestConflicts(t *testing.T) {
 		{"route of our protocol", func(t *testing.T, s *State) {
 			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t), Protocol: Protocol}))
 		}, "exists already by east"},
+		{"route where an unreachable one is to be", func(t *testing.T, s *State) {
+			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t), Priority: 4294967294, Protocol: unix.RTPROT_STATIC}))
+		}, "exists already by east (proto static), want it unreachable"},
+		{"unreachable route", func(t *testing.T, s *State) {
+			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), Type: unix.RTN_UNREACHABLE, Protocol: unix.RTPROT_STATIC}))
+		}, "exists already unreachable (proto static), want it by vs0 mtu 1400"},
 		{"table in use", func(t *testing.T, s *State) {
 			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5080}))
 		}, "routing table 5080 is in use: it has a route for 192.0.2.0/24"},
@@ -198,7 +204,9 @@ func TestConflicts(t *testing.T) {
 			must(t, netlink.RuleAdd(r))
 		}, "rule priority 1080 is taken"},
 		{"no device", func(t *testing.T, s *State) { s.Links[0].Name = "vs7" }, "no device vs7"},
-		{"no device for an address", func(t *testing.T, s *State) { s.Addrs[0].Link = "vs7" }, "address 198.51.100.80/32: no device vs7"},
+		{"no device for an address", func(t *testing.T, s *State) { s.Addrs[0].Link = "vs7" }, "no device vs7"},
+		{"no device for a route", func(t *testing.T, s *State) { s.Routes[0].Link = "vs7" }, "no device vs7"},
+		{"no device for a sysctl", func(t *testing.T, s *State) { s.Sysctls[3].Key = "net/ipv4/conf/vs7/rp_filter" }, "no device vs7"},
 		{"no sysctl", func(t *testing.T, s *State) { s.Sysctls[4].Optional = false }, "sysctl net/ipv4/conf/all/no_such_thing: "},
 		{"invalid", func(t *testing.T, s *State) { s.Links[0].MTU = -1 }, "link vs0: MTU -1"},
 	} {
@@ -262,7 +270,7 @@ func TestOpenUndoesWhatTheKilledLeft(t *testing.T) {
 			}
 
 			_, err := Open(path, nil)
-			if pid := child.Process.Pid; err == nil || !strings.Contains(err.Error(), "held by process "+strconv.Itoa(pid)) {
+			if pid := child.Process.Pid; err == nil || !strings.Contains(err.Error(), "another program uses "+path+" (process "+strconv.Itoa(pid)+")") {
 				t.Errorf("Open while %d runs: %v", pid, err)
 			}
 			kill(child)
@@ -320,9 +328,12 @@ func TestIPv6(t *testing.T) {
 	before := machineState(t)
 	vip := netip.MustParseAddr("2001:db8:80::1")
 	s := State{
-		Links:   []Link{{Name: "vs0", Up: true}},
-		Addrs:   []Addr{{Link: "vs0", Prefix: hostPrefix(vip)}},
-		Routes:  []Route{{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Link: "vs0"}},
+		Links: []Link{{Name: "vs0", Up: true}},
+		Addrs: []Addr{{Link: "vs0", Prefix: hostPrefix(vip)}},
+		Routes: []Route{
+			{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Link: "vs0"},
+			{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Unreachable: true, Metric: 4294967294},
+		},
 		Replies: &Replies{From: []netip.Addr{vip}, Table: 86, Priority: 86, AdvMSS: 1400},
 	}
 	m := open(t)

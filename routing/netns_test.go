@@ -53,15 +53,7 @@ func TestMain(m *testing.M) {
 // newHost moves the test into a new namespace, and out of it when the test ends.
 func newHost(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make network namespaces")
-	}
-	enterNew(t)
-	for _, key := range []string{"net/ipv6/conf/default/disable_ipv6", "net/ipv6/conf/all/disable_ipv6"} {
-		if err := writeSysctl(key, "1"); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-	}
+	enterNewHost(t)
 	linkUp(t, "lo")
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("east"), PeerName: "west"}))
 	for name, addr := range map[string]string{"east": "10.1.0.1/24", "west": "10.2.0.1/24"} {
@@ -89,6 +81,20 @@ func newHost(t *testing.T) {
 		{Dst: cidr("172.21.0.0/16"), Type: unix.RTN_PROHIBIT, Tos: 0x10},
 	} {
 		must(t, netlink.RouteAdd(&r))
+	}
+}
+
+// enterNewHost moves the test into a new namespace without addresses, routes and IPv6.
+func enterNewHost(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make network namespaces")
+	}
+	enterNew(t)
+	for _, key := range []string{"net/ipv6/conf/default/disable_ipv6", "net/ipv6/conf/all/disable_ipv6"} {
+		if err := writeSysctl(key, "1"); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -127,9 +133,12 @@ func fullState() State {
 			{Key: "net/ipv4/conf/vs0/rp_filter", Value: "2"},
 			{Key: "net/ipv4/conf/all/no_such_thing", Value: "2", Optional: true},
 		},
-		Links:  []Link{{Name: "vs0", MTU: 1480, TxQueueLen: 3000, Up: true}},
-		Addrs:  []Addr{{Link: "vs0", Prefix: netip.PrefixFrom(vip, 32)}},
-		Routes: []Route{{Dst: netip.MustParsePrefix("203.0.113.0/24"), Link: "vs0", MTU: 1400}},
+		Links: []Link{{Name: "vs0", MTU: 1480, TxQueueLen: 3000, Up: true}},
+		Addrs: []Addr{{Link: "vs0", Prefix: netip.PrefixFrom(vip, 32)}},
+		Routes: []Route{
+			{Dst: netip.MustParsePrefix("203.0.113.0/24"), Link: "vs0", MTU: 1400},
+			{Dst: netip.MustParsePrefix("203.0.113.0/24"), Unreachable: true, Metric: 4294967294},
+		},
 		Replies: &Replies{
 			From: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")}, Table: 5080, Priority: 1080, AdvMSS: 1440,
 		},

@@ -9,13 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Path is the way by which the kernel would send a packet.
-type Path struct {
-	Source netip.Addr // the address that it would have as source
-	MTU    int        // bytes: the route's mtu metric, or a path MTU learned on it, else the device's MTU
-	Link   string
-}
-
 // Tunnel is a kernel device that takes packets of IP protocol 4 (RFC 2003).
 type Tunnel struct {
 	Name string
@@ -72,37 +65,24 @@ func LocalAddr(a netip.Addr) (link string, ok bool, err error) {
 	return l.Attrs().Name, true, nil
 }
 
-// PathTo asks the kernel how it would send a packet to dst (RTM_GETROUTE). A path MTU that the kernel learned from
-// ICMP counts, as long as it remembers it (10 minutes by default).
-func PathTo(dst netip.Addr) (Path, error) {
+// Dropped returns how many packets the kernel has dropped on their way out of the device since it was made: tx_dropped of
+// rtnl_link_stats64 (linux/if_link.h). On a TUN device they are those that its program did not read fast enough. It is
+// an error if there is no such device in the calling thread's network namespace.
+func Dropped(link string) (uint64, error) {
 	h, err := newHandle()
 	if err != nil {
-		return Path{}, err
+		return 0, err
 	}
 	defer h.Close()
-	dst = dst.Unmap()
-	routes, err := h.RouteGet(dst.AsSlice())
+	l, err := h.LinkByName(link)
 	if err != nil {
-		return Path{}, fmt.Errorf("no route to %s: %w", dst, err)
+		return 0, fmt.Errorf("counters of device %s: %w", link, err)
 	}
-	if len(routes) == 0 || routes[0].LinkIndex == 0 {
-		return Path{}, fmt.Errorf("no route to %s", dst)
+	stats := l.Attrs().Statistics
+	if stats == nil {
+		return 0, fmt.Errorf("counters of device %s: the kernel gives none", link)
 	}
-	r := routes[0]
-	l, err := h.LinkByIndex(r.LinkIndex)
-	if err != nil {
-		return Path{}, fmt.Errorf("device of the route to %s: %w", dst, err)
-	}
-	p := Path{MTU: l.Attrs().MTU, Link: l.Attrs().Name}
-	if r.MTU > 0 {
-		p.MTU = min(p.MTU, r.MTU)
-	}
-	src, ok := netip.AddrFromSlice(r.Src)
-	if !ok {
-		return Path{}, fmt.Errorf("route to %s by %s has no source address; give %s an address", dst, p.Link, p.Link)
-	}
-	p.Source = src.Unmap()
-	return p, nil
+	return stats.TxDropped, nil
 }
 
 // KernelTunnels lists the kernel's tunnel devices that take IP protocol 4 off the wire. One that is up takes a copy of
@@ -142,6 +122,10 @@ func newHandle() (*netlink.Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	if err := h.SetSocketTimeout(answerTimeout); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
 	return h, nil
 }

@@ -1,7 +1,9 @@
 package routing
 
 import (
+	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -33,25 +35,35 @@ func TestLocalAddr(t *testing.T) {
 	}
 }
 
-func TestPathTo(t *testing.T) {
+// vs0 is read by nobody and holds few packets, so the others are dropped.
+func TestDropped(t *testing.T) {
 	newHost(t)
-	must(t, netlink.LinkSetMTU(linkOf(t, "west"), 1400))
-	addr := netip.MustParseAddr
-	for dst, want := range map[string]Path{
-		"10.1.0.77":  {addr("10.1.0.1"), 1500, "east"},
-		"10.2.0.77":  {addr("10.2.0.1"), 1400, "west"},
-		"172.16.0.1": {addr("10.2.0.1"), 1300, "east"},
-		"8.8.8.8":    {addr("10.1.0.1"), 1500, "east"},
-		"10.2.0.1":   {addr("10.2.0.1"), 65536, "lo"},
-	} {
-		if got, err := PathTo(addr(dst)); got != want || err != nil {
-			t.Errorf("%s: %+v, %v; want %+v", dst, got, err, want)
+	tun := &netlink.Tuntap{LinkAttrs: named("tun1"), Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, NonPersist: true}
+	tun.TxQLen = 10
+	must(t, netlink.LinkAdd(tun))
+	t.Cleanup(func() {
+		for _, f := range tun.Fds {
+			f.Close()
 		}
+	})
+	linkUp(t, "tun1")
+	addAddr(t, "tun1", "10.3.0.1/24")
+	if n, err := Dropped("tun1"); n != 0 || err != nil {
+		t.Errorf("nothing sent: %d dropped, %v", n, err)
 	}
-	for _, dst := range []string{"172.19.0.1", "172.20.0.1", "2001:db8::1"} {
-		if got, err := PathTo(addr(dst)); err == nil {
-			t.Errorf("%s: %+v, want an error", dst, got)
+	c, err := net.Dial("udp", "10.3.0.2:9")
+	must(t, err)
+	defer c.Close()
+	eventually(t, "packets are dropped and counted", func() bool {
+		for range 100 {
+			_, _ = c.Write([]byte("x")) // ENOBUFS is the kernel's answer to a drop
 		}
+		n, err := Dropped("tun1")
+		must(t, err)
+		return n >= 50
+	})
+	if _, err := Dropped("nosuch"); err == nil || !strings.Contains(err.Error(), "nosuch") {
+		t.Errorf("counters of no device: %v", err)
 	}
 }
 

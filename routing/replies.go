@@ -20,12 +20,16 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 		return nil, nil, nil, nil
 	}
 	var errs []error
+	var theirs []string
 	for key, have := range snap.routes {
 		if key.Table == want.Table && len(foreign(have, ownRoutes[key])) > 0 {
-			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty it (ip route flush table %d)",
-				want.Table, key.Dst, want.Table))
-			break
+			theirs = append(theirs, key.Dst.String())
 		}
+	}
+	if len(theirs) > 0 {
+		// The same one every time: Watch logs a text once.
+		errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty it (ip route flush table %d)",
+			want.Table, slices.Min(theirs), want.Table))
 	}
 	copies := want.copies(owned, snap)
 	if len(copies) > MaxReplyRoutes {
@@ -61,6 +65,9 @@ func (r *Replies) copies(owned []Link, snap snapshot) []netlink.Route {
 	var list []netlink.Route
 	seen := map[routeRecord]bool{}
 	for _, route := range snap.copied {
+		if route.Protocol == Protocol {
+			continue // made here, for what comes in
+		}
 		c, ok := r.copyOf(route, usable)
 		// Of several routes with the same key, the kernel takes the first.
 		if key := recordOf(c); ok && families[route.Family] && !seen[key] {
@@ -78,11 +85,10 @@ func (r *Replies) copies(owned []Link, snap snapshot) []netlink.Route {
 func (r *Replies) copyOf(route netlink.Route, usable map[int]netlink.Link) (netlink.Route, bool) {
 	c := canonical(route)
 	c.Table = r.Table
-	switch c.Type {
-	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:
+	if leadsNowhere(c.Type) {
 		return c, true
-	case unix.RTN_UNICAST:
-	default:
+	}
+	if c.Type != unix.RTN_UNICAST {
 		return c, false
 	}
 	c.MultiPath = slices.DeleteFunc(c.MultiPath, func(h *netlink.NexthopInfo) bool { return usable[h.LinkIndex] == nil })
@@ -136,35 +142,34 @@ func (r *Replies) advMSS(c netlink.Route, usable map[int]netlink.Link) int {
 }
 
 func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
-	var errs []error
+	mine, from := setOf(own), setOf(want.From)
 	for _, have := range snap.rules {
+		if have.Priority != want.Priority {
+			continue
+		}
 		rec, plain := recordOfRule(have)
-		ours := plain && have.Protocol == Protocol && slices.Contains(own, rec)
-		asked := plain && rec.Table == want.Table && slices.Contains(want.From, rec.From)
-		if have.Priority == want.Priority && !ours && !asked {
-			errs = append(errs, fmt.Errorf("replies: rule priority %d is taken by another rule (ip rule show priority %d); choose another",
-				want.Priority, want.Priority))
-			break
+		ours := plain && have.Protocol == Protocol && mine[rec]
+		asked := plain && rec.Table == want.Table && from[rec.From]
+		if !ours && !asked {
+			return nil, nil, fmt.Errorf("replies: rule priority %d is taken by another rule (ip rule show priority %d); choose another",
+				want.Priority, want.Priority)
 		}
 	}
 	for _, from := range want.From {
 		rec := ruleRecord{Priority: want.Priority, From: from, Table: want.Table}
-		i := slices.IndexFunc(snap.rules, func(have netlink.Rule) bool {
-			r, plain := recordOfRule(have)
-			return plain && r == rec
-		})
+		proto, there := snap.plain[rec]
 		switch {
-		case i < 0:
+		case !there:
 			next = append(next, rec)
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip rule add from %s lookup %d priority %d", from, want.Table, want.Priority),
 				do:   func() error { return m.nl.RuleAdd(rec.kernel()) },
 			})
-		case snap.rules[i].Protocol == Protocol && slices.Contains(own, rec):
+		case proto == Protocol && mine[rec]:
 			next = append(next, rec)
 		}
 	}
-	return steps, next, errors.Join(errs...)
+	return steps, next, nil
 }
 
 func (r ruleRecord) kernel() *netlink.Rule {
@@ -187,11 +192,7 @@ func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
 }
 
 func (m *Manager) undoRule(r ruleRecord, snap snapshot) error {
-	ours := slices.ContainsFunc(snap.rules, func(have netlink.Rule) bool {
-		rec, plain := recordOfRule(have)
-		return plain && rec == r && have.Protocol == Protocol
-	})
-	if !ours {
+	if snap.plain[r] != Protocol {
 		return nil
 	}
 	if err := m.nl.RuleDel(r.kernel()); err != nil && !isGone(err) {

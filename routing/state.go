@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -39,7 +40,8 @@ const (
 	maxQL  = 1_000_000  // packets
 )
 
-// State is how the machine shall be. It is applied in the order of the fields, and undone in the reverse order.
+// State is how the machine shall be. It is applied in the order of the fields, and undone in the reverse order, save for
+// unreachable routes, which are made before and undone after everything else.
 type State struct {
 	Sysctls []Sysctl
 	Links   []Link
@@ -63,13 +65,20 @@ type Addr struct {
 	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
 }
 
-// Route sends Dst out of a device, without a gateway.
+// Route sends Dst out of a device, without a gateway, or, if it is Unreachable, nowhere: the kernel answers with ICMP host
+// unreachable.
+//
+// An unreachable route with a high metric behind one by a device catches what would take the default route when the
+// device goes. It outlives a SIGKILL on purpose, until the next Open: a router that sends us these packets would get
+// them back, again and again until their TTL ends.
 type Route struct {
-	Dst    netip.Prefix // without host bits
-	Link   string
-	Table  int // 0 = main
-	MTU    int // bytes; 0 = the device's
-	AdvMSS int // MSS that TCP advertises on this route, bytes; 0 = from the MTU
+	Dst         netip.Prefix // without host bits
+	Link        string       // "" if Unreachable
+	Unreachable bool
+	Metric      uint32 // the smallest wins; 0 = the kernel's default: 0 for IPv4, 1024 for IPv6
+	Table       int    // 0 = main
+	MTU         int    // bytes; 0 = the device's; not with Unreachable
+	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; not with Unreachable
 }
 
 // Sysctl is one value below /proc/sys.
@@ -85,7 +94,8 @@ type Sysctl struct {
 }
 
 // Replies routes what this host sends from the given addresses by a table of its own: a copy of the main table, kept
-// in step with it by Watch, with the MSS that TCP advertises lowered. Routes by devices of State.Links are left out.
+// in step with it by Watch, with the MSS that TCP advertises lowered. Routes by devices of State.Links are left out, and so
+// are those that this package made.
 //
 // Copied are routes of type unicast, blackhole, unreachable, prohibit and throw, with all their metrics; nexthop
 // objects become plain nexthops. A lightweight tunnel (ip route … encap) is copied where it is mpls, seg6 or bpf.
@@ -144,8 +154,13 @@ func (s State) validate() error {
 		check(validPrefix(a.Prefix) && !a.Prefix.Addr().IsUnspecified(), "address %s on %s: not an address with a prefix length", a.Prefix, a.Link)
 	}
 	for _, r := range s.Routes {
-		once(fmt.Sprintf("route %s in table %s", r.Dst, tableName(r.table())))
-		check(validLink(r.Link), "route %s: bad device name %q", r.Dst, r.Link)
+		once(fmt.Sprintf("route %s in table %s with metric %d", r.Dst, tableName(r.table()), r.record().Metric))
+		if r.Unreachable {
+			check(r.Link == "" && r.MTU == 0 && r.AdvMSS == 0, "route %s: unreachable, so it has no device, MTU or MSS", r.Dst)
+		} else {
+			check(validLink(r.Link), "route %s: bad device name %q", r.Dst, r.Link)
+		}
+		check(uint64(r.Metric) <= math.MaxInt, "route %s: metric %d: want 0 to %d on this machine", r.Dst, r.Metric, math.MaxInt)
 		check(validPrefix(r.Dst) && r.Dst == r.Dst.Masked(), "route %s: not a network prefix without host bits", r.Dst)
 		check(inRange(r.Table, 0, maxID), "route %s: bad table %d", r.Dst, r.Table)
 		check(r.MTU == 0 || inRange(r.MTU, minMTU, maxMTU), "route %s: MTU %d: want %d to %d", r.Dst, r.MTU, minMTU, maxMTU)

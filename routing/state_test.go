@@ -24,6 +24,8 @@ func TestValidate(t *testing.T) {
 		"without host bits":               func(s *State) { s.Routes[0].Dst = netip.MustParsePrefix("203.0.113.1/24") },
 		"table 5080 is the one for":       func(s *State) { s.Routes[0].Table = 5080 },
 		"bad table -1":                    func(s *State) { s.Routes[0].Table = -1 },
+		"unreachable, so it has no":       func(s *State) { s.Routes[1].Link = "vs0" },
+		"with metric 0: given twice":      func(s *State) { s.Routes[1].Metric = 0 },
 		"advmss 87":                       func(s *State) { s.Routes[0].AdvMSS = 87 },
 		"replies: no addresses":           func(s *State) { s.Replies.From = nil },
 		"replies from 198.51.100.81: giv": func(s *State) { s.Replies.From[0] = s.Replies.From[1] },

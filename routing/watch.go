@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 const (
 	settle      = 200 * time.Millisecond // what comes in a burst is handled together
+	breath      = time.Second            // from one look to the next when events never end
 	maxSettle   = 10 * time.Second       // between two tries in a fight with somebody, or when all fail
 	patience    = 5                      // tries in a row before the pauses get longer
 	poll        = 30 * time.Second       // sysctls change without an event
@@ -22,7 +24,8 @@ const (
 
 // Watch keeps the machine in the state that was last Set: it undoes what others do to it, and makes the table of
 // Replies follow the main table. It looks again 200 ms after the kernel reports a change of links, addresses, routes,
-// rules, nexthops or IPv4 device settings, and every 30 seconds. A failure is logged and tried again.
+// rules, nexthops or IPv4 device settings, once a second while such reports don't end, and every 30 seconds without
+// any. A failure is logged and tried again, after up to 10 seconds if it lasts.
 //
 // It returns nil once ctx is cancelled, and an error if the kernel's events can't be had any more.
 func (m *Manager) Watch(ctx context.Context) error {
@@ -47,7 +50,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 	receiver.Go(func() { failed <- receiveEvents(sub, wake) })
 	defer receiver.Wait()
 	defer sub.Close()
-	return m.follow(ctx, wake, failed)
+	return follow(ctx, m.log, wake, failed, m.mend)
 }
 
 // receiveEvents wakes on every event, until the socket is closed. What the event is about doesn't matter.
@@ -71,11 +74,14 @@ func signal(wake chan<- struct{}) {
 	}
 }
 
-func (m *Manager) follow(ctx context.Context, wake chan struct{}, failed <-chan error) error {
+// follow calls mend when it is woken, but not too often. It returns nil when ctx is cancelled, and else what it reads
+// from failed.
+func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-chan error, mend func() (int, error)) error {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
 	restless := 0 // passes in a row that failed or changed something
 	var trouble string
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -88,27 +94,28 @@ func (m *Manager) follow(ctx context.Context, wake chan struct{}, failed <-chan 
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(settle<<max(0, restless-patience), maxSettle)):
+		case <-time.After(max(min(settle<<max(0, restless-patience), maxSettle), breath-time.Since(last))):
 		}
 		select {
 		case <-wake:
 		default:
 		}
-		changes, err := m.mend()
+		changes, err := mend()
+		last = time.Now()
 		switch {
 		case errors.Is(err, errClosed):
 			return err
 		case err != nil:
 			if err.Error() != trouble {
-				m.log.Error("can't bring the network into the desired state; trying on", "error", err)
+				log.Error("can't bring the network into the desired state; trying on", "error", err)
 			}
 			trouble = err.Error()
 			signal(wake)
 		case trouble != "":
-			m.log.Info("the network is in the desired state again", "changes", changes)
+			log.Info("the network is in the desired state again", "changes", changes)
 			trouble = ""
 		case changes > 0:
-			m.log.Info("mended the network", "changes", changes)
+			log.Info("mended the network", "changes", changes)
 		}
 		if err == nil && changes == 0 {
 			restless = 0

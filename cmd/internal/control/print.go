@@ -30,6 +30,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 		fmt.Fprintf(w, "\n%d connections to %d realservers that are not configured any more\n", st.Leaving.Connections, st.Leaving.Realservers)
 	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
+	printOverruns(w, st.Overruns)
 	if st.SendError != "" {
 		fmt.Fprintf(w, "last send error: %s\n", st.SendError)
 	}
@@ -43,9 +44,7 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 		offloads(st.Offloads), st.MSS)
 	fmt.Fprintf(w, "VIPs %s from directors %s\n", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
-	if st.Overruns > 0 {
-		fmt.Fprintf(w, "overruns\t%d packets\n", st.Overruns)
-	}
+	printOverruns(w, st.Overruns)
 	return w.Flush()
 }
 
@@ -54,6 +53,12 @@ func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drop
 	fmt.Fprintf(w, "%s\t%d packets\t%d bytes\n", out, o.Packets, o.Bytes)
 	for _, reason := range slices.Sorted(maps.Keys(drops)) {
 		fmt.Fprintf(w, "dropped: %s\t%d packets\n", reason, drops[reason])
+	}
+}
+
+func printOverruns(w io.Writer, n uint64) {
+	if n > 0 {
+		fmt.Fprintf(w, "overruns\t%d packets\n", n)
 	}
 }
 

@@ -19,6 +19,7 @@ type DirectorStatus struct {
 	Connections Connections       `json:"connections"`
 	Services    []Service         `json:"services"`
 	Leaving     Leaving           `json:"leaving"`
+	Overruns    uint64            `json:"overruns"`             // packets that the kernel dropped because the director was too slow
 	SendError   string            `json:"send_error,omitempty"` // the kernel's reason for the last packet that it refused to send
 }
 

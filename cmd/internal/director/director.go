@@ -3,6 +3,7 @@ package director
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -55,7 +56,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}()
 	// First of all, since it tells whether another director runs here, and clears away what a killed one has left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
 	if err := preflight(cfg); err != nil {
 		return nil, err
@@ -80,7 +81,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, s)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, d.bal, d.shared, d.now))
 	}
-	if err := d.bal.Apply(services(cfg)); err != nil {
+	if err := d.bal.Apply(services(cfg, d.log)); err != nil {
 		return nil, err
 	}
 	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
@@ -100,10 +101,17 @@ func network(tun string, vips []netip.Addr) routing.State {
 		Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}},
 	}
 	for _, vip := range vips {
-		s.Routes = append(s.Routes, routing.Route{Dst: netip.PrefixFrom(vip, vip.BitLen()), Link: tun})
+		dst := netip.PrefixFrom(vip, vip.BitLen())
+		s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: tun},
+			// Should the device go before its route comes back, by a kill: else the default route leads the VIP's packets back to the
+			// router, which sends them here again.
+			routing.Route{Dst: dst, Unreachable: true, Metric: lastResort})
 	}
 	return s
 }
+
+// lastResort is the metric of a route that is used when there is no other.
+const lastResort = 4294967294
 
 // now is the time in the connection table's unit.
 func (d *director) now() conntab.Ticks {

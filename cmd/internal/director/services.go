@@ -2,6 +2,7 @@ package director
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,8 +15,17 @@ import (
 )
 
 // services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now.
-func services(cfg *config.Director) balancer.Config {
-	mtus := map[netip.Addr]int{}
+func services(cfg *config.Director, log *slog.Logger) balancer.Config {
+	var all []netip.Addr
+	for _, s := range cfg.Services {
+		for _, r := range s.Realservers {
+			all = append(all, r.Address)
+		}
+	}
+	ways, err := routing.Paths(all)
+	if err != nil {
+		log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+	}
 	var out balancer.Config
 	for _, s := range cfg.Services {
 		svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: packet.ProtoTCP, Scheduler: s.Scheduler}
@@ -26,12 +36,7 @@ func services(cfg *config.Director) balancer.Config {
 			svc.Ports = append(svc.Ports, balancer.PortRange(p))
 		}
 		for _, r := range s.Realservers {
-			mtu, known := mtus[r.Address]
-			if !known {
-				mtu = pathMTU(r.Address)
-				mtus[r.Address] = mtu
-			}
-			svc.Realservers = append(svc.Realservers, balancer.Realserver{Address: r.Address, Weight: r.Weight, Source: cfg.Source, MTU: mtu})
+			svc.Realservers = append(svc.Realservers, balancer.Realserver{Address: r.Address, Weight: r.Weight, Source: cfg.Source, MTU: pathMTU(ways, r.Address)})
 		}
 		out.Services = append(out.Services, svc)
 	}
@@ -39,12 +44,12 @@ func services(cfg *config.Director) balancer.Config {
 }
 
 // pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when there is one again.
-func pathMTU(a netip.Addr) int {
-	p, err := routing.PathTo(a)
-	if err != nil {
+func pathMTU(ways map[netip.Addr]routing.Path, a netip.Addr) int {
+	way, known := ways[a]
+	if !known {
 		return 1500
 	}
-	return min(max(p.MTU, encap.MinMTU+encap.IPIPOverhead), packet.MaxLen)
+	return max(way.MTU, encap.MinMTU+encap.IPIPOverhead)
 }
 
 // vips are the VIPs of cfg, each once.
@@ -85,7 +90,7 @@ func (d *director) watchPaths(ctx context.Context) error {
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.bal.Apply(services(d.cfg)); err != nil {
+	if err := d.bal.Apply(services(d.cfg, d.log)); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
 	if len(d.leftVIPs) == 0 {

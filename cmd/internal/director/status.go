@@ -7,6 +7,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
+	"vstun/routing"
 )
 
 // status is what the control socket answers.
@@ -35,6 +36,9 @@ func (d *director) status() control.DirectorStatus {
 				Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}})
 		}
 		st.Services = append(st.Services, svc)
+	}
+	if n, err := routing.Dropped(d.device.Name()); err == nil {
+		st.Overruns = n
 	}
 	st.Leaving.Realservers, st.Leaving.Connections = d.bal.Leaving()
 	return st

@@ -49,7 +49,7 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	}()
 	// First of all, since it tells whether another agent runs here, and clears away what a killed one has left.
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
 	if err := preflight(cfg); err != nil {
 		return nil, err
@@ -112,16 +112,24 @@ func mss(cfg *config.Realserver) int {
 		return cfg.MSS
 	}
 	const headers = 20 + 20 // IPv4 and TCP, without options
-	least := 1500
-	for i, d := range cfg.Directors {
+	var directors []netip.Addr
+	for _, d := range cfg.Directors {
 		a := d.Addr()
 		if !d.IsSingleIP() {
 			a = a.Next() // the prefix's own address is no host's
 		}
-		// What the way to a director takes is the best guess for what the way back takes.
-		if p, err := routing.PathTo(a); err == nil && (i == 0 || p.MTU < least) {
-			least = p.MTU
+		directors = append(directors, a)
+	}
+	// What the way to a director takes is the best guess for what the way back takes. An error is no reason to stop: Ethernet's is taken.
+	ways, _ := routing.Paths(directors)
+	least := 0
+	for _, way := range ways {
+		if least == 0 || way.MTU < least {
+			least = way.MTU
 		}
+	}
+	if least == 0 {
+		least = 1500
 	}
 	return max(least-encap.IPIPOverhead-headers, 88)
 }
