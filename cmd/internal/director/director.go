@@ -136,14 +136,19 @@ const (
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.control.Answer("/status", func() (any, error) { return d.status(), nil })
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
+	watched := make(chan struct{})
 	tasks := []daemon.Task{
 		d.control.Run,
-		d.network.Watch,
+		func(ctx context.Context) error {
+			defer close(watched)
+			return d.network.Watch(ctx)
+		},
 		hangup(d.reload),
 		daemon.Every(sweepEvery, func() { sweeper.Sweep(d.now(), slots) }),
 		d.watchPaths,
 		func(ctx context.Context) error { // ends the workers, but first the routes that lead to them
 			<-ctx.Done()
+			<-watched
 			return errors.Join(d.network.Close(), d.closeIO())
 		},
 	}

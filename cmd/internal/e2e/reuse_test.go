@@ -3,10 +3,13 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
 )
@@ -26,9 +29,16 @@ func TestPortReuse(t *testing.T) {
 	}
 	from := &net.TCPAddr{IP: s.Client.Addr.AsSlice(), Port: 40_000}
 	for i := range rounds {
-		if err := s.oneLiner(s.Client, from); err != nil {
-			t.Fatalf("connection %d from %v: %v", i+1, from, err)
-		}
+		eventually(t, "the kernel has let go of the port", soon, func() bool {
+			err := s.oneLiner(s.Client, from)
+			if errors.Is(err, unix.EADDRINUSE) { // until the server has acknowledged the last FIN
+				return false
+			}
+			if err != nil {
+				t.Fatalf("connection %d from %v: %v", i+1, from, err)
+			}
+			return true
+		})
 	}
 	if st := s.director.balance(); st.Connections.Count != 1 || len(st.Drops) != 0 {
 		t.Errorf("%d connections in the table, dropped %v; want 1 and nothing", st.Connections.Count, st.Drops)

@@ -59,12 +59,14 @@ func TestUDP(t *testing.T) {
 			t.Fatalf("%d bytes: %v", size, err)
 		}
 	}
-	st := s.director.balance()
 	n := uint64(len(sizes))
+	eventually(t, "the director has counted the datagrams", soon, func() bool { return s.director.balance().In.Packets >= n })
+	st := s.director.balance()
 	if st.In.Packets != n || st.Out.Packets != n+2 || len(st.Drops) != 0 {
 		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d (two in two fragments) and nothing", st.In.Packets, st.Out.Packets, st.Drops, n, n+2)
 	}
 	for i, a := range s.agents {
+		eventually(t, "the agent has counted its datagrams", soon, func() bool { return a.intake().Out.Packets >= n/2 })
 		if in := a.intake(); in.In.Packets != n/2 || in.Out.Packets != n/2 {
 			t.Errorf("web%d received %d packets and let %d in, want %d", i+1, in.In.Packets, in.Out.Packets, n/2)
 		}
@@ -101,6 +103,7 @@ func TestUDPPathMTU(t *testing.T) {
 	if err := exchange(conn, fits); err != nil {
 		t.Errorf("1452 bytes: %v", err)
 	}
+	eventually(t, "the director has counted the datagrams", soon, func() bool { return s.director.balance().In.Packets >= 2 })
 	st := s.director.balance()
 	// Out: the ICMP error, and the datagram that fits.
 	if st.In.Packets != 2 || st.Out.Packets != 2 || st.Drops["too_big"] != 1 || sum(st.Drops) != 1 {

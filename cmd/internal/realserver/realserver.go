@@ -165,14 +165,22 @@ func (a *agent) run(ctx context.Context) error {
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
+	watched := make(chan struct{})
 	tasks := []daemon.Task{
 		a.control.Run,
-		a.network.Watch,
+		func(ctx context.Context) error {
+			defer close(watched)
+			return a.network.Watch(ctx)
+		},
 		daemon.Every(pathsEvery, a.refreshMSS),
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
+			<-watched
 			return errors.Join(a.network.Close(), a.closeIO())
 		},
+	}
+	for _, q := range a.device.Queues() {
+		tasks = append(tasks, func(context.Context) error { return discard(q) })
 	}
 	for _, w := range a.workers {
 		tasks = append(tasks, func(context.Context) error { return w.Run() })
@@ -182,6 +190,19 @@ func (a *agent) run(ctx context.Context) error {
 		a.log.Warn("service manager not told that we stop", "error", notify)
 	}
 	return errors.Join(err, a.close())
+}
+
+// discard reads what this host sends into its own device, where nothing goes on, until the device is closed; or removed, which it is the first
+// to see.
+func discard(q *tundev.Queue) error {
+	bufs := packet.NewBufs(1)
+	for {
+		if _, err := q.ReadBatch(bufs); errors.Is(err, os.ErrClosed) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 // refreshMSS takes over what the kernel has learned about the ways to the directors.
