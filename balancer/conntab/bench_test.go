@@ -7,8 +7,10 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"vstun/encap/packet"
@@ -107,4 +109,39 @@ func BenchmarkSweep(b *testing.B) {
 	for b.Loop() {
 		table.Sweep(1)
 	}
+}
+
+// BenchmarkGCStop collects garbage while two goroutines use a full table of 10 million flows, and reports the longest time for which
+// everything stood still.
+func BenchmarkGCStop(b *testing.B) {
+	table := fill(10_000_000)
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	for i := range 2 {
+		users.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 1))
+			p := tcp(0, 1, packet.FlagACK)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for range 1000 {
+					scatter(&p, rnd.Uint32N(10_000_000))
+					table.Packet(&p, 0)
+				}
+			}
+		})
+	}
+	var before, after debug.GCStats
+	debug.ReadGCStats(&before)
+	for b.Loop() {
+		runtime.GC()
+	}
+	debug.ReadGCStats(&after)
+	close(stop)
+	users.Wait()
+	longest := slices.Max(after.Pause[:min(len(after.Pause), int(after.NumGC-before.NumGC))])
+	b.ReportMetric(float64(longest.Microseconds()), "µs-longest")
 }
