@@ -61,7 +61,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 			}
 			continue
 		}
-		if err := unix.Access(sysctlRoot+c.Key, unix.W_OK); err != nil {
+		if err := unix.Faccessat(unix.AT_FDCWD, sysctlRoot+c.Key, unix.W_OK, unix.AT_EACCESS); err != nil {
 			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it from outside, or make /proc/sys writable",
 				c.Key, cur, c.Value, err))
 			continue

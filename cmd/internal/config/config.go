@@ -12,6 +12,7 @@ package config
 
 import (
 	"fmt"
+	"golang.org/x/sys/unix"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -78,6 +79,9 @@ type RealserverRef struct {
 	Weight  int        // 0 to 65535; 0 drains it
 }
 
+// MSSOff leaves the MSS, and the routes of answers, alone.
+const MSSOff = -1
+
 // Realserver is the configuration of the realserver agent, realserver.toml. Every value is in force: defaults are
 // filled in.
 type Realserver struct {
@@ -87,7 +91,7 @@ type Realserver struct {
 	VIPs      []netip.Addr   // addresses to accept and to own; at least one, each once
 	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
 	Encaps    []string       // tunnels to accept, each once: "ipip"
-	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel
+	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
 	Table     int            // routing table for replies, and priority of the rule that leads to it
 	Control   string         // absolute path of the control socket, at most 107 bytes
 	Log       slog.Level     // least level that is logged
@@ -127,7 +131,7 @@ func (e *Errors) Error() string { return strings.Join(*e, "\n") }
 const maxFileSize = 16 << 20
 
 func readFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO that nobody writes to is an empty file, and no wait
 	if err != nil {
 		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
 	}

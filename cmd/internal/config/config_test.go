@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -130,5 +131,16 @@ func TestPortRangeString(t *testing.T) {
 		if got := r.String(); got != want {
 			t.Errorf("%+v: got %s, want %s", r, got, want)
 		}
+	}
+}
+
+// TestFIFO: a FIFO that nobody writes to is an empty file, not a program that hangs at a reload.
+func TestFIFO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := config.LoadRealserver(path); err == nil {
+		t.Error("an empty configuration is accepted")
 	}
 }

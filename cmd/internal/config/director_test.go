@@ -31,6 +31,7 @@ func TestDirectorDefaults(t *testing.T) {
 	want := &config.Director{
 		TUN:     "vs0",
 		Queues:  min(runtime.NumCPU(), 256),
+		Offload: true,
 		Control: "/run/vstun/director.sock",
 		Log:     slog.LevelInfo,
 		Connections: config.Connections{
@@ -146,7 +147,7 @@ func TestDirectorFaults(t *testing.T) {
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
-		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, source, control or log`}},
+		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control or log`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
 		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},

@@ -108,12 +108,15 @@ func readEncaps(t *table) []string {
 	return names
 }
 
-// readMSS reads "auto", which is 0, or a number of bytes.
+// readMSS reads "auto", which is 0, "off", or a number of bytes.
 func readMSS(t *table) int {
-	const want = `"auto" or 88 to 65495 bytes`
+	const want = `"auto", "off" or 88 to 65495 bytes`
 	v, ok := t.value("mss")
 	if !ok || v == "auto" {
 		return 0
+	}
+	if v == "off" {
+		return MSSOff
 	}
 	n, ok := v.(int64)
 	switch {

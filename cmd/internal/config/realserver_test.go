@@ -3,6 +3,7 @@ package config_test
 import (
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -26,6 +27,8 @@ func TestRealserverDefaults(t *testing.T) {
 	}
 	want := &config.Realserver{
 		TUN:       "vs0",
+		Queues:    min(runtime.NumCPU(), 256),
+		Offload:   true,
 		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80")},
 		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32")},
 		Encaps:    []string{"ipip"},
@@ -45,6 +48,7 @@ func TestRealserverEveryKey(t *testing.T) {
 	}
 	want := &config.Realserver{
 		TUN:       "vip0",
+		Queues:    3,
 		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")},
 		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.0.3.0/24")},
 		Encaps:    []string{"ipip"},
@@ -70,7 +74,7 @@ func TestRealserverFaults(t *testing.T) {
 		wantAddr   = `want an IPv4 address such as "10.0.2.2"`
 		wantPrefix = `want an IPv4 address such as "10.0.2.2" or a prefix such as "10.0.2.0/24"`
 		wantList   = `want an array of the directors' IPv4 addresses or prefixes`
-		wantMSS    = `want "auto" or 88 to 65495 bytes`
+		wantMSS    = `want "auto", "off" or 88 to 65495 bytes`
 		wantTable  = `want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`
 		wide       = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
 			`want the directors' own addresses, or prefixes from /8 to /32`
@@ -93,7 +97,7 @@ func TestRealserverFaults(t *testing.T) {
 			`realserver: vips: missing: want an array of IPv4 addresses`,
 			`realserver: directors: missing: ` + wantList,
 		}},
-		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, vips, directors, encap, mss, table, control or log`}},
+		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, mss, table, control or log`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
 		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 addresses`}},
 		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 addresses`}},
@@ -160,5 +164,12 @@ func TestRealserverAccepts(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestMSSOff(t *testing.T) {
+	got, err := config.ParseRealserver("x.toml", []byte(goodRealserver+"mss = \"off\"\n"))
+	if err != nil || got.MSS != config.MSSOff {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

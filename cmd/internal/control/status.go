@@ -7,6 +7,7 @@ import "vstun/encap/packet"
 // DirectorStatus is what GET /status on a director's control socket returns, and what `director status --json`
 // prints.
 type DirectorStatus struct {
+	Program     string            `json:"program"` // "director"
 	Version     string            `json:"version"`
 	Pid         int               `json:"pid"`
 	Uptime      float64           `json:"uptime_seconds"`
@@ -65,6 +66,7 @@ type Realserver struct {
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
 // `realserver status --json` prints.
 type RealserverStatus struct {
+	Program   string            `json:"program"` // "realserver"
 	Version   string            `json:"version"`
 	Pid       int               `json:"pid"`
 	Uptime    float64           `json:"uptime_seconds"`

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -112,13 +111,13 @@ func Run(ctx context.Context, tasks ...Task) error {
 	return g.Wait()
 }
 
-// OnHangup takes SIGHUP from now on, so that it doesn't end the program, and returns what makes the task that calls fn for each.
+// OnHangup takes SIGHUP from now on, and until the program's end, so that it never ends the program, and returns what makes the task that calls
+// fn for each.
 func OnHangup() func(fn func()) Task {
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGHUP)
 	return func(fn func()) Task {
 		return func(ctx context.Context) error {
-			defer signal.Stop(ch)
 			for {
 				select {
 				case <-ctx.Done():
@@ -144,11 +143,6 @@ func Notify(state string) error {
 	defer c.Close()
 	_, err = io.WriteString(c, state)
 	return err
-}
-
-// Logger writes to standard error what is at least as grave as level.
-func Logger(level slog.Level) *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
 // Every is a task that calls fn again and again, period apart.

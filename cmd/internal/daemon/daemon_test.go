@@ -1,8 +1,11 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -151,4 +154,35 @@ func captureStderr(t *testing.T) (stderr func() string, restore func()) {
 		}, func() {
 			os.Stderr = old
 		}
+}
+
+// TestLogNeverWaits: a reader that takes nothing costs lines, and no time.
+func TestLogNeverWaits(t *testing.T) {
+	r, w := io.Pipe()
+	q := newLineQueue(w)
+	for i := range 3 * logLines {
+		if n, err := fmt.Fprintf(q, "%d\n", i); err != nil || n == 0 {
+			t.Fatal(n, err)
+		}
+	}
+	q.flush() // ends although nothing is written
+	got := make(chan string)
+	go func() {
+		s := bufio.NewScanner(r)
+		s.Scan()
+		got <- s.Text()
+		_, _ = io.Copy(io.Discard, r)
+	}()
+	if first := <-got; first != "0" {
+		t.Errorf("the first line is %q", first)
+	}
+	for done := make(chan struct{}); ; {
+		select {
+		case q <- queued{written: done}:
+			<-done
+			return
+		default:
+			q.flush()
+		}
+	}
 }

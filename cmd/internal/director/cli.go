@@ -65,6 +65,9 @@ func statusCommand(file, socket *string) *cobra.Command {
 			if err := control.Get(c.Context(), path, "/status", &st); err != nil {
 				return err
 			}
+			if st.Program != "director" {
+				return fmt.Errorf("%s is the control socket of another program, %q", path, st.Program)
+			}
 			if asJSON {
 				enc := json.NewEncoder(c.OutOrStdout())
 				enc.SetIndent("", "  ")

@@ -27,6 +27,7 @@ import (
 type director struct {
 	file    string
 	log     *slog.Logger
+	flush   func() // of the log
 	start   time.Time
 	network *routing.Manager
 	control *control.Server
@@ -48,7 +49,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	d := &director{file: file, log: daemon.Logger(cfg.Log), start: time.Now(), cfg: cfg, shared: forward.NewShared()}
+	d := &director{file: file, start: time.Now(), cfg: cfg, shared: forward.NewShared()}
+	d.log, d.flush = daemon.Logger(cfg.Log)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -193,5 +195,6 @@ func (d *director) close() error {
 	if d.control != nil {
 		errs = append(errs, d.control.Close())
 	}
+	d.flush()
 	return errors.Join(errs...)
 }

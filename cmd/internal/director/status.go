@@ -13,7 +13,7 @@ import (
 // status is what the control socket answers.
 func (d *director) status() control.DirectorStatus {
 	var t packet.Tally
-	st := control.DirectorStatus{Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(d.start).Seconds(),
+	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(d.start).Seconds(),
 		TUN: d.device.Name(), Queues: len(d.workers), Offloads: d.device.Offloads(),
 		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max()}}
 	for _, w := range d.workers {

@@ -71,6 +71,9 @@ func statusCommand(file, socket *string) *cobra.Command {
 			if err := control.Get(c.Context(), path, "/status", &st); err != nil {
 				return err
 			}
+			if st.Program != "realserver" {
+				return fmt.Errorf("%s is the control socket of another program, %q", path, st.Program)
+			}
 			if asJSON {
 				enc := json.NewEncoder(c.OutOrStdout())
 				enc.SetIndent("", "  ")

@@ -27,6 +27,7 @@ import (
 type agent struct {
 	cfg       *config.Realserver
 	log       *slog.Logger
+	flush     func() // of the log
 	start     time.Time
 	control   *control.Server
 	network   *routing.Manager
@@ -41,7 +42,8 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, log: daemon.Logger(cfg.Log), start: time.Now()}
+	a := &agent{cfg: cfg, start: time.Now()}
+	a.log, a.flush = daemon.Logger(cfg.Log)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
@@ -108,7 +110,7 @@ func preflight(cfg *config.Realserver) error {
 
 // mss is what the host's SYN-ACKs may advertise, in bytes, so that clients' packets fit the tunnel.
 func mss(cfg *config.Realserver) int {
-	if cfg.MSS != 0 {
+	if cfg.MSS > 0 {
 		return cfg.MSS
 	}
 	const headers = 20 + 20 // IPv4 and TCP, without options
@@ -146,8 +148,10 @@ func network(cfg *config.Realserver, mss int) routing.State {
 			{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
 			{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true},
 		},
-		Links:   []routing.Link{{Name: cfg.TUN, Up: true}},
-		Replies: &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss},
+		Links: []routing.Link{{Name: cfg.TUN, Up: true}},
+	}
+	if cfg.MSS != config.MSSOff {
+		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss}
 	}
 	for _, vip := range cfg.VIPs {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(vip, vip.BitLen())})
@@ -224,7 +228,7 @@ func (a *agent) status() control.RealserverStatus {
 		w.Read(&t)
 		overruns += a.receivers[i].Overruns()
 	}
-	st := control.RealserverStatus{Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
+	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
 		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Overruns: overruns}
@@ -261,5 +265,6 @@ func (a *agent) close() error {
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}
+	a.flush()
 	return errors.Join(errs...)
 }

@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+)
+
+// Logger writes to standard error what is at least as grave as level. It never waits for who reads that: lines that nobody takes are lost when
+// there are too many, and the program works on, and ends, as if they had been read. flush, at the end, waits a moment for the last ones.
+func Logger(level slog.Level) (log *slog.Logger, flush func()) {
+	q := newLineQueue(os.Stderr)
+	return slog.New(slog.NewTextHandler(q, &slog.HandlerOptions{Level: level})), q.flush
+}
+
+const (
+	logLines  = 1000                   // lines that wait to be written
+	flushWait = 200 * time.Millisecond // how long the last ones may take
+)
+
+// lineQueue is a Writer that never blocks.
+type lineQueue chan queued
+
+// queued is a line to be written, or, without one, somebody who waits until all before is.
+type queued struct {
+	line    []byte
+	written chan struct{}
+}
+
+func newLineQueue(out io.Writer) lineQueue {
+	q := make(lineQueue, logLines)
+	go func() { // ends with the program
+		for next := range q {
+			if next.line != nil {
+				_, _ = out.Write(next.line) // there is nowhere to say so
+			} else {
+				close(next.written)
+			}
+		}
+	}()
+	return q
+}
+
+// Write takes one line.
+func (q lineQueue) Write(line []byte) (int, error) {
+	select {
+	case q <- queued{line: bytes.Clone(line)}:
+	default:
+	}
+	return len(line), nil
+}
+
+func (q lineQueue) flush() {
+	timeout := time.After(flushWait)
+	done := queued{written: make(chan struct{})}
+	select {
+	case q <- done:
+	case <-timeout:
+		return
+	}
+	select {
+	case <-done.written:
+	case <-timeout:
+	}
+}
