@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -66,10 +65,9 @@ func (w *Worker) LastError() error {
 	return nil
 }
 
-// Run forwards until source or sink is closed. It owns an OS thread meanwhile.
+// Run forwards until source or sink is closed. It is not locked to an OS thread: the thread that
+// Go's poller wakes then goes on with it, without handing it to another one.
 func (w *Worker) Run() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
 		if errors.Is(err, os.ErrClosed) {

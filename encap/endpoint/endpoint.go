@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync/atomic"
 
 	"vstun/encap"
@@ -128,10 +127,9 @@ func NewWorker(source Source, sink Sink, policy *Policy, mss *atomic.Int64) *Wor
 // Read adds what the worker has counted to t.
 func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
 
-// Run moves packets until source or sink is closed. It owns an OS thread meanwhile.
+// Run moves packets until source or sink is closed. It is not locked to an OS thread: the thread that
+// Go's poller wakes then goes on with it, without handing it to another one.
 func (w *Worker) Run() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
 		if err == nil {
