@@ -36,6 +36,9 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 	return d, packet.Accept
 }
 
+// Touch prepares the decision for p: see conntab.Table.Touch.
+func (s *Snapshot) Touch(p *packet.Info) uint8 { return s.balancer.table.Touch(p) }
+
 // dest is the realserver with number n of the connection table.
 func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
 	if int(n) < len(s.dests) && s.dests[n] != nil {

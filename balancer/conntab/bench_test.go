@@ -24,6 +24,7 @@ func scatter(p *packet.Info, n uint32) {
 
 // fill makes a table that is full with n flows.
 func fill(n int) *Table {
+	debug.FreeOSMemory() // so that the kernel can give huge pages, as to a program that has just begun
 	table := New(Config{Max: n})
 	p := tcp(0, 1, packet.FlagSYN)
 	for i := range n {
@@ -35,16 +36,38 @@ func fill(n int) *Table {
 	return table
 }
 
-// BenchmarkLookup is Packet for a random one of the flows in a full table.
+// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Touch, as the director does it, and one by one.
 func BenchmarkLookup(b *testing.B) {
 	for _, flows := range []int{1, 10_000, 1_000_000, 10_000_000} {
-		b.Run(fmt.Sprint(flows), func(b *testing.B) {
-			table := fill(flows)
-			rnd := rand.New(rand.NewPCG(1, 1))
-			p := tcp(0, 1, packet.FlagACK)
+		table := fill(flows)
+		rnd := rand.New(rand.NewPCG(1, 1))
+		infos := make([]packet.Info, 64)
+		for i := range infos {
+			infos[i] = tcp(0, 1, packet.FlagACK)
+		}
+		b.Run(fmt.Sprintf("batch/%d", flows), func(b *testing.B) {
+			var sink uint8
+			for range b.N/len(infos) + 1 {
+				for i := range infos {
+					scatter(&infos[i], rnd.Uint32N(uint32(flows)))
+				}
+				for i := range infos {
+					sink |= table.Touch(&infos[i])
+				}
+				for i := range infos {
+					if _, r := table.Packet(&infos[i], 0); r != Hit {
+						b.Fatal("lost")
+					}
+				}
+			}
+			runtime.KeepAlive(sink)
+		})
+		b.Run(fmt.Sprintf("single/%d", flows), func(b *testing.B) {
+			p := &infos[0]
 			for b.Loop() {
-				scatter(&p, rnd.Uint32N(uint32(flows)))
-				if _, r := table.Packet(&p, 0); r != Hit {
+				p.Hash = 0
+				scatter(p, rnd.Uint32N(uint32(flows)))
+				if _, r := table.Packet(p, 0); r != Hit {
 					b.Fatal("lost")
 				}
 			}
@@ -52,29 +75,42 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// BenchmarkInsert fills a table of 10 million flows, as the director does: Packet, then Insert.
+// BenchmarkInsert fills a table of 10 million flows, in batches as the director does: Touch, then Packet and Insert.
 func BenchmarkInsert(b *testing.B) {
 	const flows = 10_000_000
 	table := New(Config{Max: flows})
-	p := tcp(0, 1, packet.FlagSYN)
+	infos := make([]packet.Info, 64)
+	for i := range infos {
+		infos[i] = tcp(0, 1, packet.FlagSYN)
+	}
+	var sink uint8
 	i := 0
-	for b.Loop() {
-		if i == flows {
+	for range b.N/len(infos) + 1 {
+		if i+len(infos) > flows {
 			b.StopTimer()
+			table = nil
+			debug.FreeOSMemory()
 			table = New(Config{Max: flows})
-			runtime.GC()
 			i = 0
 			b.StartTimer()
 		}
-		scatter(&p, uint32(i))
-		i++
-		if _, r := table.Packet(&p, 0); r != Miss {
-			b.Fatal(r)
+		for j := range infos {
+			scatter(&infos[j], uint32(i))
+			i++
 		}
-		if _, r := table.Insert(&p, 1, 0); r != Inserted {
-			b.Fatal(r)
+		for j := range infos {
+			sink |= table.Touch(&infos[j])
+		}
+		for j := range infos {
+			if _, r := table.Packet(&infos[j], 0); r != Miss {
+				b.Fatal(r)
+			}
+			if _, r := table.Insert(&infos[j], 1, 0); r != Inserted {
+				b.Fatal(r)
+			}
 		}
 	}
+	runtime.KeepAlive(sink)
 }
 
 // BenchmarkMemory reports how much the process has grown by a table full with 10 million flows, a flow.

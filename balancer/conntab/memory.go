@@ -19,3 +19,9 @@ func hugePages(slots []entry) {
 	size = (size - skip) / huge * huge
 	_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(p, skip)), size), unix.MADV_HUGEPAGE)
 }
+
+// loadByte reads e's first byte, whoever may write it: its value is of no account.
+//
+//go:norace
+//go:noinline
+func loadByte(e *entry) uint8 { return e.src[0] }

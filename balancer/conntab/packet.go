@@ -23,7 +23,7 @@ const (
 // A SYN for a connection in TIME_WAIT or CLOSE is a new connection (conn_reuse_mode 1): the client uses the port again. The old one stays
 // until Insert replaces it.
 func (t *Table) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
-	k := t.key(&p.Flow)
+	k := t.key(p)
 	s := t.shard(k.hash)
 	s.mu.Lock()
 	if i, found := s.find(&k); found {
@@ -59,7 +59,6 @@ func (t *Table) touch(e *entry, p *packet.Info, now Ticks) {
 	}
 	e.expires = now + t.times[e.state]
 	e.packets++
-	e.bytes += uint64(p.Len)
 }
 
 // opens tells whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule).
@@ -91,7 +90,7 @@ func (t *Table) move(e *entry, next State) {
 // stays, p is counted there, and its destination is returned with Hit. Otherwise the answer is Inserted, or Full when the table holds as
 // many connections as it may.
 func (t *Table) Insert(p *packet.Info, dest uint32, now Ticks) (uint32, Result) {
-	k := t.key(&p.Flow)
+	k := t.key(p)
 	s := t.shard(k.hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,7 +113,7 @@ func (t *Table) Insert(p *packet.Info, dest uint32, now Ticks) (uint32, Result) 
 		return 0, Full
 	}
 	e := &s.slots[i]
-	*e = entry{src: k.src, dst: k.dst, sport: k.sport, dport: k.dport, proto: k.proto, state: None, dest: dest, created: now}
+	*e = entry{src: k.src, dst: k.dst, sport: k.sport, dport: k.dport, proto: k.proto, state: None, dest: dest}
 	s.used++
 	t.tally(dest, None, 1)
 	t.touch(e, p, now)
@@ -127,14 +126,12 @@ type Conn struct {
 	State   State
 	Dest    uint32
 	Expires time.Duration // from now; never below 0
-	Age     time.Duration
-	Packets uint32 // from the client; wraps
-	Bytes   uint64
+	Packets uint32        // from the client; wraps
 }
 
 // Lookup returns the connection of f without touching it.
 func (t *Table) Lookup(f packet.Flow, now Ticks) (Conn, bool) {
-	k := t.key(&f)
+	k := t.key(&packet.Info{Flow: f})
 	s := t.shard(k.hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +143,6 @@ func (t *Table) Lookup(f packet.Flow, now Ticks) (Conn, bool) {
 }
 
 func (e *entry) conn(now Ticks) Conn {
-	return Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Packets: e.packets, Bytes: e.bytes,
-		Expires: max(0, time.Duration(int32(e.expires-now))*time.Second/PerSecond),
-		Age:     time.Duration(now-e.created) * time.Second / PerSecond}
+	return Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Packets: e.packets,
+		Expires: max(0, time.Duration(int32(e.expires-now))*time.Second/PerSecond)}
 }

@@ -50,8 +50,7 @@ type Table struct {
 
 const (
 	numShards = 256
-	loadNum   = 10 // slots : connections, at the most, is loadNum : loadDen
-	loadDen   = 7
+	perFlow   = 2  // slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
 	slack     = 64 // slots more in each shard, since flows don't spread quite evenly
 
 	maxDests  = 1 << 20
@@ -73,8 +72,8 @@ type shard struct {
 	_     [24]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
 }
 
-// entrySize is an entry's size in bytes.
-const entrySize = 40
+// entrySize is an entry's size in bytes: two make a cache line.
+const entrySize = 32
 
 // entry is one connection, or an empty slot (state stateEmpty).
 type entry struct {
@@ -85,9 +84,8 @@ type entry struct {
 	_            uint16
 	dest         uint32
 	expires      Ticks
-	created      Ticks
 	packets      uint32
-	bytes        uint64
+	_            uint32
 }
 
 // Counts is how many connections a destination has.
@@ -115,7 +113,10 @@ func New(cfg Config) *Table {
 	return t
 }
 
-func slotsPerShard(maximum int) int { return (maximum*loadNum/loadDen+numShards-1)/numShards + slack }
+// slotsPerShard is even, so that every shard begins with a cache line.
+func slotsPerShard(maximum int) int {
+	return ((maximum*perFlow+numShards-1)/numShards + slack + 1) &^ 1
+}
 
 // Len is the number of connections, those that have expired but are not swept yet included.
 func (t *Table) Len() int { return int(t.count.Load()) }
@@ -146,10 +147,25 @@ type key struct {
 	hash         uint64
 }
 
-func (t *Table) key(f *packet.Flow) key {
-	k := key{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto}
-	k.hash = t.hash(k.src, k.dst, k.sport, k.dport, k.proto)
+func (t *Table) key(p *packet.Info) key {
+	f := &p.Flow
+	k := key{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: p.Hash}
+	if k.hash == 0 {
+		k.hash = t.hash(k.src, k.dst, k.sport, k.dport, k.proto)
+	}
 	return k
+}
+
+// Touch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than the cache a lookup waits for
+// memory, longer than it works, and behind its lock the processor can't begin with the next one; the loads of several Touches in a row
+// overlap. So a worker touches for a whole batch before the first lookup. What is returned only keeps the load alive.
+func (t *Table) Touch(p *packet.Info) uint8 {
+	f := &p.Flow
+	p.Hash = t.hash(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
+	s := t.shard(p.Hash)
+	i := s.home(p.Hash)
+	// Without the lock, as nothing is made of it; slots never move. The search may go on into the next cache line.
+	return loadByte(&s.slots[i]) | loadByte(&s.slots[min(i+2, len(s.slots)-1)])
 }
 
 // hash is keyed, so that nobody outside can fill one place of the table: two rounds of multiply and fold.

@@ -49,6 +49,7 @@ type Info struct {
 	Offset   int   // of the transport header, in bytes
 	TCPFlags uint8 // FIN to URG
 	DF       bool
+	Hash     uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
 }
 
 // Parse fills i from the packet in b and returns Accept, or why the packet can't be balanced: it is no whole IPv4 packet, is a
@@ -64,7 +65,7 @@ func (i *Info) Parse(b []byte) Drop {
 	}
 	proto := h.Protocol()
 	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
-	i.Len, i.Offset, i.DF, i.TCPFlags = h.TotalLen(), h.HeaderLen(), h.DF(), 0
+	i.Len, i.Offset, i.DF, i.TCPFlags, i.Hash = h.TotalLen(), h.HeaderLen(), h.DF(), 0, 0
 	t := h.Payload()
 	switch proto {
 	case ProtoTCP:
