@@ -16,6 +16,7 @@ import (
 const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
 	readOnlySysctls = "read-only-sysctls" // as in many containers
+	asNobody        = "as-nobody"         // with CAP_NET_ADMIN, CAP_NET_RAW and a /dev/net/tun that it may open, and nothing else
 	withPrivateRun  = "with-private-run"  // gives the command an empty /run, and fails if the command leaves something there
 )
 
@@ -45,6 +46,16 @@ func helper(role string, args []string) int {
 		if err == nil {
 			err = unix.Exec(args[0], args, os.Environ())
 		}
+	case asNobody:
+		if err = unix.Mount("none", "/dev/net", "tmpfs", 0, ""); err == nil {
+			err = unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200)))
+		}
+		if err == nil {
+			err = os.Chmod("/dev/net/tun", 0o666) // whatever the umask
+		}
+		if err == nil {
+			return runAs(nobody, args)
+		}
 	case withPrivateRun:
 		if err = unix.Mount("none", "/run", "tmpfs", 0, ""); err == nil {
 			return runAndLook(args)
@@ -54,6 +65,31 @@ func helper(role string, args []string) int {
 	}
 	fmt.Fprintf(os.Stderr, "helper %s: %v\n", role, err)
 	return leftBehind
+}
+
+// nobody is a user without rights (Debian's nobody).
+const nobody = 65534
+
+// runAs runs a command as a user with the capabilities that our programs need, hands SIGTERM on to it, and returns its exit status.
+func runAs(uid uint32, args []string) int {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	runtime.LockOSThread() // the signal comes when the thread ends
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Credential: &syscall.Credential{Uid: uid, Gid: uid},
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGTERM)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return leftBehind
+	}
+	go func() {
+		for s := range signals {
+			_ = cmd.Process.Signal(s) // fails only if it has ended
+		}
+	}()
+	_ = cmd.Wait() // its status is what counts
+	return cmd.ProcessState.ExitCode()
 }
 
 // runAndLook runs a command, hands signals on to it, and looks what it has left in /run.
