@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"vstun/encap/packet"
 )
 
@@ -123,5 +125,52 @@ func TestPrint(t *testing.T) {
 	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9}); err != nil ||
 		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") {
 		t.Errorf("%v %s", err, &out)
+	}
+}
+
+// TestStatusCommand asks a program that says it is a director, by name and as another one, and for a profile.
+func TestStatusCommand(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "x.sock")
+	srv, err := Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Answer("/status", func() (any, error) { return DirectorStatus{Program: "director", TUN: "vs7"}, nil })
+	ctx, cancel := context.WithCancel(t.Context())
+	end := make(chan error)
+	go func() { end <- srv.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-end
+		srv.Close()
+	}()
+	at := &Socket{Config: func() (string, error) { return socket, nil }}
+	run := func(c *cobra.Command, args ...string) (string, error) {
+		var out bytes.Buffer
+		c.SetOut(&out)
+		c.SetErr(&out)
+		c.SilenceUsage, c.SilenceErrors = true, true
+		c.SetArgs(args)
+		err := c.Execute()
+		return out.String(), err
+	}
+	if out, err := run(StatusCommand("", "director", at, PrintDirector)); err != nil || !strings.Contains(out, "vs7") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := run(StatusCommand("", "director", at, PrintDirector), "--json", "--socket", socket); err != nil || !strings.Contains(out, `"tun": "vs7"`) {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := run(StatusCommand("", "realserver", at, PrintRealserver)); err == nil || !strings.Contains(err.Error(), "another program") {
+		t.Errorf("a director's socket, for a realserver: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "p")
+	if _, err := run(ProfileCommand(at), "goroutine", "-o", file); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(file); err != nil || len(text) < 100 {
+		t.Errorf("%d bytes of profile, %v", len(text), err)
+	}
+	if _, err := run(ProfileCommand(at), "nonsense"); err == nil {
+		t.Error("an unknown kind of profile is accepted")
 	}
 }

@@ -20,15 +20,15 @@ func (s *Server) profiles() {
 	s.mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 }
 
-// ProfileCommand writes a profile of the running program to a file. socket returns the path of its control socket.
-func ProfileCommand(socket func() (string, error)) *cobra.Command {
+// ProfileCommand writes a profile of the running program to a file.
+func ProfileCommand(socket *Socket) *cobra.Command {
 	var seconds int
 	var out string
 	c := &cobra.Command{Use: "profile [cpu|heap|allocs|goroutine|mutex|block|trace]", Short: "Write a profile of the running program, for go tool pprof",
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{"cpu", "heap", "allocs", "goroutine", "mutex", "block", "trace"},
 		RunE: func(c *cobra.Command, args []string) error {
-			path, err := socket()
+			path, err := socket.Path()
 			if err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ func ProfileCommand(socket func() (string, error)) *cobra.Command {
 		}}
 	c.Flags().IntVar(&seconds, "seconds", 10, "how long to watch, for cpu and trace")
 	c.Flags().StringVarP(&out, "output", "o", "", "file to write (default: PROGRAM.KIND.pprof)")
-	return c
+	return socket.Flag(c)
 }
 
 // save writes what the program answers to a file.

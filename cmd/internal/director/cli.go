@@ -3,7 +3,6 @@ package director
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -29,11 +28,13 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration file")
 		return c
 	}
-	var socket string
-	withSocket := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one in the configuration file)")
-		return withFile(c)
-	}
+	socket := &control.Socket{Config: func() (string, error) {
+		cfg, err := load(file)
+		if err != nil {
+			return "", err
+		}
+		return cfg.Control, nil
+	}}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
@@ -46,49 +47,11 @@ func Command() *cobra.Command {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, count(len(cfg.Services), "service"))
 				return err
 			}}),
-		withSocket(statusCommand(&file, &socket)),
-		withSocket(control.ProfileCommand(func() (string, error) { return socketPath(file, socket) })),
+		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
+		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)
 	return root
-}
-
-func statusCommand(file, socket *string) *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{Use: "status", Short: "Show services, realservers, connections, packets and drops", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			path, err := socketPath(*file, *socket)
-			if err != nil {
-				return err
-			}
-			var st control.DirectorStatus
-			if err := control.Get(c.Context(), path, "/status", &st); err != nil {
-				return err
-			}
-			if st.Program != "director" {
-				return fmt.Errorf("%s is the control socket of another program, %q", path, st.Program)
-			}
-			if asJSON {
-				enc := json.NewEncoder(c.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
-			}
-			return control.PrintDirector(c.OutOrStdout(), &st)
-		}}
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	return c
-}
-
-// socketPath is the control socket: the one that was named, or the one in the configuration file.
-func socketPath(file, named string) (string, error) {
-	if named != "" {
-		return named, nil
-	}
-	cfg, err := load(file)
-	if err != nil {
-		return "", err
-	}
-	return cfg.Control, nil
 }
 
 // load reads and validates the configuration file.

@@ -4,7 +4,6 @@ package realserver
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
@@ -31,11 +30,13 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
 		return c
 	}
-	var socket string
-	withSocket := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVar(&socket, "socket", "", "control socket (default: the one in the configuration file)")
-		return withFile(c)
-	}
+	socket := &control.Socket{Config: func() (string, error) {
+		cfg, err := load(file)
+		if err != nil {
+			return "", err
+		}
+		return cfg.Control, nil
+	}}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
@@ -52,49 +53,11 @@ func Command() *cobra.Command {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, strings.Join(vips, ", "))
 				return err
 			}}),
-		withSocket(statusCommand(&file, &socket)),
-		withSocket(control.ProfileCommand(func() (string, error) { return socketPath(file, socket) })),
+		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
+		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)
 	return root
-}
-
-func statusCommand(file, socket *string) *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{Use: "status", Short: "Show packets received, let in and refused", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			path, err := socketPath(*file, *socket)
-			if err != nil {
-				return err
-			}
-			var st control.RealserverStatus
-			if err := control.Get(c.Context(), path, "/status", &st); err != nil {
-				return err
-			}
-			if st.Program != "realserver" {
-				return fmt.Errorf("%s is the control socket of another program, %q", path, st.Program)
-			}
-			if asJSON {
-				enc := json.NewEncoder(c.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
-			}
-			return control.PrintRealserver(c.OutOrStdout(), &st)
-		}}
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	return c
-}
-
-// socketPath is the control socket: the one that was named, or the one in the configuration file.
-func socketPath(file, named string) (string, error) {
-	if named != "" {
-		return named, nil
-	}
-	cfg, err := load(file)
-	if err != nil {
-		return "", err
-	}
-	return cfg.Control, nil
 }
 
 // load reads and validates the configuration file.
