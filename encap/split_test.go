@@ -178,3 +178,54 @@ func BenchmarkSplit(b *testing.B) {
 		buf.Strip(IPIPOverhead)
 	}
 }
+
+// FuzzSplit: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is packets that together are no
+// more than what came.
+func FuzzSplit(f *testing.F) {
+	tcp, _ := super(f, packet.ProtoTCP, 5000, 1428, packet.FlagACK, 12)
+	udp, _ := super(f, packet.ProtoUDP, 5000, 1200, 0, 0)
+	f.Add([]byte{1, 1, 54, 0, 148, 5, 20, 0, 16, 0}, tcp.Bytes())
+	f.Add([]byte{1, 5, 28, 0, 176, 4, 20, 0, 6, 0}, udp.Bytes())
+	room, segs := make([]byte, packet.PieceRoom), make([]packet.Segment, 0, packet.MaxPieces)
+	bufs := packet.NewBufs(1)
+	tunnel := NewIPIP(director, realserver)
+	f.Fuzz(func(t *testing.T, vnet, b []byte) {
+		if len(vnet) != packet.VnetLen || len(b) > packet.MaxLen {
+			return
+		}
+		p := &bufs[0]
+		n := copy(p.RoomVnet(), vnet)
+		n += copy(p.RoomVnet()[n:], b)
+		p.SetLen(n - packet.VnetLen)
+		p.TakeVnet()
+		if h := packet.IPv4(p.Bytes()); len(h) >= 20 && h.HeaderLen() >= 20 && h.HeaderLen() <= len(h) {
+			h.SetChecksum() // else hardly anything passes
+		}
+		var info packet.Info
+		if info.Parse(p.Bytes()) != packet.Accept {
+			return
+		}
+		p.SetLen(info.Len)
+		if p.Offload.GSO == packet.GSONone {
+			p.Finish()
+			p.PutVnet()
+			return
+		}
+		headers, payload, d := packet.SplitSize(p, &info, 1480)
+		if d != packet.Accept {
+			return
+		}
+		whole := info.Len - headers
+		tunnel.Wrap(p)
+		segs, _ = packet.Split(segs[:0], p, &info, IPIPOverhead, headers, payload, room)
+		for _, s := range segs {
+			whole -= len(s.Body)
+			if h := packet.IPv4(s.Head); h.TotalLen() != s.Len() || packet.IPv4(s.Head[20:]).TotalLen() != s.Len()-20 {
+				t.Fatalf("a segment of %d bytes says otherwise: %x", s.Len(), s.Head)
+			}
+		}
+		if whole != 0 {
+			t.Fatalf("%d bytes of payload are missing", whole)
+		}
+	})
+}

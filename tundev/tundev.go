@@ -210,7 +210,7 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 
 // gone explains an error with which the device can't be used any more.
 func gone(op string, err unix.Errno) error {
-	if err == unix.EBADFD {
+	if err == unix.EBADFD || err == unix.EFAULT { // the second from a read that the removal finds under way
 		return errors.New("the TUN device has been removed by somebody else: start the program again")
 	}
 	return fmt.Errorf("TUN device: %s: %w", op, err)

@@ -210,3 +210,48 @@ func coalesceOne(p packet.IPv4) packet.Buf {
 	offloaded(b, p, p.Payload(), 1440)
 	return *b
 }
+
+// FuzzCoalesce: two TCP packets of any bytes, one behind the other: what comes out is as long as what went in, less the headers that were
+// merged, and is whole packets.
+func FuzzCoalesce(f *testing.F) {
+	s := segment{port: 1, n: 100, flags: packet.FlagACK, options: 12}
+	a := s.bytes()
+	s.seq = 100
+	f.Add([]byte(a), []byte(s.bytes()))
+	bufs := packet.NewBufs(2)
+	f.Fuzz(func(t *testing.T, x, y []byte) {
+		var c coalescer
+		var out []*packet.Buf
+		in := 0
+		for i, b := range [][]byte{x, y} {
+			if len(b) < 40 || len(b) > 2000 {
+				return
+			}
+			p := &bufs[i]
+			p.SetLen(copy(p.Room(), b))
+			h := packet.IPv4(p.Bytes())
+			h[0], h[6], h[7], h[9] = 0x45, 0x40, 0, packet.ProtoTCP
+			h.SetTotalLen(len(h))
+			h.SetChecksum()
+			tcp := h.Payload()
+			tcp[16], tcp[17] = 0, 0
+			packet.PutChecksum(tcp[16:], packet.Sum(tcp, h.PseudoSum(len(tcp))), false)
+			in += len(b)
+			offloaded(p, h, tcp, 1440)
+			if !c.add(p, h, tcp) {
+				out = append(out, p)
+			}
+		}
+		c.finish()
+		for _, p := range out {
+			h := packet.IPv4(p.Bytes())
+			if h.Check() != packet.Accept || h.TotalLen() != len(h) {
+				t.Fatalf("no packet: %x", h)
+			}
+			in -= len(h)
+		}
+		if merged := len(out) == 1; merged != (in > 0) || in > 80 {
+			t.Fatalf("%d packets, %d bytes less than before", len(out), in)
+		}
+	})
+}
