@@ -29,7 +29,7 @@ func (t *Table) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
 	if i, found := s.find(&k); found {
 		e := &s.slots[i]
 		if !e.over(p, now) {
-			t.touch(e, p, now)
+			t.touch(s, e, p, now)
 			dest = e.dest
 			s.mu.Unlock()
 			return dest, Hit
@@ -53,11 +53,12 @@ func (e *entry) over(p *packet.Info, now Ticks) bool {
 }
 
 // touch counts p in e, and moves e's state and end.
-func (t *Table) touch(e *entry, p *packet.Info, now Ticks) {
+func (t *Table) touch(s *shard, e *entry, p *packet.Info, now Ticks) {
 	if next := e.after(p); next != e.state {
 		t.move(e, next)
 	}
 	e.expires = now + t.times[e.state]
+	s.expects(e.expires)
 	e.packets++
 }
 
@@ -98,7 +99,7 @@ func (t *Table) Insert(p *packet.Info, dest uint32, now Ticks) (uint32, Result) 
 	if found {
 		e := &s.slots[i]
 		if !e.over(p, now) {
-			t.touch(e, p, now)
+			t.touch(s, e, p, now)
 			return e.dest, Hit
 		}
 		t.remove(s, i)
@@ -116,7 +117,7 @@ func (t *Table) Insert(p *packet.Info, dest uint32, now Ticks) (uint32, Result) 
 	*e = entry{src: k.src, dst: k.dst, sport: k.sport, dport: k.dport, proto: k.proto, state: None, dest: dest}
 	s.used++
 	t.tally(dest, None, 1)
-	t.touch(e, p, now)
+	t.touch(s, e, p, now)
 	return dest, Inserted
 }
 

@@ -17,21 +17,37 @@ func (t *Table) NewSweeper() *Sweeper { return &Sweeper{table: t} }
 // Slots is the number of slots of the table.
 func (t *Table) Slots() int { return numShards * len(t.shards[0].slots) }
 
-// Sweep looks at the next n slots.
+// never is so far after now that every timeout ends before.
+func never(now Ticks) Ticks { return now + 1<<30 }
+
+// Sweep looks at the next n slots. Shards in which nothing has expired yet are passed by, and count as if they had been looked at.
 func (s *Sweeper) Sweep(now Ticks, n int) {
 	for n > 0 {
 		sh := &s.table.shards[s.shard]
 		sh.mu.Lock()
 		end := min(s.slot+sweepChunk, len(sh.slots))
-		n -= end - s.slot
-		for s.slot < end && sh.used > 0 {
-			if e := &sh.slots[s.slot]; e.state != stateEmpty && e.expires.reached(now) {
-				s.table.remove(sh, s.slot) // something else may stand here now
+		if s.slot == 0 {
+			if sh.used == 0 || !sh.next.reached(now) {
+				end = len(sh.slots)
+				s.slot = end
+				n -= end
 			} else {
+				sh.next = never(now) // until entries say otherwise
+			}
+		}
+		n -= end - s.slot
+		for s.slot < end {
+			e := &sh.slots[s.slot]
+			switch {
+			case e.state == stateEmpty:
+				s.slot++
+			case e.expires.reached(now):
+				s.table.remove(sh, s.slot) // something else may stand here now
+			default:
+				sh.expects(e.expires)
 				s.slot++
 			}
 		}
-		s.slot = end
 		sh.mu.Unlock()
 		if s.slot == len(sh.slots) {
 			s.slot = 0

@@ -69,7 +69,8 @@ type shard struct {
 	mu    sync.Mutex
 	slots []entry
 	used  int
-	_     [24]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
+	next  Ticks    // no entry expires before: until then a sweep passes by
+	_     [20]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
 }
 
 // entrySize is an entry's size in bytes: two make a cache line.
@@ -204,6 +205,13 @@ func (s *shard) find(k *key) (slot int, found bool) {
 	return -1, false
 }
 
+// expects notes that an entry expires at t.
+func (s *shard) expects(t Ticks) {
+	if int32(t-s.next) < 0 {
+		s.next = t
+	}
+}
+
 // remove empties slot i and moves up what stands behind it for want of a place nearer to its home.
 func (t *Table) remove(s *shard, i int) {
 	e := &s.slots[i]
@@ -223,6 +231,7 @@ func (t *Table) remove(s *shard, i int) {
 		// e may move to i unless its home lies behind i, on the way from i to j.
 		if (j-home+n)%n >= (j-i+n)%n {
 			s.slots[i] = *e
+			s.expects(e.expires) // a sweep that has passed i has not seen it
 			i = j
 		}
 	}
