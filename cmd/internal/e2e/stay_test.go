@@ -49,6 +49,8 @@ func TestConnectionStays(t *testing.T) {
 	if home == s.Webs[1].Name {
 		homeIndex = 1
 	}
+	pace := time.NewTicker(5 * time.Millisecond) // the client has 28,000 ports, each of which rests for a minute after its use
+	defer pace.Stop()
 	without := []int{5, 5, 1}
 	without[homeIndex] = -1
 	for i, c := range []struct {
@@ -71,6 +73,7 @@ func TestConnectionStays(t *testing.T) {
 		answers := map[string]int{}
 		stageEnd := end.Add(-length * time.Duration(3-i) / 4)
 		for n := 0; n < shortLived/4 || time.Now().Before(stageEnd) && time.Now().Before(end); n++ {
+			<-pace.C
 			conn, err := s.Client.Dial("tcp", s.at(80))
 			if err != nil {
 				t.Fatal(err)
