@@ -1,6 +1,9 @@
 package balancer
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+)
 
 // ServiceStatus is a service with the counts of its realservers.
 type ServiceStatus struct {
@@ -30,7 +33,7 @@ func (s *Snapshot) Status() []ServiceStatus {
 			}
 			st.Realservers = append(st.Realservers, rs)
 		}
-		order := make(map[any]int, len(svc.config.Realservers))
+		order := make(map[netip.Addr]int, len(svc.config.Realservers))
 		for i, r := range svc.config.Realservers {
 			order[r.Address] = i
 		}

@@ -69,8 +69,8 @@ func (w *Worker) LastError() error {
 	return nil
 }
 
-// Run forwards until source or sink is closed. It is not locked to an OS thread: the thread that
-// Go's poller wakes then goes on with it, without handing it to another one.
+// Run forwards until source or sink is closed. It is not locked to an OS thread: the thread that Go's poller wakes goes on with it, and
+// need not hand it to another.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
