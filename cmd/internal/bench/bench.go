@@ -1,13 +1,13 @@
 // Package bench measures the packet path, in one run and on one machine, against plain forwarding by the kernel and against two loops that do
 // less than a director: one as fast and one as slow as such a loop can be. Ratios are what it is about; the absolute figures depend on the machine.
 //
-//	client ──► router ──► director ──► router ──► web1
-//	generator             program       ╷         counts and drops
-//	└──── its CPU, up to the TUN ───────┘
-//	                      └── the director's CPU ──┘
+//	client ──► router ──► director ──► router
+//	generator             program      counts and drops
+//	└─ its CPU, up to the TUN ┘└ the director's ┘
 //
 // Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, at more than any program takes from there, and the
-// program's CPU from there on. With plain forwarding, where no program takes them over, the generator's CPU carries them all the way.
+// program's CPU from there on. With plain forwarding, where no program takes them over, the generator's CPU carries them all the way. They end at
+// the far end of the director's link: on a veth link, what further hosts do with a packet is done, and charged, on the CPU of its sender.
 //
 // In each round everything is measured once, one variant after the other, and ratios are taken within the round, so that a machine which is
 // slow for a while is slow for both sides of a ratio. Given are the median of the rounds, and the smallest and the largest.

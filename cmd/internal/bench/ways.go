@@ -22,7 +22,7 @@ type way struct {
 	name    string
 	addr    netip.Addr       // the virtual address
 	mac     net.HardwareAddr // of the client's frames
-	host    *lab.Host        // that counts
+	host    *lab.Host        // that counts, and drops
 	link    string           // by which the datagrams come in there
 	process *lab.Process     // the program on the way, nil for the kernel
 	socket  string           // of a director's control, whose services for TCP need an agent; empty for all else
@@ -66,8 +66,9 @@ const (
 var (
 	firstVIP     = netip.AddrFrom4([4]byte{198, 51, 100, 81})
 	plainTCP     = netip.AddrFrom4([4]byte{198, 51, 100, 70}) // web1's own
-	webSink      = netip.AddrFrom4([4]byte{10, 0, 11, 9})
-	directorSink = netip.AddrFrom4([4]byte{10, 0, 2, 9})
+	beyond       = netip.AddrFrom4([4]byte{10, 0, 2, 8})      // the director's gateway to
+	beyondSink   = netip.AddrFrom4([4]byte{10, 0, 11, 9})     // for what leaves it
+	directorSink = netip.AddrFrom4([4]byte{10, 0, 2, 9})      // for what comes to it
 )
 
 // bed is the lab with everything that is measured up and running.
@@ -109,7 +110,7 @@ func (b *bed) start(ctx context.Context, name string) error {
 	}
 	addr := firstVIP
 	for _, o := range ways() {
-		w := &way{name: o.name, addr: addr, mac: routerMAC, host: b.web, link: "eth0"}
+		w := &way{name: o.name, addr: addr, mac: routerMAC, host: b.lab.Router, link: b.lab.Director.Name}
 		if err := o.open(b, ctx, w); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
@@ -126,10 +127,12 @@ func (b *bed) prepare() error {
 		func() error { return l.Director.Sysctl("net.ipv4.ip_forward", "1") },
 		func() error { return l.Director.Sysctl("net.ipv4.conf.all.send_redirects", "0") },
 		func() error { return l.Director.Sysctl("net.ipv4.conf.eth0.send_redirects", "0") },
-		func() error { return l.Router.Sink(b.web.Name, webSink) },
+		func() error { return l.Director.Sink("eth0", beyond) },
+		func() error { return l.Director.Route(beyondSink, beyond) },
 		func() error { return l.Router.Sink(l.Director.Name, directorSink) },
 		func() error { return b.web.Own(plainTCP) },
-		func() error { return b.detour(plainTCP, b.web.Addr) },
+		func() error { return l.Router.Route(plainTCP, l.Director.Addr) },
+		func() error { return l.Router.RouteFrom(l.Director.Name, plainTCP, b.web.Addr) },
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -139,25 +142,19 @@ func (b *bed) prepare() error {
 	return nil
 }
 
-// detour routes addr from the client by way of the director's kernel to web1.
-func (b *bed) detour(addr, via netip.Addr) error {
-	if err := b.lab.Router.Route(addr, b.lab.Director.Addr); err != nil {
-		return err
-	}
-	return b.lab.Router.RouteFrom(b.lab.Director.Name, addr, via)
-}
-
 func (b *bed) dropAtRouter(_ context.Context, w *way) error {
 	w.mac, w.host, w.link = lab.Nobody(), b.lab.Router, b.lab.Client.Name
 	return nil
 }
 
 func (b *bed) dropAtDirector(_ context.Context, w *way) error {
-	w.host = b.lab.Director
+	w.host, w.link = b.lab.Director, "eth0"
 	return b.lab.Router.Route(w.addr, directorSink)
 }
 
-func (b *bed) plain(_ context.Context, w *way) error { return b.detour(w.addr, webSink) }
+func (b *bed) plain(_ context.Context, w *way) error {
+	return errors.Join(b.lab.Router.Route(w.addr, b.lab.Director.Addr), b.lab.Director.Route(w.addr, beyond))
+}
 
 // throughLoop opens a way through one of the loops, on the director's CPU.
 func throughLoop(kind string) func(*bed, context.Context, *way) error {
@@ -166,7 +163,7 @@ func throughLoop(kind string) func(*bed, context.Context, *way) error {
 			return err
 		}
 		cmd := exec.Command(filepath.Join(b.bin, "lab"), loopName, kind, "--tun", "vs-"+kind, "--vip", w.addr.String(),
-			"--from", b.lab.Director.Addr.String(), "--to", webSink.String(), "--journal", filepath.Join(b.dir, kind+".journal"))
+			"--from", b.lab.Director.Addr.String(), "--to", beyondSink.String(), "--journal", filepath.Join(b.dir, kind+".journal"))
 		if w.process, err = b.lab.Director.StartOn(b.machine.DirectorCPU, cmd); err != nil {
 			return err
 		}
@@ -183,7 +180,7 @@ func throughDirector(encap string, queues int) func(*bed, context.Context, *way)
 		name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
 		w.socket = filepath.Join(b.dir, name+".sock")
 		config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues, w.socket)
-		config += service("udp", w.addr, udpPort, encap, webSink)
+		config += service("udp", w.addr, udpPort, encap, beyondSink)
 		config += service("tcp", w.addr, iperfPort, encap, b.web.Addr)
 		config += service("tcp", w.addr, echoPort, encap, b.web.Addr)
 		cmd, err := b.command("director", name, config)

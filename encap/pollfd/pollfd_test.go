@@ -1,0 +1,142 @@
+package pollfd
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func pipe(t *testing.T) (read *FD, write int) {
+	t.Helper()
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	f, err := New(p[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.Close()
+		unix.Close(p[1])
+	})
+	return f, p[1]
+}
+
+func TestWait(t *testing.T) {
+	f, w := pipe(t)
+	fd, err := f.Acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b [1]byte
+	if _, err := unix.Read(int(fd), b[:]); err != unix.EAGAIN {
+		t.Fatalf("a descriptor that blocks: %v", err)
+	}
+	ready := make(chan error)
+	go func() { ready <- f.Wait(unix.POLLIN) }()
+	if _, err := unix.Write(w, b[:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ready; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Read(int(fd), b[:]); err != nil {
+		t.Fatal(err)
+	}
+	f.Release()
+}
+
+// Close must end those who wait, not take the descriptor from under anybody, and leave none behind.
+func TestCloseEndsWaits(t *testing.T) {
+	f, _ := pipe(t)
+	var waiting, done sync.WaitGroup
+	for range 8 {
+		waiting.Add(1)
+		done.Go(func() {
+			if _, err := f.Acquire(); err != nil {
+				t.Error(err)
+			}
+			waiting.Done()
+			if err := f.Wait(unix.POLLIN); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("got %v", err)
+			}
+			f.Release()
+		})
+	}
+	waiting.Wait()
+	num, bell := f.num, f.bell
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	done.Wait()
+	for _, fd := range []int{num, bell} {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != unix.EBADF {
+			t.Errorf("descriptor %d is still open: %v", fd, err)
+		}
+	}
+	if _, err := f.Acquire(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCloseWaitsForUser(t *testing.T) {
+	f, _ := pipe(t)
+	fd, err := f.Acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error)
+	go func() { closed <- f.Close() }()
+	if err := f.Wait(unix.POLLIN); !errors.Is(err, os.ErrClosed) { // Close is under way
+		t.Fatal(err)
+	}
+	select {
+	case err := <-closed:
+		t.Fatalf("closed while in use: %v", err)
+	default:
+	}
+	if _, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil {
+		t.Error(err)
+	}
+	f.Release()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("not closed")
+	}
+}
+
+func TestWaitAllocatesNothing(t *testing.T) {
+	f, w := pipe(t)
+	if _, err := unix.Write(w, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := f.Acquire(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Wait(unix.POLLIN); err != nil {
+			t.Fatal(err)
+		}
+		f.Release()
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestNewOfNothing(t *testing.T) {
+	if f, err := New(1 << 20); err == nil {
+		t.Errorf("got %v", f)
+	}
+}
