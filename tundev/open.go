@@ -17,8 +17,8 @@ import (
 // openMu keeps the moment short in which a descriptor without O_CLOEXEC exists: water opens it so.
 var openMu sync.Mutex
 
-// openPlain opens a queue without offloads, with water.
-func openPlain(name string) (*os.File, error) {
+// openPlain opens a queue without offloads, with water. Its file, which Go's poller watches, is closed in favour of a duplicate.
+func openPlain(name string) (int, error) {
 	openMu.Lock()
 	defer openMu.Unlock()
 	syscall.ForkLock.RLock()
@@ -27,18 +27,22 @@ func openPlain(name string) (*os.File, error) {
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true}})
 	if err != nil {
 		closeUnattached() // water leaks its descriptor
-		return nil, err
+		return -1, err
 	}
 	file := ifc.ReadWriteCloser.(*os.File)
 	raw, err := file.SyscallConn()
-	if err == nil {
-		err = raw.Control(func(fd uintptr) { unix.CloseOnExec(int(fd)) })
-	}
 	if err != nil {
-		file.Close()
-		return nil, err
+		return -1, errors.Join(err, file.Close())
 	}
-	return file, nil
+	fd, dup := -1, error(nil)
+	err = raw.Control(func(num uintptr) { fd, dup = unix.FcntlInt(num, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, dup, file.Close()); err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return -1, err
+	}
+	return fd, nil
 }
 
 // closeUnattached closes this process's descriptors of /dev/net/tun that belong to no device.
@@ -64,10 +68,10 @@ func closeUnattached() {
 }
 
 // openVnet opens a queue whose packets come with a struct virtio_net_hdr (IFF_VNET_HDR, linux/if_tun.h).
-func openVnet(name string) (*os.File, error) {
+func openVnet(name string) (int, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	ifr, err := unix.NewIfreq(name)
 	if err == nil {
@@ -76,9 +80,9 @@ func openVnet(name string) (*os.File, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, err
+		return -1, err
 	}
-	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil // not before: Go's poller takes no descriptor without a device
+	return fd, nil
 }
 
 // offloadSteps are the sets of offloads that are tried, the best first (linux/if_tun.h). Linux has USO since 6.2.
@@ -90,9 +94,9 @@ var offloadSteps = [...]uint{
 }
 
 // setOffloads tells the kernel which work it may leave to the reader of this device, and returns what it agreed to.
-func setOffloads(fd uintptr) (set uint, err error) {
+func setOffloads(fd int) (set uint, err error) {
 	for _, set = range offloadSteps {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.TUNSETOFFLOAD, uintptr(set)); errno == 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETOFFLOAD, uintptr(set)); errno == 0 {
 			return set, nil
 		} else {
 			err = errno

@@ -5,14 +5,12 @@ package tundev
 import (
 	"errors"
 	"fmt"
-	"os"
-	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/pollfd"
 )
 
 // Options are how a device is opened.
@@ -50,11 +48,11 @@ func Open(name string, o Options) (*Device, error) {
 	return d, nil
 }
 
-func (d *Device) open(queues int, open func(string) (*os.File, error), vnet bool) error {
+func (d *Device) open(queues int, open func(string) (int, error), vnet bool) error {
 	for range queues {
-		file, err := open(d.name)
+		fd, err := open(d.name)
 		if err == nil {
-			err = d.add(file, vnet)
+			err = d.add(fd, vnet)
 		}
 		if err != nil {
 			return errors.Join(err, d.Close())
@@ -63,26 +61,22 @@ func (d *Device) open(queues int, open func(string) (*os.File, error), vnet bool
 	return nil
 }
 
-func (d *Device) add(file *os.File, vnet bool) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return err
-	}
-	q := &Queue{file: file, raw: raw, vnet: vnet}
-	q.in.try, q.out.try = q.read, q.write
+func (d *Device) add(fd int, vnet bool) error {
+	q := &Queue{vnet: vnet}
 	if vnet {
-		var set uint
-		var ioctl error
-		err := raw.Control(func(fd uintptr) { set, ioctl = setOffloads(fd) })
-		if err = errors.Join(err, ioctl); err != nil {
-			file.Close()
+		set, err := setOffloads(fd)
+		if err != nil {
+			unix.Close(fd)
 			return err
 		}
 		d.offloads = offloadNames(set)
 	} else {
 		q.out.segs = make([]packet.Segment, 0, packet.MaxPieces)
 		q.out.room = make([]byte, packet.PieceRoom)
+	}
+	var err error
+	if q.fd, err = pollfd.New(fd); err != nil {
+		return err
 	}
 	d.queues = append(d.queues, q)
 	return nil
@@ -101,8 +95,7 @@ func (d *Device) Offloads() string { return d.offloads }
 func (d *Device) Close() error {
 	var errs []error
 	for _, q := range d.queues {
-		q.closed.Store(true)
-		errs = append(errs, q.file.Close())
+		errs = append(errs, q.fd.Close())
 	}
 	d.queues = nil
 	return errors.Join(errs...)
@@ -110,34 +103,19 @@ func (d *Device) Close() error {
 
 // Queue is one queue of a device. One goroutine may read while another writes.
 type Queue struct {
-	file   *os.File
-	raw    syscall.RawConn
-	vnet   bool
-	closed atomic.Bool
-	in     reading
-	out    writing
+	fd   *pollfd.FD
+	vnet bool
+	out  writing
 }
 
-// reading and writing are calls under way. Their function values are made once, so that a call allocates nothing.
-type (
-	reading struct {
-		bufs []packet.Buf
-		n    int
-		err  error
-		try  func(fd uintptr) bool
-	}
-	writing struct {
-		bufs  []*packet.Buf
-		n     int
-		bytes int
-		err   error
-		try   func(fd uintptr) bool
-		info  packet.Info      // for a device without offloads: of a super-packet
-		segs  []packet.Segment // its segments
-		room  []byte           // their headers
-		iovs  [2]unix.Iovec
-	}
-)
+// writing is what a writer needs.
+type writing struct {
+	err  error            // with which the device can't be used any more
+	info packet.Info      // for a device without offloads: of a super-packet
+	segs []packet.Segment // its segments
+	room []byte           // their headers
+	iovs [2]unix.Iovec
+}
 
 // batchBytes is how many bytes are read before the reader returns: super-packets are treated while the cache still has them.
 const batchBytes = 192 << 10
@@ -145,67 +123,77 @@ const batchBytes = 192 << 10
 // ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1 without error;
 // os.ErrClosed after Close.
 func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
-	q.in.bufs, q.in.n, q.in.err = bufs, 0, nil
-	if err := q.raw.Read(q.in.try); err != nil {
-		if q.closed.Load() {
-			return 0, os.ErrClosed
-		}
+	fd, err := q.fd.Acquire()
+	if err != nil {
 		return 0, err
 	}
-	return q.in.n, q.in.err
+	defer q.fd.Release()
+	for {
+		n, err := q.read(fd, bufs)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if err := q.fd.Wait(unix.POLLIN); err != nil {
+			return 0, err
+		}
+	}
 }
 
-// read reads until the kernel has no more packets or bufs is full. It returns false to be called again when there is something.
-func (q *Queue) read(fd uintptr) bool {
-	in := &q.in
-	for size := 0; in.n < len(in.bufs) && size < batchBytes; {
-		b := &in.bufs[in.n]
+// read reads until the kernel has no more packets or bufs is full.
+func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
+	for size := 0; n < len(bufs) && size < batchBytes; {
+		b := &bufs[n]
 		room := b.Room()
 		if q.vnet {
 			room = b.RoomVnet()
 		}
 		// It never waits, so that Go's scheduler need not be told.
 		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))), uintptr(len(room)))
-		n := int(r)
 		switch errno {
 		case 0:
+			length := int(r)
 			if q.vnet {
-				if n -= packet.VnetLen; n < 0 {
+				if length -= packet.VnetLen; length < 0 {
 					continue
 				}
-				b.SetLen(n)
+				b.SetLen(length)
 				b.TakeVnet()
 			} else {
-				b.SetLen(n)
+				b.SetLen(length)
 			}
-			size += n
-			in.n++
+			size += length
+			n++
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return in.n > 0
+			return n, nil
 		default:
-			if in.n == 0 {
-				in.err = gone("read", errno)
+			if n == 0 {
+				err = gone("read", errno)
 			}
-			return true
+			return n, err
 		}
 	}
-	return true
+	return n, nil
 }
 
 // WriteBatch gives IPv4 packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
 // refuses, without harm to the others, what is no IP packet, and everything while the device is down. An error means that the device can't
-// be used any more. A super-packet, which counts as
-// one, is split for a device without offloads, and is taken when all its segments are.
+// be used any more. A super-packet, which counts as one, is split for a device without offloads, and is taken when all its segments are.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
-	q.out.bufs, q.out.n, q.out.bytes, q.out.err = bufs, 0, 0, nil
-	if err := q.raw.Write(q.out.try); err != nil {
-		if q.closed.Load() {
-			return 0, 0, os.ErrClosed
-		}
+	fd, err := q.fd.Acquire()
+	if err != nil {
 		return 0, 0, err
 	}
-	return q.out.n, q.out.bytes, q.out.err
+	defer q.fd.Release()
+	q.out.err = nil
+	for _, b := range bufs {
+		size := b.Len()
+		if q.write(fd, b) {
+			n++
+			bytes += size
+		}
+	}
+	return n, bytes, q.out.err
 }
 
 // gone explains an error with which the device can't be used any more.
@@ -216,19 +204,7 @@ func gone(op string, err unix.Errno) error {
 	return fmt.Errorf("TUN device: %s: %w", op, err)
 }
 
-func (q *Queue) write(fd uintptr) bool {
-	out := &q.out
-	for _, b := range out.bufs {
-		size := b.Len()
-		if q.writeOne(fd, b) {
-			out.n++
-			out.bytes += size
-		}
-	}
-	return true
-}
-
-func (q *Queue) writeOne(fd uintptr, b *packet.Buf) bool {
+func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 	out := &q.out
 	if q.vnet {
 		return q.writev(fd, b.PutVnet(), nil)
@@ -262,7 +238,7 @@ func (q *Queue) writev(fd uintptr, head, body []byte) bool {
 		iovs[1], n = iovec(body), 2
 	}
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iovs[0])), uintptr(n))
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iovs[0])), uintptr(n))
 		switch errno {
 		case 0:
 			return true

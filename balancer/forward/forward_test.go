@@ -3,7 +3,6 @@ package forward
 import (
 	"bytes"
 	"encoding/binary"
-	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -245,7 +244,7 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 }
 
 func TestClosedSinkEnds(t *testing.T) {
-	run(t, 1500, func(packet.IPv4) error { return net.ErrClosed }, udp(53, false, 1))
+	run(t, 1500, func(packet.IPv4) error { return os.ErrClosed }, udp(53, false, 1))
 }
 
 func TestForwardAllocatesNothing(t *testing.T) {

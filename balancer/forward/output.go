@@ -2,7 +2,7 @@ package forward
 
 import (
 	"errors"
-	"net"
+	"os"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -108,7 +108,7 @@ func (o *output) send() {
 		if err == nil {
 			continue
 		}
-		if errors.Is(err, net.ErrClosed) {
+		if errors.Is(err, os.ErrClosed) {
 			break
 		}
 		var errno unix.Errno

@@ -4,7 +4,6 @@ package endpoint
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -15,7 +14,7 @@ import (
 
 // Source is where tunnel packets come from: a raw socket.
 type Source interface {
-	// ReadBatch waits for packets and puts them into bufs, outer headers included. It returns net.ErrClosed to end the loop.
+	// ReadBatch waits for packets and puts them into bufs, outer headers included. It returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
@@ -135,7 +134,7 @@ func (w *Worker) Run() error {
 		if err == nil {
 			err = w.move(w.bufs[:n])
 		}
-		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
 		if err != nil {

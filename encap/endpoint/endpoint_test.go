@@ -2,7 +2,6 @@ package endpoint
 
 import (
 	"bytes"
-	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -84,7 +83,7 @@ type script struct {
 
 func (s *script) ReadBatch(bufs []packet.Buf) (int, error) {
 	if len(s.in) == 0 {
-		return 0, net.ErrClosed
+		return 0, os.ErrClosed
 	}
 	n := 0
 	for n < len(bufs) && n < len(s.in) {
@@ -130,7 +129,7 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 }
 
 func TestWorkerEndsAndFails(t *testing.T) {
-	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {net.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
+	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
 		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440)).Run(); (err == nil) != (c.want == nil) {
 			t.Errorf("source fails with %v: Run returns %v", c.err, err)
 		}

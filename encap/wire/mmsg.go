@@ -2,10 +2,11 @@
 package wire
 
 import (
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/encap/pollfd"
 )
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). The two calls are made here and not through golang.org/x/net, whose ReadBatch
@@ -15,50 +16,35 @@ type mmsghdr struct {
 	n   uint32
 }
 
-// mmsg is one system call for a batch, that waits in Go's poller when the socket is not ready. Its function value is made once,
-// so that a call allocates nothing. One goroutine uses it at a time.
+// mmsg is one system call for a batch, that waits when the socket is not ready. One goroutine uses it at a time.
 type mmsg struct {
-	raw  syscall.RawConn
-	trap uintptr // SYS_SENDMMSG or SYS_RECVMMSG
-	hdrs []mmsghdr
-	n    int
-	err  syscall.Errno
-	try  func(fd uintptr) bool
+	fd     *pollfd.FD
+	trap   uintptr // SYS_SENDMMSG or SYS_RECVMMSG
+	events int16   // to wait for
+	hdrs   []mmsghdr
 }
 
-func (m *mmsg) init(raw syscall.RawConn, trap uintptr, batch int) {
-	m.raw, m.trap, m.hdrs = raw, trap, make([]mmsghdr, batch)
-	m.try = m.call
-}
-
-func (m *mmsg) call(fd uintptr) bool {
-	for {
-		n, _, errno := unix.Syscall6(m.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(m.hdrs))), uintptr(m.n), unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		case 0:
-			m.n = int(n)
-		default:
-			m.n = 0
-		}
-		m.err = errno
-		return true
-	}
-}
-
-func (m *mmsg) send(n int) (int, error) { return m.run(m.raw.Write, n) }
-func (m *mmsg) recv(n int) (int, error) { return m.run(m.raw.Read, n) }
-
-func (m *mmsg) run(wait func(func(uintptr) bool) error, n int) (int, error) {
-	m.n, m.err = n, 0
-	if err := wait(m.try); err != nil {
+// do makes the call for the first n of hdrs, and returns how many it was good for; the error is that of the first, or os.ErrClosed.
+func (m *mmsg) do(n int) (int, error) {
+	fd, err := m.fd.Acquire()
+	if err != nil {
 		return 0, err
 	}
-	if m.err != 0 {
-		return 0, m.err
+	defer m.fd.Release()
+	for {
+		// It never waits, so that Go's scheduler need not be told: told, it would take the processor away from a worker whose batch takes
+		// longer than some 20 µs, and wake a thread to use it.
+		got, _, errno := unix.RawSyscall6(m.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(m.hdrs))), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			return int(got), nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			if err := m.fd.Wait(m.events); err != nil {
+				return 0, err
+			}
+		default:
+			return 0, errno
+		}
 	}
-	return m.n, nil
 }

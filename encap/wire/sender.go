@@ -2,14 +2,12 @@ package wire
 
 import (
 	"fmt"
-	"net"
-	"syscall"
 	"unsafe"
 
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/pollfd"
 )
 
 // Batch is the largest number of packets in one system call.
@@ -20,7 +18,7 @@ const sendBuffer = 4 << 20
 
 // Sender sends whole IPv4 packets to where their own headers say. One goroutine uses it.
 type Sender struct {
-	conn  *ipv4.RawConn
+	fd    *pollfd.FD
 	msgs  mmsg
 	addrs [Batch]unix.RawSockaddrInet4
 	iovs  [Batch][2]unix.Iovec
@@ -28,13 +26,14 @@ type Sender struct {
 
 // NewSender opens a raw socket that sends and, as it has the protocol IPPROTO_RAW, receives nothing. It needs CAP_NET_RAW.
 func NewSender() (*Sender, error) {
-	conn, raw, err := openRaw(unix.IPPROTO_RAW)
+	fd, err := openRaw(unix.IPPROTO_RAW, func(fd int) error {
+		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	setBuffer(raw, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
-	s := &Sender{conn: conn}
-	s.msgs.init(raw, unix.SYS_SENDMMSG, Batch)
+	s := &Sender{fd: fd, msgs: mmsg{fd: fd, trap: unix.SYS_SENDMMSG, events: unix.POLLOUT, hdrs: make([]mmsghdr, Batch)}}
 	for i := range s.msgs.hdrs {
 		s.addrs[i].Family = unix.AF_INET
 		h := &s.msgs.hdrs[i].hdr
@@ -47,7 +46,7 @@ func NewSender() (*Sender, error) {
 // Send sends the packets of segs, the first Batch of them at the most, in their order, and returns how many went out. The kernel fills in
 // total length, checksum, an ID of 0 and a source of 0. When a packet is refused, the ones before it have gone out, and the next call
 // that begins with it returns 0 and its error: EMSGSIZE where it is larger than the link's MTU. Send waits while the socket is full; it
-// returns net.ErrClosed after Close.
+// returns os.ErrClosed after Close.
 func (s *Sender) Send(segs []packet.Segment) (int, error) {
 	n := min(len(segs), Batch)
 	for i := range segs[:n] {
@@ -64,27 +63,28 @@ func (s *Sender) Send(segs []packet.Segment) (int, error) {
 			h.SetIovlen(2)
 		}
 	}
-	return s.msgs.send(n)
+	return s.msgs.do(n)
 }
 
 // Close closes the socket; a Send that waits returns.
-func (s *Sender) Close() error { return s.conn.Close() }
+func (s *Sender) Close() error { return s.fd.Close() }
 
-// openRaw opens a raw IPv4 socket that gives and takes whole packets.
-func openRaw(protocol int) (*ipv4.RawConn, syscall.RawConn, error) {
-	c, err := net.ListenPacket(fmt.Sprintf("ip4:%d", protocol), "0.0.0.0")
+// openRaw opens a raw IPv4 socket that gives and takes whole packets. setup is called before packets can be missed for its sake.
+func openRaw(protocol int, setup func(fd int) error) (*pollfd.FD, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return nil, nil, fmt.Errorf("raw socket of protocol %d: %w: run as root, or with CAP_NET_RAW", protocol, err)
+		return nil, fmt.Errorf("raw socket of protocol %d: %w: run as root, or with CAP_NET_RAW", protocol, err)
 	}
-	conn, err := ipv4.NewRawConn(c)
+	if err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_HDRINCL, 1); err == nil {
+		err = setup(fd)
+	}
 	if err != nil {
-		c.Close()
-		return nil, nil, fmt.Errorf("raw socket of protocol %d: %w", protocol, err)
+		unix.Close(fd)
+		return nil, fmt.Errorf("raw socket of protocol %d: %w", protocol, err)
 	}
-	raw, err := c.(*net.IPConn).SyscallConn()
+	f, err := pollfd.New(fd)
 	if err != nil {
-		c.Close()
-		return nil, nil, fmt.Errorf("raw socket of protocol %d: %w", protocol, err)
+		return nil, fmt.Errorf("raw socket of protocol %d: %w", protocol, err)
 	}
-	return conn, raw, nil
+	return f, nil
 }

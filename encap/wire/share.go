@@ -4,13 +4,14 @@ import (
 	"fmt"
 
 	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 )
 
 // share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in a tunnel: every raw socket of a protocol is
 // given every packet (Linux net/ipv4/raw.c, raw_v4_input). The flow is known by the inner source address and the first four bytes behind
 // an inner header without options: the ports.
-func share(i, n int) ([]bpf.RawInstruction, error) {
-	prog, err := bpf.Assemble([]bpf.Instruction{
+func share(i, n int) []bpf.Instruction {
+	return []bpf.Instruction{
 		bpf.LoadMemShift{Off: 0}, // X = length of the outer header
 		bpf.LoadExtension{Num: bpf.ExtLen},
 		bpf.ALUOpX{Op: bpf.ALUOpSub},
@@ -33,9 +34,26 @@ func share(i, n int) ([]bpf.RawInstruction, error) {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(i), SkipFalse: 1},
 		bpf.RetConstant{Val: 0xffffffff},
 		bpf.RetConstant{Val: 0},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("socket filter of worker %d: %w", i, err)
 	}
-	return prog, nil
+}
+
+// filter gives the socket fd a filter, and throws away what it received before.
+func filter(fd int, program []bpf.Instruction) error {
+	raw, err := bpf.Assemble(program)
+	if err != nil {
+		return fmt.Errorf("filter: %w", err)
+	}
+	code := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}); err != nil {
+		return fmt.Errorf("filter: %w", err)
+	}
+	var b [1]byte
+	for {
+		if _, _, err := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT|unix.MSG_TRUNC); err != nil && err != unix.EINTR {
+			return nil
+		}
+	}
 }

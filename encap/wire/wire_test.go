@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"errors"
-	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -182,11 +181,11 @@ func TestCloseEndsReader(t *testing.T) {
 			end <- err
 		}()
 		r.Close()
-		if err := <-end; !errors.Is(err, net.ErrClosed) {
+		if err := <-end; !errors.Is(err, os.ErrClosed) {
 			t.Errorf("the reader ends with %v", err)
 		}
 		s.Close()
-		if _, err := s.Send([]packet.Segment{{Head: outer(1, 1)}}); !errors.Is(err, net.ErrClosed) {
+		if _, err := s.Send([]packet.Segment{{Head: outer(1, 1)}}); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("Send after Close: %v", err)
 		}
 	})
@@ -265,13 +264,13 @@ func TestReceiversShareFlows(t *testing.T) {
 		bufs := packet.NewBufs(64)
 		for w, r := range rs {
 			for { // nothing is sent while we read: the sockets hold all there is
-				n := 0
-				r.raw.Control(func(fd uintptr) {
-					if _, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_DONTWAIT|unix.MSG_PEEK); err == nil {
-						n = 1
-					}
-				})
-				if n == 0 {
+				fd, err := r.fd.Acquire()
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_DONTWAIT|unix.MSG_PEEK)
+				r.fd.Release()
+				if err != nil {
 					break
 				}
 				n, err := r.ReadBatch(bufs)

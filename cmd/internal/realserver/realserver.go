@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -245,7 +244,7 @@ func (a *agent) status() control.RealserverStatus {
 func (a *agent) closeIO() error {
 	var errs []error
 	for _, r := range a.receivers {
-		if err := r.Close(); !errors.Is(err, net.ErrClosed) {
+		if err := r.Close(); !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
