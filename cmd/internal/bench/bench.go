@@ -39,7 +39,8 @@ type Options struct {
 
 // timing is how long and how often is measured.
 type timing struct {
-	rounds int
+	floods int // rounds of floods: many, and short, since the machine's speed may change from one second to the next
+	rounds int // of all else
 	flows  int           // the larger number of them
 	settle time.Duration // of a flood, before its window
 	window time.Duration // of a flood
@@ -48,11 +49,11 @@ type timing struct {
 }
 
 func fullTiming() timing {
-	return timing{rounds: 7, flows: manyFlows, settle: 200 * time.Millisecond, window: 800 * time.Millisecond, stream: 3, trips: 5000}
+	return timing{floods: 25, rounds: 7, flows: manyFlows, settle: 60 * time.Millisecond, window: 200 * time.Millisecond, stream: 3, trips: 5000}
 }
 
 func quickTiming() timing {
-	return timing{rounds: 3, flows: manyFlows, settle: 100 * time.Millisecond, window: 250 * time.Millisecond, stream: 1, trips: 1000}
+	return timing{floods: 5, rounds: 3, flows: manyFlows, settle: 60 * time.Millisecond, window: 150 * time.Millisecond, stream: 1, trips: 1000}
 }
 
 // results is everything that was measured.
@@ -157,8 +158,8 @@ func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 			return nil, err
 		}
 	}
-	for round := range t.rounds {
-		o.status("packets, round %d of %d", round+1, t.rounds)
+	for round := range t.floods {
+		o.status("packets, round %d of %d", round+1, t.floods)
 		for _, flows := range []int{1, t.flows} {
 			for _, w := range b.ways {
 				k := floodKey{w.name, flows}

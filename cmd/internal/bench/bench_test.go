@@ -60,7 +60,7 @@ func options(t *testing.T, name string) Options {
 		t.Fatal(err)
 	}
 	o := Options{Bin: t.TempDir(), Prefix: fmt.Sprintf("benchtest%d-%s", os.Getpid(), name),
-		timing: &timing{rounds: 1, flows: 100, settle: 50 * time.Millisecond, window: 200 * time.Millisecond, stream: 1, trips: 50}}
+		timing: &timing{floods: 1, rounds: 1, flows: 100, settle: 50 * time.Millisecond, window: 200 * time.Millisecond, stream: 1, trips: 50}}
 	for _, program := range []string{"director", "realserver", "lab"} {
 		if err := os.Symlink(self, filepath.Join(o.Bin, program)); err != nil {
 			t.Fatal(err)

@@ -14,7 +14,8 @@ type Report struct {
 	Version string   `json:"version"`
 	Machine Machine  `json:"machine"`
 	Quick   bool     `json:"quick"`
-	Rounds  int      `json:"rounds"`
+	Floods  int      `json:"flood_rounds"`
+	Rounds  int      `json:"rounds"` // of streams and round trips
 	Seconds float64  `json:"seconds"` // that the run took
 	Ratios  []Ratio  `json:"ratios"`
 	Figures []Figure `json:"figures"`
@@ -76,7 +77,7 @@ const (
 
 // newReport makes the rows of what was measured.
 func newReport(o Options, m Machine, res *results) *Report {
-	r := &Report{Version: daemon.Version(), Machine: m, Quick: o.Quick, Rounds: o.timing.rounds, Skipped: append([]string{}, res.skipped...), Notes: []string{}}
+	r := &Report{Version: daemon.Version(), Machine: m, Quick: o.Quick, Floods: o.timing.floods, Rounds: o.timing.rounds, Skipped: append([]string{}, res.skipped...), Notes: []string{}}
 	if m.Load > busy {
 		r.Notes = append(r.Notes, fmt.Sprintf("the machine was at work on something else before the start (load %.1f): expect figures to spread", m.Load))
 	}
@@ -207,8 +208,8 @@ func (r *Report) writeJSON(out io.Writer) error {
 // writeTable writes the report for people.
 func (r *Report) writeTable(out io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "vstun %s, Linux %s, %d CPUs (%s), generator on CPU %d, director on CPU %d; %d rounds, %.0f s\n\n", r.Version, r.Machine.Kernel,
-		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Rounds, r.Seconds)
+	fmt.Fprintf(&b, "vstun %s, Linux %s, %d CPUs (%s), generator on CPU %d, director on CPU %d; %d rounds of packets, %d of TCP, %.0f s\n\n", r.Version, r.Machine.Kernel,
+		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Floods, r.Rounds, r.Seconds)
 	fmt.Fprintf(&b, "%-60s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
 	met, barred := 0, 0
 	for _, row := range r.Ratios {
