@@ -53,6 +53,7 @@ type Dest struct {
 type destStats struct {
 	service     string
 	connections atomic.Uint64
+	overloaded  atomic.Bool // since Upper was reached; see Dest.overloaded
 	workers     []traffic
 }
 
@@ -166,10 +167,10 @@ func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil {
 		s.list = append(s.list, former.list...)
 	}
-	if former != nil && former.config.Scheduler == c.Scheduler {
+	if former != nil && former.config.Scheduler == c.Scheduler && former.config.Flags == c.Flags {
 		s.sched = former.sched.clone()
 	} else {
-		s.sched = schedulers[c.Scheduler]()
+		s.sched = schedulers[c.Scheduler](c.Flags)
 		s.sched.edited(s.list)
 	}
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no two services have
@@ -19,13 +20,29 @@ type Service struct {
 	VIPs        []netip.Addr // IPv4
 	Protocol    uint8        // packet.ProtoTCP or packet.ProtoUDP
 	Ports       []PortRange
-	Scheduler   string       // one of Schedulers
+	Scheduler   string // one of Schedulers
+	Flags       Flags  // of the scheduler
+	Persistence Persistence
+	OnePacket   bool         // each UDP datagram is scheduled by itself, and no connection remembered
 	Realservers []Realserver // in the order of `ipvsadm -a`
 }
 
+// Flags change what a scheduler does. Of the schedulers here, those that hash the source know them: sh and mh.
+type Flags struct {
+	Port     bool // the source port is part of the key ("sh-port", "mh-port")
+	Fallback bool // a realserver that may not be chosen is replaced by another ("sh-fallback", "mh-fallback")
+}
+
+// Persistence sends all connections of a client, or of a network of clients, to one realserver. The zero value is none.
+type Persistence struct {
+	Timeout time.Duration // after the last new connection; while connections live it begins again
+	Mask4   int           // prefix length of what is one client, of IPv4 addresses
+	Mask6   int           // and of IPv6 addresses
+}
+
 func (s *Service) equal(o *Service) bool {
-	return s.Name == o.Name && s.Protocol == o.Protocol && s.Scheduler == o.Scheduler && slices.Equal(s.VIPs, o.VIPs) &&
-		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
+	return s.Name == o.Name && s.Protocol == o.Protocol && s.Scheduler == o.Scheduler && s.Flags == o.Flags &&
+		s.Persistence == o.Persistence && s.OnePacket == o.OnePacket && slices.Equal(s.VIPs, o.VIPs) && slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
 }
 
 // PortRange is the ports from First to Last, both included.
@@ -43,6 +60,8 @@ func (r PortRange) String() string {
 type Realserver struct {
 	Address netip.Addr // IPv4
 	Weight  int        // 0: existing connections stay, new ones go elsewhere
+	Upper   int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
+	Lower   int        // until it has fewer than these; 0: than three quarters of Upper
 	Source  netip.Addr // outer source address; the zero Addr: what the kernel's route gives
 	MTU     int        // largest outer packet on the way to it, in bytes
 }

@@ -26,6 +26,9 @@ func (b *Balancer) enter(service string, r Realserver) *Dest {
 
 // replace returns a Dest with r's parameters and d's number and counts, and puts it in d's place.
 func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
+	if r.Upper == 0 || r.Upper > d.Upper { // Linux ip_vs_ctl.c, __ip_vs_update_dest
+		d.stats.overloaded.Store(false)
+	}
 	next := &Dest{Realserver: r, Tunnel: encap.NewIPIP(r.Source, r.Address), number: d.number, counts: d.counts, stats: d.stats}
 	b.numbers[d.number] = next
 	return next

@@ -25,10 +25,10 @@ type scheduler interface {
 }
 
 // schedulers is the table of all schedulers, by the name that users know.
-var schedulers = map[string]func() scheduler{
-	"rr":  func() scheduler { return &rr{position: head} },
-	"wrr": func() scheduler { return &wrr{position: head} },
-	"wlc": func() scheduler { return wlc{} },
+var schedulers = map[string]func(Flags) scheduler{
+	"rr":  func(Flags) scheduler { return &rr{position: head} },
+	"wrr": func(Flags) scheduler { return &wrr{position: head} },
+	"wlc": func(Flags) scheduler { return wlc{} },
 }
 
 // Schedulers are the names of all schedulers, sorted.

@@ -123,11 +123,13 @@ func (t *Table) Insert(p *packet.Info, dest uint32, now Ticks) (uint32, Result) 
 
 // Conn is one connection, as people are shown it.
 type Conn struct {
-	Flow    packet.Flow
-	State   State
-	Dest    uint32
-	Expires time.Duration // from now; never below 0
-	Packets uint32        // from the client; wraps
+	Flow  packet.Flow
+	State State
+	Dest  uint32
+	// Template says that this is no connection but a client's persistence: all new connections from Flow.Src, masked, to the service go to Dest.
+	Template bool
+	Expires  time.Duration // from now; never below 0
+	Packets  uint32        // from the client; wraps
 }
 
 // Lookup returns the connection of f without touching it.
