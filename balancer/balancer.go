@@ -16,12 +16,19 @@ import (
 type Balancer struct {
 	table   *conntab.Table
 	workers int
+	options Options
 	current atomic.Pointer[Snapshot]
 
 	mu       sync.Mutex // Apply, and what follows
 	numbers  []*Dest    // by number; nil: free
 	leaving  map[*Dest]time.Time
 	services map[string]*service
+	last     uint32 // number of the service that was named last
+}
+
+// Options are what holds for all services.
+type Options struct {
+	ExpireQuiescentTemplate bool // a persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl)
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -35,6 +42,7 @@ type Snapshot struct {
 // service is a Service of a snapshot. Its list is in the kernel's order.
 type service struct {
 	config Service
+	number uint32 // of its name, from 1; no other has ever had it
 	sched  scheduler
 	list   []*Dest
 }
@@ -78,8 +86,8 @@ func (d *Dest) overhead() int64 { return int64(d.counts.Active())<<8 + int64(d.c
 const forgetAfter = time.Minute
 
 // New makes a Balancer without services over table, for packets of so many workers.
-func New(table *conntab.Table, workers int) *Balancer {
-	b := &Balancer{table: table, workers: workers, leaving: map[*Dest]time.Time{}, services: map[string]*service{}}
+func New(table *conntab.Table, workers int, o Options) *Balancer {
+	b := &Balancer{table: table, workers: workers, options: o, leaving: map[*Dest]time.Time{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b})
 	return b
 }
@@ -148,7 +156,7 @@ func (s *Snapshot) add(svc *service) {
 	for _, vip := range svc.config.VIPs {
 		p := s.vips[vip]
 		if p == nil {
-			p = &ports{single: map[portKey]*service{}}
+			p = newPorts()
 			s.vips[vip] = p
 		}
 		for _, r := range svc.config.Ports {
@@ -165,12 +173,16 @@ func (b *Balancer) service(former *service, c Service) *service {
 	}
 	s := &service{config: c}
 	if former != nil {
+		s.number = former.number
 		s.list = append(s.list, former.list...)
+	} else {
+		b.last++
+		s.number = b.last
 	}
-	if former != nil && former.config.Scheduler == c.Scheduler && former.config.Flags == c.Flags {
+	if former != nil && former.config.kind() == c.kind() {
 		s.sched = former.sched.clone()
 	} else {
-		s.sched = schedulers[c.Scheduler](c.Flags)
+		s.sched = schedulers[c.Scheduler](c.kind())
 		s.sched.edited(s.list)
 	}
 

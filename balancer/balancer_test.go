@@ -26,7 +26,7 @@ func web(scheduler string, realservers ...Realserver) Service {
 
 func newBalancer(t testing.TB, services ...Service) *Balancer {
 	t.Helper()
-	b := New(conntab.New(conntab.Config{Max: 100_000}), 1)
+	b := New(conntab.New(conntab.Config{Max: 100_000}), 1, Options{})
 	apply(t, b, services...)
 	return b
 }
@@ -158,16 +158,22 @@ func TestSeveralVIPsAndPorts(t *testing.T) {
 	}
 }
 
-// TestPortsAgainstModel compares with one map entry a port.
+// TestPortsAgainstModel compares with one map entry a port, and one for every other.
 func TestPortsAgainstModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 1))
 	for range 200 {
-		p := &ports{single: map[portKey]*service{}}
+		p := newPorts()
 		want := map[portKey]*service{}
+		rest := map[uint8]*service{}
 		for range 20 {
 			s := &service{config: Service{Protocol: []uint8{packet.ProtoTCP, packet.ProtoUDP}[rnd.IntN(2)]}}
-			r := PortRange{First: uint16(rnd.IntN(300))}
+			r := PortRange{First: uint16(1 + rnd.IntN(300))}
 			r.Last = r.First + uint16(rnd.IntN(3)*rnd.IntN(20))
+			if rnd.IntN(20) == 0 {
+				p.add(s, EveryPort)
+				rest[s.config.Protocol] = s
+				continue
+			}
 			free := true
 			for port := r.First; port <= r.Last; port++ {
 				free = free && want[portKey{s.config.Protocol, port}] == nil
@@ -182,8 +188,12 @@ func TestPortsAgainstModel(t *testing.T) {
 		}
 		for port := range uint16(400) {
 			for _, proto := range []uint8{0, packet.ProtoTCP, packet.ProtoUDP, 255} {
-				if got := p.find(proto, port); got != want[portKey{proto, port}] {
-					t.Fatalf("protocol %d, port %d: %v, want %v", proto, port, got, want[portKey{proto, port}])
+				s := want[portKey{proto, port}]
+				if s == nil {
+					s = rest[proto]
+				}
+				if got := p.find(proto, port); got != s {
+					t.Fatalf("protocol %d, port %d: %v, want %v", proto, port, got, s)
 				}
 			}
 		}
@@ -296,21 +306,5 @@ func TestStatusKeepsOrder(t *testing.T) {
 	}
 	if want := []Realserver{rs(3, 1), rs(1, 1), rs(2, 1)}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v", got)
-	}
-}
-
-func BenchmarkSchedule(b *testing.B) {
-	for _, name := range Schedulers() {
-		b.Run(name, func(b *testing.B) {
-			var list []Realserver
-			for i := range 1000 {
-				list = append(list, rs(i+1, 1+i%10))
-			}
-			svc := newBalancer(b, web(name, list...)).services["web"]
-			p := flow(1, packet.FlagSYN)
-			for b.Loop() {
-				svc.sched.pick(svc.list, p)
-			}
-		})
 	}
 }

@@ -48,7 +48,10 @@ func (s *Service) equal(o *Service) bool {
 // PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
-// String is "80", or "8000-8099".
+// EveryPort is the ports that no other service of the VIP and protocol has.
+var EveryPort = PortRange{}
+
+// String is "80", or "8000-8099", or "0" for EveryPort.
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return fmt.Sprint(r.First)

@@ -8,32 +8,99 @@ import (
 )
 
 // Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for a new connection,
-// the one that the service's scheduler chooses, which is remembered. It allocates nothing and is called once for each packet of TCP or UDP.
+// the one that the service's scheduler chooses, which is remembered. It allocates nothing and is called once for each packet of TCP, UDP or SCTP.
 func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	table := s.balancer.table
-	n, result := table.Packet(p, now)
+	n, result := s.balancer.table.Packet(p, now)
 	if result == conntab.Hit {
 		return s.dest(n)
 	}
 	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
-	if svc == nil {
+	switch {
+	case svc == nil:
 		return nil, packet.DropNoService
-	}
-	if result == conntab.Refused {
+	case result == conntab.Refused:
 		return nil, packet.DropNoConnection
+	case result == conntab.Gone:
+		return nil, packet.DropRemoved
+	case svc.config.Persistence.Timeout > 0:
+		return s.persistent(svc, p, now)
 	}
-	d := svc.sched.pick(svc.list, p)
+	d := svc.sched.pick(svc.list, p, now)
 	if d == nil {
 		return nil, packet.DropNoRealserver
 	}
-	switch n, result = table.Insert(p, d.number, now); result {
+	return s.connect(svc, d, 0, p, now)
+}
+
+// connect remembers that p's connection goes to d. template is held, or 0.
+func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
+		if template != 0 {
+			s.balancer.table.Release(template)
+		}
+		d.stats.connections.Add(1)
+		return d, packet.Accept
+	}
+	switch n, result := s.balancer.table.Insert(p, d.number, template, now); result {
 	case conntab.Full:
 		return nil, packet.DropTableFull
 	case conntab.Hit: // another worker was faster
 		return s.dest(n)
 	}
+	d.bound()
 	d.stats.connections.Add(1)
 	return d, packet.Accept
+}
+
+// persistent is Decide for a new connection to a service whose clients stay where they are (Linux ip_vs_core.c, ip_vs_sched_persist). One service
+// has one template for a client, whatever its VIPs and ports.
+func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+	table := s.balancer.table
+	client := svc.client(p.Flow.Src)
+	n, template, result := table.Template(client, svc.number, now)
+	if result == conntab.Hit {
+		if d, drop := s.dest(n); drop == packet.Accept && s.keeps(d) {
+			return s.connect(svc, d, template, p, now)
+		}
+		table.Release(template) // it is replaced
+	}
+	d := svc.sched.pick(svc.list, p, now)
+	if d == nil {
+		return nil, packet.DropNoRealserver
+	}
+	n, template, result = table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, template, now)
+	switch result {
+	case conntab.Full:
+		return nil, packet.DropTableFull
+	case conntab.Hit: // another worker was faster
+		var drop packet.Drop
+		if d, drop = s.dest(n); drop != packet.Accept {
+			table.Release(template)
+			return nil, drop
+		}
+	}
+	return s.connect(svc, d, template, p, now)
+}
+
+// keeps tells whether d's persistent clients stay (Linux ip_vs_conn.c, ip_vs_check_template).
+func (s *Snapshot) keeps(d *Dest) bool {
+	return !d.counts.Gone() && (d.Weight > 0 || !s.balancer.options.ExpireQuiescentTemplate)
+}
+
+// client is what is one client to the service: the network of an address.
+func (s *service) client(a netip.Addr) netip.Addr {
+	bits := s.config.Persistence.Mask4
+	if !a.Is4() {
+		bits = s.config.Persistence.Mask6
+	}
+	if bits == a.BitLen() {
+		return a
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return a // a mask longer than the address: all of it
+	}
+	return p.Addr()
 }
 
 // Touch prepares the decision for p: see conntab.Table.Touch.

@@ -29,19 +29,31 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	if r.Upper == 0 || r.Upper > d.Upper { // Linux ip_vs_ctl.c, __ip_vs_update_dest
 		d.stats.overloaded.Store(false)
 	}
-	next := &Dest{Realserver: r, Tunnel: encap.NewIPIP(r.Source, r.Address), number: d.number, counts: d.counts, stats: d.stats}
+	next := &Dest{Realserver: r, Tunnel: tunnel(r), number: d.number, counts: d.counts, stats: d.stats}
+	next.counts.Judge(false, r.Weight == 0)
 	b.numbers[d.number] = next
 	return next
 }
 
+// tunnel is the header towards r. There is none for IPv6 yet.
+func tunnel(r Realserver) (t encap.IPIP) {
+	if r.Address.Is4() {
+		t = encap.NewIPIP(r.Source, r.Address)
+	}
+	return t
+}
+
 // leave notes that d has left the configuration. Its connections go on.
-func (b *Balancer) leave(d *Dest) { b.leaving[d] = time.Now() }
+func (b *Balancer) leave(d *Dest) {
+	b.leaving[d] = time.Now()
+	d.counts.Judge(true, false)
+}
 
 // forget frees the numbers of those that have left, and have no connections any more.
 func (b *Balancer) forget(now time.Time) {
 	for d, since := range b.leaving {
 		switch {
-		case d.counts.Active()+d.counts.Inactive() > 0:
+		case d.counts.Active()+d.counts.Inactive()+d.counts.Templates() > 0:
 			b.leaving[d] = now
 		case now.Sub(since) > forgetAfter:
 			delete(b.leaving, d)

@@ -3,10 +3,15 @@ package balancer
 import "slices"
 
 // ports finds the service of a port of one VIP: single ports in a map, ranges in a sorted list, so that neither their number nor their width
-// costs a packet much, or a reload.
+// costs a packet much, or a reload; then the service of every port.
 type ports struct {
 	single map[portKey]*service
 	ranges []portRange // by protocol and first port; they don't overlap
+	every  map[uint8]*service
+}
+
+func newPorts() *ports {
+	return &ports{single: map[portKey]*service{}, every: map[uint8]*service{}}
 }
 
 type portKey struct {
@@ -21,6 +26,10 @@ type portRange struct {
 }
 
 func (p *ports) add(s *service, r PortRange) {
+	if r == EveryPort {
+		p.every[s.config.Protocol] = s
+		return
+	}
 	if r.First == r.Last {
 		p.single[portKey{s.config.Protocol, r.First}] = s
 		return
@@ -43,8 +52,19 @@ func (p *ports) find(proto uint8, port uint16) *service {
 	if p == nil {
 		return nil
 	}
-	if s := p.single[portKey{proto, port}]; s != nil || len(p.ranges) == 0 {
+	if s := p.single[portKey{proto, port}]; s != nil {
 		return s
+	}
+	if s := p.within(proto, port); s != nil || len(p.every) == 0 {
+		return s
+	}
+	return p.every[proto]
+}
+
+// within returns the service whose range has the port.
+func (p *ports) within(proto uint8, port uint16) *service {
+	if len(p.ranges) == 0 {
+		return nil
 	}
 	// The last range that begins at port or before.
 	low, high := 0, len(p.ranges)

@@ -3,6 +3,7 @@ package balancer
 import (
 	"sync"
 
+	"vstun/balancer/conntab"
 	"vstun/encap/packet"
 )
 
@@ -12,12 +13,14 @@ type rr struct {
 	position int // of the last one chosen; head: before the first
 }
 
-func (s *rr) pick(list []*Dest, _ *packet.Info) *Dest {
+func newRR(kind) scheduler { return &rr{position: head} }
+
+func (s *rr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for n := range list {
 		i := (s.position + 1 + n) % len(list)
-		if list[i].Weight > 0 {
+		if list[i].available() {
 			s.position = i
 			return list[i]
 		}

@@ -4,16 +4,19 @@ import (
 	"maps"
 	"slices"
 
+	"vstun/balancer/conntab"
 	"vstun/encap/packet"
 )
 
 // A scheduler chooses a realserver for a new connection. pick may be called by any number of goroutines; the other methods are called
 // while nobody else has the scheduler, on a clone.
 //
-// list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one added last.
+// list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one added last. It has as many
+// realservers, with the same weights, at a pick as it had at the last change that the scheduler was told of; everything else of a Dest may
+// be another.
 type scheduler interface {
 	// pick returns nil when no realserver may have the connection.
-	pick(list []*Dest, p *packet.Info) *Dest
+	pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest
 	// added says that list[0] is new.
 	added(list []*Dest)
 	// removed says that the realserver at index i of the former list has gone.
@@ -24,11 +27,37 @@ type scheduler interface {
 	clone() scheduler
 }
 
+// kind is what a scheduler is made for. As long as it stays the same, the service keeps its scheduler.
+type kind struct {
+	name string
+	Flags
+	port uint16 // of the realservers, which in IPVS have one of their own: the service's, 0 where that has several
+}
+
+func (s *Service) kind() kind {
+	k := kind{name: s.Scheduler, Flags: s.Flags}
+	if len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
+		k.port = s.Ports[0].First
+	}
+	return k
+}
+
 // schedulers is the table of all schedulers, by the name that users know.
-var schedulers = map[string]func(Flags) scheduler{
-	"rr":  func(Flags) scheduler { return &rr{position: head} },
-	"wrr": func(Flags) scheduler { return &wrr{position: head} },
-	"wlc": func(Flags) scheduler { return wlc{} },
+var schedulers = map[string]func(kind) scheduler{
+	"rr":    newRR,
+	"wrr":   newWRR,
+	"lc":    newLC,
+	"wlc":   newWLC,
+	"sed":   newSED,
+	"nq":    newNQ,
+	"fo":    newFO,
+	"ovf":   newOVF,
+	"twos":  newTwos,
+	"dh":    newDH,
+	"sh":    newSH,
+	"mh":    newMH,
+	"lblc":  newLBLC,
+	"lblcr": newLBLCR,
 }
 
 // Schedulers are the names of all schedulers, sorted.
@@ -36,10 +65,3 @@ func Schedulers() []string { return slices.Sorted(maps.Keys(schedulers)) }
 
 // head is the position before a list's first realserver.
 const head = -1
-
-// stateless is the part of a scheduler that keeps nothing between two choices.
-type stateless struct{}
-
-func (stateless) added([]*Dest)        {}
-func (stateless) removed([]*Dest, int) {}
-func (stateless) edited([]*Dest)       {}

@@ -4,23 +4,31 @@ package balancer
 func (d *Dest) available() bool { return d.Weight > 0 && !d.overloaded() }
 
 // overloaded tells whether d has had as many connections as Upper allows and not yet few enough again (Linux ip_vs_conn.c, ip_vs_bind_dest and
-// ip_vs_unbind_dest). IPVS looks whenever a connection ends; between two new connections the number only falls, so that to look
-// before each new one gives the same.
+// ip_vs_unbind_dest). IPVS looks whenever a connection ends; between two new connections the number only falls, so that to look when
+// somebody asks, and before each new one, gives the same.
 func (d *Dest) overloaded() bool {
-	if d.Upper == 0 || !d.stats.overloaded.Load() {
+	return d.Upper > 0 && d.stats.overloaded.Load() && !d.relieved(d.counts.Active()+d.counts.Inactive())
+}
+
+// relieved tells whether n connections are few enough, and if so notes it.
+func (d *Dest) relieved(n int) bool {
+	if d.Lower > 0 && n >= d.Lower || d.Lower == 0 && n*4 >= d.Upper*3 {
 		return false
 	}
-	n := d.counts.Active() + d.counts.Inactive()
-	if d.Lower > 0 && n < d.Lower || d.Lower == 0 && n*4 < d.Upper*3 {
-		d.stats.overloaded.Store(false)
-		return false
-	}
+	d.stats.overloaded.Store(false)
 	return true
 }
 
 // bound notes that d has a connection more.
 func (d *Dest) bound() {
-	if d.Upper > 0 && d.counts.Active()+d.counts.Inactive() >= d.Upper {
+	if d.Upper == 0 {
+		return
+	}
+	n := d.counts.Active() + d.counts.Inactive()
+	if d.stats.overloaded.Load() {
+		d.relieved(n - 1)
+	}
+	if n >= d.Upper {
 		d.stats.overloaded.Store(true)
 	}
 }

@@ -29,7 +29,7 @@ func fill(n int) *Table {
 	p := tcp(0, 1, packet.FlagSYN)
 	for i := range n {
 		scatter(&p, uint32(i))
-		if _, r := table.Insert(&p, 1, 0); r != Inserted {
+		if _, r := table.Insert(&p, 1, 0, 0); r != Inserted {
 			panic(r)
 		}
 	}
@@ -105,7 +105,7 @@ func BenchmarkInsert(b *testing.B) {
 			if _, r := table.Packet(&infos[j], 0); r != Miss {
 				b.Fatal(r)
 			}
-			if _, r := table.Insert(&infos[j], 1, 0); r != Inserted {
+			if _, r := table.Insert(&infos[j], 1, 0, 0); r != Inserted {
 				b.Fatal(r)
 			}
 		}

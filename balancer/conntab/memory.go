@@ -1,17 +1,16 @@
 package conntab
 
 import (
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// hugePages asks the kernel to back the table with huge pages (madvise(2), MADV_HUGEPAGE): a random lookup in a large table then doesn't
+// hugePages asks the kernel to back size bytes from p with huge pages (madvise(2), MADV_HUGEPAGE): a random lookup in a large table then doesn't
 // miss the TLB. A kernel that has none says no, and all works as well, slower.
-func hugePages(slots []entry) {
+func hugePages(p unsafe.Pointer, size uintptr) {
 	const huge = 2 << 20
-	p := unsafe.Pointer(unsafe.SliceData(slots))
-	size := uintptr(len(slots)) * unsafe.Sizeof(entry{})
 	skip := -uintptr(p) % huge
 	if size < skip+huge {
 		return
@@ -20,8 +19,16 @@ func hugePages(slots []entry) {
 	_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(p, skip)), size), unix.MADV_HUGEPAGE)
 }
 
-// loadByte reads e's first byte, whoever may write it: its value is of no account.
+// loadByte reads the byte at p, whoever may write it: its value is of no account.
 //
 //go:norace
 //go:noinline
-func loadByte(e *entry) uint8 { return e.src[0] }
+func loadByte(p unsafe.Pointer) uint8 { return *(*uint8)(p) }
+
+// addr is a in its public form.
+func addr[A address](a A) netip.Addr {
+	if b, ok := any(a).([4]byte); ok {
+		return netip.AddrFrom4(b)
+	}
+	return netip.AddrFrom16(any(a).([16]byte))
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,10 +16,15 @@ import (
 // TestOracleStates replays testdata/oracle/tcp: after each packet of a sequence, the state, its timeout, the realserver's counts and where
 // the packet went, as a real kernel's IPVS had them.
 func TestOracleStates(t *testing.T) {
-	for file, cfg := range map[string]Config{
+	files := map[string]Config{
 		"states.jsonl":        {Max: 1024},
 		"states-sloppy.jsonl": {Max: 1024, SloppyTCP: true},
-	} {
+		"states-secure.jsonl": {Max: 1024, SecureTCP: true},
+	}
+	if found, err := filepath.Glob("../../testdata/oracle/tcp/*"); err != nil || len(found) != len(files) {
+		t.Errorf("recordings are %v (%v), and this test reads %d", found, err, len(files))
+	}
+	for file, cfg := range files {
 		t.Run(strings.TrimSuffix(file, ".jsonl"), func(t *testing.T) {
 			text, err := os.ReadFile("../../testdata/oracle/tcp/" + file)
 			if err != nil {
@@ -54,7 +60,7 @@ func replaySequence(t *testing.T, cfg Config, seq []string, after [][5]any) {
 			Src: netip.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80})}}
 		_, r := table.Packet(&p, now)
 		if r == Miss {
-			_, r = table.Insert(&p, dest, now)
+			_, r = table.Insert(&p, dest, 0, now)
 		}
 		var got [5]any
 		if c, ok := table.Lookup(p.Flow, now); ok {

@@ -1,10 +1,6 @@
 package conntab
 
-import (
-	"time"
-
-	"vstun/encap/packet"
-)
+import "vstun/encap/packet"
 
 // Result is what the table says about a packet.
 type Result uint8
@@ -12,7 +8,8 @@ type Result uint8
 const (
 	Hit      Result = iota // of a known connection
 	Miss                   // may open a connection: choose a destination, then Insert
-	Refused                // TCP of no known connection, and it can't open one
+	Refused                // of no known connection, and it can't open one
+	Gone                   // of a connection whose destination is gone, with Config.DropRemoved
 	Inserted               // opened a connection
 	Full                   // no room for another connection
 )
@@ -20,132 +17,202 @@ const (
 // Packet looks up the connection of a packet from the client, counts the packet, moves the connection's state and lets its timeout begin
 // again. dest is meaningful with Hit.
 //
-// A SYN for a connection in TIME_WAIT or CLOSE is a new connection (conn_reuse_mode 1): the client uses the port again. The old one stays
-// until Insert replaces it.
+// Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired by now, but counts until
+// Insert replaces it or it is swept, as in IPVS.
 func (t *Table) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
-	k := t.key(p)
-	s := t.shard(k.hash)
-	s.mu.Lock()
-	if i, found := s.find(&k); found {
-		e := &s.slots[i]
-		if !e.over(p, now) {
-			t.touch(s, e, p, now)
+	if p.Flow.Src.Is4() {
+		k := t.key4(p)
+		return t.four.packet(&k, p, now)
+	}
+	if s := t.ipv6(false); s != nil {
+		k := t.key6(p)
+		return s.packet(&k, p, now)
+	}
+	return 0, t.unknown(p)
+}
+
+// unknown is the result for a packet of no connection.
+func (t *Table) unknown(p *packet.Info) Result {
+	if t.opens(p) {
+		return Miss
+	}
+	return Refused
+}
+
+func (s *store[A]) packet(k *key[A], p *packet.Info, now Ticks) (dest uint32, r Result) {
+	t := s.table
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	if i, found := sh.find(k); found {
+		e := &sh.slots[i]
+		switch {
+		case e.expires.reached(now):
+		case begins(p) && (e.reused(t.cfg.Reuse) || t.cfg.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
+			s.expire(sh, e, now)
+		case t.judge && t.Counts(e.dest).Gone():
+			if !t.cfg.ExpireNodest {
+				sh.mu.Unlock()
+				return 0, Gone
+			}
+			s.expire(sh, e, now)
+		default:
+			s.seen(sh, e, p, now)
 			dest = e.dest
-			s.mu.Unlock()
+			sh.mu.Unlock()
 			return dest, Hit
 		}
-		if !t.opens(p) || e.expires.reached(now) {
-			t.remove(s, i)
+		if !t.opens(p) {
+			s.remove(sh, i)
 		}
 	}
-	s.mu.Unlock()
-	if !t.opens(p) {
-		return 0, Refused
+	sh.mu.Unlock()
+	return 0, t.unknown(p)
+}
+
+// expire makes e end now. It is removed by Insert, which puts another in its place, or by a sweep.
+func (s *store[A]) expire(sh *shard[A], e *entry[A], now Ticks) {
+	e.expires = now
+	sh.expects(now)
+}
+
+// begins tells whether p is the first packet of a connection, as its client sees it (Linux ip_vs_core.c, is_new_conn).
+func begins(p *packet.Info) bool {
+	switch p.Flow.Proto {
+	case packet.ProtoTCP:
+		return p.TCPFlags&packet.FlagSYN != 0
+	case packet.ProtoSCTP:
+		return p.SCTPChunk == packet.ChunkInit
 	}
-	return 0, Miss
+	return false
 }
 
-// over tells whether e has ended for p: its time has passed, or p is a SYN with which the client uses the port again (Linux
-// ip_vs_core.c, is_new_conn_expected).
-func (e *entry) over(p *packet.Info, now Ticks) bool {
-	return e.expires.reached(now) ||
-		e.proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN != 0 && (e.state == TimeWait || e.state == Close)
+// reused tells whether a packet that begins a connection ends e, since the client uses the port again (Linux ip_vs_core.c,
+// is_new_conn_expected). A persistent client's connections go on where they are.
+func (e *entry[A]) reused(mode Reuse) bool {
+	if mode == ReuseNever || e.parent != 0 {
+		return false
+	}
+	return e.state == TimeWait || e.state == Close || e.state == SCTPClosed || mode == ReuseClosing && e.state == FinWait
 }
 
-// touch counts p in e, and moves e's state and end.
-func (t *Table) touch(s *shard, e *entry, p *packet.Info, now Ticks) {
-	if next := e.after(p); next != e.state {
-		t.move(e, next)
+// seen counts p in e, and moves e's state and end.
+func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, now Ticks) {
+	t := s.table
+	if next := t.after(e.state, p); next != e.state {
+		t.move(e.dest, e.state, next)
+		e.state = next
 	}
 	e.expires = now + t.times[e.state]
-	s.expects(e.expires)
+	sh.expects(e.expires)
 	e.packets++
 }
 
-// opens tells whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule).
+// opens tells whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c, sctp_conn_schedule).
 func (t *Table) opens(p *packet.Info) bool {
-	if p.Flow.Proto != packet.ProtoTCP {
-		return true
+	switch p.Flow.Proto {
+	case packet.ProtoTCP:
+		return p.TCPFlags&packet.FlagRST == 0 && (t.cfg.SloppyTCP || p.TCPFlags&packet.FlagSYN != 0)
+	case packet.ProtoSCTP:
+		return p.SCTPChunk == packet.ChunkInit
 	}
-	return p.TCPFlags&packet.FlagRST == 0 && (t.sloppy || p.TCPFlags&packet.FlagSYN != 0)
+	return true
 }
 
-// after is e's state after p.
-func (e *entry) after(p *packet.Info) State {
-	if e.proto != packet.ProtoTCP {
-		return UDP
+// after is the state of a connection in state st after p.
+func (t *Table) after(st State, p *packet.Info) State {
+	switch p.Flow.Proto {
+	case packet.ProtoTCP:
+		return t.tcpNext.next(st, p.TCPFlags)
+	case packet.ProtoSCTP:
+		return st.nextSCTP(p.SCTPChunk)
 	}
-	return e.state.next(p.TCPFlags)
+	return UDP
 }
 
-// move changes e's state, and its destination's counts with it.
-func (t *Table) move(e *entry, next State) {
-	if e.state.Active() != next.Active() {
-		t.tally(e.dest, e.state, -1)
-		t.tally(e.dest, next, 1)
+// move changes the counts of dest by the step of one of its connections from one state to another.
+func (t *Table) move(dest uint32, from, to State) {
+	if from.Active() != to.Active() || from.halfOpen() != to.halfOpen() {
+		t.tally(dest, from, -1)
+		t.tally(dest, to, 1)
 	}
-	e.state = next
 }
 
-// Insert makes a connection of the flow of p, for which Packet said Miss, to dest. If another goroutine has made one meanwhile, that one
+// Insert makes a connection of the flow of p, for which Packet said Miss, to dest. template is the number of the template that led there, 0 for
+// none; the connection takes over the hold that Template or PutTemplate gave. If another goroutine has made the connection meanwhile, that one
 // stays, p is counted there, and its destination is returned with Hit. Otherwise the answer is Inserted, or Full when the table holds as
 // many connections as it may.
-func (t *Table) Insert(p *packet.Info, dest uint32, now Ticks) (uint32, Result) {
-	k := t.key(p)
-	s := t.shard(k.hash)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	i, found := s.find(&k)
-	if found {
-		e := &s.slots[i]
-		if !e.over(p, now) {
-			t.touch(s, e, p, now)
+func (t *Table) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
+	var r Result
+	if p.Flow.Src.Is4() {
+		k := t.key4(p)
+		dest, r = t.four.insert(&k, p, dest, template, now)
+	} else {
+		k := t.key6(p)
+		dest, r = t.ipv6(true).insert(&k, p, dest, template, now)
+	}
+	if r != Inserted && template != 0 {
+		t.children.release(template)
+	}
+	return dest, r
+}
+
+func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
+	t := s.table
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if i, found := sh.find(k); found {
+		e := &sh.slots[i]
+		if !e.expires.reached(now) {
+			s.seen(sh, e, p, now)
 			return e.dest, Hit
 		}
-		t.remove(s, i)
-		i, _ = s.find(&k)
+		s.remove(sh, i)
 	}
-	// One slot stays empty, for every search to end at.
-	if i < 0 || s.used+1 >= len(s.slots) {
+	state := t.after(begun(p.Flow.Proto), p)
+	if state.halfOpen() && t.crowded() && !s.evict(sh, now) {
 		return 0, Full
 	}
-	if t.count.Add(1) > t.max {
-		t.count.Add(-1)
+	e := entry[A]{state: state, dest: dest, parent: template, expires: now + t.times[state], packets: 1}
+	if s.put(sh, k, now, e) == nil {
 		return 0, Full
 	}
-	e := &s.slots[i]
-	*e = entry{src: k.src, dst: k.dst, sport: k.sport, dport: k.dport, proto: k.proto, state: None, dest: dest}
-	s.used++
-	t.tally(dest, None, 1)
-	t.touch(s, e, p, now)
+	sh.expects(e.expires)
 	return dest, Inserted
 }
 
-// Conn is one connection, as people are shown it.
-type Conn struct {
-	Flow  packet.Flow
-	State State
-	Dest  uint32
-	// Template says that this is no connection but a client's persistence: all new connections from Flow.Src, masked, to the service go to Dest.
-	Template bool
-	Expires  time.Duration // from now; never below 0
-	Packets  uint32        // from the client; wraps
+// begun is the state of a connection before its first packet.
+func begun(proto uint8) State {
+	switch proto {
+	case packet.ProtoTCP:
+		return None
+	case packet.ProtoSCTP:
+		return SCTPNone
+	}
+	return UDP
 }
 
 // Lookup returns the connection of f without touching it.
 func (t *Table) Lookup(f packet.Flow, now Ticks) (Conn, bool) {
-	k := t.key(&packet.Info{Flow: f})
-	s := t.shard(k.hash)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	i, found := s.find(&k)
-	if !found || s.slots[i].expires.reached(now) {
-		return Conn{}, false
+	p := packet.Info{Flow: f}
+	if f.Src.Is4() {
+		k := t.key4(&p)
+		return t.four.lookup(&k, now)
 	}
-	return s.slots[i].conn(now), true
+	if s := t.ipv6(false); s != nil {
+		k := t.key6(&p)
+		return s.lookup(&k, now)
+	}
+	return Conn{}, false
 }
 
-func (e *entry) conn(now Ticks) Conn {
-	return Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Packets: e.packets,
-		Expires: max(0, time.Duration(int32(e.expires-now))*time.Second/PerSecond)}
+func (s *store[A]) lookup(k *key[A], now Ticks) (Conn, bool) {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	i, found := sh.find(k)
+	if !found || sh.slots[i].expires.reached(now) {
+		return Conn{}, false
+	}
+	return sh.slots[i].conn(now), true
 }

@@ -24,11 +24,27 @@ const (
 	Listen
 	SynAck
 	UDP
+	SCTPNone
+	SCTPInit1
+	SCTPInit
+	SCTPCookieSent
+	SCTPCookieReplied
+	SCTPCookieWait
+	SCTPCookie
+	SCTPCookieEchoed
+	SCTPEstablished
+	SCTPShutdownSent
+	SCTPShutdownReceived
+	SCTPShutdownAckSent
+	SCTPRejected
+	SCTPClosed
+	TemplateState // of a persistence template
 	numStates
 )
 
 var stateNames = [numStates]string{"", "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE",
-	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP"}
+	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED",
+	"ESTABLISHED", "S-SENT", "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED", "TEMPLATE"}
 
 // String is the name under which ipvsadm shows the state.
 func (s State) String() string {
@@ -38,13 +54,19 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// Active tells whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table).
+// Active tells whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table, and ip_vs_proto_sctp.c).
 func (s State) Active() bool {
-	return s == Established || s == SynSent || s == SynRecv || s == SynAck
+	return s == Established || s == SynSent || s == SynRecv || s == SynAck || s == SCTPEstablished
 }
 
-// tcpNext is the INPUT-ONLY table of Linux net/netfilter/ipvs/ip_vs_proto_tcp.c: by kind of packet and state.
-var tcpNext = [4][numStates]State{
+// halfOpen tells whether the client has not answered the realserver's SYN-ACK yet.
+func (s State) halfOpen() bool { return s == SynRecv || s == SynAck }
+
+// tcpTable is a state table of Linux net/netfilter/ipvs/ip_vs_proto_tcp.c: by kind of packet and state.
+type tcpTable [4][SynAck + 1]State
+
+// tcpNext is the INPUT-ONLY part of tcp_states.
+var tcpNext = tcpTable{
 	{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv, TimeWait: SynRecv,
 		Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
 	{None: Close, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait, TimeWait: TimeWait,
@@ -55,17 +77,27 @@ var tcpNext = [4][numStates]State{
 		Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
 }
 
+// tcpNextSecure is the INPUT-ONLY part of tcp_states_dos, for secure_tcp: a SYN leads to SYNACK.
+var tcpNextSecure = tcpTable{
+	{None: SynAck, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynAck, TimeWait: SynAck,
+		Close: SynAck, CloseWait: SynAck, LastAck: SynAck, Listen: SynAck, SynAck: SynAck}, // SYN
+	tcpNext[1], // FIN
+	tcpNext[2], // ACK
+	{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close, TimeWait: Close,
+		Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
+}
+
 // next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than ACK.
-func (s State) next(flags uint8) State {
+func (t *tcpTable) next(s State, flags uint8) State {
 	switch {
 	case flags&packet.FlagRST != 0:
-		return tcpNext[3][s]
+		return t[3][s]
 	case flags&packet.FlagSYN != 0:
-		return tcpNext[0][s]
+		return t[0][s]
 	case flags&packet.FlagFIN != 0:
-		return tcpNext[1][s]
+		return t[1][s]
 	case flags&packet.FlagACK != 0:
-		return tcpNext[2][s]
+		return t[2][s]
 	}
 	return Close
 }
@@ -76,6 +108,7 @@ type Timeouts struct {
 	TCPFin time.Duration // FIN_WAIT
 	TCPSyn time.Duration // SYN_RECV
 	UDP    time.Duration
+	SCTP   time.Duration // ESTABLISHED
 }
 
 // MaxTimeout is the longest timeout.
@@ -83,10 +116,13 @@ const MaxTimeout = 31 * 24 * time.Hour
 
 type timeouts [numStates]Ticks
 
-// ticks is the time that each state lasts without a packet: Linux ip_vs_proto_tcp.c, tcp_timeouts, and ip_vs_proto_udp.c.
+// ticks is the time that each state lasts without a packet: Linux ip_vs_proto_tcp.c, tcp_timeouts, ip_vs_proto_udp.c, and ip_vs_proto_sctp.c,
+// sctp_timeouts.
 func (c Timeouts) ticks() timeouts {
 	seconds := [numStates]int{None: 2, Established: 900, SynSent: 120, SynRecv: 60, FinWait: 120, TimeWait: 120, Close: 10,
-		CloseWait: 60, LastAck: 30, Listen: 120, SynAck: 120, UDP: 300}
+		CloseWait: 60, LastAck: 30, Listen: 120, SynAck: 120, UDP: 300, SCTPNone: 2, SCTPInit1: 4, SCTPInit: 61, SCTPCookieSent: 61,
+		SCTPCookieReplied: 61, SCTPCookieWait: 61, SCTPCookie: 61, SCTPCookieEchoed: 61, SCTPEstablished: 900, SCTPShutdownSent: 61,
+		SCTPShutdownReceived: 61, SCTPShutdownAckSent: 61, SCTPRejected: 4, SCTPClosed: 61}
 	var t timeouts
 	for s, n := range seconds {
 		t[s] = Ticks(n * PerSecond)
@@ -100,5 +136,6 @@ func (c Timeouts) ticks() timeouts {
 	set(FinWait, c.TCPFin)
 	set(SynRecv, c.TCPSyn)
 	set(UDP, c.UDP)
+	set(SCTPEstablished, c.SCTP)
 	return t
 }

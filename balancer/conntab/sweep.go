@@ -7,57 +7,76 @@ const sweepChunk = 512
 // it is for the counts, and for the room.
 type Sweeper struct {
 	table *Table
-	shard int
-	slot  int
+	four  place
+	six   place
 }
+
+// place is where a sweep of a store goes on.
+type place struct{ shard, slot int }
 
 // NewSweeper makes a sweeper. One goroutine uses it.
 func (t *Table) NewSweeper() *Sweeper { return &Sweeper{table: t} }
 
-// Slots is the number of slots of the table.
-func (t *Table) Slots() int { return numShards * len(t.shards[0].slots) }
+// Slots is the number of slots of the table, those of one address family.
+func (t *Table) Slots() int { return numShards * len(t.four.shards[0].slots) }
 
 // never is so far after now that every timeout ends before.
 func never(now Ticks) Ticks { return now + 1<<30 }
 
-// Sweep looks at the next n slots. Shards in which nothing has expired yet are passed by, and count as if they had been looked at.
+// Sweep looks at the next n slots of each address family. Shards in which nothing has expired yet are passed by, and count as if they had been
+// looked at.
 func (s *Sweeper) Sweep(now Ticks, n int) {
+	s.table.four.sweep(&s.four, now, n, false)
+	if six := s.table.ipv6(false); six != nil {
+		six.sweep(&s.six, now, n, false)
+	}
+}
+
+// sweep looks at the next n slots from at on; with connections only, it leaves templates alone.
+func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
+	pressed := s.table.pressed()
 	for n > 0 {
-		sh := &s.table.shards[s.shard]
+		sh := &s.shards[at.shard]
 		sh.mu.Lock()
-		end := min(s.slot+sweepChunk, len(sh.slots))
-		if s.slot == 0 {
-			if sh.used == 0 || !sh.next.reached(now) {
+		end := min(at.slot+sweepChunk, len(sh.slots))
+		if at.slot == 0 {
+			if sh.used == 0 || !sh.next.reached(now) && !pressed {
 				end = len(sh.slots)
-				s.slot = end
+				at.slot = end
 				n -= end
 			} else {
 				sh.next = never(now) // until entries say otherwise
 			}
 		}
-		n -= end - s.slot
-		for s.slot < end {
-			e := &sh.slots[s.slot]
+		n -= end - at.slot
+		for at.slot < end {
+			e := &sh.slots[at.slot]
 			switch {
 			case e.state == stateEmpty:
-				s.slot++
-			case e.expires.reached(now):
-				s.table.remove(sh, s.slot) // something else may stand here now
-			default:
+				at.slot++
+			case pressed && s.tired(e, now):
+				s.remove(sh, at.slot) // something else may stand here now
+			case connections && e.state == TemplateState || !s.over(e, now):
 				sh.expects(e.expires)
-				s.slot++
+				at.slot++
+			default:
+				s.remove(sh, at.slot)
 			}
 		}
 		sh.mu.Unlock()
-		if s.slot == len(sh.slots) {
-			s.slot = 0
-			s.shard = (s.shard + 1) % numShards
+		if at.slot == len(sh.slots) {
+			at.slot = 0
+			at.shard = (at.shard + 1) % numShards
 		}
 	}
 }
 
-// Sweep removes what has expired from all of the table.
-func (t *Table) Sweep(now Ticks) { t.NewSweeper().Sweep(now, t.Slots()) }
-
-// Bytes is the memory that a table of max connections takes at the most.
-func Bytes(maximum int) int { return slotsPerShard(maximum) * numShards * entrySize }
+// Sweep removes what has expired from all of the table: connections first, then the templates that had none but these.
+func (t *Table) Sweep(now Ticks) {
+	for _, connections := range []bool{true, false} {
+		t.four.sweep(new(place), now, t.Slots(), connections)
+		if six := t.ipv6(false); six != nil {
+			six.sweep(new(place), now, t.Slots(), connections)
+		}
+	}
+}

@@ -4,7 +4,7 @@
 // The table is a fixed number of fixed-size entries without pointers, so that it costs the garbage collector nothing, spread over
 // shards with a short lock each. Within a shard it is a hash table with linear probing: a lookup touches one or two cache lines,
 // and a removal moves later entries up, so that there are no tombstones. The memory is asked for at once and becomes resident as it is
-// used; it never grows.
+// used; it never grows. IPv4 and IPv6 have a store each; that of IPv6 is made when the first such connection is.
 //
 // Time is a parameter everywhere, so that tests and replays hold the clock.
 package conntab
@@ -12,7 +12,6 @@ package conntab
 import (
 	"math/bits"
 	"math/rand/v2"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -29,30 +28,47 @@ const PerSecond = 100
 // reached tells whether now is at or after t.
 func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
-// Config is what a table is made with.
+// Config is what a table is made with. The names in brackets are IPVS's sysctls.
 type Config struct {
-	Max       int  // bound of the number of connections
-	SloppyTCP bool // a packet other than SYN may open a TCP connection
-	Timeouts  Timeouts
+	Max          int   // bound of the number of connections, persistence templates included
+	HalfOpenMax  int   // bound of the half-open among them; 0: none
+	SloppyTCP    bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
+	SecureTCP    bool  // the state table that distrusts clients is in use (secure_tcp 3)
+	Reuse        Reuse // of a client's port (conn_reuse_mode)
+	ExpireNodest bool  // a connection whose destination is gone is forgotten, and one to a quiescent destination at its next SYN (expire_nodest_conn)
+	DropRemoved  bool  // packets of a connection whose destination is gone are dropped, as IPVS does; otherwise they are let through to the end
+	Timeouts     Timeouts
 }
+
+// Reuse says when a SYN of a known connection is a new connection: the client uses the port again.
+type Reuse uint8
+
+const (
+	ReuseClosed  Reuse = iota // in TIME_WAIT and CLOSE, IPVS's conn_reuse_mode 1
+	ReuseNever                // 0
+	ReuseClosing              // in FIN_WAIT too, 2
+)
 
 // Table is a connection table. All its methods may be called by any number of goroutines.
 type Table struct {
-	max    int64
-	sloppy bool
-	seed   [2]uint64
-	count  atomic.Int64
-	times  timeouts
-	shards []shard
-	dests  [maxDests / destBlock]atomic.Pointer[[destBlock]Counts]
-	mu     sync.Mutex // making of a block of dests
+	cfg      Config
+	max      int64
+	seed     [2]uint64
+	count    atomic.Int64
+	half     atomic.Int64 // half-open connections
+	evicted  atomic.Uint64
+	times    timeouts
+	tcpNext  *tcpTable
+	reach    int  // of a search for something to evict, in slots
+	judge    bool // destinations that are gone or quiescent make a difference
+	four     store[[4]byte]
+	six      atomic.Pointer[store[[16]byte]]
+	dests    [maxDests / destBlock]atomic.Pointer[[destBlock]Counts]
+	children children
+	mu       sync.Mutex // making of a block of dests, and of six
 }
 
 const (
-	numShards = 256
-	perFlow   = 2  // slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
-	slack     = 64 // slots more in each shard, since flows don't spread quite evenly
-
 	maxDests  = 1 << 20
 	destBlock = 1 << 10
 )
@@ -63,67 +79,69 @@ const MaxDests = maxDests
 // MaxConnections is the largest Config.Max.
 const MaxConnections = 1 << 27
 
-// A shard is a part of the table under one lock. The slots are a ring: an entry stands at its home slot or behind it, with no empty
-// slot in between.
-type shard struct {
-	mu    sync.Mutex
-	slots []entry
-	used  int
-	next  Ticks    // no entry expires before: until then a sweep passes by
-	_     [20]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
+// Counts is how many connections a destination has, and what becomes of them.
+type Counts struct {
+	active, inactive, templates atomic.Int32
+	gone, quiescent             atomic.Bool
 }
 
-// entrySize is an entry's size in bytes: two make a cache line.
-const entrySize = 32
-
-// entry is one connection, or an empty slot (state stateEmpty).
-type entry struct {
-	src, dst     [4]byte
-	sport, dport uint16
-	proto        uint8
-	state        State
-	_            uint16
-	dest         uint32
-	expires      Ticks
-	packets      uint32
-	_            uint32
-}
-
-// Counts is how many connections a destination has.
-type Counts struct{ active, inactive atomic.Int32 }
-
-// Active is the number of connections that IPVS calls active: TCP from SYN to FIN.
+// Active is the number of connections that IPVS calls active: TCP from SYN to FIN, SCTP once established.
 func (c *Counts) Active() int { return int(c.active.Load()) }
 
 // Inactive is the number of all others, UDP among them.
 func (c *Counts) Inactive() int { return int(c.inactive.Load()) }
 
+// Templates is the number of clients whose persistence leads to the destination.
+func (c *Counts) Templates() int { return int(c.templates.Load()) }
+
+// Judge says whether the destination is configured no more, and whether it has the weight 0.
+func (c *Counts) Judge(gone, quiescent bool) {
+	c.gone.Store(gone)
+	c.quiescent.Store(quiescent)
+}
+
+// Gone tells whether the destination is configured no more.
+func (c *Counts) Gone() bool { return c.gone.Load() }
+
 // New makes an empty table.
 func New(cfg Config) *Table {
-	t := &Table{
-		max: int64(cfg.Max), sloppy: cfg.SloppyTCP, times: cfg.Timeouts.ticks(),
-		seed:   [2]uint64{rand.Uint64(), rand.Uint64()},
-		shards: make([]shard, numShards),
+	t := &Table{cfg: cfg, max: int64(cfg.Max), times: cfg.Timeouts.ticks(), seed: [2]uint64{rand.Uint64(), rand.Uint64()}, tcpNext: &tcpNext,
+		reach: cfg.evictReach(), judge: cfg.ExpireNodest || cfg.DropRemoved}
+	if cfg.SecureTCP {
+		t.tcpNext = &tcpNextSecure
 	}
-	per := slotsPerShard(cfg.Max)
-	all := make([]entry, per*numShards)
-	hugePages(all)
-	for i := range t.shards {
-		t.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
-	}
+	t.children.init(cfg.Max)
+	t.four.init(t, func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
 	return t
 }
 
-// slotsPerShard is even, so that every shard begins with a cache line.
-func slotsPerShard(maximum int) int {
-	return ((maximum*perFlow+numShards-1)/numShards + slack + 1) &^ 1
+// ipv6 is the store of IPv6, nil if there is none yet and create is false.
+func (t *Table) ipv6(create bool) *store[[16]byte] {
+	if s := t.six.Load(); s != nil || !create {
+		return s
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.six.Load(); s != nil {
+		return s
+	}
+	s := &store[[16]byte]{}
+	s.init(t, func(e *entry[[16]byte]) uint64 { return t.hash6(&e.src, &e.dst, e.sport, e.dport, e.proto) })
+	t.six.Store(s)
+	return s
 }
 
-// Len is the number of connections, those that have expired but are not swept yet included.
+// Len is the number of connections and templates, those that have expired but are not swept yet included.
 func (t *Table) Len() int { return int(t.count.Load()) }
 
 // Max is the bound of Len.
 func (t *Table) Max() int { return int(t.max) }
+
+// HalfOpen is the number of half-open TCP connections.
+func (t *Table) HalfOpen() int { return int(t.half.Load()) }
+
+// Evicted is the number of connections that had to make room for new ones; see weakest.
+func (t *Table) Evicted() uint64 { return t.evicted.Load() }
 
 // Counts is the number of connections of destination dest, which is below MaxDests. The pointer stays valid.
 func (t *Table) Counts(dest uint32) *Counts {
@@ -140,19 +158,21 @@ func (t *Table) Counts(dest uint32) *Counts {
 	return &p[dest%destBlock]
 }
 
-// key is a flow as the table keeps it, with its hash.
-type key struct {
-	src, dst     [4]byte
-	sport, dport uint16
-	proto        uint8
-	hash         uint64
+// key4 and key6 are p's flow as the table keeps it, with its hash.
+func (t *Table) key4(p *packet.Info) key[[4]byte] {
+	f := &p.Flow
+	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: p.Hash}
+	if k.hash == 0 {
+		k.hash = t.hash4(k.src, k.dst, k.sport, k.dport, k.proto)
+	}
+	return k
 }
 
-func (t *Table) key(p *packet.Info) key {
+func (t *Table) key6(p *packet.Info) key[[16]byte] {
 	f := &p.Flow
-	k := key{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: p.Hash}
+	k := key[[16]byte]{src: f.Src.As16(), dst: f.Dst.As16(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: p.Hash}
 	if k.hash == 0 {
-		k.hash = t.hash(k.src, k.dst, k.sport, k.dport, k.proto)
+		k.hash = t.hash6(&k.src, &k.dst, k.sport, k.dport, k.proto)
 	}
 	return k
 }
@@ -162,93 +182,57 @@ func (t *Table) key(p *packet.Info) key {
 // overlap. So a worker touches for a whole batch before the first lookup. What is returned only keeps the load alive.
 func (t *Table) Touch(p *packet.Info) uint8 {
 	f := &p.Flow
-	p.Hash = t.hash(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
-	s := t.shard(p.Hash)
-	i := s.home(p.Hash)
-	// Without the lock, as nothing is made of it; slots never move. The search may go on into the next cache line.
-	return loadByte(&s.slots[i]) | loadByte(&s.slots[min(i+2, len(s.slots)-1)])
+	if f.Src.Is4() {
+		p.Hash = t.hash4(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
+		return t.four.touch(p.Hash)
+	}
+	src, dst := f.Src.As16(), f.Dst.As16()
+	p.Hash = t.hash6(&src, &dst, f.SrcPort, f.DstPort, f.Proto)
+	if s := t.ipv6(false); s != nil {
+		return s.touch(p.Hash)
+	}
+	return 0
 }
 
-// hash is keyed, so that nobody outside can fill one place of the table: two rounds of multiply and fold.
-func (t *Table) hash(src, dst [4]byte, sport, dport uint16, proto uint8) uint64 {
+// hash4 is keyed, so that nobody outside can fill one place of the table: two rounds of multiply and fold.
+func (t *Table) hash4(src, dst [4]byte, sport, dport uint16, proto uint8) uint64 {
 	a := uint64(src[0])<<24 | uint64(src[1])<<16 | uint64(src[2])<<8 | uint64(src[3])
 	a = a<<32 | uint64(dst[0])<<24 | uint64(dst[1])<<16 | uint64(dst[2])<<8 | uint64(dst[3])
-	b := uint64(sport)<<32 | uint64(dport)<<16 | uint64(proto)
-	hi, lo := bits.Mul64(a^t.seed[0], b^t.seed[1])
+	return t.mix(t.seed[0], a, uint64(sport)<<32|uint64(dport)<<16|uint64(proto))
+}
+
+// hash6 is hash4 for IPv6: three rounds.
+func (t *Table) hash6(src, dst *[16]byte, sport, dport uint16, proto uint8) uint64 {
+	h := t.mix(t.seed[0], word(src, 0), word(src, 8))
+	h = t.mix(h^t.seed[1], word(dst, 0), word(dst, 8))
+	return t.mix(h^t.seed[0], uint64(sport)<<32|uint64(dport)<<16|uint64(proto), h)
+}
+
+func (t *Table) mix(seed, a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a^seed, b^t.seed[1])
 	hi, lo = bits.Mul64(hi^lo, t.seed[0]|1)
 	return hi ^ lo
 }
 
-func (t *Table) shard(hash uint64) *shard { return &t.shards[hash%numShards] }
-
-// home is the slot at which the search for hash begins.
-func (s *shard) home(hash uint64) int {
-	hi, _ := bits.Mul64(hash, uint64(len(s.slots)))
-	return int(hi)
-}
-
-// find returns the slot of k, or the empty slot at which it would be put, -1 when there is neither.
-func (s *shard) find(k *key) (slot int, found bool) {
-	i := s.home(k.hash)
-	for range s.slots {
-		e := &s.slots[i]
-		if e.state == stateEmpty {
-			return i, false
-		}
-		if e.src == k.src && e.sport == k.sport && e.dst == k.dst && e.dport == k.dport && e.proto == k.proto {
-			return i, true
-		}
-		if i++; i == len(s.slots) {
-			i = 0
-		}
+func word(a *[16]byte, at int) (w uint64) {
+	for _, b := range a[at : at+8] {
+		w = w<<8 | uint64(b)
 	}
-	return -1, false
+	return w
 }
 
-// expects notes that an entry expires at t.
-func (s *shard) expects(t Ticks) {
-	if int32(t-s.next) < 0 {
-		s.next = t
-	}
-}
-
-// remove empties slot i and moves up what stands behind it for want of a place nearer to its home.
-func (t *Table) remove(s *shard, i int) {
-	e := &s.slots[i]
-	t.tally(e.dest, e.state, -1)
-	t.count.Add(-1)
-	s.used--
-	n := len(s.slots)
-	for j := i; ; {
-		if j++; j == n {
-			j = 0
-		}
-		e := &s.slots[j]
-		if e.state == stateEmpty {
-			break
-		}
-		home := s.home(t.hash(e.src, e.dst, e.sport, e.dport, e.proto))
-		// e may move to i unless its home lies behind i, on the way from i to j.
-		if (j-home+n)%n >= (j-i+n)%n {
-			s.slots[i] = *e
-			s.expects(e.expires) // a sweep that has passed i has not seen it
-			i = j
-		}
-	}
-	s.slots[i] = entry{}
-}
-
-// tally adds n to the count of dest that a connection in state st belongs to.
+// tally adds n to the count of dest that a connection in state st belongs to, and to that of the half-open.
 func (t *Table) tally(dest uint32, st State, n int32) {
 	c := t.Counts(dest)
-	if st.Active() {
+	switch {
+	case st == TemplateState:
+		c.templates.Add(n)
+	case st.Active():
 		c.active.Add(n)
-	} else {
+	default:
 		c.inactive.Add(n)
 	}
-}
-
-// flow is e's key in its public form.
-func (e *entry) flow() packet.Flow {
-	return packet.Flow{Src: netip.AddrFrom4(e.src), Dst: netip.AddrFrom4(e.dst), SrcPort: e.sport, DstPort: e.dport, Proto: e.proto}
+	if st.halfOpen() {
+		t.half.Add(int64(n))
+	}
 }

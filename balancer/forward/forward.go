@@ -116,7 +116,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
 	b.SetLen(p.Len) // a link's padding goes
 	switch p.Flow.Proto {
-	case packet.ProtoTCP, packet.ProtoUDP:
+	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	case packet.ProtoICMP:
 		return w.icmp(snap, b, p)
 	default:

@@ -61,7 +61,7 @@ func (s *script) Send(segs []packet.Segment) (int, error) {
 }
 
 func newWorker(t testing.TB, s *script, mtu int) *Worker {
-	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1, balancer.Options{})
 	if err := b.Apply(balancer.Config{Services: []balancer.Service{
 		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
@@ -157,7 +157,7 @@ func TestDropsAreCounted(t *testing.T) {
 	broken[10]++
 	out, got, _ := run(t, 1500, nil,
 		tcp(80, packet.FlagACK, 0), tcp(8080, packet.FlagSYN, 0), tcp(81, packet.FlagSYN, 0), udp(54, false, 0),
-		ip(132, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken, packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
+		ip(47, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken, packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
 	want := packet.Tally{InPackets: 10, InBytes: got.InBytes}
 	for _, d := range []packet.Drop{packet.DropNoConnection, packet.DropNoService, packet.DropNoService, packet.DropNoRealserver, packet.DropProtocol,
 		packet.DropICMP, packet.DropFragment, packet.DropBadChecksum, packet.DropTruncated, packet.DropNotIPv4} {

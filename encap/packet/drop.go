@@ -19,7 +19,8 @@ const (
 	DropProtocol     // neither TCP, UDP nor ICMP
 	DropICMP         // an ICMP message other than an echo request
 	DropNoService    // nothing is configured for this address, protocol and port
-	DropNoConnection // TCP of a connection that is not known, and no SYN
+	DropNoConnection // TCP or SCTP of a connection that is not known, and no SYN or INIT
+	DropRemoved      // its connection's realserver is configured no more
 	DropNoRealserver // no realserver has a weight above 0
 	DropTableFull    // a new connection beyond connections.max
 	DropOffload      // a super-packet, or an unfinished checksum, that contradicts its own headers
@@ -53,6 +54,7 @@ var dropNames = [NumDrops]string{
 	DropICMP:             "icmp",
 	DropNoService:        "no_service",
 	DropNoConnection:     "no_connection",
+	DropRemoved:          "realserver_removed",
 	DropNoRealserver:     "no_realserver",
 	DropTableFull:        "table_full",
 	DropOffload:          "offload",

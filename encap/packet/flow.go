@@ -28,6 +28,8 @@ func ProtoName(p uint8) string {
 		return "tcp"
 	case ProtoUDP:
 		return "udp"
+	case ProtoSCTP:
+		return "sctp"
 	}
 	return fmt.Sprint(p)
 }
@@ -44,16 +46,17 @@ const (
 
 // Info is what one walk over a packet's headers finds.
 type Info struct {
-	Flow     Flow
-	Len      int   // the packet's length in bytes, by its own header
-	Offset   int   // of the transport header, in bytes
-	TCPFlags uint8 // FIN to URG
-	DF       bool
-	Hash     uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
+	Flow      Flow
+	Len       int   // the packet's length in bytes, by its own header
+	Offset    int   // of the transport header, in bytes
+	TCPFlags  uint8 // FIN to URG
+	SCTPChunk uint8 // type of the chunk that the packet is about
+	DF        bool
+	Hash      uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
 }
 
 // Parse fills i from the packet in b and returns Accept, or why the packet can't be balanced: it is no whole IPv4 packet, is a
-// fragment, or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP). Checksums and lengths
+// fragment, or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths
 // of the transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
 func (i *Info) Parse(b []byte) Drop {
 	h := IPv4(b)
@@ -65,7 +68,7 @@ func (i *Info) Parse(b []byte) Drop {
 	}
 	proto := h.Protocol()
 	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
-	i.Len, i.Offset, i.DF, i.TCPFlags, i.Hash = h.TotalLen(), h.HeaderLen(), h.DF(), 0, 0
+	i.Len, i.Offset, i.DF, i.TCPFlags, i.SCTPChunk, i.Hash = h.TotalLen(), h.HeaderLen(), h.DF(), 0, 0, 0
 	t := h.Payload()
 	switch proto {
 	case ProtoTCP:
@@ -73,6 +76,11 @@ func (i *Info) Parse(b []byte) Drop {
 			return DropTruncated
 		}
 		i.TCPFlags = t[13] & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
+	case ProtoSCTP:
+		if len(t) < sctpHeaderLen+chunkHeaderLen {
+			return DropTruncated
+		}
+		i.SCTPChunk = sctpChunk(t)
 	case ProtoUDP, ProtoICMP:
 		if len(t) < 8 {
 			return DropTruncated

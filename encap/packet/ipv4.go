@@ -11,6 +11,7 @@ const (
 	ProtoIPIP = 4
 	ProtoTCP  = 6
 	ProtoUDP  = 17
+	ProtoSCTP = 132
 
 	IPv4HeaderLen = 20 // without options
 )

@@ -39,8 +39,8 @@ type Options struct {
 
 // timing is how long and how often is measured.
 type timing struct {
-	floods int // rounds of floods: many, and short, since the machine's speed may change from one second to the next
-	rounds int // of all else
+	floods int           // rounds of floods: many, and short, since the machine's speed may change from one second to the next
+	rounds int           // of all else
 	flows  int           // the larger number of them
 	settle time.Duration // of a flood, before its window
 	window time.Duration // of a flood

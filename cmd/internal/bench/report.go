@@ -15,7 +15,7 @@ type Report struct {
 	Machine Machine  `json:"machine"`
 	Quick   bool     `json:"quick"`
 	Floods  int      `json:"flood_rounds"`
-	Rounds  int      `json:"rounds"` // of streams and round trips
+	Rounds  int      `json:"rounds"`  // of streams and round trips
 	Seconds float64  `json:"seconds"` // that the run took
 	Ratios  []Ratio  `json:"ratios"`
 	Figures []Figure `json:"figures"`

@@ -4,7 +4,7 @@
 // stopping at the first. Nothing outside this package ever sees a key's name or an unchecked value. A fault is one
 // line that says where, what and what would be right:
 //
-//	director.toml: service "web": port: 70000 is out of range: want 1 to 65535, a range "8000-8099" or an array of them
+//	director.toml: service "web": port: 70000 is out of range: want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them
 //
 // A service or realserver that has no usable name or address yet is named by its position in the file, counted from
 // 1: service[2] is the second [[service]].
@@ -34,12 +34,27 @@ type Director struct {
 	Services    []Service // at least one, in the file's order
 }
 
-// Connections is the [connections] table: the bounds of the connection table.
+// Connections is the [connections] table: the bounds of the connection table, and how its entries end.
 type Connections struct {
-	Max       int  // entries, 1024 to 2^27
-	SloppyTCP bool // a TCP packet other than a SYN may open a connection
-	Timeouts  Timeouts
+	Max                     int  // entries, 1024 to 2^27
+	SloppyTCP               bool // a TCP packet other than a SYN may open a connection
+	Timeouts                Timeouts
+	ExpireNoDest            bool      // connections of a realserver that has left are forgotten at their next packet
+	ExpireQuiescentTemplate bool      // persistence does not hold to a realserver of weight 0
+	ConnReuse               int       // a SYN opens a new connection: 0 never, 1 in TIME_WAIT and CLOSE, 2 in FIN_WAIT too
+	DropOnRemoval           bool      // packets to a realserver that has left are dropped; else its connections go on until they end
+	SecureTCP               SecureTCP // the defence against SYN floods
+	HalfOpenMax             int       // half-open TCP connections, from which on SecureAuto defends; at most Max
 }
+
+// SecureTCP says when the defence against SYN floods is on.
+type SecureTCP string
+
+const (
+	SecureAuto   SecureTCP = "auto" // from HalfOpenMax half-open connections on
+	SecureAlways SecureTCP = "always"
+	SecureOff    SecureTCP = "off"
+)
 
 // Timeouts is how long a connection lives after its last packet, by state. Each is 1 s to 31 days.
 type Timeouts struct {
@@ -47,21 +62,38 @@ type Timeouts struct {
 	TCPFin time.Duration // FIN_WAIT
 	TCPSyn time.Duration // SYN_RECV
 	UDP    time.Duration
+	SCTP   time.Duration // ESTABLISHED
 }
 
 // Service is one [[service]]: the same realservers for each of its VIPs and ports. No two services share a VIP,
-// protocol and port.
+// protocol and port; a port that one has by itself is not among every port, PortRange{0, 0}, of another.
 type Service struct {
-	Name        string          // unique; 1 to 64 printable characters without whitespace
-	VIPs        []netip.Addr    // at least one, each once
-	Protocol    string          // "tcp" or "udp"
-	Ports       []PortRange     // at least one; they do not overlap
-	Scheduler   string          // one of Features.Schedulers
+	Name        string       // unique; 1 to 64 printable characters without whitespace
+	VIPs        []netip.Addr // at least one, each once
+	Protocol    string       // "tcp", "udp" or "sctp"
+	Ports       []PortRange  // at least one; they do not overlap
+	Scheduler   string       // one of Features.Schedulers
+	Flags       SchedulerFlags
+	Persistence Persistence
+	OnePacket   bool            // UDP only: each packet is scheduled by itself
 	Realservers []RealserverRef // in the file's order, each address once; may be empty
 	Encap       string          // "ipip"
 }
 
-// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last.
+// SchedulerFlags are those of schedulers sh and mh; of others none is set.
+type SchedulerFlags struct {
+	Port     bool // "sh-port", "mh-port"
+	Fallback bool // "sh-fallback", "mh-fallback"
+}
+
+// Persistence sends all connections of a client to one realserver. The zero value is none.
+type Persistence struct {
+	Timeout  time.Duration // 1 s to 31 days; 0: none
+	Netmask  int           // prefix length of what is one client, of IPv4 addresses, 1 to 32
+	Netmask6 int           // and of IPv6 addresses, 1 to 128
+}
+
+// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last; or 0 and 0, which is every port.
 type PortRange struct{ First, Last uint16 }
 
 // String is "80", or "8000-8099" for a range of several ports.
@@ -77,6 +109,8 @@ func (r PortRange) String() string {
 type RealserverRef struct {
 	Address netip.Addr // where its tunnel ends; never a VIP of any service
 	Weight  int        // 0 to 65535; 0 drains it
+	Upper   int        // with so many connections it gets no new ones; 0: no bound
+	Lower   int        // until it has fewer than these, at most Upper; 0: than three quarters of Upper
 }
 
 // MSSOff leaves the MSS, and the routes of answers, alone.

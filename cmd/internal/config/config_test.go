@@ -15,7 +15,7 @@ import (
 )
 
 func features() config.Features {
-	return config.Features{Schedulers: []string{"rr", "wrr", "wlc"}}
+	return config.Features{Schedulers: []string{"rr", "wrr", "wlc", "sh", "mh"}}
 }
 
 // wantFaults fails unless err is of type *config.Errors and has exactly these lines, less the "x.toml: " before each.
@@ -127,6 +127,7 @@ func TestPortRangeString(t *testing.T) {
 		"80":        {First: 80, Last: 80},
 		"8000-8099": {First: 8000, Last: 8099},
 		"1-65535":   {First: 1, Last: 65535},
+		"0":         {},
 	} {
 		if got := r.String(); got != want {
 			t.Errorf("%+v: got %s, want %s", r, got, want)
@@ -142,5 +143,29 @@ func TestFIFO(t *testing.T) {
 	}
 	if _, err := config.LoadRealserver(path); err == nil {
 		t.Error("an empty configuration is accepted")
+	}
+}
+
+func TestControlSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.toml")
+	for _, c := range []struct{ text, want, fault string }{
+		{"", "/run/vstun/director.sock", ""},
+		{"[director]\ncontrol = \"/tmp/a.sock\"\nqueues = \"many\"\ncolour = 1", "/tmp/a.sock", ""},
+		{"[director]\ncontrol = 1", "", "control: 1 is of the wrong type"},
+		{"director = 1", "", "want a [director] table"},
+		{"[director", "", "line 1"},
+	} {
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := config.ControlSocket(path)
+		var faults *config.Errors
+		if got != c.want || (err != nil) != (c.fault != "") || err != nil && (!errors.As(err, &faults) || !strings.Contains(err.Error(), c.fault)) {
+			t.Errorf("%q: got %q, %v", c.text, got, err)
+		}
+	}
+	var faults *config.Errors
+	if _, err := config.ControlSocket(path + "x"); err == nil || errors.As(err, &faults) {
+		t.Errorf("a missing file: %v", err)
 	}
 }

@@ -37,8 +37,11 @@ func TestDirectorDefaults(t *testing.T) {
 		Connections: config.Connections{
 			Max: 1_000_000,
 			Timeouts: config.Timeouts{
-				TCP: 15 * time.Minute, TCPFin: 2 * time.Minute, TCPSyn: time.Minute, UDP: 5 * time.Minute,
+				TCP: 15 * time.Minute, TCPFin: 2 * time.Minute, TCPSyn: time.Minute, UDP: 5 * time.Minute, SCTP: 15 * time.Minute,
 			},
+			ConnReuse:   1,
+			SecureTCP:   config.SecureAuto,
+			HalfOpenMax: 250_000,
 		},
 		Services: []config.Service{{
 			Name:      "web",
@@ -70,17 +73,27 @@ func TestDirectorEveryKey(t *testing.T) {
 			Max:       2_000_000,
 			SloppyTCP: true,
 			Timeouts: config.Timeouts{
-				TCP: 10 * time.Minute, TCPFin: 90 * time.Second, TCPSyn: 30 * time.Second, UDP: 90 * time.Second,
+				TCP: 10 * time.Minute, TCPFin: 90 * time.Second, TCPSyn: 30 * time.Second, UDP: 90 * time.Second, SCTP: time.Minute,
 			},
+			ExpireNoDest:            true,
+			ExpireQuiescentTemplate: true,
+			ConnReuse:               2,
+			DropOnRemoval:           true,
+			SecureTCP:               config.SecureAlways,
+			HalfOpenMax:             100_000,
 		},
 		Services: []config.Service{{
 			Name:      "web",
 			VIPs:      []netip.Addr{vip},
 			Protocol:  "tcp",
 			Ports:     []config.PortRange{{First: 80, Last: 80}},
-			Scheduler: "wrr",
+			Scheduler: "sh",
+			Flags:     config.SchedulerFlags{Port: true, Fallback: true},
+			Persistence: config.Persistence{
+				Timeout: 10 * time.Minute, Netmask: 24, Netmask6: 64,
+			},
 			Realservers: []config.RealserverRef{
-				{Address: netip.MustParseAddr("10.0.11.2"), Weight: 10},
+				{Address: netip.MustParseAddr("10.0.11.2"), Weight: 10, Upper: 100, Lower: 80},
 				{Address: netip.MustParseAddr("10.0.12.2"), Weight: 1},
 			},
 			Encap: "ipip",
@@ -90,7 +103,16 @@ func TestDirectorEveryKey(t *testing.T) {
 			Protocol:  "udp",
 			Ports:     []config.PortRange{{First: 53, Last: 53}, {First: 8000, Last: 8099}, {First: 80, Last: 80}},
 			Scheduler: "wlc",
+			OnePacket: true,
 			Encap:     "ipip",
+		}, {
+			Name:        "phone",
+			VIPs:        []netip.Addr{vip},
+			Protocol:    "sctp",
+			Ports:       []config.PortRange{{}},
+			Scheduler:   "wlc",
+			Persistence: config.Persistence{Timeout: 5 * time.Minute, Netmask: 32, Netmask6: 128},
+			Encap:       "ipip",
 		}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
@@ -98,13 +120,11 @@ func TestDirectorEveryKey(t *testing.T) {
 	}
 }
 
-// The documented file as a whole: what is refused in it is what this version does not have yet, and nothing else.
+// The documented file as a whole: what is refused in it is what this version does not have yet.
 func TestDirectorReference(t *testing.T) {
 	_, err := config.ParseDirector("x.toml", readTestdata(t, "reference-director.toml"), features())
 	wantFaults(t, err,
 		`director: metrics: not in this version yet: leave it out`,
-		`service "web": scheduler_flags: an array is not in this version yet: leave it out or write []`,
-		`service "web": persistence: not in this version yet: leave it out`,
 		`service "web": sorry_server: not in this version yet: leave it out`,
 		`service "web": check: not in this version yet: leave it out`,
 	)
@@ -113,7 +133,7 @@ func TestDirectorReference(t *testing.T) {
 // Each of these faults gives exactly these lines.
 func TestDirectorFaults(t *testing.T) {
 	const (
-		wantPorts  = `want 1 to 65535, a range "8000-8099" or an array of them`
+		wantPorts  = `want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
 		wantAddr   = `want an IPv4 address such as "10.0.2.2"`
 		wantDevice = `want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`
 		wantSocket = `want an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`
@@ -182,15 +202,13 @@ func TestDirectorFaults(t *testing.T) {
 		{"timeout no unit", connections(`timeouts = { tcp_fin = "120" }`), []string{`connections: timeouts: tcp_fin: "120" is not a duration: write "15m"; ` + wantTime}},
 		{"timeout short", connections(`timeouts = { tcp_syn = "999ms" }`), []string{`connections: timeouts: tcp_syn: "999ms" is out of range: ` + wantTime}},
 		{"timeout long", connections(`timeouts = { udp = "744h1s" }`), []string{`connections: timeouts: udp: "744h1s" is out of range: ` + wantTime}},
-		{"timeout unknown", connections(`timeouts = { sctp = "1s" }`), []string{`connections: timeouts: sctp: unknown key: want tcp, tcp_fin, tcp_syn or udp`}},
-		{"expire_nodest", connections("expire_nodest = true"), []string{`connections: expire_nodest: true is not in this version yet: leave it out or write false`}},
-		{"expire_quiescent_template", connections("expire_quiescent_template = true"), []string{`connections: expire_quiescent_template: true is not in this version yet: leave it out or write false`}},
+		{"timeout unknown", connections(`timeouts = { icmp = "1s" }`), []string{`connections: timeouts: icmp: unknown key: want tcp, tcp_fin, tcp_syn, udp or sctp`}},
 
 		// [[service]]
 		{"service empty", "[[service]]", []string{
 			`service[1]: name: missing: want 1 to 64 printable characters without whitespace`,
 			`service[1]: vip: missing: want an IPv4 address or an array of them`,
-			`service[1]: protocol: missing: want tcp or udp`,
+			`service[1]: protocol: missing: want tcp, udp or sctp`,
 			`service[1]: port: missing: ` + wantPorts,
 		}},
 		{"name type", webName("7"), []string{`service[1]: name: 7 is of the wrong type: want 1 to 64 printable characters without whitespace`}},
@@ -200,9 +218,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"name long", webName(`"` + strings.Repeat("é", 65) + `"`), []string{
 			`service "` + strings.Repeat("é", 64) + `…": name: "` + strings.Repeat("é", 64) + `…" is not a name: want 1 to 64 printable characters without whitespace`,
 		}},
-		{"name twice", second("web", `"198.51.100.81"`, "tcp", "0"), []string{
+		{"name twice", second("web", `"198.51.100.81"`, "tcp", "80"), []string{
 			`service[2]: name: "web" is also the name of service[1]: want a name of its own`,
-			`service[2]: port: 0 (every port) needs persistence, which is not in this version yet: ` + wantPorts,
 		}},
 		{"vip empty", webVIP("[]"), []string{`service "web": vip: is empty: want an IPv4 address or an array of them`}},
 		{"vip number", webVIP("[80]"), []string{`service "web": vip: 80 is of the wrong type: ` + wantAddr}},
@@ -213,11 +230,9 @@ func TestDirectorFaults(t *testing.T) {
 		{"vip this network", webVIP(`"0.0.0.1"`), []string{`service "web": vip: "0.0.0.1" is in 0.0.0.0/8, "this network": want a unicast address`}},
 		{"vip mapped", webVIP(`"::ffff:10.0.0.1"`), []string{`service "web": vip: "::ffff:10.0.0.1": IPv6 is not in this version yet: ` + wantAddr}},
 		{"vip twice", webVIP(`["198.51.100.80", "198.51.100.80"]`), []string{`service "web": vip: "198.51.100.80" is there twice: want each address once`}},
-		{"protocol later", strings.Replace(goodService, `"tcp"`, `"sctp"`, 1), []string{`service "web": protocol: "sctp" is not in this version yet: want tcp or udp`}},
-		{"protocol unknown", strings.Replace(goodService, `"tcp"`, `"TCP"`, 1), []string{`service "web": protocol: "TCP" is unknown: want tcp or udp`}},
+		{"protocol unknown", strings.Replace(goodService, `"tcp"`, `"TCP"`, 1), []string{`service "web": protocol: "TCP" is unknown: want tcp, udp or sctp`}},
 		{"port high", webPort("70000"), []string{`service "web": port: 70000 is out of range: ` + wantPorts}},
 		{"port negative", webPort("-1"), []string{`service "web": port: -1 is out of range: ` + wantPorts}},
-		{"port zero", webPort("0"), []string{`service "web": port: 0 (every port) needs persistence, which is not in this version yet: ` + wantPorts}},
 		{"port string", webPort(`"80"`), []string{`service "web": port: "80" is not a range of ports: ` + wantPorts}},
 		{"port name", webPort(`"http-https"`), []string{`service "web": port: "http-https" is not a range of ports: ` + wantPorts}},
 		{"port float", webPort("80.5"), []string{`service "web": port: 80.5 is of the wrong type: ` + wantPorts}},
@@ -229,17 +244,14 @@ func TestDirectorFaults(t *testing.T) {
 			`service "web": port: 50 overlaps 1-100: want each port once`,
 			`service "web": port: 60 overlaps 1-100: want each port once`,
 		}},
-		{"scheduler later", web(`scheduler = "lc"`), []string{`service "web": scheduler: "lc" is not in this version yet: want rr, wrr or wlc`}},
-		{"scheduler unknown", web(`scheduler = "best"`), []string{`service "web": scheduler: "best" is unknown: want rr, wrr or wlc`}},
-		{"scheduler type", web(`scheduler = ["rr"]`), []string{`service "web": scheduler: an array is of the wrong type: want rr, wrr or wlc`}},
+		{"scheduler later", web(`scheduler = "lc"`), []string{`service "web": scheduler: "lc" is not in this version yet: want rr, wrr, wlc, sh or mh`}},
+		{"scheduler unknown", web(`scheduler = "best"`), []string{`service "web": scheduler: "best" is unknown: want rr, wrr, wlc, sh or mh`}},
+		{"scheduler type", web(`scheduler = ["rr"]`), []string{`service "web": scheduler: an array is of the wrong type: want rr, wrr, wlc, sh or mh`}},
 		{"encap later", web(`encap = "gue"`), []string{`service "web": encap: "gue" is not in this version yet: want ipip`}},
 		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip`}},
 		{"unknown in service", web("vips = 1"), []string{`service "web": vips: unknown key: did you mean vip?`}},
-		{"later in service", web("scheduler_flags = [\"sh-port\"]\npersistence = {}\none_packet = true\nencap_port = 1\nquorum = 2\n" +
+		{"later in service", web("encap_port = 1\nquorum = 2\n" +
 			"hysteresis = 1\nsorry_server = \"10.0.99.2\"\n[service.check]"), []string{
-			`service "web": scheduler_flags: an array is not in this version yet: leave it out or write []`,
-			`service "web": persistence: not in this version yet: leave it out`,
-			`service "web": one_packet: true is not in this version yet: leave it out or write false`,
 			`service "web": encap_port: 1 is not in this version yet: leave it out or write 6080`,
 			`service "web": quorum: 2 is not in this version yet: leave it out or write 1`,
 			`service "web": hysteresis: 1 is not in this version yet: leave it out or write 0`,
@@ -275,10 +287,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"weight high", realserver("address = \"10.0.0.1\"\nweight = 65536"), []string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to 65535`}},
 		{"weight type", realserver("address = \"10.0.0.1\"\nweight = \"1\""), []string{`service "web": realserver "10.0.0.1": weight: "1" is of the wrong type: want 0 (drains it) to 65535`}},
 		{"unknown in realserver", realserver("address = \"10.0.0.1\"\nweigth = 1"), []string{`service "web": realserver "10.0.0.1": weigth: unknown key: did you mean weight?`}},
-		{"later in realserver", realserver("address = \"10.0.0.1\"\nencap = \"gre\"\nupper = 10\nlower = 5\ncheck = {}"), []string{
+		{"later in realserver", realserver("address = \"10.0.0.1\"\nencap = \"gre\"\ncheck = {}"), []string{
 			`service "web": realserver "10.0.0.1": encap: "gre" is not in this version yet: leave it out or write "ipip"`,
-			`service "web": realserver "10.0.0.1": upper: 10 is not in this version yet: leave it out or write 0`,
-			`service "web": realserver "10.0.0.1": lower: 5 is not in this version yet: leave it out or write 0`,
 			`service "web": realserver "10.0.0.1": check: not in this version yet: leave it out`,
 		}},
 	} {
@@ -317,11 +327,11 @@ port = 1
 		`connections: timeouts: tcp: 900 is not a duration: write "15m"; want 1s to 744h (31 days)`,
 		`connections: timeouts: udp: "0s" is out of range: want 1s to 744h (31 days)`,
 		`service "web": vip: "nonsense" is not an address: want an IPv4 address such as "10.0.2.2"`,
-		`service "web": protocol: "icmp" is unknown: want tcp or udp`,
-		`service "web": port: 70000 is out of range: want 1 to 65535, a range "8000-8099" or an array of them`,
+		`service "web": protocol: "icmp" is unknown: want tcp, udp or sctp`,
+		`service "web": port: 70000 is out of range: want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them`,
 		`service "web": realserver "198.51.100.80": weight: -1 is out of range: want 0 (drains it) to 65535`,
 		`service[2]: name: missing: want 1 to 64 printable characters without whitespace`,
-		`service[2]: protocol: missing: want tcp or udp`,
+		`service[2]: protocol: missing: want tcp, udp or sctp`,
 		`service "web": realserver "198.51.100.80": address: "198.51.100.80" is also a VIP of service "web": want the realserver's own address`,
 		`colour: unknown key: want director, connections or service`,
 	)

@@ -68,10 +68,13 @@ func FuzzParseDirector(f *testing.F) {
 		if d.Queues < 1 || d.Queues > 256 || c.Max < 1024 || c.Max > 1<<27 {
 			t.Errorf("queues %d, connections %d", d.Queues, c.Max)
 		}
-		for _, timeout := range []time.Duration{c.Timeouts.TCP, c.Timeouts.TCPFin, c.Timeouts.TCPSyn, c.Timeouts.UDP} {
+		for _, timeout := range []time.Duration{c.Timeouts.TCP, c.Timeouts.TCPFin, c.Timeouts.TCPSyn, c.Timeouts.UDP, c.Timeouts.SCTP} {
 			if timeout < time.Second || timeout > 31*24*time.Hour {
 				t.Errorf("timeout %v", timeout)
 			}
+		}
+		if c.ConnReuse < 0 || c.ConnReuse > 2 || c.SecureTCP == "" || c.HalfOpenMax < 1 || c.HalfOpenMax > c.Max {
+			t.Errorf("connections %+v", c)
 		}
 		checkServices(t, d.Services)
 	})
@@ -93,17 +96,18 @@ func checkServices(t *testing.T, services []config.Service) {
 	}
 	for _, s := range services {
 		if s.Name == "" || names[s.Name] || len(s.VIPs) == 0 || len(s.Ports) == 0 || s.Encap != "ipip" ||
-			!slices.Contains([]string{"tcp", "udp"}, s.Protocol) || !slices.Contains(features().Schedulers, s.Scheduler) {
+			!slices.Contains([]string{"tcp", "udp", "sctp"}, s.Protocol) || !slices.Contains(features().Schedulers, s.Scheduler) {
 			t.Errorf("service %+v", s)
 		}
 		names[s.Name] = true
+		checkScheduling(t, s)
 		checkAddrs(t, s.VIPs...)
 		for _, vip := range s.VIPs {
 			vips[vip] = true
 			for _, r := range s.Ports {
 				for port := int(r.First); port <= int(r.Last); port++ {
 					e := endpoint{s.Protocol, vip, port}
-					if taken[e] || port == 0 {
+					if taken[e] || port == 0 && len(s.Ports) > 1 {
 						t.Fatalf("%v is taken twice", e)
 					}
 					taken[e] = true
@@ -115,11 +119,26 @@ func checkServices(t *testing.T, services []config.Service) {
 		seen := map[netip.Addr]bool{}
 		for _, r := range s.Realservers {
 			checkAddrs(t, r.Address)
-			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 {
+			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 || r.Lower < 0 || r.Lower > r.Upper {
 				t.Errorf("realserver %+v", r)
 			}
 			seen[r.Address] = true
 		}
+	}
+}
+
+func checkScheduling(t *testing.T, s config.Service) {
+	t.Helper()
+	hashes := s.Scheduler == "sh" || s.Scheduler == "mh"
+	if s.OnePacket && s.Protocol != "udp" || s.Flags != (config.SchedulerFlags{}) && !hashes {
+		t.Errorf("service %+v", s)
+	}
+	p := s.Persistence
+	if p == (config.Persistence{}) {
+		return
+	}
+	if p.Timeout < time.Second || p.Timeout > 31*24*time.Hour || p.Netmask < 1 || p.Netmask > 32 || p.Netmask6 < 1 || p.Netmask6 > 128 {
+		t.Errorf("persistence %+v", p)
 	}
 }
 

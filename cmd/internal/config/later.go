@@ -16,18 +16,8 @@ func laterInDirector() []laterKey {
 	return []laterKey{{name: "metrics"}}
 }
 
-func laterInConnections() []laterKey {
-	return []laterKey{
-		{"expire_nodest", false},
-		{"expire_quiescent_template", false},
-	}
-}
-
 func laterInService() []laterKey {
 	return []laterKey{
-		{"scheduler_flags", []any{}},
-		{name: "persistence"},
-		{"one_packet", false},
 		{"encap_port", int64(6080)},
 		{"quorum", int64(1)},
 		{"hysteresis", int64(0)},
@@ -39,8 +29,6 @@ func laterInService() []laterKey {
 func laterInServiceRealserver() []laterKey {
 	return []laterKey{
 		{"encap", "ipip"},
-		{"upper", int64(0)},
-		{"lower", int64(0)},
 		{name: "check"},
 	}
 }
@@ -54,8 +42,6 @@ func laterInRealserver() []laterKey {
 
 // The documented values of keys of which this version has only some. The names that it has, see each key's
 // reader, come before these.
-
-func laterProtocols() []string { return []string{"sctp"} }
 
 func laterEncaps() []string { return []string{"gre", "gue", "fou"} }
 

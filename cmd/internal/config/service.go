@@ -91,12 +91,12 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 		t.faultAt("name", "%s is also the name of %s: want a name of its own", show(name), owner)
 	}
 	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 address or an array of them"))
-	protocols := []string{"tcp", "udp"}
+	protocols := []string{"tcp", "udp", "sctp"}
 	if v, ok := t.required("protocol", oneOf(protocols)); ok {
-		s.Protocol, _ = t.choice("protocol", v, protocols, laterProtocols())
+		s.Protocol, _ = t.choice("protocol", v, protocols, nil)
 	}
 	s.Ports = t.ports("port")
-	s.Scheduler = r.scheduler(t)
+	r.readScheduling(t, &s)
 	s.Encap = readEncap(t)
 	s.Realservers = r.readRealservers(t)
 	t.finish(laterInService())
@@ -149,7 +149,8 @@ func readEncap(t *table) string {
 	return name
 }
 
-// claimPorts gives ports to a service unless another one has them already.
+// claimPorts gives ports to a service unless another one has them already. Port 0, every port, is one beside the others: a service
+// that has a port of its own comes before the one that has them all.
 func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	for _, p := range ports {
 		claims := r.claims[at]
@@ -199,6 +200,7 @@ func (r *serviceReader) readRealservers(service *table) []RealserverRef {
 			}
 		}
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
+		rs.Upper, rs.Lower = readThresholds(t)
 		t.finish(laterInServiceRealserver())
 		list = append(list, rs)
 	}

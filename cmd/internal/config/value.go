@@ -43,12 +43,17 @@ func (t *table) socket(key, absent string) string {
 
 // offload reads whether a TUN device may leave checksums and segmentation to the program: "auto" or "off".
 func (t *table) offload(key string) bool {
+	return t.oneOf(key, "auto", "off") != "off"
+}
+
+// oneOf reads one of several words; the first is the default.
+func (t *table) oneOf(key string, words ...string) string {
 	v, ok := t.value(key)
 	if !ok {
-		return true
+		return words[0]
 	}
-	name, _ := t.choice(key, v, []string{"auto", "off"}, nil)
-	return name != "off"
+	word, _ := t.choice(key, v, words, nil)
+	return word
 }
 
 // level reads the least level that is logged.
@@ -159,9 +164,9 @@ func (t *table) source(key string, value any) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// ports reads a required port, range of ports, or array of both.
+// ports reads a required port, range of ports, or array of both; or 0, which is every port.
 func (t *table) ports(key string) []PortRange {
-	const want = `1 to 65535, a range "8000-8099" or an array of them`
+	const want = `0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
 	var list []PortRange
 	for _, v := range t.oneOrMore(key, want) {
 		r, fault := parsePorts(v)
@@ -170,6 +175,10 @@ func (t *table) ports(key string) []PortRange {
 			continue
 		}
 		list = append(list, r)
+	}
+	if len(list) > 1 && slices.Contains(list, PortRange{}) {
+		t.faultAt(key, "0 is every port, and stands among others: want it alone")
+		return list
 	}
 
 	sorted := slices.Clone(list)
@@ -190,6 +199,9 @@ func parsePorts(value any) (r PortRange, fault string) {
 	var first, last int64
 	switch v := value.(type) {
 	case int64:
+		if v == 0 {
+			return PortRange{}, ""
+		}
 		first, last = v, v
 	case string:
 		low, high, isRange := strings.Cut(v, "-")
@@ -203,8 +215,6 @@ func parsePorts(value any) (r PortRange, fault string) {
 		return r, "is of the wrong type"
 	}
 	switch {
-	case first == 0 && last == 0:
-		return r, "(every port) needs persistence, which is not in this version yet"
 	case first < 1 || first > 65535 || last < 1 || last > 65535:
 		return r, "is out of range"
 	case first > last:

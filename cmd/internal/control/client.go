@@ -11,10 +11,20 @@ import (
 	"time"
 )
 
+// patience is how long a client waits for an answer beyond the time that it takes.
+const patience = 10 * time.Second
+
 // Get asks the program whose control socket is at socket for path and decodes its JSON answer into into.
 // The error is one line: no such program, no right to use the socket, or what the program answered.
 func Get(ctx context.Context, socket, path string, into any) error {
-	resp, err := do(ctx, http.MethodGet, socket, path, 0)
+	return ask(ctx, http.MethodGet, socket, path, into)
+}
+
+// ask sends one request and decodes its JSON answer into into.
+func ask(ctx context.Context, method, socket, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	resp, err := do(ctx, method, socket, path, 0)
 	if err != nil {
 		return err
 	}
@@ -25,10 +35,24 @@ func Get(ctx context.Context, socket, path string, into any) error {
 	return nil
 }
 
-// do sends one request over the socket, whose answer takes so long beside what a short one takes. The caller closes the body of the response, which has status 200.
+// refusal is an answer that is not the one asked for.
+type refusal struct {
+	socket, path string
+	status       int
+	text         string // one line or more
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %s: %s", r.socket, r.path, r.text) }
+
+// maxRefusal is far above what the faults of a configuration take.
+const maxRefusal = 16 << 20
+
+// do sends one request over the socket, whose answer takes so long to begin beside what a short one takes. The caller closes the body of the
+// response, which has status 200 and may take any time.
 func do(ctx context.Context, method, socket, path string, takes time.Duration) (*http.Response, error) {
-	client := http.Client{Timeout: takes + 10*time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives:     true,
+		ResponseHeaderTimeout: takes + patience,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
@@ -44,8 +68,8 @@ func do(ctx context.Context, method, socket, path string, takes time.Duration) (
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return nil, fmt.Errorf("%s: %s: %s", socket, path, strings.TrimSpace(string(text)))
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+		return nil, &refusal{socket, path, resp.StatusCode, strings.TrimSpace(string(text))}
 	}
 	return resp, nil
 }

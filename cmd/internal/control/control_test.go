@@ -121,10 +121,43 @@ func TestPrint(t *testing.T) {
 			t.Errorf("too wide for a terminal: %q", line)
 		}
 	}
+	if strings.Contains(out.String(), "Upper") || strings.Contains(out.String(), "draining") {
+		t.Errorf("columns without values:\n%s", &out)
+	}
 	out.Reset()
 	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9}); err != nil ||
 		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") {
 		t.Errorf("%v %s", err, &out)
+	}
+}
+
+// TestPrintSettings is about what only some services have.
+func TestPrintSettings(t *testing.T) {
+	st := DirectorStatus{Services: []Service{
+		{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::1"}, Protocol: "tcp", Ports: []string{"0"}, Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"},
+			Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 100, Lower: 80, Active: 7}}},
+		{Name: "dns", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr", OnePacket: true, Persistence: &Persistence{60, 32, 128}},
+	}}
+	var out bytes.Buffer
+	if err := PrintDirector(&out, &st); err != nil {
+		t.Fatal(err)
+	}
+	_, got, _ := strings.Cut(out.String(), "\n\n")
+	got, _, _ = strings.Cut(got, "\n\n")
+	var lines []string
+	for line := range strings.Lines(got) {
+		lines = append(lines, strings.Join(strings.Fields(line), " "))
+	}
+	want := []string{
+		"Prot Address:Port Scheduler Flags",
+		"-> RemoteAddress Forward Weight Upper Lower ActiveConn InActConn Conns InPkts InBytes",
+		"TCP 198.51.100.80:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
+		"TCP [2001:db8::1]:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
+		"-> 10.0.11.2 ipip 0 100 80 7 0 0 0 0 draining",
+		"UDP 198.51.100.80:53 rr persistent 60 ops (dns)",
+	}
+	if strings.Join(lines, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
 	}
 }
 

@@ -15,17 +15,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
-	fmt.Fprintln(w, "Prot Address:Port Scheduler\t\t\t\t\t\t\t")
-	fmt.Fprintln(w, "  -> RemoteAddress\tForward\tWeight\tActiveConn\tInActConn\tConns\tInPkts\tInBytes")
-	for _, s := range st.Services {
-		for _, vip := range s.VIPs {
-			fmt.Fprintf(w, "%s %s:%s %s (%s)\t\t\t\t\t\t\t\n", strings.ToUpper(s.Protocol), vip, strings.Join(s.Ports, ","), s.Scheduler, s.Name)
-		}
-		for _, r := range s.Realservers {
-			fmt.Fprintf(w, "  -> %s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\n", r.Address, r.Encap, r.Weight, r.Active, r.Inactive, r.Connections,
-				r.Forwarded.Packets, r.Forwarded.Bytes)
-		}
-	}
+	printServices(w, st.Services)
 	if st.Leaving.Connections > 0 {
 		fmt.Fprintf(w, "\n%d connections to %d realservers that are not configured any more\n", st.Leaving.Connections, st.Leaving.Realservers)
 	}

@@ -60,6 +60,8 @@ func ProfileCommand(socket *Socket) *cobra.Command {
 
 // save writes what the program answers to a file.
 func save(ctx context.Context, socket, path, file string, takes time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, takes+patience)
+	defer cancel()
 	resp, err := do(ctx, http.MethodGet, socket, path, takes)
 	if err != nil {
 		return err

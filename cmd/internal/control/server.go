@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +17,7 @@ import (
 type Server struct {
 	listener net.Listener
 	mux      *http.ServeMux
+	limits   limits
 }
 
 // Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program left behind is replaced; one
@@ -46,7 +46,7 @@ func Listen(socket string) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", socket, errors.Unwrap(err))
 	}
-	s := &Server{listener: l, mux: http.NewServeMux()}
+	s := &Server{listener: l, mux: http.NewServeMux(), limits: usualLimits()}
 	s.profiles()
 	return s, nil
 }
@@ -75,12 +75,17 @@ func (s *Server) handle(pattern string, fn func() (any, error)) {
 	})
 }
 
-// Run serves until ctx is cancelled, then returns nil.
+// Run serves until ctx is cancelled, then returns nil. No request outlives it.
 func (s *Server) Run(ctx context.Context) error {
-	srv := http.Server{Handler: s.mux, ReadHeaderTimeout: 5 * time.Second}
+	var clients joiner
+	srv := http.Server{Handler: s.limits.bounded(s.mux), ReadHeaderTimeout: s.limits.read, IdleTimeout: s.limits.read, ConnState: clients.state,
+		BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(s.listener)
+	srv.Close()
+	clients.Wait()
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	return nil

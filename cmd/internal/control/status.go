@@ -44,19 +44,31 @@ type Connections struct {
 
 // Service is one virtual service with its realservers, in the order of the configuration.
 type Service struct {
-	Name        string       `json:"name"`
-	VIPs        []string     `json:"vips"`
-	Protocol    string       `json:"protocol"`
-	Ports       []string     `json:"ports"` // "80", or a range "8000-8099"
-	Scheduler   string       `json:"scheduler"`
-	Realservers []Realserver `json:"realservers"`
+	Name           string       `json:"name"`
+	VIPs           []string     `json:"vips"`
+	Protocol       string       `json:"protocol"`
+	Ports          []string     `json:"ports"` // "80", a range "8000-8099", or "0": every port
+	Scheduler      string       `json:"scheduler"`
+	SchedulerFlags []string     `json:"scheduler_flags,omitempty"` // as in the configuration
+	Persistence    *Persistence `json:"persistence,omitempty"`
+	OnePacket      bool         `json:"one_packet,omitempty"`
+	Realservers    []Realserver `json:"realservers"`
+}
+
+// Persistence is how long, and for what networks, clients stay at one realserver.
+type Persistence struct {
+	Timeout  float64 `json:"timeout_seconds"`
+	Netmask  int     `json:"netmask"`
+	Netmask6 int     `json:"netmask6"`
 }
 
 // Realserver is one realserver of one service.
 type Realserver struct {
 	Address     string  `json:"address"`
 	Encap       string  `json:"encap"`
-	Weight      int     `json:"weight"`
+	Weight      int     `json:"weight"`          // 0: it drains
+	Upper       int     `json:"upper,omitempty"` // thresholds of connections
+	Lower       int     `json:"lower,omitempty"`
 	Active      int     `json:"active"`      // connections that IPVS counts as active
 	Inactive    int     `json:"inactive"`    // all others
 	Connections uint64  `json:"connections"` // scheduled since the start

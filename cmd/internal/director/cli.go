@@ -3,6 +3,7 @@ package director
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -28,13 +29,7 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration file")
 		return c
 	}
-	socket := &control.Socket{Config: func() (string, error) {
-		cfg, err := load(file)
-		if err != nil {
-			return "", err
-		}
-		return cfg.Control, nil
-	}}
+	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
@@ -48,6 +43,14 @@ func Command() *cobra.Command {
 				return err
 			}}),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
+		withFile(control.ConnectionsCommand(states(), socket)),
+		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
+			path, err := controlSocket(file)
+			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
+				return "", faults // what the running director would say of the file, with the exit status of a failed reload
+			}
+			return path, err
+		}})),
 		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)
@@ -61,6 +64,15 @@ func load(file string) (*config.Director, error) {
 		return nil, daemon.UsageError{Err: err}
 	}
 	return cfg, nil
+}
+
+// controlSocket finds the control socket of the director that runs with a configuration file.
+func controlSocket(file string) (string, error) {
+	path, err := config.ControlSocket(file)
+	if err != nil {
+		return "", daemon.UsageError{Err: err}
+	}
+	return path, nil
 }
 
 func count(n int, what string) string {

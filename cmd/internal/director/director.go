@@ -39,6 +39,7 @@ type director struct {
 	bal     *balancer.Balancer
 	workers []*forward.Worker
 
+	reloads  sync.Mutex // one after the other
 	mu       sync.Mutex // of what a reload changes
 	cfg      *config.Director
 	leftVIPs []netip.Addr // not configured any more, but with connections
@@ -66,9 +67,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.control, err = control.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
-	c := cfg.Connections
-	d.table = conntab.New(conntab.Config{Max: c.Max, SloppyTCP: c.SloppyTCP, Timeouts: conntab.Timeouts(c.Timeouts)})
-	d.bal = balancer.New(d.table, cfg.Queues)
+	d.table = conntab.New(tableConfig(cfg.Connections))
+	d.bal = balancer.New(d.table, cfg.Queues, balancerOptions(cfg.Connections))
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
@@ -137,6 +137,11 @@ const (
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.control.Answer("/status", func() (any, error) { return d.status(), nil })
+	d.control.Stream("/connections", d.connections)
+	d.control.Do("/reload", func() (any, error) {
+		lines, err := d.reload()
+		return control.Reload{Changes: lines}, err
+	})
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{
@@ -145,7 +150,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			defer close(watched)
 			return d.network.Watch(ctx)
 		},
-		hangup(d.reload),
+		hangup(func() { _, _ = d.reload() }), // who has sent the signal reads the log
 		daemon.Every(sweepEvery, func() { sweeper.Sweep(d.now(), slots) }),
 		d.watchPaths,
 		func(ctx context.Context) error { // ends the workers, but first the routes that lead to them

@@ -9,8 +9,12 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// reload reads the configuration file again and puts it in force. A fault changes nothing.
-func (d *director) reload() {
+// reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
+// the same.
+func (d *director) reload() ([]string, error) {
+	d.reloads.Lock()
+	defer d.reloads.Unlock()
+	was := d.cfg // only a reload changes it
 	cfg, err := load(d.file)
 	if err == nil {
 		err = checkAddresses(cfg)
@@ -20,9 +24,14 @@ func (d *director) reload() {
 	}
 	if err != nil {
 		d.log.Error("reload: nothing changed", "file", d.file, "error", err)
-		return
+		return nil, err
 	}
-	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services))
+	lines := changes(was, cfg)
+	for _, line := range lines {
+		d.log.Info("reload: " + line)
+	}
+	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(lines))
+	return lines, nil
 }
 
 // apply puts cfg in force: first the routes of new VIPs, which can fail, then the services, in one step. The routes of VIPs that leave stay for
@@ -43,11 +52,8 @@ func (d *director) apply(cfg *config.Director) error {
 	}
 	d.cfg = cfg
 	d.leftVIPs = slices.DeleteFunc(unique(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
-	if _, connections := d.bal.Leaving(); connections > 0 || len(d.leftVIPs) == 0 {
-		return nil
-	}
-	d.leftVIPs = nil
-	return d.network.Set(network(cfg.TUN, want))
+	d.releaseVIPs()
+	return nil
 }
 
 // sameProgram refuses changes of what is only read at the start.

@@ -10,7 +10,6 @@ import (
 	"vstun/balancer"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
-	"vstun/encap/packet"
 	"vstun/routing"
 )
 
@@ -27,20 +26,24 @@ func services(cfg *config.Director, log *slog.Logger) balancer.Config {
 		log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
 	}
 	var out balancer.Config
-	for _, s := range cfg.Services {
-		svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: packet.ProtoTCP, Scheduler: s.Scheduler}
-		if s.Protocol == "udp" {
-			svc.Protocol = packet.ProtoUDP
-		}
-		for _, p := range s.Ports {
-			svc.Ports = append(svc.Ports, balancer.PortRange(p))
-		}
-		for _, r := range s.Realservers {
-			svc.Realservers = append(svc.Realservers, balancer.Realserver{Address: r.Address, Weight: r.Weight, Source: cfg.Source, MTU: pathMTU(ways, r.Address)})
-		}
-		out.Services = append(out.Services, svc)
+	for i := range cfg.Services {
+		out.Services = append(out.Services, service(&cfg.Services[i], cfg.Source, ways))
 	}
 	return out
+}
+
+// service is s as the balancer takes it.
+func service(s *config.Service, source netip.Addr, ways map[netip.Addr]routing.Path) balancer.Service {
+	svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: protocols[s.Protocol], Scheduler: s.Scheduler, Flags: balancer.Flags(s.Flags),
+		Persistence: balancer.Persistence{Timeout: s.Persistence.Timeout, Mask4: s.Persistence.Netmask, Mask6: s.Persistence.Netmask6}, OnePacket: s.OnePacket}
+	for _, p := range s.Ports {
+		svc.Ports = append(svc.Ports, balancer.PortRange(p))
+	}
+	for _, r := range s.Realservers {
+		svc.Realservers = append(svc.Realservers, balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+			Source: source, MTU: pathMTU(ways, r.Address)})
+	}
+	return svc
 }
 
 // pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when there is one again.
@@ -93,14 +96,20 @@ func (d *director) refresh() {
 	if err := d.bal.Apply(services(d.cfg, d.log)); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
+	d.releaseVIPs()
+}
+
+// releaseVIPs lets the routes of VIPs go that have left, and whose last connections have ended.
+func (d *director) releaseVIPs() {
 	if len(d.leftVIPs) == 0 {
 		return
 	}
-	if _, connections := d.bal.Leaving(); connections == 0 {
-		if err := d.network.Set(network(d.cfg.TUN, vips(d.cfg))); err != nil {
-			d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
-			return
-		}
-		d.leftVIPs = nil
+	if _, connections := d.bal.Leaving(); connections > 0 {
+		return
 	}
+	if err := d.network.Set(network(d.cfg.TUN, vips(d.cfg))); err != nil {
+		d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
+		return
+	}
+	d.leftVIPs = nil
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"time"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
@@ -24,22 +25,30 @@ func (d *director) status() control.DirectorStatus {
 	}
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
 	for _, s := range d.bal.Snapshot().Status() {
-		svc := control.Service{Name: s.Name, Protocol: packet.ProtoName(s.Protocol), Scheduler: s.Scheduler}
-		for _, vip := range s.VIPs {
-			svc.VIPs = append(svc.VIPs, vip.String())
-		}
-		for _, p := range s.Ports {
-			svc.Ports = append(svc.Ports, p.String())
-		}
-		for _, r := range s.Realservers {
-			svc.Realservers = append(svc.Realservers, control.Realserver{Address: r.Address.String(), Encap: "ipip", Weight: r.Weight,
-				Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}})
-		}
-		st.Services = append(st.Services, svc)
+		st.Services = append(st.Services, serviceStatus(&s))
 	}
 	if n, err := routing.Dropped(d.device.Name()); err == nil {
 		st.Overruns = n
 	}
 	st.Leaving.Realservers, st.Leaving.Connections = d.bal.Leaving()
 	return st
+}
+
+func serviceStatus(s *balancer.ServiceStatus) control.Service {
+	svc := control.Service{Name: s.Name, Protocol: packet.ProtoName(s.Protocol), Scheduler: s.Scheduler,
+		SchedulerFlags: flagList(s.Scheduler, s.Flags.Port, s.Flags.Fallback), OnePacket: s.OnePacket}
+	if p := s.Persistence; p.Timeout > 0 {
+		svc.Persistence = &control.Persistence{Timeout: p.Timeout.Seconds(), Netmask: p.Mask4, Netmask6: p.Mask6}
+	}
+	for _, vip := range s.VIPs {
+		svc.VIPs = append(svc.VIPs, vip.String())
+	}
+	for _, p := range s.Ports {
+		svc.Ports = append(svc.Ports, p.String())
+	}
+	for _, r := range s.Realservers {
+		svc.Realservers = append(svc.Realservers, control.Realserver{Address: r.Address.String(), Encap: "ipip", Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}})
+	}
+	return svc
 }

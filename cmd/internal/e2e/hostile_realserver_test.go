@@ -46,6 +46,7 @@ func TestHostileRealserver(t *testing.T) {
 
 	// What all the packets below are like, were it not for their one fault, gets in.
 	good := udpPacket(t, s.Client.Addr, s.VIP, 1234, trapPort, "let me in")
+	idle := agent.intake().Out.Packets
 	evil.throw(tunnel(s.Director.Addr, 0, good))
 	if err := trap.SetReadDeadline(time.Now().Add(soon)); err != nil {
 		t.Fatal(err)
@@ -54,6 +55,7 @@ func TestHostileRealserver(t *testing.T) {
 	if n, _, err := trap.ReadFrom(buf); err != nil || string(buf[:n]) != "let me in" {
 		t.Fatalf("a packet without a fault did not get in: %q, %v", buf[:n], err)
 	}
+	eventually(t, "the agent has counted it", soon, func() bool { return agent.intake().Out.Packets == idle+1 }) // it does so after the batch
 
 	before, descriptors, pid := agent.intake(), agent.descriptors(), agent.Pid()
 	protocols := s.snmp(web)

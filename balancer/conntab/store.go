@@ -1,0 +1,202 @@
+package conntab
+
+import (
+	"math/bits"
+	"sync"
+	"time"
+	"unsafe"
+
+	"vstun/encap/packet"
+)
+
+// address is the bytes of an IPv4 or IPv6 address.
+type address interface{ [4]byte | [16]byte }
+
+// store is the connections of one address family.
+type store[A address] struct {
+	table  *Table
+	hash   func(*entry[A]) uint64
+	shards []shard[A]
+}
+
+const (
+	numShards = 256
+	perFlow   = 2  // slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
+	slack     = 64 // slots more in each shard, since flows don't spread quite evenly
+)
+
+// A shard is a part of the store under one lock. The slots are a ring: an entry stands at its home slot or behind it, with no empty
+// slot in between.
+type shard[A address] struct {
+	mu    sync.Mutex
+	slots []entry[A]
+	used  int
+	next  Ticks    // no entry expires before: until then a sweep passes by
+	hand  uint32   // where the search for something to evict goes on
+	_     [16]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
+}
+
+// entry is one connection or template, or an empty slot (state stateEmpty). Of IPv4 it has 32 bytes: two make a cache line.
+type entry[A address] struct {
+	src, dst     A
+	sport, dport uint16
+	proto        uint8
+	state        State
+	_            uint16
+	dest         uint32
+	expires      Ticks
+	packets      uint32 // of a template: its timeout, in Ticks
+	parent       uint32 // number of the template that it was made by, or, of a template, its own; 0: none
+}
+
+// key is a flow as the table keeps it, with its hash.
+type key[A address] struct {
+	src, dst     A
+	sport, dport uint16
+	proto        uint8
+	hash         uint64
+}
+
+func (s *store[A]) init(t *Table, hash func(*entry[A]) uint64) {
+	s.table, s.hash, s.shards = t, hash, make([]shard[A], numShards)
+	per := slotsPerShard(t.cfg.Max)
+	all := make([]entry[A], per*numShards)
+	hugePages(unsafe.Pointer(unsafe.SliceData(all)), uintptr(len(all))*unsafe.Sizeof(all[0]))
+	for i := range s.shards {
+		s.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
+	}
+}
+
+// slotsPerShard is even, so that every shard begins with a cache line.
+func slotsPerShard(maximum int) int {
+	return ((maximum*perFlow+numShards-1)/numShards + slack + 1) &^ 1
+}
+
+// Bytes is the memory that a table of max connections, all of IPv4, takes at the most.
+func Bytes(maximum int) int {
+	return slotsPerShard(maximum) * numShards * int(unsafe.Sizeof(entry[[4]byte]{}))
+}
+
+func (s *store[A]) shard(hash uint64) *shard[A] { return &s.shards[hash%numShards] }
+
+func (s *store[A]) touch(hash uint64) uint8 {
+	sh := s.shard(hash)
+	i := sh.home(hash)
+	// Without the lock, as nothing is made of it; slots never move. The search may go on into the next cache line.
+	return loadByte(unsafe.Pointer(&sh.slots[i])) | loadByte(unsafe.Pointer(&sh.slots[min(i+2, len(sh.slots)-1)]))
+}
+
+// home is the slot at which the search for hash begins.
+func (s *shard[A]) home(hash uint64) int {
+	hi, _ := bits.Mul64(hash, uint64(len(s.slots)))
+	return int(hi)
+}
+
+// find returns the slot of k, or the empty slot at which it would be put, -1 when there is neither.
+func (s *shard[A]) find(k *key[A]) (slot int, found bool) {
+	i := s.home(k.hash)
+	for range s.slots {
+		e := &s.slots[i]
+		if e.state == stateEmpty {
+			return i, false
+		}
+		if e.src == k.src && e.sport == k.sport && e.dst == k.dst && e.dport == k.dport && e.proto == k.proto {
+			return i, true
+		}
+		if i++; i == len(s.slots) {
+			i = 0
+		}
+	}
+	return -1, false
+}
+
+// expects notes that an entry expires at t.
+func (s *shard[A]) expects(t Ticks) {
+	if int32(t-s.next) < 0 {
+		s.next = t
+	}
+}
+
+// put makes e, for which k has room, and returns it; nil when the table is full even after something weak has been put out.
+func (s *store[A]) put(sh *shard[A], k *key[A], now Ticks, e entry[A]) *entry[A] {
+	t := s.table
+	for {
+		i, _ := sh.find(k)
+		// One slot stays empty, for every search to end at.
+		full := i < 0 || sh.used+1 >= len(sh.slots)
+		if !full {
+			if t.count.Add(1) <= t.max {
+				e.src, e.dst, e.sport, e.dport, e.proto = k.src, k.dst, k.sport, k.dport, k.proto
+				sh.slots[i] = e
+				sh.used++
+				t.tally(e.dest, e.state, 1)
+				return &sh.slots[i]
+			}
+			t.count.Add(-1)
+		}
+		if !s.evict(sh, now) {
+			return nil
+		}
+	}
+}
+
+// remove empties slot i and moves up what stands behind it for want of a place nearer to its home.
+func (s *store[A]) remove(sh *shard[A], i int) {
+	t := s.table
+	e := &sh.slots[i]
+	t.tally(e.dest, e.state, -1)
+	t.count.Add(-1)
+	if e.parent != 0 {
+		if e.state == TemplateState {
+			t.children.orphan(e.parent)
+		} else {
+			t.children.release(e.parent)
+		}
+	}
+	sh.used--
+	n := len(sh.slots)
+	for j := i; ; {
+		if j++; j == n {
+			j = 0
+		}
+		e := &sh.slots[j]
+		if e.state == stateEmpty {
+			break
+		}
+		home := sh.home(s.hash(e))
+		// e may move to i unless its home lies behind i, on the way from i to j.
+		if (j-home+n)%n >= (j-i+n)%n {
+			sh.slots[i] = *e
+			sh.expects(e.expires) // a sweep that has passed i has not seen it
+			i = j
+		}
+	}
+	sh.slots[i] = entry[A]{}
+}
+
+// flow is e's key in its public form.
+func (e *entry[A]) flow() packet.Flow {
+	return packet.Flow{Src: addr(e.src), Dst: addr(e.dst), SrcPort: e.sport, DstPort: e.dport, Proto: e.proto}
+}
+
+// Conn is one connection, as people are shown it.
+type Conn struct {
+	Flow  packet.Flow
+	State State
+	Dest  uint32
+	// Template says that this is no connection but a client's persistence: all new connections from Flow.Src, masked, to the service go to
+	// Dest. Its Flow has nothing else.
+	Template bool
+	Expires  time.Duration // from now; never below 0
+	Packets  uint32        // from the client; wraps
+}
+
+func (e *entry[A]) conn(now Ticks) Conn {
+	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Packets: e.packets,
+		Expires: max(0, time.Duration(int32(e.expires-now))*time.Second/PerSecond)}
+	if e.state == TemplateState {
+		c.Template, c.Packets = true, 0
+		c.Flow = packet.Flow{Src: c.Flow.Src}
+	}
+	return c
+}

@@ -1,0 +1,158 @@
+package balancer
+
+import (
+	"math/bits"
+	"slices"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// mh is Maglev hashing (Linux net/netfilter/ipvs/ip_vs_mh.c; Eisenbud et al., Maglev, NSDI 2016, section 3.4): the realserver of the source's
+// slot in a table in which each realserver has slots of its own liking, so that most stay as they are when another comes or goes.
+type mh struct {
+	flags Flags
+	port  uint16   // of the realservers, part of their hash in the kernel: the service's, or 0 where that has several
+	dests []mhDest // in list order; a slice that is made anew for each change
+	table *mhTable // made anew for each change; nil: no realserver has ever had a weight
+}
+
+// mhTable is each slot's realserver, as its place in the list. Its size is the kernel's default, a prime number; where there are more realservers than
+// slots, which the kernel refuses, the last in the list have none.
+type mhTable [4093]int32
+
+const mhSlots = uint32(len(mhTable{}))
+
+// mhDest is a realserver's liking: the slot at offset, then each skip slots on.
+type mhDest struct {
+	offset, skip uint32
+	weight       int // the last that was not 0: one that drains keeps its slots, for when it comes back
+}
+
+// The keys of the two hashes; either is both halves of a key.
+const (
+	mhKey1 = 2654435761
+	mhKey2 = 2654446892
+)
+
+// mhTurnBits bounds the slots that a realserver takes in a row: 6 bits.
+const mhTurnBits = 6
+
+func newMH(k kind) scheduler { return &mh{flags: k.Flags, port: k.port} }
+
+func (s *mh) pick(list []*Dest, p *packet.Info, _ conntab.Ticks) *Dest {
+	if s.table == nil {
+		return nil
+	}
+	key := fold(p.Flow.Src)
+	if s.flags.Port {
+		key += uint32(p.Flow.SrcPort)
+	}
+	slot := hsiphash(key, mhKey1) % mhSlots
+	if d := list[s.table[slot]]; d.available() {
+		return d
+	}
+	if s.flags.Fallback && slices.ContainsFunc(list, (*Dest).available) {
+		for i := range mhSlots {
+			n := (i + slot) % mhSlots
+			if d := list[s.table[hsiphash(key+n, mhKey1)%mhSlots]]; d.available() {
+				return d
+			}
+		}
+	}
+	return nil
+}
+
+func (s *mh) mhDest(d *Dest) mhDest {
+	key := fold(d.Address) + uint32(s.port)
+	return mhDest{hsiphash(key, mhKey1) % mhSlots, hsiphash(key, mhKey2)%(mhSlots-1) + 1, d.Weight}
+}
+
+func (s *mh) added(list []*Dest) {
+	s.dests = slices.Insert(slices.Clone(s.dests), 0, s.mhDest(list[0]))
+	s.populate()
+}
+
+func (s *mh) removed(_ []*Dest, i int) {
+	s.dests = slices.Delete(slices.Clone(s.dests), i, i+1)
+	s.populate()
+}
+
+func (s *mh) edited(list []*Dest) {
+	former := s.dests
+	s.dests = make([]mhDest, len(list))
+	for i, d := range list {
+		if s.dests[i] = s.mhDest(d); d.Weight == 0 && i < len(former) {
+			s.dests[i].weight = former[i].weight
+		}
+	}
+	s.populate()
+}
+
+// populate makes the table: in turns, each realserver takes as many slots as its weight says, in bounds, of those that are free the one that it
+// likes best.
+func (s *mh) populate() {
+	s.table = nil
+	divisor, highest := 0, 0
+	for _, d := range s.dests {
+		divisor, highest = gcd(divisor, d.weight), max(highest, d.weight)
+	}
+	if highest == 0 {
+		return
+	}
+	shift := max(bits.Len(uint(highest/divisor))-mhTurnBits, 0)
+	s.table = new(mhTable)
+	var taken [mhSlots]bool
+	next := make([]uint32, len(s.dests)) // slot to try
+	for i, d := range s.dests {
+		next[i] = d.offset
+	}
+	for free := mhSlots; ; {
+		for i, d := range s.dests {
+			if d.weight == 0 {
+				continue
+			}
+			for range max(d.weight/divisor>>shift, 1) {
+				for taken[next[i]] {
+					next[i] = (next[i] + d.skip) % mhSlots
+				}
+				taken[next[i]] = true
+				s.table[next[i]] = int32(i)
+				if free--; free == 0 {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table} }
+
+// hsiphash is the kernel's hsiphash of one 32-bit number on 64-bit machines (include/linux/siphash.h): SipHash-1-3 (Aumasson and Bernstein, 2012), of
+// which the lower half is taken, with the same number as both halves of the key.
+func hsiphash(n uint32, key uint64) uint32 {
+	v0, v1, v2, v3 := key^0x736f6d6570736575, key^0x646f72616e646f6d, key^0x6c7967656e657261, key^0x7465646279746573
+	m := 4<<56 | uint64(n) // its length in bytes on top
+	v3 ^= m
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	v0 ^= m
+	v2 ^= 0xff
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	return uint32(v0 ^ v1 ^ v2 ^ v3)
+}
+
+func sipRound(v0, v1, v2, v3 uint64) (uint64, uint64, uint64, uint64) {
+	v0 += v1
+	v2 += v3
+	v1 = bits.RotateLeft64(v1, 13) ^ v0
+	v3 = bits.RotateLeft64(v3, 16) ^ v2
+	v0 = bits.RotateLeft64(v0, 32)
+	v2 += v1
+	v0 += v3
+	v1 = bits.RotateLeft64(v1, 17) ^ v2
+	v3 = bits.RotateLeft64(v3, 21) ^ v0
+	v2 = bits.RotateLeft64(v2, 32)
+	return v0, v1, v2, v3
+}

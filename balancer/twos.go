@@ -1,0 +1,76 @@
+package balancer
+
+import (
+	"math/rand/v2"
+	"sort"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// twos is the power of two choices (Linux net/netfilter/ipvs/ip_vs_twos.c): of two realservers, drawn at random by weight, the one with the lower
+// overhead by weight; the first drawn where it is the same.
+type twos struct {
+	sums []int // of the weights up to each realserver, in list order; a slice that is made anew for each change
+}
+
+func newTwos(kind) scheduler { return &twos{} }
+
+func (s *twos) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
+	a, b := s.draw(list), s.draw(list)
+	if a != nil && b != nil && a.overhead()*int64(b.Weight) > b.overhead()*int64(a.Weight) {
+		return b
+	}
+	return a
+}
+
+// draw draws a realserver by weight; nil when none may have the connection. The kernel draws from 0 to the sum, both included, so that the first
+// with a weight has one chance more.
+func (s *twos) draw(list []*Dest) *Dest {
+	if len(s.sums) == 0 || s.sums[len(s.sums)-1] == 0 {
+		return nil
+	}
+	for range 16 { // few are overloaded, as a rule
+		n := max(1, rand.IntN(s.sums[len(s.sums)-1]+1))
+		if d := list[sort.SearchInts(s.sums, n)]; !d.overloaded() {
+			return d
+		}
+	}
+	return drawAvailable(list)
+}
+
+// drawAvailable is draw by looking at all.
+func drawAvailable(list []*Dest) *Dest {
+	sum := 0
+	var last *Dest
+	for _, d := range list {
+		if d.available() {
+			sum += d.Weight
+			last = d
+		}
+	}
+	n := rand.IntN(sum + 1)
+	for _, d := range list {
+		if d.available() {
+			if n -= d.Weight; n <= 0 {
+				return d
+			}
+		}
+	}
+	return last
+}
+
+func (s *twos) changed(list []*Dest) {
+	s.sums = make([]int, len(list))
+	sum := 0
+	for i, d := range list {
+		sum += d.Weight
+		s.sums[i] = sum
+	}
+}
+
+func (s *twos) added(list []*Dest)          { s.changed(list) }
+func (s *twos) removed(list []*Dest, _ int) { s.changed(list) }
+func (s *twos) edited(list []*Dest)         { s.changed(list) }
+
+func (s *twos) clone() scheduler { return &twos{s.sums} }

@@ -1,0 +1,51 @@
+package config
+
+import "time"
+
+// readConnections reads the [connections] table. The default timeouts are those of kernel IPVS: ip_vs_proto_tcp.c,
+// ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs; so are the others, of ip_vs_ctl.c, but for on_removal and
+// secure_tcp.
+func readConnections(t *table) Connections {
+	c := Connections{
+		Max: t.integer("max", 1_000_000, 1<<10, 1<<27,
+			"1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)"),
+		SloppyTCP:               t.boolean("sloppy_tcp", false),
+		Timeouts:                readTimeouts(t.table("timeouts", `a table such as { tcp = "15m" }`)),
+		ExpireNoDest:            t.boolean("expire_nodest", false),
+		ExpireQuiescentTemplate: t.boolean("expire_quiescent_template", false),
+		ConnReuse: t.integer("conn_reuse", 1, 0, 2,
+			"0 (never), 1 (a SYN in TIME_WAIT or CLOSE opens a new connection) or 2 (in FIN_WAIT too)"),
+		DropOnRemoval: t.oneOf("on_removal", "drain", "drop") == "drop",
+		SecureTCP:     SecureTCP(t.oneOf("secure_tcp", string(SecureAuto), string(SecureAlways), string(SecureOff))),
+	}
+	c.HalfOpenMax = readHalfOpenMax(t, c.Max)
+	t.finish(nil)
+	return c
+}
+
+// readHalfOpenMax reads how many of the connections, at most maximum, may be half open.
+func readHalfOpenMax(t *table, maximum int) int {
+	n := t.integer("half_open_max", 0, 0, 1<<27, "0 (a quarter of max) to max")
+	if n > maximum {
+		t.faultAt("half_open_max", "%d is more than max, %d: want 0 (a quarter of max) to max", n, maximum)
+	}
+	if n == 0 {
+		return maximum / 4
+	}
+	return n
+}
+
+func readTimeouts(t *table) Timeouts {
+	read := func(key string, absent time.Duration) time.Duration {
+		return t.duration(key, absent, time.Second, maxTimeout, wantTimeout)
+	}
+	timeouts := Timeouts{
+		TCP:    read("tcp", 15*time.Minute),
+		TCPFin: read("tcp_fin", 2*time.Minute),
+		TCPSyn: read("tcp_syn", time.Minute),
+		UDP:    read("udp", 5*time.Minute),
+		SCTP:   read("sctp", 15*time.Minute),
+	}
+	t.finish(nil)
+	return timeouts
+}

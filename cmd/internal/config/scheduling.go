@@ -1,0 +1,99 @@
+package config
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// maxTimeout is the longest that an entry of the connection table lasts after its last packet.
+const (
+	maxTimeout  = 31 * 24 * time.Hour
+	wantTimeout = "1s to 744h (31 days)"
+)
+
+// readScheduling reads what says how a service spreads its connections; its VIPs, protocol and ports are in s already.
+func (r *serviceReader) readScheduling(t *table, s *Service) {
+	s.Scheduler = r.scheduler(t)
+	s.Flags = readFlags(t)
+	s.Persistence = readPersistence(t, s.VIPs)
+	s.OnePacket = t.boolean("one_packet", false)
+	if s.OnePacket && s.Protocol != "" && s.Protocol != "udp" {
+		t.faultAt("one_packet", "true is for udp only, and this service's protocol is %s: want false", s.Protocol)
+	}
+}
+
+// readFlags reads the flags of a scheduler. As with ipvsadm, a flag is the same under both of its names, and without meaning for a scheduler that
+// has none.
+func readFlags(t *table) SchedulerFlags {
+	var flags SchedulerFlags
+	offered := []string{"sh-port", "sh-fallback", "mh-port", "mh-fallback"}
+	v, _ := t.value("scheduler_flags")
+	list, ok := v.([]any)
+	if v != nil && !ok {
+		t.wrongType("scheduler_flags", v, "an array of "+oneOf(offered))
+	}
+	var seen []string
+	for _, v := range list {
+		name, ok := t.choice("scheduler_flags", v, offered, nil)
+		if !ok {
+			continue
+		}
+		_, flag, _ := strings.Cut(name, "-")
+		switch {
+		case slices.Contains(seen, name):
+			t.faultAt("scheduler_flags", "%s is there twice: want each once", show(v))
+		case flag == "port":
+			flags.Port = true
+		case flag == "fallback":
+			flags.Fallback = true
+		}
+		seen = append(seen, name)
+	}
+	return flags
+}
+
+// readPersistence reads the table that makes a service persistent, by being there. Its defaults are those of ipvsadm.
+func readPersistence(service *table, vips []netip.Addr) Persistence {
+	if _, ok := service.value("persistence"); !ok {
+		return Persistence{}
+	}
+	t := service.table("persistence", `a table such as { timeout = "5m", netmask = 32 }`)
+	p := Persistence{Timeout: t.duration("timeout", 5*time.Minute, time.Second, maxTimeout, wantTimeout)}
+	const want6 = "1 to 128"
+	if onlyIPv6(vips) { // then netmask is what it is in ipvsadm: the length of IPv6 prefixes
+		p.Netmask = 32
+		netmask := t.integer("netmask", 128, 1, 128, want6)
+		p.Netmask6 = t.integer("netmask6", netmask, 1, 128, want6)
+		if _, both := t.values["netmask"]; both && p.Netmask6 != netmask {
+			t.faultAt("netmask", "%d contradicts netmask6 = %d, as all VIPs are IPv6: leave one of them out", netmask, p.Netmask6)
+		}
+	} else {
+		p.Netmask = t.integer("netmask", 32, 1, 32, "1 to 32 (netmask6 is for IPv6)")
+		p.Netmask6 = t.integer("netmask6", 128, 1, 128, want6)
+	}
+	t.finish(nil)
+	return p
+}
+
+func onlyIPv6(vips []netip.Addr) bool {
+	return len(vips) > 0 && !slices.ContainsFunc(vips, netip.Addr.Is4)
+}
+
+// readThresholds reads how many connections a realserver may have, and how many it must fall below to get new ones again.
+func readThresholds(t *table) (upper, lower int) {
+	const want = "0 (none) to 2147483647 connections"
+	upper = t.integer("upper", 0, 0, 1<<31-1, want)
+	lower = t.integer("lower", 0, 0, 1<<31-1, want)
+	written, hasUpper := t.values["upper"]
+	switch {
+	case lower == 0:
+	case upper == 0 && hasUpper && written != int64(0): // a fault of its own
+	case upper == 0:
+		t.faultAt("lower", "%d has no meaning without upper: set upper, or leave lower out", lower)
+	case lower > upper:
+		t.faultAt("lower", "%d is more than upper, %d: want at most that", lower, upper)
+	}
+	return upper, lower
+}

@@ -1,0 +1,98 @@
+package control
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// printServices writes the services and their realservers: ipvsadm's columns, those of the thresholds where there are any, and ours. A service's
+// line runs across the columns.
+func printServices(w io.Writer, services []Service) {
+	thresholds := slices.ContainsFunc(services, func(s Service) bool {
+		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Upper > 0 })
+	})
+	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes", ""}
+	if thresholds {
+		columns = slices.Insert(columns, 3, "Upper", "Lower")
+	}
+	widths := make([]int, len(columns))
+	var rows [][]string
+	measure := func(cells []string) {
+		for i, cell := range cells {
+			widths[i] = max(widths[i], len(cell))
+		}
+	}
+	measure(columns)
+	for _, s := range services {
+		for _, r := range s.Realservers {
+			cells := r.cells(thresholds)
+			measure(cells)
+			rows = append(rows, cells)
+		}
+	}
+
+	fmt.Fprintln(w, "Prot Address:Port Scheduler Flags")
+	printRow(w, columns, widths)
+	for _, s := range services {
+		for _, vip := range s.VIPs {
+			fmt.Fprintf(w, "%s %s:%s %s\n", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings())
+		}
+		for range s.Realservers {
+			printRow(w, rows[0], widths)
+			rows = rows[1:]
+		}
+	}
+}
+
+// cells is a realserver's row of the table.
+func (r *Realserver) cells(thresholds bool) []string {
+	cells := []string{r.Address, r.Encap, fmt.Sprint(r.Weight)}
+	if thresholds {
+		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
+	}
+	remark := ""
+	if r.Weight == 0 {
+		remark = "draining"
+	}
+	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark)
+}
+
+func printRow(w io.Writer, cells []string, widths []int) {
+	line := "  -> "
+	for i, cell := range cells {
+		line += fmt.Sprintf("%-*s", widths[i]+2, cell)
+	}
+	fmt.Fprintln(w, strings.TrimRight(line, " "))
+}
+
+// settings is the rest of a service's line, in the words of ipvsadm: "sh (sh-port) persistent 300 ops (dns)".
+func (s *Service) settings() string {
+	words := []string{s.Scheduler}
+	if len(s.SchedulerFlags) > 0 {
+		words = append(words, "("+strings.Join(s.SchedulerFlags, ",")+")")
+	}
+	if p := s.Persistence; p != nil {
+		words = append(words, fmt.Sprintf("persistent %d", time.Duration(p.Timeout*float64(time.Second))/time.Second))
+		if p.Netmask != 32 {
+			words = append(words, fmt.Sprintf("netmask %d", p.Netmask))
+		}
+		if p.Netmask6 != 128 {
+			words = append(words, fmt.Sprintf("netmask6 %d", p.Netmask6))
+		}
+	}
+	if s.OnePacket {
+		words = append(words, "ops")
+	}
+	return strings.Join(append(words, "("+s.Name+")"), " ")
+}
+
+// bracketed is an address as it stands before a port.
+func bracketed(address string) string {
+	if strings.Contains(address, ":") {
+		return "[" + address + "]"
+	}
+	return address
+}

@@ -1,0 +1,38 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Reload is what POST /reload on a director's control socket returns.
+type Reload struct {
+	Changes []string `json:"changes"` // a line each; empty: nothing has changed
+}
+
+// ReloadCommand lets the running director read its configuration again, and prints what has changed or why nothing has.
+func ReloadCommand(socket *Socket) *cobra.Command {
+	return socket.Flag(&cobra.Command{Use: "reload", Short: "Let the running director read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			path, err := socket.Path()
+			if err != nil {
+				return err
+			}
+			var r Reload
+			if err := ask(c.Context(), http.MethodPost, path, "/reload", &r); err != nil {
+				if refused := (*refusal)(nil); errors.As(err, &refused) && refused.status == http.StatusUnprocessableEntity {
+					return errors.New(refused.text) // the faults of the file, a line each
+				}
+				return err
+			}
+			if len(r.Changes) == 0 {
+				r.Changes = []string{"nothing changed"}
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), strings.Join(r.Changes, "\n"))
+			return err
+		}})
+}

@@ -1,0 +1,33 @@
+package control
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestReloadCommand(t *testing.T) {
+	var changes []string
+	var fault error
+	at := listen(t, func(s *Server) {
+		s.Do("/reload", func() (any, error) { return Reload{Changes: changes}, fault })
+	})
+	if got, err := execute(ReloadCommand(at)); err != nil || got != "nothing changed\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	changes = []string{`service "web": added`, `service "dns": removed`}
+	if got, err := execute(ReloadCommand(at)); err != nil || got != "service \"web\": added\nservice \"dns\": removed\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	lines := strings.Repeat("x.toml: service \"web\": port: 70000 is out of range\n", 1000) + "x.toml: the last one"
+	fault = errors.New(lines)
+	if got, err := execute(ReloadCommand(at)); err == nil || got != "" || err.Error() != lines {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestReloadOfNoDirector(t *testing.T) {
+	if _, err := execute(ReloadCommand(listen(t, func(*Server) {}))); err == nil || !strings.Contains(err.Error(), "/reload: 404") {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,133 @@
+package director
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"vstun/cmd/internal/config"
+)
+
+// changes says in a line each what differs between two configurations of a running director: source, services and realservers.
+func changes(was, is *config.Director) []string {
+	var lines difference
+	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
+	former := make(map[string]*config.Service, len(was.Services))
+	for i := range was.Services {
+		former[was.Services[i].Name] = &was.Services[i]
+	}
+	stay := map[string]bool{}
+	for i := range is.Services {
+		s := &is.Services[i]
+		stay[s.Name] = true
+		if old := former[s.Name]; old != nil {
+			lines.service(old, s)
+		} else {
+			lines.note("%s: added: %s %s port %s, scheduler %s, %s", serviceName(s), s.Protocol, join(s.VIPs), join(s.Ports), s.Scheduler,
+				count(len(s.Realservers), "realserver"))
+		}
+	}
+	for i := range was.Services {
+		if s := &was.Services[i]; !stay[s.Name] {
+			lines.note("%s: removed", serviceName(s))
+		}
+	}
+	return lines
+}
+
+// difference is lines about what differs.
+type difference []string
+
+func (l *difference) note(format string, args ...any) { *l = append(*l, fmt.Sprintf(format, args...)) }
+
+// compare notes that a value is another one.
+func (l *difference) compare(what string, was, is any) {
+	if was != is {
+		l.note("%s %v -> %v", what, was, is)
+	}
+}
+
+func (l *difference) service(was, is *config.Service) {
+	at := serviceName(is) + ": "
+	l.compare(at+"vip", join(was.VIPs), join(is.VIPs))
+	l.compare(at+"protocol", was.Protocol, is.Protocol)
+	l.compare(at+"port", join(was.Ports), join(is.Ports))
+	l.compare(at+"scheduler", was.Scheduler, is.Scheduler)
+	l.compare(at+"scheduler_flags", flagNames(was.Scheduler, was.Flags), flagNames(is.Scheduler, is.Flags))
+	l.compare(at+"persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))
+	l.compare(at+"one_packet", was.OnePacket, is.OnePacket)
+	l.compare(at+"encap", was.Encap, is.Encap)
+	l.realservers(at, was.Realservers, is.Realservers)
+}
+
+func (l *difference) realservers(at string, was, is []config.RealserverRef) {
+	former := make(map[netip.Addr]config.RealserverRef, len(was))
+	for _, r := range was {
+		former[r.Address] = r
+	}
+	for _, r := range is {
+		name := fmt.Sprintf("%srealserver %v: ", at, r.Address)
+		if old, stays := former[r.Address]; stays {
+			l.compare(name+"weight", old.Weight, r.Weight)
+			l.compare(name+"upper", old.Upper, r.Upper)
+			l.compare(name+"lower", old.Lower, r.Lower)
+			delete(former, r.Address)
+		} else {
+			l.note("%sadded, weight %d", name, r.Weight)
+		}
+	}
+	for _, r := range was {
+		if _, left := former[r.Address]; left {
+			l.note("%srealserver %v: removed", at, r.Address)
+		}
+	}
+}
+
+func serviceName(s *config.Service) string { return fmt.Sprintf("service %q", s.Name) }
+
+func sourceName(a netip.Addr) string {
+	if !a.IsValid() {
+		return "of the route"
+	}
+	return a.String()
+}
+
+// flagNames writes the flags of a scheduler as the configuration does.
+func flagNames(scheduler string, f config.SchedulerFlags) string {
+	return none(strings.Join(flagList(scheduler, f.Port, f.Fallback), ","))
+}
+
+// flagList names the flags that are set.
+func flagList(scheduler string, port, fallback bool) []string {
+	var names []string
+	if port {
+		names = append(names, scheduler+"-port")
+	}
+	if fallback {
+		names = append(names, scheduler+"-fallback")
+	}
+	return names
+}
+
+func persistenceName(p config.Persistence) string {
+	if p == (config.Persistence{}) {
+		return none("")
+	}
+	return fmt.Sprintf("%v netmask %d netmask6 %d", p.Timeout, p.Netmask, p.Netmask6)
+}
+
+func none(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// join writes a list with commas.
+func join[T fmt.Stringer](list []T) string {
+	var names []string
+	for _, v := range list {
+		names = append(names, v.String())
+	}
+	return strings.Join(names, ",")
+}

@@ -1,0 +1,81 @@
+package director
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vstun/cmd/internal/config"
+)
+
+// running is a configuration to change.
+func running() *config.Director {
+	rs := func(last byte) config.RealserverRef {
+		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}), Weight: 1}
+	}
+	vip := netip.MustParseAddr("198.51.100.80")
+	return &config.Director{TUN: "vs0", Services: []config.Service{
+		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}}, Scheduler: "wlc", Encap: "ipip",
+			Realservers: []config.RealserverRef{rs(1), rs(2)}},
+		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: "udp", Ports: []config.PortRange{{First: 53, Last: 53}}, Scheduler: "rr", Encap: "ipip"},
+	}}
+}
+
+func TestChanges(t *testing.T) {
+	other := netip.MustParseAddr("198.51.100.81")
+	for _, c := range []struct {
+		name   string
+		change func(d *config.Director, web *config.Service)
+		want   []string
+	}{
+		{"nothing", func(*config.Director, *config.Service) {}, nil},
+		{"source", func(d *config.Director, _ *config.Service) { d.Source = netip.MustParseAddr("10.0.2.2") }, []string{"source of the route -> 10.0.2.2"}},
+		{"service removed", func(d *config.Director, _ *config.Service) { d.Services = d.Services[1:] }, []string{`service "web": removed`}},
+		{"service added", func(d *config.Director, web *config.Service) {
+			more := *web
+			more.Name, more.VIPs, more.Ports = "more", []netip.Addr{other}, []config.PortRange{{First: 80, Last: 80}, {First: 8000, Last: 8099}}
+			d.Services = append(d.Services, more)
+		}, []string{`service "more": added: tcp 198.51.100.81 port 80,8000-8099, scheduler wlc, 2 realservers`}},
+		{"service by another name", func(_ *config.Director, web *config.Service) { web.Name = "www" }, []string{
+			`service "www": added: tcp 198.51.100.80 port 80, scheduler wlc, 2 realservers`,
+			`service "web": removed`,
+		}},
+		{"every key", func(_ *config.Director, web *config.Service) {
+			web.VIPs = append(web.VIPs, other)
+			web.Protocol, web.Ports, web.Scheduler = "udp", []config.PortRange{{}}, "sh"
+			web.Flags = config.SchedulerFlags{Port: true, Fallback: true}
+			web.Persistence = config.Persistence{Timeout: 5 * time.Minute, Netmask: 24, Netmask6: 128}
+			web.OnePacket, web.Encap = true, "gue"
+		}, []string{
+			`service "web": vip 198.51.100.80 -> 198.51.100.80,198.51.100.81`,
+			`service "web": protocol tcp -> udp`,
+			`service "web": port 80 -> 0`,
+			`service "web": scheduler wlc -> sh`,
+			`service "web": scheduler_flags none -> sh-port,sh-fallback`,
+			`service "web": persistence none -> 5m0s netmask 24 netmask6 128`,
+			`service "web": one_packet false -> true`,
+			`service "web": encap ipip -> gue`,
+		}},
+		{"realservers", func(_ *config.Director, web *config.Service) {
+			web.Realservers = web.Realservers[1:]
+			web.Realservers[0].Weight, web.Realservers[0].Upper, web.Realservers[0].Lower = 0, 10, 5
+			web.Realservers = append(web.Realservers, config.RealserverRef{Address: netip.MustParseAddr("10.0.11.3"), Weight: 7})
+		}, []string{
+			`service "web": realserver 10.0.11.2: weight 1 -> 0`,
+			`service "web": realserver 10.0.11.2: upper 0 -> 10`,
+			`service "web": realserver 10.0.11.2: lower 0 -> 5`,
+			`service "web": realserver 10.0.11.3: added, weight 7`,
+			`service "web": realserver 10.0.11.1: removed`,
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			is := running()
+			c.change(is, &is.Services[0])
+			if diff := cmp.Diff(c.want, changes(running(), is)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}

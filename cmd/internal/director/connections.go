@@ -1,0 +1,114 @@
+package director
+
+import (
+	"iter"
+	"net/url"
+	"slices"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/cmd/internal/control"
+	"vstun/encap/packet"
+)
+
+// states are the names of all states that a connection can have, that of templates among them.
+func states() []string {
+	var names []string
+	unknown := conntab.State(255).String()
+	for s := conntab.State(0); s.String() != unknown; s++ {
+		if name := s.String(); name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if !slices.Contains(names, control.StateTemplate) {
+		names = append(names, control.StateTemplate)
+	}
+	return names
+}
+
+// connections answers GET /connections: the rows that the query asks for, made as they are taken.
+func (d *director) connections(q url.Values) (iter.Seq[any], error) {
+	f, err := control.ParseFilter(q, states())
+	if err != nil {
+		return nil, err
+	}
+	l := lister{Filter: f, services: map[string]*balancer.Service{}}
+	for _, s := range d.bal.Snapshot().Status() {
+		l.services[s.Name] = &s.Service
+	}
+	return l.rows(d.bal.Connections(d.now())), nil
+}
+
+// lister makes rows of the connections that pass its filter.
+type lister struct {
+	*control.Filter
+	services map[string]*balancer.Service // by name
+}
+
+func (l *lister) rows(all iter.Seq[balancer.Connection]) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		n := 0
+		for c := range all {
+			if !l.wants(&c) {
+				continue
+			}
+			if n++; !yield(l.row(&c)) || n == l.Limit {
+				return
+			}
+		}
+	}
+}
+
+func (l *lister) wants(c *balancer.Connection) bool {
+	return (!l.Client.IsValid() || l.Client.Contains(c.Flow.Src)) &&
+		l.wantsVIP(c) &&
+		(!l.Realserver.IsValid() || l.Realserver == c.Realserver) &&
+		(l.Service == "" || l.Service == c.Service) &&
+		(l.State == "" || l.State == stateName(c))
+}
+
+// wantsVIP tells whether c goes to the VIP and port that are asked for. A template is for all of its service's.
+func (l *lister) wantsVIP(c *balancer.Connection) bool {
+	if !l.VIP.IsValid() {
+		return true
+	}
+	if !c.Template {
+		return l.VIP == c.Flow.Dst && (l.Port < 0 || l.Port == int(c.Flow.DstPort))
+	}
+	s := l.services[c.Service]
+	return s != nil && slices.Contains(s.VIPs, l.VIP) && (l.Port < 0 || slices.ContainsFunc(s.Ports, func(r balancer.PortRange) bool {
+		return r == balancer.PortRange{} || int(r.First) <= l.Port && l.Port <= int(r.Last)
+	}))
+}
+
+func (l *lister) row(c *balancer.Connection) control.Connection {
+	row := control.Connection{State: stateName(c), Expires: c.Expires.Seconds(), Client: c.Flow.Src.String(), Realserver: c.Realserver.String(),
+		Service: c.Service, Packets: c.Packets, Template: c.Template}
+	if c.Template {
+		row.Protocol, row.VIP, row.Port = l.virtual(c.Service)
+		return row
+	}
+	row.Protocol, row.ClientPort = packet.ProtoName(c.Flow.Proto), c.Flow.SrcPort
+	row.VIP, row.Port = c.Flow.Dst.String(), c.Flow.DstPort
+	return row
+}
+
+// virtual is what stands for the whole service in a template's row: its first VIP, and its port, or 0 for several. A service that has left has none
+// any more.
+func (l *lister) virtual(service string) (protocol, vip string, port uint16) {
+	s := l.services[service]
+	if s == nil {
+		return "", "", 0
+	}
+	if len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
+		port = s.Ports[0].First
+	}
+	return packet.ProtoName(s.Protocol), s.VIPs[0].String(), port
+}
+
+func stateName(c *balancer.Connection) string {
+	if c.Template {
+		return control.StateTemplate
+	}
+	return c.State.String()
+}
