@@ -1,8 +1,10 @@
 package balancer
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // ServiceStatus is a service with the counts of its realservers.
@@ -43,15 +45,26 @@ func (s *Snapshot) Status() []ServiceStatus {
 	return out
 }
 
-// Leaving is the number of connections to realservers that are not configured any more.
-func (b *Balancer) Leaving() (realservers, connections int) {
+// Leaving is a realserver that is not configured any more, with the connections that it still has.
+type Leaving struct {
+	Service          string
+	Address          netip.Addr
+	Active, Inactive int
+}
+
+// Leaving lists those that have connections, by service and address.
+func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	var out []Leaving
 	for d := range b.leaving {
-		if n := d.counts.Active() + d.counts.Inactive(); n > 0 {
-			realservers++
-			connections += n
+		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive()}
+		if l.Active+l.Inactive > 0 {
+			out = append(out, l)
 		}
 	}
-	return realservers, connections
+	slices.SortFunc(out, func(a, b Leaving) int {
+		return cmp.Or(strings.Compare(a.Service, b.Service), a.Address.Compare(b.Address))
+	})
+	return out
 }

@@ -137,6 +137,9 @@ func (t *Table) Len() int { return int(t.count.Load()) }
 // Max is the bound of Len.
 func (t *Table) Max() int { return int(t.max) }
 
+// HalfOpenMax is the bound of HalfOpen, 0 for none.
+func (t *Table) HalfOpenMax() int { return t.cfg.HalfOpenMax }
+
 // HalfOpen is the number of half-open TCP connections.
 func (t *Table) HalfOpen() int { return int(t.half.Load()) }
 

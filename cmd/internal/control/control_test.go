@@ -104,14 +104,15 @@ func TestPrint(t *testing.T) {
 	var tally packet.Tally
 	tally.Drop(packet.DropNoService)
 	st := DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2, In: Traffic{3, 100}, Out: Traffic{2, 140}, Drops: Drops(&tally),
-		Connections: Connections{5, 1000}, SendError: "network is unreachable", Leaving: Leaving{1, 2}, Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+		Connections: Connections{Count: 5, Max: 1000, HalfOpen: 3, HalfOpenMax: 250, Evicted: 7}, SendError: "network is unreachable",
+		Leaving: Leaving{1, 2, []LeavingRealserver{{"web", "10.0.11.9", 2, 0}}}, Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web)", "-> 10.0.11.2", "dropped: no_service", "network is unreachable",
-		"2 connections to 1 realservers"} {
+		"not configured any more", "-> 10.0.11.9  web", "3 of 250 connections"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
 		}

@@ -16,8 +16,14 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
 	printServices(w, st.Services)
-	if st.Leaving.Connections > 0 {
-		fmt.Fprintf(w, "\n%d connections to %d realservers that are not configured any more\n", st.Leaving.Connections, st.Leaving.Realservers)
+	if len(st.Leaving.List) > 0 {
+		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
+	}
+	for _, l := range st.Leaving.List {
+		fmt.Fprintf(w, "  -> %s\t%s\t%d active\t%d inactive\n", l.Address, l.Service, l.Active, l.Inactive)
+	}
+	if c := st.Connections; c.Evicted > 0 || c.HalfOpenMax > 0 && c.HalfOpen*2 > c.HalfOpenMax {
+		fmt.Fprintf(w, "\nhalf-open\t%d of %d connections\t%d evicted\n", c.HalfOpen, c.HalfOpenMax, c.Evicted)
 	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)

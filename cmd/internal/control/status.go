@@ -26,8 +26,17 @@ type DirectorStatus struct {
 
 // Leaving is what remains of realservers that are not configured any more: they keep their connections until those end.
 type Leaving struct {
-	Realservers int `json:"realservers"`
-	Connections int `json:"connections"`
+	Realservers int                 `json:"realservers"`
+	Connections int                 `json:"connections"`
+	List        []LeavingRealserver `json:"list,omitempty"`
+}
+
+// LeavingRealserver is one of them.
+type LeavingRealserver struct {
+	Service  string `json:"service"`
+	Address  string `json:"address"`
+	Active   int    `json:"active"`
+	Inactive int    `json:"inactive"`
 }
 
 // Traffic counts packets and their bytes, IP headers included.
@@ -38,8 +47,11 @@ type Traffic struct {
 
 // Connections is the use of the connection table.
 type Connections struct {
-	Count int `json:"count"`
-	Max   int `json:"max"`
+	Count       int    `json:"count"`
+	Max         int    `json:"max"`
+	HalfOpen    int    `json:"half_open"`               // TCP connections whose client has not answered yet
+	HalfOpenMax int    `json:"half_open_max,omitempty"` // 0: they have no bound of their own
+	Evicted     uint64 `json:"evicted"`                 // connections that made room for new ones: the oldest of the half-open
 }
 
 // Service is one virtual service with its realservers, in the order of the configuration.

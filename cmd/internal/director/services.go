@@ -104,7 +104,7 @@ func (d *director) releaseVIPs() {
 	if len(d.leftVIPs) == 0 {
 		return
 	}
-	if _, connections := d.bal.Leaving(); connections > 0 {
+	if len(d.bal.Leaving()) > 0 {
 		return
 	}
 	if err := d.network.Set(network(d.cfg.TUN, vips(d.cfg))); err != nil {

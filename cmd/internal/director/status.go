@@ -16,7 +16,8 @@ func (d *director) status() control.DirectorStatus {
 	var t packet.Tally
 	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(d.start).Seconds(),
 		TUN: d.device.Name(), Queues: len(d.workers), Offloads: d.device.Offloads(),
-		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max()}}
+		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(), HalfOpenMax: d.table.HalfOpenMax(),
+			Evicted: d.table.Evicted()}}
 	for _, w := range d.workers {
 		w.Read(&t)
 		if err := w.LastError(); err != nil {
@@ -30,7 +31,16 @@ func (d *director) status() control.DirectorStatus {
 	if n, err := routing.Dropped(d.device.Name()); err == nil {
 		st.Overruns = n
 	}
-	st.Leaving.Realservers, st.Leaving.Connections = d.bal.Leaving()
+	st.Leaving = leaving(d.bal.Leaving())
+	return st
+}
+
+func leaving(all []balancer.Leaving) (st control.Leaving) {
+	for _, l := range all {
+		st.Realservers++
+		st.Connections += l.Active + l.Inactive
+		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Active: l.Active, Inactive: l.Inactive})
+	}
 	return st
 }
 
