@@ -131,9 +131,16 @@ func (t *Table) after(st State, p *packet.Info) State {
 
 // move changes the counts of dest by the step of one of its connections from one state to another.
 func (t *Table) move(dest uint32, from, to State) {
-	if from.Active() != to.Active() || from.halfOpen() != to.halfOpen() {
-		t.tally(dest, from, -1)
-		t.tally(dest, to, 1)
+	if from.Active() != to.Active() {
+		t.tallyDest(dest, from, -1)
+		t.tallyDest(dest, to, 1)
+	}
+	switch {
+	case from.halfOpen() == to.halfOpen():
+	case to.halfOpen():
+		t.half.Add(1)
+	default:
+		t.half.Add(-1)
 	}
 }
 

@@ -224,8 +224,16 @@ func word(a *[16]byte, at int) (w uint64) {
 	return w
 }
 
-// tally adds n to the count of dest that a connection in state st belongs to, and to that of the half-open.
+// tally adds n to the counts that a connection of dest in state st belongs to.
 func (t *Table) tally(dest uint32, st State, n int32) {
+	t.tallyDest(dest, st, n)
+	if st.halfOpen() {
+		t.half.Add(int64(n))
+	}
+}
+
+// tallyDest adds n to the count of dest that a connection in state st belongs to.
+func (t *Table) tallyDest(dest uint32, st State, n int32) {
 	c := t.Counts(dest)
 	switch {
 	case st == TemplateState:
@@ -234,8 +242,5 @@ func (t *Table) tally(dest uint32, st State, n int32) {
 		c.active.Add(n)
 	default:
 		c.inactive.Add(n)
-	}
-	if st.halfOpen() {
-		t.half.Add(int64(n))
 	}
 }
