@@ -75,12 +75,15 @@ func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
 }
 
 // Overruns is the number of packets that the kernel dropped because nobody read them in time.
-func (r *Receiver) Overruns() uint64 {
-	fd, err := r.fd.Acquire()
+func (r *Receiver) Overruns() uint64 { return overruns(r.fd) }
+
+// overruns is what the socket f has dropped.
+func overruns(f *pollfd.FD) uint64 {
+	fd, err := f.Acquire()
 	if err != nil {
 		return 0
 	}
-	defer r.fd.Release()
+	defer f.Release()
 	var info [unix.SK_MEMINFO_DROPS + 1]uint32
 	size := uint32(unsafe.Sizeof(info))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
