@@ -10,13 +10,13 @@ const (
 	// What is wrong with the packet itself; at a realserver, with the packet in the tunnel.
 	DropTruncated   // shorter than its headers say
 	DropNotIPv4     // another IP version
-	DropBadHeader   // lengths or options that contradict each other
-	DropBadChecksum // IP header checksum; ICMP checksum of an echo request
-	DropSourceRoute // a source route among the IP options
+	DropBadHeader   // lengths, options or extension headers that contradict each other; an IPv4-mapped IPv6 address
+	DropBadChecksum // IP header checksum; ICMP checksum of an echo request or an error
+	DropSourceRoute // a source route among the IP options, or an IPv6 routing header
 	DropFragment    // a fragment of a packet
 
 	// What the director can't do with it.
-	DropProtocol     // neither TCP, UDP nor ICMP
+	DropProtocol     // neither TCP, UDP, SCTP nor ICMP
 	DropICMP         // an ICMP message other than an echo request
 	DropNoService    // nothing is configured for this address, protocol and port
 	DropNoConnection // TCP or SCTP of a connection that is not known, and no SYN or INIT

@@ -19,11 +19,18 @@ func (f Flow) String() string {
 	return fmt.Sprintf("%s %s -> %s", ProtoName(f.Proto), netip.AddrPortFrom(f.Src, f.SrcPort), netip.AddrPortFrom(f.Dst, f.DstPort))
 }
 
+// Reverse is the flow of the packets that go the other way.
+func (f Flow) Reverse() Flow {
+	return Flow{Src: f.Dst, Dst: f.Src, SrcPort: f.DstPort, DstPort: f.SrcPort, Proto: f.Proto}
+}
+
 // ProtoName is a protocol number's name, or the number.
 func ProtoName(p uint8) string {
 	switch p {
 	case ProtoICMP:
 		return "icmp"
+	case ProtoICMPv6:
+		return "icmpv6"
 	case ProtoTCP:
 		return "tcp"
 	case ProtoUDP:
@@ -47,20 +54,24 @@ const (
 // Info is what one walk over a packet's headers finds.
 type Info struct {
 	Flow      Flow
-	Len       int   // the packet's length in bytes, by its own header
-	Offset    int   // of the transport header, in bytes
-	TCPFlags  uint8 // FIN to URG
-	SCTPChunk uint8 // type of the chunk that the packet is about
-	DF        bool
+	Len       int    // the packet's length in bytes, by its own header
+	Offset    int    // of the transport header, in bytes
+	TCPFlags  uint8  // FIN to URG
+	SCTPChunk uint8  // type of the chunk that the packet is about
+	DF        bool   // routers won't fragment it: always over IPv6
 	Hash      uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
 }
 
-// Parse fills i from the packet in b and returns Accept, or why the packet can't be balanced: it is no whole IPv4 packet, is a
+// Parse fills i from the packet in b, of either family, and returns Accept, or why the packet can't be balanced: it is no whole IP packet, is a
 // fragment, or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths
 // of the transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
 func (i *Info) Parse(b []byte) Drop {
 	h := IPv4(b)
-	if d := h.Check(); d != Accept {
+	d := h.Check()
+	if d != Accept {
+		if d == DropNotIPv4 && b[0]>>4 == 6 {
+			return i.parse6(b)
+		}
 		return d
 	}
 	if h.Fragment() {
@@ -69,25 +80,67 @@ func (i *Info) Parse(b []byte) Drop {
 	proto := h.Protocol()
 	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
 	i.Len, i.Offset, i.DF, i.TCPFlags, i.SCTPChunk, i.Hash = h.TotalLen(), h.HeaderLen(), h.DF(), 0, 0, 0
-	t := h.Payload()
-	switch proto {
-	case ProtoTCP:
-		if len(t) < 20 {
-			return DropTruncated
+	if proto == ProtoTCP {
+		return i.tcp(h.Payload())
+	}
+	return i.transport(h.Payload(), ProtoICMP)
+}
+
+// parse6 is Parse for IPv6. No router fragments such packets: DF is true.
+func (i *Info) parse6(b []byte) Drop {
+	h := IPv6(b)
+	if d := h.checkHeader(); d != Accept {
+		return d
+	}
+	proto, offset := h.NextHeader(), IPv6HeaderLen
+	if extension(proto) {
+		t, d := h.Transport()
+		if d != Accept {
+			return d
 		}
-		i.TCPFlags = t[13] & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
+		if t.Fragment {
+			return DropFragment
+		}
+		proto, offset = t.Proto, t.Offset
+	}
+	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
+	i.Len, i.Offset, i.DF, i.TCPFlags, i.SCTPChunk, i.Hash = h.TotalLen(), offset, true, 0, 0, 0
+	if proto == ProtoTCP {
+		return i.tcp(b[offset:i.Len])
+	}
+	return i.transport(b[offset:i.Len], ProtoICMPv6)
+}
+
+// tcp fills i from the TCP header at the front of t.
+func (i *Info) tcp(t []byte) Drop {
+	if len(t) < 20 {
+		return DropTruncated
+	}
+	i.TCPFlags = t[13] & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
+	i.Flow.SrcPort, i.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
+	return Accept
+}
+
+// transport fills i from the header of another protocol at the front of t. icmp is the family's ICMP: the other one's has no place here.
+func (i *Info) transport(t []byte, icmp uint8) Drop {
+	switch i.Flow.Proto {
 	case ProtoSCTP:
 		if len(t) < sctpHeaderLen+chunkHeaderLen {
 			return DropTruncated
 		}
 		i.SCTPChunk = sctpChunk(t)
-	case ProtoUDP, ProtoICMP:
+	case ProtoUDP:
 		if len(t) < 8 {
 			return DropTruncated
 		}
-		if proto == ProtoICMP {
-			return Accept
+	case ProtoICMP, ProtoICMPv6:
+		if i.Flow.Proto != icmp {
+			return DropProtocol
 		}
+		if len(t) < 8 {
+			return DropTruncated
+		}
+		return Accept
 	default:
 		return Accept
 	}

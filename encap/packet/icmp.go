@@ -7,9 +7,13 @@ import (
 
 // ICMP types and codes (RFC 792).
 const (
-	ICMPEchoReply      = 0
-	ICMPUnreachable    = 3
-	ICMPEcho           = 8
+	ICMPEchoReply    = 0
+	ICMPUnreachable  = 3
+	ICMPSourceQuench = 4
+	ICMPEcho         = 8
+	ICMPTimeExceeded = 11
+
+	ICMPCodePort       = 3
 	ICMPCodeFragNeeded = 4
 
 	icmpHeaderLen = 8
@@ -18,9 +22,15 @@ const (
 	ownTTL        = 64   // RFC 1700; packets that we begin ourselves
 )
 
-// EchoReply turns the ICMP echo request in b, a whole and checked IPv4 packet, into its answer (RFC 792, page 14), in place. It
-// returns DropBadChecksum for a request that was damaged, DropICMP for any other ICMP message.
+// ICMPRoom is the length of the longest ICMP error that is made here, in bytes.
+const ICMPRoom = icmp6MaxLen
+
+// EchoReply turns the ICMP echo request in b, a packet of either family that Parse has accepted, into its answer (RFC 792, page 14; RFC 4443,
+// section 4.2), in place. It returns DropBadChecksum for a request that was damaged, DropICMP for any other ICMP message.
 func EchoReply(b []byte) Drop {
+	if b[0]>>4 == 6 {
+		return echoReply6(b)
+	}
 	h := IPv4(b)
 	t := h.Payload()
 	if t[0] != ICMPEcho || t[1] != 0 {
@@ -42,29 +52,50 @@ func EchoReply(b []byte) Drop {
 	return Accept
 }
 
-// FragmentationNeeded writes into dst, of at least 576 bytes, the ICMP error (RFC 1191, section 4) that tells the sender of the IPv4
-// packet b that what leads on takes packets of at most mtu bytes. Its source is from. It returns the error's length in bytes.
-func FragmentationNeeded(dst []byte, b []byte, from netip.Addr, mtu int) int {
+// ICMPError writes into dst, of at least ICMPRoom bytes, an ICMP error about the packet b to its sender, with as much of b as it may quote. b is
+// a checked packet of either family, for which MayAnswer says true; kind, code and the four bytes called rest are of its family's ICMP, and
+// from is the error's source. It returns the error's length in bytes.
+func ICMPError(dst, b []byte, from netip.Addr, kind, code uint8, rest uint32) int {
+	if b[0]>>4 == 6 {
+		return icmpError6(dst, b, from, kind, code, rest)
+	}
 	quote := b[:min(IPv4(b).TotalLen(), icmpMaxLen-IPv4HeaderLen-icmpHeaderLen)]
 	n := IPv4HeaderLen + icmpHeaderLen + len(quote)
 	h, to := IPv4(dst[:n]), IPv4(b).Src().As4()
 	PutIPv4(h, icmpErrorTOS, n, ownTTL, ProtoICMP, from.As4(), to)
 	t := h[IPv4HeaderLen:]
-	t[0], t[1] = ICMPUnreachable, ICMPCodeFragNeeded
-	binary.BigEndian.PutUint32(t[2:], 0)
-	binary.BigEndian.PutUint16(t[6:], uint16(mtu))
-	copy(t[icmpHeaderLen:], quote)
+	putICMP(t, kind, code, rest, quote)
 	binary.BigEndian.PutUint16(t[2:], Checksum(t))
 	return n
 }
 
-// PutIPv4 writes an IPv4 header without options, ID or flags, with its checksum, to the front of dst. n is the packet's length in bytes.
-func PutIPv4(dst IPv4, tos byte, n int, ttl, proto byte, src, to [4]byte) {
-	dst[0], dst[1] = 0x45, tos
-	dst.SetTotalLen(n)
-	binary.BigEndian.PutUint32(dst[4:], 0)
-	dst[8], dst[9] = ttl, proto
-	copy(dst[12:16], src[:])
-	copy(dst[16:20], to[:])
-	dst.SetChecksum()
+// putICMP writes an ICMP error to t, of either family, with 0 as checksum.
+func putICMP(t []byte, kind, code uint8, rest uint32, quote []byte) {
+	t[0], t[1], t[2], t[3] = kind, code, 0, 0
+	binary.BigEndian.PutUint32(t[4:], rest)
+	copy(t[icmpHeaderLen:], quote)
+}
+
+// FragmentationNeeded is the ICMPError (RFC 1191, section 4) that tells the sender of the IPv4 packet b that what leads on takes packets of at
+// most mtu bytes.
+func FragmentationNeeded(dst, b []byte, from netip.Addr, mtu int) int {
+	return ICMPError(dst, b, from, ICMPUnreachable, ICMPCodeFragNeeded, uint32(uint16(mtu)))
+}
+
+// PortUnreachable is the ICMPError (RFC 792, page 4; RFC 4443, section 3.1) that tells the sender of b, of either family, that nobody serves
+// the port.
+func PortUnreachable(dst, b []byte, from netip.Addr) int {
+	if b[0]>>4 == 6 {
+		return ICMPError(dst, b, from, ICMPv6Unreachable, ICMPv6CodePort, 0)
+	}
+	return ICMPError(dst, b, from, ICMPUnreachable, ICMPCodePort, 0)
+}
+
+// TimeExceeded is the ICMPError (RFC 792, page 6; RFC 4443, section 3.3) that tells the sender of b, of either family, that its TTL or hop limit
+// has ended on the way.
+func TimeExceeded(dst, b []byte, from netip.Addr) int {
+	if b[0]>>4 == 6 {
+		return ICMPError(dst, b, from, ICMPv6TimeExceeded, 0, 0)
+	}
+	return ICMPError(dst, b, from, ICMPTimeExceeded, 0, 0)
 }

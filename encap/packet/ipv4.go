@@ -111,3 +111,14 @@ func (h IPv4) checkOptions() Drop {
 	}
 	return Accept
 }
+
+// PutIPv4 writes an IPv4 header without options, ID or flags, with its checksum, to the front of dst. n is the packet's length in bytes.
+func PutIPv4(dst IPv4, tos byte, n int, ttl, proto byte, src, to [4]byte) {
+	dst[0], dst[1] = 0x45, tos
+	dst.SetTotalLen(n)
+	binary.BigEndian.PutUint32(dst[4:], 0)
+	dst[8], dst[9] = ttl, proto
+	copy(dst[12:16], src[:])
+	copy(dst[16:20], to[:])
+	dst.SetChecksum()
+}

@@ -58,7 +58,7 @@ func (b *Buf) TakeVnet() {
 	b.Offload = o
 }
 
-// PutVnet writes the struct virtio_net_hdr for b.Offload before the packet, which is IPv4, and returns both.
+// PutVnet writes the struct virtio_net_hdr for b.Offload before the packet, and returns both.
 func (b *Buf) PutVnet() []byte {
 	h := b.mem[b.off-VnetLen : b.off]
 	clear(h)
@@ -66,6 +66,9 @@ func (b *Buf) PutVnet() []byte {
 	if o.GSO != GSONone {
 		h[1] = vnetTCPv4
 		header := 20
+		if b.mem[b.off]>>4 == 6 {
+			h[1] = vnetTCPv6
+		}
 		if o.GSO == GSOUDP {
 			h[1], header = vnetUDPL4, 8
 		} else if start := b.off + int(o.CsumStart) + 12; start < b.end {
@@ -93,12 +96,19 @@ func (b *Buf) Finish() Drop {
 	if start > len(p) || at+2 > len(p) {
 		return DropOffload
 	}
-	PutChecksum(p[at:], Sum(p[start:], 0), p[9] == ProtoUDP)
+	PutChecksum(p[at:], Sum(p[start:], 0), o.CsumOffset == udpChecksumAt)
 	o.Partial = false
 	return Accept
 }
 
-// PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would mean none.
+// Offsets of the checksum in TCP's and UDP's header, in bytes.
+const (
+	tcpChecksumAt = 16
+	udpChecksumAt = 6
+)
+
+// PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would mean none, which is
+// illegal over IPv6 (RFC 8200, section 8.1).
 func PutChecksum(b []byte, sum uint64, udp bool) {
 	c := ^Fold(sum)
 	if udp && c == 0 {

@@ -91,8 +91,9 @@ func TestParseRefuses(t *testing.T) {
 		"empty":             {nil, DropTruncated},
 		"19 bytes":          {good[:19], DropTruncated},
 		"cut":               {good[:len(good)-1], DropTruncated},
-		"version 6":         {edit(good, true, func(h IPv4) { h[0] = 0x65 }), DropNotIPv4},
 		"version 5":         {edit(good, true, func(h IPv4) { h[0] = 0x55 }), DropNotIPv4},
+		"short version 5":   {edit(good[:24], true, func(h IPv4) { h[0] = 0x55 }), DropNotIPv4},
+		"ICMPv6":            {edit(good, true, func(h IPv4) { h[9] = ProtoICMPv6 }), DropProtocol},
 		"header of 16":      {edit(good, false, func(h IPv4) { h[0] = 0x44 }), DropBadHeader},
 		"total below head":  {edit(good, true, func(h IPv4) { h.SetTotalLen(19) }), DropBadHeader},
 		"head beyond end":   {edit(udp[:20], false, func(h IPv4) { h[0] = 0x4f; h.SetTotalLen(20) }), DropBadHeader},
@@ -215,48 +216,6 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// FuzzParse compares with gopacket: what we accept it decodes alike, and nothing panics.
-func FuzzParse(f *testing.F) {
-	f.Add(tcpPacket(f))
-	f.Add(build(f, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 53, DstPort: 53}, gopacket.Payload("x")))
-	f.Add(build(f, &layers.IPv4{Protocol: layers.IPProtocolICMPv4}, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0)}))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) >= 20 && int(b[0]&15) >= 5 && int(b[0]&15)*4 <= len(b) {
-			b = bytes.Clone(b)
-			IPv4(b).SetChecksum() // else hardly anything passes
-		}
-		var p Info
-		if p.Parse(b) != Accept {
-			return
-		}
-		if p.Len > len(b) || p.Offset > p.Len {
-			t.Fatalf("%+v of %d bytes", p, len(b))
-		}
-		pk := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.DecodeOptions{NoCopy: true})
-		ip, ok := pk.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
-		if !ok {
-			return // gopacket is stricter about options
-		}
-		if netip.AddrFrom4([4]byte(ip.SrcIP)) != p.Flow.Src || netip.AddrFrom4([4]byte(ip.DstIP)) != p.Flow.Dst || uint8(ip.Protocol) != p.Flow.Proto {
-			t.Errorf("%+v, gopacket says %+v", p, ip)
-		}
-		if udp, ok := pk.Layer(layers.LayerTypeUDP).(*layers.UDP); ok && p.Flow.Proto == ProtoUDP &&
-			(uint16(udp.SrcPort) != p.Flow.SrcPort || uint16(udp.DstPort) != p.Flow.DstPort) {
-			t.Errorf("%+v, gopacket says %+v", p, udp)
-		}
-		if p.Flow.Proto == ProtoICMP {
-			c := bytes.Clone(b[:p.Len])
-			if EchoReply(c) == Accept && (IPv4(c).Check() != Accept || len(c) != p.Len) {
-				t.Error("the answer to an echo request is no packet")
-			}
-		}
-		e := make([]byte, 576)
-		if n := FragmentationNeeded(e, b, p.Flow.Dst, 1480); IPv4(e[:n]).Check() != Accept {
-			t.Error("the error about a packet is no packet")
-		}
-	})
-}
-
 func BenchmarkParse(b *testing.B) {
 	pk := tcpPacket(b)
 	var p Info
@@ -264,6 +223,19 @@ func BenchmarkParse(b *testing.B) {
 		if p.Parse(pk) != Accept {
 			b.Fatal()
 		}
+	}
+}
+
+func BenchmarkParse6(b *testing.B) {
+	for name, pk := range map[string][]byte{"plain": tcp6(80), "options": six(extDestOpts, options(ProtoTCP), tcp6(80)[IPv6HeaderLen:])} {
+		b.Run(name, func(b *testing.B) {
+			var p Info
+			for b.Loop() {
+				if p.Parse(pk) != Accept {
+					b.Fatal()
+				}
+			}
+		})
 	}
 }
 

@@ -6,8 +6,9 @@ import "encoding/binary"
 // 3.2), 68.
 const MaxPieces = (MaxLen-IPv4HeaderLen)/(68-IPv4HeaderLen) + 1
 
-// PieceRoom is the room that the headers of one packet's pieces may need, in bytes: outer, IPv4 and TCP header each.
-const PieceRoom = MaxPieces * (20 + 60 + 60)
+// PieceRoom is the room that the headers of one packet's pieces may need, in bytes: whatever a tunnel puts before them, and the longest IPv4 and
+// TCP header each. A packet with longer ones, which IPv6 allows, may have fewer pieces.
+const PieceRoom = MaxPieces * (Headroom + 60 + 60)
 
 // SplitSize tells how Split will cut the super-packet in b, p its headers: the length of its headers from the inner IP header on, and the
 // largest payload of a segment that fits mtu bytes. TCP may be cut finer than it came, UDP may not: its payload can be larger than
@@ -27,42 +28,53 @@ func SplitSize(b *Buf, p *Info, mtu int) (headers, payload int, d Drop) {
 	default:
 		return 0, 0, DropOffload
 	}
-	if payload <= 0 || headers > len(in) || (len(in)-headers+payload-1)/payload > MaxPieces {
+	if payload <= 0 || headers > len(in) {
+		return 0, 0, DropOffload
+	}
+	if pieces := (len(in) - headers + payload - 1) / payload; pieces > MaxPieces || pieces*(Headroom+headers) > PieceRoom {
 		return 0, 0, DropOffload
 	}
 	return headers, payload, Accept
 }
 
 // Split cuts the wrapped super-packet in b into packets of at most payload bytes behind their headers, and appends them to segs; their
-// headers stand in room, the payload is not copied. overhead is the length of the outer IPv4 header, 0 without one; headers and payload are
-// SplitSize's. What is left of room is returned.
+// headers stand in room, the payload is not copied. overhead is the length of what a tunnel has put before the packet, an IP header first,
+// whose length is made right; 0 without one. headers and payload are SplitSize's. What is left of room is returned.
 //
-// It does what Linux does for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, tcp_offload.c tcp_gso_segment,
-// udp_offload.c __udp_gso_segment.
+// It does what Linux does for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, net/ipv6/ip6_offload.c ipv6_gso_segment,
+// tcp_offload.c tcp_gso_segment, udp_offload.c __udp_gso_segment. Extension headers are the same in each packet.
 func Split(segs []Segment, b *Buf, p *Info, overhead, headers, payload int, room []byte) ([]Segment, []byte) {
 	whole := b.Bytes()
 	n := overhead + headers
 	head, body := whole[:n], whole[n:]
-	ip := IPv4(head[overhead:])
-	id := ip.ID()
-	t := head[overhead+p.Offset:]
+	ip := head[overhead:]
+	t := ip[p.Offset:]
 	tcp := p.Flow.Proto == ProtoTCP
+	six := ip[0]>>4 == 6
 
 	// What all segments' headers have in common is summed once, with the fields that differ as 0.
-	ip.SetTotalLen(0)
-	ip[4], ip[5], ip[10], ip[11] = 0, 0, 0, 0
-	ipSum := uint64(Fold(Sum(ip[:p.Offset], 0)))
-	pseudo := ip.PseudoSum(0)
+	var id uint16
+	var ipSum, pseudo uint64
+	if six {
+		pseudo = IPv6(ip).PseudoSum(p.Flow.Proto, 0)
+	} else {
+		ip := IPv4(ip)
+		id = ip.ID()
+		ip.SetTotalLen(0)
+		ip[4], ip[5], ip[10], ip[11] = 0, 0, 0, 0
+		ipSum = uint64(Fold(Sum(ip[:p.Offset], 0)))
+		pseudo = ip.PseudoSum(0)
+	}
 	var seq uint32
 	var flags byte
-	checksumAt := 6
+	checksumAt := udpChecksumAt
 	if tcp {
-		checksumAt = 16
+		checksumAt = tcpChecksumAt
 		seq, flags = binary.BigEndian.Uint32(t[4:]), t[13]
 	} else {
 		t[4], t[5] = 0, 0
 	}
-	unchecked := !tcp && t[6] == 0 && t[7] == 0 && !b.Offload.Partial
+	unchecked := !tcp && !six && t[6] == 0 && t[7] == 0 && !b.Offload.Partial // illegal over IPv6: RFC 8200, section 8.1
 	t[checksumAt], t[checksumAt+1] = 0, 0
 
 	const fin, psh, cwr = 0x01, 0x08, 0x80
@@ -73,13 +85,17 @@ func Split(segs []Segment, b *Buf, p *Info, overhead, headers, payload int, room
 		room = room[n:]
 		copy(h, head)
 
-		IPv4(h).SetTotalLen(n + len(part)) // of the outer header; without one, that is the inner
-		ip, t := IPv4(h[overhead:]), h[overhead+p.Offset:]
+		if overhead > 0 {
+			setTotalLen(h, n+len(part))
+		}
+		ip, t := h[overhead:], h[overhead+p.Offset:]
 		inner := headers + len(part)
-		ip.SetTotalLen(inner)
-		binary.BigEndian.PutUint16(ip[4:], id)
-		PutChecksum(ip[10:], ipSum+uint64(inner)+uint64(id), false)
-		id++
+		setTotalLen(ip, inner)
+		if !six {
+			binary.BigEndian.PutUint16(ip[4:], id)
+			PutChecksum(ip[10:], ipSum+uint64(inner)+uint64(id), false)
+			id++
+		}
 
 		if tcp {
 			binary.BigEndian.PutUint32(t[4:], seq)
@@ -102,4 +118,13 @@ func Split(segs []Segment, b *Buf, p *Info, overhead, headers, payload int, room
 		segs = append(segs, Segment{Head: h, Body: part})
 	}
 	return segs, room
+}
+
+// setTotalLen writes the length of the packet in h, of either family, to its header.
+func setTotalLen(h []byte, n int) {
+	if h[0]>>4 == 6 {
+		IPv6(h).SetPayloadLen(n - IPv6HeaderLen)
+	} else {
+		IPv4(h).SetTotalLen(n)
+	}
 }

@@ -1,0 +1,52 @@
+package packet
+
+import "net/netip"
+
+// MayAnswer tells whether an ICMP error may be sent about the packet in b, whatever that holds. RFC 1122, section 3.2.2, and RFC 4443,
+// section 2.4 (e), forbid one about an ICMP error, about a fragment other than the first, to a source that is no single host, and about a packet
+// to many; and nobody answers what is no whole packet. How many are sent is the caller's business.
+func MayAnswer(b []byte) bool {
+	if len(b) > 0 && b[0]>>4 == 6 {
+		return mayAnswer6(b)
+	}
+	h := IPv4(b)
+	if h.Check() != Accept || h.frag()&fragOffset != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+		return false
+	}
+	return h.Protocol() != ProtoICMP || icmpQuery(h.Payload())
+}
+
+func mayAnswer6(h IPv6) bool {
+	t, d := h.parse()
+	if d != Accept || t.FragOffset > 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+		return false
+	}
+	if t.Proto != ProtoICMPv6 {
+		return true
+	}
+	m := h[t.Offset:h.TotalLen()]
+	return len(m) > 0 && m[0] >= 128 && m[0] != icmp6Redirect
+}
+
+// oneHost tells whether a can be the address of one host on a network: no multicast, broadcast (as far as an address tells), loopback or
+// unspecified address, and nothing of IPv4's 0/8 and 240/4.
+func oneHost(a netip.Addr) bool {
+	if a.Is4() {
+		first := a.As4()[0]
+		return first != 0 && first != 127 && first < 224
+	}
+	return !a.IsMulticast() && !a.IsLoopback() && !a.IsUnspecified()
+}
+
+// icmpQuery tells whether the ICMP message t is a request or an answer to one; unknown types pass for errors, as in Linux (net/ipv4/icmp.c,
+// icmp_pointers).
+func icmpQuery(t []byte) bool {
+	if len(t) == 0 {
+		return false
+	}
+	switch t[0] {
+	case ICMPEchoReply, ICMPEcho, 13, 14, 15, 16, 17, 18: // timestamp, information and address mask, each with its answer
+		return true
+	}
+	return false
+}

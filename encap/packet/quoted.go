@@ -1,0 +1,143 @@
+package packet
+
+import "encoding/binary"
+
+// Quoted is what an ICMP error says of the packet that it is about.
+type Quoted struct {
+	Flow       Flow  // of that packet, as its headers have it: of a realserver's answer from the VIP to the client; Reverse is the connection's
+	Type, Code uint8 // of the family's ICMP
+	MTU        int   // of "fragmentation needed" and "packet too big", in bytes, at most MaxLen; 0: a router that doesn't tell (RFC 1191, section 5)
+	Offset     int   // of the quoted packet in b, in bytes
+	Payload    int   // of what follows its IP headers, in b: its transport header, or the packet in a tunnel. Nothing need be there
+}
+
+// TooBig tells whether the error is "fragmentation needed" or "packet too big".
+func (q *Quoted) TooBig() bool {
+	if q.Flow.Src.Is4() {
+		return q.Type == ICMPUnreachable && q.Code == ICMPCodeFragNeeded
+	}
+	return q.Type == ICMPv6TooBig
+}
+
+// QuotedFlow reads the ICMP error in b, which may be any bytes, of either family. The quote's IP headers suffice, with four bytes behind them
+// where the protocol has ports. A checksum that the kernel has left to us must have been finished (Buf.Finish).
+//
+// It returns DropICMP for what is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for one about a packet that another address has
+// sent than it goes to; DropBadChecksum for a damaged one; DropFragment where it is a fragment, or the quote is one without ports;
+// DropTruncated and DropBadHeader for error and quote alike.
+func QuotedFlow(b []byte) (q Quoted, d Drop) {
+	if len(b) > 0 && b[0]>>4 == 6 {
+		d = q.parse6(b)
+	} else {
+		d = q.parse4(b)
+	}
+	if d != Accept {
+		return Quoted{}, d
+	}
+	return q, Accept
+}
+
+func (q *Quoted) parse4(h IPv4) Drop {
+	if d := h.Check(); d != Accept {
+		return d
+	}
+	if h.Fragment() {
+		return DropFragment
+	}
+	t := h.Payload()
+	if h.Protocol() != ProtoICMP {
+		return DropICMP
+	}
+	if len(t) < icmpHeaderLen {
+		return DropTruncated
+	}
+	q.Type, q.Code = t[0], t[1]
+	switch q.Type {
+	case ICMPUnreachable, ICMPSourceQuench, ICMPTimeExceeded:
+	default:
+		return DropICMP
+	}
+	if Checksum(t) != 0 {
+		return DropBadChecksum
+	}
+	if q.Type == ICMPUnreachable && q.Code == ICMPCodeFragNeeded {
+		q.MTU = int(binary.BigEndian.Uint16(t[6:]))
+	}
+	q.Offset = h.HeaderLen() + icmpHeaderLen
+	in := IPv4(t[icmpHeaderLen:])
+	if len(in) < IPv4HeaderLen || in.HeaderLen() > len(in) {
+		return DropTruncated
+	}
+	if in.Version() != 4 || in.HeaderLen() < IPv4HeaderLen {
+		return DropBadHeader
+	}
+	if in.Src() != h.Dst() {
+		return DropICMP
+	}
+	if in.frag()&fragOffset != 0 {
+		return DropFragment
+	}
+	q.Flow = Flow{Src: in.Src(), Dst: in.Dst(), Proto: in.Protocol()}
+	q.Payload = q.Offset + in.HeaderLen()
+	return q.ports(in[in.HeaderLen():])
+}
+
+func (q *Quoted) parse6(h IPv6) Drop {
+	x, d := h.parse()
+	if d != Accept {
+		return d
+	}
+	if x.Fragment {
+		return DropFragment
+	}
+	t := h[x.Offset:h.TotalLen()]
+	if x.Proto != ProtoICMPv6 {
+		return DropICMP
+	}
+	if len(t) < icmpHeaderLen {
+		return DropTruncated
+	}
+	q.Type, q.Code = t[0], t[1]
+	if q.Type < ICMPv6Unreachable || q.Type > ICMPv6ParamProblem {
+		return DropICMP
+	}
+	if Fold(Sum(t, h.PseudoSum(ProtoICMPv6, len(t)))) != 0xffff {
+		return DropBadChecksum
+	}
+	if q.Type == ICMPv6TooBig {
+		q.MTU = int(min(binary.BigEndian.Uint32(t[4:]), MaxLen))
+	}
+	q.Offset = x.Offset + icmpHeaderLen
+	in := t[icmpHeaderLen:]
+	if len(in) < IPv6HeaderLen {
+		return DropTruncated
+	}
+	if in.Version() != 6 || mapped(in[8:]) || mapped(in[24:]) {
+		return DropBadHeader
+	}
+	if in.Src() != h.Dst() {
+		return DropICMP
+	}
+	y, d := in.walk(min(len(in), in.TotalLen()))
+	if d != Accept {
+		return d
+	}
+	if y.FragOffset > 0 {
+		return DropFragment
+	}
+	q.Flow = Flow{Src: in.Src(), Dst: in.Dst(), Proto: y.Proto}
+	q.Payload = q.Offset + y.Offset
+	return q.ports(in[y.Offset:])
+}
+
+// ports reads them from the front of the quoted transport header t.
+func (q *Quoted) ports(t []byte) Drop {
+	switch q.Flow.Proto {
+	case ProtoTCP, ProtoUDP, ProtoSCTP:
+		if len(t) < 4 {
+			return DropTruncated
+		}
+		q.Flow.SrcPort, q.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
+	}
+	return Accept
+}
