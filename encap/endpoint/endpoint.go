@@ -2,6 +2,7 @@
 package endpoint
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -114,13 +115,17 @@ type Worker struct {
 
 	bufs     []packet.Buf
 	out      []*packet.Buf
+	accepted uint64 // packets of out, segments of super-packets each
+	spares   []packet.Buf
+	used     int // of spares
 	tally    packet.Tally
 	coalesce coalescer
 }
 
 // NewWorker makes a worker that moves what policy accepts from source to sink. mss is what this host's servers advertise, in bytes.
 func NewWorker(source Source, sink Sink, policy *Policy, mss *atomic.Int64) *Worker {
-	return &Worker{source: source, sink: sink, policy: policy, mss: mss, bufs: packet.NewBufs(batch), out: make([]*packet.Buf, 0, batch)}
+	return &Worker{source: source, sink: sink, policy: policy, mss: mss, bufs: packet.NewBufs(batch), spares: packet.NewBufs(batch),
+		out: make([]*packet.Buf, 0, 2*batch)}
 }
 
 // Read adds what the worker has counted to t.
@@ -145,40 +150,85 @@ func (w *Worker) Run() error {
 
 // move treats one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
-	w.out = w.out[:0]
 	mss := int(w.mss.Load())
-	accepted := uint64(0)
+	var err error
 	for i := range bufs {
 		b := &bufs[i]
-		w.tally.InPackets++
-		w.tally.InBytes += uint64(b.Len())
-		if d := w.policy.Unwrap(b); d != packet.Accept {
-			w.tally.Drop(d)
-			continue
+		if b.Offload.GSO == packet.GSOUDP {
+			err = w.datagrams(b, mss)
+		} else {
+			w.packet(b, mss)
 		}
-		accepted++
-		in := packet.IPv4(b.Bytes())
-		if !in.Fragment() {
-			t := in.Payload()
-			offloaded(b, in, t, mss)
-			if in.Protocol() == packet.ProtoTCP && w.coalesce.add(b, in, t) {
-				continue
+		if err != nil {
+			break
+		}
+	}
+	err = errors.Join(err, w.flush())
+	w.counters.Add(&w.tally)
+	return err
+}
+
+// packet treats one tunnel packet, and tells whether b is in use until flush.
+func (w *Worker) packet(b *packet.Buf, mss int) (kept bool) {
+	w.tally.InPackets++
+	w.tally.InBytes += uint64(b.Len())
+	if d := w.policy.Unwrap(b); d != packet.Accept {
+		w.tally.Drop(d)
+		return false
+	}
+	w.accepted++
+	in := packet.IPv4(b.Bytes())
+	if !in.Fragment() {
+		t := in.Payload()
+		offloaded(b, in, t, mss)
+		if in.Protocol() == packet.ProtoTCP && w.coalesce.add(b, in, t) {
+			return false
+		}
+	}
+	w.out = append(w.out, b)
+	return true
+}
+
+// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all.
+func (w *Worker) datagrams(b *packet.Buf, mss int) error {
+	const headers = packet.IPv4HeaderLen + 8
+	whole, size := b.Bytes(), int(b.Offload.Size)
+	for payload := whole[headers:]; len(payload) > 0; {
+		n := min(size, len(payload))
+		if w.used == len(w.spares) || len(w.out) == cap(w.out) {
+			if err := w.flush(); err != nil {
+				return err
 			}
 		}
-		w.out = append(w.out, b)
+		s := &w.spares[w.used]
+		room := s.Room()
+		copy(room, whole[:headers])
+		copy(room[headers:], payload[:n])
+		s.SetLen(headers + n)
+		packet.IPv4(s.Bytes()).SetTotalLen(headers + n)
+		binary.BigEndian.PutUint16(s.Bytes()[packet.IPv4HeaderLen+4:], uint16(8+n))
+		payload = payload[n:]
+		if w.packet(s, mss) {
+			w.used++
+		}
 	}
+	return nil
+}
+
+// flush writes what waits.
+func (w *Worker) flush() error {
 	w.coalesce.finish()
 	var err error
 	if len(w.out) > 0 {
 		var n, bytes int
 		n, bytes, err = w.sink.WriteBatch(w.out)
 		refused := len(w.out) - n
-		w.tally.OutPackets += accepted - uint64(refused)
+		w.tally.OutPackets += w.accepted - uint64(refused)
 		w.tally.OutBytes += uint64(bytes)
 		for range refused {
 			w.tally.Drop(packet.DropTUNError)
 		}
 	}
-	w.counters.Add(&w.tally)
+	w.out, w.accepted, w.used = w.out[:0], 0, 0
 	return err
 }
