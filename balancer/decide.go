@@ -62,13 +62,17 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (
 		if d, drop := s.dest(n); drop == packet.Accept && s.keeps(d) {
 			return s.connect(svc, d, template, p, now)
 		}
-		table.Release(template) // it is replaced
+		defer table.Release(template) // not before it is replaced: its number would be another's
 	}
+	former := template
 	d := svc.sched.pick(svc.list, p, now)
 	if d == nil {
+		if former != 0 {
+			table.Forget(client, svc.number, former)
+		}
 		return nil, packet.DropNoRealserver
 	}
-	n, template, result = table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, template, now)
+	n, template, result = table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, former, now)
 	switch result {
 	case conntab.Full:
 		return nil, packet.DropTableFull

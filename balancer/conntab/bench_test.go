@@ -181,3 +181,31 @@ func BenchmarkGCStop(b *testing.B) {
 	longest := slices.Max(after.Pause[:min(len(after.Pause), int(after.NumGC-before.NumGC))])
 	b.ReportMetric(float64(longest.Microseconds()), "µs-longest")
 }
+
+// BenchmarkFull is a new connection to a full table: of established ones, which it can't have, and of half-open ones, which make room.
+func BenchmarkFull(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		half int
+		ack  bool
+	}{{"established", 250_000, true}, {"half-open", 250_000, false}, {"half-open/few", 10_000, false}} {
+		b.Run(c.name, func(b *testing.B) {
+			table := New(Config{Max: 1_000_000, HalfOpenMax: c.half})
+			syn, ack := tcp(0, 1, packet.FlagSYN), tcp(0, 1, packet.FlagACK)
+			for i := range 1_000_000 {
+				scatter(&syn, uint32(i))
+				table.Insert(&syn, 1, 0, 0)
+				if c.ack {
+					scatter(&ack, uint32(i))
+					table.Packet(&ack, 0)
+				}
+			}
+			i := uint32(1_000_000)
+			for b.Loop() {
+				i++
+				scatter(&syn, i)
+				table.Insert(&syn, 1, 0, 0)
+			}
+		})
+	}
+}

@@ -1,9 +1,13 @@
 package conntab
 
 // Under a SYN flood from random addresses a director can't tell an attacker from a client until the client's ACK comes. So half-open connections
-// have a bound of their own, which leaves the rest of the table to established ones, and at that bound a new one takes the place of one
-// that is among the oldest: a client that answers in time is in the table that long, and an attacker's never get more room.
-// From half of the bound on they also live shorter. It is what IPVS's drop_entry and secure_tcp are for.
+// have a bound of their own, which leaves the rest of the table to established ones, and a new one beyond it takes the place of the oldest of its
+// shard: a client that answers before the bound is filled once more gets through, and an attacker's never get more room. From half of the bound on they
+// also live shorter. A template that has been made for a half-open connection counts as one too, until one of its connections has got through
+// (Linux ip_vs_core.c, IP_VS_CTPL_S_ASSURED). It is what IPVS's drop_entry and secure_tcp are for.
+
+// minHalfOpen is the least bound for each shard: the oldest of fewer is often a young one.
+const minHalfOpen = 8
 
 // hardened is how long half-open connections live under pressure.
 const hardened = 10 * PerSecond
@@ -13,59 +17,98 @@ func (t *Table) pressed() bool {
 	return t.cfg.HalfOpenMax > 0 && t.half.Load()*2 > int64(t.cfg.HalfOpenMax)
 }
 
-// crowded tells whether there are as many half-open connections as there may be.
-func (t *Table) crowded() bool {
-	return t.cfg.HalfOpenMax > 0 && t.half.Load() >= int64(t.cfg.HalfOpenMax)
+// unproven tells whether e is half-open, or a template that nobody has got through with.
+func (s *store[A]) unproven(e *entry[A]) bool {
+	return e.state.halfOpen() || e.state == TemplateState && !s.table.children.assured(e.parent)
 }
 
-// tired tells whether e, half-open, has lived as long as it may under pressure. Its timeout stays what it is, by which the oldest are known.
+// tired tells whether e, unproven, has lived as long as it may under pressure.
 func (s *store[A]) tired(e *entry[A], now Ticks) bool {
-	d := s.table.times[e.state]
-	return e.state.halfOpen() && d > hardened && (e.expires - (d - hardened)).reached(now)
-}
-
-// A search for something to evict looks at so many slots side by side that it should meet evictAmong half-open connections at their bound, and
-// takes the oldest: of so many, a young one hardly ever is. If it meets none it goes on, evictTries times in all.
-const (
-	evictAmong = 24
-	evictTries = 4
-	evictMost  = 4096 // slots: some ten microseconds
-)
-
-// evictReach is the number of slots that one search looks at.
-func (c *Config) evictReach() int {
-	if c.HalfOpenMax == 0 {
-		return 2 * evictAmong
+	life := s.table.times[e.state]
+	if e.state == TemplateState {
+		life = Ticks(e.packets)
 	}
-	return min(max(evictAmong*perFlow*c.Max/c.HalfOpenMax, 2*evictAmong), evictMost)
+	return life > hardened && (e.expires - (life - hardened)).reached(now) && s.unproven(e)
 }
 
-// evict removes a connection of sh that is missed least, and returns false when it finds none.
-func (s *store[A]) evict(sh *shard[A], now Ticks) bool {
-	for range evictTries {
-		if i := sh.weakest(now, s.table.reach); i >= 0 {
-			s.table.evicted.Add(1)
-			s.remove(sh, i)
+// queue is a shard's newest unproven entries, as many as the bound allows it, by the upper half of their hashes. Those that have got through since,
+// or are gone, are still in it.
+type queue struct {
+	hashes []uint32 // a ring
+	head   int      // of the oldest
+	used   int
+}
+
+func (q *queue) full() bool { return q.used == len(q.hashes) }
+
+func (q *queue) push(hash uint64) {
+	i := q.head + q.used
+	if i >= len(q.hashes) {
+		i -= len(q.hashes)
+	}
+	q.hashes[i] = uint32(hash >> 32)
+	q.used++
+}
+
+func (q *queue) pop() (upper uint32) {
+	upper = q.hashes[q.head]
+	if q.head++; q.head == len(q.hashes) {
+		q.head = 0
+	}
+	q.used--
+	return upper
+}
+
+// enqueue notes that an entry of that hash is unproven, and removes the one for which there is no place in the queue any more.
+func (s *store[A]) enqueue(sh *shard[A], hash uint64) {
+	q := &sh.unproven
+	if len(q.hashes) == 0 {
+		return
+	}
+	if q.full() {
+		s.evict(sh)
+	}
+	q.push(hash)
+}
+
+// evict takes the oldest entry out of sh's queue, and removes it, and returns true, if it is still unproven.
+func (s *store[A]) evict(sh *shard[A]) bool {
+	i := s.locate(sh, sh.unproven.pop())
+	if i < 0 {
+		return false
+	}
+	s.table.evicted.Add(1)
+	s.remove(sh, i)
+	return true
+}
+
+// makeRoom evicts an entry of sh, and returns false when it finds none within some microseconds.
+func (s *store[A]) makeRoom(sh *shard[A]) bool {
+	for range 64 {
+		if sh.unproven.used == 0 {
+			return false
+		}
+		if s.evict(sh) {
 			return true
 		}
 	}
 	return false
 }
 
-// weakest returns, from among the next slots of s, reach of them, one that has expired, or the half-open one that would be the first to; -1 when there is none.
-func (s *shard[A]) weakest(now Ticks, reach int) int {
-	found, n := -1, len(s.slots)
-	for range min(reach, n) {
-		if s.hand++; int(s.hand) >= n {
-			s.hand = 0
+// locate returns the slot of an unproven entry whose hash has that upper half, -1 when there is none.
+func (s *store[A]) locate(sh *shard[A], upper uint32) int {
+	i := sh.home(uint64(upper) << 32) // or the next one, as the lower half isn't known
+	for n := range sh.slots {
+		e := &sh.slots[i]
+		if e.state == stateEmpty && n > 0 {
+			return -1
 		}
-		e := &s.slots[s.hand]
-		if e.state == stateEmpty || e.state == TemplateState || !e.state.halfOpen() && !e.expires.reached(now) {
-			continue
+		if e.state != stateEmpty && s.unproven(e) && uint32(s.hash(e)>>32) == upper {
+			return i
 		}
-		if found < 0 || int32(e.expires-s.slots[found].expires) < 0 {
-			found = int(s.hand)
+		if i++; i == len(sh.slots) {
+			i = 0
 		}
 	}
-	return found
+	return -1
 }

@@ -35,6 +35,7 @@ type modelTemplate struct {
 	dest             uint32
 	expires, timeout Ticks
 	children         int
+	assured          bool
 }
 
 func over(expires, now Ticks) bool { return int32(now-expires) >= 0 }
@@ -114,6 +115,9 @@ func (m *model) packet(p *packet.Info, fresh, service uint32, now Ticks) (uint32
 	case packet.ProtoSCTP:
 		c.state = c.state.nextSCTP(p.SCTPChunk)
 	}
+	if c.template != nil && !c.state.halfOpen() {
+		c.template.assured = true
+	}
 	c.expires = now + m.times[c.state]
 	c.packets++
 	return c.dest, result
@@ -128,7 +132,7 @@ func play(t *Table, p *packet.Info, fresh, service uint32, now Ticks) (uint32, R
 	var template uint32
 	if service != 0 {
 		if dest, template, r = t.Template(p.Flow.Src, service, now); r == Hit && t.Counts(dest).Gone() {
-			t.Release(template)
+			defer t.Release(template)
 			r = Miss
 		}
 		if r == Miss {
@@ -239,8 +243,11 @@ func compare(t *testing.T, table *Table, m *model, now Ticks) {
 		if r != Hit || dest != c.dest {
 			t.Fatalf("template of %v: %d, result %d, want %d", k, dest, r, c.dest)
 		}
-		if n := table.children.count(number).Load(); int(n) != c.children+1 {
-			t.Errorf("template of %v has %d connections, want %d", k, n-1, c.children)
+		if n := table.children.count(number).Load() & countMask; int(n) != c.children+1 || table.children.assured(number) != c.assured {
+			t.Errorf("template of %v has %d connections, want %d, assured %v", k, n-1, c.children, c.assured)
+		}
+		if !c.assured {
+			half++
 		}
 		table.Release(number)
 	}
@@ -285,7 +292,11 @@ func empty(t *testing.T, table *Table) {
 			t.Errorf("destination %d: %d active, %d inactive, %d templates left", d, c.Active(), c.Inactive(), c.Templates())
 		}
 	}
-	if n := len(table.children.free); n != int(table.children.last) {
-		t.Errorf("%d of %d templates' numbers are free", n, table.children.last)
+	free := 0
+	for n := table.children.free; n != 0; n = uint32(table.children.count(n).Load()) {
+		free++
+	}
+	if free != int(table.children.last) {
+		t.Errorf("%d of %d templates' numbers are free", free, table.children.last)
 	}
 }

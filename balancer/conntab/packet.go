@@ -56,8 +56,7 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, now Ticks) (dest uint32, r 
 			}
 			s.expire(sh, e, now)
 		default:
-			s.seen(sh, e, p, now)
-			dest = e.dest
+			dest = s.seen(sh, e, p, now)
 			sh.mu.Unlock()
 			return dest, Hit
 		}
@@ -95,16 +94,29 @@ func (e *entry[A]) reused(mode Reuse) bool {
 	return e.state == TimeWait || e.state == Close || e.state == SCTPClosed || mode == ReuseClosing && e.state == FinWait
 }
 
-// seen counts p in e, and moves e's state and end.
-func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, now Ticks) {
+// seen counts p in e, moves e's state and end, and returns its destination. e may have moved then.
+func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, now Ticks) (dest uint32) {
 	t := s.table
 	if next := t.after(e.state, p); next != e.state {
+		switch was := e.state.halfOpen(); {
+		case was == next.halfOpen():
+		case was:
+			t.half.Add(-1)
+			t.assure(e.parent)
+		default: // the client begins anew
+			k := key[A]{src: e.src, dst: e.dst, sport: e.sport, dport: e.dport, proto: e.proto, hash: s.hash(e)}
+			s.enqueue(sh, k.hash) // which may remove another
+			i, _ := sh.find(&k)
+			e = &sh.slots[i]
+			t.half.Add(1)
+		}
 		t.move(e.dest, e.state, next)
 		e.state = next
 	}
 	e.expires = now + t.times[e.state]
 	sh.expects(e.expires)
 	e.packets++
+	return e.dest
 }
 
 // opens tells whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c, sctp_conn_schedule).
@@ -132,15 +144,8 @@ func (t *Table) after(st State, p *packet.Info) State {
 // move changes the counts of dest by the step of one of its connections from one state to another.
 func (t *Table) move(dest uint32, from, to State) {
 	if from.Active() != to.Active() {
-		t.tallyDest(dest, from, -1)
-		t.tallyDest(dest, to, 1)
-	}
-	switch {
-	case from.halfOpen() == to.halfOpen():
-	case to.halfOpen():
-		t.half.Add(1)
-	default:
-		t.half.Add(-1)
+		t.tally(dest, from, -1)
+		t.tally(dest, to, 1)
 	}
 }
 
@@ -171,20 +176,18 @@ func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, now 
 	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
 		if !e.expires.reached(now) {
-			s.seen(sh, e, p, now)
-			return e.dest, Hit
+			return s.seen(sh, e, p, now), Hit
 		}
 		s.remove(sh, i)
 	}
 	state := t.after(begun(p.Flow.Proto), p)
-	if state.halfOpen() && t.crowded() && !s.evict(sh, now) {
-		return 0, Full
-	}
 	e := entry[A]{state: state, dest: dest, parent: template, expires: now + t.times[state], packets: 1}
-	if s.put(sh, k, now, e) == nil {
+	if s.put(sh, k, e) == nil {
 		return 0, Full
 	}
-	sh.expects(e.expires)
+	if !state.halfOpen() {
+		t.assure(template)
+	}
 	return dest, Inserted
 }
 

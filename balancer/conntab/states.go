@@ -83,8 +83,7 @@ var tcpNextSecure = tcpTable{
 		Close: SynAck, CloseWait: SynAck, LastAck: SynAck, Listen: SynAck, SynAck: SynAck}, // SYN
 	tcpNext[1], // FIN
 	tcpNext[2], // ACK
-	{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close, TimeWait: Close,
-		Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
+	tcpNext[3], // RST
 }
 
 // next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than ACK.
@@ -135,6 +134,7 @@ func (c Timeouts) ticks() timeouts {
 	set(Established, c.TCP)
 	set(FinWait, c.TCPFin)
 	set(SynRecv, c.TCPSyn)
+	set(SynAck, c.TCPSyn) // which stands for it with Config.SecureTCP
 	set(UDP, c.UDP)
 	set(SCTPEstablished, c.SCTP)
 	return t

@@ -20,7 +20,8 @@ type store[A address] struct {
 }
 
 const (
-	numShards = 256
+	maxShards = 256
+	minShard  = 64 // connections of Config.Max in a shard, so that what is true of the table is about true of each
 	perFlow   = 2  // slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
 	slack     = 64 // slots more in each shard, since flows don't spread quite evenly
 )
@@ -28,12 +29,13 @@ const (
 // A shard is a part of the store under one lock. The slots are a ring: an entry stands at its home slot or behind it, with no empty
 // slot in between.
 type shard[A address] struct {
-	mu    sync.Mutex
-	slots []entry[A]
-	used  int
-	next  Ticks    // no entry expires before: until then a sweep passes by
-	hand  uint32   // where the search for something to evict goes on
-	_     [16]byte // 64 bytes: no two locks in a cache line, and the slots beside their lock
+	mu       sync.Mutex
+	slots    []entry[A]
+	used     int
+	next     Ticks // no entry expires before: until then a sweep passes by
+	_        [20]byte
+	unproven queue // with this the second of two cache lines: no two locks are in one, and the slots beside their lock
+	_        [24]byte
 }
 
 // entry is one connection or template, or an empty slot (state stateEmpty). Of IPv4 it has 32 bytes: two make a cache line.
@@ -58,26 +60,39 @@ type key[A address] struct {
 }
 
 func (s *store[A]) init(t *Table, hash func(*entry[A]) uint64) {
-	s.table, s.hash, s.shards = t, hash, make([]shard[A], numShards)
+	s.table, s.hash, s.shards = t, hash, make([]shard[A], shards(t.cfg.Max))
 	per := slotsPerShard(t.cfg.Max)
-	all := make([]entry[A], per*numShards)
+	all := make([]entry[A], per*len(s.shards))
 	hugePages(unsafe.Pointer(unsafe.SliceData(all)), uintptr(len(all))*unsafe.Sizeof(all[0]))
+	n := t.cfg.HalfOpenMax / len(s.shards)
+	hashes := make([]uint32, n*len(s.shards))
 	for i := range s.shards {
 		s.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
+		s.shards[i].unproven.hashes = hashes[i*n : (i+1)*n : (i+1)*n]
 	}
+}
+
+// shards is the number of shards, a power of two.
+func shards(maximum int) int {
+	n := maxShards
+	for n > 1 && maximum/n < minShard {
+		n /= 2
+	}
+	return n
 }
 
 // slotsPerShard is even, so that every shard begins with a cache line.
 func slotsPerShard(maximum int) int {
-	return ((maximum*perFlow+numShards-1)/numShards + slack + 1) &^ 1
+	n := shards(maximum)
+	return ((maximum*perFlow+n-1)/n + slack + 1) &^ 1
 }
 
 // Bytes is the memory that a table of max connections, all of IPv4, takes at the most.
 func Bytes(maximum int) int {
-	return slotsPerShard(maximum) * numShards * int(unsafe.Sizeof(entry[[4]byte]{}))
+	return slotsPerShard(maximum) * shards(maximum) * int(unsafe.Sizeof(entry[[4]byte]{}))
 }
 
-func (s *store[A]) shard(hash uint64) *shard[A] { return &s.shards[hash%numShards] }
+func (s *store[A]) shard(hash uint64) *shard[A] { return &s.shards[hash&uint64(len(s.shards)-1)] }
 
 func (s *store[A]) touch(hash uint64) uint8 {
 	sh := s.shard(hash)
@@ -117,9 +132,13 @@ func (s *shard[A]) expects(t Ticks) {
 	}
 }
 
-// put makes e, for which k has room, and returns it; nil when the table is full even after something weak has been put out.
-func (s *store[A]) put(sh *shard[A], k *key[A], now Ticks, e entry[A]) *entry[A] {
+// put makes e, for k, and returns it; nil when the table is full and nothing unproven can make room.
+func (s *store[A]) put(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 	t := s.table
+	unproven := s.unproven(&e)
+	if unproven {
+		s.enqueue(sh, k.hash)
+	}
 	for {
 		i, _ := sh.find(k)
 		// One slot stays empty, for every search to end at.
@@ -130,11 +149,15 @@ func (s *store[A]) put(sh *shard[A], k *key[A], now Ticks, e entry[A]) *entry[A]
 				sh.slots[i] = e
 				sh.used++
 				t.tally(e.dest, e.state, 1)
+				if unproven {
+					t.half.Add(1)
+				}
+				sh.expects(e.expires)
 				return &sh.slots[i]
 			}
 			t.count.Add(-1)
 		}
-		if !s.evict(sh, now) {
+		if !s.makeRoom(sh) {
 			return nil
 		}
 	}
@@ -146,12 +169,16 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 	e := &sh.slots[i]
 	t.tally(e.dest, e.state, -1)
 	t.count.Add(-1)
-	if e.parent != 0 {
-		if e.state == TemplateState {
-			t.children.orphan(e.parent)
-		} else {
-			t.children.release(e.parent)
+	switch {
+	case e.state == TemplateState:
+		if !t.children.orphan(e.parent) {
+			t.half.Add(-1)
 		}
+	case e.parent != 0:
+		t.children.release(e.parent)
+	}
+	if e.state.halfOpen() {
+		t.half.Add(-1)
 	}
 	sh.used--
 	n := len(sh.slots)

@@ -18,7 +18,7 @@ type place struct{ shard, slot int }
 func (t *Table) NewSweeper() *Sweeper { return &Sweeper{table: t} }
 
 // Slots is the number of slots of the table, those of one address family.
-func (t *Table) Slots() int { return numShards * len(t.four.shards[0].slots) }
+func (t *Table) Slots() int { return len(t.four.shards) * len(t.four.shards[0].slots) }
 
 // never is so far after now that every timeout ends before.
 func never(now Ticks) Ticks { return now + 1<<30 }
@@ -54,7 +54,7 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 			switch {
 			case e.state == stateEmpty:
 				at.slot++
-			case pressed && s.tired(e, now):
+			case pressed && s.tired(e, now) && !(connections && e.state == TemplateState):
 				s.remove(sh, at.slot) // something else may stand here now
 			case connections && e.state == TemplateState || !s.over(e, now):
 				sh.expects(e.expires)
@@ -66,7 +66,7 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 		sh.mu.Unlock()
 		if at.slot == len(sh.slots) {
 			at.slot = 0
-			at.shard = (at.shard + 1) % numShards
+			at.shard = (at.shard + 1) % len(s.shards)
 		}
 	}
 }

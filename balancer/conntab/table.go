@@ -31,7 +31,7 @@ func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 // Config is what a table is made with. The names in brackets are IPVS's sysctls.
 type Config struct {
 	Max          int   // bound of the number of connections, persistence templates included
-	HalfOpenMax  int   // bound of the half-open among them; 0: none
+	HalfOpenMax  int   // bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none
 	SloppyTCP    bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
 	SecureTCP    bool  // the state table that distrusts clients is in use (secure_tcp 3)
 	Reuse        Reuse // of a client's port (conn_reuse_mode)
@@ -51,15 +51,15 @@ const (
 
 // Table is a connection table. All its methods may be called by any number of goroutines.
 type Table struct {
+	count    atomic.Int64
+	half     atomic.Int64 // unproven entries
+	evicted  atomic.Uint64
+	_        [40]byte // what follows is read for every packet, and not in a cache line with what is written
 	cfg      Config
 	max      int64
 	seed     [2]uint64
-	count    atomic.Int64
-	half     atomic.Int64 // half-open connections
-	evicted  atomic.Uint64
 	times    timeouts
 	tcpNext  *tcpTable
-	reach    int  // of a search for something to evict, in slots
 	judge    bool // destinations that are gone or quiescent make a difference
 	four     store[[4]byte]
 	six      atomic.Pointer[store[[16]byte]]
@@ -106,9 +106,12 @@ func (c *Counts) Gone() bool { return c.gone.Load() }
 // New makes an empty table.
 func New(cfg Config) *Table {
 	t := &Table{cfg: cfg, max: int64(cfg.Max), times: cfg.Timeouts.ticks(), seed: [2]uint64{rand.Uint64(), rand.Uint64()}, tcpNext: &tcpNext,
-		reach: cfg.evictReach(), judge: cfg.ExpireNodest || cfg.DropRemoved}
+		judge: cfg.ExpireNodest || cfg.DropRemoved}
 	if cfg.SecureTCP {
 		t.tcpNext = &tcpNextSecure
+	}
+	if t.cfg.HalfOpenMax > 0 {
+		t.cfg.HalfOpenMax = max(t.cfg.HalfOpenMax, minHalfOpen*shards(cfg.Max))
 	}
 	t.children.init(cfg.Max)
 	t.four.init(t, func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
@@ -140,10 +143,10 @@ func (t *Table) Max() int { return int(t.max) }
 // HalfOpenMax is the bound of HalfOpen, 0 for none.
 func (t *Table) HalfOpenMax() int { return t.cfg.HalfOpenMax }
 
-// HalfOpen is the number of half-open TCP connections.
+// HalfOpen is the number of half-open TCP connections, and of the templates that were made for such.
 func (t *Table) HalfOpen() int { return int(t.half.Load()) }
 
-// Evicted is the number of connections that had to make room for new ones; see weakest.
+// Evicted is the number of half-open connections and their templates that had to make room for new ones.
 func (t *Table) Evicted() uint64 { return t.evicted.Load() }
 
 // Counts is the number of connections of destination dest, which is below MaxDests. The pointer stays valid.
@@ -224,16 +227,8 @@ func word(a *[16]byte, at int) (w uint64) {
 	return w
 }
 
-// tally adds n to the counts that a connection of dest in state st belongs to.
+// tally adds n to the count of dest that a connection in state st belongs to.
 func (t *Table) tally(dest uint32, st State, n int32) {
-	t.tallyDest(dest, st, n)
-	if st.halfOpen() {
-		t.half.Add(int64(n))
-	}
-}
-
-// tallyDest adds n to the count of dest that a connection in state st belongs to.
-func (t *Table) tallyDest(dest uint32, st State, n int32) {
 	c := t.Counts(dest)
 	switch {
 	case st == TemplateState:

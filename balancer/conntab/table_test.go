@@ -26,7 +26,7 @@ func TestSizes(t *testing.T) {
 	if n := unsafe.Sizeof(entry[[4]byte]{}); n != 32 {
 		t.Errorf("an entry has %d bytes", n)
 	}
-	if n := unsafe.Sizeof(shard[[4]byte]{}); n != 64 {
+	if n := unsafe.Sizeof(shard[[4]byte]{}); n != 128 {
 		t.Errorf("a shard has %d bytes", n)
 	}
 }
@@ -40,7 +40,7 @@ func TestSweeperCoversTheTable(t *testing.T) {
 			table.Insert(&p, 1, 0, 0)
 		}
 		s := table.NewSweeper()
-		for range table.Slots()/part + numShards {
+		for range table.Slots()/part + maxShards {
 			s.Sweep(Ticks(61*PerSecond), part)
 		}
 		if table.Len() != 0 {

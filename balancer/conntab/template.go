@@ -33,8 +33,9 @@ func (t *Table) Template(client netip.Addr, service uint32, now Ticks) (dest, nu
 	return 0, 0, Miss
 }
 
-// PutTemplate makes the template for which Template said Miss, or replaces the one with the number former, and gives a hold on it. If another
-// goroutine has made one meanwhile, that one is taken, with Hit. Otherwise the answer is Inserted, or Full.
+// PutTemplate makes the template for which Template said Miss, or replaces the one with the number former, on which the caller has a hold and keeps
+// it, and gives a hold on the new one. If another goroutine has made one meanwhile, that one is taken, with Hit. Otherwise the answer is Inserted,
+// or Full.
 func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout time.Duration, former uint32, now Ticks) (_, number uint32, r Result) {
 	ticks := Ticks(min(timeout, MaxPersistence) * PerSecond / time.Second)
 	if client.Is4() {
@@ -43,6 +44,26 @@ func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout tim
 	}
 	k := t.templateKey6(client, service)
 	return t.ipv6(true).putTemplate(&k, dest, ticks, former, now)
+}
+
+// Forget removes the template with the number former, on which the caller has a hold and keeps it.
+func (t *Table) Forget(client netip.Addr, service, former uint32) {
+	if client.Is4() {
+		k := t.templateKey4(client, service)
+		t.four.forget(&k, former)
+	} else if s := t.ipv6(false); s != nil {
+		k := t.templateKey6(client, service)
+		s.forget(&k, former)
+	}
+}
+
+func (s *store[A]) forget(k *key[A], former uint32) {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if i, found := sh.find(k); found && sh.slots[i].parent == former {
+		s.remove(sh, i)
+	}
 }
 
 // Release gives back a hold on a template.
@@ -111,7 +132,7 @@ func (s *store[A]) putTemplate(k *key[A], dest uint32, timeout Ticks, former uin
 		s.remove(sh, i)
 	}
 	number = t.children.take()
-	e := s.put(sh, k, now, entry[A]{state: TemplateState, dest: dest, parent: number, packets: uint32(timeout)})
+	e := s.put(sh, k, entry[A]{state: TemplateState, dest: dest, parent: number, packets: uint32(timeout), expires: now + timeout})
 	if e == nil {
 		t.children.orphan(number)
 		return 0, 0, Full
@@ -120,18 +141,29 @@ func (s *store[A]) putTemplate(k *key[A], dest uint32, timeout Ticks, former uin
 	return dest, number, Inserted
 }
 
+// assure notes that a connection of the template with that number, 0 for none, has got through.
+func (t *Table) assure(number uint32) {
+	if number != 0 && t.children.assure(number) {
+		t.half.Add(-1)
+	}
+}
+
 // children counts the connections of each template, by the template's number. A number is used again once its template and all its
 // connections are gone.
 type children struct {
 	mu     sync.Mutex
-	free   []uint32
+	free   uint32 // the first free number; its count is the next; 0 for none
 	last   uint32
 	blocks []atomic.Pointer[[childBlock]atomic.Int32]
 }
 
 const (
 	childBlock = 1 << 12
-	orphaned   = 1 << 30 // is added where the template is gone
+
+	// Beside the count, which is less:
+	orphanBit  = 1 << 30 // the template is gone
+	assuredBit = 1 << 29 // a connection has got through
+	countMask  = assuredBit - 1
 )
 
 func (c *children) init(maximum int) {
@@ -142,9 +174,10 @@ func (c *children) init(maximum int) {
 func (c *children) take() uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := len(c.free); n > 0 {
-		number := c.free[n-1]
-		c.free = c.free[:n-1]
+	if number := c.free; number != 0 {
+		n := c.count(number)
+		c.free = uint32(n.Load())
+		n.Store(0)
 		return number
 	}
 	c.last++
@@ -158,27 +191,35 @@ func (c *children) count(number uint32) *atomic.Int32 {
 	return &c.blocks[number/childBlock].Load()[number%childBlock]
 }
 
-func (c *children) has(number uint32) bool { return c.count(number).Load() > 0 }
+func (c *children) has(number uint32) bool     { return c.count(number).Load()&countMask > 0 }
+func (c *children) assured(number uint32) bool { return c.count(number).Load()&assuredBit != 0 }
+func (c *children) hold(number uint32)         { c.count(number).Add(1) }
 
-func (c *children) hold(number uint32) { c.count(number).Add(1) }
+// assure notes that a connection has got through, and tells whether it is the first, of a template that is still there.
+func (c *children) assure(number uint32) bool {
+	n := c.count(number)
+	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|orphanBit) == 0
+}
 
 // release notes that a connection of the template has ended.
 func (c *children) release(number uint32) {
-	if c.count(number).Add(-1) == orphaned {
+	if n := c.count(number).Add(-1); n&orphanBit != 0 && n&countMask == 0 {
 		c.reuse(number)
 	}
 }
 
-// orphan notes that the template is gone.
-func (c *children) orphan(number uint32) {
-	if c.count(number).Add(orphaned) == orphaned {
+// orphan notes that the template is gone, and tells whether it was assured.
+func (c *children) orphan(number uint32) (assured bool) {
+	n := c.count(number).Or(orphanBit)
+	if n&countMask == 0 {
 		c.reuse(number)
 	}
+	return n&assuredBit != 0
 }
 
 func (c *children) reuse(number uint32) {
-	c.count(number).Store(0)
 	c.mu.Lock()
-	c.free = append(c.free, number)
+	c.count(number).Store(int32(c.free))
+	c.free = number
 	c.mu.Unlock()
 }

@@ -29,8 +29,9 @@ func sctpChunk(b []byte) uint8 {
 	if first[0] != ChunkCookieEcho && first[0] != ChunkCookieAck {
 		return first[0]
 	}
-	next := (int(binary.BigEndian.Uint16(first[2:])) + 3) &^ 3
-	if next >= chunkHeaderLen && next+chunkHeaderLen <= len(first) && first[next] == ChunkAbort {
+	n := int(binary.BigEndian.Uint16(first[2:]))
+	next := (n + 3) &^ 3
+	if n >= chunkHeaderLen && next+chunkHeaderLen <= len(first) && first[next] == ChunkAbort {
 		return ChunkAbort
 	}
 	return first[0]

@@ -25,6 +25,7 @@ func TestParseSCTP(t *testing.T) {
 		{"abort behind data is none", [][]byte{chunk(ChunkData, 20), chunk(ChunkAbort, 4)}, ChunkData, Accept},
 		{"cookie that ends outside", [][]byte{{ChunkCookieAck, 0, 0xff, 0xff}}, ChunkCookieAck, Accept},
 		{"cookie of no length", [][]byte{{ChunkCookieAck, 0, 0, 0}, chunk(ChunkAbort, 4)}, ChunkCookieAck, Accept},
+		{"cookie too short", [][]byte{{ChunkCookieAck, 0, 0, 3}, chunk(ChunkAbort, 4)}, ChunkCookieAck, Accept},
 		{"no chunk", nil, 0, DropTruncated},
 		{"half a chunk", [][]byte{{1, 0, 0}}, 0, DropTruncated},
 	} {
