@@ -18,7 +18,7 @@ type Config struct {
 type Service struct {
 	Name        string
 	VIPs        []netip.Addr // IPv4
-	Protocol    uint8        // packet.ProtoTCP or packet.ProtoUDP
+	Protocol    uint8        // packet.ProtoTCP, ProtoUDP or ProtoSCTP
 	Ports       []PortRange
 	Scheduler   string // one of Schedulers
 	Flags       Flags  // of the scheduler

@@ -36,8 +36,14 @@ const (
 	sweepPlaces = 60 * conntab.PerSecond           // how often is looked for those
 )
 
-// age is the time from t to now in ticks; a worker's now may be a little before another's.
-func age(t, now conntab.Ticks) int32 { return int32(now - t) }
+// age is the time from t to now; 0 where t is a little after now, as one worker's now may be before another's.
+func age(t, now conntab.Ticks) conntab.Ticks {
+	const little = 60 * conntab.PerSecond
+	if t-now < little {
+		return 0
+	}
+	return now - t
+}
 
 // get returns what is remembered of a, or nil. l.mu is held, as long as the place is used.
 func (l *locality) get(a netip.Addr, now conntab.Ticks) *place {
@@ -52,7 +58,7 @@ func (l *locality) get(a netip.Addr, now conntab.Ticks) *place {
 // put remembers d alone for a, if there is room. l.mu is held.
 func (l *locality) put(a netip.Addr, d *Dest, now conntab.Ticks) {
 	if len(l.places) >= maxPlaces && l.places[a] == nil {
-		if now-l.swept < sweepPlaces {
+		if age(l.swept, now) < sweepPlaces {
 			return
 		}
 		l.swept = now

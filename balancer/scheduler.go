@@ -31,12 +31,12 @@ type scheduler interface {
 type kind struct {
 	name string
 	Flags
-	port uint16 // of the realservers, which in IPVS have one of their own: the service's, 0 where that has several
+	port uint16 // of mh, which takes the realservers' into account: the service's, 0 where that has several
 }
 
 func (s *Service) kind() kind {
 	k := kind{name: s.Scheduler, Flags: s.Flags}
-	if len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
+	if s.Scheduler == "mh" && len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
 		k.port = s.Ports[0].First
 	}
 	return k

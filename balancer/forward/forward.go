@@ -69,8 +69,7 @@ func (w *Worker) LastError() error {
 	return nil
 }
 
-// Run forwards until source or sink is closed. It is not locked to an OS thread: the thread that Go's poller wakes goes on with it, and
-// need not hand it to another.
+// Run forwards until source or sink is closed. It waits in the source's system call, so that the thread that the kernel wakes goes on with it.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)

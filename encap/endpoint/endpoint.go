@@ -131,8 +131,7 @@ func NewWorker(source Source, sink Sink, policy *Policy, mss *atomic.Int64) *Wor
 // Read adds what the worker has counted to t.
 func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
 
-// Run moves packets until source or sink is closed. It is not locked to an OS thread: the thread that Go's poller wakes goes on with it, and
-// need not hand it to another.
+// Run moves packets until source or sink is closed. It waits in the source's system call, so that the thread that the kernel wakes goes on with it.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)

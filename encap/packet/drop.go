@@ -21,8 +21,8 @@ const (
 	DropNoService    // nothing is configured for this address, protocol and port
 	DropNoConnection // TCP or SCTP of a connection that is not known, and no SYN or INIT
 	DropRemoved      // its connection's realserver is configured no more
-	DropNoRealserver // no realserver has a weight above 0
-	DropTableFull    // a new connection beyond connections.max
+	DropNoRealserver // no realserver may have a new connection
+	DropTableFull    // a new connection beyond connections.max, and none can make room for it
 	DropOffload      // a super-packet, or an unfinished checksum, that contradicts its own headers
 	DropTooBig       // with DF, larger than the tunnel takes; the sender was told its MTU
 

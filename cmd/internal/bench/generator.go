@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -24,16 +22,8 @@ const (
 	manyFlows  = 10_000
 	firstPort  = 1024 // source port of flow 0; the others' follow
 	udpPort    = 9    // destination port
-	burst      = 64   // frames in one system call
 	pacedEvery = 2 * time.Millisecond
 )
-
-// mmsghdr is struct mmsghdr of sendmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	n   uint32
-	_   [4]byte
-}
 
 // generator sends UDP datagrams of many flows, round robin, from a host by a packet socket: past that host's IP, but through everything
 // from its link on. Where hosts are joined by veth links, the sending thread's CPU carries the packets up to where another thread takes them.
@@ -62,9 +52,9 @@ func (g *generator) start(mac net.HardwareAddr, to netip.Addr, flows int) *strea
 			if err != nil {
 				return err
 			}
-			defer b.close()
+			defer b.Close()
 			for !s.stop.Load() {
-				n, err := b.send(burst)
+				n, err := b.send(lab.Burst)
 				if err != nil {
 					return err
 				}
@@ -89,11 +79,11 @@ func (g *generator) trickle(ctx context.Context, mac net.HardwareAddr, to netip.
 		if err != nil {
 			return err
 		}
-		defer b.close()
+		defer b.Close()
 		tick := time.NewTicker(pacedEvery)
 		defer tick.Stop()
 		for count > 0 {
-			n, err := b.send(min(count, burst))
+			n, err := b.send(min(count, lab.Burst))
 			if err != nil {
 				return err
 			}
@@ -108,39 +98,20 @@ func (g *generator) trickle(ctx context.Context, mac net.HardwareAddr, to netip.
 	})
 }
 
-// blaster is an open packet socket with its frames. It belongs to one thread.
+// blaster is a packet socket with its frames. It belongs to one thread.
 type blaster struct {
-	fd     int
+	*lab.Blaster
 	frames [][]byte
 	next   int // flow of the next frame
-	iovs   [burst]unix.Iovec
-	msgs   [burst]mmsghdr
 }
 
 // newBlaster opens the packet socket in this thread's namespace.
 func newBlaster(mac net.HardwareAddr, from, to netip.Addr, flows int) (*blaster, error) {
-	dev, err := net.InterfaceByName("eth0")
+	b, err := lab.NewBlaster()
 	if err != nil {
-		return nil, fmt.Errorf("generator: eth0: %w", err)
+		return nil, fmt.Errorf("generator: %w", err)
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // protocol 0: it receives nothing
-	if err != nil {
-		return nil, fmt.Errorf("generator: packet socket: %w", err)
-	}
-	b := &blaster{fd: fd, frames: datagrams(dev.HardwareAddr, mac, from, to, flows)}
-	err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: dev.Index})
-	}
-	if err != nil {
-		b.close()
-		return nil, fmt.Errorf("generator: packet socket: %w", err)
-	}
-	for i := range b.msgs {
-		b.msgs[i].hdr.Iov = &b.iovs[i]
-		b.msgs[i].hdr.SetIovlen(1)
-	}
-	return b, nil
+	return &blaster{Blaster: b, frames: datagrams(b.MAC(), mac, from, to, flows)}, nil
 }
 
 // datagrams makes one frame for each flow. UDP checksum 0 means none (RFC 768).
@@ -180,24 +151,12 @@ func headerChecksum(header []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// send sends the next frames, at most burst, and returns how many went out.
+// send sends the next frames, at most lab.Burst, and returns how many went out.
 func (b *blaster) send(count int) (int, error) {
-	for i := range count {
-		f := b.frames[(b.next+i)%len(b.frames)]
-		b.iovs[i].Base = &f[0]
-		b.iovs[i].SetLen(len(f))
+	n, err := b.Send(count, func(i int) []byte { return b.frames[(b.next+i)%len(b.frames)] })
+	if err != nil {
+		return 0, fmt.Errorf("generator: %w", err)
 	}
-	// Raw: the Go scheduler has nothing to do meanwhile, and the thread is nobody else's.
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(b.fd), uintptr(unsafe.Pointer(&b.msgs[0])), uintptr(count), 0, 0, 0)
-	runtime.KeepAlive(b)
-	switch errno {
-	case 0:
-		b.next = (b.next + int(n)) % len(b.frames)
-		return int(n), nil
-	case unix.EINTR, unix.EAGAIN, unix.ENOBUFS: // a signal, or nobody took the frames in time
-		return 0, nil
-	}
-	return 0, fmt.Errorf("generator: send: %w", errno)
+	b.next = (b.next + n) % len(b.frames)
+	return n, nil
 }
-
-func (b *blaster) close() { unix.Close(b.fd) }

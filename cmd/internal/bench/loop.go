@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/lab"
 	"vstun/routing"
 )
 
@@ -120,13 +121,13 @@ func (l *Loop) floor(tun int) error {
 	defer unix.Close(raw)
 	bufs := new([loopBatch][ipLen + loopRoom]byte)
 	iovs := new([loopBatch]unix.Iovec)
-	msgs := new([loopBatch]mmsghdr)
+	msgs := new([loopBatch]lab.Mmsghdr)
 	to := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: l.To.As4()}
 	header := l.outerHeader()
 	for i := range msgs {
 		copy(bufs[i][:], header[:])
 		iovs[i].Base = &bufs[i][0]
-		h := &msgs[i].hdr
+		h := &msgs[i].Hdr
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(to)), unix.SizeofSockaddrInet4
 		h.Iov = &iovs[i]
 		h.SetIovlen(1)

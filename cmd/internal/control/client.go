@@ -17,14 +17,14 @@ const patience = 10 * time.Second
 // Get asks the program whose control socket is at socket for path and decodes its JSON answer into into.
 // The error is one line: no such program, no right to use the socket, or what the program answered.
 func Get(ctx context.Context, socket, path string, into any) error {
-	return ask(ctx, http.MethodGet, socket, path, into)
+	return ask(ctx, http.MethodGet, socket, path, 0, into)
 }
 
-// ask sends one request and decodes its JSON answer into into.
-func ask(ctx context.Context, method, socket, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// ask sends one request, whose answer may take so long beside what a short one takes, and decodes its JSON answer into into.
+func ask(ctx context.Context, method, socket, path string, takes time.Duration, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, takes+patience)
 	defer cancel()
-	resp, err := do(ctx, method, socket, path, 0)
+	resp, err := do(ctx, method, socket, path, takes)
 	if err != nil {
 		return err
 	}

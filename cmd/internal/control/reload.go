@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -13,6 +14,9 @@ import (
 type Reload struct {
 	Changes []string `json:"changes"` // a line each; empty: nothing has changed
 }
+
+// reloadTakes is the longest that a reload may take: thousands of realservers, and a route for each of their VIPs.
+const reloadTakes = time.Minute
 
 // ReloadCommand lets the running director read its configuration again, and prints what has changed or why nothing has.
 func ReloadCommand(socket *Socket) *cobra.Command {
@@ -23,7 +27,7 @@ func ReloadCommand(socket *Socket) *cobra.Command {
 				return err
 			}
 			var r Reload
-			if err := ask(c.Context(), http.MethodPost, path, "/reload", &r); err != nil {
+			if err := ask(c.Context(), http.MethodPost, path, "/reload", reloadTakes, &r); err != nil {
 				if refused := (*refusal)(nil); errors.As(err, &refused) && refused.status == http.StatusUnprocessableEntity {
 					return errors.New(refused.text) // the faults of the file, a line each
 				}

@@ -97,9 +97,12 @@ func flagNames(scheduler string, f config.SchedulerFlags) string {
 	return none(strings.Join(flagList(scheduler, f.Port, f.Fallback), ","))
 }
 
-// flagList names the flags that are set.
+// flagList names the flags that are set, as the scheduler's if it has any.
 func flagList(scheduler string, port, fallback bool) []string {
 	var names []string
+	if scheduler != "mh" {
+		scheduler = "sh"
+	}
 	if port {
 		names = append(names, scheduler+"-port")
 	}

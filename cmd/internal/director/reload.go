@@ -2,9 +2,11 @@ package director
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"vstun/cmd/internal/config"
 )
@@ -26,7 +28,7 @@ func (d *director) reload() ([]string, error) {
 		d.log.Error("reload: nothing changed", "file", d.file, "error", err)
 		return nil, err
 	}
-	lines := changes(was, cfg)
+	lines := append([]string{}, changes(was, cfg)...)
 	for _, line := range lines {
 		d.log.Info("reload: " + line)
 	}
@@ -58,11 +60,24 @@ func (d *director) apply(cfg *config.Director) error {
 
 // sameProgram refuses changes of what is only read at the start.
 func (d *director) sameProgram(cfg *config.Director) error {
-	was, is := *d.cfg, *cfg
-	was.Services, is.Services = nil, nil
-	was.Source, is.Source = netip.Addr{}, netip.Addr{}
-	if !reflect.DeepEqual(was, is) {
-		return errors.New("only services and source can change while the director runs; for the other keys of [director] and for [connections] restart it")
+	was, is := d.cfg, cfg
+	var keys []string
+	for _, k := range []struct {
+		name    string
+		changed bool
+	}{
+		{"tun", was.TUN != is.TUN}, {"queues", was.Queues != is.Queues}, {"offload", was.Offload != is.Offload}, {"control", was.Control != is.Control},
+		{"log", was.Log != is.Log}, {"connections", was.Connections != is.Connections},
+	} {
+		if k.changed {
+			keys = append(keys, k.name)
+		}
 	}
-	return nil
+	a, b := *was, *is
+	a.Services, b.Services = nil, nil
+	a.Source, b.Source = netip.Addr{}, netip.Addr{}
+	if len(keys) == 0 && reflect.DeepEqual(a, b) {
+		return nil
+	}
+	return fmt.Errorf("%s: %s changed, and only services and source can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
 }

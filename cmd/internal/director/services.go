@@ -104,12 +104,17 @@ func (d *director) releaseVIPs() {
 	if len(d.leftVIPs) == 0 {
 		return
 	}
-	if len(d.bal.Leaving()) > 0 {
+	used := map[netip.Addr]bool{}
+	for c := range d.table.All(d.now()) {
+		used[c.Flow.Dst] = true
+	}
+	still := slices.DeleteFunc(slices.Clone(d.leftVIPs), func(vip netip.Addr) bool { return !used[vip] })
+	if len(still) == len(d.leftVIPs) {
 		return
 	}
-	if err := d.network.Set(network(d.cfg.TUN, vips(d.cfg))); err != nil {
+	if err := d.network.Set(network(d.cfg.TUN, slices.Concat(vips(d.cfg), still))); err != nil {
 		d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
 		return
 	}
-	d.leftVIPs = nil
+	d.leftVIPs = still
 }

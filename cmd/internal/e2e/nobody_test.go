@@ -16,11 +16,7 @@ func TestWithoutRoot(t *testing.T) {
 	programs := []*program{s.prepare(s.Webs[0], "realserver"), s.prepare(s.Director, "director")}
 	programs[0].configure(s.agentTOML(programs[0].socket, ""))
 	programs[1].configure(s.directorTOML(programs[1].socket, "", service{"tcp", "80", "wrr", []int{1}}))
-	for dir := s.dir; len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) { // nobody may enter
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.openDir()
 	for _, p := range programs {
 		dir := filepath.Dir(p.socket)
 		if err := os.Mkdir(dir, 0o755); err != nil {

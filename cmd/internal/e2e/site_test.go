@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,6 +49,7 @@ type site struct {
 	*lab.Lab
 	t        *testing.T
 	dir      string
+	vips     []netip.Addr // what the agents accept
 	director *program
 	agents   []*program // in the order of Webs
 }
@@ -67,7 +69,7 @@ func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
 			t.Error(err)
 		}
 	})
-	return &site{Lab: l, t: t, dir: t.TempDir()}
+	return &site{Lab: l, t: t, dir: t.TempDir(), vips: []netip.Addr{l.VIP}}
 }
 
 // newRunningSite builds the hosts and starts a director with these services and an agent on each web server.
@@ -104,7 +106,7 @@ func (s *site) directorTOML(socket, more string, services ...service) string {
 
 // agentTOML is a realserver's configuration. More is further keys of [realserver].
 func (s *site) agentTOML(socket, more string) string {
-	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q]\ncontrol = %q\n%s\n", s.VIP, s.Director.Addr, socket, more)
+	return fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%q]\ncontrol = %q\n%s\n", quoted(s.vips), s.Director.Addr, socket, more)
 }
 
 // startDirector starts the director and waits until it is up.

@@ -105,7 +105,7 @@ func TestUpload(t *testing.T) {
 			s := newSite(t, 1, c.links)
 			s.startAgents(c.agent)
 			s.startDirector(c.director, service{"tcp", "80", "wrr", []int{1}})
-			s.acceptUploads(s.Webs[0])
+			s.acceptUploads(s.Webs[0], 80)
 
 			conn := s.dial("tcp", 80)
 			if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
@@ -137,10 +137,10 @@ func TestUpload(t *testing.T) {
 	}
 }
 
-// acceptUploads serves HTTP on h, and compares what is PUT there with the stream.
-func (s *site) acceptUploads(h *lab.Host) {
+// acceptUploads serves HTTP on a port of the VIP on h, and compares what is PUT there with the stream.
+func (s *site) acceptUploads(h *lab.Host, port uint16) {
 	s.t.Helper()
-	ln, err := h.Listen("tcp", s.at(80))
+	ln, err := h.Listen("tcp", s.at(port))
 	if err != nil {
 		s.t.Fatal(err)
 	}

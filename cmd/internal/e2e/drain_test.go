@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/control"
+)
+
+// drainTOML is the service of the tests here, with these [connections] and realservers.
+func drainTOML(connections, realservers string) string {
+	return fmt.Sprintf(`
+connections = { timeouts = { tcp_fin = "1s" }, %s }
+[[service]]
+name = "web"
+vip = "198.51.100.80"
+protocol = "tcp"
+port = 80
+scheduler = "rr"
+realserver = [ %s ]
+`, connections, realservers)
+}
+
+const (
+	web1       = `{ address = "10.0.11.2" }`
+	web2       = `{ address = "10.0.12.2" }`
+	web1Drains = `{ address = "10.0.11.2", weight = 0 }`
+)
+
+// twoConnections starts a director with two web servers and returns a connection to each.
+func twoConnections(t *testing.T, connections string) (s *site, to1, to2 net.Conn) {
+	t.Helper()
+	s = newSite(t, 2, nil)
+	s.startWritten(drainTOML(connections, web1+", "+web2))
+	for range 2 {
+		switch c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80)); server {
+		case "web1":
+			to1 = c
+		case "web2":
+			to2 = c
+		}
+	}
+	if to1 == nil || to2 == nil {
+		t.Fatal("two connections are at one realserver")
+	}
+	return s, to1, to2
+}
+
+// mustStay fails the test unless a connection is answered by server.
+func mustStay(t *testing.T, c net.Conn, server string) {
+	t.Helper()
+	if got, err := askParrot(c, "still there?"); err != nil || got != server {
+		t.Errorf("the connection to %s is answered by %q, %v", server, got, err)
+	}
+}
+
+// TestWeightZero drains a realserver by the weight 0: its connection goes on, new ones go elsewhere, until it has a weight again.
+func TestWeightZero(t *testing.T) {
+	t.Parallel()
+	s, to1, to2 := twoConnections(t, "")
+	s.reloadWritten(drainTOML("", web1Drains+", "+web2))
+	for range 20 {
+		s.mustParrot(80, "web2")
+	}
+	mustStay(t, to1, "web1")
+	mustStay(t, to2, "web2")
+	if r := s.director.balance().Services[0].Realservers[0]; r.Weight != 0 || r.Active != 1 {
+		t.Errorf("status has %+v, want weight 0 and one active connection", r)
+	}
+	s.reloadWritten(drainTOML("", web1+", "+web2))
+	_, first := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+	_, second := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+	if first == second {
+		t.Errorf("with its weight back both of two new connections went to %s", first)
+	}
+}
+
+// TestRemovedDrains removes a realserver with on_removal = "drain": its connection goes on until it ends, and status says so.
+func TestRemovedDrains(t *testing.T) {
+	t.Parallel()
+	s, to1, to2 := twoConnections(t, `on_removal = "drain"`)
+	s.reloadWritten(drainTOML(`on_removal = "drain"`, web2))
+	for range 20 {
+		s.mustParrot(80, "web2")
+	}
+	mustStay(t, to1, "web1")
+	mustStay(t, to2, "web2")
+	leaving := func() (l control.Leaving) {
+		var st control.DirectorStatus
+		got := s.ask("status", "--json")
+		if err := json.Unmarshal([]byte(got.stdout), &st); got.code != 0 || err != nil {
+			t.Fatalf("status: exit status %d, %v: %s", got.code, err, got.stderr)
+		}
+		return st.Leaving
+	}
+	want := control.LeavingRealserver{Service: "web", Address: "10.0.11.2", Active: 1}
+	if l := leaving(); l.Realservers != 1 || l.Connections != 1 || len(l.List) != 1 || l.List[0] != want {
+		t.Errorf("leaving are %+v, want %+v", l, want)
+	}
+	if all := s.connections("--realserver", "10.0.11.2"); len(all) != 1 || all[0].Service != "web" || all[0].State != "ESTABLISHED" {
+		t.Errorf("connections to what leaves are %+v", all)
+	}
+	to1.Close()
+	eventually(t, "nothing leaves any more", soon, func() bool { return leaving().Realservers == 0 })
+	if l := leaving(); l.Connections != 0 || len(l.List) != 0 {
+		t.Errorf("leaving are %+v, want none", l)
+	}
+	mustStay(t, to2, "web2")
+	if st := s.director.balance(); len(st.Drops) != 0 {
+		t.Errorf("dropped %v", st.Drops)
+	}
+}
+
+// TestRemovedDrops removes a realserver with on_removal = "drop": packets of its connection are dropped, all others go on.
+func TestRemovedDrops(t *testing.T) {
+	t.Parallel()
+	const drop = `on_removal = "drop"`
+	s, to1, to2 := twoConnections(t, drop)
+	s.reloadWritten(drainTOML(drop, web2))
+	if _, err := to1.Write([]byte("anybody?\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "packets to the removed realserver are dropped", soon, func() bool { return s.director.balance().Drops["realserver_removed"] > 1 })
+	mustStay(t, to2, "web2")
+	s.mustParrot(80, "web2")
+	if drops := s.director.balance().Drops; len(drops) != 1 {
+		t.Errorf("dropped %v, want realserver_removed only", drops)
+	}
+	// What was lost is sent again once the realserver is back.
+	s.reloadWritten(drainTOML(drop, web1+", "+web2))
+	if err := to1.SetReadDeadline(time.Now().Add(soon)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 100)
+	if n, err := to1.Read(got); err != nil || string(got[:n]) != "web1 anybody?\n" {
+		t.Errorf("after its return the realserver answers %q, %v", got[:n], err)
+	}
+}
+
+// TestExpireNodest removes a realserver with expire_nodest = true: its connections are forgotten, and a client that begins anew from the same
+// port goes elsewhere.
+func TestExpireNodest(t *testing.T) {
+	t.Parallel()
+	const expire = "expire_nodest = true"
+	s, to1, to2 := twoConnections(t, expire)
+	s.reloadWritten(drainTOML(expire, web2))
+	vanish(t, to1)
+	from := to1.LocalAddr().(*net.TCPAddr).AddrPort()
+	if _, server := s.whoAnswers(from, s.at(80)); server != "web2" {
+		t.Errorf("a new connection from the port of the one to web1 is at %s", server)
+	}
+	mustStay(t, to2, "web2")
+	if all := s.connections("--realserver", "10.0.11.2"); len(all) != 0 {
+		t.Errorf("of the removed realserver there are %+v", all)
+	}
+	if drops := s.director.balance().Drops; len(drops) != 0 {
+		t.Errorf("dropped %v, want nothing", drops)
+	}
+
+	// A packet that begins nothing is of no connection.
+	s.reloadWritten(drainTOML(expire, web1))
+	if _, err := to2.Write([]byte("anybody?\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "packets of a forgotten connection are dropped", soon, func() bool { return s.director.balance().Drops["no_connection"] > 0 })
+}
+
+// vanish ends a connection without a packet, as a client does that loses its power. (TCP_REPAIR: Linux tcp_close)
+func vanish(t *testing.T, c net.Conn) {
+	t.Helper()
+	onSocket(t, c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, 1) })
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
