@@ -12,9 +12,9 @@ import (
 // TestSYNFlood floods a service with SYNs from random addresses and ports, while 200 clients make requests and another one goes on with the
 // upload that it has begun. All are served, and the table stays within its bounds.
 //
-// Generator, director, web servers and clients share the CPUs of one machine. So the clients are asked to be served under 30,000 SYNs a second,
-// by which a half-open connection is evicted after a sixth of a second; then the flood comes as fast as one CPU can make it, far more than what
-// the rest of the machine takes, and what is asked for is that the bounds hold, the upload goes on, and all is well thereafter.
+// It comes as fast as one CPU can make it, which is more than the rest of the machine takes: generator, director, web servers and clients share its
+// CPUs, and a third to a half of all packets are lost in front of the director. The table is so large that at this rate a half-open connection
+// lives for a fifth of a second.
 //
 // The flood ends on the web servers, before TCP: a blackhole route to where it pretends to come from makes their kernel's reverse-path filter
 // refuse it. Otherwise it would be their SYN cookies that are tested, and their SYN-ACKs to nowhere would come back to the VIP as ICMP errors.
@@ -28,7 +28,7 @@ func TestSYNFlood(t *testing.T) {
 	}
 	s.startAgents("")
 	s.startWrittenDirector(`
-connections = { max = 20_000, half_open_max = 5_000 }
+connections = { max = 200_000, half_open_max = 50_000 }
 [[service]]
 name = "web"
 vip = "198.51.100.80"
@@ -62,7 +62,7 @@ realserver = [ { address = "10.0.11.2" } ]
 
 	watch := s.watchTable()
 	defer watch()
-	f := s.startFlood(80, 30_000)
+	f := s.startFlood(80, rateOfFlood())
 	defer f.end()
 	eventually(t, "there are as many half-open connections as there may be", soon, func() bool { return s.director.balance().Connections.Evicted > 0 })
 	served, failed := s.crowd(clients, length)
@@ -80,23 +80,15 @@ realserver = [ { address = "10.0.11.2" } ]
 		t.Errorf("%d connections were evicted by %d SYNs, want at least 10000 by 20000", st.Connections.Evicted, sent)
 	}
 
-	f = s.startFlood(80, 0)
-	defer f.end()
-	served, failed = s.crowd(clients, 0)
-	if _, rate, err = f.end(); err != nil {
-		t.Fatal(err)
-	}
-	now := s.director.balance()
-	t.Logf("%.0f SYNs a second: %d requests were served, %d failed; %d connections evicted, %d overruns, dropped %v", rate, served, failed,
-		now.Connections.Evicted-st.Connections.Evicted, now.Overruns-st.Overruns, now.Drops)
 	if served, failed = s.crowd(clients, 0); failed > 0 {
 		t.Errorf("after the flood %d requests failed, %d were served", failed, served)
 	}
 
+	now := s.director.balance()
 	most, halfOpen := watch()
 	t.Logf("at most %d connections, %d of them half-open", most, halfOpen)
-	if c := now.Connections; c.Max != 20_000 || c.HalfOpenMax != 5_000 || most > c.Max || halfOpen > c.HalfOpenMax {
-		t.Errorf("there were %d connections, %d half-open ones; want at most 20000 (status says %d) and 5000 (%d)", most, halfOpen, c.Max, c.HalfOpenMax)
+	if c := now.Connections; c.Max != 200_000 || c.HalfOpenMax != 50_000 || most > c.Max || halfOpen > c.HalfOpenMax {
+		t.Errorf("there were %d connections, %d half-open ones; want at most 200000 (status says %d) and 50000 (%d)", most, halfOpen, c.Max, c.HalfOpenMax)
 	}
 	// A client that answers so late that its half-open connection has been evicted has no connection.
 	for reason, n := range now.Drops {
@@ -106,12 +98,20 @@ realserver = [ { address = "10.0.11.2" } ]
 	}
 }
 
+// rateOfFlood is in SYNs a second, 0 for as many as there can be: programs with the race detector bear a fraction.
+func rateOfFlood() int {
+	if raceDetector {
+		return 50_000
+	}
+	return 0
+}
+
 // crowd lets clients make requests for so long, four a second, each on a new connection; at least one.
 func (s *site) crowd(clients int, length time.Duration) (served, failed int) {
 	var fine, bad atomic.Int64
 	end := time.Now().Add(length)
 	browser := s.browser()
-	browser.Timeout = 5 * time.Second
+	browser.Timeout = 10 * time.Second // a SYN that is lost is sent again after 1, 3 and 7 seconds
 	var all sync.WaitGroup
 	for range clients {
 		all.Go(func() {
