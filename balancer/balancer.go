@@ -21,7 +21,8 @@ type Balancer struct {
 
 	mu       sync.Mutex // Apply, and what follows
 	numbers  []*Dest    // by number; nil: free
-	leaving  map[*Dest]time.Time
+	free     []uint32   // numbers
+	leaving  map[seatKey]*leaver
 	services map[string]*service
 	last     uint32 // number of the service that was named last
 }
@@ -87,7 +88,7 @@ const forgetAfter = time.Minute
 
 // New makes a Balancer without services over table, for packets of so many workers.
 func New(table *conntab.Table, workers int, o Options) *Balancer {
-	b := &Balancer{table: table, workers: workers, options: o, leaving: map[*Dest]time.Time{}, services: map[string]*service{}}
+	b := &Balancer{table: table, workers: workers, options: o, leaving: map[seatKey]*leaver{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b})
 	return b
 }

@@ -308,3 +308,27 @@ func TestStatusKeepsOrder(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestManyHaveLeft: reloads take no longer for all that has left before.
+func TestManyHaveLeft(t *testing.T) {
+	b := New(conntab.New(conntab.Config{Max: 1024}), 1, Options{})
+	const n = 20_000
+	for round := range 5 {
+		var cfg Config
+		for i := range n / 10 {
+			s := web("rr")
+			s.Name = fmt.Sprintf("%d-%d", round, i)
+			for j := range 10 {
+				s.Realservers = append(s.Realservers, Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1, MTU: 1500})
+			}
+			cfg.Services = append(cfg.Services, s)
+		}
+		begin := time.Now()
+		if err := b.Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Fatalf("round %d takes %v", round, took)
+		}
+	}
+}

@@ -1,26 +1,38 @@
 package balancer
 
 import (
-	"slices"
+	"net/netip"
 	"time"
 
 	"vstun/encap"
 )
 
+// seatKey is what a realserver of a service is known by.
+type seatKey struct {
+	service string
+	address netip.Addr
+}
+
+// leaver is a realserver that has left the configuration, and when it was last known to have connections.
+type leaver struct {
+	dest  *Dest
+	since time.Time
+}
+
 // enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and counts, or a fresh one.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
-	for d := range b.leaving {
-		if d.stats.service == service && d.Address == r.Address {
-			delete(b.leaving, d)
-			return b.replace(d, r)
-		}
+	if l := b.leaving[seatKey{service, r.Address}]; l != nil {
+		delete(b.leaving, seatKey{service, r.Address})
+		return b.replace(l.dest, r)
 	}
-	n := slices.Index(b.numbers, nil)
-	if n < 0 {
-		n = len(b.numbers)
+	n := uint32(len(b.numbers))
+	if last := len(b.free) - 1; last >= 0 {
+		n = b.free[last]
+		b.free = b.free[:last]
+	} else {
 		b.numbers = append(b.numbers, nil)
 	}
-	d := &Dest{number: uint32(n), counts: b.table.Counts(uint32(n)), stats: &destStats{service: service, workers: make([]traffic, b.workers)}}
+	d := &Dest{number: n, counts: b.table.Counts(n), stats: &destStats{service: service, workers: make([]traffic, b.workers)}}
 	return b.replace(d, r)
 }
 
@@ -45,19 +57,21 @@ func tunnel(r Realserver) (t encap.IPIP) {
 
 // leave notes that d has left the configuration. Its connections go on.
 func (b *Balancer) leave(d *Dest) {
-	b.leaving[d] = time.Now()
+	b.leaving[seatKey{d.stats.service, d.Address}] = &leaver{d, time.Now()}
 	d.counts.Judge(true, false)
 }
 
 // forget frees the numbers of those that have left, and have no connections any more.
 func (b *Balancer) forget(now time.Time) {
-	for d, since := range b.leaving {
+	for key, l := range b.leaving {
+		c := l.dest.counts
 		switch {
-		case d.counts.Active()+d.counts.Inactive()+d.counts.Templates() > 0:
-			b.leaving[d] = now
-		case now.Sub(since) > forgetAfter:
-			delete(b.leaving, d)
-			b.numbers[d.number] = nil
+		case c.Active()+c.Inactive()+c.Templates() > 0:
+			l.since = now
+		case now.Sub(l.since) > forgetAfter:
+			delete(b.leaving, key)
+			b.numbers[l.dest.number] = nil
+			b.free = append(b.free, l.dest.number)
 		}
 	}
 }

@@ -57,7 +57,8 @@ func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Leaving
-	for d := range b.leaving {
+	for _, left := range b.leaving {
+		d := left.dest
 		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)

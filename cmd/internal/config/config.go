@@ -11,6 +11,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"golang.org/x/sys/unix"
 	"io"
@@ -164,13 +165,20 @@ func (e *Errors) Error() string { return strings.Join(*e, "\n") }
 // maxFileSize is far above any real configuration and keeps a slip such as -c /dev/zero from eating the memory.
 const maxFileSize = 16 << 20
 
+// readTimeout is how long a FIFO or a terminal may take to come to its end.
+const readTimeout = 2 * time.Second
+
 func readFile(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO that nobody writes to is an empty file, and no wait
 	if err != nil {
 		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
 	}
 	defer func() { _ = file.Close() }()
+	_ = file.SetReadDeadline(time.Now().Add(readTimeout)) // a regular file has none, and needs none
 	text, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, fmt.Errorf("%s: has no end: name a configuration file with -c, or close what writes to this one", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
 	}

@@ -169,3 +169,19 @@ func TestControlSocket(t *testing.T) {
 		t.Errorf("a missing file: %v", err)
 	}
 }
+
+// TestEndlessFile: a FIFO whose writer is silent must not hold up the program.
+func TestEndlessFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writer, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	if _, err := config.LoadDirector(path, features()); err == nil || !strings.Contains(err.Error(), "has no end") {
+		t.Errorf("got %v", err)
+	}
+}

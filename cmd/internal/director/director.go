@@ -7,6 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -89,7 +92,21 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
 		return nil, err
 	}
+	limitGarbage()
 	return d, nil
+}
+
+// garbage is the memory that the program may take beside what it has at its start, in bytes, before it collects garbage.
+const garbage = 256 << 20
+
+// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. An operator's GOMEMLIMIT comes first.
+func limitGarbage() {
+	if os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
 }
 
 // network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself

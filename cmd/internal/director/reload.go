@@ -29,12 +29,19 @@ func (d *director) reload() ([]string, error) {
 		return nil, err
 	}
 	lines := append([]string{}, changes(was, cfg)...)
-	for _, line := range lines {
+	for i, line := range lines {
+		if i == loggedChanges {
+			d.log.Info("reload: more changes, not logged", "changes", len(lines)-i)
+			break
+		}
 		d.log.Info("reload: " + line)
 	}
 	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(lines))
 	return lines, nil
 }
+
+// loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
+const loggedChanges = 100
 
 // apply puts cfg in force: first the routes of new VIPs, which can fail, then the services, in one step. The routes of VIPs that leave stay for
 // as long as connections do that have left.

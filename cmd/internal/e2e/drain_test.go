@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -176,5 +177,22 @@ func vanish(t *testing.T, c net.Conn) {
 	onSocket(t, c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, 1) })
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestVIPLeaves takes one of a service's VIPs away: its connection goes on until it ends, and only then does its route go.
+func TestVIPLeaves(t *testing.T) {
+	t.Parallel()
+	s, doors := startShop(t, `timeout = "1s"`)
+	old, _ := s.whoAnswers(anyPort(s.Client.Addr), doors[2])
+	_, home := s.whoAnswers(anyPort(s.Client.Addr), doors[2])
+	toml := strings.Replace(persistentTOML(`timeout = "1s"`), `["198.51.100.80", "198.51.100.81"]`, `"198.51.100.80"`, 1)
+	s.reloadWritten(toml)
+	if _, err := askParrot(old, "still there?"); err != nil {
+		t.Errorf("the connection to the VIP that has left: %v (%s)", err, home)
+	}
+	s.reloadWritten(toml) // nothing changed
+	if _, err := askParrot(old, "still there?"); err != nil {
+		t.Errorf("the connection to the VIP that has left, after another reload: %v", err)
 	}
 }
