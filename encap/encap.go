@@ -1,26 +1,105 @@
-// Package encap is the tunnel formats: it puts a tunnel's header before a packet and takes it off again, in place.
+// Package encap is the tunnel formats: it puts a tunnel's headers before a packet (Tunnel) and takes them off again (Exit), in place.
 package encap
 
-import "vstun/encap/packet"
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
 
-// ECN codepoints, the low two bits of TOS (RFC 3168, section 5).
-const (
-	ecnMask = 0x03
-	ecnNot  = 0x00
-	ecnCE   = 0x03
+	"vstun/encap/packet"
 )
 
-// mergeECN brings what the tunnel's path said about congestion into the inner IPv4 packet, as RFC 6040, section 4.2, prescribes for every
-// tunnel exit. The inner header's checksum follows.
-func mergeECN(outerTOS byte, inner packet.IPv4) packet.Drop {
-	o, i := outerTOS&ecnMask, inner.TOS()&ecnMask
-	const ect0, ect1 = 0x02, 0x01
-	switch {
-	case o == ecnCE && i == ecnNot:
-		return packet.DropCongestion
-	case o == ecnCE && i != ecnCE, o == ect1 && i == ect0:
-		inner.SetTOS(inner.TOS()&^ecnMask | o)
-		inner.SetChecksum()
+// Kind is a tunnel's format. Each carries IPv4 and IPv6, and goes over either.
+//
+//	          ┌──────────┬─────┬──────────┬ ─ ─ ─ ─ ┐
+//	KindIPIP  │ outer IP │                 inner IP     RFC 2003, RFC 2473, RFC 4213
+//	          ├──────────┼─────┬──────────┤         │
+//	KindGRE   │ outer IP │ GRE │            inner IP     RFC 2784, RFC 2890
+//	          ├──────────┼─────┼──────────┤         │
+//	KindGUE   │ outer IP │ UDP │ GUE      │ inner IP     draft-ietf-intarea-gue
+//	          ├──────────┼─────┼──────────┤         │
+//	KindFOU   │ outer IP │ UDP │            inner IP     UDP's port says what is in it
+//	          └──────────┴─────┴──────────┴ ─ ─ ─ ─ ┘
+type Kind uint8
+
+const (
+	KindIPIP Kind = iota
+	KindGRE
+	KindGUE
+	KindFOU
+)
+
+var kindNames = []string{KindIPIP: "ipip", KindGRE: "gre", KindGUE: "gue", KindFOU: "fou"}
+
+// String is the format's name in configurations.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
 	}
-	return packet.Accept
+	return "unknown"
+}
+
+// ParseKind is the reverse of String.
+func ParseKind(name string) (Kind, bool) {
+	i := slices.Index(kindNames, name)
+	return Kind(max(i, 0)), i >= 0
+}
+
+// UDP tells whether k goes over UDP.
+func (k Kind) UDP() bool { return k == KindGUE || k == KindFOU }
+
+// IP protocol numbers (IANA), and protocol types of GRE (RFC 7042, appendix B).
+const (
+	ProtoIPv6 = 41
+	ProtoGRE  = 47
+
+	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
+)
+
+// MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with GRE, checksum and key, or with UDP and GUE.
+const MaxOverhead = ipv6HeaderLen + 12
+
+// Config says what a Tunnel is to be.
+type Config struct {
+	Kind                Kind
+	Source, Destination netip.Addr // of one family. Without Source the kernel puts in the one of its route: over IPv4 and without a UDP checksum only
+	Port                uint16     // UDP destination port of KindGUE and KindFOU
+	Checksum            bool       // GRE: with checksum; GUE and FOU: with UDP checksum
+	Key                 uint32     // of GRE, where HasKey is set
+	HasKey              bool
+}
+
+// check returns every contradiction in c.
+func (c *Config) check() error {
+	var errs []error
+	refuse := func(wrong bool, format string, args ...any) {
+		if wrong {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	refuse(int(c.Kind) >= len(kindNames), "kind %d: want one of %v", c.Kind, kindNames)
+	refuse(!plain(c.Destination), "destination %v: want an IPv4 or IPv6 address without zone", c.Destination)
+	if c.Source.IsValid() {
+		refuse(!plain(c.Source) || c.Source.BitLen() != c.Destination.BitLen(), "source %v: want an address of the destination's family", c.Source)
+	} else {
+		refuse(!c.Destination.Is4(), "no source: needed over IPv6")
+		refuse(c.Kind.UDP() && c.Checksum, "no source: needed for a UDP checksum")
+	}
+	refuse(c.Kind.UDP() != (c.Port != 0), "port %d: want one from 1 on for gue and fou, none for others", c.Port)
+	refuse(c.Kind == KindIPIP && c.Checksum, "checksum: ipip has none")
+	refuse(c.Kind != KindGRE && c.HasKey, "key: only gre has one")
+	return errors.Join(errs...)
+}
+
+// plain tells whether a is an address as it stands in an IP header.
+func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
+
+// protocol is the IP protocol number of packets of version 4 or 6.
+func protocol(version int) byte {
+	if version == 6 {
+		return ProtoIPv6
+	}
+	return packet.ProtoIPIP
 }

@@ -6,12 +6,24 @@ import (
 	"vstun/encap/packet"
 )
 
-// MinMTU is the smallest MTU of an IPv4 link (RFC 791, section 3.2), in bytes.
-const MinMTU = 68
+// The smallest MTU of a link, in bytes.
+const (
+	MinMTU  = 68   // IPv4: RFC 791, section 3.2
+	MinMTU6 = 1280 // IPv6: RFC 8200, section 5
+)
 
-// Fragment cuts an outer IPv4 packet without options into pieces of at most mtu bytes (RFC 791, section 3.2) and appends them to segs. The
-// headers of all but the first stand in room, 20 bytes each; the payload is not copied. id is the packet's ID, not 0, else the kernel
-// would give each piece one of its own. mtu is at least MinMTU. The realserver's kernel puts the pieces together before its raw
+// Fragment6HeadLen is the room that Fragment6 needs for each piece, in bytes.
+const Fragment6HeadLen = ipv6HeaderLen + fragmentHeaderLen
+
+// Extension header of a fragment (RFC 8200, section 4.5): next header, 0, offset and M, ID.
+const (
+	protoFragment     = 44
+	fragmentHeaderLen = 8
+)
+
+// Fragment cuts an outer IPv4 packet without options, whatever tunnel it is of, into pieces of at most mtu bytes (RFC 791, section 3.2) and
+// appends them to segs. The headers of all but the first stand in room, 20 bytes each; the payload is not copied. id is the packet's ID, not 0,
+// else the kernel would give each piece one of its own. mtu is at least MinMTU. The realserver's kernel puts the pieces together before its
 // socket sees them.
 func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room []byte) []packet.Segment {
 	const hl = packet.IPv4HeaderLen
@@ -32,6 +44,32 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 		}
 		h.SetTotalLen(hl + len(body))
 		binary.BigEndian.PutUint16(h[6:], frag)
+		segs = append(segs, packet.Segment{Head: h, Body: body})
+	}
+	return segs
+}
+
+// Fragment6 is Fragment for an outer IPv6 packet without extension headers (RFC 8200, section 4.5), larger than mtu, which is at least
+// MinMTU6. The headers of all pieces stand in room, Fragment6HeadLen bytes each. id must not come again soon for the same addresses. The kernel
+// fills in nothing.
+func Fragment6(segs []packet.Segment, outer []byte, mtu int, id uint32, room []byte) []packet.Segment {
+	step := (mtu - Fragment6HeadLen) &^ 7
+	payload := outer[ipv6HeaderLen:]
+	for off := 0; off < len(payload); off += step {
+		h := room[:Fragment6HeadLen:Fragment6HeadLen]
+		room = room[Fragment6HeadLen:]
+		copy(h, outer[:ipv6HeaderLen])
+		body := payload[off:min(off+step, len(payload))]
+		frag := uint16(off) // units of 8 bytes, above three other bits
+		if off+step < len(payload) {
+			frag |= 1
+		}
+		ip, f := ipv6(h), h[ipv6HeaderLen:]
+		ip.SetPayloadLen(fragmentHeaderLen + len(body))
+		f[0], f[1] = ip.NextHeader(), 0
+		ip[6] = protoFragment
+		binary.BigEndian.PutUint16(f[2:], frag)
+		binary.BigEndian.PutUint32(f[4:], id)
 		segs = append(segs, packet.Segment{Head: h, Body: body})
 	}
 	return segs

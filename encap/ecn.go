@@ -1,0 +1,42 @@
+package encap
+
+import "vstun/encap/packet"
+
+// ECN codepoints, the low two bits of TOS and traffic class (RFC 3168, section 5).
+const (
+	ecnMask = 0x03
+	ecnNot  = 0x00
+	ecnECT1 = 0x01
+	ecnECT0 = 0x02
+	ecnCE   = 0x03
+)
+
+// exitECN is the class that a packet leaves a tunnel with: what the tunnel's path said about congestion comes into it, as RFC 6040, section
+// 4.2, prescribes for every tunnel exit. A packet that can't carry the mark on is dropped.
+func exitECN(outer, inner byte) (class byte, d packet.Drop) {
+	o, i := outer&ecnMask, inner&ecnMask
+	switch {
+	case o == ecnCE && i == ecnNot:
+		return inner, packet.DropCongestion
+	case o == ecnCE, o == ecnECT1 && i == ecnECT0:
+		return inner&^ecnMask | o, packet.Accept
+	}
+	return inner, packet.Accept
+}
+
+// mergeECN gives the IPv4 packet inner the class it leaves the tunnel with. The header's checksum follows.
+func mergeECN(outer byte, inner packet.IPv4) packet.Drop {
+	class, d := exitECN(outer, inner.TOS())
+	if class != inner.TOS() {
+		inner.SetTOS(class)
+		inner.SetChecksum()
+	}
+	return d
+}
+
+// mergeECN6 is mergeECN for IPv6.
+func mergeECN6(outer byte, inner ipv6) packet.Drop {
+	class, d := exitECN(outer, inner.TrafficClass())
+	inner.SetTrafficClass(class)
+	return d
+}

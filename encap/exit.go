@@ -1,0 +1,125 @@
+package encap
+
+import (
+	"vstun/encap/packet"
+)
+
+// Exit is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of goroutines may use it.
+type Exit struct {
+	Kind   Kind
+	Key    uint32 // that GRE packets must have, where HasKey is set; else they must have none
+	HasKey bool
+}
+
+// UnwrapIPv4 takes outer header and tunnel header off the packet in b, as a raw IPv4 socket delivers it: the kernel has put it together from
+// its fragments and checked the outer header's checksum. What is left is as Unwrap leaves it.
+func (e *Exit) UnwrapIPv4(b *packet.Buf) packet.Drop {
+	outer := packet.IPv4(b.Bytes())
+	if len(outer) < packet.IPv4HeaderLen {
+		return packet.DropOuter
+	}
+	n := outer.HeaderLen()
+	if outer.Version() != 4 || n < packet.IPv4HeaderLen || n > len(outer) || outer.TotalLen() != len(outer) || outer.Protocol() == packet.ProtoUDP {
+		return packet.DropOuter
+	}
+	b.Strip(n)
+	return e.Unwrap(b, outer.Protocol(), outer.TOS())
+}
+
+// Unwrap takes the tunnel header off what a raw IPv6 socket or a UDP socket delivers: b begins behind the outer IP header, or UDP header.
+// protocol is the IP protocol number of the socket, class the outer header's traffic class or TOS, 0 if it is not known. What is left is one
+// whole, checked IP packet, of the version that the tunnel header names, with nothing behind it.
+func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
+	var version int // 0: what the packet says
+	d := packet.DropOuter
+	switch e.Kind {
+	case KindIPIP:
+		switch protocol {
+		case packet.ProtoIPIP:
+			version, d = 4, packet.Accept
+		case ProtoIPv6:
+			version, d = 6, packet.Accept
+		}
+	case KindGRE:
+		if protocol == ProtoGRE {
+			version, d = e.stripGRE(b)
+		}
+	case KindGUE:
+		if protocol == packet.ProtoUDP {
+			version, d = stripGUE(b)
+		}
+	case KindFOU:
+		if protocol == packet.ProtoUDP {
+			d = packet.Accept
+		}
+	}
+	if d != packet.Accept {
+		return d
+	}
+	return arrive(b, version, class)
+}
+
+// stripGRE takes the GRE header off the packet in b, and returns the IP version that comes behind it.
+func (e *Exit) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
+	h := gre(b.Bytes())
+	if len(h) < greMinLen {
+		return 0, DropTunnelHeader
+	}
+	hasKey := h.flags()&greKey != 0
+	switch {
+	case h.flags()&^(greChecksum|greKey|greIgnored) != 0 || len(h) < h.len() || h.version() == 0:
+		return 0, DropTunnelHeader
+	case h.flags()&greChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff:
+		return 0, DropTunnelChecksum
+	case hasKey != e.HasKey || hasKey && h.key() != e.Key:
+		return 0, DropTunnelKey
+	}
+	b.Strip(h.len())
+	return h.version(), packet.Accept
+}
+
+// stripGUE takes the GUE header, if there is one, off the UDP payload in b, and returns the IP version that comes behind it, 0 for either.
+func stripGUE(b *packet.Buf) (version int, d packet.Drop) {
+	h := gue(b.Bytes())
+	if len(h) < gueHeaderLen {
+		return 0, DropTunnelHeader
+	}
+	if h.variant() == 1 {
+		return 0, packet.Accept
+	}
+	if !h.plain() || h.version() == 0 {
+		return 0, DropTunnelHeader
+	}
+	b.Strip(gueHeaderLen)
+	return h.version(), packet.Accept
+}
+
+// arrive checks the packet in b, which has come out of a tunnel with an outer header of this class. version is the one it must have, 0 for
+// either.
+func arrive(b *packet.Buf, version int, class byte) packet.Drop {
+	p := b.Bytes()
+	if len(p) == 0 {
+		return packet.DropTruncated
+	}
+	if version == 0 {
+		version = int(p[0] >> 4)
+	}
+	if version == 6 {
+		inner := ipv6(p)
+		if d := inner.Check(); d != packet.Accept {
+			return d
+		}
+		if inner.TotalLen() != len(inner) {
+			return packet.DropTrailing
+		}
+		return mergeECN6(class, inner)
+	}
+	inner := packet.IPv4(p)
+	if d := inner.Check(); d != packet.Accept {
+		return d
+	}
+	if inner.TotalLen() != len(inner) {
+		return packet.DropTrailing
+	}
+	return mergeECN(class, inner)
+}

@@ -1,0 +1,207 @@
+package encap
+
+import (
+	"bytes"
+	"testing"
+
+	"vstun/encap/packet"
+)
+
+// TestUnwrapRefusesTunnelHeaders goes through what is wrong with GRE, GUE and FOU.
+func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
+	in4, in6 := []byte(inner(60, 0, 64, false)), inner6(60, 0, 64)
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	checked := func(b []byte) []byte {
+		b = bytes.Clone(b)
+		packet.PutChecksum(b[4:], packet.Sum(b, 0), false)
+		return b
+	}
+	damaged := checked(join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4))
+	damaged[40] ^= 1
+	keyed, plain := Exit{Kind: KindGRE, HasKey: true, Key: 0x01020304}, Exit{Kind: KindGRE}
+	gue, fou, ipip := Exit{Kind: KindGUE}, Exit{Kind: KindFOU}, Exit{Kind: KindIPIP}
+	const accept = packet.Accept
+	for name, c := range map[string]struct {
+		exit  Exit
+		proto byte
+		b     []byte
+		want  packet.Drop
+	}{
+		"gre":                      {plain, 47, join([]byte{0, 0, 8, 0}, in4), accept},
+		"gre, IPv6":                {plain, 47, join([]byte{0, 0, 0x86, 0xdd}, in6), accept},
+		"gre, checksum":            {plain, 47, checked(join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4)), accept},
+		"gre, key":                 {keyed, 47, join([]byte{0x20, 0, 8, 0, 1, 2, 3, 4}, in4), accept},
+		"gre, checksum and key":    {keyed, 47, checked(join([]byte{0xa0, 0, 8, 0, 0, 0, 0, 0, 1, 2, 3, 4}, in4)), accept},
+		"gre, ignored bits":        {plain, 47, join([]byte{0x03, 0xf8, 8, 0}, in4), accept},
+		"gre, damaged":             {plain, 47, damaged, DropTunnelChecksum},
+		"gre, another key":         {keyed, 47, join([]byte{0x20, 0, 8, 0, 1, 2, 3, 5}, in4), DropTunnelKey},
+		"gre, no key":              {keyed, 47, join([]byte{0, 0, 8, 0}, in4), DropTunnelKey},
+		"gre, key unasked":         {plain, 47, join([]byte{0x20, 0, 8, 0, 0, 0, 0, 0}, in4), DropTunnelKey},
+		"gre, routing":             {plain, 47, join([]byte{0x40, 0, 8, 0, 0, 0, 0, 0}, in4), DropTunnelHeader},
+		"gre, sequence":            {plain, 47, join([]byte{0x10, 0, 8, 0, 0, 0, 0, 1}, in4), DropTunnelHeader},
+		"gre, strict source route": {plain, 47, join([]byte{0x08, 0, 8, 0}, in4), DropTunnelHeader},
+		"gre, bit 5":               {plain, 47, join([]byte{0x04, 0, 8, 0}, in4), DropTunnelHeader},
+		"gre, version 1":           {plain, 47, join([]byte{0, 1, 8, 0}, in4), DropTunnelHeader},
+		"gre, Ethernet":            {plain, 47, join([]byte{0, 0, 0x65, 0x58}, in4), DropTunnelHeader},
+		"gre, keepalive":           {plain, 47, []byte{0, 0, 0, 0}, DropTunnelHeader},
+		"gre, of 3 bytes":          {plain, 47, []byte{0, 0, 8}, DropTunnelHeader},
+		"gre, key cut":             {keyed, 47, []byte{0x20, 0, 8, 0, 1, 2, 3}, DropTunnelHeader},
+		"gre, checksum cut":        {plain, 47, []byte{0x80, 0, 8, 0, 1, 2}, DropTunnelHeader},
+		"gre, empty":               {plain, 47, []byte{0, 0, 8, 0}, packet.DropTruncated},
+		"gre, IPv6 as IPv4":        {plain, 47, join([]byte{0, 0, 8, 0}, in6), packet.DropNotIPv4},
+		"gre, IPv4 as IPv6":        {plain, 47, join([]byte{0, 0, 0x86, 0xdd}, in4), packet.DropNotIPv4},
+		"gre, cut":                 {plain, 47, join([]byte{0, 0, 0x86, 0xdd}, in6[:59]), packet.DropTruncated},
+		"gre, bytes behind":        {plain, 47, join([]byte{0, 0, 0x86, 0xdd}, in6, []byte{0}), packet.DropTrailing},
+		"gre, by another socket":   {plain, 4, join([]byte{0, 0, 8, 0}, in4), packet.DropOuter},
+
+		"gue":                    {gue, 17, join([]byte{0, 4, 0, 0}, in4), accept},
+		"gue, IPv6":              {gue, 17, join([]byte{0, 41, 0, 0}, in6), accept},
+		"gue, variant 1":         {gue, 17, in4, accept},
+		"gue, variant 1, IPv6":   {gue, 17, in6, accept},
+		"gue, variant 1, IPv5":   {gue, 17, join([]byte{0x55}, in4[1:]), packet.DropNotIPv4},
+		"gue, variant 1, IPv7":   {gue, 17, join([]byte{0x75}, in4[1:]), packet.DropNotIPv4},
+		"gue, variant 1, behind": {gue, 17, join(in4, []byte{0}), packet.DropTrailing},
+		"gue, variant 2":         {gue, 17, join([]byte{0x80, 4, 0, 0}, in4), DropTunnelHeader},
+		"gue, variant 3":         {gue, 17, join([]byte{0xc0, 4, 0, 0}, in4), DropTunnelHeader},
+		"gue, control":           {gue, 17, join([]byte{0x20, 4, 0, 0}, in4), DropTunnelHeader},
+		"gue, extension":         {gue, 17, join([]byte{0x01, 4, 0, 0, 0, 0, 0, 0}, in4), DropTunnelHeader},
+		"gue, flags":             {gue, 17, join([]byte{0, 4, 0, 1}, in4), DropTunnelHeader},
+		"gue, no next header":    {gue, 17, join([]byte{0, 59, 0, 0}, in4), DropTunnelHeader},
+		"gue, of 3 bytes":        {gue, 17, []byte{0, 4, 0}, DropTunnelHeader},
+		"gue, nothing":           {gue, 17, nil, DropTunnelHeader},
+		"gue, empty":             {gue, 17, []byte{0, 4, 0, 0}, packet.DropTruncated},
+		"gue, IPv6 as IPv4":      {gue, 17, join([]byte{0, 4, 0, 0}, in6), packet.DropNotIPv4},
+		"gue, IPv4 as IPv6":      {gue, 17, join([]byte{0, 41, 0, 0}, in4), packet.DropNotIPv4},
+		"gue, bytes behind":      {gue, 17, join([]byte{0, 4, 0, 0}, in4, []byte{0}), packet.DropTrailing},
+		"gue, by another socket": {gue, 47, join([]byte{0, 4, 0, 0}, in4), packet.DropOuter},
+
+		"fou":                    {fou, 17, in4, accept},
+		"fou, IPv6":              {fou, 17, in6, accept},
+		"fou, nothing":           {fou, 17, nil, packet.DropTruncated},
+		"fou, IPv6 cut":          {fou, 17, in6[:39], packet.DropTruncated},
+		"fou, no IP":             {fou, 17, join([]byte{0x05}, in4[1:]), packet.DropNotIPv4},
+		"fou, by another socket": {fou, 4, in4, packet.DropOuter},
+
+		"ipip":                    {ipip, 4, in4, accept},
+		"ipip, IPv6":              {ipip, 41, in6, accept},
+		"ipip, IPv6 as IPv4":      {ipip, 4, in6, packet.DropNotIPv4},
+		"ipip, IPv4 as IPv6":      {ipip, 41, in4, packet.DropNotIPv4},
+		"ipip, by another socket": {ipip, 47, in4, packet.DropOuter},
+		"no kind":                 {Exit{Kind: 9}, 4, in4, packet.DropOuter},
+	} {
+		b := buf(c.b)
+		if d := c.exit.Unwrap(b, c.proto, 0); d != c.want {
+			t.Errorf("%s: %v (%d), want %v (%d)", name, d, d, c.want, c.want)
+		} else if p := b.Bytes(); d == accept && !bytes.Equal(p, in4) && !bytes.Equal(p, in6) {
+			t.Errorf("%s: %x", name, p)
+		}
+	}
+}
+
+func TestUnwrapIPv4LeavesUDPToItsSocket(t *testing.T) {
+	for _, k := range []Kind{KindGUE, KindFOU} {
+		tunnel := mustNew(t, Config{Kind: k, Source: director, Destination: realserver, Port: 1})
+		b := buf(inner(60, 0, 64, false))
+		tunnel.Wrap(b, 0)
+		if d := (&Exit{Kind: k}).UnwrapIPv4(b); d != packet.DropOuter {
+			t.Errorf("%v: %v", k, d)
+		}
+	}
+}
+
+// TestECN6 is TestECN for IPv6 inside.
+func TestECN6(t *testing.T) {
+	const drop = 9
+	want := [4][4]byte{{0, 0, 0, drop}, {1, 1, 1, 3}, {2, 1, 2, 3}, {3, 3, 3, 3}}
+	for in := range byte(4) {
+		for out := range byte(4) {
+			p := inner6(60, 0xb8|in, 64)
+			b := buf(p)
+			d := (&Exit{Kind: KindIPIP}).Unwrap(b, ProtoIPv6, 0x20|out)
+			if want[in][out] == drop {
+				if d != packet.DropCongestion {
+					t.Errorf("inner %d, outer %d: %v, want a drop", in, out, d)
+				}
+				continue
+			}
+			ipv6(p).SetTrafficClass(0xb8 | want[in][out])
+			if d != packet.Accept || !bytes.Equal(b.Bytes(), p) {
+				t.Errorf("inner %d, outer %d: %v %x, want %x", in, out, d, b.Bytes()[:2], p[:2])
+			}
+		}
+	}
+}
+
+// wellFormed fails when what an exit has let through isn't exactly one whole packet.
+func wellFormed(t *testing.T, p []byte) {
+	t.Helper()
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4:
+		if h := packet.IPv4(p); h.Check() != packet.Accept || h.TotalLen() != len(p) {
+			t.Errorf("accepted, but not well formed: %x", p)
+		}
+	case len(p) >= 40 && p[0]>>4 == 6:
+		if ipv6(p).TotalLen() != len(p) {
+			t.Errorf("accepted, but not well formed: %x", p)
+		}
+	default:
+		t.Errorf("accepted, but no IP: %x", p)
+	}
+}
+
+// fuzzExit lets f find packets that an exit should not have let through. seeds are wrapped packets, of which strip bytes are not delivered.
+func fuzzExit(f *testing.F, kinds ...Kind) {
+	for _, c := range configs() {
+		for _, k := range kinds {
+			if c.Kind != k || !c.Destination.Is4() {
+				continue
+			}
+			tunnel := mustNew(f, c)
+			strip := packet.IPv4HeaderLen
+			if k.UDP() {
+				strip += udpHeaderLen
+			}
+			for _, in := range [][]byte{inner(60, 3, 64, true), inner6(60, 1, 64)} {
+				b := buf(in)
+				tunnel.Wrap(b, 1)
+				f.Add(bytes.Clone(b.Bytes()[strip:]), tunnel.Protocol(in[0]>>4 == 6), byte(k), byte(1), c.HasKey, c.Key)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, p []byte, proto, kind, class byte, hasKey bool, key uint32) {
+		if len(p) > packet.MaxLen {
+			return
+		}
+		e := Exit{Kind: kinds[int(kind)%len(kinds)], HasKey: hasKey, Key: key}
+		b := buf(p)
+		if e.Unwrap(b, proto, class) == packet.Accept {
+			wellFormed(t, b.Bytes())
+			if b.Len() > len(p) || !bytes.Equal(b.Bytes()[20:], p[len(p)-b.Len()+20:]) {
+				t.Errorf("%x came out of %x", b.Bytes(), p)
+			}
+		}
+	})
+}
+
+func FuzzUnwrapGRE(f *testing.F) { fuzzExit(f, KindGRE) }
+func FuzzUnwrapUDP(f *testing.F) { fuzzExit(f, KindGUE, KindFOU) }
+
+// FuzzUnwrapIPv4 is about what raw IPv4 sockets deliver.
+func FuzzUnwrapIPv4(f *testing.F) {
+	for _, c := range configs() {
+		if c.Destination.Is4() {
+			b := buf(inner6(60, 3, 64))
+			mustNew(f, c).Wrap(b, 1)
+			f.Add(bytes.Clone(b.Bytes()), byte(c.Kind))
+		}
+	}
+	f.Fuzz(func(t *testing.T, p []byte, kind byte) {
+		if len(p) > packet.MaxLen {
+			return
+		}
+		b := buf(p)
+		if (&Exit{Kind: Kind(kind % 5)}).UnwrapIPv4(b) == packet.Accept {
+			wellFormed(t, b.Bytes())
+		}
+	})
+}
