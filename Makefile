@@ -20,7 +20,7 @@ test: deps
 	$(GO) test -timeout 9m ./...
 	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 9m ./...,@echo "SKIPPED: go test -race needs gcc")
 
-# The packet path against plain forwarding, in a table with the bars; under four minutes. `make bench QUICK=1` only checks that it works.
+# The packet path against plain forwarding, in a table with the bars; under six minutes. `make bench QUICK=1` only checks that it works.
 bench: build
 	bin/lab bench $(if $(QUICK),--quick)
 

@@ -52,8 +52,8 @@ type service struct {
 // shares with those that stand for the same realserver in other snapshots.
 type Dest struct {
 	Realserver
-	Tunnel encap.IPIP // the header towards it
-	number uint32     // in the connection table
+	Tunnel encap.Tunnel // the headers towards it
+	number uint32       // in the connection table
 	counts *conntab.Counts
 	stats  *destStats
 }

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"vstun/encap"
 )
 
 // Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no two services have
@@ -65,6 +67,8 @@ type Realserver struct {
 	Weight  int        // 0: existing connections stay, new ones go elsewhere
 	Upper   int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
 	Lower   int        // until it has fewer than these; 0: than three quarters of Upper
+	Encap   encap.Kind
+	Port    uint16     // UDP destination port of encap.KindGUE and KindFOU
 	Source  netip.Addr // outer source address; the zero Addr: what the kernel's route gives
 	MTU     int        // largest outer packet on the way to it, in bytes
 }

@@ -47,10 +47,11 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	return next
 }
 
-// tunnel is the header towards r. There is none for IPv6 yet.
-func tunnel(r Realserver) (t encap.IPIP) {
-	if r.Address.Is4() {
-		t = encap.NewIPIP(r.Source, r.Address)
+// tunnel is the headers towards r. There are none over IPv6 yet.
+func tunnel(r Realserver) encap.Tunnel {
+	t, err := encap.New(encap.Config{Kind: r.Encap, Source: r.Source, Destination: r.Address, Port: r.Port})
+	if err != nil {
+		return encap.Tunnel{} // no packet is decided to go there: who makes a Config sees to it
 	}
 	return t
 }

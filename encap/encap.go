@@ -49,6 +49,19 @@ func ParseKind(name string) (Kind, bool) {
 // UDP tells whether k goes over UDP.
 func (k Kind) UDP() bool { return k == KindGUE || k == KindFOU }
 
+// Overhead4 is what a tunnel of kind k over IPv4, without checksum and key, adds to a packet, in bytes.
+func (k Kind) Overhead4() int {
+	switch k {
+	case KindGRE:
+		return packet.IPv4HeaderLen + greMinLen
+	case KindGUE:
+		return packet.IPv4HeaderLen + udpHeaderLen + gueHeaderLen
+	case KindFOU:
+		return packet.IPv4HeaderLen + udpHeaderLen
+	}
+	return packet.IPv4HeaderLen
+}
+
 // IP protocol numbers (IANA), and protocol types of GRE (RFC 7042, appendix B).
 const (
 	ProtoIPv6 = 41

@@ -40,12 +40,12 @@ func buf(b []byte) *packet.Buf {
 }
 
 func TestWrap(t *testing.T) {
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	for tos := range 256 {
 		for _, df := range []bool{false, true} {
 			in := inner(100, byte(tos), 33, df)
 			b := buf(in)
-			tunnel.Wrap(b)
+			tunnel.Wrap(b, 0)
 			packet.IPv4(b.Bytes()).SetChecksum() // the kernel's part
 			p := gopacket.NewPacket(b.Bytes(), layers.LayerTypeIPv4, gopacket.Default)
 			o := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
@@ -56,7 +56,7 @@ func TestWrap(t *testing.T) {
 			if !bytes.Equal(b.Bytes()[20:], in) {
 				t.Fatal("the inner packet was changed")
 			}
-			if d := UnwrapIPIP(b); d != packet.Accept || !bytes.Equal(b.Bytes(), in) {
+			if d := new(Exit).UnwrapIPv4(b); d != packet.Accept || !bytes.Equal(b.Bytes(), in) {
 				t.Fatalf("TOS %d: unwrapping gives %v, %x", tos, d, b.Bytes())
 			}
 		}
@@ -64,9 +64,9 @@ func TestWrap(t *testing.T) {
 }
 
 func TestWrapLeavesSourceToKernel(t *testing.T) {
-	tunnel := NewIPIP(netip.Addr{}, realserver)
+	tunnel := mustNew(t, Config{Source: netip.Addr{}, Destination: realserver})
 	b := buf(inner(40, 0, 64, false))
-	tunnel.Wrap(b)
+	tunnel.Wrap(b, 0)
 	if src := packet.IPv4(b.Bytes()).Src(); !src.IsUnspecified() {
 		t.Errorf("outer source is %v, want 0.0.0.0", src)
 	}
@@ -82,14 +82,14 @@ func TestECN(t *testing.T) {
 		2: {2, 1, 2, 3},    // inner ECT(0)
 		3: {3, 3, 3, 3},    // inner CE
 	}
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	for in := range byte(4) {
 		for out := range byte(4) {
 			b := buf(inner(60, 0xb8|in, 64, false))
-			tunnel.Wrap(b)
+			tunnel.Wrap(b, 0)
 			o := packet.IPv4(b.Bytes())
 			o.SetTOS(0x20 | out) // another DSCP on the way is of no matter
-			d := UnwrapIPIP(b)
+			d := new(Exit).UnwrapIPv4(b)
 			if want[in][out] == drop {
 				if d != packet.DropCongestion {
 					t.Errorf("inner %d, outer %d: %v, want a drop", in, out, d)
@@ -132,7 +132,7 @@ func TestUnwrapRefuses(t *testing.T) {
 		"inner is version 6":   {wrapped(append([]byte{0x60}, good[1:]...), nil), packet.DropNotIPv4},
 		"inner checksum":       {wrapped(append([]byte{0x45, 4}, good[2:]...), nil), packet.DropBadChecksum},
 	} {
-		if d := UnwrapIPIP(buf(c.b)); d != c.want {
+		if d := new(Exit).UnwrapIPv4(buf(c.b)); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)
 		}
 	}
@@ -140,7 +140,7 @@ func TestUnwrapRefuses(t *testing.T) {
 	packet.PutIPv4(long, 0, len(long), 64, packet.ProtoIPIP, director.As4(), realserver.As4())
 	long[0] = 0x46
 	b := buf(long)
-	if d := UnwrapIPIP(b); d != packet.Accept || !bytes.Equal(b.Bytes(), good) {
+	if d := new(Exit).UnwrapIPv4(b); d != packet.Accept || !bytes.Equal(b.Bytes(), good) {
 		t.Errorf("outer header with options: %v", d)
 	}
 }
@@ -149,9 +149,9 @@ func TestFragment(t *testing.T) {
 	for _, mtu := range []int{MinMTU, 69, 576, 1400, 1500} {
 		for _, size := range []int{mtu - 19, mtu, mtu + 1, 3 * mtu, 1480, 65515} {
 			t.Run(fmt.Sprintf("%d-%d", mtu, size), func(t *testing.T) {
-				tunnel := NewIPIP(director, realserver)
+				tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 				b := buf(inner(size, 0x20, 9, false))
-				tunnel.Wrap(b)
+				tunnel.Wrap(b, 0)
 				want := bytes.Clone(b.Bytes())
 				room := make([]byte, packet.MaxPieces*packet.IPv4HeaderLen)
 				segs := Fragment(nil, b.Bytes(), mtu, 77, room)
@@ -189,7 +189,7 @@ func FuzzUnwrapIPIP(f *testing.F) {
 			return
 		}
 		p := buf(b)
-		if UnwrapIPIP(p) != packet.Accept {
+		if new(Exit).UnwrapIPv4(p) != packet.Accept {
 			return
 		}
 		h := packet.IPv4(p.Bytes())
@@ -200,13 +200,13 @@ func FuzzUnwrapIPIP(f *testing.F) {
 }
 
 func TestWrapAllocatesNothing(t *testing.T) {
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	in := inner(1000, 0, 64, true)
 	b := buf(in)
 	if n := testing.AllocsPerRun(100, func() {
 		b.SetLen(copy(b.Room(), in))
-		tunnel.Wrap(b)
-		UnwrapIPIP(b)
+		tunnel.Wrap(b, 0)
+		new(Exit).UnwrapIPv4(b)
 	}); n != 0 {
 		t.Errorf("%v allocations a packet", n)
 	}

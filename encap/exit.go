@@ -63,16 +63,16 @@ func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
 func (e *Exit) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
 	h := gre(b.Bytes())
 	if len(h) < greMinLen {
-		return 0, DropTunnelHeader
+		return 0, packet.DropTunnelHeader
 	}
 	hasKey := h.flags()&greKey != 0
 	switch {
 	case h.flags()&^(greChecksum|greKey|greIgnored) != 0 || len(h) < h.len() || h.version() == 0:
-		return 0, DropTunnelHeader
+		return 0, packet.DropTunnelHeader
 	case h.flags()&greChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff:
-		return 0, DropTunnelChecksum
+		return 0, packet.DropTunnelChecksum
 	case hasKey != e.HasKey || hasKey && h.key() != e.Key:
-		return 0, DropTunnelKey
+		return 0, packet.DropTunnelKey
 	}
 	b.Strip(h.len())
 	return h.version(), packet.Accept
@@ -82,13 +82,13 @@ func (e *Exit) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
 func stripGUE(b *packet.Buf) (version int, d packet.Drop) {
 	h := gue(b.Bytes())
 	if len(h) < gueHeaderLen {
-		return 0, DropTunnelHeader
+		return 0, packet.DropTunnelHeader
 	}
 	if h.variant() == 1 {
 		return 0, packet.Accept
 	}
 	if !h.plain() || h.version() == 0 {
-		return 0, DropTunnelHeader
+		return 0, packet.DropTunnelHeader
 	}
 	b.Strip(gueHeaderLen)
 	return h.version(), packet.Accept

@@ -73,7 +73,7 @@ func checkSegment(t *testing.T, s packet.Segment) (*layers.IPv4, gopacket.Packet
 }
 
 func TestSplitTCP(t *testing.T) {
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	const allFlags = packet.FlagFIN | packet.FlagPSH | packet.FlagACK | 0x80 // CWR
 	for _, c := range []struct{ n, size, mtu, options, payload int }{
 		{14480, 1448, 1500, 12, 1428}, // cut finer, as it has to fit
@@ -91,8 +91,8 @@ func TestSplitTCP(t *testing.T) {
 			if d != packet.Accept || headers != 40+c.options || payload != min(c.size, c.mtu-headers) {
 				t.Fatal(headers, payload, d)
 			}
-			tunnel.Wrap(b)
-			segs, _ := packet.Split(nil, b, p, IPIPOverhead, headers, payload, make([]byte, packet.PieceRoom))
+			tunnel.Wrap(b, 0)
+			segs, _ := packet.Split(nil, b, p, packet.IPv4HeaderLen, headers, payload, make([]byte, packet.PieceRoom))
 			if n := (c.n + payload - 1) / payload; len(segs) != n {
 				t.Fatalf("%d segments, want %d", len(segs), n)
 			}
@@ -120,7 +120,7 @@ func TestSplitTCP(t *testing.T) {
 }
 
 func TestSplitUDP(t *testing.T) {
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	for _, c := range []struct{ n, size int }{{1200 * 10, 1200}, {1200*10 + 1, 1200}, {100, 1200}, {65000, 1400}} {
 		b, p := super(t, packet.ProtoUDP, c.n, c.size, 0, 0)
 		want := bytes.Clone(b.Bytes()[28:])
@@ -128,8 +128,8 @@ func TestSplitUDP(t *testing.T) {
 		if d != packet.Accept || headers != 28 || payload != c.size {
 			t.Fatal(headers, payload, d)
 		}
-		tunnel.Wrap(b)
-		segs, _ := packet.Split(nil, b, p, IPIPOverhead, headers, payload, make([]byte, packet.PieceRoom))
+		tunnel.Wrap(b, 0)
+		segs, _ := packet.Split(nil, b, p, packet.IPv4HeaderLen, headers, payload, make([]byte, packet.PieceRoom))
 		var got []byte
 		for i, s := range segs {
 			ip, pk, body := checkSegment(t, s)
@@ -164,7 +164,7 @@ func TestSplitRefuses(t *testing.T) {
 }
 
 func BenchmarkSplit(b *testing.B) {
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(b, Config{Source: director, Destination: realserver})
 	buf, p := super(b, packet.ProtoTCP, 64000, 1428, packet.FlagACK, 12)
 	room, segs := make([]byte, packet.PieceRoom), make([]packet.Segment, 0, 100)
 	b.SetBytes(64000)
@@ -173,9 +173,9 @@ func BenchmarkSplit(b *testing.B) {
 		if d != packet.Accept {
 			b.Fatal(d)
 		}
-		tunnel.Wrap(buf)
-		segs, _ = packet.Split(segs[:0], buf, p, IPIPOverhead, headers, payload, room)
-		buf.Strip(IPIPOverhead)
+		tunnel.Wrap(buf, 0)
+		segs, _ = packet.Split(segs[:0], buf, p, packet.IPv4HeaderLen, headers, payload, room)
+		buf.Strip(packet.IPv4HeaderLen)
 	}
 }
 
@@ -188,7 +188,7 @@ func FuzzSplit(f *testing.F) {
 	f.Add([]byte{1, 5, 28, 0, 176, 4, 20, 0, 6, 0}, udp.Bytes())
 	room, segs := make([]byte, packet.PieceRoom), make([]packet.Segment, 0, packet.MaxPieces)
 	bufs := packet.NewBufs(1)
-	tunnel := NewIPIP(director, realserver)
+	tunnel := mustNew(f, Config{Source: director, Destination: realserver})
 	f.Fuzz(func(t *testing.T, vnet, b []byte) {
 		if len(vnet) != packet.VnetLen || len(b) > packet.MaxLen {
 			return
@@ -216,8 +216,8 @@ func FuzzSplit(f *testing.F) {
 			return
 		}
 		whole := info.Len - headers
-		tunnel.Wrap(p)
-		segs, _ = packet.Split(segs[:0], p, &info, IPIPOverhead, headers, payload, room)
+		tunnel.Wrap(p, 0)
+		segs, _ = packet.Split(segs[:0], p, &info, packet.IPv4HeaderLen, headers, payload, room)
 		for _, s := range segs {
 			whole -= len(s.Body)
 			if h := packet.IPv4(s.Head); h.TotalLen() != s.Len() || packet.IPv4(s.Head[20:]).TotalLen() != s.Len()-20 {

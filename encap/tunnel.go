@@ -93,7 +93,8 @@ func SourcePort(hash uint64) uint16 {
 	return uint16(first + n)
 }
 
-// Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); hash is its flow's. DSCP and ECN
+// Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is the UDP source port, for the
+// kinds that have one. DSCP and ECN
 // are copied (RFC 6040, section 4.1, normal mode), so is the TTL or hop limit, as IPVS does. An outer IPv4 header has DF as the IPv4 packet
 // inside has (RFC 2003, section 3.1), and none for IPv6 inside (RFC 4213, section 3.2.1), as in IPVS; ID and checksum are left to the kernel,
 // which fills them in on a raw socket (raw(7)). The flow label of an outer IPv6 header is 0.
@@ -102,7 +103,7 @@ func SourcePort(hash uint64) uint16 {
 // socket has to agree (UDP_NO_CHECK6_RX).
 //
 // Of a super-packet, lengths and checksums are left open: each packet that it is cut into needs Seal.
-func (t *Tunnel) Wrap(b *packet.Buf, hash uint64) {
+func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 	class, ttl, df, version := look(b.Bytes())
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])
@@ -111,10 +112,10 @@ func (t *Tunnel) Wrap(b *packet.Buf, hash uint64) {
 	case KindGRE:
 		gre(up).setVersion(version)
 	case KindGUE:
-		binary.BigEndian.PutUint16(up, SourcePort(hash))
+		binary.BigEndian.PutUint16(up, port)
 		gue(up[udpHeaderLen:]).setProto(protocol(version))
 	case KindFOU:
-		binary.BigEndian.PutUint16(up, SourcePort(hash))
+		binary.BigEndian.PutUint16(up, port)
 	}
 	if t.OuterIs4() {
 		ip[1], ip[6], ip[8] = class, df, ttl

@@ -135,7 +135,7 @@ func TestBytes(t *testing.T) {
 		}
 		tunnel := mustNew(t, c.c)
 		b := buf(c.in)
-		tunnel.Wrap(b, c.hash)
+		tunnel.Wrap(b, SourcePort(c.hash))
 		if got := hex.EncodeToString(b.Bytes()); got != c.header+hex.EncodeToString(c.in) {
 			t.Errorf("%s:\n%s, want\n%s", name, got[:2*tunnel.Overhead()], c.header)
 		}
@@ -151,7 +151,7 @@ func TestWrapUnwrap(t *testing.T) {
 				for _, in := range [][]byte{inner(100+tos, byte(tos), 33, tos&1 != 0), inner6(100+tos, byte(tos), 44)} {
 					b := buf(in)
 					hash := uint64(tos) << 55
-					tunnel.Wrap(b, hash)
+					tunnel.Wrap(b, SourcePort(hash))
 					if b.Len() != len(in)+tunnel.Overhead() {
 						t.Fatalf("%d bytes before the packet, want %d", b.Len()-len(in), tunnel.Overhead())
 					}
@@ -424,7 +424,7 @@ func BenchmarkWrap(b *testing.B) {
 			tunnel := mustNew(b, c)
 			p := buf(inner(1400, 0, 64, true))
 			for i := 0; b.Loop(); i++ {
-				tunnel.Wrap(p, uint64(i))
+				tunnel.Wrap(p, uint16(i))
 				p.Strip(tunnel.Overhead())
 			}
 		})

@@ -10,7 +10,6 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
-	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -50,11 +49,12 @@ type Worker struct {
 	nerrs int
 }
 
-// NewWorker makes worker number id, from 0, which forwards from source to sink.
-func NewWorker(id int, source Source, sink Sink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Worker {
+// NewWorker makes worker number id, from 0, which forwards from source to sink, and super-packets for tunnels over UDP to segments, if that is not
+// nil.
+func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Worker {
 	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch),
 		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch), errs: packet.NewBufs(1)}
-	w.out.init(sink, &w.tally, shared)
+	w.out.init(sink, segments, &w.tally, shared)
 	return w
 }
 
@@ -125,7 +125,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	if d != packet.Accept {
 		return d
 	}
-	inner := dest.MTU - encap.IPIPOverhead
+	inner := dest.MTU - dest.Tunnel.Overhead()
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner)
 	}
@@ -136,7 +136,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		return d
 	}
 	dest.Count(w.id, p.Len)
-	dest.Tunnel.Wrap(b)
+	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
 	if p.Len > inner {
 		w.out.fragment(b, dest.MTU)
 		return packet.Accept
@@ -155,11 +155,11 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 		return w.tooBig(b, p, inner)
 	}
 	dest.Count(w.id, p.Len)
-	dest.Tunnel.Wrap(b)
+	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
 	if headers+payload > inner {
-		w.out.segmentAndFragment(b, p, headers, payload, dest.MTU)
+		w.out.segmentAndFragment(&dest.Tunnel, b, p, headers, payload, dest.MTU)
 	} else {
-		w.out.segment(b, p, headers, payload)
+		w.out.segment(&dest.Tunnel, b, p, headers, payload)
 	}
 	return packet.Accept
 }

@@ -71,7 +71,7 @@ func newWorker(t testing.TB, s *script, mtu int) *Worker {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	return NewWorker(0, s, s, b, NewShared(), func() conntab.Ticks { return 1 })
+	return NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 }
 
 // ip makes an IPv4 packet from the client to the VIP.

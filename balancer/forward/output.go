@@ -2,6 +2,7 @@ package forward
 
 import (
 	"errors"
+	"math/bits"
 	"os"
 	"sync/atomic"
 
@@ -17,12 +18,23 @@ type Sink interface {
 	Send(segs []packet.Segment) (int, error)
 }
 
+// SegmentSink is where the segments of super-packets go that are wrapped in UDP: sockets that send many by one call.
+type SegmentSink interface {
+	// Ports are the source ports that the segments may have, at least one.
+	Ports() []uint16
+	// Send sends the first of segs, which have one source port, one destination and, but for the last, one size, and returns how many went out. Their
+	// IP and UDP headers are made by the kernel. An error is about all of them.
+	Send(segs []packet.Segment) (int, error)
+}
+
 // sendBatch is the number of packets that wait for one system call.
 const sendBatch = 64
 
 // output is what a worker has to send. What is added stays where it is until flush, and is cut no sooner than it is added.
 type output struct {
 	sink    Sink
+	udp     SegmentSink // nil: none
+	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
@@ -35,8 +47,11 @@ type output struct {
 	spare []packet.Buf                     // one of them
 }
 
-func (o *output) init(sink Sink, tally *packet.Tally, shared *Shared) {
-	o.sink, o.tally, o.shared = sink, tally, shared
+func (o *output) init(sink Sink, udp SegmentSink, tally *packet.Tally, shared *Shared) {
+	o.sink, o.udp, o.tally, o.shared = sink, udp, tally, shared
+	if udp != nil {
+		o.ports = udp.Ports()
+	}
 	o.segs = make([]packet.Segment, 0, sendBatch+packet.MaxPieces)
 	o.room = make([]byte, packet.PieceRoom)
 	o.free = o.room
@@ -59,17 +74,61 @@ func (o *output) fragment(b *packet.Buf, mtu int) {
 	o.free = o.free[(len(o.segs)-before-1)*packet.IPv4HeaderLen:]
 }
 
-// segment appends the wrapped super-packet in b as packets of so many bytes of headers and payload.
-func (o *output) segment(b *packet.Buf, p *packet.Info, headers, payload int) {
+// port is the UDP source port for a flow of this hash, if its tunnel has one. A flow keeps it, whether its packets are super-packets or not.
+func (o *output) port(hash uint64) uint16 {
+	if len(o.ports) == 0 {
+		return encap.SourcePort(hash)
+	}
+	n, _ := bits.Mul64(hash, uint64(len(o.ports)))
+	return o.ports[n]
+}
+
+// segment appends the super-packet in b, wrapped for t, as packets of so many bytes of headers and payload.
+func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload int) {
 	pieces := (p.Len-headers+payload-1)/payload + 1
-	o.reserve(pieces * (encap.IPIPOverhead + headers))
-	o.segs, o.free = packet.Split(o.segs, b, p, encap.IPIPOverhead, headers, payload, o.free)
+	large := t.Kind().UDP() && o.udp != nil
+	if large {
+		o.flush() // what has come before goes before
+	}
+	o.reserve(pieces * (t.Overhead() + headers))
+	before := len(o.segs)
+	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
+	if large && o.sendLarge() {
+		return
+	}
+	if t.Kind() != encap.KindIPIP { // for that, Split has done it all
+		for _, s := range o.segs[before:] {
+			t.Seal(s)
+		}
+	}
+}
+
+// sendLarge sends all of segs, which are one super-packet's, by as few calls as can be, and counts them. It returns false, with what is left in
+// segs, where the kernel refuses that.
+func (o *output) sendLarge() bool {
+	for len(o.segs) > 0 {
+		n, err := o.udp.Send(o.segs)
+		if errors.Is(err, os.ErrClosed) {
+			break
+		}
+		if err != nil {
+			return false
+		}
+		for i := range o.segs[:n] {
+			o.tally.OutPackets++
+			o.tally.OutBytes += uint64(o.segs[i].Len())
+		}
+		o.segs = o.segs[:copy(o.segs, o.segs[n:])]
+	}
+	o.segs = o.segs[:0]
+	return true
 }
 
 // segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough for a copy.
-func (o *output) segmentAndFragment(b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
+func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
 	o.flush()
-	o.segment(b, p, headers, payload)
+	o.reserve(packet.PieceRoom)
+	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
 	datagrams := o.large[:copy(o.large[:], o.segs)]
 	o.segs = o.segs[:0]
 	for _, d := range datagrams {
@@ -77,6 +136,7 @@ func (o *output) segmentAndFragment(b *packet.Buf, p *packet.Info, headers, payl
 		room := s.Room()
 		n := copy(room, d.Head)
 		s.SetLen(n + copy(room[n:], d.Body))
+		t.Seal(packet.Segment{Head: s.Bytes()})
 		o.segs = encap.Fragment(o.segs, s.Bytes(), mtu, o.shared.nextID(), o.free)
 		o.send()
 	}

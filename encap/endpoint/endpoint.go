@@ -65,18 +65,33 @@ func (p *Policy) director(a netip.Addr) bool {
 	return false
 }
 
-// Unwrap takes the tunnel's header off the packet in b and returns Accept when what is left may enter this host. The outer source is judged
-// before anything of the inner packet is read.
-func (p *Policy) Unwrap(b *packet.Buf) packet.Drop {
-	if outer := packet.IPv4(b.Bytes()); len(outer) < packet.IPv4HeaderLen {
+// udpHeaders is the length of the headers before the payload of a UDP tunnel packet, which has no IP options.
+const udpHeaders = packet.IPv4HeaderLen + 8
+
+// Unwrap takes the tunnel's headers off the packet in b and returns Accept when what is left may enter this host. The outer source is judged
+// before anything of the inner packet is read. A tunnel packet over UDP, for exits that take such, has been made by wire.UDPReceiver.
+func (p *Policy) Unwrap(b *packet.Buf, exit *encap.Exit) packet.Drop {
+	outer := packet.IPv4(b.Bytes())
+	if len(outer) < packet.IPv4HeaderLen {
 		return packet.DropOuter
-	} else if !p.director(outer.Src()) {
+	}
+	if !p.director(outer.Src()) {
 		return packet.DropNotDirector
 	}
-	if d := encap.UnwrapIPIP(b); d != packet.Accept {
+	d := packet.DropOuter
+	if !exit.Kind.UDP() {
+		d = exit.UnwrapIPv4(b)
+	} else if len(outer) >= udpHeaders && outer.Protocol() == packet.ProtoUDP && outer.HeaderLen() == packet.IPv4HeaderLen {
+		b.Strip(udpHeaders)
+		d = exit.Unwrap(b, packet.ProtoUDP, outer.TOS())
+	}
+	if d != packet.Accept {
 		return d
 	}
 	inner := packet.IPv4(b.Bytes())
+	if inner.Version() != 4 {
+		return packet.DropNotIPv4
+	}
 	if _, ok := p.vips[inner.Dst()]; !ok {
 		return packet.DropInnerDestination
 	}
@@ -108,6 +123,7 @@ func (p *Policy) host(a netip.Addr) bool {
 // Worker brings the packets of one source into this host.
 type Worker struct {
 	source   Source
+	exit     encap.Exit
 	sink     Sink
 	policy   *Policy
 	mss      *atomic.Int64
@@ -122,9 +138,9 @@ type Worker struct {
 	coalesce coalescer
 }
 
-// NewWorker makes a worker that moves what policy accepts from source to sink. mss is what this host's servers advertise, in bytes.
-func NewWorker(source Source, sink Sink, policy *Policy, mss *atomic.Int64) *Worker {
-	return &Worker{source: source, sink: sink, policy: policy, mss: mss, bufs: packet.NewBufs(batch), spares: packet.NewBufs(batch),
+// NewWorker makes a worker that moves what policy accepts from source, where tunnels end at exit, to sink. mss is what this host's servers advertise, in bytes.
+func NewWorker(source Source, exit encap.Exit, sink Sink, policy *Policy, mss *atomic.Int64) *Worker {
+	return &Worker{source: source, exit: exit, sink: sink, policy: policy, mss: mss, bufs: packet.NewBufs(batch), spares: packet.NewBufs(batch),
 		out: make([]*packet.Buf, 0, 2*batch)}
 }
 
@@ -171,7 +187,7 @@ func (w *Worker) move(bufs []packet.Buf) error {
 func (w *Worker) packet(b *packet.Buf, mss int) (kept bool) {
 	w.tally.InPackets++
 	w.tally.InBytes += uint64(b.Len())
-	if d := w.policy.Unwrap(b); d != packet.Accept {
+	if d := w.policy.Unwrap(b, &w.exit); d != packet.Accept {
 		w.tally.Drop(d)
 		return false
 	}
@@ -190,7 +206,7 @@ func (w *Worker) packet(b *packet.Buf, mss int) (kept bool) {
 
 // datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all.
 func (w *Worker) datagrams(b *packet.Buf, mss int) error {
-	const headers = packet.IPv4HeaderLen + 8
+	const headers = udpHeaders
 	whole, size := b.Bytes(), int(b.Offload.Size)
 	for payload := whole[headers:]; len(payload) > 0; {
 		n := min(size, len(payload))

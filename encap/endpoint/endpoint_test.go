@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -69,7 +70,7 @@ func TestPolicy(t *testing.T) {
 		"19 bytes":                {tunnel(director, client, vip, 6)[:19], packet.DropOuter},
 		"stranger, rest nonsense": {append(tunnel(addr("10.0.2.3"), client, vip, 6)[:20], 1, 2, 3), packet.DropNotDirector},
 	} {
-		if d := policy().Unwrap(buf(c.b)); d != c.want {
+		if d := policy().Unwrap(buf(c.b), &encap.Exit{}); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)
 		}
 	}
@@ -112,7 +113,7 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 		s.in = append(s.in, tunnel(director, client, vip, 6), tunnel(client, client, vip, 6), tunnel(director, client, realserver, 6))
 	}
 	s.in = append(s.in, tunnel(director, client, netip.MustParseAddr("198.51.100.81"), 6))
-	w := NewWorker(&s, &s, policy(), mss(1440))
+	w := NewWorker(&s, encap.Exit{}, &s, policy(), mss(1440))
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +131,7 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 
 func TestWorkerEndsAndFails(t *testing.T) {
 	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
-		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440)).Run(); (err == nil) != (c.want == nil) {
+		if err := NewWorker(failing{c.err}, encap.Exit{}, &script{}, policy(), mss(1440)).Run(); (err == nil) != (c.want == nil) {
 			t.Errorf("source fails with %v: Run returns %v", c.err, err)
 		}
 	}
@@ -141,7 +142,7 @@ type failing struct{ err error }
 func (f failing) ReadBatch([]packet.Buf) (int, error) { return 0, f.err }
 
 func TestWorkerAllocatesNothing(t *testing.T) {
-	w := NewWorker(nil, discard{}, policy(), mss(1440))
+	w := NewWorker(nil, encap.Exit{}, discard{}, policy(), mss(1440))
 	in := [][]byte{tunnel(director, client, vip, 6), tunnel(client, client, vip, 6)}
 	if n := testing.AllocsPerRun(100, func() {
 		for i, b := range in {
@@ -183,7 +184,7 @@ func FuzzUnwrap(f *testing.F) {
 		}
 		outer := bytes.Clone(b)
 		q := buf(b)
-		if p.Unwrap(q) != packet.Accept {
+		if p.Unwrap(q, &encap.Exit{}) != packet.Accept {
 			return
 		}
 		in := packet.IPv4(q.Bytes())

@@ -28,7 +28,10 @@ const (
 
 	// What the realserver's agent refuses.
 	DropNotDirector      // outer source is not in directors
-	DropOuter            // outer header is not IPv4 with protocol 4
+	DropOuter            // outer header is none of the tunnel's
+	DropTunnelHeader     // a GRE or GUE header that is cut short, or says what the agent doesn't understand
+	DropTunnelKey        // another GRE key than the configured one, none, or one where none is configured
+	DropTunnelChecksum   // a wrong GRE checksum
 	DropTrailing         // bytes behind the packet in the tunnel
 	DropInnerDestination // inner destination is not in vips
 	DropInnerSource      // inner source is no host's: a VIP, loopback, multicast, broadcast or 0.0.0.0/8
@@ -61,6 +64,9 @@ var dropNames = [NumDrops]string{
 	DropTooBig:           "too_big",
 	DropNotDirector:      "not_director",
 	DropOuter:            "outer_header",
+	DropTunnelHeader:     "tunnel_header",
+	DropTunnelKey:        "tunnel_key",
+	DropTunnelChecksum:   "tunnel_checksum",
 	DropTrailing:         "trailing_bytes",
 	DropInnerDestination: "inner_destination",
 	DropInnerSource:      "inner_source",

@@ -226,7 +226,7 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	return nil
 }
 
-// roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it.
+// roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it, by either kind of tunnel.
 func (b *bed) roads() []*way {
-	return []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll)}
+	return []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll), b.findWay(wayGUEAll)}
 }

@@ -101,7 +101,7 @@ func TestEveryVariantDelivers(t *testing.T) {
 			}
 		}
 	}
-	for _, way := range []string{wayPlain, wayDirectorAll} {
+	for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll} {
 		want = append(want, "round trip, median, "+way, "round trip, 99th percentile, "+way)
 		if len(r.Skipped) == 0 {
 			want = append(want, "TCP upload, "+way, "TCP download, "+way)
@@ -124,7 +124,7 @@ func TestEveryVariantDelivers(t *testing.T) {
 			bars++
 		}
 	}
-	if want := 5 - 2*len(r.Skipped); bars != want {
+	if want := 7 - 3*len(r.Skipped); bars != want {
 		t.Errorf("%d bars, want %d", bars, want)
 	}
 }

@@ -130,6 +130,7 @@ func (r *Report) floods(res *results, many int) {
 	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flows(many)), all(wayFloor).cpu, one(wayFloor).cpu, nil)
 	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered, atLeast(1.5))
 	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flows(many)), all(wayDirector).delivered, all(wayNaive).delivered, nil)
+	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(wayGUE).cpu, one(wayDirector).cpu, atMost(1.0))
 	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered, one(wayPlain).delivered, nil)
 	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flows(many)), all(wayDirector).delivered, all(wayPlain).delivered, nil)
 
@@ -163,11 +164,13 @@ func (r *Report) streams(res *results) {
 	rate := func(way string, download bool) Sample { return res.streams[streamKey{way, download}] }
 	r.ratio("TCP upload, director : plain forwarding", rate(wayDirectorAll, false), rate(wayPlain, false), atLeast(0.45))
 	r.ratio("TCP download, director : plain forwarding", rate(wayDirectorAll, true), rate(wayPlain, true), atLeast(0.97))
+	r.ratio("TCP upload, director with gue : plain forwarding", rate(wayGUEAll, false), rate(wayPlain, false), atLeast(0.70))
+	r.ratio("TCP download, director with gue : plain forwarding", rate(wayGUEAll, true), rate(wayPlain, true), nil)
 	for _, d := range []struct {
 		name     string
 		download bool
 	}{{"TCP upload", false}, {"TCP download", true}} {
-		for _, way := range []string{wayPlain, wayDirectorAll} {
+		for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll} {
 			mega := Sample{}
 			for _, v := range rate(way, d.download) {
 				mega = append(mega, v/1e6)
@@ -185,7 +188,7 @@ func (r *Report) trips(res *results) {
 	for _, w := range []struct {
 		name string
 		t    *trips
-	}{{wayPlain, plain}, {wayDirectorAll, ours}} {
+	}{{wayPlain, plain}, {wayDirectorAll, ours}, {wayGUEAll, res.trips[wayGUEAll]}} {
 		micro := func(s Sample) Sample {
 			out := make(Sample, len(s))
 			for i, v := range s {

@@ -37,6 +37,8 @@ const (
 	wayNaive       = "naive"
 	wayDirector    = "director"
 	wayDirectorAll = "director, all CPUs"
+	wayGUE         = "director, gue"
+	wayGUEAll      = "director, gue, all CPUs"
 )
 
 // ways lists them with what opens each. A further tunnel format is one line more.
@@ -49,6 +51,8 @@ func ways() []opening {
 		{wayNaive, throughLoop(Naive)},
 		{wayDirector, throughDirector("ipip", onePinned)},
 		{wayDirectorAll, throughDirector("ipip", allCPUs)},
+		{wayGUE, throughDirector("gue", onePinned)},
+		{wayGUEAll, throughDirector("gue", allCPUs)},
 	}
 }
 
@@ -213,7 +217,7 @@ func (b *bed) startAgent(ctx context.Context) error {
 		}
 	}
 	socket := filepath.Join(b.dir, "realserver.sock")
-	cmd, err := b.command("realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%q]\nencap = [\"ipip\"]\ncontrol = %q\n",
+	cmd, err := b.command("realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n",
 		strings.Join(vips, ", "), b.lab.Director.Addr, socket))
 	if err != nil {
 		return err

@@ -78,7 +78,7 @@ type Service struct {
 	Persistence Persistence
 	OnePacket   bool            // UDP only: each packet is scheduled by itself
 	Realservers []RealserverRef // in the file's order, each address once; may be empty
-	Encap       string          // "ipip"
+	EncapPort   uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
 }
 
 // SchedulerFlags are those of schedulers sh and mh; of others none is set.
@@ -109,10 +109,14 @@ func (r PortRange) String() string {
 // RealserverRef is one [[service.realserver]]: a realserver as a service sees it.
 type RealserverRef struct {
 	Address netip.Addr // where its tunnel ends; never a VIP of any service
+	Encap   string     // one of Encaps
 	Weight  int        // 0 to 65535; 0 drains it
 	Upper   int        // with so many connections it gets no new ones; 0: no bound
 	Lower   int        // until it has fewer than these, at most Upper; 0: than three quarters of Upper
 }
+
+// Encaps are the tunnels' names.
+func Encaps() []string { return []string{"ipip", "gre", "gue", "fou"} }
 
 // MSSOff leaves the MSS, and the routes of answers, alone.
 const MSSOff = -1
@@ -125,7 +129,8 @@ type Realserver struct {
 	Offload   bool           // use the offloads of the TUN device that the kernel has
 	VIPs      []netip.Addr   // addresses to accept and to own; at least one, each once
 	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
-	Encaps    []string       // tunnels to accept, each once: "ipip"
+	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which have one port
+	EncapPort uint16         // UDP port of gue and fou
 	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
 	Table     int            // routing table for replies, and priority of the rule that leads to it
 	Control   string         // absolute path of the control socket, at most 107 bytes

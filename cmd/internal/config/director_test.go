@@ -49,7 +49,7 @@ func TestDirectorDefaults(t *testing.T) {
 			Protocol:  "tcp",
 			Ports:     []config.PortRange{{First: 80, Last: 80}},
 			Scheduler: "wlc",
-			Encap:     "ipip",
+			EncapPort: 6080,
 		}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
@@ -93,10 +93,10 @@ func TestDirectorEveryKey(t *testing.T) {
 				Timeout: 10 * time.Minute, Netmask: 24, Netmask6: 64,
 			},
 			Realservers: []config.RealserverRef{
-				{Address: netip.MustParseAddr("10.0.11.2"), Weight: 10, Upper: 100, Lower: 80},
-				{Address: netip.MustParseAddr("10.0.12.2"), Weight: 1},
+				{Address: netip.MustParseAddr("10.0.11.2"), Encap: "ipip", Weight: 10, Upper: 100, Lower: 80},
+				{Address: netip.MustParseAddr("10.0.12.2"), Encap: "ipip", Weight: 1},
 			},
-			Encap: "ipip",
+			EncapPort: 6080,
 		}, {
 			Name:      "dns",
 			VIPs:      []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")},
@@ -104,7 +104,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			Ports:     []config.PortRange{{First: 53, Last: 53}, {First: 8000, Last: 8099}, {First: 80, Last: 80}},
 			Scheduler: "wlc",
 			OnePacket: true,
-			Encap:     "ipip",
+			EncapPort: 6080,
 		}, {
 			Name:        "phone",
 			VIPs:        []netip.Addr{vip},
@@ -112,7 +112,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			Ports:       []config.PortRange{{}},
 			Scheduler:   "wlc",
 			Persistence: config.Persistence{Timeout: 5 * time.Minute, Netmask: 32, Netmask6: 128},
-			Encap:       "ipip",
+			EncapPort:   6080,
 		}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
@@ -247,12 +247,11 @@ func TestDirectorFaults(t *testing.T) {
 		{"scheduler later", web(`scheduler = "lc"`), []string{`service "web": scheduler: "lc" is not in this version yet: want rr, wrr, wlc, sh or mh`}},
 		{"scheduler unknown", web(`scheduler = "best"`), []string{`service "web": scheduler: "best" is unknown: want rr, wrr, wlc, sh or mh`}},
 		{"scheduler type", web(`scheduler = ["rr"]`), []string{`service "web": scheduler: an array is of the wrong type: want rr, wrr, wlc, sh or mh`}},
-		{"encap later", web(`encap = "gue"`), []string{`service "web": encap: "gue" is not in this version yet: want ipip`}},
-		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip`}},
+		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip, gre, gue or fou`}},
 		{"unknown in service", web("vips = 1"), []string{`service "web": vips: unknown key: did you mean vip?`}},
-		{"later in service", web("encap_port = 1\nquorum = 2\n" +
+		{"later in service", web("encap_port = 0\nquorum = 2\n" +
 			"hysteresis = 1\nsorry_server = \"10.0.99.2\"\n[service.check]"), []string{
-			`service "web": encap_port: 1 is not in this version yet: leave it out or write 6080`,
+			`service "web": encap_port: 0 is out of range: want 1 to 65535`,
 			`service "web": quorum: 2 is not in this version yet: leave it out or write 1`,
 			`service "web": hysteresis: 1 is not in this version yet: leave it out or write 0`,
 			`service "web": sorry_server: not in this version yet: leave it out`,
@@ -287,8 +286,7 @@ func TestDirectorFaults(t *testing.T) {
 		{"weight high", realserver("address = \"10.0.0.1\"\nweight = 65536"), []string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to 65535`}},
 		{"weight type", realserver("address = \"10.0.0.1\"\nweight = \"1\""), []string{`service "web": realserver "10.0.0.1": weight: "1" is of the wrong type: want 0 (drains it) to 65535`}},
 		{"unknown in realserver", realserver("address = \"10.0.0.1\"\nweigth = 1"), []string{`service "web": realserver "10.0.0.1": weigth: unknown key: did you mean weight?`}},
-		{"later in realserver", realserver("address = \"10.0.0.1\"\nencap = \"gre\"\ncheck = {}"), []string{
-			`service "web": realserver "10.0.0.1": encap: "gre" is not in this version yet: leave it out or write "ipip"`,
+		{"later in realserver", realserver("address = \"10.0.0.1\"\nencap = \"fou\"\ncheck = {}"), []string{
 			`service "web": realserver "10.0.0.1": check: not in this version yet: leave it out`,
 		}},
 	} {

@@ -95,7 +95,7 @@ func checkServices(t *testing.T, services []config.Service) {
 		t.Error("no service")
 	}
 	for _, s := range services {
-		if s.Name == "" || names[s.Name] || len(s.VIPs) == 0 || len(s.Ports) == 0 || s.Encap != "ipip" ||
+		if s.Name == "" || names[s.Name] || len(s.VIPs) == 0 || len(s.Ports) == 0 || s.EncapPort == 0 ||
 			!slices.Contains([]string{"tcp", "udp", "sctp"}, s.Protocol) || !slices.Contains(features().Schedulers, s.Scheduler) {
 			t.Errorf("service %+v", s)
 		}
@@ -157,7 +157,7 @@ func FuzzParseRealserver(f *testing.F) {
 		}
 		checkCommon(t, r.TUN, r.Control)
 		checkAddrs(t, r.VIPs...)
-		if len(r.VIPs) == 0 || len(r.Directors) == 0 || !slices.Equal(r.Encaps, []string{"ipip"}) {
+		if len(r.VIPs) == 0 || len(r.Directors) == 0 || len(r.Encaps) == 0 || r.EncapPort == 0 {
 			t.Errorf("accepted %+v", r)
 		}
 		for _, p := range r.Directors {

@@ -18,7 +18,6 @@ func laterInDirector() []laterKey {
 
 func laterInService() []laterKey {
 	return []laterKey{
-		{"encap_port", int64(6080)},
 		{"quorum", int64(1)},
 		{"hysteresis", int64(0)},
 		{name: "sorry_server"},
@@ -28,22 +27,18 @@ func laterInService() []laterKey {
 
 func laterInServiceRealserver() []laterKey {
 	return []laterKey{
-		{"encap", "ipip"},
 		{name: "check"},
 	}
 }
 
 func laterInRealserver() []laterKey {
 	return []laterKey{
-		{"encap_port", int64(6080)},
 		{name: "metrics"},
 	}
 }
 
 // The documented values of keys of which this version has only some. The names that it has, see each key's
 // reader, come before these.
-
-func laterEncaps() []string { return []string{"gre", "gue", "fou"} }
 
 func laterSchedulers() []string {
 	return []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"}

@@ -38,6 +38,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		VIPs:      readVIPs(t),
 		Directors: readDirectors(t),
 		Encaps:    readEncaps(t),
+		EncapPort: readEncapPort(t),
 		MSS:       readMSS(t),
 		Table:     readTable(t),
 		Control:   t.socket("control", "/run/vstun/realserver.sock"),
@@ -89,14 +90,14 @@ func readDirectors(t *table) []netip.Prefix {
 }
 
 func readEncaps(t *table) []string {
-	offered := []string{"ipip"}
+	offered := Encaps()
 	if _, ok := t.value("encap"); !ok {
 		return []string{"ipip"}
 	}
 	list, _ := t.array("encap", "an array of "+oneOf(offered))
 	var names []string
 	for _, v := range list {
-		name, ok := t.choice("encap", v, offered, laterEncaps())
+		name, ok := t.choice("encap", v, offered, nil)
 		switch {
 		case !ok:
 		case slices.Contains(names, name):
@@ -104,6 +105,9 @@ func readEncaps(t *table) []string {
 		default:
 			names = append(names, name)
 		}
+	}
+	if slices.Contains(names, "gue") && slices.Contains(names, "fou") {
+		t.faultAt("encap", "gue and fou can't share encap_port: want one of them")
 	}
 	return names
 }

@@ -97,8 +97,8 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	}
 	s.Ports = t.ports("port")
 	r.readScheduling(t, &s)
-	s.Encap = readEncap(t)
-	s.Realservers = r.readRealservers(t)
+	s.EncapPort = readEncapPort(t)
+	s.Realservers = r.readRealservers(t, readEncap(t, "ipip"))
 	t.finish(laterInService())
 
 	for _, vip := range s.VIPs {
@@ -140,13 +140,19 @@ func (r *serviceReader) scheduler(t *table) string {
 	return name
 }
 
-func readEncap(t *table) string {
+// readEncap reads a tunnel's name, which is otherwise where there is none.
+func readEncap(t *table, otherwise string) string {
 	v, ok := t.value("encap")
 	if !ok {
-		return "ipip"
+		return otherwise
 	}
-	name, _ := t.choice("encap", v, []string{"ipip"}, laterEncaps())
+	name, _ := t.choice("encap", v, Encaps(), nil)
 	return name
+}
+
+// readEncapPort reads the UDP port of tunnels over UDP; the default is GUE's (IANA).
+func readEncapPort(t *table) uint16 {
+	return uint16(t.integer("encap_port", 6080, 1, 65535, "1 to 65535"))
 }
 
 // claimPorts gives ports to a service unless another one has them already. Port 0, every port, is one beside the others: a service
@@ -178,7 +184,8 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 }
 
 // readRealservers reads the [[service.realserver]] tables of one service.
-func (r *serviceReader) readRealservers(service *table) []RealserverRef {
+// readRealservers reads a service's realservers; encap is the tunnel of those that name none.
+func (r *serviceReader) readRealservers(service *table, encap string) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
@@ -201,6 +208,7 @@ func (r *serviceReader) readRealservers(service *table) []RealserverRef {
 		}
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
 		rs.Upper, rs.Lower = readThresholds(t)
+		rs.Encap = readEncap(t, encap)
 		t.finish(laterInServiceRealserver())
 		list = append(list, rs)
 	}

@@ -56,7 +56,7 @@ func (l *difference) service(was, is *config.Service) {
 	l.compare(at+"scheduler_flags", flagNames(was.Scheduler, was.Flags), flagNames(is.Scheduler, is.Flags))
 	l.compare(at+"persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))
 	l.compare(at+"one_packet", was.OnePacket, is.OnePacket)
-	l.compare(at+"encap", was.Encap, is.Encap)
+	l.compare(at+"encap_port", was.EncapPort, is.EncapPort)
 	l.realservers(at, was.Realservers, is.Realservers)
 }
 

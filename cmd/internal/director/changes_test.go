@@ -17,9 +17,9 @@ func running() *config.Director {
 	}
 	vip := netip.MustParseAddr("198.51.100.80")
 	return &config.Director{TUN: "vs0", Services: []config.Service{
-		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}}, Scheduler: "wlc", Encap: "ipip",
+		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}}, Scheduler: "wlc", EncapPort: 6080,
 			Realservers: []config.RealserverRef{rs(1), rs(2)}},
-		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: "udp", Ports: []config.PortRange{{First: 53, Last: 53}}, Scheduler: "rr", Encap: "ipip"},
+		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: "udp", Ports: []config.PortRange{{First: 53, Last: 53}}, Scheduler: "rr", EncapPort: 6080},
 	}}
 }
 
@@ -47,7 +47,7 @@ func TestChanges(t *testing.T) {
 			web.Protocol, web.Ports, web.Scheduler = "udp", []config.PortRange{{}}, "sh"
 			web.Flags = config.SchedulerFlags{Port: true, Fallback: true}
 			web.Persistence = config.Persistence{Timeout: 5 * time.Minute, Netmask: 24, Netmask6: 128}
-			web.OnePacket, web.Encap = true, "gue"
+			web.OnePacket, web.EncapPort = true, 7000
 		}, []string{
 			`service "web": vip 198.51.100.80 -> 198.51.100.80,198.51.100.81`,
 			`service "web": protocol tcp -> udp`,

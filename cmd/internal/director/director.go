@@ -20,6 +20,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -36,8 +37,8 @@ type director struct {
 	control *control.Server
 	table   *conntab.Table
 	device  *tundev.Device
-	errors  io.Closer // ICMP errors about tunnel packets, for the kernel to learn from
-	senders []*wire.Sender
+	errors  []io.Closer // ICMP errors about tunnel packets, for the kernel to learn from
+	senders []io.Closer
 	shared  *forward.Shared
 	bal     *balancer.Balancer
 	workers []*forward.Worker
@@ -75,8 +76,12 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
-	if d.errors, err = wire.LearnPathMTU(packet.ProtoIPIP); err != nil {
-		return nil, err
+	for _, protocol := range []int{packet.ProtoIPIP, encap.ProtoGRE, packet.ProtoUDP} {
+		e, err := wire.LearnPathMTU(protocol)
+		if err != nil {
+			return nil, err
+		}
+		d.errors = append(d.errors, e)
 	}
 	for i, q := range d.device.Queues() {
 		s, err := wire.NewSender()
@@ -84,7 +89,12 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 			return nil, err
 		}
 		d.senders = append(d.senders, s)
-		d.workers = append(d.workers, forward.NewWorker(i, q, s, d.bal, d.shared, d.now))
+		u, err := wire.NewUDPSender(udpPorts)
+		if err != nil {
+			return nil, err
+		}
+		d.senders = append(d.senders, u)
+		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
 	if err := d.bal.Apply(services(cfg, d.log)); err != nil {
 		return nil, err
@@ -108,6 +118,9 @@ func limitGarbage() {
 	runtime.ReadMemStats(&m)
 	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
 }
+
+// udpPorts is the number of source ports that a worker has for tunnels over UDP: routers and network cards on the way spread flows by them.
+const udpPorts = 16
 
 // network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself
 // knows what fits each tunnel.
@@ -200,10 +213,10 @@ func (d *director) closeIO() error {
 		errs = append(errs, s.Close())
 	}
 	d.senders = nil
-	if d.errors != nil {
-		errs = append(errs, d.errors.Close())
-		d.errors = nil
+	for _, e := range d.errors {
+		errs = append(errs, e.Close())
 	}
+	d.errors = nil
 	return errors.Join(errs...)
 }
 

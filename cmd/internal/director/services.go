@@ -40,8 +40,12 @@ func service(s *config.Service, source netip.Addr, ways map[netip.Addr]routing.P
 		svc.Ports = append(svc.Ports, balancer.PortRange(p))
 	}
 	for _, r := range s.Realservers {
-		svc.Realservers = append(svc.Realservers, balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
-			Source: source, MTU: pathMTU(ways, r.Address)})
+		rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Source: source, MTU: pathMTU(ways, r.Address)}
+		rs.Encap, _ = encap.ParseKind(r.Encap)
+		if rs.Encap.UDP() {
+			rs.Port = s.EncapPort
+		}
+		svc.Realservers = append(svc.Realservers, rs)
 	}
 	return svc
 }
@@ -52,7 +56,7 @@ func pathMTU(ways map[netip.Addr]routing.Path, a netip.Addr) int {
 	if !known {
 		return 1500
 	}
-	return max(way.MTU, encap.MinMTU+encap.IPIPOverhead)
+	return max(way.MTU, encap.MinMTU+encap.MaxOverhead)
 }
 
 // vips are the VIPs of cfg, each once.

@@ -57,7 +57,7 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 		svc.Ports = append(svc.Ports, p.String())
 	}
 	for _, r := range s.Realservers {
-		svc.Realservers = append(svc.Realservers, control.Realserver{Address: r.Address.String(), Encap: "ipip", Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+		svc.Realservers = append(svc.Realservers, control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
 			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}})
 	}
 	return svc

@@ -31,7 +31,7 @@ type agent struct {
 	control   *control.Server
 	network   *routing.Manager
 	device    *tundev.Device
-	receivers []*wire.Receiver
+	receivers []receiver
 	workers   []*endpoint.Worker
 	mss       atomic.Int64 // what SYN-ACKs may advertise now
 }
@@ -58,16 +58,22 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if a.control, err = control.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
-	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
+	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues * len(cfg.Encaps), Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
 	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the socket.
-	if a.receivers, err = wire.NewReceivers(packet.ProtoIPIP, cfg.Queues); err != nil {
-		return nil, err
-	}
 	policy := endpoint.NewPolicy(cfg.Directors, cfg.VIPs)
-	for i, q := range a.device.Queues() {
-		a.workers = append(a.workers, endpoint.NewWorker(a.receivers[i], q, policy, &a.mss))
+	for _, name := range cfg.Encaps {
+		kind, _ := encap.ParseKind(name)
+		receivers, err := receive(kind, cfg)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range receivers {
+			queue := a.device.Queues()[len(a.workers)]
+			a.receivers = append(a.receivers, r)
+			a.workers = append(a.workers, endpoint.NewWorker(r, encap.Exit{Kind: kind}, queue, policy, &a.mss))
+		}
 	}
 	if tunnels, err := routing.KernelTunnels(); err == nil && len(tunnels) > 0 {
 		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r ipip)", "device", tunnels[0].Name)
@@ -77,6 +83,34 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// receiver is a socket that tunnel packets come from.
+type receiver interface {
+	endpoint.Source
+	Overruns() uint64
+	Close() error
+}
+
+// receive opens the sockets for tunnels of a kind, as many as there are queues, each with its share of the flows. GRE has one: which bytes of a
+// packet are the flow's, depends on its options.
+func receive(kind encap.Kind, cfg *config.Realserver) (all []receiver, err error) {
+	if kind.UDP() {
+		udp, err := wire.NewUDPReceivers(cfg.EncapPort, cfg.Queues)
+		for _, r := range udp {
+			all = append(all, r)
+		}
+		return all, err
+	}
+	protocol, n := packet.ProtoIPIP, cfg.Queues
+	if kind == encap.KindGRE {
+		protocol, n = encap.ProtoGRE, 1
+	}
+	raw, err := wire.NewReceivers(protocol, n)
+	for _, r := range raw {
+		all = append(all, r)
+	}
+	return all, err
 }
 
 // preflight finds what would stop the agent, without touching the machine.
@@ -132,7 +166,12 @@ func mss(cfg *config.Realserver) int {
 	if least == 0 {
 		least = 1500
 	}
-	return max(least-encap.IPIPOverhead-headers, 88)
+	overhead := 0
+	for _, name := range cfg.Encaps {
+		kind, _ := encap.ParseKind(name)
+		overhead = max(overhead, kind.Overhead4())
+	}
+	return max(least-overhead-headers, 88)
 }
 
 // network is the state of the machine that cfg needs.

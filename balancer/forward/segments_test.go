@@ -1,0 +1,87 @@
+package forward
+
+import (
+	"bytes"
+	"encoding/binary"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/balancer"
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// segments is a SegmentSink that keeps what it gets, or refuses it.
+type segments struct {
+	calls int
+	out   [][]byte
+	err   error
+}
+
+func (s *segments) Ports() []uint16 { return []uint16{40001, 40002, 40003} }
+
+func (s *segments) Send(segs []packet.Segment) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.calls++
+	n := min(len(segs), 20) // a short count
+	for _, seg := range segs[:n] {
+		s.out = append(s.out, append(bytes.Clone(seg.Head), seg.Body...))
+	}
+	return n, nil
+}
+
+// TestSegmentsOverUDP: a super-packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with the source port that the flow's
+// other packets have; where the kernel refuses that, it goes out packet by packet.
+func TestSegmentsOverUDP(t *testing.T) {
+	for _, refuse := range []error{nil, unix.EIO} {
+		var s script
+		udp := &segments{err: refuse}
+		w := newWorker(t, &s, 1500)
+		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
+			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source,
+				Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}); err != nil {
+			t.Fatal(err)
+		}
+		w.out.init(&s, udp, &w.tally, NewShared())
+		w.bufs[0].SetLen(copy(w.bufs[0].Room(), tcp(80, packet.FlagSYN, 0)))
+		const n = 50_000
+		w.bufs[1].SetLen(copy(w.bufs[1].Room(), tcp(80, packet.FlagACK, n)))
+		w.bufs[1].Offload = packet.Offload{GSO: packet.GSOTCP, Size: 1400, Partial: true, CsumStart: 20, CsumOffset: 16}
+		w.forward(w.bufs[:2])
+		out := s.out
+		if refuse == nil {
+			if len(s.out) != 1 || udp.calls != 2 {
+				t.Fatalf("%d packets by themselves, %d calls", len(s.out), udp.calls)
+			}
+			out = append(out, udp.out...)
+		}
+		if len(out) != 1+(n+1399)/1400 {
+			t.Fatalf("refused %v: %d packets", refuse, len(out))
+		}
+		exit, total := encap.Exit{Kind: encap.KindGUE}, 0
+		port := binary.BigEndian.Uint16(out[0][20:])
+		for i, p := range out {
+			h := packet.IPv4(p)
+			if h.Dst() != real1 || h.Protocol() != packet.ProtoUDP || h.TotalLen() != len(p) && (refuse != nil || i == 0) || len(p) > 1500 ||
+				binary.BigEndian.Uint16(p[20:]) != port || port < 40001 || port > 40003 || binary.BigEndian.Uint16(p[22:]) != 6080 {
+				t.Fatalf("refused %v, packet %d: %x", refuse, i, p[:32])
+			}
+			b := &packet.NewBufs(1)[0]
+			b.SetLen(copy(b.Room(), p[28:]))
+			if d := exit.Unwrap(b, packet.ProtoUDP, h.TOS()); d != packet.Accept {
+				t.Fatalf("packet %d: %v", i, d)
+			}
+			in := packet.IPv4(b.Bytes())
+			if packet.Fold(packet.Sum(in.Payload(), in.PseudoSum(len(in.Payload())))) != 0xffff && i > 0 {
+				t.Fatalf("packet %d has a wrong checksum", i)
+			}
+			total += len(in) - 40
+		}
+		if total != n {
+			t.Errorf("%d bytes came out, want %d", total, n)
+		}
+	}
+}
