@@ -71,6 +71,7 @@ func (l *difference) realservers(at string, was, is []config.RealserverRef) {
 			l.compare(name+"weight", old.Weight, r.Weight)
 			l.compare(name+"upper", old.Upper, r.Upper)
 			l.compare(name+"lower", old.Lower, r.Lower)
+			l.compare(name+"encap", old.Encap, r.Encap)
 			delete(former, r.Address)
 		} else {
 			l.note("%sadded, weight %d", name, r.Weight)

@@ -13,7 +13,7 @@ import (
 // running is a configuration to change.
 func running() *config.Director {
 	rs := func(last byte) config.RealserverRef {
-		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}), Weight: 1}
+		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}), Encap: "ipip", Weight: 1}
 	}
 	vip := netip.MustParseAddr("198.51.100.80")
 	return &config.Director{TUN: "vs0", Services: []config.Service{
@@ -56,16 +56,18 @@ func TestChanges(t *testing.T) {
 			`service "web": scheduler_flags none -> sh-port,sh-fallback`,
 			`service "web": persistence none -> 5m0s netmask 24 netmask6 128`,
 			`service "web": one_packet false -> true`,
-			`service "web": encap ipip -> gue`,
+			`service "web": encap_port 6080 -> 7000`,
 		}},
 		{"realservers", func(_ *config.Director, web *config.Service) {
 			web.Realservers = web.Realservers[1:]
 			web.Realservers[0].Weight, web.Realservers[0].Upper, web.Realservers[0].Lower = 0, 10, 5
+			web.Realservers[0].Encap = "gue"
 			web.Realservers = append(web.Realservers, config.RealserverRef{Address: netip.MustParseAddr("10.0.11.3"), Weight: 7})
 		}, []string{
 			`service "web": realserver 10.0.11.2: weight 1 -> 0`,
 			`service "web": realserver 10.0.11.2: upper 0 -> 10`,
 			`service "web": realserver 10.0.11.2: lower 0 -> 5`,
+			`service "web": realserver 10.0.11.2: encap ipip -> gue`,
 			`service "web": realserver 10.0.11.3: added, weight 7`,
 			`service "web": realserver 10.0.11.1: removed`,
 		}},
