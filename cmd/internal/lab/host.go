@@ -16,6 +16,7 @@ type Host struct {
 	Name      string     // "client", "router", "director", "web1", …
 	Namespace string     // as `ip netns exec` takes it
 	Addr      netip.Addr // on its link to the router
+	Addr6     netip.Addr // the same with IPv6; not valid where the link or the kernel has no IPv6
 
 	lab  *Lab
 	work chan func() // to the host's own thread

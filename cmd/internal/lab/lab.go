@@ -10,7 +10,8 @@
 //
 // Each host has a /24 of its own on the one link to the router, where it is called eth0; the router has .1 in each
 // subnet and names the links after the hosts. The router sends the virtual address, 198.51.100.80, to the director.
-// Nothing is made in, and nothing leads to, the network namespace of the caller.
+// All of it is there a second time with IPv6: who is 10.0.11.2 is fd00:0:11::2 as well, in a /64, and the virtual address
+// 2001:db8:100::80. Nothing is made in, and nothing leads to, the network namespace of the caller.
 package lab
 
 import (
@@ -39,7 +40,7 @@ type Spec struct {
 
 // Link is the link between a host and the router. The zero value is the default.
 type Link struct {
-	MTU int // at both ends, in bytes without the Ethernet header; 0 means 1500
+	MTU int // at both ends, in bytes without the Ethernet header; 0 means 1500; below 1280 the link has no IPv6 (RFC 8200, section 5)
 	// Segmented makes the router cut what it sends on this link into packets of the MTU, as a wire demands it. Without it
 	// a super-packet of segmentation offload passes the link as one.
 	Segmented bool
@@ -55,6 +56,7 @@ type Lab struct {
 	Director *Host
 	Webs     []*Host
 	VIP      netip.Addr // 198.51.100.80, routed to the director; nobody owns it yet
+	VIP6     netip.Addr // 2001:db8:100::80, likewise, if the director has IPv6
 
 	lock    net.Listener // claims the prefix
 	hosts   []*Host
@@ -88,6 +90,7 @@ func New(spec Spec) (*Lab, error) {
 		Director:  hosts[2],
 		Webs:      hosts[3:],
 		VIP:       netip.AddrFrom4([4]byte{198, 51, 100, 80}),
+		VIP6:      netip.MustParseAddr("2001:db8:100::80"),
 		lock:      lock,
 		closed:    make(chan struct{}),
 		release:   make(chan struct{}),
@@ -112,6 +115,7 @@ func plan(spec Spec) ([]*Host, error) {
 			Name:      name,
 			Namespace: spec.Prefix + "-" + name,
 			Addr:      netip.AddrFrom4([4]byte{10, 0, byte(subnet), byte(last)}),
+			Addr6:     netip.MustParseAddr(fmt.Sprintf("fd00:0:%d::%d", subnet, last)), // the same digits, though these are hexadecimal
 			work:      make(chan func()),
 		}
 	}
@@ -132,6 +136,15 @@ func plan(spec Spec) ([]*Host, error) {
 		}
 		if link.GRO < 0 || link.GRO > time.Second {
 			return nil, fmt.Errorf("link of %s: GRO for %v: use up to 1s, or 0 for none", name, link.GRO)
+		}
+	}
+	for i, h := range hosts {
+		name := h.Name
+		if i == 0 {
+			name = hosts[1].Name // the router's address is on the client's link
+		}
+		if mtu := spec.Links[name].MTU; mtu != 0 && mtu < minMTU6 || !hasIPv6() {
+			h.Addr6 = netip.Addr{}
 		}
 	}
 	return hosts, nil

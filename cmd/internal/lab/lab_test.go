@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -132,9 +131,11 @@ func TestEveryHostReachesEveryOther(t *testing.T) {
 	}
 	for _, from := range behind {
 		for _, to := range behind {
-			got, err := ask(from, to.Addr)
-			if want := to.Name + " " + from.Addr.String(); err != nil || got != want {
-				t.Errorf("%s to %s: %q, %v; want %q", from.Name, to.Name, got, err, want)
+			for _, way := range [][2]netip.Addr{{from.Addr, to.Addr}, {from.Addr6, to.Addr6}} {
+				got, err := ask(from, way[1])
+				if want := to.Name + " " + way[0].String(); err != nil || got != want {
+					t.Errorf("%s to %s: %q, %v; want %q", from.Name, way[1], got, err, want)
+				}
 			}
 		}
 	}
@@ -144,12 +145,17 @@ func TestEveryHostReachesEveryOther(t *testing.T) {
 // a web server's link.
 func TestVIP(t *testing.T) {
 	l := newLab(t, "vip")
-	arrived, err := l.Director.Count("eth0", Filter{Destination: l.VIP, Protocol: unix.IPPROTO_UDP, Direction: In})
+	t.Run("IPv4", func(t *testing.T) { passesVIP(t, l, l.VIP, l.Client.Addr) })
+	t.Run("IPv6", func(t *testing.T) { passesVIP(t, l, l.VIP6, l.Client.Addr6) })
+}
+
+func passesVIP(t *testing.T, l *Lab, vip, client netip.Addr) {
+	arrived, err := l.Director.Count("eth0", Filter{Destination: vip, Protocol: unix.IPPROTO_UDP, Direction: In})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer arrived.Close()
-	c, err := l.Client.Dial("udp", netip.AddrPortFrom(l.VIP, 53).String())
+	c, err := l.Client.Dial("udp", netip.AddrPortFrom(vip, 53).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,22 +166,15 @@ func TestVIP(t *testing.T) {
 	eventually(t, "one packet at the director", func() bool { return packets(t, arrived) == 1 })
 
 	web := l.Webs[0]
-	err = web.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(l.VIP.AsSlice())})
-	})
-	if err != nil {
+	if err := web.Own(vip); err != nil {
 		t.Fatal(err)
 	}
-	reply, err := web.ListenPacket("udp", netip.AddrPortFrom(l.VIP, 53).String())
+	reply, err := web.ListenPacket("udp", netip.AddrPortFrom(vip, 53).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reply.Close()
-	if _, err := reply.WriteTo([]byte("world"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.Client.Addr,
+	if _, err := reply.WriteTo([]byte("world"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(client,
 		c.LocalAddr().(*net.UDPAddr).AddrPort().Port()))); err != nil {
 		t.Fatal(err)
 	}
@@ -258,6 +257,34 @@ func TestLinkMTU(t *testing.T) {
 		})
 		if err != nil {
 			t.Errorf("%s %s: %v", end.h.Name, end.link, err)
+		}
+	}
+}
+
+// IPv6 is off on links of less than 1,280 bytes.
+func TestSmallMTU(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make network namespaces")
+	}
+	l, err := New(Spec{Prefix: prefix("small"), Webs: 2, Links: map[string]Link{"web1": {MTU: 1279}, "web2": {MTU: 1280}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for i, six := range []bool{false, true} {
+		web := l.Webs[i]
+		answer(t, web)
+		if got, err := ask(l.Client, web.Addr); err != nil || got != web.Name+" 10.0.1.2" {
+			t.Errorf("%s: %q, %v", web.Addr, got, err)
+		}
+		if web.Addr6.IsValid() != six {
+			t.Errorf("%s has the address %s", web.Name, web.Addr6)
+		}
+		if !six {
+			continue
+		}
+		if got, err := ask(l.Client, web.Addr6); err != nil || got != web.Name+" fd00:0:1::2" {
+			t.Errorf("%s: %q, %v", web.Addr6, got, err)
 		}
 	}
 }

@@ -31,10 +31,13 @@ func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
 		table := policyTables + dev.Index
 		rule := netlink.NewRule()
 		rule.IifName, rule.Table, rule.Priority = link, table, policyTables
+		if addr.Is6() {
+			rule.Family = unix.AF_INET6
+		}
 		if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("rule for what comes in by %s: %w", link, err)
 		}
-		route := &netlink.Route{Dst: hostNet(addr), Gw: via.AsSlice(), Table: table}
+		route := &netlink.Route{Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Gw: via.AsSlice(), Table: table}
 		if err := netlink.RouteAdd(route); err != nil {
 			return fmt.Errorf("route to %s via %s for what comes in by %s: %w", addr, via, link, err)
 		}
@@ -65,10 +68,7 @@ func (h *Host) Own(addr netip.Addr) error {
 		if err != nil {
 			return fmt.Errorf("find lo: %w", err)
 		}
-		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: hostNet(addr)}); err != nil {
-			return fmt.Errorf("add %s to lo: %w", addr, err)
-		}
-		return nil
+		return addAddress(lo, netip.PrefixFrom(addr, addr.BitLen()))
 	})
 }
 
@@ -113,8 +113,4 @@ func (h *Host) do(what string, fn func() error) error {
 		return fmt.Errorf("%s: %s: %w", h.Name, what, err)
 	}
 	return nil
-}
-
-func hostNet(addr netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
 }

@@ -17,13 +17,22 @@ import (
 // A detour: the router sends what comes from the client for an address to the director, and what comes from there to web1.
 func TestRoutes(t *testing.T) {
 	l := newLab(t, "route")
-	web, addr := l.Webs[0], netip.MustParseAddr("198.51.100.90")
+	t.Run("IPv4", func(t *testing.T) {
+		makesDetour(t, l, netip.MustParseAddr("198.51.100.90"), "net.ipv4.ip_forward", func(h *Host) netip.Addr { return h.Addr })
+	})
+	t.Run("IPv6", func(t *testing.T) {
+		makesDetour(t, l, netip.MustParseAddr("2001:db8:100::90"), "net.ipv6.conf.all.forwarding", func(h *Host) netip.Addr { return h.Addr6 })
+	})
+}
+
+func makesDetour(t *testing.T, l *Lab, addr netip.Addr, forwarding string, of func(*Host) netip.Addr) {
+	web := l.Webs[0]
 	for what, step := range map[string]func() error{
-		"forward":   func() error { return l.Director.Sysctl("net.ipv4.ip_forward", "1") },
+		"forward":   func() error { return l.Director.Sysctl(forwarding, "1") },
 		"own":       func() error { return web.Own(addr) },
-		"route":     func() error { return l.Router.Route(addr, l.Director.Addr) },
-		"back":      func() error { return l.Router.RouteFrom("director", addr, web.Addr) },
-		"same rule": func() error { return l.Router.RouteFrom("director", addr.Next(), web.Addr) },
+		"route":     func() error { return l.Router.Route(addr, of(l.Director)) },
+		"back":      func() error { return l.Router.RouteFrom("director", addr, of(web)) },
+		"same rule": func() error { return l.Router.RouteFrom("director", addr.Next(), of(web)) },
 	} {
 		if err := step(); err != nil {
 			t.Fatalf("%s: %v", what, err)
@@ -35,13 +44,13 @@ func TestRoutes(t *testing.T) {
 	}
 	defer passed.Close()
 	answer(t, web)
-	if got, err := ask(l.Client, addr); err != nil || got != "web1 10.0.1.2" {
+	if got, err := ask(l.Client, addr); err != nil || got != "web1 "+of(l.Client).String() {
 		t.Errorf("%q, %v", got, err)
 	}
 	if packets(t, passed) == 0 {
 		t.Error("nothing passed the director")
 	}
-	if err := l.Router.RouteFrom("director", addr, web.Addr); err == nil || !strings.Contains(err.Error(), "router") {
+	if err := l.Router.RouteFrom("director", addr, of(web)); err == nil || !strings.Contains(err.Error(), "router") {
 		t.Errorf("the same route again: %v", err)
 	}
 }

@@ -18,7 +18,27 @@ const (
 	uplink         = "eth0"          // a host's link to the router
 	carrierTimeout = 5 * time.Second // for all links of a lab to come up
 	carrierPoll    = 5 * time.Millisecond
+	minMTU6        = 1280 // IPv6 is off on links with less
 )
+
+// ipv6Sysctls is what IPv6 hosts in a lab are like: their addresses can be used at once, since duplicate address detection
+// (RFC 4862, section 5.4) is off, and they look for no other router. Otherwise they are as the kernel makes them.
+func ipv6Sysctls(forward string) [][2]string {
+	return [][2]string{
+		{"net.ipv6.conf.all.forwarding", forward}, // first: changing it resets others
+		{"net.ipv6.conf.all.disable_ipv6", "0"},
+		{"net.ipv6.conf.default.disable_ipv6", "0"},
+		{"net.ipv6.conf.all.accept_dad", "0"},
+		{"net.ipv6.conf.default.accept_dad", "0"},
+		{"net.ipv6.conf.default.router_solicitations", "0"},
+	}
+}
+
+// hasIPv6 says whether the kernel does.
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6/conf")
+	return err == nil
+}
 
 // prepare sets what must be so before the host gets a link. Every value is written, for a new namespace may inherit
 // some from the machine that it is made on.
@@ -30,12 +50,16 @@ func (h *Host) prepare(router bool) error {
 	if router {
 		forward, filter = "1", "0"
 	}
+	values := [][2]string{
+		{"net.ipv4.ip_forward", forward}, // first: changing it resets others
+		{"net.ipv4.conf.all.rp_filter", filter},
+		{"net.ipv4.conf.default.rp_filter", filter},
+	}
+	if hasIPv6() {
+		values = append(values, ipv6Sysctls(forward)...)
+	}
 	return h.Do(func() error {
-		for _, s := range [][2]string{
-			{"net.ipv4.ip_forward", forward}, // first: changing it resets others
-			{"net.ipv4.conf.all.rp_filter", filter},
-			{"net.ipv4.conf.default.rp_filter", filter},
-		} {
+		for _, s := range values {
 			if err := setSysctl(s[0], s[1]); err != nil {
 				return fmt.Errorf("%s: %w", h.Name, err)
 			}
@@ -59,12 +83,12 @@ func setSysctl(key, value string) error {
 	return nil
 }
 
-// connect makes the link between a host and the router, with addresses, and the host's default route.
+// connect makes the link between a host and the router, with addresses, and the host's default routes.
 func (l *Lab) connect(h *Host, link Link) error {
 	if link.MTU == 0 {
 		link.MTU = 1500
 	}
-	gateway := h.Addr.Prev()
+	gateway, gateway6 := h.Addr.Prev(), h.Addr6.Prev()
 	err := l.Router.Do(func() error {
 		peer, err := netns.GetFromName(h.Namespace)
 		if err != nil {
@@ -80,16 +104,19 @@ func (l *Lab) connect(h *Host, link Link) error {
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("make a veth pair (does the kernel have veth?): %w", err)
 		}
-		return raise(h.Name, gateway)
+		return raise(h.Name, gateway, gateway6)
 	})
 	if err != nil {
 		return fmt.Errorf("router's link to %s: %w", h.Name, err)
 	}
 	err = h.Do(func() error {
-		if err := raise(uplink, h.Addr); err != nil {
+		if err := raise(uplink, h.Addr, h.Addr6); err != nil {
 			return err
 		}
-		return addRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway)
+		if err := addRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway); err != nil || !h.Addr6.IsValid() {
+			return err
+		}
+		return addRoute(netip.PrefixFrom(netip.IPv6Unspecified(), 0), gateway6)
 	})
 	if err != nil {
 		return fmt.Errorf("%s's link to the router: %w", h.Name, err)
@@ -99,7 +126,10 @@ func (l *Lab) connect(h *Host, link Link) error {
 
 func (l *Lab) routeVIP() error {
 	err := l.Router.Do(func() error {
-		return addRoute(netip.PrefixFrom(l.VIP, l.VIP.BitLen()), l.Director.Addr)
+		if err := addRoute(netip.PrefixFrom(l.VIP, l.VIP.BitLen()), l.Director.Addr); err != nil || !l.Director.Addr6.IsValid() {
+			return err
+		}
+		return addRoute(netip.PrefixFrom(l.VIP6, l.VIP6.BitLen()), l.Director.Addr6)
 	})
 	if err != nil {
 		return fmt.Errorf("router: %w", err)
@@ -163,15 +193,19 @@ func (l *Lab) disconnect() error {
 	})
 }
 
-// raise gives a link of this thread's namespace its address, in a /24, and sets it up.
-func raise(name string, addr netip.Addr) error {
+// raise gives a link of this thread's namespace its addresses, in a /24 and, if there is one of IPv6, in a /64, and sets it up.
+func raise(name string, addr, addr6 netip.Addr) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", name, err)
 	}
-	ipnet := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(24, 32)}
-	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet}); err != nil {
-		return fmt.Errorf("add %s to %s: %w", ipnet, name, err)
+	if err := addAddress(link, netip.PrefixFrom(addr, 24)); err != nil {
+		return err
+	}
+	if addr6.IsValid() {
+		if err := addAddress(link, netip.PrefixFrom(addr6, 64)); err != nil {
+			return err
+		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring %s up: %w", name, err)
@@ -179,11 +213,22 @@ func raise(name string, addr netip.Addr) error {
 	return nil
 }
 
+// addAddress adds an address, with the length of its subnet's prefix, to a link of this thread's namespace.
+func addAddress(link netlink.Link, addr netip.Prefix) error {
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
+		return fmt.Errorf("add %s to %s: %w", addr, link.Attrs().Name, err)
+	}
+	return nil
+}
+
 // addRoute adds a route to this thread's namespace.
 func addRoute(to netip.Prefix, via netip.Addr) error {
-	dst := &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}
-	if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: via.AsSlice()}); err != nil {
+	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(to), Gw: via.AsSlice()}); err != nil {
 		return fmt.Errorf("add the route to %s via %s: %w", to, via, err)
 	}
 	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
