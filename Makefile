@@ -11,9 +11,9 @@ all: build
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/director ./cmd/realserver ./cmd/lab
 
-# Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up.
+# Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6.
 demo: build
-	bin/lab demo $(if $(STAY),--stay)
+	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6)
 
 # Everything: unit tests, and, as root, the end-to-end tests in network namespaces.
 test: deps

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -20,14 +21,16 @@ const (
 // options are the flags of `lab demo`.
 type options struct {
 	stay bool
+	ipv6 bool
 	bin  string
 }
 
 // show is a demo that runs.
 type show struct {
-	out io.Writer
-	bin string // directory of the programs
-	lab *lab.Lab
+	out  io.Writer
+	bin  string // directory of the programs
+	ipv6 bool
+	lab  *lab.Lab
 
 	director *program
 	agents   []*program // in the order of lab.Webs
@@ -35,7 +38,7 @@ type show struct {
 
 // demo runs the whole demo and cleans up, whether it succeeds, fails or is interrupted through the context.
 func demo(ctx context.Context, out io.Writer, o options) (err error) {
-	s := &show{bin: o.bin}
+	s := &show{bin: o.bin, ipv6: o.ipv6}
 	if err := s.check(); err != nil {
 		return err
 	}
@@ -49,6 +52,9 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 		return err
 	}
 	defer undo(s.lab.Close)
+	if !s.addr(s.lab.Director).IsValid() {
+		return errors.New("this kernel has no IPv6: leave --ipv6 out")
+	}
 	// What is there is a dead demo's: a living one would have the prefix.
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return fmt.Errorf("directory for configurations and logs: %w", err)
@@ -134,7 +140,7 @@ func (s *show) showLogs() {
 
 // stay waits for Ctrl-C or the end of a program.
 func (s *show) stay(ctx context.Context) error {
-	s.printf(stayText, prefix, s.lab.VIP, filepath.Join(s.bin, s.director.name), s.director.config, dir)
+	s.printf(stayText, prefix, s.vip(), filepath.Join(s.bin, s.director.name), s.director.config, dir, s.url(), s.tunnelFilter())
 	ended := make(chan *program, 1+len(s.agents))
 	for _, p := range s.programs() {
 		go func() {
@@ -149,6 +155,22 @@ func (s *show) stay(ctx context.Context) error {
 	case p := <-ended:
 		return fmt.Errorf("%s ended by itself", p)
 	}
+}
+
+// vip is the demo's virtual address.
+func (s *show) vip() netip.Addr {
+	if s.ipv6 {
+		return s.lab.VIP6
+	}
+	return s.lab.VIP
+}
+
+// addr is the address of a host, outside the tunnel and, at the client, inside.
+func (s *show) addr(h *lab.Host) netip.Addr {
+	if s.ipv6 {
+		return h.Addr6
+	}
+	return h.Addr
 }
 
 func (s *show) printf(format string, args ...any) { fmt.Fprintf(s.out, format, args...) }

@@ -29,9 +29,9 @@ func (s *show) tap() (*taps, error) {
 		host    *lab.Host
 		filter  lab.Filter
 	}{
-		{&t.requests, s.lab.Director, lab.Filter{Destination: s.lab.VIP, Direction: lab.In}},
-		{&t.passed, s.lab.Director, lab.Filter{Source: s.lab.VIP}},
-		{&t.replies, s.lab.Client, lab.Filter{Source: s.lab.VIP, Direction: lab.In}},
+		{&t.requests, s.lab.Director, lab.Filter{Destination: s.vip(), Direction: lab.In}},
+		{&t.passed, s.lab.Director, lab.Filter{Source: s.vip()}},
+		{&t.replies, s.lab.Client, lab.Filter{Source: s.vip(), Direction: lab.In}},
 	} {
 		c, err := tap.host.Count("eth0", tap.filter)
 		if err != nil {

@@ -15,14 +15,14 @@ const drawing = `vstun demo: a virtual address (VIP), one director, two web serv
                           client  %[2]s
                              |        ^
        1  request to the VIP |        | 3  reply from the VIP
-             %[1]s   v        |
+%26[1]s   v        |
        +-----------------------------------------------------------+
        |                          router                           |
        +-----------------------------------------------------------+
             |        ^               |        ^        |        ^
           1 |      2 |             2 |      3 |      2 |      3 |
             v        |               v        |        v        |
-         director %[3]s        web1 %[4]s    web2 %[5]s
+         director %-15[3]s web1 %-12[4]s web2 %[5]s
          picks a server for       each owns the VIP, unwraps 2, and answers
          each connection          the client directly
 
@@ -32,7 +32,7 @@ const drawing = `vstun demo: a virtual address (VIP), one director, two web serv
 
 // draw prints the topology and the way of request and reply.
 func (s *show) draw() {
-	s.printf(drawing, s.lab.VIP, s.lab.Client.Addr, s.lab.Director.Addr, s.lab.Webs[0].Addr, s.lab.Webs[1].Addr)
+	s.printf(drawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]), s.addr(s.lab.Webs[1]))
 }
 
 // directorTOML is the director's configuration.
@@ -40,9 +40,9 @@ func (s *show) directorTOML(socket string) string {
 	text := fmt.Sprintf("[director]\ncontrol = %q\n", socket)
 	service := func(name, protocol string, port int, scheduler string, weights []int) {
 		text += fmt.Sprintf("\n[[service]]\nname = %q\nvip = %q\nprotocol = %q\nport = %d\nscheduler = %q\n",
-			name, s.lab.VIP, protocol, port, scheduler)
+			name, s.vip(), protocol, port, scheduler)
 		for i, web := range s.lab.Webs {
-			text += fmt.Sprintf("  [[service.realserver]]\n  address = %q\n  weight = %d\n", web.Addr, weights[i])
+			text += fmt.Sprintf("  [[service.realserver]]\n  address = %q\n  weight = %d\n", s.addr(web), weights[i])
 		}
 	}
 	service("web", "tcp", httpPort, "wrr", weights())
@@ -53,16 +53,24 @@ func (s *show) directorTOML(socket string) string {
 // agentTOML is a realserver's configuration.
 func (s *show) agentTOML(socket string) string {
 	return fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q]\nencap = [\"ipip\"]\ncontrol = %q\n",
-		s.lab.VIP, s.lab.Director.Addr, socket)
+		s.vip(), s.addr(s.lab.Director), socket)
 }
 
-// stayText takes the prefix, the VIP, the director's program and configuration, and the directory.
+// tunnelFilter is the packets in the tunnel in tcpdump's words.
+func (s *show) tunnelFilter() string {
+	if s.ipv6 {
+		return "ip6 proto 41"
+	}
+	return "ip proto 4"
+}
+
+// stayText takes the prefix, the VIP, the director's program and configuration, the directory, the URL, and a filter for the tunnel.
 const stayText = `
 All of it stays up until Ctrl-C. Look around, as root, from another terminal:
 
-  a request            ip netns exec %[1]s-client curl http://%[2]s/
+  a request            ip netns exec %[1]s-client curl '%[6]s'
   into the director    ip netns exec %[1]s-director tcpdump -ni eth0 dst %[2]s
-  out, encapsulated    ip netns exec %[1]s-director tcpdump -ni eth0 ip proto 4
+  out, encapsulated    ip netns exec %[1]s-director tcpdump -ni eth0 %[7]s
   replies passing it   ip netns exec %[1]s-director tcpdump -ni eth0 src %[2]s
   unwrapped at web1    ip netns exec %[1]s-web1 tcpdump -ni vs0
   director's status    %[3]s status -c %[4]s

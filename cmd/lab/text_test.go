@@ -10,18 +10,29 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-func testShow(out *bytes.Buffer) *show {
-	host := func(addr string) *lab.Host { return &lab.Host{Addr: netip.MustParseAddr(addr)} }
-	return &show{out: out, lab: &lab.Lab{
+func testShow(out *bytes.Buffer, ipv6 bool) *show {
+	host := func(addr, addr6 string) *lab.Host {
+		return &lab.Host{Addr: netip.MustParseAddr(addr), Addr6: netip.MustParseAddr(addr6)}
+	}
+	return &show{out: out, ipv6: ipv6, lab: &lab.Lab{
 		VIP:      netip.MustParseAddr("198.51.100.80"),
-		Client:   host("10.0.1.2"),
-		Director: host("10.0.2.2"),
-		Webs:     []*lab.Host{host("10.0.11.2"), host("10.0.12.2")},
+		VIP6:     netip.MustParseAddr("2001:db8:100::80"),
+		Client:   host("10.0.1.2", "fd00:0:1::2"),
+		Director: host("10.0.2.2", "fd00:0:2::2"),
+		Webs:     []*lab.Host{host("10.0.11.2", "fd00:0:11::2"), host("10.0.12.2", "fd00:0:12::2")},
 	}}
 }
 
-func TestConfigurationsAreValid(t *testing.T) {
-	s := testShow(nil)
+// families runs a test for the demo with IPv4 and with IPv6.
+func families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, false) })
+	t.Run("IPv6", func(t *testing.T) { test(t, true) })
+}
+
+func TestConfigurationsAreValid(t *testing.T) { families(t, testConfigurations) }
+
+func testConfigurations(t *testing.T, ipv6 bool) {
+	s := testShow(nil, ipv6)
 	d, err := config.ParseDirector("director.toml", []byte(s.directorTOML("/tmp/d.sock")),
 		config.Features{Schedulers: []string{"rr", "wrr"}})
 	if err != nil {
@@ -39,15 +50,24 @@ func TestConfigurationsAreValid(t *testing.T) {
 	}
 }
 
-func TestDrawingFits(t *testing.T) {
+func TestDrawingFits(t *testing.T) { families(t, testDrawing) }
+
+func testDrawing(t *testing.T, ipv6 bool) {
 	var out bytes.Buffer
-	s := testShow(&out)
+	s := testShow(&out, ipv6)
 	s.draw()
-	s.printf(stayText, prefix, s.lab.VIP, "bin/director", dir+"/director.toml", dir)
-	for _, addr := range []string{"198.51.100.80", "10.0.1.2", "10.0.2.2", "10.0.11.2", "10.0.12.2"} {
+	s.printf(stayText, prefix, s.vip(), "bin/director", dir+"/director.toml", dir, s.url(), s.tunnelFilter())
+	want := []string{"198.51.100.80", "10.0.1.2", "10.0.2.2", "10.0.11.2", "10.0.12.2"}
+	if ipv6 {
+		want = []string{"2001:db8:100::80", "[2001:db8:100::80]", "fd00:0:1::2", "fd00:0:2::2", "fd00:0:11::2", "fd00:0:12::2"}
+	}
+	for _, addr := range want {
 		if !strings.Contains(out.String(), addr) {
 			t.Errorf("no %s in the text", addr)
 		}
+	}
+	if other := map[bool]string{false: "::", true: "10.0."}[ipv6]; strings.Contains(out.String(), other) {
+		t.Errorf("an address of the other family is in the text: %s", out.String())
 	}
 	for line := range strings.Lines(out.String()) {
 		if len(line) > 101 || strings.Contains(line, "%!") {

@@ -42,7 +42,7 @@ func (s *servers) Close() {
 func (s *show) serve() (*servers, error) {
 	all := &servers{}
 	for _, web := range s.lab.Webs {
-		ln, err := web.Listen("tcp", netip.AddrPortFrom(s.lab.VIP, httpPort).String())
+		ln, err := web.Listen("tcp", netip.AddrPortFrom(s.vip(), httpPort).String())
 		if err != nil {
 			all.Close()
 			return nil, fmt.Errorf("web server: %w", err)
@@ -53,7 +53,7 @@ func (s *show) serve() (*servers, error) {
 		all.closers = append(all.closers, server)
 		all.done.Go(func() { _ = server.Serve(ln) }) // returns when closed
 
-		echo, err := web.ListenPacket("udp", netip.AddrPortFrom(s.lab.VIP, echoPort).String())
+		echo, err := web.ListenPacket("udp", netip.AddrPortFrom(s.vip(), echoPort).String())
 		if err != nil {
 			all.Close()
 			return nil, fmt.Errorf("echo server: %w", err)
@@ -88,14 +88,22 @@ type answer struct {
 // requests makes HTTP requests, each on a new connection, and prints the answers. Its error says which are missing or
 // came from another address than the VIP.
 func (s *show) requests(ctx context.Context) error {
-	vip := netip.AddrPortFrom(s.lab.VIP, httpPort)
-	s.printf("%d requests for http://%s/, each on a new connection (wrr, weights %d and %d):\n\n",
-		requestCount, s.lab.VIP, weights()[0], weights()[1])
-	s.printf("   #   answered by   from               the server sees    time\n")
+	vip := netip.AddrPortFrom(s.vip(), httpPort)
+	s.printf("%d requests for %s, each on a new connection (wrr, weights %d and %d):\n\n",
+		requestCount, s.url(), weights()[0], weights()[1])
+	s.printf("   #   answered by   from                    the server sees     time\n")
 	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{
 		DialContext: s.lab.Client.DialContext, DisableKeepAlives: true,
 	}}
-	return s.ask(ctx, "request", requestCount, vip, func() (answer, error) { return get(ctx, client, "http://"+vip.String()+"/") })
+	return s.ask(ctx, "request", requestCount, vip, func() (answer, error) { return get(ctx, client, s.url()) })
+}
+
+// url is where the web servers answer.
+func (s *show) url() string {
+	if vip := s.vip(); vip.Is6() {
+		return "http://[" + vip.String() + "]/"
+	}
+	return "http://" + s.vip().String() + "/"
 }
 
 func get(ctx context.Context, client *http.Client, url string) (a answer, err error) {
@@ -120,14 +128,14 @@ func get(ctx context.Context, client *http.Client, url string) (a answer, err er
 
 // datagrams does the same with UDP, one datagram from each of several sockets.
 func (s *show) datagrams(ctx context.Context) error {
-	vip := netip.AddrPortFrom(s.lab.VIP, echoPort)
+	vip := netip.AddrPortFrom(s.vip(), echoPort)
 	s.printf("%d UDP datagrams to %s, each from a new socket (rr):\n\n", datagramCount, vip)
 	return s.ask(ctx, "datagram", datagramCount, vip, func() (answer, error) { return s.datagram(ctx, vip) })
 }
 
 func (s *show) datagram(ctx context.Context, to netip.AddrPort) (a answer, err error) {
 	// Not connected, so that the socket takes and shows an answer from wherever it comes.
-	conn, err := s.lab.Client.ListenPacket("udp4", ":0")
+	conn, err := s.lab.Client.ListenPacket("udp", netip.AddrPortFrom(s.addr(s.lab.Client), 0).String())
 	if err != nil {
 		return a, err
 	}
@@ -181,7 +189,7 @@ func (s *show) ask(ctx context.Context, what string, count int, vip netip.AddrPo
 			continue
 		}
 		answers[a.server]++
-		s.printf("  %2d   %-11s   %-18s %-18s %.1f ms\n", i+1, a.server, a.from, a.client,
+		s.printf("  %2d   %-11s   %-23s %-19s %.1f ms\n", i+1, a.server, a.from, a.client,
 			float64(time.Since(begin).Microseconds())/1000)
 	}
 	var sums []string

@@ -84,13 +84,18 @@ func (d *demo) end() int {
 	return 0
 }
 
-// TestDemo runs the demo to its end.
+// TestDemo runs the demo to its end, with IPv4 and with IPv6.
 func TestDemo(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { mustPlay(t, "198.51.100.80", "10.0.11.2") })
+	t.Run("IPv6", func(t *testing.T) { mustPlay(t, "http://[2001:db8:100::80]/", "fd00:0:11::2", "--ipv6") })
+}
+
+func mustPlay(t *testing.T, vip, web string, args ...string) {
 	t.Parallel()
 	s := newSite(t, 0, nil)
 	before := s.observeAll()
 	begin := time.Now()
-	d := startDemo(s)
+	d := startDemo(s, args...)
 	d.read("")
 	if code := d.end(); code != 0 {
 		t.Errorf("exit status %d", code)
@@ -98,7 +103,7 @@ func TestDemo(t *testing.T) {
 	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("it took %v, more than 30 s", took)
 	}
-	for _, text := range []string{"198.51.100.80", "web1 8, web2 4", "web1 3, web2 3", "into the director", "replies that passed the director: on its eth0           0"} {
+	for _, text := range []string{vip, web, "web1 8, web2 4", "web1 3, web2 3", "into the director", "replies that passed the director: on its eth0           0"} {
 		if !strings.Contains(d.log.String(), text) {
 			t.Errorf("%q is not in its output", text)
 		}
