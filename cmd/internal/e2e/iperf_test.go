@@ -10,9 +10,11 @@ import (
 )
 
 // TestIperf moves bulk both ways with iperf3, which needs its control and data connections to meet: one realserver.
-func TestIperf(t *testing.T) {
+func TestIperf(t *testing.T) { families(t, testIperf) }
+
+func testIperf(t *testing.T, ipv6 bool) {
 	needTool(t, "iperf3", "iperf3")
-	s := newRunningSite(t, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
+	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
 	// Bound to the VIP: a UDP server which is not answers from the host's own address.
 	s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String()))
 	seconds := strconv.Itoa(short(2, 1))

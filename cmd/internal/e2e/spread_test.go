@@ -31,12 +31,14 @@ func expectedWRR(names []string, weights []int, n int) (order []string) {
 }
 
 // TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server answered each.
-func TestSpread(t *testing.T) {
+func TestSpread(t *testing.T) { families(t, testSpread) }
+
+func testSpread(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
 	needTool(t, "curl", "curl")
 	const requests, byCurl = 1000, 200
 	weights := []int{3, 2, 1}
-	s := newRunningSite(t, 3, service{"tcp", "80", "wrr", weights})
+	s := newRunningSiteOf(t, ipv6, 3, service{"tcp", "80", "wrr", weights})
 	var names []string
 	for _, web := range s.Webs {
 		s.nginx(web)
