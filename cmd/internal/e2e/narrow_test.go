@@ -1,0 +1,91 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"vstun/cmd/internal/lab"
+)
+
+// TestPathShrinks lowers the MTU of the router's links to the realservers while uploads pass: it costs them time, and no byte.
+func TestPathShrinks(t *testing.T) {
+	for _, offload := range []string{"auto", "off"} {
+		t.Run(offload, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, 4, nil)
+			s.addIPv6()
+			more := fmt.Sprintf("offload = %q\n", offload)
+			s.startAgents(more + `encap = ["ipip", "gue"]`)
+			type path struct {
+				name, encap  string
+				vip, address netip.Addr
+				web          *lab.Host
+			}
+			paths := []path{
+				{"ipip-4", "ipip", s.VIP, s.Webs[0].Addr, s.Webs[0]},
+				{"ipip-6", "ipip", s.VIP6, s.Webs[1].Addr6, s.Webs[1]},
+				{"gue-4", "gue", s.VIP, s.Webs[2].Addr, s.Webs[2]},
+				{"gue-6", "gue", s.VIP6, s.Webs[3].Addr6, s.Webs[3]},
+			}
+			text := "[director]\n" + more
+			for i, p := range paths {
+				text += fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = %d\nencap = %q\nrealserver = [ { address = %q } ]\n",
+					p.name, p.vip, 8000+i, p.encap, p.address)
+				s.acceptUploadsAt(p.web, fmt.Sprintf(":%d", 8000+i))
+			}
+			s.startWrittenDirector(text)
+			size := short(20_000_000, 4_000_000)
+			for i, p := range paths {
+				t.Run(p.name, func(t *testing.T) {
+					conn, err := s.Client.Dial("tcp", netip.AddrPortFrom(p.vip, uint16(8000+i)).String())
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+						t.Fatal(err)
+					}
+					begin, all := time.Now(), stream()
+					narrow := func() error { return s.setMTU(s.Router, p.web.Name, 1400) }
+					answer, err := putFrom(conn, io.MultiReader(io.LimitReader(all, int64(size/2)), &hook{call: narrow}, all), size)
+					if want := fmt.Sprintf("%d bytes, all as they should be", size); answer != want || err != nil {
+						t.Fatalf("the server says %q, %v; want %q", answer, err, want)
+					}
+					t.Logf("%.0f Mbit/s", float64(size)*8/1e6/time.Since(begin).Seconds())
+				})
+			}
+			for _, agent := range s.agents {
+				if in := agent.intake(); len(in.Drops) != 0 {
+					t.Errorf("%s refused %v", agent, in.Drops)
+				}
+			}
+		})
+	}
+}
+
+// hook is an empty reader that calls something once when it is its turn.
+type hook struct{ call func() error }
+
+// Read implements io.Reader.
+func (h *hook) Read([]byte) (int, error) {
+	if err := h.call(); err != nil {
+		return 0, err
+	}
+	return 0, io.EOF
+}
+
+// setMTU sets the MTU of a host's end of a link.
+func (s *site) setMTU(h *lab.Host, link string, mtu int) error {
+	return h.Do(func() error {
+		l, err := netlink.LinkByName(link)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(l, mtu)
+	})
+}
