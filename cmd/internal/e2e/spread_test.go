@@ -94,7 +94,7 @@ func testSpread(t *testing.T, ipv6 bool) {
 
 	// The status that people see has the same numbers.
 	shown := run(t, s.Director, exec.Command(programPath("director"), "status", "-c", s.director.config))
-	for _, part := range []string{"TCP 198.51.100.80:80 wrr", "10.0.11.2", " 500 ", " 333 ", " 167 "} {
+	for _, part := range []string{"TCP " + s.at(80) + " wrr", s.Webs[0].Addr.String(), " 500 ", " 333 ", " 167 "} {
 		if shown.code != 0 || !strings.Contains(shown.stdout, part) {
 			t.Errorf("director status: exit status %d, %q is missing in:\n%s%s", shown.code, part, shown.stdout, shown.stderr)
 		}
