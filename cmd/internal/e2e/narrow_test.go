@@ -32,7 +32,7 @@ func TestPathShrinks(t *testing.T) {
 				{"gue-4", "gue", s.VIP, s.Webs[2].Addr, s.Webs[2]},
 				{"gue-6", "gue", s.VIP6, s.Webs[3].Addr6, s.Webs[3]},
 			}
-			text := "[director]\n" + more
+			text := "director." + more
 			for i, p := range paths {
 				text += fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = %d\nencap = %q\nrealserver = [ { address = %q } ]\n",
 					p.name, p.vip, 8000+i, p.encap, p.address)

@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// way is one way through a tunnel: a service of its own, on both VIPs, with one realserver.
-type way struct {
+// tunnel is one of every kind: a service of its own, on both VIPs, with one realserver.
+type tunnel struct {
 	name      string
 	keys      string // of its service
 	port      uint16
@@ -20,9 +20,9 @@ type way struct {
 	protocols [2]uint8   // of the outer header, with IPv4 and with IPv6 inside
 }
 
-// ways lists every tunnel, with and without what can be chosen, over IPv4 and over IPv6. An agent takes gue or fou, and gre with one key or
+// tunnels lists every tunnel, with and without what can be chosen, over IPv4 and over IPv6. An agent takes gue or fou, and gre with one key or
 // with none: so web1 has some of them, and web2 the others.
-func (s *site) ways() (all []way) {
+func (s *site) tunnels() (all []tunnel) {
 	for _, kind := range []struct {
 		name, keys string
 		web        int
@@ -44,23 +44,23 @@ encap_checksum = true`, 0, [2]uint8{17, 17}},
 			if address.Is6() {
 				name = kind.name + "-over-6"
 			}
-			all = append(all, way{name, kind.keys, uint16(8000 + len(all)), web, address, kind.protocols})
+			all = append(all, tunnel{name, kind.keys, uint16(8000 + len(all)), web, address, kind.protocols})
 		}
 	}
 	return all
 }
 
-// startWays starts the programs for all ways, with more keys in [director] and [realserver], and a server for uploads behind each.
-func (s *site) startWays(more string) {
+// startTunnels starts the programs for all tunnels, with more keys in [director] and [realserver], and a server for uploads behind each.
+func (s *site) startTunnels(more string) {
 	s.t.Helper()
 	s.addIPv6()
 	s.startAgent(s.Webs[0], more+"\nencap = [\"ipip\", \"gre\", \"gue\"]")
 	s.startAgent(s.Webs[1], more+"\nencap = [\"gre\", \"fou\"]\nencap_key = 4711")
-	text := "[director]\n" + more + "\n"
-	for _, w := range s.ways() {
+	text := "director." + more + "\n"
+	for _, to := range s.tunnels() {
 		text += fmt.Sprintf("[[service]]\nname = %q\nvip = [%s]\nprotocol = \"tcp\"\nport = %d\n%s\nrealserver = [ { address = %q } ]\n",
-			w.name, quoted([]netip.Addr{s.VIP, s.VIP6}), w.port, w.keys, w.address)
-		s.acceptUploadsAt(w.web, fmt.Sprintf(":%d", w.port))
+			to.name, quoted([]netip.Addr{s.VIP, s.VIP6}), to.port, to.keys, to.address)
+		s.acceptUploadsAt(to.web, fmt.Sprintf(":%d", to.port))
 	}
 	s.startWrittenDirector(text)
 }
@@ -77,13 +77,13 @@ func TestTunnels(t *testing.T) {
 					size = 100_000_000
 				}
 				s := newSite(t, 2, map[string]lab.Link{"web1": {MTU: mtu}, "web2": {MTU: mtu}})
-				s.startWays(fmt.Sprintf("offload = %q", offload))
+				s.startTunnels(fmt.Sprintf("offload = %q", offload))
 				t.Run("upload", func(t *testing.T) { // returns when all of its parts have
-					for _, w := range s.ways() {
+					for _, to := range s.tunnels() {
 						for i, vip := range []netip.Addr{s.VIP, s.VIP6} {
-							t.Run(fmt.Sprintf("%s-inner-%d", w.name, 4+2*i), func(t *testing.T) {
+							t.Run(fmt.Sprintf("%s-inner-%d", to.name, 4+2*i), func(t *testing.T) {
 								t.Parallel()
-								s.mustTakeUpload(t, w, vip, w.protocols[i], size)
+								s.mustTakeUpload(t, to, vip, to.protocols[i], size)
 							})
 						}
 					}
@@ -102,19 +102,19 @@ func TestTunnels(t *testing.T) {
 	}
 }
 
-// mustTakeUpload sends n bytes through a VIP by a way, in packets with this outer protocol.
-func (s *site) mustTakeUpload(t *testing.T, w way, vip netip.Addr, protocol uint8, n int) {
+// mustTakeUpload sends n bytes through a VIP and a tunnel, in packets with this outer protocol.
+func (s *site) mustTakeUpload(t *testing.T, to tunnel, vip netip.Addr, protocol uint8, n int) {
 	t.Helper()
 	source := s.Director.Addr
-	if w.address.Is6() {
+	if to.address.Is6() {
 		source = s.Director.Addr6
 	}
-	wrapped, err := w.web.Count("eth0", lab.Filter{Source: source, Destination: w.address, Protocol: protocol, Direction: lab.In})
+	wrapped, err := to.web.Count("eth0", lab.Filter{Source: source, Destination: to.address, Protocol: protocol, Direction: lab.In})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer wrapped.Close()
-	conn, err := s.Client.Dial("tcp", netip.AddrPortFrom(vip, w.port).String())
+	conn, err := s.Client.Dial("tcp", netip.AddrPortFrom(vip, to.port).String())
 	if err != nil {
 		t.Fatal(err)
 	}
