@@ -25,12 +25,13 @@ func TestPathShrinks(t *testing.T) {
 				name, encap  string
 				vip, address netip.Addr
 				web          *lab.Host
+				told         string // the router's counter of what it tells the director
 			}
 			paths := []path{
-				{"ipip-4", "ipip", s.VIP, s.Webs[0].Addr, s.Webs[0]},
-				{"ipip-6", "ipip", s.VIP6, s.Webs[1].Addr6, s.Webs[1]},
-				{"gue-4", "gue", s.VIP, s.Webs[2].Addr, s.Webs[2]},
-				{"gue-6", "gue", s.VIP6, s.Webs[3].Addr6, s.Webs[3]},
+				{"ipip-4", "ipip", s.VIP, s.Webs[0].Addr, s.Webs[0], "Icmp:OutDestUnreachs"},
+				{"ipip-6", "ipip", s.VIP6, s.Webs[1].Addr6, s.Webs[1], "Icmp6OutPktTooBigs"},
+				{"gue-4", "gue", s.VIP, s.Webs[2].Addr, s.Webs[2], "Icmp:OutDestUnreachs"},
+				{"gue-6", "gue", s.VIP6, s.Webs[3].Addr6, s.Webs[3], "Icmp6OutPktTooBigs"},
 			}
 			text := "director." + more
 			for i, p := range paths {
@@ -50,11 +51,14 @@ func TestPathShrinks(t *testing.T) {
 					if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 						t.Fatal(err)
 					}
-					begin, all := time.Now(), stream()
+					begin, all, told := time.Now(), stream(), s.counters(s.Router)[p.told]
 					narrow := func() error { return s.setMTU(s.Router, p.web.Name, 1400) }
 					answer, err := putFrom(conn, io.MultiReader(io.LimitReader(all, int64(size/2)), &hook{call: narrow}, all), size)
 					if want := fmt.Sprintf("%d bytes, all as they should be", size); answer != want || err != nil {
 						t.Fatalf("the server says %q, %v; want %q", answer, err, want)
+					}
+					if s.counters(s.Router)[p.told] == told {
+						t.Error("the router has told the director nothing: the path did not matter")
 					}
 					t.Logf("%.0f Mbit/s", float64(size)*8/1e6/time.Since(begin).Seconds())
 				})
