@@ -10,14 +10,17 @@ import (
 )
 
 // TestIperf moves bulk both ways with iperf3, which needs its control and data connections to meet: one realserver.
-func TestIperf(t *testing.T) { families(t, testIperf) }
+func TestIperf(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { testIperf(t, false, short(2, 1)) })
+	t.Run("IPv6", func(t *testing.T) { testIperf(t, true, 1) })
+}
 
-func testIperf(t *testing.T, ipv6 bool) {
+func testIperf(t *testing.T, ipv6 bool, length int) {
 	needTool(t, "iperf3", "iperf3")
 	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
 	// Bound to the VIP: a UDP server which is not answers from the host's own address.
 	s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String()))
-	seconds := strconv.Itoa(short(2, 1))
+	seconds := strconv.Itoa(length)
 	for _, c := range []struct {
 		name string
 		args []string

@@ -78,10 +78,13 @@ func (s *site) addIPv6() {
 	s.vips, s.sources = append(s.vips, s.VIP6), append(s.sources, s.Director.Addr6)
 }
 
-// families runs a test twice: with IPv4, and with IPv6 inside the tunnel and outside.
+// families runs a test twice: with IPv4, and with IPv6 inside the tunnel and outside, then beside other tests.
 func families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
 	t.Run("IPv4", func(t *testing.T) { test(t, false) })
-	t.Run("IPv6", func(t *testing.T) { test(t, true) })
+	t.Run("IPv6", func(t *testing.T) {
+		t.Parallel()
+		test(t, true)
+	})
 }
 
 // speak lets the site's VIP and its hosts' addresses be those of IPv6, if that is wanted. It comes before everything else.

@@ -66,7 +66,8 @@ func (s *site) startTunnels(more string) {
 }
 
 // TestTunnels sends uploads, byte-exact, through every tunnel over IPv4 and IPv6 with IPv4 and IPv6 inside, with and without offloads at both
-// ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 makes each of them 100 MB.
+// ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 makes each of them 100 MB, which
+// needs minutes, and a -timeout of as much.
 func TestTunnels(t *testing.T) {
 	for _, offload := range []string{"auto", "off"} {
 		for _, mtu := range []int{1500, 1400, 9000} {
@@ -119,7 +120,7 @@ func (s *site) mustTakeUpload(t *testing.T, to tunnel, vip netip.Addr, protocol 
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute + time.Duration(n/1_000_000)*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	answer, err := put(conn, n)
