@@ -228,9 +228,11 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 	for _, dst := range []netip.Addr{s.Webs[0].Addr6, s.Webs[1].Addr6, s.Director.Addr6, s.VIP6.Next(), addr("::1"), addr("::"), addr("ff02::1"), addr("ff0e::1"), addr("fe80::1")} {
 		add("a packet to "+dst.String(), "inner_destination", packet(s.Client.Addr6, dst))
 	}
-	for _, src := range []netip.Addr{s.VIP6, g.agent.host.Addr6, addr("::1"), addr("::"), addr("ff02::1"), addr("ff0e::1"), addr("fe80::1"),
-		addr("::ffff:10.0.1.2"), addr("::ffff:127.0.0.1")} {
+	for _, src := range []netip.Addr{s.VIP6, g.agent.host.Addr6, addr("::1"), addr("::"), addr("ff02::1"), addr("ff0e::1"), addr("fe80::1")} {
 		add("a packet that comes from "+src.String(), "inner_source", packet(src, s.VIP6))
+	}
+	for _, src := range []netip.Addr{addr("::ffff:10.0.1.2"), addr("::ffff:127.0.0.1")} {
+		add("a packet that comes from "+src.String(), "bad_header", packet(src, s.VIP6))
 	}
 	// chain puts extension headers before the datagram: the first is of kind next.
 	chain := func(next uint8, headers ...[]byte) []byte {
