@@ -32,7 +32,7 @@ func preflight(cfg *config.Director) error {
 func checkAddresses(cfg *config.Director) error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if a := cfg.Source; a.IsValid() {
+	for _, a := range cfg.Source.List() {
 		if _, local, err := routing.LocalAddr(a); err != nil {
 			errs = append(errs, err)
 		} else if !local {

@@ -82,7 +82,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Services, b.Services = nil, nil
-	a.Source, b.Source = netip.Addr{}, netip.Addr{}
+	a.Source, b.Source = config.Sources{}, config.Sources{}
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}

@@ -33,17 +33,21 @@ func services(cfg *config.Director, log *slog.Logger) balancer.Config {
 }
 
 // service is s as the balancer takes it.
-func service(s *config.Service, source netip.Addr, ways map[netip.Addr]routing.Path) balancer.Service {
+func service(s *config.Service, sources config.Sources, ways map[netip.Addr]routing.Path) balancer.Service {
 	svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: protocols[s.Protocol], Scheduler: s.Scheduler, Flags: balancer.Flags(s.Flags),
 		Persistence: balancer.Persistence{Timeout: s.Persistence.Timeout, Mask4: s.Persistence.Netmask, Mask6: s.Persistence.Netmask6}, OnePacket: s.OnePacket}
 	for _, p := range s.Ports {
 		svc.Ports = append(svc.Ports, balancer.PortRange(p))
 	}
 	for _, r := range s.Realservers {
-		rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Source: source, MTU: pathMTU(ways, r.Address)}
+		rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+			Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}
 		rs.Encap, _ = encap.ParseKind(r.Encap)
 		if rs.Encap.UDP() {
 			rs.Port = s.EncapPort
+		}
+		if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) { // else the kernel puts it in
+			rs.Source = ownAddress(ways, r.Address)
 		}
 		svc.Realservers = append(svc.Realservers, rs)
 	}
@@ -53,10 +57,22 @@ func service(s *config.Service, source netip.Addr, ways map[netip.Addr]routing.P
 // pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when there is one again.
 func pathMTU(ways map[netip.Addr]routing.Path, a netip.Addr) int {
 	way, known := ways[a]
-	if !known {
+	switch {
+	case !known:
 		return 1500
+	case a.Is4():
+		return max(way.MTU, encap.MinMTU+encap.MaxOverhead)
 	}
-	return max(way.MTU, encap.MinMTU+encap.MaxOverhead)
+	return max(way.MTU, encap.MinMTU6)
+}
+
+// ownAddress is the source that the kernel would give a packet to a: the zero Addr without a way, or with none but an address that no realserver
+// could know the director by.
+func ownAddress(ways map[netip.Addr]routing.Path, a netip.Addr) netip.Addr {
+	if source := ways[a].Source; source.IsValid() && !source.IsLinkLocalUnicast() {
+		return source
+	}
+	return netip.Addr{}
 }
 
 // vips are the VIPs of cfg, each once.
