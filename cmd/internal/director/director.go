@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +48,7 @@ type director struct {
 	mu       sync.Mutex // of what a reload changes
 	cfg      *config.Director
 	leftVIPs []netip.Addr // not configured any more, but with connections
+	lost     []netip.Addr // realservers to which there is no route
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -96,7 +98,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, u)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
-	if err := d.bal.Apply(services(cfg, d.log)); err != nil {
+	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}
 	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
@@ -125,12 +127,27 @@ const udpPorts = 16
 // network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself
 // knows what fits each tunnel.
 func network(tun string, vips []netip.Addr) routing.State {
-	s := routing.State{
-		Sysctls: []routing.Sysctl{
-			{Key: "net/ipv4/ip_forward", Value: "1"},                                    // what comes in for a VIP goes on into the device
-			{Key: "net/ipv6/conf/" + tun + "/disable_ipv6", Value: "1", Optional: true}, // else the kernel greets neighbours that are not there
-		},
-		Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}},
+	s := routing.State{Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}}}
+	forward := func(key string) { // what comes in for a VIP goes on into the device
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: key, Value: "1"})
+	}
+	six := slices.ContainsFunc(vips, netip.Addr.Is6)
+	off := "1"
+	if six {
+		off = "0"
+	}
+	for _, c := range []struct{ name, value string }{
+		{"addr_gen_mode", "1"}, // no address of its own, with which the kernel would look for neighbours that are not there
+		{"accept_ra", "0"},
+		{"disable_ipv6", off},
+	} {
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv6/conf/" + tun + "/" + c.name, Value: c.value, Optional: !six})
+	}
+	if slices.ContainsFunc(vips, netip.Addr.Is4) {
+		forward("net/ipv4/ip_forward")
+	}
+	if six {
+		forward("net/ipv6/conf/all/forwarding")
 	}
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())

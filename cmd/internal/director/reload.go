@@ -56,7 +56,7 @@ func (d *director) apply(cfg *config.Director) error {
 	if err := d.network.Set(network(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
 		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
 	}
-	if err := d.bal.Apply(services(cfg, d.log)); err != nil {
+	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
 	}
 	d.cfg = cfg

@@ -2,7 +2,6 @@ package director
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,7 +13,7 @@ import (
 )
 
 // services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now.
-func services(cfg *config.Director, log *slog.Logger) balancer.Config {
+func (d *director) services(cfg *config.Director) balancer.Config {
 	var all []netip.Addr
 	for _, s := range cfg.Services {
 		for _, r := range s.Realservers {
@@ -23,13 +22,27 @@ func services(cfg *config.Director, log *slog.Logger) balancer.Config {
 	}
 	ways, err := routing.Paths(all)
 	if err != nil {
-		log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+	} else {
+		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := ways[a]; return known }))
 	}
 	var out balancer.Config
 	for i := range cfg.Services {
 		out.Services = append(out.Services, service(&cfg.Services[i], cfg.Source, ways))
 	}
 	return out
+}
+
+// noteLost logs which realservers there is no route to, when they are others than before.
+func (d *director) noteLost(lost []netip.Addr) {
+	switch was := d.lost; {
+	case slices.Equal(lost, was):
+	case len(lost) == 0:
+		d.log.Info("there is a route to every realserver again")
+	default:
+		d.log.Warn("no route to realservers: what is for them is dropped until there is one", "count", len(lost), "realservers", join(lost[:min(len(lost), 10)]))
+	}
+	d.lost = lost
 }
 
 // service is s as the balancer takes it.
@@ -99,6 +112,10 @@ func (d *director) watchPaths(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		case <-d.shared.TooBig:
+		case <-d.network.Changed():
+			if !d.hasLost() {
+				continue
+			}
 		}
 		d.refresh()
 		select { // not more often than that
@@ -109,11 +126,17 @@ func (d *director) watchPaths(ctx context.Context) error {
 	}
 }
 
+func (d *director) hasLost() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.lost) > 0
+}
+
 // refresh takes over what the kernel has learned about the ways to the realservers, and lets VIPs go whose last connections have ended.
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.bal.Apply(services(d.cfg, d.log)); err != nil {
+	if err := d.bal.Apply(d.services(d.cfg)); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
 	d.releaseVIPs()
