@@ -368,6 +368,29 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 	})
 }
 
+// TestUDPWithoutIPv6 is about a kernel that has none.
+func TestUDPWithoutIPv6(t *testing.T) {
+	inNamespace(t, func() {
+		s, err := newUDPSender(1, unix.AF_INET)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		next := capture(t, "lo")
+		lo := netip.MustParseAddr("127.0.0.1")
+		if n, err := s.Send([]packet.Segment{{Head: wrapUDP(lo, lo, s.Ports()[0], 9, 100)}}); n != 1 || err != nil {
+			t.Errorf("over IPv4: %d %v", n, err)
+		}
+		if h := packet.IPv4(next()); h.Src() != lo || h.Dst() != lo || h.TotalLen() != 128 || h.TTL() != 33 || h.TOS() != 0x2b {
+			t.Errorf("sent is %x", []byte(h))
+		}
+		six := netip.IPv6Loopback()
+		if _, err := s.Send([]packet.Segment{{Head: wrapUDP(six, six, s.Ports()[0], 9, 100)}}); !errors.Is(err, unix.EAFNOSUPPORT) {
+			t.Errorf("over IPv6: %v", err)
+		}
+	})
+}
+
 // wrapUDP makes a UDP packet with size bytes of payload.
 func wrapUDP(from, to netip.Addr, sport, dport uint16, size int) []byte {
 	at := packet.IPv6HeaderLen

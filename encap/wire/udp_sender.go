@@ -42,20 +42,24 @@ type udpCall struct {
 }
 
 // NewUDPSender opens n sockets. They receive nothing.
-func NewUDPSender(n int) (_ *UDPSender, err error) {
+func NewUDPSender(n int) (*UDPSender, error) {
+	s, err := newUDPSender(n, unix.AF_INET6)
+	if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6
+		return newUDPSender(n, unix.AF_INET)
+	}
+	return s, err
+}
+
+// newUDPSender opens sockets of AF_INET6, or of AF_INET, which don't send over IPv6.
+func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	s := &UDPSender{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("UDP socket: %w", err), s.Close())
 		}
 	}()
-	family := unix.AF_INET6
 	for range n {
 		fd, port, err := openUDP(family)
-		if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6
-			family = unix.AF_INET
-			fd, port, err = openUDP(family)
-		}
 		if err != nil {
 			return nil, err
 		}

@@ -128,26 +128,19 @@ const udpPorts = 16
 // knows what fits each tunnel.
 func network(tun string, vips []netip.Addr) routing.State {
 	s := routing.State{Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}}}
-	forward := func(key string) { // what comes in for a VIP goes on into the device
-		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: key, Value: "1"})
-	}
-	six := slices.ContainsFunc(vips, netip.Addr.Is6)
-	off := "1"
-	if six {
-		off = "0"
-	}
-	for _, c := range []struct{ name, value string }{
-		{"addr_gen_mode", "1"}, // no address of its own, with which the kernel would look for neighbours that are not there
-		{"accept_ra", "0"},
-		{"disable_ipv6", off},
-	} {
-		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv6/conf/" + tun + "/" + c.name, Value: c.value, Optional: !six})
+	device := "net/ipv6/conf/" + tun
+	if slices.ContainsFunc(vips, netip.Addr.Is6) {
+		s.Sysctls = []routing.Sysctl{
+			{Key: device + "/addr_gen_mode", Value: "1"}, // no address, with which the kernel would look for neighbours that are not there
+			{Key: device + "/accept_ra", Value: "0"},
+			{Key: device + "/disable_ipv6", Value: "0"},
+			{Key: "net/ipv6/conf/all/forwarding", Value: "1"}, // what comes in for a VIP goes on into the device
+		}
+	} else {
+		s.Sysctls = []routing.Sysctl{{Key: device + "/disable_ipv6", Value: "1", Optional: true}} // likewise
 	}
 	if slices.ContainsFunc(vips, netip.Addr.Is4) {
-		forward("net/ipv4/ip_forward")
-	}
-	if six {
-		forward("net/ipv6/conf/all/forwarding")
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv4/ip_forward", Value: "1"})
 	}
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())
