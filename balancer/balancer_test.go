@@ -77,6 +77,23 @@ func TestWRRSequences(t *testing.T) {
 	}
 }
 
+// TestNoWayOverIPv6: a realserver without an outer source gets nothing, and keeps its connections until there is one.
+func TestNoWayOverIPv6(t *testing.T) {
+	six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, MTU: 1500}
+	b := newBalancer(t, web("rr", six))
+	for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK} {
+		if got := to(b, flow(1, flags)); got != "send_error" {
+			t.Errorf("without a source: %s", got)
+		}
+	}
+	six.Source = netip.MustParseAddr("fd00::1")
+	apply(t, b, web("rr", six))
+	d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
+	if drop != packet.Accept || !d.Reachable() || d.Tunnel.Overhead() != 40 {
+		t.Errorf("with a source: %v", drop)
+	}
+}
+
 func TestReloadKeepsWhatStays(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1), rs(3, 1)))
 	if got := sequence(b, 1, 4); got != "3 2 1 3 " {

@@ -10,6 +10,14 @@ import (
 // Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for a new connection,
 // the one that the service's scheduler chooses, which is remembered. It allocates nothing and is called once for each packet of TCP, UDP or SCTP.
 func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+	d, drop := s.decide(p, now)
+	if drop == packet.Accept && !d.Reachable() {
+		return nil, packet.DropSendError
+	}
+	return d, drop
+}
+
+func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
 	n, result := s.balancer.table.Packet(p, now)
 	if result == conntab.Hit {
 		return s.dest(n)

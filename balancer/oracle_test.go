@@ -218,7 +218,11 @@ func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) string
 }
 
 func oracleReal(r oracleRealserver) Realserver {
-	return Realserver{Address: netip.MustParseAddr(r.Address), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, MTU: 1500}
+	rs := Realserver{Address: netip.MustParseAddr(r.Address), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, MTU: 1500}
+	if rs.Address.Is6() {
+		rs.Source = netip.MustParseAddr("fd00::1")
+	}
+	return rs
 }
 
 func secs(n int) time.Duration { return time.Duration(n) * time.Second }

@@ -30,6 +30,8 @@ type Manager struct {
 	fib  *fib
 	lock *fileLock
 
+	changed chan struct{}
+
 	mu     sync.Mutex
 	state  State
 	own    records // what is undone at Close; never less than what the journal says
@@ -47,7 +49,7 @@ func Open(path string, log *slog.Logger) (*Manager, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{log: log, path: path}
+	m := &Manager{log: log, path: path, changed: make(chan struct{}, 1)}
 	if err := m.open(); err != nil {
 		m.release()
 		return nil, err

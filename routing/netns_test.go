@@ -145,7 +145,7 @@ func fullState() State {
 	}
 }
 
-// machineState lists links, addresses, routes of all tables, rules, and the IPv4 sysctls that may change.
+// machineState lists links, addresses, routes of all tables, rules, and the sysctls that may change.
 func machineState(t *testing.T) []string {
 	t.Helper()
 	var lines []string
@@ -176,7 +176,9 @@ func machineState(t *testing.T) []string {
 	}
 	keys, err := filepath.Glob(sysctlRoot + "net/ipv4/conf/*/*")
 	must(t, err)
-	for _, k := range append(keys, sysctlRoot+"net/ipv4/ip_forward") {
+	keys6, err := filepath.Glob(sysctlRoot + "net/ipv6/conf/*/*")
+	must(t, err)
+	for _, k := range append(slices.Concat(keys, keys6), sysctlRoot+"net/ipv4/ip_forward") {
 		key := strings.TrimPrefix(k, sysctlRoot)
 		if v, err := readSysctl(key); err == nil {
 			lines = append(lines, "sysctl "+key+"="+v)

@@ -15,6 +15,12 @@ type Tunnel struct {
 	Up   bool
 }
 
+// HasIPv6 tells whether the kernel has IPv6.
+func HasIPv6() bool {
+	_, err := readSysctl(forwarding6)
+	return err == nil
+}
+
 // LinkExists reports whether there is a device of this name in the calling thread's network namespace.
 func LinkExists(name string) (bool, error) {
 	h, err := newHandle()

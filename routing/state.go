@@ -86,6 +86,9 @@ type Route struct {
 // Setting net/ipv4/ip_forward makes the kernel rewrite other values (inet_forward_change in net/ipv4/devinet.c);
 // these are recorded and restored too, one by one. What it cannot restore is large receive offload, which the kernel
 // switches off on every device that it makes forward (dev_disable_lro).
+//
+// With net/ipv6/conf/all/forwarding it is likewise. Before it is switched on, devices with an accept_ra of 1 that did not forward get one of 2, so that
+// they go on taking router advertisements.
 type Sysctl struct {
 	Key      string // path below /proc/sys: "net/ipv4/conf/all/arp_ignore"
 	Value    string

@@ -42,7 +42,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 		}
 		return readSysctl(key)
 	}
-	for _, c := range want {
+	for _, c := range withAdvertisements(want, own, links) {
 		cur, err := read(c.Key)
 		if errors.Is(err, fs.ErrNotExist) && c.Optional {
 			continue
@@ -95,6 +95,47 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 		}
 	}
 	return steps, next, errors.Join(errs...)
+}
+
+const forwarding6 = "net/ipv6/conf/all/forwarding"
+
+// withAdvertisements puts before IPv6 forwarding what keeps the devices that take router advertisements doing so: one that forwards takes them only with an
+// accept_ra of 2, and the kernel forgets its default routes at once (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices
+// that forwarded before are left alone, and so are those whose accept_ra is in want.
+func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysctl {
+	at := slices.IndexFunc(want, func(c Sysctl) bool { return c.Key == forwarding6 && c.Value == "1" })
+	if at < 0 {
+		return want
+	}
+	var was sysctlRecord
+	if i := slices.IndexFunc(own, func(r sysctlRecord) bool { return r.Key == forwarding6 }); i >= 0 {
+		was = own[i]
+	} else if cur, err := readSysctl(forwarding6); err != nil || cur == "1" {
+		return want
+	}
+	devices, err := perDevice("net/ipv6/conf/", "accept_ra", "2")
+	if err != nil {
+		return want // forwarding itself will not be there either
+	}
+	var keep []Sysctl
+	for _, d := range devices {
+		device := sysctlLink(d.key)
+		forwards := path.Dir(d.key) + "/forwarding"
+		now, err1 := readSysctl(forwards)
+		cur, err2 := readSysctl(d.key)
+		if err1 != nil || err2 != nil || device == "lo" { // or it went just now
+			continue
+		}
+		if was.Key != "" {
+			now = was.before(forwards, links, now)
+		}
+		ours := slices.ContainsFunc(own, func(r sysctlRecord) bool { return r.Key == d.key && r.Link == links.index(device) })
+		named := slices.ContainsFunc(want, func(c Sysctl) bool { return c.Key == d.key })
+		if now == "0" && (cur == "1" || cur == d.value && ours) && !named {
+			keep = append(keep, Sysctl{Key: d.key, Value: d.value, Optional: true})
+		}
+	}
+	return slices.Insert(slices.Clone(want), at, keep...)
 }
 
 func (c Sysctl) satisfiedBy(cur string) (bool, error) {
@@ -212,7 +253,7 @@ func sideEffects(key, value string) ([]assignment, error) {
 			{"net/ipv4/conf/all/accept_redirects", redirects},
 			{"net/ipv4/conf/default/forwarding", value},
 		}, devs...), err
-	case key == "net/ipv6/conf/all/forwarding":
+	case key == forwarding6:
 		devs, err := perDevice("net/ipv6/conf/", "forwarding", value)
 		return append([]assignment{{"net/ipv6/conf/default/forwarding", value}}, devs...), err
 	case dir == "net/ipv4/conf/default/" && name != "forwarding":

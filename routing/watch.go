@@ -24,7 +24,7 @@ const (
 
 // Watch keeps the machine in the state that was last Set: it undoes what others do to it, and makes the table of
 // Replies follow the main table. It looks again 200 ms after the kernel reports a change of links, addresses, routes,
-// rules, nexthops or IPv4 device settings, once a second while such reports don't end, and every 30 seconds without
+// rules, nexthops or device settings, once a second while such reports don't end, and every 30 seconds without
 // any. A failure is logged and tried again, after up to 10 seconds if it lasts.
 //
 // It returns nil once ctx is cancelled, and an error if the kernel's events can't be had any more.
@@ -33,7 +33,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 	err := m.ns.do(func() (err error) {
 		sub, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEXTHOP,
 			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF,
-			unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
+			unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_NETCONF)
 		return err
 	})
 	if err != nil {
@@ -50,8 +50,14 @@ func (m *Manager) Watch(ctx context.Context) error {
 	receiver.Go(func() { failed <- receiveEvents(sub, wake) })
 	defer receiver.Wait()
 	defer sub.Close()
-	return follow(ctx, m.log, wake, failed, m.mend)
+	return follow(ctx, m.log, wake, failed, func() (int, error) {
+		defer signal(m.changed)
+		return m.mend()
+	})
 }
+
+// Changed gives a value when Watch has looked at the machine again, and so after any change of its routes.
+func (m *Manager) Changed() <-chan struct{} { return m.changed }
 
 // receiveEvents wakes on every event, until the socket is closed. What the event is about doesn't matter.
 func receiveEvents(sub *nl.NetlinkSocket, wake chan<- struct{}) error {

@@ -85,6 +85,25 @@ func openVnet(name string) (int, error) {
 	return fd, nil
 }
 
+// noMulticast tells the kernel that nobody at the other end of the device wants multicast (netdevice(7), IFF_MULTICAST): else it reports through it which
+// groups this host has joined (RFC 3810), as soon as the device has IPv6.
+func noMulticast(name string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
+		return err
+	}
+	ifr.SetUint16(ifr.Uint16() &^ unix.IFF_MULTICAST)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
 // offloadSteps are the sets of offloads that are tried, the best first (linux/if_tun.h). Linux has USO since 6.2.
 var offloadSteps = [...]uint{
 	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6,

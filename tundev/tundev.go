@@ -35,12 +35,15 @@ func Open(name string, o Options) (*Device, error) {
 	d := &Device{name: name}
 	err := error(nil)
 	if !o.Plain {
-		if err = d.open(o.Queues, openVnet, true); err == nil {
-			return d, nil
-		}
+		err = d.open(o.Queues, openVnet, true)
 	}
 	if o.Plain || errors.Is(err, unix.EINVAL) { // a kernel without IFF_VNET_HDR
 		err = d.open(o.Queues, openPlain, false)
+	}
+	if err == nil {
+		if err = noMulticast(name); err != nil {
+			err = errors.Join(err, d.Close())
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("TUN device %s: %w", name, explain(err))

@@ -37,7 +37,7 @@ func NewReceivers(protocol, n int) ([]*Receiver, error) {
 }
 
 func newReceiver(protocol, i, n int) (*Receiver, error) {
-	fd, err := openRaw(protocol, func(fd int) error {
+	fd, err := openRaw(unix.AF_INET, protocol, func(fd int) error {
 		setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
 		if n == 1 {
 			return nil

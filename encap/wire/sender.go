@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -16,42 +17,96 @@ const Batch = 64
 // sendBuffer is the room that a sender's socket asks for, in bytes: bursts wait there and not in the TUN device.
 const sendBuffer = 4 << 20
 
-// Sender sends whole IPv4 packets to where their own headers say. One goroutine uses it.
+// Sender sends whole IPv4 and IPv6 packets to where their own headers say. One goroutine uses it.
 type Sender struct {
-	fd    *pollfd.FD
-	msgs  mmsg
-	addrs [Batch]unix.RawSockaddrInet4
-	iovs  [Batch][2]unix.Iovec
+	four *rawSender
+	six  *rawSender // nil: the kernel has no IPv6
 }
 
-// NewSender opens a raw socket that sends and, as it has the protocol IPPROTO_RAW, receives nothing. It needs CAP_NET_RAW.
+// NewSender opens raw sockets that send and, as they have the protocol IPPROTO_RAW, receive nothing. It needs CAP_NET_RAW.
 func NewSender() (*Sender, error) {
-	fd, err := openRaw(unix.IPPROTO_RAW, func(fd int) error {
+	four, err := newRawSender(unix.AF_INET)
+	if err != nil {
+		return nil, err
+	}
+	six, err := newRawSender(unix.AF_INET6)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, errors.Join(err, four.fd.Close())
+	}
+	return &Sender{four, six}, nil
+}
+
+// Send sends the first packets of segs, Batch of them and those of one IP version at the most, in their order, and returns how many went out. Of an IPv4
+// packet the kernel fills in total length, checksum, an ID of 0 and a source of 0; of an IPv6 packet nothing. When a packet is refused, the ones before
+// it have gone out, and the next call
+// that begins with it returns 0 and its error: EMSGSIZE where it is larger than the link's MTU, EAFNOSUPPORT for an IPv6 packet where the kernel has no
+// IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
+func (s *Sender) Send(segs []packet.Segment) (int, error) {
+	n, six := 1, isIPv6(&segs[0])
+	for n < min(len(segs), Batch) && isIPv6(&segs[n]) == six {
+		n++
+	}
+	switch {
+	case !six:
+		return s.four.send(segs[:n])
+	case s.six == nil:
+		return 0, unix.EAFNOSUPPORT
+	}
+	return s.six.send(segs[:n])
+}
+
+func isIPv6(s *packet.Segment) bool { return s.Head[0]>>4 == 6 }
+
+// Close closes the sockets; a Send that waits returns.
+func (s *Sender) Close() error {
+	err := s.four.fd.Close()
+	if s.six != nil {
+		err = errors.Join(err, s.six.fd.Close())
+	}
+	return err
+}
+
+// rawSender is the socket of one family.
+type rawSender struct {
+	fd   *pollfd.FD
+	msgs mmsg
+	iovs [Batch][2]unix.Iovec
+
+	names [Batch]unix.RawSockaddrInet6 // or, in their first bytes, struct sockaddr_in; port, flow label and scope stay 0
+	at    int                          // of the address in names
+	dst   int                          // of the destination in packets
+	size  int                          // of an address
+}
+
+func newRawSender(family int) (*rawSender, error) {
+	fd, err := openRaw(family, unix.IPPROTO_RAW, func(fd int) error {
 		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	s := &Sender{fd: fd, msgs: mmsg{fd: fd, trap: unix.SYS_SENDMMSG, events: unix.POLLOUT, hdrs: make([]mmsghdr, Batch)}}
+	s := &rawSender{fd: fd, at: 4, dst: 16, size: 4}
+	namelen := uint32(unix.SizeofSockaddrInet4)
+	if family == unix.AF_INET6 {
+		s.at, s.dst, s.size, namelen = 8, 24, 16, unix.SizeofSockaddrInet6
+	}
+	s.msgs = mmsg{fd: fd, trap: unix.SYS_SENDMMSG, events: unix.POLLOUT, hdrs: make([]mmsghdr, Batch)}
 	for i := range s.msgs.hdrs {
-		s.addrs[i].Family = unix.AF_INET
+		s.names[i].Family = uint16(family)
 		h := &s.msgs.hdrs[i].hdr
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.addrs[i])), unix.SizeofSockaddrInet4
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), namelen
 		h.Iov = &s.iovs[i][0]
 	}
 	return s, nil
 }
 
-// Send sends the packets of segs, the first Batch of them at the most, in their order, and returns how many went out. The kernel fills in
-// total length, checksum, an ID of 0 and a source of 0. When a packet is refused, the ones before it have gone out, and the next call
-// that begins with it returns 0 and its error: EMSGSIZE where it is larger than the link's MTU. Send waits while the socket is full; it
-// returns os.ErrClosed after Close.
-func (s *Sender) Send(segs []packet.Segment) (int, error) {
-	n := min(len(segs), Batch)
-	for i := range segs[:n] {
+// send is Sender.Send for packets of the socket's family.
+func (s *rawSender) send(segs []packet.Segment) (int, error) {
+	for i := range segs {
 		seg := &segs[i]
-		copy(s.addrs[i].Addr[:], seg.Head[16:20])
+		name := (*[unix.SizeofSockaddrInet6]byte)(unsafe.Pointer(&s.names[i]))
+		copy(name[s.at:], seg.Head[s.dst:s.dst+s.size])
 		iov := &s.iovs[i]
 		iov[0].Base = &seg.Head[0]
 		iov[0].SetLen(len(seg.Head))
@@ -63,28 +118,33 @@ func (s *Sender) Send(segs []packet.Segment) (int, error) {
 			h.SetIovlen(2)
 		}
 	}
-	return s.msgs.do(n)
+	return s.msgs.do(len(segs))
 }
 
-// Close closes the socket; a Send that waits returns.
-func (s *Sender) Close() error { return s.fd.Close() }
-
-// openRaw opens a raw IPv4 socket that gives and takes whole packets. setup is called before packets can be missed for its sake.
-func openRaw(protocol int, setup func(fd int) error) (*pollfd.FD, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
-	if err != nil {
-		return nil, fmt.Errorf("raw socket of protocol %d: %w: run as root, or with CAP_NET_RAW", protocol, err)
+// openRaw opens a raw socket of a family. An IPv4 one gives and takes whole packets, and so does an IPv6 one of IPPROTO_RAW; other IPv6 ones know no headers.
+// setup is called before packets can be missed for its sake.
+func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error) {
+	name := fmt.Sprintf("raw socket of protocol %d", protocol)
+	if family == unix.AF_INET6 {
+		name = "IPv6 " + name
 	}
-	if err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_HDRINCL, 1); err == nil {
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: run as root, or with CAP_NET_RAW", name, err)
+	}
+	if family == unix.AF_INET {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_HDRINCL, 1)
+	}
+	if err == nil {
 		err = setup(fd)
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("raw socket of protocol %d: %w", protocol, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	f, err := pollfd.New(fd)
 	if err != nil {
-		return nil, fmt.Errorf("raw socket of protocol %d: %w", protocol, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return f, nil
 }

@@ -15,14 +15,13 @@ import (
 
 // UDPSender sends the segments of super-packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux net/ipv4/udp.c,
 // udp_send_skb): they stay one packet in the kernel until the network card, or all the way on a virtual network. It has some sockets, so that flows have
-// different source ports. One goroutine uses it.
+// different source ports; each sends over IPv4 and IPv6. One goroutine uses it.
 type UDPSender struct {
-	fds     []*pollfd.FD
-	ports   []uint16
-	to      unix.RawSockaddrInet4
-	hdr     unix.Msghdr
-	iovs    [2 * maxSegments]unix.Iovec
-	control [3][unix.SizeofCmsghdr + 8]byte // control messages: the segments' size, TOS, TTL
+	fds   []*pollfd.FD
+	ports []uint16
+	iovs  [2 * maxSegments]unix.Iovec
+	four  udpCall
+	six   udpCall
 }
 
 const (
@@ -30,8 +29,29 @@ const (
 	maxPayload  = 65507 // bytes of one call
 )
 
+// udpCall is the call for one IP version.
+type udpCall struct {
+	hdr     unix.Msghdr
+	name    [unix.SizeofSockaddrInet6]byte // where to: struct sockaddr_in or sockaddr_in6
+	dst     []byte                         // the address in name
+	control [128]byte                      // control messages, with these in them:
+	size    []byte                         // of the segments: 2 bytes
+	class   []byte                         // TOS or traffic class: 4 bytes
+	ttl     []byte                         // or hop limit: 4 bytes
+	src     []byte                         // the address; 0 leaves it to the kernel's route
+}
+
 // NewUDPSender opens n sockets. They receive nothing.
-func NewUDPSender(n int) (_ *UDPSender, err error) {
+func NewUDPSender(n int) (*UDPSender, error) {
+	s, err := newUDPSender(n, unix.AF_INET6)
+	if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6
+		return newUDPSender(n, unix.AF_INET)
+	}
+	return s, err
+}
+
+// newUDPSender opens sockets of AF_INET6, or of AF_INET, which don't send over IPv6.
+func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	s := &UDPSender{}
 	defer func() {
 		if err != nil {
@@ -39,40 +59,76 @@ func NewUDPSender(n int) (_ *UDPSender, err error) {
 		}
 	}()
 	for range n {
-		fd, port, err := openUDP()
+		fd, port, err := openUDP(family)
 		if err != nil {
 			return nil, err
 		}
 		s.fds, s.ports = append(s.fds, fd), append(s.ports, port)
 	}
-	s.to.Family = unix.AF_INET
-	s.hdr.Name, s.hdr.Namelen = (*byte)(unsafe.Pointer(&s.to)), unix.SizeofSockaddrInet4
-	s.hdr.Iov = &s.iovs[0]
-	s.hdr.Control = &s.control[0][0]
-	s.hdr.SetControllen(int(unsafe.Sizeof(s.control)))
-	for i, kind := range []struct{ level, name, size int32 }{{unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2}, {unix.IPPROTO_IP, unix.IP_TOS, 4}, {unix.IPPROTO_IP, unix.IP_TTL, 4}} {
-		c := (*unix.Cmsghdr)(unsafe.Pointer(&s.control[i]))
-		c.Level, c.Type = kind.level, kind.name
-		c.SetLen(unix.SizeofCmsghdr + int(kind.size))
+	if family == unix.AF_INET6 {
+		s.six.init(s, family, 8, unix.SizeofSockaddrInet6)
+		s.six.fields(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, unix.IPV6_HOPLIMIT)
+		s.six.src = s.six.add(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)[:16]
+		s.four.init(s, family, 8+12, unix.SizeofSockaddrInet6)
+		copy(s.four.name[8+10:], []byte{0xff, 0xff}) // an IPv4-mapped address
+	} else {
+		s.four.init(s, family, 4, unix.SizeofSockaddrInet4)
 	}
+	s.four.fields(unix.IPPROTO_IP, unix.IP_TOS, unix.IP_TTL)
+	s.four.src = s.four.add(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)[4:8]
 	return s, nil
 }
 
-// openUDP opens a socket on a port that the kernel chooses, which sends with DF and takes the kernel's word for the way's MTU.
-func openUDP() (_ *pollfd.FD, port uint16, err error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+// init makes a call on sockets of family; at is the place of the address in its name.
+func (c *udpCall) init(s *UDPSender, family, at, namelen int) {
+	binary.NativeEndian.PutUint16(c.name[:], uint16(family))
+	c.dst = c.name[at:namelen]
+	c.hdr.Name, c.hdr.Namelen = &c.name[0], uint32(namelen)
+	c.hdr.Iov = &s.iovs[0]
+	c.hdr.Control = &c.control[0]
+}
+
+// fields adds the control messages that are of the same kind over both IP versions.
+func (c *udpCall) fields(level, class, ttl int32) {
+	c.size = c.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+	c.class = c.add(level, class, 4)
+	c.ttl = c.add(level, ttl, 4)
+}
+
+// add adds a control message, and returns its n bytes.
+func (c *udpCall) add(level, name int32, n int) []byte {
+	at := int(c.hdr.Controllen)
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&c.control[at]))
+	h.Level, h.Type = level, name
+	h.SetLen(unix.CmsgLen(n))
+	c.hdr.SetControllen(at + unix.CmsgSpace(n))
+	return c.control[at+unix.CmsgLen(0):][:n]
+}
+
+// openUDP opens a socket on a port that the kernel chooses, which sends with DF and takes the kernel's word for the way's MTU. One of AF_INET6 sends over
+// IPv4 too.
+func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, err
 	}
-	var name unix.Sockaddr
-	for _, step := range []func() error{
+	set := func(level, name, value int) func() error {
+		return func() error { return unix.SetsockoptInt(fd, level, name, value) }
+	}
+	steps := []func() error{
 		func() error { return filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}) },
-		func() error {
-			return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
-		},
-		func() error { return unix.Bind(fd, &unix.SockaddrInet4{}) },
-		func() (err error) { name, err = unix.Getsockname(fd); return err },
-	} {
+		set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
+	}
+	var anywhere unix.Sockaddr = &unix.SockaddrInet4{}
+	if family == unix.AF_INET6 {
+		anywhere = &unix.SockaddrInet6{}
+		steps = append(steps, set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0), set(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO))
+	}
+	var name unix.Sockaddr
+	steps = append(steps,
+		func() error { return unix.Bind(fd, anywhere) },
+		func() (err error) { name, err = unix.Getsockname(fd); return err })
+	for _, step := range steps {
 		if err := step(); err != nil {
 			unix.Close(fd)
 			return nil, 0, err
@@ -80,35 +136,51 @@ func openUDP() (_ *pollfd.FD, port uint16, err error) {
 	}
 	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
 	f, err := pollfd.New(fd)
-	return f, uint16(name.(*unix.SockaddrInet4).Port), err
+	switch name := name.(type) {
+	case *unix.SockaddrInet4:
+		port = uint16(name.Port)
+	case *unix.SockaddrInet6:
+		port = uint16(name.Port)
+	}
+	return f, port, err
 }
 
 // Ports are the sockets' source ports.
 func (s *UDPSender) Ports() []uint16 { return s.ports }
 
-// Send sends the first packets of segs, which are wrapped in IPv4 without options and UDP, from one of Ports, to one destination, and of one size but
-// for the last, and returns how many went out. The kernel makes the IP and UDP headers: of
-// those in the packets only TOS, TTL, destination and ports count. An
+// Send sends the first packets of segs, which are wrapped in IPv4 without options, or IPv6 without extension headers, and UDP, from one of Ports, to one
+// destination, and of one size but for the last, and returns how many went out. The kernel makes the IP and UDP headers: of those in the packets only TOS or
+// traffic class, TTL or hop limit, addresses and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An
 // error is about all of them; os.ErrClosed after Close.
 func (s *UDPSender) Send(segs []packet.Segment) (int, error) {
-	const headers = packet.IPv4HeaderLen + 8
 	first := segs[0].Head
-	port := binary.BigEndian.Uint16(first[packet.IPv4HeaderLen:])
-	var f *pollfd.FD
-	for i, p := range s.ports {
-		if p == port {
-			f = s.fds[i]
+	var c *udpCall
+	var headers int
+	var class, ttl byte
+	if isIPv6(&segs[0]) {
+		if s.six.hdr.Name == nil {
+			return 0, unix.EAFNOSUPPORT
 		}
+		h := packet.IPv6(first)
+		c, headers, class, ttl = &s.six, packet.IPv6HeaderLen, h.TrafficClass(), h.HopLimit()
+		copy(c.src, first[8:24])
+		copy(c.dst, first[24:40])
+	} else {
+		h := packet.IPv4(first)
+		c, headers, class, ttl = &s.four, packet.IPv4HeaderLen, h.TOS(), h.TTL()
+		copy(c.src, first[12:16])
+		copy(c.dst, first[16:20])
 	}
+	f := s.socket(binary.BigEndian.Uint16(first[headers:]))
 	if f == nil {
-		return 0, fmt.Errorf("UDP port %d is none of ours", port)
+		return 0, fmt.Errorf("UDP port %d is none of ours", binary.BigEndian.Uint16(first[headers:]))
 	}
-	copy(s.to.Addr[:], first[16:20])
-	*(*[2]byte)(unsafe.Pointer(&s.to.Port)) = [2]byte(first[packet.IPv4HeaderLen+2:])
+	copy(c.name[2:4], first[headers+2:]) // the port
+	headers += 8
 	size := segs[0].Len() - headers
-	binary.NativeEndian.PutUint16(s.control[0][unix.SizeofCmsghdr:], uint16(size))
-	binary.NativeEndian.PutUint32(s.control[1][unix.SizeofCmsghdr:], uint32(first[1]))
-	binary.NativeEndian.PutUint32(s.control[2][unix.SizeofCmsghdr:], uint32(max(first[8], 1)))
+	binary.NativeEndian.PutUint16(c.size, uint16(size))
+	binary.NativeEndian.PutUint32(c.class, uint32(class))
+	binary.NativeEndian.PutUint32(c.ttl, uint32(max(ttl, 1)))
 	n, iovs := 0, 0
 	for n < len(segs) && n < maxSegments && (n+1)*size <= maxPayload {
 		seg := &segs[n]
@@ -123,18 +195,28 @@ func (s *UDPSender) Send(segs []packet.Segment) (int, error) {
 		}
 		n++
 	}
-	s.hdr.SetIovlen(iovs)
-	return n, s.send(f)
+	c.hdr.SetIovlen(iovs)
+	return n, c.send(f)
 }
 
-func (s *UDPSender) send(f *pollfd.FD) error {
+// socket is the one with a source port, or nil.
+func (s *UDPSender) socket(port uint16) *pollfd.FD {
+	for i, p := range s.ports {
+		if p == port {
+			return s.fds[i]
+		}
+	}
+	return nil
+}
+
+func (c *udpCall) send(f *pollfd.FD) error {
 	fd, err := f.Acquire()
 	if err != nil {
 		return err
 	}
 	defer f.Release()
 	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.hdr)), unix.MSG_DONTWAIT)
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&c.hdr)), unix.MSG_DONTWAIT)
 		switch errno {
 		case 0:
 			return nil

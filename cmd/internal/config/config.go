@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,14 +26,30 @@ import (
 
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
 type Director struct {
-	TUN         string     // name of the TUN device, 1 to 15 bytes
-	Queues      int        // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
-	Offload     bool       // use the offloads of the TUN device that the kernel has
-	Source      netip.Addr // outer source address; the zero Addr: what the route to each realserver gives
+	TUN         string // name of the TUN device, 1 to 15 bytes
+	Queues      int    // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
+	Offload     bool   // use the offloads of the TUN device that the kernel has
+	Source      Sources
 	Control     string     // absolute path of the control socket, at most 107 bytes
 	Log         slog.Level // least level that is logged
 	Connections Connections
 	Services    []Service // at least one, in the file's order
+}
+
+// Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each realserver gives.
+type Sources struct{ V4, V6 netip.Addr }
+
+// For is the one towards a, or the zero Addr.
+func (s Sources) For(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return s.V4
+	}
+	return s.V6
+}
+
+// List is those that there are.
+func (s Sources) List() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{s.V4, s.V6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 // Connections is the [connections] table: the bounds of the connection table, and how its entries end.
@@ -109,10 +126,18 @@ func (r PortRange) String() string {
 // RealserverRef is one [[service.realserver]]: a realserver as a service sees it.
 type RealserverRef struct {
 	Address netip.Addr // where its tunnel ends; never a VIP of any service
-	Encap   string     // one of Encaps
-	Weight  int        // 0 to 65535; 0 drains it
-	Upper   int        // with so many connections it gets no new ones; 0: no bound
-	Lower   int        // until it has fewer than these, at most Upper; 0: than three quarters of Upper
+	Tunnel
+	Weight int // 0 to 65535; 0 drains it
+	Upper  int // with so many connections it gets no new ones; 0: no bound
+	Lower  int // until it has fewer than these, at most Upper; 0: than three quarters of Upper
+}
+
+// Tunnel is how packets get to a realserver.
+type Tunnel struct {
+	Encap    string // one of Encaps
+	Key      uint32 // of GRE, where HasKey is set
+	HasKey   bool   // "gre" only
+	Checksum bool   // GRE's own, or UDP's; not of "ipip"
 }
 
 // Encaps are the tunnels' names.

@@ -1,9 +1,6 @@
 package config
 
-import (
-	"net/netip"
-	"runtime"
-)
+import "runtime"
 
 // maxQueues is what one TUN device can have: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c.
 const maxQueues = 256
@@ -49,11 +46,24 @@ func onePerCPU(queues int) int {
 	return queues
 }
 
-func readSource(t *table) netip.Addr {
-	v, ok := t.value("source")
-	if !ok {
-		return netip.Addr{}
+// readSource reads an address, or an array of one of each family.
+func readSource(t *table) (s Sources) {
+	if _, ok := t.value("source"); !ok {
+		return s
 	}
-	a, _ := t.address("source", v)
-	return a
+	for _, v := range t.oneOrMore("source", "an address, or an array of an IPv4 and an IPv6 address") {
+		a, ok := t.address("source", v)
+		if !ok {
+			continue
+		}
+		of := &s.V6
+		if a.Is4() {
+			of = &s.V4
+		}
+		if of.IsValid() {
+			t.faultAt("source", "%v and %v are of one family: want at most one IPv4 and one IPv6 address", *of, a)
+		}
+		*of = a
+	}
+	return s
 }

@@ -63,10 +63,11 @@ func TestDirectorEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	vip := netip.MustParseAddr("198.51.100.80")
+	ipip := config.Tunnel{Encap: "ipip"}
 	want := &config.Director{
 		TUN:     "vip0",
 		Queues:  4,
-		Source:  netip.MustParseAddr("10.0.2.2"),
+		Source:  config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")},
 		Control: "/run/vstun/director.sock",
 		Log:     slog.LevelDebug,
 		Connections: config.Connections{
@@ -93,8 +94,8 @@ func TestDirectorEveryKey(t *testing.T) {
 				Timeout: 10 * time.Minute, Netmask: 24, Netmask6: 64,
 			},
 			Realservers: []config.RealserverRef{
-				{Address: netip.MustParseAddr("10.0.11.2"), Encap: "ipip", Weight: 10, Upper: 100, Lower: 80},
-				{Address: netip.MustParseAddr("10.0.12.2"), Encap: "ipip", Weight: 1},
+				{Address: netip.MustParseAddr("10.0.11.2"), Tunnel: ipip, Weight: 10, Upper: 100, Lower: 80},
+				{Address: netip.MustParseAddr("10.0.12.2"), Tunnel: ipip, Weight: 1},
 			},
 			EncapPort: 6080,
 		}, {
@@ -113,6 +114,19 @@ func TestDirectorEveryKey(t *testing.T) {
 			Scheduler:   "wlc",
 			Persistence: config.Persistence{Timeout: 5 * time.Minute, Netmask: 32, Netmask6: 128},
 			EncapPort:   6080,
+		}, {
+			Name:      "both",
+			VIPs:      []netip.Addr{netip.MustParseAddr("2001:db8::80"), vip},
+			Protocol:  "tcp",
+			Ports:     []config.PortRange{{First: 443, Last: 443}},
+			Scheduler: "wlc",
+			Realservers: []config.RealserverRef{
+				{Address: netip.MustParseAddr("2001:db8:11::2"), Weight: 1, Tunnel: config.Tunnel{Encap: "gre", Key: 7, HasKey: true, Checksum: true}},
+				{Address: netip.MustParseAddr("10.0.11.2"), Weight: 1, Tunnel: config.Tunnel{Encap: "gre", Key: 4294967295, HasKey: true}},
+				{Address: netip.MustParseAddr("10.0.12.2"), Weight: 1, Tunnel: config.Tunnel{Encap: "gue", Checksum: true}},
+				{Address: netip.MustParseAddr("10.0.13.2"), Weight: 1, Tunnel: ipip},
+			},
+			EncapPort: 6080,
 		}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
@@ -134,7 +148,7 @@ func TestDirectorReference(t *testing.T) {
 func TestDirectorFaults(t *testing.T) {
 	const (
 		wantPorts  = `want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
-		wantAddr   = `want an IPv4 address such as "10.0.2.2"`
+		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 		wantDevice = `want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`
 		wantSocket = `want an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`
 		wantTime   = `want 1s to 744h (31 days)`
@@ -182,7 +196,14 @@ func TestDirectorFaults(t *testing.T) {
 		{"queues many", director("queues = 257"), []string{`director: queues: 257 is out of range: want 0 (one per CPU) to 256`}},
 		{"queues type", director(`queues = "4"`), []string{`director: queues: "4" is of the wrong type: want 0 (one per CPU) to 256`}},
 		{"source no address", director(`source = "host"`), []string{`director: source: "host" is not an address: ` + wantAddr}},
-		{"source IPv6", director(`source = "2001:db8::1"`), []string{`director: source: "2001:db8::1": IPv6 is not in this version yet: ` + wantAddr}},
+		{"source empty", director(`source = []`), []string{`director: source: is empty: want an address, or an array of an IPv4 and an IPv6 address`}},
+		{"source of one family", director(`source = ["2001:db8::1", "10.0.2.2", "2001:db8::2"]`), []string{
+			`director: source: 2001:db8::1 and 2001:db8::2 are of one family: want at most one IPv4 and one IPv6 address`,
+		}},
+		{"sources wrong", director(`source = ["fe80::1", 7]`), []string{
+			`director: source: "fe80::1" is a link-local address: want a unicast address`,
+			`director: source: 7 is of the wrong type: ` + wantAddr,
+		}},
 		{"source loopback", director(`source = "127.0.0.1"`), []string{`director: source: "127.0.0.1" is a loopback address: want a unicast address`}},
 		{"source a VIP", director(`source = "198.51.100.80"`), []string{`director: source: "198.51.100.80" is also a VIP of service "web": want the director's own address`}},
 		{"control relative", director(`control = "run/x"`), []string{`director: control: "run/x" is not a socket's path: ` + wantSocket}},
@@ -207,7 +228,7 @@ func TestDirectorFaults(t *testing.T) {
 		// [[service]]
 		{"service empty", "[[service]]", []string{
 			`service[1]: name: missing: want 1 to 64 printable characters without whitespace`,
-			`service[1]: vip: missing: want an IPv4 address or an array of them`,
+			`service[1]: vip: missing: want an IPv4 or IPv6 address, or an array of them`,
 			`service[1]: protocol: missing: want tcp, udp or sctp`,
 			`service[1]: port: missing: ` + wantPorts,
 		}},
@@ -221,14 +242,22 @@ func TestDirectorFaults(t *testing.T) {
 		{"name twice", second("web", `"198.51.100.81"`, "tcp", "80"), []string{
 			`service[2]: name: "web" is also the name of service[1]: want a name of its own`,
 		}},
-		{"vip empty", webVIP("[]"), []string{`service "web": vip: is empty: want an IPv4 address or an array of them`}},
+		{"vip empty", webVIP("[]"), []string{`service "web": vip: is empty: want an IPv4 or IPv6 address, or an array of them`}},
 		{"vip number", webVIP("[80]"), []string{`service "web": vip: 80 is of the wrong type: ` + wantAddr}},
 		{"vip prefix", webVIP(`"198.51.100.80/32"`), []string{`service "web": vip: "198.51.100.80/32" is not an address: ` + wantAddr}},
 		{"vip multicast", webVIP(`"224.0.0.1"`), []string{`service "web": vip: "224.0.0.1" is a multicast address: want a unicast address`}},
 		{"vip broadcast", webVIP(`"255.255.255.255"`), []string{`service "web": vip: "255.255.255.255" is the broadcast address: want a unicast address`}},
 		{"vip unspecified", webVIP(`"0.0.0.0"`), []string{`service "web": vip: "0.0.0.0" is the unspecified address: want a unicast address`}},
 		{"vip this network", webVIP(`"0.0.0.1"`), []string{`service "web": vip: "0.0.0.1" is in 0.0.0.0/8, "this network": want a unicast address`}},
-		{"vip mapped", webVIP(`"::ffff:10.0.0.1"`), []string{`service "web": vip: "::ffff:10.0.0.1": IPv6 is not in this version yet: ` + wantAddr}},
+		{"vip mapped", webVIP(`"::ffff:10.0.0.1"`), []string{`service "web": vip: "::ffff:10.0.0.1" is an IPv4-mapped IPv6 address: want "10.0.0.1"`}},
+		{"vips IPv6", webVIP(`["fe80::1", "fe80::1%eth0", "::", "::1", "ff02::1", "2001:db8::80/64"]`), []string{
+			`service "web": vip: "fe80::1" is a link-local address: want a unicast address`,
+			`service "web": vip: "fe80::1%eth0" has a zone: ` + wantAddr,
+			`service "web": vip: "::" is the unspecified address: want a unicast address`,
+			`service "web": vip: "::1" is a loopback address: want a unicast address`,
+			`service "web": vip: "ff02::1" is a multicast address: want a unicast address`,
+			`service "web": vip: "2001:db8::80/64" is not an address: ` + wantAddr,
+		}},
 		{"vip twice", webVIP(`["198.51.100.80", "198.51.100.80"]`), []string{`service "web": vip: "198.51.100.80" is there twice: want each address once`}},
 		{"protocol unknown", strings.Replace(goodService, `"tcp"`, `"TCP"`, 1), []string{`service "web": protocol: "TCP" is unknown: want tcp, udp or sctp`}},
 		{"port high", webPort("70000"), []string{`service "web": port: 70000 is out of range: ` + wantPorts}},
@@ -273,9 +302,26 @@ func TestDirectorFaults(t *testing.T) {
 
 		// [[service.realserver]]
 		{"realserver type", web("realserver = 1"), []string{`service "web": realserver: 1 is of the wrong type: want [[service.realserver]] tables`}},
-		{"realserver empty", realserver(""), []string{`service "web": realserver[1]: address: missing: want the realserver's IPv4 address`}},
+		{"realserver empty", realserver(""), []string{`service "web": realserver[1]: address: missing: want the realserver's IPv4 or IPv6 address`}},
 		{"realserver address", realserver(`address = "10.0.0.300"`), []string{`service "web": realserver[1]: address: "10.0.0.300" is not an address: ` + wantAddr}},
-		{"realserver IPv6", realserver(`address = "2001:db8::1"`), []string{`service "web": realserver "2001:db8::1": address: "2001:db8::1": IPv6 is not in this version yet: ` + wantAddr}},
+		{"realserver link-local", realserver(`address = "fe80::1"`), []string{`service "web": realserver "fe80::1": address: "fe80::1" is a link-local address: want a unicast address`}},
+		{"key out of range", realserver("address = \"10.0.0.1\"\nencap = \"gre\"\nencap_key = 4294967296"), []string{
+			`service "web": realserver "10.0.0.1": encap_key: 4294967296 is out of range: want 0 to 4294967295`,
+		}},
+		{"key of no GRE", realserver("address = \"10.0.0.1\"\nencap = \"gue\"\nencap_key = 1"), []string{
+			`service "web": realserver "10.0.0.1": encap_key: only gre has a key, and this tunnel is gue: leave it out`,
+		}},
+		{"checksum of no tunnel that has one", realserver("address = \"10.0.0.1\"\nencap_checksum = true"), []string{
+			`service "web": realserver "10.0.0.1": encap_checksum: ipip has no checksum: leave it out, or use gre, gue or fou`,
+		}},
+		{"key and checksum of no tunnel", web("encap_key = 7\nencap_checksum = true\nrealserver = [{address = \"10.0.0.1\"}]"), []string{
+			`service "web": encap_key: only gre has a key, and no tunnel of this service is gre: leave it out`,
+			`service "web": encap_checksum: ipip has no checksum, and all tunnels of this service are ipip: leave it out, or use gre, gue or fou`,
+		}},
+		{"key and checksum of a wrong type", web("encap_key = \"a\"\nencap_checksum = 1"), []string{
+			`service "web": encap_checksum: 1 is of the wrong type: want true or false`,
+			`service "web": encap_key: "a" is of the wrong type: want 0 to 4294967295`,
+		}},
 		{"realserver twice", realserver("address = \"10.0.0.1\"\n[[service.realserver]]\naddress = \"10.0.0.1\"\nweight = -1"), []string{
 			`service "web": realserver[2]: address: "10.0.0.1" is there twice: want a realserver once in a service`,
 			`service "web": realserver[2]: weight: -1 is out of range: want 0 (drains it) to 65535`,
@@ -324,7 +370,7 @@ port = 1
 		`connections: max: 1 is out of range: want 1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)`,
 		`connections: timeouts: tcp: 900 is not a duration: write "15m"; want 1s to 744h (31 days)`,
 		`connections: timeouts: udp: "0s" is out of range: want 1s to 744h (31 days)`,
-		`service "web": vip: "nonsense" is not an address: want an IPv4 address such as "10.0.2.2"`,
+		`service "web": vip: "nonsense" is not an address: want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`,
 		`service "web": protocol: "icmp" is unknown: want tcp, udp or sctp`,
 		`service "web": port: 70000 is out of range: want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them`,
 		`service "web": realserver "198.51.100.80": weight: -1 is out of range: want 0 (drains it) to 65535`,

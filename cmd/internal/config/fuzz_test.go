@@ -30,7 +30,7 @@ func checkFaults(t *testing.T, err error) {
 func checkAddrs(t *testing.T, addrs ...netip.Addr) {
 	t.Helper()
 	for _, a := range addrs {
-		if !a.Is4() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast() {
 			t.Errorf("address %v", a)
 		}
 	}
@@ -61,8 +61,9 @@ func FuzzParseDirector(f *testing.F) {
 			return
 		}
 		checkCommon(t, d.TUN, d.Control)
-		if d.Source.IsValid() {
-			checkAddrs(t, d.Source)
+		checkAddrs(t, d.Source.List()...)
+		if v4, v6 := d.Source.V4, d.Source.V6; v4.IsValid() && !v4.Is4() || v6.IsValid() && !v6.Is6() {
+			t.Errorf("sources %+v", d.Source)
 		}
 		c := d.Connections
 		if d.Queues < 1 || d.Queues > 256 || c.Max < 1024 || c.Max > 1<<27 {
@@ -121,6 +122,9 @@ func checkServices(t *testing.T, services []config.Service) {
 			checkAddrs(t, r.Address)
 			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 || r.Lower < 0 || r.Lower > r.Upper {
 				t.Errorf("realserver %+v", r)
+			}
+			if n := r.Tunnel; n.HasKey && n.Encap != "gre" || n.Key != 0 && !n.HasKey || n.Checksum && n.Encap == "ipip" || !slices.Contains(config.Encaps(), n.Encap) {
+				t.Errorf("tunnel %+v", n)
 			}
 			seen[r.Address] = true
 		}

@@ -73,7 +73,7 @@ func TestRealserverReference(t *testing.T) {
 // Each of these faults gives exactly these lines.
 func TestRealserverFaults(t *testing.T) {
 	const (
-		wantAddr   = `want an IPv4 address such as "10.0.2.2"`
+		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 		wantPrefix = `want an IPv4 address such as "10.0.2.2" or a prefix such as "10.0.2.0/24"`
 		wantList   = `want an array of the directors' IPv4 addresses or prefixes`
 		wantMSS    = `want "auto", "off" or 88 to 65495 bytes`
@@ -103,7 +103,7 @@ func TestRealserverFaults(t *testing.T) {
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
 		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 addresses`}},
 		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 addresses`}},
-		{"vips IPv6", vips(`["2001:db8::80"]`), []string{`realserver: vips: "2001:db8::80": IPv6 is not in this version yet: ` + wantAddr}},
+		{"vips link-local", vips(`["fe80::80"]`), []string{`realserver: vips: "fe80::80" is a link-local address: want a unicast address`}},
 		{"vips twice", vips(`["198.51.100.80", "198.51.100.80"]`), []string{`realserver: vips: "198.51.100.80" is there twice: want each address once`}},
 		{"vips number", vips(`[1]`), []string{`realserver: vips: 1 is of the wrong type: ` + wantAddr}},
 		{"directors empty", directors("[]"), []string{`realserver: directors: is empty: ` + wantList}},

@@ -68,9 +68,11 @@ func (r *serviceReader) read(root *table) []Service {
 
 // checkSource refuses a VIP as the source of tunnel packets: realservers own the VIPs, and a host drops packets that
 // come from an address of its own.
-func (r *serviceReader) checkSource(t *table, source netip.Addr) {
-	if owner, ok := r.vips[source]; ok {
-		t.faultAt("source", "\"%v\" is also a VIP of %s: want the director's own address", source, owner.label)
+func (r *serviceReader) checkSource(t *table, sources Sources) {
+	for _, a := range sources.List() {
+		if owner, ok := r.vips[a]; ok {
+			t.faultAt("source", "\"%v\" is also a VIP of %s: want the director's own address", a, owner.label)
+		}
 	}
 }
 
@@ -90,7 +92,7 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	if taken {
 		t.faultAt("name", "%s is also the name of %s: want a name of its own", show(name), owner)
 	}
-	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 address or an array of them"))
+	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 or IPv6 address, or an array of them"))
 	protocols := []string{"tcp", "udp", "sctp"}
 	if v, ok := t.required("protocol", oneOf(protocols)); ok {
 		s.Protocol, _ = t.choice("protocol", v, protocols, nil)
@@ -98,7 +100,7 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	s.Ports = t.ports("port")
 	r.readScheduling(t, &s)
 	s.EncapPort = readEncapPort(t)
-	s.Realservers = r.readRealservers(t, readEncap(t, "ipip"))
+	s.Realservers = r.readRealservers(t, readTunnel(t))
 	t.finish(laterInService())
 
 	for _, vip := range s.VIPs {
@@ -183,9 +185,8 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	}
 }
 
-// readRealservers reads the [[service.realserver]] tables of one service.
-// readRealservers reads a service's realservers; encap is the tunnel of those that name none.
-func (r *serviceReader) readRealservers(service *table, encap string) []RealserverRef {
+// readRealservers reads a service's realservers; tunnel is that of those that say nothing else.
+func (r *serviceReader) readRealservers(service *table, tunnel Tunnel) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
@@ -197,7 +198,7 @@ func (r *serviceReader) readRealservers(service *table, encap string) []Realserv
 
 		t := service.child(label, row)
 		rs := RealserverRef{Weight: 1}
-		if v, ok := t.required("address", "the realserver's IPv4 address"); ok {
+		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
 			if rs.Address, ok = t.address("address", v); ok {
 				if seen[rs.Address] {
 					t.faultAt("address", "%s is there twice: want a realserver once in a service", show(v))
@@ -208,9 +209,10 @@ func (r *serviceReader) readRealservers(service *table, encap string) []Realserv
 		}
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
 		rs.Upper, rs.Lower = readThresholds(t)
-		rs.Encap = readEncap(t, encap)
+		rs.Tunnel = tunnel.readFor(t)
 		t.finish(laterInServiceRealserver())
 		list = append(list, rs)
 	}
+	checkTunnels(service, tunnel, list)
 	return list
 }

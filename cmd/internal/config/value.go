@@ -74,9 +74,9 @@ func (t *table) level(key string) slog.Level {
 	return slog.LevelInfo
 }
 
-// address checks one value to be the IPv4 address that one host can have.
+// address checks one value to be the IPv4 or IPv6 address that one host can have.
 func (t *table) address(key string, value any) (netip.Addr, bool) {
-	const want = `an IPv4 address such as "10.0.2.2"`
+	const want = `an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 	s, ok := value.(string)
 	if !ok {
 		t.wrongType(key, value, want)
@@ -86,8 +86,10 @@ func (t *table) address(key string, value any) (netip.Addr, bool) {
 	switch {
 	case err != nil:
 		t.faultAt(key, "%s is not an address: want %s", show(s), want)
-	case !a.Is4():
-		t.faultAt(key, "%s: IPv6 is not in this version yet: want %s", show(s), want)
+	case a.Zone() != "":
+		t.faultAt(key, "%s has a zone: want %s", show(s), want)
+	case a.Is4In6():
+		t.faultAt(key, "%s is an IPv4-mapped IPv6 address: want \"%v\"", show(s), a.Unmap())
 	case notUnicast(a) != "":
 		t.faultAt(key, "%s is %s: want a unicast address", show(s), notUnicast(a))
 	default:
@@ -96,12 +98,14 @@ func (t *table) address(key string, value any) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// notUnicast says why an IPv4 address cannot be a host's own on a network; "" when it can.
+// notUnicast says why an address cannot be a host's own on more networks than one; "" when it can.
 func notUnicast(a netip.Addr) string {
 	switch {
 	case a.IsUnspecified():
 		return "the unspecified address"
-	case a.As4()[0] == 0:
+	case a.Is6() && a.IsLinkLocalUnicast():
+		return "a link-local address"
+	case a.Is4() && a.As4()[0] == 0:
 		return "in 0.0.0.0/8, \"this network\""
 	case a.IsLoopback():
 		return "a loopback address"

@@ -134,9 +134,11 @@ func TestPrint(t *testing.T) {
 
 // TestPrintSettings is about what only some services have.
 func TestPrintSettings(t *testing.T) {
+	key := uint32(7)
 	st := DirectorStatus{Services: []Service{
 		{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::1"}, Protocol: "tcp", Ports: []string{"0"}, Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"},
-			Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 100, Lower: 80, Active: 7}}},
+			Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 100, Lower: 80, Active: 7},
+				{Address: "2001:db8:11::2", Encap: "gre", EncapKey: &key, EncapChecksum: true, Weight: 1}}},
 		{Name: "dns", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr", OnePacket: true, Persistence: &Persistence{60, 32, 128}},
 	}}
 	var out bytes.Buffer
@@ -155,6 +157,7 @@ func TestPrintSettings(t *testing.T) {
 		"TCP 198.51.100.80:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
 		"TCP [2001:db8::1]:0 sh (sh-port,sh-fallback) persistent 300 netmask 24 netmask6 64 (web)",
 		"-> 10.0.11.2 ipip 0 100 80 7 0 0 0 0 draining",
+		"-> 2001:db8:11::2 gre,key=7,csum 1 0 0 0 0 0 0 0",
 		"UDP 198.51.100.80:53 rr persistent 60 ops (dns)",
 	}
 	if strings.Join(lines, "\n") != strings.Join(want, "\n") {

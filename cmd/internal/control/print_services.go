@@ -49,7 +49,7 @@ func printServices(w io.Writer, services []Service) {
 
 // cells is a realserver's row of the table.
 func (r *Realserver) cells(thresholds bool) []string {
-	cells := []string{r.Address, r.Encap, fmt.Sprint(r.Weight)}
+	cells := []string{r.Address, r.forward(), fmt.Sprint(r.Weight)}
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
@@ -58,6 +58,18 @@ func (r *Realserver) cells(thresholds bool) []string {
 		remark = "draining"
 	}
 	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark)
+}
+
+// forward names the tunnel: "gre,key=7,csum".
+func (r *Realserver) forward() string {
+	name := r.Encap
+	if r.EncapKey != nil {
+		name += fmt.Sprintf(",key=%d", *r.EncapKey)
+	}
+	if r.EncapChecksum {
+		name += ",csum"
+	}
+	return name
 }
 
 func printRow(w io.Writer, cells []string, widths []int) {

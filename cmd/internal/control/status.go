@@ -76,15 +76,17 @@ type Persistence struct {
 
 // Realserver is one realserver of one service.
 type Realserver struct {
-	Address     string  `json:"address"`
-	Encap       string  `json:"encap"`
-	Weight      int     `json:"weight"`          // 0: it drains
-	Upper       int     `json:"upper,omitempty"` // thresholds of connections
-	Lower       int     `json:"lower,omitempty"`
-	Active      int     `json:"active"`      // connections that IPVS counts as active
-	Inactive    int     `json:"inactive"`    // all others
-	Connections uint64  `json:"connections"` // scheduled since the start
-	Forwarded   Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
+	Address       string  `json:"address"`
+	Encap         string  `json:"encap"`
+	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
+	EncapChecksum bool    `json:"encap_checksum,omitempty"`
+	Weight        int     `json:"weight"`          // 0: it drains
+	Upper         int     `json:"upper,omitempty"` // thresholds of connections
+	Lower         int     `json:"lower,omitempty"`
+	Active        int     `json:"active"`      // connections that IPVS counts as active
+	Inactive      int     `json:"inactive"`    // all others
+	Connections   uint64  `json:"connections"` // scheduled since the start
+	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
 }
 
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what

@@ -72,6 +72,8 @@ func (l *difference) realservers(at string, was, is []config.RealserverRef) {
 			l.compare(name+"upper", old.Upper, r.Upper)
 			l.compare(name+"lower", old.Lower, r.Lower)
 			l.compare(name+"encap", old.Encap, r.Encap)
+			l.compare(name+"encap_key", keyName(old.Tunnel), keyName(r.Tunnel))
+			l.compare(name+"encap_checksum", old.Checksum, r.Checksum)
 			delete(former, r.Address)
 		} else {
 			l.note("%sadded, weight %d", name, r.Weight)
@@ -86,11 +88,18 @@ func (l *difference) realservers(at string, was, is []config.RealserverRef) {
 
 func serviceName(s *config.Service) string { return fmt.Sprintf("service %q", s.Name) }
 
-func sourceName(a netip.Addr) string {
-	if !a.IsValid() {
+func sourceName(s config.Sources) string {
+	if len(s.List()) == 0 {
 		return "of the route"
 	}
-	return a.String()
+	return join(s.List())
+}
+
+func keyName(n config.Tunnel) string {
+	if !n.HasKey {
+		return none("")
+	}
+	return fmt.Sprint(n.Key)
 }
 
 // flagNames writes the flags of a scheduler as the configuration does.

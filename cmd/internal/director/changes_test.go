@@ -13,7 +13,7 @@ import (
 // running is a configuration to change.
 func running() *config.Director {
 	rs := func(last byte) config.RealserverRef {
-		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}), Encap: "ipip", Weight: 1}
+		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}), Tunnel: config.Tunnel{Encap: "ipip"}, Weight: 1}
 	}
 	vip := netip.MustParseAddr("198.51.100.80")
 	return &config.Director{TUN: "vs0", Services: []config.Service{
@@ -31,7 +31,17 @@ func TestChanges(t *testing.T) {
 		want   []string
 	}{
 		{"nothing", func(*config.Director, *config.Service) {}, nil},
-		{"source", func(d *config.Director, _ *config.Service) { d.Source = netip.MustParseAddr("10.0.2.2") }, []string{"source of the route -> 10.0.2.2"}},
+		{"source", func(d *config.Director, _ *config.Service) { d.Source.V4 = netip.MustParseAddr("10.0.2.2") }, []string{"source of the route -> 10.0.2.2"}},
+		{"sources", func(d *config.Director, _ *config.Service) {
+			d.Source = config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")}
+		}, []string{"source of the route -> 10.0.2.2,2001:db8:2::2"}},
+		{"tunnels", func(_ *config.Director, web *config.Service) {
+			web.Realservers[0].Tunnel = config.Tunnel{Encap: "gre", Key: 7, HasKey: true, Checksum: true}
+		}, []string{
+			`service "web": realserver 10.0.11.1: encap ipip -> gre`,
+			`service "web": realserver 10.0.11.1: encap_key none -> 7`,
+			`service "web": realserver 10.0.11.1: encap_checksum false -> true`,
+		}},
 		{"service removed", func(d *config.Director, _ *config.Service) { d.Services = d.Services[1:] }, []string{`service "web": removed`}},
 		{"service added", func(d *config.Director, web *config.Service) {
 			more := *web

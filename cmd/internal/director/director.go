@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +48,7 @@ type director struct {
 	mu       sync.Mutex // of what a reload changes
 	cfg      *config.Director
 	leftVIPs []netip.Addr // not configured any more, but with connections
+	lost     []netip.Addr // realservers to which there is no route
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -76,7 +78,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
-	for _, protocol := range []int{packet.ProtoIPIP, encap.ProtoGRE, packet.ProtoUDP} {
+	for _, protocol := range []int{packet.ProtoIPIP, encap.ProtoIPv6, encap.ProtoGRE, packet.ProtoUDP} {
 		e, err := wire.LearnPathMTU(protocol)
 		if err != nil {
 			return nil, err
@@ -96,7 +98,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, u)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
-	if err := d.bal.Apply(services(cfg, d.log)); err != nil {
+	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}
 	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
@@ -125,12 +127,20 @@ const udpPorts = 16
 // network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself
 // knows what fits each tunnel.
 func network(tun string, vips []netip.Addr) routing.State {
-	s := routing.State{
-		Sysctls: []routing.Sysctl{
-			{Key: "net/ipv4/ip_forward", Value: "1"},                                    // what comes in for a VIP goes on into the device
-			{Key: "net/ipv6/conf/" + tun + "/disable_ipv6", Value: "1", Optional: true}, // else the kernel greets neighbours that are not there
-		},
-		Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}},
+	s := routing.State{Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}}}
+	device := "net/ipv6/conf/" + tun
+	if slices.ContainsFunc(vips, netip.Addr.Is6) {
+		s.Sysctls = []routing.Sysctl{
+			{Key: device + "/addr_gen_mode", Value: "1"}, // no address, with which the kernel would look for neighbours that are not there
+			{Key: device + "/accept_ra", Value: "0"},
+			{Key: device + "/disable_ipv6", Value: "0"},
+			{Key: "net/ipv6/conf/all/forwarding", Value: "1"}, // what comes in for a VIP goes on into the device
+		}
+	} else {
+		s.Sysctls = []routing.Sysctl{{Key: device + "/disable_ipv6", Value: "1", Optional: true}} // likewise
+	}
+	if slices.ContainsFunc(vips, netip.Addr.Is4) {
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv4/ip_forward", Value: "1"})
 	}
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())

@@ -32,7 +32,8 @@ func preflight(cfg *config.Director) error {
 func checkAddresses(cfg *config.Director) error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if a := cfg.Source; a.IsValid() {
+	six := routing.HasIPv6()
+	for _, a := range cfg.Source.List() {
 		if _, local, err := routing.LocalAddr(a); err != nil {
 			errs = append(errs, err)
 		} else if !local {
@@ -41,6 +42,10 @@ func checkAddresses(cfg *config.Director) error {
 	}
 	for _, s := range cfg.Services {
 		for _, vip := range s.VIPs {
+			if vip.Is6() && !six {
+				fault("service %q: VIP %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the VIP out", s.Name, vip)
+				continue
+			}
 			if link, local, err := routing.LocalAddr(vip); err != nil {
 				errs = append(errs, err)
 			} else if local {
@@ -48,6 +53,10 @@ func checkAddresses(cfg *config.Director) error {
 			}
 		}
 		for _, r := range s.Realservers {
+			if r.Address.Is6() && !six {
+				fault("service %q: realserver %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the realserver out", s.Name, r.Address)
+				continue
+			}
 			if link, local, err := routing.LocalAddr(r.Address); err != nil {
 				errs = append(errs, err)
 			} else if local {

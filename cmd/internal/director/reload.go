@@ -56,7 +56,7 @@ func (d *director) apply(cfg *config.Director) error {
 	if err := d.network.Set(network(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
 		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
 	}
-	if err := d.bal.Apply(services(cfg, d.log)); err != nil {
+	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
 	}
 	d.cfg = cfg
@@ -82,7 +82,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Services, b.Services = nil, nil
-	a.Source, b.Source = netip.Addr{}, netip.Addr{}
+	a.Source, b.Source = config.Sources{}, config.Sources{}
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}

@@ -2,7 +2,6 @@ package director
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,7 +13,7 @@ import (
 )
 
 // services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now.
-func services(cfg *config.Director, log *slog.Logger) balancer.Config {
+func (d *director) services(cfg *config.Director) balancer.Config {
 	var all []netip.Addr
 	for _, s := range cfg.Services {
 		for _, r := range s.Realservers {
@@ -23,7 +22,9 @@ func services(cfg *config.Director, log *slog.Logger) balancer.Config {
 	}
 	ways, err := routing.Paths(all)
 	if err != nil {
-		log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+	} else {
+		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := ways[a]; return known }))
 	}
 	var out balancer.Config
 	for i := range cfg.Services {
@@ -32,18 +33,34 @@ func services(cfg *config.Director, log *slog.Logger) balancer.Config {
 	return out
 }
 
+// noteLost logs which realservers there is no route to, when they are others than before.
+func (d *director) noteLost(lost []netip.Addr) {
+	switch was := d.lost; {
+	case slices.Equal(lost, was):
+	case len(lost) == 0:
+		d.log.Info("there is a route to every realserver again")
+	default:
+		d.log.Warn("no route to realservers: what is for them is dropped until there is one", "count", len(lost), "realservers", join(lost[:min(len(lost), 10)]))
+	}
+	d.lost = lost
+}
+
 // service is s as the balancer takes it.
-func service(s *config.Service, source netip.Addr, ways map[netip.Addr]routing.Path) balancer.Service {
+func service(s *config.Service, sources config.Sources, ways map[netip.Addr]routing.Path) balancer.Service {
 	svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: protocols[s.Protocol], Scheduler: s.Scheduler, Flags: balancer.Flags(s.Flags),
 		Persistence: balancer.Persistence{Timeout: s.Persistence.Timeout, Mask4: s.Persistence.Netmask, Mask6: s.Persistence.Netmask6}, OnePacket: s.OnePacket}
 	for _, p := range s.Ports {
 		svc.Ports = append(svc.Ports, balancer.PortRange(p))
 	}
 	for _, r := range s.Realservers {
-		rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Source: source, MTU: pathMTU(ways, r.Address)}
+		rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+			Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}
 		rs.Encap, _ = encap.ParseKind(r.Encap)
 		if rs.Encap.UDP() {
 			rs.Port = s.EncapPort
+		}
+		if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) { // else the kernel puts it in
+			rs.Source = ownAddress(ways, r.Address)
 		}
 		svc.Realservers = append(svc.Realservers, rs)
 	}
@@ -53,10 +70,22 @@ func service(s *config.Service, source netip.Addr, ways map[netip.Addr]routing.P
 // pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when there is one again.
 func pathMTU(ways map[netip.Addr]routing.Path, a netip.Addr) int {
 	way, known := ways[a]
-	if !known {
+	switch {
+	case !known:
 		return 1500
+	case a.Is4():
+		return max(way.MTU, encap.MinMTU+encap.MaxOverhead)
 	}
-	return max(way.MTU, encap.MinMTU+encap.MaxOverhead)
+	return max(way.MTU, encap.MinMTU6)
+}
+
+// ownAddress is the source that the kernel would give a packet to a: the zero Addr without a way, or with none but an address that no realserver
+// could know the director by.
+func ownAddress(ways map[netip.Addr]routing.Path, a netip.Addr) netip.Addr {
+	if source := ways[a].Source; source.IsValid() && !source.IsLinkLocalUnicast() {
+		return source
+	}
+	return netip.Addr{}
 }
 
 // vips are the VIPs of cfg, each once.
@@ -83,6 +112,10 @@ func (d *director) watchPaths(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		case <-d.shared.TooBig:
+		case <-d.network.Changed():
+			if !d.hasLost() {
+				continue
+			}
 		}
 		d.refresh()
 		select { // not more often than that
@@ -93,11 +126,17 @@ func (d *director) watchPaths(ctx context.Context) error {
 	}
 }
 
+func (d *director) hasLost() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.lost) > 0
+}
+
 // refresh takes over what the kernel has learned about the ways to the realservers, and lets VIPs go whose last connections have ended.
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.bal.Apply(services(d.cfg, d.log)); err != nil {
+	if err := d.bal.Apply(d.services(d.cfg)); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
 	d.releaseVIPs()

@@ -11,19 +11,51 @@ import (
 	"vstun/balancer"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/routing"
 )
 
 func TestService(t *testing.T) {
 	vip, source, rs := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("10.0.11.2")
 	got := service(&config.Service{Name: "phone", VIPs: []netip.Addr{vip}, Protocol: "sctp", Ports: []config.PortRange{{}}, Scheduler: "mh",
 		Flags: config.SchedulerFlags{Fallback: true}, Persistence: config.Persistence{Timeout: time.Minute, Netmask: 24, Netmask6: 64}, OnePacket: true,
-		Realservers: []config.RealserverRef{{Address: rs, Weight: 3, Upper: 10, Lower: 5}}}, source, nil)
+		Realservers: []config.RealserverRef{{Address: rs, Weight: 3, Upper: 10, Lower: 5}}}, config.Sources{V4: source}, nil)
 	want := balancer.Service{Name: "phone", VIPs: []netip.Addr{vip}, Protocol: 132, Ports: []balancer.PortRange{{}}, Scheduler: "mh",
 		Flags: balancer.Flags{Fallback: true}, Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24, Mask6: 64}, OnePacket: true,
 		Realservers: []balancer.Realserver{{Address: rs, Weight: 3, Upper: 10, Lower: 5, Source: source, MTU: 1500}}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestOuterSource: the configuration's comes first; else it is the route's, where the kernel can't put it in itself.
+func TestOuterSource(t *testing.T) {
+	four, six := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("fd00:11::2")
+	own4, own6, set6 := netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00:2::2"), netip.MustParseAddr("fd00:2::3")
+	ways := map[netip.Addr]routing.Path{four: {Source: own4, MTU: 60}, six: {Source: own6, MTU: 60}}
+	link := map[netip.Addr]routing.Path{six: {Source: netip.MustParseAddr("fe80::1"), MTU: 1400}}
+	for _, c := range []struct {
+		name    string
+		to      netip.Addr
+		tunnel  config.Tunnel
+		sources config.Sources
+		ways    map[netip.Addr]routing.Path
+		want    netip.Addr
+		mtu     int
+	}{
+		{"IPv4", four, config.Tunnel{Encap: "ipip"}, config.Sources{V6: set6}, ways, netip.Addr{}, encap.MinMTU + encap.MaxOverhead},
+		{"IPv4, UDP checksum", four, config.Tunnel{Encap: "gue", Checksum: true}, config.Sources{}, ways, own4, encap.MinMTU + encap.MaxOverhead},
+		{"IPv4, GRE checksum", four, config.Tunnel{Encap: "gre", Checksum: true}, config.Sources{}, ways, netip.Addr{}, encap.MinMTU + encap.MaxOverhead},
+		{"IPv6", six, config.Tunnel{Encap: "ipip"}, config.Sources{V4: own4}, ways, own6, encap.MinMTU6},
+		{"IPv6, configured", six, config.Tunnel{Encap: "ipip"}, config.Sources{V6: set6}, ways, set6, encap.MinMTU6},
+		{"IPv6 without route", six, config.Tunnel{Encap: "ipip"}, config.Sources{}, nil, netip.Addr{}, 1500},
+		{"IPv6 without an address", six, config.Tunnel{Encap: "ipip"}, config.Sources{}, link, netip.Addr{}, 1400},
+	} {
+		got := service(&config.Service{EncapPort: 6080, Realservers: []config.RealserverRef{{Address: c.to, Tunnel: c.tunnel}}}, c.sources, c.ways).Realservers[0]
+		if got.Source != c.want || got.MTU != c.mtu {
+			t.Errorf("%s: source %v, MTU %d, want %v, %d", c.name, got.Source, got.MTU, c.want, c.mtu)
+		}
 	}
 }
 

@@ -57,8 +57,12 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 		svc.Ports = append(svc.Ports, p.String())
 	}
 	for _, r := range s.Realservers {
-		svc.Realservers = append(svc.Realservers, control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
-			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}})
+		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+		if r.HasKey {
+			rs.EncapKey = &r.Key
+		}
+		svc.Realservers = append(svc.Realservers, rs)
 	}
 	return svc
 }

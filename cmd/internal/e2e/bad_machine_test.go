@@ -163,6 +163,7 @@ func (s *site) refusals() []refusal {
 			says: []string{s.VIP.String(), "lo", "ip addr del"}},
 		{name: "vip-on-eth0", machine: address(netlink.AddrAdd, "eth0"), restore: address(netlink.AddrDel, "eth0"),
 			says: []string{s.VIP.String(), "eth0", "ip addr del"}},
+		{name: "source", program: "director", more: `source = ["10.0.2.9", "2001:db8:2::9"]`, says: []string{"source ", "no address of this host"}, many: true},
 		{name: "route-to-vip", program: "director", machine: route(netlink.RouteAdd, unix.RT_TABLE_MAIN), restore: route(netlink.RouteDel, unix.RT_TABLE_MAIN),
 			says: []string{s.VIP.String(), "route"}},
 		{name: "table", program: "realserver", machine: route(netlink.RouteAdd, table), restore: route(netlink.RouteDel, table),
