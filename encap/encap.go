@@ -72,7 +72,7 @@ const (
 )
 
 // MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with GRE, checksum and key, or with UDP and GUE.
-const MaxOverhead = ipv6HeaderLen + 12
+const MaxOverhead = packet.IPv6HeaderLen + 12
 
 // Config says what a Tunnel is to be.
 type Config struct {

@@ -124,7 +124,7 @@ func TestECN6(t *testing.T) {
 				}
 				continue
 			}
-			ipv6(p).SetTrafficClass(0xb8 | want[in][out])
+			packet.IPv6(p).SetTrafficClass(0xb8 | want[in][out])
 			if d != packet.Accept || !bytes.Equal(b.Bytes(), p) {
 				t.Errorf("inner %d, outer %d: %v %x, want %x", in, out, d, b.Bytes()[:2], p[:2])
 			}
@@ -141,7 +141,7 @@ func wellFormed(t *testing.T, p []byte) {
 			t.Errorf("accepted, but not well formed: %x", p)
 		}
 	case len(p) >= 40 && p[0]>>4 == 6:
-		if ipv6(p).TotalLen() != len(p) {
+		if packet.IPv6(p).TotalLen() != len(p) {
 			t.Errorf("accepted, but not well formed: %x", p)
 		}
 	default:

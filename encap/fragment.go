@@ -13,7 +13,7 @@ const (
 )
 
 // Fragment6HeadLen is the room that Fragment6 needs for each piece, in bytes.
-const Fragment6HeadLen = ipv6HeaderLen + fragmentHeaderLen
+const Fragment6HeadLen = packet.IPv6HeaderLen + fragmentHeaderLen
 
 // Extension header of a fragment (RFC 8200, section 4.5): next header, 0, offset and M, ID.
 const (
@@ -54,17 +54,17 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 // fills in nothing.
 func Fragment6(segs []packet.Segment, outer []byte, mtu int, id uint32, room []byte) []packet.Segment {
 	step := (mtu - Fragment6HeadLen) &^ 7
-	payload := outer[ipv6HeaderLen:]
+	payload := outer[packet.IPv6HeaderLen:]
 	for off := 0; off < len(payload); off += step {
 		h := room[:Fragment6HeadLen:Fragment6HeadLen]
 		room = room[Fragment6HeadLen:]
-		copy(h, outer[:ipv6HeaderLen])
+		copy(h, outer[:packet.IPv6HeaderLen])
 		body := payload[off:min(off+step, len(payload))]
 		frag := uint16(off) // units of 8 bytes, above three other bits
 		if off+step < len(payload) {
 			frag |= 1
 		}
-		ip, f := ipv6(h), h[ipv6HeaderLen:]
+		ip, f := packet.IPv6(h), h[packet.IPv6HeaderLen:]
 		ip.SetPayloadLen(fragmentHeaderLen + len(body))
 		f[0], f[1] = ip.NextHeader(), 0
 		ip[6] = protoFragment

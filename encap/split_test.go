@@ -208,7 +208,7 @@ func FuzzSplit(f *testing.F) {
 		p.SetLen(info.Len)
 		if p.Offload.GSO == packet.GSONone {
 			p.Finish()
-			p.PutVnet()
+			p.PutVnet(new([packet.VnetLen]byte))
 			return
 		}
 		headers, payload, d := packet.SplitSize(p, &info, 1480)

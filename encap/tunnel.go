@@ -36,9 +36,9 @@ func New(c Config) (Tunnel, error) {
 		h[10], h[11] = 0, 0 // the checksum is the kernel's
 		t.ip, t.pseudo = packet.IPv4HeaderLen, packet.Fold(h.PseudoSum(0))
 	} else {
-		h := ipv6(t.header[:])
-		putIPv6(h, proto, c.Source.As16(), c.Destination.As16())
-		t.ip, t.pseudo = ipv6HeaderLen, packet.Fold(h.PseudoSum(proto, 0))
+		h := packet.IPv6(t.header[:])
+		packet.PutIPv6(h, 0, packet.IPv6HeaderLen, 0, proto, c.Source.As16(), c.Destination.As16())
+		t.ip, t.pseudo = packet.IPv6HeaderLen, packet.Fold(h.PseudoSum(proto, 0))
 	}
 	h := t.header[t.ip:]
 	switch c.Kind {
@@ -123,7 +123,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 			ip[9] = protocol(version)
 		}
 	} else {
-		ipv6(ip).SetTrafficClass(class)
+		packet.IPv6(ip).SetTrafficClass(class)
 		ip[7] = ttl
 		if t.kind == KindIPIP {
 			ip[6] = protocol(version)
@@ -156,7 +156,7 @@ func (t *Tunnel) seal(h, body []byte) {
 	if t.OuterIs4() {
 		packet.IPv4(h).SetTotalLen(n)
 	} else {
-		ipv6(h).SetPayloadLen(n - ipv6HeaderLen)
+		packet.IPv6(h).SetPayloadLen(n - packet.IPv6HeaderLen)
 	}
 	h, n = h[t.ip:], n-int(t.ip)
 	switch {
@@ -174,7 +174,7 @@ func (t *Tunnel) seal(h, body []byte) {
 
 // look finds what an outer header takes over from the IP packet p: class is TOS or traffic class, df is 0x40 or 0.
 func look(p []byte) (class, ttl, df byte, version int) {
-	if h := ipv6(p); h.Version() == 6 {
+	if h := packet.IPv6(p); h.Version() == 6 {
 		return h.TrafficClass(), h.HopLimit(), 0, 6
 	}
 	h := packet.IPv4(p)

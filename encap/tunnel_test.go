@@ -24,13 +24,13 @@ var (
 
 // inner6 makes an IPv6 packet of n bytes from the client to the VIP.
 func inner6(n int, class, hops byte) []byte {
-	b := make(ipv6, n)
+	b := make(packet.IPv6, n)
 	for i := range b {
 		b[i] = byte(i)
 	}
-	putIPv6(b, packet.ProtoUDP, client6.As16(), vip6.As16())
+	packet.PutIPv6(b, 0, packet.IPv6HeaderLen, 0, packet.ProtoUDP, client6.As16(), vip6.As16())
 	b.SetTrafficClass(class)
-	b.SetPayloadLen(n - ipv6HeaderLen)
+	b.SetPayloadLen(n - packet.IPv6HeaderLen)
 	b[7] = hops
 	return b
 }
@@ -80,8 +80,8 @@ func deliver(c Config, b *packet.Buf) packet.Drop {
 		class, proto = packet.IPv4(p).TOS(), p[9]
 		b.Strip(packet.IPv4HeaderLen)
 	} else {
-		class, proto = ipv6(p).TrafficClass(), p[6]
-		b.Strip(ipv6HeaderLen)
+		class, proto = packet.IPv6(p).TrafficClass(), p[6]
+		b.Strip(packet.IPv6HeaderLen)
 	}
 	if c.Kind.UDP() {
 		b.Strip(udpHeaderLen)
@@ -213,7 +213,7 @@ func reference(t *testing.T, c Config, in []byte, port uint16) []byte {
 	}
 	p := s.Bytes()
 	if c.Kind.UDP() && !c.Checksum {
-		at := map[bool]int{true: packet.IPv4HeaderLen, false: ipv6HeaderLen}[c.Destination.Is4()]
+		at := map[bool]int{true: packet.IPv4HeaderLen, false: packet.IPv6HeaderLen}[c.Destination.Is4()]
 		p[at+6], p[at+7] = 0, 0
 	}
 	return p
@@ -381,7 +381,7 @@ func TestFragment6(t *testing.T) {
 					h := append(bytes.Clone(s.Head), s.Body...)
 					field := binary.BigEndian.Uint16(h[42:])
 					more, offset := field&1 != 0, int(field&^7)
-					if len(h) > mtu || ipv6(h).TotalLen() != len(h) || !bytes.Equal(h[:4], want[:4]) || h[6] != 44 || !bytes.Equal(h[7:40], want[7:40]) ||
+					if len(h) > mtu || packet.IPv6(h).TotalLen() != len(h) || !bytes.Equal(h[:4], want[:4]) || h[6] != 44 || !bytes.Equal(h[7:40], want[7:40]) ||
 						h[40] != want[6] || h[41] != 0 || field&6 != 0 || more != (i < len(segs)-1) || offset != len(defrag) ||
 						binary.BigEndian.Uint32(h[44:]) != 0x12345678 {
 						t.Fatalf("%s: fragment %d of %d: %x", name, i, len(segs), s.Head)

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -54,6 +55,9 @@ func kernelAddr(p netip.Prefix) *netlink.Addr {
 		a.Broadcast = net.IPv4zero // none
 	} else {
 		a.Flags = unix.IFA_F_NODAD // nobody else answers for an address that every realserver has
+		// Deprecated from the beginning, which is for ever: no source of anything but answers (RFC 4862, section 5.5.4; RFC 6724, section 5, rule 3).
+		forever := uint32(math.MaxUint32)
+		a.ValidLft, a.PreferedLft = int(forever), 0
 	}
 	return a
 }

@@ -334,12 +334,20 @@ func TestIPv6(t *testing.T) {
 			{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Link: "vs0"},
 			{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Unreachable: true, Metric: 4294967294},
 		},
-		Replies: &Replies{From: []netip.Addr{vip}, Table: 86, Priority: 86, AdvMSS: 1400},
+		Replies: &Replies{From: []netip.Addr{vip}, Table: 86, Priority: 86, AdvMSS: 1400, AdvMSS6: 1380},
 	}
 	m := open(t)
 	must(t, m.Set(s))
-	if r := routeIn(t, 86, "::/0"); r == nil || r.AdvMSS != 1400 || !r.Gw.Equal(net.ParseIP("2001:db8:1::fe")) {
+	if r := routeIn(t, 86, "::/0"); r == nil || r.AdvMSS != 1380 || !r.Gw.Equal(net.ParseIP("2001:db8:1::fe")) {
 		t.Errorf("copied default route: %v", r)
+	}
+	have, err := netlink.AddrList(linkOf(t, "vs0"), netlink.FAMILY_V6)
+	must(t, err)
+	if len(have) != 1 || have[0].Flags&unix.IFA_F_DEPRECATED == 0 || have[0].Flags&unix.IFA_F_PERMANENT == 0 || have[0].Flags&unix.IFA_F_TENTATIVE != 0 {
+		t.Errorf("addresses of vs0: %+v", have)
+	}
+	if local, err := LocalAddrs(); err != nil || !slices.Contains(local, vip) || !slices.Contains(local, netip.MustParseAddr("2001:db8:1::1")) {
+		t.Errorf("addresses of this host: %v, %v", local, err)
 	}
 	if n, err := m.mend(); n != 0 || err != nil {
 		t.Errorf("mending made %d changes, %v", n, err)

@@ -9,12 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tunnel is a kernel device that takes packets of IP protocol 4 (RFC 2003).
-type Tunnel struct {
-	Name string
-	Up   bool
-}
-
 // HasIPv6 tells whether the kernel has IPv6.
 func HasIPv6() bool {
 	_, err := readSysctl(forwarding6)
@@ -89,39 +83,6 @@ func Dropped(link string) (uint64, error) {
 		return 0, fmt.Errorf("counters of device %s: the kernel gives none", link)
 	}
 	return stats.TxDropped, nil
-}
-
-// KernelTunnels lists the kernel's tunnel devices that take IP protocol 4 off the wire. One that is up takes a copy of
-// each packet that a raw socket gets; one that is down still makes the kernel answer those that fit no tunnel with
-// ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c).
-func KernelTunnels() ([]Tunnel, error) {
-	h, err := newHandle()
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	links, err := dump(h.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	var found []Tunnel
-	for _, l := range links {
-		if takesIPIP(l) {
-			found = append(found, Tunnel{Name: l.Attrs().Name, Up: isUp(l)})
-		}
-	}
-	return found, nil
-}
-
-func takesIPIP(l netlink.Link) bool {
-	proto := uint8(unix.IPPROTO_IPV6)
-	switch t := l.(type) {
-	case *netlink.Iptun:
-		proto = t.Proto
-	case *netlink.Sittun:
-		proto = t.Proto
-	}
-	return proto == 0 || proto == unix.IPPROTO_IPIP // 0 is mode any
 }
 
 func newHandle() (*netlink.Handle, error) {

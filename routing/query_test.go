@@ -3,6 +3,7 @@ package routing
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,17 @@ func TestLocalAddr(t *testing.T) {
 		link, ok, err := LocalAddr(netip.MustParseAddr(addr))
 		if link != want || ok != (want != "") || err != nil {
 			t.Errorf("%s: %q, %t, %v; want %q", addr, link, ok, err, want)
+		}
+	}
+}
+
+func TestLocalAddrs(t *testing.T) {
+	newHost(t)
+	got, err := LocalAddrs()
+	must(t, err)
+	for _, want := range []string{"10.1.0.1", "10.2.0.1", "127.0.0.1"} {
+		if !slices.Contains(got, netip.MustParseAddr(want)) {
+			t.Errorf("%v lacks %s", got, want)
 		}
 	}
 }
@@ -64,35 +76,5 @@ func TestDropped(t *testing.T) {
 	})
 	if _, err := Dropped("nosuch"); err == nil || !strings.Contains(err.Error(), "nosuch") {
 		t.Errorf("counters of no device: %v", err)
-	}
-}
-
-func TestKernelTunnels(t *testing.T) {
-	newHost(t)
-	got, err := KernelTunnels()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, tun := range got {
-		if tun.Name == "vs0" || tun.Name == "east" || tun.Up {
-			t.Errorf("not a tunnel of the kernel: %+v", tun)
-		}
-	}
-	for _, c := range []struct {
-		link netlink.Link
-		want bool
-	}{
-		{&netlink.Iptun{Proto: 4}, true},
-		{&netlink.Iptun{}, true},
-		{&netlink.Iptun{Proto: 137}, false}, // mplsip
-		{&netlink.Sittun{Proto: 4}, true},
-		{&netlink.Sittun{}, true},
-		{&netlink.Sittun{Proto: 41}, false}, // ip6ip, the default
-		{&netlink.Tuntap{}, false},
-		{&netlink.Gretun{}, false},
-	} {
-		if got := takesIPIP(c.link); got != c.want {
-			t.Errorf("%T %+v: %t, want %t", c.link, c.link, got, c.want)
-		}
 	}
 }

@@ -112,20 +112,20 @@ func (r *Replies) copyOf(route netlink.Route, usable map[int]netlink.Link) (netl
 			}
 		}
 	}
-	if r.AdvMSS > 0 {
-		c.AdvMSS = r.advMSS(c, usable)
-	}
+	c.AdvMSS = r.advMSS(c, usable)
 	return c, true
 }
 
 // advMSS returns the MSS for route c: an explicit one makes the kernel forget about the MTU (dst_metric_advmss in
 // include/net/dst.h), so that has to be minded here.
 func (r *Replies) advMSS(c netlink.Route, usable map[int]netlink.Link) int {
-	headers := 20 + 20 // IPv4, TCP
+	mss, headers := r.AdvMSS, 20+20 // IPv4, TCP
 	if c.Family == unix.AF_INET6 {
-		headers = 40 + 20
+		mss, headers = r.AdvMSS6, 40+20
 	}
-	mss := r.AdvMSS
+	if mss == 0 {
+		return c.AdvMSS
+	}
 	if c.AdvMSS > 0 {
 		mss = min(mss, c.AdvMSS)
 	}

@@ -58,8 +58,8 @@ type Link struct {
 	Up         bool
 }
 
-// Addr is an address of a device. IPv4 addresses get host scope, so that the kernel never picks one as the source of
-// other traffic (RFC 6724 has no say in IPv4; see inet_select_addr in net/ipv4/devinet.c).
+// Addr is an address of a device. The kernel shall not pick one as the source of other traffic than answers: IPv4 addresses get host scope
+// (RFC 6724 has no say in IPv4; see inet_select_addr in net/ipv4/devinet.c), IPv6 addresses are deprecated.
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
@@ -106,7 +106,8 @@ type Replies struct {
 	From     []netip.Addr
 	Table    int // 1–252, or above 255; must be empty
 	Priority int // of the `ip rule`s, 1–32765; taken by nobody else
-	AdvMSS   int // bytes, at most; a route or device whose MTU needs less gets less. 0 leaves every route as it is
+	AdvMSS   int // bytes, at most, for IPv4; a route or device whose MTU needs less gets less. 0 leaves every route as it is
+	AdvMSS6  int // the same for IPv6
 }
 
 // clone returns a copy that shares nothing with s.
@@ -179,7 +180,9 @@ func (s State) validate() error {
 		reserved := inRange(r.Table, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) // default, main, local
 		check(inRange(r.Table, 1, maxID) && !reserved, "replies: table %d: want 1 to 252, or 256 to %d", r.Table, maxID)
 		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's", r.Priority, lastP)
-		check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "replies: advmss %d: want %d to %d", r.AdvMSS, minMSS, maxMSS)
+		for _, mss := range []int{r.AdvMSS, r.AdvMSS6} {
+			check(mss == 0 || inRange(mss, minMSS, maxMSS), "replies: advmss %d: want %d to %d", mss, minMSS, maxMSS)
+		}
 	}
 	return errors.Join(errs...)
 }

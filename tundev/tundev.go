@@ -117,7 +117,8 @@ type writing struct {
 	info packet.Info      // for a device without offloads: of a super-packet
 	segs []packet.Segment // its segments
 	room []byte           // their headers
-	iovs [2]unix.Iovec
+	vnet [packet.VnetLen]byte
+	iovs [1 + packet.MaxChain]unix.Iovec
 }
 
 // batchBytes is how many bytes are read before the reader returns: super-packets are treated while the cache still has them.
@@ -179,9 +180,10 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 	return n, nil
 }
 
-// WriteBatch gives IPv4 packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
+// WriteBatch gives IP packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
 // refuses, without harm to the others, what is no IP packet, and everything while the device is down. An error means that the device can't
-// be used any more. A super-packet, which counts as one, is split for a device without offloads, and is taken when all its segments are.
+// be used any more. A super-packet, which counts as one, is split for a device without offloads, and is taken when all its segments are; one in
+// several pieces (packet.Buf, Next) is for a device with offloads, others refuse it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -190,7 +192,7 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	defer q.fd.Release()
 	q.out.err = nil
 	for _, b := range bufs {
-		size := b.Len()
+		size := b.ChainLen()
 		if q.write(fd, b) {
 			n++
 			bytes += size
@@ -210,10 +212,13 @@ func gone(op string, err unix.Errno) error {
 func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 	out := &q.out
 	if q.vnet {
-		return q.writev(fd, b.PutVnet(), nil)
+		return q.writeVnet(fd, b)
+	}
+	if b.Next != nil {
+		return false
 	}
 	if b.Offload.GSO == packet.GSONone {
-		return b.Finish() == packet.Accept && q.writev(fd, b.Bytes(), nil)
+		return b.Finish() == packet.Accept && q.writePieces(fd, b.Bytes(), nil)
 	}
 	if out.info.Parse(b.Bytes()) != packet.Accept {
 		return false
@@ -225,13 +230,28 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, 0, headers, payload, out.room)
 	ok := true
 	for _, s := range out.segs {
-		ok = q.writev(fd, s.Head, s.Body) && ok
+		ok = q.writePieces(fd, s.Head, s.Body) && ok
 	}
 	return ok
 }
 
-// writev writes one packet of one or two pieces.
-func (q *Queue) writev(fd uintptr, head, body []byte) bool {
+// writeVnet writes a packet of any number of pieces behind its struct virtio_net_hdr.
+func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
+	iovs, n := &q.out.iovs, 1
+	b.PutVnet(&q.out.vnet)
+	iovs[0] = iovec(q.out.vnet[:])
+	for ; b != nil; b = b.Next {
+		if b.Len() == 0 || n == len(iovs) {
+			return false
+		}
+		iovs[n] = iovec(b.Bytes())
+		n++
+	}
+	return q.writev(fd, n)
+}
+
+// writePieces writes a packet of one or two pieces.
+func (q *Queue) writePieces(fd uintptr, head, body []byte) bool {
 	if len(head) == 0 {
 		return false
 	}
@@ -240,8 +260,13 @@ func (q *Queue) writev(fd uintptr, head, body []byte) bool {
 	if len(body) > 0 {
 		iovs[1], n = iovec(body), 2
 	}
+	return q.writev(fd, n)
+}
+
+// writev writes the packet in the first n of out.iovs.
+func (q *Queue) writev(fd uintptr, n int) bool {
 	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iovs[0])), uintptr(n))
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&q.out.iovs[0])), uintptr(n))
 		switch errno {
 		case 0:
 			return true

@@ -6,16 +6,17 @@ import (
 	"os"
 	"testing"
 
-	"vstun/encap"
 	"vstun/encap/packet"
 )
 
 // gro is a source of one super-packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put together.
 type gro struct {
-	payload []byte
-	size    int
-	done    bool
-	out     [][]byte
+	payload  []byte
+	size     int
+	done     bool
+	over6    bool
+	stranger bool
+	out      [][]byte
 }
 
 func (g *gro) ReadBatch(bufs []packet.Buf) (int, error) {
@@ -26,26 +27,50 @@ func (g *gro) ReadBatch(bufs []packet.Buf) (int, error) {
 	b := &bufs[0]
 	b.SetLen(copy(b.Room(), g.payload))
 	b.Offload = packet.Offload{GSO: packet.GSOUDP, Size: uint16(g.size)}
+	from := director
+	if g.stranger {
+		from = client
+	}
+	if g.over6 {
+		h := b.Prepend(48)
+		packet.PutIPv6(h, 0, len(g.payload)+48, 0, packet.ProtoUDP, director6.As16(), [16]byte{})
+		clear(h[40:48])
+		return 1, nil
+	}
 	h := b.Prepend(28)
-	packet.PutIPv4(h, 0, len(g.payload)+28, 0, packet.ProtoUDP, director.As4(), [4]byte{})
+	packet.PutIPv4(h, 0, len(g.payload)+28, 0, packet.ProtoUDP, from.As4(), [4]byte{})
 	clear(h[20:28])
 	return 1, nil
 }
 
 func (g *gro) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 	for _, b := range bufs {
-		g.out = append(g.out, bytes.Clone(b.Bytes()))
-		size += b.Len()
+		g.out = append(g.out, whole(b))
+		size += b.ChainLen()
 	}
 	return len(bufs), size, nil
 }
 
+// whole is a packet's pieces.
+func whole(b *packet.Buf) (p []byte) {
+	for ; b != nil; b = b.Next {
+		p = append(p, b.Bytes()...)
+	}
+	return p
+}
+
 // gue is p behind a GUE header.
-func gue(p []byte) []byte { return append([]byte{0, packet.ProtoIPIP, 0, 0}, p...) }
+func gue(p []byte) []byte {
+	proto := byte(packet.ProtoIPIP)
+	if p[0]>>4 == 6 {
+		proto = packet.ProtoIPv6
+	}
+	return append([]byte{0, proto, 0, 0}, p...)
+}
 
 func runGRO(t *testing.T, g *gro) packet.Tally {
 	t.Helper()
-	w := NewWorker(g, encap.Exit{Kind: encap.KindGUE}, g, policy(), mss(1440))
+	w := NewWorker(g, g, policy(), mss(1440), true)
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -56,38 +81,69 @@ func runGRO(t *testing.T, g *gro) packet.Tally {
 
 // TestDatagrams: segments of one connection become one super-packet again, in order, and each is counted.
 func TestDatagrams(t *testing.T) {
-	const n, size = 40, 1400
-	var g gro
-	var want []byte
-	for i := range n {
-		s := segment{port: 7, seq: uint32(i * size), n: size, flags: packet.FlagACK}
-		if i == n-1 {
-			s.n = 100
+	for _, c := range []struct{ over6, six bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
+		const n, size = 40, 1400
+		g := gro{over6: c.over6}
+		var want []byte
+		for i := range n {
+			s := segment{port: 7, seq: uint32(i * size), n: size, flags: packet.FlagACK, six: c.six}
+			if i == n-1 {
+				s.n = 100
+			}
+			d := gue(s.bytes())
+			if i == 0 {
+				g.size = len(d)
+			}
+			g.payload = append(g.payload, d...)
+			want = append(want, s.bytes()[s.headers():]...)
 		}
-		d := gue(s.bytes())
-		if i == 0 {
-			g.size = len(d)
+		got := runGRO(t, &g)
+		if headers := (segment{six: c.six}).headers(); len(g.out) != 1 || !bytes.Equal(g.out[0][headers:], want) || got.InPackets != n || got.OutPackets != n {
+			t.Errorf("%+v: %d packets, counted %+v", c, len(g.out), got)
 		}
-		g.payload = append(g.payload, d...)
-		want = append(want, s.bytes()[40:]...)
 	}
-	got := runGRO(t, &g)
-	if len(g.out) != 1 || !bytes.Equal(g.out[0][40:], want) || got.InPackets != n || got.OutPackets != n {
+}
+
+// TestDatagramsOfAStranger: each of them is counted.
+func TestDatagramsOfAStranger(t *testing.T) {
+	g := gro{payload: make([]byte, 1000), size: 100, stranger: true}
+	if got := runGRO(t, &g); len(g.out) != 0 || got.InPackets != 10 || got.Drops[packet.DropNotDirector] != 10 || got.InBytes != 1000+10*28 {
 		t.Errorf("%d packets, counted %+v", len(g.out), got)
+	}
+}
+
+func TestDatagramsAllocateNothing(t *testing.T) {
+	var g gro
+	for i := range 40 {
+		d := gue(segment{port: 7, seq: uint32(i * 1400), n: 1400, flags: packet.FlagACK}.bytes())
+		g.size = len(d)
+		g.payload = append(g.payload, d...)
+	}
+	w := NewWorker(nil, discard{}, policy(), mss(1440), true)
+	if n := testing.AllocsPerRun(100, func() {
+		g.done = false
+		if _, err := g.ReadBatch(w.bufs); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.move(w.bufs[:1]); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations a batch", n)
 	}
 }
 
 // TestDatagramsOfSeveralFlows: what can't be put together comes out as it is, also what is more than there are buffers for, and a stranger among
 // them is refused.
 func TestDatagramsOfSeveralFlows(t *testing.T) {
-	const n = 150
+	const n = 700 // more than there is room for in one go
 	var g gro
 	var want [][]byte
 	for i := range n {
-		p := segment{port: uint16(i), seq: 1, n: 300, flags: packet.FlagACK}.bytes()
+		p := segment{port: uint16(i), seq: 1, n: 20, flags: packet.FlagACK}.bytes()
 		if i == 77 {
 			binary.BigEndian.PutUint32(p[16:], 0x01020304) // not a VIP
-			p.SetChecksum()
+			packet.IPv4(p).SetChecksum()
 		} else {
 			want = append(want, p)
 		}

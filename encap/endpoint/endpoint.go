@@ -2,20 +2,18 @@
 package endpoint
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"sync/atomic"
 
-	"vstun/encap"
 	"vstun/encap/packet"
 )
 
-// Source is where tunnel packets come from: a raw socket.
+// Source is where tunnel packets come from: sockets.
 type Source interface {
-	// ReadBatch waits for packets and puts them into bufs, outer headers included. It returns os.ErrClosed to end the loop.
+	// ReadBatch waits for packets and puts them into bufs, each with its outer headers; where the kernel has put UDP datagrams together, the headers
+	// of one, and Offload with GSOUDP. It returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
@@ -26,122 +24,42 @@ type Sink interface {
 	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
-// batch is the number of packets that are received before any is written.
-const batch = 64
-
-// Policy is who may send what through the tunnel.
-type Policy struct {
-	vips     map[netip.Addr]struct{}
-	hosts    map[netip.Addr]struct{} // directors that are one address
-	prefixes []netip.Prefix          // directors that are more
-}
-
-// NewPolicy accepts tunnel packets from directors, with inner packets to vips.
-func NewPolicy(directors []netip.Prefix, vips []netip.Addr) *Policy {
-	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}}
-	for _, v := range vips {
-		p.vips[v] = struct{}{}
-	}
-	for _, d := range directors {
-		if d.IsSingleIP() {
-			p.hosts[d.Addr()] = struct{}{}
-		} else {
-			p.prefixes = append(p.prefixes, d)
-		}
-	}
-	return p
-}
-
-// director tells whether a is a director's address.
-func (p *Policy) director(a netip.Addr) bool {
-	if _, ok := p.hosts[a]; ok {
-		return true
-	}
-	for _, d := range p.prefixes {
-		if d.Contains(a) {
-			return true
-		}
-	}
-	return false
-}
-
-// udpHeaders is the length of the headers before the payload of a UDP tunnel packet, which has no IP options.
-const udpHeaders = packet.IPv4HeaderLen + 8
-
-// Unwrap takes the tunnel's headers off the packet in b and returns Accept when what is left may enter this host. The outer source is judged
-// before anything of the inner packet is read. A tunnel packet over UDP, for exits that take such, has been made by wire.UDPReceiver.
-func (p *Policy) Unwrap(b *packet.Buf, exit *encap.Exit) packet.Drop {
-	outer := packet.IPv4(b.Bytes())
-	if len(outer) < packet.IPv4HeaderLen {
-		return packet.DropOuter
-	}
-	if !p.director(outer.Src()) {
-		return packet.DropNotDirector
-	}
-	d := packet.DropOuter
-	if !exit.Kind.UDP() {
-		d = exit.UnwrapIPv4(b)
-	} else if len(outer) >= udpHeaders && outer.Protocol() == packet.ProtoUDP && outer.HeaderLen() == packet.IPv4HeaderLen {
-		b.Strip(udpHeaders)
-		d = exit.Unwrap(b, packet.ProtoUDP, outer.TOS())
-	}
-	if d != packet.Accept {
-		return d
-	}
-	inner := packet.IPv4(b.Bytes())
-	if inner.Version() != 4 {
-		return packet.DropNotIPv4
-	}
-	if _, ok := p.vips[inner.Dst()]; !ok {
-		return packet.DropInnerDestination
-	}
-	if !p.host(inner.Src()) {
-		return packet.DropInnerSource
-	}
-	switch inner.Protocol() {
-	case packet.ProtoIPIP, protoIPv6, protoGRE:
-		return packet.DropInnerProtocol
-	}
-	return packet.Accept
-}
-
-// Other protocols that carry packets (IANA).
 const (
-	protoIPv6 = 41
-	protoGRE  = 47
+	// batch is the number of packets that are received before any is written.
+	batch = 64
+
+	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is written. The cache still
+	// has them then.
+	maxParts = 256
 )
 
-// host tells whether a can be the address of a client: one host, and not this one.
-func (p *Policy) host(a netip.Addr) bool {
-	if _, own := p.vips[a]; own {
-		return false
-	}
-	first := a.As4()[0]
-	return first != 0 && first < 224 && !a.IsLoopback() // 224/4 is multicast, 240/4 reserved, with the broadcast address
-}
+// MSS is what this host's servers advertise, in bytes, by the family of their addresses.
+type MSS struct{ V4, V6 atomic.Int64 }
 
 // Worker brings the packets of one source into this host.
 type Worker struct {
 	source   Source
-	exit     encap.Exit
 	sink     Sink
 	policy   *Policy
-	mss      *atomic.Int64
+	mss      *MSS
+	merge    bool
 	counters packet.Counters
 
-	bufs     []packet.Buf
-	out      []*packet.Buf
-	accepted uint64 // packets of out, segments of super-packets each
-	spares   []packet.Buf
-	used     int // of spares
-	tally    packet.Tally
-	coalesce coalescer
+	mss4, mss6 int // in this batch
+	bufs       []packet.Buf
+	out        []*packet.Buf
+	accepted   uint64 // packets of out, segments of super-packets each
+	parts      []packet.Buf
+	used       int // of parts
+	tally      packet.Tally
+	coalesce   coalescer
 }
 
-// NewWorker makes a worker that moves what policy accepts from source, where tunnels end at exit, to sink. mss is what this host's servers advertise, in bytes.
-func NewWorker(source Source, exit encap.Exit, sink Sink, policy *Policy, mss *atomic.Int64) *Worker {
-	return &Worker{source: source, exit: exit, sink: sink, policy: policy, mss: mss, bufs: packet.NewBufs(batch), spares: packet.NewBufs(batch),
-		out: make([]*packet.Buf, 0, 2*batch)}
+// NewWorker makes a worker that moves what policy accepts from source to sink. With merge, consecutive segments of a connection become one packet
+// in several pieces: for a sink that takes such.
+func NewWorker(source Source, sink Sink, policy *Policy, mss *MSS, merge bool) *Worker {
+	return &Worker{source: source, sink: sink, policy: policy, mss: mss, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
+		out: make([]*packet.Buf, 0, batch+maxParts)}
 }
 
 // Read adds what the worker has counted to t.
@@ -165,14 +83,14 @@ func (w *Worker) Run() error {
 
 // move treats one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
-	mss := int(w.mss.Load())
+	w.mss4, w.mss6 = int(w.mss.V4.Load()), int(w.mss.V6.Load())
 	var err error
 	for i := range bufs {
 		b := &bufs[i]
 		if b.Offload.GSO == packet.GSOUDP {
-			err = w.datagrams(b, mss)
+			err = w.datagrams(b)
 		} else {
-			w.packet(b, mss)
+			w.packet(b)
 		}
 		if err != nil {
 			break
@@ -183,51 +101,64 @@ func (w *Worker) move(bufs []packet.Buf) error {
 	return err
 }
 
-// packet treats one tunnel packet, and tells whether b is in use until flush.
-func (w *Worker) packet(b *packet.Buf, mss int) (kept bool) {
+// packet treats one tunnel packet.
+func (w *Worker) packet(b *packet.Buf) {
 	w.tally.InPackets++
 	w.tally.InBytes += uint64(b.Len())
-	if d := w.policy.Unwrap(b, &w.exit); d != packet.Accept {
-		w.tally.Drop(d)
-		return false
-	}
-	w.accepted++
-	in := packet.IPv4(b.Bytes())
-	if !in.Fragment() {
-		t := in.Payload()
-		offloaded(b, in, t, mss)
-		if in.Protocol() == packet.ProtoTCP && w.coalesce.add(b, in, t) {
-			return false
-		}
-	}
-	w.out = append(w.out, b)
-	return true
+	in, d := w.policy.unwrap(b)
+	w.enter(b, in, d)
 }
 
-// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all.
-func (w *Worker) datagrams(b *packet.Buf, mss int) error {
-	const headers = udpHeaders
-	whole, size := b.Bytes(), int(b.Offload.Size)
-	for payload := whole[headers:]; len(payload) > 0; {
-		n := min(size, len(payload))
-		if w.used == len(w.spares) || len(w.out) == cap(w.out) {
+// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all. The
+// packets in them stay where they are.
+func (w *Worker) datagrams(b *packet.Buf) error {
+	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+udpHeaderLen
+	t, d := w.policy.outer(b)
+	if d != packet.Accept {
+		b.Strip(headers)
+	}
+	for at := 0; at < b.Len(); at += size {
+		n := min(size, b.Len()-at)
+		w.tally.InPackets++
+		w.tally.InBytes += uint64(headers + n)
+		if d != packet.Accept {
+			w.tally.Drop(d)
+			continue
+		}
+		if w.used == len(w.parts) {
 			if err := w.flush(); err != nil {
 				return err
 			}
 		}
-		s := &w.spares[w.used]
-		room := s.Room()
-		copy(room, whole[:headers])
-		copy(room[headers:], payload[:n])
-		s.SetLen(headers + n)
-		packet.IPv4(s.Bytes()).SetTotalLen(headers + n)
-		binary.BigEndian.PutUint16(s.Bytes()[packet.IPv4HeaderLen+4:], uint16(8+n))
-		payload = payload[n:]
-		if w.packet(s, mss) {
+		part := &w.parts[w.used]
+		*part = b.Part(at, n)
+		in, d := w.policy.inner(part, &t)
+		if w.enter(part, in, d) {
 			w.used++
 		}
 	}
 	return nil
+}
+
+// enter hands on or drops the packet in b, of which the policy says d, and tells whether b is in use until flush.
+func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
+	if d != packet.Accept {
+		w.tally.Drop(d)
+		return false
+	}
+	w.accepted++
+	if !in.fragment {
+		mss := w.mss4
+		if b.Bytes()[0]>>4 == 6 {
+			mss = w.mss6
+		}
+		offloaded(b, in, mss)
+		if w.merge && in.proto == packet.ProtoTCP && w.coalesce.add(b, in) {
+			return true
+		}
+	}
+	w.out = append(w.out, b)
+	return true
 }
 
 // flush writes what waits.

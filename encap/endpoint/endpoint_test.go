@@ -2,9 +2,11 @@ package endpoint
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
-	"sync/atomic"
+	"slices"
 	"testing"
 
 	"vstun/encap"
@@ -12,25 +14,77 @@ import (
 )
 
 var (
-	director   = netip.MustParseAddr("10.0.2.2")
-	realserver = netip.MustParseAddr("10.0.11.2")
-	client     = netip.MustParseAddr("192.0.2.1")
-	vip        = netip.MustParseAddr("198.51.100.80")
+	director    = netip.MustParseAddr("10.0.2.2")
+	director6   = netip.MustParseAddr("2001:db8:2::2")
+	realserver  = netip.MustParseAddr("10.0.11.2")
+	realserver6 = netip.MustParseAddr("2001:db8:11::2")
+	client      = netip.MustParseAddr("192.0.2.1")
+	client6     = netip.MustParseAddr("2001:db8:c::1")
+	vip         = netip.MustParseAddr("198.51.100.80")
+	vip6        = netip.MustParseAddr("2001:db8:f::80")
 )
 
+// port is where the agent takes GUE.
+const port = 6080
+
 func policy() *Policy {
-	return NewPolicy([]netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.9.0.0/16")},
-		[]netip.Addr{vip, netip.MustParseAddr("198.51.100.81")})
+	p := NewPolicy(Rules{
+		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.9.0.0/16"),
+			netip.MustParsePrefix("2001:db8:2::2/128"), netip.MustParsePrefix("2001:db8:9::/48")},
+		VIPs:  []netip.Addr{vip, netip.MustParseAddr("198.51.100.81"), vip6, netip.MustParseAddr("2001:db8:f::81")},
+		Exits: []encap.Exit{{Kind: encap.KindIPIP}, {Kind: encap.KindGRE}, {Kind: encap.KindGUE}},
+		Port:  port,
+	})
+	p.SetOwn([]netip.Addr{realserver, realserver6})
+	return p
 }
 
-// tunnel makes a tunnel packet.
-func tunnel(from, src, dst netip.Addr, proto byte) []byte {
-	in := make([]byte, 48)
-	packet.PutIPv4(in, 0, len(in), 64, proto, src.As4(), dst.As4())
-	out := make([]byte, 20+len(in))
-	packet.PutIPv4(out, 0, len(out), 64, packet.ProtoIPIP, from.As4(), realserver.As4())
-	copy(out[20:], in)
-	return out
+// ip makes a packet of src's family.
+func ip(src, dst netip.Addr, proto byte, payload []byte) []byte {
+	if src.Is4() {
+		b := make([]byte, 20, 20+len(payload))
+		packet.PutIPv4(b, 0, 20+len(payload), 64, proto, src.As4(), dst.As4())
+		return append(b, payload...)
+	}
+	b := make([]byte, 40, 40+len(payload))
+	packet.PutIPv6(b, 0, 40+len(payload), 64, proto, src.As16(), dst.As16())
+	return append(b, payload...)
+}
+
+// wrap puts the packet in a tunnel from a director's address.
+func wrap(kind encap.Kind, from netip.Addr, inner []byte) []byte {
+	to := realserver
+	if from.Is6() {
+		to = realserver6
+	}
+	version := 4
+	if len(inner) > 0 && inner[0]>>4 == 6 {
+		version = 6
+	}
+	proto := byte(packet.ProtoIPIP)
+	if version == 6 {
+		proto = packet.ProtoIPv6
+	}
+	switch kind {
+	case encap.KindGRE:
+		h := []byte{0, 0, 8, 0}
+		if version == 6 {
+			binary.BigEndian.PutUint16(h[2:], 0x86dd)
+		}
+		return ip(from, to, encap.ProtoGRE, append(h, inner...))
+	case encap.KindGUE:
+		u := make([]byte, 8)
+		binary.BigEndian.PutUint16(u, 40000)
+		binary.BigEndian.PutUint16(u[2:], port)
+		binary.BigEndian.PutUint16(u[4:], uint16(12+len(inner)))
+		return ip(from, to, packet.ProtoUDP, slices.Concat(u, []byte{0, proto, 0, 0}, inner))
+	}
+	return ip(from, to, proto, inner)
+}
+
+// tunnelled4 is a packet of 48 bytes in an IPIP tunnel over IPv4.
+func tunnelled4(from, src, dst netip.Addr, proto byte) []byte {
+	return wrap(encap.KindIPIP, from, ip(src, dst, proto, make([]byte, 28)))
 }
 
 func buf(b []byte) *packet.Buf {
@@ -39,44 +93,188 @@ func buf(b []byte) *packet.Buf {
 	return &bufs[0]
 }
 
-func TestPolicy(t *testing.T) {
+// The packets in the tunnel, and what becomes of them whatever tunnel they are in.
+func TestPolicyInside(t *testing.T) {
 	addr := netip.MustParseAddr
+	some := make([]byte, 28)
+	udp := func(to uint16) []byte {
+		u := make([]byte, 8)
+		binary.BigEndian.PutUint16(u[2:], to)
+		binary.BigEndian.PutUint16(u[4:], 8)
+		return u
+	}
+	edited := func(b []byte, edit func(b []byte)) []byte {
+		edit(b)
+		if b[0]>>4 == 4 {
+			packet.IPv4(b).SetChecksum()
+		}
+		return b
+	}
+	routing := func(kind, left byte) []byte {
+		return append([]byte{packet.ProtoTCP, 2, kind, left, 0, 0, 0, 0}, make([]byte, 16+28)...)
+	}
+	fragment6 := func(next byte, offset uint16, rest []byte) []byte {
+		return append([]byte{next, 0, byte(offset >> 8), byte(offset) | 1, 0, 0, 0, 1}, rest...)
+	}
+	options := func(next byte, rest []byte) []byte { return append([]byte{next, 0, 1, 4, 0, 0, 0, 0}, rest...) }
+	type kase struct {
+		b    []byte
+		want packet.Drop
+	}
+	cases := map[string]kase{
+		"good":              {ip(client, vip, 6, some), packet.Accept},
+		"other VIP":         {ip(client, addr("198.51.100.81"), 17, some), packet.Accept},
+		"ICMP":              {ip(client, vip, 1, some), packet.Accept},
+		"ESP":               {ip(client, vip, 50, some), packet.Accept},
+		"fragment":          {edited(ip(client, vip, 17, udp(9)), func(b []byte) { b[6] = 0x20 }), packet.Accept},
+		"later fragment":    {edited(ip(client, vip, 17, udp(port)), func(b []byte) { b[7] = 5 }), packet.Accept},
+		"UDP":               {ip(client, vip, 17, udp(port+1)), packet.Accept},
+		"6 good":            {ip(client6, vip6, 6, some), packet.Accept},
+		"6 other VIP":       {ip(client6, addr("2001:db8:f::81"), 17, some), packet.Accept},
+		"6 ICMPv6":          {ip(client6, vip6, 58, some), packet.Accept},
+		"6 options":         {ip(client6, vip6, 0, options(60, options(6, some))), packet.Accept},
+		"6 fragment":        {ip(client6, vip6, 44, fragment6(17, 0, udp(9))), packet.Accept},
+		"6 later fragment":  {ip(client6, vip6, 44, fragment6(17, 8, udp(port))), packet.Accept},
+		"6 a spent routing": {ip(client6, vip6, 43, routing(4, 0)), packet.Accept}, // as a host takes it, RFC 8200, section 4.4
+
+		"UDP to the tunnel's port":            {ip(client, vip, 17, udp(port)), packet.DropInnerProtocol},
+		"UDP without ports":                   {ip(client, vip, 17, []byte{0, 0, 1}), packet.DropInnerProtocol},
+		"fragment to the tunnel's port":       {edited(ip(client, vip, 17, udp(port)), func(b []byte) { b[6] = 0x20 }), packet.DropInnerProtocol},
+		"6 UDP to the tunnel's port":          {ip(client6, vip6, 60, options(17, udp(port))), packet.DropInnerProtocol},
+		"6 fragment to the tunnel's port":     {ip(client6, vip6, 44, fragment6(17, 0, udp(port))), packet.DropInnerProtocol},
+		"6 tunnel behind options":             {ip(client6, vip6, 60, options(41, some)), packet.DropInnerProtocol},
+		"6 tunnel in a fragment":              {ip(client6, vip6, 44, fragment6(4, 0, some)), packet.DropInnerProtocol},
+		"6 tunnel in a later fragment":        {ip(client6, vip6, 44, fragment6(47, 8, some)), packet.DropInnerProtocol},
+		"6 routing header of type 0":          {ip(client6, vip6, 43, routing(0, 0)), packet.DropSourceRoute},
+		"6 routing header with segments left": {ip(client6, vip6, 43, routing(4, 1)), packet.DropSourceRoute},
+		"6 hop-by-hop options twice":          {ip(client6, vip6, 0, options(0, options(6, some))), packet.DropBadHeader},
+		"6 too many headers": {ip(client6, vip6, 60, options(60, options(60, options(60, options(60, options(60, options(60, options(60, options(60, options(60,
+			options(6, some))))))))))), packet.DropBadHeader},
+		"6 header that ends behind the packet": {ip(client6, vip6, 60, []byte{6, 9, 1, 4, 0, 0, 0, 0}), packet.DropTruncated},
+		"6 jumbogram":                          {ip(client6, vip6, 0, append([]byte{6, 0, 0xc2, 4, 0, 1, 0, 0}, some...)), packet.DropBadHeader},
+
+		"source route":             {edited(append(ip(client, vip, 6, nil), 131, 3, 4, 0), func(b []byte) { b[0] = 0x46; packet.IPv4(b).SetTotalLen(24) }), packet.DropSourceRoute},
+		"wrong checksum":           {func() []byte { b := ip(client, vip, 6, some); b[10] ^= 1; return b }(), packet.DropBadChecksum},
+		"shorter than it says":     {ip(client, vip, 6, some)[:47], packet.DropTruncated},
+		"longer than it says":      {append(ip(client, vip, 6, some), 0), packet.DropTrailing},
+		"6 shorter than it says":   {ip(client6, vip6, 6, some)[:67], packet.DropTruncated},
+		"6 longer than it says":    {append(ip(client6, vip6, 6, some), 0), packet.DropTrailing},
+		"6 half a header":          {ip(client6, vip6, 6, some)[:39], packet.DropTruncated},
+		"nothing":                  {nil, packet.DropTruncated},
+		"6 to the 4 VIP as mapped": {ip(client6, addr("::ffff:198.51.100.80"), 6, some), packet.DropBadHeader},
+	}
+	for _, dst := range []string{"198.51.100.82", "10.0.11.2", "127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0"} {
+		cases["to "+dst] = kase{ip(client, addr(dst), 6, some), packet.DropInnerDestination}
+	}
+	for _, dst := range []string{"2001:db8:f::82", "2001:db8:11::2", "::1", "ff02::1", "fe80::1", "::", "::198.51.100.80"} {
+		cases["to "+dst] = kase{ip(client6, addr(dst), 6, some), packet.DropInnerDestination}
+	}
+	for _, src := range []string{"198.51.100.80", "198.51.100.81", "10.0.11.2", "127.0.0.1", "127.9.9.9", "224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1",
+		"0.0.0.0", "0.1.2.3"} {
+		cases["from "+src] = kase{ip(addr(src), vip, 6, some), packet.DropInnerSource}
+	}
+	for _, src := range []string{"2001:db8:f::80", "2001:db8:f::81", "2001:db8:11::2", "::1", "::", "::2", "::192.0.2.1", "ff02::1", "ff0e::9", "fe80::1", "febf::1"} {
+		cases["from "+src] = kase{ip(addr(src), vip6, 6, some), packet.DropInnerSource}
+	}
+	cases["from ::ffff:192.0.2.1"] = kase{ip(addr("::ffff:192.0.2.1"), vip6, 6, some), packet.DropBadHeader}
+	for _, src := range []string{"64:ff9b::192.0.2.1", "fd00::1", "2002::1", "fec0::1"} {
+		cases["from "+src] = kase{ip(addr(src), vip6, 6, some), packet.Accept}
+	}
+	for _, proto := range []byte{4, 41, 47, 55, 94, 97, 98, 115, 137, 143} {
+		cases[fmt.Sprintf("protocol %d", proto)] = kase{ip(client, vip, proto, some), packet.DropInnerProtocol}
+		cases[fmt.Sprintf("6 protocol %d", proto)] = kase{ip(client6, vip6, proto, some), packet.DropInnerProtocol}
+	}
+	p := policy()
+	for name, c := range cases {
+		for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE} {
+			for _, from := range []netip.Addr{director, director6} {
+				b := buf(wrap(kind, from, c.b))
+				if _, d := p.unwrap(b); d != c.want {
+					t.Errorf("%s in %v from %v: %v, want %v", name, kind, from, d, c.want)
+				} else if d == packet.Accept && !bytes.Equal(b.Bytes(), c.b) {
+					t.Errorf("%s in %v from %v: %x came out of %x", name, kind, from, b.Bytes(), c.b)
+				}
+			}
+		}
+	}
+}
+
+// The tunnel packets, whatever is in them.
+func TestPolicyOutside(t *testing.T) {
+	addr := netip.MustParseAddr
+	inner := ip(client, vip, 6, make([]byte, 28))
+	edited := func(b []byte, edit func(b []byte)) []byte {
+		edit(b)
+		return b
+	}
 	for name, c := range map[string]struct {
 		b    []byte
 		want packet.Drop
 	}{
-		"good":                    {tunnel(director, client, vip, 6), packet.Accept},
-		"other VIP":               {tunnel(director, client, addr("198.51.100.81"), 17), packet.Accept},
-		"director of a prefix":    {tunnel(addr("10.9.255.255"), client, vip, 6), packet.Accept},
-		"ICMP":                    {tunnel(director, client, vip, 1), packet.Accept},
-		"stranger":                {tunnel(addr("10.0.2.3"), client, vip, 6), packet.DropNotDirector},
-		"beside the prefix":       {tunnel(addr("10.8.255.255"), client, vip, 6), packet.DropNotDirector},
-		"foreign destination":     {tunnel(director, client, addr("198.51.100.82"), 6), packet.DropInnerDestination},
-		"own address":             {tunnel(director, client, realserver, 6), packet.DropInnerDestination},
-		"loopback destination":    {tunnel(director, client, addr("127.0.0.1"), 6), packet.DropInnerDestination},
-		"multicast destination":   {tunnel(director, client, addr("224.0.0.1"), 6), packet.DropInnerDestination},
-		"broadcast destination":   {tunnel(director, client, addr("255.255.255.255"), 6), packet.DropInnerDestination},
-		"source is the VIP":       {tunnel(director, vip, vip, 6), packet.DropInnerSource},
-		"source is another VIP":   {tunnel(director, addr("198.51.100.81"), vip, 6), packet.DropInnerSource},
-		"loopback source":         {tunnel(director, addr("127.0.0.1"), vip, 6), packet.DropInnerSource},
-		"multicast source":        {tunnel(director, addr("224.0.0.1"), vip, 6), packet.DropInnerSource},
-		"broadcast source":        {tunnel(director, addr("255.255.255.255"), vip, 6), packet.DropInnerSource},
-		"reserved source":         {tunnel(director, addr("240.0.0.1"), vip, 6), packet.DropInnerSource},
-		"zero source":             {tunnel(director, addr("0.0.0.0"), vip, 6), packet.DropInnerSource},
-		"IPIP in IPIP":            {tunnel(director, client, vip, 4), packet.DropInnerProtocol},
-		"IPv6 in IPIP":            {tunnel(director, client, vip, 41), packet.DropInnerProtocol},
-		"GRE in IPIP":             {tunnel(director, client, vip, 47), packet.DropInnerProtocol},
+		"director":                {wrap(encap.KindIPIP, director, inner), packet.Accept},
+		"director of a prefix":    {wrap(encap.KindGRE, addr("10.9.255.255"), inner), packet.Accept},
+		"6 director of a prefix":  {wrap(encap.KindGUE, addr("2001:db8:9::7"), inner), packet.Accept},
+		"stranger":                {wrap(encap.KindIPIP, addr("10.0.2.3"), inner), packet.DropNotDirector},
+		"beside the prefix":       {wrap(encap.KindGRE, addr("10.8.255.255"), inner), packet.DropNotDirector},
+		"6 stranger":              {wrap(encap.KindGUE, addr("2001:db8:2::3"), inner), packet.DropNotDirector},
+		"6 beside the prefix":     {wrap(encap.KindIPIP, addr("2001:db8:a::"), inner), packet.DropNotDirector},
+		"6 mapped director":       {wrap(encap.KindIPIP, addr("::ffff:10.0.2.2"), inner), packet.DropNotDirector},
 		"empty":                   {nil, packet.DropOuter},
-		"19 bytes":                {tunnel(director, client, vip, 6)[:19], packet.DropOuter},
-		"stranger, rest nonsense": {append(tunnel(addr("10.0.2.3"), client, vip, 6)[:20], 1, 2, 3), packet.DropNotDirector},
+		"19 bytes":                {wrap(encap.KindIPIP, director, inner)[:19], packet.DropOuter},
+		"6 39 bytes":              {wrap(encap.KindIPIP, director6, inner)[:39], packet.DropOuter},
+		"version 5":               {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x55 }), packet.DropOuter},
+		"stranger, rest nonsense": {append(wrap(encap.KindIPIP, addr("10.0.2.3"), inner)[:20], 1, 2, 3), packet.DropNotDirector},
+		"short header":            {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }), packet.DropOuter},
+		"nothing in it":           {wrap(encap.KindIPIP, director, nil)[:20], packet.DropTruncated},
+		"longer than it says":     {append(wrap(encap.KindIPIP, director, inner), 0), packet.DropOuter},
+		"6 longer than it says":   {append(wrap(encap.KindGRE, director6, inner), 0), packet.DropOuter},
+		"another protocol":        {ip(director, realserver, 6, inner), packet.DropOuter},
+		"6 another protocol":      {ip(director6, realserver6, 58, inner), packet.DropOuter},
+		"half a UDP header":       {ip(director, realserver, 17, make([]byte, 7)), packet.DropOuter},
+		"only a UDP header":       {ip(director6, realserver6, 17, make([]byte, 8)), packet.DropTunnelHeader},
+		"GRE with a key":          {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)), packet.DropTunnelKey},
+		"protocol 41 with IPv4":   {ip(director, realserver, 41, inner), packet.DropNotIPv4},
 	} {
-		if d := policy().Unwrap(buf(c.b), &encap.Exit{}); d != c.want {
+		if _, d := policy().unwrap(buf(c.b)); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)
 		}
 	}
 }
 
-// script is a Source that gives one packet a call and ends, and a Sink that keeps what it gets.
+// TestPolicyOfOneTunnel: what comes by another one does not get in.
+func TestPolicyOfOneTunnel(t *testing.T) {
+	inner := ip(client, vip, 6, make([]byte, 28))
+	p := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(director, 32)}, VIPs: []netip.Addr{vip}, Exits: []encap.Exit{{Kind: encap.KindGRE, Key: 7, HasKey: true}}})
+	for kind, want := range map[encap.Kind]packet.Drop{encap.KindIPIP: packet.DropOuter, encap.KindGRE: packet.DropTunnelKey, encap.KindGUE: packet.DropOuter} {
+		if _, d := p.unwrap(buf(wrap(kind, director, inner))); d != want {
+			t.Errorf("%v: %v, want %v", kind, d, want)
+		}
+	}
+	if _, d := p.unwrap(buf(ip(director, realserver, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)))); d != packet.Accept {
+		t.Errorf("with the key: %v", d)
+	}
+	// Without UDP tunnels, no UDP port is the agent's.
+	if _, d := p.unwrap(buf(ip(director, realserver, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, ip(client, vip, 17, make([]byte, 8))...)))); d != packet.Accept {
+		t.Errorf("UDP to port 0: %v", d)
+	}
+}
+
+// TestSetOwn: addresses that come and go.
+func TestSetOwn(t *testing.T) {
+	p := policy()
+	enter := func(src netip.Addr) packet.Drop {
+		_, d := p.unwrap(buf(wrap(encap.KindIPIP, director, ip(src, vip, 6, make([]byte, 20)))))
+		return d
+	}
+	p.SetOwn([]netip.Addr{client})
+	for src, want := range map[netip.Addr]packet.Drop{client: packet.DropInnerSource, realserver: packet.Accept, vip: packet.DropInnerSource} {
+		if d := enter(src); d != want {
+			t.Errorf("%v: %v, want %v", src, d, want)
+		}
+	}
+}
+
+// script is a Source that gives its packets and ends, and a Sink that keeps what it gets.
 type script struct {
 	in  [][]byte
 	out [][]byte
@@ -97,11 +295,11 @@ func (s *script) ReadBatch(bufs []packet.Buf) (int, error) {
 
 func (s *script) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 	for _, b := range bufs {
-		p := b.Bytes()
+		p := whole(b)
 		if p[19] == 81 { // the kernel refuses it
 			continue
 		}
-		s.out = append(s.out, bytes.Clone(p))
+		s.out = append(s.out, p)
 		n, size = n+1, size+len(p)
 	}
 	return n, size, nil
@@ -110,10 +308,10 @@ func (s *script) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 func TestWorkerCountsEveryPacket(t *testing.T) {
 	var s script
 	for range 100 {
-		s.in = append(s.in, tunnel(director, client, vip, 6), tunnel(client, client, vip, 6), tunnel(director, client, realserver, 6))
+		s.in = append(s.in, tunnelled4(director, client, vip, 6), tunnelled4(client, client, vip, 6), tunnelled4(director, client, realserver, 6))
 	}
-	s.in = append(s.in, tunnel(director, client, netip.MustParseAddr("198.51.100.81"), 6))
-	w := NewWorker(&s, encap.Exit{}, &s, policy(), mss(1440))
+	s.in = append(s.in, tunnelled4(director, client, netip.MustParseAddr("198.51.100.81"), 6))
+	w := NewWorker(&s, &s, policy(), mss(1440), true)
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -124,14 +322,38 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 	if got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
-	if len(s.out) != 100 || !bytes.Equal(s.out[0], tunnel(director, client, vip, 6)[20:]) {
+	if len(s.out) != 100 || !bytes.Equal(s.out[0], tunnelled4(director, client, vip, 6)[20:]) {
 		t.Errorf("%d packets came out", len(s.out))
+	}
+}
+
+// TestWorkerMerges: segments of both families become one packet each, but not for a sink that takes no packet in pieces.
+func TestWorkerMerges(t *testing.T) {
+	for _, merge := range []bool{true, false} {
+		var s script
+		for i := range 10 {
+			for _, six := range []bool{false, true} {
+				s.in = append(s.in, wrap(encap.KindGRE, director6, segment{port: 1, n: 1000, seq: uint32(1000 * i), flags: packet.FlagACK, six: six}.bytes()))
+			}
+		}
+		w := NewWorker(&s, &s, policy(), mss(1440), merge)
+		if err := w.Run(); err != nil {
+			t.Fatal(err)
+		}
+		want := 20
+		if merge {
+			want = 2
+		}
+		var got packet.Tally
+		if w.Read(&got); len(s.out) != want || got.OutPackets != 20 {
+			t.Errorf("merge %t: %d packets came out, counted %+v", merge, len(s.out), got)
+		}
 	}
 }
 
 func TestWorkerEndsAndFails(t *testing.T) {
 	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
-		if err := NewWorker(failing{c.err}, encap.Exit{}, &script{}, policy(), mss(1440)).Run(); (err == nil) != (c.want == nil) {
+		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440), true).Run(); (err == nil) != (c.want == nil) {
 			t.Errorf("source fails with %v: Run returns %v", c.err, err)
 		}
 	}
@@ -142,8 +364,16 @@ type failing struct{ err error }
 func (f failing) ReadBatch([]packet.Buf) (int, error) { return 0, f.err }
 
 func TestWorkerAllocatesNothing(t *testing.T) {
-	w := NewWorker(nil, encap.Exit{}, discard{}, policy(), mss(1440))
-	in := [][]byte{tunnel(director, client, vip, 6), tunnel(client, client, vip, 6)}
+	w := NewWorker(nil, discard{}, policy(), mss(1440), true)
+	in := [][]byte{tunnelled4(director, client, vip, 6), tunnelled4(client, client, vip, 6)}
+	for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE} {
+		for _, from := range []netip.Addr{director, director6} {
+			for i := range 3 {
+				in = append(in, wrap(kind, from, segment{port: 1, n: 100, seq: uint32(100 * i), flags: packet.FlagACK, six: true}.bytes()))
+			}
+			in = append(in, wrap(kind, from, ip(client6, vip6, 60, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))))
+		}
+	}
 	if n := testing.AllocsPerRun(100, func() {
 		for i, b := range in {
 			w.bufs[i].SetLen(copy(w.bufs[i].Room(), b))
@@ -160,42 +390,76 @@ type discard struct{}
 
 func (discard) WriteBatch(b []*packet.Buf) (int, int, error) { return len(b), 0, nil }
 
-func mss(n int64) *atomic.Int64 {
-	v := new(atomic.Int64)
-	v.Store(n)
+func mss(n int64) *MSS {
+	v := new(MSS)
+	v.V4.Store(n)
+	v.V6.Store(n - 20)
 	return v
 }
 
-// FuzzUnwrap: whatever comes in, what is let in is a whole packet from a director's client to a VIP.
+// FuzzUnwrap: whatever comes in, by whatever tunnel, what is let in is a whole packet from a director's client to a VIP, and no tunnel.
 func FuzzUnwrap(f *testing.F) {
-	f.Add(tunnel(director, client, vip, 6), true)
-	f.Add(tunnel(client, client, vip, 6), false)
+	for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE} {
+		for _, from := range []netip.Addr{director, director6} {
+			f.Add(wrap(kind, from, ip(client, vip, 6, make([]byte, 28))), byte(20))
+			f.Add(wrap(kind, from, ip(client6, vip6, 60, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))), byte(40))
+			f.Add(wrap(kind, client, ip(client6, vip6, 44, make([]byte, 28))), byte(0))
+		}
+	}
 	p := policy()
-	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
-		if len(b) > packet.MaxLen {
+	bufs := packet.NewBufs(1)
+	f.Fuzz(func(t *testing.T, b []byte, at byte) {
+		if len(b) > packet.MaxLen || len(b) < 20 {
 			return
 		}
-		if b = bytes.Clone(b); fix && len(b) >= 40 {
-			packet.IPv4(b).SetTotalLen(len(b))
-			packet.IPv4(b[20:]).SetTotalLen(len(b) - 20)
-			if b[20]&15 >= 5 && int(b[20]&15)*4 <= len(b)-20 {
-				packet.IPv4(b[20:]).SetChecksum()
+		// Else hardly anything passes: the lengths and checksum of the outer header, and of one that begins at at.
+		b = bytes.Clone(b)
+		for _, h := range [][]byte{b, b[min(int(at), len(b)):]} {
+			switch {
+			case len(h) >= 20 && h[0]>>4 == 4:
+				packet.IPv4(h).SetTotalLen(len(h))
+				if n := packet.IPv4(h).HeaderLen(); n >= 20 && n <= len(h) {
+					packet.IPv4(h).SetChecksum()
+				}
+			case len(h) >= 40 && h[0]>>4 == 6:
+				packet.IPv6(h).SetPayloadLen(len(h) - 40)
 			}
 		}
-		outer := bytes.Clone(b)
-		q := buf(b)
-		if p.Unwrap(q, &encap.Exit{}) != packet.Accept {
+		q := &bufs[0]
+		q.SetLen(copy(q.Room(), b))
+		in, d := p.unwrap(q)
+		if d != packet.Accept {
 			return
 		}
-		in := packet.IPv4(q.Bytes())
-		if in.Check() != packet.Accept || in.TotalLen() != len(in) || in.Src() == vip || in.Src().IsMulticast() || in.Src().IsLoopback() {
-			t.Errorf("let in: %x", in)
+		x := q.Bytes()
+		var src, dst, from netip.Addr
+		if h := packet.IPv4(x); h.Version() == 4 {
+			if h.Check() != packet.Accept || h.TotalLen() != len(h) || in.proto != h.Protocol() {
+				t.Errorf("let in: %x", x)
+			}
+			src, dst = h.Src(), h.Dst()
+		} else {
+			h := packet.IPv6(x)
+			if h.Check() != packet.Accept || h.TotalLen() != len(h) {
+				t.Errorf("let in: %x", x)
+			}
+			src, dst = h.Src(), h.Dst()
 		}
-		if dst := in.Dst().String(); dst != "198.51.100.80" && dst != "198.51.100.81" {
+		if from = packet.IPv4(b).Src(); b[0]>>4 == 6 {
+			from = packet.IPv6(b).Src()
+		}
+		if in.offset > len(x) || in.proto == 4 || in.proto == 41 || in.proto == 47 {
+			t.Errorf("let in with %+v: %x", in, x)
+		}
+		if !slices.Contains([]string{"198.51.100.80", "198.51.100.81", "2001:db8:f::80", "2001:db8:f::81"}, dst.String()) {
 			t.Errorf("let in for %s", dst)
 		}
-		if src := packet.IPv4(outer).Src(); src != director && !netip.MustParsePrefix("10.9.0.0/16").Contains(src) {
-			t.Errorf("let in from %s", src)
+		if src == vip || src == vip6 || src == realserver || src == realserver6 || src.IsMulticast() || src.IsLoopback() || src.IsUnspecified() || src.Is4In6() ||
+			src.Is6() && src.IsLinkLocalUnicast() {
+			t.Errorf("let in a packet of %s", src)
+		}
+		if from != director && from != director6 && !netip.MustParsePrefix("10.9.0.0/16").Contains(from) && !netip.MustParsePrefix("2001:db8:9::/48").Contains(from) {
+			t.Errorf("let in from %s", from)
 		}
 	})
 }

@@ -12,7 +12,13 @@ type Buf struct {
 	mem      []byte
 	off, end int
 	Offload  Offload
+	// Next is the piece of the packet that comes behind Bytes, nil for none. A super-packet that has been made of several packets stays where
+	// those are. Len and Bytes are of the first piece, and Offload counts in that only.
+	Next *Buf
 }
+
+// MaxChain is the largest number of pieces that a packet is in.
+const MaxChain = 128
 
 // NewBufs makes n empty buffers, side by side in one piece of memory.
 func NewBufs(n int) []Buf {
@@ -27,7 +33,7 @@ func NewBufs(n int) []Buf {
 
 // Room empties b and returns the MaxLen bytes into which a reader puts a packet, before it calls SetLen.
 func (b *Buf) Room() []byte {
-	b.off, b.end, b.Offload = Headroom, Headroom, Offload{}
+	b.off, b.end, b.Offload, b.Next = Headroom, Headroom, Offload{}, nil
 	return b.mem[Headroom : Headroom+MaxLen]
 }
 
@@ -35,15 +41,6 @@ func (b *Buf) Room() []byte {
 func (b *Buf) RoomVnet() []byte {
 	b.Room()
 	return b.mem[Headroom-VnetLen : Headroom+MaxLen]
-}
-
-// Extend makes the packet n bytes longer, and returns them, or nil when there is no room.
-func (b *Buf) Extend(n int) []byte {
-	if b.end+n > len(b.mem) || b.Len()+n > MaxLen {
-		return nil
-	}
-	b.end += n
-	return b.mem[b.end-n : b.end]
 }
 
 // SetLen says that the packet has n bytes, which are in Room.
@@ -59,6 +56,17 @@ func (b *Buf) Len() int { return b.end - b.off }
 func (b *Buf) Prepend(n int) []byte {
 	b.off -= n
 	return b.mem[b.off : b.off+n : b.off+n]
+}
+
+// Part makes a packet of the n bytes from offset at on of the one in b. It stays in b's memory, has no room in front, and is valid until b is used again.
+func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }
+
+// ChainLen is the length of the packet with all its pieces, in bytes.
+func (b *Buf) ChainLen() (n int) {
+	for ; b != nil; b = b.Next {
+		n += b.Len()
+	}
+	return n
 }
 
 // Strip takes n bytes from the packet's front.

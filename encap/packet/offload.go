@@ -58,10 +58,9 @@ func (b *Buf) TakeVnet() {
 	b.Offload = o
 }
 
-// PutVnet writes the struct virtio_net_hdr for b.Offload before the packet, and returns both.
-func (b *Buf) PutVnet() []byte {
-	h := b.mem[b.off-VnetLen : b.off]
-	clear(h)
+// PutVnet writes the struct virtio_net_hdr for b.Offload to h.
+func (b *Buf) PutVnet(h *[VnetLen]byte) {
+	clear(h[:])
 	o := &b.Offload
 	if o.GSO != GSONone {
 		h[1] = vnetTCPv4
@@ -82,7 +81,6 @@ func (b *Buf) PutVnet() []byte {
 		binary.NativeEndian.PutUint16(h[6:], o.CsumStart)
 		binary.NativeEndian.PutUint16(h[8:], o.CsumOffset)
 	}
-	return b.mem[b.off-VnetLen : b.end]
 }
 
 // Finish computes the transport checksum that the kernel left to us. It returns DropOffload where that lies outside the packet.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,45 +16,115 @@ import (
 
 // FD is an open, non-blocking descriptor. Several goroutines may use it; Close waits for them.
 type FD struct {
-	num    int
-	bell   int // an eventfd(2): readable once Close has been called
-	use    sync.RWMutex
-	closed atomic.Bool
+	gate
+	num int
 }
 
 // New takes over the descriptor num and makes it non-blocking. On an error it is closed.
 func New(num int) (*FD, error) {
-	bell, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("eventfd: %w", err), unix.Close(num))
+	f := &FD{num: num}
+	if err := f.open(num); err != nil {
+		return nil, err
 	}
-	if err := unix.SetNonblock(num, true); err != nil {
-		return nil, errors.Join(fmt.Errorf("non-blocking descriptor: %w", err), unix.Close(bell), unix.Close(num))
-	}
-	return &FD{num: num, bell: bell}, nil
+	return f, nil
 }
 
 // Acquire returns the descriptor's number, which is good until Release; os.ErrClosed after Close. It is for a batch, not for a packet.
 func (f *FD) Acquire() (uintptr, error) {
-	f.use.RLock()
-	if f.closed.Load() {
-		f.use.RUnlock()
-		return 0, os.ErrClosed
+	if err := f.enter(); err != nil {
+		return 0, err
 	}
 	return uintptr(f.num), nil
 }
 
-// Release ends what Acquire began.
-func (f *FD) Release() { f.use.RUnlock() }
-
 // Wait waits, between Acquire and Release, until the descriptor is ready for events (unix.POLLIN, unix.POLLOUT) or in error, which the next call
 // on it will tell. It returns os.ErrClosed once Close has been called.
 func (f *FD) Wait(events int16) error {
-	fds := [2]unix.PollFd{{Fd: int32(f.num), Events: events}, {Fd: int32(f.bell), Events: unix.POLLIN}}
+	fds := [2]unix.PollFd{{Fd: int32(f.bell), Events: unix.POLLIN}, {Fd: int32(f.num), Events: events}}
+	return f.wait(fds[:])
+}
+
+// Close ends all waiting, waits until nobody uses the descriptor, and closes it.
+func (f *FD) Close() error { return f.shut(f.num) }
+
+// Group is several descriptors for which one goroutine waits together. Others may use them at the same time; Close waits for them.
+type Group struct {
+	gate
+	nums []int
+	fds  []unix.PollFd // the bell first
+}
+
+// NewGroup takes over the descriptors nums and makes them non-blocking. On an error they are closed.
+func NewGroup(nums []int) (*Group, error) {
+	g := &Group{nums: slices.Clone(nums)}
+	if err := g.open(g.nums...); err != nil {
+		return nil, err
+	}
+	g.fds = append(g.fds, unix.PollFd{Fd: int32(g.bell), Events: unix.POLLIN})
+	for _, num := range nums {
+		g.fds = append(g.fds, unix.PollFd{Fd: int32(num)})
+	}
+	return g, nil
+}
+
+// Acquire makes the descriptors good until Release; os.ErrClosed after Close. It is for a batch, not for a packet.
+func (g *Group) Acquire() error { return g.enter() }
+
+// Num is the number of descriptor i, in New's order, to be used between Acquire and Release.
+func (g *Group) Num(i int) uintptr { return uintptr(g.nums[i]) }
+
+// Wait waits, between Acquire and Release, until one of the descriptors is ready for events or in error, as Ready tells.
+func (g *Group) Wait(events int16) error {
+	for i := range g.fds[1:] {
+		g.fds[1+i].Events = events
+	}
+	return g.wait(g.fds)
+}
+
+// Ready tells what the last Wait has found of descriptor i.
+func (g *Group) Ready(i int) bool { return g.fds[1+i].Revents != 0 }
+
+// Close ends all waiting, waits until nobody uses the descriptors, and closes them.
+func (g *Group) Close() error { return g.shut(g.nums...) }
+
+// gate lets users in until it is shut.
+type gate struct {
+	bell   int // an eventfd(2): readable once shut has been called
+	use    sync.RWMutex
+	closed atomic.Bool
+}
+
+// open makes the descriptors nums non-blocking, or closes them.
+func (g *gate) open(nums ...int) (err error) {
+	if g.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return errors.Join(fmt.Errorf("eventfd: %w", err), closeAll(nums))
+	}
+	for _, num := range nums {
+		if err := unix.SetNonblock(num, true); err != nil {
+			return errors.Join(fmt.Errorf("non-blocking descriptor: %w", err), unix.Close(g.bell), closeAll(nums))
+		}
+	}
+	return nil
+}
+
+func (g *gate) enter() error {
+	g.use.RLock()
+	if g.closed.Load() {
+		g.use.RUnlock()
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// Release ends what Acquire began.
+func (g *gate) Release() { g.use.RUnlock() }
+
+// wait waits for one of fds, of which the bell is one.
+func (g *gate) wait(fds []unix.PollFd) error {
 	for {
-		_, err := unix.Poll(fds[:], -1)
+		_, err := unix.Poll(fds, -1)
 		switch {
-		case f.closed.Load():
+		case g.closed.Load():
 			return os.ErrClosed
 		case err == nil:
 			return nil
@@ -63,13 +134,20 @@ func (f *FD) Wait(events int16) error {
 	}
 }
 
-// Close ends all waiting, waits until nobody uses the descriptor, and closes it.
-func (f *FD) Close() error {
-	if f.closed.Swap(true) {
+func (g *gate) shut(nums ...int) error {
+	if g.closed.Swap(true) {
 		return os.ErrClosed
 	}
-	_, err := unix.Write(f.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-	f.use.Lock()
-	defer f.use.Unlock()
-	return errors.Join(err, unix.Close(f.num), unix.Close(f.bell))
+	_, err := unix.Write(g.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	g.use.Lock()
+	defer g.use.Unlock()
+	return errors.Join(err, closeAll(nums), unix.Close(g.bell))
+}
+
+func closeAll(nums []int) error {
+	var errs []error
+	for _, num := range nums {
+		errs = append(errs, unix.Close(num))
+	}
+	return errors.Join(errs...)
 }

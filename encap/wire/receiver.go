@@ -1,6 +1,9 @@
 package wire
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,22 +12,69 @@ import (
 	"vstun/encap/pollfd"
 )
 
-// recvBuffer is the room that a receiver's socket asks for, in bytes: bursts wait there.
-const recvBuffer = 8 << 20
+const (
+	// recvBuffer is the room that a receiver's socket asks for, in bytes: bursts wait there.
+	recvBuffer = 8 << 20
 
-// Receiver receives the packets of one IP protocol that reach this host, each with its outer IPv4 header, put together if they came in
-// fragments. While it is open the kernel does not answer them with "protocol unreachable". One goroutine reads from it.
-type Receiver struct {
-	fd   *pollfd.FD
-	msgs mmsg
-	iovs [Batch]unix.Iovec
+	// recvBytes is about what a receiver takes in one batch, in bytes: so much the cache still holds when it is treated.
+	recvBytes = 256 << 10
+
+	// controlLen is the room for the control messages of a packet: class and UDP_GRO, 24 bytes each.
+	controlLen = 64
+
+	udpHeaderLen = 8
+)
+
+// Socket is what a receiver gets packets of: those of IP protocol Protocol that reach this host over IPv4, or over IPv6; of UDP those to Port.
+type Socket struct {
+	Protocol uint8
+	Over6    bool
+	Port     uint16
 }
 
-// NewReceivers opens n raw sockets for protocol, each of which gets its share of the flows. It needs CAP_NET_RAW.
-func NewReceivers(protocol, n int) ([]*Receiver, error) {
+func (s Socket) String() string {
+	family := 4
+	if s.Over6 {
+		family = 6
+	}
+	if s.Protocol == packet.ProtoUDP {
+		return fmt.Sprintf("UDP port %d over IPv%d", s.Port, family)
+	}
+	return fmt.Sprintf("raw socket of protocol %d over IPv%d", s.Protocol, family)
+}
+
+// headers is the length of the headers that the kernel takes off, in bytes.
+func (s Socket) headers() int {
+	switch udp := s.Protocol == packet.ProtoUDP; {
+	case udp && s.Over6:
+		return packet.IPv6HeaderLen + udpHeaderLen
+	case udp:
+		return packet.IPv4HeaderLen + udpHeaderLen
+	case s.Over6:
+		return packet.IPv6HeaderLen
+	}
+	return 0
+}
+
+// Receiver receives the packets of several sockets, put together if they came in fragments. While it is open the kernel does not answer them with
+// "protocol unreachable". One goroutine reads from it.
+type Receiver struct {
+	fds     *pollfd.Group
+	sockets []Socket // in the order of fds
+	next    int      // of sockets: the one to look at
+	limit   int      // packets in a batch
+
+	hdrs     [Batch]mmsghdr
+	iovs     [Batch]unix.Iovec
+	names    [Batch]unix.RawSockaddrInet6 // long enough for IPv4
+	controls [Batch][controlLen]byte
+}
+
+// NewReceivers makes n receivers that share the packets of sockets: all those of a flow go to one. Raw sockets need CAP_NET_RAW.
+func NewReceivers(n int, sockets ...Socket) ([]*Receiver, error) {
 	var all []*Receiver
 	for i := range n {
-		r, err := newReceiver(protocol, i, n)
+		r, err := newReceiver(sockets, i, n)
 		if err != nil {
 			for _, r := range all {
 				r.Close()
@@ -36,66 +86,242 @@ func NewReceivers(protocol, n int) ([]*Receiver, error) {
 	return all, nil
 }
 
-func newReceiver(protocol, i, n int) (*Receiver, error) {
-	fd, err := openRaw(unix.AF_INET, protocol, func(fd int) error {
-		setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
-		if n == 1 {
-			return nil
+func newReceiver(sockets []Socket, i, n int) (*Receiver, error) {
+	var fds []int
+	for _, s := range sockets {
+		fd, err := s.open(i, n)
+		if err != nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			return nil, fmt.Errorf("%s: %w", s, err)
 		}
-		return filter(fd, share(i, n))
-	})
+		fds = append(fds, fd)
+	}
+	group, err := pollfd.NewGroup(fds)
 	if err != nil {
 		return nil, err
 	}
-	r := &Receiver{fd: fd, msgs: mmsg{fd: fd, trap: unix.SYS_RECVMMSG, events: unix.POLLIN, hdrs: make([]mmsghdr, Batch)}}
-	for i := range r.msgs.hdrs {
-		h := &r.msgs.hdrs[i].hdr
-		h.Iov = &r.iovs[i]
-		h.SetIovlen(1)
+	r := &Receiver{fds: group, sockets: sockets, next: len(sockets), limit: Batch}
+	for i := range r.hdrs {
+		r.hdrs[i].hdr.Iov = &r.iovs[i]
+		r.hdrs[i].hdr.SetIovlen(1)
 	}
 	return r, nil
 }
 
-// ReadBatch waits for packets and puts them into bufs, Batch of them at the most. It returns how many it read, or os.ErrClosed after Close.
+// open opens the socket of receiver i of n.
+func (s Socket) open(i, n int) (fd int, err error) {
+	family, kind, protocol := unix.AF_INET, unix.SOCK_RAW, int(s.Protocol)
+	if s.Over6 {
+		family = unix.AF_INET6
+	}
+	udp := s.Protocol == packet.ProtoUDP
+	if udp {
+		kind = unix.SOCK_DGRAM
+	}
+	switch fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); {
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		return -1, fmt.Errorf("%w: this kernel has no IPv6: take the IPv6 directors out, or boot without ipv6.disable=1", err)
+	case errors.Is(err, unix.EPERM):
+		return -1, fmt.Errorf("%w: run as root, or with CAP_NET_RAW", err)
+	case err != nil:
+		return -1, err
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
+	if s.Over6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
+	} else if udp {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
+	}
+	if err != nil {
+		return -1, err
+	}
+	if !udp {
+		if n > 1 {
+			err = filter(fd, share(s, i, n))
+		}
+		return fd, err
+	}
+	return fd, s.bind(fd)
+}
+
+// bind makes fd a socket at a UDP port, which others of this program have too, each for its share of the flows.
+func (s Socket) bind(fd int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return err
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // Linux has it since 5.0; without it, packets come one by one
+	var at unix.Sockaddr = &unix.SockaddrInet4{Port: int(s.Port)}
+	if s.Over6 {
+		at = &unix.SockaddrInet6{Port: int(s.Port)}
+		for _, o := range []struct{ level, name int }{
+			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY},
+			{unix.IPPROTO_UDP, udpNoCheck6RX},
+		} {
+			if err := unix.SetsockoptInt(fd, o.level, o.name, 1); err != nil {
+				return err
+			}
+		}
+	}
+	if err := unix.Bind(fd, at); err != nil {
+		return fmt.Errorf("%w: another program has it: end it, or set another encap_port here and at the directors", err)
+	}
+	return nil
+}
+
+// udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): packets without checksum are taken also over IPv6, as RFC 6935 allows for tunnels.
+const udpNoCheck6RX = 102
+
+// ReadBatch waits for packets and puts them into bufs, Batch of them at the most, all of one socket. Each begins with an outer IP header, as on the wire or
+// with the source and class that it came with; UDP packets have a UDP header behind that, with the right ports. Where the kernel has put datagrams of
+// one flow together (UDP_GRO), Offload has GSOUDP, and the size of each but the last. It returns how many it read, or os.ErrClosed after Close.
 func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
-	n := min(len(bufs), Batch)
+	if err := r.fds.Acquire(); err != nil {
+		return 0, err
+	}
+	defer r.fds.Release()
+	for {
+		for r.next < len(r.sockets) {
+			i := r.next
+			r.next++
+			if !r.fds.Ready(i) {
+				continue
+			}
+			n, err := r.read(i, bufs)
+			if len(r.sockets) == 1 && n > 0 {
+				r.next = 0 // there may be more; it is cheaper to try than to wait
+			}
+			if n > 0 || err != nil {
+				return n, err
+			}
+		}
+		if err := r.fds.Wait(unix.POLLIN); err != nil {
+			return 0, err
+		}
+		r.next = 0
+	}
+}
+
+// read reads what waits in socket i; it may be nothing.
+func (r *Receiver) read(i int, bufs []packet.Buf) (int, error) {
+	s := r.sockets[i]
+	headers := s.headers()
+	n := min(len(bufs), r.limit)
 	for i := range bufs[:n] {
 		room := bufs[i].Room()
 		r.iovs[i].Base = &room[0]
+		h := &r.hdrs[i].hdr
+		if headers > 0 {
+			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
+			h.Control = &r.controls[i][0]
+			h.SetControllen(controlLen)
+		} else {
+			h.Name, h.Namelen, h.Control = nil, 0, nil
+			h.SetControllen(0)
+		}
+		if s.Protocol == packet.ProtoUDP {
+			room = room[headers:] // so that headers and payload are no longer than a packet may be
+		}
 		r.iovs[i].SetLen(len(room))
 	}
-	got, err := r.msgs.do(n)
-	if err != nil {
-		return 0, err
+	// It never waits, so that Go's scheduler need not be told.
+	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, r.fds.Num(i), uintptr(unsafe.Pointer(&r.hdrs)), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+	switch errno {
+	case 0:
+	case unix.EAGAIN, unix.EINTR:
+		return 0, nil
+	default:
+		return 0, fmt.Errorf("%s: %w", s, errno)
 	}
+	bytes := 0
 	for i := range bufs[:got] {
-		bufs[i].SetLen(int(r.msgs.hdrs[i].n))
+		size := int(r.hdrs[i].n)
+		bufs[i].SetLen(size)
+		bytes += size
+		if headers > 0 {
+			r.finish(s, &bufs[i], i)
+		}
 	}
-	return got, nil
+	if bytes > recvBytes {
+		r.limit = max(r.limit/2, 4)
+	} else {
+		r.limit = min(r.limit*2, Batch)
+	}
+	return int(got), nil
+}
+
+// finish puts headers before message i, which is in b.
+func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
+	n := b.Len()
+	class, size := r.ancillary(i)
+	if size > 0 && size < n {
+		b.Offload = packet.Offload{GSO: packet.GSOUDP, Size: uint16(size)}
+	}
+	headers, name := s.headers(), &r.names[i] // the ports of both families' names are at one place
+	h := b.Prepend(headers)
+	if s.Over6 {
+		packet.PutIPv6(h, class, headers+n, 0, s.Protocol, name.Addr, [16]byte{})
+	} else {
+		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr, [4]byte{})
+	}
+	if s.Protocol == packet.ProtoUDP {
+		u := h[headers-udpHeaderLen:]
+		copy(u, (*[2]byte)(unsafe.Pointer(&name.Port))[:])
+		binary.BigEndian.PutUint16(u[2:], s.Port)
+		binary.BigEndian.PutUint16(u[4:], uint16(udpHeaderLen+n))
+		binary.BigEndian.PutUint16(u[6:], 0)
+	}
+}
+
+// ancillary returns what message i's control messages say: TOS or traffic class, and the datagrams' size, 0 for a single one.
+func (r *Receiver) ancillary(i int) (class byte, size int) {
+	c := r.controls[i][:min(int(r.hdrs[i].hdr.Controllen), controlLen)]
+	for len(c) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&c[0]))
+		n := int(h.Len)
+		if n < unix.SizeofCmsghdr || n > len(c) {
+			return class, size
+		}
+		data := c[unix.SizeofCmsghdr:n]
+		switch {
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
+			class = data[0]
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
+			class = byte(binary.NativeEndian.Uint32(data))
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
+			size = int(binary.NativeEndian.Uint32(data))
+		}
+		c = c[min((n+7)&^7, len(c)):]
+	}
+	return class, size
 }
 
 // Overruns is the number of packets that the kernel dropped because nobody read them in time.
-func (r *Receiver) Overruns() uint64 { return overruns(r.fd) }
-
-// overruns is what the socket f has dropped.
-func overruns(f *pollfd.FD) uint64 {
-	fd, err := f.Acquire()
-	if err != nil {
+func (r *Receiver) Overruns() (n uint64) {
+	if r.fds.Acquire() != nil {
 		return 0
 	}
-	defer f.Release()
-	var info [unix.SK_MEMINFO_DROPS + 1]uint32
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return 0
+	defer r.fds.Release()
+	for i := range r.sockets {
+		var info [unix.SK_MEMINFO_DROPS + 1]uint32
+		size := uint32(unsafe.Sizeof(info))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, r.fds.Num(i), unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == 0 {
+			n += uint64(info[unix.SK_MEMINFO_DROPS])
+		}
 	}
-	return uint64(info[unix.SK_MEMINFO_DROPS])
+	return n
 }
 
-// Close closes the socket; a ReadBatch that waits returns.
-func (r *Receiver) Close() error { return r.fd.Close() }
+// Close closes the sockets; a ReadBatch that waits returns.
+func (r *Receiver) Close() error { return r.fds.Close() }
 
 // setBuffer asks for a socket buffer of size bytes, past the system's bound where the process may (CAP_NET_ADMIN). A smaller one is no
 // error: it only bears smaller bursts.

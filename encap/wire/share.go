@@ -2,32 +2,39 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
-// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in a tunnel: every raw socket of a protocol is
-// given every packet (Linux net/ipv4/raw.c, raw_v4_input). The flow is known by the inner source address and the first four bytes behind
-// an inner header without options: the ports.
-func share(i, n int) []bpf.Instruction {
-	return []bpf.Instruction{
-		bpf.LoadMemShift{Off: 0}, // X = length of the outer header
-		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.ALUOpX{Op: bpf.ALUOpSub},
-		// Without an inner source the length is as good. Reading past the end would drop the packet in every socket, uncounted.
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: 16, SkipTrue: 11},
-		bpf.LoadIndirect{Off: 12, Size: 4},
-		bpf.StoreScratch{Src: bpf.RegA, N: 0},
-		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.ALUOpX{Op: bpf.ALUOpSub},
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: 24, SkipTrue: 5}, // a packet without ports
-		bpf.LoadIndirect{Off: 20, Size: 4},
-		bpf.TAX{},
-		bpf.LoadScratch{Dst: bpf.RegA, N: 0},
-		bpf.ALUOpX{Op: bpf.ALUOpXor},
-		bpf.Jump{Skip: 1},
-		bpf.LoadScratch{Dst: bpf.RegA, N: 0},
+// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: every raw socket of a protocol is
+// given every packet (Linux net/ipv4/raw.c, raw_v4_input). The flow is known by the inner source address, of IPv6 half of it, and the
+// first four bytes behind an inner header without options or extension headers: the ports.
+//
+// What is too short for that is known by its length. Reading past the end would drop the packet in every socket, uncounted.
+func share(s Socket, i, n int) []bpf.Instruction {
+	// Scratch 0 is the sum so far, 1 the offset of the inner header, which X has nearly always.
+	mix := func(off uint32) []bpf.Instruction {
+		return []bpf.Instruction{
+			bpf.LoadIndirect{Off: off, Size: 4},
+			bpf.TAX{},
+			bpf.LoadScratch{Dst: bpf.RegA, N: 0},
+			bpf.ALUOpX{Op: bpf.ALUOpXor},
+			bpf.StoreScratch{Src: bpf.RegA, N: 0},
+			bpf.LoadScratch{Dst: bpf.RegX, N: 1},
+		}
+	}
+	// unless skips when fewer than least bytes are there from X on.
+	unless := func(least uint32, skip int) []bpf.Instruction {
+		return []bpf.Instruction{
+			bpf.LoadExtension{Num: bpf.ExtLen},
+			bpf.ALUOpX{Op: bpf.ALUOpSub},
+			bpf.JumpIf{Cond: bpf.JumpLessThan, Val: least, SkipTrue: uint8(skip)},
+		}
+	}
+	length := []bpf.Instruction{bpf.LoadExtension{Num: bpf.ExtLen}}
+	end := []bpf.Instruction{
 		bpf.ALUOpConstant{Op: bpf.ALUOpMul, Val: 0x9e3779b1}, // the top bits depend on all bits
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 16},
 		bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: uint32(n)},
@@ -35,7 +42,62 @@ func share(i, n int) []bpf.Instruction {
 		bpf.RetConstant{Val: 0xffffffff},
 		bpf.RetConstant{Val: 0},
 	}
+	// flow jumps over as many instructions as are between it and end. It goes on behind itself for a packet without ports, to those then.
+	flow := func(between int, ports uint32, source ...uint32) (p []bpf.Instruction) {
+		for _, off := range source {
+			p = append(p, mix(off)...)
+		}
+		p = append(p, unless(ports+4, len(mix(0)))...)
+		p = append(p, mix(ports)...)
+		return append(p, bpf.LoadScratch{Dst: bpf.RegA, N: 0}, bpf.Jump{Skip: uint32(between)})
+	}
+	six := flow(len(length), 40, 12, 20)
+	six = append(unless(24, len(six)), six...)
+	four := flow(len(six)+len(length), 20, 12)
+	four = append(unless(16, len(four)+len(six)), four...)
+
+	program := []bpf.Instruction{
+		bpf.LoadConstant{Dst: bpf.RegA, Val: 0},
+		bpf.StoreScratch{Src: bpf.RegA, N: 0},
+		bpf.LoadConstant{Dst: bpf.RegX, Val: 0},
+	}
+	if !s.Over6 {
+		program[2] = bpf.LoadMemShift{Off: 0} // the length of the outer header, which raw IPv6 sockets don't have in their packets
+	}
+	inner := append([]bpf.Instruction{
+		bpf.StoreScratch{Src: bpf.RegX, N: 1},
+	}, unless(1, 3+len(four)+len(six))...)
+	inner = append(inner,
+		bpf.LoadIndirect{Off: 0, Size: 1},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: uint8(len(four))})
+	inner = slices.Concat(inner, four, six)
+	if s.Protocol == protoGRE {
+		// RFC 2784 and 2890: checksum and key, 4 bytes each where their bits are set.
+		gre := []bpf.Instruction{
+			bpf.LoadIndirect{Off: 0, Size: 1},
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x80},
+			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
+			bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: 4},
+			bpf.ALUOpX{Op: bpf.ALUOpAdd},
+			bpf.StoreScratch{Src: bpf.RegA, N: 1},
+			bpf.LoadIndirect{Off: 0, Size: 1},
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x20},
+			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 3},
+			bpf.LoadScratch{Dst: bpf.RegX, N: 1},
+			bpf.ALUOpX{Op: bpf.ALUOpAdd},
+			bpf.TAX{},
+			// len - X would be below 0, which is large.
+			bpf.LoadExtension{Num: bpf.ExtLen},
+			bpf.JumpIfX{Cond: bpf.JumpLessThan, SkipTrue: uint8(len(inner))},
+		}
+		program = slices.Concat(program, unless(4, len(gre)+len(inner)), gre)
+	}
+	return slices.Concat(program, inner, length, end)
 }
+
+// protoGRE is GRE's protocol number (IANA).
+const protoGRE = 47
 
 // filter gives the socket fd a filter, and throws away what it received before.
 func filter(fd int, program []bpf.Instruction) error {

@@ -10,6 +10,9 @@ import (
 	"vstun/encap/packet"
 )
 
+// udpHeaders is the length of the headers of a UDP packet over IPv4.
+const udpHeaders = packet.IPv4HeaderLen + udpHeaderLen
+
 // udpSegments makes n wrapped packets of one flow to this host, of size bytes of payload each but the last.
 func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, payload []byte) {
 	for i := range n {
@@ -34,7 +37,7 @@ func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, pay
 // TestUDPSegments: what is sent by few calls arrives as the same datagrams, put together or not.
 func TestUDPSegments(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewUDPReceivers(6080, 1)
+		rs, err := NewReceivers(1, Socket{Protocol: packet.ProtoUDP, Port: 6080})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +102,7 @@ func TestUDPSegments(t *testing.T) {
 // TestUDPTOS: the receiver is told the outer TOS, which the kernel keeps from the payload.
 func TestUDPTOS(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewUDPReceivers(6080, 2)
+		rs, err := NewReceivers(2, Socket{Protocol: packet.ProtoUDP, Port: 6080})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +129,7 @@ func TestUDPTOS(t *testing.T) {
 
 func TestUDPAllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewUDPReceivers(6080, 1)
+		rs, err := NewReceivers(1, Socket{Protocol: packet.ProtoUDP, Port: 6080})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -57,7 +57,7 @@ func open(t *testing.T) (*Sender, *Receiver) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	r, err := NewReceivers(packet.ProtoIPIP, 1)
+	r, err := NewReceivers(1, Socket{Protocol: packet.ProtoIPIP})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,77 +228,6 @@ func TestBatchesAllocateNothing(t *testing.T) {
 			}
 		}); n != 0 {
 			t.Errorf("%v allocations a batch", n)
-		}
-	})
-}
-
-// TestReceiversShareFlows: of several receivers, exactly one gets each packet, and all packets of a flow, whatever their length.
-func TestReceiversShareFlows(t *testing.T) {
-	inNamespace(t, func() {
-		s, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
-		const workers, flows = 3, 300
-		rs, err := NewReceivers(packet.ProtoIPIP, workers)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for flow := range flows {
-			for _, n := range []int{20, 23, 24, 40, 1400} { // those below 24 have no ports: they are flows of their own, by address
-				b := outer(n, 0)
-				in := b[20:]
-				in[15] = byte(flow)
-				if n >= 24 {
-					in[20], in[21] = byte(flow>>8), byte(flow)
-				}
-				in[1] = 7 // TOS, which is not part of the flow
-				if k, err := s.Send([]packet.Segment{{Head: b}}); k != 1 || err != nil {
-					t.Fatal(k, err)
-				}
-			}
-		}
-		owner := map[[2]byte]int{}
-		got := make([]int, workers)
-		bufs := packet.NewBufs(64)
-		for w, r := range rs {
-			for { // nothing is sent while we read: the sockets hold all there is
-				fd, err := r.fd.Acquire()
-				if err != nil {
-					t.Fatal(err)
-				}
-				_, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_DONTWAIT|unix.MSG_PEEK)
-				r.fd.Release()
-				if err != nil {
-					break
-				}
-				n, err := r.ReadBatch(bufs)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for i := range bufs[:n] {
-					got[w]++
-					in := bufs[i].Bytes()[20:]
-					if len(in) < 24 {
-						continue
-					}
-					flow := [2]byte{in[20], in[21]}
-					if o, seen := owner[flow]; seen && o != w {
-						t.Fatalf("flow %v is read by worker %d and %d", flow, o, w)
-					}
-					owner[flow] = w
-				}
-			}
-		}
-		if sum := got[0] + got[1] + got[2]; sum != 5*flows {
-			t.Errorf("%v packets were read, want %d in all", got, 5*flows)
-		}
-		for w, n := range got {
-			if n < 5*flows/workers/2 {
-				t.Errorf("worker %d got only %d of %d packets", w, n, 5*flows)
-			}
-			rs[w].Close()
 		}
 	})
 }

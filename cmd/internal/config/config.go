@@ -156,6 +156,8 @@ type Realserver struct {
 	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
 	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which have one port
 	EncapPort uint16         // UDP port of gue and fou
+	Key       uint32         // of GRE, where HasKey is set
+	HasKey    bool           // packets by "gre" must have this key; else they must have none
 	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
 	Table     int            // routing table for replies, and priority of the rule that leads to it
 	Control   string         // absolute path of the control socket, at most 107 bytes

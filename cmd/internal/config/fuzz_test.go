@@ -166,9 +166,12 @@ func FuzzParseRealserver(f *testing.F) {
 		}
 		for _, p := range r.Directors {
 			checkAddrs(t, p.Addr())
-			if p.Bits() < 8 || p != p.Masked() {
+			if p.Bits() < 8 || p.Addr().Is6() && p.Bits() < 32 || p != p.Masked() {
 				t.Errorf("directors has %v", p)
 			}
+		}
+		if r.HasKey && !slices.Contains(r.Encaps, "gre") || r.Key != 0 && !r.HasKey {
+			t.Errorf("key %d of %v", r.Key, r.Encaps)
 		}
 		if r.MSS != 0 && (r.MSS < 88 || r.MSS > 65495) {
 			t.Errorf("mss %d", r.MSS)

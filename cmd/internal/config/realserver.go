@@ -44,6 +44,9 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Control:   t.socket("control", "/run/vstun/realserver.sock"),
 		Log:       t.level("log"),
 	}
+	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !slices.Contains(r.Encaps, "gre") {
+		t.faultAt("encap_key", "only gre has a key, and encap has no gre: leave it out")
+	}
 	for _, vip := range r.VIPs {
 		if slices.Contains(r.Directors, netip.PrefixFrom(vip, vip.BitLen())) {
 			t.faultAt("directors", "\"%v\" is one of the vips: want the directors' own addresses", vip)
@@ -59,7 +62,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 }
 
 func readVIPs(t *table) []netip.Addr {
-	const want = "an array of IPv4 addresses"
+	const want = "an array of IPv4 and IPv6 addresses"
 	if _, ok := t.required("vips", want); !ok {
 		return nil
 	}
@@ -68,7 +71,7 @@ func readVIPs(t *table) []netip.Addr {
 }
 
 func readDirectors(t *table) []netip.Prefix {
-	const want = "an array of the directors' IPv4 addresses or prefixes"
+	const want = "an array of the directors' addresses or prefixes"
 	if _, ok := t.required("directors", want); !ok {
 		return nil
 	}

@@ -50,10 +50,12 @@ func TestRealserverEveryKey(t *testing.T) {
 	want := &config.Realserver{
 		TUN:       "vip0",
 		Queues:    3,
-		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")},
-		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.0.3.0/24")},
-		Encaps:    []string{"ipip"},
+		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("2001:db8:f::80")},
+		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.0.3.0/24"), netip.MustParsePrefix("2001:db8:3::/48")},
+		Encaps:    []string{"ipip", "gre"},
 		EncapPort: 6080,
+		Key:       4294967295,
+		HasKey:    true,
 		MSS:       1400,
 		Table:     100,
 		Control:   "/run/vstun/realserver.sock",
@@ -74,8 +76,8 @@ func TestRealserverReference(t *testing.T) {
 func TestRealserverFaults(t *testing.T) {
 	const (
 		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
-		wantPrefix = `want an IPv4 address such as "10.0.2.2" or a prefix such as "10.0.2.0/24"`
-		wantList   = `want an array of the directors' IPv4 addresses or prefixes`
+		wantPrefix = `want an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
+		wantList   = `want an array of the directors' addresses or prefixes`
 		wantMSS    = `want "auto", "off" or 88 to 65495 bytes`
 		wantTable  = `want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`
 		wide       = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
@@ -96,13 +98,13 @@ func TestRealserverFaults(t *testing.T) {
 		}},
 		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: want a [realserver] table with vips and directors`}},
 		{"an empty table", "[realserver]", []string{
-			`realserver: vips: missing: want an array of IPv4 addresses`,
+			`realserver: vips: missing: want an array of IPv4 and IPv6 addresses`,
 			`realserver: directors: missing: ` + wantList,
 		}},
-		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, encap_port, mss, table, control or log`}},
+		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, encap_port, mss, table, control, log or encap_key`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
-		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 addresses`}},
-		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 addresses`}},
+		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 and IPv6 addresses`}},
+		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 and IPv6 addresses`}},
 		{"vips link-local", vips(`["fe80::80"]`), []string{`realserver: vips: "fe80::80" is a link-local address: want a unicast address`}},
 		{"vips twice", vips(`["198.51.100.80", "198.51.100.80"]`), []string{`realserver: vips: "198.51.100.80" is there twice: want each address once`}},
 		{"vips number", vips(`[1]`), []string{`realserver: vips: 1 is of the wrong type: ` + wantAddr}},
@@ -110,7 +112,18 @@ func TestRealserverFaults(t *testing.T) {
 		{"directors type", directors("[1]"), []string{`realserver: directors: 1 is of the wrong type: ` + wantPrefix}},
 		{"directors everybody", directors(`["0.0.0.0/0"]`), []string{`realserver: directors: "0.0.0.0/0"` + wide}},
 		{"directors half of everybody", directors(`["128.0.0.0/1"]`), []string{`realserver: directors: "128.0.0.0/1"` + wide}},
-		{"directors all IPv6", directors(`["::/0"]`), []string{`realserver: directors: "::/0": IPv6 is not in this version yet: ` + wantPrefix}},
+		{"directors all IPv6", directors(`["::/0"]`), []string{`realserver: directors: "::/0"` + strings.Replace(wide, "/8 to /32", "/32 to /128", 1)}},
+		{"directors of IPv6", directors(`["2000::/3", "2001:db8::/31", "2001:db8::1/64", "::ffff:10.0.0.0/104", "fe80::/64", "fe80::2", "fe80::2%eth0", "::1", "ff02::/32"]`), []string{
+			`realserver: directors: "2000::/3"` + strings.Replace(wide, "/8 to /32", "/32 to /128", 1),
+			`realserver: directors: "2001:db8::/31"` + strings.Replace(wide, "/8 to /32", "/32 to /128", 1),
+			`realserver: directors: "2001:db8::1/64" has bits beyond its length: want "2001:db8::/64", or "2001:db8::1" for the one address`,
+			`realserver: directors: "::ffff:10.0.0.0/104" is of IPv4-mapped IPv6 addresses: ` + wantPrefix,
+			`realserver: directors: "fe80::/64" is a link-local address: want a unicast address or prefix`,
+			`realserver: directors: "fe80::2" is a link-local address: want a unicast address`,
+			`realserver: directors: "fe80::2%eth0" has a zone: ` + wantAddr,
+			`realserver: directors: "::1" is a loopback address: want a unicast address`,
+			`realserver: directors: "ff02::/32" is a multicast address: want a unicast address or prefix`,
+		}},
 		{"directors length", directors(`["10.0.2.0/33"]`), []string{`realserver: directors: "10.0.2.0/33" is not a prefix: ` + wantPrefix}},
 		{"directors host bits", directors(`["10.0.2.2/24"]`), []string{`realserver: directors: "10.0.2.2/24" has bits beyond its length: want "10.0.2.0/24", or "10.0.2.2" for the one address`}},
 		{"directors loopback", directors(`["127.0.0.0/8"]`), []string{`realserver: directors: "127.0.0.0/8" is a loopback address: want a unicast address or prefix`}},
@@ -126,6 +139,8 @@ func TestRealserverFaults(t *testing.T) {
 			`realserver: encap: gue and fou can't share encap_port: want one of them`,
 		}},
 		{"encap_port", with("encap_port = 65536"), []string{`realserver: encap_port: 65536 is out of range: want 1 to 65535`}},
+		{"key of no GRE", with("encap_key = 7"), []string{`realserver: encap_key: only gre has a key, and encap has no gre: leave it out`}},
+		{"key", with("encap = [\"gre\"]\nencap_key = -1"), []string{`realserver: encap_key: -1 is out of range: want 0 to 4294967295`}},
 		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: not in this version yet: leave it out`}},
 		{"mss small", with("mss = 87"), []string{`realserver: mss: 87 is out of range: ` + wantMSS}},
 		{"mss big", with("mss = 65496"), []string{`realserver: mss: 65496 is out of range: ` + wantMSS}},
@@ -157,6 +172,9 @@ func TestRealserverAccepts(t *testing.T) {
 	for name, text := range map[string]string{
 		"a VIP inside the directors' subnet": "[realserver]\nvips = [\"10.0.2.80\"]\ndirectors = [\"10.0.2.0/24\"]",
 		"the widest prefix":                  "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"10.0.0.0/8\"]",
+		"both families":                      "[realserver]\nvips = [\"198.51.100.80\", \"2001:db8:f::80\"]\ndirectors = [\"2001:db8::2\", \"10.0.2.2\"]",
+		"the widest prefix of IPv6":          "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"2001:db8::/32\"]",
+		"key 0":                              goodRealserver + "encap = [\"gre\", \"ipip\"]\nencap_key = 0",
 		"mss auto":                           goodRealserver + `mss = "auto"`,
 		"least values":                       goodRealserver + "mss = 88\ntable = 1",
 		"greatest values":                    goodRealserver + "mss = 65495\ntable = 32765",

@@ -135,10 +135,11 @@ func (t *table) addresses(key string, values []any) []netip.Addr {
 	return list
 }
 
-// source checks one value to be an address or prefix that tunnel packets may come from. Prefixes wider than /8 would
-// make the agent an open decapsulator: CVE-2020-10136.
+// source checks one value to be an address or prefix that tunnel packets may come from. Prefixes wider than these would
+// make the agent an open decapsulator: CVE-2020-10136. What the largest providers have is a /8, and a /32 of IPv6 (RFC 6177).
 func (t *table) source(key string, value any) (netip.Prefix, bool) {
-	const want = `an IPv4 address such as "10.0.2.2" or a prefix such as "10.0.2.0/24"`
+	const want = `an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
+	const widest, widest6 = 8, 32
 	s, ok := value.(string)
 	if !ok {
 		t.wrongType(key, value, want)
@@ -149,14 +150,18 @@ func (t *table) source(key string, value any) (netip.Prefix, bool) {
 		return netip.PrefixFrom(a, a.BitLen()), ok
 	}
 	p, err := netip.ParsePrefix(s)
+	least := widest
+	if p.Addr().Is6() {
+		least = widest6
+	}
 	switch {
 	case err != nil:
 		t.faultAt(key, "%s is not a prefix: want %s", show(s), want)
-	case !p.Addr().Is4():
-		t.faultAt(key, "%s: IPv6 is not in this version yet: want %s", show(s), want)
-	case p.Bits() < 8:
+	case p.Addr().Is4In6():
+		t.faultAt(key, "%s is of IPv4-mapped IPv6 addresses: want %s", show(s), want)
+	case p.Bits() < least:
 		t.faultAt(key, "%s lets anybody send packets into this host's network (an open decapsulator, "+
-			"CVE-2020-10136): want the directors' own addresses, or prefixes from /8 to /32", show(s))
+			"CVE-2020-10136): want the directors' own addresses, or prefixes from /%d to /%d", show(s), least, p.Addr().BitLen())
 	case p != p.Masked():
 		t.faultAt(key, "%s has bits beyond its length: want \"%v\", or \"%v\" for the one address",
 			show(s), p.Masked(), p.Addr())

@@ -36,8 +36,8 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 // PrintRealserver writes st for people.
 func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
-		offloads(st.Offloads), st.MSS)
+	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
+		offloads(st.Offloads), st.MSS, st.MSS6)
 	fmt.Fprintf(w, "VIPs %s from directors %s\n", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)

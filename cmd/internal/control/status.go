@@ -101,7 +101,8 @@ type RealserverStatus struct {
 	Offloads  string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	VIPs      []string          `json:"vips"`
 	Directors []string          `json:"directors"`
-	MSS       int               `json:"mss"`
+	MSS       int               `json:"mss"`      // what servers advertise over IPv4
+	MSS6      int               `json:"mss6"`     // and over IPv6
 	In        Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
 	Out       Traffic           `json:"out"`      // written to the TUN device
 	Drops     map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"vstun/cmd/internal/config"
@@ -31,9 +32,10 @@ type agent struct {
 	control   *control.Server
 	network   *routing.Manager
 	device    *tundev.Device
-	receivers []receiver
+	receivers []*wire.Receiver
+	policy    *endpoint.Policy
 	workers   []*endpoint.Worker
-	mss       atomic.Int64 // what SYN-ACKs may advertise now
+	mss       endpoint.MSS // what SYN-ACKs may advertise now
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -58,59 +60,108 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if a.control, err = control.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
-	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues * len(cfg.Encaps), Plain: !cfg.Offload}); err != nil {
+	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
-	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the socket.
-	policy := endpoint.NewPolicy(cfg.Directors, cfg.VIPs)
-	for _, name := range cfg.Encaps {
-		kind, _ := encap.ParseKind(name)
-		receivers, err := receive(kind, cfg)
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range receivers {
-			queue := a.device.Queues()[len(a.workers)]
-			a.receivers = append(a.receivers, r)
-			a.workers = append(a.workers, endpoint.NewWorker(r, encap.Exit{Kind: kind}, queue, policy, &a.mss))
-		}
+	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the sockets.
+	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
+		return nil, err
 	}
-	if tunnels, err := routing.KernelTunnels(); err == nil && len(tunnels) > 0 {
-		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r ipip)", "device", tunnels[0].Name)
+	a.policy = endpoint.NewPolicy(endpoint.Rules{Directors: cfg.Directors, VIPs: cfg.VIPs, Exits: exits(cfg), Port: cfg.EncapPort})
+	for i, r := range a.receivers {
+		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
-	a.mss.Store(int64(mss(cfg)))
-	if err := a.network.Set(network(cfg, int(a.mss.Load()))); err != nil {
+	if tunnels, err := kernelTunnels(cfg); err == nil && len(tunnels) > 0 {
+		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r "+tunnels[0].Module+")", "device", tunnels[0].Name)
+	}
+	own, err := routing.LocalAddrs()
+	if err != nil {
+		return nil, err
+	}
+	a.policy.SetOwn(own)
+	v4, v6 := mss(cfg)
+	a.mss.V4.Store(int64(v4))
+	a.mss.V6.Store(int64(v6))
+	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-// receiver is a socket that tunnel packets come from.
-type receiver interface {
-	endpoint.Source
-	Overruns() uint64
-	Close() error
+// exits are where the tunnels of cfg end.
+func exits(cfg *config.Realserver) (all []encap.Exit) {
+	for _, name := range cfg.Encaps {
+		kind, _ := encap.ParseKind(name)
+		e := encap.Exit{Kind: kind}
+		if kind == encap.KindGRE {
+			e.Key, e.HasKey = cfg.Key, cfg.HasKey
+		}
+		all = append(all, e)
+	}
+	return all
 }
 
-// receive opens the sockets for tunnels of a kind, as many as there are queues, each with its share of the flows. GRE has one: which bytes of a
-// packet are the flow's, depends on its options.
-func receive(kind encap.Kind, cfg *config.Realserver) (all []receiver, err error) {
-	if kind.UDP() {
-		udp, err := wire.NewUDPReceivers(cfg.EncapPort, cfg.Queues)
-		for _, r := range udp {
-			all = append(all, r)
+// hasFamilies tells which families addrs are of.
+func hasFamilies(addrs iter.Seq[netip.Addr]) (v4, v6 bool) {
+	for a := range addrs {
+		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
+	}
+	return v4, v6
+}
+
+// directors are the addresses and prefixes' addresses in cfg.
+func directors(cfg *config.Realserver) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, d := range cfg.Directors {
+			if !yield(d.Addr()) {
+				return
+			}
 		}
-		return all, err
 	}
-	protocol, n := packet.ProtoIPIP, cfg.Queues
-	if kind == encap.KindGRE {
-		protocol, n = encap.ProtoGRE, 1
+}
+
+// sockets are what the tunnels of cfg come by: over the directors' families, and with protocols 4 and 41 for the VIPs'.
+func sockets(cfg *config.Realserver) (all []wire.Socket) {
+	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	over4, over6 := hasFamilies(directors(cfg))
+	for _, six := range []bool{false, true} {
+		if six && !over6 || !six && !over4 {
+			continue
+		}
+		for _, e := range exits(cfg) {
+			switch {
+			case e.Kind.UDP():
+				all = append(all, wire.Socket{Protocol: packet.ProtoUDP, Over6: six, Port: cfg.EncapPort})
+			case e.Kind == encap.KindGRE:
+				all = append(all, wire.Socket{Protocol: encap.ProtoGRE, Over6: six})
+			default:
+				if vip4 {
+					all = append(all, wire.Socket{Protocol: packet.ProtoIPIP, Over6: six})
+				}
+				if vip6 {
+					all = append(all, wire.Socket{Protocol: encap.ProtoIPv6, Over6: six})
+				}
+			}
+		}
 	}
-	raw, err := wire.NewReceivers(protocol, n)
-	for _, r := range raw {
-		all = append(all, r)
+	return all
+}
+
+// kernelTunnels are the kernel's devices that take what is for the sockets of cfg.
+func kernelTunnels(cfg *config.Realserver) ([]routing.Tunnel, error) {
+	protocols := map[bool][]uint8{}
+	for _, s := range sockets(cfg) {
+		protocols[s.Over6] = append(protocols[s.Over6], s.Protocol)
 	}
-	return all, err
+	var all []routing.Tunnel
+	for _, over6 := range []bool{false, true} {
+		list, err := routing.KernelTunnels(over6, protocols[over6]...)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	return all, nil
 }
 
 // preflight finds what would stop the agent, without touching the machine.
@@ -120,13 +171,14 @@ func preflight(cfg *config.Realserver) error {
 	} else if taken {
 		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
 	}
-	tunnels, err := routing.KernelTunnels()
+	tunnels, err := kernelTunnels(cfg)
 	if err != nil {
 		return err
 	}
 	for _, t := range tunnels {
 		if t.Up {
-			return fmt.Errorf("kernel tunnel %s is up and takes protocol 4, so that each packet would come in twice: set it down (ip link set %s down)", t.Name, t.Name)
+			return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in twice: set it down (ip link set %s down)",
+				t.Name, t.Protocols[0], t.Name)
 		}
 	}
 	var errs []error
@@ -141,55 +193,79 @@ func preflight(cfg *config.Realserver) error {
 	return errors.Join(errs...)
 }
 
-// mss is what the host's SYN-ACKs may advertise, in bytes, so that clients' packets fit the tunnel.
-func mss(cfg *config.Realserver) int {
+// mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the tunnel.
+func mss(cfg *config.Realserver) (v4, v6 int) {
 	if cfg.MSS > 0 {
-		return cfg.MSS
+		return cfg.MSS, cfg.MSS
 	}
-	const headers = 20 + 20 // IPv4 and TCP, without options
-	var directors []netip.Addr
+	const headers4, headers6 = 20 + 20, 40 + 20 // IP and TCP, without options
+	var asked []netip.Addr
 	for _, d := range cfg.Directors {
 		a := d.Addr()
 		if !d.IsSingleIP() {
 			a = a.Next() // the prefix's own address is no host's
 		}
-		directors = append(directors, a)
+		asked = append(asked, a)
 	}
 	// What the way to a director takes is the best guess for what the way back takes. An error is no reason to stop: Ethernet's is taken.
-	ways, _ := routing.Paths(directors)
+	ways, _ := routing.Paths(asked)
 	least := 0
-	for _, way := range ways {
-		if least == 0 || way.MTU < least {
-			least = way.MTU
+	for _, a := range asked {
+		mtu := 1500
+		if way, ok := ways[a]; ok {
+			mtu = way.MTU
+		} else if len(ways) > 0 {
+			continue
+		}
+		if room := mtu - overhead(cfg, a.Is6()); least == 0 || room < least {
+			least = room
 		}
 	}
-	if least == 0 {
-		least = 1500
-	}
-	overhead := 0
-	for _, name := range cfg.Encaps {
-		kind, _ := encap.ParseKind(name)
-		overhead = max(overhead, kind.Overhead4())
-	}
-	return max(least-overhead-headers, 88)
+	const smallest = 88 // TCP_MIN_MSS of Linux
+	return max(least-headers4, smallest), max(least-headers6, smallest)
 }
 
-// network is the state of the machine that cfg needs.
-func network(cfg *config.Realserver, mss int) routing.State {
-	s := routing.State{
-		Sysctls: []routing.Sysctl{
-			{Key: "net/ipv6/conf/" + cfg.TUN + "/disable_ipv6", Value: "1", Optional: true}, // else the kernel greets neighbours that are not there
-			// Clients' packets come in by the device, and the way back to the clients is another: loose. The kernel takes the larger
-			// value of this and conf/all, and 2 is the largest.
-			{Key: "net/ipv4/conf/" + cfg.TUN + "/rp_filter", Value: "2"},
-			// Where director and realserver share a subnet, only the director may answer for the VIP.
-			{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
-			{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true},
-		},
-		Links: []routing.Link{{Name: cfg.TUN, Up: true}},
+// overhead is the most that the tunnels of cfg add to a packet, in bytes. Directors may give GRE a checksum.
+func overhead(cfg *config.Realserver, over6 bool) (n int) {
+	for _, e := range exits(cfg) {
+		n = max(n, e.Kind.Overhead4())
+		if e.Kind == encap.KindGRE {
+			n = max(n, e.Kind.Overhead4()+greOption)
+			if e.HasKey {
+				n = max(n, e.Kind.Overhead4()+2*greOption)
+			}
+		}
 	}
+	if over6 {
+		n += packet.IPv6HeaderLen - packet.IPv4HeaderLen
+	}
+	return n
+}
+
+// greOption is the length of GRE's checksum, and of its key, in bytes (RFC 2784, RFC 2890).
+const greOption = 4
+
+// network is the state of the machine that cfg needs.
+func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
+	_, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	s := routing.State{Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
+	if conf := "net/ipv6/conf/" + cfg.TUN; vip6 {
+		s.Sysctls = append(s.Sysctls,
+			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1"}, // no address of its own, nor greetings to neighbours that are not there
+			routing.Sysctl{Key: conf + "/accept_ra", Value: "0"},
+			routing.Sysctl{Key: conf + "/disable_ipv6", Value: "0"})
+	} else {
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true})
+	}
+	s.Sysctls = append(s.Sysctls,
+		// Clients' packets come in by the device, and the way back to the clients is another: loose. The kernel takes the larger
+		// value of this and conf/all, and 2 is the largest. IPv6 has no such filter.
+		routing.Sysctl{Key: "net/ipv4/conf/" + cfg.TUN + "/rp_filter", Value: "2"},
+		// Where director and realserver share a subnet, only the director may answer for the VIP. IPv6 answers for none but the device's own.
+		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
+		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
 	if cfg.MSS != config.MSSOff {
-		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss}
+		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6}
 	}
 	for _, vip := range cfg.VIPs {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(vip, vip.BitLen())})
@@ -197,13 +273,13 @@ func network(cfg *config.Realserver, mss int) routing.State {
 	return s
 }
 
-// pathsEvery is how often the ways to the directors are asked for again.
+// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again.
 const pathsEvery = 10 * time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (a *agent) run(ctx context.Context) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
-	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.Load(), "control", a.cfg.Control)
+	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.V4.Load(), "mss6", a.mss.V6.Load(), "control", a.cfg.Control)
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
@@ -214,7 +290,7 @@ func (a *agent) run(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
 		},
-		daemon.Every(pathsEvery, a.refreshMSS),
+		daemon.Every(pathsEvery, a.refresh),
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -247,16 +323,24 @@ func discard(q *tundev.Queue) error {
 	}
 }
 
-// refreshMSS takes over what the kernel has learned about the ways to the directors.
-func (a *agent) refreshMSS() {
-	if now := mss(a.cfg); int64(now) != a.mss.Load() {
-		if err := a.network.Set(network(a.cfg, now)); err != nil {
-			a.log.Error("new MSS not taken over", "mss", now, "error", err)
-			return
-		}
-		a.log.Info("the ways to the directors have changed", "mss", now)
-		a.mss.Store(int64(now))
+// refresh takes over what the kernel has learned about the ways to the directors, and the addresses that this host has now.
+func (a *agent) refresh() {
+	if own, err := routing.LocalAddrs(); err != nil {
+		a.log.Error("this host's addresses not taken over", "error", err)
+	} else {
+		a.policy.SetOwn(own)
 	}
+	v4, v6 := mss(a.cfg)
+	if int64(v4) == a.mss.V4.Load() && int64(v6) == a.mss.V6.Load() {
+		return
+	}
+	if err := a.network.Set(network(a.cfg, v4, v6)); err != nil {
+		a.log.Error("new MSS not taken over", "mss", v4, "mss6", v6, "error", err)
+		return
+	}
+	a.log.Info("the ways to the directors have changed", "mss", v4, "mss6", v6)
+	a.mss.V4.Store(int64(v4))
+	a.mss.V6.Store(int64(v6))
 }
 
 func (a *agent) status() control.RealserverStatus {
@@ -267,7 +351,7 @@ func (a *agent) status() control.RealserverStatus {
 		overruns += a.receivers[i].Overruns()
 	}
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
-		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.Load()),
+		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
 		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Overruns: overruns}
 	for _, v := range a.cfg.VIPs {

@@ -1,0 +1,215 @@
+package endpoint
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync/atomic"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// Rules say who may send what by which tunnels.
+type Rules struct {
+	Directors []netip.Prefix // outer sources
+	VIPs      []netip.Addr   // inner destinations
+	Exits     []encap.Exit   // one for each kind; GUE and FOU are one
+	Port      uint16         // UDP port of GUE and FOU
+}
+
+// Policy lets in what its rules allow.
+type Policy struct {
+	vips     map[netip.Addr]struct{}
+	hosts    map[netip.Addr]struct{} // directors that are one address
+	prefixes []netip.Prefix          // directors that are more
+	own      atomic.Pointer[map[netip.Addr]struct{}]
+	port     uint16
+
+	ipip, gre, udp *encap.Exit // nil: none
+}
+
+// NewPolicy makes the policy of r.
+func NewPolicy(r Rules) *Policy {
+	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}}
+	for _, v := range r.VIPs {
+		p.vips[v] = struct{}{}
+	}
+	for _, d := range r.Directors {
+		if d.IsSingleIP() {
+			p.hosts[d.Addr()] = struct{}{}
+		} else {
+			p.prefixes = append(p.prefixes, d)
+		}
+	}
+	for _, e := range r.Exits {
+		switch {
+		case e.Kind == encap.KindIPIP:
+			p.ipip = &e
+		case e.Kind == encap.KindGRE:
+			p.gre = &e
+		case e.Kind.UDP():
+			p.udp, p.port = &e, r.Port
+		}
+	}
+	p.SetOwn(nil)
+	return p
+}
+
+// SetOwn says which addresses this host has, beside the VIPs: packets from them come from nowhere else. It may be called at any time.
+func (p *Policy) SetOwn(addrs []netip.Addr) {
+	own := make(map[netip.Addr]struct{}, len(p.vips)+len(addrs))
+	for v := range p.vips {
+		own[v] = struct{}{}
+	}
+	for _, a := range addrs {
+		own[a] = struct{}{}
+	}
+	p.own.Store(&own)
+}
+
+// director tells whether a is a director's address.
+func (p *Policy) director(a netip.Addr) bool {
+	if _, ok := p.hosts[a]; ok {
+		return true
+	}
+	for _, d := range p.prefixes {
+		if d.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// arrival is what is known of a packet before its tunnel header is read.
+type arrival struct {
+	exit         *encap.Exit
+	proto, class byte // of the outer header
+}
+
+// inside is what is known of a packet that was in a tunnel.
+type inside struct {
+	offset   int   // of the transport header, in bytes
+	proto    uint8 // of what stands there
+	fragment bool
+}
+
+// unwrap takes the tunnel's headers off the packet in b, and returns Accept when what is left may enter this host. The outer source is
+// judged before anything of the inner packet is read.
+func (p *Policy) unwrap(b *packet.Buf) (inside, packet.Drop) {
+	t, d := p.outer(b)
+	if d != packet.Accept {
+		return inside{}, d
+	}
+	return p.inner(b, &t)
+}
+
+// outer takes the outer IP header off, and the UDP header behind it.
+func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
+	whole := b.Bytes()
+	var src netip.Addr
+	var n int
+	var right bool // lengths that agree
+	switch h, h6 := packet.IPv4(whole), packet.IPv6(whole); {
+	case len(whole) >= packet.IPv4HeaderLen && h.Version() == 4:
+		src, t.proto, t.class, n = h.Src(), h.Protocol(), h.TOS(), h.HeaderLen()
+		right = n >= packet.IPv4HeaderLen && n <= len(h) && h.TotalLen() == len(h)
+	case len(whole) >= packet.IPv6HeaderLen && h6.Version() == 6:
+		src, t.proto, t.class, n = h6.Src(), h6.NextHeader(), h6.TrafficClass(), packet.IPv6HeaderLen
+		right = h6.TotalLen() == len(h6)
+	default:
+		return t, packet.DropOuter
+	}
+	if !p.director(src) {
+		return t, packet.DropNotDirector
+	}
+	switch t.proto {
+	case packet.ProtoIPIP, packet.ProtoIPv6:
+		t.exit = p.ipip
+	case encap.ProtoGRE:
+		t.exit = p.gre
+	case packet.ProtoUDP:
+		t.exit = p.udp
+		n += udpHeaderLen
+	}
+	if t.exit == nil || !right || n > len(whole) {
+		return t, packet.DropOuter
+	}
+	b.Strip(n)
+	return t, packet.Accept
+}
+
+const udpHeaderLen = 8
+
+// inner takes the tunnel header off, and judges the packet behind it.
+func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
+	if d = t.exit.Unwrap(b, t.proto, t.class); d != packet.Accept {
+		return in, d
+	}
+	var src, dst netip.Addr
+	offset := 0 // of a fragment
+	if h := packet.IPv4(b.Bytes()); h.Version() == 4 {
+		src, dst = h.Src(), h.Dst()
+		in = inside{offset: h.HeaderLen(), proto: h.Protocol(), fragment: h.Fragment()}
+		if in.fragment {
+			offset = int(binary.BigEndian.Uint16(h[6:]) & 0x1fff)
+		}
+	} else {
+		h := packet.IPv6(h)
+		x, d := h.Transport()
+		if d != packet.Accept {
+			return in, d
+		}
+		src, dst = h.Src(), h.Dst()
+		in = inside{offset: x.Offset, proto: x.Proto, fragment: x.Fragment}
+		offset = x.FragOffset
+	}
+	if _, ok := p.vips[dst]; !ok {
+		return in, packet.DropInnerDestination
+	}
+	if !p.host(src) {
+		return in, packet.DropInnerSource
+	}
+	if tunnelled(in.proto) {
+		return in, packet.DropInnerProtocol
+	}
+	if in.proto == packet.ProtoUDP && p.udp != nil && offset == 0 {
+		// To this agent's own port: what is in it would come back to it, with whatever outer source somebody has made up.
+		if u := b.Bytes()[in.offset:]; len(u) < 4 || binary.BigEndian.Uint16(u[2:]) == p.port {
+			return in, packet.DropInnerProtocol
+		}
+	}
+	return in, packet.Accept
+}
+
+// tunnelled tells whether packets of this protocol carry other packets (IANA).
+func tunnelled(proto uint8) bool {
+	switch proto {
+	case packet.ProtoIPIP, packet.ProtoIPv6, encap.ProtoGRE,
+		55,  // minimal encapsulation, RFC 2004
+		94,  // IPIP of KA9Q
+		97,  // EtherIP, RFC 3378
+		98,  // RFC 1241
+		115, // L2TP, RFC 3931
+		137, // MPLS, RFC 4023
+		143: // Ethernet, RFC 8986
+		return true
+	}
+	return false
+}
+
+// host tells whether a can be the address of a client: one host, and not this one.
+func (p *Policy) host(a netip.Addr) bool {
+	if _, own := (*p.own.Load())[a]; own {
+		return false
+	}
+	if a.Is4() {
+		first := a.As4()[0]
+		return first != 0 && first < 224 && first != 127 // 224/4 is multicast, 240/4 reserved, with the broadcast address
+	}
+	b := a.As16()
+	if b[0] == 0xff || b[0] == 0xfe && b[1]&0xc0 == 0x80 { // multicast, link-local
+		return false
+	}
+	// ::, ::1 and the other addresses of ::/96, which are none (RFC 4291, sections 2.5.2, 2.5.3 and 2.5.5.1).
+	return binary.BigEndian.Uint64(b[:]) != 0 || binary.BigEndian.Uint32(b[8:]) != 0
+}

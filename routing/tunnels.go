@@ -1,0 +1,72 @@
+package routing
+
+import (
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Tunnel is a kernel device that takes tunnel packets off the wire.
+type Tunnel struct {
+	Name      string
+	Up        bool    // it is up and takes packets of any host, not of one only
+	Over6     bool    // IPv6 packets, else IPv4
+	Protocols []uint8 // IP protocols: 4 (RFC 2003), 41 (RFC 4213), 47 (GRE)
+	Module    string  // the driver's name
+}
+
+// KernelTunnels lists the kernel's tunnel devices that take one of protocols off the wire, over IPv6 or over IPv4. One that is up takes a copy of
+// each packet that a raw socket gets; one that is down still makes the kernel answer those that fit no tunnel with
+// ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in net/ipv6/tunnel6.c, gre_rcv in net/ipv4/ip_gre.c).
+func KernelTunnels(over6 bool, protocols ...uint8) ([]Tunnel, error) {
+	h, err := newHandle()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var found []Tunnel
+	for _, l := range links {
+		t := tunnelOf(l)
+		if t.Over6 == over6 && slices.ContainsFunc(t.Protocols, func(p uint8) bool { return slices.Contains(protocols, p) }) {
+			found = append(found, t)
+		}
+	}
+	return found, nil
+}
+
+// tunnelOf is l as a tunnel; another device has no protocols.
+func tunnelOf(l netlink.Link) Tunnel {
+	t := Tunnel{Name: l.Attrs().Name}
+	var remote net.IP
+	mode := uint8(unix.IPPROTO_IP) // of those with modes: one protocol, or 0 for any
+	switch l := l.(type) {
+	case *netlink.Iptun:
+		t.Module, t.Protocols, mode, remote = "ipip", []uint8{unix.IPPROTO_IPIP}, l.Proto, l.Remote
+	case *netlink.Sittun:
+		t.Module, t.Protocols, mode, remote = "sit", []uint8{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6}, l.Proto, l.Remote
+	case *netlink.Ip6tnl:
+		t.Module, t.Protocols, mode, remote = "ip6_tunnel", []uint8{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6}, l.Proto, l.Remote
+		t.Over6 = true
+	case *netlink.Gretun:
+		t.Module, t.Protocols, remote = "ip_gre", []uint8{unix.IPPROTO_GRE}, l.Remote
+		t.Over6 = l.Type() == "ip6gre"
+	case *netlink.Gretap:
+		t.Module, t.Protocols, remote = "ip_gre", []uint8{unix.IPPROTO_GRE}, l.Remote
+		t.Over6 = l.Type() == "ip6gretap"
+	}
+	if mode != 0 {
+		t.Protocols = slices.DeleteFunc(t.Protocols, func(p uint8) bool { return p != mode })
+	}
+	if t.Over6 && t.Module == "ip_gre" {
+		t.Module = "ip6_gre"
+	}
+	t.Up = isUp(l) && (len(remote) == 0 || remote.IsUnspecified())
+	return t
+}

@@ -1,0 +1,59 @@
+package routing
+
+import (
+	"net"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
+
+func TestKernelTunnels(t *testing.T) {
+	newHost(t)
+	for _, over6 := range []bool{false, true} {
+		got, err := KernelTunnels(over6, 4, 41, 47)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tun := range got {
+			if tun.Name == "vs0" || tun.Name == "east" || tun.Up || tun.Over6 != over6 || len(tun.Protocols) == 0 || tun.Module == "" {
+				t.Errorf("not a tunnel of the kernel: %+v", tun)
+			}
+		}
+	}
+}
+
+func TestTunnelOf(t *testing.T) {
+	up := netlink.LinkAttrs{Flags: net.FlagUp}
+	v4, v6 := net.IPv4zero.To4(), net.IPv6zero
+	for _, c := range []struct {
+		link  netlink.Link
+		over6 bool
+		want  []uint8
+	}{
+		{&netlink.Iptun{Proto: 4}, false, []uint8{4}},
+		{&netlink.Iptun{}, false, []uint8{4}},
+		{&netlink.Iptun{Proto: 137}, false, nil}, // mplsip
+		{&netlink.Sittun{Proto: 4}, false, []uint8{4}},
+		{&netlink.Sittun{}, false, []uint8{4, 41}},
+		{&netlink.Sittun{Proto: 41}, false, []uint8{41}}, // ip6ip, the default
+		{&netlink.Ip6tnl{}, true, []uint8{4, 41}},
+		{&netlink.Ip6tnl{Proto: 4}, true, []uint8{4}},
+		{&netlink.Gretun{Local: v4}, false, []uint8{47}},
+		{&netlink.Gretun{Local: v6}, true, []uint8{47}},
+		{&netlink.Gretap{Local: v4}, false, []uint8{47}},
+		{&netlink.Tuntap{}, false, nil},
+	} {
+		if got := tunnelOf(c.link); !slices.Equal(got.Protocols, c.want) || got.Over6 != c.over6 || got.Up {
+			t.Errorf("%T %+v: %+v", c.link, c.link, got)
+		}
+	}
+	for _, c := range []struct {
+		remote net.IP
+		up     bool
+	}{{nil, true}, {v4, true}, {v6, true}, {net.ParseIP("10.0.0.1"), false}, {net.ParseIP("2001:db8::1"), false}} {
+		if got := tunnelOf(&netlink.Ip6tnl{LinkAttrs: up, Remote: c.remote}); got.Up != c.up {
+			t.Errorf("to %v: takes packets of any host: %t, want %t", c.remote, got.Up, c.up)
+		}
+	}
+}
