@@ -69,6 +69,7 @@ func TestDirectorEveryKey(t *testing.T) {
 		Source:  netip.MustParseAddr("10.0.2.2"),
 		Control: "/run/vstun/director.sock",
 		Log:     slog.LevelDebug,
+		Silent:  true,
 		Connections: config.Connections{
 			Max:       2_000_000,
 			SloppyTCP: true,
