@@ -19,7 +19,7 @@ type Config struct {
 // Service is one virtual service: everything that its scheduler spreads together.
 type Service struct {
 	Name        string
-	VIPs        []netip.Addr // IPv4
+	VIPs        []netip.Addr // IPv4 and IPv6
 	Protocol    uint8        // packet.ProtoTCP, ProtoUDP or ProtoSCTP
 	Ports       []PortRange
 	Scheduler   string // one of Schedulers
@@ -63,12 +63,15 @@ func (r PortRange) String() string {
 
 // Realserver is one realserver of one service.
 type Realserver struct {
-	Address netip.Addr // IPv4
-	Weight  int        // 0: existing connections stay, new ones go elsewhere
-	Upper   int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
-	Lower   int        // until it has fewer than these; 0: than three quarters of Upper
-	Encap   encap.Kind
-	Port    uint16     // UDP destination port of encap.KindGUE and KindFOU
-	Source  netip.Addr // outer source address; the zero Addr: what the kernel's route gives
-	MTU     int        // largest outer packet on the way to it, in bytes
+	Address  netip.Addr // IPv4 or IPv6, whatever the VIPs are
+	Weight   int        // 0: existing connections stay, new ones go elsewhere
+	Upper    int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
+	Lower    int        // until it has fewer than these; 0: than three quarters of Upper
+	Encap    encap.Kind
+	Port     uint16     // UDP destination port of encap.KindGUE and KindFOU
+	Key      uint32     // of encap.KindGRE, where HasKey is set
+	HasKey   bool       // encap.KindGRE only
+	Checksum bool       // GRE's or UDP's
+	Source   netip.Addr // outer source address; the zero Addr: what the kernel's route gives, where encap.Config can do without one
+	MTU      int        // largest outer packet on the way to it, in bytes
 }

@@ -128,8 +128,10 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	if !known {
 		return nil
 	}
-	d, _ := s.dest(c.Dest)
-	return d
+	if d, _ := s.dest(c.Dest); d != nil && d.Reachable() {
+		return d
+	}
+	return nil
 }
 
 // Towards returns what stands for the realserver with address a, those that have left included: one for each service, whose tunnels may differ.

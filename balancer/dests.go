@@ -47,14 +47,18 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	return next
 }
 
-// tunnel is the headers towards r. There are none over IPv6 yet.
+// tunnel is the headers towards r. There are none, the zero Tunnel, without a Source where one is needed: see Dest.Reachable.
 func tunnel(r Realserver) encap.Tunnel {
-	t, err := encap.New(encap.Config{Kind: r.Encap, Source: r.Source, Destination: r.Address, Port: r.Port})
+	t, err := encap.New(encap.Config{Kind: r.Encap, Source: r.Source, Destination: r.Address, Port: r.Port, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum})
 	if err != nil {
-		return encap.Tunnel{} // no packet is decided to go there: who makes a Config sees to it
+		return encap.Tunnel{}
 	}
 	return t
 }
+
+// Reachable tells whether there is a tunnel to d. Over IPv6 there is none while the kernel has no route, and so no source address; over IPv4 it is the
+// kernel that refuses each packet then.
+func (d *Dest) Reachable() bool { return d.Tunnel.Overhead() > 0 }
 
 // leave notes that d has left the configuration. Its connections go on.
 func (b *Balancer) leave(d *Dest) {

@@ -11,6 +11,9 @@ import (
 // it as is there, which may be nothing. payload is the offset of what follows the outer IP headers. ok tells whether Wrap of this tunnel can have
 // made the packet, as far as it is there: source, destination, protocol, UDP destination port, and GRE's and GUE's header.
 func (t *Tunnel) Inner(outer []byte, payload int) (inner []byte, ok bool) {
+	if t.overhead == 0 {
+		return nil, false
+	}
 	ip, up := t.header[:t.ip], outer[payload:]
 	proto, version := t.protocol(), 0 // version: that the headers name, 0 where they name none
 	if t.OuterIs4() {
