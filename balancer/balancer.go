@@ -38,6 +38,9 @@ type Snapshot struct {
 	list     []*service // in the order of the configuration
 	vips     map[netip.Addr]*ports
 	dests    []*Dest // by number; those that are leaving included
+
+	towards     map[netip.Addr][]*Dest // dests by address, made when it is asked for
+	makeTowards sync.Once
 }
 
 // service is a Service of a snapshot. Its list is in the kernel's order.

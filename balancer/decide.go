@@ -24,12 +24,12 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 	}
 	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
 	switch {
+	case result == conntab.Gone:
+		return nil, packet.DropRemoved
 	case svc == nil:
 		return nil, packet.DropNoService
 	case result == conntab.Refused:
 		return nil, packet.DropNoConnection
-	case result == conntab.Gone:
-		return nil, packet.DropRemoved
 	case svc.config.Persistence.Timeout > 0:
 		return s.persistent(svc, p, now)
 	}
@@ -128,6 +128,31 @@ func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
 		return latest.dest(n)
 	}
 	return nil, packet.DropNoRealserver
+}
+
+// Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for none.
+func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
+	c, known := s.balancer.table.Lookup(f, now)
+	if !known {
+		return nil
+	}
+	if d, _ := s.dest(c.Dest); d != nil && d.Reachable() {
+		return d
+	}
+	return nil
+}
+
+// Towards returns what stands for the realserver with address a, those that have left included: one for each service, whose tunnels may differ.
+func (s *Snapshot) Towards(a netip.Addr) []*Dest {
+	s.makeTowards.Do(func() {
+		s.towards = make(map[netip.Addr][]*Dest, len(s.dests))
+		for _, d := range s.dests {
+			if d != nil {
+				s.towards[d.Address] = append(s.towards[d.Address], d)
+			}
+		}
+	})
+	return s.towards[a]
 }
 
 // HasVIP tells whether a is the address of a service.

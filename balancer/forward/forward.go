@@ -10,6 +10,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -26,9 +27,9 @@ const batch = 64
 //
 //	             ┌──────────────────── a batch ─────────────────────┐
 //	TUN queue →  ReadBatch → Parse ⇒ Decide → Wrap → (Segment, Fragment) → Send → realserver
-//	                           │        │                                   ↑
-//	                           │        └ counted reason                    │
-//	                           └ echo request, too big ─────────────────────┘ answers to the client
+//	                           │  ↑     │                                   ↑
+//	                 fragments └──┘     └ counted reason                    │
+//	                           echo request, too big, nobody there ─────────┘ answers to the client
 //
 // The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache meanwhile.
 // Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked.
@@ -45,15 +46,16 @@ type Worker struct {
 	drops []packet.Drop // what parsing them found
 	sink  uint8
 	tally packet.Tally
-	errs  []packet.Buf // ICMP errors
-	nerrs int
+
+	answers answers
 }
 
 // NewWorker makes worker number id, from 0, which forwards from source to sink, and super-packets for tunnels over UDP to segments, if that is not
 // nil.
 func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Worker {
 	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch),
-		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch), errs: packet.NewBufs(1)}
+		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch)}
+	w.answers.init()
 	w.out.init(sink, segments, &w.tally, shared)
 	return w
 }
@@ -86,7 +88,7 @@ func (w *Worker) Run() error {
 // forward treats one batch.
 func (w *Worker) forward(bufs []packet.Buf) {
 	snap, now := w.balancer.Snapshot(), w.clock()
-	w.nerrs = 0
+	w.answers.free = w.answers.room
 	for i := range bufs {
 		b, p := &bufs[i], &w.infos[i]
 		w.tally.InPackets++
@@ -99,9 +101,12 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		}
 	}
 	for i := range bufs {
-		d := w.drops[i]
-		if d == packet.Accept {
-			d = w.packet(snap, &bufs[i], &w.infos[i], now)
+		b, p, d := &bufs[i], &w.infos[i], w.drops[i]
+		switch d {
+		case packet.Accept:
+			d = w.packet(snap, b, p, now)
+		case packet.DropFragment:
+			d = w.fragment(snap, b, p, now)
 		}
 		if d != packet.Accept {
 			w.tally.Drop(d)
@@ -116,29 +121,39 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	b.SetLen(p.Len) // a link's padding goes
 	switch p.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
-	case packet.ProtoICMP:
-		return w.icmp(snap, b, p)
+	case packet.ProtoICMP, packet.ProtoICMPv6:
+		return w.icmp(snap, b, p, packet.MaxLen, now)
 	default:
 		return packet.DropProtocol
 	}
 	dest, d := snap.Decide(p, now)
 	if d != packet.Accept {
+		w.unserved(d, b, p, snap.HasVIP(p.Flow.Dst), now)
 		return d
 	}
 	inner := dest.MTU - dest.Tunnel.Overhead()
 	if b.Offload.GSO != packet.GSONone {
-		return w.super(b, p, dest, inner)
+		return w.super(b, p, dest, inner, now)
 	}
-	if p.Len > inner && p.DF {
-		return w.tooBig(b, p, inner)
+	if p.Len > inner && p.DF && p.Len > smallest(p) {
+		return w.tooBig(b, p, max(inner, smallest(p)), now)
 	}
 	if d := b.Finish(); d != packet.Accept {
 		return d
 	}
+	return w.send(b, p, dest)
+}
+
+// send wraps the packet in b for dest, and adds it to w.out, in outer fragments if it doesn't fit.
+func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) packet.Drop {
+	n := p.Len + dest.Tunnel.Overhead()
+	if n > packet.MaxLen {
+		return packet.DropTooBig // no packet is that large, fragments or not
+	}
 	dest.Count(w.id, p.Len)
 	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
-	if p.Len > inner {
-		w.out.fragment(b, dest.MTU)
+	if n > dest.MTU {
+		w.out.fragment(b.Bytes(), dest.MTU)
 		return packet.Accept
 	}
 	w.out.add(b.Bytes())
@@ -146,13 +161,16 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 }
 
 // super treats a super-packet: it has been looked up once, and becomes packets now.
-func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int) packet.Drop {
+func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) packet.Drop {
 	headers, payload, d := packet.SplitSize(b, p, inner)
 	if d != packet.Accept {
 		return d
 	}
-	if headers+payload > inner && p.DF {
-		return w.tooBig(b, p, inner)
+	if n := headers + payload; n > inner && p.DF && n > smallest(p) {
+		return w.tooBig(b, p, max(inner, smallest(p)), now)
+	}
+	if headers+payload+dest.Tunnel.Overhead() > packet.MaxLen {
+		return packet.DropTooBig
 	}
 	dest.Count(w.id, p.Len)
 	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
@@ -164,25 +182,51 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	return packet.Accept
 }
 
-// icmp answers a ping of the VIP in its name.
-func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info) packet.Drop {
+// fragment treats a fragment: with the last that was missing, the packet goes the way of all. What its sender has cut already needn't fit the tunnel.
+func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
+	if !w.out.shared.fragments.add(b, now, &w.tally) {
+		return packet.Accept // it waits, or is counted
+	}
+	if d := p.Parse(b.Bytes()); d != packet.Accept {
+		return d
+	}
+	if p.Flow.Proto == packet.ProtoICMP || p.Flow.Proto == packet.ProtoICMPv6 {
+		return w.icmp(snap, b, p, pingMTU, now)
+	}
+	p.DF = false
+	return w.packet(snap, b, p, now)
+}
+
+// pingMTU is the size of the fragments in which a ping is answered that came in fragments: all that is known of the way back is that IPv6 could use it.
+const pingMTU = encap.MinMTU6
+
+// icmp answers a ping of the VIP in its name, and takes an error from a client's path to the realserver whose answer it is about.
+// The answer goes out in fragments of mtu bytes.
+func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
+	if d := b.Finish(); d != packet.Accept {
+		return d
+	}
+	q, d := packet.QuotedFlow(b.Bytes())
+	if d == packet.Accept {
+		dest := snap.Find(q.Flow.Reverse(), now)
+		if dest == nil {
+			return packet.DropNoConnection
+		}
+		return w.send(b, p, dest)
+	}
+	if d != packet.DropICMP {
+		return d
+	}
 	if !snap.HasVIP(p.Flow.Dst) {
 		return packet.DropNoService
 	}
 	if d := packet.EchoReply(b.Bytes()); d != packet.Accept {
 		return d
 	}
-	w.out.add(b.Bytes())
-	return packet.Accept
-}
-
-// tooBig tells the sender of the packet in b how large a packet may be. One such error a batch is enough.
-func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int) packet.Drop {
-	if w.nerrs < len(w.errs) {
-		e := &w.errs[w.nerrs]
-		w.nerrs++
-		e.SetLen(packet.FragmentationNeeded(e.Room(), b.Bytes(), p.Flow.Dst, mtu))
-		w.out.add(e.Bytes())
+	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
+		w.out.fragment(b.Bytes(), mtu)
+	} else {
+		w.out.add(b.Bytes())
 	}
-	return packet.DropTooBig
+	return packet.Accept
 }

@@ -53,7 +53,7 @@ func (o *output) init(sink Sink, udp SegmentSink, tally *packet.Tally, shared *S
 		o.ports = udp.Ports()
 	}
 	o.segs = make([]packet.Segment, 0, sendBatch+packet.MaxPieces)
-	o.room = make([]byte, packet.PieceRoom)
+	o.room = make([]byte, packet.PieceRoom+fragmentRoom)
 	o.free = o.room
 	o.spare = packet.NewBufs(1)
 }
@@ -66,11 +66,24 @@ func (o *output) add(p []byte) {
 	o.segs = append(o.segs, packet.Segment{Head: p})
 }
 
-// fragment appends the wrapped packet in b as pieces of at most mtu bytes.
-func (o *output) fragment(b *packet.Buf, mtu int) {
-	o.reserve(packet.MaxPieces * packet.IPv4HeaderLen)
+// fragment appends the packet p, of an IP header without options or extension headers, as pieces of at most mtu bytes.
+func (o *output) fragment(p []byte, mtu int) {
+	o.reserve(fragmentRoom)
+	o.cut(p, mtu)
+}
+
+// fragmentRoom is what the headers of one packet's fragments may need, in bytes.
+const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
+
+// cut is fragment, where there is room.
+func (o *output) cut(p []byte, mtu int) {
 	before := len(o.segs)
-	o.segs = encap.Fragment(o.segs, b.Bytes(), mtu, o.shared.nextID(), o.free)
+	if p[0]>>4 == 6 {
+		o.segs = encap.Fragment6(o.segs, p, max(mtu, encap.MinMTU6), o.shared.nextID6(), o.free)
+		o.free = o.free[(len(o.segs)-before)*encap.Fragment6HeadLen:]
+		return
+	}
+	o.segs = encap.Fragment(o.segs, p, max(mtu, encap.MinMTU), o.shared.nextID(), o.free)
 	o.free = o.free[(len(o.segs)-before-1)*packet.IPv4HeaderLen:]
 }
 
@@ -127,7 +140,7 @@ func (o *output) sendLarge() bool {
 // segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough for a copy.
 func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
 	o.flush()
-	o.reserve(packet.PieceRoom)
+	o.reserve(packet.PieceRoom + fragmentRoom)
 	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
 	datagrams := o.large[:copy(o.large[:], o.segs)]
 	o.segs = o.segs[:0]
@@ -137,8 +150,10 @@ func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.In
 		n := copy(room, d.Head)
 		s.SetLen(n + copy(room[n:], d.Body))
 		t.Seal(packet.Segment{Head: s.Bytes()})
-		o.segs = encap.Fragment(o.segs, s.Bytes(), mtu, o.shared.nextID(), o.free)
+		left := o.free
+		o.cut(s.Bytes(), mtu)
 		o.send()
+		o.free = left
 	}
 	o.flush()
 }

@@ -1,18 +1,46 @@
 package forward
 
-import "sync/atomic"
+import (
+	"math/rand/v2"
+	"sync/atomic"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
 
 // Shared is what all workers of a director have in common. It is only touched for packets that are out of the ordinary.
 type Shared struct {
-	// TooBig gets a value when the kernel says that a packet is larger than the way to its realserver takes: the MTU that the balancer
+	// TooBig gets a value when the kernel says, or a router, that a packet is larger than the way to its realserver takes: the MTU that the balancer
 	// was told is not the way's any more.
 	TooBig chan struct{}
 
-	id atomic.Uint32 // of the last packet that was sent in fragments
+	silent    atomic.Bool // clients are not told that nobody serves them
+	fragments reassembler
+	counters  packet.Counters // of what no worker counts
+
+	id  atomic.Uint32 // of the last packet that was sent in fragments
+	id6 atomic.Uint32 // likewise over IPv6
 }
 
 // NewShared is for all workers of one director.
-func NewShared() *Shared { return &Shared{TooBig: make(chan struct{}, 1)} }
+func NewShared() *Shared {
+	s := &Shared{TooBig: make(chan struct{}, 1)}
+	s.id6.Store(rand.Uint32()) // not to be foreseen: RFC 7739
+	return s
+}
+
+// SetSilent says whether a packet for which there is no service, or no realserver, is dropped without an answer. It may be changed at any time.
+func (s *Shared) SetSilent(silent bool) { s.silent.Store(silent) }
+
+// Sweep gives up what has waited too long for its missing fragments, which workers do otherwise when they get a fragment. One goroutine calls it.
+func (s *Shared) Sweep(now conntab.Ticks) {
+	var t packet.Tally
+	s.fragments.sweep(now, &t)
+	s.counters.Add(&t)
+}
+
+// Read adds what no worker counts to t.
+func (s *Shared) Read(t *packet.Tally) { s.counters.Read(t) }
 
 func (s *Shared) tooBig() {
 	select {
@@ -30,3 +58,6 @@ func (s *Shared) nextID() uint16 {
 		}
 	}
 }
+
+// nextID6 is nextID over IPv6.
+func (s *Shared) nextID6() uint32 { return s.id6.Add(1) }

@@ -28,6 +28,9 @@ func mayAnswer6(h IPv6) bool {
 	return len(m) > 0 && m[0] >= 128 && m[0] != icmp6Redirect
 }
 
+// OneToOne tells whether f is between two addresses that can be of one host each: nobody answers what is not.
+func (f *Flow) OneToOne() bool { return oneHost(f.Src) && oneHost(f.Dst) }
+
 // oneHost tells whether a can be the address of one host on a network: no multicast, broadcast (as far as an address tells), loopback or
 // unspecified address, and nothing of IPv4's 0/8 and 240/4.
 func oneHost(a netip.Addr) bool {

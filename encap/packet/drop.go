@@ -13,13 +13,14 @@ const (
 	DropBadHeader   // lengths, options or extension headers that contradict each other; an IPv4-mapped IPv6 address
 	DropBadChecksum // IP header checksum; ICMP checksum of an echo request or an error
 	DropSourceRoute // a source route among the IP options, or an IPv6 routing header
-	DropFragment    // a fragment of a packet
+	DropFragment    // a fragment that fits no packet: of a wrong length, overlapping another, beyond the end; or its other fragments do so
+	DropReassembly  // a fragment whose packet was not complete in time, or gave its place to a later one
 
 	// What the director can't do with it.
 	DropProtocol     // neither TCP, UDP, SCTP nor ICMP
-	DropICMP         // an ICMP message other than an echo request
+	DropICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
 	DropNoService    // nothing is configured for this address, protocol and port
-	DropNoConnection // TCP or SCTP of a connection that is not known, and no SYN or INIT
+	DropNoConnection // TCP or SCTP of a connection that is not known, and no SYN or INIT; an ICMP error about such a connection
 	DropRemoved      // its connection's realserver is configured no more
 	DropNoRealserver // no realserver may have a new connection
 	DropTableFull    // a new connection beyond connections.max, and none can make room for it
@@ -53,6 +54,7 @@ var dropNames = [NumDrops]string{
 	DropBadChecksum:      "bad_checksum",
 	DropSourceRoute:      "source_route",
 	DropFragment:         "fragment",
+	DropReassembly:       "reassembly",
 	DropProtocol:         "protocol",
 	DropICMP:             "icmp",
 	DropNoService:        "no_service",

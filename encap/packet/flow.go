@@ -63,7 +63,7 @@ type Info struct {
 }
 
 // Parse fills i from the packet in b, of either family, and returns Accept, or why the packet can't be balanced: it is no whole IP packet, is a
-// fragment, or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths
+// fragment, has come to the end of its TTL (RFC 1812, section 5.3.1), or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths
 // of the transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
 func (i *Info) Parse(b []byte) Drop {
 	h := IPv4(b)
@@ -76,6 +76,9 @@ func (i *Info) Parse(b []byte) Drop {
 	}
 	if h.Fragment() {
 		return DropFragment
+	}
+	if h.TTL() == 0 {
+		return DropBadHeader
 	}
 	proto := h.Protocol()
 	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
@@ -91,6 +94,9 @@ func (i *Info) parse6(b []byte) Drop {
 	h := IPv6(b)
 	if d := h.checkHeader(); d != Accept {
 		return d
+	}
+	if h.HopLimit() == 0 {
+		return DropBadHeader
 	}
 	proto, offset := h.NextHeader(), IPv6HeaderLen
 	if extension(proto) {

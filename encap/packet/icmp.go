@@ -18,7 +18,8 @@ const (
 
 	icmpHeaderLen = 8
 	icmpMaxLen    = 576  // of an ICMP error in all, RFC 1812, section 4.3.2.3
-	icmpErrorTOS  = 0xc0 // precedence "internetwork control", RFC 1812, section 4.3.2.5
+	icmpErrorTOS  = 0xc0 // precedence "internetwork control", RFC 1812, section 4.3.2.5 …
+	icmpKeepTOS   = 0x1e // … and of the packet's TOS what is no precedence (Linux net/ipv4/icmp.c, __icmp_send)
 	ownTTL        = 64   // RFC 1700; packets that we begin ourselves
 )
 
@@ -53,16 +54,16 @@ func EchoReply(b []byte) Drop {
 }
 
 // ICMPError writes into dst, of at least ICMPRoom bytes, an ICMP error about the packet b to its sender, with as much of b as it may quote. b is
-// a checked packet of either family, for which MayAnswer says true; kind, code and the four bytes called rest are of its family's ICMP, and
+// a checked packet of either family, for which MayAnswer says true, or the front of one that QuotedPacket has read; kind, code and the four bytes called rest are of its family's ICMP, and
 // from is the error's source. It returns the error's length in bytes.
 func ICMPError(dst, b []byte, from netip.Addr, kind, code uint8, rest uint32) int {
 	if b[0]>>4 == 6 {
 		return icmpError6(dst, b, from, kind, code, rest)
 	}
-	quote := b[:min(IPv4(b).TotalLen(), icmpMaxLen-IPv4HeaderLen-icmpHeaderLen)]
+	quote := b[:min(len(b), IPv4(b).TotalLen(), icmpMaxLen-IPv4HeaderLen-icmpHeaderLen)]
 	n := IPv4HeaderLen + icmpHeaderLen + len(quote)
 	h, to := IPv4(dst[:n]), IPv4(b).Src().As4()
-	PutIPv4(h, icmpErrorTOS, n, ownTTL, ProtoICMP, from.As4(), to)
+	PutIPv4(h, icmpErrorTOS|b[1]&icmpKeepTOS, n, ownTTL, ProtoICMP, from.As4(), to)
 	t := h[IPv4HeaderLen:]
 	putICMP(t, kind, code, rest, quote)
 	binary.BigEndian.PutUint16(t[2:], Checksum(t))

@@ -48,7 +48,7 @@ func echoReply6(b []byte) Drop {
 
 // icmpError6 is ICMPError for IPv6.
 func icmpError6(dst, b []byte, from netip.Addr, kind, code uint8, rest uint32) int {
-	quote := b[:min(IPv6(b).TotalLen(), icmp6MaxLen-IPv6HeaderLen-icmpHeaderLen)]
+	quote := b[:min(len(b), IPv6(b).TotalLen(), icmp6MaxLen-IPv6HeaderLen-icmpHeaderLen)]
 	n := IPv6HeaderLen + icmpHeaderLen + len(quote)
 	h := IPv6(dst[:n])
 	PutIPv6(h, 0, n, ownTTL, ProtoICMPv6, from.As16(), IPv6(b).Src().As16())

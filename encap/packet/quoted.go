@@ -1,6 +1,9 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // Quoted is what an ICMP error says of the packet that it is about.
 type Quoted struct {
@@ -37,6 +40,24 @@ func QuotedFlow(b []byte) (q Quoted, d Drop) {
 	return q, Accept
 }
 
+// QuotedPacket reads the front of a packet of either family, b, as a quote holds it, which may be any bytes: what it was in a tunnel that an ICMP
+// error quotes. Type, Code and MTU of the answer mean nothing. IP headers suffice, with four bytes behind them where the protocol has ports. The reasons
+// are QuotedFlow's; the IP header's checksum is not looked at, since what is quoted need not be whole.
+func QuotedPacket(b []byte) (q Quoted, d Drop) {
+	switch {
+	case len(b) >= IPv6HeaderLen && b[0]>>4 == 6:
+		d = q.packet6(b, IPv6(b).Src())
+	case len(b) >= IPv4HeaderLen:
+		d = q.packet4(b, IPv4(b).Src())
+	default:
+		d = DropTruncated
+	}
+	if d != Accept {
+		return Quoted{}, d
+	}
+	return q, Accept
+}
+
 func (q *Quoted) parse4(h IPv4) Drop {
 	if d := h.Check(); d != Accept {
 		return d
@@ -64,14 +85,18 @@ func (q *Quoted) parse4(h IPv4) Drop {
 		q.MTU = int(binary.BigEndian.Uint16(t[6:]))
 	}
 	q.Offset = h.HeaderLen() + icmpHeaderLen
-	in := IPv4(t[icmpHeaderLen:])
+	return q.packet4(IPv4(t[icmpHeaderLen:]), h.Dst())
+}
+
+// packet4 reads the front of a packet that from must have sent, at q.Offset.
+func (q *Quoted) packet4(in IPv4, from netip.Addr) Drop {
 	if len(in) < IPv4HeaderLen || in.HeaderLen() > len(in) {
 		return DropTruncated
 	}
 	if in.Version() != 4 || in.HeaderLen() < IPv4HeaderLen {
 		return DropBadHeader
 	}
-	if in.Src() != h.Dst() {
+	if in.Src() != from {
 		return DropICMP
 	}
 	if in.frag()&fragOffset != 0 {
@@ -108,14 +133,18 @@ func (q *Quoted) parse6(h IPv6) Drop {
 		q.MTU = int(min(binary.BigEndian.Uint32(t[4:]), MaxLen))
 	}
 	q.Offset = x.Offset + icmpHeaderLen
-	in := t[icmpHeaderLen:]
+	return q.packet6(t[icmpHeaderLen:], h.Dst())
+}
+
+// packet6 is packet4 for IPv6.
+func (q *Quoted) packet6(in IPv6, from netip.Addr) Drop {
 	if len(in) < IPv6HeaderLen {
 		return DropTruncated
 	}
 	if in.Version() != 6 || mapped(in[8:]) || mapped(in[24:]) {
 		return DropBadHeader
 	}
-	if in.Src() != h.Dst() {
+	if in.Src() != from {
 		return DropICMP
 	}
 	y, d := in.walk(min(len(in), in.TotalLen()))

@@ -32,6 +32,7 @@ type Director struct {
 	Source      Sources
 	Control     string     // absolute path of the control socket, at most 107 bytes
 	Log         slog.Level // least level that is logged
+	Silent      bool       // clients are not told that nobody serves them
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 }

@@ -22,6 +22,7 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		Source:  readSource(t),
 		Control: readControl(t),
 		Log:     t.level("log"),
+		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",
 	}
 	t.finish(laterInDirector())
 	d.Queues = onePerCPU(d.Queues)

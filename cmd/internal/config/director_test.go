@@ -70,6 +70,7 @@ func TestDirectorEveryKey(t *testing.T) {
 		Source:  config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")},
 		Control: "/run/vstun/director.sock",
 		Log:     slog.LevelDebug,
+		Silent:  true,
 		Connections: config.Connections{
 			Max:       2_000_000,
 			SloppyTCP: true,
@@ -181,7 +182,7 @@ func TestDirectorFaults(t *testing.T) {
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
-		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control or log`}},
+		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control, log or no_service`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
 		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},

@@ -12,6 +12,7 @@ import (
 func changes(was, is *config.Director) []string {
 	var lines difference
 	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
+	lines.compare("no_service", noServiceName(was.Silent), noServiceName(is.Silent))
 	former := make(map[string]*config.Service, len(was.Services))
 	for i := range was.Services {
 		former[was.Services[i].Name] = &was.Services[i]
@@ -100,6 +101,13 @@ func keyName(n config.Tunnel) string {
 		return none("")
 	}
 	return fmt.Sprint(n.Key)
+}
+
+func noServiceName(silent bool) string {
+	if silent {
+		return "drop"
+	}
+	return "reject"
 }
 
 // flagNames writes the flags of a scheduler as the configuration does.

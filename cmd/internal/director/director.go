@@ -43,6 +43,7 @@ type director struct {
 	shared  *forward.Shared
 	bal     *balancer.Balancer
 	workers []*forward.Worker
+	relays  []*forward.Relay // of ICMP errors about tunnel packets
 
 	reloads  sync.Mutex // one after the other
 	mu       sync.Mutex // of what a reload changes
@@ -98,6 +99,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, u)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
+	if err := d.openRelays(); err != nil {
+		return nil, err
+	}
+	d.shared.SetSilent(cfg.Silent)
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}
@@ -106,6 +111,26 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}
 	limitGarbage()
 	return d, nil
+}
+
+// openRelays makes a relay for each family's ICMP errors. What they send clients goes by senders of their own.
+func (d *director) openRelays() error {
+	receivers, err := wire.NewErrorReceivers()
+	if err != nil {
+		return err
+	}
+	for _, r := range receivers {
+		d.errors = append(d.errors, r)
+	}
+	for _, r := range receivers {
+		s, err := wire.NewSender()
+		if err != nil {
+			return err
+		}
+		d.senders = append(d.senders, s)
+		d.relays = append(d.relays, forward.NewRelay(r, s, d.bal, d.shared, d.now))
+	}
+	return nil
 }
 
 // garbage is the memory that the program may take beside what it has at its start, in bytes, before it collects garbage.
@@ -191,7 +216,10 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			return d.network.Watch(ctx)
 		},
 		hangup(func() { _, _ = d.reload() }), // who has sent the signal reads the log
-		daemon.Every(sweepEvery, func() { sweeper.Sweep(d.now(), slots) }),
+		daemon.Every(sweepEvery, func() {
+			sweeper.Sweep(d.now(), slots)
+			d.shared.Sweep(d.now())
+		}),
 		d.watchPaths,
 		func(ctx context.Context) error { // ends the workers, but first the routes that lead to them
 			<-ctx.Done()
@@ -201,6 +229,9 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	}
 	for _, w := range d.workers {
 		tasks = append(tasks, func(context.Context) error { return w.Run() })
+	}
+	for _, r := range d.relays {
+		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
 	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "offloads", d.device.Offloads(), "services", len(d.cfg.Services), "control", d.cfg.Control)
 	if err := daemon.Notify("READY=1"); err != nil {

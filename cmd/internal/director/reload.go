@@ -60,6 +60,7 @@ func (d *director) apply(cfg *config.Director) error {
 		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
 	}
 	d.cfg = cfg
+	d.shared.SetSilent(cfg.Silent)
 	d.leftVIPs = slices.DeleteFunc(unique(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
 	d.releaseVIPs()
 	return nil
@@ -83,8 +84,9 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	a, b := *was, *is
 	a.Services, b.Services = nil, nil
 	a.Source, b.Source = config.Sources{}, config.Sources{}
+	a.Silent, b.Silent = false, false
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, and only services and source can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, and only services, source and no_service can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
 }

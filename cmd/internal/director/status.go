@@ -24,6 +24,10 @@ func (d *director) status() control.DirectorStatus {
 			st.SendError = err.Error()
 		}
 	}
+	for _, r := range d.relays {
+		r.Read(&t)
+	}
+	d.shared.Read(&t)
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
 	for _, s := range d.bal.Snapshot().Status() {
 		st.Services = append(st.Services, serviceStatus(&s))

@@ -1,0 +1,81 @@
+package forward
+
+import (
+	"net/netip"
+
+	"vstun/balancer/conntab"
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// answers are the ICMP errors that a worker sends to clients, in the name of the VIP: bounded by limiters, and in number by room, which is free
+// again with every batch.
+type answers struct {
+	sizes  limiter // of "fragmentation needed" and "packet too big": connections stall without them, and other errors must not use them up
+	others limiter
+	room   []byte
+	free   []byte
+}
+
+// answersInBatch is the most errors that a worker sends in a batch.
+const answersInBatch = 16
+
+func (a *answers) init() {
+	a.sizes.init(10, 20) // a client may be many behind one address
+	a.others.init(1, 6)  // Linux's icmp_ratelimit, with XRLIM_BURST_FACTOR
+	a.room = make([]byte, answersInBatch*packet.ICMPRoom)
+	a.free = a.room
+}
+
+// reserve returns room for an answer to client, which may be sent now; nil: none may.
+func (a *answers) reserve(l *limiter, client netip.Addr, now conntab.Ticks) []byte {
+	if len(a.free) < packet.ICMPRoom || !l.allow(client, now) {
+		return nil
+	}
+	room := a.free[:packet.ICMPRoom:packet.ICMPRoom]
+	a.free = a.free[packet.ICMPRoom:]
+	return room
+}
+
+// tooBig tells the sender of the packet in b how large a packet may be.
+func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
+	if !packet.MayAnswer(b.Bytes()) {
+		return packet.DropTooBig
+	}
+	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
+		w.out.add(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)])
+	}
+	return packet.DropTooBig
+}
+
+// putTooBig writes "fragmentation needed" or "packet too big", by the family of b, to room.
+func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
+	if from.Is4() {
+		return packet.FragmentationNeeded(room, b, from, mtu)
+	}
+	return packet.PacketTooBig(room, b, from, mtu)
+}
+
+// unserved tells the sender of the packet in b that nobody serves the port, where d says so: there is no such service, or it has no realserver for a
+// new connection. IPVS does it for the latter (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave), its host for the former. Packets that could not
+// open a connection anyway go unanswered, as does what is for no VIP.
+func (w *Worker) unserved(d packet.Drop, b *packet.Buf, p *packet.Info, vip bool, now conntab.Ticks) {
+	if d != packet.DropNoService && d != packet.DropNoRealserver || !vip || w.out.shared.silent.Load() {
+		return
+	}
+	if p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST != 0 || !packet.MayAnswer(b.Bytes()) {
+		return
+	}
+	if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
+		w.out.add(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)])
+	}
+}
+
+// smallest is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and still doesn't fit a tunnel is
+// sent in outer fragments, DF or not (RFC 2473, section 7.1).
+func smallest(p *packet.Info) int {
+	if p.Flow.Dst.Is4() {
+		return encap.MinMTU
+	}
+	return encap.MinMTU6
+}

@@ -1,0 +1,368 @@
+package forward
+
+import (
+	"net/netip"
+	"sync"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// reassembler puts clients' packets together from their fragments, before a service is looked for: only the first fragment has ports, and all of a
+// packet go to one realserver, in whatever order they come and by whatever queue (RFC 791, section 3.2; RFC 8200, section 4.5). Only workers that have a
+// fragment use it, one at a time.
+//
+// Its memory is made at the first fragment and never grows: packets that are not complete yet stand in slots, their bytes in pages. The oldest packet
+// gives way where either runs out, and any packet after its time.
+type reassembler struct {
+	mu     sync.Mutex
+	slots  []slot
+	pages  [][pageSize]byte
+	spare  []uint16      // pages that nothing stands in
+	free   int16         // slots likewise, by next; none: there are none
+	heads  [chains]int16 // slots of one hash, by next
+	oldest int16         // slots in order of their age, by younger
+	newest int16
+	seed   seed
+	swept  conntab.Ticks // when expire has looked last
+}
+
+const (
+	maxSlots = 1024 // packets
+	chains   = 1024
+	pageSize = 2048
+	maxPages = 4096 // 8 MB
+	none     = -1
+
+	headRoom = 256 // bytes of a packet's headers before its fragmented part; longer ones are refused
+
+	// How long a packet's fragments are waited for: Linux's ipfrag_time (RFC 1122, section 3.3.2), and RFC 8200, section 4.5.
+	wait4 = 30 * conntab.PerSecond
+	wait6 = 60 * conntab.PerSecond
+)
+
+// fragKey is what all fragments of a packet have in common. Of IPv6, proto is 0.
+type fragKey struct {
+	src, dst netip.Addr
+	id       uint32
+	proto    uint8
+}
+
+// slot is a packet that is not complete yet.
+type slot struct {
+	key            fragKey
+	next           int16 // in its chain, or of the free ones
+	older, younger int16
+	begun          conntab.Ticks
+	fragments      uint16 // that have come, those of no use included
+	total          int    // bytes of data; 0: the last fragment has not come
+	end            int    // of the data that has come
+	have           int    // bytes of it
+	head           int    // bytes in header: 0: the first fragment has not come
+	ecn            uint8  // a bit for each codepoint that a fragment had
+	df             bool   // all fragments have it
+	header         [headRoom]byte
+	page           [(packet.MaxLen + pageSize - 1) / pageSize]uint16 // 1 + the page in which this part of the data stands; 0: none yet
+	units          [packet.MaxLen/8/64 + 1]uint64                    // a bit for every 8 bytes of data that have come
+}
+
+// init makes the memory.
+func (r *reassembler) init() {
+	r.slots, r.pages = make([]slot, maxSlots), make([][pageSize]byte, maxPages)
+	r.spare = make([]uint16, maxPages)
+	for i := range r.spare {
+		r.spare[i] = uint16(maxPages - 1 - i)
+	}
+	for i := range r.slots {
+		r.slots[i].next = int16(i) - 1 // -1 is none
+	}
+	r.free = maxSlots - 1
+	for i := range r.heads {
+		r.heads[i] = none
+	}
+	r.oldest, r.newest = none, none
+	r.seed = newSeed()
+}
+
+// add takes the fragment in b. It returns true when the packet is whole, and stands in b. Otherwise the fragment waits, or is counted in t as refused,
+// with those that it makes useless.
+func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (whole bool) {
+	f, ok := readFragment(b.Bytes())
+	if !ok {
+		t.Drop(packet.DropFragment)
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.slots == nil {
+		r.init()
+	}
+	r.expire(now, t)
+	i := r.find(&f.key)
+	if i == none {
+		i = r.begin(&f.key, now, t)
+	}
+	s := &r.slots[i]
+	s.fragments++
+	switch r.place(i, &f, t) {
+	case useless:
+		t.Drop(packet.DropFragment)
+		s.fragments--
+		return false
+	case wrong:
+		r.drop(i, packet.DropFragment, t)
+		return false
+	}
+	if s.total == 0 || s.have < s.total {
+		return false
+	}
+	whole = r.finish(s, b)
+	if !whole {
+		r.drop(i, packet.DropFragment, t)
+		return false
+	}
+	r.release(i)
+	return true
+}
+
+// sweep drops what has waited too long.
+func (r *reassembler) sweep(now conntab.Ticks, t *packet.Tally) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.slots != nil {
+		r.expire(now, t)
+	}
+}
+
+// piece is a fragment: its headers, and its data with where it belongs.
+type piece struct {
+	key    fragKey
+	head   []byte // of the first fragment: the packet's headers, without a fragment header
+	proto  uint8  // IPv6: the header behind them
+	name   int    // IPv6: the offset in head of the byte that names it
+	data   []byte
+	offset int
+	more   bool
+	ecn    uint8
+	df     bool
+}
+
+// readFragment takes the fragment b apart; ok is false for one that fits no packet.
+func readFragment(b []byte) (f piece, ok bool) {
+	id, offset, more, proto, ok := packet.FragmentInfo(b)
+	if !ok {
+		return f, false
+	}
+	f = piece{offset: offset, more: more}
+	if b[0]>>4 == 6 {
+		h := packet.IPv6(b)
+		x, d := h.Transport()
+		if d != packet.Accept || h.HopLimit() == 0 {
+			return f, false
+		}
+		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id}
+		f.ecn = h.TrafficClass() & 3
+		f.head, f.data = b[:x.FragHeader], b[x.FragHeader+8:h.TotalLen()]
+		f.proto, f.name = proto, x.FragName
+	} else {
+		h := packet.IPv4(b)
+		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id, proto: proto}
+		f.ecn, f.df = h.TOS()&3, h.DF()
+		f.head, f.data = b[:h.HeaderLen()], h.Payload()
+		if h.TTL() == 0 {
+			return f, false
+		}
+	}
+	return f, len(f.head) <= headRoom
+}
+
+// verdict is what a fragment is to its packet.
+type verdict uint8
+
+const (
+	useful  verdict = iota
+	useless         // all of it has come before
+	wrong           // it overlaps or contradicts another: the packet is lost
+)
+
+// place puts f into slot i. An overlap is no accident, and a packet with one is dropped as a whole (RFC 5722); what has come already as a whole is a
+// duplicate, and the first one counts (Linux net/ipv4/inet_fragment.c, inet_frag_queue_insert).
+func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
+	s := &r.slots[i]
+	end := f.offset + len(f.data)
+	if f.more && s.total > 0 && end > s.total || !f.more && (end < s.end || s.total > 0 && end != s.total) {
+		return wrong
+	}
+	first, last := f.offset/8, (end-1)/8
+	had := 0
+	for u := first; u <= last; u++ {
+		if s.units[u/64]&(1<<(u%64)) != 0 {
+			had++
+		}
+	}
+	switch {
+	case had == last-first+1:
+		return useless
+	case had > 0:
+		return wrong
+	}
+	for at := f.offset / pageSize; at <= (end-1)/pageSize; at++ {
+		if s.page[at] != 0 {
+			continue
+		}
+		for len(r.spare) == 0 {
+			oldest := r.oldest
+			if oldest == i {
+				oldest = s.younger // there is one: a packet alone never takes all pages
+			}
+			r.drop(oldest, packet.DropReassembly, t)
+		}
+		s.page[at] = 1 + r.spare[len(r.spare)-1]
+		r.spare = r.spare[:len(r.spare)-1]
+	}
+	for u := first; u <= last; u++ {
+		s.units[u/64] |= 1 << (u % 64)
+	}
+	for at, data := f.offset, f.data; len(data) > 0; {
+		n := copy(r.pages[s.page[at/pageSize]-1][at%pageSize:], data)
+		at, data = at+n, data[n:]
+	}
+	s.have += len(f.data)
+	s.end = max(s.end, end)
+	s.ecn |= 1 << f.ecn
+	s.df = s.df && f.df
+	if !f.more {
+		s.total = end
+	}
+	if f.offset == 0 {
+		s.head = copy(s.header[:], f.head)
+		if f.name > 0 {
+			s.header[f.name] = f.proto
+		}
+	}
+	return useful
+}
+
+// finish puts the whole packet of s into b. It returns false for one that is no packet: longer than packets are, or marked in contradiction.
+func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
+	const notECT, ce = 0, 3
+	n := s.head + s.total
+	// RFC 3168, section 5.3: congestion that one fragment met is the packet's, and can't be where another says that it bears none.
+	if n > packet.MaxLen || s.ecn&(1<<ce) != 0 && s.ecn&(1<<notECT) != 0 {
+		return false
+	}
+	p := b.Room()[:n]
+	copy(p, s.header[:s.head])
+	for at := 0; at < s.total; at += pageSize {
+		copy(p[s.head+at:], r.pages[s.page[at/pageSize]-1][:])
+	}
+	if p[0]>>4 == 6 {
+		h := packet.IPv6(p)
+		h.SetPayloadLen(n - packet.IPv6HeaderLen)
+		if s.ecn&(1<<ce) != 0 {
+			h.SetTrafficClass(h.TrafficClass() | ce)
+		}
+	} else {
+		h := packet.IPv4(p)
+		h.SetTotalLen(n)
+		h[6], h[7] = 0, 0
+		if s.df {
+			h[6] = 0x40
+		}
+		if s.ecn&(1<<ce) != 0 {
+			h.SetTOS(h.TOS() | ce)
+		}
+		h.SetChecksum()
+	}
+	b.SetLen(n)
+	return true
+}
+
+// chain is where a packet's slot is looked for.
+func (r *reassembler) chain(k *fragKey) *int16 {
+	return &r.heads[r.seed.mix(r.seed.hash(k.src)^uint64(k.id)<<8^uint64(k.proto))%chains]
+}
+
+func (r *reassembler) find(k *fragKey) int16 {
+	for i := *r.chain(k); i != none; i = r.slots[i].next {
+		if r.slots[i].key == *k {
+			return i
+		}
+	}
+	return none
+}
+
+// begin gives a packet a slot, that of the oldest if need be.
+func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *packet.Tally) int16 {
+	if r.free == none {
+		r.drop(r.oldest, packet.DropReassembly, t)
+	}
+	i, chain := r.free, r.chain(k)
+	s := &r.slots[i]
+	r.free = s.next
+	*s = slot{key: *k, begun: now, df: true, next: *chain, older: r.newest, younger: none}
+	*chain = i
+	if r.newest == none {
+		r.oldest = i
+	} else {
+		r.slots[r.newest].younger = i
+	}
+	r.newest = i
+	return i
+}
+
+// expire drops the packets whose time has come. They are in order of their beginning, though not quite of their end: IPv6 waits longer.
+func (r *reassembler) expire(now conntab.Ticks, t *packet.Tally) {
+	if now == r.swept {
+		return
+	}
+	r.swept = now
+	for i := r.oldest; i != none; {
+		s := &r.slots[i]
+		age, wait, younger := int32(now-s.begun), int32(wait4), s.younger
+		if age < wait {
+			return
+		}
+		if !s.key.src.Is4() {
+			wait = wait6
+		}
+		if age >= wait {
+			r.drop(i, packet.DropReassembly, t)
+		}
+		i = younger
+	}
+}
+
+// drop gives up the packet in slot i, and counts its fragments.
+func (r *reassembler) drop(i int16, d packet.Drop, t *packet.Tally) {
+	for range r.slots[i].fragments {
+		t.Drop(d)
+	}
+	r.release(i)
+}
+
+// release empties slot i.
+func (r *reassembler) release(i int16) {
+	s := &r.slots[i]
+	for at := range s.page {
+		if s.page[at] != 0 {
+			r.spare = append(r.spare, s.page[at]-1) // there is room: they came from there
+		}
+	}
+	p := r.chain(&s.key)
+	for *p != i {
+		p = &r.slots[*p].next
+	}
+	*p = s.next
+	if s.older == none {
+		r.oldest = s.younger
+	} else {
+		r.slots[s.older].younger = s.younger
+	}
+	if s.younger == none {
+		r.newest = s.older
+	} else {
+		r.slots[s.younger].older = s.older
+	}
+	s.next, r.free = r.free, i
+}

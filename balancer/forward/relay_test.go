@@ -1,0 +1,248 @@
+package forward
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+var (
+	client6 = netip.MustParseAddr("2001:db8:1::7")
+	vip6    = netip.MustParseAddr("2001:db8:80::80")
+	real6   = netip.MustParseAddr("2001:db8:11::2")
+	source6 = netip.MustParseAddr("2001:db8:2::2")
+	router6 = netip.MustParseAddr("2001:db8:ff::1")
+	router  = netip.MustParseAddr("10.0.77.1")
+)
+
+// newSite is a balancer with a UDP service on port 53 of both VIPs, at one realserver.
+func newSite(t testing.TB, real netip.Addr, kind encap.Kind, mtu int) *balancer.Balancer {
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1, balancer.Options{})
+	rs := balancer.Realserver{Address: real, Weight: 1, Source: source, Encap: kind, MTU: mtu}
+	if !real.Is4() {
+		rs.Source = source6
+	}
+	if kind.UDP() {
+		rs.Port = 6080
+	}
+	if err := b.Apply(balancer.Config{Services: []balancer.Service{
+		{Name: "dns", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{rs}},
+		{Name: "empty", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// ip6 makes an IPv6 packet from the client to the VIP.
+func ip6(proto byte, payload []byte) packet.IPv6 {
+	b := make(packet.IPv6, 40+len(payload))
+	copy(b[40:], payload)
+	packet.PutIPv6(b, 0, len(b), 63, proto, client6.As16(), vip6.As16())
+	return b
+}
+
+func udp6(port uint16, n int) packet.IPv6 {
+	return ip6(packet.ProtoUDP, udp(port, true, n)[20:])
+}
+
+// wrapped is what goes out to a realserver of one packet that fits.
+func wrapped(t *testing.T, b *balancer.Balancer, in []byte) []byte {
+	s := &script{in: [][]byte{in}}
+	if err := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.out) != 1 {
+		t.Fatalf("%d packets out of %x", len(s.out), in)
+	}
+	if s.out[0][0]>>4 == 4 {
+		packet.IPv4(s.out[0]).SetChecksum() // the kernel's part
+	}
+	return s.out[0]
+}
+
+// errorAbout is an error of a router about the packet b, of which it quotes so many bytes.
+func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
+	from := router
+	if b[0]>>4 == 6 {
+		from = router6
+	}
+	room := make([]byte, packet.ICMPRoom)
+	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, kind, code, mtu)]
+}
+
+// TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words, where it can make use of it.
+func TestRelay(t *testing.T) {
+	const all = 2000
+	for _, c := range []struct {
+		name       string
+		in         []byte
+		real       netip.Addr
+		kind       encap.Kind
+		quote      int
+		what, code uint8
+		mtu        uint32
+		want       []byte // type, code, 4 bytes; nil: nothing
+	}{
+		{"size", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 800, []byte{3, 4, 0, 0, 780 >> 8, 780 & 255}},
+		{"size in gue", udp(53, true, 1000), real1, encap.KindGUE, all, 3, 4, 800, []byte{3, 4, 0, 0, 768 >> 8, 768 & 255}},
+		{"size that says nothing", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 0, nil},
+		{"size that the packet fits", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 1048, nil},
+		{"tiny", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 87, nil},
+		{"smallest", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 88, []byte{3, 4, 0, 0, 0, 68}},
+		{"size, without DF", udp(53, false, 1000), real1, encap.KindIPIP, all, 3, 4, 800, nil},
+		{"short quote", udp(53, true, 1000), real1, encap.KindIPIP, 20 + 28, 3, 4, 800, []byte{3, 4, 0, 0, 780 >> 8, 780 & 255}},
+		{"too short", udp(53, true, 1000), real1, encap.KindIPIP, 20 + 27, 3, 4, 800, nil},
+		{"host", udp(53, true, 100), real1, encap.KindFOU, all, 3, 1, 0, []byte{3, 1, 0, 0, 0, 0}},
+		{"port", udp(53, true, 100), real1, encap.KindGUE, all, 3, 3, 0, []byte{3, 3, 0, 0, 0, 0}},
+		{"time", udp(53, true, 100), real1, encap.KindGRE, all, 11, 0, 0, []byte{11, 0, 0, 0, 0, 0}},
+		{"source quench", udp(53, true, 100), real1, encap.KindIPIP, all, 4, 0, 0, nil},
+		{"6 in 6: size", udp6(53, 1400), real6, encap.KindIPIP, all, 2, 0, 1400, []byte{2, 0, 0, 0, 1360 >> 8, 1360 & 255}},
+		{"6 in 6: below 1280", udp6(53, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{2, 0, 0, 0, 1280 >> 8, 0}},
+		{"6 in 6: nothing to do", udp6(53, 1200), real6, encap.KindIPIP, all, 2, 0, 1240, nil},
+		{"6 in 6: unreachable", udp6(53, 1200), real6, encap.KindGUE, all, 1, 3, 0, []byte{1, 3, 0, 0, 0, 0}},
+		{"6 in 6: time", udp6(53, 1200), real6, encap.KindGRE, all, 3, 0, 0, []byte{3, 0, 0, 0, 0, 0}},
+		{"6 in 6: parameter", udp6(53, 1200), real6, encap.KindGRE, all, 4, 0, 0, nil},
+		{"6 in 4: size", udp6(53, 1400), real1, encap.KindIPIP, all, 3, 4, 1400, []byte{2, 0, 0, 0, 1380 >> 8, 1380 & 255}},
+		{"6 in 4: unreachable", udp6(53, 1400), real1, encap.KindIPIP, all, 3, 2, 0, []byte{1, 3, 0, 0, 0, 0}},
+		{"6 in 4: time", udp6(53, 1400), real1, encap.KindIPIP, all, 11, 0, 0, []byte{3, 0, 0, 0, 0, 0}},
+		{"4 in 6: size", udp(53, true, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{3, 4, 0, 0, 1260 >> 8, 1260 & 255}},
+		{"4 in 6: unreachable", udp(53, true, 1400), real6, encap.KindIPIP, all, 1, 4, 0, []byte{3, 1, 0, 0, 0, 0}},
+		{"4 in 6: time", udp(53, true, 1400), real6, encap.KindIPIP, all, 3, 0, 0, []byte{11, 0, 0, 0, 0, 0}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newSite(t, c.real, c.kind, 1500)
+			e := errorAbout(wrapped(t, b, c.in), c.quote, c.what, c.code, c.mtu)
+			var s script
+			s.in = [][]byte{e}
+			shared := NewShared()
+			r := NewRelay(&s, &s, b, shared, func() conntab.Ticks { return 1 })
+			if err := r.Run(); err != nil {
+				t.Fatal(err)
+			}
+			asked := false
+			select {
+			case <-shared.TooBig:
+				asked = true
+			default:
+			}
+			if size := c.mtu != 0 || c.code == 4 && c.what == 3; asked != size {
+				t.Errorf("the way's MTU is asked for: %v", asked)
+			}
+			if c.want == nil {
+				if len(s.out) != 0 {
+					t.Errorf("out went %x", s.out[0])
+				}
+				return
+			}
+			if len(s.out) != 1 {
+				t.Fatalf("%d packets out", len(s.out))
+			}
+			var p packet.Info
+			if d := p.Parse(s.out[0]); d != packet.Accept {
+				t.Fatal(d)
+			}
+			m := s.out[0][p.Offset:]
+			got := append(append([]byte{}, m[:2]...), m[4:8]...)
+			want := append(append([]byte{}, c.want[:2]...), 0, 0, c.want[4], c.want[5])
+			var in packet.Info
+			in.Parse(c.in)
+			if p.Flow.Src != in.Flow.Dst || p.Flow.Dst != in.Flow.Src || !bytes.Equal(got, want) || !bytes.HasPrefix(c.in, m[8:]) || len(m) < 8+28 {
+				t.Errorf("out went %x, want %x", s.out[0], want)
+			}
+			if q, d := packet.QuotedFlow(s.out[0]); d != packet.Accept || q.Flow != in.Flow {
+				t.Errorf("%v: about %v", d, q.Flow)
+			}
+		})
+	}
+}
+
+// TestRelayIsNotFooled: errors that quote what we have not sent, are damaged, or come too often, tell no client anything.
+func TestRelayIsNotFooled(t *testing.T) {
+	b := newSite(t, real1, encap.KindGUE, 1500)
+	good := wrapped(t, b, udp(53, true, 1000))
+	var s script
+	r := NewRelay(&s, &s, b, NewShared(), func() conntab.Ticks { return 1 })
+	try := func(name string, e []byte, want int) {
+		t.Helper()
+		s.in, s.out = [][]byte{e}, nil
+		if err := r.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.out) != want {
+			t.Errorf("%s: %d packets out, want %d", name, len(s.out), want)
+		}
+	}
+	change := func(at int, v byte) []byte {
+		p := bytes.Clone(good)
+		p[at] = v
+		return errorAbout(p, 500, 3, 1, 0)
+	}
+	damaged := errorAbout(good, 500, 3, 1, 0)
+	damaged[60]++
+	try("damaged", damaged, 0)
+	try("from another host", change(15, 9), 0)
+	try("to another realserver", change(19, 9), 0)
+	try("another port", change(23, 9), 0)
+	try("another header", change(28, 1), 0)
+	try("another protocol", change(9, 47), 0)
+	try("no VIP inside", change(32+19, 9), 0)
+	try("multicast inside", change(32+12, 224), 0)
+	try("ICMP inside", change(32+9, packet.ProtoICMP), 0)
+	try("no packet inside", change(32, 0x25), 0)
+	for range 6 {
+		try("good", errorAbout(good, 500, 3, 1, 0), 1)
+	}
+	try("too many", errorAbout(good, 500, 3, 1, 0), 0)
+	for range 20 {
+		try("size", errorAbout(good, 500, 3, 4, 900), 1)
+	}
+	try("too many sizes", errorAbout(good, 500, 3, 4, 900), 0)
+	if n := testing.AllocsPerRun(100, func() { r.answer(b.Snapshot(), damaged, 1); r.answer(b.Snapshot(), errorAboutGood, 1) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+var errorAboutGood = errorAbout(udp(53, true, 10), 100, 3, 1, 0)
+
+// FuzzRelay: whatever arrives, the relay goes on, and what goes out is a whole packet of a VIP's.
+func FuzzRelay(f *testing.F) {
+	b := newSite(f, real1, encap.KindIPIP, 1500)
+	inner := udp(53, true, 30)
+	outer := make(packet.IPv4, 20+len(inner))
+	copy(outer[20:], inner)
+	packet.PutIPv4(outer, 0, len(outer), 60, packet.ProtoIPIP, source.As4(), real1.As4())
+	f.Add([]byte(errorAbout(outer, 500, 3, 1, 0)), []byte{}, true)
+	f.Add([]byte(errorAbout(outer, 500, 3, 4, 60)), []byte{3, 4}, true)
+	var now conntab.Ticks
+	f.Fuzz(func(t *testing.T, e, _ []byte, fix bool) {
+		if len(e) > packet.MaxLen {
+			return
+		}
+		if e = bytes.Clone(e); fix && len(e) > 28 && e[0] == 0x45 {
+			h := packet.IPv4(e)
+			h.SetTotalLen(len(e))
+			h.SetChecksum()
+			h[22], h[23] = 0, 0
+			binary.BigEndian.PutUint16(h[22:], packet.Checksum(h[20:]))
+		}
+		now += 1000
+		s := script{in: [][]byte{e}}
+		if err := NewRelay(&s, &s, b, NewShared(), func() conntab.Ticks { return now }).Run(); err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range s.out {
+			var p packet.Info
+			if d := p.Parse(o); d != packet.Accept || p.Len != len(o) || p.Flow.Src != vip && p.Flow.Src != vip6 {
+				t.Errorf("%v: out went %x", d, o)
+			}
+		}
+	})
+}

@@ -1,0 +1,130 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
+	"vstun/encap/pollfd"
+)
+
+// ErrorReceiver receives the ICMP errors of one family that reach this host: "unreachable" with "fragmentation needed", "packet too big" and "time
+// exceeded", whatever they are about. The host's own sockets get them too. One goroutine reads from it.
+type ErrorReceiver struct {
+	fd    *pollfd.FD
+	six   bool
+	msgs  mmsg
+	iovs  [errorBatch]unix.Iovec
+	names [errorBatch]unix.RawSockaddrInet6
+}
+
+const (
+	errorBatch  = 8
+	errorLen    = 2048    // bytes that are read of an error: more than any has
+	errorBuffer = 1 << 20 // room that the socket asks for, in bytes
+)
+
+// NewErrorReceivers opens a receiver for IPv4, and one for IPv6 if the kernel has it. It needs CAP_NET_RAW.
+func NewErrorReceivers() ([]*ErrorReceiver, error) {
+	four, err := newErrorReceiver(unix.AF_INET, unix.IPPROTO_ICMP, errorFilter4())
+	if err != nil {
+		return nil, err
+	}
+	six, err := newErrorReceiver(unix.AF_INET6, unix.IPPROTO_ICMPV6, errorFilter6())
+	switch {
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		return []*ErrorReceiver{four}, nil
+	case err != nil:
+		return nil, errors.Join(err, four.Close())
+	}
+	return []*ErrorReceiver{four, six}, nil
+}
+
+// errorFilter4 keeps errors, of packets from the IP header on.
+func errorFilter4() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadMemShift{Off: 0}, // X = length of the IP header
+		bpf.LoadIndirect{Off: 0, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: packet.ICMPUnreachable, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: packet.ICMPTimeExceeded, SkipTrue: 1},
+		bpf.RetConstant{Val: errorLen},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
+// errorFilter6 keeps errors, of packets from the ICMPv6 header on, as raw IPv6 sockets get them.
+func errorFilter6() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: packet.ICMPv6Unreachable, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: packet.ICMPv6TimeExceeded, SkipTrue: 1},
+		bpf.RetConstant{Val: errorLen},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
+func newErrorReceiver(family, protocol int, program []bpf.Instruction) (*ErrorReceiver, error) {
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, fmt.Errorf("raw socket for ICMP errors: %w: run as root, or with CAP_NET_RAW", err)
+	}
+	if err := filter(fd, program); err != nil {
+		return nil, errors.Join(fmt.Errorf("raw socket for ICMP errors: %w", err), unix.Close(fd))
+	}
+	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, errorBuffer)
+	f, err := pollfd.New(fd)
+	if err != nil {
+		return nil, fmt.Errorf("raw socket for ICMP errors: %w", err)
+	}
+	r := &ErrorReceiver{fd: f, six: family == unix.AF_INET6,
+		msgs: mmsg{fd: f, trap: unix.SYS_RECVMMSG, events: unix.POLLIN, hdrs: make([]mmsghdr, errorBatch)}}
+	for i := range r.msgs.hdrs {
+		h := &r.msgs.hdrs[i].hdr
+		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		h.Iov = &r.iovs[i]
+		h.SetIovlen(1)
+	}
+	return r, nil
+}
+
+// ReadBatch waits for errors and puts them into bufs as whole packets, a few at the most. It returns how many it read, or os.ErrClosed after Close.
+//
+// An IPv6 socket gives no IPv6 header. The one that is put before the error is as if it had come to the source of the packet that it quotes, as it
+// should: else its checksum is wrong then.
+func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
+	n, skip := min(len(bufs), errorBatch), 0
+	if r.six {
+		skip = packet.IPv6HeaderLen
+	}
+	for i := range bufs[:n] {
+		room := bufs[i].Room()[skip:errorLen]
+		r.iovs[i].Base = &room[0]
+		r.iovs[i].SetLen(len(room))
+		r.msgs.hdrs[i].hdr.Namelen = unix.SizeofSockaddrInet6
+	}
+	got, err := r.msgs.do(n)
+	if err != nil {
+		return 0, err
+	}
+	for i := range bufs[:got] {
+		n := skip + int(r.msgs.hdrs[i].n)
+		if r.six {
+			var to [16]byte
+			const quotedSource = packet.IPv6HeaderLen + 8 + 8
+			b := bufs[i].Room()
+			if n >= quotedSource+16 {
+				to = [16]byte(b[quotedSource:])
+			}
+			packet.PutIPv6(b, 0, n, 255, packet.ProtoICMPv6, r.names[i].Addr, to)
+		}
+		bufs[i].SetLen(n)
+	}
+	return got, nil
+}
+
+// Close closes the socket; a ReadBatch that waits returns.
+func (r *ErrorReceiver) Close() error { return r.fd.Close() }
