@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
@@ -81,6 +83,10 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	a.mss.Store(int64(mss(cfg)))
 	if err := a.network.Set(network(cfg, int(a.mss.Load()))); err != nil {
 		return nil, err
+	}
+	// The sockets are open. Routes and addresses change when somebody meddles with them, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		a.log.Warn("more privileges are left than the agent needs", "refused", err)
 	}
 	return a, nil
 }
