@@ -29,6 +29,16 @@ func writeSysctl(key, value string) error {
 	return errors.Join(err, f.Close())
 }
 
+// tryWriting says why a sysctl can't be written, without doing it. Only to open it asks the kernel itself, which lets whoever has CAP_NET_ADMIN write
+// what root owns (Linux net/sysctl_net.c, net_ctl_permissions): faccessat2(2) is not there before 5.8, nor in every container and sandbox.
+func tryWriting(key string) error {
+	fd, err := unix.Open(sysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
 // clean makes values comparable: the kernel separates several numbers by tabs.
 func clean(v string) string { return strings.Join(strings.Fields(v), " ") }
 
@@ -61,7 +71,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 			}
 			continue
 		}
-		if err := unix.Faccessat(unix.AT_FDCWD, sysctlRoot+c.Key, unix.W_OK, unix.AT_EACCESS); err != nil {
+		if err := tryWriting(c.Key); err != nil {
 			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it from outside, or make /proc/sys writable",
 				c.Key, cur, c.Value, err))
 			continue

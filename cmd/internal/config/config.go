@@ -203,6 +203,9 @@ const readTimeout = 2 * time.Second
 
 func readFile(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO that nobody writes to is an empty file, and no wait
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: let the user read it as whom the program runs: even root needs a file of its own, or one that everybody may read", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
 	"vstun/cmd/internal/config"
@@ -86,6 +87,7 @@ func run(ctx context.Context, file string) error {
 	ctx, stop := daemon.Signals(ctx)
 	defer stop()
 	hangup := daemon.OnHangup()
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // before the file is read, so that a reload can read it too; open says what is refused
 	cfg, err := load(file)
 	if err != nil {
 		return err

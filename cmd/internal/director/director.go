@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
@@ -108,6 +110,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}
 	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
 		return nil, err
+	}
+	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		d.log.Warn("more privileges are left than the director needs", "refused", err)
 	}
 	limitGarbage()
 	return d, nil

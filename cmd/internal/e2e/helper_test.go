@@ -17,6 +17,7 @@ const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
 	readOnlySysctls = "read-only-sysctls" // as in many containers
 	asNobody        = "as-nobody"         // with CAP_NET_ADMIN, CAP_NET_RAW and a /dev/net/tun that it may open, and nothing else
+	sandboxed       = "sandboxed"         // see sandbox
 	withPrivateRun  = "with-private-run"  // gives the command an empty /run, and fails if the command leaves something there
 )
 
@@ -56,6 +57,8 @@ func helper(role string, args []string) int {
 		if err == nil {
 			return runAs(nobody, args)
 		}
+	case sandboxed:
+		err = enterSandbox(args)
 	case withPrivateRun:
 		if err = unix.Mount("none", "/run", "tmpfs", 0, ""); err == nil {
 			return runAndLook(args)

@@ -26,6 +26,8 @@ var mayImport = map[string][]string{
 	"routing":          {},
 }
 
+const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
+
 // onlyBelow says which packages may import a library, tests apart.
 var onlyBelow = map[string][]string{
 	"github.com/BurntSushi/toml":        {"cmd/internal/config"},
@@ -36,6 +38,7 @@ var onlyBelow = map[string][]string{
 	"github.com/vishvananda/netns":      {"routing", "cmd/internal/lab"},
 	"github.com/songgao/water":          {"tundev"},
 	"golang.org/x/net/bpf":              {"encap/wire", "cmd/internal/lab"},
+	capLibrary:                          {"cmd/internal/daemon"},
 	"github.com/google/gopacket":        {},
 	"github.com/google/gopacket/layers": {},
 	"C":                                 {},

@@ -221,7 +221,13 @@ func (p *program) String() string { return p.host.Name + "'s " + p.name }
 // start starts the program and waits until it answers on its control socket. At the end of the test it must still run, and end well.
 func (p *program) start() {
 	p.t.Helper()
-	process, err := p.host.Start(exec.Command(programPath(p.name), "run", "-c", p.config))
+	p.startAs(exec.Command(programPath(p.name), "run", "-c", p.config))
+}
+
+// startAs is start by a command that comes to the same.
+func (p *program) startAs(cmd *exec.Cmd) {
+	p.t.Helper()
+	process, err := p.host.Start(cmd)
 	if err != nil {
 		p.t.Fatal(err)
 	}

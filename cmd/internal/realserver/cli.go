@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
@@ -72,6 +73,7 @@ func load(file string) (*config.Realserver, error) {
 func run(ctx context.Context, file string) error {
 	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP) // there is nothing to reload: it is the end of a terminal
 	defer stop()
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open says what is refused
 	cfg, err := load(file)
 	if err != nil {
 		return err

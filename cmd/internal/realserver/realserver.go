@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
@@ -84,6 +86,10 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	a.mss.V6.Store(int64(v6))
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
+	}
+	// The sockets are open. Routes and addresses change when somebody meddles with them, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		a.log.Warn("more privileges are left than the agent needs", "refused", err)
 	}
 	return a, nil
 }

@@ -1,0 +1,59 @@
+package daemon
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestKeepOnly gives up everything in a process of its own, whoever runs it: no thread has a capability left, nor a way to one.
+func TestKeepOnly(t *testing.T) {
+	const child = "VSTUN_KEEP_ONLY"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestKeepOnly$")
+		cmd.Env = append(os.Environ(), child+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	for range 4 {
+		go unix.Nanosleep(&unix.Timespec{Sec: 60}, nil) // threads, that are in a system call
+	}
+	threads := func() []string {
+		all, err := filepath.Glob("/proc/self/task/*/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	for end := time.Now().Add(10 * time.Second); len(threads()) < 5; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no threads")
+		}
+	}
+	for range 2 { // what is gone already is no error
+		if err := KeepOnly(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, thread := range threads() {
+		status, err := os.ReadFile(thread)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range []string{"NoNewPrivs:\t1\n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n"} {
+			if !strings.Contains(string(status), line) {
+				t.Errorf("%s has no %q:\n%s", thread, line, status)
+			}
+		}
+	}
+	if err := CheckPrivileges(); err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("CheckPrivileges: %v", err)
+	}
+}

@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What the tests of privileges reload: another VIP, by another tunnel.
+const (
+	twoTunnels = `encap = ["ipip", "gre"]` // of the agent
+	firstVIP   = `
+[[service]]
+name = "first"
+vip = "198.51.100.80"
+protocol = "tcp"
+port = 80
+realserver = [ { address = "10.0.11.2" } ]
+`
+	secondVIP = `
+[[service]]
+name = "second"
+vip = "198.51.100.81"
+protocol = "tcp"
+port = 80
+encap = "gre"
+realserver = [ { address = "10.0.11.2" } ]
+`
+)
+
+// TestPrivileges looks at what both programs may still do once they are up: every thread of theirs has CAP_NET_ADMIN, nothing else, and no way to
+// more. That is enough for all that comes: a reload, watching over what is theirs, and leaving the machine as it was.
+func TestPrivileges(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	second := netip.MustParseAddr("198.51.100.81")
+	s.addVIP(second)
+	before := s.observeAll()
+	s.startAgents(twoTunnels)
+	s.parrotAt(s.Webs[0], ":80")
+	s.startWrittenDirector(firstVIP)
+	programs := []*program{s.director, s.agents[0]}
+	for _, p := range programs {
+		p.mustHaveOnlyNetAdmin(startBounding)
+		p.mustLogReady()
+		if strings.Contains(p.Output(), "level=WARN") {
+			t.Errorf("%s warns:\n%s", p, p.Output())
+		}
+	}
+	s.mustReloadSecond(second)
+	for _, p := range programs {
+		p.mustRepair()
+		p.mustHaveOnlyNetAdmin(startBounding)
+		p.stop()
+	}
+	mustBe(t, "at the end", before, s.observeAll())
+}
+
+// TestPrivilegesThatStay refuses the programs every change of their privileges, as a container may: they say so, once, and work.
+func TestPrivilegesThatStay(t *testing.T) {
+	t.Parallel()
+	if raceDetector {
+		t.Skip("SKIPPED: the race detector has needs of its own")
+	}
+	s := newSite(t, 1, nil)
+	box := &sandbox{Filter: refuse(t, unix.SYS_CAPSET, unix.SYS_PRCTL)}
+	for _, p := range []*program{s.prepare(s.Webs[0], "realserver"), s.prepare(s.Director, "director")} {
+		p.configure(s.agentTOML(p.socket, ""))
+		if p.name == "director" {
+			p.configure(s.directorTOML(p.socket, "", service{"tcp", "80", "wrr", []int{1}}))
+		}
+		p.startAs(box.command(t, exec.Command(programPath(p.name), "run", "-c", p.config)))
+		p.mustLogReady()
+		if warnings := strings.Count(p.Output(), "level=WARN"); warnings != 1 || !strings.Contains(p.Output(), "privileges") || !strings.Contains(p.Output(), "no_new_privs") {
+			t.Errorf("%s gives %d warnings, want one, of its privileges:\n%s", p, warnings, p.Output())
+		}
+	}
+	s.parrot(s.Webs[0], 80)
+	s.mustParrot(80, "web1")
+}
+
+// mustLogReady waits until the program's log has what came before its being ready.
+func (p *program) mustLogReady() {
+	p.t.Helper()
+	eventually(p.t, p.String()+" logs that it is ready", soon, func() bool { return strings.Contains(p.Output(), "msg=ready") })
+}
+
+// startBounding is a bounding set of what the programs need while they start, CAP_NET_ADMIN and CAP_NET_RAW, as the kernel writes it.
+const startBounding = "0000000000003000"
+
+// mustHaveOnlyNetAdmin reads what the kernel says of each thread of a program that is up. Their bounding set is as the kernel writes it.
+func (p *program) mustHaveOnlyNetAdmin(bounding string) {
+	p.t.Helper()
+	var st struct{ Pid int }
+	if err := p.get(&st); err != nil {
+		p.t.Fatal(err)
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", st.Pid))
+	if err != nil || len(threads) < 2 {
+		p.t.Fatalf("%d threads of %s, %v", len(threads), p, err)
+	}
+	const none, netAdmin = "0000000000000000", "0000000000001000"
+	for _, thread := range threads {
+		for key, want := range map[string]string{"CapEff": netAdmin, "CapPrm": netAdmin, "CapInh": none, "CapAmb": none, "CapBnd": bounding, "NoNewPrivs": "1"} {
+			if got := field(p.t, thread, key); got != want {
+				p.t.Errorf("%s: %s: %s is %s, want %s", p, thread, key, got, want)
+			}
+		}
+	}
+}
+
+// field is a field of a thread's status; proc(5).
+func field(t *testing.T, path, key string) string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if k, v, _ := strings.Cut(s.Text(), ":"); k == key {
+			return strings.TrimSpace(v)
+		}
+	}
+	t.Fatalf("%s has no %s", path, key)
+	return ""
+}
+
+// mustReloadSecond gives the director the second VIP too, makes a request to either, and takes it away again.
+func (s *site) mustReloadSecond(second netip.Addr) {
+	s.t.Helper()
+	s.reloadWritten(firstVIP + secondVIP)
+	for _, vip := range []netip.Addr{s.VIP, second} {
+		c, err := s.dialFrom(anyPort(s.Client.Addr), netip.AddrPortFrom(vip, 80).String())
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if server := mustAnswer(s.t, c); server != "web1" {
+			s.t.Errorf("%s is answered by %s", vip, server)
+		}
+		c.Close()
+	}
+	s.reloadWritten(firstVIP)
+}
+
+// mustRepair takes addresses and routes from a program's device, by setting it down: the program puts them back.
+func (p *program) mustRepair() {
+	p.t.Helper()
+	before := observe(p.t, p.host)
+	if err := p.host.Do(func() error {
+		l, err := netlink.LinkByName("vs0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(l)
+	}); err != nil {
+		p.t.Fatal(err)
+	}
+	eventually(p.t, p.String()+" puts its device and routes back", soon, func() bool {
+		now := observe(p.t, p.host)
+		return fmt.Sprint(now) == fmt.Sprint(before)
+	})
+}
