@@ -43,7 +43,7 @@ func TestInteropKernelDirector(t *testing.T) {
 			t.Run(c.name+name, func(t *testing.T) {
 				s := newSite(t, 1, links)
 				s.startAgents(fmt.Sprintf("encap = [%q]", c.tunnel.kind))
-				s.quiet(s.Webs[0])
+				s.quietGRE(s.Webs[0])
 				s.startIPVS(interopPorts, c.tunnel)
 				s.acceptUploads(s.Webs[0], 80)
 				s.echoUDP(s.Webs[0], 53)
@@ -147,7 +147,7 @@ func TestInteropMixed(t *testing.T) {
 				s := newSite(t, 2, nil)
 				device := s.kernelDevice(s.Webs[0], tunnels[0])
 				s.startAgent(s.Webs[1], fmt.Sprintf("encap = [%q]", tunnels[1].kind))
-				s.quiet(s.Webs[1])
+				s.quietGRE(s.Webs[1])
 				if director == "kernel" {
 					s.startIPVS(interopPorts, tunnels[:]...)
 				} else {
@@ -191,4 +191,24 @@ func (s *site) startAgent(h *lab.Host, more string) {
 	p.configure(s.agentTOML(p.socket, more))
 	p.start()
 	s.agents = append(s.agents, p)
+}
+
+// TestInteropQuiet has an agent keep the kernel's IPIP driver quiet, and give it its voice back, also after having been killed.
+func TestInteropQuiet(t *testing.T) {
+	needKernel(t)
+	s := newSite(t, 1, nil)
+	web := s.Webs[0]
+	before := s.observeAll()
+	s.startAgents("")
+	agent := s.agents[0]
+	if _, err := web.Received("vstun-quiet"); err != nil {
+		t.Error(err)
+	}
+	agent.stop()
+	mustBe(t, "an agent has ended", before, s.observeAll())
+	agent.start()
+	agent.kill()
+	agent.start()
+	agent.stop()
+	mustBe(t, "an agent was killed, and the next has ended", before, s.observeAll())
 }

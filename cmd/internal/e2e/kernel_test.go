@@ -112,11 +112,9 @@ func (s *site) kernelDevice(h *lab.Host, k kernelTunnel) (device string) {
 	return device
 }
 
-// quiet keeps a host's kernel from answering the tunnel packets that an agent takes: its drivers are loaded, and what fits none of their
-// devices has ICMP port unreachable for an answer. These devices take all of them and drop them: one for another protocol in the tunnel than IP, one that
-// wants sequence numbers.
-func (s *site) quiet(h *lab.Host) {
+// quietGRE keeps a host's kernel from answering the GRE packets that an agent takes: its driver is loaded, and what fits none of its
+// devices has ICMP port unreachable for an answer. This device takes them and drops them, since they have no sequence numbers.
+func (s *site) quietGRE(h *lab.Host) {
 	s.t.Helper()
-	s.command(h, "link add quiet0 type ipip external mode mplsip\nlink set quiet0 up\n"+
-		"link add quiet1 type gre local "+h.Addr.String()+" remote "+s.Director.Addr.String()+" iseq\nlink set quiet1 up\n", "ip", "-batch", "-")
+	s.command(h, fmt.Sprintf("link add quiet0 type gre local %s remote %s iseq\nlink set quiet0 up\n", h.Addr, s.Director.Addr), "ip", "-batch", "-")
 }

@@ -34,6 +34,8 @@ type agent struct {
 	receivers []receiver
 	workers   []*endpoint.Worker
 	mss       atomic.Int64 // what SYN-ACKs may advertise now
+	quiet     bool         // the kernel's own driver is kept so
+	noisy     bool         // that failed
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -75,9 +77,7 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 			a.workers = append(a.workers, endpoint.NewWorker(r, encap.Exit{Kind: kind}, queue, policy, &a.mss))
 		}
 	}
-	if tunnels, err := routing.KernelTunnels(); err == nil && len(tunnels) > 0 {
-		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r ipip)", "device", tunnels[0].Name)
-	}
+	a.keepQuiet()
 	a.mss.Store(int64(mss(cfg)))
 	if err := a.network.Set(network(cfg, int(a.mss.Load()))); err != nil {
 		return nil, err
@@ -214,7 +214,10 @@ func (a *agent) run(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
 		},
-		daemon.Every(pathsEvery, a.refreshMSS),
+		daemon.Every(pathsEvery, func() {
+			a.refreshMSS()
+			a.keepQuiet()
+		}),
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -299,7 +302,7 @@ func (a *agent) close() error {
 	if a.network != nil {
 		errs = append(errs, a.network.Close())
 	}
-	errs = append(errs, a.closeIO())
+	errs = append(errs, a.closeIO(), a.endQuiet())
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}
