@@ -69,7 +69,7 @@ func (e *Exit) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
 	switch {
 	case h.flags()&^(greChecksum|greKey|greIgnored) != 0 || len(h) < h.len() || h.version() == 0:
 		return 0, packet.DropTunnelHeader
-	case h.flags()&greChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff:
+	case h.flags()&greChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff && !h.unfinished():
 		return 0, packet.DropTunnelChecksum
 	case hasKey != e.HasKey || hasKey && h.key() != e.Key:
 		return 0, packet.DropTunnelKey

@@ -2,6 +2,7 @@ package encap
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 
 	"vstun/encap/packet"
@@ -18,6 +19,12 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 	}
 	damaged := checked(join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4))
 	damaged[40] ^= 1
+	// As a kernel on the same machine leaves it: the checksum of TCP inside is that of the pseudo-header.
+	tcp4, tcp6 := bytes.Clone(in4), bytes.Clone(in6)
+	tcp4[9], tcp6[6] = packet.ProtoTCP, packet.ProtoTCP
+	packet.IPv4(tcp4).SetChecksum()
+	binary.BigEndian.PutUint16(tcp4[20+16:], packet.Fold(packet.IPv4(tcp4).PseudoSum(len(tcp4)-20)))
+	binary.BigEndian.PutUint16(tcp6[40+16:], packet.Fold(packet.IPv6(tcp6).PseudoSum(packet.ProtoTCP, len(tcp6)-40)))
 	keyed, plain := Exit{Kind: KindGRE, HasKey: true, Key: 0x01020304}, Exit{Kind: KindGRE}
 	gue, fou, ipip := Exit{Kind: KindGUE}, Exit{Kind: KindFOU}, Exit{Kind: KindIPIP}
 	const accept = packet.Accept
@@ -34,6 +41,12 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 		"gre, checksum and key":    {keyed, 47, checked(join([]byte{0xa0, 0, 8, 0, 0, 0, 0, 0, 1, 2, 3, 4}, in4)), accept},
 		"gre, ignored bits":        {plain, 47, join([]byte{0x03, 0xf8, 8, 0}, in4), accept},
 		"gre, damaged":             {plain, 47, damaged, packet.DropTunnelChecksum},
+		"gre, unfinished":          {plain, 47, join([]byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, tcp4), accept},
+		"gre, unfinished, IPv6":    {plain, 47, join([]byte{0x80, 0, 0x86, 0xdd, 0x12, 0x34, 0, 0}, tcp6), accept},
+		"gre, left to a card":      {plain, 47, join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4), accept},
+		"gre, damaged and cut":     {plain, 47, join([]byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, tcp4[:59]), packet.DropTunnelChecksum},
+		"gre, damaged, IPv6":       {plain, 47, join([]byte{0x80, 0, 0x86, 0xdd, 0x12, 0x34, 0, 0}, in6), packet.DropTunnelChecksum},
+		"gre, damaged, no packet":  {plain, 47, []byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, packet.DropTunnelChecksum},
 		"gre, another key":         {keyed, 47, join([]byte{0x20, 0, 8, 0, 1, 2, 3, 5}, in4), packet.DropTunnelKey},
 		"gre, no key":              {keyed, 47, join([]byte{0, 0, 8, 0}, in4), packet.DropTunnelKey},
 		"gre, key unasked":         {plain, 47, join([]byte{0x20, 0, 8, 0, 0, 0, 0, 0}, in4), packet.DropTunnelKey},
@@ -92,7 +105,7 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 		b := buf(c.b)
 		if d := c.exit.Unwrap(b, c.proto, 0); d != c.want {
 			t.Errorf("%s: %v (%d), want %v (%d)", name, d, d, c.want, c.want)
-		} else if p := b.Bytes(); d == accept && !bytes.Equal(p, in4) && !bytes.Equal(p, in6) {
+		} else if p := b.Bytes(); d == accept && !bytes.Equal(p, in4) && !bytes.Equal(p, in6) && !bytes.Equal(p, tcp4) && !bytes.Equal(p, tcp6) {
 			t.Errorf("%s: %x", name, p)
 		}
 	}

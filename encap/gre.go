@@ -1,6 +1,10 @@
 package encap
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"vstun/encap/packet"
+)
 
 // gre is a view over a GRE header (RFC 2784, section 2.1; RFC 2890, section 2), and what it carries.
 //
@@ -57,6 +61,53 @@ func (h gre) setVersion(version int) {
 		t = etherIPv6
 	}
 	binary.BigEndian.PutUint16(h[2:], t)
+}
+
+// checksum is the checksum of a header that has one.
+func (h gre) checksum() uint16 { return binary.BigEndian.Uint16(h[greMinLen:]) }
+
+// unfinished tells whether the checksum of a header that has one may be wrong without damage: packets that have met no wire since a kernel
+// sent them, and those that GRO has put together, come out of a raw socket before somebody has finished their checksums. One that a network card was to
+// compute is 0 then (gre_build_header in include/net/gre.h). One that was computed already is right only once that of the TCP or UDP
+// packet inside is (lco_csum in include/linux/skbuff.h); that of a super-packet is none at all. In both of these the checksum inside is
+// the sum of the pseudo-header.
+func (h gre) unfinished() bool {
+	if h.checksum() == 0 {
+		return true
+	}
+	p := h[h.len():]
+	var t []byte
+	var proto byte
+	var pseudo uint64
+	switch h.version() {
+	case 4:
+		in := packet.IPv4(p)
+		if in.Check() != packet.Accept || in.Fragment() {
+			return false
+		}
+		proto, t = in.Protocol(), in.Payload()
+		pseudo = in.PseudoSum(len(t))
+	case 6:
+		in := packet.IPv6(p)
+		if in.Check() != packet.Accept {
+			return false
+		}
+		at, d := in.Transport()
+		if d != packet.Accept || at.Fragment {
+			return false
+		}
+		proto, t = at.Proto, in[at.Offset:in.TotalLen()]
+		pseudo = in.PseudoSum(proto, len(t))
+	}
+	switch {
+	case proto == packet.ProtoTCP && len(t) >= 20:
+		t = t[16:]
+	case proto == packet.ProtoUDP && len(t) >= 8:
+		t = t[6:]
+	default:
+		return false
+	}
+	return binary.BigEndian.Uint16(t) == packet.Fold(pseudo)
 }
 
 // putGRE writes a header for IPv4, with checksum 0 where it has one, to the front of h, and returns its length in bytes.

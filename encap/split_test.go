@@ -220,7 +220,7 @@ func FuzzSplit(f *testing.F) {
 		segs, _ = packet.Split(segs[:0], p, &info, packet.IPv4HeaderLen, headers, payload, room)
 		for _, s := range segs {
 			whole -= len(s.Body)
-			if h := packet.IPv4(s.Head); h.TotalLen() != s.Len() || packet.IPv4(s.Head[20:]).TotalLen() != s.Len()-20 {
+			if h := packet.IPv4(s.Head); h.TotalLen() != s.Len() || innerLen(s.Head[20:]) != s.Len()-20 {
 				t.Fatalf("a segment of %d bytes says otherwise: %x", s.Len(), s.Head)
 			}
 		}
@@ -228,4 +228,12 @@ func FuzzSplit(f *testing.F) {
 			t.Fatalf("%d bytes of payload are missing", whole)
 		}
 	})
+}
+
+// innerLen is what the IP header in b says of the packet's length, of either family.
+func innerLen(b []byte) int {
+	if b[0]>>4 == 6 {
+		return packet.IPv6(b).TotalLen()
+	}
+	return packet.IPv4(b).TotalLen()
 }

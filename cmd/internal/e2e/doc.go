@@ -11,6 +11,8 @@
 //
 // All of it is there with IPv6, too: 10.0.11.2 is fd00:0:11::2 as well, and the VIP 2001:db8:100::80.
 //
+// TestInterop… put the kernel in the place of one of the programs: IPVS at the director, its tunnel devices at a realserver.
+//
 // The tests need root and /dev/net/tun, and some of them a tool; without they skip and say how to get it. They work in
 // namespaces of their own and leave nothing behind. With -short the long ones transfer and wait less.
 package e2e

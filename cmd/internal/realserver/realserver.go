@@ -38,6 +38,8 @@ type agent struct {
 	policy    *endpoint.Policy
 	workers   []*endpoint.Worker
 	mss       endpoint.MSS // what SYN-ACKs may advertise now
+	quiet     bool         // the kernel's own driver is kept so
+	noisy     bool         // that failed
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -73,8 +75,14 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	for i, r := range a.receivers {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
-	if tunnels, err := kernelTunnels(cfg); err == nil && len(tunnels) > 0 {
-		a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r "+tunnels[0].Module+")", "device", tunnels[0].Name)
+	a.keepQuiet()
+	if tunnels, err := kernelTunnels(cfg); err == nil {
+		for _, t := range tunnels {
+			if t.Module != "ipip" { // of that keepQuiet has seen to it
+				a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r "+t.Module+")", "device", t.Name)
+				break
+			}
+		}
 	}
 	own, err := routing.LocalAddrs()
 	if err != nil {
@@ -296,7 +304,10 @@ func (a *agent) run(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
 		},
-		daemon.Every(pathsEvery, a.refresh),
+		daemon.Every(pathsEvery, func() {
+			a.refresh()
+			a.keepQuiet()
+		}),
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -389,7 +400,7 @@ func (a *agent) close() error {
 	if a.network != nil {
 		errs = append(errs, a.network.Close())
 	}
-	errs = append(errs, a.closeIO())
+	errs = append(errs, a.closeIO(), a.endQuiet())
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}

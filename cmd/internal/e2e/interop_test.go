@@ -1,0 +1,205 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+)
+
+// interopBulk is how many bytes an upload has: enough for windows to open, little enough for a slow guest.
+const interopBulk = 2_000_000
+
+// interopPorts are the services of the tests below.
+var interopPorts = map[uint16]string{53: "udp", 80: "tcp", 81: "tcp"}
+
+// wired makes the links to these hosts carry packets of 1,500 bytes and no super-packets, gathered again where they arrive.
+func wired(names ...string) map[string]lab.Link {
+	links := map[string]lab.Link{}
+	for _, name := range names {
+		links[name] = lab.Link{Segmented: true, GRO: 50 * time.Microsecond}
+	}
+	return links
+}
+
+// TestInteropKernelDirector balances by the kernel's IPVS to an agent: uploads and datagrams arrive byte-exact.
+func TestInteropKernelDirector(t *testing.T) {
+	needKernel(t)
+	for _, c := range []struct {
+		name   string
+		tunnel kernelTunnel
+	}{
+		{"ipip", kernelTunnel{"ipip", ""}},
+		{"gre", kernelTunnel{"gre", "--tun-nocsum"}},
+		{"gre-checksum", kernelTunnel{"gre", "--tun-csum"}},
+		{"gue", kernelTunnel{"gue", "--tun-nocsum"}},
+		{"gue-checksum", kernelTunnel{"gue", "--tun-csum"}},
+	} {
+		for name, links := range map[string]map[string]lab.Link{"": nil, "-wire": wired("client", "director", "web1")} {
+			t.Run(c.name+name, func(t *testing.T) {
+				s := newSite(t, 1, links)
+				s.startAgents(fmt.Sprintf("encap = [%q]", c.tunnel.kind))
+				s.quietGRE(s.Webs[0])
+				s.startIPVS(interopPorts, c.tunnel)
+				s.acceptUploads(s.Webs[0], 80)
+				s.echoUDP(s.Webs[0], 53)
+				s.mustUpload(80, interopBulk)
+				s.mustEcho(0, 1, 1440, 1444, 1448, 1452, 1453, 1472, 4000)
+				if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Overruns != 0 || in.Out.Bytes < interopBulk {
+					t.Errorf("the agent let in %d bytes, refused %v, %d overruns; want more than %d, nothing and 0", in.Out.Bytes, in.Drops, in.Overruns, interopBulk)
+				}
+			})
+		}
+	}
+}
+
+// mustUpload sends n bytes to a port of the VIP by HTTP, all of which must arrive.
+func (s *site) mustUpload(port uint16, n int) {
+	s.t.Helper()
+	conn := s.dial("tcp", port)
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
+	begin := time.Now()
+	answer, err := put(conn, n)
+	if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want || err != nil {
+		s.t.Fatalf("the server says %q, %v; want %q", answer, err, want)
+	}
+	s.t.Logf("%.0f Mbit/s", float64(n)*8/1e6/time.Since(begin).Seconds())
+}
+
+// mustEcho sends datagrams of these sizes, without DF, to port 53 of the VIP, from a client's port each, which must come back.
+func (s *site) mustEcho(sizes ...int) {
+	s.t.Helper()
+	for _, size := range sizes {
+		conn := s.dial("udp4", 53)
+		discover(s.t, conn, unix.IP_PMTUDISC_DONT)
+		if err := exchange(conn, payload(size)); err != nil {
+			s.t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+// TestInteropKernelRealserver balances by our director to the kernel's own tunnel devices.
+func TestInteropKernelRealserver(t *testing.T) {
+	needKernel(t)
+	for _, tunnel := range []kernelTunnel{{kind: "ipip"}, {kind: "gre"}, {kind: "gue"}, {kind: "fou"}} {
+		for name, links := range map[string]map[string]lab.Link{"": nil, "-wire": wired("client", "director", "web1")} {
+			t.Run(tunnel.kind+name, func(t *testing.T) {
+				s := newSite(t, 1, links)
+				device := s.kernelDevice(s.Webs[0], tunnel)
+				s.startWrittenDirector(interopServices(tunnel.kind, "{ address = \"10.0.11.2\" }"))
+				s.acceptUploads(s.Webs[0], 80)
+				s.echoUDP(s.Webs[0], 53)
+				s.mustUpload(80, interopBulk)
+				s.mustEcho(0, 1, 1440, 1444, 1448, 1452, 1453, 1472)
+				if st := s.director.balance(); len(st.Drops) != 0 || st.SendError != "" {
+					t.Errorf("the director dropped %v, %s", st.Drops, st.SendError)
+				}
+				if n, err := s.Webs[0].Received(device); n == 0 || err != nil {
+					t.Errorf("%d packets came in by %s, %v", n, device, err)
+				}
+			})
+		}
+	}
+}
+
+// interopServices is a director's TOML: interopPorts, round robin, with these realservers.
+func interopServices(encap string, realservers ...string) string {
+	var text strings.Builder
+	for port, protocol := range interopPorts {
+		fmt.Fprintf(&text, "[[service]]\nname = \"port-%d\"\nvip = \"198.51.100.80\"\nprotocol = %q\nport = %d\nscheduler = \"rr\"\nencap = %q\nrealserver = [ %s ]\n",
+			port, protocol, port, encap, strings.Join(realservers, ", "))
+	}
+	return text.String()
+}
+
+// TestInteropRemoteChecksum has IPVS leave the checksums inside to the other end of the tunnel (GUE's remote checksum offload), which the
+// agent does not do: it refuses the packets.
+func TestInteropRemoteChecksum(t *testing.T) {
+	needKernel(t)
+	s := newSite(t, 1, nil)
+	s.startAgents(`encap = ["gue"]`)
+	s.startIPVS(interopPorts, kernelTunnel{"gue", "--tun-remcsum"})
+	conn := s.dial("udp4", 53)
+	if _, err := conn.Write(payload(100)); err != nil {
+		t.Fatal(err)
+	}
+	agent := s.agents[0]
+	eventually(t, "the agent has the packet", soon, func() bool { return agent.intake().In.Packets > 0 })
+	if in := agent.intake(); in.Drops["tunnel_header"] != in.In.Packets || in.Out.Packets != 0 {
+		t.Errorf("of %d packets the agent refused %v and let %d in, want all as tunnel_header", in.In.Packets, in.Drops, in.Out.Packets)
+	}
+}
+
+// TestInteropMixed has a kernel and an agent as realservers of the same services, reached by different tunnels, behind the kernel's director and
+// ours: both get their share, byte-exact.
+func TestInteropMixed(t *testing.T) {
+	needKernel(t)
+	for _, tunnels := range [][2]kernelTunnel{{{kind: "ipip"}, {kind: "gue"}}, {{kind: "gue"}, {kind: "gre"}}, {{kind: "gre"}, {kind: "ipip"}}} {
+		for _, director := range []string{"kernel", "ours"} {
+			t.Run(fmt.Sprintf("%s-%s-%s", director, tunnels[0].kind, tunnels[1].kind), func(t *testing.T) {
+				s := newSite(t, 2, nil)
+				device := s.kernelDevice(s.Webs[0], tunnels[0])
+				s.startAgent(s.Webs[1], fmt.Sprintf("encap = [%q]", tunnels[1].kind))
+				s.quietGRE(s.Webs[1])
+				if director == "kernel" {
+					s.startIPVS(interopPorts, tunnels[:]...)
+				} else {
+					var realservers []string
+					for i, k := range tunnels {
+						realservers = append(realservers, fmt.Sprintf("{ address = %q, encap = %q }", s.Webs[i].Addr, k.kind))
+					}
+					s.startWrittenDirector(interopServices("ipip", realservers...))
+				}
+				for _, web := range s.Webs {
+					s.acceptUploads(web, 80)
+					s.parrot(web, 81)
+					s.echoUDP(web, 53)
+				}
+				s.mustUpload(80, interopBulk)
+				s.mustUpload(80, interopBulk)
+				s.mustEcho(0, 1400, 1460, 1472)
+				seen := map[string]int{}
+				for range 6 {
+					_, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(81))
+					seen[server]++
+				}
+				if seen["web1"] != 3 || seen["web2"] != 3 {
+					t.Errorf("answers are from %v, want 3 from each", seen)
+				}
+				if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Out.Bytes < interopBulk {
+					t.Errorf("the agent let in %d bytes and refused %v, want more than %d and nothing", in.Out.Bytes, in.Drops, interopBulk)
+				}
+				if n, err := s.Webs[0].Received(device); n == 0 || err != nil {
+					t.Errorf("%d packets came in by %s, %v", n, device, err)
+				}
+			})
+		}
+	}
+}
+
+// TestInteropQuiet has an agent keep the kernel's IPIP driver quiet, and give it its voice back, also after having been killed.
+func TestInteropQuiet(t *testing.T) {
+	needKernel(t)
+	s := newSite(t, 1, nil)
+	web := s.Webs[0]
+	before := s.observeAll()
+	s.startAgents("")
+	agent := s.agents[0]
+	if _, err := web.Received("vstun-quiet"); err != nil {
+		t.Error(err)
+	}
+	agent.stop()
+	mustBe(t, "an agent has ended", before, s.observeAll())
+	agent.start()
+	agent.kill()
+	agent.start()
+	agent.stop()
+	mustBe(t, "an agent was killed, and the next has ended", before, s.observeAll())
+}
