@@ -43,8 +43,9 @@ type output struct {
 	room []byte // for the headers of pieces
 	free []byte // what is left of it
 
-	large [packet.MaxPieces]packet.Segment // datagrams of a super-packet that have to be fragmented each
-	spare []packet.Buf                     // one of them
+	trains trains
+	large  [packet.MaxPieces]packet.Segment // datagrams of a super-packet that have to be fragmented each
+	spare  []packet.Buf                     // one of them
 }
 
 func (o *output) init(sink Sink, udp SegmentSink, tally *packet.Tally, shared *Shared) {
@@ -173,6 +174,9 @@ func (o *output) flush() {
 
 // send sends all of segs, and counts it. A packet that the kernel refuses costs that packet alone.
 func (o *output) send() {
+	if o.udp != nil && len(o.segs) <= sendBatch {
+		o.sendTrains()
+	}
 	for segs := o.segs; len(segs) > 0; {
 		n, err := o.sink.Send(segs)
 		for i := range segs[:n] {
