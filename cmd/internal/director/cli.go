@@ -21,7 +21,7 @@ func Command() *cobra.Command {
 		Use:   "director",
 		Short: "Load balancer of LVS/TUN in user space",
 		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each connection and sends\n" +
-			"them on, IPIP-encapsulated. The realservers answer the clients directly.",
+			"them on through a tunnel. The realservers answer the clients directly.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
