@@ -15,16 +15,17 @@ import (
 // Its memory is made at the first fragment and never grows: packets that are not complete yet stand in slots, their bytes in pages. The oldest packet
 // gives way where either runs out, and any packet after its time.
 type reassembler struct {
-	mu     sync.Mutex
-	slots  []slot
-	pages  [][pageSize]byte
-	spare  []uint16      // pages that nothing stands in
-	free   int16         // slots likewise, by next; none: there are none
-	heads  [chains]int16 // slots of one hash, by next
-	oldest int16         // slots in order of their age, by younger
-	newest int16
-	seed   seed
-	swept  conntab.Ticks // when expire has looked last
+	mu      sync.Mutex
+	slots   []slot
+	pages   [][pageSize]byte
+	spare   []uint16      // pages that nothing stands in
+	free    int16         // slots likewise, by next; none: there are none
+	heads   [chains]int16 // slots of one hash, by next
+	oldest  int16         // slots in order of their age, by younger
+	newest  int16
+	waiting int // fragments in slots
+	seed    seed
+	swept   conntab.Ticks // when expire has looked last
 }
 
 const (
@@ -54,7 +55,7 @@ type slot struct {
 	next           int16 // in its chain, or of the free ones
 	older, younger int16
 	begun          conntab.Ticks
-	fragments      uint16 // that have come, those of no use included
+	fragments      uint16 // that are in it
 	total          int    // bytes of data; 0: the last fragment has not come
 	end            int    // of the data that has come
 	have           int    // bytes of it
@@ -103,16 +104,17 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 		i = r.begin(&f.key, now, t)
 	}
 	s := &r.slots[i]
-	s.fragments++
 	switch r.place(i, &f, t) {
 	case useless:
 		t.Drop(packet.DropFragment)
-		s.fragments--
 		return false
 	case wrong:
+		t.Drop(packet.DropFragment)
 		r.drop(i, packet.DropFragment, t)
 		return false
 	}
+	s.fragments++
+	r.waiting++
 	if s.total == 0 || s.have < s.total {
 		return false
 	}
@@ -344,6 +346,7 @@ func (r *reassembler) drop(i int16, d packet.Drop, t *packet.Tally) {
 // release empties slot i.
 func (r *reassembler) release(i int16) {
 	s := &r.slots[i]
+	r.waiting -= int(s.fragments)
 	for at := range s.page {
 		if s.page[at] != 0 {
 			r.spare = append(r.spare, s.page[at]-1) // there is room: they came from there

@@ -187,8 +187,8 @@ func TestReassemblyAgainstModel(t *testing.T) {
 			t.Fatalf("round %d: %d fragments counted, want %d", round, got, want)
 		}
 		r.sweep(1+wait6, &tally) // what is not complete
-		if r.oldest != none || r.newest != none || len(r.spare) != maxPages {
-			t.Fatalf("round %d: %d pages are free after all has ended", round, len(r.spare))
+		if r.oldest != none || r.newest != none || len(r.spare) != maxPages || r.waiting != 0 {
+			t.Fatalf("round %d: %d pages are free after all has ended, %d fragments wait", round, len(r.spare), r.waiting)
 		}
 	}
 	if tally.Drops[packet.DropReassembly] == 0 || tally.Drops[packet.DropFragment] == 0 {

@@ -39,6 +39,13 @@ func (s *Shared) Sweep(now conntab.Ticks) {
 	s.counters.Add(&t)
 }
 
+// Waiting is the number of fragments that wait for the rest of their packets.
+func (s *Shared) Waiting() int {
+	s.fragments.mu.Lock()
+	defer s.fragments.mu.Unlock()
+	return s.fragments.waiting
+}
+
 // Read adds what no worker counts to t.
 func (s *Shared) Read(t *packet.Tally) { s.counters.Read(t) }
 
