@@ -11,20 +11,20 @@ import (
 // TestWithoutRoot runs both programs as nobody, with no more than CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun.
 func TestWithoutRoot(t *testing.T) {
 	t.Parallel()
-	newSite(t, 1, nil).mustWorkWithoutRoot(field(t, "/proc/self/status", "CapBnd"), func(p *program) *exec.Cmd {
+	newSite(t, 1, nil).mustWorkWithoutRoot(openPort, func(*program) string { return field(t, "/proc/self/status", "CapBnd") }, func(p *program) *exec.Cmd {
 		return private(asNobody, exec.Command(programPath(p.name), "run", "-c", p.config))
 	})
 }
 
 // mustWorkWithoutRoot starts both programs by these commands, which make them nobody's: they do all of their work, and leave the machine as it was.
 // Their bounding set is as the kernel writes it.
-func (s *site) mustWorkWithoutRoot(bounding string, command func(p *program) *exec.Cmd) {
+func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, command func(p *program) *exec.Cmd) {
 	s.t.Helper()
 	second := netip.MustParseAddr("198.51.100.81")
 	s.addVIP(second)
 	before := s.observeAll()
 	s.agents = []*program{s.prepare(s.Webs[0], "realserver")}
-	s.agents[0].configure(s.agentTOML(s.agents[0].socket, twoTunnels))
+	s.agents[0].configure(s.agentTOML(s.agents[0].socket, someTunnels(udpPort)))
 	s.director = s.prepare(s.Director, "director")
 	s.director.configure(s.written(firstVIP))
 	s.openDir()
@@ -38,10 +38,10 @@ func (s *site) mustWorkWithoutRoot(bounding string, command func(p *program) *ex
 			s.t.Fatal(err)
 		}
 		p.startAs(command(p))
-		p.mustHaveOnlyNetAdmin(bounding)
+		p.mustHaveOnlyNetAdmin(bounding(p))
 	}
 	s.parrotAt(s.Webs[0], ":80")
-	s.mustReloadSecond(second)
+	s.mustReloadSecond(second, udpPort)
 	for _, p := range programs {
 		p.stop()
 		mustBeEmpty(s.t, "at the end", filepath.Dir(p.socket))

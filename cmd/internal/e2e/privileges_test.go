@@ -14,10 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the tests of privileges reload: another VIP, by another tunnel.
-const (
-	twoTunnels = `encap = ["ipip", "gre"]` // of the agent
-	firstVIP   = `
+// What the tests of privileges reload: another VIP, by another tunnel, to a UDP port which may need a capability.
+const firstVIP = `
 [[service]]
 name = "first"
 vip = "198.51.100.80"
@@ -25,15 +23,28 @@ protocol = "tcp"
 port = 80
 realserver = [ { address = "10.0.11.2" } ]
 `
-	secondVIP = `
+
+func secondVIP(udpPort int) string {
+	return fmt.Sprintf(`
 [[service]]
 name = "second"
 vip = "198.51.100.81"
 protocol = "tcp"
 port = 80
-encap = "gre"
+encap = "gue"
+encap_port = %d
 realserver = [ { address = "10.0.11.2" } ]
-`
+`, udpPort)
+}
+
+// someTunnels are keys of the agent.
+func someTunnels(udpPort int) string {
+	return fmt.Sprintf("encap = [\"ipip\", \"gre\", \"gue\"]\nencap_port = %d", udpPort)
+}
+
+const (
+	openPort       = 6080
+	privilegedPort = 443
 )
 
 // TestPrivileges looks at what both programs may still do once they are up: every thread of theirs has CAP_NET_ADMIN, nothing else, and no way to
@@ -44,21 +55,21 @@ func TestPrivileges(t *testing.T) {
 	second := netip.MustParseAddr("198.51.100.81")
 	s.addVIP(second)
 	before := s.observeAll()
-	s.startAgents(twoTunnels)
+	s.startAgents(someTunnels(privilegedPort))
 	s.parrotAt(s.Webs[0], ":80")
 	s.startWrittenDirector(firstVIP)
 	programs := []*program{s.director, s.agents[0]}
 	for _, p := range programs {
-		p.mustHaveOnlyNetAdmin(startBounding)
+		p.mustHaveOnlyNetAdmin(p.startBounding())
 		p.mustLogReady()
 		if strings.Contains(p.Output(), "level=WARN") {
 			t.Errorf("%s warns:\n%s", p, p.Output())
 		}
 	}
-	s.mustReloadSecond(second)
+	s.mustReloadSecond(second, privilegedPort)
 	for _, p := range programs {
 		p.mustRepair()
-		p.mustHaveOnlyNetAdmin(startBounding)
+		p.mustHaveOnlyNetAdmin(p.startBounding())
 		p.stop()
 	}
 	mustBe(t, "at the end", before, s.observeAll())
@@ -93,8 +104,14 @@ func (p *program) mustLogReady() {
 	eventually(p.t, p.String()+" logs that it is ready", soon, func() bool { return strings.Contains(p.Output(), "msg=ready") })
 }
 
-// startBounding is a bounding set of what the programs need while they start, CAP_NET_ADMIN and CAP_NET_RAW, as the kernel writes it.
-const startBounding = "0000000000003000"
+// startBounding is the bounding set of a program, as the kernel writes it: what it needs while it starts.
+func (p *program) startBounding() string {
+	set := 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW
+	if p.name == "realserver" {
+		set |= 1 << unix.CAP_NET_BIND_SERVICE
+	}
+	return fmt.Sprintf("%016x", set)
+}
 
 // mustHaveOnlyNetAdmin reads what the kernel says of each thread of a program that is up. Their bounding set is as the kernel writes it.
 func (p *program) mustHaveOnlyNetAdmin(bounding string) {
@@ -135,9 +152,9 @@ func field(t *testing.T, path, key string) string {
 }
 
 // mustReloadSecond gives the director the second VIP too, makes a request to either, and takes it away again.
-func (s *site) mustReloadSecond(second netip.Addr) {
+func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 	s.t.Helper()
-	s.reloadWritten(firstVIP + secondVIP)
+	s.reloadWritten(firstVIP + secondVIP(udpPort))
 	for _, vip := range []netip.Addr{s.VIP, second} {
 		c, err := s.dialFrom(anyPort(s.Client.Addr), netip.AddrPortFrom(vip, 80).String())
 		if err != nil {

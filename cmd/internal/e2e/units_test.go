@@ -81,7 +81,7 @@ func TestUnitsSandbox(t *testing.T) {
 	}
 	s := newSite(t, 1, nil)
 	needTool(t, "systemd-analyze", "systemd")
-	s.mustWorkWithoutRoot(startBounding, func(p *program) *exec.Cmd {
+	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, func(p *program) *exec.Cmd {
 		u := readUnit(t, p.name)
 		box := &sandbox{Nobody: true, Writable: append(u.words("ReadWritePaths"), filepath.Dir(p.socket)), Filter: u.filter(t)}
 		for _, name := range u.words("AmbientCapabilities") {
