@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -28,6 +29,9 @@ func observe(t *testing.T, h *lab.Host) machine {
 	err := h.Do(func() error {
 		for _, look := range []func() ([]string, error){links, addresses, routes, rules, sysctls} {
 			lines, err := look()
+			for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // it changed meanwhile
+				lines, err = look()
+			}
 			if err != nil {
 				return err
 			}
