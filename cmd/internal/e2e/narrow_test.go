@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -92,4 +95,49 @@ func (s *site) setMTU(h *lab.Host, link string, mtu int) error {
 		}
 		return netlink.LinkSetMTU(l, mtu)
 	})
+}
+
+// TestPathToClientShrinks lowers the MTU of the router's link to the client while a download passes: what the router says about it is for the
+// VIP, and reaches the server through the director and the tunnel.
+func TestPathToClientShrinks(t *testing.T) { families(t, testPathToClientShrinks) }
+
+func testPathToClientShrinks(t *testing.T, ipv6 bool) {
+	s := newRunningSiteOf(t, ipv6, 2, service{"tcp", "80", "wrr", []int{1, 1}})
+	size := short(20_000_000, 4_000_000)
+	for _, web := range s.Webs {
+		s.serveTCP(web, s.at(80), func(c net.Conn) {
+			_, _ = io.CopyN(c, stream(), int64(size)) // the client counts
+		})
+	}
+	conn := s.dial("tcp", 80)
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	got, want := sha256.New(), sha256.New()
+	_, _ = io.CopyN(want, stream(), int64(size)) // never fails
+	n, err := io.CopyN(got, conn, int64(size/4))
+	if err == nil {
+		err = s.setMTU(s.Router, s.Client.Name, 1400)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if more, err := io.Copy(got, conn); err != nil || n+more != int64(size) || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+		t.Errorf("%d bytes came, of %d, %v; SHA-256 %x, want %x", n+more, size, err, got.Sum(nil), want.Sum(nil))
+	}
+	told := "Icmp:OutDestUnreachs"
+	if ipv6 {
+		told = "Icmp6OutPktTooBigs"
+	}
+	if s.counters(s.Router)[told] == 0 {
+		t.Error("the router has told nobody anything: the path did not matter")
+	}
+	if st := s.director.balance(); len(st.Drops) != 0 {
+		t.Errorf("the director dropped %v", st.Drops)
+	}
+	for _, agent := range s.agents {
+		if in := agent.intake(); len(in.Drops) != 0 {
+			t.Errorf("%s refused %v", agent, in.Drops)
+		}
+	}
 }

