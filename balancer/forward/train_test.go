@@ -45,8 +45,8 @@ func (c *cars) Send(segs []packet.Segment) (int, error) {
 	return len(segs), nil
 }
 
-// wrapped is a packet in a tunnel over UDP; number tells it from others.
-func wrapped(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) []byte {
+// inUDPTunnel is a packet in a tunnel over UDP; number tells it from others.
+func inUDPTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) []byte {
 	t.Helper()
 	c := encap.Config{Kind: encap.KindGUE, Source: source, Destination: netip.AddrFrom4([4]byte{10, 0, 11, last}), Port: 6080}
 	if six {
@@ -66,7 +66,7 @@ func wrapped(t testing.TB, six bool, last byte, port uint16, size int, tos byte,
 	return bytes.Clone(bufs[0].Bytes())
 }
 
-// number is what wrapped was given.
+// number is what inUDPTunnel was given.
 func number(b []byte) uint32 {
 	switch {
 	case b[0]>>4 == 6:
@@ -96,7 +96,7 @@ func TestTrains(t *testing.T) {
 		want := map[string][]uint32{}
 		n := 1 + rnd.IntN(sendBatch)
 		for i := range n {
-			b := wrapped(t, rnd.IntN(3) == 0, byte(rnd.IntN(3)), sink.Ports()[rnd.IntN(3)], 4+600*rnd.IntN(2)+rnd.IntN(3)*4, byte(rnd.IntN(8)/7), rnd.IntN(30) > 0, uint32(i))
+			b := inUDPTunnel(t, rnd.IntN(3) == 0, byte(rnd.IntN(3)), sink.Ports()[rnd.IntN(3)], 4+600*rnd.IntN(2)+rnd.IntN(3)*4, byte(rnd.IntN(8)/7), rnd.IntN(30) > 0, uint32(i))
 			if rnd.IntN(20) == 0 {
 				b = udp(53, true, 4) // no tunnel's
 				binary.BigEndian.PutUint32(b[28:], uint32(i))
@@ -141,7 +141,7 @@ func TestTrainsOfAFlow(t *testing.T) {
 		var o output
 		o.init(raw, sink, &tally, NewShared())
 		for i, size := range c.sizes {
-			o.add(wrapped(t, false, 2, 1000, size, 0, true, uint32(i)))
+			o.add(inUDPTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
 		}
 		o.flush()
 		if sink.calls != c.calls || len(raw.out) != c.raw || len(sink.out)+len(raw.out) != len(c.sizes) {
@@ -156,7 +156,7 @@ func BenchmarkTrains(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			var segs [sendBatch]packet.Segment
 			for i := range segs {
-				segs[i].Head = wrapped(b, false, 2, uint16(1000+i%ports), 32, 0, true, 0)
+				segs[i].Head = inUDPTunnel(b, false, 2, uint16(1000+i%ports), 32, 0, true, 0)
 			}
 			var tr trains
 			for b.Loop() {

@@ -202,7 +202,9 @@ func TestInteropWrap(t *testing.T) {
 			} else {
 				over4.throw(b.Bytes())
 			}
-			mustRead(t, server, text, f)
+			if got := mustRead(t, server); got != text {
+				t.Errorf("%v: %q, want %q", &f, got, text)
+			}
 		})
 	}
 }
@@ -306,16 +308,4 @@ func (s *site) listen6(h *lab.Host, address string) net.PacketConn {
 	}
 	s.t.Cleanup(func() { c.Close() })
 	return c
-}
-
-// mustRead wants a datagram with this text from a server's socket.
-func mustRead(t *testing.T, server net.PacketConn, text string, f format) {
-	t.Helper()
-	if err := server.SetReadDeadline(time.Now().Add(soon)); err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, 2048)
-	if n, _, err := server.ReadFrom(b); err != nil || string(b[:n]) != text {
-		t.Errorf("%v: %q, %v", &f, b[:n], err)
-	}
 }
