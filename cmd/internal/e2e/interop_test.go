@@ -189,17 +189,22 @@ func TestInteropQuiet(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 1, nil)
 	web := s.Webs[0]
-	before := s.observeAll()
+	now := func() map[string]machine {
+		t.Helper()
+		eventually(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, web) })
+		return map[string]machine{web.Name: observe(t, web)}
+	}
+	before := now()
 	s.startAgents("")
 	agent := s.agents[0]
 	if _, err := web.Received("vstun-quiet"); err != nil {
 		t.Error(err)
 	}
 	agent.stop()
-	mustBe(t, "an agent has ended", before, s.observeAll())
+	mustBe(t, "an agent has ended", before, now())
 	agent.start()
 	agent.kill()
 	agent.start()
 	agent.stop()
-	mustBe(t, "an agent was killed, and the next has ended", before, s.observeAll())
+	mustBe(t, "an agent was killed, and the next has ended", before, now())
 }
