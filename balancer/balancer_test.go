@@ -144,6 +144,51 @@ func TestServiceThatLeavesKeepsItsConnections(t *testing.T) {
 	}
 }
 
+// TestFind: the realserver of a known connection is found without touching it, and those that an address stands for, also when they have left.
+func TestFind(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
+	sequence(b, 1, 1)
+	for _, left := range []bool{false, true} {
+		if left {
+			apply(t, b)
+		}
+		s := b.Snapshot()
+		d := s.Find(flow(1, packet.FlagACK).Flow, 0)
+		if d == nil {
+			t.Fatal("the connection is not found")
+		}
+		if all := s.Towards(d.Address); len(all) != 1 || all[0] != d {
+			t.Errorf("its realserver stands for %v", all)
+		}
+		if len(s.Towards(vip)) != 0 || s.Find(flow(2, 0).Flow, 0) != nil {
+			t.Error("something is found that is not there")
+		}
+	}
+}
+
+// TestReroute: a realserver that has left has the MTU that its way has now, and nothing else changes.
+func TestReroute(t *testing.T) {
+	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
+	sequence(b, 1, 2) // the first is 2's
+	apply(t, b, web("rr", rs(1, 1)))
+	before := b.Snapshot()
+	b.Reroute(map[netip.Addr]int{rs(1, 1).Address: 1300})
+	if b.Snapshot() != before {
+		t.Error("a realserver that stays is another one")
+	}
+	b.Reroute(map[netip.Addr]int{rs(2, 1).Address: 1400})
+	for n, mtu := range []int{1: 1400, 2: rs(1, 1).MTU} {
+		if n > 0 {
+			if d := b.Snapshot().Find(flow(n, packet.FlagACK).Flow, 0); d == nil || d.MTU != mtu || to(b, flow(n, packet.FlagACK)) == "" {
+				t.Errorf("connection %d: %+v, want an MTU of %d", n, d, mtu)
+			}
+		}
+	}
+	if l := b.Leaving(); len(l) != 1 || l[0].Active != 1 || len(b.Snapshot().Towards(rs(2, 1).Address)) != 1 {
+		t.Errorf("leaving are %+v", l)
+	}
+}
+
 func TestSchedulerChanges(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 3)))
 	sequence(b, 1, 3)

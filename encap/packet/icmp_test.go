@@ -291,3 +291,62 @@ func TestNoAllocations(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestQuotedPacket: the front of a packet tells its flow, as short as an ICMP error may quote it, and never more than is there.
+func TestQuotedPacket(t *testing.T) {
+	four := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1}}}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello"))
+	for name, c := range map[string]struct {
+		b       []byte
+		payload int
+	}{
+		"IPv4":                        {four, 24},
+		"IPv6":                        {six(ProtoUDP, ports(9, 80, 9)), 40},
+		"IPv6 with extension headers": {six(extDestOpts, options(ProtoUDP), ports(9, 80, 9)), 48},
+	} {
+		var whole Info
+		if d := whole.Parse(c.b); d != Accept {
+			t.Fatal(d)
+		}
+		for n := range len(c.b) + 1 {
+			q, d := QuotedPacket(c.b[:n])
+			if want := n >= c.payload+4; (d == Accept) != want {
+				t.Errorf("%s, %d bytes: %v", name, n, d)
+			} else if want && (q.Flow != whole.Flow || q.Payload != c.payload || q.Offset != 0) {
+				t.Errorf("%s, %d bytes: %+v", name, n, q)
+			}
+		}
+	}
+	later := IPv4(append([]byte{}, four...))
+	later[7] = 1
+	for name, b := range map[string][]byte{"a later fragment": later, "version 5": {0x55, 39: 0}, "an impossible header length": {0x44, 39: 0}} {
+		if _, d := QuotedPacket(b); d == Accept {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+}
+
+// TestEndOfTTL: a packet whose TTL or hop limit has ended is nobody's to send on.
+func TestEndOfTTL(t *testing.T) {
+	four := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello")))
+	six := six(ProtoUDP, ports(9, 80, 9))
+	var i Info
+	for ttl, want := range map[byte]Drop{0: DropBadHeader, 1: Accept, 255: Accept} {
+		four[8], six[7] = ttl, ttl
+		four.SetChecksum()
+		if d := i.Parse(four); d != want {
+			t.Errorf("TTL %d: %v", ttl, d)
+		}
+		if d := i.Parse(six); d != want {
+			t.Errorf("hop limit %d: %v", ttl, d)
+		}
+	}
+}
+
+// TestErrorKeepsTOS: an ICMP error has precedence 6, and the rest of the TOS that the packet had.
+func TestErrorKeepsTOS(t *testing.T) {
+	b := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, TOS: 0x7f}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello")))
+	room := make([]byte, ICMPRoom)
+	if n := PortUnreachable(room, b, vip4); IPv4(room[:n]).TOS() != 0xde {
+		t.Errorf("TOS is %#x, want 0xde", IPv4(room[:n]).TOS())
+	}
+}

@@ -78,6 +78,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}
 	d.table = conntab.New(tableConfig(cfg.Connections))
 	d.bal = balancer.New(d.table, cfg.Queues, balancerOptions(cfg.Connections))
+	d.shared.SetSilent(cfg.Silent)
+	if err = d.openRelays(); err != nil {
+		return nil, err
+	}
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
@@ -101,10 +105,6 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, u)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
-	if err := d.openRelays(); err != nil {
-		return nil, err
-	}
-	d.shared.SetSilent(cfg.Silent)
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}

@@ -82,9 +82,9 @@ func (d *director) sameProgram(cfg *config.Director) error {
 		}
 	}
 	a, b := *was, *is
+	a.Silent, b.Silent = false, false
 	a.Services, b.Services = nil, nil
 	a.Source, b.Source = config.Sources{}, config.Sources{}
-	a.Silent, b.Silent = false, false
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}

@@ -140,6 +140,7 @@ func (d *director) refresh() {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
 	d.releaseVIPs()
+	d.refreshLeaving()
 }
 
 // releaseVIPs lets the routes of VIPs go that have left, and whose last connections have ended.

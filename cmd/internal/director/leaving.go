@@ -1,0 +1,27 @@
+package director
+
+import (
+	"net/netip"
+
+	"vstun/routing"
+)
+
+// refreshLeaving takes over what the kernel has learned about the ways to realservers that have left, and have connections still.
+func (d *director) refreshLeaving() {
+	var all []netip.Addr
+	for _, l := range d.bal.Leaving() {
+		all = append(all, l.Address)
+	}
+	if len(all) == 0 {
+		return
+	}
+	ways, err := routing.Paths(all)
+	if err != nil {
+		return // the configured ones' are asked for as well, and the log says so
+	}
+	mtus := make(map[netip.Addr]int, len(ways))
+	for a := range ways {
+		mtus[a] = pathMTU(ways, a)
+	}
+	d.bal.Reroute(mtus)
+}
