@@ -46,11 +46,16 @@ func ip4(src, dst netip.Addr, protocol layers.IPProtocol) *layers.IPv4 {
 	return &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
 }
 
+// ip6 is an IPv6 header. Length and the rest are filled in.
+func ip6(src, dst netip.Addr, protocol layers.IPProtocol) *layers.IPv6 {
+	return &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+}
+
 // build puts layers together, with right lengths and checksums.
 func build(t *testing.T, all ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	for i, l := range all {
-		if ip, ok := l.(*layers.IPv4); ok && i+1 < len(all) {
+		if ip, ok := l.(gopacket.NetworkLayer); ok && i+1 < len(all) {
 			switch next := all[i+1].(type) {
 			case *layers.UDP:
 				_ = next.SetNetworkLayerForChecksum(ip) // fails only for what is no network layer
@@ -69,8 +74,11 @@ func build(t *testing.T, all ...gopacket.SerializableLayer) []byte {
 // udpPacket is a whole packet with a UDP datagram.
 func udpPacket(t *testing.T, src, dst netip.Addr, sport, dport uint16, data string) []byte {
 	t.Helper()
-	return build(t, ip4(src, dst, layers.IPProtocolUDP),
-		&layers.UDP{SrcPort: layers.UDPPort(sport), DstPort: layers.UDPPort(dport)}, gopacket.Payload(data))
+	var ip gopacket.SerializableLayer = ip4(src, dst, layers.IPProtocolUDP)
+	if src.Is6() {
+		ip = ip6(src, dst, layers.IPProtocolUDP)
+	}
+	return build(t, ip, &layers.UDP{SrcPort: layers.UDPPort(sport), DstPort: layers.UDPPort(dport)}, gopacket.Payload(data))
 }
 
 // fixChecksum makes the checksum of an IPv4 header right again, of as many bytes as it says, as far as they are there. (RFC 1071)

@@ -50,6 +50,7 @@ type site struct {
 	t        *testing.T
 	dir      string
 	vips     []netip.Addr // what the agents accept
+	sources  []netip.Addr // from where the agents accept it
 	director *program
 	agents   []*program // in the order of Webs
 }
@@ -69,13 +70,46 @@ func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
 			t.Error(err)
 		}
 	})
-	return &site{Lab: l, t: t, dir: t.TempDir(), vips: []netip.Addr{l.VIP}}
+	return &site{Lab: l, t: t, dir: t.TempDir(), vips: []netip.Addr{l.VIP}, sources: []netip.Addr{l.Director.Addr}}
+}
+
+// addIPv6 lets the agents accept packets to the VIP of IPv6, and tunnels over IPv6, beside IPv4. It comes before their start.
+func (s *site) addIPv6() {
+	s.vips, s.sources = append(s.vips, s.VIP6), append(s.sources, s.Director.Addr6)
+}
+
+// families runs a test twice: with IPv4, and with IPv6 inside the tunnel and outside, then beside other tests.
+func families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, false) })
+	t.Run("IPv6", func(t *testing.T) {
+		t.Parallel()
+		test(t, true)
+	})
+}
+
+// speak lets the site's VIP and its hosts' addresses be those of IPv6, if that is wanted. It comes before everything else.
+func (s *site) speak(ipv6 bool) {
+	if !ipv6 {
+		return
+	}
+	s.VIP = s.VIP6
+	for _, h := range append([]*lab.Host{s.Client, s.Director}, s.Webs...) {
+		h.Addr = h.Addr6
+	}
+	s.vips, s.sources = []netip.Addr{s.VIP}, []netip.Addr{s.Director.Addr}
 }
 
 // newRunningSite builds the hosts and starts a director with these services and an agent on each web server.
 func newRunningSite(t *testing.T, webs int, services ...service) *site {
 	t.Helper()
+	return newRunningSiteOf(t, false, webs, services...)
+}
+
+// newRunningSiteOf does so with IPv4 or with IPv6.
+func newRunningSiteOf(t *testing.T, ipv6 bool, webs int, services ...service) *site {
+	t.Helper()
 	s := newSite(t, webs, nil)
+	s.speak(ipv6)
 	s.startAgents("")
 	s.startDirector("", services...)
 	return s
@@ -106,7 +140,7 @@ func (s *site) directorTOML(socket, more string, services ...service) string {
 
 // agentTOML is a realserver's configuration. More is further keys of [realserver].
 func (s *site) agentTOML(socket, more string) string {
-	return fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%q]\ncontrol = %q\n%s\n", quoted(s.vips), s.Director.Addr, socket, more)
+	return fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s]\ncontrol = %q\n%s\n", quoted(s.vips), quoted(s.sources), socket, more)
 }
 
 // startDirector starts the director and waits until it is up.
@@ -121,11 +155,17 @@ func (s *site) startDirector(more string, services ...service) {
 func (s *site) startAgents(more string) {
 	s.t.Helper()
 	for _, web := range s.Webs {
-		p := s.prepare(web, "realserver")
-		p.configure(s.agentTOML(p.socket, more))
-		p.start()
-		s.agents = append(s.agents, p)
+		s.startAgent(web, more)
 	}
+}
+
+// startAgent starts the next agent.
+func (s *site) startAgent(web *lab.Host, more string) {
+	s.t.Helper()
+	p := s.prepare(web, "realserver")
+	p.configure(s.agentTOML(p.socket, more))
+	p.start()
+	s.agents = append(s.agents, p)
 }
 
 // count starts a counter that ends with the test.
