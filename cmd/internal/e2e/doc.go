@@ -9,6 +9,8 @@
 //	director 10.0.2.2         web1 10.0.11.2     web2 10.0.12.2     …
 //	`director run`            `realserver run`, nginx, iperf3, Go servers on the VIP 198.51.100.80
 //
+// All of it is there with IPv6, too: 10.0.11.2 is fd00:0:11::2 as well, and the VIP 2001:db8:100::80.
+//
 // The tests need root and /dev/net/tun, and some of them a tool; without they skip and say how to get it. They work in
 // namespaces of their own and leave nothing behind. With -short the long ones transfer and wait less.
 package e2e

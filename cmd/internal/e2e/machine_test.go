@@ -66,7 +66,7 @@ func mustBe(t *testing.T, when string, before, now map[string]machine) {
 	}
 }
 
-// settled says whether no IPv6 address of a host is still being tried, and each link that is up has one, unless IPv6 is off.
+// settled says whether no IPv6 address of a host is still being tried, and each link that is up has one, unless IPv6 or its addresses are off.
 func settled(t *testing.T, h *lab.Host) (done bool) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -86,8 +86,12 @@ func settled(t *testing.T, h *lab.Host) (done bool) {
 			have[a.LinkIndex] = true
 		}
 		for _, l := range links {
-			off, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + l.Attrs().Name + "/disable_ipv6")
-			if up := l.Attrs().Flags&net.FlagUp != 0; up && err == nil && strings.TrimSpace(string(off)) == "0" && !have[l.Attrs().Index] {
+			is := func(key, value string) bool {
+				b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + l.Attrs().Name + "/" + key)
+				return err == nil && strings.TrimSpace(string(b)) == value
+			}
+			const none = "1" // IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
+			if up := l.Attrs().Flags&net.FlagUp != 0; up && is("disable_ipv6", "0") && !is("addr_gen_mode", none) && !have[l.Attrs().Index] {
 				return nil
 			}
 		}

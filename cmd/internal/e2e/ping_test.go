@@ -8,21 +8,31 @@ import (
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	protocol6 "golang.org/x/net/ipv6"
 )
 
 // TestPing pings the VIP. The director answers, no realserver hears of it.
-func TestPing(t *testing.T) {
-	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
-	conn, err := s.Client.ListenPacket("ip4:icmp", "0.0.0.0")
+func TestPing(t *testing.T) { families(t, testPing) }
+
+func testPing(t *testing.T, ipv6 bool) {
+	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "80", "wrr", []int{1}})
+	vip, client := &net.IPAddr{IP: s.VIP.AsSlice()}, s.Client.Addr.AsSlice()
+	network, sizes := "ip4:icmp", []int{0, 56, 1400, 1472}
+	var echo, reply, other icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, ipv4.ICMPTypeTimestamp
+	var there, back []byte // pseudo-headers (RFC 4443, section 2.3)
+	if ipv6 {
+		network, sizes[3] = "ip6:ipv6-icmp", 1452
+		echo, reply, other = protocol6.ICMPTypeEchoRequest, protocol6.ICMPTypeEchoReply, protocol6.ICMPTypeNodeInformationQuery
+		there, back = icmp.IPv6PseudoHeader(client, vip.IP), icmp.IPv6PseudoHeader(vip.IP, client)
+	}
+	conn, err := s.Client.ListenPacket(network, s.Client.Addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	vip := &net.IPAddr{IP: s.VIP.AsSlice()}
-	sizes := []int{0, 56, 1400, 1472}
 	for seq, size := range sizes {
 		body := &icmp.Echo{ID: 4711, Seq: seq, Data: payload(size)}
-		request, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: body}).Marshal(nil)
+		request, err := (&icmp.Message{Type: echo, Body: body}).Marshal(there)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -34,10 +44,13 @@ func TestPing(t *testing.T) {
 		}
 		buf := make([]byte, 2048)
 		n, from, err := conn.ReadFrom(buf)
+		for err == nil && from.String() != s.VIP.String() { // the router looks for its neighbours, with IPv6
+			n, from, err = conn.ReadFrom(buf)
+		}
 		if err != nil {
 			t.Fatalf("ping of %d bytes: %v", size, err)
 		}
-		want, err := (&icmp.Message{Type: ipv4.ICMPTypeEchoReply, Body: body}).Marshal(nil)
+		want, err := (&icmp.Message{Type: reply, Body: body}).Marshal(back)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,16 +60,19 @@ func TestPing(t *testing.T) {
 	}
 
 	// A damaged request has no answer, and neither has another kind of message.
-	damaged := []byte{8, 0, 0xba, 0xd0, 0, 1, 0, 1}
-	timestamp, err := (&icmp.Message{Type: ipv4.ICMPTypeTimestamp, Body: &icmp.RawBody{Data: make([]byte, 16)}}).Marshal(nil)
+	stranger, err := (&icmp.Message{Type: other, Body: &icmp.RawBody{Data: make([]byte, 16)}}).Marshal(there)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, b := range [][]byte{damaged, timestamp} {
-		if _, err := conn.WriteTo(b, vip); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := conn.WriteTo(stranger, vip); err != nil {
+		t.Fatal(err)
 	}
+	damaged := ipPacket(s.Client.Addr, s.VIP, uint8(echo.Protocol()), []byte{8, 0, 0xba, 0xd0, 0, 1, 0, 1})
+	if ipv6 {
+		damaged[40] = 128
+	}
+	evil := s.newMob(s.Client)
+	evil.send(evil.frame(damaged))
 	in, out := uint64(len(sizes)+2), uint64(len(sizes))
 	eventually(t, "the director has seen all of it", soon, func() bool { return s.director.balance().In.Packets >= in })
 	st := s.director.balance()

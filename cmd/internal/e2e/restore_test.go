@@ -13,7 +13,12 @@ import (
 // TestRestore ends both programs in every way, with and without traffic, and compares the machines before and after.
 func TestRestore(t *testing.T) {
 	t.Parallel()
+	families(t, testRestore)
+}
+
+func testRestore(t *testing.T, ipv6 bool) {
 	s := newSite(t, 1, nil)
+	s.speak(ipv6)
 	services := []service{{"tcp", "80", "wrr", []int{1}}, {"udp", "53", "rr", []int{1}}}
 	before := s.observeAll()
 	s.startAgents("")

@@ -32,7 +32,7 @@ http {
   access_log off; keepalive_timeout 60; sendfile on; default_type application/octet-stream;
   client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
   server {
-    listen 80 backlog=512;
+    listen [::]:80 ipv6only=off backlog=512;
     location = / { return 200 "%[2]s"; }
     location / { root %[1]s/files; }
   }
@@ -47,7 +47,7 @@ http {
 }
 
 // server starts a server on h and waits until it accepts connections on an address of the host.
-func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) {
+func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) *lab.Process {
 	s.t.Helper()
 	p, err := h.Start(cmd)
 	if err != nil {
@@ -70,12 +70,13 @@ func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) {
 		}
 		return err == nil
 	})
+	return p
 }
 
 // serveTCP calls handle for each connection to an address on h, until the test ends.
 func (s *site) serveTCP(h *lab.Host, address string, handle func(net.Conn)) {
 	s.t.Helper()
-	ln, err := h.Listen("tcp4", address)
+	ln, err := h.Listen("tcp", address)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -137,7 +138,7 @@ func (s *site) echoUDP(h *lab.Host, port uint16) {
 // listenUDP opens a socket that ends with the test.
 func (s *site) listenUDP(h *lab.Host, address string) net.PacketConn {
 	s.t.Helper()
-	c, err := h.ListenPacket("udp4", address)
+	c, err := h.ListenPacket("udp", address)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -31,12 +31,14 @@ func expectedWRR(names []string, weights []int, n int) (order []string) {
 }
 
 // TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server answered each.
-func TestSpread(t *testing.T) {
+func TestSpread(t *testing.T) { families(t, testSpread) }
+
+func testSpread(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
 	needTool(t, "curl", "curl")
 	const requests, byCurl = 1000, 200
 	weights := []int{3, 2, 1}
-	s := newRunningSite(t, 3, service{"tcp", "80", "wrr", weights})
+	s := newRunningSiteOf(t, ipv6, 3, service{"tcp", "80", "wrr", weights})
 	var names []string
 	for _, web := range s.Webs {
 		s.nginx(web)
@@ -92,7 +94,7 @@ func TestSpread(t *testing.T) {
 
 	// The status that people see has the same numbers.
 	shown := run(t, s.Director, exec.Command(programPath("director"), "status", "-c", s.director.config))
-	for _, part := range []string{"TCP 198.51.100.80:80 wrr", "10.0.11.2", " 500 ", " 333 ", " 167 "} {
+	for _, part := range []string{"TCP " + s.at(80) + " wrr", s.Webs[0].Addr.String(), " 500 ", " 333 ", " 167 "} {
 		if shown.code != 0 || !strings.Contains(shown.stdout, part) {
 			t.Errorf("director status: exit status %d, %q is missing in:\n%s%s", shown.code, part, shown.stdout, shown.stderr)
 		}

@@ -28,10 +28,12 @@ func bulk() int { return short(100_000_000, 10_000_000) }
 func stream() io.Reader { return rand.NewChaCha8([32]byte{1}) }
 
 // TestDownload fetches 100 MB from nginx with curl.
-func TestDownload(t *testing.T) {
+func TestDownload(t *testing.T) { families(t, testDownload) }
+
+func testDownload(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
 	needTool(t, "curl", "curl")
-	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
+	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "80", "wrr", []int{1}})
 	passed := s.count(s.Director, "eth0", lab.Filter{Source: s.VIP})
 	dir := s.nginx(s.Webs[0])
 	f, err := os.Create(filepath.Join(dir, "bulk"))
@@ -140,7 +142,13 @@ func TestUpload(t *testing.T) {
 // acceptUploads serves HTTP on a port of the VIP on h, and compares what is PUT there with the stream.
 func (s *site) acceptUploads(h *lab.Host, port uint16) {
 	s.t.Helper()
-	ln, err := h.Listen("tcp", s.at(port))
+	s.acceptUploadsAt(h, s.at(port))
+}
+
+// acceptUploadsAt does so on an address of h, or on all (":80").
+func (s *site) acceptUploadsAt(h *lab.Host, address string) {
+	s.t.Helper()
+	ln, err := h.Listen("tcp", address)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -175,8 +183,11 @@ func (s *site) acceptUploads(h *lab.Host, port uint16) {
 }
 
 // put sends the first n bytes of the stream as one HTTP request and returns the body of the answer.
-func put(conn net.Conn, n int) (string, error) {
-	req, err := http.NewRequest(http.MethodPut, "http://"+conn.RemoteAddr().String()+"/", io.LimitReader(stream(), int64(n)))
+func put(conn net.Conn, n int) (string, error) { return putFrom(conn, stream(), n) }
+
+// putFrom is put with another reader of the stream.
+func putFrom(conn net.Conn, from io.Reader, n int) (string, error) {
+	req, err := http.NewRequest(http.MethodPut, "http://"+conn.RemoteAddr().String()+"/", io.LimitReader(from, int64(n)))
 	if err != nil {
 		return "", err
 	}

@@ -37,23 +37,32 @@ func payload(n int) []byte {
 	return b
 }
 
-// discover sets whether a socket's packets have DF: unix.IP_PMTUDISC_DO or unix.IP_PMTUDISC_DONT.
+// discover sets whether a socket's packets have DF, or may not be fragmented by the host itself with IPv6: unix.IP_PMTUDISC_DO or unix.IP_PMTUDISC_DONT.
 func discover(t *testing.T, conn net.Conn, mode int) {
 	t.Helper()
-	onSocket(t, conn, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_MTU_DISCOVER, mode) })
+	level, name := unix.SOL_IP, unix.IP_MTU_DISCOVER
+	if conn.RemoteAddr().(*net.UDPAddr).AddrPort().Addr().Is6() {
+		level, name = unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER // of the same modes
+	}
+	onSocket(t, conn, func(fd int) error { return unix.SetsockoptInt(fd, level, name, mode) })
 }
 
 // TestUDP sends datagrams of all sizes that one packet has and compares the answers.
-func TestUDP(t *testing.T) {
-	s := newRunningSite(t, 2, service{"udp", "53", "rr", []int{1, 1}})
+func TestUDP(t *testing.T) { families(t, testUDP) }
+
+func testUDP(t *testing.T, ipv6 bool) {
+	s := newRunningSiteOf(t, ipv6, 2, service{"udp", "53", "rr", []int{1, 1}})
 	for _, web := range s.Webs {
 		s.echoUDP(web, 53)
 	}
 	passed := s.count(s.Director, "eth0", lab.Filter{Source: s.VIP})
 	// 1452 + 8 + 20 + 20 is 1500: what is above goes as two fragments to the realserver, which gets it as one packet again.
-	sizes := []int{0, 1, 512, 1452, 1453, 1472}
+	sizes, fragments := []int{0, 1, 512, 1452, 1453, 1472}, uint64(2)
+	if ipv6 { // 1412 + 8 + 40 + 40 is 1500, and routers don't fragment
+		sizes, fragments = []int{0, 1, 512, 1300, 1411, 1412}, 0
+	}
 	for _, size := range sizes {
-		conn := s.dial("udp4", 53)
+		conn := s.dial("udp", 53)
 		discover(t, conn, unix.IP_PMTUDISC_DONT)
 		if err := exchange(conn, payload(size)); err != nil {
 			t.Fatalf("%d bytes: %v", size, err)
@@ -62,8 +71,8 @@ func TestUDP(t *testing.T) {
 	n := uint64(len(sizes))
 	eventually(t, "the director has counted the datagrams", soon, func() bool { return s.director.balance().In.Packets >= n })
 	st := s.director.balance()
-	if st.In.Packets != n || st.Out.Packets != n+2 || len(st.Drops) != 0 {
-		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d (two in two fragments) and nothing", st.In.Packets, st.Out.Packets, st.Drops, n, n+2)
+	if st.In.Packets != n || st.Out.Packets != n+fragments || len(st.Drops) != 0 {
+		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d (%d in two fragments) and nothing", st.In.Packets, st.Out.Packets, st.Drops, n, n+fragments, fragments)
 	}
 	for i, a := range s.agents {
 		eventually(t, "the agent has counted its datagrams", soon, func() bool { return a.intake().Out.Packets >= n/2 })
@@ -77,14 +86,21 @@ func TestUDP(t *testing.T) {
 }
 
 // TestUDPPathMTU sends a datagram that fits the client's link but not the tunnel and may not be fragmented.
-func TestUDPPathMTU(t *testing.T) {
-	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
+func TestUDPPathMTU(t *testing.T) { families(t, testUDPPathMTU) }
+
+func testUDPPathMTU(t *testing.T, ipv6 bool) {
+	s := newRunningSiteOf(t, ipv6, 1, service{"udp", "53", "rr", []int{1}})
 	s.echoUDP(s.Webs[0], 53)
-	conn := s.dial("udp4", 53)
+	conn := s.dial("udp", 53)
 	discover(t, conn, unix.IP_PMTUDISC_DO)
 	large, fits := payload(1472), payload(1452)
+	level, name, fit := unix.SOL_IP, unix.IP_MTU, 1480
+	if ipv6 {
+		large, fits = payload(1452), payload(1412)
+		level, name, fit = unix.SOL_IPV6, unix.IPV6_MTU, 1460
+	}
 	if _, err := conn.Write(large); err != nil {
-		t.Fatalf("the client knows too early that 1472 bytes are too many: %v", err)
+		t.Fatalf("the client knows too early that %d bytes are too many: %v", len(large), err)
 	}
 	option := func(level, name int) (v int) {
 		onSocket(t, conn, func(fd int) (err error) {
@@ -94,19 +110,44 @@ func TestUDPPathMTU(t *testing.T) {
 		return v
 	}
 	eventually(t, "the client has the ICMP error", soon, func() bool { return option(unix.SOL_SOCKET, unix.SO_ERROR) == int(unix.EMSGSIZE) })
-	if mtu := option(unix.SOL_IP, unix.IP_MTU); mtu != 1480 {
-		t.Errorf("the client has learned an MTU of %d, want 1480", mtu)
+	if mtu := option(level, name); mtu != fit {
+		t.Errorf("the client has learned an MTU of %d, want %d", mtu, fit)
 	}
 	if _, err := conn.Write(large); !errors.Is(err, unix.EMSGSIZE) {
-		t.Errorf("1472 bytes once more: %v, want %v", err, unix.EMSGSIZE)
+		t.Errorf("%d bytes once more: %v, want %v", len(large), err, unix.EMSGSIZE)
 	}
 	if err := exchange(conn, fits); err != nil {
-		t.Errorf("1452 bytes: %v", err)
+		t.Errorf("%d bytes: %v", len(fits), err)
 	}
 	eventually(t, "the director has counted the datagrams", soon, func() bool { return s.director.balance().In.Packets >= 2 })
 	st := s.director.balance()
 	// Out: the ICMP error, and the datagram that fits.
 	if st.In.Packets != 2 || st.Out.Packets != 2 || st.Drops["too_big"] != 1 || sum(st.Drops) != 1 {
 		t.Errorf("%d packets in, %d out, dropped %v; want 2, 2 and too_big 1", st.In.Packets, st.Out.Packets, st.Drops)
+	}
+}
+
+// TestFragmentsIPv6 sends datagrams that the client's kernel cuts, as IPv6 lets only a sender do: at the MTU of its link at first, and at the
+// tunnel's once it knows it. They reach the server whole, and so do its answers.
+func TestFragmentsIPv6(t *testing.T) {
+	t.Parallel()
+	s := newRunningSiteOf(t, true, 2, service{"udp", "53", "rr", []int{1, 1}})
+	for _, web := range s.Webs {
+		s.echoUDP(web, 53)
+	}
+	for _, size := range []int{1453, 3000, 20_000, 65_000} {
+		for range 3 {
+			if err := exchange(s.dial("udp", 53), payload(size)); err != nil {
+				t.Fatalf("%d bytes: %v", size, err)
+			}
+		}
+	}
+	if st := s.director.balance(); len(st.Drops) != 0 {
+		t.Errorf("the director dropped %v", st.Drops)
+	}
+	for _, agent := range s.agents {
+		if in := agent.intake(); len(in.Drops) != 0 {
+			t.Errorf("%s refused %v", agent, in.Drops)
+		}
 	}
 }

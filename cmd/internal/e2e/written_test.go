@@ -102,7 +102,7 @@ func (s *site) addClients(network netip.Prefix) {
 func (s *site) dialFrom(from netip.AddrPort, to string) (net.Conn, error) {
 	var c net.Conn
 	err := s.Client.Do(func() (err error) {
-		c, err = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), Timeout: soon}).Dial("tcp4", to)
+		c, err = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), Timeout: soon}).Dial("tcp", to)
 		return err
 	})
 	return c, err
