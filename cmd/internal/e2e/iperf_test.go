@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -19,7 +20,9 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 	needTool(t, "iperf3", "iperf3")
 	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
 	// Bound to the VIP: a UDP server which is not answers from the host's own address.
-	s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String()))
+	server := s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String(), "--forceflush"))
+	const ready = "Server listening" // it doesn't, for a moment, after each client, of which the one that found it up was the first
+	listens := 1
 	seconds := strconv.Itoa(length)
 	for _, c := range []struct {
 		name string
@@ -32,6 +35,8 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 		{"udp-down", []string{"-u", "-b", "50M", "-R"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			listens++
+			eventually(t, "the server listens again", soon, func() bool { return strings.Count(server.Output(), ready) >= listens })
 			got := runFor(t, s.Client, exec.Command("iperf3", append([]string{"-c", s.VIP.String(), "-t", seconds, "-J"}, c.args...)...), time.Minute)
 			type sum struct {
 				Bytes         int     `json:"bytes"`

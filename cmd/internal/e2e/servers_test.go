@@ -47,7 +47,7 @@ http {
 }
 
 // server starts a server on h and waits until it accepts connections on an address of the host.
-func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) {
+func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) *lab.Process {
 	s.t.Helper()
 	p, err := h.Start(cmd)
 	if err != nil {
@@ -70,6 +70,7 @@ func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) {
 		}
 		return err == nil
 	})
+	return p
 }
 
 // serveTCP calls handle for each connection to an address on h, until the test ends.

@@ -126,3 +126,28 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 		t.Errorf("%d packets in, %d out, dropped %v; want 2, 2 and too_big 1", st.In.Packets, st.Out.Packets, st.Drops)
 	}
 }
+
+// TestFragmentsIPv6 sends datagrams that the client's kernel cuts, as IPv6 lets only a sender do: at the MTU of its link at first, and at the
+// tunnel's once it knows it. They reach the server whole, and so do its answers.
+func TestFragmentsIPv6(t *testing.T) {
+	t.Parallel()
+	s := newRunningSiteOf(t, true, 2, service{"udp", "53", "rr", []int{1, 1}})
+	for _, web := range s.Webs {
+		s.echoUDP(web, 53)
+	}
+	for _, size := range []int{1453, 3000, 20_000, 65_000} {
+		for range 3 {
+			if err := exchange(s.dial("udp", 53), payload(size)); err != nil {
+				t.Fatalf("%d bytes: %v", size, err)
+			}
+		}
+	}
+	if st := s.director.balance(); len(st.Drops) != 0 {
+		t.Errorf("the director dropped %v", st.Drops)
+	}
+	for _, agent := range s.agents {
+		if in := agent.intake(); len(in.Drops) != 0 {
+			t.Errorf("%s refused %v", agent, in.Drops)
+		}
+	}
+}
