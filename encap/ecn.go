@@ -35,7 +35,7 @@ func mergeECN(outer byte, inner packet.IPv4) packet.Drop {
 }
 
 // mergeECN6 is mergeECN for IPv6.
-func mergeECN6(outer byte, inner ipv6) packet.Drop {
+func mergeECN6(outer byte, inner packet.IPv6) packet.Drop {
 	class, d := exitECN(outer, inner.TrafficClass())
 	inner.SetTrafficClass(class)
 	return d

@@ -105,7 +105,7 @@ func arrive(b *packet.Buf, version int, class byte) packet.Drop {
 		version = int(p[0] >> 4)
 	}
 	if version == 6 {
-		inner := ipv6(p)
+		inner := packet.IPv6(p)
 		if d := inner.Check(); d != packet.Accept {
 			return d
 		}

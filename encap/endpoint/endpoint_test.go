@@ -161,7 +161,7 @@ func TestPolicyInside(t *testing.T) {
 		"6 longer than it says":    {append(ip(client6, vip6, 6, some), 0), packet.DropTrailing},
 		"6 half a header":          {ip(client6, vip6, 6, some)[:39], packet.DropTruncated},
 		"nothing":                  {nil, packet.DropTruncated},
-		"6 to the 4 VIP as mapped": {ip(client6, addr("::ffff:198.51.100.80"), 6, some), packet.DropInnerDestination},
+		"6 to the 4 VIP as mapped": {ip(client6, addr("::ffff:198.51.100.80"), 6, some), packet.DropBadHeader},
 	}
 	for _, dst := range []string{"198.51.100.82", "10.0.11.2", "127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0"} {
 		cases["to "+dst] = kase{ip(client, addr(dst), 6, some), packet.DropInnerDestination}
@@ -173,9 +173,10 @@ func TestPolicyInside(t *testing.T) {
 		"0.0.0.0", "0.1.2.3"} {
 		cases["from "+src] = kase{ip(addr(src), vip, 6, some), packet.DropInnerSource}
 	}
-	for _, src := range []string{"2001:db8:f::80", "2001:db8:f::81", "2001:db8:11::2", "::1", "::", "::2", "::192.0.2.1", "::ffff:192.0.2.1", "ff02::1", "ff0e::9", "fe80::1", "febf::1"} {
+	for _, src := range []string{"2001:db8:f::80", "2001:db8:f::81", "2001:db8:11::2", "::1", "::", "::2", "::192.0.2.1", "ff02::1", "ff0e::9", "fe80::1", "febf::1"} {
 		cases["from "+src] = kase{ip(addr(src), vip6, 6, some), packet.DropInnerSource}
 	}
+	cases["from ::ffff:192.0.2.1"] = kase{ip(addr("::ffff:192.0.2.1"), vip6, 6, some), packet.DropBadHeader}
 	for _, src := range []string{"64:ff9b::192.0.2.1", "fd00::1", "2002::1", "fec0::1"} {
 		cases["from "+src] = kase{ip(addr(src), vip6, 6, some), packet.Accept}
 	}

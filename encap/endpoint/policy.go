@@ -210,7 +210,6 @@ func (p *Policy) host(a netip.Addr) bool {
 	if b[0] == 0xff || b[0] == 0xfe && b[1]&0xc0 == 0x80 { // multicast, link-local
 		return false
 	}
-	// ::, ::1 and the other addresses of ::/96, which are none (RFC 4291, sections 2.5.2, 2.5.3 and 2.5.5.1), and IPv4-mapped ones.
-	middle := binary.BigEndian.Uint32(b[8:])
-	return binary.BigEndian.Uint64(b[:]) != 0 || middle != 0 && middle != 0xffff
+	// ::, ::1 and the other addresses of ::/96, which are none (RFC 4291, sections 2.5.2, 2.5.3 and 2.5.5.1).
+	return binary.BigEndian.Uint64(b[:]) != 0 || binary.BigEndian.Uint32(b[8:]) != 0
 }
