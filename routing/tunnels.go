@@ -3,6 +3,7 @@ package routing
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -12,10 +13,11 @@ import (
 // Tunnel is a kernel device that takes tunnel packets off the wire.
 type Tunnel struct {
 	Name      string
-	Up        bool    // it is up and takes packets of any host, not of one only
-	Over6     bool    // IPv6 packets, else IPv4
-	Protocols []uint8 // IP protocols: 4 (RFC 2003), 41 (RFC 4213), 47 (GRE)
-	Module    string  // the driver's name
+	Up        bool
+	Remote    netip.Addr // whose packets it takes; the zero Addr: anybody's
+	Over6     bool       // IPv6 packets, else IPv4
+	Protocols []uint8    // IP protocols: 4 (RFC 2003), 41 (RFC 4213), 47 (GRE)
+	Module    string     // the driver's name
 }
 
 // KernelTunnels lists the kernel's tunnel devices that take one of protocols off the wire, over IPv6 or over IPv4. One that is up takes a copy of
@@ -67,6 +69,9 @@ func tunnelOf(l netlink.Link) Tunnel {
 	if t.Over6 && t.Module == "ip_gre" {
 		t.Module = "ip6_gre"
 	}
-	t.Up = isUp(l) && (len(remote) == 0 || remote.IsUnspecified())
+	t.Up = isUp(l)
+	if a, ok := netip.AddrFromSlice(remote); ok && !a.IsUnspecified() {
+		t.Remote = a.Unmap()
+	}
 	return t
 }

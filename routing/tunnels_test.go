@@ -48,12 +48,19 @@ func TestTunnelOf(t *testing.T) {
 			t.Errorf("%T %+v: %+v", c.link, c.link, got)
 		}
 	}
+	director, six := net.ParseIP("10.0.0.1"), net.ParseIP("2001:db8::1")
 	for _, c := range []struct {
-		remote net.IP
-		up     bool
-	}{{nil, true}, {v4, true}, {v6, true}, {net.ParseIP("10.0.0.1"), false}, {net.ParseIP("2001:db8::1"), false}} {
-		if got := tunnelOf(&netlink.Ip6tnl{LinkAttrs: up, Remote: c.remote}); got.Up != c.up {
-			t.Errorf("to %v: takes packets of any host: %t, want %t", c.remote, got.Up, c.up)
+		link netlink.Link
+		want string
+	}{
+		{&netlink.Iptun{}, "invalid IP"}, {&netlink.Iptun{Remote: v4}, "invalid IP"}, {&netlink.Ip6tnl{Remote: v6}, "invalid IP"},
+		{&netlink.Iptun{Remote: director}, "10.0.0.1"}, {&netlink.Gretun{Remote: director.To4()}, "10.0.0.1"}, {&netlink.Ip6tnl{Remote: six}, "2001:db8::1"},
+	} {
+		if got := tunnelOf(c.link).Remote; got.String() != c.want {
+			t.Errorf("%+v takes packets of %v, want %s", c.link, got, c.want)
 		}
+	}
+	if !tunnelOf(&netlink.Ip6tnl{LinkAttrs: up}).Up {
+		t.Error("a device that is up is down")
 	}
 }

@@ -54,6 +54,53 @@ func inNamespace(t *testing.T, fn func()) {
 	fn()
 }
 
+// TestPacketInPieces: a device with offloads takes it as one, another refuses it, and what has no bytes nobody takes.
+func TestPacketInPieces(t *testing.T) {
+	both(t, func(t *testing.T, plain bool) {
+		d, err := Open("tun0", Options{Queues: 1, Plain: plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		up(t, "tun0")
+		c, err := net.ListenPacket("udp4", "10.99.0.1:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		const pieces = packet.MaxChain
+		p := make(packet.IPv4, 28+pieces-1)
+		packet.PutIPv4(p, 0, len(p), 64, packet.ProtoUDP, [4]byte{10, 99, 0, 7}, [4]byte{10, 99, 0, 1})
+		binary.BigEndian.PutUint16(p[22:], 9)
+		binary.BigEndian.PutUint16(p[24:], uint16(len(p)-20))
+		for i := range p[28:] {
+			p[28+i] = byte(i)
+		}
+		parts := [][]byte{p[:28]}
+		for i := range p[28:] {
+			parts = append(parts, p[28+i:29+i])
+		}
+		bufs := bufsOf(parts...)
+		for i := range bufs[1:] {
+			bufs[i].Next = bufs[i+1]
+		}
+		n, size, err := d.Queues()[0].WriteBatch(bufs[:1])
+		if err != nil || plain && (n != 0 || size != 0) || !plain && (n != 1 || size != len(p)) {
+			t.Fatalf("%d packets, %d bytes taken, %v", n, size, err)
+		}
+		if !plain {
+			in := make([]byte, 2*pieces)
+			if k, _, err := c.ReadFrom(in); err != nil || !bytes.Equal(in[:k], p[28:]) {
+				t.Errorf("%x %v", in[:k], err)
+			}
+		}
+		bufs[pieces-1].Next = bufsOf(nil)[0]
+		if n, _, err := d.Queues()[0].WriteBatch(bufs[:1]); n != 0 || err != nil {
+			t.Errorf("with a piece too many: %d, %v", n, err)
+		}
+	})
+}
+
 // up sets the device up, with 10.99.0.1/24.
 func up(t *testing.T, name string) {
 	t.Helper()

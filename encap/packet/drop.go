@@ -35,8 +35,8 @@ const (
 	DropTunnelChecksum   // a wrong GRE checksum
 	DropTrailing         // bytes behind the packet in the tunnel
 	DropInnerDestination // inner destination is not in vips
-	DropInnerSource      // inner source is no host's: a VIP, loopback, multicast, broadcast or 0.0.0.0/8
-	DropInnerProtocol    // a tunnel in the tunnel
+	DropInnerSource      // inner source is no other host's: an address of this one, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
+	DropInnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
 	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
 
 	// What the kernel refused.

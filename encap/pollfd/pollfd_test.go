@@ -140,3 +140,60 @@ func TestNewOfNothing(t *testing.T) {
 		t.Errorf("got %v", f)
 	}
 }
+
+// TestGroup: one waits for several, is told which is ready, and closing ends it.
+func TestGroup(t *testing.T) {
+	var read []int
+	var write [3]int
+	for i := range write {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(p[1]) })
+		read, write[i] = append(read, p[0]), p[1]
+	}
+	g, err := NewGroup(read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	for i, w := range write {
+		if _, err := unix.Write(w, []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Wait(unix.POLLIN); err != nil {
+			t.Fatal(err)
+		}
+		for j := range write {
+			if g.Ready(j) != (j == i) {
+				t.Errorf("%d is ready: %t, when %d has something", j, g.Ready(j), i)
+			}
+		}
+		if n, err := unix.Read(int(g.Num(i)), make([]byte, 2)); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		if _, err := unix.Read(int(g.Num(i)), make([]byte, 2)); err != unix.EAGAIN {
+			t.Errorf("a descriptor that blocks: %v", err)
+		}
+	}
+	closed := make(chan error)
+	go func() { closed <- g.Close() }()
+	if err := g.Wait(unix.POLLIN); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	g.Release()
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if err := g.Acquire(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	for _, fd := range read {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != unix.EBADF {
+			t.Errorf("descriptor %d is still open: %v", fd, err)
+		}
+	}
+}

@@ -120,12 +120,9 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	if udp {
 		kind = unix.SOCK_DGRAM
 	}
-	switch fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); {
-	case errors.Is(err, unix.EAFNOSUPPORT):
-		return -1, fmt.Errorf("%w: this kernel has no IPv6: take the IPv6 directors out, or boot without ipv6.disable=1", err)
-	case errors.Is(err, unix.EPERM):
+	if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); errors.Is(err, unix.EPERM) {
 		return -1, fmt.Errorf("%w: run as root, or with CAP_NET_RAW", err)
-	case err != nil:
+	} else if err != nil {
 		return -1, err
 	}
 	defer func() {

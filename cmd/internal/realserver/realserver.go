@@ -102,6 +102,21 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	return a, nil
 }
 
+// needsIPv6 is the first VIP or director in cfg with an IPv6 address, "" where there is none.
+func needsIPv6(cfg *config.Realserver) string {
+	for _, vip := range cfg.VIPs {
+		if vip.Is6() {
+			return fmt.Sprintf("VIP %s", vip)
+		}
+	}
+	for a := range directors(cfg) {
+		if a.Is6() {
+			return fmt.Sprintf("director %s", a)
+		}
+	}
+	return ""
+}
+
 // exits are where the tunnels of cfg end.
 func exits(cfg *config.Realserver) (all []encap.Exit) {
 	for _, name := range cfg.Encaps {
@@ -185,12 +200,15 @@ func preflight(cfg *config.Realserver) error {
 	} else if taken {
 		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
 	}
+	if need := needsIPv6(cfg); need != "" && !routing.HasIPv6() {
+		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
+	}
 	tunnels, err := kernelTunnels(cfg)
 	if err != nil {
 		return err
 	}
 	for _, t := range tunnels {
-		if t.Up {
+		if t.Up && (!t.Remote.IsValid() || slices.ContainsFunc(cfg.Directors, func(d netip.Prefix) bool { return d.Contains(t.Remote) })) {
 			return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in twice: set it down (ip link set %s down)",
 				t.Name, t.Protocols[0], t.Name)
 		}
