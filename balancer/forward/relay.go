@@ -145,10 +145,14 @@ func relayed(outer *packet.Quoted, inner []byte, overhead int) told {
 		return told{kind: outer.Type, code: outer.Code}
 	case six && outer6 && (outer.Type == packet.ICMPv6Unreachable || outer.Type == packet.ICMPv6TimeExceeded):
 		return told{kind: outer.Type, code: outer.Code}
+	case six && !outer6 && outer.Type == packet.ICMPUnreachable && outer.Code == packet.ICMPCodePort:
+		return told{kind: packet.ICMPv6Unreachable, code: packet.ICMPv6CodePort}
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable:
 		return told{kind: packet.ICMPv6Unreachable, code: addressUnreachable}
 	case six && !outer6 && outer.Type == packet.ICMPTimeExceeded:
 		return told{kind: packet.ICMPv6TimeExceeded}
+	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable && outer.Code == packet.ICMPv6CodePort:
+		return told{kind: packet.ICMPUnreachable, code: packet.ICMPCodePort}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable:
 		return told{kind: packet.ICMPUnreachable, code: hostUnreachable}
 	case !six && outer6 && outer.Type == packet.ICMPv6TimeExceeded:

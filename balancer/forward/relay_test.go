@@ -114,7 +114,9 @@ func TestRelay(t *testing.T) {
 		{"6 in 4: unreachable", udp6(53, 1400), real1, encap.KindIPIP, all, 3, 2, 0, []byte{1, 3, 0, 0, 0, 0}},
 		{"6 in 4: time", udp6(53, 1400), real1, encap.KindIPIP, all, 11, 0, 0, []byte{3, 0, 0, 0, 0, 0}},
 		{"4 in 6: size", udp(53, true, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{3, 4, 0, 0, 1260 >> 8, 1260 & 255}},
-		{"4 in 6: unreachable", udp(53, true, 1400), real6, encap.KindIPIP, all, 1, 4, 0, []byte{3, 1, 0, 0, 0, 0}},
+		{"6 in 4: port", udp6(53, 1400), real1, encap.KindGUE, all, 3, 3, 0, []byte{1, 4, 0, 0, 0, 0}},
+		{"4 in 6: unreachable", udp(53, true, 1400), real6, encap.KindIPIP, all, 1, 0, 0, []byte{3, 1, 0, 0, 0, 0}},
+		{"4 in 6: port", udp(53, true, 1400), real6, encap.KindGUE, all, 1, 4, 0, []byte{3, 3, 0, 0, 0, 0}},
 		{"4 in 6: time", udp(53, true, 1400), real6, encap.KindIPIP, all, 3, 0, 0, []byte{11, 0, 0, 0, 0, 0}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
