@@ -3,6 +3,7 @@ package forward
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"vstun/balancer"
@@ -90,6 +91,9 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	if outer.TooBig() {
 		r.shared.tooBig()
 	}
+	if !dest.Tunnel.Kind().UDP() && portUnreachable(&outer) && from(b) == dest.Address {
+		return nil // its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux net/ipv4/tunnel4.c, ip_gre.c)
+	}
 	in, d := packet.QuotedPacket(inner)
 	if d != packet.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
 		return nil // too little of it for the client to know it by (RFC 792), or nothing to answer
@@ -126,6 +130,22 @@ func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.De
 		}
 	}
 	return nil, nil
+}
+
+// portUnreachable tells whether the error says that nobody takes what is for the tunnel's end.
+func portUnreachable(q *packet.Quoted) bool {
+	if q.Flow.Src.Is4() {
+		return q.Type == packet.ICMPUnreachable && q.Code == packet.ICMPCodePort
+	}
+	return q.Type == packet.ICMPv6Unreachable && q.Code == packet.ICMPv6CodePort
+}
+
+// from is the source of the packet b.
+func from(b []byte) netip.Addr {
+	if b[0]>>4 == 6 {
+		return packet.IPv6(b).Src()
+	}
+	return packet.IPv4(b).Src()
 }
 
 // told is type, code and third field of an ICMP error.

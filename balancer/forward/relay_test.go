@@ -248,3 +248,31 @@ func FuzzRelay(f *testing.F) {
 		}
 	})
 }
+
+// TestRelayKernelDriver: a realserver whose kernel has a tunnel driver of its own says "port unreachable" of what its agent takes. No client is told.
+func TestRelayKernelDriver(t *testing.T) {
+	for _, c := range []struct {
+		kind encap.Kind
+		from netip.Addr
+		in   []byte
+		real netip.Addr
+		told bool
+	}{
+		{encap.KindIPIP, real1, udp(53, true, 100), real1, false},
+		{encap.KindGRE, real1, udp6(53, 100), real1, false},
+		{encap.KindIPIP, real6, udp6(53, 100), real6, false},
+		{encap.KindIPIP, router, udp(53, true, 100), real1, true},
+		{encap.KindGUE, real1, udp(53, true, 100), real1, true}, // nobody has the UDP port
+		{encap.KindFOU, real6, udp6(53, 100), real6, true},
+	} {
+		b := newSite(t, c.real, c.kind, 1500)
+		about, room := wrapped(t, b, c.in), make([]byte, packet.ICMPRoom)
+		s := script{in: [][]byte{room[:packet.PortUnreachable(room, about, c.from)]}}
+		if err := NewRelay(&s, &s, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
+			t.Fatal(err)
+		}
+		if told := len(s.out) == 1; told != c.told {
+			t.Errorf("%v, from %v: the client is told: %v, want %v", c.kind, c.from, told, c.told)
+		}
+	}
+}
