@@ -53,6 +53,9 @@ func capture(t *testing.T, device string) (next func() []byte) {
 		b := make([]byte, 1<<16)
 		for {
 			n, from, err := unix.Recvfrom(fd, b, 0)
+			if err == unix.EINTR { // with a timeout, the kernel does not begin again by itself
+				continue
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -295,6 +298,34 @@ func mtuTo(t *testing.T, a netip.Addr) int {
 	return routes[0].MTU
 }
 
+// awaitDelivery waits until the kernel delivers to an address of this host that is new: for a moment it may call it prohibited.
+func awaitDelivery(t *testing.T, address string) {
+	t.Helper()
+	server, err := net.ListenPacket("udp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c, err := net.Dial("udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		_, _ = c.Write([]byte("?")) // it may say that the last one was refused
+		if err := server.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := server.ReadFrom(make([]byte, 1))
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestUDPSendsOverBothFamilies: the same sockets, and so the same source ports, serve IPv4 and IPv6; addresses, class and hop limit are those of the packets.
 func TestUDPSendsOverBothFamilies(t *testing.T) {
 	inNamespace(t, func() {
@@ -319,6 +350,7 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer server.Close()
+		awaitDelivery(t, "fd00::9")
 		next := capture(t, "lo")
 		const n, size = 5, 1200
 		for i, c := range []struct{ from, to, source string }{
@@ -343,7 +375,7 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 				class, ttl = packet.IPv6(b).TrafficClass(), packet.IPv6(b).HopLimit()
 			}
 			if class != 0x2b || ttl != 33 {
-				t.Errorf("%+v: class %x, TTL %d", c, class, ttl)
+				t.Errorf("%+v: class %x, TTL %d: %x", c, class, ttl, b[:min(len(b), 200)])
 			}
 			for k := range n {
 				got := make([]byte, 2000)

@@ -124,6 +124,9 @@ func (s *site) catcher(h *lab.Host, link string) func() []byte {
 		b := make([]byte, 1<<16)
 		for {
 			n, from, err := unix.Recvfrom(fd, b, 0)
+			if err == unix.EINTR { // with a timeout, the kernel does not begin again by itself
+				continue
+			}
 			if err != nil {
 				s.t.Fatalf("no packet comes in by %s's %s: %v", h.Name, link, err)
 			}
