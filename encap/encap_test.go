@@ -177,28 +177,6 @@ func TestFragment(t *testing.T) {
 	}
 }
 
-func FuzzUnwrapIPIP(f *testing.F) {
-	in := inner(60, 3, 64, true)
-	b := make([]byte, 80)
-	packet.PutIPv4(b, 3, 80, 64, packet.ProtoIPIP, director.As4(), realserver.As4())
-	copy(b[20:], in)
-	f.Add(b)
-	f.Add(b[:40])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) < 20 || len(b) > packet.MaxLen {
-			return
-		}
-		p := buf(b)
-		if new(Exit).UnwrapIPv4(p) != packet.Accept {
-			return
-		}
-		h := packet.IPv4(p.Bytes())
-		if h.Check() != packet.Accept || h.TotalLen() != p.Len() {
-			t.Errorf("accepted, but not well formed: %x", h)
-		}
-	})
-}
-
 func TestWrapAllocatesNothing(t *testing.T) {
 	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	in := inner(1000, 0, 64, true)
