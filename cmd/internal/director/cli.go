@@ -87,11 +87,11 @@ func run(ctx context.Context, file string) error {
 	ctx, stop := daemon.Signals(ctx)
 	defer stop()
 	hangup := daemon.OnHangup()
-	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // before the file is read, so that a reload can read it too; open says what is refused
 	cfg, err := load(file)
 	if err != nil {
 		return err
 	}
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open says what is refused
 	d, err := open(file, cfg)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -185,4 +186,27 @@ func (p *program) mustRepair() {
 		now := observe(p.t, p.host)
 		return fmt.Sprint(now) == fmt.Sprint(before)
 	})
+}
+
+// TestForeignConfiguration has root start the director with a file that is somebody else's, in a home directory for one: it runs, and says at
+// once, and again when it is asked, that it won't be able to read the file again.
+func TestForeignConfiguration(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	s.startAgents("")
+	s.parrotAt(s.Webs[0], ":80")
+	s.director = s.prepare(s.Director, "director")
+	s.director.configure(s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{1}}))
+	if err := errors.Join(os.Chown(s.director.config, nobody, nobody), os.Chmod(s.director.config, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.director.start()
+	if !strings.Contains(s.director.Output(), "a reload can't read the configuration file") {
+		t.Errorf("no warning:\n%s", s.director.Output())
+	}
+	cmd := exec.Command(programPath("director"), "reload", "--socket", s.director.socket)
+	if got := run(t, s.Director, cmd); got.code != 1 || !strings.Contains(got.stderr, "permission denied: let the user read it") {
+		t.Errorf("reload: exit status %d, %s", got.code, got.stderr)
+	}
+	s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
 }

@@ -73,11 +73,11 @@ func load(file string) (*config.Realserver, error) {
 func run(ctx context.Context, file string) error {
 	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP) // there is nothing to reload: it is the end of a terminal
 	defer stop()
-	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE) // the last for an encap_port below 1024; open says what is refused
 	cfg, err := load(file)
 	if err != nil {
 		return err
 	}
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE) // the last for an encap_port below 1024; open says what is refused
 	a, err := open(cfg)
 	if err != nil {
 		return err
