@@ -266,33 +266,6 @@ type discard struct{}
 
 func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
 
-// FuzzForward: whatever a TUN device gives, the worker goes on, and what goes out is whole packets.
-func FuzzForward(f *testing.F) {
-	f.Add([]byte(tcp(80, packet.FlagSYN, 10)), true)
-	f.Add([]byte(udp(53, false, 1480)), true)
-	f.Add([]byte(udp(53, true, 1480)), true)
-	s := &script{}
-	w := newWorker(f, s, 1500)
-	f.Fuzz(func(t *testing.T, b []byte, fix bool) {
-		if len(b) > packet.MaxLen {
-			return
-		}
-		if b = bytes.Clone(b); fix && len(b) >= 20 && b[0]&15 >= 5 && int(b[0]&15)*4 <= len(b) {
-			copy(b[16:20], vip.AsSlice())
-			packet.IPv4(b).SetChecksum()
-		}
-		s.in, s.out = [][]byte{b}, nil
-		if err := w.Run(); err != nil {
-			t.Fatal(err)
-		}
-		for _, o := range s.out {
-			if h := packet.IPv4(o); len(o) < 20 || h.TotalLen() != len(o) || len(o) > 1500 {
-				t.Errorf("out went %x", o)
-			}
-		}
-	})
-}
-
 // BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
 func BenchmarkForward(b *testing.B) {
 	w := newWorker(b, &script{}, 1500)

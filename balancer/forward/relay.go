@@ -89,7 +89,12 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 		return nil
 	}
 	if outer.TooBig() {
-		r.shared.tooBig()
+		if !dest.Address.Is4() && outer.MTU < encap.MinMTU6 {
+			return nil // no way over IPv6 takes so little (RFC 8201, section 4)
+		}
+		if outer.MTU < dest.MTU {
+			r.shared.tooBig()
+		}
 	}
 	if !dest.Tunnel.Kind().UDP() && portUnreachable(&outer) && from(b) == dest.Address {
 		return nil // its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux net/ipv4/tunnel4.c, ip_gre.c)

@@ -36,11 +36,11 @@ func (c *cars) Send(segs []packet.Segment) (int, error) {
 	}
 	segs = segs[:min(len(segs), c.limit)]
 	for i, s := range segs {
-		if !inUDP(s) || !mayHaveDF(s) || !bytes.Equal(ends(s), ends(segs[0])) || !couples(segs[0], s) ||
+		if !inUDP(s) || len(s.Body) == 0 && !mayHaveDF(s) || !bytes.Equal(ends(s), ends(segs[0])) || !couples(segs[0], s) ||
 			s.Len() > segs[0].Len() || s.Len() < segs[0].Len() && i < len(segs)-1 {
 			c.t.Errorf("packet %d of %d, %x, does not go with %x", i, len(segs), s.Head, segs[0].Head)
 		}
-		c.out = append(c.out, bytes.Clone(s.Head))
+		c.out = append(c.out, append(bytes.Clone(s.Head), s.Body...))
 	}
 	return len(segs), nil
 }
