@@ -119,6 +119,9 @@ func (w *Worker) forward(bufs []packet.Buf) {
 // packet treats one packet, p its headers: what is to be sent is added to w.out.
 func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
 	b.SetLen(p.Len) // a link's padding goes
+	if b.Offload.Misplaced(p) {
+		return packet.DropOffload
+	}
 	switch p.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	case packet.ProtoICMP, packet.ProtoICMPv6:

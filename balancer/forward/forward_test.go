@@ -266,6 +266,36 @@ type discard struct{}
 
 func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
 
+// TestMisplacedChecksum: what a TUN device says of a checksum may not change what the packet has been judged by: its port, its addresses.
+func TestMisplacedChecksum(t *testing.T) {
+	for _, c := range []struct {
+		in            []byte
+		start, offset uint16
+		want          packet.Drop
+	}{
+		{tcp(80, packet.FlagSYN, 0), 20, 16, packet.Accept},
+		{udp(53, false, 10), 20, 6, packet.Accept},
+		{tcp(80, packet.FlagSYN, 0), 20, 2, packet.DropOffload},
+		{tcp(80, packet.FlagSYN, 0), 0, 16, packet.DropOffload},
+		{udp(53, false, 10), 20, 16, packet.DropOffload},
+		{udp6(53, 10), 20, 6, packet.DropOffload},
+		{udp(53, false, 10), 65535, 6, packet.DropOffload},
+		{ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), 20, 2, packet.DropOffload},
+	} {
+		s := &offloading{script: script{in: [][]byte{c.in}}, offload: packet.Offload{Partial: true, CsumStart: c.start, CsumOffset: c.offset}}
+		w := newWorker(t, &s.script, 1500)
+		w.source = s
+		if err := w.Run(); err != nil {
+			t.Fatal(err)
+		}
+		var got packet.Tally
+		w.Read(&got)
+		if ok := c.want == packet.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok && got.Drops[c.want] != 1 {
+			t.Errorf("checksum at %d + %d: %+v, want %v", c.start, c.offset, got, c.want)
+		}
+	}
+}
+
 // BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
 func BenchmarkForward(b *testing.B) {
 	w := newWorker(b, &script{}, 1500)

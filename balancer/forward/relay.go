@@ -108,8 +108,8 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	default:
 		return nil // of ICMP, only errors are sent through tunnels
 	}
-	if !snap.HasVIP(in.Flow.Dst) && snap.Find(in.Flow, now) == nil {
-		return nil
+	if (outer.TooBig() || !snap.HasVIP(in.Flow.Dst)) && snap.Find(in.Flow, now) == nil {
+		return nil // without a connection nobody is told a size, which may be forged: the next packet that is too big is answered anyway
 	}
 	e := relayed(&outer, inner, dest.Tunnel.Overhead())
 	if e.kind == 0 {

@@ -99,6 +99,23 @@ func (b *Buf) Finish() Drop {
 	return Accept
 }
 
+// Misplaced tells whether the checksum that is left to us is another one than that of the packet's transport header, which p has found: to compute it
+// would change what has been looked at. Who may set it, a host on the same machine for one, is not to be trusted with that.
+func (o *Offload) Misplaced(p *Info) bool {
+	if !o.Partial {
+		return false
+	}
+	at := uint16(tcpChecksumAt)
+	switch p.Flow.Proto {
+	case ProtoTCP:
+	case ProtoUDP:
+		at = udpChecksumAt
+	default:
+		return true
+	}
+	return int(o.CsumStart) != p.Offset || o.CsumOffset != at
+}
+
 // Offsets of the checksum in TCP's and UDP's header, in bytes.
 const (
 	tcpChecksumAt = 16
