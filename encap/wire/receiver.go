@@ -125,12 +125,16 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	} else if err != nil {
 		return -1, err
 	}
+	opened := fd
 	defer func() {
 		if err != nil {
-			unix.Close(fd)
+			unix.Close(opened)
 		}
 	}()
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
+	if err = s.believeNoError(fd); err != nil {
+		return -1, err
+	}
 	if s.Over6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
 	} else if udp {
@@ -145,7 +149,35 @@ func (s Socket) open(i, n int) (fd int, err error) {
 		}
 		return fd, err
 	}
+	if i == 0 {
+		if err = s.checkFree(); err != nil {
+			return -1, err
+		}
+	}
 	return fd, s.bind(fd)
+}
+
+// believeNoError keeps the kernel from learning a path MTU from ICMP errors about packets that fd could have sent. It sends none, so that every such error
+// is forged.
+func (s Socket) believeNoError(fd int) error {
+	if s.Over6 {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
+}
+
+// checkFree refuses a UDP port that another program has: with SO_REUSEPORT the kernel would give each a share of the flows.
+func (s Socket) checkFree() error {
+	family := unix.AF_INET
+	if s.Over6 {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return s.bindTo(fd)
 }
 
 // bind makes fd a socket at a UDP port, which others of this program have too, each for its share of the flows.
@@ -154,6 +186,11 @@ func (s Socket) bind(fd int) error {
 		return err
 	}
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // Linux has it since 5.0; without it, packets come one by one
+	return s.bindTo(fd)
+}
+
+// bindTo binds fd to the port, of its own family only.
+func (s Socket) bindTo(fd int) error {
 	var at unix.Sockaddr = &unix.SockaddrInet4{Port: int(s.Port)}
 	if s.Over6 {
 		at = &unix.SockaddrInet6{Port: int(s.Port)}
