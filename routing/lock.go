@@ -22,6 +22,9 @@ func acquireLock(journal string) (*fileLock, error) {
 	path := journal + lockSuffix
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, os.ErrPermission) {
+			return nil, fmt.Errorf("lock: %w: it is another user's, or its directory is: run as that user, remove it, or put the journal elsewhere", err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("lock: %w", err)
 		}

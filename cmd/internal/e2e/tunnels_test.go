@@ -66,7 +66,7 @@ func (s *site) startTunnels(more string) {
 }
 
 // TestTunnels sends uploads, byte-exact, through every tunnel over IPv4 and IPv6 with IPv4 and IPv6 inside, with and without offloads at both
-// ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 makes each of them 100 MB, which
+// ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 (`make uploads`) makes each of them 100 MB, which
 // needs minutes, and a -timeout of as much.
 func TestTunnels(t *testing.T) {
 	for _, offload := range []string{"auto", "off"} {
