@@ -37,6 +37,7 @@ type output struct {
 	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
+	refused int          // calls of udp in a row
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
 	segs []packet.Segment
@@ -117,11 +118,26 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 	}
 }
 
+// refusals is the number of calls in a row after which a kernel, which has refused them all, is asked no more to send many packets by one: Linux before
+// 4.18 can't.
+const refusals = 1000
+
+// sendUDP is udp.Send. What the kernel has once refused a thousand times it is not asked for again.
+func (o *output) sendUDP(segs []packet.Segment) (int, error) {
+	n, err := o.udp.Send(segs)
+	if err == nil {
+		o.refused = 0
+	} else if o.refused++; o.refused == refusals {
+		o.udp = nil
+	}
+	return n, err
+}
+
 // sendLarge sends all of segs, which are one super-packet's, by as few calls as can be, and counts them. It returns false, with what is left in
 // segs, where the kernel refuses that.
 func (o *output) sendLarge() bool {
 	for len(o.segs) > 0 {
-		n, err := o.udp.Send(o.segs)
+		n, err := o.sendUDP(o.segs)
 		if errors.Is(err, os.ErrClosed) {
 			break
 		}

@@ -94,7 +94,7 @@ func (o *output) sendTrains() {
 	t := &o.trains
 	t.sort(o.segs)
 	for c := range t.chains {
-		if t.first[c] != t.last[c] && !t.single[c] {
+		if t.first[c] != t.last[c] && !t.single[c] && o.udp != nil {
 			o.sendChain(t.first[c])
 		}
 	}
@@ -120,7 +120,7 @@ func (o *output) sendChain(i int8) {
 			}
 		}
 		for run := t.run[:n]; len(run) > 0; {
-			sent, err := o.udp.Send(run)
+			sent, err := o.sendUDP(run)
 			if err != nil && !errors.Is(err, os.ErrClosed) {
 				return
 			}

@@ -150,6 +150,27 @@ func TestTrainsOfAFlow(t *testing.T) {
 	}
 }
 
+// TestTrainsNeverTaken: a kernel that refuses every train is not asked for ever, and each packet goes out by itself.
+func TestTrainsNeverTaken(t *testing.T) {
+	raw := &script{}
+	sink := &cars{t: t, limit: sendBatch, fail: func(packet.Segment) error { return unix.EINVAL }}
+	var tally packet.Tally
+	var o output
+	o.init(raw, sink, &tally, NewShared())
+	const batches = 2 * refusals
+	for range batches {
+		o.add(inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1))
+		o.add(inUDPTunnel(t, false, 2, 1000, 100, 0, true, 2))
+		for _, port := range []uint16{1001, 1001, 1002, 1002} {
+			o.add(inUDPTunnel(t, false, 2, port, 100, 0, true, 3))
+		}
+		o.flush()
+	}
+	if sink.calls != refusals || len(raw.out) != 6*batches {
+		t.Errorf("%d calls, want %d; %d packets, want %d", sink.calls, refusals, len(raw.out), 6*batches)
+	}
+}
+
 // BenchmarkTrains is what finding the trains costs, without the system calls: of one flow, and where no packet goes with another.
 func BenchmarkTrains(b *testing.B) {
 	for name, ports := range map[string]int{"one flow": 1, "16 ports": 16, "64 ports": 64} {
