@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	ethtoolkit "github.com/safchain/ethtool"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,6 +46,22 @@ func (l *Lab) offload(h *Host, link Link) error {
 	})
 	if err != nil {
 		return fmt.Errorf("%s: switch GRO on: %w", h.Name, err)
+	}
+	return nil
+}
+
+// Offload switches an offload of a host's link to the router on or off, by ethtool's name for it ("tx-udp-segmentation").
+func (h *Host) Offload(feature string, on bool) error {
+	err := h.Do(func() error {
+		e, err := ethtoolkit.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		return e.Change(uplink, map[string]bool{feature: on})
+	})
+	if err != nil {
+		return fmt.Errorf("%s: switch %s of %s: %w", h.Name, feature, uplink, err)
 	}
 	return nil
 }
