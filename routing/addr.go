@@ -5,6 +5,8 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,13 +21,34 @@ func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps
 			next = append(next, rec)
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip addr add %s dev %s scope host", w.Prefix, w.Link),
-				do:   func() error { return m.nl.AddrAdd(snap.links[w.Link], kernelAddr(w.Prefix)) },
+				do:   func() error { return m.addAddr(snap.links[w.Link], w.Prefix) },
 			})
 		case mine[rec]:
 			next = append(next, rec)
 		}
 	}
 	return steps, next
+}
+
+// addrPatience is how long addAddr waits for the kernel.
+const addrPatience = time.Second
+
+// addAddr adds an address, and waits until servers can be bound to it: with IPv6 the kernel makes it ready behind our back (addrconf_dad_work in
+// net/ipv6/addrconf.c), also where nobody is asked whether he has it. If that takes long, something else is wrong, and not ours to mend.
+func (m *Manager) addAddr(l netlink.Link, p netip.Prefix) error {
+	if err := m.nl.AddrAdd(l, kernelAddr(p)); err != nil || p.Addr().Is4() {
+		return err
+	}
+	for deadline := time.Now().Add(addrPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		addrs, err := dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(l, unix.AF_INET6) })
+		if err != nil {
+			return fmt.Errorf("list addresses: %w", err)
+		}
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return prefixOf(a.IPNet) == p && a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+			break
+		}
+	}
+	return nil
 }
 
 func setOf[T comparable](list []T) map[T]bool {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -63,13 +64,36 @@ func (h *Host) Sink(link string, addr netip.Addr) error {
 
 // Own gives the host an address, on lo.
 func (h *Host) Own(addr netip.Addr) error {
-	return h.do("own address", func() error {
+	err := h.do("own address", func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("find lo: %w", err)
 		}
 		return addAddress(lo, netip.PrefixFrom(addr, addr.BitLen()))
 	})
+	for deadline := time.Now().Add(carrierTimeout); err == nil; time.Sleep(carrierPoll) {
+		ready, e := h.ready(addr)
+		if ready || e != nil {
+			return e
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s: own address %v: the kernel has not made it ready within %v", h.Name, addr, carrierTimeout)
+		}
+	}
+	return err
+}
+
+// ready tells whether a server can be bound to an address of the loopback device.
+func (h *Host) ready(addr netip.Addr) (ready bool, err error) {
+	err = h.do("own address", func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		ready, err = settled(lo)
+		return err
+	})
+	return ready, err
 }
 
 // Sysctl sets a value of the host's network: "net.ipv4.ip_forward" to "1".

@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -159,15 +161,23 @@ func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 	}
 }
 
+// operational tells whether a link is up, and its addresses are there: IPv6 ones the kernel makes ready a moment after they were added.
 func (h *Host) operational(name string) (up bool, err error) {
 	err = h.Do(func() error {
 		link, err := netlink.LinkByName(name)
-		if err == nil {
-			up = link.Attrs().OperState == netlink.OperUp
+		if err != nil || link.Attrs().OperState != netlink.OperUp {
+			return err
 		}
+		up, err = settled(link)
 		return err
 	})
 	return up, err
+}
+
+// settled tells whether servers can be bound to the addresses of a link of this thread's namespace.
+func settled(link netlink.Link) (bool, error) {
+	addrs, err := netlink.AddrList(link, unix.AF_INET6)
+	return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }), err
 }
 
 // disconnect deletes all links, so that nothing flows any more even when something keeps a namespace alive.
