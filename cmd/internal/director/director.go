@@ -50,8 +50,9 @@ type director struct {
 	reloads  sync.Mutex // one after the other
 	mu       sync.Mutex // of what a reload changes
 	cfg      *config.Director
-	leftVIPs []netip.Addr // not configured any more, but with connections
-	lost     []netip.Addr // realservers to which there is no route
+	leftVIPs []netip.Addr                // not configured any more, but with connections
+	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
+	lost     []netip.Addr                // those to which there is none
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
