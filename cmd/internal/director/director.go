@@ -203,10 +203,11 @@ const (
 )
 
 // pathsEvery is how often the ways to the realservers are asked for again; pathsAtOnce how often at the most when a packet turns out to be
-// too big for its way.
+// too big for its way, if that takes no more than a pathsShare-th of the time.
 const (
 	pathsEvery  = 10 * time.Second
 	pathsAtOnce = 100 * time.Millisecond
+	pathsShare  = 10
 )
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.

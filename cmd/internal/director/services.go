@@ -120,13 +120,20 @@ func (d *director) watchPaths(ctx context.Context) error {
 				continue
 			}
 		}
+		begin := time.Now()
 		d.refresh()
-		select { // not more often than that
+		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(pathsAtOnce):
+		case <-time.After(pathsPause(time.Since(begin))):
 		}
 	}
+}
+
+// pathsPause is how long the ways are not asked for again after that took so long: ICMP errors, which anybody can forge, shall not keep a CPU busy with
+// thousands of realservers.
+func pathsPause(took time.Duration) time.Duration {
+	return min(max(pathsAtOnce, pathsShare*took), pathsEvery)
 }
 
 func (d *director) hasLost() bool {

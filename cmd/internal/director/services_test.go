@@ -62,6 +62,20 @@ func TestOuterSource(t *testing.T) {
 	}
 }
 
+// TestPathsPause: packets that are too big for their way, or claims that they are, keep the director busy for a tenth of the time at most.
+func TestPathsPause(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		0:                      pathsAtOnce,
+		5 * time.Millisecond:   pathsAtOnce,
+		300 * time.Millisecond: 3 * time.Second,
+		time.Minute:            pathsEvery, // as it is due then
+	} {
+		if got := pathsPause(took); got != want {
+			t.Errorf("after %v: %v, want %v", took, got, want)
+		}
+	}
+}
+
 // TestKernelCantBeAsked: without a descriptor left, what was known of the ways stays.
 func TestKernelCantBeAsked(t *testing.T) {
 	six := netip.MustParseAddr("::1")
