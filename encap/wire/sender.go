@@ -130,7 +130,7 @@ func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error)
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: run as root, or with CAP_NET_RAW", name, err)
+		return nil, fmt.Errorf("%s: %w", name, advise(err))
 	}
 	if family == unix.AF_INET {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_HDRINCL, 1)
@@ -144,7 +144,18 @@ func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error)
 	}
 	f, err := pollfd.New(fd)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, advise(err))
 	}
 	return f, nil
+}
+
+// advise adds to the error of making a socket what to do.
+func advise(err error) error {
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		return fmt.Errorf("%w: lower queues, or raise LimitNOFILE", err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: run as root, or with CAP_NET_RAW", err)
+	}
+	return err
 }

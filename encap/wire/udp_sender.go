@@ -55,7 +55,7 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	s := &UDPSender{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("UDP socket: %w", err), s.Close())
+			err = errors.Join(fmt.Errorf("UDP socket: %w", advise(err)), s.Close())
 		}
 	}()
 	for range n {
