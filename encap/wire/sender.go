@@ -38,9 +38,8 @@ func NewSender() (*Sender, error) {
 
 // Send sends the first packets of segs, Batch of them and those of one IP version at the most, in their order, and returns how many went out. Of an IPv4
 // packet the kernel fills in total length, checksum, an ID of 0 and a source of 0; of an IPv6 packet nothing. When a packet is refused, the ones before
-// it have gone out, and the next call
-// that begins with it returns 0 and its error: EMSGSIZE where it is larger than the link's MTU, EAFNOSUPPORT for an IPv6 packet where the kernel has no
-// IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
+// it have gone out, and the next call that begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
+// EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
 func (s *Sender) Send(segs []packet.Segment) (int, error) {
 	n, six := 1, isIPv6(&segs[0])
 	for n < min(len(segs), Batch) && isIPv6(&segs[n]) == six {
