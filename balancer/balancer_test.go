@@ -5,12 +5,14 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"vstun/balancer/conntab"
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -163,6 +165,28 @@ func TestFind(t *testing.T) {
 		if len(s.Towards(vip)) != 0 || s.Find(flow(2, 0).Flow, 0) != nil {
 			t.Error("something is found that is not there")
 		}
+	}
+}
+
+// TestTowards: a thousand services with one tunnel to a realserver are looked at once, and each other tunnel is there.
+func TestTowards(t *testing.T) {
+	keyed := rs(1, 1)
+	keyed.Encap, keyed.Key, keyed.HasKey = encap.KindGRE, 7, true
+	wide := rs(1, 1)
+	wide.MTU = 9000
+	var all []Service
+	for i, r := range append(slices.Repeat([]Realserver{rs(1, 1)}, 1000), keyed, wide) {
+		s := web("rr", r, rs(2, 1))
+		s.Name, s.Ports = fmt.Sprint(i), []PortRange{{uint16(i + 1), uint16(i + 1)}}
+		all = append(all, s)
+	}
+	s := newBalancer(t, all...).Snapshot()
+	kinds := map[encap.Kind]int{}
+	for _, d := range s.Towards(keyed.Address) {
+		kinds[d.Encap] = d.MTU
+	}
+	if len(s.Towards(keyed.Address)) != 2 || kinds[encap.KindIPIP] != 9000 || kinds[encap.KindGRE] != 1500 || len(s.Towards(rs(2, 1).Address)) != 1 {
+		t.Errorf("%d stand for one, %d for the other, with the MTUs %v", len(s.Towards(keyed.Address)), len(s.Towards(rs(2, 1).Address)), kinds)
 	}
 }
 
