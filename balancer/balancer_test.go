@@ -5,12 +5,14 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"vstun/balancer/conntab"
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -166,26 +168,72 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestTowards: a thousand services with one tunnel to a realserver are looked at once, and each other tunnel is there.
+func TestTowards(t *testing.T) {
+	keyed := rs(1, 1)
+	keyed.Encap, keyed.Key, keyed.HasKey = encap.KindGRE, 7, true
+	wide := rs(1, 1)
+	wide.MTU = 9000
+	var all []Service
+	for i, r := range append(slices.Repeat([]Realserver{rs(1, 1)}, 1000), keyed, wide) {
+		s := web("rr", r, rs(2, 1))
+		s.Name, s.Ports = fmt.Sprint(i), []PortRange{{uint16(i + 1), uint16(i + 1)}}
+		all = append(all, s)
+	}
+	s := newBalancer(t, all...).Snapshot()
+	kinds := map[encap.Kind]int{}
+	for _, d := range s.Towards(keyed.Address) {
+		kinds[d.Encap] = d.MTU
+	}
+	if len(s.Towards(keyed.Address)) != 2 || kinds[encap.KindIPIP] != 9000 || kinds[encap.KindGRE] != 1500 || len(s.Towards(rs(2, 1).Address)) != 1 {
+		t.Errorf("%d stand for one, %d for the other, with the MTUs %v", len(s.Towards(keyed.Address)), len(s.Towards(rs(2, 1).Address)), kinds)
+	}
+}
+
 // TestReroute: a realserver that has left has the MTU that its way has now, and nothing else changes.
 func TestReroute(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
 	sequence(b, 1, 2) // the first is 2's
 	apply(t, b, web("rr", rs(1, 1)))
 	before := b.Snapshot()
-	b.Reroute(map[netip.Addr]int{rs(1, 1).Address: 1300})
+	b.Reroute(map[netip.Addr]Way{rs(1, 1).Address: {MTU: 1300}})
 	if b.Snapshot() != before {
 		t.Error("a realserver that stays is another one")
 	}
-	b.Reroute(map[netip.Addr]int{rs(2, 1).Address: 1400})
+	b.Reroute(map[netip.Addr]Way{rs(2, 1).Address: {MTU: 1400, Source: netip.AddrFrom4([4]byte{10, 0, 0, 9})}})
 	for n, mtu := range []int{1: 1400, 2: rs(1, 1).MTU} {
 		if n > 0 {
-			if d := b.Snapshot().Find(flow(n, packet.FlagACK).Flow, 0); d == nil || d.MTU != mtu || to(b, flow(n, packet.FlagACK)) == "" {
+			if d := b.Snapshot().Find(flow(n, packet.FlagACK).Flow, 0); d == nil || d.MTU != mtu || d.Source.IsValid() || to(b, flow(n, packet.FlagACK)) == "" {
 				t.Errorf("connection %d: %+v, want an MTU of %d", n, d, mtu)
 			}
 		}
 	}
 	if l := b.Leaving(); len(l) != 1 || l[0].Active != 1 || len(b.Snapshot().Towards(rs(2, 1).Address)) != 1 {
 		t.Errorf("leaving are %+v", l)
+	}
+}
+
+// TestRerouteOverIPv6: a realserver whose route was away when it left gets its tunnel back, and has the source that the route gives.
+func TestRerouteOverIPv6(t *testing.T) {
+	way := Way{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
+	for name, last := range map[string]netip.Addr{"route away": {}, "route changed": netip.MustParseAddr("fd00::9")} {
+		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Source: way.Source, MTU: 1500}
+		b := newBalancer(t, web("rr", six))
+		if _, drop := b.Snapshot().Decide(flow(1, packet.FlagSYN), 0); drop != packet.Accept {
+			t.Fatal(drop)
+		}
+		six.Source = last
+		apply(t, b, web("rr", six))
+		apply(t, b, web("rr"))
+		b.Reroute(map[netip.Addr]Way{six.Address: way})
+		six.Source = way.Source
+		d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
+		if drop != packet.Accept || d.Realserver != six || d.Tunnel != tunnel(six) {
+			t.Errorf("%s: %v, %+v", name, drop, d)
+		}
+		if s := b.Snapshot(); s.Find(flow(1, packet.FlagACK).Flow, 0) != d || s.Towards(six.Address)[0] != d {
+			t.Errorf("%s: it is not what is found", name)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"vstun/balancer/conntab"
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -142,17 +143,35 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	return nil
 }
 
-// Towards returns what stands for the realserver with address a, those that have left included: one for each service, whose tunnels may differ.
+// Towards returns what stands for the realserver with address a, those that have left included: one for each tunnel that services have to it. Of those with one
+// tunnel it is that with the largest MTU: of a realserver that has left, it may be an old one.
 func (s *Snapshot) Towards(a netip.Addr) []*Dest {
-	s.makeTowards.Do(func() {
-		s.towards = make(map[netip.Addr][]*Dest, len(s.dests))
-		for _, d := range s.dests {
-			if d != nil {
-				s.towards[d.Address] = append(s.towards[d.Address], d)
-			}
-		}
-	})
+	s.makeTowards.Do(func() { s.towards = towards(s.dests) })
 	return s.towards[a]
+}
+
+func towards(dests []*Dest) map[netip.Addr][]*Dest {
+	type key struct {
+		address netip.Addr
+		tunnel  encap.Tunnel
+	}
+	all := make(map[netip.Addr][]*Dest, len(dests))
+	at := make(map[key]int, len(dests)) // in all[address]
+	for _, d := range dests {
+		if d == nil {
+			continue
+		}
+		list, k := all[d.Address], key{d.Address, d.Tunnel}
+		i, known := at[k]
+		switch {
+		case !known:
+			at[k] = len(list)
+			all[d.Address] = append(list, d)
+		case d.MTU > list[i].MTU:
+			list[i] = d
+		}
+	}
+	return all
 }
 
 // HasVIP tells whether a is the address of a service.

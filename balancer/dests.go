@@ -56,8 +56,8 @@ func tunnel(r Realserver) encap.Tunnel {
 	return t
 }
 
-// Reachable tells whether there is a tunnel to d. Over IPv6 there is none while the kernel has no route, and so no source address; over IPv4 it is the
-// kernel that refuses each packet then.
+// Reachable tells whether there is a tunnel to d. Over IPv6, and with a UDP checksum over IPv4, there is none without a source address: while none is
+// configured and the kernel has no route. Otherwise it is the kernel that refuses each packet then.
 func (d *Dest) Reachable() bool { return d.Tunnel.Overhead() > 0 }
 
 // leave notes that d has left the configuration. Its connections go on.

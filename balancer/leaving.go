@@ -5,18 +5,32 @@ import (
 	"slices"
 )
 
-// Reroute takes over the MTU of the ways to realservers that have left, by address: Apply knows those of the others. What is not in mtus stays.
-func (b *Balancer) Reroute(mtus map[netip.Addr]int) {
+// Way is what the kernel knows of the way to a realserver.
+type Way struct {
+	MTU    int        // largest packet, in bytes
+	Source netip.Addr // that a tunnel has as its source which has one already, or needs one; the zero Addr: none is known
+}
+
+// Reroute takes over the ways to realservers that have left, by address: Apply knows those of the others. What is not in ways stays.
+func (b *Balancer) Reroute(ways map[netip.Addr]Way) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	changed := false
 	for _, l := range b.leaving {
-		mtu := mtus[l.dest.Address]
-		if mtu == 0 || mtu == l.dest.MTU {
+		r := l.dest.Realserver
+		way, known := ways[r.Address]
+		if !known {
+			continue
+		}
+		r.MTU = way.MTU
+		if way.Source.IsValid() && (r.Source.IsValid() || !l.dest.Reachable()) {
+			r.Source = way.Source
+		}
+		if r == l.dest.Realserver {
 			continue
 		}
 		next := *l.dest
-		next.MTU = mtu
+		next.Realserver, next.Tunnel = r, tunnel(r)
 		l.dest, b.numbers[next.number] = &next, &next
 		changed = true
 	}

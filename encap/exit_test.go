@@ -177,7 +177,7 @@ func fuzzExit(f *testing.F, kinds ...Kind) {
 			for _, in := range [][]byte{inner(60, 3, 64, true), inner6(60, 1, 64)} {
 				b := buf(in)
 				tunnel.Wrap(b, 1)
-				f.Add(bytes.Clone(b.Bytes()[strip:]), tunnel.Protocol(in[0]>>4 == 6), byte(k), byte(1), c.HasKey, c.Key)
+				f.Add(bytes.Clone(b.Bytes()[strip:]), tunnel.protocol(), byte(k), byte(1), c.HasKey, c.Key)
 			}
 		}
 	}

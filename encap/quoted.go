@@ -16,7 +16,7 @@ func (t *Tunnel) Inner(outer []byte, payload int) (inner []byte, ok bool) {
 	}
 	ip, up := t.header[:t.ip], outer[payload:]
 	proto, version := t.protocol(), 0 // version: that the headers name, 0 where they name none
-	if t.OuterIs4() {
+	if t.outerIs4() {
 		h := packet.IPv4(outer)
 		if h.Version() != 4 || !bytes.Equal(h[16:20], ip[16:20]) || !from(h[12:16], ip[12:16]) {
 			return nil, false

@@ -74,16 +74,8 @@ func (t *Tunnel) Kind() Kind { return t.kind }
 // Overhead is what Wrap adds to a packet, in bytes: at most MaxOverhead.
 func (t *Tunnel) Overhead() int { return int(t.overhead) }
 
-// OuterIs4 tells whether the outer header is IPv4, and not IPv6.
-func (t *Tunnel) OuterIs4() bool { return t.ip == packet.IPv4HeaderLen }
-
-// Protocol is the IP protocol number in the outer header, for packets of the family given inside.
-func (t *Tunnel) Protocol(inner6 bool) byte {
-	if t.kind == KindIPIP && inner6 {
-		return ProtoIPv6
-	}
-	return t.protocol()
-}
+// outerIs4 tells whether the outer header is IPv4, and not IPv6.
+func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 
 // SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and realserver tell flows
 // apart (draft-ietf-intarea-gue, "flow entropy"). Only who knows the key of the hash can foresee it.
@@ -94,10 +86,9 @@ func SourcePort(hash uint64) uint16 {
 }
 
 // Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is the UDP source port, for the
-// kinds that have one. DSCP and ECN
-// are copied (RFC 6040, section 4.1, normal mode), so is the TTL or hop limit, as IPVS does. An outer IPv4 header has DF as the IPv4 packet
-// inside has (RFC 2003, section 3.1), and none for IPv6 inside (RFC 4213, section 3.2.1), as in IPVS; ID and checksum are left to the kernel,
-// which fills them in on a raw socket (raw(7)). The flow label of an outer IPv6 header is 0.
+// kinds that have one. DSCP and ECN are copied (RFC 6040, section 4.1, normal mode), so is the TTL or hop limit, as IPVS does. An outer IPv4 header
+// has DF as the IPv4 packet inside has (RFC 2003, section 3.1), and none for IPv6 inside (RFC 4213, section 3.2.1), as in IPVS; ID and checksum are
+// left to the kernel, which fills them in on a raw socket (raw(7)). The flow label of an outer IPv6 header is 0.
 //
 // Without Config.Checksum a UDP checksum is 0, also over IPv6, as IPVS sends it: RFC 6935 allows that for tunnels, but a realserver's
 // socket has to agree (UDP_NO_CHECK6_RX).
@@ -117,7 +108,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 	case KindFOU:
 		binary.BigEndian.PutUint16(up, port)
 	}
-	if t.OuterIs4() {
+	if t.outerIs4() {
 		ip[1], ip[6], ip[8] = class, df, ttl
 		if t.kind == KindIPIP {
 			ip[9] = protocol(version)
@@ -134,17 +125,6 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 	}
 }
 
-// WrapPayload puts before the IP packet in b what comes behind the UDP header: a GUE header, nothing for KindFOU. It is for who sends by a UDP
-// socket, whose kernel adds the rest. Other kinds have no such part. What it adds is the same for all segments of a super-packet.
-func (t *Tunnel) WrapPayload(b *packet.Buf) {
-	if t.kind == KindGUE {
-		version := int(b.Bytes()[0] >> 4)
-		h := gue(b.Prepend(gueHeaderLen))
-		clear(h)
-		h.setProto(protocol(version))
-	}
-}
-
 // Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP header, the length in
 // the UDP header, and the checksum, if there is one, over Head and Body. Nothing else that Wrap wrote is touched. Head holds the tunnel's headers
 // and an even number of bytes; the packet inside is finished.
@@ -153,7 +133,7 @@ func (t *Tunnel) Seal(s packet.Segment) { t.seal(s.Head, s.Body) }
 // seal is Seal, of a packet in two pieces.
 func (t *Tunnel) seal(h, body []byte) {
 	n := len(h) + len(body)
-	if t.OuterIs4() {
+	if t.outerIs4() {
 		packet.IPv4(h).SetTotalLen(n)
 	} else {
 		packet.IPv6(h).SetPayloadLen(n - packet.IPv6HeaderLen)

@@ -44,6 +44,44 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// TestPathsKnowIPv6sOwnMTU: what the kernel sends over IPv6 is less than the device's MTU after net.ipv6.conf.X.mtu or a router's advertisement. A route's
+// metric comes first, as it does in the kernel.
+func TestPathsKnowIPv6sOwnMTU(t *testing.T) {
+	enterNewHost(t)
+	setSysctl(t, "net/ipv6/conf/all/disable_ipv6", "0")
+	setSysctl(t, "net/ipv6/conf/default/disable_ipv6", "0")
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("east"), PeerName: "west"}))
+	linkUp(t, "east")
+	linkUp(t, "west")
+	must(t, netlink.AddrAdd(linkOf(t, "east"), &netlink.Addr{IPNet: cidr("fd00:1::1/64"), Flags: unix.IFA_F_NODAD}))
+	addAddr(t, "east", "10.1.0.1/24")
+	setSysctl(t, "net/ipv6/conf/east/mtu", "1400")
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("fd00:2::/64"), LinkIndex: linkOf(t, "east").Attrs().Index, MTU: 1450}))
+	for a, want := range map[string]int{"fd00:1::2": 1400, "fd00:2::2": 1450, "10.1.0.2": 1500} {
+		dst := netip.MustParseAddr(a)
+		if p, err := wayTo(dst); p.MTU != want || err != nil {
+			t.Errorf("%s: %+v, %v; want an MTU of %d", a, p, err, want)
+		}
+		if !dst.Is4() {
+			if mtu := socketMTU(t, dst); mtu != want {
+				t.Errorf("%s: the kernel itself says %d", a, mtu)
+			}
+		}
+	}
+}
+
+// socketMTU is what the kernel tells a socket of the way to dst.
+func socketMTU(t *testing.T, dst netip.Addr) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	must(t, unix.Connect(fd, &unix.SockaddrInet6{Port: 9, Addr: dst.As16()}))
+	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU)
+	must(t, err)
+	return mtu
+}
+
 func TestPathWithoutASource(t *testing.T) {
 	enterNewHost(t)
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("east"), PeerName: "west"}))

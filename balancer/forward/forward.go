@@ -32,7 +32,8 @@ const batch = 64
 //	                           echo request, too big, nobody there ─────────┘ answers to the client
 //
 // The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache meanwhile.
-// Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked.
+// Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked; only fragments wait for the
+// reassembler, which all workers share.
 type Worker struct {
 	id       int
 	source   Source

@@ -262,6 +262,26 @@ func TestForwardAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestRefusalsAllocateNothing: nor do packets that the kernel refuses, as all are while there is no route.
+func TestRefusalsAllocateNothing(t *testing.T) {
+	w := newWorker(t, &script{}, 1500)
+	w.out.sink = refusal{}
+	in := udp(53, false, 40)
+	if n := testing.AllocsPerRun(1000, func() {
+		w.bufs[0].SetLen(copy(w.bufs[0].Room(), in))
+		w.forward(w.bufs[:1])
+	}); n != 0 {
+		t.Errorf("%v allocations a packet", n)
+	}
+	if w.LastError() != unix.ENETUNREACH {
+		t.Error(w.LastError())
+	}
+}
+
+type refusal struct{}
+
+func (refusal) Send([]packet.Segment) (int, error) { return 0, unix.ENETUNREACH }
+
 type discard struct{}
 
 func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }

@@ -14,7 +14,8 @@ import (
 
 // Sink is where packets go: a raw socket.
 type Sink interface {
-	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused.
+	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused: a unix.Errno, not wrapped, since each
+	// refused packet has one.
 	Send(segs []packet.Segment) (int, error)
 }
 
@@ -206,8 +207,8 @@ func (o *output) send() {
 		if errors.Is(err, os.ErrClosed) {
 			break
 		}
-		var errno unix.Errno
-		if errors.As(err, &errno) {
+		errno, ok := err.(unix.Errno)
+		if ok {
 			o.lastErr.Store(int32(errno))
 		}
 		if errno == unix.EMSGSIZE {

@@ -91,12 +91,3 @@ func PortUnreachable(dst, b []byte, from netip.Addr) int {
 	}
 	return ICMPError(dst, b, from, ICMPUnreachable, ICMPCodePort, 0)
 }
-
-// TimeExceeded is the ICMPError (RFC 792, page 6; RFC 4443, section 3.3) that tells the sender of b, of either family, that its TTL or hop limit
-// has ended on the way.
-func TimeExceeded(dst, b []byte, from netip.Addr) int {
-	if b[0]>>4 == 6 {
-		return ICMPError(dst, b, from, ICMPv6TimeExceeded, 0, 0)
-	}
-	return ICMPError(dst, b, from, ICMPTimeExceeded, 0, 0)
-}

@@ -1,4 +1,5 @@
-// Package wire sends and receives tunnel packets in batches: raw sockets with the outer IP header in the packet (raw(7)).
+// Package wire is the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6: by raw sockets (raw(7), ipv6(7)) and,
+// where a tunnel goes over UDP, by UDP sockets. And it receives the ICMP errors about them.
 package wire
 
 import (

@@ -38,9 +38,8 @@ func NewSender() (*Sender, error) {
 
 // Send sends the first packets of segs, Batch of them and those of one IP version at the most, in their order, and returns how many went out. Of an IPv4
 // packet the kernel fills in total length, checksum, an ID of 0 and a source of 0; of an IPv6 packet nothing. When a packet is refused, the ones before
-// it have gone out, and the next call
-// that begins with it returns 0 and its error: EMSGSIZE where it is larger than the link's MTU, EAFNOSUPPORT for an IPv6 packet where the kernel has no
-// IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
+// it have gone out, and the next call that begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
+// EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
 func (s *Sender) Send(segs []packet.Segment) (int, error) {
 	n, six := 1, isIPv6(&segs[0])
 	for n < min(len(segs), Batch) && isIPv6(&segs[n]) == six {
@@ -130,7 +129,7 @@ func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error)
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: run as root, or with CAP_NET_RAW", name, err)
+		return nil, fmt.Errorf("%s: %w", name, advise(err))
 	}
 	if family == unix.AF_INET {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_HDRINCL, 1)
@@ -144,7 +143,18 @@ func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error)
 	}
 	f, err := pollfd.New(fd)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, advise(err))
 	}
 	return f, nil
+}
+
+// advise adds to the error of making a socket what to do.
+func advise(err error) error {
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		return fmt.Errorf("%w: lower queues, or raise LimitNOFILE", err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: run as root, or with CAP_NET_RAW", err)
+	}
+	return err
 }

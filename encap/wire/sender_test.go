@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,6 +150,51 @@ func TestSendGoesOnBehindRefused6(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOutOfDescriptors: who opens too many sockets learns what to do, and none stays open.
+func TestOutOfDescriptors(t *testing.T) {
+	inNamespace(t, func() {
+		var was unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+		open := descriptors(t)
+		for name, sender := range map[string]func() (io.Closer, error){
+			"raw": func() (io.Closer, error) { return NewSender() },
+			"UDP": func() (io.Closer, error) { return NewUDPSender(16) },
+		} {
+			for _, left := range []int{0, 1, 3} {
+				if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(lowestFree(t) + left), Max: was.Max}); err != nil {
+					t.Fatal(err)
+				}
+				s, err := sender()
+				if back := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); back != nil {
+					t.Fatal(back)
+				}
+				if err == nil {
+					t.Fatalf("%s: opened with %d descriptors: %v", name, left, s.Close())
+				}
+				if !errors.Is(err, unix.EMFILE) || !strings.Contains(err.Error(), "lower queues, or raise LimitNOFILE") || strings.Contains(err.Error(), "\n") {
+					t.Errorf("%s, %d descriptors: %v", name, left, err)
+				}
+				if n := descriptors(t); n != open {
+					t.Errorf("%s, %d descriptors: %d are open, were %d", name, left, n, open)
+				}
+			}
+		}
+	})
+}
+
+// lowestFree is the number that the next descriptor has.
+func lowestFree(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	return fd
 }
 
 // TestSendWithoutIPv6 is about a kernel that has none.

@@ -55,7 +55,7 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	s := &UDPSender{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("UDP socket: %w", err), s.Close())
+			err = errors.Join(fmt.Errorf("UDP socket: %w", advise(err)), s.Close())
 		}
 	}()
 	for range n {
@@ -150,8 +150,8 @@ func (s *UDPSender) Ports() []uint16 { return s.ports }
 
 // Send sends the first packets of segs, which are wrapped in IPv4 without options, or IPv6 without extension headers, and UDP, from one of Ports, to one
 // destination, and of one size but for the last, and returns how many went out. The kernel makes the IP and UDP headers: of those in the packets only TOS or
-// traffic class, TTL or hop limit, addresses and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An
-// error is about all of them; os.ErrClosed after Close.
+// traffic class, TTL or hop limit, addresses and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An error is about all of them;
+// os.ErrClosed after Close.
 func (s *UDPSender) Send(segs []packet.Segment) (int, error) {
 	first := segs[0].Head
 	var c *udpCall

@@ -50,8 +50,9 @@ type director struct {
 	reloads  sync.Mutex // one after the other
 	mu       sync.Mutex // of what a reload changes
 	cfg      *config.Director
-	leftVIPs []netip.Addr // not configured any more, but with connections
-	lost     []netip.Addr // realservers to which there is no route
+	leftVIPs []netip.Addr                // not configured any more, but with connections
+	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
+	lost     []netip.Addr                // those to which there is none
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -202,10 +203,11 @@ const (
 )
 
 // pathsEvery is how often the ways to the realservers are asked for again; pathsAtOnce how often at the most when a packet turns out to be
-// too big for its way.
+// too big for its way, if that takes no more than a pathsShare-th of the time.
 const (
 	pathsEvery  = 10 * time.Second
 	pathsAtOnce = 100 * time.Millisecond
+	pathsShare  = 10
 )
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.

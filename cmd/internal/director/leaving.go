@@ -1,8 +1,10 @@
 package director
 
 import (
+	"cmp"
 	"net/netip"
 
+	"vstun/balancer"
 	"vstun/routing"
 )
 
@@ -19,9 +21,9 @@ func (d *director) refreshLeaving() {
 	if err != nil {
 		return // the configured ones' are asked for as well, and the log says so
 	}
-	mtus := make(map[netip.Addr]int, len(ways))
+	known := make(map[netip.Addr]balancer.Way, len(ways))
 	for a := range ways {
-		mtus[a] = pathMTU(ways, a)
+		known[a] = balancer.Way{MTU: pathMTU(ways, a), Source: cmp.Or(d.cfg.Source.For(a), ownAddress(ways, a))}
 	}
-	d.bal.Reroute(mtus)
+	d.bal.Reroute(known)
 }

@@ -20,15 +20,18 @@ func (d *director) services(cfg *config.Director) balancer.Config {
 			all = append(all, r.Address)
 		}
 	}
-	ways, err := routing.Paths(all)
-	if err != nil {
-		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
-	} else {
+	switch ways, err := routing.Paths(all); {
+	case err == nil:
+		d.ways = ways
 		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := ways[a]; return known }))
+	case d.ways == nil:
+		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+	default:
+		d.log.Warn("the kernel can't be asked for the ways to the realservers: those that were known before stay", "error", err)
 	}
 	var out balancer.Config
 	for i := range cfg.Services {
-		out.Services = append(out.Services, service(&cfg.Services[i], cfg.Source, ways))
+		out.Services = append(out.Services, service(&cfg.Services[i], cfg.Source, d.ways))
 	}
 	return out
 }
@@ -117,13 +120,20 @@ func (d *director) watchPaths(ctx context.Context) error {
 				continue
 			}
 		}
+		begin := time.Now()
 		d.refresh()
-		select { // not more often than that
+		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(pathsAtOnce):
+		case <-time.After(pathsPause(time.Since(begin))):
 		}
 	}
+}
+
+// pathsPause is how long the ways are not asked for again after that took so long: ICMP errors, which anybody can forge, shall not keep a CPU busy with
+// thousands of realservers.
+func pathsPause(took time.Duration) time.Duration {
+	return min(max(pathsAtOnce, pathsShare*took), pathsEvery)
 }
 
 func (d *director) hasLost() bool {

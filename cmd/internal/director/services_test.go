@@ -1,12 +1,15 @@
 package director
 
 import (
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
 	"vstun/cmd/internal/config"
@@ -57,6 +60,69 @@ func TestOuterSource(t *testing.T) {
 			t.Errorf("%s: source %v, MTU %d, want %v, %d", c.name, got.Source, got.MTU, c.want, c.mtu)
 		}
 	}
+}
+
+// TestPathsPause: packets that are too big for their way, or claims that they are, keep the director busy for a tenth of the time at most.
+func TestPathsPause(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		0:                      pathsAtOnce,
+		5 * time.Millisecond:   pathsAtOnce,
+		300 * time.Millisecond: 3 * time.Second,
+		time.Minute:            pathsEvery, // as it is due then
+	} {
+		if got := pathsPause(took); got != want {
+			t.Errorf("after %v: %v, want %v", took, got, want)
+		}
+	}
+}
+
+// TestKernelCantBeAsked: without a descriptor left, what was known of the ways stays.
+func TestKernelCantBeAsked(t *testing.T) {
+	six := netip.MustParseAddr("::1")
+	cfg := &config.Director{Services: []config.Service{{Name: "web", Protocol: "tcp", Realservers: []config.RealserverRef{{Address: six, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
+	var log strings.Builder
+	d := &director{log: slog.New(slog.NewTextHandler(&log, nil))}
+	ask := func() balancer.Realserver { return d.services(cfg).Services[0].Realservers[0] }
+	starved(t, func() {
+		if guess := ask(); guess.MTU != 1500 || guess.Source.IsValid() {
+			t.Errorf("before anything is known: %+v", guess)
+		}
+	})
+	before := ask()
+	if before.Source != six {
+		t.Skip("the machine has no IPv6")
+	}
+	var after balancer.Realserver
+	starved(t, func() { after = ask() })
+	if after != before {
+		t.Errorf("the realserver is now %+v, was %+v", after, before)
+	}
+	if lines := strings.Split(log.String(), "\n"); len(lines) != 3 || !strings.Contains(lines[0], "taken to be 1500") || !strings.Contains(lines[1], "known before stay") {
+		t.Errorf("the log says\n%s", log.String())
+	}
+}
+
+// starved calls f while the process can open no more files.
+func starved(t *testing.T, f func()) {
+	t.Helper()
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0) // the lowest that is
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(free)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	f()
 }
 
 func TestServiceStatus(t *testing.T) {

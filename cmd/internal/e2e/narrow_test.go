@@ -75,6 +75,26 @@ func TestPathShrinks(t *testing.T) {
 	}
 }
 
+// TestIPv6sOwnMTU: the director's link takes less over IPv6 than its device does, as after a router's advertisement. It knows before its kernel has to say so.
+func TestIPv6sOwnMTU(t *testing.T) {
+	s := newSite(t, 1, nil)
+	s.speak(true)
+	if err := s.Director.Sysctl("net.ipv6.conf.eth0.mtu", "1400"); err != nil {
+		t.Fatal(err)
+	}
+	s.startAgents("")
+	s.startDirector("", service{"tcp", "80", "rr", []int{1}})
+	s.acceptUploads(s.Webs[0], 80)
+	s.mustUpload(80, 2_000_000)
+	if n := s.counters(s.Director)["Icmp6OutPktTooBigs"]; n > 0 {
+		t.Errorf("%d packets were too big for the director's kernel", n)
+	}
+	st := s.director.balance()
+	if delete(st.Drops, "too_big"); len(st.Drops) != 0 { // where the client doesn't send super-packets, which are cut to what fits
+		t.Errorf("the director dropped %v", st.Drops)
+	}
+}
+
 // hook is an empty reader that calls something once when it is its turn.
 type hook struct{ call func() error }
 
