@@ -305,7 +305,7 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	return s
 }
 
-// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again.
+// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again when the kernel reports no change.
 const pathsEvery = 10 * time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
@@ -322,10 +322,7 @@ func (a *agent) run(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
 		},
-		daemon.Every(pathsEvery, func() {
-			a.refresh()
-			a.keepQuiet()
-		}),
+		a.watch,
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -355,6 +352,22 @@ func discard(q *tundev.Queue) error {
 		} else if err != nil {
 			return err
 		}
+	}
+}
+
+// watch refreshes when the machine has changed, so that a new address of this host is soon nobody else's.
+func (a *agent) watch(ctx context.Context) error {
+	t := time.NewTicker(pathsEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-a.network.Changed(): // once a second at the most
+		}
+		a.refresh()
+		a.keepQuiet()
 	}
 }
 
