@@ -49,10 +49,21 @@ func (s segment) bytes() []byte {
 	} else {
 		packet.PutIPv4(b, s.tos, len(b), 63, packet.ProtoTCP, client.As4(), vip.As4())
 	}
-	packet.PutChecksum(t[16:], packet.Sum(t, pseudoSum(b, packet.ProtoTCP, len(t))), false)
+	refinish(b)
 	if s.broken {
 		t[len(t)-1]++
 	}
+	return b
+}
+
+// refinish makes the checksums of the TCP packet b right, which has no options or extension headers.
+func refinish(b []byte) []byte {
+	if b[0]>>4 == 4 {
+		packet.IPv4(b).SetChecksum()
+	}
+	t := b[ipHeaderLen(b):]
+	t[16], t[17] = 0, 0
+	packet.PutChecksum(t[16:], packet.Sum(t, pseudoSum(b, packet.ProtoTCP, len(t))), false)
 	return b
 }
 
@@ -298,14 +309,8 @@ func FuzzCoalesce(f *testing.F) {
 			} else {
 				h[0], h[6], h[7], h[9] = 0x45, 0x40, 0, packet.ProtoTCP
 				packet.IPv4(h).SetTotalLen(len(h))
-				packet.IPv4(h).SetChecksum()
 			}
-			tcp := h[ipHeaderLen(h):]
-			if len(tcp) < 20 {
-				return
-			}
-			tcp[16], tcp[17] = 0, 0
-			packet.PutChecksum(tcp[16:], packet.Sum(tcp, pseudoSum(h, packet.ProtoTCP, len(tcp))), false)
+			refinish(h)
 			in += len(b)
 			offloaded(p, tcpIn(h), 1440)
 			if !c.add(p, tcpIn(h)) {

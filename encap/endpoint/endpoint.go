@@ -19,8 +19,8 @@ type Source interface {
 
 // Sink takes the packets that were in the tunnel: a queue of a TUN device.
 type Sink interface {
-	// WriteBatch returns how many of bufs it took, and their bytes; what their Offload names is left to it. It returns os.ErrClosed to end the
-	// loop.
+	// WriteBatch returns how many packets of bufs it took, one in several pieces counting as so many, and their bytes; what their Offload names is
+	// left to it. It returns os.ErrClosed to end the loop.
 	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
@@ -48,7 +48,7 @@ type Worker struct {
 	mss4, mss6 int // in this batch
 	bufs       []packet.Buf
 	out        []*packet.Buf
-	accepted   uint64 // packets of out, segments of super-packets each
+	accepted   int // packets of out, each piece one
 	parts      []packet.Buf
 	used       int // of parts
 	tally      packet.Tally
@@ -168,10 +168,9 @@ func (w *Worker) flush() error {
 	if len(w.out) > 0 {
 		var n, bytes int
 		n, bytes, err = w.sink.WriteBatch(w.out)
-		refused := len(w.out) - n
-		w.tally.OutPackets += w.accepted - uint64(refused)
+		w.tally.OutPackets += uint64(n)
 		w.tally.OutBytes += uint64(bytes)
-		for range refused {
+		for range w.accepted - n {
 			w.tally.Drop(packet.DropTUNError)
 		}
 	}

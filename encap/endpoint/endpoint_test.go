@@ -300,7 +300,7 @@ func (s *script) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 			continue
 		}
 		s.out = append(s.out, p)
-		n, size = n+1, size+len(p)
+		n, size = n+b.Pieces(), size+len(p)
 	}
 	return n, size, nil
 }
@@ -351,6 +351,28 @@ func TestWorkerMerges(t *testing.T) {
 	}
 }
 
+// TestWorkerCountsRefusedSegments: each segment of a super-packet that the sink does not take is one packet refused.
+func TestWorkerCountsRefusedSegments(t *testing.T) {
+	var s script
+	for i := range 12 {
+		p := segment{port: 1 + uint16(i%2), n: 100, seq: uint32(100 * (i / 2)), flags: packet.FlagACK}.bytes()
+		if i%2 == 1 {
+			packet.IPv4(p)[19] = 81 // script refuses it
+			p = refinish(p)
+		}
+		s.in = append(s.in, wrap(encap.KindIPIP, director, p))
+	}
+	w := NewWorker(&s, &s, policy(), mss(1440), true)
+	if err := w.Run(); err != nil {
+		t.Fatal(err)
+	}
+	var got packet.Tally
+	w.Read(&got)
+	if len(s.out) != 1 || got.InPackets != 12 || got.OutPackets != 6 || got.Drops[packet.DropTUNError] != 6 {
+		t.Errorf("%d packets came out, counted %+v", len(s.out), got)
+	}
+}
+
 func TestWorkerEndsAndFails(t *testing.T) {
 	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
 		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440), true).Run(); (err == nil) != (c.want == nil) {
@@ -386,9 +408,15 @@ func TestWorkerAllocatesNothing(t *testing.T) {
 	}
 }
 
+// discard takes everything.
 type discard struct{}
 
-func (discard) WriteBatch(b []*packet.Buf) (int, int, error) { return len(b), 0, nil }
+func (discard) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
+	for _, b := range bufs {
+		n += b.Pieces()
+	}
+	return n, 0, nil
+}
 
 func mss(n int64) *MSS {
 	v := new(MSS)
