@@ -166,10 +166,14 @@ func (s Socket) bind(fd int) error {
 			}
 		}
 	}
-	if err := unix.Bind(fd, at); err != nil {
+	switch err := unix.Bind(fd, at); {
+	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w: another program has it: end it, or set another encap_port here and at the directors", err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at the directors", err)
+	default:
+		return err
 	}
-	return nil
 }
 
 // udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): packets without checksum are taken also over IPv6, as RFC 6935 allows for tunnels.

@@ -329,6 +329,39 @@ func TestTakenPort(t *testing.T) {
 	})
 }
 
+// TestPrivilegedPort: without CAP_NET_BIND_SERVICE a port below 1024 is nobody else's, but refused.
+func TestPrivilegedPort(t *testing.T) {
+	inNamespace(t, func() { // whose ip_unprivileged_port_start is 1024
+		withoutBindService(t, func() {
+			_, err := NewReceivers(1, Socket{Protocol: packet.ProtoUDP, Port: 500})
+			if want := "UDP port 500 over IPv4: permission denied: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at the directors"; fmt.Sprint(err) != want {
+				t.Errorf("%v, want %v", err, want)
+			}
+		})
+	})
+}
+
+// withoutBindService runs fn, whose thread is locked, without that capability.
+func withoutBindService(t *testing.T, fn func()) {
+	t.Helper()
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	if err := unix.Capget(&head, &had[0]); err != nil {
+		t.Fatal(err)
+	}
+	has := had
+	has[0].Effective &^= 1 << unix.CAP_NET_BIND_SERVICE
+	if err := unix.Capset(&head, &has[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Capset(&head, &had[0]); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	fn()
+}
+
 func descriptors(t *testing.T) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
