@@ -147,7 +147,9 @@ func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
 		return false
 	}
 	w.accepted++
-	if !in.fragment {
+	if in.fragment {
+		w.coalesce.finish() // it may be of any connection
+	} else {
 		mss := w.mss4
 		if b.Bytes()[0]>>4 == 6 {
 			mss = w.mss6

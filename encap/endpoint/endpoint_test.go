@@ -351,6 +351,23 @@ func TestWorkerMerges(t *testing.T) {
 	}
 }
 
+// TestWorkerKeepsOrder: what came behind a fragment does not go in before it.
+func TestWorkerKeepsOrder(t *testing.T) {
+	s1 := segment{port: 1, n: 100, flags: packet.FlagACK}
+	s2 := s1
+	s2.seq = 100
+	fragment := packet.IPv4(s2.bytes())
+	fragment[6] = 0x20
+	fragment.SetChecksum()
+	s := script{in: [][]byte{wrap(encap.KindGRE, director, s1.bytes()), wrap(encap.KindGRE, director, fragment), wrap(encap.KindGRE, director, s2.bytes())}}
+	if err := NewWorker(&s, &s, policy(), mss(1440), true).Run(); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.out) != 3 || !bytes.Equal(s.out[1], fragment) {
+		t.Errorf("%d packets came out, or in another order", len(s.out))
+	}
+}
+
 // TestWorkerCountsRefusedSegments: each segment of a super-packet that the sink does not take is one packet refused.
 func TestWorkerCountsRefusedSegments(t *testing.T) {
 	var s script
@@ -358,7 +375,7 @@ func TestWorkerCountsRefusedSegments(t *testing.T) {
 		p := segment{port: 1 + uint16(i%2), n: 100, seq: uint32(100 * (i / 2)), flags: packet.FlagACK}.bytes()
 		if i%2 == 1 {
 			packet.IPv4(p)[19] = 81 // script refuses it
-			p = refinish(p)
+			p = refinish(p, 20)
 		}
 		s.in = append(s.in, wrap(encap.KindIPIP, director, p))
 	}
