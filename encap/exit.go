@@ -37,11 +37,11 @@ func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
 		switch protocol {
 		case packet.ProtoIPIP:
 			version, d = 4, packet.Accept
-		case ProtoIPv6:
+		case packet.ProtoIPv6:
 			version, d = 6, packet.Accept
 		}
 	case KindGRE:
-		if protocol == ProtoGRE {
+		if protocol == packet.ProtoGRE {
 			version, d = e.stripGRE(b)
 		}
 	case KindGUE:

@@ -130,7 +130,7 @@ func TestECN6(t *testing.T) {
 		for out := range byte(4) {
 			p := inner6(60, 0xb8|in, 64)
 			b := buf(p)
-			d := (&Exit{Kind: KindIPIP}).Unwrap(b, ProtoIPv6, 0x20|out)
+			d := (&Exit{Kind: KindIPIP}).Unwrap(b, packet.ProtoIPv6, 0x20|out)
 			if want[in][out] == drop {
 				if d != packet.DropCongestion {
 					t.Errorf("inner %d, outer %d: %v, want a drop", in, out, d)
@@ -172,7 +172,7 @@ func fuzzExit(f *testing.F, kinds ...Kind) {
 			tunnel := mustNew(f, c)
 			strip := packet.IPv4HeaderLen
 			if k.UDP() {
-				strip += udpHeaderLen
+				strip += packet.UDPHeaderLen
 			}
 			for _, in := range [][]byte{inner(60, 3, 64, true), inner6(60, 1, 64)} {
 				b := buf(in)

@@ -84,7 +84,7 @@ func deliver(c Config, b *packet.Buf) packet.Drop {
 		b.Strip(packet.IPv6HeaderLen)
 	}
 	if c.Kind.UDP() {
-		b.Strip(udpHeaderLen)
+		b.Strip(packet.UDPHeaderLen)
 	}
 	return e.Unwrap(b, proto, class)
 }

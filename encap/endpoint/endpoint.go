@@ -112,7 +112,7 @@ func (w *Worker) packet(b *packet.Buf) {
 // datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all. The
 // packets in them stay where they are.
 func (w *Worker) datagrams(b *packet.Buf) error {
-	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+udpHeaderLen
+	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
 	if d != packet.Accept {
 		b.Strip(headers)

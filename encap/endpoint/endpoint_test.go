@@ -71,7 +71,7 @@ func wrap(kind encap.Kind, from netip.Addr, inner []byte) []byte {
 		if version == 6 {
 			binary.BigEndian.PutUint16(h[2:], 0x86dd)
 		}
-		return ip(from, to, encap.ProtoGRE, append(h, inner...))
+		return ip(from, to, packet.ProtoGRE, append(h, inner...))
 	case encap.KindGUE:
 		u := make([]byte, 8)
 		binary.BigEndian.PutUint16(u, 40000)

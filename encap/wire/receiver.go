@@ -21,8 +21,6 @@ const (
 
 	// controlLen is the room for the control messages of a packet: class and UDP_GRO, 24 bytes each.
 	controlLen = 64
-
-	udpHeaderLen = 8
 )
 
 // Socket is what a receiver gets packets of: those of IP protocol Protocol that reach this host over IPv4, or over IPv6; of UDP those to Port.
@@ -47,9 +45,9 @@ func (s Socket) String() string {
 func (s Socket) headers() int {
 	switch udp := s.Protocol == packet.ProtoUDP; {
 	case udp && s.Over6:
-		return packet.IPv6HeaderLen + udpHeaderLen
+		return packet.IPv6HeaderLen + packet.UDPHeaderLen
 	case udp:
-		return packet.IPv4HeaderLen + udpHeaderLen
+		return packet.IPv4HeaderLen + packet.UDPHeaderLen
 	case s.Over6:
 		return packet.IPv6HeaderLen
 	}
@@ -272,10 +270,10 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr, [4]byte{})
 	}
 	if s.Protocol == packet.ProtoUDP {
-		u := h[headers-udpHeaderLen:]
+		u := h[headers-packet.UDPHeaderLen:]
 		copy(u, (*[2]byte)(unsafe.Pointer(&name.Port))[:])
 		binary.BigEndian.PutUint16(u[2:], s.Port)
-		binary.BigEndian.PutUint16(u[4:], uint16(udpHeaderLen+n))
+		binary.BigEndian.PutUint16(u[4:], uint16(packet.UDPHeaderLen+n))
 		binary.BigEndian.PutUint16(u[6:], 0)
 	}
 }

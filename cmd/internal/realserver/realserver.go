@@ -39,7 +39,7 @@ type agent struct {
 	workers   []*endpoint.Worker
 	mss       endpoint.MSS // what SYN-ACKs may advertise now
 	quiet     bool         // the kernel's own driver is kept so
-	noisy     bool         // that failed
+	warned    string       // of those that are not
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -76,14 +76,6 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
 	a.keepQuiet()
-	if tunnels, err := kernelTunnels(cfg); err == nil {
-		for _, t := range tunnels {
-			if t.Module != "ipip" { // of that keepQuiet has seen to it
-				a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r "+t.Module+")", "device", t.Name)
-				break
-			}
-		}
-	}
 	own, err := routing.LocalAddrs()
 	if err != nil {
 		return nil, err
@@ -162,13 +154,13 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 			case e.Kind.UDP():
 				all = append(all, wire.Socket{Protocol: packet.ProtoUDP, Over6: six, Port: cfg.EncapPort})
 			case e.Kind == encap.KindGRE:
-				all = append(all, wire.Socket{Protocol: encap.ProtoGRE, Over6: six})
+				all = append(all, wire.Socket{Protocol: packet.ProtoGRE, Over6: six})
 			default:
 				if vip4 {
 					all = append(all, wire.Socket{Protocol: packet.ProtoIPIP, Over6: six})
 				}
 				if vip6 {
-					all = append(all, wire.Socket{Protocol: encap.ProtoIPv6, Over6: six})
+					all = append(all, wire.Socket{Protocol: packet.ProtoIPv6, Over6: six})
 				}
 			}
 		}
