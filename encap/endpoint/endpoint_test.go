@@ -224,16 +224,23 @@ func TestPolicyOutside(t *testing.T) {
 		"6 39 bytes":              {wrap(encap.KindIPIP, director6, inner)[:39], packet.DropOuter},
 		"version 5":               {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x55 }), packet.DropOuter},
 		"stranger, rest nonsense": {append(wrap(encap.KindIPIP, addr("10.0.2.3"), inner)[:20], 1, 2, 3), packet.DropNotDirector},
-		"short header":            {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }), packet.DropOuter},
-		"nothing in it":           {wrap(encap.KindIPIP, director, nil)[:20], packet.DropTruncated},
-		"longer than it says":     {append(wrap(encap.KindIPIP, director, inner), 0), packet.DropOuter},
-		"6 longer than it says":   {append(wrap(encap.KindGRE, director6, inner), 0), packet.DropOuter},
-		"another protocol":        {ip(director, realserver, 6, inner), packet.DropOuter},
-		"6 another protocol":      {ip(director6, realserver6, 58, inner), packet.DropOuter},
-		"half a UDP header":       {ip(director, realserver, 17, make([]byte, 7)), packet.DropOuter},
-		"only a UDP header":       {ip(director6, realserver6, 17, make([]byte, 8)), packet.DropTunnelHeader},
-		"GRE with a key":          {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)), packet.DropTunnelKey},
-		"protocol 41 with IPv4":   {ip(director, realserver, 41, inner), packet.DropNotIPv4},
+		"options": {edited(append(append(wrap(encap.KindIPIP, director, inner)[:20:20], 1, 1, 1, 1), inner...), func(b []byte) {
+			b[0] = 0x46
+			packet.IPv4(b).SetTotalLen(len(b))
+		}), packet.Accept},
+		"header longer than it": {edited(wrap(encap.KindIPIP, director, nil), func(b []byte) { b[0] = 0x4f }), packet.DropOuter},
+		"says less":             {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]-- }), packet.DropOuter},
+		"says more":             {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]++ }), packet.DropOuter},
+		"short header":          {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }), packet.DropOuter},
+		"nothing in it":         {wrap(encap.KindIPIP, director, nil)[:20], packet.DropTruncated},
+		"longer than it says":   {append(wrap(encap.KindIPIP, director, inner), 0), packet.DropOuter},
+		"6 longer than it says": {append(wrap(encap.KindGRE, director6, inner), 0), packet.DropOuter},
+		"another protocol":      {ip(director, realserver, 6, inner), packet.DropOuter},
+		"6 another protocol":    {ip(director6, realserver6, 58, inner), packet.DropOuter},
+		"half a UDP header":     {ip(director, realserver, 17, make([]byte, 7)), packet.DropOuter},
+		"only a UDP header":     {ip(director6, realserver6, 17, make([]byte, 8)), packet.DropTunnelHeader},
+		"GRE with a key":        {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)), packet.DropTunnelKey},
+		"protocol 41 with IPv4": {ip(director, realserver, 41, inner), packet.DropNotIPv4},
 	} {
 		if _, d := policy().unwrap(buf(c.b)); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)
