@@ -55,18 +55,15 @@ func (k Kind) Overhead4() int {
 	case KindGRE:
 		return packet.IPv4HeaderLen + greMinLen
 	case KindGUE:
-		return packet.IPv4HeaderLen + udpHeaderLen + gueHeaderLen
+		return packet.IPv4HeaderLen + packet.UDPHeaderLen + gueHeaderLen
 	case KindFOU:
-		return packet.IPv4HeaderLen + udpHeaderLen
+		return packet.IPv4HeaderLen + packet.UDPHeaderLen
 	}
 	return packet.IPv4HeaderLen
 }
 
-// IP protocol numbers (IANA), and protocol types of GRE (RFC 7042, appendix B).
+// Protocol types of GRE (RFC 7042, appendix B).
 const (
-	ProtoIPv6 = 41
-	ProtoGRE  = 47
-
 	etherIPv4 = 0x0800
 	etherIPv6 = 0x86dd
 )
@@ -112,7 +109,7 @@ func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() ==
 // protocol is the IP protocol number of packets of version 4 or 6.
 func protocol(version int) byte {
 	if version == 6 {
-		return ProtoIPv6
+		return packet.ProtoIPv6
 	}
 	return packet.ProtoIPIP
 }

@@ -11,24 +11,9 @@ type Exit struct {
 	HasKey bool
 }
 
-// UnwrapIPv4 takes outer header and tunnel header off the packet in b, as a raw IPv4 socket delivers it: the kernel has put it together from
-// its fragments and checked the outer header's checksum. What is left is as Unwrap leaves it.
-func (e *Exit) UnwrapIPv4(b *packet.Buf) packet.Drop {
-	outer := packet.IPv4(b.Bytes())
-	if len(outer) < packet.IPv4HeaderLen {
-		return packet.DropOuter
-	}
-	n := outer.HeaderLen()
-	if outer.Version() != 4 || n < packet.IPv4HeaderLen || n > len(outer) || outer.TotalLen() != len(outer) || outer.Protocol() == packet.ProtoUDP {
-		return packet.DropOuter
-	}
-	b.Strip(n)
-	return e.Unwrap(b, outer.Protocol(), outer.TOS())
-}
-
-// Unwrap takes the tunnel header off what a raw IPv6 socket or a UDP socket delivers: b begins behind the outer IP header, or UDP header.
-// protocol is the IP protocol number of the socket, class the outer header's traffic class or TOS, 0 if it is not known. What is left is one
-// whole, checked IP packet, of the version that the tunnel header names, with nothing behind it.
+// Unwrap takes the tunnel header off the packet in b, which begins behind the outer IP header, and behind UDP's where the tunnel has one: the kernel, or
+// the caller, has judged those. protocol is the IP protocol number in the outer IP header, class its TOS or traffic class, 0 if it is not known.
+// What is left is one whole, checked IP packet, of the version that the tunnel header names, with nothing behind it.
 func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
 	var version int // 0: what the packet says
 	d := packet.DropOuter
@@ -37,11 +22,11 @@ func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
 		switch protocol {
 		case packet.ProtoIPIP:
 			version, d = 4, packet.Accept
-		case ProtoIPv6:
+		case packet.ProtoIPv6:
 			version, d = 6, packet.Accept
 		}
 	case KindGRE:
-		if protocol == ProtoGRE {
+		if protocol == packet.ProtoGRE {
 			version, d = e.stripGRE(b)
 		}
 	case KindGUE:

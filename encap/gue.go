@@ -6,9 +6,6 @@ import (
 	"vstun/encap/packet"
 )
 
-// udpHeaderLen is the length of a UDP header (RFC 768), in bytes: source port, destination port, length, checksum.
-const udpHeaderLen = 8
-
 // gue is a view over a GUE header of variant 0 (draft-ietf-intarea-gue, section 3.1), and what it carries.
 //
 //	 0                   1                   2                   3
@@ -35,7 +32,7 @@ func (h gue) version() int {
 	switch h[1] {
 	case packet.ProtoIPIP:
 		return 4
-	case ProtoIPv6:
+	case packet.ProtoIPv6:
 		return 6
 	}
 	return 0

@@ -21,8 +21,8 @@ func (t *Tunnel) Inner(outer []byte, payload int) (inner []byte, ok bool) {
 		if h.Version() != 4 || !bytes.Equal(h[16:20], ip[16:20]) || !from(h[12:16], ip[12:16]) {
 			return nil, false
 		}
-		if t.kind == KindIPIP && h.Protocol() == ProtoIPv6 {
-			proto, version = ProtoIPv6, 6
+		if t.kind == KindIPIP && h.Protocol() == packet.ProtoIPv6 {
+			proto, version = packet.ProtoIPv6, 6
 		}
 		ok = h.Protocol() == proto
 	} else {
@@ -34,8 +34,8 @@ func (t *Tunnel) Inner(outer []byte, payload int) (inner []byte, ok bool) {
 		if next == protoFragment && payload == Fragment6HeadLen {
 			next = outer[packet.IPv6HeaderLen] // the first fragment of what Fragment6 has cut
 		}
-		if t.kind == KindIPIP && next == ProtoIPv6 {
-			proto, version = ProtoIPv6, 6
+		if t.kind == KindIPIP && next == packet.ProtoIPv6 {
+			proto, version = packet.ProtoIPv6, 6
 		}
 		ok = next == proto
 	}
@@ -65,7 +65,7 @@ func (t *Tunnel) Inner(outer []byte, payload int) (inner []byte, ok bool) {
 			return nil, false
 		}
 		if t.kind == KindGUE && len(up) >= n {
-			h := gue(up[udpHeaderLen:])
+			h := gue(up[packet.UDPHeaderLen:])
 			version = h.version()
 			if version == 0 || !h.plain() || h.variant() != 0 {
 				return nil, false

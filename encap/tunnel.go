@@ -47,9 +47,9 @@ func New(c Config) (Tunnel, error) {
 	case KindGRE:
 		t.overhead = t.ip + uint8(putGRE(h, c.Checksum, c.HasKey, c.Key))
 	case KindGUE:
-		t.overhead = t.ip + udpHeaderLen + gueHeaderLen
+		t.overhead = t.ip + packet.UDPHeaderLen + gueHeaderLen
 	case KindFOU:
-		t.overhead = t.ip + udpHeaderLen
+		t.overhead = t.ip + packet.UDPHeaderLen
 	}
 	if c.Kind.UDP() {
 		binary.BigEndian.PutUint16(h[2:], c.Port)
@@ -61,7 +61,7 @@ func New(c Config) (Tunnel, error) {
 func (t *Tunnel) protocol() byte {
 	switch t.kind {
 	case KindGRE:
-		return ProtoGRE
+		return packet.ProtoGRE
 	case KindGUE, KindFOU:
 		return packet.ProtoUDP
 	}
@@ -104,7 +104,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 		gre(up).setVersion(version)
 	case KindGUE:
 		binary.BigEndian.PutUint16(up, port)
-		gue(up[udpHeaderLen:]).setProto(protocol(version))
+		gue(up[packet.UDPHeaderLen:]).setProto(protocol(version))
 	case KindFOU:
 		binary.BigEndian.PutUint16(up, port)
 	}

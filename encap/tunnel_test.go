@@ -68,15 +68,12 @@ func mustNew(t testing.TB, c Config) *Tunnel {
 	return &tunnel
 }
 
-// deliver makes of the wrapped packet in b what a socket at the realserver delivers, and takes it through the exit.
+// deliver takes the outer headers off the wrapped packet in b, and takes it through the exit.
 func deliver(c Config, b *packet.Buf) packet.Drop {
 	e := Exit{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey}
 	p := b.Bytes()
 	var class, proto byte
 	if c.Destination.Is4() {
-		if !c.Kind.UDP() {
-			return e.UnwrapIPv4(b)
-		}
 		class, proto = packet.IPv4(p).TOS(), p[9]
 		b.Strip(packet.IPv4HeaderLen)
 	} else {
@@ -84,7 +81,7 @@ func deliver(c Config, b *packet.Buf) packet.Drop {
 		b.Strip(packet.IPv6HeaderLen)
 	}
 	if c.Kind.UDP() {
-		b.Strip(udpHeaderLen)
+		b.Strip(packet.UDPHeaderLen)
 	}
 	return e.Unwrap(b, proto, class)
 }

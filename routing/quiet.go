@@ -13,15 +13,15 @@ import (
 const quietLink = "vstun-quiet"
 
 // Quiet keeps the kernel's own IPIP driver, where it is loaded, from answering packets of IP protocol 4 that fit none of its tunnels with ICMP
-// port unreachable, as it does although a raw socket takes them (tunnel4_rcv in net/ipv4/tunnel4.c). A director relays such an answer to the client,
-// who gives up.
+// port unreachable, as it does although a raw socket takes them (tunnel4_rcv in net/ipv4/tunnel4.c). Where the director is IPVS it relays such an answer
+// to the client, who gives up; vstun's does not believe it.
 //
 // It makes a device which every such packet fits, since it is bound to no address ("external"), and which drops them in silence, since it is for
 // MPLS in the tunnel (ipip_tunnel_rcv in net/ipv4/ipip.c). Nothing comes out of it: the kernel takes MPLS from no device that it has not been told to.
 //
 // Quiet works on the calling thread's network namespace. Once the device is there it changes nothing; Unquiet removes it, whoever made it. It
-// returns whether there is such a device now: there is none without the driver. The driver sit answers as well, and has the device for ipip before it;
-// alone it can't be kept quiet.
+// returns whether there is such a device now: there is none without the driver. The driver sit answers as well, but ipip is asked before it: alone it
+// can't be kept quiet, and neither can what answers packets of protocol 41 once one of the two is loaded (tunnel64_rcv).
 func Quiet() (made bool, err error) {
 	h, err := newHandle()
 	if err != nil {
@@ -32,22 +32,18 @@ func Quiet() (made bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("list devices: %w", err)
 	}
-	var quiet, ipip, sit netlink.Link
+	var quiet, ipip netlink.Link
 	for _, l := range links {
 		switch {
 		case isQuiet(l):
 			quiet = l
 		case l.Type() == "ipip":
 			ipip = l
-		case l.Type() == "sit": // the driver, whatever its devices are for
-			sit = l
 		}
 	}
 	switch {
-	case quiet == nil && ipip == nil && sit == nil:
-		return false, nil
 	case quiet == nil && ipip == nil:
-		return false, fmt.Errorf("device %s: without ipip, sit can't be kept quiet", sit.Attrs().Name)
+		return false, nil
 	case quiet == nil:
 		if err := addQuiet(); err != nil && !errors.Is(err, unix.EEXIST) {
 			return false, fmt.Errorf("ip link add %s type ipip external mode mplsip: %w", quietLink, err)

@@ -56,7 +56,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 	})
 }
 
-// Changed gives a value when Watch has looked at the machine again, and so after any change of its routes.
+// Changed gives a value when Watch has looked at the machine again, and so after any change of its routes or addresses.
 func (m *Manager) Changed() <-chan struct{} { return m.changed }
 
 // receiveEvents wakes on every event, until the socket is closed. What the event is about doesn't matter.

@@ -183,7 +183,7 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 // WriteBatch gives IP packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
 // refuses, without harm to the others, what is no IP packet, and everything while the device is down. An error means that the device can't
 // be used any more. A super-packet, which counts as one, is split for a device without offloads, and is taken when all its segments are; one in
-// several pieces (packet.Buf, Next) is for a device with offloads, others refuse it.
+// several pieces (packet.Buf, Next), which counts as so many, is for a device with offloads, others refuse it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -192,9 +192,9 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	defer q.fd.Release()
 	q.out.err = nil
 	for _, b := range bufs {
-		size := b.ChainLen()
+		pieces, size := b.Pieces(), b.ChainLen()
 		if q.write(fd, b) {
-			n++
+			n += pieces
 			bytes += size
 		}
 	}

@@ -85,7 +85,7 @@ func TestPacketInPieces(t *testing.T) {
 			bufs[i].Next = bufs[i+1]
 		}
 		n, size, err := d.Queues()[0].WriteBatch(bufs[:1])
-		if err != nil || plain && (n != 0 || size != 0) || !plain && (n != 1 || size != len(p)) {
+		if err != nil || plain && (n != 0 || size != 0) || !plain && (n != pieces || size != len(p)) {
 			t.Fatalf("%d packets, %d bytes taken, %v", n, size, err)
 		}
 		if !plain {

@@ -22,7 +22,7 @@ type candidate struct {
 	pieces  int
 	total   int    // length of all pieces, in bytes
 	ports   uint32 // as in the packet
-	ip      int    // length of the IP header, in bytes
+	ip      int    // length of the IP header, which has neither options nor extension headers, in bytes
 	headers int    // length of IP and TCP header, in bytes
 	seq     uint32 // that the next segment has to begin with
 	size    int    // payload of each segment, in bytes
@@ -36,19 +36,20 @@ const notMerged = packet.FlagSYN | packet.FlagRST | packet.FlagURG | 0x80 // CWR
 func (c *coalescer) add(b *packet.Buf, in inside) (merged bool) {
 	p, ip := b.Bytes(), in.offset
 	t := p[ip:]
-	if len(t) < 20 || ip != ipHeaderLen(p) {
+	if len(t) < 20 {
 		return false
 	}
 	ports := binary.BigEndian.Uint32(t)
 	header := int(t[12]>>4) * 4
+	plain := ipHeaderLen(p)
 	slot := -1
 	for i := range c.open {
-		if o := &c.open[i]; o.buf != nil && o.ports == ports && o.ip == ip && sameAddrs(o.buf.Bytes(), p) {
+		if o := &c.open[i]; o.buf != nil && o.ports == ports && o.ip == plain && sameAddrs(o.buf.Bytes(), p) {
 			slot = i
 			break
 		}
 	}
-	mergeable := header >= 20 && len(t) > header && t[13]&notMerged == 0 && !b.Offload.Partial
+	mergeable := ip == plain && header >= 20 && len(t) > header && t[13]&notMerged == 0 && !b.Offload.Partial
 	if slot >= 0 {
 		if mergeable && c.open[slot].append(b, p, header) {
 			return true
@@ -83,13 +84,14 @@ func sameAddrs(a, b []byte) bool {
 	return [8]byte(a[12:20]) == [8]byte(b[12:20])
 }
 
-// append puts the segment p in b behind those that c has, if it belongs there. The checksums of both must be right: together they get a new
+// append puts the segment p in b behind those that c has, if it belongs there: its TCP header differs in sequence number, checksum, PSH and FIN only, not
+// even in the reserved bits, of which Accurate ECN has one (RFC 9768). The checksums of both must be right: together they get a new
 // one, and damage must not go unseen.
 func (c *candidate) append(b *packet.Buf, p []byte, header int) bool {
 	head := c.buf.Bytes()
 	t, ht := p[c.ip:], head[c.ip:]
 	payload := len(t) - header
-	if c.ip+header != c.headers || binary.BigEndian.Uint32(t[4:]) != c.seq || payload > c.size || !sameWay(p, head) ||
+	if t[12] != ht[12] || binary.BigEndian.Uint32(t[4:]) != c.seq || payload > c.size || !sameWay(p, head) ||
 		!bytes.Equal(t[8:12], ht[8:12]) || !bytes.Equal(t[14:16], ht[14:16]) || !bytes.Equal(t[20:header], ht[20:header]) ||
 		(t[13]^ht[13])&^(packet.FlagPSH|packet.FlagFIN) != 0 {
 		return false

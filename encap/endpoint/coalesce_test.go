@@ -21,14 +21,26 @@ type segment struct {
 	broken  bool
 	six     bool
 	label   byte // of IPv6
+	more    bool // four bytes of IP options, or an extension header of eight
+	bits    byte // the reserved ones behind the TCP header's length
 }
 
 // headers is the length of the IP and TCP header.
 func (s segment) headers() int {
-	if s.six {
-		return packet.IPv6HeaderLen + 20 + s.options
+	return s.ip() + 20 + s.options
+}
+
+// ip is the length of the IP header, in bytes.
+func (s segment) ip() int {
+	switch {
+	case s.six && s.more:
+		return packet.IPv6HeaderLen + 8
+	case s.six:
+		return packet.IPv6HeaderLen
+	case s.more:
+		return packet.IPv4HeaderLen + 4
 	}
-	return packet.IPv4HeaderLen + 20 + s.options
+	return packet.IPv4HeaderLen
 }
 
 func (s segment) bytes() []byte {
@@ -38,7 +50,7 @@ func (s segment) bytes() []byte {
 	binary.BigEndian.PutUint16(t, s.port)
 	binary.BigEndian.PutUint16(t[2:], 80)
 	binary.BigEndian.PutUint32(t[4:], s.seq)
-	t[12], t[13] = byte(header/4)<<4, s.flags
+	t[12], t[13] = byte(header/4)<<4|s.bits, s.flags
 	binary.BigEndian.PutUint16(t[14:], s.window)
 	for i := range s.n {
 		t[header+i] = byte(s.seq + uint32(i))
@@ -49,15 +61,35 @@ func (s segment) bytes() []byte {
 	} else {
 		packet.PutIPv4(b, s.tos, len(b), 63, packet.ProtoTCP, client.As4(), vip.As4())
 	}
-	packet.PutChecksum(t[16:], packet.Sum(t, pseudoSum(b, packet.ProtoTCP, len(t))), false)
+	switch {
+	case s.more && s.six:
+		b[6], b[40], b[42], b[43] = 60, packet.ProtoTCP, 1, 4 // destination options, padding
+	case s.more:
+		b[0], b[20], b[21], b[22], b[23] = 0x46, 1, 1, 1, 1 // padding
+	}
+	refinish(b, s.ip())
 	if s.broken {
 		t[len(t)-1]++
 	}
 	return b
 }
 
+// refinish makes the checksums of the TCP packet b right, whose IP header has ip bytes.
+func refinish(b []byte, ip int) []byte {
+	if b[0]>>4 == 4 {
+		packet.IPv4(b).SetChecksum()
+	}
+	t := b[ip:]
+	t[16], t[17] = 0, 0
+	packet.PutChecksum(t[16:], packet.Sum(t, pseudoSum(b, packet.ProtoTCP, len(t))), false)
+	return b
+}
+
 // tcpIn is what the policy finds of the whole TCP packet p.
 func tcpIn(p []byte) inside { return inside{offset: ipHeaderLen(p), proto: packet.ProtoTCP} }
+
+// in is what the policy finds of the packet.
+func (s segment) in() inside { return inside{offset: s.ip(), proto: packet.ProtoTCP} }
 
 // coalesce runs segments through a worker's steps and returns what would be written, each in one piece.
 func coalesce(segments ...segment) []packet.Buf {
@@ -67,8 +99,8 @@ func coalesce(segments ...segment) []packet.Buf {
 	for i, s := range segments {
 		b := &bufs[i]
 		b.SetLen(copy(b.Room(), s.bytes()))
-		offloaded(b, tcpIn(b.Bytes()), 1440)
-		if !c.add(b, tcpIn(b.Bytes())) {
+		offloaded(b, s.in(), 1440)
+		if !c.add(b, s.in()) {
 			at = append(at, b)
 		}
 	}
@@ -113,14 +145,19 @@ func TestCoalesce(t *testing.T) {
 			"broken second":    {[]segment{s, next(1, func(s *segment) { s.broken = true })}, []int{1000, 1000}},
 			"broken first":     {[]segment{next(0, func(s *segment) { s.broken = true }), next(1, nil)}, []int{1000, 1000}},
 			"pure ACK between": {[]segment{s, next(1, func(s *segment) { s.n = 0 }), next(1, nil)}, []int{1000, 0, 1000}},
+			"reserved bits":    {[]segment{s, next(1, func(s *segment) { s.bits = 1 })}, []int{1000, 1000}},
+			"IP options":       {[]segment{s, next(1, func(s *segment) { s.more = true }), next(1, nil)}, []int{1000, 1000, 1000}},
+			"with options":     {[]segment{next(0, func(s *segment) { s.more = true }), next(1, func(s *segment) { s.more = true })}, []int{1000, 1000}},
 			"other family":     {[]segment{s, next(1, func(s *segment) { s.six = !s.six }), next(1, nil)}, []int{2000, 1000}},
 			"two flows":        {[]segment{s, next(0, func(s *segment) { s.port = 2 }), next(1, nil), next(1, func(s *segment) { s.port = 2 })}, []int{2000, 2000}},
 		} {
 			var got []int
 			for _, b := range coalesce(c.in...) {
-				in := b.Bytes()
-				ip := ipHeaderLen(in)
-				got = append(got, len(in)-ip-int(in[ip+12]>>4)*4)
+				var info packet.Info
+				if d := info.Parse(b.Bytes()); d != packet.Accept {
+					t.Fatal(d)
+				}
+				got = append(got, info.Len-info.Offset-int(b.Bytes()[info.Offset+12]>>4)*4)
 			}
 			if len(got) != len(c.want) {
 				t.Errorf("%s: %v, want %v", name, got, c.want)
@@ -298,14 +335,8 @@ func FuzzCoalesce(f *testing.F) {
 			} else {
 				h[0], h[6], h[7], h[9] = 0x45, 0x40, 0, packet.ProtoTCP
 				packet.IPv4(h).SetTotalLen(len(h))
-				packet.IPv4(h).SetChecksum()
 			}
-			tcp := h[ipHeaderLen(h):]
-			if len(tcp) < 20 {
-				return
-			}
-			tcp[16], tcp[17] = 0, 0
-			packet.PutChecksum(tcp[16:], packet.Sum(tcp, pseudoSum(h, packet.ProtoTCP, len(tcp))), false)
+			refinish(h, ipHeaderLen(h))
 			in += len(b)
 			offloaded(p, tcpIn(h), 1440)
 			if !c.add(p, tcpIn(h)) {

@@ -46,9 +46,9 @@ func (g *gro) ReadBatch(bufs []packet.Buf) (int, error) {
 func (g *gro) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 	for _, b := range bufs {
 		g.out = append(g.out, whole(b))
-		size += b.ChainLen()
+		n, size = n+b.Pieces(), size+b.ChainLen()
 	}
-	return len(bufs), size, nil
+	return n, size, nil
 }
 
 // whole is a packet's pieces.

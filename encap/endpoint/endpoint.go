@@ -19,8 +19,8 @@ type Source interface {
 
 // Sink takes the packets that were in the tunnel: a queue of a TUN device.
 type Sink interface {
-	// WriteBatch returns how many of bufs it took, and their bytes; what their Offload names is left to it. It returns os.ErrClosed to end the
-	// loop.
+	// WriteBatch returns how many packets of bufs it took, one in several pieces counting as so many, and their bytes; what their Offload names is
+	// left to it. It returns os.ErrClosed to end the loop.
 	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
@@ -48,7 +48,7 @@ type Worker struct {
 	mss4, mss6 int // in this batch
 	bufs       []packet.Buf
 	out        []*packet.Buf
-	accepted   uint64 // packets of out, segments of super-packets each
+	accepted   int // packets of out, each piece one
 	parts      []packet.Buf
 	used       int // of parts
 	tally      packet.Tally
@@ -112,7 +112,7 @@ func (w *Worker) packet(b *packet.Buf) {
 // datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all. The
 // packets in them stay where they are.
 func (w *Worker) datagrams(b *packet.Buf) error {
-	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+udpHeaderLen
+	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
 	if d != packet.Accept {
 		b.Strip(headers)
@@ -147,7 +147,9 @@ func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
 		return false
 	}
 	w.accepted++
-	if !in.fragment {
+	if in.fragment {
+		w.coalesce.finish() // it may be of any connection
+	} else {
 		mss := w.mss4
 		if b.Bytes()[0]>>4 == 6 {
 			mss = w.mss6
@@ -168,10 +170,9 @@ func (w *Worker) flush() error {
 	if len(w.out) > 0 {
 		var n, bytes int
 		n, bytes, err = w.sink.WriteBatch(w.out)
-		refused := len(w.out) - n
-		w.tally.OutPackets += w.accepted - uint64(refused)
+		w.tally.OutPackets += uint64(n)
 		w.tally.OutBytes += uint64(bytes)
-		for range refused {
+		for range w.accepted - n {
 			w.tally.Drop(packet.DropTUNError)
 		}
 	}

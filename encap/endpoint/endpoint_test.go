@@ -71,7 +71,7 @@ func wrap(kind encap.Kind, from netip.Addr, inner []byte) []byte {
 		if version == 6 {
 			binary.BigEndian.PutUint16(h[2:], 0x86dd)
 		}
-		return ip(from, to, encap.ProtoGRE, append(h, inner...))
+		return ip(from, to, packet.ProtoGRE, append(h, inner...))
 	case encap.KindGUE:
 		u := make([]byte, 8)
 		binary.BigEndian.PutUint16(u, 40000)
@@ -224,16 +224,23 @@ func TestPolicyOutside(t *testing.T) {
 		"6 39 bytes":              {wrap(encap.KindIPIP, director6, inner)[:39], packet.DropOuter},
 		"version 5":               {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x55 }), packet.DropOuter},
 		"stranger, rest nonsense": {append(wrap(encap.KindIPIP, addr("10.0.2.3"), inner)[:20], 1, 2, 3), packet.DropNotDirector},
-		"short header":            {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }), packet.DropOuter},
-		"nothing in it":           {wrap(encap.KindIPIP, director, nil)[:20], packet.DropTruncated},
-		"longer than it says":     {append(wrap(encap.KindIPIP, director, inner), 0), packet.DropOuter},
-		"6 longer than it says":   {append(wrap(encap.KindGRE, director6, inner), 0), packet.DropOuter},
-		"another protocol":        {ip(director, realserver, 6, inner), packet.DropOuter},
-		"6 another protocol":      {ip(director6, realserver6, 58, inner), packet.DropOuter},
-		"half a UDP header":       {ip(director, realserver, 17, make([]byte, 7)), packet.DropOuter},
-		"only a UDP header":       {ip(director6, realserver6, 17, make([]byte, 8)), packet.DropTunnelHeader},
-		"GRE with a key":          {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)), packet.DropTunnelKey},
-		"protocol 41 with IPv4":   {ip(director, realserver, 41, inner), packet.DropNotIPv4},
+		"options": {edited(append(append(wrap(encap.KindIPIP, director, inner)[:20:20], 1, 1, 1, 1), inner...), func(b []byte) {
+			b[0] = 0x46
+			packet.IPv4(b).SetTotalLen(len(b))
+		}), packet.Accept},
+		"header longer than it": {edited(wrap(encap.KindIPIP, director, nil), func(b []byte) { b[0] = 0x4f }), packet.DropOuter},
+		"says less":             {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]-- }), packet.DropOuter},
+		"says more":             {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]++ }), packet.DropOuter},
+		"short header":          {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }), packet.DropOuter},
+		"nothing in it":         {wrap(encap.KindIPIP, director, nil)[:20], packet.DropTruncated},
+		"longer than it says":   {append(wrap(encap.KindIPIP, director, inner), 0), packet.DropOuter},
+		"6 longer than it says": {append(wrap(encap.KindGRE, director6, inner), 0), packet.DropOuter},
+		"another protocol":      {ip(director, realserver, 6, inner), packet.DropOuter},
+		"6 another protocol":    {ip(director6, realserver6, 58, inner), packet.DropOuter},
+		"half a UDP header":     {ip(director, realserver, 17, make([]byte, 7)), packet.DropOuter},
+		"only a UDP header":     {ip(director6, realserver6, 17, make([]byte, 8)), packet.DropTunnelHeader},
+		"GRE with a key":        {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)), packet.DropTunnelKey},
+		"protocol 41 with IPv4": {ip(director, realserver, 41, inner), packet.DropNotIPv4},
 	} {
 		if _, d := policy().unwrap(buf(c.b)); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)
@@ -300,7 +307,7 @@ func (s *script) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 			continue
 		}
 		s.out = append(s.out, p)
-		n, size = n+1, size+len(p)
+		n, size = n+b.Pieces(), size+len(p)
 	}
 	return n, size, nil
 }
@@ -351,6 +358,45 @@ func TestWorkerMerges(t *testing.T) {
 	}
 }
 
+// TestWorkerKeepsOrder: what came behind a fragment does not go in before it.
+func TestWorkerKeepsOrder(t *testing.T) {
+	s1 := segment{port: 1, n: 100, flags: packet.FlagACK}
+	s2 := s1
+	s2.seq = 100
+	fragment := packet.IPv4(s2.bytes())
+	fragment[6] = 0x20
+	fragment.SetChecksum()
+	s := script{in: [][]byte{wrap(encap.KindGRE, director, s1.bytes()), wrap(encap.KindGRE, director, fragment), wrap(encap.KindGRE, director, s2.bytes())}}
+	if err := NewWorker(&s, &s, policy(), mss(1440), true).Run(); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.out) != 3 || !bytes.Equal(s.out[1], fragment) {
+		t.Errorf("%d packets came out, or in another order", len(s.out))
+	}
+}
+
+// TestWorkerCountsRefusedSegments: each segment of a super-packet that the sink does not take is one packet refused.
+func TestWorkerCountsRefusedSegments(t *testing.T) {
+	var s script
+	for i := range 12 {
+		p := segment{port: 1 + uint16(i%2), n: 100, seq: uint32(100 * (i / 2)), flags: packet.FlagACK}.bytes()
+		if i%2 == 1 {
+			packet.IPv4(p)[19] = 81 // script refuses it
+			p = refinish(p, 20)
+		}
+		s.in = append(s.in, wrap(encap.KindIPIP, director, p))
+	}
+	w := NewWorker(&s, &s, policy(), mss(1440), true)
+	if err := w.Run(); err != nil {
+		t.Fatal(err)
+	}
+	var got packet.Tally
+	w.Read(&got)
+	if len(s.out) != 1 || got.InPackets != 12 || got.OutPackets != 6 || got.Drops[packet.DropTUNError] != 6 {
+		t.Errorf("%d packets came out, counted %+v", len(s.out), got)
+	}
+}
+
 func TestWorkerEndsAndFails(t *testing.T) {
 	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
 		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440), true).Run(); (err == nil) != (c.want == nil) {
@@ -386,9 +432,15 @@ func TestWorkerAllocatesNothing(t *testing.T) {
 	}
 }
 
+// discard takes everything.
 type discard struct{}
 
-func (discard) WriteBatch(b []*packet.Buf) (int, int, error) { return len(b), 0, nil }
+func (discard) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
+	for _, b := range bufs {
+		n += b.Pieces()
+	}
+	return n, 0, nil
+}
 
 func mss(n int64) *MSS {
 	v := new(MSS)

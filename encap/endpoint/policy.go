@@ -125,11 +125,11 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 	switch t.proto {
 	case packet.ProtoIPIP, packet.ProtoIPv6:
 		t.exit = p.ipip
-	case encap.ProtoGRE:
+	case packet.ProtoGRE:
 		t.exit = p.gre
 	case packet.ProtoUDP:
 		t.exit = p.udp
-		n += udpHeaderLen
+		n += packet.UDPHeaderLen
 	}
 	if t.exit == nil || !right || n > len(whole) {
 		return t, packet.DropOuter
@@ -137,8 +137,6 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 	b.Strip(n)
 	return t, packet.Accept
 }
-
-const udpHeaderLen = 8
 
 // inner takes the tunnel header off, and judges the packet behind it.
 func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
@@ -184,7 +182,7 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 // tunnelled tells whether packets of this protocol carry other packets (IANA).
 func tunnelled(proto uint8) bool {
 	switch proto {
-	case packet.ProtoIPIP, packet.ProtoIPv6, encap.ProtoGRE,
+	case packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE,
 		55,  // minimal encapsulation, RFC 2004
 		94,  // IPIP of KA9Q
 		97,  // EtherIP, RFC 3378

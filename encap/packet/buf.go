@@ -69,6 +69,14 @@ func (b *Buf) ChainLen() (n int) {
 	return n
 }
 
+// Pieces is the number of the packet's pieces: of the segments that it has been made of, or 1.
+func (b *Buf) Pieces() (n int) {
+	for ; b != nil; b = b.Next {
+		n++
+	}
+	return n
+}
+
 // Strip takes n bytes from the packet's front.
 func (b *Buf) Strip(n int) { b.off += n }
 

@@ -11,9 +11,11 @@ const (
 	ProtoIPIP = 4
 	ProtoTCP  = 6
 	ProtoUDP  = 17
+	ProtoGRE  = 47
 	ProtoSCTP = 132
 
 	IPv4HeaderLen = 20 // without options
+	UDPHeaderLen  = 8  // RFC 768: source port, destination port, length, checksum
 )
 
 // Flags and offset of the fragment field.

@@ -21,8 +21,6 @@ const (
 
 	// controlLen is the room for the control messages of a packet: class and UDP_GRO, 24 bytes each.
 	controlLen = 64
-
-	udpHeaderLen = 8
 )
 
 // Socket is what a receiver gets packets of: those of IP protocol Protocol that reach this host over IPv4, or over IPv6; of UDP those to Port.
@@ -47,9 +45,9 @@ func (s Socket) String() string {
 func (s Socket) headers() int {
 	switch udp := s.Protocol == packet.ProtoUDP; {
 	case udp && s.Over6:
-		return packet.IPv6HeaderLen + udpHeaderLen
+		return packet.IPv6HeaderLen + packet.UDPHeaderLen
 	case udp:
-		return packet.IPv4HeaderLen + udpHeaderLen
+		return packet.IPv4HeaderLen + packet.UDPHeaderLen
 	case s.Over6:
 		return packet.IPv6HeaderLen
 	}
@@ -203,10 +201,14 @@ func (s Socket) bindTo(fd int) error {
 			}
 		}
 	}
-	if err := unix.Bind(fd, at); err != nil {
+	switch err := unix.Bind(fd, at); {
+	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w: another program has it: end it, or set another encap_port here and at the directors", err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at the directors", err)
+	default:
+		return err
 	}
-	return nil
 }
 
 // udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): packets without checksum are taken also over IPv6, as RFC 6935 allows for tunnels.
@@ -305,10 +307,10 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr, [4]byte{})
 	}
 	if s.Protocol == packet.ProtoUDP {
-		u := h[headers-udpHeaderLen:]
+		u := h[headers-packet.UDPHeaderLen:]
 		copy(u, (*[2]byte)(unsafe.Pointer(&name.Port))[:])
 		binary.BigEndian.PutUint16(u[2:], s.Port)
-		binary.BigEndian.PutUint16(u[4:], uint16(udpHeaderLen+n))
+		binary.BigEndian.PutUint16(u[4:], uint16(packet.UDPHeaderLen+n))
 		binary.BigEndian.PutUint16(u[6:], 0)
 	}
 }

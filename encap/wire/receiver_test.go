@@ -17,7 +17,7 @@ import (
 // everySocket is all that an agent may have.
 func everySocket() (all []Socket) {
 	for _, over6 := range []bool{false, true} {
-		for _, p := range []uint8{packet.ProtoIPIP, packet.ProtoIPv6, protoGRE} {
+		for _, p := range []uint8{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE} {
 			all = append(all, Socket{Protocol: p, Over6: over6})
 		}
 		all = append(all, Socket{Protocol: packet.ProtoUDP, Over6: over6, Port: 6080})
@@ -62,10 +62,10 @@ func (w *thrower) throw(b []byte) {
 // packetFor is a packet from and to this host that s gets; a UDP one has no checksum.
 func (s Socket) packetFor(class byte, payload []byte) []byte {
 	if s.Protocol == packet.ProtoUDP {
-		u := make([]byte, udpHeaderLen, udpHeaderLen+len(payload))
+		u := make([]byte, packet.UDPHeaderLen, packet.UDPHeaderLen+len(payload))
 		binary.BigEndian.PutUint16(u, 4711)
 		binary.BigEndian.PutUint16(u[2:], s.Port)
-		binary.BigEndian.PutUint16(u[4:], uint16(udpHeaderLen+len(payload)))
+		binary.BigEndian.PutUint16(u[4:], uint16(packet.UDPHeaderLen+len(payload)))
 		payload = append(u, payload...)
 	}
 	if s.Over6 {
@@ -208,10 +208,10 @@ func TestReceiversShareFlows(t *testing.T) {
 		"6 in 4":                  {Socket{Protocol: packet.ProtoIPv6}, nil, true},
 		"4 in 6":                  {Socket{Protocol: packet.ProtoIPIP, Over6: true}, nil, false},
 		"6 in 6":                  {Socket{Protocol: packet.ProtoIPv6, Over6: true}, nil, true},
-		"4 in GRE in 4":           {Socket{Protocol: protoGRE}, gre(0, 0x800, 4), false},
-		"4 in GRE with key":       {Socket{Protocol: protoGRE}, gre(0x20, 0x800, 8), false},
-		"6 in GRE with checksum":  {Socket{Protocol: protoGRE}, gre(0x80, 0x86dd, 8), true},
-		"6 in GRE with both in 6": {Socket{Protocol: protoGRE, Over6: true}, gre(0xa0, 0x86dd, 12), true},
+		"4 in GRE in 4":           {Socket{Protocol: packet.ProtoGRE}, gre(0, 0x800, 4), false},
+		"4 in GRE with key":       {Socket{Protocol: packet.ProtoGRE}, gre(0x20, 0x800, 8), false},
+		"6 in GRE with checksum":  {Socket{Protocol: packet.ProtoGRE}, gre(0x80, 0x86dd, 8), true},
+		"6 in GRE with both in 6": {Socket{Protocol: packet.ProtoGRE, Over6: true}, gre(0xa0, 0x86dd, 12), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inNamespace(t, func() { shareFlows(t, c.s, c.header, c.six) })
@@ -327,6 +327,39 @@ func TestTakenPort(t *testing.T) {
 			t.Errorf("%d descriptors are open, were %d", now, before)
 		}
 	})
+}
+
+// TestPrivilegedPort: without CAP_NET_BIND_SERVICE a port below 1024 is nobody else's, but refused.
+func TestPrivilegedPort(t *testing.T) {
+	inNamespace(t, func() { // whose ip_unprivileged_port_start is 1024
+		withoutBindService(t, func() {
+			_, err := NewReceivers(1, Socket{Protocol: packet.ProtoUDP, Port: 500})
+			if want := "UDP port 500 over IPv4: permission denied: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at the directors"; fmt.Sprint(err) != want {
+				t.Errorf("%v, want %v", err, want)
+			}
+		})
+	})
+}
+
+// withoutBindService runs fn, whose thread is locked, without that capability.
+func withoutBindService(t *testing.T, fn func()) {
+	t.Helper()
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	if err := unix.Capget(&head, &had[0]); err != nil {
+		t.Fatal(err)
+	}
+	has := had
+	has[0].Effective &^= 1 << unix.CAP_NET_BIND_SERVICE
+	if err := unix.Capset(&head, &has[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Capset(&head, &had[0]); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	fn()
 }
 
 func descriptors(t *testing.T) int {

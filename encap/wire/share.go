@@ -6,6 +6,8 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
 )
 
 // share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: every raw socket of a protocol is
@@ -72,7 +74,7 @@ func share(s Socket, i, n int) []bpf.Instruction {
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: uint8(len(four))})
 	inner = slices.Concat(inner, four, six)
-	if s.Protocol == protoGRE {
+	if s.Protocol == packet.ProtoGRE {
 		// RFC 2784 and 2890: checksum and key, 4 bytes each where their bits are set.
 		gre := []bpf.Instruction{
 			bpf.LoadIndirect{Off: 0, Size: 1},
@@ -95,9 +97,6 @@ func share(s Socket, i, n int) []bpf.Instruction {
 	}
 	return slices.Concat(program, inner, length, end)
 }
-
-// protoGRE is GRE's protocol number (IANA).
-const protoGRE = 47
 
 // filter gives the socket fd a filter, and throws away what it received before.
 func filter(fd int, program []bpf.Instruction) error {

@@ -11,7 +11,7 @@ import (
 )
 
 // udpHeaders is the length of the headers of a UDP packet over IPv4.
-const udpHeaders = packet.IPv4HeaderLen + udpHeaderLen
+const udpHeaders = packet.IPv4HeaderLen + packet.UDPHeaderLen
 
 // udpSegments makes n wrapped packets of one flow to this host, of size bytes of payload each but the last.
 func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, payload []byte) {

@@ -23,7 +23,6 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
-	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -86,7 +85,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
-	for _, protocol := range []int{packet.ProtoIPIP, encap.ProtoIPv6, encap.ProtoGRE, packet.ProtoUDP} {
+	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
 		e, err := wire.LearnPathMTU(protocol)
 		if err != nil {
 			return nil, err

@@ -2,22 +2,79 @@ package realserver
 
 import (
 	"slices"
+	"strings"
 
-	"vstun/encap"
+	"vstun/encap/packet"
+	"vstun/encap/wire"
 	"vstun/routing"
 )
 
-// keepQuiet sees to it, again and again, since drivers may be loaded at any time, that the kernel's own do not answer what the agent takes. It
-// can't do anything about GRE's.
+// keepQuiet sees to it, again and again, since drivers may be loaded at any time, that the kernel's own do not answer what the agent takes, and
+// warns of those that do all the same. vstun's director does not believe such an answer; IPVS tells the client.
 func (a *agent) keepQuiet() {
-	if !slices.Contains(a.cfg.Encaps, encap.KindIPIP.String()) {
-		return
+	take := sockets(a.cfg)
+	quiet, err := false, error(nil)
+	if slices.Contains(take, wire.Socket{Protocol: packet.ProtoIPIP}) {
+		quiet, err = routing.Quiet()
+		a.quiet = a.quiet || quiet
 	}
-	made, err := routing.Quiet()
-	if err != nil && !a.noisy {
-		a.log.Warn("the kernel's own tunnel driver is loaded and answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r ipip sit)", "error", err)
+	var devices []routing.Tunnel
+	for _, over6 := range []bool{false, true} {
+		list, failed := routing.KernelTunnels(over6, packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE)
+		if devices = append(devices, list...); err == nil {
+			err = failed
+		}
 	}
-	a.quiet, a.noisy = a.quiet || made, err != nil
+	loud := strings.Join(answering(take, devices, quiet), " ")
+	warn := loud
+	if err != nil {
+		warn += err.Error()
+	}
+	switch {
+	case warn == a.warned:
+	case loud != "":
+		args := []any{}
+		if err != nil {
+			args = append(args, "error", err)
+		}
+		a.log.Warn("the kernel's own tunnel drivers answer every tunnel packet with ICMP port unreachable, which a director that is IPVS tells the clients: remove them (modprobe -r "+loud+")", args...)
+	case err != nil:
+		a.log.Warn("it is not known whether the kernel's own tunnel drivers answer tunnel packets", "error", err)
+	}
+	a.warned = warn
+}
+
+// answering are the drivers, known by their devices, that answer what is for sockets with ICMP port unreachable. quiet tells that Quiet keeps them from
+// that.
+func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (modules []string) {
+	for _, s := range take {
+		if quiet && s == (wire.Socket{Protocol: packet.ProtoIPIP}) {
+			continue
+		}
+		for _, d := range devices {
+			if answers(d.Module, s) && !slices.Contains(modules, d.Module) {
+				modules = append(modules, d.Module)
+			}
+		}
+	}
+	return modules
+}
+
+// answers tells whether the kernel answers what is for s once this driver is loaded. What ipip and sit have in common does it for both protocols
+// (net/ipv4/tunnel4.c), over IPv6 net/ipv6/tunnel6.c.
+func answers(module string, s wire.Socket) bool {
+	plain, gre := s.Protocol == packet.ProtoIPIP || s.Protocol == packet.ProtoIPv6, s.Protocol == packet.ProtoGRE
+	switch module {
+	case "ipip", "sit":
+		return !s.Over6 && plain
+	case "ip6_tunnel":
+		return s.Over6 && plain
+	case "ip_gre":
+		return !s.Over6 && gre
+	case "ip6_gre":
+		return s.Over6 && gre
+	}
+	return false
 }
 
 // endQuiet undoes keepQuiet.

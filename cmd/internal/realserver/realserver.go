@@ -39,7 +39,7 @@ type agent struct {
 	workers   []*endpoint.Worker
 	mss       endpoint.MSS // what SYN-ACKs may advertise now
 	quiet     bool         // the kernel's own driver is kept so
-	noisy     bool         // that failed
+	warned    string       // of those that are not
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -76,14 +76,6 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
 	a.keepQuiet()
-	if tunnels, err := kernelTunnels(cfg); err == nil {
-		for _, t := range tunnels {
-			if t.Module != "ipip" { // of that keepQuiet has seen to it
-				a.log.Warn("the kernel's own tunnel driver is loaded: it answers every tunnel packet with ICMP port unreachable: remove it (modprobe -r "+t.Module+")", "device", t.Name)
-				break
-			}
-		}
-	}
 	own, err := routing.LocalAddrs()
 	if err != nil {
 		return nil, err
@@ -162,13 +154,13 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 			case e.Kind.UDP():
 				all = append(all, wire.Socket{Protocol: packet.ProtoUDP, Over6: six, Port: cfg.EncapPort})
 			case e.Kind == encap.KindGRE:
-				all = append(all, wire.Socket{Protocol: encap.ProtoGRE, Over6: six})
+				all = append(all, wire.Socket{Protocol: packet.ProtoGRE, Over6: six})
 			default:
 				if vip4 {
 					all = append(all, wire.Socket{Protocol: packet.ProtoIPIP, Over6: six})
 				}
 				if vip6 {
-					all = append(all, wire.Socket{Protocol: encap.ProtoIPv6, Over6: six})
+					all = append(all, wire.Socket{Protocol: packet.ProtoIPv6, Over6: six})
 				}
 			}
 		}
@@ -305,7 +297,7 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	return s
 }
 
-// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again.
+// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again when the kernel reports no change.
 const pathsEvery = 10 * time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
@@ -322,10 +314,7 @@ func (a *agent) run(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
 		},
-		daemon.Every(pathsEvery, func() {
-			a.refresh()
-			a.keepQuiet()
-		}),
+		a.watch,
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -355,6 +344,22 @@ func discard(q *tundev.Queue) error {
 		} else if err != nil {
 			return err
 		}
+	}
+}
+
+// watch refreshes when the machine has changed, so that a new address of this host is soon nobody else's.
+func (a *agent) watch(ctx context.Context) error {
+	t := time.NewTicker(pathsEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-a.network.Changed(): // once a second at the most
+		}
+		a.refresh()
+		a.keepQuiet()
 	}
 }
 
