@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -43,6 +45,38 @@ func TestReadmeConfigurations(t *testing.T) {
 	}
 	if directors < 2 || realservers < 2 {
 		t.Errorf("%d configurations of directors, %d of realservers", directors, realservers)
+	}
+}
+
+// TestReadmeKeys wants every key that a configuration may have in the reference: it puts an unknown one into each table, and is told the known ones.
+func TestReadmeKeys(t *testing.T) {
+	header, inline := regexp.MustCompile(`(?m)^\s*\[.*\]$`), regexp.MustCompile(`(= \{) `)
+	known, word := regexp.MustCompile(`(?m)unknown key: want (.*)$`), regexp.MustCompile(`[a-z0-9_]+`)
+	for name, parse := range map[string]func([]byte) error{
+		"director.toml": func(b []byte) error {
+			_, err := config.ParseDirector("README.md", b, config.Features{Schedulers: balancer.Schedulers()})
+			return err
+		},
+		"realserver.toml": func(b []byte) error {
+			_, err := config.ParseRealserver("README.md", b)
+			return err
+		},
+	} {
+		_, block, _ := strings.Cut(readme(t), "\n`"+name+"`:\n\n```toml\n")
+		block, _, _ = strings.Cut(block, "```")
+		edited := inline.ReplaceAllString(header.ReplaceAllString(block, "$0\nxxxxxxxxxx = 1"), "$1 xxxxxxxxxx = 1, ")
+		lists := known.FindAllStringSubmatch(fmt.Sprint(parse([]byte(edited))), -1)
+		if want := strings.Count(edited, "xxxxxxxxxx"); want == 0 || len(lists) != want {
+			t.Errorf("%s: keys of %d tables, want %d: %q", name, len(lists), want, lists)
+		}
+		for _, list := range lists {
+			for _, key := range word.FindAllString(list[1], -1) {
+				// A key, or a table of its own.
+				if key != "or" && !regexp.MustCompile(`(?m)(^|[{,])\s*(`+key+`\s*=|\[+([a-z]+\.)?`+key+`\])`).MatchString(block) {
+					t.Errorf("%s: key %s is not in the README's reference", name, key)
+				}
+			}
+		}
 	}
 }
 
