@@ -54,6 +54,7 @@ func newWays(t *testing.T) *site {
 	return s
 }
 
+// addAddress6 adds an address, and waits until the kernel, which does it behind our back, has made it ready.
 func addAddress6(t *testing.T, h *lab.Host, link string, a netip.Addr) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -66,6 +67,14 @@ func addAddress6(t *testing.T, h *lab.Host, link string, a netip.Addr) {
 	if err != nil {
 		t.Fatalf("%s: %s: %v", h.Name, a, err)
 	}
+	eventually(t, fmt.Sprintf("%s has %v", h.Name, a), soon, func() (ready bool) {
+		err := h.Do(func() error {
+			routes, err := netlink.RouteGet(a.AsSlice())
+			ready = err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
+			return nil
+		})
+		return err == nil && ready
+	})
 }
 
 func route6(to netip.Prefix, via netip.Addr) *netlink.Route {
