@@ -160,7 +160,7 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) packet
 		w.out.fragment(b.Bytes(), dest.MTU)
 		return packet.Accept
 	}
-	w.out.add(b.Bytes())
+	w.out.addWrapped(&dest.Tunnel, b.Bytes())
 	return packet.Accept
 }
 

@@ -41,9 +41,10 @@ type output struct {
 	refused int          // calls of udp in a row
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
-	segs []packet.Segment
-	room []byte // for the headers of pieces
-	free []byte // what is left of it
+	segs  []packet.Segment
+	inUDP int    // of segs: whole packets in UDP, some of which may go together
+	room  []byte // for the headers of pieces
+	free  []byte // what is left of it
 
 	trains trains
 	large  [packet.MaxPieces]packet.Segment // datagrams of a super-packet that have to be fragmented each
@@ -67,6 +68,14 @@ func (o *output) add(p []byte) {
 		o.flush()
 	}
 	o.segs = append(o.segs, packet.Segment{Head: p})
+}
+
+// addWrapped is add for a packet in a tunnel.
+func (o *output) addWrapped(t *encap.Tunnel, p []byte) {
+	o.add(p)
+	if t.Kind().UDP() {
+		o.inUDP++
+	}
 }
 
 // fragment appends the packet p, of an IP header without options or extension headers, as pieces of at most mtu bytes.
@@ -191,9 +200,10 @@ func (o *output) flush() {
 
 // send sends all of segs, and counts it. A packet that the kernel refuses costs that packet alone.
 func (o *output) send() {
-	if o.udp != nil && len(o.segs) <= sendBatch {
+	if o.inUDP > 1 && o.udp != nil && len(o.segs) <= sendBatch {
 		o.sendTrains()
 	}
+	o.inUDP = 0
 	for segs := o.segs; len(segs) > 0; {
 		n, err := o.sink.Send(segs)
 		for i := range segs[:n] {

@@ -93,10 +93,15 @@ func (t *trains) sort(segs []packet.Segment) {
 func (o *output) sendTrains() {
 	t := &o.trains
 	t.sort(o.segs)
+	together := false
 	for c := range t.chains {
 		if t.first[c] != t.last[c] && !t.single[c] && o.udp != nil {
 			o.sendChain(t.first[c])
+			together = true
 		}
+	}
+	if !together {
+		return
 	}
 	rest := o.segs[:0]
 	for _, s := range o.segs {

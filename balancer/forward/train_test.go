@@ -45,8 +45,8 @@ func (c *cars) Send(segs []packet.Segment) (int, error) {
 	return len(segs), nil
 }
 
-// inUDPTunnel is a packet in a tunnel over UDP; number tells it from others.
-func inUDPTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) []byte {
+// tunnelOverUDP is one over either family, to a realserver known by the last byte of its address.
+func tunnelOverUDP(t testing.TB, six bool, last byte) *encap.Tunnel {
 	t.Helper()
 	c := encap.Config{Kind: encap.KindGUE, Source: source, Destination: netip.AddrFrom4([4]byte{10, 0, 11, last}), Port: 6080}
 	if six {
@@ -56,13 +56,19 @@ func inUDPTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos b
 	if err != nil {
 		t.Fatal(err)
 	}
+	return &tunnel
+}
+
+// inUDPTunnel is a packet in such a tunnel; number tells it from others.
+func inUDPTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) []byte {
+	t.Helper()
 	p := udp(53, df, size)
 	binary.BigEndian.PutUint32(p[28:], number)
 	p.SetTOS(tos)
 	p.SetChecksum()
 	bufs := packet.NewBufs(1)
 	bufs[0].SetLen(copy(bufs[0].Room(), p))
-	tunnel.Wrap(&bufs[0], port)
+	tunnelOverUDP(t, six, last).Wrap(&bufs[0], port)
 	return bytes.Clone(bufs[0].Bytes())
 }
 
@@ -106,6 +112,7 @@ func TestTrains(t *testing.T) {
 			want[key] = append(want[key], number(b))
 			o.segs = append(o.segs, packet.Segment{Head: b})
 		}
+		o.inUDP = n
 		o.flush()
 		got := map[string][]uint32{}
 		for _, out := range [][][]byte{sink.out, raw.out} {
@@ -141,7 +148,7 @@ func TestTrainsOfAFlow(t *testing.T) {
 		var o output
 		o.init(raw, sink, &tally, NewShared())
 		for i, size := range c.sizes {
-			o.add(inUDPTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
+			o.addWrapped(tunnelOverUDP(t, false, 2), inUDPTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
 		}
 		o.flush()
 		if sink.calls != c.calls || len(raw.out) != c.raw || len(sink.out)+len(raw.out) != len(c.sizes) {
@@ -158,11 +165,12 @@ func TestTrainsNeverTaken(t *testing.T) {
 	var o output
 	o.init(raw, sink, &tally, NewShared())
 	const batches = 2 * refusals
+	tunnel := tunnelOverUDP(t, false, 2)
 	for range batches {
-		o.add(inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1))
-		o.add(inUDPTunnel(t, false, 2, 1000, 100, 0, true, 2))
+		o.addWrapped(tunnel, inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1))
+		o.addWrapped(tunnel, inUDPTunnel(t, false, 2, 1000, 100, 0, true, 2))
 		for _, port := range []uint16{1001, 1001, 1002, 1002} {
-			o.add(inUDPTunnel(t, false, 2, port, 100, 0, true, 3))
+			o.addWrapped(tunnel, inUDPTunnel(t, false, 2, port, 100, 0, true, 3))
 		}
 		o.flush()
 	}
