@@ -2,7 +2,6 @@ package wire
 
 import (
 	"errors"
-	"fmt"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -68,17 +67,12 @@ func errorFilter6() []bpf.Instruction {
 }
 
 func newErrorReceiver(family, protocol int, program []bpf.Instruction) (*ErrorReceiver, error) {
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	f, err := openRaw(family, protocol, func(fd int) error {
+		setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, errorBuffer)
+		return filter(fd, program)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("raw socket for ICMP errors: %w: run as root, or with CAP_NET_RAW", err)
-	}
-	if err := filter(fd, program); err != nil {
-		return nil, errors.Join(fmt.Errorf("raw socket for ICMP errors: %w", err), unix.Close(fd))
-	}
-	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, errorBuffer)
-	f, err := pollfd.New(fd)
-	if err != nil {
-		return nil, fmt.Errorf("raw socket for ICMP errors: %w", err)
+		return nil, err
 	}
 	r := &ErrorReceiver{fd: f, six: family == unix.AF_INET6,
 		msgs: mmsg{fd: f, trap: unix.SYS_RECVMMSG, events: unix.POLLIN, hdrs: make([]mmsghdr, errorBatch)}}

@@ -98,7 +98,7 @@ func newReceiver(sockets []Socket, i, n int) (*Receiver, error) {
 	}
 	group, err := pollfd.NewGroup(fds)
 	if err != nil {
-		return nil, err
+		return nil, advise(err)
 	}
 	r := &Receiver{fds: group, sockets: sockets, next: len(sockets), limit: Batch}
 	for i := range r.hdrs {
@@ -118,10 +118,8 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	if udp {
 		kind = unix.SOCK_DGRAM
 	}
-	if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); errors.Is(err, unix.EPERM) {
-		return -1, fmt.Errorf("%w: run as root, or with CAP_NET_RAW", err)
-	} else if err != nil {
-		return -1, err
+	if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); err != nil {
+		return -1, advise(err)
 	}
 	opened := fd
 	defer func() {
@@ -172,7 +170,7 @@ func (s Socket) checkFree() error {
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return advise(err)
 	}
 	defer unix.Close(fd)
 	return s.bindTo(fd)
