@@ -3,7 +3,6 @@ package wire
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,11 +26,7 @@ func TestReceiversLearnNoPathMTU(t *testing.T) {
 		if err := netlink.AddrAdd(near, addr); err != nil {
 			t.Fatal(err)
 		}
-		rs, err := NewReceivers(1, Socket{Protocol: packet.ProtoIPIP}, Socket{Protocol: unix.IPPROTO_GRE})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rs[0].Close()
+		mustReceivers(t, 1, Socket{Protocol: packet.ProtoIPIP}, Socket{Protocol: unix.IPPROTO_GRE})
 		from, router := netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("10.0.2.1")
 		l, err := LearnPathMTU(unix.IPPROTO_IPV6) // to know when all has been treated
 		if err != nil {
@@ -51,11 +46,7 @@ func TestReceiversLearnNoPathMTU(t *testing.T) {
 		send(packet.ProtoIPIP, director)
 		send(unix.IPPROTO_GRE, director)
 		send(unix.IPPROTO_IPV6, last)
-		for deadline := time.Now().Add(10 * time.Second); mtuTo(t, last) != 600; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("the error that is believed was not")
-			}
-		}
+		await(t, "the error that is believed teaches an MTU", func() bool { return mtuTo(t, last) == 600 })
 		if got := mtuTo(t, director); got != 0 {
 			t.Errorf("MTU %d learned from a forged error", got)
 		}

@@ -82,11 +82,7 @@ func (s Socket) packetFor(class byte, payload []byte) []byte {
 // TestEverySocket: whatever a packet comes by, it has an outer header with its protocol, source and class.
 func TestEverySocket(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewReceivers(1, everySocket()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rs[0].Close()
+		rs := mustReceivers(t, 1, everySocket()...)
 		w := newThrower(t)
 		bufs := packet.NewBufs(4)
 		for i, s := range everySocket() {
@@ -132,11 +128,7 @@ func TestEverySocket(t *testing.T) {
 // TestSocketsTakeTurns: what comes by one socket does not keep what comes by the others waiting.
 func TestSocketsTakeTurns(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewReceivers(1, everySocket()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rs[0].Close()
+		rs := mustReceivers(t, 1, everySocket()...)
 		w := newThrower(t)
 		all := everySocket()
 		for range 3 * Batch {
@@ -162,16 +154,8 @@ func TestSocketsTakeTurns(t *testing.T) {
 
 func TestReceiverAllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewReceivers(1, everySocket()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rs[0].Close()
-		s, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		rs := mustReceivers(t, 1, everySocket()...)
+		s := mustSender(t)
 		segs := []packet.Segment{{Head: outer(100, 1)}, {Head: outer(100, 2)}}
 		bufs := packet.NewBufs(2)
 		if n := testing.AllocsPerRun(100, func() {

@@ -99,11 +99,7 @@ func sendAll(t *testing.T, s *Sender, segs []packet.Segment) (errs []error) {
 // TestSendBothFamilies: packets of both IP versions leave in their order, those of IPv6 as they are.
 func TestSendBothFamilies(t *testing.T) {
 	inNamespace(t, func() {
-		s, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		s := mustSender(t)
 		quiet(t)
 		next := capture(t, "lo")
 		var segs []packet.Segment
@@ -131,11 +127,7 @@ func TestSendBothFamilies(t *testing.T) {
 // TestSendGoesOnBehindRefused6: what a packet is refused for costs that packet alone, whatever family it and those about it have.
 func TestSendGoesOnBehindRefused6(t *testing.T) {
 	inNamespace(t, func() {
-		s, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		s := mustSender(t)
 		quiet(t)
 		next := capture(t, "lo")
 		unreachable := outer6(10, 3)
@@ -200,11 +192,7 @@ func lowestFree(t *testing.T) int {
 // TestSendWithoutIPv6 is about a kernel that has none.
 func TestSendWithoutIPv6(t *testing.T) {
 	inNamespace(t, func() {
-		s, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		s := mustSender(t)
 		six := s.six
 		s.six = nil
 		defer six.fd.Close()
@@ -216,11 +204,7 @@ func TestSendWithoutIPv6(t *testing.T) {
 
 func TestSend6AllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
-		s, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		s := mustSender(t)
 		segs := []packet.Segment{{Head: outer6(100, 1)}, {Head: outer(100, 2)}}
 		if n := testing.AllocsPerRun(100, func() {
 			for i := range segs {
@@ -285,11 +269,7 @@ func TestLearnPathMTU(t *testing.T) {
 					if !learns {
 						continue // it has been treated when the next one has
 					}
-					for end := time.Now().Add(10 * time.Second); mtuTo(t, to) != 1333; time.Sleep(time.Millisecond) {
-						if time.Now().After(end) {
-							t.Fatalf("protocol %d to %v: MTU %d", protocol, to, mtuTo(t, to))
-						}
-					}
+					await(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to), func() bool { return mtuTo(t, to) == 1333 })
 					if before := to.Prev(); mtuTo(t, before) != 0 {
 						t.Errorf("protocol %d to %v: MTU %d without sockets", protocol, before, mtuTo(t, before))
 					}
@@ -348,16 +328,10 @@ func mtuTo(t *testing.T, a netip.Addr) int {
 // another route.
 func awaitLocal(t *testing.T, address string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	await(t, "there is a way to "+address, func() bool {
 		routes, err := netlink.RouteGet(net.ParseIP(address))
-		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no way to %s: %v, %v", address, routes, err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
+	})
 }
 
 // TestUDPSendsOverBothFamilies: the same sockets, and so the same source ports, serve IPv4 and IPv6; addresses, class and hop limit are those of the packets.

@@ -108,11 +108,7 @@ func TestUDPTOS(t *testing.T) {
 		}
 		defer rs[0].Close()
 		rs[1].Close() // all flows are the other's then
-		raw, err := NewSender()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer raw.Close()
+		raw := mustSender(t)
 		segs, want := udpSegments(5000, 6080, 1, 100, 100)
 		segs[0].Head[1] = 0xb9
 		binary.BigEndian.PutUint16(segs[0].Head[24:], 108)
@@ -129,11 +125,7 @@ func TestUDPTOS(t *testing.T) {
 
 func TestUDPAllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
-		rs, err := NewReceivers(1, Socket{Protocol: packet.ProtoUDP, Port: 6080})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rs[0].Close()
+		rs := mustReceivers(t, 1, Socket{Protocol: packet.ProtoUDP, Port: 6080})
 		s, err := NewUDPSender(1)
 		if err != nil {
 			t.Fatal(err)

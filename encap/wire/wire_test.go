@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -52,16 +53,7 @@ func inNamespace(t *testing.T, fn func()) {
 
 func open(t *testing.T) (*Sender, *Receiver) {
 	t.Helper()
-	s, err := NewSender()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	r, err := NewReceivers(1, Socket{Protocol: packet.ProtoIPIP})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r[0].Close() })
+	s, r := mustSender(t), mustReceivers(t, 1, Socket{Protocol: packet.ProtoIPIP})
 	return s, r[0]
 }
 
@@ -230,4 +222,40 @@ func TestBatchesAllocateNothing(t *testing.T) {
 			t.Errorf("%v allocations a batch", n)
 		}
 	})
+}
+
+// mustSender is a Sender until the test ends.
+func mustSender(t *testing.T) *Sender {
+	t.Helper()
+	s, err := NewSender()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// mustReceivers are n Receivers until the test ends.
+func mustReceivers(t *testing.T, n int, sockets ...Socket) []*Receiver {
+	t.Helper()
+	rs, err := NewReceivers(n, sockets...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, r := range rs {
+			r.Close()
+		}
+	})
+	return rs
+}
+
+// await waits for what the kernel does behind our back; what says what is missing otherwise.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10s: %s", what)
+		}
+	}
 }
