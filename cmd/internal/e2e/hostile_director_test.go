@@ -21,7 +21,6 @@ func TestHostileDirector(t *testing.T) {
 		s.echoUDP(web, 53)
 	}
 	given := s.count(s.Director, "vs0", lab.Filter{Direction: lab.Out})
-	pid, descriptors := s.director.Pid(), s.director.descriptors()
 	settle := func() {
 		t.Helper()
 		last := ^uint64(0)
@@ -34,6 +33,7 @@ func TestHostileDirector(t *testing.T) {
 	}
 	s.mustParrot(80, "")
 	settle()
+	pid, descriptors := s.director.Pid(), s.director.descriptors() // once it works: it begins to watch the network only after it is ready
 
 	client := s.thrower(s.Client)
 	random := rand.New(rand.NewPCG(3, 4))
