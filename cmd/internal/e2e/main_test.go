@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 )
 
@@ -18,6 +21,11 @@ const (
 func TestMain(m *testing.M) {
 	if role := os.Getenv(helperEnv); role != "" {
 		os.Exit(helper(role, os.Args[1:]))
+	}
+	flag.Parse()
+	if err := parallelize(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
 	}
 	if missing() != "" {
 		os.Exit(m.Run()) // every test skips
@@ -39,6 +47,16 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 	}
 	os.Exit(code)
+}
+
+// parallelize runs more parallel tests at once than there are CPUs, unless -parallel says how many: most of them wait for time to pass.
+func parallelize() error {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
 }
 
 // buildPrograms makes the programs in a directory which everybody may enter, since one test runs them as nobody.
