@@ -115,7 +115,7 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	if retryDelay == 0 {
 		retryDelay = t.delay
 	}
-	k.settleTimes(s, c, retry, retryDelay)
+	k.settleTimes(s, c, retry, retryDelay, t.retryDelay > 0)
 	if !k.settlePort(s, c, connectPort, port) {
 		return nil
 	}
@@ -164,17 +164,16 @@ func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool 
 // Bounds that director.toml has for checks.
 const (
 	leastInterval = 100 * time.Millisecond
-	mostInterval  = time.Hour
+	mostInterval  = 24 * time.Hour
 	leastTimeout  = 10 * time.Millisecond
-	mostTimeout   = time.Minute
-	mostFall      = 100
+	mostFall      = 1000
 )
 
 // queryTypes are the types of records that a check can ask for, of those that keepalived can.
 var queryTypes = []string{"A", "AAAA", "NS", "CNAME", "SOA", "MX", "TXT"}
 
-// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due.
-func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration) {
+// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due, explicit where delay_before_retry says when.
+func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration, explicit bool) {
 	bound := func(name string, d *time.Duration, least, most time.Duration) {
 		if within := min(max(*d, least), most); within != *d {
 			k.noteOf(s, c.Place, "%s of %s: %s is in its place: want %s to %s", name, duration(*d), duration(within), duration(least), duration(most))
@@ -182,10 +181,10 @@ func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay tim
 		}
 	}
 	bound("a check's interval", &c.interval, leastInterval, mostInterval)
-	bound("a check's timeout", &c.timeout, leastTimeout, mostTimeout)
+	bound("a check's timeout", &c.timeout, leastTimeout, c.interval)
 	c.fall = min(retry+1, mostFall)
 	theirs := c.interval + c.timeout + time.Duration(retry)*(retryDelay+c.timeout)
-	if ours := time.Duration(c.fall)*c.interval + c.timeout; ours > theirs {
+	if ours := time.Duration(c.fall)*c.interval + c.timeout; ours > theirs*3/2 || explicit && ours != theirs {
 		k.noteOf(s, s.Place, "retry %d, %s apart, becomes fall = %d, %s apart: a dead realserver is out within %s, with keepalived within %s: shorten interval where that is too long",
 			retry, duration(retryDelay), c.fall, duration(c.interval), duration(ours), duration(theirs))
 	}
@@ -203,7 +202,7 @@ func (k *keepalived) unknown(s *service, block, st *statement) {
 	k.noteOf(s, st.Place, "%s of %s: no counterpart: left out", st.name(), block.name())
 }
 
-func (c *check) add(name, value, comment string) { c.keys = append(c.keys, key{name, value, comment}) }
+func (c *check) add(name, value string) { c.keys = append(c.keys, key{name: name, value: value}) }
 
 // httpGet reads HTTP_GET and SSL_GET. Of several URLs the first one stays.
 func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings) bool {
@@ -272,10 +271,10 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 		k.noteOf(s, url.Place, "path %q: is none: / is in its place", path)
 		path = "/"
 	}
-	c.add("path", quote(path), "")
+	c.add("path", quote(path))
 	if host != "" {
 		if isHost(host) {
-			c.add("host", quote(host), "")
+			c.add("host", quote(host))
 		} else {
 			k.noteOf(s, url.Place, "virtualhost %q: is no name: left out: write host in the check", host)
 			host = ""
@@ -285,15 +284,17 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 		status = []string{"200-299"} // keepalived's default
 	}
 	for i, w := range status {
-		status[i] = quote(w)
+		if status[i] = w; strings.Contains(w, "-") {
+			status[i] = quote(w)
+		}
 	}
-	c.add("status", "["+strings.Join(status, ", ")+"]", "")
+	c.add("status", "["+strings.Join(status, ", ")+"]")
 	k.body(s, c, url.Place, body, options, noMatch)
 	if c.kind == "https" {
 		if sni && host != "" {
-			c.add("sni", quote(host), "")
+			c.add("sni", quote(host))
 		}
-		c.add("verify", "false", "keepalived does not look at certificates")
+		c.add("verify", "false")
 	}
 	return true
 }
@@ -316,9 +317,15 @@ func isHost(text string) bool {
 	}) < 0
 }
 
-// plain tells whether text has neither control characters nor white space.
+// plain tells whether text is ASCII without control characters and white space.
 func plain(text string) bool {
-	return utf8.ValidString(text) && strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
+	return strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+}
+
+// isDomain tells whether it is a domain name (RFC 1035, section 2.3.4).
+func isDomain(text string) bool {
+	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
+	return text == "." || isHost(text) && !slices.ContainsFunc(labels, func(l string) bool { return l == "" || len(l) > 63 })
 }
 
 // body takes a regular expression, which keepalived reads as PCRE2 does, and we as RE2.
@@ -335,7 +342,7 @@ func (k *keepalived) body(s *service, c *check, at Place, expression, options st
 	case err != nil || !utf8.ValidString(expression):
 		k.noteOf(s, at, "regex %q: is none of RE2's (%v): left out: write body, a regular expression that a good page matches", expression, err)
 	default:
-		c.add("body", quote(expression), "")
+		c.add("body", quote(expression))
 	}
 }
 
@@ -346,7 +353,7 @@ func (k *keepalived) smtpCheck(s *service, c *check, block *statement, _ setting
 			continue
 		}
 		if first, _ := st.rest(); isHost(first) {
-			c.add("helo", quote(first), "")
+			c.add("helo", quote(first))
 		} else {
 			k.noteOf(s, st.Place, "helo_name %q: is no name: left out", first)
 		}
@@ -366,7 +373,7 @@ func (k *keepalived) dnsCheck(s *service, c *check, block *statement, _ settings
 			k.unknown(s, block, st)
 		}
 	}
-	if !isHost(name) {
+	if !isDomain(name) {
 		k.noteOf(s, c.Place, "DNS_CHECK: %q is no name: left out: write a check of type dns with a query", name)
 		return false
 	}
@@ -374,8 +381,8 @@ func (k *keepalived) dnsCheck(s *service, c *check, block *statement, _ settings
 		k.noteOf(s, c.Place, "DNS_CHECK: type %q: SOA is in its place: want %s", kind, strings.Join(queryTypes, ", "))
 		kind = "SOA"
 	}
-	c.add("query", quote(name), "")
-	c.add("query_type", quote(kind), "")
+	c.add("query", quote(name))
+	c.add("query_type", quote(kind))
 	return true
 }
 
@@ -403,7 +410,7 @@ func (k *keepalived) miscCheck(s *service, c *check, block *statement, t setting
 		k.noteOf(s, c.Place, "MISC_CHECK: %q is no command with an absolute path: left out: write command in a check of type exec", strings.Join(command, " "))
 		return false
 	}
-	c.add("command", list(command), "")
+	c.add("command", list(command))
 	return true
 }
 
@@ -420,13 +427,13 @@ func (k *keepalived) udpCheck(s *service, c *check, block *statement, _ settings
 		switch st.name() {
 		case "payload":
 			if text, ok := fromHex(hex); ok && text != "" {
-				c.add("send", quote(text), "")
+				c.add("send", quote(text))
 			} else {
 				k.noteOf(s, st.Place, "payload %s: is no UTF-8, which the strings of TOML are: left out: write send in the check", hex)
 			}
 		case "require_reply":
 			if expression, ok := hexPattern(hex); ok {
-				c.add("expect", quote(expression), "")
+				c.add("expect", quote(expression))
 			} else {
 				k.noteOf(s, st.Place, "require_reply %s: is no ASCII: left out: write expect in the check, a regular expression that an answer matches", hex)
 			}

@@ -44,7 +44,8 @@ type keepalived struct {
 
 // What has no counterpart, and what to do about it, by the beginning of its keyword.
 var elsewhere = []struct{ prefix, what string }{
-	{"vrrp_", "VRRP is none of this: keep keepalived for it, without its virtual_server blocks. The director's host must not own the VIPs: let VRRP move an address that routers send them to"},
+	{"vrrp_instance", "VRRP is none of this: keep keepalived for it, without its virtual_server blocks"},
+	{"vrrp_", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"static_ipaddress", "set up the host's addresses with its own network configuration"},
 	{"static_route", "set up the host's routes with its own network configuration"},
 	{"static_rule", "set up the host's rules with its own network configuration"},
@@ -157,7 +158,7 @@ func (k *keepalived) checkVRRPAddresses() {
 			for _, s := range list.block {
 				address, _, _ := strings.Cut(s.name(), "/")
 				if a, err := netip.ParseAddr(address); err == nil && vips[a] {
-					k.note(s.Place, "%s %s: is a VIP, which the director's host must not own, or its packets never reach the director: put an address of the directors' own there, and route the VIP to it", list.name(), a)
+					k.note(s.Place, "%s %s: is a VIP, which the director's host must not own: let VRRP move an address of the directors' own, and route the VIP to that", list.name(), a)
 				}
 			}
 		}
@@ -174,6 +175,9 @@ func (k *keepalived) virtualServer(block *statement) {
 		s.ports = []uint16{0}
 		s.want = "fwmark-" + block.arg(2)
 		k.fill(&s, block)
+		if block.find("protocol") == nil {
+			s.protocol = "tcp" // as likely as any: a mark has none
+		}
 		k.addMark(&s, block.Place)
 	case "group":
 		group, ok := k.groups[block.arg(2)]
@@ -374,7 +378,9 @@ func (k *keepalived) timer(s *service, st *statement, to *time.Duration) {
 
 // fill reads the block of a virtual_server into s, whose VIPs and ports are known.
 func (k *keepalived) fill(s *service, block *statement) {
-	s.protocol = "tcp"
+	if s.protocol = "udp"; block.find("protocol") == nil && len(s.vips) > 0 {
+		k.noteOf(s, block.Place, "no protocol: udp, which keepalived takes then: write tcp where that was meant")
+	}
 	general := settings{delay: 60 * time.Second, timeout: 5 * time.Second, retry: -1, tunnel: tunnel{encap: "ipip"}}
 	method := ""
 	for _, st := range block.block {

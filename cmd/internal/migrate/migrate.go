@@ -71,6 +71,11 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 // finish makes what was read consistent, and writes it.
 func (p *plan) finish(source string) *Import {
 	p.settle()
+	for i, n := range p.notes {
+		if n.of != nil && !slices.Contains(p.services, n.of) && !slices.Contains(p.marks, n.of) {
+			p.notes[i].of = nil // the service has been left out
+		}
+	}
 	slices.SortStableFunc(p.notes, func(a, b Note) int {
 		if a.File != b.File {
 			return 0 // an included file's lines stay where they were included

@@ -102,7 +102,6 @@ func (p *plan) settle() {
 			return false
 		})
 		if len(s.vips) == 0 {
-			p.disown(s)
 			continue
 		}
 		for _, vip := range s.vips {
@@ -121,22 +120,10 @@ func (p *plan) settle() {
 		s.name = unique(s.title(), names)
 		p.settleRealservers(s, vips)
 		p.settleTunnels(s)
-		if s.sorry.IsValid() && vips[s.sorry] {
-			p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", s.sorry)
-			s.sorry = netip.Addr{}
-		}
+		p.settleQuorum(s, vips)
 		if s.onePacket && s.protocol != "udp" {
 			p.noteOf(s, s.Place, "one-packet scheduling is for udp only, in IPVS too: left out")
 			s.onePacket = false
-		}
-	}
-}
-
-// disown makes the notes about a service that has been left out the file's.
-func (p *plan) disown(s *service) {
-	for i := range p.notes {
-		if p.notes[i].of == s {
-			p.notes[i].of = nil
 		}
 	}
 }
@@ -165,6 +152,31 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 			p.noteOf(s, r.Place, "realserver %s: the lower threshold is more than the upper one: left out, which is three quarters of that", r.address)
 			r.lower = 0
 		}
+	}
+}
+
+// settleQuorum keeps a quorum within reach, as keepalived does, and a sorry server apart.
+func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
+	sum, drains := 0, len(s.realservers) == 0
+	for _, r := range s.realservers {
+		sum += r.weight
+		drains = drains || r.weight == 0
+		if s.sorry == r.address {
+			p.noteOf(s, s.Place, "sorry_server %s is also a realserver of this service: left out: name another host", s.sorry)
+			s.sorry = netip.Addr{}
+		}
+	}
+	if vips[s.sorry] {
+		p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", s.sorry)
+		s.sorry = netip.Addr{}
+	}
+	if most := max(s.quorum, 1) - 1; s.hysteresis > most {
+		p.noteOf(s, s.Place, "hysteresis %d is not less than the quorum: %d is in its place", s.hysteresis, most)
+		s.hysteresis = most
+	}
+	if need := s.quorum + s.hysteresis; need > max(sum, 1) && !drains {
+		p.noteOf(s, s.Place, "quorum %d with hysteresis %d is more than the weights of all realservers, %d: quorum %d without hysteresis is in its place", s.quorum, s.hysteresis, sum, min(s.quorum, sum))
+		s.quorum, s.hysteresis = min(s.quorum, sum), 0
 	}
 }
 
@@ -334,7 +346,7 @@ func (p *plan) noteMethod(s *service, at Place, method, address string) {
 
 // notePort says that a tunnel changes no port.
 func (p *plan) notePort(s *service, at Place, address string, port uint16) {
-	if len(s.ports) == 1 && s.ports[0] != port {
+	if !slices.Contains(s.ports, port) && !slices.Contains(s.ports, 0) {
 		p.noteOf(s, at, "%s port %d: a tunnel leaves ports as they are: let the server listen at the VIP's port %d", address, port, s.ports[0])
 	}
 }

@@ -69,6 +69,12 @@ func (p *plan) write(source string) []byte {
 	if len(p.notes) > 0 {
 		w.line("# A line that begins with \"# !\" says what has no counterpart, or is different, in which line of the source, and what to do.")
 	}
+	if p.hasChecks() {
+		w.line("#")
+		w.line("# Checks with via = \"tunnel\" go to the VIP, through the tunnel, as clients' packets do, and so find more than keepalived's, which go to the")
+		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up (initial) but for those with alpha,")
+		w.line("# one success makes them up again (rise), and nobody looks at certificates (verify).")
+	}
 	of := map[*service][]Note{}
 	for _, n := range p.notes {
 		of[n.of] = append(of[n.of], n)
@@ -99,21 +105,33 @@ func (p *plan) write(source string) []byte {
 	for _, s := range p.services {
 		w.line("")
 		w.notes("", of[s])
+		w.source(s)
 		w.service(s)
 	}
 	for _, s := range p.marks {
-		w.prefix = ""
 		w.line("")
 		w.notes("", of[s])
+		w.source(s)
 		w.prefix = "#"
 		w.service(s)
+		w.prefix = ""
 	}
 	return []byte(w.String())
 }
 
+func (p *plan) hasChecks() bool {
+	return slices.ContainsFunc(p.services, func(s *service) bool {
+		return slices.ContainsFunc(s.realservers, func(r *realserver) bool { return r.check != nil })
+	})
+}
+
+// source says where a service comes from.
+func (w *writer) source(s *service) {
+	w.line("# %s:%d: %s", printable(filepath.Base(s.File)), s.Line, s.source)
+}
+
 // service writes a service; one without VIPs is for a comment, with what is to be filled in.
 func (w *writer) service(s *service) {
-	w.line("# %s:%d: %s", printable(filepath.Base(s.File)), s.Line, s.source)
 	keys := []key{{"name", quote(s.name), ""}}
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	var vips, ports []string
@@ -247,24 +265,23 @@ func (s *service) check() *check {
 // check writes a check. Its values are all there, also those that are defaults, as keepalived's defaults are others.
 func (w *writer) check(indent, header string, c *check) {
 	keys := []key{{"type", quote(c.kind), ""}}
-	add := func(name, value, comment string) { keys = append(keys, key{name, value, comment}) }
-	switch {
-	case c.kind == "exec":
-	case c.via == "tunnel":
-		add("via", quote(c.via), `the VIP, through the tunnel, as clients reach it; keepalived checks the realserver's own address: "direct"`)
-	default:
-		add("via", quote(c.via), "as keepalived: the realserver's own address, since this is no port of the service")
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	if c.kind != "exec" {
+		add("via", quote(c.via))
 	}
 	if c.port != 0 {
-		add("port", strconv.Itoa(int(c.port)), "")
+		add("port", strconv.Itoa(int(c.port)))
+	}
+	if c.via == "direct" && c.port != 0 {
+		keys[len(keys)-1].comment = "no port of the service"
 	}
 	keys = append(keys, c.keys...)
-	add("interval", quote(duration(c.interval)), "")
-	add("timeout", quote(duration(c.timeout)), "")
-	add("rise", strconv.Itoa(c.rise), "")
-	add("fall", strconv.Itoa(c.fall), "")
+	add("interval", quote(duration(c.interval)))
+	add("timeout", quote(duration(c.timeout)))
+	add("rise", strconv.Itoa(c.rise))
+	add("fall", strconv.Itoa(c.fall))
 	if c.up {
-		add("initial", quote("up"), "as keepalived without alpha")
+		add("initial", quote("up"))
 	}
 	w.table(indent, header, keys)
 }
