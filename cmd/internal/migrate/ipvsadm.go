@@ -13,7 +13,7 @@ import (
 // IPVSAdm imports what ipvsadm-save, or ipvsadm -S, prints, and what ipvsadm -R reads: a line for each service, "-A", and each realserver, "-a". It also
 // takes lines that begin with the program's name, as scripts have them.
 func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
-	p := &ipvsadm{plan: &plan{program: "ipvsadm", schedulers: options.Schedulers}, known: map[string]*service{}}
+	p := &ipvsadm{plan: &plan{program: "ipvsadm", schedulers: options.Schedulers}, known: map[string]*service{}, lost: map[string]bool{}}
 	n := 0
 	for raw := range strings.Lines(string(text)) {
 		n++
@@ -38,6 +38,7 @@ func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
 type ipvsadm struct {
 	*plan
 	known map[string]*service // by its -t, -u or -f
+	lost  map[string]bool     // those that have been left out
 }
 
 // ruleOptions are ipvsadm's options: the short names, and whether a value follows: 'n'o, 'y'es, or 'm'aybe. See ipvsadm(8).
@@ -169,8 +170,8 @@ func (p *ipvsadm) addService(at Place, r rule) {
 	default:
 		a, port, err := hostPort(value)
 		if err != nil {
-			p.note(at, "%s: %v: left out", s.source, err)
-			p.known[id] = &service{Place: at} // its realservers go nowhere
+			p.note(at, "%s: %v: left out, with its realservers", s.source, err)
+			p.lost[id] = true
 			return
 		}
 		s.vips, s.ports = []netip.Addr{a}, []uint16{port}
@@ -232,6 +233,9 @@ func hostPort(text string) (netip.Addr, uint16, error) {
 func (p *ipvsadm) addServer(at Place, r rule) {
 	option, value := r.key()
 	s := p.known[option+" "+value]
+	if p.lost[option+" "+value] {
+		return
+	}
 	if s == nil {
 		p.note(at, "realserver %s: there is no service %s before it: left out: add the service (-A)", r.options["real-server"], strings.TrimSpace(shortFor[option]+" "+value))
 		return

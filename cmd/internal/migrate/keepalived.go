@@ -22,7 +22,7 @@ type Options struct {
 // keepalived.conf(5), its defaults are those of keepalived 2.
 func Keepalived(file string, text []byte, options Options) (*Import, error) {
 	p := &plan{program: "keepalived", schedulers: options.Schedulers}
-	r := &lineReader{id: options.ConfigID, include: options.Include, plan: p, defs: map[string]string{"_HASH": "#", "_BANG": "!"}}
+	r := &lineReader{id: options.ConfigID, include: options.Include, plan: p, defs: map[string]string{"_INSTANCE": options.ConfigID, "_HASH": "#", "_BANG": "!"}}
 	if err := r.file(file, filepath.Dir(file), text, 0); err != nil {
 		return nil, err
 	}

@@ -71,7 +71,10 @@ func (r *lineReader) file(name, dir string, text []byte, depth int) error {
 		}
 		definition.name, definition.lines = "", nil
 	}
-	r.defs["_PWD"], r.defs["_INSTANCE"] = dir, r.id
+	if absolute, err := filepath.Abs(dir); err == nil {
+		defer func(before string) { r.defs["_PWD"] = before }(r.defs["_PWD"])
+		r.defs["_PWD"] = absolute
+	}
 	n := 0
 	for raw := range strings.Lines(string(text)) {
 		n++
@@ -330,7 +333,6 @@ func (r *lineReader) includeFiles(at Place, dir, pattern string, depth int) erro
 		if err := r.file(name, filepath.Dir(name), text, depth+1); err != nil {
 			return err
 		}
-		r.defs["_PWD"] = dir
 	}
 	return nil
 }

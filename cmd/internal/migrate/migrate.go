@@ -5,6 +5,7 @@
 package migrate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,7 +15,7 @@ import (
 type Import struct {
 	TOML     []byte // director.toml
 	Services int    // in it; 0: nothing could be taken, and TOML is no configuration
-	Notes    []Note // in the order of the source
+	Notes    []Note // in the order of the source, those of included files behind it
 }
 
 // Note says of a line what has no counterpart, and what to do.
@@ -76,12 +77,13 @@ func (p *plan) finish(source string) *Import {
 			p.notes[i].of = nil // the service has been left out
 		}
 	}
-	slices.SortStableFunc(p.notes, func(a, b Note) int {
-		if a.File != b.File {
-			return 0 // an included file's lines stay where they were included
+	files := map[string]int{} // in the order in which they came
+	for _, n := range p.notes {
+		if _, known := files[n.File]; !known {
+			files[n.File] = len(files)
 		}
-		return a.Line - b.Line
-	})
+	}
+	slices.SortStableFunc(p.notes, func(a, b Note) int { return cmp.Or(files[a.File]-files[b.File], a.Line-b.Line) })
 	return &Import{TOML: p.write(source), Services: len(p.services), Notes: p.notes}
 }
 

@@ -75,6 +75,9 @@ func (p *plan) write(source string) []byte {
 		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up (initial) but for those with alpha,")
 		w.line("# one success makes them up again (rise), and nobody looks at certificates (verify).")
 	}
+	if p.program == "ipvsadm" {
+		w.line("# IPVS checks nobody. A [service.check] takes realservers out that don't work, and tells why: see the README.")
+	}
 	of := map[*service][]Note{}
 	for _, n := range p.notes {
 		of[n.of] = append(of[n.of], n)
