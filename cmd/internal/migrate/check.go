@@ -85,7 +85,7 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 		case "connect_ip":
 			a, err := netip.ParseAddr(st.arg(1))
 			if err != nil || a != r.address && !slices.Contains(s.vips, a) {
-				k.noteOf(s, st.Place, "connect_ip %s: no counterpart: left out: the check goes to the realserver itself", st.arg(1))
+				k.noteOf(s, st.Place, "connect_ip %s: no counterpart: left out: the check goes to this realserver", st.arg(1))
 			}
 		case "connect_port":
 			connectPort, _ = k.port(st.Place, "connect_port", st.arg(1))

@@ -72,6 +72,7 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 // finish makes what was read consistent, and writes it.
 func (p *plan) finish(source string) *Import {
 	p.settle()
+	notify := p.dispatcher()
 	for i, n := range p.notes {
 		if n.of != nil && !slices.Contains(p.services, n.of) && !slices.Contains(p.marks, n.of) {
 			p.notes[i].of = nil // the service has been left out
@@ -84,7 +85,7 @@ func (p *plan) finish(source string) *Import {
 		}
 	}
 	slices.SortStableFunc(p.notes, func(a, b Note) int { return cmp.Or(files[a.File]-files[b.File], a.Line-b.Line) })
-	return &Import{TOML: p.write(source), Services: len(p.services), Notes: p.notes}
+	return &Import{TOML: p.write(source, notify), Services: len(p.services), Notes: p.notes}
 }
 
 // printable keeps what a source may hold out of messages and comments, which are one line.

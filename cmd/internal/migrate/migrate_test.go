@@ -3,6 +3,7 @@ package migrate_test
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -178,6 +179,18 @@ virtual_server 2001:db8:100::80 80 {
 		if got, err := os.ReadFile(out); string(got) != c.want || err != nil {
 			t.Errorf("%s %s %s: %s, %v, want %s", c.kind, c.realserver, c.state, got, err, c.want)
 		}
+	}
+}
+
+// TestManyScripts has more scripts than an argument can hold: they are left out and named, and what stays is a configuration.
+func TestManyScripts(t *testing.T) {
+	var text strings.Builder
+	for n := range 2000 {
+		fmt.Fprintf(&text, "virtual_server 198.18.%d.%d 80 {\n protocol TCP\n lb_kind TUN\n quorum_down \"/usr/local/sbin/down %d\"\n}\n", n/250, n%250+1, n)
+	}
+	d, i := mustImport(t, migrate.Keepalived, text.String())
+	if len(d.Services) != 2000 || d.Notify.Command != nil || len(i.Notes) != 1 || !strings.Contains(i.Notes[0].Text, "1999 others") {
+		t.Errorf("%d services, a command of %d words, notes %v", len(d.Services), len(d.Notify.Command), i.Notes)
 	}
 }
 

@@ -29,8 +29,11 @@ func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, st
 	k.scripts = append(k.scripts, script{st.Place, s, realserver, state, command})
 }
 
+// maxDispatcher is less than an argument of a command can have: MAX_ARG_STRLEN in the kernel's include/uapi/linux/binfmts.h, 128 KiB.
+const maxDispatcher = 120 << 10
+
 // dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives: kind, service, realserver or "-",
-// old state, new state. It is "" without scripts.
+// old state, new state. It is "" without scripts, or where they are too many.
 func (p *plan) dispatcher() string {
 	var b strings.Builder
 	for _, s := range p.scripts {
@@ -49,6 +52,10 @@ func (p *plan) dispatcher() string {
 		b.WriteString("\"" + strings.Join([]string{kind, s.of.name, address, s.state}, " ") + "\") exec " + strings.Join(words, " ") + " ;;\n")
 	}
 	if b.Len() == 0 {
+		return ""
+	}
+	if b.Len() > maxDispatcher {
+		p.note(p.scripts[0].Place, "this script and %d others: too much for one command: left out: write a script that looks at its arguments, and its name as command in [notify]", len(p.scripts)-1)
 		return ""
 	}
 	return "case \"$1 $2 $3 $5\" in\n" + b.String() + "esac\n"

@@ -62,8 +62,8 @@ func (w *writer) notes(indent string, notes []Note) {
 	}
 }
 
-// write writes the director.toml.
-func (p *plan) write(source string) []byte {
+// write writes the director.toml; notify is the shell's program that hears of changes, or "".
+func (p *plan) write(source, notify string) []byte {
 	w := &writer{}
 	w.line("# From %s, by director import %s.", printable(filepath.Base(source)), p.program)
 	if len(p.notes) > 0 {
@@ -99,11 +99,11 @@ func (p *plan) write(source string) []byte {
 		w.line("")
 		w.table("", "[connections]", []key{{"timeouts", "{ " + strings.Join(list, ", ") + " }", ""}})
 	}
-	if program := p.dispatcher(); program != "" {
+	if notify != "" {
 		w.line("")
 		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments behind it: service or realserver, the")
 		w.line("# service's name, the realserver's address or -, the old state, the new state, why. It runs with the director's rights, which are few.")
-		w.table("", "[notify]", []key{{"command", `["/bin/sh", "-c", ` + block(program) + `, "notify"]`, ""}})
+		w.table("", "[notify]", []key{{"command", `["/bin/sh", "-c", ` + block(notify) + `, "notify"]`, ""}})
 	}
 	for _, s := range p.services {
 		w.line("")
