@@ -2,11 +2,21 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"vstun/balancer"
+	"vstun/cmd/internal/config"
 )
 
 const fixtures = "../migrate/testdata/"
@@ -140,6 +150,84 @@ func TestInteropImport(t *testing.T) {
 	s.command(s.Director, "", "ip", "addr", "del", s.VIP.String()+"/32", "dev", "lo")
 	s.startWrittenDirector(toml)
 	serves()
+}
+
+// imported is what a director.toml says of one VIP and port.
+type imported struct {
+	Scheduler   string
+	Flags       config.SchedulerFlags
+	Persistence config.Persistence
+	OnePacket   bool
+	EncapPort   uint16
+	Realservers []config.RealserverRef
+}
+
+// listeners are all protocols, VIPs and ports of a director.toml.
+func listeners(t *testing.T, toml string) map[string]imported {
+	t.Helper()
+	d, err := config.ParseDirector("x.toml", []byte(toml), config.Features{Schedulers: balancer.Schedulers()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]imported{}
+	for _, s := range d.Services {
+		slices.SortFunc(s.Realservers, func(a, b config.RealserverRef) int { return a.Address.Compare(b.Address) })
+		for _, vip := range s.VIPs {
+			for _, port := range s.Ports {
+				i := imported{s.Scheduler, s.Flags, s.Persistence, s.OnePacket, s.EncapPort, s.Realservers}
+				if i.Persistence.Netmask6 != 0 && vip.Is4() {
+					i.Persistence.Netmask6 = 128 // is not for this VIP
+				}
+				all[fmt.Sprint(s.Protocol, " ", vip, " ", port)] = i
+			}
+		}
+	}
+	return all
+}
+
+// TestInteropKeepalived has keepalived itself load a configuration into the kernel: what the import of its file says of each VIP and port is what
+// the import of the kernel's rules does.
+func TestInteropKeepalived(t *testing.T) {
+	needKernel(t)
+	needTool(t, "keepalived", "keepalived")
+	s := newSite(t, 0, nil)
+	file, err := filepath.Abs(fixtures + "keepalived/kernel.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, toml, notes := imports(t, nil, "keepalived", file)
+	if code != 0 {
+		t.Fatalf("exit status %d\n%s", code, notes)
+	}
+	want := listeners(t, toml)
+	pids := t.TempDir()
+	var log bytes.Buffer
+	cmd := exec.Command("keepalived", "--check", "--dont-fork", "--log-console", "--use-file="+file, "--pid="+pids+"/main", "--checkers_pid="+pids+"/check")
+	cmd.Stdout, cmd.Stderr = &log, &log
+	p, err := s.Director.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rules string
+	eventually(t, "keepalived has set all services up", 30*time.Second, func() bool {
+		rules = run(t, s.Director, exec.Command("ipvsadm", "-Sn")).stdout
+		realservers := 0
+		for _, l := range want {
+			realservers += len(l.Realservers)
+		}
+		return strings.Count(rules, "-A ") == len(want) && strings.Count(rules, "-a ") == realservers
+	})
+	if err := p.Stop(); err != nil {
+		t.Logf("keepalived: %v\n%s", err, log.Bytes())
+	}
+	code, toml, notes = imports(t, []byte(rules), "ipvsadm", "-")
+	if code != 0 || notes != "" {
+		t.Fatalf("exit status %d\n%s\n%s", code, notes, rules)
+	}
+	noThresholds := cmpopts.IgnoreFields(config.RealserverRef{}, "Upper", "Lower") // ipvsadm-save has none
+	if diff := cmp.Diff(listeners(t, toml), want, cmpopts.EquateComparable(netip.Addr{}), noThresholds); diff != "" {
+		t.Errorf("keepalived's own rules (-), and those that the import makes of its file (+):\n%s\nfrom\n%s", diff, rules)
+	}
 }
 
 // TestInteropRecorded restores the rules that were recorded into the kernel, which then prints the same.

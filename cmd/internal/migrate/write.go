@@ -76,7 +76,8 @@ func (p *plan) write(source, notify string) []byte {
 		w.line("# one success makes them up again (rise), and nobody looks at certificates (verify).")
 	}
 	if p.program == "ipvsadm" {
-		w.line("# IPVS checks nobody. A [service.check] takes realservers out that don't work, and tells why: see the README.")
+		w.line("# ipvsadm-save leaves thresholds out (-x, -y), which ipvsadm -Ln --thresholds shows: they are upper and lower of a realserver. And IPVS checks")
+		w.line("# nobody: a [service.check] takes realservers out that don't work.")
 	}
 	of := map[*service][]Note{}
 	for _, n := range p.notes {
