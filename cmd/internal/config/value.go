@@ -47,10 +47,13 @@ func (t *table) offload(key string) bool {
 }
 
 // oneOf reads one of several words; the first is the default.
-func (t *table) oneOf(key string, words ...string) string {
+func (t *table) oneOf(key string, words ...string) string { return t.word(key, words[0], words...) }
+
+// word reads one of several words.
+func (t *table) word(key, absent string, words ...string) string {
 	v, ok := t.value(key)
 	if !ok {
-		return words[0]
+		return absent
 	}
 	word, _ := t.choice(key, v, words, nil)
 	return word
@@ -90,16 +93,16 @@ func (t *table) address(key string, value any) (netip.Addr, bool) {
 		t.faultAt(key, "%s has a zone: want %s", show(s), want)
 	case a.Is4In6():
 		t.faultAt(key, "%s is an IPv4-mapped IPv6 address: want \"%v\"", show(s), a.Unmap())
-	case notUnicast(a) != "":
-		t.faultAt(key, "%s is %s: want a unicast address", show(s), notUnicast(a))
+	case NotUnicast(a) != "":
+		t.faultAt(key, "%s is %s: want a unicast address", show(s), NotUnicast(a))
 	default:
 		return a, true
 	}
 	return netip.Addr{}, false
 }
 
-// notUnicast says why an address cannot be a host's own on more networks than one; "" when it can.
-func notUnicast(a netip.Addr) string {
+// NotUnicast says why an address cannot be a host's own on more networks than one; "" when it can.
+func NotUnicast(a netip.Addr) string {
 	switch {
 	case a.IsUnspecified():
 		return "the unspecified address"
@@ -165,8 +168,8 @@ func (t *table) source(key string, value any) (netip.Prefix, bool) {
 	case p != p.Masked():
 		t.faultAt(key, "%s has bits beyond its length: want \"%v\", or \"%v\" for the one address",
 			show(s), p.Masked(), p.Addr())
-	case notUnicast(p.Addr()) != "":
-		t.faultAt(key, "%s is %s: want a unicast address or prefix", show(s), notUnicast(p.Addr()))
+	case NotUnicast(p.Addr()) != "":
+		t.faultAt(key, "%s is %s: want a unicast address or prefix", show(s), NotUnicast(p.Addr()))
 	default:
 		return p, true
 	}

@@ -53,6 +53,7 @@ func Command() *cobra.Command {
 			return path, err
 		}})),
 		withFile(control.ProfileCommand(socket)),
+		importCommand(),
 		daemon.VersionCommand(),
 	)
 	return root

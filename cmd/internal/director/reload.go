@@ -83,10 +83,11 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Silent, b.Silent = false, false
+	a.Notify, b.Notify = config.Notify{}, config.Notify{}
 	a.Services, b.Services = nil, nil
 	a.Source, b.Source = config.Sources{}, config.Sources{}
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, and only services, source and no_service can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, and only services, notify, source and no_service can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
 }

@@ -1,0 +1,114 @@
+package director
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vstun/balancer"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/migrate"
+)
+
+// importCommand is the command that makes a director.toml of another program's configuration.
+func importCommand() *cobra.Command {
+	var out string
+	var force bool
+	options := migrate.Options{Schedulers: balancer.Schedulers(), Include: true}
+	c := &cobra.Command{
+		Use:   "import keepalived|ipvsadm FILE",
+		Short: "Make a configuration of keepalived's, or of what ipvsadm-save -n prints",
+		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. What has no counterpart is named on standard error,\n" +
+			"a line each, with what to do, and in the file, in lines that begin with \"# !\". FILE - is standard input.\n\n" +
+			"Exit status: 0 there is a configuration, also where something could not be taken; 2 there is none.",
+		Example:   "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n | director import ipvsadm - >director.toml",
+		Args:      cobra.ExactArgs(2),
+		ValidArgs: []string{"keepalived", "ipvsadm"},
+		RunE: func(c *cobra.Command, args []string) error {
+			if options.ConfigID == "" {
+				name, _ := os.Hostname()
+				options.ConfigID, _, _ = strings.Cut(name, ".")
+			}
+			return importFile(c, args[0], args[1], out, force, options)
+		},
+	}
+	c.Flags().StringVarP(&out, "output", "o", "", "write this file instead of standard output")
+	c.Flags().BoolVar(&force, "force", false, "overwrite the file of -o")
+	c.Flags().StringVar(&options.ConfigID, "config-id", "", "keepalived's -i: whose lines that begin with @ are taken (default: the host's name)")
+	return c
+}
+
+// importFile imports one file.
+func importFile(c *cobra.Command, format, file, out string, force bool, options migrate.Options) error {
+	importers := map[string]func(string, []byte, migrate.Options) (*migrate.Import, error){"keepalived": migrate.Keepalived, "ipvsadm": migrate.IPVSAdm}
+	read, known := importers[format]
+	if !known {
+		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: want keepalived or ipvsadm", format)}
+	}
+	if out != "" && !force {
+		if _, err := os.Lstat(out); err == nil {
+			return daemon.UsageError{Err: errExists(out)}
+		}
+	}
+	name, text, err := readImport(c.InOrStdin(), file)
+	if err != nil {
+		return daemon.UsageError{Err: err}
+	}
+	result, err := read(name, text, options)
+	if err != nil {
+		return daemon.UsageError{Err: err}
+	}
+	for _, n := range result.Notes {
+		fmt.Fprintln(c.ErrOrStderr(), n)
+	}
+	if result.Services == 0 {
+		return daemon.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of a keepalived.conf, or the output of ipvsadm-save -n", name)}
+	}
+	if _, err := config.ParseDirector("director.toml", result.TOML, config.Features{Schedulers: options.Schedulers}); err != nil {
+		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend what is named in it by hand", err, name)
+	}
+	if out == "" {
+		_, err = c.OutOrStdout().Write(result.TOML)
+		return err
+	}
+	return writeNew(out, result.TOML, force)
+}
+
+// readImport reads a file, or standard input for "-".
+func readImport(stdin io.Reader, file string) (name string, text []byte, err error) {
+	if file == "-" {
+		text, err = migrate.ReadAll("stdin", stdin)
+		return "stdin", text, err
+	}
+	text, err = migrate.ReadFile(file)
+	if err != nil {
+		err = fmt.Errorf("%w: name a readable file, or - for standard input", err)
+	}
+	return file, text, err
+}
+
+func errExists(path string) error {
+	return fmt.Errorf("%s: is there already: name another file by -o, or overwrite it by --force", path)
+}
+
+// writeNew writes a file which everybody may read, as the director does that has given up root's rights.
+func writeNew(path string, text []byte, force bool) error {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	if force {
+		flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	}
+	f, err := os.OpenFile(path, flags, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return daemon.UsageError{Err: errExists(path)}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: name a file in a directory that is yours by -o", err)
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,496 @@
+package migrate
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// check becomes a [service.check] or [service.realserver.check].
+type check struct {
+	Place
+	kind     string
+	via      string // "tunnel" or "direct"
+	port     uint16 // 0: the service's
+	keys     []key  // those that only this kind has
+	interval time.Duration
+	timeout  time.Duration
+	rise     int
+	fall     int
+	up       bool // until a check says otherwise
+}
+
+// key is one key of a table, with its value as TOML, and what stands behind it.
+type key struct{ name, value, comment string }
+
+// checker is what becomes of one of keepalived's, and its defaults for retry and delay_before_retry.
+type checker struct {
+	kind       string // "": nothing
+	rank       int    // that of the highest stays, where a realserver has several
+	retry      int
+	retryDelay time.Duration // 0: delay_loop
+	read       func(*keepalived, *service, *check, *statement, settings) bool
+}
+
+var checkers = map[string]checker{
+	"HTTP_GET":   {"http", 6, 1, 3 * time.Second, (*keepalived).httpGet},
+	"SSL_GET":    {"https", 6, 1, 3 * time.Second, (*keepalived).httpGet},
+	"SMTP_CHECK": {"smtp", 5, 1, time.Second, (*keepalived).smtpCheck},
+	"DNS_CHECK":  {"dns", 5, 3, 0, (*keepalived).dnsCheck},
+	"MISC_CHECK": {"exec", 4, 0, time.Second, (*keepalived).miscCheck},
+	"UDP_CHECK":  {"udp", 3, 1, time.Second, (*keepalived).udpCheck},
+	"TCP_CHECK":  {"tcp", 2, 1, time.Second, (*keepalived).noMore},
+	"PING_CHECK": {"ping", 1, 1, time.Second, (*keepalived).noMore},
+	"BFD_CHECK":  {},
+	"FILE_CHECK": {},
+}
+
+// check reads the checkers of a realserver, of which one can stay, and says nil for none. port is that of the real_server.
+func (k *keepalived) check(s *service, r *realserver, port uint16, found []*statement, general settings) *check {
+	var best *statement
+	for _, st := range found {
+		if checkers[st.name()].rank > 0 && (best == nil || checkers[st.name()].rank > checkers[best.name()].rank) {
+			best = st
+		}
+	}
+	for _, st := range found {
+		switch {
+		case st.name() == "BFD_CHECK":
+			k.noteOf(s, st.Place, "BFD_CHECK: BFD is none of this: left out: use a check of type ping or tcp with a short interval")
+		case st.name() == "FILE_CHECK":
+			k.noteOf(s, st.Place, "FILE_CHECK: no counterpart: left out: let a check of type exec read the file, or set weights by director set")
+		case st != best:
+			k.noteOf(s, st.Place, "%s: a realserver has one check, and the %s of line %d stays: left out: a check of type exec can do several things", st.name(), best.name(), best.Line)
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	return k.readCheck(s, r, port, best, general)
+}
+
+// readCheck reads one checker.
+func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *statement, t settings) *check {
+	of := checkers[block.name()]
+	c := &check{Place: block.Place, kind: of.kind, via: "tunnel", rise: 1}
+	var connectPort uint16
+	var own []*statement // what only this kind has
+	for _, st := range flatten(block) {
+		switch st.name() {
+		case "connect_ip":
+			a, err := netip.ParseAddr(st.arg(1))
+			if err != nil || a != r.address && !slices.Contains(s.vips, a) {
+				k.noteOf(s, st.Place, "connect_ip %s: no counterpart: left out: the check goes to this realserver", st.arg(1))
+			}
+		case "connect_port":
+			connectPort, _ = k.port(st.Place, "connect_port", st.arg(1))
+		case "bindto", "bind_if", "bind_port":
+			k.noteOf(s, st.Place, "%s: no counterpart: left out: checks come from the address that the route gives", st.name())
+		case "fwmark":
+			k.noteOf(s, st.Place, "fwmark of a check: no counterpart: left out")
+		case "log_all_failures":
+			k.noteOf(s, st.Place, "log_all_failures: no counterpart: left out: director status shows the last check's reason")
+		default:
+			if !t.read(k, s, st) {
+				own = append(own, st)
+			}
+		}
+	}
+	c.interval, c.timeout, c.up = t.delay, t.timeout, !t.alpha
+	if !of.read(k, s, c, &statement{Place: block.Place, text: block.text, words: block.words, block: own}, t) {
+		return nil
+	}
+	retry, retryDelay := of.retry, of.retryDelay
+	if t.retry >= 0 {
+		retry = t.retry
+	}
+	if t.retryDelay > 0 {
+		retryDelay = t.retryDelay
+	}
+	if retryDelay == 0 {
+		retryDelay = t.delay
+	}
+	k.settleTimes(s, c, retry, retryDelay, t.retryDelay > 0)
+	if !k.settlePort(s, c, connectPort, port) {
+		return nil
+	}
+	return c
+}
+
+// flatten is the statements of a checker, with those of the "host" block that old versions have.
+func flatten(block *statement) (list []*statement) {
+	for _, st := range block.block {
+		if st.name() == "host" && st.hasBlock {
+			list = append(list, st.block...)
+		} else {
+			list = append(list, st)
+		}
+	}
+	return list
+}
+
+// settlePort says where a check goes. keepalived connects to the realserver's own address; where it does so at a port of the service, the same server
+// is meant that clients reach by the VIP.
+func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool {
+	if c.kind == "exec" {
+		c.via = "direct"
+		return true
+	}
+	if c.kind == "ping" || len(s.vips) == 0 && connect == 0 {
+		return true
+	}
+	port := connect
+	if port == 0 && slices.Contains(s.ports, 0) {
+		port = own // else the VIP's own, which notePort spoke of
+	}
+	switch {
+	case port == 0 && slices.Contains(s.ports, 0):
+		k.noteOf(s, c.Place, "a check without a port, in a service of every port: left out: write port in the check")
+		return false
+	case port == 0 || port == s.ports[0]:
+	case slices.Contains(s.ports, port) || slices.Contains(s.ports, 0):
+		c.port = port
+	default:
+		c.port, c.via = port, "direct"
+	}
+	return true
+}
+
+// Bounds that director.toml has for checks.
+const (
+	leastInterval = 100 * time.Millisecond
+	mostInterval  = 24 * time.Hour
+	leastTimeout  = 10 * time.Millisecond
+	mostFall      = 1000
+)
+
+// queryTypes are the types of records that a check can ask for, of those that keepalived can.
+var queryTypes = []string{"A", "AAAA", "NS", "CNAME", "SOA", "MX", "TXT"}
+
+// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due, explicit where delay_before_retry says when.
+func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration, explicit bool) {
+	bound := func(name string, d *time.Duration, least, most time.Duration) {
+		if within := min(max(*d, least), most); within != *d {
+			k.noteOf(s, c.Place, "%s of %s: %s is in its place: want %s to %s", name, duration(*d), duration(within), duration(least), duration(most))
+			*d = within
+		}
+	}
+	bound("a check's interval", &c.interval, leastInterval, mostInterval)
+	bound("a check's timeout", &c.timeout, leastTimeout, c.interval)
+	c.fall = min(retry+1, mostFall)
+	theirs := c.interval + c.timeout + time.Duration(retry)*(retryDelay+c.timeout)
+	if ours := time.Duration(c.fall)*c.interval + c.timeout; ours > theirs*3/2 || explicit && ours != theirs {
+		k.noteOf(s, s.Place, "retry %d, %s apart, becomes fall = %d, %s apart: a dead realserver is out within %s, with keepalived within %s: shorten interval where that is too long",
+			retry, duration(retryDelay), c.fall, duration(c.interval), duration(ours), duration(theirs))
+	}
+}
+
+// noMore is for checkers that have no keywords of their own.
+func (k *keepalived) noMore(s *service, _ *check, block *statement, _ settings) bool {
+	for _, st := range block.block {
+		k.unknown(s, block, st)
+	}
+	return true
+}
+
+func (k *keepalived) unknown(s *service, block, st *statement) {
+	k.noteOf(s, st.Place, "%s of %s: no counterpart: left out", st.name(), block.name())
+}
+
+func (c *check) add(name, value string) { c.keys = append(c.keys, key{name: name, value: value}) }
+
+// httpGet reads HTTP_GET and SSL_GET. Of several URLs the first one stays.
+func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings) bool {
+	var url *statement
+	sni := false
+	for _, st := range block.block {
+		switch st.name() {
+		case "url":
+			if url != nil {
+				k.noteOf(s, st.Place, "url: a check has one, and that of line %d stays: left out: let the server's own check page look at the others", url.Line)
+				break
+			}
+			url = st
+		case "enable_sni":
+			sni = isTrue(st.arg(1))
+		case "http_protocol":
+			if st.arg(1) != "1.1" {
+				k.noteOf(s, st.Place, "http_protocol %s: checks speak HTTP/1.1", st.arg(1))
+			}
+		case "fast_recovery":
+			k.noteOf(s, st.Place, "fast_recovery: no counterpart, and none needed")
+		default:
+			k.unknown(s, block, st)
+		}
+	}
+	if url == nil {
+		url = &statement{Place: block.Place, words: []string{"url"}}
+	}
+	path, host := "/", t.host
+	var status []string
+	body, options, noMatch := "", "", false
+	for _, st := range url.block {
+		first, _ := st.rest()
+		switch st.name() {
+		case "path":
+			path = first
+		case "virtualhost":
+			host = first
+		case "status_code":
+			for _, w := range st.words[1:] {
+				if !isStatus(w) {
+					k.noteOf(s, st.Place, "status_code %q: is none: left out: want 200, or a range 200-299", w)
+					continue
+				}
+				status = append(status, w)
+			}
+		case "digest":
+			k.noteOf(s, st.Place, "digest: no counterpart: left out: write body, a regular expression that a good page matches")
+		case "regex":
+			body = first
+		case "regex_no_match":
+			noMatch = true
+		case "regex_options":
+			for _, w := range st.words[1:] {
+				flag, ok := map[string]string{"caseless": "i", "dotall": "s", "multiline": "m", "ungreedy": "U"}[w]
+				if !ok {
+					k.noteOf(s, st.Place, "regex_options %s: no counterpart: left out: look at body", w)
+				}
+				options += flag
+			}
+		default:
+			k.unknown(s, url, st)
+		}
+	}
+	if path == "" || path[0] != '/' || !plain(path) {
+		k.noteOf(s, url.Place, "path %q: is none: / is in its place", path)
+		path = "/"
+	}
+	c.add("path", quote(path))
+	if host != "" {
+		if isHost(host) {
+			c.add("host", quote(host))
+		} else {
+			k.noteOf(s, url.Place, "virtualhost %q: is no name: left out: write host in the check", host)
+			host = ""
+		}
+	}
+	if len(status) == 0 {
+		status = []string{"200-299"} // keepalived's default
+	}
+	for i, w := range status {
+		if status[i] = w; strings.Contains(w, "-") {
+			status[i] = quote(w)
+		}
+	}
+	c.add("status", "["+strings.Join(status, ", ")+"]")
+	k.body(s, c, url.Place, body, options, noMatch)
+	if c.kind == "https" {
+		if sni && host != "" {
+			c.add("sni", quote(host))
+		}
+		c.add("verify", "false")
+	}
+	return true
+}
+
+// isStatus tells whether it is "200" or "200-299".
+func isStatus(text string) bool {
+	low, high, isRange := strings.Cut(text, "-")
+	if !isRange {
+		high = low
+	}
+	a, errA := strconv.Atoi(low)
+	b, errB := strconv.Atoi(high)
+	return errA == nil && errB == nil && 100 <= a && a <= b && b <= 599 && len(low) == 3 && len(high) == 3
+}
+
+// isHost tells whether it can be a Host header: a name or an address, with or without a port.
+func isHost(text string) bool {
+	return text != "" && len(text) <= 253 && strings.IndexFunc(text, func(r rune) bool {
+		return r >= 0x80 || lower(byte(r)) < 'a' && (r < '0' || r > '9') && !strings.ContainsRune(".:-_[]", r) || lower(byte(r)) > 'z'
+	}) < 0
+}
+
+// plain tells whether text is ASCII without control characters and white space.
+func plain(text string) bool {
+	return strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+}
+
+// isDomain tells whether it is a domain name (RFC 1035, section 2.3.4).
+func isDomain(text string) bool {
+	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
+	return text == "." || isHost(text) && !slices.ContainsFunc(labels, func(l string) bool { return l == "" || len(l) > 63 })
+}
+
+// body takes a regular expression, which keepalived reads as PCRE2 does, and we as RE2.
+func (k *keepalived) body(s *service, c *check, at Place, expression, options string, noMatch bool) {
+	if expression == "" {
+		return
+	}
+	if options != "" {
+		expression = "(?" + options + ")" + expression
+	}
+	switch _, err := regexp.Compile(expression); {
+	case noMatch:
+		k.noteOf(s, at, "regex_no_match: no counterpart: the regex is left out: write body, a regular expression that a good page matches")
+	case err != nil || !utf8.ValidString(expression):
+		k.noteOf(s, at, "regex %q: is none of RE2's (%v): left out: write body, a regular expression that a good page matches", expression, err)
+	default:
+		c.add("body", quote(expression))
+	}
+}
+
+func (k *keepalived) smtpCheck(s *service, c *check, block *statement, _ settings) bool {
+	for _, st := range block.block {
+		if st.name() != "helo_name" {
+			k.unknown(s, block, st)
+			continue
+		}
+		if first, _ := st.rest(); isHost(first) {
+			c.add("helo", quote(first))
+		} else {
+			k.noteOf(s, st.Place, "helo_name %q: is no name: left out", first)
+		}
+	}
+	return true
+}
+
+func (k *keepalived) dnsCheck(s *service, c *check, block *statement, _ settings) bool {
+	name, kind := ".", "SOA" // keepalived's defaults
+	for _, st := range block.block {
+		switch st.name() {
+		case "name":
+			name, _ = st.rest()
+		case "type":
+			kind = strings.ToUpper(st.arg(1))
+		default:
+			k.unknown(s, block, st)
+		}
+	}
+	if !isDomain(name) {
+		k.noteOf(s, c.Place, "DNS_CHECK: %q is no name: left out: write a check of type dns with a query", name)
+		return false
+	}
+	if !slices.Contains(queryTypes, kind) {
+		k.noteOf(s, c.Place, "DNS_CHECK: type %q: SOA is in its place: want %s", kind, strings.Join(queryTypes, ", "))
+		kind = "SOA"
+	}
+	c.add("query", quote(name))
+	c.add("query_type", quote(kind))
+	return true
+}
+
+func (k *keepalived) miscCheck(s *service, c *check, block *statement, t settings) bool {
+	var command []string
+	c.timeout = t.delay // keepalived's default
+	for _, st := range block.block {
+		switch st.name() {
+		case "misc_path":
+			first, others := st.rest()
+			command = append(shellWords(first), others...)
+		case "misc_timeout":
+			k.timer(s, st, &c.timeout)
+		case "misc_dynamic":
+			if isTrue(st.arg(1)) {
+				k.noteOf(s, st.Place, "misc_dynamic: no counterpart: an exit status other than 0 is a failure here: set weights by director set")
+			}
+		case "user":
+			k.noteOf(s, st.Place, "user %s: no counterpart: commands run as the director's user: let the command change it (setpriv, runuser)", st.arg(1))
+		default:
+			k.unknown(s, block, st)
+		}
+	}
+	if !isCommand(command) {
+		k.noteOf(s, c.Place, "MISC_CHECK: %q is no command with an absolute path: left out: write command in a check of type exec", strings.Join(command, " "))
+		return false
+	}
+	c.add("command", list(command))
+	return true
+}
+
+// isCommand tells whether a command can stand in a director.toml.
+func isCommand(words []string) bool {
+	return len(words) > 0 && strings.HasPrefix(words[0], "/") && !slices.ContainsFunc(words, func(w string) bool {
+		return !utf8.ValidString(w) || strings.ContainsRune(w, 0)
+	})
+}
+
+func (k *keepalived) udpCheck(s *service, c *check, block *statement, _ settings) bool {
+	for _, st := range block.block {
+		hex := strings.Join(st.words[1:], " ")
+		switch st.name() {
+		case "payload":
+			if text, ok := fromHex(hex); ok && text != "" {
+				c.add("send", quote(text))
+			} else {
+				k.noteOf(s, st.Place, "payload %s: is no UTF-8, which the strings of TOML are: left out: write send in the check", hex)
+			}
+		case "require_reply":
+			if expression, ok := hexPattern(hex); ok {
+				c.add("expect", quote(expression))
+			} else {
+				k.noteOf(s, st.Place, "require_reply %s: is no ASCII: left out: write expect in the check, a regular expression that an answer matches", hex)
+			}
+		default:
+			k.unknown(s, block, st)
+		}
+	}
+	return true
+}
+
+// hexBytes splits keepalived's bytes, "48 656c6C f": two digits each, or one where a word ends.
+func hexBytes(hex string) (digits []string) {
+	for _, word := range strings.Fields(hex) {
+		for len(word) > 0 {
+			n := min(2, len(word))
+			digits, word = append(digits, word[:n]), word[n:]
+		}
+	}
+	return digits
+}
+
+// fromHex reads bytes, and says whether they can be a string of TOML.
+func fromHex(hex string) (text string, ok bool) {
+	var b []byte
+	for _, digits := range hexBytes(hex) {
+		v, err := strconv.ParseUint(digits, 16, 8)
+		if err != nil {
+			return "", false
+		}
+		b = append(b, byte(v))
+	}
+	return string(b), utf8.Valid(b)
+}
+
+// hexPattern makes a regular expression of the bytes that an answer must begin with, where a digit may be X, which is any. Those of Go see characters,
+// not bytes, so that it knows ASCII only.
+func hexPattern(hex string) (expression string, ok bool) {
+	b := strings.Builder{}
+	b.WriteString("^")
+	for _, digits := range hexBytes(strings.ToLower(hex)) {
+		if len(digits) == 1 {
+			digits = "0" + digits
+		}
+		low, errLow := strconv.ParseUint(strings.ReplaceAll(digits, "x", "0"), 16, 8)
+		high, errHigh := strconv.ParseUint(strings.ReplaceAll(digits, "x", "f"), 16, 8)
+		switch {
+		case errLow != nil || errHigh != nil || high > 0x7f:
+			return "", false
+		case digits[0] == 'x':
+			return "", false // a set of characters, some of which are no ASCII
+		case low != high:
+			fmt.Fprintf(&b, `[\x%02x-\x%02x]`, low, high)
+		case low < ' ' || low == 0x7f:
+			fmt.Fprintf(&b, `\x%02x`, low)
+		default:
+			b.WriteString(regexp.QuoteMeta(string(rune(low))))
+		}
+	}
+	return b.String(), true
+}

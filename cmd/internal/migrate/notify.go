@@ -1,0 +1,73 @@
+package migrate
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// script is one of keepalived's notify_up, notify_down, quorum_up and quorum_down.
+type script struct {
+	Place
+	of         *service
+	realserver netip.Addr // invalid: the service's quorum
+	state      string     // "up" or "down"
+	command    []string
+}
+
+// script takes a statement that names a script: of a realserver, or, without one, of the service.
+func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, state string) {
+	first, others := st.rest()
+	command := shellWords(first)
+	if !isCommand(command) {
+		k.noteOf(s, st.Place, "%s %q: is no command with an absolute path: left out: write command in [notify]", st.name(), first)
+		return
+	}
+	if len(others) > 0 {
+		k.noteOf(s, st.Place, "%s runs as %s: no counterpart: commands run as the director's user: let the command change it (setpriv, runuser)", st.name(), strings.Join(others, " "))
+	}
+	k.scripts = append(k.scripts, script{st.Place, s, realserver, state, command})
+}
+
+// maxDispatcher is less than an argument of a command can have: MAX_ARG_STRLEN in the kernel's include/uapi/linux/binfmts.h, 128 KiB.
+const maxDispatcher = 120 << 10
+
+// dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives: kind, service, realserver or "-",
+// old state, new state. It is "" without scripts, or where they are too many.
+func (p *plan) dispatcher() string {
+	var b strings.Builder
+	for _, s := range p.scripts {
+		kind, address := "service", "-"
+		if s.realserver.IsValid() {
+			kind, address = "realserver", s.realserver.String()
+		}
+		known := slices.Contains(p.services, s.of) && (kind == "service" || slices.ContainsFunc(s.of.realservers, func(r *realserver) bool { return r.address == s.realserver }))
+		if !known {
+			continue // what it is about has been left out
+		}
+		var words []string
+		for _, w := range s.command {
+			words = append(words, shellQuote(w))
+		}
+		b.WriteString("\"" + strings.Join([]string{kind, s.of.name, address, s.state}, " ") + "\") exec " + strings.Join(words, " ") + " ;;\n")
+	}
+	if b.Len() == 0 {
+		return ""
+	}
+	if b.Len() > maxDispatcher {
+		p.note(p.scripts[0].Place, "this script and %d others: too much for one command: left out: write a script that looks at its arguments, and its name as command in [notify]", len(p.scripts)-1)
+		return ""
+	}
+	return "case \"$1 $2 $3 $5\" in\n" + b.String() + "esac\n"
+}
+
+// shellQuote quotes a word for a shell, where it needs that.
+func shellQuote(word string) string {
+	safe := word != "" && strings.IndexFunc(word, func(r rune) bool {
+		return r >= 0x80 || !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_", r)
+	}) < 0
+	if safe {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}

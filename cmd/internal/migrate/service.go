@@ -1,0 +1,352 @@
+package migrate
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"vstun/cmd/internal/config"
+)
+
+// service becomes a [[service]].
+type service struct {
+	Place
+	source      string // what it was, for its comment
+	want        string // the name that the source has for it, or ""
+	name        string
+	vips        []netip.Addr
+	protocol    string
+	ports       []uint16 // 0: every port
+	scheduler   string
+	flags       []string
+	persistence persistence
+	onePacket   bool
+	quorum      int // 0: the default
+	hysteresis  int
+	drain       bool // on_failure
+	sorry       netip.Addr
+	realservers []*realserver
+}
+
+// persistence is IPVS's; the zero value is none.
+type persistence struct {
+	timeout  time.Duration
+	netmask  int // of IPv4; 0: the default
+	netmask6 int // of IPv6
+}
+
+// realserver becomes a [[service.realserver]].
+type realserver struct {
+	Place
+	address      netip.Addr
+	weight       int
+	upper, lower int
+	tunnel       tunnel
+	inhibit      bool   // keepalived's inhibit_on_failure
+	check        *check // nil: none
+}
+
+// tunnel is how packets get to a realserver, and becomes encap, encap_port and encap_checksum.
+type tunnel struct {
+	encap    string // "ipip", "gre" or "gue"
+	port     uint16 // of gue
+	checksum bool
+}
+
+// timeouts are those of connections; 0 is the default.
+type timeouts struct{ tcp, tcpFin, udp time.Duration }
+
+// maxTimeout is the longest that director.toml has for a connection or a template.
+const maxTimeout = 31 * 24 * time.Hour
+
+// unicast reads an address that a host can have, or says why it is none.
+func unicast(text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	a = a.Unmap()
+	switch {
+	case err != nil:
+		return netip.Addr{}, fmt.Errorf("%q is no address", printable(text))
+	case a.Zone() != "":
+		return netip.Addr{}, fmt.Errorf("%s has a zone", printable(text))
+	case config.NotUnicast(a) != "":
+		return netip.Addr{}, fmt.Errorf("%s is %s", a, config.NotUnicast(a))
+	}
+	return a, nil
+}
+
+// settle keeps what can stand in one director.toml: services of their own VIPs and ports, and realservers that are no VIPs.
+func (p *plan) settle() {
+	type listener struct {
+		protocol string
+		vip      netip.Addr
+		port     uint16
+	}
+	owners := map[listener]*service{}
+	vips := map[netip.Addr]bool{}
+	var kept []*service
+	for _, s := range p.services {
+		s.vips = slices.DeleteFunc(s.vips, func(vip netip.Addr) bool {
+			for _, port := range s.ports {
+				if o := owners[listener{s.protocol, vip, port}]; o != nil {
+					p.note(s.Place, "%s: %s port %d of %s is that of line %d already: left out here: keep one of them", s.source, s.protocol, port, vip, o.Line)
+					return true
+				}
+			}
+			for _, port := range s.ports {
+				owners[listener{s.protocol, vip, port}] = s
+			}
+			return false
+		})
+		if len(s.vips) == 0 {
+			continue
+		}
+		for _, vip := range s.vips {
+			vips[vip] = true
+		}
+		kept = append(kept, s)
+	}
+	p.services = kept
+
+	names := map[string]bool{}
+	for _, s := range p.marks {
+		s.name = unique(s.title(), names)
+		p.settleTunnels(s)
+	}
+	for _, s := range p.services {
+		s.name = unique(s.title(), names)
+		p.settleRealservers(s, vips)
+		p.settleTunnels(s)
+		p.settleQuorum(s, vips)
+		if s.onePacket && s.protocol != "udp" {
+			p.noteOf(s, s.Place, "one-packet scheduling is for udp only, in IPVS too: left out")
+			s.onePacket = false
+		}
+	}
+}
+
+func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
+	seen := map[netip.Addr]bool{}
+	s.realservers = slices.DeleteFunc(s.realservers, func(r *realserver) bool {
+		switch {
+		case vips[r.address]:
+			p.noteOf(s, r.Place, "realserver %s is a VIP: left out: name the server's own address", r.address)
+		case seen[r.address]:
+			p.noteOf(s, r.Place, "realserver %s is there twice, which tunnels can't tell apart: left out: add its weight to the first", r.address)
+		default:
+			seen[r.address] = true
+			return false
+		}
+		return true
+	})
+	for _, r := range s.realservers {
+		switch {
+		case r.lower == 0:
+		case r.upper == 0:
+			p.noteOf(s, r.Place, "realserver %s: a lower threshold has no meaning without an upper one, in IPVS too: left out", r.address)
+			r.lower = 0
+		case r.lower > r.upper:
+			p.noteOf(s, r.Place, "realserver %s: the lower threshold is more than the upper one: left out, which is three quarters of that", r.address)
+			r.lower = 0
+		}
+	}
+}
+
+// settleQuorum keeps a quorum within reach, as keepalived does, and a sorry server apart.
+func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
+	sum, drains := 0, len(s.realservers) == 0
+	for _, r := range s.realservers {
+		sum += r.weight
+		drains = drains || r.weight == 0
+		if s.sorry == r.address {
+			p.noteOf(s, s.Place, "sorry_server %s is also a realserver of this service: left out: name another host", s.sorry)
+			s.sorry = netip.Addr{}
+		}
+	}
+	if vips[s.sorry] {
+		p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", s.sorry)
+		s.sorry = netip.Addr{}
+	}
+	if most := max(s.quorum, 1) - 1; s.hysteresis > most {
+		p.noteOf(s, s.Place, "hysteresis %d is not less than the quorum: %d is in its place", s.hysteresis, most)
+		s.hysteresis = most
+	}
+	if need := s.quorum + s.hysteresis; need > max(sum, 1) && !drains {
+		p.noteOf(s, s.Place, "quorum %d with hysteresis %d is more than the weights of all realservers, %d: quorum %d without hysteresis is in its place", s.quorum, s.hysteresis, sum, min(s.quorum, sum))
+		s.quorum, s.hysteresis = min(s.quorum, sum), 0
+	}
+}
+
+// settleTunnels gives all realservers of a service one port of GUE, as a service has one.
+func (p *plan) settleTunnels(s *service) {
+	var port uint16
+	for _, r := range s.realservers {
+		switch {
+		case r.tunnel.encap == "ipip":
+			r.tunnel = tunnel{encap: "ipip"}
+		case r.tunnel.encap == "gre":
+			r.tunnel.port = 0
+		case r.tunnel.port == 0:
+			r.tunnel.port = 6080
+		}
+		switch {
+		case r.tunnel.encap != "gue" || r.tunnel.port == port:
+		case port == 0:
+			port = r.tunnel.port
+		default:
+			p.noteOf(s, r.Place, "realserver %s has GUE at port %d, others at %d, and a service has one encap_port: set encap_port = %d in its agent's realserver.toml",
+				r.address, r.tunnel.port, port, port)
+			r.tunnel.port = port
+		}
+	}
+}
+
+// title is what a service would be called: by its source's name, or by protocol, VIP and port.
+func (s *service) title() string {
+	if s.want != "" {
+		name := strings.Map(func(r rune) rune {
+			if r < 0x80 && (lower(byte(r)) >= 'a' && lower(byte(r)) <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("._:-", r)) {
+				return r
+			}
+			return '-'
+		}, s.want)
+		return name[:min(len(name), maxTitle)]
+	}
+	port := "any"
+	if s.ports[0] != 0 {
+		port = strconv.Itoa(int(s.ports[0]))
+	}
+	return s.protocol + "-" + s.vips[0].String() + "-" + port
+}
+
+// maxTitle leaves room for what makes a name unique in the 64 characters that it may have.
+const maxTitle = 56
+
+func unique(name string, taken map[string]bool) string {
+	candidate := name
+	for n := 2; taken[candidate]; n++ {
+		candidate = name + "-" + strconv.Itoa(n)
+	}
+	taken[candidate] = true
+	return candidate
+}
+
+// setScheduler takes a scheduler's name.
+func (p *plan) setScheduler(s *service, at Place, name string) {
+	if !slices.Contains(p.schedulers, name) {
+		p.noteOf(s, at, "scheduler %q is unknown: wlc is in its place: choose among %s", name, strings.Join(p.schedulers, " "))
+		name = ""
+	}
+	s.scheduler = name
+}
+
+// addFlag takes a flag of a scheduler, under any of its names: flag-1 and flag-2 are the bits that ip_vs_sh.c and ip_vs_mh.c call fallback and port.
+func (p *plan) addFlag(s *service, at Place, flag string) {
+	switch flag {
+	case "flag-1", "flag-2":
+		s.flags = append(s.flags, flag) // which of the names it is depends on the scheduler, see settledFlags
+	case "sh-port", "sh-fallback", "mh-port", "mh-fallback":
+		s.flags = append(s.flags, flag)
+	default:
+		p.noteOf(s, at, "scheduler flag %q has no meaning here: left out: those that have are sh-port, sh-fallback, mh-port and mh-fallback", flag)
+	}
+}
+
+// settledFlags are the flags as the service's scheduler calls them; one that has none gets none.
+func (s *service) settledFlags() (list []string) {
+	if s.scheduler != "sh" && s.scheduler != "mh" {
+		return nil
+	}
+	for _, bit := range []struct{ flag, meaning string }{{"flag-2", "port"}, {"flag-1", "fallback"}} {
+		if slices.Contains(s.flags, bit.flag) || slices.Contains(s.flags, "sh-"+bit.meaning) || slices.Contains(s.flags, "mh-"+bit.meaning) {
+			list = append(list, s.scheduler+"-"+bit.meaning)
+		}
+	}
+	return list
+}
+
+// setPersistence takes a timeout in seconds.
+func (p *plan) setPersistence(s *service, at Place, seconds string) {
+	n, err := strconv.ParseUint(seconds, 10, 32)
+	switch {
+	case err != nil || n == 0:
+		p.noteOf(s, at, "persistence of %q is no number of seconds: left out: write persistence = { timeout = \"5m\" }", seconds)
+	case n > uint64(maxTimeout/time.Second):
+		p.noteOf(s, at, "persistence of %d seconds is more than there is: 744h (31 days) is in its place", n)
+		s.persistence.timeout = maxTimeout
+	default:
+		s.persistence.timeout = time.Duration(n) * time.Second
+	}
+}
+
+// setNetmask takes the granularity of persistence: a netmask for IPv4, or the length of a prefix, which is for IPv6 where there is any.
+func (p *plan) setNetmask(s *service, at Place, mask string) {
+	four := slices.ContainsFunc(s.vips, netip.Addr.Is4) || len(s.vips) == 0
+	six := slices.ContainsFunc(s.vips, netip.Addr.Is6) || len(s.vips) == 0
+	length, err := strconv.Atoi(mask)
+	switch a, addressErr := netip.ParseAddr(mask); {
+	case addressErr == nil && a.Is4() && four:
+		if length = maskLength(a.As4()); length > 0 {
+			s.persistence.netmask = length
+			return
+		}
+	case err == nil && six && length >= 1 && length <= 128:
+		s.persistence.netmask6 = length
+		return
+	case err == nil && !six && length >= 1 && length <= 32:
+		s.persistence.netmask = length
+		return
+	}
+	p.noteOf(s, at, "persistence granularity %q: is no netmask for these VIPs: left out, each client is one: write netmask in persistence", mask)
+}
+
+// maskLength is how many bits of a netmask are set, or 0 where they are not its first.
+func maskLength(mask [4]byte) (n int) {
+	bits := binary.BigEndian.Uint32(mask[:])
+	for ; bits&(1<<31) != 0; bits <<= 1 {
+		n++
+	}
+	if bits != 0 {
+		return 0
+	}
+	return n
+}
+
+// setWeight and setThreshold take numbers of a realserver.
+func (p *plan) setWeight(s *service, r *realserver, at Place, text string) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > 65535 {
+		p.noteOf(s, at, "realserver %s: weight %q is none: 1 is in its place: want 0 to 65535", r.address, text)
+		n = 1
+	}
+	r.weight = n
+}
+
+func (p *plan) setThreshold(s *service, r *realserver, at Place, to *int, text string) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil {
+		p.noteOf(s, at, "realserver %s: threshold %q is none: left out: want 0 to 2147483647", r.address, text)
+	}
+	*to = int(n)
+}
+
+// noteMethod says what becomes of a realserver that is reached otherwise than through a tunnel.
+func (p *plan) noteMethod(s *service, at Place, method, address string) {
+	const agent = "the realserver needs vstun's agent, or a tunnel device of its own, with the VIP"
+	switch method {
+	case "DR":
+		p.noteOf(s, at, "%s: direct routing (DR) is none of this: imported as ipip: %s", address, agent)
+	case "NAT":
+		p.noteOf(s, at, "%s: masquerading (NAT) is none of this: imported as ipip: %s, and must answer clients itself", address, agent)
+	}
+}
+
+// notePort says that a tunnel changes no port.
+func (p *plan) notePort(s *service, at Place, address string, port uint16) {
+	if !slices.Contains(s.ports, port) && !slices.Contains(s.ports, 0) {
+		p.noteOf(s, at, "%s port %d: a tunnel leaves ports as they are: let the server listen at the VIP's port %d", address, port, s.ports[0])
+	}
+}

@@ -1,0 +1,347 @@
+package migrate
+
+import (
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// writer writes TOML as people do: keys in the order of the README's reference, aligned, defaults left out, comments before what they are about.
+type writer struct {
+	strings.Builder
+	prefix string // of every line
+}
+
+// line writes a line.
+func (w *writer) line(format string, args ...any) {
+	text := strings.TrimRight(w.prefix+fmt.Sprintf(format, args...), " ") + "\n"
+	if w.prefix != "" {
+		text = strings.ReplaceAll(text[:len(text)-1], "\n", "\n"+w.prefix) + "\n"
+	}
+	w.WriteString(text)
+}
+
+// table writes a header and its keys.
+func (w *writer) table(indent, header string, keys []key) {
+	w.line("%s%s", indent, header)
+	width := 0
+	for _, k := range keys {
+		width = max(width, len(k.name))
+	}
+	for _, k := range keys {
+		comment := ""
+		if k.comment != "" {
+			comment = "  # " + k.comment
+		}
+		w.line("%s%-*s = %s%s", indent, width, k.name, k.value, comment)
+	}
+}
+
+// notes writes notes as comments. Those of several lines that say the same are one.
+func (w *writer) notes(indent string, notes []Note) {
+	lines := map[string][]string{}
+	var order []string
+	for _, n := range notes {
+		id := n.File + ":" + n.Text
+		if lines[id] == nil {
+			order = append(order, id)
+		}
+		lines[id] = append(lines[id], strconv.Itoa(n.Line))
+	}
+	for _, n := range notes {
+		id := n.File + ":" + n.Text
+		if i := slices.Index(order, id); i >= 0 {
+			order[i] = ""
+			w.line("%s# ! %s:%s: %s", indent, printable(filepath.Base(n.File)), strings.Join(lines[id], ","), n.Text)
+		}
+	}
+}
+
+// write writes the director.toml; notify is the shell's program that hears of changes, or "".
+func (p *plan) write(source, notify string) []byte {
+	w := &writer{}
+	w.line("# From %s, by director import %s.", printable(filepath.Base(source)), p.program)
+	if len(p.notes) > 0 {
+		w.line("# A line that begins with \"# !\" says what has no counterpart, or is different, in which line of the source, and what to do.")
+	}
+	if p.hasChecks() {
+		w.line("#")
+		w.line("# Checks with via = \"tunnel\" go to the VIP, through the tunnel, as clients' packets do, and so find more than keepalived's, which go to the")
+		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up (initial) but for those with alpha,")
+		w.line("# one success makes them up again (rise), and nobody looks at certificates (verify).")
+	}
+	if p.program == "ipvsadm" {
+		w.line("# ipvsadm-save leaves thresholds out (-x, -y), which ipvsadm -Ln --thresholds shows: they are upper and lower of a realserver. And IPVS checks")
+		w.line("# nobody: a [service.check] takes realservers out that don't work.")
+	}
+	of := map[*service][]Note{}
+	for _, n := range p.notes {
+		of[n.of] = append(of[n.of], n)
+	}
+	if len(of[nil]) > 0 {
+		w.line("#")
+		w.notes("", of[nil])
+	}
+	if p.timeouts != (timeouts{}) {
+		var list []string
+		for _, t := range []struct {
+			name string
+			time.Duration
+		}{{"tcp", p.timeouts.tcp}, {"tcp_fin", p.timeouts.tcpFin}, {"udp", p.timeouts.udp}} {
+			if t.Duration > 0 {
+				list = append(list, t.name+" = "+quote(duration(t.Duration)))
+			}
+		}
+		w.line("")
+		w.table("", "[connections]", []key{{"timeouts", "{ " + strings.Join(list, ", ") + " }", ""}})
+	}
+	if notify != "" {
+		w.line("")
+		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments behind it: service or realserver, the")
+		w.line("# service's name, the realserver's address or -, the old state, the new state, why. It runs with the director's rights, which are few.")
+		w.table("", "[notify]", []key{{"command", `["/bin/sh", "-c", ` + block(notify) + `, "notify"]`, ""}})
+	}
+	for _, s := range p.services {
+		w.line("")
+		w.notes("", of[s])
+		w.source(s)
+		w.service(s)
+	}
+	for _, s := range p.marks {
+		w.line("")
+		w.notes("", of[s])
+		w.source(s)
+		w.prefix = "#"
+		w.service(s)
+		w.prefix = ""
+	}
+	return []byte(w.String())
+}
+
+func (p *plan) hasChecks() bool {
+	return slices.ContainsFunc(p.services, func(s *service) bool {
+		return slices.ContainsFunc(s.realservers, func(r *realserver) bool { return r.check != nil })
+	})
+}
+
+// source says where a service comes from.
+func (w *writer) source(s *service) {
+	w.line("# %s:%d: %s", printable(filepath.Base(s.File)), s.Line, s.source)
+}
+
+// service writes a service; one without VIPs is for a comment, with what is to be filled in.
+func (w *writer) service(s *service) {
+	keys := []key{{"name", quote(s.name), ""}}
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	var vips, ports []string
+	for _, vip := range s.vips {
+		vips = append(vips, vip.String())
+	}
+	for _, port := range s.ports {
+		ports = append(ports, strconv.Itoa(int(port)))
+	}
+	switch {
+	case len(vips) == 0:
+		keys = append(keys, key{"vip", `["…"]`, "the addresses that get the mark"}, key{"protocol", quote(s.protocol), ""}, key{"port", "[ … ]", "the ports that get it"})
+	case len(vips) == 1:
+		add("vip", quote(vips[0]))
+	default:
+		add("vip", list(vips))
+	}
+	if len(vips) > 0 {
+		add("protocol", quote(s.protocol))
+		if len(ports) == 1 {
+			add("port", ports[0])
+		} else {
+			add("port", "["+strings.Join(ports, ", ")+"]")
+		}
+	}
+	if s.scheduler != "" {
+		add("scheduler", quote(s.scheduler))
+	}
+	if flags := s.settledFlags(); len(flags) > 0 {
+		add("scheduler_flags", list(flags))
+	}
+	if s.persistence.timeout > 0 {
+		value := "timeout = " + quote(duration(s.persistence.timeout))
+		if n := s.persistence.netmask; n > 0 {
+			value += ", netmask = " + strconv.Itoa(n)
+		}
+		if n := s.persistence.netmask6; n > 0 {
+			value += ", netmask6 = " + strconv.Itoa(n)
+		}
+		add("persistence", "{ "+value+" }")
+	}
+	if s.onePacket {
+		add("one_packet", "true")
+	}
+	tunnel := s.tunnel()
+	if tunnel.encap != "ipip" {
+		add("encap", quote(tunnel.encap))
+	}
+	for _, r := range s.realservers {
+		if r.tunnel.encap == "gue" && r.tunnel.port != 6080 {
+			add("encap_port", strconv.Itoa(int(r.tunnel.port)))
+			break
+		}
+	}
+	if tunnel.checksum {
+		add("encap_checksum", "true")
+	}
+	if s.quorum > 1 {
+		add("quorum", strconv.Itoa(s.quorum))
+	}
+	if s.hysteresis > 0 {
+		add("hysteresis", strconv.Itoa(s.hysteresis))
+	}
+	if s.drain {
+		add("on_failure", quote("drain"))
+	}
+	if s.sorry.IsValid() {
+		add("sorry_server", quote(s.sorry.String()))
+	}
+	w.table("", "[[service]]", keys)
+	common := s.check()
+	if common != nil {
+		w.line("")
+		w.check("  ", "[service.check]", common)
+	}
+	for _, r := range s.realservers {
+		w.line("")
+		w.realserver(r, tunnel)
+		if common == nil && r.check != nil {
+			w.line("")
+			w.check("    ", "[service.realserver.check]", r.check)
+		}
+	}
+}
+
+func (w *writer) realserver(r *realserver, tunnel tunnel) {
+	keys := []key{{"address", quote(r.address.String()), ""}, {"weight", strconv.Itoa(r.weight), ""}}
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	if r.tunnel.encap != tunnel.encap {
+		add("encap", quote(r.tunnel.encap))
+	}
+	if r.tunnel.encap != "ipip" && r.tunnel.checksum != tunnel.checksum {
+		add("encap_checksum", strconv.FormatBool(r.tunnel.checksum))
+	}
+	if r.upper > 0 {
+		add("upper", strconv.Itoa(r.upper))
+	}
+	if r.lower > 0 {
+		add("lower", strconv.Itoa(r.lower))
+	}
+	w.table("  ", "[[service.realserver]]", keys)
+}
+
+// tunnel is what a service says of tunnels, and its realservers where theirs are different: the first one's.
+func (s *service) tunnel() tunnel {
+	if len(s.realservers) == 0 {
+		return tunnel{encap: "ipip"}
+	}
+	return s.realservers[0].tunnel
+}
+
+// check is the one that all realservers of a service have, or nil where there is none.
+func (s *service) check() *check {
+	if len(s.realservers) == 0 || s.realservers[0].check == nil {
+		return nil
+	}
+	first := *s.realservers[0].check
+	for _, r := range s.realservers[1:] {
+		if r.check == nil {
+			return nil
+		}
+		other := *r.check
+		other.Place = first.Place
+		if !reflect.DeepEqual(first, other) {
+			return nil
+		}
+	}
+	return s.realservers[0].check
+}
+
+// check writes a check. Its values are all there, also those that are defaults, as keepalived's defaults are others.
+func (w *writer) check(indent, header string, c *check) {
+	keys := []key{{"type", quote(c.kind), ""}}
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	if c.kind != "exec" {
+		add("via", quote(c.via))
+	}
+	if c.port != 0 {
+		add("port", strconv.Itoa(int(c.port)))
+	}
+	if c.via == "direct" && c.port != 0 {
+		keys[len(keys)-1].comment = "no port of the service"
+	}
+	keys = append(keys, c.keys...)
+	add("interval", quote(duration(c.interval)))
+	add("timeout", quote(duration(c.timeout)))
+	add("rise", strconv.Itoa(c.rise))
+	add("fall", strconv.Itoa(c.fall))
+	if c.up {
+		add("initial", quote("up"))
+	}
+	w.table(indent, header, keys)
+}
+
+// duration writes a time as a director.toml has it: "90s", "10m", "1.5s".
+func duration(d time.Duration) string {
+	switch {
+	case d > 0 && d%time.Hour == 0:
+		return strconv.Itoa(int(d/time.Hour)) + "h"
+	case d > time.Minute && d%time.Minute == 0:
+		return strconv.Itoa(int(d/time.Minute)) + "m"
+	case d%time.Second == 0:
+		return strconv.Itoa(int(d/time.Second)) + "s"
+	}
+	return d.String()
+}
+
+// quote writes a basic string of TOML.
+func quote(text string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range text {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteString(`\` + string(r))
+		case r == '\n':
+			b.WriteString(`\n`)
+		case r == '\t':
+			b.WriteString(`\t`)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&b, `\u%04X`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// block writes a string of several lines, as it is where that can be: between ”' (TOML, "literal strings").
+func block(text string) string {
+	control := func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }
+	if strings.Contains(text, "'''") || strings.HasSuffix(text, "'") || strings.ContainsFunc(text, control) || !utf8.ValidString(text) {
+		return quote(text)
+	}
+	return "'''\n" + text + "'''"
+}
+
+// list writes an array of strings, on lines of their own where they are many.
+func list(texts []string) string {
+	var quoted []string
+	for _, t := range texts {
+		quoted = append(quoted, quote(t))
+	}
+	if one := "[" + strings.Join(quoted, ", ") + "]"; len(one) <= 120 {
+		return one
+	}
+	return "[\n  " + strings.Join(quoted, ",\n  ") + ",\n]"
+}
