@@ -22,6 +22,7 @@ var mayImport = map[string][]string{
 	"tundev":           {"encap/packet", "encap/pollfd"},
 	"balancer/conntab": {"encap/packet"},
 	"balancer":         {"balancer/conntab", "encap", "encap/packet"},
+	"balancer/health":  {},
 	"balancer/forward": {"balancer", "balancer/conntab", "encap", "encap/packet"},
 	"routing":          {},
 }
@@ -32,7 +33,7 @@ const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
 var onlyBelow = map[string][]string{
 	"github.com/BurntSushi/toml":        {"cmd/internal/config"},
 	"github.com/spf13/cobra":            {"cmd"},
-	"net/http":                          {"cmd"},
+	"net/http":                          {"cmd", "balancer/health"},
 	"os/signal":                         {"cmd"},
 	"github.com/vishvananda/netlink":    {"routing", "cmd/internal/lab"},
 	"github.com/vishvananda/netns":      {"routing", "cmd/internal/lab"},

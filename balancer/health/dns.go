@@ -1,0 +1,64 @@
+package health
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/miekg/dns"
+)
+
+// DNS asks a name server. Where NOERROR is wanted, the answer must have a record.
+type DNS struct {
+	TCP   bool   // over TCP; else over UDP
+	Query string // name
+	Type  string // "A"
+	Rcode string // "NOERROR"
+}
+
+type dnsChecker struct {
+	DNS
+	question dns.Question
+	rcode    int
+}
+
+func (p DNS) prepare() (checker, error) {
+	if _, ok := dns.IsDomainName(p.Query); !ok {
+		return nil, fmt.Errorf("query: %q is not a domain name", p.Query)
+	}
+	kind, ok := dns.StringToType[p.Type]
+	if !ok {
+		return nil, fmt.Errorf("query_type: %q is not a type of records", p.Type)
+	}
+	rcode, ok := dns.StringToRcode[p.Rcode]
+	if !ok {
+		return nil, fmt.Errorf("rcode: %q is not a response code", p.Rcode)
+	}
+	return dnsChecker{DNS: p, question: dns.Question{Name: dns.Fqdn(p.Query), Qtype: kind, Qclass: dns.ClassINET}, rcode: rcode}, nil
+}
+
+func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
+	network := "udp"
+	if c.TCP {
+		network = "tcp"
+	}
+	conn, err := at.dial(ctx, network)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	defer stopAt(ctx, conn)()
+	query := &dns.Msg{MsgHdr: dns.MsgHdr{Id: dns.Id(), RecursionDesired: true}, Question: []dns.Question{c.question}}
+	query.SetEdns0(1232, false) // what fits every way: dnsflagday.net/2020
+	answer, _, err := new(dns.Client).ExchangeWithConnContext(ctx, query, &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize})
+	if err != nil {
+		return "", err
+	}
+	got := dns.RcodeToString[answer.Rcode]
+	switch {
+	case answer.Rcode != c.rcode:
+		return "", fmt.Errorf("%s, want %s", got, c.Rcode)
+	case c.rcode == dns.RcodeSuccess && len(answer.Answer) == 0:
+		return "", fmt.Errorf("%s, but no record: want one for %s %s", got, c.question.Name, c.Type)
+	}
+	return fmt.Sprintf("%s, %d in the answer", got, len(answer.Answer)), nil
+}

@@ -1,0 +1,91 @@
+// Package health finds out which realservers work: it checks them over and over, weighs the results, says which services have enough of
+// them, and tells about changes.
+//
+// A Monitor runs the checks of its Subjects, each a realserver of a service, along the Path that the subject comes with: the package knows
+// nothing of tunnels. Each check is a Probe, by a library that speaks its protocol.
+package health
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Path is the way by which one realserver is checked. What comes back by it is that realserver's own answer. Its methods are called by several
+// goroutines at once.
+type Path interface {
+	// DialContext opens a connection: network is "tcp" or "udp", address an IP address and a port. What it returns has the methods SetLinger and
+	// CloseWrite of a *net.TCPConn if it can.
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+	// Ping sends an ICMP echo request and returns once its answer is there.
+	Ping(ctx context.Context, to netip.Addr) error
+}
+
+// Check is what a realserver must pass, and how its results are weighed.
+type Check struct {
+	Probe    Probe
+	Interval time.Duration // from one start to the next, at the most; at random up to a tenth less
+	Timeout  time.Duration // that one may take; at most Interval
+	Rise     int           // so many successes in a row make it up
+	Fall     int           // so many failures in a row make it down
+	Up       bool          // what it is before its first results
+}
+
+// Probe is a type of check: TCP, HTTP, DNS, UDP, Ping, SMTP or Exec. Probes are compared by their fields.
+type Probe interface {
+	// prepare returns what makes the checks, or says what is wrong with the probe.
+	prepare() (checker, error)
+}
+
+// checker makes checks.
+type checker interface {
+	// check makes one, and ends when ctx does. The reason says what has answered.
+	check(ctx context.Context, at place) (reason string, err error)
+}
+
+// place is where a check is made.
+type place struct {
+	path Path
+	to   netip.Addr
+	port uint16
+}
+
+// dial opens a connection to the place.
+func (p place) dial(ctx context.Context, network string) (net.Conn, error) {
+	return p.path.DialContext(ctx, network, netip.AddrPortFrom(p.to, p.port).String())
+}
+
+// Subject is one realserver of one service, and how it is checked.
+type Subject struct {
+	Service    string
+	Realserver netip.Addr
+	Check      *Check       // nil: it is not checked, and always up
+	Targets    []netip.Addr // where it is checked: VIPs, through the tunnel, or its own address; it is up when all of them are
+	Port       uint16       // there; of no meaning for Ping and Exec
+	Path       Path         // the way to Targets; of no meaning for Exec
+	Way        string       // the name of Path's kind: checks that are equal, by ways of the same name to the same realserver, are made once
+}
+
+// State is what a Monitor knows of a subject.
+type State struct {
+	Service    string
+	Realserver netip.Addr
+	Checked    bool
+	Up         bool
+	Since      time.Time     // of Up; the zero Time: since the start
+	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
+	Last       time.Time     // end of that check; the zero Time: there was none
+	Duration   time.Duration // of that check
+	Checks     uint64        // made so far
+	Failures   uint64        // of them
+}
+
+// Change is a subject that came up or went down.
+type Change struct {
+	Service    string
+	Realserver netip.Addr
+	Up         bool
+	Reason     string // of the check that made the difference
+	Time       time.Time
+}

@@ -1,0 +1,229 @@
+package health
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// HTTP sends GET, and looks at the answer itself: it follows no redirect.
+type HTTP struct {
+	TLS    bool
+	Path   string // "/", with a query if need be
+	Host   string // of the header; "": where the check is made
+	Status []StatusRange
+	Body   string // regular expression, which must match in the first 64 KB of the body; "": the body does not matter
+	SNI    string // server name, and the name that the certificate must be for; "": that of Host
+	CA     string // PEM of the authorities to trust; "": the system's
+	Verify bool   // the certificate
+}
+
+// StatusRange is status codes from First to Last.
+type StatusRange struct{ First, Last int }
+
+func (r StatusRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(r.First)
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+type httpChecker struct {
+	HTTP
+	url  *url.URL
+	body *regexp.Regexp
+	tls  *tls.Config
+}
+
+func (p HTTP) prepare() (checker, error) {
+	path, err := url.ParseRequestURI(p.Path)
+	if err != nil || !strings.HasPrefix(p.Path, "/") {
+		return nil, fmt.Errorf("path: %q is not a path", p.Path)
+	}
+	body, err := pattern("body", p.Body)
+	if err != nil {
+		return nil, err
+	}
+	c := httpChecker{HTTP: p, url: path, body: body}
+	if !p.TLS {
+		return c, nil
+	}
+	c.tls = &tls.Config{ServerName: p.SNI, InsecureSkipVerify: !p.Verify, NextProtos: []string{"http/1.1"}}
+	if c.tls.ServerName == "" {
+		c.tls.ServerName = hostname(p.Host)
+	}
+	if p.CA != "" {
+		c.tls.RootCAs = x509.NewCertPool()
+		if !c.tls.RootCAs.AppendCertsFromPEM([]byte(p.CA)) {
+			return nil, errors.New("ca: holds no certificate")
+		}
+	}
+	return c, nil
+}
+
+// hostname is a Host header without its port.
+func hostname(host string) string {
+	return (&url.URL{Host: host}).Hostname()
+}
+
+// check writes the request and reads the answer itself: an http.Client, for one request a connection, costs twice as much.
+func (c httpChecker) check(ctx context.Context, at place) (string, error) {
+	conn, err := at.dial(ctx, "tcp")
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	defer stopAt(ctx, conn)()
+	server := conn
+	if c.tls != nil {
+		if server, err = c.shake(ctx, conn, at.to); err != nil {
+			return "", err
+		}
+	}
+	request := &http.Request{Method: http.MethodGet, URL: c.url, Host: c.host(at), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Close: true,
+		Header: http.Header{"User-Agent": {"vstun"}, "Accept": {"*/*"}}}
+	if err := request.Write(server); err != nil {
+		return "", err
+	}
+	bound := &limit{left: maxHead}
+	in := bufio.NewReader(limited{server, bound})
+	answer, err := readAnswer(in, request)
+	if bound.left == 0 {
+		return "", fmt.Errorf("no end of the HTTP header after %d KB", maxHead>>10)
+	}
+	if err != nil {
+		return "", notHTTP(err)
+	}
+	defer answer.Body.Close()
+	if !c.takes(answer.StatusCode) {
+		return "", fmt.Errorf("HTTP status %d, want %s", answer.StatusCode, ranges(c.Status))
+	}
+	if c.body != nil {
+		bound.left = 2 * maxAnswer // the body, and what its encoding adds
+		if err := c.match(answer.Body); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("HTTP status %d", answer.StatusCode), nil
+}
+
+// shake does the handshake of TLS.
+func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (net.Conn, error) {
+	config := c.tls
+	if config.ServerName == "" {
+		config = config.Clone()
+		config.ServerName = to.String()
+	}
+	secured := tls.Client(conn, config)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+			return nil, errors.New("the server does not speak TLS here")
+		}
+		return nil, err
+	}
+	return secured, nil
+}
+
+// host is the Host header: RFC 9110, section 7.2.
+func (c httpChecker) host(at place) string {
+	port := uint16(80)
+	if c.TLS {
+		port = 443
+	}
+	switch {
+	case c.Host != "":
+		return c.Host
+	case at.port != port:
+		return netip.AddrPortFrom(at.to, at.port).String()
+	case at.to.Is6():
+		return "[" + at.to.String() + "]"
+	}
+	return at.to.String()
+}
+
+// readAnswer reads the header of the final answer, behind those of interim ones (RFC 9110, section 15.2).
+func readAnswer(in *bufio.Reader, request *http.Request) (*http.Response, error) {
+	for {
+		answer, err := http.ReadResponse(in, request)
+		if err != nil || answer.StatusCode >= 200 || answer.StatusCode == http.StatusSwitchingProtocols {
+			return answer, err
+		}
+	}
+}
+
+// notHTTP makes one line of what net/http says about an answer that it does not understand.
+func notHTTP(err error) error {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("connection closed without an HTTP answer")
+	case isNetwork(err):
+		return err
+	}
+	return fmt.Errorf("no HTTP answer: %w", err)
+}
+
+func isNetwork(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok
+}
+
+func (c httpChecker) takes(status int) bool {
+	for _, r := range c.Status {
+		if r.First <= status && status <= r.Last {
+			return true
+		}
+	}
+	return false
+}
+
+// match looks for the expression in the body.
+func (c httpChecker) match(body io.Reader) error {
+	text, err := io.ReadAll(io.LimitReader(body, maxAnswer))
+	switch {
+	case c.body.Match(text): // whatever comes after it
+		return nil
+	case err != nil && isNetwork(err):
+		return fmt.Errorf("body: %w", err)
+	}
+	return fmt.Errorf("body does not match in its first %d bytes", len(text))
+}
+
+func ranges(list []StatusRange) string {
+	var all []string
+	for _, r := range list {
+		all = append(all, r.String())
+	}
+	return strings.Join(all, ", ")
+}
+
+// maxHead is how many bytes the headers of an answer may have.
+const maxHead = 256 << 10
+
+// limited is a connection from which no more comes than its limit allows.
+type limited struct {
+	net.Conn
+	*limit
+}
+
+type limit struct{ left int }
+
+// Read is net.Conn's.
+func (l limited) Read(p []byte) (int, error) {
+	if l.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := l.Conn.Read(p[:min(len(p), l.left)])
+	l.left -= n
+	return n, err
+}

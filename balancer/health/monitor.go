@@ -1,0 +1,411 @@
+package health
+
+import (
+	"container/heap"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Monitor runs the checks of its subjects.
+type Monitor struct {
+	changed func([]Change)
+
+	mu       sync.Mutex
+	subjects []*subject
+	targets  map[spot][]*target
+	queue    queue
+	pending  []Change
+	wake     chan struct{} // the queue has another first target
+	deliver  chan struct{} // there are pending changes
+}
+
+// subject is a Subject with what its checks have come to.
+type subject struct {
+	Subject
+	targets []*target // of each of Targets; none: it is not checked
+	up      bool
+	since   time.Time
+}
+
+// spot is what checks must have in common to be one, beside the Check.
+type spot struct {
+	realserver, to netip.Addr
+	port           uint16
+	way            string
+}
+
+// target is one check in one place, for the subjects that have it in common.
+type target struct {
+	spot    spot
+	config  Check
+	checker checker
+	path    Path
+	users   []*subject
+
+	damper damper
+	quick  int           // checks to come that follow each other quickly
+	pace   time.Duration // of those
+	due    time.Time     // of the next check, or of the one that runs
+	index  int           // in the queue; -1: it runs, or is gone
+	cancel context.CancelFunc
+	gone   bool
+	last   result
+	checks uint64
+	failed uint64
+}
+
+// result is how one check went.
+type result struct {
+	reason string
+	end    time.Time
+	took   time.Duration
+}
+
+// New is a Monitor without subjects. It calls changed with what has changed, in order and from one goroutine, which may take its time: checks go
+// on, and what changes meanwhile comes with the next call.
+func New(changed func([]Change)) *Monitor {
+	return &Monitor{changed: changed, targets: map[spot][]*target{}, wake: make(chan struct{}, 1), deliver: make(chan struct{}, 1)}
+}
+
+// Set replaces the subjects. What is checked as before goes on as if nothing had happened. A subject that is checked in another way now begins
+// with the state that it had. On an error nothing has changed.
+func (m *Monitor) Set(subjects []Subject) error {
+	checkers, err := prepare(subjects)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	former := make(map[name]*subject, len(m.subjects))
+	for _, s := range m.subjects {
+		former[s.name()] = s
+		for _, t := range s.targets {
+			t.users = nil
+		}
+	}
+	was := m.targets
+	m.targets = make(map[spot][]*target, len(was))
+	m.subjects = make([]*subject, 0, len(subjects))
+	var added []*target
+	for i := range subjects {
+		s := &subject{Subject: subjects[i], up: true}
+		old := former[s.name()]
+		if old != nil {
+			s.since = old.since
+		}
+		if s.Check != nil {
+			for _, to := range s.Targets {
+				t, isNew := m.target(was, s, old, to)
+				if isNew {
+					t.checker = checkers[s.Check]
+					added = append(added, t)
+				}
+				t.path = s.Path
+				t.users = append(t.users, s)
+				s.targets = append(s.targets, t)
+			}
+			s.up = s.allUp()
+		}
+		if old != nil && old.up != s.up { // what it has in common with others now is known already
+			s.since = time.Now()
+			m.note(s)
+		}
+		m.subjects = append(m.subjects, s)
+	}
+	for _, list := range was {
+		for _, t := range list {
+			if len(t.users) == 0 {
+				m.drop(t)
+			}
+		}
+	}
+	m.start(added)
+	return nil
+}
+
+// prepare makes what the checks of all subjects are made with.
+func prepare(subjects []Subject) (map[*Check]checker, error) {
+	checkers := map[*Check]checker{}
+	for _, s := range subjects {
+		if s.Check == nil || checkers[s.Check] != nil {
+			continue
+		}
+		c, err := s.Check.Probe.prepare()
+		if err != nil {
+			return nil, fmt.Errorf("service %q: realserver %v: check: %w", s.Service, s.Realserver, err)
+		}
+		checkers[s.Check] = c
+	}
+	return checkers, nil
+}
+
+// target finds the check of s at one of its targets, among those that s has in common with others or has had before, or else makes it.
+func (m *Monitor) target(was map[spot][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
+	at := spot{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
+	same := func(t *target) bool { return reflect.DeepEqual(t.config, *s.Check) }
+	if i := slices.IndexFunc(m.targets[at], same); i >= 0 {
+		return m.targets[at][i], false
+	}
+	var t *target
+	if i := slices.IndexFunc(was[at], same); i >= 0 {
+		t = was[at][i]
+	} else {
+		t, isNew = &target{spot: at, config: *s.Check, index: -1, damper: damper{up: s.Check.Up}, quick: s.Check.Rise}, true
+		if old != nil {
+			t.damper.up = old.up
+			if old.up {
+				t.quick = 1
+			}
+		}
+	}
+	m.targets[at] = append(m.targets[at], t)
+	return t, isNew
+}
+
+// name is what a subject is known by.
+type name struct {
+	service    string
+	realserver netip.Addr
+}
+
+func (s *subject) name() name { return name{s.Service, s.Realserver} }
+
+func (s *subject) allUp() bool {
+	return !slices.ContainsFunc(s.targets, func(t *target) bool { return !t.damper.up })
+}
+
+// drop ends what nobody wants to know any more.
+func (m *Monitor) drop(t *target) {
+	t.gone = true
+	if t.index >= 0 {
+		heap.Remove(&m.queue, t.index)
+	}
+	if t.cancel != nil {
+		t.cancel()
+	}
+}
+
+// The first checks of new targets are spread over a second, and over more from startRate targets on: so many begin in a second.
+const (
+	startSpread = time.Second
+	startRate   = 1000
+)
+
+// start queues new targets.
+func (m *Monitor) start(added []*target) {
+	now := time.Now()
+	n := time.Duration(len(added))
+	spread := max(startSpread, n*time.Second/startRate)
+	for i, t := range added {
+		t.pace = min(t.config.Interval, spread)
+		t.due = now.Add(t.pace * time.Duration(i) / n)
+		heap.Push(&m.queue, t)
+	}
+	signal(m.wake)
+}
+
+// Run makes the checks until ctx is cancelled. When it returns, none is running any more.
+func (m *Monitor) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { m.tell(ctx) })
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.wake:
+		case <-timer.C:
+		}
+		timer.Reset(m.startDue(ctx, &running))
+	}
+}
+
+// idle is how long Run waits when there is nothing to check.
+const idle = time.Hour
+
+// startDue starts the checks that are due, and says when the next one is.
+func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for len(m.queue) > 0 {
+		t := m.queue[0]
+		if wait := t.due.Sub(now); wait > 0 {
+			return wait
+		}
+		heap.Pop(&m.queue)
+		var bounded context.Context
+		bounded, t.cancel = context.WithTimeout(ctx, t.config.Timeout)
+		at := place{path: t.path, to: t.spot.to, port: t.spot.port}
+		running.Go(func() { m.run(bounded, t, at) })
+	}
+	return idle
+}
+
+// run makes one check of t, and queues the next one.
+func (m *Monitor) run(ctx context.Context, t *target, at place) {
+	begin := time.Now()
+	reason, err := t.checker.check(ctx, at)
+	end := time.Now()
+	took := end.Sub(begin)
+	if err != nil {
+		reason = explain(ctx, err, t.config.Timeout)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	aborted := ctx.Err() == context.Canceled
+	t.cancel()
+	t.cancel = nil
+	if t.gone || aborted {
+		return
+	}
+	t.last = result{reason: oneLine(reason), end: end, took: took}
+	t.checks++
+	if err != nil {
+		t.failed++
+	}
+	if !isOwn(err) && t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
+		for _, s := range t.users {
+			if up := s.allUp(); up != s.up {
+				s.up, s.since = up, end
+				m.note(s)
+			}
+		}
+	}
+	t.due = t.next(end)
+	heap.Push(&m.queue, t)
+	if t.index == 0 {
+		signal(m.wake)
+	}
+}
+
+// next is when t is checked again.
+func (t *target) next(now time.Time) time.Time {
+	interval := t.config.Interval
+	var due time.Time
+	switch t.quick--; {
+	case t.quick > 0:
+		due = t.due.Add(t.pace)
+	case t.quick == 0: // those that began together part
+		due = t.due.Add(min(t.pace, interval/10) + rand.N(interval-min(t.pace, interval/10)))
+	default:
+		t.quick = -1
+		due = t.due.Add(interval - rand.N(interval/10+1))
+	}
+	if due.Before(now) {
+		return now
+	}
+	return due
+}
+
+// note notes a change of s.
+func (m *Monitor) note(s *subject) {
+	c := Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Time: s.since}
+	if t := s.telling(); t != nil {
+		c.Reason = s.reason(t)
+	}
+	m.pending = append(m.pending, c)
+	signal(m.deliver)
+}
+
+// reason is t's last one, with the place when there are several.
+func (s *subject) reason(t *target) string {
+	if len(s.targets) > 1 && t.last.reason != "" {
+		return t.spot.to.String() + ": " + t.last.reason
+	}
+	return t.last.reason
+}
+
+// tell hands the changes over.
+func (m *Monitor) tell(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.deliver:
+		}
+		m.mu.Lock()
+		list := m.pending
+		m.pending = nil
+		m.mu.Unlock()
+		if len(list) > 0 {
+			m.changed(list)
+		}
+	}
+}
+
+// States is what is known of the subjects, in the order of Set.
+func (m *Monitor) States() []State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]State, 0, len(m.subjects))
+	for _, s := range m.subjects {
+		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Since: s.since}
+		if t := s.telling(); t != nil {
+			st.Reason, st.Last, st.Duration = s.reason(t), t.last.end, t.last.took
+		}
+		for _, t := range s.targets {
+			st.Checks += t.checks
+			st.Failures += t.failed
+		}
+		all = append(all, st)
+	}
+	return all
+}
+
+// telling is the target whose last check says most about s: the first one that is down, or else the one that was checked last.
+func (s *subject) telling() *target {
+	var latest *target
+	for _, t := range s.targets {
+		if !t.damper.up && !s.up {
+			return t
+		}
+		if latest == nil || t.last.end.After(latest.last.end) {
+			latest = t
+		}
+	}
+	return latest
+}
+
+// signal makes a waiting goroutine look, once.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// queue is the targets that wait, the next one first: container/heap.
+type queue []*target
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+// Push is heap's.
+func (q *queue) Push(x any) {
+	t := x.(*target)
+	t.index = len(*q)
+	*q = append(*q, t)
+}
+
+// Pop is heap's.
+func (q *queue) Pop() any {
+	old := *q
+	t := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	t.index = -1
+	return t
+}

@@ -1,0 +1,12 @@
+package health
+
+import "context"
+
+// Ping sends an ICMP echo request.
+type Ping struct{}
+
+func (p Ping) prepare() (checker, error) { return p, nil }
+
+func (Ping) check(ctx context.Context, at place) (string, error) {
+	return "answered", at.path.Ping(ctx, at.to)
+}

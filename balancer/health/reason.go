@@ -1,0 +1,88 @@
+package health
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+)
+
+// maxReason is how many characters of a reason are kept.
+const maxReason = 200
+
+// oneLine makes one printable line of what a server, or a program, may have said.
+func oneLine(s string) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
+	if r := []rune(s); len(r) > maxReason {
+		return string(r[:maxReason]) + "…"
+	}
+	return s
+}
+
+// explain says in few words why a check has failed.
+func explain(ctx context.Context, err error, timeout time.Duration) string {
+	var expired x509.CertificateInvalidError
+	var number syscall.Errno
+	switch {
+	case errors.As(err, &expired) && expired.Reason == x509.Expired:
+		return expiry(expired.Cert, time.Now())
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), ctx.Err() == context.DeadlineExceeded:
+		return late(err, timeout)
+	case isOwn(err):
+		return "not checked, for a fault of this machine: " + err.Error()
+	case errors.As(err, &number):
+		return before(err) + number.Error()
+	}
+	return strings.TrimPrefix(err.Error(), "tls: failed to verify certificate: ")
+}
+
+// late says what has not come in time.
+func late(err error, timeout time.Duration) string {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Sprintf("no connection within %v", timeout)
+	}
+	return fmt.Sprintf("no answer within %v", timeout)
+}
+
+// before says how far a check had come when an error of the network ended it: nothing of a connection that never was.
+func before(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return ""
+	}
+	return "connected, then: "
+}
+
+func expiry(c *x509.Certificate, now time.Time) string {
+	const day = "2006-01-02 15:04 MST"
+	if now.Before(c.NotBefore) {
+		return "certificate is not valid yet: from " + c.NotBefore.UTC().Format(day) + " on"
+	}
+	return "certificate has expired: it was valid until " + c.NotAfter.UTC().Format(day)
+}
+
+// isOwn says whether this machine is to blame for an error: then nothing is known of the realserver.
+func isOwn(err error) bool {
+	if _, ok := errors.AsType[ownFault](err); ok {
+		return true
+	}
+	for _, own := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAGAIN} {
+		if errors.Is(err, own) {
+			return true
+		}
+	}
+	return false
+}
+
+// ownFault is an error of which the realserver knows nothing.
+type ownFault struct{ error }
+
+// Unwrap is errors.Is's.
+func (f ownFault) Unwrap() error { return f.error }

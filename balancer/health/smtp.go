@@ -1,0 +1,62 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/smtp"
+	"net/textproto"
+	"strings"
+)
+
+// SMTP greets a mail server: 220, EHLO or HELO, QUIT (RFC 5321).
+type SMTP struct {
+	Helo string // the name that it gives itself; "": its address, as in section 4.1.3
+}
+
+func (p SMTP) prepare() (checker, error) {
+	if strings.ContainsFunc(p.Helo, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, fmt.Errorf("helo: %q is not a host's name", p.Helo)
+	}
+	return p, nil
+}
+
+func (p SMTP) check(ctx context.Context, at place) (string, error) {
+	conn, err := at.dial(ctx, "tcp")
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	defer stopAt(ctx, conn)()
+	client, err := smtp.NewClient(limited{conn, &limit{left: maxAnswer}}, at.to.String())
+	if err != nil {
+		return "", refused("greeting", err)
+	}
+	helo := p.Helo
+	if helo == "" {
+		helo = literal(conn.LocalAddr())
+	}
+	if err := client.Hello(helo); err != nil {
+		return "", refused("HELO", err)
+	}
+	_ = client.Quit() // it has said all that we want to know
+	return "250 to HELO", nil
+}
+
+// refused says what a server did not like.
+func refused(what string, err error) error {
+	if p, ok := errors.AsType[*textproto.Error](err); ok {
+		return fmt.Errorf("%s: %d %s", what, p.Code, p.Msg)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// literal writes an address as a host's name.
+func literal(a net.Addr) string {
+	host, _, _ := net.SplitHostPort(a.String())
+	if strings.Contains(host, ":") {
+		return "[IPv6:" + host + "]"
+	}
+	return "[" + host + "]"
+}

@@ -1,0 +1,55 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+)
+
+// UDP sends a datagram. Without Expect a realserver passes that answers with anything, and also one that says nothing until the timeout; one
+// fails whose machine says that nobody listens there (ICMP port unreachable).
+type UDP struct {
+	Send   string // the datagram
+	Expect string // regular expression, which must match an answer; "": none has to come
+}
+
+type udpChecker struct {
+	send   []byte
+	expect *regexp.Regexp
+}
+
+func (p UDP) prepare() (checker, error) {
+	expect, err := pattern("expect", p.Expect)
+	return udpChecker{send: []byte(p.Send), expect: expect}, err
+}
+
+func (c udpChecker) check(ctx context.Context, at place) (string, error) {
+	conn, err := at.dial(ctx, "udp")
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	defer stopAt(ctx, conn)()
+	if _, err := conn.Write(c.send); err != nil {
+		return "", err
+	}
+	buf := make([]byte, maxAnswer)
+	for wrong := ""; ; {
+		n, err := conn.Read(buf)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && c.expect == nil:
+			return "no answer, and no port unreachable", nil
+		case err != nil && wrong != "":
+			return "", errors.New(wrong)
+		case err != nil:
+			return "", err
+		case c.expect == nil:
+			return "answered", nil
+		case c.expect.Match(buf[:n]):
+			return "answer as expected", nil
+		}
+		wrong = fmt.Sprintf("expect does not match the answer: %s", begin(buf[:n]))
+	}
+}
