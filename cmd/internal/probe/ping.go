@@ -81,7 +81,9 @@ func (p *Pinger) Close() error {
 }
 
 // Ping sends an echo request to a, an address of another host, by the machine's own routes, and waits for the answer.
-func (p *Pinger) Ping(ctx context.Context, a netip.Addr) error { return p.ping(ctx, a, netip.Addr{}, p.nextID()) }
+func (p *Pinger) Ping(ctx context.Context, a netip.Addr) error {
+	return p.ping(ctx, a, netip.Addr{}, p.nextID())
+}
 
 func (p *Pinger) nextID() uint16 { return uint16(p.id.Add(1)) }
 
