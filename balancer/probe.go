@@ -61,8 +61,12 @@ func (b *Balancer) probes(targets []Target) bool {
 	})
 }
 
-// ErrPinned says that a flow is somebody else's already, or was a moment ago: another port will do.
-var ErrPinned = errors.New("the flow is in use")
+// What Pin says, beside that there is no way to the target.
+var (
+	ErrPinned  = errors.New("the flow is in use")            // or was a moment ago: another port will do
+	ErrUnknown = errors.New("the realserver is not checked") // any more, or yet
+	ErrFull    = errors.New("no room in the connection table for a check: set a larger connections.max")
+)
 
 // Pin leads f, a flow of this host's own, to t, until Unpin.
 func (b *Balancer) Pin(f packet.Flow, t Target, now conntab.Ticks) error {
@@ -70,7 +74,7 @@ func (b *Balancer) Pin(f packet.Flow, t Target, now conntab.Ticks) error {
 	defer b.mu.Unlock()
 	p := b.probed[t.key()]
 	if p == nil || !p.left.IsZero() {
-		return fmt.Errorf("realserver %v is not checked any more", t.Address)
+		return ErrUnknown
 	}
 	if !p.dest.Reachable() {
 		return fmt.Errorf("no route to realserver %v", t.Address)
@@ -79,7 +83,7 @@ func (b *Balancer) Pin(f packet.Flow, t Target, now conntab.Ticks) error {
 	case conntab.Hit:
 		return ErrPinned
 	case conntab.Full:
-		return errors.New("no room for a check in the connection table: set a larger connections.max")
+		return ErrFull
 	}
 	return nil
 }

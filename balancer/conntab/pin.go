@@ -6,8 +6,8 @@ import "vstun/encap/packet"
 // slots as connections, in a state of its own, and is none of them: it takes nothing of Config.Max, no flood drives it out, and no packet moves its
 // state or its end.
 
-// MaxPinned is how long a flow stays pinned that nobody unpins.
-const MaxPinned = 3600 * PerSecond
+// MaxPinned is how long a flow stays pinned that nobody unpins: no check takes longer.
+const MaxPinned = 25 * 3600 * PerSecond
 
 // Pin leads the packets of f to dest until Unpin. The answer is Inserted; Hit when the table has f already, as a connection or as a flow that was
 // pinned until some moments ago: take another port then; or Full when there is no slot for it.

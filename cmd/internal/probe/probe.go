@@ -64,10 +64,23 @@ func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.
 	for range tries {
 		c, err := t.dial(ctx, network, address, f)
 		if !errors.Is(err, balancer.ErrPinned) {
-			return c, err
+			return c, ownFault(err)
 		}
 	}
-	return nil, &net.OpError{Op: "dial", Net: network, Err: unix.EADDRNOTAVAIL} // of this host's fault
+	return nil, ownFault(balancer.ErrPinned)
+}
+
+// ownFault gives errors that say nothing of the realserver the number of one that checkers know to be this host's.
+func ownFault(err error) error {
+	switch {
+	case errors.Is(err, balancer.ErrPinned): // every port that was tried
+		return unix.EADDRNOTAVAIL
+	case errors.Is(err, balancer.ErrUnknown): // a reload is under way
+		return unix.EAGAIN
+	case errors.Is(err, balancer.ErrFull):
+		return unix.ENOBUFS
+	}
+	return err
 }
 
 func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
@@ -184,10 +197,10 @@ func (t *Tunnel) Ping(ctx context.Context, vip netip.Addr) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return ownFault(err)
 		}
 		defer t.unpin(f)
 		return t.Pinger.ping(ctx, vip, f.Src, f.SrcPort)
 	}
-	return unix.EADDRNOTAVAIL
+	return ownFault(balancer.ErrPinned)
 }
