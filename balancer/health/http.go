@@ -135,21 +135,23 @@ func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (n
 	return secured, nil
 }
 
-// host is the Host header: RFC 9110, section 7.2.
+// host is the Host header.
 func (c httpChecker) host(at place) string {
-	port := uint16(80)
-	if c.TLS {
-		port = 443
-	}
-	switch {
-	case c.Host != "":
+	if c.Host != "" {
 		return c.Host
-	case at.port != port:
-		return netip.AddrPortFrom(at.to, at.port).String()
-	case at.to.Is6():
-		return "[" + at.to.String() + "]"
 	}
-	return at.to.String()
+	return Host(at.to, at.port, c.TLS)
+}
+
+// Host is the Host header for an address and a port: RFC 9110, section 7.2.
+func Host(a netip.Addr, port uint16, tls bool) string {
+	switch {
+	case !tls && port != 80, tls && port != 443:
+		return netip.AddrPortFrom(a, port).String()
+	case a.Is6():
+		return "[" + a.String() + "]"
+	}
+	return a.String()
 }
 
 // readAnswer reads the header of the final answer, behind those of interim ones (RFC 9110, section 15.2).

@@ -3,8 +3,10 @@ package health
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -196,20 +198,33 @@ func webhook(ctx context.Context, c Notify, e Event) error {
 }
 
 // post posts once, and says whether a failure may pass.
-func post(ctx context.Context, client *http.Client, url, body string) (again bool, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+func post(ctx context.Context, client *http.Client, to, body string) (again bool, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, to, strings.NewReader(body))
 	if err != nil {
 		return false, err
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("User-Agent", "vstun")
 	answer, err := client.Do(request)
+	if fault, ok := errors.AsType[*url.Error](err); ok {
+		err = fault.Err // without the URL
+	}
 	if err != nil {
-		return true, err
+		return true, fmt.Errorf("webhook %s: %w", WebhookHost(to), err)
 	}
 	_ = answer.Body.Close()
 	if answer.StatusCode >= 300 {
-		return answer.StatusCode >= 500 || answer.StatusCode == http.StatusTooManyRequests, fmt.Errorf("webhook %s: HTTP status %s", url, answer.Status)
+		again = answer.StatusCode >= 500 || answer.StatusCode == http.StatusTooManyRequests
+		return again, fmt.Errorf("webhook %s: HTTP status %s", WebhookHost(to), answer.Status)
 	}
 	return false, nil
+}
+
+// WebhookHost is what may be logged of a webhook's URL: its path is often a secret.
+func WebhookHost(webhook string) string {
+	u, err := url.Parse(webhook)
+	if err != nil || webhook == "" {
+		return ""
+	}
+	return u.Scheme + "://" + u.Host
 }

@@ -35,6 +35,7 @@ type Director struct {
 	Silent      bool       // clients are not told that nobody serves them
 	Connections Connections
 	Services    []Service // at least one, in the file's order
+	Notify      Notify
 }
 
 // Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each realserver gives.
@@ -87,16 +88,22 @@ type Timeouts struct {
 // Service is one [[service]]: the same realservers for each of its VIPs and ports. No two services share a VIP,
 // protocol and port; a port that one has by itself is not among every port, PortRange{0, 0}, of another.
 type Service struct {
-	Name        string       // unique; 1 to 64 printable characters without whitespace
-	VIPs        []netip.Addr // at least one, each once
-	Protocol    string       // "tcp", "udp" or "sctp"
-	Ports       []PortRange  // at least one; they do not overlap
-	Scheduler   string       // one of Features.Schedulers
-	Flags       SchedulerFlags
-	Persistence Persistence
-	OnePacket   bool            // UDP only: each packet is scheduled by itself
-	Realservers []RealserverRef // in the file's order, each address once; may be empty
-	EncapPort   uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
+	Name           string       // unique; 1 to 64 printable characters without whitespace
+	VIPs           []netip.Addr // at least one, each once
+	Protocol       string       // "tcp", "udp" or "sctp"
+	Ports          []PortRange  // at least one; they do not overlap
+	Scheduler      string       // one of Features.Schedulers
+	Flags          SchedulerFlags
+	Persistence    Persistence
+	OnePacket      bool            // UDP only: each packet is scheduled by itself
+	Check          *Check          // of realservers that have none of their own; nil: none
+	Realservers    []RealserverRef // in the file's order, each address once; may be empty
+	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
+	Quorum         int             // weight that must be up for the service to be up, at least 1
+	Hysteresis     int             // less than Quorum
+	SorryServer    netip.Addr      // has the connections while the service is down; the zero Addr: there is none
+	SorryTunnel    Tunnel          // to it
+	DrainOnFailure bool            // a realserver that fails gets weight 0; else it leaves the service
 }
 
 // SchedulerFlags are those of schedulers sh and mh; of others none is set.
@@ -128,9 +135,52 @@ func (r PortRange) String() string {
 type RealserverRef struct {
 	Address netip.Addr // where its tunnel ends; never a VIP of any service
 	Tunnel
-	Weight int // 0 to 65535; 0 drains it
-	Upper  int // with so many connections it gets no new ones; 0: no bound
-	Lower  int // until it has fewer than these, at most Upper; 0: than three quarters of Upper
+	Check  *Check // its own, or the very one of its service; nil: nobody checks it, and it is always up
+	Weight int    // 0 to 65535; 0 drains it
+	Upper  int    // with so many connections it gets no new ones; 0: no bound
+	Lower  int    // until it has fewer than these, at most Upper; 0: than three quarters of Upper
+}
+
+// Check is how one finds out whether a realserver works: a [service.check], with what a [service.realserver.check] says instead. Of what its type
+// does not have it has the zero value.
+type Check struct {
+	Type     string        // tcp, http, https, dns, udp, ping, smtp or exec
+	Direct   bool          // the realserver's own address is checked; else the VIPs, through its tunnel
+	Port     uint16        // of all but ping and exec
+	Interval time.Duration // 100 ms to 24 h
+	Timeout  time.Duration // at most Interval
+	Rise     int           // so many successes in a row make it up
+	Fall     int           // so many failures in a row make it down
+	Up       bool          // what it is before its first results
+
+	Path   string        // of http and https
+	Host   string        // header; "": what is checked
+	Status []StatusRange // codes that are a success, at least one
+	Body   string        // regular expression; "": any
+	SNI    string        // of https; "": Host
+	CAFile string        // "": the system's authorities
+	CA     string        // what CAFile holds, PEM
+	Verify bool          // the certificate
+
+	Send   string // of tcp and udp
+	Expect string // regular expression; "": nothing
+
+	Query     string // of dns: a domain name
+	QueryType string // "A"
+	Rcode     string // "NOERROR"
+
+	Helo    string   // of smtp; "": the director's address
+	Command []string // of exec: an absolute path, and arguments
+}
+
+// StatusRange is HTTP status codes from First to Last, within 100 to 599.
+type StatusRange struct{ First, Last int }
+
+// Notify is the [notify] table: who is told of changes of health. The zero value but for Timeout is nobody.
+type Notify struct {
+	Command []string      // an absolute path, and arguments; nil: none
+	Webhook string        // URL; "": none
+	Timeout time.Duration // 100 ms to 5 min
 }
 
 // Tunnel is how packets get to a realserver.
@@ -201,25 +251,34 @@ const maxFileSize = 16 << 20
 // readTimeout is how long a FIFO or a terminal may take to come to its end.
 const readTimeout = 2 * time.Second
 
+// readFile reads a configuration file.
 func readFile(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO that nobody writes to is an empty file, and no wait
-	if errors.Is(err, os.ErrPermission) {
+	text, err := readBounded(path)
+	switch {
+	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("%w: let the user read it as whom the program runs: even root needs a file of its own, or one that everybody may read", err)
-	}
-	if err != nil {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fmt.Errorf("%s: has no end: name a configuration file with -c, or close what writes to this one", path)
+	case err != nil:
 		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
+	}
+	return text, nil
+}
+
+// readBounded reads a file that may be a FIFO or a device, in bounded time and memory.
+func readBounded(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO that nobody writes to is an empty file, and no wait
+	if err != nil {
+		return nil, err
 	}
 	defer func() { _ = file.Close() }()
 	_ = file.SetReadDeadline(time.Now().Add(readTimeout)) // a regular file has none, and needs none
 	text, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil, fmt.Errorf("%s: has no end: name a configuration file with -c, or close what writes to this one", path)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
+		return nil, err
 	}
 	if len(text) > maxFileSize {
-		return nil, fmt.Errorf("%s: is larger than %d MiB: name a configuration file with -c", path, maxFileSize>>20)
+		return nil, fmt.Errorf("%s: is larger than %d MiB", path, maxFileSize>>20)
 	}
 	return text, nil
 }

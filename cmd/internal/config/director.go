@@ -31,6 +31,7 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	services := newServiceReader(features)
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
+	d.Notify = readNotify(root)
 	root.finish(nil)
 
 	if len(faults) > 0 {

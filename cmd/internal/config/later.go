@@ -16,21 +16,6 @@ func laterInDirector() []laterKey {
 	return []laterKey{{name: "metrics"}}
 }
 
-func laterInService() []laterKey {
-	return []laterKey{
-		{"quorum", int64(1)},
-		{"hysteresis", int64(0)},
-		{name: "sorry_server"},
-		{name: "check"},
-	}
-}
-
-func laterInServiceRealserver() []laterKey {
-	return []laterKey{
-		{name: "check"},
-	}
-}
-
 func laterInRealserver() []laterKey {
 	return []laterKey{
 		{name: "metrics"},

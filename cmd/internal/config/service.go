@@ -33,6 +33,7 @@ type claim struct {
 // located is a realserver's address and the table that it stands in.
 type located struct {
 	t       *table
+	key     string
 	address netip.Addr
 }
 
@@ -60,7 +61,7 @@ func (r *serviceReader) read(root *table) []Service {
 	}
 	for _, rs := range r.realservers {
 		if owner, ok := r.vips[rs.address]; ok {
-			rs.t.faultAt("address", "\"%v\" is also a VIP of %s: want the realserver's own address", rs.address, owner.label)
+			rs.t.faultAt(rs.key, "\"%v\" is also a VIP of %s: want the realserver's own address", rs.address, owner.label)
 		}
 	}
 	return services
@@ -100,8 +101,13 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	s.Ports = t.ports("port")
 	r.readScheduling(t, &s)
 	s.EncapPort = readEncapPort(t)
-	s.Realservers = r.readRealservers(t, readTunnel(t))
-	t.finish(laterInService())
+	tunnel := readTunnel(t)
+	r.readQuorum(t, &s, tunnel)
+	checks := newCheckReader(t, &s)
+	s.Check = checks.check
+	s.Realservers = r.readRealservers(t, tunnel, checks)
+	checkQuorum(t, &s)
+	t.finish(nil)
 
 	for _, vip := range s.VIPs {
 		if _, ok := r.vips[vip]; !ok {
@@ -186,7 +192,7 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 }
 
 // readRealservers reads a service's realservers; tunnel is that of those that say nothing else.
-func (r *serviceReader) readRealservers(service *table, tunnel Tunnel) []RealserverRef {
+func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *checkReader) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
@@ -204,13 +210,14 @@ func (r *serviceReader) readRealservers(service *table, tunnel Tunnel) []Realser
 					t.faultAt("address", "%s is there twice: want a realserver once in a service", show(v))
 				}
 				seen[rs.Address] = true
-				r.realservers = append(r.realservers, located{t, rs.Address})
+				r.realservers = append(r.realservers, located{t, "address", rs.Address})
 			}
 		}
 		rs.Weight = t.integer("weight", 1, 0, 65535, "0 (drains it) to 65535")
 		rs.Upper, rs.Lower = readThresholds(t)
 		rs.Tunnel = tunnel.readFor(t)
-		t.finish(laterInServiceRealserver())
+		rs.Check = checks.readFor(t)
+		t.finish(nil)
 		list = append(list, rs)
 	}
 	checkTunnels(service, tunnel, list)

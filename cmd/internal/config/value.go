@@ -47,10 +47,13 @@ func (t *table) offload(key string) bool {
 }
 
 // oneOf reads one of several words; the first is the default.
-func (t *table) oneOf(key string, words ...string) string {
+func (t *table) oneOf(key string, words ...string) string { return t.word(key, words[0], words...) }
+
+// word reads one of several words.
+func (t *table) word(key, absent string, words ...string) string {
 	v, ok := t.value(key)
 	if !ok {
-		return words[0]
+		return absent
 	}
 	word, _ := t.choice(key, v, words, nil)
 	return word

@@ -13,6 +13,7 @@ func changes(was, is *config.Director) []string {
 	var lines difference
 	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
 	lines.compare("no_service", noServiceName(was.Silent), noServiceName(is.Silent))
+	lines.notify(&was.Notify, &is.Notify)
 	former := make(map[string]*config.Service, len(was.Services))
 	for i := range was.Services {
 		former[was.Services[i].Name] = &was.Services[i]
@@ -58,33 +59,45 @@ func (l *difference) service(was, is *config.Service) {
 	l.compare(at+"persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))
 	l.compare(at+"one_packet", was.OnePacket, is.OnePacket)
 	l.compare(at+"encap_port", was.EncapPort, is.EncapPort)
-	l.realservers(at, was.Realservers, is.Realservers)
+	l.compare(at+"quorum", was.Quorum, is.Quorum)
+	l.compare(at+"hysteresis", was.Hysteresis, is.Hysteresis)
+	l.sorry(at, was, is)
+	l.compare(at+"on_failure", failureName(was), failureName(is))
+	l.check(at, was.Check, is.Check)
+	l.realservers(at, was, is)
 }
 
-func (l *difference) realservers(at string, was, is []config.RealserverRef) {
-	former := make(map[netip.Addr]config.RealserverRef, len(was))
-	for _, r := range was {
+func (l *difference) realservers(at string, was, is *config.Service) {
+	former := make(map[netip.Addr]config.RealserverRef, len(was.Realservers))
+	for _, r := range was.Realservers {
 		former[r.Address] = r
 	}
-	for _, r := range is {
+	for _, r := range is.Realservers {
 		name := fmt.Sprintf("%srealserver %v: ", at, r.Address)
 		if old, stays := former[r.Address]; stays {
 			l.compare(name+"weight", old.Weight, r.Weight)
 			l.compare(name+"upper", old.Upper, r.Upper)
 			l.compare(name+"lower", old.Lower, r.Lower)
-			l.compare(name+"encap", old.Encap, r.Encap)
-			l.compare(name+"encap_key", keyName(old.Tunnel), keyName(r.Tunnel))
-			l.compare(name+"encap_checksum", old.Checksum, r.Checksum)
+			l.tunnel(name, old.Tunnel, r.Tunnel)
+			if old.Check != was.Check || r.Check != is.Check { // else the service has said it
+				l.check(name, old.Check, r.Check)
+			}
 			delete(former, r.Address)
 		} else {
 			l.note("%sadded, weight %d", name, r.Weight)
 		}
 	}
-	for _, r := range was {
+	for _, r := range was.Realservers {
 		if _, left := former[r.Address]; left {
 			l.note("%srealserver %v: removed", at, r.Address)
 		}
 	}
+}
+
+func (l *difference) tunnel(at string, was, is config.Tunnel) {
+	l.compare(at+"encap", was.Encap, is.Encap)
+	l.compare(at+"encap_key", keyName(was), keyName(is))
+	l.compare(at+"encap_checksum", was.Checksum, is.Checksum)
 }
 
 func serviceName(s *config.Service) string { return fmt.Sprintf("service %q", s.Name) }

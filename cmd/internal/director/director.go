@@ -25,7 +25,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
-	"vstun/cmd/internal/probe"
+	"vstun/cmd/internal/prober"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -60,7 +60,7 @@ type director struct {
 
 	monitor  *health.Monitor
 	notifier *health.Notifier
-	pinger   *probe.Pinger
+	pinger   *prober.Pinger
 	known    atomic.Pointer[ways] // for probes
 }
 
@@ -92,7 +92,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err = d.openRelays(); err != nil {
 		return nil, err
 	}
-	if d.pinger, err = probe.NewPinger(); err != nil {
+	if d.pinger, err = prober.NewPinger(); err != nil {
 		return nil, err
 	}
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {

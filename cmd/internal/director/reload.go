@@ -100,5 +100,5 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, and only services, source, notify and no_service can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, and only services, notify, source and no_service can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
 }

@@ -8,7 +8,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/probe"
+	"vstun/cmd/internal/prober"
 	"vstun/routing"
 )
 
@@ -97,7 +97,7 @@ func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Pat
 	}
 	t := realserver(s, r, config.Sources{}, nil).Target()
 	address := r.Address
-	return &probe.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: t, Source: func(vip netip.Addr) netip.Addr {
+	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: t, Source: func(vip netip.Addr) netip.Addr {
 		return d.known.Load().source(vip, address)
 	}}, fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
 }

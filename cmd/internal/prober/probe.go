@@ -1,10 +1,10 @@
-// Package probe is how health checks reach their realservers: through the tunnel, as connections of this host to the VIP whose flows are pinned to one
+// Package prober is how health checks reach their realservers: through the tunnel, as connections of this host to the VIP whose flows are pinned to one
 // realserver, and pings either way.
 //
 //	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
 //	                                          ↑                                                │
 //	                                          └───────────── answer from the VIP ──────────────┘
-package probe
+package prober
 
 import (
 	"context"

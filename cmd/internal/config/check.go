@@ -1,0 +1,325 @@
+package config
+
+import (
+	"crypto/x509"
+	"math"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// checkTypes are the types of checks, with the keys that are each one's own.
+var checkTypes = []struct {
+	name string
+	keys []string
+}{
+	{"tcp", []string{"port", "send", "expect"}},
+	{"http", []string{"port", "path", "host", "status", "body"}},
+	{"https", []string{"port", "path", "host", "status", "body", "sni", "ca", "verify"}},
+	{"dns", []string{"port", "query", "query_type", "rcode"}},
+	{"udp", []string{"port", "send", "expect"}},
+	{"ping", nil},
+	{"smtp", []string{"port", "helo"}},
+	{"exec", []string{"command"}},
+}
+
+// checkTypesWith are the types that have a key; with "" all of them.
+func checkTypesWith(key string) []string {
+	var names []string
+	for _, c := range checkTypes {
+		if key == "" || slices.Contains(c.keys, key) {
+			names = append(names, c.name)
+		}
+	}
+	return names
+}
+
+// has says whether the check's type has a key.
+func (c *Check) has(key string) bool { return slices.Contains(checkTypesWith(key), c.Type) }
+
+// checkReader reads the checks of one service.
+type checkReader struct {
+	service *Service
+	table   *table // [service.check]
+	check   *Check // what it says; nil: there is none
+}
+
+func newCheckReader(t *table, s *Service) *checkReader {
+	r := &checkReader{service: s, table: t.child("check", nil)}
+	if _, ok := t.value("check"); ok {
+		r.table = t.table("check", wantCheck)
+		r.check = r.read(r.table, nil)
+	}
+	return r
+}
+
+const wantCheck = "a table such as { type = \"http\" }"
+
+// readFor reads a realserver's check, which is its service's where the realserver says nothing else.
+func (r *checkReader) readFor(t *table) *Check {
+	if _, ok := t.value("check"); !ok {
+		return r.check
+	}
+	return r.read(t.table("check", wantCheck), r.check)
+}
+
+// read reads a check from t; of what t does not have it is the base, if there is one.
+func (r *checkReader) read(t *table, base *Check) *Check {
+	types := checkTypesWith("")
+	c := Check{Interval: 5 * time.Second, Rise: 2, Fall: 3}
+	if base != nil {
+		c = *base
+	}
+	switch v, ok := t.value("type"); {
+	case ok:
+		c.Type, _ = t.choice("type", v, types, nil)
+	case base == nil:
+		t.faultAt("type", "missing: want %s", oneOf(types))
+	}
+	c.resetOthers(base)
+	r.readTimes(t, &c)
+	const wantRow = "1 to 1000 checks in a row"
+	c.Rise = t.integer("rise", c.Rise, 1, 1000, wantRow)
+	c.Fall = t.integer("fall", c.Fall, 1, 1000, wantRow)
+	c.Up = t.word("initial", pick(c.Up, "up", "down"), "down", "up") == "up"
+	r.readVia(t, &c)
+	r.readPort(t, &c, base)
+	c.Path = readPath(t, c.Path)
+	c.Host = t.graphic("host", c.Host, `a host's name such as "www.example.com"`)
+	c.Status = readStatus(t, c.Status)
+	c.Body = t.pattern("body", c.Body)
+	c.SNI = t.graphic("sni", c.SNI, `a host's name such as "www.example.com"`)
+	readCA(t, &c)
+	c.Verify = t.boolean("verify", c.Verify)
+	c.Send, _ = t.text("send", c.Send, "a string")
+	c.Expect = t.pattern("expect", c.Expect)
+	readQuery(t, &c)
+	c.Helo = t.graphic("helo", c.Helo, `a host's name such as "lb.example.com"`)
+	c.Command = readCommand(t, c.Command)
+	if c.Type == "exec" && len(c.Command) == 0 && t.values["command"] == nil {
+		t.faultAt("command", "missing: want %s", wantCommand)
+	}
+	for _, key := range t.known {
+		if of := checkTypesWith(key); len(of) > 0 && c.Type != "" && t.values[key] != nil && !c.has(key) {
+			t.faultAt(key, "is of %s checks only, and this one is %s: leave it out", oneOf(of), c.Type)
+		}
+	}
+	t.finish(nil)
+	return &c
+}
+
+// resetOthers gives what the check's type alone has its defaults, unless the base has it too.
+func (c *Check) resetOthers(base *Check) {
+	inherits := func(key string) bool { return base != nil && base.has(key) && c.has(key) }
+	own := Check{Type: c.Type, Direct: c.Direct, Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall, Up: c.Up}
+	if inherits("port") {
+		own.Port = c.Port
+	}
+	if c.has("path") {
+		own.Path, own.Status = "/", []StatusRange{{200, 399}}
+	}
+	if c.has("verify") {
+		own.Verify = true
+	}
+	if c.has("query") {
+		own.QueryType, own.Rcode = "A", "NOERROR"
+	}
+	if inherits("path") {
+		own.Path, own.Host, own.Status, own.Body = c.Path, c.Host, c.Status, c.Body
+	}
+	if inherits("verify") {
+		own.SNI, own.CA, own.CAFile, own.Verify = c.SNI, c.CA, c.CAFile, c.Verify
+	}
+	if inherits("send") && c.Type == base.Type {
+		own.Send, own.Expect = c.Send, c.Expect
+	}
+	if inherits("query") {
+		own.Query, own.QueryType, own.Rcode = c.Query, c.QueryType, c.Rcode
+	}
+	if inherits("helo") {
+		own.Helo = c.Helo
+	}
+	if inherits("command") {
+		own.Command = c.Command
+	}
+	*c = own
+}
+
+// readTimes reads interval and timeout; the default of timeout is no longer than interval.
+func (r *checkReader) readTimes(t *table, c *Check) {
+	const wantInterval, wantTimeout = "100ms to 24h", "10ms to interval"
+	c.Interval = t.duration("interval", c.Interval, 100*time.Millisecond, 24*time.Hour, wantInterval)
+	if c.Timeout == 0 || r.table.values["timeout"] == nil {
+		c.Timeout = min(2*time.Second, c.Interval)
+	}
+	c.Timeout = t.duration("timeout", c.Timeout, 10*time.Millisecond, 24*time.Hour, wantTimeout)
+	if c.Timeout > c.Interval && (t.values["interval"] != nil || t.values["timeout"] != nil) {
+		t.faultAt("timeout", "%v is longer than interval, %v: want %s", c.Timeout, c.Interval, wantTimeout)
+	}
+}
+
+// readVia reads the way that the check takes; exec is none for the tunnel, since it goes no way that the director knows.
+func (r *checkReader) readVia(t *table, c *Check) {
+	written, ok := t.value("via")
+	c.Direct = t.word("via", pick(c.Direct, "direct", "tunnel"), "tunnel", "direct") == "direct"
+	if c.Type != "exec" {
+		return
+	}
+	if ok && written == "tunnel" {
+		t.faultAt("via", `an exec check runs on the director, by no tunnel: want direct, or leave it out`)
+	}
+	c.Direct = true
+}
+
+// readPort reads the port to check; the default is the service's, of several the first.
+func (r *checkReader) readPort(t *table, c, base *Check) {
+	const want = "1 to 65535"
+	c.Port = uint16(t.integer("port", int(c.Port), 1, 65535, want))
+	if !c.has("port") || c.Port != 0 || t.values["port"] != nil || len(r.service.Ports) == 0 {
+		return
+	}
+	c.Port = r.service.Ports[0].First
+	if c.Port == 0 && (base == nil || !base.has("port")) { // else the service's check has said it
+		t.faultAt("port", "missing, as the service has every port: want the one to check, %s", want)
+	}
+}
+
+func readPath(t *table, absent string) string {
+	const want = `a path such as "/health?full=1"`
+	path := t.graphic("path", absent, want)
+	if t.values["path"] != nil && path != "" && !strings.HasPrefix(path, "/") {
+		t.faultAt("path", "%s does not begin with /: want %s", show(path), want)
+	}
+	return path
+}
+
+// graphic reads an optional string without spaces and control characters, in ASCII.
+func (t *table) graphic(key, absent, want string) string {
+	s, ok := t.text(key, absent, want)
+	if _, written := t.values[key]; ok && written && (s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })) {
+		t.faultAt(key, "%s is empty, or has other than printable ASCII characters: want %s", show(s), want)
+	}
+	return s
+}
+
+// pattern reads an optional regular expression.
+func (t *table) pattern(key, absent string) string {
+	const want = "a regular expression, as Go has them (RE2)"
+	s, ok := t.text(key, absent, want)
+	if _, written := t.values[key]; ok && written {
+		if _, err := regexp.Compile(s); err != nil {
+			t.faultAt(key, "%s: %v: want %s", show(s), strings.TrimPrefix(err.Error(), "error parsing regexp: "), want)
+		}
+	}
+	return s
+}
+
+// readStatus reads the codes that a check of HTTP takes for a success.
+func readStatus(t *table, absent []StatusRange) []StatusRange {
+	const want = `an array of codes, 100 to 599, and ranges of them: [200, "300-399"]`
+	list, ok := t.array("status", want)
+	if !ok {
+		return absent
+	}
+	var all []StatusRange
+	for _, v := range list {
+		r, ok := parseStatus(v)
+		if !ok {
+			t.faultAt("status", "%s is no code and no range: want %s", show(v), want)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+func parseStatus(value any) (r StatusRange, ok bool) {
+	switch v := value.(type) {
+	case int64:
+		r = StatusRange{int(min(max(v, 0), math.MaxInt32)), int(min(max(v, 0), math.MaxInt32))}
+	case string:
+		low, high, isRange := strings.Cut(v, "-")
+		if !isRange {
+			high = low
+		}
+		var errA, errB error
+		r.First, errA = strconv.Atoi(low)
+		r.Last, errB = strconv.Atoi(high)
+		if errA != nil || errB != nil {
+			return r, false
+		}
+	}
+	return r, r.First >= 100 && r.First <= r.Last && r.Last <= 599
+}
+
+// readCA reads the file of authorities that is named, now: later the program may have no right to.
+func readCA(t *table, c *Check) {
+	const want = "the absolute path of a PEM file with certificates of authorities"
+	path, ok := t.text("ca", c.CAFile, want)
+	if _, written := t.values["ca"]; !ok || !written {
+		return
+	}
+	if !filepath.IsAbs(path) {
+		t.faultAt("ca", "%s is not an absolute path: want %s", show(path), want)
+		return
+	}
+	text, err := readBounded(path)
+	if err != nil {
+		t.faultAt("ca", "%v: want %s, which everybody may read", err, want)
+		return
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(text) {
+		t.faultAt("ca", "%s holds no certificate: want %s", show(path), want)
+		return
+	}
+	c.CAFile, c.CA = path, string(text)
+}
+
+func readQuery(t *table, c *Check) {
+	const want = `a domain name such as "www.example.com"`
+	c.Query = t.graphic("query", c.Query, want)
+	if _, ok := dns.IsDomainName(c.Query); !ok && t.values["query"] != nil && c.Query != "" {
+		t.faultAt("query", "%s is not a domain name: want %s", show(c.Query), want)
+	}
+	if c.Type == "dns" && c.Query == "" && t.values["query"] == nil {
+		t.faultAt("query", "missing: want %s", want)
+	}
+	c.QueryType = t.word("query_type", c.QueryType, "A", "AAAA", "CAA", "CNAME", "DNSKEY", "DS", "HTTPS", "MX", "NAPTR", "NS", "PTR", "SOA", "SRV", "SVCB", "TXT")
+	c.Rcode = t.word("rcode", c.Rcode, "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
+}
+
+const wantCommand = `an array of an absolute path and arguments: ["/usr/local/bin/check", "arg"]`
+
+// readCommand reads a program with its arguments. Whether it is there is seen when it runs.
+func readCommand(t *table, absent []string) []string {
+	list, ok := t.array("command", wantCommand)
+	if !ok {
+		return absent
+	}
+	var command []string
+	for i, v := range list {
+		s, ok := v.(string)
+		switch {
+		case !ok:
+			t.wrongType("command", v, wantCommand)
+		case strings.ContainsRune(s, 0):
+			t.faultAt("command", "%s has a NUL: want %s", show(s), wantCommand)
+		case i == 0 && !filepath.IsAbs(s):
+			t.faultAt("command", "%s is not an absolute path: want %s", show(s), wantCommand)
+		}
+		command = append(command, s)
+	}
+	return command
+}
+
+// pick is one of two words.
+func pick(first bool, a, b string) string {
+	if first {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,46 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+)
+
+// readQuorum reads what makes a service up, and what it does without it.
+func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
+	s.Quorum = t.integer("quorum", 1, 1, math.MaxInt32, "1 to 2147483647, a sum of weights")
+	s.Hysteresis = t.integer("hysteresis", 0, 0, math.MaxInt32, "0 to quorum - 1")
+	if s.Hysteresis >= s.Quorum && t.values["hysteresis"] != nil {
+		t.faultAt("hysteresis", "%d is not less than quorum, %d: want 0 to quorum - 1", s.Hysteresis, s.Quorum)
+	}
+	s.DrainOnFailure = t.oneOf("on_failure", "remove", "drain") == "drain"
+	if v, ok := t.value("sorry_server"); ok {
+		if s.SorryServer, ok = t.address("sorry_server", v); ok {
+			r.realservers = append(r.realservers, located{t, "sorry_server", s.SorryServer})
+			s.SorryTunnel = tunnel.readFor(t.child("sorry_server", nil))
+		}
+	}
+}
+
+// checkQuorum refuses a quorum that is beyond the realservers' weights, unless one of them drains, and a sorry server that is one of them.
+func checkQuorum(t *table, s *Service) {
+	sum, drains := 0, false
+	for _, rs := range s.Realservers {
+		sum += rs.Weight
+		drains = drains || rs.Weight == 0
+		if rs.Address == s.SorryServer && rs.Address != (netip.Addr{}) {
+			t.faultAt("sorry_server", "\"%v\" is also a realserver of this service: want another host", s.SorryServer)
+		}
+	}
+	if need := s.Quorum + s.Hysteresis; len(s.Realservers) > 0 && !drains && need > sum && need > 1 {
+		t.faultAt("quorum", "%s is more than the weights of all realservers, %d: want at most that", quorumName(s), sum)
+	}
+}
+
+func quorumName(s *Service) string {
+	if s.Hysteresis == 0 {
+		return strconv.Itoa(s.Quorum)
+	}
+	return fmt.Sprintf("%d with hysteresis %d", s.Quorum, s.Hysteresis)
+}
