@@ -91,7 +91,7 @@ func (d *director) realserverChanged(c health.Change) {
 
 // serviceChanged logs what has become of a service, and tells about it, if that is another than before; was is nil for a service that is new.
 func (d *director) serviceChanged(s *config.Service, was *verdict, is verdict) {
-	if was == nil && is.up || was != nil && was.up == is.up {
+	if was == nil && is.up || was != nil && was.up == is.up || !watched(s) {
 		return
 	}
 	reason := fmt.Sprintf("weight %d is up, quorum %d", is.weightUp, s.Quorum)
@@ -108,6 +108,11 @@ func (d *director) serviceChanged(s *config.Service, was *verdict, is verdict) {
 		d.log.Warn("service down", "service", s.Name, "reason", reason)
 	}
 	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: upDown(was.up), New: upDown(is.up), Reason: reason})
+}
+
+// watched tells whether anybody wants to know how s is: some realserver is checked, or there is a sorry server.
+func watched(s *config.Service) bool {
+	return s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
 }
 
 // tell tells the outside about an event.
