@@ -68,8 +68,11 @@ const betweenChanges = 50 * time.Millisecond
 
 // healthChanged puts in force what the monitor has found, logs it and tells about it. What changes meanwhile comes with the next call.
 func (d *director) healthChanged(changes []health.Change) {
-	for _, c := range changes {
-		d.realserverChanged(c)
+	for i, c := range changes {
+		d.realserverChanged(c, i < loggedChanges)
+	}
+	if n := len(changes) - loggedChanges; n > 0 {
+		d.log.Warn("more realservers up or down, not logged", "changes", n)
 	}
 	d.mu.Lock()
 	if err := d.bal.Apply(d.balanced(d.inForce())); err != nil {
@@ -79,14 +82,16 @@ func (d *director) healthChanged(changes []health.Change) {
 	time.Sleep(betweenChanges)
 }
 
-func (d *director) realserverChanged(c health.Change) {
-	old, new := upDown(!c.Up), upDown(c.Up)
-	if c.Up {
+// realserverChanged tells about a realserver, and logs it if it is to.
+func (d *director) realserverChanged(c health.Change, logged bool) {
+	switch {
+	case !logged:
+	case c.Up:
 		d.log.Info("realserver up", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
-	} else {
+	default:
 		d.log.Warn("realserver down", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	}
-	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: old, New: new, Reason: c.Reason})
+	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: upDown(!c.Up), New: upDown(c.Up), Reason: c.Reason})
 }
 
 // serviceChanged logs what has become of a service, and tells about it, if that is another than before; was is nil for a service that is new.
