@@ -56,8 +56,10 @@ func runCommand(ctx context.Context, command, env []string) (string, error) {
 			line = "exit status 0"
 		}
 		return line, nil
+	case ctx.Err() != nil && line != "":
+		return "", fmt.Errorf("not done in time, and killed: %s", line)
 	case ctx.Err() != nil:
-		return "", fmt.Errorf("%s: %w", command[0], ctx.Err())
+		return "", errors.New("not done in time, and killed")
 	case ok && line != "":
 		return "", fmt.Errorf("%v: %s", exit, line)
 	case ok:

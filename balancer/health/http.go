@@ -166,10 +166,7 @@ func readAnswer(in *bufio.Reader, request *http.Request) (*http.Response, error)
 
 // notHTTP makes one line of what net/http says about an answer that it does not understand.
 func notHTTP(err error) error {
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("connection closed without an HTTP answer")
-	case isNetwork(err):
+	if isNetwork(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
 	return fmt.Errorf("no HTTP answer: %w", err)

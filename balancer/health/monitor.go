@@ -253,12 +253,8 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 // run makes one check of t, and queues the next one.
 func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	begin := time.Now()
-	reason, err := t.checker.check(ctx, at)
+	reason, err := attempt(ctx, t.checker, at, t.config.Timeout)
 	end := time.Now()
-	took := end.Sub(begin)
-	if err != nil {
-		reason = explain(ctx, err, t.config.Timeout)
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	aborted := ctx.Err() == context.Canceled
@@ -267,7 +263,7 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	if t.gone || aborted {
 		return
 	}
-	t.last = result{reason: oneLine(reason), end: end, took: took}
+	t.last = result{reason: reason, end: end, took: end.Sub(begin)}
 	t.checks++
 	if err != nil {
 		t.failed++
@@ -285,6 +281,15 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	if t.index == 0 {
 		signal(m.wake)
 	}
+}
+
+// attempt makes one check and says in one line how it went.
+func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (string, error) {
+	reason, err := c.check(ctx, at)
+	if err != nil {
+		reason = explain(err, timeout)
+	}
+	return oneLine(reason), err
 }
 
 // next is when t is checked again.

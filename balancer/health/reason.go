@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -18,7 +19,7 @@ const maxReason = 200
 
 // oneLine makes one printable line of what a server, or a program, may have said.
 func oneLine(s string) string {
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
+	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "\uFFFD"), func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
 	if r := []rune(s); len(r) > maxReason {
 		return string(r[:maxReason]) + "…"
 	}
@@ -26,18 +27,20 @@ func oneLine(s string) string {
 }
 
 // explain says in few words why a check has failed.
-func explain(ctx context.Context, err error, timeout time.Duration) string {
+func explain(err error, timeout time.Duration) string {
 	var expired x509.CertificateInvalidError
 	var number syscall.Errno
 	switch {
 	case errors.As(err, &expired) && expired.Reason == x509.Expired:
 		return expiry(expired.Cert, time.Now())
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), ctx.Err() == context.DeadlineExceeded:
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return late(err, timeout)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "connection closed without an answer"
 	case isOwn(err):
 		return "not checked, for a fault of this machine: " + err.Error()
 	case errors.As(err, &number):
-		return before(err) + number.Error()
+		return networkReason(err, number)
 	}
 	return strings.TrimPrefix(err.Error(), "tls: failed to verify certificate: ")
 }
@@ -51,13 +54,16 @@ func late(err error, timeout time.Duration) string {
 	return fmt.Sprintf("no answer within %v", timeout)
 }
 
-// before says how far a check had come when an error of the network ended it: nothing of a connection that never was.
-func before(err error) string {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" {
-		return ""
+// networkReason says what the network said, and how far a check had come then.
+func networkReason(err error, number syscall.Errno) string {
+	op, ok := errors.AsType[*net.OpError](err)
+	switch {
+	case ok && strings.HasPrefix(op.Net, "udp") && number == syscall.ECONNREFUSED:
+		return "port unreachable"
+	case ok && op.Op != "dial" && strings.HasPrefix(op.Net, "tcp"):
+		return "connected, then: " + number.Error()
 	}
-	return "connected, then: "
+	return number.Error()
 }
 
 func expiry(c *x509.Certificate, now time.Time) string {

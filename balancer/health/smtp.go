@@ -29,23 +29,27 @@ func (p SMTP) check(ctx context.Context, at place) (string, error) {
 	}
 	defer conn.Close()
 	defer stopAt(ctx, conn)()
-	client, err := smtp.NewClient(limited{conn, &limit{left: maxAnswer}}, at.to.String())
+	bound := &limit{left: maxAnswer}
+	client, err := smtp.NewClient(limited{conn, bound}, at.to.String())
 	if err != nil {
-		return "", refused("greeting", err)
+		return "", refused("greeting", err, bound)
 	}
 	helo := p.Helo
 	if helo == "" {
 		helo = literal(conn.LocalAddr())
 	}
 	if err := client.Hello(helo); err != nil {
-		return "", refused("HELO", err)
+		return "", refused("HELO", err, bound)
 	}
 	_ = client.Quit() // it has said all that we want to know
 	return "250 to HELO", nil
 }
 
 // refused says what a server did not like.
-func refused(what string, err error) error {
+func refused(what string, err error, bound *limit) error {
+	if bound.left == 0 {
+		return fmt.Errorf("%s: no end of a line after %d KB", what, maxAnswer>>10)
+	}
 	if p, ok := errors.AsType[*textproto.Error](err); ok {
 		return fmt.Errorf("%s: %d %s", what, p.Code, p.Msg)
 	}

@@ -2,7 +2,6 @@ package health
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -80,8 +79,6 @@ func expectFrom(from io.Reader, expect *regexp.Regexp) error {
 		switch {
 		case err != nil && len(buf) > 0:
 			return fmt.Errorf("expect does not match the answer: %s", begin(buf))
-		case errors.Is(err, io.EOF):
-			return errors.New("connection closed without an answer")
 		case err != nil:
 			return err
 		}

@@ -1,0 +1,130 @@
+package health
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for what must come.
+const patience = 20 * time.Second
+
+// within waits until ok.
+func within(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+// once makes one check, as a Monitor does.
+func once(t *testing.T, p Probe, at netip.AddrPort, timeout time.Duration) (reason string, ok bool) {
+	t.Helper()
+	c, err := p.prepare()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	begin := time.Now()
+	reason, err = attempt(ctx, c, place{path: Direct{}, to: at.Addr(), port: at.Port()}, timeout)
+	if took := time.Since(begin); took > timeout+5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	return reason, err == nil
+}
+
+// listen is a TCP server, each of whose connections fn has; they end when it returns.
+func listen(t testing.TB, fn func(net.Conn)) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				fn(c)
+			}()
+		}
+	}()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// closed is an address where nobody listens.
+func closed(t testing.TB) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// silence takes what comes and says nothing.
+func silence(c net.Conn) {
+	buf := make([]byte, 4096)
+	for {
+		if _, err := c.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+// says answers with text as soon as anything has come.
+func says(text string) func(net.Conn) {
+	return func(c net.Conn) {
+		buf := make([]byte, 4096)
+		if _, err := c.Read(buf); err == nil {
+			_, _ = c.Write([]byte(text))
+		}
+	}
+}
+
+// run runs m until the test ends.
+func run(t testing.TB, m *Monitor) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := m.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// descriptors is how many are open.
+func descriptors(t testing.TB) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// noneLeft wants as many goroutines and descriptors as there were.
+func noneLeft(t *testing.T, goroutines, fds int) {
+	t.Helper()
+	within(t, "goroutines and descriptors are let go", func() bool { return runtime.NumGoroutine() <= goroutines && descriptors(t) <= fds })
+}

@@ -1,0 +1,369 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// tcpSubject is a realserver of web at that address, checked by connecting to it.
+func tcpSubject(at netip.AddrPort, interval time.Duration) Subject {
+	return Subject{Service: "web", Realserver: at.Addr(), Targets: []netip.Addr{at.Addr()}, Port: at.Port(), Path: Direct{}, Way: "direct",
+		Check: &Check{Probe: TCP{}, Interval: interval, Timeout: min(interval, 500*time.Millisecond), Rise: 2, Fall: 3}}
+}
+
+// log is the changes that a Monitor has told.
+type changeLog struct {
+	mu  sync.Mutex
+	all []Change
+}
+
+func (l *changeLog) add(list []Change) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, list...)
+}
+
+func (l *changeLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := ""
+	for _, c := range l.all {
+		s += fmt.Sprintf("%s %v %v: %s\n", c.Service, c.Realserver, c.Up, c.Reason)
+	}
+	return s
+}
+
+func mustSet(t testing.TB, m *Monitor, subjects ...Subject) {
+	t.Helper()
+	if err := m.Set(subjects); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDeadServerIsOut: one that dies is down within fall × interval + timeout, and up again after rise more checks; each is told once, with a reason.
+func TestDeadServerIsOut(t *testing.T) {
+	t.Parallel()
+	const interval = 200 * time.Millisecond
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort(l.Addr().String())
+	var told changeLog
+	m := New(told.add)
+	mustSet(t, m, tcpSubject(at, interval))
+	if s := m.States()[0]; s.Up || !s.Checked || s.Reason != "" {
+		t.Errorf("before the first check: %+v", s)
+	}
+	run(t, m)
+	up := func() bool { return m.States()[0].Up }
+	within(t, "up", up)
+	if s := m.States()[0]; s.Reason != "connected" || s.Since.IsZero() || s.Checks < 2 || s.Failures != 0 {
+		t.Errorf("up: %+v", s)
+	}
+	time.Sleep(3 * interval) // not only in its first checks
+	died := time.Now()
+	_ = l.Close()
+	within(t, "down", func() bool { return !up() })
+	down := m.States()[0]
+	if bar := 3*interval + down.Duration; down.Since.Sub(died) > bar+patience/10 || down.Since.Sub(died) < interval {
+		t.Errorf("down after %v, want at most %v", down.Since.Sub(died), bar)
+	}
+	if down.Reason != "connection refused" || down.Failures < 3 || time.Since(down.Last) > patience {
+		t.Errorf("down: %+v", down)
+	}
+	if l, err = net.Listen("tcp", at.String()); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	within(t, "up again", up)
+	want := fmt.Sprintf("web %[1]v true: connected\nweb %[1]v false: connection refused\nweb %[1]v true: connected\n", at.Addr())
+	within(t, "told", func() bool { return told.String() == want })
+}
+
+// TestIntervals: the first checks follow each other within a second, later ones within the interval, and never far below it.
+func TestIntervals(t *testing.T) {
+	for range 1000 {
+		now := time.Now()
+		target := &target{config: Check{Interval: 5 * time.Second, Rise: 3}, quick: 3, pace: time.Second, due: now}
+		for i := range 20 {
+			was := target.due
+			target.due = target.next(was.Add(10 * time.Millisecond))
+			gap := target.due.Sub(was)
+			switch {
+			case i < 2 && gap != time.Second:
+				t.Fatalf("check %d comes %v after the one before", i+2, gap)
+			case i == 2 && (gap < 500*time.Millisecond || gap > 5*time.Second):
+				t.Fatalf("check %d comes %v after the one before", i+2, gap)
+			case i > 2 && (gap < 4500*time.Millisecond || gap > 5*time.Second):
+				t.Fatalf("check %d comes %v after the one before", i+2, gap)
+			}
+		}
+	}
+}
+
+// TestSameCheckIsMadeOnce: several services that check the same have one check in common, and each has its result.
+func TestSameCheckIsMadeOnce(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	at := listen(t, func(c net.Conn) { asked.Add(1) })
+	const services = 20
+	var all []Subject
+	for i := range services {
+		s := tcpSubject(at, 100*time.Millisecond)
+		s.Service = fmt.Sprint(i)
+		all = append(all, s)
+	}
+	other := tcpSubject(at, 100*time.Millisecond)
+	other.Service, other.Way = "by another way", "other"
+	all = append(all, other)
+	var told changeLog
+	m := New(told.add)
+	mustSet(t, m, all...)
+	stop := run(t, m)
+	within(t, "all are up", func() bool { return weight(m) == services+1 })
+	stop()
+	states := m.States()
+	made := int64(states[0].Checks + states[services].Checks)
+	if states[0].Checks != states[services-1].Checks || asked.Load() > made+2 || asked.Load() < made {
+		t.Errorf("%d connections, %d checks", asked.Load(), made)
+	}
+}
+
+// weight is how many subjects are up.
+func weight(m *Monitor) (n int) {
+	for _, s := range m.States() {
+		if s.Up {
+			n++
+		}
+	}
+	return n
+}
+
+// TestReloadKeepsState: nothing that a reload changes of a realserver's checks makes one that is up go down: only its checks do.
+func TestReloadKeepsState(t *testing.T) {
+	t.Parallel()
+	good, bad := listen(t, silence), closed(t)
+	const never = time.Hour
+	subject := tcpSubject(good, never)
+	subject.Check.Interval, subject.Check.Timeout = 50*time.Millisecond, 50*time.Millisecond
+	var told changeLog
+	m := New(told.add)
+	mustSet(t, m, subject)
+	run(t, m)
+	within(t, "up", func() bool { return weight(m) == 1 })
+	since, checks := m.States()[0].Since, m.States()[0].Checks
+	same := subject
+	same.Check = &Check{Probe: TCP{}, Interval: 50 * time.Millisecond, Timeout: 50 * time.Millisecond, Rise: 2, Fall: 3} // equal, not the same
+	for i, s := range []Subject{
+		same,
+		withCheck(same, func(c *Check) { c.Interval, c.Rise = never, 10 }),
+		withCheck(same, func(c *Check) { c.Interval, c.Probe = never, HTTP{Path: "/", Status: []StatusRange{{200, 299}}} }),
+		{Service: "web", Realserver: subject.Realserver},
+		withCheck(same, func(c *Check) { c.Interval = never }),
+	} {
+		mustSet(t, m, s)
+		if got := m.States()[0]; !got.Up || !got.Since.Equal(since) || i == 0 && got.Checks < checks || got.Checked != (s.Check != nil) {
+			t.Errorf("after reload %d: %+v", i+1, got)
+		}
+	}
+	// One more place to check, where it fails.
+	more := withCheck(same, func(c *Check) { c.Fall = 1 })
+	more.Port, more.Targets = bad.Port(), []netip.Addr{bad.Addr(), netip.MustParseAddr("127.0.0.2")}
+	mustSet(t, m, more)
+	within(t, "down", func() bool { return weight(m) == 0 })
+	if got := m.States()[0].Reason; got != "127.0.0.1: connection refused" && got != "127.0.0.2: connection refused" {
+		t.Errorf("reason %q", got)
+	}
+	// A new service of the same realserver begins as its check says.
+	next := withCheck(same, func(c *Check) { c.Interval = never - 1 })
+	next.Service = "next"
+	mustSet(t, m, next)
+	if m.States()[0].Up {
+		t.Error("a new one begins up")
+	}
+	next.Service, next.Check.Up = "up", true
+	mustSet(t, m, next)
+	if !m.States()[0].Up {
+		t.Error("a new one begins down")
+	}
+}
+
+func withCheck(s Subject, change func(*Check)) Subject {
+	c := *s.Check
+	change(&c)
+	s.Check = &c
+	return s
+}
+
+// TestSetRefusesFaultyProbes: and nothing changes.
+func TestSetRefusesFaultyProbes(t *testing.T) {
+	at := closed(t)
+	m := New(func([]Change) {})
+	mustSet(t, m, tcpSubject(at, time.Second))
+	for _, p := range []Probe{
+		TCP{Expect: "("}, UDP{Expect: "("}, HTTP{Path: "x"}, HTTP{Path: "/", Body: "("}, HTTP{Path: "/", TLS: true, CA: "none"},
+		DNS{Query: "a..b", Type: "A", Rcode: "NOERROR"}, DNS{Query: "a", Type: "B", Rcode: "NOERROR"}, DNS{Query: "a", Type: "A", Rcode: "OK"},
+		SMTP{Helo: "a b"}, Exec{}, Exec{Command: []string{"sh"}},
+	} {
+		s := withCheck(tcpSubject(at, time.Second), func(c *Check) { c.Probe = p })
+		s.Service = "other"
+		if err := m.Set([]Subject{s}); err == nil {
+			t.Errorf("%#v is taken", p)
+		}
+	}
+	if s := m.States(); len(s) != 1 || s[0].Service != "web" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// faulty is a way on which this machine itself fails.
+type faulty struct{ Direct }
+
+func (faulty) DialContext(context.Context, string, string) (net.Conn, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)}
+}
+
+// TestOwnFaultTakesNobodyOut: when the director has no descriptors left, all checks fail, and say nothing of the realservers.
+func TestOwnFaultTakesNobodyOut(t *testing.T) {
+	t.Parallel()
+	s := tcpSubject(closed(t), 20*time.Millisecond)
+	s.Path, s.Check.Up = faulty{}, true
+	m := New(func([]Change) { t.Error("a change is told") })
+	mustSet(t, m, s)
+	run(t, m)
+	within(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
+	if got := m.States()[0]; !got.Up || got.Failures < 5 || got.Reason != "not checked, for a fault of this machine: dial tcp: socket: too many open files" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestNeverTwoAtOnce: a check that takes its whole timeout is over before it is made again; and none runs any more when Run has returned, or the
+// subject is gone.
+func TestNeverTwoAtOnce(t *testing.T) {
+	t.Parallel()
+	var running, most atomic.Int64
+	at := listen(t, func(c net.Conn) {
+		most.Store(max(most.Load(), running.Add(1)))
+		silence(c)
+		running.Add(-1)
+	})
+	s := withCheck(tcpSubject(at, 20*time.Millisecond), func(c *Check) { c.Probe, c.Timeout = TCP{Expect: "never"}, 20*time.Millisecond })
+	m := New(func([]Change) {})
+	mustSet(t, m, s)
+	stop := run(t, m)
+	within(t, "twenty checks", func() bool { return m.States()[0].Checks >= 20 })
+	if got := most.Load(); got > 2 { // the server learns of an end a little later
+		t.Errorf("%d checks at once", got)
+	}
+	mustSet(t, m, withCheck(s, func(c *Check) { c.Timeout, c.Interval = time.Hour, time.Hour }))
+	within(t, "one that hangs", func() bool { return running.Load() == 1 })
+	mustSet(t, m)
+	within(t, "it is given up", func() bool { return running.Load() == 0 })
+	mustSet(t, m, withCheck(s, func(c *Check) { c.Timeout, c.Interval = time.Hour, time.Hour }))
+	within(t, "one that hangs", func() bool { return running.Load() == 1 })
+	stop()
+	within(t, "it is given up", func() bool { return running.Load() == 0 })
+}
+
+// TestSlowListener: checks go on while the changes are taken, however long that takes, and no change is lost.
+func TestSlowListener(t *testing.T) {
+	t.Parallel()
+	at := listen(t, silence)
+	release := make(chan struct{})
+	var told changeLog
+	m := New(func(list []Change) {
+		<-release
+		told.add(list)
+	})
+	const n = 50
+	var all []Subject
+	for i := range n {
+		s := tcpSubject(at, 50*time.Millisecond)
+		s.Service = fmt.Sprint(i)
+		all = append(all, s)
+	}
+	mustSet(t, m, all...)
+	run(t, m)
+	within(t, "all are up", func() bool { return weight(m) == n })
+	checks := m.States()[0].Checks
+	within(t, "checks go on", func() bool { return m.States()[0].Checks > checks+3 })
+	close(release)
+	within(t, "all are told", func() bool {
+		told.mu.Lock()
+		defer told.mu.Unlock()
+		return len(told.all) == n
+	})
+}
+
+// TestChurn: thousands of checks of every kind while the subjects change all the time, servers hang and programs are killed; and then nothing is left
+// of them.
+func TestChurn(t *testing.T) {
+	servers := []netip.AddrPort{closed(t), closedUDP(t), listen(t, silence), listen(t, says("HTTP/1.1 200 OK\r\n\r\nx")), listen(t, reset), datagrams(t, "x"), nameServer(t, "udp", zone)}
+	probes := []Probe{TCP{}, TCP{Send: "x", Expect: "y"}, HTTP{Path: "/", Status: []StatusRange{{200, 299}}, Body: "x"}, HTTP{TLS: true, Path: "/"},
+		DNS{Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, UDP{Send: "x", Expect: "x"}, SMTP{}, Ping{}, shell("echo fine"), shell("sleep 10")}
+	m := New(func([]Change) {})
+	goroutines, fds := runtime.NumGoroutine(), descriptors(t)
+	var before, after runtime.MemStats
+	stop := run(t, m)
+	length := 6 * time.Second
+	if testing.Short() {
+		length = 2 * time.Second
+	}
+	checks := func() (n uint64) {
+		for _, s := range m.States() {
+			n += s.Checks
+		}
+		return n
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	var made uint64
+	sets := 0
+	round := func(until time.Time) {
+		for time.Now().Before(until) {
+			var all []Subject
+			for i := range 40 {
+				at := servers[r.IntN(len(servers))]
+				s := withCheck(tcpSubject(at, 100*time.Millisecond), func(c *Check) {
+					c.Probe, c.Timeout = probes[r.IntN(len(probes))], time.Duration(10+r.IntN(90))*time.Millisecond
+				})
+				s.Service = fmt.Sprint(i)
+				all = append(all, s)
+			}
+			mustSet(t, m, all...)
+			sets++
+			time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
+			made += checks()
+		}
+	}
+	begin := time.Now()
+	round(begin.Add(length / 2))
+	mustSet(t, m)
+	noneLeft(t, goroutines+2, fds) // Run's own
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	round(begin.Add(length))
+	mustSet(t, m)
+	noneLeft(t, goroutines+2, fds)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 1<<20 {
+		t.Errorf("%d bytes more than half way", grown)
+	}
+	stop()
+	noneLeft(t, goroutines, fds)
+	t.Logf("%d checks, %d changes of the configuration", made, sets)
+	if made < 50 {
+		t.Errorf("only %d checks", made)
+	}
+}

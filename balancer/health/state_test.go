@@ -1,0 +1,78 @@
+package health
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// TestDamper: '+' and '-' are results, 'U' and 'D' what the state is after each.
+func TestDamper(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		up            bool
+		rise, fall    int
+		results, want string
+	}{
+		{"comes up after two", false, 2, 3, "++", "DU"},
+		{"failures begin anew", false, 2, 3, "+-+-++", "DDDDDU"},
+		{"goes down after three", true, 2, 3, "---", "UUD"},
+		{"successes begin anew", true, 2, 3, "--+--+---", "UUUUUUUUD"},
+		{"at once", false, 1, 1, "+-+", "UDU"},
+		{"both ways", true, 2, 2, "--++--", "UDDUUD"},
+	} {
+		d := damper{up: c.up}
+		got := ""
+		for _, r := range c.results {
+			was := d.up
+			if d.add(r == '+', c.rise, c.fall) != (was != d.up) {
+				t.Errorf("%s: a change is not told", c.name)
+			}
+			if d.up {
+				got += "U"
+			} else {
+				got += "D"
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: %s gives %s, want %s", c.name, c.results, got, c.want)
+		}
+	}
+}
+
+// TestDamperModel holds the damper against the plain rule: up when the last rise results are successes, down when the last fall ones are failures, and
+// otherwise as before.
+func TestDamperModel(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		rise, fall := 1+r.IntN(4), 1+r.IntN(4)
+		d := damper{up: r.IntN(2) == 0}
+		model := d.up
+		var all []bool
+		for range 50 {
+			ok := r.IntN(3) > 0
+			all = append(all, ok)
+			d.add(ok, rise, fall)
+			if last(all, rise, true) {
+				model = true
+			}
+			if last(all, fall, false) {
+				model = false
+			}
+			if d.up != model {
+				t.Fatalf("rise %d, fall %d, %v: up is %v", rise, fall, all, d.up)
+			}
+		}
+	}
+}
+
+func last(all []bool, n int, is bool) bool {
+	if len(all) < n {
+		return false
+	}
+	for _, r := range all[len(all)-n:] {
+		if r != is {
+			return false
+		}
+	}
+	return true
+}
