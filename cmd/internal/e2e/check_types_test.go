@@ -19,7 +19,7 @@ func TestCheckTypes(t *testing.T) {
 	for _, vip := range s.vips {
 		s.nameServer(net.JoinHostPort(vip.String(), "53"))
 	}
-	const times = `interval = "500ms", timeout = "400ms", rise = 2, fall = 2`
+	const times = `interval = "500ms", timeout = "500ms", rise = 2, fall = 3`
 	toml, n := "", 0
 	add := func(protocol, encap, check string) {
 		for _, vip := range s.vips {

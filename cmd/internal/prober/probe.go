@@ -114,7 +114,6 @@ func (t *Tunnel) dial(ctx context.Context, network, address string, f packet.Flo
 	}
 	switch c, err := d.DialContext(ctx, network, address); c := c.(type) {
 	case *net.TCPConn:
-		_ = c.SetLinger(0) // it is connected
 		return &TCPConn{c, end}, nil
 	case *net.UDPConn:
 		return &UDPConn{c, end}, nil
