@@ -50,7 +50,7 @@ const quick = `interval = "300ms", timeout = "300ms", rise = 2, fall = 3`
 // startChecked starts agents, web servers and a director that checks them, and waits until all are up.
 func (s *site) startChecked(service, check string) (servers []*lab.Process) {
 	s.t.Helper()
-	s.startAgents("")
+	s.startAgents(`encap = ["ipip", "gue"]`)
 	for _, web := range s.Webs {
 		servers = append(servers, s.nginxProcess(web))
 	}
@@ -314,10 +314,10 @@ func TestStartsDown(t *testing.T) {
 	}
 	s.startWrittenDirector(slow("down"))
 	s.awaitHealth("up down") // the first checks come at once
+	s.awaitReason(1, "connection refused")
 	for range 4 {
 		s.mustParrot(80, "web1")
 	}
-	s.parrot(s.Webs[1], 80)
 	for _, same := range []string{slow("down"), slow("up"), strings.Replace(slow("down"), `"rr"`, `"wrr"`, 1)} {
 		s.reloadWritten(same)
 		if got := s.health(); got != "up down" {
@@ -325,6 +325,7 @@ func TestStartsDown(t *testing.T) {
 		}
 	}
 	s.mustParrot(80, "web1")
+	s.parrot(s.Webs[1], 80)
 	s.reloadWritten(strings.NewReplacer("1h", "300ms", "5s", "300ms").Replace(slow("down")))
 	s.awaitHealth("up up")
 }
@@ -494,7 +495,7 @@ func TestLateAnswers(t *testing.T) {
 	s.startWrittenDirector(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = "100ms", timeout = "100ms", rise = 1, fall = 1`))
 	n := int64(short(60, 30))
 	eventually(t, "many late answers", 6*soon, func() bool {
-		if got := s.health(); got != "down down" {
+		if got := s.health(); !strings.HasSuffix(got, " down") { // the late one may be in time for once, on a busy machine
 			t.Fatalf("the realservers are %s after %d late answers", got, answered.Load())
 		}
 		return answered.Load() >= n

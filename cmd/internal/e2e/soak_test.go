@@ -61,7 +61,16 @@ func TestSoak(t *testing.T) {
 		s.reloadWritten(steady)
 		s.awaitHealth("up up up")
 	}
-	for n := range len(kinds) { // what is made once is there
+	s.reloadWritten(kinds[0])
+	eventually(t, "all are up, IPv6's table is there", 2*soon, func() bool {
+		for _, svc := range s.director.balance().Services {
+			if svc.Health != "up" {
+				return false
+			}
+		}
+		return true
+	})
+	for n := range len(kinds) {
 		round(n)
 	}
 	settle()
