@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // HTTP sends GET, and looks at the answer itself: it follows no redirect.
@@ -97,7 +98,9 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 		return "", err
 	}
 	bound := &limit{left: maxHead}
-	in := bufio.NewReader(limited{server, bound})
+	in := readers.Get().(*bufio.Reader)
+	in.Reset(limited{server, bound})
+	defer readers.Put(in)
 	answer, err := readAnswer(in, request)
 	if bound.left == 0 {
 		return "", fmt.Errorf("no end of the HTTP header after %d KB", maxHead>>10)
@@ -117,6 +120,9 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 	}
 	return fmt.Sprintf("HTTP status %d", answer.StatusCode), nil
 }
+
+// readers are used again: a buffer a check would be most of the garbage.
+var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 
 // shake does the handshake of TLS.
 func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (net.Conn, error) {

@@ -260,7 +260,7 @@ func parseStatus(value any) (r StatusRange, ok bool) {
 func readCA(t *table, c *Check) {
 	const want = "the absolute path of a PEM file with certificates of authorities"
 	path, ok := t.text("ca", c.CAFile, want)
-	if _, written := t.values["ca"]; !ok || !written {
+	if _, written := t.values["ca"]; !ok || !written || !c.has("ca") {
 		return
 	}
 	if !filepath.IsAbs(path) {

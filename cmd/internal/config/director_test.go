@@ -50,7 +50,9 @@ func TestDirectorDefaults(t *testing.T) {
 			Ports:     []config.PortRange{{First: 80, Last: 80}},
 			Scheduler: "wlc",
 			EncapPort: 6080,
+			Quorum:    1,
 		}},
+		Notify: config.Notify{Timeout: 10 * time.Second},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -98,7 +100,12 @@ func TestDirectorEveryKey(t *testing.T) {
 				{Address: netip.MustParseAddr("10.0.11.2"), Tunnel: ipip, Weight: 10, Upper: 100, Lower: 80},
 				{Address: netip.MustParseAddr("10.0.12.2"), Tunnel: ipip, Weight: 1},
 			},
-			EncapPort: 6080,
+			EncapPort:      6080,
+			Quorum:         5,
+			Hysteresis:     2,
+			SorryServer:    netip.MustParseAddr("10.0.99.2"),
+			SorryTunnel:    ipip,
+			DrainOnFailure: true,
 		}, {
 			Name:      "dns",
 			VIPs:      []netip.Addr{vip, netip.MustParseAddr("198.51.100.81")},
@@ -107,6 +114,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			Scheduler: "wlc",
 			OnePacket: true,
 			EncapPort: 6080,
+			Quorum:    1,
 		}, {
 			Name:        "phone",
 			VIPs:        []netip.Addr{vip},
@@ -115,6 +123,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			Scheduler:   "wlc",
 			Persistence: config.Persistence{Timeout: 5 * time.Minute, Netmask: 32, Netmask6: 128},
 			EncapPort:   6080,
+			Quorum:      1,
 		}, {
 			Name:      "both",
 			VIPs:      []netip.Addr{netip.MustParseAddr("2001:db8::80"), vip},
@@ -128,7 +137,9 @@ func TestDirectorEveryKey(t *testing.T) {
 				{Address: netip.MustParseAddr("10.0.13.2"), Weight: 1, Tunnel: ipip},
 			},
 			EncapPort: 6080,
+			Quorum:    1,
 		}},
+		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"}, Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -140,8 +151,6 @@ func TestDirectorReference(t *testing.T) {
 	_, err := config.ParseDirector("x.toml", readTestdata(t, "reference-director.toml"), features())
 	wantFaults(t, err,
 		`director: metrics: not in this version yet: leave it out`,
-		`service "web": sorry_server: not in this version yet: leave it out`,
-		`service "web": check: not in this version yet: leave it out`,
 	)
 }
 
@@ -177,8 +186,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"service as a table", "[service]\nname = \"a\"", []string{`service: a table is of the wrong type: want at least one [[service]] table`}},
 		{"service of numbers", "service = [1]", []string{`service: 1 is of the wrong type: want at least one [[service]] table`}},
 		{"unknown table", web("[conections]"), []string{`conections: unknown key: did you mean connections?`}},
-		{"key without table", "queues = 1\n" + goodService, []string{`queues: unknown key: want director, connections or service`}},
-		{"strange key", "\"a\\nb\" = 1\n" + goodService, []string{`"a\nb": unknown key: want director, connections or service`}},
+		{"key without table", "queues = 1\n" + goodService, []string{`queues: unknown key: want director, connections, service or notify`}},
+		{"strange key", "\"a\\nb\" = 1\n" + goodService, []string{`"a\nb": unknown key: want director, connections, service or notify`}},
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
@@ -279,14 +288,7 @@ func TestDirectorFaults(t *testing.T) {
 		{"scheduler type", web(`scheduler = ["rr"]`), []string{`service "web": scheduler: an array is of the wrong type: want rr, wrr, wlc, sh or mh`}},
 		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip, gre, gue or fou`}},
 		{"unknown in service", web("vips = 1"), []string{`service "web": vips: unknown key: did you mean vip?`}},
-		{"later in service", web("encap_port = 0\nquorum = 2\n" +
-			"hysteresis = 1\nsorry_server = \"10.0.99.2\"\n[service.check]"), []string{
-			`service "web": encap_port: 0 is out of range: want 1 to 65535`,
-			`service "web": quorum: 2 is not in this version yet: leave it out or write 1`,
-			`service "web": hysteresis: 1 is not in this version yet: leave it out or write 0`,
-			`service "web": sorry_server: not in this version yet: leave it out`,
-			`service "web": check: not in this version yet: leave it out`,
-		}},
+		{"encap_port", web("encap_port = 0"), []string{`service "web": encap_port: 0 is out of range: want 1 to 65535`}},
 
 		// Services against each other.
 		{"same service", second("b", `"198.51.100.80"`, "tcp", "80"), []string{
@@ -333,9 +335,6 @@ func TestDirectorFaults(t *testing.T) {
 		{"weight high", realserver("address = \"10.0.0.1\"\nweight = 65536"), []string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to 65535`}},
 		{"weight type", realserver("address = \"10.0.0.1\"\nweight = \"1\""), []string{`service "web": realserver "10.0.0.1": weight: "1" is of the wrong type: want 0 (drains it) to 65535`}},
 		{"unknown in realserver", realserver("address = \"10.0.0.1\"\nweigth = 1"), []string{`service "web": realserver "10.0.0.1": weigth: unknown key: did you mean weight?`}},
-		{"later in realserver", realserver("address = \"10.0.0.1\"\nencap = \"fou\"\ncheck = {}"), []string{
-			`service "web": realserver "10.0.0.1": check: not in this version yet: leave it out`,
-		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
@@ -378,7 +377,7 @@ port = 1
 		`service[2]: name: missing: want 1 to 64 printable characters without whitespace`,
 		`service[2]: protocol: missing: want tcp, udp or sctp`,
 		`service "web": realserver "198.51.100.80": address: "198.51.100.80" is also a VIP of service "web": want the realserver's own address`,
-		`colour: unknown key: want director, connections or service`,
+		`colour: unknown key: want director, connections, service or notify`,
 	)
 }
 

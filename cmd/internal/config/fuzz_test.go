@@ -47,7 +47,7 @@ func checkCommon(t *testing.T, tun, control string) {
 }
 
 func FuzzParseDirector(f *testing.F) {
-	for _, name := range []string{"director.toml", "reference-director.toml", "realserver.toml"} {
+	for _, name := range []string{"director.toml", "reference-director.toml", "checks.toml", "realserver.toml"} {
 		f.Add(readTestdata(f, name))
 	}
 	f.Add([]byte("service = [{ name = \"a\", vip = [\"192.0.2.1\"], protocol = \"udp\", port = [1, \"2-3\"], realserver = [{ address = \"10.0.0.1\" }] }]"))
@@ -77,6 +77,9 @@ func FuzzParseDirector(f *testing.F) {
 		if c.ConnReuse < 0 || c.ConnReuse > 2 || c.SecureTCP == "" || c.HalfOpenMax < 1 || c.HalfOpenMax > c.Max {
 			t.Errorf("connections %+v", c)
 		}
+		if n := d.Notify; n.Timeout < 100*time.Millisecond || n.Timeout > 5*time.Minute || len(n.Command) > 0 && !strings.HasPrefix(n.Command[0], "/") {
+			t.Errorf("notify %+v", n)
+		}
 		checkServices(t, d.Services)
 	})
 }
@@ -102,6 +105,7 @@ func checkServices(t *testing.T, services []config.Service) {
 		}
 		names[s.Name] = true
 		checkScheduling(t, s)
+		checkHealth(t, s)
 		checkAddrs(t, s.VIPs...)
 		for _, vip := range s.VIPs {
 			vips[vip] = true
@@ -127,6 +131,33 @@ func checkServices(t *testing.T, services []config.Service) {
 				t.Errorf("tunnel %+v", n)
 			}
 			seen[r.Address] = true
+		}
+	}
+}
+
+func checkHealth(t *testing.T, s config.Service) {
+	t.Helper()
+	if s.Quorum < 1 || s.Hysteresis < 0 || s.Hysteresis >= s.Quorum {
+		t.Errorf("quorum %d, hysteresis %d", s.Quorum, s.Hysteresis)
+	}
+	if s.SorryServer.IsValid() {
+		checkAddrs(t, s.SorryServer)
+	}
+	all := []*config.Check{s.Check}
+	for _, r := range s.Realservers {
+		all = append(all, r.Check)
+	}
+	for _, c := range all {
+		if c == nil {
+			continue
+		}
+		if c.Interval < 100*time.Millisecond || c.Interval > 24*time.Hour || c.Timeout < 10*time.Millisecond || c.Timeout > c.Interval || c.Rise < 1 || c.Fall < 1 {
+			t.Errorf("check %+v", c)
+		}
+		withPort := c.Type != "ping" && c.Type != "exec"
+		withPath := c.Type == "http" || c.Type == "https"
+		if withPort != (c.Port != 0) || withPath != (c.Path != "" && len(c.Status) > 0) || (c.Type == "dns") != (c.Query != "") || (c.Type == "exec") != (len(c.Command) > 0) {
+			t.Errorf("check %+v", c)
 		}
 	}
 }

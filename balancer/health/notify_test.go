@@ -1,0 +1,211 @@
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// teller is a Notifier that runs, and what it could not tell.
+type teller struct {
+	*Notifier
+	mu     sync.Mutex
+	faults []string
+	stop   func() // and wait for its end
+}
+
+func newTeller(t *testing.T, c Notify) *teller {
+	t.Helper()
+	n := &teller{}
+	n.Notifier = NewNotifier(func(err error) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.faults = append(n.faults, err.Error())
+	})
+	n.Set(c)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	n.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(n.stop)
+	return n
+}
+
+func (n *teller) said() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append([]string(nil), n.faults...)
+}
+
+func event(i int) Event {
+	return Event{Time: time.Date(2026, 1, 1, 0, 0, i, 0, time.UTC), Kind: "realserver", Service: "web", Realserver: fmt.Sprintf("10.0.0.%d", i), Old: "up", New: "down", Reason: "HTTP status 503, want 200-399"}
+}
+
+// TestNotifyCommand: a program is run for each event, in order, with what has happened as arguments and in its environment.
+func TestNotifyCommand(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "told")
+	script := fmt.Sprintf(`echo "$*|$VSTUN_KIND $VSTUN_SERVICE $VSTUN_REALSERVER $VSTUN_OLD $VSTUN_NEW $VSTUN_REASON" >>%s`, file)
+	n := newTeller(t, Notify{Command: []string{"/bin/sh", "-c", script, "sh", "own"}, Timeout: patience})
+	n.Tell(event(1), event(2))
+	n.Tell(Event{Kind: "service", Service: "web", Old: "up", New: "down", Reason: "weight 0 is up, want 1"})
+	want := `own realserver web 10.0.0.1 up down HTTP status 503, want 200-399|realserver web 10.0.0.1 up down HTTP status 503, want 200-399
+own realserver web 10.0.0.2 up down HTTP status 503, want 200-399|realserver web 10.0.0.2 up down HTTP status 503, want 200-399
+own service web - up down weight 0 is up, want 1|service web - up down weight 0 is up, want 1
+`
+	within(t, "told", func() bool {
+		text, _ := os.ReadFile(file)
+		return string(text) == want
+	})
+	n.Set(Notify{Timeout: time.Second})
+	n.Tell(event(3)) // to nobody
+	n.Set(Notify{Command: []string{"/nonexistent/tell"}, Timeout: time.Second})
+	n.Tell(event(4))
+	n.Set(Notify{Command: []string{"/bin/sh", "-c", "echo no mail; exit 7"}, Timeout: patience})
+	n.Tell(event(5))
+	within(t, "its failure is told", func() bool { return len(n.said()) > 0 })
+	for _, s := range n.said() {
+		if !strings.Contains(s, `service "web": realserver 10.0.0.`) {
+			t.Errorf("%q", s)
+		}
+	}
+}
+
+// hook is a web server that keeps what is posted to it.
+type hook struct {
+	mu     sync.Mutex
+	events []Event
+	status []int // of the first answers
+	asked  int
+}
+
+func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked++
+	if len(h.status) > 0 {
+		w.WriteHeader(h.status[0])
+		h.status = h.status[1:]
+		return
+	}
+	var e Event
+	if err := json.NewDecoder(r.Body).Decode(&e); err != nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	h.events = append(h.events, e)
+}
+
+func (h *hook) got() []Event {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]Event(nil), h.events...)
+}
+
+// TestWebhook: each event is posted, in order; what may pass is tried again; nothing of the URL's path is told.
+func TestWebhook(t *testing.T) {
+	t.Parallel()
+	h := &hook{status: []int{503}}
+	s := httptest.NewServer(h)
+	defer s.Close()
+	n := newTeller(t, Notify{Webhook: s.URL + "/secret", Timeout: patience})
+	want := []Event{event(1), event(2), event(3)}
+	n.Tell(want...)
+	within(t, "posted", func() bool { return len(h.got()) == 3 })
+	if diff := cmp.Diff(want, h.got()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := n.said(); got != nil {
+		t.Errorf("%q", got)
+	}
+	h.mu.Lock()
+	h.status = []int{404}
+	h.mu.Unlock()
+	n.Tell(event(4))
+	within(t, "refused", func() bool { return len(n.said()) == 1 })
+	s.Close()
+	n.Set(Notify{Webhook: s.URL + "/secret", Timeout: 100 * time.Millisecond})
+	n.Tell(event(5))
+	within(t, "nobody there", func() bool { return len(n.said()) == 2 })
+	wantFaults := []string{`service "web": realserver 10.0.0.4 down: webhook ` + s.URL + `: HTTP status 404 Not Found`, `service "web": realserver 10.0.0.5 down: webhook ` + s.URL + `: `}
+	for i, got := range n.said() {
+		if !strings.HasPrefix(got, wantFaults[i]) || strings.Contains(got, "secret") {
+			t.Errorf("%q, want %q", got, wantFaults[i])
+		}
+	}
+}
+
+// TestNotifyNeverWaits: while a webhook hangs, thousands of events are taken at once; the oldest are lost, and that is said. At the end what waits has
+// a little time.
+func TestNotifyNeverWaits(t *testing.T) {
+	t.Parallel()
+	hangs := make(chan struct{})
+	var once sync.Once
+	asked := make(chan struct{}, 1)
+	h := &hook{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		once.Do(func() {
+			asked <- struct{}{}
+			<-hangs
+		})
+		h.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	n := newTeller(t, Notify{Webhook: s.URL, Timeout: patience})
+	n.Tell(event(0))
+	<-asked
+	const more = 20
+	for i := range maxQueue + more {
+		n.Tell(event(i % 250))
+	}
+	n.stopWhile(t, func() { close(hangs) })
+	if got := h.got(); len(got) < 2 || got[1] != event(more) { // the first one is that which hung
+		t.Errorf("%d events, the second %+v", len(got), got[:min(len(got), 2)])
+	}
+	if got := n.said(); len(got) == 0 || got[0] != fmt.Sprintf("%d notifications were never sent: more than %d waited", more, maxQueue) {
+		t.Errorf("%q", got)
+	}
+}
+
+// stopWhile stops n, and lets go meanwhile what holds it up.
+func (n *teller) stopWhile(t *testing.T, letGo func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.stop()
+	}()
+	letGo()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatal("it does not end")
+	}
+}
+
+// TestNotifyEnds: what hangs does not hold up the program's end for long.
+func TestNotifyEnds(t *testing.T) {
+	t.Parallel()
+	n := newTeller(t, Notify{Webhook: "http://" + listen(t, silence).String() + "/", Command: []string{"/bin/sh", "-c", "sleep 1000", "sh"}, Timeout: time.Hour})
+	n.Tell(event(1), event(2), event(3))
+	time.Sleep(50 * time.Millisecond)
+	n.stopWhile(t, func() {})
+	if got := n.said(); len(got) != 6 {
+		t.Errorf("%q", got)
+	}
+}
