@@ -1,11 +1,11 @@
-# make demo | test | uploads | interop | bench | build | lint | fuzz | deps | clean
+# make demo | test | uploads | soak | interop | bench | build | lint | fuzz | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build demo test uploads interop bench lint fuzz deps clean
+.PHONY: all build demo test uploads soak interop bench lint fuzz deps clean
 all: build
 
 build:
@@ -23,6 +23,10 @@ test: deps
 # Uploads of 100 MB, compared byte by byte, through every tunnel, with either IP inside and outside, over three MTUs, with and without offloads.
 uploads:
 	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -run '^TestTunnels$$' -v ./cmd/internal/e2e
+
+# Ten minutes of checks, failures and reloads, after which nothing may be left behind.
+soak:
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -run '^TestSoak$$' -v ./cmd/internal/e2e
 
 # Against the kernel's own IPVS and tunnels, in a guest that has them: REF_BOOT is the script that boots it.
 interop: deps

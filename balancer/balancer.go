@@ -23,6 +23,7 @@ type Balancer struct {
 	numbers  []*Dest    // by number; nil: free
 	free     []uint32   // numbers
 	leaving  map[seatKey]*leaver
+	probed   map[Target]*probed // by key
 	services map[string]*service
 	last     uint32 // number of the service that was named last
 }
@@ -49,6 +50,7 @@ type service struct {
 	number uint32 // of its name, from 1; no other has ever had it
 	sched  scheduler
 	list   []*Dest
+	down   []*Dest // those that have failed
 }
 
 // Dest is a realserver of a service: what a packet needs to be sent there, and what was sent. It doesn't change, but for its counts, which it
@@ -91,7 +93,7 @@ const forgetAfter = time.Minute
 
 // New makes a Balancer without services over table, for packets of so many workers.
 func New(table *conntab.Table, workers int, o Options) *Balancer {
-	b := &Balancer{table: table, workers: workers, options: o, leaving: map[seatKey]*leaver{}, services: map[string]*service{}}
+	b := &Balancer{table: table, workers: workers, options: o, leaving: map[seatKey]*leaver{}, probed: map[Target]*probed{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b})
 	return b
 }
@@ -128,11 +130,12 @@ func (b *Balancer) Apply(cfg Config) error {
 	}
 	for name, s := range former {
 		if b.services[name] == nil {
-			for _, d := range s.list {
+			for _, d := range slices.Concat(s.list, s.down) {
 				b.leave(d)
 			}
 		}
 	}
+	b.probe(cfg.Probed)
 	next.dests = append(next.dests, b.numbers...)
 	b.current.Store(next)
 	return nil
@@ -140,14 +143,14 @@ func (b *Balancer) Apply(cfg Config) error {
 
 // unchanged tells whether cfg is what is in force.
 func (b *Balancer) unchanged(cfg Config) bool {
-	return slices.EqualFunc(b.current.Load().list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) })
+	return slices.EqualFunc(b.current.Load().list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) }) && b.probes(cfg.Probed)
 }
 
 // needs is the most numbers that cfg can take, beside those that are leaving.
 func (b *Balancer) needs(cfg Config) int {
-	n := len(b.leaving)
+	n := len(b.leaving) + len(b.probed) + len(cfg.Probed)
 	for i := range b.services {
-		n += len(b.services[i].list)
+		n += len(b.services[i].list) + len(b.services[i].down)
 	}
 	for i := range cfg.Services {
 		n += len(cfg.Services[i].Realservers)
@@ -179,6 +182,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil {
 		s.number = former.number
 		s.list = append(s.list, former.list...)
+		s.down = append(s.down, former.down...)
 	} else {
 		b.last++
 		s.number = b.last
@@ -191,9 +195,21 @@ func (b *Balancer) service(former *service, c Service) *service {
 	}
 
 	want := make(map[netip.Addr]Realserver, len(c.Realservers))
+	fail := make(map[netip.Addr]Realserver)
 	for _, r := range c.Realservers {
-		want[r.Address] = r
+		if r.Down {
+			fail[r.Address] = r
+		} else {
+			want[r.Address] = r
+		}
 	}
+	s.down = slices.DeleteFunc(s.down, func(d *Dest) bool {
+		if _, stays := fail[d.Address]; stays {
+			return false
+		}
+		b.leave(d) // and comes back at once if it is up again
+		return true
+	})
 	for i := len(s.list) - 1; i >= 0; i-- {
 		d := s.list[i]
 		if _, stays := want[d.Address]; !stays {
@@ -210,6 +226,17 @@ func (b *Balancer) service(former *service, c Service) *service {
 			if r.Weight != d.Weight {
 				s.sched.edited(s.list)
 			}
+		}
+	}
+	for i, d := range s.down {
+		if r := fail[d.Address]; r != d.Realserver {
+			s.down[i] = b.replace(d, r)
+		}
+		delete(fail, d.Address)
+	}
+	for _, r := range c.Realservers {
+		if _, isNew := fail[r.Address]; isNew {
+			s.down = append(s.down, b.enter(c.Name, r))
 		}
 	}
 	for _, r := range c.Realservers {

@@ -14,6 +14,22 @@ import (
 // VIP, protocol and port in common: who makes a Config sees to that.
 type Config struct {
 	Services []Service
+	Probed   []Target // what Pin can lead flows to, beside all services: each once
+}
+
+// Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing else.
+type Target Realserver
+
+// Target is r as what it is probed by.
+func (r Realserver) Target() Target {
+	r.Weight, r.Upper, r.Lower, r.Down = 0, 0, 0, false
+	return Target(r)
+}
+
+// key is what a target is known by, whatever the way to it is.
+func (t Target) key() Target {
+	t.Source, t.MTU = netip.Addr{}, 0
+	return t
 }
 
 // Service is one virtual service: everything that its scheduler spreads together.
@@ -67,6 +83,7 @@ type Realserver struct {
 	Weight   int        // 0: existing connections stay, new ones go elsewhere
 	Upper    int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
 	Lower    int        // until it has fewer than these; 0: than three quarters of Upper
+	Down     bool       // it has failed: as if it were not here, but what can begin anew elsewhere does, see Snapshot.Decide
 	Encap    encap.Kind
 	Port     uint16     // UDP destination port of encap.KindGUE and KindFOU
 	Key      uint32     // of encap.KindGRE, where HasKey is set

@@ -9,7 +9,8 @@ import (
 )
 
 // Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for a new connection,
-// the one that the service's scheduler chooses, which is remembered. It allocates nothing and is called once for each packet of TCP, UDP or SCTP.
+// the one that the service's scheduler chooses, which is remembered. What a realserver that is down has can begin anew elsewhere if it is a datagram, or
+// a SYN that nobody has answered, and does. It allocates nothing and is called once for each packet of TCP, UDP or SCTP.
 func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
 	d, drop := s.decide(p, now)
 	if drop == packet.Accept && !d.Reachable() {
@@ -20,8 +21,16 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 
 func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
 	n, result := s.balancer.table.Packet(p, now)
-	if result == conntab.Hit {
-		return s.dest(n)
+	switch result {
+	case conntab.Hit:
+		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.balancer.table.Leave(p) {
+			return d, drop
+		}
+		result = conntab.Miss
+	case conntab.Gone:
+		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.balancer.table.Leave(p) {
+			result = conntab.Miss
+		}
 	}
 	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
 	switch {

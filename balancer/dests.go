@@ -25,6 +25,11 @@ func (b *Balancer) enter(service string, r Realserver) *Dest {
 		delete(b.leaving, seatKey{service, r.Address})
 		return b.replace(l.dest, r)
 	}
+	return b.replace(b.seat(service), r)
+}
+
+// seat returns a Dest with a number of its own, and nothing else.
+func (b *Balancer) seat(service string) *Dest {
 	n := uint32(len(b.numbers))
 	if last := len(b.free) - 1; last >= 0 {
 		n = b.free[last]
@@ -32,8 +37,7 @@ func (b *Balancer) enter(service string, r Realserver) *Dest {
 	} else {
 		b.numbers = append(b.numbers, nil)
 	}
-	d := &Dest{number: n, counts: b.table.Counts(n), stats: &destStats{service: service, workers: make([]traffic, b.workers)}}
-	return b.replace(d, r)
+	return &Dest{number: n, counts: b.table.Counts(n), stats: &destStats{service: service, workers: make([]traffic, b.workers)}}
 }
 
 // replace returns a Dest with r's parameters and d's number and counts, and puts it in d's place.
@@ -42,7 +46,7 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 		d.stats.overloaded.Store(false)
 	}
 	next := &Dest{Realserver: r, Tunnel: tunnel(r), number: d.number, counts: d.counts, stats: d.stats}
-	next.counts.Judge(false, r.Weight == 0)
+	next.counts.Judge(r.Down, !r.Down && r.Weight == 0)
 	b.numbers[d.number] = next
 	return next
 }
@@ -75,8 +79,20 @@ func (b *Balancer) forget(now time.Time) {
 			l.since = now
 		case now.Sub(l.since) > forgetAfter:
 			delete(b.leaving, key)
-			b.numbers[l.dest.number] = nil
-			b.free = append(b.free, l.dest.number)
+			b.release(l.dest)
 		}
 	}
+	for key, p := range b.probed {
+		if p.left.IsZero() || now.Sub(p.left) <= forgetAfter || p.dest.counts.Inactive() > 0 {
+			continue
+		}
+		delete(b.probed, key)
+		b.release(p.dest)
+	}
+}
+
+// release lets another have d's number.
+func (b *Balancer) release(d *Dest) {
+	b.numbers[d.number] = nil
+	b.free = append(b.free, d.number)
 }

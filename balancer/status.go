@@ -26,7 +26,7 @@ func (s *Snapshot) Status() []ServiceStatus {
 	out := make([]ServiceStatus, 0, len(s.list))
 	for _, svc := range s.list {
 		st := ServiceStatus{Service: svc.config}
-		for _, d := range svc.list {
+		for _, d := range slices.Concat(svc.list, svc.down) {
 			rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(),
 				Connections: d.stats.connections.Load()}
 			for i := range d.stats.workers {

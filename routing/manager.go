@@ -225,7 +225,7 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}
 	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
 	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
-	sysctls, nextSysctls, err2 := planSysctls(s.Sysctls, m.own.Sysctls, snap.links)
+	sysctls, nextSysctls, err2 := planSysctls(withLoose(s.Sysctls, s.Loose, m.own.Sysctls), m.own.Sysctls, snap.links)
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
 	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
 	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)

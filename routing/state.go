@@ -48,6 +48,10 @@ type State struct {
 	Addrs   []Addr
 	Routes  []Route
 	Replies *Replies // nil: none
+
+	// Loose are devices by which packets may come in from addresses whose route leads elsewhere: their reverse-path filter (RFC 3704) becomes loose where it
+	// is strict. What is looser stays, and devices that are not there don't count.
+	Loose []string
 }
 
 // Link is a device that exists already, such as a TUN device of the caller.
@@ -116,6 +120,7 @@ func (s State) clone() State {
 	s.Links = slices.Clone(s.Links)
 	s.Addrs = slices.Clone(s.Addrs)
 	s.Routes = slices.Clone(s.Routes)
+	s.Loose = slices.Clone(s.Loose)
 	if s.Replies != nil {
 		r := *s.Replies
 		r.From = slices.Clone(r.From)
@@ -145,6 +150,10 @@ func (s State) validate() error {
 			_, err := strconv.Atoi(c.Value)
 			check(err == nil, "sysctl %s: value %q must be a number to compare with", c.Key, c.Value)
 		}
+	}
+	for _, name := range s.Loose {
+		once("loose " + name)
+		check(validLink(name), "loose %q: want a device name of 1 to 15 bytes", name)
 	}
 	for _, l := range s.Links {
 		once("link " + l.Name)

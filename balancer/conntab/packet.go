@@ -15,7 +15,7 @@ const (
 )
 
 // Packet looks up the connection of a packet from the client, counts the packet, moves the connection's state and lets its timeout begin
-// again. dest is meaningful with Hit.
+// again. dest is meaningful with Hit and Gone.
 //
 // Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired by now, but counts until
 // Insert replaces it or it is swept, as in IPVS.
@@ -51,8 +51,9 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, now Ticks) (dest uint32, r 
 			s.expire(sh, e, now)
 		case t.judge && t.Counts(e.dest).Gone():
 			if !t.cfg.ExpireNodest {
+				dest = e.dest
 				sh.mu.Unlock()
-				return 0, Gone
+				return dest, Gone
 			}
 			s.expire(sh, e, now)
 		default:
@@ -97,6 +98,10 @@ func (e *entry[A]) reused(mode Reuse) bool {
 // seen counts p in e, moves e's state and end, and returns its destination. e may have moved then.
 func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, now Ticks) (dest uint32) {
 	t := s.table
+	if e.state == Pinned {
+		e.packets++
+		return e.dest
+	}
 	if next := t.after(e.state, p); next != e.state {
 		switch was := e.state.halfOpen(); {
 		case was == next.halfOpen():

@@ -39,12 +39,13 @@ const (
 	SCTPRejected
 	SCTPClosed
 	TemplateState // of a persistence template
+	Pinned        // see Table.Pin
 	numStates
 )
 
 var stateNames = [numStates]string{"", "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE",
 	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED",
-	"ESTABLISHED", "S-SENT", "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED", "TEMPLATE"}
+	"ESTABLISHED", "S-SENT", "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED", "TEMPLATE", "PROBE"}
 
 // String is the name under which ipvsadm shows the state.
 func (s State) String() string {

@@ -144,7 +144,7 @@ func (s *store[A]) put(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 		// One slot stays empty, for every search to end at.
 		full := i < 0 || sh.used+1 >= len(sh.slots)
 		if !full {
-			if t.count.Add(1) <= t.max {
+			if e.state == Pinned || t.count.Add(1) <= t.max {
 				e.src, e.dst, e.sport, e.dport, e.proto = k.src, k.dst, k.sport, k.dport, k.proto
 				sh.slots[i] = e
 				sh.used++
@@ -168,7 +168,9 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 	t := s.table
 	e := &sh.slots[i]
 	t.tally(e.dest, e.state, -1)
-	t.count.Add(-1)
+	if e.state != Pinned {
+		t.count.Add(-1)
+	}
 	switch {
 	case e.state == TemplateState:
 		if !t.children.orphan(e.parent) {

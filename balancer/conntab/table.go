@@ -134,7 +134,7 @@ func (t *Table) ipv6(create bool) *store[[16]byte] {
 	return s
 }
 
-// Len is the number of connections and templates, those that have expired but are not swept yet included.
+// Len is the number of connections and templates, those that have expired but are not swept yet included, and pinned flows not.
 func (t *Table) Len() int { return int(t.count.Load()) }
 
 // Max is the bound of Len.

@@ -204,7 +204,8 @@ func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info
 // pingMTU is the size of the fragments in which a ping is answered that came in fragments: all that is known of the way back is that IPv6 could use it.
 const pingMTU = encap.MinMTU6
 
-// icmp answers a ping of the VIP in its name, and takes an error from a client's path to the realserver whose answer it is about.
+// icmp answers a ping of the VIP in its name, unless it is one of the director's own that checks a realserver, and takes an error from a client's path to
+// the realserver whose answer it is about.
 // The answer goes out in fragments of mtu bytes.
 func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
 	if d := b.Finish(); d != packet.Accept {
@@ -220,6 +221,11 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	}
 	if d != packet.DropICMP {
 		return d
+	}
+	if f, ok := packet.EchoFlow(b.Bytes(), p); ok {
+		if dest := snap.Pinned(f, now); dest != nil {
+			return w.send(b, p, dest)
+		}
 	}
 	if !snap.HasVIP(p.Flow.Dst) {
 		return packet.DropNoService

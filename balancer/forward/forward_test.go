@@ -182,6 +182,68 @@ func TestPing(t *testing.T) {
 	}
 }
 
+// TestPingOfARealserver: a ping whose flow is pinned goes through the tunnel, others of the same sender are answered in the VIP's name; neither allocates.
+func TestPingOfARealserver(t *testing.T) {
+	for _, to := range []netip.Addr{real1, real6} {
+		s := &script{}
+		r := balancer.Realserver{Address: to, Weight: 1, Source: source, MTU: 1500}
+		if to.Is6() {
+			r.Source = source6
+		}
+		web := func(vip netip.Addr) balancer.Service {
+			return balancer.Service{Name: vip.String(), VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}},
+				Scheduler: "rr", Realservers: []balancer.Realserver{r}}
+		}
+		b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1, balancer.Options{})
+		if err := b.Apply(balancer.Config{Services: []balancer.Service{web(vip), web(vip6)}, Probed: []balancer.Target{r.Target()}}); err != nil {
+			t.Fatal(err)
+		}
+		w := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+		var in [][]byte
+		for id := range byte(2) {
+			echo := make([]byte, 24)
+			echo[0], echo[5], echo[23] = packet.ICMPEcho, id, 42
+			binary.BigEndian.PutUint16(echo[2:], packet.Checksum(echo))
+			four := ip(packet.ProtoICMP, false, echo)
+			six := ip6(packet.ProtoICMPv6, echo)
+			six[40], six[42], six[43] = packet.ICMPv6Echo, 0, 0
+			packet.PutChecksum(six[42:], packet.Sum(six[40:], six.PseudoSum(packet.ProtoICMPv6, 24)), false)
+			in = append(in, four, six)
+		}
+		for _, f := range []packet.Flow{{Src: client, Dst: vip, SrcPort: 1, Proto: packet.ProtoICMP}, {Src: packet.IPv6(in[1]).Src(), Dst: vip6, SrcPort: 1, Proto: packet.ProtoICMPv6}} {
+			if err := b.Pin(f, r.Target(), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.in = in
+		if err := w.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.out) != 4 {
+			t.Fatalf("%d packets came out", len(s.out))
+		}
+		overhead := 20
+		if to.Is6() {
+			overhead = 40
+		}
+		for i, o := range s.out {
+			through := i >= 2
+			if through && !bytes.Equal(o[overhead:], in[i]) || !through && (len(o) != len(in[i]) || packet.IPv4(o).Dst() != client && packet.IPv6(o).Dst() != packet.IPv6(in[1]).Src()) {
+				t.Errorf("to %v: packet %d became %x", to, i, o)
+			}
+		}
+		w = NewWorker(0, s, discard{}, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+		if n := testing.AllocsPerRun(100, func() {
+			for i, p := range in {
+				w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
+			}
+			w.forward(w.bufs[:len(in)])
+		}); n != 0 {
+			t.Errorf("%v allocations a batch", n)
+		}
+	}
+}
+
 func TestTooBigWithDF(t *testing.T) {
 	fits, tooBig := udp(53, true, 1480-28), udp(53, true, 1480-27)
 	out, got, _ := run(t, 1500, nil, fits, tooBig, tooBig)

@@ -53,6 +53,18 @@ func EchoReply(b []byte) Drop {
 	return Accept
 }
 
+// EchoFlow is the flow of the ICMP echo request in b, of either family, p its headers: as a port of its source it has its identifier. It is false for any
+// other message.
+func EchoFlow(b []byte, p *Info) (Flow, bool) {
+	t := b[p.Offset:p.Len]
+	if p.Flow.Proto == ProtoICMP && t[0] != ICMPEcho || p.Flow.Proto == ProtoICMPv6 && t[0] != ICMPv6Echo {
+		return Flow{}, false
+	}
+	f := p.Flow
+	f.SrcPort = binary.BigEndian.Uint16(t[4:])
+	return f, true
+}
+
 // ICMPError writes into dst, of at least ICMPRoom bytes, an ICMP error about the packet b to its sender, with as much of b as it may quote. b is
 // a checked packet of either family, for which MayAnswer says true, or the front of one that QuotedPacket has read; kind, code and the four bytes called rest are of its family's ICMP, and
 // from is the error's source. It returns the error's length in bytes.

@@ -165,6 +165,26 @@ func TestPrintSettings(t *testing.T) {
 	}
 }
 
+// TestPrintHealth is about what only services with checks have.
+func TestPrintHealth(t *testing.T) {
+	st := DirectorStatus{Services: []Service{
+		{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "rr", Health: "down", Quorum: 2, WeightUp: 1, Sorry: true,
+			Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Health: "down", Check: &Check{Reason: "HTTP status 503, want 200-399"}},
+				{Address: "10.0.12.2", Encap: "ipip", Weight: 1, Health: "up", Check: &Check{Reason: "HTTP status 200"}}, {Address: "10.0.13.2", Encap: "ipip", Weight: 1, Health: "unchecked"}}},
+	}}
+	var out bytes.Buffer
+	if err := PrintDirector(&out, &st); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(strings.Fields(out.String()), " ")
+	for _, want := range []string{"RemoteAddress Forward Weight Health ActiveConn", "rr (web) DOWN: weight 1 is up, quorum 2 sorry server -> 10.0.11.2 ipip 1 down 0 0 0 0 0 HTTP status 503, want 200-399",
+		"10.0.12.2 ipip 1 up 0 0 0 0 0 ->", "10.0.13.2 ipip 1 unchecked 0"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in\n%s", want, &out)
+		}
+	}
+}
+
 // TestStatusCommand asks a program that says it is a director, by name and as another one, and for a profile.
 func TestStatusCommand(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "x.sock")

@@ -14,9 +14,15 @@ func printServices(w io.Writer, services []Service) {
 	thresholds := slices.ContainsFunc(services, func(s Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Upper > 0 })
 	})
+	checked := slices.ContainsFunc(services, func(s Service) bool {
+		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Check != nil })
+	})
 	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes", ""}
 	if thresholds {
 		columns = slices.Insert(columns, 3, "Upper", "Lower")
+	}
+	if checked {
+		columns = slices.Insert(columns, 3, "Health")
 	}
 	widths := make([]int, len(columns))
 	var rows [][]string
@@ -29,6 +35,9 @@ func printServices(w io.Writer, services []Service) {
 	for _, s := range services {
 		for _, r := range s.Realservers {
 			cells := r.cells(thresholds)
+			if checked {
+				cells = slices.Insert(cells, 3, r.Health)
+			}
 			measure(cells)
 			rows = append(rows, cells)
 		}
@@ -54,7 +63,10 @@ func (r *Realserver) cells(thresholds bool) []string {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
 	remark := ""
-	if r.Weight == 0 {
+	switch {
+	case r.Health == "down" && r.Check != nil:
+		remark = r.Check.Reason
+	case r.Weight == 0:
 		remark = "draining"
 	}
 	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark)
@@ -98,7 +110,14 @@ func (s *Service) settings() string {
 	if s.OnePacket {
 		words = append(words, "ops")
 	}
-	return strings.Join(append(words, "("+s.Name+")"), " ")
+	words = append(words, "("+s.Name+")")
+	if s.Health == "down" {
+		words = append(words, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
+	}
+	if s.Sorry {
+		words = append(words, "sorry server")
+	}
+	return strings.Join(words, " ")
 }
 
 // bracketed is an address as it stands before a port.

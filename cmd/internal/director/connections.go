@@ -16,7 +16,7 @@ func states() []string {
 	var names []string
 	unknown := conntab.State(255).String()
 	for s := conntab.State(0); s.String() != unknown; s++ {
-		if name := s.String(); name != "" && !slices.Contains(names, name) {
+		if name := s.String(); name != "" && s != conntab.Pinned && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

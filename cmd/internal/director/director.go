@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,9 +21,11 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
+	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/prober"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -52,6 +55,13 @@ type director struct {
 	leftVIPs []netip.Addr                // not configured any more, but with connections
 	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
 	lost     []netip.Addr                // those to which there is none
+	verdicts map[string]verdict          // of the services
+	loose    []string                    // devices whose reverse-path filter must not be strict
+
+	monitor  *health.Monitor
+	notifier *health.Notifier
+	pinger   *prober.Pinger
+	known    atomic.Pointer[ways] // for probes
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -82,6 +92,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err = d.openRelays(); err != nil {
 		return nil, err
 	}
+	if d.pinger, err = prober.NewPinger(); err != nil {
+		return nil, err
+	}
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
@@ -105,10 +118,17 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, u)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
+	d.monitor = health.New(d.healthChanged)
+	d.notifier = health.NewNotifier(func(err error) { d.log.Error("somebody is not told of a change of health", "error", err) })
+	d.notifier.Set(health.Notify(cfg.Notify))
+	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
+		return nil, err
+	}
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}
-	if err := d.network.Set(network(cfg.TUN, vips(cfg))); err != nil {
+	d.loose = d.known.Load().answersBy(cfg)
+	if err := d.network.Set(d.machine(cfg.TUN, vips(cfg))); err != nil {
 		return nil, err
 	}
 	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
@@ -157,6 +177,13 @@ func limitGarbage() {
 
 // udpPorts is the number of source ports that a worker has for tunnels over UDP: routers and network cards on the way spread flows by them.
 const udpPorts = 16
+
+// machine is the state of the machine that the director needs.
+func (d *director) machine(tun string, vips []netip.Addr) routing.State {
+	s := network(tun, vips)
+	s.Loose = d.loose
+	return s
+}
 
 // network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself
 // knows what fits each tunnel.
@@ -231,6 +258,8 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 			d.shared.Sweep(d.now())
 		}),
 		d.watchPaths,
+		d.monitor.Run,
+		d.notifier.Run,
 		func(ctx context.Context) error { // ends the workers, but first the routes that lead to them
 			<-ctx.Done()
 			<-watched
@@ -278,6 +307,9 @@ func (d *director) close() error {
 		errs = append(errs, d.network.Close())
 	}
 	errs = append(errs, d.closeIO())
+	if d.pinger != nil {
+		errs = append(errs, d.pinger.Close())
+	}
 	if d.control != nil {
 		errs = append(errs, d.control.Close())
 	}

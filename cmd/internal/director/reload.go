@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 )
 
@@ -45,24 +46,34 @@ const loggedChanges = 100
 
 // apply puts cfg in force: first the routes of new VIPs, which can fail, then the services, in one step. The routes of VIPs that leave stay for
 // as long as connections do that have left.
-func (d *director) apply(cfg *config.Director) error {
+func (d *director) apply(cfg *config.Director) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.sameProgram(cfg); err != nil {
 		return err
 	}
+	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
+		}
+	}()
 	was := append(vips(d.cfg), d.leftVIPs...)
 	want := vips(cfg)
-	if err := d.network.Set(network(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
-		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
+	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
+		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
 	}
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
-		return errors.Join(err, d.network.Set(network(d.cfg.TUN, unique(was))))
+		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
 	}
 	d.cfg = cfg
 	d.shared.SetSilent(cfg.Silent)
+	d.notifier.Set(health.Notify(cfg.Notify))
 	d.leftVIPs = slices.DeleteFunc(unique(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
 	d.releaseVIPs()
+	d.loosen()
 	return nil
 }
 
@@ -83,8 +94,8 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Silent, b.Silent = false, false
-	a.Notify, b.Notify = config.Notify{}, config.Notify{}
 	a.Services, b.Services = nil, nil
+	a.Notify, b.Notify = config.Notify{}, config.Notify{}
 	a.Source, b.Source = config.Sources{}, config.Sources{}
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil

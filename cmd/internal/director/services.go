@@ -12,28 +12,62 @@ import (
 	"vstun/routing"
 )
 
-// services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now.
+// services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now, and without those that are down.
 func (d *director) services(cfg *config.Director) balancer.Config {
+	d.askWays(cfg)
+	return d.balanced(cfg)
+}
+
+// askWays asks the kernel for the ways to all realservers.
+func (d *director) askWays(cfg *config.Director) {
 	var all []netip.Addr
 	for _, s := range cfg.Services {
 		for _, r := range s.Realservers {
 			all = append(all, r.Address)
 		}
+		if s.SorryServer.IsValid() {
+			all = append(all, s.SorryServer)
+		}
 	}
-	switch ways, err := routing.Paths(all); {
+	switch to, err := routing.Paths(append(slices.Clone(all), somewhere4, somewhere6)); {
 	case err == nil:
-		d.ways = ways
-		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := ways[a]; return known }))
+		d.ways = to
+		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := to[a]; return known }))
 	case d.ways == nil:
 		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
 	default:
 		d.log.Warn("the kernel can't be asked for the ways to the realservers: those that were known before stay", "error", err)
 	}
-	var out balancer.Config
+	d.known.Store(&ways{to: d.ways, sources: cfg.Source})
+}
+
+// balanced is services with the ways that are known already.
+func (d *director) balanced(cfg *config.Director) balancer.Config {
+	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg)}
+	states, verdicts := d.healthy(), make(map[string]verdict, len(cfg.Services))
 	for i := range cfg.Services {
-		out.Services = append(out.Services, service(&cfg.Services[i], cfg.Source, d.ways))
+		s := &cfg.Services[i]
+		b := service(s, cfg.Source, d.ways)
+		var was *verdict
+		if v, known := d.verdicts[s.Name]; known {
+			was = &v
+		}
+		v := judge(&b, s, states, was)
+		if s.SorryServer.IsValid() {
+			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, d.ways, v.sorry))
+		}
+		d.serviceChanged(s, was, v)
+		out.Services, verdicts[s.Name] = append(out.Services, b), v
 	}
+	d.verdicts = verdicts
 	return out
+}
+
+// sorryServer is a realserver of s that is down as long as it is not in use: then what can move on goes back.
+func sorryServer(s *config.Service, sources config.Sources, ways map[netip.Addr]routing.Path, inUse bool) balancer.Realserver {
+	r := realserver(s, &config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel, Weight: 1}, sources, ways)
+	r.Down = !inUse
+	return r
 }
 
 // noteLost logs which realservers there is no route to, when they are others than before.
@@ -55,19 +89,24 @@ func service(s *config.Service, sources config.Sources, ways map[netip.Addr]rout
 	for _, p := range s.Ports {
 		svc.Ports = append(svc.Ports, balancer.PortRange(p))
 	}
-	for _, r := range s.Realservers {
-		rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
-			Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}
-		rs.Encap, _ = encap.ParseKind(r.Encap)
-		if rs.Encap.UDP() {
-			rs.Port = s.EncapPort
-		}
-		if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) { // else the kernel puts it in
-			rs.Source = ownAddress(ways, r.Address)
-		}
-		svc.Realservers = append(svc.Realservers, rs)
+	for i := range s.Realservers {
+		svc.Realservers = append(svc.Realservers, realserver(s, &s.Realservers[i], sources, ways))
 	}
 	return svc
+}
+
+// realserver is r, of s, as the balancer takes it.
+func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources, ways map[netip.Addr]routing.Path) balancer.Realserver {
+	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+		Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}
+	rs.Encap, _ = encap.ParseKind(r.Encap)
+	if rs.Encap.UDP() {
+		rs.Port = s.EncapPort
+	}
+	if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) { // else the kernel puts it in
+		rs.Source = ownAddress(ways, r.Address)
+	}
+	return rs
 }
 
 // pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when there is one again.
@@ -146,10 +185,11 @@ func (d *director) hasLost() bool {
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.bal.Apply(d.services(d.cfg)); err != nil {
+	if err := d.bal.Apply(d.services(d.inForce())); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
 	d.releaseVIPs()
+	d.loosen()
 	d.refreshLeaving()
 }
 
@@ -166,7 +206,7 @@ func (d *director) releaseVIPs() {
 	if len(still) == len(d.leftVIPs) {
 		return
 	}
-	if err := d.network.Set(network(d.cfg.TUN, slices.Concat(vips(d.cfg), still))); err != nil {
+	if err := d.network.Set(d.machine(d.cfg.TUN, slices.Concat(vips(d.cfg), still))); err != nil {
 		d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
 		return
 	}

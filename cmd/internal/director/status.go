@@ -2,9 +2,11 @@ package director
 
 import (
 	"os"
+	"slices"
 	"time"
 
 	"vstun/balancer"
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
@@ -29,15 +31,36 @@ func (d *director) status() control.DirectorStatus {
 	}
 	d.shared.Read(&t)
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
-	for _, s := range d.bal.Snapshot().Status() {
-		st.Services = append(st.Services, serviceStatus(&s))
-	}
+	st.Services = d.servicesStatus(time.Now())
 	if n, err := routing.Dropped(d.device.Name()); err == nil {
 		st.Overruns = n
 	}
 	st.Waiting = d.shared.Waiting()
 	st.Leaving = leaving(d.bal.Leaving())
 	return st
+}
+
+// servicesStatus is the services as they are in force, with what their checks have come to.
+func (d *director) servicesStatus(now time.Time) []control.Service {
+	d.mu.Lock()
+	cfg, verdicts := d.inForce(), d.verdicts
+	snap, states := d.bal.Snapshot(), d.healthy()
+	d.mu.Unlock()
+	configured := make(map[string]*config.Service, len(cfg.Services))
+	for i := range cfg.Services {
+		configured[cfg.Services[i].Name] = &cfg.Services[i]
+	}
+	var all []control.Service
+	for _, s := range snap.Status() {
+		c := configured[s.Name]
+		s.Realservers = slices.DeleteFunc(s.Realservers, func(r balancer.RealserverStatus) bool {
+			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0
+		})
+		svc := serviceStatus(&s)
+		healthStatus(&svc, c, &s, verdicts[s.Name], states, now)
+		all = append(all, svc)
+	}
+	return all
 }
 
 func leaving(all []balancer.Leaving) (st control.Leaving) {
@@ -62,8 +85,11 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 		svc.Ports = append(svc.Ports, p.String())
 	}
 	for _, r := range s.Realservers {
-		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum, Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
 			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+		if r.Down {
+			rs.Effective = 0
+		}
 		if r.HasKey {
 			rs.EncapKey = &r.Key
 		}

@@ -166,7 +166,36 @@ func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 		}
 		c.Close()
 	}
+	s.mustCheck()
 	s.reloadWritten(firstVIP)
+}
+
+// mustCheck gives the director checks that need sockets of several kinds, and a program to start: all of them pass.
+func (s *site) mustCheck() {
+	s.t.Helper()
+	toml := firstVIP
+	for i, check := range []string{`type = "tcp", port = 80`, `type = "ping"`, `type = "ping", via = "direct"`, `type = "exec", command = ["/bin/true"]`} {
+		toml += fmt.Sprintf("[[service]]\nname = \"check%d\"\nvip = %q\nprotocol = \"udp\"\nport = %d\ncheck = { %s, interval = \"500ms\" }\nrealserver = [ { address = %q } ]\n",
+			i, s.VIP, 9000+i, check, s.Webs[0].Addr)
+	}
+	s.reloadWritten(toml)
+	var failed []string
+	defer func() {
+		if len(failed) > 0 {
+			s.t.Logf("not passed: %q", failed)
+		}
+	}()
+	eventually(s.t, "all checks pass", 2*soon, func() bool {
+		failed = nil
+		for _, svc := range s.director.balance().Services {
+			for _, r := range svc.Realservers {
+				if r.Check != nil && r.Health != "up" {
+					failed = append(failed, r.Check.Type+": "+r.Check.Reason)
+				}
+			}
+		}
+		return len(failed) == 0
+	})
 }
 
 // mustRepair takes addresses and routes from a program's device, by setting it down: the program puts them back.

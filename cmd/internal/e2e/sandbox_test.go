@@ -20,7 +20,7 @@ import (
 type sandbox struct {
 	Nobody   bool                 // user and group nobody, with Caps
 	Caps     []cap.Value          // AmbientCapabilities and CapabilityBoundingSet
-	Writable []string             // where files may be written; all else is read-only, and /dev has nothing but net/tun; nil: neither
+	Writable []string             // where files may be written; all else is read-only, and /dev has nothing but net/tun and null; nil: neither
 	Filter   []bpf.RawInstruction // of system calls; nil: none
 }
 
@@ -74,7 +74,9 @@ func (b *sandbox) mount() error {
 		unix.Mount("none", "/dev", "tmpfs", 0, ""),
 		os.Mkdir("/dev/net", 0o755),
 		unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))),
-		os.Chmod("/dev/net/tun", 0o666), // whatever the umask
+		os.Chmod("/dev/net/tun", 0o666),                                    // whatever the umask
+		unix.Mknod("/dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), // which programs that are started have as their input
+		os.Chmod("/dev/null", 0o666),
 	)
 	for _, path := range b.Writable {
 		err = errors.Join(err, unix.Mount(path, path, "", unix.MS_BIND, ""))

@@ -21,7 +21,15 @@ func (s *site) at(port uint16) string { return netip.AddrPortFrom(s.VIP, port).S
 // nginx starts the web server on h. It answers / with the host's name, and serves the files in its directory, which is returned.
 func (s *site) nginx(h *lab.Host) string {
 	s.t.Helper()
-	dir := filepath.Join(s.dir, h.Name+"-nginx")
+	s.nginxProcess(h)
+	return filepath.Join(s.nginxDir(h), "files")
+}
+
+func (s *site) nginxDir(h *lab.Host) string { return filepath.Join(s.dir, h.Name+"-nginx") }
+
+func (s *site) nginxProcess(h *lab.Host) *lab.Process {
+	s.t.Helper()
+	dir := s.nginxDir(h)
 	if err := os.MkdirAll(filepath.Join(dir, "files"), 0o755); err != nil {
 		s.t.Fatal(err)
 	}
@@ -42,8 +50,7 @@ http {
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	s.server(h, netip.AddrPortFrom(h.Addr, 80), exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", path))
-	return filepath.Join(dir, "files")
+	return s.server(h, netip.AddrPortFrom(h.Addr, 80), exec.Command("nginx", "-e", "stderr", "-p", dir, "-c", path))
 }
 
 // server starts a server on h and waits until it accepts connections on an address of the host.

@@ -1,0 +1,92 @@
+package conntab
+
+import "vstun/encap/packet"
+
+// A pinned flow has a destination before its first packet, whatever the packets are: the director's own probes have theirs so. It stands in the same
+// slots as connections, in a state of its own, and is none of them: it takes nothing of Config.Max, no flood drives it out, and no packet moves its
+// state or its end.
+
+// MaxPinned is how long a flow stays pinned that nobody unpins: no check takes longer.
+const MaxPinned = 25 * 3600 * PerSecond
+
+// Pin leads the packets of f to dest until Unpin. The answer is Inserted; Hit when the table has f already, as a connection or as a flow that was
+// pinned until some moments ago: take another port then; or Full when there is no slot for it.
+func (t *Table) Pin(f packet.Flow, dest uint32, now Ticks) Result {
+	p := packet.Info{Flow: f}
+	if f.Src.Is4() {
+		k := t.key4(&p)
+		return t.four.pin(&k, dest, now)
+	}
+	k := t.key6(&p)
+	return t.ipv6(true).pin(&k, dest, now)
+}
+
+func (s *store[A]) pin(k *key[A], dest uint32, now Ticks) Result {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if i, found := sh.find(k); found {
+		if !sh.slots[i].expires.reached(now) {
+			return Hit
+		}
+		s.remove(sh, i)
+	}
+	if s.put(sh, k, entry[A]{state: Pinned, dest: dest, expires: now + MaxPinned}) == nil {
+		return Full
+	}
+	return Inserted
+}
+
+// Unpin ends the pinned flow f after rest: until then its last packets still go to its destination, and nobody else can have it.
+func (t *Table) Unpin(f packet.Flow, now, rest Ticks) {
+	p := packet.Info{Flow: f}
+	if f.Src.Is4() {
+		k := t.key4(&p)
+		t.four.unpin(&k, now+rest)
+	} else if s := t.ipv6(false); s != nil {
+		k := t.key6(&p)
+		s.unpin(&k, now+rest)
+	}
+}
+
+func (s *store[A]) unpin(k *key[A], end Ticks) {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if i, found := sh.find(k); found && sh.slots[i].state == Pinned {
+		sh.slots[i].expires = end
+		sh.expects(end)
+	}
+}
+
+// Leave removes the connection of p, of which Packet has just said Hit or Gone, if it can as well begin anew at another destination, and p can begin it: a
+// datagram, or a SYN that is sent again since nobody has answered it. Otherwise it returns false.
+func (t *Table) Leave(p *packet.Info) bool {
+	if !t.opens(p) {
+		return false
+	}
+	if p.Flow.Src.Is4() {
+		k := t.key4(p)
+		return t.four.leave(&k)
+	}
+	if s := t.ipv6(false); s != nil {
+		k := t.key6(p)
+		return s.leave(&k)
+	}
+	return false
+}
+
+func (s *store[A]) leave(k *key[A]) bool {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	i, found := sh.find(k)
+	if !found {
+		return true // another worker was faster
+	}
+	if e := &sh.slots[i]; !e.state.halfOpen() && e.state != UDP && e.state != SCTPInit1 && e.state != SCTPInit {
+		return false
+	}
+	s.remove(sh, i)
+	return true
+}

@@ -1,0 +1,133 @@
+package conntab
+
+import (
+	"net/netip"
+	"testing"
+
+	"vstun/encap/packet"
+)
+
+// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is said to, and is nobody's connection.
+func TestPinned(t *testing.T) {
+	six := tcp(1, 1, packet.FlagSYN)
+	six.Flow.Src, six.Flow.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("2001:db8::80")
+	udp := tcp(2, 1, 0)
+	udp.Flow.Proto = packet.ProtoUDP
+	for _, first := range []packet.Info{tcp(1, 1, packet.FlagSYN), six, udp} {
+		table := newSmall(Config{HalfOpenMax: 8, DropRemoved: true})
+		if r := table.Pin(first.Flow, 7, 0); r != Inserted {
+			t.Fatalf("%v: Pin says %d", first.Flow, r)
+		}
+		if r := table.Pin(first.Flow, 8, 1); r != Hit {
+			t.Errorf("%v: a second Pin says %d", first.Flow, r)
+		}
+		for i, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagACK | packet.FlagPSH, packet.FlagFIN, packet.FlagRST, packet.FlagSYN, 0} {
+			p := first
+			p.TCPFlags = flags
+			if dest, r := table.Packet(&p, Ticks(i)*600*PerSecond/10); r != Hit || dest != 7 {
+				t.Errorf("%v: packet %d: destination %d, result %d", first.Flow, i, dest, r)
+			}
+		}
+		if table.Len() != 0 || table.HalfOpen() != 0 || table.Counts(7).Active() != 0 || table.Counts(7).Inactive() != 1 {
+			t.Errorf("%v: %d connections, %d half-open, %d active", first.Flow, table.Len(), table.HalfOpen(), table.Counts(7).Active())
+		}
+		for c := range table.All(1) {
+			t.Errorf("%v is listed: %+v", first.Flow, c)
+		}
+		const now, rest = 1000, 10 * PerSecond
+		table.Unpin(first.Flow, now, rest)
+		p := first
+		if dest, r := table.Packet(&p, now+rest-1); r != Hit || dest != 7 {
+			t.Errorf("%v: while it rests: destination %d, result %d", first.Flow, dest, r)
+		}
+		if r := table.Pin(first.Flow, 8, now+rest-1); r != Hit {
+			t.Errorf("%v: while it rests, Pin says %d", first.Flow, r)
+		}
+		if _, r := table.Packet(&p, now+rest); r != Miss {
+			t.Errorf("%v: afterwards: result %d", first.Flow, r)
+		}
+		table.Sweep(now + rest)
+		if c := table.Counts(7); c.Inactive() != 0 {
+			t.Errorf("%v: %d left", first.Flow, c.Inactive())
+		}
+		if r := table.Pin(first.Flow, 8, now+rest); r != Inserted {
+			t.Errorf("%v: afterwards Pin says %d", first.Flow, r)
+		}
+	}
+}
+
+// TestPinnedInAFullTable: neither a full table nor a flood of SYNs keeps a flow from being pinned, or drives it out.
+func TestPinnedInAFullTable(t *testing.T) {
+	const maximum, pins = 20_000, 2000
+	table := newSmall(Config{Max: maximum, HalfOpenMax: maximum / 4})
+	pin := func(from uint32) {
+		for i := range uint32(pins) {
+			p := tcp(from+i, 2, 0)
+			if r := table.Pin(p.Flow, 1, 0); r != Inserted {
+				t.Fatalf("Pin %d says %d in a table of %d", i, r, table.Len())
+			}
+		}
+	}
+	pin(1 << 24)
+	for i := range uint32(maximum) {
+		p := tcp(i, 1, packet.FlagSYN)
+		table.Packet(&p, 0)
+		table.Insert(&p, 2, 0, 0)
+		p.TCPFlags = packet.FlagACK // established: only a SYN flood can be driven out
+		table.Packet(&p, 0)
+	}
+	for i := range uint32(4 * maximum) {
+		p := tcp(1<<30+i, 1, packet.FlagSYN)
+		if _, r := table.Packet(&p, 0); r == Miss {
+			table.Insert(&p, 2, 0, 0)
+		}
+	}
+	if table.Len() != maximum {
+		t.Errorf("%d connections, want %d", table.Len(), maximum)
+	}
+	pin(1 << 25)
+	for _, from := range []uint32{1 << 24, 1 << 25} {
+		for i := range uint32(pins) {
+			p := tcp(from+i, 2, packet.FlagACK)
+			if dest, r := table.Packet(&p, 1); r != Hit || dest != 1 {
+				t.Fatalf("pinned flow %d: destination %d, result %d", i, dest, r)
+			}
+		}
+	}
+}
+
+// TestLeave: what can begin anew elsewhere leaves its destination, the rest stays.
+func TestLeave(t *testing.T) {
+	udp := tcp(1, 1, 0)
+	udp.Flow.Proto = packet.ProtoUDP
+	init := tcp(1, 1, 0)
+	init.Flow.Proto, init.SCTPChunk = packet.ProtoSCTP, packet.ChunkInit
+	cookie := init
+	cookie.SCTPChunk = packet.ChunkCookieEcho
+	syn, ack, rst := tcp(1, 1, packet.FlagSYN), tcp(1, 1, packet.FlagACK), tcp(1, 1, packet.FlagRST)
+	for name, c := range map[string]struct {
+		before []packet.Info
+		last   packet.Info
+		leaves bool
+	}{
+		"a datagram":              {[]packet.Info{udp, udp}, udp, true},
+		"a SYN again":             {[]packet.Info{syn}, syn, true},
+		"the client's answer":     {[]packet.Info{syn}, ack, false},
+		"established":             {[]packet.Info{syn, ack}, ack, false},
+		"a SYN in an established": {[]packet.Info{syn, ack}, syn, false},
+		"a RST":                   {[]packet.Info{syn}, rst, false},
+		"an INIT again":           {[]packet.Info{init}, init, true},
+		"an association":          {[]packet.Info{init, cookie}, init, false},
+		"its data":                {[]packet.Info{init, cookie}, cookie, false},
+	} {
+		table := newSmall(Config{})
+		for _, p := range append(c.before, c.last) {
+			if _, r := table.Packet(&p, 0); r == Miss {
+				table.Insert(&p, 1, 0, 0)
+			}
+		}
+		if got := table.Leave(&c.last); got != c.leaves || table.Len() == 1 == c.leaves {
+			t.Errorf("%s: leaves %v, and %d connections remain", name, got, table.Len())
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package balancer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// A probe travels the way of a client's packets, through the tunnel of the realserver that it is for: its flow is pinned in the connection table before it
+// begins. What it is pinned to is a Dest of its own, in no service's list, which weights, thresholds and the end of a service don't touch, and whose flows are
+// nobody's connections.
+
+// probed is a target, and since when it is none any more.
+type probed struct {
+	dest *Dest
+	left time.Time
+}
+
+// probe takes over which targets there are. Flows that are pinned to one that has left end there.
+func (b *Balancer) probe(targets []Target) {
+	now := time.Now()
+	stays := make(map[Target]bool, len(targets))
+	for _, t := range targets {
+		stays[t.key()] = true
+		p := b.probed[t.key()]
+		if p == nil {
+			p = &probed{dest: b.seat("")}
+			p.dest.counts.Judge(false, false)
+			b.probed[t.key()] = p
+		}
+		p.left = time.Time{}
+		if p.dest.Realserver == Realserver(t) {
+			continue
+		}
+		next := *p.dest
+		next.Realserver, next.Tunnel = Realserver(t), tunnel(Realserver(t))
+		p.dest, b.numbers[next.number] = &next, &next
+	}
+	for key, p := range b.probed {
+		if !stays[key] && p.left.IsZero() {
+			p.left = now
+		}
+	}
+}
+
+// probes tells whether targets are those that there are.
+func (b *Balancer) probes(targets []Target) bool {
+	n := 0
+	for _, p := range b.probed {
+		if p.left.IsZero() {
+			n++
+		}
+	}
+	return n == len(targets) && !slices.ContainsFunc(targets, func(t Target) bool {
+		p := b.probed[t.key()]
+		return p == nil || !p.left.IsZero() || p.dest.Realserver != Realserver(t)
+	})
+}
+
+// What Pin says, beside that there is no way to the target.
+var (
+	ErrPinned  = errors.New("the flow is in use")            // or was a moment ago: another port will do
+	ErrUnknown = errors.New("the realserver is not checked") // any more, or yet
+	ErrFull    = errors.New("no room in the connection table for a check: set a larger connections.max")
+)
+
+// Pin leads f, a flow of this host's own, to t, until Unpin.
+func (b *Balancer) Pin(f packet.Flow, t Target, now conntab.Ticks) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.probed[t.key()]
+	if p == nil || !p.left.IsZero() {
+		return ErrUnknown
+	}
+	if !p.dest.Reachable() {
+		return fmt.Errorf("no route to realserver %v", t.Address)
+	}
+	switch b.table.Pin(f, p.dest.number, now) {
+	case conntab.Hit:
+		return ErrPinned
+	case conntab.Full:
+		return ErrFull
+	}
+	return nil
+}
+
+// Unpin ends the pinned flow f after rest, for as long as something of it may still be on its way.
+func (b *Balancer) Unpin(f packet.Flow, now, rest conntab.Ticks) { b.table.Unpin(f, now, rest) }
+
+// Pinned returns where the packets of f go if it is pinned, nil otherwise.
+func (s *Snapshot) Pinned(f packet.Flow, now conntab.Ticks) *Dest {
+	c, known := s.balancer.table.Lookup(f, now)
+	if !known || c.State != conntab.Pinned {
+		return nil
+	}
+	if d, _ := s.dest(c.Dest); d != nil && d.Reachable() {
+		return d
+	}
+	return nil
+}

@@ -1,0 +1,174 @@
+package director
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/health"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+)
+
+// verdict is what the health of its realservers makes of a service.
+type verdict struct {
+	up       bool // its quorum is reached
+	weightUp int
+	sorry    bool // its sorry server has the connections
+}
+
+// healthy is what is known of all realservers.
+func (d *director) healthy() map[seat]health.State {
+	if d.monitor == nil {
+		return nil
+	}
+	states := d.monitor.States()
+	all := make(map[seat]health.State, len(states))
+	for _, st := range states {
+		all[seat{st.Service, st.Realserver}] = st
+	}
+	return all
+}
+
+// judge takes from the service b, made from s, what its checks say is down, and returns what that makes of it; was is what it was before, nil for a service that
+// is new.
+func judge(b *balancer.Service, s *config.Service, states map[seat]health.State, was *verdict) verdict {
+	var v verdict
+	fallen := make([]bool, len(s.Realservers))
+	for i, r := range s.Realservers {
+		if st, known := states[seat{s.Name, r.Address}]; known && !st.Up {
+			fallen[i] = true
+		} else {
+			v.weightUp += r.Weight
+		}
+	}
+	before := was != nil && was.up || was == nil && !slices.Contains(fallen, true) // nothing is known against a new service
+	v.up = health.Quorum{Weight: s.Quorum, Hysteresis: s.Hysteresis}.Up(before, v.weightUp)
+	v.sorry = !v.up && s.SorryServer.IsValid()
+	for i := range fallen {
+		switch {
+		case !fallen[i] && !v.sorry:
+		case s.DrainOnFailure:
+			b.Realservers[i].Weight = 0
+		default:
+			b.Realservers[i].Down = true
+		}
+	}
+	return v
+}
+
+// inForce is the configuration with what operators have set since.
+func (d *director) inForce() *config.Director { return d.cfg }
+
+// betweenChanges is the least time from one new snapshot, for changes of health, to the next: when a thousand realservers fail at once, they do so together.
+const betweenChanges = 50 * time.Millisecond
+
+// healthChanged puts in force what the monitor has found, logs it and tells about it. What changes meanwhile comes with the next call.
+func (d *director) healthChanged(changes []health.Change) {
+	for i, c := range changes {
+		d.realserverChanged(c, i < loggedChanges)
+	}
+	if n := len(changes) - loggedChanges; n > 0 {
+		d.log.Warn("more realservers up or down, not logged", "changes", n)
+	}
+	d.mu.Lock()
+	if err := d.bal.Apply(d.balanced(d.inForce())); err != nil {
+		d.log.Error("the health of the realservers is not taken over", "error", err)
+	}
+	d.mu.Unlock()
+	time.Sleep(betweenChanges)
+}
+
+// realserverChanged tells about a realserver, and logs it if it is to.
+func (d *director) realserverChanged(c health.Change, logged bool) {
+	switch {
+	case !logged:
+	case c.Up:
+		d.log.Info("realserver up", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
+	default:
+		d.log.Warn("realserver down", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
+	}
+	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: upDown(!c.Up), New: upDown(c.Up), Reason: c.Reason})
+}
+
+// serviceChanged logs what has become of a service, and tells about it, if that is another than before; was is nil for a service that is new.
+func (d *director) serviceChanged(s *config.Service, was *verdict, is verdict) {
+	if was == nil && is.up || was != nil && was.up == is.up || !watched(s) {
+		return
+	}
+	reason := fmt.Sprintf("weight %d is up, quorum %d", is.weightUp, s.Quorum)
+	if is.sorry {
+		reason += fmt.Sprintf("; clients go to the sorry server %v", s.SorryServer)
+	}
+	switch {
+	case was == nil:
+		d.log.Info("service has no quorum yet", "service", s.Name, "reason", reason)
+		return
+	case is.up:
+		d.log.Info("service up", "service", s.Name, "reason", reason)
+	default:
+		d.log.Warn("service down", "service", s.Name, "reason", reason)
+	}
+	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: upDown(was.up), New: upDown(is.up), Reason: reason})
+}
+
+// watched tells whether anybody wants to know how s is: some realserver is checked, or there is a sorry server.
+func watched(s *config.Service) bool {
+	return s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
+}
+
+// tell tells the outside about an event.
+func (d *director) tell(e health.Event) {
+	if d.notifier != nil {
+		d.notifier.Tell(e)
+	}
+}
+
+func upDown(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+// healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the balancer has it.
+func healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus, v verdict, states map[seat]health.State, now time.Time) {
+	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = upDown(v.up), s.Quorum, v.weightUp, v.sorry
+	configured := make(map[netip.Addr]*config.RealserverRef, len(s.Realservers))
+	for i := range s.Realservers {
+		configured[s.Realservers[i].Address] = &s.Realservers[i]
+	}
+	for i := range svc.Realservers {
+		r, a := &svc.Realservers[i], b.Realservers[i].Address
+		r.Health = "unchecked"
+		c := configured[a]
+		if c == nil {
+			continue // the sorry server
+		}
+		r.Weight = c.Weight // the balancer's is what failures have left of it
+		if c.Check == nil {
+			continue
+		}
+		st := states[seat{s.Name, a}]
+		r.Health = upDown(st.Up)
+		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"), Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
+	}
+}
+
+// since is the seconds from t on, 0 for the zero Time.
+func since(t, now time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return now.Sub(t).Seconds()
+}
+
+func via(c *config.Check) string {
+	if c.Direct {
+		return "direct"
+	}
+	return "tunnel"
+}

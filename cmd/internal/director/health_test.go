@@ -1,0 +1,119 @@
+package director
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"vstun/balancer"
+	"vstun/balancer/health"
+	"vstun/cmd/internal/config"
+	"vstun/routing"
+)
+
+// TestJudge: what is down is out, or has weight 0; below the quorum a sorry server has everything, and without one those that are up go on.
+func TestJudge(t *testing.T) {
+	sorry := netip.MustParseAddr("10.0.99.2")
+	const down, idle = -1, 0 // as what a realserver is left with
+	for name, c := range map[string]struct {
+		weights []int
+		up      []bool
+		change  func(s *config.Service)
+		was     *verdict
+		want    verdict
+		left    []int
+	}{
+		"all up":                    {[]int{1, 2}, []bool{true, true}, nil, nil, verdict{true, 3, false}, []int{1, 2}},
+		"one down":                  {[]int{1, 2}, []bool{true, false}, nil, nil, verdict{false, 1, false}, []int{1, down}},
+		"one down, was up":          {[]int{2, 1}, []bool{true, false}, nil, &verdict{up: true}, verdict{true, 2, false}, []int{2, down}},
+		"drains":                    {[]int{2, 1}, []bool{true, false}, func(s *config.Service) { s.DrainOnFailure = true }, &verdict{up: true}, verdict{true, 2, false}, []int{2, idle}},
+		"below the quorum":          {[]int{1, 1}, []bool{true, false}, nil, &verdict{up: true}, verdict{false, 1, false}, []int{1, down}},
+		"below the quorum, sorry":   {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer = sorry }, &verdict{up: true}, verdict{false, 1, true}, []int{down, down}},
+		"sorry, and drains":         {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer, s.DrainOnFailure = sorry, true }, &verdict{up: true}, verdict{false, 1, true}, []int{idle, idle}},
+		"hysteresis, stays up":      {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.Hysteresis = 1 }, &verdict{up: true}, verdict{true, 1, false}, []int{1, down}},
+		"hysteresis, stays down":    {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, &verdict{}, verdict{false, 2, false}, []int{1, 1}},
+		"hysteresis, new, all up":   {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, nil, verdict{true, 2, false}, []int{1, 1}},
+		"an operator drains it all": {[]int{0, 0}, []bool{true, true}, func(s *config.Service) { s.SorryServer = sorry }, &verdict{up: true}, verdict{false, 0, true}, []int{down, down}},
+		"nobody there":              {nil, nil, nil, nil, verdict{false, 0, false}, nil},
+	} {
+		s := &config.Service{Name: "web", Protocol: "tcp", Quorum: 2, EncapPort: 6080}
+		states := map[seat]health.State{}
+		for i, w := range c.weights {
+			a := netip.AddrFrom4([4]byte{10, 0, 11, byte(i)})
+			s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: w, Tunnel: config.Tunnel{Encap: "ipip"}})
+			states[seat{"web", a}] = health.State{Up: c.up[i]}
+		}
+		if c.change != nil {
+			c.change(s)
+		}
+		b := service(s, config.Sources{}, nil)
+		got := judge(&b, s, states, c.was)
+		var left []int
+		for _, r := range b.Realservers {
+			if r.Down {
+				left = append(left, down)
+			} else {
+				left = append(left, r.Weight)
+			}
+		}
+		if got != c.want || !slices.Equal(left, c.left) {
+			t.Errorf("%s: %+v with %v, want %+v with %v", name, got, left, c.want, c.left)
+		}
+	}
+}
+
+// TestSourceOfChecks: a VIP is checked from the configured address of its family, or from the one of the way to the realserver, or, where that is of the other
+// family, from that of the default route.
+func TestSourceOfChecks(t *testing.T) {
+	addr := netip.MustParseAddr
+	four, six, link := addr("10.0.11.2"), addr("fd00:11::2"), addr("fd00:12::2")
+	to := map[netip.Addr]routing.Path{four: {Source: addr("10.0.2.2")}, six: {Source: addr("fd00:2::2")}, link: {Source: addr("fe80::1")},
+		somewhere4: {Source: addr("10.9.9.9")}, somewhere6: {Source: addr("fd00:9::9")}}
+	vip4, vip6 := addr("198.51.100.80"), addr("2001:db8:100::80")
+	for _, c := range []struct {
+		sources         config.Sources
+		vip, realserver netip.Addr
+		want            string
+	}{
+		{config.Sources{}, vip4, four, "10.0.2.2"},
+		{config.Sources{}, vip6, six, "fd00:2::2"},
+		{config.Sources{}, vip6, four, "fd00:9::9"},
+		{config.Sources{}, vip4, six, "10.9.9.9"},
+		{config.Sources{}, vip6, link, "invalid IP"},
+		{config.Sources{V4: addr("10.0.0.1")}, vip4, six, "10.0.0.1"},
+		{config.Sources{V4: addr("10.0.0.1")}, vip6, six, "fd00:2::2"},
+		{config.Sources{}, vip4, addr("10.0.77.7"), "invalid IP"},
+	} {
+		w := &ways{to: to, sources: c.sources}
+		if got := w.source(c.vip, c.realserver).String(); got != c.want {
+			t.Errorf("%v at %v is checked from %s, want %s", c.vip, c.realserver, got, c.want)
+		}
+	}
+}
+
+// TestTargets: a realserver that several services check through one tunnel is one target; through another tunnel it is another.
+func TestTargets(t *testing.T) {
+	a := netip.MustParseAddr("10.0.11.2")
+	ref := func(encap string, check *config.Check) config.RealserverRef {
+		return config.RealserverRef{Address: a, Weight: 1, Tunnel: config.Tunnel{Encap: encap}, Check: check}
+	}
+	tunnel, direct := &config.Check{Type: "tcp"}, &config.Check{Type: "tcp", Direct: true}
+	cfg := &config.Director{Services: []config.Service{
+		{Name: "a", EncapPort: 6080, Realservers: []config.RealserverRef{ref("ipip", tunnel)}},
+		{Name: "b", EncapPort: 6080, Realservers: []config.RealserverRef{ref("ipip", tunnel)}},
+		{Name: "c", EncapPort: 6080, Realservers: []config.RealserverRef{ref("gue", tunnel)}},
+		{Name: "d", EncapPort: 6080, Realservers: []config.RealserverRef{ref("gre", direct)}},
+		{Name: "e", EncapPort: 6080, Realservers: []config.RealserverRef{ref("fou", nil)}},
+	}}
+	got := (&ways{}).targets(cfg)
+	if len(got) != 2 || got[0].Encap.String() != "ipip" || got[1].Encap.String() != "gue" || got[0].Weight != 0 {
+		t.Errorf("%+v", got)
+	}
+	d := &director{bal: balancer.New(nil, 1, balancer.Options{})}
+	_, one := d.wayOf(&cfg.Services[0], &cfg.Services[0].Realservers[0])
+	_, same := d.wayOf(&cfg.Services[1], &cfg.Services[1].Realservers[0])
+	_, other := d.wayOf(&cfg.Services[2], &cfg.Services[2].Realservers[0])
+	if one != same || one == other {
+		t.Errorf("ways are named %q, %q and %q", one, same, other)
+	}
+}

@@ -1,0 +1,115 @@
+package director
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"vstun/balancer"
+	"vstun/balancer/health"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/prober"
+	"vstun/routing"
+)
+
+// ways is what the kernel says of the ways to realservers, and of this host's own addresses. It doesn't change: a new one takes its place.
+type ways struct {
+	to      map[netip.Addr]routing.Path
+	sources config.Sources // configured
+}
+
+// Nobody has these addresses (RFC 5737, RFC 3849): the default routes lead there.
+var (
+	somewhere4 = netip.MustParseAddr("192.0.2.1")
+	somewhere6 = netip.MustParseAddr("2001:db8::1")
+)
+
+// source is the address of this host from which it checks a VIP at a realserver: the configured one; or the one that the route to the realserver gives, or, where
+// that is of the other family, the default route.
+func (w *ways) source(vip, realserver netip.Addr) netip.Addr {
+	if a := w.sources.For(vip); a.IsValid() {
+		return a
+	}
+	switch {
+	case vip.Is4() == realserver.Is4():
+		return ownAddress(w.to, realserver)
+	case vip.Is4():
+		return ownAddress(w.to, somewhere4)
+	}
+	return ownAddress(w.to, somewhere6)
+}
+
+// tunnelChecks calls fn for each realserver of cfg that is checked through its tunnel.
+func tunnelChecks(cfg *config.Director, fn func(s *config.Service, r *config.RealserverRef)) {
+	for i := range cfg.Services {
+		s := &cfg.Services[i]
+		for j := range s.Realservers {
+			if r := &s.Realservers[j]; r.Check != nil && !r.Check.Direct {
+				fn(s, r)
+			}
+		}
+	}
+}
+
+// targets are what the checks of cfg lead probes to.
+func (w *ways) targets(cfg *config.Director) []balancer.Target {
+	var all []balancer.Target
+	seen := map[balancer.Target]bool{}
+	tunnelChecks(cfg, func(s *config.Service, r *config.RealserverRef) {
+		if t := realserver(s, r, cfg.Source, w.to).Target(); !seen[t] {
+			seen[t] = true
+			all = append(all, t)
+		}
+	})
+	return all
+}
+
+// answersBy are the devices by which answers to the checks of cfg come in, from VIPs whose route leads into the TUN device: those that have the checks' source
+// addresses, and those by which the realservers are reached. It is about IPv4 alone, see routing.State.Loose.
+func (w *ways) answersBy(cfg *config.Director) []string {
+	var links []string
+	sources := map[netip.Addr]bool{}
+	tunnelChecks(cfg, func(s *config.Service, r *config.RealserverRef) {
+		for _, vip := range s.VIPs {
+			if !vip.Is4() {
+				continue
+			}
+			links = append(links, w.to[r.Address].Link)
+			sources[w.source(vip, r.Address)] = true
+		}
+	})
+	for a := range sources {
+		if !a.IsValid() {
+			continue
+		}
+		if link, local, err := routing.LocalAddr(a); err == nil && local {
+			links = append(links, link)
+		}
+	}
+	slices.Sort(links)
+	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" || name == "lo" || name == cfg.TUN })
+}
+
+// wayOf is how a realserver is checked, and a name for it that other ways to the same realserver don't have.
+func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Path, string) {
+	if r.Check == nil || r.Check.Direct {
+		return health.Direct{Pinger: d.pinger.Ping}, "direct"
+	}
+	t := realserver(s, r, config.Sources{}, nil).Target()
+	address := r.Address
+	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: t, Source: func(vip netip.Addr) netip.Addr {
+		return d.known.Load().source(vip, address)
+	}}, fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
+}
+
+// loosen makes the devices loose by which answers to checks come in, if they are others than before.
+func (d *director) loosen() {
+	links := d.known.Load().answersBy(d.cfg)
+	if slices.Equal(links, d.loose) {
+		return
+	}
+	d.loose = links
+	if err := d.network.Set(d.machine(d.cfg.TUN, unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); err != nil {
+		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)
+	}
+}

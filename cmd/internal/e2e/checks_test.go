@@ -1,0 +1,503 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/lab"
+)
+
+// checkedTOML is a service of HTTP at the site's VIP with a realserver on each web server: service and check are further keys of theirs.
+func (s *site) checkedTOML(service, check string) string {
+	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nscheduler = \"rr\"\n%s\ncheck = { %s }\n", s.VIP, service, check)
+	for _, web := range s.Webs {
+		text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", web.Addr)
+	}
+	return text
+}
+
+// health is what status says of each realserver of the first service: "up", "down".
+func (s *site) health() string {
+	s.t.Helper()
+	var all []string
+	for _, r := range s.director.balance().Services[0].Realservers {
+		all = append(all, r.Health)
+	}
+	return strings.Join(all, " ")
+}
+
+// awaitHealth waits until status says so, and returns it.
+func (s *site) awaitHealth(want string) control.Service {
+	s.t.Helper()
+	eventually(s.t, "the realservers are "+want, 2*soon, func() bool { return s.health() == want })
+	return s.director.balance().Services[0]
+}
+
+const quick = `interval = "300ms", timeout = "300ms", rise = 2, fall = 3`
+
+// startChecked starts agents, web servers and a director that checks them, and waits until all are up.
+func (s *site) startChecked(service, check string) (servers []*lab.Process) {
+	s.t.Helper()
+	s.startAgents(`encap = ["ipip", "gue"]`)
+	for _, web := range s.Webs {
+		servers = append(servers, s.nginxProcess(web))
+	}
+	s.startWrittenDirector(s.checkedTOML(service, check))
+	s.awaitHealth(strings.TrimSpace(strings.Repeat("up ", len(s.Webs))))
+	return servers
+}
+
+// outWithin is the bar of how soon a realserver that dies is out, by quick, with room for a busy machine: three intervals, one timeout.
+const outWithin = 4 * 300 * time.Millisecond
+
+const room = 4 * time.Second
+
+// awaitOut waits until the realservers are so, and fails when that takes longer than the bar from begin on.
+func (s *site) awaitOut(what, want string, begin time.Time) control.Service {
+	s.t.Helper()
+	svc := s.awaitHealth(want)
+	took := time.Since(begin)
+	s.t.Logf("%s: %s after %v", what, want, took)
+	if took > outWithin+room {
+		s.t.Errorf("%s: it took %v until the realservers were %s, want %v", what, took, want, outWithin)
+	}
+	return svc
+}
+
+// awaitReason waits until the last check of a realserver of the first service says that.
+func (s *site) awaitReason(realserver int, reason string) (svc control.Service) {
+	s.t.Helper()
+	said := ""
+	defer func() { s.t.Logf("the check says %q", said) }()
+	eventually(s.t, "a check says "+reason, soon, func() bool {
+		svc = s.director.balance().Services[0]
+		said = svc.Realservers[realserver].Check.Reason
+		return said == reason
+	})
+	return svc
+}
+
+// visitors is clients that make requests, each on a connection of its own, again and again.
+type visitors struct {
+	t    *testing.T
+	stop func()
+
+	mu      sync.Mutex
+	asked   int
+	waiting map[int]time.Time // requests that are under way, since when
+	failed  []failure
+}
+
+type failure struct {
+	begun time.Time
+	err   error
+}
+
+// visit makes so many requests a second to port 80 of the VIP until the test ends.
+func (s *site) visit(rate int) *visitors {
+	s.t.Helper()
+	c := &visitors{t: s.t, waiting: map[int]time.Time{}}
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	browser := &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: s.Client.DialContext, DisableKeepAlives: true}}
+	running.Go(func() {
+		pace := time.NewTicker(time.Second / time.Duration(rate))
+		defer pace.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-pace.C:
+			}
+			running.Go(func() {
+				begun := time.Now()
+				c.mu.Lock()
+				n := c.asked
+				c.asked++
+				c.waiting[n] = begun
+				c.mu.Unlock()
+				_, err := fetch(browser, "http://"+s.at(80)+"/")
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				delete(c.waiting, n)
+				if err != nil {
+					c.failed = append(c.failed, failure{begun, err})
+				}
+			})
+		}
+	})
+	c.stop = sync.OnceFunc(func() { close(done); running.Wait() })
+	s.t.Cleanup(c.stop)
+	return c
+}
+
+// finish waits until the requests have ended that are under way.
+func (c *visitors) finish() {
+	c.t.Helper()
+	now := time.Now()
+	eventually(c.t, "requests end", 2*soon, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, begun := range c.waiting {
+			if begun.Before(now) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// mustWork fails the test if a request failed that began between two moments.
+func (c *visitors) mustWork(what string, from, to time.Time) {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, f := range c.failed {
+		if f.begun.After(from) && f.begun.Before(to) {
+			if n++; n <= 3 {
+				c.t.Errorf("%s: a request %v later: %v", what, f.begun.Sub(from), f.err)
+			}
+		}
+	}
+	if n > 3 {
+		c.t.Errorf("%s: %d requests failed", what, n)
+	}
+}
+
+// span is two moments between which no request may fail.
+type span struct {
+	what     string
+	from, to time.Time
+}
+
+// TestDeathUnderLoad kills a web server, and then an agent while its web server lives, under load: each is out in time, no request that begins from then on
+// fails, and it comes back. In the end the machine is as it was.
+func TestDeathUnderLoad(t *testing.T) {
+	t.Parallel()
+	families(t, testDeathUnderLoad)
+}
+
+func testDeathUnderLoad(t *testing.T, ipv6 bool) {
+	s := newSite(t, 2, nil)
+	s.speak(ipv6)
+	before := s.observeAll()
+	servers := s.startChecked("", `type = "http", body = "web", `+quick)
+	clients := s.visit(short(500, 100))
+	calm := short(3*time.Second, 500*time.Millisecond) // that the load goes on
+	var spans []span
+	quiet := func(what string) {
+		from := time.Now()
+		time.Sleep(calm)
+		spans = append(spans, span{what, from, time.Now()})
+		clients.finish()
+	}
+	quiet("everything works")
+
+	begin := time.Now()
+	if err := servers[0].Stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitOut("a web server ends", "down up", begin)
+	quiet("one web server has ended")
+	svc := s.awaitReason(0, "connection refused")
+	if r := svc.Realservers[0]; r.Check.Type != "http" || r.Check.Via != "tunnel" || r.Effective != 0 || r.Weight != 1 || svc.WeightUp != 1 || svc.Health != "up" {
+		t.Errorf("status has %+v, %+v, %+v", svc, r, r.Check)
+	}
+	servers[0] = s.nginxProcess(s.Webs[0])
+	s.awaitHealth("up up")
+	quiet("it is back")
+
+	begin = time.Now()
+	s.agents[1].kill()
+	svc = s.awaitOut("an agent is killed", "up down", begin)
+	quiet("one agent is dead")
+	t.Logf("the check says: %s", svc.Realservers[1].Check.Reason)
+	s.agents[1].start()
+	s.awaitHealth("up up")
+	quiet("the agent is back")
+
+	clients.stop()
+	for _, q := range spans {
+		clients.mustWork(q.what, q.from, q.to)
+	}
+	t.Logf("%d requests, %d failed", clients.asked, len(clients.failed))
+	st := s.director.balance()
+	for _, r := range st.Services[0].Realservers {
+		if r.Connections == 0 || r.Effective != 1 {
+			t.Errorf("realserver %+v", r)
+		}
+	}
+	if out := s.ask("connections", "--json", "--client", s.Director.Addr.String()).stdout; out != "" {
+		t.Errorf("checks are among the connections:\n%s", out)
+	}
+	for _, word := range []string{"realserver down", "realserver up"} {
+		if !strings.Contains(s.director.Output(), word) {
+			t.Errorf("the log does not say %q", word)
+		}
+	}
+	s.director.stop()
+	for _, a := range s.agents {
+		a.stop()
+	}
+	mustBe(t, "after the end", before, s.observeAll())
+}
+
+// TestTunnelIsChecked breaks what only the way of the clients' packets shows: protocol 4 is blocked on the way, and an agent does not accept the VIP. Checks of
+// the realserver's own address find nothing wrong.
+func TestTunnelIsChecked(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.startChecked("", `type = "http", `+quick)
+	block := func(verb string) {
+		t.Helper()
+		got := run(t, s.Router, exec.Command("iptables", "-w", verb, "FORWARD", "-p", "4", "-d", s.Webs[0].Addr.String(), "-j", "DROP"))
+		if got.code != 0 {
+			t.Skipf("no iptables: %s", got.stderr)
+		}
+	}
+	if _, err := exec.LookPath("iptables"); err != nil {
+		t.Skip("there is no iptables")
+	}
+	begin := time.Now()
+	block("-A")
+	s.awaitOut("protocol 4 is blocked", "down up", begin)
+	s.awaitReason(0, "no connection within 300ms")
+	direct := s.checkedTOML("", `type = "http", via = "direct", `+quick)
+	s.reloadWritten(direct)
+	if svc := s.awaitHealth("up up"); svc.Realservers[0].Check.Via != "direct" {
+		t.Errorf("status has %+v", svc.Realservers[0].Check)
+	}
+	s.reloadWritten(s.checkedTOML("", `type = "http", `+quick))
+	s.awaitHealth("down up")
+	block("-D")
+	s.awaitHealth("up up")
+
+	s.agents[0].stop()
+	s.agents[0].configure(s.agentTOMLOf(s.agents[0].socket, netip.MustParseAddr("198.51.100.99")))
+	begin = time.Now()
+	s.agents[0].start()
+	s.awaitOut("the agent does not have the VIP", "down up", begin)
+	s.reloadWritten(direct)
+	s.awaitHealth("up up")
+}
+
+// agentTOMLOf is an agent's configuration with another VIP.
+func (s *site) agentTOMLOf(socket string, vip netip.Addr) string {
+	was := s.vips
+	defer func() { s.vips = was }()
+	s.vips = []netip.Addr{vip}
+	return s.agentTOML(socket, "")
+}
+
+// TestStartsDown: with initial = "down" nobody goes to a realserver before its checks have passed; with "up" all go there before they have failed. A reload keeps
+// what is known.
+func TestStartsDown(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.startAgents("")
+	s.parrot(s.Webs[0], 80)
+	slow := func(initial string) string {
+		return s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s", rise = 1, fall = 1, initial = "`+initial+`"`)
+	}
+	s.startWrittenDirector(slow("down"))
+	s.awaitHealth("up down") // the first checks come at once
+	s.awaitReason(1, "connection refused")
+	for range 4 {
+		s.mustParrot(80, "web1")
+	}
+	for _, same := range []string{slow("down"), slow("up"), strings.Replace(slow("down"), `"rr"`, `"wrr"`, 1)} {
+		s.reloadWritten(same)
+		if got := s.health(); got != "up down" {
+			t.Errorf("after a reload the realservers are %s", got)
+		}
+	}
+	s.mustParrot(80, "web1")
+	s.parrot(s.Webs[1], 80)
+	s.reloadWritten(strings.NewReplacer("1h", "300ms", "5s", "300ms").Replace(slow("down")))
+	s.awaitHealth("up up")
+}
+
+// TestFailureIsTold: a realserver that fails keeps what it has with on_failure = "drain", and a command is told of each change.
+func TestFailureIsTold(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.startAgents("")
+	for _, web := range s.Webs {
+		s.parrot(web, 80)
+	}
+	alive := []net.PacketConn{s.alive(s.Webs[0]), s.alive(s.Webs[1])}
+	told := filepath.Join(s.dir, "told")
+	s.startWrittenDirector(s.checkedTOML("on_failure = \"drain\"\nquorum = 2\npersistence = { timeout = \"1h\" }", `type = "udp", port = 9, send = "x", expect = "yes", `+quick) +
+		fmt.Sprintf("[notify]\ncommand = [\"/bin/sh\", \"-c\", 'echo \"$@\" >>%s', \"sh\"]\n", told))
+	s.awaitHealth("up up")
+	c, home := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
+	alive[strings.TrimPrefix(home, "web")[0]-'1'].Close()
+	want := map[string]string{"web1": "down up", "web2": "up down"}[home]
+	s.awaitHealth(want)
+	mustStay(t, c, home)
+	if _, err := askParrot(s.dial("tcp", 80), "hello"); err != nil {
+		t.Errorf("its persistent client: %v", err)
+	}
+	svc := s.director.balance().Services[0]
+	for _, r := range svc.Realservers {
+		if r.Weight != 1 || r.Health == "down" && (r.Effective != 0 || r.Active != 2) || r.Health == "up" && (r.Effective != 1 || r.Active != 0) {
+			t.Errorf("status has %+v", r)
+		}
+	}
+	for _, line := range []string{"realserver web 10.0.11.2 down up", "realserver web 10.0.12.2 down up", "service web - down up weight 2 is up, quorum 2",
+		"realserver web " + map[string]string{"web1": "10.0.11.2", "web2": "10.0.12.2"}[home] + " up down port unreachable", "service web - up down weight 1 is up, quorum 2"} {
+		eventually(t, "the command is told: "+line, soon, func() bool {
+			text, err := os.ReadFile(told)
+			return err == nil && strings.Contains(string(text), line)
+		})
+	}
+}
+
+// TestSorryServer: when the weight that is up falls below the quorum, the sorry server has the clients; when it is back, so are they.
+func TestSorryServer(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 3, nil)
+	s.startAgents("")
+	for _, web := range s.Webs {
+		s.echoNamed(web, 53)
+	}
+	sorry := s.Webs[2]
+	var servers []net.PacketConn
+	for _, web := range s.Webs[:2] {
+		servers = append(servers, s.alive(web))
+	}
+	toml := fmt.Sprintf(`
+[[service]]
+name = "dns"
+vip = %q
+protocol = "udp"
+port = 53
+scheduler = "rr"
+quorum = 2
+sorry_server = %q
+check = { type = "udp", port = 9, send = "alive?", expect = "yes", %s }
+realserver = [ { address = %q }, { address = %q } ]
+`, s.VIP, sorry.Addr, quick, s.Webs[0].Addr, s.Webs[1].Addr)
+	s.startWrittenDirector(toml)
+	s.awaitHealth("up up")
+	client := s.dial("udp", 53)
+	ask := func() string {
+		t.Helper()
+		for range 10 {
+			if err := client.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Write([]byte("who?")); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 100)
+			if n, err := client.Read(buf); err == nil {
+				return string(buf[:n])
+			}
+		}
+		t.Fatal("no answer")
+		return ""
+	}
+	if got := ask(); got != "web1" && got != "web2" {
+		t.Errorf("answered by %s", got)
+	}
+	servers[0].Close()
+	eventually(t, "the sorry server is in use", 2*soon, func() bool { return s.director.balance().Services[0].Sorry })
+	if got := ask(); got != "web3" {
+		t.Errorf("without quorum the same client is answered by %s, want the sorry server", got)
+	}
+	svc := s.director.balance().Services[0]
+	if svc.Health != "down" || svc.WeightUp != 1 || svc.Quorum != 2 || len(svc.Realservers) != 3 || svc.Realservers[2].Health != "unchecked" || svc.Realservers[2].Effective != 1 {
+		t.Errorf("status has %+v", svc)
+	}
+	servers[0] = s.alive(s.Webs[0])
+	eventually(t, "the sorry server is not in use", 2*soon, func() bool { return !s.director.balance().Services[0].Sorry })
+	if got := ask(); got != "web1" && got != "web2" {
+		t.Errorf("with quorum the same client is answered by %s", got)
+	}
+}
+
+// echoNamed answers each datagram to a port of the VIP with the host's name.
+func (s *site) echoNamed(h *lab.Host, port uint16) {
+	s.answerUDP(h, port, func([]byte) []byte { return []byte(h.Name) })
+}
+
+// alive says "yes" on port 9 of the VIP.
+func (s *site) alive(h *lab.Host) net.PacketConn {
+	return s.answerUDP(h, 9, func([]byte) []byte { return []byte("yes") })
+}
+
+// answerUDP answers each datagram to a port of the VIP on h.
+func (s *site) answerUDP(h *lab.Host, port uint16, answer func([]byte) []byte) net.PacketConn {
+	s.t.Helper()
+	c := s.listenUDP(h, s.at(port))
+	var running sync.WaitGroup
+	running.Go(func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = c.WriteTo(answer(buf[:n]), from) // who asks notices
+			}
+		}
+	})
+	s.t.Cleanup(func() {
+		c.Close()
+		running.Wait()
+	})
+	return c
+}
+
+// TestLateAnswers has one realserver answer checks of UDP after their timeout, and another one never: neither takes the other's late answer for its own, however
+// few ports there are.
+func TestLateAnswers(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.startAgents("")
+	if err := s.Director.Sysctl("net.ipv4.ip_local_port_range", "40000 40199"); err != nil {
+		t.Fatal(err)
+	}
+	late := s.listenUDP(s.Webs[0], s.at(9))
+	var answered atomic.Int64
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			buf := make([]byte, 100)
+			_, from, err := late.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				time.Sleep(150 * time.Millisecond)
+				_, _ = late.WriteTo([]byte("yes"), from)
+				answered.Add(1)
+			})
+		}
+	})
+	t.Cleanup(func() { late.Close(); running.Wait() })
+	s.listenUDP(s.Webs[1], s.at(9)) // says nothing
+	s.startWrittenDirector(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = "100ms", timeout = "100ms", rise = 1, fall = 1`))
+	n := int64(short(60, 30))
+	eventually(t, "many late answers", 6*soon, func() bool {
+		if got := s.health(); !strings.HasSuffix(got, " down") { // the late one may be in time for once, on a busy machine
+			t.Fatalf("the realservers are %s after %d late answers", got, answered.Load())
+		}
+		return answered.Load() >= n
+	})
+}

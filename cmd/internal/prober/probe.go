@@ -1,0 +1,205 @@
+// Package prober is how health checks reach their realservers: through the tunnel, as connections of this host to the VIP whose flows are pinned to one
+// realserver, and pings either way.
+//
+//	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
+//	                                          ↑                                                │
+//	                                          └───────────── answer from the VIP ──────────────┘
+package prober
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// Pins leads flows of this host to a realserver: a *balancer.Balancer.
+type Pins interface {
+	Pin(f packet.Flow, t balancer.Target, now conntab.Ticks) error
+	Unpin(f packet.Flow, now, rest conntab.Ticks)
+}
+
+// Tunnel is the way to one realserver through its tunnel. Its methods may be called by any number of goroutines.
+type Tunnel struct {
+	Pins   Pins
+	Pinger *Pinger
+	Clock  func() conntab.Ticks
+	Target balancer.Target
+	// Source returns the address of this host that probes of a VIP come from; the zero Addr: it has none of the VIP's family.
+	Source func(vip netip.Addr) netip.Addr
+}
+
+// How long a flow rests when its probe has ended: it still leads to its realserver, and no probe of another one gets it, so that nobody takes a late
+// answer for its own. A TCP answer is known by its sequence numbers as well, and a ping's by its contents; a datagram's by nothing.
+const (
+	rest    = 10 * conntab.PerSecond
+	restUDP = 60 * conntab.PerSecond
+)
+
+// tries is how many ports are tried that turn out to be at rest.
+const tries = 32
+
+// DialContext connects to address, a VIP and a port, at the realserver; network is "tcp" or "udp". A connection of TCP ends with a RST when it is closed,
+// as those of other balancers' checks do: one that has died keeps sending nothing, and no port is in TIME_WAIT. The connection is a *TCPConn or a *UDPConn.
+func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	f := packet.Flow{Dst: to.Addr(), DstPort: to.Port(), Proto: packet.ProtoTCP}
+	if network == "udp" {
+		f.Proto = packet.ProtoUDP
+	}
+	if f.Src, err = t.source(f.Dst); err != nil {
+		return nil, err
+	}
+	for range tries {
+		c, err := t.dial(ctx, network, address, f)
+		if !errors.Is(err, balancer.ErrPinned) {
+			return c, ownFault(err)
+		}
+	}
+	return nil, ownFault(balancer.ErrPinned)
+}
+
+// ownFault gives errors that say nothing of the realserver the number of one that checkers know to be this host's.
+func ownFault(err error) error {
+	switch {
+	case errors.Is(err, balancer.ErrPinned): // every port that was tried
+		return unix.EADDRNOTAVAIL
+	case errors.Is(err, balancer.ErrUnknown): // a reload is under way
+		return unix.EAGAIN
+	case errors.Is(err, balancer.ErrFull):
+		return unix.ENOBUFS
+	}
+	return err
+}
+
+func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
+	if s := t.Source(vip); s.IsValid() {
+		return s, nil
+	}
+	family := "IPv4"
+	if vip.Is6() {
+		family = "IPv6"
+	}
+	return netip.Addr{}, fmt.Errorf("the director has no %s address to check VIP %v from: give it one, and set source", family, vip)
+}
+
+// dial tries one port, which the kernel chooses.
+func (t *Tunnel) dial(ctx context.Context, network, address string, f packet.Flow) (net.Conn, error) {
+	pinned := false
+	d := net.Dialer{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) (err error) {
+		refused := c.Control(func(fd uintptr) {
+			if f.SrcPort, err = bind(int(fd), f.Src); err == nil {
+				err = t.Pins.Pin(f, t.Target, t.Clock())
+				pinned = err == nil
+			}
+		})
+		return errors.Join(refused, err)
+	}}
+	d.SetMultipathTCP(false)
+	end := func() {
+		if pinned {
+			t.unpin(f)
+		}
+	}
+	switch c, err := d.DialContext(ctx, network, address); c := c.(type) {
+	case *net.TCPConn:
+		return &TCPConn{c, end}, nil
+	case *net.UDPConn:
+		return &UDPConn{c, end}, nil
+	default:
+		end()
+		return nil, err
+	}
+}
+
+func (t *Tunnel) unpin(f packet.Flow) {
+	after := conntab.Ticks(rest)
+	if f.Proto == packet.ProtoUDP {
+		after = restUDP
+	}
+	t.Pins.Unpin(f, t.Clock(), after)
+}
+
+// bind gives the socket fd the address a, and a free port, which it returns.
+func bind(fd int, a netip.Addr) (port uint16, err error) {
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: a.As16()}
+	if a.Is4() {
+		sa = &unix.SockaddrInet4{Addr: a.As4()}
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return 0, fmt.Errorf("bind to %v: %w", a, err)
+	}
+	if sa, err = unix.Getsockname(fd); err != nil {
+		return 0, fmt.Errorf("port of a socket: %w", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(sa.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(sa.Port), nil
+	}
+	return 0, errors.New("port of a socket: of no IP family")
+}
+
+// TCPConn is a connection whose flow is pinned until it is closed.
+type TCPConn struct {
+	*net.TCPConn
+	end func()
+}
+
+// Close ends the connection with a RST, and its flow.
+func (c *TCPConn) Close() error {
+	_ = c.SetLinger(0)
+	err := c.TCPConn.Close()
+	c.end()
+	return err
+}
+
+// UDPConn is a connected socket whose flow is pinned until it is closed.
+type UDPConn struct {
+	*net.UDPConn
+	end func()
+}
+
+// Close closes the socket, and ends its flow.
+func (c *UDPConn) Close() error {
+	err := c.UDPConn.Close()
+	c.end()
+	return err
+}
+
+// Ping sends an ICMP echo request to a VIP and waits for the realserver's answer.
+func (t *Tunnel) Ping(ctx context.Context, vip netip.Addr) error {
+	f := packet.Flow{Dst: vip, Proto: packet.ProtoICMP}
+	if vip.Is6() {
+		f.Proto = packet.ProtoICMPv6
+	}
+	var err error
+	if f.Src, err = t.source(vip); err != nil {
+		return err
+	}
+	for range tries {
+		f.SrcPort = t.Pinger.nextID()
+		err := t.Pins.Pin(f, t.Target, t.Clock())
+		if errors.Is(err, balancer.ErrPinned) {
+			continue
+		}
+		if err != nil {
+			return ownFault(err)
+		}
+		defer t.unpin(f)
+		return t.Pinger.ping(ctx, vip, f.Src, f.SrcPort)
+	}
+	return ownFault(balancer.ErrPinned)
+}

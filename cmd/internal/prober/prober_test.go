@@ -1,0 +1,175 @@
+package prober
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// ledger keeps which flows are pinned, and answers the first pins with what is in refuse.
+type ledger struct {
+	mu     sync.Mutex
+	refuse []error
+	pinned map[packet.Flow]bool
+	rests  map[packet.Flow]conntab.Ticks
+	tried  int
+}
+
+func (l *ledger) Pin(f packet.Flow, _ balancer.Target, _ conntab.Ticks) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.tried++; l.tried <= len(l.refuse) {
+		return l.refuse[l.tried-1]
+	}
+	l.pinned[f] = true
+	return nil
+}
+
+func (l *ledger) Unpin(f packet.Flow, _, rest conntab.Ticks) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.pinned, f)
+	l.rests[f] = rest
+}
+
+// within returns a tunnel that ends in this host, so that a VIP is what it is not: an address of its own.
+func within(t *testing.T, refuse ...error) (*Tunnel, *ledger) {
+	t.Helper()
+	l := &ledger{refuse: refuse, pinned: map[packet.Flow]bool{}, rests: map[packet.Flow]conntab.Ticks{}}
+	return &Tunnel{Pins: l, Clock: func() conntab.Ticks { return 1 }, Source: func(vip netip.Addr) netip.Addr { return vip }}, l
+}
+
+func deadline(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestDialPinsFirst: the flow of a connection is pinned when its first packet goes out, whichever port it has got, and ends with the connection. It rests longer for
+// UDP.
+func TestDialPinsFirst(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	for network, rests := range map[string]conntab.Ticks{"tcp": rest, "udp": restUDP} {
+		tunnel, l := within(t, balancer.ErrPinned, balancer.ErrPinned)
+		c, err := tunnel.DialContext(deadline(t), network, server.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		proto := uint8(packet.ProtoTCP)
+		if network == "udp" {
+			proto = packet.ProtoUDP
+		}
+		local, remote := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
+		f := packet.Flow{Src: local.Addr(), Dst: remote.Addr(), SrcPort: local.Port(), DstPort: remote.Port(), Proto: proto}
+		if !l.pinned[f] || len(l.pinned) != 1 || l.tried != 3 {
+			t.Errorf("%s: pinned is %v after %d tries, want %v after 3", network, l.pinned, l.tried, f)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if len(l.pinned) != 0 || l.rests[f] != rests {
+			t.Errorf("%s: when it is closed %v are pinned, and it rests for %d", network, l.pinned, l.rests[f])
+		}
+	}
+}
+
+// TestDialFails: nothing stays pinned of what comes to nothing, and what is not the realserver's fault can be told from what is.
+func TestDialFails(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := server.Addr().String()
+	server.Close()
+	many := make([]error, tries)
+	for i := range many {
+		many[i] = balancer.ErrPinned
+	}
+	other := errors.New("no route")
+	for name, c := range map[string]struct {
+		refuse []error
+		want   error
+	}{
+		"nobody listens": {nil, syscall.ECONNREFUSED},
+		"all ports rest": {many, syscall.EADDRNOTAVAIL},
+		"a reload":       {[]error{balancer.ErrUnknown}, syscall.EAGAIN},
+		"a full table":   {[]error{balancer.ErrFull}, syscall.ENOBUFS},
+		"no way there":   {[]error{other}, other},
+	} {
+		tunnel, l := within(t, c.refuse...)
+		conn, err := tunnel.DialContext(deadline(t), "tcp", address)
+		if conn != nil || !errors.Is(err, c.want) || len(l.pinned) != 0 {
+			t.Errorf("%s: %v, %v, pinned is %v; want %v", name, conn, err, l.pinned, c.want)
+		}
+	}
+	tunnel, _ := within(t)
+	tunnel.Source = func(netip.Addr) netip.Addr { return netip.Addr{} }
+	if _, err := tunnel.DialContext(deadline(t), "tcp", "[2001:db8::1]:80"); err == nil || err.Error() != "the director has no IPv6 address to check VIP 2001:db8::1 from: give it one, and set source" {
+		t.Errorf("without an address: %v", err)
+	}
+}
+
+// TestPing pings this host over both families, directly and as through a tunnel. An answer with other contents is nobody's.
+func TestPing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: raw sockets need root")
+	}
+	p, err := NewPinger()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	own := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	if p.six != nil {
+		if c, err := net.ListenPacket("udp6", "[::1]:0"); err == nil {
+			c.Close()
+			own = append(own, netip.IPv6Loopback())
+		}
+	}
+	var all sync.WaitGroup
+	for _, a := range own {
+		tunnel, l := within(t, balancer.ErrPinned)
+		tunnel.Pinger = p
+		for range 20 {
+			all.Go(func() {
+				if err := p.Ping(deadline(t), a); err != nil {
+					t.Errorf("%v: %v", a, err)
+				}
+				if err := tunnel.Ping(deadline(t), a); err != nil {
+					t.Errorf("%v as through a tunnel: %v", a, err)
+				}
+			})
+		}
+		all.Wait()
+		if len(l.pinned) != 0 || len(l.rests) != 20 || l.tried != 21 {
+			t.Errorf("%v: pinned is %v, %d rest, after %d tries", a, l.pinned, len(l.rests), l.tried)
+		}
+	}
+	p.mu.Lock()
+	p.waiting[token{1}] = waiter{own[0], make(chan struct{})}
+	p.mu.Unlock()
+	p.answer(token{1}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 2)}) // another's
+	p.answer(token{2}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if len(p.waiting) != 1 {
+		t.Error("the answer of another was taken")
+	}
+}

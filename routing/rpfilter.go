@@ -1,0 +1,31 @@
+package routing
+
+import "slices"
+
+// Of net/ipv4/conf/*/rp_filter.
+const (
+	rpStrict = "1"
+	rpLoose  = "2"
+)
+
+// withLoose adds to want what makes the reverse-path filter of devices loose where it is strict. What counts is the larger value of all's and the device's
+// (Linux Documentation/networking/ip-sysctl.rst). IPv6 has no such filter. A name with a dot, as VLANs have, is a directory like any other.
+func withLoose(want []Sysctl, devices []string, own []sysctlRecord) []Sysctl {
+	all, err := readSysctl("net/ipv4/conf/all/rp_filter")
+	if err != nil {
+		return want // a kernel without it
+	}
+	want = slices.Clone(want)
+	for _, name := range devices {
+		key := "net/ipv4/conf/" + name + "/rp_filter"
+		cur, err := readSysctl(key)
+		if err != nil {
+			continue // deleted just now
+		}
+		ours := slices.ContainsFunc(own, func(r sysctlRecord) bool { return r.Key == key })
+		if ours || max(all, cur) == rpStrict {
+			want = append(want, Sysctl{Key: key, Value: rpLoose, AtLeast: true})
+		}
+	}
+	return want
+}
