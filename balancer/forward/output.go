@@ -24,7 +24,7 @@ type SegmentSink interface {
 	// Ports are the source ports that the segments may have, at least one.
 	Ports() []uint16
 	// Send sends the first of segs, which have one source port, one destination and, but for the last, one size, and returns how many went out. Their
-	// IP and UDP headers are made by the kernel. An error is about all of them.
+	// IP and UDP headers are made by the kernel. An error is about all of them: a unix.Errno, not wrapped, EOPNOTSUPP or EIO where that can't be done.
 	Send(segs []packet.Segment) (int, error)
 }
 
@@ -38,7 +38,7 @@ type output struct {
 	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
-	refused int          // calls of udp in a row
+	refused int          // calls that udp can't, since one that it could
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
 	segs  []packet.Segment
@@ -128,17 +128,20 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 	}
 }
 
-// refusals is the number of calls in a row after which a kernel, which has refused them all, is asked no more to send many packets by one: Linux before
-// 4.18 can't.
+// refusals is the number of calls after which who can't send many packets by one is not asked for that any more.
 const refusals = 1000
 
-// sendUDP is udp.Send. What the kernel has once refused a thousand times it is not asked for again.
+// sendUDP is udp.Send. It can't where the kernel is too old, or, before Linux 6.11, where the device leaves checksums to the kernel or there is IPsec on
+// the way. Other errors are about a packet or the moment, however long that lasts: no route, a path that has shrunk, a firewall.
 func (o *output) sendUDP(segs []packet.Segment) (int, error) {
 	n, err := o.udp.Send(segs)
-	if err == nil {
+	switch err {
+	case nil:
 		o.refused = 0
-	} else if o.refused++; o.refused == refusals {
-		o.udp = nil
+	case unix.EOPNOTSUPP, unix.EIO:
+		if o.refused++; o.refused == refusals {
+			o.udp = nil
+		}
 	}
 	return n, err
 }
