@@ -75,6 +75,9 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	for i, r := range a.receivers {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
+	if err := routing.Unquiet(); err != nil { // an agent that was killed has left it, and this one may have no use for it
+		return nil, err
+	}
 	a.keepQuiet()
 	own, err := routing.LocalAddrs()
 	if err != nil {
