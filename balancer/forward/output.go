@@ -46,6 +46,7 @@ type output struct {
 	room  []byte // for the headers of pieces
 	free  []byte // what is left of it
 
+	turns  [256]uint8 // of the datagrams of one flow, by hash
 	trains trains
 	large  [packet.MaxPieces]packet.Segment // datagrams of a super-packet that have to be fragmented each
 	spare  []packet.Buf                     // one of them
@@ -121,11 +122,31 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 	if large && o.sendLarge() {
 		return
 	}
-	if t.Kind() != encap.KindIPIP { // for that, Split has done it all
-		for _, s := range o.segs[before:] {
+	for _, s := range o.segs[before:] {
+		o.apart(t, p, s.Head)
+		if t.Kind() != encap.KindIPIP { // for that, Split has done it all
 			t.Seal(s)
 		}
 	}
+}
+
+// apart keeps the datagram p, wrapped for t in head, from being put together with others of its flow where its tunnel ends. The kernel there does that (GRO)
+// as soon as a server asks for it (UDP_GRO: HTTP/3, WireGuard), before it is out of the tunnel, and does not tell the agent's raw sockets where each
+// ends, as it tells UDP sockets. So each has another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
+// udp_gro_receive_segment, minds that since 6.9).
+func (o *output) apart(t *encap.Tunnel, p *packet.Info, head []byte) {
+	if p.Flow.Proto != packet.ProtoUDP || t.Kind().UDP() {
+		return
+	}
+	turn := &o.turns[p.Hash%uint64(len(o.turns))]
+	ttl := &head[8]
+	if head[0]>>4 == 6 {
+		ttl = &head[7]
+	}
+	if *ttl > 32 {
+		*ttl -= *turn
+	}
+	*turn = (*turn + 1) % 4
 }
 
 // refusals is the number of calls after which who can't send many packets by one is not asked for that any more.
