@@ -299,6 +299,9 @@ func TestMisplacedChecksum(t *testing.T) {
 	}{
 		{tcp(80, packet.FlagSYN, 0), 20, 16, packet.Accept},
 		{udp(53, false, 10), 20, 6, packet.Accept},
+		{udp(53, false, 10), 28, 6, packet.Accept}, // of what the datagram carries
+		{udp(53, false, 10), 28, 9, packet.DropOffload},
+		{udp(53, false, 10), 27, 8, packet.DropOffload},
 		{tcp(80, packet.FlagSYN, 0), 20, 2, packet.DropOffload},
 		{tcp(80, packet.FlagSYN, 0), 0, 16, packet.DropOffload},
 		{udp(53, false, 10), 20, 16, packet.DropOffload},
