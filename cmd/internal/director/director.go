@@ -52,6 +52,7 @@ type director struct {
 	leftVIPs []netip.Addr                // not configured any more, but with connections
 	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
 	lost     []netip.Addr                // those to which there is none
+	unasked  string                      // why the kernel couldn't be asked the last time; "": it could
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.

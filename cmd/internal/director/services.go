@@ -22,12 +22,15 @@ func (d *director) services(cfg *config.Director) balancer.Config {
 	}
 	switch ways, err := routing.Paths(all); {
 	case err == nil:
-		d.ways = ways
+		d.ways, d.unasked = ways, ""
 		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := ways[a]; return known }))
+	case err.Error() == d.unasked: // the log says so already
 	case d.ways == nil:
 		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+		d.unasked = err.Error()
 	default:
 		d.log.Warn("the kernel can't be asked for the ways to the realservers: those that were known before stay", "error", err)
+		d.unasked = err.Error()
 	}
 	var out balancer.Config
 	for i := range cfg.Services {
