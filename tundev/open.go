@@ -145,6 +145,8 @@ func explain(err error) error {
 		return fmt.Errorf("/dev/net/tun: %w: the kernel needs its tun driver (modprobe tun), a container the device (--device /dev/net/tun)", err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN and the right to open /dev/net/tun", err)
+	case errors.Is(err, unix.EMFILE):
+		return fmt.Errorf("%w: lower queues, or raise LimitNOFILE", err)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
 		return fmt.Errorf("%w: the name is taken by another device", err)
 	}

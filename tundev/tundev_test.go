@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
 )
@@ -304,6 +305,20 @@ func TestOpenFailsCleanly(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("Open(%q): %v, want %q", name, err, want)
 			}
+		}
+		var was unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: was.Max}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open("vs0", Options{Queues: 2, Plain: plain})
+		if back := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); back != nil {
+			t.Fatal(back)
+		}
+		if err == nil || !strings.Contains(err.Error(), "lower queues, or raise LimitNOFILE") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("without a descriptor left: %v", err)
 		}
 		if descriptors(t) != before {
 			t.Errorf("%d descriptors are left", descriptors(t)-before)

@@ -156,6 +156,7 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) packet
 	}
 	dest.Count(w.id, p.Len)
 	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
+	w.out.apart(&dest.Tunnel, p, b.Bytes())
 	if n > dest.MTU {
 		w.out.fragment(b.Bytes(), dest.MTU)
 		return packet.Accept

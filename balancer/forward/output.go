@@ -24,7 +24,7 @@ type SegmentSink interface {
 	// Ports are the source ports that the segments may have, at least one.
 	Ports() []uint16
 	// Send sends the first of segs, which have one source port, one destination and, but for the last, one size, and returns how many went out. Their
-	// IP and UDP headers are made by the kernel. An error is about all of them.
+	// IP and UDP headers are made by the kernel. An error is about all of them: a unix.Errno, not wrapped, EOPNOTSUPP or EIO where that can't be done.
 	Send(segs []packet.Segment) (int, error)
 }
 
@@ -38,7 +38,7 @@ type output struct {
 	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
-	refused int          // calls of udp in a row
+	refused int          // calls that udp can't, since one that it could
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
 	segs  []packet.Segment
@@ -46,6 +46,7 @@ type output struct {
 	room  []byte // for the headers of pieces
 	free  []byte // what is left of it
 
+	turns  [256]uint8 // of the datagrams of one flow, by hash
 	trains trains
 	large  [packet.MaxPieces]packet.Segment // datagrams of a super-packet that have to be fragmented each
 	spare  []packet.Buf                     // one of them
@@ -121,24 +122,47 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 	if large && o.sendLarge() {
 		return
 	}
-	if t.Kind() != encap.KindIPIP { // for that, Split has done it all
-		for _, s := range o.segs[before:] {
+	for _, s := range o.segs[before:] {
+		o.apart(t, p, s.Head)
+		if t.Kind() != encap.KindIPIP { // for that, Split has done it all
 			t.Seal(s)
 		}
 	}
 }
 
-// refusals is the number of calls in a row after which a kernel, which has refused them all, is asked no more to send many packets by one: Linux before
-// 4.18 can't.
+// apart keeps the datagram p, wrapped for t in head, from being put together with others of its flow where its tunnel ends. The kernel there does that (GRO)
+// as soon as a server asks for it (UDP_GRO: HTTP/3, WireGuard), before it is out of the tunnel, and does not tell the agent's raw sockets where each
+// ends, as it tells UDP sockets. So each has another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
+// udp_gro_receive_segment, minds that since 6.9).
+func (o *output) apart(t *encap.Tunnel, p *packet.Info, head []byte) {
+	if p.Flow.Proto != packet.ProtoUDP || t.Kind().UDP() {
+		return
+	}
+	turn := &o.turns[p.Hash%uint64(len(o.turns))]
+	ttl := &head[8]
+	if head[0]>>4 == 6 {
+		ttl = &head[7]
+	}
+	if *ttl > 32 {
+		*ttl -= *turn
+	}
+	*turn = (*turn + 1) % 4
+}
+
+// refusals is the number of calls after which who can't send many packets by one is not asked for that any more.
 const refusals = 1000
 
-// sendUDP is udp.Send. What the kernel has once refused a thousand times it is not asked for again.
+// sendUDP is udp.Send. It can't where the kernel is too old, or, before Linux 6.11, where the device leaves checksums to the kernel or there is IPsec on
+// the way. Other errors are about a packet or the moment, however long that lasts: no route, a path that has shrunk, a firewall.
 func (o *output) sendUDP(segs []packet.Segment) (int, error) {
 	n, err := o.udp.Send(segs)
-	if err == nil {
+	switch err {
+	case nil:
 		o.refused = 0
-	} else if o.refused++; o.refused == refusals {
-		o.udp = nil
+	case unix.EOPNOTSUPP, unix.EIO:
+		if o.refused++; o.refused == refusals {
+			o.udp = nil
+		}
 	}
 	return n, err
 }

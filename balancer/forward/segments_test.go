@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +83,73 @@ func TestSegmentsOverUDP(t *testing.T) {
 		}
 		if total != n {
 			t.Errorf("%d bytes came out, want %d", total, n)
+		}
+	}
+}
+
+// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a super-packet, no two have the same outer TTL, where UDP is not the tunnel's own; nothing
+// else is lowered, and no TTL that is small.
+func TestDatagramsStayApart(t *testing.T) {
+	for _, c := range []struct {
+		kind    encap.Kind
+		six     bool // outside
+		tcp     bool
+		ttl     byte
+		lowered bool
+	}{
+		{encap.KindIPIP, false, false, 63, true},
+		{encap.KindIPIP, true, false, 63, true},
+		{encap.KindGRE, false, false, 33, true},
+		{encap.KindGRE, true, false, 32, false},
+		{encap.KindGUE, false, false, 63, false},
+		{encap.KindFOU, true, false, 63, false},
+		{encap.KindIPIP, false, true, 63, false},
+	} {
+		rs := balancer.Realserver{Address: real1, Weight: 1, Source: source, Encap: c.kind, MTU: 1500}
+		if c.six {
+			rs.Address, rs.Source = netip.MustParseAddr("fd00::2"), netip.MustParseAddr("fd00::1")
+		}
+		if c.kind.UDP() {
+			rs.Port = 6080
+		}
+		var s script
+		w := newWorker(t, &s, 1500)
+		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
+			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{rs}}, {Name: "dns", VIPs: []netip.Addr{vip},
+			Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr", Realservers: []balancer.Realserver{rs}}}}); err != nil {
+			t.Fatal(err)
+		}
+		one, super := udp(53, true, 100), udp(53, true, 4*1000)
+		gso := packet.Offload{GSO: packet.GSOUDP, Size: 1000, Partial: true, CsumStart: 20, CsumOffset: 6}
+		if c.tcp {
+			one, super = tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 4*1000)
+			gso.GSO, gso.CsumOffset = packet.GSOTCP, 16
+		}
+		for i := range 5 {
+			p := one
+			if i == 4 {
+				p = super
+			}
+			p[8] = c.ttl
+			p.SetChecksum()
+			w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
+		}
+		w.bufs[4].Offload = gso
+		w.forward(w.bufs[:5])
+		if len(s.out) != 8 {
+			t.Fatalf("%+v: %d packets", c, len(s.out))
+		}
+		for i, p := range s.out {
+			ttl, want := p[8], c.ttl
+			if c.six {
+				ttl = p[7]
+			}
+			if c.lowered {
+				want -= byte(i % 4)
+			}
+			if ttl != want {
+				t.Errorf("%+v: packet %d has the outer TTL %d, want %d", c, i, ttl, want)
+			}
 		}
 	}
 }

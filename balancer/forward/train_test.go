@@ -157,10 +157,10 @@ func TestTrainsOfAFlow(t *testing.T) {
 	}
 }
 
-// TestTrainsNeverTaken: a kernel that refuses every train is not asked for ever, and each packet goes out by itself.
+// TestTrainsNeverTaken: a kernel that can send no train is not asked for ever, and each packet goes out by itself.
 func TestTrainsNeverTaken(t *testing.T) {
 	raw := &script{}
-	sink := &cars{t: t, limit: sendBatch, fail: func(packet.Segment) error { return unix.EINVAL }}
+	sink := &cars{t: t, limit: sendBatch, fail: func(packet.Segment) error { return unix.EIO }}
 	var tally packet.Tally
 	var o output
 	o.init(raw, sink, &tally, NewShared())
@@ -176,6 +176,33 @@ func TestTrainsNeverTaken(t *testing.T) {
 	}
 	if sink.calls != refusals || len(raw.out) != 6*batches {
 		t.Errorf("%d calls, want %d; %d packets, want %d", sink.calls, refusals, len(raw.out), 6*batches)
+	}
+}
+
+// TestTrainsTakenAgain: what stops trains for a time, however long, like a route that is away or a path that has shrunk, does not end them.
+func TestTrainsTakenAgain(t *testing.T) {
+	for _, why := range []unix.Errno{unix.ENETUNREACH, unix.EMSGSIZE, unix.EINVAL, unix.EPERM, unix.ENOBUFS} {
+		raw := &script{}
+		sink := &cars{t: t, limit: sendBatch, fail: func(packet.Segment) error { return why }}
+		var tally packet.Tally
+		var o output
+		o.init(raw, sink, &tally, NewShared())
+		tunnel := tunnelOverUDP(t, false, 2)
+		p := inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1)
+		send := func() {
+			for range 3 {
+				o.addWrapped(tunnel, p)
+			}
+			o.flush()
+		}
+		for range 2 * refusals {
+			send()
+		}
+		sink.fail = nil
+		send()
+		if len(sink.out) != 3 || len(raw.out) != 3*2*refusals {
+			t.Errorf("%v: %d packets in trains, want 3; %d by themselves, want %d", why, len(sink.out), len(raw.out), 3*2*refusals)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 
+	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -135,6 +136,9 @@ func valid(p []byte, ip int) bool {
 	return packet.Fold(packet.Sum(t, pseudoSum(p, packet.ProtoTCP, len(t)))) == 0xffff
 }
 
+// ethernet is the MTU that a way has at least, where it is not known: mss may be a smaller one that somebody has configured.
+const ethernet = 1500
+
 // finish makes the headers right, and ends the candidate.
 func (c *candidate) finish() {
 	if c.pieces > 1 {
@@ -162,8 +166,9 @@ func (c *coalescer) finish() {
 
 // offloaded finds what a network card, or a kernel on the same machine, has left undone in the packet in b, and says so in b.Offload: such
 // packets come out of a raw socket as they are. The checksum is that of the pseudo-header only. A TCP packet with more payload than a
-// segment of size mss can have has been made of several by GRO.
-func offloaded(b *packet.Buf, in inside, mss int) {
+// segment of size mss can have has been made of several by GRO, and so has a datagram that is longer than its way takes, whatever its tunnel: nobody knows
+// of what sizes, and it is refused.
+func offloaded(b *packet.Buf, in inside, mss int) packet.Drop {
 	p := b.Bytes()
 	t := p[in.offset:]
 	at := 16
@@ -172,18 +177,22 @@ func offloaded(b *packet.Buf, in inside, mss int) {
 	case in.proto == packet.ProtoUDP && len(t) >= 8:
 		at = 6
 	default:
-		return
+		return packet.Accept
 	}
 	pseudo := pseudoSum(p, in.proto, len(t))
 	if binary.BigEndian.Uint16(t[at:]) != uint16(pseudo) || packet.Fold(packet.Sum(t, pseudo)) == 0xffff {
-		return
+		return packet.Accept
 	}
 	b.Offload = packet.Offload{Partial: true, CsumStart: uint16(in.offset), CsumOffset: uint16(at)}
 	if at == 6 {
-		return
+		if len(p) > max(ipHeaderLen(p)+20+mss, ethernet)+encap.MaxOverhead {
+			return packet.DropGathered
+		}
+		return packet.Accept
 	}
 	header := int(t[12]>>4) * 4
 	if size := mss + 20 - header; header >= 20 && size > 0 && len(t)-header > size {
 		b.Offload.GSO, b.Offload.Size = packet.GSOTCP, uint16(size)
 	}
+	return packet.Accept
 }

@@ -301,6 +301,33 @@ func TestOffloaded(t *testing.T) {
 	}
 }
 
+// TestGatheredDatagramsAreRefused: what the kernel has put together, of datagrams whose sizes nobody knows, is no datagram.
+func TestGatheredDatagramsAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		size     int // with all headers
+		finished bool
+		mss      int
+		want     packet.Drop
+	}{{1480, false, 1440, packet.Accept}, {1480, false, 536, packet.Accept}, {2428, false, 1440, packet.DropGathered}, {2428, true, 1440, packet.Accept},
+		{8976, false, 8932, packet.Accept}, {9100, false, 8932, packet.DropGathered}, {64000, false, 1440, packet.DropGathered}} {
+		b := &packet.NewBufs(1)[0]
+		b.SetLen(c.size)
+		p := packet.IPv4(b.Bytes())
+		packet.PutIPv4(p, 0, c.size, 64, packet.ProtoUDP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+		u := p.Payload()
+		binary.BigEndian.PutUint16(u[2:], 443)
+		sum := p.PseudoSum(len(u))
+		binary.BigEndian.PutUint16(u[6:], packet.Fold(sum))
+		if c.finished {
+			u[6], u[7] = 0, 0
+			packet.PutChecksum(u[6:], packet.Sum(u, sum), true)
+		}
+		if d := offloaded(b, inside{offset: 20, proto: packet.ProtoUDP}, c.mss); d != c.want {
+			t.Errorf("%+v: %v", c, d)
+		}
+	}
+}
+
 func offloadOf(p []byte) packet.Offload {
 	b := &packet.NewBufs(1)[0]
 	b.SetLen(copy(b.Room(), p))

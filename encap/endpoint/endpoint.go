@@ -142,6 +142,13 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 
 // enter hands on or drops the packet in b, of which the policy says d, and tells whether b is in use until flush.
 func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
+	if d == packet.Accept && !in.fragment {
+		mss := w.mss4
+		if b.Bytes()[0]>>4 == 6 {
+			mss = w.mss6
+		}
+		d = offloaded(b, in, mss)
+	}
 	if d != packet.Accept {
 		w.tally.Drop(d)
 		return false
@@ -150,11 +157,6 @@ func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
 	if in.fragment {
 		w.coalesce.finish() // it may be of any connection
 	} else {
-		mss := w.mss4
-		if b.Bytes()[0]>>4 == 6 {
-			mss = w.mss6
-		}
-		offloaded(b, in, mss)
 		if w.merge && in.proto == packet.ProtoTCP && w.coalesce.add(b, in) {
 			return true
 		}

@@ -83,7 +83,8 @@ func (p *Policy) director(a netip.Addr) bool {
 // arrival is what is known of a packet before its tunnel header is read.
 type arrival struct {
 	exit         *encap.Exit
-	proto, class byte // of the outer header
+	proto, class byte       // of the outer header
+	src, dst     netip.Addr // of the last packet in it that may have them: of datagrams that came together, nearly always those of all
 }
 
 // inside is what is known of a packet that was in a tunnel.
@@ -161,11 +162,14 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 		in = inside{offset: x.Offset, proto: x.Proto, fragment: x.Fragment}
 		offset = x.FragOffset
 	}
-	if _, ok := p.vips[dst]; !ok {
-		return in, packet.DropInnerDestination
-	}
-	if !p.host(src) {
-		return in, packet.DropInnerSource
+	if src != t.src || dst != t.dst {
+		if _, ok := p.vips[dst]; !ok {
+			return in, packet.DropInnerDestination
+		}
+		if !p.host(src) {
+			return in, packet.DropInnerSource
+		}
+		t.src, t.dst = src, dst
 	}
 	if tunnelled(in.proto) {
 		return in, packet.DropInnerProtocol

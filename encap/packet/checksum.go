@@ -9,24 +9,26 @@ import (
 // an even offset of what is summed.
 func Sum(b []byte, partial uint64) uint64 {
 	var carry uint64
-	// 64 bytes a round, in one chain of additions with carry. The sum is one of big-endian words: sums of native ones, swapped at the
-	// end, are the same (RFC 1071, section 2 (B)), and need no swap each.
+	// 64 bytes a round, in two chains of additions with carry, since one would keep the processor waiting. The sum is one of big-endian words: sums of
+	// native ones, swapped at the end, are the same (RFC 1071, section 2 (B)), and need no swap each.
 	if len(b) >= 64 {
-		sum := bits.ReverseBytes64(partial)
+		sum, other := bits.ReverseBytes64(partial), uint64(0)
 		for len(b) >= 64 {
 			w := (*[64]byte)(b)
 			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[0:]), 0)
 			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[8:]), carry)
 			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[16:]), carry)
 			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[24:]), carry)
-			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[32:]), carry)
-			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[40:]), carry)
-			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[48:]), carry)
-			sum, carry = bits.Add64(sum, binary.LittleEndian.Uint64(w[56:]), carry)
 			sum += carry
+			other, carry = bits.Add64(other, binary.LittleEndian.Uint64(w[32:]), 0)
+			other, carry = bits.Add64(other, binary.LittleEndian.Uint64(w[40:]), carry)
+			other, carry = bits.Add64(other, binary.LittleEndian.Uint64(w[48:]), carry)
+			other, carry = bits.Add64(other, binary.LittleEndian.Uint64(w[56:]), carry)
+			other += carry
 			b = b[64:]
 		}
-		partial = bits.ReverseBytes64(sum)
+		sum, carry = bits.Add64(sum, other, 0)
+		partial = bits.ReverseBytes64(sum + carry)
 	}
 	for len(b) >= 8 {
 		partial, carry = bits.Add64(partial, binary.BigEndian.Uint64(b), 0)

@@ -37,6 +37,7 @@ const (
 	DropInnerDestination // inner destination is not in vips
 	DropInnerSource      // inner source is no other host's: an address of this one, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
 	DropInnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
+	DropGathered         // several datagrams that the kernel has put together, and nobody can take apart
 	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
 
 	// What the kernel refused.
@@ -73,6 +74,7 @@ var dropNames = [NumDrops]string{
 	DropInnerDestination: "inner_destination",
 	DropInnerSource:      "inner_source",
 	DropInnerProtocol:    "inner_protocol",
+	DropGathered:         "gathered",
 	DropCongestion:       "congestion",
 	DropSendError:        "send_error",
 	DropTUNError:         "tun_error",

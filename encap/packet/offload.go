@@ -100,7 +100,8 @@ func (b *Buf) Finish() Drop {
 }
 
 // Misplaced tells whether the checksum that is left to us is another one than that of the packet's transport header, which p has found: to compute it
-// would change what has been looked at. Who may set it, a host on the same machine for one, is not to be trusted with that.
+// would change what has been looked at. Who may set it, a host on the same machine for one, is not to be trusted with that. One inside a datagram, behind all that
+// was looked at, is none of these: it is that of a packet in a tunnel of the client's.
 func (o *Offload) Misplaced(p *Info) bool {
 	if !o.Partial {
 		return false
@@ -109,6 +110,9 @@ func (o *Offload) Misplaced(p *Info) bool {
 	switch p.Flow.Proto {
 	case ProtoTCP:
 	case ProtoUDP:
+		if o.GSO == GSONone && int(o.CsumStart) >= p.Offset+UDPHeaderLen {
+			return false
+		}
 		at = udpChecksumAt
 	default:
 		return true

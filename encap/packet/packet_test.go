@@ -120,7 +120,7 @@ func TestParseRefuses(t *testing.T) {
 func TestChecksumAgainstPlainSum(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {
-		b := make([]byte, rnd.IntN(200))
+		b := make([]byte, rnd.IntN(400))
 		for i := range b {
 			b[i] = byte(rnd.Uint32())
 			if rnd.IntN(3) == 0 {

@@ -22,6 +22,7 @@ type UDPSender struct {
 	iovs  [2 * maxSegments]unix.Iovec
 	four  udpCall
 	six   udpCall
+	able  bool // the kernel has UDP_SEGMENT
 }
 
 const (
@@ -65,6 +66,7 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 		}
 		s.fds, s.ports = append(s.fds, fd), append(s.ports, port)
 	}
+	s.able = segments(s.fds[0])
 	if family == unix.AF_INET6 {
 		s.six.init(s, family, 8, unix.SizeofSockaddrInet6)
 		s.six.fields(unix.IPPROTO_IPV6, unix.IPV6_TCLASS, unix.IPV6_HOPLIMIT)
@@ -77,6 +79,16 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	s.four.fields(unix.IPPROTO_IP, unix.IP_TOS, unix.IP_TTL)
 	s.four.src = s.four.add(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)[4:8]
 	return s, nil
+}
+
+// segments tells whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older one takes no notice of it, and sends all segments as one datagram.
+func segments(f *pollfd.FD) bool {
+	fd, err := f.Acquire()
+	if err != nil {
+		return false
+	}
+	defer f.Release()
+	return unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, 0) == nil
 }
 
 // init makes a call on sockets of family; at is the place of the address in its name.
@@ -150,9 +162,12 @@ func (s *UDPSender) Ports() []uint16 { return s.ports }
 
 // Send sends the first packets of segs, which are wrapped in IPv4 without options, or IPv6 without extension headers, and UDP, from one of Ports, to one
 // destination, and of one size but for the last, and returns how many went out. The kernel makes the IP and UDP headers: of those in the packets only TOS or
-// traffic class, TTL or hop limit, addresses and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An error is about all of them;
-// os.ErrClosed after Close.
+// traffic class, TTL or hop limit, addresses and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An error is about all of them, a bare
+// unix.Errno: EOPNOTSUPP from a kernel without UDP_SEGMENT, EIO where the way's device stands in its way; os.ErrClosed after Close.
 func (s *UDPSender) Send(segs []packet.Segment) (int, error) {
+	if !s.able {
+		return 0, unix.EOPNOTSUPP
+	}
 	first := segs[0].Head
 	var c *udpCall
 	var headers int

@@ -7,6 +7,8 @@ import (
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/encap/packet"
 )
 
@@ -95,6 +97,25 @@ func TestUDPSegments(t *testing.T) {
 		s.Close()
 		if _, err := s.Send(big); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("Send after Close: %v", err)
+		}
+	})
+}
+
+// TestUDPWithoutSegments is about a kernel that would send all segments as one datagram: none is sent.
+func TestUDPWithoutSegments(t *testing.T) {
+	inNamespace(t, func() {
+		s, err := NewUDPSender(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if !s.able {
+			t.Error("this kernel has no UDP_SEGMENT")
+		}
+		s.able = false
+		segs, _ := udpSegments(s.Ports()[0], 6080, 2, 100, 100)
+		if n, err := s.Send(segs); n != 0 || err != unix.EOPNOTSUPP {
+			t.Errorf("%d sent, %v", n, err)
 		}
 	})
 }

@@ -55,6 +55,7 @@ type director struct {
 	leftVIPs []netip.Addr                // not configured any more, but with connections
 	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
 	lost     []netip.Addr                // those to which there is none
+	unasked  string                      // why the kernel couldn't be asked the last time; "": it could
 	verdicts map[string]verdict          // of the services
 	loose    []string                    // devices whose reverse-path filter must not be strict
 

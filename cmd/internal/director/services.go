@@ -31,12 +31,15 @@ func (d *director) askWays(cfg *config.Director) {
 	}
 	switch to, err := routing.Paths(append(slices.Clone(all), somewhere4, somewhere6)); {
 	case err == nil:
-		d.ways = to
+		d.ways, d.unasked = to, ""
 		d.noteLost(slices.DeleteFunc(unique(all), func(a netip.Addr) bool { _, known := to[a]; return known }))
+	case err.Error() == d.unasked: // the log says so already
 	case d.ways == nil:
 		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
+		d.unasked = err.Error()
 	default:
 		d.log.Warn("the kernel can't be asked for the ways to the realservers: those that were known before stay", "error", err)
+		d.unasked = err.Error()
 	}
 	d.known.Store(&ways{to: d.ways, sources: cfg.Source})
 }

@@ -207,4 +207,13 @@ func TestInteropQuiet(t *testing.T) {
 	agent.start()
 	agent.stop()
 	mustBe(t, "an agent was killed, and the next has ended", before, now())
+	agent.start()
+	agent.kill()
+	agent.configure(s.agentTOML(agent.socket, `encap = ["gue"]`))
+	agent.start()
+	if n, err := web.Received("vstun-quiet"); err == nil {
+		t.Errorf("an agent without ipip leaves the device of one that was killed: %d packets", n)
+	}
+	agent.stop()
+	mustBe(t, "an agent was killed, and the next, without ipip, has ended", before, now())
 }

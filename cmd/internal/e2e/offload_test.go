@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,5 +50,42 @@ func TestOffloads(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestTunnelOfAClient: a client's tunnel to the VIP (VXLAN) carries TCP. Where the client is on the director's machine, its kernel leaves the checksum of the
+// packet inside to a network card, and the TUN device leaves it to the director.
+func TestTunnelOfAClient(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	s.startAgents("")
+	s.startDirector("", service{"udp", "4789", "rr", []int{1}})
+	const ours, theirs = "172.30.0.1", "172.30.0.2"
+	for _, end := range []struct {
+		host                *lab.Host
+		local, remote, addr string
+	}{{s.Client, s.Client.Addr.String(), s.VIP.String(), ours}, {s.Webs[0], s.VIP.String(), s.Client.Addr.String(), theirs}} {
+		script := fmt.Sprintf("ip link add vx type vxlan id 1 dstport 4789 local %s remote %s && ip addr add %s/24 dev vx && ip link set vx up", end.local, end.remote, end.addr)
+		if out, err := end.host.Run(exec.Command("sh", "-c", script)); err != nil {
+			if strings.Contains(string(out), "Unknown device type") {
+				t.Skip("SKIPPED: needs a kernel with VXLAN: modprobe vxlan")
+			}
+			t.Fatalf("%s: %v", out, err)
+		}
+	}
+	server, err := s.Webs[0].Listen("tcp", theirs+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	conn, err := s.Client.DialContext(ctx, "tcp", theirs+":80")
+	if err != nil {
+		t.Fatalf("%v; the director dropped %v", err, s.director.balance().Drops)
+	}
+	conn.Close()
+	if drops := s.director.balance().Drops; len(drops) != 0 {
+		t.Errorf("the director dropped %v", drops)
 	}
 }

@@ -367,7 +367,7 @@ func (s *site) tunnelled(w way, b, p []byte) error {
 			return fmt.Errorf("outer addresses %s, %s", src, dst)
 		}
 	}
-	if class != 0xb9 || ttl != 44-1-1 {
+	if class != 0xb9 || ttl > 44-1-1 || ttl < 44-1-1-3 { // a flow's datagrams take turns
 		return fmt.Errorf("class %x, hop limit %d", class, ttl)
 	}
 

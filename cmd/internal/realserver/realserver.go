@@ -75,13 +75,16 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	for i, r := range a.receivers {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
+	if err := routing.Unquiet(); err != nil { // an agent that was killed has left it, and this one may have no use for it
+		return nil, err
+	}
 	a.keepQuiet()
 	own, err := routing.LocalAddrs()
 	if err != nil {
 		return nil, err
 	}
 	a.policy.SetOwn(own)
-	v4, v6 := mss(cfg)
+	v4, v6, _ := mss(cfg)
 	a.mss.V4.Store(int64(v4))
 	a.mss.V6.Store(int64(v6))
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
@@ -217,10 +220,11 @@ func preflight(cfg *config.Realserver) error {
 	return errors.Join(errs...)
 }
 
-// mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the tunnel.
-func mss(cfg *config.Realserver) (v4, v6 int) {
+// mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the tunnel. known is false for a guess: that
+// the ways to the directors, none of which is known, are Ethernet's.
+func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 	if cfg.MSS > 0 {
-		return cfg.MSS, cfg.MSS
+		return cfg.MSS, cfg.MSS, true
 	}
 	const headers4, headers6 = 20 + 20, 40 + 20 // IP and TCP, without options
 	var asked []netip.Addr
@@ -231,7 +235,7 @@ func mss(cfg *config.Realserver) (v4, v6 int) {
 		}
 		asked = append(asked, a)
 	}
-	// What the way to a director takes is the best guess for what the way back takes. An error is no reason to stop: Ethernet's is taken.
+	// What the way to a director takes is the best guess for what the way back takes. An error is no reason to stop.
 	ways, _ := routing.Paths(asked)
 	least := 0
 	for _, a := range asked {
@@ -246,7 +250,7 @@ func mss(cfg *config.Realserver) (v4, v6 int) {
 		}
 	}
 	const smallest = 88 // TCP_MIN_MSS of Linux
-	return max(least-headers4, smallest), max(least-headers6, smallest)
+	return max(least-headers4, smallest), max(least-headers6, smallest), len(ways) > 0
 }
 
 // overhead is the most that the tunnels of cfg add to a packet, in bytes. Directors may give GRE a checksum.
@@ -370,8 +374,8 @@ func (a *agent) refresh() {
 	} else {
 		a.policy.SetOwn(own)
 	}
-	v4, v6 := mss(a.cfg)
-	if int64(v4) == a.mss.V4.Load() && int64(v6) == a.mss.V6.Load() {
+	v4, v6, known := mss(a.cfg)
+	if !known || int64(v4) == a.mss.V4.Load() && int64(v6) == a.mss.V6.Load() {
 		return
 	}
 	if err := a.network.Set(network(a.cfg, v4, v6)); err != nil {

@@ -1,13 +1,17 @@
 package realserver
 
 import (
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/config"
 	"vstun/encap"
+	"vstun/encap/endpoint"
 	"vstun/encap/wire"
 )
 
@@ -71,6 +75,28 @@ func TestOverhead(t *testing.T) {
 				t.Errorf("%+v over %v: %d, want %d", c, from, got, want.Overhead())
 			}
 		}
+	}
+}
+
+// TestKernelCantBeAsked: without a descriptor left, the MSS by what was known of the ways stays.
+func TestKernelCantBeAsked(t *testing.T) {
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{cfg: agentOf("198.51.100.80", "127.0.0.1/32", "ipip", false), log: slog.New(slog.DiscardHandler), policy: endpoint.NewPolicy(endpoint.Rules{})}
+	a.mss.V4.Store(1340)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	a.refresh() // would set up another MSS, by a network that isn't there
+	if v4 := a.mss.V4.Load(); v4 != 1340 {
+		t.Errorf("MSS %d, was 1340", v4)
 	}
 }
 
