@@ -96,6 +96,7 @@ func (b *Browser) Open(t *testing.T, url string, look Look) *Tab {
 	t.Helper()
 	ctx, end := chromedp.NewContext(b.ctx)
 	tab := &Tab{t: t, ctx: ctx}
+	server, _, _ := strings.Cut(url, "#")
 	t.Cleanup(func() {
 		end()
 		tab.mu.Lock()
@@ -104,8 +105,8 @@ func (b *Browser) Open(t *testing.T, url string, look Look) *Tab {
 			t.Errorf("the page has an error: %s", e)
 		}
 		for _, r := range tab.requests {
-			if !strings.HasPrefix(r, url) {
-				t.Errorf("the page asks somebody else than %s: %s", url, r)
+			if !strings.HasPrefix(r, server) {
+				t.Errorf("the page asks somebody else than %s: %s", server, r)
 			}
 		}
 	})
@@ -240,7 +241,7 @@ func (tab *Tab) Wait(what, expression string) {
 	for end := time.Now().Add(Patience); !Eval[bool](tab, "Boolean("+expression+")"); <-ticker.C {
 		if time.Now().After(end) {
 			tab.Picture("failed-" + strings.ReplaceAll(tab.t.Name(), "/", "-"))
-			tab.t.Fatalf("not within %v: %s; the page reads\n%s", Patience, what, tab.Text("body"))
+			tab.t.Fatalf("not within %v: %s; the page reads\n%.2000s", Patience, what, tab.Text("body"))
 		}
 	}
 }

@@ -136,6 +136,7 @@ export class Services {
     s.body = $("service-template").content.cloneNode(true).firstElementChild;
     s.body.dataset.id = s.id;
     s.cells = cells(s.body, ["toggle", "title", "addresses", "how", "weight", "badge", "text", "reason", "active", "inactive", "connections", "packets", "bytes"]);
+    s.cells.toggle.disabled = s.realservers.length === 0;
     s.chart = new Chart(s.body.querySelector(".spark"), { name: s.state.name, write: rate });
     s.cells.toggle.addEventListener("click", () => {
       this.#choices().set(s.id, !s.open);
@@ -155,7 +156,7 @@ export class Services {
     }
     for (const s of this.model.services) {
       const hidden = searching && !s.matches && !s.matched;
-      s.body.hidden = hidden;
+      hide(s.body, hidden);
       seen += !hidden;
       const open = !hidden && s.realservers.length > 0 && (this.#choices().get(s.id) ?? (searching ? found <= FOUND : total <= SMALL));
       this.#open(s, open);
@@ -180,10 +181,11 @@ export class Services {
   }
 
   #open(s, open) {
-    s.open = open;
-    s.body.classList.toggle("open", open);
-    s.cells.toggle.setAttribute("aria-expanded", String(open));
-    s.cells.toggle.disabled = s.realservers.length === 0;
+    if (s.open !== open) {
+      s.open = open;
+      s.body.classList.toggle("open", open);
+      s.cells.toggle.setAttribute("aria-expanded", String(open));
+    }
     if (open && !s.rows) {
       const all = document.createDocumentFragment();
       s.rows = s.realservers.map((r) => {
@@ -201,7 +203,7 @@ export class Services {
       s.rows = null;
       for (const r of s.realservers) r.row = r.cells = null;
     }
-    if (s.rows) for (const r of s.realservers) r.row.hidden = !r.match;
+    if (s.rows) for (const r of s.realservers) hide(r.row, !r.match);
   }
 
   #eachRow(s, fn) {
@@ -280,6 +282,10 @@ export class Services {
       if (r.cells.reason.title !== hint) r.cells.reason.title = hint;
     }
   }
+}
+
+function hide(node, hidden) {
+  if (node.hidden !== hidden) node.hidden = hidden;
 }
 
 function cells(root, names) {
