@@ -242,12 +242,22 @@ func TestServerGone(t *testing.T) {
 func TestLooks(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
+	src.change(func(st *control.DirectorStatus) { // as long as figures get
+		r := &st.Services[0].Realservers[1]
+		r.Weight, r.Effective, r.Active, r.Inactive = 65535, 65535, 999_000, 99_999_999
+		r.Connections, r.Forwarded = 9_500_000, control.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
+		st.In, st.Out = r.Forwarded, r.Forwarded
+		st.Drops["no_connection"] = 1 << 60
+		st.Connections = control.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432, HalfOpenMax: 33_554_432}
+	})
 	url, _ := serve(t, New(src.status))
 	for name, look := range map[string]pagetest.Look{
 		"phone": {Width: 360, Height: 740, Phone: true}, "phone in the dark": {Width: 390, Height: 844, Phone: true, Dark: true},
-		"tablet": {Width: 900, Height: 1100}, "desk": {Width: 1500, Height: 1000, Dark: true},
+		"tablet": {Width: 900, Height: 1100}, "notebook": {Width: 1217, Height: 800}, "desk": {Width: 1500, Height: 1000, Dark: true},
 	} {
 		tab := open(t, url, look)
+		tab.Do("document.querySelector('input[value=totals]').click()")
+		tab.Picture("long-" + name)
 		if n := pagetest.Eval[int](tab, "document.documentElement.scrollWidth"); n > look.Width {
 			t.Errorf("%s: the page is %d wide", name, n)
 		}

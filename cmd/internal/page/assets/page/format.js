@@ -21,6 +21,10 @@ export function rate(n) {
   return n.toFixed(1);
 }
 
+// present is how many there are now, total how many there were since the start: exact while there is room.
+export const present = (n) => (n < 1e6 ? count(n) : short(n));
+export const total = (n) => (n < 1e7 ? count(n) : short(n));
+
 // span is how long something took, or ago it was: "12 s", "3 min", "5 h", "12 d".
 export function span(seconds) {
   const s = Math.max(0, Math.round(seconds));

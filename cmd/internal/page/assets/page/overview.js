@@ -1,7 +1,7 @@
 // What the director as a whole does: notices, tiles, packets refused, realservers that leave.
 
 import { Chart } from "./chart.js";
-import { clock, count, plural, rate, short, span } from "./format.js";
+import { clock, count, plural, present, rate, short, span, total } from "./format.js";
 import { F, down, lost } from "./model.js";
 
 export const $ = (id) => document.getElementById(id);
@@ -16,10 +16,10 @@ const tiles = [
   { id: "new", label: "New connections", unit: "a second", write: rate, value: (m) => rate(m.totals.new_rate), side: (m) => `${short(sum(m, F.active))} active, ${short(sum(m, F.inactive))} inactive` },
   { id: "packets", label: "Packets in", unit: "a second", write: rate, value: (m) => rate(m.totals.in.packet_rate), side: (m) => `${short(m.totals.in.packets)} since the start` },
   { id: "bits", label: "Traffic in", unit: "bit/s", write: short, value: (m) => short(m.totals.in.bit_rate), side: (m) => `${short(m.totals.in.bytes)}B since the start` },
-  { id: "refused", label: "Packets refused", unit: "a second", write: rate, value: (m) => rate(m.totals.drop_rate), side: (m) => `${count(m.totals.drops)} since the start` },
+  { id: "refused", label: "Packets refused", unit: "a second", write: rate, value: (m) => rate(m.totals.drop_rate), side: (m) => `${total(m.totals.drops)} since the start` },
   {
-    id: "table", label: "Connections", unit: "in the table", write: count, value: (m) => count(m.totals.connections.count),
-    side: ({ totals: { connections: c } }) => `${percent(c.count, c.max)} of ${short(c.max)}, ${count(c.half_open)} half-open`,
+    id: "table", label: "Connections", unit: "in the table", write: present, value: (m) => total(m.totals.connections.count),
+    side: ({ totals: { connections: c } }) => `${percent(c.count, c.max)} of ${short(c.max)}, ${present(c.half_open)} half-open`,
   },
 ];
 

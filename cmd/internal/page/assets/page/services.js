@@ -1,7 +1,7 @@
 // The table of services and realservers.
 
 import { Chart } from "./chart.js";
-import { count, rate, short, span } from "./format.js";
+import { count, present, rate, short, span, total } from "./format.js";
 import { F, down, lost } from "./model.js";
 import { $, text } from "./overview.js";
 
@@ -11,7 +11,7 @@ const FOUND = 300; // found realservers that are shown at once
 // columns of figures: of rates, and of what has come together since the start.
 const columns = {
   rates: { connections: [F.newRate, rate, "New/s"], packets: [F.packetRate, rate, "Packets/s"], bytes: [F.bitRate, short, "bit/s"] },
-  totals: { connections: [F.connections, count, "Connections"], packets: [F.packets, count, "Packets"], bytes: [F.bytes, short, "Bytes"] },
+  totals: { connections: [F.connections, total, "Connections"], packets: [F.packets, total, "Packets"], bytes: [F.bytes, short, "Bytes"] },
 };
 const charts = [["New connections a second", rate], ["Packets a second", rate], ["Bits a second", short]];
 const shared = [F.newRate, F.packetRate, F.bitRate]; // what the share is of, by chart
@@ -148,9 +148,9 @@ export class Services {
   // arrange decides what is to be seen.
   #arrange() {
     const searching = this.#searching();
-    let found = 0, seen = 0, total = 0;
+    let found = 0, seen = 0, all = 0;
     for (const s of this.model.services) {
-      total += s.realservers.length;
+      all += s.realservers.length;
       this.#match(s);
       found += s.matches;
     }
@@ -158,7 +158,7 @@ export class Services {
       const hidden = searching && !s.matches && !s.matched;
       hide(s.body, hidden);
       seen += !hidden;
-      const open = !hidden && s.realservers.length > 0 && (this.#choices().get(s.id) ?? (searching ? found <= FOUND : total <= SMALL));
+      const open = !hidden && s.realservers.length > 0 && (this.#choices().get(s.id) ?? (searching ? found <= FOUND : all <= SMALL));
       this.#open(s, open);
     }
     $("nothing").hidden = seen > 0;
@@ -211,10 +211,10 @@ export class Services {
   }
 
   #figuresOf(cells, figures) {
-    text(cells.active, count(figures[F.active]));
-    text(cells.inactive, count(figures[F.inactive]));
+    figure(cells.active, figures[F.active], present);
+    figure(cells.inactive, figures[F.inactive], present);
     for (const [name, [index, write, label]] of Object.entries(columns[this.#figures])) {
-      text(cells[name], write(figures[index]));
+      figure(cells[name], figures[index], write);
       if (cells[name].dataset.label !== label) cells[name].dataset.label = label;
     }
   }
@@ -282,6 +282,13 @@ export class Services {
       if (r.cells.reason.title !== hint) r.cells.reason.title = hint;
     }
   }
+}
+
+// figure writes a figure, and the exact one as its title where that says more.
+function figure(cell, n, write) {
+  text(cell, write(n));
+  const exact = write === rate || cell.textContent === count(n) ? "" : count(n);
+  if (cell.title !== exact) cell.title = exact;
 }
 
 function hide(node, hidden) {
