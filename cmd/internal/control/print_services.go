@@ -58,7 +58,7 @@ func printServices(w io.Writer, services []Service) {
 
 // cells is a realserver's row of the table.
 func (r *Realserver) cells(thresholds bool) []string {
-	cells := []string{r.Address, r.forward(), fmt.Sprint(r.Weight)}
+	cells := []string{r.Address, r.Forward(), fmt.Sprint(r.Weight)}
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
@@ -72,8 +72,8 @@ func (r *Realserver) cells(thresholds bool) []string {
 	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark)
 }
 
-// forward names the tunnel: "gre,key=7,csum".
-func (r *Realserver) forward() string {
+// Forward names the tunnel: "gre,key=7,csum".
+func (r *Realserver) Forward() string {
 	name := r.Encap
 	if r.EncapKey != nil {
 		name += fmt.Sprintf(",key=%d", *r.EncapKey)
@@ -92,8 +92,8 @@ func printRow(w io.Writer, cells []string, widths []int) {
 	fmt.Fprintln(w, strings.TrimRight(line, " "))
 }
 
-// settings is the rest of a service's line, in the words of ipvsadm: "sh (sh-port) persistent 300 ops (dns)".
-func (s *Service) settings() string {
+// Settings is the scheduler and what else a service's line says, in the words of ipvsadm: "sh (sh-port) persistent 300 ops".
+func (s *Service) Settings() string {
 	words := []string{s.Scheduler}
 	if len(s.SchedulerFlags) > 0 {
 		words = append(words, "("+strings.Join(s.SchedulerFlags, ",")+")")
@@ -110,7 +110,12 @@ func (s *Service) settings() string {
 	if s.OnePacket {
 		words = append(words, "ops")
 	}
-	words = append(words, "("+s.Name+")")
+	return strings.Join(words, " ")
+}
+
+// settings is the rest of a service's line.
+func (s *Service) settings() string {
+	words := []string{s.Settings(), "(" + s.Name + ")"}
 	if s.Health == "down" {
 		words = append(words, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
 	}

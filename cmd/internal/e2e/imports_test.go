@@ -41,6 +41,7 @@ var onlyBelow = map[string][]string{
 	"github.com/songgao/water":          {"tundev"},
 	"golang.org/x/net/bpf":              {"encap/wire", "cmd/internal/lab"},
 	capLibrary:                          {"cmd/internal/daemon"},
+	"github.com/chromedp/chromedp":      {"cmd/internal/page/pagetest"},
 	"github.com/google/gopacket":        {},
 	"github.com/google/gopacket/layers": {},
 	"C":                                 {},

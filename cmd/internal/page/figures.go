@@ -1,0 +1,55 @@
+package page
+
+import "math"
+
+// figures is what moves of a service or a realserver. The page's script knows them by these numbers.
+type figures [numFigures]float64
+
+const (
+	active      = iota // connections
+	inactive           //
+	connections        // scheduled since the director's start
+	packets            // likewise
+	bytes              //
+	newRate            // connections a second
+	packetRate         //
+	bitRate            //
+	checked            // when the last check ended, in Unix seconds; 0: never
+	took               // that check, in milliseconds
+	numFigures
+)
+
+// counts is what a sample found of the counters, or by how much they have grown.
+type counts struct{ connections, packets, bytes uint64 }
+
+// since is the growth from old to c. A counter that is smaller than before has begun anew.
+func (c counts) since(old counts) counts {
+	return counts{grown(c.connections, old.connections), grown(c.packets, old.packets), grown(c.bytes, old.bytes)}
+}
+
+func grown(now, before uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+func (c *counts) add(o counts) {
+	c.connections += o.connections
+	c.packets += o.packets
+	c.bytes += o.bytes
+}
+
+// set writes the counters and, from their growth in so many seconds, the rates.
+func (f *figures) set(c, growth counts, seconds float64) {
+	f[connections], f[packets], f[bytes] = float64(c.connections), float64(c.packets), float64(c.bytes)
+	f[newRate], f[packetRate], f[bitRate] = rate(growth.connections, seconds), rate(growth.packets, seconds), rate(8*growth.bytes, seconds)
+}
+
+// rate is n in so many seconds, to a tenth; 0 where there is no time yet.
+func rate(n uint64, seconds float64) float64 {
+	if seconds <= 0 {
+		return 0
+	}
+	return math.Round(float64(n)/seconds*10) / 10
+}

@@ -1,0 +1,317 @@
+package page
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"vstun/cmd/internal/control"
+)
+
+// sample is what the page shows, with the number of the sample in which each part of it changed last.
+type sample struct {
+	number   uint64 // of the last sample, from 1
+	layout   uint64 // in which services or realservers came or left
+	at       time.Time
+	seconds  float64 // between the last two
+	director directorState
+	totals   totals
+	drops    []drop
+	leaving  leaving
+	services []*service
+	nextID   int
+
+	next  time.Time // step of the history
+	step  uint64    // steps that are complete
+	grown totalCounts
+	old   totalCounts
+	total totalHistory
+}
+
+// directorState is what seldom changes.
+type directorState struct {
+	Version   string  `json:"version"`
+	Pid       int     `json:"pid"`
+	Started   float64 `json:"started"` // Unix seconds
+	TUN       string  `json:"tun"`
+	Queues    int     `json:"queues"`
+	Offloads  string  `json:"offloads"`
+	SendError string  `json:"send_error,omitempty"`
+}
+
+// totals is what the director as a whole does.
+type totals struct {
+	In          traffic             `json:"in"`
+	Out         traffic             `json:"out"`
+	Drops       uint64              `json:"drops"`
+	DropRate    float64             `json:"drop_rate"`
+	Overruns    uint64              `json:"overruns"`
+	Waiting     int                 `json:"waiting"`
+	NewRate     float64             `json:"new_rate"`
+	Connections control.Connections `json:"connections"`
+}
+
+type traffic struct {
+	Packets    uint64  `json:"packets"`
+	Bytes      uint64  `json:"bytes"`
+	PacketRate float64 `json:"packet_rate"`
+	BitRate    float64 `json:"bit_rate"`
+}
+
+// totalCounts is what the charts of the whole director count.
+type totalCounts struct {
+	in, out counts
+	drops   uint64
+}
+
+// drop is a reason that occurred.
+type drop struct {
+	Reason string  `json:"reason"`
+	Total  uint64  `json:"total"`
+	Rate   float64 `json:"rate"`
+}
+
+// leaving is the realservers that are not configured any more; of very many, the first.
+type leaving struct {
+	Realservers int                         `json:"realservers"`
+	Connections int                         `json:"connections"`
+	List        []control.LeavingRealserver `json:"list"`
+}
+
+const leavingShown = 100
+
+// service is one service. What state and figures point to never changes: who has them may read on without the lock.
+type service struct {
+	id          int // never given twice
+	name        string
+	state       *serviceState
+	figures     *figures
+	stateAt     uint64 // number of the sample
+	figuresAt   uint64
+	realservers []*realserver
+	grown       counts // since the last step
+	born        uint64 // step
+	history     serviceHistory
+}
+
+type serviceState struct {
+	Name      string `json:"name"`
+	Protocol  string `json:"protocol"`
+	Addresses string `json:"addresses"` // "198.51.100.80:80,443 [2001:db8::1]:80,443"
+	Scheduler string `json:"scheduler"` // with what belongs to it, as status prints it
+	Health    string `json:"health"`    // "up", "down", or "" where nobody says
+	Quorum    int    `json:"quorum"`
+	WeightUp  int    `json:"weight_up"`
+	Sorry     bool   `json:"sorry"`
+}
+
+type realserver struct {
+	address   string
+	state     *realserverState
+	figures   *figures
+	stateAt   uint64
+	figuresAt uint64
+	old       counts
+}
+
+type realserverState struct {
+	Address   string `json:"address"`
+	Tunnel    string `json:"tunnel"`
+	Weight    int    `json:"weight"`
+	Effective int    `json:"effective"`
+	Upper     int    `json:"upper"`
+	Lower     int    `json:"lower"`
+	Health    string `json:"health"` // "up", "down" or "unchecked"
+	Check     string `json:"check"`  // "http, through the tunnel"
+	Reason    string `json:"reason"`
+	Since     int64  `json:"since"` // up or down, in Unix seconds; 0: nobody says
+}
+
+// take takes st in, which is that of now.
+func (s *sample) take(st *control.DirectorStatus, now time.Time) {
+	if s.number > 0 {
+		s.seconds = now.Sub(s.at).Seconds()
+	} else {
+		s.next = now.Add(stepTime)
+	}
+	s.number++
+	s.at = now
+	s.arrange(st.Services)
+	var scheduled counts // only its connections count
+	for i, svc := range s.services {
+		scheduled.add(s.takeService(svc, &st.Services[i]))
+	}
+	s.takeTotals(st, scheduled.connections)
+	s.steps(now)
+}
+
+// arrange brings the services and their realservers into the order of all, where they are not in it. Those that stay keep what is known of them.
+func (s *sample) arrange(all []control.Service) {
+	same := slices.EqualFunc(s.services, all, func(a *service, b control.Service) bool {
+		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers, func(a *realserver, b control.Realserver) bool { return a.address == b.Address })
+	})
+	if same {
+		return
+	}
+	s.layout = s.number
+	known := map[string]*service{}
+	for _, svc := range s.services {
+		known[svc.name] = svc
+	}
+	s.services = make([]*service, 0, len(all))
+	for i := range all {
+		svc := known[all[i].Name]
+		if svc == nil {
+			s.nextID++
+			svc = &service{id: s.nextID, name: all[i].Name, born: s.step}
+		}
+		was := map[string]*realserver{}
+		for _, r := range svc.realservers {
+			was[r.address] = r
+		}
+		svc.realservers = make([]*realserver, 0, len(all[i].Realservers))
+		for j := range all[i].Realservers {
+			r := &all[i].Realservers[j]
+			svc.realservers = append(svc.realservers, cmp.Or(was[r.Address], &realserver{address: r.Address, old: counted(r)}))
+		}
+		s.services = append(s.services, svc)
+	}
+}
+
+func counted(r *control.Realserver) counts {
+	return counts{r.Connections, r.Forwarded.Packets, r.Forwarded.Bytes}
+}
+
+// takeService takes one service in, and returns by how much its counters have grown.
+func (s *sample) takeService(svc *service, st *control.Service) (growth counts) {
+	var sum counts
+	var f figures
+	for i, r := range svc.realservers {
+		c := counted(&st.Realservers[i])
+		g := c.since(r.old)
+		r.old = c
+		s.takeRealserver(r, &st.Realservers[i], c, g)
+		sum.add(c)
+		growth.add(g)
+		f[active] += r.figures[active]
+		f[inactive] += r.figures[inactive]
+	}
+	svc.grown.add(growth)
+	f.set(sum, growth, s.seconds)
+	update(&svc.figures, f, &svc.figuresAt, s.number)
+	update(&svc.state, serviceState{Name: st.Name, Protocol: st.Protocol, Addresses: addresses(st), Scheduler: st.Settings(), Health: st.Health,
+		Quorum: st.Quorum, WeightUp: st.WeightUp, Sorry: st.Sorry}, &svc.stateAt, s.number)
+	return growth
+}
+
+func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth counts) {
+	f := figures{active: float64(st.Active), inactive: float64(st.Inactive)}
+	f.set(c, growth, s.seconds)
+	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Effective: st.Weight, Upper: st.Upper, Lower: st.Lower,
+		Health: cmp.Or(st.Health, "unchecked")}
+	if st.Health != "" {
+		state.Effective = st.Effective
+	}
+	if k := st.Check; k != nil {
+		state.Check, state.Reason = k.Type+", direct", k.Reason
+		if k.Via == "tunnel" {
+			state.Check = k.Type + ", through the tunnel"
+		}
+		var since, last float64
+		if r.state != nil {
+			since, last = float64(r.state.Since), r.figures[checked]
+		}
+		state.Since = int64(moment(s.at, k.Since, since))
+		f[checked], f[took] = moment(s.at, k.Last, last), math.Round(k.Duration*1e4)/10
+	}
+	update(&r.figures, f, &r.figuresAt, s.number)
+	update(&r.state, state, &r.stateAt, s.number)
+}
+
+// moment is the time so many seconds ago, in Unix seconds. One that is nearly the one that was said before is that: what is measured twice
+// differs a little. 0 seconds ago is never: since the start, or no check yet.
+func moment(now time.Time, ago, before float64) float64 {
+	if ago == 0 {
+		return 0
+	}
+	at := math.Round(float64(now.UnixMilli())/1e3 - ago)
+	if math.Abs(at-before) <= 1 {
+		return before
+	}
+	return at
+}
+
+// update replaces what at points to, if it is another now, and notes the sample.
+func update[T comparable](at **T, value T, when *uint64, number uint64) {
+	if *at == nil || **at != value {
+		*at, *when = &value, number
+	}
+}
+
+// addresses is what the service listens on.
+func addresses(st *control.Service) string {
+	ports := strings.Join(st.Ports, ",")
+	var all []string
+	for _, vip := range st.VIPs {
+		all = append(all, net.JoinHostPort(vip, ports))
+	}
+	return strings.Join(all, " ")
+}
+
+func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
+	now := totalCounts{in: counts{packets: st.In.Packets, bytes: st.In.Bytes}, out: counts{packets: st.Out.Packets, bytes: st.Out.Bytes}}
+	was := map[string]uint64{}
+	for _, d := range s.drops {
+		was[d.Reason] = d.Total
+	}
+	s.drops = s.drops[:0:0] // who has the old ones may still read them
+	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
+		n := st.Drops[reason]
+		now.drops += n
+		s.drops = append(s.drops, drop{reason, n, rate(grown(n, was[reason]), s.seconds)})
+	}
+	if s.number == 1 {
+		s.old = now
+	}
+	in, out, dropped := now.in.since(s.old.in), now.out.since(s.old.out), grown(now.drops, s.old.drops)
+	in.connections = scheduled
+	s.old = now
+	s.grown.in.add(in)
+	s.grown.drops += dropped
+	s.totals = totals{In: trafficOf(st.In, in, s.seconds), Out: trafficOf(st.Out, out, s.seconds), Drops: now.drops, DropRate: rate(dropped, s.seconds),
+		Overruns: st.Overruns, Waiting: st.Waiting, NewRate: rate(scheduled, s.seconds), Connections: st.Connections}
+	s.director = directorState{Version: st.Version, Pid: st.Pid, Started: moment(s.at, st.Uptime, s.director.Started), TUN: st.TUN, Queues: st.Queues,
+		Offloads: st.Offloads, SendError: st.SendError}
+	s.leaving = leaving{st.Leaving.Realservers, st.Leaving.Connections, st.Leaving.List[:min(len(st.Leaving.List), leavingShown)]}
+}
+
+func trafficOf(t control.Traffic, growth counts, seconds float64) traffic {
+	return traffic{t.Packets, t.Bytes, rate(growth.packets, seconds), rate(8*growth.bytes, seconds)}
+}
+
+// steps gives the history its points, where a step is complete; more than one, all the same, if there was no sample for so long.
+func (s *sample) steps(now time.Time) {
+	if now.Before(s.next) {
+		return
+	}
+	n := uint64(now.Sub(s.next)/stepTime) + 1
+	from, to := s.step, s.step+n
+	seconds := (now.Sub(s.next) + stepTime).Seconds()
+	for _, svc := range s.services {
+		for i, grown := range []uint64{svc.grown.connections, svc.grown.packets, 8 * svc.grown.bytes} {
+			svc.history[i].put(from, to, rate(grown, seconds))
+		}
+		svc.grown = counts{}
+	}
+	for i, value := range []float64{rate(s.grown.in.connections, seconds), rate(s.grown.in.packets, seconds), rate(8*s.grown.in.bytes, seconds),
+		rate(s.grown.drops, seconds), float64(s.totals.Connections.Count)} {
+		s.total[i].put(from, to, value)
+	}
+	s.grown = totalCounts{}
+	s.step = to
+	s.next = s.next.Add(time.Duration(n) * stepTime)
+}
