@@ -35,6 +35,7 @@ func (d *director) status() control.DirectorStatus {
 	if n, err := routing.Dropped(d.device.Name()); err == nil {
 		st.Overruns = n
 	}
+	st.Configuration = d.configuration()
 	st.Waiting = d.shared.Waiting()
 	st.Leaving = leaving(d.bal.Leaving())
 	return st
