@@ -130,7 +130,7 @@ func TestDirector(t *testing.T) {
 		"vstun_director_sent_bytes_total":                                                       4,
 		"vstun_director_dropped_packets_total{reason=no_service}":                               5,
 		"vstun_director_dropped_packets_total{reason=table_full}":                               0,
-		"vstun_director_dropped_packets_total{reason=later}":                          9,
+		"vstun_director_dropped_packets_total{reason=later}":                                    9,
 		"vstun_director_waiting_fragments":                                                      6,
 		"vstun_director_overrun_packets_total":                                                  7,
 		"vstun_director_queues":                                                                 2,
