@@ -219,6 +219,7 @@ const (
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.control.Answer("/status", func() (any, error) { return d.status(), nil })
+	d.control.Lives(func() { d.status() })
 	d.control.Stream("/connections", d.connections)
 	d.control.Do("/reload", func() (any, error) {
 		lines, err := d.reload()
@@ -230,6 +231,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	tasks := []daemon.Task{
 		d.control.Run,
 		d.http.Run,
+		daemon.Watchdog(d.log, d.control.Alive, daemon.Standstill(d.overruns, d.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)
 			return d.network.Watch(ctx)

@@ -310,15 +310,18 @@ const pathsEvery = 10 * time.Second
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (a *agent) run(ctx context.Context) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
+	a.control.Lives(func() { a.status() })
 	a.serveHTTP()
 	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.V4.Load(), "mss6", a.mss.V6.Load(), "control", a.cfg.Control, "metrics", metrics.Name(a.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
 	watched := make(chan struct{})
+	// A socket counts as overruns also what has a wrong checksum: they tell nothing of the workers.
 	tasks := []daemon.Task{
 		a.control.Run,
 		a.http.Run,
+		daemon.Watchdog(a.log, a.control.Alive, daemon.Standstill(nil, a.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
@@ -394,16 +397,15 @@ func (a *agent) refresh() {
 
 func (a *agent) status() control.RealserverStatus {
 	var t packet.Tally
-	var overruns, merged uint64
-	for i, w := range a.workers {
+	var merged uint64
+	for _, w := range a.workers {
 		w.Read(&t)
 		merged += w.Merged()
-		overruns += a.receivers[i].Overruns()
 	}
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: overruns}
+		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns()}
 	for _, v := range a.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}
@@ -411,6 +413,22 @@ func (a *agent) status() control.RealserverStatus {
 		st.Directors = append(st.Directors, d.String())
 	}
 	return st
+}
+
+// overruns is the packets that the kernel dropped because no worker took them.
+func (a *agent) overruns() (n uint64) {
+	for _, r := range a.receivers {
+		n += r.Overruns()
+	}
+	return n
+}
+
+// loops are the workers' for the watchdog.
+func (a *agent) loops() (all []daemon.Loop) {
+	for _, w := range a.workers {
+		all = append(all, w.Batches())
+	}
+	return all
 }
 
 // closeIO ends the workers.
