@@ -289,17 +289,12 @@ func manyRealservers() control.DirectorStatus {
 	return st
 }
 
-// TestManyRealservers has all of ten thousand realservers in an answer.
+// TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
 	h := Director(func() control.DirectorStatus { return st }, someBatches())
-	start := time.Now()
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
-	}
-	// Half a second it takes on an old processor.
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("a scrape took %v", took)
 	}
 }
 
