@@ -110,6 +110,7 @@ func installPackages(t *testing.T, debs map[string]string) {
 
 // runPackages lets a systemd run both programs.
 func runPackages(t *testing.T, debs map[string]string) {
+	needTool(t, "curl", "curl")
 	b := boot(t)
 	defer func() {
 		if t.Failed() {
@@ -135,12 +136,15 @@ func runPackages(t *testing.T, debs map[string]string) {
 		}
 	}
 
-	const good = "[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = \"10.0.11.2\" } ]\n"
+	const good = "[director]\n" + metricsKey + "\n[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = \"10.0.11.2\" } ]\n"
 	b.write("/etc/vstun/director.toml", good)
 	b.run("systemctl", "start", director)
 	pid := b.property(director, "MainPID")
 	if out := b.run("director", "status"); !strings.Contains(out, "198.51.100.80:80") {
 		t.Errorf("the director's status:\n%s", out)
+	}
+	if out := b.run("curl", "-sS", "http://"+metricsAddress+"/metrics"); !strings.Contains(out, "\nvstun_director_queues ") || !strings.Contains(out, "\nprocess_open_fds ") {
+		t.Errorf("metrics from within the sandbox:\n%s", out)
 	}
 	if uid := strings.Fields(b.run("stat", "-c", "%u", "/proc/"+pid)); uid[0] == "0" {
 		t.Error("the director runs as root")
