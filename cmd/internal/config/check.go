@@ -77,7 +77,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	}
 	switch v, ok := t.value("type"); {
 	case ok:
-		c.Type, _ = t.choice("type", v, types, nil)
+		c.Type, _ = t.choice("type", v, types)
 	case base == nil:
 		t.faultAt("type", "missing: want %s", oneOf(types))
 	}
@@ -109,7 +109,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 			t.faultAt(key, "is of %s checks only, and this one is %s: leave it out", oneOf(of), c.Type)
 		}
 	}
-	t.finish(nil)
+	t.finish()
 	return &c
 }
 

@@ -19,7 +19,7 @@ func readConnections(t *table) Connections {
 		SecureTCP:     SecureTCP(t.oneOf("secure_tcp", string(SecureAuto), string(SecureAlways), string(SecureOff))),
 	}
 	c.HalfOpenMax = readHalfOpenMax(t, c.Max)
-	t.finish(nil)
+	t.finish()
 	return c
 }
 
@@ -46,6 +46,6 @@ func readTimeouts(t *table) Timeouts {
 		UDP:    read("udp", 5*time.Minute),
 		SCTP:   read("sctp", 15*time.Minute),
 	}
-	t.finish(nil)
+	t.finish()
 	return timeouts
 }

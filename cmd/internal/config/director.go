@@ -21,10 +21,11 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		Offload: t.offload("offload"),
 		Source:  readSource(t),
 		Control: readControl(t),
+		Metrics: t.listen("metrics", "127.0.0.1:9464"),
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",
 	}
-	t.finish(laterInDirector())
+	t.finish()
 	d.Queues = onePerCPU(d.Queues)
 
 	d.Connections = readConnections(root.table("connections", "a [connections] table"))
@@ -32,7 +33,7 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
 	d.Notify = readNotify(root)
-	root.finish(nil)
+	root.finish()
 
 	if len(faults) > 0 {
 		return nil, &faults

@@ -14,7 +14,7 @@ func readNotify(root *table) Notify {
 	if t.values["command"] == nil && t.values["webhook"] == nil && there && t.values != nil {
 		t.fault("neither command nor webhook is there: want one of them or both, or leave the table out")
 	}
-	t.finish(nil)
+	t.finish()
 	return n
 }
 

@@ -27,7 +27,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	root.required("realserver", wantTable)
 	t := root.table("realserver", wantTable)
 	if len(faults) > 0 { // a line for each key that it should have would only hide this one
-		root.finish(nil)
+		root.finish()
 		return nil, &faults
 	}
 
@@ -42,6 +42,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		MSS:       readMSS(t),
 		Table:     readTable(t),
 		Control:   t.socket("control", "/run/vstun/realserver.sock"),
+		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}
 	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !slices.Contains(r.Encaps, "gre") {
@@ -52,8 +53,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 			t.faultAt("directors", "\"%v\" is one of the vips: want the directors' own addresses", vip)
 		}
 	}
-	t.finish(laterInRealserver())
-	root.finish(nil)
+	t.finish()
+	root.finish()
 
 	if len(faults) > 0 {
 		return nil, &faults
@@ -100,7 +101,7 @@ func readEncaps(t *table) []string {
 	list, _ := t.array("encap", "an array of "+oneOf(offered))
 	var names []string
 	for _, v := range list {
-		name, ok := t.choice("encap", v, offered, nil)
+		name, ok := t.choice("encap", v, offered)
 		switch {
 		case !ok:
 		case slices.Contains(names, name):

@@ -36,7 +36,7 @@ func readFlags(t *table) SchedulerFlags {
 	}
 	var seen []string
 	for _, v := range list {
-		name, ok := t.choice("scheduler_flags", v, offered, nil)
+		name, ok := t.choice("scheduler_flags", v, offered)
 		if !ok {
 			continue
 		}
@@ -73,7 +73,7 @@ func readPersistence(service *table, vips []netip.Addr) Persistence {
 		p.Netmask = t.integer("netmask", 32, 1, 32, "1 to 32 (netmask6 is for IPv6)")
 		p.Netmask6 = t.integer("netmask6", 128, 1, 128, want6)
 	}
-	t.finish(nil)
+	t.finish()
 	return p
 }
 

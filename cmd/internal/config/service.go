@@ -96,7 +96,7 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 or IPv6 address, or an array of them"))
 	protocols := []string{"tcp", "udp", "sctp"}
 	if v, ok := t.required("protocol", oneOf(protocols)); ok {
-		s.Protocol, _ = t.choice("protocol", v, protocols, nil)
+		s.Protocol, _ = t.choice("protocol", v, protocols)
 	}
 	s.Ports = t.ports("port")
 	r.readScheduling(t, &s)
@@ -107,7 +107,7 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	s.Check = checks.check
 	s.Realservers = r.readRealservers(t, tunnel, checks)
 	checkQuorum(t, &s)
-	t.finish(nil)
+	t.finish()
 
 	for _, vip := range s.VIPs {
 		if _, ok := r.vips[vip]; !ok {
@@ -144,7 +144,7 @@ func (r *serviceReader) scheduler(t *table) string {
 	if !ok {
 		v = "wlc"
 	}
-	name, _ := t.choice("scheduler", v, r.features.Schedulers, laterSchedulers())
+	name, _ := t.choice("scheduler", v, r.features.Schedulers)
 	return name
 }
 
@@ -154,7 +154,7 @@ func readEncap(t *table, otherwise string) string {
 	if !ok {
 		return otherwise
 	}
-	name, _ := t.choice("encap", v, Encaps(), nil)
+	name, _ := t.choice("encap", v, Encaps())
 	return name
 }
 
@@ -217,7 +217,7 @@ func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *c
 		rs.Upper, rs.Lower = readThresholds(t)
 		rs.Tunnel = tunnel.readFor(t)
 		rs.Check = checks.readFor(t)
-		t.finish(nil)
+		t.finish()
 		list = append(list, rs)
 	}
 	checkTunnels(service, tunnel, list)

@@ -174,7 +174,7 @@ func (t *table) duration(key string, absent, low, high time.Duration, want strin
 }
 
 // choice checks that a value is one of the offered names, and tells names that are yet to come from unknown ones.
-func (t *table) choice(key string, value any, offered, later []string) (string, bool) {
+func (t *table) choice(key string, value any, offered []string) (string, bool) {
 	want := oneOf(offered)
 	s, ok := value.(string)
 	switch {
@@ -183,8 +183,6 @@ func (t *table) choice(key string, value any, offered, later []string) (string, 
 		return "", false
 	case slices.Contains(offered, s):
 		return s, true
-	case slices.Contains(later, s):
-		t.faultAt(key, "%s is not in this version yet: want %s", show(s), want)
 	default:
 		t.faultAt(key, "%s is unknown: want %s", show(s), want)
 	}
@@ -264,22 +262,10 @@ func (t *table) tables(key, want string) []map[string]any {
 	return rows
 }
 
-// finish reports the keys that this version does not have yet and those that do not exist at all.
-func (t *table) finish(later []laterKey) {
-	refused := map[string]bool{}
-	for _, l := range later {
-		refused[l.name] = true
-		v, ok := t.values[l.name]
-		switch {
-		case !ok || l.allows(v):
-		case l.only == nil:
-			t.faultAt(l.name, "not in this version yet: leave it out")
-		default:
-			t.faultAt(l.name, "%s is not in this version yet: leave it out or write %s", show(v), show(l.only))
-		}
-	}
+// finish reports the keys that do not exist.
+func (t *table) finish() {
 	for _, key := range slices.Sorted(maps.Keys(t.values)) {
-		if refused[key] || slices.Contains(t.known, key) {
+		if slices.Contains(t.known, key) {
 			continue
 		}
 		if near, ok := nearest(key, t.known); ok {

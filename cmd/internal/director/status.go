@@ -32,9 +32,8 @@ func (d *director) status() control.DirectorStatus {
 	d.shared.Read(&t)
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
 	st.Services = d.servicesStatus(time.Now())
-	if n, err := routing.Dropped(d.device.Name()); err == nil {
-		st.Overruns = n
-	}
+	st.Overruns = d.overruns()
+	st.Configuration = d.configuration()
 	st.Waiting = d.shared.Waiting()
 	st.Leaving = leaving(d.bal.Leaving())
 	return st
@@ -59,6 +58,23 @@ func (d *director) servicesStatus(now time.Time) []control.Service {
 		svc := serviceStatus(&s)
 		healthStatus(&svc, c, &s, verdicts[s.Name], states, now)
 		all = append(all, svc)
+	}
+	return all
+}
+
+// overruns is the packets that the kernel dropped because no worker took them.
+func (d *director) overruns() uint64 {
+	n, err := routing.Dropped(d.device.Name())
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// loops are the workers' for the watchdog.
+func (d *director) loops() (all []daemon.Loop) {
+	for _, w := range d.workers {
+		all = append(all, w.Batches())
 	}
 	return all
 }

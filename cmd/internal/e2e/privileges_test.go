@@ -230,6 +230,7 @@ func TestForeignConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.director.start()
+	s.director.mustLogReady() // the warning comes before that
 	if !strings.Contains(s.director.Output(), "a reload can't read the configuration file") {
 		t.Errorf("no warning:\n%s", s.director.Output())
 	}
