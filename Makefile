@@ -1,15 +1,28 @@
-# make demo | test | uploads | interop | bench | build | lint | fuzz | deps | clean
+# make demo | test | uploads | interop | bench | build | install | uninstall | package | lint | fuzz | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build demo test uploads interop bench lint fuzz deps clean
+.PHONY: all build install uninstall package demo test uploads interop bench lint fuzz deps clean
 all: build
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/director ./cmd/realserver ./cmd/lab
+
+# Both programs with units, manual pages, completions and examples: below PREFIX, and that below DESTDIR. PROGRAMS=director is only for that host.
+PREFIX   ?= /usr/local
+PROGRAMS ?= director realserver
+install: build
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" .ci/install bin $(PROGRAMS)
+
+uninstall:
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" .ci/install --remove bin $(PROGRAMS)
+
+# Debian packages of both, in bin/. DEBFULLNAME and DEBEMAIL are their maintainer.
+package:
+	.ci/package bin
 
 # Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6.
 demo: build

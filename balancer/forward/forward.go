@@ -21,7 +21,7 @@ type Source interface {
 }
 
 // batch is the number of packets that are read before any is sent.
-const batch = 64
+const batch = packet.MaxBatch
 
 // Worker forwards the packets of one queue.
 //
@@ -40,6 +40,7 @@ type Worker struct {
 	balancer *balancer.Balancer
 	clock    func() conntab.Ticks
 	counters packet.Counters
+	batches  packet.Batches
 	out      output
 
 	bufs  []packet.Buf
@@ -63,6 +64,9 @@ func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balanc
 
 // Read adds what the worker has counted to t.
 func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
+
+// Batches is what the worker has counted of its batches.
+func (w *Worker) Batches() *packet.Batches { return &w.batches }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
 func (w *Worker) LastError() error {
@@ -88,6 +92,7 @@ func (w *Worker) Run() error {
 
 // forward treats one batch.
 func (w *Worker) forward(bufs []packet.Buf) {
+	w.batches.Begin(len(bufs))
 	snap, now := w.balancer.Snapshot(), w.clock()
 	w.answers.free = w.answers.room
 	for i := range bufs {
@@ -115,6 +120,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	}
 	w.out.flush()
 	w.counters.Add(&w.tally)
+	w.batches.End()
 }
 
 // packet treats one packet, p its headers: what is to be sent is added to w.out.

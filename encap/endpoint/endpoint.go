@@ -26,7 +26,7 @@ type Sink interface {
 
 const (
 	// batch is the number of packets that are received before any is written.
-	batch = 64
+	batch = packet.MaxBatch
 
 	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is written. The cache still
 	// has them then.
@@ -44,6 +44,8 @@ type Worker struct {
 	mss      *MSS
 	merge    bool
 	counters packet.Counters
+	batches  packet.Batches
+	merged   atomic.Uint64 // packets that went behind another one of their connection into one piece with it
 
 	mss4, mss6 int // in this batch
 	bufs       []packet.Buf
@@ -65,6 +67,12 @@ func NewWorker(source Source, sink Sink, policy *Policy, mss *MSS, merge bool) *
 // Read adds what the worker has counted to t.
 func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
 
+// Batches is what the worker has counted of its batches.
+func (w *Worker) Batches() *packet.Batches { return &w.batches }
+
+// Merged is the number of packets that have been written as a part of another one, behind it.
+func (w *Worker) Merged() uint64 { return w.merged.Load() }
+
 // Run moves packets until source or sink is closed. It waits in the source's system call, so that the thread that the kernel wakes goes on with it.
 func (w *Worker) Run() error {
 	for {
@@ -83,6 +91,7 @@ func (w *Worker) Run() error {
 
 // move treats one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
+	w.batches.Begin(len(bufs))
 	w.mss4, w.mss6 = int(w.mss.V4.Load()), int(w.mss.V6.Load())
 	var err error
 	for i := range bufs {
@@ -98,6 +107,7 @@ func (w *Worker) move(bufs []packet.Buf) error {
 	}
 	err = errors.Join(err, w.flush())
 	w.counters.Add(&w.tally)
+	w.batches.End()
 	return err
 }
 
@@ -168,6 +178,9 @@ func (w *Worker) flush() error {
 	w.coalesce.finish()
 	var err error
 	if len(w.out) > 0 {
+		if merged := w.accepted - len(w.out); merged > 0 {
+			w.merged.Add(uint64(merged))
+		}
 		var n, bytes int
 		n, bytes, err = w.sink.WriteBatch(w.out)
 		w.tally.OutPackets += uint64(n)

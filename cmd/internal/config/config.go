@@ -30,9 +30,10 @@ type Director struct {
 	Queues      int    // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload     bool   // use the offloads of the TUN device that the kernel has
 	Source      Sources
-	Control     string     // absolute path of the control socket, at most 107 bytes
-	Log         slog.Level // least level that is logged
-	Silent      bool       // clients are not told that nobody serves them
+	Control     string         // absolute path of the control socket, at most 107 bytes
+	Metrics     netip.AddrPort // where HTTP is served; the zero value: nowhere
+	Log         slog.Level     // least level that is logged
+	Silent      bool           // clients are not told that nobody serves them
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 }
@@ -162,6 +163,7 @@ type Realserver struct {
 	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
 	Table     int            // routing table for replies, and priority of the rule that leads to it
 	Control   string         // absolute path of the control socket, at most 107 bytes
+	Metrics   netip.AddrPort // where HTTP is served; the zero value: nowhere
 	Log       slog.Level     // least level that is logged
 }
 

@@ -21,10 +21,11 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		Offload: t.offload("offload"),
 		Source:  readSource(t),
 		Control: readControl(t),
+		Metrics: t.listen("metrics", "127.0.0.1:9464"),
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",
 	}
-	t.finish(laterInDirector())
+	t.finish(nil)
 	d.Queues = onePerCPU(d.Queues)
 
 	d.Connections = readConnections(root.table("connections", "a [connections] table"))

@@ -52,7 +52,7 @@ func TestDirectorDefaults(t *testing.T) {
 			EncapPort: 6080,
 		}},
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -69,6 +69,7 @@ func TestDirectorEveryKey(t *testing.T) {
 		Queues:  4,
 		Source:  config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")},
 		Control: "/run/vstun/director.sock",
+		Metrics: netip.MustParseAddrPort("[::1]:9464"),
 		Log:     slog.LevelDebug,
 		Silent:  true,
 		Connections: config.Connections{
@@ -130,7 +131,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			EncapPort: 6080,
 		}},
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -139,7 +140,6 @@ func TestDirectorEveryKey(t *testing.T) {
 func TestDirectorReference(t *testing.T) {
 	_, err := config.ParseDirector("x.toml", readTestdata(t, "reference-director.toml"), features())
 	wantFaults(t, err,
-		`director: metrics: not in this version yet: leave it out`,
 		`service "web": sorry_server: not in this version yet: leave it out`,
 		`service "web": check: not in this version yet: leave it out`,
 	)
@@ -151,6 +151,7 @@ func TestDirectorFaults(t *testing.T) {
 		wantPorts  = `want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
 		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 		wantDevice = `want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`
+		wantListen = `want an address of this host and a port, such as "127.0.0.1:9464", or "0.0.0.0" or "[::]" for all of its addresses`
 		wantSocket = `want an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`
 		wantTime   = `want 1s to 744h (31 days)`
 		wantMax    = `want 1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)`
@@ -182,7 +183,7 @@ func TestDirectorFaults(t *testing.T) {
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
-		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control, log or no_service`}},
+		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control, metrics, log or no_service`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
 		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},
@@ -212,7 +213,12 @@ func TestDirectorFaults(t *testing.T) {
 		{"control long", director(`control = "/` + strings.Repeat("x", 107) + `"`), []string{`director: control: "/` + strings.Repeat("x", 63) + `…" has 108 bytes: ` + wantSocket}},
 		{"log", director(`log = "INFO"`), []string{`director: log: "INFO" is unknown: want debug, info, warn or error`}},
 		{"log type", director(`log = 2021-01-01`), []string{`director: log: a date or time is of the wrong type: want debug, info, warn or error`}},
-		{"metrics", director(`metrics = "127.0.0.1:9464"`), []string{`director: metrics: not in this version yet: leave it out`}},
+		{"metrics", director(`metrics = ":9464"`), []string{`director: metrics: ":9464" is not an address and a port: ` + wantListen}},
+		{"metrics name", director(`metrics = "localhost:9464"`), []string{`director: metrics: "localhost:9464" is not an address and a port: ` + wantListen}},
+		{"metrics type", director(`metrics = 9464`), []string{`director: metrics: 9464 is of the wrong type: ` + wantListen}},
+		{"metrics port", director(`metrics = "10.0.2.2:0"`), []string{`director: metrics: "10.0.2.2:0" has port 0: want 1 to 65535`}},
+		{"metrics mapped", director(`metrics = "[::ffff:10.0.2.2]:80"`), []string{`director: metrics: "[::ffff:10.0.2.2]:80" is an IPv4-mapped IPv6 address: want "10.0.2.2:80"`}},
+		{"metrics multicast", director(`metrics = "[ff02::1]:80"`), []string{`director: metrics: "[ff02::1]:80" is a multicast address: ` + wantListen}},
 
 		// [connections]
 		{"max low", connections("max = 1023"), []string{`connections: max: 1023 is out of range: ` + wantMax}},

@@ -12,10 +12,6 @@ type laterKey struct {
 
 func (l laterKey) allows(value any) bool { return l.only != nil && reflect.DeepEqual(value, l.only) }
 
-func laterInDirector() []laterKey {
-	return []laterKey{{name: "metrics"}}
-}
-
 func laterInService() []laterKey {
 	return []laterKey{
 		{"quorum", int64(1)},
@@ -28,12 +24,6 @@ func laterInService() []laterKey {
 func laterInServiceRealserver() []laterKey {
 	return []laterKey{
 		{name: "check"},
-	}
-}
-
-func laterInRealserver() []laterKey {
-	return []laterKey{
-		{name: "metrics"},
 	}
 }
 

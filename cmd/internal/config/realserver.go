@@ -42,6 +42,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		MSS:       readMSS(t),
 		Table:     readTable(t),
 		Control:   t.socket("control", "/run/vstun/realserver.sock"),
+		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}
 	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !slices.Contains(r.Encaps, "gre") {
@@ -52,7 +53,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 			t.faultAt("directors", "\"%v\" is one of the vips: want the directors' own addresses", vip)
 		}
 	}
-	t.finish(laterInRealserver())
+	t.finish(nil)
 	root.finish(nil)
 
 	if len(faults) > 0 {

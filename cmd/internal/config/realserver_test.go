@@ -37,7 +37,7 @@ func TestRealserverDefaults(t *testing.T) {
 		Control:   "/run/vstun/realserver.sock",
 		Log:       slog.LevelInfo,
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -59,17 +59,20 @@ func TestRealserverEveryKey(t *testing.T) {
 		MSS:       1400,
 		Table:     100,
 		Control:   "/run/vstun/realserver.sock",
+		Metrics:   netip.MustParseAddrPort("0.0.0.0:9465"),
 		Log:       slog.LevelWarn,
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
-// The documented file as a whole: what is refused in it is what this version does not have yet, and nothing else.
+// The documented file as a whole.
 func TestRealserverReference(t *testing.T) {
-	_, err := config.ParseRealserver("x.toml", readTestdata(t, "reference-realserver.toml"))
-	wantFaults(t, err, `realserver: metrics: not in this version yet: leave it out`)
+	got, err := config.ParseRealserver("x.toml", readTestdata(t, "reference-realserver.toml"))
+	if err != nil || got.Metrics != netip.MustParseAddrPort("127.0.0.1:9465") {
+		t.Errorf("%+v, %v", got, err)
+	}
 }
 
 // Each of these faults gives exactly these lines.
@@ -101,7 +104,7 @@ func TestRealserverFaults(t *testing.T) {
 			`realserver: vips: missing: want an array of IPv4 and IPv6 addresses`,
 			`realserver: directors: missing: ` + wantList,
 		}},
-		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, encap_port, mss, table, control, log or encap_key`}},
+		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, encap_port, mss, table, control, metrics, log or encap_key`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
 		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 and IPv6 addresses`}},
 		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 and IPv6 addresses`}},
@@ -141,7 +144,7 @@ func TestRealserverFaults(t *testing.T) {
 		{"encap_port", with("encap_port = 65536"), []string{`realserver: encap_port: 65536 is out of range: want 1 to 65535`}},
 		{"key of no GRE", with("encap_key = 7"), []string{`realserver: encap_key: only gre has a key, and encap has no gre: leave it out`}},
 		{"key", with("encap = [\"gre\"]\nencap_key = -1"), []string{`realserver: encap_key: -1 is out of range: want 0 to 4294967295`}},
-		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: not in this version yet: leave it out`}},
+		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: "" is not an address and a port: want an address of this host and a port, such as "127.0.0.1:9465", or "0.0.0.0" or "[::]" for all of its addresses`}},
 		{"mss small", with("mss = 87"), []string{`realserver: mss: 87 is out of range: ` + wantMSS}},
 		{"mss big", with("mss = 65496"), []string{`realserver: mss: 65496 is out of range: ` + wantMSS}},
 		{"mss text", with(`mss = "1400"`), []string{`realserver: mss: "1400" is not a size: ` + wantMSS}},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -39,6 +40,34 @@ func (t *table) socket(key, absent string) string {
 		t.faultAt(key, "%s has %d bytes: want %s", show(path), len(path), want)
 	}
 	return path
+}
+
+// listen reads the address and port on which to answer; without the key it is the zero value. Such says what one looks like.
+func (t *table) listen(key, such string) netip.AddrPort {
+	want := fmt.Sprintf("an address of this host and a port, such as %q, or \"0.0.0.0\" or \"[::]\" for all of its addresses", such)
+	v, ok := t.value(key)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	s, ok := v.(string)
+	if !ok {
+		t.wrongType(key, v, want)
+		return netip.AddrPort{}
+	}
+	a, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil:
+		t.faultAt(key, "%s is not an address and a port: want %s", show(s), want)
+	case a.Port() == 0:
+		t.faultAt(key, "%s has port 0: want 1 to 65535", show(s))
+	case a.Addr().Is4In6():
+		t.faultAt(key, "%s is an IPv4-mapped IPv6 address: want \"%v\"", show(s), netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+	case a.Addr().IsMulticast():
+		t.faultAt(key, "%s is a multicast address: want %s", show(s), want)
+	default:
+		return a
+	}
+	return netip.AddrPort{}
 }
 
 // offload reads whether a TUN device may leave checksums and segmentation to the program: "auto" or "off".

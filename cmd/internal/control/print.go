@@ -15,6 +15,13 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
+	if c := st.Configuration; c.Error != "" {
+		fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
+		for line := range strings.Lines(c.Error) {
+			fmt.Fprintf(w, "  %s\n", strings.TrimSuffix(line, "\n"))
+		}
+		fmt.Fprintln(w)
+	}
 	printServices(w, st.Services)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")

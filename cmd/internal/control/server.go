@@ -62,7 +62,12 @@ func (s *Server) Do(path string, fn func() (any, error)) {
 }
 
 func (s *Server) handle(pattern string, fn func() (any, error)) {
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
+	s.mux.Handle(pattern, JSON(fn))
+}
+
+// JSON answers with what fn returns, here and wherever else it is served.
+func JSON(fn func() (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		v, err := fn()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)

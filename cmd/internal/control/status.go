@@ -2,27 +2,38 @@
 // only its owner may use.
 package control
 
-import "vstun/encap/packet"
+import (
+	"time"
+
+	"vstun/encap/packet"
+)
 
 // DirectorStatus is what GET /status on a director's control socket returns, and what `director status --json`
 // prints.
 type DirectorStatus struct {
-	Program     string            `json:"program"` // "director"
-	Version     string            `json:"version"`
-	Pid         int               `json:"pid"`
-	Uptime      float64           `json:"uptime_seconds"`
-	TUN         string            `json:"tun"`
-	Queues      int               `json:"queues"`
-	Offloads    string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
-	In          Traffic           `json:"in"`       // read from the TUN device
-	Out         Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP to clients
-	Drops       map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
-	Waiting     int               `json:"waiting"`  // fragments that wait for the rest of their packets: neither sent nor refused yet
-	Connections Connections       `json:"connections"`
-	Services    []Service         `json:"services"`
-	Leaving     Leaving           `json:"leaving"`
-	Overruns    uint64            `json:"overruns"`             // packets that the kernel dropped because the director was too slow
-	SendError   string            `json:"send_error,omitempty"` // the kernel's reason for the last packet that it refused to send
+	Program       string            `json:"program"` // "director"
+	Version       string            `json:"version"`
+	Pid           int               `json:"pid"`
+	Uptime        float64           `json:"uptime_seconds"`
+	TUN           string            `json:"tun"`
+	Queues        int               `json:"queues"`
+	Offloads      string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	In            Traffic           `json:"in"`       // read from the TUN device
+	Out           Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP to clients
+	Drops         map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
+	Waiting       int               `json:"waiting"`  // fragments that wait for the rest of their packets: neither sent nor refused yet
+	Connections   Connections       `json:"connections"`
+	Services      []Service         `json:"services"`
+	Leaving       Leaving           `json:"leaving"`
+	Configuration Configuration     `json:"configuration"`
+	Overruns      uint64            `json:"overruns"`             // packets that the kernel dropped because the director was too slow
+	SendError     string            `json:"send_error,omitempty"` // the kernel's reason for the last packet that it refused to send
+}
+
+// Configuration is what came of reading the configuration file.
+type Configuration struct {
+	Read  time.Time `json:"read"`                   // when what is in force was read
+	Error string    `json:"reload_error,omitempty"` // why a reload since then has changed nothing, a line for each fault
 }
 
 // Leaving is what remains of realservers that are not configured any more: they keep their connections until those end.
@@ -124,6 +135,7 @@ type RealserverStatus struct {
 	In        Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
 	Out       Traffic           `json:"out"`      // written to the TUN device
 	Drops     map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
+	Merged    uint64            `json:"merged"`   // packets written as a part of another one, behind it
 	Overruns  uint64            `json:"overruns"` // packets that the kernel dropped because the agent was too slow
 }
 

@@ -81,18 +81,25 @@ func TestEvery(t *testing.T) {
 	}
 }
 
-func TestNotify(t *testing.T) {
-	t.Setenv("NOTIFY_SOCKET", "")
-	if err := Notify("READY=1"); err != nil {
-		t.Error(err)
-	}
+// serviceManager is the socket on which a service manager listens to this process.
+func serviceManager(t *testing.T) *net.UnixConn {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "n")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { l.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
+	return l
+}
+
+func TestNotify(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := Notify("READY=1"); err != nil {
+		t.Error(err)
+	}
+	l := serviceManager(t)
 	if err := Notify("READY=1"); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +107,7 @@ func TestNotify(t *testing.T) {
 	if n, err := l.Read(b); err != nil || string(b[:n]) != "READY=1" {
 		t.Errorf("%q %v", b[:n], err)
 	}
-	t.Setenv("NOTIFY_SOCKET", path+"x")
+	t.Setenv("NOTIFY_SOCKET", os.Getenv("NOTIFY_SOCKET")+"x")
 	if err := Notify("READY=1"); err == nil {
 		t.Error("nobody listens, and no error")
 	}

@@ -6,13 +6,15 @@ import (
 	"strings"
 
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/metrics"
 )
 
-// changes says in a line each what differs between two configurations of a running director: source, services and realservers.
+// changes says in a line each what differs between two configurations of a running director: its addresses, services and realservers.
 func changes(was, is *config.Director) []string {
 	var lines difference
 	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
 	lines.compare("no_service", noServiceName(was.Silent), noServiceName(is.Silent))
+	lines.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
 	former := make(map[string]*config.Service, len(was.Services))
 	for i := range was.Services {
 		former[was.Services[i].Name] = &was.Services[i]

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/metrics"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -37,6 +39,7 @@ type director struct {
 	start   time.Time
 	network *routing.Manager
 	control *control.Server
+	http    *metrics.Server
 	table   *conntab.Table
 	device  *tundev.Device
 	errors  []io.Closer // ICMP errors about tunnel packets, for the kernel to learn from
@@ -46,8 +49,9 @@ type director struct {
 	workers []*forward.Worker
 	relays  []*forward.Relay // of ICMP errors about tunnel packets
 
-	reloads  sync.Mutex // one after the other
-	mu       sync.Mutex // of what a reload changes
+	reloads  sync.Mutex                            // one after the other
+	read     atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+	mu       sync.Mutex                            // of what a reload changes
 	cfg      *config.Director
 	leftVIPs []netip.Addr                // not configured any more, but with connections
 	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
@@ -59,7 +63,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	d := &director{file: file, start: time.Now(), cfg: cfg, shared: forward.NewShared()}
+	d := &director{file: file, start: time.Now(), cfg: cfg, shared: forward.NewShared(), http: metrics.NewServer()}
 	d.log, d.flush = daemon.Logger(cfg.Log)
 	defer func() {
 		if err != nil {
@@ -74,6 +78,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	if d.control, err = control.Listen(cfg.Control); err != nil {
+		return nil, err
+	}
+	if err := d.openHTTP(); err != nil {
 		return nil, err
 	}
 	d.table = conntab.New(tableConfig(cfg.Connections))
@@ -212,15 +219,19 @@ const (
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	d.control.Answer("/status", func() (any, error) { return d.status(), nil })
+	d.control.Lives(func() { d.status() })
 	d.control.Stream("/connections", d.connections)
 	d.control.Do("/reload", func() (any, error) {
 		lines, err := d.reload()
 		return control.Reload{Changes: lines}, err
 	})
+	d.serveHTTP()
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{
 		d.control.Run,
+		d.http.Run,
+		daemon.Watchdog(d.log, d.control.Alive, daemon.Standstill(d.overruns, d.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)
 			return d.network.Watch(ctx)
@@ -243,7 +254,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	for _, r := range d.relays {
 		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
-	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "offloads", d.device.Offloads(), "services", len(d.cfg.Services), "control", d.cfg.Control)
+	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "offloads", d.device.Offloads(), "services", len(d.cfg.Services), "control", d.cfg.Control, "metrics", metrics.Name(d.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		d.log.Warn("service manager not told that we are ready", "error", err)
 	}
@@ -281,6 +292,7 @@ func (d *director) close() error {
 	if d.control != nil {
 		errs = append(errs, d.control.Close())
 	}
+	d.http.Close()
 	d.flush()
 	return errors.Join(errs...)
 }

@@ -7,8 +7,10 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
 )
 
 // reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
@@ -16,6 +18,7 @@ import (
 func (d *director) reload() ([]string, error) {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
+	read := time.Now()
 	was := d.cfg // only a reload changes it
 	cfg, err := load(d.file)
 	if err == nil {
@@ -26,8 +29,10 @@ func (d *director) reload() ([]string, error) {
 	}
 	if err != nil {
 		d.log.Error("reload: nothing changed", "file", d.file, "error", err)
+		d.read.Store(&control.Configuration{Read: d.configuration().Read, Error: err.Error()})
 		return nil, err
 	}
+	d.read.Store(&control.Configuration{Read: read})
 	lines := append([]string{}, changes(was, cfg)...)
 	for i, line := range lines {
 		if i == loggedChanges {
@@ -40,16 +45,37 @@ func (d *director) reload() ([]string, error) {
 	return lines, nil
 }
 
+// configuration is what came of reading the file.
+func (d *director) configuration() control.Configuration {
+	if c := d.read.Load(); c != nil {
+		return *c
+	}
+	return control.Configuration{Read: d.start}
+}
+
 // loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
 const loggedChanges = 100
 
-// apply puts cfg in force: first the routes of new VIPs, which can fail, then the services, in one step. The routes of VIPs that leave stay for
+// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs, then the services, in one step. The routes of VIPs that leave stay for
 // as long as connections do that have left.
-func (d *director) apply(cfg *config.Director) error {
+func (d *director) apply(cfg *config.Director) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.sameProgram(cfg); err != nil {
 		return err
+	}
+	if cfg.Metrics != d.cfg.Metrics {
+		l, err := d.http.Bind(cfg.Metrics)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err == nil {
+				d.http.Use(l, cfg.Metrics)
+			} else if l != nil {
+				l.Close()
+			}
+		}()
 	}
 	was := append(vips(d.cfg), d.leftVIPs...)
 	want := vips(cfg)
@@ -83,10 +109,11 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Silent, b.Silent = false, false
+	a.Metrics, b.Metrics = netip.AddrPort{}, netip.AddrPort{}
 	a.Services, b.Services = nil, nil
 	a.Source, b.Source = config.Sources{}, config.Sources{}
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, and only services, source and no_service can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, and only services, source, no_service and metrics can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
 }

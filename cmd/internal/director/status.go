@@ -32,12 +32,28 @@ func (d *director) status() control.DirectorStatus {
 	for _, s := range d.bal.Snapshot().Status() {
 		st.Services = append(st.Services, serviceStatus(&s))
 	}
-	if n, err := routing.Dropped(d.device.Name()); err == nil {
-		st.Overruns = n
-	}
+	st.Overruns = d.overruns()
+	st.Configuration = d.configuration()
 	st.Waiting = d.shared.Waiting()
 	st.Leaving = leaving(d.bal.Leaving())
 	return st
+}
+
+// overruns is the packets that the kernel dropped because no worker took them.
+func (d *director) overruns() uint64 {
+	n, err := routing.Dropped(d.device.Name())
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// loops are the workers' for the watchdog.
+func (d *director) loops() (all []daemon.Loop) {
+	for _, w := range d.workers {
+		all = append(all, w.Batches())
+	}
+	return all
 }
 
 func leaving(all []balancer.Leaving) (st control.Leaving) {

@@ -30,9 +30,12 @@ const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
 
 // onlyBelow says which packages may import a library, tests apart.
 var onlyBelow = map[string][]string{
-	"github.com/BurntSushi/toml":        {"cmd/internal/config"},
-	"github.com/spf13/cobra":            {"cmd"},
-	"net/http":                          {"cmd"},
+	"github.com/BurntSushi/toml": {"cmd/internal/config"},
+	"github.com/spf13/cobra":     {"cmd"},
+	"net/http":                   {"cmd"},
+	"github.com/prometheus/client_golang/prometheus":            {"cmd/internal/metrics"},
+	"github.com/prometheus/client_golang/prometheus/collectors": {"cmd/internal/metrics"},
+	"github.com/prometheus/client_golang/prometheus/promhttp":   {"cmd/internal/metrics"},
 	"os/signal":                         {"cmd"},
 	"github.com/vishvananda/netlink":    {"routing", "cmd/internal/lab"},
 	"github.com/vishvananda/netns":      {"routing", "cmd/internal/lab"},

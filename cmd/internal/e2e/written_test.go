@@ -51,6 +51,12 @@ func (s *site) ask(command ...string) result {
 func (s *site) reloadWritten(config string) (changes []string) {
 	s.t.Helper()
 	s.director.configure(s.written(config))
+	return s.mustReload()
+}
+
+// mustReload has the running director read its file again, and returns the changes that it prints.
+func (s *site) mustReload() (changes []string) {
+	s.t.Helper()
 	got := s.ask("reload")
 	if got.code != 0 || got.stderr != "" {
 		s.t.Fatalf("director reload: exit status %d\n%s%s", got.code, got.stdout, got.stderr)

@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/metrics"
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/packet"
@@ -32,6 +33,7 @@ type agent struct {
 	flush     func() // of the log
 	start     time.Time
 	control   *control.Server
+	http      *metrics.Server
 	network   *routing.Manager
 	device    *tundev.Device
 	receivers []*wire.Receiver
@@ -47,7 +49,7 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, start: time.Now()}
+	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer()}
 	a.log, a.flush = daemon.Logger(cfg.Log)
 	defer func() {
 		if err != nil {
@@ -64,6 +66,11 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if a.control, err = control.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
+	l, err := a.http.Bind(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	a.http.Use(l, cfg.Metrics)
 	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
 		return nil, err
 	}
@@ -303,13 +310,18 @@ const pathsEvery = 10 * time.Second
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (a *agent) run(ctx context.Context) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
-	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.V4.Load(), "mss6", a.mss.V6.Load(), "control", a.cfg.Control)
+	a.control.Lives(func() { a.status() })
+	a.serveHTTP()
+	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.V4.Load(), "mss6", a.mss.V6.Load(), "control", a.cfg.Control, "metrics", metrics.Name(a.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
 	watched := make(chan struct{})
+	// A socket counts as overruns also what has a wrong checksum: they tell nothing of the workers.
 	tasks := []daemon.Task{
 		a.control.Run,
+		a.http.Run,
+		daemon.Watchdog(a.log, a.control.Alive, daemon.Standstill(nil, a.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
@@ -385,15 +397,15 @@ func (a *agent) refresh() {
 
 func (a *agent) status() control.RealserverStatus {
 	var t packet.Tally
-	overruns := uint64(0)
-	for i, w := range a.workers {
+	var merged uint64
+	for _, w := range a.workers {
 		w.Read(&t)
-		overruns += a.receivers[i].Overruns()
+		merged += w.Merged()
 	}
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Overruns: overruns}
+		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns()}
 	for _, v := range a.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}
@@ -401,6 +413,22 @@ func (a *agent) status() control.RealserverStatus {
 		st.Directors = append(st.Directors, d.String())
 	}
 	return st
+}
+
+// overruns is the packets that the kernel dropped because no worker took them.
+func (a *agent) overruns() (n uint64) {
+	for _, r := range a.receivers {
+		n += r.Overruns()
+	}
+	return n
+}
+
+// loops are the workers' for the watchdog.
+func (a *agent) loops() (all []daemon.Loop) {
+	for _, w := range a.workers {
+		all = append(all, w.Batches())
+	}
+	return all
 }
 
 // closeIO ends the workers.
@@ -427,6 +455,7 @@ func (a *agent) close() error {
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}
+	a.http.Close()
 	a.flush()
 	return errors.Join(errs...)
 }

@@ -1,0 +1,313 @@
+package metrics
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"vstun/cmd/internal/control"
+	"vstun/encap/packet"
+)
+
+// ask returns what is answered to a scrape.
+func ask(t testing.TB, h http.Handler) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+// values reads an answer: the values of our metrics, by "name{label=value,…}" with labels in their order.
+func values(t *testing.T, text string) map[string]float64 {
+	t.Helper()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for name, f := range families {
+		if !strings.HasPrefix(name, "vstun_") {
+			continue
+		}
+		for _, m := range f.Metric {
+			var labels []string
+			for _, l := range m.Label {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			key := name
+			if labels != nil {
+				key += "{" + strings.Join(labels, ",") + "}"
+			}
+			switch {
+			case m.Counter != nil:
+				all[key] = m.Counter.GetValue()
+			case m.Gauge != nil:
+				all[key] = m.Gauge.GetValue()
+			case m.Histogram != nil:
+				all[key+" count"], all[key+" sum"] = float64(m.Histogram.GetSampleCount()), m.Histogram.GetSampleSum()
+				for _, b := range m.Histogram.Bucket {
+					all[fmt.Sprintf("%s le=%v", key, b.GetUpperBound())] = float64(b.GetCumulativeCount())
+				}
+			}
+		}
+	}
+	return all
+}
+
+// must wants these values among all.
+func must(t *testing.T, all, want map[string]float64) {
+	t.Helper()
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		if got, ok := all[key]; !ok || got != want[key] {
+			t.Errorf("%s is %v (there: %v), want %v", key, got, ok, want[key])
+		}
+	}
+}
+
+// fullDirector is a status with something everywhere.
+func fullDirector() control.DirectorStatus {
+	return control.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7,
+		Connections:   control.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
+		Leaving:       control.Leaving{Realservers: 15, Connections: 16},
+		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
+		Services: []control.Service{
+			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp", Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,
+				WeightUp: 3, Sorry: true, Realservers: []control.Realserver{
+					{Address: "10.0.11.2", Weight: 4, Effective: 5, Health: "up", Active: 6, Inactive: 7, Connections: 8, Forwarded: control.Traffic{Packets: 9, Bytes: 10},
+						Check: &control.Check{Last: 1.5, Duration: 0.25, Since: 100}},
+					{Address: "2001:db8:11::2", Health: "down", Check: &control.Check{}},
+				}},
+			{Name: `od"d\`, Protocol: "udp", Realservers: []control.Realserver{{Address: "10.0.11.2", Health: "unchecked"}}},
+		}}
+}
+
+func fullRealserver() control.RealserverStatus {
+	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80", "2001:db8::80"}, MSS: 1440, MSS6: 1420,
+		In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4}, Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7}
+}
+
+// someBatches are two queues': of the second nothing was read.
+func someBatches() []*packet.Batches {
+	var a, b packet.Batches
+	for _, n := range []int{1, 1, 2, 3, 63, 64} {
+		a.Begin(n)
+		a.End()
+	}
+	return []*packet.Batches{&a, &b}
+}
+
+// handlers answer for each program, with something everywhere.
+func handlers() map[string]http.Handler {
+	return map[string]http.Handler{"director": Director(fullDirector, someBatches()), "realserver": Realserver(fullRealserver, someBatches())}
+}
+
+func TestDirector(t *testing.T) {
+	now := float64(time.Now().Unix())
+	all := values(t, ask(t, handlers()["director"]))
+	web := "service=web"
+	first, second := "{realserver=10.0.11.2,"+web+"}", "{realserver=2001:db8:11::2,"+web+"}"
+	must(t, all, map[string]float64{
+		"vstun_director_received_packets_total":                                                 1,
+		"vstun_director_received_bytes_total":                                                   2,
+		"vstun_director_sent_packets_total":                                                     3,
+		"vstun_director_sent_bytes_total":                                                       4,
+		"vstun_director_dropped_packets_total{reason=no_service}":                               5,
+		"vstun_director_dropped_packets_total{reason=table_full}":                               0,
+		"vstun_director_dropped_packets_total{reason=later}":                                    9,
+		"vstun_director_waiting_fragments":                                                      6,
+		"vstun_director_overrun_packets_total":                                                  7,
+		"vstun_director_queues":                                                                 2,
+		"vstun_director_table_entries":                                                          10,
+		"vstun_director_table_max_entries":                                                      11,
+		"vstun_director_table_half_open_entries":                                                12,
+		"vstun_director_table_max_half_open_entries":                                            13,
+		"vstun_director_table_evictions_total":                                                  14,
+		"vstun_director_leaving_realservers":                                                    15,
+		"vstun_director_leaving_connections":                                                    16,
+		"vstun_director_config_last_reload_successful":                                          0,
+		"vstun_director_config_last_reload_success_timestamp_seconds":                           1_700_000_000.5,
+		"vstun_director_batch_packets{queue=0} count":                                           6,
+		"vstun_director_batch_packets{queue=0} sum":                                             134,
+		"vstun_director_batch_packets{queue=0} le=1":                                            2,
+		"vstun_director_batch_packets{queue=0} le=2":                                            3,
+		"vstun_director_batch_packets{queue=0} le=4":                                            4,
+		"vstun_director_batch_packets{queue=0} le=32":                                           4,
+		"vstun_director_batch_packets{queue=0} le=64":                                           6,
+		"vstun_director_batch_packets{queue=1} count":                                           0,
+		"vstun_service_up{" + web + "}":                                                         1,
+		"vstun_service_quorum{" + web + "}":                                                     2,
+		"vstun_service_up_weight{" + web + "}":                                                  3,
+		"vstun_service_sorry_server_in_use{" + web + "}":                                        1,
+		"vstun_realserver_weight" + first:                                                       4,
+		"vstun_realserver_effective_weight" + first:                                             5,
+		"vstun_realserver_up" + first:                                                           1,
+		"vstun_realserver_up" + second:                                                          0,
+		"vstun_realserver_connections_total" + first:                                            8,
+		"vstun_realserver_packets_total" + first:                                                9,
+		"vstun_realserver_bytes_total" + first:                                                  10,
+		"vstun_realserver_check_duration_seconds" + first:                                       0.25,
+		`vstun_realserver_weight{realserver=10.0.11.2,service=od"d\}`:                           0,
+		"vstun_realserver_current_connections{realserver=10.0.11.2," + web + ",state=active}":   6,
+		"vstun_realserver_current_connections{realserver=10.0.11.2," + web + ",state=inactive}": 7,
+		"vstun_service_info{ports=80,8000-8099,protocol=tcp,scheduler=wlc," + web + ",vips=198.51.100.80,2001:db8::80}": 1,
+	})
+	for _, absent := range []string{`vstun_service_up{service=od"d\}`, `vstun_realserver_up{realserver=10.0.11.2,service=od"d\}`,
+		`vstun_realserver_check_duration_seconds{realserver=10.0.11.2,service=od"d\}`, "vstun_director_dropped_packets_total{reason=tun_error}"} {
+		if v, there := all[absent]; there {
+			t.Errorf("%s is %v, want none", absent, v)
+		}
+	}
+	for key, seconds := range map[string]float64{"vstun_realserver_last_check_timestamp_seconds": 1.5, "vstun_realserver_last_change_timestamp_seconds": 100} {
+		if at := all[key+first]; at < now-seconds-1 || at > now-seconds+60 {
+			t.Errorf("%s is %f, now is %f", key, at, now)
+		}
+	}
+}
+
+func TestRealserver(t *testing.T) {
+	must(t, values(t, ask(t, handlers()["realserver"])), map[string]float64{
+		"vstun_agent_received_packets_total":                     1,
+		"vstun_agent_received_bytes_total":                       2,
+		"vstun_agent_injected_packets_total":                     3,
+		"vstun_agent_injected_bytes_total":                       4,
+		"vstun_agent_dropped_packets_total{reason=not_director}": 5,
+		"vstun_agent_dropped_packets_total{reason=tun_error}":    0,
+		"vstun_agent_merged_packets_total":                       6,
+		"vstun_agent_overrun_packets_total":                      7,
+		"vstun_agent_queues":                                     2,
+		"vstun_agent_mss_bytes{ip=4}":                            1440,
+		"vstun_agent_mss_bytes{ip=6}":                            1420,
+		"vstun_agent_vip_info{vip=2001:db8::80}":                 1,
+		"vstun_agent_batch_packets{queue=0} count":               6,
+	})
+}
+
+// TestLint has Prometheus's own linter read the answers, and its strictest registry collect them.
+func TestLint(t *testing.T) {
+	for name, h := range handlers() {
+		problems, err := promlint.New(strings.NewReader(ask(t, h))).Lint()
+		if err != nil || len(problems) > 0 {
+			t.Errorf("%s: %v %v", name, problems, err)
+		}
+	}
+	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches()}, &agent{fullRealserver, someBatches()}} {
+		r := prometheus.NewPedanticRegistry()
+		r.MustRegister(c)
+		if _, err := r.Gather(); err != nil {
+			t.Errorf("%T: %v", c, err)
+		}
+	}
+}
+
+// TestServicesThatLeftAreForgotten scrapes before and after a reload.
+func TestServicesThatLeftAreForgotten(t *testing.T) {
+	st := fullDirector()
+	h := Director(func() control.DirectorStatus { return st }, nil)
+	if !strings.Contains(ask(t, h), `service="web"`) {
+		t.Error("the service is not there")
+	}
+	st.Services = slices.Clone(st.Services)
+	st.Services[0].Name = "site"
+	if text := ask(t, h); strings.Contains(text, `service="web"`) || !strings.Contains(text, `service="site"`) {
+		t.Error("the service's former name is still there")
+	}
+}
+
+func readme(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestReasons compares the reasons that each program shows without having seen them with the README's table.
+func TestReasons(t *testing.T) {
+	rows := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|").FindAllStringSubmatch(readme(t), -1)
+	where := map[string]string{}
+	for _, row := range rows {
+		where[row[1]] = row[2]
+	}
+	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+		if in := where[d.String()]; directorReason(d) != (in != "realserver") || agentReason(d) != (in != "director") {
+			t.Errorf("%v: of the director %v, of the agent %v; in the README %q", d, directorReason(d), agentReason(d), in)
+		}
+	}
+}
+
+// TestReadmeNames wants every metric in the README, and there no other.
+func TestReadmeNames(t *testing.T) {
+	names := map[string]bool{}
+	for _, h := range handlers() {
+		for _, m := range regexp.MustCompile(`(?m)^# TYPE (vstun_\w+) `).FindAllStringSubmatch(ask(t, h), -1) {
+			names[m[1]] = true
+		}
+	}
+	text := readme(t)
+	for name := range names {
+		if !strings.Contains(text, "`"+name+"`") && !strings.Contains(text, "`"+name+"{") {
+			t.Errorf("%s is not in the README", name)
+		}
+	}
+	for _, m := range regexp.MustCompile("`(vstun_\\w+)").FindAllStringSubmatch(text, -1) {
+		if !names[m[1]] {
+			t.Errorf("the README's %s does not exist", m[1])
+		}
+	}
+}
+
+// manyRealservers is the status of a large director.
+func manyRealservers() control.DirectorStatus {
+	st := fullDirector()
+	st.Services = nil
+	for i := range 1000 {
+		s := control.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250, i%250)}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Health: "up"}
+		for j := range 10 {
+			s.Realservers = append(s.Realservers, control.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250), Weight: 1, Effective: 1, Health: "up", Active: i, Inactive: j,
+				Connections: 1 << 30, Forwarded: control.Traffic{Packets: 1 << 40, Bytes: 1 << 50}, Check: &control.Check{Last: 1, Duration: 0.001, Since: 1000}})
+		}
+		st.Services = append(st.Services, s)
+	}
+	return st
+}
+
+// TestManyRealservers has all of ten thousand realservers in an answer.
+func TestManyRealservers(t *testing.T) {
+	st := manyRealservers()
+	h := Director(func() control.DirectorStatus { return st }, someBatches())
+	start := time.Now()
+	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
+		t.Errorf("%d of 10,000 realservers", n)
+	}
+	// Half a second it takes on an old processor.
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("a scrape took %v", took)
+	}
+}
+
+func BenchmarkScrape(b *testing.B) {
+	st := manyRealservers()
+	h := Director(func() control.DirectorStatus { return st }, someBatches())
+	b.ReportAllocs()
+	for b.Loop() {
+		b.SetBytes(int64(len(ask(b, h))))
+	}
+}

@@ -1,0 +1,68 @@
+package metrics
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"vstun/cmd/internal/control"
+	"vstun/encap/packet"
+)
+
+// Realserver answers with the metrics of a realserver's agent, of which status tells at each request, and batches what its workers count.
+func Realserver(status func() control.RealserverStatus, batches []*packet.Batches) http.Handler {
+	return handler(&agent{status, batches})
+}
+
+// agent collects an agent's metrics.
+type agent struct {
+	status  func() control.RealserverStatus
+	batches []*packet.Batches
+}
+
+// agentSeries are the metrics of an agent as a whole.
+var agentSeries = []series[control.RealserverStatus]{
+	counter(nil, "vstun_agent_received_packets_total", "Packets received from tunnels.", func(st *control.RealserverStatus) float64 { return float64(st.In.Packets) }),
+	counter(nil, "vstun_agent_received_bytes_total", "Bytes of packets received, with the tunnels' headers.", func(st *control.RealserverStatus) float64 { return float64(st.In.Bytes) }),
+	counter(nil, "vstun_agent_injected_packets_total", "Packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Packets) }),
+	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
+	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
+	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
+	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
+}
+
+var (
+	agentDrops   = prometheus.NewDesc("vstun_agent_dropped_packets_total", "Packets refused, by reason.", []string{"reason"}, nil)
+	agentBatches = prometheus.NewDesc("vstun_agent_batch_packets", "Reads from the sockets by the packets, or trains of them, that came at once; full batches mean that more were waiting.", []string{"queue"}, nil)
+	agentMSS     = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"}, nil)
+	agentVIP     = prometheus.NewDesc("vstun_agent_vip_info", "A VIP that the agent accepts: a constant 1.", []string{"vip"}, nil)
+)
+
+// Describe is for the registry.
+func (c *agent) Describe(ch chan<- *prometheus.Desc) {
+	describe(ch, agentSeries)
+	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentMSS, agentVIP} {
+		ch <- d
+	}
+}
+
+// Collect is for the registry. It asks for the status once.
+func (c *agent) Collect(ch chan<- prometheus.Metric) {
+	st := c.status()
+	ch <- buildInfo(st.Program, st.Version)
+	for i := range agentSeries {
+		agentSeries[i].send(ch, &st)
+	}
+	ch <- prometheus.MustNewConstMetric(agentMSS, gaugeValue, float64(st.MSS), "4")
+	ch <- prometheus.MustNewConstMetric(agentMSS, gaugeValue, float64(st.MSS6), "6")
+	for _, vip := range st.VIPs {
+		ch <- prometheus.MustNewConstMetric(agentVIP, gaugeValue, 1, vip)
+	}
+	sendDrops(ch, agentDrops, agentReason, st.Drops)
+	sendBatches(ch, agentBatches, c.batches)
+}
+
+// agentReason tells whether an agent can refuse a packet for this reason.
+func agentReason(d packet.Drop) bool {
+	return d <= packet.DropSourceRoute || d >= packet.DropNotDirector && d <= packet.DropCongestion || d == packet.DropTUNError
+}

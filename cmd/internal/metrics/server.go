@@ -1,0 +1,196 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sys/unix"
+)
+
+// What a client may take of the server, which everybody who reaches its address can be.
+const (
+	maxClients     = 64       // connections at a time; more wait
+	maxHeaderBytes = 16 << 10 // of a request
+	readTime       = 5 * time.Second
+	writeTime      = time.Minute // for a whole answer; one that is longer sets itself another (http.ResponseController)
+	idleTime       = time.Minute
+)
+
+// Server answers GET and HEAD at the address that is configured as metrics, if any. It changes nothing, and knows no secret.
+type Server struct {
+	mux  *http.ServeMux
+	next chan net.Listener // to be used from now on; nil: none
+	mu   sync.Mutex
+	at   netip.AddrPort // in use
+}
+
+// NewServer has nothing to serve yet, and no address.
+func NewServer() *Server {
+	return &Server{mux: http.NewServeMux(), next: make(chan net.Listener, 1)}
+}
+
+// Handle serves what begins with path, as http.ServeMux has it. It is called before Run.
+func (s *Server) Handle(path string, h http.Handler) { s.mux.Handle(path, h) }
+
+// Bind takes an address, on which nothing is answered before Use. With the zero address there is nothing to bind.
+func (s *Server) Bind(at netip.AddrPort) (net.Listener, error) {
+	if !at.IsValid() {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", at.String())
+	if err == nil {
+		return netutil.LimitListener(l, maxClients), nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hint := "see ip address, and ss -ltn"
+	switch {
+	case errors.Is(err, unix.EADDRINUSE) && s.at.IsValid() && s.at.Port() == at.Port():
+		hint = fmt.Sprintf("the program itself is at %v: set another port too, or restart it", s.at)
+	case errors.Is(err, unix.EADDRINUSE):
+		hint = fmt.Sprintf("another program is there (ss -ltnp sport = %d): stop that one, or set another port", at.Port())
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		hint = "no address of this host: set one (ip address), or 0.0.0.0 or [::] for all"
+	case errors.Is(err, unix.EACCES):
+		hint = "the program may use no port below 1024: set another port"
+	}
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) { // to the errno, without the address again
+		err = inner
+	}
+	return nil, fmt.Errorf("metrics %v: %w: %s", at, err, hint)
+}
+
+// Use goes over to a listener that Bind has made of an address. Who has a connection to the former one loses it.
+func (s *Server) Use(l net.Listener, at netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = at
+	select {
+	case former := <-s.next: // Run has not taken it
+		closeListener(former)
+	default:
+	}
+	s.next <- l
+}
+
+// Name is an address as people read it.
+func Name(at netip.AddrPort) string {
+	if !at.IsValid() {
+		return "none"
+	}
+	return at.String()
+}
+
+// Run serves until ctx is cancelled, then returns nil. No request outlives it.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	var at net.Listener // nil: nowhere
+	for {
+		changed, cancel := context.WithCancel(ctx)
+		next := make(chan net.Listener, 1)
+		go func() { // ends when this round does
+			defer cancel()
+			select {
+			case l := <-s.next:
+				next <- l
+			case <-changed.Done():
+			}
+			close(next)
+		}()
+		err := s.serve(changed, at)
+		cancel()
+		l, more := <-next
+		if err != nil || !more {
+			closeListener(l)
+			return err
+		}
+		at = l
+	}
+}
+
+// Close lets go of an address that Run has not taken.
+func (s *Server) Close() {
+	select {
+	case l := <-s.next:
+		closeListener(l)
+	default:
+	}
+}
+
+func closeListener(l net.Listener) {
+	if l != nil {
+		l.Close()
+	}
+}
+
+// serve answers on l, if that is not nil, until ctx is cancelled.
+func (s *Server) serve(ctx context.Context, l net.Listener) error {
+	if l == nil {
+		<-ctx.Done()
+		return nil
+	}
+	var clients sync.WaitGroup // their goroutines, which http.Server.Close leaves alone
+	srv := http.Server{Handler: readOnly(s.mux), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
+		MaxHeaderBytes: maxHeaderBytes, BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				clients.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				clients.Done()
+			}
+		}}
+	defer context.AfterFunc(ctx, func() { srv.Close() })()
+	err := srv.Serve(l)
+	srv.Close()
+	clients.Wait()
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("metrics %v: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// readOnly lets requests to next that only read, and tells browsers to use the answers for nothing else. A handler that wants more of them says so
+// itself.
+func readOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		for key, value := range map[string]string{
+			"Content-Security-Policy":      "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+			"X-Content-Type-Options":       "nosniff",
+			"X-Frame-Options":              "DENY",
+			"Referrer-Policy":              "no-referrer",
+			"Cross-Origin-Resource-Policy": "same-origin",
+			"Cache-Control":                "no-store",
+		} {
+			h.Set(key, value)
+		}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			h.Set("Allow", "GET, HEAD")
+			http.Error(w, "this address is for reading only: use the program's commands", http.StatusMethodNotAllowed)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Links is a page which says what else there is.
+func Links(title string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>"+title+"</title><h1>"+title+
+			"</h1><p><a href=\"metrics\">metrics</a> for Prometheus</p><p><a href=\"status\">status</a> as JSON</p></html>\n") // the client has gone: nobody to tell
+	})
+}

@@ -1,0 +1,223 @@
+package metrics
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// freeAddress is one of loopback's that nobody listens on.
+func freeAddress(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// start runs a server at at until the test ends.
+func start(t *testing.T, at netip.AddrPort, prepare func(*Server)) *Server {
+	t.Helper()
+	s := NewServer()
+	prepare(s)
+	l, err := s.Bind(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Use(l, at)
+	ctx, cancel := context.WithCancel(context.Background())
+	end := make(chan error)
+	go func() { end <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-end; err != nil {
+			t.Error(err)
+		}
+		s.Close()
+	})
+	return s
+}
+
+// request sends one and returns status, header and body. Nothing else of it is kept.
+func request(t *testing.T, method string, at netip.AddrPort, path string) (int, http.Header, string, error) {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	r, err := http.NewRequest(method, fmt.Sprintf("http://%v%s", at, path), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return 0, nil, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, resp.Header, string(body), err
+}
+
+func links(s *Server) {
+	s.Handle("/", Links("x"))
+	s.Handle("/status", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "fine") }))
+}
+
+// TestServerIsForReading tries each method, and looks at what browsers are told.
+func TestServerIsForReading(t *testing.T) {
+	at := freeAddress(t)
+	start(t, at, links)
+	for method, want := range map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "PUT": 405, "DELETE": 405, "OPTIONS": 405, "TRACE": 405} {
+		status, header, body, err := request(t, method, at, "/status")
+		if err != nil || status != want {
+			t.Errorf("%s: %d %v, want %d", method, status, err, want)
+		}
+		if want == 200 && method == "GET" && body != "fine" || header.Get("X-Content-Type-Options") != "nosniff" || header.Get("Content-Security-Policy") == "" ||
+			want == 405 && header.Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s: %q %v", method, body, header)
+		}
+	}
+	for path, want := range map[string]int{"/": 200, "/none": 404, "/../etc/passwd": 404, "/debug/pprof/": 404, "/" + strings.Repeat("x", 2*maxHeaderBytes): 431} {
+		if status, _, _, err := request(t, "GET", at, path); status != want { // what is too large is not read to its end: a reset may cut the answer off
+			t.Errorf("%.20s: %d %v, want %d", path, status, err, want)
+		}
+	}
+}
+
+// TestServerMoves goes from one address to another, to none and back, as a reload does.
+func TestServerMoves(t *testing.T) {
+	first, second := freeAddress(t), freeAddress(t)
+	s := start(t, first, links)
+	answers := func(at netip.AddrPort, want bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if _, _, _, err := request(t, "GET", at, "/status"); (err == nil) == want {
+				return
+			} else if time.Now().After(end) {
+				t.Fatalf("%v: %v, want an answer: %v", at, err, want)
+			}
+		}
+	}
+	move := func(at netip.AddrPort) {
+		t.Helper()
+		l, err := s.Bind(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Use(l, at)
+	}
+	answers(first, true)
+	if _, err := s.Bind(netip.AddrPortFrom(netip.MustParseAddr("0.0.0.0"), first.Port())); err == nil || !strings.Contains(err.Error(), "the program itself is at "+first.String()) {
+		t.Errorf("%v", err)
+	}
+	move(second)
+	answers(first, false)
+	answers(second, true)
+	move(netip.AddrPort{})
+	answers(second, false)
+	move(first)
+	answers(first, true)
+}
+
+// TestServerThatCannotBind says why, and what to do, in one line.
+func TestServerThatCannotBind(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for at, want := range map[string]string{
+		taken.Addr().String(): "metrics " + taken.Addr().String() + ": address already in use: another program is there",
+		"192.0.2.1:9464":      "metrics 192.0.2.1:9464: cannot assign requested address: no address of this host",
+	} {
+		if l, err := NewServer().Bind(netip.MustParseAddrPort(at)); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") || l != nil {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+// TestServerEndsWithItsClients has one client that sends nothing, one that stops in the middle of its header, and one whose answer goes on.
+func TestServerEndsWithItsClients(t *testing.T) {
+	at := freeAddress(t)
+	begun, ended := make(chan bool, 1), make(chan bool, 1)
+	s := NewServer()
+	s.Handle("/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun <- true
+		<-r.Context().Done()
+		ended <- true
+	}))
+	l, err := s.Bind(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Use(l, at)
+	ctx, cancel := context.WithCancel(context.Background())
+	end := make(chan error)
+	go func() { end <- s.Run(ctx) }()
+	for _, text := range []string{"", "GET / HTTP/1.1\r\nHost", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"} {
+		c, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-begun
+	cancel()
+	select {
+	case err := <-end:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the server does not end")
+	}
+	select {
+	case <-ended:
+	default:
+		t.Error("a request outlives the server")
+	}
+}
+
+// TestServerBoundsItsClients holds all the connections that the server takes: the next is answered when one of them ends.
+func TestServerBoundsItsClients(t *testing.T) {
+	at := freeAddress(t)
+	start(t, at, links)
+	var all []net.Conn
+	for range maxClients {
+		c, err := net.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bufio.NewReader(c).ReadString('\n'); err != nil { // the server has taken it
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		_, _, _, err := request(t, "GET", at, "/status")
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Errorf("one more than the bound is answered: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	all[0].Close()
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
