@@ -62,14 +62,20 @@ func TestPage(t *testing.T) {
 			c.Close()
 		}
 	})
+	eventually(t, "both realservers have requests", soon, func() bool {
+		rs := s.director.balance().Services[0].Realservers
+		return rs[0].Forwarded.Packets > 0 && rs[1].Forwarded.Packets > 0
+	})
 	// While it goes on, the page is behind by a moment: what the socket has said before is there soon, and never more than it says then.
 	for range short(3, 1) {
 		before := s.director.balance()
-		tab.Wait("the page has what has passed", fmt.Sprintf("Number(document.querySelector('#services .service .packets').textContent.replaceAll(',', '')) >= %d", packetsOf(before, 0)))
+		for i, r := range before.Services[0].Realservers {
+			tab.Wait("the page has what has passed", fmt.Sprintf("Number(document.querySelectorAll('#services .realserver .packets')[%d].textContent.replaceAll(',', '')) >= %d", i, r.Forwarded.Packets))
+		}
 		got := pageRows(tab)
 		after := s.director.balance()
 		for i, r := range after.Services[0].Realservers {
-			if p := figure(t, got[i+1][7]); p == 0 || p > r.Forwarded.Packets {
+			if p := figure(t, got[i+1][7]); p < before.Services[0].Realservers[i].Forwarded.Packets || p > r.Forwarded.Packets {
 				t.Errorf("the page shows %d packets to %s, the socket %d", p, r.Address, r.Forwarded.Packets)
 			}
 		}
