@@ -38,7 +38,7 @@ func printServices(w io.Writer, services []Service) {
 	printRow(w, columns, widths)
 	for _, s := range services {
 		for _, vip := range s.VIPs {
-			fmt.Fprintf(w, "%s %s:%s %s\n", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.Settings()+" ("+s.Name+")")
+			fmt.Fprintf(w, "%s %s:%s %s\n", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings())
 		}
 		for range s.Realservers {
 			printRow(w, rows[0], widths)
@@ -99,6 +99,11 @@ func (s *Service) Settings() string {
 		words = append(words, "ops")
 	}
 	return strings.Join(words, " ")
+}
+
+// settings is the rest of a service's line.
+func (s *Service) settings() string {
+	return s.Settings() + " (" + s.Name + ")"
 }
 
 // bracketed is an address as it stands before a port.

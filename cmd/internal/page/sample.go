@@ -233,8 +233,11 @@ func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth
 }
 
 // moment is the time so many seconds ago, in Unix seconds. One that is nearly the one that was said before is that: what is measured twice
-// differs a little.
+// differs a little. 0 seconds ago is never: since the start, or no check yet.
 func moment(now time.Time, ago, before float64) float64 {
+	if ago == 0 {
+		return 0
+	}
 	at := math.Round(float64(now.UnixMilli())/1e3 - ago)
 	if math.Abs(at-before) <= 1 {
 		return before

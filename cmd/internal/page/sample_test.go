@@ -255,6 +255,18 @@ func TestUnchanged(t *testing.T) {
 	}
 }
 
+// TestNeverChecked has no time of a check that was not made yet, nor of a change that there was not.
+func TestNeverChecked(t *testing.T) {
+	t.Parallel()
+	src := &source{st: small()}
+	src.st.Services[0].Realservers[0].Check = &control.Check{Type: "http", Via: "direct", Reason: "not checked yet"}
+	p, clock := New(src.status), newMoments()
+	p.take(clock.after(0))
+	if r := p.live(0, clock.now).Services[0].Realservers[0]; r.State.Since != 0 || r.Figures[checked] != 0 || r.State.Check != "http, direct" {
+		t.Errorf("%+v, checked at %v", r.State, r.Figures[checked])
+	}
+}
+
 // TestThousandsOfRealservers bounds what a page of 1,000 services with 10 realservers each takes.
 func TestThousandsOfRealservers(t *testing.T) {
 	st, clock := large(1000, 10), newMoments()

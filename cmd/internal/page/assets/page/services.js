@@ -276,7 +276,7 @@ export class Services {
       const draining = st.weight === 0 && st.health !== "down";
       badge(r.cells, draining ? "draining" : st.health, draining ? "draining" : st.health + since);
       const took = st.health === "up" && f[F.took] > 0 ? ` in ${f[F.took] < 10 ? f[F.took] : count(f[F.took])}\u202fms` : "";
-      const reason = st.check ? `${st.reason}${took}, ${f[F.checked] ? `${span(now - f[F.checked])} ago` : "not yet"}` : "";
+      const reason = st.check ? `${st.reason}${took}${f[F.checked] ? `, ${span(now - f[F.checked])} ago` : ""}` : "";
       text(r.cells.reason, reason);
       const hint = st.check ? `check: ${st.check}` : "";
       if (r.cells.reason.title !== hint) r.cells.reason.title = hint;
