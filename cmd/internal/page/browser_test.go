@@ -3,6 +3,7 @@ package page
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http/httptest"
 	"os"
 	"slices"
@@ -43,6 +44,7 @@ func (s *source) status() control.DirectorStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.st // deep, as the program's own is
+	st.Drops = maps.Clone(st.Drops)
 	st.Services = slices.Clone(st.Services)
 	for i := range st.Services {
 		st.Services[i].Realservers = slices.Clone(st.Services[i].Realservers)
