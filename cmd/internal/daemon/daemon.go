@@ -33,6 +33,8 @@ func (e UsageError) Unwrap() error { return e.Err }
 
 // Main runs a program's command line and returns its exit status. Every error is printed, one line a fault, after the program's name.
 func Main(root *cobra.Command) int {
+	// Go ends a program that crashes with status 2, which says here that the configuration is wrong: nobody would start it anew. So it ends by SIGABRT.
+	debug.SetTraceback("crash")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return UsageError{fmt.Errorf("%w: see %s --help", err, c.CommandPath())}

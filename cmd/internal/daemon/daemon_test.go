@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -110,6 +111,26 @@ func TestNotify(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", os.Getenv("NOTIFY_SOCKET")+"x")
 	if err := Notify("READY=1"); err == nil {
 		t.Error("nobody listens, and no error")
+	}
+}
+
+// TestMainCrash wants a program that crashes not to end with the status of wrong usage.
+func TestMainCrash(t *testing.T) {
+	const crash = "VSTUN_TEST_CRASH"
+	if os.Getenv(crash) != "" {
+		if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil { // no file is left
+			t.Fatal(err)
+		}
+		c := &cobra.Command{Use: "prog", Run: func(*cobra.Command, []string) { panic("a fault") }}
+		c.SetArgs([]string{})
+		os.Exit(Main(c))
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestMainCrash$")
+	cmd.Env = append(os.Environ(), crash+"=1")
+	out, err := cmd.CombinedOutput()
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || status.Signal() != syscall.SIGABRT || !strings.Contains(string(out), "a fault") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -17,6 +17,7 @@ const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
 	readOnlySysctls = "read-only-sysctls" // as in many containers
 	asNobody        = "as-nobody"         // with CAP_NET_ADMIN, CAP_NET_RAW and a /dev/net/tun that it may open, and nothing else
+	bootsSystemd    = "boots-systemd"     // see booted
 	sandboxed       = "sandboxed"         // see sandbox
 	withPrivateRun  = "with-private-run"  // gives the command an empty /run, and fails if the command leaves something there
 )
@@ -57,6 +58,8 @@ func helper(role string, args []string) int {
 		if err == nil {
 			return runAs(nobody, args)
 		}
+	case bootsSystemd:
+		err = bootSystemd(args[0])
 	case sandboxed:
 		err = enterSandbox(args)
 	case withPrivateRun:

@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at them, and, where systemd runs in
+// namespaces, runs them as an operator does, from their installation to their removal.
+func TestPackages(t *testing.T) {
+	t.Parallel()
+	needMachine(t)
+	if testing.Short() || raceDetector {
+		t.Skip("SKIPPED: packages take a while to make: without -short and -race")
+	}
+	debs := makePackages(t)
+	t.Run("Install", func(t *testing.T) { installPackages(t, debs) })
+	t.Run("Lintian", func(t *testing.T) {
+		if os.Getenv("VSTUN_FULL") == "" {
+			t.Skip("SKIPPED: takes half a minute: set VSTUN_FULL=1")
+		}
+		needTool(t, "lintian", "lintian")
+		for _, deb := range debs {
+			if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", "--suppress-tags", "bogus-mail-host,bogus-mail-host-in-debian-changelog,root-in-contact", deb).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", filepath.Base(deb), err, out)
+			}
+		}
+	})
+	t.Run("Systemd", func(t *testing.T) { runPackages(t, debs) })
+}
+
+// makePackages runs make package, and returns the files by program.
+func makePackages(t *testing.T) map[string]string {
+	t.Helper()
+	needTool(t, "dpkg-deb", "dpkg")
+	dir := t.TempDir()
+	nfpm := filepath.Join(dir, "nfpm")
+	if out, err := exec.Command("go", "-C", "../../../.ci/nfpm", "build", "-o", nfpm, "github.com/goreleaser/nfpm/v2/cmd/nfpm").CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: nfpm can't be built here: %v\n%s", err, out)
+	}
+	cmd := exec.Command("../../../.ci/package", dir)
+	cmd.Env = append(os.Environ(), "NFPM="+nfpm)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	debs := map[string]string{}
+	for _, program := range []string{"director", "realserver"} {
+		files, err := filepath.Glob(filepath.Join(dir, "vstun-"+program+"_*.deb"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("packages of %s: %q %v", program, files, err)
+		}
+		debs[program] = files[0]
+	}
+	return debs
+}
+
+// installPackages looks at what an installation puts where, runs it, and wants nothing left of it in the end.
+func installPackages(t *testing.T, debs map[string]string) {
+	root := t.TempDir()
+	dpkg := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("dpkg", append([]string{"--root=" + root, "--force-script-chrootless", "--no-triggers"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("dpkg %v: %v\n%s", args, err, out)
+		}
+	}
+	for _, dir := range []string{"info", "updates"} {
+		if err := os.MkdirAll(filepath.Join(root, "var/lib/dpkg", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "var/lib/dpkg/status"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dpkg("-i", debs["director"], debs["realserver"])
+	for program := range debs {
+		unit := "vstun-" + program + ".service"
+		text, err := os.ReadFile(filepath.Join(root, "usr/lib/systemd/system", unit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		about, _, _ := strings.Cut(string(text), "[Service]")
+		if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") || strings.Contains(string(text), "/usr/local") ||
+			!strings.Contains(about, "\nConditionPathExists=/etc/vstun/"+program+".toml\n") {
+			t.Errorf("%s:\n%s", unit, text)
+		}
+		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system/multi-user.target.wants", unit)); err != nil {
+			t.Errorf("%s is not enabled: %v", unit, err)
+		}
+		example := filepath.Join(root, "usr/share/doc/vstun-"+program, "examples", program+".toml")
+		if out, err := exec.Command(filepath.Join(root, "usr/bin", program), "check", "-c", example).CombinedOutput(); err != nil {
+			t.Errorf("the example of %s: %v\n%s", program, err, out)
+		}
+		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/bash-completion/completions/" + program} {
+			if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 || info.Mode().Perm() != 0o644 {
+				t.Errorf("%s: %v %v", file, info, err)
+			}
+		}
+	}
+	dpkg("-P", "vstun-director", "vstun-realserver")
+	for _, dir := range []string{"usr", "etc/vstun", "etc/systemd/system/multi-user.target.wants"} {
+		if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
+			t.Errorf("%s is left", dir)
+		}
+	}
+}
+
+// runPackages lets a systemd run both programs.
+func runPackages(t *testing.T, debs map[string]string) {
+	b := boot(t)
+	defer func() {
+		if t.Failed() {
+			t.Log(b.try("journalctl", "--no-pager", "-n", "40"))
+		}
+	}()
+	const director, agent = "vstun-director.service", "vstun-realserver.service"
+	install := func(program string) {
+		t.Helper()
+		file := "/root/" + program + ".deb"
+		text, err := os.ReadFile(debs[program])
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.write(file, string(text))
+		b.run("dpkg", "--no-triggers", "-i", file)
+	}
+	install("director")
+	install("realserver")
+	for _, unit := range []string{director, agent} {
+		if state := b.property(unit, "ActiveState") + " " + b.property(unit, "UnitFileState"); state != "inactive enabled" {
+			t.Errorf("%s without a configuration is %s", unit, state)
+		}
+	}
+
+	const good = "[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = \"10.0.11.2\" } ]\n"
+	b.write("/etc/vstun/director.toml", good)
+	b.run("systemctl", "start", director)
+	pid := b.property(director, "MainPID")
+	if out := b.run("director", "status"); !strings.Contains(out, "198.51.100.80:80") {
+		t.Errorf("the director's status:\n%s", out)
+	}
+	if uid := strings.Fields(b.run("stat", "-c", "%u", "/proc/"+pid)); uid[0] == "0" {
+		t.Error("the director runs as root")
+	}
+	b.write("/etc/vstun/director.toml", strings.Replace(good, "= 80\n", "= 81\n", 1))
+	b.run("systemctl", "reload", director)
+	if out := b.run("director", "status"); !strings.Contains(out, "198.51.100.80:81") {
+		t.Errorf("after a reload:\n%s", out)
+	}
+	b.write("/etc/vstun/director.toml", strings.Replace(good, "= 80\n", "= \"x\"\n", 1))
+	if out, err := b.try("systemctl", "reload", director); err == nil {
+		t.Errorf("systemctl reload of a faulty file: %s", out)
+	}
+	b.write("/etc/vstun/director.toml", good)
+	install("director") // an upgrade, for dpkg
+	if now := b.property(director, "MainPID"); now != pid {
+		t.Errorf("an upgrade restarts the director: its pid was %s and is %s", pid, now)
+	}
+
+	// Stopped, it gives no sign of life.
+	b.write("/run/systemd/system/"+director+".d/test.conf", "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
+	b.run("systemctl", "daemon-reload")
+	b.run("systemctl", "restart", director)
+	begin := b.property(director, "WatchdogTimestampMonotonic")
+	eventually(t, "the director gives signs of life", soon, func() bool { return b.property(director, "WatchdogTimestampMonotonic") != begin })
+	b.run("kill", "-STOP", b.property(director, "MainPID"))
+	eventually(t, "the director is started anew", 6*soon, func() bool {
+		return b.property(director, "NRestarts") != "0" && b.property(director, "ActiveState") == "active"
+	})
+	b.run("director", "status")
+
+	// On the same host, the agent would take the VIP.
+	b.run("systemctl", "stop", director)
+	b.write("/etc/vstun/realserver.toml", "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"10.0.2.2\"]\n")
+	b.run("systemctl", "start", agent)
+	if out := b.run("realserver", "status"); !strings.Contains(out, "VIPs 198.51.100.80") {
+		t.Errorf("the agent's status:\n%s", out)
+	}
+	b.run("dpkg", "--no-triggers", "-P", "vstun-director", "vstun-realserver")
+	for _, unit := range []string{director, agent} {
+		if state := b.property(unit, "ActiveState"); state != "inactive" && state != "failed" {
+			t.Errorf("removed, %s is %s", unit, state)
+		}
+	}
+	for _, gone := range []string{"/usr/bin/director", "/usr/bin/realserver", "/sys/class/net/vs0"} {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", b.pid, gone)); err == nil {
+			t.Errorf("%s is left", gone)
+		}
+	}
+}
