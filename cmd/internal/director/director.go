@@ -252,12 +252,13 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		lines, err := d.reload()
 		return control.Reload{Changes: lines}, err
 	})
-	d.serveHTTP()
+	updatePage := d.serveHTTP()
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{
 		d.control.Run,
 		d.http.Run,
+		updatePage,
 		daemon.Watchdog(d.log, d.control.Alive, daemon.Standstill(d.overruns, d.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)

@@ -2,7 +2,9 @@ package director
 
 import (
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/page"
 	"vstun/encap/packet"
 )
 
@@ -16,13 +18,15 @@ func (d *director) openHTTP() error {
 	return nil
 }
 
-// serveHTTP says what is answered there.
-func (d *director) serveHTTP() {
+// serveHTTP says what is answered there, and returns what keeps the page up to date.
+func (d *director) serveHTTP() daemon.Task {
 	var batches []*packet.Batches
 	for _, w := range d.workers {
 		batches = append(batches, w.Batches())
 	}
 	d.http.Handle("/metrics", metrics.Director(d.status, batches))
 	d.http.Handle("/status", control.JSON(func() (any, error) { return d.status(), nil }))
-	d.http.Handle("/", metrics.Links("vstun director"))
+	p := page.New(d.status)
+	d.http.Handle("/", p.Handler())
+	return p.Run
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
+	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,7 +15,6 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/control"
-	"vstun/cmd/internal/page"
 	"vstun/cmd/internal/page/pagetest"
 )
 
@@ -28,11 +30,14 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(browser.Close)
-	s := newRunningSite(t, 2, service{"tcp", "80", "wrr", []int{2, 1}}, service{"udp", "53", "rr", []int{1, 0}})
+	s := newSite(t, 2, nil)
+	s.startAgents("")
+	const metrics = "metrics = \"" + pageAddress + "\""
+	s.startDirector(metrics, service{"tcp", "80", "wrr", []int{2, 1}}, service{"udp", "53", "rr", []int{1, 0}})
 	for _, web := range s.Webs {
 		s.parrot(web, 80)
 	}
-	tab := browser.Open(t, s.servePage(), pagetest.Look{})
+	tab := browser.Open(t, s.bringPage(), pagetest.Look{})
 	tab.Wait("the page is live", "document.body.dataset.state === 'live' && document.querySelector('#services tbody')")
 	tab.Click("input[value=totals]")
 
@@ -91,7 +96,7 @@ func TestPage(t *testing.T) {
 	if _, err := c.Write([]byte("refused")); err != nil {
 		t.Fatal(err)
 	}
-	s.director.configure(s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{2, -1}}, service{"udp", "53", "rr", []int{1, 0}}))
+	s.director.configure(s.directorTOML(s.director.socket, metrics, service{"tcp", "80", "wrr", []int{2, -1}}, service{"udp", "53", "rr", []int{1, 0}}))
 	if got := s.ask("reload"); got.code != 0 {
 		t.Fatalf("reload: %s", got.stderr)
 	}
@@ -108,22 +113,19 @@ func TestPage(t *testing.T) {
 	})
 }
 
-// servePage serves the page with what the director's control socket says.
-func (s *site) servePage() (url string) {
+// pageAddress is where a director serves its page: in its own namespace.
+const pageAddress = "127.0.0.1:9464"
+
+// bringPage brings what the director serves there to an address that the browser reaches.
+func (s *site) bringPage() (url string) {
 	s.t.Helper()
-	p := page.New(func() (st control.DirectorStatus) {
-		_ = s.director.get(&st) // an empty one is none of a director
-		return st
+	server := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", pageAddress },
+		Transport: &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return s.Director.DialContext(ctx, network, address)
+		}},
 	})
-	ctx, cancel := context.WithCancel(s.t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = p.Run(ctx) })
-	server := httptest.NewServer(p.Handler())
-	s.t.Cleanup(func() {
-		server.Close()
-		cancel()
-		running.Wait()
-	})
+	s.t.Cleanup(server.Close)
 	return server.URL + "/"
 }
 
