@@ -107,7 +107,7 @@ type Service struct {
 	DrainOnFailure bool            // a realserver that fails gets weight 0; else it leaves the service
 }
 
-// SchedulerFlags are those of schedulers sh and mh; of others none is set.
+// SchedulerFlags are those of schedulers sh and mh; to others they mean nothing.
 type SchedulerFlags struct {
 	Port     bool // "sh-port", "mh-port"
 	Fallback bool // "sh-fallback", "mh-fallback"

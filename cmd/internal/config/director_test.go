@@ -415,5 +415,5 @@ func TestSchedulersComeFromTheProgram(t *testing.T) {
 		t.Error(err)
 	}
 	_, err := config.ParseDirector("x.toml", []byte(goodService), config.Features{Schedulers: []string{"rr"}})
-	wantFaults(t, err, `service "web": scheduler: "wlc" is not in this version yet: want rr`)
+	wantFaults(t, err, `service "web": scheduler: "wlc" is unknown: want rr`)
 }

@@ -164,8 +164,7 @@ func checkHealth(t *testing.T, s config.Service) {
 
 func checkScheduling(t *testing.T, s config.Service) {
 	t.Helper()
-	hashes := s.Scheduler == "sh" || s.Scheduler == "mh"
-	if s.OnePacket && s.Protocol != "udp" || s.Flags != (config.SchedulerFlags{}) && !hashes {
+	if s.OnePacket && s.Protocol != "udp" {
 		t.Errorf("service %+v", s)
 	}
 	p := s.Persistence
