@@ -263,6 +263,10 @@ func readCA(t *table, c *Check) {
 	if _, written := t.values["ca"]; !ok || !written || !c.has("ca") {
 		return
 	}
+	if path == "" { // the system's
+		c.CAFile, c.CA = "", ""
+		return
+	}
 	if !filepath.IsAbs(path) {
 		t.faultAt("ca", "%s is not an absolute path: want %s", show(path), want)
 		return

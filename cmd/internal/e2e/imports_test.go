@@ -33,6 +33,7 @@ const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
 var onlyBelow = map[string][]string{
 	"github.com/BurntSushi/toml":        {"cmd/internal/config"},
 	"github.com/spf13/cobra":            {"cmd"},
+	"github.com/miekg/dns":              {"balancer/health", "cmd/internal/config"},
 	"net/http":                          {"cmd", "balancer/health"},
 	"os/signal":                         {"cmd"},
 	"github.com/vishvananda/netlink":    {"routing", "cmd/internal/lab"},
