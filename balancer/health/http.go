@@ -85,6 +85,7 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
+	resetAtEnd(conn)
 	defer stopAt(ctx, conn)()
 	server := conn
 	if c.tls != nil {
@@ -108,7 +109,7 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 	if err != nil {
 		return "", notHTTP(err)
 	}
-	defer answer.Body.Close()
+	// The body is not closed, since that would read it to its end.
 	if !c.takes(answer.StatusCode) {
 		return "", fmt.Errorf("HTTP status %d, want %s", answer.StatusCode, ranges(c.Status))
 	}
