@@ -245,5 +245,6 @@ func (b *Balancer) service(former *service, c Service) *service {
 			s.sched.added(s.list)
 		}
 	}
+	settle(s.sched)
 	return s
 }

@@ -15,6 +15,7 @@ type mh struct {
 	port  uint16   // of the realservers, part of their hash in the kernel: the service's, or 0 where that has several
 	dests []mhDest // in list order; a slice that is made anew for each change
 	table *mhTable // made anew for each change; nil: no realserver has ever had a weight
+	stale bool     // the table is not made of dests: only while changes come
 }
 
 // mhTable is each slot's realserver, as its place in the list. Its size is the kernel's default, a prime number; where there are more realservers than
@@ -70,12 +71,12 @@ func (s *mh) mhDest(d *Dest) mhDest {
 
 func (s *mh) added(list []*Dest) {
 	s.dests = slices.Insert(slices.Clone(s.dests), 0, s.mhDest(list[0]))
-	s.populate()
+	s.stale = true
 }
 
 func (s *mh) removed(_ []*Dest, i int) {
 	s.dests = slices.Delete(slices.Clone(s.dests), i, i+1)
-	s.populate()
+	s.stale = true
 }
 
 func (s *mh) edited(list []*Dest) {
@@ -86,7 +87,15 @@ func (s *mh) edited(list []*Dest) {
 			s.dests[i].weight = former[i].weight
 		}
 	}
-	s.populate()
+	s.stale = true
+}
+
+// settle makes the table anew after changes, once for all: a thousand of them would take seconds.
+func (s *mh) settle() {
+	if s.stale {
+		s.stale = false
+		s.populate()
+	}
 }
 
 // populate makes the table: in turns, each realserver takes as many slots as its weight says, in bounds, of those that are free the one that it
@@ -126,7 +135,7 @@ func (s *mh) populate() {
 	}
 }
 
-func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table} }
+func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table, s.stale} }
 
 // hsiphash is the kernel's hsiphash of one 32-bit number on 64-bit machines (include/linux/siphash.h): SipHash-1-3 (Aumasson and Bernstein, 2012), of
 // which the lower half is taken, with the same number as both halves of the key.

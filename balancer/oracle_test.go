@@ -166,6 +166,7 @@ func replay(t *testing.T, file string) {
 						// ipvsadm -e with the weight that it has: a configuration that is read again has no such step, but
 						// it moves wrr's position.
 						b.services["s"].sched.edited(b.services["s"].list)
+						settle(b.services["s"].sched)
 					}
 					svc.Realservers[i] = oracleReal(e.oracleRealserver)
 				}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
@@ -137,5 +138,28 @@ func TestDownFromTheStart(t *testing.T) {
 	apply(t, b)
 	if l := b.Leaving(); len(l) != 1 || l[0].Address != rs(2, 1).Address {
 		t.Errorf("leaving are %+v", l)
+	}
+}
+
+// TestManyFail: hundreds of realservers that go down and come back together cost little more than one.
+func TestManyFail(t *testing.T) {
+	var up, down []Realserver
+	for i := range 500 {
+		r := rs(i+1, 1)
+		up = append(up, r)
+		r.Down = i > 0
+		down = append(down, r)
+	}
+	for _, sched := range []string{"wlc", "wrr", "mh"} {
+		b := newBalancer(t, web(sched, up...))
+		begin := time.Now()
+		apply(t, b, web(sched, down...))
+		apply(t, b, web(sched, up...))
+		if took := time.Since(begin); took > 3*time.Second {
+			t.Errorf("%s: it took %v", sched, took)
+		}
+		if got := to(b, flow(1, packet.FlagSYN)); got == "no_realserver" {
+			t.Errorf("%s: nobody serves", sched)
+		}
 	}
 }

@@ -27,6 +27,13 @@ type scheduler interface {
 	clone() scheduler
 }
 
+// settle tells a scheduler that wants to know it that no change follows before the next pick.
+func settle(s scheduler) {
+	if s, wants := s.(interface{ settle() }); wants {
+		s.settle()
+	}
+}
+
 // kind is what a scheduler is made for. As long as it stays the same, the service keeps its scheduler.
 type kind struct {
 	name string

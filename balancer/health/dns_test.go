@@ -35,6 +35,8 @@ func zone(w dns.ResponseWriter, q *dns.Msg) {
 		rr, _ := dns.NewRR("www.example.com. 60 IN " + dns.TypeToString[q.Question[0].Qtype] + map[uint16]string{dns.TypeA: " 192.0.2.1", dns.TypeMX: " 10 mail"}[q.Question[0].Qtype])
 		m.Answer = append(m.Answer, rr)
 	case "empty.example.com.":
+	case "large.example.com.":
+		m.Truncated = true
 	case "other.example.com.":
 		wrong := m.Copy()
 		wrong.Id++
@@ -62,6 +64,7 @@ func TestDNS(t *testing.T) {
 		{"answers", ask("www.example.com"), udp, true, "NOERROR, 1 in the answer"},
 		{"over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, tcp, true, "NOERROR, 1 in the answer"},
 		{"no record", ask("empty.example.com"), udp, false, "NOERROR, but no record: want one for empty.example.com. A"},
+		{"too large for a datagram", ask("large.example.com"), udp, true, "NOERROR, 0 in the answer"},
 		{"no name", ask("nowhere.example.com"), udp, false, "NXDOMAIN, want NOERROR"},
 		{"no name wanted", DNS{Query: "nowhere.example.com", Type: "A", Rcode: "NXDOMAIN"}, udp, true, "NXDOMAIN, 0 in the answer"},
 		{"broken", ask("broken.example.com"), udp, false, "SERVFAIL, want NOERROR"},

@@ -85,6 +85,7 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
+	resetAtEnd(conn)
 	defer stopAt(ctx, conn)()
 	server := conn
 	if c.tls != nil {
@@ -94,21 +95,26 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 	}
 	request := &http.Request{Method: http.MethodGet, URL: c.url, Host: c.host(at), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Close: true,
 		Header: http.Header{"User-Agent": {"vstun"}, "Accept": {"*/*"}}}
-	if err := request.Write(server); err != nil {
+	bound := &limit{left: maxHead}
+	buffers := buffered.Get().(*bufio.ReadWriter)
+	defer func() {
+		buffers.Writer.Reset(nil)
+		buffers.Reader.Reset(nil)
+		buffered.Put(buffers)
+	}()
+	buffers.Writer.Reset(server)
+	buffers.Reader.Reset(limited{server, bound})
+	if err := errors.Join(request.Write(buffers), buffers.Flush()); err != nil {
 		return "", err
 	}
-	bound := &limit{left: maxHead}
-	in := readers.Get().(*bufio.Reader)
-	in.Reset(limited{server, bound})
-	defer readers.Put(in)
-	answer, err := readAnswer(in, request)
+	answer, err := readAnswer(buffers.Reader, request)
 	if bound.left == 0 {
 		return "", fmt.Errorf("no end of the HTTP header after %d KB", maxHead>>10)
 	}
 	if err != nil {
 		return "", notHTTP(err)
 	}
-	defer answer.Body.Close()
+	// The body is not closed, since that would read it to its end.
 	if !c.takes(answer.StatusCode) {
 		return "", fmt.Errorf("HTTP status %d, want %s", answer.StatusCode, ranges(c.Status))
 	}
@@ -121,8 +127,8 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 	return fmt.Sprintf("HTTP status %d", answer.StatusCode), nil
 }
 
-// readers are used again: a buffer a check would be most of the garbage.
-var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+// buffered are used again: buffers for each check would be most of the garbage.
+var buffered = sync.Pool{New: func() any { return bufio.NewReadWriter(bufio.NewReader(nil), bufio.NewWriter(nil)) }}
 
 // shake does the handshake of TLS.
 func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (net.Conn, error) {

@@ -88,6 +88,7 @@ func TestHTTP(t *testing.T) {
 		{"behind 64 KB", body("/long", "end$"), at, false, "body does not match in its first 65536 bytes"},
 		{"slow body matches", body("/drip", "drop drop"), at, true, "HTTP status 200"},
 		{"slow body does not", body("/drip", "never"), at, false, "no answer within 300ms"},
+		{"endless body", get("/drip"), at, true, "HTTP status 200"},
 		{"hangs", get("/hang"), at, false, "no answer within 300ms"},
 		{"closed", get("/"), closed(t), false, "connection refused"},
 		{"huge headers", get("/headers"), at, false, "no end of the HTTP header after 256 KB"},

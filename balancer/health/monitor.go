@@ -231,6 +231,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 // idle is how long Run waits when there is nothing to check.
 const idle = time.Hour
 
+// together is how much too early a check may start, with others: that many fewer times a processor has to wake up.
+const together = 10 * time.Millisecond
+
 // startDue starts the checks that are due, and says when the next one is.
 func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Duration {
 	m.mu.Lock()
@@ -238,7 +241,7 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 	now := time.Now()
 	for len(m.queue) > 0 {
 		t := m.queue[0]
-		if wait := t.due.Sub(now); wait > 0 {
+		if wait := t.due.Sub(now); wait > together {
 			return wait
 		}
 		heap.Pop(&m.queue)

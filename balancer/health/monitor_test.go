@@ -18,7 +18,7 @@ import (
 // tcpSubject is a realserver of web at that address, checked by connecting to it.
 func tcpSubject(at netip.AddrPort, interval time.Duration) Subject {
 	return Subject{Service: "web", Realserver: at.Addr(), Targets: []netip.Addr{at.Addr()}, Port: at.Port(), Path: Direct{}, Way: "direct",
-		Check: &Check{Probe: TCP{}, Interval: interval, Timeout: min(interval, 500*time.Millisecond), Rise: 2, Fall: 3}}
+		Check: &Check{Probe: TCP{}, Interval: interval, Timeout: patience, Rise: 2, Fall: 3}}
 }
 
 // log is the changes that a Monitor has told.
@@ -135,7 +135,7 @@ func TestSameCheckIsMadeOnce(t *testing.T) {
 	stop()
 	states := m.States()
 	made := int64(states[0].Checks + states[services].Checks)
-	if states[0].Checks != states[services-1].Checks || asked.Load() > made+2 || asked.Load() < made {
+	if states[0].Checks != states[services-1].Checks || asked.Load() > made+2 { // two may have been given up
 		t.Errorf("%d connections, %d checks", asked.Load(), made)
 	}
 }
@@ -156,7 +156,7 @@ func TestReloadKeepsState(t *testing.T) {
 	good, bad := listen(t, silence), closed(t)
 	const never = time.Hour
 	subject := tcpSubject(good, never)
-	subject.Check.Interval, subject.Check.Timeout = 50*time.Millisecond, 50*time.Millisecond
+	subject.Check.Interval = 50 * time.Millisecond
 	var told changeLog
 	m := New(told.add)
 	mustSet(t, m, subject)
@@ -164,7 +164,7 @@ func TestReloadKeepsState(t *testing.T) {
 	within(t, "up", func() bool { return weight(m) == 1 })
 	since, checks := m.States()[0].Since, m.States()[0].Checks
 	same := subject
-	same.Check = &Check{Probe: TCP{}, Interval: 50 * time.Millisecond, Timeout: 50 * time.Millisecond, Rise: 2, Fall: 3} // equal, not the same
+	same.Check = &Check{Probe: TCP{}, Interval: 50 * time.Millisecond, Timeout: patience, Rise: 2, Fall: 3} // equal, not the same
 	for i, s := range []Subject{
 		same,
 		withCheck(same, func(c *Check) { c.Interval, c.Rise = never, 10 }),
@@ -252,28 +252,51 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 // subject is gone.
 func TestNeverTwoAtOnce(t *testing.T) {
 	t.Parallel()
-	var running, most atomic.Int64
-	at := listen(t, func(c net.Conn) {
-		most.Store(max(most.Load(), running.Add(1)))
-		silence(c)
-		running.Add(-1)
-	})
-	s := withCheck(tcpSubject(at, 20*time.Millisecond), func(c *Check) { c.Probe, c.Timeout = TCP{Expect: "never"}, 20*time.Millisecond })
+	var open counted
+	s := withCheck(tcpSubject(listen(t, silence), 20*time.Millisecond), func(c *Check) { c.Probe, c.Timeout = TCP{Expect: "never"}, 20*time.Millisecond })
+	s.Path = &open
 	m := New(func([]Change) {})
 	mustSet(t, m, s)
 	stop := run(t, m)
 	within(t, "twenty checks", func() bool { return m.States()[0].Checks >= 20 })
-	if got := most.Load(); got > 2 { // the server learns of an end a little later
+	if got := open.most.Load(); got != 1 {
 		t.Errorf("%d checks at once", got)
 	}
 	mustSet(t, m, withCheck(s, func(c *Check) { c.Timeout, c.Interval = time.Hour, time.Hour }))
-	within(t, "one that hangs", func() bool { return running.Load() == 1 })
+	within(t, "one that hangs", func() bool { return open.now.Load() == 1 })
 	mustSet(t, m)
-	within(t, "it is given up", func() bool { return running.Load() == 0 })
+	within(t, "it is given up", func() bool { return open.now.Load() == 0 })
 	mustSet(t, m, withCheck(s, func(c *Check) { c.Timeout, c.Interval = time.Hour, time.Hour }))
-	within(t, "one that hangs", func() bool { return running.Load() == 1 })
+	within(t, "one that hangs", func() bool { return open.now.Load() == 1 })
 	stop()
-	within(t, "it is given up", func() bool { return running.Load() == 0 })
+	if got := open.now.Load(); got != 0 {
+		t.Errorf("%d checks go on after Run", got)
+	}
+}
+
+// counted is a direct way that counts its connections.
+type counted struct {
+	Direct
+	now, most atomic.Int64
+}
+
+func (p *counted) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := p.Direct.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	p.most.Store(max(p.most.Load(), p.now.Add(1)))
+	return &countedConn{TCPConn: c.(*net.TCPConn), of: p}, nil
+}
+
+type countedConn struct {
+	*net.TCPConn
+	of *counted
+}
+
+func (c *countedConn) Close() error {
+	c.of.now.Add(-1)
+	return c.TCPConn.Close()
 }
 
 // TestSlowListener: checks go on while the changes are taken, however long that takes, and no change is lost.
@@ -351,10 +374,12 @@ func TestChurn(t *testing.T) {
 	mustSet(t, m)
 	noneLeft(t, goroutines+2, fds) // Run's own
 	runtime.GC()
+	runtime.GC() // a sync.Pool takes two
 	runtime.ReadMemStats(&before)
 	round(begin.Add(length))
 	mustSet(t, m)
 	noneLeft(t, goroutines+2, fds)
+	runtime.GC()
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 1<<20 {

@@ -33,6 +33,7 @@ func TestSMTP(t *testing.T) {
 	for _, o := range []outcome{
 		{"EHLO", SMTP{}, mailServer(t, hello, map[string]string{"EHLO": "250-mail\r\n250 SIZE", "QUIT": "221 bye"}), true, "250 to HELO"},
 		{"HELO", SMTP{}, mailServer(t, hello, map[string]string{"HELO": "250 mail", "QUIT": "221 bye"}), true, "250 to HELO"},
+		{"no answer to QUIT", SMTP{}, mailServer(t, hello, map[string]string{"EHLO": "250 mail", "QUIT": "\r"}), true, "250 to HELO"},
 		{"refuses", SMTP{}, mailServer(t, "554 no service", nil), false, "greeting: 554 no service"},
 		{"address as a name", SMTP{}, mailServer(t, hello, nil), false, "HELO: 500 no HELO [127.0.0.1]"},
 		{"name", SMTP{Helo: "lb.example.com"}, mailServer(t, hello, nil), false, "HELO: 500 no HELO lb.example.com"},

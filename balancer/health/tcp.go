@@ -43,9 +43,7 @@ func (c tcpChecker) check(ctx context.Context, at place) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
-	if l, ok := conn.(interface{ SetLinger(sec int) error }); ok {
-		_ = l.SetLinger(0) // a RST at the end: a thousand checks a second leave no connections in TIME_WAIT
-	}
+	resetAtEnd(conn)
 	defer stopAt(ctx, conn)()
 	if len(c.send) > 0 {
 		if _, err := conn.Write(c.send); err != nil {
@@ -56,6 +54,13 @@ func (c tcpChecker) check(ctx context.Context, at place) (string, error) {
 		return "connected", nil
 	}
 	return "answer as expected", expectFrom(conn, c.expect)
+}
+
+// resetAtEnd makes a connection end by RST: a thousand checks a second leave none in TIME_WAIT, here and in the connection table.
+func resetAtEnd(conn net.Conn) {
+	if l, ok := conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
 }
 
 // maxAnswer is how much of an answer is looked at, in bytes.

@@ -27,7 +27,11 @@ func (o outcome) test(t *testing.T) {
 		if strings.Contains(o.reason, "within") || strings.Contains(o.name, "slow") {
 			timeout = 300 * time.Millisecond
 		}
+		begun := time.Now()
 		reason, ok := once(t, o.probe, o.at, timeout)
+		if took := time.Since(begun); ok && took > patience/2 {
+			t.Errorf("it took %v", took)
+		}
 		begin, open := strings.CutSuffix(o.reason, "…")
 		if ok != o.ok || open && !strings.HasPrefix(reason, begin) || !open && reason != o.reason {
 			t.Errorf("%v, %q; want %v, %q", ok, reason, o.ok, o.reason)

@@ -51,16 +51,16 @@ type director struct {
 	workers []*forward.Worker
 	relays  []*forward.Relay // of ICMP errors about tunnel packets
 
-	reloads  sync.Mutex                            // one after the other
-	read     atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
-	mu       sync.Mutex                            // of what a reload changes
-	cfg      *config.Director
-	leftVIPs []netip.Addr                // not configured any more, but with connections
-	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
-	lost     []netip.Addr                // those to which there is none
-	unasked  string                      // why the kernel couldn't be asked the last time; "": it could
-	verdicts map[string]verdict          // of the services
-	loose    []string                    // devices whose reverse-path filter must not be strict
+	reloads   sync.Mutex                            // one after the other
+	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+	mu        sync.Mutex                            // of what a reload changes
+	cfg       *config.Director
+	leftVIPs  []netip.Addr                // not configured any more, but with connections
+	ways      map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
+	lost      []netip.Addr                // those to which there is none
+	unasked   string                      // why the kernel couldn't be asked the last time; "": it could
+	standings map[string]standing         // of the services
+	loose     []string                    // devices whose reverse-path filter must not be strict
 
 	monitor  *health.Monitor
 	notifier *health.Notifier

@@ -13,8 +13,8 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// verdict is what the health of its realservers makes of a service.
-type verdict struct {
+// standing is what the health of its realservers makes of a service.
+type standing struct {
 	up       bool // its quorum is reached
 	weightUp int
 	sorry    bool // its sorry server has the connections
@@ -35,8 +35,8 @@ func (d *director) healthy() map[seat]health.State {
 
 // judge takes from the service b, made from s, what its checks say is down, and returns what that makes of it; was is what it was before, nil for a service that
 // is new.
-func judge(b *balancer.Service, s *config.Service, states map[seat]health.State, was *verdict) verdict {
-	var v verdict
+func judge(b *balancer.Service, s *config.Service, states map[seat]health.State, was *standing) standing {
+	var v standing
 	fallen := make([]bool, len(s.Realservers))
 	for i, r := range s.Realservers {
 		if st, known := states[seat{s.Name, r.Address}]; known && !st.Up {
@@ -95,7 +95,7 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 }
 
 // serviceChanged logs what has become of a service, and tells about it, if that is another than before; was is nil for a service that is new.
-func (d *director) serviceChanged(s *config.Service, was *verdict, is verdict) {
+func (d *director) serviceChanged(s *config.Service, was *standing, is standing) {
 	if was == nil && is.up || was != nil && was.up == is.up || !watched(s) {
 		return
 	}
@@ -135,7 +135,7 @@ func upDown(up bool) string {
 }
 
 // healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the balancer has it.
-func healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus, v verdict, states map[seat]health.State, now time.Time) {
+func healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus, v standing, states map[seat]health.State, now time.Time) {
 	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = upDown(v.up), s.Quorum, v.weightUp, v.sorry
 	configured := make(map[netip.Addr]*config.RealserverRef, len(s.Realservers))
 	for i := range s.Realservers {

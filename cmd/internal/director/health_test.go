@@ -19,22 +19,22 @@ func TestJudge(t *testing.T) {
 		weights []int
 		up      []bool
 		change  func(s *config.Service)
-		was     *verdict
-		want    verdict
+		was     *standing
+		want    standing
 		left    []int
 	}{
-		"all up":                    {[]int{1, 2}, []bool{true, true}, nil, nil, verdict{true, 3, false}, []int{1, 2}},
-		"one down":                  {[]int{1, 2}, []bool{true, false}, nil, nil, verdict{false, 1, false}, []int{1, down}},
-		"one down, was up":          {[]int{2, 1}, []bool{true, false}, nil, &verdict{up: true}, verdict{true, 2, false}, []int{2, down}},
-		"drains":                    {[]int{2, 1}, []bool{true, false}, func(s *config.Service) { s.DrainOnFailure = true }, &verdict{up: true}, verdict{true, 2, false}, []int{2, idle}},
-		"below the quorum":          {[]int{1, 1}, []bool{true, false}, nil, &verdict{up: true}, verdict{false, 1, false}, []int{1, down}},
-		"below the quorum, sorry":   {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer = sorry }, &verdict{up: true}, verdict{false, 1, true}, []int{down, down}},
-		"sorry, and drains":         {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer, s.DrainOnFailure = sorry, true }, &verdict{up: true}, verdict{false, 1, true}, []int{idle, idle}},
-		"hysteresis, stays up":      {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.Hysteresis = 1 }, &verdict{up: true}, verdict{true, 1, false}, []int{1, down}},
-		"hysteresis, stays down":    {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, &verdict{}, verdict{false, 2, false}, []int{1, 1}},
-		"hysteresis, new, all up":   {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, nil, verdict{true, 2, false}, []int{1, 1}},
-		"an operator drains it all": {[]int{0, 0}, []bool{true, true}, func(s *config.Service) { s.SorryServer = sorry }, &verdict{up: true}, verdict{false, 0, true}, []int{down, down}},
-		"nobody there":              {nil, nil, nil, nil, verdict{false, 0, false}, nil},
+		"all up":                    {[]int{1, 2}, []bool{true, true}, nil, nil, standing{true, 3, false}, []int{1, 2}},
+		"one down":                  {[]int{1, 2}, []bool{true, false}, nil, nil, standing{false, 1, false}, []int{1, down}},
+		"one down, was up":          {[]int{2, 1}, []bool{true, false}, nil, &standing{up: true}, standing{true, 2, false}, []int{2, down}},
+		"drains":                    {[]int{2, 1}, []bool{true, false}, func(s *config.Service) { s.DrainOnFailure = true }, &standing{up: true}, standing{true, 2, false}, []int{2, idle}},
+		"below the quorum":          {[]int{1, 1}, []bool{true, false}, nil, &standing{up: true}, standing{false, 1, false}, []int{1, down}},
+		"below the quorum, sorry":   {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 1, true}, []int{down, down}},
+		"sorry, and drains":         {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer, s.DrainOnFailure = sorry, true }, &standing{up: true}, standing{false, 1, true}, []int{idle, idle}},
+		"hysteresis, stays up":      {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{up: true}, standing{true, 1, false}, []int{1, down}},
+		"hysteresis, stays down":    {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{}, standing{false, 2, false}, []int{1, 1}},
+		"hysteresis, new, all up":   {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, nil, standing{true, 2, false}, []int{1, 1}},
+		"an operator drains it all": {[]int{0, 0}, []bool{true, true}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 0, true}, []int{down, down}},
+		"nobody there":              {nil, nil, nil, nil, standing{false, 0, false}, nil},
 	} {
 		s := &config.Service{Name: "web", Protocol: "tcp", Quorum: 2, EncapPort: 6080}
 		states := map[seat]health.State{}

@@ -47,12 +47,12 @@ func (d *director) askWays(cfg *config.Director) {
 // balanced is services with the ways that are known already.
 func (d *director) balanced(cfg *config.Director) balancer.Config {
 	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg)}
-	states, verdicts := d.healthy(), make(map[string]verdict, len(cfg.Services))
+	states, standings := d.healthy(), make(map[string]standing, len(cfg.Services))
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
 		b := service(s, cfg.Source, d.ways)
-		var was *verdict
-		if v, known := d.verdicts[s.Name]; known {
+		var was *standing
+		if v, known := d.standings[s.Name]; known {
 			was = &v
 		}
 		v := judge(&b, s, states, was)
@@ -60,9 +60,9 @@ func (d *director) balanced(cfg *config.Director) balancer.Config {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, d.ways, v.sorry))
 		}
 		d.serviceChanged(s, was, v)
-		out.Services, verdicts[s.Name] = append(out.Services, b), v
+		out.Services, standings[s.Name] = append(out.Services, b), v
 	}
-	d.verdicts = verdicts
+	d.standings = standings
 	return out
 }
 

@@ -42,7 +42,7 @@ func (d *director) status() control.DirectorStatus {
 // servicesStatus is the services as they are in force, with what their checks have come to.
 func (d *director) servicesStatus(now time.Time) []control.Service {
 	d.mu.Lock()
-	cfg, verdicts := d.inForce(), d.verdicts
+	cfg, standings := d.inForce(), d.standings
 	snap, states := d.bal.Snapshot(), d.healthy()
 	d.mu.Unlock()
 	configured := make(map[string]*config.Service, len(cfg.Services))
@@ -56,7 +56,7 @@ func (d *director) servicesStatus(now time.Time) []control.Service {
 			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0
 		})
 		svc := serviceStatus(&s)
-		healthStatus(&svc, c, &s, verdicts[s.Name], states, now)
+		healthStatus(&svc, c, &s, standings[s.Name], states, now)
 		all = append(all, svc)
 	}
 	return all

@@ -364,6 +364,14 @@ func TestFailureIsTold(t *testing.T) {
 			return err == nil && strings.Contains(string(text), line)
 		})
 	}
+	before, err := os.ReadFile(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.director.stop() // is no failure of any realserver
+	if after, err := os.ReadFile(told); err != nil || string(after) != string(before) {
+		t.Errorf("at its end the director tells %q, %v", strings.TrimPrefix(string(after), string(before)), err)
+	}
 }
 
 // TestSorryServer: when the weight that is up falls below the quorum, the sorry server has the clients; when it is back, so are they.
