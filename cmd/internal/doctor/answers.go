@@ -61,13 +61,13 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 			Mend: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip, cfg.Table)})
 	case hop.Link == cfg.TUN:
 		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN), Why: "nothing goes on from there",
-			Mend: fmt.Sprintf("ip rule; take away the rule that leads there; ip route get %s from %s", outside[vip.Is6()], vip)})
+			Mend: fmt.Sprintf("ip rule; ip route get %s from %s  # take away the rule that leads there", outside[vip.Is6()], vip)})
 	case cfg.MSS == config.MSSOff:
 		e.fine("from %s by %s; mss is off", vip, hop.Link)
 	case hop.Table != cfg.Table:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not by %d, the agent's", hop.Table, cfg.Table),
 			Why:  "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
-			Mend: fmt.Sprintf("ip rule: a rule before priority %d takes them: delete it (ip rule del priority …), or set table to a number below its priority", cfg.Table)})
+			Mend: fmt.Sprintf("ip rule  # one before priority %d takes them: delete it (ip rule del priority NUMBER), or set table to a smaller number than its priority", cfg.Table)})
 	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
 			Mend: "systemctl restart vstun-realserver"})

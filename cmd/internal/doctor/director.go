@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
@@ -58,7 +61,7 @@ func asked(ctx context.Context, socket string, into any) (running bool, err erro
 	switch {
 	case err == nil:
 		return true, nil
-	case isAbsent(err):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // nobody has it
 		return false, nil
 	}
 	return false, err
@@ -135,15 +138,15 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 		switch {
 		case !ok:
 			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",
-				Mend: fmt.Sprintf("ip route get %s; ip route add %s via GATEWAY", a, netip.PrefixFrom(a, a.BitLen()))})
+				Mend: fmt.Sprintf("ip route add %s via GATEWAY  # ip route get %s says what the kernel has now", netip.PrefixFrom(a, a.BitLen()), a)})
 			continue
 		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
 			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v", way.Source), Why: "no realserver can know the director by it",
-				Mend: "set source in [director] to an address of this host; director reload"})
+				Mend: "director reload  # with source in [director] set to an address of this host"})
 			continue
 		case way.MTU < leastMTU:
 			e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("the route to it takes packets of %d bytes at most, by %s", way.MTU, way.Link),
-				Why: "little is left for what is in the tunnel", Mend: fmt.Sprintf("ip link set %s mtu 1500; or ip route get %s, and the route's mtu", way.Link, a)})
+				Why: "little is left for what is in the tunnel", Mend: fmt.Sprintf("ip link set %s mtu 1500  # or the mtu of the route: ip route get %s", way.Link, a)})
 		}
 		names = append(names, fmt.Sprintf("%s by %s, %d bytes", a, way.Link, way.MTU))
 	}
@@ -170,7 +173,7 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 	at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == tun })
 	if at < 0 || !devices[at].Up {
 		e.find(Finding{Severity: Error, Where: tun, What: "the device is gone, or down", Why: "no packet gets to the director",
-			Mend: fmt.Sprintf("ip link set %s up; where it is gone: systemctl restart vstun-director", tun)})
+			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-director", tun)})
 		return
 	}
 	good := true
@@ -184,7 +187,7 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 		}
 		good = false
 		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it", Why: "its packets never get to the director",
-			Mend: fmt.Sprintf("ip route get %s; ip rule; take away what leads elsewhere; director reload", vip)}
+			Mend: fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)}
 		if ok {
 			f.What = fmt.Sprintf("its packets go to %s, not to %s", hop.Link, tun)
 			if hop.Gateway.IsValid() {
@@ -216,7 +219,7 @@ func (e *exam) health(st *control.DirectorStatus) {
 		}
 		if s.Health == "down" {
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name), What: fmt.Sprintf("it is down: weight %d is up, its quorum is %d", s.WeightUp, s.Quorum),
-				Why: "its clients are refused, or get the sorry server", Mend: "see to its realservers: director status"})
+				Why: "its clients are refused, or get the sorry server", Mend: "director status  # see to its realservers"})
 		}
 	}
 	if len(e.findings) == 0 {
@@ -269,14 +272,4 @@ func ownAddress(cfg *config.Director, devices []routing.Device, six bool) netip.
 		}
 	}
 	return netip.Addr{}
-}
-
-// isAbsent tells whether err says that no program has the control socket.
-func isAbsent(err error) bool {
-	for _, absent := range absentErrors {
-		if errors.Is(err, absent) {
-			return true
-		}
-	}
-	return false
 }

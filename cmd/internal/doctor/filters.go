@@ -16,7 +16,7 @@ import (
 const strict = 1
 
 // sampled is how long counters are looked at, to see whether they grow.
-const sampled = time.Second
+const sampled = 500 * time.Millisecond
 
 // strictDevices are the devices that are up and filter strictly, but for one.
 func strictDevices(but string) (names []string, err error) {

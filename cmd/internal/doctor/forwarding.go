@@ -2,16 +2,10 @@ package doctor
 
 import (
 	"fmt"
-	"io/fs"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"vstun/routing"
 )
-
-// absentErrors are those of a control socket that nobody has.
-var absentErrors = []error{fs.ErrNotExist, unix.ECONNREFUSED}
 
 // forwarding examines whether the kernel hands the VIPs' packets on to the director's device. A director that starts switches it on.
 func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
@@ -29,7 +23,7 @@ func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
 		}
 		if value, err := routing.ReadSysctl(c.key); !e.failed(err) && value != "1" {
 			e.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value), Why: fmt.Sprintf("the kernel hands no packet on to %s", tun),
-				Mend: fmt.Sprintf("sysctl -w %s=1; and find out who switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d", c.name)})
+				Mend: fmt.Sprintf("sysctl -w %s=1  # and see who switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d", c.name)})
 		}
 	}
 	if v4 {

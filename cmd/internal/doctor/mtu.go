@@ -54,7 +54,7 @@ func (v *visit) narrow(vip *targetVIP, size int) {
 			break
 		}
 	}
-	f.Mend = fmt.Sprintf("%s; the same on the realserver for %s, so that its servers advertise an MSS that fits", routeWithMTU(v.Destination, size), v.Source)
+	f.Mend = fmt.Sprintf("%s  # the same on the realserver, for %s, so that its servers advertise an MSS that fits", routeWithMTU(v.Destination, size), v.Source)
 	if f.Severity == Error {
 		f.Mend += "; let ICMP (fragmentation needed, packet too big) pass on the way"
 	}

@@ -53,5 +53,5 @@ func proxyFor(a netip.Addr, device string) string {
 	if a.Is6() {
 		return fmt.Sprintf("sysctl -w net.ipv6.conf.%s.proxy_ndp=1; ip neigh add proxy %s dev %s", device, a, device)
 	}
-	return fmt.Sprintf("ip neigh add proxy %s dev %s; or a route to it by this host on the router", a, device)
+	return fmt.Sprintf("ip neigh add proxy %s dev %s  # or a route to it by this host on the router", a, device)
 }

@@ -119,7 +119,7 @@ func (p *prober) syn(src netip.Addr, dst netip.AddrPort, wrapped func([]byte) ([
 func bare(b []byte) ([]byte, error) { return b, nil }
 
 // How long a volley waits after each of its tries. What is answered costs no more than the way there and back.
-var waits = []time.Duration{300 * time.Millisecond, 700 * time.Millisecond, 1200 * time.Millisecond}
+var waits = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond}
 
 // volley sends shots, those that are not answered three times, and returns when all are answered, or none of the others will be. Then they do not change
 // any more.

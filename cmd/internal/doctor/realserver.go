@@ -62,7 +62,7 @@ func (e *exam) directors(cfg *config.Realserver) {
 		}
 		if link, local, err := routing.LocalAddr(d.Addr()); err == nil && local {
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()), What: fmt.Sprintf("it is this host itself, on %s", link),
-				Why: "a host drops packets that come from an address of its own", Mend: "set directors to the directors' own addresses, and restart"})
+				Why: "a host drops packets that come from an address of its own", Mend: "systemctl restart vstun-realserver  # with the directors' own addresses in directors"})
 			continue
 		}
 		names = append(names, d.Addr().String())
@@ -90,7 +90,7 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 	}
 	if !up {
 		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down", Why: "nothing comes out of the tunnel",
-			Mend: fmt.Sprintf("ip link set %s up; where it is gone: systemctl restart vstun-realserver", cfg.TUN)})
+			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-realserver", cfg.TUN)})
 	}
 	for _, vip := range cfg.VIPs {
 		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), Mend: fmt.Sprintf("ip addr add %s dev %s", netip.PrefixFrom(vip, vip.BitLen()), cfg.TUN)}

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
@@ -234,7 +235,7 @@ func (w *walk) rule(c *nftables.Chain, rule *nftables.Rule) (holds truth, verdic
 		case *expr.Lookup:
 			t, v := w.lookup(c.Table, regs[e.SourceRegister], e)
 			test(t)
-			if e.IsDestRegSet && v != nil {
+			if e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT && v != nil {
 				verdict = v
 			}
 		case *expr.Match:
@@ -336,14 +337,10 @@ func (w *walk) fib(e *expr.Fib) []byte {
 	if !e.FlagSADDR || !e.FlagIIF || e.ResultADDRTYPE || w.back {
 		return nil
 	}
-	n := 4
-	switch {
-	case e.FlagPRESENT:
-		n = 1
-	case e.ResultOIFNAME:
-		n = unix.IFNAMSIZ
+	if e.ResultOIFNAME && !e.FlagPRESENT {
+		return make([]byte, unix.IFNAMSIZ)
 	}
-	return make([]byte, n)
+	return native(0) // a register, as for a device's number
 }
 
 // masked is Bitwise: (value & mask) ^ xor.
@@ -413,7 +410,7 @@ func (w *walk) lookup(t *nftables.Table, value []byte, e *expr.Lookup) (truth, *
 	if found < 0 {
 		return truthOf(e.Invert), nil
 	}
-	return truthOf(!e.Invert), w.elements[name][found].VerdictData
+	return truthOf(!e.Invert), verdictOf(w.elements[name][found])
 }
 
 // inInterval is the element of a set of intervals in which the value lies: the greatest that is not greater, if it is no interval's end; or -1.
@@ -436,11 +433,32 @@ func inInterval(all []nftables.SetElement, value []byte) int {
 // anyVerdict is the worst verdict of a map whose key is not known; nil for a set.
 func anyVerdict(all []nftables.SetElement) (worst *expr.Verdict) {
 	for _, x := range all {
-		if v := x.VerdictData; v != nil && (worst == nil || v.Kind == expr.VerdictDrop) {
+		if v := verdictOf(x); v != nil && (worst == nil || v.Kind == expr.VerdictDrop) {
 			worst = v
 		}
 	}
 	return worst
+}
+
+// verdictOf is the verdict that a map has for an element; nil in a set. The library leaves it as the kernel's attributes.
+func verdictOf(x nftables.SetElement) *expr.Verdict {
+	if x.VerdictData != nil || len(x.Val) == 0 {
+		return x.VerdictData
+	}
+	attributes, err := netlink.UnmarshalAttributes(x.Val)
+	if err != nil {
+		return nil
+	}
+	v := &expr.Verdict{}
+	for _, a := range attributes {
+		switch {
+		case a.Type == unix.NFTA_VERDICT_CODE && len(a.Data) == 4:
+			v.Kind = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Data)))
+		case a.Type == unix.NFTA_VERDICT_CHAIN:
+			v.Chain = string(bytes.TrimRight(a.Data, "\x00"))
+		}
+	}
+	return v
 }
 
 // match is a condition of xtables.

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -29,7 +30,12 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 		known["not_director"] = advice{fmt.Sprintf("%s sent tunnel packets just now, and is not in directors", joinAddrs(strangers)),
 			fmt.Sprintf("if that is a director: add %s to directors in %s, and restart; else filter it at your network's border", quotedAddrs(strangers), s.File)}
 	}
-	e.dropped(before.Drops, after.Drops, after.In.Packets, known)
+	e.dropped(before.Drops, after.Drops, known)
+	for _, reason := range slices.Sorted(maps.Keys(known)) {
+		if n := after.Drops[reason]; n == before.Drops[reason] && n > after.In.Packets/many {
+			e.find(Finding{Severity: Warning, Where: reason, What: fmt.Sprintf("%d packets of %d have been refused since the start", n, after.In.Packets), Why: known[reason].why, Mend: known[reason].mend})
+		}
+	}
 	e.overrun(before.Overruns, after.Overruns)
 }
 

@@ -27,6 +27,7 @@ type targetVIP struct {
 	addr   netip.Addr
 	source netip.Addr // this host's address that asks: of the VIP's family
 	ports  []uint16   // of services over TCP
+	there  bool       // it answers pings
 }
 
 // where names the target in a finding.

@@ -14,8 +14,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// atOnce is how many targets are probed side by side.
-const atOnce = 32
+// atOnce is how many targets are probed side by side: a thousand that are all silent take some twenty seconds.
+const atOnce = 256
 
 // probe asks for every VIP at every realserver, through the tunnel and from this host's own address, so that the realserver's kernel answers us.
 func (p *prober) probe(ctx context.Context, e *exam, all []*target) {
@@ -59,8 +59,17 @@ func (v *visit) ping(c encap.Config, vip *targetVIP, size int) *shot {
 	return s
 }
 
-// make visits the target.
+// make visits the target. What time does not suffice for is not known.
 func (v *visit) make(ctx context.Context) {
+	v.look(ctx)
+	if ctx.Err() != nil {
+		*v.exam = exam{check: v.check}
+		v.skip("%s: there was not enough time", v.where())
+	}
+}
+
+// look asks for the VIPs.
+func (v *visit) look(ctx context.Context) {
 	var shots []*shot
 	for _, vip := range v.vips {
 		shots = append(shots, v.ping(v.Config, vip, probeSize))
@@ -69,7 +78,7 @@ func (v *visit) make(ctx context.Context) {
 	v.volley(ctx, append(shots, direct)...)
 	var good *targetVIP
 	for i, vip := range v.vips {
-		if shots[i].answered && good == nil {
+		if vip.there = shots[i].answered; vip.there && good == nil {
 			good = vip
 		}
 	}
@@ -77,11 +86,11 @@ func (v *visit) make(ctx context.Context) {
 		v.silence(ctx, shots[0], direct)
 		return
 	}
-	for i, vip := range v.vips {
-		if !shots[i].answered {
+	for _, vip := range v.vips {
+		if !vip.there {
 			v.find(Finding{Severity: v.grade(), Where: v.where(), What: fmt.Sprintf("it answers for %s, and not for %s", good.addr, vip.addr),
 				Why:  "its agent refuses the packets of a VIP that is not in its vips (inner_destination)",
-				Mend: fmt.Sprintf("on %s: add %q to vips in /etc/vstun/realserver.toml; systemctl restart vstun-realserver", v.Destination, vip.addr)})
+				Mend: fmt.Sprintf("on %s: systemctl restart vstun-realserver  # with %q in vips of its realserver.toml", v.Destination, vip.addr)})
 		}
 	}
 	largest := v.measure(ctx, good)
@@ -109,6 +118,9 @@ func (v *visit) servers(ctx context.Context) {
 	var all []asked
 	var shots []*shot
 	for _, vip := range v.vips {
+		if !vip.there {
+			continue
+		}
 		for _, port := range vip.ports {
 			at := netip.AddrPortFrom(vip.addr, port)
 			s, err := v.syn(vip.source, at, through(v.Config))
@@ -123,11 +135,11 @@ func (v *visit) servers(ctx context.Context) {
 		switch {
 		case a.answered && a.flags&tcpRST != 0:
 			v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("nobody listens on %s there", a.at), Why: "its clients are refused",
-				Mend: fmt.Sprintf("on %s: start the server, on %s or on all addresses; ss -ltn shows who listens", v.Destination, a.at)})
+				Mend: fmt.Sprintf("on %s: ss -ltn  # start the server, on %s or on all addresses", v.Destination, a.at)})
 		case !a.answered && a.err == nil:
 			v.find(Finding{Severity: v.grade(), Where: v.where(), What: fmt.Sprintf("the VIP answers pings there, and no SYN to %s", a.at),
 				Why:  "a firewall there drops the requests that come out of the tunnel",
-				Mend: fmt.Sprintf("on %s: let them in by vs0, the agent's device: iptables -I INPUT -i vs0 -j ACCEPT (with nftables: nft insert rule inet filter input iifname vs0 accept)", v.Destination)})
+				Mend: fmt.Sprintf("on %s: realserver doctor  # names the rule; vs0, the agent's device, must be let in", v.Destination)})
 		}
 	}
 }
@@ -172,6 +184,17 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 		return
 	}
 	v.volley(ctx, shots...)
+	if !direct.answered { // that a neighbour does not answer ARP, a router says after three seconds
+		v.volley(ctx, direct)
+	}
+	plain := road{to: v.Destination, protocol: packet.ProtoICMP}
+	if v.Destination.Is6() {
+		plain.protocol = packet.ProtoICMPv6
+	}
+	if late := append(v.about(roadOf(v.Config, vip.addr)), v.about(plain)...); !direct.answered && v.judge(&f, late) {
+		v.find(f)
+		return
+	}
 	for _, s := range shots[len(others):] {
 		if s.answered {
 			v.skip("%s: it answers through %s, but no pings: what its way takes is not known", v.where(), v.target.what(v.Kind))
@@ -183,14 +206,14 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 		if shots[i].answered {
 			f.What = fmt.Sprintf("packets of %s do not arrive, those of %s do", tunnel, v.target.what(kind))
 			f.Why = "something on the way drops them, as some clouds do"
-			f.Mend = fmt.Sprintf("set encap = %q for it, then director reload; or let protocol %d pass from %s to %s", kind, outer(v.Config, vip.addr), v.Source, v.Destination)
+			f.Mend = fmt.Sprintf("director reload  # with encap = %q for it; or let protocol %d pass from %s to %s", kind, outer(v.Config, vip.addr), v.Source, v.Destination)
 			v.find(f)
 			return
 		}
 	}
 	if !direct.answered {
 		f.What, f.Why = fmt.Sprintf("nothing comes back: neither to %s nor to a plain ping", tunnel), "it is down, there is no way to it, or a firewall drops everything from this host"
-		f.Mend = fmt.Sprintf("ping %s; ip route get %s; on %s: realserver doctor", v.Destination, v.Destination, v.Destination)
+		f.Mend = fmt.Sprintf("ping %s; ip route get %s  # and on %s: realserver doctor", v.Destination, v.Destination, v.Destination)
 		v.find(f)
 		return
 	}
@@ -209,7 +232,7 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 	}
 	f.Why = fmt.Sprintf("from here these look the same: its agent refuses this director, as %s is not in its directors; protocol %d is dropped on the way (clouds, firewalls);"+
 		" or its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, a router's uRPF, rp_filter)", v.Source, outer(v.Config, vip.addr))
-	f.Mend = fmt.Sprintf("in this order: on %s: realserver doctor (not_director); with gue instead: encap = \"gue\" on both; on %s: switch off the source/destination check, and uRPF at its router",
+	f.Mend = fmt.Sprintf("on %s: realserver doctor  # not_director tells; then try encap = \"gue\" at both ends; then switch off the source/destination check of %s, and uRPF at its router",
 		v.Destination, v.Destination)
 	v.find(f)
 }
@@ -218,7 +241,7 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 func (v *visit) refused(err error) (what, mend string) {
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Sprintf("this host's own firewall lets no %s out", v.target.what(v.Kind)),
-			fmt.Sprintf("let it out: iptables -I OUTPUT -d %s -j ACCEPT (with nftables: nft insert rule inet filter output ip daddr %s accept)", v.Destination, v.Destination)
+			fmt.Sprintf("nft list ruleset  # let what is for %s out: iptables -I OUTPUT -d %s -j ACCEPT", v.Destination, v.Destination)
 	}
 	return fmt.Sprintf("the kernel refuses to send to it: %v", err), fmt.Sprintf("ip route get %s", v.Destination)
 }
@@ -246,11 +269,11 @@ func (v *visit) judge(f *Finding, all []trouble) bool {
 			return true
 		case prohibited(t) || nobody(t):
 			f.What, f.Why = fmt.Sprintf("%s refuses %s on the way", t.from, tunnel), "a firewall does not let it pass"
-			f.Mend = fmt.Sprintf("let it pass from %s to %s there; or use encap = \"gue\", which is UDP", v.Source, v.Destination)
+			f.Mend = fmt.Sprintf("director reload  # with encap = \"gue\", which is UDP, or once it lets this pass from %s to %s", v.Source, v.Destination)
 			return true
 		case unreachable(t):
 			f.What, f.Why = fmt.Sprintf("%s says that it can't be reached", t.from), "it is down, or the way to it is broken"
-			f.Mend = fmt.Sprintf("ping %s; ip route get %s; look at the routes of %s", v.Destination, v.Destination, t.from)
+			f.Mend = fmt.Sprintf("ping %s; ip route get %s  # and look at the routes of %s", v.Destination, v.Destination, t.from)
 			return true
 		case expired(t):
 			f.What, f.Why = fmt.Sprintf("packets go round in a circle until their TTL ends at %s", t.from), "routers there send them back and forth"
