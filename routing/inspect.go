@@ -18,7 +18,7 @@ type Hop struct {
 	Link    string
 	Local   bool       // it is delivered on this host
 	Gateway netip.Addr // the zero Addr: the destination is on the link
-	Source  netip.Addr // that a packet without one gets
+	Source  netip.Addr // that a packet without one gets; where one was asked for, the zero Addr
 	Table   int        // of the route
 	AdvMSS  int        // what TCP advertises by this route; 0: what its MTU says
 }

@@ -2,7 +2,9 @@ package doctor
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
+	"sync"
 
 	"vstun/routing"
 )
@@ -33,10 +35,57 @@ func (e *exam) neighbours(vips []netip.Addr) {
 			}
 		}
 	}
+	good = e.impostors(devices, vips) && good
 	if good {
-		e.fine("no VIP is in a subnet of this host without its answering there")
+		e.fine("nobody else answers ARP for a VIP, and this host does where one is in a subnet of its own")
 	}
 }
+
+// impostors examines whether somebody else answers ARP for a VIP: a realserver that does not keep from it, or a second director.
+func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool) {
+	type question struct {
+		device    string
+		vip, from netip.Addr
+		answers   []net.HardwareAddr
+		err       error
+	}
+	var all []*question
+	for _, d := range devices {
+		for _, p := range d.Addrs {
+			if !d.Up || d.Loopback || !p.Addr().Is4() || p.IsSingleIP() {
+				continue
+			}
+			for _, vip := range vips {
+				if vip.Is4() && len(all) < mostQuestions {
+					all = append(all, &question{device: d.Name, vip: vip, from: p.Addr()})
+				}
+			}
+			break
+		}
+	}
+	var wait sync.WaitGroup
+	for _, q := range all {
+		wait.Go(func() { q.answers, q.err = routing.WhoHas(q.device, q.vip, q.from, sampled) })
+	}
+	wait.Wait()
+	good = true
+	for _, q := range all {
+		if q.err != nil {
+			e.skip("who has %s: %v", q.vip, q.err)
+			return false
+		}
+		for _, mac := range q.answers {
+			good = false
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip), What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
+				Why:  "neighbours there send it the VIP's packets, past the director: a realserver that answers ARP for its VIPs, or another director",
+				Mend: fmt.Sprintf("ip neigh show dev %s | grep -i %s  # on that host: realserver doctor, or sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2", q.device, mac)})
+		}
+	}
+	return good
+}
+
+// mostQuestions is how often is asked by ARP at the most.
+const mostQuestions = 256
 
 // subnetOf is the subnet of a device that a lies in.
 func subnetOf(d routing.Device, a netip.Addr) (netip.Prefix, bool) {

@@ -180,8 +180,11 @@ func (w *walk) chain(c *nftables.Chain, entered truth, depth int) end {
 			w.spared = true
 		case expr.VerdictJump, expr.VerdictGoto:
 			if to := w.named(c.Table, verdict.Chain); to != nil {
-				if w.chain(to, holds, depth+1) == ended || holds == yes && verdict.Kind == expr.VerdictGoto {
+				if w.chain(to, holds, depth+1) == ended {
 					return ended
+				}
+				if holds == yes && verdict.Kind == expr.VerdictGoto { // its end is this chain's
+					return passes
 				}
 			}
 		case expr.VerdictReturn:
@@ -331,16 +334,22 @@ func (w *walk) hasPorts() bool {
 	return protocol == packet.ProtoTCP || protocol == packet.ProtoUDP || protocol == packet.ProtoSCTP
 }
 
-// fib is what the host's routes say of the packet's source, as far as that can be said: 0, where it is asked by which device the source is reached, among
-// those by which the packet came in, and it is another (net/ipv4/netfilter/nft_fib_ipv4.c).
+// fib is what the host's routes say of the packet's source, where it is asked by which device that is reached: the one by which the packet came in, or 0
+// (net/ipv4/netfilter/nft_fib_ipv4.c).
 func (w *walk) fib(e *expr.Fib) []byte {
-	if !e.FlagSADDR || !e.FlagIIF || e.ResultADDRTYPE || w.back {
+	switch {
+	case !e.FlagSADDR || !e.FlagIIF || e.ResultADDRTYPE:
 		return nil
-	}
-	if e.ResultOIFNAME && !e.FlagPRESENT {
+	case e.FlagPRESENT && w.back:
+		return native(1)
+	case e.ResultOIFNAME && !e.FlagPRESENT && w.back:
+		return w.meta(expr.MetaKeyIIFNAME)
+	case e.ResultOIFNAME && !e.FlagPRESENT:
 		return make([]byte, unix.IFNAMSIZ)
+	case w.back:
+		return w.meta(expr.MetaKeyIIF)
 	}
-	return native(0) // a register, as for a device's number
+	return native(0)
 }
 
 // masked is Bitwise: (value & mask) ^ xor.

@@ -249,6 +249,10 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	r = s.director.examine()
 	asks()
 	mustName(t, r, symptom{"device", []string{s.VIP.String(), "its packets go to 10.0.2.1 by eth0", "ip rule"}})
+	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director") // answers ARP, as a realserver does that nobody keeps from it
+	mustName(t, s.director.examine(), symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(), "answers ARP", "arp_ignore=1"}},
+		symptom{"tunnels", []string{"not for " + near.String()}}) // the router drops what comes from an address of its own
+	s.shell(s.Router, "ip addr del 10.0.2.80/32 dev director")
 	s.shell(s.Director, "ip rule del priority 100; ip addr add "+s.VIP.String()+"/32 dev lo")
 	asks = s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
 	r = s.director.examine()
