@@ -27,7 +27,7 @@ func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
 			return
 		}
 		if !ok || hop.Link == cfg.TUN {
-			e.find(Finding{Severity: Error, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six], What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
+			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six], What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
 				Mend: fmt.Sprintf("ip %sroute add default via GATEWAY", map[bool]string{true: "-6 "}[six])})
 			continue
 		}

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
 
 	"vstun/routing"
@@ -40,10 +41,15 @@ func (e *exam) forwardingOfDevices(tun string) {
 	if e.failed(err) {
 		return
 	}
+	clients, _, _ := routing.Lookup(outside[false], netip.Addr{}) // without a default route they may come by any
 	for _, d := range devices {
 		key := "net/ipv4/conf/" + d.Name + "/forwarding"
 		if value, err := routing.ReadSysctl(key); err == nil && value == "0" && d.Up && !d.Loopback && d.Name != tun && hasIPv4(d) {
-			e.find(Finding{Severity: Error, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0", d.Name),
+			severity := Warning
+			if d.Name == clients.Link {
+				severity = Error
+			}
+			e.find(Finding{Severity: severity, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0", d.Name),
 				Why: "what comes in there for a VIP is dropped", Mend: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.forwarding=1", d.Name)})
 		}
 	}

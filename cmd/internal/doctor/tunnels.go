@@ -230,8 +230,12 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 	if len(arrive) > 0 {
 		f.What += fmt.Sprintf(" (its kernel says that nobody takes %s: that does arrive)", strings.Join(arrive, " and "))
 	}
-	f.Why = fmt.Sprintf("from here these look the same: its agent refuses this director, as %s is not in its directors; protocol %d is dropped on the way (clouds, firewalls);"+
-		" or its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, a router's uRPF, rp_filter)", v.Source, outer(v.Config, vip.addr))
+	refuses := fmt.Sprintf("its agent refuses this director, as %s is not in its directors", v.Source)
+	if v.Kind == encap.KindGRE {
+		refuses += " or its encap_key is another"
+	}
+	f.Why = fmt.Sprintf("from here these look the same: %s; protocol %d is dropped on the way (clouds, firewalls);"+
+		" or its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, a router's uRPF, rp_filter)", refuses, outer(v.Config, vip.addr))
 	f.Mend = fmt.Sprintf("on %s: realserver doctor  # not_director tells; then try encap = \"gue\" at both ends; then switch off the source/destination check of %s, and uRPF at its router",
 		v.Destination, v.Destination)
 	v.find(f)
@@ -272,8 +276,12 @@ func (v *visit) judge(f *Finding, all []trouble) bool {
 			f.Mend = fmt.Sprintf("director reload  # with encap = \"gue\", which is UDP, or once it lets this pass from %s to %s", v.Source, v.Destination)
 			return true
 		case unreachable(t):
-			f.What, f.Why = fmt.Sprintf("%s says that it can't be reached", t.from), "it is down, or the way to it is broken"
-			f.Mend = fmt.Sprintf("ping %s; ip route get %s  # and look at the routes of %s", v.Destination, v.Destination, t.from)
+			who := t.from.String()
+			if t.from == v.Source {
+				who = "this host's kernel"
+			}
+			f.What, f.Why = who+" says that it can't be reached", "it is down, or the way to it is broken"
+			f.Mend = fmt.Sprintf("ping %s; ip route get %s  # and look at routes and neighbours of %s", v.Destination, v.Destination, t.from)
 			return true
 		case expired(t):
 			f.What, f.Why = fmt.Sprintf("packets go round in a circle until their TTL ends at %s", t.from), "routers there send them back and forth"

@@ -62,15 +62,18 @@ type symptom struct {
 	says  []string // in its line, or in what mends it
 }
 
+// is tells whether a finding is of the symptom.
+func (s symptom) is(f doctor.Finding) bool {
+	text := f.Where + ": " + f.What + ": " + f.Why + ": " + f.Mend
+	return f.Check == s.check && f.Mend != "" && !slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
+}
+
 // mustName wants a finding for each symptom, and no finding without one.
 func mustName(t *testing.T, r doctor.Report, symptoms ...symptom) {
 	t.Helper()
 	left := slices.Clone(r.Findings)
 	for _, s := range symptoms {
-		at := slices.IndexFunc(left, func(f doctor.Finding) bool {
-			text := f.Where + ": " + f.What + ": " + f.Why + ": " + f.Mend
-			return f.Check == s.check && f.Mend != "" && !slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
-		})
+		at := slices.IndexFunc(left, s.is)
 		if at < 0 {
 			t.Errorf("no finding of %s says %q:\n%s", s.check, s.says, findings(r))
 			continue
@@ -88,6 +91,22 @@ func (s *site) shell(h *lab.Host, commands string) {
 	if got := run(s.t, h, exec.Command("sh", "-c", "set -e; "+commands)); got.code != 0 {
 		s.t.Fatalf("%s: %s: exit status %d:\n%s%s", h.Name, commands, got.code, got.stdout, got.stderr)
 	}
+}
+
+// mustNameInTime breaks what the program itself mends in a moment, until the doctor has seen each symptom, be it among others.
+func (p *program) mustNameInTime(breaks string, symptoms ...symptom) {
+	p.t.Helper()
+	var r doctor.Report
+	for range 20 {
+		if out, err := p.host.Run(exec.Command("sh", "-c", breaks)); err != nil {
+			p.t.Fatalf("%s: %v\n%s", breaks, err, out)
+		}
+		r = p.examine()
+		if !slices.ContainsFunc(symptoms, func(s symptom) bool { return !slices.ContainsFunc(r.Findings, s.is) }) {
+			return
+		}
+	}
+	p.t.Errorf("%s: the doctor finds\n%s", breaks, findings(r))
 }
 
 // needDoctorsTools skips a test for want of the tools by which it breaks hosts, and which the doctor's commands are of.
@@ -109,6 +128,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		vips    []netip.Addr
 		sources []netip.Addr
 		deaf    bool // nobody listens
+		long    bool // not with -short
 		breaks  func(s *site, web *lab.Host)
 		symptom *symptom
 	}
@@ -129,16 +149,16 @@ func TestDoctorOnTheWay(t *testing.T) {
 			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors", "realserver doctor"}}},
 		{name: "protocol 4 dropped", agent: `encap = ["ipip", "gue"]`, breaks: drop("ip daddr WEB ip protocol 4"),
 			symptom: &symptom{"tunnels", []string{"packets of ipip (protocol 4) do not arrive", "gue", `encap = "gue"`}}},
-		{name: "source check on the way back", breaks: func(s *site, web *lab.Host) { s.shell(s.Router, "sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1") },
+		{name: "source check on the way back", long: true, breaks: func(s *site, web *lab.Host) { s.shell(s.Router, "sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1") },
 			symptom: &symptom{"tunnels", []string{"dropped on the way back", "source/destination check"}}},
 		{name: "black hole", breaks: func(s *site, web *lab.Host) {
 			narrow(s, web)
 			s.shell(s.Router, "nft add rule inet doctor output icmp type destination-unreachable icmp code frag-needed @nh,352,32 "+fmt.Sprintf("0x%x", web.Addr.As4())+" drop")
 		}, symptom: &symptom{"tunnels", []string{"more than 1400 bytes vanish", "mtu 1400", "ip route replace"}}},
-		{name: "narrow way", breaks: narrow, symptom: &symptom{"tunnels", []string{"1400 bytes, as 10.0.2.1 says", "mtu 1400"}}},
+		{name: "narrow way", long: true, breaks: narrow, symptom: &symptom{"tunnels", []string{"1400 bytes, as 10.0.2.1 says", "mtu 1400"}}},
 		{name: "down", breaks: func(s *site, web *lab.Host) { s.shell(web, "ip addr del "+web.Addr.String()+"/24 dev eth0") },
 			symptom: &symptom{"tunnels", []string{"can't be reached", "ping"}}},
-		{name: "silent", breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels", []string{"nothing comes back", "plain ping"}}},
+		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels", []string{"nothing comes back", "plain ping"}}},
 		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"nobody listens on 198.51.100.80:80", "ss -ltn"}}},
 		{name: "VIP missing", vips: []netip.Addr{second}, symptom: &symptom{"tunnels", []string{"and not for 198.51.100.80", "inner_destination", "vips"}}},
 		{name: "firewall behind the tunnel", breaks: func(s *site, web *lab.Host) {
@@ -149,6 +169,9 @@ func TestDoctorOnTheWay(t *testing.T) {
 		{name: "firewall of the director's own", breaks: func(s *site, web *lab.Host) {
 			s.shell(s.Director, `nft add table inet own; nft add chain inet own output '{ type filter hook output priority 0; }'; nft add rule inet own output ip protocol 4 ip daddr `+web.Addr.String()+` drop`)
 		}, symptom: &symptom{"tunnels", []string{"own firewall", "iptables -I OUTPUT"}}},
+	}
+	if testing.Short() {
+		patients = slices.DeleteFunc(patients, func(p patient) bool { return p.long })
 	}
 	s := newSite(t, len(patients), nil)
 	s.addVIP(second)
@@ -218,6 +241,10 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n"+
 		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n", s.VIP, near, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
 	s.director.mustFindNothing("healthy")
+
+	s.director.mustNameInTime("sysctl -qw net.ipv4.ip_forward=0; sysctl -qw net.ipv6.conf.all.forwarding=0",
+		symptom{"forwarding", []string{"net.ipv4.ip_forward is 0"}}, symptom{"forwarding", []string{"net.ipv6.conf.all.forwarding is 0"}})
+	s.director.mustFindNothing("mended by the director")
 
 	// Answers that come from a VIP, to the director itself: as those to health checks.
 	pesky := s.pester(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
@@ -296,6 +323,10 @@ func TestDoctorOfRealserver(t *testing.T) {
 	s.parrotAt(web, ":80")
 	agent.mustFindNothing("healthy")
 
+	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1",
+		symptom{"vips", []string{s.VIP.String(), "no device has it", "ip addr add 198.51.100.80/32 dev vs0"}},
+		symptom{"rp_filter", []string{"vs0", "sysctl -w net.ipv4.conf.vs0.rp_filter=2"}})
+	agent.mustFindNothing("mended by the agent")
 	s.listenUDP(web, ":5300")
 	s.shell(web, `sysctl -qw net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.all.arp_announce=0
 nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input iifname lo accept
