@@ -29,8 +29,8 @@ func (r *Report) print(out io.Writer, verbose bool) error {
 		for _, n := range r.Fine {
 			fmt.Fprintf(&w, "fine: %s: %s\n", n.Check, n.Text)
 		}
-	} else if len(r.Fine) > 0 {
-		fmt.Fprintf(&w, "fine: %s (-v says more)\n", strings.Join(checksOf(r.Fine), ", "))
+	} else if fine := r.fineChecks(); len(fine) > 0 {
+		fmt.Fprintf(&w, "fine: %s (-v says more)\n", strings.Join(fine, ", "))
 	}
 	for _, n := range r.Unchecked {
 		fmt.Fprintf(&w, "not checked: %s: %s\n", n.Check, n.Text)
@@ -45,10 +45,10 @@ func (f *Finding) sentence() string {
 	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), ": ")
 }
 
-// checksOf names the checks of notes, each once.
-func checksOf(notes []Note) (names []string) {
-	for _, n := range notes {
-		if !slices.Contains(names, n.Check) {
+// fineChecks names the checks that found nothing wrong.
+func (r *Report) fineChecks() (names []string) {
+	for _, n := range r.Fine {
+		if !slices.Contains(names, n.Check) && !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Check == n.Check }) {
 			names = append(names, n.Check)
 		}
 	}
