@@ -37,6 +37,6 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 			return err
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "say also what is fine")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "say also what is fine, and name all that suffers from the same")
 	return c
 }

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -60,6 +61,26 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// The answers to checks through the tunnel are dropped by a strict device only if they come in there.
+func TestAnsweredBy(t *testing.T) {
+	realserver := func(address, via string) control.Realserver {
+		return control.Realserver{Address: address, Check: &control.Check{Via: via}}
+	}
+	for _, c := range []struct {
+		realserver control.Realserver
+		strict     string
+		want       bool
+	}{
+		{realserver("127.0.0.2", "tunnel"), "lo", true}, {realserver("127.0.0.2", "direct"), "lo", false}, {realserver("127.0.0.2", "tunnel"), "eth7", false},
+		{control.Realserver{Address: "127.0.0.2"}, "lo", false}, {realserver("::1", "tunnel"), "lo", false},
+	} {
+		st := control.DirectorStatus{Services: []control.Service{{Realservers: []control.Realserver{c.realserver}}}}
+		if got := answeredBy(&st, []string{c.strict}); (len(got) > 0) != c.want {
+			t.Errorf("%+v: %v, want %v", c, got, c.want)
+		}
+	}
+}
+
 // Counters that grow are findings, if somebody here can do something about it; those of the past are a note.
 func TestDropped(t *testing.T) {
 	e := exam{check: "drops"}
@@ -71,5 +92,25 @@ func TestDropped(t *testing.T) {
 	e.overrun(1, 4)
 	if len(e.findings) != 1 {
 		t.Errorf("%+v", e.findings)
+	}
+}
+
+// Many realservers that suffer from the same are named with -v, and in JSON.
+func TestManyAlike(t *testing.T) {
+	r := newReport("director", "d.toml", true)
+	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
+		for i := range 100 {
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down", Mend: "ping"})
+		}
+		e.find(Finding{Severity: Error, Where: "realserver 100", What: "it is slow", Mend: "ping"})
+	}})
+	for verbose, want := range map[bool]int{false: 1 + 2*(mostAlike+1), true: 1 + 2*101} {
+		var text strings.Builder
+		if err := r.print(&text, verbose); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(text.String(), "\n"); n != want || strings.Contains(text.String(), "error: tunnels: realserver 4, and 95 more (-v names them): it is down\n") == verbose {
+			t.Errorf("%d lines, want %d:\n%s", n, want, text.String())
+		}
 	}
 }

@@ -3,7 +3,9 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,16 +55,28 @@ func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *con
 		e.fine("no device filters strictly")
 		return
 	}
+	if strict := answeredBy(st, devices); len(strict) > 0 {
+		e.find(Finding{Severity: Error, Where: strings.Join(strict, ", "), What: "rp_filter is strict", Why: "the answers to health checks through the tunnel, which come from the VIP, are dropped",
+			Mend: loosen(strict)})
+		return
+	}
+	e.reversePath(ctx, devices)
+}
+
+// answeredBy are those of devices by which answers to health checks through the tunnel come in, as far as realservers answer by the way by which they are reached.
+func answeredBy(st *control.DirectorStatus, devices []string) (used []string) {
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
-			if r.Check != nil && r.Check.Via == "tunnel" {
-				e.find(Finding{Severity: Error, Where: strings.Join(devices, ", "), What: "rp_filter is strict", Why: "the answers to health checks through the tunnel, which come from the VIP, are dropped",
-					Mend: loosen(devices)})
-				return
+			a, err := netip.ParseAddr(r.Address)
+			if err != nil || !a.Is4() || r.Check == nil || r.Check.Via != "tunnel" {
+				continue
+			}
+			if hop, ok, err := routing.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices, hop.Link) && !slices.Contains(used, hop.Link) {
+				used = append(used, hop.Link)
 			}
 		}
 	}
-	e.reversePath(ctx, devices)
+	return used
 }
 
 // reversePath examines whether the devices that filter strictly drop something, by the host's counter of it.

@@ -19,7 +19,16 @@ func (r *Report) print(out io.Writer, verbose bool) error {
 	if len(r.Findings) == 0 {
 		fmt.Fprintf(&w, "nothing found\n")
 	}
-	for _, f := range slices.Concat(r.Findings, r.Hints) {
+	all := slices.Concat(r.Findings, r.Hints)
+	for i, f := range all {
+		alike := func(g Finding) bool {
+			return g.Severity == f.Severity && g.Check == f.Check && g.What == f.What && g.Why == f.Why
+		}
+		if before := countOf(all[:i], alike); before >= mostAlike && !verbose {
+			continue
+		} else if more := countOf(all[i:], alike) - 1; before == mostAlike-1 && more > 0 && !verbose {
+			f.Where += fmt.Sprintf(", and %d more (-v names them)", more)
+		}
 		fmt.Fprintf(&w, "%s: %s: %s\n", f.Severity, f.Check, f.sentence())
 		if f.Mend != "" {
 			fmt.Fprintf(&w, "    -> %s\n", f.Mend)
@@ -37,6 +46,18 @@ func (r *Report) print(out io.Writer, verbose bool) error {
 	}
 	_, err := w.WriteTo(out)
 	return err
+}
+
+// mostAlike is how many findings that say the same of several places are printed.
+const mostAlike = 5
+
+func countOf(all []Finding, is func(Finding) bool) (n int) {
+	for _, f := range all {
+		if is(f) {
+			n++
+		}
+	}
+	return n
 }
 
 // sentence is where, what and why.
