@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
@@ -104,7 +105,7 @@ func wrap(c encap.Config, inner []byte) ([]byte, error) {
 	if c.Destination.Is4() {
 		b.Bytes()[6] |= 0x40 // the checksum is the kernel's
 	}
-	return b.Bytes(), nil
+	return bytes.Clone(b.Bytes()), nil // b is far larger
 }
 
 // overhead is what the tunnel that c describes adds to a packet, in bytes.

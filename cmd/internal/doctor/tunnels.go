@@ -27,7 +27,7 @@ func (p *prober) probe(ctx context.Context, e *exam, all []*target) {
 		wait.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			(&visit{prober: p, exam: &pages[i], target: t}).make(ctx)
+			(&visit{prober: p, exam: &pages[i], target: t}).pay(ctx)
 		})
 	}
 	wait.Wait()
@@ -59,8 +59,8 @@ func (v *visit) ping(c encap.Config, vip *targetVIP, size int) *shot {
 	return s
 }
 
-// make visits the target. What time does not suffice for is not known.
-func (v *visit) make(ctx context.Context) {
+// pay visits the target. What time does not suffice for is not known.
+func (v *visit) pay(ctx context.Context) {
 	v.look(ctx)
 	if ctx.Err() != nil {
 		*v.exam = exam{check: v.check}
@@ -179,27 +179,27 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 		v.find(f)
 		return
 	}
-	if v.judge(&f, v.about(roadOf(v.Config, vip.addr))) {
-		v.find(f)
-		return
-	}
 	v.volley(ctx, shots...)
 	if !direct.answered { // that a neighbour does not answer ARP, a router says after three seconds
 		v.volley(ctx, direct)
 	}
-	plain := road{to: v.Destination, protocol: packet.ProtoICMP}
-	if v.Destination.Is6() {
-		plain.protocol = packet.ProtoICMPv6
-	}
-	if late := append(v.about(roadOf(v.Config, vip.addr)), v.about(plain)...); !direct.answered && v.judge(&f, late) {
-		v.find(f)
-		return
-	}
 	for _, s := range shots[len(others):] {
-		if s.answered {
+		if s.answered { // whatever a kernel's own tunnel driver has said meanwhile
 			v.skip("%s: it answers through %s, but no pings: what its way takes is not known", v.where(), v.target.what(v.Kind))
 			return
 		}
+	}
+	said := v.about(roadOf(v.Config, vip.addr))
+	if !direct.answered {
+		plain := road{to: v.Destination, protocol: packet.ProtoICMP}
+		if v.Destination.Is6() {
+			plain.protocol = packet.ProtoICMPv6
+		}
+		said = append(said, v.about(plain)...)
+	}
+	if v.judge(&f, said) {
+		v.find(f)
+		return
 	}
 	tunnel := v.target.what(v.Kind)
 	for i, kind := range others {
