@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/doctor"
 )
 
 // Command is the director's command line.
@@ -52,6 +53,13 @@ func Command() *cobra.Command {
 			}
 			return path, err
 		}})),
+		withFile(doctor.Command("Find what keeps the director from doing its job, here and on the way to the realservers", func(ctx context.Context) (*doctor.Report, error) {
+			cfg, err := load(file)
+			if err != nil {
+				return nil, err
+			}
+			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
+		})),
 		withFile(control.ProfileCommand(socket)),
 		importCommand(),
 		daemon.VersionCommand(),

@@ -27,6 +27,14 @@ func preflight(cfg *config.Director) error {
 	return checkAddresses(cfg)
 }
 
+// obstacles is what preflight finds; while a director runs, whose device is there, what it would find of its configuration.
+func obstacles(cfg *config.Director, running bool) error {
+	if running {
+		return checkAddresses(cfg)
+	}
+	return preflight(cfg)
+}
+
 // checkAddresses refuses VIPs that are addresses of this host, as the kernel would take their packets itself, realservers that are this host,
 // and a source that is not.
 func checkAddresses(cfg *config.Director) error {

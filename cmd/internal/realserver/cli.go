@@ -14,6 +14,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/doctor"
 )
 
 // Command is the realserver agent's command line.
@@ -55,6 +56,13 @@ func Command() *cobra.Command {
 				return err
 			}}),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
+		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
+			cfg, err := load(file)
+			if err != nil {
+				return nil, err
+			}
+			return (&doctor.Realserver{File: file, Config: cfg, Sockets: sockets(cfg), Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
+		})),
 		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)

@@ -205,15 +205,8 @@ func preflight(cfg *config.Realserver) error {
 	if need := needsIPv6(cfg); need != "" && !routing.HasIPv6() {
 		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
 	}
-	tunnels, err := kernelTunnels(cfg)
-	if err != nil {
+	if err := otherTunnels(cfg); err != nil {
 		return err
-	}
-	for _, t := range tunnels {
-		if t.Up && (!t.Remote.IsValid() || slices.ContainsFunc(cfg.Directors, func(d netip.Prefix) bool { return d.Contains(t.Remote) })) {
-			return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in twice: set it down (ip link set %s down)",
-				t.Name, t.Protocols[0], t.Name)
-		}
 	}
 	var errs []error
 	for _, vip := range cfg.VIPs {
@@ -225,6 +218,29 @@ func preflight(cfg *config.Realserver) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// otherTunnels refuses a tunnel device of the kernel that takes the same packets as the agent.
+func otherTunnels(cfg *config.Realserver) error {
+	tunnels, err := kernelTunnels(cfg)
+	if err != nil {
+		return err
+	}
+	for _, t := range tunnels {
+		if t.Up && (!t.Remote.IsValid() || slices.ContainsFunc(cfg.Directors, func(d netip.Prefix) bool { return d.Contains(t.Remote) })) {
+			return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in twice: set it down (ip link set %s down)",
+				t.Name, t.Protocols[0], t.Name)
+		}
+	}
+	return nil
+}
+
+// obstacles is what preflight finds; while an agent runs, which has the device and the VIPs, what it would find beside them.
+func obstacles(cfg *config.Realserver, running bool) error {
+	if running {
+		return otherTunnels(cfg)
+	}
+	return preflight(cfg)
 }
 
 // mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the tunnel. known is false for a guess: that

@@ -1,0 +1,77 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/routing"
+)
+
+// answers examines the way of the answers: there is one to everywhere, and, while the agent runs, it is by the agent's table, which lowers the MSS.
+func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
+	running := st.Program != ""
+	for _, six := range []bool{false, true} {
+		var vips []netip.Addr
+		for _, vip := range cfg.VIPs {
+			if vip.Is6() == six {
+				vips = append(vips, vip)
+			}
+		}
+		if len(vips) == 0 {
+			continue
+		}
+		hop, ok, err := routing.Lookup(outside[six], netip.Addr{})
+		if e.failed(err) {
+			return
+		}
+		if !ok || hop.Link == cfg.TUN {
+			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six], What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
+				Mend: fmt.Sprintf("ip %sroute add default via GATEWAY", map[bool]string{true: "-6 "}[six])})
+			continue
+		}
+		if !running {
+			e.fine("clients are answered by %s", hop.Link)
+			continue
+		}
+		for _, vip := range vips {
+			e.answersOf(cfg, st, vip)
+		}
+	}
+}
+
+// answersOf examines the way of the answers from one VIP, to clients as well as to the directors, who may be such.
+func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, vip netip.Addr) {
+	if _, local, err := routing.LocalAddr(vip); err != nil || !local {
+		return // that is noted elsewhere
+	}
+	hop, ok, err := routing.Lookup(outside[vip.Is6()], vip)
+	if e.failed(err) {
+		return
+	}
+	mss := st.MSS
+	if vip.Is6() {
+		mss = st.MSS6
+	}
+	where := fmt.Sprintf("VIP %s", vip)
+	switch {
+	case !ok:
+		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers", Why: "clients hear nothing",
+			Mend: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip, cfg.Table)})
+	case hop.Link == cfg.TUN:
+		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN), Why: "nothing goes on from there",
+			Mend: fmt.Sprintf("ip rule; ip route get %s from %s  # take away the rule that leads there", outside[vip.Is6()], vip)})
+	case cfg.MSS == config.MSSOff:
+		e.fine("from %s by %s; mss is off", vip, hop.Link)
+	case hop.Table != cfg.Table:
+		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not by %d, the agent's", hop.Table, cfg.Table),
+			Why:  "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
+			Mend: fmt.Sprintf("ip rule  # one before priority %d takes them: delete it (ip rule del priority NUMBER), or set table to a smaller number than its priority", cfg.Table)})
+	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
+		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
+			Mend: "systemctl restart vstun-realserver"})
+	default:
+		e.fine("from %s by %s, MSS %d", vip, hop.Link, hop.AdvMSS)
+	}
+}

@@ -1,0 +1,42 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// patience is how long an examination may take; it takes a few seconds.
+const patience = time.Minute
+
+// Command is the command doctor of a program, whose report is made by examine.
+func Command(short string, examine func(ctx context.Context) (*Report, error)) *cobra.Command {
+	var asJSON, verbose bool
+	c := &cobra.Command{Use: "doctor", Short: short, Args: cobra.NoArgs,
+		Long: short + ".\n\nIt changes nothing, and works whether the program runs or not. It needs the rights that the program needs.\nExit status: 0 nothing found, 1 findings, 2 wrong usage or configuration.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(c.Context(), patience)
+			defer cancel()
+			r, err := examine(ctx)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(c.OutOrStdout())
+				enc.SetIndent("", "  ")
+				err = enc.Encode(r)
+			} else {
+				err = r.print(c.OutOrStdout(), verbose)
+			}
+			if err == nil && len(r.Findings) > 0 {
+				err = fmt.Errorf("doctor: errors: %d, warnings: %d", r.count(Error), r.count(Warning))
+			}
+			return err
+		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "say also what is fine, and name all that suffers from the same")
+	return c
+}

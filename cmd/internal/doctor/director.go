@@ -1,0 +1,275 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
+	"vstun/routing"
+)
+
+// Director is the director of this machine, as it runs or would run.
+type Director struct {
+	File      string
+	Config    *config.Director
+	Obstacles func(running bool) error // what keeps it from starting, a line each; while it runs, what would from the next start on
+}
+
+// Examine examines the machine, and the ways to the realservers.
+func (d *Director) Examine(ctx context.Context) (*Report, error) {
+	var st control.DirectorStatus
+	running, err := asked(ctx, d.Config.Control, &st)
+	if err != nil {
+		return nil, err
+	}
+	r := newReport("director", d.File, running)
+	v4, v6 := d.families()
+	checks := []check{
+		{"privileges", func(_ context.Context, e *exam) { e.privileges(running) }},
+		{"start", func(_ context.Context, e *exam) { e.start(running, d.Obstacles) }},
+		{"forwarding", func(_ context.Context, e *exam) { e.forwarding(running, d.Config.TUN, v4, v6) }},
+		{"firewall", func(_ context.Context, e *exam) { e.directorFirewall(d) }},
+		{"rp_filter", func(ctx context.Context, e *exam) { e.directorFilters(ctx, d.Config.TUN, v4, &st) }},
+		{"neighbours", func(_ context.Context, e *exam) { e.neighbours(d.vips()) }},
+		{"ip_vs", func(_ context.Context, e *exam) { e.kernelServices(d.vips()) }},
+		{"routes", func(_ context.Context, e *exam) { e.realserverRoutes(d.Config) }},
+	}
+	if running {
+		checks = append(checks,
+			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.vips()) }},
+			check{"health", func(_ context.Context, e *exam) { e.health(&st) }},
+			check{"drops", func(ctx context.Context, e *exam) { e.directorDrops(ctx, d.Config.Control, &st) }})
+	}
+	r.run(ctx, checks...)
+	// The probes come last: what they do to the kernel's counters is nothing that was wrong.
+	r.run(ctx, check{"tunnels", d.tunnels})
+	return r.finish(), nil
+}
+
+// asked gets the status of the program whose control socket is at socket, and tells whether there is one that runs.
+func asked(ctx context.Context, socket string, into any) (running bool, err error) {
+	err = control.Get(ctx, socket, "/status", into)
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // nobody has it
+		return false, nil
+	}
+	return false, err
+}
+
+// vips are the VIPs, each once.
+func (d *Director) vips() (all []netip.Addr) {
+	for _, s := range d.Config.Services {
+		for _, vip := range s.VIPs {
+			if !slices.Contains(all, vip) {
+				all = append(all, vip)
+			}
+		}
+	}
+	return all
+}
+
+// families tells which families the VIPs are of.
+func (d *Director) families() (v4, v6 bool) {
+	for _, vip := range d.vips() {
+		v4, v6 = v4 || vip.Is4(), v6 || vip.Is6()
+	}
+	return v4, v6
+}
+
+// realservers are the realservers' addresses, each once, with the names of their services.
+func realservers(cfg *config.Director) (all []netip.Addr, services map[netip.Addr][]string) {
+	services = map[netip.Addr][]string{}
+	for _, s := range cfg.Services {
+		for _, r := range s.Realservers {
+			if services[r.Address] == nil {
+				all = append(all, r.Address)
+			}
+			services[r.Address] = append(services[r.Address], s.Name)
+		}
+	}
+	return all, services
+}
+
+// privileges examines whether the program could start as the user who asks.
+func (e *exam) privileges(running bool) {
+	err := daemon.CheckPrivileges()
+	switch {
+	case err == nil:
+		e.fine("CAP_NET_ADMIN, CAP_NET_RAW, /dev/net/tun")
+	case running:
+		e.skip("the program runs, so it has what it needs; who asks does not: %v", err)
+	default:
+		e.obstacles(err)
+	}
+}
+
+// start lets the program itself say what keeps it from starting.
+func (e *exam) start(running bool, obstacles func(running bool) error) {
+	if err := obstacles(running); err != nil {
+		e.obstacles(err)
+		return
+	}
+	e.fine("addresses and devices")
+}
+
+// realserverRoutes examines whether there is a route to each realserver, and what it takes.
+func (e *exam) realserverRoutes(cfg *config.Director) {
+	all, services := realservers(cfg)
+	ways, err := routing.Paths(all)
+	if e.failed(err) {
+		return
+	}
+	const leastMTU = 1280 + 60 // what IPv6 needs, and the longest tunnel header
+	var names []string
+	for _, a := range all {
+		way, ok := ways[a]
+		where := fmt.Sprintf("realserver %s (%s)", a, strings.Join(services[a], ", "))
+		switch {
+		case !ok:
+			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",
+				Mend: fmt.Sprintf("ip route add %s via GATEWAY  # ip route get %s says what the kernel has now", netip.PrefixFrom(a, a.BitLen()), a)})
+			continue
+		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
+			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v", way.Source), Why: "no realserver can know the director by it",
+				Mend: "director reload  # with source in [director] set to an address of this host"})
+			continue
+		case way.MTU < leastMTU:
+			e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("the route to it takes packets of %d bytes at most, by %s", way.MTU, way.Link),
+				Why: "little is left for what is in the tunnel", Mend: fmt.Sprintf("ip link set %s mtu 1500  # or the mtu of the route: ip route get %s", way.Link, a)})
+		}
+		names = append(names, fmt.Sprintf("%s by %s, %d bytes", a, way.Link, way.MTU))
+	}
+	if len(names) > 0 {
+		e.fine("%s", brief(names))
+	}
+}
+
+// brief is a list for people: of a long one, its beginning.
+func brief(list []string) string {
+	const most = 8
+	if len(list) > most {
+		return fmt.Sprintf("%s, and %d more", strings.Join(list[:most], ", "), len(list)-most)
+	}
+	return strings.Join(list, ", ")
+}
+
+// vipRoutes examines whether the VIPs' packets get to the director.
+func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
+	devices, err := routing.Devices()
+	if e.failed(err) {
+		return
+	}
+	at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == tun })
+	if at < 0 || !devices[at].Up {
+		e.find(Finding{Severity: Error, Where: tun, What: "the device is gone, or down", Why: "no packet gets to the director",
+			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-director", tun)})
+		return
+	}
+	good := true
+	for _, vip := range vips {
+		hop, ok, err := routing.Lookup(vip, netip.Addr{})
+		if e.failed(err) {
+			return
+		}
+		if ok && hop.Link == tun {
+			continue
+		}
+		good = false
+		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it", Why: "its packets never get to the director",
+			Mend: fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)}
+		if ok {
+			f.What = fmt.Sprintf("its packets go to %s, not to %s", hop.Link, tun)
+			if hop.Gateway.IsValid() {
+				f.What = fmt.Sprintf("its packets go to %s by %s, not to %s", hop.Gateway, hop.Link, tun)
+			}
+		}
+		e.find(f)
+	}
+	if good {
+		e.fine("%s is up, and takes the packets of %d VIPs", tun, len(vips))
+	}
+}
+
+// health tells which realservers their checks have taken out.
+func (e *exam) health(st *control.DirectorStatus) {
+	up := 0
+	for _, s := range st.Services {
+		for _, r := range s.Realservers {
+			if r.Health != "down" {
+				up++
+				continue
+			}
+			reason := ""
+			if r.Check != nil {
+				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
+			}
+			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is down" + reason, Why: "it gets no connections",
+				Mend: fmt.Sprintf("on %s: realserver doctor", r.Address)})
+		}
+		if s.Health == "down" {
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name), What: fmt.Sprintf("it is down: weight %d is up, its quorum is %d", s.WeightUp, s.Quorum),
+				Why: "its clients are refused, or get the sorry server", Mend: "director status  # see to its realservers"})
+		}
+	}
+	if len(e.findings) == 0 {
+		e.fine("%d realservers are up, or not checked", up)
+	}
+}
+
+// tunnels probes the realservers.
+func (d *Director) tunnels(ctx context.Context, e *exam) {
+	all, _ := realservers(d.Config)
+	ways, err := routing.Paths(all)
+	if e.failed(err) {
+		return
+	}
+	devices, err := routing.Devices()
+	if e.failed(err) {
+		return
+	}
+	p, err := newProber()
+	if e.failed(err) {
+		return
+	}
+	defer func() { _ = p.close() }()
+	own := map[bool]netip.Addr{}
+	for _, six := range []bool{false, true} {
+		own[six] = ownAddress(d.Config, devices, six)
+		if v4, v6 := d.families(); !own[six].IsValid() && (six && v6 || !six && v4) {
+			e.skip("this host has no %s address of its own to ask VIPs of that family from", map[bool]string{false: "IPv4", true: "IPv6"}[six])
+		}
+	}
+	p.probe(ctx, e, targets(d.Config, ways, func(vip netip.Addr) netip.Addr { return own[vip.Is6()] }))
+}
+
+// outside are addresses of the Internet, to see which way a packet there would go. Nothing is sent to them.
+var outside = map[bool]netip.Addr{false: netip.MustParseAddr("9.9.9.9"), true: netip.MustParseAddr("2620:fe::fe")}
+
+// ownAddress is an address of this host for answers to come to: the configured source, that of the default route, or any.
+func ownAddress(cfg *config.Director, devices []routing.Device, six bool) netip.Addr {
+	if a := cfg.Source.For(outside[six]); a.IsValid() {
+		return a
+	}
+	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && hop.Source.IsGlobalUnicast() {
+		return hop.Source
+	}
+	for _, d := range devices {
+		for _, p := range d.Addrs {
+			if a := p.Addr(); d.Up && !d.Loopback && a.Is6() == six && a.IsGlobalUnicast() {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}

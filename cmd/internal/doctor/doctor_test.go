@@ -1,0 +1,116 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vstun/cmd/internal/control"
+)
+
+func TestReport(t *testing.T) {
+	r := newReport("director", "/etc/vstun/director.toml", true)
+	r.run(t.Context(),
+		check{"first", func(_ context.Context, e *exam) {
+			e.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Mend: "ethtool eth0"})
+			e.find(Finding{Severity: Hint, What: "look here", Mend: "ls"})
+		}},
+		check{"second", func(_ context.Context, e *exam) {
+			e.obstacles(errors.Join(errors.New("VIP 2001:db8::1 is an address of this host, on lo: remove it there (ip addr del 2001:db8::1 dev lo)"), errors.New("no advice")))
+		}},
+		check{"third", func(_ context.Context, e *exam) { e.fine("%d things", 3) }},
+		check{"fourth", func(_ context.Context, e *exam) { e.failed(errors.New("no rights")) }})
+	for verbose, fine := range map[bool]string{false: "fine: third (-v says more)", true: "fine: third: 3 things"} {
+		var text strings.Builder
+		if err := r.finish().print(&text, verbose); err != nil {
+			t.Fatal(err)
+		}
+		want := `director with /etc/vstun/director.toml is running
+error: second: VIP 2001:db8::1 is an address of this host, on lo
+    -> remove it there (ip addr del 2001:db8::1 dev lo)
+error: second: no advice
+warning: first: eth0: it is slow
+    -> ethtool eth0
+hint: first: look here
+    -> ls
+` + fine + "\nnot checked: fourth: no rights\n"
+		if diff := cmp.Diff(want, text.String()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+	if e, w := r.count(Error), r.count(Warning); e != 2 || w != 1 {
+		t.Errorf("%d errors, %d warnings", e, w)
+	}
+}
+
+// What a director's own checks have found is in the report.
+func TestHealth(t *testing.T) {
+	st := control.DirectorStatus{Services: []control.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1, Realservers: []control.Realserver{
+		{Address: "10.0.11.2", Health: "up"},
+		{Address: "10.0.12.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Reason: "status 503"}},
+	}}}}
+	e := exam{check: "health"}
+	e.health(&st)
+	if len(e.findings) != 2 || !strings.Contains(e.findings[0].sentence(), "10.0.12.2 (web): it is down: http check via tunnel: status 503") ||
+		!strings.Contains(e.findings[1].sentence(), "weight 1 is up, its quorum is 2") {
+		t.Errorf("%+v", e.findings)
+	}
+}
+
+// The answers to checks through the tunnel are dropped by a strict device only if they come in there.
+func TestAnsweredBy(t *testing.T) {
+	realserver := func(address, via string) control.Realserver {
+		return control.Realserver{Address: address, Check: &control.Check{Via: via}}
+	}
+	for _, c := range []struct {
+		realserver control.Realserver
+		strict     string
+		want       bool
+	}{
+		{realserver("127.0.0.2", "tunnel"), "lo", true}, {realserver("127.0.0.2", "direct"), "lo", false}, {realserver("127.0.0.2", "tunnel"), "eth7", false},
+		{control.Realserver{Address: "127.0.0.2"}, "lo", false}, {realserver("::1", "tunnel"), "lo", false},
+	} {
+		st := control.DirectorStatus{Services: []control.Service{{Realservers: []control.Realserver{c.realserver}}}}
+		if got := answeredBy(&st, []string{c.strict}); (len(got) > 0) != c.want {
+			t.Errorf("%+v: %v, want %v", c, got, c.want)
+		}
+	}
+}
+
+// Counters that grow are findings, if somebody here can do something about it; those of the past are a note.
+func TestDropped(t *testing.T) {
+	e := exam{check: "drops"}
+	e.dropped(map[string]uint64{"no_service": 1, "table_full": 5, "icmp": 1}, map[string]uint64{"no_service": 3, "table_full": 5, "icmp": 7}, directorAdvice())
+	if len(e.findings) != 1 || e.findings[0].Where != "no_service" || len(e.fines) != 1 || !strings.Contains(e.fines[0].Text, "icmp 7, table_full 5") {
+		t.Errorf("%+v, %+v", e.findings, e.fines)
+	}
+	e = exam{}
+	e.overrun(1, 4)
+	if len(e.findings) != 1 {
+		t.Errorf("%+v", e.findings)
+	}
+}
+
+// Many realservers that suffer from the same are named with -v, and in JSON.
+func TestManyAlike(t *testing.T) {
+	r := newReport("director", "d.toml", true)
+	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
+		for i := range 100 {
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down", Mend: "ping"})
+		}
+		e.find(Finding{Severity: Error, Where: "realserver 100", What: "it is slow", Mend: "ping"})
+	}})
+	for verbose, want := range map[bool]int{false: 1 + 2*(mostAlike+1), true: 1 + 2*101} {
+		var text strings.Builder
+		if err := r.print(&text, verbose); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(text.String(), "\n"); n != want || strings.Contains(text.String(), "error: tunnels: realserver 4, and 95 more (-v names them): it is down\n") == verbose {
+			t.Errorf("%d lines, want %d:\n%s", n, want, text.String())
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package doctor
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"vstun/routing"
+)
+
+// neighbours examines whether somebody answers for a VIP that lies in a subnet of this host: there hosts and routers ask for it by ARP or neighbour
+// discovery, and the director's kernel does not have it.
+func (e *exam) neighbours(vips []netip.Addr) {
+	devices, err := routing.Devices()
+	if e.failed(err) {
+		return
+	}
+	good := true
+	for _, vip := range vips {
+		for _, d := range devices {
+			subnet, in := subnetOf(d, vip)
+			if !in {
+				continue
+			}
+			answers, err := routing.AnswersFor(d.Name, vip)
+			if e.failed(err) {
+				return
+			}
+			if !answers {
+				good = false
+				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there", subnet, d.Name),
+					Why:  "neighbours who ask who has it hear nothing, unless they have a route to it by this host",
+					Mend: proxyFor(vip, d.Name)})
+			}
+		}
+	}
+	good = e.impostors(devices, vips) && good
+	if good {
+		e.fine("nobody else answers ARP for a VIP, and this host does where one is in a subnet of its own")
+	}
+}
+
+// impostors examines whether somebody else answers ARP for a VIP: a realserver that does not keep from it, or a second director.
+func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool) {
+	type question struct {
+		device    string
+		vip, from netip.Addr
+		answers   []net.HardwareAddr
+		err       error
+	}
+	var all []*question
+	for _, d := range devices {
+		for _, p := range d.Addrs {
+			if !d.Up || d.Loopback || !p.Addr().Is4() || p.IsSingleIP() {
+				continue
+			}
+			for _, vip := range vips {
+				if vip.Is4() && len(all) < mostQuestions {
+					all = append(all, &question{device: d.Name, vip: vip, from: p.Addr()})
+				}
+			}
+			break
+		}
+	}
+	var wait sync.WaitGroup
+	for _, q := range all {
+		wait.Go(func() { q.answers, q.err = routing.WhoHas(q.device, q.vip, q.from, sampled) })
+	}
+	wait.Wait()
+	good = true
+	for _, q := range all {
+		if q.err != nil {
+			e.skip("who has %s: %v", q.vip, q.err)
+			return false
+		}
+		for _, mac := range q.answers {
+			good = false
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip), What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
+				Why:  "neighbours there send it the VIP's packets, past the director: a realserver that answers ARP for its VIPs, or another director",
+				Mend: fmt.Sprintf("ip neigh show dev %s | grep -i %s  # on that host: realserver doctor, or sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2", q.device, mac)})
+		}
+	}
+	return good
+}
+
+// mostQuestions is how often is asked by ARP at the most.
+const mostQuestions = 256
+
+// subnetOf is the subnet of a device that a lies in.
+func subnetOf(d routing.Device, a netip.Addr) (netip.Prefix, bool) {
+	for _, p := range d.Addrs {
+		if d.Up && !d.Loopback && !p.IsSingleIP() && p.Contains(a) {
+			return p.Masked(), true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// proxyFor is the command that makes a host answer for an address that it does not have.
+func proxyFor(a netip.Addr, device string) string {
+	if a.Is6() {
+		return fmt.Sprintf("sysctl -w net.ipv6.conf.%s.proxy_ndp=1; ip neigh add proxy %s dev %s", device, a, device)
+	}
+	return fmt.Sprintf("ip neigh add proxy %s dev %s  # or a route to it by this host on the router", a, device)
+}

@@ -1,0 +1,131 @@
+package doctor
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// Probes are packets of this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests (RFC 792, RFC 4443), which the kernel
+// there answers, and TCP SYNs, which tell whether a server listens.
+
+const (
+	probeTTL  = 64
+	probeSize = 84 // bytes of a small echo request, as ping(8) sends it
+
+	// Source ports of SYNs: beyond those that Linux gives its own connections.
+	firstPort, lastPort = 61000, 65535
+
+	icmpLen   = 8
+	tcpLen    = 20
+	cookieLen = 8
+	tcpSYN    = 0x02
+	tcpRST    = 0x04
+	tcpACK    = 0x10
+)
+
+// cookie is in every echo request, so that nobody else's answer is taken for one of ours.
+type cookie [cookieLen]byte
+
+func newCookie() (c cookie) {
+	binary.NativeEndian.PutUint64(c[:], rand.Uint64())
+	return c
+}
+
+// ipHeader writes an IP header to the front of b, a packet of either family, and returns its length and the sum of the pseudo-header behind it. An IPv4
+// packet may not be fragmented.
+func ipHeader(b []byte, src, dst netip.Addr, protocol uint8) (n int, pseudo uint64) {
+	if dst.Is4() {
+		h := packet.IPv4(b)
+		packet.PutIPv4(h, 0, len(b), probeTTL, protocol, src.As4(), dst.As4())
+		h[6] = 0x40
+		h.SetChecksum()
+		return packet.IPv4HeaderLen, h.PseudoSum(len(b) - packet.IPv4HeaderLen)
+	}
+	h := packet.IPv6(b)
+	packet.PutIPv6(h, 0, len(b), probeTTL, protocol, src.As16(), dst.As16())
+	return packet.IPv6HeaderLen, h.PseudoSum(protocol, len(b)-packet.IPv6HeaderLen)
+}
+
+// headerLen is the length of a plain IP header towards a.
+func headerLen(a netip.Addr) int {
+	if a.Is4() {
+		return packet.IPv4HeaderLen
+	}
+	return packet.IPv6HeaderLen
+}
+
+// echoRequest is an ICMP echo request of size bytes in all, whose identifier and sequence number are number.
+func echoRequest(src, dst netip.Addr, size int, number uint32, c cookie) []byte {
+	protocol, kind := uint8(packet.ProtoICMP), byte(packet.ICMPEcho)
+	if !dst.Is4() {
+		protocol, kind = packet.ProtoICMPv6, packet.ICMPv6Echo
+	}
+	b := make([]byte, max(size, headerLen(dst)+icmpLen+cookieLen))
+	n, pseudo := ipHeader(b, src, dst, protocol)
+	t := b[n:]
+	t[0] = kind
+	binary.BigEndian.PutUint32(t[4:], number)
+	copy(t[icmpLen:], c[:])
+	if dst.Is4() {
+		pseudo = 0
+	}
+	packet.PutChecksum(t[2:], packet.Sum(t, pseudo), false)
+	return b
+}
+
+// segment is a TCP segment without data.
+func segment(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
+	b := make([]byte, headerLen(dst.Addr())+tcpLen)
+	n, pseudo := ipHeader(b, src.Addr(), dst.Addr(), packet.ProtoTCP)
+	t := b[n:]
+	binary.BigEndian.PutUint16(t, src.Port())
+	binary.BigEndian.PutUint16(t[2:], dst.Port())
+	binary.BigEndian.PutUint32(t[4:], seq)
+	binary.BigEndian.PutUint32(t[8:], ack)
+	t[12], t[13] = tcpLen/4<<4, flags
+	binary.BigEndian.PutUint16(t[14:], 1024) // window
+	packet.PutChecksum(t[16:], packet.Sum(t, pseudo), false)
+	return b
+}
+
+// wrap puts the packet into the tunnel that c describes. The outer packet may not be fragmented either.
+func wrap(c encap.Config, inner []byte) ([]byte, error) {
+	t, err := encap.New(c)
+	if err != nil {
+		return nil, err
+	}
+	b := &packet.NewBufs(1)[0]
+	b.SetLen(copy(b.Room(), inner))
+	t.Wrap(b, firstPort)
+	if c.Destination.Is4() {
+		b.Bytes()[6] |= 0x40 // the checksum is the kernel's
+	}
+	return bytes.Clone(b.Bytes()), nil // b is far larger
+}
+
+// overhead is what the tunnel that c describes adds to a packet, in bytes.
+func overhead(c encap.Config) int {
+	t, err := encap.New(c)
+	if err != nil {
+		return 0
+	}
+	return t.Overhead()
+}
+
+// outer is the IP protocol number of the tunnel that c describes, for a VIP.
+func outer(c encap.Config, vip netip.Addr) uint8 {
+	switch {
+	case c.Kind.UDP():
+		return packet.ProtoUDP
+	case c.Kind == encap.KindGRE:
+		return packet.ProtoGRE
+	case vip.Is4():
+		return packet.ProtoIPIP
+	}
+	return packet.ProtoIPv6
+}

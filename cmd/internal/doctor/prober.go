@@ -1,0 +1,316 @@
+package doctor
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
+	"vstun/encap/wire"
+)
+
+// shot is one probe, sent again and again until it is answered or given up.
+type shot struct {
+	packet []byte // as it leaves this host
+	from   netip.Addr
+	number uint32 // of an echo request
+	port   uint16 // source port of a SYN; 0: an echo request
+	seq    uint32 // of a SYN
+
+	answered bool
+	flags    byte // of the answer to a SYN
+	err      error
+}
+
+// trouble is an ICMP error about what this host has sent to one destination.
+type trouble struct {
+	from       netip.Addr
+	kind, code uint8
+	mtu        int // that the error names
+	size       int // of the packet that it is about
+}
+
+// road is what errors are told apart by: the destination and the IP protocol of the packet that they quote.
+type road struct {
+	to       netip.Addr
+	protocol uint8
+	port     uint16 // of UDP
+}
+
+// prober sends probes, and sees what comes back before this host's own filters do: while a director runs, a strict rp_filter drops what a VIP answers.
+type prober struct {
+	cookie cookie
+	sendMu sync.Mutex
+	sender *wire.Sender
+	taps   []*wire.Tap
+	read   sync.WaitGroup
+
+	mu       sync.Mutex
+	next     uint32
+	echoes   map[uint32]*shot
+	syns     map[uint16]*shot
+	troubles map[road][]trouble
+	arrived  chan struct{} // closed, and made anew, when something has come
+}
+
+// newProber opens the sockets. It needs CAP_NET_RAW.
+func newProber() (*prober, error) {
+	p := &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[uint16]*shot{}, troubles: map[road][]trouble{},
+		arrived: make(chan struct{})}
+	var err error
+	if p.sender, err = wire.NewSender(); err != nil {
+		return nil, err
+	}
+	for _, over6 := range []bool{false, true} {
+		icmp := wire.TapFilter{Protocol: packet.ProtoICMP}
+		if over6 {
+			icmp.Protocol = packet.ProtoICMPv6
+		}
+		t, err := wire.NewTap(over6, icmp, wire.TapFilter{Protocol: packet.ProtoTCP, First: firstPort, Last: lastPort})
+		if err != nil {
+			return nil, errors.Join(err, p.close())
+		}
+		p.taps = append(p.taps, t)
+		p.read.Go(func() { p.listen(t, over6) })
+	}
+	return p, nil
+}
+
+func (p *prober) close() error {
+	err := p.sender.Close()
+	for _, t := range p.taps {
+		err = errors.Join(err, t.Close())
+	}
+	p.read.Wait()
+	return err
+}
+
+// echo makes a shot of an echo request: wrapped makes what leaves this host of it.
+func (p *prober) echo(src, dst netip.Addr, size int, wrapped func([]byte) ([]byte, error)) (*shot, error) {
+	p.mu.Lock()
+	p.next++
+	s := &shot{from: dst, number: p.next}
+	p.mu.Unlock()
+	var err error
+	s.packet, err = wrapped(echoRequest(src, dst, size, s.number, p.cookie))
+	return s, err
+}
+
+// syn makes a shot of a TCP SYN.
+func (p *prober) syn(src netip.Addr, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*shot, error) {
+	p.mu.Lock()
+	p.next++
+	s := &shot{from: dst.Addr(), port: firstPort + uint16(p.next%(lastPort-firstPort+1)), seq: rand.Uint32()}
+	p.mu.Unlock()
+	var err error
+	s.packet, err = wrapped(segment(netip.AddrPortFrom(src, s.port), dst, s.seq, 0, tcpSYN))
+	return s, err
+}
+
+// bare is for probes that go without a tunnel.
+func bare(b []byte) ([]byte, error) { return b, nil }
+
+// How long a volley waits after each of its tries. What is answered costs no more than the way there and back.
+var waits = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond}
+
+// volley sends shots, those that are not answered three times, and returns when all are answered, or none of the others will be. Then they do not change
+// any more.
+func (p *prober) volley(ctx context.Context, shots ...*shot) {
+	p.expect(shots, true)
+	defer p.expect(shots, false)
+	for _, wait := range waits {
+		if p.settled(shots) || ctx.Err() != nil {
+			return
+		}
+		p.fire(shots)
+		late := time.NewTimer(wait)
+		for waiting := true; waiting; {
+			p.mu.Lock()
+			arrived := p.arrived
+			p.mu.Unlock()
+			if p.settled(shots) {
+				break
+			}
+			select {
+			case <-arrived:
+			case <-late.C:
+				waiting = false
+			case <-ctx.Done():
+				waiting = false
+			}
+		}
+		late.Stop()
+	}
+}
+
+// expect lets answers to shots be taken, or no more.
+func (p *prober) expect(shots []*shot, on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range shots {
+		switch {
+		case s.port != 0 && on:
+			p.syns[s.port] = s
+		case s.port != 0:
+			delete(p.syns, s.port)
+		case on:
+			p.echoes[s.number] = s
+		default:
+			delete(p.echoes, s.number)
+		}
+	}
+}
+
+// settled tells whether each shot is answered, or was refused by this host's kernel.
+func (p *prober) settled(shots []*shot) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !slices.ContainsFunc(shots, func(s *shot) bool { return !s.answered && s.err == nil })
+}
+
+// fire sends the shots that are not answered.
+func (p *prober) fire(shots []*shot) {
+	for _, s := range shots {
+		p.mu.Lock()
+		done := s.answered || s.err != nil
+		p.mu.Unlock()
+		if !done {
+			if err := p.send(s.packet); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				p.mu.Lock()
+				s.err = err
+				p.mu.Unlock()
+			}
+		}
+	}
+}
+
+// send sends one packet.
+func (p *prober) send(b []byte) error {
+	p.sendMu.Lock()
+	defer p.sendMu.Unlock()
+	_, err := p.sender.Send([]packet.Segment{{Head: b}})
+	return err
+}
+
+// about returns the errors about packets of a road.
+func (p *prober) about(r road) []trouble {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.troubles[r])
+}
+
+// listen takes what a tap shows, until it is closed.
+func (p *prober) listen(t *wire.Tap, over6 bool) {
+	buf := make([]byte, 2048)
+	for {
+		n, err := t.Read(buf)
+		if errors.Is(err, os.ErrClosed) || err != nil {
+			return
+		}
+		if over6 {
+			p.take6(buf[:n])
+		} else {
+			p.take4(buf[:n])
+		}
+	}
+}
+
+func (p *prober) take4(b []byte) {
+	h := packet.IPv4(b)
+	if len(b) < packet.IPv4HeaderLen || h.HeaderLen() < packet.IPv4HeaderLen || len(b) < h.HeaderLen()+icmpLen {
+		return
+	}
+	t := b[h.HeaderLen():]
+	switch {
+	case h.Protocol() == packet.ProtoTCP:
+		p.takeTCP(h.Src(), t)
+	case t[0] == packet.ICMPEchoReply:
+		p.takeEcho(h.Src(), t)
+	case t[0] == packet.ICMPUnreachable || t[0] == packet.ICMPTimeExceeded:
+		q := packet.IPv4(t[icmpLen:])
+		if len(q) < packet.IPv4HeaderLen || len(q) < q.HeaderLen() {
+			return
+		}
+		p.takeTrouble(road{to: q.Dst(), protocol: q.Protocol()}, q[q.HeaderLen():],
+			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint16(t[6:])), size: q.TotalLen()})
+	}
+}
+
+func (p *prober) take6(b []byte) {
+	h := packet.IPv6(b)
+	if len(b) < packet.IPv6HeaderLen+icmpLen {
+		return
+	}
+	t := b[packet.IPv6HeaderLen:]
+	switch {
+	case h.NextHeader() == packet.ProtoTCP:
+		p.takeTCP(h.Src(), t)
+	case t[0] == packet.ICMPv6EchoReply:
+		p.takeEcho(h.Src(), t)
+	case t[0] >= packet.ICMPv6Unreachable && t[0] <= packet.ICMPv6ParamProblem:
+		q := packet.IPv6(t[icmpLen:])
+		if len(q) < packet.IPv6HeaderLen {
+			return
+		}
+		p.takeTrouble(road{to: q.Dst(), protocol: q.NextHeader()}, q[packet.IPv6HeaderLen:],
+			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint32(t[4:])), size: q.TotalLen()})
+	}
+}
+
+// takeEcho takes an echo reply.
+func (p *prober) takeEcho(from netip.Addr, t []byte) {
+	if len(t) < icmpLen+cookieLen || cookie(t[icmpLen:icmpLen+cookieLen]) != p.cookie {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.echoes[binary.BigEndian.Uint32(t[4:])]; s != nil && s.from == from {
+		s.answered = true
+		p.wake()
+	}
+}
+
+// takeTCP takes a segment.
+func (p *prober) takeTCP(from netip.Addr, t []byte) {
+	if len(t) < tcpLen {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.syns[binary.BigEndian.Uint16(t[2:])]
+	if s != nil && s.from == from && t[13]&tcpACK != 0 && binary.BigEndian.Uint32(t[8:]) == s.seq+1 {
+		s.answered, s.flags = true, t[13]
+		p.wake()
+	}
+}
+
+// takeTrouble takes an ICMP error; t is what it quotes behind the IP header.
+func (p *prober) takeTrouble(r road, t []byte, what trouble) {
+	if r.protocol == packet.ProtoUDP {
+		if len(t) < 4 {
+			return
+		}
+		r.port = binary.BigEndian.Uint16(t[2:])
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	const enough = 256 // others' errors come by as well
+	if len(p.troubles) < enough*enough && len(p.troubles[r]) < enough {
+		p.troubles[r] = append(p.troubles[r], what)
+	}
+	p.wake()
+}
+
+// wake lets volleys look.
+func (p *prober) wake() {
+	close(p.arrived)
+	p.arrived = make(chan struct{})
+}

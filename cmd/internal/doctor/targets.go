@@ -1,0 +1,125 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"vstun/cmd/internal/config"
+	"vstun/encap"
+	"vstun/encap/packet"
+	"vstun/routing"
+)
+
+// target is a realserver's end of one tunnel.
+type target struct {
+	encap.Config
+	mtu      int    // of the route to it
+	spare    uint16 // UDP port to try gue at
+	vips     []*targetVIP
+	services []string
+	drained  bool // its weight is 0 everywhere
+}
+
+// targetVIP is a VIP that is asked for through a target's tunnel.
+type targetVIP struct {
+	addr   netip.Addr
+	source netip.Addr // this host's address that asks: of the VIP's family
+	ports  []uint16   // of services over TCP
+	there  bool       // it answers pings
+}
+
+// where names the target in a finding.
+func (t *target) where() string {
+	return fmt.Sprintf("realserver %s (%s)", t.Destination, strings.Join(t.services, ", "))
+}
+
+// what names its tunnel.
+func (t *target) what(kind encap.Kind) string {
+	switch {
+	case kind.UDP() && kind == t.Kind:
+		return fmt.Sprintf("%s (UDP port %d)", kind, t.Port)
+	case kind.UDP():
+		return fmt.Sprintf("%s (UDP port %d)", kind, t.spare)
+	case kind == encap.KindGRE:
+		return fmt.Sprintf("gre (protocol %d)", packet.ProtoGRE)
+	}
+	return fmt.Sprintf("ipip (protocol %d)", outer(encap.Config{Kind: kind}, t.vips[0].addr))
+}
+
+// as is the target's tunnel as another kind.
+func (t *target) as(kind encap.Kind) encap.Config {
+	c := encap.Config{Kind: kind, Source: t.Source, Destination: t.Destination}
+	if kind.UDP() {
+		c.Port = t.spare
+	}
+	return c
+}
+
+// road is what errors about the target's tunnel quote.
+func roadOf(c encap.Config, vip netip.Addr) road {
+	return road{to: c.Destination, protocol: outer(c, vip), port: c.Port}
+}
+
+// grade is how bad it is what befalls the target.
+func (t *target) grade() Severity {
+	if t.drained {
+		return Warning
+	}
+	return Error
+}
+
+// targets are the ends of the tunnels of cfg, as far as there is a route to them.
+func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(like netip.Addr) netip.Addr) (all []*target) {
+	known := map[encap.Config]*target{}
+	for _, s := range cfg.Services {
+		for _, r := range s.Realservers {
+			way, reachable := ways[r.Address]
+			if !reachable {
+				continue
+			}
+			c := encap.Config{Source: cfg.Source.For(r.Address), Destination: r.Address, Checksum: r.Checksum, Key: r.Key, HasKey: r.HasKey}
+			c.Kind, _ = encap.ParseKind(r.Encap)
+			if c.Kind.UDP() {
+				c.Port = s.EncapPort
+			}
+			if !c.Source.IsValid() {
+				c.Source = way.Source
+			}
+			t := known[c]
+			if t == nil {
+				t = &target{Config: c, mtu: way.MTU, spare: s.EncapPort, drained: true}
+				known[c] = t
+				all = append(all, t)
+			}
+			t.services = append(t.services, s.Name)
+			t.drained = t.drained && r.Weight == 0
+			for _, vip := range s.VIPs {
+				t.ask(vip, own(vip), s)
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(t *target) bool { return len(t.vips) == 0 })
+}
+
+// askedPorts is how many ports of a VIP are asked for at a realserver.
+const askedPorts = 8
+
+// ask lets the target be asked for a VIP of a service, from source.
+func (t *target) ask(addr, source netip.Addr, s config.Service) {
+	if !source.IsValid() {
+		return
+	}
+	at := slices.IndexFunc(t.vips, func(v *targetVIP) bool { return v.addr == addr })
+	if at < 0 {
+		at = len(t.vips)
+		t.vips = append(t.vips, &targetVIP{addr: addr, source: source})
+	}
+	v := t.vips[at]
+	for _, p := range s.Ports {
+		if s.Protocol == "tcp" && p.First != 0 && len(v.ports) < askedPorts {
+			v.ports = append(v.ports, p.First)
+		}
+	}
+}
