@@ -65,6 +65,10 @@ type Service struct {
 	SchedulerFlags []string     `json:"scheduler_flags,omitempty"` // as in the configuration
 	Persistence    *Persistence `json:"persistence,omitempty"`
 	OnePacket      bool         `json:"one_packet,omitempty"`
+	Health         string       `json:"health,omitempty"` // "up": its quorum is reached; or "down"
+	Quorum         int          `json:"quorum"`           // weight that must be up for that
+	WeightUp       int          `json:"weight_up"`        // weights of the realservers that are up, or that nobody checks
+	Sorry          bool         `json:"sorry"`            // its sorry server is in use
 	Realservers    []Realserver `json:"realservers"`
 }
 
@@ -81,13 +85,26 @@ type Realserver struct {
 	Encap         string  `json:"encap"`
 	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
 	EncapChecksum bool    `json:"encap_checksum,omitempty"`
-	Weight        int     `json:"weight"`          // 0: it drains
-	Upper         int     `json:"upper,omitempty"` // thresholds of connections
+	Weight        int     `json:"weight"`           // 0: it drains
+	Effective     int     `json:"effective_weight"` // what its health leaves of it: the weight, or 0
+	Health        string  `json:"health,omitempty"` // "up", "down" or "unchecked"
+	Check         *Check  `json:"check,omitempty"`  // nil: unchecked
+	Upper         int     `json:"upper,omitempty"`  // thresholds of connections
 	Lower         int     `json:"lower,omitempty"`
 	Active        int     `json:"active"`      // connections that IPVS counts as active
 	Inactive      int     `json:"inactive"`    // all others
 	Connections   uint64  `json:"connections"` // scheduled since the start
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
+}
+
+// Check is the last check of a realserver, and what its checks have come to.
+type Check struct {
+	Type     string  `json:"type"`             // tcp, http, https, dns, udp, ping, smtp or exec
+	Via      string  `json:"via"`              // "tunnel" or "direct"
+	Reason   string  `json:"reason"`           // why the last one went as it did, in one line
+	Last     float64 `json:"last_seconds_ago"` // since it ended
+	Duration float64 `json:"duration_seconds"` // that it took
+	Since    float64 `json:"since_seconds"`    // that the realserver has been up, or down
 }
 
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
