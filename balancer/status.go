@@ -17,6 +17,7 @@ type ServiceStatus struct {
 type RealserverStatus struct {
 	Realserver
 	Active, Inactive int    // connections, as IPVS counts them
+	Templates        int    // clients whose persistence leads to it
 	Connections      uint64 // scheduled to it since it was configured first
 	Packets, Bytes   uint64 // of clients, sent to it
 }
@@ -27,7 +28,7 @@ func (s *Snapshot) Status() []ServiceStatus {
 	for _, svc := range s.list {
 		st := ServiceStatus{Service: svc.config}
 		for _, d := range svc.list {
-			rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(),
+			rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates(),
 				Connections: d.stats.connections.Load()}
 			for i := range d.stats.workers {
 				rs.Packets += d.stats.workers[i].packets.Load()
@@ -50,6 +51,7 @@ type Leaving struct {
 	Service          string
 	Address          netip.Addr
 	Active, Inactive int
+	Templates        int // of clients who go elsewhere with their next connection
 }
 
 // Leaving lists those that have connections, by service and address.
@@ -59,7 +61,7 @@ func (b *Balancer) Leaving() []Leaving {
 	var out []Leaving
 	for _, left := range b.leaving {
 		d := left.dest
-		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive()}
+		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)
 		}

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -28,10 +27,7 @@ func ReloadCommand(socket *Socket) *cobra.Command {
 			}
 			var r Reload
 			if err := ask(c.Context(), http.MethodPost, path, "/reload", reloadTakes, &r); err != nil {
-				if refused := (*refusal)(nil); errors.As(err, &refused) && refused.status == http.StatusUnprocessableEntity {
-					return errors.New(refused.text) // the faults of the file, a line each
-				}
-				return err
+				return plain(err) // the faults of the file, a line each
 			}
 			if len(r.Changes) == 0 {
 				r.Changes = []string{"nothing changed"}

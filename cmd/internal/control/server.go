@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -53,17 +54,25 @@ func Listen(socket string) (*Server, error) {
 
 // Answer serves GET path with what fn returns, as JSON.
 func (s *Server) Answer(path string, fn func() (any, error)) {
-	s.handle("GET "+path, fn)
+	s.AnswerQuery(path, func(url.Values) (any, error) { return fn() })
 }
 
 // Do serves POST path by calling fn, and answers what it returns as JSON.
 func (s *Server) Do(path string, fn func() (any, error)) {
-	s.handle("POST "+path, fn)
+	s.DoQuery(path, func(url.Values) (any, error) { return fn() })
 }
 
-func (s *Server) handle(pattern string, fn func() (any, error)) {
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
-		v, err := fn()
+// AnswerQuery is Answer for an fn that takes the request's query.
+func (s *Server) AnswerQuery(path string, fn func(url.Values) (any, error)) {
+	s.handle("GET "+path, fn)
+}
+
+// DoQuery is Do for an fn that takes the request's query.
+func (s *Server) DoQuery(path string, fn func(url.Values) (any, error)) { s.handle("POST "+path, fn) }
+
+func (s *Server) handle(pattern string, fn func(url.Values) (any, error)) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		v, err := fn(r.URL.Query())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return

@@ -52,6 +52,9 @@ func Command() *cobra.Command {
 			}
 			return path, err
 		}})),
+		withFile(control.SetCommand(socket)),
+		withFile(control.DrainCommand(socket)),
+		withFile(control.UndrainCommand(socket)),
 		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,8 @@ type director struct {
 	leftVIPs []netip.Addr                // not configured any more, but with connections
 	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
 	lost     []netip.Addr                // those to which there is none
+
+	override atomic.Pointer[weights] // nil: none; stored with mu
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -217,6 +220,8 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		lines, err := d.reload()
 		return control.Reload{Changes: lines}, err
 	})
+	d.control.DoQuery("/weight", d.setWeight)
+	d.control.AnswerQuery("/load", d.load)
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{

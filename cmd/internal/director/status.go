@@ -29,8 +29,10 @@ func (d *director) status() control.DirectorStatus {
 	}
 	d.shared.Read(&t)
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
+	set := d.weights()
 	for _, s := range d.bal.Snapshot().Status() {
 		st.Services = append(st.Services, serviceStatus(&s))
+		set.note(&st.Services[len(st.Services)-1])
 	}
 	if n, err := routing.Dropped(d.device.Name()); err == nil {
 		st.Overruns = n
@@ -44,7 +46,7 @@ func leaving(all []balancer.Leaving) (st control.Leaving) {
 	for _, l := range all {
 		st.Realservers++
 		st.Connections += l.Active + l.Inactive
-		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Active: l.Active, Inactive: l.Inactive})
+		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
 	}
 	return st
 }
@@ -63,7 +65,7 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 	}
 	for _, r := range s.Realservers {
 		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
-			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
 		if r.HasKey {
 			rs.EncapKey = &r.Key
 		}
