@@ -26,24 +26,28 @@ type RealserverStatus struct {
 func (s *Snapshot) Status() []ServiceStatus {
 	out := make([]ServiceStatus, 0, len(s.list))
 	for _, svc := range s.list {
-		st := ServiceStatus{Service: svc.config}
-		for _, d := range svc.list {
-			rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates(),
-				Connections: d.stats.connections.Load()}
-			for i := range d.stats.workers {
-				rs.Packets += d.stats.workers[i].packets.Load()
-				rs.Bytes += d.stats.workers[i].bytes.Load()
-			}
-			st.Realservers = append(st.Realservers, rs)
-		}
-		order := make(map[netip.Addr]int, len(svc.config.Realservers))
-		for i, r := range svc.config.Realservers {
-			order[r.Address] = i
-		}
-		slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
-		out = append(out, st)
+		out = append(out, *svc.status())
 	}
 	return out
+}
+
+func (s *service) status() *ServiceStatus {
+	st := &ServiceStatus{Service: s.config}
+	for _, d := range s.list {
+		rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates(),
+			Connections: d.stats.connections.Load()}
+		for i := range d.stats.workers {
+			rs.Packets += d.stats.workers[i].packets.Load()
+			rs.Bytes += d.stats.workers[i].bytes.Load()
+		}
+		st.Realservers = append(st.Realservers, rs)
+	}
+	order := make(map[netip.Addr]int, len(s.config.Realservers))
+	for i, r := range s.config.Realservers {
+		order[r.Address] = i
+	}
+	slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
+	return st
 }
 
 // Leaving is a realserver that is not configured any more, with the connections that it still has.

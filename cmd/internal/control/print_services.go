@@ -53,15 +53,7 @@ func (r *Realserver) cells(thresholds bool) []string {
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
-	var remarks []string
-	if r.Weight == 0 {
-		remarks = append(remarks, "draining")
-	}
-	if r.Configured != nil {
-		remarks = append(remarks, fmt.Sprintf("(configured: %d)", *r.Configured))
-	}
-	remark := strings.Join(remarks, " ")
-	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark)
+	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), r.remark())
 }
 
 // forward names the tunnel: "gre,key=7,csum".

@@ -55,6 +55,7 @@ func Command() *cobra.Command {
 		withFile(control.SetCommand(socket)),
 		withFile(control.DrainCommand(socket)),
 		withFile(control.UndrainCommand(socket)),
+		withFile(control.ExplainCommand(socket)),
 		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)

@@ -222,6 +222,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	})
 	d.control.DoQuery("/weight", d.setWeight)
 	d.control.AnswerQuery("/load", d.load)
+	d.control.AnswerQuery("/explain", d.explain)
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{
