@@ -56,6 +56,7 @@ func Command() *cobra.Command {
 		withFile(control.DrainCommand(socket)),
 		withFile(control.UndrainCommand(socket)),
 		withFile(control.ExplainCommand(socket)),
+		withFile(control.CaptureCommand(socket)),
 		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)

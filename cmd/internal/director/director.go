@@ -54,7 +54,8 @@ type director struct {
 	ways     map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
 	lost     []netip.Addr                // those to which there is none
 
-	override atomic.Pointer[weights] // nil: none; stored with mu
+	override atomic.Pointer[weights]     // nil: none; stored with mu
+	tap      atomic.Pointer[forward.Tap] // of the last capture
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -223,6 +224,8 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	d.control.DoQuery("/weight", d.setWeight)
 	d.control.AnswerQuery("/load", d.load)
 	d.control.AnswerQuery("/explain", d.explain)
+	d.control.Feed("/capture", "application/x-pcapng", d.capture)
+	d.control.Do("/capture/end", d.endCapture)
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{

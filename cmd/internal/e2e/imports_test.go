@@ -39,8 +39,9 @@ var onlyBelow = map[string][]string{
 	"github.com/songgao/water":          {"tundev"},
 	"golang.org/x/net/bpf":              {"encap/wire", "cmd/internal/lab"},
 	capLibrary:                          {"cmd/internal/daemon"},
-	"github.com/google/gopacket":        {},
-	"github.com/google/gopacket/layers": {},
+	"github.com/google/gopacket":        {"cmd/internal/capture"},
+	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
+	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},
 	"C":                                 {},
 }
 
