@@ -132,7 +132,7 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 				return plain(err)
 			}
 			if asJSON {
-				return printJSON(c.ErrOrStderr(), got)
+				return PrintJSON(c.ErrOrStderr(), got)
 			}
 			_, err = fmt.Fprintf(c.ErrOrStderr(), "%d packets before the tunnel, %d after it, %d lost\n", got.Before, got.After, got.Lost)
 			return err

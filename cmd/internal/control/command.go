@@ -44,7 +44,7 @@ func StatusCommand[T interface{ program() string }](short, program string, socke
 				return fmt.Errorf("%s is the control socket of another program, %q", path, st.program())
 			}
 			if asJSON {
-				return printJSON(c.OutOrStdout(), st)
+				return PrintJSON(c.OutOrStdout(), st)
 			}
 			return print(c.OutOrStdout(), &st)
 		}}

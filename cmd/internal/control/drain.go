@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -157,7 +156,7 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 func (d *drain) ended(begin time.Time) error {
 	took := time.Since(begin)
 	if d.asJSON {
-		return printJSON(d.out, map[string]float64{"drained_seconds": took.Seconds()})
+		return PrintJSON(d.out, map[string]float64{"drained_seconds": took.Seconds()})
 	}
 	_, err := fmt.Fprintf(d.out, "drained in %v\n", took.Round(time.Second))
 	return err
@@ -186,11 +185,4 @@ func number(n int, what string) string {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
-}
-
-// printJSON writes v as all commands write JSON.
-func printJSON(out io.Writer, v any) error {
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }

@@ -93,7 +93,7 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 				return plain(err)
 			}
 			if asJSON {
-				return printJSON(c.OutOrStdout(), e)
+				return PrintJSON(c.OutOrStdout(), e)
 			}
 			return printExplanation(c.OutOrStdout(), &e)
 		}}

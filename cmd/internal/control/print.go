@@ -1,14 +1,38 @@
 package control
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/term"
 )
+
+// PrintJSON writes v as all commands write JSON.
+func PrintJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// Width is that of the terminal that out is; 0: it is none, and lines may have any length.
+func Width(out io.Writer) int {
+	f, ok := out.(*os.File)
+	if !ok {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
+}
 
 // PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
 func PrintDirector(out io.Writer, st *DirectorStatus) error {

@@ -76,6 +76,18 @@ func printRow(w io.Writer, cells []string, widths []int) {
 	fmt.Fprintln(w, strings.TrimRight(line, " "))
 }
 
+// Title is a service's name with what it is found by: "web tcp 198.51.100.80:80 wlc".
+func (s *Service) Title() string {
+	first := ""
+	if len(s.VIPs) > 0 {
+		first = bracketed(s.VIPs[0]) + ":" + strings.Join(s.Ports, ",")
+	}
+	if n := len(s.VIPs) - 1; n > 0 {
+		first += fmt.Sprintf(" +%d", n)
+	}
+	return strings.Join([]string{s.Name, s.Protocol, first, s.Scheduler}, " ")
+}
+
 // settings is the rest of a service's line, in the words of ipvsadm: "sh (sh-port) persistent 300 ops (dns)".
 func (s *Service) settings() string {
 	words := []string{s.Scheduler}

@@ -104,7 +104,7 @@ func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out
 		return plain(err)
 	}
 	if asJSON {
-		return printJSON(out, r)
+		return PrintJSON(out, r)
 	}
 	if len(r.Changes) == 0 {
 		r.Changes = []string{"nothing changed"}

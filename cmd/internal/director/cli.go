@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/top"
 )
 
 // Command is the director's command line.
@@ -44,6 +45,7 @@ func Command() *cobra.Command {
 				return err
 			}}),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
+		withFile(top.Command(socket)),
 		withFile(control.ConnectionsCommand(states(), socket)),
 		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)

@@ -42,6 +42,7 @@ var onlyBelow = map[string][]string{
 	"github.com/google/gopacket":        {"cmd/internal/capture"},
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
 	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},
+	"github.com/gdamore/tcell/v2":       {"cmd/internal/top"},
 	"C":                                 {},
 }
 
