@@ -1,13 +1,13 @@
 package control
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -104,47 +104,59 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 
 // printExplanation writes e for people.
 func printExplanation(out io.Writer, e *Explanation) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "%s %s -> %s\n", e.Protocol, addressPort(e.Client, e.ClientPort), addressPort(e.VIP, e.Port))
+	var w bytes.Buffer
+	width := Width(out)
+	fmt.Fprintf(&w, "%s %s -> %s\n", e.Protocol, addressPort(e.Client, e.ClientPort), addressPort(e.VIP, e.Port))
 	if c := e.Connection; c != nil {
-		fmt.Fprintf(w, "connection: to %s, %s, %d packets, expires in %s\n", c.Realserver, c.State, c.Packets, minutes(c.Expires))
+		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n", c.Realserver, c.State, number(int(c.Packets), "packet"), minutes(c.Expires))
 	} else {
-		fmt.Fprintln(w, "connection: none")
+		fmt.Fprintln(&w, "connection: none")
 	}
 	if t := e.Template; t != nil {
-		fmt.Fprintf(w, "persistence: client %s stays at %s, expires in %s\n", t.Client, t.Realserver, minutes(t.Expires))
+		fmt.Fprintf(&w, "persistence: client %s stays at %s, expires in %s\n", t.Client, t.Realserver, minutes(t.Expires))
 	}
 	if e.Service != "" {
-		fmt.Fprintf(w, "service: %s, scheduler %s\n", e.Service, e.Scheduler)
+		fmt.Fprintf(&w, "service: %s, scheduler %s\n", e.Service, e.Scheduler)
 	}
 	goes := "goes to " + e.Realserver
 	if e.Drop != "" {
 		goes = "is dropped: " + e.Drop
 	}
-	fmt.Fprintf(w, "%s\n  because %s\n", goes, e.Why)
-	for _, c := range e.Candidates {
-		mark := "->"
-		if c.Address == e.Realserver {
-			mark = "=>"
+	fmt.Fprintf(&w, "%s\n%s\n", goes, wrapped("  because "+e.Why, width, "    "))
+	if len(e.Candidates) > 0 {
+		rows := [][]string{{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Device", "Packets", ""}}
+		for _, c := range e.Candidates {
+			rows = append(rows, c.cells())
 		}
-		way := "no route"
-		if c.Link != "" {
-			way = fmt.Sprintf("%s by %s, packets to %d bytes", c.forward(), c.Link, c.InnerMTU)
+		g := layOut(width, rows...)
+		for i, cells := range rows {
+			mark := margin
+			if i > 0 && e.Candidates[i-1].Address == e.Realserver {
+				mark = chosen
+			}
+			g.print(&w, mark, cells)
 		}
-		remark := c.remark()
-		if c.PassedOver != "" {
-			remark = "passed over: " + c.PassedOver
-		}
-		fmt.Fprintf(w, "  %s %s\tweight %d\t%d active\t%d inactive\t%s\t%s\n", mark, c.Address, c.Weight, c.Active, c.Inactive, way, remark)
 	}
-	for i, door := range e.Near {
-		what := "there is"
-		if i > 0 {
-			what = ""
-		}
-		fmt.Fprintf(w, "%-8s %s\n", what, door)
+	if len(e.Near) > 0 {
+		fmt.Fprintln(&w, "there are:")
 	}
-	return w.Flush()
+	for _, door := range e.Near {
+		fmt.Fprintln(&w, "  "+door)
+	}
+	_, err := w.WriteTo(out)
+	return err
+}
+
+// cells is a candidate's row of the table.
+func (c *Candidate) cells() []string {
+	link, remark := c.Link, c.remark()
+	if link == "" {
+		link = "no route"
+	}
+	if c.PassedOver != "" {
+		remark = "passed over: " + c.PassedOver
+	}
+	return []string{c.Address, c.forward(), fmt.Sprint(c.Weight), fmt.Sprint(c.Active), fmt.Sprint(c.Inactive), link, fmt.Sprintf("<= %d", c.InnerMTU), remark}
 }
 
 // remark is what is out of the ordinary with a realserver.

@@ -36,10 +36,11 @@ func Width(out io.Writer) int {
 
 // PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
 func PrintDirector(out io.Writer, st *DirectorStatus) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
+	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
+	head := fmt.Sprintf("director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
-	printServices(w, st.Services)
+	fmt.Fprintf(w, "%s\n\n", wrapped(head, width, "  "))
+	printServices(w, st.Services, width)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}
@@ -59,10 +60,12 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 
 // PrintRealserver writes st for people.
 func PrintRealserver(out io.Writer, st *RealserverStatus) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
+	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
+	head := fmt.Sprintf("realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
 		offloads(st.Offloads), st.MSS, st.MSS6)
-	fmt.Fprintf(w, "VIPs %s from directors %s\n", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
+	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
+	fmt.Fprintln(w, wrapped(head, width, "  "))
+	fmt.Fprintln(w, wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)
 	return w.Flush()

@@ -10,7 +10,7 @@ import (
 
 // printServices writes the services and their realservers: ipvsadm's columns, those of the thresholds where there are any, and ours. A service's
 // line runs across the columns.
-func printServices(w io.Writer, services []Service) {
+func printServices(w io.Writer, services []Service, width int) {
 	thresholds := slices.ContainsFunc(services, func(s Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Upper > 0 })
 	})
@@ -18,30 +18,23 @@ func printServices(w io.Writer, services []Service) {
 	if thresholds {
 		columns = slices.Insert(columns, 3, "Upper", "Lower")
 	}
-	widths := make([]int, len(columns))
-	var rows [][]string
-	measure := func(cells []string) {
-		for i, cell := range cells {
-			widths[i] = max(widths[i], len(cell))
-		}
-	}
-	measure(columns)
+	rows := [][]string{columns}
 	for _, s := range services {
 		for _, r := range s.Realservers {
-			cells := r.cells(thresholds)
-			measure(cells)
-			rows = append(rows, cells)
+			rows = append(rows, r.cells(thresholds))
 		}
 	}
 
+	g := layOut(width, rows...)
 	fmt.Fprintln(w, "Prot Address:Port Scheduler Flags")
-	printRow(w, columns, widths)
+	g.print(w, margin, columns)
+	rows = rows[1:]
 	for _, s := range services {
 		for _, vip := range s.VIPs {
-			fmt.Fprintf(w, "%s %s:%s %s\n", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings())
+			fmt.Fprintln(w, wrapped(fmt.Sprintf("%s %s:%s %s", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings()), width, "    "))
 		}
 		for range s.Realservers {
-			printRow(w, rows[0], widths)
+			g.print(w, margin, rows[0])
 			rows = rows[1:]
 		}
 	}
@@ -66,14 +59,6 @@ func (r *Realserver) forward() string {
 		name += ",csum"
 	}
 	return name
-}
-
-func printRow(w io.Writer, cells []string, widths []int) {
-	line := "  -> "
-	for i, cell := range cells {
-		line += fmt.Sprintf("%-*s", widths[i]+2, cell)
-	}
-	fmt.Fprintln(w, strings.TrimRight(line, " "))
 }
 
 // Title is a service's name with what it is found by: "web tcp 198.51.100.80:80 wlc".

@@ -160,6 +160,8 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 			r.Source = way.Source.String()
 		}
 		switch {
+		case r.Health == "down" && r.Check != nil:
+			r.PassedOver = "its check fails: " + r.Check.Reason
 		case c.Weight == 0:
 			r.PassedOver = "weight 0"
 		case c.Overloaded:

@@ -146,7 +146,7 @@ func (d *director) hasLost() bool {
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.bal.Apply(d.services(effective(d.cfg, d.weights()))); err != nil {
+	if err := d.bal.Apply(d.services(d.inForce())); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
 	d.releaseVIPs()

@@ -12,14 +12,6 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// seat is a realserver of a service.
-type seat struct {
-	service string
-	address netip.Addr
-}
-
-func (s seat) String() string { return fmt.Sprintf("service %q: realserver %v", s.service, s.address) }
-
 // weights are those that operators have set while the director runs. They go before the configuration's, until that one changes. The map doesn't
 // change: a new one takes its place.
 type weights map[seat]override
@@ -89,6 +81,9 @@ func effective(cfg *config.Director, set weights) *config.Director {
 	}
 	return &c
 }
+
+// inForce is the configuration with what operators have set since. d.mu is held.
+func (d *director) inForce() *config.Director { return effective(d.cfg, d.weights()) }
 
 // setWeight answers POST /weight: the realserver of that address in a service, or in all, has that weight from now on; without one the configured.
 func (d *director) setWeight(q url.Values) (any, error) {

@@ -26,8 +26,8 @@ func operated(t *testing.T) *director {
 	return d
 }
 
-// inForce is the weights of a service's realservers.
-func (d *director) inForce(service string) (all []int) {
+// weightsOf is the weights of a service's realservers.
+func (d *director) weightsOf(service string) (all []int) {
 	for _, s := range d.bal.Snapshot().Status() {
 		if s.Name == service {
 			for _, r := range s.Realservers {
@@ -57,7 +57,7 @@ func TestWeightOfOperator(t *testing.T) {
 	if got := d.mustSet(t, "service=web&realserver=10.0.11.1&weight=0"); !slices.Equal(got, []string{`service "web": realserver 10.0.11.1: weight 1 -> 0, configured 1`}) {
 		t.Errorf("it says %q", got)
 	}
-	if got := d.inForce("web"); !slices.Equal(got, []int{0, 1}) {
+	if got := d.weightsOf("web"); !slices.Equal(got, []int{0, 1}) {
 		t.Errorf("weights %v, want 0 and 1", got)
 	}
 	if got := d.mustSet(t, "service=web&realserver=10.0.11.1&weight=0"); len(got) != 0 {
@@ -73,7 +73,7 @@ func TestWeightOfOperator(t *testing.T) {
 	if got := d.mustSet(t, "service=web&realserver=10.0.11.1"); !slices.Equal(got, []string{`service "web": realserver 10.0.11.1: weight 7 -> 1`}) || len(d.weights()) != 0 {
 		t.Errorf("back to the configured one: it says %q, and %v are left", got, d.weights())
 	}
-	if got := d.inForce("web"); !slices.Equal(got, []int{1, 1}) {
+	if got := d.weightsOf("web"); !slices.Equal(got, []int{1, 1}) {
 		t.Errorf("weights %v, want those of the configuration", got)
 	}
 }
@@ -125,7 +125,7 @@ func TestUnknownNames(t *testing.T) {
 			t.Errorf("%s: %v, want %s", query, err, want)
 		}
 	}
-	if got := d.inForce("web"); !slices.Equal(got, []int{1, 1}) {
+	if got := d.weightsOf("web"); !slices.Equal(got, []int{1, 1}) {
 		t.Errorf("weights %v", got)
 	}
 	var many []string

@@ -50,7 +50,7 @@ func TestExplain(t *testing.T) {
 	}
 	text := s.must("explain", "192.0.2.7:4711", s.at(80))
 	for _, want := range []string{"tcp 192.0.2.7:4711 -> 198.51.100.80:80\nconnection: none\nservice: web, scheduler rr\ngoes to 10.0.12.2\n  because rr gives it to a new connection: the next in turn\n",
-		"passed over: weight 0", "=> 10.0.12.2", "packets to 1480 bytes"} {
+		"passed over: weight 0", "=> 10.0.12.2", "<= 1480"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing in\n%s", want, text)
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/creack/pty"
 
@@ -36,11 +37,16 @@ func (t *terminal) read() {
 	}
 }
 
-func (t *terminal) has(words ...string) bool {
+func (t *terminal) written() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.text.String()
+}
+
+func (t *terminal) has(words ...string) bool {
+	text := t.written()
 	for _, word := range words {
-		if !strings.Contains(t.text.String(), word) {
+		if !strings.Contains(text, word) {
 			return false
 		}
 	}
@@ -101,10 +107,12 @@ func TestTop(t *testing.T) {
 	p, screen := s.startTerminal(80, 24, "top", "--every", "200ms")
 	defer func() {
 		if t.Failed() {
-			t.Logf("the terminal:\n%q", screen.text.String())
+			t.Logf("the terminal:\n%q", screen.written())
 		}
 	}()
-	eventually(t, "top shows the service", soon, func() bool { return screen.has("web tcp 198.51.100.80:80 rr", "10.0.11.2", "10.0.12.2", "WEIGHT", "CPS", "sort: configuration") })
+	eventually(t, "top shows the service", soon, func() bool {
+		return screen.has("web tcp 198.51.100.80:80 rr", "10.0.11.2", "10.0.12.2", "WEIGHT", "CPS", "sort: configuration")
+	})
 	screen.press(s, "s")
 	eventually(t, "it sorts by another column", soon, func() bool { return screen.has("bit/s") })
 	s.must("drain", "web", "10.0.11.2")
@@ -135,6 +143,17 @@ func TestTop(t *testing.T) {
 	for _, wrong := range []string{"--sort colour", "--every 1ms", "web"} {
 		if got := s.ask(append([]string{"top"}, strings.Fields(wrong)...)...); got.code != 2 || strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("top %s: exit status %d, want 2 and a line: %s", wrong, got.code, got.stderr)
+		}
+	}
+
+	for _, command := range [][]string{{"status"}, {"connections"}, {"explain", "192.0.2.7:4711", s.at(80)}} {
+		p, screen = s.startTerminal(60, 24, command...)
+		<-p.Done()
+		eventually(t, "it is printed", soon, func() bool { return screen.has("10.0.12.2") })
+		for _, line := range strings.Split(screen.written(), "\r\n") {
+			if utf8.RuneCountInString(line) > 60 {
+				t.Errorf("%v: in a terminal of 60 columns there is the line %q", command, line)
+			}
 		}
 	}
 

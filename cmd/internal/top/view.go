@@ -266,10 +266,13 @@ func (v *view) table(width int) []line {
 				style = faint
 			}
 			text := write(strings.Repeat(" ", indent)+r.name, name, shown, func(c *column) string { return c.cell(r) })
-			if r.reason != "" {
-				text += "  " + r.reason
+			if all := text + "  " + r.reason; r.reason != "" && (width == 0 || utf8.RuneCountInString(all) <= width) {
+				out = append(out, line{all, style})
+				continue
 			}
-			out = append(out, line{cut(text, width), style})
+			if out = append(out, line{cut(text, width), style}); r.reason != "" {
+				out = append(out, line{cut(strings.Repeat(" ", 2*indent)+r.reason, width), style})
+			}
 		}
 	}
 	if len(services) == 0 {
