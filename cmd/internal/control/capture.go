@@ -141,6 +141,7 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 	c.Flags().StringVarP(&file, "write", "w", "", "`FILE` to write, - for standard output")
 	c.Flags().BoolVar(&asJSON, "json", false, "how many packets there are as JSON, on standard error")
 	_ = c.MarkFlagRequired("write") // it is there
+	completeFlags(c, socket)
 	return socket.Flag(c)
 }
 

@@ -47,6 +47,7 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON, an object a line")
 	c.Flags().AddFlagSet(filters)
+	completeFlags(c, socket)
 	return socket.Flag(c)
 }
 

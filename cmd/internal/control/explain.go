@@ -99,6 +99,7 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 		}}
 	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a connection or a service)")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	c.ValidArgsFunction = complete(socket, doorNames)
 	return socket.Flag(c)
 }
 

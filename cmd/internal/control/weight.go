@@ -1,7 +1,6 @@
 package control
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,12 +40,15 @@ func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 		}
 		return fmt.Errorf("%s, where SERVICE REALSERVER or --all REALSERVER is wanted: see %s --help", number(len(args), "argument"), c.CommandPath())
 	}
-	c.ValidArgsFunction = func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if s.all {
-			args = append([]string{""}, args...)
+	c.ValidArgsFunction = complete(socket, func(services []Service, args []string) []string {
+		switch {
+		case !s.all:
+			return seatNames(services, args)
+		case len(args) == 0:
+			return realserverNames(services, nil)
 		}
-		return completeNames(c, socket, args)
-	}
+		return nil
+	})
 	return socket.Flag(c)
 }
 
@@ -64,34 +65,6 @@ func (s *seats) query(args []string) (url.Values, error) {
 		q.Set("service", args[0])
 	}
 	return q, nil
-}
-
-// completeNames is for the shell's completion of a service's name, then of one of its realservers; after "" of any.
-func completeNames(c *cobra.Command, socket *Socket, args []string) (names []string, _ cobra.ShellCompDirective) {
-	path, err := socket.Path()
-	if err != nil || len(args) > 1 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(c.Context(), time.Second)
-	defer cancel()
-	var st DirectorStatus
-	if Get(ctx, path, "/status", &st) != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	seen := map[string]bool{}
-	for _, s := range st.Services {
-		if len(args) == 0 {
-			names = append(names, s.Name)
-			continue
-		}
-		for _, r := range s.Realservers {
-			if (args[0] == "" || args[0] == s.Name) && !seen[r.Address] {
-				seen[r.Address] = true
-				names = append(names, r.Address)
-			}
-		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // setWeight asks the running director for a weight, and prints what it has changed; "" is the configured one.

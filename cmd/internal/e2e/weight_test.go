@@ -85,7 +85,8 @@ func TestSetWeight(t *testing.T) {
 			t.Errorf("%s: exit status %d, want %d and a line with %q: %s", c.command, got.code, c.code, c.says, got.stderr)
 		}
 	}
-	for command, want := range map[string][]string{"drain ": {"web"}, "set web ": {"10.0.11.2", "10.0.12.2"}, "undrain --all ": {"10.0.11.2", "10.0.12.2"}} {
+	for command, want := range map[string][]string{"drain ": {"web"}, "set web ": {"10.0.11.2", "10.0.12.2"}, "undrain --all ": {"10.0.11.2", "10.0.12.2"},
+		"explain 192.0.2.7:1 ": {"198.51.100.80:80"}, "connections --service ": {"web"}, "capture --vip ": {"198.51.100.80"}} {
 		got := run(t, s.Director, exec.Command(programPath("director"), append([]string{"__complete", "-c", s.director.config}, strings.Split(command, " ")...)...))
 		for _, name := range want {
 			if !slices.Contains(strings.Split(got.stdout, "\n"), name) {
