@@ -94,7 +94,15 @@ func (d *drain) run(c *cobra.Command, q url.Values, wait bool) error {
 			return err
 		}
 	}
-	return d.wait(c.Context(), q, begin)
+	if err := d.wait(c.Context(), q, begin); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	if d.asJSON {
+		return PrintJSON(d.out, map[string]float64{"drained_seconds": took.Seconds()})
+	}
+	_, err = fmt.Fprintf(d.out, "drained in %v\n", took.Round(time.Second))
+	return err
 }
 
 func (d *drain) ask(ctx context.Context, q url.Values) (all []Load, err error) {
@@ -106,7 +114,7 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 	f, _ := d.progress.(*os.File)
 	live := f != nil && term.IsTerminal(int(f.Fd()))
 	if live {
-		defer fmt.Fprint(d.progress, "\r\x1b[K")
+		defer fmt.Fprint(d.progress, "\r\x1b[K") // for what is said at the end
 	}
 	ticker := time.NewTicker(d.look)
 	defer ticker.Stop()
@@ -132,7 +140,7 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		}
 		connections, held := remains(all)
 		if connections+held == 0 {
-			return d.ended(begin)
+			return nil
 		}
 		waited := time.Since(begin).Round(time.Second)
 		switch {
@@ -150,16 +158,6 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		case <-ticker.C:
 		}
 	}
-}
-
-// ended is the result where nobody is left.
-func (d *drain) ended(begin time.Time) error {
-	took := time.Since(begin)
-	if d.asJSON {
-		return PrintJSON(d.out, map[string]float64{"drained_seconds": took.Seconds()})
-	}
-	_, err := fmt.Fprintf(d.out, "drained in %v\n", took.Round(time.Second))
-	return err
 }
 
 // late is the error after the timeout.

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
 )
@@ -78,6 +79,11 @@ func (s *site) startTerminal(columns, rows uint16, command ...string) (*lab.Proc
 		t.read()
 	}()
 	s.t.Cleanup(func() {
+		select {
+		case <-p.Done():
+		default:
+			_ = p.Signal(unix.SIGKILL) // the test has failed, and says why
+		}
 		<-done
 		master.Close()
 	})
@@ -115,7 +121,13 @@ func TestTop(t *testing.T) {
 	})
 	screen.press(s, "s")
 	eventually(t, "it sorts by another column", soon, func() bool { return screen.has("bit/s") })
-	s.must("drain", "web", "10.0.11.2")
+	drain, progress := s.startTerminal(80, 24, "drain", "web", "10.0.11.2", "--wait")
+	select {
+	case <-drain.Done():
+	case <-time.After(3 * soon):
+		t.Fatalf("drain --wait does not end: %q", progress.written())
+	}
+	eventually(t, "it says how far it is, on one line", soon, func() bool { return progress.has("\r\x1b[Kdraining for ", "\r\x1b[Kdrained in ") })
 	screen.press(s, "q")
 	select {
 	case <-p.Done():

@@ -98,7 +98,7 @@ func TestSetWeight(t *testing.T) {
 
 // load makes requests of its own connections to the VIP, by many clients, until it is stopped.
 type load struct {
-	stop     chan struct{}
+	stop     func()
 	clients  sync.WaitGroup
 	requests atomic.Int64
 	mu       sync.Mutex
@@ -106,13 +106,15 @@ type load struct {
 }
 
 func (s *site) startLoad(clients int) *load {
-	l := &load{stop: make(chan struct{})}
+	stop := make(chan struct{})
+	l := &load{stop: sync.OnceFunc(func() { close(stop) })}
+	s.t.Cleanup(l.stop)
 	for range clients {
 		l.clients.Go(func() {
 			c := s.browser()
 			for {
 				select {
-				case <-l.stop:
+				case <-stop:
 					return
 				default:
 				}
@@ -131,7 +133,7 @@ func (s *site) startLoad(clients int) *load {
 // end ends the load, none of whose requests may have failed.
 func (l *load) end(t *testing.T) {
 	t.Helper()
-	close(l.stop)
+	l.stop()
 	l.clients.Wait()
 	t.Logf("%d requests", l.requests.Load())
 	if len(l.failures) > 0 {
