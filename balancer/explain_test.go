@@ -38,7 +38,11 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 	apply(t, other, svc)
 	r := rand.New(rand.NewPCG(1, 2))
 	chosen := map[netip.Addr]int{}
-	for step := range conntab.Ticks(1500) {
+	steps := conntab.Ticks(1500)
+	if testing.Short() {
+		steps = 300
+	}
+	for step := range steps {
 		now := step * 10
 		p := flow(r.IntN(200)<<16|r.IntN(3), []uint8{packet.FlagSYN, packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK, packet.FlagRST}[r.IntN(5)])
 		p.Flow.Dst = svc.VIPs[r.IntN(3)]
