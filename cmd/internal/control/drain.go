@@ -125,6 +125,7 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		deadline = t.C
 	}
 	var written time.Time
+	empty := false // at the look before: a worker may have chosen by the weight before, and its connection counts a moment later
 	for {
 		all, err := d.ask(ctx, q)
 		if refused := (*refusal)(nil); errors.As(err, &refused) {
@@ -139,11 +140,14 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 			}
 		}
 		connections, held := remains(all)
-		if connections+held == 0 {
+		nobody := connections+held == 0
+		if nobody && empty {
 			return nil
 		}
+		empty = nobody
 		waited := time.Since(begin).Round(time.Second)
 		switch {
+		case nobody:
 		case live:
 			fmt.Fprintf(d.progress, "\r\x1b[Kdraining for %v: %s", waited, remaining(connections, held))
 		case time.Since(written) >= d.report:
@@ -154,6 +158,9 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-deadline:
+			if nobody {
+				return nil
+			}
 			return d.late(all)
 		case <-ticker.C:
 		}
