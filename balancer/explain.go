@@ -44,8 +44,12 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	}
 	e.Service = svc.status()
 	for _, r := range e.Service.Realservers {
-		d := svc.dest(r.Address)
-		e.Candidates = append(e.Candidates, Candidate{RealserverStatus: r, Overloaded: d.overloaded(), Reachable: d.Reachable(), Inner: d.MTU - d.Tunnel.Overhead()})
+		c := Candidate{RealserverStatus: r}
+		if i := slices.IndexFunc(svc.list, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
+			d := svc.list[i]
+			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.MTU-d.Tunnel.Overhead()
+		}
+		e.Candidates = append(e.Candidates, c)
 	}
 	var chosen *Dest
 	if svc.config.Persistence.Timeout > 0 {
@@ -78,11 +82,6 @@ func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 		return nil, false
 	}
 	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.Address}, d.counts.Gone()
-}
-
-// dest is the service's realserver of an address that is its.
-func (s *service) dest(a netip.Addr) *Dest {
-	return s.list[slices.IndexFunc(s.list, func(d *Dest) bool { return d.Address == a })]
 }
 
 // trial is a scheduler that chooses for p as s does, and has nothing in common with it.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 
@@ -54,25 +53,22 @@ func Listen(socket string) (*Server, error) {
 
 // Answer serves GET path with what fn returns, as JSON.
 func (s *Server) Answer(path string, fn func() (any, error)) {
-	s.AnswerQuery(path, func(url.Values) (any, error) { return fn() })
+	s.handle("GET "+path, fn)
 }
 
 // Do serves POST path by calling fn, and answers what it returns as JSON.
 func (s *Server) Do(path string, fn func() (any, error)) {
-	s.DoQuery(path, func(url.Values) (any, error) { return fn() })
+	s.handle("POST "+path, fn)
 }
 
-// AnswerQuery is Answer for an fn that takes the request's query.
-func (s *Server) AnswerQuery(path string, fn func(url.Values) (any, error)) {
-	s.handle("GET "+path, fn)
+func (s *Server) handle(pattern string, fn func() (any, error)) {
+	s.mux.Handle(pattern, JSON(fn))
 }
 
-// DoQuery is Do for an fn that takes the request's query.
-func (s *Server) DoQuery(path string, fn func(url.Values) (any, error)) { s.handle("POST "+path, fn) }
-
-func (s *Server) handle(pattern string, fn func(url.Values) (any, error)) {
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-		v, err := fn(r.URL.Query())
+// JSON answers with what fn returns, here and wherever else it is served.
+func JSON(fn func() (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		v, err := fn()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return
