@@ -17,6 +17,7 @@ type ServiceStatus struct {
 type RealserverStatus struct {
 	Realserver
 	Active, Inactive int    // connections, as IPVS counts them
+	Templates        int    // clients whose persistence leads to it
 	Connections      uint64 // scheduled to it since it was configured first
 	Packets, Bytes   uint64 // of clients, sent to it
 }
@@ -25,24 +26,28 @@ type RealserverStatus struct {
 func (s *Snapshot) Status() []ServiceStatus {
 	out := make([]ServiceStatus, 0, len(s.list))
 	for _, svc := range s.list {
-		st := ServiceStatus{Service: svc.config}
-		for _, d := range slices.Concat(svc.list, svc.down) {
-			rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(),
-				Connections: d.stats.connections.Load()}
-			for i := range d.stats.workers {
-				rs.Packets += d.stats.workers[i].packets.Load()
-				rs.Bytes += d.stats.workers[i].bytes.Load()
-			}
-			st.Realservers = append(st.Realservers, rs)
-		}
-		order := make(map[netip.Addr]int, len(svc.config.Realservers))
-		for i, r := range svc.config.Realservers {
-			order[r.Address] = i
-		}
-		slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
-		out = append(out, st)
+		out = append(out, *svc.status())
 	}
 	return out
+}
+
+func (s *service) status() *ServiceStatus {
+	st := &ServiceStatus{Service: s.config}
+	for _, d := range slices.Concat(s.list, s.down) {
+		rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates(),
+			Connections: d.stats.connections.Load()}
+		for i := range d.stats.workers {
+			rs.Packets += d.stats.workers[i].packets.Load()
+			rs.Bytes += d.stats.workers[i].bytes.Load()
+		}
+		st.Realservers = append(st.Realservers, rs)
+	}
+	order := make(map[netip.Addr]int, len(s.config.Realservers))
+	for i, r := range s.config.Realservers {
+		order[r.Address] = i
+	}
+	slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
+	return st
 }
 
 // Leaving is a realserver that is not configured any more, with the connections that it still has.
@@ -50,6 +55,7 @@ type Leaving struct {
 	Service          string
 	Address          netip.Addr
 	Active, Inactive int
+	Templates        int // of clients who go elsewhere with their next connection
 }
 
 // Leaving lists those that have connections, by service and address.
@@ -59,7 +65,7 @@ func (b *Balancer) Leaving() []Leaving {
 	var out []Leaving
 	for _, left := range b.leaving {
 		d := left.dest
-		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive()}
+		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)
 		}

@@ -96,6 +96,30 @@ func (s *store[A]) template(k *key[A], now Ticks) (dest, number uint32, r Result
 	return e.dest, e.parent, Hit
 }
 
+// LookupTemplate returns the template of client at a service without touching it.
+func (t *Table) LookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool) {
+	if client.Is4() {
+		k := t.templateKey4(client, service)
+		return t.four.lookupTemplate(&k, now)
+	}
+	if s := t.ipv6(false); s != nil {
+		k := t.templateKey6(client, service)
+		return s.lookupTemplate(&k, now)
+	}
+	return Conn{}, false
+}
+
+func (s *store[A]) lookupTemplate(k *key[A], now Ticks) (Conn, bool) {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	i, found := sh.find(k)
+	if !found || sh.slots[i].expires.reached(now) && !s.table.children.has(sh.slots[i].parent) {
+		return Conn{}, false
+	}
+	return sh.slots[i].conn(now), true
+}
+
 // hold takes a hold on the template e, and lets its timeout begin again.
 func (s *store[A]) hold(sh *shard[A], e *entry[A], now Ticks) {
 	s.table.children.hold(e.parent)

@@ -93,7 +93,8 @@ func (w *Worker) Run() error {
 // forward treats one batch.
 func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.Begin(len(bufs))
-	snap, now := w.balancer.Snapshot(), w.clock()
+	snap, now, tap := w.balancer.Snapshot(), w.clock(), w.out.shared.tap.Load()
+	w.out.tap = tap
 	w.answers.free = w.answers.room
 	for i := range bufs {
 		b, p := &bufs[i], &w.infos[i]
@@ -108,11 +109,15 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	}
 	for i := range bufs {
 		b, p, d := &bufs[i], &w.infos[i], w.drops[i]
+		later := tap != nil && tap.read(snap, b.Bytes(), now)
 		switch d {
 		case packet.Accept:
 			d = w.packet(snap, b, p, now)
 		case packet.DropFragment:
 			d = w.fragment(snap, b, p, now)
+		}
+		if later && d == packet.Accept {
+			tap.opened(snap, b, p, now)
 		}
 		if d != packet.Accept {
 			w.tally.Drop(d)

@@ -38,6 +38,7 @@ type output struct {
 	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
+	tap     *Tap         // of the batch; nil: nobody looks
 	refused int          // calls that udp can't, since one that it could
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
@@ -178,6 +179,9 @@ func (o *output) sendLarge() bool {
 		if err != nil {
 			return false
 		}
+		if o.tap != nil {
+			o.tap.sent(o.segs[:n])
+		}
 		for i := range o.segs[:n] {
 			o.tally.OutPackets++
 			o.tally.OutBytes += uint64(o.segs[i].Len())
@@ -230,6 +234,9 @@ func (o *output) send() {
 	o.inUDP = 0
 	for segs := o.segs; len(segs) > 0; {
 		n, err := o.sink.Send(segs)
+		if o.tap != nil {
+			o.tap.sent(segs[:n])
+		}
 		for i := range segs[:n] {
 			o.tally.OutPackets++
 			o.tally.OutBytes += uint64(segs[i].Len())

@@ -16,7 +16,8 @@ type Shared struct {
 
 	silent    atomic.Bool // clients are not told that nobody serves them
 	fragments reassembler
-	counters  packet.Counters // of what no worker counts
+	counters  packet.Counters     // of what no worker counts
+	tap       atomic.Pointer[Tap] // nil: nobody looks
 
 	id  atomic.Uint32 // of the last packet that was sent in fragments
 	id6 atomic.Uint32 // likewise over IPv6

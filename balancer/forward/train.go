@@ -132,6 +132,9 @@ func (o *output) sendChain(i int8) {
 			if err != nil {
 				sent = len(run)
 			}
+			if o.tap != nil && err == nil {
+				o.tap.sent(run[:sent])
+			}
 			for _, s := range run[:sent] {
 				if err == nil {
 					o.tally.OutPackets++

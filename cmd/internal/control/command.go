@@ -1,7 +1,6 @@
 package control
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -45,9 +44,7 @@ func StatusCommand[T interface{ program() string }](short, program string, socke
 				return fmt.Errorf("%s is the control socket of another program, %q", path, st.program())
 			}
 			if asJSON {
-				enc := json.NewEncoder(c.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
+				return PrintJSON(c.OutOrStdout(), st)
 			}
 			return print(c.OutOrStdout(), &st)
 		}}

@@ -33,13 +33,22 @@ const StateTemplate = "TEMPLATE"
 // connectionsRow is as wide as IPv4 needs. Rows are printed as they come, and so nobody knows the widest before.
 const connectionsRow = "%-4s %-6s %-11s %-21s %-21s %s\n"
 
-func printConnectionsHead(w io.Writer) error {
-	_, err := fmt.Fprintf(w, connectionsRow, "pro", "expire", "state", "source", "virtual", "destination")
+// row is one of the table's. Where it is wider than the terminal, it goes on below; width 0: it never is.
+func row(width int, protocol, expire, state, client, vip, realserver string) string {
+	r := fmt.Sprintf(connectionsRow, protocol, expire, state, client, vip, realserver)
+	if width > 0 && len(r)-1 > width {
+		r = fmt.Sprintf("%-4s %-6s %-11s %s\n"+below+"-> %s -> %s\n", protocol, expire, state, client, vip, realserver)
+	}
+	return r
+}
+
+func printConnectionsHead(w io.Writer, width int) error {
+	_, err := io.WriteString(w, row(width, "pro", "expire", "state", "source", "virtual", "destination"))
 	return err
 }
 
 // printConnection prints a line of JSON as a row of the table.
-func printConnection(w io.Writer, line []byte) error {
+func printConnection(w io.Writer, line []byte, width int) error {
 	var c Connection
 	if err := json.Unmarshal(line, &c); err != nil {
 		return fmt.Errorf("/connections: answer is not as expected: %w", err)
@@ -47,8 +56,8 @@ func printConnection(w io.Writer, line []byte) error {
 	if c.VIP == "" {
 		c.Protocol, c.VIP = "-", "-"
 	}
-	_, err := fmt.Fprintf(w, connectionsRow, strings.ToUpper(c.Protocol), minutes(c.Expires), c.State, addressPort(c.Client, c.ClientPort), addressPort(c.VIP, c.Port),
-		addressPort(c.Realserver, c.Port))
+	_, err := io.WriteString(w, row(width, strings.ToUpper(c.Protocol), minutes(c.Expires), c.State, addressPort(c.Client, c.ClientPort), addressPort(c.VIP, c.Port),
+		addressPort(c.Realserver, c.Port)))
 	return err
 }
 

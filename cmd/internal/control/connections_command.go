@@ -47,16 +47,18 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON, an object a line")
 	c.Flags().AddFlagSet(filters)
+	completeFlags(c, socket)
 	return socket.Flag(c)
 }
 
 // listConnections prints what the director answers as it comes.
 func listConnections(c *cobra.Command, socket string, q url.Values, asJSON bool) error {
 	out := bufio.NewWriterSize(c.OutOrStdout(), streamBuffer)
-	print := printConnection
+	width := Width(c.OutOrStdout())
+	print := func(w io.Writer, line []byte) error { return printConnection(w, line, width) }
 	if asJSON {
 		print = printLine
-	} else if err := printConnectionsHead(out); err != nil {
+	} else if err := printConnectionsHead(out, width); err != nil {
 		return err
 	}
 	err := eachLine(c.Context(), socket, "/connections?"+q.Encode(), func(line []byte) error { return print(out, line) })

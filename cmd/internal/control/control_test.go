@@ -105,7 +105,7 @@ func TestPrint(t *testing.T) {
 	tally.Drop(packet.DropNoService)
 	st := DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2, In: Traffic{3, 100}, Out: Traffic{2, 140}, Drops: Drops(&tally),
 		Connections: Connections{Count: 5, Max: 1000, HalfOpen: 3, HalfOpenMax: 250, Evicted: 7}, SendError: "network is unreachable",
-		Leaving: Leaving{1, 2, []LeavingRealserver{{"web", "10.0.11.9", 2, 0}}}, Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+		Leaving: Leaving{1, 2, []LeavingRealserver{{Service: "web", Address: "10.0.11.9", Active: 2}}}, Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {

@@ -1,20 +1,45 @@
 package control
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/term"
 )
+
+// PrintJSON writes v as all commands write JSON.
+func PrintJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// Width is that of the terminal that out is; 0: it is none, and lines may have any length.
+func Width(out io.Writer) int {
+	f, ok := out.(*os.File)
+	if !ok {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
+}
 
 // PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
 func PrintDirector(out io.Writer, st *DirectorStatus) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections\n\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
+	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
+	head := fmt.Sprintf("director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
+	fmt.Fprintf(w, "%s\n\n", wrapped(head, width, "  "))
 	if c := st.Configuration; c.Error != "" {
 		fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
 		for line := range strings.Lines(c.Error) {
@@ -22,7 +47,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 		}
 		fmt.Fprintln(w)
 	}
-	printServices(w, st.Services)
+	printServices(w, st.Services, width)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}
@@ -42,10 +67,12 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 
 // PrintRealserver writes st for people.
 func PrintRealserver(out io.Writer, st *RealserverStatus) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d\n", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
+	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
+	head := fmt.Sprintf("realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
 		offloads(st.Offloads), st.MSS, st.MSS6)
-	fmt.Fprintf(w, "VIPs %s from directors %s\n", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
+	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
+	fmt.Fprintln(w, wrapped(head, width, "  "))
+	fmt.Fprintln(w, wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)
 	return w.Flush()

@@ -10,7 +10,7 @@ import (
 
 // printServices writes the services and their realservers: ipvsadm's columns, those of the thresholds where there are any, and ours. A service's
 // line runs across the columns.
-func printServices(w io.Writer, services []Service) {
+func printServices(w io.Writer, services []Service, width int) {
 	thresholds := slices.ContainsFunc(services, func(s Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Upper > 0 })
 	})
@@ -24,33 +24,27 @@ func printServices(w io.Writer, services []Service) {
 	if checked {
 		columns = slices.Insert(columns, 3, "Health")
 	}
-	widths := make([]int, len(columns))
-	var rows [][]string
-	measure := func(cells []string) {
-		for i, cell := range cells {
-			widths[i] = max(widths[i], len(cell))
-		}
-	}
-	measure(columns)
+	rows := [][]string{columns}
 	for _, s := range services {
 		for _, r := range s.Realservers {
 			cells := r.cells(thresholds)
 			if checked {
 				cells = slices.Insert(cells, 3, r.Health)
 			}
-			measure(cells)
 			rows = append(rows, cells)
 		}
 	}
 
+	g := layOut(width, rows...)
 	fmt.Fprintln(w, "Prot Address:Port Scheduler Flags")
-	printRow(w, columns, widths)
+	g.print(w, margin, columns)
+	rows = rows[1:]
 	for _, s := range services {
 		for _, vip := range s.VIPs {
-			fmt.Fprintf(w, "%s %s:%s %s\n", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings())
+			fmt.Fprintln(w, wrapped(fmt.Sprintf("%s %s:%s %s", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings()), width, "    "))
 		}
 		for range s.Realservers {
-			printRow(w, rows[0], widths)
+			g.print(w, margin, rows[0])
 			rows = rows[1:]
 		}
 	}
@@ -62,14 +56,7 @@ func (r *Realserver) cells(thresholds bool) []string {
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
-	remark := ""
-	switch {
-	case r.Health == "down" && r.Check != nil:
-		remark = r.Check.Reason
-	case r.Weight == 0:
-		remark = "draining"
-	}
-	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark)
+	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), r.remark())
 }
 
 // Forward names the tunnel: "gre,key=7,csum".
@@ -84,12 +71,16 @@ func (r *Realserver) Forward() string {
 	return name
 }
 
-func printRow(w io.Writer, cells []string, widths []int) {
-	line := "  -> "
-	for i, cell := range cells {
-		line += fmt.Sprintf("%-*s", widths[i]+2, cell)
+// Title is a service's name with what it is found by: "web tcp 198.51.100.80:80 wlc".
+func (s *Service) Title() string {
+	first := ""
+	if len(s.VIPs) > 0 {
+		first = bracketed(s.VIPs[0]) + ":" + strings.Join(s.Ports, ",")
 	}
-	fmt.Fprintln(w, strings.TrimRight(line, " "))
+	if n := len(s.VIPs) - 1; n > 0 {
+		first += fmt.Sprintf(" +%d", n)
+	}
+	return strings.Join([]string{s.Name, s.Protocol, first, s.Scheduler}, " ")
 }
 
 // Settings is the scheduler and what else a service's line says, in the words of ipvsadm: "sh (sh-port) persistent 300 ops".

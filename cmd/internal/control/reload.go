@@ -1,7 +1,6 @@
 package control
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -20,7 +19,8 @@ const reloadTakes = time.Minute
 
 // ReloadCommand lets the running director read its configuration again, and prints what has changed or why nothing has.
 func ReloadCommand(socket *Socket) *cobra.Command {
-	return socket.Flag(&cobra.Command{Use: "reload", Short: "Let the running director read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
+	var asJSON bool
+	c := &cobra.Command{Use: "reload", Short: "Let the running director read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, err := socket.Path()
 			if err != nil {
@@ -28,15 +28,17 @@ func ReloadCommand(socket *Socket) *cobra.Command {
 			}
 			var r Reload
 			if err := ask(c.Context(), http.MethodPost, path, "/reload", reloadTakes, &r); err != nil {
-				if refused := (*refusal)(nil); errors.As(err, &refused) && refused.status == http.StatusUnprocessableEntity {
-					return errors.New(refused.text) // the faults of the file, a line each
-				}
-				return err
+				return plain(err) // the faults of the file, a line each
+			}
+			if asJSON {
+				return PrintJSON(c.OutOrStdout(), r)
 			}
 			if len(r.Changes) == 0 {
 				r.Changes = []string{"nothing changed"}
 			}
 			_, err = fmt.Fprintln(c.OutOrStdout(), strings.Join(r.Changes, "\n"))
 			return err
-		}})
+		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return socket.Flag(c)
 }

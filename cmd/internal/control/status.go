@@ -49,6 +49,8 @@ type LeavingRealserver struct {
 	Address  string `json:"address"`
 	Active   int    `json:"active"`
 	Inactive int    `json:"inactive"`
+
+	Templates int `json:"templates,omitempty"` // of clients that go elsewhere with their next connection
 }
 
 // Traffic counts packets and their bytes, IP headers included.
@@ -96,14 +98,16 @@ type Realserver struct {
 	Encap         string  `json:"encap"`
 	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
 	EncapChecksum bool    `json:"encap_checksum,omitempty"`
-	Weight        int     `json:"weight"`           // 0: it drains
-	Effective     int     `json:"effective_weight"` // what its health leaves of it: the weight, or 0
-	Health        string  `json:"health,omitempty"` // "up", "down" or "unchecked"
-	Check         *Check  `json:"check,omitempty"`  // nil: unchecked
-	Upper         int     `json:"upper,omitempty"`  // thresholds of connections
+	Weight        int     `json:"weight"`                      // 0: it drains
+	Configured    *int    `json:"configured_weight,omitempty"` // where an operator has set another
+	Effective     int     `json:"effective_weight"`            // what its health leaves of it: the weight, or 0
+	Health        string  `json:"health,omitempty"`            // "up", "down" or "unchecked"
+	Check         *Check  `json:"check,omitempty"`             // nil: unchecked
+	Upper         int     `json:"upper,omitempty"`             // thresholds of connections
 	Lower         int     `json:"lower,omitempty"`
 	Active        int     `json:"active"`      // connections that IPVS counts as active
 	Inactive      int     `json:"inactive"`    // all others
+	Templates     int     `json:"templates"`   // clients that persistence sends there
 	Connections   uint64  `json:"connections"` // scheduled since the start
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
 }

@@ -14,6 +14,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
+	"vstun/cmd/internal/top"
 )
 
 // Command is the director's command line.
@@ -45,6 +46,7 @@ func Command() *cobra.Command {
 				return err
 			}}),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
+		withFile(top.Command(socket)),
 		withFile(control.ConnectionsCommand(states(), socket)),
 		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
@@ -60,6 +62,11 @@ func Command() *cobra.Command {
 			}
 			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
 		})),
+		withFile(control.SetCommand(socket)),
+		withFile(control.DrainCommand(socket)),
+		withFile(control.UndrainCommand(socket)),
+		withFile(control.ExplainCommand(socket)),
+		withFile(control.CaptureCommand(socket)),
 		withFile(control.ProfileCommand(socket)),
 		importCommand(),
 		daemon.VersionCommand(),

@@ -66,6 +66,9 @@ type director struct {
 	notifier *health.Notifier
 	pinger   *prober.Pinger
 	known    atomic.Pointer[ways] // for probes
+
+	override atomic.Pointer[weights]     // nil: none; stored with mu
+	tap      atomic.Pointer[forward.Tap] // of the last capture
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -252,6 +255,11 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		lines, err := d.reload()
 		return control.Reload{Changes: lines}, err
 	})
+	d.control.DoQuery("/weight", d.setWeight)
+	d.control.AnswerQuery("/load", d.load)
+	d.control.AnswerQuery("/explain", d.explain)
+	d.control.Feed("/capture", "application/x-pcapng", d.capture)
+	d.control.Do("/capture/end", d.endCapture)
 	updatePage := d.serveHTTP()
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})

@@ -60,9 +60,6 @@ func judge(b *balancer.Service, s *config.Service, states map[seat]health.State,
 	return v
 }
 
-// inForce is the configuration with what operators have set since.
-func (d *director) inForce() *config.Director { return d.cfg }
-
 // betweenChanges is the least time from one new snapshot, for changes of health, to the next: when a thousand realservers fail at once, they do so together.
 const betweenChanges = 50 * time.Millisecond
 

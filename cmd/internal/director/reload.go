@@ -20,7 +20,7 @@ func (d *director) reload() ([]string, error) {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
 	read := time.Now()
-	was := d.cfg // only a reload changes it
+	was, set := d.cfg, d.weights() // only a reload changes the one, and it keeps operators from changing the other
 	cfg, err := load(d.file)
 	if err == nil {
 		err = checkAddresses(cfg)
@@ -34,7 +34,7 @@ func (d *director) reload() ([]string, error) {
 		return nil, err
 	}
 	d.read.Store(&control.Configuration{Read: read})
-	lines := append([]string{}, changes(was, cfg)...)
+	lines := append(append([]string{}, changes(was, cfg)...), dropped(set, d.weights())...)
 	for i, line := range lines {
 		if i == loggedChanges {
 			d.log.Info("reload: more changes, not logged", "changes", len(lines)-i)
@@ -91,10 +91,12 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
 		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
 	}
-	if err := d.bal.Apply(d.services(cfg)); err != nil {
+	set := d.weights().still(cfg)
+	if err := d.bal.Apply(d.services(effective(cfg, set))); err != nil {
 		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
 	}
 	d.cfg = cfg
+	d.override.Store(&set)
 	d.shared.SetSilent(cfg.Silent)
 	d.notifier.Set(health.Notify(cfg.Notify))
 	d.leftVIPs = slices.DeleteFunc(unique(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })

@@ -39,25 +39,41 @@ func (d *director) status() control.DirectorStatus {
 	return st
 }
 
-// servicesStatus is the services as they are in force, with what their checks have come to.
+// servicesStatus is the services as they are in force, with what their checks have come to. A sorry server is among the realservers while it has clients.
 func (d *director) servicesStatus(now time.Time) []control.Service {
 	d.mu.Lock()
-	cfg, standings := d.inForce(), d.standings
-	snap, states := d.bal.Snapshot(), d.healthy()
-	d.mu.Unlock()
-	configured := make(map[string]*config.Service, len(cfg.Services))
-	for i := range cfg.Services {
-		configured[cfg.Services[i].Name] = &cfg.Services[i]
-	}
-	var all []control.Service
-	for _, s := range snap.Status() {
-		c := configured[s.Name]
+	defer d.mu.Unlock()
+	list, configured := d.bal.Snapshot().Status(), byName(d.cfg)
+	for i := range list {
+		s := &list[i]
+		sorry := configured[s.Name].SorryServer
 		s.Realservers = slices.DeleteFunc(s.Realservers, func(r balancer.RealserverStatus) bool {
-			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0
+			return r.Address == sorry && r.Down && r.Active+r.Inactive == 0
 		})
-		svc := serviceStatus(&s)
-		healthStatus(&svc, c, &s, standings[s.Name], states, now)
+	}
+	return d.described(list, now)
+}
+
+// described is the services of a snapshot as the control socket tells of them. d.mu is held.
+func (d *director) described(list []balancer.ServiceStatus, now time.Time) (all []control.Service) {
+	configured, set, states := byName(d.inForce()), d.weights(), d.healthy()
+	for i := range list {
+		s := &list[i]
+		svc := serviceStatus(s)
+		set.note(&svc)
+		if c := configured[s.Name]; c != nil { // else a reload has taken it away since
+			healthStatus(&svc, c, s, d.standings[s.Name], states, now)
+		}
 		all = append(all, svc)
+	}
+	return all
+}
+
+// byName is the services of cfg.
+func byName(cfg *config.Director) map[string]*config.Service {
+	all := make(map[string]*config.Service, len(cfg.Services))
+	for i := range cfg.Services {
+		all[cfg.Services[i].Name] = &cfg.Services[i]
 	}
 	return all
 }
@@ -83,7 +99,7 @@ func leaving(all []balancer.Leaving) (st control.Leaving) {
 	for _, l := range all {
 		st.Realservers++
 		st.Connections += l.Active + l.Inactive
-		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Active: l.Active, Inactive: l.Inactive})
+		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
 	}
 	return st
 }
@@ -102,7 +118,7 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 	}
 	for _, r := range s.Realservers {
 		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum, Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
-			Active: r.Active, Inactive: r.Inactive, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
 		if r.Down {
 			rs.Effective = 0
 		}

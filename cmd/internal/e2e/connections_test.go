@@ -142,11 +142,13 @@ func TestControlIsForItsOwner(t *testing.T) {
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
 	s.openDir()
 	for _, p := range []*program{s.director, s.agents[0]} {
-		for _, command := range []string{"status", "connections", "reload", "profile"} {
-			if p != s.director && (command == "connections" || command == "reload") {
-				continue
-			}
-			cmd := exec.Command(programPath(p.name), command, "-c", p.config)
+		commands := []string{"status", "profile"}
+		if p == s.director {
+			commands = append(commands, "connections", "reload", "set s1 10.0.11.2 --weight 0", "drain s1 10.0.11.2 --wait", "undrain s1 10.0.11.2", "top --once",
+				"explain 192.0.2.7:4711 198.51.100.80:80", "capture -w -")
+		}
+		for _, command := range commands {
+			cmd := exec.Command(programPath(p.name), append(strings.Fields(command), "-c", p.config)...)
 			cmd.Dir = "/"
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 			if got := run(t, p.host, cmd); got.code != 1 || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, p.socket+": connect: permission denied") {

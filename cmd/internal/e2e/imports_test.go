@@ -49,8 +49,10 @@ var onlyBelow = map[string][]string{
 	"github.com/google/nftables/expr":   {"cmd/internal/doctor"},
 	"github.com/google/nftables/xt":     {"cmd/internal/doctor"},
 	"github.com/mdlayher/netlink":       {"cmd/internal/doctor"},
-	"github.com/google/gopacket":        {},
-	"github.com/google/gopacket/layers": {},
+	"github.com/google/gopacket":        {"cmd/internal/capture"},
+	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
+	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},
+	"github.com/gdamore/tcell/v2":       {"cmd/internal/top"},
 	"C":                                 {},
 }
 

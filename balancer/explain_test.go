@@ -1,0 +1,130 @@
+package balancer
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"vstun/balancer/conntab"
+	"vstun/encap/packet"
+)
+
+// TestExplainForesees: for every scheduler, with and without persistence, Explain says what Decide does next, and whether it is asked or not makes no
+// difference: a second balancer, which nobody asks, decides alike.
+func TestExplainForesees(t *testing.T) {
+	for _, name := range Schedulers() {
+		for _, persistent := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s-%v", name, persistent), func(t *testing.T) { explainForesees(t, name, persistent) })
+		}
+	}
+}
+
+func explainForesees(t *testing.T, scheduler string, persistent bool) {
+	svc := web(scheduler, rs(1, 3), rs(2, 0), rs(3, 1), rs(4, 2))
+	svc.Realservers[3].Upper = 20
+	if scheduler == "sh" || scheduler == "mh" {
+		svc.Flags = Flags{Fallback: true, Port: true}
+	}
+	svc.VIPs = append(svc.VIPs, netip.MustParseAddr("198.51.100.81"), netip.MustParseAddr("198.51.100.82"))
+	if persistent {
+		svc.Persistence = Persistence{Timeout: 20 * time.Second, Mask4: 32, Mask6: 128}
+	}
+	asked, other := New(conntab.New(conntab.Config{Max: 1024}), 1, Options{}), New(conntab.New(conntab.Config{Max: 1024}), 1, Options{})
+	apply(t, asked, svc)
+	apply(t, other, svc)
+	r := rand.New(rand.NewPCG(1, 2))
+	chosen := map[netip.Addr]int{}
+	steps := conntab.Ticks(1500)
+	if testing.Short() {
+		steps = 300
+	}
+	for step := range steps {
+		now := step * 10
+		p := flow(r.IntN(200)<<16|r.IntN(3), []uint8{packet.FlagSYN, packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK, packet.FlagRST}[r.IntN(5)])
+		p.Flow.Dst = svc.VIPs[r.IntN(3)]
+		var before []string
+		looks := step%50 == 0
+		if looks {
+			before = snapshotOf(asked, now)
+			snapshotOf(other, now) // which prolongs templates
+		}
+		e := asked.Snapshot().Explain(p, now)
+		if again := asked.Snapshot().Explain(p, now); scheduler != "twos" && !reflect.DeepEqual(e, again) {
+			t.Fatalf("step %d: explained again it is another: %+v, %+v", step, e, again)
+		}
+		if looks {
+			if after := snapshotOf(asked, now); !slices.Equal(before, after) {
+				t.Fatalf("step %d: the table has changed:\n%v\n%v", step, before, after)
+			}
+		}
+		opens := p.TCPFlags == packet.FlagSYN
+		d, drop := asked.Snapshot().Decide(p, now)
+		switch {
+		case scheduler == "twos":
+		case e.Connection != nil && !opens && (drop != packet.Accept || d.Address != e.Connection.Realserver):
+			t.Fatalf("step %d: a connection to %v, but its packet goes to %v, %v", step, e.Connection.Realserver, d, drop)
+		case e.Connection == nil && opens && (drop != e.Drop || drop == packet.Accept && d.Address != e.Chosen):
+			t.Fatalf("step %d: %v, %v is foreseen, and it is %+v, %v", step, e.Chosen, e.Drop, d, drop)
+		}
+		if drop == packet.Accept {
+			chosen[d.Address]++
+		}
+		if scheduler != "twos" {
+			if d2, drop2 := other.Snapshot().Decide(p, now); drop2 != drop || drop == packet.Accept && d2.Address != d.Address {
+				t.Fatalf("step %d: %v, %v; the one that nobody asks has %v, %v", step, d, drop, d2, drop2)
+			}
+		}
+		if step%20 == 0 {
+			asked.table.Sweep(now)
+			other.table.Sweep(now)
+		}
+	}
+	if len(chosen) == 0 || chosen[rs(2, 0).Address] > 0 {
+		t.Errorf("chosen are %v", chosen)
+	}
+}
+
+// snapshotOf is all connections and templates, with their ends.
+func snapshotOf(b *Balancer, now conntab.Ticks) (all []string) {
+	for c := range b.Connections(now) {
+		all = append(all, fmt.Sprint(c))
+	}
+	slices.Sort(all)
+	return all
+}
+
+// TestExplainRefusals: what keeps realservers from being chosen, and packets from going anywhere.
+func TestExplainRefusals(t *testing.T) {
+	four, six := web("rr", rs(1, 0), rs(2, 1)), web("rr", Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, MTU: 1500})
+	four.Realservers[1].Upper = 1
+	six.Name, six.Ports = "six", []PortRange{{8000, 8099}}
+	b := newBalancer(t, four, six)
+	to(b, flow(1, packet.FlagSYN))
+	e := b.Snapshot().Explain(flow(2, packet.FlagSYN), 0)
+	if e.Drop != packet.DropNoRealserver || e.Chosen.IsValid() || e.Connection != nil || !e.Candidates[1].Overloaded || e.Candidates[0].Overloaded || e.Candidates[1].Inner != 1480 {
+		t.Errorf("all are drained or full: %+v", e)
+	}
+	p := flow(1, packet.FlagSYN)
+	if e := b.Snapshot().Explain(p, 0); e.Connection == nil || e.Connection.Realserver != rs(2, 1).Address || e.Left {
+		t.Errorf("a connection: %+v", e)
+	}
+	p.Flow.DstPort = 8001
+	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropSendError || e.Candidates[0].Reachable || e.Service.Name != "six" {
+		t.Errorf("without a source: %+v", e)
+	}
+	p.Flow.DstPort = 81
+	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropNoService || e.Service != nil {
+		t.Errorf("without a service: %+v", e)
+	}
+	if doors := b.Snapshot().Doors(vip); len(doors) != 2 || doors[1].Service != "six" || doors[1].Ports.Last != 8099 {
+		t.Errorf("the VIP's doors: %+v", doors)
+	}
+	apply(t, b, web("rr", rs(1, 1)))
+	if e := b.Snapshot().Explain(flow(1, packet.FlagACK), 0); e.Connection == nil || !e.Left {
+		t.Errorf("a connection of one that has left: %+v", e)
+	}
+}

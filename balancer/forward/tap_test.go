@@ -1,0 +1,163 @@
+package forward
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"vstun/encap/packet"
+)
+
+// tapped forwards packets while a tap of f looks, and returns what it took before and after the tunnel, and what went out.
+func tapped(t *testing.T, f TapFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
+	t.Helper()
+	s := &script{in: in}
+	w := newWorker(t, s, mtu)
+	tap := NewTap(f, 1000, 1<<20)
+	if !w.out.shared.Watch(tap) || w.out.shared.Watch(NewTap(f, 1, 1)) {
+		t.Fatal("not one tap at a time")
+	}
+	if err := w.Run(); err != nil {
+		t.Fatal(err)
+	}
+	w.out.shared.Unwatch(tap)
+	for {
+		taken := tap.Take(context.Background())
+		if len(taken) == 0 {
+			return before, after, s.out
+		}
+		for _, p := range taken {
+			if p.Sent {
+				after = append(after, bytes.Clone(p.Bytes))
+			} else {
+				before = append(before, bytes.Clone(p.Bytes))
+			}
+		}
+	}
+}
+
+// TestTap: what a filter wants is taken as it came and as it goes out, and nothing else.
+func TestTap(t *testing.T) {
+	syn, data, other, dns, none := tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 100), tcp(80, packet.FlagSYN, 0), udp(53, false, 200), tcp(99, packet.FlagSYN, 0)
+	copy(other[12:], []byte{192, 0, 2, 9})
+	other.SetChecksum()
+	ping := ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0})
+	all := [][]byte{syn, data, other, dns, none, ping}
+	away := netip.MustParseAddr("10.0.99.9")
+	for _, c := range []struct {
+		name          string
+		filter        TapFilter
+		before, after int
+	}{
+		{"all", TapFilter{}, 6, 6}, // what has no service is answered, as is the ping
+		{"client", TapFilter{Client: client}, 5, 5},
+		{"client's port", TapFilter{Client: client, ClientPort: 4711}, 4, 4},
+		{"other client", TapFilter{Client: netip.MustParseAddr("192.0.2.9")}, 1, 1},
+		{"no such client", TapFilter{Client: away}, 0, 0},
+		{"VIP", TapFilter{VIP: vip}, 6, 6},
+		{"port", TapFilter{VIP: vip, Port: 80}, 3, 3},
+		{"port without service", TapFilter{VIP: vip, Port: 99}, 1, 1},
+		{"realserver", TapFilter{Realserver: real1}, 4, 4},
+		{"realserver and port", TapFilter{Realserver: real1, Port: 53}, 1, 1},
+		{"no such realserver", TapFilter{Realserver: away}, 0, 0},
+	} {
+		before, after, out := tapped(t, c.filter, 1500, clone(all)...)
+		if len(before) != c.before || len(after) != c.after {
+			t.Errorf("%s: %d before and %d after the tunnel, want %d and %d", c.name, len(before), len(after), c.before, c.after)
+		}
+		for _, p := range before {
+			if !slices.ContainsFunc(all, func(q []byte) bool { return bytes.Equal(p, q) }) {
+				t.Errorf("%s: %x did not come in", c.name, p)
+			}
+		}
+		for _, p := range after {
+			if !slices.ContainsFunc(out, func(q []byte) bool { return bytes.Equal(p, q) }) {
+				t.Errorf("%s: %x did not go out", c.name, p)
+			}
+		}
+	}
+}
+
+func clone(all [][]byte) (c [][]byte) {
+	for _, p := range all {
+		c = append(c, bytes.Clone(p))
+	}
+	return c
+}
+
+// TestTapFragments: all outer fragments of a packet are taken that is wanted.
+func TestTapFragments(t *testing.T) {
+	big, other := udp(53, false, 1400), udp(53, false, 1400)
+	copy(other[12:], []byte{192, 0, 2, 9})
+	other.SetChecksum()
+	before, after, out := tapped(t, TapFilter{Client: client}, 600, big, other)
+	if len(before) != 1 || len(after) != 3 || len(out) != 6 {
+		t.Errorf("%d before and %d after the tunnel, want 1 and 3 of %d", len(before), len(after), len(out))
+	}
+}
+
+// TestTapIsBounded: in packets, bytes and room; what finds none is counted.
+func TestTapIsBounded(t *testing.T) {
+	take := func(tap *Tap) (n int) {
+		for {
+			taken := tap.Take(context.Background())
+			if len(taken) == 0 {
+				return n
+			}
+			n += len(taken)
+		}
+	}
+	p := make([]byte, 60000)
+	few := NewTap(TapFilter{}, 3, 1<<30)
+	for range 10 {
+		few.put(true, p, nil)
+	}
+	if n := take(few); n != 3 || few.Lost() != 0 {
+		t.Errorf("%d packets and %d lost, want 3 and 0", n, few.Lost())
+	}
+	small := NewTap(TapFilter{}, 1000, 150000)
+	for range 10 {
+		small.put(true, p, p[:1])
+	}
+	if n := take(small); n != 2 || small.Lost() != 0 {
+		t.Errorf("%d packets and %d lost, want 2 of 60,001 bytes and 0", n, small.Lost())
+	}
+	tight := NewTap(TapFilter{}, 1000, 1<<30)
+	for range 100 {
+		tight.put(true, p, nil)
+	}
+	if n := len(tight.Take(context.Background())); n != pageBytes/len(p) || tight.Lost() != uint64(100-n) {
+		t.Errorf("%d packets and %d lost, want %d and the rest", n, tight.Lost(), pageBytes/len(p))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if got := tight.Take(ctx); len(got) != 0 {
+		t.Errorf("at the end %d packets", len(got))
+	}
+}
+
+// TestTapAllocatesNothing: neither does a worker that finds a tap, nor one that finds none.
+func TestTapAllocatesNothing(t *testing.T) {
+	w := newWorker(t, &script{}, 1500)
+	w.out.sink = discard{}
+	p := tcp(80, packet.FlagSYN, 100)
+	tap := NewTap(TapFilter{Realserver: real1}, 1<<30, 1<<40)
+	for _, on := range []bool{false, true} {
+		if on {
+			w.out.shared.Watch(tap)
+		}
+		if n := testing.AllocsPerRun(50, func() {
+			for i := range w.bufs {
+				w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
+			}
+			w.forward(w.bufs)
+		}); n != 0 {
+			t.Errorf("with a tap %v: %v allocations a batch", on, n)
+		}
+	}
+	if len(tap.Take(context.Background())) == 0 {
+		t.Error("the tap took nothing")
+	}
+}

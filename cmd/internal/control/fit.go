@@ -1,0 +1,123 @@
+package control
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// What is printed fits the terminal: where a table is too wide for it, its numbers and titles become short, then each row's remark goes below it, then
+// addresses and tunnels get lines of their own.
+
+// margin is what stands before a row, chosen before one that is the answer, and below before what has no room in a row.
+const (
+	margin = "  -> "
+	chosen = "  => "
+	below  = "       "
+)
+
+// grid is the layout of a table of realservers.
+type grid struct {
+	width  int // of the terminal; 0: any
+	widths []int
+	split  bool // address and tunnel have lines of their own
+}
+
+// shortTitles are those of titles that can be shorter.
+var shortTitles = map[string]string{"RemoteAddress": "Address", "ActiveConn": "Active", "InActConn": "InAct"}
+
+// layOut finds the layout of rows, which it shortens where it must. The last column is a remark, the first two are address and tunnel.
+func layOut(width int, rows ...[]string) grid {
+	g := grid{width: width}
+	g.measure(rows)
+	if g.fits() {
+		return g
+	}
+	for _, cells := range rows {
+		for i, cell := range cells[:len(cells)-1] {
+			if title := shortTitles[cell]; title != "" {
+				cells[i] = title
+			} else if n, err := strconv.ParseUint(cell, 10, 64); err == nil {
+				cells[i] = ipvsNumber(n)
+			}
+		}
+	}
+	g.measure(rows)
+	g.split = !g.fits()
+	return g
+}
+
+func (g *grid) measure(rows [][]string) {
+	g.widths = make([]int, len(rows[0]))
+	for _, cells := range rows {
+		for i, cell := range cells {
+			g.widths[i] = max(g.widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+}
+
+// fits tells whether the rows do without their remarks.
+func (g *grid) fits() bool {
+	n := len(margin)
+	for _, w := range g.widths[:len(g.widths)-1] {
+		n += w + 2
+	}
+	return g.width == 0 || n-2 <= g.width
+}
+
+// print writes one row behind a margin.
+func (g *grid) print(w io.Writer, margin string, cells []string) {
+	line, last := margin, len(cells)-1
+	for i, cell := range cells[:last] {
+		if g.split && i < 2 {
+			if line += cell + "  "; i == 1 {
+				fmt.Fprintln(w, strings.TrimRight(line, " "))
+				line = below
+			}
+			continue
+		}
+		line += fmt.Sprintf("%-*s", g.widths[i]+2, cell)
+	}
+	if remark := cells[last]; g.width > 0 && utf8.RuneCountInString(line+remark) > g.width {
+		fmt.Fprintln(w, strings.TrimRight(line, " "))
+		if remark != "" {
+			fmt.Fprintln(w, wrapped(below+remark, g.width, below))
+		}
+		return
+	}
+	fmt.Fprintln(w, strings.TrimRight(line+cells[last], " "))
+}
+
+// ipvsNumber is n as `ipvsadm -Ln --stats` shortens it: "123456", "12345K".
+func ipvsNumber(n uint64) string {
+	for _, unit := range []string{"", "K", "M", "G", "T", "P"} {
+		if n < 100_000 {
+			return strconv.FormatUint(n, 10) + unit
+		}
+		n /= 1000
+	}
+	return strconv.FormatUint(n, 10) + "E"
+}
+
+// wrapped breaks text between words into lines of at most width characters, the later ones behind indent; 0: not at all.
+func wrapped(text string, width int, indent string) string {
+	if width == 0 || utf8.RuneCountInString(text) <= width {
+		return text
+	}
+	begin := text[:len(text)-len(strings.TrimLeft(text, " "))]
+	line, lines := begin, []string{}
+	for _, word := range strings.Fields(text) {
+		switch sep := " "; {
+		case strings.TrimSpace(line) == "":
+			line += word
+		case utf8.RuneCountInString(line+sep+word) > width:
+			lines = append(lines, line)
+			line = indent + word
+		default:
+			line += sep + word
+		}
+	}
+	return strings.Join(append(lines, line), "\n")
+}

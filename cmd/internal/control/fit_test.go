@@ -1,0 +1,87 @@
+package control
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// wide is a status with everything that is long.
+func wide() []Service {
+	key, configured := uint32(4294967295), 65535
+	return []Service{{Name: "a-service-with-a-long-name", VIPs: []string{"2001:db8:1111:2222:3333:4444:5555:6666"}, Protocol: "tcp", Ports: []string{"80", "443", "8000-8099", "9000-9999"},
+		Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"}, Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{
+			{Address: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", Encap: "gre", EncapKey: &key, EncapChecksum: true, Weight: 0, Configured: &configured, Upper: 1_000_000, Lower: 900_000,
+				Active: 123_456_789, Inactive: 99_999, Connections: 1 << 62, Forwarded: Traffic{1 << 60, 1<<64 - 1}},
+			{Address: "10.0.12.2", Encap: "ipip", Weight: 1}}}}
+}
+
+// TestTablesFit: no line of status is wider than a terminal of 80 columns, and nothing is missing; without one the table is as it always was.
+func TestTablesFit(t *testing.T) {
+	narrow := []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Realservers: []Realserver{
+		{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789, 12_345_678_901}}}}}
+	for _, services := range [][]Service{narrow, wide()} {
+		for _, width := range []int{80, 100, 132} {
+			var out bytes.Buffer
+			printServices(&out, services, width)
+			for line := range strings.Lines(out.String()) {
+				if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > width {
+					t.Errorf("in %d columns there is a line of %d: %s", width, n, line)
+				}
+			}
+			for _, r := range services[0].Realservers {
+				if !strings.Contains(out.String(), "-> "+r.Address) || !strings.Contains(out.String(), r.Forward()) {
+					t.Errorf("in %d columns %s is missing:\n%s", width, r.Address, &out)
+				}
+			}
+		}
+	}
+	var out bytes.Buffer
+	printServices(&out, narrow, 80)
+	if want := "  -> 10.0.11.2  ipip     1       1234    56789  12345K  123M    12345M"; !strings.Contains(out.String(), want) {
+		t.Errorf("%q is missing in\n%s", want, &out)
+	}
+	out.Reset()
+	printServices(&out, narrow, 0)
+	if want := "  -> 10.0.11.2      ipip     1       1234        56789      12345678  123456789  12345678901\n"; !strings.Contains(out.String(), want) {
+		t.Errorf("without a terminal %q is missing in\n%s", want, &out)
+	}
+}
+
+// TestConnectionsFit: a row that is wider than the terminal goes on below.
+func TestConnectionsFit(t *testing.T) {
+	c := Connection{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "2001:db8::7", ClientPort: 4711, VIP: "2001:db8:100::80", Port: 80, Realserver: "fd00:0:11::2"}
+	line, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for width, want := range map[int]string{
+		0:  "TCP  15:00  ESTABLISHED [2001:db8::7]:4711    [2001:db8:100::80]:80 [fd00:0:11::2]:80\n",
+		80: "TCP  15:00  ESTABLISHED [2001:db8::7]:4711\n       -> [2001:db8:100::80]:80 -> [fd00:0:11::2]:80\n",
+	} {
+		var out bytes.Buffer
+		if err := printConnection(&out, line, width); err != nil || out.String() != want {
+			t.Errorf("in %d columns: %v, got\n%swant\n%s", width, err, &out, want)
+		}
+	}
+}
+
+func TestWrapped(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"a bb ccc dddd", "a bb\n ccc\n dddd"},
+		{"abcdefghij k", "abcdefghij\n k"},
+		{"abcd", "abcd"},
+		{"  a bb c", "  a bb\n c"},
+	} {
+		if got := wrapped(c.text, 6, " "); got != c.want {
+			t.Errorf("%q: %q, want %q", c.text, got, c.want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0", 99_999: "99999", 100_000: "100K", 99_999_999: "99999K", 123_456_789: "123M", 1<<64 - 1: "18446P"} {
+		if got := ipvsNumber(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vstun/cmd/internal/daemon"
+)
+
+// maxWeight is the configuration's.
+const maxWeight = 65535
+
+// ParseWeight reads a weight of POST /weight, which is the flag of `director set`.
+func ParseWeight(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > maxWeight {
+		return 0, fmt.Errorf("--weight %q is no weight: want 0 (drains it) to %d", s, maxWeight)
+	}
+	return n, nil
+}
+
+// seats is how a command names the realserver that it is about: one of a service, or all of an address.
+type seats struct{ all bool }
+
+// flag gives c the flag --all, and lets c complete the names.
+func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
+	c.Flags().BoolVar(&s.all, "all", false, "the realserver in every service that has it: there is no SERVICE then")
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 2 && !s.all || len(args) == 1 && s.all {
+			return nil
+		}
+		return fmt.Errorf("%s, where SERVICE REALSERVER or --all REALSERVER is wanted: see %s --help", number(len(args), "argument"), c.CommandPath())
+	}
+	c.ValidArgsFunction = complete(socket, func(services []Service, args []string) []string {
+		switch {
+		case !s.all:
+			return seatNames(services, args)
+		case len(args) == 0:
+			return realserverNames(services, nil)
+		}
+		return nil
+	})
+	return socket.Flag(c)
+}
+
+// query is what the arguments name.
+func (s *seats) query(args []string) (url.Values, error) {
+	q := url.Values{}
+	address := args[len(args)-1]
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return nil, daemon.UsageError{Err: fmt.Errorf("realserver %q is not an address: want one such as 10.0.11.2", address)}
+	}
+	q.Set("realserver", a.String())
+	if !s.all {
+		q.Set("service", args[0])
+	}
+	return q, nil
+}
+
+// setWeight asks the running director for a weight, and prints what it has changed; "" is the configured one.
+func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out io.Writer, asJSON bool) error {
+	if q = maps.Clone(q); weight != "" {
+		q.Set("weight", weight)
+	}
+	var r Reload
+	if err := ask(c.Context(), http.MethodPost, socket, "/weight?"+q.Encode(), reloadTakes, &r); err != nil {
+		return plain(err)
+	}
+	if asJSON {
+		return PrintJSON(out, r)
+	}
+	if len(r.Changes) == 0 {
+		r.Changes = []string{"nothing changed"}
+	}
+	_, err := fmt.Fprintln(out, strings.Join(r.Changes, "\n"))
+	return err
+}
+
+// plain is an error as the running program has said it, where it has.
+func plain(err error) error {
+	if refused := (*refusal)(nil); errors.As(err, &refused) && refused.status == http.StatusUnprocessableEntity {
+		return errors.New(refused.text)
+	}
+	return err
+}
+
+// SetCommand gives a realserver of the running director another weight.
+func SetCommand(socket *Socket) *cobra.Command {
+	var who seats
+	var weight string
+	var asJSON bool
+	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until it changes in the configuration or the director ends",
+		RunE: func(c *cobra.Command, args []string) error {
+			if _, err := ParseWeight(weight); err != nil {
+				return daemon.UsageError{Err: err}
+			}
+			return who.setWeight(c, socket, args, weight, asJSON)
+		}}
+	c.Flags().StringVar(&weight, "weight", "", "the weight `N`, 0 to 65535; 0 drains it")
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	_ = c.MarkFlagRequired("weight") // it is there
+	return who.flag(c, socket)
+}
+
+// UndrainCommand gives a realserver its configured weight back.
+func UndrainCommand(socket *Socket) *cobra.Command {
+	var who seats
+	var asJSON bool
+	c := &cobra.Command{Use: "undrain SERVICE REALSERVER", Short: "Give a realserver its configured weight back, after drain or set",
+		RunE: func(c *cobra.Command, args []string) error { return who.setWeight(c, socket, args, "", asJSON) }}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return who.flag(c, socket)
+}
+
+func (s *seats) setWeight(c *cobra.Command, socket *Socket, args []string, weight string, asJSON bool) error {
+	q, err := s.query(args)
+	if err != nil {
+		return err
+	}
+	path, err := socket.Path()
+	if err != nil {
+		return err
+	}
+	return setWeight(c, path, q, weight, c.OutOrStdout(), asJSON)
+}

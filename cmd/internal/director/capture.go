@@ -1,0 +1,49 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"net/url"
+
+	"vstun/balancer/forward"
+	"vstun/cmd/internal/capture"
+	"vstun/cmd/internal/control"
+)
+
+// capture answers GET /capture: packets of the flows that are asked for, before and after the tunnel, as pcapng.
+func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error), error) {
+	want, err := control.ParseCapture(q)
+	if err != nil {
+		return nil, err
+	}
+	tap := forward.NewTap(forward.TapFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP, Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
+	if !d.shared.Watch(tap) {
+		return nil, errors.New("another capture is running: wait for its end")
+	}
+	d.tap.Store(tap)
+	return func(ctx context.Context, w io.Writer, flush func() error) (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, want.Time)
+		defer cancel()
+		defer context.AfterFunc(ctx, func() { d.shared.Unwatch(tap) })() // also while w waits for its reader
+		defer d.shared.Unwatch(tap)
+		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
+		return control.Captured(n), err
+	}, nil
+}
+
+// endCapture answers POST /capture/end: the capture that is running is over.
+func (d *director) endCapture() (any, error) {
+	if tap := d.tap.Load(); tap != nil {
+		d.shared.Unwatch(tap)
+	}
+	return struct{}{}, nil
+}
+
+// sourceTo is the address that the kernel gives a tunnel packet to a realserver as its source, as far as it is known.
+func (d *director) sourceTo(a netip.Addr) netip.Addr {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ways[a].Source
+}

@@ -1,0 +1,216 @@
+package director
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/encap/packet"
+	"vstun/routing"
+)
+
+// explain answers GET /explain: where a flow's packets go, and why. It changes nothing.
+func (d *director) explain(q url.Values) (any, error) {
+	client, vip, protocol, err := control.ParseFlow(q)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	cfg, leftVIPs := d.cfg, slices.Clone(d.leftVIPs)
+	d.mu.Unlock()
+	snap, now := d.bal.Snapshot(), d.now()
+	var first packet.Info // of a packet that begins a connection
+	var e balancer.Explanation
+	for _, name := range []string{"tcp", "udp", "sctp", "tcp"} { // the last one where no protocol has it
+		if protocol != "" && name != protocol {
+			continue
+		}
+		first = packet.Info{Len: 60, TCPFlags: packet.FlagSYN, SCTPChunk: packet.ChunkInit,
+			Flow: packet.Flow{Src: client.Addr(), SrcPort: client.Port(), Dst: vip.Addr(), DstPort: vip.Port(), Proto: protocols[name]}}
+		if e = snap.Explain(&first, now); e.Service != nil || e.Connection != nil {
+			break
+		}
+	}
+	out := control.Explanation{Protocol: packet.ProtoName(first.Flow.Proto), Client: client.Addr().String(), ClientPort: client.Port(), VIP: vip.Addr().String(), Port: vip.Port()}
+	l := lister{services: map[string]*balancer.Service{}}
+	if s := e.Service; s != nil {
+		l.services[s.Name] = &s.Service
+		out.Service, out.Scheduler = s.Name, s.Scheduler
+		if out.Candidates, err = d.candidates(&e); err != nil {
+			return nil, err
+		}
+	} else {
+		out.Near = near(snap, vip.Addr())
+	}
+	for to, c := range map[**control.Connection]*balancer.Connection{&out.Connection: e.Connection, &out.Template: e.Template} {
+		if c != nil {
+			row := l.row(c)
+			*to = &row
+		}
+	}
+	out.Realserver, out.Drop, out.Why = verdict(&e, cfg.Connections)
+	if e.Service == nil && e.Connection == nil {
+		switch {
+		case slices.Contains(leftVIPs, vip.Addr()):
+			out.Why = fmt.Sprintf("the VIP %v is not configured any more", vip.Addr())
+		case !snap.HasVIP(vip.Addr()):
+			out.Why = fmt.Sprintf("no service has the VIP %v", vip.Addr())
+		default:
+			out.Why = fmt.Sprintf("no service has %s port %d of the VIP", out.Protocol, vip.Port())
+		}
+	}
+	return out, nil
+}
+
+// verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words.
+func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop, why string) {
+	switch c := e.Connection; {
+	case c == nil:
+	case e.Left && cfg.ExpireNoDest:
+		realserver, drop, why = newConnection(e)
+		return realserver, drop, fmt.Sprintf("its connection is to %v, which is not configured any more, and so it is forgotten (expire_nodest); of a new one: %s", c.Realserver, why)
+	case e.Left && cfg.DropOnRemoval:
+		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is not configured any more (on_removal = \"drop\")", c.Realserver)
+	case e.Left:
+		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is not configured any more"
+	default:
+		why = "it has a connection to it"
+		if renewed(c.State, cfg.ConnReuse) && e.Template == nil {
+			fresh, refused, because := newConnection(e)
+			why += fmt.Sprintf(", which has ended: a packet that begins a connection opens a new one, to %s%s: %s", fresh, refused, because)
+		}
+		return c.Realserver.String(), "", why
+	}
+	return newConnection(e)
+}
+
+// newConnection is verdict for a packet that begins a connection.
+func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
+	s := e.Service
+	switch {
+	case s == nil:
+		return "", e.Drop.String(), "no service has VIP, protocol and port"
+	case e.Drop == packet.DropNoRealserver:
+		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
+	case e.Drop != packet.Accept:
+		return "", e.Drop.String(), fmt.Sprintf("it would get %v, to which there is no route, and no source is set", e.Chosen)
+	case e.Kept:
+		return e.Chosen.String(), "", "persistence keeps the client there"
+	}
+	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, choices[s.Scheduler])
+	if e.Template != nil {
+		why += fmt.Sprintf("; persistence does not keep the client at %v any longer", e.Template.Realserver)
+	}
+	return e.Chosen.String(), "", why
+}
+
+// choices says what each scheduler looks for.
+var choices = map[string]string{
+	"rr":    "the next in turn",
+	"wrr":   "the next in turn by weight",
+	"lc":    "the fewest connections",
+	"wlc":   "the fewest connections for its weight",
+	"sed":   "the fewest active connections for its weight, with this one",
+	"nq":    "the first without an active connection, else the fewest for its weight",
+	"fo":    "the highest weight",
+	"ovf":   "the highest weight that has no more active connections than that",
+	"twos":  "the better of two that are drawn by chance, so that it may be another one the next time",
+	"dh":    "the hash of the VIP",
+	"sh":    "the hash of the client",
+	"mh":    "the Maglev hash of the client",
+	"lblc":  "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight",
+	"lblcr": "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, else that of all",
+}
+
+// renewed tells whether a packet that begins a connection ends one in this state: see conntab.Reuse.
+func renewed(s conntab.State, reuse int) bool {
+	switch s {
+	case conntab.TimeWait, conntab.Close, conntab.SCTPClosed:
+		return reuse >= 1
+	case conntab.FinWait:
+		return reuse == 2
+	}
+	return false
+}
+
+// candidates are the realservers of the service, with the way to each as the kernel knows it now.
+func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, error) {
+	var all []netip.Addr
+	for _, c := range e.Candidates {
+		all = append(all, c.Address)
+	}
+	ways, err := routing.Paths(all)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	svc := d.described([]balancer.ServiceStatus{*e.Service}, time.Now())[0]
+	d.mu.Unlock()
+	var out []control.Candidate
+	for i, c := range e.Candidates {
+		way := ways[c.Address]
+		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link, MTU: c.MTU, InnerMTU: c.Inner}
+		if source := c.Source; source.IsValid() {
+			r.Source = source.String()
+		} else if way.Source.IsValid() {
+			r.Source = way.Source.String()
+		}
+		switch {
+		case r.Health == "down" && r.Check != nil:
+			r.PassedOver = "its check fails: " + r.Check.Reason
+		case c.Down && svc.Sorry:
+			r.PassedOver = "its service has no quorum: the sorry server has the clients"
+		case c.Down:
+			r.PassedOver = "sorry server, for when there is no quorum"
+		case c.Weight == 0:
+			r.PassedOver = "weight 0"
+		case c.Overloaded:
+			r.PassedOver = fmt.Sprintf("%d connections, and upper is %d: it gets new ones when it has fewer than %d", c.Active+c.Inactive, c.Upper, relief(c.Lower, c.Upper))
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// relief is the number of connections below which a realserver gets new ones again.
+func relief(lower, upper int) int {
+	if lower > 0 {
+		return lower
+	}
+	return (upper*3 + 3) / 4
+}
+
+// nearest is the most doors that are listed.
+const nearest = 20
+
+// near lists what services have of the VIP, or, where none has it, of others, those with the longest common prefix first.
+func near(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
+	doors := snap.Doors(vip)
+	slices.SortStableFunc(doors, func(a, b balancer.Door) int { return common(b.VIP, vip) - common(a.VIP, vip) })
+	for i, door := range doors {
+		if i == nearest {
+			return append(lines, fmt.Sprintf("and %d more", len(doors)-nearest))
+		}
+		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(door.Protocol), door.VIP, door.Ports, door.Service))
+	}
+	return lines
+}
+
+// common is the number of bits that two addresses begin with in common; -1: they are of two families.
+func common(a, b netip.Addr) int {
+	if a.BitLen() != b.BitLen() {
+		return -1
+	}
+	n := 0
+	x, y := a.AsSlice(), b.AsSlice()
+	for n < a.BitLen() && (x[n/8]^y[n/8])>>(7-n%8)&1 == 0 {
+		n++
+	}
+	return n
+}

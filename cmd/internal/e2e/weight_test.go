@@ -1,0 +1,243 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/lab"
+)
+
+// must runs a command of the director's that ends well, and returns what it prints.
+func (s *site) must(command ...string) string {
+	s.t.Helper()
+	got := s.ask(command...)
+	if got.code != 0 {
+		s.t.Fatalf("director %v: exit status %d: %s", command, got.code, got.stderr)
+	}
+	return got.stdout
+}
+
+// TestSetWeight gives a realserver other weights than the configured one: reloads keep them until they bring another one.
+func TestSetWeight(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.startWritten(drainTOML("", web1+", "+web2))
+	web := func() control.Realserver { return s.director.balance().Services[0].Realservers[0] }
+
+	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: weight 1 -> 0, configured 1\n"; got != want {
+		t.Errorf("set prints %q, want %q", got, want)
+	}
+	if r := web(); r.Weight != 0 || r.Configured == nil || *r.Configured != 1 {
+		t.Errorf("status has %+v, want weight 0, configured 1", r)
+	}
+	if got := s.must("status"); !strings.Contains(got, "draining (configured: 1)") {
+		t.Errorf("status does not say that the weight is an operator's:\n%s", got)
+	}
+	for range 4 {
+		s.mustParrot(80, "web2")
+	}
+	s.reloadWritten(drainTOML("", web1+`, { address = "10.0.12.2", weight = 2 }`))
+	if r := web(); r.Weight != 0 {
+		t.Errorf("after a reload status has %+v, want weight 0", r)
+	}
+	if changes := s.reloadWritten(drainTOML("", `{ address = "10.0.11.2", weight = 3 }, `+web2)); !slices.Contains(changes,
+		`service "web": realserver 10.0.11.2: the weight 0 that an operator has set does not hold any longer`) {
+		t.Errorf("the reload prints %q", changes)
+	}
+	if r := web(); r.Weight != 3 || r.Configured != nil {
+		t.Errorf("after a reload with another weight status has %+v, want 3", r)
+	}
+	var answer control.Reload
+	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")), &answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 {
+		t.Errorf("in all services: %+v, %v, weight %d; want 9", answer, err, web().Weight)
+	}
+	s.must("undrain", "web", "10.0.11.2")
+	if r := web(); r.Weight != 3 || r.Configured != nil {
+		t.Errorf("at the end status has %+v, want 3", r)
+	}
+	eventually(t, "the log has it", soon, func() bool { return strings.Contains(s.director.Output(), "weight 9 -> 3") })
+
+	for _, c := range []struct {
+		command string
+		code    int
+		says    string
+	}{
+		{"set wbe 10.0.11.2 --weight 1", 1, `there is no service "wbe": there are web`},
+		{"set web 10.0.11.9 --weight 1", 1, `has no realserver 10.0.11.9: it has 10.0.11.2, 10.0.12.2`},
+		{"set web 10.0.11.2 --weight 65536", 2, "65535"},
+		{"set web 10.0.11.2", 2, "weight"},
+		{"set web --weight 1", 2, "SERVICE REALSERVER"},
+		{"set web web1 --weight 1", 2, "not an address"},
+		{"drain web 10.0.11.2 --timeout 3s", 2, "--wait"},
+		{"drain web 10.0.11.9 --wait", 1, "has no realserver 10.0.11.9"},
+	} {
+		got := s.ask(strings.Fields(c.command)...)
+		if got.code != c.code || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, c.says) {
+			t.Errorf("%s: exit status %d, want %d and a line with %q: %s", c.command, got.code, c.code, c.says, got.stderr)
+		}
+	}
+	for command, want := range map[string][]string{"drain ": {"web"}, "set web ": {"10.0.11.2", "10.0.12.2"}, "undrain --all ": {"10.0.11.2", "10.0.12.2"},
+		"explain 192.0.2.7:1 ": {"198.51.100.80:80"}, "connections --service ": {"web"}, "capture --vip ": {"198.51.100.80"}} {
+		got := run(t, s.Director, exec.Command(programPath("director"), append([]string{"__complete", "-c", s.director.config}, strings.Split(command, " ")...)...))
+		for _, name := range want {
+			if !slices.Contains(strings.Split(got.stdout, "\n"), name) {
+				t.Errorf("completion of %q: %q, want %q among it", command, got.stdout, name)
+			}
+		}
+	}
+}
+
+// load makes requests of its own connections to the VIP, by many clients, until it is stopped.
+type load struct {
+	stop     func()
+	clients  sync.WaitGroup
+	requests atomic.Int64
+	mu       sync.Mutex
+	failures []string
+}
+
+func (s *site) startLoad(clients int) *load {
+	stop := make(chan struct{})
+	l := &load{stop: sync.OnceFunc(func() { close(stop) })}
+	s.t.Cleanup(l.stop)
+	for range clients {
+		l.clients.Go(func() {
+			c := s.browser()
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				_, err := fetch(c, "http://"+s.at(80)+"/")
+				if l.requests.Add(1); err != nil {
+					l.mu.Lock()
+					l.failures = append(l.failures, err.Error())
+					l.mu.Unlock()
+				}
+			}
+		})
+	}
+	return l
+}
+
+// end ends the load, none of whose requests may have failed.
+func (l *load) end(t *testing.T) {
+	t.Helper()
+	l.stop()
+	l.clients.Wait()
+	t.Logf("%d requests", l.requests.Load())
+	if len(l.failures) > 0 {
+		t.Errorf("%d of %d requests failed: %s", len(l.failures), l.requests.Load(), l.failures[0])
+	}
+}
+
+// more waits for so many requests more.
+func (l *load) more(t *testing.T, n int64) {
+	t.Helper()
+	want := l.requests.Load() + n
+	eventually(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
+}
+
+// startDrain starts `director drain --wait` and returns once it waits.
+func (s *site) startDrain(service, realserver string) *lab.Process {
+	s.t.Helper()
+	p, err := s.Director.Start(exec.Command(programPath("director"), "drain", service, realserver, "--wait", "-c", s.director.config))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	eventually(s.t, "drain --wait says for what it waits", soon, func() bool { return strings.Contains(p.Output(), "draining for ") })
+	return p
+}
+
+// mustDrain waits for its good end.
+func (s *site) mustDrain(p *lab.Process) {
+	s.t.Helper()
+	select {
+	case <-p.Done():
+	case <-time.After(3 * soon):
+		s.t.Fatalf("drain --wait waits though all has ended: %s", p.Output())
+	}
+	if err := p.Wait(); err != nil || !strings.Contains(p.Output(), "drained in ") {
+		s.t.Errorf("drain --wait: %v: %s", err, p.Output())
+	}
+}
+
+// TestDrainWait takes a web server out under load and kills it as soon as `drain --wait` has returned: no request fails.
+func TestDrainWait(t *testing.T) {
+	t.Parallel()
+	needTool(t, "nginx", "nginx-light")
+	s := newSite(t, 2, nil)
+	s.startAgents("")
+	for _, web := range s.Webs {
+		s.nginx(web)
+		s.parrotAt(web, ":81")
+	}
+	s.startWrittenDirector(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
+	l := s.startLoad(8)
+	l.more(t, 100)
+	// A conversation that is longer than all requests, at each.
+	var long []io.Closer
+	at := map[string]bool{}
+	for !at["web1"] || !at["web2"] {
+		c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(81))
+		at[server] = true
+		long = append(long, c)
+	}
+
+	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "2s"); got.code != 1 ||
+		!strings.Contains(got.stderr, "director: after 2s there remain") {
+		t.Errorf("while a connection is open: exit status %d, want 1 and how many remain: %s%s", got.code, got.stdout, got.stderr)
+	}
+	drain := s.startDrain("web", "10.0.11.2")
+	l.more(t, 100)
+	select {
+	case <-drain.Done():
+		t.Fatalf("drain --wait has returned while a connection was open: %v\n%s", drain.Wait(), drain.Output())
+	default:
+	}
+	for _, c := range long {
+		c.Close()
+	}
+	s.mustDrain(drain)
+	s.agents[0].kill()
+	l.more(t, 200)
+	s.agents[0].start()
+	s.must("undrain", "web", "10.0.11.2")
+	before := s.director.balance().Services[0].Realservers[0].Connections
+	l.more(t, 100)
+	if r := s.director.balance().Services[0].Realservers[0]; r.Weight != 1 || r.Connections == before {
+		t.Errorf("after undrain the realserver gets nothing: %+v", r)
+	}
+	l.end(t)
+}
+
+// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients, who come back.
+func TestDrainWaitForOneThatLeft(t *testing.T) {
+	t.Parallel()
+	s, to1, to2 := twoConnections(t, "")
+	s.reloadWritten(drainTOML("", web2))
+	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 connection") {
+		t.Errorf("while a connection is open: exit status %d: %s", got.code, got.stderr)
+	}
+	drain := s.startDrain("web", "10.0.11.2")
+	to1.Close()
+	s.mustDrain(drain)
+	mustStay(t, to2, "web2")
+
+	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler", "persistence = { timeout = \"2s\" }\nscheduler", 1), web2))
+	s.mustParrot(80, "web2")
+	if got := s.ask("drain", "web", "10.0.12.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 persistent client") ||
+		!strings.Contains(got.stderr, "expire_quiescent_template") {
+		t.Errorf("with a persistent client: exit status %d: %s", got.code, got.stderr)
+	}
+}
