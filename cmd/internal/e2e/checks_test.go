@@ -265,11 +265,11 @@ func TestTunnelIsChecked(t *testing.T) {
 		t.Helper()
 		got := run(t, s.Router, exec.Command("iptables", "-w", verb, "FORWARD", "-p", "4", "-d", s.Webs[0].Addr.String(), "-j", "DROP"))
 		if got.code != 0 {
-			t.Skipf("no iptables: %s", got.stderr)
+			t.Skipf("SKIPPED: iptables: %s", got.stderr)
 		}
 	}
 	if _, err := exec.LookPath("iptables"); err != nil {
-		t.Skip("there is no iptables")
+		t.Skip("SKIPPED: there is no iptables")
 	}
 	begin := time.Now()
 	block("-A")
