@@ -11,7 +11,8 @@ import (
 // Explanation is where a flow's packets go, and why: by its connection, or else as Decide would open one.
 type Explanation struct {
 	Connection *Connection // of the flow; nil: it has none, or has one no longer
-	Left       bool        // the connection's realserver is not configured any more
+	Left       bool        // the connection's realserver is not configured any more, or down
+	Down       bool        // it is down
 
 	// Of a new connection:
 	Service    *ServiceStatus // nil: no service has VIP, protocol and port
@@ -36,6 +37,9 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	var e Explanation
 	if c, known := s.balancer.table.Lookup(p.Flow, now); known {
 		e.Connection, e.Left = s.connection(c)
+		if d, _ := s.dest(c.Dest); d != nil {
+			e.Down = d.Down
+		}
 	}
 	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
 	if svc == nil {
@@ -43,11 +47,11 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 		return e
 	}
 	e.Service = svc.status()
+	all := slices.Concat(svc.list, svc.down)
 	for _, r := range e.Service.Realservers {
 		c := Candidate{RealserverStatus: r}
-		dests := slices.Concat(svc.list, svc.down)
-		if i := slices.IndexFunc(dests, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
-			d := dests[i]
+		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
+			d := all[i]
 			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.MTU-d.Tunnel.Overhead()
 		}
 		e.Candidates = append(e.Candidates, c)

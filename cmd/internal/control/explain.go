@@ -163,10 +163,10 @@ func (c *Candidate) cells() []string {
 // remark is what is out of the ordinary with a realserver.
 func (r *Realserver) remark() string {
 	var remarks []string
-	switch {
-	case r.Health == "down" && r.Check != nil:
+	if r.Health == "down" && r.Check != nil {
 		remarks = append(remarks, r.Check.Reason)
-	case r.Weight == 0:
+	}
+	if r.Weight == 0 {
 		remarks = append(remarks, "draining")
 	}
 	if r.Configured != nil {

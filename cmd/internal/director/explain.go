@@ -70,15 +70,19 @@ func (d *director) explain(q url.Values) (any, error) {
 
 // verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words.
 func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop, why string) {
+	gone := "not configured any more"
+	if e.Down {
+		gone = "down"
+	}
 	switch c := e.Connection; {
 	case c == nil:
 	case e.Left && cfg.ExpireNoDest:
 		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("its connection is to %v, which is not configured any more, and so it is forgotten (expire_nodest); of a new one: %s", c.Realserver, why)
+		return realserver, drop, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten (expire_nodest); of a new one: %s", c.Realserver, gone, why)
 	case e.Left && cfg.DropOnRemoval:
-		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is not configured any more (on_removal = \"drop\")", c.Realserver)
+		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is %s (on_removal = \"drop\")", c.Realserver, gone)
 	case e.Left:
-		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is not configured any more"
+		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is " + gone
 	default:
 		why = "it has a connection to it"
 		if renewed(c.State, cfg.ConnReuse) && e.Template == nil {
@@ -165,9 +169,9 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 		case r.Health == "down" && r.Check != nil:
 			r.PassedOver = "its check fails: " + r.Check.Reason
 		case c.Down && svc.Sorry:
-			r.PassedOver = "its service has no quorum: the sorry server has the clients"
+			r.PassedOver = "the sorry server has the clients"
 		case c.Down:
-			r.PassedOver = "sorry server, for when there is no quorum"
+			r.PassedOver = "it is the sorry server, which is not in use"
 		case c.Weight == 0:
 			r.PassedOver = "weight 0"
 		case c.Overloaded:
