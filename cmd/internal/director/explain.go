@@ -149,10 +149,20 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 		return nil, err
 	}
 	svc := serviceStatus(e.Service)
-	d.weights().note(&svc)
+	shown := map[string]control.Realserver{} // as status has them
+	for _, s := range d.status().Services {
+		for _, r := range s.Realservers {
+			if s.Name == svc.Name {
+				shown[r.Address] = r
+			}
+		}
+	}
 	var out []control.Candidate
 	for i, c := range e.Candidates {
 		way := ways[c.Address]
+		if r, known := shown[svc.Realservers[i].Address]; known { // not changed meanwhile
+			svc.Realservers[i] = r
+		}
 		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link, MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {
 			r.Source = source.String()
