@@ -57,22 +57,14 @@ func (d *director) configuration() control.Configuration {
 // loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
 const loggedChanges = 100
 
-// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs, then the services, in one step. The routes of VIPs that leave stay for
-// as long as connections do that have left.
+// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs, then the checks and the services, in one step: what is known of the
+// health of realservers that leave is lost with their checks. The routes of VIPs that leave stay for as long as connections do that have left.
 func (d *director) apply(cfg *config.Director) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.sameProgram(cfg); err != nil {
 		return err
 	}
-	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
-		}
-	}()
 	if cfg.Metrics != d.cfg.Metrics {
 		l, err := d.http.Bind(cfg.Metrics)
 		if err != nil {
@@ -88,12 +80,20 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	}
 	was := append(vips(d.cfg), d.leftVIPs...)
 	want := vips(cfg)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+		}
+	}()
 	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
-		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+		return err
+	}
+	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
+		return err
 	}
 	set := d.weights().still(cfg)
 	if err := d.bal.Apply(d.services(effective(cfg, set))); err != nil {
-		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+		return errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
 	}
 	d.cfg = cfg
 	d.override.Store(&set)
