@@ -60,6 +60,7 @@ type director struct {
 	lost      []netip.Addr                // those to which there is none
 	unasked   string                      // why the kernel couldn't be asked the last time; "": it could
 	standings map[string]standing         // of the services
+	fallen    map[seat]bool               // the realservers that are down
 	loose     []string                    // devices whose reverse-path filter must not be strict
 
 	monitor  *health.Monitor

@@ -131,8 +131,10 @@ func upDown(up bool) string {
 	return "down"
 }
 
-// healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the balancer has it.
-func healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus, v standing, states map[seat]health.State, now time.Time) {
+// healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the balancer has it: who is down there is told to be down,
+// and not who will be in a moment. d.mu is held.
+func (d *director) healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus, states map[seat]health.State, now time.Time) {
+	v := d.standings[s.Name]
 	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = upDown(v.up), s.Quorum, v.weightUp, v.sorry
 	configured := make(map[netip.Addr]*config.RealserverRef, len(s.Realservers))
 	for i := range s.Realservers {
@@ -150,7 +152,7 @@ func healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceSt
 			continue
 		}
 		st := states[seat{s.Name, a}]
-		r.Health = upDown(st.Up)
+		r.Health = upDown(!d.fallen[seat{s.Name, a}])
 		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"), Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
 	}
 }

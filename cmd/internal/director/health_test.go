@@ -1,9 +1,13 @@
 package director
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"vstun/balancer"
 	"vstun/balancer/health"
@@ -58,6 +62,38 @@ func TestJudge(t *testing.T) {
 		}
 		if got != c.want || !slices.Equal(left, c.left) {
 			t.Errorf("%s: %+v with %v, want %+v with %v", name, got, left, c.want, c.left)
+		}
+	}
+}
+
+// TestStatusIsInForce: a realserver whose checks have failed is up in status for as long as it gets connections.
+func TestStatusIsInForce(t *testing.T) {
+	d := operated(t)
+	d.cfg.Services[0].Realservers[0].Check = &config.Check{Type: "exec", Direct: true, Command: []string{"/bin/false"}, Interval: time.Second, Timeout: time.Second, Rise: 1, Fall: 1, Up: true}
+	told := make(chan struct{})
+	d.monitor = health.New(func([]health.Change) { close(told) })
+	if err := d.monitor.Set(subjects(d.cfg, func(*config.Service, *config.RealserverRef) (health.Path, string) { return health.Direct{}, "direct" })); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.bal.Apply(d.balanced(d.cfg)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = d.monitor.Run(ctx) }) // which returns nil
+	select {
+	case <-told:
+	case <-time.After(time.Minute):
+		t.Fatal("no check fails")
+	}
+	for _, want := range []string{"up 1", "down 0"} {
+		if r := d.servicesStatus(time.Now())[0].Realservers[0]; fmt.Sprint(r.Health, " ", r.Effective) != want || r.Check.Reason != "exit status 1" {
+			t.Errorf("status has %+v, %+v, want %s", r, r.Check, want)
+		}
+		if err := d.bal.Apply(d.balanced(d.cfg)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -47,7 +47,12 @@ func (d *director) askWays(cfg *config.Director) {
 // balanced is services with the ways that are known already.
 func (d *director) balanced(cfg *config.Director) balancer.Config {
 	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg)}
-	states, standings := d.healthy(), make(map[string]standing, len(cfg.Services))
+	states, standings, fallen := d.healthy(), make(map[string]standing, len(cfg.Services)), map[seat]bool{}
+	for at, st := range states {
+		if !st.Up {
+			fallen[at] = true
+		}
+	}
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
 		b := service(s, cfg.Source, d.ways)
@@ -62,7 +67,7 @@ func (d *director) balanced(cfg *config.Director) balancer.Config {
 		d.serviceChanged(s, was, v)
 		out.Services, standings[s.Name] = append(out.Services, b), v
 	}
-	d.standings = standings
+	d.standings, d.fallen = standings, fallen
 	return out
 }
 

@@ -62,7 +62,7 @@ func (d *director) described(list []balancer.ServiceStatus, now time.Time) (all 
 		svc := serviceStatus(s)
 		set.note(&svc)
 		if c := configured[s.Name]; c != nil { // else a reload has taken it away since
-			healthStatus(&svc, c, s, d.standings[s.Name], states, now)
+			d.healthStatus(&svc, c, s, states, now)
 		}
 		all = append(all, svc)
 	}
