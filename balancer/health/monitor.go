@@ -271,7 +271,11 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	if err != nil {
 		t.failed++
 	}
-	if !isOwn(err) && t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
+	own := isOwn(err)
+	if own && t.quick > 0 {
+		t.quick++ // that was none: a reload was under way, for instance
+	}
+	if !own && t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
 		for _, s := range t.users {
 			if up := s.allUp(); up != s.up {
 				s.up, s.since = up, end

@@ -248,6 +248,32 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 	}
 }
 
+// busy is a way on which this machine itself fails at first.
+type busy struct {
+	Direct
+	fails atomic.Int64
+}
+
+func (b *busy) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if b.fails.Add(-1) >= 0 {
+		return nil, syscall.EAGAIN
+	}
+	return b.Direct.DialContext(ctx, network, address)
+}
+
+// TestOwnFaultIsNoFirstCheck: a realserver whose first checks could not be made, since a reload was under way, comes up as quickly as others.
+func TestOwnFaultIsNoFirstCheck(t *testing.T) {
+	t.Parallel()
+	way := new(busy)
+	way.fails.Store(3)
+	s := tcpSubject(listen(t, silence), time.Hour)
+	s.Path = way
+	m := New(func([]Change) {})
+	mustSet(t, m, s)
+	run(t, m)
+	within(t, "up", func() bool { return weight(m) == 1 })
+}
+
 // TestNeverTwoAtOnce: a check that takes its whole timeout is over before it is made again; and none runs any more when Run has returned, or the
 // subject is gone.
 func TestNeverTwoAtOnce(t *testing.T) {
