@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -36,6 +37,11 @@ func (p DNS) prepare() (checker, error) {
 	return dnsChecker{DNS: p, question: dns.Question{Name: dns.Fqdn(p.Query), Qtype: kind, Qclass: dns.ClassINET}, rcode: rcode}, nil
 }
 
+const (
+	untilDone   = 1000 * time.Hour // in effect as long as the check may take
+	maxDatagram = 4096             // without EDNS there are 512 bytes (RFC 1035, section 2.3.4): room for servers that don't mind. It is taken for each check that waits
+)
+
 func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
 	network := "udp"
 	if c.TCP {
@@ -48,7 +54,8 @@ func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
 	defer conn.Close()
 	defer stopAt(ctx, conn)()
 	query := &dns.Msg{MsgHdr: dns.MsgHdr{Id: dns.Id(), RecursionDesired: true}, Question: []dns.Question{c.question}}
-	answer, _, err := new(dns.Client).ExchangeWithConnContext(ctx, query, &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize})
+	client := &dns.Client{Timeout: untilDone} // else two seconds
+	answer, _, err := client.ExchangeWithConnContext(ctx, query, &dns.Conn{Conn: conn, UDPSize: maxDatagram})
 	if err != nil {
 		return "", err
 	}

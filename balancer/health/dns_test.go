@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -76,6 +77,20 @@ func TestDNS(t *testing.T) {
 		{"closes", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, listen(t, says("")), false, "connection closed without an answer"},
 	} {
 		o.test(t)
+	}
+}
+
+// TestSlowDNS: a check may take as long as its timeout says.
+func TestSlowDNS(t *testing.T) {
+	t.Parallel()
+	slow := func(w dns.ResponseWriter, q *dns.Msg) {
+		time.Sleep(2500 * time.Millisecond)
+		zone(w, q)
+	}
+	for network, at := range map[string]netip.AddrPort{"udp": nameServer(t, "udp", slow), "tcp": nameServer(t, "tcp", slow)} {
+		if reason, ok := once(t, DNS{TCP: network == "tcp", Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, at, patience); !ok {
+			t.Errorf("over %s: %s", network, reason)
+		}
 	}
 }
 

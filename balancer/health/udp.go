@@ -18,11 +18,16 @@ type UDP struct {
 type udpChecker struct {
 	send   []byte
 	expect *regexp.Regexp
+	room   int // for an answer: it is taken for each check that waits
 }
 
 func (p UDP) prepare() (checker, error) {
 	expect, err := pattern("expect", p.Expect)
-	return udpChecker{send: []byte(p.Send), expect: expect}, err
+	c := udpChecker{send: []byte(p.Send), expect: expect, room: 1}
+	if expect != nil {
+		c.room = maxAnswer
+	}
+	return c, err
 }
 
 func (c udpChecker) check(ctx context.Context, at place) (string, error) {
@@ -35,7 +40,7 @@ func (c udpChecker) check(ctx context.Context, at place) (string, error) {
 	if _, err := conn.Write(c.send); err != nil {
 		return "", err
 	}
-	buf := make([]byte, maxAnswer)
+	buf := make([]byte, c.room)
 	for wrong := ""; ; {
 		n, err := conn.Read(buf)
 		switch {
