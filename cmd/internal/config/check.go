@@ -87,7 +87,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	c.Rise = t.integer("rise", c.Rise, 1, 1000, wantRow)
 	c.Fall = t.integer("fall", c.Fall, 1, 1000, wantRow)
 	c.Up = t.word("initial", pick(c.Up, "up", "down"), "down", "up") == "up"
-	r.readVia(t, &c)
+	r.readVia(t, &c, base)
 	r.readPort(t, &c, base)
 	c.Path = readPath(t, c.Path)
 	c.Host = t.graphic("host", c.Host, `a host's name such as "www.example.com"`)
@@ -164,7 +164,10 @@ func (r *checkReader) readTimes(t *table, c *Check) {
 }
 
 // readVia reads the way that the check takes; exec is none for the tunnel, since it goes no way that the director knows.
-func (r *checkReader) readVia(t *table, c *Check) {
+func (r *checkReader) readVia(t *table, c, base *Check) {
+	if base != nil && base.Type == "exec" && c.Type != "exec" {
+		c.Direct = r.table.values["via"] == "direct" // an exec check is that without saying so
+	}
 	written, ok := t.value("via")
 	c.Direct = t.word("via", pick(c.Direct, "direct", "tunnel"), "tunnel", "direct") == "direct"
 	if c.Type != "exec" {

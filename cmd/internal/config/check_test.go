@@ -90,6 +90,20 @@ func TestCheckDefaults(t *testing.T) {
 	}
 }
 
+// TestCheckAfterExec: a realserver's own check goes through the tunnel, unless the service says otherwise: that the service's runs a program here is no wish.
+func TestCheckAfterExec(t *testing.T) {
+	for via, direct := range map[string]bool{"": false, `, via = "direct"`: true} {
+		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"exec\", command = [\"/a\"]"+via+" }\nrealserver = [ { address = \"10.0.11.1\", check = { type = \"tcp\" } } ]\n"), features())
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if c := d.Services[0].Realservers[0].Check; c.Direct != direct {
+			t.Errorf("with %q it is %+v", via, c)
+		}
+	}
+}
+
 // TestCheckFaults: each gives exactly these lines.
 func TestCheckFaults(t *testing.T) {
 	const (
