@@ -23,12 +23,12 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 	n, result := s.balancer.table.Packet(p, now)
 	switch result {
 	case conntab.Hit:
-		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.balancer.table.Leave(p) {
+		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.balancer.table.Leave(p, n) {
 			return d, drop
 		}
 		result = conntab.Miss
 	case conntab.Gone:
-		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.balancer.table.Leave(p) {
+		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.balancer.table.Leave(p, n) {
 			result = conntab.Miss
 		}
 	}

@@ -59,30 +59,30 @@ func (s *store[A]) unpin(k *key[A], end Ticks) {
 	}
 }
 
-// Leave removes the connection of p, of which Packet has just said Hit or Gone, if it can as well begin anew at another destination, and p can begin it: a
-// datagram, or a SYN that is sent again since nobody has answered it. Otherwise it returns false.
-func (t *Table) Leave(p *packet.Info) bool {
+// Leave removes the connection of p to dest, which Packet has just said with Hit or Gone, if it can as well begin anew at another destination, and p can begin
+// it: a datagram, or a SYN that is sent again since nobody has answered it. Otherwise it returns false.
+func (t *Table) Leave(p *packet.Info, dest uint32) bool {
 	if !t.opens(p) {
 		return false
 	}
 	if p.Flow.Src.Is4() {
 		k := t.key4(p)
-		return t.four.leave(&k)
+		return t.four.leave(&k, dest)
 	}
 	if s := t.ipv6(false); s != nil {
 		k := t.key6(p)
-		return s.leave(&k)
+		return s.leave(&k, dest)
 	}
 	return false
 }
 
-func (s *store[A]) leave(k *key[A]) bool {
+func (s *store[A]) leave(k *key[A], dest uint32) bool {
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	i, found := sh.find(k)
-	if !found {
-		return true // another worker was faster
+	if !found || sh.slots[i].dest != dest {
+		return true // another worker was faster: Insert finds what it has made
 	}
 	if e := &sh.slots[i]; !e.state.halfOpen() && e.state != UDP && e.state != SCTPInit1 && e.state != SCTPInit {
 		return false

@@ -126,7 +126,10 @@ func TestLeave(t *testing.T) {
 				table.Insert(&p, 1, 0, 0)
 			}
 		}
-		if got := table.Leave(&c.last); got != c.leaves || table.Len() == 1 == c.leaves {
+		if !table.Leave(&c.last, 2) && c.leaves || table.Len() != 1 {
+			t.Errorf("%s: it leaves a destination that it does not have any more, and %d connections remain", name, table.Len())
+		}
+		if got := table.Leave(&c.last, 1); got != c.leaves || table.Len() == 1 == c.leaves {
 			t.Errorf("%s: leaves %v, and %d connections remain", name, got, table.Len())
 		}
 	}
