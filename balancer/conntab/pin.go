@@ -59,8 +59,11 @@ func (s *store[A]) unpin(k *key[A], end Ticks) {
 	}
 }
 
-// Leave removes the connection of p to dest, which Packet has just said with Hit or Gone, if it can as well begin anew at another destination, and p can begin
-// it: a datagram, or a SYN that is sent again since nobody has answered it. Otherwise it returns false.
+// Movable tells whether a connection in this state can as well begin anew at another destination: nobody has answered it, or it is none but in name.
+func (s State) Movable() bool { return s.halfOpen() || s == UDP || s == SCTPInit1 || s == SCTPInit }
+
+// Leave removes the connection of p to dest, which Packet has just said with Hit or Gone, if it is Movable, and p can begin it: a datagram, or a SYN
+// that is sent again since nobody has answered it. Otherwise it returns false.
 func (t *Table) Leave(p *packet.Info, dest uint32) bool {
 	if !t.opens(p) {
 		return false
@@ -84,7 +87,7 @@ func (s *store[A]) leave(k *key[A], dest uint32) bool {
 	if !found || sh.slots[i].dest != dest {
 		return true // another worker was faster: Insert finds what it has made
 	}
-	if e := &sh.slots[i]; !e.state.halfOpen() && e.state != UDP && e.state != SCTPInit1 && e.state != SCTPInit {
+	if !sh.slots[i].state.Movable() {
 		return false
 	}
 	s.remove(sh, i)

@@ -76,6 +76,9 @@ func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop,
 	}
 	switch c := e.Connection; {
 	case c == nil:
+	case e.Down && c.State.Movable():
+		realserver, drop, why = newConnection(e)
+		return realserver, drop, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s", c.Realserver, why)
 	case e.Left && cfg.ExpireNoDest:
 		realserver, drop, why = newConnection(e)
 		return realserver, drop, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten (expire_nodest); of a new one: %s", c.Realserver, gone, why)
