@@ -91,8 +91,18 @@ func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
 	if vip.Is6() {
 		family = "IPv6"
 	}
-	return netip.Addr{}, fmt.Errorf("the director has no %s address to check VIP %v from: give it one, and set source", family, vip)
+	err := fmt.Errorf("the director has no %s address to check VIP %v from: give it one, and set source", family, vip)
+	if t.Target.Address.Is4() != vip.Is4() {
+		err = noAddress{err} // what its clients send gets there all the same
+	}
+	return netip.Addr{}, err
 }
+
+// noAddress is this host's own fault: see ownFault.
+type noAddress struct{ error }
+
+// Unwrap is errors.Is's.
+func (noAddress) Unwrap() error { return unix.EADDRNOTAVAIL }
 
 // dial tries one port, which the kernel chooses.
 func (t *Tunnel) dial(ctx context.Context, network, address string, f packet.Flow) (net.Conn, error) {
