@@ -87,15 +87,15 @@ func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
 	if s := t.Source(vip); s.IsValid() {
 		return s, nil
 	}
+	if t.Target.Address.Is4() == vip.Is4() {
+		return netip.Addr{}, fmt.Errorf("no route to realserver %v that gives an address to check VIP %v from", t.Target.Address, vip)
+	}
 	family := "IPv4"
 	if vip.Is6() {
 		family = "IPv6"
 	}
-	err := fmt.Errorf("the director has no %s address to check VIP %v from: give it one, and set source", family, vip)
-	if t.Target.Address.Is4() != vip.Is4() {
-		err = noAddress{err} // what its clients send gets there all the same
-	}
-	return netip.Addr{}, err
+	// What its clients send gets there all the same.
+	return netip.Addr{}, noAddress{fmt.Errorf("the director has no %s address to check VIP %v from: give it one, and set source", family, vip)}
 }
 
 // noAddress is this host's own fault: see ownFault.
