@@ -9,6 +9,17 @@ import "vstun/encap/packet"
 // MaxPinned is how long a flow stays pinned that nobody unpins: no check takes longer.
 const MaxPinned = 25 * 3600 * PerSecond
 
+// gather is the Ticks, one less than a power of two, for which pinned flows that have ended wait for each other.
+const gather = 511
+
+// due is when a sweep has to remove e. Thousands of flows may be pinned and end every second: if each had its shard swept, none would ever be passed by.
+func (e *entry[A]) due() Ticks {
+	if e.state == Pinned {
+		return (e.expires | gather) + 1
+	}
+	return e.expires
+}
+
 // Pin leads the packets of f to dest until Unpin. The answer is Inserted; Hit when the table has f already, as a connection or as a flow that was
 // pinned until some moments ago: take another port then; or Full when there is no slot for it.
 func (t *Table) Pin(f packet.Flow, dest uint32, now Ticks) Result {
@@ -55,7 +66,7 @@ func (s *store[A]) unpin(k *key[A], end Ticks) {
 	defer sh.mu.Unlock()
 	if i, found := sh.find(k); found && sh.slots[i].state == Pinned {
 		sh.slots[i].expires = end
-		sh.expects(end)
+		sh.expects(sh.slots[i].due())
 	}
 }
 

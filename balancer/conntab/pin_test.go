@@ -46,7 +46,7 @@ func TestPinned(t *testing.T) {
 		if _, r := table.Packet(&p, now+rest); r != Miss {
 			t.Errorf("%v: afterwards: result %d", first.Flow, r)
 		}
-		table.Sweep(now + rest)
+		table.Sweep(now + rest + gather + 1)
 		if c := table.Counts(7); c.Inactive() != 0 {
 			t.Errorf("%v: %d left", first.Flow, c.Inactive())
 		}
@@ -93,6 +93,35 @@ func TestPinnedInAFullTable(t *testing.T) {
 				t.Fatalf("pinned flow %d: destination %d, result %d", i, dest, r)
 			}
 		}
+	}
+}
+
+// TestPinnedAreSweptTogether: flows that are pinned and end all the time have a shard swept once in some seconds, and not in each turn.
+func TestPinnedAreSweptTogether(t *testing.T) {
+	table := newSmall(Config{Max: 1024})
+	const flows, step = 500, 7
+	for i := range Ticks(flows) {
+		f := tcp(uint32(i), 1, 0).Flow
+		if r := table.Pin(f, 1, i*step); r != Inserted {
+			t.Fatalf("Pin says %d", r)
+		}
+		table.Unpin(f, i*step, 1000)
+	}
+	looks := map[Ticks]bool{}
+	end := Ticks(flows*step + 1000 + gather + 1)
+	for now := Ticks(0); now <= end; now++ {
+		for i := range table.four.shards {
+			if sh := &table.four.shards[i]; sh.used > 0 && sh.next.reached(now) {
+				looks[now] = true
+			}
+		}
+		table.Sweep(now)
+	}
+	if most := flows*step/(gather+1) + 3; len(looks) > most || len(looks) == 0 {
+		t.Errorf("%d ticks have a shard swept, want at most %d", len(looks), most)
+	}
+	if n := table.Counts(1).Inactive(); n != 0 {
+		t.Errorf("%d are left", n)
 	}
 }
 

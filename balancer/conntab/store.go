@@ -196,7 +196,7 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 		// e may move to i unless its home lies behind i, on the way from i to j.
 		if (j-home+n)%n >= (j-i+n)%n {
 			sh.slots[i] = *e
-			sh.expects(e.expires) // a sweep that has passed i has not seen it
+			sh.expects(e.due()) // a sweep that has passed i has not seen it
 			i = j
 		}
 	}

@@ -57,7 +57,7 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 			case pressed && s.tired(e, now) && !(connections && e.state == TemplateState):
 				s.remove(sh, at.slot) // something else may stand here now
 			case connections && e.state == TemplateState || !s.over(e, now):
-				sh.expects(e.expires)
+				sh.expects(e.due())
 				at.slot++
 			default:
 				s.remove(sh, at.slot)
