@@ -231,8 +231,12 @@ func (m *Monitor) Run(ctx context.Context) error {
 // idle is how long Run waits when there is nothing to check.
 const idle = time.Hour
 
-// together is how much too early a check may start, with others: that many fewer times a processor has to wake up.
-const together = 10 * time.Millisecond
+// together is how much too early a check may start, with others: that many fewer times do processors, workers and the runtime's own threads wake up. Of
+// its interval it is no more than an earlyShare-th.
+const (
+	together   = 50 * time.Millisecond
+	earlyShare = 20
+)
 
 // startDue starts the checks that are due, and says when the next one is.
 func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Duration {
@@ -241,10 +245,14 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 	now := time.Now()
 	for len(m.queue) > 0 {
 		t := m.queue[0]
-		if wait := t.due.Sub(now); wait > together {
+		wait := t.due.Sub(now)
+		if wait > min(together, t.config.Interval/earlyShare) {
 			return wait
 		}
 		heap.Pop(&m.queue)
+		if wait > 0 {
+			t.due = now // for the next one to be no later than an interval after this one
+		}
 		var bounded context.Context
 		bounded, t.cancel = context.WithTimeout(ctx, t.config.Timeout)
 		at := place{path: t.path, to: t.spot.to, port: t.spot.port}

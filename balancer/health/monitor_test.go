@@ -112,6 +112,35 @@ func TestIntervals(t *testing.T) {
 	}
 }
 
+// TestTogether: a check that is due in a moment starts with those that are due, and the next one is due an interval after that; others wait.
+func TestTogether(t *testing.T) {
+	for _, c := range []struct {
+		interval, due time.Duration
+		starts        bool
+	}{
+		{time.Second, -time.Second, true},
+		{time.Second, together - 5*time.Millisecond, true},
+		{100 * time.Millisecond, time.Minute, false},
+		{time.Hour, time.Minute, false}, // a twentieth of it would be more
+	} {
+		m := New(func([]Change) {})
+		mustSet(t, m, tcpSubject(closed(t), c.interval))
+		now := time.Now()
+		target := m.queue[0]
+		target.due = now.Add(c.due)
+		var running sync.WaitGroup
+		wait := m.startDue(t.Context(), &running)
+		running.Wait()
+		after := time.Now()
+		if started := target.checks == 1; started != c.starts || !started && (wait > c.due || wait < c.due/2) {
+			t.Errorf("%+v: started is %v; the next in %v", c, started, wait)
+		}
+		if c.starts && target.due.After(after.Add(c.interval)) {
+			t.Errorf("%+v: the next one is due %v later", c, target.due.Sub(after))
+		}
+	}
+}
+
 // TestSameCheckIsMadeOnce: several services that check the same have one check in common, and each has its result.
 func TestSameCheckIsMadeOnce(t *testing.T) {
 	t.Parallel()
