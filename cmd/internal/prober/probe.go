@@ -143,20 +143,20 @@ func (t *Tunnel) unpin(f packet.Flow) {
 
 // bind gives the socket fd the address a, and a free port, which it returns.
 func bind(fd int, a netip.Addr) (port uint16, err error) {
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: a.As16()}
+	var sa syscall.Sockaddr = &syscall.SockaddrInet6{Addr: a.As16()} // those of x/sys/unix ask for the protocol each time
 	if a.Is4() {
-		sa = &unix.SockaddrInet4{Addr: a.As4()}
+		sa = &syscall.SockaddrInet4{Addr: a.As4()}
 	}
-	if err := unix.Bind(fd, sa); err != nil {
+	if err := syscall.Bind(fd, sa); err != nil {
 		return 0, fmt.Errorf("bind to %v: %w", a, err)
 	}
-	if sa, err = unix.Getsockname(fd); err != nil {
+	if sa, err = syscall.Getsockname(fd); err != nil {
 		return 0, fmt.Errorf("port of a socket: %w", err)
 	}
 	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
+	case *syscall.SockaddrInet4:
 		return uint16(sa.Port), nil
-	case *unix.SockaddrInet6:
+	case *syscall.SockaddrInet6:
 		return uint16(sa.Port), nil
 	}
 	return 0, errors.New("port of a socket: of no IP family")
@@ -168,9 +168,12 @@ type TCPConn struct {
 	end func()
 }
 
+// SetLinger does nothing, as Close says how the connection ends.
+func (c *TCPConn) SetLinger(int) error { return nil }
+
 // Close ends the connection with a RST, and its flow.
 func (c *TCPConn) Close() error {
-	_ = c.SetLinger(0)
+	_ = c.TCPConn.SetLinger(0)
 	err := c.TCPConn.Close()
 	c.end()
 	return err
