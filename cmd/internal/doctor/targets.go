@@ -19,7 +19,7 @@ type target struct {
 	spare    uint16 // UDP port to try gue at
 	vips     []*targetVIP
 	services []string
-	drained  bool // its weight is 0 everywhere
+	drained  bool // its weight is 0 everywhere, or it is a sorry server only
 }
 
 // targetVIP is a VIP that is asked for through a target's tunnel.
@@ -74,7 +74,7 @@ func (t *target) grade() Severity {
 func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(like netip.Addr) netip.Addr) (all []*target) {
 	known := map[encap.Config]*target{}
 	for _, s := range cfg.Services {
-		for _, r := range s.Realservers {
+		for _, r := range ends(&s) {
 			way, reachable := ways[r.Address]
 			if !reachable {
 				continue
@@ -93,7 +93,7 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 				known[c] = t
 				all = append(all, t)
 			}
-			t.services = append(t.services, s.Name)
+			t.services = append(t.services, role(&s, r))
 			t.drained = t.drained && r.Weight == 0
 			for _, vip := range s.VIPs {
 				t.ask(vip, own(vip), s)
@@ -101,6 +101,22 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 		}
 	}
 	return slices.DeleteFunc(all, func(t *target) bool { return len(t.vips) == 0 })
+}
+
+// ends are all that a service may send connections to: its realservers, and its sorry server, which has the weight 0 here as it seldom gets any.
+func ends(s *config.Service) []config.RealserverRef {
+	if !s.SorryServer.IsValid() {
+		return s.Realservers
+	}
+	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
+}
+
+// role names what one of ends is there for.
+func role(s *config.Service, r config.RealserverRef) string {
+	if r.Address == s.SorryServer {
+		return s.Name + ": sorry server"
+	}
+	return s.Name
 }
 
 // askedPorts is how many ports of a VIP are asked for at a realserver.
