@@ -1,7 +1,11 @@
 package doctor
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -62,5 +66,27 @@ func TestMoreSYNsThanPorts(t *testing.T) {
 	p.expect(shots, false)
 	if len(p.syns) > 0 {
 		t.Errorf("%d SYNs wait still", len(p.syns))
+	}
+}
+
+// A realserver of a thousand services has a line that can be read, and so have thousands for which there was no time.
+func TestLinesOfThousands(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cfg := &config.Director{}
+	for i := range 1000 {
+		cfg.Services = append(cfg.Services, config.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}, Protocol: "udp",
+			Realservers: []config.RealserverRef{{Address: netip.MustParseAddr("10.0.11.2"), Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}})
+	}
+	own := func(netip.Addr) netip.Addr { return netip.MustParseAddr("10.0.2.2") }
+	all := targets(cfg, map[netip.Addr]routing.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}, own)
+	if where := all[0].where(); len(all) != 1 || len(where) > 200 {
+		t.Errorf("%d targets, %s", len(all), where)
+	}
+	e := exam{check: "tunnels"}
+	p := &prober{echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, troubles: map[road][]trouble{}, arrived: make(chan struct{})}
+	p.probe(ctx, &e, slices.Repeat(all, 1000))
+	if len(e.unchecked) != 1 || len(e.findings) > 0 || !strings.HasSuffix(e.unchecked[0].Text, "and 992 more") {
+		t.Errorf("%d notes: %.300v; %v", len(e.unchecked), e.unchecked, e.findings)
 	}
 }
