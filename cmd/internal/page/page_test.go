@@ -246,7 +246,8 @@ func TestLooks(t *testing.T) {
 	src := &source{st: small()}
 	src.change(func(st *control.DirectorStatus) { // as long as figures get
 		r := &st.Services[0].Realservers[1]
-		r.Weight, r.Effective, r.Active, r.Inactive = 65535, 65535, 999_000, 99_999_999
+		most := 65534
+		r.Weight, r.Configured, r.Effective, r.Active, r.Inactive = 65535, &most, 65535, 999_000, 99_999_999
 		r.Connections, r.Forwarded = 9_500_000, control.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
 		st.In, st.Out = r.Forwarded, r.Forwarded
 		st.Drops["no_connection"] = 1 << 60
