@@ -110,5 +110,8 @@ func writeNew(path string, text []byte, force bool) error {
 		return fmt.Errorf("%w: name a file in a directory that is yours by -o", err)
 	}
 	_, err = f.Write(text)
+	if !force {
+		err = errors.Join(err, f.Chmod(0o644)) // whatever the umask is
+	}
 	return errors.Join(err, f.Close())
 }

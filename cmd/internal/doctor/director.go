@@ -87,15 +87,15 @@ func (d *Director) families() (v4, v6 bool) {
 	return v4, v6
 }
 
-// realservers are the realservers' addresses, each once, with the names of their services.
+// realservers are the addresses of realservers and sorry servers, each once, with the names of their services.
 func realservers(cfg *config.Director) (all []netip.Addr, services map[netip.Addr][]string) {
 	services = map[netip.Addr][]string{}
 	for _, s := range cfg.Services {
-		for _, r := range s.Realservers {
+		for _, r := range ends(&s) {
 			if services[r.Address] == nil {
 				all = append(all, r.Address)
 			}
-			services[r.Address] = append(services[r.Address], s.Name)
+			services[r.Address] = append(services[r.Address], role(&s, r))
 		}
 	}
 	return all, services
@@ -134,7 +134,7 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 	var names []string
 	for _, a := range all {
 		way, ok := ways[a]
-		where := fmt.Sprintf("realserver %s (%s)", a, strings.Join(services[a], ", "))
+		where := fmt.Sprintf("realserver %s (%s)", a, brief(services[a]))
 		switch {
 		case !ok:
 			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",

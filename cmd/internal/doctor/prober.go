@@ -45,6 +45,14 @@ type road struct {
 	port     uint16 // of UDP
 }
 
+// synKey is what the answer to a SYN is told by. There are fewer ports than SYNs may be under way: only with its number an answer is one's own.
+type synKey struct {
+	port uint16
+	ack  uint32
+}
+
+func (s *shot) key() synKey { return synKey{s.port, s.seq + 1} }
+
 // prober sends probes, and sees what comes back before this host's own filters do: while a director runs, a strict rp_filter drops what a VIP answers.
 type prober struct {
 	cookie cookie
@@ -56,14 +64,14 @@ type prober struct {
 	mu       sync.Mutex
 	next     uint32
 	echoes   map[uint32]*shot
-	syns     map[uint16]*shot
+	syns     map[synKey]*shot
 	troubles map[road][]trouble
 	arrived  chan struct{} // closed, and made anew, when something has come
 }
 
 // newProber opens the sockets. It needs CAP_NET_RAW.
 func newProber() (*prober, error) {
-	p := &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[uint16]*shot{}, troubles: map[road][]trouble{},
+	p := &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, troubles: map[road][]trouble{},
 		arrived: make(chan struct{})}
 	var err error
 	if p.sender, err = wire.NewSender(); err != nil {
@@ -158,9 +166,9 @@ func (p *prober) expect(shots []*shot, on bool) {
 	for _, s := range shots {
 		switch {
 		case s.port != 0 && on:
-			p.syns[s.port] = s
+			p.syns[s.key()] = s
 		case s.port != 0:
-			delete(p.syns, s.port)
+			delete(p.syns, s.key())
 		case on:
 			p.echoes[s.number] = s
 		default:
@@ -285,8 +293,8 @@ func (p *prober) takeTCP(from netip.Addr, t []byte) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.syns[binary.BigEndian.Uint16(t[2:])]
-	if s != nil && s.from == from && t[13]&tcpACK != 0 && binary.BigEndian.Uint32(t[8:]) == s.seq+1 {
+	s := p.syns[synKey{binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint32(t[8:])}]
+	if s != nil && s.from == from && t[13]&tcpACK != 0 {
 		s.answered, s.flags = true, t[13]
 		p.wake()
 	}

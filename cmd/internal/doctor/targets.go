@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"vstun/cmd/internal/config"
 	"vstun/encap"
@@ -19,7 +18,7 @@ type target struct {
 	spare    uint16 // UDP port to try gue at
 	vips     []*targetVIP
 	services []string
-	drained  bool // its weight is 0 everywhere
+	drained  bool // its weight is 0 everywhere, or it is a sorry server only
 }
 
 // targetVIP is a VIP that is asked for through a target's tunnel.
@@ -32,7 +31,7 @@ type targetVIP struct {
 
 // where names the target in a finding.
 func (t *target) where() string {
-	return fmt.Sprintf("realserver %s (%s)", t.Destination, strings.Join(t.services, ", "))
+	return fmt.Sprintf("realserver %s (%s)", t.Destination, brief(t.services))
 }
 
 // what names its tunnel.
@@ -74,7 +73,7 @@ func (t *target) grade() Severity {
 func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(like netip.Addr) netip.Addr) (all []*target) {
 	known := map[encap.Config]*target{}
 	for _, s := range cfg.Services {
-		for _, r := range s.Realservers {
+		for _, r := range ends(&s) {
 			way, reachable := ways[r.Address]
 			if !reachable {
 				continue
@@ -93,7 +92,7 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 				known[c] = t
 				all = append(all, t)
 			}
-			t.services = append(t.services, s.Name)
+			t.services = append(t.services, role(&s, r))
 			t.drained = t.drained && r.Weight == 0
 			for _, vip := range s.VIPs {
 				t.ask(vip, own(vip), s)
@@ -101,6 +100,22 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 		}
 	}
 	return slices.DeleteFunc(all, func(t *target) bool { return len(t.vips) == 0 })
+}
+
+// ends are all that a service may send connections to: its realservers, and its sorry server, which has the weight 0 here as it seldom gets any.
+func ends(s *config.Service) []config.RealserverRef {
+	if !s.SorryServer.IsValid() {
+		return s.Realservers
+	}
+	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
+}
+
+// role names what one of ends is there for.
+func role(s *config.Service, r config.RealserverRef) string {
+	if r.Address == s.SorryServer {
+		return s.Name + ": sorry server"
+	}
+	return s.Name
 }
 
 // askedPorts is how many ports of a VIP are asked for at a realserver.

@@ -19,7 +19,7 @@ const atOnce = 256
 
 // probe asks for every VIP at every realserver, through the tunnel and from this host's own address, so that the realserver's kernel answers us.
 func (p *prober) probe(ctx context.Context, e *exam, all []*target) {
-	pages := make([]exam, len(all))
+	pages, known := make([]exam, len(all)), make([]bool, len(all))
 	slots := make(chan struct{}, atOnce)
 	var wait sync.WaitGroup
 	for i, t := range all {
@@ -27,14 +27,23 @@ func (p *prober) probe(ctx context.Context, e *exam, all []*target) {
 		wait.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			(&visit{prober: p, exam: &pages[i], target: t}).pay(ctx)
+			(&visit{prober: p, exam: &pages[i], target: t}).look(ctx)
+			known[i] = ctx.Err() == nil // what time does not suffice for is not
 		})
 	}
 	wait.Wait()
-	for _, page := range pages {
+	var late []string
+	for i, page := range pages {
+		if !known[i] {
+			late = append(late, all[i].where())
+			continue
+		}
 		e.findings = append(e.findings, page.findings...)
 		e.fines = append(e.fines, page.fines...)
 		e.unchecked = append(e.unchecked, page.unchecked...)
+	}
+	if len(late) > 0 {
+		e.skip("there was not enough time for %s", brief(late))
 	}
 }
 
@@ -57,15 +66,6 @@ func (v *visit) ping(c encap.Config, vip *targetVIP, size int) *shot {
 		s.err = err
 	}
 	return s
-}
-
-// pay visits the target. What time does not suffice for is not known.
-func (v *visit) pay(ctx context.Context) {
-	v.look(ctx)
-	if ctx.Err() != nil {
-		*v.exam = exam{check: v.check}
-		v.skip("%s: there was not enough time", v.where())
-	}
 }
 
 // look asks for the VIPs.

@@ -249,7 +249,9 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 	text += fmt.Sprintf("[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = %q }, { address = %q, weight = 0 } ]\n",
 		s.VIP6, s.Webs[0].Addr6, absent.Addr6)
-	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "nobody takes ipip (protocol 41)"}})
+	text += fmt.Sprintf("[[service]]\nname = \"sorry\"\nvip = %q\nprotocol = \"udp\"\nport = 53\nsorry_server = %q\nrealserver = [ { address = %q } ]\n",
+		s.VIP6, absent.Addr6, s.Webs[0].Addr6)
+	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server", "nobody takes ipip (protocol 41)"}})
 	s.startWrittenDirector(text)
 	begin := time.Now()
 	r := s.director.mustName(symptoms...)

@@ -107,6 +107,13 @@ func TestImportUsage(t *testing.T) {
 	if code, _, stderr := imports(t, nil, "ipvsadm", good, "-o", there, "--force"); code != 0 {
 		t.Errorf("--force: exit status %d\n%s", code, stderr)
 	}
+	private := filepath.Join(dir, "private")
+	if out, err := exec.Command("sh", "-c", `umask 077; exec "$0" import ipvsadm "$1" -o "$2"`, programPath("director"), good, private).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	if info, err := os.Stat(private); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("what a user with umask 077 has imported can't be read by the director: %v, %v", info, err)
+	}
 	want, err := os.ReadFile(filepath.Join(dir, "new"))
 	if got, e := os.ReadFile(there); err != nil || e != nil || !bytes.Equal(got, want) {
 		t.Errorf("--force wrote %q, %v, %v, want %q", got, e, err, want)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 )
 
@@ -17,11 +18,13 @@ func TestOperatorAndHealth(t *testing.T) {
 	}
 	mustHave := func(when string, weights, effective [3]int) {
 		t.Helper()
-		for i, r := range s.director.balance().Services[0].Realservers {
-			if r.Weight != weights[i] || r.Effective != effective[i] {
-				t.Errorf("%s: %s has weight %d, in effect %d; want %d and %d", when, r.Address, r.Weight, r.Effective, weights[i], effective[i])
+		eventually(t, fmt.Sprintf("%s: weights %v, in effect %v", when, weights, effective), soon, func() bool { // what a check has found is known a moment earlier
+			var is, inEffect [3]int
+			for i, r := range s.director.balance().Services[0].Realservers {
+				is[i], inEffect[i] = r.Weight, r.Effective
 			}
-		}
+			return is == weights && inEffect == effective
+		})
 	}
 	set(s.Webs[0].Addr.String(), "0")
 	mustHave("one drains", [3]int{0, 1, 1}, [3]int{0, 1, 1})

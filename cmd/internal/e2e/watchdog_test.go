@@ -23,7 +23,7 @@ func TestWatchdog(t *testing.T) {
 		m := newServiceManager(t)
 		managers[p] = m
 		cmd := exec.Command(programPath(p.name), "run", "-c", p.config)
-		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path, "WATCHDOG_USEC=400000")
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path, "WATCHDOG_USEC=4000000")
 		p.startAs(cmd)
 		m.mustHear("READY=1")
 		m.mustHear("WATCHDOG=1")
@@ -34,8 +34,8 @@ func TestWatchdog(t *testing.T) {
 		m.mustHear("WATCHDOG=1")
 		m.mustHear("WATCHDOG=1")
 		p.stop()
-		if strings.Contains(p.Output(), "watchdog") {
-			t.Errorf("%s is not well:\n%s", p, p.Output())
+		if out := p.Output(); strings.Contains(out, "stands still") || strings.Contains(out, "lost while") { // an answer may be late on a busy machine
+			t.Errorf("%s is not well:\n%s", p, out)
 		}
 		for m.mustHear("") != "STOPPING=1" {
 		}

@@ -234,7 +234,7 @@ func TestDrainWaitForOneThatLeft(t *testing.T) {
 	s.mustDrain(drain)
 	mustStay(t, to2, "web2")
 
-	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler", "persistence = { timeout = \"2s\" }\nscheduler", 1), web2))
+	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler", "persistence = { timeout = \"1m\" }\nscheduler", 1), web2))
 	s.mustParrot(80, "web2")
 	if got := s.ask("drain", "web", "10.0.12.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 persistent client") ||
 		!strings.Contains(got.stderr, "expire_quiescent_template") {

@@ -64,19 +64,19 @@ var realserverSeries = []series[control.Realserver]{
 	gauge(ofRealserver, "vstun_realserver_effective_weight", "What its health leaves of the weight.", func(r *control.Realserver) float64 { return float64(r.Effective) }),
 	gauge(ofRealserver, "vstun_realserver_up", "Whether its checks find it well: 1 or 0. None without a check.", func(r *control.Realserver) float64 { return health(r.Health) }),
 	gauge(ofRealserver, "vstun_realserver_check_duration_seconds", "Time that the last check took.", func(r *control.Realserver) float64 {
-		if r.Check == nil {
+		if r.Check == nil || r.Check.Last == 0 {
 			return none()
 		}
 		return r.Check.Duration
 	}),
-	gauge(ofRealserver, "vstun_realserver_last_check_timestamp_seconds", "When the last check ended.", func(r *control.Realserver) float64 {
-		if r.Check == nil {
+	gauge(ofRealserver, "vstun_realserver_last_check_timestamp_seconds", "When the last check ended. None before the first one.", func(r *control.Realserver) float64 {
+		if r.Check == nil || r.Check.Last == 0 {
 			return none()
 		}
 		return ago(r.Check.Last)
 	}),
-	gauge(ofRealserver, "vstun_realserver_last_change_timestamp_seconds", "Since when it has been up, or down.", func(r *control.Realserver) float64 {
-		if r.Check == nil {
+	gauge(ofRealserver, "vstun_realserver_last_change_timestamp_seconds", "Since when it has been up, or down. None before it has changed.", func(r *control.Realserver) float64 {
+		if r.Check == nil || r.Check.Since == 0 {
 			return none()
 		}
 		return ago(r.Check.Since)

@@ -169,7 +169,9 @@ func TestDirector(t *testing.T) {
 		"vstun_service_info{ports=80,8000-8099,protocol=tcp,scheduler=wlc," + web + ",vips=198.51.100.80,2001:db8::80}": 1,
 	})
 	for _, absent := range []string{`vstun_service_up{service=od"d\}`, `vstun_realserver_up{realserver=10.0.11.2,service=od"d\}`,
-		`vstun_realserver_check_duration_seconds{realserver=10.0.11.2,service=od"d\}`, "vstun_director_dropped_packets_total{reason=tun_error}"} {
+		`vstun_realserver_check_duration_seconds{realserver=10.0.11.2,service=od"d\}`, "vstun_director_dropped_packets_total{reason=tun_error}",
+		// Of one that has not been checked yet there is no time: it would be the scrape's.
+		"vstun_realserver_check_duration_seconds" + second, "vstun_realserver_last_check_timestamp_seconds" + second, "vstun_realserver_last_change_timestamp_seconds" + second} {
 		if v, there := all[absent]; there {
 			t.Errorf("%s is %v, want none", absent, v)
 		}

@@ -18,10 +18,12 @@ import (
 // What a client may take of the server, which everybody who reaches its address can be.
 const (
 	maxClients     = 64       // connections at a time; more wait
+	maxAnswers     = 8        // requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
 	maxHeaderBytes = 16 << 10 // of a request
 	readTime       = 5 * time.Second
 	writeTime      = time.Minute // for a whole answer; one that is longer sets itself another (http.ResponseController)
 	idleTime       = time.Minute
+	turnTime       = 5 * time.Second // for which a request waits
 )
 
 // Server answers GET and HEAD at the address that is configured as metrics, if any. It changes nothing, and knows no secret.
@@ -138,7 +140,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener) error {
 		return nil
 	}
 	var clients sync.WaitGroup // their goroutines, which http.Server.Close leaves alone
-	srv := http.Server{Handler: readOnly(s.mux), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
+	srv := http.Server{Handler: readOnly(inTurn(s.mux)), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeaderBytes, BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
@@ -179,6 +181,23 @@ func readOnly(next http.Handler) http.Handler {
 			return
 		}
 		next.ServeHTTP(w, r)
+	})
+}
+
+// inTurn lets so many requests to next at a time. One whose turn does not come soon is refused.
+func inTurn(next http.Handler) http.Handler {
+	turns := make(chan struct{}, maxAnswers)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		late := time.NewTimer(turnTime)
+		defer late.Stop()
+		select {
+		case turns <- struct{}{}:
+			defer func() { <-turns }()
+			next.ServeHTTP(w, r)
+		case <-late.C:
+			http.Error(w, "too many requests at a time: ask again", http.StatusServiceUnavailable)
+		case <-r.Context().Done(): // the client has gone: nobody to tell
+		}
 	})
 }
 

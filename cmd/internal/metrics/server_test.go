@@ -221,3 +221,42 @@ func TestServerBoundsItsClients(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestServerBoundsItsAnswers holds as many answers as the server gives at a time: the others come when those have ended.
+func TestServerBoundsItsAnswers(t *testing.T) {
+	at := freeAddress(t)
+	hold, begun := make(chan struct{}), make(chan struct{}, maxClients)
+	start(t, at, func(s *Server) {
+		s.Handle("/", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			begun <- struct{}{}
+			<-hold
+		}))
+	})
+	const more = 3
+	answered := make(chan int, maxAnswers+more)
+	for range maxAnswers + more {
+		go func() {
+			status, _, _, err := request(t, "GET", at, "/")
+			if err != nil {
+				status = -1
+			}
+			answered <- status
+		}()
+	}
+	for range maxAnswers {
+		<-begun
+	}
+	select {
+	case <-begun:
+		t.Error("one more than the bound begins")
+	case <-answered:
+		t.Error("one is answered")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(hold)
+	for range maxAnswers + more {
+		if status := <-answered; status != http.StatusOK && status != http.StatusServiceUnavailable { // a machine may stand still for long
+			t.Errorf("status %d", status)
+		}
+	}
+}

@@ -67,6 +67,8 @@ func TestShows(t *testing.T) {
 		r := &web.Realservers[2]
 		r.Health, r.Effective, r.Active, r.Connections = "up", r.Weight, 7, 1_000_000
 		r.Check = &control.Check{Type: "http", Via: "tunnel", Reason: "HTTP 204", Duration: 0.012, Since: 1}
+		two := 2
+		web.Realservers[3].Configured, st.Services[1].Realservers[0].Configured = &two, &two
 		st.Leaving = control.Leaving{}
 		st.Drops["table_full"] = 5
 		st.Services[2].Sorry, st.Services[2].Health = false, "up"
@@ -75,6 +77,8 @@ func TestShows(t *testing.T) {
 	waitText(tab, "tbody:nth-of-type(1) .realserver:nth-of-type(4) .active", "7")
 	waitText(tab, "tbody:nth-of-type(1) .realserver:nth-of-type(4) .connections", "1,000,000")
 	tab.Wait("the reason is the last check's", "document.querySelector('tbody .realserver:nth-of-type(4) .reason').innerText.startsWith('HTTP 204 in 12')")
+	tab.Wait("an operator's weight stands with the configured one", "document.querySelector('tbody .realserver:nth-of-type(5) .reason').innerText.endsWith(' ago; weight 0 is an operator\\'s, 2 is configured')")
+	waitText(tab, "tbody:nth-of-type(2) .realserver .reason", "weight 1 is an operator's, 2 is configured")
 	waitText(tab, "#notices", "2 realservers of 8 down, in 1 service Show")
 	tab.Wait("nobody leaves any more", "document.getElementById('leaving').hidden")
 	tab.Wait("another reason is there", "document.getElementById('drops').innerText.includes('table_full')")
@@ -242,7 +246,8 @@ func TestLooks(t *testing.T) {
 	src := &source{st: small()}
 	src.change(func(st *control.DirectorStatus) { // as long as figures get
 		r := &st.Services[0].Realservers[1]
-		r.Weight, r.Effective, r.Active, r.Inactive = 65535, 65535, 999_000, 99_999_999
+		most := 65534
+		r.Weight, r.Configured, r.Effective, r.Active, r.Inactive = 65535, &most, 65535, 999_000, 99_999_999
 		r.Connections, r.Forwarded = 9_500_000, control.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
 		st.In, st.Out = r.Forwarded, r.Forwarded
 		st.Drops["no_connection"] = 1 << 60

@@ -119,16 +119,17 @@ type realserver struct {
 }
 
 type realserverState struct {
-	Address   string `json:"address"`
-	Tunnel    string `json:"tunnel"`
-	Weight    int    `json:"weight"`
-	Effective int    `json:"effective"`
-	Upper     int    `json:"upper"`
-	Lower     int    `json:"lower"`
-	Health    string `json:"health"` // "up", "down" or "unchecked"
-	Check     string `json:"check"`  // "http, through the tunnel"
-	Reason    string `json:"reason"`
-	Since     int64  `json:"since"` // up or down, in Unix seconds; 0: nobody says
+	Address    string `json:"address"`
+	Tunnel     string `json:"tunnel"`
+	Weight     int    `json:"weight"`
+	Configured int    `json:"configured"` // weight, which is another where an operator has set one
+	Effective  int    `json:"effective"`
+	Upper      int    `json:"upper"`
+	Lower      int    `json:"lower"`
+	Health     string `json:"health"` // "up", "down" or "unchecked"
+	Check      string `json:"check"`  // "http, through the tunnel"
+	Reason     string `json:"reason"`
+	Since      int64  `json:"since"` // up or down, in Unix seconds; 0: nobody says
 }
 
 // take takes st in, which is that of now.
@@ -211,8 +212,11 @@ func (s *sample) takeService(svc *service, st *control.Service) (growth counts) 
 func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth counts) {
 	f := figures{active: float64(st.Active), inactive: float64(st.Inactive)}
 	f.set(c, growth, s.seconds)
-	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Effective: st.Weight, Upper: st.Upper, Lower: st.Lower,
+	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Configured: st.Weight, Effective: st.Weight, Upper: st.Upper, Lower: st.Lower,
 		Health: cmp.Or(st.Health, "unchecked")}
+	if st.Configured != nil {
+		state.Configured = *st.Configured
+	}
 	if st.Health != "" {
 		state.Effective = st.Effective
 	}

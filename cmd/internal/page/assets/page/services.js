@@ -277,7 +277,7 @@ export class Services {
       badge(r.cells, draining ? "draining" : st.health, draining ? "draining" : st.health + since);
       const took = st.health === "up" && f[F.took] > 0 ? ` in ${f[F.took] < 10 ? f[F.took] : count(f[F.took])}\u202fms` : "";
       const reason = st.check ? `${st.reason}${took}${f[F.checked] ? `, ${span(now - f[F.checked])} ago` : ""}` : "";
-      text(r.cells.reason, reason);
+      text(r.cells.reason, [reason, operators(st)].filter(Boolean).join("; "));
       const hint = st.check ? `check: ${st.check}` : "";
       if (r.cells.reason.title !== hint) r.cells.reason.title = hint;
     }
@@ -304,11 +304,14 @@ function badge(c, kind, words) {
   text(c.text, words);
 }
 
+// operators says of a weight that an operator has set what the configuration has.
+const operators = (st) => st.configured === st.weight ? "" : `weight ${st.weight} is an operator's, ${st.configured} is configured`;
+
 // haystack is what the search looks at, of a service and of its realservers.
 function haystack(s) {
   for (const r of s.realservers) {
     const st = r.state;
-    r.text = `${st.address} ${st.tunnel} ${st.health} ${st.reason} ${st.weight === 0 ? "draining" : ""}`.toLowerCase();
+    r.text = `${st.address} ${st.tunnel} ${st.health} ${st.reason} ${st.weight === 0 ? "draining" : ""} ${operators(st)}`.toLowerCase();
   }
   const st = s.state;
   return `${st.name} ${st.protocol} ${st.addresses} ${st.scheduler} ${st.sorry ? "sorry" : ""}`.toLowerCase();
