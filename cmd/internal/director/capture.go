@@ -27,6 +27,7 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 		ctx, cancel := context.WithTimeout(ctx, want.Time)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { d.shared.Unwatch(tap) })() // also while w waits for its reader
+		defer d.tap.CompareAndSwap(tap, nil)                             // it holds megabytes
 		defer d.shared.Unwatch(tap)
 		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
 		return control.Captured(n), err

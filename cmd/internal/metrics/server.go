@@ -17,7 +17,7 @@ import (
 
 // What a client may take of the server, which everybody who reaches its address can be.
 const (
-	maxClients     = 64       // connections at a time; more wait
+	maxClients     = 256      // connections at a time; more wait. A browser has up to six, and keeps them for a while
 	maxAnswers     = 8        // requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
 	maxHeaderBytes = 16 << 10 // of a request
 	readTime       = 5 * time.Second
