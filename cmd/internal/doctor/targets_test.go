@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
@@ -79,13 +78,18 @@ func TestLinesOfThousands(t *testing.T) {
 			Realservers: []config.RealserverRef{{Address: netip.MustParseAddr("10.0.11.2"), Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}})
 	}
 	own := func(netip.Addr) netip.Addr { return netip.MustParseAddr("10.0.2.2") }
-	all := targets(cfg, map[netip.Addr]routing.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}, own)
+	ways := map[netip.Addr]routing.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
+	all := targets(cfg, ways, own)
 	if where := all[0].where(); len(all) != 1 || len(where) > 200 {
 		t.Errorf("%d targets, %s", len(all), where)
 	}
 	e := exam{check: "tunnels"}
 	p := &prober{echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, troubles: map[road][]trouble{}, arrived: make(chan struct{})}
-	p.probe(ctx, &e, slices.Repeat(all, 1000))
+	var many []*target // each its own
+	for range 1000 {
+		many = append(many, targets(cfg, ways, own)...)
+	}
+	p.probe(ctx, &e, many)
 	if len(e.unchecked) != 1 || len(e.findings) > 0 || !strings.HasSuffix(e.unchecked[0].Text, "and 992 more") {
 		t.Errorf("%d notes: %.300v; %v", len(e.unchecked), e.unchecked, e.findings)
 	}
