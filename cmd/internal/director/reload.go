@@ -65,14 +65,6 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.sameProgram(cfg); err != nil {
 		return err
 	}
-	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
-		}
-	}()
 	if cfg.Metrics != d.cfg.Metrics {
 		l, err := d.http.Bind(cfg.Metrics)
 		if err != nil {
@@ -91,9 +83,12 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
 		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
 	}
+	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
+		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+	}
 	set := d.weights().still(cfg)
 	if err := d.bal.Apply(d.services(effective(cfg, set))); err != nil {
-		return errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+		return errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)), d.network.Set(d.machine(d.cfg.TUN, unique(was))))
 	}
 	d.cfg = cfg
 	d.override.Store(&set)
