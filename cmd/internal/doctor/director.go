@@ -148,7 +148,7 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 	var names []string
 	for _, a := range all {
 		way, ok := ways[a]
-		where := fmt.Sprintf("realserver %s (%s)", a, strings.Join(services[a], ", "))
+		where := fmt.Sprintf("realserver %s (%s)", a, brief(services[a]))
 		switch {
 		case !ok:
 			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"vstun/cmd/internal/config"
 	"vstun/encap"
@@ -32,7 +31,7 @@ type targetVIP struct {
 
 // where names the target in a finding.
 func (t *target) where() string {
-	return fmt.Sprintf("realserver %s (%s)", t.Destination, strings.Join(t.services, ", "))
+	return fmt.Sprintf("realserver %s (%s)", t.Destination, brief(t.services))
 }
 
 // what names its tunnel.
