@@ -68,8 +68,8 @@ var (
 	ErrFull    = errors.New("no room in the connection table for a check: set a larger connections.max")
 )
 
-// Pin leads f, a flow of this host's own, to t, until Unpin.
-func (b *Balancer) Pin(f packet.Flow, t Target, now conntab.Ticks) error {
+// Pin leads f, a flow of this host's own, to t, until Unpin. With over it does so in place of a connection that the table has still.
+func (b *Balancer) Pin(f packet.Flow, t Target, over bool, now conntab.Ticks) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.probed[t.key()]
@@ -79,7 +79,7 @@ func (b *Balancer) Pin(f packet.Flow, t Target, now conntab.Ticks) error {
 	if !p.dest.Reachable() {
 		return fmt.Errorf("no route to realserver %v", t.Address)
 	}
-	switch b.table.Pin(f, p.dest.number, now) {
+	switch b.table.Pin(f, p.dest.number, over, now) {
 	case conntab.Hit:
 		return ErrPinned
 	case conntab.Full:

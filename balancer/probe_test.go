@@ -24,10 +24,10 @@ func TestProbesGoTheirOwnWay(t *testing.T) {
 	both := []Target{one.Target(), two.Target()}
 	put(both, web("wrr", one, two))
 	p := flow(9, packet.FlagSYN)
-	if err := b.Pin(p.Flow, one.Target(), 0); err != nil {
+	if err := b.Pin(p.Flow, one.Target(), false, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Pin(p.Flow, two.Target(), 0); !errors.Is(err, ErrPinned) {
+	if err := b.Pin(p.Flow, two.Target(), false, 0); !errors.Is(err, ErrPinned) {
 		t.Errorf("the same flow a second time: %v", err)
 	}
 	if d := b.Snapshot().Pinned(p.Flow, 0); d == nil || d.Address != one.Address {
@@ -60,7 +60,7 @@ func TestProbesGoTheirOwnWay(t *testing.T) {
 	if l := b.Leaving(); len(l) != 0 {
 		t.Errorf("leaving are %+v", l)
 	}
-	if err := b.Pin(flow(10, 0).Flow, one.Target(), 0); err == nil {
+	if err := b.Pin(flow(10, 0).Flow, one.Target(), false, 0); err == nil {
 		t.Error("a realserver that is not checked any more got a probe")
 	}
 }

@@ -21,23 +21,24 @@ func (e *entry[A]) due() Ticks {
 }
 
 // Pin leads the packets of f to dest until Unpin. The answer is Inserted; Hit when the table has f already, as a connection or as a flow that was
-// pinned until some moments ago: take another port then; or Full when there is no slot for it.
-func (t *Table) Pin(f packet.Flow, dest uint32, now Ticks) Result {
+// pinned until some moments ago: take another port then; or Full when there is no slot for it. With over, f takes the place of a connection: of one that
+// has ended, if the port is free now, or that somebody has forged.
+func (t *Table) Pin(f packet.Flow, dest uint32, over bool, now Ticks) Result {
 	p := packet.Info{Flow: f}
 	if f.Src.Is4() {
 		k := t.key4(&p)
-		return t.four.pin(&k, dest, now)
+		return t.four.pin(&k, dest, over, now)
 	}
 	k := t.key6(&p)
-	return t.ipv6(true).pin(&k, dest, now)
+	return t.ipv6(true).pin(&k, dest, over, now)
 }
 
-func (s *store[A]) pin(k *key[A], dest uint32, now Ticks) Result {
+func (s *store[A]) pin(k *key[A], dest uint32, over bool, now Ticks) Result {
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if i, found := sh.find(k); found {
-		if !sh.slots[i].expires.reached(now) {
+		if e := &sh.slots[i]; !e.expires.reached(now) && (e.state == Pinned || !over) {
 			return Hit
 		}
 		s.remove(sh, i)

@@ -15,10 +15,10 @@ func TestPinned(t *testing.T) {
 	udp.Flow.Proto = packet.ProtoUDP
 	for _, first := range []packet.Info{tcp(1, 1, packet.FlagSYN), six, udp} {
 		table := newSmall(Config{HalfOpenMax: 8, DropRemoved: true})
-		if r := table.Pin(first.Flow, 7, 0); r != Inserted {
+		if r := table.Pin(first.Flow, 7, false, 0); r != Inserted {
 			t.Fatalf("%v: Pin says %d", first.Flow, r)
 		}
-		if r := table.Pin(first.Flow, 8, 1); r != Hit {
+		if r := table.Pin(first.Flow, 8, false, 1); r != Hit {
 			t.Errorf("%v: a second Pin says %d", first.Flow, r)
 		}
 		for i, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagACK | packet.FlagPSH, packet.FlagFIN, packet.FlagRST, packet.FlagSYN, 0} {
@@ -40,7 +40,7 @@ func TestPinned(t *testing.T) {
 		if dest, r := table.Packet(&p, now+rest-1); r != Hit || dest != 7 {
 			t.Errorf("%v: while it rests: destination %d, result %d", first.Flow, dest, r)
 		}
-		if r := table.Pin(first.Flow, 8, now+rest-1); r != Hit {
+		if r := table.Pin(first.Flow, 8, false, now+rest-1); r != Hit {
 			t.Errorf("%v: while it rests, Pin says %d", first.Flow, r)
 		}
 		if _, r := table.Packet(&p, now+rest); r != Miss {
@@ -50,7 +50,7 @@ func TestPinned(t *testing.T) {
 		if c := table.Counts(7); c.Inactive() != 0 {
 			t.Errorf("%v: %d left", first.Flow, c.Inactive())
 		}
-		if r := table.Pin(first.Flow, 8, now+rest); r != Inserted {
+		if r := table.Pin(first.Flow, 8, false, now+rest); r != Inserted {
 			t.Errorf("%v: afterwards Pin says %d", first.Flow, r)
 		}
 	}
@@ -63,7 +63,7 @@ func TestPinnedInAFullTable(t *testing.T) {
 	pin := func(from uint32) {
 		for i := range uint32(pins) {
 			p := tcp(from+i, 2, 0)
-			if r := table.Pin(p.Flow, 1, 0); r != Inserted {
+			if r := table.Pin(p.Flow, 1, false, 0); r != Inserted {
 				t.Fatalf("Pin %d says %d in a table of %d", i, r, table.Len())
 			}
 		}
@@ -102,7 +102,7 @@ func TestPinnedAreSweptTogether(t *testing.T) {
 	const flows, step = 500, 7
 	for i := range Ticks(flows) {
 		f := tcp(uint32(i), 1, 0).Flow
-		if r := table.Pin(f, 1, i*step); r != Inserted {
+		if r := table.Pin(f, 1, false, i*step); r != Inserted {
 			t.Fatalf("Pin says %d", r)
 		}
 		table.Unpin(f, i*step, 1000)
@@ -122,6 +122,38 @@ func TestPinnedAreSweptTogether(t *testing.T) {
 	}
 	if n := table.Counts(1).Inactive(); n != 0 {
 		t.Errorf("%d are left", n)
+	}
+}
+
+// TestPinOver: a flow is pinned in place of a connection, whose count goes with it; never in place of another pinned one, even at rest.
+func TestPinOver(t *testing.T) {
+	for _, flags := range [][]uint8{{packet.FlagSYN}, {packet.FlagSYN, packet.FlagACK}} {
+		table := newSmall(Config{HalfOpenMax: 8})
+		p := tcp(1, 1, 0)
+		for _, p.TCPFlags = range flags {
+			if _, r := table.Packet(&p, 0); r == Miss {
+				table.Insert(&p, 2, 0, 0)
+			}
+		}
+		if r := table.Pin(p.Flow, 7, false, 1); r != Hit {
+			t.Errorf("Pin says %d", r)
+		}
+		if r := table.Pin(p.Flow, 7, true, 1); r != Inserted {
+			t.Errorf("Pin in place of the connection says %d", r)
+		}
+		if c := table.Counts(2); table.Len() != 0 || table.HalfOpen() != 0 || c.Active()+c.Inactive() != 0 {
+			t.Errorf("%d connections, %d half-open, of the former destination %d", table.Len(), table.HalfOpen(), c.Active()+c.Inactive())
+		}
+		if dest, r := table.Packet(&p, 1); r != Hit || dest != 7 {
+			t.Errorf("destination %d, result %d", dest, r)
+		}
+		if r := table.Pin(p.Flow, 8, true, 1); r != Hit {
+			t.Errorf("Pin in place of a pinned one says %d", r)
+		}
+		table.Unpin(p.Flow, 1, 10)
+		if r := table.Pin(p.Flow, 8, true, 10); r != Hit {
+			t.Errorf("Pin in place of one at rest says %d", r)
+		}
 	}
 }
 

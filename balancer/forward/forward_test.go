@@ -215,7 +215,7 @@ func TestPingOfARealserver(t *testing.T) {
 			in = append(in, four, six)
 		}
 		for _, f := range []packet.Flow{{Src: client, Dst: vip, SrcPort: 1, Proto: packet.ProtoICMP}, {Src: packet.IPv6(in[1]).Src(), Dst: vip6, SrcPort: 1, Proto: packet.ProtoICMPv6}} {
-			if err := b.Pin(f, r.Target(), 0); err != nil {
+			if err := b.Pin(f, r.Target(), false, 0); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -257,23 +257,36 @@ func TestSetRefusesFaultyProbes(t *testing.T) {
 }
 
 // faulty is a way on which this machine itself fails.
-type faulty struct{ Direct }
-
-func (faulty) DialContext(context.Context, string, string) (net.Conn, error) {
-	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)}
+type faulty struct {
+	Direct
+	call string
+	err  syscall.Errno
 }
 
-// TestOwnFaultTakesNobodyOut: when the director has no descriptors left, all checks fail, and say nothing of the realservers.
+func (f faulty) DialContext(context.Context, string, string) (net.Conn, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(f.call, f.err)}
+}
+
+// TestOwnFaultTakesNobodyOut: when the director has no descriptors left, or no port, all checks fail, and say nothing of the realservers.
 func TestOwnFaultTakesNobodyOut(t *testing.T) {
 	t.Parallel()
-	s := tcpSubject(closed(t), 20*time.Millisecond)
-	s.Path, s.Check.Up = faulty{}, true
-	m := New(func([]Change) { t.Error("a change is told") })
-	mustSet(t, m, s)
-	run(t, m)
-	within(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
-	if got := m.States()[0]; !got.Up || got.Failures < 5 || got.Reason != "not checked, for a fault of this machine: dial tcp: socket: too many open files" {
-		t.Errorf("%+v", got)
+	for _, c := range []struct {
+		call   string
+		err    syscall.Errno
+		reason string
+	}{
+		{"socket", syscall.EMFILE, "dial tcp: socket: too many open files"},
+		{"bind", syscall.EADDRINUSE, "dial tcp: bind: address already in use"}, // all ports are, or in TIME_WAIT
+	} {
+		s := tcpSubject(closed(t), 20*time.Millisecond)
+		s.Path, s.Check.Up = faulty{call: c.call, err: c.err}, true
+		m := New(func([]Change) { t.Error("a change is told") })
+		mustSet(t, m, s)
+		run(t, m)
+		within(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
+		if got := m.States()[0]; !got.Up || got.Failures < 5 || got.Reason != "not checked, for a fault of this machine: "+c.reason {
+			t.Errorf("%+v", got)
+		}
 	}
 }
 

@@ -79,7 +79,7 @@ func isOwn(err error) bool {
 	if _, ok := errors.AsType[ownFault](err); ok {
 		return true
 	}
-	for _, own := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAGAIN} {
+	for _, own := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EAGAIN} {
 		if errors.Is(err, own) {
 			return true
 		}

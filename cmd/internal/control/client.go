@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,9 @@ import (
 
 // patience is how long a client waits for an answer beyond the time that it takes.
 const patience = 10 * time.Second
+
+// ErrSilent is of a program that runs, and does not answer.
+var ErrSilent = errors.New("the program does not answer")
 
 // Get asks the program whose control socket is at socket for path and decodes its JSON answer into into.
 // The error is one line: no such program, no right to use the socket, or what the program answered.
@@ -63,6 +67,9 @@ func do(ctx context.Context, method, socket, path string, takes time.Duration) (
 		return nil, err
 	}
 	resp, err := client.Do(req)
+	if fault := (net.Error)(nil); errors.As(err, &fault) && fault.Timeout() {
+		return nil, fmt.Errorf("%s: %w: it hangs, or is stopped: %w", socket, ErrSilent, unwrapURL(err))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: is the program running, and may you use its socket?", socket, unwrapURL(err))
 	}

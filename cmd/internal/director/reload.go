@@ -88,7 +88,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
 		return err
 	}
-	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
+	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
 		return err
 	}
 	set := d.weights().still(cfg)

@@ -27,7 +27,7 @@ type Director struct {
 // Examine examines the machine, and the ways to the realservers.
 func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	var st control.DirectorStatus
-	running, err := asked(ctx, d.Config.Control, &st)
+	running, silence, err := asked(ctx, d.Config.Control, &st)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +45,13 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running {
 		checks = append(checks,
-			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.vips()) }},
+			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.vips()) }})
+	}
+	switch {
+	case silence != nil:
+		checks = append(checks, check{"control", func(_ context.Context, e *exam) { e.silent("vstun-director", silence) }})
+	case running:
+		checks = append(checks,
 			check{"health", func(_ context.Context, e *exam) { e.health(&st) }},
 			check{"drops", func(ctx context.Context, e *exam) { e.directorDrops(ctx, d.Config.Control, &st) }})
 	}
@@ -55,16 +61,24 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	return r.finish(), nil
 }
 
-// asked gets the status of the program whose control socket is at socket, and tells whether there is one that runs.
-func asked(ctx context.Context, socket string, into any) (running bool, err error) {
+// asked gets the status of the program whose control socket is at socket, and tells whether there is one that runs, and if so, what is there when it does not
+// answer.
+func asked(ctx context.Context, socket string, into any) (running bool, silence, err error) {
 	err = control.Get(ctx, socket, "/status", into)
 	switch {
 	case err == nil:
-		return true, nil
+		return true, nil, nil
+	case errors.Is(err, control.ErrSilent):
+		return true, err, nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // nobody has it
-		return false, nil
+		return false, nil, nil
 	}
-	return false, err
+	return false, nil, err
+}
+
+// silent notes that the program, of this unit, runs and does not answer.
+func (e *exam) silent(unit string, err error) {
+	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too", Mend: fmt.Sprintf("systemctl restart %s  # journalctl -u %s says what it did last", unit, unit)})
 }
 
 // vips are the VIPs, each once.

@@ -47,6 +47,17 @@ hint: first: look here
 	}
 }
 
+// A realserver of very many services does not fill the screen with their names.
+func TestRealserverOfManyServices(t *testing.T) {
+	var names []string
+	for i := range 1000 {
+		names = append(names, fmt.Sprintf("s%d", i))
+	}
+	if where := (&target{services: names}).where(); !strings.Contains(where, "s0, s1, ") || !strings.Contains(where, "and 992 more") || len(where) > 100 {
+		t.Errorf("%.200s", where)
+	}
+}
+
 // What a director's own checks have found is in the report.
 func TestHealth(t *testing.T) {
 	st := control.DirectorStatus{Services: []control.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1, Realservers: []control.Realserver{

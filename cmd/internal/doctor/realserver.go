@@ -27,7 +27,7 @@ type Realserver struct {
 // Examine examines the machine.
 func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	var st control.RealserverStatus
-	running, err := asked(ctx, s.Config.Control, &st)
+	running, silence, err := asked(ctx, s.Config.Control, &st)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,6 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 		{"privileges", func(_ context.Context, e *exam) { e.privileges(running) }},
 		{"start", func(_ context.Context, e *exam) { e.start(running, s.Obstacles) }},
 		{"directors", func(_ context.Context, e *exam) { e.directors(s.Config) }},
-		{"encap_port", func(_ context.Context, e *exam) { e.encapPort(s, st.Pid) }},
 		{"firewall", func(_ context.Context, e *exam) { e.realserverFirewall(s) }},
 		{"servers", func(_ context.Context, e *exam) { e.servers(s.Config) }},
 		{"answers", func(_ context.Context, e *exam) { e.answers(s.Config, &st) }},
@@ -45,8 +44,15 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 		checks = append(checks,
 			check{"vips", func(_ context.Context, e *exam) { e.ownVIPs(s.Config) }},
 			check{"rp_filter", func(ctx context.Context, e *exam) { e.realserverFilters(ctx, s.Config) }},
-			check{"arp", func(_ context.Context, e *exam) { e.arp(s.Config) }},
-			check{"drops", func(ctx context.Context, e *exam) { e.realserverDrops(ctx, s, &st) }})
+			check{"arp", func(_ context.Context, e *exam) { e.arp(s.Config) }})
+	}
+	if silence != nil {
+		checks = append(checks, check{"control", func(_ context.Context, e *exam) { e.silent("vstun-realserver", silence) }})
+	} else {
+		checks = append(checks, check{"encap_port", func(_ context.Context, e *exam) { e.encapPort(s, st.Pid) }}) // who knows its process
+	}
+	if running && silence == nil {
+		checks = append(checks, check{"drops", func(ctx context.Context, e *exam) { e.realserverDrops(ctx, s, &st) }})
 	}
 	r.run(ctx, checks...)
 	return r.finish(), nil

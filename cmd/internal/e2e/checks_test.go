@@ -294,6 +294,24 @@ func TestTunnelIsChecked(t *testing.T) {
 	s.awaitHealth("up up")
 }
 
+// TestRefusedReloadKeepsHealth: a reload that takes a service away, and is refused for another reason, leaves what the checks have found.
+func TestRefusedReloadKeepsHealth(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	s.startWritten(s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s"`))
+	s.awaitHealth("up")
+	begin := time.Now()
+	s.director.configure(s.written("director.metrics = \"192.0.2.99:9464\"\n" + strings.Replace(s.checkedTOML("", `type = "ping"`), `"web"`, `"other"`, 1)))
+	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "192.0.2.99") {
+		t.Fatalf("reload: %+v", got)
+	}
+	r := s.director.balance().Services[0].Realservers[0]
+	if least := time.Since(begin).Seconds(); r.Health != "up" || r.Check.Since < least {
+		t.Errorf("after the reload it is %s, for %v s, want up for %v s or more", r.Health, r.Check.Since, least)
+	}
+	s.mustParrot(80, "web1")
+}
+
 // agentTOMLOf is an agent's configuration with another VIP.
 func (s *site) agentTOMLOf(socket string, vip netip.Addr) string {
 	was := s.vips

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/lab"
 )
@@ -358,17 +360,16 @@ func TestDoctorOfRealserver(t *testing.T) {
 	s.parrotAt(web, ":80")
 	agent.mustFindNothing("healthy")
 
-	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1",
+	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1 net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.all.arp_announce=0",
+		symptom{"arp", []string{"eth0", "arp_ignore", "sysctl -w net.ipv4.conf.all.arp_ignore=1"}},
+		symptom{"arp", []string{"eth0", "arp_announce", "sysctl -w net.ipv4.conf.all.arp_announce=2"}},
 		symptom{"vips", []string{s.VIP.String(), "no device has it", "ip addr add 198.51.100.80/32 dev vs0"}},
 		symptom{"rp_filter", []string{"vs0", "sysctl -w net.ipv4.conf.vs0.rp_filter=2"}})
 	agent.mustFindNothing("mended by the agent")
 	s.listenUDP(web, ":5300")
-	s.shell(web, `sysctl -qw net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.all.arp_announce=0
-nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input iifname lo accept
+	s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input iifname lo accept
 nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft add rule inet fw raw meta nfproto ipv6 fib saddr . iif oif missing drop`)
 	r := agent.mustName(
-		symptom{"arp", []string{"eth0", "arp_ignore", "sysctl -w net.ipv4.conf.all.arp_ignore=1"}},
-		symptom{"arp", []string{"eth0", "arp_announce", "sysctl -w net.ipv4.conf.all.arp_announce=2"}},
 		symptom{"firewall", []string{"inet fw input", "tunnel packets (protocol 4)", "nft insert rule inet fw input ip protocol 4 accept"}},
 		symptom{"firewall", []string{"inet fw raw", s.VIP6.String(), `nft insert rule inet fw raw iifname "vs0" accept`}})
 	if len(r.Hints) != 1 || !strings.Contains(r.Hints[0].Where, "5300") {
@@ -402,6 +403,26 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	agent.mustName(symptom{"encap_port", []string{"6080", "ss -lunp"}}, symptom{"start", []string{s.VIP.String(), "eth0", "ip addr del"}})
 	agent.configure(fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q, %q]\ncontrol = %q\n", s.VIP6, web.Addr, s.Director.Addr, agent.socket))
 	agent.mustName(symptom{"directors", []string{web.Addr.String(), "this host itself"}})
+}
+
+// TestDoctorOfSilentPrograms: of a program that stands still the doctor says so, and examines what it can without it.
+func TestDoctorOfSilentPrograms(t *testing.T) {
+	t.Parallel()
+	for name, of := range map[string]func(s *site) *program{
+		"director":   func(s *site) *program { return s.director },
+		"realserver": func(s *site) *program { return s.agents[0] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newRunningSite(t, 1, service{"tcp", "80", "rr", []int{1}})
+			s.parrot(s.Webs[0], 80)
+			p := of(s)
+			p.mustFindNothing("before")
+			p.signal(unix.SIGSTOP)
+			defer p.signal(unix.SIGCONT)
+			p.mustName(symptom{"control", []string{"does not answer", "systemctl restart vstun-" + name}})
+		})
+	}
 }
 
 // TestDoctorWithoutRights: neither program could start; both doctors say why, before anything else.

@@ -23,7 +23,7 @@ import (
 
 // Pins leads flows of this host to a realserver: a *balancer.Balancer.
 type Pins interface {
-	Pin(f packet.Flow, t balancer.Target, now conntab.Ticks) error
+	Pin(f packet.Flow, t balancer.Target, over bool, now conntab.Ticks) error
 	Unpin(f packet.Flow, now, rest conntab.Ticks)
 }
 
@@ -44,9 +44,14 @@ const (
 	restUDP = 60 * conntab.PerSecond
 )
 
-// tries is how many ports are tried that turn out to be at rest. Linux gives sockets of TCP that are bound every other port alone (net/ipv4/inet_connection_sock.c,
-// inet_csk_find_open_port): 14,116 of the usual range.
-const tries = 32
+// tries is how many ports are tried that turn out to be in use: at rest, or by a connection in the table. A free one is best; but of so many, the later ones
+// are taken from connections: the kernel has just said that no socket of this host has the port, and else a program here that often asks a VIP, or whoever
+// forges this host's address, could leave no port for the checks, and every realserver as it is.
+const (
+	// Linux gives sockets of TCP that are bound every other port alone (net/ipv4/inet_connection_sock.c, inet_csk_find_open_port): 14,116 of the usual range.
+	tries     = 32
+	triesFree = 16
+)
 
 // DialContext connects to address, a VIP and a port, at the realserver; network is "tcp" or "udp". A connection of TCP ends with a RST when it is closed,
 // as those of other balancers' checks do: one that has died keeps sending nothing, and no port is in TIME_WAIT. The connection is a *TCPConn or a *UDPConn.
@@ -62,8 +67,8 @@ func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.
 	if f.Src, err = t.source(f.Dst); err != nil {
 		return nil, err
 	}
-	for range tries {
-		c, err := t.dial(ctx, network, address, f)
+	for try := range tries {
+		c, err := t.dial(ctx, network, address, f, try >= triesFree)
 		if !errors.Is(err, balancer.ErrPinned) {
 			return c, ownFault(err)
 		}
@@ -106,12 +111,12 @@ type noAddress struct{ error }
 func (noAddress) Unwrap() error { return unix.EADDRNOTAVAIL }
 
 // dial tries one port, which the kernel chooses.
-func (t *Tunnel) dial(ctx context.Context, network, address string, f packet.Flow) (net.Conn, error) {
+func (t *Tunnel) dial(ctx context.Context, network, address string, f packet.Flow, over bool) (net.Conn, error) {
 	pinned := false
 	d := net.Dialer{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) (err error) {
 		refused := c.Control(func(fd uintptr) {
 			if f.SrcPort, err = bind(int(fd), f.Src); err == nil {
-				err = t.Pins.Pin(f, t.Target, t.Clock())
+				err = t.Pins.Pin(f, t.Target, over, t.Clock())
 				pinned = err == nil
 			}
 		})
@@ -205,7 +210,7 @@ func (t *Tunnel) Ping(ctx context.Context, vip netip.Addr) error {
 	}
 	for range tries {
 		f.SrcPort = t.Pinger.nextID()
-		err := t.Pins.Pin(f, t.Target, t.Clock())
+		err := t.Pins.Pin(f, t.Target, false, t.Clock())
 		if errors.Is(err, balancer.ErrPinned) {
 			continue
 		}

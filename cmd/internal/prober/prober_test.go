@@ -21,13 +21,15 @@ type ledger struct {
 	mu     sync.Mutex
 	refuse []error
 	pinned map[packet.Flow]bool
+	over   bool // the last one may have been in the place of a connection
 	rests  map[packet.Flow]conntab.Ticks
 	tried  int
 }
 
-func (l *ledger) Pin(f packet.Flow, _ balancer.Target, _ conntab.Ticks) error {
+func (l *ledger) Pin(f packet.Flow, _ balancer.Target, over bool, _ conntab.Ticks) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.over = over
 	if l.tried++; l.tried <= len(l.refuse) {
 		return l.refuse[l.tried-1]
 	}
@@ -129,6 +131,29 @@ func TestDialFails(t *testing.T) {
 		tunnel.Target.Address = netip.MustParseAddr(c.realserver)
 		if _, err := tunnel.DialContext(deadline(t), "tcp", "[2001:db8::1]:80"); err == nil || err.Error() != c.says || errors.Is(err, syscall.EADDRNOTAVAIL) != c.own {
 			t.Errorf("without an address: %v; want %s", err, c.says)
+		}
+	}
+}
+
+// TestPortsOfConnections: after some ports that connections in the table have, the next one is taken from such a connection.
+func TestPortsOfConnections(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	used := make([]error, triesFree)
+	for i := range used {
+		used[i] = balancer.ErrPinned
+	}
+	for taken, over := range map[int]bool{triesFree - 1: false, triesFree: true} {
+		tunnel, l := within(t, used[:taken]...)
+		c, err := tunnel.DialContext(deadline(t), "tcp", server.Addr().String())
+		if err != nil || l.tried != taken+1 || l.over != over {
+			t.Errorf("%v after %d tries, the last one in place of a connection: %v", err, l.tried, l.over)
+		}
+		if c != nil {
+			c.Close()
 		}
 	}
 }
