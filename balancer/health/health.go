@@ -81,11 +81,12 @@ type State struct {
 	Failures   uint64        // of them
 }
 
-// Change is a subject that came up or went down.
+// Change is a subject that came up or went down, or whose checks say nothing any more.
 type Change struct {
 	Service    string
 	Realserver netip.Addr
 	Up         bool
+	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before
 	Reason     string // of the check that made the difference
 	Time       time.Time
 }

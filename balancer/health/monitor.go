@@ -49,6 +49,7 @@ type target struct {
 	users   []*subject
 
 	damper damper
+	blind  int           // checks in a row that could not be made
 	quick  int           // checks to come that follow each other quickly
 	pace   time.Duration // of those
 	due    time.Time     // of the next check, or of the one that runs
@@ -114,7 +115,7 @@ func (m *Monitor) Set(subjects []Subject) error {
 		}
 		if old != nil && old.up != s.up { // what it has in common with others now is known already
 			s.since = time.Now()
-			m.note(s)
+			m.noteState(s)
 		}
 		m.subjects = append(m.subjects, s)
 	}
@@ -280,14 +281,23 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 		t.failed++
 	}
 	own := isOwn(err)
-	if own && t.quick > 0 {
-		t.quick++ // that was none: a reload was under way, for instance
+	if own {
+		if t.quick > 0 {
+			t.quick++ // that was none: a reload was under way, for instance
+		}
+		if t.blind++; t.blind == t.config.Fall {
+			for _, s := range t.users {
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Blind: true, Reason: s.reason(t), Time: end})
+			}
+		}
+	} else {
+		t.blind = 0
 	}
 	if !own && t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
 		for _, s := range t.users {
 			if up := s.allUp(); up != s.up {
 				s.up, s.since = up, end
-				m.note(s)
+				m.noteState(s)
 			}
 		}
 	}
@@ -326,12 +336,17 @@ func (t *target) next(now time.Time) time.Time {
 	return due
 }
 
-// note notes a change of s.
-func (m *Monitor) note(s *subject) {
+// noteState notes that s came up or went down.
+func (m *Monitor) noteState(s *subject) {
 	c := Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Time: s.since}
 	if t := s.telling(); t != nil {
 		c.Reason = s.reason(t)
 	}
+	m.note(c)
+}
+
+// note has c told.
+func (m *Monitor) note(c Change) {
 	m.pending = append(m.pending, c)
 	signal(m.deliver)
 }

@@ -280,10 +280,19 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 	} {
 		s := tcpSubject(closed(t), 20*time.Millisecond)
 		s.Path, s.Check.Up = faulty{call: c.call, err: c.err}, true
-		m := New(func([]Change) { t.Error("a change is told") })
+		told := make(chan Change, 100)
+		m := New(func(all []Change) {
+			for _, c := range all {
+				told <- c
+			}
+		})
 		mustSet(t, m, s)
 		run(t, m)
 		within(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
+		within(t, "it is told", func() bool { return len(told) > 0 })
+		if got := <-told; !got.Blind || !got.Up || got.Reason != "not checked, for a fault of this machine: "+c.reason || len(told) > 0 {
+			t.Errorf("told of %+v and %d more", got, len(told))
+		}
 		if got := m.States()[0]; !got.Up || got.Failures < 5 || got.Reason != "not checked, for a fault of this machine: "+c.reason {
 			t.Errorf("%+v", got)
 		}

@@ -79,14 +79,19 @@ func (d *director) healthChanged(changes []health.Change) {
 	time.Sleep(betweenChanges)
 }
 
-// realserverChanged tells about a realserver, and logs it if it is to.
+// realserverChanged tells about a realserver, and logs it if it is to. Of checks that can't be made only the log knows: nothing has changed.
 func (d *director) realserverChanged(c health.Change, logged bool) {
 	switch {
 	case !logged:
+	case c.Blind:
+		d.log.Error("a realserver is not checked any more, and stays "+upDown(c.Up), "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	case c.Up:
 		d.log.Info("realserver up", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	default:
 		d.log.Warn("realserver down", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
+	}
+	if c.Blind {
+		return
 	}
 	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: upDown(!c.Up), New: upDown(c.Up), Reason: c.Reason})
 }
