@@ -155,7 +155,6 @@ func TestTop(t *testing.T) {
 		}
 		return rows[0].CPS >= 1 && rows[2].CPS >= 1
 	})
-	l.end(t)
 	for _, wrong := range []string{"--sort colour", "--every 1ms", "web"} {
 		if got := s.ask(append([]string{"top"}, strings.Fields(wrong)...)...); got.code != 2 || strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("top %s: exit status %d, want 2 and a line: %s", wrong, got.code, got.stderr)
@@ -172,6 +171,8 @@ func TestTop(t *testing.T) {
 			}
 		}
 	}
+
+	l.end(t) // only now: without requests there are soon no connections to be listed
 
 	// The director ends while somebody watches, whose connection is cut then.
 	p, screen = s.startTerminal(40, 10, "top", "--every", "200ms")
