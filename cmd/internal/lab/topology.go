@@ -168,7 +168,9 @@ func (h *Host) operational(name string) (up bool, err error) {
 		if err != nil || link.Attrs().OperState != netlink.OperUp {
 			return err
 		}
-		up, err = settled(link)
+		if up, err = settled(link); errors.Is(err, netlink.ErrDumpInterrupted) { // they are just changing
+			return nil
+		}
 		return err
 	})
 	return up, err
@@ -187,6 +189,9 @@ func (l *Lab) disconnect() error {
 	}
 	return l.Router.Do(func() error {
 		links, err := netlink.LinkList()
+		for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // they are just changing
+			links, err = netlink.LinkList()
+		}
 		if err != nil {
 			return fmt.Errorf("list the router's links: %w", err)
 		}
