@@ -47,12 +47,11 @@ func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
 	if c.TCP {
 		network = "tcp"
 	}
-	conn, err := at.dial(ctx, network)
+	conn, end, err := at.dial(ctx, network)
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
-	defer stopAt(ctx, conn)()
+	defer end()
 	query := &dns.Msg{MsgHdr: dns.MsgHdr{Id: dns.Id(), RecursionDesired: true}, Question: []dns.Question{c.question}}
 	client := &dns.Client{Timeout: untilDone} // else two seconds
 	answer, _, err := client.ExchangeWithConnContext(ctx, query, &dns.Conn{Conn: conn, UDPSize: maxDatagram})

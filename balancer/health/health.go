@@ -51,9 +51,17 @@ type place struct {
 	port uint16
 }
 
-// dial opens a connection to the place.
-func (p place) dial(ctx context.Context, network string) (net.Conn, error) {
-	return p.path.DialContext(ctx, network, netip.AddrPortFrom(p.to, p.port).String())
+// dial connects, for as long as ctx lasts: when it ends, so do reading and writing. end closes the connection.
+func (p place) dial(ctx context.Context, network string) (conn net.Conn, end func(), err error) {
+	conn, err = p.path.DialContext(ctx, network, netip.AddrPortFrom(p.to, p.port).String())
+	if err != nil {
+		return nil, nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	return conn, func() { stop(); conn.Close() }, nil
 }
 
 // Subject is one realserver of one service, and how it is checked.

@@ -80,13 +80,12 @@ func hostname(host string) string {
 
 // check writes the request and reads the answer itself: an http.Client, for one request a connection, costs twice as much.
 func (c httpChecker) check(ctx context.Context, at place) (string, error) {
-	conn, err := at.dial(ctx, "tcp")
+	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
+	defer end()
 	resetAtEnd(conn)
-	defer stopAt(ctx, conn)()
 	server := conn
 	if c.tls != nil {
 		if server, err = c.shake(ctx, conn, at.to); err != nil {

@@ -71,7 +71,7 @@ func TestDeadServerIsOut(t *testing.T) {
 	if s := m.States()[0]; s.Reason != "connected" || s.Since.IsZero() || s.Checks < 2 || s.Failures != 0 {
 		t.Errorf("up: %+v", s)
 	}
-	time.Sleep(3 * interval) // not only in its first checks
+	within(t, "beyond its first checks", func() bool { return m.States()[0].Checks >= 5 })
 	died := time.Now()
 	_ = l.Close()
 	within(t, "down", func() bool { return !up() })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -201,9 +202,17 @@ func (n *teller) stopWhile(t *testing.T, letGo func()) {
 // TestNotifyEnds: what hangs does not hold up the program's end for long.
 func TestNotifyEnds(t *testing.T) {
 	t.Parallel()
-	n := newTeller(t, Notify{Webhook: "http://" + listen(t, silence).String() + "/", Command: []string{"/bin/sh", "-c", "sleep 1000", "sh"}, Timeout: time.Hour})
+	begun, asked := filepath.Join(t.TempDir(), "begun"), make(chan struct{}, 1)
+	hook := listen(t, func(c net.Conn) {
+		asked <- struct{}{}
+		silence(c)
+	})
+	n := newTeller(t, Notify{Webhook: "http://" + hook.String() + "/", Command: []string{"/bin/sh", "-c", "touch " + begun + "; sleep 1000", "sh"}, Timeout: time.Hour})
 	n.Tell(event(1), event(2), event(3))
-	time.Sleep(50 * time.Millisecond)
+	within(t, "both hang", func() bool {
+		_, err := os.Stat(begun)
+		return err == nil && len(asked) > 0
+	})
 	n.stopWhile(t, func() {})
 	if got := n.said(); len(got) != 6 {
 		t.Errorf("%q", got)

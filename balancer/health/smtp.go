@@ -23,12 +23,11 @@ func (p SMTP) prepare() (checker, error) {
 }
 
 func (p SMTP) check(ctx context.Context, at place) (string, error) {
-	conn, err := at.dial(ctx, "tcp")
+	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
-	defer stopAt(ctx, conn)()
+	defer end()
 	bound := &limit{left: maxAnswer}
 	client, err := smtp.NewClient(limited{conn, bound}, at.to.String())
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"regexp"
-	"time"
 )
 
 // TCP opens a connection, and more where Send or Expect say so.
@@ -38,13 +37,12 @@ func pattern(key, expression string) (*regexp.Regexp, error) {
 }
 
 func (c tcpChecker) check(ctx context.Context, at place) (string, error) {
-	conn, err := at.dial(ctx, "tcp")
+	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
+	defer end()
 	resetAtEnd(conn)
-	defer stopAt(ctx, conn)()
 	if len(c.send) > 0 {
 		if _, err := conn.Write(c.send); err != nil {
 			return "", err
@@ -93,13 +91,4 @@ func expectFrom(from io.Reader, expect *regexp.Regexp) error {
 // begin is how an answer begins, quoted.
 func begin(answer []byte) string {
 	return fmt.Sprintf("%q", answer[:min(len(answer), 64)])
-}
-
-// stopAt ends what is read and written on conn when ctx ends, until the returned function is called.
-func stopAt(ctx context.Context, conn net.Conn) func() {
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	return func() { stop() }
 }

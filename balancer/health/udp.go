@@ -31,12 +31,11 @@ func (p UDP) prepare() (checker, error) {
 }
 
 func (c udpChecker) check(ctx context.Context, at place) (string, error) {
-	conn, err := at.dial(ctx, "udp")
+	conn, end, err := at.dial(ctx, "udp")
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
-	defer stopAt(ctx, conn)()
+	defer end()
 	if _, err := conn.Write(c.send); err != nil {
 		return "", err
 	}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -464,30 +463,6 @@ func (s *site) echoNamed(h *lab.Host, port uint16) {
 // alive says "yes" on port 9 of the VIP.
 func (s *site) alive(h *lab.Host) net.PacketConn {
 	return s.answerUDP(h, 9, func([]byte) []byte { return []byte("yes") })
-}
-
-// answerUDP answers each datagram to a port of the VIP on h.
-func (s *site) answerUDP(h *lab.Host, port uint16, answer func([]byte) []byte) net.PacketConn {
-	s.t.Helper()
-	c := s.listenUDP(h, s.at(port))
-	var running sync.WaitGroup
-	running.Go(func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := c.ReadFrom(buf)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, _ = c.WriteTo(answer(buf[:n]), from) // who asks notices
-			}
-		}
-	})
-	s.t.Cleanup(func() {
-		c.Close()
-		running.Wait()
-	})
-	return c
 }
 
 // TestLateAnswers has one realserver answer checks of UDP after their timeout, and another one never: neither takes the other's late answer for its own, however

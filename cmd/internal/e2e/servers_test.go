@@ -119,8 +119,8 @@ func (s *site) serveTCP(h *lab.Host, address string, handle func(net.Conn)) {
 	})
 }
 
-// echoUDP answers each datagram to a port of the VIP on h with its own bytes, until the test ends.
-func (s *site) echoUDP(h *lab.Host, port uint16) {
+// answerUDP answers each datagram to a port of the VIP on h.
+func (s *site) answerUDP(h *lab.Host, port uint16, answer func([]byte) []byte) net.PacketConn {
 	s.t.Helper()
 	c := s.listenUDP(h, s.at(port))
 	var running sync.WaitGroup
@@ -132,7 +132,7 @@ func (s *site) echoUDP(h *lab.Host, port uint16) {
 				return
 			}
 			if err == nil {
-				_, _ = c.WriteTo(buf[:n], from) // the client notices
+				_, _ = c.WriteTo(answer(buf[:n]), from) // who asks notices
 			}
 		}
 	})
@@ -140,6 +140,13 @@ func (s *site) echoUDP(h *lab.Host, port uint16) {
 		c.Close()
 		running.Wait()
 	})
+	return c
+}
+
+// echoUDP answers each datagram to a port of the VIP on h with its own bytes, until the test ends.
+func (s *site) echoUDP(h *lab.Host, port uint16) {
+	s.t.Helper()
+	s.answerUDP(h, port, func(datagram []byte) []byte { return datagram })
 }
 
 // listenUDP opens a socket that ends with the test.
