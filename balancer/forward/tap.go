@@ -84,6 +84,13 @@ func (s *Shared) Unwatch(t *Tap) {
 	t.wake()
 }
 
+// EndWatch is Unwatch for the one that takes packets now, if any does.
+func (s *Shared) EndWatch() {
+	if t := s.tap.Load(); t != nil {
+		s.Unwatch(t)
+	}
+}
+
 // Take waits for packets and returns them. They are valid until the next Take. None are returned at the end: when t has as many as it wanted, when
 // Unwatch was called, or with ctx's end. One goroutine calls it.
 func (t *Tap) Take(ctx context.Context) []Tapped {

@@ -22,12 +22,10 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 	if !d.shared.Watch(tap) {
 		return nil, errors.New("another capture is running: wait for its end")
 	}
-	d.tap.Store(tap)
 	return func(ctx context.Context, w io.Writer, flush func() error) (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, want.Time)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { d.shared.Unwatch(tap) })() // also while w waits for its reader
-		defer d.tap.CompareAndSwap(tap, nil)                             // it holds megabytes
 		defer d.shared.Unwatch(tap)
 		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
 		return control.Captured(n), err
@@ -36,9 +34,7 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 
 // endCapture answers POST /capture/end: the capture that is running is over.
 func (d *director) endCapture() (any, error) {
-	if tap := d.tap.Load(); tap != nil {
-		d.shared.Unwatch(tap)
-	}
+	d.shared.EndWatch()
 	return struct{}{}, nil
 }
 

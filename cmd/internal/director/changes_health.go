@@ -47,7 +47,7 @@ func checkKeys(c *config.Check) []key {
 		verify = fmt.Sprint(c.Verify)
 	}
 	return []key{{"type", c.Type}, {"via", viaName(c)}, {"port", port}, {"interval", c.Interval.String()}, {"timeout", c.Timeout.String()},
-		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upName(c.Up)}, {"path", c.Path}, {"host", c.Host}, {"status", statusName(c.Status)},
+		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)}, {"path", c.Path}, {"host", c.Host}, {"status", statusName(c.Status)},
 		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify}, {"send", quoted(c.Send)}, {"expect", quoted(c.Expect)},
 		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
 }
@@ -57,13 +57,6 @@ func viaName(c *config.Check) string {
 		return "direct"
 	}
 	return "tunnel"
-}
-
-func upName(up bool) string {
-	if up {
-		return "up"
-	}
-	return "down"
 }
 
 func statusName(list []config.StatusRange) string {

@@ -68,8 +68,7 @@ type director struct {
 	pinger   *prober.Pinger
 	known    atomic.Pointer[ways] // for probes
 
-	override atomic.Pointer[weights]     // nil: none; stored with mu
-	tap      atomic.Pointer[forward.Tap] // of the last capture
+	override atomic.Pointer[weights] // nil: none; stored with mu
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
