@@ -280,8 +280,7 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	if err != nil {
 		t.failed++
 	}
-	own := isOwn(err)
-	if own {
+	if isOwn(err) {
 		if t.quick > 0 {
 			t.quick++ // that was none: a reload was under way, for instance
 		}
@@ -292,12 +291,12 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 		}
 	} else {
 		t.blind = 0
-	}
-	if !own && t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
-		for _, s := range t.users {
-			if up := s.allUp(); up != s.up {
-				s.up, s.since = up, end
-				m.noteState(s)
+		if t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
+			for _, s := range t.users {
+				if up := s.allUp(); up != s.up {
+					s.up, s.since = up, end
+					m.noteState(s)
+				}
 			}
 		}
 	}

@@ -14,7 +14,7 @@ func (l *difference) check(at string, was, is *config.Check) {
 	switch {
 	case was == nil && is == nil:
 	case was == nil:
-		l.note("%scheck added: %s, via %s", at, is.Type, viaName(is))
+		l.note("%scheck added: %s, via %s", at, is.Type, via(is))
 	case is == nil:
 		l.note("%scheck removed", at)
 	default:
@@ -46,17 +46,10 @@ func checkKeys(c *config.Check) []key {
 	if c.Type == "https" {
 		verify = fmt.Sprint(c.Verify)
 	}
-	return []key{{"type", c.Type}, {"via", viaName(c)}, {"port", port}, {"interval", c.Interval.String()}, {"timeout", c.Timeout.String()},
+	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval.String()}, {"timeout", c.Timeout.String()},
 		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)}, {"path", c.Path}, {"host", c.Host}, {"status", statusName(c.Status)},
 		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify}, {"send", quoted(c.Send)}, {"expect", quoted(c.Expect)},
 		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
-}
-
-func viaName(c *config.Check) string {
-	if c.Direct {
-		return "direct"
-	}
-	return "tunnel"
 }
 
 func statusName(list []config.StatusRange) string {
