@@ -62,6 +62,8 @@ type results struct {
 	streams map[streamKey]Sample // bits a second
 	trips   map[string]*trips    // by way
 	skipped []string
+
+	disturbed int // measurements that failed and were repeated
 }
 
 // streamKey is a TCP stream's way and direction.
@@ -148,6 +150,22 @@ func (o *Options) status(format string, args ...any) {
 	}
 }
 
+// attempts is the number of times that one measurement is tried: a machine that is busy with other work can disturb it.
+const attempts = 4
+
+// repeat runs one measurement, which adds its result only when it succeeds. It repeats a failed one, says so, and counts it. It returns the last
+// error when every attempt fails, and the first one when ctx is cancelled.
+func (r *results) repeat(ctx context.Context, o Options, measure func() error) error {
+	for left := attempts - 1; ; left-- {
+		err := measure()
+		if err == nil || left == 0 || ctx.Err() != nil {
+			return err
+		}
+		r.disturbed++
+		o.status("disturbed, repeated: %v", err)
+	}
+}
+
 // measure runs all rounds.
 func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 	t := *o.timing
@@ -171,7 +189,8 @@ func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 				if r.floods[k] == nil {
 					r.floods[k] = &flood{}
 				}
-				if err := b.flood(ctx, w, flows, t, r.floods[k]); err != nil {
+				measure := func() error { return b.flood(ctx, w, flows, t, r.floods[k]) }
+				if err := r.repeat(ctx, o, measure); err != nil {
 					return nil, err
 				}
 			}
@@ -197,12 +216,18 @@ func (b *bed) measureStreams(ctx context.Context, o Options, r *results) error {
 		o.status("TCP streams, round %d of %d", round+1, o.timing.rounds)
 		for _, download := range []bool{false, true} {
 			for _, road := range b.roads() {
-				rate, err := b.iperf(ctx, road.addr, download, o.timing.stream)
-				if err != nil {
-					return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+				measure := func() error {
+					rate, err := b.iperf(ctx, road.addr, download, o.timing.stream)
+					if err != nil {
+						return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+					}
+					k := streamKey{road.name, download}
+					r.streams[k] = append(r.streams[k], rate)
+					return nil
 				}
-				k := streamKey{road.name, download}
-				r.streams[k] = append(r.streams[k], rate)
+				if err := r.repeat(ctx, o, measure); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -219,16 +244,22 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	o.status("round trips, %d rounds", o.timing.rounds)
 	for range o.timing.rounds {
 		for _, road := range b.roads() {
-			p50, p99, err := b.roundTrips(ctx, road.addr, o.timing.trips)
-			if err != nil {
-				return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+			measure := func() error {
+				p50, p99, err := b.roundTrips(ctx, road.addr, o.timing.trips)
+				if err != nil {
+					return fmt.Errorf("%s: %w%s", road.name, err, road.lastWords())
+				}
+				t := r.trips[road.name]
+				if t == nil {
+					t = &trips{}
+					r.trips[road.name] = t
+				}
+				t.p50, t.p99 = append(t.p50, p50), append(t.p99, p99)
+				return nil
 			}
-			t := r.trips[road.name]
-			if t == nil {
-				t = &trips{}
-				r.trips[road.name] = t
+			if err := r.repeat(ctx, o, measure); err != nil {
+				return err
 			}
-			t.p50, t.p99 = append(t.p50, p50), append(t.p99, p99)
 		}
 	}
 	return nil

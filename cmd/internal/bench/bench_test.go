@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -155,6 +157,73 @@ func TestInterrupt(t *testing.T) {
 				t.Errorf("got %v and %d bytes", err, out.Len())
 			}
 		})
+	}
+}
+
+// pausing stops the naive loop's process when the floods begin, and lets it go on once a measurement is repeated.
+type pausing struct {
+	t        *testing.T
+	paused   int // the process, 0 for none
+	repeated int
+}
+
+func (p *pausing) Write(b []byte) (int, error) {
+	switch {
+	case bytes.Contains(b, []byte("packets, round 1")):
+		p.paused = child(p.t, Naive)
+		if err := syscall.Kill(p.paused, syscall.SIGSTOP); err != nil {
+			p.t.Error(err)
+		}
+	case bytes.Contains(b, []byte("disturbed, repeated")):
+		p.repeated++
+		if err := syscall.Kill(p.paused, syscall.SIGCONT); err != nil {
+			p.t.Error(err)
+		}
+	}
+	return len(b), nil
+}
+
+// child returns the id of this process's child that has arg among its arguments.
+func child(t *testing.T, arg string) int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range stats {
+		stat, _ := os.ReadFile(path)
+		line, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+		_, fields, _ := strings.Cut(string(stat), ") ")
+		var state string
+		var parent int
+		if n, _ := fmt.Sscan(fields, &state, &parent); n == 2 && parent == os.Getpid() && slices.Contains(strings.Split(string(line), "\x00"), arg) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("no child runs %q", arg)
+	return 0
+}
+
+func TestDisturbedRoundIsRepeated(t *testing.T) {
+	o := options(t, "disturbed")
+	o.JSON = true
+	status := &pausing{t: t}
+	o.Status = status
+	var out bytes.Buffer
+	if err := Run(t.Context(), &out, o); err != nil {
+		t.Fatal(err)
+	}
+	var r Report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("measurements that were disturbed and repeated: %d", status.repeated)
+	if status.repeated == 0 || !slices.Contains(r.Notes, want) {
+		t.Errorf("repeated %d times; notes: %q", status.repeated, r.Notes)
 	}
 }
 

@@ -84,6 +84,9 @@ func newReport(o Options, m Machine, res *results) *Report {
 	if o.Quick {
 		r.Notes = append(r.Notes, "a quick run: the figures are rough")
 	}
+	if res.disturbed > 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("measurements that were disturbed and repeated: %d", res.disturbed))
+	}
 	r.floods(res, o.timing.flows)
 	r.streams(res)
 	r.trips(res)
