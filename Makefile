@@ -1,11 +1,11 @@
-# make demo | test | uploads | soak | interop | bench | build | install | uninstall | package | lint | fuzz | deps | clean
+# make demo | test | race | busy | uploads | soak | interop | bench | build | install | uninstall | package | lint | fuzz | deps | clean
 
 GO       ?= go
 FUZZTIME ?= 30s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
-.PHONY: all build install uninstall package demo test uploads soak interop bench lint fuzz deps clean
+.PHONY: all build install uninstall package demo test race busy uploads soak interop bench lint fuzz deps clean
 all: build
 
 build:
@@ -28,10 +28,17 @@ package:
 demo: build
 	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6)
 
-# Everything: unit tests, and, as root, the end-to-end tests in network namespaces.
+# Unit tests, and, as root, the end-to-end tests in network namespaces.
 test: deps
-	$(GO) test -timeout 9m ./...
-	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 9m ./...,@echo "SKIPPED: go test -race needs gcc")
+	$(GO) test -timeout 20m ./...
+
+# The same with the race detector, in the programs, too.
+race: deps
+	$(if $(shell command -v gcc),$(GO) test -race -short -timeout 20m ./...,@echo "SKIPPED: go test -race needs gcc")
+
+# The end-to-end tests beside four busy loops, RUNS times. RUN=NAME is for the tests whose names match.
+busy: deps
+	.ci/busy $(or $(RUNS),1) $(RUN)
 
 # Uploads of 100 MB, compared byte by byte, through every tunnel, with either IP inside and outside, over three MTUs, with and without offloads.
 uploads:
