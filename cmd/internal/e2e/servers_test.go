@@ -35,7 +35,8 @@ func (s *site) nginxProcess(h *lab.Host) *lab.Process {
 	}
 	// One process in the foreground: a worker would survive a test that is killed.
 	config := fmt.Sprintf(`daemon off; master_process off; pid %[1]s/pid; error_log stderr;
-events { worker_connections 512; }
+worker_rlimit_nofile 8192;
+events { worker_connections 4096; }
 http {
   access_log off; keepalive_timeout 60; sendfile on; default_type application/octet-stream;
   client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
