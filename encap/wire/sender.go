@@ -27,7 +27,7 @@ type Sender struct {
 func NewSender() (*Sender, error) { return newSender(false) }
 
 // NewAnswerSender is NewSender for packets whose sources are addresses of this host: the kernel routes each by its source, too, as it routes what its own
-// sockets send. Other sources are refused with EINVAL.
+// sockets send.
 func NewAnswerSender() (*Sender, error) { return newSender(true) }
 
 func newSender(bySource bool) (*Sender, error) {

@@ -126,7 +126,7 @@ func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 			continue
 		}
 		e.find(Finding{Severity: Hint, Where: fmt.Sprintf("UDP port %d", at.Port()), What: fmt.Sprintf("%s listens on all addresses", owner(l.inode)),
-			Why: "if it serves a VIP, it must answer from the address that was asked (IP_PKTINFO), as HTTP/3 servers do: clients drop answers from another one",
+			Why:  "if it serves a VIP, it must answer from the address that was asked (IP_PKTINFO), as HTTP/3 servers do: clients drop answers from another one",
 			Mend: "let it listen on the VIP, if it does not"})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -175,6 +176,28 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 	if sent := st.Answers.Packets - before.Answers.Packets; sent != n || sum(st.Drops) != n {
 		t.Errorf("the agent sent %d packets and refused %v, want %d each", sent, st.Drops, n)
 	}
+	if ipv6 {
+		return
+	}
+	done := make(chan struct{})
+	asking := make(chan struct{})
+	go func() {
+		defer close(asking)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				_ = s.answer(portBound, 100, tick) // none comes
+			}
+		}
+	}()
+	defer func() {
+		close(done)
+		<-asking
+	}()
+	says := symptom{"drops", []string{"answer_loop", "ip rule"}}
+	eventually(t, "the doctor names the loop", answerPatience, func() bool { return slices.ContainsFunc(s.agents[0].examine().Findings, says.is) })
 }
 
 // routeByDevice leads all that comes from the VIP, whichever socket sends it, into the agent's device.
