@@ -24,11 +24,13 @@ const (
 // Fragment cuts an outer IPv4 packet without options, whatever tunnel it is of, into pieces of at most mtu bytes (RFC 791, section 3.2) and
 // appends them to segs. The headers of all but the first stand in room, 20 bytes each; the payload is not copied. id is the packet's ID, not 0,
 // else the kernel would give each piece one of its own. mtu is at least MinMTU. The realserver's kernel puts the pieces together before its
-// socket sees them.
+// socket sees them. A packet that is a fragment itself becomes smaller ones of the same packet, if id is its own.
 func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room []byte) []packet.Segment {
 	const hl = packet.IPv4HeaderLen
 	step := (mtu - hl) &^ 7
 	payload := outer[hl:]
+	before := binary.BigEndian.Uint16(outer[6:])
+	more, first := before&0x2000, before&0x1fff
 	binary.BigEndian.PutUint16(outer[4:], id)
 	for off := 0; off < len(payload); off += step {
 		h := packet.IPv4(outer[:hl])
@@ -38,7 +40,7 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 			copy(h, outer[:hl])
 		}
 		body := payload[off:min(off+step, len(payload))]
-		frag := uint16(off / 8)
+		frag := more | first + uint16(off/8)
 		if off+step < len(payload) {
 			frag |= 0x2000
 		}

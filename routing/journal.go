@@ -69,10 +69,12 @@ type routeRecord struct {
 	TOS    int          `json:"tos,omitempty"`
 }
 
-// ruleRecord is a rule that we added: from this address look up this table.
+// ruleRecord is a rule that we added: from this address look up this table; with Link only for sockets that ask for that
+// output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
 	From     netip.Addr `json:"from"`
+	Link     string     `json:"link,omitempty"`
 	Table    int        `json:"table"`
 }
 
@@ -276,7 +278,7 @@ func (r records) validate() error {
 		}
 	}
 	for _, u := range r.Rules {
-		if !inRange(u.Table, 1, maxID) || !validAddr(u.From) || !inRange(u.Priority, 1, lastP) {
+		if !inRange(u.Table, 1, maxID) || !validAddr(u.From) || !inRange(u.Priority, 1, lastP) || u.Link != "" && !validLink(u.Link) {
 			return fmt.Errorf("bad rule from %s", u.From)
 		}
 	}

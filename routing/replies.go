@@ -141,28 +141,43 @@ func (r *Replies) advMSS(c netlink.Route, usable map[int]netlink.Link) int {
 	return max(mss, minMSS)
 }
 
+// rules returns the rules that r asks for, in the order of their priorities.
+func (r *Replies) rules() (all []ruleRecord) {
+	for _, from := range r.From {
+		all = append(all, ruleRecord{Priority: r.Priority, From: from, Table: r.Table})
+	}
+	if r.Bound == "" {
+		return all
+	}
+	for _, from := range r.From {
+		all = append(all, ruleRecord{Priority: r.Priority + 1, From: from, Link: r.Bound, Table: r.Table + 1})
+	}
+	return all
+}
+
 func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
-	mine, from := setOf(own), setOf(want.From)
+	wanted := want.rules()
+	mine, asked, priorities := setOf(own), setOf(wanted), map[int]bool{}
+	for _, rec := range wanted {
+		priorities[rec.Priority] = true
+	}
 	for _, have := range snap.rules {
-		if have.Priority != want.Priority {
+		if !priorities[have.Priority] {
 			continue
 		}
 		rec, plain := recordOfRule(have)
-		ours := plain && have.Protocol == Protocol && mine[rec]
-		asked := plain && rec.Table == want.Table && from[rec.From]
-		if !ours && !asked {
+		if !plain || !asked[rec] && !(have.Protocol == Protocol && mine[rec]) {
 			return nil, nil, fmt.Errorf("replies: rule priority %d is taken by another rule (ip rule show priority %d); choose another",
-				want.Priority, want.Priority)
+				have.Priority, have.Priority)
 		}
 	}
-	for _, from := range want.From {
-		rec := ruleRecord{Priority: want.Priority, From: from, Table: want.Table}
+	for _, rec := range wanted {
 		proto, there := snap.plain[rec]
 		switch {
 		case !there:
 			next = append(next, rec)
 			steps = append(steps, step{
-				what: fmt.Sprintf("ip rule add from %s lookup %d priority %d", from, want.Table, want.Priority),
+				what: "ip rule add " + rec.String(),
 				do:   func() error { return m.nl.RuleAdd(rec.kernel()) },
 			})
 		case proto == Protocol && mine[rec]:
@@ -172,17 +187,26 @@ func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (ste
 	return steps, next, nil
 }
 
+// String names the rule as `ip rule` does.
+func (r ruleRecord) String() string {
+	oif := ""
+	if r.Link != "" {
+		oif = " oif " + r.Link
+	}
+	return fmt.Sprintf("from %s%s lookup %d priority %d", r.From, oif, r.Table, r.Priority)
+}
+
 func (r ruleRecord) kernel() *netlink.Rule {
 	k := netlink.NewRule()
 	k.Family, k.Priority, k.Table, k.Protocol = family(r.From), r.Priority, r.Table, Protocol
-	k.Src = ipNet(hostPrefix(r.From))
+	k.Src, k.OifName = ipNet(hostPrefix(r.From)), r.Link
 	return k
 }
 
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, one table.
+// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, one table, a device or none.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
 	src := prefixOf(have.Src)
-	rec := ruleRecord{Priority: have.Priority, From: src.Addr(), Table: have.Table}
+	rec := ruleRecord{Priority: have.Priority, From: src.Addr(), Link: have.OifName, Table: have.Table}
 	if !src.IsSingleIP() {
 		return rec, false
 	}
@@ -196,7 +220,7 @@ func (m *Manager) undoRule(r ruleRecord, snap snapshot) error {
 		return nil
 	}
 	if err := m.nl.RuleDel(r.kernel()); err != nil && !isGone(err) {
-		return fmt.Errorf("ip rule del from %s lookup %d priority %d: %w", r.From, r.Table, r.Priority, err)
+		return fmt.Errorf("ip rule del %s: %w", r, err)
 	}
 	return nil
 }

@@ -112,6 +112,11 @@ type Replies struct {
 	Priority int // of the `ip rule`s, 1–32765; taken by nobody else
 	AdvMSS   int // bytes, at most, for IPv4; a route or device whose MTU needs less gets less. 0 leaves every route as it is
 	AdvMSS6  int // the same for IPv6
+
+	// Bound is a device of State.Links, "" for none. Packets whose socket asks for it as their output device (SO_BINDTODEVICE, the
+	// interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, where Table has no route for them. State.Routes
+	// fill that table.
+	Bound string
 }
 
 // clone returns a copy that shares nothing with s.
@@ -189,6 +194,11 @@ func (s State) validate() error {
 		reserved := inRange(r.Table, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) // default, main, local
 		check(inRange(r.Table, 1, maxID) && !reserved, "replies: table %d: want 1 to 252, or 256 to %d", r.Table, maxID)
 		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's", r.Priority, lastP)
+		if r.Bound != "" {
+			check(validLink(r.Bound), "replies: bad device name %q", r.Bound)
+			check(!inRange(r.Table+1, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) && r.Table < maxID, "replies: table %d: the next one is the kernel's", r.Table)
+			check(r.Priority < lastP, "replies: priority %d: the next one is the main table's", r.Priority)
+		}
 		for _, mss := range []int{r.AdvMSS, r.AdvMSS6} {
 			check(mss == 0 || inRange(mss, minMSS, maxMSS), "replies: advmss %d: want %d to %d", mss, minMSS, maxMSS)
 		}

@@ -65,7 +65,6 @@ func (d *Device) open(queues int, open func(string) (int, error), vnet bool) err
 }
 
 func (d *Device) add(fd int, vnet bool) error {
-	q := &Queue{vnet: vnet}
 	if vnet {
 		set, err := setOffloads(fd)
 		if err != nil {
@@ -73,15 +72,12 @@ func (d *Device) add(fd int, vnet bool) error {
 			return err
 		}
 		d.offloads = offloadNames(set)
-	} else {
-		q.out.segs = make([]packet.Segment, 0, packet.MaxPieces)
-		q.out.room = make([]byte, packet.PieceRoom)
 	}
-	var err error
-	if q.fd, err = pollfd.New(fd); err != nil {
+	f, err := pollfd.New(fd)
+	if err != nil {
 		return err
 	}
-	d.queues = append(d.queues, q)
+	d.queues = append(d.queues, newQueue(f, vnet))
 	return nil
 }
 
@@ -110,6 +106,18 @@ type Queue struct {
 	vnet bool
 	out  writing
 }
+
+func newQueue(fd *pollfd.FD, vnet bool) *Queue {
+	q := &Queue{fd: fd, vnet: vnet}
+	if !vnet {
+		q.out.segs = make([]packet.Segment, 0, packet.MaxPieces)
+		q.out.room = make([]byte, packet.PieceRoom)
+	}
+	return q
+}
+
+// Writer returns q for another goroutine, which may write while the one of q does. The device closes it with q.
+func (q *Queue) Writer() *Queue { return newQueue(q.fd, q.vnet) }
 
 // writing is what a writer needs.
 type writing struct {

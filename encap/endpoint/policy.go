@@ -80,6 +80,12 @@ func (p *Policy) director(a netip.Addr) bool {
 	return false
 }
 
+// answers reports whether a packet from src to dst can be an answer of this host's servers: from a VIP, to a client.
+func (p *Policy) answers(src, dst netip.Addr) bool {
+	_, vip := p.vips[src]
+	return vip && p.host(dst)
+}
+
 // arrival is what is known of a packet before its tunnel header is read.
 type arrival struct {
 	exit         *encap.Exit

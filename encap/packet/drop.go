@@ -39,6 +39,8 @@ const (
 	DropInnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
 	DropGathered         // several datagrams that the kernel has put together, and nobody can take apart
 	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
+	DropNotAnswer        // from this host by the TUN device: its source is no VIP, or its destination can't be a client
+	DropAnswerLoop       // an answer that the agent has sent already, and the kernel has routed back; or its TTL is used up
 
 	// What the kernel refused.
 	DropSendError // no route, or no memory for it: see the log for the last error
@@ -76,6 +78,8 @@ var dropNames = [NumDrops]string{
 	DropInnerProtocol:    "inner_protocol",
 	DropGathered:         "gathered",
 	DropCongestion:       "congestion",
+	DropNotAnswer:        "not_answer",
+	DropAnswerLoop:       "answer_loop",
 	DropSendError:        "send_error",
 	DropTUNError:         "tun_error",
 }

@@ -24,12 +24,18 @@ type Sender struct {
 }
 
 // NewSender opens raw sockets that send and, as they have the protocol IPPROTO_RAW, receive nothing. It needs CAP_NET_RAW.
-func NewSender() (*Sender, error) {
-	four, err := newRawSender(unix.AF_INET)
+func NewSender() (*Sender, error) { return newSender(false) }
+
+// NewAnswerSender is NewSender for packets whose sources are addresses of this host: the kernel routes each by its source, too, as it routes what its own
+// sockets send.
+func NewAnswerSender() (*Sender, error) { return newSender(true) }
+
+func newSender(bySource bool) (*Sender, error) {
+	four, err := newRawSender(unix.AF_INET, bySource)
 	if err != nil {
 		return nil, err
 	}
-	six, err := newRawSender(unix.AF_INET6)
+	six, err := newRawSender(unix.AF_INET6, bySource)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil, errors.Join(err, four.fd.Close())
 	}
@@ -75,9 +81,27 @@ type rawSender struct {
 	at    int                          // of the address in names
 	dst   int                          // of the destination in packets
 	size  int                          // of an address
+
+	sources [Batch]sourceMessage // nothing in them: packets are routed by their destination alone
+	src     int                  // of the source in packets, 0 for that
+	info    int                  // of the address in sources
 }
 
-func newRawSender(family int) (*rawSender, error) {
+// sourceMessage is a control message, IP_PKTINFO or IPV6_PKTINFO, that names the source by which a packet is routed.
+type sourceMessage [unix.SizeofCmsghdr + 24]byte
+
+// init makes m one of family, and returns its length and the place of the address in it.
+func (m *sourceMessage) init(family int) (n, at int) {
+	h, size := (*unix.Cmsghdr)(unsafe.Pointer(m)), unix.SizeofInet4Pktinfo
+	h.Level, h.Type, at = unix.IPPROTO_IP, unix.IP_PKTINFO, unix.CmsgLen(4) // behind the interface's index
+	if family == unix.AF_INET6 {
+		h.Level, h.Type, at, size = unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.CmsgLen(0), unix.SizeofInet6Pktinfo
+	}
+	h.SetLen(unix.CmsgLen(size))
+	return unix.CmsgSpace(size), at
+}
+
+func newRawSender(family int, bySource bool) (*rawSender, error) {
 	fd, err := openRaw(family, unix.IPPROTO_RAW, func(fd int) error {
 		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer)
 		return nil
@@ -96,6 +120,15 @@ func newRawSender(family int) (*rawSender, error) {
 		h := &s.msgs.hdrs[i].hdr
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), namelen
 		h.Iov = &s.iovs[i][0]
+		if bySource {
+			var n int
+			n, s.info = s.sources[i].init(family)
+			h.Control = &s.sources[i][0]
+			h.SetControllen(n)
+		}
+	}
+	if bySource {
+		s.src = s.dst - s.size
 	}
 	return s, nil
 }
@@ -106,6 +139,9 @@ func (s *rawSender) send(segs []packet.Segment) (int, error) {
 		seg := &segs[i]
 		name := (*[unix.SizeofSockaddrInet6]byte)(unsafe.Pointer(&s.names[i]))
 		copy(name[s.at:], seg.Head[s.dst:s.dst+s.size])
+		if s.src > 0 {
+			copy(s.sources[i][s.info:], seg.Head[s.src:s.dst])
+		}
 		iov := &s.iovs[i]
 		iov[0].Base = &seg.Head[0]
 		iov[0].SetLen(len(seg.Head))

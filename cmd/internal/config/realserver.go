@@ -11,8 +11,8 @@ const (
 	minMSS = 88
 	maxMSS = 65495
 
-	// A rule works only before the one that leads to the table main, at 32766: ip-rule(8).
-	maxTable = 32765
+	// Rules work only before the one that leads to the table main, at 32766: ip-rule(8). The next table has one, too.
+	maxTable = 32764
 )
 
 // ParseRealserver validates the text of a realserver.toml; name stands for the file in the messages. An error is of
@@ -136,12 +136,12 @@ func readMSS(t *table) int {
 	return int(n)
 }
 
-// readTable reads the number of the routing table for replies. The tables 253 (default), 254 (main) and 255 (local)
-// are the kernel's own: include/uapi/linux/rtnetlink.h.
+// readTable reads the number of the first of the two routing tables for replies. The tables 253 (default), 254 (main) and
+// 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
 func readTable(t *table) int {
-	const want = "1 to 32765, and not 253, 254 or 255, which are the kernel's own"
+	const want = "1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own"
 	n := t.integer("table", 30323, 1, maxTable, want)
-	if n >= 253 && n <= 255 {
+	if n >= 252 && n <= 255 {
 		t.faultAt("table", "%d is taken: want %s", n, want)
 	}
 	return n

@@ -82,7 +82,7 @@ func TestRealserverFaults(t *testing.T) {
 		wantPrefix = `want an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
 		wantList   = `want an array of the directors' addresses or prefixes`
 		wantMSS    = `want "auto", "off" or 88 to 65495 bytes`
-		wantTable  = `want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`
+		wantTable  = `want 1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own`
 		wide       = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
 			`want the directors' own addresses, or prefixes from /8 to /32`
 	)
@@ -150,7 +150,8 @@ func TestRealserverFaults(t *testing.T) {
 		{"mss text", with(`mss = "1400"`), []string{`realserver: mss: "1400" is not a size: ` + wantMSS}},
 		{"mss table", with("mss = {}"), []string{`realserver: mss: a table is not a size: ` + wantMSS}},
 		{"table zero", with("table = 0"), []string{`realserver: table: 0 is out of range: ` + wantTable}},
-		{"table after main's rule", with("table = 32766"), []string{`realserver: table: 32766 is out of range: ` + wantTable}},
+		{"the next table's rule after main's", with("table = 32765"), []string{`realserver: table: 32765 is out of range: ` + wantTable}},
+		{"the next table default", with("table = 252"), []string{`realserver: table: 252 is taken: ` + wantTable}},
 		{"table main", with("table = 254"), []string{`realserver: table: 254 is taken: ` + wantTable}},
 		{"table text", with(`table = "main"`), []string{`realserver: table: "main" is of the wrong type: ` + wantTable}},
 		{"many", "[realserver]\ntun = \"a/b\"\nvips = [\"127.0.0.1\"]\nmss = 1\ncontrol = \"x\"\nlog = \"\"\n[extra]", []string{
@@ -180,7 +181,7 @@ func TestRealserverAccepts(t *testing.T) {
 		"key 0":                              goodRealserver + "encap = [\"gre\", \"ipip\"]\nencap_key = 0",
 		"mss auto":                           goodRealserver + `mss = "auto"`,
 		"least values":                       goodRealserver + "mss = 88\ntable = 1",
-		"greatest values":                    goodRealserver + "mss = 65495\ntable = 32765",
+		"greatest values":                    goodRealserver + "mss = 65495\ntable = 32764",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := config.ParseRealserver("x.toml", []byte(text)); err != nil {

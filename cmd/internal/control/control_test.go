@@ -126,8 +126,10 @@ func TestPrint(t *testing.T) {
 		t.Errorf("columns without values:\n%s", &out)
 	}
 	out.Reset()
-	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9}); err != nil ||
-		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") {
+	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9, TUN: "vs0", Answers: Traffic{7, 900},
+		Drops: map[string]uint64{"not_answer": 3}, SendError: "no route to host"}); err != nil || !strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") ||
+		!strings.Contains(out.String(), "answers by vs0       7 packets") || !strings.Contains(out.String(), "dropped: not_answer  3 packets") ||
+		!strings.Contains(out.String(), "last send error: no route to host") {
 		t.Errorf("%v %s", err, &out)
 	}
 }

@@ -59,9 +59,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)
-	if st.SendError != "" {
-		fmt.Fprintf(w, "last send error: %s\n", st.SendError)
-	}
+	printSendError(w, st.SendError)
 	return w.Flush()
 }
 
@@ -73,14 +71,21 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	fmt.Fprintln(w, wrapped(head, width, "  "))
 	fmt.Fprintln(w, wrapped(vips, width, "  "))
-	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
+	printTraffic(w, "received", st.In, "injected", st.Out, nil)
+	fmt.Fprintf(w, "answers by %s\t%d packets\t%d bytes\n", st.TUN, st.Answers.Packets, st.Answers.Bytes)
+	printDrops(w, st.Drops)
 	printOverruns(w, st.Overruns)
+	printSendError(w, st.SendError)
 	return w.Flush()
 }
 
 func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {
 	fmt.Fprintf(w, "\n%s\t%d packets\t%d bytes\n", in, i.Packets, i.Bytes)
 	fmt.Fprintf(w, "%s\t%d packets\t%d bytes\n", out, o.Packets, o.Bytes)
+	printDrops(w, drops)
+}
+
+func printDrops(w io.Writer, drops map[string]uint64) {
 	for _, reason := range slices.Sorted(maps.Keys(drops)) {
 		fmt.Fprintf(w, "dropped: %s\t%d packets\n", reason, drops[reason])
 	}
@@ -89,6 +94,12 @@ func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drop
 func printOverruns(w io.Writer, n uint64) {
 	if n > 0 {
 		fmt.Fprintf(w, "overruns\t%d packets\n", n)
+	}
+}
+
+func printSendError(w io.Writer, text string) {
+	if text != "" {
+		fmt.Fprintf(w, "last send error: %s\n", text)
 	}
 }
 

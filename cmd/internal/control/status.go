@@ -134,13 +134,15 @@ type RealserverStatus struct {
 	Offloads  string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	VIPs      []string          `json:"vips"`
 	Directors []string          `json:"directors"`
-	MSS       int               `json:"mss"`      // what servers advertise over IPv4
-	MSS6      int               `json:"mss6"`     // and over IPv6
-	In        Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
-	Out       Traffic           `json:"out"`      // written to the TUN device
-	Drops     map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
-	Merged    uint64            `json:"merged"`   // packets written as a part of another one, behind it
-	Overruns  uint64            `json:"overruns"` // packets that the kernel dropped because the agent was too slow
+	MSS       int               `json:"mss"`                  // what servers advertise over IPv4
+	MSS6      int               `json:"mss6"`                 // and over IPv6
+	In        Traffic           `json:"in"`                   // received from tunnels, with the tunnel's header
+	Out       Traffic           `json:"out"`                  // written to the TUN device
+	Answers   Traffic           `json:"answers"`              // read from the TUN device and sent on: answers that left by it
+	Drops     map[string]uint64 `json:"drops"`                // packets refused, by reason; only reasons that occurred
+	Merged    uint64            `json:"merged"`               // packets written as a part of another one, behind it
+	Overruns  uint64            `json:"overruns"`             // packets that the kernel dropped because the agent was too slow
+	SendError string            `json:"send_error,omitempty"` // the kernel's reason for the last answer that it refused to send
 }
 
 // Drops is the reasons of t that occurred, by name.

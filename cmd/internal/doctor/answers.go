@@ -60,7 +60,7 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers", Why: "clients hear nothing",
 			Mend: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip, cfg.Table)})
 	case hop.Link == cfg.TUN:
-		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN), Why: "nothing goes on from there",
+		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN), Why: "the agent refuses them there: sent on, they would come back",
 			Mend: fmt.Sprintf("ip rule; ip route get %s from %s  # take away the rule that leads there", outside[vip.Is6()], vip)})
 	case cfg.MSS == config.MSSOff:
 		e.fine("from %s by %s; mss is off", vip, hop.Link)

@@ -36,6 +36,9 @@ func realserverAdvice() map[string]advice {
 		"inner_source":      {"packets claim to come from an address of this host or from nowhere", "look for who forges them; or a client that is this host itself"},
 		"inner_protocol":    {"tunnels are in the tunnel", "a realserver can't be a director's client here: look for who sends them"},
 		"tun_error":         {"the kernel refuses what comes out of the tunnel", "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
+		"not_answer":        {"this host sends packets into the agent's device from an address that is no VIP, or to no client", "tcpdump -ni vs0: let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"},
+		"answer_loop":       {"a rule or route leads the answers that the agent sends back into its device", "ip rule; ip route show table all dev vs0: delete the one that is not the agent's"},
+		"send_error":        {"the kernel refuses answers that the agent sends on", "realserver status shows the last error"},
 		"trailing_bytes":    {"tunnel packets have bytes behind the packet in them", "look for who sends them"},
 	}
 }

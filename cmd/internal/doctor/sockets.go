@@ -116,7 +116,8 @@ func portList(ports []uint16) string {
 // ownUDP are UDP ports that a host has for itself: DHCP, NTP, mDNS, LLMNR, portmap.
 func ownUDP() []uint16 { return []uint16{67, 68, 546, 547, 123, 323, 5353, 5355, 111} }
 
-// wildcardUDP hints at UDP servers on all addresses: they answer from the address that the route gives, not from the VIP that was asked.
+// wildcardUDP hints at UDP servers on all addresses: without packet info they answer from the address that the route gives, not from the VIP that was
+// asked.
 func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	for _, l := range udp {
 		at := l.at
@@ -125,7 +126,8 @@ func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 			continue
 		}
 		e.find(Finding{Severity: Hint, Where: fmt.Sprintf("UDP port %d", at.Port()), What: fmt.Sprintf("%s listens on all addresses", owner(l.inode)),
-			Why: "if it is to serve a VIP: it answers from another address, unless it minds IP_PKTINFO, and clients drop that", Mend: "let it listen on the VIP"})
+			Why:  "if it serves a VIP, it must answer from the address that was asked (IP_PKTINFO), as HTTP/3 servers do: clients drop answers from another one",
+			Mend: "let it listen on the VIP, if it does not"})
 	}
 }
 

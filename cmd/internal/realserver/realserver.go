@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -37,8 +38,10 @@ type agent struct {
 	network   *routing.Manager
 	device    *tundev.Device
 	receivers []*wire.Receiver
+	senders   []io.Closer // of answers
 	policy    *endpoint.Policy
 	workers   []*endpoint.Worker
+	answers   []*endpoint.AnswerWorker
 	mss       endpoint.MSS // what SYN-ACKs may advertise now
 	quiet     bool         // the kernel's own driver is kept so
 	warned    string       // of those that are not
@@ -82,6 +85,9 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	for i, r := range a.receivers {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
 	}
+	if err := a.openAnswers(); err != nil {
+		return nil, err
+	}
 	if err := routing.Unquiet(); err != nil { // an agent that was killed has left it, and this one may have no use for it
 		return nil, err
 	}
@@ -102,6 +108,25 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 		a.log.Warn("more privileges are left than the agent needs", "refused", err)
 	}
 	return a, nil
+}
+
+// openAnswers opens a worker for each queue of the device. Their sockets are of both families, whatever the VIPs are.
+func (a *agent) openAnswers() error {
+	port, socket, err := wire.DevicePort(a.device.Name())
+	if err != nil {
+		return err
+	}
+	a.senders = append(a.senders, socket)
+	sent := endpoint.NewSent()
+	for _, q := range a.device.Queues() {
+		s, err := wire.NewAnswerSender()
+		if err != nil {
+			return err
+		}
+		a.senders = append(a.senders, s)
+		a.answers = append(a.answers, endpoint.NewAnswerWorker(q, s, q.Writer(), a.policy, sent, port))
+	}
+	return nil
 }
 
 // needsIPv6 is the first VIP or director in cfg with an IPv6 address, "" where there is none.
@@ -316,12 +341,30 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
 	if cfg.MSS != config.MSSOff {
-		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6}
+		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6, Bound: cfg.TUN}
+		s.Routes = boundRoutes(cfg, mss4, mss6)
 	}
 	for _, vip := range cfg.VIPs {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(vip, vip.BitLen())})
 	}
 	return s
+}
+
+// boundRoutes lead the answers of sockets that are bound to the device into it: without a route the kernel learns no path MTU of their clients, and
+// over IPv6 sends nothing.
+func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
+	const mtu = 1500 // of a TUN device
+	to := routing.Route{Link: cfg.TUN, Table: cfg.Table + 1}
+	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	if vip4 {
+		to.Dst, to.AdvMSS = netip.PrefixFrom(netip.IPv4Unspecified(), 0), min(mss4, mtu-40)
+		all = append(all, to)
+	}
+	if vip6 {
+		to.Dst, to.AdvMSS = netip.PrefixFrom(netip.IPv6Unspecified(), 0), min(mss6, mtu-60)
+		all = append(all, to)
+	}
+	return all
 }
 
 // pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again when the kernel reports no change.
@@ -353,10 +396,10 @@ func (a *agent) run(ctx context.Context) error {
 			return errors.Join(a.network.Close(), a.closeIO())
 		},
 	}
-	for _, q := range a.device.Queues() {
-		tasks = append(tasks, func(context.Context) error { return discard(q) })
-	}
 	for _, w := range a.workers {
+		tasks = append(tasks, func(context.Context) error { return w.Run() })
+	}
+	for _, w := range a.answers { // the first to see that the device has been removed
 		tasks = append(tasks, func(context.Context) error { return w.Run() })
 	}
 	err := daemon.Run(ctx, tasks...)
@@ -364,19 +407,6 @@ func (a *agent) run(ctx context.Context) error {
 		a.log.Warn("service manager not told that we stop", "error", notify)
 	}
 	return errors.Join(err, a.close())
-}
-
-// discard reads what this host sends into its own device, where nothing goes on, until the device is closed; or removed, which it is the first
-// to see.
-func discard(q *tundev.Queue) error {
-	bufs := packet.NewBufs(1)
-	for {
-		if _, err := q.ReadBatch(bufs); errors.Is(err, os.ErrClosed) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
 }
 
 // watch refreshes when the machine has changed, so that a new address of this host is soon nobody else's.
@@ -416,7 +446,7 @@ func (a *agent) refresh() {
 }
 
 func (a *agent) status() control.RealserverStatus {
-	var t packet.Tally
+	var t, answers packet.Tally
 	var merged uint64
 	for _, w := range a.workers {
 		w.Read(&t)
@@ -425,7 +455,18 @@ func (a *agent) status() control.RealserverStatus {
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns()}
+		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged, Overruns: a.overruns()}
+	for _, w := range a.answers {
+		w.Read(&answers)
+		if err := w.LastError(); err != nil {
+			st.SendError = err.Error()
+		}
+	}
+	st.Answers = control.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
+	for d, n := range answers.Drops {
+		t.Drops[d] += n
+	}
+	st.Drops = control.Drops(&t)
 	for _, v := range a.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}
@@ -435,8 +476,9 @@ func (a *agent) status() control.RealserverStatus {
 	return st
 }
 
-// overruns is the packets that the kernel dropped because no worker took them.
-func (a *agent) overruns() (n uint64) {
+// overruns is the packets that the kernel dropped because no worker took them, from the sockets or from the device.
+func (a *agent) overruns() uint64 {
+	n, _ := routing.Dropped(a.device.Name()) // an error: the device is gone
 	for _, r := range a.receivers {
 		n += r.Overruns()
 	}
@@ -448,6 +490,9 @@ func (a *agent) loops() (all []daemon.Loop) {
 	for _, w := range a.workers {
 		all = append(all, w.Batches())
 	}
+	for _, w := range a.answers {
+		all = append(all, w.Batches())
+	}
 	return all
 }
 
@@ -456,6 +501,11 @@ func (a *agent) closeIO() error {
 	var errs []error
 	for _, r := range a.receivers {
 		if err := r.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for _, s := range a.senders {
+		if err := s.Close(); !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}

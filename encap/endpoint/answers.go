@@ -1,0 +1,414 @@
+package endpoint
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// AnswerSink is where answers leave this host: raw sockets whose packets are routed by source and destination.
+type AnswerSink interface {
+	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused: a unix.Errno, not wrapped,
+	// EMSGSIZE for a packet that is larger than its path takes. It returns os.ErrClosed to end the loop.
+	Send(segs []packet.Segment) (int, error)
+	// PathMTU returns the size of the largest packet that the path from src to dst takes, in bytes.
+	PathMTU(src, dst netip.Addr) (int, error)
+}
+
+// AnswerWorker sends on what this host's servers send into one queue of the TUN device with a VIP as source. The kernel routes such answers there
+// for sockets that are bound to the device (SO_BINDTODEVICE) or that answer by the interface of the question (IP_PKTINFO). Most answers never come
+// here: they are routed to the network.
+//
+//	TUN queue → ReadBatch → check → Finish, or Split → Send → client
+//	                                                     └ too big: Fragment → client, or an ICMP error → TUN queue → server
+//
+// It works like a router: it takes one from the TTL, and keeps the packet's size limits. It keeps no packet longer than a batch.
+type AnswerWorker struct {
+	source   Source
+	sink     AnswerSink
+	tun      Sink
+	policy   *Policy
+	sent     *Sent
+	port     uint16
+	counters packet.Counters
+	batches  packet.Batches
+	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
+
+	bufs  []packet.Buf
+	info  packet.Info // of a packet: here, since an interface would let it escape
+	segs  []packet.Segment
+	room  []byte // for the headers of segments
+	free  []byte // the rest of it
+	tally packet.Tally
+
+	large  path                             // of the last packet of this batch that was too big
+	spare  []packet.Buf                     // two: that packet in one piece, and an ICMP error
+	pieces [packet.MaxPieces]packet.Segment // its fragments
+	heads  []byte                           // and their headers
+	errs   []*packet.Buf                    // the ICMP error
+	id     uint16                           // of the last packet that had none and was sent in fragments
+	errors int                              // ICMP errors in this batch
+}
+
+// path is the path of a packet, and its MTU in bytes.
+type path struct {
+	src, dst netip.Addr
+	mtu      int
+}
+
+const (
+	// answerBatch is the number of packets that wait for one system call.
+	answerBatch = 64
+
+	// errorsInBatch is the largest number of ICMP errors that a worker sends for one batch.
+	errorsInBatch = 16
+)
+
+// NewAnswerWorker makes a worker that moves the answers that policy accepts from source to sink, and ICMP errors about them to tun. All workers of a
+// device share sent. port is the UDP port of a socket on the device, over IPv4: errors about UDP are repeated as if they were about its datagrams;
+// see wire.DevicePort.
+func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, policy *Policy, sent *Sent, port uint16) *AnswerWorker {
+	w := &AnswerWorker{source: source, sink: sink, tun: tun, policy: policy, sent: sent, port: port, bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
+		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom), id: uint16(rand.Uint32())}
+	w.free, w.heads, w.errs = w.room, make([]byte, packet.MaxPieces*packet.IPv4HeaderLen), []*packet.Buf{&w.spare[1]}
+	return w
+}
+
+// Read adds what the worker has counted to t: as In what it has read, as Out what it has sent.
+func (w *AnswerWorker) Read(t *packet.Tally) { w.counters.Read(t) }
+
+// Batches is what the worker has counted of its batches.
+func (w *AnswerWorker) Batches() *packet.Batches { return &w.batches }
+
+// LastError is the kernel's reason for the last packet that it refused to send, nil for none.
+func (w *AnswerWorker) LastError() error {
+	if e := w.lastErr.Load(); e != 0 {
+		return unix.Errno(e)
+	}
+	return nil
+}
+
+// Run moves packets until source, sink or tun is closed.
+func (w *AnswerWorker) Run() error {
+	for {
+		n, err := w.source.ReadBatch(w.bufs)
+		if err == nil {
+			err = w.move(w.bufs[:n])
+		}
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("answers: %w", err)
+		}
+	}
+}
+
+// move processes one batch.
+func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
+	w.batches.Begin(len(bufs))
+	w.large, w.errors = path{}, 0
+	for i := range bufs {
+		w.tally.InPackets++
+		w.tally.InBytes += uint64(bufs[i].Len())
+		d, closed := w.packet(&bufs[i])
+		if d != packet.Accept {
+			w.tally.Drop(d)
+		}
+		if err = errors.Join(err, closed); err != nil {
+			break
+		}
+	}
+	err = errors.Join(err, w.flush())
+	w.counters.Add(&w.tally)
+	w.batches.End()
+	return err
+}
+
+// packet processes one packet. What is to be sent is added to w.segs. An error ends the loop.
+func (w *AnswerWorker) packet(b *packet.Buf) (packet.Drop, error) {
+	p := &w.info
+	d := p.Parse(b.Bytes())
+	fragment := d == packet.DropFragment
+	if fragment {
+		p.Flow.Src, p.Flow.Dst, p.Len = ends(b.Bytes())
+		p.Flow.Proto, p.Offset = 0, ipHeaderLen(b.Bytes())
+	} else if d == packet.DropProtocol { // ICMP of the other family
+		return packet.DropNotAnswer, nil
+	} else if d != packet.Accept {
+		return d, nil
+	}
+	b.SetLen(p.Len)
+	if !w.policy.answers(p.Flow.Src, p.Flow.Dst) {
+		return packet.DropNotAnswer, nil
+	}
+	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !hop(b.Bytes()) {
+		return packet.DropAnswerLoop, nil
+	}
+	if fragment {
+		if b.Offload != (packet.Offload{}) {
+			return packet.DropOffload, nil
+		}
+		return packet.Accept, w.add(b.Bytes(), p)
+	}
+	if b.Offload.Misplaced(p) {
+		return packet.DropOffload, nil
+	}
+	if b.Offload.GSO != packet.GSONone {
+		return w.split(b, p)
+	}
+	if d := b.Finish(); d != packet.Accept {
+		return d, nil
+	}
+	return packet.Accept, w.add(b.Bytes(), p)
+}
+
+// add adds a whole packet to w.segs.
+func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
+	if len(w.segs) >= answerBatch {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	w.sent.put(b, p)
+	w.segs = append(w.segs, packet.Segment{Head: b})
+	return nil
+}
+
+// split adds the segments of the super-packet in b to w.segs.
+func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (packet.Drop, error) {
+	headers, payload, d := packet.SplitSize(b, p, packet.MaxLen)
+	if d != packet.Accept {
+		return d, nil
+	}
+	n := (p.Len-headers+payload-1)/payload + 1
+	if len(w.segs) >= answerBatch || len(w.free) < n*headers {
+		if err := w.flush(); err != nil {
+			return packet.Accept, err
+		}
+	}
+	before := len(w.segs)
+	w.segs, w.free = packet.Split(w.segs, b, p, 0, headers, payload, w.free)
+	for _, s := range w.segs[before:] {
+		w.sent.put(s.Head, p)
+	}
+	return packet.Accept, nil
+}
+
+// flush sends w.segs. An error ends the loop.
+func (w *AnswerWorker) flush() (err error) {
+	for rest := w.segs; len(rest) > 0 && err == nil; {
+		n, refused := w.sink.Send(rest)
+		for i := range rest[:n] {
+			w.count(&rest[i])
+		}
+		if refused != nil {
+			var d packet.Drop
+			if d, err = w.refused(&rest[0], refused); d != packet.Accept {
+				w.tally.Drop(d)
+			}
+			n = 1
+		}
+		rest = rest[n:]
+	}
+	w.segs, w.free = w.segs[:0], w.room
+	return err
+}
+
+func (w *AnswerWorker) count(s *packet.Segment) {
+	w.tally.OutPackets++
+	w.tally.OutBytes += uint64(s.Len())
+}
+
+// refused processes a packet that the kernel refused with err: one that is too big for its path goes on in fragments, or its sender is told the
+// MTU. It returns an error that ends the loop.
+func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error) {
+	if errors.Is(err, os.ErrClosed) {
+		return packet.Accept, err
+	}
+	errno, ok := err.(unix.Errno)
+	if !ok {
+		return packet.Accept, err
+	}
+	if errno != unix.EMSGSIZE {
+		w.lastErr.Store(int32(errno))
+		return packet.DropSendError, nil
+	}
+	src, dst, _ := ends(s.Head)
+	known := w.large.src == src && w.large.dst == dst
+	if !known {
+		mtu, err := w.sink.PathMTU(src, dst)
+		if err != nil {
+			w.lastErr.Store(int32(unix.EMSGSIZE))
+			return packet.DropSendError, nil
+		}
+		w.large = path{src, dst, max(mtu, smallestMTU(dst))}
+	}
+	mtu := w.large.mtu
+	if s.Len() <= mtu { // a route with an MTU above its device's
+		w.lastErr.Store(int32(unix.EMSGSIZE))
+		return packet.DropSendError, nil
+	}
+	b := w.whole(s)
+	if dst.Is4() && !packet.IPv4(b).DF() {
+		return w.fragment(b, mtu)
+	}
+	if known { // its sender has been told in this batch
+		return packet.DropTooBig, nil
+	}
+	return packet.DropTooBig, w.tell(b, mtu)
+}
+
+// whole copies a packet into one piece.
+func (w *AnswerWorker) whole(s *packet.Segment) []byte {
+	b := &w.spare[0]
+	room := b.Room()
+	n := copy(room, s.Head)
+	b.SetLen(n + copy(room[n:], s.Body))
+	return b.Bytes()
+}
+
+// fragment sends the IPv4 packet b in fragments of at most mtu bytes.
+func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
+	if b.HeaderLen() > packet.IPv4HeaderLen {
+		return packet.DropTooBig, nil // options would have to be sorted: RFC 791, section 3.1
+	}
+	id := b.ID()
+	for ; id == 0; id = w.id {
+		w.id++
+	}
+	pieces := encap.Fragment(w.pieces[:0], b, mtu, id, w.heads)
+	for len(pieces) > 0 {
+		n, err := w.sink.Send(pieces)
+		if errno, ok := err.(unix.Errno); ok {
+			w.lastErr.Store(int32(errno))
+			return packet.DropSendError, nil
+		} else if err != nil {
+			return packet.Accept, err
+		}
+		for i := range pieces[:n] {
+			w.count(&pieces[i])
+		}
+		pieces = pieces[n:]
+	}
+	return packet.Accept, nil
+}
+
+// tell sends the sender of b, which has DF, the MTU of its path, as an ICMP error that comes in by the TUN device: a socket that is bound to the
+// device takes no other.
+func (w *AnswerWorker) tell(b []byte, mtu int) error {
+	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
+		return nil
+	}
+	w.errors++
+	if err := w.write(b, mtu); err != nil {
+		return err
+	}
+	h := packet.IPv4(b)
+	if h.Version() != 4 || h.Protocol() != packet.ProtoUDP {
+		return nil
+	}
+	// An unbound UDP socket's error makes the kernel learn the MTU of the route to the network, which the socket's datagrams do not take.
+	const n = packet.IPv4HeaderLen + packet.UDPHeaderLen
+	var q [n]byte
+	packet.PutIPv4(q[:], 0, n, 64, packet.ProtoUDP, h.Src().As4(), h.Dst().As4())
+	binary.BigEndian.PutUint16(q[packet.IPv4HeaderLen:], w.port)
+	copy(q[packet.IPv4HeaderLen+2:], h.Payload()[2:4])
+	binary.BigEndian.PutUint16(q[packet.IPv4HeaderLen+4:], packet.UDPHeaderLen)
+	return w.write(q[:], mtu)
+}
+
+// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it.
+func (w *AnswerWorker) write(b []byte, mtu int) error {
+	_, dst, _ := ends(b)
+	e := &w.spare[1]
+	room := e.Room()
+	if dst.Is4() {
+		e.SetLen(packet.FragmentationNeeded(room, b, dst, mtu))
+	} else {
+		e.SetLen(packet.PacketTooBig(room, b, dst, mtu))
+	}
+	_, _, err := w.tun.WriteBatch(w.errs)
+	return err
+}
+
+// ends returns source and destination of a packet with a right IP header, and its length in bytes.
+func ends(p []byte) (src, dst netip.Addr, n int) {
+	if h := packet.IPv6(p); h.Version() == 6 {
+		return h.Src(), h.Dst(), h.TotalLen()
+	}
+	h := packet.IPv4(p)
+	return h.Src(), h.Dst(), h.TotalLen()
+}
+
+// hop takes one from a packet's TTL. It reports whether the packet may go on.
+func hop(p []byte) bool {
+	ttl := &p[8]
+	if p[0]>>4 == 6 {
+		ttl = &p[7]
+	}
+	if *ttl <= 1 {
+		return false
+	}
+	*ttl--
+	if h := packet.IPv4(p); h.Version() == 4 {
+		h.SetChecksum()
+	}
+	return true
+}
+
+// smallestMTU is the MTU that each path to dst has at least, in bytes.
+func smallestMTU(dst netip.Addr) int {
+	if dst.Is4() {
+		return encap.MinMTU
+	}
+	return encap.MinMTU6
+}
+
+// Sent remembers the last answers of all workers of a device by hashes, so that one that the kernel routes back into the device is recognised: all of
+// it is the same, the TTL too, which a packet that a server sends again has not. Answers that have been forgotten, some 4,000 later, or that come
+// back as fragments, are recognised at their next round, or when their TTL is used up.
+type Sent struct {
+	seed  maphash.Seed
+	marks [4096]atomic.Uint64
+}
+
+// NewSent returns a Sent that remembers nothing.
+func NewSent() *Sent { return &Sent{seed: maphash.MakeSeed()} }
+
+// put remembers an answer by its headers, which are in b.
+func (s *Sent) put(b []byte, p *packet.Info) {
+	m := s.mark(b, p)
+	s.marks[m%uint64(len(s.marks))].Store(m)
+}
+
+// has reports whether put has been called with such headers.
+func (s *Sent) has(b []byte, p *packet.Info) bool {
+	m := s.mark(b, p)
+	return s.marks[m%uint64(len(s.marks))].Load() == m
+}
+
+// mark is a hash of IP and transport header: of all but an IPv4 header's ID and checksum, which the kernel may have changed. The transport header's
+// checksum stands for the payload.
+func (s *Sent) mark(b []byte, p *packet.Info) uint64 {
+	n := p.Offset + 8
+	if p.Flow.Proto == packet.ProtoTCP {
+		n = p.Offset + 20
+	}
+	var h [128]byte // the longest IPv4 and TCP header, or more IPv6 extension headers than servers send
+	n = copy(h[:], b[:min(n, len(b))])
+	if h[0]>>4 == 4 {
+		h[4], h[5], h[10], h[11] = 0, 0, 0, 0
+	}
+	return maphash.Bytes(s.seed, h[:n])
+}

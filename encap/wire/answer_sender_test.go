@@ -1,0 +1,81 @@
+package wire
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vstun/encap/packet"
+)
+
+// TestAnswerSender: packets are routed by their source, of either family, also beside each other in one call; the path MTU is that of such a route.
+func TestAnswerSender(t *testing.T) {
+	inNamespace(t, func() {
+		quiet(t)
+		s, err := NewAnswerSender()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		all := map[string]string{"198.51.100.80": "192.0.2.9", "2001:db8::80": "2001:db8:9::9"}
+		for _, name := range []string{"plain", "chosen"} {
+			must := func(err error) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			peer := name + "-peer"
+			must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: map[string]int{"plain": 1500, "chosen": 1400}[name]}, PeerName: peer}))
+			link, err := netlink.LinkByName(name)
+			must(err)
+			other, err := netlink.LinkByName(peer)
+			must(err)
+			must(errors.Join(netlink.LinkSetARPOff(link), netlink.LinkSetUp(link), netlink.LinkSetUp(other)))
+			for src := range all {
+				a := netip.MustParseAddr(src)
+				everywhere := &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
+				route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Scope: unix.RT_SCOPE_LINK}
+				if name == "plain" {
+					must(netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}))
+				} else {
+					route.Table = 77
+					rule := netlink.NewRule()
+					rule.Table, rule.Priority, rule.Src = 77, 77, &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+					must(netlink.RuleAdd(rule))
+				}
+				must(netlink.RouteAdd(route))
+			}
+		}
+		next := capture(t, "chosen-peer")
+		var segs []packet.Segment
+		for src, dst := range all {
+			a, b := netip.MustParseAddr(src), netip.MustParseAddr(dst)
+			p := make([]byte, 100)
+			if a.Is4() {
+				packet.PutIPv4(p, 0, len(p), 64, packet.ProtoUDP, a.As4(), b.As4())
+			} else {
+				packet.PutIPv6(p, 0, len(p), 64, packet.ProtoUDP, a.As16(), b.As16())
+			}
+			segs = append(segs, packet.Segment{Head: p[:50], Body: p[50:]}, packet.Segment{Head: p})
+			if mtu, err := s.PathMTU(a, b); mtu != 1400 || err != nil {
+				t.Errorf("path MTU from %v: %d, %v", a, mtu, err)
+			}
+		}
+		if errs := sendAll(t, s, segs); len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		for range segs {
+			got := next()
+			for got[0]>>4 == 6 && packet.IPv6(got).NextHeader() != packet.ProtoUDP { // the kernel's own
+				got = next()
+			}
+			if len(got) != 100 {
+				t.Errorf("%d bytes: %x", len(got), got)
+			}
+		}
+	})
+}

@@ -1,0 +1,68 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"vstun/encap/pollfd"
+)
+
+// PathMTU returns the size of the largest packet from src, an address of this host, that the path to dst takes, in bytes: by the
+// kernel's routes, and by what it has learned from ICMP errors. It sends nothing.
+func (s *Sender) PathMTU(src, dst netip.Addr) (int, error) {
+	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU
+	if dst.Is6() {
+		family, level, option = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("path MTU: UDP socket: %w", advise(err))
+	}
+	defer unix.Close(fd)
+	const discard = 9 // any port would do
+	if err := unix.Bind(fd, sockaddr(src, 0)); err != nil {
+		return 0, fmt.Errorf("path MTU: bind to %s: %w", src, err)
+	}
+	if err := unix.Connect(fd, sockaddr(dst, discard)); err != nil {
+		return 0, fmt.Errorf("path MTU: connect %s to %s: %w", src, dst, err)
+	}
+	return unix.GetsockoptInt(fd, level, option)
+}
+
+func sockaddr(a netip.Addr, port int) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: port}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16(), Port: port}
+}
+
+// DevicePort opens a UDP socket over IPv4, at a port of the kernel's choice on the device link, and returns the port. The socket
+// receives no data. Its use: from "fragmentation needed" that comes in by the device, about a datagram from that port, the kernel
+// learns the path MTU of the routes by that device (Linux net/ipv4/udp.c, __udp4_lib_err; net/ipv4/route.c,
+// ipv4_sk_update_pmtu). From errors about an unbound socket's datagrams it learns that of other routes only.
+func DevicePort(link string) (uint16, io.Closer, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, fmt.Errorf("UDP socket: %w", advise(err))
+	}
+	var name unix.Sockaddr
+	err = errors.Join(filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}), unix.BindToDevice(fd, link),
+		unix.Bind(fd, &unix.SockaddrInet4{}))
+	if err == nil {
+		name, err = unix.Getsockname(fd)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return 0, nil, fmt.Errorf("UDP socket on %s: %w", link, err)
+	}
+	f, err := pollfd.New(fd)
+	if err != nil {
+		return 0, nil, fmt.Errorf("UDP socket: %w", advise(err))
+	}
+	return uint16(name.(*unix.SockaddrInet4).Port), f, nil
+}
