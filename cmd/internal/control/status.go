@@ -19,7 +19,8 @@ type DirectorStatus struct {
 	Queues        int               `json:"queues"`
 	Offloads      string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	In            Traffic           `json:"in"`       // read from the TUN device
-	Out           Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP to clients
+	Out           Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP and TCP resets to clients
+	Resets        uint64            `json:"resets"`   // of those, TCP resets
 	Drops         map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
 	Waiting       int               `json:"waiting"`  // fragments that wait for the rest of their packets: neither sent nor refused yet
 	Connections   Connections       `json:"connections"`
