@@ -138,6 +138,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}
+	d.monitor.Begin()
 	d.loose = d.known.Load().answersBy(cfg)
 	if err := d.network.Set(d.machine(cfg.TUN, vips(cfg))); err != nil {
 		return nil, err

@@ -97,6 +97,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 		d.leftVIPs = leftBefore
 		return errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
 	}
+	d.monitor.Begin() // now that the balancer knows the way to what is new
 	d.cfg = cfg
 	d.override.Store(&set)
 	d.shared.SetSilent(cfg.Silent)
