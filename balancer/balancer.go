@@ -38,6 +38,7 @@ type Snapshot struct {
 	balancer *Balancer
 	list     []*service // in the order of the configuration
 	vips     map[netip.Addr]*ports
+	leftVIPs []netip.Addr
 	dests    []*Dest // by number; those that are leaving included
 
 	towards     map[netip.Addr][]*Dest // dests by address, made when it is asked for
@@ -120,7 +121,7 @@ func (b *Balancer) Apply(cfg Config) error {
 		return fmt.Errorf("%d realservers, those that still have connections included: at most %d", n, conntab.MaxDests)
 	}
 
-	next := &Snapshot{balancer: b, vips: map[netip.Addr]*ports{}}
+	next := &Snapshot{balancer: b, vips: map[netip.Addr]*ports{}, leftVIPs: slices.Clone(cfg.LeftVIPs)}
 	former := b.services
 	b.services = make(map[string]*service, len(cfg.Services))
 	for _, c := range cfg.Services {
@@ -143,7 +144,9 @@ func (b *Balancer) Apply(cfg Config) error {
 
 // unchanged tells whether cfg is what is in force.
 func (b *Balancer) unchanged(cfg Config) bool {
-	return slices.EqualFunc(b.current.Load().list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) }) && b.probes(cfg.Probed)
+	s := b.current.Load()
+	return slices.EqualFunc(s.list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) }) && b.probes(cfg.Probed) &&
+		slices.Equal(s.leftVIPs, cfg.LeftVIPs)
 }
 
 // needs is the most numbers that cfg can take, beside those that are leaving.

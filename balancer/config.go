@@ -15,6 +15,8 @@ import (
 type Config struct {
 	Services []Service
 	Probed   []Target // what Pin can lead flows to, beside all services: each once
+	// LeftVIPs are former VIPs whose packets still arrive, in ascending order: see Snapshot.WasVIP.
+	LeftVIPs []netip.Addr
 }
 
 // Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing else.

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"net/netip"
+	"slices"
 
 	"vstun/balancer/conntab"
 	"vstun/encap"
@@ -181,6 +182,12 @@ func towards(dests []*Dest) map[netip.Addr][]*Dest {
 		}
 	}
 	return all
+}
+
+// WasVIP reports whether a is one of Config.LeftVIPs.
+func (s *Snapshot) WasVIP(a netip.Addr) bool {
+	_, found := slices.BinarySearchFunc(s.leftVIPs, a, netip.Addr.Compare)
+	return found
 }
 
 // HasVIP tells whether a is the address of a service.

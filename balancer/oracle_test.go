@@ -155,8 +155,12 @@ func replay(t *testing.T, file string) {
 			if e.To != nil {
 				want = *e.To
 			}
-			if got := decide(b, svc, &e, now); got != want {
+			got, reply := decide(b, svc, &e, now)
+			if got != want {
 				t.Fatalf("%s: %s %s goes to %s, want %s", at, e.Src, e.Flags, got, want)
+			}
+			if reply != e.Reply {
+				t.Fatalf("%s: %s %s is answered with %q, want %q", at, e.Src, e.Flags, reply, e.Reply)
 			}
 		case "weight":
 			svc.Realservers = slices.Clone(svc.Realservers)
@@ -199,7 +203,9 @@ func replay(t *testing.T, file string) {
 	}
 }
 
-func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) string {
+// decide returns the realserver that the event's packet goes to, "none" for none, and the answer that its client gets
+// then: see forward.Worker.
+func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) (to, reply string) {
 	src := netip.MustParseAddrPort(e.Src)
 	dst := netip.AddrPortFrom(svc.VIPs[0], svc.Ports[0].First)
 	if e.Dst != "" {
@@ -212,10 +218,17 @@ func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) string
 		p.TCPFlags = tcpFlags(e.Flags)
 	}
 	d, drop := b.Snapshot().Decide(&p, now)
-	if drop != packet.Accept {
-		return "none"
+	switch {
+	case drop == packet.Accept:
+		return d.Address.String(), ""
+	case drop == packet.DropNoConnection && p.TCPFlags&packet.FlagRST == 0:
+		return "none", "tcp-rst"
+	case drop == packet.DropNoRealserver && src.Addr().Is4():
+		return "none", "icmp 3/3"
+	case drop == packet.DropNoRealserver:
+		return "none", "icmp 1/4"
 	}
-	return d.Address.String()
+	return "none", ""
 }
 
 func oracleReal(r oracleRealserver) Realserver {

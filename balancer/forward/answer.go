@@ -3,6 +3,7 @@ package forward
 import (
 	"net/netip"
 
+	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
@@ -56,13 +57,37 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 	return packet.PacketTooBig(room, b, from, mtu)
 }
 
-// unserved tells the sender of the packet in b that nobody serves the port, where d says so: there is no such service, or it has no realserver for a
-// new connection. IPVS does it for the latter (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave), its host for the former. Packets that could not
-// open a connection anyway go unanswered, as does what is for no VIP.
-func (w *Worker) unserved(d packet.Drop, b *packet.Buf, p *packet.Info, vip bool, now conntab.Ticks) {
-	if d != packet.DropNoService && d != packet.DropNoRealserver || !vip || w.out.shared.silent.Load() {
-		return
+// refuse answers the packet in b, which Decide refuses for the reason d, if d and the configuration want an answer.
+//
+//	no_connection                  TCP: RST
+//	no_service, to a VIP           ICMP port unreachable; to TCP without SYN a RST, since only that ends a client's connection
+//	no_realserver                  ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
+//
+// A RST is never answered. VIPs that have left are VIPs here as long as their packets arrive.
+func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
+	silent := &w.out.shared.silent
+	switch d {
+	case packet.DropNoConnection:
+		if !w.out.shared.noResets.Load() {
+			w.reset(b, p, now)
+		}
+	case packet.DropNoService:
+		switch {
+		case silent.Load() || !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst):
+		case p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN == 0:
+			w.reset(b, p, now)
+		default:
+			w.portUnreachable(b, p, now)
+		}
+	case packet.DropNoRealserver:
+		if !silent.Load() {
+			w.portUnreachable(b, p, now)
+		}
 	}
+}
+
+// portUnreachable tells the sender of the packet in b that nothing serves the port.
+func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	if p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST != 0 || !packet.MayAnswer(b.Bytes()) {
 		return
 	}

@@ -145,7 +145,6 @@ func TestNobodyThere(t *testing.T) {
 		{"UDP over IPv6, no service", udp6(9, 3000), packet.DropNoService, true},
 		{"no realserver", tcp(81, packet.FlagSYN, 0), packet.DropNoRealserver, true},
 		{"no realserver over IPv6", tcp6(81, packet.FlagSYN), packet.DropNoRealserver, true},
-		{"no connection", tcp(81, packet.FlagACK, 0), packet.DropNoConnection, false},
 		{"RST", rst, packet.DropNoService, false},
 		{"multicast", toMany, packet.DropNoService, false},
 		{"from broadcast", fromMany, packet.DropNoService, false},

@@ -29,7 +29,7 @@ const batch = packet.MaxBatch
 //	TUN queue →  ReadBatch → Parse ⇒ Decide → Wrap → (Segment, Fragment) → Send → realserver
 //	                           │  ↑     │                                   ↑
 //	                 fragments └──┘     └ counted reason                    │
-//	                           echo request, too big, nobody there ─────────┘ answers to the client
+//	             echo request, too big, nobody there, unknown connection ───┘ answers to the client
 //
 // The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache meanwhile.
 // Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked; only fragments wait for the
@@ -50,6 +50,7 @@ type Worker struct {
 	tally packet.Tally
 
 	answers answers
+	resets  resets
 }
 
 // NewWorker makes worker number id, from 0, which forwards from source to sink, and super-packets for tunnels over UDP to segments, if that is not
@@ -58,6 +59,7 @@ func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balanc
 	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch),
 		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch)}
 	w.answers.init()
+	w.resets.init()
 	w.out.init(sink, segments, &w.tally, shared)
 	return w
 }
@@ -95,7 +97,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.Begin(len(bufs))
 	snap, now, tap := w.balancer.Snapshot(), w.clock(), w.out.shared.tap.Load()
 	w.out.tap = tap
-	w.answers.free = w.answers.room
+	w.answers.free, w.resets.free = w.answers.room, w.resets.room
 	for i := range bufs {
 		b, p := &bufs[i], &w.infos[i]
 		w.tally.InPackets++
@@ -143,7 +145,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	}
 	dest, d := snap.Decide(p, now)
 	if d != packet.Accept {
-		w.unserved(d, b, p, snap.HasVIP(p.Flow.Dst), now)
+		w.refuse(snap, d, b, p, now)
 		return d
 	}
 	inner := dest.MTU - dest.Tunnel.Overhead()

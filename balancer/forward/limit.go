@@ -72,12 +72,18 @@ func (l *limiter) allow(a netip.Addr, now conntab.Ticks) bool {
 	if b.fill(now, l.gain, l.cap); b.tokens < message {
 		return false
 	}
-	if l.all.fill(now, allGain, allCap); l.all.tokens < message {
+	if !l.all.ready(now) {
 		return false
 	}
 	b.tokens -= message
 	l.all.tokens -= message
 	return true
+}
+
+// ready reports whether b, which bounds all messages of a kind, holds one at the time now. The caller takes it.
+func (b *bucket) ready(now conntab.Ticks) bool {
+	b.fill(now, allGain, allCap)
+	return b.tokens >= message
 }
 
 func (b *bucket) fill(now conntab.Ticks, gain, most int32) {

@@ -19,6 +19,7 @@ type Monitor struct {
 	mu       sync.Mutex
 	subjects []*subject
 	targets  map[spot][]*target
+	added    []*target // by Set; Begin starts them
 	queue    queue
 	pending  []Change
 	wake     chan struct{} // the queue has another first target
@@ -30,7 +31,11 @@ type subject struct {
 	Subject
 	targets []*target // of each of Targets; none: it is not checked
 	up      bool
+	known   bool // up is more than what its check begins with
 	since   time.Time
+
+	told   bool // a Change has told up
+	toldUp bool // which was this
 }
 
 // spot is what checks must have in common to be one, beside the Check.
@@ -64,6 +69,7 @@ type target struct {
 // result is how one check went.
 type result struct {
 	reason string
+	streak int // of the damper; 0: it says nothing of the realserver
 	end    time.Time
 	took   time.Duration
 }
@@ -76,6 +82,8 @@ func New(changed func([]Change)) *Monitor {
 
 // Set replaces the subjects. What is checked as before goes on as if nothing had happened. A subject that is checked in another way now begins
 // with the state that it had. On an error nothing has changed.
+//
+// Checks that are new wait for Begin, which the caller calls when the subjects' paths lead to their realservers.
 func (m *Monitor) Set(subjects []Subject) error {
 	checkers, err := prepare(subjects)
 	if err != nil {
@@ -93,19 +101,18 @@ func (m *Monitor) Set(subjects []Subject) error {
 	was := m.targets
 	m.targets = make(map[spot][]*target, len(was))
 	m.subjects = make([]*subject, 0, len(subjects))
-	var added []*target
 	for i := range subjects {
 		s := &subject{Subject: subjects[i], up: true}
 		old := former[s.name()]
 		if old != nil {
-			s.since = old.since
+			s.known, s.since, s.told, s.toldUp = old.known, old.since, old.told, old.toldUp
 		}
 		if s.Check != nil {
 			for _, to := range s.Targets {
 				t, isNew := m.target(was, s, old, to)
 				if isNew {
 					t.checker = checkers[s.Check]
-					added = append(added, t)
+					m.added = append(m.added, t)
 				}
 				t.path = s.Path
 				t.users = append(t.users, s)
@@ -113,9 +120,9 @@ func (m *Monitor) Set(subjects []Subject) error {
 			}
 			s.up = s.allUp()
 		}
+		s.known = s.known || s.allKnown()
 		if old != nil && old.up != s.up { // what it has in common with others now is known already
 			s.since = time.Now()
-			m.noteState(s)
 		}
 		m.subjects = append(m.subjects, s)
 	}
@@ -126,8 +133,19 @@ func (m *Monitor) Set(subjects []Subject) error {
 			}
 		}
 	}
-	m.start(added)
 	return nil
+}
+
+// Begin starts the checks that Set has added, and tells the states that are known without them.
+func (m *Monitor) Begin() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.start(slices.DeleteFunc(m.added, func(t *target) bool { return t.gone }))
+	m.added = nil
+	now := time.Now()
+	for _, s := range m.subjects {
+		m.noteState(s, now)
+	}
 }
 
 // prepare makes what the checks of all subjects are made with.
@@ -159,7 +177,7 @@ func (m *Monitor) target(was map[spot][]*target, s, old *subject, to netip.Addr)
 	} else {
 		t, isNew = &target{spot: at, config: *s.Check, index: -1, damper: damper{up: s.Check.Up}, quick: s.Check.Rise}, true
 		if old != nil {
-			t.damper.up = old.up
+			t.damper.up, t.damper.known = old.up, old.known
 			if old.up {
 				t.quick = 1
 			}
@@ -179,6 +197,18 @@ func (s *subject) name() name { return name{s.Service, s.Realserver} }
 
 func (s *subject) allUp() bool {
 	return !slices.ContainsFunc(s.targets, func(t *target) bool { return !t.damper.up })
+}
+
+// allKnown reports whether the targets' states that are known decide that of s: all of them, or one that is down.
+func (s *subject) allKnown() bool {
+	all := true
+	for _, t := range s.targets {
+		if t.damper.known && !t.damper.up {
+			return true
+		}
+		all = all && t.damper.known
+	}
+	return all
 }
 
 // drop ends what nobody wants to know any more.
@@ -286,19 +316,22 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 		}
 		if t.blind++; t.blind == t.config.Fall {
 			for _, s := range t.users {
-				m.note(Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Blind: true, Reason: s.reason(t), Time: end})
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Blind: true, Reason: s.reason(t), Time: end})
 			}
 		}
 	} else {
 		t.blind = 0
-		if t.damper.add(err == nil, t.config.Rise, t.config.Fall) {
+		known := t.damper.known
+		if t.damper.add(err == nil, t.config.Rise, t.config.Fall) || t.damper.known != known {
 			for _, s := range t.users {
 				if up := s.allUp(); up != s.up {
 					s.up, s.since = up, end
-					m.noteState(s)
 				}
+				s.known = s.known || s.allKnown()
+				m.noteState(s, end)
 			}
 		}
+		t.last.reason, t.last.streak = t.damper.progress(reason, t.config.Rise, t.config.Fall), t.damper.streak
 	}
 	t.due = t.next(end)
 	heap.Push(&m.queue, t)
@@ -335,12 +368,16 @@ func (t *target) next(now time.Time) time.Time {
 	return due
 }
 
-// noteState notes that s came up or went down.
-func (m *Monitor) noteState(s *subject) {
-	c := Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Time: s.since}
+// noteState notes s's state if that is known, and another one than was noted last.
+func (m *Monitor) noteState(s *subject, now time.Time) {
+	if !s.known || s.told && s.toldUp == s.up {
+		return
+	}
+	c := Change{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, First: !s.told, Reason: "no check", Time: now}
 	if t := s.telling(); t != nil {
 		c.Reason = s.reason(t)
 	}
+	s.told, s.toldUp = true, s.up
 	m.note(c)
 }
 
@@ -382,9 +419,9 @@ func (m *Monitor) States() []State {
 	defer m.mu.Unlock()
 	all := make([]State, 0, len(m.subjects))
 	for _, s := range m.subjects {
-		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Since: s.since}
+		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Known: s.known, Since: s.since}
 		if t := s.telling(); t != nil {
-			st.Reason, st.Last, st.Duration = s.reason(t), t.last.end, t.last.took
+			st.Reason, st.Streak, st.Last, st.Duration = s.reason(t), t.last.streak, t.last.end, t.last.took
 		}
 		for _, t := range s.targets {
 			st.Checks += t.checks

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -48,6 +49,7 @@ func mustSet(t testing.TB, m *Monitor, subjects ...Subject) {
 	if err := m.Set(subjects); err != nil {
 		t.Fatal(err)
 	}
+	m.Begin()
 }
 
 // TestDeadServerIsOut: one that dies is down within fall × interval + timeout, and up again after rise more checks; each is told once, with a reason.
@@ -467,5 +469,116 @@ func TestChurn(t *testing.T) {
 	t.Logf("%d checks, %d changes of the configuration", made, sets)
 	if made < 50 {
 		t.Errorf("only %d checks", made)
+	}
+}
+
+// firsts is the first changes that l holds, each of which must be there once: "web 127.0.0.1 true: connected", in any order.
+func (l *changeLog) firsts() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := map[string]int{}
+	for _, c := range l.all {
+		if c.First {
+			all[fmt.Sprintf("%s %v %v: %s", c.Service, c.Realserver, c.Up, c.Reason)]++
+		}
+	}
+	return all
+}
+
+// TestFirstState: the first state of each subject is told once, whatever it begins with and is, whether it is there from the start or comes with a
+// reload, and with a reason and the time. What is known of a check that subjects have in common is told at once.
+func TestFirstState(t *testing.T) {
+	t.Parallel()
+	good, bad := listen(t, silence), closed(t)
+	named := func(name string, at netip.AddrPort, up bool) Subject {
+		s := withCheck(tcpSubject(at, 20*time.Millisecond), func(c *Check) { c.Up = up })
+		s.Service = name
+		return s
+	}
+	both := named("two places, one bad", bad, false)
+	both.Targets = append(both.Targets, netip.MustParseAddr("127.0.0.2"))
+	unchecked := Subject{Service: "unchecked", Realserver: netip.MustParseAddr("127.0.0.1")}
+	subjects := []Subject{named("down, is up", good, false), named("up, is up", good, true), named("down, is down", bad, false), named("up, is down", bad, true),
+		both, unchecked}
+	want := map[string]int{}
+	for line, up := range map[string]bool{"down, is up": true, "up, is up": true, "down, is down": false, "up, is down": false} {
+		reason := "connected"
+		if !up {
+			reason = "connection refused"
+		}
+		want[fmt.Sprintf("%s 127.0.0.1 %v: %s", line, up, reason)] = 1
+	}
+	want["unchecked 127.0.0.1 true: no check"] = 1
+	var told changeLog
+	m := New(told.add)
+	mustSet(t, m, subjects...)
+	run(t, m)
+	complete := func() bool {
+		got := told.firsts()
+		for line := range want {
+			if got[line] == 0 {
+				return false
+			}
+		}
+		return got["two places, one bad 127.0.0.1 false: 127.0.0.1: connection refused"]+got["two places, one bad 127.0.0.1 false: 127.0.0.2: connection refused"] == 1
+	}
+	within(t, "all first states are told", complete)
+
+	late := named("late", good, false)
+	subjects = append(subjects, late, Subject{Service: "unchecked, late", Realserver: late.Realserver}, named("late, its check is known", good, false))
+	want["late 127.0.0.1 true: connected"], want["unchecked, late 127.0.0.1 true: no check"] = 1, 1
+	want["late, its check is known 127.0.0.1 true: connected"] = 1
+	mustSet(t, m, subjects...)
+	within(t, "the new ones' first states are told", complete)
+	checks := m.States()[0].Checks
+	within(t, "ten more checks", func() bool { return m.States()[0].Checks >= checks+10 })
+	mustSet(t, m, subjects...)
+	subjects[0].Check = nil // its state is known already
+	mustSet(t, m, subjects...)
+	mustSet(t, m, withCheck(named("down, is up", good, false), func(c *Check) { c.Interval = time.Hour }))
+	told.mu.Lock()
+	defer told.mu.Unlock()
+	if len(told.all) != 9 {
+		t.Errorf("%d changes are told, want 9: %+v", len(told.all), told.all)
+	}
+	for _, c := range told.all {
+		if c.Time.IsZero() || !c.First || c.Checked == strings.HasPrefix(c.Service, "unchecked") {
+			t.Errorf("told of %+v", c)
+		}
+	}
+}
+
+// TestBegin: a check that Set has added is not made, and no state told, before Begin: the way to its realserver may not be there yet.
+func TestBegin(t *testing.T) {
+	t.Parallel()
+	var asked, others atomic.Int64
+	s, other := tcpSubject(listen(t, func(net.Conn) { asked.Add(1) }), 10*time.Millisecond), tcpSubject(listen(t, func(net.Conn) { others.Add(1) }), 10*time.Millisecond)
+	other.Service = "other"
+	var told changeLog
+	m := New(told.add)
+	mustSet(t, m, other)
+	run(t, m)
+	within(t, "the other is up", func() bool { return weight(m) == 1 && told.String() != "" })
+	for range 2 { // a reload that fails is followed by another
+		if err := m.Set([]Subject{other, s, {Service: "unchecked", Realserver: s.Realserver}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := others.Load()
+	within(t, "twenty checks of the other", func() bool { return others.Load() >= before+20 })
+	if n, log := asked.Load(), told.String(); n > 0 || strings.Count(log, "\n") != 1 {
+		t.Errorf("%d checks were made before Begin, told %q", n, log)
+	}
+	m.Begin()
+	within(t, "all are up", func() bool { return weight(m) == 3 && strings.Count(told.String(), "\n") == 3 })
+
+	gone := tcpSubject(closed(t), 10*time.Millisecond)
+	gone.Service = "gone before it has begun"
+	if err := m.Set([]Subject{other, gone}); err != nil {
+		t.Fatal(err)
+	}
+	mustSet(t, m, other)
+	if n := len(m.States()); n != 1 {
+		t.Errorf("%d subjects", n)
 	}
 }

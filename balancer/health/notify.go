@@ -26,8 +26,8 @@ type Event struct {
 	Kind       string    `json:"kind"` // "service" or "realserver"
 	Service    string    `json:"service"`
 	Realserver string    `json:"realserver,omitempty"` // its address; "" where a service has changed
-	Old        string    `json:"old"`                  // "up", "down" or "unchecked"
-	New        string    `json:"new"`
+	Old        string    `json:"old"`                  // "up", "down", or "unknown" in the first event of each
+	New        string    `json:"new"`                  // "up" or "down"
 	Reason     string    `json:"reason"`
 }
 
@@ -92,8 +92,8 @@ type sink struct {
 	wake   chan struct{}
 }
 
-// maxQueue is how many events wait at the most.
-const maxQueue = 1000
+// maxQueue is how many events wait at the most. The first states of all realservers of a large site fit in.
+const maxQueue = 20_000
 
 func (s *sink) add(events []Event) {
 	s.mu.Lock()

@@ -39,6 +39,39 @@ func TestDamper(t *testing.T) {
 	}
 }
 
+// TestDamperIsKnown: the state is known once a result has confirmed it, or enough results have changed it. Of results that contradict it the reason says
+// how many there are.
+func TestDamperIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		up      bool
+		results string
+		known   bool
+		reason  string
+	}{
+		{false, "", false, "R"},
+		{true, "", false, "R"},
+		{false, "-", true, "R"},
+		{true, "+", true, "R"},
+		{false, "+", false, "coming up: 1 of 3 successes (R)"},
+		{false, "++", false, "coming up: 2 of 3 successes (R)"},
+		{false, "+++", true, "R"},
+		{false, "++-", true, "R"},
+		{false, "-+", true, "coming up: 1 of 3 successes (R)"},
+		{true, "-", false, "1 of 2 failures (R)"},
+		{true, "--", true, "R"},
+		{true, "-+", true, "R"},
+		{true, "--+", true, "coming up: 1 of 3 successes (R)"},
+	} {
+		d := damper{up: c.up}
+		for _, r := range c.results {
+			d.add(r == '+', 3, 2)
+		}
+		if got := d.progress("R", 3, 2); d.known != c.known || got != c.reason {
+			t.Errorf("up %v, %q: known is %v, reason %q; want %v, %q", c.up, c.results, d.known, got, c.known, c.reason)
+		}
+	}
+}
+
 // TestDamperModel holds the damper against the plain rule: up when the last rise results are successes, down when the last fall ones are failures, and
 // otherwise as before.
 func TestDamperModel(t *testing.T) {

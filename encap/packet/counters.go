@@ -6,12 +6,14 @@ import "sync/atomic"
 // its own and puts it here once a batch; anybody may read at any time.
 type Counters struct {
 	inPackets, inBytes, outPackets, outBytes atomic.Uint64
+	resets                                   atomic.Uint64
 	drops                                    [NumDrops]atomic.Uint64
 }
 
 // Tally is what a worker counts in one batch, without synchronisation.
 type Tally struct {
 	InPackets, InBytes, OutPackets, OutBytes uint64
+	Resets                                   uint64 // TCP resets sent to clients; they are among OutPackets
 	Drops                                    [NumDrops]uint64
 	dropped                                  bool
 }
@@ -28,6 +30,9 @@ func (c *Counters) Add(t *Tally) {
 	c.inBytes.Add(t.InBytes)
 	c.outPackets.Add(t.OutPackets)
 	c.outBytes.Add(t.OutBytes)
+	if t.Resets != 0 {
+		c.resets.Add(t.Resets)
+	}
 	if t.dropped {
 		for i, n := range t.Drops {
 			if n != 0 {
@@ -44,6 +49,7 @@ func (c *Counters) Read(t *Tally) {
 	t.InBytes += c.inBytes.Load()
 	t.OutPackets += c.outPackets.Load()
 	t.OutBytes += c.outBytes.Load()
+	t.Resets += c.resets.Load()
 	for i := range c.drops {
 		t.Drops[i] += c.drops[i].Load()
 	}

@@ -34,6 +34,7 @@ type Director struct {
 	Metrics     netip.AddrPort // where HTTP is served; the zero value: nowhere
 	Log         slog.Level     // least level that is logged
 	Silent      bool           // clients are not told that nobody serves them
+	NoResets    bool           // TCP packets of unknown connections get no RST
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify

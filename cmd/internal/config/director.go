@@ -24,6 +24,8 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		Metrics: t.listen("metrics", "127.0.0.1:9464"),
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",
+
+		NoResets: t.oneOf("no_connection", "reset", "drop") == "drop",
 	}
 	t.finish()
 	d.Queues = onePerCPU(d.Queues)

@@ -74,6 +74,8 @@ func TestDirectorEveryKey(t *testing.T) {
 		Metrics: netip.MustParseAddrPort("[::1]:9464"),
 		Log:     slog.LevelDebug,
 		Silent:  true,
+
+		NoResets: true,
 		Connections: config.Connections{
 			Max:       2_000_000,
 			SloppyTCP: true,
@@ -192,7 +194,8 @@ func TestDirectorFaults(t *testing.T) {
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
-		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control, metrics, log or no_service`}},
+		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control, metrics, log, no_service or no_connection`}},
+		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is unknown: want reset or drop`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
 		{"tun empty", director(`tun = ""`), []string{`director: tun: "" is not a device's name: ` + wantDevice}},

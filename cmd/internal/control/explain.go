@@ -163,8 +163,8 @@ func (c *Candidate) cells() []string {
 // remark is what is out of the ordinary with a realserver.
 func (r *Realserver) remark() string {
 	var remarks []string
-	if r.Health == "down" && r.Check != nil {
-		remarks = append(remarks, r.Check.Reason)
+	if trouble := r.Trouble(); trouble != "" {
+		remarks = append(remarks, trouble)
 	}
 	if r.Weight == 0 {
 		remarks = append(remarks, "draining")

@@ -58,6 +58,9 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 		fmt.Fprintf(w, "\nhalf-open\t%d of %d connections\t%d evicted\n", c.HalfOpen, c.HalfOpenMax, c.Evicted)
 	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
+	if st.Resets > 0 {
+		fmt.Fprintf(w, "TCP resets sent\t%d packets\n", st.Resets)
+	}
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
 	return w.Flush()

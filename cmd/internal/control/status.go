@@ -19,7 +19,8 @@ type DirectorStatus struct {
 	Queues        int               `json:"queues"`
 	Offloads      string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	In            Traffic           `json:"in"`       // read from the TUN device
-	Out           Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP to clients
+	Out           Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP and TCP resets to clients
+	Resets        uint64            `json:"resets"`   // of those, TCP resets
 	Drops         map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
 	Waiting       int               `json:"waiting"`  // fragments that wait for the rest of their packets: neither sent nor refused yet
 	Connections   Connections       `json:"connections"`
@@ -117,9 +118,23 @@ type Check struct {
 	Type     string  `json:"type"`             // tcp, http, https, dns, udp, ping, smtp or exec
 	Via      string  `json:"via"`              // "tunnel" or "direct"
 	Reason   string  `json:"reason"`           // why the last one went as it did, in one line
+	Streak   int     `json:"streak"`           // results in a row that contradict the realserver's health, up to the last one
 	Last     float64 `json:"last_seconds_ago"` // since it ended
 	Duration float64 `json:"duration_seconds"` // that it took
 	Since    float64 `json:"since_seconds"`    // that the realserver has been up, or down
+}
+
+// ComingUp reports whether r is down, and its last checks have succeeded.
+func (r *Realserver) ComingUp() bool {
+	return r.Health == "down" && r.Check != nil && r.Check.Streak > 0
+}
+
+// Trouble is the reason of the last check of a realserver that is down, or whose last checks contradict its health; else "".
+func (r *Realserver) Trouble() string {
+	if r.Check == nil || r.Health != "down" && r.Check.Streak == 0 {
+		return ""
+	}
+	return r.Check.Reason
 }
 
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what

@@ -13,7 +13,8 @@ import (
 func changes(was, is *config.Director) []string {
 	var lines difference
 	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
-	lines.compare("no_service", noServiceName(was.Silent), noServiceName(is.Silent))
+	lines.compare("no_service", answerName("reject", was.Silent), answerName("reject", is.Silent))
+	lines.compare("no_connection", answerName("reset", was.NoResets), answerName("reset", is.NoResets))
 	lines.notify(&was.Notify, &is.Notify)
 	lines.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
 	former := make(map[string]*config.Service, len(was.Services))
@@ -118,11 +119,12 @@ func keyName(n config.Tunnel) string {
 	return fmt.Sprint(n.Key)
 }
 
-func noServiceName(silent bool) string {
-	if silent {
+// answerName returns the value of no_service or no_connection: "drop", or the name of the answer that clients get.
+func answerName(answer string, drop bool) string {
+	if drop {
 		return "drop"
 	}
-	return "reject"
+	return answer
 }
 
 // flagNames writes the flags of a scheduler as the configuration does.

@@ -55,7 +55,7 @@ type director struct {
 	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
 	mu        sync.Mutex                            // of what a reload changes
 	cfg       *config.Director
-	leftVIPs  []netip.Addr                // not configured any more, but with connections
+	leftVIPs  []netip.Addr                // not configured any more, but with connections; in ascending order
 	ways      map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
 	lost      []netip.Addr                // those to which there is none
 	unasked   string                      // why the kernel couldn't be asked the last time; "": it could
@@ -99,6 +99,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	d.table = conntab.New(tableConfig(cfg.Connections))
 	d.bal = balancer.New(d.table, cfg.Queues, balancerOptions(cfg.Connections))
 	d.shared.SetSilent(cfg.Silent)
+	d.shared.SetNoResets(cfg.NoResets)
 	if err = d.openRelays(); err != nil {
 		return nil, err
 	}
@@ -137,6 +138,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		return nil, err
 	}
+	d.monitor.Begin()
 	d.loose = d.known.Load().answersBy(cfg)
 	if err := d.network.Set(d.machine(cfg.TUN, vips(cfg))); err != nil {
 		return nil, err

@@ -169,6 +169,8 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 			r.Source = way.Source.String()
 		}
 		switch {
+		case r.ComingUp():
+			r.PassedOver = r.Check.Reason
 		case r.Health == "down" && r.Check != nil:
 			r.PassedOver = "its check fails: " + r.Check.Reason
 		case c.Down && svc.Sorry:

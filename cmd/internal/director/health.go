@@ -18,6 +18,7 @@ type standing struct {
 	up       bool // its quorum is reached
 	weightUp int
 	sorry    bool // its sorry server has the connections
+	known    bool // up is, or has been, more than what checks begin with
 }
 
 // healthy is what is known of all realservers.
@@ -38,15 +39,25 @@ func (d *director) healthy() map[seat]health.State {
 func judge(b *balancer.Service, s *config.Service, states map[seat]health.State, was *standing) standing {
 	var v standing
 	fallen := make([]bool, len(s.Realservers))
+	least, most := 0, 0 // weight that is up for sure, and that may be
 	for i, r := range s.Realservers {
-		if st, known := states[seat{s.Name, r.Address}]; known && !st.Up {
-			fallen[i] = true
-		} else {
+		st, checked := states[seat{s.Name, r.Address}]
+		if up := !checked || st.Up; up {
 			v.weightUp += r.Weight
+		} else {
+			fallen[i] = true
+		}
+		switch known := !checked || st.Known; {
+		case !known:
+			most += r.Weight
+		case !fallen[i]:
+			least, most = least+r.Weight, most+r.Weight
 		}
 	}
 	before := was != nil && was.up || was == nil && !slices.Contains(fallen, true) // nothing is known against a new service
-	v.up = health.Quorum{Weight: s.Quorum, Hysteresis: s.Hysteresis}.Up(before, v.weightUp)
+	quorum := health.Quorum{Weight: s.Quorum, Hysteresis: s.Hysteresis}
+	v.up = quorum.Up(before, v.weightUp)
+	v.known = was != nil && was.known || quorum.Up(before, least) == quorum.Up(before, most)
 	v.sorry = !v.up && s.SorryServer.IsValid()
 	for i := range fallen {
 		switch {
@@ -65,10 +76,15 @@ const betweenChanges = 50 * time.Millisecond
 
 // healthChanged puts in force what the monitor has found, logs it and tells about it. What changes meanwhile comes with the next call.
 func (d *director) healthChanged(changes []health.Change) {
-	for i, c := range changes {
-		d.realserverChanged(c, i < loggedChanges)
+	found := 0
+	for _, c := range changes {
+		quiet := c.First && !c.Checked // no check has found that out
+		d.realserverChanged(c, !quiet && found < loggedChanges)
+		if !quiet {
+			found++
+		}
 	}
-	if n := len(changes) - loggedChanges; n > 0 {
+	if n := found - loggedChanges; n > 0 {
 		d.log.Warn("more realservers up or down, not logged", "changes", n)
 	}
 	d.mu.Lock()
@@ -93,31 +109,49 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 	if c.Blind {
 		return
 	}
-	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: upDown(!c.Up), New: upDown(c.Up), Reason: c.Reason})
+	old := upDown(!c.Up)
+	if c.First {
+		old = unknown
+	}
+	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: old, New: upDown(c.Up), Reason: c.Reason})
 }
 
-// serviceChanged logs what has become of a service, and tells about it, if that is another than before; was is nil for a service that is new.
+// unknown is the old state in the first event of a service or realserver.
+const unknown = "unknown"
+
+// serviceChanged logs what has become of a service, and tells about it; was is nil for a service that is new.
 func (d *director) serviceChanged(s *config.Service, was *standing, is standing) {
-	if was == nil && is.up || was != nil && was.up == is.up || !watched(s) {
-		return
-	}
 	reason := fmt.Sprintf("weight %d is up, quorum %d", is.weightUp, s.Quorum)
 	if is.sorry {
 		reason += fmt.Sprintf("; clients go to the sorry server %v", s.SorryServer)
 	}
+	old, changed := is.changed(was)
 	switch {
-	case was == nil:
-		d.log.Info("service has no quorum yet", "service", s.Name, "reason", reason)
+	case !changed:
+		if was == nil && !is.up {
+			d.log.Info("service has no quorum yet", "service", s.Name, "reason", reason)
+		}
 		return
+	case old == unknown && is.up && !watched(s): // no check has found that out
 	case is.up:
 		d.log.Info("service up", "service", s.Name, "reason", reason)
 	default:
 		d.log.Warn("service down", "service", s.Name, "reason", reason)
 	}
-	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: upDown(was.up), New: upDown(is.up), Reason: reason})
+	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: old, New: upDown(is.up), Reason: reason})
 }
 
-// watched tells whether anybody wants to know how s is: some realserver is checked, or there is a sorry server.
+// changed reports whether a service is now known to be in another state than before, and in which one it was known to be,
+// was, which is nil for a service that is new.
+func (is standing) changed(was *standing) (old string, changed bool) {
+	old = unknown
+	if was != nil && was.known {
+		old = upDown(was.up)
+	}
+	return old, is.known && old != upDown(is.up)
+}
+
+// watched reports whether the state of s depends on more than its configuration: a realserver is checked, or there is a sorry server.
 func watched(s *config.Service) bool {
 	return s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
 }
@@ -158,7 +192,7 @@ func (d *director) healthStatus(svc *control.Service, s *config.Service, b *bala
 		}
 		st := states[seat{s.Name, a}]
 		r.Health = upDown(!d.fallen[seat{s.Name, a}])
-		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"), Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
+		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"), Streak: st.Streak, Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
 	}
 }
 

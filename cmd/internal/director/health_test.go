@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,25 +28,25 @@ func TestJudge(t *testing.T) {
 		want    standing
 		left    []int
 	}{
-		"all up":                    {[]int{1, 2}, []bool{true, true}, nil, nil, standing{true, 3, false}, []int{1, 2}},
-		"one down":                  {[]int{1, 2}, []bool{true, false}, nil, nil, standing{false, 1, false}, []int{1, down}},
-		"one down, was up":          {[]int{2, 1}, []bool{true, false}, nil, &standing{up: true}, standing{true, 2, false}, []int{2, down}},
-		"drains":                    {[]int{2, 1}, []bool{true, false}, func(s *config.Service) { s.DrainOnFailure = true }, &standing{up: true}, standing{true, 2, false}, []int{2, idle}},
-		"below the quorum":          {[]int{1, 1}, []bool{true, false}, nil, &standing{up: true}, standing{false, 1, false}, []int{1, down}},
-		"below the quorum, sorry":   {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 1, true}, []int{down, down}},
-		"sorry, and drains":         {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer, s.DrainOnFailure = sorry, true }, &standing{up: true}, standing{false, 1, true}, []int{idle, idle}},
-		"hysteresis, stays up":      {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{up: true}, standing{true, 1, false}, []int{1, down}},
-		"hysteresis, stays down":    {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{}, standing{false, 2, false}, []int{1, 1}},
-		"hysteresis, new, all up":   {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, nil, standing{true, 2, false}, []int{1, 1}},
-		"an operator drains it all": {[]int{0, 0}, []bool{true, true}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 0, true}, []int{down, down}},
-		"nobody there":              {nil, nil, nil, nil, standing{false, 0, false}, nil},
+		"all up":                    {[]int{1, 2}, []bool{true, true}, nil, nil, standing{true, 3, false, true}, []int{1, 2}},
+		"one down":                  {[]int{1, 2}, []bool{true, false}, nil, nil, standing{false, 1, false, true}, []int{1, down}},
+		"one down, was up":          {[]int{2, 1}, []bool{true, false}, nil, &standing{up: true}, standing{true, 2, false, true}, []int{2, down}},
+		"drains":                    {[]int{2, 1}, []bool{true, false}, func(s *config.Service) { s.DrainOnFailure = true }, &standing{up: true}, standing{true, 2, false, true}, []int{2, idle}},
+		"below the quorum":          {[]int{1, 1}, []bool{true, false}, nil, &standing{up: true}, standing{false, 1, false, true}, []int{1, down}},
+		"below the quorum, sorry":   {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 1, true, true}, []int{down, down}},
+		"sorry, and drains":         {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.SorryServer, s.DrainOnFailure = sorry, true }, &standing{up: true}, standing{false, 1, true, true}, []int{idle, idle}},
+		"hysteresis, stays up":      {[]int{1, 1}, []bool{true, false}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{up: true}, standing{true, 1, false, true}, []int{1, down}},
+		"hysteresis, stays down":    {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{}, standing{false, 2, false, true}, []int{1, 1}},
+		"hysteresis, new, all up":   {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, nil, standing{true, 2, false, true}, []int{1, 1}},
+		"an operator drains it all": {[]int{0, 0}, []bool{true, true}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 0, true, true}, []int{down, down}},
+		"nobody there":              {nil, nil, nil, nil, standing{false, 0, false, true}, nil},
 	} {
 		s := &config.Service{Name: "web", Protocol: "tcp", Quorum: 2, EncapPort: 6080}
 		states := map[seat]health.State{}
 		for i, w := range c.weights {
 			a := netip.AddrFrom4([4]byte{10, 0, 11, byte(i)})
 			s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: w, Tunnel: config.Tunnel{Encap: "ipip"}})
-			states[seat{"web", a}] = health.State{Up: c.up[i]}
+			states[seat{"web", a}] = health.State{Up: c.up[i], Known: true}
 		}
 		if c.change != nil {
 			c.change(s)
@@ -71,13 +72,18 @@ func TestStatusIsInForce(t *testing.T) {
 	d := operated(t)
 	d.cfg.Services[0].Realservers[0].Check = &config.Check{Type: "exec", Direct: true, Command: []string{"/bin/false"}, Interval: time.Second, Timeout: time.Second, Rise: 1, Fall: 1, Up: true}
 	told := make(chan struct{})
-	d.monitor = health.New(func([]health.Change) { close(told) })
+	d.monitor = health.New(func(changes []health.Change) {
+		if slices.ContainsFunc(changes, func(c health.Change) bool { return !c.Up }) {
+			close(told)
+		}
+	})
 	if err := d.monitor.Set(subjects(d.cfg, func(*config.Service, *config.RealserverRef) (health.Path, string) { return health.Direct{}, "direct" })); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.bal.Apply(d.balanced(d.cfg)); err != nil {
 		t.Fatal(err)
 	}
+	d.monitor.Begin()
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -151,5 +157,55 @@ func TestTargets(t *testing.T) {
 	_, other := d.wayOf(&cfg.Services[2], &cfg.Services[2].Realservers[0])
 	if one != same || one == other {
 		t.Errorf("ways are named %q, %q and %q", one, same, other)
+	}
+}
+
+// TestFirstStateOfAService: a service's first state is told once, with the old state "unknown", when no realserver whose
+// state is not known yet can change it; after that, each change is told. A '?' is a realserver that begins down and that no
+// check has judged yet, '!' is one that begins up.
+func TestFirstStateOfAService(t *testing.T) {
+	for name, c := range map[string]struct {
+		weights    []int
+		quorum     int
+		hysteresis int
+		states     []string // of the realservers, one after the other: + up, - down, ? and !, n no check
+		want       string
+	}{
+		"no check":                 {[]int{1, 1}, 1, 0, []string{"nn", "nn"}, "unknown up"},
+		"no check, no weight":      {[]int{0}, 1, 0, []string{"n"}, "unknown down"},
+		"no realserver":            {nil, 1, 0, []string{"", ""}, "unknown down"},
+		"comes up":                 {[]int{1, 1}, 1, 0, []string{"??", "+?", "++", "--"}, "unknown up, up down"},
+		"is down":                  {[]int{1, 1}, 1, 0, []string{"??", "-?", "--", "+-"}, "unknown down, down up"},
+		"begins up, is up":         {[]int{1, 1}, 2, 0, []string{"!!", "+!", "++"}, "unknown up"},
+		"begins up, is down":       {[]int{1, 1}, 2, 0, []string{"!!", "+!", "+-"}, "unknown down"},
+		"begins up, no quorum":     {[]int{1, 1}, 2, 0, []string{"!!", "-!"}, "unknown down"},
+		"quorum out of reach":      {[]int{1, 1}, 2, 0, []string{"??", "?-", "+-", "++"}, "unknown down, down up"},
+		"of weight 0":              {[]int{0, 1}, 1, 0, []string{"??", "?+"}, "unknown up"},
+		"one without a check":      {[]int{1, 1}, 1, 0, []string{"n?", "n-"}, "unknown up"},
+		"hysteresis":               {[]int{1, 1}, 1, 1, []string{"??", "+?", "+-", "++", "+-"}, "unknown down, down up"},
+		"a new one, known service": {[]int{1, 1}, 1, 0, []string{"+", "+?", "-?", "-+"}, "unknown up, up down, down up"},
+	} {
+		var told []string
+		var was *standing
+		for _, of := range c.states {
+			s := &config.Service{Name: "web", Protocol: "tcp", Quorum: c.quorum, Hysteresis: c.hysteresis, EncapPort: 6080}
+			states := map[seat]health.State{}
+			for i, r := range of {
+				a := netip.AddrFrom4([4]byte{10, 0, 11, byte(i)})
+				s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: c.weights[i], Tunnel: config.Tunnel{Encap: "ipip"}})
+				if r != 'n' {
+					states[seat{"web", a}] = health.State{Checked: true, Up: r == '+' || r == '!', Known: r == '+' || r == '-'}
+				}
+			}
+			b := service(s, config.Sources{}, nil)
+			is := judge(&b, s, states, was)
+			if old, changed := is.changed(was); changed {
+				told = append(told, old+" "+upDown(is.up))
+			}
+			was = &is
+		}
+		if got := strings.Join(told, ", "); got != c.want {
+			t.Errorf("%s: told %q, want %q", name, got, c.want)
+		}
 	}
 }

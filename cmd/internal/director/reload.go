@@ -78,11 +78,11 @@ func (d *director) apply(cfg *config.Director) (err error) {
 			}
 		}()
 	}
-	was := append(vips(d.cfg), d.leftVIPs...)
+	was := unique(append(vips(d.cfg), d.leftVIPs...))
 	want := vips(cfg)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+			err = errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, was)))
 		}
 	}()
 	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
@@ -91,15 +91,18 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
 		return err
 	}
-	set := d.weights().still(cfg)
+	set, leftBefore := d.weights().still(cfg), d.leftVIPs
+	d.leftVIPs = slices.DeleteFunc(slices.Clone(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
 	if err := d.bal.Apply(d.services(effective(cfg, set))); err != nil {
+		d.leftVIPs = leftBefore
 		return errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
 	}
+	d.monitor.Begin() // now that the balancer knows the way to what is new
 	d.cfg = cfg
 	d.override.Store(&set)
 	d.shared.SetSilent(cfg.Silent)
+	d.shared.SetNoResets(cfg.NoResets)
 	d.notifier.Set(health.Notify(cfg.Notify))
-	d.leftVIPs = slices.DeleteFunc(unique(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
 	d.releaseVIPs()
 	d.loosen()
 	return nil
@@ -122,6 +125,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Silent, b.Silent = false, false
+	a.NoResets, b.NoResets = false, false
 	a.Metrics, b.Metrics = netip.AddrPort{}, netip.AddrPort{}
 	a.Services, b.Services = nil, nil
 	a.Notify, b.Notify = config.Notify{}, config.Notify{}
@@ -129,5 +133,5 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	if len(keys) == 0 && reflect.DeepEqual(a, b) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, and only services, notify, source, no_service and metrics can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, and only services, notify, source, no_service, no_connection and metrics can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
 }

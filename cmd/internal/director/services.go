@@ -46,7 +46,7 @@ func (d *director) askWays(cfg *config.Director) {
 
 // balanced is services with the ways that are known already.
 func (d *director) balanced(cfg *config.Director) balancer.Config {
-	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg)}
+	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg), LeftVIPs: d.leftVIPs}
 	states, standings, fallen := d.healthy(), make(map[string]standing, len(cfg.Services)), map[seat]bool{}
 	for at, st := range states {
 		if !st.Up {
@@ -193,10 +193,10 @@ func (d *director) hasLost() bool {
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.releaseVIPs()
 	if err := d.bal.Apply(d.services(d.inForce())); err != nil {
 		d.log.Error("the ways to the realservers are not taken over", "error", err)
 	}
-	d.releaseVIPs()
 	d.loosen()
 	d.refreshLeaving()
 }

@@ -79,7 +79,7 @@ func TestPathsPause(t *testing.T) {
 // TestKernelCantBeAsked: without a descriptor left, what was known of the ways stays.
 func TestKernelCantBeAsked(t *testing.T) {
 	six := netip.MustParseAddr("::1")
-	cfg := &config.Director{Services: []config.Service{{Name: "web", Protocol: "tcp", Realservers: []config.RealserverRef{{Address: six, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
+	cfg := &config.Director{Services: []config.Service{{Name: "web", Protocol: "tcp", Quorum: 1, Realservers: []config.RealserverRef{{Address: six, Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
 	var log strings.Builder
 	d := &director{log: slog.New(slog.NewTextHandler(&log, nil))}
 	ask := func() balancer.Realserver { return d.services(cfg).Services[0].Realservers[0] }

@@ -32,6 +32,7 @@ func (d *director) status() control.DirectorStatus {
 	d.shared.Read(&t)
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
 	st.Services = d.servicesStatus(time.Now())
+	st.Resets = t.Resets
 	st.Overruns = d.overruns()
 	st.Configuration = d.configuration()
 	st.Waiting = d.shared.Waiting()

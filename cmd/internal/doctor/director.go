@@ -228,6 +228,11 @@ func (e *exam) health(st *control.DirectorStatus) {
 			if r.Check != nil {
 				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
 			}
+			if r.ComingUp() {
+				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is not up yet" + reason,
+					Why: "it gets no connections before", Mend: "director status  # in a moment"})
+				continue
+			}
 			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is down" + reason, Why: "it gets no connections",
 				Mend: fmt.Sprintf("on %s: realserver doctor", r.Address)})
 		}

@@ -63,11 +63,13 @@ func TestHealth(t *testing.T) {
 	st := control.DirectorStatus{Services: []control.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1, Realservers: []control.Realserver{
 		{Address: "10.0.11.2", Health: "up"},
 		{Address: "10.0.12.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Reason: "status 503"}},
+		{Address: "10.0.13.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Streak: 1, Reason: "coming up: 1 of 2 successes (HTTP status 200)"}},
 	}}}}
 	e := exam{check: "health"}
 	e.health(&st)
-	if len(e.findings) != 2 || !strings.Contains(e.findings[0].sentence(), "10.0.12.2 (web): it is down: http check via tunnel: status 503") ||
-		!strings.Contains(e.findings[1].sentence(), "weight 1 is up, its quorum is 2") {
+	if len(e.findings) != 3 || !strings.Contains(e.findings[0].sentence(), "10.0.12.2 (web): it is down: http check via tunnel: status 503") ||
+		!strings.Contains(e.findings[1].sentence(), "10.0.13.2 (web): it is not up yet: http check via tunnel: coming up: 1 of 2 successes (HTTP status 200)") ||
+		!strings.Contains(e.findings[2].sentence(), "weight 1 is up, its quorum is 2") {
 		t.Errorf("%+v", e.findings)
 	}
 }

@@ -375,7 +375,7 @@ func TestFailureIsTold(t *testing.T) {
 			t.Errorf("status has %+v", r)
 		}
 	}
-	for _, line := range []string{"realserver web 10.0.11.2 down up", "realserver web 10.0.12.2 down up", "service web - down up weight 2 is up, quorum 2",
+	for _, line := range []string{"realserver web 10.0.11.2 unknown up", "realserver web 10.0.12.2 unknown up", "service web - unknown up weight 2 is up, quorum 2",
 		"realserver web " + map[string]string{"web1": "10.0.11.2", "web2": "10.0.12.2"}[home] + " up down port unreachable", "service web - up down weight 1 is up, quorum 2"} {
 		eventually(t, "the command is told: "+line, soon, func() bool {
 			text, err := os.ReadFile(told)

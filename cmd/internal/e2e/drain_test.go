@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -180,7 +181,7 @@ func vanish(t *testing.T, c net.Conn) {
 	}
 }
 
-// TestVIPLeaves takes one of a service's VIPs away: its connection goes on until it ends, and only then does its route go.
+// TestVIPLeaves takes one of a service's VIPs away: its connection goes on, and new ones to it are refused.
 func TestVIPLeaves(t *testing.T) {
 	t.Parallel()
 	s, doors := startShop(t, `timeout = "1s"`)
@@ -194,5 +195,14 @@ func TestVIPLeaves(t *testing.T) {
 	s.reloadWritten(toml) // nothing changed
 	if _, err := askParrot(old, "still there?"); err != nil {
 		t.Errorf("the connection to the VIP that has left, after another reload: %v", err)
+	}
+	if c, err := s.dialFrom(anyPort(s.Client.Addr), doors[2]); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a new connection to the VIP that has left: %v, want %v", err, unix.ECONNREFUSED)
+		if err == nil {
+			c.Close()
+		}
+	}
+	if _, err := askParrot(old, "still there?"); err != nil {
+		t.Errorf("the connection to the VIP that has left, after a refused one: %v", err)
 	}
 }

@@ -31,8 +31,9 @@ var (
 var directorSeries = []series[control.DirectorStatus]{
 	counter(nil, "vstun_director_received_packets_total", "Packets read from the TUN device.", func(st *control.DirectorStatus) float64 { return float64(st.In.Packets) }),
 	counter(nil, "vstun_director_received_bytes_total", "Bytes of packets read from the TUN device.", func(st *control.DirectorStatus) float64 { return float64(st.In.Bytes) }),
-	counter(nil, "vstun_director_sent_packets_total", "Packets sent to realservers, and ICMP to clients.", func(st *control.DirectorStatus) float64 { return float64(st.Out.Packets) }),
+	counter(nil, "vstun_director_sent_packets_total", "Packets sent to realservers, and ICMP and TCP resets to clients.", func(st *control.DirectorStatus) float64 { return float64(st.Out.Packets) }),
 	counter(nil, "vstun_director_sent_bytes_total", "Bytes of packets sent, with the tunnels' headers.", func(st *control.DirectorStatus) float64 { return float64(st.Out.Bytes) }),
+	counter(nil, "vstun_director_resets_total", "TCP resets sent to clients, for packets of unknown connections.", func(st *control.DirectorStatus) float64 { return float64(st.Resets) }),
 	counter(nil, "vstun_director_overrun_packets_total", "Packets that the kernel dropped because the director was too slow.", func(st *control.DirectorStatus) float64 { return float64(st.Overruns) }),
 	gauge(nil, "vstun_director_waiting_fragments", "Fragments that wait for the rest of their packets.", func(st *control.DirectorStatus) float64 { return float64(st.Waiting) }),
 	gauge(nil, "vstun_director_queues", "Workers, and queues of the TUN device.", func(st *control.DirectorStatus) float64 { return float64(st.Queues) }),

@@ -97,9 +97,7 @@ func (v *view) services() (all []service) {
 				now.Conns, now.Packets = v.per(was.Connections, r.Connections), v.per(was.Forwarded.Packets, r.Forwarded.Packets)
 				now.Bits = 8 * v.per(was.Forwarded.Bytes, r.Forwarded.Bytes)
 			}
-			if r.Health == "down" && r.Check != nil {
-				now.reason = r.Check.Reason
-			}
+			now.reason = r.Trouble()
 			out.Weight += r.Weight
 			out.Active += now.Active
 			out.Inactive += now.Inactive
