@@ -97,7 +97,8 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 		next = append(next, rec)
 		steps = append(steps, step{
 			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
-			do:   func() error { return writeSysctl(c.Key, c.Value) },
+			name: "sysctl " + c.Key, old: cur, new: c.Value, recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
+			do: func() error { return writeSysctl(c.Key, c.Value) },
 		})
 		pending[c.Key] = c.Value
 		for _, e := range effects {
