@@ -99,7 +99,7 @@ func (m *Manager) recover() error {
 		m.log.Info("removed a journal of another boot or network namespace", "journal", m.path, "pid", j.Pid)
 		return removeJournal(m.path)
 	}
-	m.own = j.Did
+	m.own, m.journaled = j.Did, j.Did
 	if err := m.undoAll(); err != nil {
 		return fmt.Errorf("undo what process %d left behind: %w", j.Pid, err)
 	}
