@@ -125,7 +125,7 @@ func (m *Manager) Set(s State) error {
 	return err
 }
 
-// Close undoes every change, last first, as far as it can, and gives the journal up: it is removed, or, if something
+// Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or, if something
 // could not be undone, left for the next Open to try again. Devices which are gone already have taken their addresses,
 // routes and sysctls with them, which is no error.
 func (m *Manager) Close() error {
@@ -135,8 +135,12 @@ func (m *Manager) Close() error {
 		return nil
 	}
 	m.closed = true
+	changes := m.own.count()
 	err := m.undoAll()
 	m.release()
+	if err == nil && changes > 0 {
+		m.log.Info("network state is as before the start", "undone", changes)
+	}
 	return err
 }
 
@@ -248,7 +252,7 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}
 	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
 	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
-	sysctls, nextSysctls, err2 := planSysctls(withLoose(s.Sysctls, s.Loose, m.own.Sysctls), m.own.Sysctls, snap.links)
+	sysctls, nextSysctls, err2 := planSysctls(withLoose(s.Sysctls, s.Loose, m.own.Sysctls), m.own.Sysctls, snap.links, s.Links)
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
 	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
 	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)
