@@ -137,7 +137,7 @@ func without[T any](list, gone []T, key func(T) any) []T {
 // names lists what was changed, for the log.
 func (r records) names() (names []string) {
 	for _, c := range r.Sysctls {
-		names = append(names, "sysctl "+c.Key)
+		names = append(names, "sysctl "+sysctlName(c.Key))
 	}
 	for _, l := range r.Links {
 		names = append(names, "device "+l.Name)
@@ -199,7 +199,8 @@ func (j journal) write(path string) error {
 		return fmt.Errorf("journal %s: %w", path, err)
 	}
 	tmp := tempName(path)
-	if err := writeSynced(tmp, append(b, '\n')); err != nil {
+	b = append(b, '\n')
+	if err := writeSynced(tmp, b); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	exchanged := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
@@ -207,7 +208,10 @@ func (j journal) write(path string) error {
 		if err := os.Rename(tmp, path); err != nil {
 			return fmt.Errorf("journal: %w", err)
 		}
-		if err := writeSynced(tmp, nil); err != nil {
+	}
+	if info, err := os.Stat(tmp); err != nil || int(info.Size()) < len(b) {
+		// A later one needs this space, but this one is written.
+		if err := writeSynced(tmp, b); err != nil && exchanged != nil {
 			return fmt.Errorf("journal: reserve space for the next: %w", err)
 		}
 	}
@@ -227,10 +231,10 @@ func writeSynced(path string, b []byte) error {
 	info, err := f.Stat()
 	if err == nil {
 		size := int(info.Size())
-		if len(b) >= size {
+		if len(b) > size {
 			size = (len(b)/journalRoom + 2) * journalRoom
 		}
-		_, err = f.Write(append(b, bytes.Repeat([]byte(" "), size-len(b))...))
+		_, err = f.Write(slices.Concat(b, bytes.Repeat([]byte(" "), size-len(b))))
 	}
 	if err == nil {
 		err = f.Sync()

@@ -100,7 +100,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		next = append(next, rec)
 		steps = append(steps, step{
 			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
-			name: "sysctl " + c.Key, old: cur, new: c.Value, recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
+			name: "sysctl " + sysctlName(c.Key), old: cur, new: c.Value, recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
 			do: func() error { return writeSysctl(c.Key, c.Value) },
 		})
 		pending[c.Key] = c.Value

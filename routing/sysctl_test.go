@@ -196,7 +196,9 @@ func TestReadOnlySysctls(t *testing.T) {
 	if !slices.Equal(list, want) {
 		t.Errorf("presets:\n%s\nwant:\n%s", strings.Join(list, "\n"), strings.Join(want, "\n"))
 	}
-	device := func() { must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs0"), Mode: netlink.TUNTAP_MODE_TUN})) }
+	device := func() {
+		must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs0"), Mode: netlink.TUNTAP_MODE_TUN}))
+	}
 	readOnly := func(flags uintptr) {
 		must(t, unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
 	}
