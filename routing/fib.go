@@ -15,40 +15,55 @@ type table struct{ family, id int }
 
 func (r routeRecord) in() table { return table{family(r.Dst.Addr()), r.Table} }
 
-// fib lists routes without making the kernel send those that nobody asked for: there may be a million. The kernel
-// heeds table and protocol in a listing only on a socket that checks strictly (NETLINK_GET_STRICT_CHK; Linux 4.20), and
-// other listings of netlink don't stand that, so this is a socket of its own. Older kernels send everything, and
-// netlink leaves out what isn't wanted.
-type fib struct{ nl *netlink.Handle }
+// fib lists and changes routes, as the kernel's messages have them. It lists no more than is asked for: there may be a
+// million. The kernel heeds table and protocol in a listing only on a socket that checks strictly
+// (NETLINK_GET_STRICT_CHK; Linux 4.20), and other listings of netlink don't stand that, so this is a socket of its own.
+// Older kernels send everything.
+type fib struct{ sockets map[int]*nl.SocketHandle }
 
 func openFib() (*fib, error) {
-	h, err := newHandle()
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	if err := h.SetStrictCheck(true); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-		h.Close()
+	timeout := unix.NsecToTimeval(int64(answerTimeout))
+	err = errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout))
+	strict := unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	if strict != unix.ENOPROTOOPT {
+		err = errors.Join(err, strict)
+	}
+	if err != nil {
+		s.Close()
 		return nil, fmt.Errorf("netlink socket: %w", err)
 	}
-	return &fib{h}, nil
+	return &fib{map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
 }
 
-func (f *fib) close() { f.nl.Close() }
+func (f *fib) close() { f.sockets[unix.NETLINK_ROUTE].Close() }
 
-// everyone stands for routes of any protocol.
-const everyone netlink.RouteProtocol = unix.RTPROT_UNSPEC
+// anyProtocol stands for routes of every protocol.
+const anyProtocol = unix.RTPROT_UNSPEC
 
-// list returns the routes in t of protocol by that keep wants, in the kernel's order of preference, and
+// list returns the routes in t of a protocol that keep wants, in the kernel's order of preference, and
 // errTooManyRoutes if they are more than most.
-func (f *fib) list(t table, by netlink.RouteProtocol, most int, keep func(routeRecord) bool) ([]netlink.Route, error) {
-	filter, mask := &netlink.Route{Table: t.id, Protocol: by}, uint64(netlink.RT_FILTER_TABLE)
-	if by != everyone {
-		mask |= netlink.RT_FILTER_PROTOCOL
-	}
-	routes, err := dump(func() ([]netlink.Route, error) {
-		var routes []netlink.Route
-		err := f.nl.RouteListFilteredIter(t.family, filter, mask, func(r netlink.Route) bool {
-			if keep(recordOf(r)) {
+func (f *fib) list(t table, protocol uint8, most int, keep func(routeRecord) bool) ([]route, error) {
+	routes, err := dump(func() ([]route, error) {
+		var routes []route
+		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+		req.Sockets = f.sockets
+		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(t.family), Protocol: protocol}})
+		req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(t.id))))
+		var malformed error
+		err := req.ExecuteIter(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE, func(msg []byte) bool {
+			if rt := nl.DeserializeRtMsg(msg); rt.Flags&unix.RTM_F_CLONED != 0 || // a path that was looked up
+				protocol != anyProtocol && rt.Protocol != protocol {
+				return true
+			}
+			var r route
+			if r, malformed = parseRoute(msg); malformed != nil {
+				return false
+			}
+			if rec := r.record(); rec.in() == t && keep(rec) {
 				routes = append(routes, r)
 			}
 			return len(routes) <= most
@@ -56,7 +71,7 @@ func (f *fib) list(t table, by netlink.RouteProtocol, most int, keep func(routeR
 		if errors.Is(err, unix.ENOENT) { // no such table: an empty one
 			err = nil
 		}
-		return routes, err
+		return routes, errors.Join(err, malformed)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes of table %s: %w", tableName(t.id), err)
@@ -66,6 +81,71 @@ func (f *fib) list(t table, by netlink.RouteProtocol, most int, keep func(routeR
 	}
 	return routes, nil
 }
+
+// add adds r, whose key no route has.
+func (f *fib) add(r route) error {
+	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r)
+}
+
+// append adds r behind the routes of its key.
+func (f *fib) append(r route) error {
+	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r)
+}
+
+// replace puts r in the place of the route of its key.
+func (f *fib) replace(r route) error {
+	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r)
+}
+
+// remove deletes the first route that has what r says.
+func (f *fib) remove(r route) error { return f.change(unix.RTM_DELROUTE, 0, r) }
+
+func (f *fib) change(kind, flags int, r route) error {
+	req := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
+	req.Sockets = f.sockets
+	req.AddRawData(r.bytes())
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// nexthopDevices returns the indexes of the devices of each nexthop object and group (ip nexthop), by its id.
+func (f *fib) nexthopDevices() (map[uint32][]int, error) {
+	devices, groups := map[uint32][]int{}, map[uint32][]byte{}
+	msgs, err := dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETNEXTHOP, unix.NLM_F_DUMP)
+		req.Sockets = f.sockets
+		req.AddRawData(make([]byte, nhmsgLen))
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEXTHOP)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list nexthop objects: %w", err)
+	}
+	for _, msg := range msgs {
+		if len(msg) < nhmsgLen {
+			continue
+		}
+		attrs, err := parseAttributes(msg[nhmsgLen:])
+		if err != nil {
+			return nil, fmt.Errorf("list nexthop objects: %w", err)
+		}
+		id := attrs.u32(unix.NHA_ID)
+		if index := attrs.u32(unix.NHA_OIF); index != 0 {
+			devices[id] = []int{int(index)}
+		}
+		groups[id] = attrs[unix.NHA_GROUP]
+	}
+	for id, members := range groups {
+		for ; len(members) >= nexthopGroupLen; members = members[nexthopGroupLen:] {
+			devices[id] = append(devices[id], devices[nl.NativeEndian().Uint32(members)]...)
+		}
+	}
+	return devices, nil
+}
+
+const (
+	nhmsgLen        = 8 // struct nhmsg of linux/nexthop.h
+	nexthopGroupLen = 8 // struct nexthop_grp, which begins with the id of a member; groups have no groups
+)
 
 // occupied reports whether somebody has a route for one of dsts in t. It looks at every route of the table, but at no
 // more than its destination, which takes a quarter of the time that list takes for them. The calling thread's network
@@ -122,7 +202,7 @@ func scan(t table, f func(msg []byte) bool) error {
 		for b := buf[:n]; len(b) >= unix.NLMSG_HDRLEN; {
 			size := int(nl.NativeEndian().Uint32(b))
 			if size < unix.NLMSG_HDRLEN || size > len(b) {
-				return errors.New("malformed answer of the kernel")
+				return errMalformed
 			}
 			if nl.NativeEndian().Uint16(b[6:])&unix.NLM_F_DUMP_INTR != 0 {
 				return netlink.ErrDumpInterrupted

@@ -30,13 +30,19 @@ func newHost6(t *testing.T) {
 // advertise lets a router advertisement come in by east, of a router that is there for half an hour (RFC 4861, section 4.2).
 func advertise(t *testing.T) {
 	t.Helper()
+	advertiseRouter(t, netip.MustParseAddr("fe80::1234"), 1800, 0)
+}
+
+// advertiseRouter does so for a router with an address, for a lifetime in seconds, with the preference in the flags (RFC 4191, section 2.2).
+func advertiseRouter(t *testing.T, from netip.Addr, lifetime uint16, flags byte) {
+	t.Helper()
 	b := make([]byte, 40+16)
 	binary.BigEndian.PutUint32(b, 6<<28)
 	b[5], b[6], b[7] = 16, unix.IPPROTO_ICMPV6, 255
-	copy(b[8:], netip.MustParseAddr("fe80::1234").AsSlice())
+	copy(b[8:], from.AsSlice())
 	copy(b[24:], netip.MustParseAddr("ff02::1").AsSlice())
-	b[40], b[44] = 134, 64
-	binary.BigEndian.PutUint16(b[46:], 1800)
+	b[40], b[44], b[45] = 134, 64, flags
+	binary.BigEndian.PutUint16(b[46:], lifetime)
 	sum := uint32(16 + unix.IPPROTO_ICMPV6)
 	for i := 8; i < len(b); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,12 +62,20 @@ type addrRecord struct {
 	Prefix netip.Prefix `json:"prefix"`
 }
 
-// routeRecord is a route that we added. With Protocol it names one route: the kernel knows routes by these four.
+// routeRecord is the key of routes that we added, with Protocol: IPv4 may have several routes with one key.
 type routeRecord struct {
 	Table  int          `json:"table"`
 	Dst    netip.Prefix `json:"dst"`
+	Src    netip.Prefix `json:"src,omitzero"` // IPv6: only for packets from there; the zero Prefix: from anywhere
 	Metric int          `json:"metric,omitempty"`
 	TOS    int          `json:"tos,omitempty"`
+}
+
+// compare orders records by table, destination, source, metric and TOS.
+func (r routeRecord) compare(o routeRecord) int {
+	return cmp.Or(cmp.Compare(r.Table, o.Table), r.Dst.Addr().Compare(o.Dst.Addr()), cmp.Compare(r.Dst.Bits(), o.Dst.Bits()),
+		r.Src.Addr().Compare(o.Src.Addr()), cmp.Compare(r.Src.Bits(), o.Src.Bits()), cmp.Compare(r.Metric, o.Metric),
+		cmp.Compare(r.TOS, o.TOS))
 }
 
 // ruleRecord is a rule that we added: from this address look up this table; with Link only for sockets that ask for that
@@ -127,6 +136,26 @@ func without[T any](list, gone []T, key func(T) any) []T {
 	return rest
 }
 
+// names lists what was changed, for the log.
+func (r records) names() (names []string) {
+	for _, c := range r.Sysctls {
+		names = append(names, "sysctl "+sysctlName(c.Key))
+	}
+	for _, l := range r.Links {
+		names = append(names, "device "+l.Name)
+	}
+	for _, a := range r.Addrs {
+		names = append(names, fmt.Sprintf("address %s dev %s", a.Prefix, a.Link))
+	}
+	for _, t := range slices.Concat(r.Unreachable, r.Routes) {
+		names = append(names, "route "+t.String())
+	}
+	for _, u := range r.Rules {
+		names = append(names, "rule "+u.String())
+	}
+	return names
+}
+
 // String is a summary for the log.
 func (r records) String() string {
 	var s []string
@@ -155,8 +184,14 @@ type journal struct {
 	Did     records `json:"did"`
 }
 
+// journalRoom is how much the journal can grow before it needs more space of the file system, in bytes.
+const journalRoom = 64 << 10
+
 // write replaces the file at path in one step, or removes it if there is nothing to undo. The machine forgets the
 // changes in a crash, but the file must not be found damaged after one.
+//
+// A second file beside it holds as much space: the two take turns, so a later write needs none on a file system that
+// writes in place and can exchange two files (renameat2(2)). Blanks fill both.
 func (j journal) write(path string) error {
 	if j.Did.empty() {
 		return removeJournal(path)
@@ -166,11 +201,21 @@ func (j journal) write(path string) error {
 		return fmt.Errorf("journal %s: %w", path, err)
 	}
 	tmp := tempName(path)
-	if err := writeSynced(tmp, append(b, '\n')); err != nil {
+	b = append(b, '\n')
+	if err := writeSynced(tmp, b); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("journal: %w", err)
+	exchanged := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	if exchanged != nil { // there is none yet, or the file system can't
+		if err := os.Rename(tmp, path); err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+	}
+	if info, err := os.Stat(tmp); err != nil || int(info.Size()) < len(b) {
+		// A later one needs this space, but this one is written.
+		if err := writeSynced(tmp, b); err != nil && exchanged != nil {
+			return fmt.Errorf("journal: reserve space for the next: %w", err)
+		}
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -178,12 +223,21 @@ func (j journal) write(path string) error {
 	return nil
 }
 
+// writeSynced writes b at the beginning of the file at path and blanks up to its end, which it puts further away, by
+// journalRoom at least, if b needs that.
 func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	info, err := f.Stat()
+	if err == nil {
+		size := int(info.Size())
+		if len(b) > size {
+			size = (len(b)/journalRoom + 2) * journalRoom
+		}
+		_, err = f.Write(slices.Concat(b, bytes.Repeat([]byte(" "), size-len(b))))
+	}
 	if err == nil {
 		err = f.Sync()
 	}
@@ -273,7 +327,7 @@ func (r records) validate() error {
 		}
 	}
 	for _, t := range slices.Concat(r.Unreachable, r.Routes) {
-		if !inRange(t.Table, 1, maxID) || !validPrefix(t.Dst) || t.Metric < 0 || t.TOS < 0 {
+		if !inRange(t.Table, 1, maxID) || !validPrefix(t.Dst) || t.Src != (netip.Prefix{}) && !validPrefix(t.Src) || t.Metric < 0 || t.TOS < 0 {
 			return fmt.Errorf("bad route %s", t.Dst)
 		}
 	}

@@ -45,6 +45,36 @@ func TestJournalRoundTrip(t *testing.T) {
 	}
 }
 
+// TestJournalHasASpare: a journal of any length can be written again without more space.
+func TestJournalHasASpare(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.json")
+	j := fullJournal()
+	least := int64(0) // of both files, so far
+	for _, routes := range []int{1, 3000, 1, 9000, 9001} {
+		j.Did.Routes = make([]routeRecord, routes)
+		for i := range j.Did.Routes {
+			j.Did.Routes[i] = routeRecord{Table: 5080, Dst: netip.MustParsePrefix("192.0.2.0/24"), Metric: i}
+		}
+		if err := j.write(path); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readJournal(path)
+		if err != nil || !reflect.DeepEqual(got, j) {
+			t.Fatalf("%d routes: read %d, %v", routes, len(got.Did.Routes), err)
+		}
+		b, err := json.MarshalIndent(j, "", " ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		least = max(least, int64(len(b)))
+		for _, p := range []string{path, tempName(path)} {
+			if info, err := os.Stat(p); err != nil || info.Size() < least {
+				t.Errorf("%d routes: %s has %d bytes, want %d at least (%v)", routes, p, info.Size(), least, err)
+			}
+		}
+	}
+}
+
 func TestDamagedJournal(t *testing.T) {
 	good, err := json.Marshal(fullJournal())
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 )
 
 func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps []step, next []linkRecord) {
@@ -14,14 +15,16 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 		if i := slices.IndexFunc(own, func(r linkRecord) bool { return r.Index == at.Index }); i >= 0 {
 			rec = own[i]
 		}
+		was := rec
 		if w.MTU != 0 && w.MTU != at.MTU {
 			if rec.NewMTU != at.MTU { // not ours: this is what to go back to
 				rec.OldMTU = at.MTU
 			}
 			rec.NewMTU = w.MTU
 			steps = append(steps, step{
-				what: fmt.Sprintf("ip link set %s mtu %d (was %d)", w.Name, w.MTU, at.MTU),
-				do:   func() error { return m.nl.LinkSetMTU(l, w.MTU) },
+				what: fmt.Sprintf("ip link set %s mtu %d", w.Name, w.MTU),
+				name: "device " + w.Name + " mtu", old: strconv.Itoa(at.MTU), new: strconv.Itoa(w.MTU), recorded: was.NewMTU == w.MTU,
+				do: func() error { return m.nl.LinkSetMTU(l, w.MTU) },
 			})
 		}
 		if w.TxQueueLen != 0 && w.TxQueueLen != at.TxQLen {
@@ -30,15 +33,17 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 			}
 			rec.NewQueue = w.TxQueueLen
 			steps = append(steps, step{
-				what: fmt.Sprintf("ip link set %s txqueuelen %d (was %d)", w.Name, w.TxQueueLen, at.TxQLen),
-				do:   func() error { return m.nl.LinkSetTxQLen(l, w.TxQueueLen) },
+				what: fmt.Sprintf("ip link set %s txqueuelen %d", w.Name, w.TxQueueLen),
+				name: "device " + w.Name + " txqueuelen", old: strconv.Itoa(at.TxQLen), new: strconv.Itoa(w.TxQueueLen), recorded: was.NewQueue == w.TxQueueLen,
+				do: func() error { return m.nl.LinkSetTxQLen(l, w.TxQueueLen) },
 			})
 		}
 		if w.Up && !isUp(l) {
 			rec.Raised = true
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip link set %s up", w.Name),
-				do:   func() error { return m.nl.LinkSetUp(l) },
+				name: "device " + w.Name, old: "down", new: "up", recorded: was.Raised,
+				do: func() error { return m.nl.LinkSetUp(l) },
 			})
 		}
 		if rec.NewMTU != 0 || rec.NewQueue != 0 || rec.Raised {

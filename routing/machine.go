@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,8 +15,11 @@ import (
 
 // step is one change that is to be made.
 type step struct {
-	what string // as one would type it
-	do   func() error
+	what     string // as one would type it
+	name     string // of what changes, for the log, with its value before and after
+	old, new string
+	recorded bool // the journal has what undoes it
+	do       func() error
 }
 
 // linkSet is the devices of the machine by name.
@@ -78,10 +82,10 @@ func isUp(l netlink.Link) bool { return l.Attrs().Flags&net.FlagUp != 0 }
 type snapshot struct {
 	links  linkSet
 	addrs  map[addrKey]bool
-	routes map[routeRecord][]netlink.Route // in the order of the listing: the kernel's preference
+	routes map[routeRecord][]route // in the order of the listing: the kernel's preference
 	rules  []netlink.Rule
 	plain  map[ruleRecord]uint8 // protocol of the rules that are no more than a record says
-	copied []netlink.Route      // the main table, when Replies want it
+	copied []route              // the main table, when Replies want it
 }
 
 // addrKey names one address of one device.
@@ -132,7 +136,7 @@ func scopeOf(s State, own records) scope {
 func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
 	snap := snapshot{
 		links: linkSet{}, addrs: map[addrKey]bool{},
-		routes: map[routeRecord][]netlink.Route{}, plain: map[ruleRecord]uint8{},
+		routes: map[routeRecord][]route{}, plain: map[ruleRecord]uint8{},
 	}
 	links, err := dump(m.nl.LinkList)
 	if err != nil {
@@ -163,7 +167,7 @@ func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
 		}
 	}
 	for t := range sc.tables {
-		routes, err := m.fib.list(t, everyone, 4*MaxReplyRoutes, func(routeRecord) bool { return true })
+		routes, err := m.fib.list(t, anyProtocol, 4*MaxReplyRoutes, func(routeRecord) bool { return true })
 		if err != nil {
 			return snapshot{}, err
 		}
@@ -172,7 +176,28 @@ func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
 			snap.copied = append(snap.copied, routes...)
 		}
 	}
+	if err := m.findDevices(snap.copied); err != nil {
+		return snapshot{}, err
+	}
 	return snap, m.addSingle(&snap, sc)
+}
+
+// findDevices asks for the devices of nexthop objects whose parts the listing lacks (net.ipv4.nexthop_compat_mode = 0).
+func (m *Manager) findDevices(routes []route) error {
+	named := func(r route) bool { return r.attrs[rtaNexthopID] != nil && len(r.devices) == 0 }
+	if !slices.ContainsFunc(routes, named) {
+		return nil
+	}
+	devices, err := m.fib.nexthopDevices()
+	if err != nil {
+		return err
+	}
+	for i := range routes {
+		if r := &routes[i]; named(*r) {
+			r.devices = devices[r.attrs.u32(rtaNexthopID)]
+		}
+	}
+	return nil
 }
 
 // addSingle puts the single routes of sc that are in none of its whole tables into snap.
@@ -205,7 +230,7 @@ func (m *Manager) addSingle(snap *snapshot, sc scope) error {
 		if !taken {
 			continue
 		}
-		theirs, err := m.fib.list(t, everyone, math.MaxInt, func(r routeRecord) bool { return sc.routes[r] && len(snap.routes[r]) == 0 })
+		theirs, err := m.fib.list(t, anyProtocol, math.MaxInt, func(r routeRecord) bool { return sc.routes[r] && len(snap.routes[r]) == 0 })
 		if err != nil {
 			return err
 		}
@@ -214,9 +239,20 @@ func (m *Manager) addSingle(snap *snapshot, sc scope) error {
 	return nil
 }
 
-func (s *snapshot) add(routes []netlink.Route) {
+// expiry returns the time until the first of the copied routes expires: the kernel reports that later. 0: none does.
+func (s snapshot) expiry() time.Duration {
+	var first int32
+	for _, r := range s.copied {
+		if r.expires > 0 && (first == 0 || r.expires < first) {
+			first = r.expires
+		}
+	}
+	return time.Duration(first) * (time.Second / expiresPerSecond)
+}
+
+func (s *snapshot) add(routes []route) {
 	for _, r := range routes {
-		key := recordOf(r)
+		key := r.record()
 		s.routes[key] = append(s.routes[key], r)
 	}
 }

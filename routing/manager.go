@@ -36,6 +36,9 @@ type Manager struct {
 	state  State
 	own    records // what is undone at Close; never less than what the journal says
 	closed bool
+
+	journaled records       // what the journal says
+	expiry    time.Duration // from the last pass until the first copied route expires; 0: none does
 }
 
 // Open makes a Manager for the calling thread's network namespace. The file at path journals what it changes; if a
@@ -96,7 +99,7 @@ func (m *Manager) recover() error {
 		m.log.Info("removed a journal of another boot or network namespace", "journal", m.path, "pid", j.Pid)
 		return removeJournal(m.path)
 	}
-	m.own = j.Did
+	m.own, m.journaled = j.Did, j.Did
 	if err := m.undoAll(); err != nil {
 		return fmt.Errorf("undo what process %d left behind: %w", j.Pid, err)
 	}
@@ -115,14 +118,14 @@ func (m *Manager) Set(s State) error {
 	defer m.mu.Unlock()
 	before := m.state
 	m.state = s.clone()
-	changed, err := m.reconcile()
+	changed, err := m.reconcile(slog.LevelDebug)
 	if err != nil && changed == 0 {
 		m.state = before
 	}
 	return err
 }
 
-// Close undoes every change, last first, as far as it can, and gives the journal up: it is removed, or, if something
+// Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or, if something
 // could not be undone, left for the next Open to try again. Devices which are gone already have taken their addresses,
 // routes and sysctls with them, which is no error.
 func (m *Manager) Close() error {
@@ -132,8 +135,12 @@ func (m *Manager) Close() error {
 		return nil
 	}
 	m.closed = true
+	changes := m.own.count()
 	err := m.undoAll()
 	m.release()
+	if err == nil && changes > 0 {
+		m.log.Info("network state is as before the start", "undone", changes)
+	}
 	return err
 }
 
@@ -161,20 +168,27 @@ func (m *Manager) release() {
 }
 
 func (m *Manager) writeJournal(did records) error {
-	return journal{Version: journalVersion, Boot: m.boot, Netns: m.ns.id, Pid: os.Getpid(), Did: did}.write(m.path)
+	if reflect.DeepEqual(did, m.journaled) {
+		return nil
+	}
+	err := journal{Version: journalVersion, Boot: m.boot, Netns: m.ns.id, Pid: os.Getpid(), Did: did}.write(m.path)
+	if err == nil {
+		m.journaled = did
+	}
+	return err
 }
 
-// reconcile makes what differs from m.state, and returns how many changes it tried.
-func (m *Manager) reconcile() (changes int, err error) {
+// reconcile makes what differs from m.state, and returns how many changes it tried. It logs them at level.
+func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 	if m.closed {
 		return 0, errClosed
 	}
 	err = m.ns.do(func() error {
-		changes, err = m.pass()
+		changes, err = m.pass(level)
 		// Others change routes while we copy them: what was true a moment ago is looked up once more.
 		if changes > 0 && isRace(err) {
 			var more int
-			more, err = m.pass()
+			more, err = m.pass(level)
 			changes += more
 		}
 		return err
@@ -186,11 +200,13 @@ func isRace(err error) bool {
 	return isGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN)
 }
 
-func (m *Manager) pass() (changes int, err error) {
+// pass makes what differs. Where the journal can't be written, it makes what the journal lists already, and fails.
+func (m *Manager) pass(level slog.Level) (changes int, err error) {
 	snap, err := m.takeSnapshot(scopeOf(m.state, m.own))
 	if err != nil {
 		return 0, err
 	}
+	m.expiry = snap.expiry()
 	steps, next, err := m.plan(snap)
 	if err != nil {
 		return 0, err
@@ -200,19 +216,30 @@ func (m *Manager) pass() (changes int, err error) {
 		return 0, nil
 	}
 	all := next.plus(stale)
-	if err := m.writeJournal(all); err != nil {
-		return 0, err
+	unwritten := m.writeJournal(all)
+	if unwritten == nil {
+		m.own = all
 	}
-	m.own = all
+	log := changeLog{log: m.log, level: level}
+	defer log.end()
 	for _, s := range steps {
+		if unwritten != nil && !s.recorded {
+			continue
+		}
 		changes++
 		if err := s.do(); err != nil {
-			return changes, fmt.Errorf("%s: %w", s.what, err)
+			return changes, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten)
 		}
-		m.log.Debug("changed the network", "did", s.what)
+		log.add(s.name, s.old, s.new)
+	}
+	if unwritten != nil {
+		return changes, unwritten
 	}
 	changes += stale.count()
 	left, err := m.undo(stale)
+	for _, name := range stale.minus(left).names() {
+		log.add(name, "set by this program", "undone")
+	}
 	m.own = next.plus(left)
 	return changes, errors.Join(err, m.writeJournal(m.own))
 }
@@ -225,7 +252,7 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}
 	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
 	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
-	sysctls, nextSysctls, err2 := planSysctls(withLoose(s.Sysctls, s.Loose, m.own.Sysctls), m.own.Sysctls, snap.links)
+	sysctls, nextSysctls, err2 := planSysctls(withLoose(s.Sysctls, s.Loose, m.own.Sysctls), m.own.Sysctls, snap.links, s.Links)
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
 	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
 	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)

@@ -4,6 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"net/netip"
 	"reflect"
 	"slices"
 
@@ -35,13 +38,18 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 	if len(copies) > MaxReplyRoutes {
 		errs = append(errs, errTooManyRoutes)
 	}
+	groups := map[routeRecord][]route{}
 	for _, c := range copies {
-		key := recordOf(c)
-		routes = append(routes, key)
-		if s, ok := m.stepFor(key, c, snap); ok {
-			steps = append(steps, s)
+		key := c.record()
+		if groups[key] == nil {
+			routes = append(routes, key)
 		}
+		groups[key] = append(groups[key], c)
 	}
+	for _, key := range routes {
+		steps = append(steps, m.routeSteps(key, groups[key], ownRoutes[key], snap)...)
+	}
+	slices.SortFunc(routes, routeRecord.compare) // the journal of the same routes is the same
 	ruleSteps, rules, err := m.planRules(want, own.Rules, snap)
 	if err != nil {
 		errs = append(errs, err)
@@ -49,8 +57,8 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 	return append(steps, ruleSteps...), routes, rules, errors.Join(errs...)
 }
 
-// copies returns what the table shall hold, in an order in which each gateway can be reached when its turn comes.
-func (r *Replies) copies(owned []Link, snap snapshot) []netlink.Route {
+// copies returns the routes of the table, in an order in which the route to each gateway precedes its users.
+func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	usable := map[int]netlink.Link{}
 	for _, l := range snap.links {
 		own := slices.ContainsFunc(owned, func(o Link) bool { return o.Name == l.Attrs().Name })
@@ -62,83 +70,138 @@ func (r *Replies) copies(owned []Link, snap snapshot) []netlink.Route {
 	for _, a := range r.From {
 		families[family(a)] = true
 	}
-	var list []netlink.Route
-	seen := map[routeRecord]bool{}
-	for _, route := range snap.copied {
-		if route.Protocol == Protocol {
-			continue // made here, for what comes in
+	var list []route
+	for _, have := range snap.copied {
+		if have.Protocol == Protocol || !families[int(have.Family)] || have.expires < 0 {
+			continue // made here, for what comes in; or of no use
 		}
-		c, ok := r.copyOf(route, usable)
-		// Of several routes with the same key, the kernel takes the first.
-		if key := recordOf(c); ok && families[route.Family] && !seen[key] {
-			seen[key] = true
+		if c, ok := r.copyOf(have, usable); ok {
 			list = append(list, c)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b netlink.Route) int {
-		return cmp.Or(cmp.Compare(b.Scope, a.Scope), cmp.Compare(prefixOf(b.Dst).Bits(), prefixOf(a.Dst).Bits()))
+	slices.SortStableFunc(list, func(a, b route) int {
+		return cmp.Or(cmp.Compare(b.Scope, a.Scope), cmp.Compare(b.Dst_len, a.Dst_len))
 	})
+	separate(list)
 	return list
 }
 
-// copyOf returns a route of the main table as it shall be in r's, or false if it has no place there.
-func (r *Replies) copyOf(route netlink.Route, usable map[int]netlink.Link) (netlink.Route, bool) {
-	c := canonical(route)
-	c.Table = r.Table
-	if leadsNowhere(c.Type) {
+// separate raises metrics of IPv6 routes so that no two with a gateway have one metric, in the order in which the kernel
+// prefers them. Routers' advertisements make several default routes of one metric, of which the kernel takes the first
+// that is reachable, by preference (RFC 4191). The same routes, added by a program, would become one multipath route,
+// whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
+// rt6_qualify_for_ecmp). IPv4 keeps routes of one metric apart.
+func separate(list []route) {
+	type destination struct{ dst, src netip.Prefix }
+	groups := map[destination][]*route{}
+	for i := range list {
+		if r := &list[i]; r.Family == unix.AF_INET6 {
+			rec := r.record()
+			d := destination{rec.Dst, rec.Src}
+			groups[d] = append(groups[d], r)
+		}
+	}
+	for _, group := range groups {
+		slices.SortStableFunc(group, func(a, b *route) int {
+			return cmp.Or(cmp.Compare(a.attrs.u32(unix.RTA_PRIORITY), b.attrs.u32(unix.RTA_PRIORITY)),
+				cmp.Compare(b.preference(), a.preference()))
+		})
+		metric, taken := uint32(0), false // by a route with a gateway
+		for _, r := range group {
+			if own := r.attrs.u32(unix.RTA_PRIORITY); own > metric {
+				metric, taken = own, false
+			}
+			gateway := hasGateway(r.attrs) || len(r.hops) > 0
+			if gateway && taken && metric < math.MaxUint32 {
+				metric++
+			}
+			taken = taken || gateway
+			r.attrs.setU32(unix.RTA_PRIORITY, metric)
+		}
+	}
+}
+
+// preference returns RTA_PREF in ascending order: low, medium, high (RFC 4191, section 2.1).
+func (r route) preference() int {
+	switch r.attrs.u8(unix.RTA_PREF) {
+	case 3:
+		return -1
+	case 1:
+		return 1
+	}
+	return 0
+}
+
+// copyOf returns a route of the main table as r's table has it, or false if it has no place there.
+func (r *Replies) copyOf(have route, usable map[int]netlink.Link) (route, bool) {
+	c := have.clone()
+	c.Protocol = Protocol
+	c.attrs.setU32(unix.RTA_TABLE, uint32(r.Table))
+	if c.encapsulatesBy(unix.LWTUNNEL_ENCAP_BPF) {
+		// The kernel names the program of such a route, but takes only its descriptor. This leads to the main table.
+		c.leadNowhere(unix.RTN_THROW)
+	}
+	if leadsNowhere(int(c.Type)) {
 		return c, true
 	}
-	if c.Type != unix.RTN_UNICAST {
+	unusable := func(device int) bool { return usable[device] == nil }
+	c.devices = slices.DeleteFunc(slices.Clone(c.devices), unusable)
+	if len(c.devices) == 0 {
 		return c, false
 	}
-	c.MultiPath = slices.DeleteFunc(c.MultiPath, func(h *netlink.NexthopInfo) bool { return usable[h.LinkIndex] == nil })
-	if len(c.MultiPath) == 1 { // the kernel keeps it as a plain route
-		h := c.MultiPath[0]
-		c.LinkIndex, c.Gw, c.Via, c.Encap, c.Flags = h.LinkIndex, h.Gw, h.Via, h.Encap, h.Flags
-		c.MultiPath = nil
-	}
-	if len(c.MultiPath) == 0 && usable[c.LinkIndex] == nil {
-		return c, false
+	c.hops = slices.DeleteFunc(c.hops, func(h hop) bool { return unusable(h.device) })
+	if len(c.hops) == 1 { // the kernel keeps it as a plain route
+		h := c.hops[0]
+		maps.Copy(c.attrs, h.attrs)
+		c.attrs.setU32(unix.RTA_OIF, uint32(h.device))
+		c.Flags, c.hops = uint32(h.flags), nil
 	}
 	// The kernel has found each gateway on its device already. On-link saves the copy from being refused where the
 	// route to the gateway has since gone from the main table, or is not in this one.
-	if c.Family == unix.AF_INET {
-		if c.Gw != nil {
-			c.SetFlag(netlink.FLAG_ONLINK)
-		}
-		for _, h := range c.MultiPath {
-			if h.Gw != nil {
-				h.Flags |= int(netlink.FLAG_ONLINK)
-			}
+	if hasGateway(c.attrs) {
+		c.Flags |= unix.RTNH_F_ONLINK
+	}
+	for i, h := range c.hops {
+		if hasGateway(h.attrs) {
+			c.hops[i].flags |= unix.RTNH_F_ONLINK
 		}
 	}
-	c.AdvMSS = r.advMSS(c, usable)
+	if c.Type == unix.RTN_UNICAST {
+		r.lowerMSS(&c, usable)
+	}
 	return c, true
 }
 
-// advMSS returns the MSS for route c: an explicit one makes the kernel forget about the MTU (dst_metric_advmss in
-// include/net/dst.h), so that has to be minded here.
-func (r *Replies) advMSS(c netlink.Route, usable map[int]netlink.Link) int {
+func hasGateway(a attributes) bool { return a[unix.RTA_GATEWAY] != nil || a[unix.RTA_VIA] != nil }
+
+// encapsulatesBy reports whether r, or one of its next hops, has a lightweight tunnel of this kind (ip route … encap).
+func (r route) encapsulatesBy(kind uint16) bool {
+	return r.attrs.u16(unix.RTA_ENCAP_TYPE) == kind ||
+		slices.ContainsFunc(r.hops, func(h hop) bool { return h.attrs.u16(unix.RTA_ENCAP_TYPE) == kind })
+}
+
+// lowerMSS sets the MSS of c. An explicit one makes the kernel ignore the MTU (dst_metric_advmss in include/net/dst.h),
+// so it must fit that, too.
+func (r *Replies) lowerMSS(c *route, usable map[int]netlink.Link) {
 	mss, headers := r.AdvMSS, 20+20 // IPv4, TCP
 	if c.Family == unix.AF_INET6 {
 		mss, headers = r.AdvMSS6, 40+20
 	}
 	if mss == 0 {
-		return c.AdvMSS
+		return
 	}
-	if c.AdvMSS > 0 {
-		mss = min(mss, c.AdvMSS)
+	metrics := c.metrics()
+	if own := metrics.u32(unix.RTAX_ADVMSS); own > 0 {
+		mss = min(mss, int(own))
 	}
-	if c.MTU > 0 {
-		mss = min(mss, c.MTU-headers)
+	if mtu := metrics.u32(unix.RTAX_MTU); mtu > 0 {
+		mss = min(mss, int(mtu)-headers)
 	}
-	for _, h := range c.MultiPath {
-		mss = min(mss, usable[h.LinkIndex].Attrs().MTU-headers)
+	for _, device := range c.devices {
+		mss = min(mss, usable[device].Attrs().MTU-headers)
 	}
-	if len(c.MultiPath) == 0 {
-		mss = min(mss, usable[c.LinkIndex].Attrs().MTU-headers)
-	}
-	return max(mss, minMSS)
+	metrics.setU32(unix.RTAX_ADVMSS, uint32(max(mss, minMSS)))
+	c.setMetrics(metrics)
 }
 
 // rules returns the rules that r asks for, in the order of their priorities.
@@ -178,7 +241,8 @@ func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (ste
 			next = append(next, rec)
 			steps = append(steps, step{
 				what: "ip rule add " + rec.String(),
-				do:   func() error { return m.nl.RuleAdd(rec.kernel()) },
+				name: "rule " + rec.String(), old: "none", new: "present", recorded: mine[rec],
+				do: func() error { return m.nl.RuleAdd(rec.kernel()) },
 			})
 		case proto == Protocol && mine[rec]:
 			next = append(next, rec)

@@ -3,11 +3,13 @@ package routing
 import (
 	"errors"
 	"fmt"
-	"reflect"
+	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,73 +24,71 @@ func (r Route) record() routeRecord {
 	return rec
 }
 
-func recordOf(r netlink.Route) routeRecord {
-	return routeRecord{Table: r.Table, Dst: prefixOf(r.Dst), Metric: r.Priority, TOS: r.Tos}
-}
-
-func (r Route) kernel(links linkSet) netlink.Route {
-	k := netlink.Route{
-		Family: family(r.Dst.Addr()), Dst: ipNet(r.Dst), Table: r.table(), Priority: r.record().Metric,
-		Type: unix.RTN_UNICAST, Protocol: Protocol, MTU: r.MTU, AdvMSS: r.AdvMSS,
+// kernel returns the route that has the key r: what deletes it.
+func (r routeRecord) kernel() route {
+	k := route{attrs: attributes{}}
+	k.Family, k.Protocol, k.Tos = uint8(family(r.Dst.Addr())), Protocol, uint8(r.TOS)
+	k.attrs.setU32(unix.RTA_TABLE, uint32(r.Table))
+	if k.Dst_len = uint8(r.Dst.Bits()); k.Dst_len > 0 {
+		k.attrs[unix.RTA_DST] = r.Dst.Addr().AsSlice()
 	}
-	if r.Unreachable {
-		k.Type = unix.RTN_UNREACHABLE
-		return k
+	if r.Src.IsValid() {
+		k.Src_len, k.attrs[unix.RTA_SRC] = uint8(r.Src.Bits()), r.Src.Addr().AsSlice()
 	}
-	k.LinkIndex = links.index(r.Link)
-	if r.Dst.Addr().Is4() {
-		k.Scope = unix.RT_SCOPE_LINK
+	if r.Metric != 0 {
+		k.attrs.setU32(unix.RTA_PRIORITY, uint32(r.Metric))
 	}
 	return k
 }
 
-// canonical is r without what the kernel adds when it lists routes, so that two may be compared.
-func canonical(r netlink.Route) netlink.Route {
-	r.Protocol = Protocol
-	r.Dst = ipNet(prefixOf(r.Dst))
-	if r.Family == unix.AF_INET6 && r.Type != unix.RTN_UNICAST {
-		r.LinkIndex = 0 // in IPv6 a route that leads nowhere is by the loopback device
+func (r Route) kernel(links linkSet) route {
+	k := r.record().kernel()
+	if r.Unreachable {
+		k.Type = unix.RTN_UNREACHABLE
+		return k
 	}
-	r.Flags &= int(netlink.FLAG_ONLINK)
-	hops := r.MultiPath
-	r.MultiPath = nil
-	for _, h := range hops {
-		n := *h
-		n.Flags &= int(netlink.FLAG_ONLINK)
-		r.MultiPath = append(r.MultiPath, &n)
+	k.Type = unix.RTN_UNICAST
+	index := links.index(r.Link)
+	k.attrs.setU32(unix.RTA_OIF, uint32(index))
+	k.devices = []int{index}
+	if r.Dst.Addr().Is4() {
+		k.Scope = unix.RT_SCOPE_LINK
 	}
-	return r
+	metrics := attributes{}
+	for metric, v := range map[uint16]int{unix.RTAX_MTU: r.MTU, unix.RTAX_ADVMSS: r.AdvMSS} {
+		if v != 0 {
+			metrics.setU32(metric, uint32(v))
+		}
+	}
+	k.setMetrics(metrics)
+	return k
 }
 
-func sameRoute(a, b netlink.Route) bool { return reflect.DeepEqual(canonical(a), canonical(b)) }
-
-// planRoutes plans those of State.Routes that are unreachable, or those that are not. A route that somebody else made is
-// fine if it is the same, and a conflict if not.
+// planRoutes plans those of State.Routes that are unreachable, or those that are not. A route that another program made
+// is fine if it is the same, and a conflict if not.
 func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord]bool, snap snapshot) (steps []step, next []routeRecord, err error) {
 	var errs []error
 	for _, w := range want {
 		if w.Unreachable != unreachable {
 			continue
 		}
-		key, route := w.record(), w.kernel(snap.links)
+		key, r := w.record(), w.kernel(snap.links)
 		if theirs := foreign(snap.routes[key], own[key]); len(theirs) > 0 {
-			if !sameRoute(theirs[0], route) {
+			if !theirs[0].same(r) {
 				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; remove it, or use another address",
-					w.Dst, tableName(key.Table), snap.describeWay(theirs[0]), theirs[0].Protocol, snap.describeWay(route)))
+					w.Dst, tableName(key.Table), snap.describeWay(theirs[0]), netlink.RouteProtocol(theirs[0].Protocol), snap.describeWay(r)))
 			}
 			continue
 		}
 		next = append(next, key)
-		if s, ok := m.stepFor(key, route, snap); ok {
-			steps = append(steps, s)
-		}
+		steps = append(steps, m.routeSteps(key, []route{r}, own[key], snap)...)
 	}
 	return steps, next, errors.Join(errs...)
 }
 
 // foreign returns the routes among have that are not ours.
-func foreign(have []netlink.Route, own bool) []netlink.Route {
-	var theirs []netlink.Route
+func foreign(have []route, own bool) []route {
+	var theirs []route
 	for _, r := range have {
 		if !own || r.Protocol != Protocol {
 			theirs = append(theirs, r)
@@ -97,32 +97,59 @@ func foreign(have []netlink.Route, own bool) []netlink.Route {
 	return theirs
 }
 
-// stepFor adds the route, or replaces the one that is there, or does nothing if it is the same.
-func (m *Manager) stepFor(key routeRecord, want netlink.Route, snap snapshot) (step, bool) {
-	have := snap.routes[key]
-	if len(have) == 0 {
-		return step{
-			what: fmt.Sprintf("ip route add %s", describeRoute(want)),
-			do:   func() error { return m.nl.RouteAdd(&want) },
-		}, true
+// routeSteps makes the routes of key those of want, in this order. Routes that are there in this order stay; a single
+// route is replaced at once, so that no packet misses it.
+func (m *Manager) routeSteps(key routeRecord, want []route, recorded bool, snap snapshot) (steps []step) {
+	change := func(verb string, old, to *route, do func() error) {
+		s := step{what: "ip route " + verb + " " + key.String(), name: "route " + key.String(),
+			old: "none", new: "none", recorded: recorded, do: do}
+		if old != nil {
+			s.old = snap.describeWay(*old)
+		}
+		if to != nil {
+			s.new = snap.describeWay(*to)
+		}
+		steps = append(steps, s)
 	}
-	return step{
-		what: fmt.Sprintf("ip route replace %s", describeRoute(want)),
-		do:   func() error { return m.nl.RouteReplace(&want) },
-	}, !sameRoute(have[0], want)
+	have := snap.routes[key]
+	if len(have) == 1 && len(want) == 1 {
+		if !have[0].same(want[0]) {
+			change("replace", &have[0], &want[0], func() error { return m.fib.replace(want[0]) })
+		}
+		return steps
+	}
+	kept := 0
+	for _, h := range have {
+		if kept < len(want) && h.same(want[kept]) {
+			kept++
+			continue
+		}
+		change("del", &h, nil, func() error { return m.fib.remove(h) })
+	}
+	for i, w := range want[kept:] {
+		if kept+i == 0 {
+			change("add", nil, &w, func() error { return m.fib.add(w) })
+		} else {
+			change("append", nil, &w, func() error { return m.fib.append(w) })
+		}
+	}
+	return steps
 }
 
-// describeRoute names the route as `ip route` does.
-func describeRoute(r netlink.Route) string {
-	var b strings.Builder
-	if r.Type != unix.RTN_UNICAST {
-		b.WriteString(typeName(r.Type) + " ")
+// String names the routes of r as `ip route` does.
+func (r routeRecord) String() string {
+	s := r.Dst.String()
+	if r.Src.IsValid() {
+		s += " from " + r.Src.String()
 	}
-	fmt.Fprintf(&b, "%s table %s", prefixOf(r.Dst), tableName(r.Table))
-	if r.Priority != 0 {
-		fmt.Fprintf(&b, " metric %d", r.Priority)
+	if r.TOS != 0 {
+		s += fmt.Sprintf(" tos %#x", r.TOS)
 	}
-	return b.String()
+	s += " table " + tableName(r.Table)
+	if r.Metric != 0 {
+		s += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	return s
 }
 
 func typeName(t int) string {
@@ -141,31 +168,71 @@ func typeName(t int) string {
 	return fmt.Sprintf("type %d", t)
 }
 
-// describeWay says how the route leads on.
-func (s snapshot) describeWay(r netlink.Route) string {
+// metricNames are the words of `ip route` for RTAX_….
+var metricNames = map[uint16]string{
+	unix.RTAX_LOCK: "lock", unix.RTAX_MTU: "mtu", unix.RTAX_WINDOW: "window", unix.RTAX_RTT: "rtt", unix.RTAX_RTTVAR: "rttvar",
+	unix.RTAX_SSTHRESH: "ssthresh", unix.RTAX_CWND: "cwnd", unix.RTAX_ADVMSS: "advmss", unix.RTAX_REORDERING: "reordering",
+	unix.RTAX_HOPLIMIT: "hoplimit", unix.RTAX_INITCWND: "initcwnd", unix.RTAX_FEATURES: "features", unix.RTAX_RTO_MIN: "rto_min",
+	unix.RTAX_INITRWND: "initrwnd", unix.RTAX_QUICKACK: "quickack", unix.RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie",
+}
+
+// describeWay says how the route leads on, and its metrics with the numbers of rtnetlink(7).
+func (s snapshot) describeWay(r route) string {
+	var b strings.Builder
 	switch {
 	case r.Type != unix.RTN_UNICAST:
-		return typeName(r.Type)
-	case len(r.MultiPath) > 0:
-		return fmt.Sprintf("by %d nexthops", len(r.MultiPath))
-	case r.Gw != nil:
-		return fmt.Sprintf("by %s via %s", s.links.name(r.LinkIndex), r.Gw)
-	case r.MTU != 0 || r.AdvMSS != 0:
-		return fmt.Sprintf("by %s mtu %d advmss %d", s.links.name(r.LinkIndex), r.MTU, r.AdvMSS)
+		b.WriteString(typeName(int(r.Type)))
+	case r.attrs[rtaNexthopID] != nil:
+		fmt.Fprintf(&b, "by nexthop object %d", r.attrs.u32(rtaNexthopID))
+	case len(r.hops) > 0:
+		for i, h := range r.hops {
+			if i > 0 {
+				b.WriteString(" and ")
+			}
+			b.WriteString(s.describeHop(h.device, h.attrs))
+			fmt.Fprintf(&b, " weight %d", int(h.weight)+1)
+		}
+	default:
+		b.WriteString(s.describeHop(int(r.attrs.u32(unix.RTA_OIF)), r.attrs))
 	}
-	return "by " + s.links.name(r.LinkIndex)
+	if src, ok := netip.AddrFromSlice(r.attrs[unix.RTA_PREFSRC]); ok {
+		fmt.Fprintf(&b, " src %s", src)
+	}
+	metrics := r.metrics()
+	for _, metric := range slices.Sorted(maps.Keys(metricNames)) {
+		if v, ok := metrics[metric]; ok && len(v) == 4 {
+			fmt.Fprintf(&b, " %s %d", metricNames[metric], nl.NativeEndian().Uint32(v))
+		}
+	}
+	return b.String()
+}
+
+// describeHop says by which device and gateway a next hop leads.
+func (s snapshot) describeHop(device int, attrs attributes) string {
+	by := "by " + s.links.name(device)
+	if gw, ok := netip.AddrFromSlice(attrs[unix.RTA_GATEWAY]); ok {
+		return by + " via " + gw.String()
+	}
+	if via := attrs[unix.RTA_VIA]; len(via) > 2 { // struct rtvia: a family and an address
+		if gw, ok := netip.AddrFromSlice(via[2:]); ok {
+			return by + " via " + gw.String()
+		}
+	}
+	return by
 }
 
 func (m *Manager) undoRoute(r routeRecord, snap snapshot) error {
-	ours := slices.ContainsFunc(snap.routes[r], func(have netlink.Route) bool { return have.Protocol == Protocol })
-	if !ours {
-		return nil
-	}
-	err := m.nl.RouteDel(&netlink.Route{
-		Dst: ipNet(r.Dst), Table: r.Table, Priority: r.Metric, Tos: r.TOS, Protocol: Protocol, Scope: unix.RT_SCOPE_NOWHERE,
-	})
-	if err != nil && !isGone(err) {
-		return fmt.Errorf("ip route del %s table %s: %w", r.Dst, tableName(r.Table), err)
+	for _, have := range snap.routes[r] {
+		if have.Protocol != Protocol {
+			continue
+		}
+		k := r.kernel()
+		if r.Dst.Addr().Is4() {
+			k.Scope = unix.RT_SCOPE_NOWHERE // any
+		}
+		if err := m.fib.remove(k); err != nil && !isGone(err) {
+			return fmt.Errorf("ip route del %s: %w", r, err)
+		}
 	}
 	return nil
 }

@@ -98,6 +98,7 @@ type Sysctl struct {
 	Value    string
 	AtLeast  bool // a larger number is fine too: only ever raise it
 	Optional bool // skip it where the kernel has no such file
+	Cosmetic bool // skip it where it can't be written: the state works without it
 }
 
 // Replies routes what this host sends from the given addresses by a table of its own: a copy of the main table, kept

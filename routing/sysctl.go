@@ -43,7 +43,8 @@ func tryWriting(key string) error {
 func clean(v string) string { return strings.Join(strings.Fields(v), " ") }
 
 // planSysctls plans what of want differs. Values that a planned write will have changed by then count as changed.
-func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step, next []sysctlRecord, err error) {
+// A device of made takes its values from conf/default, so that is what an operator can set before it is there.
+func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) (steps []step, next []sysctlRecord, err error) {
 	var errs []error
 	pending := map[string]string{}
 	read := func(key string) (string, error) {
@@ -71,9 +72,11 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 			}
 			continue
 		}
-		if err := tryWriting(c.Key); err != nil {
-			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it from outside, or make /proc/sys writable",
-				c.Key, cur, c.Value, err))
+		if err := tryWriting(c.Key); err != nil && c.Cosmetic {
+			continue
+		} else if err != nil {
+			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it before the start "+
+				"(check --sysctls lists all), or make /proc/sys writable", sysctlName(preset(c.Key, made)), cur, c.Value, err))
 			continue
 		}
 		rec := sysctlRecord{Key: c.Key, Link: link, Old: cur, Wrote: []string{c.Value}}
@@ -97,7 +100,8 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 		next = append(next, rec)
 		steps = append(steps, step{
 			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
-			do:   func() error { return writeSysctl(c.Key, c.Value) },
+			name: "sysctl " + sysctlName(c.Key), old: cur, new: c.Value, recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
+			do: func() error { return writeSysctl(c.Key, c.Value) },
 		})
 		pending[c.Key] = c.Value
 		for _, e := range effects {
@@ -105,6 +109,54 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet) (steps []step
 		}
 	}
 	return steps, next, errors.Join(errs...)
+}
+
+// Presets lists the sysctls that must have their values before s is Set where /proc/sys can't be written: those that Set
+// would write now, or has found as they shall be, save for cosmetic ones. Devices of s.Links need not be there: a new one takes its
+// values from conf/default, which stands for them.
+func Presets(s State) []Sysctl {
+	s = s.clone()
+	for i := range s.Sysctls {
+		s.Sysctls[i].Key = preset(s.Sysctls[i].Key, s.Links)
+	}
+	for i, name := range s.Loose {
+		if isMade(name, s.Links) {
+			s.Loose[i] = defaultDevice
+		}
+	}
+	all := withAdvertisements(withLoose(s.Sysctls, s.Loose, nil), nil, linkSet{})
+	return slices.DeleteFunc(all, func(c Sysctl) bool {
+		_, err := readSysctl(c.Key)
+		return c.Cosmetic || c.Optional && errors.Is(err, fs.ErrNotExist)
+	})
+}
+
+// defaultDevice is the name below conf/ of the values that new devices get.
+const defaultDevice = "default"
+
+// preset is the key from which a device of made takes the value of key when it is made; another key is its own.
+func preset(key string, made []Link) string {
+	parts := strings.Split(key, "/")
+	if name := sysctlLink(key); name == "" || !isMade(name, made) {
+		return key
+	}
+	parts[3] = defaultDevice
+	return strings.Join(parts, "/")
+}
+
+func isMade(name string, made []Link) bool {
+	return slices.ContainsFunc(made, func(l Link) bool { return l.Name == name })
+}
+
+// String returns c as a line of sysctl.d(5): net.ipv4.ip_forward = 1.
+func (c Sysctl) String() string { return sysctlName(c.Key) + " = " + c.Value }
+
+// sysctlName is the key as sysctl(8) prints it: with dots, but with slashes where a device's name has a dot.
+func sysctlName(key string) string {
+	if strings.Contains(key, ".") {
+		return key
+	}
+	return strings.ReplaceAll(key, "/", ".")
 }
 
 const forwarding6 = "net/ipv6/conf/all/forwarding"

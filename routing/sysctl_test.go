@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func forward() State {
@@ -152,5 +153,86 @@ func TestSysctlLink(t *testing.T) {
 		if got := sysctlLink(key); got != want {
 			t.Errorf("device of %s: %q, want %q", key, got, want)
 		}
+	}
+}
+
+// TestReadOnlySysctls: where /proc/sys is read-only, the errors name what can be set before the device is there, Presets lists the
+// same, and with these values Set does its work.
+func TestReadOnlySysctls(t *testing.T) {
+	if !inOwnMounts(t) {
+		return
+	}
+	newHost6(t)
+	setSysctl(t, "net/ipv4/conf/all/rp_filter", "1")
+	setSysctl(t, "net/ipv4/conf/vs0/rp_filter", "0") // as default, so far
+	s := State{
+		Links: []Link{{Name: "vs0", Up: true}},
+		Loose: []string{"vs0", "east"},
+		Sysctls: []Sysctl{
+			{Key: "net/ipv6/conf/vs0/addr_gen_mode", Value: "1", Cosmetic: true},
+			{Key: "net/ipv6/conf/vs0/accept_ra", Value: "0", Cosmetic: true},
+			{Key: "net/ipv6/conf/vs0/disable_ipv6", Value: "0"},
+			{Key: "net/ipv4/conf/vs0/no_such_thing", Value: "0", Optional: true},
+			{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true},
+			{Key: "net/ipv4/ip_forward", Value: "1"},
+			{Key: forwarding6, Value: "1"},
+		},
+	}
+	want := []string{
+		"net.ipv6.conf.default.disable_ipv6 = 0", "net.ipv4.conf.all.arp_announce = 2", "net.ipv4.ip_forward = 1",
+		"net.ipv6.conf.east.accept_ra = 2", "net.ipv6.conf.west.accept_ra = 2", "net.ipv6.conf.all.forwarding = 1",
+		"net.ipv4.conf.default.rp_filter = 2", "net.ipv4.conf.east.rp_filter = 2",
+	}
+	// vs0 is there already in this namespace; the list is about one that will be.
+	must(t, netlink.LinkDel(linkOf(t, "vs0")))
+	var list []string
+	for _, c := range Presets(s) {
+		if !strings.Contains(c.Key, "/lo/") {
+			list = append(list, c.String())
+		}
+	}
+	slices.Sort(list)
+	slices.Sort(want)
+	if !slices.Equal(list, want) {
+		t.Errorf("presets:\n%s\nwant:\n%s", strings.Join(list, "\n"), strings.Join(want, "\n"))
+	}
+	device := func() {
+		must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs0"), Mode: netlink.TUNTAP_MODE_TUN}))
+	}
+	readOnly := func(flags uintptr) {
+		must(t, unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
+	}
+	must(t, unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""))
+	readOnly(unix.MS_RDONLY)
+	device()
+	m := open(t)
+	err := m.Set(s)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for line := range strings.Lines(err.Error()) {
+		if !slices.ContainsFunc(want, func(w string) bool {
+			name, value, _ := strings.Cut(w, " = ")
+			return strings.HasPrefix(line, "sysctl "+name+" is ") && strings.Contains(line, "want "+value+", and can't be written: read-only file system")
+		}) || strings.Contains(line, "vs0") {
+			t.Errorf("error: %s", line)
+		}
+	}
+	if n := strings.Count(err.Error(), "\n") + 1; n != len(want) {
+		t.Errorf("%d errors, want %d:\n%v", n, len(want), err)
+	}
+	must(t, netlink.LinkDel(linkOf(t, "vs0")))
+	readOnly(0)
+	for _, c := range Presets(s) {
+		setSysctl(t, c.Key, c.Value)
+	}
+	readOnly(unix.MS_RDONLY)
+	device()
+	must(t, m.Set(s))
+	if n, err := m.mend(); n != 0 || err != nil {
+		t.Errorf("mending made %d changes, %v", n, err)
+	}
+	if got := sysctl(t, "net/ipv6/conf/vs0/addr_gen_mode"); got == "1" {
+		t.Error("addr_gen_mode is as wanted: the test does not test cosmetic sysctls")
 	}
 }

@@ -50,9 +50,15 @@ func (m *Manager) Watch(ctx context.Context) error {
 	receiver.Go(func() { failed <- receiveEvents(sub, wake) })
 	defer receiver.Wait()
 	defer sub.Close()
+	expired := time.AfterFunc(poll, func() { signal(wake) })
+	defer expired.Stop()
 	return follow(ctx, m.log, wake, failed, func() (int, error) {
 		defer signal(m.changed)
-		return m.mend()
+		changes, err := m.mend()
+		if m.expiry > 0 {
+			expired.Reset(m.expiry)
+		}
+		return changes, err
 	})
 }
 
@@ -113,7 +119,7 @@ func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-
 			return err
 		case err != nil:
 			if err.Error() != trouble {
-				log.Error("can't bring the network into the desired state; trying on", "error", err)
+				log.Error("cannot reconcile network state; retrying", "error", err)
 			}
 			trouble = err.Error()
 			signal(wake)
@@ -121,7 +127,7 @@ func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-
 			log.Info("the network is in the desired state again", "changes", changes)
 			trouble = ""
 		case changes > 0:
-			log.Info("mended the network", "changes", changes)
+			log.Info("network state reconciled", "changes", changes)
 		}
 		if err == nil && changes == 0 {
 			restless = 0
@@ -134,5 +140,31 @@ func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-
 func (m *Manager) mend() (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.reconcile()
+	return m.reconcile(slog.LevelInfo)
+}
+
+// changeLines bounds the lines that one pass logs of its changes; at level debug there is no bound.
+const changeLines = 20
+
+// changeLog logs the changes of one pass.
+type changeLog struct {
+	log   *slog.Logger
+	level slog.Level
+	lines int
+}
+
+// add logs one change at c's level, or at debug when there have been changeLines.
+func (c *changeLog) add(name, before, after string) {
+	level := c.level
+	if c.lines++; c.lines > changeLines {
+		level = slog.LevelDebug
+	}
+	c.log.Log(context.Background(), level, "network state changed", "name", name, "old", before, "new", after)
+}
+
+// end logs how many changes add has not logged at c's level.
+func (c *changeLog) end() {
+	if c.level > slog.LevelDebug && c.lines > changeLines {
+		c.log.Log(context.Background(), c.level, "more changes of network state", "changes", c.lines-changeLines)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Exit statuses, as sysexits for scripts: promises to users.
@@ -90,27 +92,60 @@ func Version() string {
 // Task is something that runs until ctx is cancelled, and then returns nil.
 type Task func(ctx context.Context) error
 
+// SignalError is the cause of the end of a context that Signals made.
+type SignalError struct{ Signal syscall.Signal }
+
+// Error returns the signal's name: "SIGTERM".
+func (e SignalError) Error() string { return unix.SignalName(e.Signal) }
+
 // Signals returns a context that ends with SIGTERM, SIGINT or one of more, and keeps SIGPIPE from ending the program. It is for the very
 // beginning of a program that changes the machine: from then on no signal but SIGKILL ends it before it has cleaned up, whoever reads
-// its log, or doesn't.
+// its log, or doesn't. The cause of the end is a SignalError.
 func Signals(ctx context.Context, more ...os.Signal) (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a write to a closed pipe fails then, and no more
-	return signal.NotifyContext(ctx, append(more, syscall.SIGTERM, syscall.SIGINT)...)
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, append(more, syscall.SIGTERM, syscall.SIGINT)...)
+	go func() {
+		select {
+		case s := <-signals:
+			cancel(SignalError{s.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+	}
 }
 
-// Run runs tasks until ctx is cancelled or one of them fails, then cancels the others and waits for them. It returns the first failure. A
-// task that ends by itself ends all.
+// Run runs tasks until ctx is cancelled or one of them fails, then cancels the others and waits for them. It returns the first failure,
+// which is the cause of the tasks' context. A task that ends by itself ends all.
 func Run(ctx context.Context, tasks ...Task) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var g errgroup.Group
 	for _, task := range tasks {
 		g.Go(func() error {
-			defer cancel()
-			return task(ctx)
+			err := task(ctx)
+			cancel(err)
+			return err
 		})
 	}
 	return g.Wait()
+}
+
+// LogStop is a task that logs the program's stop, with the signal that caused it or the failure of another task.
+func LogStop(log *slog.Logger) Task {
+	return func(ctx context.Context) error {
+		<-ctx.Done()
+		if s := (SignalError{}); errors.As(context.Cause(ctx), &s) {
+			log.Info("stopping", "signal", s.Error())
+		} else {
+			log.Error("stopping", "error", context.Cause(ctx))
+		}
+		return nil
+	}
 }
 
 // OnHangup takes SIGHUP from now on, and until the program's end, so that it never ends the program, and returns what makes the task that calls

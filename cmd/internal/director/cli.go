@@ -32,19 +32,31 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration file")
 		return c
 	}
+	var sysctlsOnly bool
+	withSysctls := func(c *cobra.Command) *cobra.Command {
+		c.Flags().BoolVar(&sysctlsOnly, "sysctls", false, "print the sysctls to set beforehand where /proc/sys is read-only, in the format of sysctl.d")
+		return c
+	}
 	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
+		withFile(withSysctls(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
 				cfg, err := load(file)
 				if err != nil {
 					return err
 				}
+				if sysctlsOnly {
+					list, err := sysctls(cfg)
+					if err != nil {
+						return err
+					}
+					return daemon.PrintSysctls(c.OutOrStdout(), list)
+				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, count(len(cfg.Services), "service"))
 				return err
-			}}),
+			}})),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
 		withFile(top.Command(socket)),
 		withFile(control.ConnectionsCommand(states(), socket)),

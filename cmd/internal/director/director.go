@@ -204,13 +204,13 @@ func network(tun string, vips []netip.Addr) routing.State {
 	device := "net/ipv6/conf/" + tun
 	if slices.ContainsFunc(vips, netip.Addr.Is6) {
 		s.Sysctls = []routing.Sysctl{
-			{Key: device + "/addr_gen_mode", Value: "1"}, // no address, with which the kernel would look for neighbours that are not there
-			{Key: device + "/accept_ra", Value: "0"},
+			{Key: device + "/addr_gen_mode", Value: "1", Cosmetic: true}, // no address, with which the kernel would look for neighbours that are not there
+			{Key: device + "/accept_ra", Value: "0", Cosmetic: true},
 			{Key: device + "/disable_ipv6", Value: "0"},
 			{Key: "net/ipv6/conf/all/forwarding", Value: "1"}, // what comes in for a VIP goes on into the device
 		}
 	} else {
-		s.Sysctls = []routing.Sysctl{{Key: device + "/disable_ipv6", Value: "1", Optional: true}} // likewise
+		s.Sysctls = []routing.Sysctl{{Key: device + "/disable_ipv6", Value: "1", Optional: true, Cosmetic: true}} // likewise
 	}
 	if slices.ContainsFunc(vips, netip.Addr.Is4) {
 		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv4/ip_forward", Value: "1"})
@@ -223,6 +223,17 @@ func network(tun string, vips []netip.Addr) routing.State {
 			routing.Route{Dst: dst, Unreachable: true, Metric: lastResort})
 	}
 	return s
+}
+
+// sysctls lists what must be set before a director with cfg starts on a machine whose /proc/sys is read-only.
+func sysctls(cfg *config.Director) ([]routing.Sysctl, error) {
+	to, err := routing.Paths(append(addressees(cfg), somewhere4, somewhere6))
+	if err != nil {
+		return nil, err
+	}
+	s := network(cfg.TUN, vips(cfg))
+	s.Loose = (&ways{to: to, sources: cfg.Source}).answersBy(cfg)
+	return routing.Presets(s), nil
 }
 
 // lastResort is the metric of a route that is used when there is no other.
@@ -266,6 +277,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
 	tasks := []daemon.Task{
+		daemon.LogStop(d.log),
 		d.control.Run,
 		d.http.Run,
 		updatePage,

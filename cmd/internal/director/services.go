@@ -20,15 +20,7 @@ func (d *director) services(cfg *config.Director) balancer.Config {
 
 // askWays asks the kernel for the ways to all realservers.
 func (d *director) askWays(cfg *config.Director) {
-	var all []netip.Addr
-	for _, s := range cfg.Services {
-		for _, r := range s.Realservers {
-			all = append(all, r.Address)
-		}
-		if s.SorryServer.IsValid() {
-			all = append(all, s.SorryServer)
-		}
-	}
+	all := addressees(cfg)
 	switch to, err := routing.Paths(append(slices.Clone(all), somewhere4, somewhere6)); {
 	case err == nil:
 		d.ways, d.unasked = to, ""
@@ -42,6 +34,19 @@ func (d *director) askWays(cfg *config.Director) {
 		d.unasked = err.Error()
 	}
 	d.known.Store(&ways{to: d.ways, sources: cfg.Source})
+}
+
+// addressees are the addresses of all realservers and sorry servers of cfg.
+func addressees(cfg *config.Director) (all []netip.Addr) {
+	for _, s := range cfg.Services {
+		for _, r := range s.Realservers {
+			all = append(all, r.Address)
+		}
+		if s.SorryServer.IsValid() {
+			all = append(all, s.SorryServer)
+		}
+	}
+	return all
 }
 
 // balanced is services with the ways that are known already.

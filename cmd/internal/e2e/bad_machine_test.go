@@ -171,7 +171,10 @@ func (s *site) refusals() []refusal {
 		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"), says: []string{"kernel0", "ip link set kernel0 down"}},
 		{name: "nobody", wrap: nobody, says: []string{"CAP_NET_ADMIN", "root"}},
 		{name: "no-tun", wrap: helped(withoutTUN), says: []string{"/dev/net/tun", "modprobe tun"}},
-		{name: "sysctls", wrap: helped(readOnlySysctls), says: []string{"sysctl", "can't be written", "read-only"}, many: true},
+		{name: "sysctls", program: "director", wrap: helped(readOnlySysctls), says: []string{
+			"sysctl net.ipv4.ip_forward is 0, want 1, and can't be written: read-only file system", "check --sysctls"}},
+		{name: "sysctls", program: "realserver", wrap: helped(readOnlySysctls), says: []string{
+			"sysctl net.ipv4.conf.", "can't be written: read-only file system", "check --sysctls"}, many: true},
 	}
 }
 

@@ -151,6 +151,9 @@ func plan(spec Spec) ([]*Host, error) {
 }
 
 func (l *Lab) build(spec Spec, hosts []*Host) error {
+	if err := prepareNamespaceDir(); err != nil {
+		return err
+	}
 	if err := removeStale(spec.Prefix); err != nil {
 		return err
 	}

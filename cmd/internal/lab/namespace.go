@@ -16,6 +16,34 @@ import (
 // namespaceDir is where ip-netns(8) looks for named network namespaces.
 const namespaceDir = "/run/netns"
 
+// prepareNamespaceDir makes namespaceDir a shared mount, as ip-netns(8) does before it makes the first name. Without that,
+// the first `ip netns add` of another program makes it one, with a second mount of each name that is there already:
+// then no name can be deleted any more (EBUSY). The lock is the one that ip-netns(8) takes for the same.
+func prepareNamespaceDir() error {
+	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
+		return fmt.Errorf("directory of namespaces: %w", err)
+	}
+	dir, err := os.Open(namespaceDir)
+	if err != nil {
+		return fmt.Errorf("directory of namespaces: %w", err)
+	}
+	defer dir.Close() // and with it the lock
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", namespaceDir, err)
+	}
+	share := func() error { return unix.Mount("", namespaceDir, "", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if err == unix.EINVAL { // no mount point yet
+		if err = unix.Mount(namespaceDir, namespaceDir, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", namespaceDir, err)
+	}
+	return nil
+}
+
 // onThread runs fn on an operating system thread of its own and returns after fn. The thread is never used again: it
 // stays locked to a goroutine that ends, so Go throws it away, in whatever namespace fn has left it. It is never the
 // main thread, which Go can't throw away and which /proc/self/net speaks of.

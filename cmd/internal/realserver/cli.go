@@ -15,6 +15,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
+	"vstun/routing"
 )
 
 // Command is the realserver agent's command line.
@@ -32,6 +33,11 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
 		return c
 	}
+	var sysctlsOnly bool
+	withSysctls := func(c *cobra.Command) *cobra.Command {
+		c.Flags().BoolVar(&sysctlsOnly, "sysctls", false, "print the sysctls to set beforehand where /proc/sys is read-only, in the format of sysctl.d")
+		return c
+	}
 	socket := &control.Socket{Config: func() (string, error) {
 		cfg, err := load(file)
 		if err != nil {
@@ -42,11 +48,15 @@ func Command() *cobra.Command {
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
+		withFile(withSysctls(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
 				cfg, err := load(file)
 				if err != nil {
 					return err
+				}
+				if sysctlsOnly {
+					mss4, mss6, _ := mss(cfg)
+					return daemon.PrintSysctls(c.OutOrStdout(), routing.Presets(network(cfg, mss4, mss6)))
 				}
 				var vips []string
 				for _, v := range cfg.VIPs {
@@ -54,7 +64,7 @@ func Command() *cobra.Command {
 				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, strings.Join(vips, ", "))
 				return err
-			}}),
+			}})),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
 		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)

@@ -327,16 +327,14 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	s := routing.State{Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
 	if conf := "net/ipv6/conf/" + cfg.TUN; vip6 {
 		s.Sysctls = append(s.Sysctls,
-			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1"}, // no address of its own, nor greetings to neighbours that are not there
-			routing.Sysctl{Key: conf + "/accept_ra", Value: "0"},
+			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1", Cosmetic: true}, // no address of its own, nor greetings to neighbours that are not there
+			routing.Sysctl{Key: conf + "/accept_ra", Value: "0", Cosmetic: true},
 			routing.Sysctl{Key: conf + "/disable_ipv6", Value: "0"})
 	} else {
-		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true})
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true, Cosmetic: true})
 	}
+	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and the way back to the clients is another
 	s.Sysctls = append(s.Sysctls,
-		// Clients' packets come in by the device, and the way back to the clients is another: loose. The kernel takes the larger
-		// value of this and conf/all, and 2 is the largest. IPv6 has no such filter.
-		routing.Sysctl{Key: "net/ipv4/conf/" + cfg.TUN + "/rp_filter", Value: "2"},
 		// Where director and realserver share a subnet, only the director may answer for the VIP. IPv6 answers for none but the device's own.
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
@@ -382,6 +380,7 @@ func (a *agent) run(ctx context.Context) error {
 	watched := make(chan struct{})
 	// A socket counts as overruns also what has a wrong checksum: they tell nothing of the workers.
 	tasks := []daemon.Task{
+		daemon.LogStop(a.log),
 		a.control.Run,
 		a.http.Run,
 		daemon.Watchdog(a.log, a.control.Alive, daemon.Standstill(nil, a.loops()...)),

@@ -1,0 +1,183 @@
+package routing
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// mountsEnv names the test that runs in a mount namespace of its own.
+const mountsEnv = "VSTUN_ROUTING_TEST_MOUNTS"
+
+// inOwnMounts runs the test again, in a process with a mount namespace of its own, and reports whether this is that process.
+func inOwnMounts(t *testing.T) bool {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make namespaces")
+	}
+	if os.Getenv(mountsEnv) == t.Name() {
+		return true
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), mountsEnv+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err != nil:
+		t.Errorf("%s%v", out, err)
+	case bytes.Contains(out, []byte("--- SKIP: "+t.Name())):
+		t.Skipf("%s", out)
+	case !bytes.Contains(out, []byte("--- PASS: "+t.Name())):
+		t.Errorf("it did not run:\n%s", out)
+	}
+	return false
+}
+
+// smallDisk mounts an empty file system of 1 MB.
+func smallDisk(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	must(t, unix.Mount("small", dir, "tmpfs", 0, "size=1m"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fill takes all space of the file system of dir.
+func fill(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "filler"))
+	must(t, err)
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+}
+
+func hasRule(t *testing.T, want ruleRecord) bool {
+	t.Helper()
+	rules, err := netlink.RuleList(unix.AF_INET)
+	must(t, err)
+	for _, r := range rules {
+		if rec, plain := recordOfRule(r); plain && rec == want {
+			return true
+		}
+	}
+	return false
+}
+
+func hasAddr(t *testing.T) bool {
+	t.Helper()
+	addrs, err := netlink.AddrList(linkOf(t, "vs0"), unix.AF_INET)
+	must(t, err)
+	return len(addrs) == 1
+}
+
+// damage takes away something of each kind that fullState has: with the address of vs0 its routes go.
+func damage(t *testing.T) (rule ruleRecord) {
+	t.Helper()
+	rule = ruleRecord{Priority: 1080, From: fullState().Replies.From[1], Table: 5080}
+	must(t, netlink.RuleDel(rule.kernel()))
+	must(t, netlink.AddrDel(linkOf(t, "vs0"), kernelAddr(fullState().Addrs[0].Prefix)))
+	must(t, netlink.LinkSetMTU(linkOf(t, "vs0"), 1400))
+	setSysctl(t, "net/ipv4/conf/all/arp_ignore", "0")
+	return rule
+}
+
+func mendedAll(t *testing.T, rule ruleRecord) bool {
+	t.Helper()
+	return hasRule(t, rule) && hasAddr(t) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil &&
+		linkOf(t, "vs0").Attrs().MTU == 1480 && sysctl(t, "net/ipv4/conf/all/arp_ignore") == "1"
+}
+
+// TestWatchOnAFullDisk: a full file system keeps Watch from nothing.
+func TestWatchOnAFullDisk(t *testing.T) {
+	if !inOwnMounts(t) {
+		return
+	}
+	newHost(t)
+	before := machineState(t)
+	dir := smallDisk(t)
+	log := &logBuffer{}
+	m, err := Open(filepath.Join(dir, "journal"), slog.New(slog.NewTextHandler(log, nil)))
+	must(t, err)
+	defer m.Close()
+	must(t, m.Set(fullState()))
+	fill(t, dir)
+	stop := watch(t, m)
+
+	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: netip.MustParseAddr("10.1.0.99").AsSlice()}))
+	eventually(t, "a changed default gateway is copied", func() bool {
+		r := routeIn(t, 5080, "0.0.0.0/0")
+		return r != nil && r.Gw.String() == "10.1.0.99"
+	})
+	rule := damage(t)
+	eventually(t, "all is restored", func() bool { return mendedAll(t, rule) })
+	// These the journal has to list.
+	for i := range 20 {
+		must(t, netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i), 0}), 24)),
+			Gw: netip.MustParseAddr("10.1.0.7").AsSlice()}))
+	}
+	eventually(t, "new routes are copied", func() bool { return routeIn(t, 5080, "100.64.19.0/24") != nil })
+	if strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("log:\n%s", log)
+	}
+	stop()
+	m.lock.release() // as by a kill
+	next, err := Open(m.path, nil)
+	must(t, err)
+	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: netip.MustParseAddr("10.1.0.254").AsSlice()}))
+	for i := range 20 {
+		must(t, netlink.RouteDel(&netlink.Route{Dst: ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i), 0}), 24))}))
+	}
+	// What damage wrote is restored: the MTU and the sysctl are other programs' values since.
+	must(t, netlink.LinkSetMTU(linkOf(t, "vs0"), 1500))
+	sameState(t, before, machineState(t))
+	must(t, next.Close())
+	if left, err := filepath.Glob(filepath.Join(dir, "journal*")); len(left) > 0 || err != nil {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestWatchWithoutAJournal: what the journal lists is restored where it can't be written, and nothing else is done.
+func TestWatchWithoutAJournal(t *testing.T) {
+	newHost(t)
+	log := &logBuffer{}
+	m, err := Open(filepath.Join(t.TempDir(), "journal"), slog.New(slog.NewTextHandler(log, nil)))
+	must(t, err)
+	defer m.Close()
+	must(t, m.Set(fullState()))
+	must(t, os.Remove(tempName(m.path)))
+	must(t, os.Mkdir(tempName(m.path), 0o700))
+	stop := watch(t, m)
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("100.64.0.0/24"), Gw: netip.MustParseAddr("10.1.0.7").AsSlice()}))
+	eventually(t, "the log names the journal", func() bool {
+		return strings.Contains(log.String(), "cannot reconcile network state; retrying") && strings.Contains(log.String(), "journal") &&
+			strings.Contains(log.String(), "is a directory")
+	})
+	rule := damage(t)
+	eventually(t, "what it lists is restored", func() bool { return mendedAll(t, rule) })
+	if routeIn(t, 5080, "100.64.0.0/24") != nil {
+		t.Error("a route is copied that no journal lists: a kill would leave it")
+	}
+	must(t, os.Remove(tempName(m.path)))
+	eventually(t, "the route is copied at last", func() bool { return routeIn(t, 5080, "100.64.0.0/24") != nil })
+	stop()
+	must(t, m.Close())
+}
