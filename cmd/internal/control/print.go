@@ -75,7 +75,16 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	fmt.Fprintln(w, wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)
+	printCounted(w, "from director", st.FromDirectors)
+	printCounted(w, "not_director: from", st.RefusedSources)
+	printCounted(w, "inner_destination: for", st.RefusedDestinations)
 	return w.Flush()
+}
+
+func printCounted(w io.Writer, what string, all []Counted) {
+	for _, c := range all {
+		fmt.Fprintf(w, "%s %s\t%d packets\tlast %v ago\n", what, c.Address, c.Packets, uptime(c.Last))
+	}
 }
 
 func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {
