@@ -136,13 +136,13 @@ type RealserverStatus struct {
 	Directors []string          `json:"directors"`
 	Encap     []string          `json:"encap"`
 	EncapPort uint16            `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
-	MSS       int               `json:"mss"`      // what servers advertise over IPv4
-	MSS6      int               `json:"mss6"`     // and over IPv6
-	In        Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
-	Out       Traffic           `json:"out"`      // written to the TUN device
-	Drops     map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
-	Merged    uint64            `json:"merged"`   // packets written as a part of another one, behind it
-	Overruns  uint64            `json:"overruns"` // packets that the kernel dropped because the agent was too slow
+	MSS       int               `json:"mss"`                  // what servers advertise over IPv4
+	MSS6      int               `json:"mss6"`                 // and over IPv6
+	In        Traffic           `json:"in"`                   // received from tunnels, with the tunnel's header
+	Out       Traffic           `json:"out"`                  // written to the TUN device
+	Drops     map[string]uint64 `json:"drops"`                // packets refused, by reason; only reasons that occurred
+	Merged    uint64            `json:"merged"`               // packets written as a part of another one, behind it
+	Overruns  uint64            `json:"overruns"`             // packets that the kernel dropped because the agent was too slow
 
 	FromDirectors       []Counted `json:"from_directors"`                 // outer sources that were let in, questions apart
 	RefusedSources      []Counted `json:"refused_sources,omitempty"`      // the last outer sources that are in no directors

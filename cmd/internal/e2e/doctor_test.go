@@ -53,7 +53,7 @@ func (p *program) mustFindNothing(when string) {
 func findings(r doctor.Report) string {
 	var lines []string
 	for _, f := range r.Findings {
-		lines = append(lines, fmt.Sprintf("%s: %s: %s: %s: %s\n    -> %s", f.Severity, f.Check, f.Where, f.What, f.Why, f.Mend))
+		lines = append(lines, fmt.Sprintf("%s: %s: %s: %s: %s %q\n    -> %s %s %q", f.Severity, f.Check, f.Where, f.What, f.Why, f.Causes, f.On, f.Fix, f.Remarks))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -61,13 +61,13 @@ func findings(r doctor.Report) string {
 // symptom is what a finding must have.
 type symptom struct {
 	check string
-	says  []string // in its line, or in what mends it
+	says  []string // in its facts, or in what fixes it; "error" and "warning" are its severity
 }
 
 // is tells whether a finding is of the symptom.
 func (s symptom) is(f doctor.Finding) bool {
-	text := f.Where + ": " + f.What + ": " + f.Why + ": " + f.Mend
-	return f.Check == s.check && f.Mend != "" && !slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
+	text := strings.Join(slices.Concat([]string{string(f.Severity), f.Where, f.What, f.Why, "on " + f.On + ": " + f.Fix}, f.Causes, f.Remarks), "\n")
+	return f.Check == s.check && f.Fix+strings.Join(f.Remarks, "") != "" && f.Mend == f.Fix && !slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
 }
 
 // mustName examines, and wants a finding for each symptom and none without one. A busy machine gets another chance or two: it may answer too late.
@@ -177,11 +177,11 @@ func TestDoctorOnTheWay(t *testing.T) {
 		{name: "no pings", long: true, breaks: func(s *site, web *lab.Host) { s.shell(web, "sysctl -qw net.ipv4.icmp_echo_ignore_all=1") }},
 		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"nobody takes ipip (protocol 4)", "agent does not run", "systemctl start vstun-realserver"}}},
 		{name: "agent of another director", sources: []netip.Addr{netip.MustParseAddr("10.0.2.9")},
-			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors", "realserver doctor"}}},
+			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors", "protocol 4 is dropped on the way", "realserver doctor"}}},
 		{name: "protocol 4 dropped", agent: `encap = ["ipip", "gue"]`, breaks: drop("ip daddr WEB ip protocol 4"),
 			symptom: &symptom{"tunnels", []string{"packets of ipip (protocol 4) do not arrive", "gue", `encap = "gue"`}}},
 		{name: "source check on the way back", long: true, breaks: func(s *site, web *lab.Host) { s.shell(s.Router, "sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1") },
-			symptom: &symptom{"tunnels", []string{"dropped on the way back", "source/destination check"}}},
+			symptom: &symptom{"tunnels", []string{"its agent accepts 198.51.100.80", "dropped on the way back", "source/destination check"}}},
 		{name: "black hole", breaks: func(s *site, web *lab.Host) {
 			narrow(s, web)
 			s.shell(s.Router, "nft add rule inet doctor output icmp type destination-unreachable icmp code frag-needed @nh,352,32 "+fmt.Sprintf("0x%x", web.Addr.As4())+" drop")
@@ -191,7 +191,8 @@ func TestDoctorOnTheWay(t *testing.T) {
 			symptom: &symptom{"tunnels", []string{"can't be reached", "ping"}}},
 		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels", []string{"nothing comes back", "plain ping"}}},
 		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"nobody listens on 198.51.100.80:80", "ss -ltn"}}},
-		{name: "VIP missing", vips: []netip.Addr{second}, symptom: &symptom{"tunnels", []string{"and not for 198.51.100.80", "inner_destination", "vips"}}},
+		{name: "VIP missing", vips: []netip.Addr{second}, symptom: &symptom{"tunnels", []string{"error", "its agent does not have the VIP 198.51.100.80", "inner_destination", `add "198.51.100.80" to vips`}}},
+		{name: "other tunnel", long: true, agent: `encap = ["gre"]`, symptom: &symptom{"tunnels", []string{"its agent does not accept ipip (protocol 4)", `add "ipip" to encap`}}},
 		{name: "firewall behind the tunnel", breaks: func(s *site, web *lab.Host) {
 			s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; }'; nft add rule inet fw input iifname vs0 tcp dport 80 drop`)
 		}, symptom: &symptom{"tunnels", []string{"answers pings there, and no SYN", "vs0"}}},
@@ -455,7 +456,7 @@ func (s *site) mend(p *program, r doctor.Report) {
 	s.t.Helper()
 	for _, f := range r.Findings {
 		if f.Check != "drops" {
-			s.shell(p.host, f.Mend)
+			s.shell(p.host, f.Fix)
 		}
 	}
 }

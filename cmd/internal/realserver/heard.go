@@ -45,6 +45,8 @@ func (h *heard) look(workers []*endpoint.Worker, now time.Time) []control.Counte
 		all = append(all, control.Counted{Address: a.String(), Packets: n, Last: now.Sub(m.at).Seconds()})
 	}
 	h.seen = next
-	slices.SortFunc(all, func(a, b control.Counted) int { return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Address, b.Address)) })
+	slices.SortFunc(all, func(a, b control.Counted) int {
+		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Address, b.Address))
+	})
 	return all
 }
