@@ -101,8 +101,8 @@ func (e *exam) arrives(p *prober, r *routed, before, after *control.DirectorStat
 		return
 	}
 	f := Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", r.vip), What: fmt.Sprintf("the router %s does not send its packets here", r.via),
-		Why: "clients whose packets come by that router get no answer", On: r.via.String(), Fix: fmt.Sprintf("ip route add %s via %s", r.vip, r.source),
-		Remarks: []string{"the command is that of a router with Linux", "no fault where another router brings clients' packets, or the network sends none back to where it comes from"}}
+		Why: "clients whose packets come by that router get no answer", On: r.via.String(), Fix: fmt.Sprintf("ip route replace %s via %s", r.vip, r.source),
+		Remarks: []string{"the command is that of a router with Linux", "no fault where another router brings clients' packets"}}
 	ip := road{to: r.vip, protocol: packet.ProtoICMP}
 	if r.vip.Is6() {
 		ip.protocol = packet.ProtoICMPv6
@@ -115,8 +115,11 @@ func (e *exam) arrives(p *prober, r *routed, before, after *control.DirectorStat
 		f.Causes = []string{fmt.Sprintf("they go to %s", said[0].from)}
 	case len(said) > 0 && (unreachable(said[0]) || prohibited(said[0])):
 		f.Causes = []string{fmt.Sprintf("%s says that it can't be reached: it has no route to it", said[0].from)}
-	case total > 0: // the network does not send a host its own packets back, perhaps
-		f.Severity = Hint
+	default:
+		f.Remarks = append(f.Remarks, "no fault where the network sends no packet back to the host that it comes from")
+		if total > 0 { // of some clients, though none now: this may be such a network
+			f.Severity = Hint
+		}
 	}
 	e.find(f)
 }

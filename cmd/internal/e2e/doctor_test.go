@@ -245,6 +245,9 @@ func TestDoctorOnTheWay(t *testing.T) {
 				of.says = append(slices.Clone(of.says), second.String())
 				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "nobody listens on " + second.String()}})
 			}
+			if p.name == "source check on the way back" {
+				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "its agent accepts " + second.String()}})
+			}
 			if p.name == "firewall behind the tunnel" {
 				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no SYN to " + second.String()}})
 			}
@@ -318,7 +321,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	asks()
 	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director") // answers ARP, as a realserver does that nobody keeps from it
 	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(), "answers ARP", "arp_ignore=1"}},
-		symptom{"tunnels", []string{"not for " + near.String()}}) // the router drops what comes from an address of its own
+		symptom{"tunnels", []string{"no answer from " + near.String() + " comes back"}}) // the router drops what comes from an address of its own
 	s.shell(s.Router, "ip addr del 10.0.2.80/32 dev director")
 	s.shell(s.Director, "ip rule del priority 100; ip addr add "+s.VIP.String()+"/32 dev lo")
 	asks = s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
@@ -330,7 +333,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.mustFindNothing("mended")
 
 	s.director.stop()
-	if r := s.director.mustName(); r.Running {
+	if r := s.director.mustName(symptom{"running", []string{"error", "the director does not run", "director run -c " + s.director.config}}); r.Running {
 		t.Error("the director is said to run")
 	}
 	s.director.start()
@@ -353,7 +356,8 @@ func TestDoctorOfRealserver(t *testing.T) {
 	agent := s.prepare(web, "realserver")
 	neighbours := netip.MustParsePrefix("10.0.11.0/24") // a director may be there
 	agent.configure(fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s, %q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n", quoted(s.vips), quoted(s.sources), neighbours, agent.socket))
-	if r := agent.mustName(symptom{"servers", []string{s.VIP.String(), "nobody listens"}}, symptom{"servers", []string{s.VIP6.String(), "nobody listens"}}); r.Running {
+	stopped := symptom{"running", []string{"error", "the agent does not run", "realserver run -c " + agent.config}}
+	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "nobody listens"}}, symptom{"servers", []string{s.VIP6.String(), "nobody listens"}}); r.Running {
 		t.Error("the agent is said to run")
 	}
 	agent.start()
@@ -401,9 +405,9 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	agent.stop()
 	s.listenUDP(web, ":6080")
 	s.shell(web, "ip addr add "+s.VIP.String()+"/32 dev eth0")
-	agent.mustName(symptom{"encap_port", []string{"6080", "ss -lunp"}}, symptom{"start", []string{s.VIP.String(), "eth0", "ip addr del"}})
+	agent.mustName(stopped, symptom{"encap_port", []string{"6080", "ss -lunp"}}, symptom{"start", []string{s.VIP.String(), "eth0", "ip addr del"}})
 	agent.configure(fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q, %q]\ncontrol = %q\n", s.VIP6, web.Addr, s.Director.Addr, agent.socket))
-	agent.mustName(symptom{"directors", []string{web.Addr.String(), "this host itself"}})
+	agent.mustName(stopped, symptom{"directors", []string{web.Addr.String(), "this host itself"}})
 }
 
 // TestDoctorOfSilentPrograms: of a program that stands still the doctor says so, and examines what it can without it.
@@ -435,7 +439,7 @@ func TestDoctorWithoutRights(t *testing.T) {
 	director.configure(s.directorTOML(director.socket, `source = "10.0.2.9"`, service{"tcp", "80", "rr", nil}))
 	agent.configure(s.agentTOML(agent.socket, ""))
 	for _, p := range []*program{director, agent} {
-		want := []symptom{{"privileges", []string{"/dev/net/tun", "modprobe tun"}}}
+		want := []symptom{{"privileges", []string{"/dev/net/tun", "modprobe tun"}}, {"running", []string{"error", "does not run"}}}
 		if p == director {
 			want = append(want, symptom{"start", []string{"source 10.0.2.9", "no address of this host"}})
 		}
