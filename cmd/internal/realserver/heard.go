@@ -33,6 +33,11 @@ func (h *heard) look(workers []*endpoint.Worker, now time.Time) []control.Counte
 	for _, w := range workers {
 		h.of(w).Read(counts)
 	}
+	return h.counted(counts, now)
+}
+
+// counted compares counts with those before.
+func (h *heard) counted(counts map[netip.Addr]uint64, now time.Time) []control.Counted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	next, all := make(map[netip.Addr]mark, len(counts)), make([]control.Counted, 0, len(counts))
