@@ -32,6 +32,10 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 			e.find(a.finding(reason, fmt.Sprintf("%d packets of %d have been refused since the start", n, after.In.Packets)))
 		}
 	}
+	if len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {
+		e.find(Finding{Severity: Hint, Where: "directors", What: fmt.Sprintf("no tunnel packet has come since the start, %v ago", time.Duration(after.Uptime)*time.Second),
+			Why: "no director sends any, or the network drops them", Remarks: []string{"on the director: director doctor"}})
+	}
 	for _, c := range after.FromDirectors {
 		e.fine("from %s: %s", c.Address, amount(c))
 	}

@@ -130,6 +130,9 @@ const mostQuestioned = 4096
 func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query.Answer {
 	at := slices.IndexFunc(shots, func(s *shot) bool { return s.answered && s.answer.Version == query.Version })
 	if at < 0 {
+		if slices.ContainsFunc(shots, func(s *shot) bool { return s.answered }) {
+			v.skip("%s: its agent is of another release, whose answers this one does not know", v.where())
+		}
 		return nil
 	}
 	all := &shots[at].answer

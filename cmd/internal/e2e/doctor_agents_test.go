@@ -10,11 +10,19 @@ import (
 // TestDoctorAsksAgents: through every tunnel, over and in both families, the director's doctor asks an agent, and names the VIPs that it lacks.
 func TestDoctorAsksAgents(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, 2, nil)
+	s := newSite(t, 3, nil)
 	absent, absent6 := netip.MustParseAddr("198.51.100.81"), netip.MustParseAddr("2001:db8:100::81")
 	s.addIPv6()
 	s.startAgent(s.Webs[0], `encap = ["ipip", "gre", "gue"]`)
 	s.startAgent(s.Webs[1], fmt.Sprintf("encap = [\"gre\", \"fou\"]\nencap_key = %d", gateKey))
+	// Its VIPs are more than an answer has room for, and its port of gue is another.
+	vips, extra := s.vips, absent6
+	for range 100 {
+		extra = extra.Next()
+		s.vips = append(s.vips, extra)
+	}
+	s.startAgent(s.Webs[2], "encap = [\"ipip\", \"gue\"]\nencap_port = 6081")
+	s.vips = vips
 	s.parrotAt(s.Webs[0], ":80")
 	text, symptoms := "", []symptom(nil)
 	for i, kinds := range [][]string{{"ipip", "gre", "gue"}, {"gre-key", "fou"}} {
@@ -33,13 +41,18 @@ func TestDoctorAsksAgents(t *testing.T) {
 			}
 		}
 	}
+	for i, encap := range []string{"ipip", "gue"} {
+		text += fmt.Sprintf("[[service]]\nname = \"third-%s\"\nvip = %q\nprotocol = \"tcp\"\nport = %d\nencap = %q\nrealserver = [ { address = %q } ]\n", encap, absent, 100+i, encap, s.Webs[2].Addr)
+	}
+	symptoms = append(symptoms, symptom{"tunnels", []string{"(third-ipip)", "its agent does not have the VIP 198.51.100.81"}},
+		symptom{"tunnels", []string{"(third-gue)", "its agent accepts gue at UDP port 6081, and not at 6080", "set the same encap_port there and here"}})
 	s.addVIP(absent)
 	if err := s.Router.Route(absent6, s.Director.Addr6); err != nil {
 		t.Fatal(err)
 	}
 	s.startWrittenDirector(text)
 	s.director.mustName(symptoms...)
-	for _, a := range s.agents {
+	for _, a := range s.agents[:2] {
 		if st := a.intake(); st.Questions < 4 || !slices.ContainsFunc(st.RefusedDestinations, heardOf(absent, 1)) {
 			t.Errorf("%s: %d questions, refused %+v", a, st.Questions, st.RefusedDestinations)
 		}
