@@ -47,6 +47,12 @@ type Worker struct {
 	batches  packet.Batches
 	merged   atomic.Uint64 // packets that went behind another one of their connection into one piece with it
 
+	questions      chan<- Asked
+	questionsTaken atomic.Uint64
+	directors      Addrs // outer sources that are let in
+	strangers      Addrs // outer sources that are refused
+	destinations   Addrs // inner destinations that are refused
+
 	mss4, mss6 int // in this batch
 	bufs       []packet.Buf
 	out        []*packet.Buf
@@ -57,12 +63,22 @@ type Worker struct {
 	coalesce   coalescer
 }
 
+// How many addresses a worker counts the packets of. Directors are few, though a prefix may have more.
+const (
+	mostDirectors = 32
+	mostRefused   = 8
+)
+
 // NewWorker makes a worker that moves what policy accepts from source to sink. With merge, consecutive segments of a connection become one packet
 // in several pieces: for a sink that takes such.
 func NewWorker(source Source, sink Sink, policy *Policy, mss *MSS, merge bool) *Worker {
 	return &Worker{source: source, sink: sink, policy: policy, mss: mss, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
-		out: make([]*packet.Buf, 0, batch+maxParts)}
+		out: make([]*packet.Buf, 0, batch+maxParts), directors: newAddrs(mostDirectors), strangers: newAddrs(mostRefused),
+		destinations: newAddrs(mostRefused)}
 }
+
+// SendQuestions makes the worker send directors' questions to ch. It drops those that ch has no room for. It is called before Run.
+func (w *Worker) SendQuestions(ch chan<- Asked) { w.questions = ch }
 
 // Read adds what the worker has counted to t.
 func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
@@ -72,6 +88,18 @@ func (w *Worker) Batches() *packet.Batches { return &w.batches }
 
 // Merged is the number of packets that have been written as a part of another one, behind it.
 func (w *Worker) Merged() uint64 { return w.merged.Load() }
+
+// Questions is the number of questions that the worker has handed on.
+func (w *Worker) Questions() uint64 { return w.questionsTaken.Load() }
+
+// Directors counts the packets of the last outer sources that the policy lets in, questions apart.
+func (w *Worker) Directors() *Addrs { return &w.directors }
+
+// Strangers counts the packets of the last outer sources that were refused (not_director).
+func (w *Worker) Strangers() *Addrs { return &w.strangers }
+
+// Destinations counts the packets for the last inner destinations that were refused (inner_destination).
+func (w *Worker) Destinations() *Addrs { return &w.destinations }
 
 // Run moves packets until source or sink is closed. It waits in the source's system call, so that the thread that the kernel wakes goes on with it.
 func (w *Worker) Run() error {
@@ -106,6 +134,9 @@ func (w *Worker) move(bufs []packet.Buf) error {
 		}
 	}
 	err = errors.Join(err, w.flush())
+	w.directors.publish()
+	w.strangers.publish()
+	w.destinations.publish()
 	w.counters.Add(&w.tally)
 	w.batches.End()
 	return err
@@ -115,8 +146,35 @@ func (w *Worker) move(bufs []packet.Buf) error {
 func (w *Worker) packet(b *packet.Buf) {
 	w.tally.InPackets++
 	w.tally.InBytes += uint64(b.Len())
-	in, d := w.policy.unwrap(b)
-	w.enter(b, in, d)
+	t, d := w.policy.outer(b)
+	if d != packet.Accept {
+		w.refuse(&t, d, 1)
+		return
+	}
+	w.inner(b, &t)
+}
+
+// refuse counts n packets that the policy refuses by their outer headers.
+func (w *Worker) refuse(t *arrival, d packet.Drop, n uint64) {
+	w.tally.DropN(d, n)
+	if d == packet.DropNotDirector {
+		w.strangers.add(t.from, n)
+	} else if t.from.IsValid() {
+		w.directors.add(t.from, n)
+	}
+}
+
+// inner treats the packet in b, whose outer headers are gone, and reports whether b is in use until flush.
+func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
+	in, d := w.policy.inner(b, t)
+	if d == packet.DropInnerDestination {
+		if w.asked(b, t.from, in) {
+			return false
+		}
+		w.destinations.add(t.refused, 1)
+	}
+	w.directors.add(t.from, 1)
+	return w.enter(b, in, d)
 }
 
 // datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all. The
@@ -125,16 +183,16 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
 	if d != packet.Accept {
-		b.Strip(headers)
+		n := uint64((b.Len() - headers + size - 1) / size)
+		w.tally.InPackets += n
+		w.tally.InBytes += n*uint64(headers) + uint64(b.Len()-headers)
+		w.refuse(&t, d, n)
+		return nil
 	}
 	for at := 0; at < b.Len(); at += size {
 		n := min(size, b.Len()-at)
 		w.tally.InPackets++
 		w.tally.InBytes += uint64(headers + n)
-		if d != packet.Accept {
-			w.tally.Drop(d)
-			continue
-		}
 		if w.used == len(w.parts) {
 			if err := w.flush(); err != nil {
 				return err
@@ -142,8 +200,7 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 		}
 		part := &w.parts[w.used]
 		*part = b.Part(at, n)
-		in, d := w.policy.inner(part, &t)
-		if w.enter(part, in, d) {
+		if w.inner(part, &t) {
 			w.used++
 		}
 	}

@@ -39,6 +39,15 @@ func policy() *Policy {
 	return p
 }
 
+// unwrap takes the tunnel's headers off the packet in b, and judges what is left.
+func (p *Policy) unwrap(b *packet.Buf) (inside, packet.Drop) {
+	t, d := p.outer(b)
+	if d != packet.Accept {
+		return inside{}, d
+	}
+	return p.inner(b, &t)
+}
+
 // ip makes a packet of src's family.
 func ip(src, dst netip.Addr, proto byte, payload []byte) []byte {
 	if src.Is4() {

@@ -7,6 +7,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/query"
 )
 
 // FuzzWorker: whatever a director sends, as packets or as datagrams that the kernel has put together, each packet comes out once or is counted as
@@ -25,8 +26,11 @@ func FuzzWorker(f *testing.F) {
 			f.Add(train, uint16(len(gue(s.bytes()))))
 		}
 	}
+	f.Add(wrap(encap.KindIPIP, director, question(director, realserver, query.Question{Version: query.Version}, 1)), uint16(0))
 	// One worker for all: a batch must leave nothing behind in it.
 	w := NewWorker(nil, nil, policy(), mss(1440), true)
+	questions := make(chan Asked, 1)
+	w.SendQuestions(questions)
 	f.Fuzz(func(t *testing.T, b []byte, size uint16) {
 		if len(b) < 68 || len(b) > 60000 || size > 0 && size < 44 {
 			return
@@ -52,7 +56,10 @@ func FuzzWorker(f *testing.F) {
 			t.Fatal(err)
 		}
 		w.Read(&after)
-		in, out, drops := after.InPackets-before.InPackets, after.OutPackets-before.OutPackets, uint64(0)
+		in, out, drops := after.InPackets-before.InPackets, after.OutPackets-before.OutPackets, uint64(len(questions))
+		for len(questions) > 0 {
+			<-questions
+		}
 		for i := range after.Drops {
 			drops += after.Drops[i] - before.Drops[i]
 		}

@@ -90,7 +90,9 @@ func (p *Policy) answers(src, dst netip.Addr) bool {
 type arrival struct {
 	exit         *encap.Exit
 	proto, class byte       // of the outer header
+	from         netip.Addr // outer source
 	src, dst     netip.Addr // of the last packet in it that may have them: of datagrams that came together, nearly always those of all
+	refused      netip.Addr // inner destination, with DropInnerDestination
 }
 
 // inside is what is known of a packet that was in a tunnel.
@@ -100,33 +102,23 @@ type inside struct {
 	fragment bool
 }
 
-// unwrap takes the tunnel's headers off the packet in b, and returns Accept when what is left may enter this host. The outer source is
-// judged before anything of the inner packet is read.
-func (p *Policy) unwrap(b *packet.Buf) (inside, packet.Drop) {
-	t, d := p.outer(b)
-	if d != packet.Accept {
-		return inside{}, d
-	}
-	return p.inner(b, &t)
-}
-
-// outer takes the outer IP header off, and the UDP header behind it.
+// outer takes the outer IP header off the packet in b, and the UDP header behind it. The outer source is judged before anything of the inner packet is
+// read.
 func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 	whole := b.Bytes()
-	var src netip.Addr
 	var n int
 	var right bool // lengths that agree
 	switch h, h6 := packet.IPv4(whole), packet.IPv6(whole); {
 	case len(whole) >= packet.IPv4HeaderLen && h.Version() == 4:
-		src, t.proto, t.class, n = h.Src(), h.Protocol(), h.TOS(), h.HeaderLen()
+		t.from, t.proto, t.class, n = h.Src(), h.Protocol(), h.TOS(), h.HeaderLen()
 		right = n >= packet.IPv4HeaderLen && n <= len(h) && h.TotalLen() == len(h)
 	case len(whole) >= packet.IPv6HeaderLen && h6.Version() == 6:
-		src, t.proto, t.class, n = h6.Src(), h6.NextHeader(), h6.TrafficClass(), packet.IPv6HeaderLen
+		t.from, t.proto, t.class, n = h6.Src(), h6.NextHeader(), h6.TrafficClass(), packet.IPv6HeaderLen
 		right = h6.TotalLen() == len(h6)
 	default:
 		return t, packet.DropOuter
 	}
-	if !p.director(src) {
+	if !p.director(t.from) {
 		return t, packet.DropNotDirector
 	}
 	switch t.proto {
@@ -145,7 +137,7 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 	return t, packet.Accept
 }
 
-// inner takes the tunnel header off, and judges the packet behind it.
+// inner takes the tunnel header off, and judges the packet behind it. It returns Accept when that packet may enter this host.
 func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 	if d = t.exit.Unwrap(b, t.proto, t.class); d != packet.Accept {
 		return in, d
@@ -170,6 +162,7 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 	}
 	if src != t.src || dst != t.dst {
 		if _, ok := p.vips[dst]; !ok {
+			t.refused = dst
 			return in, packet.DropInnerDestination
 		}
 		if !p.host(src) {

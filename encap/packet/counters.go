@@ -19,8 +19,11 @@ type Tally struct {
 }
 
 // Drop counts one packet refused.
-func (t *Tally) Drop(d Drop) {
-	t.Drops[d]++
+func (t *Tally) Drop(d Drop) { t.DropN(d, 1) }
+
+// DropN counts n packets refused.
+func (t *Tally) DropN(d Drop, n uint64) {
+	t.Drops[d] += n
 	t.dropped = true
 }
 

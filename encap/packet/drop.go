@@ -38,6 +38,7 @@ const (
 	DropInnerSource      // inner source is no other host's: an address of this one, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
 	DropInnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
 	DropGathered         // several datagrams that the kernel has put together, and nobody can take apart
+	DropQuestion         // a question of a director's doctor, beyond the bound of answers
 	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
 	DropNotAnswer        // from this host by the TUN device: its source is no VIP, or its destination can't be a client
 	DropAnswerLoop       // an answer that the agent has sent already, and the kernel has routed back; or its TTL is used up
@@ -77,6 +78,7 @@ var dropNames = [NumDrops]string{
 	DropInnerSource:      "inner_source",
 	DropInnerProtocol:    "inner_protocol",
 	DropGathered:         "gathered",
+	DropQuestion:         "question",
 	DropCongestion:       "congestion",
 	DropNotAnswer:        "not_answer",
 	DropAnswerLoop:       "answer_loop",

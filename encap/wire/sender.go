@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,27 @@ func (s *Sender) Send(segs []packet.Segment) (int, error) {
 		return 0, unix.EAFNOSUPPORT
 	}
 	return s.six.send(segs[:n])
+}
+
+// SendVia sends one packet to a neighbour, of its own family, whatever route the packet's destination has. device is the index of the neighbour's device,
+// which a link-local address needs. It returns as Send does, and does not wait.
+func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
+	r := s.four
+	var to unix.Sockaddr
+	if neighbour.Is4() {
+		to = &unix.SockaddrInet4{Addr: neighbour.As4()}
+	} else {
+		r, to = s.six, &unix.SockaddrInet6{Addr: neighbour.As16(), ZoneId: uint32(device)}
+	}
+	if r == nil {
+		return unix.EAFNOSUPPORT
+	}
+	fd, err := r.fd.Acquire()
+	if err != nil {
+		return err
+	}
+	defer r.fd.Release()
+	return unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
 }
 
 func isIPv6(s *packet.Segment) bool { return s.Head[0]>>4 == 6 }

@@ -123,7 +123,7 @@ func printExplanation(out io.Writer, e *Explanation) error {
 	if e.Drop != "" {
 		goes = "is dropped: " + e.Drop
 	}
-	fmt.Fprintf(&w, "%s\n%s\n", goes, wrapped("  because "+e.Why, width, "    "))
+	fmt.Fprintf(&w, "%s\n%s\n", goes, Wrapped("  because "+e.Why, width, "    "))
 	if len(e.Candidates) > 0 {
 		rows := [][]string{{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Device", "Packets", ""}}
 		for _, c := range e.Candidates {

@@ -83,7 +83,7 @@ func (g *grid) print(w io.Writer, margin string, cells []string) {
 	if remark := cells[last]; g.width > 0 && utf8.RuneCountInString(line+remark) > g.width {
 		fmt.Fprintln(w, strings.TrimRight(line, " "))
 		if remark != "" {
-			fmt.Fprintln(w, wrapped(below+remark, g.width, below))
+			fmt.Fprintln(w, Wrapped(below+remark, g.width, below))
 		}
 		return
 	}
@@ -101,8 +101,8 @@ func ipvsNumber(n uint64) string {
 	return strconv.FormatUint(n, 10) + "E"
 }
 
-// wrapped breaks text between words into lines of at most width characters, the later ones behind indent; 0: not at all.
-func wrapped(text string, width int, indent string) string {
+// Wrapped breaks text between words into lines of at most width characters, the later ones behind indent; 0: not at all.
+func Wrapped(text string, width int, indent string) string {
 	if width == 0 || utf8.RuneCountInString(text) <= width {
 		return text
 	}

@@ -75,7 +75,7 @@ func TestWrapped(t *testing.T) {
 		{"abcd", "abcd"},
 		{"  a bb c", "  a bb\n c"},
 	} {
-		if got := wrapped(c.text, 6, " "); got != c.want {
+		if got := Wrapped(c.text, 6, " "); got != c.want {
 			t.Errorf("%q: %q, want %q", c.text, got, c.want)
 		}
 	}

@@ -39,7 +39,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
 	head := fmt.Sprintf("director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
-	fmt.Fprintf(w, "%s\n\n", wrapped(head, width, "  "))
+	fmt.Fprintf(w, "%s\n\n", Wrapped(head, width, "  "))
 	if c := st.Configuration; c.Error != "" {
 		fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
 		for line := range strings.Lines(c.Error) {
@@ -72,14 +72,23 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	head := fmt.Sprintf("realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
 		offloads(st.Offloads), st.MSS, st.MSS6)
 	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
-	fmt.Fprintln(w, wrapped(head, width, "  "))
-	fmt.Fprintln(w, wrapped(vips, width, "  "))
+	fmt.Fprintln(w, Wrapped(head, width, "  "))
+	fmt.Fprintln(w, Wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, nil)
 	fmt.Fprintf(w, "answers by %s\t%d packets\t%d bytes\n", st.TUN, st.Answers.Packets, st.Answers.Bytes)
 	printDrops(w, st.Drops)
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
+	printCounted(w, "from director", st.FromDirectors)
+	printCounted(w, "not_director: from", st.RefusedSources)
+	printCounted(w, "inner_destination: for", st.RefusedDestinations)
 	return w.Flush()
+}
+
+func printCounted(w io.Writer, what string, all []Counted) {
+	for _, c := range all {
+		fmt.Fprintf(w, "%s %s\t%d packets\tlast %v ago\n", what, c.Address, c.Packets, uptime(c.Last))
+	}
 }
 
 func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {

@@ -149,6 +149,8 @@ type RealserverStatus struct {
 	Offloads  string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	VIPs      []string          `json:"vips"`
 	Directors []string          `json:"directors"`
+	Encap     []string          `json:"encap"`
+	EncapPort uint16            `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
 	MSS       int               `json:"mss"`                  // what servers advertise over IPv4
 	MSS6      int               `json:"mss6"`                 // and over IPv6
 	In        Traffic           `json:"in"`                   // received from tunnels, with the tunnel's header
@@ -158,6 +160,18 @@ type RealserverStatus struct {
 	Merged    uint64            `json:"merged"`               // packets written as a part of another one, behind it
 	Overruns  uint64            `json:"overruns"`             // packets that the kernel dropped because the agent was too slow
 	SendError string            `json:"send_error,omitempty"` // the kernel's reason for the last answer that it refused to send
+
+	FromDirectors       []Counted `json:"from_directors"`                 // outer sources that were let in, questions apart
+	RefusedSources      []Counted `json:"refused_sources,omitempty"`      // the last outer sources that are in no directors
+	RefusedDestinations []Counted `json:"refused_destinations,omitempty"` // the last inner destinations that are in no vips
+	Questions           uint64    `json:"questions"`                      // of directors' doctors, answered
+}
+
+// Counted is the packets of one address since the start, or since the address took the place of another in the worker's bounded list.
+type Counted struct {
+	Address string  `json:"address"`
+	Packets uint64  `json:"packets"`
+	Last    float64 `json:"last_seconds_ago"` // exact to a second
 }
 
 // Drops is the reasons of t that occurred, by name.

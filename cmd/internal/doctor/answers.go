@@ -28,7 +28,8 @@ func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
 		}
 		if !ok || hop.Link == cfg.TUN {
 			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six], What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
-				Mend: fmt.Sprintf("ip %sroute add default via GATEWAY", map[bool]string{true: "-6 "}[six])})
+				Fix:     fmt.Sprintf("ip %sroute show", map[bool]string{true: "-6 "}[six]),
+				Remarks: []string{fmt.Sprintf("add one: ip %sroute add default via GATEWAY", map[bool]string{true: "-6 "}[six])}})
 			continue
 		}
 		if !running {
@@ -58,19 +59,20 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 	switch {
 	case !ok:
 		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers", Why: "clients hear nothing",
-			Mend: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip, cfg.Table)})
+			Fix: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip, cfg.Table)})
 	case hop.Link == cfg.TUN:
-		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN), Why: "the agent refuses them there: sent on, they would come back",
-			Mend: fmt.Sprintf("ip rule; ip route get %s from %s  # take away the rule that leads there", outside[vip.Is6()], vip)})
+		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN),
+			Why: "the agent refuses them there: sent on, they would come back",
+			Fix: fmt.Sprintf("ip rule; ip route get %s from %s", outside[vip.Is6()], vip), Remarks: []string{"remove the rule that leads there"}})
 	case cfg.MSS == config.MSSOff:
 		e.fine("from %s by %s; mss is off", vip, hop.Link)
 	case hop.Table != cfg.Table:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not by %d, the agent's", hop.Table, cfg.Table),
-			Why:  "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
-			Mend: fmt.Sprintf("ip rule  # one before priority %d takes them: delete it (ip rule del priority NUMBER), or set table to a smaller number than its priority", cfg.Table)})
+			Why: "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
+			Fix: "ip rule", Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: delete it (ip rule del priority NUMBER), or set table to a smaller number", cfg.Table)}})
 	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
-			Mend: "systemctl restart vstun-realserver"})
+			Fix: "systemctl restart vstun-realserver"})
 	default:
 		e.fine("from %s by %s, MSS %d", vip, hop.Link, hop.AdvMSS)
 	}

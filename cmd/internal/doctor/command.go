@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"vstun/cmd/internal/control"
 )
 
 // patience is how long an examination may take; it takes a few seconds.
@@ -29,10 +31,10 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 				enc.SetIndent("", "  ")
 				err = enc.Encode(r)
 			} else {
-				err = r.print(c.OutOrStdout(), verbose)
+				err = r.print(c.OutOrStdout(), control.Width(c.OutOrStdout()), verbose)
 			}
 			if err == nil && len(r.Findings) > 0 {
-				err = fmt.Errorf("doctor: errors: %d, warnings: %d", r.count(Error), r.count(Warning))
+				err = fmt.Errorf("doctor: %s", r.summary())
 			}
 			return err
 		}}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -34,6 +35,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	r := newReport("director", d.File, running)
 	v4, v6 := d.families()
 	checks := []check{
+		{"running", func(_ context.Context, e *exam) { e.running(running, "director", d.File) }},
 		{"privileges", func(_ context.Context, e *exam) { e.privileges(running) }},
 		{"start", func(_ context.Context, e *exam) { e.start(running, d.Obstacles) }},
 		{"forwarding", func(_ context.Context, e *exam) { e.forwarding(running, d.Config.TUN, v4, v6) }},
@@ -57,7 +59,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	r.run(ctx, checks...)
 	// The probes come last: what they do to the kernel's counters is nothing that was wrong.
-	r.run(ctx, check{"tunnels", d.tunnels})
+	r.run(ctx, check{"tunnels", d.tunnels}, check{"router", func(ctx context.Context, e *exam) { d.router(ctx, e, running, &st) }})
 	return r.finish(), nil
 }
 
@@ -76,9 +78,27 @@ func asked(ctx context.Context, socket string, into any) (running bool, silence,
 	return false, nil, err
 }
 
+// running notes that a program does not run.
+func (e *exam) running(running bool, program, file string) {
+	if running {
+		e.fine("the %s runs", program)
+		return
+	}
+	f := Finding{Severity: Error, What: "the director does not run", Why: "no packet for a VIP gets to a realserver", Fix: fmt.Sprintf("%s run -c %s", program, file),
+		Remarks: []string{"the other findings are what it would meet"}}
+	if program == "realserver" {
+		f.What, f.Why = "the agent does not run", "this host refuses or drops what directors send"
+	}
+	if d, err := os.Stat("/run/systemd/system"); err == nil && d.IsDir() { // sd_booted(3)
+		f.Fix = "systemctl start vstun-" + program
+	}
+	e.find(f)
+}
+
 // silent notes that the program, of this unit, runs and does not answer.
 func (e *exam) silent(unit string, err error) {
-	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too", Mend: fmt.Sprintf("systemctl restart %s  # journalctl -u %s says what it did last", unit, unit)})
+	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too", Fix: "systemctl restart " + unit,
+		Remarks: []string{"what it did last: journalctl -u " + unit}})
 }
 
 // vips are the VIPs, each once.
@@ -152,15 +172,16 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 		switch {
 		case !ok:
 			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",
-				Mend: fmt.Sprintf("ip route add %s via GATEWAY  # ip route get %s says what the kernel has now", netip.PrefixFrom(a, a.BitLen()), a)})
+				Fix: fmt.Sprintf("ip route get %s", a), Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY", netip.PrefixFrom(a, a.BitLen()))}})
 			continue
 		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
 			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v", way.Source), Why: "no realserver can know the director by it",
-				Mend: "director reload  # with source in [director] set to an address of this host"})
+				Fix: "director reload", Remarks: []string{"first set source in [director] to an address of this host"}})
 			continue
 		case way.MTU < leastMTU:
 			e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("the route to it takes packets of %d bytes at most, by %s", way.MTU, way.Link),
-				Why: "little is left for what is in the tunnel", Mend: fmt.Sprintf("ip link set %s mtu 1500  # or the mtu of the route: ip route get %s", way.Link, a)})
+				Why: "little is left for what is in the tunnel", Fix: fmt.Sprintf("ip link set %s mtu 1500", way.Link),
+				Remarks: []string{fmt.Sprintf("or raise the mtu of the route: ip route get %s", a)}})
 		}
 		names = append(names, fmt.Sprintf("%s by %s, %d bytes", a, way.Link, way.MTU))
 	}
@@ -187,7 +208,7 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 	at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == tun })
 	if at < 0 || !devices[at].Up {
 		e.find(Finding{Severity: Error, Where: tun, What: "the device is gone, or down", Why: "no packet gets to the director",
-			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-director", tun)})
+			Fix: fmt.Sprintf("ip link set %s up", tun), Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
 		return
 	}
 	good := true
@@ -201,7 +222,7 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 		}
 		good = false
 		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it", Why: "its packets never get to the director",
-			Mend: fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)}
+			Fix: fmt.Sprintf("ip route get %s; ip rule", vip), Remarks: []string{"remove the route or rule that leads elsewhere"}}
 		if ok {
 			f.What = fmt.Sprintf("its packets go to %s, not to %s", hop.Link, tun)
 			if hop.Gateway.IsValid() {
@@ -234,11 +255,11 @@ func (e *exam) health(st *control.DirectorStatus) {
 				continue
 			}
 			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is down" + reason, Why: "it gets no connections",
-				Mend: fmt.Sprintf("on %s: realserver doctor", r.Address)})
+				On: r.Address, Fix: "realserver doctor"})
 		}
 		if s.Health == "down" {
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name), What: fmt.Sprintf("it is down: weight %d is up, its quorum is %d", s.WeightUp, s.Quorum),
-				Why: "its clients are refused, or get the sorry server", Mend: "director status  # see to its realservers"})
+				Why: "its clients are refused, or get the sorry server", Fix: "director status"})
 		}
 	}
 	if len(e.findings) == 0 {

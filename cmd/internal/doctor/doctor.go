@@ -1,4 +1,4 @@
-// Package doctor finds what on this machine, and on the way between directors and realservers, keeps the programs from doing their job, and says how to mend
+// Package doctor finds what on this machine, and on the way between directors and realservers, keeps the programs from doing their job, and says how to fix
 // it. It works whether the program runs or not, takes seconds, and changes nothing.
 //
 // director.go and realserver.go list what is examined at either end; each other file is one subject.
@@ -27,8 +27,12 @@ type Finding struct {
 	Check    string   `json:"check"`           // what was examined, a name of the README's list
 	Where    string   `json:"where,omitempty"` // the realserver, device or file
 	What     string   `json:"what"`
-	Why      string   `json:"why,omitempty"` // what it does to the packets
-	Mend     string   `json:"mend"`          // what to do: a command, where there is one
+	Why      string   `json:"why,omitempty"`     // what it does to the packets
+	Causes   []string `json:"causes,omitempty"`  // what it comes from, the likeliest first; several where they look alike from here
+	On       string   `json:"on,omitempty"`      // the host that Fix is for, where it is not this one
+	Fix      string   `json:"fix"`               // shell commands; "" where none is known
+	Remarks  []string `json:"remarks,omitempty"` // what to do beside Fix, or in its place
+	Mend     string   `json:"mend"`              // Fix under the name that it had until 0.1
 }
 
 // Note is what was examined and is fine, or could not be examined.
@@ -72,7 +76,7 @@ type exam struct {
 
 // find notes a finding.
 func (e *exam) find(f Finding) {
-	f.Check = e.check
+	f.Check, f.Mend = e.check, f.Fix
 	e.findings = append(e.findings, f)
 }
 
@@ -94,7 +98,8 @@ func (e *exam) failed(err error) bool {
 	return err != nil
 }
 
-// obstacles notes the faults that a program itself finds before it starts, a line each, which end with what to do.
+// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with what to do, and that with the command in
+// parentheses, if there is one.
 func (e *exam) obstacles(err error) {
 	if err == nil {
 		return
@@ -102,7 +107,10 @@ func (e *exam) obstacles(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		f := Finding{Severity: Error, What: line}
 		if at := strings.LastIndex(line, ": "); at > 0 {
-			f.What, f.Mend = line[:at], line[at+2:]
+			f.What, f.Remarks = line[:at], []string{line[at+2:]}
+			if todo, command, ok := strings.Cut(strings.TrimSuffix(line[at+2:], ")"), " ("); ok && strings.HasSuffix(line, ")") {
+				f.Fix, f.Remarks = command, []string{todo}
+			}
 		}
 		e.find(f)
 	}

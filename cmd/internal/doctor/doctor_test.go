@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -16,8 +17,8 @@ func TestReport(t *testing.T) {
 	r := newReport("director", "/etc/vstun/director.toml", true)
 	r.run(t.Context(),
 		check{"first", func(_ context.Context, e *exam) {
-			e.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Mend: "ethtool eth0"})
-			e.find(Finding{Severity: Hint, What: "look here", Mend: "ls"})
+			e.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Fix: "ethtool eth0", Remarks: []string{"or the cable"}})
+			e.find(Finding{Severity: Hint, What: "look here", Fix: "ls"})
 		}},
 		check{"second", func(_ context.Context, e *exam) {
 			e.obstacles(errors.Join(errors.New("VIP 2001:db8::1 is an address of this host, on lo: remove it there (ip addr del 2001:db8::1 dev lo)"), errors.New("no advice")))
@@ -26,17 +27,29 @@ func TestReport(t *testing.T) {
 		check{"fourth", func(_ context.Context, e *exam) { e.failed(errors.New("no rights")) }})
 	for verbose, fine := range map[bool]string{false: "fine: third (-v says more)", true: "fine: third: 3 things"} {
 		var text strings.Builder
-		if err := r.finish().print(&text, verbose); err != nil {
+		if err := r.finish().print(&text, 0, verbose); err != nil {
 			t.Fatal(err)
 		}
 		want := `director with /etc/vstun/director.toml is running
-error: second: VIP 2001:db8::1 is an address of this host, on lo
-    -> remove it there (ip addr del 2001:db8::1 dev lo)
-error: second: no advice
-warning: first: eth0: it is slow
+2 errors, 1 warning
+
+error: second
+    VIP 2001:db8::1 is an address of this host, on lo
+    -> ip addr del 2001:db8::1 dev lo
+    note: remove it there
+
+error: second
+    no advice
+
+warning: first: eth0
+    it is slow
     -> ethtool eth0
-hint: first: look here
+    note: or the cable
+
+hint: first
+    look here
     -> ls
+
 ` + fine + "\nnot checked: fourth: no rights\n"
 		if diff := cmp.Diff(want, text.String()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
@@ -67,9 +80,9 @@ func TestHealth(t *testing.T) {
 	}}}}
 	e := exam{check: "health"}
 	e.health(&st)
-	if len(e.findings) != 3 || !strings.Contains(e.findings[0].sentence(), "10.0.12.2 (web): it is down: http check via tunnel: status 503") ||
-		!strings.Contains(e.findings[1].sentence(), "10.0.13.2 (web): it is not up yet: http check via tunnel: coming up: 1 of 2 successes (HTTP status 200)") ||
-		!strings.Contains(e.findings[2].sentence(), "weight 1 is up, its quorum is 2") {
+	if len(e.findings) != 3 || e.findings[0].Where != "realserver 10.0.12.2 (web)" || e.findings[0].What != "it is down: http check via tunnel: status 503" ||
+		e.findings[1].What != "it is not up yet: http check via tunnel: coming up: 1 of 2 successes (HTTP status 200)" ||
+		!strings.Contains(e.findings[2].What, "weight 1 is up, its quorum is 2") {
 		t.Errorf("%+v", e.findings)
 	}
 }
@@ -108,22 +121,74 @@ func TestDropped(t *testing.T) {
 	}
 }
 
-// Many realservers that suffer from the same are named with -v, and in JSON.
+// What several places have in common is said once, with the command for each host; -v names all places, and so does JSON.
 func TestManyAlike(t *testing.T) {
 	r := newReport("director", "d.toml", true)
 	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
-		for i := range 100 {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down", Mend: "ping"})
+		for i := range 7 {
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down", Causes: []string{"no power", "no network"},
+				On: fmt.Sprintf("10.0.0.%d", i), Fix: "realserver doctor"})
 		}
-		e.find(Finding{Severity: Error, Where: "realserver 100", What: "it is slow", Mend: "ping"})
+		e.find(Finding{Severity: Error, Where: "realserver 9", What: "it is slow", Causes: []string{"its disk"}, Fix: "ping"})
 	}})
-	for verbose, want := range map[bool]int{false: 1 + 2*(mostAlike+1), true: 1 + 2*101} {
-		var text strings.Builder
-		if err := r.print(&text, verbose); err != nil {
-			t.Fatal(err)
+	var text strings.Builder
+	if err := r.print(&text, 0, false); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(`director with d.toml is running
+8 errors
+
+error: tunnels
+    at realserver 0
+    at realserver 1
+    at realserver 2
+    at realserver 3
+    at realserver 4
+    at 2 more (-v names them)
+    it is down
+    possible cause: no power
+    possible cause: no network
+    -> on 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5, 10.0.0.6: realserver doctor
+
+error: tunnels: realserver 9
+    it is slow
+    cause: its disk
+    -> ping
+
+`, text.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	text.Reset()
+	if err := r.print(&text, 0, true); err != nil || !strings.Contains(text.String(), "    at realserver 6\n") || strings.Contains(text.String(), "more") {
+		t.Errorf("%v\n%s", err, text.String())
+	}
+}
+
+// Lines are no wider than the terminal, but for commands, which are there to be copied.
+func TestWidth(t *testing.T) {
+	r := newReport("director", "/etc/vstun/director.toml", true)
+	long := strings.Repeat("word ", 40)
+	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
+		e.find(Finding{Severity: Error, Where: "realserver 10.0.11.2", What: long, Why: long, Causes: []string{long, long}, Fix: "one long command " + long, Remarks: []string{long}})
+		e.fine("%s", long)
+		e.skip("%s", long)
+	}})
+	var text strings.Builder
+	if err := r.print(&text, 60, true); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(text.String()) {
+		if n := len(strings.TrimSuffix(line, "\n")); n > 60 && !strings.HasPrefix(line, "    -> one long command word") {
+			t.Errorf("%d columns: %s", n, line)
 		}
-		if n := strings.Count(text.String(), "\n"); n != want || strings.Contains(text.String(), "error: tunnels: realserver 4, and 95 more (-v names them): it is down\n") == verbose {
-			t.Errorf("%d lines, want %d:\n%s", n, want, text.String())
-		}
+	}
+}
+
+// Readers of JSON find the command under its old name, too.
+func TestMendIsFix(t *testing.T) {
+	e := exam{check: "c"}
+	e.find(Finding{Fix: "ls"})
+	if b, err := json.Marshal(e.findings[0]); err != nil || !strings.Contains(string(b), `"fix":"ls"`) || !strings.Contains(string(b), `"mend":"ls"`) {
+		t.Errorf("%s, %v", b, err)
 	}
 }

@@ -9,39 +9,70 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// advice is what a drop reason that keeps coming means, and what to do about it. Those that are not here are the senders' affair.
-type advice struct{ why, mend string }
+// advice is what a drop reason that keeps coming means, and what to do about it. Reasons that are not here are the senders' affair.
+type advice struct {
+	why     string
+	causes  []string
+	fix     string
+	remarks []string
+	all     bool // no packet was let in
+}
+
+// finding makes the finding that packets are refused for a reason.
+func (a *advice) finding(reason, what string) Finding {
+	f := Finding{Severity: Warning, Where: reason, What: what, Why: a.why, Causes: a.causes, Fix: a.fix, Remarks: a.remarks}
+	if a.all {
+		f.Severity = Error
+	}
+	return f
+}
 
 func directorAdvice() map[string]advice {
+	status := func(why string, remarks ...string) advice {
+		return advice{why: why, fix: "director status", remarks: remarks}
+	}
+	reload := func(why string, remarks ...string) advice {
+		return advice{why: why, fix: "director reload", remarks: remarks}
+	}
+	restart := func(why string, remarks ...string) advice {
+		return advice{why: why, fix: "systemctl restart vstun-director", remarks: remarks}
+	}
 	return map[string]advice{
-		"no_service":         {"clients ask for a port that no service has", "director status: add the service, or stop those who ask: nobody needs to be told, with no_service = \"drop\""},
-		"no_realserver":      {"all realservers of a service have weight 0, are down, or have as many connections as upper allows", "director status: raise a weight or upper, see to the realservers"},
-		"realserver_removed": {"connections of a realserver that has left are dropped, as on_removal = \"drop\" says", "on_removal = \"drain\" lets them end"},
-		"table_full":         {"the connection table is full", "raise connections.max, or shorten its timeouts, and restart"},
-		"send_error":         {"the kernel refuses what the director sends", "director status shows the last error"},
-		"too_big":            {"packets do not fit a tunnel, and their senders are told again and again", "let the servers advertise a smaller MSS: mss = \"auto\" on the realservers"},
-		"offload":            {"super-packets are not understood", "set offload = \"off\", restart, and tell us"},
-		"reassembly":         {"fragments wait for others that do not come", "look for a firewall that drops fragments before this host"},
+		"no_service": status("clients ask for a port that no service has", "add the service", "or leave such clients without an answer: no_service = \"drop\""),
+		"no_realserver": status("all realservers of a service have weight 0, are down, or have as many connections as upper allows",
+			"raise a weight or upper, or repair the realservers"),
+		"realserver_removed": reload("connections of a removed realserver are dropped, as on_removal = \"drop\" says", "first set on_removal = \"drain\", which lets them end"),
+		"table_full":         restart("the connection table is full", "first raise connections.max, or shorten its timeouts"),
+		"send_error":         status("the kernel refuses what the director sends", "the command shows the last error"),
+		"too_big": {why: "packets do not fit a tunnel, and their senders are told again and again", fix: "realserver status",
+			remarks: []string{"run it on the realservers: with mss = \"auto\" their servers advertise an MSS that fits"}},
+		"offload":    restart("super-packets are not understood", "first set offload = \"off\"", "report this fault"),
+		"reassembly": {why: "fragments wait for others that do not come", fix: "nstat -az IpReasmFails", remarks: []string{"look for a firewall that drops fragments before this host"}},
 	}
 }
 
 func realserverAdvice() map[string]advice {
+	senders := advice{fix: "tcpdump -ni any ip proto 4 or ip proto 41 or ip proto 47", remarks: []string{"look for the host that sends them"}}
+	from := func(why string) advice { a := senders; a.why = why; return a }
 	return map[string]advice{
-		"not_director":      {"somebody who is not in directors sends tunnel packets", "add the director's address to directors and restart; if it is a stranger, filter him at your network's border"},
-		"outer_header":      {"tunnel packets have headers that no director makes", "tcpdump -ni any proto 4 or proto 41 or proto 47: who sends them?"},
-		"tunnel_header":     {"the director's tunnel has options that the agent does not speak", "with IPVS: leave out --tun-remcsum"},
-		"tunnel_key":        {"the gre key is not the one configured here", "set the same encap_key here and at the directors"},
-		"tunnel_checksum":   {"packets are damaged on the way, in the tunnel", "look for the device that damages them: ethtool -S, ip -s link"},
-		"inner_destination": {"the director sends packets for an address that is not in vips", "add the VIP to vips and restart, or take this realserver out of that service"},
-		"inner_source":      {"packets claim to come from an address of this host or from nowhere", "look for who forges them; or a client that is this host itself"},
-		"inner_protocol":    {"tunnels are in the tunnel", "a realserver can't be a director's client here: look for who sends them"},
-		"tun_error":         {"the kernel refuses what comes out of the tunnel", "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
-		"not_answer":        {"this host sends packets into the agent's device from an address that is no VIP, or to no client", "tcpdump -ni vs0: let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"},
-		"answer_loop":       {"a rule or route leads the answers that the agent sends back into its device", "ip rule; ip route show table all dev vs0: delete the one that is not the agent's"},
-		"send_error":        {"the kernel refuses answers that the agent sends on", "realserver status shows the last error"},
-		"trailing_bytes":    {"tunnel packets have bytes behind the packet in them", "look for who sends them"},
+		"not_director":      {why: "a host that is not in directors sends tunnel packets", fix: applyRealserver},
+		"outer_header":      from("tunnel packets have headers that no director makes"),
+		"tunnel_header":     {why: "the director's tunnel has options that the agent does not speak", fix: "realserver status", remarks: []string{"with IPVS: leave out --tun-remcsum"}},
+		"tunnel_key":        {why: "the gre key is not the one configured here", fix: applyRealserver, remarks: []string{"first set the same encap_key here and at the directors"}},
+		"tunnel_checksum":   {why: "packets are damaged on the way, in the tunnel", fix: "ip -s link", remarks: []string{"look for the device that damages them: ethtool -S"}},
+		"inner_destination": {why: "the director sends packets for an address that is not in vips", fix: applyRealserver},
+		"inner_source":      from("packets claim to come from an address of this host or from nowhere: forged, or of a client that is this host itself"),
+		"inner_protocol":    from("tunnels are in the tunnel: a realserver can't be a director's client here"),
+		"tun_error":         {why: "the kernel refuses what comes out of the tunnel", fix: "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
+		"trailing_bytes":    from("tunnel packets have bytes behind the packet in them"),
+		"not_answer":        {why: "this host sends packets into the agent's device from an address that is no VIP, or to no client", fix: "tcpdump -ni vs0", remarks: []string{"let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"}},
+		"answer_loop":       {why: "a rule or route leads the answers that the agent sends back into its device", fix: "ip rule; ip route show table all dev vs0", remarks: []string{"delete the one that is not the agent's"}},
+		"send_error":        {why: "the kernel refuses answers that the agent sends on", fix: "realserver status", remarks: []string{"it shows the last error"}},
 	}
 }
+
+// applyRealserver lets a realserver's agent take over another realserver.toml.
+const applyRealserver = "systemctl restart vstun-realserver"
 
 // many is the share of what has come in from which on drops of the past are a finding on a realserver, whom nobody but directors should send anything: one
 // part of so many.
@@ -53,13 +84,13 @@ func (e *exam) dropped(before, after map[string]uint64, known map[string]advice)
 	for _, reason := range slices.Sorted(maps.Keys(after)) {
 		n, now := after[reason], after[reason]-before[reason]
 		if a, ours := known[reason]; ours && now > 0 {
-			e.find(Finding{Severity: Warning, Where: reason, What: fmt.Sprintf("%d packets were refused within %v, %d since the start", now, sampled, n), Why: a.why, Mend: a.mend})
+			e.find(a.finding(reason, fmt.Sprintf("%d packets were refused within %v, %d since the start", now, sampled, n)))
 			continue
 		}
 		past = append(past, fmt.Sprintf("%s %d", reason, n))
 	}
 	if len(past) > 0 {
-		e.fine("none now that this host could mend; since the start: %s", brief(past))
+		e.fine("none now that this host could fix; since the start: %s", brief(past))
 	} else if len(e.findings) == 0 {
 		e.fine("none")
 	}
@@ -69,7 +100,7 @@ func (e *exam) dropped(before, after map[string]uint64, known map[string]advice)
 func (e *exam) overrun(before, after uint64) {
 	if after > before {
 		e.find(Finding{Severity: Warning, Where: "overruns", What: fmt.Sprintf("the kernel has dropped %d packets within %v, as they were not read fast enough", after-before, sampled),
-			Why: "there are more packets than the program's workers can take", Mend: "give it more CPUs, and queues = 0 (one per CPU)"})
+			Why: "there are more packets than the program's workers can take", Fix: "nproc", Remarks: []string{"give it more CPUs, and set queues = 0 (one per CPU)"}})
 	}
 }
 
@@ -84,6 +115,6 @@ func (e *exam) directorDrops(ctx context.Context, socket string, before *control
 	e.overrun(before.Overruns, after.Overruns)
 	if c := after.Connections; c.Count*10 > c.Max*9 {
 		e.find(Finding{Severity: Warning, Where: "connections", What: fmt.Sprintf("the table has %d of %d", c.Count, c.Max), Why: "when it is full new connections are refused",
-			Mend: "raise connections.max and restart"})
+			Fix: "systemctl restart vstun-director", Remarks: []string{"first raise connections.max"}})
 	}
 }

@@ -57,7 +57,7 @@ func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *con
 	}
 	if strict := answeredBy(st, devices); len(strict) > 0 {
 		e.find(Finding{Severity: Error, Where: strings.Join(strict, ", "), What: "rp_filter is strict", Why: "the answers to health checks through the tunnel, which come from the VIP, are dropped",
-			Mend: loosen(strict)})
+			Fix: loosen(strict)})
 		return
 	}
 	e.reversePath(ctx, devices)
@@ -93,7 +93,7 @@ func (e *exam) reversePath(ctx context.Context, devices []string) {
 	where := strings.Join(devices, ", ")
 	if after > before {
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("rp_filter is strict, and has dropped %d packets within %v", after-before, sampled),
-			Why: "packets from whom this host would reach by another device are dropped: clients', or what directors send", Mend: loosen(devices)})
+			Why: "packets from whom this host would reach by another device are dropped: clients', or what directors send", Fix: loosen(devices)})
 		return
 	}
 	e.fine("strict on %s, and drops nothing now", where)

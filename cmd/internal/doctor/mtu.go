@@ -54,9 +54,10 @@ func (v *visit) narrow(vip *targetVIP, size int) {
 			break
 		}
 	}
-	f.Mend = fmt.Sprintf("%s  # the same on the realserver, for %s, so that its servers advertise an MSS that fits", routeWithMTU(v.Destination, size), v.Source)
+	f.Fix = routeWithMTU(v.Destination, size)
+	f.Remarks = []string{fmt.Sprintf("do the same on the realserver, for %s, so that its servers advertise an MSS that fits", v.Source)}
 	if f.Severity == Error {
-		f.Mend += "; let ICMP (fragmentation needed, packet too big) pass on the way"
+		f.Remarks = append(f.Remarks, "let ICMP (fragmentation needed, packet too big) pass on the way")
 	}
 	v.find(f)
 }

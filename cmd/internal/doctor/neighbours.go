@@ -30,8 +30,8 @@ func (e *exam) neighbours(vips []netip.Addr) {
 			if !answers {
 				good = false
 				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there", subnet, d.Name),
-					Why:  "neighbours who ask who has it hear nothing, unless they have a route to it by this host",
-					Mend: proxyFor(vip, d.Name)})
+					Why: "neighbours who ask who has it hear nothing, unless they have a route to it by this host",
+					Fix: proxyFor(vip, d.Name), Remarks: []string{"or give the router a route to it by this host"}})
 			}
 		}
 	}
@@ -77,8 +77,9 @@ func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool
 		for _, mac := range q.answers {
 			good = false
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip), What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
-				Why:  "neighbours there send it the VIP's packets, past the director: a realserver that answers ARP for its VIPs, or another director",
-				Mend: fmt.Sprintf("ip neigh show dev %s | grep -i %s  # on that host: realserver doctor, or sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2", q.device, mac)})
+				Why:     "neighbours there send it the VIP's packets, past the director: a realserver that answers ARP for its VIPs, or another director",
+				Fix:     fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
+				Remarks: []string{"on that host: realserver doctor", "or there: sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}})
 		}
 	}
 	return good
@@ -102,5 +103,5 @@ func proxyFor(a netip.Addr, device string) string {
 	if a.Is6() {
 		return fmt.Sprintf("sysctl -w net.ipv6.conf.%s.proxy_ndp=1; ip neigh add proxy %s dev %s", device, a, device)
 	}
-	return fmt.Sprintf("ip neigh add proxy %s dev %s  # or a route to it by this host on the router", a, device)
+	return fmt.Sprintf("ip neigh add proxy %s dev %s", a, device)
 }

@@ -6,64 +6,157 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"vstun/cmd/internal/control"
 )
 
-// print writes r for people: a line for each finding and one with what mends it, and what was examined beside; with verbose all of that.
-func (r *Report) print(out io.Writer, verbose bool) error {
+// mostAlike is how many places that one finding is of are printed, and commands that fix it.
+const mostAlike = 5
+
+// What a finding's lines begin with, the lines that those go on in, and its commands.
+const (
+	indent  = "    "
+	further = "      "
+	command = indent + "-> "
+)
+
+// print writes r for people, one fact a line, in lines of at most width characters (0: any). Findings that say the same of several places are printed once.
+// With verbose it names all those places, and what is fine.
+func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
-	state := "is not running: this is what it would meet"
+	line := func(text string) {
+		if !strings.HasPrefix(text, command) { // which stays in one line, to be copied
+			text = control.Wrapped(text, width, further)
+		}
+		fmt.Fprintln(&w, text)
+	}
+	state := "is not running"
 	if r.Running {
 		state = "is running"
 	}
-	fmt.Fprintf(&w, "%s with %s %s\n", r.Program, r.Config, state)
-	if len(r.Findings) == 0 {
-		fmt.Fprintf(&w, "nothing found\n")
+	line(fmt.Sprintf("%s with %s %s", r.Program, r.Config, state))
+	line(r.summary())
+	for _, group := range alike(slices.Concat(r.Findings, r.Hints)) {
+		fmt.Fprintln(&w)
+		printGroup(line, group, verbose)
 	}
-	all := slices.Concat(r.Findings, r.Hints)
-	for i, f := range all {
-		alike := func(g Finding) bool {
-			return g.Severity == f.Severity && g.Check == f.Check && g.What == f.What && g.Why == f.Why
-		}
-		if before := countOf(all[:i], alike); before >= mostAlike && !verbose {
-			continue
-		} else if more := countOf(all[i:], alike) - 1; before == mostAlike-1 && more > 0 && !verbose {
-			f.Where += fmt.Sprintf(", and %d more (-v names them)", more)
-		}
-		fmt.Fprintf(&w, "%s: %s: %s\n", f.Severity, f.Check, f.sentence())
-		if f.Mend != "" {
-			fmt.Fprintf(&w, "    -> %s\n", f.Mend)
-		}
+	if len(r.Findings)+len(r.Hints) > 0 {
+		fmt.Fprintln(&w)
 	}
 	if verbose {
 		for _, n := range r.Fine {
-			fmt.Fprintf(&w, "fine: %s: %s\n", n.Check, n.Text)
+			line(fmt.Sprintf("fine: %s: %s", n.Check, n.Text))
 		}
 	} else if fine := r.fineChecks(); len(fine) > 0 {
-		fmt.Fprintf(&w, "fine: %s (-v says more)\n", strings.Join(fine, ", "))
+		line(fmt.Sprintf("fine: %s (-v says more)", strings.Join(fine, ", ")))
 	}
 	for _, n := range r.Unchecked {
-		fmt.Fprintf(&w, "not checked: %s: %s\n", n.Check, n.Text)
+		line(fmt.Sprintf("not checked: %s: %s", n.Check, n.Text))
 	}
 	_, err := w.WriteTo(out)
 	return err
 }
 
-// mostAlike is how many findings that say the same of several places are printed.
-const mostAlike = 5
-
-func countOf(all []Finding, is func(Finding) bool) (n int) {
-	for _, f := range all {
-		if is(f) {
-			n++
-		}
+// alike groups findings that differ in place and commands alone, in the order of the first of each.
+func alike(all []Finding) (groups [][]Finding) {
+	same := func(a, b *Finding) bool {
+		return a.Severity == b.Severity && a.Check == b.Check && a.What == b.What && a.Why == b.Why && slices.Equal(a.Causes, b.Causes) && slices.Equal(a.Remarks, b.Remarks)
 	}
-	return n
+	for _, f := range all {
+		at := slices.IndexFunc(groups, func(g []Finding) bool { return same(&g[0], &f) })
+		if at < 0 {
+			at = len(groups)
+			groups = append(groups, nil)
+		}
+		groups[at] = append(groups[at], f)
+	}
+	return groups
 }
 
-// sentence is where, what and why.
-func (f *Finding) sentence() string {
-	parts := []string{f.Where, f.What, f.Why}
-	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), ": ")
+// printGroup writes findings that say the same.
+func printGroup(line func(string), group []Finding, verbose bool) {
+	f := &group[0]
+	most := mostAlike
+	if verbose {
+		most = len(group)
+	}
+	where := fmt.Sprintf("%s: %s", f.Severity, f.Check)
+	if len(group) == 1 {
+		where = strings.TrimSuffix(where+": "+f.Where, ": ")
+	}
+	line(where)
+	if len(group) > 1 {
+		for _, f := range group[:min(most, len(group))] {
+			line(indent + "at " + f.Where)
+		}
+		if more := len(group) - most; more > 0 {
+			line(fmt.Sprintf("%sat %d more (-v names them)", indent, more))
+		}
+	}
+	line(indent + f.What)
+	if f.Why != "" {
+		line(indent + f.Why)
+	}
+	for _, cause := range f.Causes {
+		prefix := "cause: "
+		if len(f.Causes) > 1 {
+			prefix = "possible cause: "
+		}
+		line(indent + prefix + cause)
+	}
+	commands := fixes(group)
+	for _, c := range commands[:min(most, len(commands))] {
+		line(command + c)
+	}
+	if more := len(commands) - most; more > 0 {
+		line(fmt.Sprintf("%s%d more commands (-v names them)", indent, more))
+	}
+	for _, remark := range f.Remarks {
+		line(indent + "note: " + remark)
+	}
+}
+
+// fixes are the commands of a group, each once, with the hosts that it is for.
+func fixes(group []Finding) (commands []string) {
+	hosts := map[string][]string{}
+	var order []string
+	for _, f := range group {
+		if f.Fix == "" {
+			continue
+		}
+		if hosts[f.Fix] == nil {
+			order = append(order, f.Fix)
+			hosts[f.Fix] = []string{}
+		}
+		if f.On != "" && !slices.Contains(hosts[f.Fix], f.On) {
+			hosts[f.Fix] = append(hosts[f.Fix], f.On)
+		}
+	}
+	for _, fix := range order {
+		if on := hosts[fix]; len(on) > 0 {
+			fix = fmt.Sprintf("on %s: %s", brief(on), fix)
+		}
+		commands = append(commands, fix)
+	}
+	return commands
+}
+
+// summary counts the findings.
+func (r *Report) summary() string {
+	var parts []string
+	for _, s := range []Severity{Error, Warning} {
+		switch n := r.count(s); n {
+		case 0:
+		case 1:
+			parts = append(parts, fmt.Sprintf("1 %s", s))
+		default:
+			parts = append(parts, fmt.Sprintf("%d %ss", n, s))
+		}
+	}
+	if parts == nil {
+		return "nothing found"
+	}
+	return strings.Join(parts, ", ")
 }
 
 // fineChecks names the checks that found nothing wrong.

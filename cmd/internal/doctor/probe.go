@@ -11,13 +11,13 @@ import (
 )
 
 // Probes are packets of this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests (RFC 792, RFC 4443), which the kernel
-// there answers, and TCP SYNs, which tell whether a server listens.
+// there answers, TCP SYNs, which show whether a server listens, and questions to the agent (package query).
 
 const (
 	probeTTL  = 64
 	probeSize = 84 // bytes of a small echo request, as ping(8) sends it
 
-	// Source ports of SYNs: beyond those that Linux gives its own connections.
+	// Source ports of SYNs and questions: beyond those that Linux gives its own connections.
 	firstPort, lastPort = 61000, 65535
 
 	icmpLen   = 8
@@ -90,6 +90,19 @@ func segment(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
 	t[12], t[13] = tcpLen/4<<4, flags
 	binary.BigEndian.PutUint16(t[14:], 1024) // window
 	packet.PutChecksum(t[16:], packet.Sum(t, pseudo), false)
+	return b
+}
+
+// datagram is a UDP datagram that asks a realserver's agent.
+func datagram(src, dst netip.AddrPort, payload []byte) []byte {
+	b := make([]byte, headerLen(dst.Addr())+packet.UDPHeaderLen+len(payload))
+	n, pseudo := ipHeader(b, src.Addr(), dst.Addr(), packet.ProtoUDP)
+	t := b[n:]
+	binary.BigEndian.PutUint16(t, src.Port())
+	binary.BigEndian.PutUint16(t[2:], dst.Port())
+	binary.BigEndian.PutUint16(t[4:], uint16(len(t)))
+	copy(t[packet.UDPHeaderLen:], payload)
+	packet.PutChecksum(t[6:], packet.Sum(t, pseudo), true)
 	return b
 }
 

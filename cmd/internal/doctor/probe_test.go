@@ -10,6 +10,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/query"
 )
 
 // TestProbes reads the probes with gopacket, and takes them out of their tunnels.
@@ -24,6 +25,7 @@ func TestProbes(t *testing.T) {
 		for _, inner := range [][]byte{
 			echoRequest(from, to, 1001, 0xdeadbeef, c),
 			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, tcpSYN|tcpACK),
+			datagram(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, query.Port), query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
 		} {
 			var info packet.Info
 			if d := info.Parse(inner); d != packet.Accept || info.Flow.Src != from || info.Flow.Dst != to {
@@ -39,6 +41,11 @@ func TestProbes(t *testing.T) {
 			}
 			if tcp, ok := p.TransportLayer().(*layers.TCP); ok && (!tcp.SYN || !tcp.ACK || tcp.RST || tcp.SrcPort != 61001 || tcp.DstPort != 80 || tcp.Seq != 7 || tcp.Ack != 8) {
 				t.Errorf("%+v", tcp)
+			}
+			if udp, ok := p.TransportLayer().(*layers.UDP); ok {
+				if q, err := query.ParseQuestion(udp.Payload); err != nil || q.Nonce != 9 || udp.DstPort != query.Port || udp.SrcPort != 61001 {
+					t.Errorf("%+v: %+v, %v", udp, q, err)
+				}
 			}
 			if again := serialize(t, p); !bytes.Equal(again, inner) {
 				t.Errorf("%s to %s: gopacket makes of it, with its checksums\n%x, not\n%x", from, to, again, inner)
@@ -96,7 +103,7 @@ func TestAdvice(t *testing.T) {
 	}
 	for _, all := range []map[string]advice{directorAdvice(), realserverAdvice()} {
 		for name, a := range all {
-			if !names[name] || a.why == "" || a.mend == "" {
+			if !names[name] || a.why == "" || a.fix == "" {
 				t.Errorf("%s: %+v", name, a)
 			}
 		}

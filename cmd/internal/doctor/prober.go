@@ -13,7 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/query"
 	"vstun/encap/wire"
 )
 
@@ -22,11 +24,17 @@ type shot struct {
 	packet []byte // as it leaves this host
 	from   netip.Addr
 	number uint32 // of an echo request
-	port   uint16 // source port of a SYN; 0: an echo request
+	port   uint16 // source port of a SYN; 0: an echo request, or a question
 	seq    uint32 // of a SYN
+	nonce  uint64 // of a question; 0: none
+
+	via    netip.Addr // neighbour that it goes to; the zero Addr: as the route says
+	device int        // index of the device of via
 
 	answered bool
-	flags    byte // of the answer to a SYN
+	back     bool         // an echo request has come to this host again
+	flags    byte         // of the answer to a SYN
+	answer   query.Answer // to a question
 	err      error
 }
 
@@ -45,7 +53,7 @@ type road struct {
 	port     uint16 // of UDP
 }
 
-// synKey is what the answer to a SYN is told by. There are fewer ports than SYNs may be under way: only with its number an answer is one's own.
+// synKey is what the answer to a SYN is known by. SYNs to many realservers have the same port: only with its number an answer is one's own.
 type synKey struct {
 	port uint16
 	ack  uint32
@@ -59,20 +67,29 @@ type prober struct {
 	sendMu sync.Mutex
 	sender *wire.Sender
 	taps   []*wire.Tap
+	sinks  []*wire.Sink    // what keeps the kernel from answering the answers
+	asks   map[bool]uint16 // source port of questions, by whether their answers come over IPv6
 	read   sync.WaitGroup
 
-	mu       sync.Mutex
-	next     uint32
-	echoes   map[uint32]*shot
-	syns     map[synKey]*shot
-	troubles map[road][]trouble
-	arrived  chan struct{} // closed, and made anew, when something has come
+	mu        sync.Mutex
+	next      uint32
+	echoes    map[uint32]*shot
+	syns      map[synKey]*shot
+	questions map[uint64]*shot
+	troubles  map[road][]trouble
+	ports     map[portKey]uint16 // source ports of SYNs
+	arrived   chan struct{}      // closed, and made anew, when something has come
+}
+
+// portKey is what SYNs of one source port have in common: their source, and a number.
+type portKey struct {
+	source netip.Addr
+	number int
 }
 
 // newProber opens the sockets. It needs CAP_NET_RAW.
 func newProber() (*prober, error) {
-	p := &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, troubles: map[road][]trouble{},
-		arrived: make(chan struct{})}
+	p := emptyProber()
 	var err error
 	if p.sender, err = wire.NewSender(); err != nil {
 		return nil, err
@@ -82,7 +99,14 @@ func newProber() (*prober, error) {
 		if over6 {
 			icmp.Protocol = packet.ProtoICMPv6
 		}
-		t, err := wire.NewTap(over6, icmp, wire.TapFilter{Protocol: packet.ProtoTCP, First: firstPort, Last: lastPort})
+		filters := []wire.TapFilter{icmp, {Protocol: packet.ProtoTCP, First: firstPort, Last: lastPort}}
+		if port, err := p.sink(packet.ProtoUDP, unspecified(over6)); err == nil {
+			p.asks[over6] = port
+			filters = append(filters, wire.TapFilter{Protocol: packet.ProtoUDP, First: port, Last: port})
+		} else if !over6 {
+			return nil, errors.Join(err, p.close())
+		}
+		t, err := wire.NewTap(over6, filters...)
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
@@ -92,13 +116,68 @@ func newProber() (*prober, error) {
 	return p, nil
 }
 
+// emptyProber is a prober without sockets.
+func emptyProber() *prober {
+	return &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, questions: map[uint64]*shot{},
+		troubles: map[road][]trouble{}, ports: map[portKey]uint16{}, asks: map[bool]uint16{}, arrived: make(chan struct{})}
+}
+
+func unspecified(six bool) netip.Addr {
+	if six {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
 func (p *prober) close() error {
 	err := p.sender.Close()
 	for _, t := range p.taps {
 		err = errors.Join(err, t.Close())
 	}
 	p.read.Wait()
+	for _, s := range p.sinks {
+		err = errors.Join(err, s.Close())
+	}
 	return err
+}
+
+// sink takes a port of a, in the range that the taps show. What comes to it gets no RST and no ICMP error of this host's kernel: those would go into the
+// director's device, and count there as packets of unknown connections.
+func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
+	const tries = 32 // other programs have some ports
+	for range tries {
+		port = firstPort + uint16(rand.IntN(lastPort-firstPort+1))
+		var s *wire.Sink
+		if s, err = wire.NewSink(protocol, netip.AddrPortFrom(a, port)); err == nil {
+			p.mu.Lock()
+			p.sinks = append(p.sinks, s)
+			p.mu.Unlock()
+			return port, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	return 0, err
+}
+
+// synPort is the source port of SYNs from a. SYNs of one number have one port: no host gets two of the same number for the same VIP and port.
+func (p *prober) synPort(a netip.Addr, number int) (uint16, error) {
+	key := portKey{a, number}
+	p.mu.Lock()
+	port := p.ports[key]
+	p.mu.Unlock()
+	if port != 0 {
+		return port, nil
+	}
+	port, err := p.sink(packet.ProtoTCP, a)
+	if err != nil {
+		return 0, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ports[key] = port
+	return port, nil
 }
 
 // echo makes a shot of an echo request: wrapped makes what leaves this host of it.
@@ -113,14 +192,25 @@ func (p *prober) echo(src, dst netip.Addr, size int, wrapped func([]byte) ([]byt
 }
 
 // syn makes a shot of a TCP SYN.
-func (p *prober) syn(src netip.Addr, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*shot, error) {
-	p.mu.Lock()
-	p.next++
-	s := &shot{from: dst.Addr(), port: firstPort + uint16(p.next%(lastPort-firstPort+1)), seq: rand.Uint32()}
-	p.mu.Unlock()
+func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*shot, error) {
+	s := &shot{from: dst.Addr(), port: src.Port(), seq: rand.Uint32()}
 	var err error
-	s.packet, err = wrapped(segment(netip.AddrPortFrom(src, s.port), dst, s.seq, 0, tcpSYN))
+	s.packet, err = wrapped(segment(src, dst, s.seq, 0, tcpSYN))
 	return s, err
+}
+
+// question makes a shot of a question to the agent at the end of a tunnel, which carries the family of vip, for its VIPs from number first on.
+func (p *prober) question(c encap.Config, vip netip.Addr, first int) *shot {
+	s := &shot{nonce: max(rand.Uint64(), 1)}
+	port := p.asks[c.Destination.Is6()]
+	if port == 0 {
+		s.err = unix.EAFNOSUPPORT
+		return s
+	}
+	src, dst := query.Inner(c.Source, c.Destination, vip)
+	payload := query.AppendQuestion(nil, query.Question{Version: query.Version, First: uint16(first), Nonce: s.nonce})
+	s.packet, s.err = wrap(c, datagram(netip.AddrPortFrom(src, port), netip.AddrPortFrom(dst, query.Port), payload))
+	return s
 }
 
 // bare is for probes that go without a tunnel.
@@ -165,6 +255,10 @@ func (p *prober) expect(shots []*shot, on bool) {
 	defer p.mu.Unlock()
 	for _, s := range shots {
 		switch {
+		case s.nonce != 0 && on:
+			p.questions[s.nonce] = s
+		case s.nonce != 0:
+			delete(p.questions, s.nonce)
 		case s.port != 0 && on:
 			p.syns[s.key()] = s
 		case s.port != 0:
@@ -191,7 +285,7 @@ func (p *prober) fire(shots []*shot) {
 		done := s.answered || s.err != nil
 		p.mu.Unlock()
 		if !done {
-			if err := p.send(s.packet); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			if err := p.sendShot(s); err != nil && !errors.Is(err, unix.ENOBUFS) {
 				p.mu.Lock()
 				s.err = err
 				p.mu.Unlock()
@@ -201,10 +295,16 @@ func (p *prober) fire(shots []*shot) {
 }
 
 // send sends one packet.
-func (p *prober) send(b []byte) error {
+func (p *prober) send(b []byte) error { return p.sendShot(&shot{packet: b}) }
+
+// sendShot sends the packet of a shot.
+func (p *prober) sendShot(s *shot) error {
 	p.sendMu.Lock()
 	defer p.sendMu.Unlock()
-	_, err := p.sender.Send([]packet.Segment{{Head: b}})
+	if s.via.IsValid() {
+		return p.sender.SendVia(s.via, s.device, s.packet)
+	}
+	_, err := p.sender.Send([]packet.Segment{{Head: s.packet}})
 	return err
 }
 
@@ -240,8 +340,12 @@ func (p *prober) take4(b []byte) {
 	switch {
 	case h.Protocol() == packet.ProtoTCP:
 		p.takeTCP(h.Src(), t)
+	case h.Protocol() == packet.ProtoUDP:
+		p.takeAnswer(t)
 	case t[0] == packet.ICMPEchoReply:
-		p.takeEcho(h.Src(), t)
+		p.takeEcho(h.Src(), t, false)
+	case t[0] == packet.ICMPEcho:
+		p.takeEcho(h.Dst(), t, true)
 	case t[0] == packet.ICMPUnreachable || t[0] == packet.ICMPTimeExceeded:
 		q := packet.IPv4(t[icmpLen:])
 		if len(q) < packet.IPv4HeaderLen || len(q) < q.HeaderLen() {
@@ -261,8 +365,12 @@ func (p *prober) take6(b []byte) {
 	switch {
 	case h.NextHeader() == packet.ProtoTCP:
 		p.takeTCP(h.Src(), t)
+	case h.NextHeader() == packet.ProtoUDP:
+		p.takeAnswer(t)
 	case t[0] == packet.ICMPv6EchoReply:
-		p.takeEcho(h.Src(), t)
+		p.takeEcho(h.Src(), t, false)
+	case t[0] == packet.ICMPv6Echo:
+		p.takeEcho(h.Dst(), t, true)
 	case t[0] >= packet.ICMPv6Unreachable && t[0] <= packet.ICMPv6ParamProblem:
 		q := packet.IPv6(t[icmpLen:])
 		if len(q) < packet.IPv6HeaderLen {
@@ -273,15 +381,15 @@ func (p *prober) take6(b []byte) {
 	}
 }
 
-// takeEcho takes an echo reply.
-func (p *prober) takeEcho(from netip.Addr, t []byte) {
+// takeEcho takes an echo reply from the address of a request, or, with back, the request itself, which has come back.
+func (p *prober) takeEcho(of netip.Addr, t []byte, back bool) {
 	if len(t) < icmpLen+cookieLen || cookie(t[icmpLen:icmpLen+cookieLen]) != p.cookie {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.echoes[binary.BigEndian.Uint32(t[4:])]; s != nil && s.from == from {
-		s.answered = true
+	if s := p.echoes[binary.BigEndian.Uint32(t[4:])]; s != nil && s.from == of {
+		s.answered, s.back = true, s.back || back
 		p.wake()
 	}
 }
@@ -296,6 +404,24 @@ func (p *prober) takeTCP(from netip.Addr, t []byte) {
 	s := p.syns[synKey{binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint32(t[8:])}]
 	if s != nil && s.from == from && t[13]&tcpACK != 0 {
 		s.answered, s.flags = true, t[13]
+		p.wake()
+	}
+}
+
+// takeAnswer takes the answer of an agent. It is known by its nonce: the agent sends it from the address that its host's route gives.
+func (p *prober) takeAnswer(t []byte) {
+	n := int(binary.BigEndian.Uint16(t[4:]))
+	if n < packet.UDPHeaderLen || n > len(t) {
+		return
+	}
+	a, err := query.ParseAnswer(t[packet.UDPHeaderLen:n])
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.questions[a.Nonce]; s != nil {
+		s.answered, s.answer = true, a
 		p.wake()
 	}
 }

@@ -33,6 +33,7 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	}
 	r := newReport("realserver", s.File, running)
 	checks := []check{
+		{"running", func(_ context.Context, e *exam) { e.running(running, "realserver", s.File) }},
 		{"privileges", func(_ context.Context, e *exam) { e.privileges(running) }},
 		{"start", func(_ context.Context, e *exam) { e.start(running, s.Obstacles) }},
 		{"directors", func(_ context.Context, e *exam) { e.directors(s.Config) }},
@@ -52,7 +53,9 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 		checks = append(checks, check{"encap_port", func(_ context.Context, e *exam) { e.encapPort(s, st.Pid) }}) // who knows its process
 	}
 	if running && silence == nil {
-		checks = append(checks, check{"drops", func(ctx context.Context, e *exam) { e.realserverDrops(ctx, s, &st) }})
+		checks = append(checks,
+			check{"encap", func(ctx context.Context, e *exam) { e.encaps(ctx, s) }},
+			check{"drops", func(ctx context.Context, e *exam) { e.realserverDrops(ctx, s, &st) }})
 	}
 	r.run(ctx, checks...)
 	return r.finish(), nil
@@ -68,7 +71,7 @@ func (e *exam) directors(cfg *config.Realserver) {
 		}
 		if link, local, err := routing.LocalAddr(d.Addr()); err == nil && local {
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()), What: fmt.Sprintf("it is this host itself, on %s", link),
-				Why: "a host drops packets that come from an address of its own", Mend: "systemctl restart vstun-realserver  # with the directors' own addresses in directors"})
+				Why: "a host drops packets that come from an address of its own", Fix: applyRealserver, Remarks: []string{"first set directors to the directors' own addresses"}})
 			continue
 		}
 		names = append(names, d.Addr().String())
@@ -96,10 +99,10 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 	}
 	if !up {
 		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down", Why: "nothing comes out of the tunnel",
-			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-realserver", cfg.TUN)})
+			Fix: fmt.Sprintf("ip link set %s up", cfg.TUN), Remarks: []string{"where it is gone: systemctl restart vstun-realserver"}})
 	}
 	for _, vip := range cfg.VIPs {
-		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), Mend: fmt.Sprintf("ip addr add %s dev %s", netip.PrefixFrom(vip, vip.BitLen()), cfg.TUN)}
+		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), Fix: fmt.Sprintf("ip addr add %s dev %s", netip.PrefixFrom(vip, vip.BitLen()), cfg.TUN)}
 		switch owner[vip] {
 		case cfg.TUN:
 			continue
@@ -107,7 +110,7 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 			f.What, f.Why = "no device has it", "the kernel takes its packets for somebody else's"
 		default:
 			f.What, f.Why = fmt.Sprintf("it is on %s, not on %s", owner[vip], cfg.TUN), "that device may answer ARP for it in the director's place"
-			f.Mend = fmt.Sprintf("ip addr del %s dev %s; %s", vip, owner[vip], f.Mend)
+			f.Fix = fmt.Sprintf("ip addr del %s dev %s; %s", vip, owner[vip], f.Fix)
 		}
 		e.find(f)
 	}
@@ -131,7 +134,7 @@ func (e *exam) realserverFilters(ctx context.Context, cfg *config.Realserver) {
 		v4 = v4 || vip.Is4()
 	}
 	if v4 && sysctlOf(cfg.TUN, "rp_filter") == strict {
-		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "rp_filter is strict", Why: "clients' packets, whom this host reaches by another device, are dropped", Mend: loosen([]string{cfg.TUN})})
+		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "rp_filter is strict", Why: "clients' packets, whom this host reaches by another device, are dropped", Fix: loosen([]string{cfg.TUN})})
 		return
 	}
 	devices, err := strictDevices(cfg.TUN)
@@ -159,11 +162,11 @@ func (e *exam) arp(cfg *config.Realserver) {
 			where := fmt.Sprintf("%s, in %s", d.Name, p.Masked())
 			if sysctlOf(d.Name, "arp_ignore") < 1 {
 				e.find(Finding{Severity: Error, Where: where, What: "arp_ignore is 0, and a director is in that subnet", Why: "this host answers ARP for the VIPs, and takes clients' packets past the director",
-					Mend: "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
+					Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
 			}
 			if sysctlOf(d.Name, "arp_announce") < 2 {
 				e.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in that subnet", Why: "this host asks for its neighbours in the VIPs' name, and they send the VIPs' packets here",
-					Mend: "sysctl -w net.ipv4.conf.all.arp_announce=2"})
+					Fix: "sysctl -w net.ipv4.conf.all.arp_announce=2"})
 			}
 			break
 		}

@@ -16,6 +16,7 @@ type target struct {
 	encap.Config
 	mtu      int    // of the route to it
 	spare    uint16 // UDP port to try gue at
+	number   int    // of the tunnel, among those to the same realserver
 	vips     []*targetVIP
 	services []string
 	drained  bool // its weight is 0 everywhere, or it is a sorry server only
@@ -71,7 +72,7 @@ func (t *target) grade() Severity {
 
 // targets are the ends of the tunnels of cfg, as far as there is a route to them.
 func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(like netip.Addr) netip.Addr) (all []*target) {
-	known := map[encap.Config]*target{}
+	known, tunnels := map[encap.Config]*target{}, map[netip.Addr]int{}
 	for _, s := range cfg.Services {
 		for _, r := range ends(&s) {
 			way, reachable := ways[r.Address]
@@ -88,7 +89,8 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 			}
 			t := known[c]
 			if t == nil {
-				t = &target{Config: c, mtu: way.MTU, spare: s.EncapPort, drained: true}
+				t = &target{Config: c, mtu: way.MTU, spare: s.EncapPort, number: tunnels[c.Destination], drained: true}
+				tunnels[c.Destination]++
 				known[c] = t
 				all = append(all, t)
 			}

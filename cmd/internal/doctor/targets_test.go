@@ -42,14 +42,14 @@ func TestSorryServerIsATarget(t *testing.T) {
 	}
 }
 
-// Thousands of SYNs may be under way, and there are fewer ports: each takes the answer that is its own, from wherever else answers come.
+// Thousands of SYNs may be under way from one port: each takes the answer that is its own, from wherever else answers come.
 func TestMoreSYNsThanPorts(t *testing.T) {
-	p := &prober{echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, troubles: map[road][]trouble{}, arrived: make(chan struct{})}
+	p := emptyProber()
 	src := netip.MustParseAddr("10.0.2.2")
 	var shots []*shot
 	vip := netip.MustParseAddr("198.18.0.1")
 	for range 3 * (lastPort - firstPort) {
-		s, err := p.syn(src, netip.AddrPortFrom(vip, 80), bare)
+		s, err := p.syn(netip.AddrPortFrom(src, firstPort), netip.AddrPortFrom(vip, 80), bare)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +84,7 @@ func TestLinesOfThousands(t *testing.T) {
 		t.Errorf("%d targets, %s", len(all), where)
 	}
 	e := exam{check: "tunnels"}
-	p := &prober{echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, troubles: map[road][]trouble{}, arrived: make(chan struct{})}
+	p := emptyProber()
 	var many []*target // each its own
 	for range 1000 {
 		many = append(many, targets(cfg, ways, own)...)

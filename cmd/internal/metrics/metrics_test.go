@@ -100,7 +100,8 @@ func fullDirector() control.DirectorStatus {
 
 func fullRealserver() control.RealserverStatus {
 	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80", "2001:db8::80"}, MSS: 1440, MSS6: 1420,
-		In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4}, Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7}
+		In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4}, Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
+		FromDirectors: []control.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
 // someBatches are two queues': of the second nothing was read.
@@ -194,6 +195,8 @@ func TestRealserver(t *testing.T) {
 		"vstun_agent_dropped_packets_total{reason=tun_error}":    0,
 		"vstun_agent_merged_packets_total":                       6,
 		"vstun_agent_overrun_packets_total":                      7,
+		"vstun_agent_questions_total":                            8,
+		"vstun_agent_director_packets_total{director=10.0.2.2}":  9,
 		"vstun_agent_queues":                                     2,
 		"vstun_agent_mss_bytes{ip=4}":                            1440,
 		"vstun_agent_mss_bytes{ip=6}":                            1420,

@@ -30,12 +30,14 @@ var agentSeries = []series[control.RealserverStatus]{
 	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
 	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
+	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.", func(st *control.RealserverStatus) float64 { return float64(st.Questions) }),
 	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
 }
 
 var (
 	agentDrops   = prometheus.NewDesc("vstun_agent_dropped_packets_total", "Packets refused, by reason.", []string{"reason"}, nil)
 	agentBatches = prometheus.NewDesc("vstun_agent_batch_packets", "Reads from the sockets by the packets, or trains of them, that came at once; full batches mean that more were waiting.", []string{"queue"}, nil)
+	agentFrom    = prometheus.NewDesc("vstun_agent_director_packets_total", "Packets by outer source, of those that directors allows; a bounded number of the last ones.", []string{"director"}, nil)
 	agentMSS     = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"}, nil)
 	agentVIP     = prometheus.NewDesc("vstun_agent_vip_info", "A VIP that the agent accepts: a constant 1.", []string{"vip"}, nil)
 )
@@ -43,7 +45,7 @@ var (
 // Describe is for the registry.
 func (c *agent) Describe(ch chan<- *prometheus.Desc) {
 	describe(ch, agentSeries)
-	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentMSS, agentVIP} {
+	for _, d := range []*prometheus.Desc{buildDesc, agentDrops, agentBatches, agentFrom, agentMSS, agentVIP} {
 		ch <- d
 	}
 }
@@ -59,6 +61,9 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(agentMSS, gaugeValue, float64(st.MSS6), "6")
 	for _, vip := range st.VIPs {
 		ch <- prometheus.MustNewConstMetric(agentVIP, gaugeValue, 1, vip)
+	}
+	for _, c := range st.FromDirectors {
+		ch <- prometheus.MustNewConstMetric(agentFrom, counterValue, float64(c.Packets), c.Address)
 	}
 	sendDrops(ch, agentDrops, agentReason, st.Drops)
 	sendBatches(ch, agentBatches, c.batches)

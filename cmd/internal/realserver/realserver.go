@@ -43,8 +43,12 @@ type agent struct {
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
 	mss       endpoint.MSS // what SYN-ACKs may advertise now
-	quiet     bool         // the kernel's own driver is kept so
-	warned    string       // of those that are not
+	answerer  *answerer
+	directors heard  // packets by outer source
+	strangers heard  // refused packets by outer source
+	absent    heard  // refused packets by inner destination
+	quiet     bool   // the kernel's own driver is kept so
+	warned    string // of those that are not
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
@@ -52,7 +56,8 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer()}
+	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer(), directors: heard{of: (*endpoint.Worker).Directors},
+		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
 	a.log, a.flush = daemon.Logger(cfg.Log)
 	defer func() {
 		if err != nil {
@@ -81,9 +86,13 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
 		return nil, err
 	}
+	if a.answerer, err = newAnswerer(); err != nil {
+		return nil, fmt.Errorf("answers to directors: %w", err)
+	}
 	a.policy = endpoint.NewPolicy(endpoint.Rules{Directors: cfg.Directors, VIPs: cfg.VIPs, Exits: exits(cfg), Port: cfg.EncapPort})
 	for i, r := range a.receivers {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
+		a.workers[i].SendQuestions(a.answerer.questions)
 	}
 	if err := a.openAnswers(); err != nil {
 		return nil, err
@@ -389,6 +398,8 @@ func (a *agent) run(ctx context.Context) error {
 			return a.network.Watch(ctx)
 		},
 		a.watch,
+		daemon.Every(heardEvery, a.hear),
+		func(ctx context.Context) error { return a.answerer.run(ctx, a.status) },
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -444,17 +455,28 @@ func (a *agent) refresh() {
 	a.mss.V6.Store(int64(v6))
 }
 
+// hear notes whose packets have come since it was called last.
+func (a *agent) hear() {
+	for _, h := range []*heard{&a.directors, &a.strangers, &a.absent} {
+		h.look(a.workers, time.Now())
+	}
+}
+
 func (a *agent) status() control.RealserverStatus {
 	var t, answers packet.Tally
-	var merged uint64
+	var merged, questions uint64
 	for _, w := range a.workers {
 		w.Read(&t)
 		merged += w.Merged()
+		questions += w.Questions()
 	}
+	now := time.Now()
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
 		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged, Overruns: a.overruns()}
+		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged, Overruns: a.overruns(),
+		Encap: a.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
+		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
 	for _, w := range a.answers {
 		w.Read(&answers)
 		if err := w.LastError(); err != nil {
@@ -466,6 +488,9 @@ func (a *agent) status() control.RealserverStatus {
 		t.Drops[d] += n
 	}
 	st.Drops = control.Drops(&t)
+	if slices.ContainsFunc(exits(a.cfg), func(e encap.Exit) bool { return e.Kind.UDP() }) {
+		st.EncapPort = a.cfg.EncapPort
+	}
 	for _, v := range a.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}
@@ -521,6 +546,9 @@ func (a *agent) close() error {
 		errs = append(errs, a.network.Close())
 	}
 	errs = append(errs, a.closeIO(), a.endQuiet())
+	if a.answerer != nil {
+		errs = append(errs, a.answerer.close())
+	}
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}

@@ -1,0 +1,79 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"testing"
+
+	"vstun/cmd/internal/control"
+)
+
+// TestDoctorCountsNothing: the probes of the director's doctor leave nothing among what the director itself counts.
+func TestDoctorCountsNothing(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.addIPv6()
+	s.startAgents("")
+	for _, web := range s.Webs {
+		s.parrotAt(web, ":80")
+	}
+	text := ""
+	for name, vip := range map[string]netip.Addr{"four": s.VIP, "six": s.VIP6} {
+		text += fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = [80, 81]\nrealserver = [ { address = %q }, { address = %q } ]\n", name, vip, s.Webs[0].Addr, s.Webs[1].Addr6)
+	}
+	s.startWrittenDirector(text)
+	s.mustParrotOnce()
+	before := s.director.balance()
+	for range 3 {
+		s.director.examine()
+	}
+	s.mustParrotOnce() // what the kernel has sent before is counted then
+	after := s.director.balance()
+	if !maps.Equal(before.Drops, after.Drops) || before.Overruns != after.Overruns {
+		t.Errorf("dropped before %v, after %v", before.Drops, after.Drops)
+	}
+}
+
+// TestDoctorOfRouter: the director's doctor says where the router sends a VIP's packets, if not to the director.
+func TestDoctorOfRouter(t *testing.T) {
+	t.Parallel()
+	needDoctorsTools(t)
+	s := newSite(t, 1, nil)
+	s.addIPv6()
+	s.startAgents("")
+	s.parrotAt(s.Webs[0], ":80")
+	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = %q } ]\n"+
+		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = %q } ]\n", s.VIP, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
+	// It comes first: once Linux has redirected a host it is slow to send it errors.
+	s.shell(s.Router, "ip route del "+s.VIP.String()+"; ip -6 route del "+s.VIP6.String())
+	s.director.mustName(
+		symptom{"router", []string{"warning", "VIP " + s.VIP.String(), "10.0.2.1 does not send its packets here", "it has no route to it", "on 10.0.2.1: ip route replace 198.51.100.80 via 10.0.2.2"}},
+		symptom{"router", []string{"warning", "VIP " + s.VIP6.String(), "it has no route to it"}})
+	s.shell(s.Router, "ip route add "+s.VIP.String()+" via "+s.Webs[0].Addr.String())
+	s.director.mustName(
+		symptom{"router", []string{"warning", "VIP " + s.VIP.String(), "another host gets them, and answers as the VIP"}},
+		symptom{"router", []string{"VIP " + s.VIP6.String()}})
+	s.shell(s.Router, "ip route replace "+s.VIP.String()+" via "+s.Client.Addr.String()+"; ip -6 route add "+s.VIP6.String()+" via "+s.Director.Addr6.String())
+	s.director.mustName(symptom{"router", []string{"warning", "VIP " + s.VIP.String()}})
+	s.shell(s.Router, "ip route replace "+s.VIP.String()+" via "+s.Director.Addr.String())
+	s.director.mustFindNothing("routed again")
+}
+
+// mustParrotOnce has a client served.
+func (s *site) mustParrotOnce() {
+	s.t.Helper()
+	eventually(s.t, "a client is served", 3*soon, func() bool {
+		c, err := s.Client.Dial("tcp", netip.AddrPortFrom(s.VIP, 80).String())
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		return true
+	})
+}
+
+// heardOf reports of a count whether it is of an address, and of so many packets at least.
+func heardOf(a netip.Addr, least uint64) func(control.Counted) bool {
+	return func(c control.Counted) bool { return c.Address == a.String() && c.Packets >= least }
+}

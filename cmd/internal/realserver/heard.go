@@ -1,0 +1,57 @@
+package realserver
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"vstun/cmd/internal/control"
+	"vstun/encap/endpoint"
+)
+
+// heardEvery is how exactly the time of an address's last packet is known. Workers ask for no time: their counts are compared this often.
+const heardEvery = time.Second
+
+// heard adds up one kind of the workers' counts by address, and knows since when a count stays as it is. Any goroutine may use it.
+type heard struct {
+	of   func(w *endpoint.Worker) *endpoint.Addrs
+	mu   sync.Mutex
+	seen map[netip.Addr]mark
+}
+
+// mark is a count, and when it was new.
+type mark struct {
+	packets uint64
+	at      time.Time
+}
+
+// look returns the present counts, the largest first.
+func (h *heard) look(workers []*endpoint.Worker, now time.Time) []control.Counted {
+	counts := map[netip.Addr]uint64{}
+	for _, w := range workers {
+		h.of(w).Read(counts)
+	}
+	return h.counted(counts, now)
+}
+
+// counted compares counts with those before.
+func (h *heard) counted(counts map[netip.Addr]uint64, now time.Time) []control.Counted {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next, all := make(map[netip.Addr]mark, len(counts)), make([]control.Counted, 0, len(counts))
+	for a, n := range counts {
+		m := h.seen[a]
+		if m.packets != n {
+			m = mark{n, now}
+		}
+		next[a] = m
+		all = append(all, control.Counted{Address: a.String(), Packets: n, Last: now.Sub(m.at).Seconds()})
+	}
+	h.seen = next
+	slices.SortFunc(all, func(a, b control.Counted) int {
+		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Address, b.Address))
+	})
+	return all
+}

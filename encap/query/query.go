@@ -1,0 +1,213 @@
+// Package query is the datagrams by which a director asks a realserver's agent what it accepts. It encodes and parses them, and does no I/O.
+//
+// The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP, so that the agent looks at it only where it would
+// refuse the packet. The answer is a plain UDP datagram to the outer source of the question. All numbers are big-endian:
+//
+//	          0       4       5        6       8       16
+//	question  │ magic │ version │ 0    │ first │ nonce │ zeros up to Len
+//	answer    │ magic │ version │ 0    │ first │ nonce │ packets 8 │ age 4 │ VIPs 2 │ encap_port 2 │ tunnels 1 │ n 1 │ n bytes of program version │ addresses
+//
+// The first 16 bytes stay as they are in all versions. An address is a byte 4 or 6 and 4 or 16 bytes.
+package query
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+const (
+	// Port is the UDP port of questions. No program listens on it: a kernel without an agent answers ICMP port unreachable.
+	Port = 30323
+
+	// Len is the length of a question, and the most that an answer has, in bytes: an answer is never longer than its question.
+	Len = 448
+
+	// Version is the version of the format.
+	Version = 1
+
+	head    = 16
+	fixed   = head + 8 + 4 + 2 + 2 + 1 + 1
+	textMax = 40 // bytes of a program's version
+	noAge   = 1<<32 - 1
+)
+
+// The magic numbers.
+var magicQuestion, magicAnswer = [4]byte{'V', 'S', 'T', '?'}, [4]byte{'V', 'S', 'T', '!'}
+
+// Question asks an agent for its VIPs from number First on, counted from 0.
+type Question struct {
+	Version uint8
+	First   uint16
+	Nonce   uint64
+}
+
+// Answer is what an agent accepts, and what came from the director that asks.
+type Answer struct {
+	Version   uint8
+	First     uint16 // number of the first of VIPs, counted from 0
+	Nonce     uint64 // of the question
+	Packets   uint64 // from the outer source of the question since the agent's start, questions apart
+	Age       uint32 // seconds since the last of them; NoAge: there was none
+	Total     uint16 // VIPs that the agent has in all
+	EncapPort uint16 // UDP port of gue and fou; 0: it has neither
+	Tunnels   uint8  // a bit 1<<encap.Kind for each kind
+	Program   string // version of the agent's program
+	VIPs      []netip.Addr
+}
+
+// NoAge is the Age where no packet has come.
+const NoAge = noAge
+
+// Has reports whether the agent accepts tunnels of kind k.
+func (a *Answer) Has(k encap.Kind) bool { return a.Tunnels&(1<<k) != 0 }
+
+// Errors of a datagram that is none of this package's, and of one that contradicts itself.
+var (
+	ErrMagic  = errors.New("no datagram of this format")
+	ErrFormat = errors.New("bad format")
+)
+
+// AppendQuestion appends q, Len bytes, to b.
+func AppendQuestion(b []byte, q Question) []byte {
+	b = appendHead(b, magicQuestion, q.Version, q.First, q.Nonce)
+	return append(b, make([]byte, Len-head)...)
+}
+
+// ParseQuestion parses a question of any version. One of this version has Len bytes, one of another at least that. It does not allocate.
+func ParseQuestion(b []byte) (q Question, err error) {
+	if len(b) < head || [4]byte(b) != magicQuestion {
+		return q, ErrMagic
+	}
+	q.Version, q.First, q.Nonce = b[4], binary.BigEndian.Uint16(b[6:]), binary.BigEndian.Uint64(b[8:])
+	switch {
+	case q.Version == 0 || len(b) < Len:
+		return q, ErrFormat
+	case q.Version != Version:
+		return q, nil
+	case len(b) != Len || b[5] != 0:
+		return q, ErrFormat
+	}
+	for _, pad := range b[head:] {
+		if pad != 0 {
+			return q, ErrFormat
+		}
+	}
+	return q, nil
+}
+
+// AppendAnswer appends a, at most Len bytes, to b: of a.VIPs, as many as fit, and of a.Program its beginning.
+func AppendAnswer(b []byte, a *Answer) []byte {
+	start := len(b)
+	b = appendHead(b, magicAnswer, a.Version, a.First, a.Nonce)
+	b = binary.BigEndian.AppendUint64(b, a.Packets)
+	b = binary.BigEndian.AppendUint32(b, a.Age)
+	b = binary.BigEndian.AppendUint16(b, a.Total)
+	b = binary.BigEndian.AppendUint16(b, a.EncapPort)
+	text := printable(a.Program)
+	b = append(b, a.Tunnels, byte(len(text)))
+	b = append(b, text...)
+	for _, vip := range a.VIPs {
+		if len(b)-start+1+vip.BitLen()/8 > Len {
+			break
+		}
+		b = append(b, 6)
+		if vip.Is4() {
+			b[len(b)-1] = 4
+		}
+		b = append(b, vip.AsSlice()...)
+	}
+	return b
+}
+
+// printable is the part of s that an answer may have: its first textMax bytes, up to one that is no printable ASCII.
+func printable(s string) string {
+	for i := range len(s) {
+		if i == textMax || s[i] < '!' || s[i] > '~' {
+			return s[:i]
+		}
+	}
+	return s
+}
+
+// ParseAnswer parses an answer. Of one of another version it returns the head alone.
+func ParseAnswer(b []byte) (a Answer, err error) {
+	if len(b) < head || [4]byte(b) != magicAnswer {
+		return a, ErrMagic
+	}
+	a.Version, a.First, a.Nonce = b[4], binary.BigEndian.Uint16(b[6:]), binary.BigEndian.Uint64(b[8:])
+	switch {
+	case a.Version == 0:
+		return a, ErrFormat
+	case a.Version != Version:
+		return a, nil
+	case len(b) < fixed || len(b) > Len || b[5] != 0:
+		return a, ErrFormat
+	}
+	f := b[head:]
+	a.Packets, a.Age = binary.BigEndian.Uint64(f), binary.BigEndian.Uint32(f[8:])
+	a.Total, a.EncapPort, a.Tunnels = binary.BigEndian.Uint16(f[12:]), binary.BigEndian.Uint16(f[14:]), f[16]
+	n, rest := int(f[17]), b[fixed:]
+	if n > textMax || n > len(rest) || a.Tunnels>>(encap.KindFOU+1) != 0 {
+		return a, ErrFormat
+	}
+	a.Program, rest = string(rest[:n]), rest[n:]
+	if printable(a.Program) != a.Program {
+		return a, ErrFormat
+	}
+	for len(rest) > 0 {
+		size := map[byte]int{4: 4, 6: 16}[rest[0]]
+		if size == 0 || len(rest) <= size {
+			return a, ErrFormat
+		}
+		vip, _ := netip.AddrFromSlice(rest[1 : 1+size])
+		if vip.Is4In6() {
+			return a, ErrFormat
+		}
+		a.VIPs, rest = append(a.VIPs, vip), rest[1+size:]
+	}
+	if int(a.First)+len(a.VIPs) > int(a.Total) {
+		return a, ErrFormat
+	}
+	return a, nil
+}
+
+func appendHead(b []byte, magic [4]byte, version uint8, first uint16, nonce uint64) []byte {
+	b = append(b, magic[:]...)
+	b = append(b, version, 0)
+	b = binary.BigEndian.AppendUint16(b, first)
+	return binary.BigEndian.AppendUint64(b, nonce)
+}
+
+// Inner returns source and destination of the packet inside the tunnel by which a question travels from a director's address to a realserver's.
+// vip is of the family that the tunnel is to carry. Where that is not the outer family, the inner addresses are ones that stand for no host: the IPv4
+// dummy address (RFC 7600) and the discard-only prefix (RFC 6666).
+func Inner(director, realserver, vip netip.Addr) (src, dst netip.Addr) {
+	if realserver.Is4() == vip.Is4() {
+		return director, realserver
+	}
+	if vip.Is4() {
+		a := netip.AddrFrom4([4]byte{192, 0, 0, 8})
+		return a, a
+	}
+	a := netip.AddrFrom16([16]byte{0: 1, 15: 1})
+	return a, a
+}
+
+// FromUDP returns the question in the UDP datagram u, which begins with its UDP header, and its source port. pseudo is the sum of the pseudo-header for
+// len(u) bytes. ok is false where u is no whole question with a right checksum. It does not allocate.
+func FromUDP(u []byte, pseudo uint64) (q Question, port uint16, ok bool) {
+	const header = packet.UDPHeaderLen
+	if len(u) < header || binary.BigEndian.Uint16(u[2:]) != Port || int(binary.BigEndian.Uint16(u[4:])) != len(u) {
+		return q, 0, false
+	}
+	port = binary.BigEndian.Uint16(u)
+	if port == 0 || binary.BigEndian.Uint16(u[6:]) == 0 || packet.Fold(packet.Sum(u, pseudo)) != 0xffff {
+		return q, 0, false
+	}
+	q, err := ParseQuestion(u[header:])
+	return q, port, err == nil
+}
