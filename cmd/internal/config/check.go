@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"vstun/cmd/internal/words"
 )
 
 // checkTypes are the types of checks, with the keys that are each one's own.
@@ -82,7 +84,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	case ok:
 		c.Type, _ = t.choice("type", v, types)
 	case base == nil:
-		t.faultAt("type", "missing: want %s", oneOf(types))
+		t.faultAt("type", "missing: want %s", words.OneOf(types))
 	}
 	c.resetOthers(base)
 	r.readTimes(t, &c)
@@ -109,7 +111,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	}
 	for _, key := range t.known {
 		if of := checkTypesWith(key); len(of) > 0 && c.Type != "" && t.values[key] != nil && !c.has(key) {
-			t.faultAt(key, "is of %s checks only, and this one is %s: leave it out", oneOf(of), c.Type)
+			t.faultAt(key, "is of %s checks only, and this one is %s: leave it out", words.OneOf(of), c.Type)
 		}
 	}
 	r.warnTransport(t, &c)

@@ -3,6 +3,8 @@ package config
 import (
 	"net/netip"
 	"slices"
+
+	"vstun/cmd/internal/words"
 )
 
 const (
@@ -101,7 +103,7 @@ func readEncaps(t *table) []string {
 	if _, ok := t.value("encap"); !ok {
 		return []string{"ipip"}
 	}
-	list, _ := t.array("encap", "an array of "+oneOf(offered))
+	list, _ := t.array("encap", "an array of "+words.OneOf(offered))
 	var names []string
 	for _, v := range t.elements("encap", list) {
 		name, ok := t.choice("encap", v, offered)

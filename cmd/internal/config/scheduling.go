@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"vstun/cmd/internal/words"
 )
 
 // maxTimeout is the longest that an entry of the connection table lasts after its last packet.
@@ -32,7 +34,7 @@ func readFlags(t *table, scheduler string) SchedulerFlags {
 	v, _ := t.value("scheduler_flags")
 	list, ok := v.([]any)
 	if v != nil && !ok {
-		t.wrongType("scheduler_flags", v, "an array of "+oneOf(offered))
+		t.wrongType("scheduler_flags", v, "an array of "+words.OneOf(offered))
 	}
 	var seen []string
 	for _, v := range t.elements("scheduler_flags", list) {
@@ -52,7 +54,7 @@ func readFlags(t *table, scheduler string) SchedulerFlags {
 		seen = append(seen, name)
 	}
 	if hasFlags := []string{"sh", "mh"}; len(list) > 0 && scheduler != "" && !slices.Contains(hasFlags, scheduler) {
-		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler, oneOf(hasFlags))
+		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler, words.OneOf(hasFlags))
 	}
 	return flags
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"vstun/cmd/internal/words"
 )
 
 // serviceReader reads the [[service]] tables and keeps what must be compared between them.
@@ -95,7 +97,7 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	}
 	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 or IPv6 address, or an array of them"))
 	protocols := []string{"tcp", "udp", "sctp"}
-	if v, ok := t.required("protocol", oneOf(protocols)); ok {
+	if v, ok := t.required("protocol", words.OneOf(protocols)); ok {
 		s.Protocol, _ = t.choice("protocol", v, protocols)
 	}
 	s.Ports = t.ports("port")

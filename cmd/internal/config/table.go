@@ -12,6 +12,8 @@ import (
 	"unicode"
 
 	"github.com/BurntSushi/toml"
+
+	"vstun/cmd/internal/words"
 )
 
 // table reads one TOML table. Its methods take a key and what is allowed there, note a fault for a value that is not,
@@ -235,7 +237,7 @@ func duration(v any) string {
 
 // choice checks that a value is one of the offered names, and tells names that are yet to come from unknown ones.
 func (t *table) choice(key string, value any, offered []string) (string, bool) {
-	want := oneOf(offered)
+	want := words.OneOf(offered)
 	s, ok := value.(string)
 	switch {
 	case !ok:
@@ -337,10 +339,6 @@ func (t *table) finish() {
 		if slices.Contains(t.known, key) {
 			continue
 		}
-		if near, ok := nearest(key, t.known); ok {
-			t.faultAt(key, "unknown key: did you mean %s?", near)
-		} else {
-			t.faultAt(key, "unknown key: want %s", oneOf(t.known))
-		}
+		t.faultAt(key, "unknown key: %s", words.Instead(key, t.known))
 	}
 }

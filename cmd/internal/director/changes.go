@@ -7,6 +7,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/words"
 )
 
 // changes says in a line each what differs between two configurations of a running director: its addresses, services and realservers.
@@ -28,7 +29,7 @@ func changes(was, is *config.Director) []string {
 			lines.service(old, s)
 		} else {
 			lines.note("%s: added: %s %s port %s, scheduler %s, %s", serviceName(s), s.Protocol, join(s.VIPs), join(s.Ports), s.Scheduler,
-				count(len(s.Realservers), "realserver"))
+				words.Count(len(s.Realservers), "realserver"))
 		}
 	}
 	for i := range was.Services {

@@ -4,7 +4,6 @@ package director
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -15,6 +14,7 @@ import (
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/top"
+	"vstun/cmd/internal/words"
 )
 
 // Command is the director's command line.
@@ -29,22 +29,21 @@ func Command() *cobra.Command {
 	}
 	var file string
 	withFile := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration file")
+		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration `FILE`")
+		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
 	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				cfg, err := load(file)
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, count(len(cfg.Services), "service"))
-				return err
-			}}),
+		withFile(daemon.CheckCommand(&file, func(file string) (string, []string, error) {
+			cfg, err := load(file)
+			if err != nil {
+				return "", nil, err
+			}
+			return words.Count(len(cfg.Services), "service"), cfg.Warnings, nil
+		})),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
 		withFile(top.Command(socket)),
 		withFile(control.ConnectionsCommand(states(), socket)),
@@ -90,13 +89,6 @@ func controlSocket(file string) (string, error) {
 		return "", daemon.UsageError{Err: err}
 	}
 	return path, nil
-}
-
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func run(ctx context.Context, file string) error {

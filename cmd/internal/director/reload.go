@@ -12,6 +12,7 @@ import (
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
 )
 
 // reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
@@ -42,6 +43,7 @@ func (d *director) reload() ([]string, error) {
 		}
 		d.log.Info("reload: " + line)
 	}
+	daemon.LogWarnings(d.log, cfg.Warnings)
 	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(lines))
 	return lines, nil
 }
@@ -122,6 +124,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	}
 	a, b := *was, *is
 	a.Silent, b.Silent = false, false
+	a.Warnings, b.Warnings = nil, nil
 	a.Metrics, b.Metrics = netip.AddrPort{}, netip.AddrPort{}
 	a.Services, b.Services = nil, nil
 	a.Notify, b.Notify = config.Notify{}, config.Notify{}

@@ -10,6 +10,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 )
 
 // weights are those that operators have set while the director runs. They go before the configuration's, until that one changes. The map doesn't
@@ -175,9 +176,17 @@ func findSeats(cfg *config.Director, q url.Values) ([]seat, error) {
 	case !q.Has("service"):
 		return nil, fmt.Errorf("no service has a realserver %v: there are %s", address, some(addresses))
 	case !slices.Contains(names, q.Get("service")):
-		return nil, fmt.Errorf("there is no service %q: there are %s", q.Get("service"), some(names))
+		return nil, noService(q.Get("service"), names)
 	}
 	return nil, fmt.Errorf("service %q has no realserver %v: it has %s", q.Get("service"), address, some(addresses))
+}
+
+// noService is the error about a name that no service has; names are those of all.
+func noService(name string, names []string) error {
+	if near, ok := words.Nearest(name, names); ok {
+		return fmt.Errorf("there is no service %q: did you mean %s?", name, near)
+	}
+	return fmt.Errorf("there is no service %q: there are %s", name, some(names))
 }
 
 // some is a list of names in a line: not of all, where there are very many.

@@ -113,7 +113,8 @@ func TestWeightOfOperatorAndReload(t *testing.T) {
 func TestUnknownNames(t *testing.T) {
 	d := operated(t)
 	for query, want := range map[string]string{
-		"service=wbe&realserver=10.0.11.1&weight=0":  `there is no service "wbe": there are dns, web`,
+		"service=wbe&realserver=10.0.11.1&weight=0":  `there is no service "wbe": did you mean web?`,
+		"service=mail&realserver=10.0.11.1&weight=0": `there is no service "mail": there are dns, web`,
 		"service=web&realserver=10.0.11.9&weight=0":  `service "web" has no realserver 10.0.11.9: it has 10.0.11.1, 10.0.11.2`,
 		"service=dns&realserver=10.0.11.9&weight=0":  `service "dns" has no realserver 10.0.11.9: it has none`,
 		"realserver=10.0.11.9&weight=0":              `no service has a realserver 10.0.11.9: there are 10.0.11.1, 10.0.11.2`,

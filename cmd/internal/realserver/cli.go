@@ -4,7 +4,6 @@ package realserver
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"syscall"
 
@@ -29,7 +28,8 @@ func Command() *cobra.Command {
 	}
 	var file string
 	withFile := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
+		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration `FILE`")
+		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
 	socket := &control.Socket{Config: func() (string, error) {
@@ -42,19 +42,17 @@ func Command() *cobra.Command {
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				cfg, err := load(file)
-				if err != nil {
-					return err
-				}
-				var vips []string
-				for _, v := range cfg.VIPs {
-					vips = append(vips, v.String())
-				}
-				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, strings.Join(vips, ", "))
-				return err
-			}}),
+		withFile(daemon.CheckCommand(&file, func(file string) (string, []string, error) {
+			cfg, err := load(file)
+			if err != nil {
+				return "", nil, err
+			}
+			var vips []string
+			for _, v := range cfg.VIPs {
+				vips = append(vips, v.String())
+			}
+			return strings.Join(vips, ", "), cfg.Warnings, nil
+		})),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
 		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)
