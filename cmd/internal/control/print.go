@@ -18,6 +18,7 @@ import (
 func PrintJSON(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
 	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false) // nothing of it is HTML
 	return enc.Encode(v)
 }
 

@@ -85,6 +85,7 @@ func JSON(fn func() (any, error)) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
 		_ = enc.Encode(v) // the client has gone: nobody to tell
 	})
 }

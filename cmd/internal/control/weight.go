@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -74,17 +73,8 @@ func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out
 		q.Set("weight", weight)
 	}
 	var r Reload
-	if err := ask(c.Context(), http.MethodPost, socket, "/weight?"+q.Encode(), reloadTakes, &r); err != nil {
-		return plain(err)
-	}
-	if asJSON {
-		return PrintJSON(out, r)
-	}
-	if len(r.Changes) == 0 {
-		r.Changes = []string{"nothing changed"}
-	}
-	_, err := fmt.Fprintln(out, strings.Join(r.Changes, "\n"))
-	return err
+	err := ask(c.Context(), http.MethodPost, socket, "/weight?"+q.Encode(), reloadTakes, &r)
+	return r.print(out, err, asJSON)
 }
 
 // plain is an error as the running program has said it, where it has.

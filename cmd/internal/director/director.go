@@ -256,8 +256,8 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	d.control.Lives(func() { d.status() })
 	d.control.Stream("/connections", d.connections)
 	d.control.Do("/reload", func() (any, error) {
-		lines, err := d.reload()
-		return control.Reload{Changes: lines}, err
+		changed, err := d.reload()
+		return control.Reload{Changes: changed}, err
 	})
 	d.control.DoQuery("/weight", d.setWeight)
 	d.control.AnswerQuery("/load", d.load)

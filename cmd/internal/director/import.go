@@ -27,8 +27,8 @@ func importCommand() *cobra.Command {
 		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. What has no counterpart is named on standard error,\n" +
 			"a line each, with what to do, and in the file, in lines that begin with \"# !\". FILE - is standard input.\n\n" +
 			"Exit status: 0 there is a configuration, also where something could not be taken; 2 there is none.",
-		Example:   "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n | director import ipvsadm - >director.toml",
-		Args:      cobra.ExactArgs(2),
+		Example: "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n | director import ipvsadm - >director.toml",
+		Args:    cobra.ExactArgs(2),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
 				return importFormats, cobra.ShellCompDirectiveNoFileComp

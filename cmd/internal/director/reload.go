@@ -15,9 +15,9 @@ import (
 	"vstun/cmd/internal/daemon"
 )
 
-// reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
+// reload reads the configuration file again and puts it in force, and returns what has changed. A fault changes nothing. The log says
 // the same.
-func (d *director) reload() ([]string, error) {
+func (d *director) reload() ([]control.Change, error) {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
 	read := time.Now()
@@ -35,17 +35,17 @@ func (d *director) reload() ([]string, error) {
 		return nil, err
 	}
 	d.read.Store(&control.Configuration{Read: read})
-	lines := append(append([]string{}, changes(was, cfg)...), dropped(set, d.weights())...)
-	for i, line := range lines {
+	changed := append(changes(was, cfg), dropped(set, d.weights())...)
+	for i, c := range changed {
 		if i == loggedChanges {
-			d.log.Info("reload: more changes, not logged", "changes", len(lines)-i)
+			d.log.Info("reload: more changes, not logged", "changes", len(changed)-i)
 			break
 		}
-		d.log.Info("reload: " + line)
+		d.log.Info("reload: " + c.Text)
 	}
 	daemon.LogWarnings(d.log, cfg.Warnings)
-	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(lines))
-	return lines, nil
+	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(changed))
+	return changed, nil
 }
 
 // configuration is what came of reading the file.

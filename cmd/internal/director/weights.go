@@ -105,7 +105,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	}
 	was, configured := d.weights(), realservers(d.cfg)
 	next := was.still(d.cfg)
-	lines := []string{}
+	var changed []control.Change
 	for _, s := range seats {
 		is := configured[s].Weight
 		before, after := was.of(s, is), weight
@@ -116,21 +116,21 @@ func (d *director) setWeight(q url.Values) (any, error) {
 			next[s] = override{after, is}
 		}
 		if after != before {
-			line := fmt.Sprintf("%v: weight %d -> %d", s, before, after)
+			c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: before, New: after, Text: fmt.Sprintf("%v: weight %d -> %d", s, before, after)}
 			if after != is {
-				line += ", configured " + strconv.Itoa(is)
+				c.Configured, c.Text = &is, c.Text+", configured "+strconv.Itoa(is)
 			}
-			lines = append(lines, line)
+			changed = append(changed, c)
 		}
 	}
 	if err := d.bal.Apply(d.services(effective(d.cfg, next))); err != nil {
 		return nil, err
 	}
 	d.override.Store(&next)
-	for _, line := range lines {
-		d.log.Info("set: " + line)
+	for _, c := range changed {
+		d.log.Info("set: " + c.Text)
 	}
-	return control.Reload{Changes: lines}, nil
+	return control.Reload{Changes: changed}, nil
 }
 
 // weights are those in force that operators have set.
@@ -141,15 +141,16 @@ func (d *director) weights() weights {
 	return nil
 }
 
-// dropped says in a line each which weights that operators have set hold no longer.
-func dropped(was, is weights) (lines []string) {
+// dropped is which weights that operators have set hold no longer.
+func dropped(was, is weights) (changed []control.Change) {
 	for s, o := range was {
 		if _, stays := is[s]; !stays {
-			lines = append(lines, fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", s, o.weight))
+			changed = append(changed, control.Change{Service: s.service, Realserver: s.address.String(), Key: "set_weight", Old: o.weight,
+				Text: fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", s, o.weight)})
 		}
 	}
-	slices.Sort(lines)
-	return lines
+	slices.SortFunc(changed, func(a, b control.Change) int { return strings.Compare(a.Text, b.Text) })
+	return changed
 }
 
 // findSeats returns what a query names: the realserver of an address in the service of a name, or, without a name, in each that has it.

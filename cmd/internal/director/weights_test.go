@@ -48,7 +48,7 @@ func (d *director) mustSet(t *testing.T, query string) []string {
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
-	return v.(control.Reload).Changes
+	return texts(v.(control.Reload).Changes)
 }
 
 // TestWeightOfOperator: it is in force until the configured one comes back, or changes.
@@ -101,7 +101,7 @@ func TestWeightOfOperatorAndReload(t *testing.T) {
 			got = append(got, r.Weight)
 		}
 		if says := dropped(set, left); !slices.Equal(got, c.want) || len(says) != c.says {
-			t.Errorf("%s: weights %v, want %v; %q", c.name, got, c.want, says)
+			t.Errorf("%s: weights %v, want %v; %q", c.name, got, c.want, texts(says))
 		}
 		if len(left) > 0 && cfg.Services[0].Realservers[0].Weight == 5 {
 			t.Errorf("%s: the configuration has changed", c.name)

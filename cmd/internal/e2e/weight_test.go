@@ -57,7 +57,8 @@ func TestSetWeight(t *testing.T) {
 		t.Errorf("after a reload with another weight status has %+v, want 3", r)
 	}
 	var answer control.Reload
-	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")), &answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 {
+	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")), &answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
+		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" || answer.Changes[0].Key != "weight" || answer.Changes[0].Old != 3.0 || answer.Changes[0].New != 9.0 {
 		t.Errorf("in all services: %+v, %v, weight %d; want 9", answer, err, web().Weight)
 	}
 	s.must("undrain", "web", "10.0.11.2")
@@ -71,7 +72,7 @@ func TestSetWeight(t *testing.T) {
 		code    int
 		says    string
 	}{
-		{"set wbe 10.0.11.2 --weight 1", 1, `there is no service "wbe": there are web`},
+		{"set wbe 10.0.11.2 --weight 1", 1, `there is no service "wbe": did you mean web?`},
 		{"set web 10.0.11.9 --weight 1", 1, `has no realserver 10.0.11.9: it has 10.0.11.2, 10.0.12.2`},
 		{"set web 10.0.11.2 --weight 65536", 2, "65535"},
 		{"set web 10.0.11.2", 2, "weight"},
