@@ -17,6 +17,16 @@ type fileLock struct {
 
 const lockSuffix = ".lock"
 
+// InUseError is the error of Open for a journal that another process holds.
+type InUseError struct {
+	Journal string
+	PID     string // of that process, or "unknown"
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("another program uses %s (process %s): stop it, or give this one another journal", e.Journal, e.PID)
+}
+
 // acquireLock takes the lock of a journal, or says who has it.
 func acquireLock(journal string) (*fileLock, error) {
 	path := journal + lockSuffix
@@ -31,8 +41,7 @@ func acquireLock(journal string) (*fileLock, error) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			defer f.Close()
-			return nil, fmt.Errorf("another program uses %s (process %s): stop it, or give this one another journal",
-				journal, holder(f))
+			return nil, &InUseError{Journal: journal, PID: holder(f)}
 		}
 		if err != nil {
 			f.Close()

@@ -2,7 +2,10 @@ package config
 
 import (
 	"crypto/x509"
+	"errors"
+	"io/fs"
 	"math"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"vstun/cmd/internal/words"
 )
 
 // checkTypes are the types of checks, with the keys that are each one's own.
@@ -50,7 +55,7 @@ type checkReader struct {
 }
 
 func newCheckReader(t *table, s *Service) *checkReader {
-	r := &checkReader{service: s, table: t.child("check", nil)}
+	r := &checkReader{service: s, table: t.child("check", nil, nil)}
 	if _, ok := t.value("check"); ok {
 		r.table = t.table("check", wantCheck)
 		r.check = r.read(r.table, nil)
@@ -79,7 +84,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	case ok:
 		c.Type, _ = t.choice("type", v, types)
 	case base == nil:
-		t.faultAt("type", "missing: want %s", oneOf(types))
+		t.faultAt("type", "missing: want %s", words.OneOf(types))
 	}
 	c.resetOthers(base)
 	r.readTimes(t, &c)
@@ -106,9 +111,10 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	}
 	for _, key := range t.known {
 		if of := checkTypesWith(key); len(of) > 0 && c.Type != "" && t.values[key] != nil && !c.has(key) {
-			t.faultAt(key, "is of %s checks only, and this one is %s: leave it out", oneOf(of), c.Type)
+			t.faultAt(key, "is of %s checks only, and this one is %s: leave it out", words.OneOf(of), c.Type)
 		}
 	}
+	r.warnTransport(t, &c)
 	t.finish()
 	return &c
 }
@@ -230,7 +236,7 @@ func readStatus(t *table, absent []StatusRange) []StatusRange {
 		return absent
 	}
 	var all []StatusRange
-	for _, v := range list {
+	for _, v := range t.elements("status", list) {
 		r, ok := parseStatus(v)
 		if !ok {
 			t.faultAt("status", "%s is no code and no range: want %s", show(v), want)
@@ -301,14 +307,14 @@ func readQuery(t *table, c *Check) {
 
 const wantCommand = `an array of an absolute path and arguments: ["/usr/local/bin/check", "arg"]`
 
-// readCommand reads a program with its arguments. Whether it is there is seen when it runs.
+// readCommand reads a program with its arguments. It may be installed later, so that its absence is a warning.
 func readCommand(t *table, absent []string) []string {
 	list, ok := t.array("command", wantCommand)
 	if !ok {
 		return absent
 	}
 	var command []string
-	for i, v := range list {
+	for i, v := range t.elements("command", list) {
 		s, ok := v.(string)
 		switch {
 		case !ok:
@@ -317,10 +323,56 @@ func readCommand(t *table, absent []string) []string {
 			t.faultAt("command", "%s has a NUL: want %s", show(s), wantCommand)
 		case i == 0 && !filepath.IsAbs(s):
 			t.faultAt("command", "%s is not an absolute path: want %s", show(s), wantCommand)
+		case i == 0:
+			if why := unfit(s); why != "" {
+				t.warnAt("command", "%s %s: install it, or name another program", show(s), why)
+			}
 		}
 		command = append(command, s)
 	}
 	return command
+}
+
+// unfit returns why a file can't be run as a program, or "".
+func unfit(program string) string {
+	info, err := os.Stat(program)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "is not there"
+	case err != nil:
+		return "can't be run: " + errors.Unwrap(err).Error()
+	case !info.Mode().IsRegular():
+		return "is no program"
+	case info.Mode()&0o111 == 0:
+		return "is not executable"
+	}
+	return ""
+}
+
+// transport returns the protocol over which a check of a type goes, "" where it has none of the services'. DNS goes over the service's, or UDP.
+func transport(checkType, service string) string {
+	switch checkType {
+	case "tcp", "http", "https", "smtp":
+		return "tcp"
+	case "udp":
+		return "udp"
+	case "dns":
+		if service == "tcp" {
+			return "tcp"
+		}
+		return "udp"
+	}
+	return ""
+}
+
+// warnTransport warns of a check that asks at the service's port over another protocol than clients do. Where the port is written, it is meant so.
+func (r *checkReader) warnTransport(t *table, c *Check) {
+	protocol := r.service.Protocol
+	over := transport(c.Type, protocol)
+	if t.values["type"] == nil || over == "" || protocol == "" || over == protocol || t.values["port"] != nil || r.table.values["port"] != nil {
+		return
+	}
+	t.warnAt("type", "%s checks go over %s, and the service is %s: want another type, or the port to check as port", c.Type, over, protocol)
 }
 
 // pick is one of two words.

@@ -4,7 +4,7 @@
 // stopping at the first. Nothing outside this package ever sees a key's name or an unchecked value. A fault is one
 // line that says where, what and what would be right:
 //
-//	director.toml: service "web": port: 70000 is out of range: want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them
+//	director.toml:7: service "web": port: 70000 is out of range: want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them
 //
 // A service or realserver that has no usable name or address yet is named by its position in the file, counted from
 // 1: service[2] is the second [[service]].
@@ -38,6 +38,7 @@ type Director struct {
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
+	Warnings    []string // what of the file does not do what it seems to do, a line each in the form of Errors
 }
 
 // Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each realserver gives.
@@ -216,6 +217,7 @@ type Realserver struct {
 	Control   string         // absolute path of the control socket, at most 107 bytes
 	Metrics   netip.AddrPort // where HTTP is served; the zero value: nowhere
 	Log       slog.Level     // least level that is logged
+	Warnings  []string       // what of the file does not do what it seems to do, a line each in the form of Errors
 }
 
 // Features is what the program around this package can do, told by those who do it.
@@ -241,8 +243,8 @@ func LoadRealserver(path string) (*Realserver, error) {
 	return ParseRealserver(path, text)
 }
 
-// Errors is every fault of one file, a line each, in the form "file: path of the key: what is wrong: what to do".
-// Faults in TOML's own syntax are the exception: only the first one is known, with its line and column.
+// Errors is every fault of one file, a line each, in the form "file:line: path of the key: what is wrong: what to do". A key that is missing has
+// the line of its table's header, or 1. Of faults in TOML's own syntax only the first one is known, with its column: "file:line:column: …".
 type Errors []string
 
 // Error joins the lines by newlines.

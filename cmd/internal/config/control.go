@@ -7,15 +7,14 @@ func ControlSocket(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var faults Errors
-	root, ok := parse(path, text, &faults)
+	root, ok := parse(path, text)
 	if ok {
 		socket := readControl(root.table("director", wantDirector))
-		if len(faults) == 0 {
+		if len(root.file.faults) == 0 {
 			return socket, nil
 		}
 	}
-	return "", &faults
+	return "", &root.file.faults
 }
 
 const wantDirector = "a [director] table"

@@ -1,6 +1,12 @@
 package config
 
-import "runtime"
+import (
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+)
 
 // maxQueues is what one TUN device can have: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c.
 const maxQueues = 256
@@ -8,10 +14,9 @@ const maxQueues = 256
 // ParseDirector validates the text of a director.toml; name stands for the file in the messages. An error is of type
 // *Errors and holds every fault.
 func ParseDirector(name string, text []byte, features Features) (*Director, error) {
-	var faults Errors
-	root, ok := parse(name, text, &faults)
+	root, ok := parse(name, text)
 	if !ok {
-		return nil, &faults
+		return nil, &root.file.faults
 	}
 
 	t := root.table("director", wantDirector)
@@ -21,7 +26,7 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		Offload: t.offload("offload"),
 		Source:  readSource(t),
 		Control: readControl(t),
-		Metrics: t.listen("metrics", "127.0.0.1:9464"),
+		Metrics: readMetrics(t),
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",
 
@@ -37,10 +42,29 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	d.Notify = readNotify(root)
 	root.finish()
 
-	if len(faults) > 0 {
-		return nil, &faults
+	if len(root.file.faults) > 0 {
+		return nil, &root.file.faults
 	}
+	d.Warnings = root.file.warnings
 	return d, nil
+}
+
+// readMetrics reads the address of metrics. The director has no right to a privileged port: it gives up CAP_NET_BIND_SERVICE before it binds.
+func readMetrics(t *table) netip.AddrPort {
+	at := t.listen("metrics", "127.0.0.1:9464")
+	if least := unprivilegedPort(); at.IsValid() && int(at.Port()) < least {
+		t.faultAt("metrics", "\"%v\" has port %d, to which the director has no right: want %d to 65535", at, at.Port(), least)
+	}
+	return at
+}
+
+// unprivilegedPort returns the least port that every program of this host may use: ip_unprivileged_port_start, ip-sysctl.rst.
+func unprivilegedPort() int {
+	text, _ := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+		return n
+	}
+	return 1024
 }
 
 // onePerCPU replaces 0, the default, with the number of CPUs.
@@ -56,7 +80,7 @@ func readSource(t *table) (s Sources) {
 	if _, ok := t.value("source"); !ok {
 		return s
 	}
-	for _, v := range t.oneOrMore("source", "an address, or an array of an IPv4 and an IPv6 address") {
+	for _, v := range t.elements("source", t.oneOrMore("source", "an address, or an array of an IPv4 and an IPv6 address")) {
 		a, ok := t.address("source", v)
 		if !ok {
 			continue

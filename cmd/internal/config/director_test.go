@@ -52,7 +52,8 @@ func TestDirectorDefaults(t *testing.T) {
 			EncapPort: 6080,
 			Quorum:    1,
 		}},
-		Notify: config.Notify{Timeout: 10 * time.Second},
+		Notify:   config.Notify{Timeout: 10 * time.Second},
+		Warnings: []string{`x.toml:2: service "web": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -143,6 +144,12 @@ func TestDirectorEveryKey(t *testing.T) {
 			Quorum:    1,
 		}},
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"}, Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
+		Warnings: []string{
+			`x.toml:38: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is one of them: leave it out`,
+			`x.toml:54: service "dns": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
+			`x.toml:61: service "phone": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
+			`x.toml:24: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -238,8 +245,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"max float", connections("max = 1e6"), []string{`connections: max: 1e+06 is of the wrong type: ` + wantMax}},
 		{"sloppy_tcp", connections("sloppy_tcp = 1"), []string{`connections: sloppy_tcp: 1 is of the wrong type: want true or false`}},
 		{"timeouts type", connections(`timeouts = "15m"`), []string{`connections: timeouts: "15m" is of the wrong type: want a table such as { tcp = "15m" }`}},
-		{"timeout number", connections("timeouts = { tcp = 900 }"), []string{`connections: timeouts: tcp: 900 is not a duration: write "15m"; ` + wantTime}},
-		{"timeout no unit", connections(`timeouts = { tcp_fin = "120" }`), []string{`connections: timeouts: tcp_fin: "120" is not a duration: write "15m"; ` + wantTime}},
+		{"timeout number", connections("timeouts = { tcp = 900 }"), []string{`connections: timeouts: tcp: 900 is not a duration: write "900s"; ` + wantTime}},
+		{"timeout no unit", connections(`timeouts = { tcp_fin = "120" }`), []string{`connections: timeouts: tcp_fin: "120" is not a duration: write "120s"; ` + wantTime}},
 		{"timeout short", connections(`timeouts = { tcp_syn = "999ms" }`), []string{`connections: timeouts: tcp_syn: "999ms" is out of range: ` + wantTime}},
 		{"timeout long", connections(`timeouts = { udp = "744h1s" }`), []string{`connections: timeouts: udp: "744h1s" is out of range: ` + wantTime}},
 		{"timeout unknown", connections(`timeouts = { icmp = "1s" }`), []string{`connections: timeouts: icmp: unknown key: want tcp, tcp_fin, tcp_syn, udp or sctp`}},
@@ -377,7 +384,7 @@ port = 1
 		`director: queues: 1000 is out of range: want 0 (one per CPU) to 256`,
 		`director: log: "loud" is unknown: want debug, info, warn or error`,
 		`connections: max: 1 is out of range: want 1024 (fewer are no table to balance with) to 134217728 (2^27, gigabytes of memory)`,
-		`connections: timeouts: tcp: 900 is not a duration: write "15m"; want 1s to 744h (31 days)`,
+		`connections: timeouts: tcp: 900 is not a duration: write "900s"; want 1s to 744h (31 days)`,
 		`connections: timeouts: udp: "0s" is out of range: want 1s to 744h (31 days)`,
 		`service "web": vip: "nonsense" is not an address: want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`,
 		`service "web": protocol: "icmp" is unknown: want tcp, udp or sctp`,

@@ -25,10 +25,10 @@ func TestNetmaskOfIPv6(t *testing.T) {
 		{"mixed", []netip.Addr{six, four}, map[string]any{"netmask": int64(24), "netmask6": int64(56)}, Persistence{5 * time.Minute, 24, 56}, 0},
 		{"mixed, netmask of IPv6", []netip.Addr{six, four}, map[string]any{"netmask": int64(64)}, Persistence{5 * time.Minute, 32, 128}, 1},
 	} {
-		var faults Errors
-		service := &table{faults: &faults, path: "x.toml", values: map[string]any{"persistence": c.keys}}
-		if got := readPersistence(service, c.vips); got != c.want || len(faults) != c.faults {
-			t.Errorf("%s: got %+v, faults %v; want %+v, %d faults", c.name, got, faults, c.want, c.faults)
+		f := &file{name: "x.toml"}
+		service := &table{file: f, values: map[string]any{"persistence": c.keys}, at: &place{line: 1}}
+		if got := readPersistence(service, c.vips); got != c.want || len(f.faults) != c.faults {
+			t.Errorf("%s: got %+v, faults %v; want %+v, %d faults", c.name, got, f.faults, c.want, c.faults)
 		}
 	}
 }

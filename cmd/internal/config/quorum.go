@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -18,7 +19,7 @@ func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
 	if v, ok := t.value("sorry_server"); ok {
 		if s.SorryServer, ok = t.address("sorry_server", v); ok {
 			r.realservers = append(r.realservers, located{t, "sorry_server", s.SorryServer})
-			s.SorryTunnel = tunnel.readFor(t.child("sorry_server", nil))
+			s.SorryTunnel = tunnel.readFor(t.child("sorry_server", nil, t.at.key("sorry_server")))
 		}
 	}
 }
@@ -35,6 +36,18 @@ func checkQuorum(t *table, s *Service) {
 	}
 	if need := s.Quorum + s.Hysteresis; len(s.Realservers) > 0 && !drains && need > sum && need > 1 {
 		t.faultAt("quorum", "%s is more than the weights of all realservers, %d: want at most that", quorumName(s), sum)
+	}
+}
+
+// warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight nor a sorry server.
+func warnUnserved(t *table, s *Service) {
+	weighs := func(r RealserverRef) bool { return r.Weight > 0 }
+	switch {
+	case s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, weighs):
+	case len(s.Realservers) == 0:
+		t.warnAt("realserver", "missing: the service refuses all clients: want [[service.realserver]] tables")
+	default:
+		t.warnAt("realserver", "all have weight 0: the service refuses new clients: give one a weight, or name a sorry_server")
 	}
 }
 

@@ -3,6 +3,8 @@ package config
 import (
 	"net/netip"
 	"slices"
+
+	"vstun/cmd/internal/words"
 )
 
 const (
@@ -18,17 +20,16 @@ const (
 // ParseRealserver validates the text of a realserver.toml; name stands for the file in the messages. An error is of
 // type *Errors and holds every fault.
 func ParseRealserver(name string, text []byte) (*Realserver, error) {
-	var faults Errors
-	root, ok := parse(name, text, &faults)
+	root, ok := parse(name, text)
 	if !ok {
-		return nil, &faults
+		return nil, &root.file.faults
 	}
 	const wantTable = "a [realserver] table with vips and directors"
 	root.required("realserver", wantTable)
 	t := root.table("realserver", wantTable)
-	if len(faults) > 0 { // a line for each key that it should have would only hide this one
+	if len(root.file.faults) > 0 { // a line for each key that it should have would only hide this one
 		root.finish()
-		return nil, &faults
+		return nil, &root.file.faults
 	}
 
 	r := &Realserver{
@@ -48,6 +49,9 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !slices.Contains(r.Encaps, "gre") {
 		t.faultAt("encap_key", "only gre has a key, and encap has no gre: leave it out")
 	}
+	if _, written := t.values["encap_port"]; written && !slices.Contains(r.Encaps, "gue") && !slices.Contains(r.Encaps, "fou") {
+		t.warnAt("encap_port", "only gue and fou have a port, and encap has neither: leave it out")
+	}
 	for _, vip := range r.VIPs {
 		if slices.Contains(r.Directors, netip.PrefixFrom(vip, vip.BitLen())) {
 			t.faultAt("directors", "\"%v\" is one of the vips: want the directors' own addresses", vip)
@@ -56,9 +60,10 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	t.finish()
 	root.finish()
 
-	if len(faults) > 0 {
-		return nil, &faults
+	if len(root.file.faults) > 0 {
+		return nil, &root.file.faults
 	}
+	r.Warnings = root.file.warnings
 	return r, nil
 }
 
@@ -79,7 +84,7 @@ func readDirectors(t *table) []netip.Prefix {
 	list, _ := t.array("directors", want)
 	var prefixes []netip.Prefix
 	seen := map[netip.Prefix]bool{}
-	for _, v := range list {
+	for _, v := range t.elements("directors", list) {
 		p, ok := t.source("directors", v)
 		switch {
 		case !ok:
@@ -98,9 +103,9 @@ func readEncaps(t *table) []string {
 	if _, ok := t.value("encap"); !ok {
 		return []string{"ipip"}
 	}
-	list, _ := t.array("encap", "an array of "+oneOf(offered))
+	list, _ := t.array("encap", "an array of "+words.OneOf(offered))
 	var names []string
-	for _, v := range list {
+	for _, v := range t.elements("encap", list) {
 		name, ok := t.choice("encap", v, offered)
 		switch {
 		case !ok:

@@ -61,6 +61,7 @@ func TestRealserverEveryKey(t *testing.T) {
 		Control:   "/run/vstun/realserver.sock",
 		Metrics:   netip.MustParseAddrPort("0.0.0.0:9465"),
 		Log:       slog.LevelWarn,
+		Warnings:  []string{"x.toml:10: realserver: encap_port: only gue and fou have a port, and encap has neither: leave it out"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

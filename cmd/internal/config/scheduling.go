@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"vstun/cmd/internal/words"
 )
 
 // maxTimeout is the longest that an entry of the connection table lasts after its last packet.
@@ -16,7 +18,7 @@ const (
 // readScheduling reads what says how a service spreads its connections; its VIPs, protocol and ports are in s already.
 func (r *serviceReader) readScheduling(t *table, s *Service) {
 	s.Scheduler = r.scheduler(t)
-	s.Flags = readFlags(t)
+	s.Flags = readFlags(t, s.Scheduler)
 	s.Persistence = readPersistence(t, s.VIPs)
 	s.OnePacket = t.boolean("one_packet", false)
 	if s.OnePacket && s.Protocol != "" && s.Protocol != "udp" {
@@ -26,16 +28,16 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 
 // readFlags reads the flags of a scheduler. As with ipvsadm, a flag is the same under both of its names, and without meaning for a scheduler that
 // has none.
-func readFlags(t *table) SchedulerFlags {
+func readFlags(t *table, scheduler string) SchedulerFlags {
 	var flags SchedulerFlags
 	offered := []string{"sh-port", "sh-fallback", "mh-port", "mh-fallback"}
 	v, _ := t.value("scheduler_flags")
 	list, ok := v.([]any)
 	if v != nil && !ok {
-		t.wrongType("scheduler_flags", v, "an array of "+oneOf(offered))
+		t.wrongType("scheduler_flags", v, "an array of "+words.OneOf(offered))
 	}
 	var seen []string
-	for _, v := range list {
+	for _, v := range t.elements("scheduler_flags", list) {
 		name, ok := t.choice("scheduler_flags", v, offered)
 		if !ok {
 			continue
@@ -50,6 +52,9 @@ func readFlags(t *table) SchedulerFlags {
 			flags.Fallback = true
 		}
 		seen = append(seen, name)
+	}
+	if hasFlags := []string{"sh", "mh"}; len(list) > 0 && scheduler != "" && !slices.Contains(hasFlags, scheduler) {
+		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler, words.OneOf(hasFlags))
 	}
 	return flags
 }

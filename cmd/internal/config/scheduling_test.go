@@ -50,7 +50,7 @@ func TestSchedulingFaults(t *testing.T) {
 			at(`persistence: netmask6: 129 is out of range: want 1 to 128`),
 		}},
 		{"persistence types", "persistence = { timeout = 300, netmask = \"255.255.255.0\" }", []string{
-			at(`persistence: timeout: 300 is not a duration: write "15m"; ` + wantTime),
+			at(`persistence: timeout: 300 is not a duration: write "300s"; ` + wantTime),
 			at(`persistence: netmask: "255.255.255.0" is of the wrong type: ` + wantMask),
 		}},
 

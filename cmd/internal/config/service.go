@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"vstun/cmd/internal/words"
 )
 
 // serviceReader reads the [[service]] tables and keeps what must be compared between them.
@@ -78,24 +80,24 @@ func (r *serviceReader) checkSource(t *table, sources Sources) {
 }
 
 // service reads one [[service]], the position-th.
-func (r *serviceReader) service(root *table, position int, values map[string]any) Service {
+func (r *serviceReader) service(root *table, position int, written row) Service {
 	at := fmt.Sprintf("service[%d]", position)
 	label := at
-	name, _ := values["name"].(string)
+	name, _ := written.values["name"].(string)
 	owner, taken := r.names[name]
 	if name != "" && !taken {
 		label = "service " + show(name)
 		r.names[name] = at
 	}
 
-	t := root.child(label, values)
+	t := root.child(label, written.values, written.at)
 	s := Service{Name: readName(t)}
 	if taken {
 		t.faultAt("name", "%s is also the name of %s: want a name of its own", show(name), owner)
 	}
 	s.VIPs = t.addresses("vip", t.oneOrMore("vip", "an IPv4 or IPv6 address, or an array of them"))
 	protocols := []string{"tcp", "udp", "sctp"}
-	if v, ok := t.required("protocol", oneOf(protocols)); ok {
+	if v, ok := t.required("protocol", words.OneOf(protocols)); ok {
 		s.Protocol, _ = t.choice("protocol", v, protocols)
 	}
 	s.Ports = t.ports("port")
@@ -107,6 +109,7 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	s.Check = checks.check
 	s.Realservers = r.readRealservers(t, tunnel, checks)
 	checkQuorum(t, &s)
+	warnUnserved(t, &s)
 	t.finish()
 
 	for _, vip := range s.VIPs {
@@ -197,12 +200,12 @@ func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *c
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
 		label := fmt.Sprintf("realserver[%d]", i+1)
-		written, _ := row["address"].(string)
+		written, _ := row.values["address"].(string)
 		if a, err := netip.ParseAddr(written); err == nil && !seen[a] {
 			label = "realserver " + show(written)
 		}
 
-		t := service.child(label, row)
+		t := service.child(label, row.values, row.at)
 		rs := RealserverRef{Weight: 1}
 		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
 			if rs.Address, ok = t.address("address", v); ok {

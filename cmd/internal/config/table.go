@@ -3,13 +3,17 @@ package config
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/BurntSushi/toml"
+
+	"vstun/cmd/internal/words"
 )
 
 // table reads one TOML table. Its methods take a key and what is allowed there, note a fault for a value that is not,
@@ -18,11 +22,21 @@ import (
 // A reading method returns false when the value is missing or has been reported, and its caller goes on with the
 // next key: the configuration is thrown away when there is any fault.
 type table struct {
-	faults *Errors
+	file   *file
 	label  string // what it is called in a line about another table
-	path   string // of the file and of this table in it
+	path   string // of this table in the file, such as `service "web": `
 	values map[string]any
+	at     *place
 	known  []string // keys that were asked for
+	key    string   // whose elements are being read, and the place of the one that is
+	item   *place
+}
+
+// file is the file that is read, and what has been found wrong with it.
+type file struct {
+	name     string
+	faults   Errors
+	warnings []string
 }
 
 // maxNesting is more than a configuration needs, and less than what overflows the stack of the TOML parser, which ends
@@ -45,42 +59,81 @@ func nesting(text []byte) int {
 }
 
 // parse decodes a file into its top-level table. A fault in the syntax makes it an empty table.
-func parse(name string, text []byte, faults *Errors) (*table, bool) {
-	t := &table{faults: faults, path: name, values: map[string]any{}}
+func parse(name string, text []byte) (*table, bool) {
+	t := &table{file: &file{name: name}, values: map[string]any{}, at: &place{line: 1}}
 	if nesting(text) > maxNesting {
 		t.fault("more than %d brackets are open at once: close them", maxNesting)
 		return t, false
 	}
 	if err := toml.Unmarshal(text, &t.values); err != nil {
+		t.values = map[string]any{}
 		if syntax, ok := errors.AsType[toml.ParseError](err); ok {
-			t.fault("line %d, column %d: %s", syntax.Position.Line, syntax.Position.Col, syntax.Message)
+			line, column, message := syntaxFault(text, syntax)
+			t.file.faults = append(t.file.faults, t.file.line(fmt.Sprintf("%d:%d", line, column), message))
 		} else {
 			t.fault("%v", err)
 		}
 		return t, false
 	}
+	t.at = locate(text)
 	return t, true
 }
 
-// child is the table that stands in t under a label.
-func (t *table) child(label string, values map[string]any) *table {
-	return &table{faults: t.faults, label: label, path: t.path + ": " + label, values: values}
+// child is the table that stands in t under a label, at a place; nil: at t's.
+func (t *table) child(label string, values map[string]any, at *place) *table {
+	if at == nil {
+		at = t.at
+	}
+	return &table{file: t.file, label: label, path: t.path + label + ": ", values: values, at: at}
 }
 
-// fault notes one line about t as a whole.
-func (t *table) fault(format string, args ...any) {
-	line := t.path + ": " + fmt.Sprintf(format, args...)
-	*t.faults = append(*t.faults, strings.Map(func(r rune) rune {
+// line is a line about a position in the file. It is printable.
+func (f *file) line(position, message string) string {
+	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
-	}, line))
+	}, f.name+":"+position+": "+message)
 }
 
-// faultAt notes one line about a key of t.
+// fault notes one line about t as a whole.
+func (t *table) fault(format string, args ...any) {
+	t.file.faults = append(t.file.faults, t.file.line(strconv.Itoa(t.at.line), t.path+fmt.Sprintf(format, args...)))
+}
+
+// faultAt notes one line about a key of t, or about the element of it that is being read.
 func (t *table) faultAt(key, format string, args ...any) {
-	t.fault("%s: %s", quoteKey(key), fmt.Sprintf(format, args...))
+	t.file.faults = append(t.file.faults, t.about(key, format, args...))
+}
+
+// warnAt notes one line about a key of t that is allowed, and does not do what it seems to do.
+func (t *table) warnAt(key, format string, args ...any) {
+	t.file.warnings = append(t.file.warnings, t.about(key, format, args...))
+}
+
+func (t *table) about(key, format string, args ...any) string {
+	at := t.at
+	if p := t.at.key(key); p != nil {
+		at = p
+	}
+	if t.item != nil && t.key == key {
+		at = t.item
+	}
+	return t.file.line(strconv.Itoa(at.line), t.path+quoteKey(key)+": "+fmt.Sprintf(format, args...))
+}
+
+// elements yields the elements of a key's array, of which each is at its own line.
+func (t *table) elements(key string, list []any) iter.Seq2[int, any] {
+	return func(yield func(int, any) bool) {
+		t.key = key
+		defer func() { t.key, t.item = "", nil }()
+		for i, v := range list {
+			if t.item = t.at.key(key).item(i); !yield(i, v) {
+				return
+			}
+		}
+	}
 }
 
 // wrongType notes that a key has a value of another type than the wanted one.
@@ -158,12 +211,12 @@ func (t *table) duration(key string, absent, low, high time.Duration, want strin
 	}
 	s, ok := v.(string)
 	if !ok {
-		t.faultAt(key, `%s is not a duration: write "15m"; want %s`, show(v), want)
+		t.faultAt(key, "%s is not a duration: write %s; want %s", show(v), duration(v), want)
 		return absent
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		t.faultAt(key, `%s is not a duration: write "15m"; want %s`, show(v), want)
+		t.faultAt(key, "%s is not a duration: write %s; want %s", show(v), duration(v), want)
 		return absent
 	}
 	if d < low || d > high {
@@ -173,9 +226,18 @@ func (t *table) duration(key string, absent, low, high time.Duration, want strin
 	return d
 }
 
+// duration is how a number without a unit is written as a duration, which was probably meant in seconds; of anything else an example.
+func duration(v any) string {
+	number := strings.TrimSpace(fmt.Sprint(v))
+	if d, err := time.ParseDuration(number + "s"); err == nil && d > 0 {
+		return strconv.Quote(number + "s")
+	}
+	return `"15m"`
+}
+
 // choice checks that a value is one of the offered names, and tells names that are yet to come from unknown ones.
 func (t *table) choice(key string, value any, offered []string) (string, bool) {
-	want := oneOf(offered)
+	want := words.OneOf(offered)
 	s, ok := value.(string)
 	switch {
 	case !ok:
@@ -227,22 +289,32 @@ func (t *table) oneOrMore(key, want string) []any {
 func (t *table) table(key, want string) *table {
 	v, ok := t.value(key)
 	if !ok {
-		return t.child(key, nil)
+		return t.child(key, nil, nil)
 	}
 	values, ok := v.(map[string]any)
 	if !ok {
 		t.wrongType(key, v, want)
 	}
-	return t.child(key, values)
+	return t.child(key, values, t.at.key(key))
+}
+
+// row is a table of an array of tables, and its place.
+type row struct {
+	values map[string]any
+	at     *place
 }
 
 // tables reads an optional array of tables, in either of TOML's spellings.
-func (t *table) tables(key, want string) []map[string]any {
+func (t *table) tables(key, want string) (rows []row) {
 	v, ok := t.value(key)
 	if !ok {
 		return nil
 	}
-	if rows, ok := v.([]map[string]any); ok {
+	at := t.at.key(key)
+	if list, ok := v.([]map[string]any); ok {
+		for i, values := range list {
+			rows = append(rows, row{values, at.item(i)})
+		}
 		return rows
 	}
 	list, ok := v.([]any)
@@ -250,14 +322,13 @@ func (t *table) tables(key, want string) []map[string]any {
 		t.wrongType(key, v, want)
 		return nil
 	}
-	var rows []map[string]any
-	for _, v := range list {
-		row, ok := v.(map[string]any)
+	for i, v := range t.elements(key, list) {
+		values, ok := v.(map[string]any)
 		if !ok {
 			t.wrongType(key, v, want)
 			continue
 		}
-		rows = append(rows, row)
+		rows = append(rows, row{values, at.item(i)})
 	}
 	return rows
 }
@@ -268,10 +339,6 @@ func (t *table) finish() {
 		if slices.Contains(t.known, key) {
 			continue
 		}
-		if near, ok := nearest(key, t.known); ok {
-			t.faultAt(key, "unknown key: did you mean %s?", near)
-		} else {
-			t.faultAt(key, "unknown key: want %s", oneOf(t.known))
-		}
+		t.faultAt(key, "unknown key: %s", words.Instead(key, t.known))
 	}
 }

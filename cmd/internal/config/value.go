@@ -153,7 +153,7 @@ func NotUnicast(a netip.Addr) string {
 func (t *table) addresses(key string, values []any) []netip.Addr {
 	var list []netip.Addr
 	seen := map[netip.Addr]bool{}
-	for _, v := range values {
+	for _, v := range t.elements(key, values) {
 		a, ok := t.address(key, v)
 		switch {
 		case !ok:
@@ -209,7 +209,7 @@ func (t *table) source(key string, value any) (netip.Prefix, bool) {
 func (t *table) ports(key string) []PortRange {
 	const want = `0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
 	var list []PortRange
-	for _, v := range t.oneOrMore(key, want) {
+	for _, v := range t.elements(key, t.oneOrMore(key, want)) {
 		r, fault := parsePorts(v)
 		if fault != "" {
 			t.faultAt(key, "%s %s: want %s", show(v), fault, want)

@@ -116,6 +116,9 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 					q.Set(f.Name, f.Value.String())
 				}
 			})
+			if file == "" {
+				return daemon.UsageError{Err: errors.New("--write is missing: want -w FILE, or -w - into a pipe")}
+			}
 			_, err := ParseCapture(q)
 			if err != nil {
 				return daemon.UsageError{Err: err}
@@ -140,7 +143,6 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 	c.Flags().AddFlagSet(filters)
 	c.Flags().StringVarP(&file, "write", "w", "", "`FILE` to write, - for standard output")
 	c.Flags().BoolVar(&asJSON, "json", false, "how many packets there are as JSON, on standard error")
-	_ = c.MarkFlagRequired("write") // it is there
 	completeFlags(c, socket)
 	return socket.Flag(c)
 }

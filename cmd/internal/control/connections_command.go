@@ -43,10 +43,11 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 			if errors.Is(err, syscall.EPIPE) { // whom we write to has enough
 				return nil
 			}
-			return err
+			return plain(err)
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON, an object a line")
 	c.Flags().AddFlagSet(filters)
+	_ = c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	completeFlags(c, socket)
 	return socket.Flag(c)
 }
@@ -62,6 +63,9 @@ func listConnections(c *cobra.Command, socket string, q url.Values, asJSON bool)
 		return err
 	}
 	err := eachLine(c.Context(), socket, "/connections?"+q.Encode(), func(line []byte) error { return print(out, line) })
+	if refused := (*refusal)(nil); errors.As(err, &refused) { // there is no table
+		return err
+	}
 	if flush := out.Flush(); err == nil {
 		err = flush
 	}

@@ -7,13 +7,13 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 )
 
 // Load is what a realserver of a service has still: of the answer to GET /load on a director's control socket.
@@ -27,28 +27,30 @@ type Load struct {
 	Held       int    `json:"held"` // clients whose persistence leads there, whatever the weight is
 }
 
-// remains is what d waits for.
-func remains(all []Load) (connections, held int) {
+// sum is what all realservers have together.
+func sum(all []Load) (total Load) {
 	for _, l := range all {
-		connections += l.Active + l.Inactive
-		held += l.Held
+		total.Active += l.Active
+		total.Inactive += l.Inactive
+		total.Held += l.Held
 	}
-	return connections, held
+	return total
 }
 
-// DrainCommand gives a realserver of the running director the weight 0, and may wait until nobody uses it.
+// DrainCommand gives a realserver of the running director the weight 0, and may wait until its connections have ended.
 func DrainCommand(socket *Socket) *cobra.Command {
 	d := drain{look: time.Second, report: 10 * time.Second}
 	var who seats
 	var wait bool
-	c := &cobra.Command{Use: "drain SERVICE REALSERVER", Short: "Give a realserver the weight 0, so that no new connection goes there, and wait until the last has ended",
+	c := &cobra.Command{Use: "drain SERVICE REALSERVER", Short: "Give a realserver the weight 0, so that it gets no new connections; --wait returns when the last one has ended",
 		RunE: func(c *cobra.Command, args []string) error {
 			q, err := who.query(args)
 			if err != nil {
 				return err
 			}
+			wait = wait || d.active
 			if d.timeout < 0 || d.timeout > 0 && !wait {
-				return daemon.UsageError{Err: fmt.Errorf("--timeout %v: want a time above 0, and --wait", d.timeout)}
+				return daemon.UsageError{Err: fmt.Errorf("--timeout %v: want a time above 0, and --wait or --active", d.timeout)}
 			}
 			if d.socket, err = socket.Path(); err != nil {
 				return err
@@ -57,7 +59,8 @@ func DrainCommand(socket *Socket) *cobra.Command {
 			return d.run(c, q, wait)
 		}}
 	c.Flags().BoolVar(&wait, "wait", false, "return when the last connection has ended; a realserver that is not configured any more can be waited for, too")
-	c.Flags().DurationVar(&d.timeout, "timeout", 0, "with --wait: wait no longer than that, and fail then (default: no bound)")
+	c.Flags().BoolVar(&d.active, "active", false, "return when no established connection is left: neither closing ones nor persistent clients are waited for")
+	c.Flags().DurationVar(&d.timeout, "timeout", 0, "wait no longer than `D`, and fail then (default: no bound)")
 	c.Flags().BoolVar(&d.asJSON, "json", false, "as JSON")
 	return who.flag(c, socket)
 }
@@ -66,6 +69,7 @@ func DrainCommand(socket *Socket) *cobra.Command {
 type drain struct {
 	socket       string
 	timeout      time.Duration // 0: none
+	active       bool          // it waits for active connections only
 	asJSON       bool
 	out          io.Writer
 	progress     io.Writer
@@ -139,8 +143,8 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 				return fmt.Errorf("service %q: realserver %s: its weight is %d again, so that it does not drain", l.Service, l.Realserver, l.Weight)
 			}
 		}
-		connections, held := remains(all)
-		nobody := connections+held == 0
+		left := sum(all)
+		nobody := left.Active == 0 && (d.active || left.Inactive+left.Held == 0)
 		if nobody && empty {
 			return nil
 		}
@@ -149,10 +153,10 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		switch {
 		case nobody:
 		case live:
-			fmt.Fprintf(d.progress, "\r\x1b[Kdraining for %v: %s", waited, remaining(connections, held))
+			fmt.Fprintf(d.progress, "\r\x1b[Kdraining for %v: %s", waited, left.remaining())
 		case time.Since(written) >= d.report:
 			written = time.Now()
-			fmt.Fprintf(d.progress, "draining for %v: %s\n", waited, remaining(connections, held))
+			fmt.Fprintf(d.progress, "draining for %v: %s\n", waited, left.remaining())
 		}
 		select {
 		case <-ctx.Done():
@@ -169,25 +173,19 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 
 // late is the error after the timeout.
 func (d *drain) late(all []Load) error {
-	connections, held := remains(all)
-	what := remaining(connections, held)
-	if held > 0 {
+	left := sum(all)
+	what := left.remaining()
+	if left.Held > 0 {
 		what += ", since its persistent clients come back (with expire_quiescent_template = true they would go elsewhere)"
 	}
 	return fmt.Errorf("after %v there remain %s: its weight stays 0: wait again, or give it its weight back (undrain)", d.timeout, what)
 }
 
-func remaining(connections, held int) string {
-	words := []string{number(connections, "connection")}
-	if held > 0 {
-		words = append(words, number(held, "persistent client"))
+// remaining is what l has, as "1 active, 316 closing". Of TCP, inactive connections are closing, but for the few that are half open.
+func (l Load) remaining() string {
+	what := fmt.Sprintf("%d active, %d closing", l.Active, l.Inactive)
+	if l.Held > 0 {
+		what += ", " + words.Count(l.Held, "persistent client")
 	}
-	return strings.Join(words, " and ")
-}
-
-func number(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return what
 }

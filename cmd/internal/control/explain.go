@@ -12,13 +12,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 )
 
 // Explanation is the answer to GET /explain on a director's control socket: where the packets of a flow go, and why.
 type Explanation struct {
 	Protocol   string      `json:"protocol"`
 	Client     string      `json:"client"`
-	ClientPort uint16      `json:"client_port"`
+	ClientPort uint16      `json:"client_port"` // 0: any
 	VIP        string      `json:"vip"`
 	Port       uint16      `json:"port"`
 	Realserver string      `json:"realserver,omitempty"` // that it has, or would get; none: its packets are dropped
@@ -52,9 +53,18 @@ func Endpoint(what, s string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
-// ParseFlow reads the query of GET /explain; protocol is "" where the director is to find out.
+// Client is a query's address of a client, with a port or without: then that is 0.
+func Client(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil && a.Zone() == "" && !a.Is4In6() {
+		return netip.AddrPortFrom(a, 0), nil
+	}
+	return Endpoint("client", s)
+}
+
+// ParseFlow reads the query of GET /explain; protocol is "" where the director is to find out. Without a port of the client it is about a new
+// connection from any.
 func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err error) {
-	if client, err = Endpoint("client", q.Get("client")); err != nil {
+	if client, err = Client(q.Get("client")); err != nil {
 		return client, vip, "", err
 	}
 	if vip, err = Endpoint("VIP", q.Get("vip")); err != nil {
@@ -65,7 +75,7 @@ func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err e
 	}
 	protocol = q.Get("protocol")
 	if known := []string{"", "tcp", "udp", "sctp"}; !slices.Contains(known, protocol) {
-		return client, vip, "", fmt.Errorf("--protocol %q is no protocol: want tcp, udp or sctp", protocol)
+		return client, vip, "", fmt.Errorf("--protocol %q is no protocol: %s", protocol, words.Instead(protocol, known[1:]))
 	}
 	return client, vip, protocol, nil
 }
@@ -74,7 +84,7 @@ func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err e
 func ExplainCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	var protocol string
-	c := &cobra.Command{Use: "explain CLIENT:PORT VIP:PORT", Short: "Say which realserver a flow has, or would get, and why; changes nothing", Args: cobra.ExactArgs(2),
+	c := &cobra.Command{Use: "explain CLIENT[:PORT] VIP:PORT", Short: "Say which realserver a flow has, or would get, and why; changes nothing", Args: cobra.ExactArgs(2),
 		Example: "  director explain 192.0.2.7:4711 198.51.100.80:80\n  director explain [2001:db8::7]:4711 [2001:db8:100::80]:53 --protocol udp",
 		RunE: func(c *cobra.Command, args []string) error {
 			q := url.Values{"client": {args[0]}, "vip": {args[1]}}
@@ -99,6 +109,7 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 		}}
 	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a connection or a service)")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	_ = c.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	c.ValidArgsFunction = complete(socket, doorNames)
 	return socket.Flag(c)
 }
@@ -107,9 +118,15 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 func printExplanation(out io.Writer, e *Explanation) error {
 	var w bytes.Buffer
 	width := Width(out)
-	fmt.Fprintf(&w, "%s %s -> %s\n", e.Protocol, addressPort(e.Client, e.ClientPort), addressPort(e.VIP, e.Port))
+	client := addressPort(e.Client, e.ClientPort)
+	if e.ClientPort == 0 {
+		client = e.Client
+	}
+	fmt.Fprintf(&w, "%s %s -> %s\n", e.Protocol, client, addressPort(e.VIP, e.Port))
 	if c := e.Connection; c != nil {
-		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n", c.Realserver, c.State, number(int(c.Packets), "packet"), minutes(c.Expires))
+		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n", c.Realserver, c.State, words.Count(int(c.Packets), "packet"), minutes(c.Expires))
+	} else if e.ClientPort == 0 {
+		fmt.Fprintln(&w, "connection: a new one, from any port")
 	} else {
 		fmt.Fprintln(&w, "connection: none")
 	}

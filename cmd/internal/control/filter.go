@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"vstun/cmd/internal/words"
 )
 
 // Filter says which connections are asked for. The zero value of each field but Port is all of them.
@@ -52,7 +54,7 @@ func (f *Filter) set(key, value string, states []string) (err error) {
 		}
 	case "state":
 		if f.State = strings.ToUpper(value); !slices.Contains(states, f.State) {
-			err = fmt.Errorf("is no state: want one of %s", strings.Join(states, ", "))
+			err = fmt.Errorf("is no state: %s", words.Instead(value, states))
 		}
 	case "limit":
 		if f.Limit, err = strconv.Atoi(value); err != nil || f.Limit < 0 {

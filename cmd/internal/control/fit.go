@@ -3,13 +3,14 @@ package control
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 )
 
-// What is printed fits the terminal: where a table is too wide for it, its numbers and titles become short, then each row's remark goes below it, then
-// addresses and tunnels get lines of their own.
+// What is printed fits the terminal: where a table is too wide for it, its numbers and titles become short, each row's remark goes below it, then
+// the least important columns are left out, and at last addresses and tunnels get lines of their own.
 
 // margin is what stands before a row, chosen before one that is the answer, and below before what has no room in a row.
 const (
@@ -22,15 +23,21 @@ const (
 type grid struct {
 	width  int // of the terminal; 0: any
 	widths []int
-	split  bool // address and tunnel have lines of their own
+	hidden []bool // columns that are left out
+	split  bool   // address and tunnel have lines of their own
 }
+
+// dispensable are the titles of columns that may be left out, the least important first.
+var dispensable = []string{"InBytes", "InPkts", "Conns", "Lower", "Upper", "Forward"}
 
 // shortTitles are those of titles that can be shorter.
 var shortTitles = map[string]string{"RemoteAddress": "Address", "ActiveConn": "Active", "InActConn": "InAct"}
 
-// layOut finds the layout of rows, which it shortens where it must. The last column is a remark, the first two are address and tunnel.
+// layOut finds the layout of rows, which it shortens where it must. The first row has the titles. The last column is a remark, the first two are
+// address and tunnel.
 func layOut(width int, rows ...[]string) grid {
-	g := grid{width: width}
+	titles := slices.Clone(rows[0])
+	g := grid{width: width, hidden: make([]bool, len(titles))}
 	g.measure(rows)
 	if g.fits() {
 		return g
@@ -45,7 +52,14 @@ func layOut(width int, rows ...[]string) grid {
 		}
 	}
 	g.measure(rows)
-	g.split = !g.fits()
+	for _, title := range dispensable {
+		if i := slices.Index(titles, title); i >= 0 && !g.fits() {
+			g.hidden[i] = true
+		}
+	}
+	if g.split = !g.fits(); g.split {
+		g.hidden[1] = false // it has room
+	}
 	return g
 }
 
@@ -61,8 +75,10 @@ func (g *grid) measure(rows [][]string) {
 // fits tells whether the rows do without their remarks.
 func (g *grid) fits() bool {
 	n := len(margin)
-	for _, w := range g.widths[:len(g.widths)-1] {
-		n += w + 2
+	for i, w := range g.widths[:len(g.widths)-1] {
+		if !g.hidden[i] {
+			n += w + 2
+		}
 	}
 	return g.width == 0 || n-2 <= g.width
 }
@@ -71,6 +87,9 @@ func (g *grid) fits() bool {
 func (g *grid) print(w io.Writer, margin string, cells []string) {
 	line, last := margin, len(cells)-1
 	for i, cell := range cells[:last] {
+		if g.hidden[i] {
+			continue
+		}
 		if g.split && i < 2 {
 			if line += cell + "  "; i == 1 {
 				fmt.Fprintln(w, strings.TrimRight(line, " "))

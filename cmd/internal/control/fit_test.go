@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"encoding/json"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -18,7 +19,7 @@ func wide() []Service {
 			{Address: "10.0.12.2", Encap: "ipip", Weight: 1}}}}
 }
 
-// TestTablesFit: no line of status is wider than a terminal of 80 columns, and nothing is missing; without one the table is as it always was.
+// TestTablesFit: no line of status is wider than a terminal of 80 columns, and each realserver has one; without a terminal the table is whole.
 func TestTablesFit(t *testing.T) {
 	narrow := []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Realservers: []Realserver{
 		{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789, 12_345_678_901}}}}}
@@ -32,13 +33,27 @@ func TestTablesFit(t *testing.T) {
 				}
 			}
 			for _, r := range services[0].Realservers {
-				if !strings.Contains(out.String(), "-> "+r.Address) || !strings.Contains(out.String(), r.Forward()) {
-					t.Errorf("in %d columns %s is missing:\n%s", width, r.Address, &out)
+				if !regexp.MustCompile(`(?m)^  -> ` + regexp.QuoteMeta(r.Address) + ` .* [0-9]+[KMGTP]? .*$`).MatchString(out.String()) {
+					t.Errorf("in %d columns %s has no row of its own:\n%s", width, r.Address, &out)
 				}
 			}
 		}
 	}
+	// As ipvsadm -Ln does: a title, and a row for each realserver, which keeps its connections and its health.
+	six := []Service{{Name: "web", VIPs: []string{"2001:db8:100::80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Realservers: []Realserver{
+		{Address: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", Encap: "ipip", Weight: 1, Health: "up", Check: &Check{}, Upper: 10, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789, 12_345_678_901}},
+		{Address: "fd00:0:11::2", Encap: "ipip", Weight: 1, Health: "unchecked"}}}}
 	var out bytes.Buffer
+	printServices(&out, six, 80)
+	if want := `Prot Address:Port Scheduler Flags
+  -> Address                                 Weight  Health     Active  InAct
+TCP [2001:db8:100::80]:80 wlc (web)
+  -> 2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff  1       up         1234    56789
+  -> fd00:0:11::2                            1       unchecked  0       0
+`; out.String() != want {
+		t.Errorf("got\n%swant\n%s", &out, want)
+	}
+	out.Reset()
 	printServices(&out, narrow, 80)
 	if want := "  -> 10.0.11.2  ipip     1       1234    56789  12345K  123M    12345M"; !strings.Contains(out.String(), want) {
 		t.Errorf("%q is missing in\n%s", want, &out)
@@ -47,6 +62,23 @@ func TestTablesFit(t *testing.T) {
 	printServices(&out, narrow, 0)
 	if want := "  -> 10.0.11.2      ipip     1       1234        56789      12345678  123456789  12345678901\n"; !strings.Contains(out.String(), want) {
 		t.Errorf("without a terminal %q is missing in\n%s", want, &out)
+	}
+}
+
+// TestHeadlineFits: the first line of status is one line; without a terminal it has all.
+func TestHeadlineFits(t *testing.T) {
+	st := DirectorStatus{Version: "0.1.0+0123456789ab", Pid: 123456, Uptime: 3600 * 24 * 30, TUN: "vs0", Queues: 1, Offloads: "csum tso uso", Connections: Connections{Count: 861, Max: 1_000_000}}
+	for width, want := range map[int]string{
+		0:   "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, vs0 with 1 queue (csum tso uso), 861 of 1000000 connections",
+		132: "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, vs0 with 1 queue (csum tso uso), 861 of 1000000 connections",
+		80:  "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, 861 of 1000000 connections",
+		79:  "director 0.1.0+0123456789ab, up 720h0m0s, 861 of 1000000 connections",
+		40:  "director 0.1.0+0123456789ab",
+	} {
+		got := headline(width, "director "+st.Version, fact{"pid 123456", 2}, fact{"up 720h0m0s", 3}, device(st.TUN, st.Queues, st.Offloads), fact{"861 of 1000000 connections", 4})
+		if got != want {
+			t.Errorf("in %d columns %q, want %q", width, got, want)
+		}
 	}
 }
 

@@ -1,9 +1,7 @@
 package control
 
 import (
-	"net"
 	"net/http"
-	"sync"
 	"time"
 )
 
@@ -41,16 +39,3 @@ func (w *boundedWriter) Write(p []byte) (int, error) {
 
 // Unwrap is for http.ResponseController.
 func (w *boundedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// joiner waits for the goroutines of a server's connections, which http.Server.Close leaves alone.
-type joiner struct{ sync.WaitGroup }
-
-// state is for http.Server.ConnState. A new connection is noted before Serve returns, so that a Wait after that waits for all.
-func (j *joiner) state(_ net.Conn, s http.ConnState) {
-	switch s {
-	case http.StateNew:
-		j.Add(1)
-	case http.StateClosed, http.StateHijacked:
-		j.Done()
-	}
-}

@@ -10,14 +10,18 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"vstun/cmd/internal/words"
 )
 
 // PrintJSON writes v as all commands write JSON.
 func PrintJSON(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
 	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false) // nothing of it is HTML
 	return enc.Encode(v)
 }
 
@@ -37,9 +41,9 @@ func Width(out io.Writer) int {
 // PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
 func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
-	head := fmt.Sprintf("director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
-		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
-	fmt.Fprintf(w, "%s\n\n", Wrapped(head, width, "  "))
+	fmt.Fprintf(w, "%s\n\n", headline(width, "director "+st.Version,
+		fact{fmt.Sprintf("pid %d", st.Pid), 2}, fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
+		fact{fmt.Sprintf("%d of %s", st.Connections.Count, words.Count(st.Connections.Max, "connection")), 4}))
 	if c := st.Configuration; c.Error != "" {
 		fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
 		for line := range strings.Lines(c.Error) {
@@ -69,13 +73,13 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 // PrintRealserver writes st for people.
 func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
-	head := fmt.Sprintf("realserver %s, pid %d, up %s, %s with %d queues (%s), MSS %d, over IPv6 %d", st.Version, st.Pid, uptime(st.Uptime), st.TUN, st.Queues,
-		offloads(st.Offloads), st.MSS, st.MSS6)
+	head := headline(width, "realserver "+st.Version, fact{fmt.Sprintf("pid %d", st.Pid), 2}, fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
+		fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
 	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
-	fmt.Fprintln(w, Wrapped(head, width, "  "))
+	fmt.Fprintln(w, head)
 	fmt.Fprintln(w, Wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, nil)
-	fmt.Fprintf(w, "answers by %s\t%d packets\t%d bytes\n", st.TUN, st.Answers.Packets, st.Answers.Bytes)
+	fmt.Fprintf(w, "answers by %s\t%s\t%s\n", st.TUN, words.Count(st.Answers.Packets, "packet"), words.Count(st.Answers.Bytes, "byte"))
 	printDrops(w, st.Drops)
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)
@@ -87,25 +91,54 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 
 func printCounted(w io.Writer, what string, all []Counted) {
 	for _, c := range all {
-		fmt.Fprintf(w, "%s %s\t%d packets\tlast %v ago\n", what, c.Address, c.Packets, uptime(c.Last))
+		fmt.Fprintf(w, "%s %s\t%s\tlast %v ago\n", what, c.Address, words.Count(c.Packets, "packet"), uptime(c.Last))
 	}
 }
 
 func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {
-	fmt.Fprintf(w, "\n%s\t%d packets\t%d bytes\n", in, i.Packets, i.Bytes)
-	fmt.Fprintf(w, "%s\t%d packets\t%d bytes\n", out, o.Packets, o.Bytes)
+	fmt.Fprintf(w, "\n%s\t%s\t%s\n", in, words.Count(i.Packets, "packet"), words.Count(i.Bytes, "byte"))
+	fmt.Fprintf(w, "%s\t%s\t%s\n", out, words.Count(o.Packets, "packet"), words.Count(o.Bytes, "byte"))
 	printDrops(w, drops)
 }
 
 func printDrops(w io.Writer, drops map[string]uint64) {
 	for _, reason := range slices.Sorted(maps.Keys(drops)) {
-		fmt.Fprintf(w, "dropped: %s\t%d packets\n", reason, drops[reason])
+		fmt.Fprintf(w, "dropped: %s\t%s\n", reason, words.Count(drops[reason], "packet"))
 	}
 }
 
 func printOverruns(w io.Writer, n uint64) {
 	if n > 0 {
-		fmt.Fprintf(w, "overruns\t%d packets\n", n)
+		fmt.Fprintf(w, "overruns\t%s\n", words.Count(n, "packet"))
+	}
+}
+
+// fact is a part of the first line, which is left out the earlier the less it weighs.
+type fact struct {
+	text   string
+	weight int
+}
+
+// device is the fact about the TUN device.
+func device(tun string, queues int, names string) fact {
+	return fact{fmt.Sprintf("%s with %s (%s)", tun, words.Count(queues, "queue"), offloads(names)), 1}
+}
+
+// headline is a line of at most width characters; 0: with all facts.
+func headline(width int, begin string, facts ...fact) string {
+	for {
+		line := begin
+		least := 0
+		for i, f := range facts {
+			line += ", " + f.text
+			if f.weight < facts[least].weight {
+				least = i
+			}
+		}
+		if len(facts) == 0 || width == 0 || utf8.RuneCountInString(line) <= width {
+			return Wrapped(line, width, "  ")
+		}
+		facts = slices.Delete(slices.Clone(facts), least, least+1)
 	}
 }
 

@@ -1,7 +1,9 @@
 package control
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -9,9 +11,43 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Reload is what POST /reload on a director's control socket returns.
+// Reload is what POST /reload and POST /weight on a director's control socket return, and what their commands print as JSON.
 type Reload struct {
-	Changes []string `json:"changes"` // a line each; empty: nothing has changed
+	Changes []Change `json:"changes"`          // empty: nothing has changed
+	Errors  []string `json:"errors,omitempty"` // why nothing has, a line each; printed by the commands only
+}
+
+// Change is one difference between what was in force and what is. Without Service it is about the whole director; without Realserver about the
+// whole service; without Key the service or realserver itself has come or gone.
+type Change struct {
+	Service    string `json:"service,omitempty"`
+	Realserver string `json:"realserver,omitempty"`
+	Key        string `json:"key,omitempty"`        // of the configuration: "weight", "check.interval"
+	Old        any    `json:"old"`                  // a number, a truth value or a string; null: there was none
+	New        any    `json:"new"`                  // null: there is none any more
+	Configured *int   `json:"configured,omitempty"` // of a weight that an operator has set: the one of the configuration
+	Text       string `json:"text"`                 // the same in a line for people
+}
+
+// print writes what has changed, or why nothing has, for people or as JSON. It returns the error.
+func (r Reload) print(out io.Writer, err error, asJSON bool) error {
+	err = plain(err)
+	if asJSON {
+		r.Changes = append([]Change{}, r.Changes...) // never null
+		if err != nil {
+			r.Errors = strings.Split(err.Error(), "\n")
+		}
+		return errors.Join(err, PrintJSON(out, r))
+	}
+	if err != nil {
+		return err
+	}
+	lines := []string{"nothing changed"}
+	for i, c := range r.Changes {
+		lines = append(lines[:i], c.Text)
+	}
+	_, err = fmt.Fprintln(out, strings.Join(lines, "\n"))
+	return err
 }
 
 // reloadTakes is the longest that a reload may take: thousands of realservers, and a route for each of their VIPs.
@@ -22,22 +58,12 @@ func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{Use: "reload", Short: "Let the running director read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			path, err := socket.Path()
-			if err != nil {
-				return err
-			}
 			var r Reload
-			if err := ask(c.Context(), http.MethodPost, path, "/reload", reloadTakes, &r); err != nil {
-				return plain(err) // the faults of the file, a line each
+			path, err := socket.Path()
+			if err == nil {
+				err = ask(c.Context(), http.MethodPost, path, "/reload", reloadTakes, &r)
 			}
-			if asJSON {
-				return PrintJSON(c.OutOrStdout(), r)
-			}
-			if len(r.Changes) == 0 {
-				r.Changes = []string{"nothing changed"}
-			}
-			_, err = fmt.Fprintln(c.OutOrStdout(), strings.Join(r.Changes, "\n"))
-			return err
+			return r.print(c.OutOrStdout(), err, asJSON) // an error is the faults of the file, a line each
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return socket.Flag(c)

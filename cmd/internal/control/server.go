@@ -11,6 +11,15 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/connlimit"
+)
+
+// The connections that the socket takes at a time, in all and of one process. Then idle ones give way. The program's own, by which its watchdog
+// asks, are beyond that.
+const (
+	maxConns       = 256
+	maxClientConns = 64
 )
 
 // Server answers on a control socket.
@@ -76,20 +85,21 @@ func JSON(fn func() (any, error)) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
 		_ = enc.Encode(v) // the client has gone: nobody to tell
 	})
 }
 
 // Run serves until ctx is cancelled, then returns nil. No request outlives it.
 func (s *Server) Run(ctx context.Context) error {
-	var clients joiner
-	srv := http.Server{Handler: s.limits.bounded(s.mux), ReadHeaderTimeout: s.limits.read, IdleTimeout: s.limits.read, ConnState: clients.state,
+	conns := connlimit.New(maxConns, maxClientConns, connlimit.ByProcess)
+	srv := http.Server{Handler: s.limits.bounded(s.mux), ReadHeaderTimeout: s.limits.read, IdleTimeout: s.limits.read, ConnState: conns.State,
 		BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	err := srv.Serve(s.listener)
 	srv.Close()
-	clients.Wait()
+	conns.Wait()
 	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control socket: %w", err)
 	}

@@ -3,6 +3,10 @@
 package control
 
 import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"vstun/encap/packet"
@@ -74,7 +78,7 @@ type Service struct {
 	Name           string       `json:"name"`
 	VIPs           []string     `json:"vips"`
 	Protocol       string       `json:"protocol"`
-	Ports          []string     `json:"ports"` // "80", a range "8000-8099", or "0": every port
+	Ports          Ports        `json:"ports"`
 	Scheduler      string       `json:"scheduler"`
 	SchedulerFlags []string     `json:"scheduler_flags,omitempty"` // as in the configuration
 	Persistence    *Persistence `json:"persistence,omitempty"`
@@ -84,6 +88,37 @@ type Service struct {
 	WeightUp       int          `json:"weight_up"`        // weights of the realservers that are up, or that nobody checks
 	Sorry          bool         `json:"sorry"`            // its sorry server is in use
 	Realservers    []Realserver `json:"realservers"`
+}
+
+// Ports are the ports of a service: "80", a range "8000-8099", or "0", which is every port. In JSON they are as in the configuration: a port is a
+// number, and a range is a string.
+type Ports []string
+
+func (p Ports) String() string { return strings.Join(p, ",") }
+
+// MarshalJSON writes [80, "8000-8099"].
+func (p Ports) MarshalJSON() ([]byte, error) {
+	all := make([]any, len(p))
+	for i, port := range p {
+		all[i] = port
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
+			all[i] = n
+		}
+	}
+	return json.Marshal(all)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (p *Ports) UnmarshalJSON(text []byte) error {
+	var all []any
+	if err := json.Unmarshal(text, &all); err != nil {
+		return err
+	}
+	*p = nil
+	for _, port := range all {
+		*p = append(*p, fmt.Sprint(port))
+	}
+	return nil
 }
 
 // Persistence is how long, and for what networks, clients stay at one realserver.

@@ -22,7 +22,7 @@ func (s *Server) Stream(path string, rows func(url.Values) (iter.Seq[any], error
 	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 		seq, err := rows(r.URL.Query())
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return
 		}
 		w.Header().Set("Content-Type", "application/jsonl")

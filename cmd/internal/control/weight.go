@@ -9,11 +9,11 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 )
 
 // maxWeight is the configuration's.
@@ -34,11 +34,11 @@ type seats struct{ all bool }
 // flag gives c the flag --all, and lets c complete the names.
 func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 	c.Flags().BoolVar(&s.all, "all", false, "the realserver in every service that has it: there is no SERVICE then")
-	c.Args = func(c *cobra.Command, args []string) error {
+	c.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) == 2 && !s.all || len(args) == 1 && s.all {
 			return nil
 		}
-		return fmt.Errorf("%s, where SERVICE REALSERVER or --all REALSERVER is wanted: see %s --help", number(len(args), "argument"), c.CommandPath())
+		return fmt.Errorf("%s, where SERVICE REALSERVER or --all REALSERVER is wanted", words.Count(len(args), "argument"))
 	}
 	c.ValidArgsFunction = complete(socket, func(services []Service, args []string) []string {
 		switch {
@@ -73,17 +73,8 @@ func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out
 		q.Set("weight", weight)
 	}
 	var r Reload
-	if err := ask(c.Context(), http.MethodPost, socket, "/weight?"+q.Encode(), reloadTakes, &r); err != nil {
-		return plain(err)
-	}
-	if asJSON {
-		return PrintJSON(out, r)
-	}
-	if len(r.Changes) == 0 {
-		r.Changes = []string{"nothing changed"}
-	}
-	_, err := fmt.Fprintln(out, strings.Join(r.Changes, "\n"))
-	return err
+	err := ask(c.Context(), http.MethodPost, socket, "/weight?"+q.Encode(), reloadTakes, &r)
+	return r.print(out, err, asJSON)
 }
 
 // plain is an error as the running program has said it, where it has.
@@ -101,6 +92,9 @@ func SetCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until it changes in the configuration or the director ends",
 		RunE: func(c *cobra.Command, args []string) error {
+			if weight == "" {
+				return daemon.UsageError{Err: fmt.Errorf("--weight is missing: want --weight N, 0 (drains it) to %d", maxWeight)}
+			}
 			if _, err := ParseWeight(weight); err != nil {
 				return daemon.UsageError{Err: err}
 			}
@@ -108,7 +102,6 @@ func SetCommand(socket *Socket) *cobra.Command {
 		}}
 	c.Flags().StringVar(&weight, "weight", "", "the weight `N`, 0 to 65535; 0 drains it")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	_ = c.MarkFlagRequired("weight") // it is there
 	return who.flag(c, socket)
 }
 

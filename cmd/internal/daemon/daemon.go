@@ -38,9 +38,7 @@ func Main(root *cobra.Command) int {
 	// Go ends a program that crashes with status 2, which says here that the configuration is wrong: nobody would start it anew. So it ends by SIGABRT.
 	debug.SetTraceback("crash")
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return UsageError{fmt.Errorf("%w: see %s --help", err, c.CommandPath())}
-	})
+	Prepare(root)
 	running := false
 	for _, c := range root.Commands() {
 		if run := c.RunE; run != nil {
@@ -54,6 +52,7 @@ func Main(root *cobra.Command) int {
 	if err == nil {
 		return 0
 	}
+	err = requiredError(err)
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", root.Name(), strings.TrimRight(line, "\n"))
 	}

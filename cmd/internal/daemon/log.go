@@ -65,3 +65,17 @@ func (q lineQueue) flush() {
 	case <-timeout:
 	}
 }
+
+// loggedWarnings is the most warnings of a configuration that are logged.
+const loggedWarnings = 50
+
+// LogWarnings logs the warnings of a configuration.
+func LogWarnings(log *slog.Logger, warnings []string) {
+	for i, w := range warnings {
+		if i == loggedWarnings {
+			log.Warn("configuration: more warnings, not logged", "warnings", len(warnings)-i)
+			return
+		}
+		log.Warn("configuration: " + w)
+	}
+}

@@ -4,19 +4,23 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/words"
 )
 
-// changes says in a line each what differs between two configurations of a running director: its addresses, services and realservers.
-func changes(was, is *config.Director) []string {
-	var lines difference
-	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
-	lines.compare("no_service", answerName("reject", was.Silent), answerName("reject", is.Silent))
-	lines.compare("no_connection", answerName("reset", was.NoResets), answerName("reset", is.NoResets))
-	lines.notify(&was.Notify, &is.Notify)
-	lines.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
+// changes is what differs between two configurations of a running director: its addresses, services and realservers.
+func changes(was, is *config.Director) []control.Change {
+	var all []control.Change
+	l := difference{list: &all}
+	l.compare("source", sourceName(was.Source), sourceName(is.Source))
+	l.compare("no_service", answerName("reject", was.Silent), answerName("reject", is.Silent))
+	l.compare("no_connection", answerName("reset", was.NoResets), answerName("reset", is.NoResets))
+	l.notify(&was.Notify, &is.Notify)
+	l.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
 	former := make(map[string]*config.Service, len(was.Services))
 	for i := range was.Services {
 		former[was.Services[i].Name] = &was.Services[i]
@@ -26,97 +30,152 @@ func changes(was, is *config.Director) []string {
 		s := &is.Services[i]
 		stay[s.Name] = true
 		if old := former[s.Name]; old != nil {
-			lines.service(old, s)
+			l.services(old, s)
 		} else {
-			lines.note("%s: added: %s %s port %s, scheduler %s, %s", serviceName(s), s.Protocol, join(s.VIPs), join(s.Ports), s.Scheduler,
-				count(len(s.Realservers), "realserver"))
+			l.of(s.Name, "").note("", nil, fmt.Sprintf("%s %s port %s, scheduler %s, %s", s.Protocol, names(s.VIPs), names(s.Ports), s.Scheduler,
+				words.Count(len(s.Realservers), "realserver")))
 		}
 	}
 	for i := range was.Services {
 		if s := &was.Services[i]; !stay[s.Name] {
-			lines.note("%s: removed", serviceName(s))
+			l.of(s.Name, "").note("", s.Name, nil)
 		}
 	}
-	return lines
+	return all
 }
 
-// difference is lines about what differs.
-type difference []string
+// difference collects what differs of the director, of a service or of a realserver.
+type difference struct {
+	list                *[]control.Change
+	service, realserver string
+	table               string // in which the keys stand: "check"
+}
 
-func (l *difference) note(format string, args ...any) { *l = append(*l, fmt.Sprintf(format, args...)) }
+// of is a difference of a service, or of a realserver of it, in the same list.
+func (l difference) of(service, realserver string) difference {
+	return difference{list: l.list, service: service, realserver: realserver}
+}
 
-// compare notes that a value is another one.
-func (l *difference) compare(what string, was, is any) {
-	if was != is {
-		l.note("%s %v -> %v", what, was, is)
+// in is a difference of the keys of a table.
+func (l difference) in(table string) difference {
+	l.table = table
+	return l
+}
+
+// compare notes that a key has another value.
+func (l difference) compare(key string, was, is any) {
+	if fmt.Sprint(was) != fmt.Sprint(is) {
+		l.note(key, was, is)
 	}
 }
 
-func (l *difference) service(was, is *config.Service) {
-	at := serviceName(is) + ": "
-	l.compare(at+"vip", join(was.VIPs), join(is.VIPs))
-	l.compare(at+"protocol", was.Protocol, is.Protocol)
-	l.compare(at+"port", join(was.Ports), join(is.Ports))
-	l.compare(at+"scheduler", was.Scheduler, is.Scheduler)
-	l.compare(at+"scheduler_flags", flagNames(was.Scheduler, was.Flags), flagNames(is.Scheduler, is.Flags))
-	l.compare(at+"persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))
-	l.compare(at+"one_packet", was.OnePacket, is.OnePacket)
-	l.compare(at+"encap_port", was.EncapPort, is.EncapPort)
-	l.compare(at+"quorum", was.Quorum, is.Quorum)
-	l.compare(at+"hysteresis", was.Hysteresis, is.Hysteresis)
-	l.sorry(at, was, is)
-	l.compare(at+"on_failure", failureName(was), failureName(is))
-	l.check(at, was.Check, is.Check)
-	l.realservers(at, was, is)
+// note notes a change: "" is the key of the service or realserver itself, nil the value of what is not there.
+func (l difference) note(key string, was, is any) {
+	if l.table != "" {
+		key = l.table + "." + key
+	}
+	c := control.Change{Service: l.service, Realserver: l.realserver, Key: key, Old: jsonValue(was), New: jsonValue(is)}
+	var parts []string
+	if c.Service != "" {
+		parts = append(parts, fmt.Sprintf("service %q", c.Service))
+	}
+	if c.Realserver != "" {
+		parts = append(parts, "realserver "+c.Realserver)
+	}
+	name := strings.ReplaceAll(key, ".", ": ")
+	switch {
+	case key == "" && was == nil:
+		parts = append(parts, fmt.Sprintf("added: %v", is))
+	case key == "":
+		parts = append(parts, "removed")
+	case was == nil:
+		parts = append(parts, fmt.Sprintf("%s added: %v", name, is))
+	case is == nil:
+		parts = append(parts, name+" removed")
+	default:
+		parts = append(parts, fmt.Sprintf("%s %v -> %v", name, was, is))
+	}
+	c.Text = strings.Join(parts, ": ")
+	*l.list = append(*l.list, c)
 }
 
-func (l *difference) realservers(at string, was, is *config.Service) {
+// jsonValue is a value as JSON has it: what is not there is null.
+func jsonValue(v any) any {
+	switch v := v.(type) {
+	case time.Duration:
+		return v.String()
+	case string:
+		if v == none("") {
+			return nil
+		}
+	}
+	return v
+}
+
+// services compares two states of a service.
+func (l difference) services(was, is *config.Service) {
+	l = l.of(is.Name, "")
+	l.compare("vip", names(was.VIPs), names(is.VIPs))
+	l.compare("protocol", was.Protocol, is.Protocol)
+	l.compare("port", control.Ports(names(was.Ports)), control.Ports(names(is.Ports)))
+	l.compare("scheduler", was.Scheduler, is.Scheduler)
+	l.compare("scheduler_flags", flagNames(was.Scheduler, was.Flags), flagNames(is.Scheduler, is.Flags))
+	l.compare("persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))
+	l.compare("one_packet", was.OnePacket, is.OnePacket)
+	l.compare("encap_port", was.EncapPort, is.EncapPort)
+	l.compare("quorum", was.Quorum, is.Quorum)
+	l.compare("hysteresis", was.Hysteresis, is.Hysteresis)
+	l.sorry(was, is)
+	l.compare("on_failure", failureName(was), failureName(is))
+	l.check(was.Check, is.Check)
+	l.realservers(was, is)
+}
+
+func (l difference) realservers(was, is *config.Service) {
 	former := make(map[netip.Addr]config.RealserverRef, len(was.Realservers))
 	for _, r := range was.Realservers {
 		former[r.Address] = r
 	}
 	for _, r := range is.Realservers {
-		name := fmt.Sprintf("%srealserver %v: ", at, r.Address)
+		l := l.of(is.Name, r.Address.String())
 		if old, stays := former[r.Address]; stays {
-			l.compare(name+"weight", old.Weight, r.Weight)
-			l.compare(name+"upper", old.Upper, r.Upper)
-			l.compare(name+"lower", old.Lower, r.Lower)
-			l.tunnel(name, old.Tunnel, r.Tunnel)
+			l.compare("weight", old.Weight, r.Weight)
+			l.compare("upper", old.Upper, r.Upper)
+			l.compare("lower", old.Lower, r.Lower)
+			l.tunnel(old.Tunnel, r.Tunnel)
 			if old.Check != was.Check || r.Check != is.Check { // else the service has said it
-				l.check(name, old.Check, r.Check)
+				l.check(old.Check, r.Check)
 			}
 			delete(former, r.Address)
 		} else {
-			l.note("%sadded, weight %d", name, r.Weight)
+			l.note("", nil, fmt.Sprintf("weight %d", r.Weight))
 		}
 	}
 	for _, r := range was.Realservers {
 		if _, left := former[r.Address]; left {
-			l.note("%srealserver %v: removed", at, r.Address)
+			l.of(is.Name, r.Address.String()).note("", r.Address.String(), nil)
 		}
 	}
 }
 
-func (l *difference) tunnel(at string, was, is config.Tunnel) {
-	l.compare(at+"encap", was.Encap, is.Encap)
-	l.compare(at+"encap_key", keyName(was), keyName(is))
-	l.compare(at+"encap_checksum", was.Checksum, is.Checksum)
+func (l difference) tunnel(was, is config.Tunnel) {
+	l.compare("encap", was.Encap, is.Encap)
+	l.compare("encap_key", keyValue(was), keyValue(is))
+	l.compare("encap_checksum", was.Checksum, is.Checksum)
 }
-
-func serviceName(s *config.Service) string { return fmt.Sprintf("service %q", s.Name) }
 
 func sourceName(s config.Sources) string {
 	if len(s.List()) == 0 {
 		return "of the route"
 	}
-	return join(s.List())
+	return names(s.List()).String()
 }
 
-func keyName(n config.Tunnel) string {
+func keyValue(n config.Tunnel) any {
 	if !n.HasKey {
 		return none("")
 	}
-	return fmt.Sprint(n.Key)
+	return n.Key
 }
 
 // answerName returns the value of no_service or no_connection: "drop", or the name of the answer that clients get.
@@ -161,11 +220,16 @@ func none(s string) string {
 	return s
 }
 
-// join writes a list with commas.
-func join[T fmt.Stringer](list []T) string {
-	var names []string
-	for _, v := range list {
-		names = append(names, v.String())
+// nameList is written with commas, and an array in JSON.
+type nameList []string
+
+func (l nameList) String() string { return strings.Join(l, ",") }
+
+// names lists what elements are called.
+func names[T fmt.Stringer](elements []T) nameList {
+	var all nameList
+	for _, v := range elements {
+		all = append(all, v.String())
 	}
-	return strings.Join(names, ",")
+	return all
 }

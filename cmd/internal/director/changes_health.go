@@ -10,46 +10,49 @@ import (
 )
 
 // check notes what differs between two checks, either of which may be none.
-func (l *difference) check(at string, was, is *config.Check) {
+func (l difference) check(was, is *config.Check) {
 	switch {
 	case was == nil && is == nil:
 	case was == nil:
-		l.note("%scheck added: %s, via %s", at, is.Type, via(is))
+		l.note("check", nil, fmt.Sprintf("%s, via %s", is.Type, via(is)))
 	case is == nil:
-		l.note("%scheck removed", at)
+		l.note("check", fmt.Sprintf("%s, via %s", was.Type, via(was)), nil)
 	default:
 		before, after := checkKeys(was), checkKeys(is)
 		for i, k := range after {
-			l.compare(at+"check: "+k.name, none(before[i].value), none(k.value))
+			l.in("check").compare(k.name, before[i].value, k.value)
 		}
 		if was.CAFile == is.CAFile && was.CA != is.CA {
-			l.note("%scheck: ca %s has other certificates", at, is.CAFile)
+			l.in("check").note("ca", is.CAFile, is.CAFile+" with other certificates")
 		}
 	}
 }
 
 // key is a key of the configuration with its value.
-type key struct{ name, value string }
+type key struct {
+	name  string
+	value any
+}
 
 // checkKeys are the keys of a check.
 func checkKeys(c *config.Check) []key {
 	quoted := func(s string) string {
 		if s == "" {
-			return ""
+			return none("")
 		}
 		return fmt.Sprintf("%q", s)
 	}
-	var port, verify string
+	var port, verify any = none(""), none("")
 	if c.Port != 0 {
-		port = fmt.Sprint(c.Port)
+		port = c.Port
 	}
 	if c.Type == "https" {
-		verify = fmt.Sprint(c.Verify)
+		verify = c.Verify
 	}
-	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval.String()}, {"timeout", c.Timeout.String()},
-		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)}, {"path", c.Path}, {"host", c.Host}, {"status", statusName(c.Status)},
-		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify}, {"send", quoted(c.Send)}, {"expect", quoted(c.Expect)},
-		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
+	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval}, {"timeout", c.Timeout},
+		{"rise", c.Rise}, {"fall", c.Fall}, {"initial", upDown(c.Up)}, {"path", none(c.Path)}, {"host", none(c.Host)}, {"status", none(statusName(c.Status))},
+		{"body", quoted(c.Body)}, {"sni", none(c.SNI)}, {"ca", none(c.CAFile)}, {"verify", verify}, {"send", quoted(c.Send)}, {"expect", quoted(c.Expect)},
+		{"query", none(c.Query)}, {"query_type", none(c.QueryType)}, {"rcode", none(c.Rcode)}, {"helo", none(c.Helo)}, {"command", none(commandName(c.Command))}}
 }
 
 func statusName(list []config.StatusRange) string {
@@ -73,10 +76,10 @@ func commandName(command []string) string {
 }
 
 // sorry notes what differs of the sorry server.
-func (l *difference) sorry(at string, was, is *config.Service) {
-	l.compare(at+"sorry_server", sorryName(was.SorryServer), sorryName(is.SorryServer))
+func (l difference) sorry(was, is *config.Service) {
+	l.compare("sorry_server", sorryName(was.SorryServer), sorryName(is.SorryServer))
 	if was.SorryServer.IsValid() && is.SorryServer.IsValid() {
-		l.tunnel(at+"sorry_server: ", was.SorryTunnel, is.SorryTunnel)
+		l.in("sorry_server").tunnel(was.SorryTunnel, is.SorryTunnel)
 	}
 }
 
@@ -95,10 +98,11 @@ func failureName(s *config.Service) string {
 }
 
 // notify notes who is told of changes now.
-func (l *difference) notify(was, is *config.Notify) {
-	l.compare("notify command", none(commandName(was.Command)), none(commandName(is.Command)))
-	if was.Webhook != is.Webhook {
-		l.note("notify webhook %s -> %s", none(health.WebhookHost(was.Webhook)), none(health.WebhookHost(is.Webhook)))
+func (l difference) notify(was, is *config.Notify) {
+	l = l.in("notify")
+	l.compare("command", none(commandName(was.Command)), none(commandName(is.Command)))
+	if was.Webhook != is.Webhook { // whose path may be a secret
+		l.note("webhook", none(health.WebhookHost(was.Webhook)), none(health.WebhookHost(is.Webhook)))
 	}
-	l.compare("notify timeout", was.Timeout, is.Timeout)
+	l.compare("timeout", was.Timeout, is.Timeout)
 }

@@ -1,13 +1,16 @@
 package director
 
 import (
+	"encoding/json"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
 )
 
 // running is a configuration to change.
@@ -78,16 +81,62 @@ func TestChanges(t *testing.T) {
 			`service "web": realserver 10.0.11.2: upper 0 -> 10`,
 			`service "web": realserver 10.0.11.2: lower 0 -> 5`,
 			`service "web": realserver 10.0.11.2: encap ipip -> gue`,
-			`service "web": realserver 10.0.11.3: added, weight 7`,
+			`service "web": realserver 10.0.11.3: added: weight 7`,
 			`service "web": realserver 10.0.11.1: removed`,
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			is := running()
 			c.change(is, &is.Services[0])
-			if diff := cmp.Diff(c.want, changes(running(), is)); diff != "" {
+			if diff := cmp.Diff(c.want, texts(changes(running(), is))); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// texts is the changes as people read them.
+func texts(changes []control.Change) (all []string) {
+	for _, c := range changes {
+		all = append(all, c.Text)
+	}
+	return all
+}
+
+// TestChangesAsJSON: each change is an object with the values' own types.
+func TestChangesAsJSON(t *testing.T) {
+	is := running()
+	web := &is.Services[0]
+	web.Ports = []config.PortRange{{First: 80, Last: 80}, {First: 8000, Last: 8099}}
+	web.OnePacket = true
+	web.Check = &config.Check{Type: "tcp", Interval: time.Second}
+	web.Realservers[0].Weight = 5
+	web.Realservers[0].Tunnel = config.Tunnel{Encap: "gre", Key: 4294967295, HasKey: true}
+	web.Realservers[1].Address = netip.MustParseAddr("10.0.11.3")
+	is.Services = is.Services[:1]
+	is.Notify.Webhook = "https://hooks.example.com/secret"
+	var got []string
+	for _, c := range changes(running(), is) {
+		c.Text = ""
+		line, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, strings.TrimSuffix(string(line), `,"text":""}`))
+	}
+	want := []string{
+		`{"key":"notify.webhook","old":null,"new":"https://hooks.example.com"`,
+		`{"service":"web","key":"port","old":[80],"new":[80,"8000-8099"]`,
+		`{"service":"web","key":"one_packet","old":false,"new":true`,
+		`{"service":"web","key":"check","old":null,"new":"tcp, via tunnel"`,
+		`{"service":"web","realserver":"10.0.11.1","key":"weight","old":1,"new":5`,
+		`{"service":"web","realserver":"10.0.11.1","key":"encap","old":"ipip","new":"gre"`,
+		`{"service":"web","realserver":"10.0.11.1","key":"encap_key","old":null,"new":4294967295`,
+		`{"service":"web","realserver":"10.0.11.3","old":null,"new":"weight 1"`,
+		`{"service":"web","realserver":"10.0.11.2","old":"10.0.11.2","new":null`,
+		`{"service":"dns","old":"dns","new":null`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -100,7 +100,7 @@ func TestChangeOfCertificates(t *testing.T) {
 	was, is := checked(t), checked(t)
 	was.Services[0].Check.CAFile, was.Services[0].Check.CA = "/ca.pem", "some"
 	is.Services[0].Check.CAFile, is.Services[0].Check.CA = "/ca.pem", "others"
-	if diff := cmp.Diff([]string{`service "web": check: ca /ca.pem has other certificates`}, changes(was, is)); diff != "" {
+	if diff := cmp.Diff([]string{`service "web": check: ca /ca.pem -> /ca.pem with other certificates`}, texts(changes(was, is))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -125,7 +125,7 @@ func TestChangesOfHealth(t *testing.T) {
 		}},
 		{"notify", func(d *config.Director) {
 			d.Notify = config.Notify{Command: []string{"/usr/local/bin/tell", "a b"}, Webhook: "https://hooks.example.com/secret", Timeout: time.Second}
-		}, []string{`notify command none -> /usr/local/bin/tell "a b"`, `notify webhook none -> https://hooks.example.com`, `notify timeout 10s -> 1s`}},
+		}, []string{`notify: command none -> /usr/local/bin/tell "a b"`, `notify: webhook none -> https://hooks.example.com`, `notify: timeout 10s -> 1s`}},
 		{"the service's check", func(d *config.Director) {
 			*web(d).Check = config.Check{Type: "https", Port: 80, Interval: time.Second, Timeout: time.Second, Rise: 3, Fall: 1, Path: "/x", Host: "a", Verify: true,
 				Status: []config.StatusRange{{First: 200, Last: 299}, {First: 404, Last: 404}}, Body: "b c", SNI: "s", CAFile: "/ca", CA: "1"}
@@ -162,7 +162,7 @@ func TestChangesOfHealth(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			was, is := checked(t), checked(t)
 			c.change(is)
-			if diff := cmp.Diff(c.want, changes(was, is)); diff != "" {
+			if diff := cmp.Diff(c.want, texts(changes(was, is))); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

@@ -4,7 +4,6 @@ package director
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -15,6 +14,8 @@ import (
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/top"
+	"vstun/cmd/internal/words"
+	"vstun/routing"
 )
 
 // Command is the director's command line.
@@ -29,34 +30,22 @@ func Command() *cobra.Command {
 	}
 	var file string
 	withFile := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration file")
-		return c
-	}
-	var sysctlsOnly bool
-	withSysctls := func(c *cobra.Command) *cobra.Command {
-		c.Flags().BoolVar(&sysctlsOnly, "sysctls", false, "print the sysctls to set beforehand where /proc/sys is read-only, in the format of sysctl.d")
+		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/director.toml", "configuration `FILE`")
+		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
 	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(withSysctls(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				cfg, err := load(file)
-				if err != nil {
-					return err
-				}
-				if sysctlsOnly {
-					list, err := sysctls(cfg)
-					if err != nil {
-						return err
-					}
-					return daemon.PrintSysctls(c.OutOrStdout(), list)
-				}
-				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, count(len(cfg.Services), "service"))
-				return err
-			}})),
+		withFile(daemon.CheckCommand(&file, func(file string) (daemon.Checked, error) {
+			cfg, err := load(file)
+			if err != nil {
+				return daemon.Checked{}, err
+			}
+			return daemon.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: cfg.Warnings,
+				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg) }}, nil
+		})),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
 		withFile(top.Command(socket)),
 		withFile(control.ConnectionsCommand(states(), socket)),
@@ -102,13 +91,6 @@ func controlSocket(file string) (string, error) {
 		return "", daemon.UsageError{Err: err}
 	}
 	return path, nil
-}
-
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func run(ctx context.Context, file string) error {

@@ -1,13 +1,17 @@
 package director
 
 import (
+	"fmt"
 	"iter"
+	"net/netip"
 	"net/url"
 	"slices"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 )
 
@@ -32,12 +36,67 @@ func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.checkNames(f); err != nil {
+		return nil, err
+	}
 	l := lister{Filter: f, services: map[string]*balancer.Service{}}
 	for _, s := range d.bal.Snapshot().Status() {
 		l.services[s.Name] = &s.Service
 	}
 	return l.rows(d.bal.Connections(d.now())), nil
 }
+
+// checkNames refuses a filter by what is neither configured nor has connections still: nothing would pass it.
+func (d *director) checkNames(f *control.Filter) error {
+	d.mu.Lock()
+	cfg, vips := d.cfg, append(vips(d.cfg), d.leftVIPs...)
+	d.mu.Unlock()
+	var services []string
+	var realservers []netip.Addr
+	for _, s := range cfg.Services {
+		services = append(services, s.Name)
+		if s.SorryServer.IsValid() {
+			realservers = append(realservers, s.SorryServer)
+		}
+		for _, r := range s.Realservers {
+			realservers = append(realservers, r.Address)
+		}
+	}
+	for _, l := range d.bal.Leaving() {
+		services, realservers = append(services, l.Service), append(realservers, l.Address)
+	}
+	if f.Service != "" && !slices.Contains(services, f.Service) {
+		return noService(f.Service, services)
+	}
+	for what, named := range map[string]struct {
+		address netip.Addr
+		known   []netip.Addr
+	}{"VIP": {f.VIP, vips}, "realserver": {f.Realserver, realservers}} {
+		if named.address.IsValid() && !slices.Contains(named.known, named.address) {
+			return noAddress(what, named.address, named.known)
+		}
+	}
+	return nil
+}
+
+// noAddress is the error about an address that is none of known.
+func noAddress(what string, address netip.Addr, known []netip.Addr) error {
+	names := addressNames(known)
+	if near, ok := words.Nearest(address.String(), names); ok {
+		return fmt.Errorf("there is no %s %v: did you mean %s?", what, address, near)
+	}
+	return fmt.Errorf("there is no %s %v: there are %s", what, address, some(names))
+}
+
+func addressNames(all []netip.Addr) (names []string) {
+	for _, a := range all {
+		names = append(names, a.String())
+	}
+	return names
+}
+
+// vipNames are the VIPs of cfg.
+func vipNames(cfg *config.Director) []string { return addressNames(vips(cfg)) }
 
 // lister makes rows of the connections that pass its filter.
 type lister struct {

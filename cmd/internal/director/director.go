@@ -85,6 +85,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}()
 	// First of all, since it tells whether another director runs here, and clears away what a killed one has left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
+		if used, ok := errors.AsType[*routing.InUseError](err); ok {
+			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set another path as control", used.PID, cfg.Control)
+		}
 		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
 	if err := preflight(cfg); err != nil {
@@ -150,6 +153,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := unix.Access(file, unix.R_OK); err != nil {
 		d.log.Warn("a reload can't read the configuration file: let the user read it as whom the director runs: even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
 	}
+	daemon.LogWarnings(d.log, cfg.Warnings)
 	limitGarbage()
 	return d, nil
 }
@@ -265,8 +269,8 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	d.control.Lives(func() { d.status() })
 	d.control.Stream("/connections", d.connections)
 	d.control.Do("/reload", func() (any, error) {
-		lines, err := d.reload()
-		return control.Reload{Changes: lines}, err
+		changed, err := d.reload()
+		return control.Reload{Changes: changed}, err
 	})
 	d.control.DoQuery("/weight", d.setWeight)
 	d.control.AnswerQuery("/load", d.load)

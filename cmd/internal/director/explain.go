@@ -11,6 +11,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/routing"
 )
@@ -61,6 +62,9 @@ func (d *director) explain(q url.Values) (any, error) {
 			out.Why = fmt.Sprintf("the VIP %v is not configured any more", vip.Addr())
 		case !snap.HasVIP(vip.Addr()):
 			out.Why = fmt.Sprintf("no service has the VIP %v", vip.Addr())
+			if near, ok := words.Nearest(vip.Addr().String(), vipNames(cfg)); ok {
+				out.Why += ": did you mean " + near + "?"
+			}
 		default:
 			out.Why = fmt.Sprintf("no service has %s port %d of the VIP", out.Protocol, vip.Port())
 		}
@@ -111,6 +115,9 @@ func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
 		return e.Chosen.String(), "", "persistence keeps the client there"
 	}
 	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, choices[s.Scheduler])
+	if s.Flags.Port && (s.Scheduler == "sh" || s.Scheduler == "mh") {
+		why += " and its port, so that another port may have another realserver"
+	}
 	if e.Template != nil {
 		why += fmt.Sprintf("; persistence does not keep the client at %v any longer", e.Template.Realserver)
 	}

@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/migrate"
+	"vstun/cmd/internal/words"
 )
 
 // importCommand is the command that makes a director.toml of another program's configuration.
@@ -26,9 +27,14 @@ func importCommand() *cobra.Command {
 		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. What has no counterpart is named on standard error,\n" +
 			"a line each, with what to do, and in the file, in lines that begin with \"# !\". FILE - is standard input.\n\n" +
 			"Exit status: 0 there is a configuration, also where something could not be taken; 2 there is none.",
-		Example:   "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n | director import ipvsadm - >director.toml",
-		Args:      cobra.ExactArgs(2),
-		ValidArgs: []string{"keepalived", "ipvsadm"},
+		Example: "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n | director import ipvsadm - >director.toml",
+		Args:    cobra.ExactArgs(2),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				return importFormats, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveDefault // files
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if options.ConfigID == "" {
 				name, _ := os.Hostname()
@@ -43,12 +49,15 @@ func importCommand() *cobra.Command {
 	return c
 }
 
+// importFormats are the programs whose configurations are read.
+var importFormats = []string{"keepalived", "ipvsadm"}
+
 // importFile imports one file.
 func importFile(c *cobra.Command, format, file, out string, force bool, options migrate.Options) error {
 	importers := map[string]func(string, []byte, migrate.Options) (*migrate.Import, error){"keepalived": migrate.Keepalived, "ipvsadm": migrate.IPVSAdm}
 	read, known := importers[format]
 	if !known {
-		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: want keepalived or ipvsadm", format)}
+		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: %s", format, words.Instead(format, importFormats))}
 	}
 	if out != "" && !force {
 		if _, err := os.Lstat(out); err == nil {

@@ -12,11 +12,12 @@ import (
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/daemon"
 )
 
-// reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
+// reload reads the configuration file again and puts it in force, and returns what has changed. A fault changes nothing. The log says
 // the same.
-func (d *director) reload() ([]string, error) {
+func (d *director) reload() ([]control.Change, error) {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
 	read := time.Now()
@@ -34,16 +35,17 @@ func (d *director) reload() ([]string, error) {
 		return nil, err
 	}
 	d.read.Store(&control.Configuration{Read: read})
-	lines := append(append([]string{}, changes(was, cfg)...), dropped(set, d.weights())...)
-	for i, line := range lines {
+	changed := append(changes(was, cfg), dropped(set, d.weights())...)
+	for i, c := range changed {
 		if i == loggedChanges {
-			d.log.Info("reload: more changes, not logged", "changes", len(lines)-i)
+			d.log.Info("reload: more changes, not logged", "changes", len(changed)-i)
 			break
 		}
-		d.log.Info("reload: " + line)
+		d.log.Info("reload: " + c.Text)
 	}
-	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(lines))
-	return lines, nil
+	daemon.LogWarnings(d.log, cfg.Warnings)
+	d.log.Info("reloaded", "file", d.file, "services", len(cfg.Services), "changes", len(changed))
+	return changed, nil
 }
 
 // configuration is what came of reading the file.
@@ -126,6 +128,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 	a, b := *was, *is
 	a.Silent, b.Silent = false, false
 	a.NoResets, b.NoResets = false, false
+	a.Warnings, b.Warnings = nil, nil
 	a.Metrics, b.Metrics = netip.AddrPort{}, netip.AddrPort{}
 	a.Services, b.Services = nil, nil
 	a.Notify, b.Notify = config.Notify{}, config.Notify{}

@@ -10,6 +10,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 )
 
 // weights are those that operators have set while the director runs. They go before the configuration's, until that one changes. The map doesn't
@@ -104,7 +105,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	}
 	was, configured := d.weights(), realservers(d.cfg)
 	next := was.still(d.cfg)
-	lines := []string{}
+	var changed []control.Change
 	for _, s := range seats {
 		is := configured[s].Weight
 		before, after := was.of(s, is), weight
@@ -115,21 +116,21 @@ func (d *director) setWeight(q url.Values) (any, error) {
 			next[s] = override{after, is}
 		}
 		if after != before {
-			line := fmt.Sprintf("%v: weight %d -> %d", s, before, after)
+			c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: before, New: after, Text: fmt.Sprintf("%v: weight %d -> %d", s, before, after)}
 			if after != is {
-				line += ", configured " + strconv.Itoa(is)
+				c.Configured, c.Text = &is, c.Text+", configured "+strconv.Itoa(is)
 			}
-			lines = append(lines, line)
+			changed = append(changed, c)
 		}
 	}
 	if err := d.bal.Apply(d.services(effective(d.cfg, next))); err != nil {
 		return nil, err
 	}
 	d.override.Store(&next)
-	for _, line := range lines {
-		d.log.Info("set: " + line)
+	for _, c := range changed {
+		d.log.Info("set: " + c.Text)
 	}
-	return control.Reload{Changes: lines}, nil
+	return control.Reload{Changes: changed}, nil
 }
 
 // weights are those in force that operators have set.
@@ -140,15 +141,16 @@ func (d *director) weights() weights {
 	return nil
 }
 
-// dropped says in a line each which weights that operators have set hold no longer.
-func dropped(was, is weights) (lines []string) {
+// dropped is which weights that operators have set hold no longer.
+func dropped(was, is weights) (changed []control.Change) {
 	for s, o := range was {
 		if _, stays := is[s]; !stays {
-			lines = append(lines, fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", s, o.weight))
+			changed = append(changed, control.Change{Service: s.service, Realserver: s.address.String(), Key: "set_weight", Old: o.weight,
+				Text: fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", s, o.weight)})
 		}
 	}
-	slices.Sort(lines)
-	return lines
+	slices.SortFunc(changed, func(a, b control.Change) int { return strings.Compare(a.Text, b.Text) })
+	return changed
 }
 
 // findSeats returns what a query names: the realserver of an address in the service of a name, or, without a name, in each that has it.
@@ -175,9 +177,17 @@ func findSeats(cfg *config.Director, q url.Values) ([]seat, error) {
 	case !q.Has("service"):
 		return nil, fmt.Errorf("no service has a realserver %v: there are %s", address, some(addresses))
 	case !slices.Contains(names, q.Get("service")):
-		return nil, fmt.Errorf("there is no service %q: there are %s", q.Get("service"), some(names))
+		return nil, noService(q.Get("service"), names)
 	}
 	return nil, fmt.Errorf("service %q has no realserver %v: it has %s", q.Get("service"), address, some(addresses))
+}
+
+// noService is the error about a name that no service has; names are those of all.
+func noService(name string, names []string) error {
+	if near, ok := words.Nearest(name, names); ok {
+		return fmt.Errorf("there is no service %q: did you mean %s?", name, near)
+	}
+	return fmt.Errorf("there is no service %q: there are %s", name, some(names))
 }
 
 // some is a list of names in a line: not of all, where there are very many.

@@ -48,7 +48,7 @@ func (d *director) mustSet(t *testing.T, query string) []string {
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
-	return v.(control.Reload).Changes
+	return texts(v.(control.Reload).Changes)
 }
 
 // TestWeightOfOperator: it is in force until the configured one comes back, or changes.
@@ -101,7 +101,7 @@ func TestWeightOfOperatorAndReload(t *testing.T) {
 			got = append(got, r.Weight)
 		}
 		if says := dropped(set, left); !slices.Equal(got, c.want) || len(says) != c.says {
-			t.Errorf("%s: weights %v, want %v; %q", c.name, got, c.want, says)
+			t.Errorf("%s: weights %v, want %v; %q", c.name, got, c.want, texts(says))
 		}
 		if len(left) > 0 && cfg.Services[0].Realservers[0].Weight == 5 {
 			t.Errorf("%s: the configuration has changed", c.name)
@@ -113,7 +113,8 @@ func TestWeightOfOperatorAndReload(t *testing.T) {
 func TestUnknownNames(t *testing.T) {
 	d := operated(t)
 	for query, want := range map[string]string{
-		"service=wbe&realserver=10.0.11.1&weight=0":  `there is no service "wbe": there are dns, web`,
+		"service=wbe&realserver=10.0.11.1&weight=0":  `there is no service "wbe": did you mean web?`,
+		"service=mail&realserver=10.0.11.1&weight=0": `there is no service "mail": there are dns, web`,
 		"service=web&realserver=10.0.11.9&weight=0":  `service "web" has no realserver 10.0.11.9: it has 10.0.11.1, 10.0.11.2`,
 		"service=dns&realserver=10.0.11.9&weight=0":  `service "dns" has no realserver 10.0.11.9: it has none`,
 		"realserver=10.0.11.9&weight=0":              `no service has a realserver 10.0.11.9: there are 10.0.11.1, 10.0.11.2`,

@@ -51,7 +51,7 @@ colour = "red"
 	}{
 		{"director", badDirector, []string{"queues: 1000", "colour", "source", "224.0.0.1", "icmp", "70000", "lottery", "weight: -1",
 			`"10.0.11.2" is there twice`, "also a VIP", "also the name", "90-80"}},
-		{"director", "[director]\nqueues = \n", []string{"line 2"}},
+		{"director", "[director]\nqueues = \n", []string{".toml:2:10: director.queues: the value is missing"}},
 		{"director", "", []string{"service"}},
 		{"realserver", badRealserver, []string{"tun", "198.51.100.80", "0.0.0.0/0", "mss: 10", "relative.sock", "colour"}},
 		{"realserver", "", []string{"[realserver]"}},
@@ -72,7 +72,7 @@ colour = "red"
 				t.Errorf("%s %s: exit status %d, %d lines; want 2 and %d lines:\n%s%s", c.program, command, got.code, len(lines), len(c.faults), got.stdout, got.stderr)
 			}
 			for _, l := range lines {
-				if !strings.HasPrefix(l, c.program+": "+path+": ") {
+				if !strings.HasPrefix(l, c.program+": "+path+":") {
 					t.Errorf("%s %s: a line does not begin with program and file: %s", c.program, command, l)
 				}
 			}

@@ -104,6 +104,18 @@ realserver = [ { address = "10.0.12.2" } ]
 			t.Errorf("%s: exit status %d, want 2 and an error: %s%s", wrong, got.code, got.stdout, got.stderr)
 		}
 	}
+	for wrong, want := range map[string]string{
+		"--service wbe":         `director: there is no service "wbe": did you mean web?`,
+		"--service mail":        `director: there is no service "mail": there are dns, web`,
+		"--vip 198.51.100.88":   `director: there is no VIP 198.51.100.88: did you mean 198.51.100.80?`,
+		"--realserver 10.9.9.9": `director: there is no realserver 10.9.9.9: there are 10.0.11.2, 10.0.12.2`,
+	} {
+		for _, form := range []string{"--json", "--json=false"} {
+			if got := s.ask(append([]string{"connections", form}, strings.Fields(wrong)...)...); got.code != 1 || got.stdout != "" || got.stderr != want+"\n" {
+				t.Errorf("%s: exit status %d, want 1 and %s: %s%s", wrong, got.code, want, got.stdout, got.stderr)
+			}
+		}
+	}
 }
 
 // TestConnectionsIntoHead reads the first line of very many: the command ends quietly at once.

@@ -55,16 +55,22 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, text)
 		}
 	}
+	if e := s.explain("192.0.2.7", s.at(80)); e.Realserver != "10.0.12.2" || e.ClientPort != 0 || e.Connection != nil {
+		t.Errorf("without a port: %+v", e)
+	}
+	if text := s.must("explain", "192.0.2.7", s.at(80)); !strings.HasPrefix(text, "tcp 192.0.2.7 -> 198.51.100.80:80\nconnection: a new one, from any port\n") {
+		t.Errorf("without a port:\n%s", text)
+	}
 	s.must("set", "web", "10.0.12.2", "--weight", "0")
 	if e := s.explain("192.0.2.7:4711", s.at(80)); e.Realserver != "" || e.Drop != "no_realserver" {
 		t.Errorf("with both drained: %+v", e)
 	}
-	for vip, want := range map[string]string{"198.51.100.80:81": "no service has tcp port 81 of the VIP", "198.51.100.90:80": "no service has the VIP 198.51.100.90"} {
+	for vip, want := range map[string]string{"198.51.100.80:81": "no service has tcp port 81 of the VIP", "198.51.100.90:80": "no service has the VIP 198.51.100.90: did you mean 198.51.100.80?"} {
 		if e := s.explain("192.0.2.7:4711", vip); e.Drop != "no_service" || e.Why != want || fmt.Sprint(e.Near) != "[tcp 198.51.100.80 port 80 (web)]" {
 			t.Errorf("%s: %+v", vip, e)
 		}
 	}
-	for _, wrong := range []string{"192.0.2.7 198.51.100.80:80", "[2001:db8::7]:1 198.51.100.80:80", "192.0.2.7:1 198.51.100.80:80 --protocol icmp", "192.0.2.7:1"} {
+	for _, wrong := range []string{"192.0.2.7 198.51.100.80", "[2001:db8::7]:1 198.51.100.80:80", "192.0.2.7:1 198.51.100.80:80 --protocol icmp", "192.0.2.7:1"} {
 		if got := s.ask(append([]string{"explain"}, strings.Fields(wrong)...)...); got.code != 2 || strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("explain %s: exit status %d, want 2 and a line: %s", wrong, got.code, got.stderr)
 		}

@@ -93,7 +93,7 @@ func TestImportUsage(t *testing.T) {
 		"syntax":         {"virtual_server {\n", []string{"keepalived", "-"}, 2, false, `stdin:1: the block of "virtual_server" is not closed`},
 		"no service":     {"", []string{"keepalived", "-"}, 2, false, "no service could be taken"},
 		"unknown":        {"", []string{"nginx", good}, 2, false, "want keepalived or ipvsadm"},
-		"no format":      {"", []string{good}, 2, false, "accepts 2 arg(s)"},
+		"no format":      {"", []string{good}, 2, false, "1 argument, where keepalived|ipvsadm FILE is wanted"},
 		"endless":        {"", []string{"keepalived", "/dev/zero"}, 2, false, "larger than"},
 	} {
 		code, stdout, stderr := imports(t, []byte(c.stdin), c.args...)

@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
+
+	"vstun/cmd/internal/control"
 )
 
 // TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good ones, of which it prints
@@ -30,7 +33,7 @@ realserver = [ { address = "10.0.11.2" } ]
 		{strings.NewReplacer("wrr", "lottery", "= 80", "= 70000", "10.0.11.2", "10.0.11.256").Replace(good), []string{"lottery", "70000", "10.0.11.256"}},
 		{good + "colour = \"red\"\n", []string{"colour"}},
 		{"connections.max = 2000\n" + good, []string{"restart"}},
-		{"[[service\n", []string{"line 3"}}, // no command finds the director's socket in such a file: it says so itself
+		{"[[service\n", []string{".toml:3:"}}, // no command finds the director's socket in such a file: it says so itself
 		{"", []string{"service"}},
 	} {
 		s.director.configure(s.written(bad.config))
@@ -39,11 +42,16 @@ realserver = [ { address = "10.0.11.2" } ]
 		if got.code != 1 || got.stdout != "" || len(lines) != len(bad.says) {
 			t.Errorf("reload: exit status %d, %d lines; want 1 and %d:\n%s%s", got.code, len(lines), len(bad.says), got.stdout, got.stderr)
 		}
+		var answer control.Reload
+		asJSON := s.ask("reload", "--json")
+		if err := json.Unmarshal([]byte(asJSON.stdout), &answer); err != nil || asJSON.code != 1 || answer.Changes == nil || len(answer.Changes) != 0 || len(answer.Errors) != len(bad.says) {
+			t.Errorf("reload --json: exit status %d, %v; want 1 and %d errors:\n%s", asJSON.code, err, len(bad.says), asJSON.stdout)
+		}
 		for _, word := range bad.says {
 			if !strings.Contains(got.stderr, word) {
 				t.Errorf("reload does not speak of %q:\n%s", word, got.stderr)
 			}
-			if word != "line 3" { // the log is written behind the answer
+			if word != ".toml:3:" { // the log is written behind the answer
 				eventually(t, "the log speaks of "+word, soon, func() bool { return strings.Contains(s.director.Output(), word) })
 			}
 		}

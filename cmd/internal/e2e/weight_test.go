@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os/exec"
 	"slices"
 	"strings"
@@ -57,7 +58,8 @@ func TestSetWeight(t *testing.T) {
 		t.Errorf("after a reload with another weight status has %+v, want 3", r)
 	}
 	var answer control.Reload
-	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")), &answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 {
+	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")), &answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
+		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" || answer.Changes[0].Key != "weight" || answer.Changes[0].Old != 3.0 || answer.Changes[0].New != 9.0 {
 		t.Errorf("in all services: %+v, %v, weight %d; want 9", answer, err, web().Weight)
 	}
 	s.must("undrain", "web", "10.0.11.2")
@@ -71,7 +73,7 @@ func TestSetWeight(t *testing.T) {
 		code    int
 		says    string
 	}{
-		{"set wbe 10.0.11.2 --weight 1", 1, `there is no service "wbe": there are web`},
+		{"set wbe 10.0.11.2 --weight 1", 1, `there is no service "wbe": did you mean web?`},
 		{"set web 10.0.11.9 --weight 1", 1, `has no realserver 10.0.11.9: it has 10.0.11.2, 10.0.12.2`},
 		{"set web 10.0.11.2 --weight 65536", 2, "65535"},
 		{"set web 10.0.11.2", 2, "weight"},
@@ -150,8 +152,12 @@ func (l *load) more(t *testing.T, n int64) {
 
 // startDrain starts `director drain --wait` and returns once it waits.
 func (s *site) startDrain(service, realserver string) *lab.Process {
+	return s.startDrainBy("--wait", service, realserver)
+}
+
+func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	s.t.Helper()
-	p, err := s.Director.Start(exec.Command(programPath("director"), "drain", service, realserver, "--wait", "-c", s.director.config))
+	p, err := s.Director.Start(exec.Command(programPath("director"), "drain", service, realserver, flag, "-c", s.director.config))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -221,12 +227,40 @@ func TestDrainWait(t *testing.T) {
 	l.end(t)
 }
 
+// TestDrainActive: drain --active returns when no connection is established, while those that have ended are in FIN_WAIT still.
+func TestDrainActive(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	s.startWritten(strings.Replace(drainTOML("", web1+", "+web2), `tcp_fin = "1s"`, `tcp_fin = "1h"`, 1))
+	var to1 net.Conn
+	for range 2 {
+		if c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80)); server == "web1" {
+			to1 = c
+		}
+	}
+	if to1 == nil {
+		t.Fatal("neither of two connections is at web1")
+	}
+	if got := s.ask("drain", "web", "10.0.11.2", "--active", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "director: after 1s there remain 1 active, 0 closing: ") {
+		t.Errorf("while a connection is open: exit status %d: %s%s", got.code, got.stdout, got.stderr)
+	}
+	drain := s.startDrainBy("--active", "web", "10.0.11.2")
+	to1.Close()
+	s.mustDrain(drain)
+	if r := s.director.balance().Services[0].Realservers[0]; r.Active != 0 || r.Inactive != 1 || r.Weight != 0 {
+		t.Errorf("status has %+v, want a connection that is inactive, and weight 0", r)
+	}
+	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "remain 0 active, 1 closing: ") {
+		t.Errorf("--wait: exit status %d: %s%s", got.code, got.stdout, got.stderr)
+	}
+}
+
 // TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients, who come back.
 func TestDrainWaitForOneThatLeft(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
 	s.reloadWritten(drainTOML("", web2))
-	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 connection") {
+	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 active, 0 closing") {
 		t.Errorf("while a connection is open: exit status %d: %s", got.code, got.stderr)
 	}
 	drain := s.startDrain("web", "10.0.11.2")

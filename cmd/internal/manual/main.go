@@ -28,6 +28,7 @@ func write(args []string) error {
 		return err
 	}
 	for _, c := range []*cobra.Command{director.Command(), realserver.Command()} {
+		daemon.Prepare(c)
 		c.DisableAutoGenTag = true
 		header := &doc.GenManHeader{Section: "8", Source: "vstun " + daemon.Version(), Manual: "LVS/TUN load balancing in user space"}
 		if err := doc.GenManTree(c, header, args[0]); err != nil {

@@ -11,13 +11,15 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/connlimit"
 )
 
 // What a client may take of the server, which everybody who reaches its address can be.
 const (
-	maxClients     = 256      // connections at a time; more wait. A browser has up to six, and keeps them for a while
+	maxConns       = 256      // connections at a time; then idle ones give way. A browser has up to six, and keeps them for a while
+	maxClientConns = 64       // of one address: a browser's, and those of a proxy
 	maxAnswers     = 8        // requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
 	maxHeaderBytes = 16 << 10 // of a request
 	readTime       = 5 * time.Second
@@ -49,7 +51,7 @@ func (s *Server) Bind(at netip.AddrPort) (net.Listener, error) {
 	}
 	l, err := net.Listen("tcp", at.String())
 	if err == nil {
-		return netutil.LimitListener(l, maxClients), nil
+		return l, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,21 +141,14 @@ func (s *Server) serve(ctx context.Context, l net.Listener) error {
 		<-ctx.Done()
 		return nil
 	}
-	var clients sync.WaitGroup // their goroutines, which http.Server.Close leaves alone
+	conns := connlimit.New(maxConns, maxClientConns, connlimit.ByAddress)
 	srv := http.Server{Handler: readOnly(inTurn(s.mux)), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeaderBytes, BaseContext: func(net.Listener) context.Context { return ctx },
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateNew:
-				clients.Add(1)
-			case http.StateClosed, http.StateHijacked:
-				clients.Done()
-			}
-		}}
+		ConnState: conns.State}
 	defer context.AfterFunc(ctx, func() { srv.Close() })()
 	err := srv.Serve(l)
 	srv.Close()
-	clients.Wait()
+	conns.Wait()
 	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("metrics %v: %w", l.Addr(), err)
 	}

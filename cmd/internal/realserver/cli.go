@@ -4,7 +4,6 @@ package realserver
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"syscall"
 
@@ -30,12 +29,8 @@ func Command() *cobra.Command {
 	}
 	var file string
 	withFile := func(c *cobra.Command) *cobra.Command {
-		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
-		return c
-	}
-	var sysctlsOnly bool
-	withSysctls := func(c *cobra.Command) *cobra.Command {
-		c.Flags().BoolVar(&sysctlsOnly, "sysctls", false, "print the sysctls to set beforehand where /proc/sys is read-only, in the format of sysctl.d")
+		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration `FILE`")
+		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
 	socket := &control.Socket{Config: func() (string, error) {
@@ -48,23 +43,20 @@ func Command() *cobra.Command {
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(withSysctls(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				cfg, err := load(file)
-				if err != nil {
-					return err
-				}
-				if sysctlsOnly {
-					mss4, mss6, _ := mss(cfg)
-					return daemon.PrintSysctls(c.OutOrStdout(), routing.Presets(network(cfg, mss4, mss6)))
-				}
-				var vips []string
-				for _, v := range cfg.VIPs {
-					vips = append(vips, v.String())
-				}
-				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, strings.Join(vips, ", "))
-				return err
-			}})),
+		withFile(daemon.CheckCommand(&file, func(file string) (daemon.Checked, error) {
+			cfg, err := load(file)
+			if err != nil {
+				return daemon.Checked{}, err
+			}
+			var vips []string
+			for _, v := range cfg.VIPs {
+				vips = append(vips, v.String())
+			}
+			return daemon.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings, Sysctls: func() ([]routing.Sysctl, error) {
+				mss4, mss6, _ := mss(cfg)
+				return routing.Presets(network(cfg, mss4, mss6)), nil
+			}}, nil
+		})),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
 		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)

@@ -66,6 +66,9 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	}()
 	// First of all, since it tells whether another agent runs here, and clears away what a killed one has left.
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
+		if used, ok := errors.AsType[*routing.InUseError](err); ok {
+			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another path as control", used.PID, cfg.Control)
+		}
 		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
 	if err := preflight(cfg); err != nil {
@@ -116,6 +119,7 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		a.log.Warn("more privileges are left than the agent needs", "refused", err)
 	}
+	daemon.LogWarnings(a.log, cfg.Warnings)
 	return a, nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 )
 
 // Command shows services, realservers and rates of the running director until somebody presses q.
@@ -26,7 +27,7 @@ func Command(socket *control.Socket) *cobra.Command {
 			}
 			known, ok := orderOf(order)
 			if !ok {
-				return daemon.UsageError{Err: fmt.Errorf("--sort %q: want one of %v", order, orders)}
+				return daemon.UsageError{Err: fmt.Errorf("--sort %q is unknown: %s", order, words.Instead(order, orders))}
 			}
 			path, err := socket.Path()
 			if err != nil {
@@ -61,7 +62,8 @@ func Command(socket *control.Socket) *cobra.Command {
 	c.Flags().BoolVar(&once, "once", false, "print one screen and end, as without a terminal")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the rates once, as JSON")
 	c.Flags().DurationVar(&every, "every", time.Second, "how often the director is asked")
-	c.Flags().StringVar(&order, "sort", order, fmt.Sprintf("what comes first, one of %v", orders))
+	c.Flags().StringVar(&order, "sort", order, "what comes first, `COLUMN`: "+words.OneOf(orders))
+	_ = c.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(orders, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	return socket.Flag(c)
 }
 

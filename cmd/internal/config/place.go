@@ -1,0 +1,256 @@
+package config
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+)
+
+// place is where a value stands in a TOML document.
+type place struct {
+	line  int               // counted from 1; of a table its header
+	keys  map[string]*place // of a table
+	items []*place          // of an array
+}
+
+// key returns the place of a key, or nil where p has no such key.
+func (p *place) key(name string) *place {
+	if p == nil {
+		return nil
+	}
+	return p.keys[name]
+}
+
+// item returns the place of the i-th element, or nil where p has none.
+func (p *place) item(i int) *place {
+	if p == nil || i >= len(p.items) {
+		return nil
+	}
+	return p.items[i]
+}
+
+// table returns the table below p that a part of a dotted key or of a header names. A name that is new is on this line. Of an array of
+// tables it is the last one.
+func (p *place) table(name string, line int) *place {
+	if p.keys[name] == nil {
+		p.put(name, &place{line: line})
+	}
+	if t := p.keys[name]; len(t.items) > 0 {
+		return t.items[len(t.items)-1]
+	}
+	return p.keys[name]
+}
+
+func (p *place) put(name string, value *place) {
+	if p.keys == nil {
+		p.keys = map[string]*place{}
+	}
+	p.keys[name] = value
+}
+
+// locate returns the places of the keys and values of a document. The TOML parser, which keeps them to itself, has accepted the document:
+// locate reads valid TOML only.
+func locate(text []byte) *place {
+	for _, bom := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"} { // as the parser
+		text = bytes.TrimPrefix(text, []byte(bom))
+	}
+	l := &locator{text: text, line: 1}
+	root := &place{line: 1}
+	table := root
+	for l.blank(); !l.end(); l.blank() {
+		if l.peek() != '[' {
+			l.pair(table)
+			continue
+		}
+		line := l.line
+		l.at++
+		array := l.peek() == '['
+		if array {
+			l.at++
+		}
+		names := l.names()
+		for l.peek() == ']' {
+			l.at++
+		}
+		table = root
+		for _, name := range names[:len(names)-1] {
+			table = table.table(name, line)
+		}
+		last := names[len(names)-1]
+		if array {
+			list := table.key(last)
+			if list == nil {
+				list = &place{line: line}
+				table.put(last, list)
+			}
+			list.items = append(list.items, &place{line: line})
+		}
+		table = table.table(last, line)
+		table.line = line
+	}
+	return root
+}
+
+// locator is at a byte of a document, and on its line. Each of its methods goes on by one byte at least, or is at the end.
+type locator struct {
+	text []byte
+	at   int
+	line int
+}
+
+func (l *locator) end() bool { return l.at >= len(l.text) }
+
+// peek returns the next byte; 0 at the end.
+func (l *locator) peek() byte {
+	if l.end() {
+		return 0
+	}
+	return l.text[l.at]
+}
+
+// skip goes on by n bytes.
+func (l *locator) skip(n int) {
+	for ; n > 0 && !l.end(); n-- {
+		if l.text[l.at] == '\n' {
+			l.line++
+		}
+		l.at++
+	}
+}
+
+// blank skips white space and comments.
+func (l *locator) blank() {
+	for !l.end() {
+		switch l.peek() {
+		case ' ', '\t', '\r', '\n':
+			l.skip(1)
+		case '#':
+			if n := bytes.IndexByte(l.text[l.at:], '\n'); n >= 0 {
+				l.at += n
+			} else {
+				l.at = len(l.text)
+			}
+		default:
+			return
+		}
+	}
+}
+
+// pair reads a key, "=" and a value into a table.
+func (l *locator) pair(table *place) {
+	line := l.line
+	names := l.names()
+	for _, name := range names[:len(names)-1] {
+		table = table.table(name, line)
+	}
+	last := names[len(names)-1]
+	value := table.key(last) // the parser lets "a.b = 1" and then "a = 2" pass
+	if value == nil {
+		value = &place{}
+		table.put(last, value)
+	}
+	value.line = line
+	if l.peek() == '=' {
+		l.at++
+	}
+	l.value(value)
+}
+
+// names reads a dotted key, up to what stands behind it. It has one name at least.
+func (l *locator) names() (names []string) {
+	for {
+		l.blank()
+		names = append(names, l.name())
+		l.blank()
+		if l.peek() != '.' {
+			return names
+		}
+		l.at++
+	}
+}
+
+func (l *locator) name() string {
+	from := l.at
+	switch c := l.peek(); c {
+	case '"', '\'':
+		l.text1(c)
+		quoted := string(l.text[from:l.at])
+		if name, err := strconv.Unquote(quoted); c == '"' && err == nil {
+			return name
+		}
+		return strings.Trim(quoted, string(c))
+	}
+	l.until(" \t\r\n.=]")
+	return string(l.text[from:l.at])
+}
+
+// until skips one byte, and those up to one of the stops.
+func (l *locator) until(stops string) {
+	l.skip(1)
+	for !l.end() && strings.IndexByte(stops, l.peek()) < 0 {
+		l.skip(1)
+	}
+}
+
+// value reads a value, whose parts it adds to p.
+func (l *locator) value(p *place) {
+	l.blank()
+	switch c := l.peek(); c {
+	case '"', '\'':
+		if three := strings.Repeat(string(c), 3); bytes.HasPrefix(l.text[l.at:], []byte(three)) {
+			l.text3(c, three)
+		} else {
+			l.text1(c)
+		}
+	case '[':
+		for l.open(); l.more(']'); {
+			item := &place{line: l.line}
+			l.value(item)
+			p.items = append(p.items, item)
+		}
+	case '{':
+		for l.open(); l.more('}'); {
+			l.pair(p)
+		}
+	default:
+		l.until(",]}#\r\n")
+	}
+}
+
+func (l *locator) open() { l.skip(1) }
+
+// more reports whether another part of an array or inline table comes, and skips what stands before it, or the closing bracket.
+func (l *locator) more(closing byte) bool {
+	l.blank()
+	for l.peek() == ',' {
+		l.at++
+		l.blank()
+	}
+	if l.peek() == closing {
+		l.at++
+		return false
+	}
+	return !l.end()
+}
+
+// text1 skips a string of one line.
+func (l *locator) text1(quote byte) {
+	for l.skip(1); !l.end() && l.peek() != quote; l.skip(1) {
+		if l.peek() == '\\' && quote == '"' {
+			l.skip(1)
+		}
+	}
+	l.skip(1)
+}
+
+// text3 skips a string between triple quotes, of which it may itself have up to two at its end.
+func (l *locator) text3(quote byte, three string) {
+	for l.skip(3); !l.end() && !bytes.HasPrefix(l.text[l.at:], []byte(three)); l.skip(1) {
+		if l.peek() == '\\' && quote == '"' {
+			l.skip(1)
+		}
+	}
+	for l.skip(3); l.peek() == quote; {
+		l.skip(1)
+	}
+}

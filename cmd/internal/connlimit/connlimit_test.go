@@ -1,0 +1,186 @@
+package connlimit
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends, and returns its address.
+func serve(t *testing.T, l *Limit, hold <-chan struct{}) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := http.Server{ConnState: l.State, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			w.(http.Flusher).Flush()
+			<-hold
+		}
+		io.WriteString(w, "fine")
+	})}
+	end := make(chan error)
+	go func() { end <- srv.Serve(listener) }()
+	t.Cleanup(func() {
+		srv.Close()
+		if err := <-end; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+		l.Wait()
+		if len(l.conns) != 0 {
+			t.Errorf("%d connections are left", len(l.conns))
+		}
+	})
+	return listener.Addr().String()
+}
+
+// client is one connection, which it keeps.
+type client struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// dial connects from an address of loopback's.
+func dial(t *testing.T, from, to string) *client {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := d.Dial("tcp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(time.Minute))
+	return &client{c, bufio.NewReader(c)}
+}
+
+// get asks for a path and returns the status; 0: the connection is closed.
+func (c *client) get(path string) int {
+	if _, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		return 0
+	}
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return 0
+	}
+	if path != "/hold" {
+		io.Copy(io.Discard, resp.Body)
+	}
+	return resp.StatusCode
+}
+
+// TestIdleConnectionsGiveWay: at the bound of all, the one that has been idle for longest makes room.
+func TestIdleConnectionsGiveWay(t *testing.T) {
+	at := serve(t, New(4, 2, ByAddress), nil)
+	var all []*client
+	for _, from := range []string{"127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"} {
+		c := dial(t, from, at)
+		if status := c.get("/"); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		all = append(all, c)
+	}
+	if status := all[0].get("/"); status != 200 { // now the second one has been idle for longest
+		t.Fatalf("status %d", status)
+	}
+	if status := dial(t, "127.0.0.4", at).get("/"); status != 200 {
+		t.Errorf("a new client: status %d", status)
+	}
+	for i, want := range []int{200, 0, 200, 200} {
+		if status := all[i].get("/"); status != want {
+			t.Errorf("connection %d: status %d, want %d", i, status, want)
+		}
+	}
+}
+
+// TestEachClientHasABound: what one has beyond it costs that client's own connections, not those of others.
+func TestEachClientHasABound(t *testing.T) {
+	at := serve(t, New(100, 2, ByAddress), nil)
+	other := dial(t, "127.0.0.9", at)
+	if status := other.get("/"); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	var all []*client
+	for range 5 {
+		c := dial(t, "127.0.0.2", at)
+		if status := c.get("/"); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		all = append(all, c)
+	}
+	for i, c := range all {
+		if status, want := c.get("/"), []int{0, 0, 0, 200, 200}[i]; status != want {
+			t.Errorf("connection %d: status %d, want %d", i, status, want)
+		}
+	}
+	if status := other.get("/"); status != 200 {
+		t.Errorf("the other client: status %d", status)
+	}
+}
+
+// TestBusyConnectionsStay: where none is idle, the new one is told so.
+func TestBusyConnectionsStay(t *testing.T) {
+	hold := make(chan struct{})
+	at := serve(t, New(3, 2, ByAddress), hold)
+	var busy []*client
+	for _, from := range []string{"127.0.0.2", "127.0.0.2", "127.0.0.3"} {
+		c := dial(t, from, at)
+		if status := c.get("/hold"); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		busy = append(busy, c)
+	}
+	for from, want := range map[string]string{"127.0.0.2": "this client has too many", "127.0.0.4": "too many connections at a time"} {
+		text, err := io.ReadAll(dial(t, from, at))
+		if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 503 ") || !strings.Contains(string(text), "\r\n\r\n"+want) {
+			t.Errorf("from %s: %q, %v", from, text, err)
+		}
+	}
+	close(hold)
+	for _, c := range busy {
+		if rest, err := c.r.ReadString('0'); err != nil && !strings.Contains(rest, "fine") {
+			t.Errorf("a busy connection: %q, %v", rest, err)
+		}
+	}
+}
+
+// TestExemptClient: connections of the client "" neither count nor give way.
+func TestExemptClient(t *testing.T) {
+	at := serve(t, New(1, 1, func(net.Conn) string { return "" }), nil)
+	var all []*client
+	for range 3 {
+		c := dial(t, "127.0.0.2", at)
+		if status := c.get("/"); status != 200 {
+			t.Fatalf("status %d", status)
+		}
+		all = append(all, c)
+	}
+	for _, c := range all {
+		if status := c.get("/"); status != 200 {
+			t.Errorf("status %d", status)
+		}
+	}
+}
+
+type addressed struct {
+	net.Conn
+	from string
+}
+
+func (a addressed) RemoteAddr() net.Addr {
+	at, _ := net.ResolveTCPAddr("tcp", a.from)
+	return at
+}
+
+func TestByAddress(t *testing.T) {
+	for from, want := range map[string]string{"192.0.2.7:4711": "192.0.2.7", "[::ffff:192.0.2.7]:4711": "192.0.2.7", "[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64", "[fe80::1%lo]:80": "fe80::/64"} {
+		if got := ByAddress(addressed{from: from}); got != want {
+			t.Errorf("%s: %s, want %s", from, got, want)
+		}
+	}
+}
