@@ -267,6 +267,9 @@ func (t *Tap) wants(s packet.Segment) bool {
 			return false
 		}
 		h = s.Head // no tunnel: an answer to a client
+	case packet.ProtoTCP: // likewise: a reset
+		q, d := packet.QuotedPacket(s.Head)
+		return d == packet.Accept && !t.filter.Realserver.IsValid() && t.match(q.Flow.Reverse(), true)
 	}
 	if t.filter.Realserver.IsValid() && t.filter.Realserver != dst {
 		return false

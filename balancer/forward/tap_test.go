@@ -44,21 +44,22 @@ func TestTap(t *testing.T) {
 	copy(other[12:], []byte{192, 0, 2, 9})
 	other.SetChecksum()
 	ping := ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0})
-	all := [][]byte{syn, data, other, dns, none, ping}
+	all := [][]byte{syn, data, other, dns, none, ping, segment(false, 81, packet.FlagACK, 10, false)}
 	away := netip.MustParseAddr("10.0.99.9")
 	for _, c := range []struct {
 		name          string
 		filter        TapFilter
 		before, after int
 	}{
-		{"all", TapFilter{}, 6, 6}, // what has no service is answered, as is the ping
-		{"client", TapFilter{Client: client}, 5, 5},
-		{"client's port", TapFilter{Client: client, ClientPort: 4711}, 4, 4},
+		{"all", TapFilter{}, 7, 7}, // what has no service or is of no connection is answered, as is the ping
+		{"client", TapFilter{Client: client}, 6, 6},
+		{"client's port", TapFilter{Client: client, ClientPort: 4711}, 5, 5},
 		{"other client", TapFilter{Client: netip.MustParseAddr("192.0.2.9")}, 1, 1},
 		{"no such client", TapFilter{Client: away}, 0, 0},
-		{"VIP", TapFilter{VIP: vip}, 6, 6},
+		{"VIP", TapFilter{VIP: vip}, 7, 7},
 		{"port", TapFilter{VIP: vip, Port: 80}, 3, 3},
 		{"port without service", TapFilter{VIP: vip, Port: 99}, 1, 1},
+		{"unknown connection", TapFilter{VIP: vip, Port: 81}, 1, 1},
 		{"realserver", TapFilter{Realserver: real1}, 4, 4},
 		{"realserver and port", TapFilter{Realserver: real1, Port: 53}, 1, 1},
 		{"no such realserver", TapFilter{Realserver: away}, 0, 0},

@@ -23,7 +23,7 @@ func TestFirstStateIsTold(t *testing.T) {
 			name, s.VIP, port, check, s.Webs[0].Addr)
 	}
 	tcp := func(port int, initial string) string {
-		return fmt.Sprintf("check = { type = \"tcp\", port = %d, initial = %q, %s }", port, initial, quick)
+		return fmt.Sprintf(`check = { type = "tcp", port = %d, initial = %q, interval = "10s", timeout = "10s", rise = 1, fall = 1 }`, port, initial)
 	}
 	toml := head + more("good", 8001, tcp(80, "down")) + more("bad", 8002, tcp(9, "down")) + more("good-up", 8003, tcp(80, "up")) +
 		more("bad-up", 8004, tcp(9, "up")) + more("unchecked", 8005, "")
