@@ -69,10 +69,11 @@ type routeRecord struct {
 	TOS    int          `json:"tos,omitempty"`
 }
 
-// ruleRecord is a rule that we added: from this address look up this table.
+// ruleRecord is a rule that we added: from this address, or for what this host itself sends, look up this table.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
-	From     netip.Addr `json:"from"`
+	From     netip.Addr `json:"from"`            // with Local the unspecified address of the family
+	Local    bool       `json:"local,omitempty"` // iif lo
 	Table    int        `json:"table"`
 }
 

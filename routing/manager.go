@@ -229,17 +229,18 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
 	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
 	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)
-	replies, nextCopies, nextRules, err4 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	rules, nextRules, err4 := m.planRules(s.Rules, m.own.Rules, ownRoutes, snap)
+	replies, nextCopies, nextReplyRules, err5 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, records{}, err
 	}
-	return slices.Concat(unreachable, sysctls, links, addrs, routes, replies), records{
+	return slices.Concat(unreachable, sysctls, links, addrs, routes, rules, replies), records{
 		Unreachable: nextUnreachable,
 		Sysctls:     nextSysctls,
 		Links:       nextLinks,
 		Addrs:       nextAddrs,
 		Routes:      slices.Concat(nextRoutes, nextCopies),
-		Rules:       nextRules,
+		Rules:       slices.Concat(nextRules, nextReplyRules),
 	}, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -42,7 +41,7 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 			steps = append(steps, s)
 		}
 	}
-	ruleSteps, rules, err := m.planRules(want, own.Rules, snap)
+	ruleSteps, rules, err := m.planReplyRules(want, own.Rules, snap)
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -141,7 +140,8 @@ func (r *Replies) advMSS(c netlink.Route, usable map[int]netlink.Link) int {
 	return max(mss, minMSS)
 }
 
-func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
+// planReplyRules plans the rules that lead to the table. Their priority must be no other rule's.
+func (m *Manager) planReplyRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
 	mine, from := setOf(own), setOf(want.From)
 	for _, have := range snap.rules {
 		if have.Priority != want.Priority {
@@ -149,54 +149,16 @@ func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (ste
 		}
 		rec, plain := recordOfRule(have)
 		ours := plain && have.Protocol == Protocol && mine[rec]
-		asked := plain && rec.Table == want.Table && from[rec.From]
+		asked := plain && !rec.Local && rec.Table == want.Table && from[rec.From]
 		if !ours && !asked {
 			return nil, nil, fmt.Errorf("replies: rule priority %d is taken by another rule (ip rule show priority %d); choose another",
 				want.Priority, want.Priority)
 		}
 	}
+	var recs []ruleRecord
 	for _, from := range want.From {
-		rec := ruleRecord{Priority: want.Priority, From: from, Table: want.Table}
-		proto, there := snap.plain[rec]
-		switch {
-		case !there:
-			next = append(next, rec)
-			steps = append(steps, step{
-				what: fmt.Sprintf("ip rule add from %s lookup %d priority %d", from, want.Table, want.Priority),
-				do:   func() error { return m.nl.RuleAdd(rec.kernel()) },
-			})
-		case proto == Protocol && mine[rec]:
-			next = append(next, rec)
-		}
+		recs = append(recs, ruleRecord{Priority: want.Priority, From: from, Table: want.Table})
 	}
+	steps, next = m.stepsForRules(recs, own, snap)
 	return steps, next, nil
-}
-
-func (r ruleRecord) kernel() *netlink.Rule {
-	k := netlink.NewRule()
-	k.Family, k.Priority, k.Table, k.Protocol = family(r.From), r.Priority, r.Table, Protocol
-	k.Src = ipNet(hostPrefix(r.From))
-	return k
-}
-
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, one table.
-func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
-	src := prefixOf(have.Src)
-	rec := ruleRecord{Priority: have.Priority, From: src.Addr(), Table: have.Table}
-	if !src.IsSingleIP() {
-		return rec, false
-	}
-	plain := *rec.kernel()
-	plain.Protocol = have.Protocol
-	return rec, reflect.DeepEqual(plain, have)
-}
-
-func (m *Manager) undoRule(r ruleRecord, snap snapshot) error {
-	if snap.plain[r] != Protocol {
-		return nil
-	}
-	if err := m.nl.RuleDel(r.kernel()); err != nil && !isGone(err) {
-		return fmt.Errorf("ip rule del from %s lookup %d priority %d: %w", r.From, r.Table, r.Priority, err)
-	}
-	return nil
 }
