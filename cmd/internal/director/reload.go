@@ -82,10 +82,10 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	want := vips(cfg)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, unique(was))))
+			err = errors.Join(err, d.network.Set(d.machine(unique(was))))
 		}
 	}()
-	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
+	if err := d.network.Set(d.machine(unique(slices.Concat(was, want)))); err != nil {
 		return err
 	}
 	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
@@ -113,7 +113,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 		name    string
 		changed bool
 	}{
-		{"tun", was.TUN != is.TUN}, {"queues", was.Queues != is.Queues}, {"offload", was.Offload != is.Offload}, {"control", was.Control != is.Control},
+		{"tun", was.TUN != is.TUN}, {"table", was.Table != is.Table}, {"queues", was.Queues != is.Queues}, {"offload", was.Offload != is.Offload}, {"control", was.Control != is.Control},
 		{"log", was.Log != is.Log}, {"connections", was.Connections != is.Connections},
 	} {
 		if k.changed {

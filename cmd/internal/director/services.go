@@ -214,7 +214,7 @@ func (d *director) releaseVIPs() {
 	if len(still) == len(d.leftVIPs) {
 		return
 	}
-	if err := d.network.Set(d.machine(d.cfg.TUN, slices.Concat(vips(d.cfg), still))); err != nil {
+	if err := d.network.Set(d.machine(slices.Concat(vips(d.cfg), still))); err != nil {
 		d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
 		return
 	}

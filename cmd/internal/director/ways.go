@@ -87,7 +87,7 @@ func (w *ways) answersBy(cfg *config.Director) []string {
 		}
 	}
 	slices.Sort(links)
-	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" || name == "lo" || name == cfg.TUN })
+	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" || name == "lo" || name == cfg.TUN || name == cfg.LocalTUN() })
 }
 
 // wayOf is how a realserver is checked, and a name for it that other ways to the same realserver don't have.
@@ -109,7 +109,7 @@ func (d *director) loosen() {
 		return
 	}
 	d.loose = links
-	if err := d.network.Set(d.machine(d.cfg.TUN, unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); err != nil {
+	if err := d.network.Set(d.machine(unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); err != nil {
 		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)
 	}
 }
