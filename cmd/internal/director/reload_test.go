@@ -37,6 +37,7 @@ func TestReloadOfFaultyFile(t *testing.T) {
 // TestSameProgram: what is read at the start only is refused.
 func TestSameProgram(t *testing.T) {
 	for name, change := range map[string]func(*config.Director){
+		"table":        func(d *config.Director) { d.Table++ },
 		"queues":       func(d *config.Director) { d.Queues++ },
 		"conn_reuse":   func(d *config.Director) { d.Connections.ConnReuse = 2 },
 		"on_removal":   func(d *config.Director) { d.Connections.DropOnRemoval = true },

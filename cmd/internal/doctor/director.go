@@ -45,7 +45,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running {
 		checks = append(checks,
-			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.vips()) }})
+			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips()) }})
 	}
 	switch {
 	case silence != nil:
@@ -176,43 +176,6 @@ func brief(list []string) string {
 		return fmt.Sprintf("%s, and %d more", strings.Join(list[:most], ", "), len(list)-most)
 	}
 	return strings.Join(list, ", ")
-}
-
-// vipRoutes examines whether the VIPs' packets get to the director.
-func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
-	devices, err := routing.Devices()
-	if e.failed(err) {
-		return
-	}
-	at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == tun })
-	if at < 0 || !devices[at].Up {
-		e.find(Finding{Severity: Error, Where: tun, What: "the device is gone, or down", Why: "no packet gets to the director",
-			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-director", tun)})
-		return
-	}
-	good := true
-	for _, vip := range vips {
-		hop, ok, err := routing.Lookup(vip, netip.Addr{})
-		if e.failed(err) {
-			return
-		}
-		if ok && hop.Link == tun {
-			continue
-		}
-		good = false
-		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it", Why: "its packets never get to the director",
-			Mend: fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)}
-		if ok {
-			f.What = fmt.Sprintf("its packets go to %s, not to %s", hop.Link, tun)
-			if hop.Gateway.IsValid() {
-				f.What = fmt.Sprintf("its packets go to %s by %s, not to %s", hop.Gateway, hop.Link, tun)
-			}
-		}
-		e.find(f)
-	}
-	if good {
-		e.fine("%s is up, and takes the packets of %d VIPs", tun, len(vips))
-	}
 }
 
 // health tells which realservers their checks have taken out.

@@ -115,7 +115,7 @@ func someBatches() []*packet.Batches {
 
 // handlers answer for each program, with something everywhere.
 func handlers() map[string]http.Handler {
-	return map[string]http.Handler{"director": Director(fullDirector, someBatches()), "realserver": Realserver(fullRealserver, someBatches())}
+	return map[string]http.Handler{"director": Director(fullDirector, someBatches(), someBatches()[1]), "realserver": Realserver(fullRealserver, someBatches())}
 }
 
 func TestDirector(t *testing.T) {
@@ -209,7 +209,7 @@ func TestLint(t *testing.T) {
 			t.Errorf("%s: %v %v", name, problems, err)
 		}
 	}
-	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches()}, &agent{fullRealserver, someBatches()}} {
+	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches(), someBatches()[1]}, &agent{fullRealserver, someBatches()}} {
 		r := prometheus.NewPedanticRegistry()
 		r.MustRegister(c)
 		if _, err := r.Gather(); err != nil {
@@ -221,7 +221,7 @@ func TestLint(t *testing.T) {
 // TestServicesThatLeftAreForgotten scrapes before and after a reload.
 func TestServicesThatLeftAreForgotten(t *testing.T) {
 	st := fullDirector()
-	h := Director(func() control.DirectorStatus { return st }, nil)
+	h := Director(func() control.DirectorStatus { return st }, nil, new(packet.Batches))
 	if !strings.Contains(ask(t, h), `service="web"`) {
 		t.Error("the service is not there")
 	}
@@ -294,7 +294,7 @@ func manyRealservers() control.DirectorStatus {
 // TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches())
+	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
 	}
@@ -302,7 +302,7 @@ func TestManyRealservers(t *testing.T) {
 
 func BenchmarkScrape(b *testing.B) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches())
+	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.SetBytes(int64(len(ask(b, h))))
