@@ -151,6 +151,7 @@ func TestDirector(t *testing.T) {
 		"vstun_director_batch_packets{queue=0} le=32":                                           4,
 		"vstun_director_batch_packets{queue=0} le=64":                                           6,
 		"vstun_director_batch_packets{queue=1} count":                                           0,
+		"vstun_director_batch_packets{queue=local} count":                                       0,
 		"vstun_service_up{" + web + "}":                                                         1,
 		"vstun_service_quorum{" + web + "}":                                                     2,
 		"vstun_service_up_weight{" + web + "}":                                                  3,
