@@ -42,6 +42,13 @@ func Command() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				warn, err := warning(file, cfg)
+				if err != nil {
+					return err
+				}
+				if warn != "" {
+					fmt.Fprintln(c.ErrOrStderr(), warn)
+				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", file, count(len(cfg.Services), "service"))
 				return err
 			}}),
@@ -60,7 +67,8 @@ func Command() *cobra.Command {
 			if err != nil {
 				return nil, err
 			}
-			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
+			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) },
+				Checks: func() (control.Checks, error) { return checksOf(cfg) }}).Examine(ctx)
 		})),
 		withFile(control.SetCommand(socket)),
 		withFile(control.DrainCommand(socket)),

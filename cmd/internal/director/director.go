@@ -64,6 +64,8 @@ type director struct {
 	loose     []string                    // devices whose reverse-path filter must not be strict
 
 	monitor  *health.Monitor
+	limit    int // of descriptors
+	room     int // of them for checks
 	notifier *health.Notifier
 	pinger   *prober.Pinger
 	known    atomic.Pointer[ways] // for probes
@@ -151,6 +153,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := unix.Access(file, unix.R_OK); err != nil {
 		d.log.Warn("a reload can't read the configuration file: let the user read it as whom the director runs: even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
 	}
+	d.limit = descriptorLimit()
+	d.room = roomForChecks(d.limit, openDescriptors())
+	d.monitor.SetRoom(d.room)
+	d.warnOfChecks()
 	limitGarbage()
 	return d, nil
 }

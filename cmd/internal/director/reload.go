@@ -102,6 +102,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	d.leftVIPs = slices.DeleteFunc(unique(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
 	d.releaseVIPs()
 	d.loosen()
+	d.warnOfChecks()
 	return nil
 }
 

@@ -34,6 +34,7 @@ func (d *director) status() control.DirectorStatus {
 	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
 	st.Services = d.servicesStatus(time.Now())
 	st.Overruns = d.overruns()
+	st.Checks = d.checks()
 	st.Configuration = d.configuration()
 	st.Waiting = d.shared.Waiting()
 	st.Leaving = leaving(d.bal.Leaving())

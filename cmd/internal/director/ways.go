@@ -93,13 +93,20 @@ func (w *ways) answersBy(cfg *config.Director) []string {
 // wayOf is how a realserver is checked, and a name for it that other ways to the same realserver don't have.
 func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Path, string) {
 	if r.Check == nil || r.Check.Direct {
-		return health.Direct{Pinger: d.pinger.Ping}, "direct"
+		return health.Direct{Pinger: d.pinger.Ping}, wayName(s, r)
+	}
+	address := r.Address
+	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: realserver(s, r, config.Sources{}, nil).Target(),
+		Source: func(vip netip.Addr) netip.Addr { return d.known.Load().source(vip, address) }}, wayName(s, r)
+}
+
+// wayName is the name of the way on which a realserver is checked.
+func wayName(s *config.Service, r *config.RealserverRef) string {
+	if r.Check == nil || r.Check.Direct {
+		return "direct"
 	}
 	t := realserver(s, r, config.Sources{}, nil).Target()
-	address := r.Address
-	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: t, Source: func(vip netip.Addr) netip.Addr {
-		return d.known.Load().source(vip, address)
-	}}, fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
+	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
 }
 
 // loosen makes the devices loose by which answers to checks come in, if they are others than before.

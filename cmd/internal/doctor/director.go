@@ -21,7 +21,8 @@ import (
 type Director struct {
 	File      string
 	Config    *config.Director
-	Obstacles func(running bool) error // what keeps it from starting, a line each; while it runs, what would from the next start on
+	Obstacles func(running bool) error       // what keeps it from starting, a line each; while it runs, what would from the next start on
+	Checks    func() (control.Checks, error) // what its checks need of the descriptors that it would have
 }
 
 // Examine examines the machine, and the ways to the realservers.
@@ -42,6 +43,13 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		{"neighbours", func(_ context.Context, e *exam) { e.neighbours(d.vips()) }},
 		{"ip_vs", func(_ context.Context, e *exam) { e.kernelServices(d.vips()) }},
 		{"routes", func(_ context.Context, e *exam) { e.realserverRoutes(d.Config) }},
+		{"descriptors", func(_ context.Context, e *exam) {
+			c, err := st.Checks, error(nil)
+			if !running || silence != nil {
+				c, err = d.Checks()
+			}
+			e.descriptors(c, err)
+		}},
 	}
 	if running {
 		checks = append(checks,
@@ -176,6 +184,20 @@ func brief(list []string) string {
 		return fmt.Sprintf("%s, and %d more", strings.Join(list[:most], ", "), len(list)-most)
 	}
 	return strings.Join(list, ", ")
+}
+
+// descriptors examines whether health checks get the descriptors that they need.
+func (e *exam) descriptors(c control.Checks, err error) {
+	switch {
+	case e.failed(err):
+	case c.Limit == 0:
+		e.skip("the program that runs is an older one, and does not say what its checks need")
+	case c.Short():
+		e.find(Finding{Severity: Warning, Where: "health checks", What: c.Shortage(),
+			Why: fmt.Sprintf("%d wait now", c.Waiting), Mend: "systemctl edit vstun-director  # " + c.Fix()})
+	default:
+		e.fine("%d for health checks, and room for %d", c.Needed, c.Room)
+	}
 }
 
 // health tells which realservers their checks have taken out.

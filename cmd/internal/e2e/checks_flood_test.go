@@ -39,14 +39,14 @@ func TestChecksInFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	length := short(15*time.Second, 10*time.Second)
 	list := []overload{
-		{name: "10 VIPs", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true, encap: "ipip", length: length},
-		{name: "narrow uplink", vips: 10, queues: 1, interval: time.Second, timeout: 900 * time.Millisecond, encap: "gue", narrow: true, length: length},
+		{name: "10vips", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true, encap: "ipip", length: length},
+		{name: "narrow", vips: 10, queues: 1, interval: time.Second, timeout: 900 * time.Millisecond, encap: "gue", narrow: true, length: length},
 	}
 	if os.Getenv("VSTUN_FULL") != "" {
 		for _, interval := range []time.Duration{time.Second, 5 * time.Second} {
 			for _, vips := range []int{1, 10} {
 				for _, queues := range []int{1, 2} {
-					list = append(list, overload{name: fmt.Sprintf("interval %v, %d VIPs, %d queues", interval, vips, queues),
+					list = append(list, overload{name: fmt.Sprintf("%v-%dvips-%dqueues", interval, vips, queues),
 						vips: vips, queues: queues, interval: interval, timeout: 900 * time.Millisecond, encap: "ipip", length: time.Minute})
 				}
 			}
