@@ -17,7 +17,8 @@ import (
 // answerTimeout bounds how long the kernel may take for one netlink request.
 const answerTimeout = 30 * time.Second
 
-var errClosed = errors.New("routing: the manager is closed")
+// ErrClosed is the error of a Manager that has been closed.
+var ErrClosed = errors.New("routing: the manager is closed")
 
 // Manager keeps the network namespace in which it was opened in a desired state. Its methods may be called from any
 // goroutine.
@@ -167,7 +168,7 @@ func (m *Manager) writeJournal(did records) error {
 // reconcile makes what differs from m.state, and returns how many changes it tried.
 func (m *Manager) reconcile() (changes int, err error) {
 	if m.closed {
-		return 0, errClosed
+		return 0, ErrClosed
 	}
 	err = m.ns.do(func() error {
 		changes, err = m.pass()

@@ -12,6 +12,7 @@ import (
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/routing"
 )
 
 // reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
@@ -27,6 +28,10 @@ func (d *director) reload() ([]string, error) {
 	}
 	if err == nil {
 		err = d.apply(cfg)
+	}
+	if errors.Is(err, routing.ErrClosed) {
+		d.log.Info("reload given up: the director is ending")
+		return nil, errors.New("nothing changed: the director is ending")
 	}
 	if err != nil {
 		d.log.Error("reload: nothing changed", "file", d.file, "error", err)

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -116,7 +117,9 @@ func (d *director) loosen() {
 		return
 	}
 	d.loose = links
-	if err := d.network.Set(d.machine(unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); err != nil {
+	if err := d.network.Set(d.machine(unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); errors.Is(err, routing.ErrClosed) {
+		return // the director is ending
+	} else if err != nil {
 		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)
 	}
 }
