@@ -25,13 +25,22 @@ type Hop struct {
 
 // Lookup asks the kernel what it does with a packet to dst (RTM_GETROUTE), of this host's address from, or, where that is the zero Addr, one of the kernel's
 // choice. ok is false where there is no way.
-func Lookup(dst, from netip.Addr) (hop Hop, ok bool, err error) {
+func Lookup(dst, from netip.Addr) (hop Hop, ok bool, err error) { return lookup(dst, from, "") }
+
+// LookupForwarded asks the kernel what it does with a packet to dst that comes in from an address by a device. ok is false where it
+// refuses the packet, or there is no way.
+func LookupForwarded(dst, from netip.Addr, link string) (hop Hop, ok bool, err error) {
+	return lookup(dst, from, link)
+}
+
+// lookup is Lookup, or, where link is not "", LookupForwarded.
+func lookup(dst, from netip.Addr, link string) (hop Hop, ok bool, err error) {
 	h, err := newHandle()
 	if err != nil {
 		return Hop{}, false, err
 	}
 	defer h.Close()
-	var options netlink.RouteGetOptions
+	options := netlink.RouteGetOptions{Iif: link}
 	if from.IsValid() {
 		options.SrcAddr = from.AsSlice()
 	}

@@ -78,12 +78,13 @@ func (r routeRecord) compare(o routeRecord) int {
 		cmp.Compare(r.TOS, o.TOS))
 }
 
-// ruleRecord is a rule that we added: from this address look up this table; with Link only for sockets that ask for that
-// output device.
+// ruleRecord is a rule that we added: from this address look up this table; with Local for what this host itself sends; with
+// Link only for sockets that ask for that output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
-	From     netip.Addr `json:"from"`
-	Link     string     `json:"link,omitempty"`
+	From     netip.Addr `json:"from"`            // with Local the unspecified address of the family
+	Local    bool       `json:"local,omitempty"` // iif lo
+	Link     string     `json:"link,omitempty"`  // oif
 	Table    int        `json:"table"`
 }
 

@@ -20,7 +20,8 @@ func fullRecords() records {
 		Unreachable: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("198.51.100.80/32"), Metric: 4294967294}},
 		Addrs:       []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},
 		Routes:      []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("0.0.0.0/0"), Metric: 50, TOS: 16}},
-		Rules:       []ruleRecord{{Priority: 80, From: netip.MustParseAddr("2001:db8::80"), Table: 80}},
+		Rules: []ruleRecord{{Priority: 80, From: netip.MustParseAddr("2001:db8::80"), Table: 80},
+			{Priority: 10, From: netip.IPv6Unspecified(), Local: true, Table: 81}},
 	}
 }
 
@@ -173,7 +174,7 @@ func TestRecordsMinus(t *testing.T) {
 	if rest := r.minus(records{}); !reflect.DeepEqual(rest, r) {
 		t.Errorf("r - nothing = %s", rest)
 	}
-	if s := r.String(); s != "1 sysctls, 1 links, 1 addresses, 2 routes, 1 rules" {
+	if s := r.String(); s != "1 sysctls, 1 links, 1 addresses, 2 routes, 2 rules" {
 		t.Errorf("summary %q", s)
 	}
 }

@@ -98,7 +98,7 @@ type addrKey struct {
 type scope struct {
 	addrs  map[int]bool         // families
 	rules  map[int]bool         // families
-	tables map[table]bool       // whole
+	tables map[table]int        // whole; how many routes they may have
 	routes map[routeRecord]bool // single routes; true: whoever made them, false: only ours
 	main   map[table]bool       // those of tables that Replies copy
 }
@@ -106,7 +106,7 @@ type scope struct {
 func scopeOf(s State, own records) scope {
 	sc := scope{
 		addrs: map[int]bool{}, rules: map[int]bool{},
-		tables: map[table]bool{}, routes: map[routeRecord]bool{}, main: map[table]bool{},
+		tables: map[table]int{}, routes: map[routeRecord]bool{}, main: map[table]bool{},
 	}
 	for _, r := range own.Rules {
 		sc.rules[family(r.From)] = true
@@ -123,11 +123,15 @@ func scopeOf(s State, own records) scope {
 	for _, r := range s.Routes {
 		sc.routes[r.record()] = true
 	}
+	for _, r := range s.Rules {
+		rec := r.record()
+		sc.rules[family(rec.From)], sc.tables[rec.in()] = true, math.MaxInt
+	}
 	if s.Replies != nil {
 		for _, a := range s.Replies.From {
 			main := table{family(a), unix.RT_TABLE_MAIN}
 			sc.rules[family(a)], sc.main[main] = true, true
-			sc.tables[main], sc.tables[table{family(a), s.Replies.Table}] = true, true
+			sc.tables[main], sc.tables[table{family(a), s.Replies.Table}] = 4*MaxReplyRoutes, 4*MaxReplyRoutes
 		}
 	}
 	return sc
@@ -166,8 +170,8 @@ func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
 			}
 		}
 	}
-	for t := range sc.tables {
-		routes, err := m.fib.list(t, anyProtocol, 4*MaxReplyRoutes, func(routeRecord) bool { return true })
+	for t, most := range sc.tables {
+		routes, err := m.fib.list(t, anyProtocol, most, func(routeRecord) bool { return true })
 		if err != nil {
 			return snapshot{}, err
 		}
@@ -204,7 +208,7 @@ func (m *Manager) findDevices(routes []route) error {
 func (m *Manager) addSingle(snap *snapshot, sc scope) error {
 	keys := map[table][]routeRecord{}
 	for key := range sc.routes {
-		if t := key.in(); !sc.tables[t] {
+		if t := key.in(); sc.tables[t] == 0 {
 			keys[t] = append(keys[t], key)
 		}
 	}

@@ -17,7 +17,8 @@ import (
 // answerTimeout bounds how long the kernel may take for one netlink request.
 const answerTimeout = 30 * time.Second
 
-var errClosed = errors.New("routing: the manager is closed")
+// ErrClosed is the error of a Manager that has been closed.
+var ErrClosed = errors.New("routing: the manager is closed")
 
 // Manager keeps the network namespace in which it was opened in a desired state. Its methods may be called from any
 // goroutine.
@@ -181,7 +182,7 @@ func (m *Manager) writeJournal(did records) error {
 // reconcile makes what differs from m.state, and returns how many changes it tried. It logs them at level.
 func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 	if m.closed {
-		return 0, errClosed
+		return 0, ErrClosed
 	}
 	err = m.ns.do(func() error {
 		changes, err = m.pass(level)
@@ -256,17 +257,18 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
 	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
 	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)
-	replies, nextCopies, nextRules, err4 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	rules, nextRules, err4 := m.planRules(s.Rules, m.own.Rules, ownRoutes, snap)
+	replies, nextCopies, nextReplyRules, err5 := m.planReplies(s.Replies, s.Links, m.own, ownRoutes, snap)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, records{}, err
 	}
-	return slices.Concat(unreachable, sysctls, links, addrs, routes, replies), records{
+	return slices.Concat(unreachable, sysctls, links, addrs, routes, rules, replies), records{
 		Unreachable: nextUnreachable,
 		Sysctls:     nextSysctls,
 		Links:       nextLinks,
 		Addrs:       nextAddrs,
 		Routes:      slices.Concat(nextRoutes, nextCopies),
-		Rules:       nextRules,
+		Rules:       slices.Concat(nextRules, nextReplyRules),
 	}, nil
 }
 

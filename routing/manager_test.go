@@ -61,7 +61,7 @@ func TestSetAndClose(t *testing.T) {
 			t.Errorf("%s is left behind (%v)", p, err)
 		}
 	}
-	if err := m.Set(fullState()); !errors.Is(err, errClosed) {
+	if err := m.Set(fullState()); !errors.Is(err, ErrClosed) {
 		t.Errorf("Set after Close: %v", err)
 	}
 }

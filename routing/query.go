@@ -15,6 +15,21 @@ func HasIPv6() bool {
 	return err == nil
 }
 
+// HasRules reports whether the kernel has rules for a family (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES).
+func HasRules(ipv6 bool) bool {
+	h, err := newHandle()
+	if err != nil {
+		return true // it is for others to say what is wrong
+	}
+	defer h.Close()
+	fam := unix.AF_INET
+	if ipv6 {
+		fam = unix.AF_INET6
+	}
+	_, err = dump(func() ([]netlink.Rule, error) { return h.RuleList(fam) })
+	return !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT)
+}
+
 // LinkExists reports whether there is a device of this name in the calling thread's network namespace.
 func LinkExists(name string) (bool, error) {
 	h, err := newHandle()

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"net/netip"
-	"reflect"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -50,7 +49,7 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 		steps = append(steps, m.routeSteps(key, groups[key], ownRoutes[key], snap)...)
 	}
 	slices.SortFunc(routes, routeRecord.compare) // the journal of the same routes is the same
-	ruleSteps, rules, err := m.planRules(want, own.Rules, snap)
+	ruleSteps, rules, err := m.planReplyRules(want, own.Rules, snap)
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -218,7 +217,8 @@ func (r *Replies) rules() (all []ruleRecord) {
 	return all
 }
 
-func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
+// planReplyRules plans the rules that lead to the tables. Their priorities must be no other rules'.
+func (m *Manager) planReplyRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
 	wanted := want.rules()
 	mine, asked, priorities := setOf(own), setOf(wanted), map[int]bool{}
 	for _, rec := range wanted {
@@ -234,57 +234,6 @@ func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (ste
 				have.Priority, have.Priority)
 		}
 	}
-	for _, rec := range wanted {
-		proto, there := snap.plain[rec]
-		switch {
-		case !there:
-			next = append(next, rec)
-			steps = append(steps, step{
-				what: "ip rule add " + rec.String(),
-				name: "rule " + rec.String(), old: "none", new: "present", recorded: mine[rec],
-				do: func() error { return m.nl.RuleAdd(rec.kernel()) },
-			})
-		case proto == Protocol && mine[rec]:
-			next = append(next, rec)
-		}
-	}
+	steps, next = m.stepsForRules(wanted, own, snap)
 	return steps, next, nil
-}
-
-// String names the rule as `ip rule` does.
-func (r ruleRecord) String() string {
-	oif := ""
-	if r.Link != "" {
-		oif = " oif " + r.Link
-	}
-	return fmt.Sprintf("from %s%s lookup %d priority %d", r.From, oif, r.Table, r.Priority)
-}
-
-func (r ruleRecord) kernel() *netlink.Rule {
-	k := netlink.NewRule()
-	k.Family, k.Priority, k.Table, k.Protocol = family(r.From), r.Priority, r.Table, Protocol
-	k.Src, k.OifName = ipNet(hostPrefix(r.From)), r.Link
-	return k
-}
-
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, one table, a device or none.
-func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
-	src := prefixOf(have.Src)
-	rec := ruleRecord{Priority: have.Priority, From: src.Addr(), Link: have.OifName, Table: have.Table}
-	if !src.IsSingleIP() {
-		return rec, false
-	}
-	plain := *rec.kernel()
-	plain.Protocol = have.Protocol
-	return rec, reflect.DeepEqual(plain, have)
-}
-
-func (m *Manager) undoRule(r ruleRecord, snap snapshot) error {
-	if snap.plain[r] != Protocol {
-		return nil
-	}
-	if err := m.nl.RuleDel(r.kernel()); err != nil && !isGone(err) {
-		return fmt.Errorf("ip rule del %s: %w", r, err)
-	}
-	return nil
 }

@@ -47,6 +47,7 @@ type State struct {
 	Links   []Link
 	Addrs   []Addr
 	Routes  []Route
+	Rules   []Rule   // whose tables hold nothing but Routes
 	Replies *Replies // nil: none
 
 	// Loose are devices by which packets may come in from addresses whose route leads elsewhere: their reverse-path filter (RFC 3704) becomes loose where it
@@ -83,6 +84,14 @@ type Route struct {
 	Table       int    // 0 = main
 	MTU         int    // bytes; 0 = the device's; not with Unreachable
 	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; not with Unreachable
+}
+
+// Rule has the kernel look up a table of Routes for the packets that this host itself sends (`ip rule … iif lo`), before
+// the rules of a larger priority. Packets that the host forwards don't match it.
+type Rule struct {
+	IPv6     bool
+	Table    int // 1–252, or above 255; routes of others are an error
+	Priority int // 1–32765; other rules may have it too
 }
 
 // Sysctl is one value below /proc/sys.
@@ -126,6 +135,7 @@ func (s State) clone() State {
 	s.Links = slices.Clone(s.Links)
 	s.Addrs = slices.Clone(s.Addrs)
 	s.Routes = slices.Clone(s.Routes)
+	s.Rules = slices.Clone(s.Rules)
 	s.Loose = slices.Clone(s.Loose)
 	if s.Replies != nil {
 		r := *s.Replies
@@ -186,14 +196,19 @@ func (s State) validate() error {
 		check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "route %s: advmss %d: want %d to %d", r.Dst, r.AdvMSS, minMSS, maxMSS)
 		check(s.Replies == nil || s.Replies.Table != r.table(), "route %s: table %d is the one for replies", r.Dst, r.Table)
 	}
+	for _, r := range s.Rules {
+		once(fmt.Sprintf("rule %s", r.record()))
+		check(validTable(r.Table), "rule %s: table %d: want %s", r.record(), r.Table, wantTable)
+		check(inRange(r.Priority, 1, lastP), "rule %s: want a priority of 1 to %d, in front of the main table's", r.record(), lastP)
+		check(s.Replies == nil || s.Replies.Table != r.Table, "rule %s: table %d is the one for replies", r.record(), r.Table)
+	}
 	if r := s.Replies; r != nil {
 		check(len(r.From) > 0, "replies: no addresses")
 		for _, a := range r.From {
 			once("replies from " + a.String())
 			check(validAddr(a) && !a.IsUnspecified(), "replies from %s: not an address", a)
 		}
-		reserved := inRange(r.Table, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) // default, main, local
-		check(inRange(r.Table, 1, maxID) && !reserved, "replies: table %d: want 1 to 252, or 256 to %d", r.Table, maxID)
+		check(validTable(r.Table), "replies: table %d: want %s", r.Table, wantTable)
 		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's", r.Priority, lastP)
 		if r.Bound != "" {
 			check(validLink(r.Bound), "replies: bad device name %q", r.Bound)
@@ -205,6 +220,13 @@ func (s State) validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+var wantTable = fmt.Sprintf("1 to 252, or 256 to %d", maxID)
+
+// validTable reports whether a table may be one of this package's own: it is none of the kernel's (default, main, local).
+func validTable(id int) bool {
+	return inRange(id, 1, maxID) && !inRange(id, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL)
 }
 
 func (r Route) table() int {

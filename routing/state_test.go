@@ -27,6 +27,10 @@ func TestValidate(t *testing.T) {
 		"unreachable, so it has no":       func(s *State) { s.Routes[1].Link = "vs0" },
 		"with metric 0: given twice":      func(s *State) { s.Routes[1].Metric = 0 },
 		"advmss 87":                       func(s *State) { s.Routes[0].AdvMSS = 87 },
+		"table 255: want":                 func(s *State) { s.Rules[0].Table = 255 },
+		"want a priority of 1 to 32765":   func(s *State) { s.Rules[0].Priority = 0 },
+		"5081 priority 1081: given twice": func(s *State) { s.Rules = append(s.Rules, s.Rules[0]) },
+		"is the one for replies":          func(s *State) { s.Rules[0].Table = 5080 },
 		"replies: no addresses":           func(s *State) { s.Replies.From = nil },
 		"replies from 198.51.100.81: giv": func(s *State) { s.Replies.From[0] = s.Replies.From[1] },
 		"table 254: want":                 func(s *State) { s.Replies.Table = 254 },
@@ -51,6 +55,7 @@ func TestCloneSharesNothing(t *testing.T) {
 	s := fullState()
 	c := s.clone()
 	s.Replies.From[0] = netip.IPv4Unspecified()
+	s.Rules[0].Priority = 0
 	s.Replies.Table, s.Links[0].MTU, s.Addrs[0].Link, s.Routes[0].Link, s.Sysctls[0].Value = 1, 1, "x", "x", "x"
 	if err := c.validate(); err != nil || c.Replies.Table != 5080 || c.Addrs[0].Link != "vs0" || c.Sysctls[0].Value != "1" {
 		t.Errorf("the clone changed: %+v, %v", c, err)

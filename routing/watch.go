@@ -115,7 +115,7 @@ func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-
 		changes, err := mend()
 		last = time.Now()
 		switch {
-		case errors.Is(err, errClosed):
+		case errors.Is(err, ErrClosed):
 			return err
 		case err != nil:
 			if err.Error() != trouble {

@@ -21,6 +21,9 @@ type Monitor struct {
 	targets  map[spot][]*target
 	added    []*target // by Set; Begin starts them
 	queue    queue
+	room     int  // descriptors that checks in flight may have; 0: no bound
+	taken    int  // that they have
+	full     bool // a check that is due waits for room
 	pending  []Change
 	wake     chan struct{} // the queue has another first target
 	deliver  chan struct{} // there are pending changes
@@ -259,6 +262,59 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
+// SetRoom bounds the descriptors that checks in flight have together; 0: no bound. Checks that are due wait for others to end, and their timeout
+// begins when they do.
+func (m *Monitor) SetRoom(descriptors int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.room = descriptors
+	signal(m.wake)
+}
+
+// Need returns how many descriptors the checks have at the most: where all are in flight.
+func (m *Monitor) Need() (descriptors int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, list := range m.targets {
+		for _, t := range list {
+			descriptors += t.descriptors()
+		}
+	}
+	return descriptors
+}
+
+// Waiting returns how many checks are due and wait for descriptors.
+func (m *Monitor) Waiting() (checks int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.full {
+		return 0
+	}
+	now := time.Now()
+	for _, t := range m.queue {
+		if t.due.Before(now) {
+			checks++
+		}
+	}
+	return checks
+}
+
+// descriptors is how many a check of t has at the most.
+func (t *target) descriptors() int {
+	switch t.config.Probe.(type) {
+	case Ping:
+		return 0 // all have one socket
+	case Exec:
+		return 6 // /dev/null, a pipe for the output, one for what fails, a pidfd
+	}
+	return 1
+}
+
+// fits reports whether there are descriptors for a check of t. With none in flight there always are.
+func (m *Monitor) fits(t *target) bool {
+	return m.room == 0 || m.taken == 0 || m.taken+t.descriptors() <= m.room
+}
+
 // idle is how long Run waits when there is nothing to check.
 const idle = time.Hour
 
@@ -274,13 +330,19 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
+	m.full = false
 	for len(m.queue) > 0 {
 		t := m.queue[0]
 		wait := t.due.Sub(now)
 		if wait > min(together, t.config.Interval/earlyShare) {
 			return wait
 		}
+		if !m.fits(t) {
+			m.full = true
+			return idle // the end of a check wakes Run
+		}
 		heap.Pop(&m.queue)
+		m.taken += t.descriptors()
 		if wait > 0 {
 			t.due = now // for the next one to be no later than an interval after this one
 		}
@@ -299,6 +361,9 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	end := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.taken -= t.descriptors(); m.full {
+		signal(m.wake)
+	}
 	aborted := ctx.Err() == context.Canceled
 	t.cancel()
 	t.cancel = nil

@@ -44,7 +44,7 @@ func receive(t *testing.T, w *Worker, all ...[]byte) {
 	}
 }
 
-func dropped(w *Worker) (t packet.Tally) {
+func tallied(w *Worker) (t packet.Tally) {
 	w.Read(&t)
 	return t
 }
@@ -68,9 +68,9 @@ func TestQuestions(t *testing.T) {
 						t.Errorf("%v from %v to %v: %+v", kind, from, dst, got)
 					}
 				default:
-					t.Errorf("%v from %v to %v: no question; %v", kind, from, dst, dropped(w))
+					t.Errorf("%v from %v to %v: no question; %v", kind, from, dst, tallied(w))
 				}
-				if st := dropped(w); st.InPackets != 1 || st.OutPackets != 0 || st.Drops != [packet.NumDrops]uint64{} || w.Questions() != 1 {
+				if st := tallied(w); st.InPackets != 1 || st.OutPackets != 0 || st.Drops != [packet.NumDrops]uint64{} || w.Questions() != 1 {
 					t.Errorf("%v from %v to %v: %+v", kind, from, dst, st)
 				}
 			}
@@ -106,14 +106,14 @@ func TestNoQuestions(t *testing.T) {
 	} {
 		w, _ := asking(0)
 		receive(t, w, wrap(encap.KindIPIP, c.from, c.inner))
-		if st := dropped(w); st.Drops[c.want] != 1 || w.Questions() != 0 {
+		if st := tallied(w); st.Drops[c.want] != 1 || w.Questions() != 0 {
 			t.Errorf("%s: %v, want %v", name, st.Drops, c.want)
 		}
 	}
 	// To a VIP it is a client's packet, whatever is in it.
 	w, ch := asking(1)
 	receive(t, w, wrap(encap.KindIPIP, director, question(client, vip, query.Question{Version: query.Version}, 40001)))
-	if st := dropped(w); st.OutPackets != 1 || len(ch) != 0 {
+	if st := tallied(w); st.OutPackets != 1 || len(ch) != 0 {
 		t.Errorf("to a VIP: %+v, %d questions", st, len(ch))
 	}
 }
@@ -155,7 +155,7 @@ func TestAddressesAreCounted(t *testing.T) {
 			t.Errorf("%s: %s, want %v", name, got, c.want)
 		}
 	}
-	if st := dropped(w); st.InPackets != 12 || st.Drops[packet.DropNotDirector] != 4 || st.Drops[packet.DropInnerDestination] != 3 {
+	if st := tallied(w); st.InPackets != 12 || st.Drops[packet.DropNotDirector] != 4 || st.Drops[packet.DropInnerDestination] != 3 {
 		t.Errorf("%+v", st)
 	}
 }

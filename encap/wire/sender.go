@@ -82,6 +82,28 @@ func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
 	return unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
 }
 
+// SetPriority gives what is sent from now on a priority (SO_PRIORITY in socket(7)), by which queueing disciplines of devices
+// choose: 0, what packets have otherwise, to 6.
+func (s *Sender) SetPriority(priority int) error {
+	err := s.four.setPriority(priority)
+	if s.six != nil {
+		err = errors.Join(err, s.six.setPriority(priority))
+	}
+	return err
+}
+
+func (s *rawSender) setPriority(priority int) error {
+	fd, err := s.fd.Acquire()
+	if err != nil {
+		return err
+	}
+	defer s.fd.Release()
+	if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, priority); err != nil {
+		return fmt.Errorf("priority of a raw socket: %w", err)
+	}
+	return nil
+}
+
 func isIPv6(s *packet.Segment) bool { return s.Head[0]>>4 == 6 }
 
 // Close closes the sockets; a Send that waits returns.

@@ -27,6 +27,7 @@ import (
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
 type Director struct {
 	TUN         string // name of the TUN device, 1 to 15 bytes
+	Table       int    // routing table for what the host itself sends to VIPs
 	Queues      int    // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload     bool   // use the offloads of the TUN device that the kernel has
 	Source      Sources
@@ -39,6 +40,16 @@ type Director struct {
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
 	Warnings    []string // what of the file does not do what it seems to do, a line each in the form of Errors
+}
+
+// LocalTUN is the name of the TUN device for what the host itself sends to VIPs. It begins with that of TUN, and differs from it.
+func (d *Director) LocalTUN() string {
+	const longest, suffix = unix.IFNAMSIZ - 1, "-local"
+	name := d.TUN[:min(len(d.TUN), longest-len(suffix))] + suffix
+	if name == d.TUN {
+		name = strings.TrimSuffix(name, suffix) + "-own"
+	}
+	return name
 }
 
 // Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each realserver gives.

@@ -30,6 +30,7 @@ func TestDirectorDefaults(t *testing.T) {
 	}
 	want := &config.Director{
 		TUN:     "vs0",
+		Table:   30325,
 		Queues:  min(runtime.NumCPU(), 256),
 		Offload: true,
 		Control: "/run/vstun/director.sock",
@@ -60,6 +61,17 @@ func TestDirectorDefaults(t *testing.T) {
 	}
 }
 
+// TestLocalTUN: the second device has a name of its own that the kernel takes, whatever the first one is called.
+func TestLocalTUN(t *testing.T) {
+	for tun, want := range map[string]string{
+		"vs0": "vs0-local", "0123456789abcde": "012345678-local", "vs0-local": "vs0-local-local", "123456789-local": "123456789-own",
+	} {
+		if got := (&config.Director{TUN: tun}).LocalTUN(); got != want || len(got) > 15 {
+			t.Errorf("beside %s: %s, want %s", tun, got, want)
+		}
+	}
+}
+
 func TestDirectorEveryKey(t *testing.T) {
 	got, err := config.ParseDirector("x.toml", readTestdata(t, "director.toml"), features())
 	if err != nil {
@@ -69,6 +81,7 @@ func TestDirectorEveryKey(t *testing.T) {
 	ipip := config.Tunnel{Encap: "ipip"}
 	want := &config.Director{
 		TUN:     "vip0",
+		Table:   77,
 		Queues:  4,
 		Source:  config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")},
 		Control: "/run/vstun/director.sock",
@@ -201,7 +214,7 @@ func TestDirectorFaults(t *testing.T) {
 
 		// [director]
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the wrong type: want a [director] table`}},
-		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, queues, offload, source, control, metrics, log, no_service or no_connection`}},
+		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, table, queues, offload, source, control, metrics, log, no_service or no_connection`}},
 		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is unknown: want reset or drop`}},
 		{"misspelt in director", director("Queue = 1"), []string{`director: Queue: unknown key: did you mean queues?`}},
 		{"tun type", director("tun = 1"), []string{`director: tun: 1 is of the wrong type: ` + wantDevice}},
@@ -213,6 +226,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"tun dots", director(`tun = ".."`), []string{`director: tun: ".." is not a device's name: ` + wantDevice}},
 		{"tun all", director(`tun = "all"`), []string{`director: tun: "all" is not a device's name: ` + wantDevice}},
 		{"tun long", director(`tun = "0123456789abcdef"`), []string{`director: tun: "0123456789abcdef" is not a device's name: ` + wantDevice}},
+		{"table of the kernel", director("table = 254"), []string{
+			`director: table: 254 is taken: want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`}},
 		{"queues negative", director("queues = -1"), []string{`director: queues: -1 is out of range: want 0 (one per CPU) to 256`}},
 		{"queues many", director("queues = 257"), []string{`director: queues: 257 is out of range: want 0 (one per CPU) to 256`}},
 		{"queues type", director(`queues = "4"`), []string{`director: queues: "4" is of the wrong type: want 0 (one per CPU) to 256`}},

@@ -41,7 +41,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Encaps:    readEncaps(t),
 		EncapPort: readEncapPort(t),
 		MSS:       readMSS(t),
-		Table:     readTable(t),
+		Table:     readTable(t, 30323),
 		Control:   t.socket("control", "/run/vstun/realserver.sock"),
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
@@ -141,11 +141,11 @@ func readMSS(t *table) int {
 	return int(n)
 }
 
-// readTable reads the number of the first of the two routing tables for replies. The tables 253 (default), 254 (main) and
+// readTable reads the number of the first of two routing tables of a program's own. The tables 253 (default), 254 (main) and
 // 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
-func readTable(t *table) int {
+func readTable(t *table, byDefault int) int {
 	const want = "1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own"
-	n := t.integer("table", 30323, 1, maxTable, want)
+	n := t.integer("table", byDefault, 1, maxTable, want)
 	if n >= 252 && n <= 255 {
 		t.faultAt("table", "%d is taken: want %s", n, want)
 	}

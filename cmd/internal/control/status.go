@@ -29,6 +29,7 @@ type DirectorStatus struct {
 	Waiting       int               `json:"waiting"`  // fragments that wait for the rest of their packets: neither sent nor refused yet
 	Connections   Connections       `json:"connections"`
 	Services      []Service         `json:"services"`
+	Checks        Checks            `json:"checks"`
 	Leaving       Leaving           `json:"leaving"`
 	Configuration Configuration     `json:"configuration"`
 	Overruns      uint64            `json:"overruns"`             // packets that the kernel dropped because the director was too slow

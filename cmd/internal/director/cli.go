@@ -43,7 +43,13 @@ func Command() *cobra.Command {
 			if err != nil {
 				return daemon.Checked{}, err
 			}
-			return daemon.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: cfg.Warnings,
+			warnings := cfg.Warnings
+			if warn, err := warning(file, cfg); err != nil {
+				return daemon.Checked{}, err
+			} else if warn != "" {
+				warnings = append(warnings, warn)
+			}
+			return daemon.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: warnings,
 				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg) }}, nil
 		})),
 		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
@@ -61,7 +67,8 @@ func Command() *cobra.Command {
 			if err != nil {
 				return nil, err
 			}
-			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
+			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) },
+				Checks: func() (control.Checks, error) { return checksOf(cfg) }}).Examine(ctx)
 		})),
 		withFile(control.SetCommand(socket)),
 		withFile(control.DrainCommand(socket)),

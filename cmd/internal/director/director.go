@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,12 +43,13 @@ type director struct {
 	http    *metrics.Server
 	table   *conntab.Table
 	device  *tundev.Device
-	errors  []io.Closer // ICMP errors about tunnel packets, for the kernel to learn from
+	local   *tundev.Device // for what this host itself sends to VIPs
+	errors  []io.Closer    // ICMP errors about tunnel packets, for the kernel to learn from
 	senders []io.Closer
 	shared  *forward.Shared
 	bal     *balancer.Balancer
-	workers []*forward.Worker
-	relays  []*forward.Relay // of ICMP errors about tunnel packets
+	workers []*forward.Worker // one for each queue of device, then that of local
+	relays  []*forward.Relay  // of ICMP errors about tunnel packets
 
 	reloads   sync.Mutex                            // one after the other
 	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
@@ -64,6 +64,8 @@ type director struct {
 	loose     []string                    // devices whose reverse-path filter must not be strict
 
 	monitor  *health.Monitor
+	limit    int // of descriptors
+	room     int // of them for checks
 	notifier *health.Notifier
 	pinger   *prober.Pinger
 	known    atomic.Pointer[ways] // for probes
@@ -100,7 +102,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d.table = conntab.New(tableConfig(cfg.Connections))
-	d.bal = balancer.New(d.table, cfg.Queues, balancerOptions(cfg.Connections))
+	d.bal = balancer.New(d.table, cfg.Queues+1, balancerOptions(cfg.Connections))
 	d.shared.SetSilent(cfg.Silent)
 	d.shared.SetNoResets(cfg.NoResets)
 	if err = d.openRelays(); err != nil {
@@ -132,6 +134,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.senders = append(d.senders, u)
 		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
 	}
+	if err = d.openLocal(); err != nil {
+		return nil, err
+	}
 	d.monitor = health.New(d.healthChanged)
 	d.notifier = health.NewNotifier(func(err error) { d.log.Error("somebody is not told of a change of health", "error", err) })
 	d.notifier.Set(health.Notify(cfg.Notify))
@@ -143,7 +148,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}
 	d.monitor.Begin()
 	d.loose = d.known.Load().answersBy(cfg)
-	if err := d.network.Set(d.machine(cfg.TUN, vips(cfg))); err != nil {
+	if err := d.network.Set(d.machine(vips(cfg))); err != nil {
 		return nil, err
 	}
 	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
@@ -154,6 +159,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		d.log.Warn("a reload can't read the configuration file: let the user read it as whom the director runs: even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
 	}
 	daemon.LogWarnings(d.log, cfg.Warnings)
+	d.limit = descriptorLimit()
+	d.room = roomForChecks(d.limit, openDescriptors())
+	d.monitor.SetRoom(d.room)
+	d.warnOfChecks()
 	limitGarbage()
 	return d, nil
 }
@@ -193,55 +202,6 @@ func limitGarbage() {
 
 // udpPorts is the number of source ports that a worker has for tunnels over UDP: routers and network cards on the way spread flows by them.
 const udpPorts = 16
-
-// machine is the state of the machine that the director needs.
-func (d *director) machine(tun string, vips []netip.Addr) routing.State {
-	s := network(tun, vips)
-	s.Loose = d.loose
-	return s
-}
-
-// network is the state of the machine that cfg needs: the VIPs lead into the TUN device. Its MTU is the largest, since the director itself
-// knows what fits each tunnel.
-func network(tun string, vips []netip.Addr) routing.State {
-	s := routing.State{Links: []routing.Link{{Name: tun, MTU: 65535, TxQueueLen: 1000, Up: true}}}
-	device := "net/ipv6/conf/" + tun
-	if slices.ContainsFunc(vips, netip.Addr.Is6) {
-		s.Sysctls = []routing.Sysctl{
-			{Key: device + "/addr_gen_mode", Value: "1", Cosmetic: true}, // no address, with which the kernel would look for neighbours that are not there
-			{Key: device + "/accept_ra", Value: "0", Cosmetic: true},
-			{Key: device + "/disable_ipv6", Value: "0"},
-			{Key: "net/ipv6/conf/all/forwarding", Value: "1"}, // what comes in for a VIP goes on into the device
-		}
-	} else {
-		s.Sysctls = []routing.Sysctl{{Key: device + "/disable_ipv6", Value: "1", Optional: true, Cosmetic: true}} // likewise
-	}
-	if slices.ContainsFunc(vips, netip.Addr.Is4) {
-		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv4/ip_forward", Value: "1"})
-	}
-	for _, vip := range vips {
-		dst := netip.PrefixFrom(vip, vip.BitLen())
-		s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: tun},
-			// Should the device go before its route comes back, by a kill: else the default route leads the VIP's packets back to the
-			// router, which sends them here again.
-			routing.Route{Dst: dst, Unreachable: true, Metric: lastResort})
-	}
-	return s
-}
-
-// sysctls lists what must be set before a director with cfg starts on a machine whose /proc/sys is read-only.
-func sysctls(cfg *config.Director) ([]routing.Sysctl, error) {
-	to, err := routing.Paths(append(addressees(cfg), somewhere4, somewhere6))
-	if err != nil {
-		return nil, err
-	}
-	s := network(cfg.TUN, vips(cfg))
-	s.Loose = (&ways{to: to, sources: cfg.Source}).answersBy(cfg)
-	return routing.Presets(s), nil
-}
-
-// lastResort is the metric of a route that is used when there is no other.
-const lastResort = 4294967294
 
 // now is the time in the connection table's unit.
 func (d *director) now() conntab.Ticks {
@@ -326,6 +286,9 @@ func (d *director) closeIO() error {
 	var errs []error
 	if d.device != nil {
 		errs = append(errs, d.device.Close())
+	}
+	if d.local != nil {
+		errs = append(errs, d.local.Close())
 	}
 	for _, s := range d.senders {
 		errs = append(errs, s.Close())

@@ -24,7 +24,8 @@ func (d *director) serveHTTP() daemon.Task {
 	for _, w := range d.workers {
 		batches = append(batches, w.Batches())
 	}
-	d.http.Handle("/metrics", metrics.Director(d.status, batches))
+	clients, local := batches[:d.cfg.Queues], batches[d.cfg.Queues]
+	d.http.Handle("/metrics", metrics.Director(d.status, clients, local))
 	d.http.Handle("/status", control.JSON(func() (any, error) { return d.status(), nil }))
 	p := page.New(d.status)
 	d.http.Handle("/", p.Handler())

@@ -16,10 +16,12 @@ import (
 
 // preflight finds what would stop the director, without touching the machine.
 func preflight(cfg *config.Director) error {
-	if taken, err := routing.LinkExists(cfg.TUN); err != nil {
-		return err
-	} else if taken {
-		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
+	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
+		if taken, err := routing.LinkExists(name); err != nil {
+			return err
+		} else if taken {
+			return fmt.Errorf("TUN device %s: there is a device of this name: set another tun, or remove it (ip link del %s)", name, name)
+		}
 	}
 	if need, have := conntab.Bytes(cfg.Connections.Max), availableMemory(); need > have {
 		return fmt.Errorf("connections.max = %d needs up to %d MB of memory, and this machine has %d MB to spare: set a smaller one", cfg.Connections.Max, need>>20, have>>20)

@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/routing"
 )
 
 // reload reads the configuration file again and puts it in force, and returns what has changed. A fault changes nothing. The log says
@@ -28,6 +29,10 @@ func (d *director) reload() ([]control.Change, error) {
 	}
 	if err == nil {
 		err = d.apply(cfg)
+	}
+	if errors.Is(err, routing.ErrClosed) {
+		d.log.Info("reload given up: the director is ending")
+		return nil, errors.New("nothing changed: the director is ending")
 	}
 	if err != nil {
 		d.log.Error("reload: nothing changed", "file", d.file, "error", err)
@@ -84,10 +89,10 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	want := vips(cfg)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.network.Set(d.machine(d.cfg.TUN, was)))
+			err = errors.Join(err, d.network.Set(d.machine(unique(was))))
 		}
 	}()
-	if err := d.network.Set(d.machine(cfg.TUN, unique(slices.Concat(was, want)))); err != nil {
+	if err := d.network.Set(d.machine(unique(slices.Concat(was, want)))); err != nil {
 		return err
 	}
 	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
@@ -107,6 +112,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	d.notifier.Set(health.Notify(cfg.Notify))
 	d.releaseVIPs()
 	d.loosen()
+	d.warnOfChecks()
 	return nil
 }
 
@@ -118,7 +124,7 @@ func (d *director) sameProgram(cfg *config.Director) error {
 		name    string
 		changed bool
 	}{
-		{"tun", was.TUN != is.TUN}, {"queues", was.Queues != is.Queues}, {"offload", was.Offload != is.Offload}, {"control", was.Control != is.Control},
+		{"tun", was.TUN != is.TUN}, {"table", was.Table != is.Table}, {"queues", was.Queues != is.Queues}, {"offload", was.Offload != is.Offload}, {"control", was.Control != is.Control},
 		{"log", was.Log != is.Log}, {"connections", was.Connections != is.Connections},
 	} {
 		if k.changed {

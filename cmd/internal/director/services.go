@@ -2,6 +2,7 @@ package director
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -219,7 +220,9 @@ func (d *director) releaseVIPs() {
 	if len(still) == len(d.leftVIPs) {
 		return
 	}
-	if err := d.network.Set(d.machine(d.cfg.TUN, slices.Concat(vips(d.cfg), still))); err != nil {
+	if err := d.network.Set(d.machine(slices.Concat(vips(d.cfg), still))); errors.Is(err, routing.ErrClosed) {
+		return // the director is ending
+	} else if err != nil {
 		d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)
 		return
 	}

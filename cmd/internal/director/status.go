@@ -11,13 +11,14 @@ import (
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
 	"vstun/routing"
+	"vstun/tundev"
 )
 
 // status is what the control socket answers.
 func (d *director) status() control.DirectorStatus {
 	var t packet.Tally
 	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(d.start).Seconds(),
-		TUN: d.device.Name(), Queues: len(d.workers), Offloads: d.device.Offloads(),
+		TUN: d.device.Name(), Queues: d.cfg.Queues, Offloads: d.device.Offloads(),
 		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(), HalfOpenMax: d.table.HalfOpenMax(),
 			Evicted: d.table.Evicted()}}
 	for _, w := range d.workers {
@@ -34,6 +35,7 @@ func (d *director) status() control.DirectorStatus {
 	st.Services = d.servicesStatus(time.Now())
 	st.Resets = t.Resets
 	st.Overruns = d.overruns()
+	st.Checks = d.checks()
 	st.Configuration = d.configuration()
 	st.Waiting = d.shared.Waiting()
 	st.Leaving = leaving(d.bal.Leaving())
@@ -80,10 +82,11 @@ func byName(cfg *config.Director) map[string]*config.Service {
 }
 
 // overruns is the packets that the kernel dropped because no worker took them.
-func (d *director) overruns() uint64 {
-	n, err := routing.Dropped(d.device.Name())
-	if err != nil {
-		return 0
+func (d *director) overruns() (n uint64) {
+	for _, device := range []*tundev.Device{d.device, d.local} {
+		if dropped, err := routing.Dropped(device.Name()); err == nil {
+			n += dropped
+		}
 	}
 	return n
 }

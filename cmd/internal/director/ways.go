@@ -1,6 +1,7 @@
 package director
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -87,19 +88,26 @@ func (w *ways) answersBy(cfg *config.Director) []string {
 		}
 	}
 	slices.Sort(links)
-	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" || name == "lo" || name == cfg.TUN })
+	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" || name == "lo" || name == cfg.TUN || name == cfg.LocalTUN() })
 }
 
 // wayOf is how a realserver is checked, and a name for it that other ways to the same realserver don't have.
 func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Path, string) {
 	if r.Check == nil || r.Check.Direct {
-		return health.Direct{Pinger: d.pinger.Ping}, "direct"
+		return health.Direct{Pinger: d.pinger.Ping}, wayName(s, r)
+	}
+	address := r.Address
+	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: realserver(s, r, config.Sources{}, nil).Target(),
+		Source: func(vip netip.Addr) netip.Addr { return d.known.Load().source(vip, address) }}, wayName(s, r)
+}
+
+// wayName is the name of the way on which a realserver is checked.
+func wayName(s *config.Service, r *config.RealserverRef) string {
+	if r.Check == nil || r.Check.Direct {
+		return "direct"
 	}
 	t := realserver(s, r, config.Sources{}, nil).Target()
-	address := r.Address
-	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: t, Source: func(vip netip.Addr) netip.Addr {
-		return d.known.Load().source(vip, address)
-	}}, fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
+	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
 }
 
 // loosen makes the devices loose by which answers to checks come in, if they are others than before.
@@ -109,7 +117,9 @@ func (d *director) loosen() {
 		return
 	}
 	d.loose = links
-	if err := d.network.Set(d.machine(d.cfg.TUN, unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); err != nil {
+	if err := d.network.Set(d.machine(unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); errors.Is(err, routing.ErrClosed) {
+		return // the director is ending
+	} else if err != nil {
 		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)
 	}
 }

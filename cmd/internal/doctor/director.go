@@ -22,7 +22,8 @@ import (
 type Director struct {
 	File      string
 	Config    *config.Director
-	Obstacles func(running bool) error // what keeps it from starting, a line each; while it runs, what would from the next start on
+	Obstacles func(running bool) error       // what keeps it from starting, a line each; while it runs, what would from the next start on
+	Checks    func() (control.Checks, error) // what its checks need of the descriptors that it would have
 }
 
 // Examine examines the machine, and the ways to the realservers.
@@ -44,10 +45,17 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		{"neighbours", func(_ context.Context, e *exam) { e.neighbours(d.vips()) }},
 		{"ip_vs", func(_ context.Context, e *exam) { e.kernelServices(d.vips()) }},
 		{"routes", func(_ context.Context, e *exam) { e.realserverRoutes(d.Config) }},
+		{"descriptors", func(_ context.Context, e *exam) {
+			c, err := st.Checks, error(nil)
+			if !running || silence != nil {
+				c, err = d.Checks()
+			}
+			e.descriptors(c, err)
+		}},
 	}
 	if running {
 		checks = append(checks,
-			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.vips()) }})
+			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips()) }})
 	}
 	switch {
 	case silence != nil:
@@ -199,40 +207,17 @@ func brief(list []string) string {
 	return strings.Join(list, ", ")
 }
 
-// vipRoutes examines whether the VIPs' packets get to the director.
-func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
-	devices, err := routing.Devices()
-	if e.failed(err) {
-		return
-	}
-	at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == tun })
-	if at < 0 || !devices[at].Up {
-		e.find(Finding{Severity: Error, Where: tun, What: "the device is gone, or down", Why: "no packet gets to the director",
-			Fix: fmt.Sprintf("ip link set %s up", tun), Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
-		return
-	}
-	good := true
-	for _, vip := range vips {
-		hop, ok, err := routing.Lookup(vip, netip.Addr{})
-		if e.failed(err) {
-			return
-		}
-		if ok && hop.Link == tun {
-			continue
-		}
-		good = false
-		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it", Why: "its packets never get to the director",
-			Fix: fmt.Sprintf("ip route get %s; ip rule", vip), Remarks: []string{"remove the route or rule that leads elsewhere"}}
-		if ok {
-			f.What = fmt.Sprintf("its packets go to %s, not to %s", hop.Link, tun)
-			if hop.Gateway.IsValid() {
-				f.What = fmt.Sprintf("its packets go to %s by %s, not to %s", hop.Gateway, hop.Link, tun)
-			}
-		}
-		e.find(f)
-	}
-	if good {
-		e.fine("%s is up, and takes the packets of %d VIPs", tun, len(vips))
+// descriptors examines whether health checks get the descriptors that they need.
+func (e *exam) descriptors(c control.Checks, err error) {
+	switch {
+	case e.failed(err):
+	case c.Limit == 0:
+		e.skip("the program that runs is an older one, and does not say what its checks need")
+	case c.Short():
+		e.find(Finding{Severity: Warning, Where: "health checks", What: c.Shortage(),
+			Why: fmt.Sprintf("%d wait now", c.Waiting), Fix: "systemctl edit vstun-director", Remarks: []string{c.Fix()}})
+	default:
+		e.fine("%d for health checks, and room for %d", c.Needed, c.Room)
 	}
 }
 

@@ -110,10 +110,12 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 }
 
 func (s *site) refusals() []refusal {
-	device := func(h *lab.Host) error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = "vs0"
-		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	device := func(name string) func(*lab.Host) error {
+		return func(*lab.Host) error {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = name
+			return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+		}
 	}
 	remove := func(name string) func(*lab.Host) error {
 		return func(*lab.Host) error {
@@ -155,10 +157,13 @@ func (s *site) refusals() []refusal {
 	helped := func(role string) func(*exec.Cmd) *exec.Cmd {
 		return func(c *exec.Cmd) *exec.Cmd { return private(role, c) }
 	}
-	const table = 30323 // where the agent puts the routes of its replies
+	const table = 30323      // where the agent puts the routes of its replies
+	const localTable = 30325 // where the director puts the routes of its host's own packets
 	vs0 := []string{"vs0", "ip link del vs0"}
 	return []refusal{
-		{name: "device", machine: device, restore: remove("vs0"), says: vs0},
+		{name: "device", machine: device("vs0"), restore: remove("vs0"), says: vs0},
+		{name: "local-device", program: "director", machine: device("vs0-local"), restore: remove("vs0-local"),
+			says: []string{"vs0-local", "set another tun", "ip link del vs0-local"}},
 		{name: "vip-on-lo", program: "director", machine: address(netlink.AddrAdd, "lo"), restore: address(netlink.AddrDel, "lo"),
 			says: []string{s.VIP.String(), "lo", "ip addr del"}},
 		{name: "vip-on-eth0", machine: address(netlink.AddrAdd, "eth0"), restore: address(netlink.AddrDel, "eth0"),
@@ -168,6 +173,8 @@ func (s *site) refusals() []refusal {
 			says: []string{s.VIP.String(), "route"}},
 		{name: "table", program: "realserver", machine: route(netlink.RouteAdd, table), restore: route(netlink.RouteDel, table),
 			says: []string{"table 30323", "in use"}},
+		{name: "local-table", program: "director", machine: route(netlink.RouteAdd, localTable), restore: route(netlink.RouteDel, localTable),
+			says: []string{"30325"}, many: true},
 		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"), says: []string{"kernel0", "ip link set kernel0 down"}},
 		{name: "nobody", wrap: nobody, says: []string{"CAP_NET_ADMIN", "root"}},
 		{name: "no-tun", wrap: helped(withoutTUN), says: []string{"/dev/net/tun", "modprobe tun"}},
@@ -190,7 +197,7 @@ func TestSecondInstance(t *testing.T) {
 		config string
 	}{
 		{s.director, other.Replace(s.directorTOML(s.director.socket, "tun = \"vs1\"", service{"tcp", "80", "wrr", []int{1}}))},
-		{s.agents[0], other.Replace(s.agentTOML(s.agents[0].socket, "tun = \"vs1\"\ntable = 30324"))},
+		{s.agents[0], other.Replace(s.agentTOML(s.agents[0].socket, "tun = \"vs1\"\ntable = 30325"))},
 	} {
 		path := filepath.Join(t.TempDir(), "second.toml")
 		if err := os.WriteFile(path, []byte(c.config), 0o644); err != nil {

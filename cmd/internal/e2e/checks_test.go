@@ -305,8 +305,9 @@ func TestRefusedReloadKeepsHealth(t *testing.T) {
 	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "192.0.2.99") {
 		t.Fatalf("reload: %+v", got)
 	}
+	least := time.Since(begin).Seconds() // before the director is asked
 	r := s.director.balance().Services[0].Realservers[0]
-	if least := time.Since(begin).Seconds(); r.Health != "up" || r.Check.Since < least {
+	if r.Health != "up" || r.Check.Since < least {
 		t.Errorf("after the reload it is %s, for %v s, want up for %v s or more", r.Health, r.Check.Since, least)
 	}
 	s.mustParrot(80, "web1")

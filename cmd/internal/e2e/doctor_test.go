@@ -323,7 +323,9 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(), "answers ARP", "arp_ignore=1"}},
 		symptom{"tunnels", []string{"no answer from " + near.String() + " comes back"}}) // the router drops what comes from an address of its own
 	s.shell(s.Router, "ip addr del 10.0.2.80/32 dev director")
-	s.shell(s.Director, "ip rule del priority 100; ip addr add "+s.VIP.String()+"/32 dev lo")
+	s.shell(s.Director, "ip rule del priority 100; ip rule add iif lo to "+s.VIP.String()+" lookup 100 priority 5")
+	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, not to vs0-local", "ip rule"}})
+	s.shell(s.Director, "ip rule del priority 5; ip addr add "+s.VIP.String()+"/32 dev lo")
 	asks = s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
 	s.director.mustName(
 		symptom{"start", []string{s.VIP.String(), "lo", "ip addr del"}}, symptom{"device", []string{s.VIP.String(), "its packets go to lo"}},

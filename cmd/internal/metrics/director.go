@@ -11,15 +11,17 @@ import (
 	"vstun/encap/packet"
 )
 
-// Director answers with the metrics of a director, of which status tells at each request, and batches what its workers count.
-func Director(status func() control.DirectorStatus, batches []*packet.Batches) http.Handler {
-	return handler(&director{status, batches})
+// Director answers with the metrics of a director, of which status tells at each request, and batches what its workers count; local is
+// that of the worker for the host's own packets.
+func Director(status func() control.DirectorStatus, batches []*packet.Batches, local *packet.Batches) http.Handler {
+	return handler(&director{status, batches, local})
 }
 
 // director collects a director's metrics.
 type director struct {
 	status  func() control.DirectorStatus
 	batches []*packet.Batches
+	local   *packet.Batches
 }
 
 var (
@@ -116,6 +118,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	}
 	sendDrops(ch, directorDrops, directorReason, st.Drops)
 	sendBatches(ch, directorBatches, c.batches)
+	sendBatch(ch, directorBatches, "local", c.local)
 	for i := range st.Services {
 		sendService(ch, &st.Services[i])
 	}

@@ -95,18 +95,23 @@ func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(pa
 	}
 }
 
-// sendBatches sends a histogram of the sizes of batches for each queue. A queue's sum is the packets that were read from it.
+// sendBatches sends a histogram of the sizes of batches for each queue.
 func sendBatches(ch chan<- prometheus.Metric, desc *prometheus.Desc, queues []*packet.Batches) {
 	for i, q := range queues {
-		var count, sum uint64
-		buckets := map[float64]uint64{}
-		for n, times := range q.Read() {
-			count += times
-			sum += times * uint64(n)
-			if n > 0 && n&(n-1) == 0 { // 1, 2, 4, … MaxBatch
-				buckets[float64(n)] = count
-			}
-		}
-		ch <- prometheus.MustNewConstHistogram(desc, count, float64(sum), buckets, strconv.Itoa(i))
+		sendBatch(ch, desc, strconv.Itoa(i), q)
 	}
+}
+
+// sendBatch sends the histogram of a queue. Its sum is the packets that were read from it.
+func sendBatch(ch chan<- prometheus.Metric, desc *prometheus.Desc, queue string, q *packet.Batches) {
+	var count, sum uint64
+	buckets := map[float64]uint64{}
+	for n, times := range q.Read() {
+		count += times
+		sum += times * uint64(n)
+		if n > 0 && n&(n-1) == 0 { // 1, 2, 4, … MaxBatch
+			buckets[float64(n)] = count
+		}
+	}
+	ch <- prometheus.MustNewConstHistogram(desc, count, float64(sum), buckets, queue)
 }

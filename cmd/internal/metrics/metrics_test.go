@@ -116,7 +116,7 @@ func someBatches() []*packet.Batches {
 
 // handlers answer for each program, with something everywhere.
 func handlers() map[string]http.Handler {
-	return map[string]http.Handler{"director": Director(fullDirector, someBatches()), "realserver": Realserver(fullRealserver, someBatches())}
+	return map[string]http.Handler{"director": Director(fullDirector, someBatches(), someBatches()[1]), "realserver": Realserver(fullRealserver, someBatches())}
 }
 
 func TestDirector(t *testing.T) {
@@ -153,6 +153,7 @@ func TestDirector(t *testing.T) {
 		"vstun_director_batch_packets{queue=0} le=32":                                           4,
 		"vstun_director_batch_packets{queue=0} le=64":                                           6,
 		"vstun_director_batch_packets{queue=1} count":                                           0,
+		"vstun_director_batch_packets{queue=local} count":                                       0,
 		"vstun_service_up{" + web + "}":                                                         1,
 		"vstun_service_quorum{" + web + "}":                                                     2,
 		"vstun_service_up_weight{" + web + "}":                                                  3,
@@ -213,7 +214,7 @@ func TestLint(t *testing.T) {
 			t.Errorf("%s: %v %v", name, problems, err)
 		}
 	}
-	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches()}, &agent{fullRealserver, someBatches()}} {
+	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches(), someBatches()[1]}, &agent{fullRealserver, someBatches()}} {
 		r := prometheus.NewPedanticRegistry()
 		r.MustRegister(c)
 		if _, err := r.Gather(); err != nil {
@@ -225,7 +226,7 @@ func TestLint(t *testing.T) {
 // TestServicesThatLeftAreForgotten scrapes before and after a reload.
 func TestServicesThatLeftAreForgotten(t *testing.T) {
 	st := fullDirector()
-	h := Director(func() control.DirectorStatus { return st }, nil)
+	h := Director(func() control.DirectorStatus { return st }, nil, new(packet.Batches))
 	if !strings.Contains(ask(t, h), `service="web"`) {
 		t.Error("the service is not there")
 	}
@@ -298,7 +299,7 @@ func manyRealservers() control.DirectorStatus {
 // TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches())
+	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
 	}
@@ -306,7 +307,7 @@ func TestManyRealservers(t *testing.T) {
 
 func BenchmarkScrape(b *testing.B) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches())
+	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.SetBytes(int64(len(ask(b, h))))

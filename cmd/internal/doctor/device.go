@@ -1,0 +1,125 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"vstun/routing"
+)
+
+// vipRoutes examines whether the VIPs' packets get to the director: those from the network by the device tun, those that this host itself
+// sends, as its health checks do, by the device local.
+func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
+	devices, err := routing.Devices()
+	if e.failed(err) {
+		return
+	}
+	for _, name := range []string{tun, local} {
+		at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == name })
+		if at >= 0 && devices[at].Up {
+			continue
+		}
+		why := "no packet gets to the director"
+		if name == local {
+			why = "health checks share the clients' queues: a flood fails them"
+		}
+		e.find(Finding{Severity: Error, Where: name, What: "the device is gone, or down", Why: why,
+			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-director", name)})
+	}
+	if len(e.findings) > 0 {
+		return
+	}
+	good := true
+	for _, vip := range vips {
+		for _, p := range e.paths(tun, local, vip, devices) {
+			hop, ok, err := p.lookup()
+			if e.failed(err) {
+				return
+			}
+			if ok && hop.Link == p.device {
+				continue
+			}
+			good = false
+			f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it" + p.of, Why: p.why, Mend: p.mend}
+			if ok {
+				f.What = fmt.Sprintf("%s go to %s, not to %s", p.packets, hop.Link, p.device)
+				if hop.Gateway.IsValid() {
+					f.What = fmt.Sprintf("%s go to %s by %s, not to %s", p.packets, hop.Gateway, hop.Link, p.device)
+				}
+			}
+			e.find(f)
+			break // what leads the one astray leads the other
+		}
+	}
+	if good {
+		e.fine("%s is up, and takes the packets of %d VIPs; %s takes this host's own", tun, len(vips), local)
+	}
+}
+
+// vipPath is a way on which packets come to a VIP.
+type vipPath struct {
+	lookup  func() (routing.Hop, bool, error)
+	device  string // that they must get to
+	packets string
+	of      string // " for …", where it is not all packets
+	why     string // it matters
+	mend    string
+}
+
+// paths are the ways on which packets come to vip: from the network, as far as the kernel can be asked, and from this host.
+func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device) (all []vipPath) {
+	mend := fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)
+	if from, link, ok := visitor(vip.Is6(), devices); ok {
+		all = append(all, vipPath{
+			lookup: func() (routing.Hop, bool, error) { return routing.LookupForwarded(vip, from, link) },
+			device: tun, packets: "its packets", why: "its packets never get to the director",
+			mend: fmt.Sprintf("ip route get %s from %s iif %s; ip rule  # take away what leads elsewhere", vip, from, link),
+		})
+	}
+	if routing.HasRules(vip.Is6()) {
+		all = append(all, vipPath{
+			lookup: func() (routing.Hop, bool, error) { return routing.Lookup(vip, netip.Addr{}) },
+			device: local, packets: "this host's own packets", of: " for this host's own packets",
+			why: "health checks fail, or share the clients' queues", mend: mend,
+		})
+	}
+	return all
+}
+
+// visitor is the address of a client, and the device by which its packets come in and are forwarded: by the default route, or from a subnet of
+// this host. Of a device that doesn't forward the kernel says nothing, but see forwarding.
+func visitor(six bool, devices []routing.Device) (from netip.Addr, link string, ok bool) {
+	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && forwards(hop.Link, six) {
+		return outside[six], hop.Link, true
+	}
+	for _, d := range devices {
+		for _, p := range d.Addrs {
+			if near := neighbour(p); d.Up && !d.Loopback && p.Addr().Is6() == six && p.Addr().IsGlobalUnicast() && near.IsValid() &&
+				forwards(d.Name, six) {
+				return near, d.Name, true
+			}
+		}
+	}
+	return netip.Addr{}, "", false
+}
+
+// neighbour is another address of a subnet than that of this host; the zero Addr where there is none.
+func neighbour(p netip.Prefix) netip.Addr {
+	for _, a := range []netip.Addr{p.Addr().Next(), p.Addr().Prev()} {
+		if a.IsValid() && p.Contains(a) && a != p.Masked().Addr() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// forwards reports whether the kernel forwards what comes in by a device.
+func forwards(link string, six bool) bool {
+	key := "net/ipv4/conf/" + link + "/forwarding"
+	if six {
+		key = "net/ipv6/conf/" + link + "/forwarding"
+	}
+	value, err := routing.ReadSysctl(key)
+	return err == nil && value == "1"
+}

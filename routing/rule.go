@@ -1,0 +1,128 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// loopback is the device by which packets come in that this host itself sends, as the kernel's rules see it.
+const loopback = "lo"
+
+func (r Rule) record() ruleRecord {
+	rec := ruleRecord{Priority: r.Priority, From: netip.IPv4Unspecified(), Local: true, Table: r.Table}
+	if r.IPv6 {
+		rec.From = netip.IPv6Unspecified()
+	}
+	return rec
+}
+
+// String names the rule as `ip rule` does.
+func (r ruleRecord) String() string {
+	from := "from " + r.From.String()
+	if r.Local {
+		from = "from all iif " + loopback
+		if r.From.Is6() {
+			from = "-6 " + from
+		}
+	}
+	if r.Link != "" {
+		from += " oif " + r.Link
+	}
+	return fmt.Sprintf("%s lookup %d priority %d", from, r.Table, r.Priority)
+}
+
+// planRules plans State.Rules, whose routes are planned by planRoutes.
+func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRecord]bool, snap snapshot) (steps []step, next []ruleRecord, err error) {
+	var errs []error
+	var recs []ruleRecord
+	for _, w := range want {
+		rec := w.record()
+		recs = append(recs, rec)
+		var theirs []string
+		for key, have := range snap.routes {
+			if key.in() != rec.in() {
+				continue
+			}
+			for _, r := range foreign(have, ownRoutes[key]) {
+				if r.Protocol != Protocol { // another program of ours shares the table
+					theirs = append(theirs, key.Dst.String())
+				}
+			}
+		}
+		if len(theirs) > 0 {
+			// The same one every time: Watch logs a text once.
+			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty it (ip route flush table %d)",
+				w.Table, slices.Min(theirs), w.Table))
+		}
+	}
+	steps, next = m.stepsForRules(recs, own, snap)
+	return steps, next, errors.Join(errs...)
+}
+
+// stepsForRules adds the rules that are not there. Of those that are there, next has the ones that are ours.
+func (m *Manager) stepsForRules(want, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord) {
+	mine := setOf(own)
+	for _, rec := range want {
+		proto, there := snap.plain[rec]
+		switch {
+		case !there:
+			next = append(next, rec)
+			steps = append(steps, step{
+				what: "ip rule add " + rec.String(),
+				name: "rule " + rec.String(), old: "none", new: "present", recorded: mine[rec],
+				do: func() error { return m.nl.RuleAdd(rec.kernel()) },
+			})
+		case proto == Protocol && mine[rec]:
+			next = append(next, rec)
+		}
+	}
+	return steps, next
+}
+
+func (r ruleRecord) in() table { return table{family(r.From), r.Table} }
+
+func (r ruleRecord) kernel() *netlink.Rule {
+	k := netlink.NewRule()
+	k.Family, k.Priority, k.Table, k.Protocol = family(r.From), r.Priority, r.Table, Protocol
+	if r.Local {
+		k.IifName = loopback
+	} else {
+		k.Src, k.OifName = ipNet(hostPrefix(r.From)), r.Link
+	}
+	return k
+}
+
+// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, a device or none, or iif lo,
+// and one table.
+func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
+	rec := ruleRecord{Priority: have.Priority, Table: have.Table}
+	if src := prefixOf(have.Src); src.IsSingleIP() {
+		rec.From, rec.Link = src.Addr(), have.OifName
+	} else if rec.Local = have.Src == nil && have.IifName == loopback; rec.Local {
+		rec.From = netip.IPv4Unspecified()
+		if have.Family == unix.AF_INET6 {
+			rec.From = netip.IPv6Unspecified()
+		}
+	} else {
+		return rec, false
+	}
+	plain := *rec.kernel()
+	plain.Protocol = have.Protocol
+	return rec, reflect.DeepEqual(plain, have)
+}
+
+func (m *Manager) undoRule(r ruleRecord, snap snapshot) error {
+	if snap.plain[r] != Protocol {
+		return nil
+	}
+	if err := m.nl.RuleDel(r.kernel()); err != nil && !isGone(err) {
+		return fmt.Errorf("ip rule del %s: %w", r, err)
+	}
+	return nil
+}

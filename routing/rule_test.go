@@ -1,0 +1,137 @@
+package routing
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	localVIP4, localClient4 = netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.1.0.7")
+	localVIP6, localClient6 = netip.MustParseAddr("2001:db8:100::80"), netip.MustParseAddr("fd00:1::7")
+)
+
+// localState sends VIPs of both families into vs0, and what this host itself sends to them into vs1.
+func localState() State {
+	s := State{
+		Sysctls: []Sysctl{{Key: "net/ipv4/ip_forward", Value: "1"}, {Key: "net/ipv6/conf/all/forwarding", Value: "1"}},
+		Links:   []Link{{Name: "vs0", Up: true}, {Name: "vs1", Up: true}},
+		Rules:   []Rule{{Table: 5081, Priority: 10}, {IPv6: true, Table: 5081, Priority: 10}},
+	}
+	for _, vip := range []netip.Addr{localVIP4, localVIP6} {
+		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"}, Route{Dst: hostPrefix(vip), Link: "vs1", Table: 5081})
+	}
+	return s
+}
+
+// newLocalHost is newHost with IPv6 and a second TUN device.
+func newLocalHost(t *testing.T) {
+	t.Helper()
+	newHost(t)
+	// No address that the kernel makes by itself, in its own time.
+	for _, link := range []string{"default", "east", "west", "vs0"} {
+		setSysctl(t, "net/ipv6/conf/"+link+"/addr_gen_mode", "1")
+	}
+	for _, key := range []string{"all/disable_ipv6", "default/disable_ipv6", "east/disable_ipv6", "lo/disable_ipv6", "vs0/disable_ipv6"} {
+		setSysctl(t, "net/ipv6/conf/"+key, "0")
+	}
+	addAddr(t, "east", "fd00:1::1/64")
+	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs1"), Mode: netlink.TUNTAP_MODE_TUN}))
+	eventually(t, "the host has its IPv6 address", func() bool {
+		hop, ok, err := Lookup(localClient6, netip.Addr{})
+		return err == nil && ok && hop.Source == netip.MustParseAddr("fd00:1::1")
+	})
+}
+
+// mustLead wants that what the host itself sends to the VIPs goes into one device, and what it forwards into vs0.
+func mustLead(t *testing.T, when, local string) {
+	t.Helper()
+	for vip, client := range map[netip.Addr]netip.Addr{localVIP4: localClient4, localVIP6: localClient6} {
+		if hop, ok, err := Lookup(vip, netip.Addr{}); err != nil || !ok || hop.Link != local {
+			t.Errorf("%s: what this host sends to %v goes to %+v, %v, %v; want %s", when, vip, hop, ok, err, local)
+		}
+		if hop, ok, err := LookupForwarded(vip, client, "east"); err != nil || !ok || hop.Link != "vs0" {
+			t.Errorf("%s: what comes in for %v goes to %+v, %v, %v; want vs0", when, vip, hop, ok, err)
+		}
+	}
+}
+
+func TestRules(t *testing.T) {
+	newLocalHost(t)
+	// Another rule of that priority, and one that comes later, as hosts with several uplinks have it.
+	for _, r := range []ruleRecord{{Priority: 10, From: netip.MustParseAddr("192.0.2.1"), Table: 77},
+		{Priority: 100, From: netip.MustParseAddr("10.1.0.1"), Table: 78}} {
+		rule := r.kernel()
+		rule.Protocol = unix.RTPROT_STATIC
+		must(t, netlink.RuleAdd(rule))
+	}
+	before := machineState(t)
+	m := open(t)
+	must(t, m.Set(localState()))
+	mustLead(t, "set", "vs1")
+	up := machineState(t)
+	if n, err := m.mend(); n != 0 || err != nil {
+		t.Errorf("mending made %d changes, %v", n, err)
+	}
+
+	for _, r := range localState().Rules {
+		must(t, netlink.RuleDel(r.record().kernel()))
+	}
+	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("198.51.100.80/32"), Table: 5081, Scope: unix.RT_SCOPE_NOWHERE}))
+	mustLead(t, "without rules", "vs0")
+	if n, err := m.mend(); n != 3 || err != nil {
+		t.Errorf("mending made %d changes, %v; want 3", n, err)
+	}
+	mustLead(t, "mended", "vs1")
+	sameState(t, up, machineState(t))
+
+	less := localState()
+	less.Rules, less.Routes = less.Rules[1:], less.Routes[2:]
+	must(t, m.Set(less))
+	if hop, ok, err := Lookup(localVIP4, netip.Addr{}); err != nil || ok && (hop.Link == "vs0" || hop.Link == "vs1") {
+		t.Errorf("a VIP that has left: %+v, %v, %v", hop, ok, err)
+	}
+	must(t, m.Set(localState()))
+	mustLead(t, "set again", "vs1")
+	must(t, m.Close())
+	sameState(t, before, machineState(t))
+}
+
+// TestRulesTableOfOthers: what somebody else has in the table would lead all that this host sends.
+func TestRulesTableOfOthers(t *testing.T) {
+	newLocalHost(t)
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5081, Protocol: unix.RTPROT_STATIC}))
+	before := machineState(t)
+	err := open(t).Set(localState())
+	if err == nil || !strings.Contains(err.Error(), "routing table 5081 is in use: it has a route for 192.0.2.0/24") {
+		t.Errorf("error %v", err)
+	}
+	sameState(t, before, machineState(t))
+}
+
+// TestRulesShared: two programs of this package may share a table, each with its own VIPs.
+func TestRulesShared(t *testing.T) {
+	newLocalHost(t)
+	before := machineState(t)
+	first, second := open(t), open(t)
+	must(t, first.Set(localState()))
+	other := localState()
+	other.Links = nil
+	other.Routes = []Route{{Dst: netip.MustParsePrefix("198.51.100.81/32"), Link: "vs1", Table: 5081}}
+	must(t, second.Set(other))
+	mustLead(t, "both", "vs1")
+	must(t, first.Close())
+	must(t, netlink.LinkSetUp(linkOf(t, "vs1")))
+	if n, err := second.mend(); n == 0 || err != nil { // the first one's rules, and the route that the device has lost
+		t.Errorf("mending made %d changes, %v", n, err)
+	}
+	if hop, ok, err := Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok || hop.Link != "vs1" {
+		t.Errorf("the other's VIP: %+v, %v, %v", hop, ok, err)
+	}
+	must(t, second.Close())
+	must(t, netlink.LinkSetDown(linkOf(t, "vs1")))
+	sameState(t, before, machineState(t))
+}
