@@ -11,8 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// everyRoute has an answer for each kind of route that `ip route` knows. %-words are: E and W the devices east and west.
-// A command with a leading "?" may be refused by a kernel without the feature: then its destinations don't count.
+// everyRoute has a case for each kind of route that `ip route` knows. A kernel without the feature may refuse a command
+// with a leading "?": then its destinations don't count.
 var everyRoute = []struct {
 	commands []string
 	dsts     []string
