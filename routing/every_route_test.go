@@ -1,18 +1,23 @@
 package routing
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
-// everyRoute has an answer for each kind of route that `ip route` knows. %-words are: E and W the devices east and west.
-// A command with a leading "?" may be refused by a kernel without the feature: then its destinations don't count.
+// everyRoute has a case for each kind of route that `ip route` knows. A kernel without the feature may refuse a command
+// with a leading "?": then its destinations don't count.
 var everyRoute = []struct {
 	commands []string
 	dsts     []string
@@ -362,5 +367,46 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 	sameWays(t, "the first gateway's device is down", dsts)
 	if w := answerWay(dsts[0]); !strings.Contains(w, "via 10.2.0.254") {
 		t.Errorf("answers go %s", w)
+	}
+}
+
+// TestAnswersTakeARouteThatCannotBeCopied: the kernel names the BPF program of a route, but takes only its descriptor. Answers take
+// the route all the same, and no less specific one.
+func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
+	newRoutedHost(t)
+	mustIP(t, "route add default via 10.2.0.254")
+	program := []uint64{0xb7, 0x95} // r0 = 0; exit
+	license := []byte("GPL\x00")
+	attr := struct {
+		kind, length     uint32
+		program, license uint64
+		rest             [6]uint64
+	}{kind: unix.BPF_PROG_TYPE_LWT_OUT, length: uint32(len(program)),
+		program: uint64(uintptr(unsafe.Pointer(&program[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(program)
+	runtime.KeepAlive(license)
+	if errno != 0 {
+		t.Skipf("needs a kernel with BPF: %v", errno)
+	}
+	defer unix.Close(int(fd))
+	encap := &netlink.BpfEncap{}
+	must(t, encap.SetProg(nl.LWT_BPF_OUT, int(fd), "drop"))
+	err := netlink.RouteAdd(&netlink.Route{Dst: cidr("100.74.0.0/24"), Gw: netip.MustParseAddr("10.1.0.9").AsSlice(), Encap: encap})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("needs a kernel with BPF tunnels")
+	}
+	must(t, err)
+	m := open(t)
+	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
+	must(t, m.Set(answers()))
+	if n, err := m.mend(); n != 0 || err != nil {
+		t.Errorf("mending made %d changes, %v", n, err)
+	}
+	if w := answerWay("100.74.0.1"); !strings.Contains(w, "encap bpf") || !strings.Contains(w, "via 10.1.0.9 ") {
+		t.Errorf("answers go %s", w)
+	}
+	if w := answerWay("100.75.0.1"); !strings.Contains(w, "via 10.2.0.254 ") || !strings.Contains(w, "table 5080") {
+		t.Errorf("other answers go %s", w)
 	}
 }

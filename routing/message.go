@@ -210,12 +210,6 @@ func (r route) prefix(attr uint16, bits uint8) netip.Prefix {
 	return netip.PrefixFrom(a, int(bits))
 }
 
-// gateway returns the address of the next hop of r's family, or the zero Addr.
-func (r route) gateway() netip.Addr {
-	a, _ := netip.AddrFromSlice(r.attrs[unix.RTA_GATEWAY])
-	return a
-}
-
 // metrics returns the values of RTA_METRICS by RTAX_….
 func (r route) metrics() attributes {
 	m, err := parseAttributes(r.attrs[unix.RTA_METRICS])

@@ -114,8 +114,9 @@ type Sysctl struct {
 // in step with it by Watch, with the MSS that TCP advertises lowered. Routes by devices of State.Links are left out, and so
 // are those that this package made.
 //
-// Copied are routes of type unicast, blackhole, unreachable, prohibit and throw, with all their metrics; nexthop
-// objects become plain nexthops. A lightweight tunnel (ip route … encap) is copied where it is mpls, seg6 or bpf.
+// Copied are all routes that have not expired, of every type, with all their attributes and in the kernel's order of
+// preference. Of a multipath route the hops by devices that are down are left out. Where the kernel does not let a route be
+// copied (ip route … encap bpf), a throw route leads to the main table.
 type Replies struct {
 	From     []netip.Addr
 	Table    int // 1–252, or above 255; must be empty

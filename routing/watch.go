@@ -55,8 +55,8 @@ func (m *Manager) Watch(ctx context.Context) error {
 	return follow(ctx, m.log, wake, failed, func() (int, error) {
 		defer signal(m.changed)
 		changes, err := m.mend()
-		if m.expiry > 0 {
-			expired.Reset(m.expiry)
+		if d := m.untilExpiry(); d > 0 {
+			expired.Reset(d)
 		}
 		return changes, err
 	})
@@ -141,6 +141,13 @@ func (m *Manager) mend() (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.reconcile(slog.LevelInfo)
+}
+
+// untilExpiry returns how long after the last pass the first copied route expires; 0: none does.
+func (m *Manager) untilExpiry() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.expiry
 }
 
 // changeLines bounds the lines that one pass logs of its changes; at level debug there is no bound.

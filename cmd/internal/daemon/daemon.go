@@ -99,7 +99,7 @@ func (e SignalError) Error() string { return unix.SignalName(e.Signal) }
 
 // Signals returns a context that ends with SIGTERM, SIGINT or one of more, and keeps SIGPIPE from ending the program. It is for the very
 // beginning of a program that changes the machine: from then on no signal but SIGKILL ends it before it has cleaned up, whoever reads
-// its log, or doesn't. The cause of the end is a SignalError.
+// its log, or doesn't. The cause of the context's end is a SignalError.
 func Signals(ctx context.Context, more ...os.Signal) (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a write to a closed pipe fails then, and no more
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -118,8 +118,8 @@ func Signals(ctx context.Context, more ...os.Signal) (context.Context, context.C
 	}
 }
 
-// Run runs tasks until ctx is cancelled or one of them fails, then cancels the others and waits for them. It returns the first failure,
-// which is the cause of the tasks' context. A task that ends by itself ends all.
+// Run runs tasks until ctx is cancelled or one of them fails, then cancels the others and waits for them. It returns
+// the first failure, which is the cause of the tasks' context. A task that ends by itself ends all.
 func Run(ctx context.Context, tasks ...Task) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
