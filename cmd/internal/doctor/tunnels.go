@@ -91,9 +91,16 @@ func (v *visit) look(ctx context.Context) {
 		v.silence(ctx, pings[0], direct)
 		return
 	}
+	accepted := v.accepted(ctx, func(vip *targetVIP) bool { return !vip.there && !lacks(agent, vip) })
 	for _, vip := range v.vips {
-		if !vip.there {
-			v.missing(ctx, vip, good, agent, direct.answered)
+		switch {
+		case vip.there:
+		case lacks(agent, vip):
+			v.lacking(vip)
+		case accepted[vip], good == nil && !direct.answered && len(vip.ports) == 0:
+			v.noPings()
+		default:
+			v.missing(vip, good, agent)
 		}
 	}
 	largest := 0
@@ -154,22 +161,28 @@ func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query
 	return all
 }
 
-// missing notes that a VIP does not answer pings through the tunnel, where another one does, or the agent answers. pings tells that the host does.
-func (v *visit) missing(ctx context.Context, vip, good *targetVIP, agent *query.Answer, pings bool) {
-	switch {
-	case agent != nil && int(agent.Total) <= len(agent.VIPs) && !slices.Contains(agent.VIPs, vip.addr):
-		v.lacking(vip)
-		return
-	case v.accepts(ctx, vip) || agent != nil && good == nil && !pings && len(vip.ports) == 0:
-		v.skip("%s: it answers through %s, but no pings: what its way takes is not known", v.where(), v.target.what(v.Kind))
-		return
-	}
+// lacks reports whether an agent that has answered does not have a VIP.
+func lacks(agent *query.Answer, vip *targetVIP) bool {
+	return agent != nil && len(agent.VIPs) >= int(agent.Total) && !slices.Contains(agent.VIPs, vip.addr)
+}
+
+// noPings notes that the host answers, but no pings.
+func (v *visit) noPings() {
+	v.skip("%s: it answers through %s, but no pings: what its way takes is not known", v.where(), v.target.what(v.Kind))
+}
+
+// missing notes that nothing comes back from a VIP, where another one answers, or the agent.
+func (v *visit) missing(vip, good *targetVIP, agent *query.Answer) {
 	f := Finding{Severity: v.grade(), Where: v.where(), On: v.Destination.String(), Fix: "realserver doctor"}
-	if agent == nil {
+	switch {
+	case agent != nil && slices.Contains(agent.VIPs, vip.addr):
+		f.What, f.Why = fmt.Sprintf("its agent accepts %s, and no answer from %s comes back", vip.addr, vip.addr), "requests arrive there, and clients hear nothing"
+	case good != nil:
 		f.What, f.Why = fmt.Sprintf("it answers for %s, and not for %s", good.addr, vip.addr), "its host does not take the VIP's packets, or its answers are dropped"
 		f.Causes = []string{fmt.Sprintf("%s is no address of its tunnel: in vips of realserver.toml, or on the kernel's tunnel device", vip.addr)}
-	} else {
-		f.What, f.Why = fmt.Sprintf("its agent accepts %s, and no answer from %s comes back", vip.addr, vip.addr), "requests arrive there, and clients hear nothing"
+	default:
+		f.What, f.Why = fmt.Sprintf("its agent answers, and nothing from %s comes back", vip.addr), "clients hear nothing"
+		f.Causes = []string{fmt.Sprintf("%s is not in its vips", vip.addr)}
 	}
 	f.Causes = append(f.Causes, "its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, a router's uRPF, rp_filter)",
 		"a firewall of its own drops what comes out of the tunnel, or the answers")
@@ -183,12 +196,22 @@ func (v *visit) lacking(vip *targetVIP) {
 		On: v.Destination.String(), Fix: applyRealserver, Remarks: []string{fmt.Sprintf("first add %q to vips in realserver.toml there", vip.addr)}})
 }
 
-// accepts reports whether a SYN to the VIP is answered.
-func (v *visit) accepts(ctx context.Context, vip *targetVIP) bool {
-	shots := v.syns(vip)
-	v.volley(ctx, shots...)
-	v.hangUp(vip, shots)
-	return slices.ContainsFunc(shots, func(s *shot) bool { return s.answered })
+// accepted returns which of the VIPs that are asked for answer a SYN.
+func (v *visit) accepted(ctx context.Context, asked func(*targetVIP) bool) map[*targetVIP]bool {
+	shots, some := map[*targetVIP][]*shot{}, map[*targetVIP]bool{}
+	var all []*shot
+	for _, vip := range v.vips {
+		if asked(vip) {
+			shots[vip] = v.syns(vip)
+			all = append(all, shots[vip]...)
+		}
+	}
+	v.volley(ctx, all...)
+	for vip, shots := range shots {
+		v.hangUp(vip, shots)
+		some[vip] = slices.ContainsFunc(shots, func(s *shot) bool { return s.answered })
+	}
+	return some
 }
 
 // syns makes a shot of a SYN for each port of the VIP that is asked for.
@@ -294,7 +317,7 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 		v.volley(ctx, direct)
 	}
 	if accepted { // whatever a kernel's own tunnel driver has said meanwhile
-		v.skip("%s: it answers through %s, but no pings: what its way takes is not known", v.where(), v.target.what(v.Kind))
+		v.noPings()
 		return
 	}
 	if v.otherwise(asked) {
@@ -338,7 +361,7 @@ func (v *visit) otherwise(asked []*shot) bool {
 	}
 	a := &asked[at].answer
 	f := Finding{Severity: v.grade(), Where: v.where(), Why: "its kernel refuses the tunnel's packets", On: v.Destination.String(), Fix: applyRealserver}
-	lacks := slices.IndexFunc(v.vips, func(vip *targetVIP) bool { return !slices.Contains(a.VIPs, vip.addr) && len(a.VIPs) == int(a.Total) })
+	lacking := slices.IndexFunc(v.vips, func(vip *targetVIP) bool { return lacks(a, vip) })
 	switch {
 	case !a.Has(v.Kind):
 		f.What = fmt.Sprintf("its agent does not accept %s", v.target.what(v.Kind))
@@ -348,8 +371,8 @@ func (v *visit) otherwise(asked []*shot) bool {
 		f.What = fmt.Sprintf("its agent accepts %s at UDP port %d, and not at %d", v.Kind, a.EncapPort, v.Port)
 		f.Remarks = []string{"first set the same encap_port there and here"}
 		v.find(f)
-	case lacks >= 0:
-		v.lacking(v.vips[lacks])
+	case lacking >= 0:
+		v.lacking(v.vips[lacking])
 	default:
 		for _, kind := range []encap.Kind{encap.KindGUE, encap.KindGRE, encap.KindIPIP} {
 			if a.Has(kind) && kind != v.Kind {
