@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"vstun/cmd/internal/words"
 )
 
 // patience is how long an examination may take; it takes a few seconds.
@@ -32,7 +34,7 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 				err = r.print(c.OutOrStdout(), verbose)
 			}
 			if err == nil && len(r.Findings) > 0 {
-				err = fmt.Errorf("doctor: errors: %d, warnings: %d", r.count(Error), r.count(Warning))
+				err = fmt.Errorf("doctor: %s, %s", words.Count(r.count(Error), "error"), words.Count(r.count(Warning), "warning"))
 			}
 			return err
 		}}

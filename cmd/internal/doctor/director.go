@@ -14,6 +14,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
 
@@ -211,7 +212,7 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 		e.find(f)
 	}
 	if good {
-		e.fine("%s is up, and takes the packets of %d VIPs", tun, len(vips))
+		e.fine("%s is up, and takes the packets of %s", tun, words.Count(len(vips), "VIP"))
 	}
 }
 
@@ -237,7 +238,7 @@ func (e *exam) health(st *control.DirectorStatus) {
 		}
 	}
 	if len(e.findings) == 0 {
-		e.fine("%d realservers are up, or not checked", up)
+		e.fine("up, or not checked: %s", words.Count(up, "realserver"))
 	}
 }
 
