@@ -22,7 +22,7 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	t := root.table("director", wantDirector)
 	d := &Director{
 		TUN:     t.device("tun"),
-		Table:   readTable(t, 30325),
+		Table:   readTable(t, 30325, 1),
 		Queues:  t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256"),
 		Offload: t.offload("offload"),
 		Source:  readSource(t),

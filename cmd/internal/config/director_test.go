@@ -158,10 +158,10 @@ func TestDirectorEveryKey(t *testing.T) {
 		}},
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"}, Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
 		Warnings: []string{
-			`x.toml:38: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is one of them: leave it out`,
-			`x.toml:54: service "dns": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
-			`x.toml:61: service "phone": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
-			`x.toml:24: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+			`x.toml:40: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is one of them: leave it out`,
+			`x.toml:56: service "dns": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
+			`x.toml:63: service "phone": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
+			`x.toml:26: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {

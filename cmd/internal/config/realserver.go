@@ -13,8 +13,8 @@ const (
 	minMSS = 88
 	maxMSS = 65495
 
-	// Rules work only before the one that leads to the table main, at 32766: ip-rule(8). The next table has one, too.
-	maxTable = 32764
+	// Tables have rules of the priority of their number, which work only before the one that leads to main, at 32766: ip-rule(8).
+	maxTable = 32766
 )
 
 // ParseRealserver validates the text of a realserver.toml; name stands for the file in the messages. An error is of
@@ -41,7 +41,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Encaps:    readEncaps(t),
 		EncapPort: readEncapPort(t),
 		MSS:       readMSS(t),
-		Table:     readTable(t, 30323),
+		Table:     readTable(t, 30323, 2),
 		Control:   t.socket("control", "/run/vstun/realserver.sock"),
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
@@ -141,13 +141,17 @@ func readMSS(t *table) int {
 	return int(n)
 }
 
-// readTable reads the number of the first of two routing tables of a program's own. The tables 253 (default), 254 (main) and
-// 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
-func readTable(t *table, byDefault int) int {
-	const want = "1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own"
-	n := t.integer("table", byDefault, 1, maxTable, want)
-	if n >= 252 && n <= 255 {
-		t.faultAt("table", "%d is taken: want %s", n, want)
+// readTable reads the number of the first of n routing tables of a program's own, 1 or 2. The tables 253 (default), 254 (main)
+// and 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
+func readTable(t *table, byDefault, n int) int {
+	const own = 253 // the first one of the kernel's own
+	want := "1 to 32765, and not 253, 254 or 255, which are the kernel's own"
+	if n == 2 {
+		want = "1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own"
 	}
-	return n
+	table := t.integer("table", byDefault, 1, maxTable-n, want)
+	if table > own-n && table <= 255 {
+		t.faultAt("table", "%d is taken: want %s", table, want)
+	}
+	return table
 }

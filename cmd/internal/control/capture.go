@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 )
 
 // Capture says what GET /capture on a director's control socket is to take.
@@ -137,7 +138,7 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 			if asJSON {
 				return PrintJSON(c.ErrOrStderr(), got)
 			}
-			_, err = fmt.Fprintf(c.ErrOrStderr(), "%d packets before the tunnel, %d after it, %d lost\n", got.Before, got.After, got.Lost)
+			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s before the tunnel, %d after it, %d lost\n", words.Count(got.Before, "packet"), got.After, got.Lost)
 			return err
 		}}
 	c.Flags().AddFlagSet(filters)

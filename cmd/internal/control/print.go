@@ -63,7 +63,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	}
 	printTraffic(w, "in", st.In, "out", st.Out, st.Drops)
 	if st.Resets > 0 {
-		fmt.Fprintf(w, "TCP resets sent\t%d packets\n", st.Resets)
+		fmt.Fprintf(w, "TCP resets sent\t%s\n", words.Count(st.Resets, "packet"))
 	}
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)

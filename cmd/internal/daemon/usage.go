@@ -99,7 +99,11 @@ func flagError(c *cobra.Command, err error) error {
 
 // wanted says what is wrong with a flag's value.
 func wanted(e *pflag.InvalidValueError) string {
-	switch kind := e.GetFlag().Value.Type(); kind {
+	value := e.GetFlag().Value
+	if n, ok := value.(named); ok {
+		value = n.Value
+	}
+	switch value.Type() {
 	case "duration":
 		such := "15m"
 		if _, err := time.ParseDuration(e.GetValue() + "s"); err == nil {

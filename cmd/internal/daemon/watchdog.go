@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"vstun/cmd/internal/words"
 )
 
 // Watchdog is a task that tells the service manager again and again that the program works, for as long as each of checks finds that it does:
@@ -88,7 +90,7 @@ func Standstill(lost func() uint64, loops ...Loop) func(context.Context) error {
 			moved = moved || now[i].ended != was[i].ended
 		}
 		if was != nil && !moved && lostNow > lostBefore {
-			errs = append(errs, fmt.Errorf("%d packets lost while all workers wait", lostNow-lostBefore))
+			errs = append(errs, fmt.Errorf("%s lost while all workers wait", words.Count(lostNow-lostBefore, "packet")))
 		}
 		was, lostBefore = now, lostNow
 		return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
 
@@ -53,7 +54,7 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 		}
 	}
 	if good {
-		e.fine("%s is up, and takes the packets of %d VIPs; %s takes this host's own", tun, len(vips), local)
+		e.fine("%s is up, and takes the packets of %s; %s takes this host's own", tun, words.Count(len(vips), "VIP"), local)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
 
@@ -248,7 +249,7 @@ func (e *exam) health(st *control.DirectorStatus) {
 		}
 	}
 	if len(e.findings) == 0 {
-		e.fine("%d realservers are up, or not checked", up)
+		e.fine("up, or not checked: %s", words.Count(up, "realserver"))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 )
 
 // advice is what a drop reason that keeps coming means, and what to do about it. Reasons that are not here are the senders' affair.
@@ -84,7 +85,7 @@ func (e *exam) dropped(before, after map[string]uint64, known map[string]advice)
 	for _, reason := range slices.Sorted(maps.Keys(after)) {
 		n, now := after[reason], after[reason]-before[reason]
 		if a, ours := known[reason]; ours && now > 0 {
-			e.find(a.finding(reason, fmt.Sprintf("%d packets were refused within %v, %d since the start", now, sampled, n)))
+			e.find(a.finding(reason, fmt.Sprintf("%s refused within %v, %d since the start", words.Count(now, "packet"), sampled, n)))
 			continue
 		}
 		past = append(past, fmt.Sprintf("%s %d", reason, n))
@@ -99,7 +100,7 @@ func (e *exam) dropped(before, after map[string]uint64, known map[string]advice)
 // overrun notes that the program does not keep up.
 func (e *exam) overrun(before, after uint64) {
 	if after > before {
-		e.find(Finding{Severity: Warning, Where: "overruns", What: fmt.Sprintf("the kernel has dropped %d packets within %v, as they were not read fast enough", after-before, sampled),
+		e.find(Finding{Severity: Warning, Where: "overruns", What: fmt.Sprintf("the kernel has dropped %s within %v: the program did not read fast enough", words.Count(after-before, "packet"), sampled),
 			Why: "there are more packets than the program's workers can take", Fix: "nproc", Remarks: []string{"give it more CPUs, and set queues = 0 (one per CPU)"}})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
 
@@ -92,7 +93,7 @@ func (e *exam) reversePath(ctx context.Context, devices []string) {
 	}
 	where := strings.Join(devices, ", ")
 	if after > before {
-		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("rp_filter is strict, and has dropped %d packets within %v", after-before, sampled),
+		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("rp_filter is strict, and has dropped %s within %v", words.Count(after-before, "packet"), sampled),
 			Why: "packets from whom this host would reach by another device are dropped: clients', or what directors send", Fix: loosen(devices)})
 		return
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"vstun/cmd/internal/control"
+
+	"vstun/cmd/internal/words"
 )
 
 // mostAlike is how many places that one finding is of are printed, and commands that fix it.
@@ -145,12 +147,8 @@ func fixes(group []Finding) (commands []string) {
 func (r *Report) summary() string {
 	var parts []string
 	for _, s := range []Severity{Error, Warning} {
-		switch n := r.count(s); n {
-		case 0:
-		case 1:
-			parts = append(parts, fmt.Sprintf("1 %s", s))
-		default:
-			parts = append(parts, fmt.Sprintf("%d %ss", n, s))
+		if n := r.count(s); n > 0 {
+			parts = append(parts, words.Count(n, string(s)))
 		}
 	}
 	if parts == nil {

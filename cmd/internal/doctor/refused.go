@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 )
@@ -29,7 +30,7 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 	for _, reason := range slices.Sorted(maps.Keys(known)) {
 		if n := after.Drops[reason]; n > 0 && n == before.Drops[reason] && n > after.In.Packets/many {
 			a := known[reason]
-			e.find(a.finding(reason, fmt.Sprintf("%d packets of %d have been refused since the start", n, after.In.Packets)))
+			e.find(a.finding(reason, fmt.Sprintf("%d of %s refused since the start", n, words.Count(after.In.Packets, "packet"))))
 		}
 	}
 	if len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {

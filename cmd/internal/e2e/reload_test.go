@@ -33,7 +33,7 @@ realserver = [ { address = "10.0.11.2" } ]
 		{strings.NewReplacer("wrr", "lottery", "= 80", "= 70000", "10.0.11.2", "10.0.11.256").Replace(good), []string{"lottery", "70000", "10.0.11.256"}},
 		{good + "colour = \"red\"\n", []string{"colour"}},
 		{"connections.max = 2000\n" + good, []string{"restart"}},
-		{"[[service\n", []string{".toml:3:"}}, // no command finds the director's socket in such a file: it says so itself
+		{"[[service\n", []string{".toml:2:"}}, // no command finds the director's socket in such a file: it says so itself
 		{"", []string{"service"}},
 	} {
 		s.director.configure(s.written(bad.config))
@@ -51,7 +51,7 @@ realserver = [ { address = "10.0.11.2" } ]
 			if !strings.Contains(got.stderr, word) {
 				t.Errorf("reload does not speak of %q:\n%s", word, got.stderr)
 			}
-			if word != ".toml:3:" { // the log is written behind the answer
+			if word != ".toml:2:" { // the log is written behind the answer
 				eventually(t, "the log speaks of "+word, soon, func() bool { return strings.Contains(s.director.Output(), word) })
 			}
 		}
@@ -85,7 +85,7 @@ port = 53
 		`service "web": scheduler wrr -> wlc`,
 		`service "web": realserver 10.0.11.2: weight 1 -> 5`,
 		`service "web": realserver 10.0.11.2: upper 0 -> 7`,
-		`service "web": realserver 10.0.12.2: added, weight 1`,
+		`service "web": realserver 10.0.12.2: added: weight 1`,
 		`service "dns": added: udp 198.51.100.80 port 53, scheduler wlc, 0 realservers`,
 	}
 	if !slices.Equal(changes, want) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,6 +128,25 @@ func TestCompletion(t *testing.T) {
 		_, stdout, _ := usage(t, "director", "__complete", command, "--")
 		if strings.Contains(stdout, "`") || !strings.Contains(stdout, "--help\t") || strings.Count(stdout, "\n") < 3 {
 			t.Errorf("flags of %s:\n%s", command, stdout)
+		}
+	}
+}
+
+// TestSecondStart: a program that runs already is named, with its process and socket, not the journal between the two.
+func TestSecondStart(t *testing.T) {
+	t.Parallel()
+	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
+	for p, what := range map[*program]string{s.director: "a director", s.agents[0]: "an agent"} {
+		pid := 0
+		if p == s.director {
+			pid = p.balance().Pid
+		} else {
+			pid = p.intake().Pid
+		}
+		got := run(t, p.host, exec.Command(programPath(p.name), "run", "-c", p.config))
+		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s): stop it, or set another path as control\n", p.name, what, pid, p.socket)
+		if got.code != 1 || got.stderr != want {
+			t.Errorf("exit status %d, %s; want 1 and %s", got.code, got.stderr, want)
 		}
 	}
 }
