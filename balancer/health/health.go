@@ -32,7 +32,7 @@ type Check struct {
 	Up       bool          // what it is before its first results
 }
 
-// Probe is a type of check: TCP, HTTP, DNS, UDP, Ping, SMTP or Exec. Probes are compared by their fields.
+// Probe is a type of check: TCP, HTTP, DNS, UDP, Ping, SMTP, Exec or File. Probes are compared by their fields.
 type Probe interface {
 	// prepare returns what makes the checks, or says what is wrong with the probe.
 	prepare() (checker, error)
@@ -42,6 +42,13 @@ type Probe interface {
 type checker interface {
 	// check makes one, and ends when ctx does. The reason says what has answered.
 	check(ctx context.Context, at place) (reason string, err error)
+}
+
+// weigher is a checker that also says by how much the realserver's weight is another one than the configured.
+type weigher interface {
+	checker
+	// weigh is check with that offset, within an int32.
+	weigh(ctx context.Context) (reason string, offset int, err error)
 }
 
 // place is where a check is made.
@@ -81,6 +88,7 @@ type State struct {
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
+	Offset     int           // of the realserver's weight, from its last successful check; 0 where its check gives none
 	Since      time.Time     // of Up; the zero Time: since the start
 	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
 	Last       time.Time     // end of that check; the zero Time: there was none
@@ -89,11 +97,13 @@ type State struct {
 	Failures   uint64        // of them
 }
 
-// Change is a subject that came up or went down, or whose checks say nothing any more.
+// Change is a subject that came up or went down, whose weight has another offset, or whose checks say nothing any more.
 type Change struct {
 	Service    string
 	Realserver netip.Addr
 	Up         bool
+	Weighed    bool   // only Offset is another one
+	Offset     int    // of the realserver's weight
 	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before
 	Reason     string // of the check that made the difference
 	Time       time.Time

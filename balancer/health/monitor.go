@@ -49,6 +49,7 @@ type target struct {
 	users   []*subject
 
 	damper damper
+	offset int           // of the realserver's weight, by its last successful check
 	blind  int           // checks in a row that could not be made
 	quick  int           // checks to come that follow each other quickly
 	pace   time.Duration // of those
@@ -105,6 +106,9 @@ func (m *Monitor) Set(subjects []Subject) error {
 				t, isNew := m.target(was, s, old, to)
 				if isNew {
 					t.checker = checkers[s.Check]
+					if _, ok := t.checker.(weigher); ok && old != nil {
+						t.offset = old.offset()
+					}
 					added = append(added, t)
 				}
 				t.path = s.Path
@@ -179,6 +183,14 @@ func (s *subject) name() name { return name{s.Service, s.Realserver} }
 
 func (s *subject) allUp() bool {
 	return !slices.ContainsFunc(s.targets, func(t *target) bool { return !t.damper.up })
+}
+
+// offset is that of the realserver's weight.
+func (s *subject) offset() (sum int) {
+	for _, t := range s.targets {
+		sum += t.offset
+	}
+	return sum
 }
 
 // drop ends what nobody wants to know any more.
@@ -265,7 +277,7 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 // run makes one check of t, and queues the next one.
 func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	begin := time.Now()
-	reason, err := attempt(ctx, t.checker, at, t.config.Timeout)
+	reason, offset, err := attempt(ctx, t.checker, at, t.config.Timeout)
 	end := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -299,6 +311,12 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 				}
 			}
 		}
+		if err == nil && offset != t.offset {
+			t.offset = offset
+			for _, s := range t.users {
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Weighed: true, Offset: s.offset(), Reason: s.reason(t), Time: end})
+			}
+		}
 	}
 	t.due = t.next(end)
 	heap.Push(&m.queue, t)
@@ -307,13 +325,17 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	}
 }
 
-// attempt makes one check and says in one line how it went.
-func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (string, error) {
-	reason, err := c.check(ctx, at)
+// attempt makes one check and returns in one line how it went, with the offset of the realserver's weight, 0 where c gives none.
+func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (reason string, offset int, err error) {
+	if w, ok := c.(weigher); ok {
+		reason, offset, err = w.weigh(ctx)
+	} else {
+		reason, err = c.check(ctx, at)
+	}
 	if err != nil {
 		reason = explain(err, timeout)
 	}
-	return oneLine(reason), err
+	return oneLine(reason), offset, err
 }
 
 // next is when t is checked again.
@@ -382,7 +404,7 @@ func (m *Monitor) States() []State {
 	defer m.mu.Unlock()
 	all := make([]State, 0, len(m.subjects))
 	for _, s := range m.subjects {
-		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Since: s.since}
+		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Offset: s.offset(), Since: s.since}
 		if t := s.telling(); t != nil {
 			st.Reason, st.Last, st.Duration = s.reason(t), t.last.end, t.last.took
 		}
