@@ -64,3 +64,21 @@ func halfByte(c byte) (value, mask byte, ok bool) {
 	i := strings.IndexByte("0123456789abcdef", c)
 	return byte(max(i, 0)), 0xf, i >= 0
 }
+
+// String is the pattern as ParseBytePattern reads it: "48 ?? 6?".
+func (p *BytePattern) String() string {
+	var b strings.Builder
+	for i, v := range p.value {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		for _, half := range []struct{ digit, mask byte }{{v >> 4, p.mask[i] >> 4}, {v & 0xf, p.mask[i] & 0xf}} {
+			if half.mask == 0 {
+				b.WriteByte('?')
+			} else {
+				b.WriteByte("0123456789abcdef"[half.digit])
+			}
+		}
+	}
+	return b.String()
+}

@@ -105,7 +105,7 @@ func (r *serviceReader) service(root *table, position int, values map[string]any
 	r.readQuorum(t, &s, tunnel)
 	checks := newCheckReader(t, &s)
 	s.Check = checks.check
-	s.Realservers = r.readRealservers(t, tunnel, checks)
+	s.Realservers = r.readRealservers(t, &s, tunnel, checks)
 	checkQuorum(t, &s)
 	t.finish()
 
@@ -191,8 +191,8 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	}
 }
 
-// readRealservers reads a service's realservers; tunnel is that of those that say nothing else.
-func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *checkReader) []RealserverRef {
+// readRealservers reads the realservers of s; tunnel is that of those that say nothing else.
+func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel, checks *checkReader) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
@@ -217,6 +217,7 @@ func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *c
 		rs.Upper, rs.Lower = readThresholds(t)
 		rs.Tunnel = tunnel.readFor(t)
 		rs.Check = checks.readFor(t)
+		rs.DrainOnFailure = readOnFailure(t, s.DrainOnFailure)
 		t.finish()
 		list = append(list, rs)
 	}

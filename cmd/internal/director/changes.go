@@ -64,7 +64,7 @@ func (l *difference) service(was, is *config.Service) {
 	l.compare(at+"quorum", was.Quorum, is.Quorum)
 	l.compare(at+"hysteresis", was.Hysteresis, is.Hysteresis)
 	l.sorry(at, was, is)
-	l.compare(at+"on_failure", failureName(was), failureName(is))
+	l.compare(at+"on_failure", failureName(was.DrainOnFailure), failureName(is.DrainOnFailure))
 	l.check(at, was.Check, is.Check)
 	l.realservers(at, was, is)
 }
@@ -81,6 +81,9 @@ func (l *difference) realservers(at string, was, is *config.Service) {
 			l.compare(name+"upper", old.Upper, r.Upper)
 			l.compare(name+"lower", old.Lower, r.Lower)
 			l.tunnel(name, old.Tunnel, r.Tunnel)
+			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure { // else the service has said it
+				l.compare(name+"on_failure", failureName(old.DrainOnFailure), failureName(r.DrainOnFailure))
+			}
 			if old.Check != was.Check || r.Check != is.Check { // else the service has said it
 				l.check(name, old.Check, r.Check)
 			}

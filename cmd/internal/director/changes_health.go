@@ -25,6 +25,12 @@ func (l *difference) check(at string, was, is *config.Check) {
 		if was.CAFile == is.CAFile && was.CA != is.CA {
 			l.note("%scheck: ca %s has other certificates", at, is.CAFile)
 		}
+		if was.CertFile == is.CertFile && was.Cert != is.Cert {
+			l.note("%scheck: cert %s has another certificate", at, is.CertFile)
+		}
+		if was.KeyFile == is.KeyFile && is.KeyFile != "" && was.Key != is.Key {
+			l.note("%scheck: key %s has another key", at, is.KeyFile)
+		}
 	}
 }
 
@@ -39,17 +45,25 @@ func checkKeys(c *config.Check) []key {
 		}
 		return fmt.Sprintf("%q", s)
 	}
-	var port, verify string
+	var port, verify, records, factor, reverse string
 	if c.Port != 0 {
 		port = fmt.Sprint(c.Port)
 	}
 	if c.Type == "https" {
 		verify = fmt.Sprint(c.Verify)
 	}
+	if c.Type == "dns" {
+		records = fmt.Sprint(c.Records)
+	}
+	path := c.Path
+	if c.Type == "file" {
+		path, factor, reverse = c.File, fmt.Sprint(c.Factor), fmt.Sprint(c.Reverse)
+	}
 	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval.String()}, {"timeout", c.Timeout.String()},
-		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)}, {"path", c.Path}, {"host", c.Host}, {"status", statusName(c.Status)},
-		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify}, {"send", quoted(c.Send)}, {"expect", quoted(c.Expect)},
-		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
+		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)}, {"path", path}, {"host", c.Host}, {"status", statusName(c.Status)},
+		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify}, {"cert", c.CertFile}, {"key", c.KeyFile},
+		{"send", quoted(c.Send)}, {"send_hex", c.SendHex}, {"expect", quoted(c.Expect)}, {"expect_hex", c.ExpectHex},
+		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"records", records}, {"factor", factor}, {"reverse", reverse}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
 }
 
 func statusName(list []config.StatusRange) string {
@@ -87,8 +101,8 @@ func sorryName(a netip.Addr) string {
 	return a.String()
 }
 
-func failureName(s *config.Service) string {
-	if s.DrainOnFailure {
+func failureName(drain bool) string {
+	if drain {
 		return "drain"
 	}
 	return "remove"
