@@ -1,0 +1,219 @@
+package migrate_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/migrate"
+)
+
+// tunnelled is a virtual_server with lines of its own, whose checks have times that need no note.
+func tunnelled(lines string) string {
+	return "virtual_server 192.0.2.1 80 {\nprotocol TCP\nlb_kind TUN\ndelay_loop 6\n" + lines + "\n}\n"
+}
+
+// TestAsKeepalivedReads has lines that published configurations have, and what keepalived 2.2.7 makes of them, by its --config-test and its own dump.
+func TestAsKeepalivedReads(t *testing.T) {
+	service := func(d *config.Director) *config.Service { return &d.Services[0] }
+	check := func(d *config.Director) config.Check {
+		if c := d.Services[0].Realservers[0].Check; c != nil {
+			return *c
+		}
+		return config.Check{}
+	}
+	weights := func(d *config.Director) (all []int) {
+		for _, r := range d.Services[0].Realservers {
+			all = append(all, r.Weight)
+		}
+		return all
+	}
+	drains := func(d *config.Director) (all []bool) {
+		for _, r := range d.Services[0].Realservers {
+			all = append(all, r.DrainOnFailure)
+		}
+		return all
+	}
+	dir := t.TempDir()
+	for name, c := range map[string]struct {
+		text  string
+		got   func(d *config.Director) any
+		want  any
+		notes []string // each matches one note, in their order
+	}{
+		"nb_get_retry is HTTP_GET's": {tunnelled("real_server 198.51.100.1 80 {\nTCP_CHECK {\nconnect_timeout 3\nnb_get_retry 3\n}\n}"),
+			func(d *config.Director) any { return check(d).Fall }, 2, []string{`^x.conf:8: nb_get_retry`}},
+		"retry of the real_server beside it": {tunnelled("real_server 198.51.100.1 80 {\nretry 5\nTCP_CHECK {\nconnect_timeout 3\nnb_get_retry 3\n}\n}"),
+			func(d *config.Director) any { return check(d).Fall }, 6, []string{`nb_get_retry.*HTTP_GET and SSL_GET`}},
+		"nb_get_retry of HTTP_GET": {tunnelled("real_server 198.51.100.1 80 {\nHTTP_GET {\nconnect_timeout 3\nnb_get_retry 2\nurl {\npath /\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).Fall }, 3, nil},
+		"retries that nothing knows": {tunnelled("nb_get_retry 4\nreal_server 198.51.100.1 80 {\nnb_sock_retry 7\nSMTP_CHECK {\nconnect_timeout 3\nnb_gethost_retry 9\n}\n}"),
+			func(d *config.Director) any { return check(d).Fall }, 2, []string{`^x.conf:5: nb_get_retry`, `^x.conf:7: nb_sock_retry`, `^x.conf:10: nb_gethost_retry`}},
+		"settings of other blocks": {tunnelled("real_server 198.51.100.1 80 {\nMISC_CHECK {\nmisc_path /bin/true\nmisc_timeout 3\nconnect_timeout 1\ninhibit_on_failure\n}\n}"),
+			func(d *config.Director) any { return fmt.Sprint(check(d).Timeout, drains(d)) }, "3s [false]", []string{`connect_timeout`, `inhibit_on_failure`}},
+		"retry 0 but of a check": {tunnelled("retry 0\nreal_server 198.51.100.1 80 {\nretry 0\nTCP_CHECK {\nconnect_timeout 3\n}\n}"),
+			func(d *config.Director) any { return check(d).Fall }, 2, []string{`^x.conf:5: retry "0"`, `^x.conf:7: retry "0"`}},
+		"retry 0 of a check": {tunnelled("retry 5\nreal_server 198.51.100.1 80 {\nTCP_CHECK {\nconnect_timeout 3\nretry 0\n}\n}"),
+			func(d *config.Director) any { return check(d).Fall }, 1, nil},
+
+		"port 0": {"virtual_server 192.0.2.1 0 {\nprotocol TCP\nlb_kind TUN\nreal_server 198.51.100.1 0 {\n}\n}\n",
+			func(d *config.Director) any { return service(d).Persistence.Timeout }, 6 * time.Minute, []string{`^x.conf:1: .*360`}},
+		"port 0 in a group": {"virtual_server_group g {\n192.0.2.1 80\n192.0.2.2\n}\nvirtual_server group g {\nprotocol TCP\nlb_kind TUN\nreal_server 198.51.100.1 80 {\n}\n}\n",
+			func(d *config.Director) any {
+				return fmt.Sprint(d.Services[0].Persistence.Timeout, d.Services[1].Persistence.Timeout)
+			}, "6m0s 6m0s", []string{`360`}},
+		"port 0 with a timeout": {"virtual_server 192.0.2.1 {\nprotocol TCP\nlb_kind TUN\npersistence_timeout 60\nreal_server 198.51.100.1 {\n}\n}\n",
+			func(d *config.Director) any { return service(d).Persistence.Timeout }, time.Minute, nil},
+		"persistence_timeout 0": {tunnelled("persistence_timeout 0\nreal_server 198.51.100.1 80 {\n}"),
+			func(d *config.Director) any { return service(d).Persistence }, config.Persistence{}, nil},
+		"persistence_granularity 24": {tunnelled("persistence_timeout 60\npersistence_granularity 24\nreal_server 198.51.100.1 80 {\n}"),
+			func(d *config.Director) any { return service(d).Persistence.Netmask }, 24, []string{`^x.conf:6: .*0\.0\.0\.24`}},
+		"persistence_granularity as a netmask": {tunnelled("persistence_timeout 60\npersistence_granularity 255.255.255.0\nreal_server 198.51.100.1 80 {\n}"),
+			func(d *config.Director) any { return service(d).Persistence.Netmask }, 24, nil},
+
+		"SMTP_CHECK of two hosts": {tunnelled("real_server 198.51.100.1 80 {\nSMTP_CHECK {\nconnect_timeout 3\nhelo_name a\n}\n}"),
+			func(d *config.Director) any { return check(d).Port }, uint16(80), nil},
+		"SMTP_CHECK with hosts": {tunnelled("real_server 198.51.100.1 80 {\nSMTP_CHECK {\nhelo_name a\nhost {\nconnect_port 25\n}\nhost {\nconnect_port 587\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).Port }, uint16(25), []string{`^x.conf:11: host`}},
+		"SMTP_CHECK with a port and a host": {tunnelled("real_server 198.51.100.1 80 {\nSMTP_CHECK {\nconnect_port 465\nhost {\nconnect_port 25\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).Port }, uint16(465), []string{`^x.conf:8: host`}},
+
+		"~SEQ with definitions": {"$A=1\n$B=3\n" + tunnelled("~SEQ(N,${A},${B}) real_server 198.51.100.${N} 80 { weight 1 }"),
+			func(d *config.Director) any { return len(service(d).Realservers) }, 3, nil},
+		"~SEQ with steps and definitions": {"$B=0x1f\n$S=-10\n" + tunnelled("~SEQ(N,${B},${S},1) real_server 198.51.100.${N} 80 { weight 1 }"),
+			func(d *config.Director) any {
+				return service(d).Realservers[len(service(d).Realservers)-1].Address.String()
+			}, "198.51.100.1", nil},
+		"~LST": {tunnelled("~LST({A, W}, {1, 10}, {2,20},{3}) real_server 198.51.100.${A} 80 { weight ${W}0 }\n~LST(A,7, 8) real_server 198.51.100.${A} 80 { weight 5 }"),
+			func(d *config.Director) any { return fmt.Sprint(weights(d)) }, "[100 200 0 5 5]", nil},
+
+		"weight in virtual_server": {tunnelled("quorum 20\nreal_server 198.51.100.1 80 {\n}\nweight 15\nreal_server 198.51.100.2 80 {\nweight 5\n}"),
+			func(d *config.Director) any { return fmt.Sprint(weights(d), service(d).Quorum) }, "[15 5] 20", nil},
+
+		"path with a blank": {tunnelled("real_server 198.51.100.1 80 {\nHTTP_GET {\nconnect_timeout 3\nurl {\npath \"/a b\"\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).Path }, "/a%20b", []string{`^x.conf:9: path "/a b": .*"/a%20b"`}},
+		"path with a percent sign": {tunnelled("real_server 198.51.100.1 80 {\nHTTP_GET {\nconnect_timeout 3\nurl {\npath /100%/%41?q=é\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).Path }, "/100%25/%41?q=%C3%A9", []string{`path`}},
+		"path that is none": {tunnelled("real_server 198.51.100.1 80 {\nHTTP_GET {\nurl {\npath index.html\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).Type }, "", []string{`^x.conf:8: path "index.html".*left out`}},
+		"url without a path": {tunnelled("real_server 198.51.100.1 80 {\nHTTP_GET {\nurl {\nstatus_code 200\n}\nurl {\npath /b\n}\nconnect_timeout 3\n}\n}"),
+			func(d *config.Director) any { return check(d).Path }, "/b", []string{`^x.conf:7: url without a path`}},
+		"HTTP_GET without url": {tunnelled("real_server 198.51.100.1 80 {\nHTTP_GET {\nconnect_timeout 3\n}\n}"),
+			func(d *config.Director) any { return check(d).Type }, "", []string{`^x.conf:6: HTTP_GET without a url`}},
+
+		"inhibit_on_failure on one": {tunnelled("real_server 198.51.100.1 80 {\n}\nreal_server 198.51.100.2 80 {\ninhibit_on_failure\n}"),
+			func(d *config.Director) any { return fmt.Sprint(service(d).DrainOnFailure, drains(d)) }, "false [false true]", nil},
+		"inhibit_on_failure on all but one": {tunnelled("inhibit_on_failure\nreal_server 198.51.100.1 80 {\ninhibit_on_failure off\n}\nreal_server 198.51.100.2 80 {\n}"),
+			func(d *config.Director) any { return fmt.Sprint(drains(d)) }, "[false true]", nil},
+		"inhibit_on_failure on all": {tunnelled("inhibit_on_failure\nreal_server 198.51.100.1 80 {\n}\nreal_server 198.51.100.2 80 {\n}"),
+			func(d *config.Director) any { return fmt.Sprint(service(d).DrainOnFailure, drains(d)) }, "true [true true]", nil},
+
+		"FILE_CHECK": {tunnelled("real_server 198.51.100.1 80 {\nFILE_CHECK {\ntrack_file w\n}\n}") + "track_file w {\nfile \"/run/a b\"\n}\n",
+			func(d *config.Director) any { return fmt.Sprintf("%+v", check(d)) },
+			fmt.Sprintf("%+v", config.Check{Type: "file", Direct: true, File: "/run/a b", Factor: 1, Interval: time.Second, Timeout: time.Second, Rise: 1, Fall: 1, Up: true}), nil},
+		"FILE_CHECK with the file's weight": {tunnelled("real_server 198.51.100.1 80 {\nFILE_CHECK {\ntrack_file w\n}\n}") + "vrrp_track_file w {\nfile /run/a\nweight -5 reverse\ninit_file 3\n}\n",
+			func(d *config.Director) any { return fmt.Sprint(check(d).Factor, check(d).Reverse) }, "-5 true", []string{`init_file 3`}},
+		"FILE_CHECK with its own weight": {tunnelled("real_server 198.51.100.1 80 {\nFILE_CHECK {\ntrack_file w\nweight 0 reverse\n}\n}") + "track_file w {\nfile /run/a\nweight -5\n}\n",
+			func(d *config.Director) any { return fmt.Sprint(check(d).Factor, check(d).Reverse) }, "0 true", nil},
+		"FILE_CHECK beside another": {tunnelled("real_server 198.51.100.1 80 {\nFILE_CHECK {\ntrack_file w\n}\nTCP_CHECK {\nconnect_timeout 3\n}\n}") + "track_file w {\nfile /run/a\n}\n",
+			func(d *config.Director) any { return check(d).Type }, "tcp", []string{`^x.conf:6: FILE_CHECK: a realserver has one check`}},
+		"FILE_CHECK of no file": {tunnelled("real_server 198.51.100.1 80 {\nFILE_CHECK {\ntrack_file v\n}\n}") + "track_file w {\nfile /run/a\n}\n",
+			func(d *config.Director) any { return check(d).Type }, "", []string{`^x.conf:6: FILE_CHECK: .*"v"`, `^x.conf:11: track_file w`}},
+
+		"a } too many": {tunnelled("real_server 198.51.100.1 80 {\n}") + "}\n" + strings.Replace(tunnelled("real_server 198.51.100.2 80 {\n}"), "2.1", "2.2", 1),
+			func(d *config.Director) any { return len(d.Services) }, 2, []string{`^x.conf:8: a } too many`}},
+		"a } missing at the end": {"virtual_server 192.0.2.1 80 {\nprotocol TCP\nlb_kind TUN\nreal_server 198.51.100.1 80 {\nweight 3\n",
+			func(d *config.Director) any { return fmt.Sprint(weights(d)) }, "[3]", []string{`^x.conf:1: .*virtual_server.*}`, `^x.conf:4: .*real_server.*}`}},
+		"a } missing within": {"virtual_server 192.0.2.1 80 {\nprotocol TCP\nlb_kind TUN\nreal_server 198.51.100.1 80 {\nweight 3\n}\nvirtual_server 192.0.2.2 80 {\nreal_server 198.51.100.2 80 {\nweight 4\n}\n}\n",
+			func(d *config.Director) any { return fmt.Sprint(len(d.Services), weights(d)) }, "1 [3 4]", []string{`^x.conf:7: virtual_server .*line 1`}},
+		"a { missing": {"virtual_server 192.0.2.1 80\nprotocol TCP\nlb_kind TUN\nreal_server 198.51.100.1 80 {\nweight 3\n}\n}\n",
+			func(d *config.Director) any { return fmt.Sprint(service(d).Protocol, weights(d)) }, "tcp[3]", []string{`^x.conf:1: virtual_server .*{`}},
+		"a { too many": {tunnelled("{\nreal_server 198.51.100.1 80 {\nweight 3\n}"),
+			func(d *config.Director) any { return fmt.Sprint(weights(d)) }, "[3]", []string{`^x.conf:5: a {`}},
+
+		"DNS_CHECK": {strings.Replace(tunnelled("real_server 198.51.100.1 80 {\nDNS_CHECK {\nconnect_timeout 3\nretry 1\nname example.com\n}\n}"), "TCP", "UDP", 1),
+			func(d *config.Director) any { return check(d).Records }, 0, nil},
+		"payload": {strings.Replace(tunnelled("real_server 198.51.100.1 80 {\nUDP_CHECK {\nconnect_timeout 3\npayload Ab12f 3 456 546443123\nrequire_reply 0X xX f\nmin_reply_length 5\nmax_reply_length 80\n}\n}"), "TCP", "UDP", 1),
+			func(d *config.Director) any { return check(d).SendHex + ": " + check(d).ExpectHex }, "ab 12 0f 03 45 06 54 64 43 12 03: 0? ?? 0f ?? ??", []string{`max_reply_length`}},
+		"payload of TCP_CHECK": {tunnelled("real_server 198.51.100.1 80 {\nTCP_CHECK {\nconnect_timeout 3\npayload 00ff\nrequire_reply 8x\n}\n}"),
+			func(d *config.Director) any { return check(d).SendHex + ": " + check(d).ExpectHex }, "00 ff: 8?", nil},
+		"any reply": {strings.Replace(tunnelled("real_server 198.51.100.1 80 {\nUDP_CHECK {\nconnect_timeout 3\nrequire_reply\n}\n}"), "TCP", "UDP", 1),
+			func(d *config.Director) any { return check(d).Expect }, "^", nil},
+		"payload that is none": {strings.Replace(tunnelled("real_server 198.51.100.1 80 {\nUDP_CHECK {\nconnect_timeout 3\npayload 0g\nrequire_reply hello\n}\n}"), "TCP", "UDP", 1),
+			func(d *config.Director) any { return check(d).SendHex + check(d).ExpectHex }, "", []string{`payload`, `require_reply`}},
+
+		"sorry server is a realserver": {tunnelled("sorry_server 198.51.100.2 80\nreal_server 198.51.100.1 80 {\n}\nreal_server 198.51.100.2 80 {\n}"),
+			func(d *config.Director) any { return service(d).SorryServer }, netip.MustParseAddr("198.51.100.2"), nil},
+
+		"SSL": {"SSL {\ncertificate " + certificate(t, dir) + "\nkey " + filepath.Join(dir, "key.pem") + "\n}\n" + tunnelled("real_server 198.51.100.1 80 {\nSSL_GET {\nconnect_timeout 3\nurl {\npath /\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).CertFile + " " + check(d).KeyFile }, dir + "/cert.pem " + dir + "/key.pem", nil},
+		"SSL of files that are elsewhere": {"SSL {\npassword x\nca /etc/ca.pem\ncertificate /nowhere/cert.pem\nkey /nowhere/key.pem\n}\n" + tunnelled("real_server 198.51.100.1 80 {\nSSL_GET {\nconnect_timeout 3\nurl {\npath /\n}\n}\n}"),
+			func(d *config.Director) any { return check(d).CertFile }, "", []string{`^x.conf:1: SSL: .*/nowhere/cert.pem.*cert = "/nowhere/cert.pem"`, `^x.conf:2: password`, `^x.conf:3: ca .*verify`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i, err := migrate.Keepalived("x.conf", []byte(c.text), options())
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := checkImport(t, i)
+			if d == nil {
+				t.Fatalf("nothing was taken: %v", i.Notes)
+			}
+			if got := c.got(d); got != c.want {
+				t.Errorf("%+v, want %+v, in\n%s", got, c.want, i.TOML)
+			}
+			if len(i.Notes) != len(c.notes) {
+				t.Fatalf("notes %v, want %q", i.Notes, c.notes)
+			}
+			for n, want := range c.notes {
+				if !regexp.MustCompile(want).MatchString(i.Notes[n].String()) {
+					t.Errorf("note %v, want %s", i.Notes[n], want)
+				}
+			}
+		})
+	}
+}
+
+// certificate makes cert.pem and key.pem, and returns the first one's path.
+func certificate(t *testing.T, dir string) string {
+	t.Helper()
+	for name, text := range selfSigned(t) {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "cert.pem")
+}
+
+// TestManyBlocks: a sequence makes as many blocks as large sites have, up to a hundred thousand.
+func TestManyBlocks(t *testing.T) {
+	const server = "$VS= \\\nvirtual_server 10.${A}.${B}.${C} 80 { \\\nprotocol TCP \\\nlb_kind TUN \\\nreal_server 198.51.100.1 80 { \\\nweight 1 \\\n} \\\n}\n\n"
+	for bounds, want := range map[string]int{"~SEQ(A,1,1) ~SEQ(B,1,3) ~SEQ(C,1,100)": 300, "~SEQ(A,0,3) ~SEQ(B,1,100) ~SEQ(C,1,50)": 20_000} {
+		i, err := migrate.Keepalived("x.conf", []byte(server+bounds+" $VS\n"), options())
+		if err != nil || i.Services != want || len(i.Notes) != 0 {
+			t.Errorf("%s: %v, %+v, want %d services", bounds, err, i, want)
+		}
+	}
+	if _, err := migrate.Keepalived("x.conf", []byte(server+"~SEQ(A,0,3) ~SEQ(B,1,255) ~SEQ(C,1,254) $VS\n"), options()); err == nil || !strings.Contains(err.Error(), "more than 100000 blocks") {
+		t.Errorf("%v, want that the blocks are too many", err)
+	}
+}
+
+// TestOnlyMarks: a configuration whose services are all of firewall marks becomes a file of comments.
+func TestOnlyMarks(t *testing.T) {
+	i, err := migrate.Keepalived("x.conf", []byte("virtual_server fwmark 5 {\nprotocol TCP\nlb_kind TUN\nreal_server 198.51.100.1 80 {\n}\n}\n"), options())
+	if err != nil || i.Services != 0 || i.Marks != 1 || !strings.Contains(string(i.TOML), "#[[service]]\n#name     = \"fwmark-5\"\n") {
+		t.Fatalf("%v, %d services, %d marks in\n%s", err, i.Services, i.Marks, i.TOML)
+	}
+	filled := regexp.MustCompile(`(?m)^#(\[|[a-z]|  )`).ReplaceAllString(string(i.TOML), "$1")
+	filled = strings.NewReplacer(`["…"]`, `["192.0.2.1"]`, "[ … ]", "[80]").Replace(filled)
+	if _, err := config.ParseDirector("x.toml", []byte(filled), config.Features{Schedulers: options().Schedulers}); err != nil {
+		t.Errorf("filled in, it is no configuration: %v in\n%s", err, filled)
+	}
+}
