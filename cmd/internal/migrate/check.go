@@ -82,6 +82,9 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	var own []*statement // what only this kind has
 	t.leastRetry = 0
 	for _, st := range k.flatten(s, block) {
+		if k.ignores(s, block.name(), st) {
+			continue
+		}
 		switch st.name() {
 		case "connect_ip":
 			a, err := netip.ParseAddr(st.arg(1))

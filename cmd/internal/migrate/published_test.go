@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/migrate"
@@ -215,5 +219,55 @@ func TestOnlyMarks(t *testing.T) {
 	filled = strings.NewReplacer(`["…"]`, `["192.0.2.1"]`, "[ … ]", "[80]").Replace(filled)
 	if _, err := config.ParseDirector("x.toml", []byte(filled), config.Features{Schedulers: options().Schedulers}); err != nil {
 		t.Errorf("filled in, it is no configuration: %v in\n%s", err, filled)
+	}
+}
+
+// TestKeywordsOfBlocks puts each general keyword into each block, and has keepalived say where it does not know it: there the import leaves it out, too.
+func TestKeywordsOfBlocks(t *testing.T) {
+	program, err := exec.LookPath("keepalived")
+	if err != nil {
+		t.Skip("SKIPPED: needs keepalived: apt-get install keepalived (or make deps)")
+	}
+	keywords := []string{"delay_loop 6", "connect_timeout 3", "delay_before_retry 6", "retry 2", "nb_get_retry 2", "nb_sock_retry 2", "nb_gethost_retry 2", "warmup 3",
+		"alpha", "inhibit_on_failure", "virtualhost example.com", "connect_ip 198.51.100.1", "connect_port 80", "bindto 127.0.0.1", "fwmark 1", "log_all_failures"}
+	checks := map[string]string{"HTTP_GET": "url {\npath /\n}", "SSL_GET": "url {\npath /\n}", "TCP_CHECK": "", "SMTP_CHECK": "", "DNS_CHECK": "", "MISC_CHECK": "misc_path /bin/true",
+		"UDP_CHECK": "", "PING_CHECK": "", "FILE_CHECK": "track_file w"}
+	own := strings.Join(keywords, "\n") + "\n"
+	texts := map[string]string{
+		"virtual_server": tunnelled(own + "real_server 198.51.100.1 80 {\n}"),
+		"real_server":    tunnelled("real_server 198.51.100.1 80 {\n" + own + "}"),
+	}
+	for check, lines := range checks {
+		texts[check] = tunnelled("real_server 198.51.100.1 80 {\n" + check + " {\n" + lines + "\n" + own + "}\n}")
+	}
+	unknown, ignored := regexp.MustCompile(`Line (\d+)\) Unknown keyword '(\w+)'`), regexp.MustCompile(`^(\w+) of .*keepalived knows it`)
+	for name, text := range texts {
+		file := filepath.Join(t.TempDir(), "x.conf")
+		text = "track_file w { file /run/w }\n" + text // before what uses it, as keepalived wants it
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(program, "--config-test", "--use-file="+file)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it ends by a signal to its process group
+		out, _ := cmd.CombinedOutput()                       // whose exit status says that it has said something
+		want, got := map[string]bool{}, map[string]bool{}
+		for _, m := range unknown.FindAllStringSubmatch(string(out), -1) {
+			want[m[1]+" "+m[2]] = true
+		}
+		i, err := migrate.Keepalived(file, []byte(text), options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range i.Notes {
+			if m := ignored.FindStringSubmatch(n.Text); m != nil {
+				got[fmt.Sprintf("%d %s", n.Line, m[1])] = true
+			}
+		}
+		if len(want) == 0 {
+			t.Errorf("%s: keepalived knows all keywords:\n%s", name, out)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: what keepalived does not know (-want +got):\n%s", name, diff)
+		}
 	}
 }
