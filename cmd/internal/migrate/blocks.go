@@ -104,12 +104,12 @@ func (r *blockReader) take(at Place, part string) error {
 // begin takes a { in a block.
 func (r *blockReader) begin(at Place, in *statement) error {
 	last := in.last()
-	_, isBlock := blockLevels[name(last)]
+	level, isBlock := blockLevels[name(last)]
 	switch {
 	case last == nil || last.hasBlock || last.Place != at && !isBlock && isSetting(last.name()):
 		r.note(at, "a { that no keyword of a block stands before: %s without it: take it out, or write the keyword", asKeepalived)
 		return nil
-	case isBlock && !r.fits(last) && r.open[1].name() == "virtual_server":
+	case isBlock && level < len(r.open)-1 && r.open[1].name() == "virtual_server":
 		r.note(last.Place, "%s stands in the block of %s of line %d, where a } is missing: keepalived takes what follows for that block's, and so does the import: write the }",
 			strings.Join(last.words, " "), in.name(), in.Line)
 		in.block = in.block[:len(in.block)-1]

@@ -75,6 +75,7 @@ var elsewhere = []struct{ prefix, what string }{
 	{"linkbeat_", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"interface_up_down_delays", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"track_file", noFileCheck},
+	{"real_server", "stands outside of a virtual_server: look for a } too many above"},
 	{"bfd_instance", "BFD is none of this: let a daemon such as bird speak it, or use checks with a short interval"},
 	{"net_namespace", "start the director in its namespace: ip netns exec NAME director run"},
 	{"namespace_with_ipsets", "has no counterpart and needs none: leave it out"},

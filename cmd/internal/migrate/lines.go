@@ -19,6 +19,7 @@ const (
 	maxLine   = 64 << 10  // bytes, once definitions are put in
 	maxDepth  = 32        // files that include each other, sequences in sequences
 	maxBlocks = 100_000   // repetitions of what stands behind ~SEQ and ~LST
+	maxUses   = 400_000   // of definitions that have several lines
 )
 
 // ReadFile reads a file that is to be imported.
@@ -56,6 +57,7 @@ type lineReader struct {
 	steps   int
 	bytes   int
 	blocks  int // made by ~SEQ and ~LST
+	uses    int // of definitions that have several lines
 	saidID  bool
 }
 
@@ -195,7 +197,11 @@ func (r *lineReader) step(at Place, dir, text string, depth int) error {
 		return r.sequence(at, dir, text, depth)
 	}
 	text, ok := r.substitute(text)
-	if !ok {
+	r.bytes += len(text)
+	if strings.Contains(text, "\n") {
+		r.uses++
+	}
+	if !ok || r.uses > maxUses {
 		return at.fault("%v", errTooMuch)
 	}
 	if strings.HasPrefix(text, "~") || strings.HasPrefix(text, "@") || strings.Contains(text, "\n") {
