@@ -49,7 +49,7 @@ type target struct {
 	users   []*subject
 
 	damper damper
-	offset int           // of the realserver's weight, by its last successful check
+	offset int           // of the realserver's weight, by its last successful check; 0 while that is down
 	blind  int           // checks in a row that could not be made
 	quick  int           // checks to come that follow each other quickly
 	pace   time.Duration // of those
@@ -310,6 +310,9 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 					m.noteState(s)
 				}
 			}
+		}
+		if err != nil && !t.damper.up {
+			t.offset = 0
 		}
 		if err == nil && offset != t.offset {
 			t.offset = offset
