@@ -63,11 +63,12 @@ func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
 	switch {
 	case answer.Rcode != c.rcode:
 		return "", fmt.Errorf("%s, want %s", got, c.Rcode)
-	case c.rcode != dns.RcodeSuccess || len(answer.Answer) >= c.Records || answer.Truncated: // the rest may just not fit
+	case c.rcode != dns.RcodeSuccess || len(answer.Answer) >= c.Records || answer.Truncated: // the rest may not fit
 	case c.Records == 1:
 		return "", fmt.Errorf("%s, but no record: want one for %s %s", got, c.question.Name, c.Type)
 	default:
-		return "", fmt.Errorf("%s, but %d in the answer: want %d for %s %s", got, len(answer.Answer), c.Records, c.question.Name, c.Type)
+		return "", fmt.Errorf("%s, but %d in the answer: want %d for %s %s", got, len(answer.Answer), c.Records,
+			c.question.Name, c.Type)
 	}
 	return fmt.Sprintf("%s, %d in the answer", got, len(answer.Answer)), nil
 }

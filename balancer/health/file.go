@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File reads a number from a file, as keepalived's FILE_CHECK does: times Factor it is an offset of the realserver's weight. A product of math.MinInt32 or less is a
-// failure. With Factor 0 a number other than 0 is a failure. A file that is missing or empty has the number 0.
+// File reads a number from a file, as keepalived's FILE_CHECK does: times Factor it is an offset of the realserver's
+// weight. A product of math.MinInt32 or less is a failure. With Factor 0 a number other than 0 is a failure. A file
+// that is missing or empty has the number 0.
 type File struct {
 	Path    string // absolute
 	Factor  int    // from -math.MaxInt32 to math.MaxInt32
@@ -102,7 +103,8 @@ func readNumber(ctx context.Context, path string) (string, error) {
 	return string(text), err
 }
 
-// leadingNumber reads the integer that text begins with, as strtol(3) does with base 0: white space, a sign, digits, of which 0x are hexadecimal and 0 octal.
+// leadingNumber reads the integer that text begins with, as strtol(3) does with base 0: white space, a sign, digits,
+// of which 0x are hexadecimal and 0 octal.
 func leadingNumber(text string) (number int64, ok bool) {
 	text = strings.TrimLeft(text, " \t\n\v\f\r")
 	end := 0
@@ -112,7 +114,8 @@ func leadingNumber(text string) (number int64, ok bool) {
 	sign, digits := text[:end], text[end:]
 	base, all := 10, "0123456789"
 	switch {
-	case len(digits) > 2 && (digits[:2] == "0x" || digits[:2] == "0X") && strings.ContainsRune("0123456789abcdefABCDEF", rune(digits[2])):
+	case len(digits) > 2 && (digits[:2] == "0x" || digits[:2] == "0X") &&
+		strings.ContainsRune("0123456789abcdefABCDEF", rune(digits[2])):
 		base, all, digits = 16, "0123456789abcdefABCDEF", digits[2:]
 	case len(digits) > 1 && digits[0] == '0':
 		base, all = 8, "01234567"

@@ -88,7 +88,7 @@ type State struct {
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	Offset     int           // of the realserver's weight, by its last successful check; 0 where its check gives none, or is down
+	Offset     int           // of the realserver's weight; 0 where its check gives none, or is down
 	Since      time.Time     // of Up; the zero Time: since the start
 	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
 	Last       time.Time     // end of that check; the zero Time: there was none

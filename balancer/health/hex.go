@@ -22,7 +22,8 @@ func (p *BytePattern) Match(answer []byte) bool {
 	return true
 }
 
-// ParseBytes reads bytes in hexadecimal, two digits each, with blanks between them where wanted: "48 65 6C" or "48656c".
+// ParseBytes reads bytes in hexadecimal, two digits each, with blanks between them where wanted: "48 65 6C" or
+// "48656c".
 func ParseBytes(text string) ([]byte, error) {
 	if strings.Contains(text, "?") {
 		return nil, errors.New("? is for what is expected only")

@@ -317,7 +317,8 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 		if err == nil && offset != t.offset {
 			t.offset = offset
 			for _, s := range t.users {
-				m.note(Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Weighed: true, Offset: s.offset(), Reason: s.reason(t), Time: end})
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Up: s.up, Weighed: true,
+					Offset: s.offset(), Reason: s.reason(t), Time: end})
 			}
 		}
 	}
@@ -328,7 +329,8 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	}
 }
 
-// attempt makes one check and returns in one line how it went, with the offset of the realserver's weight, 0 where c gives none.
+// attempt makes one check and returns in one line how it went, with the offset of the realserver's weight, 0 where c
+// gives none.
 func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (reason string, offset int, err error) {
 	if w, ok := c.(weigher); ok {
 		reason, offset, err = w.weigh(ctx)
@@ -407,7 +409,8 @@ func (m *Monitor) States() []State {
 	defer m.mu.Unlock()
 	all := make([]State, 0, len(m.subjects))
 	for _, s := range m.subjects {
-		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Offset: s.offset(), Since: s.since}
+		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up,
+			Offset: s.offset(), Since: s.since}
 		if t := s.telling(); t != nil {
 			st.Reason, st.Last, st.Duration = s.reason(t), t.last.end, t.last.took
 		}

@@ -195,7 +195,8 @@ func (r *checkReader) readVia(t *table, c, base *Check) {
 		return
 	}
 	if ok && written == "tunnel" {
-		t.faultAt("via", "%s %s check runs on the director, by no tunnel: want direct, or leave it out", pick(c.Type == "exec", "an", "a"), c.Type)
+		t.faultAt("via", "%s %s check runs on the director, by no tunnel: want direct, or leave it out",
+			pick(c.Type == "exec", "an", "a"), c.Type)
 	}
 	c.Direct = true
 }

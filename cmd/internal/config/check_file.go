@@ -22,6 +22,7 @@ func readNumberFile(t *table, c *Check) {
 
 // readFactor reads what a file's number is multiplied by.
 func readFactor(t *table, c *Check) {
-	c.Factor = t.integer("factor", c.Factor, -math.MaxInt32, math.MaxInt32, "-2147483647 to 2147483647; with 0 a number other than 0 is a failure")
+	c.Factor = t.integer("factor", c.Factor, -math.MaxInt32, math.MaxInt32,
+		"-2147483647 to 2147483647; with 0 a number other than 0 is a failure")
 	c.Reverse = t.boolean("reverse", c.Reverse)
 }

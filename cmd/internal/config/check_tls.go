@@ -12,16 +12,17 @@ import (
 // readCA reads the file of authorities.
 func readCA(t *table, c *Check) {
 	path, text := c.CAFile, c.CA
-	if readPEM(t, "ca", "the absolute path of a PEM file with certificates of authorities", c.has("ca"), &path, &text) && path != "" &&
+	const want = "the absolute path of a PEM file with certificates of authorities"
+	if readPEM(t, "ca", want, c.has("ca"), &path, &text) && path != "" &&
 		!x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
-		t.faultAt("ca", "%s holds no certificate: want the absolute path of a PEM file with certificates of authorities", show(path))
+		t.faultAt("ca", "%s holds no certificate: want %s", show(path), want)
 		return
 	}
 	c.CAFile, c.CA = path, text
 }
 
-// readPEM reads the file that is named now: later the program may have no right to. With "" there is none. It reports whether the key is there and right; then
-// path and text are the file's.
+// readPEM reads the file that is named now: later the program may have no right to. With "" there is none. It reports
+// whether the key is there and right; then path and text are the file's.
 func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 	name, ok := t.text(key, *path, want)
 	if _, written := t.values[key]; !ok || !written || !wanted {
@@ -37,7 +38,8 @@ func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 	}
 	content, err := readBounded(name)
 	if err != nil {
-		t.faultAt(key, "%v: want %s, which %s may read", err, want, pick(key == "key", "the program's user", "everybody"))
+		reader := pick(key == "key", "the program's user", "everybody")
+		t.faultAt(key, "%v: want %s, which %s may read", err, want, reader)
 		return false
 	}
 	*path, *text = name, string(content)
@@ -46,7 +48,10 @@ func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 
 // readCertificate reads the client's own certificate and its key, which may be in the certificate's file.
 func readCertificate(t *table, c *Check) {
-	const wantCert, wantKey = "the absolute path of a PEM file with the client's certificate", "the absolute path of a PEM file with the private key of cert, without a password"
+	const (
+		wantCert = "the absolute path of a PEM file with the client's certificate"
+		wantKey  = "the absolute path of a PEM file with the private key of cert, without a password"
+	)
 	readCert := readPEM(t, "cert", wantCert, c.has("cert"), &c.CertFile, &c.Cert)
 	if readCert && t.values["key"] == nil {
 		c.KeyFile, c.Key = "", ""
@@ -81,7 +86,8 @@ func checkKeyPair(cert, key string) error {
 	return nil
 }
 
-// CheckCertificate returns what is wrong with the files of a client's certificate and its key, as a check of type https has them.
+// CheckCertificate returns what is wrong with the files of a client's certificate and its key, as a check of type
+// https has them.
 func CheckCertificate(certFile, keyFile string) error {
 	var text [2]string
 	for i, path := range []string{certFile, keyFile} {

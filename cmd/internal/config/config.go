@@ -102,8 +102,8 @@ type Service struct {
 	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
 	Quorum         int             // weight that must be up for the service to be up, at least 1
 	Hysteresis     int             // less than Quorum
-	SorryServer    netip.Addr      // has the connections while the service is down, may be one of Realservers; the zero Addr: there is none
-	SorryTunnel    Tunnel          // to it; that of the realserver counts where it is one
+	SorryServer    netip.Addr      // has the connections while the service is down; the zero Addr: none
+	SorryTunnel    Tunnel          // to it, unless it is one of Realservers
 	DrainOnFailure bool            // of realservers that say nothing else
 }
 
@@ -189,7 +189,7 @@ type Check struct {
 	Command []string // of exec: an absolute path, and arguments
 
 	File    string // of file: an absolute path
-	Factor  int    // of the file's number: the product is an offset of the weight. 0: a number other than 0 is a failure
+	Factor  int    // times the file's number is an offset of the weight. 0: a number other than 0 is a failure
 	Reverse bool   // -Factor is meant; where that is 0, the number 0 is the failure
 }
 

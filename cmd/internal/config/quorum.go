@@ -27,7 +27,8 @@ func readOnFailure(t *table, absent bool) (drain bool) {
 	return t.word("on_failure", pick(absent, "drain", "remove"), "remove", "drain") == "drain"
 }
 
-// checkQuorum refuses a quorum that is beyond the realservers' weights, unless one of them drains, or has a weight that a file may raise.
+// checkQuorum refuses a quorum that is beyond the realservers' weights, unless one of them drains, or has a weight
+// that a file may raise.
 func checkQuorum(t *table, s *Service) {
 	sum, open := 0, false
 	for _, rs := range s.Realservers {

@@ -192,7 +192,8 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 }
 
 // readRealservers reads the realservers of s; tunnel is that of those that say nothing else.
-func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel, checks *checkReader) []RealserverRef {
+func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel,
+	checks *checkReader) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {

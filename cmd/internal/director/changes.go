@@ -81,7 +81,8 @@ func (l *difference) realservers(at string, was, is *config.Service) {
 			l.compare(name+"upper", old.Upper, r.Upper)
 			l.compare(name+"lower", old.Lower, r.Lower)
 			l.tunnel(name, old.Tunnel, r.Tunnel)
-			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure { // else the service has said it
+			// Else the service has said it.
+			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure {
 				l.compare(name+"on_failure", failureName(old.DrainOnFailure), failureName(r.DrainOnFailure))
 			}
 			if old.Check != was.Check || r.Check != is.Check { // else the service has said it

@@ -60,10 +60,13 @@ func checkKeys(c *config.Check) []key {
 		path, factor, reverse = c.File, fmt.Sprint(c.Factor), fmt.Sprint(c.Reverse)
 	}
 	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval.String()}, {"timeout", c.Timeout.String()},
-		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)}, {"path", path}, {"host", c.Host}, {"status", statusName(c.Status)},
-		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify}, {"cert", c.CertFile}, {"key", c.KeyFile},
+		{"rise", fmt.Sprint(c.Rise)}, {"fall", fmt.Sprint(c.Fall)}, {"initial", upDown(c.Up)},
+		{"path", path}, {"host", c.Host}, {"status", statusName(c.Status)},
+		{"body", quoted(c.Body)}, {"sni", c.SNI}, {"ca", c.CAFile}, {"verify", verify},
+		{"cert", c.CertFile}, {"key", c.KeyFile},
 		{"send", quoted(c.Send)}, {"send_hex", c.SendHex}, {"expect", quoted(c.Expect)}, {"expect_hex", c.ExpectHex},
-		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"records", records}, {"factor", factor}, {"reverse", reverse}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
+		{"query", c.Query}, {"query_type", c.QueryType}, {"rcode", c.Rcode}, {"records", records},
+		{"factor", factor}, {"reverse", reverse}, {"helo", c.Helo}, {"command", commandName(c.Command)}}
 }
 
 func statusName(list []config.StatusRange) string {

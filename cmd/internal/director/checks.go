@@ -45,8 +45,8 @@ func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.P
 	case "udp":
 		return health.UDP{Send: sent(c), Expect: c.Expect, ExpectHex: c.ExpectHex}
 	case "http", "https":
-		p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Body: c.Body, SNI: c.SNI, CA: c.CA, Verify: c.Verify,
-			Cert: c.Cert, Key: c.Key}
+		p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Body: c.Body, SNI: c.SNI, CA: c.CA,
+			Verify: c.Verify, Cert: c.Cert, Key: c.Key}
 		if p.Host == "" && c.Direct {
 			p.Host = health.Host(s.VIPs[0], c.Port, p.TLS)
 		}
@@ -55,7 +55,8 @@ func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.P
 		}
 		return p
 	case "dns":
-		return health.DNS{TCP: s.Protocol == "tcp", Query: c.Query, Type: c.QueryType, Rcode: c.Rcode, Records: c.Records}
+		return health.DNS{TCP: s.Protocol == "tcp", Query: c.Query, Type: c.QueryType, Rcode: c.Rcode,
+			Records: c.Records}
 	case "smtp":
 		return health.SMTP{Helo: c.Helo}
 	case "exec":

@@ -169,7 +169,7 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 			r.Source = way.Source.String()
 		}
 		switch {
-		case r.Health == "down" && r.Check != nil && (c.Down || c.Weight == 0): // the sorry server may be one that fails
+		case r.Health == "down" && r.Check != nil && (c.Down || c.Weight == 0): // not a sorry server
 			r.PassedOver = "its check fails: " + r.Check.Reason
 		case c.Down && svc.Sorry:
 			r.PassedOver = "the sorry server has the clients"

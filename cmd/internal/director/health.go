@@ -102,7 +102,8 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 	switch {
 	case !logged:
 	case c.Weighed:
-		d.log.Info("realserver weight", "service", c.Service, "realserver", c.Realserver, "offset", c.Offset, "check", c.Reason)
+		d.log.Info("realserver weight", "service", c.Service, "realserver", c.Realserver, "offset", c.Offset, "check",
+			c.Reason)
 	case c.Blind:
 		d.log.Error("a realserver is not checked any more, and stays "+upDown(c.Up), "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	case c.Up:

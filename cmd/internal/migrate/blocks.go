@@ -43,14 +43,17 @@ func (s *statement) find(name string) (found *statement) {
 
 // blockLevels is how deep keepalived's blocks stand that a missing brace can put elsewhere: 0 is outside of all others.
 var blockLevels = map[string]int{
-	"virtual_server": 0, "virtual_server_group": 0, "global_defs": 0, "SSL": 0, "static_ipaddress": 0, "static_routes": 0, "static_rules": 0,
+	"virtual_server": 0, "virtual_server_group": 0, "global_defs": 0, "SSL": 0,
+	"static_ipaddress": 0, "static_routes": 0, "static_rules": 0,
 	"vrrp_instance": 0, "vrrp_sync_group": 0, "vrrp_script": 0,
 	"real_server": 1,
-	"HTTP_GET":    2, "SSL_GET": 2, "TCP_CHECK": 2, "SMTP_CHECK": 2, "DNS_CHECK": 2, "MISC_CHECK": 2, "UDP_CHECK": 2, "PING_CHECK": 2, "BFD_CHECK": 2, "FILE_CHECK": 2,
+	"HTTP_GET":    2, "SSL_GET": 2, "TCP_CHECK": 2, "SMTP_CHECK": 2, "DNS_CHECK": 2, "MISC_CHECK": 2,
+	"UDP_CHECK": 2, "PING_CHECK": 2, "BFD_CHECK": 2, "FILE_CHECK": 2,
 	"url": 3,
 }
 
-// blockReader makes a tree of lines. Where braces are wrong it goes on as keepalived does (process_stream in its lib/parser.c), and notes it.
+// blockReader makes a tree of lines. Where braces are wrong it goes on as keepalived does (process_stream in its
+// lib/parser.c), and notes it.
 type blockReader struct {
 	*plan
 	open []*statement // the root, and the blocks that the next statement stands in
@@ -70,7 +73,8 @@ func (p *plan) parseBlocks(lines []line) (*statement, error) {
 		}
 	}
 	for _, last := range r.open[1:] {
-		r.note(last.Place, "the block of %q is not closed: %s: it ends with the file: write the } that is missing", last.name(), asKeepalived)
+		r.note(last.Place, "the block of %q is not closed: %s: it ends with the file: write the } that is missing",
+			last.name(), asKeepalived)
 	}
 	return root, nil
 }
@@ -90,7 +94,8 @@ func (r *blockReader) take(at Place, part string) error {
 		return nil
 	}
 	if last := in.last(); last != nil && !last.hasBlock && r.fits(last) && len(r.open) <= maxDepth {
-		r.note(last.Place, "%s has no {: keepalived goes on as if it were there, and so does the import: write it", last.name())
+		r.note(last.Place, "%s has no {: keepalived goes on as if it were there, and so does the import: write it",
+			last.name())
 		last.hasBlock = true
 		r.open = append(r.open, last)
 		in = last
@@ -107,10 +112,12 @@ func (r *blockReader) begin(at Place, in *statement) error {
 	level, isBlock := blockLevels[name(last)]
 	switch {
 	case last == nil || last.hasBlock || last.Place != at && !isBlock && isSetting(last.name()):
-		r.note(at, "a { that no keyword of a block stands before: %s without it: take it out, or write the keyword", asKeepalived)
+		r.note(at, "a { that no keyword of a block stands before: %s without it: take it out, or write the keyword",
+			asKeepalived)
 		return nil
 	case isBlock && level < len(r.open)-1 && r.open[1].name() == "virtual_server":
-		r.note(last.Place, "%s stands in the block of %s of line %d, where a } is missing: keepalived takes what follows for that block's, and so does the import: write the }",
+		r.note(last.Place, "%s stands in the block of %s of line %d, where a } is missing: keepalived takes what "+
+			"follows for that block's, and so does the import: write the }",
 			strings.Join(last.words, " "), in.name(), in.Line)
 		in.block = in.block[:len(in.block)-1]
 		return nil

@@ -66,7 +66,8 @@ func (k *keepalived) check(s *service, r *realserver, port uint16, found []*stat
 		case st.name() == "BFD_CHECK":
 			k.noteOf(s, st.Place, "BFD_CHECK: BFD is none of this: left out: use a check of type ping or tcp with a short interval")
 		case best != nil:
-			k.noteOf(s, st.Place, "%s: a realserver has one check, and that of line %d stays: left out: a check of type exec can do several things", st.name(), best.Line)
+			k.noteOf(s, st.Place, "%s: a realserver has one check, and that of line %d stays: left out: a check of "+
+				"type exec can do several things", st.name(), best.Line)
 		default:
 			best = k.readCheck(s, r, port, st, general)
 		}
@@ -126,10 +127,12 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	return c
 }
 
-// hostKeywords are those of a checker that keep SMTP_CHECK from taking them from its first host (smtp_check_end_handler in keepalived's check_smtp.c).
+// hostKeywords are those of a checker that keep SMTP_CHECK from taking them from its first host
+// (smtp_check_end_handler in keepalived's check_smtp.c).
 var hostKeywords = []string{"connect_ip", "connect_port", "bindto", "bind_if", "bind_port", "fwmark", "connect_timeout"}
 
-// flatten is the statements of a checker, with those of the first "host" block that old versions have. Each other host is a check of its own in keepalived.
+// flatten is the statements of a checker, with those of the first "host" block that old versions have. Each other
+// host is a check of its own in keepalived.
 func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	var hosts []*statement
 	first := true
@@ -146,7 +149,8 @@ func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 		hosts = hosts[1:]
 	}
 	for _, h := range hosts {
-		k.noteOf(s, h.Place, "host: a realserver has one check, and that of another host stays: left out: a check of type exec can do several things")
+		k.noteOf(s, h.Place, "host: a realserver has one check, and that of another host stays: left out: a check "+
+			"of type exec can do several things")
 	}
 	return list
 }
@@ -249,7 +253,8 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 		}
 	}
 	if url == nil {
-		k.noteOf(s, block.Place, "%s without a url: left out, as by keepalived: write a check of type %s", block.name(), c.kind)
+		k.noteOf(s, block.Place, "%s without a url: left out, as by keepalived: write a check of type %s",
+			block.name(), c.kind)
 		return false
 	}
 	path, host := "", t.host
@@ -290,11 +295,13 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 		}
 	}
 	if !strings.HasPrefix(path, "/") {
-		k.noteOf(s, pathAt, "path %q: is none that can be asked for: the check is left out: write a check with a path that begins with /", path)
+		k.noteOf(s, pathAt, "path %q: is none that can be asked for: the check is left out: write a check with a "+
+			"path that begins with /", path)
 		return false
 	}
 	if encoded := percentEncoded(path); encoded != path {
-		k.noteOf(s, pathAt, "path %q: keepalived asks for it as it is, which is no HTTP: %q is in its place: look whether that is the page", path, encoded)
+		k.noteOf(s, pathAt, "path %q: keepalived asks for it as it is, which is no HTTP: %q is in its place: look "+
+			"whether that is the page", path, encoded)
 		path = encoded
 	}
 	c.add("path", quote(path))

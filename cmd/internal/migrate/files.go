@@ -47,7 +47,8 @@ const (
 func (f *factor) read(k *keepalived, s *service, st *statement, most int64) {
 	n, err := strconv.ParseInt(st.arg(1), 10, 64)
 	if err != nil || n < -most || n > most {
-		k.noteOf(s, st.Place, "weight %q of a track_file: is none: left out, as by keepalived: want %d to %d", st.arg(1), -most, most)
+		k.noteOf(s, st.Place, "weight %q of a track_file: is none: left out, as by keepalived: want %d to %d",
+			st.arg(1), -most, most)
 		return
 	}
 	f.times, f.reverse = int(n), st.arg(2) == "reverse"
@@ -73,7 +74,8 @@ func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ setting
 		return false
 	}
 	if !filepath.IsAbs(f.path) || !utf8.ValidString(f.path) || strings.ContainsRune(f.path, 0) {
-		k.noteOf(s, c.Place, "FILE_CHECK: the file of track_file %s, %q, is not an absolute path: left out: write a check of type file", name, f.path)
+		k.noteOf(s, c.Place, "FILE_CHECK: the file of track_file %s, %q, is not an absolute path: left out: write a "+
+			"check of type file", name, f.path)
 		return false
 	}
 	by := f.factor
@@ -90,7 +92,8 @@ func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ setting
 		switch st.name() {
 		case "file", "weight":
 		case "init_file":
-			k.noteOf(s, st.Place, "init_file %s: no counterpart: a file that is missing has the number 0: let what writes the file make it", strings.Join(st.words[1:], " "))
+			k.noteOf(s, st.Place, "init_file %s: no counterpart: a file that is missing has the number 0: let what "+
+				"writes the file make it", strings.Join(st.words[1:], " "))
 		default:
 			k.unknown(s, f.of, st)
 		}
@@ -106,7 +109,8 @@ func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ setting
 // clientCertificate is what keepalived's SSL block has for every SSL_GET.
 type clientCertificate struct{ cert, key string }
 
-// defineSSL reads the SSL block. Its files become part of the checks where they can be read here: else the director would refuse its configuration.
+// defineSSL reads the SSL block. Its files become part of the checks where they can be read here: else the director
+// would refuse its configuration.
 func (k *keepalived) defineSSL(block *statement) {
 	var own clientCertificate
 	for _, st := range block.block {
@@ -117,9 +121,11 @@ func (k *keepalived) defineSSL(block *statement) {
 		case "key":
 			own.key = first
 		case "ca":
-			k.note(st.Place, "ca %s: keepalived loads it, but checks none of the servers' certificates: set ca, and verify = true, in the https checks", first)
+			k.note(st.Place, "ca %s: keepalived loads it, but checks none of the servers' certificates: set ca, and "+
+				"verify = true, in the https checks", first)
 		case "password":
-			k.note(st.Place, "password: no counterpart: write the key without a password: openssl pkey -in KEY -out NEW")
+			k.note(st.Place, "password: no counterpart: write the key without a password: openssl pkey -in KEY -out "+
+				"NEW")
 		default:
 			k.unknown(nil, block, st)
 		}
@@ -131,11 +137,13 @@ func (k *keepalived) defineSSL(block *statement) {
 		own.key = own.cert
 	}
 	if !k.include {
-		k.note(block.Place, "SSL: its files are not read here: write cert = %q and key = %q in the https checks", own.cert, own.key)
+		k.note(block.Place, "SSL: its files are not read here: write cert = %q and key = %q in the https checks",
+			own.cert, own.key)
 		return
 	}
 	if err := config.CheckCertificate(own.cert, own.key); err != nil {
-		k.note(block.Place, "SSL: %v: no client certificate: write cert = %q and key = %q in the https checks once they are right", err, own.cert, own.key)
+		k.note(block.Place, "SSL: %v: no client certificate: write cert = %q and key = %q in the https checks once "+
+			"they are right", err, own.cert, own.key)
 		return
 	}
 	k.ssl = &own

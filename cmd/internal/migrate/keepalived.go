@@ -30,7 +30,8 @@ func Keepalived(file string, text []byte, options Options) (*Import, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &keepalived{plan: p, root: root, groups: map[string]*statement{}, files: map[string]*trackFile{}, include: options.Include}
+	k := &keepalived{plan: p, root: root, groups: map[string]*statement{}, files: map[string]*trackFile{},
+		include: options.Include}
 	k.read()
 	return p.finish(file), nil
 }

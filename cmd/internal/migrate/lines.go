@@ -272,7 +272,8 @@ func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 	case word == "~LST" && ok && isList:
 		return r.list(at, dir, list, rest, depth)
 	case !ok || !isList || word != "~SEQ" && word != "~SEQx":
-		r.plan.note(at, "%s: only ~SEQ, ~SEQx and ~LST are understood: write the lines out that this one stands for", strings.TrimSpace(strings.Split(text, "(")[0]))
+		r.plan.note(at, "%s: only ~SEQ, ~SEQx and ~LST are understood: write the lines out that this one stands for",
+			strings.TrimSpace(strings.Split(text, "(")[0]))
 		return nil
 	case !bounded:
 		return at.fault("%v", errTooMuch)
@@ -328,7 +329,8 @@ func (r *lineReader) repeat(at Place, dir, text string, depth int) error {
 	return r.step(at, dir, text, depth+1)
 }
 
-// list repeats a line: "~LST(NAME, A, B) line" or "~LST({NAME, NAME}, {A, A}, {B, B}) line". A value that is missing is empty.
+// list repeats a line: "~LST(NAME, A, B) line" or "~LST({NAME, NAME}, {A, A}, {B, B}) line". A value that is missing
+// is empty.
 func (r *lineReader) list(at Place, dir, list, text string, depth int) error {
 	groups, ok := splitList(list)
 	if !ok || len(groups) < 2 {

@@ -45,7 +45,8 @@ func (p *plan) dispatcher() string {
 		if s.realserver.IsValid() {
 			kind, address = "realserver", s.realserver.String()
 		}
-		known := kept[s.of] && (kind == "service" || slices.ContainsFunc(s.of.realservers, func(r *realserver) bool { return r.address == s.realserver }))
+		known := kept[s.of] && (kind == "service" || slices.ContainsFunc(s.of.realservers,
+			func(r *realserver) bool { return r.address == s.realserver }))
 		if !known {
 			continue // what it is about has been left out
 		}

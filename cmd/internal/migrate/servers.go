@@ -8,12 +8,14 @@ import (
 	"time"
 )
 
-// fill reads the block of a virtual_server into s, whose VIPs and ports are known. every says that an address of the virtual_server has every port.
+// fill reads the block of a virtual_server into s, whose VIPs and ports are known. every says that an address of the
+// virtual_server has every port.
 func (k *keepalived) fill(s *service, block *statement, every bool) {
 	if s.protocol = "udp"; block.find("protocol") == nil && len(s.vips) > 0 {
 		k.noteOf(s, block.Place, "no protocol: udp, which keepalived takes then: write tcp where that was meant")
 	}
-	general := settings{delay: 60 * time.Second, timeout: 5 * time.Second, retry: -1, leastRetry: 1, weight: 1, tunnel: tunnel{encap: "ipip"}}
+	general := settings{delay: 60 * time.Second, timeout: 5 * time.Second, retry: -1, leastRetry: 1, weight: 1,
+		tunnel: tunnel{encap: "ipip"}}
 	method := ""
 	for _, st := range block.block {
 		switch st.name() {
@@ -43,7 +45,8 @@ func (k *keepalived) fill(s *service, block *statement, every bool) {
 	}
 	if every && s.persistence.timeout == 0 {
 		s.persistence.timeout = usualPersistence
-		k.noteOf(s, block.Place, "port 0 without persistence_timeout: keepalived makes it 360 seconds, and so does the import: take persistence out where no client has to stay")
+		k.noteOf(s, block.Place, "port 0 without persistence_timeout: keepalived makes it 360 seconds, and so does "+
+			"the import: take persistence out where no client has to stay")
 	}
 	if method == "" {
 		method = "NAT" // keepalived's default
@@ -92,7 +95,8 @@ func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
 			t.checksum = true
 		case "nocsum":
 		case "remcsum":
-			k.noteOf(s, st.Place, "remcsum: no counterpart, agents refuse such packets: imported without checksum: encap_checksum = true has UDP's")
+			k.noteOf(s, st.Place, "remcsum: no counterpart, agents refuse such packets: imported without checksum: "+
+				"encap_checksum = true has UDP's")
 		default:
 			k.noteOf(s, st.Place, "%s: tunnel option %q: unknown: left out", st.name(), w)
 		}
@@ -105,21 +109,27 @@ var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 	"lb_algo":   func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
 	"lvs_sched": func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
 	"flag-1":    (*keepalived).flag, "flag-2": (*keepalived).flag, "flag-3": (*keepalived).flag,
-	"sh-port": (*keepalived).flag, "sh-fallback": (*keepalived).flag, "mh-port": (*keepalived).flag, "mh-fallback": (*keepalived).flag,
-	"ops":                     func(_ *keepalived, s *service, _ *statement) { s.onePacket = true },
-	"protocol":                (*keepalived).protocol,
-	"quorum":                  func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.quorum) },
-	"hysteresis":              func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.hysteresis) },
-	"quorum_up":               func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "up") },
-	"quorum_down":             func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "down") },
-	"sorry_server":            (*keepalived).sorryServer,
-	"sorry_server_inhibit":    without("sorry_server_inhibit: no counterpart: the sorry server is there while it is needed"),
-	"sorry_server_lvs_method": without("sorry_server_lvs_method: no counterpart: the sorry server is reached through its service's tunnel"),
-	"omega":                   without("omega: no counterpart: a director that ends notifies nobody: do it in its unit (ExecStopPost=)"),
-	"ha_suspend":              without("ha_suspend: no counterpart: checks run on every director, also on one that no VIP is routed to"),
-	"smtp_alert":              (*keepalived).smtpAlert,
+	"sh-port": (*keepalived).flag, "sh-fallback": (*keepalived).flag,
+	"mh-port": (*keepalived).flag, "mh-fallback": (*keepalived).flag,
+	"ops":          func(_ *keepalived, s *service, _ *statement) { s.onePacket = true },
+	"protocol":     (*keepalived).protocol,
+	"quorum":       func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.quorum) },
+	"hysteresis":   func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.hysteresis) },
+	"quorum_up":    func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "up") },
+	"quorum_down":  func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "down") },
+	"sorry_server": (*keepalived).sorryServer,
+	"sorry_server_inhibit": without("sorry_server_inhibit: no counterpart: the sorry server is there while it is " +
+		"needed"),
+	"sorry_server_lvs_method": without("sorry_server_lvs_method: no counterpart: the sorry server is reached " +
+		"through its service's tunnel"),
+	"omega": without("omega: no counterpart: a director that ends notifies nobody: do it in its " +
+		"unit (ExecStopPost=)"),
+	"ha_suspend": without("ha_suspend: no counterpart: checks run on every director, also on one that " +
+		"no VIP is routed to"),
+	"smtp_alert": (*keepalived).smtpAlert,
 	"persistence_engine": func(k *keepalived, s *service, st *statement) {
-		k.noteOf(s, st.Place, "persistence_engine %s: no counterpart: left out: clients stay by their address", st.arg(1))
+		k.noteOf(s, st.Place, "persistence_engine %s: no counterpart: left out: clients stay by their address",
+			st.arg(1))
 	},
 	"snmp_name": func(_ *keepalived, s *service, st *statement) { s.want = st.arg(1) },
 	"nat_mask":  without("nat_mask: no counterpart, and none needed"),
@@ -135,8 +145,9 @@ func without(note string) func(*keepalived, *service, *statement) {
 // isSetting reports whether a keyword of a virtual_server or a real_server has no block.
 func isSetting(name string) bool {
 	_, ofService := serviceKeywords[name]
-	_, general := settingKeywords[name]
-	return ofService || general || slices.Contains([]string{"lb_kind", "lvs_method", "persistence_timeout", "persistence_granularity", "weight"}, name)
+	_, general := knownIn[name]
+	return ofService || general || slices.Contains([]string{"lb_kind", "lvs_method", "persistence_timeout",
+		"persistence_granularity", "weight"}, name)
 }
 
 // serviceStatement reads what is neither a real_server nor a default for these.
@@ -145,7 +156,8 @@ func (k *keepalived) serviceStatement(s *service, st *statement) {
 		read(k, s, st)
 		return
 	}
-	k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does", st.name())
+	k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does",
+		st.name())
 }
 
 func (k *keepalived) flag(s *service, st *statement) { k.addFlag(s, st.Place, st.name()) }
@@ -173,7 +185,8 @@ func (k *keepalived) sorryServer(s *service, st *statement) {
 	a, err := unicast(st.arg(1))
 	port, ok := k.port(st.Place, "sorry_server "+st.arg(1), st.arg(2))
 	if err != nil {
-		k.noteOf(s, st.Place, "sorry_server %s: %v: left out: it is reached through a tunnel, as a realserver is", st.arg(1), err)
+		k.noteOf(s, st.Place, "sorry_server %s: %v: left out: it is reached through a tunnel, as a realserver is",
+			st.arg(1), err)
 		return
 	}
 	s.sorry = a
@@ -192,7 +205,8 @@ func (k *keepalived) smtpAlert(s *service, st *statement) {
 func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
 	a, err := unicast(block.arg(1))
 	if err != nil {
-		k.noteOf(s, block.Place, "real_server %s: %v: left out: want an address that the director reaches", block.arg(1), err)
+		k.noteOf(s, block.Place, "real_server %s: %v: left out: want an address that the director reaches",
+			block.arg(1), err)
 		return true
 	}
 	title := "real_server " + a.String()
@@ -223,7 +237,8 @@ func (k *keepalived) realServer(s *service, block *statement, general settings) 
 			case isChecker:
 				found = append(found, st)
 			default:
-				k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does", st.name())
+				k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what "+
+					"it does", st.name())
 			}
 		}
 	}

@@ -294,7 +294,8 @@ func (p *plan) setNetmask(s *service, at Place, mask string) {
 	case err == nil && !six && length >= 1 && length <= 32:
 		s.persistence.netmask = length
 		if p.program == "keepalived" {
-			p.noteOf(s, at, "persistence_granularity %d: keepalived 2.2 reads it as the netmask 0.0.0.%d: here it is what was meant, a prefix of %d bits", length, length, length)
+			p.noteOf(s, at, "persistence_granularity %d: keepalived 2.2 reads it as the netmask 0.0.0.%d: here it "+
+				"is what was meant, a prefix of %d bits", length, length, length)
 		}
 		return
 	}

@@ -21,80 +21,88 @@ type settings struct {
 	tunnel     tunnel
 }
 
-// settingKeywords are those of settings. A block that does not know one has keepalived ignore it.
-var settingKeywords = map[string]struct {
-	read func(*keepalived, *service, *statement, *settings)
-	in   []string // the blocks that know it, beside virtual_server and real_server; checking: each checker with settings
-	only bool     // not virtual_server and real_server
-}{
-	"delay_loop":         {func(k *keepalived, s *service, st *statement, t *settings) { k.timer(s, st, &t.delay) }, checking, false},
-	"connect_timeout":    {func(k *keepalived, s *service, st *statement, t *settings) { k.timer(s, st, &t.timeout) }, connecting, false},
-	"delay_before_retry": {func(k *keepalived, s *service, st *statement, t *settings) { k.timer(s, st, &t.retryDelay) }, checking, false},
-	"retry":              {(*keepalived).retry, checking, false},
-	"nb_get_retry":       {(*keepalived).retry, []string{"HTTP_GET", "SSL_GET"}, true},
-	"nb_sock_retry":      {nil, nil, true},
-	"nb_gethost_retry":   {nil, nil, true},
-	"warmup":             {(*keepalived).warmup, checking, false},
-	"alpha":              {func(_ *keepalived, _ *service, st *statement, t *settings) { t.alpha = isTrue(st.arg(1)) }, checking, false},
-	"inhibit_on_failure": {func(_ *keepalived, _ *service, st *statement, t *settings) { t.inhibit = isTrue(st.arg(1)) }, nil, false},
-	"virtualhost":        {func(_ *keepalived, _ *service, st *statement, t *settings) { t.host, _ = st.rest() }, []string{"HTTP_GET", "SSL_GET"}, false},
-}
-
+// The blocks that know the same general keywords.
 var (
-	connecting = []string{"HTTP_GET", "SSL_GET", "TCP_CHECK", "SMTP_CHECK", "DNS_CHECK", "UDP_CHECK", "PING_CHECK"}
+	servers    = []string{"virtual_server", "real_server"}
+	httpChecks = []string{"HTTP_GET", "SSL_GET"}
+	connecting = append(slices.Clip(httpChecks), "TCP_CHECK", "SMTP_CHECK", "DNS_CHECK", "UDP_CHECK", "PING_CHECK")
 	checking   = append(slices.Clip(connecting), "MISC_CHECK")
 )
 
-// read takes a statement of that block, if it is one of these.
+// knownIn is which blocks know a general keyword: keepalived ignores it in others.
+var knownIn = map[string][]string{
+	"delay_loop":         slices.Concat(servers, checking),
+	"connect_timeout":    slices.Concat(servers, connecting),
+	"delay_before_retry": slices.Concat(servers, checking),
+	"retry":              slices.Concat(servers, checking),
+	"nb_get_retry":       httpChecks,
+	"nb_sock_retry":      nil,
+	"nb_gethost_retry":   nil,
+	"warmup":             slices.Concat(servers, checking),
+	"alpha":              slices.Concat(servers, checking),
+	"inhibit_on_failure": servers,
+	"virtualhost":        slices.Concat(servers, httpChecks),
+	"connect_ip":         connecting,
+	"connect_port":       connecting,
+	"bindto":             connecting,
+	"bind_if":            connecting,
+	"bind_port":          connecting,
+	"fwmark":             connecting,
+	"log_all_failures":   checking,
+}
+
+// read takes a statement of that block, if it is one of settings, or one that keepalived ignores there.
 func (t *settings) read(k *keepalived, s *service, block string, st *statement) bool {
 	if k.ignores(s, block, st) {
 		return true
 	}
-	keyword, ok := settingKeywords[st.name()]
-	if ok {
-		keyword.read(k, s, st, t)
+	switch st.name() {
+	case "delay_loop":
+		k.timer(s, st, &t.delay)
+	case "connect_timeout":
+		k.timer(s, st, &t.timeout)
+	case "delay_before_retry":
+		k.timer(s, st, &t.retryDelay)
+	case "retry", "nb_get_retry":
+		k.retry(s, st, t)
+	case "warmup":
+		k.noteOf(s, st.Place, "warmup: no counterpart, and none needed: the first checks are spread by themselves")
+	case "alpha":
+		t.alpha = isTrue(st.arg(1))
+	case "inhibit_on_failure":
+		t.inhibit = isTrue(st.arg(1))
+	case "virtualhost":
+		t.host, _ = st.rest()
+	default:
+		return false
 	}
-	return ok
+	return true
 }
-
-// checkerKeywords are those that checkers alone have in common, and which know them.
-var checkerKeywords = map[string][]string{"connect_ip": connecting, "connect_port": connecting, "bindto": connecting, "bind_if": connecting, "bind_port": connecting,
-	"fwmark": connecting, "log_all_failures": checking}
 
 // ignores reports whether keepalived ignores a statement since the block does not know its keyword, and notes it.
 func (k *keepalived) ignores(s *service, block string, st *statement) bool {
-	known, ofCheckers := checkerKeywords[st.name()]
-	if !ofCheckers {
-		keyword, ok := settingKeywords[st.name()]
-		if !ok {
-			return false
-		}
-		if known = keyword.in; !keyword.only {
-			known = append([]string{"virtual_server", "real_server"}, known...)
-		}
-	}
-	if slices.Contains(known, block) {
+	known, general := knownIn[st.name()]
+	if !general || slices.Contains(known, block) {
 		return false
 	}
 	where := "nowhere any more"
 	if len(known) > 0 {
 		where = "in " + strings.Join(known, " and ") + " only"
 	}
-	k.noteOf(s, st.Place, "%s of %s: keepalived knows it %s, and ignores it here: so does the import: take it out", st.name(), block, where)
+	k.noteOf(s, st.Place, "%s of %s: keepalived knows it %s, and ignores it here: so does the import: take it out",
+		st.name(), block, where)
 	return true
 }
 
+// retry reads a number of retries.
 func (k *keepalived) retry(s *service, st *statement, t *settings) {
 	n, err := strconv.ParseUint(st.arg(1), 10, 16)
 	if err != nil || int(n) < t.leastRetry {
-		k.noteOf(s, st.Place, "%s %q: is no number of retries here: left out, as by keepalived: write fall in the check", st.name(), st.arg(1))
+		k.noteOf(s, st.Place, "%s %q: is no number of retries here: left out, as by keepalived: write fall in the "+
+			"check", st.name(), st.arg(1))
 		return
 	}
 	t.retry = int(n)
-}
-
-func (k *keepalived) warmup(s *service, st *statement, _ *settings) {
-	k.noteOf(s, st.Place, "warmup: no counterpart, and none needed: the first checks are spread by themselves")
 }
 
 // isTrue reads a BOOL, which may be missing.
