@@ -27,18 +27,19 @@ func TestFile(t *testing.T) {
 		ok      bool
 		reason  string
 	}{
-		"number":             {"10\n", 1, false, 10, true, " has 10: weight +10"},
-		"negative":           {" -3", 1, false, -3, true, " has -3: weight -3"},
-		"plus":               {"+3", 1, false, 3, true, " has 3: weight +3"},
-		"times":              {"3", -2, false, -6, true, " has 3: weight -6"},
-		"reverse":            {"3", 2, true, -6, true, " has 3: weight -6"},
-		"hexadecimal":        {"0x10", 1, false, 16, true, " has 16: weight +16"},
-		"octal":              {"010", 1, false, 8, true, " has 8: weight +8"},
-		"zero":               {"0", 1, false, 0, true, " has 0: weight +0"},
-		"and a remark":       {"5 of 7\nand so on", 1, false, 5, true, " has 5: weight +5"},
-		"empty":              {"", 1, false, 0, true, " has 0: weight +0"},
-		"white space":        {" \n", 1, false, 0, true, " has 0: weight +0"},
-		"a VRRP failure":     {"-254", 1, false, -254, true, " has -254: weight -254"}, // of a VRRP instance, not of a realserver
+		"number":       {"10\n", 1, false, 10, true, " has 10: weight +10"},
+		"negative":     {" -3", 1, false, -3, true, " has -3: weight -3"},
+		"plus":         {"+3", 1, false, 3, true, " has 3: weight +3"},
+		"times":        {"3", -2, false, -6, true, " has 3: weight -6"},
+		"reverse":      {"3", 2, true, -6, true, " has 3: weight -6"},
+		"hexadecimal":  {"0x10", 1, false, 16, true, " has 16: weight +16"},
+		"octal":        {"010", 1, false, 8, true, " has 8: weight +8"},
+		"zero":         {"0", 1, false, 0, true, " has 0: weight +0"},
+		"and a remark": {"5 of 7\nand so on", 1, false, 5, true, " has 5: weight +5"},
+		"empty":        {"", 1, false, 0, true, " has 0: weight +0"},
+		"white space":  {" \n", 1, false, 0, true, " has 0: weight +0"},
+		"a VRRP failure": {"-254", 1, false, -254, true, " has -254: weight " +
+			"-254"}, // of a VRRP instance, not of a realserver
 		"least":              {"-2147483647", 1, false, -2147483647, true, " has -2147483647: weight -2147483647"},
 		"failure":            {"-2147483648", 1, false, 0, false, " has -2147483648, which times 1 is a failure"},
 		"failure, reverse":   {"2147483648", 1, true, 0, false, " has 2147483648, which times -1 is a failure"},
@@ -58,12 +59,14 @@ func TestFile(t *testing.T) {
 			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			reason, offset, err := attempt(t.Context(), File{Path: path, Factor: c.factor, Reverse: c.reverse}, place{}, patience)
+			reason, offset, err := attempt(t.Context(), File{Path: path, Factor: c.factor, Reverse: c.reverse},
+				place{}, patience)
 			want := path + c.reason
 			if c.reason == own {
 				want = own
 			}
-			if (err == nil) != c.ok || offset != c.offset || !strings.HasPrefix(reason, want) || c.reason != own && reason != want || isOwn(err) != (c.reason == own) {
+			if (err == nil) != c.ok || offset != c.offset || !strings.HasPrefix(reason, want) || c.reason != own &&
+				reason != want || isOwn(err) != (c.reason == own) {
 				t.Errorf("offset %d, %v, %q; want %d, %v, %q", offset, err, reason, c.offset, c.ok, want)
 			}
 		})
@@ -81,7 +84,8 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestOffsets: what a file says becomes the offset of all who have the check, is told each time it changes, and stays when it cannot be read, and over a reload.
+// TestOffsets: what a file says becomes the offset of all who have the check, is told each time it changes, and stays
+// when it cannot be read, and over a reload.
 func TestOffsets(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "weight")
@@ -97,7 +101,8 @@ func TestOffsets(t *testing.T) {
 	a := netip.MustParseAddr("127.0.0.1")
 	subject := func(service string, factor int) Subject {
 		return Subject{Service: service, Realserver: a, Targets: []netip.Addr{a}, Path: Direct{}, Way: "direct",
-			Check: &Check{Probe: File{Path: path, Factor: factor}, Interval: 20 * time.Millisecond, Timeout: patience, Rise: 1, Fall: 1, Up: true}}
+			Check: &Check{Probe: File{Path: path, Factor: factor}, Interval: 20 * time.Millisecond, Timeout: patience,
+				Rise: 1, Fall: 1, Up: true}}
 	}
 	var mu sync.Mutex
 	told := map[string][]int{}

@@ -198,9 +198,11 @@ func TestClientCertificate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "director"}, NotBefore: time.Now().Add(-time.Hour),
-			NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.sign(t, c)})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		c := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "director"},
+			NotBefore: time.Now().Add(-time.Hour),
+			NotAfter:  time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.sign(t,
+			c)})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
 	asks := func(auth tls.ClientAuthType) netip.AddrPort {
 		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -226,7 +228,8 @@ func TestClientCertificate(t *testing.T) {
 		{"has none", get, strict, false, "remote error: tls: certificate required"},
 		{"has one", with, strict, true, "HTTP status 200"},
 		{"has another authority's", other, strict, false, "remote error: tls: …"},
-		{"has another authority's where any will do", HTTP{TLS: true, Path: "/", Status: get.Status, Body: "director", Cert: other.Cert, Key: other.Key}, lax, true, "HTTP status 200"},
+		{"has another authority's where any will do", HTTP{TLS: true, Path: "/", Status: get.Status, Body: "director",
+			Cert: other.Cert, Key: other.Key}, lax, true, "HTTP status 200"},
 	} {
 		o.test(t)
 	}

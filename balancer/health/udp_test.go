@@ -37,8 +37,10 @@ func TestUDP(t *testing.T) {
 		{"closed, nothing sent", UDP{}, closedUDP(t), false, "port unreachable"},
 		{"expected", UDP{Send: "x", Expect: "^y$"}, datagrams(t, "n", "y"), true, "answer as expected"},
 		{"slow and not expected", UDP{Send: "x", Expect: "^y$"}, datagrams(t, "n"), false, `expect does not match the answer: "n"`},
-		{"bytes sent and expected", UDP{Send: "\x00\xff\xfe", ExpectHex: "00ff ?? 7?"}, echo(t, "\x00\xff\xfe", "\x00\xff\x80\x7a"), true, "answer as expected"},
-		{"slow to send other bytes", UDP{Send: "\x00", ExpectHex: "?1"}, datagrams(t, "\x80\x02"), false, "expect_hex does not match the answer: 80 02"},
+		{"bytes sent and expected", UDP{Send: "\x00\xff\xfe", ExpectHex: "00ff ?? 7?"}, echo(t, "\x00\xff\xfe",
+			"\x00\xff\x80\x7a"), true, "answer as expected"},
+		{"slow to send other bytes", UDP{Send: "\x00", ExpectHex: "?1"}, datagrams(t, "\x80\x02"), false,
+			"expect_hex does not match the answer: 80 02"},
 		{"expected, but silent", UDP{Send: "x", Expect: "^y$"}, datagrams(t), false, "no answer within 300ms"},
 	} {
 		o.test(t)

@@ -86,21 +86,27 @@ func TestChecks(t *testing.T) {
 // TestCheckDefaults: of each type, with no more than must be there.
 func TestCheckDefaults(t *testing.T) {
 	for text, want := range map[string]config.Check{
-		`type = "tcp"`:                    {Type: "tcp", Port: 80},
-		`type = "udp"`:                    {Type: "udp", Port: 80},
-		`type = "http"`:                   {Type: "http", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}}},
-		`type = "https"`:                  {Type: "https", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}}, Verify: true},
-		`type = "dns", query = "a"`:       {Type: "dns", Port: 80, Query: "a", QueryType: "A", Rcode: "NOERROR", Records: 1},
+		`type = "tcp"`:  {Type: "tcp", Port: 80},
+		`type = "udp"`:  {Type: "udp", Port: 80},
+		`type = "http"`: {Type: "http", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}}},
+		`type = "https"`: {Type: "https", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}},
+			Verify: true},
+		`type = "dns", query = "a"`: {Type: "dns", Port: 80, Query: "a", QueryType: "A", Rcode: "NOERROR",
+			Records: 1},
 		`type = "smtp"`:                   {Type: "smtp", Port: 80},
 		`type = "ping"`:                   {Type: "ping"},
 		`type = "exec", command = ["/a"]`: {Type: "exec", Direct: true, Command: []string{"/a"}},
 		`type = "file", path = "/a"`:      {Type: "file", Direct: true, File: "/a", Factor: 1},
 
-		`type = "dns", query = "a", records = 0`:                                  {Type: "dns", Port: 80, Query: "a", QueryType: "A", Rcode: "NOERROR"},
-		`type = "tcp", send_hex = "00FF 1f", expect_hex = "00 ?f1??A"`:            {Type: "tcp", Port: 80, SendHex: "00 ff 1f", ExpectHex: "00 ?f 1? ?a"},
-		`type = "udp", send = "x", expect_hex = ""`:                               {Type: "udp", Port: 80, Send: "x"},
-		`type = "file", path = "/a b", factor = -2147483647, reverse = true`:      {Type: "file", Direct: true, File: "/a b", Factor: -2147483647, Reverse: true},
-		`type = "file", path = "/a", factor = 0, via = "direct", interval = "5s"`: {Type: "file", Direct: true, File: "/a"},
+		`type = "dns", query = "a", records = 0`: {Type: "dns", Port: 80, Query: "a",
+			QueryType: "A", Rcode: "NOERROR"},
+		`type = "tcp", send_hex = "00FF 1f", expect_hex = "00 ?f1??A"`: {Type: "tcp", Port: 80,
+			SendHex: "00 ff 1f", ExpectHex: "00 ?f 1? ?a"},
+		`type = "udp", send = "x", expect_hex = ""`: {Type: "udp", Port: 80, Send: "x"},
+		`type = "file", path = "/a b", factor = -2147483647, reverse = true`: {Type: "file", Direct: true,
+			File: "/a b", Factor: -2147483647, Reverse: true},
+		`type = "file", path = "/a", factor = 0, via = "direct", interval = "5s"`: {Type: "file", Direct: true,
+			File: "/a"},
 	} {
 		want.Interval, want.Timeout, want.Rise, want.Fall = 5*time.Second, 2*time.Second, 2, 3
 		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"), features())
@@ -208,17 +214,21 @@ func TestCheckFaults(t *testing.T) {
 			`send_hex: "0" has an odd number of digits: want bytes of two hexadecimal digits, such as "00 1f ff"`,
 			`expect_hex: "0x" is no byte: want bytes of two hexadecimal digits, of which ? is any, such as "00 1? ??"`,
 		)},
-		{"bytes to send", check(`type = "tcp", send_hex = "0?"`), at(`send_hex: ? is for what is expected only: want bytes of two hexadecimal digits, such as "00 1f ff"`)},
+		{"bytes to send", check(`type = "tcp", send_hex = "0?"`),
+			at(`send_hex: ? is for what is expected only: want bytes of two hexadecimal digits, such as "00 1f ff"`)},
 		{"bytes and text", check(`type = "tcp", send = "a", send_hex = "00", expect = "a", expect_hex = "00"`), at(
 			`send_hex: stands beside send: want one of them`,
 			`expect_hex: stands beside expect: want one of them`,
 		)},
-		{"records", check(`type = "dns", query = "a", records = -1`), at("records: -1 is out of range: want 0 (any NOERROR) to 1000")},
-		{"percent", check(`type = "http", path = "/a%zz"`), at(`path: "/a%zz" has a % that two hexadecimal digits do not follow: want a path such as "/health?full=1"`)},
+		{"records", check(`type = "dns", query = "a", records = -1`),
+			at("records: -1 is out of range: want 0 (any NOERROR) to 1000")},
+		{"percent", check(`type = "http", path = "/a%zz"`),
+			at(`path: "/a%zz" has a % that two hexadecimal digits do not follow: want a path such as "/health?full=1"`)},
 		{"file", check(`type = "file", via = "tunnel", factor = 2147483648, reverse = 1`), at(
 			"via: a file check runs on the director, by no tunnel: want direct, or leave it out",
 			`path: missing: want the absolute path of a file that has a number, such as "/run/web.weight"`,
-			"factor: 2147483648 is out of range: want -2147483647 to 2147483647; with 0 a number other than 0 is a failure",
+			"factor: 2147483648 is out of range: want -2147483647 to 2147483647; with 0 a number other than 0 is a "+
+				"failure",
 			"reverse: 1 is of the wrong type: want true or false",
 		)},
 		{"file relative", check(`type = "file", path = "weight", port = 80`), at(
@@ -301,7 +311,8 @@ func TestClientCertificate(t *testing.T) {
 	}
 	certificate, private := pair()
 	_, otherPrivate := pair()
-	cert, key, both, other := write("cert", certificate), write("key", private), write("both", private, certificate), write("other", otherPrivate)
+	cert, key, both, other := write("cert", certificate), write("key", private), write("both", private,
+		certificate), write("other", otherPrivate)
 	text := func(path string) string {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -312,23 +323,32 @@ func TestClientCertificate(t *testing.T) {
 	const wantCert = "want the absolute path of a PEM file with the client's certificate"
 	const wantKey = "want the absolute path of a PEM file with the private key of cert, without a password"
 	own := func(service, realserver string) string {
-		return goodService + "check = { type = \"https\", " + service + " }\n[[service.realserver]]\naddress = \"10.0.0.1\"\ncheck = { " + realserver + " }\n"
+		return goodService + "check = { type = \"https\", " + service + " }\n[[service.realserver]]\naddress = " +
+			"\"10.0.0.1\"\ncheck = { " + realserver + " }\n"
 	}
 	for name, c := range map[string]struct {
 		text  string
 		want  config.Check // of the realserver
 		fault string       // behind "check: "
 	}{
-		"two files":    {own(`cert = "`+cert+`", key = "`+key+`"`, ``), config.Check{CertFile: cert, Cert: text(cert), KeyFile: key, Key: text(key)}, ""},
-		"one file":     {own(`cert = "`+both+`"`, ``), config.Check{CertFile: both, Cert: text(both), Key: text(both)}, ""},
-		"another":      {own(`cert = "`+cert+`", key = "`+key+`"`, `cert = "`+both+`"`), config.Check{CertFile: both, Cert: text(both), Key: text(both)}, ""},
-		"none":         {own(`cert = "`+cert+`", key = "`+key+`"`, `cert = ""`), config.Check{}, ""},
-		"no TLS":       {own(`cert = "`+cert+`", key = "`+key+`"`, `type = "http"`), config.Check{}, ""},
-		"key missing":  {own(`cert = "`+cert+`"`, ``), config.Check{}, "cert: found a certificate rather than a key in the PEM for the private key: " + wantCert},
-		"another key":  {own(`cert = "`+cert+`", key = "`+other+`"`, ``), config.Check{}, "key: private key does not match public key: " + wantKey},
-		"only a key":   {own(`key = "`+key+`"`, ``), config.Check{}, `key: "` + show64(key) + `" is the key of no certificate: want cert, too`},
-		"no such file": {own(`cert = "`+cert+`", key = "`+dir+`/x"`, ``), config.Check{}, "key: open " + dir + "/x: no such file or directory: " + wantKey + ", which the program's user may read"},
-		"relative":     {own(`cert = "cert.pem"`, ``), config.Check{}, `cert: "cert.pem" is not an absolute path: ` + wantCert},
+		"two files": {own(`cert = "`+cert+`", key = "`+key+`"`, ``), config.Check{CertFile: cert, Cert: text(cert),
+			KeyFile: key, Key: text(key)}, ""},
+		"one file": {own(`cert = "`+both+`"`, ``), config.Check{CertFile: both, Cert: text(both),
+			Key: text(both)}, ""},
+		"another": {own(`cert = "`+cert+`", key = "`+key+`"`, `cert = "`+both+`"`), config.Check{CertFile: both,
+			Cert: text(both), Key: text(both)}, ""},
+		"none":   {own(`cert = "`+cert+`", key = "`+key+`"`, `cert = ""`), config.Check{}, ""},
+		"no TLS": {own(`cert = "`+cert+`", key = "`+key+`"`, `type = "http"`), config.Check{}, ""},
+		"key missing": {own(`cert = "`+cert+`"`, ``), config.Check{},
+			"cert: found a certificate rather than a key in the PEM for the private key: " + wantCert},
+		"another key": {own(`cert = "`+cert+`", key = "`+other+`"`, ``), config.Check{},
+			"key: private key does not match public key: " + wantKey},
+		"only a key": {own(`key = "`+key+`"`, ``), config.Check{},
+			`key: "` + show64(key) + `" is the key of no certificate: want cert, too`},
+		"no such file": {own(`cert = "`+cert+`", key = "`+dir+`/x"`, ``), config.Check{},
+			"key: open " + dir + "/x: no such file or directory: " + wantKey + ", which the program's user may read"},
+		"relative": {own(`cert = "cert.pem"`, ``), config.Check{},
+			`cert: "cert.pem" is not an absolute path: ` + wantCert},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := config.ParseDirector("x.toml", []byte(c.text), features())
@@ -340,7 +360,8 @@ func TestClientCertificate(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := d.Services[0].Realservers[0].Check
-			if got.CertFile != c.want.CertFile || got.Cert != c.want.Cert || got.KeyFile != c.want.KeyFile || got.Key != c.want.Key {
+			if got.CertFile != c.want.CertFile || got.Cert != c.want.Cert || got.KeyFile != c.want.KeyFile ||
+				got.Key != c.want.Key {
 				t.Errorf("%+v, want %+v", got, c.want)
 			}
 		})
@@ -374,8 +395,10 @@ func TestQuorumAndNotifyFaults(t *testing.T) {
 		{"quorum high", web("quorum = 4"), []string{`service "web": quorum: 4 is more than the weights of all realservers, 3: want at most that`}},
 		{"quorum high while one drains", goodService + "quorum = 4\nrealserver = [{ address = \"10.0.0.1\", weight = 0 }, { address = \"10.0.0.2\" }]\n", nil},
 		{"sorry server a realserver", web(`sorry_server = "10.0.0.2"`), nil},
-		{"quorum high while a file may raise a weight", goodService + "quorum = 4\nrealserver = [{ address = \"10.0.0.1\", check = { type = \"file\", path = \"/a\" } }]\n", nil},
-		{"on_failure of a realserver", goodService + "realserver = [{ address = \"10.0.0.1\", on_failure = \"ignore\" }]\n", []string{
+		{"quorum high while a file may raise a weight", goodService + "quorum = 4\nrealserver = [{ address = " +
+			"\"10.0.0.1\", check = { type = \"file\", path = \"/a\" } }]\n", nil},
+		{"on_failure of a realserver", goodService + "realserver = [{ address = \"10.0.0.1\", on_failure = " +
+			"\"ignore\" }]\n", []string{
 			`service "web": realserver "10.0.0.1": on_failure: "ignore" is unknown: want remove or drain`}},
 		{"sorry server a VIP", web(`sorry_server = "198.51.100.80"`), []string{`service "web": sorry_server: "198.51.100.80" is also a VIP of service "web": want the realserver's own address`}},
 		{"notify", notify("command = [\"tell\"]\nwebhook = \"hooks.example.com\"\ntimeout = \"1h\""), []string{

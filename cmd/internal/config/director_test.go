@@ -98,7 +98,8 @@ func TestDirectorEveryKey(t *testing.T) {
 				Timeout: 10 * time.Minute, Netmask: 24, Netmask6: 64,
 			},
 			Realservers: []config.RealserverRef{
-				{Address: netip.MustParseAddr("10.0.11.2"), Tunnel: ipip, Weight: 10, Upper: 100, Lower: 80, DrainOnFailure: true},
+				{Address: netip.MustParseAddr("10.0.11.2"), Tunnel: ipip, Weight: 10, Upper: 100, Lower: 80,
+					DrainOnFailure: true},
 				{Address: netip.MustParseAddr("10.0.12.2"), Tunnel: ipip, Weight: 1},
 			},
 			EncapPort:      6080,

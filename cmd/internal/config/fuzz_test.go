@@ -156,8 +156,10 @@ func checkHealth(t *testing.T, s config.Service) {
 		}
 		withPort := c.Type != "ping" && c.Type != "exec" && c.Type != "file"
 		withPath := c.Type == "http" || c.Type == "https"
-		if withPort != (c.Port != 0) || withPath != (c.Path != "" && len(c.Status) > 0) || (c.Type == "dns") != (c.Query != "") || (c.Type == "exec") != (len(c.Command) > 0) ||
-			(c.Type == "file") != strings.HasPrefix(c.File, "/") || c.Send != "" && c.SendHex != "" || c.Expect != "" && c.ExpectHex != "" || (c.Cert != "") != (c.Key != "") {
+		if withPort != (c.Port != 0) || withPath != (c.Path != "" && len(c.Status) > 0) ||
+			(c.Type == "dns") != (c.Query != "") || (c.Type == "exec") != (len(c.Command) > 0) ||
+			(c.Type == "file") != strings.HasPrefix(c.File, "/") || c.Send != "" && c.SendHex != "" ||
+			c.Expect != "" && c.ExpectHex != "" || (c.Cert != "") != (c.Key != "") {
 			t.Errorf("check %+v", c)
 		}
 	}

@@ -84,7 +84,10 @@ func TestChanges(t *testing.T) {
 		{"on_failure of a service", func(_ *config.Director, web *config.Service) {
 			web.DrainOnFailure, web.Realservers[0].DrainOnFailure, web.Realservers[1].DrainOnFailure = true, true, true
 		}, []string{`service "web": on_failure remove -> drain`}},
-		{"on_failure of a realserver", func(_ *config.Director, web *config.Service) { web.Realservers[1].DrainOnFailure = true }, []string{
+		{"on_failure of a realserver", func(_ *config.Director,
+			web *config.Service) {
+			web.Realservers[1].DrainOnFailure = true
+		}, []string{
 			`service "web": realserver 10.0.11.2: on_failure remove -> drain`}},
 		{"a check of bytes", func(_ *config.Director, web *config.Service) {
 			web.Realservers[0].Check = &config.Check{Type: "udp", SendHex: "00", ExpectHex: "?1"}
@@ -100,21 +103,27 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestChangesOfChecks: each key that only some types have, with its old and new value; of files that are read, what they hold.
+// TestChangesOfChecks: each key that only some types have, with its old and new value; of files that are read, what
+// they hold.
 func TestChangesOfChecks(t *testing.T) {
 	for name, c := range map[string]struct {
 		was, is config.Check
 		want    []string
 	}{
-		"bytes": {config.Check{Type: "udp", Send: "x"}, config.Check{Type: "udp", SendHex: "00 ff", ExpectHex: "?1"}, []string{
-			`check: send "x" -> none`, `check: send_hex none -> 00 ff`, `check: expect_hex none -> ?1`}},
-		"records": {config.Check{Type: "dns", Records: 1}, config.Check{Type: "dns"}, []string{`check: records 1 -> 0`}},
-		"file": {config.Check{Type: "file", File: "/a", Factor: 1}, config.Check{Type: "file", File: "/b", Factor: 0, Reverse: true}, []string{
+		"bytes": {config.Check{Type: "udp", Send: "x"}, config.Check{Type: "udp", SendHex: "00 ff", ExpectHex: "?1"},
+			[]string{
+				`check: send "x" -> none`, `check: send_hex none -> 00 ff`, `check: expect_hex none -> ?1`}},
+		"records": {config.Check{Type: "dns", Records: 1}, config.Check{Type: "dns"},
+			[]string{`check: records 1 -> 0`}},
+		"file": {config.Check{Type: "file", File: "/a", Factor: 1}, config.Check{Type: "file", File: "/b", Factor: 0,
+			Reverse: true}, []string{
 			`check: path /a -> /b`, `check: factor 1 -> 0`, `check: reverse false -> true`}},
-		"certificate": {config.Check{Type: "https"}, config.Check{Type: "https", CertFile: "/c", Cert: "C", KeyFile: "/k", Key: "K"}, []string{
+		"certificate": {config.Check{Type: "https"}, config.Check{Type: "https", CertFile: "/c", Cert: "C",
+			KeyFile: "/k", Key: "K"}, []string{
 			`check: cert none -> /c`, `check: key none -> /k`}},
-		"certificate renewed": {config.Check{Type: "https", CertFile: "/c", Cert: "C", KeyFile: "/k", Key: "K"}, config.Check{Type: "https", CertFile: "/c", Cert: "D", KeyFile: "/k", Key: "L"}, []string{
-			`check: cert /c has another certificate`, `check: key /k has another key`}},
+		"certificate renewed": {config.Check{Type: "https", CertFile: "/c", Cert: "C", KeyFile: "/k", Key: "K"},
+			config.Check{Type: "https", CertFile: "/c", Cert: "D", KeyFile: "/k", Key: "L"}, []string{
+				`check: cert /c has another certificate`, `check: key /k has another key`}},
 	} {
 		var got difference
 		got.check("", &c.was, &c.is)

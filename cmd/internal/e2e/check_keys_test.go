@@ -19,7 +19,8 @@ import (
 	"time"
 )
 
-// TestWeightsOfFiles: what files on the director's host say changes weights and takes a realserver out; an operator's weight comes first.
+// TestWeightsOfFiles: what files on the director's host say changes weights and takes a realserver out; an operator's
+// weight comes first.
 func TestWeightsOfFiles(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -54,10 +55,12 @@ func TestWeightsOfFiles(t *testing.T) {
 		})
 	}
 	toml := func(interval string) string {
-		text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nscheduler = \"wrr\"\nquorum = 5\n", s.VIP)
+		text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nscheduler = "+
+			"\"wrr\"\nquorum = 5\n", s.VIP)
 		for i, web := range s.Webs {
 			text += fmt.Sprintf("[[service.realserver]]\naddress = %q\nweight = 4\non_failure = %q\n"+
-				"check = { type = \"file\", path = %q, interval = %q, timeout = \"100ms\", rise = 1, fall = 1, initial = \"up\" }\n",
+				"check = { type = \"file\", path = %q, interval = %q, timeout = \"100ms\", rise = 1, fall = 1, "+
+				"initial = \"up\" }\n",
 				web.Addr, []string{"remove", "drain"}[i], filepath.Join(dir, fmt.Sprint(i)), interval)
 		}
 		return text
@@ -94,7 +97,8 @@ func TestWeightsOfFiles(t *testing.T) {
 	mustHave("not drained", "up 11/11, up 7/7, up with 18")
 }
 
-// TestSorryRealserver: a sorry server that is a realserver, too, has its share while the service is up, and everything while it is down, even if its own check fails.
+// TestSorryRealserver: a sorry server that is a realserver, too, has its share while the service is up, and
+// everything while it is down, even if its own check fails.
 func TestSorryRealserver(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -106,8 +110,10 @@ func TestSorryRealserver(t *testing.T) {
 	for _, web := range s.Webs {
 		servers = append(servers, s.alive(web))
 	}
-	toml := fmt.Sprintf("[[service]]\nname = \"dns\"\nvip = %q\nprotocol = \"udp\"\nport = 53\nscheduler = \"rr\"\none_packet = true\nquorum = 3\nsorry_server = %q\n"+
-		"check = { type = \"udp\", port = 9, send_hex = \"61 6c 69 76 65 3f\", expect_hex = \"79 ?5 7?\", %s }\nrealserver = [ { address = %q }, { address = %q }, { address = %q } ]\n",
+	toml := fmt.Sprintf("[[service]]\nname = \"dns\"\nvip = %q\nprotocol = \"udp\"\nport = 53\nscheduler = "+
+		"\"rr\"\none_packet = true\nquorum = 3\nsorry_server = %q\n"+
+		"check = { type = \"udp\", port = 9, send_hex = \"61 6c 69 76 65 3f\", expect_hex = \"79 ?5 7?\", %s "+
+		"}\nrealserver = [ { address = %q }, { address = %q }, { address = %q } ]\n",
 		s.VIP, s.Webs[2].Addr, quick, s.Webs[0].Addr, s.Webs[1].Addr, s.Webs[2].Addr)
 	s.startWrittenDirector(toml)
 	s.awaitHealth("up up up")
@@ -145,21 +151,25 @@ func TestSorryRealserver(t *testing.T) {
 	if got := answeredBy(); got != "web3" {
 		t.Errorf("down, with a sorry server whose check fails, it is answered by %s", got)
 	}
-	if svc := s.director.balance().Services[0]; len(svc.Realservers) != 3 || !svc.Sorry || svc.Realservers[2].Effective != 1 || svc.Realservers[1].Effective != 0 {
+	if svc := s.director.balance().Services[0]; len(svc.Realservers) != 3 || !svc.Sorry ||
+		svc.Realservers[2].Effective != 1 || svc.Realservers[1].Effective != 0 {
 		t.Errorf("status has %+v", svc)
 	}
-	if got := s.ask("explain", s.Client.Addr.String()+":1234", s.VIP.String()+":53", "--protocol", "udp"); got.code != 0 || !strings.Contains(got.stdout, s.Webs[2].Addr.String()) {
+	if got := s.ask("explain", s.Client.Addr.String()+":1234", s.VIP.String()+":53", "--protocol",
+		"udp"); got.code != 0 || !strings.Contains(got.stdout, s.Webs[2].Addr.String()) {
 		t.Errorf("explain: %+v", got)
 	}
 	servers[0], servers[2] = s.alive(s.Webs[0]), s.alive(s.Webs[2])
 	s.awaitHealth("up up up")
-	eventually(t, "the sorry server is not in use", 2*soon, func() bool { return !s.director.balance().Services[0].Sorry })
+	eventually(t, "the sorry server is not in "+
+		"use", 2*soon, func() bool { return !s.director.balance().Services[0].Sorry })
 	if got := answeredBy(); got != "web1 web2 web3" {
 		t.Errorf("up again, it is answered by %s", got)
 	}
 }
 
-// TestClientCertificates: a server that wants a certificate gets the director's. A renewed one comes with a reload, and one that the director cannot read is refused.
+// TestClientCertificates: a server that wants a certificate gets the director's. A renewed one comes with a reload,
+// and one that the director cannot read is refused.
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -171,8 +181,9 @@ func TestClientCertificates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
+		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name}, IsCA: true,
+			BasicConstraintsValid: true,
+			NotBefore:             time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
 		der, err := x509.CreateCertificate(rand.Reader, c, c, &private.PublicKey, private)
 		if err != nil {
 			t.Fatal(err)
@@ -183,7 +194,8 @@ func TestClientCertificates(t *testing.T) {
 		}
 		certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 		names.AppendCertsFromPEM(certificate)
-		for path, text := range map[string][]byte{cert: certificate, key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs})} {
+		for path, text := range map[string][]byte{cert: certificate,
+			key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs})} {
 			if err := os.WriteFile(path, text, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +219,8 @@ func TestClientCertificates(t *testing.T) {
 	})
 	toml := func(body, keys string) string {
 		return fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 443\n"+
-			"check = { type = \"https\", verify = false, body = %q, %s, interval = \"500ms\", timeout = \"500ms\" }\nrealserver = [ { address = %q } ]\n", s.VIP, body, keys, s.Webs[0].Addr)
+			"check = { type = \"https\", verify = false, body = %q, %s, interval = \"500ms\", timeout = \"500ms\" "+
+			"}\nrealserver = [ { address = %q } ]\n", s.VIP, body, keys, s.Webs[0].Addr)
 	}
 	both := fmt.Sprintf("cert = %q, key = %q", cert, key)
 	s.startWrittenDirector(toml("^first$", both))
@@ -218,7 +231,8 @@ func TestClientCertificates(t *testing.T) {
 	s.reloadWritten(toml("^second$", both))
 	s.awaitHealth("up")
 	issue("third")
-	if changes := strings.Join(s.reloadWritten(toml("^third$", both)), "\n"); !strings.Contains(changes, "cert "+cert+" has another certificate") || !strings.Contains(changes, "key "+key+" has another key") {
+	if changes := strings.Join(s.reloadWritten(toml("^third$", both)), "\n"); !strings.Contains(changes,
+		"cert "+cert+" has another certificate") || !strings.Contains(changes, "key "+key+" has another key") {
 		t.Errorf("the reload says %s", changes)
 	}
 	eventually(t, "the server sees the third certificate", 2*soon, func() bool {
@@ -229,7 +243,8 @@ func TestClientCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.director.configure(s.written(toml("^third$", both+", rise = 1")))
-	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "key: open "+key+": permission denied: want the absolute path of a PEM file with the private key of cert") {
+	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr,
+		"key: open "+key+": permission denied: want the absolute path of a PEM file with the private key of cert") {
 		t.Errorf("a key that it cannot read: exit status %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 	s.awaitHealth("up")
