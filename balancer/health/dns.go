@@ -8,12 +8,13 @@ import (
 	"github.com/miekg/dns"
 )
 
-// DNS asks a name server. Where NOERROR is wanted, the answer must have a record.
+// DNS asks a name server.
 type DNS struct {
-	TCP   bool   // over TCP; else over UDP
-	Query string // name
-	Type  string // "A"
-	Rcode string // "NOERROR"
+	TCP     bool   // over TCP; else over UDP
+	Query   string // name
+	Type    string // "A"
+	Rcode   string // "NOERROR"
+	Records int    // least number of records in an answer with NOERROR
 }
 
 type dnsChecker struct {
@@ -62,8 +63,12 @@ func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
 	switch {
 	case answer.Rcode != c.rcode:
 		return "", fmt.Errorf("%s, want %s", got, c.Rcode)
-	case c.rcode == dns.RcodeSuccess && len(answer.Answer) == 0 && !answer.Truncated: // then what there is may just not fit
+	case c.rcode != dns.RcodeSuccess || len(answer.Answer) >= c.Records || answer.Truncated: // the rest may not fit
+	case c.Records == 1:
 		return "", fmt.Errorf("%s, but no record: want one for %s %s", got, c.question.Name, c.Type)
+	default:
+		return "", fmt.Errorf("%s, but %d in the answer: want %d for %s %s", got, len(answer.Answer), c.Records,
+			c.question.Name, c.Type)
 	}
 	return fmt.Sprintf("%s, %d in the answer", got, len(answer.Answer)), nil
 }

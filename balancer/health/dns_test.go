@@ -60,11 +60,18 @@ func zone(w dns.ResponseWriter, q *dns.Msg) {
 
 func TestDNS(t *testing.T) {
 	udp, tcp := nameServer(t, "udp", zone), nameServer(t, "tcp", zone)
-	ask := func(name string) DNS { return DNS{Query: name, Type: "A", Rcode: "NOERROR"} }
+	ask := func(name string) DNS { return DNS{Query: name, Type: "A", Rcode: "NOERROR", Records: 1} }
+	least := func(name string, records int) DNS {
+		return DNS{Query: name, Type: "A", Rcode: "NOERROR", Records: records}
+	}
 	for _, o := range []outcome{
 		{"answers", ask("www.example.com"), udp, true, "NOERROR, 1 in the answer"},
 		{"over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, tcp, true, "NOERROR, 1 in the answer"},
 		{"no record", ask("empty.example.com"), udp, false, "NOERROR, but no record: want one for empty.example.com. A"},
+		{"no record, and none wanted", least("empty.example.com", 0), udp, true, "NOERROR, 0 in the answer"},
+		{"no name, and no record wanted", least("nowhere.example.com", 0), udp, false, "NXDOMAIN, want NOERROR"},
+		{"too few records", least("www.example.com", 2), udp, false,
+			"NOERROR, but 1 in the answer: want 2 for www.example.com. A"},
 		{"too large for a datagram", ask("large.example.com"), udp, true, "NOERROR, 0 in the answer"},
 		{"no name", ask("nowhere.example.com"), udp, false, "NXDOMAIN, want NOERROR"},
 		{"no name wanted", DNS{Query: "nowhere.example.com", Type: "A", Rcode: "NXDOMAIN"}, udp, true, "NXDOMAIN, 0 in the answer"},

@@ -32,7 +32,7 @@ type Check struct {
 	Up       bool          // what it is before its first results
 }
 
-// Probe is a type of check: TCP, HTTP, DNS, UDP, Ping, SMTP or Exec. Probes are compared by their fields.
+// Probe is a type of check: TCP, HTTP, DNS, UDP, Ping, SMTP, Exec or File. Probes are compared by their fields.
 type Probe interface {
 	// prepare returns what makes the checks, or says what is wrong with the probe.
 	prepare() (checker, error)
@@ -42,6 +42,13 @@ type Probe interface {
 type checker interface {
 	// check makes one, and ends when ctx does. The reason says what has answered.
 	check(ctx context.Context, at place) (reason string, err error)
+}
+
+// weigher is a checker that also says by how much the realserver's weight is another one than the configured.
+type weigher interface {
+	checker
+	// weigh is check with that offset, within an int32.
+	weigh(ctx context.Context) (reason string, offset int, err error)
 }
 
 // place is where a check is made.
@@ -82,6 +89,7 @@ type State struct {
 	Checked    bool
 	Up         bool
 	Known      bool          // checks have found Up out, or there is no check; else Up is Check.Up
+	Offset     int           // of the realserver's weight; 0 where its check gives none, or is down
 	Since      time.Time     // of Up; the zero Time: since the start
 	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
 	Streak     int           // results in a row that contradict Up, up to that check, as Reason says
@@ -91,13 +99,15 @@ type State struct {
 	Failures   uint64        // of them
 }
 
-// Change is a subject that came up or went down, whose first state is known, or whose checks say nothing any more.
+// Change is a subject that came up or went down, whose first state is known, whose weight has another offset, or whose checks say nothing any more.
 type Change struct {
 	Service    string
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
 	First      bool   // the subject's first state that is known: see State.Known
+	Weighed    bool   // only Offset is another one
+	Offset     int    // of the realserver's weight
 	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before
 	Reason     string // of the check that made the difference
 	Time       time.Time

@@ -33,7 +33,7 @@ func once(t *testing.T, p Probe, at netip.AddrPort, timeout time.Duration) (reas
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	begin := time.Now()
-	reason, err = attempt(ctx, c, place{path: Direct{}, to: at.Addr(), port: at.Port()}, timeout)
+	reason, _, err = attempt(ctx, c, place{path: Direct{}, to: at.Addr(), port: at.Port()}, timeout)
 	if took := time.Since(begin); took > timeout+5*time.Second {
 		t.Errorf("it took %v", took)
 	}

@@ -28,6 +28,8 @@ type HTTP struct {
 	SNI    string // server name, and the name that the certificate must be for; "": that of Host
 	CA     string // PEM of the authorities to trust; "": the system's
 	Verify bool   // the certificate
+	Cert   string // PEM of the client's own certificate, and of those between it and its authority; "": it has none
+	Key    string // PEM of the private key of Cert
 }
 
 // StatusRange is status codes from First to Last.
@@ -69,6 +71,14 @@ func (p HTTP) prepare() (checker, error) {
 		if !c.tls.RootCAs.AppendCertsFromPEM([]byte(p.CA)) {
 			return nil, errors.New("ca: holds no certificate")
 		}
+	}
+	if p.Cert != "" {
+		own, err := tls.X509KeyPair([]byte(p.Cert), []byte(p.Key))
+		if err != nil {
+			return nil, fmt.Errorf("cert: %w", err)
+		}
+		// Certificates would be for servers only that name the authority of this one.
+		c.tls.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }
 	}
 	return c, nil
 }

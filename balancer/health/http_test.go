@@ -189,3 +189,53 @@ func TestHTTPS(t *testing.T) {
 		o.test(t)
 	}
 }
+
+// TestClientCertificate: a server that asks for a certificate gets the check's, whichever authority's it asks for.
+func TestClientCertificate(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	own := func(a *authority) (cert, key string) {
+		der, err := x509.MarshalPKCS8PrivateKey(a.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "director"},
+			NotBefore: time.Now().Add(-time.Hour),
+			NotAfter:  time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.sign(t,
+			c)})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	}
+	asks := func(auth tls.ClientAuthType) netip.AddrPort {
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			for _, c := range r.TLS.PeerCertificates {
+				_, _ = io.WriteString(w, "welcome, "+c.Subject.CommonName)
+			}
+		}))
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		s.TLS = &tls.Config{ClientAuth: auth, ClientCAs: x509.NewCertPool()}
+		s.TLS.ClientCAs.AppendCertsFromPEM([]byte(ours.pem))
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return addrOf(s)
+	}
+	strict, lax := asks(tls.RequireAndVerifyClientCert), asks(tls.RequestClientCert)
+	get := HTTP{TLS: true, Path: "/", Status: []StatusRange{{200, 299}}}
+	with := get
+	with.Cert, with.Key = own(ours)
+	with.Body = "^welcome, director$"
+	other := get
+	other.Cert, other.Key = own(theirs)
+	for _, o := range []outcome{
+		{"has none", get, strict, false, "remote error: tls: certificate required"},
+		{"has one", with, strict, true, "HTTP status 200"},
+		{"has another authority's", other, strict, false, "remote error: tls: …"},
+		{"has another authority's where any will do", HTTP{TLS: true, Path: "/", Status: get.Status, Body: "director",
+			Cert: other.Cert, Key: other.Key}, lax, true, "HTTP status 200"},
+	} {
+		o.test(t)
+	}
+	mixed := with
+	mixed.Key = other.Key
+	if _, err := mixed.prepare(); err == nil {
+		t.Error("a key of another certificate is taken")
+	}
+}

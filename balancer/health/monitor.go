@@ -57,6 +57,7 @@ type target struct {
 	users   []*subject
 
 	damper damper
+	offset int           // of the realserver's weight, by its last successful check; 0 while that is down
 	blind  int           // checks in a row that could not be made
 	quick  int           // checks to come that follow each other quickly
 	pace   time.Duration // of those
@@ -115,6 +116,9 @@ func (m *Monitor) Set(subjects []Subject) error {
 				t, isNew := m.target(was, s, old, to)
 				if isNew {
 					t.checker = checkers[s.Check]
+					if _, ok := t.checker.(weigher); ok && old != nil {
+						t.offset = old.offset()
+					}
 					m.added = append(m.added, t)
 				}
 				t.path = s.Path
@@ -212,6 +216,14 @@ func (s *subject) allKnown() bool {
 		all = all && t.damper.known
 	}
 	return all
+}
+
+// offset is that of the realserver's weight.
+func (s *subject) offset() (sum int) {
+	for _, t := range s.targets {
+		sum += t.offset
+	}
+	return sum
 }
 
 // drop ends what nobody wants to know any more.
@@ -357,7 +369,7 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 // run makes one check of t, and queues the next one.
 func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	begin := time.Now()
-	reason, err := attempt(ctx, t.checker, at, t.config.Timeout)
+	reason, offset, err := attempt(ctx, t.checker, at, t.config.Timeout)
 	end := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -396,6 +408,16 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 				m.noteState(s, end)
 			}
 		}
+		if err != nil && !t.damper.up {
+			t.offset = 0
+		}
+		if err == nil && offset != t.offset {
+			t.offset = offset
+			for _, s := range t.users {
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Weighed: true,
+					Offset: s.offset(), Reason: s.reason(t), Time: end})
+			}
+		}
 		t.last.reason, t.last.streak = t.damper.progress(reason, t.config.Rise, t.config.Fall), t.damper.streak
 	}
 	t.due = t.next(end)
@@ -405,13 +427,18 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	}
 }
 
-// attempt makes one check and says in one line how it went.
-func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (string, error) {
-	reason, err := c.check(ctx, at)
+// attempt makes one check and returns in one line how it went, with the offset of the realserver's weight, 0 where c
+// gives none.
+func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (reason string, offset int, err error) {
+	if w, ok := c.(weigher); ok {
+		reason, offset, err = w.weigh(ctx)
+	} else {
+		reason, err = c.check(ctx, at)
+	}
 	if err != nil {
 		reason = explain(err, timeout)
 	}
-	return oneLine(reason), err
+	return oneLine(reason), offset, err
 }
 
 // next is when t is checked again.
@@ -484,7 +511,8 @@ func (m *Monitor) States() []State {
 	defer m.mu.Unlock()
 	all := make([]State, 0, len(m.subjects))
 	for _, s := range m.subjects {
-		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Known: s.known, Since: s.since}
+		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Known: s.known,
+			Offset: s.offset(), Since: s.since}
 		if t := s.telling(); t != nil {
 			st.Reason, st.Streak, st.Last, st.Duration = s.reason(t), t.last.streak, t.last.end, t.last.took
 		}

@@ -245,7 +245,8 @@ func TestSetRefusesFaultyProbes(t *testing.T) {
 	for _, p := range []Probe{
 		TCP{Expect: "("}, UDP{Expect: "("}, HTTP{Path: "x"}, HTTP{Path: "/", Body: "("}, HTTP{Path: "/", TLS: true, CA: "none"},
 		DNS{Query: "a..b", Type: "A", Rcode: "NOERROR"}, DNS{Query: "a", Type: "B", Rcode: "NOERROR"}, DNS{Query: "a", Type: "A", Rcode: "OK"},
-		SMTP{Helo: "a b"}, Exec{}, Exec{Command: []string{"sh"}},
+		TCP{ExpectHex: "0"}, UDP{ExpectHex: "0g"}, File{Path: "x"}, HTTP{Path: "/", TLS: true,
+			Cert: "none"}, SMTP{Helo: "a b"}, Exec{}, Exec{Command: []string{"sh"}},
 	} {
 		s := withCheck(tcpSubject(at, time.Second), func(c *Check) { c.Probe = p })
 		s.Service = "other"

@@ -10,18 +10,50 @@ import (
 
 // TCP opens a connection, and more where Send or Expect say so.
 type TCP struct {
-	Send   string // sent at once; "": nothing
-	Expect string // regular expression, which must match in the first 64 KB that come back; "": nothing has to
+	Send      string // bytes that are sent at once; "": none
+	Expect    string // regular expression, which must match in the first 64 KB that come back; "": nothing has to
+	ExpectHex string // in place of Expect: what must come back first, as ParseBytePattern reads it
 }
 
 type tcpChecker struct {
 	send   []byte
-	expect *regexp.Regexp
+	expect *expectation
 }
 
 func (p TCP) prepare() (checker, error) {
-	expect, err := pattern("expect", p.Expect)
+	expect, err := newExpectation(p.Expect, p.ExpectHex)
 	return tcpChecker{send: []byte(p.Send), expect: expect}, err
+}
+
+// expectation is what an answer must match.
+type expectation struct {
+	key string // of the configuration
+	matcher
+	format string // of an answer's beginning
+}
+
+// matcher is a *regexp.Regexp or a *BytePattern.
+type matcher interface{ Match(answer []byte) bool }
+
+// newExpectation returns what an answer must match: expression, or else hex. It returns nil without either.
+func newExpectation(expression, hex string) (*expectation, error) {
+	if hex == "" {
+		r, err := pattern("expect", expression)
+		if r == nil {
+			return nil, err
+		}
+		return &expectation{"expect", r, "%q"}, nil
+	}
+	p, err := ParseBytePattern(hex)
+	if err != nil {
+		return nil, fmt.Errorf("expect_hex: %w", err)
+	}
+	return &expectation{"expect_hex", p, "% x"}, nil
+}
+
+// mismatch says that what, the answer or a part of it, does not match.
+func (e *expectation) mismatch(what string, answer []byte) error {
+	return fmt.Errorf("%s does not match %s: "+e.format, e.key, what, answer[:min(len(answer), 64)])
 }
 
 // pattern compiles a regular expression that may be missing.
@@ -64,13 +96,13 @@ func resetAtEnd(conn net.Conn) {
 // maxAnswer is how much of an answer is looked at, in bytes.
 const maxAnswer = 64 << 10
 
-// expectFrom reads until the expression matches.
-func expectFrom(from io.Reader, expect *regexp.Regexp) error {
+// expectFrom reads until what has come matches.
+func expectFrom(from io.Reader, expect *expectation) error {
 	buf := make([]byte, 0, 1024)
 	for {
 		if len(buf) == cap(buf) {
 			if len(buf) == maxAnswer {
-				return fmt.Errorf("expect does not match the first %d KB of the answer: %s", maxAnswer>>10, begin(buf))
+				return expect.mismatch(fmt.Sprintf("the first %d KB of the answer", maxAnswer>>10), buf)
 			}
 			buf = append(make([]byte, 0, min(4*cap(buf), maxAnswer)), buf...)
 		}
@@ -81,14 +113,9 @@ func expectFrom(from io.Reader, expect *regexp.Regexp) error {
 		}
 		switch {
 		case err != nil && len(buf) > 0:
-			return fmt.Errorf("expect does not match the answer: %s", begin(buf))
+			return expect.mismatch("the answer", buf)
 		case err != nil:
 			return err
 		}
 	}
-}
-
-// begin is how an answer begins, quoted.
-func begin(answer []byte) string {
-	return fmt.Sprintf("%q", answer[:min(len(answer), 64)])
 }

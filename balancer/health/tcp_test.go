@@ -59,6 +59,20 @@ func TestTCP(t *testing.T) {
 		{"is silent", TCP{Send: "x", Expect: "OK"}, listen(t, silence), false, "no answer within 300ms"},
 		{"has no end", TCP{Send: "x", Expect: "^OK"}, listen(t, says(strings.Repeat("no ", 100_000))), false, "expect does not match the first 64 KB of the answer: …"},
 		{"resets", TCP{Send: "x", Expect: "OK"}, listen(t, reset), false, "connected, then: connection reset by peer"},
+		{"bytes as expected", TCP{Send: "\x00\xff", ExpectHex: "00FF ?? 7? ?0"}, listen(t,
+			says("\x00\xff\x80\x7a\x10 and more")), true, "answer as expected"},
+		{"bytes in pieces", TCP{ExpectHex: "00 ff 80"}, listen(t, func(c net.Conn) {
+			for _, b := range []byte("\x00\xff\x80") {
+				_, _ = c.Write([]byte{b})
+			}
+			silence(c)
+		}), true, "answer as expected"},
+		{"other bytes", TCP{Send: "x", ExpectHex: "00 ff 8?"}, listen(t, says("\x00\xff\x7a")), false,
+			"expect_hex does not match the answer: 00 ff 7a"},
+		{"bytes later on", TCP{Send: "x", ExpectHex: "ff"}, listen(t, says("\x00\xff")), false,
+			"expect_hex does not match the answer: 00 ff"},
+		{"too few bytes", TCP{Send: "x", ExpectHex: "00 ??"}, listen(t, says("\x00")), false,
+			"expect_hex does not match the answer: 00"},
 	} {
 		o.test(t)
 	}

@@ -3,26 +3,25 @@ package health
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"regexp"
 )
 
 // UDP sends a datagram. Without Expect a realserver passes that answers with anything, and also one that says nothing until the timeout; one
 // fails whose machine says that nobody listens there (ICMP port unreachable).
 type UDP struct {
-	Send   string // the datagram
-	Expect string // regular expression, which must match an answer; "": none has to come
+	Send      string // the datagram's bytes
+	Expect    string // regular expression, which must match an answer; "": none has to come
+	ExpectHex string // in place of Expect: what an answer must begin with, as ParseBytePattern reads it
 }
 
 type udpChecker struct {
 	send   []byte
-	expect *regexp.Regexp
+	expect *expectation
 	room   int // for an answer: it is taken for each check that waits
 }
 
 func (p UDP) prepare() (checker, error) {
-	expect, err := pattern("expect", p.Expect)
+	expect, err := newExpectation(p.Expect, p.ExpectHex)
 	c := udpChecker{send: []byte(p.Send), expect: expect, room: 1}
 	if expect != nil {
 		c.room = maxAnswer
@@ -40,13 +39,13 @@ func (c udpChecker) check(ctx context.Context, at place) (string, error) {
 		return "", err
 	}
 	buf := make([]byte, c.room)
-	for wrong := ""; ; {
+	for wrong := error(nil); ; {
 		n, err := conn.Read(buf)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && c.expect == nil:
 			return "no answer, and no port unreachable", nil
-		case err != nil && wrong != "":
-			return "", errors.New(wrong)
+		case err != nil && wrong != nil:
+			return "", wrong
 		case err != nil:
 			return "", err
 		case c.expect == nil:
@@ -54,6 +53,6 @@ func (c udpChecker) check(ctx context.Context, at place) (string, error) {
 		case c.expect.Match(buf[:n]):
 			return "answer as expected", nil
 		}
-		wrong = fmt.Sprintf("expect does not match the answer: %s", begin(buf[:n]))
+		wrong = c.expect.mismatch("the answer", buf[:n])
 	}
 }

@@ -37,8 +37,35 @@ func TestUDP(t *testing.T) {
 		{"closed, nothing sent", UDP{}, closedUDP(t), false, "port unreachable"},
 		{"expected", UDP{Send: "x", Expect: "^y$"}, datagrams(t, "n", "y"), true, "answer as expected"},
 		{"slow and not expected", UDP{Send: "x", Expect: "^y$"}, datagrams(t, "n"), false, `expect does not match the answer: "n"`},
+		{"bytes sent and expected", UDP{Send: "\x00\xff\xfe", ExpectHex: "00ff ?? 7?"}, echo(t, "\x00\xff\xfe",
+			"\x00\xff\x80\x7a"), true, "answer as expected"},
+		{"slow to send other bytes", UDP{Send: "\x00", ExpectHex: "?1"}, datagrams(t, "\x80\x02"), false,
+			"expect_hex does not match the answer: 80 02"},
 		{"expected, but silent", UDP{Send: "x", Expect: "^y$"}, datagrams(t), false, "no answer within 300ms"},
 	} {
 		o.test(t)
 	}
+}
+
+// echo is a UDP server that answers a datagram of exactly these bytes, and no other.
+func echo(t *testing.T, want, answer string) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if string(buf[:n]) == want {
+				_, _ = c.WriteTo([]byte(answer), from)
+			}
+		}
+	}()
+	return netip.MustParseAddrPort(c.LocalAddr().String())
 }

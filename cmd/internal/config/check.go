@@ -1,10 +1,10 @@
 package config
 
 import (
-	"crypto/x509"
 	"errors"
 	"io/fs"
 	"math"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -22,15 +22,17 @@ import (
 var checkTypes = []struct {
 	name string
 	keys []string
+	here bool // it looks at the director's host, and goes no way to the realserver
 }{
-	{"tcp", []string{"port", "send", "expect"}},
-	{"http", []string{"port", "path", "host", "status", "body"}},
-	{"https", []string{"port", "path", "host", "status", "body", "sni", "ca", "verify"}},
-	{"dns", []string{"port", "query", "query_type", "rcode"}},
-	{"udp", []string{"port", "send", "expect"}},
-	{"ping", nil},
-	{"smtp", []string{"port", "helo"}},
-	{"exec", []string{"command"}},
+	{"tcp", []string{"port", "send", "send_hex", "expect", "expect_hex"}, false},
+	{"http", []string{"port", "path", "host", "status", "body"}, false},
+	{"https", []string{"port", "path", "host", "status", "body", "sni", "ca", "verify", "cert", "key"}, false},
+	{"dns", []string{"port", "query", "query_type", "rcode", "records"}, false},
+	{"udp", []string{"port", "send", "send_hex", "expect", "expect_hex"}, false},
+	{"ping", nil, false},
+	{"smtp", []string{"port", "helo"}, false},
+	{"exec", []string{"command"}, true},
+	{"file", []string{"path", "factor", "reverse"}, true},
 }
 
 // checkTypesWith are the types that have a key; with "" all of them.
@@ -46,6 +48,16 @@ func checkTypesWith(key string) []string {
 
 // has says whether the check's type has a key.
 func (c *Check) has(key string) bool { return slices.Contains(checkTypesWith(key), c.Type) }
+
+// here reports whether the check looks at the director's host.
+func (c *Check) here() bool {
+	for _, t := range checkTypes {
+		if t.name == c.Type {
+			return t.here
+		}
+	}
+	return false
+}
 
 // checkReader reads the checks of one service.
 type checkReader struct {
@@ -94,18 +106,20 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	c.Up = t.word("initial", pick(c.Up, "up", "down"), "down", "up") == "up"
 	r.readVia(t, &c, base)
 	r.readPort(t, &c, base)
-	c.Path = readPath(t, c.Path)
+	readPath(t, &c)
 	c.Host = t.graphic("host", c.Host, `a host's name such as "www.example.com"`)
 	c.Status = readStatus(t, c.Status)
 	c.Body = t.pattern("body", c.Body)
 	c.SNI = t.graphic("sni", c.SNI, `a host's name such as "www.example.com"`)
 	readCA(t, &c)
 	c.Verify = t.boolean("verify", c.Verify)
-	c.Send, _ = t.text("send", c.Send, "a string")
-	c.Expect = t.pattern("expect", c.Expect)
+	readCertificate(t, &c)
+	readSend(t, &c)
+	readExpect(t, &c)
 	readQuery(t, &c)
 	c.Helo = t.graphic("helo", c.Helo, `a host's name such as "lb.example.com"`)
 	c.Command = readCommand(t, c.Command)
+	readFactor(t, &c)
 	if c.Type == "exec" && len(c.Command) == 0 && t.values["command"] == nil {
 		t.faultAt("command", "missing: want %s", wantCommand)
 	}
@@ -126,32 +140,39 @@ func (c *Check) resetOthers(base *Check) {
 	if inherits("port") {
 		own.Port = c.Port
 	}
-	if c.has("path") {
+	if c.has("status") {
 		own.Path, own.Status = "/", []StatusRange{{200, 399}}
 	}
 	if c.has("verify") {
 		own.Verify = true
 	}
 	if c.has("query") {
-		own.QueryType, own.Rcode = "A", "NOERROR"
+		own.QueryType, own.Rcode, own.Records = "A", "NOERROR", 1
 	}
-	if inherits("path") {
+	if c.has("factor") {
+		own.Factor = 1
+	}
+	if inherits("status") {
 		own.Path, own.Host, own.Status, own.Body = c.Path, c.Host, c.Status, c.Body
 	}
 	if inherits("verify") {
 		own.SNI, own.CA, own.CAFile, own.Verify = c.SNI, c.CA, c.CAFile, c.Verify
+		own.CertFile, own.Cert, own.KeyFile, own.Key = c.CertFile, c.Cert, c.KeyFile, c.Key
 	}
 	if inherits("send") && c.Type == base.Type {
-		own.Send, own.Expect = c.Send, c.Expect
+		own.Send, own.SendHex, own.Expect, own.ExpectHex = c.Send, c.SendHex, c.Expect, c.ExpectHex
 	}
 	if inherits("query") {
-		own.Query, own.QueryType, own.Rcode = c.Query, c.QueryType, c.Rcode
+		own.Query, own.QueryType, own.Rcode, own.Records = c.Query, c.QueryType, c.Rcode, c.Records
 	}
 	if inherits("helo") {
 		own.Helo = c.Helo
 	}
 	if inherits("command") {
 		own.Command = c.Command
+	}
+	if inherits("factor") {
+		own.File, own.Factor, own.Reverse = c.File, c.Factor, c.Reverse
 	}
 	*c = own
 }
@@ -169,18 +190,19 @@ func (r *checkReader) readTimes(t *table, c *Check) {
 	}
 }
 
-// readVia reads the way that the check takes; exec is none for the tunnel, since it goes no way that the director knows.
+// readVia reads the way that the check takes; a check of the director's host takes none, and counts as direct.
 func (r *checkReader) readVia(t *table, c, base *Check) {
-	if base != nil && base.Type == "exec" && c.Type != "exec" {
-		c.Direct = r.table.values["via"] == "direct" // an exec check is that without saying so
+	if base != nil && base.here() && !c.here() {
+		c.Direct = r.table.values["via"] == "direct" // a check of the director's host is that without saying so
 	}
 	written, ok := t.value("via")
 	c.Direct = t.word("via", pick(c.Direct, "direct", "tunnel"), "tunnel", "direct") == "direct"
-	if c.Type != "exec" {
+	if !c.here() {
 		return
 	}
 	if ok && written == "tunnel" {
-		t.faultAt("via", `an exec check runs on the director, by no tunnel: want direct, or leave it out`)
+		t.faultAt("via", "%s %s check runs on the director, by no tunnel: want direct, or leave it out",
+			pick(c.Type == "exec", "an", "a"), c.Type)
 	}
 	c.Direct = true
 }
@@ -198,13 +220,22 @@ func (r *checkReader) readPort(t *table, c, base *Check) {
 	}
 }
 
-func readPath(t *table, absent string) string {
-	const want = `a path such as "/health?full=1"`
-	path := t.graphic("path", absent, want)
-	if t.values["path"] != nil && path != "" && !strings.HasPrefix(path, "/") {
-		t.faultAt("path", "%s does not begin with /: want %s", show(path), want)
+// readPath reads the path of a GET, or that of a file.
+func readPath(t *table, c *Check) {
+	if c.Type == "file" {
+		readNumberFile(t, c)
+		return
 	}
-	return path
+	const want = `a path such as "/health?full=1"`
+	c.Path = t.graphic("path", c.Path, want)
+	if t.values["path"] == nil || c.Path == "" {
+		return
+	}
+	if !strings.HasPrefix(c.Path, "/") {
+		t.faultAt("path", "%s does not begin with /: want %s", show(c.Path), want)
+	} else if _, err := url.ParseRequestURI(c.Path); err != nil {
+		t.faultAt("path", "%s has a %% that two hexadecimal digits do not follow: want %s", show(c.Path), want)
+	}
 }
 
 // graphic reads an optional string without spaces and control characters, in ASCII.
@@ -265,33 +296,6 @@ func parseStatus(value any) (r StatusRange, ok bool) {
 	return r, r.First >= 100 && r.First <= r.Last && r.Last <= 599
 }
 
-// readCA reads the file of authorities that is named, now: later the program may have no right to.
-func readCA(t *table, c *Check) {
-	const want = "the absolute path of a PEM file with certificates of authorities"
-	path, ok := t.text("ca", c.CAFile, want)
-	if _, written := t.values["ca"]; !ok || !written || !c.has("ca") {
-		return
-	}
-	if path == "" { // the system's
-		c.CAFile, c.CA = "", ""
-		return
-	}
-	if !filepath.IsAbs(path) {
-		t.faultAt("ca", "%s is not an absolute path: want %s", show(path), want)
-		return
-	}
-	text, err := readBounded(path)
-	if err != nil {
-		t.faultAt("ca", "%v: want %s, which everybody may read", err, want)
-		return
-	}
-	if !x509.NewCertPool().AppendCertsFromPEM(text) {
-		t.faultAt("ca", "%s holds no certificate: want %s", show(path), want)
-		return
-	}
-	c.CAFile, c.CA = path, string(text)
-}
-
 func readQuery(t *table, c *Check) {
 	const want = `a domain name such as "www.example.com"`
 	c.Query = t.graphic("query", c.Query, want)
@@ -302,6 +306,7 @@ func readQuery(t *table, c *Check) {
 		t.faultAt("query", "missing: want %s", want)
 	}
 	c.QueryType = t.word("query_type", c.QueryType, "A", "AAAA", "CAA", "CNAME", "DNSKEY", "DS", "HTTPS", "MX", "NAPTR", "NS", "PTR", "SOA", "SRV", "SVCB", "TXT")
+	c.Records = t.integer("records", c.Records, 0, 1000, "0 (any NOERROR) to 1000")
 	c.Rcode = t.word("rcode", c.Rcode, "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
 }
 

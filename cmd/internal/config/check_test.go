@@ -1,7 +1,12 @@
 package config_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/pem"
+	"math/big"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -39,11 +44,23 @@ func TestChecks(t *testing.T) {
 	}, {
 		with(usual, func(c *config.Check) {
 			c.Type, c.Port, c.Interval, c.Timeout = "dns", 53, 500*time.Millisecond, 500*time.Millisecond
-			c.Query, c.QueryType, c.Rcode = "www.example.com", "AAAA", "NXDOMAIN"
+			c.Query, c.QueryType, c.Rcode, c.Records = "www.example.com", "AAAA", "NXDOMAIN", 1
 		}),
 		with(usual, func(c *config.Check) {
 			c.Type, c.Port, c.Interval, c.Timeout = "udp", 53, 500*time.Millisecond, 500*time.Millisecond
 			c.Send, c.Expect = "x", "^y"
+		}),
+		with(usual, func(c *config.Check) {
+			c.Type, c.Port, c.Interval, c.Timeout = "udp", 53, 500*time.Millisecond, 500*time.Millisecond
+			c.SendHex, c.ExpectHex = "00 ff", "00 ff ?? 1?"
+		}),
+		with(usual, func(c *config.Check) {
+			c.Type, c.Direct, c.Interval, c.Timeout = "file", true, 500*time.Millisecond, 500*time.Millisecond
+			c.File, c.Factor, c.Reverse = "/run/dns.weight", -2, true
+		}),
+		with(usual, func(c *config.Check) {
+			c.Type, c.Port, c.Interval, c.Timeout = "dns", 53, 500*time.Millisecond, 500*time.Millisecond
+			c.Query, c.QueryType, c.Rcode = "www.example.com", "AAAA", "NXDOMAIN"
 		}),
 	}, {
 		nil,
@@ -69,14 +86,27 @@ func TestChecks(t *testing.T) {
 // TestCheckDefaults: of each type, with no more than must be there.
 func TestCheckDefaults(t *testing.T) {
 	for text, want := range map[string]config.Check{
-		`type = "tcp"`:                    {Type: "tcp", Port: 80},
-		`type = "udp"`:                    {Type: "udp", Port: 80},
-		`type = "http"`:                   {Type: "http", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}}},
-		`type = "https"`:                  {Type: "https", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}}, Verify: true},
-		`type = "dns", query = "a"`:       {Type: "dns", Port: 80, Query: "a", QueryType: "A", Rcode: "NOERROR"},
+		`type = "tcp"`:  {Type: "tcp", Port: 80},
+		`type = "udp"`:  {Type: "udp", Port: 80},
+		`type = "http"`: {Type: "http", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}}},
+		`type = "https"`: {Type: "https", Port: 80, Path: "/", Status: []config.StatusRange{{First: 200, Last: 399}},
+			Verify: true},
+		`type = "dns", query = "a"`: {Type: "dns", Port: 80, Query: "a", QueryType: "A", Rcode: "NOERROR",
+			Records: 1},
 		`type = "smtp"`:                   {Type: "smtp", Port: 80},
 		`type = "ping"`:                   {Type: "ping"},
 		`type = "exec", command = ["/a"]`: {Type: "exec", Direct: true, Command: []string{"/a"}},
+		`type = "file", path = "/a"`:      {Type: "file", Direct: true, File: "/a", Factor: 1},
+
+		`type = "dns", query = "a", records = 0`: {Type: "dns", Port: 80, Query: "a",
+			QueryType: "A", Rcode: "NOERROR"},
+		`type = "tcp", send_hex = "00FF 1f", expect_hex = "00 ?f1??A"`: {Type: "tcp", Port: 80,
+			SendHex: "00 ff 1f", ExpectHex: "00 ?f 1? ?a"},
+		`type = "udp", send = "x", expect_hex = ""`: {Type: "udp", Port: 80, Send: "x"},
+		`type = "file", path = "/a b", factor = -2147483647, reverse = true`: {Type: "file", Direct: true,
+			File: "/a b", Factor: -2147483647, Reverse: true},
+		`type = "file", path = "/a", factor = 0, via = "direct", interval = "5s"`: {Type: "file", Direct: true,
+			File: "/a"},
 	} {
 		want.Interval, want.Timeout, want.Rise, want.Fall = 5*time.Second, 2*time.Second, 2, 3
 		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"), features())
@@ -107,7 +137,7 @@ func TestCheckAfterExec(t *testing.T) {
 // TestCheckFaults: each gives exactly these lines.
 func TestCheckFaults(t *testing.T) {
 	const (
-		types       = "want tcp, http, https, dns, udp, ping, smtp or exec"
+		types       = "want tcp, http, https, dns, udp, ping, smtp, exec or file"
 		wantStatus  = `want an array of codes, 100 to 599, and ranges of them: [200, "300-399"]`
 		wantCommand = `want an array of an absolute path and arguments: ["/usr/local/bin/check", "arg"]`
 		wantCA      = "want the absolute path of a PEM file with certificates of authorities"
@@ -149,7 +179,7 @@ func TestCheckFaults(t *testing.T) {
 		{"timeout of a realserver", own(`type = "tcp", timeout = "2s"`, `interval = "1s"`), []string{
 			`service "web": realserver "10.0.0.1": check: timeout: 2s is longer than interval, 1s: want 10ms to interval`}},
 		{"keys of other types", check(`type = "tcp", path = "/", ca = "/a", query = "a", command = ["/a"], helo = "a"`), at(
-			"path: is of http or https checks only, and this one is tcp: leave it out",
+			"path: is of http, https or file checks only, and this one is tcp: leave it out",
 			"ca: is of https checks only, and this one is tcp: leave it out",
 			"query: is of dns checks only, and this one is tcp: leave it out",
 			"helo: is of smtp checks only, and this one is tcp: leave it out",
@@ -179,6 +209,31 @@ func TestCheckFaults(t *testing.T) {
 			"via: an exec check runs on the director, by no tunnel: want direct, or leave it out",
 			`command: "check" is not an absolute path: `+wantCommand,
 			`command: 1 is of the wrong type: `+wantCommand,
+		)},
+		{"bytes", check(`type = "udp", send_hex = "0", expect_hex = "0x00"`), at(
+			`send_hex: "0" has an odd number of digits: want bytes of two hexadecimal digits, such as "00 1f ff"`,
+			`expect_hex: "0x" is no byte: want bytes of two hexadecimal digits, of which ? is any, such as "00 1? ??"`,
+		)},
+		{"bytes to send", check(`type = "tcp", send_hex = "0?"`),
+			at(`send_hex: ? is for what is expected only: want bytes of two hexadecimal digits, such as "00 1f ff"`)},
+		{"bytes and text", check(`type = "tcp", send = "a", send_hex = "00", expect = "a", expect_hex = "00"`), at(
+			`send_hex: stands beside send: want one of them`,
+			`expect_hex: stands beside expect: want one of them`,
+		)},
+		{"records", check(`type = "dns", query = "a", records = -1`),
+			at("records: -1 is out of range: want 0 (any NOERROR) to 1000")},
+		{"percent", check(`type = "http", path = "/a%zz"`),
+			at(`path: "/a%zz" has a % that two hexadecimal digits do not follow: want a path such as "/health?full=1"`)},
+		{"file", check(`type = "file", via = "tunnel", factor = 2147483648, reverse = 1`), at(
+			"via: a file check runs on the director, by no tunnel: want direct, or leave it out",
+			`path: missing: want the absolute path of a file that has a number, such as "/run/web.weight"`,
+			"factor: 2147483648 is out of range: want -2147483647 to 2147483647; with 0 a number other than 0 is a "+
+				"failure",
+			"reverse: 1 is of the wrong type: want true or false",
+		)},
+		{"file relative", check(`type = "file", path = "weight", port = 80`), at(
+			`path: "weight" is not an absolute path: want the absolute path of a file that has a number, such as "/run/web.weight"`,
+			"port: is of tcp, http, https, dns, udp or smtp checks only, and this one is file: leave it out",
 		)},
 		{"exec without command", check(`type = "exec"`), at("command: missing: " + wantCommand)},
 		{"every port", strings.Replace(own(`type = "tcp"`, `fall = 1`), "port = 80", "port = 0", 1), at("port: missing, as the service has every port: want the one to check, 1 to 65535")},
@@ -222,6 +277,97 @@ func TestCA(t *testing.T) {
 	}
 }
 
+// TestClientCertificate: both files are read with the configuration; the key may be in the certificate's.
+func TestClientCertificate(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, blocks ...*pem.Block) string {
+		t.Helper()
+		var text []byte
+		for _, b := range blocks {
+			text = append(text, pem.EncodeToMemory(b)...)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	pair := func() (cert, key *pem.Block) {
+		t.Helper()
+		private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &x509.Certificate{SerialNumber: big.NewInt(1)}
+		der, err := x509.CreateCertificate(rand.Reader, c, c, &private.PublicKey, private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkcs, err := x509.MarshalPKCS8PrivateKey(private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &pem.Block{Type: "CERTIFICATE", Bytes: der}, &pem.Block{Type: "PRIVATE KEY", Bytes: pkcs}
+	}
+	certificate, private := pair()
+	_, otherPrivate := pair()
+	cert, key, both, other := write("cert", certificate), write("key", private), write("both", private,
+		certificate), write("other", otherPrivate)
+	text := func(path string) string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	const wantCert = "want the absolute path of a PEM file with the client's certificate"
+	const wantKey = "want the absolute path of a PEM file with the private key of cert, without a password"
+	own := func(service, realserver string) string {
+		return goodService + "check = { type = \"https\", " + service + " }\n[[service.realserver]]\naddress = " +
+			"\"10.0.0.1\"\ncheck = { " + realserver + " }\n"
+	}
+	for name, c := range map[string]struct {
+		text  string
+		want  config.Check // of the realserver
+		fault string       // behind "check: "
+	}{
+		"two files": {own(`cert = "`+cert+`", key = "`+key+`"`, ``), config.Check{CertFile: cert, Cert: text(cert),
+			KeyFile: key, Key: text(key)}, ""},
+		"one file": {own(`cert = "`+both+`"`, ``), config.Check{CertFile: both, Cert: text(both),
+			Key: text(both)}, ""},
+		"another": {own(`cert = "`+cert+`", key = "`+key+`"`, `cert = "`+both+`"`), config.Check{CertFile: both,
+			Cert: text(both), Key: text(both)}, ""},
+		"none":   {own(`cert = "`+cert+`", key = "`+key+`"`, `cert = ""`), config.Check{}, ""},
+		"no TLS": {own(`cert = "`+cert+`", key = "`+key+`"`, `type = "http"`), config.Check{}, ""},
+		"key missing": {own(`cert = "`+cert+`"`, ``), config.Check{},
+			"cert: found a certificate rather than a key in the PEM for the private key: " + wantCert},
+		"another key": {own(`cert = "`+cert+`", key = "`+other+`"`, ``), config.Check{},
+			"key: private key does not match public key: " + wantKey},
+		"only a key": {own(`key = "`+key+`"`, ``), config.Check{},
+			`key: "` + show64(key) + `" is the key of no certificate: want cert, too`},
+		"no such file": {own(`cert = "`+cert+`", key = "`+dir+`/x"`, ``), config.Check{},
+			"key: open " + dir + "/x: no such file or directory: " + wantKey + ", which the program's user may read"},
+		"relative": {own(`cert = "cert.pem"`, ``), config.Check{},
+			`cert: "cert.pem" is not an absolute path: ` + wantCert},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			if c.fault != "" {
+				wantFaults(t, err, `service "web": check: `+c.fault)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := d.Services[0].Realservers[0].Check
+			if got.CertFile != c.want.CertFile || got.Cert != c.want.Cert || got.KeyFile != c.want.KeyFile ||
+				got.Key != c.want.Key {
+				t.Errorf("%+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
 func TestQuorumAndNotifyFaults(t *testing.T) {
 	web := func(lines string) string {
 		return goodService + lines + "\nrealserver = [{ address = \"10.0.0.1\", weight = 2 }, { address = \"10.0.0.2\" }]\n"
@@ -248,7 +394,12 @@ func TestQuorumAndNotifyFaults(t *testing.T) {
 		}},
 		{"quorum high", web("quorum = 4"), []string{`service "web": quorum: 4 is more than the weights of all realservers, 3: want at most that`}},
 		{"quorum high while one drains", goodService + "quorum = 4\nrealserver = [{ address = \"10.0.0.1\", weight = 0 }, { address = \"10.0.0.2\" }]\n", nil},
-		{"sorry server a realserver", web(`sorry_server = "10.0.0.2"`), []string{`service "web": sorry_server: "10.0.0.2" is also a realserver of this service: want another host`}},
+		{"sorry server a realserver", web(`sorry_server = "10.0.0.2"`), nil},
+		{"quorum high while a file may raise a weight", goodService + "quorum = 4\nrealserver = [{ address = " +
+			"\"10.0.0.1\", check = { type = \"file\", path = \"/a\" } }]\n", nil},
+		{"on_failure of a realserver", goodService + "realserver = [{ address = \"10.0.0.1\", on_failure = " +
+			"\"ignore\" }]\n", []string{
+			`service "web": realserver "10.0.0.1": on_failure: "ignore" is unknown: want remove or drain`}},
 		{"sorry server a VIP", web(`sorry_server = "198.51.100.80"`), []string{`service "web": sorry_server: "198.51.100.80" is also a VIP of service "web": want the realserver's own address`}},
 		{"notify", notify("command = [\"tell\"]\nwebhook = \"hooks.example.com\"\ntimeout = \"1h\""), []string{
 			`notify: command: "tell" is not an absolute path: ` + wantCommand,

@@ -115,9 +115,14 @@ type Service struct {
 	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
 	Quorum         int             // weight that must be up for the service to be up, at least 1
 	Hysteresis     int             // less than Quorum
-	SorryServer    netip.Addr      // has the connections while the service is down; the zero Addr: there is none
-	SorryTunnel    Tunnel          // to it
-	DrainOnFailure bool            // a realserver that fails gets weight 0; else it leaves the service
+	SorryServer    netip.Addr      // has the connections while the service is down; the zero Addr: none
+	SorryTunnel    Tunnel          // to it, unless it is one of Realservers
+	DrainOnFailure bool            // of realservers that say nothing else
+}
+
+// IsRealserver reports whether a is the address of one of the service's realservers.
+func (s *Service) IsRealserver(a netip.Addr) bool {
+	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.Address == a })
 }
 
 // SchedulerFlags are those of schedulers sh and mh; to others they mean nothing.
@@ -153,14 +158,16 @@ type RealserverRef struct {
 	Weight int    // 0 to 65535; 0 drains it
 	Upper  int    // with so many connections it gets no new ones; 0: no bound
 	Lower  int    // until it has fewer than these, at most Upper; 0: than three quarters of Upper
+
+	DrainOnFailure bool // when it fails it gets weight 0; else it leaves the service
 }
 
 // Check is how one finds out whether a realserver works: a [service.check], with what a [service.realserver.check] says instead. Of what its type
 // does not have it has the zero value.
 type Check struct {
-	Type     string        // tcp, http, https, dns, udp, ping, smtp or exec
+	Type     string        // tcp, http, https, dns, udp, ping, smtp, exec or file
 	Direct   bool          // the realserver's own address is checked; else the VIPs, through its tunnel
-	Port     uint16        // of all but ping and exec
+	Port     uint16        // of all but ping, exec and file
 	Interval time.Duration // 100 ms to 24 h
 	Timeout  time.Duration // at most Interval
 	Rise     int           // so many successes in a row make it up
@@ -176,15 +183,27 @@ type Check struct {
 	CA     string        // what CAFile holds, PEM
 	Verify bool          // the certificate
 
-	Send   string // of tcp and udp
-	Expect string // regular expression; "": nothing
+	CertFile string // of https: the client's own certificate; "": it has none
+	Cert     string // what CertFile holds, PEM
+	KeyFile  string // "": CertFile
+	Key      string // its private key, PEM
+
+	Send      string // of tcp and udp
+	SendHex   string // in place of Send: "00 1f"
+	Expect    string // regular expression; "": nothing
+	ExpectHex string // in place of Expect: "00 1? ??"
 
 	Query     string // of dns: a domain name
 	QueryType string // "A"
 	Rcode     string // "NOERROR"
+	Records   int    // least number of records with NOERROR, 0 to 1000
 
 	Helo    string   // of smtp; "": the director's address
 	Command []string // of exec: an absolute path, and arguments
+
+	File    string // of file: an absolute path
+	Factor  int    // times the file's number is an offset of the weight. 0: a number other than 0 is a failure
+	Reverse bool   // -Factor is meant; where that is 0, the number 0 is the failure
 }
 
 // StatusRange is HTTP status codes from First to Last, within 100 to 599.

@@ -114,7 +114,8 @@ func TestDirectorEveryKey(t *testing.T) {
 				Timeout: 10 * time.Minute, Netmask: 24, Netmask6: 64,
 			},
 			Realservers: []config.RealserverRef{
-				{Address: netip.MustParseAddr("10.0.11.2"), Tunnel: ipip, Weight: 10, Upper: 100, Lower: 80},
+				{Address: netip.MustParseAddr("10.0.11.2"), Tunnel: ipip, Weight: 10, Upper: 100, Lower: 80,
+					DrainOnFailure: true},
 				{Address: netip.MustParseAddr("10.0.12.2"), Tunnel: ipip, Weight: 1},
 			},
 			EncapPort:      6080,
@@ -159,8 +160,8 @@ func TestDirectorEveryKey(t *testing.T) {
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"}, Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
 		Warnings: []string{
 			`x.toml:40: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is one of them: leave it out`,
-			`x.toml:56: service "dns": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
-			`x.toml:63: service "phone": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
+			`x.toml:57: service "dns": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
+			`x.toml:64: service "phone": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`,
 			`x.toml:26: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}

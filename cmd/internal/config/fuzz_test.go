@@ -154,9 +154,12 @@ func checkHealth(t *testing.T, s config.Service) {
 		if c.Interval < 100*time.Millisecond || c.Interval > 24*time.Hour || c.Timeout < 10*time.Millisecond || c.Timeout > c.Interval || c.Rise < 1 || c.Fall < 1 {
 			t.Errorf("check %+v", c)
 		}
-		withPort := c.Type != "ping" && c.Type != "exec"
+		withPort := c.Type != "ping" && c.Type != "exec" && c.Type != "file"
 		withPath := c.Type == "http" || c.Type == "https"
-		if withPort != (c.Port != 0) || withPath != (c.Path != "" && len(c.Status) > 0) || (c.Type == "dns") != (c.Query != "") || (c.Type == "exec") != (len(c.Command) > 0) {
+		if withPort != (c.Port != 0) || withPath != (c.Path != "" && len(c.Status) > 0) ||
+			(c.Type == "dns") != (c.Query != "") || (c.Type == "exec") != (len(c.Command) > 0) ||
+			(c.Type == "file") != strings.HasPrefix(c.File, "/") || c.Send != "" && c.SendHex != "" ||
+			c.Expect != "" && c.ExpectHex != "" || (c.Cert != "") != (c.Key != "") {
 			t.Errorf("check %+v", c)
 		}
 	}

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"math"
-	"net/netip"
 	"slices"
 	"strconv"
 )
@@ -15,7 +14,7 @@ func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
 	if s.Hysteresis >= s.Quorum && t.values["hysteresis"] != nil {
 		t.faultAt("hysteresis", "%d is not less than quorum, %d: want 0 to quorum - 1", s.Hysteresis, s.Quorum)
 	}
-	s.DrainOnFailure = t.oneOf("on_failure", "remove", "drain") == "drain"
+	s.DrainOnFailure = readOnFailure(t, false)
 	if v, ok := t.value("sorry_server"); ok {
 		if s.SorryServer, ok = t.address("sorry_server", v); ok {
 			r.realservers = append(r.realservers, located{t, "sorry_server", s.SorryServer})
@@ -24,17 +23,20 @@ func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
 	}
 }
 
-// checkQuorum refuses a quorum that is beyond the realservers' weights, unless one of them drains, and a sorry server that is one of them.
+// readOnFailure reads what becomes of a realserver that fails; absent is what it is without the key.
+func readOnFailure(t *table, absent bool) (drain bool) {
+	return t.word("on_failure", pick(absent, "drain", "remove"), "remove", "drain") == "drain"
+}
+
+// checkQuorum refuses a quorum that is beyond the realservers' weights, unless one of them drains, or has a weight
+// that a file may raise.
 func checkQuorum(t *table, s *Service) {
-	sum, drains := 0, false
+	sum, open := 0, false
 	for _, rs := range s.Realservers {
 		sum += rs.Weight
-		drains = drains || rs.Weight == 0
-		if rs.Address == s.SorryServer && rs.Address != (netip.Addr{}) {
-			t.faultAt("sorry_server", "\"%v\" is also a realserver of this service: want another host", s.SorryServer)
-		}
+		open = open || rs.Weight == 0 || rs.Check != nil && rs.Check.Type == "file"
 	}
-	if need := s.Quorum + s.Hysteresis; len(s.Realservers) > 0 && !drains && need > sum && need > 1 {
+	if need := s.Quorum + s.Hysteresis; len(s.Realservers) > 0 && !open && need > sum && need > 1 {
 		t.faultAt("quorum", "%s is more than the weights of all realservers, %d: want at most that", quorumName(s), sum)
 	}
 }

@@ -107,7 +107,7 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	r.readQuorum(t, &s, tunnel)
 	checks := newCheckReader(t, &s)
 	s.Check = checks.check
-	s.Realservers = r.readRealservers(t, tunnel, checks)
+	s.Realservers = r.readRealservers(t, &s, tunnel, checks)
 	checkQuorum(t, &s)
 	warnUnserved(t, &s)
 	t.finish()
@@ -194,8 +194,9 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	}
 }
 
-// readRealservers reads a service's realservers; tunnel is that of those that say nothing else.
-func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *checkReader) []RealserverRef {
+// readRealservers reads the realservers of s; tunnel is that of those that say nothing else.
+func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel,
+	checks *checkReader) []RealserverRef {
 	var list []RealserverRef
 	seen := map[netip.Addr]bool{}
 	for i, row := range service.tables("realserver", "[[service.realserver]] tables") {
@@ -220,6 +221,7 @@ func (r *serviceReader) readRealservers(service *table, tunnel Tunnel, checks *c
 		rs.Upper, rs.Lower = readThresholds(t)
 		rs.Tunnel = tunnel.readFor(t)
 		rs.Check = checks.readFor(t)
+		rs.DrainOnFailure = readOnFailure(t, s.DrainOnFailure)
 		t.finish()
 		list = append(list, rs)
 	}

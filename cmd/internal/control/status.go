@@ -136,7 +136,7 @@ type Realserver struct {
 	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
 	EncapChecksum bool    `json:"encap_checksum,omitempty"`
 	Weight        int     `json:"weight"`                      // 0: it drains
-	Configured    *int    `json:"configured_weight,omitempty"` // where an operator has set another
+	Configured    *int    `json:"configured_weight,omitempty"` // where an operator or a file has set another
 	Effective     int     `json:"effective_weight"`            // what its health leaves of it: the weight, or 0
 	Health        string  `json:"health,omitempty"`            // "up", "down" or "unchecked"
 	Check         *Check  `json:"check,omitempty"`             // nil: unchecked

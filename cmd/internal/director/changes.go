@@ -126,7 +126,7 @@ func (l difference) services(was, is *config.Service) {
 	l.compare("quorum", was.Quorum, is.Quorum)
 	l.compare("hysteresis", was.Hysteresis, is.Hysteresis)
 	l.sorry(was, is)
-	l.compare("on_failure", failureName(was), failureName(is))
+	l.compare("on_failure", failureName(was.DrainOnFailure), failureName(is.DrainOnFailure))
 	l.check(was.Check, is.Check)
 	l.realservers(was, is)
 }
@@ -143,6 +143,10 @@ func (l difference) realservers(was, is *config.Service) {
 			l.compare("upper", old.Upper, r.Upper)
 			l.compare("lower", old.Lower, r.Lower)
 			l.tunnel(old.Tunnel, r.Tunnel)
+			// Else the service has said it.
+			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure {
+				l.compare("on_failure", failureName(old.DrainOnFailure), failureName(r.DrainOnFailure))
+			}
 			if old.Check != was.Check || r.Check != is.Check { // else the service has said it
 				l.check(old.Check, r.Check)
 			}

@@ -25,6 +25,12 @@ func (l difference) check(was, is *config.Check) {
 		if was.CAFile == is.CAFile && was.CA != is.CA {
 			l.in("check").note("ca", is.CAFile, is.CAFile+" with other certificates")
 		}
+		if was.CertFile == is.CertFile && was.Cert != is.Cert {
+			l.in("check").note("cert", is.CertFile, is.CertFile+" with another certificate")
+		}
+		if was.KeyFile == is.KeyFile && is.KeyFile != "" && was.Key != is.Key {
+			l.in("check").note("key", is.KeyFile, is.KeyFile+" with another key")
+		}
 	}
 }
 
@@ -42,17 +48,27 @@ func checkKeys(c *config.Check) []key {
 		}
 		return fmt.Sprintf("%q", s)
 	}
-	var port, verify any = none(""), none("")
+	var port, verify, records, factor, reverse any = none(""), none(""), none(""), none(""), none("")
 	if c.Port != 0 {
 		port = c.Port
 	}
 	if c.Type == "https" {
 		verify = c.Verify
 	}
+	if c.Type == "dns" {
+		records = c.Records
+	}
+	path := c.Path
+	if c.Type == "file" {
+		path, factor, reverse = c.File, c.Factor, c.Reverse
+	}
 	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval}, {"timeout", c.Timeout},
-		{"rise", c.Rise}, {"fall", c.Fall}, {"initial", upDown(c.Up)}, {"path", none(c.Path)}, {"host", none(c.Host)}, {"status", none(statusName(c.Status))},
-		{"body", quoted(c.Body)}, {"sni", none(c.SNI)}, {"ca", none(c.CAFile)}, {"verify", verify}, {"send", quoted(c.Send)}, {"expect", quoted(c.Expect)},
-		{"query", none(c.Query)}, {"query_type", none(c.QueryType)}, {"rcode", none(c.Rcode)}, {"helo", none(c.Helo)}, {"command", none(commandName(c.Command))}}
+		{"rise", c.Rise}, {"fall", c.Fall}, {"initial", upDown(c.Up)}, {"path", none(path)}, {"host", none(c.Host)},
+		{"status", none(statusName(c.Status))}, {"body", quoted(c.Body)}, {"sni", none(c.SNI)}, {"ca", none(c.CAFile)}, {"verify", verify},
+		{"cert", none(c.CertFile)}, {"key", none(c.KeyFile)},
+		{"send", quoted(c.Send)}, {"send_hex", none(c.SendHex)}, {"expect", quoted(c.Expect)}, {"expect_hex", none(c.ExpectHex)},
+		{"query", none(c.Query)}, {"query_type", none(c.QueryType)}, {"rcode", none(c.Rcode)}, {"records", records},
+		{"factor", factor}, {"reverse", reverse}, {"helo", none(c.Helo)}, {"command", none(commandName(c.Command))}}
 }
 
 func statusName(list []config.StatusRange) string {
@@ -90,8 +106,8 @@ func sorryName(a netip.Addr) string {
 	return a.String()
 }
 
-func failureName(s *config.Service) string {
-	if s.DrainOnFailure {
+func failureName(drain bool) string {
+	if drain {
 		return "drain"
 	}
 	return "remove"

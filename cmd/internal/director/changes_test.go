@@ -84,6 +84,17 @@ func TestChanges(t *testing.T) {
 			`service "web": realserver 10.0.11.3: added: weight 7`,
 			`service "web": realserver 10.0.11.1: removed`,
 		}},
+		{"on_failure of a service", func(_ *config.Director, web *config.Service) {
+			web.DrainOnFailure, web.Realservers[0].DrainOnFailure, web.Realservers[1].DrainOnFailure = true, true, true
+		}, []string{`service "web": on_failure remove -> drain`}},
+		{"on_failure of a realserver", func(_ *config.Director,
+			web *config.Service) {
+			web.Realservers[1].DrainOnFailure = true
+		}, []string{
+			`service "web": realserver 10.0.11.2: on_failure remove -> drain`}},
+		{"a check of bytes", func(_ *config.Director, web *config.Service) {
+			web.Realservers[0].Check = &config.Check{Type: "udp", SendHex: "00", ExpectHex: "?1"}
+		}, []string{`service "web": realserver 10.0.11.1: check added: udp, via tunnel`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			is := running()
@@ -138,5 +149,35 @@ func TestChangesAsJSON(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestChangesOfChecks: each key that only some types have, with its old and new value; of files that are read, what
+// they hold.
+func TestChangesOfChecks(t *testing.T) {
+	for name, c := range map[string]struct {
+		was, is config.Check
+		want    []string
+	}{
+		"bytes": {config.Check{Type: "udp", Send: "x"}, config.Check{Type: "udp", SendHex: "00 ff", ExpectHex: "?1"},
+			[]string{
+				`check: send "x" -> none`, `check: send_hex none -> 00 ff`, `check: expect_hex none -> ?1`}},
+		"records": {config.Check{Type: "dns", Records: 1}, config.Check{Type: "dns"},
+			[]string{`check: records 1 -> 0`}},
+		"file": {config.Check{Type: "file", File: "/a", Factor: 1}, config.Check{Type: "file", File: "/b", Factor: 0,
+			Reverse: true}, []string{
+			`check: path /a -> /b`, `check: factor 1 -> 0`, `check: reverse false -> true`}},
+		"certificate": {config.Check{Type: "https"}, config.Check{Type: "https", CertFile: "/c", Cert: "C",
+			KeyFile: "/k", Key: "K"}, []string{
+			`check: cert none -> /c`, `check: key none -> /k`}},
+		"certificate renewed": {config.Check{Type: "https", CertFile: "/c", Cert: "C", KeyFile: "/k", Key: "K"},
+			config.Check{Type: "https", CertFile: "/c", Cert: "D", KeyFile: "/k", Key: "L"}, []string{
+				`check: cert /c -> /c with another certificate`, `check: key /k -> /k with another key`}},
+	} {
+		var got []control.Change
+		difference{list: &got}.check(&c.was, &c.is)
+		if diff := cmp.Diff(c.want, texts(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
 	}
 }

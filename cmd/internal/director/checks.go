@@ -41,11 +41,12 @@ func check(c *config.Check, s *config.Service, r *config.RealserverRef) *health.
 func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.Probe {
 	switch c.Type {
 	case "tcp":
-		return health.TCP{Send: c.Send, Expect: c.Expect}
+		return health.TCP{Send: sent(c), Expect: c.Expect, ExpectHex: c.ExpectHex}
 	case "udp":
-		return health.UDP{Send: c.Send, Expect: c.Expect}
+		return health.UDP{Send: sent(c), Expect: c.Expect, ExpectHex: c.ExpectHex}
 	case "http", "https":
-		p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Body: c.Body, SNI: c.SNI, CA: c.CA, Verify: c.Verify}
+		p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Body: c.Body, SNI: c.SNI, CA: c.CA,
+			Verify: c.Verify, Cert: c.Cert, Key: c.Key}
 		if p.Host == "" && c.Direct {
 			p.Host = health.Host(s.VIPs[0], c.Port, p.TLS)
 		}
@@ -54,12 +55,24 @@ func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.P
 		}
 		return p
 	case "dns":
-		return health.DNS{TCP: s.Protocol == "tcp", Query: c.Query, Type: c.QueryType, Rcode: c.Rcode}
+		return health.DNS{TCP: s.Protocol == "tcp", Query: c.Query, Type: c.QueryType, Rcode: c.Rcode,
+			Records: c.Records}
 	case "smtp":
 		return health.SMTP{Helo: c.Helo}
 	case "exec":
 		return health.Exec{Command: c.Command, Env: []string{"VSTUN_SERVICE=" + s.Name, "VSTUN_VIP=" + s.VIPs[0].String(),
 			fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String()}}
+	case "file":
+		return health.File{Path: c.File, Factor: c.Factor, Reverse: c.Reverse}
 	}
 	return health.Ping{}
+}
+
+// sent is the bytes that a check sends.
+func sent(c *config.Check) string {
+	if c.SendHex == "" {
+		return c.Send
+	}
+	b, _ := health.ParseBytes(c.SendHex) // which the configuration has seen to
+	return string(b)
 }

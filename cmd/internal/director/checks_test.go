@@ -56,6 +56,12 @@ func TestSubjects(t *testing.T) {
 		"mail 10.0.11.1":       {Port: 25, Targets: []netip.Addr{addr("198.51.100.80")}, Way: "to 10.0.11.1 direct false", Check: check(health.SMTP{Helo: "lb.example.com"})},
 		"everything 10.0.11.1": {},
 		"everything 10.0.11.2": {Targets: []netip.Addr{addr("198.51.100.81")}, Way: "to 10.0.11.2 direct false", Check: check(health.Ping{})},
+		"dns 10.0.11.3": {Port: 53, Targets: []netip.Addr{addr("198.51.100.80")}, Way: "to 10.0.11.3 direct false",
+			Check: &health.Check{Probe: health.UDP{Send: "\x00\xff", ExpectHex: "00 ff ?? 1?"},
+				Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3}},
+		"dns 10.0.11.4": {Targets: []netip.Addr{addr("10.0.11.4")}, Way: "to 10.0.11.4 direct true",
+			Check: &health.Check{Probe: health.File{Path: "/run/dns.weight", Factor: -2, Reverse: true},
+				Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3}},
 	} {
 		service, realserver, _ := strings.Cut(name, " ")
 		want.Service, want.Realserver = service, addr(realserver)
@@ -64,7 +70,8 @@ func TestSubjects(t *testing.T) {
 		}
 	}
 	dns := got["dns 10.0.11.1"].Check.Probe
-	if diff := cmp.Diff(health.DNS{Query: "www.example.com", Type: "AAAA", Rcode: "NXDOMAIN"}, dns); diff != "" {
+	if diff := cmp.Diff(health.DNS{Query: "www.example.com", Type: "AAAA", Rcode: "NXDOMAIN", Records: 1},
+		dns); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	m := health.New(func([]health.Change) {})

@@ -178,7 +178,7 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 		switch {
 		case r.ComingUp():
 			r.PassedOver = r.Check.Reason
-		case r.Health == "down" && r.Check != nil:
+		case r.Health == "down" && r.Check != nil && (c.Down || c.Weight == 0): // not a sorry server
 			r.PassedOver = "its check fails: " + r.Check.Reason
 		case c.Down && svc.Sorry:
 			r.PassedOver = "the sorry server has the clients"

@@ -21,17 +21,29 @@ type standing struct {
 	known    bool // up is, or has been, more than what checks begin with
 }
 
-// healthy is what is known of all realservers.
+// healthy is what is known of all realservers. A weight that an operator has set has no offset.
 func (d *director) healthy() map[seat]health.State {
 	if d.monitor == nil {
 		return nil
 	}
-	states := d.monitor.States()
+	states, set := d.monitor.States(), d.weights()
 	all := make(map[seat]health.State, len(states))
 	for _, st := range states {
-		all[seat{st.Service, st.Realserver}] = st
+		at := seat{st.Service, st.Realserver}
+		if _, fixed := set[at]; fixed {
+			st.Offset = 0
+		}
+		all[at] = st
 	}
 	return all
+}
+
+// maxWeight is the largest weight that a realserver can be configured with.
+const maxWeight = 65535
+
+// weighted is the weight of a realserver with the offset that its check gives.
+func weighted(r *config.RealserverRef, st health.State) int {
+	return min(max(r.Weight+st.Offset, 0), maxWeight)
 }
 
 // judge takes from the service b, made from s, what its checks say is down, and returns what that makes of it; was is what it was before, nil for a service that
@@ -40,18 +52,21 @@ func judge(b *balancer.Service, s *config.Service, states map[seat]health.State,
 	var v standing
 	fallen := make([]bool, len(s.Realservers))
 	least, most := 0, 0 // weight that is up for sure, and that may be
-	for i, r := range s.Realservers {
+	for i := range s.Realservers {
+		r := &s.Realservers[i]
 		st, checked := states[seat{s.Name, r.Address}]
+		weight := weighted(r, st)
+		b.Realservers[i].Weight = weight
 		if up := !checked || st.Up; up {
-			v.weightUp += r.Weight
+			v.weightUp += weight
 		} else {
 			fallen[i] = true
 		}
 		switch known := !checked || st.Known; {
 		case !known:
-			most += r.Weight
+			most += weight
 		case !fallen[i]:
-			least, most = least+r.Weight, most+r.Weight
+			least, most = least+weight, most+weight
 		}
 	}
 	before := was != nil && was.up || was == nil && !slices.Contains(fallen, true) // nothing is known against a new service
@@ -60,12 +75,15 @@ func judge(b *balancer.Service, s *config.Service, states map[seat]health.State,
 	v.known = was != nil && was.known || quorum.Up(before, least) == quorum.Up(before, most)
 	v.sorry = !v.up && s.SorryServer.IsValid()
 	for i := range fallen {
+		r := &b.Realservers[i]
 		switch {
+		case v.sorry && r.Address == s.SorryServer: // whatever its own check says
+			r.Weight, r.Upper, r.Lower = max(r.Weight, 1), 0, 0
 		case !fallen[i] && !v.sorry:
-		case s.DrainOnFailure:
-			b.Realservers[i].Weight = 0
+		case s.Realservers[i].DrainOnFailure:
+			r.Weight = 0
 		default:
-			b.Realservers[i].Down = true
+			r.Down = true
 		}
 	}
 	return v
@@ -99,6 +117,9 @@ func (d *director) healthChanged(changes []health.Change) {
 func (d *director) realserverChanged(c health.Change, logged bool) {
 	switch {
 	case !logged:
+	case c.Weighed:
+		d.log.Info("realserver weight", "service", c.Service, "realserver", c.Realserver, "offset", c.Offset, "check",
+			c.Reason)
 	case c.Blind:
 		d.log.Error("a realserver is not checked any more, and stays "+upDown(c.Up), "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	case c.Up:
@@ -106,7 +127,7 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 	default:
 		d.log.Warn("realserver down", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	}
-	if c.Blind {
+	if c.Blind || c.Weighed {
 		return
 	}
 	old := upDown(!c.Up)
@@ -186,11 +207,13 @@ func (d *director) healthStatus(svc *control.Service, s *config.Service, b *bala
 		if c == nil {
 			continue // the sorry server
 		}
-		r.Weight = c.Weight // the balancer's is what failures have left of it
+		st := states[seat{s.Name, a}]
+		if r.Weight = weighted(c, st); r.Weight != c.Weight { // the balancer's is what failures have left of it
+			r.Configured = &c.Weight
+		}
 		if c.Check == nil {
 			continue
 		}
-		st := states[seat{s.Name, a}]
 		r.Health = upDown(!d.fallen[seat{s.Name, a}])
 		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"), Streak: st.Streak, Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
 	}

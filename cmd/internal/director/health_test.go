@@ -39,7 +39,17 @@ func TestJudge(t *testing.T) {
 		"hysteresis, stays down":    {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, &standing{}, standing{false, 2, false, true}, []int{1, 1}},
 		"hysteresis, new, all up":   {[]int{1, 1}, []bool{true, true}, func(s *config.Service) { s.Hysteresis = 1 }, nil, standing{true, 2, false, true}, []int{1, 1}},
 		"an operator drains it all": {[]int{0, 0}, []bool{true, true}, func(s *config.Service) { s.SorryServer = sorry }, &standing{up: true}, standing{false, 0, true, true}, []int{down, down}},
-		"nobody there":              {nil, nil, nil, nil, standing{false, 0, false, true}, nil},
+		"one of two drains": {[]int{2, 1, 1}, []bool{true, false, false},
+			func(s *config.Service) { s.Realservers[1].DrainOnFailure = true }, &standing{up: true}, standing{true, 2, false, true}, []int{2, idle, down}},
+		"sorry is a realserver": {[]int{1, 3}, []bool{true, true},
+			func(s *config.Service) { s.SorryServer = s.Realservers[1].Address }, &standing{up: true}, standing{true, 4, false, true}, []int{1, 3}},
+		"a realserver is sorry": {[]int{1, 0}, []bool{true, true},
+			func(s *config.Service) { s.SorryServer = s.Realservers[1].Address }, &standing{up: true}, standing{false, 1, true, true}, []int{down, 1}},
+		"a failed one is sorry": {[]int{1, 3}, []bool{true, false},
+			func(s *config.Service) { s.SorryServer = s.Realservers[1].Address }, &standing{up: true}, standing{false, 1, true, true}, []int{down, 3}},
+		"a file's offset": {[]int{1, 1}, []bool{true, true},
+			func(s *config.Service) { s.Realservers[0].Upper = 4 }, &standing{up: true}, standing{true, 5, false, true}, []int{5, 0}},
+		"nobody there": {nil, nil, nil, nil, standing{false, 0, false, true}, nil},
 	} {
 		s := &config.Service{Name: "web", Protocol: "tcp", Quorum: 2, EncapPort: 6080}
 		states := map[seat]health.State{}
@@ -50,6 +60,17 @@ func TestJudge(t *testing.T) {
 		}
 		if c.change != nil {
 			c.change(s)
+		}
+		if name == "a file's offset" {
+			for i, offset := range []int{4, -2} {
+				at := seat{"web", s.Realservers[i].Address}
+				st := states[at]
+				st.Offset = offset
+				states[at] = st
+			}
+		}
+		for i := range s.Realservers {
+			s.Realservers[i].DrainOnFailure = s.Realservers[i].DrainOnFailure || s.DrainOnFailure // as the configuration has it
 		}
 		b := service(s, config.Sources{}, nil)
 		got := judge(&b, s, states, c.was)

@@ -75,10 +75,12 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 	for _, n := range result.Notes {
 		fmt.Fprintln(c.ErrOrStderr(), n)
 	}
-	if result.Services == 0 {
+	if result.Services == 0 && result.Marks == 0 {
 		return daemon.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of a keepalived.conf, or the output of ipvsadm-save -n", name)}
 	}
-	if _, err := config.ParseDirector("director.toml", result.TOML, config.Features{Schedulers: options.Schedulers}); err != nil {
+	// Services of firewall marks alone are comments, which the notes say how to fill in.
+	if _, err := config.ParseDirector("director.toml", result.TOML,
+		config.Features{Schedulers: options.Schedulers}); err != nil && result.Services > 0 {
 		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend what is named in it by hand", err, name)
 	}
 	if out == "" {

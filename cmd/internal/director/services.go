@@ -67,7 +67,7 @@ func (d *director) balanced(cfg *config.Director) balancer.Config {
 			was = &v
 		}
 		v := judge(&b, s, states, was)
-		if s.SorryServer.IsValid() {
+		if s.SorryServer.IsValid() && !s.IsRealserver(s.SorryServer) {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, d.ways, v.sorry))
 		}
 		d.serviceChanged(s, was, v)

@@ -49,9 +49,9 @@ func (d *director) servicesStatus(now time.Time) []control.Service {
 	list, configured := d.bal.Snapshot().Status(), byName(d.cfg)
 	for i := range list {
 		s := &list[i]
-		sorry := configured[s.Name].SorryServer
+		c := configured[s.Name]
 		s.Realservers = slices.DeleteFunc(s.Realservers, func(r balancer.RealserverStatus) bool {
-			return r.Address == sorry && r.Down && r.Active+r.Inactive == 0
+			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0 && !c.IsRealserver(r.Address)
 		})
 	}
 	return d.described(list, now)

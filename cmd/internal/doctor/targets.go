@@ -106,7 +106,7 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 
 // ends are all that a service may send connections to: its realservers, and its sorry server, which has the weight 0 here as it seldom gets any.
 func ends(s *config.Service) []config.RealserverRef {
-	if !s.SorryServer.IsValid() {
+	if !s.SorryServer.IsValid() || s.IsRealserver(s.SorryServer) {
 		return s.Realservers
 	}
 	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
@@ -114,7 +114,7 @@ func ends(s *config.Service) []config.RealserverRef {
 
 // role names what one of ends is there for.
 func role(s *config.Service, r config.RealserverRef) string {
-	if r.Address == s.SorryServer {
+	if r.Address == s.SorryServer && !s.IsRealserver(r.Address) {
 		return s.Name + ": sorry server"
 	}
 	return s.Name

@@ -75,6 +75,7 @@ func TestImportUsage(t *testing.T) {
 		return path
 	}
 	const rules = "-A -t 198.51.100.80:80 -s rr\n-a -t 198.51.100.80:80 -r 10.0.11.2 -i\n"
+	const tunnel = "virtual_server 198.51.100.80 80 {\nprotocol TCP\nlb_kind TUN\n"
 	good, there := write("good", rules), write("there", "mine\n")
 	for name, c := range map[string]struct {
 		stdin  string
@@ -90,11 +91,17 @@ func TestImportUsage(t *testing.T) {
 		"no directory":   {"", []string{"ipvsadm", good, "-o", filepath.Join(dir, "no", "file")}, 1, false, "no such file"},
 		"no such file":   {"", []string{"keepalived", filepath.Join(dir, "missing")}, 2, false, "missing: no such file"},
 		"a directory":    {"", []string{"keepalived", dir}, 2, false, "directory"},
-		"syntax":         {"virtual_server {\n", []string{"keepalived", "-"}, 2, false, `stdin:1: the block of "virtual_server" is not closed`},
-		"no service":     {"", []string{"keepalived", "-"}, 2, false, "no service could be taken"},
-		"unknown":        {"", []string{"nginx", good}, 2, false, "want keepalived or ipvsadm"},
-		"no format":      {"", []string{good}, 2, false, "1 argument, where keepalived|ipvsadm FILE is wanted"},
-		"endless":        {"", []string{"keepalived", "/dev/zero"}, 2, false, "larger than"},
+		"syntax": {"virtual_server \"a {\n", []string{"keepalived", "-"}, 2, false,
+			`stdin:1: a quote (") is not closed`},
+		"a brace": {tunnel + "real_server 10.0.11.2 80 {\n}\n", []string{"keepalived", "-"}, 0, true,
+			`stdin:1: the block of "virtual_server" is not closed`},
+		"only a mark": {strings.Replace(tunnel, "198.51.100.80 80", "fwmark 5",
+			1) + "real_server 10.0.11.2 80 {\n}\n}\n", []string{"keepalived", "-"}, 0, true, "stdin:1: " +
+			"virtual_server fwmark 5"},
+		"no service": {"", []string{"keepalived", "-"}, 2, false, "no service could be taken"},
+		"unknown":    {"", []string{"nginx", good}, 2, false, "want keepalived or ipvsadm"},
+		"no format":  {"", []string{good}, 2, false, "1 argument, where keepalived|ipvsadm FILE is wanted"},
+		"endless":    {"", []string{"keepalived", "/dev/zero"}, 2, false, "larger than"},
 	} {
 		code, stdout, stderr := imports(t, []byte(c.stdin), c.args...)
 		if code != c.code || (stdout != "") != c.stdout || !strings.Contains(stderr, c.says) || strings.Count(stderr, "\n") != min(len(c.says), 1) {

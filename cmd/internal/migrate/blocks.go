@@ -41,41 +41,113 @@ func (s *statement) find(name string) (found *statement) {
 	return found
 }
 
+// blockLevels is how deep keepalived's blocks stand that a missing brace can put elsewhere: 0 is outside of all others.
+var blockLevels = map[string]int{
+	"virtual_server": 0, "virtual_server_group": 0, "global_defs": 0, "SSL": 0,
+	"static_ipaddress": 0, "static_routes": 0, "static_rules": 0,
+	"vrrp_instance": 0, "vrrp_sync_group": 0, "vrrp_script": 0,
+	"real_server": 1,
+	"HTTP_GET":    2, "SSL_GET": 2, "TCP_CHECK": 2, "SMTP_CHECK": 2, "DNS_CHECK": 2, "MISC_CHECK": 2,
+	"UDP_CHECK": 2, "PING_CHECK": 2, "BFD_CHECK": 2, "FILE_CHECK": 2,
+	"url": 3,
+}
+
+// blockReader makes a tree of lines. Where braces are wrong it goes on as keepalived does (process_stream in its
+// lib/parser.c), and notes it.
+type blockReader struct {
+	*plan
+	open []*statement // the root, and the blocks that the next statement stands in
+}
+
+const asKeepalived = "keepalived goes on, and so does the import"
+
 // parseBlocks makes a tree of lines. Braces stand anywhere in a line, and belong to the keyword before them.
-func parseBlocks(lines []line) (*statement, error) {
+func (p *plan) parseBlocks(lines []line) (*statement, error) {
 	root := &statement{hasBlock: true}
-	open := []*statement{root}
+	r := blockReader{p, []*statement{root}}
 	for _, l := range lines {
 		for _, part := range splitBraces(l.text) {
-			in := open[len(open)-1]
-			switch part {
-			case "{":
-				if len(in.block) == 0 || in.block[len(in.block)-1].hasBlock {
-					return nil, l.fault("a { that no keyword stands before: take it out, or write the keyword")
-				}
-				if len(open) > maxDepth {
-					return nil, l.fault("more than %d blocks in each other: look for a } that is missing", maxDepth)
-				}
-				last := in.block[len(in.block)-1]
-				last.hasBlock = true
-				open = append(open, last)
-			case "}":
-				if len(open) == 1 {
-					return nil, l.fault("a } too many: take it out, or look for the { that is missing above")
-				}
-				open = open[:len(open)-1]
-			default:
-				if w := words(part); len(w) > 0 {
-					in.block = append(in.block, &statement{Place: l.Place, text: part, words: w})
-				}
+			if err := r.take(l.Place, part); err != nil {
+				return nil, err
 			}
 		}
 	}
-	if len(open) > 1 {
-		last := open[len(open)-1]
-		return nil, last.fault("the block of %q is not closed: write the } that is missing", printable(last.name()))
+	for _, last := range r.open[1:] {
+		r.note(last.Place, "the block of %q is not closed: %s: it ends with the file: write the } that is missing",
+			last.name(), asKeepalived)
 	}
 	return root, nil
+}
+
+// take takes a brace or a statement.
+func (r *blockReader) take(at Place, part string) error {
+	in := r.open[len(r.open)-1]
+	switch part {
+	case "{":
+		return r.begin(at, in)
+	case "}":
+		if len(r.open) == 1 {
+			r.note(at, "a } too many: %s: take it out, or look for the { that is missing above", asKeepalived)
+			return nil
+		}
+		r.open = r.open[:len(r.open)-1]
+		return nil
+	}
+	if last := in.last(); last != nil && !last.hasBlock && r.fits(last) && len(r.open) <= maxDepth {
+		r.note(last.Place, "%s has no {: keepalived goes on as if it were there, and so does the import: write it",
+			last.name())
+		last.hasBlock = true
+		r.open = append(r.open, last)
+		in = last
+	}
+	if w := words(part); len(w) > 0 {
+		in.block = append(in.block, &statement{Place: at, text: part, words: w})
+	}
+	return nil
+}
+
+// begin takes a { in a block.
+func (r *blockReader) begin(at Place, in *statement) error {
+	last := in.last()
+	level, isBlock := blockLevels[name(last)]
+	switch {
+	case last == nil || last.hasBlock || last.Place != at && !isBlock && isSetting(last.name()):
+		r.note(at, "a { that no keyword of a block stands before: %s without it: take it out, or write the keyword",
+			asKeepalived)
+		return nil
+	case isBlock && level < len(r.open)-1 && r.open[1].name() == "virtual_server":
+		r.note(last.Place, "%s stands in the block of %s of line %d, where a } is missing: keepalived takes what "+
+			"follows for that block's, and so does the import: write the }",
+			strings.Join(last.words, " "), in.name(), in.Line)
+		in.block = in.block[:len(in.block)-1]
+		return nil
+	case len(r.open) > maxDepth:
+		return at.fault("more than %d blocks in each other: look for a } that is missing", maxDepth)
+	}
+	last.hasBlock = true
+	r.open = append(r.open, last)
+	return nil
+}
+
+// fits reports whether s is of a block that stands as deep as it should.
+func (r *blockReader) fits(s *statement) bool {
+	level, isBlock := blockLevels[s.name()]
+	return isBlock && level == len(r.open)-1
+}
+
+// last is the last statement of the block, or nil.
+func (s *statement) last() *statement {
+	if len(s.block) == 0 {
+		return nil
+	}
+	return s.block[len(s.block)-1]
+}
+
+func name(s *statement) string {
+	if s == nil {
+		return ""
+	}
+	return s.name()
 }
 
 // splitBraces splits a line before and after each brace that is neither quoted nor part of "${NAME}", which nothing defines.

@@ -25,6 +25,9 @@ type check struct {
 	up       bool // until a check says otherwise
 }
 
+// onDirector reports whether the check looks at the director's host.
+func (c *check) onDirector() bool { return c.kind == "exec" || c.kind == "file" }
+
 // key is one key of a table, with its value as TOML, and what stands behind it.
 type key struct{ name, value, comment string }
 
@@ -38,40 +41,38 @@ type checker struct {
 }
 
 var checkers = map[string]checker{
-	"HTTP_GET":   {"http", 6, 1, 3 * time.Second, (*keepalived).httpGet},
-	"SSL_GET":    {"https", 6, 1, 3 * time.Second, (*keepalived).httpGet},
-	"SMTP_CHECK": {"smtp", 5, 1, time.Second, (*keepalived).smtpCheck},
-	"DNS_CHECK":  {"dns", 5, 3, 0, (*keepalived).dnsCheck},
-	"MISC_CHECK": {"exec", 4, 0, time.Second, (*keepalived).miscCheck},
-	"UDP_CHECK":  {"udp", 3, 1, time.Second, (*keepalived).udpCheck},
-	"TCP_CHECK":  {"tcp", 2, 1, time.Second, (*keepalived).noMore},
-	"PING_CHECK": {"ping", 1, 1, time.Second, (*keepalived).noMore},
+	"HTTP_GET":   {"http", 7, 1, 3 * time.Second, (*keepalived).httpGet},
+	"SSL_GET":    {"https", 7, 1, 3 * time.Second, (*keepalived).httpGet},
+	"SMTP_CHECK": {"smtp", 6, 1, time.Second, (*keepalived).smtpCheck},
+	"DNS_CHECK":  {"dns", 6, 3, 0, (*keepalived).dnsCheck},
+	"MISC_CHECK": {"exec", 5, 0, time.Second, (*keepalived).miscCheck},
+	"UDP_CHECK":  {"udp", 4, 1, time.Second, (*keepalived).payloadCheck},
+	"TCP_CHECK":  {"tcp", 3, 1, time.Second, (*keepalived).payloadCheck},
+	"PING_CHECK": {"ping", 2, 1, time.Second, (*keepalived).noMore},
+	"FILE_CHECK": {"file", 1, 0, time.Second, (*keepalived).fileCheck},
 	"BFD_CHECK":  {},
-	"FILE_CHECK": {},
 }
 
 // check reads the checkers of a realserver, of which one can stay, and says nil for none. port is that of the real_server.
 func (k *keepalived) check(s *service, r *realserver, port uint16, found []*statement, general settings) *check {
-	var best *statement
+	found = slices.Clone(found)
+	slices.SortStableFunc(found, func(a, b *statement) int { return checkers[b.name()].rank - checkers[a.name()].rank })
+	var best *check
 	for _, st := range found {
-		if checkers[st.name()].rank > 0 && (best == nil || checkers[st.name()].rank > checkers[best.name()].rank) {
-			best = st
+		if f := k.files[fileName(st)]; f != nil {
+			f.used = true
 		}
-	}
-	for _, st := range found {
 		switch {
 		case st.name() == "BFD_CHECK":
 			k.noteOf(s, st.Place, "BFD_CHECK: BFD is none of this: left out: use a check of type ping or tcp with a short interval")
-		case st.name() == "FILE_CHECK":
-			k.noteOf(s, st.Place, "FILE_CHECK: no counterpart: left out: let a check of type exec read the file, or set weights by director set")
-		case st != best:
-			k.noteOf(s, st.Place, "%s: a realserver has one check, and the %s of line %d stays: left out: a check of type exec can do several things", st.name(), best.name(), best.Line)
+		case best != nil:
+			k.noteOf(s, st.Place, "%s: a realserver has one check, and that of line %d stays: left out: a check of "+
+				"type exec can do several things", st.name(), best.Line)
+		default:
+			best = k.readCheck(s, r, port, st, general)
 		}
 	}
-	if best == nil {
-		return nil
-	}
-	return k.readCheck(s, r, port, best, general)
+	return best
 }
 
 // readCheck reads one checker.
@@ -80,7 +81,11 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	c := &check{Place: block.Place, kind: of.kind, via: "tunnel", rise: 1}
 	var connectPort uint16
 	var own []*statement // what only this kind has
-	for _, st := range flatten(block) {
+	t.leastRetry = 0
+	for _, st := range k.flatten(s, block) {
+		if k.ignores(s, block.name(), st) {
+			continue
+		}
 		switch st.name() {
 		case "connect_ip":
 			a, err := netip.ParseAddr(st.arg(1))
@@ -96,7 +101,7 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 		case "log_all_failures":
 			k.noteOf(s, st.Place, "log_all_failures: no counterpart: left out: director status shows the last check's reason")
 		default:
-			if !t.read(k, s, st) {
+			if !t.read(k, s, block.name(), st) {
 				own = append(own, st)
 			}
 		}
@@ -122,14 +127,30 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	return c
 }
 
-// flatten is the statements of a checker, with those of the "host" block that old versions have.
-func flatten(block *statement) (list []*statement) {
+// hostKeywords are those of a checker that keep SMTP_CHECK from taking them from its first host
+// (smtp_check_end_handler in keepalived's check_smtp.c).
+var hostKeywords = []string{"connect_ip", "connect_port", "bindto", "bind_if", "bind_port", "fwmark", "connect_timeout"}
+
+// flatten is the statements of a checker, with those of the first "host" block that old versions have. Each other
+// host is a check of its own in keepalived.
+func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
+	var hosts []*statement
+	first := true
 	for _, st := range block.block {
 		if st.name() == "host" && st.hasBlock {
-			list = append(list, st.block...)
-		} else {
-			list = append(list, st)
+			hosts = append(hosts, st)
+			continue
 		}
+		list = append(list, st)
+		first = first && !slices.Contains(hostKeywords, st.name())
+	}
+	if first && len(hosts) > 0 {
+		list = append(list, hosts[0].block...)
+		hosts = hosts[1:]
+	}
+	for _, h := range hosts {
+		k.noteOf(s, h.Place, "host: a realserver has one check, and that of another host stays: left out: a check "+
+			"of type exec can do several things")
 	}
 	return list
 }
@@ -137,7 +158,7 @@ func flatten(block *statement) (list []*statement) {
 // settlePort says where a check goes. keepalived connects to the realserver's own address; where it does so at a port of the service, the same server
 // is meant that clients reach by the VIP.
 func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool {
-	if c.kind == "exec" {
+	if c.onDirector() {
 		c.via = "direct"
 		return true
 	}
@@ -211,11 +232,14 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 	for _, st := range block.block {
 		switch st.name() {
 		case "url":
-			if url != nil {
+			switch {
+			case st.find("path") == nil:
+				k.noteOf(s, st.Place, "url without a path: left out, as by keepalived: write path in the check")
+			case url != nil:
 				k.noteOf(s, st.Place, "url: a check has one, and that of line %d stays: left out: let the server's own check page look at the others", url.Line)
-				break
+			default:
+				url = st
 			}
-			url = st
 		case "enable_sni":
 			sni = isTrue(st.arg(1))
 		case "http_protocol":
@@ -229,16 +253,19 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 		}
 	}
 	if url == nil {
-		url = &statement{Place: block.Place, words: []string{"url"}}
+		k.noteOf(s, block.Place, "%s without a url: left out, as by keepalived: write a check of type %s",
+			block.name(), c.kind)
+		return false
 	}
-	path, host := "/", t.host
+	path, host := "", t.host
+	var pathAt Place
 	var status []string
 	body, options, noMatch := "", "", false
 	for _, st := range url.block {
 		first, _ := st.rest()
 		switch st.name() {
 		case "path":
-			path = first
+			path, pathAt = first, st.Place
 		case "virtualhost":
 			host = first
 		case "status_code":
@@ -267,9 +294,15 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 			k.unknown(s, url, st)
 		}
 	}
-	if path == "" || path[0] != '/' || !plain(path) {
-		k.noteOf(s, url.Place, "path %q: is none: / is in its place", path)
-		path = "/"
+	if !strings.HasPrefix(path, "/") {
+		k.noteOf(s, pathAt, "path %q: is none that can be asked for: the check is left out: write a check with a "+
+			"path that begins with /", path)
+		return false
+	}
+	if encoded := percentEncoded(path); encoded != path {
+		k.noteOf(s, pathAt, "path %q: keepalived asks for it as it is, which is no HTTP: %q is in its place: look "+
+			"whether that is the page", path, encoded)
+		path = encoded
 	}
 	c.add("path", quote(path))
 	if host != "" {
@@ -295,6 +328,10 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 			c.add("sni", quote(host))
 		}
 		c.add("verify", "false")
+		if k.ssl != nil {
+			c.add("cert", quote(k.ssl.cert))
+			c.add("key", quote(k.ssl.key))
+		}
 	}
 	return true
 }
@@ -317,9 +354,19 @@ func isHost(text string) bool {
 	}) < 0
 }
 
-// plain tells whether text is ASCII without control characters and white space.
-func plain(text string) bool {
-	return strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+// percentEncoded is a path and a query in the characters that an HTTP request can have (RFC 3986, section 2.1).
+func percentEncoded(path string) string {
+	var b strings.Builder
+	for i := range len(path) {
+		_, err := strconv.ParseUint(path[i:min(i+3, len(path))][1:], 16, 8)
+		escape := path[i] == '%' && (err != nil || i+3 > len(path) || path[i+1] == '+' || path[i+1] == '-')
+		if c := path[i]; c <= ' ' || c > '~' || escape {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 // isDomain tells whether it is a domain name (RFC 1035, section 2.3.4).
@@ -383,6 +430,7 @@ func (k *keepalived) dnsCheck(s *service, c *check, block *statement, _ settings
 	}
 	c.add("query", quote(name))
 	c.add("query_type", quote(kind))
+	c.add("records", "0") // keepalived takes any NOERROR
 	return true
 }
 
@@ -419,78 +467,4 @@ func isCommand(words []string) bool {
 	return len(words) > 0 && strings.HasPrefix(words[0], "/") && !slices.ContainsFunc(words, func(w string) bool {
 		return !utf8.ValidString(w) || strings.ContainsRune(w, 0)
 	})
-}
-
-func (k *keepalived) udpCheck(s *service, c *check, block *statement, _ settings) bool {
-	for _, st := range block.block {
-		hex := strings.Join(st.words[1:], " ")
-		switch st.name() {
-		case "payload":
-			if text, ok := fromHex(hex); ok && text != "" {
-				c.add("send", quote(text))
-			} else {
-				k.noteOf(s, st.Place, "payload %s: is no UTF-8, which the strings of TOML are: left out: write send in the check", hex)
-			}
-		case "require_reply":
-			if expression, ok := hexPattern(hex); ok {
-				c.add("expect", quote(expression))
-			} else {
-				k.noteOf(s, st.Place, "require_reply %s: is no ASCII: left out: write expect in the check, a regular expression that an answer matches", hex)
-			}
-		default:
-			k.unknown(s, block, st)
-		}
-	}
-	return true
-}
-
-// hexBytes splits keepalived's bytes, "48 656c6C f": two digits each, or one where a word ends.
-func hexBytes(hex string) (digits []string) {
-	for _, word := range strings.Fields(hex) {
-		for len(word) > 0 {
-			n := min(2, len(word))
-			digits, word = append(digits, word[:n]), word[n:]
-		}
-	}
-	return digits
-}
-
-// fromHex reads bytes, and says whether they can be a string of TOML.
-func fromHex(hex string) (text string, ok bool) {
-	var b []byte
-	for _, digits := range hexBytes(hex) {
-		v, err := strconv.ParseUint(digits, 16, 8)
-		if err != nil {
-			return "", false
-		}
-		b = append(b, byte(v))
-	}
-	return string(b), utf8.Valid(b)
-}
-
-// hexPattern makes a regular expression of the bytes that an answer must begin with, where a digit may be X, which is any. Those of Go see characters,
-// not bytes, so that it knows ASCII only.
-func hexPattern(hex string) (expression string, ok bool) {
-	b := strings.Builder{}
-	b.WriteString("^")
-	for _, digits := range hexBytes(strings.ToLower(hex)) {
-		if len(digits) == 1 {
-			digits = "0" + digits
-		}
-		low, errLow := strconv.ParseUint(strings.ReplaceAll(digits, "x", "0"), 16, 8)
-		high, errHigh := strconv.ParseUint(strings.ReplaceAll(digits, "x", "f"), 16, 8)
-		switch {
-		case errLow != nil || errHigh != nil || high > 0x7f:
-			return "", false
-		case digits[0] == 'x':
-			return "", false // a set of characters, some of which are no ASCII
-		case low != high:
-			fmt.Fprintf(&b, `[\x%02x-\x%02x]`, low, high)
-		case low < ' ' || low == 0x7f:
-			fmt.Fprintf(&b, `\x%02x`, low)
-		default:
-			b.WriteString(regexp.QuoteMeta(string(rune(low))))
-		}
-	}
-	return b.String(), true
 }

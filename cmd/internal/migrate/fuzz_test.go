@@ -3,6 +3,7 @@ package migrate_test
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -24,8 +25,14 @@ func seed(f *testing.F, pattern string) {
 	}
 }
 
+// large matches what may be the bounds of a long sequence.
+var large = regexp.MustCompile(`(?s)~(SEQ.*([0-9]{3}|0x)|(SEQ|LST).*~(SEQ|LST).*~(SEQ|LST).*~(SEQ|LST))`)
+
 // fuzz wants of any text one line of error, or a configuration that the director takes.
 func fuzz(t *testing.T, read importer, text []byte) {
+	if large.Match(text) {
+		t.Skip("a sequence of thousands takes seconds: see TestManyBlocks")
+	}
 	o := options()
 	o.Include = false
 	i, err := read("x.conf", text, o)

@@ -248,7 +248,7 @@ func (p *ipvsadm) addServer(at Place, r rule) {
 	title := "realserver " + a.String()
 	rs := &realserver{Place: at, address: a, weight: 1, tunnel: tunnel{encap: "ipip"}}
 	if text, ok := r.options["weight"]; ok {
-		p.setWeight(s, rs, at, text)
+		p.setWeight(s, "realserver "+rs.address.String(), &rs.weight, at, text)
 	}
 	if text, ok := r.options["u-threshold"]; ok {
 		p.setThreshold(s, rs, at, &rs.upper, text)

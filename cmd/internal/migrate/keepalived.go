@@ -26,11 +26,12 @@ func Keepalived(file string, text []byte, options Options) (*Import, error) {
 	if err := r.file(file, filepath.Dir(file), text, 0); err != nil {
 		return nil, err
 	}
-	root, err := parseBlocks(r.lines)
+	root, err := p.parseBlocks(r.lines)
 	if err != nil {
 		return nil, err
 	}
-	k := &keepalived{plan: p, root: root, groups: map[string]*statement{}}
+	k := &keepalived{plan: p, root: root, groups: map[string]*statement{}, files: map[string]*trackFile{},
+		include: options.Include}
 	k.read()
 	return p.finish(file), nil
 }
@@ -40,11 +41,32 @@ type keepalived struct {
 	*plan
 	root   *statement
 	groups map[string]*statement
+	files  map[string]*trackFile
+	ssl    *clientCertificate // nil: there is none
+
+	include bool // files may be read
 }
+
+// Blocks that others refer to are read first, then those that become something; all others are named.
+var (
+	definitions = map[string]func(*keepalived, *statement){
+		"virtual_server_group": (*keepalived).defineGroup,
+		"track_file":           (*keepalived).defineFile,
+		"vrrp_track_file":      (*keepalived).defineFile,
+		"SSL":                  (*keepalived).defineSSL,
+	}
+	blocks = map[string]func(*keepalived, *statement){
+		"virtual_server": (*keepalived).virtualServer,
+		"global_defs":    (*keepalived).globals,
+	}
+)
+
+const noFileCheck = "no FILE_CHECK of a real_server has it: it is for VRRP, which stays with keepalived"
 
 // What has no counterpart, and what to do about it, by the beginning of its keyword.
 var elsewhere = []struct{ prefix, what string }{
 	{"vrrp_instance", "VRRP is none of this: keep keepalived for it, without its virtual_server blocks"},
+	{"vrrp_track_file", noFileCheck},
 	{"vrrp_", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"static_ipaddress", "set up the host's addresses with its own network configuration"},
 	{"static_route", "set up the host's routes with its own network configuration"},
@@ -53,7 +75,8 @@ var elsewhere = []struct{ prefix, what string }{
 	{"garp_group", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"linkbeat_", "has no counterpart: it is for VRRP, which stays with keepalived"},
 	{"interface_up_down_delays", "has no counterpart: it is for VRRP, which stays with keepalived"},
-	{"track_file", "has no counterpart: let a check of type exec read the file"},
+	{"track_file", noFileCheck},
+	{"real_server", "stands outside of a virtual_server: look for a } too many above"},
 	{"bfd_instance", "BFD is none of this: let a daemon such as bird speak it, or use checks with a short interval"},
 	{"net_namespace", "start the director in its namespace: ip netns exec NAME director run"},
 	{"namespace_with_ipsets", "has no counterpart and needs none: leave it out"},
@@ -63,27 +86,32 @@ var elsewhere = []struct{ prefix, what string }{
 
 func (k *keepalived) read() {
 	for _, s := range k.root.block {
-		if s.name() == "virtual_server_group" {
-			if _, twice := k.groups[s.arg(1)]; twice {
-				k.note(s.Place, "virtual_server_group %s: is there twice: the last one is taken: rename one", s.arg(1))
-			}
-			k.groups[s.arg(1)] = s
+		if define, ok := definitions[s.name()]; ok {
+			define(k, s)
 		}
 	}
 	for _, s := range k.root.block {
-		switch s.name() {
-		case "virtual_server":
-			k.virtualServer(s)
-		case "virtual_server_group":
-		case "global_defs":
-			k.globals(s)
-		case "SSL":
-			k.note(s.Place, "SSL: keepalived loads these certificates, but checks none of the servers': set ca, and verify = true, in the https checks; there are no client certificates")
-		default:
+		_, defined := definitions[s.name()]
+		switch read, ok := blocks[s.name()]; {
+		case ok:
+			read(k, s)
+		case !defined:
+			k.other(s)
+		}
+	}
+	for _, s := range k.root.block {
+		if f := k.files[s.arg(1)]; f != nil && f.of == s && !f.used {
 			k.other(s)
 		}
 	}
 	k.checkVRRPAddresses()
+}
+
+func (k *keepalived) defineGroup(s *statement) {
+	if _, twice := k.groups[s.arg(1)]; twice {
+		k.note(s.Place, "virtual_server_group %s: is there twice: the last one is taken: rename one", s.arg(1))
+	}
+	k.groups[s.arg(1)] = s
 }
 
 // other names a block that is none of a director's.
@@ -174,7 +202,7 @@ func (k *keepalived) virtualServer(block *statement) {
 		s := base
 		s.ports = []uint16{0}
 		s.want = "fwmark-" + block.arg(2)
-		k.fill(&s, block)
+		k.fill(&s, block, false)
 		if block.find("protocol") == nil {
 			s.protocol = "tcp" // as likely as any: a mark has none
 		}
@@ -185,10 +213,12 @@ func (k *keepalived) virtualServer(block *statement) {
 			k.note(block.Place, "%s: there is no such virtual_server_group: left out: write the group, or its addresses", source)
 			return
 		}
-		for _, part := range k.group(group) {
+		parts := k.group(group)
+		every := slices.ContainsFunc(parts, func(p groupPart) bool { return p.ports[0] == 0 })
+		for _, part := range parts {
 			s := base
 			s.vips, s.ports, s.want = part.vips, part.ports, block.arg(2)
-			k.fill(&s, block)
+			k.fill(&s, block, every)
 			k.services = append(k.services, &s)
 		}
 	default:
@@ -203,7 +233,7 @@ func (k *keepalived) virtualServer(block *statement) {
 		}
 		s := base
 		s.vips, s.ports = []netip.Addr{vip}, []uint16{port}
-		k.fill(&s, block)
+		k.fill(&s, block, port == 0)
 		k.services = append(k.services, &s)
 	}
 }
@@ -319,264 +349,4 @@ func addressRange(text string) (first, last netip.Addr, ok bool) {
 	}
 	distance := new(big.Int).Sub(new(big.Int).SetBytes(last.AsSlice()), new(big.Int).SetBytes(first.AsSlice()))
 	return first, last, distance.Cmp(big.NewInt(maxGroup)) < 0
-}
-
-// settings are what a virtual_server says for its real_servers, and these for their checks.
-type settings struct {
-	delay      time.Duration // delay_loop
-	timeout    time.Duration // connect_timeout
-	retry      int           // -1: the checker's default
-	retryDelay time.Duration // 0: the checker's default
-	alpha      bool          // down until a check says otherwise
-	inhibit    bool
-	host       string // virtualhost
-	tunnel     tunnel
-}
-
-// read takes a statement, if it is one of these.
-func (t *settings) read(k *keepalived, s *service, st *statement) bool {
-	switch st.name() {
-	case "delay_loop":
-		k.timer(s, st, &t.delay)
-	case "connect_timeout":
-		k.timer(s, st, &t.timeout)
-	case "delay_before_retry":
-		k.timer(s, st, &t.retryDelay)
-	case "retry", "nb_get_retry", "nb_sock_retry", "nb_gethost_retry":
-		if n, err := strconv.ParseUint(st.arg(1), 10, 16); err != nil {
-			k.noteOf(s, st.Place, "%s %q: is no number: left out: write fall in the check", st.name(), st.arg(1))
-		} else {
-			t.retry = int(n)
-		}
-	case "warmup":
-		k.noteOf(s, st.Place, "warmup: no counterpart, and none needed: the first checks are spread by themselves")
-	case "alpha":
-		t.alpha = isTrue(st.arg(1))
-	case "inhibit_on_failure":
-		t.inhibit = isTrue(st.arg(1))
-	case "virtualhost":
-		t.host, _ = st.rest()
-	default:
-		return false
-	}
-	return true
-}
-
-// isTrue reads a BOOL, which may be missing.
-func isTrue(text string) bool { return !slices.Contains([]string{"off", "false", "no"}, text) }
-
-// timer reads seconds, which may have a fraction.
-func (k *keepalived) timer(s *service, st *statement, to *time.Duration) {
-	const most = 24 * time.Hour
-	f, err := strconv.ParseFloat(st.arg(1), 64)
-	if err != nil || f < 0 || f != f || f > most.Seconds() {
-		k.noteOf(s, st.Place, "%s %q: is no number of seconds: left out: write it in the check", st.name(), st.arg(1))
-		return
-	}
-	*to = time.Duration(f * float64(time.Second)).Round(time.Millisecond)
-}
-
-// fill reads the block of a virtual_server into s, whose VIPs and ports are known.
-func (k *keepalived) fill(s *service, block *statement) {
-	if s.protocol = "udp"; block.find("protocol") == nil && len(s.vips) > 0 {
-		k.noteOf(s, block.Place, "no protocol: udp, which keepalived takes then: write tcp where that was meant")
-	}
-	general := settings{delay: 60 * time.Second, timeout: 5 * time.Second, retry: -1, tunnel: tunnel{encap: "ipip"}}
-	method := ""
-	for _, st := range block.block {
-		switch st.name() {
-		case "lb_kind", "lvs_method":
-			method = k.method(s, st, &general.tunnel)
-		case "persistence_timeout":
-			if st.arg(1) == "" {
-				s.persistence.timeout = 6 * time.Minute
-			} else {
-				k.setPersistence(s, st.Place, st.arg(1))
-			}
-		case "persistence_granularity":
-			k.setNetmask(s, st.Place, st.arg(1))
-		case "real_server": // once all else is known
-		default:
-			if !general.read(k, s, st) {
-				k.serviceStatement(s, st)
-			}
-		}
-	}
-	if s.persistence != (persistence{}) && s.persistence.timeout == 0 {
-		s.persistence.timeout = 6 * time.Minute
-	}
-	if method == "" {
-		method = "NAT" // keepalived's default
-	}
-	ownMethods := true
-	for _, st := range block.block {
-		if st.name() == "real_server" {
-			ownMethods = k.realServer(s, st, general) && ownMethods
-		}
-	}
-	if !ownMethods {
-		k.noteMethod(s, block.Place, method, s.source)
-	}
-	s.drain = slices.ContainsFunc(s.realservers, func(r *realserver) bool { return r.inhibit })
-	for _, r := range s.realservers {
-		if s.drain && !r.inhibit {
-			k.noteOf(s, r.Place, "real_server %s: has no inhibit_on_failure, others have: a service has one on_failure, which is drain for all of them", r.address)
-		}
-	}
-}
-
-// method reads "TUN type gue port 6080 csum", "DR" or "NAT".
-func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
-	method := st.arg(1)
-	switch method {
-	case "DR", "NAT":
-		return method
-	case "TUN":
-	default:
-		k.noteOf(s, st.Place, "%s %s: unknown: imported as a tunnel, ipip", st.name(), method)
-		return "TUN"
-	}
-	*t = tunnel{encap: "ipip"}
-	for i := 2; i < len(st.words); i++ {
-		switch w := st.words[i]; w {
-		case "type":
-			i++
-			if t.encap = st.arg(i); !slices.Contains([]string{"ipip", "gue", "gre"}, t.encap) {
-				k.noteOf(s, st.Place, "tunnel type %q: unknown: imported as ipip: there are ipip, gre and gue", t.encap)
-				t.encap = "ipip"
-			}
-		case "port":
-			i++
-			port, ok := k.port(st.Place, "tunnel", st.arg(i))
-			if ok {
-				t.port = port
-			}
-		case "csum":
-			t.checksum = true
-		case "nocsum":
-		case "remcsum":
-			k.noteOf(s, st.Place, "remcsum: no counterpart, agents refuse such packets: imported without checksum: encap_checksum = true has UDP's")
-		default:
-			k.noteOf(s, st.Place, "%s: tunnel option %q: unknown: left out", st.name(), w)
-		}
-	}
-	return method
-}
-
-// serviceStatement reads what is neither a real_server nor a default for these.
-func (k *keepalived) serviceStatement(s *service, st *statement) {
-	const none = "no counterpart, and none needed"
-	switch st.name() {
-	case "lb_algo", "lvs_sched":
-		k.setScheduler(s, st.Place, st.arg(1))
-	case "flag-1", "flag-2", "flag-3", "sh-port", "sh-fallback", "mh-port", "mh-fallback":
-		k.addFlag(s, st.Place, st.name())
-	case "ops":
-		s.onePacket = true
-	case "protocol":
-		switch p := strings.ToLower(st.arg(1)); p {
-		case "tcp", "udp", "sctp":
-			s.protocol = p
-		default:
-			k.noteOf(s, st.Place, "protocol %q: unknown: tcp is in its place: want tcp, udp or sctp", st.arg(1))
-		}
-	case "quorum", "hysteresis":
-		n, err := strconv.ParseUint(st.arg(1), 10, 31)
-		switch {
-		case err != nil:
-			k.noteOf(s, st.Place, "%s %q: is no number: left out", st.name(), st.arg(1))
-		case st.name() == "quorum":
-			s.quorum = int(n)
-		default:
-			s.hysteresis = int(n)
-		}
-	case "quorum_up":
-		k.script(s, st, netip.Addr{}, "up")
-	case "quorum_down":
-		k.script(s, st, netip.Addr{}, "down")
-	case "sorry_server":
-		a, err := unicast(st.arg(1))
-		port, ok := k.port(st.Place, "sorry_server "+st.arg(1), st.arg(2))
-		if err != nil {
-			k.noteOf(s, st.Place, "sorry_server %s: %v: left out: it is reached through a tunnel, as a realserver is", st.arg(1), err)
-			break
-		}
-		s.sorry = a
-		if ok && st.arg(2) != "" {
-			k.notePort(s, st.Place, "sorry_server "+st.arg(1), port)
-		}
-	case "sorry_server_inhibit":
-		k.noteOf(s, st.Place, "sorry_server_inhibit: no counterpart: the sorry server is there while it is needed")
-	case "sorry_server_lvs_method":
-		k.noteOf(s, st.Place, "sorry_server_lvs_method: no counterpart: the sorry server is reached through its service's tunnel")
-	case "omega":
-		k.noteOf(s, st.Place, "omega: no counterpart: a director that ends notifies nobody: do it in its unit (ExecStopPost=)")
-	case "ha_suspend":
-		k.noteOf(s, st.Place, "ha_suspend: no counterpart: checks run on every director, also on one that no VIP is routed to")
-	case "smtp_alert":
-		if isTrue(st.arg(1)) {
-			k.noteOf(s, st.Place, "smtp_alert: there is no mail: let the command of [notify] send it")
-		}
-	case "persistence_engine":
-		k.noteOf(s, st.Place, "persistence_engine %s: no counterpart: left out: clients stay by their address", st.arg(1))
-	case "snmp_name":
-		s.want = st.arg(1)
-	case "nat_mask":
-		k.noteOf(s, st.Place, "nat_mask: "+none)
-	case "ip_family", "hashed":
-		k.noteOf(s, st.Place, "%s: "+none, st.name())
-	default:
-		k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does", st.name())
-	}
-}
-
-// realServer reads a real_server, and says whether it names its own lvs_method.
-func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
-	a, err := unicast(block.arg(1))
-	if err != nil {
-		k.noteOf(s, block.Place, "real_server %s: %v: left out: want an address that the director reaches", block.arg(1), err)
-		return true
-	}
-	title := "real_server " + a.String()
-	r := &realserver{Place: block.Place, address: a, weight: 1}
-	var found []*statement // checkers
-	for _, st := range block.block {
-		switch st.name() {
-		case "weight":
-			k.setWeight(s, r, st.Place, st.arg(1))
-		case "lvs_method", "lb_kind":
-			ownMethod = true
-			k.noteMethod(s, st.Place, k.method(s, st, &general.tunnel), title)
-		case "uthreshold":
-			k.setThreshold(s, r, st.Place, &r.upper, st.arg(1))
-		case "lthreshold":
-			k.setThreshold(s, r, st.Place, &r.lower, st.arg(1))
-		case "notify_up":
-			k.script(s, st, a, "up")
-		case "notify_down":
-			k.script(s, st, a, "down")
-		case "smtp_alert":
-			if isTrue(st.arg(1)) {
-				k.noteOf(s, st.Place, "smtp_alert: there is no mail: let the command of [notify] send it")
-			}
-		case "snmp_name":
-			k.noteOf(s, st.Place, "snmp_name %s: no counterpart: a realserver is known by its address", st.arg(1))
-		default:
-			switch _, isChecker := checkers[st.name()]; {
-			case general.read(k, s, st):
-			case isChecker:
-				found = append(found, st)
-			default:
-				k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does", st.name())
-			}
-		}
-	}
-	if port, ok := k.port(block.Place, title, block.arg(2)); ok && block.arg(2) != "" {
-		k.notePort(s, block.Place, title, port)
-	}
-	r.tunnel, r.inhibit = general.tunnel, general.inhibit
-	port, _ := strconv.ParseUint(block.arg(2), 10, 16)
-	r.check = k.check(s, r, uint16(port), found, general)
-	s.realservers = append(s.realservers, r)
-	return ownMethod
 }

@@ -13,11 +13,13 @@ import (
 
 // Bounds of what a source may grow to by including files, and by definitions that hold others.
 const (
-	maxFile  = 16 << 20 // bytes of one file
-	maxSteps = 1 << 18  // lines in all
-	maxBytes = 64 << 20 // of all lines
-	maxLine  = 64 << 10 // bytes, once definitions are put in
-	maxDepth = 32       // files that include each other, sequences in sequences
+	maxFile   = 16 << 20  // bytes of one file
+	maxSteps  = 1 << 23   // lines in all
+	maxBytes  = 256 << 20 // of all lines
+	maxLine   = 64 << 10  // bytes, once definitions are put in
+	maxDepth  = 32        // files that include each other, sequences in sequences
+	maxBlocks = 100_000   // repetitions of what stands behind ~SEQ and ~LST
+	maxUses   = 400_000   // of definitions that have several lines
 )
 
 // ReadFile reads a file that is to be imported.
@@ -54,6 +56,8 @@ type lineReader struct {
 	lines   []line
 	steps   int
 	bytes   int
+	blocks  int // made by ~SEQ and ~LST
+	uses    int // of definitions that have several lines
 	saidID  bool
 }
 
@@ -193,7 +197,11 @@ func (r *lineReader) step(at Place, dir, text string, depth int) error {
 		return r.sequence(at, dir, text, depth)
 	}
 	text, ok := r.substitute(text)
-	if !ok {
+	r.bytes += len(text)
+	if strings.Contains(text, "\n") {
+		r.uses++
+	}
+	if !ok || r.uses > maxUses {
 		return at.fault("%v", errTooMuch)
 	}
 	if strings.HasPrefix(text, "~") || strings.HasPrefix(text, "@") || strings.Contains(text, "\n") {
@@ -257,11 +265,18 @@ func reference(text string) (name string, length int) {
 // sequence repeats a line: "~SEQ(NAME, FIRST, STEP, LAST) line", of which FIRST and STEP may be missing; ~SEQx counts in hexadecimal.
 func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 	head, rest, ok := strings.Cut(text, ")")
+	head, bounded := r.substitute(head)
 	word, list, isList := strings.Cut(head, "(")
 	word = strings.TrimSpace(word)
-	if !ok || !isList || word != "~SEQ" && word != "~SEQx" {
-		r.plan.note(at, "%s: only ~SEQ and ~SEQx are understood: write the lines out that this one stands for", strings.TrimSpace(strings.Split(text, "(")[0]))
+	switch {
+	case word == "~LST" && ok && isList:
+		return r.list(at, dir, list, rest, depth)
+	case !ok || !isList || word != "~SEQ" && word != "~SEQx":
+		r.plan.note(at, "%s: only ~SEQ, ~SEQx and ~LST are understood: write the lines out that this one stands for",
+			strings.TrimSpace(strings.Split(text, "(")[0]))
 		return nil
+	case !bounded:
+		return at.fault("%v", errTooMuch)
 	}
 	args := strings.Split(list, ",")
 	name := strings.TrimSpace(args[0])
@@ -299,11 +314,76 @@ func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 		if word == "~SEQx" {
 			r.defs[name] = strconv.FormatInt(n, 16)
 		}
-		if err := r.step(at, dir, rest, depth+1); err != nil {
+		if err := r.repeat(at, dir, rest, depth); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// repeat takes on what a sequence or a list repeats, with its definitions as they are now.
+func (r *lineReader) repeat(at Place, dir, text string, depth int) error {
+	if r.blocks++; r.blocks > maxBlocks {
+		return at.fault("%v: ~SEQ and ~LST make more than %d blocks", errTooMuch, maxBlocks)
+	}
+	return r.step(at, dir, text, depth+1)
+}
+
+// list repeats a line: "~LST(NAME, A, B) line" or "~LST({NAME, NAME}, {A, A}, {B, B}) line". A value that is missing
+// is empty.
+func (r *lineReader) list(at Place, dir, list, text string, depth int) error {
+	groups, ok := splitList(list)
+	if !ok || len(groups) < 2 {
+		r.plan.note(at, "~LST(%s): left out: want ~LST(NAME, VALUE, VALUE) or ~LST({NAME, NAME}, {VALUE, VALUE})", list)
+		return nil
+	}
+	for _, values := range groups[1:] {
+		for i, name := range groups[0] {
+			r.defs[name] = ""
+			if i < len(values) {
+				r.defs[name] = values[i]
+			}
+		}
+		if err := r.repeat(at, dir, text, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// splitList splits "a, {b, c}" into [a] and [b c].
+func splitList(list string) (groups [][]string, ok bool) {
+	for {
+		list = strings.Trim(list, blank)
+		var group []string
+		inner, isGroup := strings.CutPrefix(list, "{")
+		end := strings.IndexByte(list, ',')
+		if isGroup {
+			if inner, list, ok = strings.Cut(inner, "}"); !ok {
+				return nil, false
+			}
+			group = strings.Split(inner, ",")
+			list = strings.Trim(list, blank)
+			end = strings.IndexByte(list, ',')
+			if end > 0 || end < 0 && list != "" {
+				return nil, false
+			}
+		} else {
+			word := list
+			if end >= 0 {
+				word = list[:end]
+			}
+			group = []string{word}
+		}
+		for i := range group {
+			group[i] = strings.Trim(group[i], blank)
+		}
+		groups = append(groups, group)
+		if end < 0 {
+			return groups, true
+		}
+		list = list[end+1:]
+	}
 }
 
 // includeFiles reads the files that a pattern stands for. As with keepalived, one that can't be read does not stop the rest.

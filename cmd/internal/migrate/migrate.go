@@ -1,7 +1,8 @@
 // Package migrate makes a director.toml of another balancer's configuration: keepalived's, or IPVS's own, as ipvsadm-save prints it.
 //
-// Both are read into the same services, see service.go, and written by write.go. Nothing is left out silently: each line that has no counterpart,
-// or does something else here, is a Note that says what to do, and stands in the file as a comment, too. The file is always one that the director takes.
+// Both are read into the same services, see service.go, and written by write.go. Nothing is left out silently: each
+// line that has no counterpart, or does something else here, is a Note that says what to do, and stands in the file
+// as a comment, too. The file is one that the director takes if it has a service.
 package migrate
 
 import (
@@ -14,7 +15,8 @@ import (
 // Import is what became of a configuration.
 type Import struct {
 	TOML     []byte // director.toml
-	Services int    // in it; 0: nothing could be taken, and TOML is no configuration
+	Services int    // in it; 0: TOML is no configuration
+	Marks    int    // services of firewall marks, which are comments in it that wait for their VIPs
 	Notes    []Note // in the order of the source, those of included files behind it
 }
 
@@ -73,8 +75,12 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 func (p *plan) finish(source string) *Import {
 	p.settle()
 	notify := p.dispatcher()
+	kept := map[*service]bool{nil: true}
+	for _, s := range slices.Concat(p.services, p.marks) {
+		kept[s] = true
+	}
 	for i, n := range p.notes {
-		if n.of != nil && !slices.Contains(p.services, n.of) && !slices.Contains(p.marks, n.of) {
+		if !kept[n.of] {
 			p.notes[i].of = nil // the service has been left out
 		}
 	}
@@ -85,7 +91,7 @@ func (p *plan) finish(source string) *Import {
 		}
 	}
 	slices.SortStableFunc(p.notes, func(a, b Note) int { return cmp.Or(files[a.File]-files[b.File], a.Line-b.Line) })
-	return &Import{TOML: p.write(source, notify), Services: len(p.services), Notes: p.notes}
+	return &Import{TOML: p.write(source, notify), Services: len(p.services), Marks: len(p.marks), Notes: p.notes}
 }
 
 // printable keeps what a source may hold out of messages and comments, which are one line.

@@ -35,13 +35,18 @@ const maxDispatcher = 120 << 10
 // dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives: kind, service, realserver or "-",
 // old state, new state. It is "" without scripts, or where they are too many.
 func (p *plan) dispatcher() string {
+	kept := map[*service]bool{}
+	for _, s := range p.services {
+		kept[s] = true
+	}
 	var b strings.Builder
 	for _, s := range p.scripts {
 		kind, address := "service", "-"
 		if s.realserver.IsValid() {
 			kind, address = "realserver", s.realserver.String()
 		}
-		known := slices.Contains(p.services, s.of) && (kind == "service" || slices.ContainsFunc(s.of.realservers, func(r *realserver) bool { return r.address == s.realserver }))
+		known := kept[s.of] && (kind == "service" || slices.ContainsFunc(s.of.realservers,
+			func(r *realserver) bool { return r.address == s.realserver }))
 		if !known {
 			continue // what it is about has been left out
 		}

@@ -27,7 +27,6 @@ type service struct {
 	onePacket   bool
 	quorum      int // 0: the default
 	hysteresis  int
-	drain       bool // on_failure
 	sorry       netip.Addr
 	realservers []*realserver
 }
@@ -46,7 +45,7 @@ type realserver struct {
 	weight       int
 	upper, lower int
 	tunnel       tunnel
-	inhibit      bool   // keepalived's inhibit_on_failure
+	drain        bool   // on_failure
 	check        *check // nil: none
 }
 
@@ -155,16 +154,12 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 	}
 }
 
-// settleQuorum keeps a quorum within reach, as keepalived does, and a sorry server apart.
+// settleQuorum keeps a quorum within reach, as keepalived does, and a sorry server that is no VIP.
 func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 	sum, drains := 0, len(s.realservers) == 0
 	for _, r := range s.realservers {
 		sum += r.weight
 		drains = drains || r.weight == 0
-		if s.sorry == r.address {
-			p.noteOf(s, s.Place, "sorry_server %s is also a realserver of this service: left out: name another host", s.sorry)
-			s.sorry = netip.Addr{}
-		}
 	}
 	if vips[s.sorry] {
 		p.noteOf(s, s.Place, "sorry_server %s is a VIP: left out: name the server's own address", s.sorry)
@@ -298,6 +293,10 @@ func (p *plan) setNetmask(s *service, at Place, mask string) {
 		return
 	case err == nil && !six && length >= 1 && length <= 32:
 		s.persistence.netmask = length
+		if p.program == "keepalived" {
+			p.noteOf(s, at, "persistence_granularity %d: keepalived 2.2 reads it as the netmask 0.0.0.%d: here it "+
+				"is what was meant, a prefix of %d bits", length, length, length)
+		}
 		return
 	}
 	p.noteOf(s, at, "persistence granularity %q: is no netmask for these VIPs: left out, each client is one: write netmask in persistence", mask)
@@ -315,14 +314,14 @@ func maskLength(mask [4]byte) (n int) {
 	return n
 }
 
-// setWeight and setThreshold take numbers of a realserver.
-func (p *plan) setWeight(s *service, r *realserver, at Place, text string) {
+// setWeight and setThreshold take numbers of a realserver. A weight that is none stays as it is.
+func (p *plan) setWeight(s *service, what string, to *int, at Place, text string) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 0 || n > 65535 {
-		p.noteOf(s, at, "realserver %s: weight %q is none: 1 is in its place: want 0 to 65535", r.address, text)
-		n = 1
+		p.noteOf(s, at, "%s: weight %q is none: %d is in its place: want 0 to 65535", what, text, *to)
+		return
 	}
-	r.weight = n
+	*to = n
 }
 
 func (p *plan) setThreshold(s *service, r *realserver, at Place, to *int, text string) {

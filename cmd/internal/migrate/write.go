@@ -45,19 +45,15 @@ func (w *writer) table(indent, header string, keys []key) {
 // notes writes notes as comments. Those of several lines that say the same are one.
 func (w *writer) notes(indent string, notes []Note) {
 	lines := map[string][]string{}
-	var order []string
 	for _, n := range notes {
 		id := n.File + ":" + n.Text
-		if lines[id] == nil {
-			order = append(order, id)
-		}
 		lines[id] = append(lines[id], strconv.Itoa(n.Line))
 	}
 	for _, n := range notes {
 		id := n.File + ":" + n.Text
-		if i := slices.Index(order, id); i >= 0 {
-			order[i] = ""
-			w.line("%s# ! %s:%s: %s", indent, printable(filepath.Base(n.File)), strings.Join(lines[id], ","), n.Text)
+		if all := lines[id]; all != nil {
+			lines[id] = nil
+			w.line("%s# ! %s:%s: %s", indent, printable(filepath.Base(n.File)), strings.Join(all, ","), n.Text)
 		}
 	}
 }
@@ -199,7 +195,8 @@ func (w *writer) service(s *service) {
 	if s.hysteresis > 0 {
 		add("hysteresis", strconv.Itoa(s.hysteresis))
 	}
-	if s.drain {
+	drain := s.drain()
+	if drain {
 		add("on_failure", quote("drain"))
 	}
 	if s.sorry.IsValid() {
@@ -213,7 +210,7 @@ func (w *writer) service(s *service) {
 	}
 	for _, r := range s.realservers {
 		w.line("")
-		w.realserver(r, tunnel)
+		w.realserver(r, tunnel, drain)
 		if common == nil && r.check != nil {
 			w.line("")
 			w.check("    ", "[service.realserver.check]", r.check)
@@ -221,7 +218,7 @@ func (w *writer) service(s *service) {
 	}
 }
 
-func (w *writer) realserver(r *realserver, tunnel tunnel) {
+func (w *writer) realserver(r *realserver, tunnel tunnel, drain bool) {
 	keys := []key{{"address", quote(r.address.String()), ""}, {"weight", strconv.Itoa(r.weight), ""}}
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	if r.tunnel.encap != tunnel.encap {
@@ -236,6 +233,9 @@ func (w *writer) realserver(r *realserver, tunnel tunnel) {
 	if r.lower > 0 {
 		add("lower", strconv.Itoa(r.lower))
 	}
+	if r.drain && !drain {
+		add("on_failure", quote("drain"))
+	}
 	w.table("  ", "[[service.realserver]]", keys)
 }
 
@@ -245,6 +245,11 @@ func (s *service) tunnel() tunnel {
 		return tunnel{encap: "ipip"}
 	}
 	return s.realservers[0].tunnel
+}
+
+// drain reports whether all realservers drain when they fail; else those that do say so themselves.
+func (s *service) drain() bool {
+	return len(s.realservers) > 0 && !slices.ContainsFunc(s.realservers, func(r *realserver) bool { return !r.drain })
 }
 
 // check is the one that all realservers of a service have, or nil where there is none.
@@ -270,7 +275,7 @@ func (s *service) check() *check {
 func (w *writer) check(indent, header string, c *check) {
 	keys := []key{{"type", quote(c.kind), ""}}
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
-	if c.kind != "exec" {
+	if !c.onDirector() {
 		add("via", quote(c.via))
 	}
 	if c.port != 0 {

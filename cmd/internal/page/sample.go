@@ -122,7 +122,7 @@ type realserverState struct {
 	Address    string `json:"address"`
 	Tunnel     string `json:"tunnel"`
 	Weight     int    `json:"weight"`
-	Configured int    `json:"configured"` // weight, which is another where an operator has set one
+	Configured int    `json:"configured"` // weight, which is another where an operator or a file has set one
 	Effective  int    `json:"effective"`
 	Upper      int    `json:"upper"`
 	Lower      int    `json:"lower"`

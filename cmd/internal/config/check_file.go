@@ -1,0 +1,28 @@
+package config
+
+import (
+	"math"
+	"path/filepath"
+	"strings"
+)
+
+// readNumberFile reads the path of the file that a check of type file looks at. Whether it is there is seen then.
+func readNumberFile(t *table, c *Check) {
+	const want = `the absolute path of a file that has a number, such as "/run/web.weight"`
+	path, ok := t.text("path", c.File, want)
+	switch _, written := t.values["path"]; {
+	case !ok:
+	case !written && path == "":
+		t.faultAt("path", "missing: want %s", want)
+	case !filepath.IsAbs(path) || strings.ContainsRune(path, 0):
+		t.faultAt("path", "%s is not an absolute path: want %s", show(path), want)
+	}
+	c.File = path
+}
+
+// readFactor reads what a file's number is multiplied by.
+func readFactor(t *table, c *Check) {
+	c.Factor = t.integer("factor", c.Factor, -math.MaxInt32, math.MaxInt32,
+		"-2147483647 to 2147483647; with 0 a number other than 0 is a failure")
+	c.Reverse = t.boolean("reverse", c.Reverse)
+}

@@ -1,0 +1,50 @@
+package config
+
+import (
+	"fmt"
+
+	"vstun/balancer/health"
+)
+
+// readSend reads what a check sends, as text or as bytes. Of a service's check the one takes the other's place.
+func readSend(t *table, c *Check) {
+	const want = `bytes of two hexadecimal digits, such as "00 1f ff"`
+	if t.exclusive("send", "send_hex") {
+		c.Send, c.SendHex = "", ""
+	}
+	c.Send, _ = t.text("send", c.Send, "a string")
+	text, ok := t.text("send_hex", c.SendHex, want)
+	b, err := health.ParseBytes(text)
+	if err != nil && ok {
+		t.faultAt("send_hex", "%v: want %s", err, want)
+	}
+	c.SendHex = fmt.Sprintf("% x", b)
+}
+
+// readExpect reads what a check wants for an answer, as a regular expression or as bytes.
+func readExpect(t *table, c *Check) {
+	const want = `bytes of two hexadecimal digits, of which ? is any, such as "00 1? ??"`
+	if t.exclusive("expect", "expect_hex") {
+		c.Expect, c.ExpectHex = "", ""
+	}
+	c.Expect = t.pattern("expect", c.Expect)
+	text, ok := t.text("expect_hex", c.ExpectHex, want)
+	p, err := health.ParseBytePattern(text)
+	switch {
+	case !ok:
+	case err != nil:
+		t.faultAt("expect_hex", "%v: want %s", err, want)
+	default:
+		c.ExpectHex = p.String()
+	}
+}
+
+// exclusive reports whether one of two keys is there, and notes a fault where both are.
+func (t *table) exclusive(a, b string) bool {
+	_, hasA := t.values[a]
+	_, hasB := t.values[b]
+	if hasA && hasB {
+		t.faultAt(b, "stands beside %s: want one of them", a)
+	}
+	return hasA || hasB
+}

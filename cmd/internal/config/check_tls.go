@@ -1,0 +1,104 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+)
+
+// readCA reads the file of authorities.
+func readCA(t *table, c *Check) {
+	path, text := c.CAFile, c.CA
+	const want = "the absolute path of a PEM file with certificates of authorities"
+	if readPEM(t, "ca", want, c.has("ca"), &path, &text) && path != "" &&
+		!x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
+		t.faultAt("ca", "%s holds no certificate: want %s", show(path), want)
+		return
+	}
+	c.CAFile, c.CA = path, text
+}
+
+// readPEM reads the file that is named now: later the program may have no right to. With "" there is none. It reports
+// whether the key is there and right; then path and text are the file's.
+func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
+	name, ok := t.text(key, *path, want)
+	if _, written := t.values[key]; !ok || !written || !wanted {
+		return false
+	}
+	if name == "" {
+		*path, *text = "", ""
+		return true
+	}
+	if !filepath.IsAbs(name) {
+		t.faultAt(key, "%s is not an absolute path: want %s", show(name), want)
+		return false
+	}
+	content, err := readBounded(name)
+	if err != nil {
+		reader := pick(key == "key", "the program's user", "everybody")
+		t.faultAt(key, "%v: want %s, which %s may read", err, want, reader)
+		return false
+	}
+	*path, *text = name, string(content)
+	return true
+}
+
+// readCertificate reads the client's own certificate and its key, which may be in the certificate's file.
+func readCertificate(t *table, c *Check) {
+	const (
+		wantCert = "the absolute path of a PEM file with the client's certificate"
+		wantKey  = "the absolute path of a PEM file with the private key of cert, without a password"
+	)
+	readCert := readPEM(t, "cert", wantCert, c.has("cert"), &c.CertFile, &c.Cert)
+	if readCert && t.values["key"] == nil {
+		c.KeyFile, c.Key = "", ""
+	}
+	readKey := readPEM(t, "key", wantKey, c.has("key"), &c.KeyFile, &c.Key)
+	if !readCert && !readKey || t.values["key"] != nil && !readKey || t.values["cert"] != nil && !readCert {
+		return // nothing new, or a fault
+	}
+	if c.Cert == "" {
+		if c.Key != "" {
+			t.faultAt("key", "%s is the key of no certificate: want cert, too", show(c.KeyFile))
+		}
+		return
+	}
+	if c.Key == "" {
+		c.Key = c.Cert
+	}
+	if err := checkKeyPair(c.Cert, c.Key); err != nil {
+		key, want := "cert", wantCert
+		if readKey && c.KeyFile != "" {
+			key, want = "key", wantKey
+		}
+		t.faultAt(key, "%v: want %s", err, want)
+	}
+}
+
+func checkKeyPair(cert, key string) error {
+	_, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	if err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "tls: "))
+	}
+	return nil
+}
+
+// CheckCertificate returns what is wrong with the files of a client's certificate and its key, as a check of type
+// https has them.
+func CheckCertificate(certFile, keyFile string) error {
+	var text [2]string
+	for i, path := range []string{certFile, keyFile} {
+		if !filepath.IsAbs(path) {
+			return fmt.Errorf("%s is not an absolute path", show(path))
+		}
+		content, err := readBounded(path)
+		if err != nil {
+			return err
+		}
+		text[i] = string(content)
+	}
+	return checkKeyPair(text[0], text[1])
+}

@@ -1,0 +1,75 @@
+package migrate
+
+import (
+	"strconv"
+	"strings"
+
+	"vstun/balancer/health"
+)
+
+// maxPattern is how many bytes of an answer a pattern may ask for.
+const maxPattern = 1500
+
+// payloadCheck reads UDP_CHECK, and TCP_CHECK, which has the same keywords in versions of keepalived that are yet to
+// come.
+func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ settings) bool {
+	expect, required, least := "", false, 0
+	for _, st := range block.block {
+		switch hex := pairs(st.words[1:]); st.name() {
+		case "payload":
+			if _, err := health.ParseBytes(hex); err != nil || hex == "" {
+				k.noteOf(s, st.Place, "payload %s: is not hexadecimal: left out: write send_hex in the check",
+					strings.Join(st.words[1:], " "))
+				break
+			}
+			c.add("send_hex", quote(hex))
+		case "require_reply":
+			required = true
+			if _, err := health.ParseBytePattern(hex); err != nil {
+				k.noteOf(s, st.Place, "require_reply %s: is not hexadecimal: any answer is taken: write expect_hex "+
+					"in the check", strings.Join(st.words[1:], " "))
+				break
+			}
+			expect = hex
+		case "min_reply_length":
+			n, err := strconv.ParseUint(st.arg(1), 10, 16)
+			if err != nil || n > maxPattern {
+				k.noteOf(s, st.Place, "min_reply_length %q: left out: want 0 to %d: write expect_hex in the check",
+					st.arg(1), maxPattern)
+				break
+			}
+			least = int(n)
+		case "max_reply_length":
+			k.noteOf(s, st.Place, "max_reply_length %s: no counterpart: left out: an answer may be as long as it is",
+				st.arg(1))
+		default:
+			k.unknown(s, block, st)
+		}
+	}
+	for len(strings.Fields(expect)) < least {
+		expect += " ??"
+	}
+	switch {
+	case !required:
+	case expect == "":
+		c.add("expect", quote("^")) // any answer
+	default:
+		c.add("expect_hex", quote(strings.TrimSpace(expect)))
+	}
+	return true
+}
+
+// pairs splits keepalived's bytes, "48 656c6C f", in two digits each, where one that is left over at the end of a
+// word has a 0 before it, and X is any digit.
+func pairs(list []string) string {
+	var bytes []string
+	for _, word := range list {
+		for word = strings.NewReplacer("x", "?", "X", "?").Replace(word); len(word) > 1; word = word[2:] {
+			bytes = append(bytes, word[:2])
+		}
+		if word != "" {
+			bytes = append(bytes, "0"+word)
+		}
+	}
+	return strings.ToLower(strings.Join(bytes, " "))
+}

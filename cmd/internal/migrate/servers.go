@@ -1,0 +1,253 @@
+package migrate
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// fill reads the block of a virtual_server into s, whose VIPs and ports are known. every says that an address of the
+// virtual_server has every port.
+func (k *keepalived) fill(s *service, block *statement, every bool) {
+	if s.protocol = "udp"; block.find("protocol") == nil && len(s.vips) > 0 {
+		k.noteOf(s, block.Place, "no protocol: udp, which keepalived takes then: write tcp where that was meant")
+	}
+	general := settings{delay: 60 * time.Second, timeout: 5 * time.Second, retry: -1, leastRetry: 1, weight: 1,
+		tunnel: tunnel{encap: "ipip"}}
+	method := ""
+	for _, st := range block.block {
+		switch st.name() {
+		case "lb_kind", "lvs_method":
+			method = k.method(s, st, &general.tunnel)
+		case "persistence_timeout":
+			switch st.arg(1) {
+			case "":
+				s.persistence.timeout = usualPersistence
+			case "0": // keepalived leaves it as it is
+			default:
+				k.setPersistence(s, st.Place, st.arg(1))
+			}
+		case "persistence_granularity":
+			k.setNetmask(s, st.Place, st.arg(1))
+		case "weight":
+			k.setWeight(s, s.source, &general.weight, st.Place, st.arg(1))
+		case "real_server": // once all else is known
+		default:
+			if !general.read(k, s, "virtual_server", st) {
+				k.serviceStatement(s, st)
+			}
+		}
+	}
+	if s.persistence != (persistence{}) && s.persistence.timeout == 0 {
+		s.persistence.timeout = usualPersistence
+	}
+	if every && s.persistence.timeout == 0 {
+		s.persistence.timeout = usualPersistence
+		k.noteOf(s, block.Place, "port 0 without persistence_timeout: keepalived makes it 360 seconds, and so does "+
+			"the import: take persistence out where no client has to stay")
+	}
+	if method == "" {
+		method = "NAT" // keepalived's default
+	}
+	ownMethods := true
+	for _, st := range block.block {
+		if st.name() == "real_server" {
+			ownMethods = k.realServer(s, st, general) && ownMethods
+		}
+	}
+	if !ownMethods {
+		k.noteMethod(s, block.Place, method, s.source)
+	}
+}
+
+// usualPersistence is keepalived's default, IPVS_SVC_PERSISTENT_TIMEOUT.
+const usualPersistence = 6 * time.Minute
+
+// method reads "TUN type gue port 6080 csum", "DR" or "NAT".
+func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
+	method := st.arg(1)
+	switch method {
+	case "DR", "NAT":
+		return method
+	case "TUN":
+	default:
+		k.noteOf(s, st.Place, "%s %s: unknown: imported as a tunnel, ipip", st.name(), method)
+		return "TUN"
+	}
+	*t = tunnel{encap: "ipip"}
+	for i := 2; i < len(st.words); i++ {
+		switch w := st.words[i]; w {
+		case "type":
+			i++
+			if t.encap = st.arg(i); !slices.Contains([]string{"ipip", "gue", "gre"}, t.encap) {
+				k.noteOf(s, st.Place, "tunnel type %q: unknown: imported as ipip: there are ipip, gre and gue", t.encap)
+				t.encap = "ipip"
+			}
+		case "port":
+			i++
+			port, ok := k.port(st.Place, "tunnel", st.arg(i))
+			if ok {
+				t.port = port
+			}
+		case "csum":
+			t.checksum = true
+		case "nocsum":
+		case "remcsum":
+			k.noteOf(s, st.Place, "remcsum: no counterpart, agents refuse such packets: imported without checksum: "+
+				"encap_checksum = true has UDP's")
+		default:
+			k.noteOf(s, st.Place, "%s: tunnel option %q: unknown: left out", st.name(), w)
+		}
+	}
+	return method
+}
+
+// serviceKeywords are those of a virtual_server, beside settings, real_server and what fill reads itself.
+var serviceKeywords = map[string]func(*keepalived, *service, *statement){
+	"lb_algo":   func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
+	"lvs_sched": func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
+	"flag-1":    (*keepalived).flag, "flag-2": (*keepalived).flag, "flag-3": (*keepalived).flag,
+	"sh-port": (*keepalived).flag, "sh-fallback": (*keepalived).flag,
+	"mh-port": (*keepalived).flag, "mh-fallback": (*keepalived).flag,
+	"ops":          func(_ *keepalived, s *service, _ *statement) { s.onePacket = true },
+	"protocol":     (*keepalived).protocol,
+	"quorum":       func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.quorum) },
+	"hysteresis":   func(k *keepalived, s *service, st *statement) { k.sum(s, st, &s.hysteresis) },
+	"quorum_up":    func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "up") },
+	"quorum_down":  func(k *keepalived, s *service, st *statement) { k.script(s, st, netip.Addr{}, "down") },
+	"sorry_server": (*keepalived).sorryServer,
+	"sorry_server_inhibit": without("sorry_server_inhibit: no counterpart: the sorry server is there while it is " +
+		"needed"),
+	"sorry_server_lvs_method": without("sorry_server_lvs_method: no counterpart: the sorry server is reached " +
+		"through its service's tunnel"),
+	"omega": without("omega: no counterpart: a director that ends notifies nobody: do it in its " +
+		"unit (ExecStopPost=)"),
+	"ha_suspend": without("ha_suspend: no counterpart: checks run on every director, also on one that " +
+		"no VIP is routed to"),
+	"smtp_alert": (*keepalived).smtpAlert,
+	"persistence_engine": func(k *keepalived, s *service, st *statement) {
+		k.noteOf(s, st.Place, "persistence_engine %s: no counterpart: left out: clients stay by their address",
+			st.arg(1))
+	},
+	"snmp_name": func(_ *keepalived, s *service, st *statement) { s.want = st.arg(1) },
+	"nat_mask":  without("nat_mask: no counterpart, and none needed"),
+	"ip_family": without("ip_family: no counterpart, and none needed"),
+	"hashed":    without("hashed: no counterpart, and none needed"),
+}
+
+// without reads a keyword that has no counterpart.
+func without(note string) func(*keepalived, *service, *statement) {
+	return func(k *keepalived, s *service, st *statement) { k.noteOf(s, st.Place, "%s", note) }
+}
+
+// isSetting reports whether a keyword of a virtual_server or a real_server has no block.
+func isSetting(name string) bool {
+	_, ofService := serviceKeywords[name]
+	_, general := knownIn[name]
+	return ofService || general || slices.Contains([]string{"lb_kind", "lvs_method", "persistence_timeout",
+		"persistence_granularity", "weight"}, name)
+}
+
+// serviceStatement reads what is neither a real_server nor a default for these.
+func (k *keepalived) serviceStatement(s *service, st *statement) {
+	if read, ok := serviceKeywords[st.name()]; ok {
+		read(k, s, st)
+		return
+	}
+	k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does",
+		st.name())
+}
+
+func (k *keepalived) flag(s *service, st *statement) { k.addFlag(s, st.Place, st.name()) }
+
+func (k *keepalived) protocol(s *service, st *statement) {
+	switch p := strings.ToLower(st.arg(1)); p {
+	case "tcp", "udp", "sctp":
+		s.protocol = p
+	default:
+		k.noteOf(s, st.Place, "protocol %q: unknown: tcp is in its place: want tcp, udp or sctp", st.arg(1))
+	}
+}
+
+// sum reads a sum of weights.
+func (k *keepalived) sum(s *service, st *statement, to *int) {
+	n, err := strconv.ParseUint(st.arg(1), 10, 31)
+	if err != nil {
+		k.noteOf(s, st.Place, "%s %q: is no number: left out", st.name(), st.arg(1))
+		return
+	}
+	*to = int(n)
+}
+
+func (k *keepalived) sorryServer(s *service, st *statement) {
+	a, err := unicast(st.arg(1))
+	port, ok := k.port(st.Place, "sorry_server "+st.arg(1), st.arg(2))
+	if err != nil {
+		k.noteOf(s, st.Place, "sorry_server %s: %v: left out: it is reached through a tunnel, as a realserver is",
+			st.arg(1), err)
+		return
+	}
+	s.sorry = a
+	if ok && st.arg(2) != "" {
+		k.notePort(s, st.Place, "sorry_server "+st.arg(1), port)
+	}
+}
+
+func (k *keepalived) smtpAlert(s *service, st *statement) {
+	if isTrue(st.arg(1)) {
+		k.noteOf(s, st.Place, "smtp_alert: there is no mail: let the command of [notify] send it")
+	}
+}
+
+// realServer reads a real_server, and says whether it names its own lvs_method.
+func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
+	a, err := unicast(block.arg(1))
+	if err != nil {
+		k.noteOf(s, block.Place, "real_server %s: %v: left out: want an address that the director reaches",
+			block.arg(1), err)
+		return true
+	}
+	title := "real_server " + a.String()
+	r := &realserver{Place: block.Place, address: a, weight: general.weight}
+	var found []*statement // checkers
+	for _, st := range block.block {
+		switch st.name() {
+		case "weight":
+			k.setWeight(s, title, &r.weight, st.Place, st.arg(1))
+		case "lvs_method", "lb_kind":
+			ownMethod = true
+			k.noteMethod(s, st.Place, k.method(s, st, &general.tunnel), title)
+		case "uthreshold":
+			k.setThreshold(s, r, st.Place, &r.upper, st.arg(1))
+		case "lthreshold":
+			k.setThreshold(s, r, st.Place, &r.lower, st.arg(1))
+		case "notify_up":
+			k.script(s, st, a, "up")
+		case "notify_down":
+			k.script(s, st, a, "down")
+		case "smtp_alert":
+			k.smtpAlert(s, st)
+		case "snmp_name":
+			k.noteOf(s, st.Place, "snmp_name %s: no counterpart: a realserver is known by its address", st.arg(1))
+		default:
+			switch _, isChecker := checkers[st.name()]; {
+			case general.read(k, s, "real_server", st):
+			case isChecker:
+				found = append(found, st)
+			default:
+				k.noteOf(s, st.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what "+
+					"it does", st.name())
+			}
+		}
+	}
+	if port, ok := k.port(block.Place, title, block.arg(2)); ok && block.arg(2) != "" {
+		k.notePort(s, block.Place, title, port)
+	}
+	r.tunnel, r.drain = general.tunnel, general.inhibit
+	port, _ := strconv.ParseUint(block.arg(2), 10, 16)
+	r.check = k.check(s, r, uint16(port), found, general)
+	s.realservers = append(s.realservers, r)
+	return ownMethod
+}
