@@ -69,8 +69,8 @@ type routeRecord struct {
 	TOS    int          `json:"tos,omitempty"`
 }
 
-// ruleRecord is a rule that we added: from this address look up this table; with Link only for sockets that ask for that
-// output device.
+// ruleRecord is a rule that we added: from this address, or the unspecified one for any of its family, look up this table;
+// with Link only for sockets that ask for that output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
 	From     netip.Addr `json:"from"`

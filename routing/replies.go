@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 
@@ -149,8 +150,10 @@ func (r *Replies) rules() (all []ruleRecord) {
 	if r.Bound == "" {
 		return all
 	}
-	for _, from := range r.From {
-		all = append(all, ruleRecord{Priority: r.Priority + 1, From: from, Link: r.Bound, Table: r.Table + 1})
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if slices.ContainsFunc(r.From, func(a netip.Addr) bool { return a.BitLen() == any.BitLen() }) {
+			all = append(all, ruleRecord{Priority: r.Priority + 1, From: any, Link: r.Bound, Table: r.Table + 1})
+		}
 	}
 	return all
 }
@@ -189,26 +192,37 @@ func (m *Manager) planRules(want *Replies, own []ruleRecord, snap snapshot) (ste
 
 // String names the rule as `ip rule` does.
 func (r ruleRecord) String() string {
-	oif := ""
+	from, oif := r.From.String(), ""
+	if r.From.IsUnspecified() {
+		from = "all"
+	}
 	if r.Link != "" {
 		oif = " oif " + r.Link
 	}
-	return fmt.Sprintf("from %s%s lookup %d priority %d", r.From, oif, r.Table, r.Priority)
+	return fmt.Sprintf("from %s%s lookup %d priority %d", from, oif, r.Table, r.Priority)
 }
 
 func (r ruleRecord) kernel() *netlink.Rule {
 	k := netlink.NewRule()
 	k.Family, k.Priority, k.Table, k.Protocol = family(r.From), r.Priority, r.Table, Protocol
-	k.Src, k.OifName = ipNet(hostPrefix(r.From)), r.Link
+	if k.OifName = r.Link; !r.From.IsUnspecified() {
+		k.Src = ipNet(hostPrefix(r.From))
+	}
 	return k
 }
 
 // recordOfRule returns the rule as a record, and whether it is nothing but that: one source, one table, a device or none.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
-	src := prefixOf(have.Src)
-	rec := ruleRecord{Priority: have.Priority, From: src.Addr(), Link: have.OifName, Table: have.Table}
-	if !src.IsSingleIP() {
+	rec := ruleRecord{Priority: have.Priority, Link: have.OifName, Table: have.Table}
+	switch src := prefixOf(have.Src); {
+	case src.IsSingleIP():
+		rec.From = src.Addr()
+	case have.Src != nil:
 		return rec, false
+	case have.Family == unix.AF_INET6:
+		rec.From = netip.IPv6Unspecified()
+	default:
+		rec.From = netip.IPv4Unspecified()
 	}
 	plain := *rec.kernel()
 	plain.Protocol = have.Protocol
