@@ -78,11 +78,11 @@ func (r routeRecord) compare(o routeRecord) int {
 		cmp.Compare(r.TOS, o.TOS))
 }
 
-// ruleRecord is a rule that we added: from this address look up this table; with Local for what this host itself sends; with
-// Link only for sockets that ask for that output device.
+// ruleRecord is a rule that we added: from this address, or the unspecified one for any of its family, look up this table; with
+// Local for what this host itself sends; with Link only for sockets that ask for that output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
-	From     netip.Addr `json:"from"`            // with Local the unspecified address of the family
+	From     netip.Addr `json:"from"`
 	Local    bool       `json:"local,omitempty"` // iif lo
 	Link     string     `json:"link,omitempty"`  // oif
 	Table    int        `json:"table"`

@@ -211,8 +211,10 @@ func (r *Replies) rules() (all []ruleRecord) {
 	if r.Bound == "" {
 		return all
 	}
-	for _, from := range r.From {
-		all = append(all, ruleRecord{Priority: r.Priority + 1, From: from, Link: r.Bound, Table: r.Table + 1})
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if slices.ContainsFunc(r.From, func(a netip.Addr) bool { return a.BitLen() == any.BitLen() }) {
+			all = append(all, ruleRecord{Priority: r.Priority + 1, From: any, Link: r.Bound, Table: r.Table + 1})
+		}
 	}
 	return all
 }

@@ -25,11 +25,14 @@ func (r Rule) record() ruleRecord {
 // String names the rule as `ip rule` does.
 func (r ruleRecord) String() string {
 	from := "from " + r.From.String()
-	if r.Local {
-		from = "from all iif " + loopback
+	if r.From.IsUnspecified() {
+		from = "from all"
 		if r.From.Is6() {
-			from = "-6 " + from
+			from = "-6 from all"
 		}
+	}
+	if r.Local {
+		from += " iif " + loopback
 	}
 	if r.Link != "" {
 		from += " oif " + r.Link
@@ -89,28 +92,29 @@ func (r ruleRecord) in() table { return table{family(r.From), r.Table} }
 
 func (r ruleRecord) kernel() *netlink.Rule {
 	k := netlink.NewRule()
-	k.Family, k.Priority, k.Table, k.Protocol = family(r.From), r.Priority, r.Table, Protocol
+	k.Family, k.Priority, k.Table, k.Protocol, k.OifName = family(r.From), r.Priority, r.Table, Protocol, r.Link
+	if !r.From.IsUnspecified() {
+		k.Src = ipNet(hostPrefix(r.From))
+	}
 	if r.Local {
 		k.IifName = loopback
-	} else {
-		k.Src, k.OifName = ipNet(hostPrefix(r.From)), r.Link
 	}
 	return k
 }
 
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, a device or none, or iif lo,
+// recordOfRule returns the rule as a record, and whether it is nothing but that: one source or any, a device or none, or iif lo,
 // and one table.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
-	rec := ruleRecord{Priority: have.Priority, Table: have.Table}
-	if src := prefixOf(have.Src); src.IsSingleIP() {
-		rec.From, rec.Link = src.Addr(), have.OifName
-	} else if rec.Local = have.Src == nil && have.IifName == loopback; rec.Local {
-		rec.From = netip.IPv4Unspecified()
-		if have.Family == unix.AF_INET6 {
-			rec.From = netip.IPv6Unspecified()
-		}
-	} else {
+	rec := ruleRecord{Priority: have.Priority, Local: have.IifName == loopback, Link: have.OifName, Table: have.Table}
+	switch src := prefixOf(have.Src); {
+	case src.IsSingleIP():
+		rec.From = src.Addr()
+	case have.Src != nil:
 		return rec, false
+	case have.Family == unix.AF_INET6:
+		rec.From = netip.IPv6Unspecified()
+	default:
+		rec.From = netip.IPv4Unspecified()
 	}
 	plain := *rec.kernel()
 	plain.Protocol = have.Protocol

@@ -125,8 +125,8 @@ type Replies struct {
 	AdvMSS6  int // the same for IPv6
 
 	// Bound is a device of State.Links, "" for none. Packets whose socket asks for it as their output device (SO_BINDTODEVICE, the
-	// interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, where Table has no route for them. State.Routes
-	// fill that table.
+	// interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, where Table has no route for them. So do those
+	// without source yet: with none the kernel looks up which route's path MTU an error tells. State.Routes fill that table.
 	Bound string
 }
 

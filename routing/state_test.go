@@ -29,7 +29,7 @@ func TestValidate(t *testing.T) {
 		"advmss 87":                       func(s *State) { s.Routes[0].AdvMSS = 87 },
 		"table 255: want":                 func(s *State) { s.Rules[0].Table = 255 },
 		"want a priority of 1 to 32765":   func(s *State) { s.Rules[0].Priority = 0 },
-		"5081 priority 1081: given twice": func(s *State) { s.Rules = append(s.Rules, s.Rules[0]) },
+		"5091 priority 1091: given twice": func(s *State) { s.Rules = append(s.Rules, s.Rules[0]) },
 		"is the one for replies":          func(s *State) { s.Rules[0].Table = 5080 },
 		"replies: no addresses":           func(s *State) { s.Replies.From = nil },
 		"replies from 198.51.100.81: giv": func(s *State) { s.Replies.From[0] = s.Replies.From[1] },

@@ -55,9 +55,10 @@ type AnswerWorker struct {
 	spare  []packet.Buf                     // two: that packet in one piece, and an ICMP error
 	pieces [packet.MaxPieces]packet.Segment // its fragments
 	heads  []byte                           // and their headers
-	errs   []*packet.Buf                    // the ICMP error
-	id     uint16                           // of the last packet that had none and was sent in fragments
-	errors int                              // ICMP errors in this batch
+	quote  [packet.IPv6HeaderLen + packet.UDPHeaderLen]byte
+	errs   []*packet.Buf // the ICMP error
+	id     uint16        // of the last packet that had none and was sent in fragments
+	errors int           // ICMP errors in this batch
 }
 
 // path is the path of a packet, and its MTU in bytes.
@@ -75,7 +76,7 @@ const (
 )
 
 // NewAnswerWorker makes a worker that moves the answers that policy accepts from source to sink, and ICMP errors about them to tun. All workers of a
-// device share sent. port is the UDP port of a socket on the device, over IPv4: errors about UDP are repeated as if they were about its datagrams;
+// device share sent. port is the UDP port of a socket on the device: errors about UDP are repeated as if they were about its datagrams;
 // see wire.DevicePort.
 func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, policy *Policy, sent *Sent, port uint16) *AnswerWorker {
 	w := &AnswerWorker{source: source, sink: sink, tun: tun, policy: policy, sent: sent, port: port, bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
@@ -311,25 +312,31 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 		return nil
 	}
 	w.errors++
-	if err := w.write(b, mtu); err != nil {
+	if err := w.write(b, mtu, false); err != nil {
 		return err
 	}
-	h := packet.IPv4(b)
-	if h.Version() != 4 || h.Protocol() != packet.ProtoUDP {
+	var p packet.Info // not w.info, which may be in use
+	if p.Parse(b) != packet.Accept || p.Flow.Proto != packet.ProtoUDP {
 		return nil
 	}
-	// An unbound UDP socket's error makes the kernel learn the MTU of the route to the network, which the socket's datagrams do not take.
-	const n = packet.IPv4HeaderLen + packet.UDPHeaderLen
-	var q [n]byte
-	packet.PutIPv4(q[:], 0, n, 64, packet.ProtoUDP, h.Src().As4(), h.Dst().As4())
-	binary.BigEndian.PutUint16(q[packet.IPv4HeaderLen:], w.port)
-	copy(q[packet.IPv4HeaderLen+2:], h.Payload()[2:4])
-	binary.BigEndian.PutUint16(q[packet.IPv4HeaderLen+4:], packet.UDPHeaderLen)
-	return w.write(q[:], mtu)
+	// From an error about another socket's datagram the kernel may learn the MTU of the route to the network, which the socket's datagrams do not take.
+	q, n := w.quote[:], packet.IPv4HeaderLen
+	if p.Flow.Dst.Is4() {
+		packet.PutIPv4(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As4(), p.Flow.Dst.As4())
+	} else {
+		n = packet.IPv6HeaderLen
+		packet.PutIPv6(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As16(), p.Flow.Dst.As16())
+	}
+	q = q[:n+packet.UDPHeaderLen]
+	binary.BigEndian.PutUint16(q[n:], w.port)
+	binary.BigEndian.PutUint16(q[n+2:], p.Flow.DstPort)
+	binary.BigEndian.PutUint32(q[n+4:], packet.UDPHeaderLen<<16) // without checksum
+	return w.write(q, mtu, true)
 }
 
-// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it.
-func (w *AnswerWorker) write(b []byte, mtu int) error {
+// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it. Over IPv6 it quotes b without its source
+// where anonymous says so: see wire.DevicePort.
+func (w *AnswerWorker) write(b []byte, mtu int, anonymous bool) error {
 	_, dst, _ := ends(b)
 	e := &w.spare[1]
 	room := e.Room()
@@ -337,6 +344,12 @@ func (w *AnswerWorker) write(b []byte, mtu int) error {
 		e.SetLen(packet.FragmentationNeeded(room, b, dst, mtu))
 	} else {
 		e.SetLen(packet.PacketTooBig(room, b, dst, mtu))
+		if h := packet.IPv6(e.Bytes()); anonymous {
+			t := h[packet.IPv6HeaderLen:]
+			clear(t[2:4])   // the checksum
+			clear(t[16:32]) // the quoted source
+			packet.PutChecksum(t[2:], packet.Sum(t, h.PseudoSum(packet.ProtoICMPv6, len(t))), false)
+		}
 	}
 	_, _, err := w.tun.WriteBatch(w.errs)
 	return err

@@ -223,6 +223,17 @@ func TestAnswersTooBig(t *testing.T) {
 	}
 
 	w, _, tun = answerWorker(1300)
+	moved(t, w, *buf(answerOf(vip6, client6, packet.ProtoUDP, 1400, true)))
+	if len(tun.out) != 2 {
+		t.Fatalf("%d ICMP errors over IPv6", len(tun.out))
+	}
+	second6 := packet.IPv6(tun.out[1])
+	if m := second6[40:]; second6.Dst() != vip6 || packet.Fold(packet.Sum(m, second6.PseudoSum(packet.ProtoICMPv6, len(m)))) != 0xffff ||
+		packet.IPv6(m[8:]).Src() != netip.IPv6Unspecified() || packet.IPv6(m[8:]).Dst() != client6 || binary.BigEndian.Uint16(m[48:]) != 4711 {
+		t.Errorf("the second ICMP error over IPv6: %x", []byte(second6))
+	}
+
+	w, _, tun = answerWorker(1300)
 	tally = moved(t, w, *buf(answerOf(vip6, client6, packet.ProtoTCP, 1400, true)))
 	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 1 || len(tun.out) != 1 {
 		t.Fatalf("dropped %d as %v, %d ICMP errors", n, d, len(tun.out))

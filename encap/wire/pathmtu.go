@@ -41,18 +41,25 @@ func sockaddr(a netip.Addr, port int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: port}
 }
 
-// DevicePort opens a UDP socket over IPv4, at a port of the kernel's choice on the device link, and returns the port. The socket
-// receives no data. Its use: from "fragmentation needed" that comes in by the device, about a datagram from that port, the kernel
-// learns the path MTU of the routes by that device (Linux net/ipv4/udp.c, __udp4_lib_err; net/ipv4/route.c,
-// ipv4_sk_update_pmtu). From errors about an unbound socket's datagrams it learns that of other routes only.
+// DevicePort opens a UDP socket of both families, at a port of the kernel's choice on the device link, and returns the port. The
+// socket receives no data. Its use: from an ICMP error that tells a size, comes in by the device, and is about a datagram from
+// that port, the kernel learns the path MTU of the routes by that device (Linux net/ipv4/route.c, ipv4_sk_update_pmtu;
+// net/ipv6/route.c, ip6_sk_update_pmtu, where the datagram's source is ::). From errors about an unbound socket's datagrams, and
+// over IPv6 about any with a source, it learns the path MTU of other routes only.
 func DevicePort(link string) (uint16, io.Closer, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	var anywhere unix.Sockaddr = &unix.SockaddrInet6{}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == unix.EAFNOSUPPORT { // a kernel without IPv6
+		anywhere = &unix.SockaddrInet4{}
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	} else if err == nil {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
+	}
 	if err != nil {
 		return 0, nil, fmt.Errorf("UDP socket: %w", advise(err))
 	}
 	var name unix.Sockaddr
-	err = errors.Join(filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}), unix.BindToDevice(fd, link),
-		unix.Bind(fd, &unix.SockaddrInet4{}))
+	err = errors.Join(filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}), unix.BindToDevice(fd, link), unix.Bind(fd, anywhere))
 	if err == nil {
 		name, err = unix.Getsockname(fd)
 	}
@@ -63,6 +70,9 @@ func DevicePort(link string) (uint16, io.Closer, error) {
 	f, err := pollfd.New(fd)
 	if err != nil {
 		return 0, nil, fmt.Errorf("UDP socket: %w", advise(err))
+	}
+	if name, ok := name.(*unix.SockaddrInet6); ok {
+		return uint16(name.Port), f, nil
 	}
 	return uint16(name.(*unix.SockaddrInet4).Port), f, nil
 }
