@@ -81,7 +81,7 @@ type State struct {
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	Known      bool          // checks have found Up out, or there is no check; else Up is Check.Up
+	Known      bool          // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
 	Since      time.Time     // of Up; the zero Time: since the start
 	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
 	Streak     int           // results in a row that contradict Up, up to that check, as Reason says
@@ -91,13 +91,14 @@ type State struct {
 	Failures   uint64        // of them
 }
 
-// Change is a subject that came up or went down, whose first state is known, or whose checks say nothing any more.
+// Change is a subject that came up or went down, whose state is known for the first time, or whose checks say nothing any
+// more.
 type Change struct {
 	Service    string
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	First      bool   // the subject's first state that is known: see State.Known
+	First      bool   // Up is known for the first time: see State.Known
 	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before
 	Reason     string // of the check that made the difference
 	Time       time.Time
