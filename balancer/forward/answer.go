@@ -59,11 +59,11 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 
 // refuse answers the packet in b, which Decide refuses for the reason d, if d and the configuration want an answer.
 //
-//	no_connection                  TCP: RST
-//	no_service, to a VIP           ICMP port unreachable; to TCP without SYN a RST, since only that ends a client's connection
-//	no_realserver                  ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
+//	no_connection   TCP: RST
+//	no_service      if it is for a VIP: ICMP port unreachable, or, to TCP without SYN, a RST: only that ends a connection
+//	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
 //
-// A RST is never answered. VIPs that have left are VIPs here as long as their packets arrive.
+// A RST is never answered. VIPs that have left count as VIPs here.
 func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	silent := &w.out.shared.silent
 	switch d {

@@ -18,8 +18,8 @@ const (
 	segmentAck = 0x12345678
 )
 
-// segment is a TCP packet from the client to port of the VIP, IPv6 if six, with n bytes of payload and 4 bytes of options.
-// Its checksum is right, or, if partial, that of the pseudo-header only.
+// segment is a TCP packet from the client to port of the VIP, IPv6 if six, with n bytes of payload and 4 bytes of
+// options. Its checksum is right, or, if partial, that of the pseudo-header only.
 func segment(six bool, port uint16, flags byte, n int, partial bool) []byte {
 	t := make([]byte, 24+n)
 	binary.BigEndian.PutUint16(t, 4711)
@@ -51,8 +51,8 @@ func segment(six bool, port uint16, flags byte, n int, partial bool) []byte {
 	return b
 }
 
-// checkReset checks that out is the one RST from the VIP to the client that answers a segment, with that sequence number,
-// flags and acknowledgement number.
+// checkReset checks that out is the one RST from the VIP to the client that answers a segment, with that sequence
+// number, flags and acknowledgement number.
 func checkReset(t *testing.T, name string, out [][]byte, six bool, port uint16, flags byte, seq, ack uint32) {
 	t.Helper()
 	if len(out) != 1 {
@@ -92,6 +92,11 @@ func checkReset(t *testing.T, name string, out [][]byte, six bool, port uint16, 
 func TestReset(t *testing.T) {
 	const fin, syn, rst, ack, psh = packet.FlagFIN, packet.FlagSYN, packet.FlagRST, packet.FlagACK, packet.FlagPSH
 	const none = 0xff // no answer
+	partial := packet.Offload{Partial: true, CsumOffset: 16}
+	super := packet.Offload{GSO: packet.GSOTCP, Size: 1400, Partial: true, CsumOffset: 16}
+	mended := func(change func(b []byte, at int)) func(b []byte, at int) {
+		return func(b []byte, at int) { change(b, at); finish(b, at) }
+	}
 	for _, c := range []struct {
 		name    string
 		flags   byte
@@ -107,19 +112,17 @@ func TestReset(t *testing.T) {
 		{name: "FIN and ACK", flags: fin | ack, want: rst, seq: segmentAck},
 		{name: "no flags", n: 100, want: rst | ack, ack: 100 - 16},
 		{name: "FIN", flags: fin, n: 3, want: rst | ack, ack: segmentSeq + 4},
-		{name: "unfinished checksum", flags: fin, n: 5, offload: packet.Offload{Partial: true, CsumOffset: 16}, want: rst | ack, ack: segmentSeq + 6},
-		{name: "super-packet", flags: psh, n: 40_000, offload: packet.Offload{GSO: packet.GSOTCP, Size: 1400, Partial: true, CsumOffset: 16},
-			want: rst | ack, ack: 40_000 - 16},
-		{name: "super-packet with ACK", flags: ack, n: 40_000, offload: packet.Offload{GSO: packet.GSOTCP, Size: 1400, Partial: true, CsumOffset: 16},
-			want: rst, seq: segmentAck},
+		{name: "unfinished checksum", flags: fin, n: 5, offload: partial, want: rst | ack, ack: segmentSeq + 6},
+		{name: "super-packet", flags: psh, n: 40_000, offload: super, want: rst | ack, ack: 40_000 - 16},
+		{name: "super-packet with ACK", flags: ack, n: 40_000, offload: super, want: rst, seq: segmentAck},
 
 		{name: "RST", flags: rst, want: none},
 		{name: "RST and ACK", flags: rst | ack, want: none},
 		{name: "RST and SYN", flags: rst | syn, want: none},
 		{name: "wrong checksum", flags: ack, mend: func(b []byte, at int) { b[at+17]++ }, want: none},
-		{name: "header longer than the packet", flags: ack, mend: func(b []byte, at int) { b[at+12] = 7 << 4; finish(b, at) }, want: none},
-		{name: "header shorter than any", flags: ack, mend: func(b []byte, at int) { b[at+12] = 4 << 4; finish(b, at) }, want: none},
-		{name: "from multicast", flags: ack, mend: func(b []byte, at int) { fromMany(b); finish(b, at) }, want: none},
+		{name: "long header", flags: ack, mend: mended(func(b []byte, at int) { b[at+12] = 7 << 4 }), want: none},
+		{name: "short header", flags: ack, mend: mended(func(b []byte, at int) { b[at+12] = 4 << 4 }), want: none},
+		{name: "from multicast", flags: ack, mend: mended(func(b []byte, _ int) { fromMany(b) }), want: none},
 	} {
 		for _, six := range []bool{false, true} {
 			for _, drop := range []bool{false, true} {
@@ -135,7 +138,8 @@ func TestReset(t *testing.T) {
 				var s script
 				shared := NewShared()
 				shared.SetNoResets(drop)
-				w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), shared, func() conntab.Ticks { return 1 })
+				site := newSite(t, real1, encap.KindIPIP, 1500)
+				w := NewWorker(0, &s, &s, nil, site, shared, func() conntab.Ticks { return 1 })
 				w.bufs[0].SetLen(copy(w.bufs[0].Room(), b))
 				w.bufs[0].Offload = c.offload
 				if c.offload.Partial {
@@ -220,7 +224,8 @@ func TestResetOnlyOfTCP(t *testing.T) {
 	}
 }
 
-// TestResetsAreBounded: a worker sends 1,000 resets a second, to one client as to several, and allocates nothing for them.
+// TestResetsAreBounded: a worker sends 1,000 resets a second, to one client as to several, and allocates nothing for
+// them.
 func TestResetsAreBounded(t *testing.T) {
 	now := conntab.Ticks(1)
 	var s script
@@ -248,14 +253,15 @@ func TestResetsAreBounded(t *testing.T) {
 	if n := len(s.out) - burst; n < 1900 || n > 2100 {
 		t.Errorf("%d resets in two seconds, want 2000", n)
 	}
-	w = NewWorker(0, &s, discard{}, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(), func() conntab.Ticks { now++; return now })
+	site := newSite(t, real1, encap.KindIPIP, 1500)
+	w = NewWorker(0, &s, discard{}, nil, site, NewShared(), func() conntab.Ticks { now++; return now })
 	if n := testing.AllocsPerRun(200, fill); n != 0 {
 		t.Errorf("%v allocations a batch", n)
 	}
 }
 
-// TestResetWithoutService: a TCP packet that opens no connection gets a RST from a VIP's port without service, as far as
-// no_service wants an answer: a client whose connection is established takes no ICMP error for its end.
+// TestResetWithoutService: a TCP packet that opens no connection gets a RST from a VIP's port without service, as far
+// as no_service wants an answer: a client whose connection is established takes no ICMP error for its end.
 func TestResetWithoutService(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		for _, six := range []bool{false, true} {
@@ -289,8 +295,9 @@ func TestVIPThatHasLeft(t *testing.T) {
 	echo := make([]byte, 64)
 	echo[0] = packet.ICMPEcho
 	binary.BigEndian.PutUint16(echo[2:], packet.Checksum(echo))
-	in := [][]byte{tcp(81, packet.FlagSYN, 0), ip6(packet.ProtoTCP, tcp(81, packet.FlagSYN, 0)[20:]), udp(53, false, 10), udp6(53, 10),
-		segment(false, 81, packet.FlagACK, 0, false), segment(true, 81, packet.FlagACK, 0, false), ip(packet.ProtoICMP, false, echo)}
+	in := [][]byte{tcp(81, packet.FlagSYN, 0), ip6(packet.ProtoTCP, tcp(81, packet.FlagSYN, 0)[20:]),
+		udp(53, false, 10), udp6(53, 10), ip(packet.ProtoICMP, false, echo),
+		segment(false, 81, packet.FlagACK, 0, false), segment(true, 81, packet.FlagACK, 0, false)}
 	for _, left := range []bool{false, true} {
 		for _, silent := range []bool{false, true} {
 			b := newSite(t, real1, encap.KindIPIP, 1500)
@@ -323,7 +330,8 @@ func TestVIPThatHasLeft(t *testing.T) {
 				wantUnreachable, wantResets = 0, 0
 			}
 			if unreachable != wantUnreachable || resets != wantResets {
-				t.Errorf("left %v, silent %v: %d port unreachable, %d RST; want %d and %d", left, silent, unreachable, resets, wantUnreachable, wantResets)
+				t.Errorf("left %v, silent %v: %d port unreachable, %d RST; want %d and %d",
+					left, silent, unreachable, resets, wantUnreachable, wantResets)
 			}
 		}
 	}

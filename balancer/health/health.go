@@ -88,7 +88,7 @@ type State struct {
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	Known      bool          // checks have found Up out, or there is no check; else Up is Check.Up
+	Known      bool          // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
 	Offset     int           // of the realserver's weight; 0 where its check gives none, or is down
 	Since      time.Time     // of Up; the zero Time: since the start
 	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
@@ -99,13 +99,14 @@ type State struct {
 	Failures   uint64        // of them
 }
 
-// Change is a subject that came up or went down, whose first state is known, whose weight has another offset, or whose checks say nothing any more.
+// Change is a subject that came up or went down, whose state is known for the first time, whose weight has another offset, or
+// whose checks say nothing any more.
 type Change struct {
 	Service    string
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	First      bool   // the subject's first state that is known: see State.Known
+	First      bool   // Up is known for the first time: see State.Known
 	Weighed    bool   // only Offset is another one
 	Offset     int    // of the realserver's weight
 	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before

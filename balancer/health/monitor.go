@@ -34,11 +34,11 @@ type subject struct {
 	Subject
 	targets []*target // of each of Targets; none: it is not checked
 	up      bool
-	known   bool // up is more than what its check begins with
+	known   bool // see State.Known
 	since   time.Time
 
-	told   bool // a Change has told up
-	toldUp bool // which was this
+	noted   bool // the state has been noted at least once
+	notedUp bool // up, as it was noted last
 }
 
 // spot is what checks must have in common to be one, beside the Check.
@@ -109,7 +109,7 @@ func (m *Monitor) Set(subjects []Subject) error {
 		s := &subject{Subject: subjects[i], up: true}
 		old := former[s.name()]
 		if old != nil {
-			s.known, s.since, s.told, s.toldUp = old.known, old.since, old.told, old.toldUp
+			s.known, s.since, s.noted, s.notedUp = old.known, old.since, old.noted, old.notedUp
 		}
 		if s.Check != nil {
 			for _, to := range s.Targets {
@@ -143,7 +143,7 @@ func (m *Monitor) Set(subjects []Subject) error {
 	return nil
 }
 
-// Begin starts the checks that Set has added, and tells the states that are known without them.
+// Begin starts the checks that Set has added, and notes the states that are known without them.
 func (m *Monitor) Begin() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -206,7 +206,7 @@ func (s *subject) allUp() bool {
 	return !slices.ContainsFunc(s.targets, func(t *target) bool { return !t.damper.up })
 }
 
-// allKnown reports whether the targets' states that are known decide that of s: all of them, or one that is down.
+// allKnown reports whether the known states of the targets decide the state of s: all are known, or one is down.
 func (s *subject) allKnown() bool {
 	all := true
 	for _, t := range s.targets {
@@ -460,16 +460,17 @@ func (t *target) next(now time.Time) time.Time {
 	return due
 }
 
-// noteState notes s's state if that is known, and another one than was noted last.
+// noteState notes the state of s if it is known, and differs from what was noted last.
 func (m *Monitor) noteState(s *subject, now time.Time) {
-	if !s.known || s.told && s.toldUp == s.up {
+	if !s.known || s.noted && s.notedUp == s.up {
 		return
 	}
-	c := Change{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, First: !s.told, Reason: "no check", Time: now}
+	c := Change{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, First: !s.noted,
+		Reason: "no check", Time: now}
 	if t := s.telling(); t != nil {
 		c.Reason = s.reason(t)
 	}
-	s.told, s.toldUp = true, s.up
+	s.noted, s.notedUp = true, s.up
 	m.note(c)
 }
 

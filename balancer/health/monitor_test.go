@@ -473,7 +473,8 @@ func TestChurn(t *testing.T) {
 	}
 }
 
-// firsts is the first changes that l holds, each of which must be there once: "web 127.0.0.1 true: connected", in any order.
+// firsts is the first changes that l holds, each of which must be there once: "web 127.0.0.1 true: connected", in any
+// order.
 func (l *changeLog) firsts() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -486,8 +487,9 @@ func (l *changeLog) firsts() map[string]int {
 	return all
 }
 
-// TestFirstState: the first state of each subject is told once, whatever it begins with and is, whether it is there from the start or comes with a
-// reload, and with a reason and the time. What is known of a check that subjects have in common is told at once.
+// TestFirstState: the first state of each subject is told once, whatever it begins with and is, whether it is there
+// from the start or comes with a reload, and with a reason and the time. What is known of a check that subjects have
+// in common is told at once.
 func TestFirstState(t *testing.T) {
 	t.Parallel()
 	good, bad := listen(t, silence), closed(t)
@@ -499,10 +501,11 @@ func TestFirstState(t *testing.T) {
 	both := named("two places, one bad", bad, false)
 	both.Targets = append(both.Targets, netip.MustParseAddr("127.0.0.2"))
 	unchecked := Subject{Service: "unchecked", Realserver: netip.MustParseAddr("127.0.0.1")}
-	subjects := []Subject{named("down, is up", good, false), named("up, is up", good, true), named("down, is down", bad, false), named("up, is down", bad, true),
-		both, unchecked}
+	subjects := []Subject{named("down, is up", good, false), named("up, is up", good, true),
+		named("down, is down", bad, false), named("up, is down", bad, true), both, unchecked}
 	want := map[string]int{}
-	for line, up := range map[string]bool{"down, is up": true, "up, is up": true, "down, is down": false, "up, is down": false} {
+	for line, up := range map[string]bool{"down, is up": true, "up, is up": true, "down, is down": false,
+		"up, is down": false} {
 		reason := "connected"
 		if !up {
 			reason = "connection refused"
@@ -521,12 +524,14 @@ func TestFirstState(t *testing.T) {
 				return false
 			}
 		}
-		return got["two places, one bad 127.0.0.1 false: 127.0.0.1: connection refused"]+got["two places, one bad 127.0.0.1 false: 127.0.0.2: connection refused"] == 1
+		const both = "two places, one bad 127.0.0.1 false: "
+		return got[both+"127.0.0.1: connection refused"]+got[both+"127.0.0.2: connection refused"] == 1
 	}
 	within(t, "all first states are told", complete)
 
 	late := named("late", good, false)
-	subjects = append(subjects, late, Subject{Service: "unchecked, late", Realserver: late.Realserver}, named("late, its check is known", good, false))
+	subjects = append(subjects, late, Subject{Service: "unchecked, late", Realserver: late.Realserver},
+		named("late, its check is known", good, false))
 	want["late 127.0.0.1 true: connected"], want["unchecked, late 127.0.0.1 true: no check"] = 1, 1
 	want["late, its check is known 127.0.0.1 true: connected"] = 1
 	mustSet(t, m, subjects...)
@@ -549,11 +554,13 @@ func TestFirstState(t *testing.T) {
 	}
 }
 
-// TestBegin: a check that Set has added is not made, and no state told, before Begin: the way to its realserver may not be there yet.
+// TestBegin: a check that Set has added is not made, and no state told, before Begin: the way to its realserver may
+// not be there yet.
 func TestBegin(t *testing.T) {
 	t.Parallel()
 	var asked, others atomic.Int64
-	s, other := tcpSubject(listen(t, func(net.Conn) { asked.Add(1) }), 10*time.Millisecond), tcpSubject(listen(t, func(net.Conn) { others.Add(1) }), 10*time.Millisecond)
+	s := tcpSubject(listen(t, func(net.Conn) { asked.Add(1) }), 10*time.Millisecond)
+	other := tcpSubject(listen(t, func(net.Conn) { others.Add(1) }), 10*time.Millisecond)
 	other.Service = "other"
 	var told changeLog
 	m := New(told.add)

@@ -92,7 +92,7 @@ type sink struct {
 	wake   chan struct{}
 }
 
-// maxQueue is how many events wait at the most. The first states of all realservers of a large site fit in.
+// maxQueue is the most events that wait: enough for the first states of 10,000 realservers and their services.
 const maxQueue = 20_000
 
 func (s *sink) add(events []Event) {

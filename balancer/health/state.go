@@ -5,7 +5,7 @@ import "fmt"
 // damper weighs results: one that contradicts what it takes a realserver for has no effect before it comes several times in a row.
 type damper struct {
 	up     bool
-	known  bool // a result has confirmed up, or enough of them have changed it; else up is what the check begins with
+	known  bool // a result has confirmed up, or several have changed it; else up is the initial state
 	streak int  // results in a row that contradict up
 }
 
@@ -23,7 +23,7 @@ func (d *damper) add(ok bool, rise, fall int) bool {
 	return true
 }
 
-// progress adds to the reason of the last result how close such results have come to changing up.
+// progress returns the reason of the last result, with the number of results in a row that contradict up, if there are any.
 func (d *damper) progress(reason string, rise, fall int) string {
 	switch {
 	case d.streak == 0:

@@ -39,8 +39,8 @@ func TestDamper(t *testing.T) {
 	}
 }
 
-// TestDamperIsKnown: the state is known once a result has confirmed it, or enough results have changed it. Of results that contradict it the reason says
-// how many there are.
+// TestDamperIsKnown: the state is known once a result has confirmed it, or enough results have changed it. Of results
+// that contradict it the reason says how many there are.
 func TestDamperIsKnown(t *testing.T) {
 	for _, c := range []struct {
 		up      bool

@@ -18,7 +18,7 @@ type standing struct {
 	up       bool // its quorum is reached
 	weightUp int
 	sorry    bool // its sorry server has the connections
-	known    bool // up is, or has been, more than what checks begin with
+	known    bool // the known states of its realservers decide up, or have decided it before
 }
 
 // healthy is what is known of all realservers. A weight that an operator has set has no offset.
@@ -51,7 +51,7 @@ func weighted(r *config.RealserverRef, st health.State) int {
 func judge(b *balancer.Service, s *config.Service, states map[seat]health.State, was *standing) standing {
 	var v standing
 	fallen := make([]bool, len(s.Realservers))
-	least, most := 0, 0 // weight that is up for sure, and that may be
+	least, most := 0, 0 // bounds of the weight that is up, whatever the realservers' unknown states are
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
 		st, checked := states[seat{s.Name, r.Address}]
@@ -96,7 +96,7 @@ const betweenChanges = 50 * time.Millisecond
 func (d *director) healthChanged(changes []health.Change) {
 	found := 0
 	for _, c := range changes {
-		quiet := c.First && !c.Checked // no check has found that out
+		quiet := c.First && !c.Checked // the configuration says so already
 		d.realserverChanged(c, !quiet && found < loggedChanges)
 		if !quiet {
 			found++
@@ -134,7 +134,8 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 	if c.First {
 		old = unknown
 	}
-	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(), Old: old, New: upDown(c.Up), Reason: c.Reason})
+	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(),
+		Old: old, New: upDown(c.Up), Reason: c.Reason})
 }
 
 // unknown is the old state in the first event of a service or realserver.
@@ -153,7 +154,7 @@ func (d *director) serviceChanged(s *config.Service, was *standing, is standing)
 			d.log.Info("service has no quorum yet", "service", s.Name, "reason", reason)
 		}
 		return
-	case old == unknown && is.up && !watched(s): // no check has found that out
+	case old == unknown && is.up && !watched(s): // the configuration says so already
 	case is.up:
 		d.log.Info("service up", "service", s.Name, "reason", reason)
 	default:
@@ -162,8 +163,8 @@ func (d *director) serviceChanged(s *config.Service, was *standing, is standing)
 	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: old, New: upDown(is.up), Reason: reason})
 }
 
-// changed reports whether a service is now known to be in another state than before, and in which one it was known to be,
-// was, which is nil for a service that is new.
+// changed reports whether the known state of a service differs from its known state before, and returns the latter.
+// was is the standing before, nil for a service that is new.
 func (is standing) changed(was *standing) (old string, changed bool) {
 	old = unknown
 	if was != nil && was.known {
@@ -172,7 +173,8 @@ func (is standing) changed(was *standing) (old string, changed bool) {
 	return old, is.known && old != upDown(is.up)
 }
 
-// watched reports whether the state of s depends on more than its configuration: a realserver is checked, or there is a sorry server.
+// watched reports whether the state of s depends on more than its configuration: a realserver is checked, or there is
+// a sorry server.
 func watched(s *config.Service) bool {
 	return s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
 }

@@ -181,9 +181,9 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-// TestFirstStateOfAService: a service's first state is told once, with the old state "unknown", when no realserver whose
-// state is not known yet can change it; after that, each change is told. A '?' is a realserver that begins down and that no
-// check has judged yet, '!' is one that begins up.
+// TestFirstStateOfAService: a service's first state is told once, with the old state "unknown", when no realserver
+// whose state is not known yet can change it; after that, each change is told. A '?' is a realserver that begins down
+// and that no check has judged yet, '!' is one that begins up.
 func TestFirstStateOfAService(t *testing.T) {
 	for name, c := range map[string]struct {
 		weights    []int

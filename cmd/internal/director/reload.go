@@ -104,7 +104,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 		d.leftVIPs = leftBefore
 		return errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
 	}
-	d.monitor.Begin() // now that the balancer knows the way to what is new
+	d.monitor.Begin() // not before the balancer and probes know the paths to new realservers
 	d.cfg = cfg
 	d.override.Store(&set)
 	d.shared.SetSilent(cfg.Silent)

@@ -26,9 +26,9 @@ func mustBeReset(t *testing.T, what string, c net.Conn, payload []byte) {
 	}
 }
 
-// TestUnknownConnectionsAreReset: clients whose connections the director does not know, after its restart or after the idle
-// timeout, get a RST with their next packet, a small one or super-packets. With no_connection = "drop", which a reload
-// brings, they get nothing.
+// TestUnknownConnectionsAreReset: clients whose connections the director does not know, after its restart or after the
+// idle timeout, get a RST with their next packet, a small one or super-packets. With no_connection = "drop", which a
+// reload brings, they get nothing.
 func TestUnknownConnectionsAreReset(t *testing.T) {
 	t.Parallel()
 	families(t, func(t *testing.T, ipv6 bool) {
@@ -53,7 +53,9 @@ func TestUnknownConnectionsAreReset(t *testing.T) {
 
 		forgotten := func() net.Conn {
 			c, _ := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
-			eventually(t, "the director has forgotten an idle connection", 2*soon, func() bool { return s.director.balance().Connections.Count == 0 })
+			eventually(t, "the director has forgotten an idle connection", 2*soon, func() bool {
+				return s.director.balance().Connections.Count == 0
+			})
 			return c
 		}
 		mustBeReset(t, "after the idle timeout", forgotten(), []byte("anybody?\n"))
