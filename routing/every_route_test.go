@@ -3,6 +3,7 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"regexp"
@@ -91,7 +92,7 @@ var (
 	answerVIP6 = netip.MustParseAddr("2001:db8:80::80")
 )
 
-// answers is the state of an agent with a VIP of each family, which lo has. Without a lowered MSS the routes are the same.
+// answers is the state of an agent with a VIP of each family, which lo has. It lowers no MSS: the routes are the same.
 func answers() State {
 	return State{
 		Addrs: []Addr{{Link: "lo", Prefix: hostPrefix(answerVIP4)}, {Link: "lo", Prefix: hostPrefix(answerVIP6)}},
@@ -129,9 +130,10 @@ func newRoutedHost(t *testing.T) {
 	mustIP(t, "-6 addr add fe80::2/64 dev west nodad")
 }
 
-// wayWords are the words of an `ip route get` in which a route and its copy differ: the table with its protocol and metric,
-// the mark of a gateway that was found on its device, and the source that was asked for.
-var wayWords = regexp.MustCompile(` (table \S+|proto \S+|metric \d+|onlink|src \S+|from \S+|uid \d+|\bcache( expires \S+)?|expires \S+)`)
+// wayWords are the words of an `ip route get` in which a route and its copy differ: the table with its protocol and
+// metric, the mark of a gateway that was found on its device, and the source that was asked for.
+var wayWords = regexp.MustCompile(
+	` (table \S+|proto \S+|metric \d+|onlink|src \S+|from \S+|uid \d+|\bcache( expires \S+)?|expires \S+)`)
 
 // answerWay is how the kernel sends an answer of a VIP to dst, which may have options of `ip route get` behind it.
 func answerWay(dst string) string {
@@ -263,8 +265,8 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 	}
 }
 
-// TestAnswersFollowAdvertisedRouters: of two routers that advertise themselves the kernel takes the preferred one, and the other when
-// that has gone, one way or the other.
+// TestAnswersFollowAdvertisedRouters: of two routers that advertise themselves the kernel takes the preferred one, and the
+// other when that has gone, one way or the other.
 func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 	const preferred, backup = "fe80::aaaa", "fe80::bbbb"
 	newRoutedHost(t)
@@ -358,7 +360,8 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 	sameWays(t, "two gateways", dsts)
 	out, err := ip("route show default table 5080")
 	must(t, err)
-	if lines := strings.Split(out, "\n"); len(lines) != 2 || !strings.Contains(lines[0], "via 10.1.0.254 ") || !strings.Contains(lines[1], "via 10.2.0.254 ") {
+	lines := strings.Split(out, "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "via 10.1.0.254 ") || !strings.Contains(lines[1], "via 10.2.0.254 ") {
 		t.Errorf("default routes of the copy:\n%s", out)
 	}
 	must(t, netlink.LinkSetDown(linkOf(t, "east")))
@@ -370,8 +373,8 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 	}
 }
 
-// TestAnswersTakeARouteThatCannotBeCopied: the kernel names the BPF program of a route, but takes only its descriptor. Answers take
-// the route all the same, and no less specific one.
+// TestAnswersTakeARouteThatCannotBeCopied: the kernel names the BPF program of a route, but takes only its descriptor.
+// Answers take the route all the same, and no less specific one.
 func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
 	newRoutedHost(t)
 	mustIP(t, "route add default via 10.2.0.254")
@@ -392,7 +395,7 @@ func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
 	defer unix.Close(int(fd))
 	encap := &netlink.BpfEncap{}
 	must(t, encap.SetProg(nl.LWT_BPF_OUT, int(fd), "drop"))
-	err := netlink.RouteAdd(&netlink.Route{Dst: cidr("100.74.0.0/24"), Gw: netip.MustParseAddr("10.1.0.9").AsSlice(), Encap: encap})
+	err := netlink.RouteAdd(&netlink.Route{Dst: cidr("100.74.0.0/24"), Gw: net.IPv4(10, 1, 0, 9), Encap: encap})
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		t.Skip("needs a kernel with BPF tunnels")
 	}

@@ -33,7 +33,8 @@ func advertise(t *testing.T) {
 	advertiseRouter(t, netip.MustParseAddr("fe80::1234"), 1800, 0)
 }
 
-// advertiseRouter does so for a router with an address, for a lifetime in seconds, with the preference in the flags (RFC 4191, section 2.2).
+// advertiseRouter does so for a router with an address, for a lifetime in seconds, with the preference in the flags
+// (RFC 4191, section 2.2).
 func advertiseRouter(t *testing.T, from netip.Addr, lifetime uint16, flags byte) {
 	t.Helper()
 	b := make([]byte, 40+16)

@@ -3,8 +3,9 @@ package routing
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
-	"net/netip"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +20,8 @@ import (
 // mountsEnv names the test that runs in a mount namespace of its own.
 const mountsEnv = "VSTUN_ROUTING_TEST_MOUNTS"
 
-// inOwnMounts runs the test again, in a process with a mount namespace of its own, and reports whether this is that process.
+// inOwnMounts runs the test again, in a process with a mount namespace of its own, and reports whether this is that
+// process.
 func inOwnMounts(t *testing.T) bool {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -122,7 +124,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	fill(t, dir)
 	stop := watch(t, m)
 
-	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: netip.MustParseAddr("10.1.0.99").AsSlice()}))
+	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: net.IPv4(10, 1, 0, 99)}))
 	eventually(t, "a changed default gateway is copied", func() bool {
 		r := routeIn(t, 5080, "0.0.0.0/0")
 		return r != nil && r.Gw.String() == "10.1.0.99"
@@ -131,8 +133,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	eventually(t, "all is restored", func() bool { return mendedAll(t, rule) })
 	// These the journal has to list.
 	for i := range 20 {
-		must(t, netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i), 0}), 24)),
-			Gw: netip.MustParseAddr("10.1.0.7").AsSlice()}))
+		must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i)), Gw: net.IPv4(10, 1, 0, 7)}))
 	}
 	eventually(t, "new routes are copied", func() bool { return routeIn(t, 5080, "100.64.19.0/24") != nil })
 	if strings.Contains(log.String(), "level=ERROR") {
@@ -142,9 +143,9 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	m.lock.release() // as by a kill
 	next, err := Open(m.path, nil)
 	must(t, err)
-	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: netip.MustParseAddr("10.1.0.254").AsSlice()}))
+	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: net.IPv4(10, 1, 0, 254)}))
 	for i := range 20 {
-		must(t, netlink.RouteDel(&netlink.Route{Dst: ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i), 0}), 24))}))
+		must(t, netlink.RouteDel(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i))}))
 	}
 	// What damage wrote is restored: the MTU and the sysctl are other programs' values since.
 	must(t, netlink.LinkSetMTU(linkOf(t, "vs0"), 1500))
@@ -166,10 +167,10 @@ func TestWatchWithoutAJournal(t *testing.T) {
 	must(t, os.Remove(tempName(m.path)))
 	must(t, os.Mkdir(tempName(m.path), 0o700))
 	stop := watch(t, m)
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("100.64.0.0/24"), Gw: netip.MustParseAddr("10.1.0.7").AsSlice()}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("100.64.0.0/24"), Gw: net.IPv4(10, 1, 0, 7)}))
 	eventually(t, "the log names the journal", func() bool {
-		return strings.Contains(log.String(), "cannot reconcile network state; retrying") && strings.Contains(log.String(), "journal") &&
-			strings.Contains(log.String(), "is a directory")
+		return strings.Contains(log.String(), "cannot reconcile network state; retrying") &&
+			strings.Contains(log.String(), "journal") && strings.Contains(log.String(), "is a directory")
 	})
 	rule := damage(t)
 	eventually(t, "what it lists is restored", func() bool { return mendedAll(t, rule) })

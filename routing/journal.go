@@ -73,7 +73,8 @@ type routeRecord struct {
 
 // compare orders records by table, destination, source, metric and TOS.
 func (r routeRecord) compare(o routeRecord) int {
-	return cmp.Or(cmp.Compare(r.Table, o.Table), r.Dst.Addr().Compare(o.Dst.Addr()), cmp.Compare(r.Dst.Bits(), o.Dst.Bits()),
+	return cmp.Or(cmp.Compare(r.Table, o.Table),
+		r.Dst.Addr().Compare(o.Dst.Addr()), cmp.Compare(r.Dst.Bits(), o.Dst.Bits()),
 		r.Src.Addr().Compare(o.Src.Addr()), cmp.Compare(r.Src.Bits(), o.Src.Bits()), cmp.Compare(r.Metric, o.Metric),
 		cmp.Compare(r.TOS, o.TOS))
 }
@@ -328,7 +329,8 @@ func (r records) validate() error {
 		}
 	}
 	for _, t := range slices.Concat(r.Unreachable, r.Routes) {
-		if !inRange(t.Table, 1, maxID) || !validPrefix(t.Dst) || t.Src != (netip.Prefix{}) && !validPrefix(t.Src) || t.Metric < 0 || t.TOS < 0 {
+		if !inRange(t.Table, 1, maxID) || !validPrefix(t.Dst) || t.Src != (netip.Prefix{}) && !validPrefix(t.Src) ||
+			t.Metric < 0 || t.TOS < 0 {
 			return fmt.Errorf("bad route %s", t.Dst)
 		}
 	}

@@ -23,8 +23,9 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 			rec.NewMTU = w.MTU
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip link set %s mtu %d", w.Name, w.MTU),
-				name: "device " + w.Name + " mtu", old: strconv.Itoa(at.MTU), new: strconv.Itoa(w.MTU), recorded: was.NewMTU == w.MTU,
-				do: func() error { return m.nl.LinkSetMTU(l, w.MTU) },
+				name: "device " + w.Name + " mtu", old: strconv.Itoa(at.MTU), new: strconv.Itoa(w.MTU),
+				recorded: was.NewMTU == w.MTU,
+				do:       func() error { return m.nl.LinkSetMTU(l, w.MTU) },
 			})
 		}
 		if w.TxQueueLen != 0 && w.TxQueueLen != at.TxQLen {
@@ -34,8 +35,9 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 			rec.NewQueue = w.TxQueueLen
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip link set %s txqueuelen %d", w.Name, w.TxQueueLen),
-				name: "device " + w.Name + " txqueuelen", old: strconv.Itoa(at.TxQLen), new: strconv.Itoa(w.TxQueueLen), recorded: was.NewQueue == w.TxQueueLen,
-				do: func() error { return m.nl.LinkSetTxQLen(l, w.TxQueueLen) },
+				name: "device " + w.Name + " txqueuelen", old: strconv.Itoa(at.TxQLen), new: strconv.Itoa(w.TxQueueLen),
+				recorded: was.NewQueue == w.TxQueueLen,
+				do:       func() error { return m.nl.LinkSetTxQLen(l, w.TxQueueLen) },
 			})
 		}
 		if w.Up && !isUp(l) {

@@ -234,7 +234,9 @@ func (m *Manager) addSingle(snap *snapshot, sc scope) error {
 		if !taken {
 			continue
 		}
-		theirs, err := m.fib.list(t, anyProtocol, math.MaxInt, func(r routeRecord) bool { return sc.routes[r] && len(snap.routes[r]) == 0 })
+		theirs, err := m.fib.list(t, anyProtocol, math.MaxInt, func(r routeRecord) bool {
+			return sc.routes[r] && len(snap.routes[r]) == 0
+		})
 		if err != nil {
 			return err
 		}

@@ -126,8 +126,8 @@ func (m *Manager) Set(s State) error {
 	return err
 }
 
-// Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or, if something
-// could not be undone, left for the next Open to try again. Devices which are gone already have taken their addresses,
+// Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or,
+// if something could not be undone, left for the next Open to try again. Devices which are gone already have taken their addresses,
 // routes and sysctls with them, which is no error.
 func (m *Manager) Close() error {
 	m.mu.Lock()
@@ -253,7 +253,8 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}
 	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
 	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
-	sysctls, nextSysctls, err2 := planSysctls(withLoose(s.Sysctls, s.Loose, m.own.Sysctls), m.own.Sysctls, snap.links, s.Links)
+	wanted := withLoose(s.Sysctls, s.Loose, m.own.Sysctls)
+	sysctls, nextSysctls, err2 := planSysctls(wanted, m.own.Sysctls, snap.links, s.Links)
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
 	addrs, nextAddrs := m.planAddrs(s.Addrs, m.own.Addrs, snap)
 	routes, nextRoutes, err3 := m.planRoutes(s.Routes, false, ownRoutes, snap)

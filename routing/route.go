@@ -75,8 +75,9 @@ func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord
 		key, r := w.record(), w.kernel(snap.links)
 		if theirs := foreign(snap.routes[key], own[key]); len(theirs) > 0 {
 			if !theirs[0].same(r) {
-				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; remove it, or use another address",
-					w.Dst, tableName(key.Table), snap.describeWay(theirs[0]), netlink.RouteProtocol(theirs[0].Protocol), snap.describeWay(r)))
+				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; remove it, "+
+					"or use another address", w.Dst, tableName(key.Table), snap.describeWay(theirs[0]),
+					netlink.RouteProtocol(theirs[0].Protocol), snap.describeWay(r)))
 			}
 			continue
 		}
@@ -170,10 +171,11 @@ func typeName(t int) string {
 
 // metricNames are the words of `ip route` for RTAX_….
 var metricNames = map[uint16]string{
-	unix.RTAX_LOCK: "lock", unix.RTAX_MTU: "mtu", unix.RTAX_WINDOW: "window", unix.RTAX_RTT: "rtt", unix.RTAX_RTTVAR: "rttvar",
-	unix.RTAX_SSTHRESH: "ssthresh", unix.RTAX_CWND: "cwnd", unix.RTAX_ADVMSS: "advmss", unix.RTAX_REORDERING: "reordering",
-	unix.RTAX_HOPLIMIT: "hoplimit", unix.RTAX_INITCWND: "initcwnd", unix.RTAX_FEATURES: "features", unix.RTAX_RTO_MIN: "rto_min",
-	unix.RTAX_INITRWND: "initrwnd", unix.RTAX_QUICKACK: "quickack", unix.RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie",
+	unix.RTAX_LOCK: "lock", unix.RTAX_MTU: "mtu", unix.RTAX_WINDOW: "window", unix.RTAX_RTT: "rtt",
+	unix.RTAX_RTTVAR: "rttvar", unix.RTAX_SSTHRESH: "ssthresh", unix.RTAX_CWND: "cwnd", unix.RTAX_ADVMSS: "advmss",
+	unix.RTAX_REORDERING: "reordering", unix.RTAX_HOPLIMIT: "hoplimit", unix.RTAX_INITCWND: "initcwnd",
+	unix.RTAX_FEATURES: "features", unix.RTAX_RTO_MIN: "rto_min", unix.RTAX_INITRWND: "initrwnd",
+	unix.RTAX_QUICKACK: "quickack", unix.RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie",
 }
 
 // describeWay says how the route leads on, and its metrics with the numbers of rtnetlink(7).

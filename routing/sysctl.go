@@ -44,7 +44,9 @@ func clean(v string) string { return strings.Join(strings.Fields(v), " ") }
 
 // planSysctls plans what of want differs. Values that a planned write will have changed by then count as changed.
 // A device of made takes its values from conf/default, so that is what an operator can set before it is there.
-func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) (steps []step, next []sysctlRecord, err error) {
+func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) (
+	steps []step, next []sysctlRecord, err error,
+) {
 	var errs []error
 	pending := map[string]string{}
 	read := func(key string) (string, error) {
@@ -75,8 +77,9 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		if err := tryWriting(c.Key); err != nil && c.Cosmetic {
 			continue
 		} else if err != nil {
-			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it before the start "+
-				"(check --sysctls lists all), or make /proc/sys writable", sysctlName(preset(c.Key, made)), cur, c.Value, err))
+			errs = append(errs, fmt.Errorf("sysctl %s is %s, want %s, and can't be written: %w; set it before the "+
+				"start (check --sysctls lists all), or make /proc/sys writable",
+				sysctlName(preset(c.Key, made)), cur, c.Value, err))
 			continue
 		}
 		rec := sysctlRecord{Key: c.Key, Link: link, Old: cur, Wrote: []string{c.Value}}
@@ -100,8 +103,9 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		next = append(next, rec)
 		steps = append(steps, step{
 			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
-			name: "sysctl " + sysctlName(c.Key), old: cur, new: c.Value, recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
-			do: func() error { return writeSysctl(c.Key, c.Value) },
+			name: "sysctl " + sysctlName(c.Key), old: cur, new: c.Value,
+			recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
+			do:       func() error { return writeSysctl(c.Key, c.Value) },
 		})
 		pending[c.Key] = c.Value
 		for _, e := range effects {
@@ -111,8 +115,8 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 	return steps, next, errors.Join(errs...)
 }
 
-// Presets lists the sysctls that must have their values before s is Set where /proc/sys can't be written: those that Set
-// would read or write, save for cosmetic ones. Devices of s.Links need not be there: a new one takes its values from
+// Presets lists the sysctls that must have their values before s is Set where /proc/sys can't be written: those that
+// Set would read or write, save for cosmetic ones. Devices of s.Links need not be there: a new one takes its values from
 // conf/default, which stands for them.
 func Presets(s State) []Sysctl {
 	s = s.clone()

@@ -156,8 +156,8 @@ func TestSysctlLink(t *testing.T) {
 	}
 }
 
-// TestReadOnlySysctls: where /proc/sys is read-only, the errors name what can be set before the device is there, Presets lists the
-// same, and with these values Set does its work.
+// TestReadOnlySysctls: where /proc/sys is read-only, the errors name what can be set before the device is there, Presets
+// lists the same, and with these values Set does its work.
 func TestReadOnlySysctls(t *testing.T) {
 	if !inOwnMounts(t) {
 		return
@@ -213,7 +213,8 @@ func TestReadOnlySysctls(t *testing.T) {
 	for line := range strings.Lines(err.Error()) {
 		if !slices.ContainsFunc(want, func(w string) bool {
 			name, value, _ := strings.Cut(w, " = ")
-			return strings.HasPrefix(line, "sysctl "+name+" is ") && strings.Contains(line, "want "+value+", and can't be written: read-only file system")
+			return strings.HasPrefix(line, "sysctl "+name+" is ") &&
+				strings.Contains(line, "want "+value+", and can't be written: read-only file system")
 		}) || strings.Contains(line, "vs0") {
 			t.Errorf("error: %s", line)
 		}

@@ -18,15 +18,16 @@ func TestLogStop(t *testing.T) {
 		_ = Run(ctx, LogStop(slog.New(slog.NewTextHandler(&log, nil))), task)
 		return log.String()
 	}
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+	for sig, name := range map[syscall.Signal]string{
+		syscall.SIGTERM: "SIGTERM", syscall.SIGINT: "SIGINT", syscall.SIGHUP: "SIGHUP",
+	} {
 		ctx, stop := Signals(t.Context(), syscall.SIGHUP)
 		log := ended(ctx, func(ctx context.Context) error {
 			err := syscall.Kill(os.Getpid(), sig)
 			<-ctx.Done()
 			return err
 		})
-		if want := map[syscall.Signal]string{syscall.SIGTERM: "SIGTERM", syscall.SIGINT: "SIGINT", syscall.SIGHUP: "SIGHUP"}[sig]; !strings.Contains(log,
-			"level=INFO msg=stopping signal="+want+"\n") {
+		if !strings.Contains(log, "level=INFO msg=stopping signal="+name+"\n") {
 			t.Errorf("%v: log %q", sig, log)
 		}
 		stop()
