@@ -127,13 +127,18 @@ func TestPrint(t *testing.T) {
 		t.Errorf("columns without values:\n%s", &out)
 	}
 	out.Reset()
-	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9,
-		FromDirectors: []Counted{{"10.0.2.2", 5, 61}}, RefusedSources: []Counted{{"10.0.2.9", 6, 0}}, RefusedDestinations: []Counted{{"198.51.100.81", 7, 1}}}); err != nil ||
+	if err := PrintRealserver(&out,
+		&RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9,
+			FromDirectors: []Counted{{"10.0.2.2", 5, 61}}, RefusedSources: []Counted{{"10.0.2.9", 6, 0}},
+			RefusedDestinations: []Counted{{"198.51.100.81", 7, 1}}}); err != nil ||
 		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") {
 		t.Errorf("%v %s", err, &out)
 	}
-	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago", "not_director: from 10.0.2.9 6 packets last 0s ago", "inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
-		if !slices.ContainsFunc(slices.Collect(strings.Lines(out.String())), func(l string) bool { return strings.Join(strings.Fields(l), " ") == line }) {
+	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago",
+		"not_director: from 10.0.2.9 6 packets last 0s ago",
+		"inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
+		if !slices.ContainsFunc(slices.Collect(strings.Lines(out.String())),
+			func(l string) bool { return strings.Join(strings.Fields(l), " ") == line }) {
 			t.Errorf("no line %q in\n%s", line, &out)
 		}
 	}

@@ -59,7 +59,8 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	r.run(ctx, checks...)
 	// The probes come last: what they do to the kernel's counters is nothing that was wrong.
-	r.run(ctx, check{"tunnels", d.tunnels}, check{"router", func(ctx context.Context, e *exam) { d.router(ctx, e, running, &st) }})
+	r.run(ctx, check{"tunnels", d.tunnels},
+		check{"router", func(ctx context.Context, e *exam) { d.router(ctx, e, running, &st) }})
 	return r.finish(), nil
 }
 
@@ -84,7 +85,8 @@ func (e *exam) running(running bool, program, file string) {
 		e.fine("the %s runs", program)
 		return
 	}
-	f := Finding{Severity: Error, What: "the director does not run", Why: "no packet for a VIP gets to a realserver", Fix: fmt.Sprintf("%s run -c %s", program, file),
+	f := Finding{Severity: Error, What: "the director does not run", Why: "no packet for a VIP gets to a realserver",
+		Fix:     fmt.Sprintf("%s run -c %s", program, file),
 		Remarks: []string{"the other findings are what it would meet"}}
 	if program == "realserver" {
 		f.What, f.Why = "the agent does not run", "this host refuses or drops what directors send"
@@ -97,7 +99,8 @@ func (e *exam) running(running bool, program, file string) {
 
 // silent notes that the program, of this unit, runs and does not answer.
 func (e *exam) silent(unit string, err error) {
-	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too", Fix: "systemctl restart " + unit,
+	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too",
+		Fix:     "systemctl restart " + unit,
 		Remarks: []string{"what it did last: journalctl -u " + unit}})
 }
 
@@ -172,7 +175,9 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 		switch {
 		case !ok:
 			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",
-				Fix: fmt.Sprintf("ip route get %s", a), Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY", netip.PrefixFrom(a, a.BitLen()))}})
+				Fix: fmt.Sprintf("ip route get %s", a),
+				Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY",
+					netip.PrefixFrom(a, a.BitLen()))}})
 			continue
 		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
 			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v", way.Source), Why: "no realserver can know the director by it",
@@ -208,7 +213,8 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 	at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == tun })
 	if at < 0 || !devices[at].Up {
 		e.find(Finding{Severity: Error, Where: tun, What: "the device is gone, or down", Why: "no packet gets to the director",
-			Fix: fmt.Sprintf("ip link set %s up", tun), Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
+			Fix:     fmt.Sprintf("ip link set %s up", tun),
+			Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
 		return
 	}
 	good := true
@@ -222,7 +228,8 @@ func (e *exam) vipRoutes(tun string, vips []netip.Addr) {
 		}
 		good = false
 		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it", Why: "its packets never get to the director",
-			Fix: fmt.Sprintf("ip route get %s; ip rule", vip), Remarks: []string{"remove the route or rule that leads elsewhere"}}
+			Fix:     fmt.Sprintf("ip route get %s; ip rule", vip),
+			Remarks: []string{"remove the route or rule that leads elsewhere"}}
 		if ok {
 			f.What = fmt.Sprintf("its packets go to %s, not to %s", hop.Link, tun)
 			if hop.Gateway.IsValid() {

@@ -53,7 +53,8 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer(), directors: heard{of: (*endpoint.Worker).Directors},
+	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer(),
+		directors: heard{of: (*endpoint.Worker).Directors},
 		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
 	a.log, a.flush = daemon.Logger(cfg.Log)
 	defer func() {
@@ -444,8 +445,9 @@ func (a *agent) status() control.RealserverStatus {
 	now := time.Now()
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
-		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns(),
+		In: control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		Out: control.Traffic{Packets: t.OutPackets,
+			Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns(),
 		Encap: a.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
 		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
 	if slices.ContainsFunc(exits(a.cfg), func(e encap.Exit) bool { return e.Kind.UDP() }) {
