@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// Addrs counts packets by address, for a bounded number of addresses: a new one takes the place of the one that came first. One goroutine counts, any may
-// read at any time. Counting takes no lock and does not allocate.
+// Addrs counts packets by address, for a bounded number of addresses: a new one takes the place of the one that came
+// first. One goroutine counts, any may read at any time. Counting takes no lock and does not allocate.
 type Addrs struct {
 	slots []addrSlot
 	used  int    // of slots

@@ -73,11 +73,13 @@ const (
 // in several pieces: for a sink that takes such.
 func NewWorker(source Source, sink Sink, policy *Policy, mss *MSS, merge bool) *Worker {
 	return &Worker{source: source, sink: sink, policy: policy, mss: mss, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
-		out: make([]*packet.Buf, 0, batch+maxParts), directors: newAddrs(mostDirectors), strangers: newAddrs(mostRefused),
+		out: make([]*packet.Buf, 0,
+			batch+maxParts), directors: newAddrs(mostDirectors), strangers: newAddrs(mostRefused),
 		destinations: newAddrs(mostRefused)}
 }
 
-// SendQuestions makes the worker send directors' questions to ch. It drops those that ch has no room for. It is called before Run.
+// SendQuestions makes the worker send directors' questions to ch. It drops those that ch has no room for. It is called
+// before Run.
 func (w *Worker) SendQuestions(ch chan<- Asked) { w.questions = ch }
 
 // Read adds what the worker has counted to t.

@@ -26,7 +26,8 @@ func FuzzWorker(f *testing.F) {
 			f.Add(train, uint16(len(gue(s.bytes()))))
 		}
 	}
-	f.Add(wrap(encap.KindIPIP, director, question(director, realserver, query.Question{Version: query.Version}, 1)), uint16(0))
+	f.Add(wrap(encap.KindIPIP, director, question(director, realserver, query.Question{Version: query.Version}, 1)),
+		uint16(0))
 	// One worker for all: a batch must leave nothing behind in it.
 	w := NewWorker(nil, nil, policy(), mss(1440), true)
 	questions := make(chan Asked, 1)

@@ -13,8 +13,8 @@ type Asked struct {
 	From netip.AddrPort // outer source, and the port of the question: where the answer goes
 }
 
-// asked hands on the packet in b if it is a question, and reports whether it is one. The policy has refused it for its destination, so that no packet for a
-// VIP comes here. Where the questions are not taken fast enough, it drops one.
+// asked hands on the packet in b if it is a question, and reports whether it is one. The policy has refused it for its
+// destination, so that no packet for a VIP comes here. Where the questions are not taken fast enough, it drops one.
 func (w *Worker) asked(b *packet.Buf, from netip.Addr, in inside) bool {
 	if in.proto != packet.ProtoUDP || in.fragment {
 		return false

@@ -70,7 +70,8 @@ func TestQuestions(t *testing.T) {
 				default:
 					t.Errorf("%v from %v to %v: no question; %v", kind, from, dst, tallied(w))
 				}
-				if st := tallied(w); st.InPackets != 1 || st.OutPackets != 0 || st.Drops != [packet.NumDrops]uint64{} || w.Questions() != 1 {
+				if st := tallied(w); st.InPackets != 1 || st.OutPackets != 0 || st.Drops != [packet.NumDrops]uint64{} ||
+					w.Questions() != 1 {
 					t.Errorf("%v from %v to %v: %+v", kind, from, dst, st)
 				}
 			}
@@ -78,7 +79,8 @@ func TestQuestions(t *testing.T) {
 	}
 }
 
-// What is no question is refused as before, and a stranger's is refused for its source. Questions that are not taken are counted.
+// What is no question is refused as before, and a stranger's is refused for its source. Questions that are not taken
+// are counted.
 func TestNoQuestions(t *testing.T) {
 	good := question(director, realserver, query.Question{Version: query.Version}, 40001)
 	edited := func(edit func(p []byte)) []byte {
@@ -92,14 +94,16 @@ func TestNoQuestions(t *testing.T) {
 		inner []byte
 		want  packet.Drop
 	}{
-		"from a stranger":   {netip.MustParseAddr("10.0.2.3"), good, packet.DropNotDirector},
-		"a wrong checksum":  {director, edited(func(p []byte) { p[26] ^= 1 }), packet.DropInnerDestination},
-		"no checksum":       {director, edited(func(p []byte) { p[26], p[27] = 0, 0 }), packet.DropInnerDestination},
-		"another port":      {director, edited(func(p []byte) { p[23]++; p[27]-- }), packet.DropInnerDestination},
-		"from port 0":       {director, question(director, realserver, query.Question{Version: query.Version}, 0), packet.DropInnerDestination},
-		"a fragment":        {director, edited(func(p []byte) { p[6] = 0x20 }), packet.DropInnerDestination},
-		"TCP":               {director, edited(func(p []byte) { p[9] = 6 }), packet.DropInnerDestination},
-		"version 0":         {director, question(director, realserver, query.Question{}, 40001), packet.DropInnerDestination},
+		"from a stranger":  {netip.MustParseAddr("10.0.2.3"), good, packet.DropNotDirector},
+		"a wrong checksum": {director, edited(func(p []byte) { p[26] ^= 1 }), packet.DropInnerDestination},
+		"no checksum":      {director, edited(func(p []byte) { p[26], p[27] = 0, 0 }), packet.DropInnerDestination},
+		"another port":     {director, edited(func(p []byte) { p[23]++; p[27]-- }), packet.DropInnerDestination},
+		"from port 0": {director, question(director, realserver, query.Question{Version: query.Version}, 0),
+			packet.DropInnerDestination},
+		"a fragment": {director, edited(func(p []byte) { p[6] = 0x20 }), packet.DropInnerDestination},
+		"TCP":        {director, edited(func(p []byte) { p[9] = 6 }), packet.DropInnerDestination},
+		"version 0": {director, question(director, realserver, query.Question{}, 40001),
+			packet.DropInnerDestination},
 		"one too many":      {director, good, packet.DropQuestion},
 		"a small datagram":  {director, ip(director, realserver, 17, make([]byte, 7)), packet.DropInnerDestination},
 		"nothing behind IP": {director, ip(director, realserver, 17, nil), packet.DropInnerDestination},
@@ -127,10 +131,12 @@ func counted(s *Addrs) string {
 // The worker counts by address what it lets in and what it refuses, of packets and of trains, and questions by none.
 func TestAddressesAreCounted(t *testing.T) {
 	w, _ := asking(1)
-	other, stranger, absent := netip.MustParseAddr("10.9.1.1"), netip.MustParseAddr("10.0.2.99"), netip.MustParseAddr("198.51.100.99")
+	addr := netip.MustParseAddr
+	other, stranger, absent := addr("10.9.1.1"), addr("10.0.2.99"), addr("198.51.100.99")
 	receive(t, w,
 		tunnelled4(director, client, vip, 6), tunnelled4(director, client, vip, 6), tunnelled4(other, client, vip, 6),
-		tunnelled4(director, client, absent, 6), tunnelled4(stranger, client, vip, 6), tunnelled4(stranger, client, vip, 6),
+		tunnelled4(director, client, absent, 6), tunnelled4(stranger, client, vip, 6), tunnelled4(stranger, client, vip,
+			6),
 		wrap(encap.KindIPIP, director, question(director, realserver, query.Question{Version: query.Version}, 40001)),
 		wrap(encap.KindGRE, director6, ip(client6, vip6, 6, make([]byte, 20))))
 	part := gue(ip(client, absent, 6, make([]byte, 20)))
@@ -155,7 +161,8 @@ func TestAddressesAreCounted(t *testing.T) {
 			t.Errorf("%s: %s, want %v", name, got, c.want)
 		}
 	}
-	if st := tallied(w); st.InPackets != 12 || st.Drops[packet.DropNotDirector] != 4 || st.Drops[packet.DropInnerDestination] != 3 {
+	if st := tallied(w); st.InPackets != 12 || st.Drops[packet.DropNotDirector] != 4 ||
+		st.Drops[packet.DropInnerDestination] != 3 {
 		t.Errorf("%+v", st)
 	}
 }

@@ -1,11 +1,16 @@
-// Package query is the datagrams by which a director asks a realserver's agent what it accepts. It encodes and parses them, and does no I/O.
+// Package query is the datagrams by which a director asks a realserver's agent what it accepts. It encodes and parses
+// them, and does no I/O.
 //
-// The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP, so that the agent looks at it only where it would
-// refuse the packet. The answer is a plain UDP datagram to the outer source of the question. All numbers are big-endian:
+// The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP, so that the
+// agent looks at it only where it would refuse the packet. The answer is a plain UDP datagram to the outer source of
+// the question. All numbers are big-endian:
 //
-//	          0       4       5        6       8       16
-//	question  │ magic │ version │ 0    │ first │ nonce │ zeros up to Len
-//	answer    │ magic │ version │ 0    │ first │ nonce │ packets 8 │ age 4 │ VIPs 2 │ encap_port 2 │ tunnels 1 │ n 1 │ n bytes of program version │ addresses
+//	bytes     4       1         1   2       8       up to Len
+//	question  magic │ version │ 0 │ first │ nonce │ zeros
+//	answer    magic │ version │ 0 │ first │ nonce │ rest
+//
+//	bytes     8         4     2      2            1         1   n                  5 or 17 each
+//	rest      packets │ age │ VIPs │ encap_port │ tunnels │ n │ program's version │ addresses
 //
 // The first 16 bytes stay as they are in all versions. An address is a byte 4 or 6 and 4 or 16 bytes.
 package query
@@ -20,10 +25,12 @@ import (
 )
 
 const (
-	// Port is the UDP port of questions. No program listens on it: a kernel without an agent answers ICMP port unreachable.
+	// Port is the UDP port of questions. No program listens on it: a kernel without an agent answers ICMP port
+	// unreachable.
 	Port = 30323
 
-	// Len is the length of a question, and the most that an answer has, in bytes: an answer is never longer than its question.
+	// Len is the length of a question, and the most that an answer has, in bytes: an answer is never longer than its
+	// question.
 	Len = 448
 
 	// Version is the version of the format.
@@ -77,7 +84,8 @@ func AppendQuestion(b []byte, q Question) []byte {
 	return append(b, make([]byte, Len-head)...)
 }
 
-// ParseQuestion parses a question of any version. One of this version has Len bytes, one of another at least that. It does not allocate.
+// ParseQuestion parses a question of any version. One of this version has Len bytes, one of another at least that. It
+// does not allocate.
 func ParseQuestion(b []byte) (q Question, err error) {
 	if len(b) < head || [4]byte(b) != magicQuestion {
 		return q, ErrMagic
@@ -182,9 +190,10 @@ func appendHead(b []byte, magic [4]byte, version uint8, first uint16, nonce uint
 	return binary.BigEndian.AppendUint64(b, nonce)
 }
 
-// Inner returns source and destination of the packet inside the tunnel by which a question travels from a director's address to a realserver's.
-// vip is of the family that the tunnel is to carry. Where that is not the outer family, the inner addresses are ones that stand for no host: the IPv4
-// dummy address (RFC 7600) and the discard-only prefix (RFC 6666).
+// Inner returns source and destination of the packet inside the tunnel by which a question travels from a director's
+// address to a realserver's. vip is of the family that the tunnel is to carry. Where that is not the outer family, the
+// inner addresses are ones that stand for no host: the IPv4 dummy address (RFC 7600) and the discard-only prefix (RFC
+// 6666).
 func Inner(director, realserver, vip netip.Addr) (src, dst netip.Addr) {
 	if realserver.Is4() == vip.Is4() {
 		return director, realserver
@@ -197,8 +206,9 @@ func Inner(director, realserver, vip netip.Addr) (src, dst netip.Addr) {
 	return a, a
 }
 
-// FromUDP returns the question in the UDP datagram u, which begins with its UDP header, and its source port. pseudo is the sum of the pseudo-header for
-// len(u) bytes. ok is false where u is no whole question with a right checksum. It does not allocate.
+// FromUDP returns the question in the UDP datagram u, which begins with its UDP header, and its source port. pseudo is
+// the sum of the pseudo-header for len(u) bytes. ok is false where u is no whole question with a right checksum. It
+// does not allocate.
 func FromUDP(u []byte, pseudo uint64) (q Question, port uint16, ok bool) {
 	const header = packet.UDPHeaderLen
 	if len(u) < header || binary.BigEndian.Uint16(u[2:]) != Port || int(binary.BigEndian.Uint16(u[4:])) != len(u) {

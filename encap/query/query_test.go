@@ -46,7 +46,8 @@ func TestQuestion(t *testing.T) {
 
 func TestAnswer(t *testing.T) {
 	addr := netip.MustParseAddr
-	want := Answer{Version: Version, First: 1, Nonce: 7, Packets: 1 << 40, Age: 3, Total: 3, EncapPort: 6080, Tunnels: 1<<encap.KindIPIP | 1<<encap.KindGUE,
+	want := Answer{Version: Version, First: 1, Nonce: 7, Packets: 1 << 40, Age: 3, Total: 3, EncapPort: 6080,
+		Tunnels: 1<<encap.KindIPIP | 1<<encap.KindGUE,
 		Program: "0.1.0+0123456789ab", VIPs: []netip.Addr{addr("198.51.100.80"), addr("2001:db8::80")}}
 	b := AppendAnswer(nil, &want)
 	got, err := ParseAnswer(b)
@@ -61,19 +62,23 @@ func TestAnswer(t *testing.T) {
 		"cut short":     b[:len(b)-1],
 		"a byte behind": edited(func(b []byte) []byte { return append(b, 4) }),
 		"family":        edited(func(b []byte) []byte { b[fixed+len(want.Program)] = 5; return b }),
-		"mapped":        edited(func(b []byte) []byte { return append(b[:len(b)-16], addr("::ffff:1.2.3.4").AsSlice()...) }),
-		"text":          edited(func(b []byte) []byte { b[fixed] = 27; return b }),
-		"long text":     edited(func(b []byte) []byte { b[fixed-1] = 255; return b }),
-		"tunnels":       edited(func(b []byte) []byte { b[fixed-2] = 1 << 4; return b }),
-		"total":         edited(func(b []byte) []byte { b[head+13] = 1; return b }),
-		"reserved":      edited(func(b []byte) []byte { b[5] = 1; return b }),
-		"version 0":     edited(func(b []byte) []byte { b[4] = 0; return b }),
+		"mapped": edited(func(b []byte) []byte {
+			return append(b[:len(b)-16],
+				addr("::ffff:1.2.3.4").AsSlice()...)
+		}),
+		"text":      edited(func(b []byte) []byte { b[fixed] = 27; return b }),
+		"long text": edited(func(b []byte) []byte { b[fixed-1] = 255; return b }),
+		"tunnels":   edited(func(b []byte) []byte { b[fixed-2] = 1 << 4; return b }),
+		"total":     edited(func(b []byte) []byte { b[head+13] = 1; return b }),
+		"reserved":  edited(func(b []byte) []byte { b[5] = 1; return b }),
+		"version 0": edited(func(b []byte) []byte { b[4] = 0; return b }),
 	} {
 		if _, err := ParseAnswer(b); !errors.Is(err, ErrFormat) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if a, err := ParseAnswer(edited(func(b []byte) []byte { b[4] = 9; return b[:head] })); err != nil || a.Version != 9 || a.Nonce != 7 {
+	if a, err := ParseAnswer(edited(func(b []byte) []byte { b[4] = 9; return b[:head] })); err != nil ||
+		a.Version != 9 || a.Nonce != 7 {
 		t.Errorf("a later version: %+v, %v", a, err)
 	}
 }
@@ -86,7 +91,8 @@ func TestAnswerIsNotLongerThanItsQuestion(t *testing.T) {
 	}
 	seen := 0
 	for seen < len(all) {
-		b := AppendAnswer(nil, &Answer{Version: Version, First: uint16(seen), Total: uint16(len(all)), Program: strings.Repeat("x", 100), VIPs: all[seen:]})
+		b := AppendAnswer(nil, &Answer{Version: Version, First: uint16(seen), Total: uint16(len(all)),
+			Program: strings.Repeat("x", 100), VIPs: all[seen:]})
 		a, err := ParseAnswer(b)
 		if err != nil || len(b) > Len || len(a.VIPs) == 0 || a.VIPs[0] != all[seen] || len(a.Program) != textMax {
 			t.Fatalf("%d bytes from number %d: %+v, %v", len(b), seen, a, err)
@@ -111,8 +117,10 @@ func FuzzQuestion(f *testing.F) {
 
 // FuzzAnswer does likewise for answers.
 func FuzzAnswer(f *testing.F) {
-	f.Add(AppendAnswer(nil, &Answer{Version: Version, Total: 1, Program: "1", VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}}))
-	f.Add(AppendAnswer(nil, &Answer{Version: Version, Total: 9, Tunnels: 15, VIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}))
+	f.Add(AppendAnswer(nil,
+		&Answer{Version: Version, Total: 1, Program: "1", VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}}))
+	f.Add(AppendAnswer(nil,
+		&Answer{Version: Version, Total: 9, Tunnels: 15, VIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, err := ParseAnswer(b)
 		if err == nil && a.Version == Version && !bytes.Equal(AppendAnswer(nil, &a), b) {

@@ -61,8 +61,8 @@ func (s *Sender) Send(segs []packet.Segment) (int, error) {
 	return s.six.send(segs[:n])
 }
 
-// SendVia sends one packet to a neighbour, of its own family, whatever route the packet's destination has. device is the index of the neighbour's device,
-// which a link-local address needs. It returns as Send does, and does not wait.
+// SendVia sends one packet to a neighbour, of its own family, whatever route the packet's destination has. device is
+// the index of the neighbour's device, which a link-local address needs. It returns as Send does, and does not wait.
 func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
 	r := s.four
 	var to unix.Sockaddr

@@ -10,7 +10,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Sink has a port of this host and discards what comes to it: the kernel answers that with neither RST nor ICMP port unreachable. A Tap shows it.
+// Sink has a port of this host and discards what comes to it: the kernel answers that with neither RST nor ICMP port
+// unreachable. A Tap shows it.
 type Sink struct{ fd int }
 
 // NewSink takes the port at of TCP or UDP, whose address is one of this host or unspecified.

@@ -11,7 +11,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestSink: the kernel answers what comes to a sink's port with nothing, neither of TCP nor of UDP; without the sink it refuses that.
+// TestSink: the kernel answers what comes to a sink's port with nothing, neither of TCP nor of UDP; without the sink it
+// refuses that.
 func TestSink(t *testing.T) {
 	for _, at := range []string{"127.0.0.1:61917", "[::1]:61917"} {
 		to := netip.MustParseAddrPort(at)

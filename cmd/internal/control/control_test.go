@@ -135,8 +135,11 @@ func TestPrint(t *testing.T) {
 		!strings.Contains(out.String(), "last send error: no route to host") {
 		t.Errorf("%v %s", err, &out)
 	}
-	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago", "not_director: from 10.0.2.9 6 packets last 0s ago", "inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
-		if !slices.ContainsFunc(slices.Collect(strings.Lines(out.String())), func(l string) bool { return strings.Join(strings.Fields(l), " ") == line }) {
+	for _, line := range []string{"from director 10.0.2.2 5 packets last 1m1s ago",
+		"not_director: from 10.0.2.9 6 packets last 0s ago",
+		"inner_destination: for 198.51.100.81 7 packets last 1s ago"} {
+		if !slices.ContainsFunc(slices.Collect(strings.Lines(out.String())),
+			func(l string) bool { return strings.Join(strings.Fields(l), " ") == line }) {
 			t.Errorf("no line %q in\n%s", line, &out)
 		}
 	}

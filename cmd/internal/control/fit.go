@@ -120,7 +120,8 @@ func ipvsNumber(n uint64) string {
 	return strconv.FormatUint(n, 10) + "E"
 }
 
-// Wrapped breaks text between words into lines of at most width characters, the later ones behind indent; 0: not at all.
+// Wrapped breaks text between words into lines of at most width characters, the later ones behind indent; 0: not at
+// all.
 func Wrapped(text string, width int, indent string) string {
 	if width == 0 || utf8.RuneCountInString(text) <= width {
 		return text

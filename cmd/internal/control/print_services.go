@@ -41,7 +41,9 @@ func printServices(w io.Writer, services []Service, width int) {
 	rows = rows[1:]
 	for _, s := range services {
 		for _, vip := range s.VIPs {
-			fmt.Fprintln(w, Wrapped(fmt.Sprintf("%s %s:%s %s", strings.ToUpper(s.Protocol), bracketed(vip), strings.Join(s.Ports, ","), s.settings()), width, "    "))
+			fmt.Fprintln(w,
+				Wrapped(fmt.Sprintf("%s %s:%s %s", strings.ToUpper(s.Protocol), bracketed(vip),
+					strings.Join(s.Ports, ","), s.settings()), width, "    "))
 		}
 		for range s.Realservers {
 			g.print(w, margin, rows[0])

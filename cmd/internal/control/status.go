@@ -197,13 +197,17 @@ type RealserverStatus struct {
 	Overruns  uint64            `json:"overruns"`             // packets that the kernel dropped because the agent was too slow
 	SendError string            `json:"send_error,omitempty"` // the kernel's reason for the last answer that it refused to send
 
-	FromDirectors       []Counted `json:"from_directors"`                 // outer sources that were let in, questions apart
-	RefusedSources      []Counted `json:"refused_sources,omitempty"`      // the last outer sources that are in no directors
-	RefusedDestinations []Counted `json:"refused_destinations,omitempty"` // the last inner destinations that are in no vips
-	Questions           uint64    `json:"questions"`                      // of directors' doctors, answered
+	// outer sources that were let in, questions apart
+	FromDirectors []Counted `json:"from_directors"`
+	// the last outer sources that are in no directors
+	RefusedSources []Counted `json:"refused_sources,omitempty"`
+	// the last inner destinations that are in no vips
+	RefusedDestinations []Counted `json:"refused_destinations,omitempty"`
+	Questions           uint64    `json:"questions"` // of directors' doctors, answered
 }
 
-// Counted is the packets of one address since the start, or since the address took the place of another in the worker's bounded list.
+// Counted is the packets of one address since the start, or since the address took the place of another in the worker's
+// bounded list.
 type Counted struct {
 	Address string  `json:"address"`
 	Packets uint64  `json:"packets"`

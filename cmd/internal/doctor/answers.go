@@ -28,8 +28,9 @@ func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
 		}
 		if !ok || hop.Link == cfg.TUN {
 			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six], What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
-				Fix:     fmt.Sprintf("ip %sroute show", map[bool]string{true: "-6 "}[six]),
-				Remarks: []string{fmt.Sprintf("add one: ip %sroute add default via GATEWAY", map[bool]string{true: "-6 "}[six])}})
+				Fix: fmt.Sprintf("ip %sroute show", map[bool]string{true: "-6 "}[six]),
+				Remarks: []string{fmt.Sprintf("add one: ip %sroute add default via GATEWAY",
+					map[bool]string{true: "-6 "}[six])}})
 			continue
 		}
 		if !running {
@@ -59,7 +60,8 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 	switch {
 	case !ok:
 		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers", Why: "clients hear nothing",
-			Fix: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip, cfg.Table)})
+			Fix: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip,
+				cfg.Table)})
 	case hop.Link == cfg.TUN:
 		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN),
 			Why: "the agent refuses them there: sent on, they would come back",
@@ -69,7 +71,9 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 	case hop.Table != cfg.Table:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not by %d, the agent's", hop.Table, cfg.Table),
 			Why: "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
-			Fix: "ip rule", Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: delete it (ip rule del priority NUMBER), or set table to a smaller number", cfg.Table)}})
+			Fix: "ip rule",
+			Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: ip rule del priority NUMBER", cfg.Table),
+				"or set table to a smaller number"}})
 	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
 			Fix: "systemctl restart vstun-realserver"})

@@ -68,7 +68,8 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	r.run(ctx, checks...)
 	// The probes come last: what they do to the kernel's counters is nothing that was wrong.
-	r.run(ctx, check{"tunnels", d.tunnels}, check{"router", func(ctx context.Context, e *exam) { d.router(ctx, e, running, &st) }})
+	r.run(ctx, check{"tunnels", d.tunnels},
+		check{"router", func(ctx context.Context, e *exam) { d.router(ctx, e, running, &st) }})
 	return r.finish(), nil
 }
 
@@ -93,7 +94,8 @@ func (e *exam) running(running bool, program, file string) {
 		e.fine("the %s runs", program)
 		return
 	}
-	f := Finding{Severity: Error, What: "the director does not run", Why: "no packet for a VIP gets to a realserver", Fix: fmt.Sprintf("%s run -c %s", program, file),
+	f := Finding{Severity: Error, What: "the director does not run", Why: "no packet for a VIP gets to a realserver",
+		Fix:     fmt.Sprintf("%s run -c %s", program, file),
 		Remarks: []string{"the other findings are what it would meet"}}
 	if program == "realserver" {
 		f.What, f.Why = "the agent does not run", "this host refuses or drops what directors send"
@@ -106,7 +108,8 @@ func (e *exam) running(running bool, program, file string) {
 
 // silent notes that the program, of this unit, runs and does not answer.
 func (e *exam) silent(unit string, err error) {
-	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too", Fix: "systemctl restart " + unit,
+	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too",
+		Fix:     "systemctl restart " + unit,
 		Remarks: []string{"what it did last: journalctl -u " + unit}})
 }
 
@@ -181,7 +184,9 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 		switch {
 		case !ok:
 			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",
-				Fix: fmt.Sprintf("ip route get %s", a), Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY", netip.PrefixFrom(a, a.BitLen()))}})
+				Fix: fmt.Sprintf("ip route get %s", a),
+				Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY",
+					netip.PrefixFrom(a, a.BitLen()))}})
 			continue
 		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
 			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v", way.Source), Why: "no realserver can know the director by it",

@@ -1,5 +1,5 @@
-// Package doctor finds what on this machine, and on the way between directors and realservers, keeps the programs from doing their job, and says how to fix
-// it. It works whether the program runs or not, takes seconds, and changes nothing.
+// Package doctor finds what on this machine, and on the way between directors and realservers, keeps the programs from
+// doing their job, and says how to fix it. It works whether the program runs or not, takes seconds, and changes nothing.
 //
 // director.go and realserver.go list what is examined at either end; each other file is one subject.
 package doctor
@@ -27,12 +27,13 @@ type Finding struct {
 	Check    string   `json:"check"`           // what was examined, a name of the README's list
 	Where    string   `json:"where,omitempty"` // the realserver, device or file
 	What     string   `json:"what"`
-	Why      string   `json:"why,omitempty"`     // what it does to the packets
-	Causes   []string `json:"causes,omitempty"`  // what it comes from, the likeliest first; several where they look alike from here
-	On       string   `json:"on,omitempty"`      // the host that Fix is for, where it is not this one
-	Fix      string   `json:"fix"`               // shell commands; "" where none is known
-	Remarks  []string `json:"remarks,omitempty"` // what to do beside Fix, or in its place
-	Mend     string   `json:"mend"`              // Fix under the name that it had until 0.1
+	Why      string   `json:"why,omitempty"` // what it does to the packets
+	// what it comes from, the likeliest first; several where they look alike from here
+	Causes  []string `json:"causes,omitempty"`
+	On      string   `json:"on,omitempty"`      // the host that Fix is for, where it is not this one
+	Fix     string   `json:"fix"`               // shell commands; "" where none is known
+	Remarks []string `json:"remarks,omitempty"` // what to do beside Fix, or in its place
+	Mend    string   `json:"mend"`              // Fix under the name that it had until 0.1
 }
 
 // Note is what was examined and is fine, or could not be examined.
@@ -98,8 +99,8 @@ func (e *exam) failed(err error) bool {
 	return err != nil
 }
 
-// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with what to do, and that with the command in
-// parentheses, if there is one.
+// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with what to do,
+// and that with the command in parentheses, if there is one.
 func (e *exam) obstacles(err error) {
 	if err == nil {
 		return
@@ -108,7 +109,8 @@ func (e *exam) obstacles(err error) {
 		f := Finding{Severity: Error, What: line}
 		if at := strings.LastIndex(line, ": "); at > 0 {
 			f.What, f.Remarks = line[:at], []string{line[at+2:]}
-			if todo, command, ok := strings.Cut(strings.TrimSuffix(line[at+2:], ")"), " ("); ok && strings.HasSuffix(line, ")") {
+			if todo, command, ok := strings.Cut(strings.TrimSuffix(line[at+2:], ")"), " ("); ok &&
+				strings.HasSuffix(line, ")") {
 				f.Fix, f.Remarks = command, []string{todo}
 			}
 		}

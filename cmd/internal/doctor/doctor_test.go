@@ -17,7 +17,8 @@ func TestReport(t *testing.T) {
 	r := newReport("director", "/etc/vstun/director.toml", true)
 	r.run(t.Context(),
 		check{"first", func(_ context.Context, e *exam) {
-			e.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Fix: "ethtool eth0", Remarks: []string{"or the cable"}})
+			e.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Fix: "ethtool eth0",
+				Remarks: []string{"or the cable"}})
 			e.find(Finding{Severity: Hint, What: "look here", Fix: "ls"})
 		}},
 		check{"second", func(_ context.Context, e *exam) {
@@ -121,15 +122,18 @@ func TestDropped(t *testing.T) {
 	}
 }
 
-// What several places have in common is said once, with the command for each host; -v names all places, and so does JSON.
+// What several places have in common is said once, with the command for each host; -v names all places, and so does
+// JSON.
 func TestManyAlike(t *testing.T) {
 	r := newReport("director", "d.toml", true)
 	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
 		for i := range 7 {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down", Causes: []string{"no power", "no network"},
-				On: fmt.Sprintf("10.0.0.%d", i), Fix: "realserver doctor"})
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down",
+				Causes: []string{"no power", "no network"},
+				On:     fmt.Sprintf("10.0.0.%d", i), Fix: "realserver doctor"})
 		}
-		e.find(Finding{Severity: Error, Where: "realserver 9", What: "it is slow", Causes: []string{"its disk"}, Fix: "ping"})
+		e.find(Finding{Severity: Error, Where: "realserver 9", What: "it is slow", Causes: []string{"its disk"},
+			Fix: "ping"})
 	}})
 	var text strings.Builder
 	if err := r.print(&text, 0, false); err != nil {
@@ -159,7 +163,8 @@ error: tunnels: realserver 9
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	text.Reset()
-	if err := r.print(&text, 0, true); err != nil || !strings.Contains(text.String(), "    at realserver 6\n") || strings.Contains(text.String(), "more") {
+	if err := r.print(&text, 0, true); err != nil || !strings.Contains(text.String(), "    at realserver 6\n") ||
+		strings.Contains(text.String(), "more") {
 		t.Errorf("%v\n%s", err, text.String())
 	}
 }
@@ -169,7 +174,8 @@ func TestWidth(t *testing.T) {
 	r := newReport("director", "/etc/vstun/director.toml", true)
 	long := strings.Repeat("word ", 40)
 	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
-		e.find(Finding{Severity: Error, Where: "realserver 10.0.11.2", What: long, Why: long, Causes: []string{long, long}, Fix: "one long command " + long, Remarks: []string{long}})
+		e.find(Finding{Severity: Error, Where: "realserver 10.0.11.2", What: long, Why: long,
+			Causes: []string{long, long}, Fix: "one long command " + long, Remarks: []string{long}})
 		e.fine("%s", long)
 		e.skip("%s", long)
 	}})
@@ -178,7 +184,8 @@ func TestWidth(t *testing.T) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(text.String()) {
-		if n := len(strings.TrimSuffix(line, "\n")); n > 60 && !strings.HasPrefix(line, "    -> one long command word") {
+		if n := len(strings.TrimSuffix(line, "\n")); n > 60 &&
+			!strings.HasPrefix(line, "    -> one long command word") {
 			t.Errorf("%d columns: %s", n, line)
 		}
 	}
@@ -188,7 +195,8 @@ func TestWidth(t *testing.T) {
 func TestMendIsFix(t *testing.T) {
 	e := exam{check: "c"}
 	e.find(Finding{Fix: "ls"})
-	if b, err := json.Marshal(e.findings[0]); err != nil || !strings.Contains(string(b), `"fix":"ls"`) || !strings.Contains(string(b), `"mend":"ls"`) {
+	if b, err := json.Marshal(e.findings[0]); err != nil || !strings.Contains(string(b), `"fix":"ls"`) ||
+		!strings.Contains(string(b), `"mend":"ls"`) {
 		t.Errorf("%s, %v", b, err)
 	}
 }

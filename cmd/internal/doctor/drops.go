@@ -10,7 +10,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// advice is what a drop reason that keeps coming means, and what to do about it. Reasons that are not here are the senders' affair.
+// advice is what a drop reason that keeps coming means, and what to do about it. Reasons that are not here are the
+// senders' affair.
 type advice struct {
 	why     string
 	causes  []string
@@ -21,7 +22,8 @@ type advice struct {
 
 // finding makes the finding that packets are refused for a reason.
 func (a *advice) finding(reason, what string) Finding {
-	f := Finding{Severity: Warning, Where: reason, What: what, Why: a.why, Causes: a.causes, Fix: a.fix, Remarks: a.remarks}
+	f := Finding{Severity: Warning, Where: reason, What: what, Why: a.why, Causes: a.causes, Fix: a.fix,
+		Remarks: a.remarks}
 	if a.all {
 		f.Severity = Error
 	}
@@ -39,36 +41,51 @@ func directorAdvice() map[string]advice {
 		return advice{why: why, fix: "systemctl restart vstun-director", remarks: remarks}
 	}
 	return map[string]advice{
-		"no_service": status("clients ask for a port that no service has", "add the service", "or leave such clients without an answer: no_service = \"drop\""),
-		"no_realserver": status("all realservers of a service have weight 0, are down, or have as many connections as upper allows",
+		"no_service": status("clients ask for a port that no service has", "add the service",
+			"or leave such clients without an answer: no_service = \"drop\""),
+		"no_realserver": status("all realservers of a service are down, have weight 0, or are full (upper)",
 			"raise a weight or upper, or repair the realservers"),
-		"realserver_removed": reload("connections of a removed realserver are dropped, as on_removal = \"drop\" says", "first set on_removal = \"drain\", which lets them end"),
-		"table_full":         restart("the connection table is full", "first raise connections.max, or shorten its timeouts"),
-		"send_error":         status("the kernel refuses what the director sends", "the command shows the last error"),
-		"too_big": {why: "packets do not fit a tunnel, and their senders are told again and again", fix: "realserver status",
-			remarks: []string{"run it on the realservers: with mss = \"auto\" their servers advertise an MSS that fits"}},
-		"offload":    restart("super-packets are not understood", "first set offload = \"off\"", "report this fault"),
-		"reassembly": {why: "fragments wait for others that do not come", fix: "nstat -az IpReasmFails", remarks: []string{"look for a firewall that drops fragments before this host"}},
+		"realserver_removed": reload("connections of a removed realserver are dropped, as on_removal = \"drop\" says",
+			"first set on_removal = \"drain\", which lets them end"),
+		"table_full": restart("the connection table is full",
+			"first raise connections.max, or shorten its timeouts"),
+		"send_error": status("the kernel refuses what the director sends", "the command shows the last error"),
+		"too_big": {why: "packets do not fit a tunnel, and their senders are told again and again",
+			fix:     "realserver status",
+			remarks: []string{"run it on the realservers: mss = \"auto\" makes their servers advertise less"}},
+		"offload": restart("super-packets are not understood", "first set offload = \"off\"", "report this fault"),
+		"reassembly": {why: "fragments wait for others that do not come", fix: "nstat -az IpReasmFails",
+			remarks: []string{"look for a firewall that drops fragments before this host"}},
 	}
 }
 
 func realserverAdvice() map[string]advice {
-	senders := advice{fix: "tcpdump -ni any ip proto 4 or ip proto 41 or ip proto 47", remarks: []string{"look for the host that sends them"}}
+	senders := advice{fix: "tcpdump -ni any ip proto 4 or ip proto 41 or ip proto 47",
+		remarks: []string{"look for the host that sends them"}}
 	from := func(why string) advice { a := senders; a.why = why; return a }
 	return map[string]advice{
-		"not_director":      {why: "a host that is not in directors sends tunnel packets", fix: applyRealserver},
-		"outer_header":      from("tunnel packets have headers that no director makes"),
-		"tunnel_header":     {why: "the director's tunnel has options that the agent does not speak", fix: "realserver status", remarks: []string{"with IPVS: leave out --tun-remcsum"}},
-		"tunnel_key":        {why: "the gre key is not the one configured here", fix: applyRealserver, remarks: []string{"first set the same encap_key here and at the directors"}},
-		"tunnel_checksum":   {why: "packets are damaged on the way, in the tunnel", fix: "ip -s link", remarks: []string{"look for the device that damages them: ethtool -S"}},
-		"inner_destination": {why: "the director sends packets for an address that is not in vips", fix: applyRealserver},
-		"inner_source":      from("packets claim to come from an address of this host or from nowhere: forged, or of a client that is this host itself"),
-		"inner_protocol":    from("tunnels are in the tunnel: a realserver can't be a director's client here"),
-		"tun_error":         {why: "the kernel refuses what comes out of the tunnel", fix: "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
-		"trailing_bytes":    from("tunnel packets have bytes behind the packet in them"),
-		"not_answer":        {why: "this host sends packets into the agent's device from an address that is no VIP, or to no client", fix: "tcpdump -ni vs0", remarks: []string{"let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"}},
-		"answer_loop":       {why: "a rule or route leads the answers that the agent sends back into its device", fix: "ip rule; ip route show table all dev vs0", remarks: []string{"delete the one that is not the agent's"}},
-		"send_error":        {why: "the kernel refuses answers that the agent sends on", fix: "realserver status", remarks: []string{"it shows the last error"}},
+		"not_director": {why: "a host that is not in directors sends tunnel packets", fix: applyRealserver},
+		"outer_header": from("tunnel packets have headers that no director makes"),
+		"tunnel_header": {why: "the director's tunnel has options that the agent does not speak",
+			fix: "realserver status", remarks: []string{"with IPVS: leave out --tun-remcsum"}},
+		"tunnel_key": {why: "the gre key is not the one configured here", fix: applyRealserver,
+			remarks: []string{"first set the same encap_key here and at the directors"}},
+		"tunnel_checksum": {why: "packets are damaged on the way, in the tunnel", fix: "ip -s link",
+			remarks: []string{"look for the device that damages them: ethtool -S"}},
+		"inner_destination": {why: "the director sends packets for an address that is not in vips",
+			fix: applyRealserver},
+		"inner_source":   from("packets claim to come from this host or from nowhere: forged, or of a client on this host"),
+		"inner_protocol": from("tunnels are in the tunnel: a realserver can't be a director's client here"),
+		"tun_error": {why: "the kernel refuses what comes out of the tunnel",
+			fix: "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
+		"trailing_bytes": from("tunnel packets have bytes behind the packet in them"),
+		"not_answer": {why: "this host sends packets into the agent's device from an address that is no VIP, or to no client",
+			fix: "tcpdump -ni vs0", remarks: []string{
+				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"}},
+		"answer_loop": {why: "a rule or route leads the answers that the agent sends back into its device",
+			fix: "ip rule; ip route show table all dev vs0", remarks: []string{"delete the one that is not the agent's"}},
+		"send_error": {why: "the kernel refuses answers that the agent sends on", fix: "realserver status",
+			remarks: []string{"it shows the last error"}},
 	}
 }
 

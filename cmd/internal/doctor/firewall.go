@@ -84,7 +84,9 @@ func (e *exam) cross(r *rules, c crossing, reported *[]*nftables.Chain) {
 		if f.drops == perhaps {
 			verb, grade = "may drop (its conditions can't all be judged from here)", Warning
 		}
-		e.find(Finding{Severity: grade, Where: chainName(f.where), What: fmt.Sprintf("the firewall %s %s", verb, c.name), Why: c.why, Fix: accept(f.where, c), Remarks: []string{"add the rule to the firewall's own files too"}})
+		e.find(Finding{Severity: grade, Where: chainName(f.where),
+			What: fmt.Sprintf("the firewall %s %s", verb, c.name), Why: c.why, Fix: accept(f.where, c),
+			Remarks: []string{"add the rule to the firewall's own files too"}})
 		return
 	}
 }
@@ -135,7 +137,8 @@ func (e *exam) legacyFirewall(chains []string) {
 			}
 			if dropsAll(string(rules), device) {
 				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("%s chain %s", family.program, name), What: "its policy is DROP, and no rule of it accepts what is for " + device,
-					Why: "packets of the VIPs are dropped, unless a chain that it jumps to accepts them", Fix: fmt.Sprintf("%s -I %s %s -j ACCEPT", family.program, name, device)})
+					Why: "packets of the VIPs are dropped, unless a chain that it jumps to accepts them",
+					Fix: fmt.Sprintf("%s -I %s %s -j ACCEPT", family.program, name, device)})
 			}
 		}
 	}

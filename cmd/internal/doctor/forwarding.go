@@ -24,7 +24,8 @@ func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
 		}
 		if value, err := routing.ReadSysctl(c.key); !e.failed(err) && value != "1" {
 			e.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value), Why: fmt.Sprintf("the kernel hands no packet on to %s", tun),
-				Fix: fmt.Sprintf("sysctl -w %s=1", c.name), Remarks: []string{"what switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d"}})
+				Fix:     fmt.Sprintf("sysctl -w %s=1", c.name),
+				Remarks: []string{"what switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d"}})
 		}
 	}
 	if v4 {
@@ -50,7 +51,8 @@ func (e *exam) forwardingOfDevices(tun string) {
 				severity = Error
 			}
 			e.find(Finding{Severity: severity, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0", d.Name),
-				Why: "what comes in there for a VIP is dropped", Fix: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.forwarding=1", d.Name)})
+				Why: "what comes in there for a VIP is dropped",
+				Fix: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.forwarding=1", d.Name)})
 		}
 	}
 }

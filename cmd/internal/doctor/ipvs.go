@@ -25,7 +25,8 @@ func (e *exam) kernelServices(vips []netip.Addr) {
 		if slices.Contains(vips, s.at.Addr()) {
 			flag := map[string]string{"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}[s.protocol]
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", s.at.Addr()), What: fmt.Sprintf("the kernel's own IPVS has a service %s %s", s.protocol, s.at),
-				Why: "it takes packets for the VIP before the director does", Fix: fmt.Sprintf("ipvsadm -D %s %s", flag, s.at)})
+				Why: "it takes packets for the VIP before the director does",
+				Fix: fmt.Sprintf("ipvsadm -D %s %s", flag, s.at)})
 		}
 	}
 	if len(e.findings) == 0 {

@@ -77,9 +77,10 @@ func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool
 		for _, mac := range q.answers {
 			good = false
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip), What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
-				Why:     "neighbours there send it the VIP's packets, past the director: a realserver that answers ARP for its VIPs, or another director",
-				Fix:     fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
-				Remarks: []string{"on that host: realserver doctor", "or there: sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}})
+				Why: "neighbours there send it the VIP's packets, past the director",
+				Fix: fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
+				Remarks: []string{"on that host: realserver doctor",
+					"or there: sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}})
 		}
 	}
 	return good

@@ -22,8 +22,8 @@ const (
 	command = indent + "-> "
 )
 
-// print writes r for people, one fact a line, in lines of at most width characters (0: any). Findings that say the same of several places are printed once.
-// With verbose it names all those places, and what is fine.
+// print writes r for people, one fact a line, in lines of at most width characters (0: any). Findings that say the same
+// of several places are printed once. With verbose it names all those places, and what is fine.
 func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
 	line := func(text string) {
@@ -62,7 +62,8 @@ func (r *Report) print(out io.Writer, width int, verbose bool) error {
 // alike groups findings that differ in place and commands alone, in the order of the first of each.
 func alike(all []Finding) (groups [][]Finding) {
 	same := func(a, b *Finding) bool {
-		return a.Severity == b.Severity && a.Check == b.Check && a.What == b.What && a.Why == b.Why && slices.Equal(a.Causes, b.Causes) && slices.Equal(a.Remarks, b.Remarks)
+		return a.Severity == b.Severity && a.Check == b.Check && a.What == b.What && a.Why == b.Why &&
+			slices.Equal(a.Causes, b.Causes) && slices.Equal(a.Remarks, b.Remarks)
 	}
 	for _, f := range all {
 		at := slices.IndexFunc(groups, func(g []Finding) bool { return same(&g[0], &f) })

@@ -25,7 +25,8 @@ func TestProbes(t *testing.T) {
 		for _, inner := range [][]byte{
 			echoRequest(from, to, 1001, 0xdeadbeef, c),
 			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, tcpSYN|tcpACK),
-			datagram(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, query.Port), query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
+			datagram(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, query.Port),
+				query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
 		} {
 			var info packet.Info
 			if d := info.Parse(inner); d != packet.Accept || info.Flow.Src != from || info.Flow.Dst != to {
@@ -43,7 +44,8 @@ func TestProbes(t *testing.T) {
 				t.Errorf("%+v", tcp)
 			}
 			if udp, ok := p.TransportLayer().(*layers.UDP); ok {
-				if q, err := query.ParseQuestion(udp.Payload); err != nil || q.Nonce != 9 || udp.DstPort != query.Port || udp.SrcPort != 61001 {
+				if q, err := query.ParseQuestion(udp.Payload); err != nil || q.Nonce != 9 ||
+					udp.DstPort != query.Port || udp.SrcPort != 61001 {
 					t.Errorf("%+v: %+v, %v", udp, q, err)
 				}
 			}

@@ -53,7 +53,8 @@ type road struct {
 	port     uint16 // of UDP
 }
 
-// synKey is what the answer to a SYN is known by. SYNs to many realservers have the same port: only with its number an answer is one's own.
+// synKey is what the answer to a SYN is known by. SYNs to many realservers have the same port: only with its number an
+// answer is one's own.
 type synKey struct {
 	port uint16
 	ack  uint32
@@ -118,8 +119,10 @@ func newProber() (*prober, error) {
 
 // emptyProber is a prober without sockets.
 func emptyProber() *prober {
-	return &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[synKey]*shot{}, questions: map[uint64]*shot{},
-		troubles: map[road][]trouble{}, ports: map[portKey]uint16{}, asks: map[bool]uint16{}, arrived: make(chan struct{})}
+	return &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[synKey]*shot{},
+		questions: map[uint64]*shot{},
+		troubles:  map[road][]trouble{}, ports: map[portKey]uint16{}, asks: map[bool]uint16{},
+		arrived: make(chan struct{})}
 }
 
 func unspecified(six bool) netip.Addr {
@@ -141,8 +144,8 @@ func (p *prober) close() error {
 	return err
 }
 
-// sink takes a port of a, in the range that the taps show. What comes to it gets no RST and no ICMP error of this host's kernel: those would go into the
-// director's device, and count there as packets of unknown connections.
+// sink takes a port of a, in the range that the taps show. What comes to it gets no RST and no ICMP error of this
+// host's kernel: those would go into the director's device, and count there as packets of unknown connections.
 func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
 	const tries = 32 // other programs have some ports
 	for range tries {
@@ -161,7 +164,8 @@ func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
 	return 0, err
 }
 
-// synPort is the source port of SYNs from a. SYNs of one number have one port: no host gets two of the same number for the same VIP and port.
+// synPort is the source port of SYNs from a. SYNs of one number have one port: no host gets two of the same number for
+// the same VIP and port.
 func (p *prober) synPort(a netip.Addr, number int) (uint16, error) {
 	key := portKey{a, number}
 	p.mu.Lock()
@@ -199,7 +203,8 @@ func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, erro
 	return s, err
 }
 
-// question makes a shot of a question to the agent at the end of a tunnel, which carries the family of vip, for its VIPs from number first on.
+// question makes a shot of a question to the agent at the end of a tunnel, which carries the family of vip, for its
+// VIPs from number first on.
 func (p *prober) question(c encap.Config, vip netip.Addr, first int) *shot {
 	s := &shot{nonce: max(rand.Uint64(), 1)}
 	port := p.asks[c.Destination.Is6()]
@@ -408,7 +413,8 @@ func (p *prober) takeTCP(from netip.Addr, t []byte) {
 	}
 }
 
-// takeAnswer takes the answer of an agent. It is known by its nonce: the agent sends it from the address that its host's route gives.
+// takeAnswer takes the answer of an agent. It is known by its nonce: the agent sends it from the address that its
+// host's route gives.
 func (p *prober) takeAnswer(t []byte) {
 	n := int(binary.BigEndian.Uint16(t[4:]))
 	if n < packet.UDPHeaderLen || n > len(t) {

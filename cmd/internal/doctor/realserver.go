@@ -71,7 +71,8 @@ func (e *exam) directors(cfg *config.Realserver) {
 		}
 		if link, local, err := routing.LocalAddr(d.Addr()); err == nil && local {
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()), What: fmt.Sprintf("it is this host itself, on %s", link),
-				Why: "a host drops packets that come from an address of its own", Fix: applyRealserver, Remarks: []string{"first set directors to the directors' own addresses"}})
+				Why: "a host drops packets that come from an address of its own", Fix: applyRealserver,
+				Remarks: []string{"first set directors to the directors' own addresses"}})
 			continue
 		}
 		names = append(names, d.Addr().String())
@@ -99,10 +100,12 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 	}
 	if !up {
 		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down", Why: "nothing comes out of the tunnel",
-			Fix: fmt.Sprintf("ip link set %s up", cfg.TUN), Remarks: []string{"where it is gone: systemctl restart vstun-realserver"}})
+			Fix:     fmt.Sprintf("ip link set %s up", cfg.TUN),
+			Remarks: []string{"where it is gone: systemctl restart vstun-realserver"}})
 	}
 	for _, vip := range cfg.VIPs {
-		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), Fix: fmt.Sprintf("ip addr add %s dev %s", netip.PrefixFrom(vip, vip.BitLen()), cfg.TUN)}
+		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip),
+			Fix: fmt.Sprintf("ip addr add %s dev %s", netip.PrefixFrom(vip, vip.BitLen()), cfg.TUN)}
 		switch owner[vip] {
 		case cfg.TUN:
 			continue
@@ -134,7 +137,9 @@ func (e *exam) realserverFilters(ctx context.Context, cfg *config.Realserver) {
 		v4 = v4 || vip.Is4()
 	}
 	if v4 && sysctlOf(cfg.TUN, "rp_filter") == strict {
-		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "rp_filter is strict", Why: "clients' packets, whom this host reaches by another device, are dropped", Fix: loosen([]string{cfg.TUN})})
+		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "rp_filter is strict",
+			Why: "clients' packets, whom this host reaches by another device, are dropped",
+			Fix: loosen([]string{cfg.TUN})})
 		return
 	}
 	devices, err := strictDevices(cfg.TUN)

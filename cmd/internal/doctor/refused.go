@@ -16,7 +16,8 @@ import (
 	"vstun/encap/wire"
 )
 
-// realserverDrops looks at the agent's counters twice. Which hosts it refuses, and for which VIPs, the agent has counted since its start.
+// realserverDrops looks at the agent's counters twice. Which hosts it refuses, and for which VIPs, the agent has
+// counted since its start.
 func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *control.RealserverStatus) {
 	pause(ctx, sampled)
 	var after control.RealserverStatus
@@ -34,8 +35,11 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 		}
 	}
 	if len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {
-		e.find(Finding{Severity: Hint, Where: "directors", What: fmt.Sprintf("no tunnel packet has come since the start, %v ago", time.Duration(after.Uptime)*time.Second),
-			Why: "no director sends any, or the network drops them", Remarks: []string{"on the director: director doctor"}})
+		e.find(Finding{Severity: Hint, Where: "directors",
+			What: fmt.Sprintf("no tunnel packet has come since the start, %v ago",
+				time.Duration(after.Uptime)*time.Second),
+			Why:     "no director sends any, or the network drops them",
+			Remarks: []string{"on the director: director doctor"}})
 	}
 	for _, c := range after.FromDirectors {
 		e.fine("from %s: %s", c.Address, amount(c))
@@ -63,7 +67,8 @@ func (s *Realserver) aboutStrangers(a advice, st *control.RealserverStatus) advi
 		a.causes = append(a.causes, fmt.Sprintf("%s is not in directors (%s)", c.Address, amount(c)))
 	}
 	a.all = st.Out.Packets == 0
-	a.remarks = []string{fmt.Sprintf("if that is a director, first add %s to directors in %s", quoted(st.RefusedSources), s.File),
+	a.remarks = []string{fmt.Sprintf("if that is a director, first add %s to directors in %s",
+		quoted(st.RefusedSources), s.File),
 		"if it is a stranger, filter it at your network's border"}
 	return a
 }
@@ -77,7 +82,8 @@ func (s *Realserver) aboutVIPs(a advice, st *control.RealserverStatus) advice {
 		a.causes = append(a.causes, fmt.Sprintf("VIP %s is not in vips (%s)", c.Address, amount(c)))
 	}
 	a.all = st.Out.Packets == 0
-	a.remarks = []string{fmt.Sprintf("first add %s to vips in %s", quoted(st.RefusedDestinations), s.File), "or take this realserver out of that service"}
+	a.remarks = []string{fmt.Sprintf("first add %s to vips in %s", quoted(st.RefusedDestinations), s.File),
+		"or take this realserver out of that service"}
 	return a
 }
 
@@ -90,7 +96,8 @@ func quoted(all []control.Counted) string {
 }
 
 // tunnelKinds are the tunnels by their IP protocol, as encap names them.
-var tunnelKinds = map[uint8]string{packet.ProtoIPIP: "ipip", packet.ProtoIPv6: "ipip", packet.ProtoGRE: "gre", packet.ProtoUDP: "gue"}
+var tunnelKinds = map[uint8]string{packet.ProtoIPIP: "ipip", packet.ProtoIPv6: "ipip", packet.ProtoGRE: "gre",
+	packet.ProtoUDP: "gue"}
 
 // encaps watches for a moment whether a director sends tunnel packets of a kind that the agent does not accept.
 func (e *exam) encaps(ctx context.Context, s *Realserver) {
@@ -101,7 +108,10 @@ func (e *exam) encaps(ctx context.Context, s *Realserver) {
 	for _, over6 := range []bool{false, true} {
 		var filters []wire.TapFilter
 		for _, protocol := range slices.Sorted(maps.Keys(tunnelKinds)) {
-			if slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool { return w.Protocol == protocol && w.Over6 == over6 }) {
+			if slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool {
+				return w.Protocol == protocol &&
+					w.Over6 == over6
+			}) {
 				continue
 			}
 			f := wire.TapFilter{Protocol: protocol}
@@ -155,7 +165,8 @@ func (e *exam) unaccepted(s *Realserver, protocol uint8, from []netip.Addr) {
 	}
 	f := Finding{Severity: Error, Where: kind, Why: "the kernel refuses these tunnel packets", Fix: applyRealserver}
 	if slices.Contains(s.Config.Encaps, kind) { // of this family of VIPs there is none
-		f.What = fmt.Sprintf("%s comes from %s, and vips has no address of the family that it carries", what, joinAddrs(from))
+		f.What = fmt.Sprintf("%s comes from %s, and vips has no address of the family that it carries", what,
+			joinAddrs(from))
 		f.Remarks = []string{fmt.Sprintf("first add the VIP to vips in %s", s.File)}
 	} else {
 		f.What = fmt.Sprintf("%s comes from %s, and encap has no %s", what, joinAddrs(from), kind)

@@ -18,11 +18,13 @@ type routed struct {
 	source netip.Addr
 }
 
-// routerHops is the TTL of such a packet: it comes back, or ends at the next router behind the first, which tells where it went.
+// routerHops is the TTL of such a packet: it comes back, or ends at the next router behind the first, which tells where
+// it went.
 const routerHops = 2
 
-// router examines whether this host's router sends the VIPs' packets here. The doctor gives it a packet for each VIP, from this host's own address: one that
-// comes back is seen before the kernel drops it, and gets neither to the director nor to a realserver.
+// router examines whether this host's router sends the VIPs' packets here. The doctor gives it a packet for each VIP,
+// from this host's own address: one that comes back is seen before the kernel drops it, and gets neither to the
+// director nor to a realserver.
 func (d *Director) router(ctx context.Context, e *exam, running bool, before *control.DirectorStatus) {
 	devices, err := routing.Devices()
 	if e.failed(err) {
@@ -55,8 +57,8 @@ func (d *Director) router(ctx context.Context, e *exam, running bool, before *co
 	}
 }
 
-// routed makes the packet for a VIP; why says why there can't be one. A VIP in a subnet of this host gets none: its neighbours ask for it there, which is
-// examined elsewhere.
+// routed makes the packet for a VIP; why says why there can't be one. A VIP in a subnet of this host gets none: its
+// neighbours ask for it there, which is examined elsewhere.
 func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, running bool) (r routed, why string) {
 	for _, device := range devices {
 		if _, in := subnetOf(device, vip); in {
@@ -67,14 +69,17 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 		return r, "whether a router sends its packets here shows while the director runs"
 	}
 	hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{})
-	if err != nil || !ok || !hop.Gateway.IsValid() || !slices.ContainsFunc(devices, func(d routing.Device) bool { return d.Name == hop.Link }) || hop.Link == d.Config.TUN || !hop.Source.IsValid() || hop.Source.IsLinkLocalUnicast() {
+	if err != nil || !ok || !hop.Gateway.IsValid() ||
+		!slices.ContainsFunc(devices, func(d routing.Device) bool { return d.Name == hop.Link }) ||
+		hop.Link == d.Config.TUN || !hop.Source.IsValid() || hop.Source.IsLinkLocalUnicast() {
 		return r, "this host has no default route to a router, to ask whether it sends the VIP's packets here"
 	}
 	r = routed{vip: vip, source: hop.Source}
 	if r.shot, err = p.echo(hop.Source, vip, probeSize, bare); err != nil {
 		return r, err.Error()
 	}
-	r.via, r.device = hop.Gateway, devices[slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == hop.Link })].Index
+	r.via, r.device = hop.Gateway, devices[slices.IndexFunc(devices,
+		func(d routing.Device) bool { return d.Name == hop.Link })].Index
 	if vip.Is4() {
 		h := packet.IPv4(r.packet)
 		h[8] = routerHops
@@ -100,9 +105,12 @@ func (e *exam) arrives(p *prober, r *routed, before, after *control.DirectorStat
 		e.skip("VIP %s: this host's kernel does not send a packet to the router %s: %v", r.vip, r.via, r.err)
 		return
 	}
-	f := Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", r.vip), What: fmt.Sprintf("the router %s does not send its packets here", r.via),
-		Why: "clients whose packets come by that router get no answer", On: r.via.String(), Fix: fmt.Sprintf("ip route replace %s via %s", r.vip, r.source),
-		Remarks: []string{"the command is that of a router with Linux", "no fault where another router brings clients' packets"}}
+	f := Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", r.vip),
+		What: fmt.Sprintf("the router %s does not send its packets here", r.via),
+		Why:  "clients whose packets come by that router get no answer", On: r.via.String(),
+		Fix: fmt.Sprintf("ip route replace %s via %s", r.vip, r.source),
+		Remarks: []string{"the command is that of a router with Linux",
+			"no fault where another router brings clients' packets"}}
 	ip := road{to: r.vip, protocol: packet.ProtoICMP}
 	if r.vip.Is6() {
 		ip.protocol = packet.ProtoICMPv6
@@ -124,7 +132,8 @@ func (e *exam) arrives(p *prober, r *routed, before, after *control.DirectorStat
 	e.find(f)
 }
 
-// forwarded is the number of clients' packets of the services that have a VIP; alone reports whether each of them has no other VIP.
+// forwarded is the number of clients' packets of the services that have a VIP; alone reports whether each of them has
+// no other VIP.
 func forwarded(st *control.DirectorStatus, vip netip.Addr) (packets uint64, alone bool) {
 	alone = true
 	for _, s := range st.Services {

@@ -94,7 +94,9 @@ func (e *exam) servers(cfg *config.Realserver) {
 		served := slices.ContainsFunc(udp, func(l listener) bool { return l.at.Addr() == vip })
 		if len(ports) == 0 && !served {
 			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: "nobody listens on it, nor, over TCP, on all addresses", Why: "its clients are refused",
-				Fix: "ss -ltn", Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", vip), "one on the VIP itself starts after the agent (After=vstun-realserver.service)"}})
+				Fix: "ss -ltn",
+				Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", vip),
+					"one on the VIP itself starts after the agent (After=vstun-realserver.service)"}})
 			continue
 		}
 		e.fine("%s: TCP ports %s", vip, portList(ports))
@@ -149,7 +151,8 @@ func (e *exam) encapPort(s *Realserver, pid int) {
 			continue
 		}
 		e.find(Finding{Severity: Error, Where: fmt.Sprintf("UDP port %d", l.at.Port()), What: fmt.Sprintf("%s has it, on %s", owner(l.inode), l.at.Addr()),
-			Why: "it takes the tunnel's packets, or keeps the agent from starting", Fix: fmt.Sprintf("ss -lunp sport = :%d", l.at.Port()),
+			Why:     "it takes the tunnel's packets, or keeps the agent from starting",
+			Fix:     fmt.Sprintf("ss -lunp sport = :%d", l.at.Port()),
 			Remarks: []string{"end it, or set another encap_port here and at the directors"}})
 	}
 	if len(e.findings) == 0 {

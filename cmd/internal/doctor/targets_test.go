@@ -42,7 +42,8 @@ func TestSorryServerIsATarget(t *testing.T) {
 	}
 }
 
-// Thousands of SYNs may be under way from one port: each takes the answer that is its own, from wherever else answers come.
+// Thousands of SYNs may be under way from one port: each takes the answer that is its own, from wherever else answers
+// come.
 func TestMoreSYNsThanPorts(t *testing.T) {
 	p := emptyProber()
 	src := netip.MustParseAddr("10.0.2.2")

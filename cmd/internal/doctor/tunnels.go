@@ -111,16 +111,19 @@ func (v *visit) look(ctx context.Context) {
 	if len(v.findings) == 0 && good != nil {
 		about := ""
 		if agent != nil {
-			about = fmt.Sprintf("; its agent is %s and has let in from here %s", agent.Program, amountOf(agent.Packets, uint64(agent.Age)))
+			about = fmt.Sprintf("; its agent is %s and has let in from here %s", agent.Program,
+				amountOf(agent.Packets, uint64(agent.Age)))
 			if agent.Age == query.NoAge {
 				about = fmt.Sprintf("; its agent is %s", agent.Program)
 			}
 		}
-		v.fine("%s: answers through %s for %s; the way takes %d bytes%s", v.where(), v.target.what(v.Kind), v.names(), largest, about)
+		v.fine("%s: answers through %s for %s; the way takes %d bytes%s", v.where(), v.target.what(v.Kind), v.names(),
+			largest, about)
 	}
 }
 
-// ask makes a question for each family that the tunnel carries for the target's VIPs: an agent takes protocols 4 and 41 as its own VIPs need them.
+// ask makes a question for each family that the tunnel carries for the target's VIPs: an agent takes protocols 4 and 41
+// as its own VIPs need them.
 func (v *visit) ask(c encap.Config, first int) (shots []*shot) {
 	for _, six := range []bool{v.Destination.Is6(), v.Destination.Is4()} {
 		if at := slices.IndexFunc(v.vips, func(vip *targetVIP) bool { return vip.addr.Is6() == six }); at >= 0 {
@@ -133,7 +136,8 @@ func (v *visit) ask(c encap.Config, first int) (shots []*shot) {
 // mostQuestioned is how many VIPs of an agent are asked for.
 const mostQuestioned = 4096
 
-// heard returns the agent's answer to one of shots, which came by c, with all its VIPs; nil: there is none, or one in a format that is not known here.
+// heard returns the agent's answer to one of shots, which came by c, with all its VIPs; nil: there is none, or one in a
+// format that is not known here.
 func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query.Answer {
 	at := slices.IndexFunc(shots, func(s *shot) bool { return s.answered && s.answer.Version == query.Version })
 	if at < 0 {
@@ -144,7 +148,8 @@ func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query
 	}
 	all := &shots[at].answer
 	for n := len(all.VIPs); n < min(int(all.Total), mostQuestioned); n = len(all.VIPs) {
-		if !slices.ContainsFunc(v.vips, func(vip *targetVIP) bool { return !vip.there && !slices.Contains(all.VIPs, vip.addr) }) {
+		if !slices.ContainsFunc(v.vips,
+			func(vip *targetVIP) bool { return !vip.there && !slices.Contains(all.VIPs, vip.addr) }) {
 			break
 		}
 		more := v.ask(c, n)
@@ -161,6 +166,10 @@ func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query
 	return all
 }
 
+// back is why answers from a VIP vanish though requests arrive.
+const back = "its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, " +
+	"a router's uRPF, rp_filter)"
+
 // lacks reports whether an agent that has answered does not have a VIP.
 func lacks(agent *query.Answer, vip *targetVIP) bool {
 	return agent != nil && len(agent.VIPs) >= int(agent.Total) && !slices.Contains(agent.VIPs, vip.addr)
@@ -176,24 +185,32 @@ func (v *visit) missing(vip, good *targetVIP, agent *query.Answer) {
 	f := Finding{Severity: v.grade(), Where: v.where(), On: v.Destination.String(), Fix: "realserver doctor"}
 	switch {
 	case agent != nil && slices.Contains(agent.VIPs, vip.addr):
-		f.What, f.Why = fmt.Sprintf("its agent accepts %s, and no answer from %s comes back", vip.addr, vip.addr), "requests arrive there, and clients hear nothing"
+		f.What, f.Why = fmt.Sprintf("its agent accepts %s, and no answer from %s comes back", vip.addr,
+			vip.addr), "requests arrive there, and clients hear nothing"
 	case good != nil:
-		f.What, f.Why = fmt.Sprintf("it answers for %s, and not for %s", good.addr, vip.addr), "its host does not take the VIP's packets, or its answers are dropped"
-		f.Causes = []string{fmt.Sprintf("%s is no address of its tunnel: in vips of realserver.toml, or on the kernel's tunnel device", vip.addr)}
+		f.What, f.Why = fmt.Sprintf("it answers for %s, and not for %s", good.addr,
+			vip.addr), "its host does not take the VIP's packets, or its answers are dropped"
+		f.Causes = []string{fmt.Sprintf("%s is neither in vips of realserver.toml there, nor on the kernel's tunnel device", vip.addr)}
 	default:
-		f.What, f.Why = fmt.Sprintf("its agent answers, and nothing from %s comes back", vip.addr), "clients hear nothing"
+		f.What, f.Why = fmt.Sprintf("its agent answers, and nothing from %s comes back",
+			vip.addr), "clients hear nothing"
 		f.Causes = []string{fmt.Sprintf("%s is not in its vips", vip.addr)}
 	}
-	f.Causes = append(f.Causes, "its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, a router's uRPF, rp_filter)",
+	f.Causes = append(f.Causes,
+		back,
 		"a firewall of its own drops what comes out of the tunnel, or the answers")
-	f.Remarks = []string{"the command finds faults of that host: if it finds none, switch off the source/destination check there, and uRPF at its router"}
+	f.Remarks = []string{"the command finds faults of that host",
+		"where it finds none: switch off the source/destination check there, and uRPF at its router"}
 	v.find(f)
 }
 
 // lacking notes that the agent does not have a VIP.
 func (v *visit) lacking(vip *targetVIP) {
-	v.find(Finding{Severity: v.grade(), Where: v.where(), What: fmt.Sprintf("its agent does not have the VIP %s", vip.addr), Why: "the agent refuses the VIP's packets (inner_destination)",
-		On: v.Destination.String(), Fix: applyRealserver, Remarks: []string{fmt.Sprintf("first add %q to vips in realserver.toml there", vip.addr)}})
+	v.find(Finding{Severity: v.grade(), Where: v.where(),
+		What: fmt.Sprintf("its agent does not have the VIP %s", vip.addr),
+		Why:  "the agent refuses the VIP's packets (inner_destination)",
+		On:   v.Destination.String(), Fix: applyRealserver,
+		Remarks: []string{fmt.Sprintf("first add %q to vips in realserver.toml there", vip.addr)}})
 }
 
 // accepted returns which of the VIPs that are asked for answer a SYN.
@@ -260,11 +277,15 @@ func (v *visit) servers(ctx context.Context) {
 			at := netip.AddrPortFrom(vip.addr, vip.ports[k])
 			switch {
 			case s.answered && s.flags&tcpRST != 0:
-				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("nobody listens on %s there", at), Why: "its clients are refused",
-					On: v.Destination.String(), Fix: "ss -ltn", Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", at)}})
+				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("nobody listens on %s there", at),
+					Why: "its clients are refused",
+					On:  v.Destination.String(), Fix: "ss -ltn",
+					Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", at)}})
 			case !s.answered && s.err == nil:
-				v.find(Finding{Severity: v.grade(), Where: v.where(), What: fmt.Sprintf("the VIP answers pings there, and no SYN to %s", at),
-					Why: "a firewall there drops the requests that come out of the tunnel", On: v.Destination.String(), Fix: "realserver doctor",
+				v.find(Finding{Severity: v.grade(), Where: v.where(),
+					What: fmt.Sprintf("the VIP answers pings there, and no SYN to %s", at),
+					Why:  "a firewall there drops the requests that come out of the tunnel", On: v.Destination.String(),
+					Fix:     "realserver doctor",
 					Remarks: []string{"the command names the rule: vs0, the agent's device, must be let in"}})
 			}
 		}
@@ -277,7 +298,9 @@ func (v *visit) hangUp(vip *targetVIP, shots []*shot) {
 		if s.err != nil || s.answered && s.flags&tcpRST != 0 {
 			continue
 		}
-		b, err := wrap(v.Config, segment(netip.AddrPortFrom(vip.source, s.port), netip.AddrPortFrom(vip.addr, vip.ports[i]), s.seq+1, 0, tcpRST))
+		b, err := wrap(v.Config,
+			segment(netip.AddrPortFrom(vip.source, s.port), netip.AddrPortFrom(vip.addr, vip.ports[i]), s.seq+1, 0,
+				tcpRST))
 		if err == nil {
 			_ = v.send(b) // else the server gives up by itself
 		}
@@ -298,7 +321,8 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 	var shots, asked []*shot
 	for _, kind := range []encap.Kind{encap.KindGUE, encap.KindGRE, encap.KindIPIP} {
 		if kind != v.Kind && !(kind.UDP() && v.Kind.UDP()) {
-			others, shots, asked = append(others, kind), append(shots, v.ping(v.as(kind), vip, probeSize)), append(asked, v.ask(v.as(kind), 0)...)
+			others, shots, asked = append(others, kind), append(shots,
+				v.ping(v.as(kind), vip, probeSize)), append(asked, v.ask(v.as(kind), 0)...)
 		}
 	}
 	syns := map[*targetVIP][]*shot{}
@@ -344,7 +368,8 @@ func (v *visit) silence(ctx context.Context, first, direct *shot) {
 	}
 	if !direct.answered {
 		f.What = fmt.Sprintf("nothing comes back: neither to %s nor to a plain ping", v.target.what(v.Kind))
-		f.Causes = []string{"it is down", "there is no way to it, or none back: a realserver needs a default route", "a firewall drops everything from this host"}
+		f.Causes = []string{"it is down", "there is no way to it, or none back: a realserver needs a default route",
+			"a firewall drops everything from this host"}
 		f.Fix = fmt.Sprintf("ping -c 3 %s; ip route get %s", v.Destination, v.Destination)
 		f.Remarks = []string{"on that host: realserver doctor"}
 		v.find(f)
@@ -360,7 +385,8 @@ func (v *visit) otherwise(asked []*shot) bool {
 		return false
 	}
 	a := &asked[at].answer
-	f := Finding{Severity: v.grade(), Where: v.where(), Why: "its kernel refuses the tunnel's packets", On: v.Destination.String(), Fix: applyRealserver}
+	f := Finding{Severity: v.grade(), Where: v.where(), Why: "its kernel refuses the tunnel's packets",
+		On: v.Destination.String(), Fix: applyRealserver}
 	lacking := slices.IndexFunc(v.vips, func(vip *targetVIP) bool { return lacks(a, vip) })
 	switch {
 	case !a.Has(v.Kind):
@@ -391,7 +417,8 @@ func (v *visit) dropped(other encap.Kind) {
 	v.find(Finding{Severity: v.grade(), Where: v.where(),
 		What: fmt.Sprintf("packets of %s do not arrive, those of %s do", v.target.what(v.Kind), v.target.what(other)),
 		Why:  "something on the way drops them, as some clouds do", Fix: "director reload",
-		Remarks: []string{fmt.Sprintf("first set encap = %q for it", other), fmt.Sprintf("or let protocol %d pass from %s to it", protocol, v.Source)}})
+		Remarks: []string{fmt.Sprintf("first set encap = %q for it", other),
+			fmt.Sprintf("or let protocol %d pass from %s to it", protocol, v.Source)}})
 }
 
 // mute notes that the host answers plain pings, and nothing that comes through the tunnel.
@@ -399,7 +426,6 @@ func (v *visit) mute(f Finding, others []encap.Kind) {
 	vip := v.vips[0]
 	f.What = fmt.Sprintf("it answers a plain ping, and nothing that comes through %s", v.target.what(v.Kind))
 	f.On, f.Fix = v.Destination.String(), "realserver doctor"
-	back := "its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, a router's uRPF, rp_filter)"
 	asked := road{to: v.Destination, protocol: packet.ProtoUDP, port: query.Port}
 	if slices.ContainsFunc(v.about(asked), func(t trouble) bool { return nobody(t) && t.from == v.Destination }) {
 		f.Causes = []string{"it has no agent: its kernel takes the tunnel's packets, and has no VIP", back}
@@ -418,12 +444,15 @@ func (v *visit) mute(f Finding, others []encap.Kind) {
 	if len(arrive) > 0 {
 		f.Why = fmt.Sprintf("%s does arrive: its kernel says that nobody takes it", strings.Join(arrive, " and "))
 	}
-	f.Causes = []string{fmt.Sprintf("its agent refuses this director, as %s is not in its directors (not_director)", v.Source)}
+	f.Causes = []string{fmt.Sprintf("its agent refuses this director, as %s is not in its directors (not_director)",
+		v.Source)}
 	if v.Kind == encap.KindGRE {
 		f.Causes = append(f.Causes, "its agent refuses the encap_key (tunnel_key)")
 	}
-	f.Causes = append(f.Causes, fmt.Sprintf("protocol %d is dropped on the way, by a cloud or a firewall", outer(v.Config, vip.addr)), back+", and its agent is too old to say so")
-	f.Remarks = []string{"the command there shows whether this director's packets arrive: refused, or none", "where none arrive: try encap = \"gue\" at both ends"}
+	f.Causes = append(f.Causes, fmt.Sprintf("protocol %d is dropped on the way, by a cloud or a firewall",
+		outer(v.Config, vip.addr)), back+", and its agent is too old to say so")
+	f.Remarks = []string{"the command there shows whether this director's packets arrive: refused, or none",
+		"where none arrive: try encap = \"gue\" at both ends"}
 	v.find(f)
 }
 
@@ -460,7 +489,8 @@ func (v *visit) judge(f *Finding, all []trouble) bool {
 		case prohibited(t) || nobody(t):
 			f.What, f.Why = fmt.Sprintf("%s refuses %s on the way", t.from, tunnel), "a firewall does not let it pass"
 			f.Fix = "director reload"
-			f.Remarks = []string{fmt.Sprintf("first let this pass there from %s", v.Source), "or set encap = \"gue\", which is UDP"}
+			f.Remarks = []string{fmt.Sprintf("first let this pass there from %s", v.Source),
+				"or set encap = \"gue\", which is UDP"}
 			return true
 		case unreachable(t):
 			who := t.from.String()

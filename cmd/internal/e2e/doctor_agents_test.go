@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestDoctorAsksAgents: through every tunnel, over and in both families, the director's doctor asks an agent, and names the VIPs that it lacks.
+// TestDoctorAsksAgents: through every tunnel, over and in both families, the director's doctor asks an agent, and names
+// the VIPs that it lacks.
 func TestDoctorAsksAgents(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -32,20 +33,24 @@ func TestDoctorAsksAgents(t *testing.T) {
 				encap = fmt.Sprintf("encap = \"gre\"\nencap_key = %d", gateKey)
 			}
 			web := s.Webs[i]
-			text += fmt.Sprintf("[[service]]\nname = %q\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = %d\n%s\nrealserver = [ { address = %q }, { address = %q } ]\n",
-				kind, absent, absent6, 80+10*i+n, encap, web.Addr, web.Addr6)
+			text += tcpService(kind, fmt.Sprintf("%d\n%s", 80+10*i+n, encap), []netip.Addr{absent, absent6}, web.Addr, web.Addr6)
 			for _, address := range []netip.Addr{web.Addr, web.Addr6} {
 				for _, vip := range []netip.Addr{absent, absent6} {
-					symptoms = append(symptoms, symptom{"tunnels", []string{fmt.Sprintf("realserver %s (%s)", address, kind), fmt.Sprintf("its agent does not have the VIP %s", vip)}})
+					symptoms = append(symptoms,
+						symptom{"tunnels", []string{fmt.Sprintf("realserver %s (%s)", address, kind),
+							fmt.Sprintf("its agent does not have the VIP %s", vip)}})
 				}
 			}
 		}
 	}
 	for i, encap := range []string{"ipip", "gue"} {
-		text += fmt.Sprintf("[[service]]\nname = \"third-%s\"\nvip = %q\nprotocol = \"tcp\"\nport = %d\nencap = %q\nrealserver = [ { address = %q } ]\n", encap, absent, 100+i, encap, s.Webs[2].Addr)
+		port := fmt.Sprintf("%d\nencap = %q", 100+i, encap)
+		text += tcpService("third-"+encap, port, []netip.Addr{absent}, s.Webs[2].Addr)
 	}
-	symptoms = append(symptoms, symptom{"tunnels", []string{"(third-ipip)", "its agent does not have the VIP 198.51.100.81"}},
-		symptom{"tunnels", []string{"(third-gue)", "its agent accepts gue at UDP port 6081, and not at 6080", "set the same encap_port there and here"}})
+	symptoms = append(symptoms,
+		symptom{"tunnels", []string{"(third-ipip)", "its agent does not have the VIP 198.51.100.81"}},
+		symptom{"tunnels", []string{"(third-gue)", "its agent accepts gue at UDP port 6081, and not at 6080",
+			"set the same encap_port there and here"}})
 	s.addVIP(absent)
 	if err := s.Router.Route(absent6, s.Director.Addr6); err != nil {
 		t.Fatal(err)
@@ -59,7 +64,8 @@ func TestDoctorAsksAgents(t *testing.T) {
 	}
 }
 
-// TestDoctorOfWhatWasRefused: the agent names at any time whom it has refused since its start, and what for; where that is all that came it is an error.
+// TestDoctorOfWhatWasRefused: the agent names at any time whom it has refused since its start, and what for; where that
+// is all that came it is an error.
 func TestDoctorOfWhatWasRefused(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -82,11 +88,14 @@ func TestDoctorOfWhatWasRefused(t *testing.T) {
 	eventually(t, "both agents refuse what comes", 3*soon, func() bool {
 		return s.agents[0].intake().Drops["not_director"] > 2 && s.agents[1].intake().Drops["inner_destination"] > 2
 	})
-	s.agents[2].mustName(symptom{"encap", []string{"error", "protocol 4 comes from 10.0.2.2, and encap has no ipip", `add "ipip" to encap`}})
+	s.agents[2].mustName(symptom{"encap", []string{"error", "protocol 4 comes from 10.0.2.2, and encap has no ipip",
+		`add "ipip" to encap`}})
 	asks()
 	more()
 	third()
-	s.agents[0].mustName(symptom{"drops", []string{"error", "not_director", "10.0.2.2 is not in directors", `add "10.0.2.2" to directors in ` + s.agents[0].config, "have been refused since the start"}})
-	s.agents[1].mustName(symptom{"drops", []string{"error", "inner_destination", "VIP 198.51.100.80 is not in vips", `add "198.51.100.80" to vips in ` + s.agents[1].config}})
+	s.agents[0].mustName(symptom{"drops", []string{"error", "not_director", "10.0.2.2 is not in directors",
+		`add "10.0.2.2" to directors in ` + s.agents[0].config, "have been refused since the start"}})
+	s.agents[1].mustName(symptom{"drops", []string{"error", "inner_destination", "VIP 198.51.100.80 is not in vips",
+		`add "198.51.100.80" to vips in ` + s.agents[1].config}})
 	s.agents[2].mustFindNothing("without packets")
 }

@@ -20,7 +20,7 @@ func TestDoctorCountsNothing(t *testing.T) {
 	}
 	text := ""
 	for name, vip := range map[string]netip.Addr{"four": s.VIP, "six": s.VIP6} {
-		text += fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = [80, 81]\nrealserver = [ { address = %q }, { address = %q } ]\n", name, vip, s.Webs[0].Addr, s.Webs[1].Addr6)
+		text += tcpService(name, "[80, 81]", []netip.Addr{vip}, s.Webs[0].Addr, s.Webs[1].Addr6)
 	}
 	s.startWrittenDirector(text)
 	s.mustParrotOnce()
@@ -43,21 +43,33 @@ func TestDoctorOfRouter(t *testing.T) {
 	s.addIPv6()
 	s.startAgents("")
 	s.parrotAt(s.Webs[0], ":80")
-	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = %q } ]\n"+
-		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = %q } ]\n", s.VIP, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
+	s.startWrittenDirector(tcpService("four", "80", []netip.Addr{s.VIP}, s.Webs[0].Addr) +
+		tcpService("six", "80", []netip.Addr{s.VIP6}, s.Webs[0].Addr6))
 	// It comes first: once Linux has redirected a host it is slow to send it errors.
 	s.shell(s.Router, "ip route del "+s.VIP.String()+"; ip -6 route del "+s.VIP6.String())
 	s.director.mustName(
-		symptom{"router", []string{"warning", "VIP " + s.VIP.String(), "10.0.2.1 does not send its packets here", "it has no route to it", "on 10.0.2.1: ip route replace 198.51.100.80 via 10.0.2.2"}},
+		symptom{"router", []string{"warning", "VIP " + s.VIP.String(), "10.0.2.1 does not send its packets here",
+			"it has no route to it", "on 10.0.2.1: ip route replace 198.51.100.80 via 10.0.2.2"}},
 		symptom{"router", []string{"warning", "VIP " + s.VIP6.String(), "it has no route to it"}})
 	s.shell(s.Router, "ip route add "+s.VIP.String()+" via "+s.Webs[0].Addr.String())
 	s.director.mustName(
-		symptom{"router", []string{"warning", "VIP " + s.VIP.String(), "another host gets them, and answers as the VIP"}},
+		symptom{"router",
+			[]string{"warning", "VIP " + s.VIP.String(), "another host gets them, and answers as the VIP"}},
 		symptom{"router", []string{"VIP " + s.VIP6.String()}})
-	s.shell(s.Router, "ip route replace "+s.VIP.String()+" via "+s.Client.Addr.String()+"; ip -6 route add "+s.VIP6.String()+" via "+s.Director.Addr6.String())
+	s.shell(s.Router,
+		fmt.Sprintf("ip route replace %s via %s; ip -6 route add %s via %s", s.VIP, s.Client.Addr, s.VIP6, s.Director.Addr6))
 	s.director.mustName(symptom{"router", []string{"warning", "VIP " + s.VIP.String()}})
 	s.shell(s.Router, "ip route replace "+s.VIP.String()+" via "+s.Director.Addr.String())
 	s.director.mustFindNothing("routed again")
+}
+
+// tcpService is the TOML of a service; port may have more keys in further lines.
+func tcpService(name, port string, vips []netip.Addr, realservers ...netip.Addr) string {
+	text := fmt.Sprintf("[[service]]\nname = %q\nvip = [%s]\nprotocol = \"tcp\"\nport = %s\n", name, quoted(vips), port)
+	for _, r := range realservers {
+		text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", r)
+	}
+	return text
 }
 
 // mustParrotOnce has a client served.

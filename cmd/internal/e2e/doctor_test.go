@@ -53,7 +53,8 @@ func (p *program) mustFindNothing(when string) {
 func findings(r doctor.Report) string {
 	var lines []string
 	for _, f := range r.Findings {
-		lines = append(lines, fmt.Sprintf("%s: %s: %s: %s: %s %q\n    -> %s %s %q", f.Severity, f.Check, f.Where, f.What, f.Why, f.Causes, f.On, f.Fix, f.Remarks))
+		lines = append(lines, fmt.Sprintf("%s: %s: %s: %s: %s %q\n    -> %s %s %q", f.Severity, f.Check, f.Where,
+			f.What, f.Why, f.Causes, f.On, f.Fix, f.Remarks))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -66,8 +67,10 @@ type symptom struct {
 
 // is tells whether a finding is of the symptom.
 func (s symptom) is(f doctor.Finding) bool {
-	text := strings.Join(slices.Concat([]string{string(f.Severity), f.Where, f.What, f.Why, "on " + f.On + ": " + f.Fix}, f.Causes, f.Remarks), "\n")
-	return f.Check == s.check && f.Fix+strings.Join(f.Remarks, "") != "" && f.Mend == f.Fix && !slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
+	text := strings.Join(slices.Concat([]string{string(f.Severity), f.Where, f.What, f.Why,
+		"on " + f.On + ": " + f.Fix}, f.Causes, f.Remarks), "\n")
+	return f.Check == s.check && f.Fix+strings.Join(f.Remarks, "") != "" && f.Mend == f.Fix &&
+		!slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
 }
 
 // mustName examines, and wants a finding for each symptom and none without one. A busy machine gets another chance or two: it may answer too late.
@@ -177,11 +180,13 @@ func TestDoctorOnTheWay(t *testing.T) {
 		{name: "no pings", long: true, breaks: func(s *site, web *lab.Host) { s.shell(web, "sysctl -qw net.ipv4.icmp_echo_ignore_all=1") }},
 		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"nobody takes ipip (protocol 4)", "agent does not run", "systemctl start vstun-realserver"}}},
 		{name: "agent of another director", sources: []netip.Addr{netip.MustParseAddr("10.0.2.9")},
-			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors", "protocol 4 is dropped on the way", "realserver doctor"}}},
+			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors",
+				"protocol 4 is dropped on the way", "realserver doctor"}}},
 		{name: "protocol 4 dropped", agent: `encap = ["ipip", "gue"]`, breaks: drop("ip daddr WEB ip protocol 4"),
 			symptom: &symptom{"tunnels", []string{"packets of ipip (protocol 4) do not arrive", "gue", `encap = "gue"`}}},
 		{name: "source check on the way back", long: true, breaks: func(s *site, web *lab.Host) { s.shell(s.Router, "sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1") },
-			symptom: &symptom{"tunnels", []string{"its agent accepts 198.51.100.80", "dropped on the way back", "source/destination check"}}},
+			symptom: &symptom{"tunnels", []string{"its agent accepts 198.51.100.80", "dropped on the way back",
+				"source/destination check"}}},
 		{name: "black hole", breaks: func(s *site, web *lab.Host) {
 			narrow(s, web)
 			s.shell(s.Router, "nft add rule inet doctor output icmp type destination-unreachable icmp code frag-needed @nh,352,32 "+fmt.Sprintf("0x%x", web.Addr.As4())+" drop")
@@ -191,8 +196,12 @@ func TestDoctorOnTheWay(t *testing.T) {
 			symptom: &symptom{"tunnels", []string{"can't be reached", "ping"}}},
 		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels", []string{"nothing comes back", "plain ping"}}},
 		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"nobody listens on 198.51.100.80:80", "ss -ltn"}}},
-		{name: "VIP missing", vips: []netip.Addr{second}, symptom: &symptom{"tunnels", []string{"error", "its agent does not have the VIP 198.51.100.80", "inner_destination", `add "198.51.100.80" to vips`}}},
-		{name: "other tunnel", long: true, agent: `encap = ["gre"]`, symptom: &symptom{"tunnels", []string{"its agent does not accept ipip (protocol 4)", `add "ipip" to encap`}}},
+		{name: "VIP missing", vips: []netip.Addr{second},
+			symptom: &symptom{"tunnels", []string{"error", "its agent does not have the VIP 198.51.100.80",
+				"inner_destination", `add "198.51.100.80" to vips`}}},
+		{name: "other tunnel", long: true, agent: `encap = ["gre"]`,
+			symptom: &symptom{"tunnels", []string{"its agent does not accept ipip (protocol 4)",
+				`add "ipip" to encap`}}},
 		{name: "firewall behind the tunnel", breaks: func(s *site, web *lab.Host) {
 			s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; }'; nft add rule inet fw input iifname vs0 tcp dport 80 drop`)
 		}, symptom: &symptom{"tunnels", []string{"answers pings there, and no SYN", "vs0"}}},
@@ -246,7 +255,8 @@ func TestDoctorOnTheWay(t *testing.T) {
 				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "nobody listens on " + second.String()}})
 			}
 			if p.name == "source check on the way back" {
-				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "its agent accepts " + second.String()}})
+				symptoms = append(symptoms,
+					symptom{of.check, []string{web.Addr.String(), "its agent accepts " + second.String()}})
 			}
 			if p.name == "firewall behind the tunnel" {
 				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no SYN to " + second.String()}})
@@ -321,7 +331,8 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	asks()
 	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director") // answers ARP, as a realserver does that nobody keeps from it
 	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(), "answers ARP", "arp_ignore=1"}},
-		symptom{"tunnels", []string{"no answer from " + near.String() + " comes back"}}) // the router drops what comes from an address of its own
+		// the router drops what comes from an address of its own
+		symptom{"tunnels", []string{"no answer from " + near.String() + " comes back"}})
 	s.shell(s.Router, "ip addr del 10.0.2.80/32 dev director")
 	s.shell(s.Director, "ip rule del priority 100; ip rule add iif lo to "+s.VIP.String()+" lookup 100 priority 5")
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, not to vs0-local", "ip rule"}})
@@ -335,7 +346,8 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.mustFindNothing("mended")
 
 	s.director.stop()
-	if r := s.director.mustName(symptom{"running", []string{"error", "the director does not run", "director run -c " + s.director.config}}); r.Running {
+	if r := s.director.mustName(symptom{"running",
+		[]string{"error", "the director does not run", "director run -c " + s.director.config}}); r.Running {
 		t.Error("the director is said to run")
 	}
 	s.director.start()
@@ -359,7 +371,8 @@ func TestDoctorOfRealserver(t *testing.T) {
 	neighbours := netip.MustParsePrefix("10.0.11.0/24") // a director may be there
 	agent.configure(fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s, %q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n", quoted(s.vips), quoted(s.sources), neighbours, agent.socket))
 	stopped := symptom{"running", []string{"error", "the agent does not run", "realserver run -c " + agent.config}}
-	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "nobody listens"}}, symptom{"servers", []string{s.VIP6.String(), "nobody listens"}}); r.Running {
+	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "nobody listens"}},
+		symptom{"servers", []string{s.VIP6.String(), "nobody listens"}}); r.Running {
 		t.Error("the agent is said to run")
 	}
 	agent.start()
@@ -413,7 +426,8 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	agent.stop()
 	s.listenUDP(web, ":6080")
 	s.shell(web, "ip addr add "+s.VIP.String()+"/32 dev eth0")
-	agent.mustName(stopped, symptom{"encap_port", []string{"6080", "ss -lunp"}}, symptom{"start", []string{s.VIP.String(), "eth0", "ip addr del"}})
+	agent.mustName(stopped, symptom{"encap_port", []string{"6080", "ss -lunp"}},
+		symptom{"start", []string{s.VIP.String(), "eth0", "ip addr del"}})
 	agent.configure(fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q, %q]\ncontrol = %q\n", s.VIP6, web.Addr, s.Director.Addr, agent.socket))
 	agent.mustName(stopped, symptom{"directors", []string{web.Addr.String(), "this host itself"}})
 }
@@ -447,7 +461,8 @@ func TestDoctorWithoutRights(t *testing.T) {
 	director.configure(s.directorTOML(director.socket, `source = "10.0.2.9"`, service{"tcp", "80", "rr", nil}))
 	agent.configure(s.agentTOML(agent.socket, ""))
 	for _, p := range []*program{director, agent} {
-		want := []symptom{{"privileges", []string{"/dev/net/tun", "modprobe tun"}}, {"running", []string{"error", "does not run"}}}
+		want := []symptom{{"privileges", []string{"/dev/net/tun", "modprobe tun"}},
+			{"running", []string{"error", "does not run"}}}
 		if p == director {
 			want = append(want, symptom{"start", []string{"source 10.0.2.9", "no address of this host"}})
 		}

@@ -100,7 +100,8 @@ func fullDirector() control.DirectorStatus {
 
 func fullRealserver() control.RealserverStatus {
 	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80", "2001:db8::80"}, MSS: 1440, MSS6: 1420,
-		In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4}, Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
+		In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3,
+			Bytes: 4}, Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
 		FromDirectors: []control.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 

@@ -30,16 +30,19 @@ var agentSeries = []series[control.RealserverStatus]{
 	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
 	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
-	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.", func(st *control.RealserverStatus) float64 { return float64(st.Questions) }),
+	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Questions) }),
 	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
 }
 
 var (
 	agentDrops   = prometheus.NewDesc("vstun_agent_dropped_packets_total", "Packets refused, by reason.", []string{"reason"}, nil)
 	agentBatches = prometheus.NewDesc("vstun_agent_batch_packets", "Reads from the sockets by the packets, or trains of them, that came at once; full batches mean that more were waiting.", []string{"queue"}, nil)
-	agentFrom    = prometheus.NewDesc("vstun_agent_director_packets_total", "Packets by outer source, of those that directors allows; a bounded number of the last ones.", []string{"director"}, nil)
-	agentMSS     = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"}, nil)
-	agentVIP     = prometheus.NewDesc("vstun_agent_vip_info", "A VIP that the agent accepts: a constant 1.", []string{"vip"}, nil)
+	agentFrom    = prometheus.NewDesc("vstun_agent_director_packets_total",
+		"Packets by outer source, of those that directors allows; a bounded number of the last ones.",
+		[]string{"director"}, nil)
+	agentMSS = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"}, nil)
+	agentVIP = prometheus.NewDesc("vstun_agent_vip_info", "A VIP that the agent accepts: a constant 1.", []string{"vip"}, nil)
 )
 
 // Describe is for the registry.

@@ -15,14 +15,16 @@ import (
 	"vstun/encap/query"
 )
 
-// Bounds of answers to directors' questions: one each answerPace, and as many questions wait as questionsWaiting. Workers drop the others.
+// Bounds of answers to directors' questions: one each answerPace, and as many questions wait as questionsWaiting.
+// Workers drop the others.
 const (
 	answerPace       = 10 * time.Millisecond
 	questionsWaiting = 64
 )
 
-// answerer answers directors' questions: what this agent accepts, and what came from the director that asks. It sends each answer to the outer source of
-// its question, which the policy has let in, and an answer is no longer than its question.
+// answerer answers directors' questions: what this agent accepts, and what came from the director that asks. It sends
+// each answer to the outer source of its question, which the policy has let in, and an answer is no longer than its
+// question.
 type answerer struct {
 	questions chan endpoint.Asked
 	sockets   map[bool]*net.UDPConn // by whether they are IPv6's
@@ -66,7 +68,8 @@ func (a *answerer) run(ctx context.Context, status func() control.RealserverStat
 		case q := <-a.questions:
 			st := status()
 			if c := a.sockets[q.From.Addr().Is6()]; c != nil {
-				_, _ = c.WriteToUDPAddrPort(query.AppendAnswer(nil, answerTo(q, &st)), q.From) // the director asks again
+				// the director asks again
+				_, _ = c.WriteToUDPAddrPort(query.AppendAnswer(nil, answerTo(q, &st)), q.From)
 			}
 		}
 		select {
@@ -78,7 +81,8 @@ func (a *answerer) run(ctx context.Context, status func() control.RealserverStat
 
 // answerTo is the answer to q of an agent with this status.
 func answerTo(q endpoint.Asked, st *control.RealserverStatus) *query.Answer {
-	a := &query.Answer{Version: query.Version, First: q.First, Nonce: q.Nonce, Age: query.NoAge, Total: uint16(len(st.VIPs)), EncapPort: st.EncapPort, Program: st.Version}
+	a := &query.Answer{Version: query.Version, First: q.First, Nonce: q.Nonce, Age: query.NoAge,
+		Total: uint16(len(st.VIPs)), EncapPort: st.EncapPort, Program: st.Version}
 	for _, name := range st.Encap {
 		if kind, ok := encap.ParseKind(name); ok {
 			a.Tunnels |= 1 << kind

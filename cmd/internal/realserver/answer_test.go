@@ -17,14 +17,18 @@ import (
 
 // anAgent is the status of an agent that has something to tell.
 func anAgent() control.RealserverStatus {
-	return control.RealserverStatus{Version: "1.2.3", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Encap: []string{"ipip", "gue"}, EncapPort: 6080,
-		FromDirectors: []control.Counted{{Address: "10.0.2.9", Packets: 1}, {Address: "127.0.0.1", Packets: 42, Last: 7.9}}}
+	return control.RealserverStatus{Version: "1.2.3", VIPs: []string{"198.51.100.80", "2001:db8::80"},
+		Encap: []string{"ipip", "gue"}, EncapPort: 6080,
+		FromDirectors: []control.Counted{{Address: "10.0.2.9", Packets: 1},
+			{Address: "127.0.0.1", Packets: 42, Last: 7.9}}}
 }
 
-// TestAnswerTo: an answer has what the agent accepts, from the VIP on that is asked for, and what came from the director that asks.
+// TestAnswerTo: an answer has what the agent accepts, from the VIP on that is asked for, and what came from the
+// director that asks.
 func TestAnswerTo(t *testing.T) {
 	st := anAgent()
-	want := query.Answer{Version: query.Version, First: 1, Nonce: 9, Packets: 42, Age: 7, Total: 2, EncapPort: 6080, Tunnels: 1<<encap.KindIPIP | 1<<encap.KindGUE,
+	want := query.Answer{Version: query.Version, First: 1, Nonce: 9, Packets: 42, Age: 7, Total: 2, EncapPort: 6080,
+		Tunnels: 1<<encap.KindIPIP | 1<<encap.KindGUE,
 		Program: "1.2.3", VIPs: []netip.Addr{netip.MustParseAddr("2001:db8::80")}}
 	from := netip.MustParseAddrPort("127.0.0.1:4711")
 	ask := func(first uint16, from netip.AddrPort) query.Answer {
@@ -33,12 +37,14 @@ func TestAnswerTo(t *testing.T) {
 	if diff := cmp.Diff(want, ask(1, from), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if a := ask(200, netip.MustParseAddrPort("10.0.2.2:1")); a.First != 2 || len(a.VIPs) != 0 || a.Packets != 0 || a.Age != query.NoAge {
+	if a := ask(200, netip.MustParseAddrPort("10.0.2.2:1")); a.First != 2 || len(a.VIPs) != 0 || a.Packets != 0 ||
+		a.Age != query.NoAge {
 		t.Errorf("beyond the last VIP, of another director: %+v", a)
 	}
 }
 
-// TestAnswers: questions are answered by UDP, over both families, no faster than the bound, and by no more bytes than they have.
+// TestAnswers: questions are answered by UDP, over both families, no faster than the bound, and by no more bytes than
+// they have.
 func TestAnswers(t *testing.T) {
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
 		director, err := net.ListenPacket("udp", at)
@@ -56,7 +62,8 @@ func TestAnswers(t *testing.T) {
 		const n = 20
 		begin := time.Now()
 		for i := range n {
-			a.questions <- endpoint.Asked{Question: query.Question{Version: query.Version, Nonce: uint64(i)}, From: director.LocalAddr().(*net.UDPAddr).AddrPort()}
+			a.questions <- endpoint.Asked{Question: query.Question{Version: query.Version, Nonce: uint64(i)},
+				From: director.LocalAddr().(*net.UDPAddr).AddrPort()}
 		}
 		b := make([]byte, 2*query.Len)
 		for i := range n {
@@ -87,7 +94,8 @@ func TestAnswers(t *testing.T) {
 
 // TestHeard: the time of the last packet is that of the last change of the count.
 func TestHeard(t *testing.T) {
-	w, addr := endpoint.NewWorker(nil, nil, endpoint.NewPolicy(endpoint.Rules{}), nil, false), netip.MustParseAddr("10.0.2.2")
+	w, addr := endpoint.NewWorker(nil, nil, endpoint.NewPolicy(endpoint.Rules{}), nil,
+		false), netip.MustParseAddr("10.0.2.2")
 	h := heard{of: (*endpoint.Worker).Directors}
 	now := time.Now()
 	if all := h.look([]*endpoint.Worker{w}, now); len(all) != 0 {

@@ -56,7 +56,8 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer(), directors: heard{of: (*endpoint.Worker).Directors},
+	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer(),
+		directors: heard{of: (*endpoint.Worker).Directors},
 		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
 	a.log, a.flush = daemon.Logger(cfg.Log)
 	defer func() {
