@@ -8,8 +8,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// CheckCommand is the command that validates a configuration file: that of its argument, or else that of the flag --config, which is in file. The
-// function check returns what the file has, in a few words, and what it warns of.
+// CheckCommand is the command that validates a configuration file: that of its argument, or else that of the flag
+// --config, which is in file. The function check returns what the file has, in a few words, and what it warns of.
 func CheckCommand(file *string, check func(file string) (summary string, warnings []string, err error)) *cobra.Command {
 	return &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {

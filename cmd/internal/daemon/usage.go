@@ -13,7 +13,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Prepare makes what the library of command lines prints read like the rest: errors, help and the shell's completion of root and its commands.
+// Prepare makes what the library of command lines prints read like the rest: errors, help and the shell's completion of
+// root and its commands.
 func Prepare(root *cobra.Command) {
 	root.Version = Version()
 	root.SetVersionTemplate("{{.DisplayName}} {{.Version}}\n")
