@@ -354,7 +354,8 @@ func unfit(program string) string {
 	return ""
 }
 
-// transport returns the protocol over which a check of a type goes, "" where it has none of the services'. DNS goes over the service's, or UDP.
+// transport returns the protocol over which a check of a type goes, "" where it has none of the services'. DNS goes
+// over the service's, or UDP.
 func transport(checkType, service string) string {
 	switch checkType {
 	case "tcp", "http", "https", "smtp":
@@ -370,7 +371,8 @@ func transport(checkType, service string) string {
 	return ""
 }
 
-// warnTransport warns of a check that asks at the service's port over another protocol than clients do. Where the port is written, it is meant so.
+// warnTransport warns of a check that asks at the service's port over another protocol than clients do. Where the port
+// is written, it is meant so.
 func (r *checkReader) warnTransport(t *table, c *Check) {
 	protocol := r.service.Protocol
 	over := transport(c.Type, protocol)

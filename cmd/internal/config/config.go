@@ -273,8 +273,9 @@ func LoadRealserver(path string) (*Realserver, error) {
 	return ParseRealserver(path, text)
 }
 
-// Errors is every fault of one file, a line each, in the form "file:line: path of the key: what is wrong: what to do". A key that is missing has
-// the line of its table's header, or 1. Of faults in TOML's own syntax only the first one is known, with its column: "file:line:column: …".
+// Errors is every fault of one file, a line each, in the form "file:line: path of the key: what is wrong: what to do".
+// A key that is missing has the line of its table's header, or 1. Of faults in TOML's own syntax only the first one is
+// known, with its column: "file:line:column: …".
 type Errors []string
 
 // Error joins the lines by newlines.

@@ -22,7 +22,8 @@ func features() config.Features {
 // position is what each line of Errors begins with.
 var position = regexp.MustCompile(`^x\.toml:[1-9][0-9]*(:[1-9][0-9]*)?: `)
 
-// wantFaults fails unless err is of type *config.Errors and has exactly these lines, less the "x.toml:LINE: " before each.
+// wantFaults fails unless err is of type *config.Errors and has exactly these lines, less the "x.toml:LINE: " before
+// each.
 func wantFaults(t *testing.T, err error, want ...string) {
 	t.Helper()
 	if err == nil {

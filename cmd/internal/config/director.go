@@ -50,7 +50,8 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	return d, nil
 }
 
-// readMetrics reads the address of metrics. The director has no right to a privileged port: it gives up CAP_NET_BIND_SERVICE before it binds.
+// readMetrics reads the address of metrics. The director has no right to a privileged port: it gives up
+// CAP_NET_BIND_SERVICE before it binds.
 func readMetrics(t *table) netip.AddrPort {
 	at := t.listen("metrics", "127.0.0.1:9464")
 	if least := unprivilegedPort(); at.IsValid() && int(at.Port()) < least {
@@ -59,7 +60,8 @@ func readMetrics(t *table) netip.AddrPort {
 	return at
 }
 
-// unprivilegedPort returns the least port that every program of this host may use: ip_unprivileged_port_start, ip-sysctl.rst.
+// unprivilegedPort returns the least port that every program of this host may use: ip_unprivileged_port_start,
+// ip-sysctl.rst.
 func unprivilegedPort() int {
 	text, _ := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {

@@ -29,8 +29,8 @@ func (p *place) item(i int) *place {
 	return p.items[i]
 }
 
-// table returns the table below p that a part of a dotted key or of a header names. A name that is new is on this line. Of an array of
-// tables it is the last one.
+// table returns the table below p that a part of a dotted key or of a header names. A name that is new is on this line.
+// Of an array of tables it is the last one.
 func (p *place) table(name string, line int) *place {
 	if p.keys[name] == nil {
 		p.put(name, &place{line: line})
@@ -48,8 +48,8 @@ func (p *place) put(name string, value *place) {
 	p.keys[name] = value
 }
 
-// locate returns the places of the keys and values of a document. The TOML parser, which keeps them to itself, has accepted the document:
-// locate reads valid TOML only.
+// locate returns the places of the keys and values of a document. The TOML parser, which keeps them to itself, has
+// accepted the document: locate reads valid TOML only.
 func locate(text []byte) *place {
 	for _, bom := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"} { // as the parser
 		text = bytes.TrimPrefix(text, []byte(bom))
@@ -91,7 +91,8 @@ func locate(text []byte) *place {
 	return root
 }
 
-// locator is at a byte of a document, and on its line. Each of its methods goes on by one byte at least, or is at the end.
+// locator is at a byte of a document, and on its line. Each of its methods goes on by one byte at least, or is at the
+// end.
 type locator struct {
 	text []byte
 	at   int
@@ -219,7 +220,8 @@ func (l *locator) value(p *place) {
 
 func (l *locator) open() { l.skip(1) }
 
-// more reports whether another part of an array or inline table comes, and skips what stands before it, or the closing bracket.
+// more reports whether another part of an array or inline table comes, and skips what stands before it, or the closing
+// bracket.
 func (l *locator) more(closing byte) bool {
 	l.blank()
 	for l.peek() == ',' {

@@ -70,7 +70,8 @@ realserver = [
 	}
 }
 
-// FuzzLocate: whatever the TOML parser accepts, each key and element that it returns has a place, on a line that is there.
+// FuzzLocate: whatever the TOML parser accepts, each key and element that it returns has a place, on a line that is
+// there.
 func FuzzLocate(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.toml")
 	if err != nil {

@@ -41,7 +41,8 @@ func checkQuorum(t *table, s *Service) {
 	}
 }
 
-// warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight nor a sorry server.
+// warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight nor a sorry
+// server.
 func warnUnserved(t *table, s *Service) {
 	weighs := func(r RealserverRef) bool { return r.Weight > 0 }
 	switch {

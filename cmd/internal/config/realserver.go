@@ -68,20 +68,11 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 }
 
 func readVIPs(t *table) []netip.Addr {
-	const want = "an array of IPv4 and IPv6 addresses"
-	if _, ok := t.required("vips", want); !ok {
-		return nil
-	}
-	list, _ := t.array("vips", want)
-	return t.addresses("vips", list)
+	return t.addresses("vips", t.oneOrMore("vips", "an IPv4 or IPv6 address, or an array of them"))
 }
 
 func readDirectors(t *table) []netip.Prefix {
-	const want = "an array of the directors' addresses or prefixes"
-	if _, ok := t.required("directors", want); !ok {
-		return nil
-	}
-	list, _ := t.array("directors", want)
+	list := t.oneOrMore("directors", "a director's address or prefix, or an array of them")
 	var prefixes []netip.Prefix
 	seen := map[netip.Prefix]bool{}
 	for _, v := range t.elements("directors", list) {
@@ -103,7 +94,7 @@ func readEncaps(t *table) []string {
 	if _, ok := t.value("encap"); !ok {
 		return []string{"ipip"}
 	}
-	list, _ := t.array("encap", "an array of "+words.OneOf(offered))
+	list := t.oneOrMore("encap", words.OneOf(offered)+", or an array of them")
 	var names []string
 	for _, v := range t.elements("encap", list) {
 		name, ok := t.choice("encap", v, offered)

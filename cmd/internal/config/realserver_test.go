@@ -81,7 +81,7 @@ func TestRealserverFaults(t *testing.T) {
 	const (
 		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 		wantPrefix = `want an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
-		wantList   = `want an array of the directors' addresses or prefixes`
+		wantList   = `want a director's address or prefix, or an array of them`
 		wantMSS    = `want "auto", "off" or 88 to 65495 bytes`
 		wantTable  = `want 1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own`
 		wide       = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
@@ -102,13 +102,13 @@ func TestRealserverFaults(t *testing.T) {
 		}},
 		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: want a [realserver] table with vips and directors`}},
 		{"an empty table", "[realserver]", []string{
-			`realserver: vips: missing: want an array of IPv4 and IPv6 addresses`,
+			`realserver: vips: missing: want an IPv4 or IPv6 address, or an array of them`,
 			`realserver: directors: missing: ` + wantList,
 		}},
 		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, encap_port, mss, table, control, metrics, log or encap_key`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
-		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an array of IPv4 and IPv6 addresses`}},
-		{"vips a string", vips(`"198.51.100.80"`), []string{`realserver: vips: "198.51.100.80" is of the wrong type: want an array of IPv4 and IPv6 addresses`}},
+		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an IPv4 or IPv6 address, or an array of them`}},
+		{"vips a name", vips(`"web"`), []string{`realserver: vips: "web" is not an address: ` + wantAddr}},
 		{"vips link-local", vips(`["fe80::80"]`), []string{`realserver: vips: "fe80::80" is a link-local address: want a unicast address`}},
 		{"vips twice", vips(`["198.51.100.80", "198.51.100.80"]`), []string{`realserver: vips: "198.51.100.80" is there twice: want each address once`}},
 		{"vips number", vips(`[1]`), []string{`realserver: vips: 1 is of the wrong type: ` + wantAddr}},
@@ -134,8 +134,8 @@ func TestRealserverFaults(t *testing.T) {
 		{"directors zero", directors(`["0.0.0.0"]`), []string{`realserver: directors: "0.0.0.0" is the unspecified address: want a unicast address`}},
 		{"directors twice", directors(`["10.0.2.2", "10.0.2.2/32"]`), []string{`realserver: directors: "10.0.2.2/32" is there twice: want each once`}},
 		{"directors a VIP", directors(`["10.0.2.2", "198.51.100.80"]`), []string{`realserver: directors: "198.51.100.80" is one of the vips: want the directors' own addresses`}},
-		{"encap a string", with(`encap = "ipip"`), []string{`realserver: encap: "ipip" is of the wrong type: want an array of ipip, gre, gue or fou`}},
-		{"encap empty", with(`encap = []`), []string{`realserver: encap: is empty: want an array of ipip, gre, gue or fou`}},
+		{"encap a wrong string", with(`encap = "ipi"`), []string{`realserver: encap: "ipi" is unknown: want ipip, gre, gue or fou`}},
+		{"encap empty", with(`encap = []`), []string{`realserver: encap: is empty: want ipip, gre, gue or fou, or an array of them`}},
 		{"encap twice", with(`encap = ["ipip", "ipip"]`), []string{`realserver: encap: "ipip" is there twice: want each once`}},
 		{"encap unknown", with(`encap = ["ipip", "gre", "vxlan", 1, "gue", "fou"]`), []string{
 			`realserver: encap: "vxlan" is unknown: want ipip, gre, gue or fou`,
@@ -179,6 +179,7 @@ func TestRealserverAccepts(t *testing.T) {
 		"the widest prefix":                  "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"10.0.0.0/8\"]",
 		"both families":                      "[realserver]\nvips = [\"198.51.100.80\", \"2001:db8:f::80\"]\ndirectors = [\"2001:db8::2\", \"10.0.2.2\"]",
 		"the widest prefix of IPv6":          "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"2001:db8::/32\"]",
+		"values without arrays":              "[realserver]\nvips = \"198.51.100.80\"\ndirectors = \"10.0.2.2\"\nencap = \"gre\"",
 		"key 0":                              goodRealserver + "encap = [\"gre\", \"ipip\"]\nencap_key = 0",
 		"mss auto":                           goodRealserver + `mss = "auto"`,
 		"least values":                       goodRealserver + "mss = 88\ntable = 1",

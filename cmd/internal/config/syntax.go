@@ -11,7 +11,8 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// syntaxFault returns the line and column of what the TOML parser refuses, and a message about it in the words of the other faults.
+// syntaxFault returns the line and column of what the TOML parser refuses, and a message about it in the words of the
+// other faults.
 func syntaxFault(text []byte, err toml.ParseError) (line, column int, message string) {
 	at := min(max(err.Position.Start, 0), len(text))
 	begin := bytes.LastIndexByte(text[:at], '\n') + 1

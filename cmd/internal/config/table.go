@@ -226,7 +226,8 @@ func (t *table) duration(key string, absent, low, high time.Duration, want strin
 	return d
 }
 
-// duration is how a number without a unit is written as a duration, which was probably meant in seconds; of anything else an example.
+// duration is how a number without a unit is written as a duration, which was probably meant in seconds; of anything
+// else an example.
 func duration(v any) string {
 	number := strings.TrimSpace(fmt.Sprint(v))
 	if d, err := time.ParseDuration(number + "s"); err == nil && d > 0 {

@@ -22,7 +22,8 @@ port = 443
 realserver = [{ address = "10.0.11.2" }]
 `
 
-// TestWarnings: what is allowed, and does not do what it seems to do, is named with its line. Each case is appended to served.
+// TestWarnings: what is allowed, and does not do what it seems to do, is named with its line. Each case is appended to
+// served.
 func TestWarnings(t *testing.T) {
 	dir := t.TempDir()
 	plain := filepath.Join(dir, "plain")

@@ -1,5 +1,6 @@
-// Package connlimit bounds the connections of an http.Server, all together and those of each client. At a bound the connection that has been
-// idle for longest gives way to the new one, so that clients that keep connections open do not lock others out.
+// Package connlimit bounds the connections of an http.Server, all together and those of each client. At a bound the
+// connection that has been idle for longest gives way to the new one, so that clients that keep connections open do not
+// lock others out.
 package connlimit
 
 import (
@@ -30,8 +31,8 @@ type conn struct {
 	since  time.Time
 }
 
-// New returns a Limit of total connections, and of each connections of a client. The function client names the client of a connection;
-// connections of the client "" neither count nor give way.
+// New returns a Limit of total connections, and of each connections of a client. The function client names the client
+// of a connection; connections of the client "" neither count nor give way.
 func New(total, each int, client func(net.Conn) string) *Limit {
 	return &Limit{total: total, each: each, client: client, conns: map[net.Conn]*conn{}}
 }
@@ -56,7 +57,8 @@ func (l *Limit) State(c net.Conn, s http.ConnState) {
 	}
 }
 
-// Wait returns when the goroutines of all connections have ended, for which http.Server.Close does not wait. It is for after Serve has returned.
+// Wait returns when the goroutines of all connections have ended, for which http.Server.Close does not wait. It is for
+// after Serve has returned.
 func (l *Limit) Wait() { l.open.Wait() }
 
 // add makes room for a new connection, or refuses it.
@@ -88,7 +90,8 @@ func (l *Limit) add(c net.Conn) {
 	l.conns[c] = &conn{client: client, idle: true, since: time.Now()}
 }
 
-// evict closes the connection, of a client or of any where that is "", that has been idle for longest. It reports whether there is one.
+// evict closes the connection, of a client or of any where that is "", that has been idle for longest. It reports
+// whether there is one.
 func (l *Limit) evict(client string) bool {
 	var oldest net.Conn
 	for c, k := range l.conns {
@@ -112,7 +115,8 @@ func refuse(c net.Conn, why string) {
 	c.Close()
 }
 
-// ByAddress names the client of a connection over TCP: its IPv4 address, or the /64 of its IPv6 address, all of which one host may have.
+// ByAddress names the client of a connection over TCP: its IPv4 address, or the /64 of its IPv6 address, all of which
+// one host may have.
 func ByAddress(c net.Conn) string {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
@@ -124,7 +128,8 @@ func ByAddress(c net.Conn) string {
 	return netip.PrefixFrom(at.Addr().WithZone(""), 64).Masked().String()
 }
 
-// ByProcess names the client of a connection over a Unix socket by user and process: SO_PEERCRED, unix(7). The program itself is "".
+// ByProcess names the client of a connection over a Unix socket by user and process: SO_PEERCRED, unix(7). The program
+// itself is "".
 func ByProcess(c net.Conn) string {
 	u, ok := c.(*net.UnixConn)
 	if !ok {

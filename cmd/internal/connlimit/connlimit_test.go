@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends, and returns its address.
+// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends, and returns its
+// address.
 func serve(t *testing.T, l *Limit, hold <-chan struct{}) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

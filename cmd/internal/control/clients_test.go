@@ -26,7 +26,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// keep opens more connections than a client may have, asks on each once, and prints how many of them the server has closed.
+// keep opens more connections than a client may have, asks on each once, and prints how many of them the server has
+// closed.
 func keep(socket string) error {
 	var all []net.Conn
 	for range maxClientConns + 10 {
@@ -55,7 +56,8 @@ func keep(socket string) error {
 	return nil
 }
 
-// TestIdleClientsGiveWay: a process that keeps connections open loses the oldest idle ones beyond its bound. The program itself has none.
+// TestIdleClientsGiveWay: a process that keeps connections open loses the oldest idle ones beyond its bound. The
+// program itself has none.
 func TestIdleClientsGiveWay(t *testing.T) {
 	at := listen(t, func(s *Server) {
 		s.limits.read = time.Hour // so that none ends by itself

@@ -181,7 +181,8 @@ func (d *drain) late(all []Load) error {
 	return fmt.Errorf("after %v there remain %s: its weight stays 0: wait again, or give it its weight back (undrain)", d.timeout, what)
 }
 
-// remaining is what l has, as "1 active, 316 closing". Of TCP, inactive connections are closing, but for the few that are half open.
+// remaining is what l has, as "1 active, 316 closing". Of TCP, inactive connections are closing, but for the few that
+// are half open.
 func (l Load) remaining() string {
 	what := fmt.Sprintf("%d active, %d closing", l.Active, l.Inactive)
 	if l.Held > 0 {

@@ -72,7 +72,8 @@ func TestDrainWaits(t *testing.T) {
 	}
 }
 
-// TestDrainOfActive: --active waits for established connections, neither for those that close nor for persistent clients.
+// TestDrainOfActive: --active waits for established connections, neither for those that close nor for persistent
+// clients.
 func TestDrainOfActive(t *testing.T) {
 	load := func(weight, active, inactive, held int) []Load {
 		return []Load{{Service: "web", Realserver: "10.0.11.2", Weight: weight, Active: active, Inactive: inactive, Held: held}}

@@ -9,8 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// What is printed fits the terminal: where a table is too wide for it, its numbers and titles become short, each row's remark goes below it, then
-// the least important columns are left out, and at last addresses and tunnels get lines of their own.
+// What is printed fits the terminal: where a table is too wide for it, its numbers and titles become short, each row's
+// remark goes below it, then the least important columns are left out, and at last addresses and tunnels get lines of
+// their own.
 
 // margin is what stands before a row, chosen before one that is the answer, and below before what has no room in a row.
 const (
@@ -33,8 +34,8 @@ var dispensable = []string{"InBytes", "InPkts", "Conns", "Lower", "Upper", "Forw
 // shortTitles are those of titles that can be shorter.
 var shortTitles = map[string]string{"RemoteAddress": "Address", "ActiveConn": "Active", "InActConn": "InAct"}
 
-// layOut finds the layout of rows, which it shortens where it must. The first row has the titles. The last column is a remark, the first two are
-// address and tunnel.
+// layOut finds the layout of rows, which it shortens where it must. The first row has the titles. The last column is a
+// remark, the first two are address and tunnel.
 func layOut(width int, rows ...[]string) grid {
 	titles := slices.Clone(rows[0])
 	g := grid{width: width, hidden: make([]bool, len(titles))}

@@ -19,7 +19,8 @@ func wide() []Service {
 			{Address: "10.0.12.2", Encap: "ipip", Weight: 1}}}}
 }
 
-// TestTablesFit: no line of status is wider than a terminal of 80 columns, and each realserver has one; without a terminal the table is whole.
+// TestTablesFit: no line of status is wider than a terminal of 80 columns, and each realserver has one; without a
+// terminal the table is whole.
 func TestTablesFit(t *testing.T) {
 	narrow := []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Realservers: []Realserver{
 		{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789, 12_345_678_901}}}}}

@@ -11,14 +11,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Reload is what POST /reload and POST /weight on a director's control socket return, and what their commands print as JSON.
+// Reload is what POST /reload and POST /weight on a director's control socket return, and what their commands print as
+// JSON.
 type Reload struct {
 	Changes []Change `json:"changes"`          // empty: nothing has changed
 	Errors  []string `json:"errors,omitempty"` // why nothing has, a line each; printed by the commands only
 }
 
-// Change is one difference between what was in force and what is. Without Service it is about the whole director; without Realserver about the
-// whole service; without Key the service or realserver itself has come or gone.
+// Change is one difference between what was in force and what is. Without Service it is about the whole director;
+// without Realserver about the whole service; without Key the service or realserver itself has come or gone.
 type Change struct {
 	Service    string `json:"service,omitempty"`
 	Realserver string `json:"realserver,omitempty"`

@@ -15,8 +15,8 @@ import (
 	"vstun/cmd/internal/connlimit"
 )
 
-// The connections that the socket takes at a time, in all and of one process. Then idle ones give way. The program's own, by which its watchdog
-// asks, are beyond that.
+// The connections that the socket takes at a time, in all and of one process. Then idle ones give way. The program's
+// own, by which its watchdog asks, are beyond that.
 const (
 	maxConns       = 256
 	maxClientConns = 64

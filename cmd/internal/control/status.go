@@ -91,8 +91,8 @@ type Service struct {
 	Realservers    []Realserver `json:"realservers"`
 }
 
-// Ports are the ports of a service: "80", a range "8000-8099", or "0", which is every port. In JSON they are as in the configuration: a port is a
-// number, and a range is a string.
+// Ports are the ports of a service: "80", a range "8000-8099", or "0", which is every port. In JSON they are as in the
+// configuration: a port is a number, and a range is a string.
 type Ports []string
 
 func (p Ports) String() string { return strings.Join(p, ",") }

@@ -13,7 +13,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Prepare makes what the library of command lines prints read like the rest: errors, help and the shell's completion of root and its commands.
+// Prepare makes what the library of command lines prints read like the rest: errors, help and the shell's completion of
+// root and its commands.
 func Prepare(root *cobra.Command) {
 	root.Version = Version()
 	root.SetVersionTemplate("{{.DisplayName}} {{.Version}}\n")
@@ -24,6 +25,9 @@ func Prepare(root *cobra.Command) {
 		c.Flags().VisitAll(func(f *pflag.Flag) {
 			if name, usage := pflag.UnquoteUsage(f); usage != f.Usage {
 				f.Usage, f.Value = usage, named{f.Value, name}
+				if f.DefValue == "0s" { // which the help would show, as it no longer sees a duration
+					f.DefValue = "0"
+				}
 			}
 			if _, has := c.GetFlagCompletionFunc(f.Name); !has && !files[f.Name] && f.NoOptDefVal == "" {
 				_ = c.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions) // the flag is there, and has none

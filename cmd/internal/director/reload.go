@@ -16,8 +16,8 @@ import (
 	"vstun/routing"
 )
 
-// reload reads the configuration file again and puts it in force, and returns what has changed. A fault changes nothing. The log says
-// the same.
+// reload reads the configuration file again and puts it in force, and returns what has changed. A fault changes
+// nothing. The log says the same.
 func (d *director) reload() ([]control.Change, error) {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()

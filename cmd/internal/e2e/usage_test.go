@@ -22,7 +22,8 @@ func usage(t *testing.T, program string, args ...string) (code int, stdout, stde
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// TestUsage: what is wrong with a command line is said in one line, in the words of the other errors, with what may be meant.
+// TestUsage: what is wrong with a command line is said in one line, in the words of the other errors, with what may be
+// meant.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ line, want string }{
@@ -97,7 +98,8 @@ func TestCheckOfFile(t *testing.T) {
 	}
 }
 
-// TestCompletion: flags with fixed values offer those, arguments that are no files offer none, and no description has a backtick.
+// TestCompletion: flags with fixed values offer those, arguments that are no files offer none, and no description has a
+// backtick.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	const noFiles, files, filter = ":4", ":0", ":8"

@@ -227,7 +227,8 @@ func TestDrainWait(t *testing.T) {
 	l.end(t)
 }
 
-// TestDrainActive: drain --active returns when no connection is established, while those that have ended are in FIN_WAIT still.
+// TestDrainActive: drain --active returns when no connection is established, while those that have ended are in
+// FIN_WAIT still.
 func TestDrainActive(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)

@@ -187,8 +187,8 @@ func TestServerEndsWithItsClients(t *testing.T) {
 	}
 }
 
-// TestIdleClientsLockNobodyOut: one client that keeps as many connections as the server takes, by a request on each now and then, does not keep a
-// scrape from its answer.
+// TestIdleClientsLockNobodyOut: one client that keeps as many connections as the server takes, by a request on each now
+// and then, does not keep a scrape from its answer.
 func TestIdleClientsLockNobodyOut(t *testing.T) {
 	at := freeAddress(t)
 	start(t, at, links)

@@ -45,7 +45,8 @@ func Nearest(word string, known []string) (string, bool) {
 	return best, best != ""
 }
 
-// distance is the number of bytes to insert, delete, replace or swap with their neighbours that makes b of a (optimal string alignment).
+// distance is the number of bytes to insert, delete, replace or swap with their neighbours that makes b of a (optimal
+// string alignment).
 func distance(a, b string) int {
 	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {
