@@ -35,7 +35,8 @@ func (r ruleRecord) String() string {
 }
 
 // planRules plans State.Rules, whose routes are planned by planRoutes.
-func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRecord]bool, snap snapshot) (steps []step, next []ruleRecord, err error) {
+func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRecord]bool,
+	snap snapshot) (steps []step, next []ruleRecord, err error) {
 	var errs []error
 	var recs []ruleRecord
 	for _, w := range want {
@@ -54,8 +55,8 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 		}
 		if len(theirs) > 0 {
 			// The same one every time: Watch logs a text once.
-			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty it (ip route flush table %d)",
-				w.Table, slices.Min(theirs), w.Table))
+			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; "+
+				"choose another, or empty it (ip route flush table %d)", w.Table, slices.Min(theirs), w.Table))
 		}
 	}
 	steps, next = m.stepsForRules(recs, own, snap)
@@ -70,7 +71,8 @@ func (m *Manager) stepsForRules(want, own []ruleRecord, snap snapshot) (steps []
 		switch {
 		case !there:
 			next = append(next, rec)
-			steps = append(steps, step{what: "ip rule add " + rec.String(), do: func() error { return m.nl.RuleAdd(rec.kernel()) }})
+			add := func() error { return m.nl.RuleAdd(rec.kernel()) }
+			steps = append(steps, step{what: "ip rule add " + rec.String(), do: add})
 		case proto == Protocol && mine[rec]:
 			next = append(next, rec)
 		}
@@ -91,7 +93,8 @@ func (r ruleRecord) kernel() *netlink.Rule {
 	return k
 }
 
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, or iif lo, and one table.
+// recordOfRule returns the rule as a record, and whether it is nothing but that: one source, or iif lo, and one
+// table.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
 	rec := ruleRecord{Priority: have.Priority, Table: have.Table}
 	if src := prefixOf(have.Src); src.IsSingleIP() {

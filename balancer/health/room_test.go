@@ -46,7 +46,8 @@ func (c *crowdedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// TestRoom: no more checks are in flight than there is room for; the others wait, their timeout does not begin before they do, and all have their turn.
+// TestRoom: no more checks are in flight than there is room for; the others wait, their timeout does not begin before
+// they do, and all have their turn.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	const subjects, room = 24, 4
@@ -60,8 +61,9 @@ func TestRoom(t *testing.T) {
 	check := &Check{Probe: TCP{Send: "ping\n", Expect: "pong"}, Interval: patience, Timeout: patience, Rise: 2, Fall: 1}
 	var all []Subject
 	for i := range subjects {
-		all = append(all, Subject{Service: "web", Realserver: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), Targets: []netip.Addr{at.Addr()},
-			Port: at.Port(), Path: path, Way: "direct", Check: check})
+		all = append(all, Subject{Service: "web", Realserver: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}),
+			Targets: []netip.Addr{at.Addr()},
+			Port:    at.Port(), Path: path, Way: "direct", Check: check})
 	}
 	m := New(func([]Change) {})
 	mustSet(t, m, all...)
@@ -96,8 +98,10 @@ func TestRoom(t *testing.T) {
 func TestRoomForOne(t *testing.T) {
 	t.Parallel()
 	m := New(func([]Change) {})
-	mustSet(t, m, Subject{Service: "web", Realserver: netip.MustParseAddr("10.0.0.1"), Targets: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
-		Way: "direct", Path: Direct{}, Check: &Check{Probe: Exec{Command: []string{"/bin/true"}}, Interval: patience, Timeout: patience, Rise: 1, Fall: 1}})
+	mustSet(t, m, Subject{Service: "web", Realserver: netip.MustParseAddr("10.0.0.1"),
+		Targets: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+		Way:     "direct", Path: Direct{}, Check: &Check{
+			Probe: Exec{Command: []string{"/bin/true"}}, Interval: patience, Timeout: patience, Rise: 1, Fall: 1}})
 	m.SetRoom(1)
 	run(t, m)
 	within(t, "up", func() bool { return m.States()[0].Up })

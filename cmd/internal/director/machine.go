@@ -10,22 +10,23 @@ import (
 	"vstun/tundev"
 )
 
-// What this host itself sends to VIPs, as its health checks do, has a TUN device and a worker of its own: clients that send more than the
-// director takes overrun their device alone, and no check fails by that.
+// What this host itself sends to VIPs, as its health checks do, has a TUN device and a worker of its own: clients
+// that send more than the director takes overrun their device alone, and no check fails by that.
 //
 //	from the network: main table  → vs0       → a worker for each queue ─┐
 //	                                                                     ├→ realserver
 //	of this host: rule, own table → vs0-local → its worker ──────────────┘
 
-// localPriority is the priority of the rule. It precedes the rules of hosts with several uplinks, which lead by source
-// address: the table has nothing but VIPs.
+// localPriority is the priority of the rule. It precedes the rules of hosts with several uplinks, which lead by
+// source address: the table has nothing but VIPs.
 const localPriority = 10
 
-// urgent is the priority of packets that a full queue of the network device must not delay: TC_PRIO_INTERACTIVE in linux/pkt_sched.h,
-// the first band of pfifo_fast and prio.
+// urgent is the priority of packets that a full queue of the network device must not delay: TC_PRIO_INTERACTIVE in
+// linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// openLocal opens the device for this host's own packets, and makes its worker. The worker's socket is its own, for no flood to fill.
+// openLocal opens the device for this host's own packets, and makes its worker. The worker's socket is its own, for
+// no flood to fill.
 func (d *director) openLocal() (err error) {
 	d.local, err = tundev.Open(d.cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !d.cfg.Offload})
 	if err != nil {
@@ -42,15 +43,15 @@ func (d *director) openLocal() (err error) {
 	d.workers = append(d.workers, forward.NewWorker(d.cfg.Queues, d.local.Queues()[0], s, nil, d.bal, d.shared, d.now))
 	for _, ipv6 := range []bool{false, true} {
 		if !routing.HasRules(ipv6) && (!ipv6 || routing.HasIPv6()) {
-			d.log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, and a flood can fail them",
-				"ipv6", ipv6)
+			d.log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+
+				"and a flood can fail them", "ipv6", ipv6)
 		}
 	}
 	return nil
 }
 
-// machine is the state of the machine that the director needs: the VIPs lead into the TUN devices. Their MTU is the largest, since the
-// director itself knows what fits each tunnel.
+// machine is the state of the machine that the director needs: the VIPs lead into the TUN devices. Their MTU is the
+// largest, since the director itself knows what fits each tunnel.
 func (d *director) machine(vips []netip.Addr) routing.State {
 	s := routing.State{Loose: d.loose}
 	v4, v6 := slices.ContainsFunc(vips, netip.Addr.Is4), slices.ContainsFunc(vips, netip.Addr.Is6)
@@ -73,8 +74,8 @@ func (d *director) machine(vips []netip.Addr) routing.State {
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())
 		s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: d.cfg.TUN},
-			// Should the device go before its route comes back, by a kill: else the default route leads the VIP's packets back to the
-			// router, which sends them here again.
+			// Should the device go before its route comes back, by a kill: else the default route leads the VIP's
+			// packets back to the router, which sends them here again.
 			routing.Route{Dst: dst, Unreachable: true, Metric: lastResort})
 		if rules[vip.Is6()] {
 			s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: d.cfg.LocalTUN(), Table: d.cfg.Table})
@@ -83,8 +84,8 @@ func (d *director) machine(vips []netip.Addr) routing.State {
 	return s
 }
 
-// deviceSysctls are those of a TUN device, with IPv6 or without. It never has an IPv6 address: with one the kernel would look for neighbours
-// that are not there.
+// deviceSysctls are those of a TUN device, with IPv6 or without. It never has an IPv6 address: with one the kernel
+// would look for neighbours that are not there.
 func deviceSysctls(name string, ipv6 bool) []routing.Sysctl {
 	device := "net/ipv6/conf/" + name
 	if !ipv6 {
