@@ -41,7 +41,8 @@ func (r ruleRecord) String() string {
 }
 
 // planRules plans State.Rules, whose routes are planned by planRoutes.
-func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRecord]bool, snap snapshot) (steps []step, next []ruleRecord, err error) {
+func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRecord]bool,
+	snap snapshot) (steps []step, next []ruleRecord, err error) {
 	var errs []error
 	var recs []ruleRecord
 	for _, w := range want {
@@ -60,8 +61,8 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 		}
 		if len(theirs) > 0 {
 			// The same one every time: Watch logs a text once.
-			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty it (ip route flush table %d)",
-				w.Table, slices.Min(theirs), w.Table))
+			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; "+
+				"choose another, or empty it (ip route flush table %d)", w.Table, slices.Min(theirs), w.Table))
 		}
 	}
 	steps, next = m.stepsForRules(recs, own, snap)

@@ -22,7 +22,8 @@ func localState() State {
 		Rules:   []Rule{{Table: 5081, Priority: 10}, {IPv6: true, Table: 5081, Priority: 10}},
 	}
 	for _, vip := range []netip.Addr{localVIP4, localVIP6} {
-		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"}, Route{Dst: hostPrefix(vip), Link: "vs1", Table: 5081})
+		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"},
+			Route{Dst: hostPrefix(vip), Link: "vs1", Table: 5081})
 	}
 	return s
 }
@@ -35,7 +36,8 @@ func newLocalHost(t *testing.T) {
 	for _, link := range []string{"default", "east", "west", "vs0"} {
 		setSysctl(t, "net/ipv6/conf/"+link+"/addr_gen_mode", "1")
 	}
-	for _, key := range []string{"all/disable_ipv6", "default/disable_ipv6", "east/disable_ipv6", "lo/disable_ipv6", "vs0/disable_ipv6"} {
+	for _, key := range []string{"all/disable_ipv6", "default/disable_ipv6", "east/disable_ipv6",
+		"lo/disable_ipv6", "vs0/disable_ipv6"} {
 		setSysctl(t, "net/ipv6/conf/"+key, "0")
 	}
 	addAddr(t, "east", "fd00:1::1/64")
@@ -103,7 +105,8 @@ func TestRules(t *testing.T) {
 // TestRulesTableOfOthers: what somebody else has in the table would lead all that this host sends.
 func TestRulesTableOfOthers(t *testing.T) {
 	newLocalHost(t)
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5081, Protocol: unix.RTPROT_STATIC}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5081,
+		Protocol: unix.RTPROT_STATIC}))
 	before := machineState(t)
 	err := open(t).Set(localState())
 	if err == nil || !strings.Contains(err.Error(), "routing table 5081 is in use: it has a route for 192.0.2.0/24") {

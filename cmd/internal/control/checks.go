@@ -15,11 +15,12 @@ func (c Checks) Short() bool { return c.Needed > c.Room }
 
 // Shortage says so, with both numbers.
 func (c Checks) Shortage() string {
-	return fmt.Sprintf("all at once need %d descriptors, and the limit of %d leaves %d: the others wait, and a realserver that dies is out later",
-		c.Needed, c.Limit, c.Room)
+	return fmt.Sprintf("all at once need %d descriptors, and the limit of %d leaves %d: the others wait, "+
+		"and a realserver that dies is out later", c.Needed, c.Limit, c.Room)
 }
 
 // Fix says what to do.
 func (c Checks) Fix() string {
-	return fmt.Sprintf("set LimitNOFILE=%d or more in the unit, or ulimit -n, and restart the director", c.Needed+c.Limit-c.Room)
+	return fmt.Sprintf("set LimitNOFILE=%d or more in the unit, or ulimit -n, and restart the director",
+		c.Needed+c.Limit-c.Room)
 }

@@ -11,11 +11,11 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// Each check in flight has a descriptor, as has each connection to the program: checks that hang must leave some to it. The runtime raises the soft
-// limit to the hard one when the program starts.
+// Each check in flight has a descriptor, as has each connection to the program: checks that hang must leave some to
+// it. The runtime raises the soft limit to the hard one when the program starts.
 
-// reserved is how many descriptors are left for other than checks: connections to the metrics address and the control socket, files that a reload
-// reads, netlink sockets, notifications.
+// reserved is how many descriptors are left for other than checks: connections to the metrics address and the control
+// socket, files that a reload reads, netlink sockets, notifications.
 const reserved = 384
 
 // descriptorLimit is how many descriptors this process may have.
@@ -27,8 +27,8 @@ func descriptorLimit() int {
 	return int(min(limit.Cur, 1<<30))
 }
 
-// roomForChecks is how many of limit descriptors checks in flight may have, where the program has open ones beside them. Where the limit is
-// small the reserve is, too.
+// roomForChecks is how many of limit descriptors checks in flight may have, where the program has open ones beside
+// them. Where the limit is small the reserve is, too.
 func roomForChecks(limit, open int) int {
 	left := limit - open
 	return max(left-reserved, left/4, 1)
@@ -43,8 +43,8 @@ func openDescriptors() int {
 	return len(fds)
 }
 
-// usualDescriptors is how many a director of cfg has open before its first check: for each queue its own, the raw sockets of its worker and those for
-// tunnels over UDP, each with an eventfd; and what every director has.
+// usualDescriptors is how many a director of cfg has open before its first check: for each queue its own, the raw
+// sockets of its worker and those for tunnels over UDP, each with an eventfd; and what every director has.
 func usualDescriptors(cfg *config.Director) int {
 	return cfg.Queues*(2+4+2*udpPorts) + 64
 }

@@ -11,22 +11,23 @@ import (
 	"vstun/tundev"
 )
 
-// What this host itself sends to VIPs, as its health checks do, has a TUN device and a worker of its own: clients that send more than the
-// director takes overrun their device alone, and no check fails by that.
+// What this host itself sends to VIPs, as its health checks do, has a TUN device and a worker of its own: clients
+// that send more than the director takes overrun their device alone, and no check fails by that.
 //
 //	from the network: main table  → vs0       → a worker for each queue ─┐
 //	                                                                     ├→ realserver
 //	of this host: rule, own table → vs0-local → its worker ──────────────┘
 
-// localPriority is the priority of the rule. It precedes the rules of hosts with several uplinks, which lead by source
-// address: the table has nothing but VIPs.
+// localPriority is the priority of the rule. It precedes the rules of hosts with several uplinks, which lead by
+// source address: the table has nothing but VIPs.
 const localPriority = 10
 
-// urgent is the priority of packets that a full queue of the network device must not delay: TC_PRIO_INTERACTIVE in linux/pkt_sched.h,
-// the first band of pfifo_fast and prio.
+// urgent is the priority of packets that a full queue of the network device must not delay: TC_PRIO_INTERACTIVE in
+// linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// openLocal opens the device for this host's own packets, and makes its worker. The worker's socket is its own, for no flood to fill.
+// openLocal opens the device for this host's own packets, and makes its worker. The worker's socket is its own, for
+// no flood to fill.
 func (d *director) openLocal() (err error) {
 	d.local, err = tundev.Open(d.cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !d.cfg.Offload})
 	if err != nil {
@@ -43,8 +44,8 @@ func (d *director) openLocal() (err error) {
 	d.workers = append(d.workers, forward.NewWorker(d.cfg.Queues, d.local.Queues()[0], s, nil, d.bal, d.shared, d.now))
 	for _, ipv6 := range []bool{false, true} {
 		if !routing.HasRules(ipv6) && (!ipv6 || routing.HasIPv6()) {
-			d.log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, and a flood can fail them",
-				"ipv6", ipv6)
+			d.log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+
+				"and a flood can fail them", "ipv6", ipv6)
 		}
 	}
 	return nil
@@ -90,8 +91,8 @@ func network(cfg *config.Director, vips []netip.Addr) (s routing.State) {
 	return s
 }
 
-// deviceSysctls are those of a TUN device, with IPv6 or without. It never has an IPv6 address: with one the kernel would look for neighbours
-// that are not there.
+// deviceSysctls are those of a TUN device, with IPv6 or without. It never has an IPv6 address: with one the kernel
+// would look for neighbours that are not there.
 func deviceSysctls(name string, ipv6 bool) []routing.Sysctl {
 	device := "net/ipv6/conf/" + name
 	if !ipv6 {

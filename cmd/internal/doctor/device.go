@@ -9,8 +9,8 @@ import (
 	"vstun/routing"
 )
 
-// vipRoutes examines whether the VIPs' packets get to the director: those from the network by the device tun, those that this host itself
-// sends, as its health checks do, by the device local.
+// vipRoutes examines whether the VIPs' packets get to the director: those from the network by the device tun, those
+// that this host itself sends, as its health checks do, by the device local.
 func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 	devices, err := routing.Devices()
 	if e.failed(err) {
@@ -42,7 +42,8 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 				continue
 			}
 			good = false
-			f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it" + p.of, Why: p.why, Mend: p.mend}
+			f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it" + p.of,
+				Why: p.why, Mend: p.mend}
 			if ok {
 				f.What = fmt.Sprintf("%s go to %s, not to %s", p.packets, hop.Link, p.device)
 				if hop.Gateway.IsValid() {
@@ -68,7 +69,8 @@ type vipPath struct {
 	mend    string
 }
 
-// paths are the ways on which packets come to vip: from the network, as far as the kernel can be asked, and from this host.
+// paths are the ways on which packets come to vip: from the network, as far as the kernel can be asked, and from this
+// host.
 func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device) (all []vipPath) {
 	mend := fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)
 	if from, link, ok := visitor(vip.Is6(), devices); ok {
@@ -88,16 +90,16 @@ func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device
 	return all
 }
 
-// visitor is the address of a client, and the device by which its packets come in and are forwarded: by the default route, or from a subnet of
-// this host. Of a device that doesn't forward the kernel says nothing, but see forwarding.
+// visitor is the address of a client, and the device by which its packets come in and are forwarded: by the default
+// route, or from a subnet of this host. Of a device that doesn't forward the kernel says nothing, but see forwarding.
 func visitor(six bool, devices []routing.Device) (from netip.Addr, link string, ok bool) {
 	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && forwards(hop.Link, six) {
 		return outside[six], hop.Link, true
 	}
 	for _, d := range devices {
 		for _, p := range d.Addrs {
-			if near := neighbour(p); d.Up && !d.Loopback && p.Addr().Is6() == six && p.Addr().IsGlobalUnicast() && near.IsValid() &&
-				forwards(d.Name, six) {
+			if near := neighbour(p); d.Up && !d.Loopback && p.Addr().Is6() == six && p.Addr().IsGlobalUnicast() &&
+				near.IsValid() && forwards(d.Name, six) {
 				return near, d.Name, true
 			}
 		}

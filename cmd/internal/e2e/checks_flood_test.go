@@ -23,7 +23,7 @@ type overload struct {
 	timeout  time.Duration
 	ipv6     bool          // one service more, with an IPv6 VIP
 	encap    string        // of the tunnels
-	narrow   bool          // the director's uplink takes a part of what it sends: the queue of its network device is full, too
+	narrow   bool          // the queue of the director's network device is full
 	length   time.Duration // of the flood
 }
 
@@ -33,21 +33,25 @@ const fall = 3
 // outBound is twice the time that a realserver that dies may take until it is out.
 func (o *overload) outBound() time.Duration { return 2 * (fall*o.interval + o.timeout) }
 
-// TestChecksInFlood floods a service with more SYNs than the director takes, so that the kernel drops packets at the TUN device. No realserver goes down:
-// the director's own overload says nothing of them. One that really dies is out in time. With VSTUN_FULL=1 it is all combinations, each for a minute.
+// TestChecksInFlood floods a service with more SYNs than the director takes, so that the kernel drops packets at the
+// TUN device. No realserver goes down: the director's own overload says nothing of them. One that really dies is out
+// in time. With VSTUN_FULL=1 it is all combinations, each for a minute.
 func TestChecksInFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	length := short(15*time.Second, 10*time.Second)
 	list := []overload{
-		{name: "10vips", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true, encap: "ipip", length: length},
-		{name: "narrow", vips: 10, queues: 1, interval: time.Second, timeout: 900 * time.Millisecond, encap: "gue", narrow: true, length: length},
+		{name: "10vips", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true, encap: "ipip",
+			length: length},
+		{name: "narrow", vips: 10, queues: 1, interval: time.Second, timeout: 900 * time.Millisecond, encap: "gue", narrow: true,
+			length: length},
 	}
 	if os.Getenv("VSTUN_FULL") != "" {
 		for _, interval := range []time.Duration{time.Second, 5 * time.Second} {
 			for _, vips := range []int{1, 10} {
 				for _, queues := range []int{1, 2} {
 					list = append(list, overload{name: fmt.Sprintf("%v-%dvips-%dqueues", interval, vips, queues),
-						vips: vips, queues: queues, interval: interval, timeout: 900 * time.Millisecond, encap: "ipip", length: time.Minute})
+						vips: vips, queues: queues, interval: interval, timeout: 900 * time.Millisecond,
+						encap: "ipip", length: time.Minute})
 				}
 			}
 		}
@@ -132,7 +136,8 @@ func (s *site) floodedTOML(name, vips string, o *overload) string {
 	return text
 }
 
-// mustStayUp wants that no realserver goes down for so long. It returns how many packets the kernel dropped at the TUN devices meanwhile.
+// mustStayUp wants that no realserver goes down for so long. It returns how many packets the kernel dropped at the
+// TUN devices meanwhile.
 func (s *site) mustStayUp(length time.Duration) (lost uint64) {
 	s.t.Helper()
 	before := s.director.balance()

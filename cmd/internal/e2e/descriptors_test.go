@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// TestChecksBeyondDescriptors: 2,000 checks hang, and the director may have 1,024 descriptors. It answers all the same, checks that wait count against no
-// realserver, and those of the one that works are made. Start, check and doctor say how many checks there are, and how many there is room for.
+// TestChecksBeyondDescriptors: 2,000 checks hang, and the director may have 1,024 descriptors. It answers all the
+// same, checks that wait count against no realserver, and those of the one that works are made. Start, check and
+// doctor say how many checks there are, and how many there is room for.
 func TestChecksBeyondDescriptors(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nginx", "nginx-light")
@@ -28,7 +29,8 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	s.director.configure(s.written(text))
 	limited := func(arguments ...string) *exec.Cmd {
 		script := fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, limit)
-		return exec.Command("sh", append([]string{"-c", script, programPath("director")}, append(arguments, "-c", s.director.config)...)...)
+		return exec.Command("sh", append([]string{"-c", script, programPath("director")},
+			append(arguments, "-c", s.director.config)...)...)
 	}
 	tells := func(what, text string) {
 		t.Helper()
@@ -74,7 +76,8 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	if tells("check", got.stderr); got.code != 0 {
 		t.Errorf("check: exit status %d: %s", got.code, got.stderr)
 	}
-	s.director.configure(s.written(s.checkedTOML("", `type = "http"`))) // the doctor need not probe what hangs; it asks the running director
+	// The doctor need not probe what hangs; it asks the running director.
+	s.director.configure(s.written(s.checkedTOML("", `type = "http"`)))
 	for _, f := range s.director.examineBy(limited("doctor", "--json")).Findings {
 		if f.Check == "descriptors" {
 			tells("doctor", f.What+f.Mend)
