@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"vstun/balancer/conntab"
 	"vstun/encap"
 )
 
@@ -15,6 +16,14 @@ import (
 type Config struct {
 	Services []Service
 	Probed   []Target // what Pin can lead flows to, beside all services: each once
+	Options  Options
+	Table    *conntab.Config // of the connection table, but for Max; nil: as it is
+}
+
+// Options are what holds for all services.
+type Options struct {
+	ExpireQuiescentTemplate bool // a persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl)
+	Silent                  bool // a packet for which there is no service, or no realserver, is dropped without an answer
 }
 
 // Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing else.

@@ -58,9 +58,9 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 
 // unserved tells the sender of the packet in b that nobody serves the port, where d says so: there is no such service, or it has no realserver for a
 // new connection. IPVS does it for the latter (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave), its host for the former. Packets that could not
-// open a connection anyway go unanswered, as does what is for no VIP.
-func (w *Worker) unserved(d packet.Drop, b *packet.Buf, p *packet.Info, vip bool, now conntab.Ticks) {
-	if d != packet.DropNoService && d != packet.DropNoRealserver || !vip || w.out.shared.silent.Load() {
+// open a connection anyway go unanswered, as does what is for no VIP, and all if silent.
+func (w *Worker) unserved(d packet.Drop, b *packet.Buf, p *packet.Info, vip, silent bool, now conntab.Ticks) {
+	if d != packet.DropNoService && d != packet.DropNoRealserver || !vip || silent {
 		return
 	}
 	if p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST != 0 || !packet.MayAnswer(b.Bytes()) {

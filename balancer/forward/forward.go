@@ -143,7 +143,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	}
 	dest, d := snap.Decide(p, now)
 	if d != packet.Accept {
-		w.unserved(d, b, p, snap.HasVIP(p.Flow.Dst), now)
+		w.unserved(d, b, p, snap.HasVIP(p.Flow.Dst), snap.Silent(), now)
 		return d
 	}
 	inner := dest.MTU - dest.Tunnel.Overhead()

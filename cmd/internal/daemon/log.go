@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Logger writes to standard error what is at least as grave as level. It never waits for who reads that: lines that nobody takes are lost when
+// Logger writes to standard error what is at least as grave as level, which may change at any time. It never waits for who reads that: lines that nobody takes are lost when
 // there are too many, and the program works on, and ends, as if they had been read. flush, at the end, waits a moment for the last ones.
-func Logger(level slog.Level) (log *slog.Logger, flush func()) {
+func Logger(level slog.Leveler) (log *slog.Logger, flush func()) {
 	q := newLineQueue(os.Stderr)
 	return slog.New(slog.NewTextHandler(q, &slog.HandlerOptions{Level: level})), q.flush
 }

@@ -9,11 +9,13 @@ import (
 	"vstun/cmd/internal/metrics"
 )
 
-// changes says in a line each what differs between two configurations of a running director: its addresses, services and realservers.
+// changes says in a line each what differs between two configurations of a running director.
 func changes(was, is *config.Director) []string {
 	var lines difference
 	lines.compare("source", sourceName(was.Source), sourceName(is.Source))
 	lines.compare("no_service", noServiceName(was.Silent), noServiceName(is.Silent))
+	lines.compare("log", was.Log, is.Log)
+	lines.connections(&was.Connections, &is.Connections)
 	lines.notify(&was.Notify, &is.Notify)
 	lines.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
 	former := make(map[string]*config.Service, len(was.Services))

@@ -37,6 +37,7 @@ import (
 type director struct {
 	file    string
 	log     *slog.Logger
+	level   slog.LevelVar
 	flush   func() // of the log
 	start   time.Time
 	network *routing.Manager
@@ -77,7 +78,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d := &director{file: file, start: time.Now(), cfg: cfg, shared: forward.NewShared(), http: metrics.NewServer()}
-	d.log, d.flush = daemon.Logger(cfg.Log)
+	d.level.Set(cfg.Log)
+	d.log, d.flush = daemon.Logger(&d.level)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -97,8 +99,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d.table = conntab.New(tableConfig(cfg.Connections))
-	d.bal = balancer.New(d.table, cfg.Queues, balancerOptions(cfg.Connections))
-	d.shared.SetSilent(cfg.Silent)
+	d.bal = balancer.New(d.table, cfg.Queues)
 	if err = d.openRelays(); err != nil {
 		return nil, err
 	}
