@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vstun/balancer"
+	"vstun/balancer/conntab"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/routing"
