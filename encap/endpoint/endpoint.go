@@ -33,34 +33,30 @@ const (
 	maxParts = 256
 )
 
-// MSS is what this host's servers advertise, in bytes, by the family of their addresses.
-type MSS struct{ V4, V6 atomic.Int64 }
-
 // Worker brings the packets of one source into this host.
 type Worker struct {
 	source   Source
 	sink     Sink
-	policy   *Policy
-	mss      *MSS
+	inForce  *atomic.Pointer[Policy]
 	merge    bool
 	counters packet.Counters
 	batches  packet.Batches
 	merged   atomic.Uint64 // packets that went behind another one of their connection into one piece with it
 
-	mss4, mss6 int // in this batch
-	bufs       []packet.Buf
-	out        []*packet.Buf
-	accepted   int // packets of out, each piece one
-	parts      []packet.Buf
-	used       int // of parts
-	tally      packet.Tally
-	coalesce   coalescer
+	policy   *Policy // of this batch
+	bufs     []packet.Buf
+	out      []*packet.Buf
+	accepted int // packets of out, each piece one
+	parts    []packet.Buf
+	used     int // of parts
+	tally    packet.Tally
+	coalesce coalescer
 }
 
-// NewWorker makes a worker that moves what policy accepts from source to sink. With merge, consecutive segments of a connection become one packet
+// NewWorker makes a worker that moves what the policy in force accepts from source to sink; each batch has one policy. With merge, consecutive segments of a connection become one packet
 // in several pieces: for a sink that takes such.
-func NewWorker(source Source, sink Sink, policy *Policy, mss *MSS, merge bool) *Worker {
-	return &Worker{source: source, sink: sink, policy: policy, mss: mss, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
+func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge bool) *Worker {
+	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
 		out: make([]*packet.Buf, 0, batch+maxParts)}
 }
 
@@ -92,7 +88,7 @@ func (w *Worker) Run() error {
 // move treats one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
 	w.batches.Begin(len(bufs))
-	w.mss4, w.mss6 = int(w.mss.V4.Load()), int(w.mss.V6.Load())
+	w.policy = w.inForce.Load()
 	var err error
 	for i := range bufs {
 		b := &bufs[i]
@@ -153,9 +149,9 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 // enter hands on or drops the packet in b, of which the policy says d, and tells whether b is in use until flush.
 func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
 	if d == packet.Accept && !in.fragment {
-		mss := w.mss4
+		mss := w.policy.mss4
 		if b.Bytes()[0]>>4 == 6 {
-			mss = w.mss6
+			mss = w.policy.mss6
 		}
 		d = offloaded(b, in, mss)
 	}

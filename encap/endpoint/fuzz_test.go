@@ -26,7 +26,7 @@ func FuzzWorker(f *testing.F) {
 		}
 	}
 	// One worker for all: a batch must leave nothing behind in it.
-	w := NewWorker(nil, nil, policy(), mss(1440), true)
+	w := NewWorker(nil, nil, inForce(policy()), true)
 	f.Fuzz(func(t *testing.T, b []byte, size uint16) {
 		if len(b) < 68 || len(b) > 60000 || size > 0 && size < 44 {
 			return
