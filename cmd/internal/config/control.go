@@ -1,8 +1,8 @@
 package config
 
-// ControlSocket reads the path of the control socket from a director.toml, whatever faults other keys have: it is needed most when there are
-// some. An error that is no *Errors means that the file can't be read.
-func ControlSocket(path string) (string, error) {
+// ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver", whatever faults other keys have: it is needed most
+// when there are some. An error that is no *Errors means that the file can't be read.
+func ControlSocket(path, program string) (string, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return "", err
@@ -10,7 +10,7 @@ func ControlSocket(path string) (string, error) {
 	var faults Errors
 	root, ok := parse(path, text, &faults)
 	if ok {
-		socket := readControl(root.table("director", wantDirector))
+		socket := readControl(root.table(program, wantTable[program]), program)
 		if len(faults) == 0 {
 			return socket, nil
 		}
@@ -18,6 +18,7 @@ func ControlSocket(path string) (string, error) {
 	return "", &faults
 }
 
-const wantDirector = "a [director] table"
+// wantTable says what stands in a program's own table.
+var wantTable = map[string]string{"director": "a [director] table", "realserver": "a [realserver] table with vips and directors"}
 
-func readControl(t *table) string { return t.socket("control", "/run/vstun/director.sock") }
+func readControl(t *table, program string) string { return t.socket("control", "/run/vstun/"+program+".sock") }

@@ -14,13 +14,13 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		return nil, &faults
 	}
 
-	t := root.table("director", wantDirector)
+	t := root.table("director", wantTable["director"])
 	d := &Director{
 		TUN:     t.device("tun"),
 		Queues:  t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256"),
 		Offload: t.offload("offload"),
 		Source:  readSource(t),
-		Control: readControl(t),
+		Control: readControl(t, "director"),
 		Metrics: t.listen("metrics", "127.0.0.1:9464"),
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",

@@ -130,6 +130,11 @@ func TestPrint(t *testing.T) {
 		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") {
 		t.Errorf("%v %s", err, &out)
 	}
+	out.Reset()
+	if err := PrintRealserver(&out, &RealserverStatus{Configuration: Configuration{Error: "two\nfaults"}}); err != nil || !strings.Contains(out.String(), "the last reload failed") ||
+		!strings.Contains(out.String(), "\n  two\n  faults\n") {
+		t.Errorf("%v %s", err, &out)
+	}
 }
 
 // TestPrintSettings is about what only some services have.

@@ -40,13 +40,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	head := fmt.Sprintf("director %s, pid %d, up %s, %s with %d queues (%s), %d of %d connections", st.Version, st.Pid, uptime(st.Uptime), st.TUN,
 		st.Queues, offloads(st.Offloads), st.Connections.Count, st.Connections.Max)
 	fmt.Fprintf(w, "%s\n\n", wrapped(head, width, "  "))
-	if c := st.Configuration; c.Error != "" {
-		fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
-		for line := range strings.Lines(c.Error) {
-			fmt.Fprintf(w, "  %s\n", strings.TrimSuffix(line, "\n"))
-		}
-		fmt.Fprintln(w)
-	}
+	printConfiguration(w, st.Configuration)
 	printServices(w, st.Services, width)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
@@ -72,10 +66,23 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 		offloads(st.Offloads), st.MSS, st.MSS6)
 	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	fmt.Fprintln(w, wrapped(head, width, "  "))
+	printConfiguration(w, st.Configuration)
 	fmt.Fprintln(w, wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, st.Drops)
 	printOverruns(w, st.Overruns)
 	return w.Flush()
+}
+
+// printConfiguration writes why the last reload was refused, if it was.
+func printConfiguration(w io.Writer, c Configuration) {
+	if c.Error == "" {
+		return
+	}
+	fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
+	for line := range strings.Lines(c.Error) {
+		fmt.Fprintf(w, "  %s\n", strings.TrimSuffix(line, "\n"))
+	}
+	fmt.Fprintln(w)
 }
 
 func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Reload is what POST /reload on a director's control socket returns.
+// Reload is what POST /reload on a control socket returns.
 type Reload struct {
 	Changes []string `json:"changes"` // a line each; empty: nothing has changed
 }
@@ -17,10 +17,10 @@ type Reload struct {
 // reloadTakes is the longest that a reload may take: thousands of realservers, and a route for each of their VIPs.
 const reloadTakes = time.Minute
 
-// ReloadCommand lets the running director read its configuration again, and prints what has changed or why nothing has.
+// ReloadCommand lets the running program read its configuration again, and prints what has changed or why nothing has.
 func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "reload", Short: "Let the running director read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "reload", Short: "Let the running program read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, err := socket.Path()
 			if err != nil {

@@ -125,22 +125,23 @@ type Check struct {
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
 // `realserver status --json` prints.
 type RealserverStatus struct {
-	Program   string            `json:"program"` // "realserver"
-	Version   string            `json:"version"`
-	Pid       int               `json:"pid"`
-	Uptime    float64           `json:"uptime_seconds"`
-	TUN       string            `json:"tun"`
-	Queues    int               `json:"queues"`
-	Offloads  string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
-	VIPs      []string          `json:"vips"`
-	Directors []string          `json:"directors"`
-	MSS       int               `json:"mss"`      // what servers advertise over IPv4
-	MSS6      int               `json:"mss6"`     // and over IPv6
-	In        Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
-	Out       Traffic           `json:"out"`      // written to the TUN device
-	Drops     map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
-	Merged    uint64            `json:"merged"`   // packets written as a part of another one, behind it
-	Overruns  uint64            `json:"overruns"` // packets that the kernel dropped because the agent was too slow
+	Program       string            `json:"program"` // "realserver"
+	Version       string            `json:"version"`
+	Pid           int               `json:"pid"`
+	Uptime        float64           `json:"uptime_seconds"`
+	TUN           string            `json:"tun"`
+	Queues        int               `json:"queues"`
+	Offloads      string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	VIPs          []string          `json:"vips"`
+	Directors     []string          `json:"directors"`
+	MSS           int               `json:"mss"`  // what servers advertise over IPv4
+	MSS6          int               `json:"mss6"` // and over IPv6
+	Configuration Configuration     `json:"configuration"`
+	In            Traffic           `json:"in"`       // received from tunnels, with the tunnel's header
+	Out           Traffic           `json:"out"`      // written to the TUN device
+	Drops         map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
+	Merged        uint64            `json:"merged"`   // packets written as a part of another one, behind it
+	Overruns      uint64            `json:"overruns"` // packets that the kernel dropped because the agent was too slow
 }
 
 // Drops is the reasons of t that occurred, by name.

@@ -146,9 +146,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		d.log.Warn("more privileges are left than the director needs", "refused", err)
 	}
-	if err := unix.Access(file, unix.R_OK); err != nil {
-		d.log.Warn("a reload can't read the configuration file: let the user read it as whom the director runs: even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
-	}
+	daemon.WarnUnreadable(d.log, file)
 	limitGarbage()
 	return d, nil
 }

@@ -4,9 +4,9 @@ package realserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -32,15 +32,9 @@ func Command() *cobra.Command {
 		c.Flags().StringVarP(&file, "config", "c", "/etc/vstun/realserver.toml", "configuration file")
 		return c
 	}
-	socket := &control.Socket{Config: func() (string, error) {
-		cfg, err := load(file)
-		if err != nil {
-			return "", err
-		}
-		return cfg.Control, nil
-	}}
+	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
-		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
+		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
 		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
@@ -56,6 +50,13 @@ func Command() *cobra.Command {
 				return err
 			}}),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
+		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
+			path, err := controlSocket(file)
+			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
+				return "", faults // what the running agent would say of the file, with the exit status of a failed reload
+			}
+			return path, err
+		}})),
 		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)
 			if err != nil {
@@ -78,17 +79,27 @@ func load(file string) (*config.Realserver, error) {
 	return cfg, nil
 }
 
+// controlSocket finds the control socket of the agent that runs with a configuration file.
+func controlSocket(file string) (string, error) {
+	path, err := config.ControlSocket(file, "realserver")
+	if err != nil {
+		return "", daemon.UsageError{Err: err}
+	}
+	return path, nil
+}
+
 func run(ctx context.Context, file string) error {
-	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP) // there is nothing to reload: it is the end of a terminal
+	ctx, stop := daemon.Signals(ctx)
 	defer stop()
+	hangup := daemon.OnHangup()
 	cfg, err := load(file)
 	if err != nil {
 		return err
 	}
 	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE) // the last for an encap_port below 1024; open says what is refused
-	a, err := open(cfg)
+	a, err := open(file, cfg)
 	if err != nil {
 		return err
 	}
-	return a.run(ctx)
+	return a.run(ctx, hangup)
 }

@@ -1,0 +1,167 @@
+package realserver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/metrics"
+)
+
+// reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
+// the same.
+func (a *agent) reload() ([]string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	read, was := time.Now(), a.setup.Load().cfg
+	cfg, err := load(a.file)
+	if err == nil {
+		err = a.apply(cfg)
+	}
+	if err != nil {
+		a.log.Error("reload: nothing changed", "file", a.file, "error", err)
+		a.read.Store(&control.Configuration{Read: a.configuration().Read, Error: err.Error()})
+		return nil, err
+	}
+	a.read.Store(&control.Configuration{Read: read})
+	lines := changes(was, cfg)
+	for i, line := range lines {
+		if i == loggedChanges {
+			a.log.Info("reload: more changes, not logged", "changes", len(lines)-i)
+			break
+		}
+		a.log.Info("reload: " + line)
+	}
+	a.log.Info("reloaded", "file", a.file, "vips", len(cfg.VIPs), "changes", len(lines))
+	return lines, nil
+}
+
+// loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
+const loggedChanges = 100
+
+// configuration is what came of reading the file.
+func (a *agent) configuration() control.Configuration {
+	if c := a.read.Load(); c != nil {
+		return *c
+	}
+	return control.Configuration{Read: a.start}
+}
+
+// apply puts cfg in force: first what can fail, the address of metrics, new sockets, and the machine with the VIPs of both configurations; then, with one
+// pointer, what the workers let in. VIPs that left go from the machine behind that, so that no packet for them comes out of the device and is routed back.
+func (a *agent) apply(cfg *config.Realserver) (err error) {
+	was := a.setup.Load()
+	if keys := was.cfg.NeedsRestart(cfg); len(keys) > 0 {
+		return fmt.Errorf("%s: %s changed, which a reload can't do: restart the agent, or change it back", a.file, strings.Join(keys, ", "))
+	}
+	if err := checkMachine(cfg, was.cfg.VIPs); err != nil {
+		return err
+	}
+	if cfg.Metrics != was.cfg.Metrics {
+		l, err2 := a.http.Bind(cfg.Metrics)
+		if err2 != nil {
+			return err2
+		}
+		defer func() {
+			if err == nil {
+				a.http.Use(l, cfg.Metrics)
+			} else if l != nil {
+				l.Close()
+			}
+		}()
+	}
+	opened, err := a.receivers.Open(sockets(cfg)...)
+	if errors.Is(err, unix.EACCES) { // CAP_NET_BIND_SERVICE has been given up
+		return fmt.Errorf("%s: encap_port: a running agent can't open %d, below 1024: restart the agent, or set another one here and at the directors", a.file, cfg.EncapPort)
+	}
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
+	v4, v6, _ := mss(cfg)
+	is := &setup{cfg, v4, v6}
+	both := *cfg
+	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
+	if err := a.network.Set(network(&both, v4, v6)); err != nil {
+		return errors.Join(err, a.network.Set(network(was.cfg, was.mss4, was.mss6)))
+	}
+	a.enforce(is)
+	if err := opened.Use(); err != nil {
+		return err // the agent is ending
+	}
+	a.level.Set(cfg.Log)
+	if len(both.VIPs) > len(cfg.VIPs) {
+		if err := a.network.Set(network(cfg, v4, v6)); err != nil { // it is tried again
+			a.log.Error("VIPs that are not configured any more are left", "error", err)
+		}
+	}
+	a.keepQuiet()
+	return nil
+}
+
+// without is what all has that some has not.
+func without[T comparable](all, some []T) []T {
+	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return slices.Contains(some, v) })
+}
+
+// changes says in a line each what differs between two configurations of a running agent.
+func changes(was, is *config.Realserver) []string {
+	lines := []string{}
+	note := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	compare := func(key string, was, is any) {
+		if was != is {
+			note("%s %v -> %v", key, was, is)
+		}
+	}
+	for _, vip := range without(is.VIPs, was.VIPs) {
+		note("vip %v: added", vip)
+	}
+	for _, vip := range without(was.VIPs, is.VIPs) {
+		note("vip %v: removed", vip)
+	}
+	for _, d := range without(is.Directors, was.Directors) {
+		note("director %s: added", directorName(d))
+	}
+	for _, d := range without(was.Directors, is.Directors) {
+		note("director %s: removed", directorName(d))
+	}
+	compare("encap", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))
+	compare("encap_port", was.EncapPort, is.EncapPort)
+	compare("encap_key", keyName(was), keyName(is))
+	compare("mss", mssName(was), mssName(is))
+	compare("table", was.Table, is.Table)
+	compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
+	compare("log", was.Log, is.Log)
+	return lines
+}
+
+func directorName(d netip.Prefix) string {
+	if d.IsSingleIP() {
+		return d.Addr().String()
+	}
+	return d.String()
+}
+
+func keyName(cfg *config.Realserver) string {
+	if !cfg.HasKey {
+		return "none"
+	}
+	return fmt.Sprint(cfg.Key)
+}
+
+func mssName(cfg *config.Realserver) string {
+	switch cfg.MSS {
+	case 0:
+		return "auto"
+	case config.MSSOff:
+		return "off"
+	}
+	return fmt.Sprint(cfg.MSS)
+}
