@@ -21,4 +21,6 @@ func ControlSocket(path, program string) (string, error) {
 // wantTable says what stands in a program's own table.
 var wantTable = map[string]string{"director": "a [director] table", "realserver": "a [realserver] table with vips and directors"}
 
-func readControl(t *table, program string) string { return t.socket("control", "/run/vstun/"+program+".sock") }
+func readControl(t *table, program string) string {
+	return t.socket("control", "/run/vstun/"+program+".sock")
+}
