@@ -89,7 +89,8 @@ const forgetAfter = time.Minute
 
 // New makes a Balancer without services over table, for packets of so many workers.
 func New(table *conntab.Table, workers int) *Balancer {
-	b := &Balancer{table: table, workers: workers, leaving: map[seatKey]*leaver{}, probed: map[Target]*probed{}, services: map[string]*service{}}
+	b := &Balancer{table: table, workers: workers,
+		leaving: map[seatKey]*leaver{}, probed: map[Target]*probed{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
 }
@@ -146,7 +147,8 @@ func (b *Balancer) unchanged(cfg Config) bool {
 	if s.options != cfg.Options || cfg.Table != nil && !s.table.Follows(*cfg.Table) {
 		return false
 	}
-	return slices.EqualFunc(s.list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) }) && b.probes(cfg.Probed)
+	same := func(s *service, c Service) bool { return s.config.equal(&c) }
+	return slices.EqualFunc(s.list, cfg.Services, same) && b.probes(cfg.Probed)
 }
 
 // needs is the most numbers that cfg can take, beside those that are leaving.

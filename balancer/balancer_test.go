@@ -443,7 +443,7 @@ func TestManyHaveLeft(t *testing.T) {
 	}
 }
 
-// TestOptionsOfSnapshot: a snapshot decides by the options and the table's Config that it has been made with, whatever is in force meanwhile.
+// TestOptionsOfSnapshot: a snapshot decides by its own options and table Config, whatever is in force meanwhile.
 func TestOptionsOfSnapshot(t *testing.T) {
 	cfg := Config{Services: []Service{web("wrr", rs(1, 1))}}
 	b := newBalancer(t, cfg.Services...)

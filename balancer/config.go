@@ -22,8 +22,10 @@ type Config struct {
 
 // Options are what holds for all services.
 type Options struct {
-	ExpireQuiescentTemplate bool // a persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl)
-	Silent                  bool // a packet for which there is no service, or no realserver, is dropped without an answer
+	// A persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl).
+	ExpireQuiescentTemplate bool
+
+	Silent bool // a packet for which there is no service, or no realserver, is dropped without an answer
 }
 
 // Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing else.

@@ -23,8 +23,8 @@ func (s *store[A]) unproven(e *entry[A]) bool {
 	return e.state.halfOpen() || e.state == TemplateState && !s.table.children.assured(e.parent)
 }
 
-// tired tells whether e, unproven, has lived as long as it may under pressure. times are the timeouts in force: one from before a change of them counts as
-// older or younger than it is, by the difference.
+// tired reports whether e, unproven, has lived as long as it may under pressure. times are the timeouts in force. An
+// entry from before a change of its timeout counts as older or younger than it is, by the difference.
 func (s *store[A]) tired(e *entry[A], times *timeouts, now Ticks) bool {
 	life := times[e.state]
 	if e.state == TemplateState {

@@ -164,7 +164,8 @@ func againstModel(t *testing.T, cfg Config) {
 		packets = 10_000
 	}
 	table := New(cfg).View()
-	m := model{cfg: cfg, times: table.rules.times, conns: map[packet.Flow]*modelConn{}, templates: map[modelClient]*modelTemplate{}, judged: map[uint32][2]bool{}}
+	m := model{cfg: cfg, times: table.rules.times, conns: map[packet.Flow]*modelConn{},
+		templates: map[modelClient]*modelTemplate{}, judged: map[uint32][2]bool{}}
 	now := Ticks(1<<32 - 200*PerSecond) // wraps on the way
 	for i := range packets {
 		p := tcp(rnd.Uint32N(20), uint16(rnd.Uint32N(30)), uint8(rnd.Uint32N(32)))

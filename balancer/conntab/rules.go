@@ -1,6 +1,6 @@
 package conntab
 
-// rules are a Config as packets are treated by it. They don't change: others take their place.
+// rules is a Config in the form that packets need. It is immutable: a change makes another one.
 type rules struct {
 	Config
 	times   timeouts
@@ -21,8 +21,8 @@ func newRules(cfg Config, maximum int) *rules {
 	return r
 }
 
-// View is a table under the Config of one moment, which later changes leave as it is: what is decided about a packet in several steps is decided by
-// one Config.
+// View is a table under the Config of one moment. Later changes leave it as it is, so that all steps of a decision
+// follow one Config.
 type View struct {
 	*Table
 	rules *rules
@@ -34,9 +34,9 @@ func (t *Table) View() View { return View{t, t.rules.Load()} }
 // Follows reports whether v is a view under cfg, but for its Max.
 func (v View) Follows(cfg Config) bool { return v.rules.Config == newRules(cfg, v.Table.Max()).Config }
 
-// Configure puts all of cfg in force but Max, and returns the view under it. As with `ipvsadm --set`, a connection has its new timeout from its next
-// packet on. Where HalfOpenMax is less than before, the oldest half-open connections beyond it give way at once; where it was 0, those that are
-// there already don't count among the oldest, and end by themselves.
+// Configure puts cfg in force, except Max, and returns the view under it. As with `ipvsadm --set`, a connection gets
+// its new timeout with its next packet. A smaller HalfOpenMax evicts the oldest half-open connections at once.
+// Connections that became half-open while it was 0 are not evicted later; they end by their timeout.
 func (t *Table) Configure(cfg Config) View {
 	t.setup.Lock()
 	defer t.setup.Unlock()
@@ -51,7 +51,7 @@ func (t *Table) Configure(cfg Config) View {
 	return View{t, is}
 }
 
-// bound gives each shard a queue for its part of half unproven entries, with the newest of those that it has.
+// bound gives each shard a queue for its part of half unproven entries, and keeps the newest of those queued now.
 func (s *store[A]) bound(half int) {
 	n := half / len(s.shards)
 	hashes := make([]uint32, n*len(s.shards))

@@ -10,7 +10,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestConfigure: what is changed holds for the next packet, and for no connection before its next packet, as with `ipvsadm --set`.
+// TestConfigure: a change applies to a connection from its next packet on, as with `ipvsadm --set`.
 func TestConfigure(t *testing.T) {
 	table := New(Config{Max: 1024, Timeouts: Timeouts{TCP: time.Minute}})
 	ack := tcp(1, 1, packet.FlagACK)
@@ -66,7 +66,7 @@ func TestConfigure(t *testing.T) {
 	}
 }
 
-// TestConfigureState: the state table changes with SecureTCP, and what its former one has made goes on.
+// TestConfigureState: SecureTCP changes the state table, and connections in states of the other one go on.
 func TestConfigureState(t *testing.T) {
 	table := New(Config{Max: 1024})
 	state := func(p packet.Info) State {
@@ -94,7 +94,7 @@ func TestConfigureState(t *testing.T) {
 	}
 }
 
-// TestConfigureHalfOpenMax: the bound grows and shrinks while the table is full of half-open connections. The oldest give way.
+// TestConfigureHalfOpenMax: the bound changes while the table is full of half-open connections. The oldest are evicted.
 func TestConfigureHalfOpenMax(t *testing.T) {
 	const half = 4096
 	table := New(Config{Max: 1 << 17, HalfOpenMax: half})
@@ -121,7 +121,8 @@ func TestConfigureHalfOpenMax(t *testing.T) {
 	old := table.HalfOpen()
 	flood(100_000, half)
 	if n := there(100_000, half); n != half || table.HalfOpen() != old+half {
-		t.Errorf("with a larger bound %d of %d new ones are there, and %d of %d in all", n, half, table.HalfOpen(), old+half)
+		t.Errorf("with a larger bound %d of %d new ones are there, and %d of %d in all",
+			n, half, table.HalfOpen(), old+half)
 	}
 	table.Configure(Config{HalfOpenMax: half / 2})
 	if table.HalfOpenMax() != half/2 || table.HalfOpen() > half/2 {
@@ -146,10 +147,10 @@ func TestConfigureHalfOpenMax(t *testing.T) {
 	}
 }
 
-// TestConfigureUnderTraffic changes everything while workers work: with the race detector nothing is found, and the counts are right at the end.
+// TestConfigureUnderTraffic changes all settings while workers work. The counts are right at the end.
 func TestConfigureUnderTraffic(t *testing.T) {
 	table := New(Config{Max: 20_000, HalfOpenMax: 4000})
-	client6 := netip.MustParseAddr("2001:db8:1::7")
+	client6, vip6 := netip.MustParseAddr("2001:db8:1::7"), netip.MustParseAddr("2001:db8:80::80")
 	stop := make(chan struct{})
 	var workers sync.WaitGroup
 	for w := range 3 {
@@ -163,9 +164,10 @@ func TestConfigureUnderTraffic(t *testing.T) {
 				}
 				v := table.View()
 				for range 64 {
-					p := tcp(rnd.Uint32N(8000), 1, []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN, packet.FlagRST}[rnd.IntN(4)])
+					flags := []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagFIN, packet.FlagRST}
+					p := tcp(rnd.Uint32N(8000), 1, flags[rnd.IntN(4)])
 					if rnd.IntN(2) == 0 {
-						p.Flow.Src, p.Flow.SrcPort, p.Flow.Dst = client6, uint16(rnd.IntN(1<<16)), netip.MustParseAddr("2001:db8:80::80")
+						p.Flow.Src, p.Flow.SrcPort, p.Flow.Dst = client6, uint16(rnd.IntN(1<<16)), vip6
 					}
 					if _, r := v.Packet(&p, now); r == Miss {
 						v.Insert(&p, rnd.Uint32N(4), 0, now)
@@ -176,7 +178,8 @@ func TestConfigureUnderTraffic(t *testing.T) {
 	}
 	sweeper := table.NewSweeper()
 	for i := range 300 {
-		table.Configure(Config{HalfOpenMax: []int{4000, 0, 2048, 19_000}[i%4], SloppyTCP: i%2 == 0, SecureTCP: i%3 == 0, DropRemoved: i%5 == 0,
+		table.Configure(Config{HalfOpenMax: []int{4000, 0, 2048, 19_000}[i%4],
+			SloppyTCP: i%2 == 0, SecureTCP: i%3 == 0, DropRemoved: i%5 == 0,
 			Timeouts: Timeouts{TCP: time.Duration(i%7+1) * time.Second}})
 		table.Counts(uint32(i%4)).Judge(i%2 == 0, i%3 == 0)
 		sweeper.Sweep(Ticks(i), table.Slots()/10)

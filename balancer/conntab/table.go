@@ -28,7 +28,7 @@ const PerSecond = 100
 // reached tells whether now is at or after t.
 func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
-// Config is what a table is made with, and what can be changed of that later, see Table.Configure. The names in brackets are IPVS's sysctls.
+// Config is the settings of a table. Configure changes them. The names in brackets are IPVS's sysctls.
 type Config struct {
 	Max          int   // bound of the number of connections, persistence templates included; it stays
 	HalfOpenMax  int   // bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none

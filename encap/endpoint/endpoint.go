@@ -53,10 +53,12 @@ type Worker struct {
 	coalesce coalescer
 }
 
-// NewWorker makes a worker that moves what the policy in force accepts from source to sink; each batch has one policy. With merge, consecutive segments of a connection become one packet
-// in several pieces: for a sink that takes such.
+// NewWorker makes a worker that moves packets which the policy in force accepts from source to sink. It loads the
+// policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces: for a
+// sink that takes such.
 func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge bool) *Worker {
-	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
+	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge,
+		bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
 		out: make([]*packet.Buf, 0, batch+maxParts)}
 }
 

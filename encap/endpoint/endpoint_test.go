@@ -520,7 +520,7 @@ func FuzzUnwrap(f *testing.F) {
 	})
 }
 
-// changing is a Source each batch of which comes with another policy in force.
+// changing is a Source that puts another policy in force before each batch.
 type changing struct {
 	script
 	policies []*Policy
@@ -540,9 +540,10 @@ func (c *changing) ReadBatch(bufs []packet.Buf) (int, error) {
 	return 2, nil
 }
 
-// TestPolicyInForce: a batch is treated by the policy that is in force when it comes.
+// TestPolicyInForce: the policy in force at a batch's arrival applies to all of the batch.
 func TestPolicyInForce(t *testing.T) {
-	other := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(client, 32)}, VIPs: []netip.Addr{vip}, Exits: []encap.Exit{{Kind: encap.KindIPIP}}})
+	other := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(client, 32)}, VIPs: []netip.Addr{vip},
+		Exits: []encap.Exit{{Kind: encap.KindIPIP}}})
 	c := changing{policies: []*Policy{policy(), other, policy()}, at: inForce(other)}
 	w := NewWorker(&c, &c, c.at, true)
 	if err := w.Run(); err != nil {

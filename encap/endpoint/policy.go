@@ -19,7 +19,7 @@ type Rules struct {
 	MSS6      int            // and over IPv6
 }
 
-// Policy lets in what its rules allow. It doesn't change: another one takes its place.
+// Policy lets in what its rules allow. It is immutable.
 type Policy struct {
 	vips     map[netip.Addr]struct{}
 	hosts    map[netip.Addr]struct{} // directors that are one address
@@ -34,7 +34,8 @@ type Policy struct {
 
 // NewPolicy makes the policy of r.
 func NewPolicy(r Rules) *Policy {
-	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}, own: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6}
+	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}, own: map[netip.Addr]struct{}{},
+		mss4: r.MSS4, mss6: r.MSS6}
 	for _, v := range r.VIPs {
 		p.vips[v], p.own[v] = struct{}{}, struct{}{}
 	}

@@ -54,7 +54,7 @@ type Group struct {
 	fds  []unix.PollFd // the bell first, then those that are waited for
 }
 
-// ErrChanged is what Wait returns when Change waits for the end of all use: Release then, and begin anew.
+// ErrChanged is returned by Wait while Change waits: call Release, and begin again with Acquire.
 var ErrChanged = errors.New("the descriptors are about to change")
 
 // NewGroup takes over the descriptors nums and makes them non-blocking. On an error they are closed.
@@ -75,8 +75,9 @@ func (g *Group) watch(n int) {
 	}
 }
 
-// Change calls fn, while nobody uses the descriptors, and takes over those that it returns, which must be non-blocking; the others are fn's to close. Wait
-// waits for the first n of them from now on. After Close fn is not called, and os.ErrClosed returned.
+// Change calls fn while no goroutine uses the descriptors, and takes over the ones that fn returns, which must be
+// non-blocking; fn closes the others. From then on Wait waits for the first n of them. After Close it returns
+// os.ErrClosed without calling fn.
 func (g *Group) Change(fn func(nums []int) (next []int, n int)) error {
 	g.changes.Lock() // else one would silence the bell that another has rung
 	defer g.changes.Unlock()
@@ -107,8 +108,8 @@ func (g *Group) Acquire() error { return g.enter() }
 // Num is the number of descriptor i, in New's order, to be used between Acquire and Release.
 func (g *Group) Num(i int) uintptr { return uintptr(g.nums[i]) }
 
-// Wait waits, between Acquire and Release, until one of the descriptors is ready for events or in error, as Ready tells. It returns ErrChanged for the sake of
-// Change.
+// Wait waits, between Acquire and Release, until one of the descriptors is ready for events or in error, see Ready. It
+// returns ErrChanged while Change waits for the end of all use.
 func (g *Group) Wait(events int16) error {
 	for i := range g.fds[1:] {
 		g.fds[1+i].Events = events
@@ -172,12 +173,12 @@ func (g *gate) wait(fds []unix.PollFd) error {
 	}
 }
 
-// shut closes the gate, and nums once nobody uses them.
+// shut closes the gate, and, once no goroutine uses them, nums.
 func (g *gate) shut(nums func() []int) error {
 	if g.closed.Swap(true) {
 		return os.ErrClosed
 	}
-	g.changes.Lock() // nobody else reads the bell, or closes it
+	g.changes.Lock() // Change reads the bell
 	defer g.changes.Unlock()
 	err := g.ring()
 	g.use.Lock()
@@ -185,7 +186,7 @@ func (g *gate) shut(nums func() []int) error {
 	return errors.Join(err, closeAll(nums()), unix.Close(g.bell))
 }
 
-// ring wakes those who wait. g.changes is held.
+// ring wakes waiting goroutines. g.changes is held.
 func (g *gate) ring() error {
 	_, err := unix.Write(g.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	return err

@@ -198,7 +198,7 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// TestGroupChange: one who waits lets the change in, and waits for the new ones then; Close ends changes too.
+// TestGroupChange: a waiting goroutine lets the change in, and waits for the new descriptors then. Close ends changes.
 func TestGroupChange(t *testing.T) {
 	pipe := func() (read, write int) {
 		var p [2]int
@@ -238,7 +238,7 @@ func TestGroupChange(t *testing.T) {
 			for _, num := range nums {
 				unix.Close(num)
 			}
-			idle, _ := pipe() // which nobody waits for
+			idle, _ := pipe() // not waited for
 			return []int{next, idle}, 1
 		}); err != nil {
 			t.Fatal(err)

@@ -12,20 +12,22 @@ import (
 	"vstun/encap/packet"
 )
 
-// Receivers share the packets of the same sockets, which can be exchanged while they receive: Open, then Use. Nothing is lost of the sockets that stay.
+// Receivers share the packets of the same sockets. Open and Use exchange the sockets while they receive, and lose no
+// packet of those that stay.
 //
-// A program that gives up CAP_NET_RAW opens the raw sockets that it may need later beforehand, by Spare. Such a socket is parked: it is bound to an address
-// that no packet has as destination, so that it takes none, costs no packet anything, and the kernel answers as if it were not there ("protocol
-// unreachable"). To bind it to all addresses again takes no capability.
+// A program that gives up CAP_NET_RAW opens raw sockets for later beforehand, by Spare. These are parked: bound to an
+// address that no packet has as destination. A parked socket takes no packet, costs none anything, and does not keep
+// the kernel from answering "protocol unreachable". Binding it to all addresses again needs no capability.
 type Receivers []*Receiver
 
-// Parked raw sockets are bound to these: IPv4's dummy address (RFC 7600), and one that routers discard (RFC 6666).
+// Parked raw sockets are bound to IPv4's dummy address (RFC 7600), or to one of IPv6's discard-only prefix (RFC 6666).
 var (
 	nowhere4 = netip.MustParseAddr("192.0.0.8")
 	nowhere6 = netip.MustParseAddr("100::1")
 )
 
-// Spare opens raw sockets, and parks them. Those that rs have already are left alone, and a kernel without IPv6 needs none over it.
+// Spare opens and parks raw sockets, except those that rs have already. On a kernel without IPv6 it skips those over
+// IPv6.
 func (rs Receivers) Spare(sockets ...Socket) error {
 	for i, r := range rs {
 		for _, s := range sockets {
@@ -57,7 +59,7 @@ func (rs Receivers) Spare(sockets ...Socket) error {
 	return nil
 }
 
-// Opened is sockets that take packets, which wait in them until Use.
+// Opened is sockets whose packets wait in them until Use.
 type Opened struct {
 	receivers Receivers
 	sockets   []Socket
@@ -65,8 +67,8 @@ type Opened struct {
 	woken     []Socket         // which were parked
 }
 
-// Open opens those of sockets that rs do not use yet, and takes those that are parked out of there. Then comes Use or, for naught, Close. On an error all is
-// as before.
+// Open opens the sockets that rs do not use yet, and unparks parked ones. The caller then calls Use, or Close to give
+// them up. An error changes nothing.
 func (rs Receivers) Open(sockets ...Socket) (_ *Opened, err error) {
 	o := &Opened{receivers: rs, sockets: sockets, fresh: make([]map[Socket]int, len(rs))}
 	defer func() {
@@ -113,7 +115,7 @@ func (rs Receivers) each(s Socket, fn func(fd int) error) error {
 	return nil
 }
 
-// Close closes what Open has opened, and parks what was parked. After Use it does nothing.
+// Close gives up the sockets of Open: it closes new ones, and parks those that were parked. After Use it does nothing.
 func (o *Opened) Close() {
 	for _, s := range o.woken {
 		_ = o.receivers.each(s, s.park) // fails only where the receivers are closed
@@ -127,8 +129,9 @@ func (o *Opened) Close() {
 	o.fresh = nil
 }
 
-// Use has the receivers receive from the sockets that Open was given, and from no others: UDP sockets that are not among them are closed, with what waits
-// in them, and raw ones parked. It returns os.ErrClosed where the receivers have been closed meanwhile.
+// Use has the receivers receive from the sockets that Open was given, and from no others. It closes the other UDP
+// sockets, with the packets that wait in them, and parks the other raw ones. It returns os.ErrClosed after
+// Receivers.Close.
 func (o *Opened) Use() error {
 	for i, r := range o.receivers {
 		err := r.fds.Change(func(nums []int) ([]int, int) { return r.exchange(o.sockets, o.fresh[i], nums) })
@@ -143,7 +146,8 @@ func (o *Opened) Use() error {
 	return nil
 }
 
-// exchange lets r receive from sockets, of which nums has the descriptors, or fresh. It returns all descriptors, and how many of them are in use.
+// exchange has r receive from sockets, whose descriptors are in nums or fresh. It returns all descriptors, the used
+// ones first, and how many are used.
 func (r *Receiver) exchange(sockets []Socket, fresh map[Socket]int, nums []int) (next []int, used int) {
 	all := slices.Clone(sockets)
 	for _, s := range sockets {
@@ -167,7 +171,7 @@ func (r *Receiver) exchange(sockets []Socket, fresh map[Socket]int, nums []int) 
 	return next, r.used
 }
 
-// Close closes the sockets of all, and ends each ReadBatch.
+// Close closes all sockets, and ends each ReadBatch.
 func (rs Receivers) Close() error {
 	var errs []error
 	for _, r := range rs {
@@ -178,7 +182,7 @@ func (rs Receivers) Close() error {
 	return errors.Join(errs...)
 }
 
-// park lets the raw socket fd take no packet any more.
+// park keeps the raw socket fd from taking packets.
 func (s Socket) park(fd int) error {
 	to, level, freebind := nowhere4, unix.IPPROTO_IP, unix.IP_FREEBIND
 	if s.Over6 {
@@ -194,7 +198,7 @@ func (s Socket) park(fd int) error {
 	return nil
 }
 
-// wake lets the raw socket fd take all packets of its protocol again, from now on.
+// wake lets the raw socket fd take the packets of its protocol that arrive from now on.
 func (s Socket) wake(fd int) error {
 	drain(fd)
 	if s.Over6 {

@@ -34,11 +34,12 @@ func newAnswers(t *testing.T) *answers {
 	return a
 }
 
-// refused reports whether the kernel has answered what has been thrown for s with an error. A ping behind it ends the wait.
+// refused reports whether the kernel has answered the packet thrown for s with an ICMP error. A ping ends the wait.
 func (a *answers) refused(s Socket) (refused bool) {
 	a.t.Helper()
 	a.pings++
-	ping, fd, to, skip := []byte{packet.ICMPEcho, 0, 0, 0, 0x12, 0x34, 0, 0}, a.fds[0], unix.Sockaddr(&unix.SockaddrInet4{Addr: local}), packet.IPv4HeaderLen
+	ping, fd, skip := []byte{packet.ICMPEcho, 0, 0, 0, 0x12, 0x34, 0, 0}, a.fds[0], packet.IPv4HeaderLen
+	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: local}
 	if s.Over6 {
 		ping[0], fd, to, skip = packet.ICMPv6Echo, a.fds[1], &unix.SockaddrInet6{Addr: [16]byte{15: 1}}, 0
 	}
@@ -64,10 +65,12 @@ func (a *answers) refused(s Socket) (refused bool) {
 	}
 }
 
-// ignored tells whether the kernel ignores what is thrown for s, and no socket takes: it has no checksum, as UDP over IPv6 must.
+// ignored reports whether the kernel drops a packet for s in silence that no socket takes: UDP over IPv6 without
+// checksum.
 func ignored(s Socket) bool { return s.Protocol == packet.ProtoUDP && s.Over6 }
 
-// TestSpare: what is parked takes nothing, and keeps the kernel from nothing; what is opened later needs no privilege, and ends again.
+// TestSpare: a parked socket takes no packet and does not keep the kernel from answering. To use it needs no
+// capability.
 func TestSpare(t *testing.T) {
 	inNamespace(t, func() {
 		w, answers := newThrower(t), newAnswers(t)
@@ -115,7 +118,7 @@ func TestSpare(t *testing.T) {
 	})
 }
 
-// TestOpenForNaught: Open that comes to an error, or to Close, leaves all as it was.
+// TestOpenForNaught: after an error of Open, or Close, all is as before.
 func TestOpenForNaught(t *testing.T) {
 	inNamespace(t, func() {
 		w, answers := newThrower(t), newAnswers(t)
@@ -132,7 +135,8 @@ func TestOpenForNaught(t *testing.T) {
 		if err := unix.Bind(taken, &unix.SockaddrInet6{Port: 6080}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := rs.Open(kept, gre, Socket{Protocol: packet.ProtoUDP, Port: 6081}, Socket{Protocol: packet.ProtoUDP, Port: 6080}); !errors.Is(err, unix.EADDRINUSE) {
+		free, busy := Socket{Protocol: packet.ProtoUDP, Port: 6081}, Socket{Protocol: packet.ProtoUDP, Port: 6080}
+		if _, err := rs.Open(kept, gre, free, busy); !errors.Is(err, unix.EADDRINUSE) {
 			t.Errorf("a port that is taken: %v", err)
 		}
 		unix.Close(taken)
@@ -157,11 +161,13 @@ func TestOpenForNaught(t *testing.T) {
 	})
 }
 
-// TestExchange: while sockets come and go, nothing is lost of those that stay.
+// TestExchange: while sockets come and go, no packet is lost of those that stay.
 func TestExchange(t *testing.T) {
 	inNamespace(t, func() {
-		kept := []Socket{{Protocol: packet.ProtoIPIP}, {Protocol: packet.ProtoUDP, Port: 6080}, {Protocol: packet.ProtoGRE, Over6: true}}
-		changing := [][]Socket{nil, {{Protocol: packet.ProtoIPv6}, {Protocol: packet.ProtoUDP, Port: 6081}}, {{Protocol: packet.ProtoGRE}, {Protocol: packet.ProtoUDP, Port: 6080, Over6: true}}}
+		kept := []Socket{{Protocol: packet.ProtoIPIP}, {Protocol: packet.ProtoUDP, Port: 6080},
+			{Protocol: packet.ProtoGRE, Over6: true}}
+		changing := [][]Socket{nil, {{Protocol: packet.ProtoIPv6}, {Protocol: packet.ProtoUDP, Port: 6081}},
+			{{Protocol: packet.ProtoGRE}, {Protocol: packet.ProtoUDP, Port: 6080, Over6: true}}}
 		rs := mustReceivers(t, 2, kept...)
 		if err := rs.Spare(rawSockets()...); err != nil {
 			t.Fatal(err)
@@ -256,7 +262,8 @@ func waiting(rs Receivers) (n int) {
 			return n
 		}
 		for i := range r.used {
-			if _, _, err := unix.Recvfrom(int(r.fds.Num(i)), make([]byte, 1), unix.MSG_DONTWAIT|unix.MSG_PEEK); err == nil {
+			_, _, err := unix.Recvfrom(int(r.fds.Num(i)), make([]byte, 1), unix.MSG_DONTWAIT|unix.MSG_PEEK)
+			if err == nil {
 				n++
 			}
 		}

@@ -1,7 +1,8 @@
 package config
 
-// ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver", whatever faults other keys have: it is needed most
-// when there are some. An error that is no *Errors means that the file can't be read.
+// ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver". Faults of
+// other keys are ignored: the socket is needed most when there are some. An error that is no *Errors means that the
+// file can't be read.
 func ControlSocket(path, program string) (string, error) {
 	text, err := readFile(path)
 	if err != nil {
@@ -18,8 +19,11 @@ func ControlSocket(path, program string) (string, error) {
 	return "", &faults
 }
 
-// wantTable says what stands in a program's own table.
-var wantTable = map[string]string{"director": "a [director] table", "realserver": "a [realserver] table with vips and directors"}
+// wantTable describes a program's own table.
+var wantTable = map[string]string{
+	"director":   "a [director] table",
+	"realserver": "a [realserver] table with vips and directors",
+}
 
 func readControl(t *table, program string) string {
 	return t.socket("control", "/run/vstun/"+program+".sock")

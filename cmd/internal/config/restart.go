@@ -1,18 +1,25 @@
 package config
 
-// NeedsRestart names the keys by which is differs from d and which a running director can't take over: they need another device, socket or table. Every
-// other key a reload puts in force.
+// NeedsRestart names the keys that differ between d and is and that a running director can't change: they need another
+// device, socket or table. A reload changes every other key.
 func (d *Director) NeedsRestart(is *Director) []string {
 	return changed([]restartKey{
-		{"tun", d.TUN != is.TUN}, {"queues", d.Queues != is.Queues}, {"offload", d.Offload != is.Offload}, {"control", d.Control != is.Control},
+		{"tun", d.TUN != is.TUN},
+		{"queues", d.Queues != is.Queues},
+		{"offload", d.Offload != is.Offload},
+		{"control", d.Control != is.Control},
 		{"connections.max", d.Connections.Max != is.Connections.Max},
 	})
 }
 
-// NeedsRestart names the keys by which is differs from r and which a running agent can't take over. Every other key a reload puts in force.
+// NeedsRestart names the keys that differ between r and is and that a running agent can't change. A reload changes
+// every other key.
 func (r *Realserver) NeedsRestart(is *Realserver) []string {
 	return changed([]restartKey{
-		{"tun", r.TUN != is.TUN}, {"queues", r.Queues != is.Queues}, {"offload", r.Offload != is.Offload}, {"control", r.Control != is.Control},
+		{"tun", r.TUN != is.TUN},
+		{"queues", r.Queues != is.Queues},
+		{"offload", r.Offload != is.Offload},
+		{"control", r.Control != is.Control},
 	})
 }
 

@@ -131,7 +131,9 @@ func TestPrint(t *testing.T) {
 		t.Errorf("%v %s", err, &out)
 	}
 	out.Reset()
-	if err := PrintRealserver(&out, &RealserverStatus{Configuration: Configuration{Error: "two\nfaults"}}); err != nil || !strings.Contains(out.String(), "the last reload failed") ||
+	refused := RealserverStatus{Configuration: Configuration{Error: "two\nfaults"}}
+	if err := PrintRealserver(&out, &refused); err != nil ||
+		!strings.Contains(out.String(), "the last reload failed") ||
 		!strings.Contains(out.String(), "\n  two\n  faults\n") {
 		t.Errorf("%v %s", err, &out)
 	}

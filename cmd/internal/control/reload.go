@@ -20,7 +20,8 @@ const reloadTakes = time.Minute
 // ReloadCommand lets the running program read its configuration again, and prints what has changed or why nothing has.
 func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "reload", Short: "Let the running program read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "reload", Args: cobra.NoArgs,
+		Short: "Let the running program read its configuration again, as SIGHUP does, and print what changes",
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, err := socket.Path()
 			if err != nil {

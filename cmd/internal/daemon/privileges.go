@@ -70,10 +70,11 @@ func KeepOnly(keep ...cap.Value) error {
 	return errors.New(strings.Join(refused, "; "))
 }
 
-// WarnUnreadable logs a warning where a reload won't be able to read the configuration file, with the rights that the process has kept.
+// WarnUnreadable logs a warning if the process, with the rights that it has kept, can't read the configuration file.
 func WarnUnreadable(log *slog.Logger, file string) {
 	if err := unix.Access(file, unix.R_OK); err != nil {
-		log.Warn("a reload can't read the configuration file: let the user read it as whom the program runs: even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
+		log.Warn("a reload can't read the configuration file: let the user read it as whom the program runs: "+
+			"even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
 	}
 }
 

@@ -2,7 +2,7 @@ package director
 
 import "vstun/cmd/internal/config"
 
-// connections notes what differs of [connections], but for max, which a reload can't change.
+// connections notes the differences of [connections], except max, which a reload can't change.
 func (l *difference) connections(was, is *config.Connections) {
 	const table = "connections."
 	l.compare(table+"sloppy_tcp", was.SloppyTCP, is.SloppyTCP)

@@ -56,8 +56,9 @@ func (d *director) configuration() control.Configuration {
 // loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
 const loggedChanges = 100
 
-// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs, then the checks, and the services with [connections], in one step: what is
-// known of the health of realservers that leave is lost with their checks. The routes of VIPs that leave stay for as long as connections do that have left.
+// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs; then the checks;
+// then the services with [connections], in one step. The health of realservers that leave is forgotten with their
+// checks. The routes of VIPs that leave stay while they have connections.
 func (d *director) apply(cfg *config.Director) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -104,11 +105,12 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	return nil
 }
 
-// sameProgram refuses changes of what a reload can't change.
+// sameProgram returns an error that names the keys which a reload can't change, if cfg changes any.
 func (d *director) sameProgram(cfg *config.Director) error {
 	keys := d.cfg.NeedsRestart(cfg)
 	if len(keys) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, which a reload can't do: restart the director, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, which a reload can't do: restart the director, or change it back",
+		d.file, strings.Join(keys, ", "))
 }

@@ -34,7 +34,7 @@ func TestReloadOfFaultyFile(t *testing.T) {
 	}
 }
 
-// TestSameProgram: what needs another device, socket or table is refused, by its key, and nothing else.
+// TestSameProgram: a change that needs another device, socket or table is refused and named; every other one is not.
 func TestSameProgram(t *testing.T) {
 	for name, change := range map[string]func(*config.Director){
 		"tun":             func(d *config.Director) { d.TUN = "vs1" },
@@ -47,7 +47,8 @@ func TestSameProgram(t *testing.T) {
 		change(is)
 		is.Connections.ConnReuse = 2
 		err := (&director{file: "x.toml", cfg: running()}).sameProgram(is)
-		if err == nil || !strings.HasPrefix(err.Error(), "x.toml: "+name+" changed, ") || !strings.Contains(err.Error(), "restart") {
+		if err == nil || !strings.HasPrefix(err.Error(), "x.toml: "+name+" changed, ") ||
+			!strings.Contains(err.Error(), "restart") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -47,7 +47,8 @@ func (d *director) askWays(cfg *config.Director) {
 // balanced is services with the ways that are known already.
 func (d *director) balanced(cfg *config.Director) balancer.Config {
 	table := tableConfig(cfg.Connections)
-	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg), Options: options(cfg), Table: &table}
+	probed := (&ways{to: d.ways, sources: cfg.Source}).targets(cfg)
+	out := balancer.Config{Probed: probed, Options: options(cfg), Table: &table}
 	states, standings, fallen := d.healthy(), make(map[string]standing, len(cfg.Services)), map[seat]bool{}
 	for at, st := range states {
 		if !st.Up {

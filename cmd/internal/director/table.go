@@ -18,7 +18,7 @@ func tableConfig(c config.Connections) conntab.Config {
 	return t
 }
 
-// options are what cfg says of all services.
+// options is the settings of cfg for all services.
 func options(cfg *config.Director) balancer.Options {
 	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent}
 }

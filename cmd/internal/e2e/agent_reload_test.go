@@ -26,8 +26,9 @@ const (
 	grePort, guePort, fouPort, ipv6Port, bothVIP = 1001, 1002, 1003, 1004, 1005
 )
 
-// TestAgentReload changes everything that a reload of an agent can change, in its unit's sandbox, while requests, uploads, downloads and datagrams go by the VIP that
-// stays: not one is lost. What is new works, a refused file changes nothing, and a hundred reloads leave nothing behind.
+// TestAgentReload changes every key that a reload of an agent can change, in its unit's sandbox, while requests,
+// uploads, downloads and datagrams go through the VIP that stays. None is lost, added keys work, a refused file
+// changes nothing, and a hundred reloads leak nothing.
 func TestAgentReload(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -55,15 +56,23 @@ func TestAgentReload(t *testing.T) {
 		reach         string // "": nothing new
 	}{
 		{both[:2], sources[:1], "", []string{"vip 198.51.100.81: added"}, fmt.Sprintf("%s:%d", second, bothVIP)},
-		{both, sources[:1], "", []string{"vip " + s.VIP6.String() + ": added"}, fmt.Sprintf("[%s]:%d", s.VIP6, bothVIP)},
+		{both, sources[:1], "", []string{"vip " + s.VIP6.String() + ": added"},
+			fmt.Sprintf("[%s]:%d", s.VIP6, bothVIP)},
 		{both, sources, "", []string{"director " + s.Director.Addr6.String() + ": added"}, s.at(ipv6Port)},
-		{both[:1], sources[:1], `encap = ["ipip", "gre"]` + "\nencap_key = 7", []string{"vip 198.51.100.81: removed", "vip " + s.VIP6.String() + ": removed",
-			"director " + s.Director.Addr6.String() + ": removed", "encap ipip -> ipip,gre", "encap_key none -> 7"}, s.at(grePort)},
-		{both[:1], sources[:1], `encap = ["ipip", "gue"]`, []string{"encap ipip,gre -> ipip,gue", "encap_key 7 -> none"}, s.at(guePort)},
-		{both[:1], sources[:1], `encap = ["fou", "ipip"]` + "\nencap_port = 6081", []string{"encap ipip,gue -> fou,ipip", "encap_port 6080 -> 6081"}, s.at(fouPort)},
-		{both[:1], sources[:1], "mss = 1000\nlog = \"debug\"", []string{"encap fou,ipip -> ipip", "encap_port 6081 -> 6080", "mss auto -> 1000", "log INFO -> DEBUG"}, ""},
-		{both[:1], sources[:1], "mss = \"off\"\nmetrics = \"127.0.0.1:9465\"", []string{"mss 1000 -> off", "metrics none -> 127.0.0.1:9465", "log DEBUG -> INFO"}, ""},
-		{both[:1], sources[:1], "table = 30324", []string{"mss off -> auto", "table 30323 -> 30324", "metrics 127.0.0.1:9465 -> none"}, ""},
+		{both[:1], sources[:1], `encap = ["ipip", "gre"]` + "\nencap_key = 7",
+			[]string{"vip 198.51.100.81: removed", "vip " + s.VIP6.String() + ": removed",
+				"director " + s.Director.Addr6.String() + ": removed", "encap ipip -> ipip,gre", "encap_key none -> 7"},
+			s.at(grePort)},
+		{both[:1], sources[:1], `encap = ["ipip", "gue"]`,
+			[]string{"encap ipip,gre -> ipip,gue", "encap_key 7 -> none"}, s.at(guePort)},
+		{both[:1], sources[:1], `encap = ["fou", "ipip"]` + "\nencap_port = 6081",
+			[]string{"encap ipip,gue -> fou,ipip", "encap_port 6080 -> 6081"}, s.at(fouPort)},
+		{both[:1], sources[:1], "mss = 1000\nlog = \"debug\"",
+			[]string{"encap fou,ipip -> ipip", "encap_port 6081 -> 6080", "mss auto -> 1000", "log INFO -> DEBUG"}, ""},
+		{both[:1], sources[:1], "mss = \"off\"\nmetrics = \"127.0.0.1:9465\"",
+			[]string{"mss 1000 -> off", "metrics none -> 127.0.0.1:9465", "log DEBUG -> INFO"}, ""},
+		{both[:1], sources[:1], "table = 30324",
+			[]string{"mss off -> auto", "table 30323 -> 30324", "metrics 127.0.0.1:9465 -> none"}, ""},
 		{both[:1], sources[:1], "", []string{"table 30324 -> 30323"}, ""},
 	}
 	configure := func(i int) {
@@ -74,7 +83,8 @@ func TestAgentReload(t *testing.T) {
 	for i, v := range variants {
 		configure(i)
 		if got := agent.command("reload"); got.code != 0 || got.stdout != strings.Join(v.says, "\n")+"\n" {
-			t.Errorf("reload: exit status %d\n%s%swant\n%s", got.code, got.stdout, got.stderr, strings.Join(v.says, "\n"))
+			t.Errorf("reload: exit status %d\n%s%swant\n%s",
+				got.code, got.stdout, got.stderr, strings.Join(v.says, "\n"))
 		}
 		if v.reach != "" {
 			s.mustReach(v.reach)
@@ -117,13 +127,15 @@ func TestAgentReload(t *testing.T) {
 		{"a port that takes a capability", both[:2], "encap = [\"gue\"]\nencap_port = 500", []string{"encap_port"}},
 		{"a host's own address", []netip.Addr{s.VIP, web.Addr}, "", []string{web.Addr.String()}},
 		{"a table in use", both[:2], "table = 254", []string{"table"}},
-		{"somebody else's address", both[:2], `metrics = "192.0.2.99:9465"`, []string{"192.0.2.99:9465"}},
+		{"an address of another host", both[:2], `metrics = "192.0.2.99:9465"`, []string{"192.0.2.99:9465"}},
 	} {
 		s.vips = c.vips
 		agent.configure(s.agentTOML(agent.socket, c.more))
 		got := agent.command("reload")
-		if lines := strings.Split(strings.TrimSpace(got.stderr), "\n"); got.code != 1 || got.stdout != "" || len(lines) != len(c.says) {
-			t.Errorf("%s: exit status %d, want 1 and %d lines:\n%s%s", c.name, got.code, len(c.says), got.stdout, got.stderr)
+		lines := strings.Split(strings.TrimSpace(got.stderr), "\n")
+		if got.code != 1 || got.stdout != "" || len(lines) != len(c.says) {
+			t.Errorf("%s: exit status %d, want 1 and %d lines:\n%s%s",
+				c.name, got.code, len(c.says), got.stdout, got.stderr)
 		}
 		for _, word := range c.says {
 			if !strings.Contains(got.stderr, word) {
@@ -131,7 +143,8 @@ func TestAgentReload(t *testing.T) {
 			}
 		}
 		now := agent.intake()
-		if !slices.Equal(now.VIPs, was.VIPs) || now.MSS != was.MSS || now.Configuration.Error == "" || !now.Configuration.Read.Equal(was.Configuration.Read) {
+		if !slices.Equal(now.VIPs, was.VIPs) || now.MSS != was.MSS || now.Configuration.Error == "" ||
+			!now.Configuration.Read.Equal(was.Configuration.Read) {
 			t.Errorf("%s: the agent has changed: %+v", c.name, now)
 		}
 		if now := observe(t, web); fmt.Sprint(now) != fmt.Sprint(initial) {
@@ -172,10 +185,12 @@ func (s *site) reloadDirectorTOML(second netip.Addr, key int) string {
 	rs := fmt.Sprintf("realserver = [ { address = %q } ]\n", s.Webs[0].Addr)
 	rs6 := fmt.Sprintf("realserver = [ { address = %q } ]\n", s.Webs[0].Addr6)
 	svc := func(name, protocol, vip, port, more string) string {
-		return fmt.Sprintf("[[service]]\nname = %q\nprotocol = %q\nvip = %s\nport = %s\n%s", name, protocol, vip, port, more)
+		return fmt.Sprintf("[[service]]\nname = %q\nprotocol = %q\nvip = %s\nport = %s\n%s",
+			name, protocol, vip, port, more)
 	}
 	vip := fmt.Sprintf("%q", s.VIP)
-	return svc("web", "tcp", vip, fmt.Sprintf("[%d, %d]", webPort, downloadPort), rs) + svc("echo", "udp", vip, fmt.Sprint(echoPort), rs) +
+	return svc("web", "tcp", vip, fmt.Sprintf("[%d, %d]", webPort, downloadPort), rs) +
+		svc("echo", "udp", vip, fmt.Sprint(echoPort), rs) +
 		svc("others", "tcp", fmt.Sprintf("[%q, %q]", second, s.VIP6), fmt.Sprint(bothVIP), rs) +
 		svc("gre", "tcp", vip, fmt.Sprint(grePort), fmt.Sprintf("encap = \"gre\"\nencap_key = %d\n", key)+rs) +
 		svc("gue", "tcp", vip, fmt.Sprint(guePort), "encap = \"gue\"\n"+rs) +
@@ -338,11 +353,13 @@ func (l *steadyLoad) mustBeWhole() {
 	for l.answered.Load() != l.sent.Load() && time.Now().Before(deadline) {
 		time.Sleep(tick)
 	}
-	l.t.Logf("%d requests, %d uploads, %d downloads, %d datagrams", l.requests.asked, l.uploads.Load(), l.downloads.Load(), l.sent.Load())
+	l.t.Logf("%d requests, %d uploads, %d downloads, %d datagrams",
+		l.requests.asked, l.uploads.Load(), l.downloads.Load(), l.sent.Load())
 	if sent, answered := l.sent.Load(), l.answered.Load(); sent != answered || sent == 0 {
 		l.t.Errorf("%d datagrams of %d were answered", answered, sent)
 	}
 	if len(l.requests.failed) > 0 || l.requests.asked == 0 || l.uploads.Load() == 0 || l.downloads.Load() == 0 {
-		l.t.Errorf("%d requests, of which failed %v; %d uploads, %d downloads", l.requests.asked, l.requests.failed, l.uploads.Load(), l.downloads.Load())
+		l.t.Errorf("%d requests, failures %v; %d uploads, %d downloads",
+			l.requests.asked, l.requests.failed, l.uploads.Load(), l.downloads.Load())
 	}
 }

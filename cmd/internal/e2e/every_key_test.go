@@ -92,9 +92,10 @@ func readmeRestarts(t *testing.T, sentence string) (keys []string) {
 	return keys
 }
 
-// mustChangeEach reloads p once for each key of the reference: with the change that the key has here, and back. One that is among restarts is refused, and
-// nothing changes; every other one is in force.
-func (p *program) mustChangeEach(reference string, base file, tables []string, changes map[string][]string, restarts []string) {
+// mustChangeEach reloads p for each key of the reference: with the key's change, and back. Changes of the keys in
+// restarts are refused; every other one is printed.
+func (p *program) mustChangeEach(reference string, base file, tables []string, changes map[string][]string,
+	restarts []string) {
 	p.t.Helper()
 	reload := func(f file) result {
 		p.t.Helper()
@@ -119,14 +120,16 @@ func (p *program) mustChangeEach(reference string, base file, tables []string, c
 		got := reload(base.with(table, lines...))
 		switch {
 		case slices.Contains(restarts, short):
-			if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, " "+short+" changed, which a reload can't do: restart") {
+			refusal := " " + short + " changed, which a reload can't do: restart"
+			if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, refusal) {
 				p.t.Errorf("%s: exit status %d, want a refusal:\n%s%s", key, got.code, got.stdout, got.stderr)
 			}
 			if got := reload(base); got.stdout != "nothing changed\n" {
 				p.t.Errorf("%s: the way back prints %s%s", key, got.stdout, got.stderr)
 			}
 			continue
-		case got.code != 0 || got.stdout == "nothing changed\n" || !strings.Contains(got.stdout, strings.TrimSuffix(name, "s")) && !strings.Contains(got.stdout, ": added"):
+		case got.code != 0 || got.stdout == "nothing changed\n" ||
+			!strings.Contains(got.stdout, strings.TrimSuffix(name, "s")) && !strings.Contains(got.stdout, ": added"):
 			p.t.Errorf("%s: exit status %d, want it changed:\n%s%s", key, got.code, got.stdout, got.stderr)
 		}
 		if got := reload(base); got.code != 0 || got.stdout == "nothing changed\n" {
@@ -140,14 +143,16 @@ func (p *program) mustChangeEach(reference string, base file, tables []string, c
 	}
 }
 
-// TestReloadOfEveryKeyOfDirector: a running director takes over every key of the README's reference but those for which the README asks for a restart.
+// TestReloadOfEveryKeyOfDirector: a reload changes every key of the README's reference, except those for which the
+// README asks for a restart.
 func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	p := s.prepare(s.Director, "director")
 	base := file{
-		"director":           {fmt.Sprintf("control = %q", p.socket)},
-		"service":            {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`, `encap = "gre"`, `sorry_server = "10.0.99.9"`},
+		"director": {fmt.Sprintf("control = %q", p.socket)},
+		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
+			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
 	}
@@ -155,35 +160,76 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	p.configure(base.toml(tables...))
 	p.start()
 	p.mustChangeEach("director.toml", base, tables, map[string][]string{
-		"director.tun": {`tun = "vs7"`}, "director.queues": {"queues = 7"}, "director.offload": {`offload = "off"`}, "director.source": {`source = "10.0.2.2"`},
-		"director.control": {`control = "/run/vstun/other.sock"`}, "director.metrics": {`metrics = "127.0.0.1:9464"`}, "director.log": {`log = "debug"`},
+		"director.tun":        {`tun = "vs7"`},
+		"director.queues":     {"queues = 7"},
+		"director.offload":    {`offload = "off"`},
+		"director.source":     {`source = "10.0.2.2"`},
+		"director.control":    {`control = "/run/vstun/other.sock"`},
+		"director.metrics":    {`metrics = "127.0.0.1:9464"`},
+		"director.log":        {`log = "debug"`},
 		"director.no_service": {`no_service = "drop"`},
 
-		"connections.max": {"max = 2000"}, "connections.sloppy_tcp": {"sloppy_tcp = true"}, "connections.timeouts": {`timeouts = { tcp = "1m", tcp_fin = "1s", tcp_syn = "2s", udp = "3s", sctp = "4s" }`},
-		"connections.conn_reuse": {"conn_reuse = 2"}, "connections.on_removal": {`on_removal = "drop"`}, "connections.expire_nodest": {"expire_nodest = true"},
-		"connections.expire_quiescent_template": {"expire_quiescent_template = true"}, "connections.secure_tcp": {`secure_tcp = "always"`},
-		"connections.half_open_max": {"half_open_max = 3000"},
+		"connections.max":                       {"max = 2000"},
+		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
+		"connections.timeouts":                  {`timeouts = { tcp = "1m", tcp_fin = "1s", udp = "3s" }`},
+		"connections.conn_reuse":                {"conn_reuse = 2"},
+		"connections.on_removal":                {`on_removal = "drop"`},
+		"connections.expire_nodest":             {"expire_nodest = true"},
+		"connections.expire_quiescent_template": {"expire_quiescent_template = true"},
+		"connections.secure_tcp":                {`secure_tcp = "always"`},
+		"connections.half_open_max":             {"half_open_max = 3000"},
 
-		"notify.command": {`command = ["/bin/true"]`}, "notify.webhook": {`webhook = "http://192.0.2.1/"`}, "notify.timeout": {`command = ["/bin/true"]`, `timeout = "1s"`},
+		"notify.command": {`command = ["/bin/true"]`},
+		"notify.webhook": {`webhook = "http://192.0.2.1/"`},
+		"notify.timeout": {`command = ["/bin/true"]`, `timeout = "1s"`},
 
-		"service.name": {`name = "site"`}, "service.vip": {`vip = "198.51.100.81"`}, "service.protocol": {`protocol = "sctp"`}, "service.port": {"port = 8080"},
-		"service.scheduler": {`scheduler = "rr"`}, "service.scheduler_flags": {`scheduler_flags = ["sh-port"]`}, "service.persistence": {`persistence = { timeout = "1m" }`},
-		"service.one_packet": {`protocol = "udp"`, "one_packet = true"}, "service.encap": {`encap = "ipip"`}, "service.encap_port": {`encap = "gue"`, "encap_port = 6081"},
-		"service.encap_key": {"encap_key = 7"}, "service.encap_checksum": {"encap_checksum = true"}, "service.quorum": {"quorum = 2"},
-		"service.hysteresis": {"quorum = 3", "hysteresis = 1"}, "service.sorry_server": {`sorry_server = "10.0.99.2"`}, "service.on_failure": {`on_failure = "drain"`},
+		"service.name":            {`name = "site"`},
+		"service.vip":             {`vip = "198.51.100.81"`},
+		"service.protocol":        {`protocol = "sctp"`},
+		"service.port":            {"port = 8080"},
+		"service.scheduler":       {`scheduler = "rr"`},
+		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
+		"service.persistence":     {`persistence = { timeout = "1m" }`},
+		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
+		"service.encap":           {`encap = "ipip"`},
+		"service.encap_port":      {`encap = "gue"`, "encap_port = 6081"},
+		"service.encap_key":       {"encap_key = 7"},
+		"service.encap_checksum":  {"encap_checksum = true"},
+		"service.quorum":          {"quorum = 2"},
+		"service.hysteresis":      {"quorum = 3", "hysteresis = 1"},
+		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
+		"service.on_failure":      {`on_failure = "drain"`},
 
-		"service.check.type": {`type = "tcp"`}, "service.check.via": {`via = "direct"`}, "service.check.port": {"port = 81"}, "service.check.interval": {`interval = "7s"`},
-		"service.check.timeout": {`timeout = "1s"`}, "service.check.rise": {"rise = 5"}, "service.check.fall": {"fall = 5"}, "service.check.initial": {`initial = "up"`},
-		"service.check.path": {`path = "/x"`}, "service.check.host": {`host = "example.com"`}, "service.check.status": {`status = ["204"]`}, "service.check.body": {`body = "x"`},
-		"service.check.sni": {`type = "https"`, `sni = "example.com"`}, "service.check.ca": {`type = "https"`, `ca = "/etc/ssl/certs/ca-certificates.crt"`},
-		"service.check.verify": {`type = "https"`, "verify = false"}, "service.check.send": {`type = "tcp"`, `send = "x"`}, "service.check.expect": {`type = "tcp"`, `expect = "x"`},
-		"service.check.query": {`type = "dns"`, `query = "example.com"`}, "service.check.query_type": {`type = "dns"`, `query = "example.com"`, `query_type = "AAAA"`},
-		"service.check.rcode": {`type = "dns"`, `query = "example.com"`, `rcode = "NXDOMAIN"`}, "service.check.helo": {`type = "smtp"`, `helo = "example.com"`},
-		"service.check.command": {`type = "exec"`, `command = ["/bin/true"]`},
+		"service.check.type":       {`type = "tcp"`},
+		"service.check.via":        {`via = "direct"`},
+		"service.check.port":       {"port = 81"},
+		"service.check.interval":   {`interval = "7s"`},
+		"service.check.timeout":    {`timeout = "1s"`},
+		"service.check.rise":       {"rise = 5"},
+		"service.check.fall":       {"fall = 5"},
+		"service.check.initial":    {`initial = "up"`},
+		"service.check.path":       {`path = "/x"`},
+		"service.check.host":       {`host = "example.com"`},
+		"service.check.status":     {`status = ["204"]`},
+		"service.check.body":       {`body = "x"`},
+		"service.check.sni":        {`type = "https"`, `sni = "example.com"`},
+		"service.check.ca":         {`type = "https"`, `ca = "/etc/ssl/certs/ca-certificates.crt"`},
+		"service.check.verify":     {`type = "https"`, "verify = false"},
+		"service.check.send":       {`type = "tcp"`, `send = "x"`},
+		"service.check.expect":     {`type = "tcp"`, `expect = "x"`},
+		"service.check.query":      {`type = "dns"`, `query = "example.com"`},
+		"service.check.query_type": {`type = "dns"`, `query = "example.com"`, `query_type = "AAAA"`},
+		"service.check.rcode":      {`type = "dns"`, `query = "example.com"`, `rcode = "NXDOMAIN"`},
+		"service.check.helo":       {`type = "smtp"`, `helo = "example.com"`},
+		"service.check.command":    {`type = "exec"`, `command = ["/bin/true"]`},
 
-		"service.realserver.address": {`address = "10.0.12.2"`}, "service.realserver.weight": {"weight = 7"}, "service.realserver.encap": {`encap = "ipip"`},
-		"service.realserver.encap_key": {"encap_key = 8"}, "service.realserver.encap_checksum": {"encap_checksum = true"}, "service.realserver.upper": {"upper = 9"},
-		"service.realserver.lower": {"upper = 9", "lower = 3"},
+		"service.realserver.address":        {`address = "10.0.12.2"`},
+		"service.realserver.weight":         {"weight = 7"},
+		"service.realserver.encap":          {`encap = "ipip"`},
+		"service.realserver.encap_key":      {"encap_key = 8"},
+		"service.realserver.encap_checksum": {"encap_checksum = true"},
+		"service.realserver.upper":          {"upper = 9"},
+		"service.realserver.lower":          {"upper = 9", "lower = 3"},
 	}, readmeRestarts(t, "A director needs a restart for "))
 }
 
@@ -192,13 +238,22 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	p := s.prepare(s.Webs[0], "realserver")
-	base := file{"realserver": {`vips = ["198.51.100.80"]`, `directors = ["10.0.2.2"]`, fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`}}
+	base := file{"realserver": {`vips = ["198.51.100.80"]`, `directors = ["10.0.2.2"]`,
+		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`}}
 	p.configure(base.toml("realserver"))
 	p.start()
 	p.mustChangeEach("realserver.toml", base, []string{"realserver"}, map[string][]string{
-		"realserver.tun": {`tun = "vs7"`}, "realserver.queues": {"queues = 7"}, "realserver.offload": {`offload = "off"`}, "realserver.vips": {`vips = ["198.51.100.81"]`},
-		"realserver.directors": {`directors = ["10.0.2.0/24"]`}, "realserver.encap": {`encap = ["ipip", "gre"]`}, "realserver.encap_port": {"encap_port = 6081"},
-		"realserver.encap_key": {"encap_key = 7"}, "realserver.mss": {"mss = 1000"}, "realserver.table": {"table = 30324"}, "realserver.control": {`control = "/run/vstun/other.sock"`},
-		"realserver.metrics": {`metrics = "127.0.0.1:9465"`}, "realserver.log": {`log = "debug"`},
+		"realserver.tun":        {`tun = "vs7"`},
+		"realserver.queues":     {"queues = 7"},
+		"realserver.offload":    {`offload = "off"`},
+		"realserver.vips":       {`vips = ["198.51.100.81"]`},
+		"realserver.directors":  {`directors = ["10.0.2.0/24"]`},
+		"realserver.encap":      {`encap = ["ipip", "gre"]`},
+		"realserver.encap_port": {"encap_port = 6081"},
+		"realserver.encap_key":  {"encap_key = 7"},
+		"realserver.mss":        {"mss = 1000"},
+		"realserver.table":      {"table = 30324"},
+		"realserver.control":    {`control = "/run/vstun/other.sock"`},
+		"realserver.metrics":    {`metrics = "127.0.0.1:9465"`}, "realserver.log": {`log = "debug"`},
 	}, readmeRestarts(t, "An agent needs a restart for "))
 }

@@ -92,7 +92,7 @@ port = 53
 	}
 }
 
-// TestReloadOfConnections: a reload changes how connections are treated that there are already, from their next packet on.
+// TestReloadOfConnections: changed settings of connections apply to existing ones from their next packet on.
 func TestReloadOfConnections(t *testing.T) {
 	t.Parallel()
 	const services = `
@@ -116,14 +116,16 @@ realserver = [ { address = "10.0.11.2" } ]
 		}
 		return all[0].Expires
 	}
-	if changes := s.reloadWritten("connections.timeouts.tcp = \"2m\"\n" + services); len(changes) != 1 || changes[0] != "connections.timeouts.tcp 15m0s -> 2m0s" {
+	changes := s.reloadWritten("connections.timeouts.tcp = \"2m\"\n" + services)
+	if !slices.Equal(changes, []string{"connections.timeouts.tcp 15m0s -> 2m0s"}) {
 		t.Errorf("the reload prints %q", changes)
 	}
 	if e := expires(); e <= 120 {
 		t.Errorf("before its next packet the connection ends in %v s", e)
 	}
 	mustAnswer(t, conn)
-	eventually(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 }) // the last ACK may be on its way
+	// The last ACK may be on its way.
+	eventually(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
 
 	// A director that knows nothing of the connection drops its packets, until it may take it over.
 	s.director.stop()
@@ -141,7 +143,8 @@ realserver = [ { address = "10.0.11.2" } ]
 	if n, err := conn.Read(b); err != nil || string(b[:n]) != "web1 hello\n" { // the client sends it again
 		t.Errorf("got %q, %v", b[:n], err)
 	}
-	if got := s.reloadWritten("connections.half_open_max = 5000\n" + services); s.director.balance().Connections.HalfOpenMax != 5000 {
-		t.Errorf("half_open_max is %d; the reload prints %q", s.director.balance().Connections.HalfOpenMax, got)
+	changes = s.reloadWritten("connections.half_open_max = 5000\n" + services)
+	if bound := s.director.balance().Connections.HalfOpenMax; bound != 5000 {
+		t.Errorf("half_open_max is %d; the reload prints %q", bound, changes)
 	}
 }

@@ -84,11 +84,13 @@ func TestUnitsSandbox(t *testing.T) {
 	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, (*program).inUnit)
 }
 
-// inUnit is the command that runs the program in what its unit shuts it in with. Its socket's directory must be nobody's.
+// inUnit is the command that runs the program in its unit's sandbox. The directory of its socket must belong to user
+// nobody.
 func (p *program) inUnit() *exec.Cmd {
 	p.t.Helper()
 	u := readUnit(p.t, p.name)
-	box := &sandbox{Nobody: true, Writable: append(u.words("ReadWritePaths"), filepath.Dir(p.socket)), Filter: u.filter(p.t)}
+	writable := append(u.words("ReadWritePaths"), filepath.Dir(p.socket))
+	box := &sandbox{Nobody: true, Writable: writable, Filter: u.filter(p.t)}
 	for _, name := range u.words("AmbientCapabilities") {
 		c, err := cap.FromName(strings.ToLower(name))
 		if err != nil {

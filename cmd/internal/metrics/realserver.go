@@ -28,8 +28,11 @@ var agentSeries = []series[control.RealserverStatus]{
 	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
 	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
-	gauge(nil, "vstun_agent_config_last_reload_successful", "Whether the last reload of the configuration went well: 1 or 0.", func(st *control.RealserverStatus) float64 { return yes(st.Configuration.Error == "") }),
-	gauge(nil, "vstun_agent_config_last_reload_success_timestamp_seconds", "When the configuration in force was read.", func(st *control.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
+	gauge(nil, "vstun_agent_config_last_reload_successful",
+		"Whether the last reload of the configuration went well: 1 or 0.",
+		func(st *control.RealserverStatus) float64 { return yes(st.Configuration.Error == "") }),
+	gauge(nil, "vstun_agent_config_last_reload_success_timestamp_seconds", "When the configuration in force was read.",
+		func(st *control.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
 	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
 }
 

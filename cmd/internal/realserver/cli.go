@@ -34,8 +34,9 @@ func Command() *cobra.Command {
 	}
 	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
-		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
+		withFile(&cobra.Command{Use: "run", Args: cobra.NoArgs,
+			Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration",
+			RunE:  func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
 		withFile(&cobra.Command{Use: "check", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
 				cfg, err := load(file)
@@ -53,7 +54,7 @@ func Command() *cobra.Command {
 		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
-				return "", faults // what the running agent would say of the file, with the exit status of a failed reload
+				return "", faults // as the running agent would, with the exit status of a failed reload
 			}
 			return path, err
 		}})),

@@ -9,8 +9,9 @@ import (
 	"vstun/routing"
 )
 
-// keepQuiet sees to it, again and again, since drivers may be loaded at any time, that the kernel's own do not answer what the agent takes, and
-// warns of those that do all the same. But for the start, a.mu is held. vstun's director does not believe such an answer; IPVS tells the client.
+// keepQuiet keeps the kernel's own drivers from answering packets that the agent takes, and warns of those that answer
+// all the same. It is called again and again, as drivers may be loaded at any time. After the start a.mu is held.
+// vstun's director ignores such an answer; IPVS relays it to the client.
 func (a *agent) keepQuiet() {
 	take := sockets(a.setup.Load().cfg)
 	quiet, err := false, error(nil)

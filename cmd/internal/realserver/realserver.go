@@ -51,7 +51,7 @@ type agent struct {
 	warned string       // of those that are not
 }
 
-// setup is the configuration in force, and what SYN-ACKs may advertise under it. It doesn't change: another one takes its place.
+// setup is the configuration in force, and the MSS that SYN-ACKs may advertise under it. It is immutable.
 type setup struct {
 	cfg        *config.Realserver
 	mss4, mss6 int
@@ -92,7 +92,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
 		return nil, err
 	}
-	// What a reload may want: the process may open no raw socket then.
+	// A reload may need them, and can open no raw socket itself.
 	if err := a.receivers.Spare(spareSockets()...); err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
 	}
-	// The sockets are open. Routes and addresses change with a reload, when somebody meddles with them, and at the end.
+	// The sockets are open. Routes and addresses still change: by a reload, when others change them, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		a.log.Warn("more privileges are left than the agent needs", "refused", err)
 	}
@@ -119,11 +119,11 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	return a, nil
 }
 
-// enforce puts s in force, but for the machine. But for the start, a.mu is held.
+// enforce has the workers and the status follow s. The machine is the caller's. After the start a.mu is held.
 func (a *agent) enforce(s *setup) {
 	a.setup.Store(s)
-	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs, Exits: exits(s.cfg), Port: s.cfg.EncapPort, Own: a.own,
-		MSS4: s.mss4, MSS6: s.mss6}))
+	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
+		Exits: exits(s.cfg), Port: s.cfg.EncapPort, Own: a.own, MSS4: s.mss4, MSS6: s.mss6}))
 }
 
 // needsIPv6 is the first VIP or director in cfg with an IPv6 address, "" where there is none.
@@ -237,7 +237,7 @@ func preflight(cfg *config.Realserver) error {
 	return checkMachine(cfg, nil)
 }
 
-// checkMachine finds what on the machine is in the way of cfg. The VIPs that the agent has had are its own already.
+// checkMachine returns what on this machine conflicts with cfg. The agent already owns the VIPs in had.
 func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 	if need := needsIPv6(cfg); need != "" && !routing.HasIPv6() {
 		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
@@ -377,7 +377,9 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 	})
 	a.serveHTTP()
 	s := a.setup.Load()
-	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", s.cfg.Queues, "offloads", a.device.Offloads(), "vips", s.cfg.VIPs, "directors", s.cfg.Directors, "mss", s.mss4, "mss6", s.mss6, "control", s.cfg.Control, "metrics", metrics.Name(s.cfg.Metrics))
+	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", s.cfg.Queues,
+		"offloads", a.device.Offloads(), "vips", s.cfg.VIPs, "directors", s.cfg.Directors,
+		"mss", s.mss4, "mss6", s.mss6, "control", s.cfg.Control, "metrics", metrics.Name(s.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
@@ -443,7 +445,7 @@ func (a *agent) watch(ctx context.Context) error {
 	}
 }
 
-// refresh takes over what the kernel has learned about the ways to the directors, and the addresses that this host has now. a.mu is held.
+// refresh takes over the MTU of the paths to the directors, and the addresses of this host. a.mu is held.
 func (a *agent) refresh() {
 	if own, err := routing.LocalAddrs(); err != nil {
 		a.log.Error("this host's addresses not taken over", "error", err)
@@ -473,9 +475,10 @@ func (a *agent) status() control.RealserverStatus {
 	}
 	s := a.setup.Load()
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
-		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6, Configuration: a.configuration(),
-		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns()}
+		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
+		Configuration: a.configuration(),
+		In:            control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Drops: control.Drops(&t), Merged: merged, Overruns: a.overruns()}
 	for _, v := range s.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}

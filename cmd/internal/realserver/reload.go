@@ -15,8 +15,8 @@ import (
 	"vstun/cmd/internal/metrics"
 )
 
-// reload reads the configuration file again and puts it in force, and says what has changed, a line each. A fault changes nothing. The log says
-// the same.
+// reload reads the configuration file again, puts it in force, and returns the changes, a line each. On an error
+// nothing changes. Both are logged.
 func (a *agent) reload() ([]string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -46,7 +46,7 @@ func (a *agent) reload() ([]string, error) {
 // loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
 const loggedChanges = 100
 
-// configuration is what came of reading the file.
+// configuration is the result of the last read of the file.
 func (a *agent) configuration() control.Configuration {
 	if c := a.read.Load(); c != nil {
 		return *c
@@ -54,12 +54,14 @@ func (a *agent) configuration() control.Configuration {
 	return control.Configuration{Read: a.start}
 }
 
-// apply puts cfg in force: first what can fail, the address of metrics, new sockets, and the machine with the VIPs of both configurations; then, with one
-// pointer, what the workers let in. VIPs that left go from the machine behind that, so that no packet for them comes out of the device and is routed back.
+// apply puts cfg in force. The fallible steps come first: the address of metrics, new sockets, and the machine with
+// the VIPs of both configurations. Then one pointer changes the workers' policy. Removed VIPs leave the machine last:
+// a packet for one that came out of the device afterwards would be routed back to the director.
 func (a *agent) apply(cfg *config.Realserver) (err error) {
 	was := a.setup.Load()
 	if keys := was.cfg.NeedsRestart(cfg); len(keys) > 0 {
-		return fmt.Errorf("%s: %s changed, which a reload can't do: restart the agent, or change it back", a.file, strings.Join(keys, ", "))
+		return fmt.Errorf("%s: %s changed, which a reload can't do: restart the agent, or change it back",
+			a.file, strings.Join(keys, ", "))
 	}
 	if err := checkMachine(cfg, was.cfg.VIPs); err != nil {
 		return err
@@ -79,7 +81,8 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	}
 	opened, err := a.receivers.Open(sockets(cfg)...)
 	if errors.Is(err, unix.EACCES) { // CAP_NET_BIND_SERVICE has been given up
-		return fmt.Errorf("%s: encap_port: a running agent can't open %d, below 1024: restart the agent, or set another one here and at the directors", a.file, cfg.EncapPort)
+		return fmt.Errorf("%s: encap_port: a running agent can't open %d, below 1024: restart the agent, "+
+			"or set another one here and at the directors", a.file, cfg.EncapPort)
 	}
 	if err != nil {
 		return err
@@ -106,12 +109,12 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	return nil
 }
 
-// without is what all has that some has not.
+// without returns the elements of all that some lacks.
 func without[T comparable](all, some []T) []T {
 	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return slices.Contains(some, v) })
 }
 
-// changes says in a line each what differs between two configurations of a running agent.
+// changes lists the differences between two configurations of a running agent, a line each.
 func changes(was, is *config.Realserver) []string {
 	lines := []string{}
 	note := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
