@@ -83,7 +83,7 @@ func readmeRestarts(t *testing.T, sentence string) (keys []string) {
 	if !found {
 		t.Fatalf("the README has no sentence %q", sentence)
 	}
-	text, _, _ = strings.Cut(text, "\n")
+	text, _, _ = strings.Cut(text, "\n\n")
 	text, _, _ = strings.Cut(text, ": ")
 	text, _, _ = strings.Cut(text, ", and ")
 	for _, m := range regexp.MustCompile("`([a-z_.]+)`").FindAllStringSubmatch(text, -1) {
