@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// A file is TOML by table: "director", "service.check". A key that begins with "-" leaves one out.
+// A file is the lines of TOML of each table: "director", "service.check".
 type file map[string][]string
 
 // with is f with these lines in a table, each in place of the one with its key.
@@ -17,11 +17,8 @@ func (f file) with(table string, lines ...string) file {
 	next := maps.Clone(f)
 	next[table] = slices.Clone(f[table])
 	for _, line := range lines {
-		key := strings.TrimPrefix(keyOf(line), "-")
-		next[table] = slices.DeleteFunc(next[table], func(l string) bool { return keyOf(l) == key })
-		if !strings.HasPrefix(line, "-") {
-			next[table] = append(next[table], line)
-		}
+		next[table] = slices.DeleteFunc(next[table], func(l string) bool { return keyOf(l) == keyOf(line) })
+		next[table] = append(next[table], line)
 	}
 	return next
 }
