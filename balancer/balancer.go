@@ -16,7 +16,6 @@ import (
 type Balancer struct {
 	table   *conntab.Table
 	workers int
-	options Options
 	current atomic.Pointer[Snapshot]
 
 	mu       sync.Mutex // Apply, and what follows
@@ -28,14 +27,11 @@ type Balancer struct {
 	last     uint32 // number of the service that was named last
 }
 
-// Options are what holds for all services.
-type Options struct {
-	ExpireQuiescentTemplate bool // a persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl)
-}
-
 // Snapshot is one configuration. It doesn't change.
 type Snapshot struct {
 	balancer *Balancer
+	table    conntab.View
+	options  Options
 	list     []*service // in the order of the configuration
 	vips     map[netip.Addr]*ports
 	leftVIPs []netip.Addr
@@ -93,9 +89,10 @@ func (d *Dest) overhead() int64 { return int64(d.counts.Active())<<8 + int64(d.c
 const forgetAfter = time.Minute
 
 // New makes a Balancer without services over table, for packets of so many workers.
-func New(table *conntab.Table, workers int, o Options) *Balancer {
-	b := &Balancer{table: table, workers: workers, options: o, leaving: map[seatKey]*leaver{}, probed: map[Target]*probed{}, services: map[string]*service{}}
-	b.current.Store(&Snapshot{balancer: b})
+func New(table *conntab.Table, workers int) *Balancer {
+	b := &Balancer{table: table, workers: workers,
+		leaving: map[seatKey]*leaver{}, probed: map[Target]*probed{}, services: map[string]*service{}}
+	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
 }
 
@@ -121,7 +118,8 @@ func (b *Balancer) Apply(cfg Config) error {
 		return fmt.Errorf("%d realservers, those that still have connections included: at most %d", n, conntab.MaxDests)
 	}
 
-	next := &Snapshot{balancer: b, vips: map[netip.Addr]*ports{}, leftVIPs: slices.Clone(cfg.LeftVIPs)}
+	next := &Snapshot{balancer: b, table: b.current.Load().table, options: cfg.Options, vips: map[netip.Addr]*ports{},
+		leftVIPs: slices.Clone(cfg.LeftVIPs)}
 	former := b.services
 	b.services = make(map[string]*service, len(cfg.Services))
 	for _, c := range cfg.Services {
@@ -138,6 +136,9 @@ func (b *Balancer) Apply(cfg Config) error {
 	}
 	b.probe(cfg.Probed)
 	next.dests = append(next.dests, b.numbers...)
+	if cfg.Table != nil {
+		next.table = b.table.Configure(*cfg.Table)
+	}
 	b.current.Store(next)
 	return nil
 }
@@ -145,8 +146,11 @@ func (b *Balancer) Apply(cfg Config) error {
 // unchanged tells whether cfg is what is in force.
 func (b *Balancer) unchanged(cfg Config) bool {
 	s := b.current.Load()
-	return slices.EqualFunc(s.list, cfg.Services, func(s *service, c Service) bool { return s.config.equal(&c) }) && b.probes(cfg.Probed) &&
-		slices.Equal(s.leftVIPs, cfg.LeftVIPs)
+	if s.options != cfg.Options || cfg.Table != nil && !s.table.Follows(*cfg.Table) {
+		return false
+	}
+	same := func(s *service, c Service) bool { return s.config.equal(&c) }
+	return slices.EqualFunc(s.list, cfg.Services, same) && b.probes(cfg.Probed) && slices.Equal(s.leftVIPs, cfg.LeftVIPs)
 }
 
 // needs is the most numbers that cfg can take, beside those that are leaving.

@@ -28,7 +28,7 @@ func web(scheduler string, realservers ...Realserver) Service {
 
 func newBalancer(t testing.TB, services ...Service) *Balancer {
 	t.Helper()
-	b := New(conntab.New(conntab.Config{Max: 100_000}), 1, Options{})
+	b := New(conntab.New(conntab.Config{Max: 100_000}), 1)
 	apply(t, b, services...)
 	return b
 }
@@ -421,7 +421,7 @@ func TestStatusKeepsOrder(t *testing.T) {
 
 // TestManyHaveLeft: reloads take no longer for all that has left before.
 func TestManyHaveLeft(t *testing.T) {
-	b := New(conntab.New(conntab.Config{Max: 1024}), 1, Options{})
+	b := New(conntab.New(conntab.Config{Max: 1024}), 1)
 	const n = 20_000
 	for round := range 5 {
 		var cfg Config
@@ -440,5 +440,39 @@ func TestManyHaveLeft(t *testing.T) {
 		if took := time.Since(begin); took > 5*time.Second {
 			t.Fatalf("round %d takes %v", round, took)
 		}
+	}
+}
+
+// TestOptionsOfSnapshot: a snapshot decides by its own options and table Config, whatever is in force meanwhile.
+func TestOptionsOfSnapshot(t *testing.T) {
+	cfg := Config{Services: []Service{web("wrr", rs(1, 1))}}
+	b := newBalancer(t, cfg.Services...)
+	before := b.Snapshot()
+	cfg.Options.Silent = true
+	cfg.Table = &conntab.Config{SloppyTCP: true}
+	if err := b.Apply(cfg); err != nil {
+		t.Fatal(err)
+	}
+	after := b.Snapshot()
+	if before.Silent() || !after.Silent() {
+		t.Error("both snapshots have the same options")
+	}
+	if _, drop := before.Decide(flow(1, packet.FlagACK), 0); drop != packet.DropNoConnection {
+		t.Errorf("an ACK of no connection: %v", drop)
+	}
+	if _, drop := after.Decide(flow(1, packet.FlagACK), 0); drop != packet.Accept {
+		t.Errorf("an ACK of no connection, with SloppyTCP: %v", drop)
+	}
+	if err := b.Apply(cfg); err != nil || b.Snapshot() != after {
+		t.Errorf("the same again makes another snapshot, %v", err)
+	}
+	b.Reroute(map[netip.Addr]Way{})
+	cfg.Services[0].Scheduler = "lottery"
+	cfg.Table = &conntab.Config{}
+	if err := b.Apply(cfg); err == nil || b.Snapshot() != after {
+		t.Errorf("a refused configuration: %v", err)
+	}
+	if _, drop := b.Snapshot().Decide(flow(2, packet.FlagACK), 0); drop != packet.Accept {
+		t.Errorf("after it an ACK of no connection: %v", drop)
 	}
 }

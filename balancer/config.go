@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"vstun/balancer/conntab"
 	"vstun/encap"
 )
 
@@ -17,6 +18,17 @@ type Config struct {
 	Probed   []Target // what Pin can lead flows to, beside all services: each once
 	// LeftVIPs are former VIPs whose packets still arrive, in ascending order: see Snapshot.WasVIP.
 	LeftVIPs []netip.Addr
+	Options  Options
+	Table    *conntab.Config // of the connection table, but for Max; nil: as it is
+}
+
+// Options are what holds for all services.
+type Options struct {
+	// A persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl).
+	ExpireQuiescentTemplate bool
+
+	Silent   bool // a packet for which there is no service, or no realserver, is dropped without an answer
+	NoResets bool // a TCP packet of an unknown connection is dropped without a RST
 }
 
 // Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing else.

@@ -21,15 +21,15 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 }
 
 func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	n, result := s.balancer.table.Packet(p, now)
+	n, result := s.table.Packet(p, now)
 	switch result {
 	case conntab.Hit:
-		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.balancer.table.Leave(p, n) {
+		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.table.Leave(p, n) {
 			return d, drop
 		}
 		result = conntab.Miss
 	case conntab.Gone:
-		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.balancer.table.Leave(p, n) {
+		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.table.Leave(p, n) {
 			result = conntab.Miss
 		}
 	}
@@ -55,12 +55,12 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
 	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
 		if template != 0 {
-			s.balancer.table.Release(template)
+			s.table.Release(template)
 		}
 		d.stats.connections.Add(1)
 		return d, packet.Accept
 	}
-	switch n, result := s.balancer.table.Insert(p, d.number, template, now); result {
+	switch n, result := s.table.Insert(p, d.number, template, now); result {
 	case conntab.Full:
 		return nil, packet.DropTableFull
 	case conntab.Hit: // another worker was faster
@@ -74,7 +74,7 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 // persistent is Decide for a new connection to a service whose clients stay where they are (Linux ip_vs_core.c, ip_vs_sched_persist). One service
 // has one template for a client, whatever its VIPs and ports.
 func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	table := s.balancer.table
+	table := s.table
 	client := svc.client(p.Flow.Src)
 	n, template, result := table.Template(client, svc.number, now)
 	if result == conntab.Hit {
@@ -107,7 +107,7 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (
 
 // keeps tells whether d's persistent clients stay (Linux ip_vs_conn.c, ip_vs_check_template).
 func (s *Snapshot) keeps(d *Dest) bool {
-	return !d.counts.Gone() && (d.Weight > 0 || !s.balancer.options.ExpireQuiescentTemplate)
+	return !d.counts.Gone() && (d.Weight > 0 || !s.options.ExpireQuiescentTemplate)
 }
 
 // client is what is one client to the service: the network of an address.
@@ -127,7 +127,7 @@ func (s *service) client(a netip.Addr) netip.Addr {
 }
 
 // Touch prepares the decision for p: see conntab.Table.Touch.
-func (s *Snapshot) Touch(p *packet.Info) uint8 { return s.balancer.table.Touch(p) }
+func (s *Snapshot) Touch(p *packet.Info) uint8 { return s.table.Touch(p) }
 
 // dest is the realserver with number n of the connection table.
 func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
@@ -143,7 +143,7 @@ func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
 
 // Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for none.
 func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
-	c, known := s.balancer.table.Lookup(f, now)
+	c, known := s.table.Lookup(f, now)
 	if !known {
 		return nil
 	}
@@ -189,6 +189,12 @@ func (s *Snapshot) WasVIP(a netip.Addr) bool {
 	_, found := slices.BinarySearchFunc(s.leftVIPs, a, netip.Addr.Compare)
 	return found
 }
+
+// Silent reports whether a packet for which there is no service, or no realserver, is dropped without an answer.
+func (s *Snapshot) Silent() bool { return s.options.Silent }
+
+// NoResets reports whether a TCP packet of an unknown connection is dropped without a RST.
+func (s *Snapshot) NoResets() bool { return s.options.NoResets }
 
 // HasVIP tells whether a is the address of a service.
 func (s *Snapshot) HasVIP(a netip.Addr) bool {

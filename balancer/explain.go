@@ -35,7 +35,7 @@ type Candidate struct {
 // Explain says what becomes of the packet p, which begins a connection, if its flow has none. It changes nothing: neither table nor scheduler.
 func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	var e Explanation
-	if c, known := s.balancer.table.Lookup(p.Flow, now); known {
+	if c, known := s.table.Lookup(p.Flow, now); known {
 		e.Connection, e.Left = s.connection(c)
 		if d, _ := s.dest(c.Dest); d != nil {
 			e.Down = d.Down
@@ -58,7 +58,7 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	}
 	var chosen *Dest
 	if svc.config.Persistence.Timeout > 0 {
-		if c, known := s.balancer.table.LookupTemplate(svc.client(p.Flow.Src), svc.number, now); known {
+		if c, known := s.table.LookupTemplate(svc.client(p.Flow.Src), svc.number, now); known {
 			e.Template, _ = s.connection(c)
 			if d, drop := s.dest(c.Dest); drop == packet.Accept && s.keeps(d) {
 				chosen, e.Kept = d, true

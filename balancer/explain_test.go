@@ -33,7 +33,7 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 	if persistent {
 		svc.Persistence = Persistence{Timeout: 20 * time.Second, Mask4: 32, Mask6: 128}
 	}
-	asked, other := New(conntab.New(conntab.Config{Max: 1024}), 1, Options{}), New(conntab.New(conntab.Config{Max: 1024}), 1, Options{})
+	asked, other := New(conntab.New(conntab.Config{Max: 1024}), 1), New(conntab.New(conntab.Config{Max: 1024}), 1)
 	apply(t, asked, svc)
 	apply(t, other, svc)
 	r := rand.New(rand.NewPCG(1, 2))

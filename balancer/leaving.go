@@ -36,6 +36,7 @@ func (b *Balancer) Reroute(ways map[netip.Addr]Way) {
 	}
 	if changed {
 		s := b.current.Load()
-		b.current.Store(&Snapshot{balancer: b, list: s.list, vips: s.vips, leftVIPs: s.leftVIPs, dests: slices.Clone(b.numbers)})
+		b.current.Store(&Snapshot{balancer: b, table: s.table, options: s.options,
+			list: s.list, vips: s.vips, leftVIPs: s.leftVIPs, dests: slices.Clone(b.numbers)})
 	}
 }

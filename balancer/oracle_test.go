@@ -131,7 +131,8 @@ func replay(t *testing.T, file string) {
 	}
 	table := conntab.New(conntab.Config{Max: 100_000, DropRemoved: true, Reuse: reuse, ExpireNodest: head.Sysctl["expire_nodest_conn"] == 1,
 		Timeouts: conntab.Timeouts{TCP: secs(head.Timeouts.TCP), TCPFin: secs(head.Timeouts.TCPFin), UDP: secs(head.Timeouts.UDP)}})
-	b := New(table, 1, Options{ExpireQuiescentTemplate: head.Sysctl["expire_quiescent_template"] == 1})
+	cfg.Options.ExpireQuiescentTemplate = head.Sysctl["expire_quiescent_template"] == 1
+	b := New(table, 1)
 	apply := func() {
 		t.Helper()
 		if err := b.Apply(cfg); err != nil {

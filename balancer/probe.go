@@ -93,7 +93,7 @@ func (b *Balancer) Unpin(f packet.Flow, now, rest conntab.Ticks) { b.table.Unpin
 
 // Pinned returns where the packets of f go if it is pinned, nil otherwise.
 func (s *Snapshot) Pinned(f packet.Flow, now conntab.Ticks) *Dest {
-	c, known := s.balancer.table.Lookup(f, now)
+	c, known := s.table.Lookup(f, now)
 	if !known || c.State != conntab.Pinned {
 		return nil
 	}

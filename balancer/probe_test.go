@@ -13,7 +13,7 @@ import (
 // TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, when the service has gone, and when it is down; takes over another way to it; and
 // is nobody's connection.
 func TestProbesGoTheirOwnWay(t *testing.T) {
-	b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: true}), 1, Options{})
+	b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: true}), 1)
 	put := func(probed []Target, services ...Service) {
 		t.Helper()
 		if err := b.Apply(Config{Services: services, Probed: probed}); err != nil {
@@ -69,7 +69,7 @@ func TestProbesGoTheirOwnWay(t *testing.T) {
 // persistence leads elsewhere; when it comes back it is one as before.
 func TestDown(t *testing.T) {
 	for _, dropRemoved := range []bool{false, true} {
-		b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: dropRemoved}), 1, Options{})
+		b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: dropRemoved}), 1)
 		dns := web("rr", rs(1, 1))
 		dns.Name, dns.Protocol = "dns", packet.ProtoUDP
 		apply(t, b, web("rr", rs(1, 1)), dns)

@@ -27,7 +27,7 @@ func manyServices(n, realservers int) Config {
 // with 1,000 services of 10.
 func BenchmarkDecide(b *testing.B) {
 	for _, size := range [][2]int{{1, 1}, {1000, 10}} {
-		bal := New(conntab.New(conntab.Config{Max: 2_000_000}), 1, Options{})
+		bal := New(conntab.New(conntab.Config{Max: 2_000_000}), 1)
 		if err := bal.Apply(manyServices(size[0], size[1])); err != nil {
 			b.Fatal(err)
 		}
@@ -77,7 +77,7 @@ func BenchmarkDecide(b *testing.B) {
 // BenchmarkApply reads a configuration of 1,000 services with 10 realservers each again, with one weight changed. Packets go on meanwhile: they
 // meet no lock but the one of a service's scheduler, for as long as its state is copied.
 func BenchmarkApply(b *testing.B) {
-	bal := New(conntab.New(conntab.Config{Max: 1024}), 2, Options{})
+	bal := New(conntab.New(conntab.Config{Max: 1024}), 2)
 	a, c := manyServices(1000, 10), manyServices(1000, 10)
 	c.Services[500].Realservers[3].Weight = 9
 	i := 0

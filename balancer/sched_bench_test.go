@@ -29,7 +29,7 @@ func BenchmarkSchedule(b *testing.B) {
 				svc := bal.services["web"]
 				for i := range 60_000 {
 					p := flow(i, packet.FlagSYN)
-					bal.table.Insert(p, svc.list[rnd.IntN(1000)].number, 0, 0)
+					bal.table.View().Insert(p, svc.list[rnd.IntN(1000)].number, 0, 0)
 				}
 				for i, d := range svc.list {
 					d.stats.overloaded.Store(kind.every > 0 && i%kind.every == 0)

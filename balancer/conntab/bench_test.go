@@ -23,9 +23,9 @@ func scatter(p *packet.Info, n uint32) {
 }
 
 // fill makes a table that is full with n flows.
-func fill(n int) *Table {
+func fill(n int) View {
 	debug.FreeOSMemory() // so that the kernel can give huge pages, as to a program that has just begun
-	table := New(Config{Max: n})
+	table := New(Config{Max: n}).View()
 	p := tcp(0, 1, packet.FlagSYN)
 	for i := range n {
 		scatter(&p, uint32(i))
@@ -78,7 +78,7 @@ func BenchmarkLookup(b *testing.B) {
 // BenchmarkInsert fills a table of 10 million flows, in batches as the director does: Touch, then Packet and Insert.
 func BenchmarkInsert(b *testing.B) {
 	const flows = 10_000_000
-	table := New(Config{Max: flows})
+	table := New(Config{Max: flows}).View()
 	infos := make([]packet.Info, 64)
 	for i := range infos {
 		infos[i] = tcp(0, 1, packet.FlagSYN)
@@ -88,9 +88,9 @@ func BenchmarkInsert(b *testing.B) {
 	for range b.N/len(infos) + 1 {
 		if i+len(infos) > flows {
 			b.StopTimer()
-			table = nil
+			table = View{}
 			debug.FreeOSMemory()
-			table = New(Config{Max: flows})
+			table = New(Config{Max: flows}).View()
 			i = 0
 			b.StartTimer()
 		}
@@ -190,7 +190,7 @@ func BenchmarkFull(b *testing.B) {
 		ack  bool
 	}{{"established", 250_000, true}, {"half-open", 250_000, false}, {"half-open/few", 10_000, false}} {
 		b.Run(c.name, func(b *testing.B) {
-			table := New(Config{Max: 1_000_000, HalfOpenMax: c.half})
+			table := New(Config{Max: 1_000_000, HalfOpenMax: c.half}).View()
 			syn, ack := tcp(0, 1, packet.FlagSYN), tcp(0, 1, packet.FlagACK)
 			for i := range 1_000_000 {
 				scatter(&syn, uint32(i))

@@ -14,7 +14,8 @@ const hardened = 10 * PerSecond
 
 // pressed tells whether half-open connections take more than half of what they may.
 func (t *Table) pressed() bool {
-	return t.cfg.HalfOpenMax > 0 && t.half.Load()*2 > int64(t.cfg.HalfOpenMax)
+	bound := int64(t.rules.Load().HalfOpenMax)
+	return bound > 0 && t.half.Load()*2 > bound
 }
 
 // unproven tells whether e is half-open, or a template that nobody has got through with.
@@ -22,9 +23,10 @@ func (s *store[A]) unproven(e *entry[A]) bool {
 	return e.state.halfOpen() || e.state == TemplateState && !s.table.children.assured(e.parent)
 }
 
-// tired tells whether e, unproven, has lived as long as it may under pressure.
-func (s *store[A]) tired(e *entry[A], now Ticks) bool {
-	life := s.table.times[e.state]
+// tired reports whether e, unproven, has lived as long as it may under pressure. times are the timeouts in force. An
+// entry from before a change of its timeout counts as older or younger than it is, by the difference.
+func (s *store[A]) tired(e *entry[A], times *timeouts, now Ticks) bool {
+	life := times[e.state]
 	if e.state == TemplateState {
 		life = Ticks(e.packets)
 	}

@@ -25,7 +25,7 @@ func TestFloodKeepsItsBound(t *testing.T) {
 }
 
 func flood(t *testing.T, maximum, half int, persistent bool) {
-	table := New(Config{Max: maximum, HalfOpenMax: half})
+	table := New(Config{Max: maximum, HalfOpenMax: half}).View()
 	half = table.HalfOpenMax()
 	established := maximum / 10
 	open := func(p *packet.Info, now Ticks) Result {
@@ -112,7 +112,7 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 
 // TestFullTableTakesFromHalfOpen: what may never become a connection makes room for what does.
 func TestFullTableTakesFromHalfOpen(t *testing.T) {
-	table := New(Config{Max: 30_000, HalfOpenMax: 30_000})
+	table := New(Config{Max: 30_000, HalfOpenMax: 30_000}).View()
 	for i := range uint32(30_000) {
 		p := tcp(i, 1, packet.FlagSYN)
 		table.Insert(&p, 1, 0, 0)
@@ -131,7 +131,7 @@ func TestFullTableTakesFromHalfOpen(t *testing.T) {
 
 // TestConcurrentTemplates: many goroutines open and end connections of few clients; holds and numbers add up.
 func TestConcurrentTemplates(t *testing.T) {
-	table := New(Config{Max: 20_000})
+	table := New(Config{Max: 20_000}).View()
 	var wg sync.WaitGroup
 	for w := range 4 {
 		wg.Go(func() {

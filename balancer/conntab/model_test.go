@@ -124,7 +124,7 @@ func (m *model) packet(p *packet.Info, fresh, service uint32, now Ticks) (uint32
 }
 
 // play does the same with the table.
-func play(t *Table, p *packet.Info, fresh, service uint32, now Ticks) (uint32, Result) {
+func play(t View, p *packet.Info, fresh, service uint32, now Ticks) (uint32, Result) {
 	dest, r := t.Packet(p, now)
 	if r != Miss {
 		return dest, r
@@ -163,8 +163,9 @@ func againstModel(t *testing.T, cfg Config) {
 	if testing.Short() {
 		packets = 10_000
 	}
-	table := New(cfg)
-	m := model{cfg: cfg, times: table.times, conns: map[packet.Flow]*modelConn{}, templates: map[modelClient]*modelTemplate{}, judged: map[uint32][2]bool{}}
+	table := New(cfg).View()
+	m := model{cfg: cfg, times: table.rules.times, conns: map[packet.Flow]*modelConn{},
+		templates: map[modelClient]*modelTemplate{}, judged: map[uint32][2]bool{}}
 	now := Ticks(1<<32 - 200*PerSecond) // wraps on the way
 	for i := range packets {
 		p := tcp(rnd.Uint32N(20), uint16(rnd.Uint32N(30)), uint8(rnd.Uint32N(32)))
@@ -214,7 +215,7 @@ func againstModel(t *testing.T, cfg Config) {
 }
 
 // compare wants the table to hold just what the model does.
-func compare(t *testing.T, table *Table, m *model, now Ticks) {
+func compare(t *testing.T, table View, m *model, now Ticks) {
 	t.Helper()
 	counts := map[uint32][3]int{}
 	count := func(dest uint32, at int) {
@@ -275,7 +276,7 @@ func compare(t *testing.T, table *Table, m *model, now Ticks) {
 }
 
 // empty wants nothing to be left, not a slot, a count, or a template's number.
-func empty(t *testing.T, table *Table) {
+func empty(t *testing.T, table View) {
 	t.Helper()
 	if table.Len() != 0 || table.HalfOpen() != 0 {
 		t.Errorf("%d connections are left, %d of them half-open", table.Len(), table.HalfOpen())

@@ -19,27 +19,27 @@ const (
 //
 // Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired by now, but counts until
 // Insert replaces it or it is swept, as in IPVS.
-func (t *Table) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
+func (v View) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
 	if p.Flow.Src.Is4() {
-		k := t.key4(p)
-		return t.four.packet(&k, p, now)
+		k := v.key4(p)
+		return v.four.packet(&k, p, v.rules, now)
 	}
-	if s := t.ipv6(false); s != nil {
-		k := t.key6(p)
-		return s.packet(&k, p, now)
+	if s := v.ipv6(false); s != nil {
+		k := v.key6(p)
+		return s.packet(&k, p, v.rules, now)
 	}
-	return 0, t.unknown(p)
+	return 0, v.rules.unknown(p)
 }
 
 // unknown is the result for a packet of no connection.
-func (t *Table) unknown(p *packet.Info) Result {
-	if t.opens(p) {
+func (r *rules) unknown(p *packet.Info) Result {
+	if r.opens(p) {
 		return Miss
 	}
 	return Refused
 }
 
-func (s *store[A]) packet(k *key[A], p *packet.Info, now Ticks) (dest uint32, r Result) {
+func (s *store[A]) packet(k *key[A], p *packet.Info, by *rules, now Ticks) (dest uint32, r Result) {
 	t := s.table
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
@@ -47,26 +47,26 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, now Ticks) (dest uint32, r 
 		e := &sh.slots[i]
 		switch {
 		case e.expires.reached(now):
-		case begins(p) && (e.reused(t.cfg.Reuse) || t.cfg.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
+		case begins(p) && (e.reused(by.Reuse) || by.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
 			s.expire(sh, e, now)
-		case t.judge && t.Counts(e.dest).Gone():
-			if !t.cfg.ExpireNodest {
+		case by.judge && t.Counts(e.dest).Gone():
+			if !by.ExpireNodest {
 				dest = e.dest
 				sh.mu.Unlock()
 				return dest, Gone
 			}
 			s.expire(sh, e, now)
 		default:
-			dest = s.seen(sh, e, p, now)
+			dest = s.seen(sh, e, p, by, now)
 			sh.mu.Unlock()
 			return dest, Hit
 		}
-		if !t.opens(p) {
+		if !by.opens(p) {
 			s.remove(sh, i)
 		}
 	}
 	sh.mu.Unlock()
-	return 0, t.unknown(p)
+	return 0, by.unknown(p)
 }
 
 // expire makes e end now. It is removed by Insert, which puts another in its place, or by a sweep.
@@ -96,13 +96,13 @@ func (e *entry[A]) reused(mode Reuse) bool {
 }
 
 // seen counts p in e, moves e's state and end, and returns its destination. e may have moved then.
-func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, now Ticks) (dest uint32) {
+func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, by *rules, now Ticks) (dest uint32) {
 	t := s.table
 	if e.state == Pinned {
 		e.packets++
 		return e.dest
 	}
-	if next := t.after(e.state, p); next != e.state {
+	if next := by.after(e.state, p); next != e.state {
 		switch was := e.state.halfOpen(); {
 		case was == next.halfOpen():
 		case was:
@@ -118,17 +118,17 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, now Ticks) (d
 		t.move(e.dest, e.state, next)
 		e.state = next
 	}
-	e.expires = now + t.times[e.state]
+	e.expires = now + by.times[e.state]
 	sh.expects(e.expires)
 	e.packets++
 	return e.dest
 }
 
 // opens tells whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c, sctp_conn_schedule).
-func (t *Table) opens(p *packet.Info) bool {
+func (r *rules) opens(p *packet.Info) bool {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
-		return p.TCPFlags&packet.FlagRST == 0 && (t.cfg.SloppyTCP || p.TCPFlags&packet.FlagSYN != 0)
+		return p.TCPFlags&packet.FlagRST == 0 && (r.SloppyTCP || p.TCPFlags&packet.FlagSYN != 0)
 	case packet.ProtoSCTP:
 		return p.SCTPChunk == packet.ChunkInit
 	}
@@ -136,10 +136,10 @@ func (t *Table) opens(p *packet.Info) bool {
 }
 
 // after is the state of a connection in state st after p.
-func (t *Table) after(st State, p *packet.Info) State {
+func (r *rules) after(st State, p *packet.Info) State {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
-		return t.tcpNext.next(st, p.TCPFlags)
+		return r.tcpNext.next(st, p.TCPFlags)
 	case packet.ProtoSCTP:
 		return st.nextSCTP(p.SCTPChunk)
 	}
@@ -158,22 +158,22 @@ func (t *Table) move(dest uint32, from, to State) {
 // none; the connection takes over the hold that Template or PutTemplate gave. If another goroutine has made the connection meanwhile, that one
 // stays, p is counted there, and its destination is returned with Hit. Otherwise the answer is Inserted, or Full when the table holds as
 // many connections as it may.
-func (t *Table) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
+func (v View) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
 	var r Result
 	if p.Flow.Src.Is4() {
-		k := t.key4(p)
-		dest, r = t.four.insert(&k, p, dest, template, now)
+		k := v.key4(p)
+		dest, r = v.four.insert(&k, p, dest, template, v.rules, now)
 	} else {
-		k := t.key6(p)
-		dest, r = t.ipv6(true).insert(&k, p, dest, template, now)
+		k := v.key6(p)
+		dest, r = v.ipv6(true).insert(&k, p, dest, template, v.rules, now)
 	}
 	if r != Inserted && template != 0 {
-		t.children.release(template)
+		v.children.release(template)
 	}
 	return dest, r
 }
 
-func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
+func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result) {
 	t := s.table
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
@@ -181,12 +181,12 @@ func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, now 
 	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
 		if !e.expires.reached(now) {
-			return s.seen(sh, e, p, now), Hit
+			return s.seen(sh, e, p, by, now), Hit
 		}
 		s.remove(sh, i)
 	}
-	state := t.after(begun(p.Flow.Proto), p)
-	e := entry[A]{state: state, dest: dest, parent: template, expires: now + t.times[state], packets: 1}
+	state := by.after(begun(p.Flow.Proto), p)
+	e := entry[A]{state: state, dest: dest, parent: template, expires: now + by.times[state], packets: 1}
 	if s.put(sh, k, e) == nil {
 		return 0, Full
 	}

@@ -76,16 +76,16 @@ func (s State) Movable() bool { return s.halfOpen() || s == UDP || s == SCTPInit
 
 // Leave removes the connection of p to dest, which Packet has just said with Hit or Gone, if it is Movable, and p can begin it: a datagram, or a SYN
 // that is sent again since nobody has answered it. Otherwise it returns false.
-func (t *Table) Leave(p *packet.Info, dest uint32) bool {
-	if !t.opens(p) {
+func (v View) Leave(p *packet.Info, dest uint32) bool {
+	if !v.rules.opens(p) {
 		return false
 	}
 	if p.Flow.Src.Is4() {
-		k := t.key4(p)
-		return t.four.leave(&k, dest)
+		k := v.key4(p)
+		return v.four.leave(&k, dest)
 	}
-	if s := t.ipv6(false); s != nil {
-		k := t.key6(p)
+	if s := v.ipv6(false); s != nil {
+		k := v.key6(p)
 		return s.leave(&k, dest)
 	}
 	return false

@@ -60,16 +60,14 @@ type key[A address] struct {
 }
 
 func (s *store[A]) init(t *Table, hash func(*entry[A]) uint64) {
-	s.table, s.hash, s.shards = t, hash, make([]shard[A], shards(t.cfg.Max))
-	per := slotsPerShard(t.cfg.Max)
+	s.table, s.hash, s.shards = t, hash, make([]shard[A], shards(t.Max()))
+	per := slotsPerShard(t.Max())
 	all := make([]entry[A], per*len(s.shards))
 	hugePages(unsafe.Pointer(unsafe.SliceData(all)), uintptr(len(all))*unsafe.Sizeof(all[0]))
-	n := t.cfg.HalfOpenMax / len(s.shards)
-	hashes := make([]uint32, n*len(s.shards))
 	for i := range s.shards {
 		s.shards[i].slots = all[i*per : (i+1)*per : (i+1)*per]
-		s.shards[i].unproven.hashes = hashes[i*n : (i+1)*n : (i+1)*n]
 	}
+	s.bound(t.rules.Load().HalfOpenMax)
 }
 
 // shards is the number of shards, a power of two.

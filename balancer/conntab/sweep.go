@@ -34,7 +34,7 @@ func (s *Sweeper) Sweep(now Ticks, n int) {
 
 // sweep looks at the next n slots from at on; with connections only, it leaves templates alone.
 func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
-	pressed := s.table.pressed()
+	pressed, times := s.table.pressed(), &s.table.rules.Load().times
 	for n > 0 {
 		sh := &s.shards[at.shard]
 		sh.mu.Lock()
@@ -54,7 +54,7 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 			switch {
 			case e.state == stateEmpty:
 				at.slot++
-			case pressed && s.tired(e, now) && !(connections && e.state == TemplateState):
+			case pressed && s.tired(e, times, now) && !(connections && e.state == TemplateState):
 				s.remove(sh, at.slot) // something else may stand here now
 			case connections && e.state == TemplateState || !s.over(e, now):
 				sh.expects(e.due())

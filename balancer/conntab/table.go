@@ -28,9 +28,9 @@ const PerSecond = 100
 // reached tells whether now is at or after t.
 func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
-// Config is what a table is made with. The names in brackets are IPVS's sysctls.
+// Config is the settings of a table. Configure changes them. The names in brackets are IPVS's sysctls.
 type Config struct {
-	Max          int   // bound of the number of connections, persistence templates included
+	Max          int   // bound of the number of connections, persistence templates included; it stays
 	HalfOpenMax  int   // bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none
 	SloppyTCP    bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
 	SecureTCP    bool  // the state table that distrusts clients is in use (secure_tcp 3)
@@ -55,17 +55,15 @@ type Table struct {
 	half     atomic.Int64 // unproven entries
 	evicted  atomic.Uint64
 	_        [40]byte // what follows is read for every packet, and not in a cache line with what is written
-	cfg      Config
+	rules    atomic.Pointer[rules]
 	max      int64
 	seed     [2]uint64
-	times    timeouts
-	tcpNext  *tcpTable
-	judge    bool // destinations that are gone or quiescent make a difference
 	four     store[[4]byte]
 	six      atomic.Pointer[store[[16]byte]]
 	dests    [maxDests / destBlock]atomic.Pointer[[destBlock]Counts]
 	children children
-	mu       sync.Mutex // making of a block of dests, and of six
+	mu       sync.Mutex // making of a block of dests; taken under a shard's lock
+	setup    sync.Mutex // making of six, and change of rules; not taken under a shard's lock
 }
 
 const (
@@ -105,14 +103,8 @@ func (c *Counts) Gone() bool { return c.gone.Load() }
 
 // New makes an empty table.
 func New(cfg Config) *Table {
-	t := &Table{cfg: cfg, max: int64(cfg.Max), times: cfg.Timeouts.ticks(), seed: [2]uint64{rand.Uint64(), rand.Uint64()}, tcpNext: &tcpNext,
-		judge: cfg.ExpireNodest || cfg.DropRemoved}
-	if cfg.SecureTCP {
-		t.tcpNext = &tcpNextSecure
-	}
-	if t.cfg.HalfOpenMax > 0 {
-		t.cfg.HalfOpenMax = max(t.cfg.HalfOpenMax, minHalfOpen*shards(cfg.Max))
-	}
+	t := &Table{max: int64(cfg.Max), seed: [2]uint64{rand.Uint64(), rand.Uint64()}}
+	t.rules.Store(newRules(cfg, cfg.Max))
 	t.children.init(cfg.Max)
 	t.four.init(t, func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
 	return t
@@ -123,8 +115,8 @@ func (t *Table) ipv6(create bool) *store[[16]byte] {
 	if s := t.six.Load(); s != nil || !create {
 		return s
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.setup.Lock()
+	defer t.setup.Unlock()
 	if s := t.six.Load(); s != nil {
 		return s
 	}
@@ -141,7 +133,7 @@ func (t *Table) Len() int { return int(t.count.Load()) }
 func (t *Table) Max() int { return int(t.max) }
 
 // HalfOpenMax is the bound of HalfOpen, 0 for none.
-func (t *Table) HalfOpenMax() int { return t.cfg.HalfOpenMax }
+func (t *Table) HalfOpenMax() int { return t.rules.Load().HalfOpenMax }
 
 // HalfOpen is the number of half-open TCP connections, and of the templates that were made for such.
 func (t *Table) HalfOpen() int { return int(t.half.Load()) }

@@ -10,11 +10,11 @@ import (
 	"vstun/encap/packet"
 )
 
-func newSmall(cfg Config) *Table {
+func newSmall(cfg Config) View {
 	if cfg.Max == 0 {
 		cfg.Max = 1024
 	}
-	return New(cfg)
+	return New(cfg).View()
 }
 
 func tcp(src uint32, port uint16, flags uint8) packet.Info {

@@ -65,22 +65,21 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 //
 // A RST is never answered. VIPs that have left count as VIPs here.
 func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
-	silent := &w.out.shared.silent
 	switch d {
 	case packet.DropNoConnection:
-		if !w.out.shared.noResets.Load() {
+		if !snap.NoResets() {
 			w.reset(b, p, now)
 		}
 	case packet.DropNoService:
 		switch {
-		case silent.Load() || !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst):
+		case snap.Silent() || !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst):
 		case p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN == 0:
 			w.reset(b, p, now)
 		default:
 			w.portUnreachable(b, p, now)
 		}
 	case packet.DropNoRealserver:
-		if !silent.Load() {
+		if !snap.Silent() {
 			w.portUnreachable(b, p, now)
 		}
 	}

@@ -152,9 +152,12 @@ func TestNobodyThere(t *testing.T) {
 	} {
 		for _, silent := range []bool{false, true} {
 			s := script{in: [][]byte{bytes.Clone(c.in)}}
-			shared := NewShared()
-			shared.SetSilent(silent)
-			w := NewWorker(0, &s, &s, nil, newSite(t, real1, 0, 1500), shared, func() conntab.Ticks { return 1 })
+			b, cfg := newSite(t, real1, 0, 1500), siteConfig(real1, 0, 1500)
+			cfg.Options.Silent = silent
+			if err := b.Apply(cfg); err != nil {
+				t.Fatal(err)
+			}
+			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}

@@ -61,7 +61,7 @@ func (s *script) Send(segs []packet.Segment) (int, error) {
 }
 
 func newWorker(t testing.TB, s *script, mtu int) *Worker {
-	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1, balancer.Options{})
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
 	if err := b.Apply(balancer.Config{Services: []balancer.Service{
 		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
@@ -198,7 +198,7 @@ func TestPingOfARealserver(t *testing.T) {
 			return balancer.Service{Name: vip.String(), VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}},
 				Scheduler: "rr", Realservers: []balancer.Realserver{r}}
 		}
-		b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1, balancer.Options{})
+		b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
 		if err := b.Apply(balancer.Config{Services: []balancer.Service{web(vip), web(vip6)}, Probed: []balancer.Target{r.Target()}}); err != nil {
 			t.Fatal(err)
 		}

@@ -49,7 +49,7 @@ func newFuzzSite(t testing.TB, kind uint8, mtu int, now *conntab.Ticks) *fuzzSit
 	if r.Encap.UDP() {
 		r.Port = 6080
 	}
-	b := balancer.New(conntab.New(conntab.Config{Max: 2048, SloppyTCP: true}), 1, balancer.Options{})
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048, SloppyTCP: true}), 1)
 	service := func(name string, proto uint8) balancer.Service {
 		return balancer.Service{Name: name, VIPs: []netip.Addr{vip, vip6}, Protocol: proto, Ports: []balancer.PortRange{balancer.EveryPort}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{r}}

@@ -165,7 +165,7 @@ type oracleRun struct {
 func replay(t *testing.T, c *oracleCase) (differ []string) {
 	r := &oracleRun{t: t, now: 1000, mtu: map[netip.Addr]int{}, least: c.Setup.MTU}
 	r.balancer = balancer.New(conntab.New(conntab.Config{Max: 2048, DropRemoved: true, SloppyTCP: c.Setup.Sysctl["sloppy_tcp"] != 0,
-		ExpireNodest: c.Setup.Sysctl["expire_nodest_conn"] != 0}), 1, balancer.Options{})
+		ExpireNodest: c.Setup.Sysctl["expire_nodest_conn"] != 0}), 1)
 	shared, clock := NewShared(), func() conntab.Ticks { return r.now }
 	r.worker = NewWorker(0, &r.in, &r.out, nil, r.balancer, shared, clock)
 	r.relay = NewRelay(&r.errors, &r.out, r.balancer, shared, clock)

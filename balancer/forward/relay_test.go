@@ -22,7 +22,22 @@ var (
 
 // newSite is a balancer with a UDP service on port 53 of both VIPs, at one realserver.
 func newSite(t testing.TB, real netip.Addr, kind encap.Kind, mtu int) *balancer.Balancer {
-	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1, balancer.Options{})
+	t.Helper()
+	return balancerOf(t, siteConfig(real, kind, mtu))
+}
+
+// balancerOf returns a balancer with cfg in force.
+func balancerOf(t testing.TB, cfg balancer.Config) *balancer.Balancer {
+	t.Helper()
+	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
+	if err := b.Apply(cfg); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// siteConfig is the configuration of newSite.
+func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
 	rs := balancer.Realserver{Address: real, Weight: 1, Source: source, Encap: kind, MTU: mtu}
 	if !real.Is4() {
 		rs.Source = source6
@@ -30,14 +45,11 @@ func newSite(t testing.TB, real netip.Addr, kind encap.Kind, mtu int) *balancer.
 	if kind.UDP() {
 		rs.Port = 6080
 	}
-	if err := b.Apply(balancer.Config{Services: []balancer.Service{
+	return balancer.Config{Services: []balancer.Service{
 		{Name: "dns", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{rs}},
 		{Name: "empty", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
-	}}); err != nil {
-		t.Fatal(err)
-	}
-	return b
+	}}
 }
 
 // ip6 makes an IPv6 packet from the client to the VIP.

@@ -136,10 +136,9 @@ func TestReset(t *testing.T) {
 					c.mend(b, at)
 				}
 				var s script
-				shared := NewShared()
-				shared.SetNoResets(drop)
-				site := newSite(t, real1, encap.KindIPIP, 1500)
-				w := NewWorker(0, &s, &s, nil, site, shared, func() conntab.Ticks { return 1 })
+				cfg := siteConfig(real1, encap.KindIPIP, 1500)
+				cfg.Options.NoResets = drop
+				w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 				w.bufs[0].SetLen(copy(w.bufs[0].Room(), b))
 				w.bufs[0].Offload = c.offload
 				if c.offload.Partial {
@@ -266,10 +265,9 @@ func TestResetWithoutService(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		for _, six := range []bool{false, true} {
 			s := script{in: [][]byte{segment(six, 9, packet.FlagACK, 10, false)}}
-			shared := NewShared()
-			shared.SetSilent(silent)
-			shared.SetNoResets(true) // it is of no meaning here
-			w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), shared, func() conntab.Ticks { return 1 })
+			cfg := siteConfig(real1, encap.KindIPIP, 1500)
+			cfg.Options = balancer.Options{Silent: silent, NoResets: true} // NoResets is of no meaning here
+			w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}
@@ -301,19 +299,17 @@ func TestVIPThatHasLeft(t *testing.T) {
 	for _, left := range []bool{false, true} {
 		for _, silent := range []bool{false, true} {
 			b := newSite(t, real1, encap.KindIPIP, 1500)
-			var cfg balancer.Config
+			cfg := balancer.Config{Options: balancer.Options{Silent: silent}}
 			if left {
 				cfg.LeftVIPs = []netip.Addr{vip, vip6}
 			}
 			if err := b.Apply(cfg); err != nil {
 				t.Fatal(err)
 			}
-			shared := NewShared()
-			shared.SetSilent(silent)
 			var unreachable, resets int
 			for _, p := range in { // each by itself: the answers to one client are bounded
 				s := script{in: [][]byte{bytes.Clone(p)}}
-				w := NewWorker(0, &s, &s, nil, b, shared, func() conntab.Ticks { return 1 })
+				w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 				if err := w.Run(); err != nil {
 					t.Fatal(err)
 				}

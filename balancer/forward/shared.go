@@ -14,8 +14,6 @@ type Shared struct {
 	// was told is not the way's any more.
 	TooBig chan struct{}
 
-	silent    atomic.Bool // clients are not told that nobody serves them
-	noResets  atomic.Bool // TCP packets of unknown connections get no RST
 	fragments reassembler
 	counters  packet.Counters     // of what no worker counts
 	tap       atomic.Pointer[Tap] // nil: nobody looks
@@ -30,12 +28,6 @@ func NewShared() *Shared {
 	s.id6.Store(rand.Uint32()) // not to be foreseen: RFC 7739
 	return s
 }
-
-// SetSilent says whether a packet for which there is no service, or no realserver, is dropped without an answer. It may be changed at any time.
-func (s *Shared) SetSilent(silent bool) { s.silent.Store(silent) }
-
-// SetNoResets sets whether TCP packets of unknown connections are dropped without a RST. It may be called at any time.
-func (s *Shared) SetNoResets(none bool) { s.noResets.Store(none) }
 
 // Sweep gives up what has waited too long for its missing fragments, which workers do otherwise when they get a fragment. One goroutine calls it.
 func (s *Shared) Sweep(now conntab.Ticks) {

@@ -37,19 +37,20 @@ type AnswerWorker struct {
 	source   Source
 	sink     AnswerSink
 	tun      Sink
-	policy   *Policy
+	inForce  *atomic.Pointer[Policy]
 	sent     *Sent
 	port     uint16
 	counters packet.Counters
 	batches  packet.Batches
 	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
 
-	bufs  []packet.Buf
-	info  packet.Info // of a packet: here, since an interface would let it escape
-	segs  []packet.Segment
-	room  []byte // for the headers of segments
-	free  []byte // the rest of it
-	tally packet.Tally
+	policy *Policy // of this batch
+	bufs   []packet.Buf
+	info   packet.Info // of a packet: here, since an interface would let it escape
+	segs   []packet.Segment
+	room   []byte // for the headers of segments
+	free   []byte // the rest of it
+	tally  packet.Tally
 
 	large  path                             // of the last packet of this batch that was too big
 	spare  []packet.Buf                     // two: that packet in one piece, and an ICMP error
@@ -75,11 +76,12 @@ const (
 	errorsInBatch = 16
 )
 
-// NewAnswerWorker makes a worker that moves the answers that policy accepts from source to sink, and ICMP errors about them to tun. All workers of a
+// NewAnswerWorker makes a worker that moves the answers that the policy in force accepts from source to sink, and ICMP errors about them to tun. It loads
+// the policy once a batch. All workers of a
 // device share sent. port is the UDP port of a socket on the device: errors about UDP are repeated as if they were about its datagrams;
 // see wire.DevicePort.
-func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, policy *Policy, sent *Sent, port uint16) *AnswerWorker {
-	w := &AnswerWorker{source: source, sink: sink, tun: tun, policy: policy, sent: sent, port: port, bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
+func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.Pointer[Policy], sent *Sent, port uint16) *AnswerWorker {
+	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port, bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
 		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom), id: uint16(rand.Uint32())}
 	w.free, w.heads, w.errs = w.room, make([]byte, packet.MaxPieces*packet.IPv4HeaderLen), []*packet.Buf{&w.spare[1]}
 	return w
@@ -118,7 +120,7 @@ func (w *AnswerWorker) Run() error {
 // move processes one batch.
 func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	w.batches.Begin(len(bufs))
-	w.large, w.errors = path{}, 0
+	w.policy, w.large, w.errors = w.inForce.Load(), path{}, 0
 	for i := range bufs {
 		w.tally.InPackets++
 		w.tally.InBytes += uint64(bufs[i].Len())

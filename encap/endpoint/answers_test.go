@@ -51,7 +51,7 @@ func (l *link) PathMTU(_, _ netip.Addr) (int, error) {
 // answerWorker is a worker on a path of mtu bytes, what it sends, and what it writes to the TUN device.
 func answerWorker(mtu int) (*AnswerWorker, *link, *gro) {
 	out, tun := &link{mtu: mtu}, &gro{}
-	return NewAnswerWorker(nil, out, tun, policy(), NewSent(), 4711), out, tun
+	return NewAnswerWorker(nil, out, tun, inForce(policy()), NewSent(), 4711), out, tun
 }
 
 // moved is what the worker has counted after packets.
@@ -293,8 +293,8 @@ func TestAnswerLoops(t *testing.T) {
 	} {
 		sent := NewSent()
 		out := &link{mtu: 1500}
-		one := NewAnswerWorker(nil, out, &gro{}, policy(), sent, 1)
-		two := NewAnswerWorker(nil, out, &gro{}, policy(), sent, 1)
+		one := NewAnswerWorker(nil, out, &gro{}, inForce(policy()), sent, 1)
+		two := NewAnswerWorker(nil, out, &gro{}, inForce(policy()), sent, 1)
 		moved(t, one, *buf(b))
 		if tally := moved(t, one, *buf(b)); tally.OutPackets != 2 {
 			t.Errorf("%s: a repetition was not sent: %v", name, tally.Drops)
@@ -330,7 +330,7 @@ func TestAnswersRefused(t *testing.T) {
 }
 
 func TestAnswersAllocateNothing(t *testing.T) {
-	w := NewAnswerWorker(nil, sinkhole{}, &gro{}, policy(), NewSent(), 1)
+	w := NewAnswerWorker(nil, sinkhole{}, &gro{}, inForce(policy()), NewSent(), 1)
 	small, large := answerOf(vip, client, packet.ProtoUDP, 100, true), answerOf(vip6, client6, packet.ProtoTCP, 30_000, true)
 	bufs := packet.NewBufs(2)
 	if n := testing.AllocsPerRun(100, func() {
@@ -372,7 +372,7 @@ func FuzzAnswers(f *testing.F) {
 		}
 		for _, s := range out.sent {
 			src, dst, n := ends(s)
-			if n != len(s) || !w.policy.answers(src, dst) || len(s) > 1300 {
+			if n != len(s) || !w.inForce.Load().answers(src, dst) || len(s) > 1300 {
 				t.Fatalf("%d bytes: %x", len(s), s)
 			}
 		}

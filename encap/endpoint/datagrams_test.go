@@ -70,7 +70,7 @@ func gue(p []byte) []byte {
 
 func runGRO(t *testing.T, g *gro) packet.Tally {
 	t.Helper()
-	w := NewWorker(g, g, policy(), mss(1440), true)
+	w := NewWorker(g, g, inForce(policy()), true)
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestDatagramsAllocateNothing(t *testing.T) {
 		g.size = len(d)
 		g.payload = append(g.payload, d...)
 	}
-	w := NewWorker(nil, discard{}, policy(), mss(1440), true)
+	w := NewWorker(nil, discard{}, inForce(policy()), true)
 	if n := testing.AllocsPerRun(100, func() {
 		g.done = false
 		if _, err := g.ReadBatch(w.bufs); err != nil {
@@ -176,7 +176,7 @@ func BenchmarkDatagrams(b *testing.B) {
 		g.size = len(d)
 		g.payload = append(g.payload, d...)
 	}
-	w := NewWorker(nil, discard{}, policy(), mss(1440), true)
+	w := NewWorker(nil, discard{}, inForce(policy()), true)
 	for b.Loop() {
 		g.done = false
 		if _, err := g.ReadBatch(w.bufs); err != nil {

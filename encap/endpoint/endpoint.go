@@ -33,15 +33,11 @@ const (
 	maxParts = 256
 )
 
-// MSS is what this host's servers advertise, in bytes, by the family of their addresses.
-type MSS struct{ V4, V6 atomic.Int64 }
-
 // Worker brings the packets of one source into this host.
 type Worker struct {
 	source   Source
 	sink     Sink
-	policy   *Policy
-	mss      *MSS
+	inForce  *atomic.Pointer[Policy]
 	merge    bool
 	counters packet.Counters
 	batches  packet.Batches
@@ -53,14 +49,14 @@ type Worker struct {
 	strangers      Addrs // outer sources that are refused
 	destinations   Addrs // inner destinations that are refused
 
-	mss4, mss6 int // in this batch
-	bufs       []packet.Buf
-	out        []*packet.Buf
-	accepted   int // packets of out, each piece one
-	parts      []packet.Buf
-	used       int // of parts
-	tally      packet.Tally
-	coalesce   coalescer
+	policy   *Policy // of this batch
+	bufs     []packet.Buf
+	out      []*packet.Buf
+	accepted int // packets of out, each piece one
+	parts    []packet.Buf
+	used     int // of parts
+	tally    packet.Tally
+	coalesce coalescer
 }
 
 // How many addresses a worker counts the packets of. Directors are few, though a prefix may have more.
@@ -69,13 +65,13 @@ const (
 	mostRefused   = 8
 )
 
-// NewWorker makes a worker that moves what policy accepts from source to sink. With merge, consecutive segments of a connection become one packet
-// in several pieces: for a sink that takes such.
-func NewWorker(source Source, sink Sink, policy *Policy, mss *MSS, merge bool) *Worker {
-	return &Worker{source: source, sink: sink, policy: policy, mss: mss, merge: merge, bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts),
-		out: make([]*packet.Buf, 0,
-			batch+maxParts), directors: newAddrs(mostDirectors), strangers: newAddrs(mostRefused),
-		destinations: newAddrs(mostRefused)}
+// NewWorker makes a worker that moves packets which the policy in force accepts from source to sink. It loads the
+// policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces: for a
+// sink that takes such.
+func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge bool) *Worker {
+	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge,
+		bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts), out: make([]*packet.Buf, 0, batch+maxParts),
+		directors: newAddrs(mostDirectors), strangers: newAddrs(mostRefused), destinations: newAddrs(mostRefused)}
 }
 
 // SendQuestions makes the worker send directors' questions to ch. It drops those that ch has no room for. It is called
@@ -122,7 +118,7 @@ func (w *Worker) Run() error {
 // move treats one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
 	w.batches.Begin(len(bufs))
-	w.mss4, w.mss6 = int(w.mss.V4.Load()), int(w.mss.V6.Load())
+	w.policy = w.inForce.Load()
 	var err error
 	for i := range bufs {
 		b := &bufs[i]
@@ -212,9 +208,9 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 // enter hands on or drops the packet in b, of which the policy says d, and tells whether b is in use until flush.
 func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
 	if d == packet.Accept && !in.fragment {
-		mss := w.mss4
+		mss := w.policy.mss4
 		if b.Bytes()[0]>>4 == 6 {
-			mss = w.mss6
+			mss = w.policy.mss6
 		}
 		d = offloaded(b, in, mss)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"vstun/encap"
@@ -27,16 +28,27 @@ var (
 // port is where the agent takes GUE.
 const port = 6080
 
-func policy() *Policy {
-	p := NewPolicy(Rules{
+func policy() *Policy { return policyOf(realserver, realserver6) }
+
+// policyOf is policy where the host has these addresses.
+func policyOf(own ...netip.Addr) *Policy {
+	return NewPolicy(Rules{
 		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.9.0.0/16"),
 			netip.MustParsePrefix("2001:db8:2::2/128"), netip.MustParsePrefix("2001:db8:9::/48")},
 		VIPs:  []netip.Addr{vip, netip.MustParseAddr("198.51.100.81"), vip6, netip.MustParseAddr("2001:db8:f::81")},
 		Exits: []encap.Exit{{Kind: encap.KindIPIP}, {Kind: encap.KindGRE}, {Kind: encap.KindGUE}},
 		Port:  port,
+		Own:   own,
+		MSS4:  1440,
+		MSS6:  1420,
 	})
-	p.SetOwn([]netip.Addr{realserver, realserver6})
-	return p
+}
+
+// inForce is p as a worker finds it.
+func inForce(p *Policy) *atomic.Pointer[Policy] {
+	var at atomic.Pointer[Policy]
+	at.Store(p)
+	return &at
 }
 
 // unwrap takes the tunnel's headers off the packet in b, and judges what is left.
@@ -275,14 +287,13 @@ func TestPolicyOfOneTunnel(t *testing.T) {
 	}
 }
 
-// TestSetOwn: addresses that come and go.
-func TestSetOwn(t *testing.T) {
-	p := policy()
+// TestOwn: nothing comes in from an address of the host.
+func TestOwn(t *testing.T) {
+	p := policyOf(client)
 	enter := func(src netip.Addr) packet.Drop {
 		_, d := p.unwrap(buf(wrap(encap.KindIPIP, director, ip(src, vip, 6, make([]byte, 20)))))
 		return d
 	}
-	p.SetOwn([]netip.Addr{client})
 	for src, want := range map[netip.Addr]packet.Drop{client: packet.DropInnerSource, realserver: packet.Accept, vip: packet.DropInnerSource} {
 		if d := enter(src); d != want {
 			t.Errorf("%v: %v, want %v", src, d, want)
@@ -327,7 +338,7 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 		s.in = append(s.in, tunnelled4(director, client, vip, 6), tunnelled4(client, client, vip, 6), tunnelled4(director, client, realserver, 6))
 	}
 	s.in = append(s.in, tunnelled4(director, client, netip.MustParseAddr("198.51.100.81"), 6))
-	w := NewWorker(&s, &s, policy(), mss(1440), true)
+	w := NewWorker(&s, &s, inForce(policy()), true)
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +363,7 @@ func TestWorkerMerges(t *testing.T) {
 				s.in = append(s.in, wrap(encap.KindGRE, director6, segment{port: 1, n: 1000, seq: uint32(1000 * i), flags: packet.FlagACK, six: six}.bytes()))
 			}
 		}
-		w := NewWorker(&s, &s, policy(), mss(1440), merge)
+		w := NewWorker(&s, &s, inForce(policy()), merge)
 		if err := w.Run(); err != nil {
 			t.Fatal(err)
 		}
@@ -376,7 +387,7 @@ func TestWorkerKeepsOrder(t *testing.T) {
 	fragment[6] = 0x20
 	fragment.SetChecksum()
 	s := script{in: [][]byte{wrap(encap.KindGRE, director, s1.bytes()), wrap(encap.KindGRE, director, fragment), wrap(encap.KindGRE, director, s2.bytes())}}
-	if err := NewWorker(&s, &s, policy(), mss(1440), true).Run(); err != nil {
+	if err := NewWorker(&s, &s, inForce(policy()), true).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.out) != 3 || !bytes.Equal(s.out[1], fragment) {
@@ -395,7 +406,7 @@ func TestWorkerCountsRefusedSegments(t *testing.T) {
 		}
 		s.in = append(s.in, wrap(encap.KindIPIP, director, p))
 	}
-	w := NewWorker(&s, &s, policy(), mss(1440), true)
+	w := NewWorker(&s, &s, inForce(policy()), true)
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -408,7 +419,7 @@ func TestWorkerCountsRefusedSegments(t *testing.T) {
 
 func TestWorkerEndsAndFails(t *testing.T) {
 	for _, c := range []struct{ err, want error }{{os.ErrClosed, nil}, {os.ErrInvalid, os.ErrInvalid}} {
-		if err := NewWorker(failing{c.err}, &script{}, policy(), mss(1440), true).Run(); (err == nil) != (c.want == nil) {
+		if err := NewWorker(failing{c.err}, &script{}, inForce(policy()), true).Run(); (err == nil) != (c.want == nil) {
 			t.Errorf("source fails with %v: Run returns %v", c.err, err)
 		}
 	}
@@ -419,7 +430,7 @@ type failing struct{ err error }
 func (f failing) ReadBatch([]packet.Buf) (int, error) { return 0, f.err }
 
 func TestWorkerAllocatesNothing(t *testing.T) {
-	w := NewWorker(nil, discard{}, policy(), mss(1440), true)
+	w := NewWorker(nil, discard{}, inForce(policy()), true)
 	in := [][]byte{tunnelled4(director, client, vip, 6), tunnelled4(client, client, vip, 6)}
 	for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE} {
 		for _, from := range []netip.Addr{director, director6} {
@@ -449,13 +460,6 @@ func (discard) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 		n += b.Pieces()
 	}
 	return n, 0, nil
-}
-
-func mss(n int64) *MSS {
-	v := new(MSS)
-	v.V4.Store(n)
-	v.V6.Store(n - 20)
-	return v
 }
 
 // FuzzUnwrap: whatever comes in, by whatever tunnel, what is let in is a whole packet from a director's client to a VIP, and no tunnel.
@@ -523,4 +527,40 @@ func FuzzUnwrap(f *testing.F) {
 			t.Errorf("let in from %s", from)
 		}
 	})
+}
+
+// changing is a Source that puts another policy in force before each batch.
+type changing struct {
+	script
+	policies []*Policy
+	at       *atomic.Pointer[Policy]
+}
+
+func (c *changing) ReadBatch(bufs []packet.Buf) (int, error) {
+	if len(c.policies) == 0 {
+		return 0, os.ErrClosed
+	}
+	c.at.Store(c.policies[0])
+	c.policies = c.policies[1:]
+	in := wrap(encap.KindIPIP, director, ip(client, vip, 6, make([]byte, 20)))
+	for i := range 2 {
+		bufs[i].SetLen(copy(bufs[i].Room(), in))
+	}
+	return 2, nil
+}
+
+// TestPolicyInForce: the policy in force at a batch's arrival applies to all of the batch.
+func TestPolicyInForce(t *testing.T) {
+	other := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(client, 32)}, VIPs: []netip.Addr{vip},
+		Exits: []encap.Exit{{Kind: encap.KindIPIP}}})
+	c := changing{policies: []*Policy{policy(), other, policy()}, at: inForce(other)}
+	w := NewWorker(&c, &c, c.at, true)
+	if err := w.Run(); err != nil {
+		t.Fatal(err)
+	}
+	var got packet.Tally
+	w.Read(&got)
+	if len(c.out) != 4 || got.Drops[packet.DropNotDirector] != 2 {
+		t.Errorf("%d packets let in, counted %+v", len(c.out), got)
+	}
 }

@@ -29,7 +29,7 @@ func FuzzWorker(f *testing.F) {
 	f.Add(wrap(encap.KindIPIP, director, question(director, realserver, query.Question{Version: query.Version}, 1)),
 		uint16(0))
 	// One worker for all: a batch must leave nothing behind in it.
-	w := NewWorker(nil, nil, policy(), mss(1440), true)
+	w := NewWorker(nil, nil, inForce(policy()), true)
 	questions := make(chan Asked, 1)
 	w.SendQuestions(questions)
 	f.Fuzz(func(t *testing.T, b []byte, size uint16) {

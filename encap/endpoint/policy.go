@@ -3,7 +3,6 @@ package endpoint
 import (
 	"encoding/binary"
 	"net/netip"
-	"sync/atomic"
 
 	"vstun/encap"
 	"vstun/encap/packet"
@@ -15,24 +14,33 @@ type Rules struct {
 	VIPs      []netip.Addr   // inner destinations
 	Exits     []encap.Exit   // one for each kind; GUE and FOU are one
 	Port      uint16         // UDP port of GUE and FOU
+	Own       []netip.Addr   // addresses of this host, beside the VIPs: packets from them come from nowhere else
+	MSS4      int            // what this host's servers advertise over IPv4, in bytes
+	MSS6      int            // and over IPv6
 }
 
-// Policy lets in what its rules allow.
+// Policy lets in what its rules allow. It is immutable.
 type Policy struct {
 	vips     map[netip.Addr]struct{}
 	hosts    map[netip.Addr]struct{} // directors that are one address
 	prefixes []netip.Prefix          // directors that are more
-	own      atomic.Pointer[map[netip.Addr]struct{}]
+	own      map[netip.Addr]struct{} // this host's addresses, VIPs included
 	port     uint16
+	mss4     int
+	mss6     int
 
 	ipip, gre, udp *encap.Exit // nil: none
 }
 
 // NewPolicy makes the policy of r.
 func NewPolicy(r Rules) *Policy {
-	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}}
+	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}, own: map[netip.Addr]struct{}{},
+		mss4: r.MSS4, mss6: r.MSS6}
 	for _, v := range r.VIPs {
-		p.vips[v] = struct{}{}
+		p.vips[v], p.own[v] = struct{}{}, struct{}{}
+	}
+	for _, a := range r.Own {
+		p.own[a] = struct{}{}
 	}
 	for _, d := range r.Directors {
 		if d.IsSingleIP() {
@@ -51,20 +59,7 @@ func NewPolicy(r Rules) *Policy {
 			p.udp, p.port = &e, r.Port
 		}
 	}
-	p.SetOwn(nil)
 	return p
-}
-
-// SetOwn says which addresses this host has, beside the VIPs: packets from them come from nowhere else. It may be called at any time.
-func (p *Policy) SetOwn(addrs []netip.Addr) {
-	own := make(map[netip.Addr]struct{}, len(p.vips)+len(addrs))
-	for v := range p.vips {
-		own[v] = struct{}{}
-	}
-	for _, a := range addrs {
-		own[a] = struct{}{}
-	}
-	p.own.Store(&own)
 }
 
 // director tells whether a is a director's address.
@@ -201,7 +196,7 @@ func tunnelled(proto uint8) bool {
 
 // host tells whether a can be the address of a client: one host, and not this one.
 func (p *Policy) host(a netip.Addr) bool {
-	if _, own := (*p.own.Load())[a]; own {
+	if _, own := p.own[a]; own {
 		return false
 	}
 	if a.Is4() {

@@ -28,7 +28,7 @@ func question(src, dst netip.Addr, q query.Question, port uint16) []byte {
 
 // asking is a worker with room for n questions.
 func asking(n int) (*Worker, chan Asked) {
-	w, ch := NewWorker(nil, discard{}, policy(), mss(1440), true), make(chan Asked, n)
+	w, ch := NewWorker(nil, discard{}, inForce(policy()), true), make(chan Asked, n)
 	w.SendQuestions(ch)
 	return w, ch
 }

@@ -45,14 +45,17 @@ func (f *FD) Wait(events int16) error {
 }
 
 // Close ends all waiting, waits until nobody uses the descriptor, and closes it.
-func (f *FD) Close() error { return f.shut(f.num) }
+func (f *FD) Close() error { return f.shut(func() []int { return []int{f.num} }) }
 
 // Group is several descriptors for which one goroutine waits together. Others may use them at the same time; Close waits for them.
 type Group struct {
 	gate
 	nums []int
-	fds  []unix.PollFd // the bell first
+	fds  []unix.PollFd // the bell first, then those that are waited for
 }
+
+// ErrChanged is returned by Wait while Change waits: call Release, and begin again with Acquire.
+var ErrChanged = errors.New("the descriptors are about to change")
 
 // NewGroup takes over the descriptors nums and makes them non-blocking. On an error they are closed.
 func NewGroup(nums []int) (*Group, error) {
@@ -60,11 +63,43 @@ func NewGroup(nums []int) (*Group, error) {
 	if err := g.open(g.nums...); err != nil {
 		return nil, err
 	}
-	g.fds = append(g.fds, unix.PollFd{Fd: int32(g.bell), Events: unix.POLLIN})
-	for _, num := range nums {
+	g.watch(len(nums))
+	return g, nil
+}
+
+// watch has Wait wait for the first n descriptors.
+func (g *Group) watch(n int) {
+	g.fds = append(g.fds[:0], unix.PollFd{Fd: int32(g.bell), Events: unix.POLLIN})
+	for _, num := range g.nums[:n] {
 		g.fds = append(g.fds, unix.PollFd{Fd: int32(num)})
 	}
-	return g, nil
+}
+
+// Change calls fn while no goroutine uses the descriptors, and takes over the ones that fn returns, which must be
+// non-blocking; fn closes the others. From then on Wait waits for the first n of them. After Close it returns
+// os.ErrClosed without calling fn.
+func (g *Group) Change(fn func(nums []int) (next []int, n int)) error {
+	g.changes.Lock() // else one would silence the bell that another has rung
+	defer g.changes.Unlock()
+	if g.closed.Load() { // there may be no bell any more
+		return os.ErrClosed
+	}
+	if err := g.ring(); err != nil {
+		return err
+	}
+	g.use.Lock()
+	defer g.use.Unlock()
+	if g.closed.Load() {
+		return os.ErrClosed
+	}
+	var b [8]byte
+	if _, err := unix.Read(g.bell, b[:]); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	var n int
+	g.nums, n = fn(g.nums)
+	g.watch(n)
+	return nil
 }
 
 // Acquire makes the descriptors good until Release; os.ErrClosed after Close. It is for a batch, not for a packet.
@@ -73,7 +108,8 @@ func (g *Group) Acquire() error { return g.enter() }
 // Num is the number of descriptor i, in New's order, to be used between Acquire and Release.
 func (g *Group) Num(i int) uintptr { return uintptr(g.nums[i]) }
 
-// Wait waits, between Acquire and Release, until one of the descriptors is ready for events or in error, as Ready tells.
+// Wait waits, between Acquire and Release, until one of the descriptors is ready for events or in error, see Ready. It
+// returns ErrChanged while Change waits for the end of all use.
 func (g *Group) Wait(events int16) error {
 	for i := range g.fds[1:] {
 		g.fds[1+i].Events = events
@@ -85,13 +121,14 @@ func (g *Group) Wait(events int16) error {
 func (g *Group) Ready(i int) bool { return g.fds[1+i].Revents != 0 }
 
 // Close ends all waiting, waits until nobody uses the descriptors, and closes them.
-func (g *Group) Close() error { return g.shut(g.nums...) }
+func (g *Group) Close() error { return g.shut(func() []int { return g.nums }) }
 
 // gate lets users in until it is shut.
 type gate struct {
-	bell   int // an eventfd(2): readable once shut has been called
-	use    sync.RWMutex
-	closed atomic.Bool
+	bell    int // an eventfd(2): readable once shut has been called, or while Change waits
+	use     sync.RWMutex
+	closed  atomic.Bool
+	changes sync.Mutex // of a Group; not taken under use
 }
 
 // open makes the descriptors nums non-blocking, or closes them.
@@ -126,6 +163,8 @@ func (g *gate) wait(fds []unix.PollFd) error {
 		switch {
 		case g.closed.Load():
 			return os.ErrClosed
+		case err == nil && fds[0].Revents != 0:
+			return ErrChanged
 		case err == nil:
 			return nil
 		case err != unix.EINTR:
@@ -134,14 +173,23 @@ func (g *gate) wait(fds []unix.PollFd) error {
 	}
 }
 
-func (g *gate) shut(nums ...int) error {
+// shut closes the gate, and, once no goroutine uses them, nums.
+func (g *gate) shut(nums func() []int) error {
 	if g.closed.Swap(true) {
 		return os.ErrClosed
 	}
-	_, err := unix.Write(g.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	g.changes.Lock() // Change reads the bell
+	defer g.changes.Unlock()
+	err := g.ring()
 	g.use.Lock()
 	defer g.use.Unlock()
-	return errors.Join(err, closeAll(nums), unix.Close(g.bell))
+	return errors.Join(err, closeAll(nums()), unix.Close(g.bell))
+}
+
+// ring wakes waiting goroutines. g.changes is held.
+func (g *gate) ring() error {
+	_, err := unix.Write(g.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	return err
 }
 
 func closeAll(nums []int) error {

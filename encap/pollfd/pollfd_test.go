@@ -197,3 +197,72 @@ func TestGroup(t *testing.T) {
 		}
 	}
 }
+
+// TestGroupChange: a waiting goroutine lets the change in, and waits for the new descriptors then. Close ends changes.
+func TestGroupChange(t *testing.T) {
+	pipe := func() (read, write int) {
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(p[1]) })
+		return p[0], p[1]
+	}
+	first, _ := pipe()
+	g, err := NewGroup([]int{first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := make(chan int)
+	go func() {
+		defer close(ready)
+		for {
+			if g.Acquire() != nil {
+				return
+			}
+			err := g.Wait(unix.POLLIN)
+			if err == nil {
+				var b [1]byte
+				if n, _ := unix.Read(int(g.Num(0)), b[:]); n == 1 && g.Ready(0) {
+					ready <- int(b[0])
+				}
+			} else if !errors.Is(err, ErrChanged) && !errors.Is(err, os.ErrClosed) {
+				t.Error(err)
+			}
+			g.Release()
+		}
+	}()
+	for i := range 100 {
+		next, write := pipe()
+		if err := g.Change(func(nums []int) ([]int, int) {
+			for _, num := range nums {
+				unix.Close(num)
+			}
+			idle, _ := pipe() // not waited for
+			return []int{next, idle}, 1
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(write, []byte{byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-ready; got != i {
+			t.Fatalf("read %d, want %d", got, i)
+		}
+	}
+	var changers sync.WaitGroup
+	for range 4 {
+		changers.Go(func() {
+			for g.Change(func(nums []int) ([]int, int) { return nums, 1 }) == nil {
+			}
+		})
+	}
+	if err := g.Close(); err != nil {
+		t.Error(err)
+	}
+	changers.Wait()
+	<-ready
+	if err := g.Change(nil); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}

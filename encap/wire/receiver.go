@@ -58,9 +58,11 @@ func (s Socket) headers() int {
 // "protocol unreachable". One goroutine reads from it.
 type Receiver struct {
 	fds     *pollfd.Group
-	sockets []Socket // in the order of fds
-	next    int      // of sockets: the one to look at
+	sockets []Socket // in the order of fds: those in use first; behind them raw sockets that are parked
+	used    int      // of sockets
+	next    int      // of those: the one to look at
 	limit   int      // packets in a batch
+	lost    uint64   // by sockets that are closed: see Overruns
 
 	hdrs     [Batch]mmsghdr
 	iovs     [Batch]unix.Iovec
@@ -69,8 +71,8 @@ type Receiver struct {
 }
 
 // NewReceivers makes n receivers that share the packets of sockets: all those of a flow go to one. Raw sockets need CAP_NET_RAW.
-func NewReceivers(n int, sockets ...Socket) ([]*Receiver, error) {
-	var all []*Receiver
+func NewReceivers(n int, sockets ...Socket) (Receivers, error) {
+	var all Receivers
 	for i := range n {
 		r, err := newReceiver(sockets, i, n)
 		if err != nil {
@@ -100,7 +102,7 @@ func newReceiver(sockets []Socket, i, n int) (*Receiver, error) {
 	if err != nil {
 		return nil, advise(err)
 	}
-	r := &Receiver{fds: group, sockets: sockets, next: len(sockets), limit: Batch}
+	r := &Receiver{fds: group, sockets: sockets, used: len(sockets), next: len(sockets), limit: Batch}
 	for i := range r.hdrs {
 		r.hdrs[i].hdr.Iov = &r.iovs[i]
 		r.hdrs[i].hdr.SetIovlen(1)
@@ -216,19 +218,28 @@ const udpNoCheck6RX = 102
 // with the source and class that it came with; UDP packets have a UDP header behind that, with the right ports. Where the kernel has put datagrams of
 // one flow together (UDP_GRO), Offload has GSOUDP, and the size of each but the last. It returns how many it read, or os.ErrClosed after Close.
 func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
+	for {
+		if n, err := r.readBatch(bufs); err != pollfd.ErrChanged {
+			return n, err
+		}
+	}
+}
+
+// readBatch is ReadBatch, or pollfd.ErrChanged.
+func (r *Receiver) readBatch(bufs []packet.Buf) (int, error) {
 	if err := r.fds.Acquire(); err != nil {
 		return 0, err
 	}
 	defer r.fds.Release()
 	for {
-		for r.next < len(r.sockets) {
+		for r.next < r.used {
 			i := r.next
 			r.next++
 			if !r.fds.Ready(i) {
 				continue
 			}
 			n, err := r.read(i, bufs)
-			if len(r.sockets) == 1 && n > 0 {
+			if r.used == 1 && n > 0 {
 				r.next = 0 // there may be more; it is cheaper to try than to wait
 			}
 			if n > 0 || err != nil {
@@ -342,16 +353,23 @@ func (r *Receiver) Overruns() (n uint64) {
 		return 0
 	}
 	defer r.fds.Release()
+	n = r.lost
 	for i := range r.sockets {
-		var info [unix.SK_MEMINFO_DROPS + 1]uint32
-		size := uint32(unsafe.Sizeof(info))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, r.fds.Num(i), unix.SOL_SOCKET, unix.SO_MEMINFO,
-			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-		if errno == 0 {
-			n += uint64(info[unix.SK_MEMINFO_DROPS])
-		}
+		n += overruns(r.fds.Num(i))
 	}
 	return n
+}
+
+// overruns is the number of packets that the kernel dropped for want of room in the socket fd.
+func overruns(fd uintptr) uint64 {
+	var info [unix.SK_MEMINFO_DROPS + 1]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0
+	}
+	return uint64(info[unix.SK_MEMINFO_DROPS])
 }
 
 // Close closes the sockets; a ReadBatch that waits returns.

@@ -328,13 +328,24 @@ func TestPrivilegedPort(t *testing.T) {
 // withoutBindService runs fn, whose thread is locked, without that capability.
 func withoutBindService(t *testing.T, fn func()) {
 	t.Helper()
+	without(t, unix.CAP_NET_BIND_SERVICE, fn)
+}
+
+// withoutRaw runs fn, whose thread is locked, without CAP_NET_RAW.
+func withoutRaw(t *testing.T, fn func()) {
+	t.Helper()
+	without(t, unix.CAP_NET_RAW, fn)
+}
+
+func without(t *testing.T, capability int, fn func()) {
+	t.Helper()
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var had [2]unix.CapUserData
 	if err := unix.Capget(&head, &had[0]); err != nil {
 		t.Fatal(err)
 	}
 	has := had
-	has[0].Effective &^= 1 << unix.CAP_NET_BIND_SERVICE
+	has[0].Effective &^= 1 << capability
 	if err := unix.Capset(&head, &has[0]); err != nil {
 		t.Fatal(err)
 	}

@@ -111,10 +111,16 @@ func filter(fd int, program []bpf.Instruction) error {
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}); err != nil {
 		return fmt.Errorf("filter: %w", err)
 	}
+	drain(fd)
+	return nil
+}
+
+// drain throws away what the socket fd has received.
+func drain(fd int) {
 	var b [1]byte
 	for {
 		if _, _, err := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT|unix.MSG_TRUNC); err != nil && err != unix.EINTR {
-			return nil
+			return
 		}
 	}
 }

@@ -236,7 +236,7 @@ func mustSender(t *testing.T) *Sender {
 }
 
 // mustReceivers are n Receivers until the test ends.
-func mustReceivers(t *testing.T, n int, sockets ...Socket) []*Receiver {
+func mustReceivers(t *testing.T, n int, sockets ...Socket) Receivers {
 	t.Helper()
 	rs, err := NewReceivers(n, sockets...)
 	if err != nil {

@@ -179,24 +179,27 @@ func TestFIFO(t *testing.T) {
 
 func TestControlSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.toml")
-	for _, c := range []struct{ text, want, fault string }{
-		{"", "/run/vstun/director.sock", ""},
-		{"[director]\ncontrol = \"/tmp/a.sock\"\nqueues = \"many\"\ncolour = 1", "/tmp/a.sock", ""},
-		{"[director]\ncontrol = 1", "", "control: 1 is of the wrong type"},
-		{"director = 1", "", "want a [director] table"},
-		{"[director", "", "x.toml:1:9: "},
+	for _, c := range []struct{ program, text, want, fault string }{
+		{"director", "", "/run/vstun/director.sock", ""},
+		{"director", "[director]\ncontrol = \"/tmp/a.sock\"\nqueues = \"many\"\ncolour = 1", "/tmp/a.sock", ""},
+		{"director", "[director]\ncontrol = 1", "", "control: 1 is of the wrong type"},
+		{"director", "director = 1", "", "want a [director] table"},
+		{"director", "[director", "", "x.toml:1:9: "},
+		{"realserver", "", "/run/vstun/realserver.sock", ""},
+		{"realserver", "[realserver]\ncontrol = \"/tmp/a.sock\"\nvips = 1", "/tmp/a.sock", ""},
+		{"realserver", "realserver = 1", "", "want a [realserver] table"},
 	} {
 		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := config.ControlSocket(path)
+		got, err := config.ControlSocket(path, c.program)
 		var faults *config.Errors
 		if got != c.want || (err != nil) != (c.fault != "") || err != nil && (!errors.As(err, &faults) || !strings.Contains(err.Error(), c.fault)) {
 			t.Errorf("%q: got %q, %v", c.text, got, err)
 		}
 	}
 	var faults *config.Errors
-	if _, err := config.ControlSocket(path + "x"); err == nil || errors.As(err, &faults) {
+	if _, err := config.ControlSocket(path+"x", "director"); err == nil || errors.As(err, &faults) {
 		t.Errorf("a missing file: %v", err)
 	}
 }

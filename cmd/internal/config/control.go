@@ -1,15 +1,16 @@
 package config
 
-// ControlSocket reads the path of the control socket from a director.toml, whatever faults other keys have: it is needed most when there are
-// some. An error that is no *Errors means that the file can't be read.
-func ControlSocket(path string) (string, error) {
+// ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver". Faults of
+// other keys are ignored: the socket is needed most when there are some. An error that is no *Errors means that the
+// file can't be read.
+func ControlSocket(path, program string) (string, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return "", err
 	}
 	root, ok := parse(path, text)
 	if ok {
-		socket := readControl(root.table("director", wantDirector))
+		socket := readControl(root.table(program, wantTable[program]), program)
 		if len(root.file.faults) == 0 {
 			return socket, nil
 		}
@@ -17,6 +18,12 @@ func ControlSocket(path string) (string, error) {
 	return "", &root.file.faults
 }
 
-const wantDirector = "a [director] table"
+// wantTable describes a program's own table.
+var wantTable = map[string]string{
+	"director":   "a [director] table",
+	"realserver": "a [realserver] table with vips and directors",
+}
 
-func readControl(t *table) string { return t.socket("control", "/run/vstun/director.sock") }
+func readControl(t *table, program string) string {
+	return t.socket("control", "/run/vstun/"+program+".sock")
+}

@@ -19,14 +19,14 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 		return nil, &root.file.faults
 	}
 
-	t := root.table("director", wantDirector)
+	t := root.table("director", wantTable["director"])
 	d := &Director{
 		TUN:     t.device("tun"),
 		Table:   readTable(t, 30325, 1),
 		Queues:  t.integer("queues", 0, 0, maxQueues, "0 (one per CPU) to 256"),
 		Offload: t.offload("offload"),
 		Source:  readSource(t),
-		Control: readControl(t),
+		Control: readControl(t, "director"),
 		Metrics: readMetrics(t),
 		Log:     t.level("log"),
 		Silent:  t.oneOf("no_service", "reject", "drop") == "drop",

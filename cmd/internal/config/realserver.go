@@ -24,9 +24,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	if !ok {
 		return nil, &root.file.faults
 	}
-	const wantTable = "a [realserver] table with vips and directors"
-	root.required("realserver", wantTable)
-	t := root.table("realserver", wantTable)
+	root.required("realserver", wantTable["realserver"])
+	t := root.table("realserver", wantTable["realserver"])
 	if len(root.file.faults) > 0 { // a line for each key that it should have would only hide this one
 		root.finish()
 		return nil, &root.file.faults
@@ -42,7 +41,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		EncapPort: readEncapPort(t),
 		MSS:       readMSS(t),
 		Table:     readTable(t, 30323, 2),
-		Control:   t.socket("control", "/run/vstun/realserver.sock"),
+		Control:   readControl(t, "realserver"),
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}

@@ -143,6 +143,13 @@ func TestPrint(t *testing.T) {
 			t.Errorf("no line %q in\n%s", line, &out)
 		}
 	}
+	out.Reset()
+	refused := RealserverStatus{Configuration: Configuration{Error: "two\nfaults"}}
+	if err := PrintRealserver(&out, &refused); err != nil ||
+		!strings.Contains(out.String(), "the last reload failed") ||
+		!strings.Contains(out.String(), "\n  two\n  faults\n") {
+		t.Errorf("%v %s", err, &out)
+	}
 }
 
 // TestPrintSettings is about what only some services have.

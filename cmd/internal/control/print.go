@@ -44,13 +44,7 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	fmt.Fprintf(w, "%s\n\n", headline(width, "director "+st.Version,
 		fact{fmt.Sprintf("pid %d", st.Pid), 2}, fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
 		fact{fmt.Sprintf("%d of %s", st.Connections.Count, words.Count(st.Connections.Max, "connection")), 4}))
-	if c := st.Configuration; c.Error != "" {
-		fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
-		for line := range strings.Lines(c.Error) {
-			fmt.Fprintf(w, "  %s\n", strings.TrimSuffix(line, "\n"))
-		}
-		fmt.Fprintln(w)
-	}
+	printConfiguration(w, st.Configuration)
 	printServices(w, st.Services, width)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
@@ -77,6 +71,7 @@ func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 		fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
 	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	fmt.Fprintln(w, head)
+	printConfiguration(w, st.Configuration)
 	fmt.Fprintln(w, Wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, nil)
 	fmt.Fprintf(w, "answers by %s\t%s\t%s\n", st.TUN, words.Count(st.Answers.Packets, "packet"), words.Count(st.Answers.Bytes, "byte"))
@@ -93,6 +88,18 @@ func printCounted(w io.Writer, what string, all []Counted) {
 	for _, c := range all {
 		fmt.Fprintf(w, "%s %s\t%s\tlast %v ago\n", what, c.Address, words.Count(c.Packets, "packet"), uptime(c.Last))
 	}
+}
+
+// printConfiguration writes why the last reload was refused, if it was.
+func printConfiguration(w io.Writer, c Configuration) {
+	if c.Error == "" {
+		return
+	}
+	fmt.Fprintf(w, "the last reload failed, what was read at %s is in force:\n", c.Read.Local().Format(time.DateTime))
+	for line := range strings.Lines(c.Error) {
+		fmt.Fprintf(w, "  %s\n", strings.TrimSuffix(line, "\n"))
+	}
+	fmt.Fprintln(w)
 }
 
 func printTraffic(w io.Writer, in string, i Traffic, out string, o Traffic, drops map[string]uint64) {

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Reload is what POST /reload and POST /weight on a director's control socket return, and what their commands print as
-// JSON.
+// Reload is what POST /reload on a control socket, and POST /weight on a director's, return, and what their commands print
+// as JSON.
 type Reload struct {
 	Changes []Change `json:"changes"`          // empty: nothing has changed
 	Errors  []string `json:"errors,omitempty"` // why nothing has, a line each; printed by the commands only
@@ -54,10 +54,11 @@ func (r Reload) print(out io.Writer, err error, asJSON bool) error {
 // reloadTakes is the longest that a reload may take: thousands of realservers, and a route for each of their VIPs.
 const reloadTakes = time.Minute
 
-// ReloadCommand lets the running director read its configuration again, and prints what has changed or why nothing has.
+// ReloadCommand lets the running program read its configuration again, and prints what has changed or why nothing has.
 func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
-	c := &cobra.Command{Use: "reload", Short: "Let the running director read its configuration again, as SIGHUP does, and print what changes", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "reload", Args: cobra.NoArgs,
+		Short: "Let the running program read its configuration again, as SIGHUP does, and print what changes",
 		RunE: func(c *cobra.Command, _ []string) error {
 			var r Reload
 			path, err := socket.Path()

@@ -176,19 +176,22 @@ func (r *Realserver) Trouble() string {
 // RealserverStatus is what GET /status on a realserver agent's control socket returns, and what
 // `realserver status --json` prints.
 type RealserverStatus struct {
-	Program   string            `json:"program"` // "realserver"
-	Version   string            `json:"version"`
-	Pid       int               `json:"pid"`
-	Uptime    float64           `json:"uptime_seconds"`
-	TUN       string            `json:"tun"`
-	Queues    int               `json:"queues"`
-	Offloads  string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
-	VIPs      []string          `json:"vips"`
-	Directors []string          `json:"directors"`
-	Encap     []string          `json:"encap"`
-	EncapPort uint16            `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
-	MSS       int               `json:"mss"`                  // what servers advertise over IPv4
-	MSS6      int               `json:"mss6"`                 // and over IPv6
+	Program   string   `json:"program"` // "realserver"
+	Version   string   `json:"version"`
+	Pid       int      `json:"pid"`
+	Uptime    float64  `json:"uptime_seconds"`
+	TUN       string   `json:"tun"`
+	Queues    int      `json:"queues"`
+	Offloads  string   `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	VIPs      []string `json:"vips"`
+	Directors []string `json:"directors"`
+	Encap     []string `json:"encap"`
+	EncapPort uint16   `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
+	MSS       int      `json:"mss"`                  // what servers advertise over IPv4
+	MSS6      int      `json:"mss6"`                 // and over IPv6
+
+	Configuration Configuration `json:"configuration"`
+
 	In        Traffic           `json:"in"`                   // received from tunnels, with the tunnel's header
 	Out       Traffic           `json:"out"`                  // written to the TUN device
 	Answers   Traffic           `json:"answers"`              // read from the TUN device and sent on: answers that left by it

@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// Logger writes to standard error what is at least as grave as level. It never waits for who reads that: lines that nobody takes are lost when
-// there are too many, and the program works on, and ends, as if they had been read. flush, at the end, waits a moment for the last ones.
-func Logger(level slog.Level) (log *slog.Logger, flush func()) {
+// Logger writes records of at least level, which may change at any time, to standard error. It never waits for a
+// reader: when too many lines are unread, further ones are lost, and the program works on, and ends, as if they had
+// been read. flush, at the end, waits a moment for the last ones.
+func Logger(level slog.Leveler) (log *slog.Logger, flush func()) {
 	q := newLineQueue(os.Stderr)
 	return slog.New(slog.NewTextHandler(q, &slog.HandlerOptions{Level: level})), q.flush
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -67,6 +68,14 @@ func KeepOnly(keep ...cap.Value) error {
 		return nil
 	}
 	return errors.New(strings.Join(refused, "; "))
+}
+
+// WarnUnreadable logs a warning if the process, with the rights that it has kept, can't read the configuration file.
+func WarnUnreadable(log *slog.Logger, file string) {
+	if err := unix.Access(file, unix.R_OK); err != nil {
+		log.Warn("a reload can't read the configuration file: let the user read it as whom the program runs: "+
+			"even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
+	}
 }
 
 // bounded is what the bounding set has beyond keep.

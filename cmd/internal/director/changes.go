@@ -2,6 +2,7 @@ package director
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"time"
@@ -12,13 +13,16 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// changes is what differs between two configurations of a running director: its addresses, services and realservers.
+// changes is what differs between two configurations of a running director.
 func changes(was, is *config.Director) []control.Change {
 	var all []control.Change
 	l := difference{list: &all}
+	l.compare("table", was.Table, is.Table)
 	l.compare("source", sourceName(was.Source), sourceName(is.Source))
 	l.compare("no_service", answerName("reject", was.Silent), answerName("reject", is.Silent))
 	l.compare("no_connection", answerName("reset", was.NoResets), answerName("reset", is.NoResets))
+	l.compare("log", levelName(was.Log), levelName(is.Log))
+	l.in("connections").connections(&was.Connections, &is.Connections)
 	l.notify(&was.Notify, &is.Notify)
 	l.compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
 	former := make(map[string]*config.Service, len(was.Services))
@@ -237,3 +241,6 @@ func names[T fmt.Stringer](elements []T) nameList {
 	}
 	return all
 }
+
+// levelName names a level of the log as the configuration does.
+func levelName(l slog.Level) string { return strings.ToLower(l.String()) }

@@ -93,7 +93,7 @@ func load(file string) (*config.Director, error) {
 
 // controlSocket finds the control socket of the director that runs with a configuration file.
 func controlSocket(file string) (string, error) {
-	path, err := config.ControlSocket(file)
+	path, err := config.ControlSocket(file, "director")
 	if err != nil {
 		return "", daemon.UsageError{Err: err}
 	}

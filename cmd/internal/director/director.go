@@ -36,6 +36,7 @@ import (
 type director struct {
 	file    string
 	log     *slog.Logger
+	level   slog.LevelVar
 	flush   func() // of the log
 	start   time.Time
 	network *routing.Manager
@@ -79,7 +80,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d := &director{file: file, start: time.Now(), cfg: cfg, shared: forward.NewShared(), http: metrics.NewServer()}
-	d.log, d.flush = daemon.Logger(cfg.Log)
+	d.level.Set(cfg.Log)
+	d.log, d.flush = daemon.Logger(&d.level)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -102,9 +104,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d.table = conntab.New(tableConfig(cfg.Connections))
-	d.bal = balancer.New(d.table, cfg.Queues+1, balancerOptions(cfg.Connections))
-	d.shared.SetSilent(cfg.Silent)
-	d.shared.SetNoResets(cfg.NoResets)
+	d.bal = balancer.New(d.table, cfg.Queues+1)
 	if err = d.openRelays(); err != nil {
 		return nil, err
 	}
@@ -148,16 +148,14 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}
 	d.monitor.Begin()
 	d.loose = d.known.Load().answersBy(cfg)
-	if err := d.network.Set(d.machine(vips(cfg))); err != nil {
+	if err := d.network.Set(d.machine(cfg, vips(cfg))); err != nil {
 		return nil, err
 	}
 	// The sockets are open. Routes, addresses and sysctls change with every reload, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		d.log.Warn("more privileges are left than the director needs", "refused", err)
 	}
-	if err := unix.Access(file, unix.R_OK); err != nil {
-		d.log.Warn("a reload can't read the configuration file: let the user read it as whom the director runs: even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
-	}
+	daemon.WarnUnreadable(d.log, file)
 	daemon.LogWarnings(d.log, cfg.Warnings)
 	d.limit = descriptorLimit()
 	d.room = roomForChecks(d.limit, openDescriptors())

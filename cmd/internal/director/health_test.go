@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vstun/balancer"
+	"vstun/balancer/conntab"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/routing"
@@ -172,7 +173,7 @@ func TestTargets(t *testing.T) {
 	if len(got) != 2 || got[0].Encap.String() != "ipip" || got[1].Encap.String() != "gue" || got[0].Weight != 0 {
 		t.Errorf("%+v", got)
 	}
-	d := &director{bal: balancer.New(nil, 1, balancer.Options{})}
+	d := &director{bal: balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)}
 	_, one := d.wayOf(&cfg.Services[0], &cfg.Services[0].Realservers[0])
 	_, same := d.wayOf(&cfg.Services[1], &cfg.Services[1].Realservers[0])
 	_, other := d.wayOf(&cfg.Services[2], &cfg.Services[2].Realservers[0])

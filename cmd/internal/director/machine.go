@@ -51,9 +51,9 @@ func (d *director) openLocal() (err error) {
 	return nil
 }
 
-// machine is the state of the machine that the director needs.
-func (d *director) machine(vips []netip.Addr) routing.State {
-	s := network(d.cfg, vips)
+// machine is the state of the machine that the director needs to run cfg with these VIPs.
+func (d *director) machine(cfg *config.Director, vips []netip.Addr) routing.State {
+	s := network(cfg, vips)
 	s.Loose = d.loose
 	return s
 }

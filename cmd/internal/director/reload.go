@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -64,8 +63,9 @@ func (d *director) configuration() control.Configuration {
 // loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
 const loggedChanges = 100
 
-// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs, then the checks and the services, in one step: what is known of the
-// health of realservers that leave is lost with their checks. The routes of VIPs that leave stay for as long as connections do that have left.
+// apply puts cfg in force: first what can fail, the address of metrics and the routes of new VIPs; then the checks;
+// then the services with [connections], in one step. The health of realservers that leave is forgotten with their
+// checks. The routes of VIPs that leave stay while they have connections.
 func (d *director) apply(cfg *config.Director) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,10 +89,10 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	want := vips(cfg)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.network.Set(d.machine(unique(was))))
+			err = errors.Join(err, d.network.Set(d.machine(d.cfg, unique(was))))
 		}
 	}()
-	if err := d.network.Set(d.machine(unique(slices.Concat(was, want)))); err != nil {
+	if err := d.network.Set(d.machine(cfg, unique(slices.Concat(was, want)))); err != nil {
 		return err
 	}
 	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
@@ -107,8 +107,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	d.monitor.Begin() // not before the balancer and probes know the paths to new realservers
 	d.cfg = cfg
 	d.override.Store(&set)
-	d.shared.SetSilent(cfg.Silent)
-	d.shared.SetNoResets(cfg.NoResets)
+	d.level.Set(cfg.Log)
 	d.notifier.Set(health.Notify(cfg.Notify))
 	d.releaseVIPs()
 	d.loosen()
@@ -116,31 +115,12 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	return nil
 }
 
-// sameProgram refuses changes of what is only read at the start.
+// sameProgram returns an error that names the keys which a reload can't change, if cfg changes any.
 func (d *director) sameProgram(cfg *config.Director) error {
-	was, is := d.cfg, cfg
-	var keys []string
-	for _, k := range []struct {
-		name    string
-		changed bool
-	}{
-		{"tun", was.TUN != is.TUN}, {"table", was.Table != is.Table}, {"queues", was.Queues != is.Queues}, {"offload", was.Offload != is.Offload}, {"control", was.Control != is.Control},
-		{"log", was.Log != is.Log}, {"connections", was.Connections != is.Connections},
-	} {
-		if k.changed {
-			keys = append(keys, k.name)
-		}
-	}
-	a, b := *was, *is
-	a.Silent, b.Silent = false, false
-	a.NoResets, b.NoResets = false, false
-	a.Warnings, b.Warnings = nil, nil
-	a.Metrics, b.Metrics = netip.AddrPort{}, netip.AddrPort{}
-	a.Services, b.Services = nil, nil
-	a.Notify, b.Notify = config.Notify{}, config.Notify{}
-	a.Source, b.Source = config.Sources{}, config.Sources{}
-	if len(keys) == 0 && reflect.DeepEqual(a, b) {
+	keys := d.cfg.NeedsRestart(cfg)
+	if len(keys) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s: %s changed, and only services, notify, source, no_service, no_connection and metrics can while the director runs: restart it, or change it back", d.file, strings.Join(keys, ", "))
+	return fmt.Errorf("%s: %s changed, which a reload can't do: restart the director, or change it back",
+		d.file, strings.Join(keys, ", "))
 }

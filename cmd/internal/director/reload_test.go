@@ -39,25 +39,40 @@ func TestReloadOfFaultyFile(t *testing.T) {
 	}
 }
 
-// TestSameProgram: what is read at the start only is refused.
+// TestSameProgram: a change that needs another device, socket or table is refused and named; every other one is not.
 func TestSameProgram(t *testing.T) {
 	for name, change := range map[string]func(*config.Director){
-		"table":        func(d *config.Director) { d.Table++ },
-		"queues":       func(d *config.Director) { d.Queues++ },
-		"conn_reuse":   func(d *config.Director) { d.Connections.ConnReuse = 2 },
-		"on_removal":   func(d *config.Director) { d.Connections.DropOnRemoval = true },
-		"sctp timeout": func(d *config.Director) { d.Connections.Timeouts.SCTP++ },
+		"tun":             func(d *config.Director) { d.TUN = "vs1" },
+		"queues":          func(d *config.Director) { d.Queues++ },
+		"offload":         func(d *config.Director) { d.Offload = true },
+		"control":         func(d *config.Director) { d.Control = "/run/x.sock" },
+		"connections.max": func(d *config.Director) { d.Connections.Max++ },
 	} {
 		is := running()
 		change(is)
-		if err := (&director{cfg: running()}).sameProgram(is); err == nil || !strings.Contains(err.Error(), "restart") {
+		is.Connections.ConnReuse = 2
+		err := (&director{file: "x.toml", cfg: running()}).sameProgram(is)
+		if err == nil || !strings.HasPrefix(err.Error(), "x.toml: "+name+" changed, ") ||
+			!strings.Contains(err.Error(), "restart") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	is := running()
-	is.Services = is.Services[:1]
-	if err := (&director{cfg: running()}).sameProgram(is); err != nil {
-		t.Error(err)
+	for name, change := range map[string]func(*config.Director){
+		"log":                                   func(d *config.Director) { d.Log = slog.LevelDebug },
+		"no_service":                            func(d *config.Director) { d.Silent = true },
+		"connections: timeouts":                 func(d *config.Director) { d.Connections.Timeouts.SCTP++ },
+		"connections: half_open_max 0 -> 7":     func(d *config.Director) { d.Connections.HalfOpenMax = 7 },
+		"connections: on_removal drain -> drop": func(d *config.Director) { d.Connections.DropOnRemoval = true },
+		"service":                               func(d *config.Director) { d.Services = d.Services[:1] },
+	} {
+		is := running()
+		change(is)
+		if err := (&director{cfg: running()}).sameProgram(is); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if lines := texts(changes(running(), is)); len(lines) != 1 || !strings.HasPrefix(lines[0], name) {
+			t.Errorf("%s: the changes are %q", name, lines)
+		}
 	}
 }
 
@@ -77,7 +92,7 @@ func TestReloadAtTheEnd(t *testing.T) {
 	var lines strings.Builder
 	table := conntab.New(conntab.Config{Max: 1024})
 	d := &director{file: file, log: slog.New(slog.NewTextHandler(&lines, nil)), cfg: cfg, start: time.Now(), table: table,
-		bal: balancer.New(table, 1, balancer.Options{}), monitor: health.New(nil)}
+		bal: balancer.New(table, 1), monitor: health.New(nil)}
 	if d.network, err = routing.Open(filepath.Join(dir, "journal"), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,9 @@ func addressees(cfg *config.Director) (all []netip.Addr) {
 
 // balanced is services with the ways that are known already.
 func (d *director) balanced(cfg *config.Director) balancer.Config {
-	out := balancer.Config{Probed: (&ways{to: d.ways, sources: cfg.Source}).targets(cfg), LeftVIPs: d.leftVIPs}
+	table := tableConfig(cfg.Connections)
+	probed := (&ways{to: d.ways, sources: cfg.Source}).targets(cfg)
+	out := balancer.Config{Probed: probed, Options: options(cfg), Table: &table, LeftVIPs: d.leftVIPs}
 	states, standings, fallen := d.healthy(), make(map[string]standing, len(cfg.Services)), map[seat]bool{}
 	for at, st := range states {
 		if !st.Up {
@@ -220,7 +222,7 @@ func (d *director) releaseVIPs() {
 	if len(still) == len(d.leftVIPs) {
 		return
 	}
-	if err := d.network.Set(d.machine(slices.Concat(vips(d.cfg), still))); errors.Is(err, routing.ErrClosed) {
+	if err := d.network.Set(d.machine(d.cfg, slices.Concat(vips(d.cfg), still))); errors.Is(err, routing.ErrClosed) {
 		return // the director is ending
 	} else if err != nil {
 		d.log.Error("routes of VIPs that are not configured any more are left", "vips", d.leftVIPs, "error", err)

@@ -18,7 +18,7 @@ func tableConfig(c config.Connections) conntab.Config {
 	return t
 }
 
-// balancerOptions is what of [connections] the balancer takes.
-func balancerOptions(c config.Connections) balancer.Options {
-	return balancer.Options{ExpireQuiescentTemplate: c.ExpireQuiescentTemplate}
+// options is the settings of cfg for all services.
+func options(cfg *config.Director) balancer.Options {
+	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent, NoResets: cfg.NoResets}
 }

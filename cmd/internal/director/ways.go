@@ -117,7 +117,7 @@ func (d *director) loosen() {
 		return
 	}
 	d.loose = links
-	if err := d.network.Set(d.machine(unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); errors.Is(err, routing.ErrClosed) {
+	if err := d.network.Set(d.machine(d.cfg, unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); errors.Is(err, routing.ErrClosed) {
 		return // the director is ending
 	} else if err != nil {
 		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)

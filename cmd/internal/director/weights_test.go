@@ -19,7 +19,7 @@ func operated(t *testing.T) *director {
 	t.Helper()
 	cfg := running()
 	d := &director{log: slog.New(slog.DiscardHandler), cfg: cfg, table: conntab.New(conntab.Config{Max: 1024})}
-	d.bal = balancer.New(d.table, 1, balancer.Options{})
+	d.bal = balancer.New(d.table, 1)
 	if err := d.bal.Apply(d.services(cfg)); err != nil {
 		t.Fatal(err)
 	}

@@ -89,8 +89,8 @@ func realserverAdvice() map[string]advice {
 	}
 }
 
-// applyRealserver lets a realserver's agent take over another realserver.toml.
-const applyRealserver = "systemctl restart vstun-realserver"
+// applyRealserver puts a changed realserver.toml in force.
+const applyRealserver = "realserver reload"
 
 // many is the share of what has come in from which on drops of the past are a finding on a realserver, whom nobody but directors should send anything: one
 // part of so many.

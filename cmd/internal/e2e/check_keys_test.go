@@ -168,6 +168,35 @@ func TestSorryRealserver(t *testing.T) {
 	}
 }
 
+// issueCertificate writes a certificate of its own for name, and its private key, as PEM into these files. It returns
+// the certificate.
+func issueCertificate(t *testing.T, name, cert, key string) []byte {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	for path, text := range map[string][]byte{cert: certificate,
+		key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs})} {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certificate
+}
+
 // TestClientCertificates: a server that wants a certificate gets the director's. A renewed one comes with a reload,
 // and one that the director cannot read is refused.
 func TestClientCertificates(t *testing.T) {
@@ -175,32 +204,7 @@ func TestClientCertificates(t *testing.T) {
 	s := newSite(t, 1, nil)
 	s.startAgents("")
 	cert, key, names := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key"), x509.NewCertPool()
-	issue := func(name string) {
-		t.Helper()
-		private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name}, IsCA: true,
-			BasicConstraintsValid: true,
-			NotBefore:             time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
-		der, err := x509.CreateCertificate(rand.Reader, c, c, &private.PublicKey, private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pkcs, err := x509.MarshalPKCS8PrivateKey(private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-		names.AppendCertsFromPEM(certificate)
-		for path, text := range map[string][]byte{cert: certificate,
-			key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs})} {
-			if err := os.WriteFile(path, text, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	issue := func(name string) { names.AppendCertsFromPEM(issueCertificate(t, name, cert, key)) }
 	issue("first")
 	own, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
@@ -232,7 +236,7 @@ func TestClientCertificates(t *testing.T) {
 	s.awaitHealth("up")
 	issue("third")
 	if changes := strings.Join(s.reloadWritten(toml("^third$", both)), "\n"); !strings.Contains(changes,
-		"cert "+cert+" has another certificate") || !strings.Contains(changes, "key "+key+" has another key") {
+		"cert "+cert+" -> "+cert+" with another certificate") || !strings.Contains(changes, "key "+key+" -> "+key+" with another key") {
 		t.Errorf("the reload says %s", changes)
 	}
 	eventually(t, "the server sees the third certificate", 2*soon, func() bool {

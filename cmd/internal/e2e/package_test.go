@@ -205,6 +205,19 @@ func runPackages(t *testing.T, debs map[string]string) {
 	if out := b.run("realserver", "status"); !strings.Contains(out, "VIPs 198.51.100.80") {
 		t.Errorf("the agent's status:\n%s", out)
 	}
+	b.write("/etc/vstun/realserver.toml", `[realserver]
+vips = ["198.51.100.80", "198.51.100.81"]
+directors = ["10.0.2.2"]
+encap = ["gre", "gue"]
+`)
+	b.run("systemctl", "reload", agent)
+	if out := b.run("realserver", "status"); !strings.Contains(out, "VIPs 198.51.100.80, 198.51.100.81") {
+		t.Errorf("after a reload the agent's status is\n%s", out)
+	}
+	b.write("/etc/vstun/realserver.toml", "[realserver]\nvips = [\"x\"]\n")
+	if out, err := b.try("systemctl", "reload", agent); err == nil {
+		t.Errorf("systemctl reload of the agent's faulty file: %s", out)
+	}
 	b.run("dpkg", "--no-triggers", "-P", "vstun-director", "vstun-realserver")
 	for _, unit := range []string{director, agent} {
 		if state := b.property(unit, "ActiveState"); state != "inactive" && state != "failed" {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vstun/cmd/internal/control"
 )
@@ -96,5 +97,62 @@ port = 53
 	}
 	if server := mustAnswer(t, conn); server != "web1" {
 		t.Errorf("the connection is answered by %s", server)
+	}
+}
+
+// TestReloadOfConnections: changed settings of connections apply to existing ones from their next packet on.
+func TestReloadOfConnections(t *testing.T) {
+	t.Parallel()
+	const services = `
+[[service]]
+name = "web"
+vip = "198.51.100.80"
+protocol = "tcp"
+port = 80
+scheduler = "sh"
+realserver = [ { address = "10.0.11.2" } ]
+`
+	s := newSite(t, 1, nil)
+	s.startWritten("connections.timeouts.tcp = \"15m\"\n" + services)
+	conn := s.dial("tcp", 80)
+	mustAnswer(t, conn)
+	expires := func() float64 {
+		t.Helper()
+		all := s.connections("--state", "ESTABLISHED")
+		if len(all) != 1 {
+			t.Fatalf("connections %+v, want one", all)
+		}
+		return all[0].Expires
+	}
+	changes := s.reloadWritten("connections.timeouts.tcp = \"2m\"\n" + services)
+	if !slices.Equal(changes, []string{"connections.timeouts.tcp 15m0s -> 2m0s"}) {
+		t.Errorf("the reload prints %q", changes)
+	}
+	if e := expires(); e <= 120 {
+		t.Errorf("before its next packet the connection ends in %v s", e)
+	}
+	mustAnswer(t, conn)
+	// The last ACK may be on its way.
+	eventually(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
+
+	// A director that knows nothing of the connection drops its packets, until it may take it over.
+	s.director.stop()
+	s.director.configure(s.written(services))
+	s.director.start()
+	if err := conn.SetDeadline(time.Now().Add(6 * soon)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the director drops it", soon, func() bool { return s.director.balance().Drops["no_connection"] > 0 })
+	s.reloadWritten("connections.sloppy_tcp = true\n" + services)
+	b := make([]byte, 100)
+	if n, err := conn.Read(b); err != nil || string(b[:n]) != "web1 hello\n" { // the client sends it again
+		t.Errorf("got %q, %v", b[:n], err)
+	}
+	changes = s.reloadWritten("connections.half_open_max = 5000\n" + services)
+	if bound := s.director.balance().Connections.HalfOpenMax; bound != 5000 {
+		t.Errorf("half_open_max is %d; the reload prints %q", bound, changes)
 	}
 }

@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestReloadStorm reloads up to ten times a second, by turns with the command and by SIGHUP, under 500 connections that talk all the time. The
-// configurations have other weights, a service more or less, and a realserver more or less, which has connections. Each connection hears from
-// its own realserver only. A busy machine takes longer for the same number of reloads and words.
+// TestReloadStorm reloads up to ten times a second, by turns with the command and by SIGHUP, under 500 connections that
+// talk all the time. The configurations have other settings of connections, other weights, a service more or less, and a
+// realserver with connections more or less. Each connection hears from its own realserver only. A busy machine takes
+// longer for the same number of reloads and words.
 func TestReloadStorm(t *testing.T) {
 	const talkers = 500
 	length := short(20*time.Second, 6*time.Second)
@@ -113,13 +114,20 @@ func stormWeight(n int) int { return 1 + n%97 }
 func stormTOML(n int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `
+connections.timeouts.tcp = "%dm"
+connections.half_open_max = %d
+connections.sloppy_tcp = %t
+connections.secure_tcp = %q
+director.no_service = %q
 [[service]]
 name = "web"
 vip = "198.51.100.80"
 protocol = "tcp"
 port = 80
 scheduler = "wrr"
-realserver = [ { address = "10.0.11.2", weight = %d }, { address = "10.0.12.2", weight = %d }`, stormWeight(n), 1+n%3)
+realserver = [ { address = "10.0.11.2", weight = %d }, { address = "10.0.12.2", weight = %d }`,
+		1+n%7, 3000+n%5*1000, n%2 == 0, []string{"auto", "always", "off"}[n%3], []string{"reject", "drop"}[n%2],
+		stormWeight(n), 1+n%3)
 	if n%4 < 2 {
 		b.WriteString(`, { address = "10.0.13.2" }`)
 	}

@@ -81,16 +81,22 @@ func TestUnitsSandbox(t *testing.T) {
 	}
 	s := newSite(t, 1, nil)
 	needTool(t, "systemd-analyze", "systemd")
-	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, func(p *program) *exec.Cmd {
-		u := readUnit(t, p.name)
-		box := &sandbox{Nobody: true, Writable: append(u.words("ReadWritePaths"), filepath.Dir(p.socket)), Filter: u.filter(t)}
-		for _, name := range u.words("AmbientCapabilities") {
-			c, err := cap.FromName(strings.ToLower(name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			box.Caps = append(box.Caps, c)
+	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, (*program).inUnit)
+}
+
+// inUnit is the command that runs the program in its unit's sandbox. The directory of its socket must belong to user
+// nobody.
+func (p *program) inUnit() *exec.Cmd {
+	p.t.Helper()
+	u := readUnit(p.t, p.name)
+	writable := append(u.words("ReadWritePaths"), filepath.Dir(p.socket))
+	box := &sandbox{Nobody: true, Writable: writable, Filter: u.filter(p.t)}
+	for _, name := range u.words("AmbientCapabilities") {
+		c, err := cap.FromName(strings.ToLower(name))
+		if err != nil {
+			p.t.Fatal(err)
 		}
-		return box.command(t, exec.Command(programPath(p.name), "run", "-c", p.config))
-	})
+		box.Caps = append(box.Caps, c)
+	}
+	return box.command(p.t, exec.Command(programPath(p.name), "run", "-c", p.config))
 }

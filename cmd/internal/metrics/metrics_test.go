@@ -100,8 +100,9 @@ func fullDirector() control.DirectorStatus {
 
 func fullRealserver() control.RealserverStatus {
 	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80", "2001:db8::80"}, MSS: 1440, MSS6: 1420,
-		In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3,
-			Bytes: 4}, Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
+		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
+		In:            control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
 		FromDirectors: []control.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
@@ -189,21 +190,23 @@ func TestDirector(t *testing.T) {
 
 func TestRealserver(t *testing.T) {
 	must(t, values(t, ask(t, handlers()["realserver"])), map[string]float64{
-		"vstun_agent_received_packets_total":                     1,
-		"vstun_agent_received_bytes_total":                       2,
-		"vstun_agent_injected_packets_total":                     3,
-		"vstun_agent_injected_bytes_total":                       4,
-		"vstun_agent_dropped_packets_total{reason=not_director}": 5,
-		"vstun_agent_dropped_packets_total{reason=tun_error}":    0,
-		"vstun_agent_merged_packets_total":                       6,
-		"vstun_agent_overrun_packets_total":                      7,
-		"vstun_agent_questions_total":                            8,
-		"vstun_agent_director_packets_total{director=10.0.2.2}":  9,
-		"vstun_agent_queues":                                     2,
-		"vstun_agent_mss_bytes{ip=4}":                            1440,
-		"vstun_agent_mss_bytes{ip=6}":                            1420,
-		"vstun_agent_vip_info{vip=2001:db8::80}":                 1,
-		"vstun_agent_batch_packets{queue=0} count":               6,
+		"vstun_agent_received_packets_total":                       1,
+		"vstun_agent_received_bytes_total":                         2,
+		"vstun_agent_injected_packets_total":                       3,
+		"vstun_agent_injected_bytes_total":                         4,
+		"vstun_agent_dropped_packets_total{reason=not_director}":   5,
+		"vstun_agent_dropped_packets_total{reason=tun_error}":      0,
+		"vstun_agent_merged_packets_total":                         6,
+		"vstun_agent_overrun_packets_total":                        7,
+		"vstun_agent_config_last_reload_successful":                0,
+		"vstun_agent_config_last_reload_success_timestamp_seconds": 1_700_000_000.5,
+		"vstun_agent_questions_total":                              8,
+		"vstun_agent_director_packets_total{director=10.0.2.2}":    9,
+		"vstun_agent_queues":                                       2,
+		"vstun_agent_mss_bytes{ip=4}":                              1440,
+		"vstun_agent_mss_bytes{ip=6}":                              1420,
+		"vstun_agent_vip_info{vip=2001:db8::80}":                   1,
+		"vstun_agent_batch_packets{queue=0} count":                 6,
 	})
 }
 

@@ -32,6 +32,11 @@ var agentSeries = []series[control.RealserverStatus]{
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
 	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.",
 		func(st *control.RealserverStatus) float64 { return float64(st.Questions) }),
+	gauge(nil, "vstun_agent_config_last_reload_successful",
+		"Whether the last reload of the configuration went well: 1 or 0.",
+		func(st *control.RealserverStatus) float64 { return yes(st.Configuration.Error == "") }),
+	gauge(nil, "vstun_agent_config_last_reload_success_timestamp_seconds", "When the configuration in force was read.",
+		func(st *control.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
 	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
 }
 

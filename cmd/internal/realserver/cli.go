@@ -4,8 +4,8 @@ package realserver
 
 import (
 	"context"
+	"errors"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -33,16 +33,11 @@ func Command() *cobra.Command {
 		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
-	socket := &control.Socket{Config: func() (string, error) {
-		cfg, err := load(file)
-		if err != nil {
-			return "", err
-		}
-		return cfg.Control, nil
-	}}
+	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
-		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT", Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
+		withFile(&cobra.Command{Use: "run", Args: cobra.NoArgs,
+			Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration",
+			RunE:  func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
 		withFile(daemon.CheckCommand(&file, func(file string) (daemon.Checked, error) {
 			cfg, err := load(file)
 			if err != nil {
@@ -58,6 +53,13 @@ func Command() *cobra.Command {
 			}}, nil
 		})),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
+		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
+			path, err := controlSocket(file)
+			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
+				return "", faults // as the running agent would, with the exit status of a failed reload
+			}
+			return path, err
+		}})),
 		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)
 			if err != nil {
@@ -80,17 +82,27 @@ func load(file string) (*config.Realserver, error) {
 	return cfg, nil
 }
 
+// controlSocket finds the control socket of the agent that runs with a configuration file.
+func controlSocket(file string) (string, error) {
+	path, err := config.ControlSocket(file, "realserver")
+	if err != nil {
+		return "", daemon.UsageError{Err: err}
+	}
+	return path, nil
+}
+
 func run(ctx context.Context, file string) error {
-	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP) // there is nothing to reload: it is the end of a terminal
+	ctx, stop := daemon.Signals(ctx)
 	defer stop()
+	hangup := daemon.OnHangup()
 	cfg, err := load(file)
 	if err != nil {
 		return err
 	}
 	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE) // the last for an encap_port below 1024; open says what is refused
-	a, err := open(cfg)
+	a, err := open(file, cfg)
 	if err != nil {
 		return err
 	}
-	return a.run(ctx)
+	return a.run(ctx, hangup)
 }

@@ -9,14 +9,18 @@ import (
 	"vstun/routing"
 )
 
-// keepQuiet sees to it, again and again, since drivers may be loaded at any time, that the kernel's own do not answer what the agent takes, and
-// warns of those that do all the same. vstun's director does not believe such an answer; IPVS tells the client.
+// keepQuiet keeps the kernel's own drivers from answering packets that the agent takes, and warns of those that answer
+// all the same. It is called again and again, as drivers may be loaded at any time. After the start a.mu is held.
+// vstun's director ignores such an answer; IPVS relays it to the client.
 func (a *agent) keepQuiet() {
-	take := sockets(a.cfg)
+	take := sockets(a.setup.Load().cfg)
 	quiet, err := false, error(nil)
 	if slices.Contains(take, wire.Socket{Protocol: packet.ProtoIPIP}) {
 		quiet, err = routing.Quiet()
 		a.quiet = a.quiet || quiet
+	} else if a.quiet { // since a reload the agent doesn't take them any more
+		err = a.endQuiet()
+		a.quiet = err != nil
 	}
 	var devices []routing.Tunnel
 	for _, over6 := range []bool{false, true} {

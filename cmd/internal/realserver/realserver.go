@@ -11,6 +11,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,37 +31,49 @@ import (
 
 // agent is the running program.
 type agent struct {
-	cfg       *config.Realserver
+	file      string
 	log       *slog.Logger
+	level     slog.LevelVar
 	flush     func() // of the log
 	start     time.Time
 	control   *control.Server
 	http      *metrics.Server
 	network   *routing.Manager
 	device    *tundev.Device
-	receivers []*wire.Receiver
-	senders   []io.Closer // of answers
-	policy    *endpoint.Policy
+	receivers wire.Receivers
+	senders   []io.Closer                     // of answers
+	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
-	mss       endpoint.MSS // what SYN-ACKs may advertise now
 	answerer  *answerer
-	directors heard  // packets by outer source
-	strangers heard  // refused packets by outer source
-	absent    heard  // refused packets by inner destination
-	quiet     bool   // the kernel's own driver is kept so
-	warned    string // of those that are not
+	directors heard                                 // packets by outer source
+	strangers heard                                 // refused packets by outer source
+	absent    heard                                 // refused packets by inner destination
+	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+
+	mu     sync.Mutex // of a reload, and of what is done when the machine has changed
+	setup  atomic.Pointer[setup]
+	own    []netip.Addr // addresses of this host
+	quiet  bool         // the kernel's own driver is kept so
+	warned string       // of those that are not
+}
+
+// setup is the configuration in force, and the MSS that SYN-ACKs may advertise under it. It is immutable.
+type setup struct {
+	cfg        *config.Realserver
+	mss4, mss6 int
 }
 
 // open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
-func open(cfg *config.Realserver) (_ *agent, err error) {
+func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	a := &agent{cfg: cfg, start: time.Now(), http: metrics.NewServer(),
+	a := &agent{file: file, start: time.Now(), http: metrics.NewServer(),
 		directors: heard{of: (*endpoint.Worker).Directors},
 		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
-	a.log, a.flush = daemon.Logger(cfg.Log)
+	a.level.Set(cfg.Log)
+	a.log, a.flush = daemon.Logger(&a.level)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
@@ -90,12 +104,15 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
 		return nil, err
 	}
+	// A reload may need them, and can open no raw socket itself.
+	if err := a.receivers.Spare(spareSockets()...); err != nil {
+		return nil, err
+	}
 	if a.answerer, err = newAnswerer(); err != nil {
 		return nil, fmt.Errorf("answers to directors: %w", err)
 	}
-	a.policy = endpoint.NewPolicy(endpoint.Rules{Directors: cfg.Directors, VIPs: cfg.VIPs, Exits: exits(cfg), Port: cfg.EncapPort})
 	for i, r := range a.receivers {
-		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], a.policy, &a.mss, a.device.Offloads() != ""))
+		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], &a.policy, a.device.Offloads() != ""))
 		a.workers[i].SendQuestions(a.answerer.questions)
 	}
 	if err := a.openAnswers(); err != nil {
@@ -104,22 +121,20 @@ func open(cfg *config.Realserver) (_ *agent, err error) {
 	if err := routing.Unquiet(); err != nil { // an agent that was killed has left it, and this one may have no use for it
 		return nil, err
 	}
-	a.keepQuiet()
-	own, err := routing.LocalAddrs()
-	if err != nil {
+	if a.own, err = routing.LocalAddrs(); err != nil {
 		return nil, err
 	}
-	a.policy.SetOwn(own)
 	v4, v6, _ := mss(cfg)
-	a.mss.V4.Store(int64(v4))
-	a.mss.V6.Store(int64(v6))
+	a.enforce(&setup{cfg, v4, v6})
+	a.keepQuiet()
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
 	}
-	// The sockets are open. Routes and addresses change when somebody meddles with them, and at the end.
+	// The sockets are open. Routes and addresses still change: by a reload, when others change them, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		a.log.Warn("more privileges are left than the agent needs", "refused", err)
 	}
+	daemon.WarnUnreadable(a.log, file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
 	return a, nil
 }
@@ -138,9 +153,16 @@ func (a *agent) openAnswers() error {
 			return err
 		}
 		a.senders = append(a.senders, s)
-		a.answers = append(a.answers, endpoint.NewAnswerWorker(q, s, q.Writer(), a.policy, sent, port))
+		a.answers = append(a.answers, endpoint.NewAnswerWorker(q, s, q.Writer(), &a.policy, sent, port))
 	}
 	return nil
+}
+
+// enforce has the workers and the status follow s. The machine is the caller's. After the start a.mu is held.
+func (a *agent) enforce(s *setup) {
+	a.setup.Store(s)
+	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
+		Exits: exits(s.cfg), Port: s.cfg.EncapPort, Own: a.own, MSS4: s.mss4, MSS6: s.mss6}))
 }
 
 // needsIPv6 is the first VIP or director in cfg with an IPv6 address, "" where there is none.
@@ -217,6 +239,16 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 	return all
 }
 
+// spareSockets are the raw sockets of all tunnels.
+func spareSockets() (all []wire.Socket) {
+	for _, over6 := range []bool{false, true} {
+		for _, protocol := range []uint8{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE} {
+			all = append(all, wire.Socket{Protocol: protocol, Over6: over6})
+		}
+	}
+	return all
+}
+
 // kernelTunnels are the kernel's devices that take what is for the sockets of cfg.
 func kernelTunnels(cfg *config.Realserver) ([]routing.Tunnel, error) {
 	protocols := map[bool][]uint8{}
@@ -241,6 +273,11 @@ func preflight(cfg *config.Realserver) error {
 	} else if taken {
 		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
 	}
+	return checkMachine(cfg, nil)
+}
+
+// checkMachine returns what on this machine conflicts with cfg. The agent already owns the VIPs in had.
+func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 	if need := needsIPv6(cfg); need != "" && !routing.HasIPv6() {
 		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
 	}
@@ -249,6 +286,9 @@ func preflight(cfg *config.Realserver) error {
 	}
 	var errs []error
 	for _, vip := range cfg.VIPs {
+		if slices.Contains(had, vip) {
+			continue
+		}
 		if link, local, err := routing.LocalAddr(vip); err != nil {
 			errs = append(errs, err)
 		} else if local {
@@ -383,11 +423,18 @@ func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
 const pathsEvery = 10 * time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
-func (a *agent) run(ctx context.Context) error {
+func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
 	a.control.Lives(func() { a.status() })
+	a.control.Do("/reload", func() (any, error) {
+		lines, err := a.reload()
+		return control.Reload{Changes: lines}, err
+	})
 	a.serveHTTP()
-	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", a.cfg.Queues, "offloads", a.device.Offloads(), "vips", a.cfg.VIPs, "directors", a.cfg.Directors, "mss", a.mss.V4.Load(), "mss6", a.mss.V6.Load(), "control", a.cfg.Control, "metrics", metrics.Name(a.cfg.Metrics))
+	s := a.setup.Load()
+	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", s.cfg.Queues,
+		"offloads", a.device.Offloads(), "vips", s.cfg.VIPs, "directors", s.cfg.Directors,
+		"mss", s.mss4, "mss6", s.mss6, "control", s.cfg.Control, "metrics", metrics.Name(s.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		a.log.Warn("service manager not told that we are ready", "error", err)
 	}
@@ -405,6 +452,7 @@ func (a *agent) run(ctx context.Context) error {
 		a.watch,
 		daemon.Every(heardEvery, a.hear),
 		func(ctx context.Context) error { return a.answerer.run(ctx, a.status) },
+		hangup(func() { _, _ = a.reload() }), // who has sent the signal reads the log
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -435,29 +483,32 @@ func (a *agent) watch(ctx context.Context) error {
 		case <-t.C:
 		case <-a.network.Changed(): // once a second at the most
 		}
+		a.mu.Lock()
 		a.refresh()
 		a.keepQuiet()
+		a.mu.Unlock()
 	}
 }
 
-// refresh takes over what the kernel has learned about the ways to the directors, and the addresses that this host has now.
+// refresh takes over the MTU of the paths to the directors, and the addresses of this host. a.mu is held.
 func (a *agent) refresh() {
 	if own, err := routing.LocalAddrs(); err != nil {
 		a.log.Error("this host's addresses not taken over", "error", err)
 	} else {
-		a.policy.SetOwn(own)
+		a.own = own
 	}
-	v4, v6, known := mss(a.cfg)
-	if !known || int64(v4) == a.mss.V4.Load() && int64(v6) == a.mss.V6.Load() {
+	is := *a.setup.Load()
+	defer func() { a.enforce(&is) }()
+	v4, v6, known := mss(is.cfg)
+	if !known || v4 == is.mss4 && v6 == is.mss6 {
 		return
 	}
-	if err := a.network.Set(network(a.cfg, v4, v6)); err != nil {
+	if err := a.network.Set(network(is.cfg, v4, v6)); err != nil {
 		a.log.Error("new MSS not taken over", "mss", v4, "mss6", v6, "error", err)
 		return
 	}
 	a.log.Info("the ways to the directors have changed", "mss", v4, "mss6", v6)
-	a.mss.V4.Store(int64(v4))
-	a.mss.V6.Store(int64(v6))
+	is.mss4, is.mss6 = v4, v6
 }
 
 // hear notes whose packets have come since it was called last.
@@ -475,12 +526,13 @@ func (a *agent) status() control.RealserverStatus {
 		merged += w.Merged()
 		questions += w.Questions()
 	}
-	now := time.Now()
+	now, s := time.Now(), a.setup.Load()
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
-		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: int(a.mss.V4.Load()), MSS6: int(a.mss.V6.Load()),
-		In:  control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out: control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged, Overruns: a.overruns(),
-		Encap: a.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
+		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
+		Configuration: a.configuration(),
+		In:            control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged, Overruns: a.overruns(),
+		Encap: s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
 		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
 	for _, w := range a.answers {
 		w.Read(&answers)
@@ -493,13 +545,13 @@ func (a *agent) status() control.RealserverStatus {
 		t.Drops[d] += n
 	}
 	st.Drops = control.Drops(&t)
-	if slices.ContainsFunc(exits(a.cfg), func(e encap.Exit) bool { return e.Kind.UDP() }) {
-		st.EncapPort = a.cfg.EncapPort
+	if slices.ContainsFunc(exits(s.cfg), func(e encap.Exit) bool { return e.Kind.UDP() }) {
+		st.EncapPort = s.cfg.EncapPort
 	}
-	for _, v := range a.cfg.VIPs {
+	for _, v := range s.cfg.VIPs {
 		st.VIPs = append(st.VIPs, v.String())
 	}
-	for _, d := range a.cfg.Directors {
+	for _, d := range s.cfg.Directors {
 		st.Directors = append(st.Directors, d.String())
 	}
 	return st
@@ -527,12 +579,7 @@ func (a *agent) loops() (all []daemon.Loop) {
 
 // closeIO ends the workers.
 func (a *agent) closeIO() error {
-	var errs []error
-	for _, r := range a.receivers {
-		if err := r.Close(); !errors.Is(err, os.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
+	errs := []error{a.receivers.Close()}
 	for _, s := range a.senders {
 		if err := s.Close(); !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)

@@ -11,7 +11,6 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/encap"
-	"vstun/encap/endpoint"
 	"vstun/encap/wire"
 )
 
@@ -84,8 +83,8 @@ func TestKernelCantBeAsked(t *testing.T) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{cfg: agentOf("198.51.100.80", "127.0.0.1/32", "ipip", false), log: slog.New(slog.DiscardHandler), policy: endpoint.NewPolicy(endpoint.Rules{})}
-	a.mss.V4.Store(1340)
+	a := &agent{log: slog.New(slog.DiscardHandler)}
+	a.setup.Store(&setup{agentOf("198.51.100.80", "127.0.0.1/32", "ipip", false), 1340, 1320})
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: was.Max}); err != nil {
 		t.Fatal(err)
 	}
@@ -95,8 +94,8 @@ func TestKernelCantBeAsked(t *testing.T) {
 		}
 	}()
 	a.refresh() // would set up another MSS, by a network that isn't there
-	if v4 := a.mss.V4.Load(); v4 != 1340 {
-		t.Errorf("MSS %d, was 1340", v4)
+	if s := a.setup.Load(); s.mss4 != 1340 || s.mss6 != 1320 {
+		t.Errorf("MSS %d and %d, were 1340 and 1320", s.mss4, s.mss6)
 	}
 }
 

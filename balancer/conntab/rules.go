@@ -1,0 +1,70 @@
+package conntab
+
+// rules is a Config in the form that packets need. It is immutable: a change makes another one.
+type rules struct {
+	Config
+	times   timeouts
+	tcpNext *tcpTable
+	judge   bool // destinations that are gone or quiescent make a difference
+}
+
+// newRules makes the rules of cfg for a table of at most maximum connections.
+func newRules(cfg Config, maximum int) *rules {
+	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcpNext: &tcpNext, judge: cfg.ExpireNodest || cfg.DropRemoved}
+	r.Max = maximum
+	if cfg.SecureTCP {
+		r.tcpNext = &tcpNextSecure
+	}
+	if cfg.HalfOpenMax > 0 {
+		r.HalfOpenMax = max(cfg.HalfOpenMax, minHalfOpen*shards(maximum))
+	}
+	return r
+}
+
+// View is a table under the Config of one moment. Later changes leave it as it is, so that all steps of a decision
+// follow one Config.
+type View struct {
+	*Table
+	rules *rules
+}
+
+// View is t under the Config in force.
+func (t *Table) View() View { return View{t, t.rules.Load()} }
+
+// Follows reports whether v is a view under cfg, but for its Max.
+func (v View) Follows(cfg Config) bool { return v.rules.Config == newRules(cfg, v.Table.Max()).Config }
+
+// Configure puts cfg in force, except Max, and returns the view under it. As with `ipvsadm --set`, a connection gets
+// its new timeout with its next packet. A smaller HalfOpenMax evicts the oldest half-open connections at once.
+// Connections that became half-open while it was 0 are not evicted later; they end by their timeout.
+func (t *Table) Configure(cfg Config) View {
+	t.setup.Lock()
+	defer t.setup.Unlock()
+	was, is := t.rules.Load(), newRules(cfg, t.Max())
+	t.rules.Store(is)
+	if was.HalfOpenMax != is.HalfOpenMax {
+		t.four.bound(is.HalfOpenMax)
+		if six := t.six.Load(); six != nil {
+			six.bound(is.HalfOpenMax)
+		}
+	}
+	return View{t, is}
+}
+
+// bound gives each shard a queue for its part of half unproven entries, and keeps the newest of those queued now.
+func (s *store[A]) bound(half int) {
+	n := half / len(s.shards)
+	hashes := make([]uint32, n*len(s.shards))
+	for i := range s.shards {
+		sh, next := &s.shards[i], queue{hashes: hashes[i*n : (i+1)*n : (i+1)*n]}
+		sh.mu.Lock()
+		for n > 0 && sh.unproven.used > n {
+			s.evict(sh)
+		}
+		for n > 0 && sh.unproven.used > 0 {
+			next.push(uint64(sh.unproven.pop()) << 32)
+		}
+		sh.unproven = next
+		sh.mu.Unlock()
+	}
+}

@@ -1,0 +1,39 @@
+package config
+
+// NeedsRestart names the keys that differ between d and is and that a running director can't change: they need another
+// device, socket or table. A reload changes every other key.
+func (d *Director) NeedsRestart(is *Director) []string {
+	return changed([]restartKey{
+		{"tun", d.TUN != is.TUN},
+		{"queues", d.Queues != is.Queues},
+		{"offload", d.Offload != is.Offload},
+		{"control", d.Control != is.Control},
+		{"connections.max", d.Connections.Max != is.Connections.Max},
+	})
+}
+
+// NeedsRestart names the keys that differ between r and is and that a running agent can't change. A reload changes
+// every other key.
+func (r *Realserver) NeedsRestart(is *Realserver) []string {
+	return changed([]restartKey{
+		{"tun", r.TUN != is.TUN},
+		{"queues", r.Queues != is.Queues},
+		{"offload", r.Offload != is.Offload},
+		{"control", r.Control != is.Control},
+	})
+}
+
+// restartKey is a key that a reload can't change.
+type restartKey struct {
+	name    string
+	differs bool
+}
+
+func changed(keys []restartKey) (names []string) {
+	for _, k := range keys {
+		if k.differs {
+			names = append(names, k.name)
+		}
+	}
+	return names
+}

@@ -1,0 +1,284 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// A file is the lines of TOML of each table: "director", "service.check".
+type file map[string][]string
+
+// with is f with these lines in a table, each in place of the one with its key.
+func (f file) with(table string, lines ...string) file {
+	next := maps.Clone(f)
+	next[table] = slices.Clone(f[table])
+	for _, line := range lines {
+		next[table] = slices.DeleteFunc(next[table], func(l string) bool { return keyOf(l) == keyOf(line) })
+		next[table] = append(next[table], line)
+	}
+	return next
+}
+
+func keyOf(line string) string {
+	key, _, _ := strings.Cut(line, "=")
+	return strings.TrimSpace(key)
+}
+
+// toml is f, its tables in this order.
+func (f file) toml(tables ...string) string {
+	var b strings.Builder
+	for _, table := range tables {
+		if len(f[table]) == 0 {
+			continue
+		}
+		header := "[" + table + "]"
+		if table == "service" || table == "service.realserver" {
+			header = "[" + header + "]"
+		}
+		fmt.Fprintf(&b, "%s\n%s\n", header, strings.Join(f[table], "\n"))
+	}
+	return b.String()
+}
+
+// readmeKeys are the keys of a program's reference in the README, each behind its table.
+func readmeKeys(t *testing.T, name string) (keys []string) {
+	t.Helper()
+	_, block, _ := strings.Cut(readme(t), "\n`"+name+"`:\n\n```toml\n")
+	block, _, _ = strings.Cut(block, "```")
+	header, key := regexp.MustCompile(`^\s*\[+([a-z.]+)\]+`), regexp.MustCompile(`^\s*([a-z0-9_]+)\s*=\s*`)
+	table := ""
+	for line := range strings.Lines(block) {
+		line, _, _ = strings.Cut(line, " #")
+		if m := header.FindStringSubmatch(line); m != nil {
+			table = strings.ReplaceAll(m[1], "service.realserver.check", "service.check")
+			continue
+		}
+		m := key.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		if m[1] != "check" { // written out as a table elsewhere
+			keys = append(keys, table+"."+m[1])
+			continue
+		}
+		for _, in := range regexp.MustCompile(`([a-z_]+) = `).FindAllStringSubmatch(line[len(m[0]):], -1) {
+			keys = append(keys, "service.check."+in[1])
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// readmeRestarts are the keys for which the README asks for a restart, in the sentence that begins so.
+func readmeRestarts(t *testing.T, sentence string) (keys []string) {
+	t.Helper()
+	_, text, found := strings.Cut(readme(t), "\n"+sentence)
+	if !found {
+		t.Fatalf("the README has no sentence %q", sentence)
+	}
+	text, _, _ = strings.Cut(text, "\n\n")
+	text, _, _ = strings.Cut(text, ": ")
+	text, _, _ = strings.Cut(text, ", and ")
+	for _, m := range regexp.MustCompile("`([a-z_.]+)`").FindAllStringSubmatch(text, -1) {
+		keys = append(keys, m[1])
+	}
+	return keys
+}
+
+// mustChangeEach reloads p for each key of the reference: with the key's change, and back. Changes of the keys in
+// restarts are refused; every other one is printed.
+func (p *program) mustChangeEach(reference string, base file, tables []string, changes map[string][]string,
+	restarts []string) {
+	p.t.Helper()
+	reload := func(f file) result {
+		p.t.Helper()
+		p.configure(f.toml(tables...))
+		return p.command("reload", "--socket", p.socket) // whatever the file says
+	}
+	keys := readmeKeys(p.t, reference)
+	for key := range changes {
+		if !slices.Contains(keys, key) {
+			p.t.Errorf("%s: %s is not in the README's reference", reference, key)
+		}
+	}
+	for _, key := range keys {
+		lines, known := changes[key]
+		if !known {
+			p.t.Errorf("%s: this test changes no %s", reference, key)
+			continue
+		}
+		dot := strings.LastIndex(key, ".")
+		table, name := key[:dot], key[dot+1:]
+		short := strings.TrimPrefix(strings.TrimPrefix(key, "director."), "realserver.")
+		got := reload(base.with(table, lines...))
+		switch {
+		case slices.Contains(restarts, short):
+			refusal := " " + short + " changed, which a reload can't do: restart"
+			if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, refusal) {
+				p.t.Errorf("%s: exit status %d, want a refusal:\n%s%s", key, got.code, got.stdout, got.stderr)
+			}
+			if got := reload(base); got.stdout != "nothing changed\n" {
+				p.t.Errorf("%s: the way back prints %s%s", key, got.stdout, got.stderr)
+			}
+			continue
+		case got.code != 0 || got.stdout == "nothing changed\n" ||
+			!strings.Contains(got.stdout, strings.TrimSuffix(name, "s")) && !strings.Contains(got.stdout, ": added"):
+			p.t.Errorf("%s: exit status %d, want it changed:\n%s%s", key, got.code, got.stdout, got.stderr)
+		}
+		if got := reload(base); got.code != 0 || got.stdout == "nothing changed\n" {
+			p.t.Errorf("%s: the way back: exit status %d\n%s%s", key, got.code, got.stdout, got.stderr)
+		}
+	}
+	for _, key := range restarts {
+		if !slices.ContainsFunc(keys, func(k string) bool { return strings.HasSuffix(k, "."+key) || k == key }) {
+			p.t.Errorf("%s has no key %s", reference, key)
+		}
+	}
+}
+
+// TestReloadOfEveryKeyOfDirector: a reload changes every key of the README's reference, except those for which the
+// README asks for a restart.
+func TestReloadOfEveryKeyOfDirector(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 2, nil)
+	p := s.prepare(s.Director, "director")
+	base := file{
+		"director": {fmt.Sprintf("control = %q", p.socket)},
+		"service": {`name = "web"`, `vip = "198.51.100.80"`, `protocol = "tcp"`, `port = 80`, `scheduler = "sh"`,
+			`encap = "gre"`, `sorry_server = "10.0.99.9"`},
+		"service.check":      {`type = "http"`},
+		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
+	}
+	tables := []string{"director", "connections", "notify", "service", "service.check", "service.realserver"}
+	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
+	issueCertificate(t, "director", cert, key)
+	both := filepath.Join(s.dir, "both.pem")
+	issueCertificate(t, "director", both, key+"2")
+	var pair []byte
+	for _, path := range []string{both, key + "2"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair = append(pair, text...)
+	}
+	if err := os.WriteFile(both, pair, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.configure(base.toml(tables...))
+	p.start()
+	p.mustChangeEach("director.toml", base, tables, map[string][]string{
+		"director.tun":        {`tun = "vs7"`},
+		"director.table":      {"table = 30399"},
+		"director.queues":     {"queues = 7"},
+		"director.offload":    {`offload = "off"`},
+		"director.source":     {`source = "10.0.2.2"`},
+		"director.control":    {`control = "/run/vstun/other.sock"`},
+		"director.metrics":    {`metrics = "127.0.0.1:9464"`},
+		"director.log":        {`log = "debug"`},
+		"director.no_service": {`no_service = "drop"`},
+
+		"director.no_connection": {`no_connection = "drop"`},
+
+		"connections.max":                       {"max = 2000"},
+		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
+		"connections.timeouts":                  {`timeouts = { tcp = "1m", tcp_fin = "1s", udp = "3s" }`},
+		"connections.conn_reuse":                {"conn_reuse = 2"},
+		"connections.on_removal":                {`on_removal = "drop"`},
+		"connections.expire_nodest":             {"expire_nodest = true"},
+		"connections.expire_quiescent_template": {"expire_quiescent_template = true"},
+		"connections.secure_tcp":                {`secure_tcp = "always"`},
+		"connections.half_open_max":             {"half_open_max = 3000"},
+
+		"notify.command": {`command = ["/bin/true"]`},
+		"notify.webhook": {`webhook = "http://192.0.2.1/"`},
+		"notify.timeout": {`command = ["/bin/true"]`, `timeout = "1s"`},
+
+		"service.name":            {`name = "site"`},
+		"service.vip":             {`vip = "198.51.100.81"`},
+		"service.protocol":        {`protocol = "sctp"`},
+		"service.port":            {"port = 8080"},
+		"service.scheduler":       {`scheduler = "rr"`},
+		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
+		"service.persistence":     {`persistence = { timeout = "1m" }`},
+		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
+		"service.encap":           {`encap = "ipip"`},
+		"service.encap_port":      {`encap = "gue"`, "encap_port = 6081"},
+		"service.encap_key":       {"encap_key = 7"},
+		"service.encap_checksum":  {"encap_checksum = true"},
+		"service.quorum":          {"quorum = 2"},
+		"service.hysteresis":      {"quorum = 3", "hysteresis = 1"},
+		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
+		"service.on_failure":      {`on_failure = "drain"`},
+
+		"service.check.type":       {`type = "tcp"`},
+		"service.check.via":        {`via = "direct"`},
+		"service.check.port":       {"port = 81"},
+		"service.check.interval":   {`interval = "7s"`},
+		"service.check.timeout":    {`timeout = "1s"`},
+		"service.check.rise":       {"rise = 5"},
+		"service.check.fall":       {"fall = 5"},
+		"service.check.initial":    {`initial = "up"`},
+		"service.check.path":       {`path = "/x"`},
+		"service.check.host":       {`host = "example.com"`},
+		"service.check.status":     {`status = ["204"]`},
+		"service.check.body":       {`body = "x"`},
+		"service.check.sni":        {`type = "https"`, `sni = "example.com"`},
+		"service.check.ca":         {`type = "https"`, `ca = "/etc/ssl/certs/ca-certificates.crt"`},
+		"service.check.verify":     {`type = "https"`, "verify = false"},
+		"service.check.send":       {`type = "tcp"`, `send = "x"`},
+		"service.check.expect":     {`type = "tcp"`, `expect = "x"`},
+		"service.check.query":      {`type = "dns"`, `query = "example.com"`},
+		"service.check.query_type": {`type = "dns"`, `query = "example.com"`, `query_type = "AAAA"`},
+		"service.check.rcode":      {`type = "dns"`, `query = "example.com"`, `rcode = "NXDOMAIN"`},
+		"service.check.records":    {`type = "dns"`, `query = "example.com"`, "records = 0"},
+		"service.check.send_hex":   {`type = "tcp"`, `send_hex = "00"`},
+		"service.check.expect_hex": {`type = "tcp"`, `expect_hex = "0?"`},
+		"service.check.cert":       {`type = "https"`, fmt.Sprintf("cert = %q", both)},
+		"service.check.key":        {`type = "https"`, fmt.Sprintf("cert = %q", cert), fmt.Sprintf("key = %q", key)},
+		"service.check.factor":     {`type = "file"`, `path = "/run/x"`, "factor = 2"},
+		"service.check.reverse":    {`type = "file"`, `path = "/run/x"`, "reverse = true"},
+		"service.check.helo":       {`type = "smtp"`, `helo = "example.com"`},
+		"service.check.command":    {`type = "exec"`, `command = ["/bin/true"]`},
+
+		"service.realserver.address":        {`address = "10.0.12.2"`},
+		"service.realserver.weight":         {"weight = 7"},
+		"service.realserver.on_failure":     {`on_failure = "drain"`},
+		"service.realserver.encap":          {`encap = "ipip"`},
+		"service.realserver.encap_key":      {"encap_key = 8"},
+		"service.realserver.encap_checksum": {"encap_checksum = true"},
+		"service.realserver.upper":          {"upper = 9"},
+		"service.realserver.lower":          {"upper = 9", "lower = 3"},
+	}, readmeRestarts(t, "A director needs a restart for "))
+}
+
+// TestReloadOfEveryKeyOfAgent is the same of an agent.
+func TestReloadOfEveryKeyOfAgent(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1, nil)
+	p := s.prepare(s.Webs[0], "realserver")
+	base := file{"realserver": {`vips = ["198.51.100.80"]`, `directors = ["10.0.2.2"]`,
+		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`}}
+	p.configure(base.toml("realserver"))
+	p.start()
+	p.mustChangeEach("realserver.toml", base, []string{"realserver"}, map[string][]string{
+		"realserver.tun":        {`tun = "vs7"`},
+		"realserver.queues":     {"queues = 7"},
+		"realserver.offload":    {`offload = "off"`},
+		"realserver.vips":       {`vips = ["198.51.100.81"]`},
+		"realserver.directors":  {`directors = ["10.0.2.0/24"]`},
+		"realserver.encap":      {`encap = ["ipip", "gre"]`},
+		"realserver.encap_port": {"encap_port = 6081"},
+		"realserver.encap_key":  {"encap_key = 7"},
+		"realserver.mss":        {"mss = 1000"},
+		"realserver.table":      {"table = 30324"},
+		"realserver.control":    {`control = "/run/vstun/other.sock"`},
+		"realserver.metrics":    {`metrics = "127.0.0.1:9465"`}, "realserver.log": {`log = "debug"`},
+	}, readmeRestarts(t, "An agent needs a restart for "))
+}

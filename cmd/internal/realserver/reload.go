@@ -1,0 +1,182 @@
+package realserver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/metrics"
+)
+
+// reload reads the configuration file again, puts it in force, and returns the changes. On an error
+// nothing changes. Both are logged.
+func (a *agent) reload() ([]control.Change, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	read, was := time.Now(), a.setup.Load().cfg
+	cfg, err := load(a.file)
+	if err == nil {
+		err = a.apply(cfg)
+	}
+	if err != nil {
+		a.log.Error("reload: nothing changed", "file", a.file, "error", err)
+		a.read.Store(&control.Configuration{Read: a.configuration().Read, Error: err.Error()})
+		return nil, err
+	}
+	a.read.Store(&control.Configuration{Read: read})
+	all := changes(was, cfg)
+	for i, c := range all {
+		if i == loggedChanges {
+			a.log.Info("reload: more changes, not logged", "changes", len(all)-i)
+			break
+		}
+		a.log.Info("reload: " + c.Text)
+	}
+	a.log.Info("reloaded", "file", a.file, "vips", len(cfg.VIPs), "changes", len(all))
+	return all, nil
+}
+
+// loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
+const loggedChanges = 100
+
+// configuration is the result of the last read of the file.
+func (a *agent) configuration() control.Configuration {
+	if c := a.read.Load(); c != nil {
+		return *c
+	}
+	return control.Configuration{Read: a.start}
+}
+
+// apply puts cfg in force. The fallible steps come first: the address of metrics, new sockets, and the machine with
+// the VIPs of both configurations. Then one pointer changes the workers' policy. Removed VIPs leave the machine last:
+// a packet for one that came out of the device afterwards would be routed back to the director.
+func (a *agent) apply(cfg *config.Realserver) (err error) {
+	was := a.setup.Load()
+	if keys := was.cfg.NeedsRestart(cfg); len(keys) > 0 {
+		return fmt.Errorf("%s: %s changed, which a reload can't do: restart the agent, or change it back",
+			a.file, strings.Join(keys, ", "))
+	}
+	if err := checkMachine(cfg, was.cfg.VIPs); err != nil {
+		return err
+	}
+	if cfg.Metrics != was.cfg.Metrics {
+		l, err2 := a.http.Bind(cfg.Metrics)
+		if err2 != nil {
+			return err2
+		}
+		defer func() {
+			if err == nil {
+				a.http.Use(l, cfg.Metrics)
+			} else if l != nil {
+				l.Close()
+			}
+		}()
+	}
+	opened, err := a.receivers.Open(sockets(cfg)...)
+	if errors.Is(err, unix.EACCES) { // CAP_NET_BIND_SERVICE has been given up
+		return fmt.Errorf("%s: encap_port: a running agent can't open %d, below 1024: restart the agent, "+
+			"or set another one here and at the directors", a.file, cfg.EncapPort)
+	}
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
+	v4, v6, _ := mss(cfg)
+	is := &setup{cfg, v4, v6}
+	both := *cfg
+	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
+	if err := a.network.Set(network(&both, v4, v6)); err != nil {
+		return errors.Join(err, a.network.Set(network(was.cfg, was.mss4, was.mss6)))
+	}
+	a.enforce(is)
+	if err := opened.Use(); err != nil {
+		return err // the agent is ending
+	}
+	a.level.Set(cfg.Log)
+	if len(both.VIPs) > len(cfg.VIPs) {
+		if err := a.network.Set(network(cfg, v4, v6)); err != nil { // it is tried again
+			a.log.Error("VIPs that are not configured any more are left", "error", err)
+		}
+	}
+	a.keepQuiet()
+	return nil
+}
+
+// without returns the elements of all that some lacks.
+func without[T comparable](all, some []T) []T {
+	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return slices.Contains(some, v) })
+}
+
+// changes lists the differences between two configurations of a running agent.
+func changes(was, is *config.Realserver) (all []control.Change) {
+	compare := func(key string, was, is any) {
+		if was != is {
+			all = append(all, control.Change{Key: key, Old: was, New: is, Text: fmt.Sprintf("%s %v -> %v", key, was, is)})
+		}
+	}
+	compareLists(&all, "vips", "vip", addrNames(was.VIPs), addrNames(is.VIPs))
+	compareLists(&all, "directors", "director", directorNames(was), directorNames(is))
+	compare("encap", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))
+	compare("encap_port", was.EncapPort, is.EncapPort)
+	compare("encap_key", keyName(was), keyName(is))
+	compare("mss", mssName(was), mssName(is))
+	compare("table", was.Table, is.Table)
+	compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
+	compare("log", strings.ToLower(was.Log.String()), strings.ToLower(is.Log.String()))
+	return all
+}
+
+// compareLists adds to all a change for each element that has come to the list of a key, or gone from it.
+func compareLists(all *[]control.Change, key, element string, was, is []string) {
+	for _, name := range without(is, was) {
+		*all = append(*all, control.Change{Key: key, New: name, Text: fmt.Sprintf("%s %s: added", element, name)})
+	}
+	for _, name := range without(was, is) {
+		*all = append(*all, control.Change{Key: key, Old: name, Text: fmt.Sprintf("%s %s: removed", element, name)})
+	}
+}
+
+func addrNames(addrs []netip.Addr) (names []string) {
+	for _, a := range addrs {
+		names = append(names, a.String())
+	}
+	return names
+}
+
+func directorNames(cfg *config.Realserver) (names []string) {
+	for _, d := range cfg.Directors {
+		names = append(names, directorName(d))
+	}
+	return names
+}
+
+func directorName(d netip.Prefix) string {
+	if d.IsSingleIP() {
+		return d.Addr().String()
+	}
+	return d.String()
+}
+
+func keyName(cfg *config.Realserver) string {
+	if !cfg.HasKey {
+		return "none"
+	}
+	return fmt.Sprint(cfg.Key)
+}
+
+func mssName(cfg *config.Realserver) string {
+	switch cfg.MSS {
+	case 0:
+		return "auto"
+	case config.MSSOff:
+		return "off"
+	}
+	return fmt.Sprint(cfg.MSS)
+}
