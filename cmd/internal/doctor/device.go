@@ -26,7 +26,7 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 			why = "health checks share the clients' queues: a flood fails them"
 		}
 		e.find(Finding{Severity: Error, Where: name, What: "the device is gone, or down", Why: why,
-			Mend: fmt.Sprintf("ip link set %s up  # where it is gone: systemctl restart vstun-director", name)})
+			Fix: fmt.Sprintf("ip link set %s up", name), Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
 	}
 	if len(e.findings) > 0 {
 		return
@@ -43,7 +43,7 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 			}
 			good = false
 			f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip), What: "there is no route to it" + p.of,
-				Why: p.why, Mend: p.mend}
+				Why: p.why, Fix: p.fix, Remarks: []string{"remove the route or rule that leads elsewhere"}}
 			if ok {
 				f.What = fmt.Sprintf("%s go to %s, not to %s", p.packets, hop.Link, p.device)
 				if hop.Gateway.IsValid() {
@@ -66,25 +66,24 @@ type vipPath struct {
 	packets string
 	of      string // " for …", where it is not all packets
 	why     string // it matters
-	mend    string
+	fix     string
 }
 
 // paths are the ways on which packets come to vip: from the network, as far as the kernel can be asked, and from this
 // host.
 func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device) (all []vipPath) {
-	mend := fmt.Sprintf("ip route get %s; ip rule  # take away what leads elsewhere", vip)
 	if from, link, ok := visitor(vip.Is6(), devices); ok {
 		all = append(all, vipPath{
 			lookup: func() (routing.Hop, bool, error) { return routing.LookupForwarded(vip, from, link) },
 			device: tun, packets: "its packets", why: "its packets never get to the director",
-			mend: fmt.Sprintf("ip route get %s from %s iif %s; ip rule  # take away what leads elsewhere", vip, from, link),
+			fix: fmt.Sprintf("ip route get %s from %s iif %s; ip rule", vip, from, link),
 		})
 	}
 	if routing.HasRules(vip.Is6()) {
 		all = append(all, vipPath{
 			lookup: func() (routing.Hop, bool, error) { return routing.Lookup(vip, netip.Addr{}) },
 			device: local, packets: "this host's own packets", of: " for this host's own packets",
-			why: "health checks fail, or share the clients' queues", mend: mend,
+			why: "health checks fail, or share the clients' queues", fix: fmt.Sprintf("ip route get %s; ip rule", vip),
 		})
 	}
 	return all

@@ -242,7 +242,7 @@ func (e *exam) health(st *control.DirectorStatus) {
 			}
 			if r.ComingUp() {
 				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is not up yet" + reason,
-					Why: "it gets no connections before", Mend: "director status  # in a moment"})
+					Why: "it gets no connections before", Fix: "director status"})
 				continue
 			}
 			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is down" + reason, Why: "it gets no connections",

@@ -205,10 +205,10 @@ func TestSecondInstance(t *testing.T) {
 		}
 		got := run(t, c.first.host, exec.Command(programPath(c.first.name), "run", "-c", path))
 		// It says where, by which key that can be changed, and who is there.
-		want := fmt.Sprintf("%s: control %s: ", c.first.name, c.first.socket)
-		if got.code != 1 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.HasPrefix(got.stderr, want) ||
-			!strings.Contains(got.stderr, fmt.Sprint("process ", c.first.Pid())) {
-			t.Errorf("exit status %d, want 1 and one line that begins with %q and has the process %d:\n%s%s", got.code, want, c.first.Pid(), got.stdout, got.stderr)
+		role := map[string]string{"director": "a director", "realserver": "an agent"}[c.first.name]
+		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s)", c.first.name, role, c.first.Pid(), c.first.socket)
+		if got.code != 1 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.HasPrefix(got.stderr, want) {
+			t.Errorf("exit status %d, want 1 and one line that begins with %q:\n%s%s", got.code, want, got.stdout, got.stderr)
 		}
 		s.mustParrot(80, "web1") // both answer status requests, and work
 		s.director.balance()

@@ -80,7 +80,7 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	s.director.configure(s.written(s.checkedTOML("", `type = "http"`)))
 	for _, f := range s.director.examineBy(limited("doctor", "--json")).Findings {
 		if f.Check == "descriptors" {
-			tells("doctor", f.What+f.Mend)
+			tells("doctor", f.What+strings.Join(f.Remarks, " "))
 			return
 		}
 	}

@@ -94,7 +94,7 @@ func TestDoctorOfWhatWasRefused(t *testing.T) {
 	more()
 	third()
 	s.agents[0].mustName(symptom{"drops", []string{"error", "not_director", "10.0.2.2 is not in directors",
-		`add "10.0.2.2" to directors in ` + s.agents[0].config, "have been refused since the start"}})
+		`add "10.0.2.2" to directors in ` + s.agents[0].config, "refused since the start"}})
 	s.agents[1].mustName(symptom{"drops", []string{"error", "inner_destination", "VIP 198.51.100.80 is not in vips",
 		`add "198.51.100.80" to vips in ` + s.agents[1].config}})
 	s.agents[2].mustFindNothing("without packets")

@@ -420,7 +420,7 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	eventually(t, "the agent refuses a stranger", soon, func() bool { return agent.intake().Drops["not_director"] > 0 })
 	agent.mustName(symptom{"drops", []string{"not_director", s.Webs[1].Addr.String(), "add"}})
 	strangers()
-	agent.mustName(symptom{"drops", []string{"not_director", "have been refused since the start"}})
+	agent.mustName(symptom{"drops", []string{"not_director", "refused since the start"}})
 
 	// While it does not run: the port of gue is another's, and a VIP is on eth0.
 	agent.stop()

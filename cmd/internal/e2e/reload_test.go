@@ -125,7 +125,7 @@ realserver = [ { address = "10.0.11.2" } ]
 		return all[0].Expires
 	}
 	changes := s.reloadWritten("connections.timeouts.tcp = \"2m\"\n" + services)
-	if !slices.Equal(changes, []string{"connections.timeouts.tcp 15m0s -> 2m0s"}) {
+	if !slices.Equal(changes, []string{"connections: timeouts: tcp 15m0s -> 2m0s"}) {
 		t.Errorf("the reload prints %q", changes)
 	}
 	if e := expires(); e <= 120 {
@@ -137,7 +137,7 @@ realserver = [ { address = "10.0.11.2" } ]
 
 	// A director that knows nothing of the connection drops its packets, until it may take it over.
 	s.director.stop()
-	s.director.configure(s.written(services))
+	s.director.configure(s.written("director.no_connection = \"drop\"\n" + services))
 	s.director.start()
 	if err := conn.SetDeadline(time.Now().Add(6 * soon)); err != nil {
 		t.Fatal(err)

@@ -158,7 +158,7 @@ func TestBadReload(t *testing.T) {
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
 	s.parrot(s.Webs[0], 80)
 	for _, c := range []struct{ config, says string }{
-		{"nonsense", "line 1"},
+		{"nonsense", ".toml:1:"},
 		{s.directorTOML(s.director.socket, "colour = 1", service{"tcp", "81", "wrr", []int{1}}), "colour"},
 		{s.directorTOML(s.director.socket, "queues = 7", service{"tcp", "81", "wrr", []int{1}}), "restart"},
 	} {

@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/metrics"
+	"vstun/routing"
 )
 
 // reload reads the configuration file again, puts it in force, and returns the changes. On an error
@@ -92,8 +93,15 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	is := &setup{cfg, v4, v6}
 	both := *cfg
 	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
-	if err := a.network.Set(network(&both, v4, v6)); err != nil {
-		return errors.Join(err, a.network.Set(network(was.cfg, was.mss4, was.mss6)))
+	before, after := network(was.cfg, was.mss4, was.mss6), network(&both, v4, v6)
+	steps := []routing.State{after}
+	if cfg.Table != was.cfg.Table { // the second table of one configuration can be the first of the other
+		steps = []routing.State{unbound(before), unbound(after), after}
+	}
+	for _, s := range steps {
+		if err := a.network.Set(s); err != nil {
+			return errors.Join(err, a.network.Set(before))
+		}
 	}
 	a.enforce(is)
 	if err := opened.Use(); err != nil {
@@ -107,6 +115,15 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	}
 	a.keepQuiet()
 	return nil
+}
+
+// unbound is s without the second table of replies.
+func unbound(s routing.State) routing.State {
+	if s.Replies != nil {
+		replies := *s.Replies
+		replies.Bound, s.Replies, s.Routes = "", &replies, nil
+	}
+	return s
 }
 
 // without returns the elements of all that some lacks.
