@@ -72,19 +72,11 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.sameProgram(cfg); err != nil {
 		return err
 	}
-	if cfg.Metrics != d.cfg.Metrics {
-		l, err := d.http.Bind(cfg.Metrics)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if err == nil {
-				d.http.Use(l, cfg.Metrics)
-			} else if l != nil {
-				l.Close()
-			}
-		}()
+	endMove, err := d.http.Move(cfg.Metrics)
+	if err != nil {
+		return err
 	}
+	defer func() { endMove(err) }()
 	was := unique(append(vips(d.cfg), d.leftVIPs...))
 	want := vips(cfg)
 	defer func() {

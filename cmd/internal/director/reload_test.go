@@ -1,7 +1,10 @@
 package director
 
 import (
+	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +16,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/metrics"
 	"vstun/routing"
 )
 
@@ -76,11 +80,18 @@ func TestSameProgram(t *testing.T) {
 	}
 }
 
-// TestReloadAtTheEnd: a reload that meets the director's end is given up, which is no error in the log.
+// TestReloadAtTheEnd: a reload that meets the director's end is given up, which is no error in the log. It keeps no address of
+// metrics that came with it.
 func TestReloadAtTheEnd(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "x.toml")
-	text := "[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\n" +
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	text := fmt.Sprintf("[director]\nmetrics = %q\n", free.Addr()) +
+		"[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\n" +
 		"[[service.realserver]]\naddress = \"198.51.100.90\"\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -89,9 +100,11 @@ func TestReloadAtTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	former := *cfg
+	former.Metrics = netip.AddrPort{}
 	var lines strings.Builder
 	table := conntab.New(conntab.Config{Max: 1024})
-	d := &director{file: file, log: slog.New(slog.NewTextHandler(&lines, nil)), cfg: cfg, start: time.Now(), table: table,
+	d := &director{file: file, log: slog.New(slog.NewTextHandler(&lines, nil)), cfg: &former, start: time.Now(), table: table, http: metrics.NewServer(),
 		bal: balancer.New(table, 1), monitor: health.New(nil)}
 	if d.network, err = routing.Open(filepath.Join(dir, "journal"), nil); err != nil {
 		t.Fatal(err)
@@ -101,6 +114,11 @@ func TestReloadAtTheEnd(t *testing.T) {
 	}
 	if _, err := d.reload(); err == nil || !strings.Contains(err.Error(), "the director is ending") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("the reload: %v", err)
+	}
+	if l, err := net.Listen("tcp", free.Addr().String()); err != nil {
+		t.Errorf("after the reload the address of metrics is taken: %v", err)
+	} else {
+		l.Close()
 	}
 	d.leftVIPs = vips(cfg) // whose routes would be let go
 	d.refresh()

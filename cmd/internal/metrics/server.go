@@ -85,6 +85,29 @@ func (s *Server) Use(l net.Listener, at netip.AddrPort) {
 	s.next <- l
 }
 
+// Move binds another address. The caller then calls end once: with nil it goes over to that address, with an error it gives
+// the address up. Where at is the address in use, end does nothing.
+func (s *Server) Move(at netip.AddrPort) (end func(error), err error) {
+	s.mu.Lock()
+	same := at == s.at
+	s.mu.Unlock()
+	if same {
+		return func(error) {}, nil
+	}
+	l, err := s.Bind(at)
+	if err != nil {
+		return nil, err
+	}
+	return func(err error) {
+		switch {
+		case err == nil:
+			s.Use(l, at)
+		case l != nil:
+			l.Close()
+		}
+	}, nil
+}
+
 // Name is an address as people read it.
 func Name(at netip.AddrPort) string {
 	if !at.IsValid() {

@@ -67,19 +67,11 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	if err := checkMachine(cfg, was.cfg.VIPs); err != nil {
 		return err
 	}
-	if cfg.Metrics != was.cfg.Metrics {
-		l, err2 := a.http.Bind(cfg.Metrics)
-		if err2 != nil {
-			return err2
-		}
-		defer func() {
-			if err == nil {
-				a.http.Use(l, cfg.Metrics)
-			} else if l != nil {
-				l.Close()
-			}
-		}()
+	endMove, err := a.http.Move(cfg.Metrics)
+	if err != nil {
+		return err
 	}
+	defer func() { endMove(err) }()
 	opened, err := a.receivers.Open(sockets(cfg)...)
 	if errors.Is(err, unix.EACCES) { // CAP_NET_BIND_SERVICE has been given up
 		return fmt.Errorf("%s: encap_port: a running agent can't open %d, below 1024: restart the agent, "+
