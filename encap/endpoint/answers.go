@@ -66,6 +66,7 @@ type AnswerWorker struct {
 type path struct {
 	src, dst netip.Addr
 	mtu      int
+	told     bool // a sender has been told in this batch
 }
 
 const (
@@ -248,14 +249,13 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error
 		return packet.DropSendError, nil
 	}
 	src, dst, _ := ends(s.Head)
-	known := w.large.src == src && w.large.dst == dst
-	if !known {
+	if w.large.src != src || w.large.dst != dst {
 		mtu, err := w.sink.PathMTU(src, dst)
 		if err != nil {
 			w.lastErr.Store(int32(unix.EMSGSIZE))
 			return packet.DropSendError, nil
 		}
-		w.large = path{src, dst, max(mtu, smallestMTU(dst))}
+		w.large = path{src: src, dst: dst, mtu: max(mtu, smallestMTU(dst))}
 	}
 	mtu := w.large.mtu
 	if s.Len() <= mtu { // a route with an MTU above its device's
@@ -266,9 +266,10 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error
 	if dst.Is4() && !packet.IPv4(b).DF() {
 		return w.fragment(b, mtu)
 	}
-	if known { // its sender has been told in this batch
+	if w.large.told {
 		return packet.DropTooBig, nil
 	}
+	w.large.told = true
 	return packet.DropTooBig, w.tell(b, mtu)
 }
 

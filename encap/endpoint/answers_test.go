@@ -242,6 +242,13 @@ func TestAnswersTooBig(t *testing.T) {
 		t.Errorf("%+v, %v", q, d)
 	}
 
+	// A datagram that is sent in fragments keeps the MTU from no other sender.
+	w, _, tun = answerWorker(1300)
+	tally = moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 1400, false)), *buf(answerOf(vip, client, packet.ProtoTCP, 1400, true)))
+	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 1 || len(tun.out) != 1 {
+		t.Errorf("behind fragments: dropped %d as %v, %d ICMP errors", n, d, len(tun.out))
+	}
+
 	w, out, tun = answerWorker(600)
 	whole := answerOf(vip, client, packet.ProtoUDP, 1400, false)
 	tally = moved(t, w, *buf(whole))

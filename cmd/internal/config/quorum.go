@@ -41,10 +41,10 @@ func checkQuorum(t *table, s *Service) {
 	}
 }
 
-// warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight nor a sorry
-// server.
+// warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight, or with one
+// that a file may raise, nor a sorry server.
 func warnUnserved(t *table, s *Service) {
-	weighs := func(r RealserverRef) bool { return r.Weight > 0 }
+	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Type == "file" }
 	switch {
 	case s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, weighs):
 	case len(s.Realservers) == 0:

@@ -47,6 +47,7 @@ func TestWarnings(t *testing.T) {
 		{"weight 0", without + "[[service.realserver]]\naddress = \"10.0.11.2\"\nweight = 0\n[[service.realserver]]\naddress = \"10.0.12.2\"\nweight = 0",
 			[]string{`x.toml:7: service "web": realserver: all have weight 0: the service refuses new clients: give one a weight, or name a sorry_server`}},
 		{"weight 0 of one", without + "realserver = [{ address = \"10.0.11.2\" }, { address = \"10.0.12.2\", weight = 0 }]", nil},
+		{"weight 0 that a file may raise", without + `check = { type = "file", path = "/run/web.weight" }` + "\nrealserver = [{ address = \"10.0.11.2\", weight = 0 }]", nil},
 		{"a sorry server alone", without + `sorry_server = "10.0.99.2"`, nil},
 		{"program that is not there", served + `check = { type = "exec", command = ["/nowhere/check", "x"] }`, []string{
 			`x.toml:7: service "web": check: command: "/nowhere/check" is not there: install it, or name another program`}},

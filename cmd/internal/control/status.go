@@ -151,7 +151,7 @@ type Realserver struct {
 
 // Check is the last check of a realserver, and what its checks have come to.
 type Check struct {
-	Type     string  `json:"type"`             // tcp, http, https, dns, udp, ping, smtp or exec
+	Type     string  `json:"type"`             // tcp, http, https, dns, udp, ping, smtp, exec or file
 	Via      string  `json:"via"`              // "tunnel" or "direct"
 	Reason   string  `json:"reason"`           // why the last one went as it did, in one line
 	Streak   int     `json:"streak"`           // results in a row that contradict the realserver's health, up to the last one

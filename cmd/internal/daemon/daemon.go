@@ -52,7 +52,6 @@ func Main(root *cobra.Command) int {
 	if err == nil {
 		return 0
 	}
-	err = requiredError(err)
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", root.Name(), strings.TrimRight(line, "\n"))
 	}

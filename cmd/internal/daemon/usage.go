@@ -3,7 +3,6 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -142,17 +141,6 @@ func argsError(c *cobra.Command, args []string, err error) error {
 	case strings.HasPrefix(text, "accepts "), strings.HasPrefix(text, "requires "):
 		_, want, _ := strings.Cut(c.Use, " ")
 		return fmt.Errorf("%s, where %s is wanted", words.Count(len(args), "argument"), want)
-	}
-	return err
-}
-
-// reRequired is the library's message about flags that must be there.
-var reRequired = regexp.MustCompile(`^required flag\(s\) "([^"]*)".* not set$`)
-
-// requiredError rewords the error about a flag that must be there.
-func requiredError(err error) error {
-	if m := reRequired.FindStringSubmatch(err.Error()); m != nil {
-		return UsageError{fmt.Errorf("--%s is missing", m[1])}
 	}
 	return err
 }

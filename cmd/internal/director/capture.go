@@ -18,6 +18,9 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 	if err != nil {
 		return nil, err
 	}
+	if err := d.checkNames(&control.Filter{VIP: want.VIP, Realserver: want.Realserver}); err != nil {
+		return nil, err
+	}
 	tap := forward.NewTap(forward.TapFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP, Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
 	if !d.shared.Watch(tap) {
 		return nil, errors.New("another capture is running: wait for its end")

@@ -41,9 +41,9 @@ func (d *director) healthy() map[seat]health.State {
 // maxWeight is the largest weight that a realserver can be configured with.
 const maxWeight = 65535
 
-// weighted is the weight of a realserver with the offset that its check gives.
-func weighted(r *config.RealserverRef, st health.State) int {
-	return min(max(r.Weight+st.Offset, 0), maxWeight)
+// weighted is a realserver's weight with the offset that its check gives.
+func weighted(weight int, st health.State) int {
+	return min(max(weight+st.Offset, 0), maxWeight)
 }
 
 // judge takes from the service b, made from s, what its checks say is down, and returns what that makes of it; was is what it was before, nil for a service that
@@ -55,7 +55,7 @@ func judge(b *balancer.Service, s *config.Service, states map[seat]health.State,
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
 		st, checked := states[seat{s.Name, r.Address}]
-		weight := weighted(r, st)
+		weight := weighted(r.Weight, st)
 		b.Realservers[i].Weight = weight
 		if up := !checked || st.Up; up {
 			v.weightUp += weight
@@ -210,7 +210,7 @@ func (d *director) healthStatus(svc *control.Service, s *config.Service, b *bala
 			continue // the sorry server
 		}
 		st := states[seat{s.Name, a}]
-		if r.Weight = weighted(c, st); r.Weight != c.Weight { // the balancer's is what failures have left of it
+		if r.Weight = weighted(c.Weight, st); r.Weight != c.Weight { // the balancer's is what failures have left of it
 			r.Configured = &c.Weight
 		}
 		if c.Check == nil {

@@ -92,13 +92,16 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	}
 	set, leftBefore := d.weights().still(cfg), d.leftVIPs
 	d.leftVIPs = slices.DeleteFunc(slices.Clone(was), func(vip netip.Addr) bool { return slices.Contains(want, vip) })
+	former := d.override.Swap(&set) // before services: a weight that is set has no offset
 	if err := d.bal.Apply(d.services(effective(cfg, set))); err != nil {
+		d.override.Store(former)
 		d.leftVIPs = leftBefore
-		return errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
+		err = errors.Join(err, d.monitor.Set(subjects(d.cfg, d.wayOf)))
+		d.monitor.Begin() // what the first Set has taken away
+		return err
 	}
 	d.monitor.Begin() // not before the balancer and probes know the paths to new realservers
 	d.cfg = cfg
-	d.override.Store(&set)
 	d.level.Set(cfg.Log)
 	d.notifier.Set(health.Notify(cfg.Notify))
 	d.releaseVIPs()

@@ -103,30 +103,33 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	was, configured := d.weights(), realservers(d.cfg)
+	was, before, configured := d.weights(), d.healthy(), realservers(d.cfg)
 	next := was.still(d.cfg)
-	var changed []control.Change
 	for _, s := range seats {
-		is := configured[s].Weight
-		before, after := was.of(s, is), weight
-		if weight < 0 {
-			after = is
-		}
-		if delete(next, s); after != is {
-			next[s] = override{after, is}
-		}
-		if after != before {
-			c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: before, New: after, Text: fmt.Sprintf("%v: weight %d -> %d", s, before, after)}
-			if after != is {
-				c.Configured, c.Text = &is, c.Text+", configured "+strconv.Itoa(is)
-			}
-			changed = append(changed, c)
+		is := configured[s]
+		if delete(next, s); weight >= 0 && (weight != is.Weight || is.Check != nil && is.Check.Type == "file") {
+			next[s] = override{weight, is.Weight}
 		}
 	}
-	if err := d.bal.Apply(d.services(effective(d.cfg, next))); err != nil {
+	former := d.override.Swap(&next) // before services: a weight that is set has no offset
+	if err := d.bal.Apply(d.services(d.inForce())); err != nil {
+		d.override.Store(former)
 		return nil, err
 	}
-	d.override.Store(&next)
+	var changed []control.Change
+	after := d.healthy()
+	for _, s := range seats {
+		is := configured[s].Weight
+		old, now := weighted(was.of(s, is), before[s]), weighted(next.of(s, is), after[s])
+		if now == old {
+			continue
+		}
+		c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: old, New: now, Text: fmt.Sprintf("%v: weight %d -> %d", s, old, now)}
+		if now != is {
+			c.Configured, c.Text = &is, c.Text+", configured "+strconv.Itoa(is)
+		}
+		changed = append(changed, c)
+	}
 	for _, c := range changed {
 		d.log.Info("set: " + c.Text)
 	}

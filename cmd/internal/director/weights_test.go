@@ -1,15 +1,20 @@
 package director
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 )
@@ -135,5 +140,58 @@ func TestUnknownNames(t *testing.T) {
 	}
 	if got := some(many); len(got) > 1000 || !strings.HasSuffix(got, " and 30 more") {
 		t.Errorf("of very many: %s", got)
+	}
+}
+
+// TestWeightOfOperatorWithoutOffset: the offset that a file gives is not added to a weight that an operator has set,
+// from the moment on that it is set, and also where that is the configured one.
+func TestWeightOfOperatorWithoutOffset(t *testing.T) {
+	d := operated(t)
+	file := filepath.Join(t.TempDir(), "weight")
+	if err := os.WriteFile(file, []byte("3"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	web := &d.cfg.Services[0]
+	web.Check = &config.Check{Type: "file", Direct: true, File: file, Factor: 1, Interval: time.Hour, Timeout: time.Second, Rise: 1, Fall: 1, Up: true}
+	for i := range web.Realservers {
+		web.Realservers[i].Check = web.Check
+	}
+	web.Realservers[1].Weight = 0
+	d.monitor = health.New(func([]health.Change) {})
+	if err := d.monitor.Set(subjects(d.cfg, d.wayOf)); err != nil {
+		t.Fatal(err)
+	}
+	d.monitor.Begin()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.monitor.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	weighs := func(st health.State) bool { return st.Service != "web" || st.Offset == 3 }
+	for deadline := time.Now().Add(time.Minute); slices.ContainsFunc(d.monitor.States(), func(st health.State) bool { return !weighs(st) }); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", d.monitor.States())
+		}
+	}
+	if err := d.bal.Apply(d.services(d.inForce())); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		query, says string
+		want        []int
+	}{
+		{"service=web&realserver=10.0.11.1&weight=0", `service "web": realserver 10.0.11.1: weight 4 -> 0, configured 1`, []int{0, 3}},
+		{"service=web&realserver=10.0.11.2&weight=0", `service "web": realserver 10.0.11.2: weight 3 -> 0`, []int{0, 0}},
+		{"service=web&realserver=10.0.11.1", `service "web": realserver 10.0.11.1: weight 0 -> 4, configured 1`, []int{4, 0}},
+		{"service=web&realserver=10.0.11.2", `service "web": realserver 10.0.11.2: weight 0 -> 3, configured 0`, []int{4, 3}},
+	} {
+		if got := d.mustSet(t, c.query); !slices.Equal(got, []string{c.says}) {
+			t.Errorf("%s: it says %q, want %q", c.query, got, c.says)
+		}
+		if got := d.weightsOf("web"); !slices.Equal(got, c.want) {
+			t.Errorf("%s: weights %v, want %v", c.query, got, c.want)
+		}
 	}
 }

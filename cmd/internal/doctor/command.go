@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -27,9 +26,7 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(c.OutOrStdout())
-				enc.SetIndent("", "  ")
-				err = enc.Encode(r)
+				err = control.PrintJSON(c.OutOrStdout(), r)
 			} else {
 				err = r.print(c.OutOrStdout(), control.Width(c.OutOrStdout()), verbose)
 			}

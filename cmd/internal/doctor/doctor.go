@@ -33,7 +33,7 @@ type Finding struct {
 	On      string   `json:"on,omitempty"`      // the host that Fix is for, where it is not this one
 	Fix     string   `json:"fix"`               // shell commands; "" where none is known
 	Remarks []string `json:"remarks,omitempty"` // what to do beside Fix, or in its place
-	Mend    string   `json:"mend"`              // Fix under the name that it had until 0.1
+	Mend    string   `json:"mend"`              // Fix under its former name, until version 0.2
 }
 
 // Note is what was examined and is fine, or could not be examined.

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"vstun/cmd/internal/control"
-
 	"vstun/cmd/internal/words"
 )
 

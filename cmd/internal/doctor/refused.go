@@ -51,11 +51,7 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 func amount(c control.Counted) string { return amountOf(c.Packets, uint64(c.Last)) }
 
 func amountOf(packets, seconds uint64) string {
-	noun := "packets"
-	if packets == 1 {
-		noun = "packet"
-	}
-	return fmt.Sprintf("%d %s, the last %v ago", packets, noun, time.Duration(seconds)*time.Second)
+	return fmt.Sprintf("%s, the last %v ago", words.Count(packets, "packet"), time.Duration(seconds)*time.Second)
 }
 
 // aboutStrangers names the hosts whose tunnel packets were refused.

@@ -164,6 +164,10 @@ func TestCapture(t *testing.T) {
 		if got := s.ask("capture", "-w", filepath.Join(t.TempDir(), "second"), "--seconds", "1"); got.code != 1 || !strings.Contains(got.stderr, "another capture is running") {
 			t.Errorf("a second capture: exit status %d: %s", got.code, got.stderr)
 		}
+		const unknown = "director: there is no VIP 198.51.100.88: did you mean 198.51.100.80?\n"
+		if got := s.ask("capture", "-w", "-", "--vip", "198.51.100.88"); got.code != 1 || got.stderr != unknown {
+			t.Errorf("of a VIP that is not there: exit status %d: %s, want %s", got.code, got.stderr, unknown)
+		}
 		const size = 1_000_000 // before and after the tunnel, less than what a director keeps for whom is slow
 		s.mustTakeUpload(t, to, s.VIP, to.protocols[0], size)
 		said := s.endCapture(capture)

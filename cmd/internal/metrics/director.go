@@ -38,6 +38,7 @@ var directorSeries = []series[control.DirectorStatus]{
 	counter(nil, "vstun_director_resets_total", "TCP resets sent to clients, for packets of unknown connections.", func(st *control.DirectorStatus) float64 { return float64(st.Resets) }),
 	counter(nil, "vstun_director_overrun_packets_total", "Packets that the kernel dropped because the director was too slow.", func(st *control.DirectorStatus) float64 { return float64(st.Overruns) }),
 	gauge(nil, "vstun_director_waiting_fragments", "Fragments that wait for the rest of their packets.", func(st *control.DirectorStatus) float64 { return float64(st.Waiting) }),
+	gauge(nil, "vstun_director_waiting_checks", "Health checks that are due and wait for descriptors.", func(st *control.DirectorStatus) float64 { return float64(st.Checks.Waiting) }),
 	gauge(nil, "vstun_director_queues", "Workers, and queues of the TUN device.", func(st *control.DirectorStatus) float64 { return float64(st.Queues) }),
 	gauge(nil, "vstun_director_table_entries", "Entries of the connection table.", func(st *control.DirectorStatus) float64 { return float64(st.Connections.Count) }),
 	gauge(nil, "vstun_director_table_max_entries", "Bound of the connection table (connections.max).", func(st *control.DirectorStatus) float64 { return float64(st.Connections.Max) }),

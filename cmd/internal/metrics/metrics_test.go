@@ -83,7 +83,7 @@ func must(t *testing.T, all, want map[string]float64) {
 // fullDirector is a status with something everywhere.
 func fullDirector() control.DirectorStatus {
 	return control.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
-		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17,
+		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17, Checks: control.Checks{Waiting: 18},
 		Connections:   control.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
 		Leaving:       control.Leaving{Realservers: 15, Connections: 16},
 		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
@@ -135,6 +135,7 @@ func TestDirector(t *testing.T) {
 		"vstun_director_dropped_packets_total{reason=table_full}":                               0,
 		"vstun_director_dropped_packets_total{reason=later}":                                    9,
 		"vstun_director_waiting_fragments":                                                      6,
+		"vstun_director_waiting_checks":                                                         18,
 		"vstun_director_overrun_packets_total":                                                  7,
 		"vstun_director_resets_total":                                                           17,
 		"vstun_director_queues":                                                                 2,

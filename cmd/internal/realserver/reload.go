@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -12,7 +13,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
-	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/daemon"
 	"vstun/routing"
 )
 
@@ -25,6 +26,10 @@ func (a *agent) reload() ([]control.Change, error) {
 	cfg, err := load(a.file)
 	if err == nil {
 		err = a.apply(cfg)
+	}
+	if errors.Is(err, routing.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		a.log.Info("reload given up: the agent is ending")
+		return nil, errors.New("nothing changed: the agent is ending")
 	}
 	if err != nil {
 		a.log.Error("reload: nothing changed", "file", a.file, "error", err)
@@ -40,6 +45,7 @@ func (a *agent) reload() ([]control.Change, error) {
 		}
 		a.log.Info("reload: " + c.Text)
 	}
+	daemon.LogWarnings(a.log, cfg.Warnings)
 	a.log.Info("reloaded", "file", a.file, "vips", len(cfg.VIPs), "changes", len(all))
 	return all, nil
 }
@@ -101,7 +107,8 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	}
 	a.level.Set(cfg.Log)
 	if len(both.VIPs) > len(cfg.VIPs) {
-		if err := a.network.Set(network(cfg, v4, v6)); err != nil { // it is tried again
+		err := a.network.Set(network(cfg, v4, v6))
+		if err != nil && !errors.Is(err, routing.ErrClosed) { // it is tried again
 			a.log.Error("VIPs that are not configured any more are left", "error", err)
 		}
 	}
@@ -127,17 +134,20 @@ func without[T comparable](all, some []T) []T {
 func changes(was, is *config.Realserver) (all []control.Change) {
 	compare := func(key string, was, is any) {
 		if was != is {
-			all = append(all, control.Change{Key: key, Old: was, New: is, Text: fmt.Sprintf("%s %v -> %v", key, was, is)})
+			all = append(all, control.Change{Key: key, Old: was, New: is, Text: fmt.Sprintf("%s %s -> %s", key, shown(was), shown(is))})
 		}
 	}
 	compareLists(&all, "vips", "vip", addrNames(was.VIPs), addrNames(is.VIPs))
 	compareLists(&all, "directors", "director", directorNames(was), directorNames(is))
-	compare("encap", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))
+	if !slices.Equal(was.Encaps, is.Encaps) {
+		all = append(all, control.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,
+			Text: fmt.Sprintf("encap %s -> %s", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))})
+	}
 	compare("encap_port", was.EncapPort, is.EncapPort)
-	compare("encap_key", keyName(was), keyName(is))
-	compare("mss", mssName(was), mssName(is))
+	compare("encap_key", keyValue(was), keyValue(is))
+	compare("mss", mssValue(was), mssValue(is))
 	compare("table", was.Table, is.Table)
-	compare("metrics", metrics.Name(was.Metrics), metrics.Name(is.Metrics))
+	compare("metrics", metricsValue(was), metricsValue(is))
 	compare("log", strings.ToLower(was.Log.String()), strings.ToLower(is.Log.String()))
 	return all
 }
@@ -173,19 +183,34 @@ func directorName(d netip.Prefix) string {
 	return d.String()
 }
 
-func keyName(cfg *config.Realserver) string {
-	if !cfg.HasKey {
+// shown is a value as a line has it; nil is a key that is not there.
+func shown(v any) string {
+	if v == nil {
 		return "none"
 	}
-	return fmt.Sprint(cfg.Key)
+	return fmt.Sprint(v)
 }
 
-func mssName(cfg *config.Realserver) string {
+func keyValue(cfg *config.Realserver) any {
+	if !cfg.HasKey {
+		return nil
+	}
+	return cfg.Key
+}
+
+func mssValue(cfg *config.Realserver) any {
 	switch cfg.MSS {
 	case 0:
 		return "auto"
 	case config.MSSOff:
 		return "off"
 	}
-	return fmt.Sprint(cfg.MSS)
+	return cfg.MSS
+}
+
+func metricsValue(cfg *config.Realserver) any {
+	if !cfg.Metrics.IsValid() {
+		return nil
+	}
+	return cfg.Metrics.String()
 }
