@@ -19,10 +19,10 @@ type Config struct {
 	// LeftVIPs are former VIPs whose packets still arrive, in ascending order: see Snapshot.WasVIP.
 	LeftVIPs []netip.Addr
 	Options  Options
-	Table    *conntab.Config // of the connection table, but for Max; nil: as it is
+	Table    *conntab.Config // of the connection table, except Max; nil: unchanged
 }
 
-// Options are what holds for all services.
+// Options are the settings of all services.
 type Options struct {
 	// A persistent client of a realserver with weight 0 goes elsewhere with its next connection (IPVS's sysctl).
 	ExpireQuiescentTemplate bool

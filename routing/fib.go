@@ -15,9 +15,9 @@ type table struct{ family, id int }
 
 func (r routeRecord) in() table { return table{family(r.Dst.Addr()), r.Table} }
 
-// fib lists and changes routes, as the kernel's messages have them. It lists no more than is asked for: there may be a
+// fib lists and changes routes, as the kernel's messages have them. It lists only the routes asked for: there may be a
 // million. The kernel heeds table and protocol in a listing only on a socket that checks strictly
-// (NETLINK_GET_STRICT_CHK; Linux 4.20), and other listings of netlink don't stand that, so this is a socket of its own.
+// (NETLINK_GET_STRICT_CHK; Linux 4.20), and other listings of netlink fail on such a socket, so this is a socket of its own.
 // Older kernels send everything.
 type fib struct{ sockets map[int]*nl.SocketHandle }
 
@@ -97,7 +97,7 @@ func (f *fib) replace(r route) error {
 	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r)
 }
 
-// remove deletes the first route that has what r says.
+// remove deletes the first route that matches r.
 func (f *fib) remove(r route) error { return f.change(unix.RTM_DELROUTE, 0, r) }
 
 func (f *fib) change(kind, flags int, r route) error {

@@ -79,8 +79,8 @@ func (r routeRecord) compare(o routeRecord) int {
 		cmp.Compare(r.TOS, o.TOS))
 }
 
-// ruleRecord is a rule that we added: from this address, or the unspecified one for any of its family, look up this table; with
-// Local for what this host itself sends; with Link only for sockets that ask for that output device.
+// ruleRecord is a rule that we added: from this address, or the unspecified one for any of its family, look up this
+// table. With Local it is for this host's own packets; with Link only for sockets that ask for that output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
 	From     netip.Addr `json:"from"`

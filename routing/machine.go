@@ -15,7 +15,7 @@ import (
 
 // step is one change that is to be made.
 type step struct {
-	what     string // as one would type it
+	what     string // as a command line
 	name     string // of what changes, for the log, with its value before and after
 	old, new string
 	recorded bool // the journal has what undoes it

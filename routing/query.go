@@ -19,7 +19,7 @@ func HasIPv6() bool {
 func HasRules(ipv6 bool) bool {
 	h, err := newHandle()
 	if err != nil {
-		return true // it is for others to say what is wrong
+		return true // a later request reports the error
 	}
 	defer h.Close()
 	fam := unix.AF_INET

@@ -72,7 +72,7 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	var list []route
 	for _, have := range snap.copied {
 		if have.Protocol == Protocol || !families[int(have.Family)] || have.expires < 0 {
-			continue // made here, for what comes in; or of no use
+			continue // made by this package, for incoming packets; or of no use
 		}
 		if c, ok := r.copyOf(have, usable); ok {
 			list = append(list, c)
@@ -131,7 +131,7 @@ func (r route) preference() int {
 	return 0
 }
 
-// copyOf returns a route of the main table as r's table has it, or false if it has no place there.
+// copyOf returns a route of the main table as r's table has it, or false if it does not belong there.
 func (r *Replies) copyOf(have route, usable map[int]netlink.Link) (route, bool) {
 	c := have.clone()
 	c.Protocol = Protocol

@@ -178,7 +178,7 @@ var metricNames = map[uint16]string{
 	unix.RTAX_QUICKACK: "quickack", unix.RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie",
 }
 
-// describeWay says how the route leads on, and its metrics with the numbers of rtnetlink(7).
+// describeWay describes the route's next hops, and its metrics with the numbers of rtnetlink(7).
 func (s snapshot) describeWay(r route) string {
 	var b strings.Builder
 	switch {
@@ -209,7 +209,7 @@ func (s snapshot) describeWay(r route) string {
 	return b.String()
 }
 
-// describeHop says by which device and gateway a next hop leads.
+// describeHop describes a next hop by its device and gateway.
 func (s snapshot) describeHop(device int, attrs attributes) string {
 	by := "by " + s.links.name(device)
 	if gw, ok := netip.AddrFromSlice(attrs[unix.RTA_GATEWAY]); ok {

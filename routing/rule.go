@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loopback is the device by which packets come in that this host itself sends, as the kernel's rules see it.
+// loopback is the input device of this host's own packets in the kernel's rules.
 const loopback = "lo"
 
 func (r Rule) record() ruleRecord {

@@ -124,9 +124,10 @@ type Replies struct {
 	AdvMSS   int // bytes, at most, for IPv4; a route or device whose MTU needs less gets less. 0 leaves every route as it is
 	AdvMSS6  int // the same for IPv6
 
-	// Bound is a device of State.Links, "" for none. Packets whose socket asks for it as their output device (SO_BINDTODEVICE, the
-	// interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, where Table has no route for them. So do those
-	// without source yet: with none the kernel looks up which route's path MTU an error tells. State.Routes fill that table.
+	// Bound is a device of State.Links, "" for none. Packets whose socket asks for it as their output device
+	// (SO_BINDTODEVICE, the interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, if Table has no
+	// route for them. So do those without source yet: without one the kernel looks up the route whose path MTU an error
+	// changes. State.Routes fill that table.
 	Bound string
 }
 

@@ -5,7 +5,7 @@ type rules struct {
 	Config
 	times   timeouts
 	tcpNext *tcpTable
-	judge   bool // destinations that are gone or quiescent make a difference
+	judge   bool // removed or quiescent destinations have an effect on their connections
 }
 
 // newRules makes the rules of cfg for a table of at most maximum connections.
@@ -31,7 +31,7 @@ type View struct {
 // View is t under the Config in force.
 func (t *Table) View() View { return View{t, t.rules.Load()} }
 
-// Follows reports whether v is a view under cfg, but for its Max.
+// Follows reports whether v is a view under cfg, whatever its Max is.
 func (v View) Follows(cfg Config) bool { return v.rules.Config == newRules(cfg, v.Table.Max()).Config }
 
 // Configure puts cfg in force, except Max, and returns the view under it. As with `ipvsadm --set`, a connection gets

@@ -60,7 +60,7 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 // refuse answers the packet in b, which Decide refuses for the reason d, if d and the configuration want an answer.
 //
 //	no_connection   TCP: RST
-//	no_service      if it is for a VIP: ICMP port unreachable, or, to TCP without SYN, a RST: only that ends a connection
+//	no_service      if it is for a VIP: to TCP without SYN a RST, which ends the connection; else ICMP port unreachable
 //	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
 //
 // A RST is never answered. VIPs that have left count as VIPs here.
@@ -85,7 +85,7 @@ func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p
 	}
 }
 
-// portUnreachable tells the sender of the packet in b that nothing serves the port.
+// portUnreachable sends the sender of the packet in b ICMP port unreachable.
 func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	if p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST != 0 || !packet.MayAnswer(b.Bytes()) {
 		return

@@ -5,9 +5,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// resets are the TCP resets that a worker sends to clients, in the name of the VIP. all bounds them, but nothing
-// bounds those to one client: a client has many connections. room has space for one reset for each packet of a batch,
-// and is free again with every batch.
+// resets are the TCP resets that a worker sends to clients, with the VIP as source. all bounds them. One client has no
+// bound of its own, since it has many connections. room has space for a reset of each packet of a batch; the next batch
+// uses it again.
 type resets struct {
 	all  bucket
 	room []byte

@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File reads a number from a file, as keepalived's FILE_CHECK does: times Factor it is an offset of the realserver's
-// weight. A product of math.MinInt32 or less is a failure. With Factor 0 a number other than 0 is a failure. A file
-// that is missing or empty has the number 0.
+// File reads a number from a file, as keepalived's FILE_CHECK does. The number times Factor is an offset of the
+// realserver's weight. A product of math.MinInt32 or less is a failure. With Factor 0 a number other than 0 is a
+// failure. A file that is missing or empty counts as the number 0.
 type File struct {
 	Path    string // absolute
 	Factor  int    // from -math.MaxInt32 to math.MaxInt32
-	Reverse bool   // -Factor is meant; where that is 0, the number 0 is the failure
+	Reverse bool   // use -Factor; with Factor 0, the number 0 alone is a failure
 }
 
 func (p File) prepare() (checker, error) {
@@ -63,7 +63,7 @@ func (p File) weigh(ctx context.Context) (string, int, error) {
 
 const (
 	maxNumber = 128                   // bytes of a file that are read
-	rewrite   = 50 * time.Millisecond // a file can be empty for: a shell's > empties it before the program writes
+	rewrite   = 50 * time.Millisecond // that a file can be empty for: a shell's > truncates it before the program writes
 )
 
 // read returns the file's number, which is from math.MinInt32 to math.MaxInt32 + 1.

@@ -44,10 +44,10 @@ type checker interface {
 	check(ctx context.Context, at place) (reason string, err error)
 }
 
-// weigher is a checker that also says by how much the realserver's weight is another one than the configured.
+// weigher is a checker that also returns an offset of the realserver's weight.
 type weigher interface {
 	checker
-	// weigh is check with that offset, within an int32.
+	// weigh is check that also returns the offset, which fits an int32.
 	weigh(ctx context.Context) (reason string, offset int, err error)
 }
 
@@ -99,15 +99,15 @@ type State struct {
 	Failures   uint64        // of them
 }
 
-// Change is a subject that came up or went down, whose state is known for the first time, whose weight has another offset, or
-// whose checks say nothing any more.
+// Change is an event of a subject: it comes up or goes down, its state is known for the first time, the offset of its
+// weight changes, or its checks become inconclusive.
 type Change struct {
 	Service    string
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
 	First      bool   // Up is known for the first time: see State.Known
-	Weighed    bool   // only Offset is another one
+	Weighed    bool   // only Offset has changed
 	Offset     int    // of the realserver's weight
 	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before
 	Reason     string // of the check that made the difference

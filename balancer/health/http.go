@@ -77,7 +77,7 @@ func (p HTTP) prepare() (checker, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cert: %w", err)
 		}
-		// Certificates would be for servers only that name the authority of this one.
+		// The field Certificates would send it only to servers that name its authority.
 		c.tls.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }
 	}
 	return c, nil

@@ -22,7 +22,7 @@ type Monitor struct {
 	added    []*target // by Set; Begin starts them
 	queue    queue
 	room     int  // descriptors that checks in flight may have; 0: no bound
-	taken    int  // that they have
+	taken    int  // descriptors that checks in flight have
 	full     bool // a check that is due waits for room
 	pending  []Change
 	wake     chan struct{} // the queue has another first target
@@ -73,7 +73,7 @@ type target struct {
 // result is how one check went.
 type result struct {
 	reason string
-	streak int // of the damper; 0: it says nothing of the realserver
+	streak int // of the damper; 0: the result is inconclusive
 	end    time.Time
 	took   time.Duration
 }
@@ -218,7 +218,7 @@ func (s *subject) allKnown() bool {
 	return all
 }
 
-// offset is that of the realserver's weight.
+// offset returns the offset of the realserver's weight.
 func (s *subject) offset() (sum int) {
 	for _, t := range s.targets {
 		sum += t.offset
@@ -274,8 +274,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// SetRoom bounds the descriptors that checks in flight have together; 0: no bound. Checks that are due wait for others to end, and their timeout
-// begins when they do.
+// SetRoom bounds the descriptors that checks in flight have together; 0: no bound. Beyond the bound, due checks wait for
+// others to end. A check's timeout begins when the check begins.
 func (m *Monitor) SetRoom(descriptors int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -283,7 +283,7 @@ func (m *Monitor) SetRoom(descriptors int) {
 	signal(m.wake)
 }
 
-// Need returns how many descriptors the checks have at the most: where all are in flight.
+// Need returns the number of descriptors that the checks have when all are in flight.
 func (m *Monitor) Need() (descriptors int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -295,7 +295,7 @@ func (m *Monitor) Need() (descriptors int) {
 	return descriptors
 }
 
-// Waiting returns how many checks are due and wait for descriptors.
+// Waiting returns the number of due checks that wait for descriptors.
 func (m *Monitor) Waiting() (checks int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -311,13 +311,13 @@ func (m *Monitor) Waiting() (checks int) {
 	return checks
 }
 
-// descriptors is how many a check of t has at the most.
+// descriptors returns the largest number of descriptors that a check of t has.
 func (t *target) descriptors() int {
 	switch t.config.Probe.(type) {
 	case Ping:
 		return 0 // all have one socket
 	case Exec:
-		return 6 // /dev/null, a pipe for the output, one for what fails, a pidfd
+		return 6 // /dev/null, a pipe for the output, one for a failure to start, a pidfd
 	}
 	return 1
 }

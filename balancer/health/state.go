@@ -23,7 +23,7 @@ func (d *damper) add(ok bool, rise, fall int) bool {
 	return true
 }
 
-// progress returns the reason of the last result, with the number of results in a row that contradict up, if there are any.
+// progress returns the reason of the last result, with the number of results in a row that contradict up, if not 0.
 func (d *damper) progress(reason string, rise, fall int) string {
 	switch {
 	case d.streak == 0:

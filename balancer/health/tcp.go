@@ -11,7 +11,7 @@ import (
 // TCP opens a connection, and more where Send or Expect say so.
 type TCP struct {
 	Send      string // bytes that are sent at once; "": none
-	Expect    string // regular expression, which must match in the first 64 KB that come back; "": nothing has to
+	Expect    string // regular expression, which must match in the first 64 KB that come back; "": none
 	ExpectHex string // in place of Expect: what must come back first, as ParseBytePattern reads it
 }
 
@@ -51,7 +51,7 @@ func newExpectation(expression, hex string) (*expectation, error) {
 	return &expectation{"expect_hex", p, "% x"}, nil
 }
 
-// mismatch says that what, the answer or a part of it, does not match.
+// mismatch returns the error that what, the answer or a part of it, does not match.
 func (e *expectation) mismatch(what string, answer []byte) error {
 	return fmt.Errorf("%s does not match %s: "+e.format, e.key, what, answer[:min(len(answer), 64)])
 }
@@ -96,7 +96,7 @@ func resetAtEnd(conn net.Conn) {
 // maxAnswer is how much of an answer is looked at, in bytes.
 const maxAnswer = 64 << 10
 
-// expectFrom reads until what has come matches.
+// expectFrom reads until the bytes read so far match.
 func expectFrom(from io.Reader, expect *expectation) error {
 	buf := make([]byte, 0, 1024)
 	for {

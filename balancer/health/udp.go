@@ -10,7 +10,7 @@ import (
 // fails whose machine says that nobody listens there (ICMP port unreachable).
 type UDP struct {
 	Send      string // the datagram's bytes
-	Expect    string // regular expression, which must match an answer; "": none has to come
+	Expect    string // regular expression, which must match an answer; "": no answer is needed
 	ExpectHex string // in place of Expect: what an answer must begin with, as ParseBytePattern reads it
 }
 

@@ -42,7 +42,7 @@ func (s *Addrs) publish() {
 	}
 }
 
-// slotOf returns the slot of a, which it gives one where it has none.
+// slotOf returns the slot of a. It gives a one if there is none.
 func (s *Addrs) slotOf(a netip.Addr) int {
 	for i := range s.slots[:s.used] {
 		if s.slots[i].addr == a {

@@ -18,21 +18,23 @@ import (
 
 // AnswerSink is where answers leave this host: raw sockets whose packets are routed by source and destination.
 type AnswerSink interface {
-	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused: a unix.Errno, not wrapped,
-	// EMSGSIZE for a packet that is larger than its path takes. It returns os.ErrClosed to end the loop.
+	// Send sends the first packets of segs and returns how many went out. If the first is refused, it returns 0 and a
+	// unix.Errno, not wrapped: EMSGSIZE for a packet that is larger than its path takes. It returns os.ErrClosed to end
+	// the loop.
 	Send(segs []packet.Segment) (int, error)
 	// PathMTU returns the size of the largest packet that the path from src to dst takes, in bytes.
 	PathMTU(src, dst netip.Addr) (int, error)
 }
 
-// AnswerWorker sends on what this host's servers send into one queue of the TUN device with a VIP as source. The kernel routes such answers there
-// for sockets that are bound to the device (SO_BINDTODEVICE) or that answer by the interface of the question (IP_PKTINFO). Most answers never come
-// here: they are routed to the network.
+// AnswerWorker forwards packets that this host's servers send into one queue of the TUN device with a VIP as source. The
+// kernel routes such answers there for sockets that are bound to the device (SO_BINDTODEVICE) or that answer by the
+// request's interface (IP_PKTINFO). The kernel routes most answers to the network, past this worker.
 //
 //	TUN queue → ReadBatch → check → Finish, or Split → Send → client
 //	                                                     └ too big: Fragment → client, or an ICMP error → TUN queue → server
 //
-// It works like a router: it takes one from the TTL, and keeps the packet's size limits. It keeps no packet longer than a batch.
+// It works like a router: it takes 1 from the TTL, and respects the path MTU and DF. It keeps no packet longer than a
+// batch.
 type AnswerWorker struct {
 	source   Source
 	sink     AnswerSink
@@ -77,10 +79,9 @@ const (
 	errorsInBatch = 16
 )
 
-// NewAnswerWorker makes a worker that moves the answers that the policy in force accepts from source to sink, and ICMP errors about them to tun. It loads
-// the policy once a batch. All workers of a
-// device share sent. port is the UDP port of a socket on the device: errors about UDP are repeated as if they were about its datagrams;
-// see wire.DevicePort.
+// NewAnswerWorker makes a worker that moves the answers that the policy in force accepts from source to sink, and ICMP
+// errors about them to tun. It loads the policy once a batch. All workers of a device share sent. port is the UDP port of
+// a socket on the device: errors about UDP are repeated as errors about its datagrams; see wire.DevicePort.
 func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.Pointer[Policy], sent *Sent, port uint16) *AnswerWorker {
 	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port, bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
 		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom), id: uint16(rand.Uint32())}
@@ -88,10 +89,10 @@ func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.P
 	return w
 }
 
-// Read adds what the worker has counted to t: as In what it has read, as Out what it has sent.
+// Read adds the worker's counts to t: In is packets read, Out is packets sent.
 func (w *AnswerWorker) Read(t *packet.Tally) { w.counters.Read(t) }
 
-// Batches is what the worker has counted of its batches.
+// Batches returns the sizes of the worker's batches.
 func (w *AnswerWorker) Batches() *packet.Batches { return &w.batches }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
@@ -139,7 +140,7 @@ func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	return err
 }
 
-// packet processes one packet. What is to be sent is added to w.segs. An error ends the loop.
+// packet processes one packet. It adds the packets to send to w.segs. An error ends the loop.
 func (w *AnswerWorker) packet(b *packet.Buf) (packet.Drop, error) {
 	p := &w.info
 	d := p.Parse(b.Bytes())
@@ -234,8 +235,8 @@ func (w *AnswerWorker) count(s *packet.Segment) {
 	w.tally.OutBytes += uint64(s.Len())
 }
 
-// refused processes a packet that the kernel refused with err: one that is too big for its path goes on in fragments, or its sender is told the
-// MTU. It returns an error that ends the loop.
+// refused processes a packet that the kernel refused with err. One that is too big for its path is fragmented, or its
+// sender gets an ICMP error with the MTU. It returns an error that ends the loop.
 func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error) {
 	if errors.Is(err, os.ErrClosed) {
 		return packet.Accept, err
@@ -308,8 +309,8 @@ func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
 	return packet.Accept, nil
 }
 
-// tell sends the sender of b, which has DF, the MTU of its path, as an ICMP error that comes in by the TUN device: a socket that is bound to the
-// device takes no other.
+// tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket that
+// is bound to the device takes no other.
 func (w *AnswerWorker) tell(b []byte, mtu int) error {
 	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
 		return nil
@@ -322,7 +323,8 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 	if p.Parse(b) != packet.Accept || p.Flow.Proto != packet.ProtoUDP {
 		return nil
 	}
-	// From an error about another socket's datagram the kernel may learn the MTU of the route to the network, which the socket's datagrams do not take.
+	// From an error about another socket's datagram the kernel may learn the MTU of the route to the network, which the
+	// socket's datagrams do not take.
 	q, n := w.quote[:], packet.IPv4HeaderLen
 	if p.Flow.Dst.Is4() {
 		packet.PutIPv4(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As4(), p.Flow.Dst.As4())
@@ -337,8 +339,8 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 	return w.write(q, mtu, true)
 }
 
-// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it. Over IPv6 it quotes b without its source
-// where anonymous says so: see wire.DevicePort.
+// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it. With
+// anonymous, over IPv6, it quotes b without its source: see wire.DevicePort.
 func (w *AnswerWorker) write(b []byte, mtu int, anonymous bool) error {
 	_, dst, _ := ends(b)
 	e := &w.spare[1]
@@ -391,9 +393,10 @@ func smallestMTU(dst netip.Addr) int {
 	return encap.MinMTU6
 }
 
-// Sent remembers the last answers of all workers of a device by hashes, so that one that the kernel routes back into the device is recognised: all of
-// it is the same, the TTL too, which a packet that a server sends again has not. Answers that have been forgotten, some 4,000 later, or that come
-// back as fragments, are recognised at their next round, or when their TTL is used up.
+// Sent holds hashes of the last answers of all workers of a device, to recognise an answer that the kernel routes back
+// into the device. Such a packet is the same, its TTL included; a server's retransmission has another TTL. Sent holds
+// some 4,000 answers. Older ones, and those that come back as fragments, are recognised at their next round, or when
+// their TTL is used up.
 type Sent struct {
 	seed  maphash.Seed
 	marks [4096]atomic.Uint64
@@ -414,8 +417,8 @@ func (s *Sent) has(b []byte, p *packet.Info) bool {
 	return s.marks[m%uint64(len(s.marks))].Load() == m
 }
 
-// mark is a hash of IP and transport header: of all but an IPv4 header's ID and checksum, which the kernel may have changed. The transport header's
-// checksum stands for the payload.
+// mark is a hash of IP and transport header, except an IPv4 header's ID and checksum, which the kernel may have changed.
+// The transport header's checksum stands for the payload.
 func (s *Sent) mark(b []byte, p *packet.Info) uint64 {
 	n := p.Offset + 8
 	if p.Flow.Proto == packet.ProtoTCP {

@@ -97,8 +97,8 @@ type inside struct {
 	fragment bool
 }
 
-// outer takes the outer IP header off the packet in b, and the UDP header behind it. The outer source is judged before
-// anything of the inner packet is read.
+// outer takes the outer IP header off the packet in b, and the UDP header behind it. The outer source is checked before
+// any of the inner packet is read.
 func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 	whole := b.Bytes()
 	var n int
@@ -132,7 +132,7 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 	return t, packet.Accept
 }
 
-// inner takes the tunnel header off, and judges the packet behind it. It returns Accept when that packet may enter this
+// inner takes the tunnel header off, and checks the packet behind it. It returns Accept when that packet may enter this
 // host.
 func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 	if d = t.exit.Unwrap(b, t.proto, t.class); d != packet.Accept {

@@ -67,7 +67,7 @@ func NewGroup(nums []int) (*Group, error) {
 	return g, nil
 }
 
-// watch has Wait wait for the first n descriptors.
+// watch makes Wait wait for the first n descriptors.
 func (g *Group) watch(n int) {
 	g.fds = append(g.fds[:0], unix.PollFd{Fd: int32(g.bell), Events: unix.POLLIN})
 	for _, num := range g.nums[:n] {
@@ -79,7 +79,7 @@ func (g *Group) watch(n int) {
 // non-blocking; fn closes the others. From then on Wait waits for the first n of them. After Close it returns
 // os.ErrClosed without calling fn.
 func (g *Group) Change(fn func(nums []int) (next []int, n int)) error {
-	g.changes.Lock() // else one would silence the bell that another has rung
+	g.changes.Lock() // otherwise one Change would clear the bell of another
 	defer g.changes.Unlock()
 	if g.closed.Load() { // there may be no bell any more
 		return os.ErrClosed

@@ -1,5 +1,5 @@
-// Package query is the datagrams by which a director asks a realserver's agent what it accepts. It encodes and parses
-// them, and does no I/O.
+// Package query encodes and parses the datagrams by which a director asks a realserver's agent for its VIPs and tunnels.
+// It does no I/O.
 //
 // The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP, so that the
 // agent looks at it only where it would refuse the packet. The answer is a plain UDP datagram to the outer source of
@@ -52,7 +52,7 @@ type Question struct {
 	Nonce   uint64
 }
 
-// Answer is what an agent accepts, and what came from the director that asks.
+// Answer has the VIPs and tunnels that an agent accepts, and the number of packets from the director that asks.
 type Answer struct {
 	Version   uint8
 	First     uint16 // number of the first of VIPs, counted from 0

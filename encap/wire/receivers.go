@@ -16,7 +16,7 @@ import (
 // packet of those that stay.
 //
 // A program that gives up CAP_NET_RAW opens raw sockets for later beforehand, by Spare. These are parked: bound to an
-// address that no packet has as destination. A parked socket takes no packet, costs none anything, and does not keep
+// address that no packet has as destination. A parked socket takes no packet, slows none down, and does not keep
 // the kernel from answering "protocol unreachable". Binding it to all addresses again needs no capability.
 type Receivers []*Receiver
 

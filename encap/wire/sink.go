@@ -10,8 +10,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Sink has a port of this host and discards what comes to it: the kernel answers that with neither RST nor ICMP port
-// unreachable. A Tap shows it.
+// Sink has a port of this host and discards its packets: the kernel answers them with neither RST nor ICMP port
+// unreachable. A Tap shows them.
 type Sink struct{ fd int }
 
 // NewSink takes the port at of TCP or UDP, whose address is one of this host or unspecified.

@@ -153,8 +153,8 @@ func (o *Options) status(format string, args ...any) {
 // attempts is the number of times that one measurement is tried: a machine that is busy with other work can disturb it.
 const attempts = 4
 
-// repeat runs one measurement, which adds its result only when it succeeds. It repeats a failed one, says so, and counts it. It returns the last
-// error when every attempt fails, and the first one when ctx is cancelled.
+// repeat runs one measurement, which adds its result only when it succeeds. It repeats, reports and counts a failed
+// one. It returns the last error when every attempt fails, and the first one when ctx is cancelled.
 func (r *results) repeat(ctx context.Context, o Options, measure func() error) error {
 	for left := attempts - 1; ; left-- {
 		err := measure()

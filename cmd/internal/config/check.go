@@ -22,7 +22,7 @@ import (
 var checkTypes = []struct {
 	name string
 	keys []string
-	here bool // it looks at the director's host, and goes no way to the realserver
+	here bool // it examines the director's host, and sends the realserver nothing
 }{
 	{"tcp", []string{"port", "send", "send_hex", "expect", "expect_hex"}, false},
 	{"http", []string{"port", "path", "host", "status", "body"}, false},
@@ -49,7 +49,7 @@ func checkTypesWith(key string) []string {
 // has says whether the check's type has a key.
 func (c *Check) has(key string) bool { return slices.Contains(checkTypesWith(key), c.Type) }
 
-// here reports whether the check looks at the director's host.
+// here reports whether the check examines the director's host.
 func (c *Check) here() bool {
 	for _, t := range checkTypes {
 		if t.name == c.Type {
@@ -190,10 +190,10 @@ func (r *checkReader) readTimes(t *table, c *Check) {
 	}
 }
 
-// readVia reads the way that the check takes; a check of the director's host takes none, and counts as direct.
+// readVia reads the path of the check. A check of the director's host has none, and counts as direct.
 func (r *checkReader) readVia(t *table, c, base *Check) {
 	if base != nil && base.here() && !c.here() {
-		c.Direct = r.table.values["via"] == "direct" // a check of the director's host is that without saying so
+		c.Direct = r.table.values["via"] == "direct" // a check of the director's host has no key via
 	}
 	written, ok := t.value("via")
 	c.Direct = t.word("via", pick(c.Direct, "direct", "tunnel"), "tunnel", "direct") == "direct"
@@ -312,7 +312,7 @@ func readQuery(t *table, c *Check) {
 
 const wantCommand = `an array of an absolute path and arguments: ["/usr/local/bin/check", "arg"]`
 
-// readCommand reads a program with its arguments. It may be installed later, so that its absence is a warning.
+// readCommand reads a program with its arguments. Its absence is a warning: it may be installed later.
 func readCommand(t *table, absent []string) []string {
 	list, ok := t.array("command", wantCommand)
 	if !ok {
@@ -354,8 +354,7 @@ func unfit(program string) string {
 	return ""
 }
 
-// transport returns the protocol over which a check of a type goes, "" where it has none of the services'. DNS goes
-// over the service's, or UDP.
+// transport returns the transport protocol of a check's type, or "" if it has none. DNS uses the service's, or else UDP.
 func transport(checkType, service string) string {
 	switch checkType {
 	case "tcp", "http", "https", "smtp":
@@ -371,8 +370,8 @@ func transport(checkType, service string) string {
 	return ""
 }
 
-// warnTransport warns of a check that asks at the service's port over another protocol than clients do. Where the port
-// is written, it is meant so.
+// warnTransport warns of a check of the service's port over another protocol than the service's. A check with a port of
+// its own gets no warning.
 func (r *checkReader) warnTransport(t *table, c *Check) {
 	protocol := r.service.Protocol
 	over := transport(c.Type, protocol)

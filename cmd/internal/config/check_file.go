@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// readNumberFile reads the path of the file that a check of type file looks at. Whether it is there is seen then.
+// readNumberFile reads the path of the file of a check of type file. The file may be missing.
 func readNumberFile(t *table, c *Check) {
 	const want = `the absolute path of a file that has a number, such as "/run/web.weight"`
 	path, ok := t.text("path", c.File, want)
@@ -20,7 +20,7 @@ func readNumberFile(t *table, c *Check) {
 	c.File = path
 }
 
-// readFactor reads what a file's number is multiplied by.
+// readFactor reads the factor of a file's number.
 func readFactor(t *table, c *Check) {
 	c.Factor = t.integer("factor", c.Factor, -math.MaxInt32, math.MaxInt32,
 		"-2147483647 to 2147483647; with 0 a number other than 0 is a failure")

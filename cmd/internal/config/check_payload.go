@@ -6,7 +6,7 @@ import (
 	"vstun/balancer/health"
 )
 
-// readSend reads what a check sends, as text or as bytes. Of a service's check the one takes the other's place.
+// readSend reads the payload of a check, as text or as bytes. Either replaces both of the service's check.
 func readSend(t *table, c *Check) {
 	const want = `bytes of two hexadecimal digits, such as "00 1f ff"`
 	if t.exclusive("send", "send_hex") {
@@ -21,7 +21,7 @@ func readSend(t *table, c *Check) {
 	c.SendHex = fmt.Sprintf("% x", b)
 }
 
-// readExpect reads what a check wants for an answer, as a regular expression or as bytes.
+// readExpect reads the answer that a check expects, as a regular expression or as bytes.
 func readExpect(t *table, c *Check) {
 	const want = `bytes of two hexadecimal digits, of which ? is any, such as "00 1? ??"`
 	if t.exclusive("expect", "expect_hex") {
@@ -39,7 +39,7 @@ func readExpect(t *table, c *Check) {
 	}
 }
 
-// exclusive reports whether one of two keys is there, and notes a fault where both are.
+// exclusive reports whether the file has one of two keys, and notes a fault if it has both.
 func (t *table) exclusive(a, b string) bool {
 	_, hasA := t.values[a]
 	_, hasB := t.values[b]

@@ -21,8 +21,8 @@ func readCA(t *table, c *Check) {
 	c.CAFile, c.CA = path, text
 }
 
-// readPEM reads the file that is named now: later the program may have no right to. With "" there is none. It reports
-// whether the key is there and right; then path and text are the file's.
+// readPEM reads the named file at once: later the program may lack the permission. The name "" is no file. It reports
+// whether the key is present and valid, and then sets path and text.
 func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 	name, ok := t.text(key, *path, want)
 	if _, written := t.values[key]; !ok || !written || !wanted {

@@ -27,7 +27,7 @@ import (
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
 type Director struct {
 	TUN         string // name of the TUN device, 1 to 15 bytes
-	Table       int    // routing table for what the host itself sends to VIPs
+	Table       int    // routing table for the host's own packets to VIPs
 	Queues      int    // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload     bool   // use the offloads of the TUN device that the kernel has
 	Source      Sources
@@ -42,7 +42,8 @@ type Director struct {
 	Warnings    []string // what of the file does not do what it seems to do, a line each in the form of Errors
 }
 
-// LocalTUN is the name of the TUN device for what the host itself sends to VIPs. It begins with that of TUN, and differs from it.
+// LocalTUN returns the name of the TUN device for the host's own packets to VIPs. It begins with TUN's name, and differs
+// from it.
 func (d *Director) LocalTUN() string {
 	const longest, suffix = unix.IFNAMSIZ - 1, "-local"
 	name := d.TUN[:min(len(d.TUN), longest-len(suffix))] + suffix
@@ -117,7 +118,7 @@ type Service struct {
 	Hysteresis     int             // less than Quorum
 	SorryServer    netip.Addr      // has the connections while the service is down; the zero Addr: none
 	SorryTunnel    Tunnel          // to it, unless it is one of Realservers
-	DrainOnFailure bool            // of realservers that say nothing else
+	DrainOnFailure bool            // default of the realservers
 }
 
 // IsRealserver reports whether a is the address of one of the service's realservers.
@@ -184,7 +185,7 @@ type Check struct {
 	Verify bool          // the certificate
 
 	CertFile string // of https: the client's own certificate; "": it has none
-	Cert     string // what CertFile holds, PEM
+	Cert     string // content of CertFile, PEM
 	KeyFile  string // "": CertFile
 	Key      string // its private key, PEM
 
@@ -203,7 +204,7 @@ type Check struct {
 
 	File    string // of file: an absolute path
 	Factor  int    // times the file's number is an offset of the weight. 0: a number other than 0 is a failure
-	Reverse bool   // -Factor is meant; where that is 0, the number 0 is the failure
+	Reverse bool   // use -Factor; with Factor 0, the number 0 alone is a failure
 }
 
 // StatusRange is HTTP status codes from First to Last, within 100 to 599.

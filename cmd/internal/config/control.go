@@ -1,7 +1,7 @@
 package config
 
 // ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver". Faults of
-// other keys are ignored: the socket is needed most when there are some. An error that is no *Errors means that the
+// other keys are ignored: a file with faults needs the socket, too. An error that is no *Errors means that the
 // file can't be read.
 func ControlSocket(path, program string) (string, error) {
 	text, err := readFile(path)

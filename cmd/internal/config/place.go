@@ -29,8 +29,8 @@ func (p *place) item(i int) *place {
 	return p.items[i]
 }
 
-// table returns the table below p that a part of a dotted key or of a header names. A name that is new is on this line.
-// Of an array of tables it is the last one.
+// table returns the table below p that a part of a dotted key or of a header names, of an array of tables the last one.
+// It adds a table that is new, on this line.
 func (p *place) table(name string, line int) *place {
 	if p.keys[name] == nil {
 		p.put(name, &place{line: line})

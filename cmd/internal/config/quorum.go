@@ -23,7 +23,7 @@ func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
 	}
 }
 
-// readOnFailure reads what becomes of a realserver that fails; absent is what it is without the key.
+// readOnFailure reports whether a realserver that fails drains; absent is the result without the key.
 func readOnFailure(t *table, absent bool) (drain bool) {
 	return t.word("on_failure", pick(absent, "drain", "remove"), "remove", "drain") == "drain"
 }

@@ -13,7 +13,7 @@ const (
 	minMSS = 88
 	maxMSS = 65495
 
-	// Tables have rules of the priority of their number, which work only before the one that leads to main, at 32766: ip-rule(8).
+	// The priority of a table's rules is the table's number. They work only before main's rule, at 32766: ip-rule(8).
 	maxTable = 32766
 )
 
@@ -26,7 +26,7 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	}
 	root.required("realserver", wantTable["realserver"])
 	t := root.table("realserver", wantTable["realserver"])
-	if len(root.file.faults) > 0 { // a line for each key that it should have would only hide this one
+	if len(root.file.faults) > 0 { // a line for each missing key would hide this one
 		root.finish()
 		return nil, &root.file.faults
 	}

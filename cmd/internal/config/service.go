@@ -194,7 +194,7 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	}
 }
 
-// readRealservers reads the realservers of s; tunnel is that of those that say nothing else.
+// readRealservers reads the realservers of s; tunnel is the default of their tunnels.
 func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunnel,
 	checks *checkReader) []RealserverRef {
 	var list []RealserverRef

@@ -11,8 +11,8 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// syntaxFault returns the line and column of what the TOML parser refuses, and a message about it in the words of the
-// other faults.
+// syntaxFault returns the line and column of the text that the TOML parser refuses, and a message about it in the form of
+// the other faults.
 func syntaxFault(text []byte, err toml.ParseError) (line, column int, message string) {
 	at := min(max(err.Position.Start, 0), len(text))
 	begin := bytes.LastIndexByte(text[:at], '\n') + 1
@@ -21,10 +21,10 @@ func syntaxFault(text []byte, err toml.ParseError) (line, column int, message st
 	return line, column, syntaxMessage(err, bareWord(text, at))
 }
 
-// reDefined is the parser's message about a key or table that is there already.
+// reDefined is the parser's message about a key or table that is defined twice.
 var reDefined = regexp.MustCompile(`^Key '(.*)' (?:has already|was already)`)
 
-// syntaxMessage rewords the parser's message; word is what stands at its position without quotes.
+// syntaxMessage rewords the parser's message; word is the unquoted word at its position.
 func syntaxMessage(err toml.ParseError, word string) string {
 	raw := err.Message
 	has := func(texts ...string) bool {

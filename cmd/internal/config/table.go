@@ -32,7 +32,7 @@ type table struct {
 	item   *place
 }
 
-// file is the file that is read, and what has been found wrong with it.
+// file is the file that is read, with its faults.
 type file struct {
 	name     string
 	faults   Errors
@@ -107,7 +107,7 @@ func (t *table) faultAt(key, format string, args ...any) {
 	t.file.faults = append(t.file.faults, t.about(key, format, args...))
 }
 
-// warnAt notes one line about a key of t that is allowed, and does not do what it seems to do.
+// warnAt notes one line about a key of t that is allowed, and does not have the effect that it seems to have.
 func (t *table) warnAt(key, format string, args ...any) {
 	t.file.warnings = append(t.file.warnings, t.about(key, format, args...))
 }
@@ -226,8 +226,7 @@ func (t *table) duration(key string, absent, low, high time.Duration, want strin
 	return d
 }
 
-// duration is how a number without a unit is written as a duration, which was probably meant in seconds; of anything
-// else an example.
+// duration returns a proposed duration: a number without a unit gets seconds; for any other value it is an example.
 func duration(v any) string {
 	number := strings.TrimSpace(fmt.Sprint(v))
 	if d, err := time.ParseDuration(number + "s"); err == nil && d > 0 {

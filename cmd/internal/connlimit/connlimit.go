@@ -24,15 +24,15 @@ type Limit struct {
 	conns       map[net.Conn]*conn
 }
 
-// conn is a connection that counts.
+// conn is a counted connection.
 type conn struct {
 	client string
 	idle   bool // it waits for a request
 	since  time.Time
 }
 
-// New returns a Limit of total connections, and of each connections of a client. The function client names the client
-// of a connection; connections of the client "" neither count nor give way.
+// New returns a Limit. total bounds all connections, each bounds those of one client. The function client names the
+// client of a connection; connections of the client "" do not count, and are not closed.
 func New(total, each int, client func(net.Conn) string) *Limit {
 	return &Limit{total: total, each: each, client: client, conns: map[net.Conn]*conn{}}
 }
@@ -90,8 +90,8 @@ func (l *Limit) add(c net.Conn) {
 	l.conns[c] = &conn{client: client, idle: true, since: time.Now()}
 }
 
-// evict closes the connection, of a client or of any where that is "", that has been idle for longest. It reports
-// whether there is one.
+// evict closes the connection of client, or of any client if client is "", that has been idle for longest. It reports
+// whether there is an idle one.
 func (l *Limit) evict(client string) bool {
 	var oldest net.Conn
 	for c, k := range l.conns {

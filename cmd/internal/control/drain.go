@@ -27,7 +27,7 @@ type Load struct {
 	Held       int    `json:"held"` // clients whose persistence leads there, whatever the weight is
 }
 
-// sum is what all realservers have together.
+// sum returns the total of all realservers.
 func sum(all []Load) (total Load) {
 	for _, l := range all {
 		total.Active += l.Active
@@ -69,7 +69,7 @@ func DrainCommand(socket *Socket) *cobra.Command {
 type drain struct {
 	socket       string
 	timeout      time.Duration // 0: none
-	active       bool          // it waits for active connections only
+	active       bool          // wait for active connections only
 	asJSON       bool
 	out          io.Writer
 	progress     io.Writer
@@ -181,8 +181,8 @@ func (d *drain) late(all []Load) error {
 	return fmt.Errorf("after %v there remain %s: its weight stays 0: wait again, or give it its weight back (undrain)", d.timeout, what)
 }
 
-// remaining is what l has, as "1 active, 316 closing". Of TCP, inactive connections are closing, but for the few that
-// are half open.
+// remaining describes l as "1 active, 316 closing". Inactive TCP connections are closing, except the few that are half
+// open.
 func (l Load) remaining() string {
 	what := fmt.Sprintf("%d active, %d closing", l.Active, l.Inactive)
 	if l.Held > 0 {

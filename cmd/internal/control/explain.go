@@ -61,8 +61,8 @@ func Client(s string) (netip.AddrPort, error) {
 	return Endpoint("client", s)
 }
 
-// ParseFlow reads the query of GET /explain; protocol is "" where the director is to find out. Without a port of the
-// client it is about a new connection from any.
+// ParseFlow reads the query of GET /explain; protocol is "" if the director finds it. Without a client
+// port the query is about a new connection from any port.
 func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err error) {
 	if client, err = Client(q.Get("client")); err != nil {
 		return client, vip, "", err

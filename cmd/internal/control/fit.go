@@ -9,9 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// What is printed fits the terminal: where a table is too wide for it, its numbers and titles become short, each row's
-// remark goes below it, then the least important columns are left out, and at last addresses and tunnels get lines of
-// their own.
+// Printed tables fit the terminal. In a table that is too wide, numbers and titles become short, and each row's remark
+// goes below it. Then the least important columns are left out. At last addresses and tunnels get lines of their own.
 
 // margin is what stands before a row, chosen before one that is the answer, and below before what has no room in a row.
 const (

@@ -21,7 +21,7 @@ import (
 func PrintJSON(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
 	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false) // nothing of it is HTML
+	enc.SetEscapeHTML(false) // the output is not HTML
 	return enc.Encode(v)
 }
 
@@ -120,7 +120,7 @@ func printOverruns(w io.Writer, n uint64) {
 	}
 }
 
-// fact is a part of the first line, which is left out the earlier the less it weighs.
+// fact is a part of the first line. The fact with the least weight is left out first.
 type fact struct {
 	text   string
 	weight int
@@ -131,7 +131,7 @@ func device(tun string, queues int, names string) fact {
 	return fact{fmt.Sprintf("%s with %s (%s)", tun, words.Count(queues, "queue"), offloads(names)), 1}
 }
 
-// headline is a line of at most width characters; 0: with all facts.
+// headline returns a line of at most width characters, or of any length if width is 0.
 func headline(width int, begin string, facts ...fact) string {
 	for {
 		line := begin

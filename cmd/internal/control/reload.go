@@ -11,15 +11,16 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Reload is what POST /reload on a control socket, and POST /weight on a director's, return, and what their commands print
+// Reload is the answer to POST /reload on a control socket, and to POST /weight on a director's. Their commands print it
 // as JSON.
 type Reload struct {
 	Changes []Change `json:"changes"`          // empty: nothing has changed
-	Errors  []string `json:"errors,omitempty"` // why nothing has, a line each; printed by the commands only
+	Errors  []string `json:"errors,omitempty"` // why nothing has changed, a line each; printed by the commands only
 }
 
-// Change is one difference between what was in force and what is. Without Service it is about the whole director;
-// without Realserver about the whole service; without Key the service or realserver itself has come or gone.
+// Change is one difference between the former configuration in force and the present one. Without Service it is about
+// the whole director, without Realserver about the whole service. Without Key the service or realserver itself is added
+// or removed.
 type Change struct {
 	Service    string `json:"service,omitempty"`
 	Realserver string `json:"realserver,omitempty"`
@@ -27,10 +28,10 @@ type Change struct {
 	Old        any    `json:"old"`                  // a number, a truth value or a string; null: there was none
 	New        any    `json:"new"`                  // null: there is none any more
 	Configured *int   `json:"configured,omitempty"` // of a weight that an operator has set: the one of the configuration
-	Text       string `json:"text"`                 // the same in a line for people
+	Text       string `json:"text"`                 // the same in one line of text
 }
 
-// print writes what has changed, or why nothing has, for people or as JSON. It returns the error.
+// print writes the changes, or why there are none, as text or as JSON. It returns the error.
 func (r Reload) print(out io.Writer, err error, asJSON bool) error {
 	err = plain(err)
 	if asJSON {
@@ -54,7 +55,7 @@ func (r Reload) print(out io.Writer, err error, asJSON bool) error {
 // reloadTakes is the longest that a reload may take: thousands of realservers, and a route for each of their VIPs.
 const reloadTakes = time.Minute
 
-// ReloadCommand lets the running program read its configuration again, and prints what has changed or why nothing has.
+// ReloadCommand lets the running program read its configuration again, and prints the changes, or why there are none.
 func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{Use: "reload", Args: cobra.NoArgs,

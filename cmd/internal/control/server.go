@@ -15,8 +15,8 @@ import (
 	"vstun/cmd/internal/connlimit"
 )
 
-// The connections that the socket takes at a time, in all and of one process. Then idle ones give way. The program's
-// own, by which its watchdog asks, are beyond that.
+// Bounds of the socket's connections at a time, in all and of one process. At a bound, idle ones are closed. The
+// watchdog's, which are the program's own, do not count.
 const (
 	maxConns       = 256
 	maxClientConns = 64

@@ -194,7 +194,7 @@ type RealserverStatus struct {
 
 	In        Traffic           `json:"in"`                   // received from tunnels, with the tunnel's header
 	Out       Traffic           `json:"out"`                  // written to the TUN device
-	Answers   Traffic           `json:"answers"`              // read from the TUN device and sent on: answers that left by it
+	Answers   Traffic           `json:"answers"`              // answers that left by the TUN device and were forwarded
 	Drops     map[string]uint64 `json:"drops"`                // packets refused, by reason; only reasons that occurred
 	Merged    uint64            `json:"merged"`               // packets written as a part of another one, behind it
 	Overruns  uint64            `json:"overruns"`             // packets that the kernel dropped because the agent was too slow
@@ -202,9 +202,9 @@ type RealserverStatus struct {
 
 	// outer sources that were let in, questions apart
 	FromDirectors []Counted `json:"from_directors"`
-	// the last outer sources that are in no directors
+	// the last outer sources that are not in directors
 	RefusedSources []Counted `json:"refused_sources,omitempty"`
-	// the last inner destinations that are in no vips
+	// the last inner destinations that are not in vips
 	RefusedDestinations []Counted `json:"refused_destinations,omitempty"`
 	Questions           uint64    `json:"questions"` // of directors' doctors, answered
 }

@@ -11,13 +11,13 @@ import (
 
 // Checked is a configuration file without faults.
 type Checked struct {
-	Summary  string   // what it has, in a few words
-	Warnings []string // of what it has
+	Summary  string   // its contents, in a few words
+	Warnings []string // about its contents
 	Sysctls  func() ([]routing.Sysctl, error)
 }
 
-// CheckCommand is the command that validates a configuration file: that of its argument, or else that of the flag --config, which is in file. With
-// --sysctls it prints the sysctls that the program sets.
+// CheckCommand is the command that validates a configuration file: that of its argument, or else that of the flag
+// --config, which is in file. With --sysctls it prints the sysctls that the program sets.
 func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra.Command {
 	var sysctls bool
 	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.MaximumNArgs(1),

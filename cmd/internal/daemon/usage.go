@@ -66,7 +66,7 @@ type named struct {
 
 func (n named) Type() string { return n.name }
 
-// withHelp adds where the help is.
+// withHelp adds the command that prints the help.
 func withHelp(c *cobra.Command, err error) error {
 	see := ": see"
 	if strings.HasSuffix(err.Error(), "?") {
@@ -100,7 +100,7 @@ func flagError(c *cobra.Command, err error) error {
 	return err
 }
 
-// wanted says what is wrong with a flag's value.
+// wanted returns the fault of a flag's value.
 func wanted(e *pflag.InvalidValueError) string {
 	value := e.GetFlag().Value
 	if n, ok := value.(named); ok {

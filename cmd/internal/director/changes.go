@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// changes is what differs between two configurations of a running director.
+// changes returns the differences between two configurations of a running director.
 func changes(was, is *config.Director) []control.Change {
 	var all []control.Change
 	l := difference{list: &all}
@@ -48,19 +48,19 @@ func changes(was, is *config.Director) []control.Change {
 	return all
 }
 
-// difference collects what differs of the director, of a service or of a realserver.
+// difference collects the changes of the director, of a service or of a realserver.
 type difference struct {
 	list                *[]control.Change
 	service, realserver string
 	table               string // in which the keys stand: "check"
 }
 
-// of is a difference of a service, or of a realserver of it, in the same list.
+// of returns a difference of a service, or of a realserver of it, with the same list.
 func (l difference) of(service, realserver string) difference {
 	return difference{list: l.list, service: service, realserver: realserver}
 }
 
-// in is a difference of the keys of a table.
+// in returns a difference of the keys of a table, with the same list.
 func (l difference) in(table string) difference {
 	l.table = table
 	return l
@@ -73,7 +73,7 @@ func (l difference) compare(key string, was, is any) {
 	}
 }
 
-// note notes a change: "" is the key of the service or realserver itself, nil the value of what is not there.
+// note notes a change. The key "" is the service or realserver itself, the value nil is an absent one.
 func (l difference) note(key string, was, is any) {
 	if l.table != "" {
 		key = l.table + "." + key
@@ -103,7 +103,7 @@ func (l difference) note(key string, was, is any) {
 	*l.list = append(*l.list, c)
 }
 
-// jsonValue is a value as JSON has it: what is not there is null.
+// jsonValue returns a value as JSON has it: an absent one is null.
 func jsonValue(v any) any {
 	switch v := v.(type) {
 	case time.Duration:
@@ -147,7 +147,7 @@ func (l difference) realservers(was, is *config.Service) {
 			l.compare("upper", old.Upper, r.Upper)
 			l.compare("lower", old.Lower, r.Lower)
 			l.tunnel(old.Tunnel, r.Tunnel)
-			// Else the service has said it.
+			// Otherwise a change of the service says the same.
 			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure {
 				l.compare("on_failure", failureName(old.DrainOnFailure), failureName(r.DrainOnFailure))
 			}
@@ -233,7 +233,7 @@ type nameList []string
 
 func (l nameList) String() string { return strings.Join(l, ",") }
 
-// names lists what elements are called.
+// names lists the names of elements.
 func names[T fmt.Stringer](elements []T) nameList {
 	var all nameList
 	for _, v := range elements {

@@ -68,11 +68,11 @@ func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.P
 	return health.Ping{}
 }
 
-// sent is the bytes that a check sends.
+// sent returns the bytes that a check sends.
 func sent(c *config.Check) string {
 	if c.SendHex == "" {
 		return c.Send
 	}
-	b, _ := health.ParseBytes(c.SendHex) // which the configuration has seen to
+	b, _ := health.ParseBytes(c.SendHex) // the configuration has validated it
 	return string(b)
 }

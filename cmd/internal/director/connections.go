@@ -46,7 +46,7 @@ func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 	return l.rows(d.bal.Connections(d.now())), nil
 }
 
-// checkNames refuses a filter by what is neither configured nor has connections still: nothing would pass it.
+// checkNames refuses a filter by a name that is neither configured nor has connections: no connection would pass it.
 func (d *director) checkNames(f *control.Filter) error {
 	d.mu.Lock()
 	cfg, vips := d.cfg, append(vips(d.cfg), d.leftVIPs...)

@@ -11,14 +11,14 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// Each check in flight has a descriptor, as has each connection to the program: checks that hang must leave some to
-// it. The runtime raises the soft limit to the hard one when the program starts.
+// Each check in flight has a descriptor, and so has each connection to the program. Checks that hang must leave enough
+// descriptors for the connections. The runtime raises the soft limit to the hard one when the program starts.
 
-// reserved is how many descriptors are left for other than checks: connections to the metrics address and the control
+// reserved is the number of descriptors that checks don't get. They are for connections to the metrics address and the control
 // socket, files that a reload reads, netlink sockets, notifications.
 const reserved = 384
 
-// descriptorLimit is how many descriptors this process may have.
+// descriptorLimit returns the number of descriptors that this process may have.
 func descriptorLimit() int {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
@@ -27,14 +27,14 @@ func descriptorLimit() int {
 	return int(min(limit.Cur, 1<<30))
 }
 
-// roomForChecks is how many of limit descriptors checks in flight may have, where the program has open ones beside
-// them. Where the limit is small the reserve is, too.
+// roomForChecks returns the number of descriptors that checks in flight may have, of limit, of which the program uses
+// open for other things. With a small limit the reserve is smaller, too.
 func roomForChecks(limit, open int) int {
 	left := limit - open
 	return max(left-reserved, left/4, 1)
 }
 
-// openDescriptors is how many this process has.
+// openDescriptors returns the number of descriptors that this process has.
 func openDescriptors() int {
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -43,13 +43,13 @@ func openDescriptors() int {
 	return len(fds)
 }
 
-// usualDescriptors is how many a director of cfg has open before its first check: for each queue its own, the raw
+// usualDescriptors returns the number that a director of cfg has open before its first check: for each queue its own, the raw
 // sockets of its worker and those for tunnels over UDP, each with an eventfd; and what every director has.
 func usualDescriptors(cfg *config.Director) int {
 	return cfg.Queues*(2+4+2*udpPorts) + 64
 }
 
-// checksOf is what the checks of cfg need of the descriptors of a director that would be started by this process.
+// checksOf returns need and number of descriptors for the checks of a director of cfg that this process would start.
 func checksOf(cfg *config.Director) (control.Checks, error) {
 	m := health.New(nil)
 	way := func(s *config.Service, r *config.RealserverRef) (health.Path, string) { return nil, wayName(s, r) }
@@ -60,7 +60,7 @@ func checksOf(cfg *config.Director) (control.Checks, error) {
 	return control.Checks{Limit: limit, Room: roomForChecks(limit, usualDescriptors(cfg)), Needed: m.Need()}, nil
 }
 
-// checks is the same of this director, with what waits.
+// checks returns the same for this director, with the number of waiting checks.
 func (d *director) checks() control.Checks {
 	return control.Checks{Limit: d.limit, Room: d.room, Needed: d.monitor.Need(), Waiting: d.monitor.Waiting()}
 }
@@ -72,7 +72,7 @@ func (d *director) warnOfChecks() {
 	}
 }
 
-// warning is what check says of cfg, a line; "": nothing.
+// warning returns the warning of the command check about cfg, one line; "": there is none.
 func warning(file string, cfg *config.Director) (string, error) {
 	c, err := checksOf(cfg)
 	if err != nil || !c.Short() {

@@ -44,7 +44,7 @@ type director struct {
 	http    *metrics.Server
 	table   *conntab.Table
 	device  *tundev.Device
-	local   *tundev.Device // for what this host itself sends to VIPs
+	local   *tundev.Device // for this host's own packets to VIPs
 	errors  []io.Closer    // ICMP errors about tunnel packets, for the kernel to learn from
 	senders []io.Closer
 	shared  *forward.Shared

@@ -21,7 +21,7 @@ type standing struct {
 	known    bool // the known states of its realservers decide up, or have decided it before
 }
 
-// healthy is what is known of all realservers. A weight that an operator has set has no offset.
+// healthy is the known health of all realservers. A weight that an operator has set has no offset.
 func (d *director) healthy() map[seat]health.State {
 	if d.monitor == nil {
 		return nil
@@ -141,7 +141,7 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 // unknown is the old state in the first event of a service or realserver.
 const unknown = "unknown"
 
-// serviceChanged logs what has become of a service, and tells about it; was is nil for a service that is new.
+// serviceChanged logs and notifies a change of a service's state; was is nil for a service that is new.
 func (d *director) serviceChanged(s *config.Service, was *standing, is standing) {
 	reason := fmt.Sprintf("weight %d is up, quorum %d", is.weightUp, s.Quorum)
 	if is.sorry {
@@ -210,7 +210,7 @@ func (d *director) healthStatus(svc *control.Service, s *config.Service, b *bala
 			continue // the sorry server
 		}
 		st := states[seat{s.Name, a}]
-		if r.Weight = weighted(c.Weight, st); r.Weight != c.Weight { // the balancer's is what failures have left of it
+		if r.Weight = weighted(c.Weight, st); r.Weight != c.Weight { // the balancer's weight is 0 after a failure
 			r.Configured = &c.Weight
 		}
 		if c.Check == nil {

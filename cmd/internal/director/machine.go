@@ -11,8 +11,8 @@ import (
 	"vstun/tundev"
 )
 
-// What this host itself sends to VIPs, as its health checks do, has a TUN device and a worker of its own: clients
-// that send more than the director takes overrun their device alone, and no check fails by that.
+// This host's own packets to VIPs, such as health checks, have a TUN device and a worker of their own. Clients that send
+// more than the director takes overrun only the clients' device, and no check fails.
 //
 //	from the network: main table  → vs0       → a worker for each queue ─┐
 //	                                                                     ├→ realserver
@@ -26,8 +26,8 @@ const localPriority = 10
 // linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// openLocal opens the device for this host's own packets, and makes its worker. The worker's socket is its own, for
-// no flood to fill.
+// openLocal opens the device for this host's own packets, and makes its worker. The worker has a socket of its own, which
+// no flood fills.
 func (d *director) openLocal() (err error) {
 	d.local, err = tundev.Open(d.cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !d.cfg.Offload})
 	if err != nil {
@@ -58,15 +58,15 @@ func (d *director) machine(cfg *config.Director, vips []netip.Addr) routing.Stat
 	return s
 }
 
-// network is the state of the machine that cfg needs for these VIPs: they lead into the TUN devices. Their MTU is the largest, since the
-// director itself knows what fits each tunnel.
+// network is the state of the machine that cfg needs for these VIPs: routes lead them into the TUN devices. The devices
+// have the largest MTU, since the director itself enforces the MTU of each tunnel.
 func network(cfg *config.Director, vips []netip.Addr) (s routing.State) {
 	v4, v6 := slices.ContainsFunc(vips, netip.Addr.Is4), slices.ContainsFunc(vips, netip.Addr.Is6)
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
 		s.Links = append(s.Links, routing.Link{Name: name, MTU: 65535, TxQueueLen: 1000, Up: true})
 		s.Sysctls = append(s.Sysctls, deviceSysctls(name, v6)...)
 	}
-	if v6 { // what comes in for a VIP goes on into the device
+	if v6 { // packets for a VIP are forwarded into the device
 		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1"})
 	}
 	if v4 {
@@ -81,8 +81,8 @@ func network(cfg *config.Director, vips []netip.Addr) (s routing.State) {
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())
 		s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: cfg.TUN},
-			// Should the device go before its route comes back, by a kill: else the default route leads the VIP's packets back to the
-			// router, which sends them here again.
+			// A kill removes the device with its route. Without this route, the default route would lead the VIP's
+			// packets back to the router, which sends them here again.
 			routing.Route{Dst: dst, Unreachable: true, Metric: lastResort})
 		if rules[vip.Is6()] {
 			s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: cfg.LocalTUN(), Table: cfg.Table})

@@ -101,7 +101,7 @@ func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Pat
 		Source: func(vip netip.Addr) netip.Addr { return d.known.Load().source(vip, address) }}, wayName(s, r)
 }
 
-// wayName is the name of the way on which a realserver is checked.
+// wayName is the name of the path by which a realserver is checked.
 func wayName(s *config.Service, r *config.RealserverRef) string {
 	if r.Check == nil || r.Check.Direct {
 		return "direct"

@@ -144,7 +144,7 @@ func (d *director) weights() weights {
 	return nil
 }
 
-// dropped is which weights that operators have set hold no longer.
+// dropped returns a change for each weight that an operator has set and that no longer holds.
 func dropped(was, is weights) (changed []control.Change) {
 	for s, o := range was {
 		if _, stays := is[s]; !stays {

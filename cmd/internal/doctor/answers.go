@@ -64,7 +64,7 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 				cfg.Table)})
 	case hop.Link == cfg.TUN:
 		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN),
-			Why: "the agent refuses them there: sent on, they would come back",
+			Why: "the agent refuses them there: if it forwarded them, they would come back",
 			Fix: fmt.Sprintf("ip rule; ip route get %s from %s", outside[vip.Is6()], vip), Remarks: []string{"remove the rule that leads there"}})
 	case cfg.MSS == config.MSSOff:
 		e.fine("from %s by %s; mss is off", vip, hop.Link)

@@ -51,7 +51,7 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 				}
 			}
 			e.find(f)
-			break // what leads the one astray leads the other
+			break // the other path has the same cause
 		}
 	}
 	if good {
@@ -59,7 +59,7 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 	}
 }
 
-// vipPath is a way on which packets come to a VIP.
+// vipPath is a path by which packets come to a VIP.
 type vipPath struct {
 	lookup  func() (routing.Hop, bool, error)
 	device  string // that they must get to
@@ -69,7 +69,7 @@ type vipPath struct {
 	fix     string
 }
 
-// paths are the ways on which packets come to vip: from the network, as far as the kernel can be asked, and from this
+// paths returns the paths by which packets come to vip: from the network, as far as the kernel can be asked, and from this
 // host.
 func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device) (all []vipPath) {
 	if from, link, ok := visitor(vip.Is6(), devices); ok {
@@ -90,7 +90,7 @@ func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device
 }
 
 // visitor is the address of a client, and the device by which its packets come in and are forwarded: by the default
-// route, or from a subnet of this host. Of a device that doesn't forward the kernel says nothing, but see forwarding.
+// route, or from a subnet of this host. The kernel shows no route for a device that doesn't forward: see forwarding.
 func visitor(six bool, devices []routing.Device) (from netip.Addr, link string, ok bool) {
 	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && forwards(hop.Link, six) {
 		return outside[six], hop.Link, true
@@ -116,7 +116,7 @@ func neighbour(p netip.Prefix) netip.Addr {
 	return netip.Addr{}
 }
 
-// forwards reports whether the kernel forwards what comes in by a device.
+// forwards reports whether the kernel forwards packets that come in by a device.
 func forwards(link string, six bool) bool {
 	key := "net/ipv4/conf/" + link + "/forwarding"
 	if six {

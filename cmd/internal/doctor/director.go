@@ -23,8 +23,8 @@ import (
 type Director struct {
 	File      string
 	Config    *config.Director
-	Obstacles func(running bool) error       // what keeps it from starting, a line each; while it runs, what would from the next start on
-	Checks    func() (control.Checks, error) // what its checks need of the descriptors that it would have
+	Obstacles func(running bool) error       // faults that keep it from starting, or, while it runs, from its next start; a line each
+	Checks    func() (control.Checks, error) // number of descriptors for its checks, and their need
 }
 
 // Examine examines the machine, and the ways to the realservers.

@@ -1,5 +1,6 @@
-// Package doctor finds what on this machine, and on the way between directors and realservers, keeps the programs from
-// doing their job, and says how to fix it. It works whether the program runs or not, takes seconds, and changes nothing.
+// Package doctor finds faults, on this machine and on the path between directors and realservers, that keep the programs
+// from doing their job, and the commands that fix them. The program need not run. A run takes seconds, and changes
+// nothing.
 //
 // director.go and realserver.go list what is examined at either end; each other file is one subject.
 package doctor
@@ -28,7 +29,7 @@ type Finding struct {
 	Where    string   `json:"where,omitempty"` // the realserver, device or file
 	What     string   `json:"what"`
 	Why      string   `json:"why,omitempty"` // what it does to the packets
-	// what it comes from, the likeliest first; several where they look alike from here
+	// possible causes, the likeliest first; several if they look alike from this host
 	Causes  []string `json:"causes,omitempty"`
 	On      string   `json:"on,omitempty"`      // the host that Fix is for, where it is not this one
 	Fix     string   `json:"fix"`               // shell commands; "" where none is known
@@ -99,8 +100,8 @@ func (e *exam) failed(err error) bool {
 	return err != nil
 }
 
-// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with what to do,
-// and that with the command in parentheses, if there is one.
+// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with the remedy. The
+// remedy ends with the command in parentheses, if there is one.
 func (e *exam) obstacles(err error) {
 	if err == nil {
 		return

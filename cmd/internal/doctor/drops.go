@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// advice is what a drop reason that keeps coming means, and what to do about it. Reasons that are not here are the
-// senders' affair.
+// advice is the meaning of a drop reason whose count grows, and the remedy. Reasons without advice have their causes at
+// the senders.
 type advice struct {
 	why     string
 	causes  []string
@@ -50,7 +50,7 @@ func directorAdvice() map[string]advice {
 		"table_full": restart("the connection table is full",
 			"first raise connections.max, or shorten its timeouts"),
 		"send_error": status("the kernel refuses what the director sends", "the command shows the last error"),
-		"too_big": {why: "packets do not fit a tunnel, and their senders are told again and again",
+		"too_big": {why: "packets do not fit a tunnel, and their senders ignore the ICMP errors",
 			fix:     "realserver status",
 			remarks: []string{"run it on the realservers: mss = \"auto\" makes their servers advertise less"}},
 		"offload": restart("super-packets are not understood", "first set offload = \"off\"", "report this fault"),
@@ -84,7 +84,7 @@ func realserverAdvice() map[string]advice {
 				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"}},
 		"answer_loop": {why: "a rule or route leads the answers that the agent sends back into its device",
 			fix: "ip rule; ip route show table all dev vs0", remarks: []string{"delete the one that is not the agent's"}},
-		"send_error": {why: "the kernel refuses answers that the agent sends on", fix: "realserver status",
+		"send_error": {why: "the kernel refuses answers that the agent forwards", fix: "realserver status",
 			remarks: []string{"it shows the last error"}},
 	}
 }

@@ -11,22 +11,22 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// mostAlike is how many places that one finding is of are printed, and commands that fix it.
+// mostAlike is the largest number of places, and of commands, that are printed for one finding.
 const mostAlike = 5
 
-// What a finding's lines begin with, the lines that those go on in, and its commands.
+// Prefixes of a finding's lines, of their continuations, and of its commands.
 const (
 	indent  = "    "
 	further = "      "
 	command = indent + "-> "
 )
 
-// print writes r for people, one fact a line, in lines of at most width characters (0: any). Findings that say the same
+// print writes r as text, one fact a line, in lines of at most width characters (0: any). Findings that say the same
 // of several places are printed once. With verbose it names all those places, and what is fine.
 func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
 	line := func(text string) {
-		if !strings.HasPrefix(text, command) { // which stays in one line, to be copied
+		if !strings.HasPrefix(text, command) { // a command stays in one line, to be copied
 			text = control.Wrapped(text, width, further)
 		}
 		fmt.Fprintln(&w, text)

@@ -53,8 +53,8 @@ type road struct {
 	port     uint16 // of UDP
 }
 
-// synKey is what the answer to a SYN is known by. SYNs to many realservers have the same port: only with its number an
-// answer is one's own.
+// synKey identifies the answer to a SYN. SYNs to many realservers have the same port; the sequence number distinguishes
+// their answers.
 type synKey struct {
 	port uint16
 	ack  uint32
@@ -68,7 +68,7 @@ type prober struct {
 	sendMu sync.Mutex
 	sender *wire.Sender
 	taps   []*wire.Tap
-	sinks  []*wire.Sink    // what keeps the kernel from answering the answers
+	sinks  []*wire.Sink    // they keep the kernel from answering the answers
 	asks   map[bool]uint16 // source port of questions, by whether their answers come over IPv6
 	read   sync.WaitGroup
 
@@ -82,7 +82,7 @@ type prober struct {
 	arrived   chan struct{}      // closed, and made anew, when something has come
 }
 
-// portKey is what SYNs of one source port have in common: their source, and a number.
+// portKey identifies the source port of SYNs: their source, and a number.
 type portKey struct {
 	source netip.Addr
 	number int

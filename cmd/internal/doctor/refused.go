@@ -47,7 +47,7 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 	e.overrun(before.Overruns, after.Overruns)
 }
 
-// amount is how many packets were counted, and when the last came.
+// amount describes the number of counted packets, and the time since the last one.
 func amount(c control.Counted) string { return amountOf(c.Packets, uint64(c.Last)) }
 
 func amountOf(packets, seconds uint64) string {

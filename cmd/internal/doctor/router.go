@@ -18,8 +18,8 @@ type routed struct {
 	source netip.Addr
 }
 
-// routerHops is the TTL of such a packet: it comes back, or ends at the next router behind the first, which tells where
-// it went.
+// routerHops is the TTL of such a packet. It comes back, or ends at the second router, whose ICMP error shows where it
+// went.
 const routerHops = 2
 
 // router examines whether this host's router sends the VIPs' packets here. The doctor gives it a packet for each VIP,
@@ -50,14 +50,14 @@ func (d *Director) router(ctx context.Context, e *exam, running bool, before *co
 	p.volley(ctx, shots...)
 	var after control.DirectorStatus
 	if running {
-		_ = control.Get(ctx, d.Config.Control, "/status", &after) // of a director that hangs there is no figure
+		_ = control.Get(ctx, d.Config.Control, "/status", &after) // a director that hangs has no figure
 	}
 	for _, r := range all {
 		e.arrives(p, &r, before, &after)
 	}
 }
 
-// routed makes the packet for a VIP; why says why there can't be one. A VIP in a subnet of this host gets none: its
+// routed makes the packet for a VIP; why is the reason if there can't be one. A VIP in a subnet of this host gets none: its
 // neighbours ask for it there, which is examined elsewhere.
 func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, running bool) (r routed, why string) {
 	for _, device := range devices {

@@ -93,7 +93,7 @@ func (e *exam) servers(cfg *config.Realserver) {
 		ports := portsFor(tcp, vip)
 		served := slices.ContainsFunc(udp, func(l listener) bool { return l.at.Addr() == vip })
 		if len(ports) == 0 && !served {
-			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: "nobody listens on it, nor, over TCP, on all addresses", Why: "its clients are refused",
+			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: "no server listens on it, nor, over TCP, on all addresses", Why: "its clients are refused",
 				Fix: "ss -ltn",
 				Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", vip),
 					"one on the VIP itself starts after the agent (After=vstun-realserver.service)"}})

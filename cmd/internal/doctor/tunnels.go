@@ -133,7 +133,7 @@ func (v *visit) ask(c encap.Config, first int) (shots []*shot) {
 	return shots
 }
 
-// mostQuestioned is how many VIPs of an agent are asked for.
+// mostQuestioned is the largest number of VIPs that an agent is asked for.
 const mostQuestioned = 4096
 
 // heard returns the agent's answer to one of shots, which came by c, with all its VIPs; nil: there is none, or one in a
@@ -277,7 +277,7 @@ func (v *visit) servers(ctx context.Context) {
 			at := netip.AddrPortFrom(vip.addr, vip.ports[k])
 			switch {
 			case s.answered && s.flags&tcpRST != 0:
-				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("nobody listens on %s there", at),
+				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("no server listens on %s there", at),
 					Why: "its clients are refused",
 					On:  v.Destination.String(), Fix: "ss -ltn",
 					Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", at)}})
@@ -442,7 +442,7 @@ func (v *visit) mute(f Finding, others []encap.Kind) {
 		}
 	}
 	if len(arrive) > 0 {
-		f.Why = fmt.Sprintf("%s does arrive: its kernel says that nobody takes it", strings.Join(arrive, " and "))
+		f.Why = fmt.Sprintf("%s does arrive: its kernel says that no program takes it", strings.Join(arrive, " and "))
 	}
 	f.Causes = []string{fmt.Sprintf("its agent refuses this director, as %s is not in its directors (not_director)",
 		v.Source)}
@@ -479,7 +479,7 @@ func (v *visit) judge(f *Finding, all []trouble) bool {
 	for _, t := range all {
 		switch {
 		case nobody(t) && t.from == v.Destination:
-			f.What = fmt.Sprintf("its kernel says that nobody takes %s", tunnel)
+			f.What = fmt.Sprintf("its kernel says that no program takes %s", tunnel)
 			f.Causes = []string{"its agent does not run", fmt.Sprintf("its agent has no %q in encap", v.Kind)}
 			if v.Kind.UDP() {
 				f.Causes = append(f.Causes, fmt.Sprintf("its agent has another encap_port than %d", v.Port))

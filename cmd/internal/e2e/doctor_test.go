@@ -178,7 +178,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 	patients := []patient{
 		{name: "healthy"},
 		{name: "no pings", long: true, breaks: func(s *site, web *lab.Host) { s.shell(web, "sysctl -qw net.ipv4.icmp_echo_ignore_all=1") }},
-		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"nobody takes ipip (protocol 4)", "agent does not run", "systemctl start vstun-realserver"}}},
+		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"no program takes ipip (protocol 4)", "agent does not run", "systemctl start vstun-realserver"}}},
 		{name: "agent of another director", sources: []netip.Addr{netip.MustParseAddr("10.0.2.9")},
 			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors",
 				"protocol 4 is dropped on the way", "realserver doctor"}}},
@@ -195,7 +195,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		{name: "down", breaks: func(s *site, web *lab.Host) { s.shell(web, "ip addr del "+web.Addr.String()+"/24 dev eth0") },
 			symptom: &symptom{"tunnels", []string{"can't be reached", "ping"}}},
 		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels", []string{"nothing comes back", "plain ping"}}},
-		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"nobody listens on 198.51.100.80:80", "ss -ltn"}}},
+		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"no server listens on 198.51.100.80:80", "ss -ltn"}}},
 		{name: "VIP missing", vips: []netip.Addr{second},
 			symptom: &symptom{"tunnels", []string{"error", "its agent does not have the VIP 198.51.100.80",
 				"inner_destination", `add "198.51.100.80" to vips`}}},
@@ -252,7 +252,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 			symptoms = append(symptoms, of)
 			if p.deaf { // at either VIP
 				of.says = append(slices.Clone(of.says), second.String())
-				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "nobody listens on " + second.String()}})
+				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no server listens on " + second.String()}})
 			}
 			if p.name == "source check on the way back" {
 				symptoms = append(symptoms,
@@ -267,7 +267,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		s.VIP6, s.Webs[0].Addr6, absent.Addr6)
 	text += fmt.Sprintf("[[service]]\nname = \"sorry\"\nvip = %q\nprotocol = \"udp\"\nport = 53\nsorry_server = %q\nrealserver = [ { address = %q } ]\n",
 		s.VIP6, absent.Addr6, s.Webs[0].Addr6)
-	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server", "nobody takes ipip (protocol 41)"}})
+	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server", "no program takes ipip (protocol 41)"}})
 	s.startWrittenDirector(text)
 	begin := time.Now()
 	r := s.director.mustName(symptoms...)
@@ -371,8 +371,8 @@ func TestDoctorOfRealserver(t *testing.T) {
 	neighbours := netip.MustParsePrefix("10.0.11.0/24") // a director may be there
 	agent.configure(fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s, %q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n", quoted(s.vips), quoted(s.sources), neighbours, agent.socket))
 	stopped := symptom{"running", []string{"error", "the agent does not run", "realserver run -c " + agent.config}}
-	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "nobody listens"}},
-		symptom{"servers", []string{s.VIP6.String(), "nobody listens"}}); r.Running {
+	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "no server listens"}},
+		symptom{"servers", []string{s.VIP6.String(), "no server listens"}}); r.Running {
 		t.Error("the agent is said to run")
 	}
 	agent.start()

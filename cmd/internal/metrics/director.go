@@ -11,8 +11,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Director answers with the metrics of a director, of which status tells at each request, and batches what its workers count; local is
-// that of the worker for the host's own packets.
+// Director answers with the metrics of a director. status returns its state at each request, batches the counts of its
+// workers, and local the count of the worker for the host's own packets.
 func Director(status func() control.DirectorStatus, batches []*packet.Batches, local *packet.Batches) http.Handler {
 	return handler(&director{status, batches, local})
 }

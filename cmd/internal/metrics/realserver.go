@@ -26,7 +26,7 @@ var agentSeries = []series[control.RealserverStatus]{
 	counter(nil, "vstun_agent_received_bytes_total", "Bytes of packets received, with the tunnels' headers.", func(st *control.RealserverStatus) float64 { return float64(st.In.Bytes) }),
 	counter(nil, "vstun_agent_injected_packets_total", "Packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Packets) }),
 	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
-	counter(nil, "vstun_agent_answer_packets_total", "Answers that left by the TUN device and were sent on.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
+	counter(nil, "vstun_agent_answer_packets_total", "Answers that left by the TUN device and were forwarded.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
 	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
 	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),

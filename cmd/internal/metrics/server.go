@@ -18,7 +18,7 @@ import (
 
 // What a client may take of the server, which everybody who reaches its address can be.
 const (
-	maxConns       = 256      // connections at a time; then idle ones give way. A browser has up to six, and keeps them for a while
+	maxConns       = 256      // connections at a time; beyond that, idle ones are closed. A browser keeps up to six for a while
 	maxClientConns = 64       // of one address: a browser's, and those of a proxy
 	maxAnswers     = 8        // requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
 	maxHeaderBytes = 16 << 10 // of a request

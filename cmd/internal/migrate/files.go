@@ -18,7 +18,7 @@ type trackFile struct {
 	used bool // by a FILE_CHECK
 }
 
-// factor is what keepalived calls the weight of a file: what its number is multiplied by.
+// factor is the factor of a file's number, which keepalived calls its weight.
 type factor struct {
 	times   int
 	reverse bool
@@ -62,7 +62,7 @@ func fileName(check *statement) string {
 	return ""
 }
 
-// fileInterval is how often a file is read that keepalived looks at when it changes.
+// fileInterval is the interval of reading a file. keepalived reads it when it changes.
 const fileInterval = time.Second
 
 func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ settings) bool {
@@ -106,7 +106,7 @@ func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ setting
 	return true
 }
 
-// clientCertificate is what keepalived's SSL block has for every SSL_GET.
+// clientCertificate is the content of keepalived's SSL block, for every SSL_GET.
 type clientCertificate struct{ cert, key string }
 
 // defineSSL reads the SSL block. Its files become part of the checks where they can be read here: else the director

@@ -321,7 +321,7 @@ func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 	return nil
 }
 
-// repeat takes on what a sequence or a list repeats, with its definitions as they are now.
+// repeat reads the text that a sequence or a list repeats, with the present definitions.
 func (r *lineReader) repeat(at Place, dir, text string, depth int) error {
 	if r.blocks++; r.blocks > maxBlocks {
 		return at.fault("%v: ~SEQ and ~LST make more than %d blocks", errTooMuch, maxBlocks)

@@ -7,7 +7,7 @@ import (
 	"vstun/balancer/health"
 )
 
-// maxPattern is how many bytes of an answer a pattern may ask for.
+// maxPattern is the largest length of a pattern, in bytes.
 const maxPattern = 1500
 
 // payloadCheck reads UDP_CHECK, and TCP_CHECK, which has the same keywords in versions of keepalived that are yet to

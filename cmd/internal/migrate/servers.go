@@ -122,7 +122,7 @@ var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 		"needed"),
 	"sorry_server_lvs_method": without("sorry_server_lvs_method: no counterpart: the sorry server is reached " +
 		"through its service's tunnel"),
-	"omega": without("omega: no counterpart: a director that ends notifies nobody: do it in its " +
+	"omega": without("omega: no counterpart: a director sends no notification at its end: do it in its " +
 		"unit (ExecStopPost=)"),
 	"ha_suspend": without("ha_suspend: no counterpart: checks run on every director, also on one that " +
 		"no VIP is routed to"),
@@ -150,7 +150,7 @@ func isSetting(name string) bool {
 		"persistence_granularity", "weight"}, name)
 }
 
-// serviceStatement reads what is neither a real_server nor a default for these.
+// serviceStatement reads a statement that is neither a real_server nor a default for these.
 func (k *keepalived) serviceStatement(s *service, st *statement) {
 	if read, ok := serviceKeywords[st.name()]; ok {
 		read(k, s, st)
@@ -201,7 +201,7 @@ func (k *keepalived) smtpAlert(s *service, st *statement) {
 	}
 }
 
-// realServer reads a real_server, and says whether it names its own lvs_method.
+// realServer reads a real_server, and reports whether it names its own lvs_method.
 func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
 	a, err := unicast(block.arg(1))
 	if err != nil {

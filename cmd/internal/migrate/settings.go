@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// settings are what a virtual_server says for its real_servers, and these for their checks.
+// settings are a virtual_server's defaults for its real_servers, and theirs for their checks.
 type settings struct {
 	delay      time.Duration // delay_loop
 	timeout    time.Duration // connect_timeout
@@ -29,7 +29,7 @@ var (
 	checking   = append(slices.Clip(connecting), "MISC_CHECK")
 )
 
-// knownIn is which blocks know a general keyword: keepalived ignores it in others.
+// knownIn has the blocks that know a general keyword: keepalived ignores it in others.
 var knownIn = map[string][]string{
 	"delay_loop":         slices.Concat(servers, checking),
 	"connect_timeout":    slices.Concat(servers, connecting),

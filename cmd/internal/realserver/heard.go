@@ -11,12 +11,12 @@ import (
 	"vstun/encap/endpoint"
 )
 
-// heardEvery is how exactly the time of an address's last packet is known. Workers ask for no time: their counts are
-// compared this often.
+// heardEvery is the precision of the time of an address's last packet. Workers read no clock: their counts are compared
+// this often.
 const heardEvery = time.Second
 
-// heard adds up one kind of the workers' counts by address, and knows since when a count stays as it is. Any goroutine
-// may use it.
+// heard adds up one kind of the workers' counts by address, with the time of each count's last change. Any
+// goroutine may use it.
 type heard struct {
 	of   func(w *endpoint.Worker) *endpoint.Addrs
 	mu   sync.Mutex

@@ -54,8 +54,8 @@ type agent struct {
 	mu     sync.Mutex // of a reload, and of what is done when the machine has changed
 	setup  atomic.Pointer[setup]
 	own    []netip.Addr // addresses of this host
-	quiet  bool         // the kernel's own driver is kept so
-	warned string       // of those that are not
+	quiet  bool         // keepQuiet silences the kernel's own driver
+	warned string       // the last warning about drivers that it can't silence
 }
 
 // setup is the configuration in force, and the MSS that SYN-ACKs may advertise under it. It is immutable.
@@ -158,7 +158,7 @@ func (a *agent) openAnswers() error {
 	return nil
 }
 
-// enforce has the workers and the status follow s. The machine is the caller's. After the start a.mu is held.
+// enforce puts s in force for the workers and the status. The caller sets the machine. After the start a.mu is held.
 func (a *agent) enforce(s *setup) {
 	a.setup.Store(s)
 	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
@@ -381,7 +381,7 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	s := routing.State{Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
 	if conf := "net/ipv6/conf/" + cfg.TUN; vip6 {
 		s.Sysctls = append(s.Sysctls,
-			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1", Cosmetic: true}, // no address of its own, nor greetings to neighbours that are not there
+			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1", Cosmetic: true}, // no link-local address, and no router solicitations
 			routing.Sysctl{Key: conf + "/accept_ra", Value: "0", Cosmetic: true},
 			routing.Sysctl{Key: conf + "/disable_ipv6", Value: "0"})
 	} else {
@@ -402,8 +402,8 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	return s
 }
 
-// boundRoutes lead the answers of sockets that are bound to the device into it: without a route the kernel learns no path MTU of their clients, and
-// over IPv6 sends nothing.
+// boundRoutes lead the answers of sockets that are bound to the device into it. Without a route the kernel learns no path
+// MTU of their clients, and over IPv6 sends nothing.
 func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
 	const mtu = 1500 // of a TUN device
 	to := routing.Route{Link: cfg.TUN, Table: cfg.Table + 1}
@@ -452,7 +452,7 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		a.watch,
 		daemon.Every(heardEvery, a.hear),
 		func(ctx context.Context) error { return a.answerer.run(ctx, a.status) },
-		hangup(func() { _, _ = a.reload() }), // who has sent the signal reads the log
+		hangup(func() { _, _ = a.reload() }), // the log has the result
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
 			<-watched
@@ -511,7 +511,7 @@ func (a *agent) refresh() {
 	is.mss4, is.mss6 = v4, v6
 }
 
-// hear notes whose packets have come since it was called last.
+// hear updates the times of addresses whose packets have come since its last call.
 func (a *agent) hear() {
 	for _, h := range []*heard{&a.directors, &a.strangers, &a.absent} {
 		h.look(a.workers, time.Now())

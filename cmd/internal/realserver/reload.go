@@ -109,7 +109,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	if len(both.VIPs) > len(cfg.VIPs) {
 		err := a.network.Set(network(cfg, v4, v6))
 		if err != nil && !errors.Is(err, routing.ErrClosed) { // it is tried again
-			a.log.Error("VIPs that are not configured any more are left", "error", err)
+			a.log.Error("cannot remove VIPs that are not configured any more; retrying", "error", err)
 		}
 	}
 	a.keepQuiet()
