@@ -150,7 +150,8 @@ func (b *Balancer) unchanged(cfg Config) bool {
 		return false
 	}
 	same := func(s *service, c Service) bool { return s.config.equal(&c) }
-	return slices.EqualFunc(s.list, cfg.Services, same) && b.probes(cfg.Probed) && slices.Equal(s.leftVIPs, cfg.LeftVIPs)
+	return slices.EqualFunc(s.list, cfg.Services, same) && b.probes(cfg.Probed) &&
+		slices.Equal(s.leftVIPs, cfg.LeftVIPs)
 }
 
 // needs is the most numbers that cfg can take, beside those that are leaving.

@@ -21,8 +21,9 @@ func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps
 			next = append(next, rec)
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip addr add %s dev %s scope host", w.Prefix, w.Link),
-				name: fmt.Sprintf("address %s dev %s", w.Prefix, w.Link), old: "none", new: "present", recorded: mine[rec],
-				do: func() error { return m.addAddr(snap.links[w.Link], w.Prefix) },
+				name: fmt.Sprintf("address %s dev %s", w.Prefix, w.Link), old: "none", new: "present",
+				recorded: mine[rec],
+				do:       func() error { return m.addAddr(snap.links[w.Link], w.Prefix) },
 			})
 		case mine[rec]:
 			next = append(next, rec)

@@ -17,8 +17,8 @@ func (r routeRecord) in() table { return table{family(r.Dst.Addr()), r.Table} }
 
 // fib lists and changes routes, as the kernel's messages have them. It lists only the routes asked for: there may be a
 // million. The kernel heeds table and protocol in a listing only on a socket that checks strictly
-// (NETLINK_GET_STRICT_CHK; Linux 4.20), and other listings of netlink fail on such a socket, so this is a socket of its own.
-// Older kernels send everything.
+// (NETLINK_GET_STRICT_CHK; Linux 4.20), and other listings of netlink fail on such a socket, so this is a socket of its
+// own. Older kernels send everything.
 type fib struct{ sockets map[int]*nl.SocketHandle }
 
 func openFib() (*fib, error) {

@@ -27,8 +27,8 @@ type Hop struct {
 // choice. ok is false where there is no way.
 func Lookup(dst, from netip.Addr) (hop Hop, ok bool, err error) { return lookup(dst, from, "") }
 
-// LookupForwarded asks the kernel for the route of a packet to dst that comes in from an address by a device. ok is false
-// if the kernel refuses the packet, or has no route.
+// LookupForwarded asks the kernel for the route of a packet to dst that comes in from an address by a device. ok is
+// false if the kernel refuses the packet, or has no route.
 func LookupForwarded(dst, from netip.Addr, link string) (hop Hop, ok bool, err error) {
 	return lookup(dst, from, link)
 }

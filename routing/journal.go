@@ -335,7 +335,8 @@ func (r records) validate() error {
 		}
 	}
 	for _, u := range r.Rules {
-		if !inRange(u.Table, 1, maxID) || !validAddr(u.From) || !inRange(u.Priority, 1, lastP) || u.Link != "" && !validLink(u.Link) {
+		if !inRange(u.Table, 1, maxID) || !validAddr(u.From) || !inRange(u.Priority, 1, lastP) || u.Link != "" &&
+			!validLink(u.Link) {
 			return fmt.Errorf("bad rule from %s", u.From)
 		}
 	}

@@ -24,7 +24,8 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("another program uses %s (process %s): stop it, or give this one another journal", e.Journal, e.PID)
+	return fmt.Sprintf("another program uses %s (process %s): stop it, or give this one another journal", e.Journal,
+		e.PID)
 }
 
 // acquireLock takes the lock of a journal, or says who has it.

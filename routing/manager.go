@@ -127,8 +127,8 @@ func (m *Manager) Set(s State) error {
 }
 
 // Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or,
-// if something could not be undone, left for the next Open to try again. Devices which are gone already have taken their addresses,
-// routes and sysctls with them, which is no error.
+// if something could not be undone, left for the next Open to try again. Devices which are gone already have taken
+// their addresses, routes and sysctls with them, which is no error.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

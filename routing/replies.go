@@ -86,9 +86,9 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 }
 
 // separate raises metrics of IPv6 routes so that no two with a gateway have one metric, in the order in which the
-// kernel prefers them. Routers' advertisements make several default routes of one metric, of which the kernel takes the first
-// that is reachable, by preference (RFC 4191). The same routes, added by a program, would become one multipath route,
-// whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
+// kernel prefers them. Routers' advertisements make several default routes of one metric, of which the kernel takes the
+// first that is reachable, by preference (RFC 4191). The same routes, added by a program, would become one multipath
+// route, whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
 // rt6_qualify_for_ecmp). IPv4 keeps routes of one metric apart.
 func separate(list []route) {
 	type destination struct{ dst, src netip.Prefix }
@@ -220,7 +220,8 @@ func (r *Replies) rules() (all []ruleRecord) {
 }
 
 // planReplyRules plans the rules that lead to the tables. Their priorities must be no other rules'.
-func (m *Manager) planReplyRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord, err error) {
+func (m *Manager) planReplyRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord,
+	err error) {
 	wanted := want.rules()
 	mine, asked, priorities := setOf(own), setOf(wanted), map[int]bool{}
 	for _, rec := range wanted {

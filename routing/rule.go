@@ -103,8 +103,8 @@ func (r ruleRecord) kernel() *netlink.Rule {
 	return k
 }
 
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source or any, a device or none, or iif lo,
-// and one table.
+// recordOfRule returns the rule as a record, and whether it is nothing but that: one source or any, a device or none,
+// or iif lo, and one table.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
 	rec := ruleRecord{Priority: have.Priority, Local: have.IifName == loopback, Link: have.OifName, Table: have.Table}
 	switch src := prefixOf(have.Src); {

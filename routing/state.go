@@ -86,8 +86,8 @@ type Route struct {
 	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; not with Unreachable
 }
 
-// Rule has the kernel look up a table of Routes for the packets that this host itself sends (`ip rule … iif lo`), before
-// the rules of a larger priority. Packets that the host forwards don't match it.
+// Rule has the kernel look up a table of Routes for the packets that this host itself sends (`ip rule … iif lo`),
+// before the rules of a larger priority. Packets that the host forwards don't match it.
 type Rule struct {
 	IPv6     bool
 	Table    int // 1–252, or above 255; routes of others are an error
@@ -115,8 +115,8 @@ type Sysctl struct {
 // are those that this package made.
 //
 // Copied are all routes that have not expired, of every type, with all their attributes and in the kernel's order of
-// preference. Of a multipath route the hops by devices that are down are left out. Where the kernel does not let a route be
-// copied (ip route … encap bpf), a throw route leads to the main table.
+// preference. Of a multipath route the hops by devices that are down are left out. Where the kernel does not let a
+// route be copied (ip route … encap bpf), a throw route leads to the main table.
 type Replies struct {
 	From     []netip.Addr
 	Table    int // 1–252, or above 255; must be empty
@@ -201,8 +201,10 @@ func (s State) validate() error {
 	for _, r := range s.Rules {
 		once(fmt.Sprintf("rule %s", r.record()))
 		check(validTable(r.Table), "rule %s: table %d: want %s", r.record(), r.Table, wantTable)
-		check(inRange(r.Priority, 1, lastP), "rule %s: want a priority of 1 to %d, in front of the main table's", r.record(), lastP)
-		check(s.Replies == nil || s.Replies.Table != r.Table, "rule %s: table %d is the one for replies", r.record(), r.Table)
+		check(inRange(r.Priority, 1, lastP), "rule %s: want a priority of 1 to %d, in front of the main table's",
+			r.record(), lastP)
+		check(s.Replies == nil || s.Replies.Table != r.Table, "rule %s: table %d is the one for replies", r.record(),
+			r.Table)
 	}
 	if r := s.Replies; r != nil {
 		check(len(r.From) > 0, "replies: no addresses")
@@ -214,7 +216,8 @@ func (s State) validate() error {
 		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's", r.Priority, lastP)
 		if r.Bound != "" {
 			check(validLink(r.Bound), "replies: bad device name %q", r.Bound)
-			check(!inRange(r.Table+1, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) && r.Table < maxID, "replies: table %d: the next one is the kernel's", r.Table)
+			check(!inRange(r.Table+1, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) && r.Table < maxID,
+				"replies: table %d: the next one is the kernel's", r.Table)
 			check(r.Priority < lastP, "replies: priority %d: the next one is the main table's", r.Priority)
 		}
 		for _, mss := range []int{r.AdvMSS, r.AdvMSS6} {
@@ -226,7 +229,8 @@ func (s State) validate() error {
 
 var wantTable = fmt.Sprintf("1 to 252, or 256 to %d", maxID)
 
-// validTable reports whether a table may be one of this package's own: it is none of the kernel's (default, main, local).
+// validTable reports whether a table may be one of this package's own: it is none of the kernel's (default, main,
+// local).
 func validTable(id int) bool {
 	return inRange(id, 1, maxID) && !inRange(id, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL)
 }

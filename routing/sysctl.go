@@ -116,8 +116,8 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 }
 
 // Presets lists the sysctls that must have their values before s is Set where /proc/sys can't be written: those that
-// Set would read or write, save for cosmetic ones. Devices of s.Links need not be there: a new one takes its values from
-// conf/default, which stands for them.
+// Set would read or write, save for cosmetic ones. Devices of s.Links need not be there: a new one takes its values
+// from conf/default, which stands for them.
 func Presets(s State) []Sysctl {
 	s = s.clone()
 	for i := range s.Sysctls {

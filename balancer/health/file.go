@@ -62,8 +62,9 @@ func (p File) weigh(ctx context.Context) (string, int, error) {
 }
 
 const (
-	maxNumber = 128                   // bytes of a file that are read
-	rewrite   = 50 * time.Millisecond // that a file can be empty for: a shell's > truncates it before the program writes
+	maxNumber = 128 // bytes of a file that are read
+	// time that a file can be empty for: a shell's > truncates it before the program writes
+	rewrite = 50 * time.Millisecond
 )
 
 // read returns the file's number, which is from math.MinInt32 to math.MaxInt32 + 1.

@@ -274,8 +274,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// SetRoom bounds the descriptors that checks in flight have together; 0: no bound. Beyond the bound, due checks wait for
-// others to end. A check's timeout begins when the check begins.
+// SetRoom bounds the descriptors that checks in flight have together; 0: no bound. Beyond the bound, due checks wait
+// for others to end. A check's timeout begins when the check begins.
 func (m *Monitor) SetRoom(descriptors int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -393,7 +393,8 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 		}
 		if t.blind++; t.blind == t.config.Fall {
 			for _, s := range t.users {
-				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Blind: true, Reason: s.reason(t), Time: end})
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Blind: true,
+					Reason: s.reason(t), Time: end})
 			}
 		}
 	} else {

@@ -26,8 +26,8 @@ type AnswerSink interface {
 	PathMTU(src, dst netip.Addr) (int, error)
 }
 
-// AnswerWorker forwards packets that this host's servers send into one queue of the TUN device with a VIP as source. The
-// kernel routes such answers there for sockets that are bound to the device (SO_BINDTODEVICE) or that answer by the
+// AnswerWorker forwards packets that this host's servers send into one queue of the TUN device with a VIP as source.
+// The kernel routes such answers there for sockets that are bound to the device (SO_BINDTODEVICE) or that answer by the
 // request's interface (IP_PKTINFO). The kernel routes most answers to the network, past this worker.
 //
 //	TUN queue → ReadBatch → check → Finish, or Split → Send → client
@@ -80,11 +80,14 @@ const (
 )
 
 // NewAnswerWorker makes a worker that moves the answers that the policy in force accepts from source to sink, and ICMP
-// errors about them to tun. It loads the policy once a batch. All workers of a device share sent. port is the UDP port of
-// a socket on the device: errors about UDP are repeated as errors about its datagrams; see wire.DevicePort.
-func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.Pointer[Policy], sent *Sent, port uint16) *AnswerWorker {
-	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port, bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
-		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom), id: uint16(rand.Uint32())}
+// errors about them to tun. It loads the policy once a batch. All workers of a device share sent. port is the UDP port
+// of a socket on the device: errors about UDP are repeated as errors about its datagrams; see wire.DevicePort.
+func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.Pointer[Policy], sent *Sent,
+	port uint16) *AnswerWorker {
+	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port,
+		bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
+		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom),
+		id: uint16(rand.Uint32())}
 	w.free, w.heads, w.errs = w.room, make([]byte, packet.MaxPieces*packet.IPv4HeaderLen), []*packet.Buf{&w.spare[1]}
 	return w
 }
@@ -309,8 +312,8 @@ func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
 	return packet.Accept, nil
 }
 
-// tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket that
-// is bound to the device takes no other.
+// tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket
+// that is bound to the device takes no other.
 func (w *AnswerWorker) tell(b []byte, mtu int) error {
 	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
 		return nil
@@ -417,8 +420,8 @@ func (s *Sent) has(b []byte, p *packet.Info) bool {
 	return s.marks[m%uint64(len(s.marks))].Load() == m
 }
 
-// mark is a hash of IP and transport header, except an IPv4 header's ID and checksum, which the kernel may have changed.
-// The transport header's checksum stands for the payload.
+// mark is a hash of IP and transport header, except an IPv4 header's ID and checksum, which the kernel may have
+// changed. The transport header's checksum stands for the payload.
 func (s *Sent) mark(b []byte, p *packet.Info) uint64 {
 	n := p.Offset + 8
 	if p.Flow.Proto == packet.ProtoTCP {

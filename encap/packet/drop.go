@@ -41,7 +41,8 @@ const (
 	DropQuestion         // a question of a director's doctor, beyond the bound of answers
 	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
 	DropNotAnswer        // from this host by the TUN device: its source is no VIP, or its destination can't be a client
-	DropAnswerLoop       // an answer that the agent has forwarded and the kernel has routed back, or one whose TTL is used up
+	// an answer that the agent has forwarded and the kernel has routed back, or one whose TTL is used up
+	DropAnswerLoop
 
 	// What the kernel refused.
 	DropSendError // no route, or no memory for it: see the log for the last error

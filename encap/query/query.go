@@ -1,5 +1,5 @@
-// Package query encodes and parses the datagrams by which a director asks a realserver's agent for its VIPs and tunnels.
-// It does no I/O.
+// Package query encodes and parses the datagrams by which a director asks a realserver's agent for its VIPs and
+// tunnels. It does no I/O.
 //
 // The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP, so that the
 // agent looks at it only where it would refuse the packet. The answer is a plain UDP datagram to the outer source of

@@ -12,8 +12,8 @@ import (
 	"vstun/encap/pollfd"
 )
 
-// PathMTU returns the size of the largest packet from src, an address of this host, that the path to dst takes, in bytes.
-// The kernel has it from its routes and from ICMP errors. PathMTU sends nothing.
+// PathMTU returns the size of the largest packet from src, an address of this host, that the path to dst takes, in
+// bytes. The kernel has it from its routes and from ICMP errors. PathMTU sends nothing.
 func (s *Sender) PathMTU(src, dst netip.Addr) (int, error) {
 	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU
 	if dst.Is6() {
@@ -42,10 +42,11 @@ func sockaddr(a netip.Addr, port int) unix.Sockaddr {
 }
 
 // DevicePort opens a UDP socket of both families, at a port of the kernel's choice on the device link, and returns the
-// port. The socket receives no data. It is there for ICMP errors that have an MTU, come in by the device, and are about a
-// datagram from that port. From them the kernel learns the path MTU of the routes by that device (Linux net/ipv4/route.c,
-// ipv4_sk_update_pmtu; net/ipv6/route.c, ip6_sk_update_pmtu, where the datagram's source is ::). From errors about an
-// unbound socket's datagrams, and over IPv6 about any with a source, it learns the path MTU of other routes only.
+// port. The socket receives no data. It is there for ICMP errors that have an MTU, come in by the device, and are about
+// a datagram from that port. From them the kernel learns the path MTU of the routes by that device (Linux
+// net/ipv4/route.c, ipv4_sk_update_pmtu; net/ipv6/route.c, ip6_sk_update_pmtu, where the datagram's source is ::). From
+// errors about an unbound socket's datagrams, and over IPv6 about any with a source, it learns the path MTU of other
+// routes only.
 func DevicePort(link string) (uint16, io.Closer, error) {
 	var anywhere unix.Sockaddr = &unix.SockaddrInet6{}
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -59,7 +60,8 @@ func DevicePort(link string) (uint16, io.Closer, error) {
 		return 0, nil, fmt.Errorf("UDP socket: %w", advise(err))
 	}
 	var name unix.Sockaddr
-	err = errors.Join(filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}), unix.BindToDevice(fd, link), unix.Bind(fd, anywhere))
+	err = errors.Join(filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}), unix.BindToDevice(fd, link),
+		unix.Bind(fd, anywhere))
 	if err == nil {
 		name, err = unix.Getsockname(fd)
 	}

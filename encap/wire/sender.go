@@ -27,8 +27,8 @@ type Sender struct {
 // NewSender opens raw sockets that send and, as they have the protocol IPPROTO_RAW, receive nothing. It needs CAP_NET_RAW.
 func NewSender() (*Sender, error) { return newSender(false) }
 
-// NewAnswerSender is NewSender for packets whose sources are addresses of this host. The kernel routes each by its source,
-// too, as it routes its own sockets' packets.
+// NewAnswerSender is NewSender for packets whose sources are addresses of this host. The kernel routes each by its
+// source, too, as it routes its own sockets' packets.
 func NewAnswerSender() (*Sender, error) { return newSender(true) }
 
 func newSender(bySource bool) (*Sender, error) {
@@ -82,8 +82,8 @@ func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
 	return unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
 }
 
-// SetPriority gives packets that are sent from now on a priority (SO_PRIORITY in socket(7)), by which queueing disciplines of devices
-// choose: 0, what packets have otherwise, to 6.
+// SetPriority gives packets that are sent from now on a priority (SO_PRIORITY in socket(7)), by which queueing
+// disciplines of devices choose: 0, what packets have otherwise, to 6.
 func (s *Sender) SetPriority(priority int) error {
 	err := s.four.setPriority(priority)
 	if s.six != nil {

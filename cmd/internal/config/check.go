@@ -354,7 +354,8 @@ func unfit(program string) string {
 	return ""
 }
 
-// transport returns the transport protocol of a check's type, or "" if it has none. DNS uses the service's, or else UDP.
+// transport returns the transport protocol of a check's type, or "" if it has none. DNS uses the service's, or else
+// UDP.
 func transport(checkType, service string) string {
 	switch checkType {
 	case "tcp", "http", "https", "smtp":
@@ -375,10 +376,12 @@ func transport(checkType, service string) string {
 func (r *checkReader) warnTransport(t *table, c *Check) {
 	protocol := r.service.Protocol
 	over := transport(c.Type, protocol)
-	if t.values["type"] == nil || over == "" || protocol == "" || over == protocol || t.values["port"] != nil || r.table.values["port"] != nil {
+	if t.values["type"] == nil || over == "" || protocol == "" || over == protocol || t.values["port"] != nil ||
+		r.table.values["port"] != nil {
 		return
 	}
-	t.warnAt("type", "%s checks go over %s, and the service is %s: want another type, or the port to check as port", c.Type, over, protocol)
+	t.warnAt("type", "%s checks go over %s, and the service is %s: want another type, or the port to check as port",
+		c.Type, over, protocol)
 }
 
 // pick is one of two words.

@@ -42,8 +42,8 @@ type Director struct {
 	Warnings    []string // what of the file does not do what it seems to do, a line each in the form of Errors
 }
 
-// LocalTUN returns the name of the TUN device for the host's own packets to VIPs. It begins with TUN's name, and differs
-// from it.
+// LocalTUN returns the name of the TUN device for the host's own packets to VIPs. It begins with TUN's name, and
+// differs from it.
 func (d *Director) LocalTUN() string {
 	const longest, suffix = unix.IFNAMSIZ - 1, "-local"
 	name := d.TUN[:min(len(d.TUN), longest-len(suffix))] + suffix

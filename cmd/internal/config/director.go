@@ -55,7 +55,8 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 func readMetrics(t *table) netip.AddrPort {
 	at := t.listen("metrics", "127.0.0.1:9464")
 	if least := unprivilegedPort(); at.IsValid() && int(at.Port()) < least {
-		t.faultAt("metrics", "\"%v\" has port %d, to which the director has no right: want %d to 65535", at, at.Port(), least)
+		t.faultAt("metrics", "\"%v\" has port %d, to which the director has no right: want %d to 65535", at, at.Port(),
+			least)
 	}
 	return at
 }
@@ -83,7 +84,8 @@ func readSource(t *table) (s Sources) {
 	if _, ok := t.value("source"); !ok {
 		return s
 	}
-	for _, v := range t.elements("source", t.oneOrMore("source", "an address, or an array of an IPv4 and an IPv6 address")) {
+	for _, v := range t.elements("source", t.oneOrMore("source",
+		"an address, or an array of an IPv4 and an IPv6 address")) {
 		a, ok := t.address("source", v)
 		if !ok {
 			continue

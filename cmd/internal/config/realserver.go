@@ -48,7 +48,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !slices.Contains(r.Encaps, "gre") {
 		t.faultAt("encap_key", "only gre has a key, and encap has no gre: leave it out")
 	}
-	if _, written := t.values["encap_port"]; written && !slices.Contains(r.Encaps, "gue") && !slices.Contains(r.Encaps, "fou") {
+	if _, written := t.values["encap_port"]; written && !slices.Contains(r.Encaps, "gue") &&
+		!slices.Contains(r.Encaps, "fou") {
 		t.warnAt("encap_port", "only gue and fou have a port, and encap has neither: leave it out")
 	}
 	for _, vip := range r.VIPs {
@@ -131,8 +132,8 @@ func readMSS(t *table) int {
 	return int(n)
 }
 
-// readTable reads the number of the first of n routing tables of a program's own, 1 or 2. The tables 253 (default), 254 (main)
-// and 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
+// readTable reads the number of the first of n routing tables of a program's own, 1 or 2. The tables 253 (default), 254
+// (main) and 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
 func readTable(t *table, byDefault, n int) int {
 	const own = 253 // the first one of the kernel's own
 	want := "1 to 32765, and not 253, 254 or 255, which are the kernel's own"

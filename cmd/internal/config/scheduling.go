@@ -54,7 +54,8 @@ func readFlags(t *table, scheduler string) SchedulerFlags {
 		seen = append(seen, name)
 	}
 	if hasFlags := []string{"sh", "mh"}; len(list) > 0 && scheduler != "" && !slices.Contains(hasFlags, scheduler) {
-		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler, words.OneOf(hasFlags))
+		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler,
+			words.OneOf(hasFlags))
 	}
 	return flags
 }

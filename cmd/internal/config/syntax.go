@@ -11,8 +11,8 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// syntaxFault returns the line and column of the text that the TOML parser refuses, and a message about it in the form of
-// the other faults.
+// syntaxFault returns the line and column of the text that the TOML parser refuses, and a message about it in the form
+// of the other faults.
 func syntaxFault(text []byte, err toml.ParseError) (line, column int, message string) {
 	at := min(max(err.Position.Start, 0), len(text))
 	begin := bytes.LastIndexByte(text[:at], '\n') + 1
@@ -44,10 +44,12 @@ func syntaxMessage(err toml.ParseError, word string) string {
 		return fmt.Sprintf("%s: is there twice: want it once", defined[1])
 	case word == "True" || word == "False" || word == "TRUE" || word == "FALSE":
 		return fmt.Sprintf("%s%s is not a value: want %s", key, word, strings.ToLower(word))
-	case word != "" && has("expected value", "end with a newline", "array terminator", "inline table terminator", "Invalid float", "invalid datetime") &&
+	case word != "" && has("expected value", "end with a newline", "array terminator", "inline table terminator",
+		"Invalid float", "invalid datetime") &&
 		strings.ContainsFunc(word, func(r rune) bool { return unicode.IsLetter(r) || strings.ContainsRune(".:/-", r) }):
 		return fmt.Sprintf("%s%s is not a value: strings need quotes: want %q", key, word, word)
-	case has(`expected value but found '\n'`, `expected value but found '\r'`, "expected value but found '#'", "expected a digit") ||
+	case has(`expected value but found '\n'`, `expected value but found '\r'`, "expected value but found '#'",
+		"expected a digit") ||
 		has("unexpected EOF; expected value") && !has("array"):
 		return key + "the value is missing: want one behind ="
 	case has("unexpected EOF", "end of file"):
@@ -76,7 +78,8 @@ func lowerFirst(s string) string {
 // bareWord returns the word around a position: letters, digits and what addresses, ranges and paths are made of.
 func bareWord(text []byte, at int) string {
 	bare := func(c byte) bool {
-		return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || strings.IndexByte("._:/-", c) >= 0
+		return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' ||
+			strings.IndexByte("._:/-", c) >= 0
 	}
 	if at >= len(text) || !bare(text[at]) {
 		return ""

@@ -42,7 +42,9 @@ func checkTunnels(t *table, n Tunnel, realservers []RealserverRef) {
 	if n.HasKey && !some(func(encap string) bool { return encap == "gre" || encap == "" }) {
 		t.faultAt("encap_key", "only gre has a key, and no tunnel of this service is gre: leave it out")
 	}
-	if _, written := t.values["encap_port"]; written && !some(func(encap string) bool { return encap == "gue" || encap == "fou" || encap == "" }) {
+	if _, written := t.values["encap_port"]; written && !some(func(encap string) bool {
+		return encap == "gue" || encap == "fou" || encap == ""
+	}) {
 		t.warnAt("encap_port", "only gue and fou have a port, and no tunnel of this service is one of them: leave it out")
 	}
 	if n.Checksum && !some(func(encap string) bool { return encap != "ipip" }) {

@@ -138,7 +138,8 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 			if asJSON {
 				return PrintJSON(c.ErrOrStderr(), got)
 			}
-			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s before the tunnel, %d after it, %d lost\n", words.Count(got.Before, "packet"), got.After, got.Lost)
+			_, err = fmt.Fprintf(c.ErrOrStderr(), "%s before the tunnel, %d after it, %d lost\n",
+				words.Count(got.Before, "packet"), got.After, got.Lost)
 			return err
 		}}
 	c.Flags().AddFlagSet(filters)

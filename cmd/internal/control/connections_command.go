@@ -47,7 +47,8 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON, an object a line")
 	c.Flags().AddFlagSet(filters)
-	_ = c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	// the flag is there
+	_ = c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	completeFlags(c, socket)
 	return socket.Flag(c)
 }

@@ -42,7 +42,8 @@ func DrainCommand(socket *Socket) *cobra.Command {
 	d := drain{look: time.Second, report: 10 * time.Second}
 	var who seats
 	var wait bool
-	c := &cobra.Command{Use: "drain SERVICE REALSERVER", Short: "Give a realserver the weight 0, so that it gets no new connections; --wait returns when the last one has ended",
+	c := &cobra.Command{Use: "drain SERVICE REALSERVER",
+		Short: "Give a realserver the weight 0, so that it gets no new connections; --wait returns when the last one has ended",
 		RunE: func(c *cobra.Command, args []string) error {
 			q, err := who.query(args)
 			if err != nil {
@@ -50,7 +51,8 @@ func DrainCommand(socket *Socket) *cobra.Command {
 			}
 			wait = wait || d.active
 			if d.timeout < 0 || d.timeout > 0 && !wait {
-				return daemon.UsageError{Err: fmt.Errorf("--timeout %v: want a time above 0, and --wait or --active", d.timeout)}
+				return daemon.UsageError{Err: fmt.Errorf("--timeout %v: want a time above 0, and --wait or --active",
+					d.timeout)}
 			}
 			if d.socket, err = socket.Path(); err != nil {
 				return err
@@ -59,7 +61,8 @@ func DrainCommand(socket *Socket) *cobra.Command {
 			return d.run(c, q, wait)
 		}}
 	c.Flags().BoolVar(&wait, "wait", false, "return when the last connection has ended; a realserver that is not configured any more can be waited for, too")
-	c.Flags().BoolVar(&d.active, "active", false, "return when no established connection is left: neither closing ones nor persistent clients are waited for")
+	c.Flags().BoolVar(&d.active, "active", false,
+		"return when no established connection is left: neither closing ones nor persistent clients are waited for")
 	c.Flags().DurationVar(&d.timeout, "timeout", 0, "wait no longer than `D`, and fail then (default: no bound)")
 	c.Flags().BoolVar(&d.asJSON, "json", false, "as JSON")
 	return who.flag(c, socket)

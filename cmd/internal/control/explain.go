@@ -55,7 +55,8 @@ func Endpoint(what, s string) (netip.AddrPort, error) {
 
 // Client is a query's address of a client, with a port or without: then that is 0.
 func Client(s string) (netip.AddrPort, error) {
-	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil && a.Zone() == "" && !a.Is4In6() {
+	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil && a.Zone() == "" &&
+		!a.Is4In6() {
 		return netip.AddrPortFrom(a, 0), nil
 	}
 	return Endpoint("client", s)
@@ -75,7 +76,8 @@ func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err e
 	}
 	protocol = q.Get("protocol")
 	if known := []string{"", "tcp", "udp", "sctp"}; !slices.Contains(known, protocol) {
-		return client, vip, "", fmt.Errorf("--protocol %q is no protocol: %s", protocol, words.Instead(protocol, known[1:]))
+		return client, vip, "", fmt.Errorf("--protocol %q is no protocol: %s", protocol,
+			words.Instead(protocol, known[1:]))
 	}
 	return client, vip, protocol, nil
 }
@@ -84,7 +86,8 @@ func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err e
 func ExplainCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	var protocol string
-	c := &cobra.Command{Use: "explain CLIENT[:PORT] VIP:PORT", Short: "Say which realserver a flow has, or would get, and why; changes nothing", Args: cobra.ExactArgs(2),
+	c := &cobra.Command{Use: "explain CLIENT[:PORT] VIP:PORT",
+		Short: "Say which realserver a flow has, or would get, and why; changes nothing", Args: cobra.ExactArgs(2),
 		Example: "  director explain 192.0.2.7:4711 198.51.100.80:80\n  director explain [2001:db8::7]:4711 [2001:db8:100::80]:53 --protocol udp",
 		RunE: func(c *cobra.Command, args []string) error {
 			q := url.Values{"client": {args[0]}, "vip": {args[1]}}
@@ -109,7 +112,9 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 		}}
 	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a connection or a service)")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	_ = c.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	// the flag is there
+	_ = c.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"},
+		cobra.ShellCompDirectiveNoFileComp))
 	c.ValidArgsFunction = complete(socket, doorNames)
 	return socket.Flag(c)
 }
@@ -124,7 +129,8 @@ func printExplanation(out io.Writer, e *Explanation) error {
 	}
 	fmt.Fprintf(&w, "%s %s -> %s\n", e.Protocol, client, addressPort(e.VIP, e.Port))
 	if c := e.Connection; c != nil {
-		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n", c.Realserver, c.State, words.Count(int(c.Packets), "packet"), minutes(c.Expires))
+		fmt.Fprintf(&w, "connection: to %s, %s, %s, expires in %s\n", c.Realserver, c.State,
+			words.Count(int(c.Packets), "packet"), minutes(c.Expires))
 	} else if e.ClientPort == 0 {
 		fmt.Fprintln(&w, "connection: a new one, from any port")
 	} else {

@@ -42,7 +42,8 @@ func Width(out io.Writer) int {
 func PrintDirector(out io.Writer, st *DirectorStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
 	fmt.Fprintf(w, "%s\n\n", headline(width, "director "+st.Version,
-		fact{fmt.Sprintf("pid %d", st.Pid), 2}, fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
+		fact{fmt.Sprintf("pid %d", st.Pid), 2}, fact{"up " + uptime(st.Uptime).String(), 3},
+		device(st.TUN, st.Queues, st.Offloads),
 		fact{fmt.Sprintf("%d of %s", st.Connections.Count, words.Count(st.Connections.Max, "connection")), 4}))
 	printConfiguration(w, st.Configuration)
 	printServices(w, st.Services, width)
@@ -67,14 +68,16 @@ func PrintDirector(out io.Writer, st *DirectorStatus) error {
 // PrintRealserver writes st for people.
 func PrintRealserver(out io.Writer, st *RealserverStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
-	head := headline(width, "realserver "+st.Version, fact{fmt.Sprintf("pid %d", st.Pid), 2}, fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
+	head := headline(width, "realserver "+st.Version, fact{fmt.Sprintf("pid %d", st.Pid), 2},
+		fact{"up " + uptime(st.Uptime).String(), 3}, device(st.TUN, st.Queues, st.Offloads),
 		fact{fmt.Sprintf("MSS %d, over IPv6 %d", st.MSS, st.MSS6), 4})
 	vips := fmt.Sprintf("VIPs %s from directors %s", strings.Join(st.VIPs, ", "), strings.Join(st.Directors, ", "))
 	fmt.Fprintln(w, head)
 	printConfiguration(w, st.Configuration)
 	fmt.Fprintln(w, Wrapped(vips, width, "  "))
 	printTraffic(w, "received", st.In, "injected", st.Out, nil)
-	fmt.Fprintf(w, "answers by %s\t%s\t%s\n", st.TUN, words.Count(st.Answers.Packets, "packet"), words.Count(st.Answers.Bytes, "byte"))
+	fmt.Fprintf(w, "answers by %s\t%s\t%s\n", st.TUN, words.Count(st.Answers.Packets, "packet"),
+		words.Count(st.Answers.Bytes, "byte"))
 	printDrops(w, st.Drops)
 	printOverruns(w, st.Overruns)
 	printSendError(w, st.SendError)

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Reload is the answer to POST /reload on a control socket, and to POST /weight on a director's. Their commands print it
-// as JSON.
+// Reload is the answer to POST /reload on a control socket, and to POST /weight on a director's. Their commands print
+// it as JSON.
 type Reload struct {
 	Changes []Change `json:"changes"`          // empty: nothing has changed
 	Errors  []string `json:"errors,omitempty"` // why nothing has changed, a line each; printed by the commands only
@@ -24,11 +24,12 @@ type Reload struct {
 type Change struct {
 	Service    string `json:"service,omitempty"`
 	Realserver string `json:"realserver,omitempty"`
-	Key        string `json:"key,omitempty"`        // of the configuration: "weight", "check.interval"
-	Old        any    `json:"old"`                  // a number, a truth value or a string; null: there was none
-	New        any    `json:"new"`                  // null: there is none any more
-	Configured *int   `json:"configured,omitempty"` // of a weight that an operator has set: the one of the configuration
-	Text       string `json:"text"`                 // the same in one line of text
+	Key        string `json:"key,omitempty"` // of the configuration: "weight", "check.interval"
+	Old        any    `json:"old"`           // a number, a truth value or a string; null: there was none
+	New        any    `json:"new"`           // null: there is none any more
+	// of a weight that an operator has set: the one of the configuration
+	Configured *int   `json:"configured,omitempty"`
+	Text       string `json:"text"` // the same in one line of text
 }
 
 // print writes the changes, or why there are none, as text or as JSON. It returns the error.

@@ -93,7 +93,8 @@ func JSON(fn func() (any, error)) http.Handler {
 // Run serves until ctx is cancelled, then returns nil. No request outlives it.
 func (s *Server) Run(ctx context.Context) error {
 	conns := connlimit.New(maxConns, maxClientConns, connlimit.ByProcess)
-	srv := http.Server{Handler: s.limits.bounded(s.mux), ReadHeaderTimeout: s.limits.read, IdleTimeout: s.limits.read, ConnState: conns.State,
+	srv := http.Server{Handler: s.limits.bounded(s.mux), ReadHeaderTimeout: s.limits.read, IdleTimeout: s.limits.read,
+		ConnState:   conns.State,
 		BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

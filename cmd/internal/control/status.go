@@ -15,18 +15,19 @@ import (
 // DirectorStatus is what GET /status on a director's control socket returns, and what `director status --json`
 // prints.
 type DirectorStatus struct {
-	Program       string            `json:"program"` // "director"
-	Version       string            `json:"version"`
-	Pid           int               `json:"pid"`
-	Uptime        float64           `json:"uptime_seconds"`
-	TUN           string            `json:"tun"`
-	Queues        int               `json:"queues"`
-	Offloads      string            `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
-	In            Traffic           `json:"in"`       // read from the TUN device
-	Out           Traffic           `json:"out"`      // sent to realservers, with the tunnel's header, and ICMP and TCP resets to clients
-	Resets        uint64            `json:"resets"`   // of those, TCP resets
-	Drops         map[string]uint64 `json:"drops"`    // packets refused, by reason; only reasons that occurred
-	Waiting       int               `json:"waiting"`  // fragments that wait for the rest of their packets: neither sent nor refused yet
+	Program  string  `json:"program"` // "director"
+	Version  string  `json:"version"`
+	Pid      int     `json:"pid"`
+	Uptime   float64 `json:"uptime_seconds"`
+	TUN      string  `json:"tun"`
+	Queues   int     `json:"queues"`
+	Offloads string  `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
+	In       Traffic `json:"in"`       // read from the TUN device
+	// sent to realservers, with the tunnel's header, and ICMP and TCP resets to clients
+	Out           Traffic           `json:"out"`
+	Resets        uint64            `json:"resets"`  // of those, TCP resets
+	Drops         map[string]uint64 `json:"drops"`   // packets refused, by reason; only reasons that occurred
+	Waiting       int               `json:"waiting"` // fragments that wait for the rest of their packets: neither sent nor refused yet
 	Connections   Connections       `json:"connections"`
 	Services      []Service         `json:"services"`
 	Checks        Checks            `json:"checks"`
@@ -151,10 +152,11 @@ type Realserver struct {
 
 // Check is the last check of a realserver, and what its checks have come to.
 type Check struct {
-	Type     string  `json:"type"`             // tcp, http, https, dns, udp, ping, smtp, exec or file
-	Via      string  `json:"via"`              // "tunnel" or "direct"
-	Reason   string  `json:"reason"`           // why the last one went as it did, in one line
-	Streak   int     `json:"streak"`           // results in a row that contradict the realserver's health, up to the last one
+	Type   string `json:"type"`   // tcp, http, https, dns, udp, ping, smtp, exec or file
+	Via    string `json:"via"`    // "tunnel" or "direct"
+	Reason string `json:"reason"` // why the last one went as it did, in one line
+	// results in a row that contradict the realserver's health, up to the last one
+	Streak   int     `json:"streak"`
 	Last     float64 `json:"last_seconds_ago"` // since it ended
 	Duration float64 `json:"duration_seconds"` // that it took
 	Since    float64 `json:"since_seconds"`    // that the realserver has been up, or down
@@ -165,7 +167,8 @@ func (r *Realserver) ComingUp() bool {
 	return r.Health == "down" && r.Check != nil && r.Check.Streak > 0
 }
 
-// Trouble is the reason of the last check of a realserver that is down, or whose last checks contradict its health; else "".
+// Trouble is the reason of the last check of a realserver that is down, or whose last checks contradict its health;
+// else "".
 func (r *Realserver) Trouble() string {
 	if r.Check == nil || r.Health != "down" && r.Check.Streak == 0 {
 		return ""
@@ -192,13 +195,15 @@ type RealserverStatus struct {
 
 	Configuration Configuration `json:"configuration"`
 
-	In        Traffic           `json:"in"`                   // received from tunnels, with the tunnel's header
-	Out       Traffic           `json:"out"`                  // written to the TUN device
-	Answers   Traffic           `json:"answers"`              // answers that left by the TUN device and were forwarded
-	Drops     map[string]uint64 `json:"drops"`                // packets refused, by reason; only reasons that occurred
-	Merged    uint64            `json:"merged"`               // packets written as a part of another one, behind it
-	Overruns  uint64            `json:"overruns"`             // packets that the kernel dropped because the agent was too slow
-	SendError string            `json:"send_error,omitempty"` // the kernel's reason for the last answer that it refused to send
+	In      Traffic           `json:"in"`      // received from tunnels, with the tunnel's header
+	Out     Traffic           `json:"out"`     // written to the TUN device
+	Answers Traffic           `json:"answers"` // answers that left by the TUN device and were forwarded
+	Drops   map[string]uint64 `json:"drops"`   // packets refused, by reason; only reasons that occurred
+	Merged  uint64            `json:"merged"`  // packets written as a part of another one, behind it
+	// packets that the kernel dropped because the agent was too slow
+	Overruns uint64 `json:"overruns"`
+	// the kernel's reason for the last answer that it refused to send
+	SendError string `json:"send_error,omitempty"`
 
 	// outer sources that were let in, questions apart
 	FromDirectors []Counted `json:"from_directors"`

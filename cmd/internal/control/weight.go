@@ -38,7 +38,8 @@ func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 		if len(args) == 2 && !s.all || len(args) == 1 && s.all {
 			return nil
 		}
-		return fmt.Errorf("%s, where SERVICE REALSERVER or --all REALSERVER is wanted", words.Count(len(args), "argument"))
+		return fmt.Errorf("%s, where SERVICE REALSERVER or --all REALSERVER is wanted",
+			words.Count(len(args), "argument"))
 	}
 	c.ValidArgsFunction = complete(socket, func(services []Service, args []string) []string {
 		switch {
@@ -93,7 +94,8 @@ func SetCommand(socket *Socket) *cobra.Command {
 	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until it changes in the configuration or the director ends",
 		RunE: func(c *cobra.Command, args []string) error {
 			if weight == "" {
-				return daemon.UsageError{Err: fmt.Errorf("--weight is missing: want --weight N, 0 (drains it) to %d", maxWeight)}
+				return daemon.UsageError{Err: fmt.Errorf("--weight is missing: want --weight N, 0 (drains it) to %d",
+					maxWeight)}
 			}
 			if _, err := ParseWeight(weight); err != nil {
 				return daemon.UsageError{Err: err}

@@ -20,7 +20,8 @@ type Checked struct {
 // --config, which is in file. With --sysctls it prints the sysctls that the program sets.
 func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra.Command {
 	var sysctls bool
-	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing", Args: cobra.MaximumNArgs(1),
+	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing",
+		Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
@@ -55,6 +56,7 @@ func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra
 			_, err = fmt.Fprintf(c.OutOrStdout(), "%s: fine: %s\n", *file, summary)
 			return err
 		}}
-	c.Flags().BoolVar(&sysctls, "sysctls", false, "print the sysctls to set beforehand where /proc/sys is read-only, in the format of sysctl.d")
+	c.Flags().BoolVar(&sysctls, "sysctls", false,
+		"print the sysctls to set beforehand where /proc/sys is read-only, in the format of sysctl.d")
 	return c
 }

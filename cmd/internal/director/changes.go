@@ -36,7 +36,8 @@ func changes(was, is *config.Director) []control.Change {
 		if old := former[s.Name]; old != nil {
 			l.services(old, s)
 		} else {
-			l.of(s.Name, "").note("", nil, fmt.Sprintf("%s %s port %s, scheduler %s, %s", s.Protocol, names(s.VIPs), names(s.Ports), s.Scheduler,
+			l.of(s.Name, "").note("", nil, fmt.Sprintf("%s %s port %s, scheduler %s, %s", s.Protocol, names(s.VIPs),
+				names(s.Ports), s.Scheduler,
 				words.Count(len(s.Realservers), "realserver")))
 		}
 	}

@@ -64,9 +64,11 @@ func checkKeys(c *config.Check) []key {
 	}
 	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval}, {"timeout", c.Timeout},
 		{"rise", c.Rise}, {"fall", c.Fall}, {"initial", upDown(c.Up)}, {"path", none(path)}, {"host", none(c.Host)},
-		{"status", none(statusName(c.Status))}, {"body", quoted(c.Body)}, {"sni", none(c.SNI)}, {"ca", none(c.CAFile)}, {"verify", verify},
+		{"status", none(statusName(c.Status))}, {"body", quoted(c.Body)}, {"sni", none(c.SNI)}, {"ca", none(c.CAFile)},
+		{"verify", verify},
 		{"cert", none(c.CertFile)}, {"key", none(c.KeyFile)},
-		{"send", quoted(c.Send)}, {"send_hex", none(c.SendHex)}, {"expect", quoted(c.Expect)}, {"expect_hex", none(c.ExpectHex)},
+		{"send", quoted(c.Send)}, {"send_hex", none(c.SendHex)}, {"expect", quoted(c.Expect)},
+		{"expect_hex", none(c.ExpectHex)},
 		{"query", none(c.Query)}, {"query_type", none(c.QueryType)}, {"rcode", none(c.Rcode)}, {"records", records},
 		{"factor", factor}, {"reverse", reverse}, {"helo", none(c.Helo)}, {"command", none(commandName(c.Command))}}
 }

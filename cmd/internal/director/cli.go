@@ -67,8 +67,9 @@ func Command() *cobra.Command {
 			if err != nil {
 				return nil, err
 			}
-			return (&doctor.Director{File: file, Config: cfg, Obstacles: func(running bool) error { return obstacles(cfg, running) },
-				Checks: func() (control.Checks, error) { return checksOf(cfg) }}).Examine(ctx)
+			return (&doctor.Director{File: file, Config: cfg,
+				Obstacles: func(running bool) error { return obstacles(cfg, running) },
+				Checks:    func() (control.Checks, error) { return checksOf(cfg) }}).Examine(ctx)
 		})),
 		withFile(control.SetCommand(socket)),
 		withFile(control.DrainCommand(socket)),

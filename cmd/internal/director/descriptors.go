@@ -14,8 +14,8 @@ import (
 // Each check in flight has a descriptor, and so has each connection to the program. Checks that hang must leave enough
 // descriptors for the connections. The runtime raises the soft limit to the hard one when the program starts.
 
-// reserved is the number of descriptors that checks don't get. They are for connections to the metrics address and the control
-// socket, files that a reload reads, netlink sockets, notifications.
+// reserved is the number of descriptors that checks don't get. They are for connections to the metrics address and the
+// control socket, files that a reload reads, netlink sockets, notifications.
 const reserved = 384
 
 // descriptorLimit returns the number of descriptors that this process may have.
@@ -43,8 +43,8 @@ func openDescriptors() int {
 	return len(fds)
 }
 
-// usualDescriptors returns the number that a director of cfg has open before its first check: for each queue its own, the raw
-// sockets of its worker and those for tunnels over UDP, each with an eventfd; and what every director has.
+// usualDescriptors returns the number that a director of cfg has open before its first check: for each queue its own,
+// the raw sockets of its worker and those for tunnels over UDP, each with an eventfd; and what every director has.
 func usualDescriptors(cfg *config.Director) int {
 	return cfg.Queues*(2+4+2*udpPorts) + 64
 }

@@ -187,7 +187,8 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 		case c.Weight == 0:
 			r.PassedOver = "weight 0"
 		case c.Overloaded:
-			r.PassedOver = fmt.Sprintf("%s, and upper is %d: it gets new ones when it has fewer than %d", words.Count(c.Active+c.Inactive, "connection"), c.Upper, relief(c.Lower, c.Upper))
+			r.PassedOver = fmt.Sprintf("%s, and upper is %d: it gets new ones when it has fewer than %d",
+				words.Count(c.Active+c.Inactive, "connection"), c.Upper, relief(c.Lower, c.Upper))
 		}
 		out = append(out, r)
 	}

@@ -160,7 +160,8 @@ func (d *director) serviceChanged(s *config.Service, was *standing, is standing)
 	default:
 		d.log.Warn("service down", "service", s.Name, "reason", reason)
 	}
-	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: old, New: upDown(is.up), Reason: reason})
+	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: old, New: upDown(is.up),
+		Reason: reason})
 }
 
 // changed reports whether the known state of a service differs from its known state before, and returns the latter.
@@ -217,7 +218,8 @@ func (d *director) healthStatus(svc *control.Service, s *config.Service, b *bala
 			continue
 		}
 		r.Health = upDown(!d.fallen[seat{s.Name, a}])
-		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"), Streak: st.Streak, Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
+		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"),
+			Streak: st.Streak, Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
 	}
 }
 

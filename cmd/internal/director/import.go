@@ -57,7 +57,8 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 	importers := map[string]func(string, []byte, migrate.Options) (*migrate.Import, error){"keepalived": migrate.Keepalived, "ipvsadm": migrate.IPVSAdm}
 	read, known := importers[format]
 	if !known {
-		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: %s", format, words.Instead(format, importFormats))}
+		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: %s", format,
+			words.Instead(format, importFormats))}
 	}
 	if out != "" && !force {
 		if _, err := os.Lstat(out); err == nil {

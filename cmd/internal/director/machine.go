@@ -11,8 +11,8 @@ import (
 	"vstun/tundev"
 )
 
-// This host's own packets to VIPs, such as health checks, have a TUN device and a worker of their own. Clients that send
-// more than the director takes overrun only the clients' device, and no check fails.
+// This host's own packets to VIPs, such as health checks, have a TUN device and a worker of their own. Clients that
+// send more than the director takes overrun only the clients' device, and no check fails.
 //
 //	from the network: main table  → vs0       → a worker for each queue ─┐
 //	                                                                     ├→ realserver
@@ -26,8 +26,8 @@ const localPriority = 10
 // linux/pkt_sched.h, the first band of pfifo_fast and prio.
 const urgent = 6
 
-// openLocal opens the device for this host's own packets, and makes its worker. The worker has a socket of its own, which
-// no flood fills.
+// openLocal opens the device for this host's own packets, and makes its worker. The worker has a socket of its own,
+// which no flood fills.
 func (d *director) openLocal() (err error) {
 	d.local, err = tundev.Open(d.cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !d.cfg.Offload})
 	if err != nil {

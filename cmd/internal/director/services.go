@@ -93,7 +93,8 @@ func (d *director) noteLost(lost []netip.Addr) {
 	case len(lost) == 0:
 		d.log.Info("there is a route to every realserver again")
 	default:
-		d.log.Warn("no route to realservers: their packets are dropped until there is one", "count", len(lost), "realservers", names(lost[:min(len(lost), 10)]))
+		d.log.Warn("no route to realservers: their packets are dropped until there is one", "count", len(lost),
+			"realservers", names(lost[:min(len(lost), 10)]))
 	}
 	d.lost = lost
 }

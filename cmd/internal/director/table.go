@@ -20,5 +20,6 @@ func tableConfig(c config.Connections) conntab.Config {
 
 // options is the settings of cfg for all services.
 func options(cfg *config.Director) balancer.Options {
-	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent, NoResets: cfg.NoResets}
+	return balancer.Options{ExpireQuiescentTemplate: cfg.Connections.ExpireQuiescentTemplate, Silent: cfg.Silent,
+		NoResets: cfg.NoResets}
 }

@@ -88,7 +88,9 @@ func (w *ways) answersBy(cfg *config.Director) []string {
 		}
 	}
 	slices.Sort(links)
-	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" || name == "lo" || name == cfg.TUN || name == cfg.LocalTUN() })
+	return slices.DeleteFunc(slices.Compact(links), func(name string) bool {
+		return name == "" || name == "lo" || name == cfg.TUN || name == cfg.LocalTUN()
+	})
 }
 
 // wayOf is how a realserver is checked, and a name for it that other ways to the same realserver don't have.
@@ -97,7 +99,8 @@ func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Pat
 		return health.Direct{Pinger: d.pinger.Ping}, wayName(s, r)
 	}
 	address := r.Address
-	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now, Target: realserver(s, r, config.Sources{}, nil).Target(),
+	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now,
+		Target: realserver(s, r, config.Sources{}, nil).Target(),
 		Source: func(vip netip.Addr) netip.Addr { return d.known.Load().source(vip, address) }}, wayName(s, r)
 }
 
@@ -117,7 +120,8 @@ func (d *director) loosen() {
 		return
 	}
 	d.loose = links
-	if err := d.network.Set(d.machine(d.cfg, unique(slices.Concat(vips(d.cfg), d.leftVIPs)))); errors.Is(err, routing.ErrClosed) {
+	all := unique(slices.Concat(vips(d.cfg), d.leftVIPs))
+	if err := d.network.Set(d.machine(d.cfg, all)); errors.Is(err, routing.ErrClosed) {
 		return // the director is ending
 	} else if err != nil {
 		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)

@@ -124,7 +124,8 @@ func (d *director) setWeight(q url.Values) (any, error) {
 		if now == old {
 			continue
 		}
-		c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: old, New: now, Text: fmt.Sprintf("%v: weight %d -> %d", s, old, now)}
+		c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: old, New: now,
+			Text: fmt.Sprintf("%v: weight %d -> %d", s, old, now)}
 		if now != is {
 			c.Configured, c.Text = &is, c.Text+", configured "+strconv.Itoa(is)
 		}
@@ -148,7 +149,8 @@ func (d *director) weights() weights {
 func dropped(was, is weights) (changed []control.Change) {
 	for s, o := range was {
 		if _, stays := is[s]; !stays {
-			changed = append(changed, control.Change{Service: s.service, Realserver: s.address.String(), Key: "set_weight", Old: o.weight,
+			changed = append(changed, control.Change{Service: s.service, Realserver: s.address.String(),
+				Key: "set_weight", Old: o.weight,
 				Text: fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", s, o.weight)})
 		}
 	}

@@ -64,15 +64,17 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 				cfg.Table)})
 	case hop.Link == cfg.TUN:
 		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN),
-			Why: "the agent refuses them there: if it forwarded them, they would come back",
-			Fix: fmt.Sprintf("ip rule; ip route get %s from %s", outside[vip.Is6()], vip), Remarks: []string{"remove the rule that leads there"}})
+			Why:     "the agent refuses them there: if it forwarded them, they would come back",
+			Fix:     fmt.Sprintf("ip rule; ip route get %s from %s", outside[vip.Is6()], vip),
+			Remarks: []string{"remove the rule that leads there"}})
 	case cfg.MSS == config.MSSOff:
 		e.fine("from %s by %s; mss is off", vip, hop.Link)
 	case hop.Table != cfg.Table:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not by %d, the agent's", hop.Table, cfg.Table),
 			Why: "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
 			Fix: "ip rule",
-			Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: ip rule del priority NUMBER", cfg.Table),
+			Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: ip rule del priority NUMBER",
+				cfg.Table),
 				"or set table to a smaller number"}})
 	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
 		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",

@@ -26,7 +26,8 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 			why = "health checks share the clients' queues: a flood fails them"
 		}
 		e.find(Finding{Severity: Error, Where: name, What: "the device is gone, or down", Why: why,
-			Fix: fmt.Sprintf("ip link set %s up", name), Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
+			Fix:     fmt.Sprintf("ip link set %s up", name),
+			Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
 	}
 	if len(e.findings) > 0 {
 		return
@@ -55,7 +56,8 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 		}
 	}
 	if good {
-		e.fine("%s is up, and takes the packets of %s; %s takes this host's own", tun, words.Count(len(vips), "VIP"), local)
+		e.fine("%s is up, and takes the packets of %s; %s takes this host's own", tun, words.Count(len(vips), "VIP"),
+			local)
 	}
 }
 
@@ -69,8 +71,8 @@ type vipPath struct {
 	fix     string
 }
 
-// paths returns the paths by which packets come to vip: from the network, as far as the kernel can be asked, and from this
-// host.
+// paths returns the paths by which packets come to vip: from the network, as far as the kernel can be asked, and from
+// this host.
 func (e *exam) paths(tun, local string, vip netip.Addr, devices []routing.Device) (all []vipPath) {
 	if from, link, ok := visitor(vip.Is6(), devices); ok {
 		all = append(all, vipPath{

@@ -21,9 +21,10 @@ import (
 
 // Director is the director of this machine, as it runs or would run.
 type Director struct {
-	File      string
-	Config    *config.Director
-	Obstacles func(running bool) error       // faults that keep it from starting, or, while it runs, from its next start; a line each
+	File   string
+	Config *config.Director
+	// faults that keep it from starting, or, while it runs, from its next start; a line each
+	Obstacles func(running bool) error
 	Checks    func() (control.Checks, error) // number of descriptors for its checks, and their need
 }
 
@@ -56,7 +57,10 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running {
 		checks = append(checks,
-			check{"device", func(_ context.Context, e *exam) { e.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips()) }})
+			check{"device", func(_ context.Context, e *exam) {
+				e.vipRoutes(d.Config.TUN, d.Config.LocalTUN(),
+					d.vips())
+			}})
 	}
 	switch {
 	case silence != nil:
@@ -221,7 +225,8 @@ func (e *exam) descriptors(c control.Checks, err error) {
 		e.skip("the program that runs is an older one, and does not say what its checks need")
 	case c.Short():
 		e.find(Finding{Severity: Warning, Where: "health checks", What: c.Shortage(),
-			Why: fmt.Sprintf("%d wait now", c.Waiting), Fix: "systemctl edit vstun-director", Remarks: []string{c.Fix()}})
+			Why: fmt.Sprintf("%d wait now", c.Waiting), Fix: "systemctl edit vstun-director",
+			Remarks: []string{c.Fix()}})
 	default:
 		e.fine("%d for health checks, and room for %d", c.Needed, c.Room)
 	}
@@ -241,8 +246,9 @@ func (e *exam) health(st *control.DirectorStatus) {
 				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
 			}
 			if r.ComingUp() {
-				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is not up yet" + reason,
-					Why: "it gets no connections before", Fix: "director status"})
+				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
+					What: "it is not up yet" + reason,
+					Why:  "it gets no connections before", Fix: "director status"})
 				continue
 			}
 			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is down" + reason, Why: "it gets no connections",

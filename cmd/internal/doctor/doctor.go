@@ -1,6 +1,6 @@
-// Package doctor finds faults, on this machine and on the path between directors and realservers, that keep the programs
-// from doing their job, and the commands that fix them. The program need not run. A run takes seconds, and changes
-// nothing.
+// Package doctor finds faults, on this machine and on the path between directors and realservers, that keep the
+// programs from doing their job, and the commands that fix them. The program need not run. A run takes seconds, and
+// changes nothing.
 //
 // director.go and realserver.go list what is examined at either end; each other file is one subject.
 package doctor
@@ -100,8 +100,8 @@ func (e *exam) failed(err error) bool {
 	return err != nil
 }
 
-// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with the remedy. The
-// remedy ends with the command in parentheses, if there is one.
+// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with the remedy.
+// The remedy ends with the command in parentheses, if there is one.
 func (e *exam) obstacles(err error) {
 	if err == nil {
 		return

@@ -83,7 +83,8 @@ func realserverAdvice() map[string]advice {
 			fix: "tcpdump -ni vs0", remarks: []string{
 				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"}},
 		"answer_loop": {why: "a rule or route leads the answers that the agent sends back into its device",
-			fix: "ip rule; ip route show table all dev vs0", remarks: []string{"delete the one that is not the agent's"}},
+			fix:     "ip rule; ip route show table all dev vs0",
+			remarks: []string{"delete the one that is not the agent's"}},
 		"send_error": {why: "the kernel refuses answers that the agent forwards", fix: "realserver status",
 			remarks: []string{"it shows the last error"}},
 	}
@@ -102,7 +103,8 @@ func (e *exam) dropped(before, after map[string]uint64, known map[string]advice)
 	for _, reason := range slices.Sorted(maps.Keys(after)) {
 		n, now := after[reason], after[reason]-before[reason]
 		if a, ours := known[reason]; ours && now > 0 {
-			e.find(a.finding(reason, fmt.Sprintf("%s refused within %v, %d since the start", words.Count(now, "packet"), sampled, n)))
+			e.find(a.finding(reason, fmt.Sprintf("%s refused within %v, %d since the start", words.Count(now, "packet"),
+				sampled, n)))
 			continue
 		}
 		past = append(past, fmt.Sprintf("%s %d", reason, n))
@@ -117,8 +119,11 @@ func (e *exam) dropped(before, after map[string]uint64, known map[string]advice)
 // overrun notes that the program does not keep up.
 func (e *exam) overrun(before, after uint64) {
 	if after > before {
-		e.find(Finding{Severity: Warning, Where: "overruns", What: fmt.Sprintf("the kernel has dropped %s within %v: the program did not read fast enough", words.Count(after-before, "packet"), sampled),
-			Why: "there are more packets than the program's workers can take", Fix: "nproc", Remarks: []string{"give it more CPUs, and set queues = 0 (one per CPU)"}})
+		e.find(Finding{Severity: Warning, Where: "overruns",
+			What: fmt.Sprintf("the kernel has dropped %s within %v: the program did not read fast enough",
+				words.Count(after-before, "packet"), sampled),
+			Why: "there are more packets than the program's workers can take", Fix: "nproc",
+			Remarks: []string{"give it more CPUs, and set queues = 0 (one per CPU)"}})
 	}
 }
 

@@ -93,7 +93,9 @@ func (e *exam) reversePath(ctx context.Context, devices []string) {
 	}
 	where := strings.Join(devices, ", ")
 	if after > before {
-		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("rp_filter is strict, and has dropped %s within %v", words.Count(after-before, "packet"), sampled),
+		e.find(Finding{Severity: Warning, Where: where,
+			What: fmt.Sprintf("rp_filter is strict, and has dropped %s within %v", words.Count(after-before, "packet"),
+				sampled),
 			Why: "packets from hosts that this one would reach by another device are dropped: clients', or directors'",
 			Fix: loosen(devices)})
 		return

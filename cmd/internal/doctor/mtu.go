@@ -55,7 +55,8 @@ func (v *visit) narrow(vip *targetVIP, size int) {
 		}
 	}
 	f.Fix = routeWithMTU(v.Destination, size)
-	f.Remarks = []string{fmt.Sprintf("do the same on the realserver, for %s: its servers advertise an MSS by it", v.Source)}
+	f.Remarks = []string{fmt.Sprintf("do the same on the realserver, for %s: its servers advertise an MSS by it",
+		v.Source)}
 	if f.Severity == Error {
 		f.Remarks = append(f.Remarks, "let ICMP (fragmentation needed, packet too big) pass on the way")
 	}

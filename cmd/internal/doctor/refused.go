@@ -31,7 +31,8 @@ func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *contr
 	for _, reason := range slices.Sorted(maps.Keys(known)) {
 		if n := after.Drops[reason]; n > 0 && n == before.Drops[reason] && n > after.In.Packets/many {
 			a := known[reason]
-			e.find(a.finding(reason, fmt.Sprintf("%d of %s refused since the start", n, words.Count(after.In.Packets, "packet"))))
+			e.find(a.finding(reason, fmt.Sprintf("%d of %s refused since the start", n,
+				words.Count(after.In.Packets, "packet"))))
 		}
 	}
 	if len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {

@@ -57,8 +57,8 @@ func (d *Director) router(ctx context.Context, e *exam, running bool, before *co
 	}
 }
 
-// routed makes the packet for a VIP; why is the reason if there can't be one. A VIP in a subnet of this host gets none: its
-// neighbours ask for it there, which is examined elsewhere.
+// routed makes the packet for a VIP; why is the reason if there can't be one. A VIP in a subnet of this host gets none:
+// its neighbours ask for it there, which is examined elsewhere.
 func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, running bool) (r routed, why string) {
 	for _, device := range devices {
 		if _, in := subnetOf(device, vip); in {

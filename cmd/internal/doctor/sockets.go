@@ -93,7 +93,8 @@ func (e *exam) servers(cfg *config.Realserver) {
 		ports := portsFor(tcp, vip)
 		served := slices.ContainsFunc(udp, func(l listener) bool { return l.at.Addr() == vip })
 		if len(ports) == 0 && !served {
-			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: "no server listens on it, nor, over TCP, on all addresses", Why: "its clients are refused",
+			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
+				What: "no server listens on it, nor, over TCP, on all addresses", Why: "its clients are refused",
 				Fix: "ss -ltn",
 				Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", vip),
 					"one on the VIP itself starts after the agent (After=vstun-realserver.service)"}})
@@ -118,8 +119,8 @@ func portList(ports []uint16) string {
 // ownUDP are UDP ports that a host has for itself: DHCP, NTP, mDNS, LLMNR, portmap.
 func ownUDP() []uint16 { return []uint16{67, 68, 546, 547, 123, 323, 5353, 5355, 111} }
 
-// wildcardUDP hints at UDP servers on all addresses: without packet info they answer from the address that the route gives, not from the VIP that was
-// asked.
+// wildcardUDP hints at UDP servers on all addresses: without packet info they answer from the address that the route
+// gives, not from the VIP that was asked.
 func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	for _, l := range udp {
 		at := l.at

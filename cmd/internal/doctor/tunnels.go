@@ -277,7 +277,8 @@ func (v *visit) servers(ctx context.Context) {
 			at := netip.AddrPortFrom(vip.addr, vip.ports[k])
 			switch {
 			case s.answered && s.flags&tcpRST != 0:
-				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("no server listens on %s there", at),
+				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("no server listens on %s there",
+					at),
 					Why: "its clients are refused",
 					On:  v.Destination.String(), Fix: "ss -ltn",
 					Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", at)}})

@@ -17,8 +17,8 @@ import (
 const namespaceDir = "/run/netns"
 
 // prepareNamespaceDir makes namespaceDir a shared mount, as ip-netns(8) does before it makes the first name. Without
-// that, the first `ip netns add` of another program makes it one, with a second mount of each name that is there already:
-// then no name can be deleted any more (EBUSY). The lock is the one that ip-netns(8) takes for the same.
+// that, the first `ip netns add` of another program makes it one, with a second mount of each name that is there
+// already: then no name can be deleted any more (EBUSY). The lock is the one that ip-netns(8) takes for the same.
 func prepareNamespaceDir() error {
 	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
 		return fmt.Errorf("directory of namespaces: %w", err)

@@ -26,8 +26,10 @@ var agentSeries = []series[control.RealserverStatus]{
 	counter(nil, "vstun_agent_received_bytes_total", "Bytes of packets received, with the tunnels' headers.", func(st *control.RealserverStatus) float64 { return float64(st.In.Bytes) }),
 	counter(nil, "vstun_agent_injected_packets_total", "Packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Packets) }),
 	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
-	counter(nil, "vstun_agent_answer_packets_total", "Answers that left by the TUN device and were forwarded.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
-	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.", func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
+	counter(nil, "vstun_agent_answer_packets_total", "Answers that left by the TUN device and were forwarded.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
+	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
 	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
 	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.",
@@ -46,8 +48,10 @@ var (
 	agentFrom    = prometheus.NewDesc("vstun_agent_director_packets_total",
 		"Packets by outer source, of those that directors allows; a bounded number of the last ones.",
 		[]string{"director"}, nil)
-	agentMSS = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"}, nil)
-	agentVIP = prometheus.NewDesc("vstun_agent_vip_info", "A VIP that the agent accepts: a constant 1.", []string{"vip"}, nil)
+	agentMSS = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"},
+		nil)
+	agentVIP = prometheus.NewDesc("vstun_agent_vip_info", "A VIP that the agent accepts: a constant 1.",
+		[]string{"vip"}, nil)
 )
 
 // Describe is for the registry.

@@ -18,7 +18,8 @@ import (
 
 // What a client may take of the server, which everybody who reaches its address can be.
 const (
-	maxConns       = 256      // connections at a time; beyond that, idle ones are closed. A browser keeps up to six for a while
+	// connections at a time; beyond that, idle ones are closed. A browser keeps up to six for a while
+	maxConns       = 256
 	maxClientConns = 64       // of one address: a browser's, and those of a proxy
 	maxAnswers     = 8        // requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
 	maxHeaderBytes = 16 << 10 // of a request
@@ -85,8 +86,8 @@ func (s *Server) Use(l net.Listener, at netip.AddrPort) {
 	s.next <- l
 }
 
-// Move binds another address. The caller then calls end once: with nil it goes over to that address, with an error it gives
-// the address up. Where at is the address in use, end does nothing.
+// Move binds another address. The caller then calls end once: with nil it goes over to that address, with an error it
+// gives the address up. Where at is the address in use, end does nothing.
 func (s *Server) Move(at netip.AddrPort) (end func(error), err error) {
 	s.mu.Lock()
 	same := at == s.at

@@ -47,10 +47,11 @@ func Command() *cobra.Command {
 			for _, v := range cfg.VIPs {
 				vips = append(vips, v.String())
 			}
-			return daemon.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings, Sysctls: func() ([]routing.Sysctl, error) {
-				mss4, mss6, _ := mss(cfg)
-				return routing.Presets(network(cfg, mss4, mss6)), nil
-			}}, nil
+			return daemon.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings,
+				Sysctls: func() ([]routing.Sysctl, error) {
+					mss4, mss6, _ := mss(cfg)
+					return routing.Presets(network(cfg, mss4, mss6)), nil
+				}}, nil
 		})),
 		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
 		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {

@@ -381,11 +381,13 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	s := routing.State{Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
 	if conf := "net/ipv6/conf/" + cfg.TUN; vip6 {
 		s.Sysctls = append(s.Sysctls,
-			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1", Cosmetic: true}, // no link-local address, and no router solicitations
+			// no link-local address, and no router solicitations
+			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1", Cosmetic: true},
 			routing.Sysctl{Key: conf + "/accept_ra", Value: "0", Cosmetic: true},
 			routing.Sysctl{Key: conf + "/disable_ipv6", Value: "0"})
 	} else {
-		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true, Cosmetic: true})
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true,
+			Cosmetic: true})
 	}
 	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and the way back to the clients is another
 	s.Sysctls = append(s.Sysctls,
@@ -393,7 +395,8 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
 	if cfg.MSS != config.MSSOff {
-		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6, Bound: cfg.TUN}
+		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6,
+			Bound: cfg.TUN}
 		s.Routes = boundRoutes(cfg, mss4, mss6)
 	}
 	for _, vip := range cfg.VIPs {
@@ -402,8 +405,8 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	return s
 }
 
-// boundRoutes lead the answers of sockets that are bound to the device into it. Without a route the kernel learns no path
-// MTU of their clients, and over IPv6 sends nothing.
+// boundRoutes lead the answers of sockets that are bound to the device into it. Without a route the kernel learns no
+// path MTU of their clients, and over IPv6 sends nothing.
 func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
 	const mtu = 1500 // of a TUN device
 	to := routing.Route{Link: cfg.TUN, Table: cfg.Table + 1}
@@ -531,8 +534,9 @@ func (a *agent) status() control.RealserverStatus {
 		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
 		Configuration: a.configuration(),
 		In:            control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged, Overruns: a.overruns(),
-		Encap: s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
+		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
+		Overruns: a.overruns(),
+		Encap:    s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
 		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
 	for _, w := range a.answers {
 		w.Read(&answers)

@@ -134,7 +134,8 @@ func without[T comparable](all, some []T) []T {
 func changes(was, is *config.Realserver) (all []control.Change) {
 	compare := func(key string, was, is any) {
 		if was != is {
-			all = append(all, control.Change{Key: key, Old: was, New: is, Text: fmt.Sprintf("%s %s -> %s", key, shown(was), shown(is))})
+			all = append(all, control.Change{Key: key, Old: was, New: is,
+				Text: fmt.Sprintf("%s %s -> %s", key, shown(was), shown(is))})
 		}
 	}
 	compareLists(&all, "vips", "vip", addrNames(was.VIPs), addrNames(is.VIPs))

@@ -27,7 +27,8 @@ func Command(socket *control.Socket) *cobra.Command {
 			}
 			known, ok := orderOf(order)
 			if !ok {
-				return daemon.UsageError{Err: fmt.Errorf("--sort %q is unknown: %s", order, words.Instead(order, orders))}
+				return daemon.UsageError{Err: fmt.Errorf("--sort %q is unknown: %s", order,
+					words.Instead(order, orders))}
 			}
 			path, err := socket.Path()
 			if err != nil {
@@ -63,7 +64,8 @@ func Command(socket *control.Socket) *cobra.Command {
 	c.Flags().BoolVar(&asJSON, "json", false, "print the rates once, as JSON")
 	c.Flags().DurationVar(&every, "every", time.Second, "how often the director is asked")
 	c.Flags().StringVar(&order, "sort", order, "what comes first, `COLUMN`: "+words.OneOf(orders))
-	_ = c.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(orders, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	// the flag is there
+	_ = c.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(orders, cobra.ShellCompDirectiveNoFileComp))
 	return socket.Flag(c)
 }
 

@@ -182,7 +182,8 @@ func (v *view) head(width int) []line {
 		table += fmt.Sprintf(", of realservers that have left %d", n)
 	}
 	return []line{
-		{cut(fmt.Sprintf("director %s, up %v, %s with %s", st.Version, (time.Duration(st.Uptime)*time.Second).String(), st.TUN, words.Count(st.Queues, "queue")), width), strong},
+		{cut(fmt.Sprintf("director %s, up %v, %s with %s", st.Version, (time.Duration(st.Uptime)*time.Second).String(),
+			st.TUN, words.Count(st.Queues, "queue")), width), strong},
 		{cut(fmt.Sprintf("in %s pps, %s bit/s; out %s pps, %s bit/s", short(v.per(was.In.Packets, st.In.Packets)), short(8*v.per(was.In.Bytes, st.In.Bytes)),
 			short(v.per(was.Out.Packets, st.Out.Packets)), short(8*v.per(was.Out.Bytes, st.Out.Bytes))), width), usual},
 		{cut(table, width), usual},
