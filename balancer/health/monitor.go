@@ -412,7 +412,7 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 		if err != nil && !t.damper.up {
 			t.offset = 0
 		}
-		if err == nil && offset != t.offset {
+		if err == nil && t.damper.up && offset != t.offset {
 			t.offset = offset
 			for _, s := range t.users {
 				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Weighed: true,

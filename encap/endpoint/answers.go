@@ -292,7 +292,7 @@ func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
 		return packet.DropTooBig, nil // options would have to be sorted: RFC 791, section 3.1
 	}
 	id := b.ID()
-	for ; id == 0; id = w.id {
+	for ; id == 0 && !b.Fragment(); id = w.id { // all fragments of a datagram have one ID
 		w.id++
 	}
 	pieces := encap.Fragment(w.pieces[:0], b, mtu, id, w.heads)

@@ -2,12 +2,9 @@ package realserver
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/control"
 	"vstun/encap"
@@ -22,54 +19,22 @@ const (
 	questionsWaiting = 64
 )
 
-// answerer answers directors' questions: what this agent accepts, and what came from the director that asks. It sends
-// each answer to the outer source of its question, which the policy has let in, and an answer is no longer than its
-// question.
-type answerer struct {
-	questions chan endpoint.Asked
-	sockets   map[bool]*net.UDPConn // by whether they are IPv6's
-}
-
-// newAnswerer opens the sockets that send answers. They receive nothing.
-func newAnswerer() (*answerer, error) {
-	a := &answerer{make(chan endpoint.Asked, questionsWaiting), map[bool]*net.UDPConn{}}
-	for six, network := range map[bool]string{false: "udp4", true: "udp6"} {
-		c, err := net.ListenUDP(network, nil)
-		if six && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) { // no IPv6
-			continue
-		}
-		if err != nil {
-			return nil, errors.Join(err, a.close())
-		}
-		a.sockets[six] = c
-		_ = c.SetReadBuffer(1)
-	}
-	return a, nil
-}
-
-func (a *answerer) close() error {
-	var errs []error
-	for _, c := range a.sockets {
-		if err := c.Close(); !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// run answers until ctx ends. status is what the agent accepts now.
-func (a *answerer) run(ctx context.Context, status func() control.RealserverStatus) error {
+// answerQuestions answers directors' questions until ctx ends: what this agent accepts, and what came from the director
+// that asks. status returns what the agent accepts now. Each answer goes to the outer source of its question, which the
+// policy has let in, and is no longer than its question.
+func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked, status func() control.RealserverStatus) error {
 	pace := time.NewTicker(answerPace)
 	defer pace.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case q := <-a.questions:
+		case q := <-questions:
 			st := status()
-			if c := a.sockets[q.From.Addr().Is6()]; c != nil {
-				// the director asks again
-				_, _ = c.WriteToUDPAddrPort(query.AppendAnswer(nil, answerTo(q, &st)), q.From)
+			// A director that gets no answer asks again. A socket for each answer leaves the ports to servers.
+			if c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(q.From)); err == nil {
+				_, _ = c.Write(query.AppendAnswer(nil, answerTo(q, &st)))
+				c.Close()
 			}
 		}
 		select {

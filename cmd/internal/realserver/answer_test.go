@@ -53,17 +53,14 @@ func TestAnswers(t *testing.T) {
 			t.Skipf("SKIPPED: needs the address: %v", err)
 		}
 		defer director.Close()
-		a, err := newAnswerer()
-		if err != nil {
-			t.Fatal(err)
-		}
+		questions := make(chan endpoint.Asked, questionsWaiting)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- a.run(ctx, anAgent) }()
+		go func() { ended <- answerQuestions(ctx, questions, anAgent) }()
 		const n = 20
 		begin := time.Now()
 		for i := range n {
-			a.questions <- endpoint.Asked{Question: query.Question{Version: query.Version, Nonce: uint64(i)},
+			questions <- endpoint.Asked{Question: query.Question{Version: query.Version, Nonce: uint64(i)},
 				From: director.LocalAddr().(*net.UDPAddr).AddrPort()}
 		}
 		b := make([]byte, 2*query.Len)
@@ -85,9 +82,6 @@ func TestAnswers(t *testing.T) {
 		}
 		cancel()
 		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		if err := a.close(); err != nil {
 			t.Error(err)
 		}
 	}

@@ -45,7 +45,7 @@ type agent struct {
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
-	answerer  *answerer
+	questions chan endpoint.Asked                   // of directors
 	directors heard                                 // packets by outer source
 	strangers heard                                 // refused packets by outer source
 	absent    heard                                 // refused packets by inner destination
@@ -108,12 +108,10 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := a.receivers.Spare(spareSockets()...); err != nil {
 		return nil, err
 	}
-	if a.answerer, err = newAnswerer(); err != nil {
-		return nil, fmt.Errorf("answers to directors: %w", err)
-	}
+	a.questions = make(chan endpoint.Asked, questionsWaiting)
 	for i, r := range a.receivers {
 		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], &a.policy, a.device.Offloads() != ""))
-		a.workers[i].SendQuestions(a.answerer.questions)
+		a.workers[i].SendQuestions(a.questions)
 	}
 	if err := a.openAnswers(); err != nil {
 		return nil, err
@@ -454,7 +452,7 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		},
 		a.watch,
 		daemon.Every(heardEvery, a.hear),
-		func(ctx context.Context) error { return a.answerer.run(ctx, a.status) },
+		func(ctx context.Context) error { return answerQuestions(ctx, a.questions, a.status) },
 		hangup(func() { _, _ = a.reload() }), // the log has the result
 		func(ctx context.Context) error { // ends the workers
 			<-ctx.Done()
@@ -602,9 +600,6 @@ func (a *agent) close() error {
 		errs = append(errs, a.network.Close())
 	}
 	errs = append(errs, a.closeIO(), a.endQuiet())
-	if a.answerer != nil {
-		errs = append(errs, a.answerer.close())
-	}
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}
