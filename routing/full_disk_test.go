@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,8 +49,14 @@ func inOwnMounts(t *testing.T) bool {
 // smallDisk mounts an empty file system of 1 MB.
 func smallDisk(t *testing.T) (dir string) {
 	t.Helper()
+	return diskOf(t, "1m")
+}
+
+// diskOf mounts an empty file system of a size, as tmpfs(5) has it.
+func diskOf(t *testing.T, size string) (dir string) {
+	t.Helper()
 	dir = t.TempDir()
-	must(t, unix.Mount("small", dir, "tmpfs", 0, "size=1m"))
+	must(t, unix.Mount("small", dir, "tmpfs", 0, "size="+size))
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Error(err)
@@ -181,4 +188,30 @@ func TestWatchWithoutAJournal(t *testing.T) {
 	eventually(t, "the route is copied at last", func() bool { return routeIn(t, 5080, "100.64.0.0/24") != nil })
 	stop()
 	must(t, m.Close())
+}
+
+// TestRefusedStartLeavesNoJournal: a start that finds no room for its journal leaves none of its files, and changes
+// nothing.
+func TestRefusedStartLeavesNoJournal(t *testing.T) {
+	if !inOwnMounts(t) {
+		return
+	}
+	newHost(t)
+	before := machineState(t)
+	for _, size := range []string{"8k", "132k", "200k"} { // for none of its two files, for less than one, for one
+		dir := diskOf(t, size)
+		m, err := Open(filepath.Join(dir, "journal"), slog.New(slog.DiscardHandler))
+		must(t, err)
+		if err := m.Set(fullState()); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%s: %v", size, err)
+		}
+		left, err := filepath.Glob(filepath.Join(dir, "journal*"))
+		must(t, err)
+		left = slices.DeleteFunc(left, func(p string) bool { return strings.HasSuffix(p, ".lock") })
+		if len(left) > 0 {
+			t.Errorf("%s: left behind: %v", size, left)
+		}
+		must(t, m.Close())
+	}
+	sameState(t, before, machineState(t))
 }

@@ -194,9 +194,16 @@ const journalRoom = 64 << 10
 //
 // A second file beside it holds as much space: the two take turns, so a later write needs none on a file system that
 // writes in place and can exchange two files (renameat2(2)). Blanks fill both.
-func (j journal) write(path string) error {
+func (j journal) write(path string) (err error) {
 	if j.Did.empty() {
 		return removeJournal(path)
+	}
+	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) { // nothing is changed yet, nor will be
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, removeJournal(path))
+			}
+		}()
 	}
 	b, err := json.MarshalIndent(j, "", " ")
 	if err != nil {
@@ -272,6 +279,9 @@ func removeJournal(path string) error {
 // readJournal returns the journal at path, or a zero one if there is none. An empty file is none: it is what a crash of
 // the machine may leave of one, and then there is nothing to undo either.
 func readJournal(path string) (journal, error) {
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() { // a FIFO would wait for a writer
+		return journal{}, fmt.Errorf("journal %s is no regular file: remove it", path)
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
 		return journal{}, nil

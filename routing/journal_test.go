@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func fullRecords() records {
@@ -229,4 +231,13 @@ func FuzzJournal(f *testing.F) {
 			t.Errorf("%s became %s (%v)", again, last, err)
 		}
 	})
+}
+
+// TestJournalIsAFile: what is no regular file is refused, and not waited for.
+func TestJournalIsAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	must(t, unix.Mkfifo(path, 0o600))
+	if _, err := readJournal(path); err == nil || !strings.Contains(err.Error(), path+" is no regular file") {
+		t.Error(err)
+	}
 }
