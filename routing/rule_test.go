@@ -102,7 +102,7 @@ func TestRules(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestRulesTableOfOthers: what somebody else has in the table would lead all that this host sends.
+// TestRulesTableOfOthers: another program's route in the table would lead all that this host sends.
 func TestRulesTableOfOthers(t *testing.T) {
 	newLocalHost(t)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5081,

@@ -29,7 +29,7 @@ const batch = packet.MaxBatch
 //	TUN queue →  ReadBatch → Parse ⇒ Decide → Wrap → (Segment, Fragment) → Send → realserver
 //	                           │  ↑     │                                   ↑
 //	                 fragments └──┘     └ counted reason                    │
-//	             echo request, too big, nobody there, unknown connection ───┘ answers to the client
+//	             echo request, too big, no server, unknown connection ──────┘ answers to the client
 //
 // The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache meanwhile.
 // Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked; only fragments wait for the

@@ -147,14 +147,14 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 			}
 		}
 		left := sum(all)
-		nobody := left.Active == 0 && (d.active || left.Inactive+left.Held == 0)
-		if nobody && empty {
+		unused := left.Active == 0 && (d.active || left.Inactive+left.Held == 0)
+		if unused && empty {
 			return nil
 		}
-		empty = nobody
+		empty = unused
 		waited := time.Since(begin).Round(time.Second)
 		switch {
-		case nobody:
+		case unused:
 		case live:
 			fmt.Fprintf(d.progress, "\r\x1b[Kdraining for %v: %s", waited, left.remaining())
 		case time.Since(written) >= d.report:
@@ -165,7 +165,7 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-deadline:
-			if nobody {
+			if unused {
 				return nil
 			}
 			return d.late(all)

@@ -371,7 +371,7 @@ func segmented(size []byte) []byte {
 	return b
 }
 
-// answer asks for an answer of so many bytes, once.
+// answer asks for an answer of size bytes, once.
 func (s *site) answer(port uint16, size int, patience time.Duration) error {
 	conn, err := s.Client.Dial("udp", s.at(port))
 	if err != nil {

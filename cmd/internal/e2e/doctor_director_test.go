@@ -85,7 +85,7 @@ func (s *site) mustParrotOnce() {
 	})
 }
 
-// heardOf reports of a count whether it is of an address, and of so many packets at least.
+// heardOf returns a function that reports whether a count is of a and of at least least packets.
 func heardOf(a netip.Addr, least uint64) func(control.Counted) bool {
 	return func(c control.Counted) bool { return c.Address == a.String() && c.Packets >= least }
 }
