@@ -17,7 +17,8 @@ import (
 func numbered(n int, text string) string {
 	var b strings.Builder
 	for i := range n {
-		b.WriteString(strings.NewReplacer("#", strconv.Itoa(i), "@", fmt.Sprintf("2001:db8::%x:%x", i>>16, i&0xffff)).Replace(text))
+		address := fmt.Sprintf("2001:db8::%x:%x", i>>16, i&0xffff)
+		b.WriteString(strings.NewReplacer("#", strconv.Itoa(i), "@", address).Replace(text))
 	}
 	return b.String()
 }
@@ -42,8 +43,10 @@ func TestHostileFiles(t *testing.T) {
 		{"opening braces on a line", migrate.Keepalived, strings.Repeat("{", 2<<20), more},
 		{"unknown keywords", migrate.Keepalived, service + strings.Repeat("foo bar\n", 300_000) + "}\n", more},
 		{"same service", migrate.IPVSAdm, strings.Repeat("-A -t 192.0.2.1:80\n", 100_000), more},
-		{"long notes", migrate.Keepalived, service + strings.Repeat(strings.Repeat("x", 4000)+" y\n", 3900) + "}\n", more},
-		{"keywords of global_defs", migrate.Keepalived, "global_defs {\n" + numbered(300_000, "k#\n") + "}\n", "no counterpart"},
+		{"long notes", migrate.Keepalived, service +
+			strings.Repeat(strings.Repeat("x", 4000)+" y\n", 3900) + "}\n", more},
+		{"keywords of global_defs", migrate.Keepalived, "global_defs {\n" +
+			numbered(300_000, "k#\n") + "}\n", "no counterpart"},
 		{"same mark", migrate.Keepalived, strings.Repeat("virtual_server fwmark 1 {\n}\n", 60_000), more},
 		{"scripts", migrate.Keepalived, service + numbered(200_000,
 			"real_server @ {\n notify_up /x\n}\n") + "}\n", "too much for one command"},
@@ -54,7 +57,8 @@ func TestHostileFiles(t *testing.T) {
 			"@ #\n") + "}\nvirtual_server group a {\nprotocol TCP\n" +
 			strings.Repeat("foo bar\n", 100_000) + "}\n", "too many services"},
 		{"definitions in lines", migrate.Keepalived, "$A=" + strings.Repeat("x", 60<<10) + "\n$B= \\\n" +
-			strings.Repeat("x", 60<<10) + "\\\ny\n\n" + strings.Repeat(strings.Repeat("$B ", 1<<20)+"x\n", 5), "grows beyond"},
+			strings.Repeat("x", 60<<10) + "\\\ny\n\n" +
+			strings.Repeat(strings.Repeat("$B ", 1<<20)+"x\n", 5), "grows beyond"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			type result struct {
@@ -130,7 +134,17 @@ func TestTooLargeFile(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	_, i := mustImport(t, migrate.Keepalived, "include "+path+"\nvirtual_server 192.0.2.1 80 {\n protocol TCP\n}\n")
-	if want := "include: " + path + ": is larger than 16 MiB: left out: include a configuration file"; len(i.Notes) == 0 || i.Notes[0].Text != want {
+	want := "include: " + path + ": is larger than 16 MiB: left out: include a configuration file"
+	if len(i.Notes) == 0 || i.Notes[0].Text != want {
 		t.Errorf("notes %v, want %s", i.Notes, want)
+	}
+}
+
+// TestKeywordTwice: of a keyword that a check has twice, the last one stays.
+func TestKeywordTwice(t *testing.T) {
+	d, _ := mustImport(t, migrate.Keepalived, "virtual_server 192.0.2.1 25 {\n protocol TCP\n lb_kind TUN\n real_server "+
+		"10.0.0.1 25 {\n SMTP_CHECK {\n helo_name a.example\n helo_name b.example\n }\n }\n}\n")
+	if helo := d.Services[0].Realservers[0].Check.Helo; helo != "b.example" {
+		t.Errorf("helo %q, want that of the last line", helo)
 	}
 }
