@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"syscall"
 )
+
+// MaxDatagram is the largest size of a UDP datagram's payload over IPv4, in bytes (RFC 768, RFC 791).
+const MaxDatagram = 65535 - 20 - 8
 
 // UDP sends a datagram. Without Expect a realserver passes that answers with anything, and also one that says nothing until the timeout; one
 // fails whose machine says that nobody listens there (ICMP port unreachable).
@@ -35,7 +39,10 @@ func (c udpChecker) check(ctx context.Context, at place) (string, error) {
 		return "", err
 	}
 	defer end()
-	if _, err := conn.Write(c.send); err != nil {
+	switch _, err := conn.Write(c.send); {
+	case errors.Is(err, syscall.EMSGSIZE): // this host's kernel has sent nothing
+		return "", ownFault{err}
+	case err != nil:
 		return "", err
 	}
 	buf := make([]byte, c.room)

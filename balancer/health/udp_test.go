@@ -3,6 +3,7 @@ package health
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -41,6 +42,9 @@ func TestUDP(t *testing.T) {
 			"\x00\xff\x80\x7a"), true, "answer as expected"},
 		{"slow to send other bytes", UDP{Send: "\x00", ExpectHex: "?1"}, datagrams(t, "\x80\x02"), false,
 			"expect_hex does not match the answer: 80 02"},
+		{"too long to send", UDP{Send: strings.Repeat("x", MaxDatagram+1)}, datagrams(t), false,
+			"not checked, for a fault of this machine: …"},
+		{"longest", UDP{Send: strings.Repeat("x", MaxDatagram)}, datagrams(t, "y"), true, "answered"},
 		{"expected, but silent", UDP{Send: "x", Expect: "^y$"}, datagrams(t), false, "no answer within 300ms"},
 	} {
 		o.test(t)

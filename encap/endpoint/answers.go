@@ -256,7 +256,10 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error
 	if w.large.src != src || w.large.dst != dst {
 		mtu, err := w.sink.PathMTU(src, dst)
 		if err != nil {
-			w.lastErr.Store(int32(unix.EMSGSIZE))
+			if cause, ok := errors.AsType[unix.Errno](err); ok {
+				errno = cause
+			}
+			w.lastErr.Store(int32(errno))
 			return packet.DropSendError, nil
 		}
 		w.large = path{src: src, dst: dst, mtu: max(mtu, smallestMTU(dst))}

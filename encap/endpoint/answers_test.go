@@ -3,6 +3,7 @@ package endpoint
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -15,10 +16,11 @@ import (
 
 // link is an AnswerSink whose paths take mtu bytes. It keeps what it has sent.
 type link struct {
-	mtu   int
-	err   error // with which it refuses everything
-	asked int   // how often a path's MTU was asked
-	sent  [][]byte
+	mtu    int
+	err    error // with which it refuses everything
+	asked  int   // how often a path's MTU was asked
+	mtuErr error // of PathMTU
+	sent   [][]byte
 }
 
 func (l *link) Send(segs []packet.Segment) (n int, err error) {
@@ -45,7 +47,7 @@ func (l *link) Send(segs []packet.Segment) (n int, err error) {
 
 func (l *link) PathMTU(_, _ netip.Addr) (int, error) {
 	l.asked++
-	return l.mtu, nil
+	return l.mtu, l.mtuErr
 }
 
 // answerWorker is a worker on a path of mtu bytes, what it sends, and what it writes to the TUN device.
@@ -329,6 +331,11 @@ func TestAnswersRefused(t *testing.T) {
 	out.err = unix.ENETUNREACH
 	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9, true)))); d != packet.DropSendError || n != 1 || w.LastError() != unix.ENETUNREACH {
 		t.Errorf("%d dropped as %v, %v", n, d, w.LastError())
+	}
+	out.err, out.mtuErr = unix.EMSGSIZE, fmt.Errorf("path MTU: UDP socket: %w", unix.EMFILE)
+	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9, true)))); d != packet.DropSendError ||
+		n != 2 || w.LastError() != unix.EMFILE {
+		t.Errorf("unknown path MTU: %d dropped as %v, %v", n, d, w.LastError())
 	}
 	out.err = os.ErrClosed
 	if err := w.move([]packet.Buf{*buf(answerOf(vip, client, packet.ProtoUDP, 9, true))}); err == nil {

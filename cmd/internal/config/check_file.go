@@ -2,11 +2,13 @@ package config
 
 import (
 	"math"
+	"os"
 	"path/filepath"
 	"strings"
 )
 
-// readNumberFile reads the path of the file of a check of type file. The file may be missing.
+// readNumberFile reads the path of the file of a check of type file. The file may be missing. A file that exists and is
+// not a regular one is a warning.
 func readNumberFile(t *table, c *Check) {
 	const want = `the absolute path of a file that has a number, such as "/run/web.weight"`
 	path, ok := t.text("path", c.File, want)
@@ -16,6 +18,10 @@ func readNumberFile(t *table, c *Check) {
 		t.faultAt("path", "missing: want %s", want)
 	case !filepath.IsAbs(path) || strings.ContainsRune(path, 0):
 		t.faultAt("path", "%s is not an absolute path: want %s", show(path), want)
+	case written:
+		if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+			t.warnAt("path", "%s is not a regular file: want %s", show(path), want)
+		}
 	}
 	c.File = path
 }

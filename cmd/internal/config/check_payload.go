@@ -19,6 +19,17 @@ func readSend(t *table, c *Check) {
 		t.faultAt("send_hex", "%v: want %s", err, want)
 	}
 	c.SendHex = fmt.Sprintf("% x", b)
+	if c.Type == "udp" {
+		t.datagram("send", len(c.Send))
+		t.datagram("send_hex", len(b))
+	}
+}
+
+// datagram notes a fault if n bytes, the value of key in the file, do not fit a UDP datagram.
+func (t *table) datagram(key string, n int) {
+	if _, written := t.values[key]; written && n > health.MaxDatagram {
+		t.faultAt(key, "%d bytes are too long for a UDP datagram: want at most %d bytes", n, health.MaxDatagram)
+	}
 }
 
 // readExpect reads the answer that a check expects, as a regular expression or as bytes.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/config"
 )
@@ -100,6 +101,10 @@ func TestCheckDefaults(t *testing.T) {
 
 		`type = "dns", query = "a", records = 0`: {Type: "dns", Port: 80, Query: "a",
 			QueryType: "A", Rcode: "NOERROR"},
+		`type = "udp", send = "` + strings.Repeat("a", 65507) + `"`: {Type: "udp", Port: 80,
+			Send: strings.Repeat("a", 65507)},
+		`type = "tcp", send = "` + strings.Repeat("a", 65508) + `"`: {Type: "tcp", Port: 80,
+			Send: strings.Repeat("a", 65508)},
 		`type = "tcp", send_hex = "00FF 1f", expect_hex = "00 ?f1??A"`: {Type: "tcp", Port: 80,
 			SendHex: "00 ff 1f", ExpectHex: "00 ?f 1? ?a"},
 		`type = "udp", send = "x", expect_hex = ""`: {Type: "udp", Port: 80, Send: "x"},
@@ -214,6 +219,10 @@ func TestCheckFaults(t *testing.T) {
 			`send_hex: "0" has an odd number of digits: want bytes of two hexadecimal digits, such as "00 1f ff"`,
 			`expect_hex: "0x" is no byte: want bytes of two hexadecimal digits, of which ? is any, such as "00 1? ??"`,
 		)},
+		{"datagram", check(`type = "udp", send = "` + strings.Repeat("é", 32754) + `"`),
+			at(`send: 65508 bytes are too long for a UDP datagram: want at most 65507 bytes`)},
+		{"datagram of bytes", check(`type = "udp", send_hex = "` + strings.Repeat("00 ", 65508) + `"`),
+			at(`send_hex: 65508 bytes are too long for a UDP datagram: want at most 65507 bytes`)},
 		{"bytes to send", check(`type = "tcp", send_hex = "0?"`),
 			at(`send_hex: ? is for what is expected only: want bytes of two hexadecimal digits, such as "00 1f ff"`)},
 		{"bytes and text", check(`type = "tcp", send = "a", send_hex = "00", expect = "a", expect_hex = "00"`), at(
@@ -309,6 +318,10 @@ func TestClientCertificate(t *testing.T) {
 		}
 		return &pem.Block{Type: "CERTIFICATE", Bytes: der}, &pem.Block{Type: "PRIVATE KEY", Bytes: pkcs}
 	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	certificate, private := pair()
 	_, otherPrivate := pair()
 	cert, key, both, other := write("cert", certificate), write("key", private), write("both", private,
@@ -347,6 +360,14 @@ func TestClientCertificate(t *testing.T) {
 			`key: "` + show64(key) + `" is the key of no certificate: want cert, too`},
 		"no such file": {own(`cert = "`+cert+`", key = "`+dir+`/x"`, ``), config.Check{},
 			"key: open " + dir + "/x: no such file or directory: " + wantKey + ", which the program's user may read"},
+		"FIFO": {own(`cert = "`+fifo+`", key = "`+key+`"`, ``), config.Check{},
+			`cert: "` + show64(fifo) + `" holds no certificate: ` + wantCert},
+		"FIFO alone": {own(`cert = "`+fifo+`"`, ``), config.Check{},
+			`cert: "` + show64(fifo) + `" holds no certificate: ` + wantCert},
+		"a key as certificate": {own(`cert = "`+other+`", key = "`+key+`"`, ``), config.Check{},
+			`cert: "` + show64(other) + `" holds no certificate: ` + wantCert},
+		"FIFO as key": {own(`cert = "`+both+`", key = "`+fifo+`"`, ``), config.Check{},
+			`key: "` + show64(fifo) + `" is empty: ` + wantKey},
 		"relative": {own(`cert = "cert.pem"`, ``), config.Check{},
 			`cert: "cert.pem" is not an absolute path: ` + wantCert},
 	} {

@@ -13,13 +13,15 @@ import (
 func readCA(t *table, c *Check) {
 	path, text := c.CAFile, c.CA
 	const want = "the absolute path of a PEM file with certificates of authorities"
-	if readPEM(t, "ca", want, c.has("ca"), &path, &text) && path != "" &&
-		!x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
+	if readPEM(t, "ca", want, c.has("ca"), &path, &text) && path != "" && !holdsCertificate(text) {
 		t.faultAt("ca", "%s holds no certificate: want %s", show(path), want)
 		return
 	}
 	c.CAFile, c.CA = path, text
 }
+
+// holdsCertificate reports whether the PEM text has a valid certificate.
+func holdsCertificate(text string) bool { return x509.NewCertPool().AppendCertsFromPEM([]byte(text)) }
 
 // readPEM reads the named file at once: later the program may lack the permission. The name "" is no file. It reports
 // whether the key is present and valid, and then sets path and text.
@@ -59,6 +61,14 @@ func readCertificate(t *table, c *Check) {
 	readKey := readPEM(t, "key", wantKey, c.has("key"), &c.KeyFile, &c.Key)
 	if !readCert && !readKey || t.values["key"] != nil && !readKey || t.values["cert"] != nil && !readCert {
 		return // nothing new, or a fault
+	}
+	switch {
+	case c.CertFile != "" && !holdsCertificate(c.Cert):
+		t.faultAt("cert", "%s holds no certificate: want %s", show(c.CertFile), wantCert)
+		return
+	case c.KeyFile != "" && c.Key == "":
+		t.faultAt("key", "%s is empty: want %s", show(c.KeyFile), wantKey)
+		return
 	}
 	if c.Cert == "" {
 		if c.Key != "" {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/config"
 )
@@ -30,8 +31,13 @@ func TestWarnings(t *testing.T) {
 	if err := os.WriteFile(plain, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	udp := strings.NewReplacer(`"tcp"`, `"udp"`).Replace(served)
 	without := strings.Replace(served, `realserver = [{ address = "10.0.11.2" }]`, "", 1)
+	const wantNumber = `want the absolute path of a file that has a number, such as "/run/web.weight"`
 	for _, c := range []struct {
 		name, text string
 		want       []string
@@ -57,6 +63,12 @@ func TestWarnings(t *testing.T) {
 			`x.toml:7: service "web": check: command: "` + dir + `" is no program: install it, or name another program`}},
 		{"program without rights", served + `check = { type = "exec", command = ["` + plain + `"] }`, []string{
 			`x.toml:7: service "web": check: command: "` + plain + `" is not executable: install it, or name another program`}},
+		{"number in a directory", served + `check = { type = "file", path = "` + dir + `" }`, []string{
+			`x.toml:7: service "web": check: path: "` + dir + `" is not a regular file: ` + wantNumber}},
+		{"number in a FIFO", served + `check = { type = "file", path = "` + fifo + `" }`, []string{
+			`x.toml:7: service "web": check: path: "` + fifo + `" is not a regular file: ` + wantNumber}},
+		{"number in a file", served + `check = { type = "file", path = "` + plain + `" }`, nil},
+		{"number in no file yet", served + `check = { type = "file", path = "` + dir + `/none" }`, nil},
 		{"program of notify", served + "[notify]\ncommand = [\"/nowhere/tell\"]", []string{
 			`x.toml:8: notify: command: "/nowhere/tell" is not there: install it, or name another program`}},
 		{"program that is there", served + `check = { type = "exec", command = ["/bin/sh", "/nowhere"] }`, nil},

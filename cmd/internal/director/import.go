@@ -94,11 +94,14 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 // readImport reads a file, or standard input for "-".
 func readImport(stdin io.Reader, file string) (name string, text []byte, err error) {
 	if file == "-" {
-		text, err = migrate.ReadAll("stdin", stdin)
-		return "stdin", text, err
+		file = "stdin"
+		text, err = migrate.ReadAll(file, stdin)
+	} else {
+		text, err = migrate.ReadFile(file)
 	}
-	text, err = migrate.ReadFile(file)
-	if err != nil {
+	if _, large := errors.AsType[migrate.TooLargeError](err); large {
+		err = fmt.Errorf("%w: name a configuration file", err)
+	} else if err != nil {
 		err = fmt.Errorf("%w: name a readable file, or - for standard input", err)
 	}
 	return file, text, err

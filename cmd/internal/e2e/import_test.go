@@ -101,7 +101,8 @@ func TestImportUsage(t *testing.T) {
 		"no service": {"", []string{"keepalived", "-"}, 2, false, "no service could be taken"},
 		"unknown":    {"", []string{"nginx", good}, 2, false, "want keepalived or ipvsadm"},
 		"no format":  {"", []string{good}, 2, false, "1 argument, where keepalived|ipvsadm FILE is wanted"},
-		"endless":    {"", []string{"keepalived", "/dev/zero"}, 2, false, "larger than"},
+		"endless": {"", []string{"keepalived", "/dev/zero"}, 2, false,
+			"/dev/zero: is larger than 16 MiB: name a configuration file\n"},
 	} {
 		code, stdout, stderr := imports(t, []byte(c.stdin), c.args...)
 		if code != c.code || (stdout != "") != c.stdout || !strings.Contains(stderr, c.says) || strings.Count(stderr, "\n") != min(len(c.says), 1) {

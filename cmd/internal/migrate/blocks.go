@@ -1,6 +1,9 @@
 package migrate
 
-import "strings"
+import (
+	"iter"
+	"strings"
+)
 
 // statement is one keyword of a keepalived.conf, with its arguments and its block.
 type statement struct {
@@ -41,6 +44,15 @@ func (s *statement) find(name string) (found *statement) {
 	return found
 }
 
+// size is the length of the statement with its block, in bytes of the source; a statement counts as 16 at least.
+func (s *statement) size() int {
+	n := max(len(s.text), 16)
+	for _, in := range s.block {
+		n += in.size()
+	}
+	return n
+}
+
 // blockLevels is how deep keepalived's blocks stand that a missing brace can put elsewhere: 0 is outside of all others.
 var blockLevels = map[string]int{
 	"virtual_server": 0, "virtual_server_group": 0, "global_defs": 0, "SSL": 0,
@@ -66,7 +78,7 @@ func (p *plan) parseBlocks(lines []line) (*statement, error) {
 	root := &statement{hasBlock: true}
 	r := blockReader{p, []*statement{root}}
 	for _, l := range lines {
-		for _, part := range splitBraces(l.text) {
+		for part := range splitBraces(l.text) {
 			if err := r.take(l.Place, part); err != nil {
 				return nil, err
 			}
@@ -151,28 +163,28 @@ func name(s *statement) string {
 }
 
 // splitBraces splits a line before and after each brace that is neither quoted nor part of "${NAME}", which nothing defines.
-func splitBraces(text string) (parts []string) {
-	begin, quoted := 0, false
-	add := func(end int) {
-		if part := strings.Trim(text[begin:end], blank); part != "" {
-			parts = append(parts, part)
+func splitBraces(text string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		begin, quoted := 0, false
+		part := func(end int) bool { // ends at end
+			text := strings.Trim(text[begin:end], blank)
+			begin = end
+			return text == "" || yield(text)
 		}
-		begin = end
-	}
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '$':
-			_, length := reference(text[i+1:])
-			i += length
-		case c == '{' || c == '}':
-			add(i)
-			parts = append(parts, string(c))
-			begin = i + 1
+		for i := 0; i < len(text); i++ {
+			switch c := text[i]; {
+			case c == '"':
+				quoted = !quoted
+			case quoted:
+			case c == '$':
+				_, length := reference(text[i+1:])
+				i += length
+			case c == '{' || c == '}':
+				if !part(i) || !part(i+1) {
+					return
+				}
+			}
 		}
+		part(len(text))
 	}
-	add(len(text))
-	return parts
 }

@@ -223,7 +223,14 @@ func (k *keepalived) unknown(s *service, block, st *statement) {
 	k.noteOf(s, st.Place, "%s of %s: no counterpart: left out", st.name(), block.name())
 }
 
-func (c *check) add(name, value string) { c.keys = append(c.keys, key{name: name, value: value}) }
+// add adds a key, or replaces its value.
+func (c *check) add(name, value string) {
+	if i := slices.IndexFunc(c.keys, func(k key) bool { return k.name == name }); i >= 0 {
+		c.keys[i].value = value
+		return
+	}
+	c.keys = append(c.keys, key{name: name, value: value})
+}
 
 // httpGet reads HTTP_GET and SSL_GET. Of several URLs the first one stays.
 func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings) bool {

@@ -32,7 +32,7 @@ func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
 		}
 		p.rule(at, r)
 	}
-	return p.finish(file), nil
+	return p.finish(file)
 }
 
 type ipvsadm struct {
@@ -58,6 +58,17 @@ var ruleOptions = map[string]struct {
 	"numeric": {"n", 'n'}, "exact": {"", 'n'}, "nosort": {"", 'n'}, "sort": {"", 'n'},
 }
 
+// longOptions are the long names of short ones.
+var longOptions = func() map[string]string {
+	long := map[string]string{}
+	for name, o := range ruleOptions {
+		if o.short != "" {
+			long[o.short] = name
+		}
+	}
+	return long
+}()
+
 // rule is a line: its options by their long names, and what is none.
 type rule struct {
 	options map[string]string
@@ -79,11 +90,7 @@ func parseRule(words []string) (rule, error) {
 		if !strings.HasPrefix(w, "--") {
 			name, value = "", strings.TrimPrefix(w[2:], "=")
 			hasValue = value != ""
-			for long, o := range ruleOptions {
-				if o.short == w[1:2] {
-					name = long
-				}
-			}
+			name = longOptions[w[1:2]]
 			if hasValue && name != "" && ruleOptions[name].value == 'n' { // several short options in one word
 				words = slices.Insert(slices.Clone(words), i+1, "-"+w[2:])
 				value, hasValue = "", false

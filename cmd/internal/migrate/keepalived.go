@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/big"
 	"net/netip"
 	"path/filepath"
@@ -33,7 +34,10 @@ func Keepalived(file string, text []byte, options Options) (*Import, error) {
 	k := &keepalived{plan: p, root: root, groups: map[string]*statement{}, files: map[string]*trackFile{},
 		include: options.Include}
 	k.read()
-	return p.finish(file), nil
+	if p.tooMuch != nil {
+		return nil, p.tooMuch
+	}
+	return p.finish(file)
 }
 
 // keepalived reads a tree of statements.
@@ -129,9 +133,13 @@ func (k *keepalived) other(s *statement) {
 	k.note(s.Place, "%s: unknown to this program: left out: look into keepalived.conf(5) for what it does", title)
 }
 
+// maxGlobals is how many keywords of global_defs a note names.
+const maxGlobals = 100
+
 // globals reads global_defs, of which only the timeouts of connections have a counterpart.
 func (k *keepalived) globals(block *statement) {
 	var others []string
+	said := map[string]bool{}
 	for _, s := range block.block {
 		switch name := s.name(); name {
 		case "lvs_timeouts":
@@ -143,10 +151,14 @@ func (k *keepalived) globals(block *statement) {
 		case "notification_email", "smtp_server", "smtp_alert", "smtp_alert_checker":
 			k.note(s.Place, "%s: there is no mail: let the command of [notify] send it", name)
 		default:
-			if !slices.Contains(others, name) {
+			if !said[name] {
+				said[name] = true
 				others = append(others, name)
 			}
 		}
+	}
+	if n := len(others) - maxGlobals; n > 0 {
+		others = append(others[:maxGlobals], strconv.Itoa(n)+" more")
 	}
 	if len(others) > 0 {
 		k.note(block.Place, "global_defs: %s: no counterpart, and none needed", strings.Join(others, ", "))
@@ -214,10 +226,14 @@ func (k *keepalived) virtualServer(block *statement) {
 			return
 		}
 		parts := k.group(group)
+		size := block.size()
 		every := slices.ContainsFunc(parts, func(p groupPart) bool { return p.ports[0] == 0 })
 		for _, part := range parts {
 			s := base
 			s.vips, s.ports, s.want = part.vips, part.ports, block.arg(2)
+			if !k.spend(block.Place, size*(1+(len(part.vips)+len(part.ports))/1024)) {
+				return
+			}
 			k.fill(&s, block, every)
 			k.services = append(k.services, &s)
 		}
@@ -262,13 +278,19 @@ type groupPart struct {
 	ports []uint16
 }
 
+var errManyAddresses = errors.New("the groups make too many services: write fewer addresses and ports")
+
 // maxGroup is how many addresses one line of a group may stand for: IPv4's /20.
 const maxGroup = 4096
 
 func (k *keepalived) group(block *statement) (parts []groupPart) {
 	var order []netip.Addr
 	ports := map[netip.Addr][]uint16{}
+	known := map[netip.AddrPort]bool{}
 	for _, s := range block.block {
+		if !k.spend(s.Place, addressWork) {
+			return nil
+		}
 		if s.name() == "fwmark" {
 			k.note(s.Place, "fwmark %s of group %s: only the firewall's rules know a mark's addresses: left out: write the addresses that get it", s.arg(1), block.arg(1))
 			continue
@@ -284,10 +306,14 @@ func (k *keepalived) group(block *statement) (parts []groupPart) {
 				k.note(s.Place, "%s of group %s: %v: left out: want addresses that the realservers can have", s.name(), block.arg(1), err)
 				break
 			}
-			if _, known := ports[a]; !known {
+			if !k.spend(s.Place, addressWork) {
+				return nil
+			}
+			if ports[a] == nil {
 				order = append(order, a)
 			}
-			if !slices.Contains(ports[a], port) {
+			if l := netip.AddrPortFrom(a, port); !known[l] {
+				known[l] = true
 				ports[a] = append(ports[a], port)
 			}
 			if a == last {
@@ -324,11 +350,12 @@ func addressRange(text string) (first, last netip.Addr, ok bool) {
 		if p.Addr().BitLen()-p.Bits() > 12 {
 			return first, last, false
 		}
-		first, last = p.Addr(), p.Addr()
-		for range 1<<(p.Addr().BitLen()-p.Bits()) - 1 {
-			last = last.Next()
+		end := p.Addr().AsSlice()
+		for bit := p.Bits(); bit < p.Addr().BitLen(); bit++ {
+			end[bit/8] |= 0x80 >> (bit % 8)
 		}
-		return first, last, true
+		last, _ = netip.AddrFromSlice(end)
+		return p.Addr(), last, true
 	}
 	from, to, isRange := strings.Cut(text, "-")
 	first, err := netip.ParseAddr(from)

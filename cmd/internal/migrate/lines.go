@@ -20,7 +20,15 @@ const (
 	maxDepth  = 32        // files that include each other, sequences in sequences
 	maxBlocks = 100_000   // repetitions of what stands behind ~SEQ and ~LST
 	maxUses   = 400_000   // of definitions that have several lines
+	maxCopied = 4 << 30   // bytes that are read from files, and copied to put definitions in
 )
+
+// TooLargeError is the error of a file that is larger than an import reads.
+type TooLargeError struct{ Name string }
+
+func (e TooLargeError) Error() string {
+	return fmt.Sprintf("%s: is larger than %d MiB", e.Name, maxFile>>20)
+}
 
 // ReadFile reads a file that is to be imported.
 func ReadFile(path string) ([]byte, error) {
@@ -36,7 +44,7 @@ func ReadFile(path string) ([]byte, error) {
 func ReadAll(name string, r io.Reader) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("%s: is larger than %d MiB: name a configuration file", name, maxFile>>20)
+		err = TooLargeError{name}
 	}
 	return text, err
 }
@@ -58,6 +66,7 @@ type lineReader struct {
 	bytes   int
 	blocks  int // made by ~SEQ and ~LST
 	uses    int // of definitions that have several lines
+	copied  int // bytes
 	saidID  bool
 }
 
@@ -80,6 +89,9 @@ func (r *lineReader) file(name, dir string, text []byte, depth int) error {
 		r.defs["_PWD"] = absolute
 	}
 	n := 0
+	if r.copied += len(text); r.copied > maxCopied {
+		return Place{name, 1}.fault("%v", errTooMuch)
+	}
 	for raw := range strings.Lines(string(text)) {
 		n++
 		at := Place{name, n}
@@ -231,13 +243,17 @@ func (r *lineReader) substitute(text string) (_ string, ok bool) {
 		i += dollar
 		name, length := reference(text[i+1:])
 		value, known := r.defs[name]
+		first, rest, several := strings.Cut(value, "\n")
+		if r.copied += len(first); r.copied > maxCopied {
+			return "", false
+		}
 		end := i + 1 + length
-		if name == "" || !known || strings.Contains(value, "\n") && end < len(text) {
+		if name == "" || !known || several && end < len(text) {
 			i++
 			continue
 		}
-		first, rest, several := strings.Cut(value, "\n")
 		text = text[:i] + first + text[end:]
+		r.copied += len(text)
 		if tries++; tries > maxDepth*maxDepth || len(text) > maxLine {
 			return "", false
 		}
@@ -338,6 +354,9 @@ func (r *lineReader) list(at Place, dir, list, text string, depth int) error {
 		return nil
 	}
 	for _, values := range groups[1:] {
+		if r.steps += len(groups[0]); r.steps > maxSteps {
+			return at.fault("%v", errTooMuch)
+		}
 		for i, name := range groups[0] {
 			r.defs[name] = ""
 			if i < len(values) {
@@ -406,6 +425,10 @@ func (r *lineReader) includeFiles(at Place, dir, pattern string, depth int) erro
 			continue
 		}
 		text, err := ReadFile(name)
+		if _, large := err.(TooLargeError); large {
+			r.plan.note(at, "include: %v: left out: include a configuration file", err)
+			continue
+		}
 		if err != nil {
 			r.plan.note(at, "include: %v: import as a user who may read it, or paste it in", err)
 			continue

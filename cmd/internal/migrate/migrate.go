@@ -39,7 +39,7 @@ func (p Place) String() string { return fmt.Sprintf("%s:%d", p.File, p.Line) }
 
 // fault is the error of a source that can't be understood at all.
 func (p Place) fault(format string, args ...any) error {
-	return fmt.Errorf("%s: %s", p, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%s: %s", p, shorten(fmt.Sprintf(format, args...)))
 }
 
 // plan is what is known of the new configuration while the old one is read.
@@ -52,6 +52,35 @@ type plan struct {
 	scripts    []script
 	notes      []Note
 	said       map[Note]bool
+	noted      int   // notes, with those that are there twice
+	noteBytes  int   // of notes
+	more       bool  // there are more notes than are shown
+	work       int   // done for groups, see spend
+	tooMuch    error // of spend
+}
+
+// Bounds of the notes of an import.
+const (
+	maxNotes     = 10_000
+	maxNoted     = 1_000_000 // with those that are there twice
+	maxNoteBytes = 4 << 20   // of all notes
+	maxNote      = 4 << 10   // bytes of one
+)
+
+// maxWork bounds what groups of addresses make of their virtual_servers' blocks: in bytes of blocks that are read once
+// more, of which an address counts as addressWork.
+const (
+	maxWork     = 64 << 20
+	addressWork = 64
+)
+
+// spend reports whether n more bytes of work are within maxWork. If not, tooMuch names the line.
+func (p *plan) spend(at Place, n int) bool {
+	p.work += n
+	if p.work > maxWork && p.tooMuch == nil {
+		p.tooMuch = at.fault("%v", errManyAddresses)
+	}
+	return p.tooMuch == nil
 }
 
 // note names what has no counterpart in a line.
@@ -59,8 +88,12 @@ func (p *plan) note(at Place, format string, args ...any) { p.noteOf(nil, at, fo
 
 // noteOf is note about something of a service.
 func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
-	n := Note{Place: at, Text: printable(fmt.Sprintf(format, args...))}
-	if p.said[n] {
+	if p.more {
+		return
+	}
+	n := Note{Place: at, Text: shorten(printable(fmt.Sprintf(format, args...)))}
+	p.noted++
+	if p.said[n] && p.noted < maxNoted {
 		return // a group of several ports is read once for each
 	}
 	if p.said == nil {
@@ -68,11 +101,24 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 	}
 	p.said[n] = true
 	n.of = s
+	p.noteBytes += len(n.Text)
+	if len(p.notes) == maxNotes || p.noteBytes > maxNoteBytes || p.noted == maxNoted {
+		p.more = true
+		n = Note{Place: at, Text: "more notes, not shown: mend what the others name, and import again"}
+	}
 	p.notes = append(p.notes, n)
 }
 
-// finish makes what was read consistent, and writes it.
-func (p *plan) finish(source string) *Import {
+// shorten cuts a text that is longer than a note may be.
+func shorten(text string) string {
+	if len(text) <= maxNote {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxNote], "") + "…"
+}
+
+// finish makes what was read consistent, and writes it. A file that the director would not read is an error.
+func (p *plan) finish(source string) (*Import, error) {
 	p.settle()
 	notify := p.dispatcher()
 	kept := map[*service]bool{nil: true}
@@ -91,7 +137,12 @@ func (p *plan) finish(source string) *Import {
 		}
 	}
 	slices.SortStableFunc(p.notes, func(a, b Note) int { return cmp.Or(files[a.File]-files[b.File], a.Line-b.Line) })
-	return &Import{TOML: p.write(source, notify), Services: len(p.services), Marks: len(p.marks), Notes: p.notes}
+	toml := p.write(source, notify)
+	if len(toml) > maxFile {
+		return nil, Place{source, 1}.fault("becomes a configuration larger than the %d MiB that the director reads: "+
+			"import less, and shorten the payloads of checks", maxFile>>20)
+	}
+	return &Import{TOML: toml, Services: len(p.services), Marks: len(p.marks), Notes: p.notes}, nil
 }
 
 // printable keeps what a source may hold out of messages and comments, which are one line.

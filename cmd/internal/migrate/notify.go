@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -35,9 +34,16 @@ const maxDispatcher = 120 << 10
 // dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives: kind, service, realserver or "-",
 // old state, new state. It is "" without scripts, or where they are too many.
 func (p *plan) dispatcher() string {
-	kept := map[*service]bool{}
+	type subject struct {
+		*service
+		realserver netip.Addr // invalid: the service
+	}
+	kept := map[subject]bool{}
 	for _, s := range p.services {
-		kept[s] = true
+		kept[subject{service: s}] = true
+		for _, r := range s.realservers {
+			kept[subject{s, r.address}] = true
+		}
 	}
 	var b strings.Builder
 	for _, s := range p.scripts {
@@ -45,9 +51,7 @@ func (p *plan) dispatcher() string {
 		if s.realserver.IsValid() {
 			kind, address = "realserver", s.realserver.String()
 		}
-		known := kept[s.of] && (kind == "service" || slices.ContainsFunc(s.of.realservers,
-			func(r *realserver) bool { return r.address == s.realserver }))
-		if !known {
+		if !kept[subject{s.of, s.realserver}] {
 			continue // what it is about has been left out
 		}
 		var words []string

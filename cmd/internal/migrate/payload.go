@@ -13,16 +13,22 @@ const maxPattern = 1500
 // payloadCheck reads UDP_CHECK, and TCP_CHECK, which has the same keywords in versions of keepalived that are yet to
 // come.
 func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ settings) bool {
-	expect, required, least := "", false, 0
+	send, expect, required, least := "", "", false, 0
 	for _, st := range block.block {
 		switch hex := pairs(st.words[1:]); st.name() {
 		case "payload":
-			if _, err := health.ParseBytes(hex); err != nil || hex == "" {
+			b, err := health.ParseBytes(hex)
+			if err != nil || hex == "" {
 				k.noteOf(s, st.Place, "payload %s: is not hexadecimal: left out: write send_hex in the check",
 					strings.Join(st.words[1:], " "))
 				break
 			}
-			c.add("send_hex", quote(hex))
+			if c.kind == "udp" && len(b) > health.MaxDatagram {
+				k.noteOf(s, st.Place, "payload: %d bytes are too long for a UDP datagram: left out: write send_hex "+
+					"in the check, of at most %d bytes", len(b), health.MaxDatagram)
+				break
+			}
+			send = hex
 		case "require_reply":
 			required = true
 			if _, err := health.ParseBytePattern(hex); err != nil {
@@ -49,6 +55,9 @@ func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ sett
 	for len(strings.Fields(expect)) < least {
 		expect += " ??"
 	}
+	if send != "" {
+		c.add("send_hex", quote(send))
+	}
 	switch {
 	case !required:
 	case expect == "":
@@ -59,12 +68,15 @@ func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ sett
 	return true
 }
 
+// anyDigit writes keepalived's X, any digit, as "?".
+var anyDigit = strings.NewReplacer("x", "?", "X", "?")
+
 // pairs splits keepalived's bytes, "48 656c6C f", in two digits each, where one that is left over at the end of a
 // word has a 0 before it, and X is any digit.
 func pairs(list []string) string {
 	var bytes []string
 	for _, word := range list {
-		for word = strings.NewReplacer("x", "?", "X", "?").Replace(word); len(word) > 1; word = word[2:] {
+		for word = anyDigit.Replace(word); len(word) > 1; word = word[2:] {
 			bytes = append(bytes, word[:2])
 		}
 		if word != "" {

@@ -110,7 +110,7 @@ func (p *plan) settle() {
 	}
 	p.services = kept
 
-	names := map[string]bool{}
+	names := map[string]int{}
 	for _, s := range p.marks {
 		s.name = unique(s.title(), names)
 		p.settleTunnels(s)
@@ -220,12 +220,17 @@ func (s *service) title() string {
 // maxTitle leaves room for what makes a name unique in the 64 characters that it may have.
 const maxTitle = 56
 
-func unique(name string, taken map[string]bool) string {
+// unique returns name, or name with the first number behind it that makes it another than those in taken. taken holds
+// the names, and of each the last number that stands behind it.
+func unique(name string, taken map[string]int) string {
+	n, isTaken := taken[name]
 	candidate := name
-	for n := 2; taken[candidate]; n++ {
+	for n = max(n, 1); isTaken; _, isTaken = taken[candidate] {
+		n++
 		candidate = name + "-" + strconv.Itoa(n)
 	}
-	taken[candidate] = true
+	taken[name] = n
+	taken[candidate] = max(taken[candidate], 1)
 	return candidate
 }
 
