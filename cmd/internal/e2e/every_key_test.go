@@ -78,11 +78,11 @@ func readmeKeys(t *testing.T, name string) (keys []string) {
 // readmeRestarts are the keys for which the README asks for a restart, in the sentence that begins so.
 func readmeRestarts(t *testing.T, sentence string) (keys []string) {
 	t.Helper()
-	_, text, found := strings.Cut(readme(t), "\n"+sentence)
+	_, text, found := strings.Cut(strings.Join(strings.Fields(readme(t)), " "), ". "+sentence)
 	if !found {
 		t.Fatalf("the README has no sentence %q", sentence)
 	}
-	text, _, _ = strings.Cut(text, "\n\n")
+	text, _, _ = strings.Cut(text, ". ")
 	text, _, _ = strings.Cut(text, ": ")
 	text, _, _ = strings.Cut(text, ", and ")
 	for _, m := range regexp.MustCompile("`([a-z_.]+)`").FindAllStringSubmatch(text, -1) {
