@@ -171,7 +171,9 @@ func TestAgentReload(t *testing.T) {
 	t.Logf("%+v after all, %+v before", afterAll, beforeAll)
 
 	load.mustBeWhole()
-	if now := agent.intake(); len(now.Drops) != 0 || now.Overruns != 0 {
+	now := agent.intake()
+	delete(now.Drops, "tunnel_key") // the end of a connection under the former key comes behind the new one
+	if len(now.Drops) != 0 || now.Overruns != 0 {
 		t.Errorf("the agent has dropped %v, and lost %d", now.Drops, now.Overruns)
 	}
 	for _, p := range []*program{agent, s.director} {

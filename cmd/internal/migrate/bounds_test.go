@@ -30,6 +30,9 @@ func TestHostileFiles(t *testing.T) {
 		maxNotes = 10_001
 		more     = "more notes, not shown"
 	)
+	if testing.Short() {
+		t.Skip("SKIPPED: takes some 20 s of a CPU, and minutes with the race detector: without -short")
+	}
 	lots := "virtual_server_group a {\n" + numbered(3000, "192.0.2.1 #\n198.18.0.0/20 #\n") + "}\n"
 	for _, c := range []struct {
 		name string
