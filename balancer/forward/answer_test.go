@@ -188,10 +188,13 @@ func TestAnswersAreBounded(t *testing.T) {
 	for range 2000 {
 		s.in = append(s.in, udp(9, false, 10), udp(53, true, 1480))
 	}
-	other := udp(53, true, 1480)
-	other[15] = 99
-	other.SetChecksum()
-	s.in = append(s.in, other)
+	const clients = 8 // clients share bounds by a random hash: one of the others may share the flood's
+	for i := range clients {
+		other := udp(53, true, 1480)
+		other[15] = byte(99 + i)
+		other.SetChecksum()
+		s.in = append(s.in, other)
+	}
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -206,8 +209,8 @@ func TestAnswersAreBounded(t *testing.T) {
 			ports++
 		}
 	}
-	if ports != 6 || sizes != 20 || others != 1 {
-		t.Errorf("%d port unreachable, %d sizes, %d sizes to another; want 6, 20, 1", ports, sizes, others)
+	if ports != 6 || sizes != 20 || others < clients-2 {
+		t.Errorf("%d port unreachable, %d sizes, %d sizes to others; want 6, 20, %d or a few less", ports, sizes, others, clients)
 	}
 	now += conntab.PerSecond
 	s.out = nil

@@ -18,7 +18,7 @@ import (
 func (d *director) status() control.DirectorStatus {
 	var t packet.Tally
 	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(d.start).Seconds(),
-		TUN: d.device.Name(), Queues: len(d.device.Queues()), Offloads: d.device.Offloads(),
+		TUN: d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),
 		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(), HalfOpenMax: d.table.HalfOpenMax(),
 			Evicted: d.table.Evicted()}}
 	for _, w := range d.workers {
