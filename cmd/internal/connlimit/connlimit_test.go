@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends, and returns its
-// address.
-func serve(t *testing.T, l *Limit, hold <-chan struct{}) string {
+// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends.
+func serve(t *testing.T, l *Limit, hold <-chan struct{}) *server {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -38,29 +37,37 @@ func serve(t *testing.T, l *Limit, hold <-chan struct{}) string {
 			t.Errorf("%d connections are left", len(l.conns))
 		}
 	})
-	return listener.Addr().String()
+	return &server{l, listener.Addr().String()}
+}
+
+// server is one with a Limit.
+type server struct {
+	limit *Limit
+	at    string
 }
 
 // client is one connection, which it keeps.
 type client struct {
 	net.Conn
-	r *bufio.Reader
+	r  *bufio.Reader
+	to *server
 }
 
 // dial connects from an address of loopback's.
-func dial(t *testing.T, from, to string) *client {
+func dial(t *testing.T, from string, to *server) *client {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-	c, err := d.Dial("tcp", to)
+	c, err := d.Dial("tcp", to.at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(time.Minute))
-	return &client{c, bufio.NewReader(c)}
+	return &client{c, bufio.NewReader(c), to}
 }
 
-// get asks for a path and returns the status; 0: the connection is closed.
+// get asks for a path and returns the status; 0: the connection is closed. After it, the connection counts as idle: a
+// server may write an answer before it says so.
 func (c *client) get(path string) int {
 	if _, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		return 0
@@ -71,8 +78,26 @@ func (c *client) get(path string) int {
 	}
 	if path != "/hold" {
 		io.Copy(io.Discard, resp.Body)
+		c.to.awaitIdle(c.LocalAddr().String())
 	}
 	return resp.StatusCode
+}
+
+// awaitIdle returns when the connection of this client address counts as idle, or no more, or does not get so.
+func (s *server) awaitIdle(client string) {
+	busy := func() bool {
+		s.limit.mu.Lock()
+		defer s.limit.mu.Unlock()
+		for c, k := range s.limit.conns {
+			if c.RemoteAddr().String() == client {
+				return !k.idle
+			}
+		}
+		return false
+	}
+	for end := time.Now().Add(time.Minute); busy() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // TestIdleConnectionsGiveWay: at the bound of all, the one that has been idle for longest makes room.

@@ -195,9 +195,12 @@ func (p *prober) echo(src, dst netip.Addr, size int, wrapped func([]byte) ([]byt
 	return s, err
 }
 
-// syn makes a shot of a TCP SYN.
+// syn makes a shot of a TCP SYN. Sequence numbers count, from a random one on: those of two SYNs never are the same.
 func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*shot, error) {
-	s := &shot{from: dst.Addr(), port: src.Port(), seq: rand.Uint32()}
+	p.mu.Lock()
+	p.next++
+	s := &shot{from: dst.Addr(), port: src.Port(), seq: p.next}
+	p.mu.Unlock()
 	var err error
 	s.packet, err = wrapped(segment(src, dst, s.seq, 0, tcpSYN))
 	return s, err
