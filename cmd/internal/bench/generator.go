@@ -107,7 +107,7 @@ type blaster struct {
 
 // newBlaster opens the packet socket in this thread's namespace.
 func newBlaster(mac net.HardwareAddr, from, to netip.Addr, flows int) (*blaster, error) {
-	b, err := lab.NewBlaster()
+	b, err := lab.NewBlaster("")
 	if err != nil {
 		return nil, fmt.Errorf("generator: %w", err)
 	}

@@ -29,7 +29,7 @@ func (s *site) newMob(h *lab.Host) *mob {
 		m.want[agent] = map[string]uint64{}
 	}
 	err := h.Do(func() (err error) {
-		m.blaster, err = lab.NewBlaster()
+		m.blaster, err = lab.NewBlaster("")
 		return err
 	})
 	if err != nil {

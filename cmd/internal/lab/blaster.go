@@ -27,11 +27,15 @@ type Mmsghdr struct {
 	_   [4]byte
 }
 
-// NewBlaster opens the packet socket on the link of the host whose thread this is: see Host.Do.
-func NewBlaster() (*Blaster, error) {
-	dev, err := net.InterfaceByName(uplink)
+// NewBlaster opens the packet socket on a link of the host whose thread this is: see Host.Do. The link "" is the one
+// to the router.
+func NewBlaster(link string) (*Blaster, error) {
+	if link == "" {
+		link = uplink
+	}
+	dev, err := net.InterfaceByName(link)
 	if err != nil {
-		return nil, fmt.Errorf("blaster: %s: %w", uplink, err)
+		return nil, fmt.Errorf("blaster: %s: %w", link, err)
 	}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // protocol 0: it receives nothing
 	if err != nil {
