@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // Options are how a device is opened.

@@ -4,8 +4,8 @@ package main
 import (
 	"os"
 
+	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/daemon"
-	"vstun/cmd/internal/realserver"
 )
 
-func main() { os.Exit(daemon.Main(realserver.Command())) }
+func main() { os.Exit(daemon.Main(agent.Command())) }

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // LearnPathMTU makes the kernel take ICMP errors about packets of protocol that this host sends, over IPv4 and over IPv6: from "fragmentation needed" and

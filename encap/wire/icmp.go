@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // ErrorReceiver receives the ICMP errors of one family that reach this host: "unreachable" with "fragmentation needed", "packet too big" and "time

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). The two calls are made here and not through golang.org/x/net, whose ReadBatch

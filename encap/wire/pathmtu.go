@@ -9,7 +9,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // PathMTU returns the size of the largest packet from src, an address of this host, that the path to dst takes, in

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // Batch is the largest number of packets in one system call.

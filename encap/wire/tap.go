@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // Tap shows the packets of one family as they come in by any device, before the host has judged them (packet(7)): neither rp_filter nor a firewall hides

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
-	"vstun/encap/pollfd"
+	"vstun/encap/wire/pollfd"
 )
 
 // UDPSender sends the segments of super-packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux net/ipv4/udp.c,

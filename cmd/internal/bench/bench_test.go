@@ -23,9 +23,9 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/spf13/cobra"
 
+	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director"
-	"vstun/cmd/internal/realserver"
 )
 
 // The test binary is also the programs, under their names.
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	case "director":
 		root = director.Command()
 	case "realserver":
-		root = realserver.Command()
+		root = agent.Command()
 	case "lab":
 		root = &cobra.Command{Use: "lab"}
 		root.AddCommand(Command(), LoopCommand())

@@ -25,7 +25,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
-	"vstun/cmd/internal/prober"
+	"vstun/cmd/internal/tunneldial"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -68,7 +68,7 @@ type director struct {
 	limit    int // of descriptors
 	room     int // of them for checks
 	notifier *health.Notifier
-	pinger   *prober.Pinger
+	pinger   *tunneldial.Pinger
 	known    atomic.Pointer[ways] // for probes
 
 	override atomic.Pointer[weights] // nil: none; stored with mu
@@ -108,7 +108,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err = d.openRelays(); err != nil {
 		return nil, err
 	}
-	if d.pinger, err = prober.NewPinger(); err != nil {
+	if d.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
 	if d.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {

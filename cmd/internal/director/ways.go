@@ -9,7 +9,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/prober"
+	"vstun/cmd/internal/tunneldial"
 	"vstun/routing"
 )
 
@@ -99,7 +99,7 @@ func (d *director) wayOf(s *config.Service, r *config.RealserverRef) (health.Pat
 		return health.Direct{Pinger: d.pinger.Ping}, wayName(s, r)
 	}
 	address := r.Address
-	return &prober.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now,
+	return &tunneldial.Tunnel{Pins: d.bal, Pinger: d.pinger, Clock: d.now,
 		Target: realserver(s, r, config.Sources{}, nil).Target(),
 		Source: func(vip netip.Addr) netip.Addr { return d.known.Load().source(vip, address) }}, wayName(s, r)
 }

@@ -8,9 +8,9 @@ import (
 	"testing"
 
 	"vstun/balancer"
+	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
-	"vstun/cmd/internal/realserver"
 	"vstun/encap/packet"
 )
 
@@ -98,7 +98,7 @@ func TestReadmeIsComplete(t *testing.T) {
 			t.Errorf("command director %s is not in the README", c.Name())
 		}
 	}
-	for _, c := range realserver.Command().Commands() {
+	for _, c := range agent.Command().Commands() {
 		if !strings.Contains(text, "`realserver "+c.Name()) && !strings.Contains(text, "`"+c.Name()) {
 			t.Errorf("command realserver %s is not in the README", c.Name())
 		}

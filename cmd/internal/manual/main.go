@@ -8,9 +8,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 
+	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director"
-	"vstun/cmd/internal/realserver"
 )
 
 func main() {
@@ -27,7 +27,7 @@ func write(args []string) error {
 	if err := os.MkdirAll(args[0], 0o755); err != nil {
 		return err
 	}
-	for _, c := range []*cobra.Command{director.Command(), realserver.Command()} {
+	for _, c := range []*cobra.Command{director.Command(), agent.Command()} {
 		daemon.Prepare(c)
 		c.DisableAutoGenTag = true
 		header := &doc.GenManHeader{Section: "8", Source: "vstun " + daemon.Version(), Manual: "LVS/TUN load balancing in user space"}

@@ -4,7 +4,7 @@
 //	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
 //	                                          ↑                                                │
 //	                                          └───────────── answer from the VIP ──────────────┘
-package prober
+package tunneldial
 
 import (
 	"context"

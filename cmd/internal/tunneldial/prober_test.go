@@ -1,4 +1,4 @@
-package prober
+package tunneldial
 
 import (
 	"context"

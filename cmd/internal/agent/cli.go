@@ -1,6 +1,6 @@
 // Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes → worker; and its command
 // line.
-package realserver
+package agent
 
 import (
 	"context"
