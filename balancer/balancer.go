@@ -143,7 +143,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	return nil
 }
 
-// unchanged tells whether cfg is what is in force.
+// unchanged reports whether cfg is what is in force.
 func (b *Balancer) unchanged(cfg Config) bool {
 	s := b.current.Load()
 	if s.options != cfg.Options || cfg.Table != nil && !s.table.Follows(*cfg.Table) {

@@ -159,10 +159,10 @@ func TestFind(t *testing.T) {
 		if d == nil {
 			t.Fatal("the connection is not found")
 		}
-		if all := s.Towards(d.Address); len(all) != 1 || all[0] != d {
+		if all := s.DestsByAddr(d.Address); len(all) != 1 || all[0] != d {
 			t.Errorf("its realserver stands for %v", all)
 		}
-		if len(s.Towards(vip)) != 0 || s.Find(flow(2, 0).Flow, 0) != nil {
+		if len(s.DestsByAddr(vip)) != 0 || s.Find(flow(2, 0).Flow, 0) != nil {
 			t.Error("something is found that is not there")
 		}
 	}
@@ -182,11 +182,11 @@ func TestTowards(t *testing.T) {
 	}
 	s := newBalancer(t, all...).Snapshot()
 	kinds := map[encap.Kind]int{}
-	for _, d := range s.Towards(keyed.Address) {
+	for _, d := range s.DestsByAddr(keyed.Address) {
 		kinds[d.Encap] = d.MTU
 	}
-	if len(s.Towards(keyed.Address)) != 2 || kinds[encap.KindIPIP] != 9000 || kinds[encap.KindGRE] != 1500 || len(s.Towards(rs(2, 1).Address)) != 1 {
-		t.Errorf("%d stand for one, %d for the other, with the MTUs %v", len(s.Towards(keyed.Address)), len(s.Towards(rs(2, 1).Address)), kinds)
+	if len(s.DestsByAddr(keyed.Address)) != 2 || kinds[encap.KindIPIP] != 9000 || kinds[encap.KindGRE] != 1500 || len(s.DestsByAddr(rs(2, 1).Address)) != 1 {
+		t.Errorf("%d stand for one, %d for the other, with the MTUs %v", len(s.DestsByAddr(keyed.Address)), len(s.DestsByAddr(rs(2, 1).Address)), kinds)
 	}
 }
 
@@ -196,11 +196,11 @@ func TestReroute(t *testing.T) {
 	sequence(b, 1, 2) // the first is 2's
 	apply(t, b, web("rr", rs(1, 1)))
 	before := b.Snapshot()
-	b.Reroute(map[netip.Addr]Way{rs(1, 1).Address: {MTU: 1300}})
+	b.Reroute(map[netip.Addr]Path{rs(1, 1).Address: {MTU: 1300}})
 	if b.Snapshot() != before {
 		t.Error("a realserver that stays is another one")
 	}
-	b.Reroute(map[netip.Addr]Way{rs(2, 1).Address: {MTU: 1400, Source: netip.AddrFrom4([4]byte{10, 0, 0, 9})}})
+	b.Reroute(map[netip.Addr]Path{rs(2, 1).Address: {MTU: 1400, Source: netip.AddrFrom4([4]byte{10, 0, 0, 9})}})
 	for n, mtu := range []int{1: 1400, 2: rs(1, 1).MTU} {
 		if n > 0 {
 			if d := b.Snapshot().Find(flow(n, packet.FlagACK).Flow, 0); d == nil || d.MTU != mtu || d.Source.IsValid() || to(b, flow(n, packet.FlagACK)) == "" {
@@ -208,14 +208,14 @@ func TestReroute(t *testing.T) {
 			}
 		}
 	}
-	if l := b.Leaving(); len(l) != 1 || l[0].Active != 1 || len(b.Snapshot().Towards(rs(2, 1).Address)) != 1 {
+	if l := b.Leaving(); len(l) != 1 || l[0].Active != 1 || len(b.Snapshot().DestsByAddr(rs(2, 1).Address)) != 1 {
 		t.Errorf("leaving are %+v", l)
 	}
 }
 
 // TestRerouteOverIPv6: a realserver whose route was away when it left gets its tunnel back, and has the source that the route gives.
 func TestRerouteOverIPv6(t *testing.T) {
-	way := Way{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
+	way := Path{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
 	for name, last := range map[string]netip.Addr{"route away": {}, "route changed": netip.MustParseAddr("fd00::9")} {
 		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Source: way.Source, MTU: 1500}
 		b := newBalancer(t, web("rr", six))
@@ -225,13 +225,13 @@ func TestRerouteOverIPv6(t *testing.T) {
 		six.Source = last
 		apply(t, b, web("rr", six))
 		apply(t, b, web("rr"))
-		b.Reroute(map[netip.Addr]Way{six.Address: way})
+		b.Reroute(map[netip.Addr]Path{six.Address: way})
 		six.Source = way.Source
 		d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
 		if drop != packet.Accept || d.Realserver != six || d.Tunnel != tunnel(six) {
 			t.Errorf("%s: %v, %+v", name, drop, d)
 		}
-		if s := b.Snapshot(); s.Find(flow(1, packet.FlagACK).Flow, 0) != d || s.Towards(six.Address)[0] != d {
+		if s := b.Snapshot(); s.Find(flow(1, packet.FlagACK).Flow, 0) != d || s.DestsByAddr(six.Address)[0] != d {
 			t.Errorf("%s: it is not what is found", name)
 		}
 	}
@@ -466,7 +466,7 @@ func TestOptionsOfSnapshot(t *testing.T) {
 	if err := b.Apply(cfg); err != nil || b.Snapshot() != after {
 		t.Errorf("the same again makes another snapshot, %v", err)
 	}
-	b.Reroute(map[netip.Addr]Way{})
+	b.Reroute(map[netip.Addr]Path{})
 	cfg.Services[0].Scheduler = "lottery"
 	cfg.Table = &conntab.Config{}
 	if err := b.Apply(cfg); err == nil || b.Snapshot() != after {

@@ -105,7 +105,7 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (
 	return s.connect(svc, d, template, p, now)
 }
 
-// keeps tells whether d's persistent clients stay (Linux ip_vs_conn.c, ip_vs_check_template).
+// keeps reports whether d's persistent clients stay (Linux ip_vs_conn.c, ip_vs_check_template).
 func (s *Snapshot) keeps(d *Dest) bool {
 	return !d.counts.Gone() && (d.Weight > 0 || !s.options.ExpireQuiescentTemplate)
 }
@@ -126,8 +126,8 @@ func (s *service) client(a netip.Addr) netip.Addr {
 	return p.Addr()
 }
 
-// Touch prepares the decision for p: see conntab.Table.Touch.
-func (s *Snapshot) Touch(p *packet.Info) uint8 { return s.table.Touch(p) }
+// Prefetch prepares the decision for p: see conntab.Table.Prefetch.
+func (s *Snapshot) Prefetch(p *packet.Info) uint8 { return s.table.Prefetch(p) }
 
 // dest is the realserver with number n of the connection table.
 func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
@@ -153,9 +153,9 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	return nil
 }
 
-// Towards returns what stands for the realserver with address a, those that have left included: one for each tunnel that services have to it. Of those with one
+// DestsByAddr returns what stands for the realserver with address a, those that have left included: one for each tunnel that services have to it. Of those with one
 // tunnel it is that with the largest MTU: of a realserver that has left, it may be an old one.
-func (s *Snapshot) Towards(a netip.Addr) []*Dest {
+func (s *Snapshot) DestsByAddr(a netip.Addr) []*Dest {
 	s.makeTowards.Do(func() { s.towards = towards(s.dests) })
 	return s.towards[a]
 }
@@ -196,7 +196,7 @@ func (s *Snapshot) Silent() bool { return s.options.Silent }
 // NoResets reports whether a TCP packet of an unknown connection is dropped without a RST.
 func (s *Snapshot) NoResets() bool { return s.options.NoResets }
 
-// HasVIP tells whether a is the address of a service.
+// HasVIP reports whether a is the address of a service.
 func (s *Snapshot) HasVIP(a netip.Addr) bool {
 	_, ok := s.vips[a]
 	return ok

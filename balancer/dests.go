@@ -46,7 +46,7 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 		d.stats.overloaded.Store(false)
 	}
 	next := &Dest{Realserver: r, Tunnel: tunnel(r), number: d.number, counts: d.counts, stats: d.stats}
-	next.counts.Judge(r.Down, !r.Down && r.Weight == 0)
+	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
 	b.numbers[d.number] = next
 	return next
 }
@@ -60,14 +60,14 @@ func tunnel(r Realserver) encap.Tunnel {
 	return t
 }
 
-// Reachable tells whether there is a tunnel to d. Over IPv6, and with a UDP checksum over IPv4, there is none without a source address: while none is
+// Reachable reports whether there is a tunnel to d. Over IPv6, and with a UDP checksum over IPv4, there is none without a source address: while none is
 // configured and the kernel has no route. Otherwise it is the kernel that refuses each packet then.
 func (d *Dest) Reachable() bool { return d.Tunnel.Overhead() > 0 }
 
 // leave notes that d has left the configuration. Its connections go on.
 func (b *Balancer) leave(d *Dest) {
 	b.leaving[seatKey{d.stats.service, d.Address}] = &leaver{d, time.Now()}
-	d.counts.Judge(true, false)
+	d.counts.SetState(true, false)
 }
 
 // forget frees the numbers of those that have left, and have no connections any more.

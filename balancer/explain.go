@@ -111,23 +111,23 @@ func (l *locality) only(a netip.Addr) *locality {
 	return c
 }
 
-// Door is where a service is to be found.
-type Door struct {
+// Frontend is where a service is to be found.
+type Frontend struct {
 	VIP      netip.Addr
 	Protocol uint8
 	Ports    PortRange
 	Service  string
 }
 
-// Doors lists those of all services, or those of one VIP where it has any.
-func (s *Snapshot) Doors(vip netip.Addr) (all []Door) {
+// VirtualPorts lists those of all services, or those of one VIP where it has any.
+func (s *Snapshot) VirtualPorts(vip netip.Addr) (all []Frontend) {
 	for _, svc := range s.list {
 		for _, a := range svc.config.VIPs {
 			if s.HasVIP(vip) && a != vip {
 				continue
 			}
 			for _, r := range svc.config.Ports {
-				all = append(all, Door{VIP: a, Protocol: svc.config.Protocol, Ports: r, Service: svc.config.Name})
+				all = append(all, Frontend{VIP: a, Protocol: svc.config.Protocol, Ports: r, Service: svc.config.Name})
 			}
 		}
 	}

@@ -120,7 +120,7 @@ func TestExplainRefusals(t *testing.T) {
 	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropNoService || e.Service != nil {
 		t.Errorf("without a service: %+v", e)
 	}
-	if doors := b.Snapshot().Doors(vip); len(doors) != 2 || doors[1].Service != "six" || doors[1].Ports.Last != 8099 {
+	if doors := b.Snapshot().VirtualPorts(vip); len(doors) != 2 || doors[1].Service != "six" || doors[1].Ports.Last != 8099 {
 		t.Errorf("the VIP's doors: %+v", doors)
 	}
 	apply(t, b, web("rr", rs(1, 1)))

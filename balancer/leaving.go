@@ -5,14 +5,14 @@ import (
 	"slices"
 )
 
-// Way is what the kernel knows of the way to a realserver.
-type Way struct {
+// Path is what the kernel knows of the way to a realserver.
+type Path struct {
 	MTU    int        // largest packet, in bytes
 	Source netip.Addr // that a tunnel has as its source which has one already, or needs one; the zero Addr: none is known
 }
 
 // Reroute takes over the ways to realservers that have left, by address: Apply knows those of the others. What is not in ways stays.
-func (b *Balancer) Reroute(ways map[netip.Addr]Way) {
+func (b *Balancer) Reroute(ways map[netip.Addr]Path) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	changed := false

@@ -85,7 +85,7 @@ func (s *seat) find(list []*Dest) *Dest {
 	return list[s.at]
 }
 
-// crowded tells whether d has more active connections than its weight while another has less than half of its own.
+// crowded reports whether d has more active connections than its weight while another has less than half of its own.
 func (s *leastLoad) crowded(d *Dest) bool {
 	return d.counts.Active() > d.Weight && slices.ContainsFunc(s.loads, func(l load) bool { return 2*int64(l.counts.Active()) < l.weight })
 }

@@ -29,7 +29,7 @@ func (b *Balancer) probe(targets []Target) {
 		p := b.probed[t.key()]
 		if p == nil {
 			p = &probed{dest: b.seat("")}
-			p.dest.counts.Judge(false, false)
+			p.dest.counts.SetState(false, false)
 			b.probed[t.key()] = p
 		}
 		p.left = time.Time{}
@@ -47,7 +47,7 @@ func (b *Balancer) probe(targets []Target) {
 	}
 }
 
-// probes tells whether targets are those that there are.
+// probes reports whether targets are those that there are.
 func (b *Balancer) probes(targets []Target) bool {
 	n := 0
 	for _, p := range b.probed {

@@ -46,7 +46,7 @@ func ParseKind(name string) (Kind, bool) {
 	return Kind(max(i, 0)), i >= 0
 }
 
-// UDP tells whether k goes over UDP.
+// UDP reports whether k goes over UDP.
 func (k Kind) UDP() bool { return k == KindGUE || k == KindFOU }
 
 // Overhead4 is what a tunnel of kind k over IPv4, without checksum and key, adds to a packet, in bytes.
@@ -103,7 +103,7 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// plain tells whether a is an address as it stands in an IP header.
+// plain reports whether a is an address as it stands in an IP header.
 func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
 // protocol is the IP protocol number of packets of version 4 or 6.

@@ -118,7 +118,7 @@ func TestUnwrapRefuses(t *testing.T) {
 		"inner is version 6": {append([]byte{0x60}, good[1:]...), packet.DropNotIPv4},
 		"inner checksum":     {append([]byte{0x45, 4}, good[2:]...), packet.DropBadChecksum},
 	} {
-		if d := new(Exit).Unwrap(buf(c.b), packet.ProtoIPIP, 0); d != c.want {
+		if d := new(Decapsulator).Decap(buf(c.b), packet.ProtoIPIP, 0); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)
 		}
 	}

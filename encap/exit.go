@@ -4,17 +4,17 @@ import (
 	"vstun/encap/packet"
 )
 
-// Exit is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of goroutines may use it.
-type Exit struct {
+// Decapsulator is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of goroutines may use it.
+type Decapsulator struct {
 	Kind   Kind
 	Key    uint32 // that GRE packets must have, where HasKey is set; else they must have none
 	HasKey bool
 }
 
-// Unwrap takes the tunnel header off the packet in b, which begins behind the outer IP header, and behind UDP's where the tunnel has one: the kernel, or
+// Decap takes the tunnel header off the packet in b, which begins behind the outer IP header, and behind UDP's where the tunnel has one: the kernel, or
 // the caller, has judged those. protocol is the IP protocol number in the outer IP header, class its TOS or traffic class, 0 if it is not known.
 // What is left is one whole, checked IP packet, of the version that the tunnel header names, with nothing behind it.
-func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
+func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) packet.Drop {
 	var version int // 0: what the packet says
 	d := packet.DropOuter
 	switch e.Kind {
@@ -45,7 +45,7 @@ func (e *Exit) Unwrap(b *packet.Buf, protocol, class byte) packet.Drop {
 }
 
 // stripGRE takes the GRE header off the packet in b, and returns the IP version that comes behind it.
-func (e *Exit) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
+func (e *Decapsulator) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
 	h := gre(b.Bytes())
 	if len(h) < greMinLen {
 		return 0, packet.DropTunnelHeader

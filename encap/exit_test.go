@@ -25,11 +25,11 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 	packet.IPv4(tcp4).SetChecksum()
 	binary.BigEndian.PutUint16(tcp4[20+16:], packet.Fold(packet.IPv4(tcp4).PseudoSum(len(tcp4)-20)))
 	binary.BigEndian.PutUint16(tcp6[40+16:], packet.Fold(packet.IPv6(tcp6).PseudoSum(packet.ProtoTCP, len(tcp6)-40)))
-	keyed, plain := Exit{Kind: KindGRE, HasKey: true, Key: 0x01020304}, Exit{Kind: KindGRE}
-	gue, fou, ipip := Exit{Kind: KindGUE}, Exit{Kind: KindFOU}, Exit{Kind: KindIPIP}
+	keyed, plain := Decapsulator{Kind: KindGRE, HasKey: true, Key: 0x01020304}, Decapsulator{Kind: KindGRE}
+	gue, fou, ipip := Decapsulator{Kind: KindGUE}, Decapsulator{Kind: KindFOU}, Decapsulator{Kind: KindIPIP}
 	const accept = packet.Accept
 	for name, c := range map[string]struct {
-		exit  Exit
+		exit  Decapsulator
 		proto byte
 		b     []byte
 		want  packet.Drop
@@ -100,10 +100,10 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 		"ipip, IPv6 as IPv4":      {ipip, 4, in6, packet.DropNotIPv4},
 		"ipip, IPv4 as IPv6":      {ipip, 41, in4, packet.DropNotIPv4},
 		"ipip, by another socket": {ipip, 47, in4, packet.DropOuter},
-		"no kind":                 {Exit{Kind: 9}, 4, in4, packet.DropOuter},
+		"no kind":                 {Decapsulator{Kind: 9}, 4, in4, packet.DropOuter},
 	} {
 		b := buf(c.b)
-		if d := c.exit.Unwrap(b, c.proto, 0); d != c.want {
+		if d := c.exit.Decap(b, c.proto, 0); d != c.want {
 			t.Errorf("%s: %v (%d), want %v (%d)", name, d, d, c.want, c.want)
 		} else if p := b.Bytes(); d == accept && !bytes.Equal(p, in4) && !bytes.Equal(p, in6) && !bytes.Equal(p, tcp4) && !bytes.Equal(p, tcp6) {
 			t.Errorf("%s: %x", name, p)
@@ -119,7 +119,7 @@ func TestECN6(t *testing.T) {
 		for out := range byte(4) {
 			p := inner6(60, 0xb8|in, 64)
 			b := buf(p)
-			d := (&Exit{Kind: KindIPIP}).Unwrap(b, packet.ProtoIPv6, 0x20|out)
+			d := (&Decapsulator{Kind: KindIPIP}).Decap(b, packet.ProtoIPv6, 0x20|out)
 			if want[in][out] == drop {
 				if d != packet.DropCongestion {
 					t.Errorf("inner %d, outer %d: %v, want a drop", in, out, d)
@@ -174,9 +174,9 @@ func fuzzExit(f *testing.F, kinds ...Kind) {
 		if len(p) > packet.MaxLen {
 			return
 		}
-		e := Exit{Kind: kinds[int(kind)%len(kinds)], HasKey: hasKey, Key: key}
+		e := Decapsulator{Kind: kinds[int(kind)%len(kinds)], HasKey: hasKey, Key: key}
 		b := buf(p)
-		if e.Unwrap(b, proto, class) == packet.Accept {
+		if e.Decap(b, proto, class) == packet.Accept {
 			wellFormed(t, b.Bytes())
 			if b.Len() > len(p) || !bytes.Equal(b.Bytes()[20:], p[len(p)-b.Len()+20:]) {
 				t.Errorf("%x came out of %x", b.Bytes(), p)

@@ -66,7 +66,7 @@ func (h gre) setVersion(version int) {
 // checksum is the checksum of a header that has one.
 func (h gre) checksum() uint16 { return binary.BigEndian.Uint16(h[greMinLen:]) }
 
-// unfinished tells whether the checksum of a header that has one may be wrong without damage: packets that have met no wire since a kernel
+// unfinished reports whether the checksum of a header that has one may be wrong without damage: packets that have met no wire since a kernel
 // sent them, and those that GRO has put together, come out of a raw socket before somebody has finished their checksums. One that a network card was to
 // compute is 0 then (gre_build_header in include/net/gre.h). One that was computed already is right only once that of the TCP or UDP
 // packet inside is (lco_csum in include/linux/skbuff.h); that of a super-packet is none at all. In both of these the checksum inside is

@@ -24,7 +24,7 @@ const gueHeaderLen = 4 // without extension fields
 // variant is which of the formats h is of.
 func (h gue) variant() int { return int(h[0] >> 6) }
 
-// plain tells whether a header of variant 0 has neither control bit, extension fields nor flags.
+// plain reports whether a header of variant 0 has neither control bit, extension fields nor flags.
 func (h gue) plain() bool { return h[0] == 0 && binary.BigEndian.Uint16(h[2:]) == 0 }
 
 // version is the IP version that the protocol names, 0 for another protocol.

@@ -39,13 +39,13 @@ func TestInner(t *testing.T) {
 			payload := int(made.ip)
 			for j := range tunnels {
 				name := fmt.Sprintf("packet of tunnel %d in tunnel %d", i, j)
-				inner, ok := tunnels[j].Inner(whole, payload)
+				inner, ok := tunnels[j].MatchQuoted(whole, payload)
 				if ok != (i == j) || ok && string(inner) != string(in) {
 					t.Errorf("%s: %v, %x", name, ok, inner)
 				}
 			}
 			for n := payload; n < len(whole); n++ {
-				inner, ok := made.Inner(whole[:n], payload)
+				inner, ok := made.MatchQuoted(whole[:n], payload)
 				if !ok || len(inner) != max(0, n-made.Overhead()) {
 					t.Errorf("%d bytes quoted of a packet of tunnel %d: %v, %d bytes inside", n, i, ok, len(inner))
 				}

@@ -74,7 +74,7 @@ func (t *Tunnel) Kind() Kind { return t.kind }
 // Overhead is what Wrap adds to a packet, in bytes: at most MaxOverhead.
 func (t *Tunnel) Overhead() int { return int(t.overhead) }
 
-// outerIs4 tells whether the outer header is IPv4, and not IPv6.
+// outerIs4 reports whether the outer header is IPv4, and not IPv6.
 func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 
 // SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and realserver tell flows

@@ -70,7 +70,7 @@ func mustNew(t testing.TB, c Config) *Tunnel {
 
 // deliver takes the outer headers off the wrapped packet in b, and takes it through the exit.
 func deliver(c Config, b *packet.Buf) packet.Drop {
-	e := Exit{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey}
+	e := Decapsulator{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey}
 	p := b.Bytes()
 	var class, proto byte
 	if c.Destination.Is4() {
@@ -83,7 +83,7 @@ func deliver(c Config, b *packet.Buf) packet.Drop {
 	if c.Kind.UDP() {
 		b.Strip(packet.UDPHeaderLen)
 	}
-	return e.Unwrap(b, proto, class)
+	return e.Decap(b, proto, class)
 }
 
 // TestBytes has headers that were put together by hand.

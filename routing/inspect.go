@@ -103,7 +103,7 @@ func Devices() ([]Device, error) {
 	return all, nil
 }
 
-// AnswersFor tells whether the device answers its neighbours' questions for an address that the host does not have: by proxy ARP or neighbour
+// AnswersFor reports whether the device answers its neighbours' questions for an address that the host does not have: by proxy ARP or neighbour
 // discovery, for that address (ip neigh add proxy) or, with IPv4, for all that are routed by another device (proxy_arp).
 func AnswersFor(link string, a netip.Addr) (bool, error) {
 	if a.Is4() {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HasIPv6 tells whether the kernel has IPv6.
+// HasIPv6 reports whether the kernel has IPv6.
 func HasIPv6() bool {
 	_, err := readSysctl(forwarding6)
 	return err == nil

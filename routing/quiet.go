@@ -81,7 +81,7 @@ func Unquiet() error {
 	return nil
 }
 
-// isQuiet tells whether l is the device of Quiet, and nobody else's.
+// isQuiet reports whether l is the device of Quiet, and nobody else's.
 func isQuiet(l netlink.Link) bool {
 	t, ok := l.(*netlink.Iptun)
 	return ok && t.Attrs().Name == quietLink && t.Proto == unix.IPPROTO_MPLS

@@ -39,7 +39,7 @@ func TestInteropQuiet(t *testing.T) {
 	icmp, err := net.ListenPacket("ip4:1", "127.0.0.1")
 	must(t, err)
 	defer icmp.Close()
-	// answered tells whether the kernel answers a tunnel packet before it answers the ping behind it.
+	// answered reports whether the kernel answers a tunnel packet before it answers the ping behind it.
 	answered := func() (unreachable bool) {
 		t.Helper()
 		to := &net.IPAddr{IP: net.IPv4(127, 0, 0, 1)}

@@ -52,7 +52,7 @@ func BenchmarkLookup(b *testing.B) {
 					scatter(&infos[i], rnd.Uint32N(uint32(flows)))
 				}
 				for i := range infos {
-					sink |= table.Touch(&infos[i])
+					sink |= table.Prefetch(&infos[i])
 				}
 				for i := range infos {
 					if _, r := table.Packet(&infos[i], 0); r != Hit {
@@ -99,7 +99,7 @@ func BenchmarkInsert(b *testing.B) {
 			i++
 		}
 		for j := range infos {
-			sink |= table.Touch(&infos[j])
+			sink |= table.Prefetch(&infos[j])
 		}
 		for j := range infos {
 			if _, r := table.Packet(&infos[j], 0); r != Miss {

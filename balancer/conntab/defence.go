@@ -12,13 +12,13 @@ const minHalfOpen = 8
 // hardened is how long half-open connections live under pressure.
 const hardened = 10 * PerSecond
 
-// pressed tells whether half-open connections take more than half of what they may.
+// pressed reports whether half-open connections take more than half of what they may.
 func (t *Table) pressed() bool {
 	bound := int64(t.rules.Load().HalfOpenMax)
 	return bound > 0 && t.half.Load()*2 > bound
 }
 
-// unproven tells whether e is half-open, or a template that nobody has got through with.
+// unproven reports whether e is half-open, or a template that nobody has got through with.
 func (s *store[A]) unproven(e *entry[A]) bool {
 	return e.state.halfOpen() || e.state == TemplateState && !s.table.children.assured(e.parent)
 }

@@ -193,7 +193,7 @@ func againstModel(t *testing.T, cfg Config) {
 		if rnd.Uint32N(100) == 0 {
 			j := [2]bool{rnd.Uint32N(2) == 0, rnd.Uint32N(2) == 0}
 			m.judged[fresh] = j
-			table.Counts(fresh).Judge(j[0], j[1])
+			table.Counts(fresh).SetState(j[0], j[1])
 		}
 		for m.judged[fresh][0] { // a scheduler chooses no such one
 			fresh = (fresh + 1) % 21

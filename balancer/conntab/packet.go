@@ -75,7 +75,7 @@ func (s *store[A]) expire(sh *shard[A], e *entry[A], now Ticks) {
 	sh.expects(now)
 }
 
-// begins tells whether p is the first packet of a connection, as its client sees it (Linux ip_vs_core.c, is_new_conn).
+// begins reports whether p is the first packet of a connection, as its client sees it (Linux ip_vs_core.c, is_new_conn).
 func begins(p *packet.Info) bool {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
@@ -86,7 +86,7 @@ func begins(p *packet.Info) bool {
 	return false
 }
 
-// reused tells whether a packet that begins a connection ends e, since the client uses the port again (Linux ip_vs_core.c,
+// reused reports whether a packet that begins a connection ends e, since the client uses the port again (Linux ip_vs_core.c,
 // is_new_conn_expected). A persistent client's connections go on where they are.
 func (e *entry[A]) reused(mode Reuse) bool {
 	if mode == ReuseNever || e.parent != 0 {
@@ -124,7 +124,7 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, by *rules, no
 	return e.dest
 }
 
-// opens tells whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c, sctp_conn_schedule).
+// opens reports whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c, sctp_conn_schedule).
 func (r *rules) opens(p *packet.Info) bool {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:

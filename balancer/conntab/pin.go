@@ -71,7 +71,7 @@ func (s *store[A]) unpin(k *key[A], end Ticks) {
 	}
 }
 
-// Movable tells whether a connection in this state can as well begin anew at another destination: nobody has answered it, or it is none but in name.
+// Movable reports whether a connection in this state can as well begin anew at another destination: nobody has answered it, or it is none but in name.
 func (s State) Movable() bool { return s.halfOpen() || s == UDP || s == SCTPInit1 || s == SCTPInit }
 
 // Leave removes the connection of p to dest, which Packet has just said with Hit or Gone, if it is Movable, and p can begin it: a datagram, or a SYN

@@ -57,7 +57,7 @@ func TestConfigure(t *testing.T) {
 	if _, r := after.Packet(&stranger, 100); r != Miss {
 		t.Errorf("an ACK of no connection, with SloppyTCP: %v", r)
 	}
-	table.Counts(7).Judge(true, false)
+	table.Counts(7).SetState(true, false)
 	if _, r := before.Packet(&ack, 100); r != Hit {
 		t.Errorf("a packet to a realserver that left, under the former Config: %v", r)
 	}
@@ -181,7 +181,7 @@ func TestConfigureUnderTraffic(t *testing.T) {
 		table.Configure(Config{HalfOpenMax: []int{4000, 0, 2048, 19_000}[i%4],
 			SloppyTCP: i%2 == 0, SecureTCP: i%3 == 0, DropRemoved: i%5 == 0,
 			Timeouts: Timeouts{TCP: time.Duration(i%7+1) * time.Second}})
-		table.Counts(uint32(i%4)).Judge(i%2 == 0, i%3 == 0)
+		table.Counts(uint32(i%4)).SetState(i%2 == 0, i%3 == 0)
 		sweeper.Sweep(Ticks(i), table.Slots()/10)
 	}
 	close(stop)

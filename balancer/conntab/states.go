@@ -55,12 +55,12 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// Active tells whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table, and ip_vs_proto_sctp.c).
+// Active reports whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table, and ip_vs_proto_sctp.c).
 func (s State) Active() bool {
 	return s == Established || s == SynSent || s == SynRecv || s == SynAck || s == SCTPEstablished
 }
 
-// halfOpen tells whether the client has not answered the realserver's SYN-ACK yet.
+// halfOpen reports whether the client has not answered the realserver's SYN-ACK yet.
 func (s State) halfOpen() bool { return s == SynRecv || s == SynAck }
 
 // tcpTable is a state table of Linux net/netfilter/ipvs/ip_vs_proto_tcp.c: by kind of packet and state.

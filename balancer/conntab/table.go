@@ -25,7 +25,7 @@ type Ticks uint32
 // PerSecond is the number of Ticks in a second.
 const PerSecond = 100
 
-// reached tells whether now is at or after t.
+// reached reports whether now is at or after t.
 func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
 // Config is the settings of a table. Configure changes them. The names in brackets are IPVS's sysctls.
@@ -92,13 +92,13 @@ func (c *Counts) Inactive() int { return int(c.inactive.Load()) }
 // Templates is the number of clients whose persistence leads to the destination.
 func (c *Counts) Templates() int { return int(c.templates.Load()) }
 
-// Judge says whether the destination is configured no more, and whether it has the weight 0.
-func (c *Counts) Judge(gone, quiescent bool) {
+// SetState says whether the destination is configured no more, and whether it has the weight 0.
+func (c *Counts) SetState(gone, quiescent bool) {
 	c.gone.Store(gone)
 	c.quiescent.Store(quiescent)
 }
 
-// Gone tells whether the destination is configured no more.
+// Gone reports whether the destination is configured no more.
 func (c *Counts) Gone() bool { return c.gone.Load() }
 
 // New makes an empty table.
@@ -175,10 +175,10 @@ func (t *Table) key6(p *packet.Info) key[[16]byte] {
 	return k
 }
 
-// Touch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than the cache a lookup waits for
+// Prefetch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than the cache a lookup waits for
 // memory, longer than it works, and behind its lock the processor can't begin with the next one; the loads of several Touches in a row
 // overlap. So a worker touches for a whole batch before the first lookup. What is returned only keeps the load alive.
-func (t *Table) Touch(p *packet.Info) uint8 {
+func (t *Table) Prefetch(p *packet.Info) uint8 {
 	f := &p.Flow
 	if f.Src.Is4() {
 		p.Hash = t.hash4(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)

@@ -127,7 +127,7 @@ func (s *store[A]) hold(sh *shard[A], e *entry[A], now Ticks) {
 	sh.expects(e.expires)
 }
 
-// over tells whether e has ended. A template that has connections goes on.
+// over reports whether e has ended. A template that has connections goes on.
 func (s *store[A]) over(e *entry[A], now Ticks) bool {
 	if !e.expires.reached(now) {
 		return false
@@ -219,7 +219,7 @@ func (c *children) has(number uint32) bool     { return c.count(number).Load()&c
 func (c *children) assured(number uint32) bool { return c.count(number).Load()&assuredBit != 0 }
 func (c *children) hold(number uint32)         { c.count(number).Add(1) }
 
-// assure notes that a connection has got through, and tells whether it is the first, of a template that is still there.
+// assure notes that a connection has got through, and reports whether it is the first, of a template that is still there.
 func (c *children) assure(number uint32) bool {
 	n := c.count(number)
 	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|orphanBit) == 0
@@ -232,7 +232,7 @@ func (c *children) release(number uint32) {
 	}
 }
 
-// orphan notes that the template is gone, and tells whether it was assured.
+// orphan notes that the template is gone, and reports whether it was assured.
 func (c *children) orphan(number uint32) (assured bool) {
 	n := c.count(number).Or(orphanBit)
 	if n&countMask == 0 {

@@ -106,7 +106,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	}
 	for i := range bufs { // a loop of its own, so short that the processor is ahead by several loads
 		if w.drops[i] == packet.Accept {
-			w.sink |= snap.Touch(&w.infos[i])
+			w.sink |= snap.Prefetch(&w.infos[i])
 		}
 	}
 	for i := range bufs {

@@ -58,7 +58,7 @@ func newFuzzSite(t testing.TB, kind uint8, mtu int, now *conntab.Ticks) *fuzzSit
 		t.Fatal(err)
 	}
 	s.worker = NewWorker(0, &s.tun, &s.tun, &s.udp, b, NewShared(), func() conntab.Ticks { return *now })
-	s.worker.out.shared.Watch(&Tap{left: 1 << 30, filter: TapFilter{VIP: vip}}) // which looks at everything, and has room for nothing
+	s.worker.out.shared.StartCapture(&Capture{left: 1 << 30, filter: CaptureFilter{VIP: vip}}) // which looks at everything, and has room for nothing
 	return s
 }
 
@@ -198,7 +198,7 @@ func FuzzTap(f *testing.F) {
 	f.Add([]byte(udp6(53, 10)))
 	f.Add([]byte(ip(packet.ProtoICMP, false, append([]byte{3, 4, 0, 0, 0, 0, 5, 0}, tcp(80, packet.FlagACK, 10)...))))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		tap := &Tap{filter: TapFilter{Client: client, VIP: vip, Port: 80}}
+		tap := &Capture{filter: CaptureFilter{Client: client, VIP: vip, Port: 80}}
 		if got, ok := tap.flow(b); ok && got.Src != client && got.Dst != client {
 			t.Errorf("%v is wanted", got)
 		}

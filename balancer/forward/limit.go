@@ -66,7 +66,7 @@ func (l *limiter) init(perSecond, burst int32) {
 	}
 }
 
-// allow tells whether a message may be sent to a now, and counts it if so.
+// allow reports whether a message may be sent to a now, and counts it if so.
 func (l *limiter) allow(a netip.Addr, now conntab.Ticks) bool {
 	b := &l.clients[l.seed.hash(a)%clientBuckets]
 	if b.fill(now, l.gain, l.cap); b.tokens < message {

@@ -38,7 +38,7 @@ type output struct {
 	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
-	tap     *Tap         // of the batch; nil: nobody looks
+	tap     *Capture         // of the batch; nil: nobody looks
 	refused int          // calls that udp can't, since one that it could
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 

@@ -129,15 +129,15 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 // ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for none, and as much as is there of
 // the packet inside.
 func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.Dest, []byte) {
-	for _, d := range snap.Towards(outer.Flow.Dst) {
-		if inner, ok := d.Tunnel.Inner(b[outer.Offset:], outer.Payload-outer.Offset); ok {
+	for _, d := range snap.DestsByAddr(outer.Flow.Dst) {
+		if inner, ok := d.Tunnel.MatchQuoted(b[outer.Offset:], outer.Payload-outer.Offset); ok {
 			return d, inner
 		}
 	}
 	return nil, nil
 }
 
-// portUnreachable tells whether the error says that nobody takes what is for the tunnel's end.
+// portUnreachable reports whether the error says that nobody takes what is for the tunnel's end.
 func portUnreachable(q *packet.Quoted) bool {
 	if q.Flow.Src.Is4() {
 		return q.Type == packet.ICMPUnreachable && q.Code == packet.ICMPCodePort

@@ -62,7 +62,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 		if len(out) != 1+(n+1399)/1400 {
 			t.Fatalf("refused %v: %d packets", refuse, len(out))
 		}
-		exit, total := encap.Exit{Kind: encap.KindGUE}, 0
+		exit, total := encap.Decapsulator{Kind: encap.KindGUE}, 0
 		port := binary.BigEndian.Uint16(out[0][20:])
 		for i, p := range out {
 			h := packet.IPv4(p)
@@ -72,7 +72,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 			}
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), p[28:]))
-			if d := exit.Unwrap(b, packet.ProtoUDP, h.TOS()); d != packet.Accept {
+			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != packet.Accept {
 				t.Fatalf("packet %d: %v", i, d)
 			}
 			in := packet.IPv4(b.Bytes())

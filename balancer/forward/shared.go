@@ -16,7 +16,7 @@ type Shared struct {
 
 	fragments reassembler
 	counters  packet.Counters     // of what no worker counts
-	tap       atomic.Pointer[Tap] // nil: nobody looks
+	tap       atomic.Pointer[Capture] // nil: nobody looks
 
 	id  atomic.Uint32 // of the last packet that was sent in fragments
 	id6 atomic.Uint32 // likewise over IPv6

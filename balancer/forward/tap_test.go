@@ -11,20 +11,20 @@ import (
 )
 
 // tapped forwards packets while a tap of f looks, and returns what it took before and after the tunnel, and what went out.
-func tapped(t *testing.T, f TapFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
+func tapped(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
 	t.Helper()
 	s := &script{in: in}
 	w := newWorker(t, s, mtu)
-	tap := NewTap(f, 1000, 1<<20)
-	if !w.out.shared.Watch(tap) || w.out.shared.Watch(NewTap(f, 1, 1)) {
+	tap := NewCapture(f, 1000, 1<<20)
+	if !w.out.shared.StartCapture(tap) || w.out.shared.StartCapture(NewCapture(f, 1, 1)) {
 		t.Fatal("not one tap at a time")
 	}
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	w.out.shared.Unwatch(tap)
+	w.out.shared.StopCapture(tap)
 	for {
-		taken := tap.Take(context.Background())
+		taken := tap.Next(context.Background())
 		if len(taken) == 0 {
 			return before, after, s.out
 		}
@@ -48,21 +48,21 @@ func TestTap(t *testing.T) {
 	away := netip.MustParseAddr("10.0.99.9")
 	for _, c := range []struct {
 		name          string
-		filter        TapFilter
+		filter        CaptureFilter
 		before, after int
 	}{
-		{"all", TapFilter{}, 7, 7}, // what has no service or is of no connection is answered, as is the ping
-		{"client", TapFilter{Client: client}, 6, 6},
-		{"client's port", TapFilter{Client: client, ClientPort: 4711}, 5, 5},
-		{"other client", TapFilter{Client: netip.MustParseAddr("192.0.2.9")}, 1, 1},
-		{"no such client", TapFilter{Client: away}, 0, 0},
-		{"VIP", TapFilter{VIP: vip}, 7, 7},
-		{"port", TapFilter{VIP: vip, Port: 80}, 3, 3},
-		{"port without service", TapFilter{VIP: vip, Port: 99}, 1, 1},
-		{"unknown connection", TapFilter{VIP: vip, Port: 81}, 1, 1},
-		{"realserver", TapFilter{Realserver: real1}, 4, 4},
-		{"realserver and port", TapFilter{Realserver: real1, Port: 53}, 1, 1},
-		{"no such realserver", TapFilter{Realserver: away}, 0, 0},
+		{"all", CaptureFilter{}, 7, 7}, // what has no service or is of no connection is answered, as is the ping
+		{"client", CaptureFilter{Client: client}, 6, 6},
+		{"client's port", CaptureFilter{Client: client, ClientPort: 4711}, 5, 5},
+		{"other client", CaptureFilter{Client: netip.MustParseAddr("192.0.2.9")}, 1, 1},
+		{"no such client", CaptureFilter{Client: away}, 0, 0},
+		{"VIP", CaptureFilter{VIP: vip}, 7, 7},
+		{"port", CaptureFilter{VIP: vip, Port: 80}, 3, 3},
+		{"port without service", CaptureFilter{VIP: vip, Port: 99}, 1, 1},
+		{"unknown connection", CaptureFilter{VIP: vip, Port: 81}, 1, 1},
+		{"realserver", CaptureFilter{Realserver: real1}, 4, 4},
+		{"realserver and port", CaptureFilter{Realserver: real1, Port: 53}, 1, 1},
+		{"no such realserver", CaptureFilter{Realserver: away}, 0, 0},
 	} {
 		before, after, out := tapped(t, c.filter, 1500, clone(all)...)
 		if len(before) != c.before || len(after) != c.after {
@@ -93,7 +93,7 @@ func TestTapFragments(t *testing.T) {
 	big, other := udp(53, false, 1400), udp(53, false, 1400)
 	copy(other[12:], []byte{192, 0, 2, 9})
 	other.SetChecksum()
-	before, after, out := tapped(t, TapFilter{Client: client}, 600, big, other)
+	before, after, out := tapped(t, CaptureFilter{Client: client}, 600, big, other)
 	if len(before) != 1 || len(after) != 3 || len(out) != 6 {
 		t.Errorf("%d before and %d after the tunnel, want 1 and 3 of %d", len(before), len(after), len(out))
 	}
@@ -101,9 +101,9 @@ func TestTapFragments(t *testing.T) {
 
 // TestTapIsBounded: in packets, bytes and room; what finds none is counted.
 func TestTapIsBounded(t *testing.T) {
-	take := func(tap *Tap) (n int) {
+	take := func(tap *Capture) (n int) {
 		for {
-			taken := tap.Take(context.Background())
+			taken := tap.Next(context.Background())
 			if len(taken) == 0 {
 				return n
 			}
@@ -111,30 +111,30 @@ func TestTapIsBounded(t *testing.T) {
 		}
 	}
 	p := make([]byte, 60000)
-	few := NewTap(TapFilter{}, 3, 1<<30)
+	few := NewCapture(CaptureFilter{}, 3, 1<<30)
 	for range 10 {
 		few.put(true, p, nil)
 	}
 	if n := take(few); n != 3 || few.Lost() != 0 {
 		t.Errorf("%d packets and %d lost, want 3 and 0", n, few.Lost())
 	}
-	small := NewTap(TapFilter{}, 1000, 150000)
+	small := NewCapture(CaptureFilter{}, 1000, 150000)
 	for range 10 {
 		small.put(true, p, p[:1])
 	}
 	if n := take(small); n != 2 || small.Lost() != 0 {
 		t.Errorf("%d packets and %d lost, want 2 of 60,001 bytes and 0", n, small.Lost())
 	}
-	tight := NewTap(TapFilter{}, 1000, 1<<30)
+	tight := NewCapture(CaptureFilter{}, 1000, 1<<30)
 	for range 100 {
 		tight.put(true, p, nil)
 	}
-	if n := len(tight.Take(context.Background())); n != pageBytes/len(p) || tight.Lost() != uint64(100-n) {
+	if n := len(tight.Next(context.Background())); n != pageBytes/len(p) || tight.Lost() != uint64(100-n) {
 		t.Errorf("%d packets and %d lost, want %d and the rest", n, tight.Lost(), pageBytes/len(p))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if got := tight.Take(ctx); len(got) != 0 {
+	if got := tight.Next(ctx); len(got) != 0 {
 		t.Errorf("at the end %d packets", len(got))
 	}
 }
@@ -144,10 +144,10 @@ func TestTapAllocatesNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
 	w.out.sink = discard{}
 	p := tcp(80, packet.FlagSYN, 100)
-	tap := NewTap(TapFilter{Realserver: real1}, 1<<30, 1<<40)
+	tap := NewCapture(CaptureFilter{Realserver: real1}, 1<<30, 1<<40)
 	for _, on := range []bool{false, true} {
 		if on {
-			w.out.shared.Watch(tap)
+			w.out.shared.StartCapture(tap)
 		}
 		if n := testing.AllocsPerRun(50, func() {
 			for i := range w.bufs {
@@ -158,7 +158,7 @@ func TestTapAllocatesNothing(t *testing.T) {
 			t.Errorf("with a tap %v: %v allocations a batch", on, n)
 		}
 	}
-	if len(tap.Take(context.Background())) == 0 {
+	if len(tap.Next(context.Background())) == 0 {
 		t.Error("the tap took nothing")
 	}
 }

@@ -28,7 +28,7 @@ type trains struct {
 // set DF also where the packet inside has none.
 const wholePathMTU = 576
 
-// inUDP tells whether s is a whole packet, of either family, in UDP.
+// inUDP reports whether s is a whole packet, of either family, in UDP.
 func inUDP(s packet.Segment) bool {
 	h := s.Head
 	if h[0]>>4 == 6 {
@@ -37,7 +37,7 @@ func inUDP(s packet.Segment) bool {
 	return h[0] == 0x45 && h[9] == packet.ProtoUDP && h[6]&0x3f == 0 && h[7] == 0
 }
 
-// mayHaveDF tells whether s can go by a socket that sets DF.
+// mayHaveDF reports whether s can go by a socket that sets DF.
 func mayHaveDF(s packet.Segment) bool {
 	return s.Head[0]>>4 == 6 || s.Head[6]&0x40 != 0 || s.Len() <= wholePathMTU
 }
@@ -50,7 +50,7 @@ func ends(s packet.Segment) []byte {
 	return s.Head[12:24]
 }
 
-// couples tells whether b can follow a in a train: what the kernel puts into all headers is one.
+// couples reports whether b can follow a in a train: what the kernel puts into all headers is one.
 func couples(a, b packet.Segment) bool {
 	if a.Head[0]>>4 == 6 {
 		return [2]byte(a.Head) == [2]byte(b.Head) && a.Head[7] == b.Head[7]

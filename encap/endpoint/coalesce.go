@@ -32,7 +32,7 @@ type candidate struct {
 // TCP flags with which a segment is never part of a super-packet, but for PSH and FIN, with which it ends one.
 const notMerged = packet.FlagSYN | packet.FlagRST | packet.FlagURG | 0x80 // CWR
 
-// add takes a packet, and tells whether it has been appended to one before it. Otherwise the caller writes it after those, not before finish.
+// add takes a packet, and reports whether it has been appended to one before it. Otherwise the caller writes it after those, not before finish.
 // b is in use until then in either case.
 func (c *coalescer) add(b *packet.Buf, in inside) (merged bool) {
 	p, ip := b.Bytes(), in.offset
@@ -77,7 +77,7 @@ func ipHeaderLen(p []byte) int {
 	return packet.IPv4HeaderLen
 }
 
-// sameAddrs tells whether two packets of one family have the same source and destination.
+// sameAddrs reports whether two packets of one family have the same source and destination.
 func sameAddrs(a, b []byte) bool {
 	if a[0]>>4 == 6 {
 		return [32]byte(a[8:40]) == [32]byte(b[8:40])
@@ -113,7 +113,7 @@ func (c *candidate) append(b *packet.Buf, p []byte, header int) bool {
 	return true
 }
 
-// sameWay tells whether the IP headers of two packets of one family agree in all that is neither address, length nor ID: TOS, TTL and DF; traffic
+// sameWay reports whether the IP headers of two packets of one family agree in all that is neither address, length nor ID: TOS, TTL and DF; traffic
 // class, flow label and hop limit.
 func sameWay(a, b []byte) bool {
 	if a[0]>>4 == 6 {
@@ -130,7 +130,7 @@ func pseudoSum(p []byte, proto uint8, n int) uint64 {
 	return packet.IPv4(p).PseudoSum(n)
 }
 
-// valid tells whether the checksum of the TCP packet p is right, which begins behind ip bytes.
+// valid reports whether the checksum of the TCP packet p is right, which begins behind ip bytes.
 func valid(p []byte, ip int) bool {
 	t := p[ip:]
 	return packet.Fold(packet.Sum(t, pseudoSum(p, packet.ProtoTCP, len(t)))) == 0xffff

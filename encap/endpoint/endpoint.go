@@ -205,7 +205,7 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 	return nil
 }
 
-// enter hands on or drops the packet in b, of which the policy says d, and tells whether b is in use until flush.
+// enter hands on or drops the packet in b, of which the policy says d, and reports whether b is in use until flush.
 func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
 	if d == packet.Accept && !in.fragment {
 		mss := w.policy.mss4

@@ -12,7 +12,7 @@ import (
 type Rules struct {
 	Directors []netip.Prefix // outer sources
 	VIPs      []netip.Addr   // inner destinations
-	Exits     []encap.Exit   // one for each kind; GUE and FOU are one
+	Exits     []encap.Decapsulator   // one for each kind; GUE and FOU are one
 	Port      uint16         // UDP port of GUE and FOU
 	Own       []netip.Addr   // addresses of this host, beside the VIPs: packets from them come from nowhere else
 	MSS4      int            // what this host's servers advertise over IPv4, in bytes
@@ -29,7 +29,7 @@ type Policy struct {
 	mss4     int
 	mss6     int
 
-	ipip, gre, udp *encap.Exit // nil: none
+	ipip, gre, udp *encap.Decapsulator // nil: none
 }
 
 // NewPolicy makes the policy of r.
@@ -62,7 +62,7 @@ func NewPolicy(r Rules) *Policy {
 	return p
 }
 
-// director tells whether a is a director's address.
+// director reports whether a is a director's address.
 func (p *Policy) director(a netip.Addr) bool {
 	if _, ok := p.hosts[a]; ok {
 		return true
@@ -83,7 +83,7 @@ func (p *Policy) answers(src, dst netip.Addr) bool {
 
 // arrival is what is known of a packet before its tunnel header is read.
 type arrival struct {
-	exit         *encap.Exit
+	exit         *encap.Decapsulator
 	proto, class byte       // of the outer header
 	from         netip.Addr // outer source
 	src, dst     netip.Addr // of the last packet in it that may have them: of datagrams that came together, nearly always those of all
@@ -135,7 +135,7 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 // inner takes the tunnel header off, and checks the packet behind it. It returns Accept when that packet may enter this
 // host.
 func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
-	if d = t.exit.Unwrap(b, t.proto, t.class); d != packet.Accept {
+	if d = t.exit.Decap(b, t.proto, t.class); d != packet.Accept {
 		return in, d
 	}
 	var src, dst netip.Addr
@@ -178,7 +178,7 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 	return in, packet.Accept
 }
 
-// tunnelled tells whether packets of this protocol carry other packets (IANA).
+// tunnelled reports whether packets of this protocol carry other packets (IANA).
 func tunnelled(proto uint8) bool {
 	switch proto {
 	case packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE,
@@ -194,7 +194,7 @@ func tunnelled(proto uint8) bool {
 	return false
 }
 
-// host tells whether a can be the address of a client: one host, and not this one.
+// host reports whether a can be the address of a client: one host, and not this one.
 func (p *Policy) host(a netip.Addr) bool {
 	if _, own := p.own[a]; own {
 		return false

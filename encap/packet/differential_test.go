@@ -12,7 +12,7 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// checkParsed compares what Parse made of b with gopacket's view, an implementation that has nothing in common with ours. It tells whether
+// checkParsed compares what Parse made of b with gopacket's view, an implementation that has nothing in common with ours. It reports whether
 // gopacket came as far as the transport header.
 func checkParsed(t *testing.T, b []byte, p *Info) (complete bool) {
 	t.Helper()

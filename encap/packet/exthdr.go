@@ -39,7 +39,7 @@ type Transport struct {
 // impossible order or number, broken options, and jumbograms.
 func (h IPv6) Transport() (Transport, Drop) { return h.walk(h.TotalLen()) }
 
-// extension tells whether proto is an extension header that can be walked over.
+// extension reports whether proto is an extension header that can be walked over.
 func extension(proto uint8) bool {
 	switch proto {
 	case extHopByHop, extRouting, extFragment, extAuth, extDestOpts:

@@ -68,7 +68,7 @@ func (h IPv4) SetChecksum() {
 	binary.BigEndian.PutUint16(h[10:], Checksum(h[:h.HeaderLen()]))
 }
 
-// Check tells whether h holds one whole IPv4 packet with a right header: version, lengths, checksum, and no source route. The
+// Check reports whether h holds one whole IPv4 packet with a right header: version, lengths, checksum, and no source route. The
 // packet may be shorter than h (a link's padding); it is never longer.
 func (h IPv4) Check() Drop {
 	if len(h) < IPv4HeaderLen {

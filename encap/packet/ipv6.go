@@ -44,7 +44,7 @@ func (h IPv6) SetTrafficClass(v byte) {
 	h[0], h[1] = h[0]&0xf0|v>>4, h[1]&0x0f|v<<4
 }
 
-// Check tells whether h holds one whole IPv6 packet with right headers: version, lengths, no IPv4-mapped address, extension headers that
+// Check reports whether h holds one whole IPv6 packet with right headers: version, lengths, no IPv4-mapped address, extension headers that
 // can be walked (Transport). The packet may be shorter than h (a link's padding); it is never longer. A jumbogram (RFC 2675) is refused.
 func (h IPv6) Check() Drop {
 	_, d := h.parse()
@@ -76,7 +76,7 @@ func (h IPv6) checkHeader() Drop {
 	return Accept
 }
 
-// mapped tells whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section 2.5.5.2). Those have no
+// mapped reports whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section 2.5.5.2). Those have no
 // place on a wire: sockets and tables would take them for IPv4.
 func mapped(b []byte) bool {
 	return binary.BigEndian.Uint64(b) == 0 && binary.BigEndian.Uint32(b[8:]) == 0xffff

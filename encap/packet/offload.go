@@ -99,7 +99,7 @@ func (b *Buf) Finish() Drop {
 	return Accept
 }
 
-// Misplaced tells whether the checksum that is left to us is another one than that of the packet's transport header, which p has found: to compute it
+// Misplaced reports whether the checksum that is left to us is another one than that of the packet's transport header, which p has found: to compute it
 // would change what has been looked at. Who may set it, a host on the same machine for one, is not to be trusted with that. One inside a datagram, behind all that
 // was looked at, is none of these: it is that of a packet in a tunnel of the client's.
 func (o *Offload) Misplaced(p *Info) bool {

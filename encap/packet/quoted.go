@@ -14,7 +14,7 @@ type Quoted struct {
 	Payload    int   // of what follows its IP headers, in b: its transport header, or the packet in a tunnel. Nothing need be there
 }
 
-// TooBig tells whether the error is "fragmentation needed" or "packet too big".
+// TooBig reports whether the error is "fragmentation needed" or "packet too big".
 func (q *Quoted) TooBig() bool {
 	if q.Flow.Src.Is4() {
 		return q.Type == ICMPUnreachable && q.Code == ICMPCodeFragNeeded

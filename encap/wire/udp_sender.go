@@ -81,7 +81,7 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	return s, nil
 }
 
-// segments tells whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older one takes no notice of it, and sends all segments as one datagram.
+// segments reports whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older one takes no notice of it, and sends all segments as one datagram.
 func segments(f *pollfd.FD) bool {
 	fd, err := f.Acquire()
 	if err != nil {

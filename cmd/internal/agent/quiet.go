@@ -64,7 +64,7 @@ func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (module
 	return modules
 }
 
-// answers tells whether the kernel answers what is for s once this driver is loaded. What ipip and sit have in common does it for both protocols
+// answers reports whether the kernel answers what is for s once this driver is loaded. What ipip and sit have in common does it for both protocols
 // (net/ipv4/tunnel4.c), over IPv6 net/ipv6/tunnel6.c.
 func answers(module string, s wire.Socket) bool {
 	plain, gre := s.Protocol == packet.ProtoIPIP || s.Protocol == packet.ProtoIPv6, s.Protocol == packet.ProtoGRE

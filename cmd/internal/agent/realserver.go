@@ -79,7 +79,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
-	// First of all, since it tells whether another agent runs here, and clears away what a killed one has left.
+	// First of all, since it reports whether another agent runs here, and clears away what a killed one has left.
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another path as control", used.PID, cfg.Control)
@@ -179,10 +179,10 @@ func needsIPv6(cfg *config.Realserver) string {
 }
 
 // exits are where the tunnels of cfg end.
-func exits(cfg *config.Realserver) (all []encap.Exit) {
+func exits(cfg *config.Realserver) (all []encap.Decapsulator) {
 	for _, name := range cfg.Encaps {
 		kind, _ := encap.ParseKind(name)
-		e := encap.Exit{Kind: kind}
+		e := encap.Decapsulator{Kind: kind}
 		if kind == encap.KindGRE {
 			e.Key, e.HasKey = cfg.Key, cfg.HasKey
 		}
@@ -547,7 +547,7 @@ func (a *agent) status() control.RealserverStatus {
 		t.Drops[d] += n
 	}
 	st.Drops = control.Drops(&t)
-	if slices.ContainsFunc(exits(s.cfg), func(e encap.Exit) bool { return e.Kind.UDP() }) {
+	if slices.ContainsFunc(exits(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
 		st.EncapPort = s.cfg.EncapPort
 	}
 	for _, v := range s.cfg.VIPs {

@@ -26,7 +26,7 @@ type Counts struct{ Before, After, Lost uint64 }
 
 // Write writes the packets of tap to w, as they come, and returns when there are no more, or with ctx. It calls flush whenever what there is has been
 // written. sources are the addresses that the kernel sends tunnel packets from, by their destination, where the director leaves that to it.
-func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Tap, sources func(netip.Addr) netip.Addr) (c Counts, err error) {
+func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Capture, sources func(netip.Addr) netip.Addr) (c Counts, err error) {
 	const longest = 1 << 18 // what tcpdump takes for unlimited
 	face := func(name, comment string) pcapgo.NgInterface {
 		return pcapgo.NgInterface{Name: name, Comment: comment, LinkType: layers.LinkTypeRaw, SnapLength: longest}
@@ -48,7 +48,7 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ta
 		if err := flush(); err != nil {
 			return c, err
 		}
-		taken := tap.Take(ctx)
+		taken := tap.Next(ctx)
 		if len(taken) == 0 {
 			break
 		}

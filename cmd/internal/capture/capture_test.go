@@ -45,15 +45,15 @@ func TestWrite(t *testing.T) {
 	packet.PutIPv4(in, 0, len(in), 64, packet.ProtoUDP, client.As4(), vip.As4())
 	copy(in[20:], []byte{0x12, 0x34, 0, 53, 0, 20})
 
-	shared, tap := forward.NewShared(), forward.NewTap(forward.TapFilter{VIP: vip, Port: 53}, 10, 1<<20)
-	if !shared.Watch(tap) {
+	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
+	if !shared.StartCapture(tap) {
 		t.Fatal("somebody else looks")
 	}
 	o := &once{bytes.Clone(in)}
 	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {
 		t.Fatal(err)
 	}
-	shared.Unwatch(tap)
+	shared.StopCapture(tap)
 	var file bytes.Buffer
 	flushed := 0
 	n, err := Write(t.Context(), &file, func() error { flushed++; return nil }, tap, func(a netip.Addr) netip.Addr {

@@ -72,7 +72,7 @@ func (g *grid) measure(rows [][]string) {
 	}
 }
 
-// fits tells whether the rows do without their remarks.
+// fits reports whether the rows do without their remarks.
 func (g *grid) fits() bool {
 	n := len(margin)
 	for i, w := range g.widths[:len(g.widths)-1] {

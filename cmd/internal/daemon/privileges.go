@@ -13,7 +13,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// CheckPrivileges tells whether this process may do what both programs do, before they touch anything: it has CAP_NET_ADMIN and CAP_NET_RAW,
+// CheckPrivileges reports whether this process may do what both programs do, before they touch anything: it has CAP_NET_ADMIN and CAP_NET_RAW,
 // and can open /dev/net/tun.
 func CheckPrivileges() error {
 	have, err := cap.GetPID(0)

@@ -21,15 +21,15 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 	if err := d.checkNames(&control.Filter{VIP: want.VIP, Realserver: want.Realserver}); err != nil {
 		return nil, err
 	}
-	tap := forward.NewTap(forward.TapFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP, Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
-	if !d.shared.Watch(tap) {
+	tap := forward.NewCapture(forward.CaptureFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP, Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
+	if !d.shared.StartCapture(tap) {
 		return nil, errors.New("another capture is running: wait for its end")
 	}
 	return func(ctx context.Context, w io.Writer, flush func() error) (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, want.Time)
 		defer cancel()
-		defer context.AfterFunc(ctx, func() { d.shared.Unwatch(tap) })() // also while w waits for its reader
-		defer d.shared.Unwatch(tap)
+		defer context.AfterFunc(ctx, func() { d.shared.StopCapture(tap) })() // also while w waits for its reader
+		defer d.shared.StopCapture(tap)
 		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
 		return control.Captured(n), err
 	}, nil
@@ -37,7 +37,7 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 
 // endCapture answers POST /capture/end: the capture that is running is over.
 func (d *director) endCapture() (any, error) {
-	d.shared.EndWatch()
+	d.shared.StopCurrentCapture()
 	return struct{}{}, nil
 }
 

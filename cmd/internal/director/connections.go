@@ -126,7 +126,7 @@ func (l *lister) wants(c *balancer.Connection) bool {
 		(l.State == "" || l.State == stateName(c))
 }
 
-// wantsVIP tells whether c goes to the VIP and port that are asked for. A template is for all of its service's.
+// wantsVIP reports whether c goes to the VIP and port that are asked for. A template is for all of its service's.
 func (l *lister) wantsVIP(c *balancer.Connection) bool {
 	if !l.VIP.IsValid() {
 		return true

@@ -87,7 +87,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	// First of all, since it tells whether another director runs here, and clears away what a killed one has left.
+	// First of all, since it reports whether another director runs here, and clears away what a killed one has left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set another path as control", used.PID, cfg.Control)

@@ -142,7 +142,7 @@ var choices = map[string]string{
 	"lblcr": "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, else that of all",
 }
 
-// renewed tells whether a packet that begins a connection ends one in this state: see conntab.Reuse.
+// renewed reports whether a packet that begins a connection ends one in this state: see conntab.Reuse.
 func renewed(s conntab.State, reuse int) bool {
 	switch s {
 	case conntab.TimeWait, conntab.Close, conntab.SCTPClosed:
@@ -208,8 +208,8 @@ const nearest = 20
 
 // near lists what services have of the VIP, or, where none has it, of others, those with the longest common prefix first.
 func near(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
-	doors := snap.Doors(vip)
-	slices.SortStableFunc(doors, func(a, b balancer.Door) int { return common(b.VIP, vip) - common(a.VIP, vip) })
+	doors := snap.VirtualPorts(vip)
+	slices.SortStableFunc(doors, func(a, b balancer.Frontend) int { return common(b.VIP, vip) - common(a.VIP, vip) })
 	for i, door := range doors {
 		if i == nearest {
 			return append(lines, fmt.Sprintf("and %d more", len(doors)-nearest))

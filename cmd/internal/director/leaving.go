@@ -21,9 +21,9 @@ func (d *director) refreshLeaving() {
 	if err != nil {
 		return // the configured ones' are asked for as well, and the log says so
 	}
-	known := make(map[netip.Addr]balancer.Way, len(ways))
+	known := make(map[netip.Addr]balancer.Path, len(ways))
 	for a := range ways {
-		known[a] = balancer.Way{MTU: pathMTU(ways, a), Source: cmp.Or(d.cfg.Source.For(a), ownAddress(ways, a))}
+		known[a] = balancer.Path{MTU: pathMTU(ways, a), Source: cmp.Or(d.cfg.Source.For(a), ownAddress(ways, a))}
 	}
 	d.bal.Reroute(known)
 }

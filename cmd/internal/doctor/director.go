@@ -77,7 +77,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	return r.finish(), nil
 }
 
-// asked gets the status of the program whose control socket is at socket, and tells whether there is one that runs, and if so, what is there when it does not
+// asked gets the status of the program whose control socket is at socket, and reports whether there is one that runs, and if so, what is there when it does not
 // answer.
 func asked(ctx context.Context, socket string, into any) (running bool, silence, err error) {
 	err = control.Get(ctx, socket, "/status", into)

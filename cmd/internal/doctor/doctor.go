@@ -92,7 +92,7 @@ func (e *exam) skip(format string, args ...any) {
 	e.unchecked = append(e.unchecked, Note{e.check, fmt.Sprintf(format, args...)})
 }
 
-// failed notes that the kernel could not be asked, and tells whether that is so.
+// failed notes that the kernel could not be asked, and reports whether that is so.
 func (e *exam) failed(err error) bool {
 	if err != nil {
 		e.skip("%v", err)

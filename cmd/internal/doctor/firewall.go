@@ -144,7 +144,7 @@ func (e *exam) legacyFirewall(chains []string) {
 	}
 }
 
-// dropsAll tells whether a chain as iptables -S prints it drops what no rule accepts, and no rule accepts what is for a device ("-o vs0"), or all.
+// dropsAll reports whether a chain as iptables -S prints it drops what no rule accepts, and no rule accepts what is for a device ("-o vs0"), or all.
 func dropsAll(rules, device string) bool {
 	drops := false
 	for line := range strings.Lines(rules) {

@@ -75,7 +75,7 @@ func routeWithMTU(a netip.Addr, mtu int) string {
 	return fmt.Sprintf("%s mtu %d", command, mtu)
 }
 
-// tooBig tells whether the error says that a packet was too big for what comes.
+// tooBig reports whether the error says that a packet was too big for what comes.
 func tooBig(t trouble) bool {
 	if t.from.Is4() {
 		return t.kind == packet.ICMPUnreachable && t.code == packet.ICMPCodeFragNeeded

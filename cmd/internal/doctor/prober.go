@@ -67,7 +67,7 @@ type prober struct {
 	cookie cookie
 	sendMu sync.Mutex
 	sender *wire.Sender
-	taps   []*wire.Tap
+	taps   []*wire.Sniffer
 	sinks  []*wire.Sink    // they keep the kernel from answering the answers
 	asks   map[bool]uint16 // source port of questions, by whether their answers come over IPv6
 	read   sync.WaitGroup
@@ -96,18 +96,18 @@ func newProber() (*prober, error) {
 		return nil, err
 	}
 	for _, over6 := range []bool{false, true} {
-		icmp := wire.TapFilter{Protocol: packet.ProtoICMP}
+		icmp := wire.SnifferFilter{Protocol: packet.ProtoICMP}
 		if over6 {
 			icmp.Protocol = packet.ProtoICMPv6
 		}
-		filters := []wire.TapFilter{icmp, {Protocol: packet.ProtoTCP, First: firstPort, Last: lastPort}}
+		filters := []wire.SnifferFilter{icmp, {Protocol: packet.ProtoTCP, First: firstPort, Last: lastPort}}
 		if port, err := p.sink(packet.ProtoUDP, unspecified(over6)); err == nil {
 			p.asks[over6] = port
-			filters = append(filters, wire.TapFilter{Protocol: packet.ProtoUDP, First: port, Last: port})
+			filters = append(filters, wire.SnifferFilter{Protocol: packet.ProtoUDP, First: port, Last: port})
 		} else if !over6 {
 			return nil, errors.Join(err, p.close())
 		}
-		t, err := wire.NewTap(over6, filters...)
+		t, err := wire.NewSniffer(over6, filters...)
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
@@ -279,7 +279,7 @@ func (p *prober) expect(shots []*shot, on bool) {
 	}
 }
 
-// settled tells whether each shot is answered, or was refused by this host's kernel.
+// settled reports whether each shot is answered, or was refused by this host's kernel.
 func (p *prober) settled(shots []*shot) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -324,7 +324,7 @@ func (p *prober) about(r road) []trouble {
 }
 
 // listen takes what a tap shows, until it is closed.
-func (p *prober) listen(t *wire.Tap, over6 bool) {
+func (p *prober) listen(t *wire.Sniffer, over6 bool) {
 	buf := make([]byte, 2048)
 	for {
 		n, err := t.Read(buf)

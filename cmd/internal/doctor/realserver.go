@@ -181,7 +181,7 @@ func (e *exam) arp(cfg *config.Realserver) {
 	}
 }
 
-// sharesSubnet tells whether a director is in a subnet, or may be.
+// sharesSubnet reports whether a director is in a subnet, or may be.
 func sharesSubnet(subnet netip.Prefix, cfg *config.Realserver) bool {
 	for _, d := range cfg.Directors {
 		if d.Overlaps(subnet.Masked()) {

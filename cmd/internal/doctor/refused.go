@@ -100,10 +100,10 @@ var tunnelKinds = map[uint8]string{packet.ProtoIPIP: "ipip", packet.ProtoIPv6: "
 func (e *exam) encaps(ctx context.Context, s *Realserver) {
 	var mu sync.Mutex
 	var wait sync.WaitGroup
-	var taps []*wire.Tap
+	var taps []*wire.Sniffer
 	seen := map[uint8][]netip.Addr{}
 	for _, over6 := range []bool{false, true} {
-		var filters []wire.TapFilter
+		var filters []wire.SnifferFilter
 		for _, protocol := range slices.Sorted(maps.Keys(tunnelKinds)) {
 			if slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool {
 				return w.Protocol == protocol &&
@@ -111,7 +111,7 @@ func (e *exam) encaps(ctx context.Context, s *Realserver) {
 			}) {
 				continue
 			}
-			f := wire.TapFilter{Protocol: protocol}
+			f := wire.SnifferFilter{Protocol: protocol}
 			if protocol == packet.ProtoUDP {
 				f.First, f.Last = s.Config.EncapPort, s.Config.EncapPort
 			}
@@ -120,7 +120,7 @@ func (e *exam) encaps(ctx context.Context, s *Realserver) {
 		if filters == nil {
 			continue
 		}
-		t, err := wire.NewTap(over6, filters...)
+		t, err := wire.NewSniffer(over6, filters...)
 		if e.failed(err) {
 			break
 		}

@@ -208,7 +208,7 @@ func (w *walk) named(t *nftables.Table, name string) *nftables.Chain {
 // registers are what a rule has loaded: absent is what is not known.
 type registers map[uint32][]byte
 
-// rule tells whether a rule's conditions hold, and its verdict, nil for none.
+// rule reports whether a rule's conditions hold, and its verdict, nil for none.
 func (w *walk) rule(c *nftables.Chain, rule *nftables.Rule) (holds truth, verdict *expr.Verdict) {
 	holds = yes
 	regs := registers{}
@@ -328,7 +328,7 @@ func (w *walk) payload(e *expr.Payload) []byte {
 	return w.packet[at : at+e.Len]
 }
 
-// hasPorts tells whether the packet's transport header begins with its source port.
+// hasPorts reports whether the packet's transport header begins with its source port.
 func (w *walk) hasPorts() bool {
 	protocol := w.meta(expr.MetaKeyL4PROTO)[0]
 	return protocol == packet.ProtoTCP || protocol == packet.ProtoUDP || protocol == packet.ProtoSCTP
@@ -488,7 +488,7 @@ func (w *walk) match(e *expr.Match) truth {
 	return perhaps
 }
 
-// ports tells whether the packet's destination port is in a range, and whether that is all that is asked for.
+// ports reports whether the packet's destination port is in a range, and whether that is all that is asked for.
 func (w *walk) ports(r [2]uint16, all bool) truth {
 	b := w.payload(&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
 	if b == nil {

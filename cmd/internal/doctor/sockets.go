@@ -180,7 +180,7 @@ func owner(inode string) string {
 	return "a program"
 }
 
-// owns tells whether a process has a socket.
+// owns reports whether a process has a socket.
 func owns(pid int, inode string) bool {
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {

@@ -466,7 +466,7 @@ func (v *visit) refused(err error) (what, fix string, remarks []string) {
 	return fmt.Sprintf("the kernel refuses to send to it: %v", err), fmt.Sprintf("ip route get %s", v.Destination), nil
 }
 
-// nobody tells whether the error says that nobody takes such packets.
+// nobody reports whether the error says that nobody takes such packets.
 func nobody(t trouble) bool {
 	if t.from.Is4() {
 		return t.kind == packet.ICMPUnreachable && (t.code == 2 || t.code == packet.ICMPCodePort) // of protocol, of port
@@ -474,7 +474,7 @@ func nobody(t trouble) bool {
 	return t.kind == packet.ICMPv6Unreachable && t.code == packet.ICMPv6CodePort || t.kind == packet.ICMPv6ParamProblem && t.code == 1 // RFC 4443, section 3.4: next header
 }
 
-// judge explains the ICMP errors that came instead of answers, and tells whether there were some that do.
+// judge explains the ICMP errors that came instead of answers, and reports whether there were some that do.
 func (v *visit) judge(f *Finding, all []trouble) bool {
 	tunnel := v.target.what(v.Kind)
 	for _, t := range all {

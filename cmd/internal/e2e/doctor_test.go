@@ -65,7 +65,7 @@ type symptom struct {
 	says  []string // in its facts, or in what fixes it; "error" and "warning" are its severity
 }
 
-// is tells whether a finding is of the symptom.
+// is reports whether a finding is of the symptom.
 func (s symptom) is(f doctor.Finding) bool {
 	text := strings.Join(slices.Concat([]string{string(f.Severity), f.Where, f.What, f.Why,
 		"on " + f.On + ": " + f.Fix}, f.Causes, f.Remarks), "\n")

@@ -261,15 +261,15 @@ func TestInteropUnwrap(t *testing.T) {
 				return
 			}
 			b.SetLen(n)
-			exit := encap.Exit{Kind: f.Kind, Key: f.Key, HasKey: f.HasKey}
-			if d := exit.Unwrap(b, byte(f.protocol()), 0); d != packet.Accept || !bytes.HasSuffix(b.Bytes(), []byte(text)) {
+			exit := encap.Decapsulator{Kind: f.Kind, Key: f.Key, HasKey: f.HasKey}
+			if d := exit.Decap(b, byte(f.protocol()), 0); d != packet.Accept || !bytes.HasSuffix(b.Bytes(), []byte(text)) {
 				t.Errorf("%v: %v, %x", &f, d, b.Bytes())
 			}
 		})
 	}
 }
 
-// sendsUDP tells whether the kernel's own tunnels may be over UDP; IPVS's may in any case.
+// sendsUDP reports whether the kernel's own tunnels may be over UDP; IPVS's may in any case.
 func (s *site) sendsUDP() bool {
 	s.t.Helper()
 	add := run(s.t, s.Director, exec.Command("ip", strings.Fields("link add fou0 type ipip remote 192.0.2.1 encap fou encap-dport 6080")...))

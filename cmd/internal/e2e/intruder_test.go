@@ -42,7 +42,7 @@ func (s *site) startGates() {
 
 func (g *gate) String() string { return g.kind + " to " + g.address.String() }
 
-// udp tells whether the tunnel is one over UDP.
+// udp reports whether the tunnel is one over UDP.
 func (g *gate) udp() bool { return g.kind == "gue" || g.kind == "fou" }
 
 // protocol is what the outer header says, with a packet of this IP version inside.

@@ -54,7 +54,7 @@ type kernelTunnel struct {
 	more string // further arguments of `ipvsadm -a`, or of the realserver's device
 }
 
-// udp tells whether it is over UDP, to port 6080.
+// udp reports whether it is over UDP, to port 6080.
 func (k kernelTunnel) udp() bool { return k.kind == "gue" || k.kind == "fou" }
 
 // command runs a command on a host, with text as its standard input. It must succeed.

@@ -101,7 +101,7 @@ func (m *mob) throwAll(list []*intruder) {
 	})
 }
 
-// refused tells whether every packet so far has been refused for its reason, and no other.
+// refused reports whether every packet so far has been refused for its reason, and no other.
 func (m *mob) refused() bool {
 	m.s.t.Helper()
 	for _, agent := range m.s.agents {

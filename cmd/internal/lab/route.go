@@ -83,7 +83,7 @@ func (h *Host) Own(addr netip.Addr) error {
 	return err
 }
 
-// ready tells whether a server can be bound to an address of the loopback device.
+// ready reports whether a server can be bound to an address of the loopback device.
 func (h *Host) ready(addr netip.Addr) (ready bool, err error) {
 	err = h.do("own address", func() error {
 		lo, err := netlink.LinkByName("lo")

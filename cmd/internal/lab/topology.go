@@ -161,7 +161,7 @@ func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 	}
 }
 
-// operational tells whether a link is up, and its addresses are there: IPv6 ones the kernel makes ready a moment after they were added.
+// operational reports whether a link is up, and its addresses are there: IPv6 ones the kernel makes ready a moment after they were added.
 func (h *Host) operational(name string) (up bool, err error) {
 	err = h.Do(func() error {
 		link, err := netlink.LinkByName(name)
@@ -176,7 +176,7 @@ func (h *Host) operational(name string) (up bool, err error) {
 	return up, err
 }
 
-// settled tells whether servers can be bound to the addresses of a link of this thread's namespace.
+// settled reports whether servers can be bound to the addresses of a link of this thread's namespace.
 func settled(link netlink.Link) (bool, error) {
 	addrs, err := netlink.AddrList(link, unix.AF_INET6)
 	return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }), err

@@ -143,7 +143,7 @@ func sendService(ch chan<- prometheus.Metric, s *control.Service) {
 	}
 }
 
-// directorReason tells whether a director can refuse a packet for this reason.
+// directorReason reports whether a director can refuse a packet for this reason.
 func directorReason(d packet.Drop) bool {
 	return d < packet.DropNotDirector || d == packet.DropSendError
 }

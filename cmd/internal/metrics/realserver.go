@@ -81,7 +81,7 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	sendBatches(ch, agentBatches, c.batches)
 }
 
-// agentReason tells whether an agent can refuse a packet for this reason.
+// agentReason reports whether an agent can refuse a packet for this reason.
 func agentReason(d packet.Drop) bool {
 	return d <= packet.DropSourceRoute || d >= packet.DropOffload
 }

@@ -343,7 +343,7 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 	return true
 }
 
-// isStatus tells whether it is "200" or "200-299".
+// isStatus reports whether it is "200" or "200-299".
 func isStatus(text string) bool {
 	low, high, isRange := strings.Cut(text, "-")
 	if !isRange {
@@ -354,7 +354,7 @@ func isStatus(text string) bool {
 	return errA == nil && errB == nil && 100 <= a && a <= b && b <= 599 && len(low) == 3 && len(high) == 3
 }
 
-// isHost tells whether it can be a Host header: a name or an address, with or without a port.
+// isHost reports whether it can be a Host header: a name or an address, with or without a port.
 func isHost(text string) bool {
 	return text != "" && len(text) <= 253 && strings.IndexFunc(text, func(r rune) bool {
 		return r >= 0x80 || lower(byte(r)) < 'a' && (r < '0' || r > '9') && !strings.ContainsRune(".:-_[]", r) || lower(byte(r)) > 'z'
@@ -376,7 +376,7 @@ func percentEncoded(path string) string {
 	return b.String()
 }
 
-// isDomain tells whether it is a domain name (RFC 1035, section 2.3.4).
+// isDomain reports whether it is a domain name (RFC 1035, section 2.3.4).
 func isDomain(text string) bool {
 	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
 	return text == "." || isHost(text) && !slices.ContainsFunc(labels, func(l string) bool { return l == "" || len(l) > 63 })
@@ -469,7 +469,7 @@ func (k *keepalived) miscCheck(s *service, c *check, block *statement, t setting
 	return true
 }
 
-// isCommand tells whether a command can stand in a director.toml.
+// isCommand reports whether a command can stand in a director.toml.
 func isCommand(words []string) bool {
 	return len(words) > 0 && strings.HasPrefix(words[0], "/") && !slices.ContainsFunc(words, func(w string) bool {
 		return !utf8.ValidString(w) || strings.ContainsRune(w, 0)

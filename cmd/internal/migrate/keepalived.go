@@ -85,7 +85,7 @@ var elsewhere = []struct{ prefix, what string }{
 	{"net_namespace", "start the director in its namespace: ip netns exec NAME director run"},
 	{"namespace_with_ipsets", "has no counterpart and needs none: leave it out"},
 	{"instance", "has no counterpart and needs none: each director.toml names its own control socket and device"},
-	{"use_pid_dir", "has no counterpart and needs none: the control socket tells whether a director runs"},
+	{"use_pid_dir", "has no counterpart and needs none: the control socket reports whether a director runs"},
 }
 
 func (k *keepalived) read() {

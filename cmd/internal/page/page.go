@@ -50,7 +50,7 @@ func (p *Page) Run(ctx context.Context) error {
 	})(ctx)
 }
 
-// due tells whether the history wants a point.
+// due reports whether the history wants a point.
 func (p *Page) due(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -62,7 +62,7 @@ func Start() (*Browser, error) {
 
 var errMissing = errors.New("needs a browser to look at the page with: install Chromium (apt-get install chromium)")
 
-// Missing tells whether err of Start means that there is no browser.
+// Missing reports whether err of Start means that there is no browser.
 func Missing(err error) bool { return errors.Is(err, errMissing) }
 
 // Close ends the browser.

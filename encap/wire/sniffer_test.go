@@ -15,7 +15,7 @@ func TestTap(t *testing.T) {
 	inNamespace(t, func() {
 		for _, to := range []string{"127.0.0.1", "::1"} {
 			over6 := to == "::1"
-			tap, err := NewTap(over6, TapFilter{Protocol: packet.ProtoGRE}, TapFilter{Protocol: packet.ProtoUDP, First: 1000, Last: 1002})
+			tap, err := NewSniffer(over6, SnifferFilter{Protocol: packet.ProtoGRE}, SnifferFilter{Protocol: packet.ProtoUDP, First: 1000, Last: 1002})
 			if err != nil {
 				t.Fatal(err)
 			}

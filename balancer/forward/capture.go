@@ -13,8 +13,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TapFilter says which packets a Tap wants: the zero value all. It is about the connection that they belong to, as its client sees it.
-type TapFilter struct {
+// CaptureFilter says which packets a Tap wants: the zero value all. It is about the connection that they belong to, as its client sees it.
+type CaptureFilter struct {
 	Client     netip.Addr // the zero Addr: all
 	ClientPort uint16     // 0: all
 	VIP        netip.Addr
@@ -22,13 +22,13 @@ type TapFilter struct {
 	Realserver netip.Addr
 }
 
-// Tap takes copies of packets of a director's, as they are read and as they are sent, for people to look at. Workers never wait for whom it is for: what
+// Capture takes copies of packets of a director's, as they are read and as they are sent, for people to look at. Workers never wait for whom it is for: what
 // there is no room for is lost, and counted. Shared.Watch lets it begin.
 //
 // An ICMP error is of the connection that it is about. What the director answers itself is there without a realserver in the filter, and so are the
 // fragments in which a client's packet comes, which have no ports.
-type Tap struct {
-	filter TapFilter
+type Capture struct {
+	filter CaptureFilter
 	ready  chan struct{} // something is there, or nothing more will be
 
 	mu    sync.Mutex
@@ -50,7 +50,7 @@ type cutID struct {
 // page is as much as a Tap holds at once: a worker fills it, and it is taken whole.
 type page struct {
 	data []byte
-	list []Tapped
+	list []Captured
 }
 
 const (
@@ -58,25 +58,25 @@ const (
 	pagePackets = 16384
 )
 
-func newPage() page { return page{make([]byte, 0, pageBytes), make([]Tapped, 0, pagePackets)} }
+func newPage() page { return page{make([]byte, 0, pageBytes), make([]Captured, 0, pagePackets)} }
 
-// Tapped is one packet of a Tap.
-type Tapped struct {
+// Captured is one packet of a Tap.
+type Captured struct {
 	Time  time.Time
 	Sent  bool   // into the tunnel, or to a client; else it is as it was read
 	Bytes []byte // from its IP header on. Of a packet that is sent the IPv4 header has no checksum, and may have neither source nor ID: those are the kernel's
 }
 
-// NewTap makes a Tap for so many packets, of so many bytes together.
-func NewTap(f TapFilter, packets, bytes int) *Tap {
-	return &Tap{filter: f, ready: make(chan struct{}, 1), left: packets, bytes: bytes, page: newPage(), taken: newPage()}
+// NewCapture makes a Tap for so many packets, of so many bytes together.
+func NewCapture(f CaptureFilter, packets, bytes int) *Capture {
+	return &Capture{filter: f, ready: make(chan struct{}, 1), left: packets, bytes: bytes, page: newPage(), taken: newPage()}
 }
 
-// Watch lets t take its packets from now on. It returns false where another one does.
-func (s *Shared) Watch(t *Tap) bool { return s.tap.CompareAndSwap(nil, t) }
+// StartCapture lets t take its packets from now on. It returns false where another one does.
+func (s *Shared) StartCapture(t *Capture) bool { return s.tap.CompareAndSwap(nil, t) }
 
-// Unwatch ends that. A batch that a worker has begun may still come.
-func (s *Shared) Unwatch(t *Tap) {
+// StopCapture ends that. A batch that a worker has begun may still come.
+func (s *Shared) StopCapture(t *Capture) {
 	s.tap.CompareAndSwap(t, nil)
 	t.mu.Lock()
 	t.left = 0
@@ -84,16 +84,16 @@ func (s *Shared) Unwatch(t *Tap) {
 	t.wake()
 }
 
-// EndWatch is Unwatch for the one that takes packets now, if any does.
-func (s *Shared) EndWatch() {
+// StopCurrentCapture is Unwatch for the one that takes packets now, if any does.
+func (s *Shared) StopCurrentCapture() {
 	if t := s.tap.Load(); t != nil {
-		s.Unwatch(t)
+		s.StopCapture(t)
 	}
 }
 
-// Take waits for packets and returns them. They are valid until the next Take. None are returned at the end: when t has as many as it wanted, when
+// Next waits for packets and returns them. They are valid until the next Next. None are returned at the end: when t has as many as it wanted, when
 // Unwatch was called, or with ctx's end. One goroutine calls it.
-func (t *Tap) Take(ctx context.Context) []Tapped {
+func (t *Capture) Next(ctx context.Context) []Captured {
 	for {
 		ended := ctx.Err() != nil // before the last look
 		t.mu.Lock()
@@ -113,13 +113,13 @@ func (t *Tap) Take(ctx context.Context) []Tapped {
 }
 
 // Lost is the number of packets for which there was no room.
-func (t *Tap) Lost() uint64 {
+func (t *Capture) Lost() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.lost
 }
 
-func (t *Tap) wake() {
+func (t *Capture) wake() {
 	select {
 	case t.ready <- struct{}{}:
 	default:
@@ -127,7 +127,7 @@ func (t *Tap) wake() {
 }
 
 // put copies a packet.
-func (t *Tap) put(sent bool, head, body []byte) {
+func (t *Capture) put(sent bool, head, body []byte) {
 	now, n := time.Now(), len(head)+len(body)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -146,13 +146,13 @@ func (t *Tap) put(sent bool, head, body []byte) {
 	}
 	begin := len(p.data)
 	p.data = append(append(p.data, head...), body...)
-	p.list = append(p.list, Tapped{Time: now, Sent: sent, Bytes: p.data[begin:len(p.data):len(p.data)]})
+	p.list = append(p.list, Captured{Time: now, Sent: sent, Bytes: p.data[begin:len(p.data):len(p.data)]})
 	t.left--
 	t.wake()
 }
 
 // read takes the packet in b, as it was read, if it is wanted. It returns true where that is known only when it has its connection: see opened.
-func (t *Tap) read(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (later bool) {
+func (t *Capture) read(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (later bool) {
 	f, ok := t.flow(b)
 	if !ok {
 		return false
@@ -168,7 +168,7 @@ func (t *Tap) read(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (later 
 }
 
 // opened takes the packet p in b, which read could not judge, and which has been wrapped since, where it has opened a connection.
-func (t *Tap) opened(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
+func (t *Capture) opened(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	d := snap.Find(p.Flow, now)
 	if d == nil || d.Address != t.filter.Realserver {
 		return
@@ -179,7 +179,7 @@ func (t *Tap) opened(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now
 }
 
 // sent takes of segs, which have been sent, those that are wanted.
-func (t *Tap) sent(segs []packet.Segment) {
+func (t *Capture) sent(segs []packet.Segment) {
 	for _, s := range segs {
 		if t.wants(s) {
 			t.put(true, s.Head, s.Body)
@@ -188,7 +188,7 @@ func (t *Tap) sent(segs []packet.Segment) {
 }
 
 // flow is the connection that the packet in b, of which the front suffices, belongs to, as its client sees it, if that is wanted.
-func (t *Tap) flow(b []byte) (packet.Flow, bool) {
+func (t *Capture) flow(b []byte) (packet.Flow, bool) {
 	if q, d := packet.QuotedFlow(b); d == packet.Accept {
 		// A client's error is about an answer, the director's own about a client's packet.
 		f := q.Flow.Reverse()
@@ -213,15 +213,15 @@ func (t *Tap) flow(b []byte) (packet.Flow, bool) {
 	return q.Flow, !t.filter.Realserver.IsValid() && t.match(q.Flow, false)
 }
 
-// match tells whether the filter, but for the realserver, has f, with or without its ports.
-func (t *Tap) match(f packet.Flow, ports bool) bool {
+// match reports whether the filter, but for the realserver, has f, with or without its ports.
+func (t *Capture) match(f packet.Flow, ports bool) bool {
 	w := &t.filter
 	return (!w.Client.IsValid() || w.Client == f.Src) && (!w.VIP.IsValid() || w.VIP == f.Dst) &&
 		(!ports || (w.ClientPort == 0 || w.ClientPort == f.SrcPort) && (w.Port == 0 || w.Port == f.DstPort))
 }
 
-// wants tells whether s, which has been sent, is wanted: a tunnel's packet is judged by the one in it.
-func (t *Tap) wants(s packet.Segment) bool {
+// wants reports whether s, which has been sent, is wanted: a tunnel's packet is judged by the one in it.
+func (t *Capture) wants(s packet.Segment) bool {
 	h := s.Head
 	var dst netip.Addr
 	var proto byte
@@ -286,14 +286,14 @@ func (t *Tap) wants(s packet.Segment) bool {
 // protoFragment is IPv6's fragment header (RFC 8200, section 4.5).
 const protoFragment = 44
 
-func (t *Tap) noteCut(id cutID) {
+func (t *Capture) noteCut(id cutID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.cut[t.at] = id
 	t.at = (t.at + 1) % len(t.cut)
 }
 
-func (t *Tap) isCut(id cutID) bool {
+func (t *Capture) isCut(id cutID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, c := range t.cut {

@@ -10,12 +10,12 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// Tap shows the packets of one family as they come in by any device, before the host has judged them (packet(7)): neither rp_filter nor a firewall hides
+// Sniffer shows the packets of one family as they come in by any device, before the host has judged them (packet(7)): neither rp_filter nor a firewall hides
 // one. The host gets them too. One goroutine reads from it.
-type Tap struct{ fd *pollfd.FD }
+type Sniffer struct{ fd *pollfd.FD }
 
-// TapFilter is packets of one IP protocol that a Tap shows: all, or, where Last is not 0, those to the ports from First to Last.
-type TapFilter struct {
+// SnifferFilter is packets of one IP protocol that a Tap shows: all, or, where Last is not 0, those to the ports from First to Last.
+type SnifferFilter struct {
 	Protocol    uint8
 	First, Last uint16
 }
@@ -23,8 +23,8 @@ type TapFilter struct {
 // tapLen is how much a Tap shows of a packet, in bytes.
 const tapLen = 512
 
-// NewTap opens a tap for what one of filters wants. It needs CAP_NET_RAW.
-func NewTap(over6 bool, filters ...TapFilter) (*Tap, error) {
+// NewSniffer opens a tap for what one of filters wants. It needs CAP_NET_RAW.
+func NewSniffer(over6 bool, filters ...SnifferFilter) (*Sniffer, error) {
 	protocol := uint16(unix.ETH_P_IP)
 	if over6 {
 		protocol = unix.ETH_P_IPV6
@@ -46,11 +46,11 @@ func NewTap(over6 bool, filters ...TapFilter) (*Tap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", advise(err))
 	}
-	return &Tap{f}, nil
+	return &Sniffer{f}, nil
 }
 
 // tapProgram is the socket filter for packets that begin with an IP header.
-func tapProgram(over6 bool, filters []TapFilter) (program []bpf.Instruction) {
+func tapProgram(over6 bool, filters []SnifferFilter) (program []bpf.Instruction) {
 	protocolAt := uint32(9)
 	var ports bpf.Instruction = bpf.LoadMemShift{Off: 0} // X = length of the IP header
 	if over6 {
@@ -75,7 +75,7 @@ func tapProgram(over6 bool, filters []TapFilter) (program []bpf.Instruction) {
 }
 
 // Read waits for a packet and puts its front into b. It returns how many bytes that is, or os.ErrClosed after Close.
-func (t *Tap) Read(b []byte) (int, error) {
+func (t *Sniffer) Read(b []byte) (int, error) {
 	fd, err := t.fd.Acquire()
 	if err != nil {
 		return 0, err
@@ -98,4 +98,4 @@ func (t *Tap) Read(b []byte) (int, error) {
 }
 
 // Close closes the socket; a Read that waits returns.
-func (t *Tap) Close() error { return t.fd.Close() }
+func (t *Sniffer) Close() error { return t.fd.Close() }
