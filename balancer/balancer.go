@@ -12,7 +12,8 @@ import (
 	"vstun/encap"
 )
 
-// Balancer holds the configuration in force, as a snapshot that packets read without a lock, and replaces it in one step.
+// Balancer holds the configuration in force, as a snapshot that packets read without a lock, and replaces it in one
+// step.
 type Balancer struct {
 	table   *conntab.Table
 	workers int
@@ -50,8 +51,8 @@ type service struct {
 	down   []*Dest // those that have failed
 }
 
-// Dest is a realserver of a service: what a packet needs to be sent there, and what was sent. It doesn't change, but for its counts, which it
-// shares with those that stand for the same realserver in other snapshots.
+// Dest is a realserver of a service: what a packet needs to be sent there, and what was sent. It doesn't change, but
+// for its counts, which it shares with those that stand for the same realserver in other snapshots.
 type Dest struct {
 	Realserver
 	Tunnel encap.Tunnel // the headers towards it
@@ -84,8 +85,8 @@ func (d *Dest) Count(worker, n int) {
 // overhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
 func (d *Dest) overhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
 
-// forgetAfter is how long a realserver that has left keeps its number after its last connection. It is far longer than any packet takes that
-// was begun under an old snapshot.
+// forgetAfter is how long a realserver that has left keeps its number after its last connection. It is far longer than
+// any packet takes that was begun under an old snapshot.
 const forgetAfter = time.Minute
 
 // New makes a Balancer without services over table, for packets of so many workers.
@@ -99,9 +100,10 @@ func New(table *conntab.Table, workers int) *Balancer {
 // Snapshot is the configuration in force.
 func (b *Balancer) Snapshot() *Snapshot { return b.current.Load() }
 
-// Apply puts cfg in force. What it has in common with the configuration before keeps its state: a realserver that stays keeps its
-// connections and counts, a service its scheduler's position. Realservers that are not in cfg keep the connections they have until those
-// end, and come back to them when they are configured again. An error changes nothing.
+// Apply puts cfg in force. What it has in common with the configuration before keeps its state: a realserver that stays
+// keeps its connections and counts, a service its scheduler's position. Realservers that are not in cfg keep the
+// connections they have until those end, and come back to them when they are configured again. An error changes
+// nothing.
 func (b *Balancer) Apply(cfg Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -180,8 +182,8 @@ func (s *Snapshot) add(svc *service) {
 	}
 }
 
-// service makes the service that c describes from the one it follows, nil for none, by the steps in which an administrator would do it with
-// ipvsadm: remove, edit, add.
+// service makes the service that c describes from the one it follows, nil for none, by the steps in which an
+// administrator would do it with ipvsadm: remove, edit, add.
 func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil && former.config.equal(&c) {
 		return former // with its scheduler as it is at this moment: not one choice is made twice

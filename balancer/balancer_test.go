@@ -23,7 +23,8 @@ func rs(n, weight int) Realserver {
 }
 
 func web(scheduler string, realservers ...Realserver) Service {
-	return Service{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []PortRange{{80, 80}}, Scheduler: scheduler, Realservers: realservers}
+	return Service{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []PortRange{{80, 80}},
+		Scheduler: scheduler, Realservers: realservers}
 }
 
 func newBalancer(t testing.TB, services ...Service) *Balancer {
@@ -41,8 +42,9 @@ func apply(t testing.TB, b *Balancer, services ...Service) {
 }
 
 func flow(n int, flags uint8) *packet.Info {
-	return &packet.Info{Len: 40, TCPFlags: flags, Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: uint16(n), DstPort: 80,
-		Src: netip.AddrFrom4([4]byte{192, 0, byte(n >> 24), byte(n >> 16)}), Dst: vip}}
+	return &packet.Info{Len: 40, TCPFlags: flags, Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: uint16(n),
+		DstPort: 80,
+		Src:     netip.AddrFrom4([4]byte{192, 0, byte(n >> 24), byte(n >> 16)}), Dst: vip}}
 }
 
 // to is the last byte of the realserver's address that a packet goes to, or the reason of its drop.
@@ -67,10 +69,11 @@ func TestWRRSequences(t *testing.T) {
 		list []Realserver
 		want string
 	}{
-		"2 to 1":      {[]Realserver{rs(1, 2), rs(2, 1)}, "2 1 1 2 1 1 "},
-		"equal":       {[]Realserver{rs(1, 5), rs(2, 5)}, "2 1 2 1 2 1 "},
-		"one is 0":    {[]Realserver{rs(1, 3), rs(2, 0)}, "1 1 1 1 1 1 "},
-		"all are 0":   {[]Realserver{rs(1, 0), rs(2, 0)}, "no_realserver no_realserver no_realserver no_realserver no_realserver no_realserver "},
+		"2 to 1":   {[]Realserver{rs(1, 2), rs(2, 1)}, "2 1 1 2 1 1 "},
+		"equal":    {[]Realserver{rs(1, 5), rs(2, 5)}, "2 1 2 1 2 1 "},
+		"one is 0": {[]Realserver{rs(1, 3), rs(2, 0)}, "1 1 1 1 1 1 "},
+		"all are 0": {[]Realserver{rs(1, 0), rs(2, 0)}, "no_realserver no_realserver no_realserver no_realserver " +
+			"no_realserver no_realserver "},
 		"none at all": {nil, "no_realserver no_realserver no_realserver no_realserver no_realserver no_realserver "},
 	} {
 		if got := sequence(newBalancer(t, web("wrr", c.list...)), 1, 6); got != c.want {
@@ -117,13 +120,15 @@ func TestReloadKeepsWhatStays(t *testing.T) {
 		t.Errorf("realservers that have left: %+v", l)
 	}
 	st := b.Snapshot().Status()
-	if len(st) != 1 || len(st[0].Realservers) != 3 || st[0].Realservers[0].Address != rs(2, 0).Address || st[0].Realservers[0].Active != 1 ||
+	if len(st) != 1 || len(st[0].Realservers) != 3 || st[0].Realservers[0].Address != rs(2, 0).Address ||
+		st[0].Realservers[0].Active != 1 ||
 		st[0].Realservers[1].Connections != 3 {
 		t.Errorf("status %+v", st)
 	}
 	// 1 comes back, at the list's head, and finds its connection and its counts again.
 	apply(t, b, web("rr", rs(2, 0), rs(3, 1), rs(4, 1), rs(1, 1)))
-	if d := b.services["web"].list[0]; d.Address != rs(1, 1).Address || d.counts.Active() != 1 || d.stats.connections.Load() != 1 {
+	if d := b.services["web"].list[0]; d.Address != rs(1, 1).Address || d.counts.Active() != 1 ||
+		d.stats.connections.Load() != 1 {
 		t.Errorf("it comes back as %+v with %d connections", d.Realserver, d.counts.Active())
 	}
 	if gone := len(b.Leaving()); gone != 0 {
@@ -146,7 +151,8 @@ func TestServiceThatLeavesKeepsItsConnections(t *testing.T) {
 	}
 }
 
-// TestFind: the realserver of a known connection is found without touching it, and those that an address stands for, also when they have left.
+// TestFind: the realserver of a known connection is found without touching it, and those that an address stands for,
+// also when they have left.
 func TestFind(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
 	sequence(b, 1, 1)
@@ -185,8 +191,10 @@ func TestTowards(t *testing.T) {
 	for _, d := range s.DestsByAddr(keyed.Address) {
 		kinds[d.Encap] = d.MTU
 	}
-	if len(s.DestsByAddr(keyed.Address)) != 2 || kinds[encap.KindIPIP] != 9000 || kinds[encap.KindGRE] != 1500 || len(s.DestsByAddr(rs(2, 1).Address)) != 1 {
-		t.Errorf("%d stand for one, %d for the other, with the MTUs %v", len(s.DestsByAddr(keyed.Address)), len(s.DestsByAddr(rs(2, 1).Address)), kinds)
+	if len(s.DestsByAddr(keyed.Address)) != 2 || kinds[encap.KindIPIP] != 9000 || kinds[encap.KindGRE] != 1500 ||
+		len(s.DestsByAddr(rs(2, 1).Address)) != 1 {
+		t.Errorf("%d stand for one, %d for the other, with the MTUs %v", len(s.DestsByAddr(keyed.Address)),
+			len(s.DestsByAddr(rs(2, 1).Address)), kinds)
 	}
 }
 
@@ -203,7 +211,8 @@ func TestReroute(t *testing.T) {
 	b.Reroute(map[netip.Addr]Path{rs(2, 1).Address: {MTU: 1400, Source: netip.AddrFrom4([4]byte{10, 0, 0, 9})}})
 	for n, mtu := range []int{1: 1400, 2: rs(1, 1).MTU} {
 		if n > 0 {
-			if d := b.Snapshot().Find(flow(n, packet.FlagACK).Flow, 0); d == nil || d.MTU != mtu || d.Source.IsValid() || to(b, flow(n, packet.FlagACK)) == "" {
+			if d := b.Snapshot().Find(flow(n, packet.FlagACK).Flow, 0); d == nil || d.MTU != mtu ||
+				d.Source.IsValid() || to(b, flow(n, packet.FlagACK)) == "" {
 				t.Errorf("connection %d: %+v, want an MTU of %d", n, d, mtu)
 			}
 		}
@@ -213,7 +222,8 @@ func TestReroute(t *testing.T) {
 	}
 }
 
-// TestRerouteOverIPv6: a realserver whose route was away when it left gets its tunnel back, and has the source that the route gives.
+// TestRerouteOverIPv6: a realserver whose route was away when it left gets its tunnel back, and has the source that the
+// route gives.
 func TestRerouteOverIPv6(t *testing.T) {
 	way := Path{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
 	for name, last := range map[string]netip.Addr{"route away": {}, "route changed": netip.MustParseAddr("fd00::9")} {
@@ -257,7 +267,8 @@ func TestSeveralVIPsAndPorts(t *testing.T) {
 	s.VIPs, s.Ports = append(s.VIPs, other), []PortRange{{80, 80}, {8000, 8002}}
 	b := newBalancer(t, s)
 	var got string
-	for i, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(other, 80), netip.AddrPortFrom(other, 8000),
+	for i, dst := range []netip.AddrPort{netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(other, 80),
+		netip.AddrPortFrom(other, 8000),
 		netip.AddrPortFrom(vip, 8002), netip.AddrPortFrom(vip, 8003), netip.AddrPortFrom(vip, 7999)} {
 		p := flow(i+1, packet.FlagSYN)
 		p.Flow.Dst, p.Flow.DstPort = dst.Addr(), dst.Port()
@@ -371,7 +382,8 @@ func TestReloadUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestSameConfigurationKeepsTheTurn: a configuration that is read again while connections come does not let wrr choose one twice.
+// TestSameConfigurationKeepsTheTurn: a configuration that is read again while connections come does not let wrr choose
+// one twice.
 func TestSameConfigurationKeepsTheTurn(t *testing.T) {
 	b := newBalancer(t, web("wrr", rs(1, 2), rs(2, 1)))
 	done := make(chan struct{})
@@ -429,7 +441,8 @@ func TestManyHaveLeft(t *testing.T) {
 			s := web("rr")
 			s.Name = fmt.Sprintf("%d-%d", round, i)
 			for j := range 10 {
-				s.Realservers = append(s.Realservers, Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1, MTU: 1500})
+				s.Realservers = append(s.Realservers,
+					Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1, MTU: 1500})
 			}
 			cfg.Services = append(cfg.Services, s)
 		}

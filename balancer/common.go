@@ -11,7 +11,8 @@ import (
 
 // What several schedulers need: least load, ranking by weight, hashes of addresses.
 
-// load is what a scan looks at of a realserver. A service's loads lie side by side, so that a scan of a thousand hardly touches a Dest.
+// load is what a scan looks at of a realserver. A service's loads lie side by side, so that a scan of a thousand hardly
+// touches a Dest.
 type load struct {
 	weight int64
 	counts *conntab.Counts
@@ -47,7 +48,8 @@ func (s *leastLoad) clone() scheduler {
 	return &c
 }
 
-// leastOverhead chooses the realserver with the least overhead by weight, see Dest.overhead, the first in the list where several have it.
+// leastOverhead chooses the realserver with the least overhead by weight, see Dest.overhead, the first in the list
+// where several have it.
 func leastOverhead(loads []load, list []*Dest) *Dest {
 	var best *Dest
 	least, weight := int64(1), int64(0) // infinite; a weight of 0 never is below
@@ -68,7 +70,8 @@ type ranked struct {
 	at int
 }
 
-// ranking is the realservers with a weight, the heaviest first, and in list order where they are alike. A slice that is made anew for each change.
+// ranking is the realservers with a weight, the heaviest first, and in list order where they are alike. A slice that is
+// made anew for each change.
 type ranking []ranked
 
 func (r *ranking) changed(list []*Dest) {
@@ -95,13 +98,15 @@ func fold(a netip.Addr) uint32 {
 	return binary.BigEndian.Uint32(b[0:]) ^ binary.BigEndian.Uint32(b[4:]) ^ binary.BigEndian.Uint32(b[8:]) ^ binary.BigEndian.Uint32(b[12:])
 }
 
-// buckets is the table of sh and dh: each bucket's realserver, as its place in the list; nil: the list is empty. It is made anew for each change.
+// buckets is the table of sh and dh: each bucket's realserver, as its place in the list; nil: the list is empty. It is
+// made anew for each change.
 type buckets [256]int32
 
 // bucket is the bucket of a key (Linux include/linux/hash.h, hash_32 with 8 bits).
 func bucket(key uint32) uint8 { return uint8(key * 0x61C88647 >> 24) }
 
-// fill gives each realserver in list order so many buckets in a row, at least one, and begins again until all buckets are given.
+// fill gives each realserver in list order so many buckets in a row, at least one, and begins again until all buckets
+// are given.
 func fill(list []*Dest, share func(*Dest) int) *buckets {
 	if len(list) == 0 {
 		return nil

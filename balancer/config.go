@@ -1,4 +1,5 @@
-// Package balancer decides which realserver a packet goes to: services, realservers, schedulers, and the connection table behind them.
+// Package balancer decides which realserver a packet goes to: services, realservers, schedulers, and the connection
+// table behind them.
 package balancer
 
 import (
@@ -11,8 +12,8 @@ import (
 	"vstun/encap"
 )
 
-// Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no two services have
-// VIP, protocol and port in common: who makes a Config sees to that.
+// Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no
+// two services have VIP, protocol and port in common: who makes a Config sees to that.
 type Config struct {
 	Services []Service
 	Probed   []Target // what Pin can lead flows to, beside all services: each once
@@ -31,7 +32,8 @@ type Options struct {
 	NoResets bool // a TCP packet of an unknown connection is dropped without a RST
 }
 
-// Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing else.
+// Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing
+// else.
 type Target Realserver
 
 // Target is r as what it is probed by.
@@ -74,7 +76,8 @@ type Persistence struct {
 
 func (s *Service) equal(o *Service) bool {
 	return s.Name == o.Name && s.Protocol == o.Protocol && s.Scheduler == o.Scheduler && s.Flags == o.Flags &&
-		s.Persistence == o.Persistence && s.OnePacket == o.OnePacket && slices.Equal(s.VIPs, o.VIPs) && slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
+		s.Persistence == o.Persistence && s.OnePacket == o.OnePacket && slices.Equal(s.VIPs, o.VIPs) &&
+		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Realservers, o.Realservers)
 }
 
 // PortRange is the ports from First to Last, both included.
@@ -93,16 +96,18 @@ func (r PortRange) String() string {
 
 // Realserver is one realserver of one service.
 type Realserver struct {
-	Address  netip.Addr // IPv4 or IPv6, whatever the VIPs are
-	Weight   int        // 0: existing connections stay, new ones go elsewhere
-	Upper    int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
-	Lower    int        // until it has fewer than these; 0: than three quarters of Upper
-	Down     bool       // it has failed: as if it were not here, but what can begin anew elsewhere does, see Snapshot.Decide
+	Address netip.Addr // IPv4 or IPv6, whatever the VIPs are
+	Weight  int        // 0: existing connections stay, new ones go elsewhere
+	Upper   int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
+	Lower   int        // until it has fewer than these; 0: than three quarters of Upper
+	// it has failed: as if it were not here, but what can begin anew elsewhere does, see Snapshot.Decide
+	Down     bool
 	Encap    encap.Kind
-	Port     uint16     // UDP destination port of encap.KindGUE and KindFOU
-	Key      uint32     // of encap.KindGRE, where HasKey is set
-	HasKey   bool       // encap.KindGRE only
-	Checksum bool       // GRE's or UDP's
-	Source   netip.Addr // outer source address; the zero Addr: what the kernel's route gives, where encap.Config can do without one
-	MTU      int        // largest outer packet on the way to it, in bytes
+	Port     uint16 // UDP destination port of encap.KindGUE and KindFOU
+	Key      uint32 // of encap.KindGRE, where HasKey is set
+	HasKey   bool   // encap.KindGRE only
+	Checksum bool   // GRE's or UDP's
+	// outer source address; the zero Addr: what the kernel's route gives, where encap.Config can do without one
+	Source netip.Addr
+	MTU    int // largest outer packet on the way to it, in bytes
 }

@@ -14,8 +14,8 @@ type Connection struct {
 	Realserver netip.Addr // its address
 }
 
-// Connections walks over all connections, those of realservers that have left included. Workers go on meanwhile: what is opened or ends during the
-// walk may be seen or not. The walk takes no memory that grows with the table.
+// Connections walks over all connections, those of realservers that have left included. Workers go on meanwhile: what
+// is opened or ends during the walk may be seen or not. The walk takes no memory that grows with the table.
 func (b *Balancer) Connections(now conntab.Ticks) iter.Seq[Connection] {
 	return func(yield func(Connection) bool) {
 		for c := range b.table.All(now) {

@@ -9,9 +9,10 @@ import (
 	"vstun/encap/packet"
 )
 
-// Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for a new connection,
-// the one that the service's scheduler chooses, which is remembered. What a realserver that is down has can begin anew elsewhere if it is a datagram, or
-// a SYN that nobody has answered, and does. It allocates nothing and is called once for each packet of TCP, UDP or SCTP.
+// Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for
+// a new connection, the one that the service's scheduler chooses, which is remembered. What a realserver that is down
+// has can begin anew elsewhere if it is a datagram, or a SYN that nobody has answered, and does. It allocates nothing
+// and is called once for each packet of TCP, UDP or SCTP.
 func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
 	d, drop := s.decide(p, now)
 	if drop == packet.Accept && !d.Reachable() {
@@ -52,7 +53,8 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 }
 
 // connect remembers that p's connection goes to d. template is held, or 0.
-func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks) (*Dest,
+	packet.Drop) {
 	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
 		if template != 0 {
 			s.table.Release(template)
@@ -71,8 +73,8 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 	return d, packet.Accept
 }
 
-// persistent is Decide for a new connection to a service whose clients stay where they are (Linux ip_vs_core.c, ip_vs_sched_persist). One service
-// has one template for a client, whatever its VIPs and ports.
+// persistent is Decide for a new connection to a service whose clients stay where they are (Linux ip_vs_core.c,
+// ip_vs_sched_persist). One service has one template for a client, whatever its VIPs and ports.
 func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
 	table := s.table
 	client := svc.client(p.Flow.Src)
@@ -141,7 +143,8 @@ func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
 	return nil, packet.DropNoRealserver
 }
 
-// Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for none.
+// Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for
+// none.
 func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	c, known := s.table.Lookup(f, now)
 	if !known {
@@ -153,8 +156,9 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	return nil
 }
 
-// DestsByAddr returns what stands for the realserver with address a, those that have left included: one for each tunnel that services have to it. Of those with one
-// tunnel it is that with the largest MTU: of a realserver that has left, it may be an old one.
+// DestsByAddr returns what stands for the realserver with address a, those that have left included: one for each tunnel
+// that services have to it. Of those with one tunnel it is that with the largest MTU: of a realserver that has left, it
+// may be an old one.
 func (s *Snapshot) DestsByAddr(a netip.Addr) []*Dest {
 	s.makeTowards.Do(func() { s.towards = towards(s.dests) })
 	return s.towards[a]

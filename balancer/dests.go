@@ -19,7 +19,8 @@ type leaver struct {
 	since time.Time
 }
 
-// enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and counts, or a fresh one.
+// enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and
+// counts, or a fresh one.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
 	if l := b.leaving[seatKey{service, r.Address}]; l != nil {
 		delete(b.leaving, seatKey{service, r.Address})
@@ -37,7 +38,8 @@ func (b *Balancer) seat(service string) *Dest {
 	} else {
 		b.numbers = append(b.numbers, nil)
 	}
-	return &Dest{number: n, counts: b.table.Counts(n), stats: &destStats{service: service, workers: make([]traffic, b.workers)}}
+	return &Dest{number: n, counts: b.table.Counts(n), stats: &destStats{service: service, workers: make([]traffic,
+		b.workers)}}
 }
 
 // replace returns a Dest with r's parameters and d's number and counts, and puts it in d's place.
@@ -51,17 +53,20 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	return next
 }
 
-// tunnel is the headers towards r. There are none, the zero Tunnel, without a Source where one is needed: see Dest.Reachable.
+// tunnel is the headers towards r. There are none, the zero Tunnel, without a Source where one is needed: see
+// Dest.Reachable.
 func tunnel(r Realserver) encap.Tunnel {
-	t, err := encap.New(encap.Config{Kind: r.Encap, Source: r.Source, Destination: r.Address, Port: r.Port, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum})
+	t, err := encap.New(encap.Config{Kind: r.Encap, Source: r.Source, Destination: r.Address, Port: r.Port, Key: r.Key,
+		HasKey: r.HasKey, Checksum: r.Checksum})
 	if err != nil {
 		return encap.Tunnel{}
 	}
 	return t
 }
 
-// Reachable reports whether there is a tunnel to d. Over IPv6, and with a UDP checksum over IPv4, there is none without a source address: while none is
-// configured and the kernel has no route. Otherwise it is the kernel that refuses each packet then.
+// Reachable reports whether there is a tunnel to d. Over IPv6, and with a UDP checksum over IPv4, there is none without
+// a source address: while none is configured and the kernel has no route. Otherwise it is the kernel that refuses each
+// packet then.
 func (d *Dest) Reachable() bool { return d.Tunnel.Overhead() > 0 }
 
 // leave notes that d has left the configuration. Its connections go on.

@@ -5,8 +5,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// dh is destination hashing (Linux net/netfilter/ipvs/ip_vs_dh.c): the realserver of the destination address's bucket. All have as many buckets,
-// whatever their weights are.
+// dh is destination hashing (Linux net/netfilter/ipvs/ip_vs_dh.c): the realserver of the destination address's bucket.
+// All have as many buckets, whatever their weights are.
 type dh struct{ table *buckets }
 
 func newDH(kind) scheduler { return &dh{} }

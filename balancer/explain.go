@@ -32,7 +32,8 @@ type Candidate struct {
 	Inner      int  // largest packet that fits the tunnel, in bytes
 }
 
-// Explain says what becomes of the packet p, which begins a connection, if its flow has none. It changes nothing: neither table nor scheduler.
+// Explain says what becomes of the packet p, which begins a connection, if its flow has none. It changes nothing:
+// neither table nor scheduler.
 func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	var e Explanation
 	if c, known := s.table.Lookup(p.Flow, now); known {

@@ -13,8 +13,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestExplainForesees: for every scheduler, with and without persistence, Explain says what Decide does next, and whether it is asked or not makes no
-// difference: a second balancer, which nobody asks, decides alike.
+// TestExplainForesees: for every scheduler, with and without persistence, Explain says what Decide does next, and
+// whether it is asked or not makes no difference: a second balancer, which nobody asks, decides alike.
 func TestExplainForesees(t *testing.T) {
 	for _, name := range Schedulers() {
 		for _, persistent := range []bool{false, true} {
@@ -44,7 +44,8 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 	}
 	for step := range steps {
 		now := step * 10
-		p := flow(r.IntN(200)<<16|r.IntN(3), []uint8{packet.FlagSYN, packet.FlagSYN, packet.FlagACK, packet.FlagFIN | packet.FlagACK, packet.FlagRST}[r.IntN(5)])
+		p := flow(r.IntN(200)<<16|r.IntN(3), []uint8{packet.FlagSYN, packet.FlagSYN, packet.FlagACK,
+			packet.FlagFIN | packet.FlagACK, packet.FlagRST}[r.IntN(5)])
 		p.Flow.Dst = svc.VIPs[r.IntN(3)]
 		var before []string
 		looks := step%50 == 0
@@ -66,7 +67,8 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 		switch {
 		case scheduler == "twos":
 		case e.Connection != nil && !opens && (drop != packet.Accept || d.Address != e.Connection.Realserver):
-			t.Fatalf("step %d: a connection to %v, but its packet goes to %v, %v", step, e.Connection.Realserver, d, drop)
+			t.Fatalf("step %d: a connection to %v, but its packet goes to %v, %v", step, e.Connection.Realserver, d,
+				drop)
 		case e.Connection == nil && opens && (drop != e.Drop || drop == packet.Accept && d.Address != e.Chosen):
 			t.Fatalf("step %d: %v, %v is foreseen, and it is %+v, %v", step, e.Chosen, e.Drop, d, drop)
 		}
@@ -74,7 +76,8 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 			chosen[d.Address]++
 		}
 		if scheduler != "twos" {
-			if d2, drop2 := other.Snapshot().Decide(p, now); drop2 != drop || drop == packet.Accept && d2.Address != d.Address {
+			if d2, drop2 := other.Snapshot().Decide(p, now); drop2 != drop || drop == packet.Accept &&
+				d2.Address != d.Address {
 				t.Fatalf("step %d: %v, %v; the one that nobody asks has %v, %v", step, d, drop, d2, drop2)
 			}
 		}
@@ -99,13 +102,15 @@ func snapshotOf(b *Balancer, now conntab.Ticks) (all []string) {
 
 // TestExplainRefusals: what keeps realservers from being chosen, and packets from going anywhere.
 func TestExplainRefusals(t *testing.T) {
-	four, six := web("rr", rs(1, 0), rs(2, 1)), web("rr", Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, MTU: 1500})
+	four, six := web("rr", rs(1, 0), rs(2, 1)), web("rr", Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1,
+		MTU: 1500})
 	four.Realservers[1].Upper = 1
 	six.Name, six.Ports = "six", []PortRange{{8000, 8099}}
 	b := newBalancer(t, four, six)
 	to(b, flow(1, packet.FlagSYN))
 	e := b.Snapshot().Explain(flow(2, packet.FlagSYN), 0)
-	if e.Drop != packet.DropNoRealserver || e.Chosen.IsValid() || e.Connection != nil || !e.Candidates[1].Overloaded || e.Candidates[0].Overloaded || e.Candidates[1].Inner != 1480 {
+	if e.Drop != packet.DropNoRealserver || e.Chosen.IsValid() || e.Connection != nil || !e.Candidates[1].Overloaded ||
+		e.Candidates[0].Overloaded || e.Candidates[1].Inner != 1480 {
 		t.Errorf("all are drained or full: %+v", e)
 	}
 	p := flow(1, packet.FlagSYN)
@@ -113,14 +118,16 @@ func TestExplainRefusals(t *testing.T) {
 		t.Errorf("a connection: %+v", e)
 	}
 	p.Flow.DstPort = 8001
-	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropSendError || e.Candidates[0].Reachable || e.Service.Name != "six" {
+	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropSendError || e.Candidates[0].Reachable ||
+		e.Service.Name != "six" {
 		t.Errorf("without a source: %+v", e)
 	}
 	p.Flow.DstPort = 81
 	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropNoService || e.Service != nil {
 		t.Errorf("without a service: %+v", e)
 	}
-	if doors := b.Snapshot().VirtualPorts(vip); len(doors) != 2 || doors[1].Service != "six" || doors[1].Ports.Last != 8099 {
+	if doors := b.Snapshot().VirtualPorts(vip); len(doors) != 2 || doors[1].Service != "six" ||
+		doors[1].Ports.Last != 8099 {
 		t.Errorf("the VIP's doors: %+v", doors)
 	}
 	apply(t, b, web("rr", rs(1, 1)))

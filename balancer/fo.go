@@ -5,7 +5,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// fo is weighted failover (Linux net/netfilter/ipvs/ip_vs_fo.c): the realserver with the highest weight, the first in the list where several have it.
+// fo is weighted failover (Linux net/netfilter/ipvs/ip_vs_fo.c): the realserver with the highest weight, the first in
+// the list where several have it.
 type fo struct{ ranking }
 
 func newFO(kind) scheduler { return &fo{} }

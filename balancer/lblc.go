@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// lblc is locality-based least connection (Linux net/netfilter/ipvs/ip_vs_lblc.c): the realserver that the destination address had last, unless it
-// is crowded; else as wlc. As in the kernel its threshold is not looked at again.
+// lblc is locality-based least connection (Linux net/netfilter/ipvs/ip_vs_lblc.c): the realserver that the destination
+// address had last, unless it is crowded; else as wlc. As in the kernel its threshold is not looked at again.
 type lblc struct {
 	leastLoad
 	seen *locality

@@ -8,9 +8,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// lblcr is locality-based least connection with replication (Linux net/netfilter/ipvs/ip_vs_lblcr.c): of a set of realservers that the
-// destination address has, the one with the least overhead by weight. While that is crowded, the one that wlc chooses joins the set. Once a set
-// hasn't changed for a day, the one with the most overhead leaves it.
+// lblcr is locality-based least connection with replication (Linux net/netfilter/ipvs/ip_vs_lblcr.c): of a set of
+// realservers that the destination address has, the one with the least overhead by weight. While that is crowded, the
+// one that wlc chooses joins the set. Once a set hasn't changed for a day, the one with the most overhead leaves it.
 type lblcr struct {
 	leastLoad
 	seen *locality
@@ -48,7 +48,8 @@ func (s *lblcr) pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest {
 func (p *place) least(list []*Dest) (best *Dest) {
 	for i := range p.servers {
 		d := p.servers[i].find(list)
-		if d != nil && d.available() && (best == nil || best.overhead()*int64(d.Weight) > d.overhead()*int64(best.Weight)) {
+		if d != nil && d.available() && (best == nil ||
+			best.overhead()*int64(d.Weight) > d.overhead()*int64(best.Weight)) {
 			best = d
 		}
 	}
@@ -61,7 +62,8 @@ func (p *place) shrink(list []*Dest, now conntab.Ticks) {
 	at := 0
 	for i := range p.servers {
 		d := p.servers[i].find(list)
-		if d != nil && d.Weight > 0 && (most == nil || most.overhead()*int64(d.Weight) < d.overhead()*int64(most.Weight)) {
+		if d != nil && d.Weight > 0 && (most == nil ||
+			most.overhead()*int64(d.Weight) < d.overhead()*int64(most.Weight)) {
 			most, at = d, i
 		}
 	}

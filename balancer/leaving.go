@@ -7,11 +7,13 @@ import (
 
 // Path is what the kernel knows of the way to a realserver.
 type Path struct {
-	MTU    int        // largest packet, in bytes
-	Source netip.Addr // that a tunnel has as its source which has one already, or needs one; the zero Addr: none is known
+	MTU int // largest packet, in bytes
+	// that a tunnel has as its source which has one already, or needs one; the zero Addr: none is known
+	Source netip.Addr
 }
 
-// Reroute takes over the ways to realservers that have left, by address: Apply knows those of the others. What is not in ways stays.
+// Reroute takes over the ways to realservers that have left, by address: Apply knows those of the others. What is not
+// in ways stays.
 func (b *Balancer) Reroute(ways map[netip.Addr]Path) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -8,15 +8,16 @@ import (
 	"vstun/balancer/conntab"
 )
 
-// locality is what lblc and lblcr remember of each destination address. A service's snapshots share it: realservers are known in it by
-// what outlives a reload, their destStats.
+// locality is what lblc and lblcr remember of each destination address. A service's snapshots share it: realservers are
+// known in it by what outlives a reload, their destStats.
 type locality struct {
 	mu     sync.Mutex
 	places map[netip.Addr]*place
 	swept  conntab.Ticks // when places were last looked through
 }
 
-// place is a destination address with its realservers, the last added first. One that has left the service stays, as it may come back.
+// place is a destination address with its realservers, the last added first. One that has left the service stays, as it
+// may come back.
 type place struct {
 	servers        []seat
 	used, modified conntab.Ticks
@@ -87,5 +88,6 @@ func (s *seat) find(list []*Dest) *Dest {
 
 // crowded reports whether d has more active connections than its weight while another has less than half of its own.
 func (s *leastLoad) crowded(d *Dest) bool {
-	return d.counts.Active() > d.Weight && slices.ContainsFunc(s.loads, func(l load) bool { return 2*int64(l.counts.Active()) < l.weight })
+	return d.counts.Active() > d.Weight && slices.ContainsFunc(s.loads,
+		func(l load) bool { return 2*int64(l.counts.Active()) < l.weight })
 }

@@ -8,8 +8,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// mh is Maglev hashing (Linux net/netfilter/ipvs/ip_vs_mh.c; Eisenbud et al., Maglev, NSDI 2016, section 3.4): the realserver of the source's
-// slot in a table in which each realserver has slots of its own liking, so that most stay as they are when another comes or goes.
+// mh is Maglev hashing (Linux net/netfilter/ipvs/ip_vs_mh.c; Eisenbud et al., Maglev, NSDI 2016, section 3.4): the
+// realserver of the source's slot in a table in which each realserver has slots of its own liking, so that most stay as
+// they are when another comes or goes.
 type mh struct {
 	flags Flags
 	port  uint16   // of the realservers, part of their hash in the kernel: the service's, or 0 where that has several
@@ -18,8 +19,8 @@ type mh struct {
 	stale bool     // the table is not made of dests: only while changes come
 }
 
-// mhTable is each slot's realserver, as its place in the list. Its size is the kernel's default, a prime number; where there are more realservers than
-// slots, which the kernel refuses, the last in the list have none.
+// mhTable is each slot's realserver, as its place in the list. Its size is the kernel's default, a prime number; where
+// there are more realservers than slots, which the kernel refuses, the last in the list have none.
 type mhTable [4093]int32
 
 const mhSlots = uint32(len(mhTable{}))
@@ -98,8 +99,8 @@ func (s *mh) settle() {
 	}
 }
 
-// populate makes the table: in turns, each realserver takes as many slots as its weight says, in bounds, of those that are free the one that it
-// likes best.
+// populate makes the table: in turns, each realserver takes as many slots as its weight says, in bounds, of those that
+// are free the one that it likes best.
 func (s *mh) populate() {
 	s.table = nil
 	divisor, highest := 0, 0
@@ -137,8 +138,8 @@ func (s *mh) populate() {
 
 func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table, s.stale} }
 
-// hsiphash is the kernel's hsiphash of one 32-bit number on 64-bit machines (include/linux/siphash.h): SipHash-1-3 (Aumasson and Bernstein, 2012), of
-// which the lower half is taken, with the same number as both halves of the key.
+// hsiphash is the kernel's hsiphash of one 32-bit number on 64-bit machines (include/linux/siphash.h): SipHash-1-3
+// (Aumasson and Bernstein, 2012), of which the lower half is taken, with the same number as both halves of the key.
 func hsiphash(n uint32, key uint64) uint32 {
 	v0, v1, v2, v3 := key^0x736f6d6570736575, key^0x646f72616e646f6d, key^0x6c7967656e657261, key^0x7465646279746573
 	m := 4<<56 | uint64(n) // its length in bytes on top

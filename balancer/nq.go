@@ -1,6 +1,7 @@
 package balancer
 
-// nq is never queue (Linux net/netfilter/ipvs/ip_vs_nq.c): the first realserver in the list without an active connection, else as sed.
+// nq is never queue (Linux net/netfilter/ipvs/ip_vs_nq.c): the first realserver in the list without an active
+// connection, else as sed.
 func newNQ(kind) scheduler { return &leastLoad{choose: neverQueue} }
 
 func neverQueue(loads []load, list []*Dest) *Dest {

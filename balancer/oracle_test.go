@@ -88,7 +88,8 @@ func replay(t *testing.T, file string) {
 	head := decode[oracleService](t, lines[0])
 	events := make([]oracleEvent, len(lines)-1)
 	cfg := Config{Services: []Service{{Name: "s", Protocol: packet.ProtoTCP, Scheduler: head.Service.Scheduler,
-		Flags:     Flags{Port: strings.Contains(head.Service.Flags, "-port"), Fallback: strings.Contains(head.Service.Flags, "-fallback")},
+		Flags: Flags{Port: strings.Contains(head.Service.Flags, "-port"),
+			Fallback: strings.Contains(head.Service.Flags, "-fallback")},
 		OnePacket: head.Service.OnePacket, Ports: []PortRange{{head.Service.Port, head.Service.Port}}}}}
 	svc := &cfg.Services[0]
 	if n := head.Service.Persistence; n > 0 {
@@ -129,8 +130,10 @@ func replay(t *testing.T, file string) {
 	if mode, ok := head.Sysctl["conn_reuse_mode"]; ok {
 		reuse = []conntab.Reuse{conntab.ReuseNever, conntab.ReuseClosed, conntab.ReuseClosing}[mode]
 	}
-	table := conntab.New(conntab.Config{Max: 100_000, DropRemoved: true, Reuse: reuse, ExpireNodest: head.Sysctl["expire_nodest_conn"] == 1,
-		Timeouts: conntab.Timeouts{TCP: secs(head.Timeouts.TCP), TCPFin: secs(head.Timeouts.TCPFin), UDP: secs(head.Timeouts.UDP)}})
+	table := conntab.New(conntab.Config{Max: 100_000, DropRemoved: true, Reuse: reuse,
+		ExpireNodest: head.Sysctl["expire_nodest_conn"] == 1,
+		Timeouts: conntab.Timeouts{TCP: secs(head.Timeouts.TCP), TCPFin: secs(head.Timeouts.TCPFin),
+			UDP: secs(head.Timeouts.UDP)}})
 	cfg.Options.ExpireQuiescentTemplate = head.Sysctl["expire_quiescent_template"] == 1
 	b := New(table, 1)
 	apply := func() {
@@ -168,8 +171,8 @@ func replay(t *testing.T, file string) {
 			for i := range svc.Realservers {
 				if svc.Realservers[i].Address.String() == e.Address {
 					if svc.Realservers[i].Weight == e.Weight {
-						// ipvsadm -e with the weight that it has: a configuration that is read again has no such step, but
-						// it moves wrr's position.
+						// ipvsadm -e with the weight that it has: a configuration that is read again has no such step,
+						// but it moves wrr's position.
 						b.services["s"].sched.edited(b.services["s"].list)
 						settle(b.services["s"].sched)
 					}
@@ -181,16 +184,19 @@ func replay(t *testing.T, file string) {
 			svc.Realservers = append(slices.Clone(svc.Realservers), oracleReal(e.oracleRealserver))
 			apply()
 		case "remove":
-			svc.Realservers = slices.DeleteFunc(slices.Clone(svc.Realservers), func(r Realserver) bool { return r.Address.String() == e.Address })
+			svc.Realservers = slices.DeleteFunc(slices.Clone(svc.Realservers),
+				func(r Realserver) bool { return r.Address.String() == e.Address })
 			apply()
 		case "sleep":
-			for end := now + conntab.Ticks(e.Seconds*conntab.PerSecond); now != end; now++ { // so that what ends first is swept first
+			// so that what ends first is swept first
+			for end := now + conntab.Ticks(e.Seconds*conntab.PerSecond); now != end; now++ {
 				table.Sweep(now + 1)
 			}
 		case "counts":
 			var got [][4]any
 			for _, d := range b.services["s"].list {
-				got = append(got, [4]any{d.Address.String(), float64(d.Weight), float64(d.counts.Active()), float64(d.counts.Inactive())})
+				got = append(got, [4]any{d.Address.String(), float64(d.Weight), float64(d.counts.Active()),
+					float64(d.counts.Inactive())})
 			}
 			if !slices.Equal(got, e.Realservers) {
 				t.Fatalf("%s: counts are\n%v, want\n%v", at, got, e.Realservers)
@@ -212,7 +218,8 @@ func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) (to, r
 	if e.Dst != "" {
 		dst = netip.MustParseAddrPort(e.Dst)
 	}
-	p := packet.Info{Len: 40, Flow: packet.Flow{Src: src.Addr(), Dst: dst.Addr(), SrcPort: src.Port(), DstPort: dst.Port(), Proto: packet.ProtoTCP}}
+	p := packet.Info{Len: 40, Flow: packet.Flow{Src: src.Addr(), Dst: dst.Addr(), SrcPort: src.Port(),
+		DstPort: dst.Port(), Proto: packet.ProtoTCP}}
 	if e.Flags == "udp" {
 		p.Flow.Proto = packet.ProtoUDP
 	} else {
@@ -233,7 +240,8 @@ func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) (to, r
 }
 
 func oracleReal(r oracleRealserver) Realserver {
-	rs := Realserver{Address: netip.MustParseAddr(r.Address), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, MTU: 1500}
+	rs := Realserver{Address: netip.MustParseAddr(r.Address), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+		MTU: 1500}
 	if rs.Address.Is6() {
 		rs.Source = netip.MustParseAddr("fd00::1")
 	}
@@ -244,7 +252,8 @@ func secs(n int) time.Duration { return time.Duration(n) * time.Second }
 
 func tcpFlags(s string) (f uint8) {
 	for _, c := range s {
-		f |= map[rune]uint8{'F': packet.FlagFIN, 'S': packet.FlagSYN, 'R': packet.FlagRST, 'P': packet.FlagPSH, 'A': packet.FlagACK, 'U': packet.FlagURG}[c]
+		f |= map[rune]uint8{'F': packet.FlagFIN, 'S': packet.FlagSYN, 'R': packet.FlagRST, 'P': packet.FlagPSH,
+			'A': packet.FlagACK, 'U': packet.FlagURG}[c]
 	}
 	return f
 }

@@ -5,8 +5,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// ovf is weighted overflow (Linux net/netfilter/ipvs/ip_vs_ovf.c): as fo, but a realserver with more active connections than its weight is full,
-// and the next gets them; none when all are full.
+// ovf is weighted overflow (Linux net/netfilter/ipvs/ip_vs_ovf.c): as fo, but a realserver with more active connections
+// than its weight is full, and the next gets them; none when all are full.
 type ovf struct{ ranking }
 
 func newOVF(kind) scheduler { return &ovf{} }

@@ -2,8 +2,8 @@ package balancer
 
 import "slices"
 
-// ports finds the service of a port of one VIP: single ports in a map, ranges in a sorted list, so that neither their number nor their width
-// costs a packet much, or a reload; then the service of every port.
+// ports finds the service of a port of one VIP: single ports in a map, ranges in a sorted list, so that neither their
+// number nor their width costs a packet much, or a reload; then the service of every port.
 type ports struct {
 	single map[portKey]*service
 	ranges []portRange // by protocol and first port; they don't overlap

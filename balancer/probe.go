@@ -10,9 +10,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// A probe travels the way of a client's packets, through the tunnel of the realserver that it is for: its flow is pinned in the connection table before it
-// begins. What it is pinned to is a Dest of its own, in no service's list, which weights, thresholds and the end of a service don't touch, and whose flows are
-// nobody's connections.
+// A probe travels the way of a client's packets, through the tunnel of the realserver that it is for: its flow is
+// pinned in the connection table before it begins. What it is pinned to is a Dest of its own, in no service's list,
+// which weights, thresholds and the end of a service don't touch, and whose flows are nobody's connections.
 
 // probed is a target, and since when it is none any more.
 type probed struct {
@@ -68,7 +68,8 @@ var (
 	ErrFull    = errors.New("no room in the connection table for a check: set a larger connections.max")
 )
 
-// Pin leads f, a flow of this host's own, to t, until Unpin. With over it does so in place of a connection that the table has still.
+// Pin leads f, a flow of this host's own, to t, until Unpin. With over it does so in place of a connection that the
+// table has still.
 func (b *Balancer) Pin(f packet.Flow, t Target, over bool, now conntab.Ticks) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

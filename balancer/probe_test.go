@@ -10,8 +10,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, when the service has gone, and when it is down; takes over another way to it; and
-// is nobody's connection.
+// TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, when the service has gone, and when it is
+// down; takes over another way to it; and is nobody's connection.
 func TestProbesGoTheirOwnWay(t *testing.T) {
 	b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: true}), 1)
 	put := func(probed []Target, services ...Service) {
@@ -65,8 +65,8 @@ func TestProbesGoTheirOwnWay(t *testing.T) {
 	}
 }
 
-// TestDown: a realserver that is down gets nothing new, its half-open connections and datagrams move on, its established connections stay, and its clients'
-// persistence leads elsewhere; when it comes back it is one as before.
+// TestDown: a realserver that is down gets nothing new, its half-open connections and datagrams move on, its
+// established connections stay, and its clients' persistence leads elsewhere; when it comes back it is one as before.
 func TestDown(t *testing.T) {
 	for _, dropRemoved := range []bool{false, true} {
 		b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: dropRemoved}), 1)
@@ -95,7 +95,8 @@ func TestDown(t *testing.T) {
 		if got := to(b, established); got != want {
 			t.Errorf("the established connection goes to %s, want %s", got, want)
 		}
-		if st := b.Snapshot().Status()[0].Realservers; len(st) != 2 || !st[0].Down || st[0].Active != 1 || st[0].Connections != 2 || st[1].Down {
+		if st := b.Snapshot().Status()[0].Realservers; len(st) != 2 || !st[0].Down || st[0].Active != 1 ||
+			st[0].Connections != 2 || st[1].Down {
 			t.Errorf("status is %+v", st)
 		}
 		if l := b.Leaving(); len(l) != 0 {

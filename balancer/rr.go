@@ -7,7 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// rr is round robin (Linux net/netfilter/ipvs/ip_vs_rr.c): the next realserver in list order behind the last one chosen.
+// rr is round robin (Linux net/netfilter/ipvs/ip_vs_rr.c): the next realserver in list order behind the last one
+// chosen.
 type rr struct {
 	mu       sync.Mutex
 	position int // of the last one chosen; head: before the first

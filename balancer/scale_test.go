@@ -13,18 +13,20 @@ import (
 func manyServices(n, realservers int) Config {
 	var cfg Config
 	for i := range n {
-		s := Service{Name: fmt.Sprint("s", i), VIPs: []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}, Protocol: packet.ProtoTCP,
+		s := Service{Name: fmt.Sprint("s", i), VIPs: []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8),
+			byte(i)})}, Protocol: packet.ProtoTCP,
 			Ports: []PortRange{{80, 80}}, Scheduler: "wrr"}
 		for j := range realservers {
-			s.Realservers = append(s.Realservers, Realserver{Address: netip.AddrFrom4([4]byte{10, byte(j), byte(i >> 8), byte(i)}), Weight: 1 + j%5, MTU: 1500})
+			s.Realservers = append(s.Realservers, Realserver{Address: netip.AddrFrom4([4]byte{10, byte(j), byte(i >> 8),
+				byte(i)}), Weight: 1 + j%5, MTU: 1500})
 		}
 		cfg.Services = append(cfg.Services, s)
 	}
 	return cfg
 }
 
-// BenchmarkDecide is the decision for a packet of a known connection, and for the first of a new one, with one service of one realserver and
-// with 1,000 services of 10.
+// BenchmarkDecide is the decision for a packet of a known connection, and for the first of a new one, with one service
+// of one realserver and with 1,000 services of 10.
 func BenchmarkDecide(b *testing.B) {
 	for _, size := range [][2]int{{1, 1}, {1000, 10}} {
 		bal := New(conntab.New(conntab.Config{Max: 2_000_000}), 1)
@@ -32,10 +34,12 @@ func BenchmarkDecide(b *testing.B) {
 			b.Fatal(err)
 		}
 		snap := bal.Snapshot()
-		p := &packet.Info{Len: 40, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Proto: packet.ProtoTCP, DstPort: 80, Src: netip.AddrFrom4([4]byte{192, 0, 2, 1})}}
+		p := &packet.Info{Len: 40, TCPFlags: packet.FlagSYN, Flow: packet.Flow{Proto: packet.ProtoTCP, DstPort: 80,
+			Src: netip.AddrFrom4([4]byte{192, 0, 2, 1})}}
 		const flows = 10_000
 		to := func(i int) {
-			p.Flow.SrcPort, p.Flow.Dst = uint16(i), netip.AddrFrom4([4]byte{198, 18, byte(i % size[0] >> 8), byte(i % size[0])})
+			p.Flow.SrcPort, p.Flow.Dst = uint16(i), netip.AddrFrom4([4]byte{198, 18, byte(i % size[0] >> 8),
+				byte(i % size[0])})
 		}
 		for i := range flows {
 			to(i)
@@ -74,8 +78,8 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-// BenchmarkApply reads a configuration of 1,000 services with 10 realservers each again, with one weight changed. Packets go on meanwhile: they
-// meet no lock but the one of a service's scheduler, for as long as its state is copied.
+// BenchmarkApply reads a configuration of 1,000 services with 10 realservers each again, with one weight changed.
+// Packets go on meanwhile: they meet no lock but the one of a service's scheduler, for as long as its state is copied.
 func BenchmarkApply(b *testing.B) {
 	bal := New(conntab.New(conntab.Config{Max: 1024}), 2)
 	a, c := manyServices(1000, 10), manyServices(1000, 10)

@@ -8,8 +8,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// BenchmarkSchedule is one choice among 1,000 realservers, each with some connections, whose weights are from 1 to 10, or all different ("wide"), or
-// with thresholds that none has reached, or that one in ten has.
+// BenchmarkSchedule is one choice among 1,000 realservers, each with some connections, whose weights are from 1 to 10,
+// or all different ("wide"), or with thresholds that none has reached, or that one in ten has.
 func BenchmarkSchedule(b *testing.B) {
 	kinds := []struct {
 		name                  string

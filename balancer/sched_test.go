@@ -40,8 +40,8 @@ var choices = map[string]func(list []*Dest) *Dest{
 
 func delay(d *Dest) float64 { return float64(d.counts.Active()+1) / float64(d.Weight) }
 
-// lowest is the first of those that may have a connection for which f is lowest. Numbers and weights are small enough for quotients that are equal
-// to be equal as float64.
+// lowest is the first of those that may have a connection for which f is lowest. Numbers and weights are small enough
+// for quotients that are equal to be equal as float64.
 func lowest(list []*Dest, f func(*Dest) float64) (best *Dest) {
 	for _, d := range list {
 		if d.available() && (best == nil || f(d) < f(best)) {
@@ -51,7 +51,8 @@ func lowest(list []*Dest, f func(*Dest) float64) (best *Dest) {
 	return best
 }
 
-// wrrModel lists all places where the kernel's search comes by, one after the other: position in the list and weight asked for.
+// wrrModel lists all places where the kernel's search comes by, one after the other: position in the list and weight
+// asked for.
 type wrrModel struct{ position, current, top, step int }
 
 func (m *wrrModel) pick(list []*Dest) *Dest {

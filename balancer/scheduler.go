@@ -8,12 +8,12 @@ import (
 	"vstun/encap/packet"
 )
 
-// A scheduler chooses a realserver for a new connection. pick may be called by any number of goroutines; the other methods are called
-// while nobody else has the scheduler, on a clone.
+// A scheduler chooses a realserver for a new connection. pick may be called by any number of goroutines; the other
+// methods are called while nobody else has the scheduler, on a clone.
 //
-// list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one added last. It has as many
-// realservers, with the same weights, at a pick as it had at the last change that the scheduler was told of; everything else of a Dest may
-// be another.
+// list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one
+// added last. It has as many realservers, with the same weights, at a pick as it had at the last change that the
+// scheduler was told of; everything else of a Dest may be another.
 type scheduler interface {
 	// pick returns nil when no realserver may have the connection.
 	pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest

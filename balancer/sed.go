@@ -1,6 +1,7 @@
 package balancer
 
-// sed is shortest expected delay (Linux net/netfilter/ipvs/ip_vs_sed.c): the least number of active connections by weight, the new one included.
+// sed is shortest expected delay (Linux net/netfilter/ipvs/ip_vs_sed.c): the least number of active connections by
+// weight, the new one included.
 func newSED(kind) scheduler { return &leastLoad{choose: shortestDelay} }
 
 func shortestDelay(loads []load, list []*Dest) *Dest {

@@ -5,8 +5,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// sh is source hashing (Linux net/netfilter/ipvs/ip_vs_sh.c): the realserver of the source's bucket. Each has as many buckets as its weight is, and
-// one if that is 0.
+// sh is source hashing (Linux net/netfilter/ipvs/ip_vs_sh.c): the realserver of the source's bucket. Each has as many
+// buckets as its weight is, and one if that is 0.
 type sh struct {
 	flags Flags
 	table *buckets

@@ -34,7 +34,8 @@ func (s *Snapshot) Status() []ServiceStatus {
 func (s *service) status() *ServiceStatus {
 	st := &ServiceStatus{Service: s.config}
 	for _, d := range slices.Concat(s.list, s.down) {
-		rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates(),
+		rs := RealserverStatus{Realserver: d.Realserver, Active: d.counts.Active(), Inactive: d.counts.Inactive(),
+			Templates:   d.counts.Templates(),
 			Connections: d.stats.connections.Load()}
 		for i := range d.stats.workers {
 			rs.Packets += d.stats.workers[i].packets.Load()
@@ -65,7 +66,8 @@ func (b *Balancer) Leaving() []Leaving {
 	var out []Leaving
 	for _, left := range b.leaving {
 		d := left.dest
-		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(), Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
+		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(),
+			Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)
 		}

@@ -8,8 +8,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// twos is the power of two choices (Linux net/netfilter/ipvs/ip_vs_twos.c): of two realservers, drawn at random by weight, the one with the lower
-// overhead by weight; the first drawn where it is the same.
+// twos is the power of two choices (Linux net/netfilter/ipvs/ip_vs_twos.c): of two realservers, drawn at random by
+// weight, the one with the lower overhead by weight; the first drawn where it is the same.
 type twos struct {
 	sums []int // of the weights up to each realserver, in list order; a slice that is made anew for each change
 }
@@ -24,8 +24,8 @@ func (s *twos) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	return a
 }
 
-// draw draws a realserver by weight; nil when none may have the connection. The kernel draws from 0 to the sum, both included, so that the first
-// with a weight has one chance more.
+// draw draws a realserver by weight; nil when none may have the connection. The kernel draws from 0 to the sum, both
+// included, so that the first with a weight has one chance more.
 func (s *twos) draw(list []*Dest) *Dest {
 	if len(s.sums) == 0 || s.sums[len(s.sums)-1] == 0 {
 		return nil

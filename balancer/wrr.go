@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// wrr is weighted round robin (Linux net/netfilter/ipvs/ip_vs_wrr.c): the current weight walks down from the highest in steps of the
-// greatest common divisor, and the next realserver in list order with at least that weight is chosen.
+// wrr is weighted round robin (Linux net/netfilter/ipvs/ip_vs_wrr.c): the current weight walks down from the highest in
+// steps of the greatest common divisor, and the next realserver in list order with at least that weight is chosen.
 type wrr struct {
 	weights []int // in list order; a slice that is made anew for each change
 	top     int   // where current begins: highest weight - (step - 1)
@@ -36,7 +36,8 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 			}
 		}
 		if from == 0 && !s.descend(list) {
-			// Where the kernel's search ends: back at the start if it began in the last round, else where a cycle begins.
+			// Where the kernel's search ends: back at the start if it began in the last round, else where a cycle
+			// begins.
 			if s.position, s.current = head, s.top; position != head && current <= s.step {
 				s.position, s.current = position, current
 			}
@@ -48,8 +49,8 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	}
 }
 
-// descend leaves out the rounds in which nobody can be chosen, after a whole one in which all with the current weight were overloaded. It tells
-// whether there is a realserver that can.
+// descend leaves out the rounds in which nobody can be chosen, after a whole one in which all with the current weight
+// were overloaded. It tells whether there is a realserver that can.
 func (s *wrr) descend(list []*Dest) bool {
 	heaviest := 0
 	for i, w := range s.weights {
@@ -63,7 +64,8 @@ func (s *wrr) descend(list []*Dest) bool {
 	return heaviest > 0
 }
 
-// changed is ip_vs_wrr_dest_changed: back to the head of the list, with the current weight moved to one that the new steps reach.
+// changed is ip_vs_wrr_dest_changed: back to the head of the list, with the current weight moved to one that the new
+// steps reach.
 func (s *wrr) changed(list []*Dest) {
 	s.weights = make([]int, len(list))
 	highest, divisor := 0, 0

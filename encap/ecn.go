@@ -11,8 +11,8 @@ const (
 	ecnCE   = 0x03
 )
 
-// exitECN is the class that a packet leaves a tunnel with: what the tunnel's path said about congestion comes into it, as RFC 6040, section
-// 4.2, prescribes for every tunnel exit. A packet that can't carry the mark on is dropped.
+// exitECN is the class that a packet leaves a tunnel with: what the tunnel's path said about congestion comes into it,
+// as RFC 6040, section 4.2, prescribes for every tunnel exit. A packet that can't carry the mark on is dropped.
 func exitECN(outer, inner byte) (class byte, d packet.Drop) {
 	o, i := outer&ecnMask, inner&ecnMask
 	switch {

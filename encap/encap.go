@@ -1,4 +1,5 @@
-// Package encap is the tunnel formats: it puts a tunnel's headers before a packet (Tunnel) and takes them off again (Exit), in place.
+// Package encap is the tunnel formats: it puts a tunnel's headers before a packet (Tunnel) and takes them off again
+// (Exit), in place.
 package encap
 
 import (
@@ -73,11 +74,12 @@ const MaxOverhead = packet.IPv6HeaderLen + 12
 
 // Config says what a Tunnel is to be.
 type Config struct {
-	Kind                Kind
-	Source, Destination netip.Addr // of one family. Without Source the kernel puts in the one of its route: over IPv4 and without a UDP checksum only
-	Port                uint16     // UDP destination port of KindGUE and KindFOU
-	Checksum            bool       // GRE: with checksum; GUE and FOU: with UDP checksum
-	Key                 uint32     // of GRE, where HasKey is set
+	Kind Kind
+	// of one family. Without Source the kernel puts in the one of its route: over IPv4 and without a UDP checksum only
+	Source, Destination netip.Addr
+	Port                uint16 // UDP destination port of KindGUE and KindFOU
+	Checksum            bool   // GRE: with checksum; GUE and FOU: with UDP checksum
+	Key                 uint32 // of GRE, where HasKey is set
 	HasKey              bool
 }
 
@@ -92,7 +94,8 @@ func (c *Config) check() error {
 	refuse(int(c.Kind) >= len(kindNames), "kind %d: want one of %v", c.Kind, kindNames)
 	refuse(!plain(c.Destination), "destination %v: want an IPv4 or IPv6 address without zone", c.Destination)
 	if c.Source.IsValid() {
-		refuse(!plain(c.Source) || c.Source.BitLen() != c.Destination.BitLen(), "source %v: want an address of the destination's family", c.Source)
+		refuse(!plain(c.Source) || c.Source.BitLen() != c.Destination.BitLen(),
+			"source %v: want an address of the destination's family", c.Source)
 	} else {
 		refuse(!c.Destination.Is4(), "no source: needed over IPv6")
 		refuse(c.Kind.UDP() && c.Checksum, "no source: needed for a UDP checksum")

@@ -49,8 +49,10 @@ func TestWrap(t *testing.T) {
 			packet.IPv4(b.Bytes()).SetChecksum() // the kernel's part
 			p := gopacket.NewPacket(b.Bytes(), layers.LayerTypeIPv4, gopacket.Default)
 			o := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
-			if o.SrcIP.String() != director.String() || o.DstIP.String() != realserver.String() || o.Protocol != layers.IPProtocolIPv4 ||
-				int(o.TOS) != tos || o.TTL != 33 || (o.Flags == layers.IPv4DontFragment) != df || int(o.Length) != 120 || o.Id != 0 {
+			if o.SrcIP.String() != director.String() || o.DstIP.String() != realserver.String() ||
+				o.Protocol != layers.IPProtocolIPv4 ||
+				int(o.TOS) != tos || o.TTL != 33 || (o.Flags == layers.IPv4DontFragment) != df ||
+				int(o.Length) != 120 || o.Id != 0 {
 				t.Fatalf("TOS %d, DF %v: outer header is %+v", tos, df, o)
 			}
 			if !bytes.Equal(b.Bytes()[20:], in) {
@@ -72,8 +74,8 @@ func TestWrapLeavesSourceToKernel(t *testing.T) {
 	}
 }
 
-// TestECN is the table of RFC 6040, section 4.2: inner ECN down, outer ECN across; the rows are Not-ECT, ECT(1), ECT(0), CE in their
-// codepoints' order.
+// TestECN is the table of RFC 6040, section 4.2: inner ECN down, outer ECN across; the rows are Not-ECT, ECT(1),
+// ECT(0), CE in their codepoints' order.
 func TestECN(t *testing.T) {
 	const drop = 9
 	want := [4][4]byte{
@@ -142,8 +144,10 @@ func TestFragment(t *testing.T) {
 					h := packet.IPv4(append(bytes.Clone(s.Head), s.Body...))
 					more := h[6]&0x20 != 0
 					offset := (int(h[6])&0x1f<<8 | int(h[7])) * 8
-					if s.Len() > mtu || h.TotalLen() != s.Len() || h.ID() != 77 || h.Src() != director || h.Dst() != realserver ||
-						h.Protocol() != packet.ProtoIPIP || h.TTL() != 9 || h.TOS() != 0x20 || h.DF() || more != (i < len(segs)-1) || offset != len(defrag) {
+					if s.Len() > mtu || h.TotalLen() != s.Len() || h.ID() != 77 || h.Src() != director ||
+						h.Dst() != realserver ||
+						h.Protocol() != packet.ProtoIPIP || h.TTL() != 9 || h.TOS() != 0x20 || h.DF() ||
+						more != (i < len(segs)-1) || offset != len(defrag) {
 						t.Fatalf("fragment %d of %d: %x, %d bytes of payload", i, len(segs), s.Head, len(s.Body))
 					}
 					defrag = append(defrag, h[20:]...)

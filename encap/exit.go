@@ -4,16 +4,18 @@ import (
 	"vstun/encap/packet"
 )
 
-// Decapsulator is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of goroutines may use it.
+// Decapsulator is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of
+// goroutines may use it.
 type Decapsulator struct {
 	Kind   Kind
 	Key    uint32 // that GRE packets must have, where HasKey is set; else they must have none
 	HasKey bool
 }
 
-// Decap takes the tunnel header off the packet in b, which begins behind the outer IP header, and behind UDP's where the tunnel has one: the kernel, or
-// the caller, has judged those. protocol is the IP protocol number in the outer IP header, class its TOS or traffic class, 0 if it is not known.
-// What is left is one whole, checked IP packet, of the version that the tunnel header names, with nothing behind it.
+// Decap takes the tunnel header off the packet in b, which begins behind the outer IP header, and behind UDP's where
+// the tunnel has one: the kernel, or the caller, has judged those. protocol is the IP protocol number in the outer IP
+// header, class its TOS or traffic class, 0 if it is not known. What is left is one whole, checked IP packet, of the
+// version that the tunnel header names, with nothing behind it.
 func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) packet.Drop {
 	var version int // 0: what the packet says
 	d := packet.DropOuter
@@ -63,7 +65,8 @@ func (e *Decapsulator) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
 	return h.version(), packet.Accept
 }
 
-// stripGUE takes the GUE header, if there is one, off the UDP payload in b, and returns the IP version that comes behind it, 0 for either.
+// stripGUE takes the GUE header, if there is one, off the UDP payload in b, and returns the IP version that comes
+// behind it, 0 for either.
 func stripGUE(b *packet.Buf) (version int, d packet.Drop) {
 	h := gue(b.Bytes())
 	if len(h) < gueHeaderLen {
@@ -79,8 +82,8 @@ func stripGUE(b *packet.Buf) (version int, d packet.Drop) {
 	return h.version(), packet.Accept
 }
 
-// arrive checks the packet in b, which has come out of a tunnel with an outer header of this class. version is the one it must have, 0 for
-// either.
+// arrive checks the packet in b, which has come out of a tunnel with an outer header of this class. version is the one
+// it must have, 0 for either.
 func arrive(b *packet.Buf, version int, class byte) packet.Drop {
 	p := b.Bytes()
 	if len(p) == 0 {

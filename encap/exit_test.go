@@ -34,18 +34,21 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 		b     []byte
 		want  packet.Drop
 	}{
-		"gre":                      {plain, 47, join([]byte{0, 0, 8, 0}, in4), accept},
-		"gre, IPv6":                {plain, 47, join([]byte{0, 0, 0x86, 0xdd}, in6), accept},
-		"gre, checksum":            {plain, 47, checked(join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4)), accept},
-		"gre, key":                 {keyed, 47, join([]byte{0x20, 0, 8, 0, 1, 2, 3, 4}, in4), accept},
-		"gre, checksum and key":    {keyed, 47, checked(join([]byte{0xa0, 0, 8, 0, 0, 0, 0, 0, 1, 2, 3, 4}, in4)), accept},
-		"gre, ignored bits":        {plain, 47, join([]byte{0x03, 0xf8, 8, 0}, in4), accept},
-		"gre, damaged":             {plain, 47, damaged, packet.DropTunnelChecksum},
-		"gre, unfinished":          {plain, 47, join([]byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, tcp4), accept},
-		"gre, unfinished, IPv6":    {plain, 47, join([]byte{0x80, 0, 0x86, 0xdd, 0x12, 0x34, 0, 0}, tcp6), accept},
-		"gre, left to a card":      {plain, 47, join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4), accept},
-		"gre, damaged and cut":     {plain, 47, join([]byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, tcp4[:59]), packet.DropTunnelChecksum},
-		"gre, damaged, IPv6":       {plain, 47, join([]byte{0x80, 0, 0x86, 0xdd, 0x12, 0x34, 0, 0}, in6), packet.DropTunnelChecksum},
+		"gre":           {plain, 47, join([]byte{0, 0, 8, 0}, in4), accept},
+		"gre, IPv6":     {plain, 47, join([]byte{0, 0, 0x86, 0xdd}, in6), accept},
+		"gre, checksum": {plain, 47, checked(join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4)), accept},
+		"gre, key":      {keyed, 47, join([]byte{0x20, 0, 8, 0, 1, 2, 3, 4}, in4), accept},
+		"gre, checksum and key": {keyed, 47, checked(join([]byte{0xa0, 0, 8, 0, 0, 0, 0, 0, 1, 2, 3, 4}, in4)),
+			accept},
+		"gre, ignored bits":     {plain, 47, join([]byte{0x03, 0xf8, 8, 0}, in4), accept},
+		"gre, damaged":          {plain, 47, damaged, packet.DropTunnelChecksum},
+		"gre, unfinished":       {plain, 47, join([]byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, tcp4), accept},
+		"gre, unfinished, IPv6": {plain, 47, join([]byte{0x80, 0, 0x86, 0xdd, 0x12, 0x34, 0, 0}, tcp6), accept},
+		"gre, left to a card":   {plain, 47, join([]byte{0x80, 0, 8, 0, 0, 0, 0, 0}, in4), accept},
+		"gre, damaged and cut": {plain, 47, join([]byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, tcp4[:59]),
+			packet.DropTunnelChecksum},
+		"gre, damaged, IPv6": {plain, 47, join([]byte{0x80, 0, 0x86, 0xdd, 0x12, 0x34, 0, 0}, in6),
+			packet.DropTunnelChecksum},
 		"gre, damaged, no packet":  {plain, 47, []byte{0x80, 0, 8, 0, 0x12, 0x34, 0, 0}, packet.DropTunnelChecksum},
 		"gre, another key":         {keyed, 47, join([]byte{0x20, 0, 8, 0, 1, 2, 3, 5}, in4), packet.DropTunnelKey},
 		"gre, no key":              {keyed, 47, join([]byte{0, 0, 8, 0}, in4), packet.DropTunnelKey},
@@ -105,7 +108,8 @@ func TestUnwrapRefusesTunnelHeaders(t *testing.T) {
 		b := buf(c.b)
 		if d := c.exit.Decap(b, c.proto, 0); d != c.want {
 			t.Errorf("%s: %v (%d), want %v (%d)", name, d, d, c.want, c.want)
-		} else if p := b.Bytes(); d == accept && !bytes.Equal(p, in4) && !bytes.Equal(p, in6) && !bytes.Equal(p, tcp4) && !bytes.Equal(p, tcp6) {
+		} else if p := b.Bytes(); d == accept && !bytes.Equal(p, in4) && !bytes.Equal(p, in6) &&
+			!bytes.Equal(p, tcp4) && !bytes.Equal(p, tcp6) {
 			t.Errorf("%s: %x", name, p)
 		}
 	}
@@ -151,7 +155,8 @@ func wellFormed(t *testing.T, p []byte) {
 	}
 }
 
-// fuzzExit lets f find packets that an exit should not have let through. seeds are wrapped packets, of which strip bytes are not delivered.
+// fuzzExit lets f find packets that an exit should not have let through. seeds are wrapped packets, of which strip
+// bytes are not delivered.
 func fuzzExit(f *testing.F, kinds ...Kind) {
 	for _, c := range configs() {
 		for _, k := range kinds {

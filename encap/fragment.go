@@ -21,10 +21,11 @@ const (
 	fragmentHeaderLen = 8
 )
 
-// Fragment cuts an outer IPv4 packet without options, whatever tunnel it is of, into pieces of at most mtu bytes (RFC 791, section 3.2) and
-// appends them to segs. The headers of all but the first stand in room, 20 bytes each; the payload is not copied. id is the packet's ID, not 0,
-// else the kernel would give each piece one of its own. mtu is at least MinMTU. The realserver's kernel puts the pieces together before its
-// socket sees them. A packet that is a fragment itself becomes smaller ones of the same packet, if id is its own.
+// Fragment cuts an outer IPv4 packet without options, whatever tunnel it is of, into pieces of at most mtu bytes (RFC
+// 791, section 3.2) and appends them to segs. The headers of all but the first stand in room, 20 bytes each; the
+// payload is not copied. id is the packet's ID, not 0, else the kernel would give each piece one of its own. mtu is at
+// least MinMTU. The realserver's kernel puts the pieces together before its socket sees them. A packet that is a
+// fragment itself becomes smaller ones of the same packet, if id is its own.
 func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room []byte) []packet.Segment {
 	const hl = packet.IPv4HeaderLen
 	step := (mtu - hl) &^ 7
@@ -51,9 +52,9 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 	return segs
 }
 
-// Fragment6 is Fragment for an outer IPv6 packet without extension headers (RFC 8200, section 4.5), larger than mtu, which is at least
-// MinMTU6. The headers of all pieces stand in room, Fragment6HeadLen bytes each. id must not come again soon for the same addresses. The kernel
-// fills in nothing.
+// Fragment6 is Fragment for an outer IPv6 packet without extension headers (RFC 8200, section 4.5), larger than mtu,
+// which is at least MinMTU6. The headers of all pieces stand in room, Fragment6HeadLen bytes each. id must not come
+// again soon for the same addresses. The kernel fills in nothing.
 func Fragment6(segs []packet.Segment, outer []byte, mtu int, id uint32, room []byte) []packet.Segment {
 	step := (mtu - Fragment6HeadLen) &^ 7
 	payload := outer[packet.IPv6HeaderLen:]

@@ -66,11 +66,12 @@ func (h gre) setVersion(version int) {
 // checksum is the checksum of a header that has one.
 func (h gre) checksum() uint16 { return binary.BigEndian.Uint16(h[greMinLen:]) }
 
-// unfinished reports whether the checksum of a header that has one may be wrong without damage: packets that have met no wire since a kernel
-// sent them, and those that GRO has put together, come out of a raw socket before somebody has finished their checksums. One that a network card was to
-// compute is 0 then (gre_build_header in include/net/gre.h). One that was computed already is right only once that of the TCP or UDP
-// packet inside is (lco_csum in include/linux/skbuff.h); that of a super-packet is none at all. In both of these the checksum inside is
-// the sum of the pseudo-header.
+// unfinished reports whether the checksum of a header that has one may be wrong without damage: packets that have met
+// no wire since a kernel sent them, and those that GRO has put together, come out of a raw socket before somebody has
+// finished their checksums. One that a network card was to compute is 0 then (gre_build_header in include/net/gre.h).
+// One that was computed already is right only once that of the TCP or UDP packet inside is (lco_csum in
+// include/linux/skbuff.h); that of a super-packet is none at all. In both of these the checksum inside is the sum of
+// the pseudo-header.
 func (h gre) unfinished() bool {
 	if h.checksum() == 0 {
 		return true
@@ -110,7 +111,8 @@ func (h gre) unfinished() bool {
 	return binary.BigEndian.Uint16(t) == packet.Fold(pseudo)
 }
 
-// putGRE writes a header for IPv4, with checksum 0 where it has one, to the front of h, and returns its length in bytes.
+// putGRE writes a header for IPv4, with checksum 0 where it has one, to the front of h, and returns its length in
+// bytes.
 func putGRE(h gre, checksum, hasKey bool, key uint32) int {
 	var flags uint16
 	if checksum {

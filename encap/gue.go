@@ -16,7 +16,8 @@ import (
 //	|               Extension fields, Hlen × 4 bytes                |  4
 //	+---------------------------------------------------------------+
 //
-// In variant 1 (section 4) there is no header: the first two bits, 01, are those of the IP version that comes, 4 (0100) or 6 (0110).
+// In variant 1 (section 4) there is no header: the first two bits, 01, are those of the IP version that comes, 4 (0100)
+// or 6 (0110).
 type gue []byte
 
 const gueHeaderLen = 4 // without extension fields

@@ -12,9 +12,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestOracle compares Wrap with recordings of a real kernel's IPVS: of each packet that went out to a realserver with nothing but its TTL
-// changed, every byte of the headers that the kernel put before it. ID and UDP source port are the recording's own, since they are random;
-// the checksums that follow from them are compared.
+// TestOracle compares Wrap with recordings of a real kernel's IPVS: of each packet that went out to a realserver with
+// nothing but its TTL changed, every byte of the headers that the kernel put before it. ID and UDP source port are the
+// recording's own, since they are random; the checksums that follow from them are compared.
 func TestOracle(t *testing.T) {
 	for file, c := range map[string]struct {
 		config Config
@@ -70,7 +70,8 @@ func recorded(t *testing.T, file string) []recording {
 		}
 		for _, step := range c.Steps {
 			var out []struct{ To, Hex string }
-			if step.Do != "" || step.From != "client" || json.Unmarshal(step.Out, &out) != nil || len(out) != 1 || out[0].To != "realserver" {
+			if step.Do != "" || step.From != "client" || json.Unmarshal(step.Out, &out) != nil || len(out) != 1 ||
+				out[0].To != "realserver" {
 				continue
 			}
 			in, _ := hex.DecodeString(step.In)

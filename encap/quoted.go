@@ -7,9 +7,10 @@ import (
 	"vstun/encap/packet"
 )
 
-// MatchQuoted finds the packet in outer, the front of a packet as an ICMP error quotes it, which packet.QuotedPacket or QuotedFlow has accepted: as much of
-// it as is there, which may be nothing. payload is the offset of what follows the outer IP headers. ok reports whether Wrap of this tunnel can have
-// made the packet, as far as it is there: source, destination, protocol, UDP destination port, and GRE's and GUE's header.
+// MatchQuoted finds the packet in outer, the front of a packet as an ICMP error quotes it, which packet.QuotedPacket or
+// QuotedFlow has accepted: as much of it as is there, which may be nothing. payload is the offset of what follows the
+// outer IP headers. ok reports whether Wrap of this tunnel can have made the packet, as far as it is there: source,
+// destination, protocol, UDP destination port, and GRE's and GUE's header.
 func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) {
 	if t.overhead == 0 {
 		return nil, false
@@ -82,7 +83,8 @@ func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) 
 	return inner, true
 }
 
-// from reports whether a packet of that source can be one of the tunnel's: its header names none where the kernel puts in the route's.
+// from reports whether a packet of that source can be one of the tunnel's: its header names none where the kernel puts
+// in the route's.
 func from(source, ours []byte) bool {
 	for _, b := range ours {
 		if b != 0 {

@@ -15,13 +15,17 @@ func TestInner(t *testing.T) {
 	four := make(packet.IPv4, 60)
 	packet.PutIPv4(four, 0, len(four), 63, packet.ProtoUDP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
 	six := make(packet.IPv6, 80)
-	packet.PutIPv6(six, 0, len(six), 63, packet.ProtoUDP, netip.MustParseAddr("2001:db8::1").As16(), netip.MustParseAddr("2001:db8::80").As16())
+	packet.PutIPv6(six, 0, len(six), 63, packet.ProtoUDP, netip.MustParseAddr("2001:db8::1").As16(),
+		netip.MustParseAddr("2001:db8::80").As16())
 	var tunnels []Tunnel
 	for _, c := range []Config{
-		{Kind: KindIPIP}, {Kind: KindGRE}, {Kind: KindGRE, HasKey: true, Key: 7}, {Kind: KindGRE, HasKey: true, Key: 8}, {Kind: KindGRE, Checksum: true},
-		{Kind: KindGUE, Port: 6080}, {Kind: KindGUE, Port: 6081}, {Kind: KindFOU, Port: 5555}, {Kind: KindFOU, Port: 5556, Checksum: true},
+		{Kind: KindIPIP}, {Kind: KindGRE}, {Kind: KindGRE, HasKey: true, Key: 7}, {Kind: KindGRE, HasKey: true, Key: 8},
+		{Kind: KindGRE, Checksum: true},
+		{Kind: KindGUE, Port: 6080}, {Kind: KindGUE, Port: 6081}, {Kind: KindFOU, Port: 5555},
+		{Kind: KindFOU, Port: 5556, Checksum: true},
 	} {
-		for _, way := range [][2]netip.Addr{{from4, to4}, {from4, to4.Next()}, {from4.Next(), to4}, {from6, to6}, {from6, to6.Next()}, {from6.Next(), to6}} {
+		for _, way := range [][2]netip.Addr{{from4, to4}, {from4, to4.Next()}, {from4.Next(), to4}, {from6, to6},
+			{from6, to6.Next()}, {from6.Next(), to6}} {
 			c.Source, c.Destination = way[0], way[1]
 			tunnel, err := New(c)
 			if err != nil {

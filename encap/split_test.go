@@ -12,8 +12,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// super makes a TCP or UDP super-packet from the client to the VIP, as a TUN device with offloads gives it: the transport checksum is that
-// of the pseudo-header.
+// super makes a TCP or UDP super-packet from the client to the VIP, as a TUN device with offloads gives it: the
+// transport checksum is that of the pseudo-header.
 func super(t testing.TB, proto byte, n, size int, flags byte, tcpOptions int) (*packet.Buf, *packet.Info) {
 	t.Helper()
 	header := 8
@@ -102,8 +102,10 @@ func TestSplitTCP(t *testing.T) {
 				ip, pk, body := checkSegment(t, s)
 				tcp := pk.Layer(layers.LayerTypeTCP).(*layers.TCP)
 				last := i == len(segs)-1
-				if tcp.Seq != seq || tcp.FIN != last || tcp.PSH != last || tcp.CWR != (i == 0) || !tcp.ACK || ip.Id != uint16(0xfffe+i) ||
-					ip.TOS != 0x28 || ip.TTL != 63 || ip.Flags != layers.IPv4DontFragment || len(tcp.Contents) != 20+c.options || int(ip.Length) > c.mtu {
+				if tcp.Seq != seq || tcp.FIN != last || tcp.PSH != last || tcp.CWR != (i == 0) || !tcp.ACK ||
+					ip.Id != uint16(0xfffe+i) ||
+					ip.TOS != 0x28 || ip.TTL != 63 || ip.Flags != layers.IPv4DontFragment ||
+					len(tcp.Contents) != 20+c.options || int(ip.Length) > c.mtu {
 					t.Fatalf("segment %d of %d: %+v %+v", i, len(segs), ip, tcp)
 				}
 				if !last && len(body) != payload {
@@ -179,8 +181,8 @@ func BenchmarkSplit(b *testing.B) {
 	}
 }
 
-// FuzzSplit: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is packets that together are no
-// more than what came.
+// FuzzSplit: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is
+// packets that together are no more than what came.
 func FuzzSplit(f *testing.F) {
 	tcp, _ := super(f, packet.ProtoTCP, 5000, 1428, packet.FlagACK, 12)
 	udp, _ := super(f, packet.ProtoUDP, 5000, 1200, 0, 0)

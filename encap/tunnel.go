@@ -8,8 +8,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Tunnel is the ready-made headers towards one realserver. It is not changed after New, so that any number of goroutines may use it. The
-// zero value is no tunnel.
+// Tunnel is the ready-made headers towards one realserver. It is not changed after New, so that any number of
+// goroutines may use it. The zero value is no tunnel.
 type Tunnel struct {
 	header   [MaxOverhead]byte
 	pseudo   uint16 // sum of UDP's pseudo-header without the length
@@ -77,21 +77,23 @@ func (t *Tunnel) Overhead() int { return int(t.overhead) }
 // outerIs4 reports whether the outer header is IPv4, and not IPv6.
 func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 
-// SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and realserver tell flows
-// apart (draft-ietf-intarea-gue, "flow entropy"). Only who knows the key of the hash can foresee it.
+// SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and
+// realserver tell flows apart (draft-ietf-intarea-gue, "flow entropy"). Only who knows the key of the hash can foresee
+// it.
 func SourcePort(hash uint64) uint16 {
 	const first, last = 32768, 60999 // Linux's own range of ephemeral ports
 	n, _ := bits.Mul64(hash, last-first+1)
 	return uint16(first + n)
 }
 
-// Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is the UDP source port, for the
-// kinds that have one. DSCP and ECN are copied (RFC 6040, section 4.1, normal mode), so is the TTL or hop limit, as IPVS does. An outer IPv4 header
-// has DF as the IPv4 packet inside has (RFC 2003, section 3.1), and none for IPv6 inside (RFC 4213, section 3.2.1), as in IPVS; ID and checksum are
-// left to the kernel, which fills them in on a raw socket (raw(7)). The flow label of an outer IPv6 header is 0.
+// Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is
+// the UDP source port, for the kinds that have one. DSCP and ECN are copied (RFC 6040, section 4.1, normal mode), so is
+// the TTL or hop limit, as IPVS does. An outer IPv4 header has DF as the IPv4 packet inside has (RFC 2003, section
+// 3.1), and none for IPv6 inside (RFC 4213, section 3.2.1), as in IPVS; ID and checksum are left to the kernel, which
+// fills them in on a raw socket (raw(7)). The flow label of an outer IPv6 header is 0.
 //
-// Without Config.Checksum a UDP checksum is 0, also over IPv6, as IPVS sends it: RFC 6935 allows that for tunnels, but a realserver's
-// socket has to agree (UDP_NO_CHECK6_RX).
+// Without Config.Checksum a UDP checksum is 0, also over IPv6, as IPVS sends it: RFC 6935 allows that for tunnels, but
+// a realserver's socket has to agree (UDP_NO_CHECK6_RX).
 //
 // Of a super-packet, lengths and checksums are left open: each packet that it is cut into needs Seal.
 func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
@@ -125,9 +127,9 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 	}
 }
 
-// Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP header, the length in
-// the UDP header, and the checksum, if there is one, over Head and Body. Nothing else that Wrap wrote is touched. Head holds the tunnel's headers
-// and an even number of bytes; the packet inside is finished.
+// Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP
+// header, the length in the UDP header, and the checksum, if there is one, over Head and Body. Nothing else that Wrap
+// wrote is touched. Head holds the tunnel's headers and an even number of bytes; the packet inside is finished.
 func (t *Tunnel) Seal(s packet.Segment) { t.seal(s.Head, s.Body) }
 
 // seal is Seal, of a packet in two pieces.

@@ -88,13 +88,15 @@ func deliver(c Config, b *packet.Buf) packet.Drop {
 
 // TestBytes has headers that were put together by hand.
 func TestBytes(t *testing.T) {
-	in4, _ := hex.DecodeString("45b8001c000040004006" + "0000" + "c0000201c6336450" + "0102030405060708") // TOS b8, DF, TTL 64, 28 bytes
+	// TOS b8, DF, TTL 64, 28 bytes
+	in4, _ := hex.DecodeString("45b8001c000040004006" + "0000" + "c0000201c6336450" + "0102030405060708")
 	packet.IPv4(in4).SetChecksum()
 	const (
 		from4, to4 = "0a000202", "0a000b02"
 		from6, to6 = "20010db8000200000000000000000002", "20010db8001100000000000000000002"
 	)
-	in6, _ := hex.DecodeString("6b9000000004113f" + "20010db8000000000000000000000007" + "20010db8008000000000000000000080" + "01020304")
+	in6, _ := hex.DecodeString("6b9000000004113f" + "20010db8000000000000000000000007" +
+		"20010db8008000000000000000000080" + "01020304")
 	v4 := func(tos string, n int, df, ttl, proto string) string {
 		return fmt.Sprintf("45%s%04x0000%s00%s%s0000%s%s", tos, n, df, ttl, proto, from4, to4)
 	}
@@ -104,24 +106,35 @@ func TestBytes(t *testing.T) {
 		hash   uint64
 		header string
 	}{
-		"RFC 2003":            {Config{Kind: KindIPIP}, in4, 0, v4("b8", 48, "40", "40", "04")},
-		"RFC 4213":            {Config{Kind: KindIPIP}, in6, 0, v4("b9", 64, "00", "3f", "29")},
-		"RFC 2473, IPv4":      {Config{Kind: KindIPIP, Source: director6, Destination: realserver6}, in4, 0, "6b800000001c0440" + from6 + to6},
-		"RFC 2473, IPv6":      {Config{Kind: KindIPIP, Source: director6, Destination: realserver6}, in6, 0, "6b900000002c293f" + from6 + to6},
-		"RFC 2784":            {Config{Kind: KindGRE}, in4, 0, v4("b8", 52, "40", "40", "2f") + "00000800"},
-		"RFC 2784, IPv6":      {Config{Kind: KindGRE}, in6, 0, v4("b9", 68, "00", "3f", "2f") + "000086dd"},
-		"RFC 2784, over IPv6": {Config{Kind: KindGRE, Source: director6, Destination: realserver6}, in4, 0, "6b80000000202f40" + from6 + to6 + "00000800"},
-		// The packet's IPv4 header sums to ffff, its payload to 0102+0304+0506+0708 = 1014; with 8000 and 0800 that is 9814, inverted 67eb.
-		"RFC 2784, checksum": {Config{Kind: KindGRE, Checksum: true}, in4, 0, v4("b8", 56, "40", "40", "2f") + "80000800" + "67eb0000"},
-		"RFC 2890, key":      {Config{Kind: KindGRE, HasKey: true, Key: 0x01020304}, in4, 0, v4("b8", 56, "40", "40", "2f") + "20000800" + "01020304"},
+		"RFC 2003": {Config{Kind: KindIPIP}, in4, 0, v4("b8", 48, "40", "40", "04")},
+		"RFC 4213": {Config{Kind: KindIPIP}, in6, 0, v4("b9", 64, "00", "3f", "29")},
+		"RFC 2473, IPv4": {Config{Kind: KindIPIP, Source: director6, Destination: realserver6}, in4, 0,
+			"6b800000001c0440" + from6 + to6},
+		"RFC 2473, IPv6": {Config{Kind: KindIPIP, Source: director6, Destination: realserver6}, in6, 0,
+			"6b900000002c293f" + from6 + to6},
+		"RFC 2784":       {Config{Kind: KindGRE}, in4, 0, v4("b8", 52, "40", "40", "2f") + "00000800"},
+		"RFC 2784, IPv6": {Config{Kind: KindGRE}, in6, 0, v4("b9", 68, "00", "3f", "2f") + "000086dd"},
+		"RFC 2784, over IPv6": {Config{Kind: KindGRE, Source: director6, Destination: realserver6}, in4, 0,
+			"6b80000000202f40" + from6 + to6 + "00000800"},
+		// The packet's IPv4 header sums to ffff, its payload to 0102+0304+0506+0708 = 1014; with 8000 and 0800 that is
+		// 9814, inverted 67eb.
+		"RFC 2784, checksum": {Config{Kind: KindGRE, Checksum: true}, in4, 0, v4("b8", 56, "40", "40", "2f") +
+			"80000800" + "67eb0000"},
+		"RFC 2890, key": {Config{Kind: KindGRE, HasKey: true, Key: 0x01020304}, in4, 0, v4("b8", 56, "40", "40",
+			"2f") + "20000800" + "01020304"},
 		// As above, with 2000, 0102 and 0304: bc1a, inverted 43e5.
 		"RFC 2890, both": {Config{Kind: KindGRE, Checksum: true, HasKey: true, Key: 0x01020304}, in4, 0,
 			v4("b8", 60, "40", "40", "2f") + "a0000800" + "43e50000" + "01020304"},
-		"GUE":       {Config{Kind: KindGUE, Port: 6080}, in4, 0, v4("b8", 60, "40", "40", "11") + "800017c000280000" + "00040000"},
-		"GUE, IPv6": {Config{Kind: KindGUE, Port: 6080}, in6, 1<<64 - 1, v4("b9", 76, "00", "3f", "11") + "ee4717c000380000" + "00290000"},
-		// Pseudo-header 0a00+0202+0a00+0b02+0011+0028 = 213d, UDP 8000+17c0+0028 = 97e8, GUE 0004, packet ffff+1014: c93d, inverted 36c2.
-		"GUE, checksum": {Config{Kind: KindGUE, Port: 6080, Checksum: true}, in4, 0, v4("b8", 60, "40", "40", "11") + "800017c0002836c2" + "00040000"},
-		"FOU":           {Config{Kind: KindFOU, Port: 5555}, in4, 1 << 63, v4("b8", 56, "40", "40", "11") + "b72415b300240000"},
+		"GUE": {Config{Kind: KindGUE, Port: 6080}, in4, 0, v4("b8", 60, "40", "40", "11") + "800017c000280000" +
+			"00040000"},
+		"GUE, IPv6": {Config{Kind: KindGUE, Port: 6080}, in6, 1<<64 - 1, v4("b9", 76, "00", "3f", "11") +
+			"ee4717c000380000" + "00290000"},
+		// Pseudo-header 0a00+0202+0a00+0b02+0011+0028 = 213d, UDP 8000+17c0+0028 = 97e8, GUE 0004, packet ffff+1014:
+		// c93d, inverted 36c2.
+		"GUE, checksum": {Config{Kind: KindGUE, Port: 6080, Checksum: true}, in4, 0, v4("b8", 60, "40", "40", "11") +
+			"800017c0002836c2" + "00040000"},
+		"FOU": {Config{Kind: KindFOU, Port: 5555}, in4, 1 << 63, v4("b8", 56, "40", "40", "11") +
+			"b72415b300240000"},
 		"FOU, over IPv6": {Config{Kind: KindFOU, Port: 5555, Source: director6, Destination: realserver6}, in6, 0,
 			"6b9000000034113f" + from6 + to6 + "800015b300340000"},
 		"source of route": {Config{Kind: KindGRE, Destination: realserver}, in4, 0,
@@ -139,7 +152,8 @@ func TestBytes(t *testing.T) {
 	}
 }
 
-// TestWrapUnwrap wraps and unwraps packets of both families, and compares what is between with what gopacket makes of the same fields.
+// TestWrapUnwrap wraps and unwraps packets of both families, and compares what is between with what gopacket makes of
+// the same fields.
 func TestWrapUnwrap(t *testing.T) {
 	for name, c := range configs() {
 		t.Run(name, func(t *testing.T) {
@@ -182,21 +196,24 @@ func reference(t *testing.T, c Config, in []byte, port uint16) []byte {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(port), DstPort: layers.UDPPort(c.Port)}
 	var outer []gopacket.SerializableLayer
 	if c.Destination.Is4() {
-		ip := &layers.IPv4{Version: 4, IHL: 5, TOS: class, TTL: ttl, Protocol: proto, SrcIP: c.Source.AsSlice(), DstIP: c.Destination.AsSlice()}
+		ip := &layers.IPv4{Version: 4, IHL: 5, TOS: class, TTL: ttl, Protocol: proto, SrcIP: c.Source.AsSlice(),
+			DstIP: c.Destination.AsSlice()}
 		if df {
 			ip.Flags = layers.IPv4DontFragment
 		}
 		_ = udp.SetNetworkLayerForChecksum(ip)
 		outer = append(outer, ip)
 	} else {
-		ip := &layers.IPv6{Version: 6, TrafficClass: class, HopLimit: ttl, NextHeader: proto, SrcIP: c.Source.AsSlice(), DstIP: c.Destination.AsSlice()}
+		ip := &layers.IPv6{Version: 6, TrafficClass: class, HopLimit: ttl, NextHeader: proto, SrcIP: c.Source.AsSlice(),
+			DstIP: c.Destination.AsSlice()}
 		_ = udp.SetNetworkLayerForChecksum(ip)
 		outer = append(outer, ip)
 	}
 	payload := bytes.Clone(in)
 	switch c.Kind {
 	case KindGRE:
-		outer = append(outer, &layers.GRE{Protocol: ether, ChecksumPresent: c.Checksum, KeyPresent: c.HasKey, Key: c.Key})
+		outer = append(outer, &layers.GRE{Protocol: ether, ChecksumPresent: c.Checksum, KeyPresent: c.HasKey,
+			Key: c.Key})
 	case KindGUE:
 		outer = append(outer, udp)
 		payload = append([]byte{0, byte(inside), 0, 0}, in...)
@@ -226,7 +243,8 @@ func TestTunnelSays(t *testing.T) {
 		{Config{Kind: KindIPIP, Source: director6, Destination: realserver6}, 40, false},
 		{Config{Kind: KindGRE, Source: director, Destination: realserver}, 24, true},
 		{Config{Kind: KindGRE, Source: director, Destination: realserver, Checksum: true}, 28, true},
-		{Config{Kind: KindGRE, Source: director6, Destination: realserver6, Checksum: true, HasKey: true}, MaxOverhead, false},
+		{Config{Kind: KindGRE, Source: director6, Destination: realserver6, Checksum: true, HasKey: true}, MaxOverhead,
+			false},
 		{Config{Kind: KindGUE, Source: director, Destination: realserver, Port: 1}, 32, true},
 		{Config{Kind: KindGUE, Source: director6, Destination: realserver6, Port: 1}, MaxOverhead, false},
 		{Config{Kind: KindFOU, Source: director, Destination: realserver, Port: 1}, 28, true},
@@ -247,14 +265,23 @@ func TestNewRefuses(t *testing.T) {
 		"kind 9: want one of [ipip gre gue fou]": func(c *Config) { c.Kind = 9 },
 		"destination invalid IP":                 func(c *Config) { c.Destination = netip.Addr{} },
 		"destination ::ffff:10.0.11.2":           func(c *Config) { c.Destination = netip.MustParseAddr("::ffff:10.0.11.2") },
-		"destination fe80::1%eth0":               func(c *Config) { c.Source, c.Destination = director6, netip.MustParseAddr("fe80::1%eth0") },
-		"source 2001:db8:2::2: want":             func(c *Config) { c.Source = director6 },
-		"no source: needed over IPv6":            func(c *Config) { c.Source, c.Destination = netip.Addr{}, realserver6 },
-		"no source: needed for a UDP checksum":   func(c *Config) { *c = Config{Kind: KindGUE, Destination: realserver, Port: 1, Checksum: true} },
-		"port 0: want one from 1":                func(c *Config) { c.Kind = KindFOU },
-		"port 7: want one from 1":                func(c *Config) { c.Port = 7 },
-		"ipip has none":                          func(c *Config) { c.Checksum = true },
-		"only gre has one":                       func(c *Config) { c.HasKey = true },
+		"destination fe80::1%eth0": func(c *Config) {
+			c.Source, c.Destination = director6,
+				netip.MustParseAddr("fe80::1%eth0")
+		},
+		"source 2001:db8:2::2: want": func(c *Config) { c.Source = director6 },
+		"no source: needed over IPv6": func(c *Config) {
+			c.Source, c.Destination = netip.Addr{},
+				realserver6
+		},
+		"no source: needed for a UDP checksum": func(c *Config) {
+			*c = Config{Kind: KindGUE, Destination: realserver,
+				Port: 1, Checksum: true}
+		},
+		"port 0: want one from 1": func(c *Config) { c.Kind = KindFOU },
+		"port 7: want one from 1": func(c *Config) { c.Port = 7 },
+		"ipip has none":           func(c *Config) { c.Checksum = true },
+		"only gre has one":        func(c *Config) { c.HasKey = true },
 	} {
 		c := four
 		edit(&c)
@@ -281,7 +308,8 @@ func TestSourcePort(t *testing.T) {
 	}
 }
 
-// TestSeal cuts a super-packet in every kind of tunnel: what arrives is what goes in when packets are wrapped one by one.
+// TestSeal cuts a super-packet in every kind of tunnel: what arrives is what goes in when packets are wrapped one by
+// one.
 func TestSeal(t *testing.T) {
 	for name, c := range configs() {
 		t.Run(name, func(t *testing.T) {
@@ -292,7 +320,8 @@ func TestSeal(t *testing.T) {
 			b, p := super(t, packet.ProtoTCP, 9001, 1000, packet.FlagACK, 12)
 			headers, payload, _ := packet.SplitSize(b, p, 1400)
 			tunnel.Wrap(b, 99)
-			segs, _ := packet.Split(nil, b, p, tunnel.Overhead(), headers, payload, make([]byte, packet.PieceRoom+10*MaxOverhead))
+			segs, _ := packet.Split(nil, b, p, tunnel.Overhead(), headers, payload,
+				make([]byte, packet.PieceRoom+10*MaxOverhead))
 			if len(segs) != 10 {
 				t.Fatal(len(segs))
 			}
@@ -354,8 +383,10 @@ func TestFragment6(t *testing.T) {
 					h := append(bytes.Clone(s.Head), s.Body...)
 					field := binary.BigEndian.Uint16(h[42:])
 					more, offset := field&1 != 0, int(field&^7)
-					if len(h) > mtu || packet.IPv6(h).TotalLen() != len(h) || !bytes.Equal(h[:4], want[:4]) || h[6] != 44 || !bytes.Equal(h[7:40], want[7:40]) ||
-						h[40] != want[6] || h[41] != 0 || field&6 != 0 || more != (i < len(segs)-1) || offset != len(defrag) ||
+					if len(h) > mtu || packet.IPv6(h).TotalLen() != len(h) || !bytes.Equal(h[:4], want[:4]) ||
+						h[6] != 44 || !bytes.Equal(h[7:40], want[7:40]) ||
+						h[40] != want[6] || h[41] != 0 || field&6 != 0 || more != (i < len(segs)-1) ||
+						offset != len(defrag) ||
 						binary.BigEndian.Uint32(h[44:]) != 0x12345678 {
 						t.Fatalf("%s: fragment %d of %d: %x", name, i, len(segs), s.Head)
 					}

@@ -16,8 +16,9 @@ func boundState() State {
 	return s
 }
 
-// TestRepliesOfBoundSockets: what comes from one of the addresses by a socket that asks for the device takes the route by it, and everything else the
-// copy of the main table. Close takes all of it back, also from a journal, and a deleted rule comes back.
+// TestRepliesOfBoundSockets: what comes from one of the addresses by a socket that asks for the device takes the route
+// by it, and everything else the copy of the main table. Close takes all of it back, also from a journal, and a deleted
+// rule comes back.
 func TestRepliesOfBoundSockets(t *testing.T) {
 	newHost(t)
 	before := machineState(t)
@@ -32,7 +33,8 @@ func TestRepliesOfBoundSockets(t *testing.T) {
 		{"198.51.100.80", "", "east", 5080},
 		{"198.51.100.80", "west", "west", 5080},
 	} {
-		r, err := netlink.RouteGetWithOptions(client, &netlink.RouteGetOptions{SrcAddr: netip.MustParseAddr(c.from).AsSlice(), Oif: c.oif})
+		r, err := netlink.RouteGetWithOptions(client,
+			&netlink.RouteGetOptions{SrcAddr: netip.MustParseAddr(c.from).AsSlice(), Oif: c.oif})
 		must(t, err)
 		if len(r) != 1 || r[0].LinkIndex != linkOf(t, c.want).Attrs().Index || r[0].Table != c.table {
 			t.Errorf("from %s, device %q: %v, want table %d by %s", c.from, c.oif, r, c.table, c.want)

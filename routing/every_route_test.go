@@ -36,14 +36,17 @@ var everyRoute = []struct {
 	{[]string{"route add multicast 232.1.0.0/16 dev west table main"}, []string{"232.1.0.1"}},
 	{[]string{"route add 100.65.0.0/24 nexthop via 10.1.0.9 weight 3 nexthop via 10.2.0.9 weight 200"}, []string{
 		"100.65.0.1", "100.65.0.2", "100.65.0.3", "100.65.0.4", "100.65.0.5"}},
-	{[]string{"route add 100.65.1.0/24 nexthop via 192.0.2.9 dev east onlink nexthop dev west"}, []string{"100.65.1.1", "100.65.1.2"}},
+	{[]string{"route add 100.65.1.0/24 nexthop via 192.0.2.9 dev east onlink nexthop dev west"}, []string{"100.65.1.1",
+		"100.65.1.2"}},
 	{[]string{"nexthop add id 10 via 10.1.0.9 dev east", "nexthop add id 11 via 10.2.0.9 dev west",
 		"nexthop add id 12 group 10,2/11,7", "nexthop add id 13 blackhole", "nexthop add id 14 via fe80::9 dev east",
 		"route add 100.66.0.0/24 nhid 10", "route add 100.66.1.0/24 nhid 12", "route add 100.66.2.0/24 nhid 13",
 		"route add 100.66.3.0/24 nhid 14", "-6 route add 2001:db8:66::/64 nhid 14"}, []string{
 		"100.66.0.1", "100.66.1.1", "100.66.1.2", "100.66.1.3", "100.66.2.1", "100.66.3.1", "2001:db8:66::1"}},
-	{[]string{"route add 100.67.0.0/24 via 10.1.0.9 mtu lock 1400 rto_min 50ms advmss lock 900 window lock 30000 rtt lock 30ms " +
-		"rttvar lock 10ms ssthresh lock 20 cwnd lock 30 reordering lock 9 initcwnd lock 20 initrwnd lock 25 hoplimit lock 33 " +
+	{[]string{"route add 100.67.0.0/24 via 10.1.0.9 mtu lock 1400 rto_min 50ms advmss lock 900 window lock 30000 " +
+		"rtt lock 30ms " +
+		"rttvar lock 10ms ssthresh lock 20 cwnd lock 30 reordering lock 9 initcwnd lock 20 initrwnd lock 25 " +
+		"hoplimit lock 33 " +
 		"quickack 1 fastopen_no_cookie 1 features ecn congctl lock reno"}, []string{"100.67.0.1"}},
 	{[]string{"route add 100.67.1.0/24 via 10.1.0.9 mtu lock 1400 rto_min 50ms"}, []string{"100.67.1.1"}},
 	{[]string{"route add 100.67.2.0/24 via 10.1.0.9 mtu 1400"}, []string{"100.67.2.1"}},
@@ -52,13 +55,16 @@ var everyRoute = []struct {
 		"100.68.1.1", "100.68.1.2", "100.68.1.3"}},
 	{[]string{"route add 100.69.0.0/24 via 10.1.0.9 tos 0x10", "route add 100.69.0.0/24 via 10.2.0.9"}, []string{
 		"100.69.0.1", "100.69.0.1 tos 0x10"}},
-	{[]string{"route add 100.70.0.0/24 via 10.1.0.9 metric 9", "route add 100.70.0.0/24 via 10.2.0.9 metric 8"}, []string{"100.70.0.1"}},
+	{[]string{"route add 100.70.0.0/24 via 10.1.0.9 metric 9", "route add 100.70.0.0/24 via 10.2.0.9 metric 8"},
+		[]string{"100.70.0.1"}},
 	{[]string{"route append 100.70.1.0/24 via 10.2.0.9", "route append 100.70.1.0/24 via 10.1.0.9",
 		"route append blackhole 100.70.1.0/24"}, []string{"100.70.1.1"}},
 	{[]string{"?route add 100.71.0.0/24 via 10.1.0.9 realm 5/7"}, []string{"100.71.0.1"}},
 	{[]string{"?route add 100.72.0.0/24 encap mpls 100/200 via 10.1.0.9"}, []string{"100.72.0.1"}},
-	{[]string{"?route add 100.72.1.0/24 encap ip id 7 dst 10.1.0.9 src 10.1.0.1 tos 4 ttl 9 dev east"}, []string{"100.72.1.1"}},
-	{[]string{"?-6 route add 2001:db8:72::/64 encap seg6 mode encap segs 2001:db8:9::9 via 2001:db8:1::9"}, []string{"2001:db8:72::1"}},
+	{[]string{"?route add 100.72.1.0/24 encap ip id 7 dst 10.1.0.9 src 10.1.0.1 tos 4 ttl 9 dev east"},
+		[]string{"100.72.1.1"}},
+	{[]string{"?-6 route add 2001:db8:72::/64 encap seg6 mode encap segs 2001:db8:9::9 via 2001:db8:1::9"},
+		[]string{"2001:db8:72::1"}},
 	{[]string{"route add 100.73.0.0/24 via 10.1.0.9 ttl-propagate enabled"}, []string{"100.73.0.1"}},
 
 	{[]string{"-6 route add 2001:db8:12::/64 via 2001:db8:1::9"}, []string{"2001:db8:12::1"}},
@@ -75,13 +81,16 @@ var everyRoute = []struct {
 		"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
 	{[]string{"-6 route add 2001:db8:31::/64 dev west", "-6 route append 2001:db8:31::/64 dev east"}, []string{
 		"2001:db8:31::1", "2001:db8:31::1 oif east"}},
-	{[]string{"-6 route add 2001:db8:32::/64 via fe80::9 dev west pref low", "-6 route append 2001:db8:32::/64 dev east pref high"}, []string{
+	{[]string{"-6 route add 2001:db8:32::/64 via fe80::9 dev west pref low", "-6 route append 2001:db8:32::/64 dev " +
+		"east pref high"}, []string{
 		"2001:db8:32::1"}},
 	{[]string{"-6 route add 2001:db8:33::/64 via fe80::9 dev west expires 900"}, []string{"2001:db8:33::1"}},
-	{[]string{"-6 route add 2001:db8:34::/64 via fe80::9 dev west mtu lock 1400 hoplimit 7"}, []string{"2001:db8:34::1"}},
+	{[]string{"-6 route add 2001:db8:34::/64 via fe80::9 dev west mtu lock 1400 hoplimit 7"},
+		[]string{"2001:db8:34::1"}},
 	{[]string{"?-6 route add 2001:db8:35::/64 from 2001:db8:80::/64 via fe80::9 dev west",
 		"-6 route add 2001:db8:35::/64 via fe80::9 dev east"}, []string{"2001:db8:35::1"}},
-	{[]string{"-6 route add 2001:db8:36::/64 via fe80::9 dev west metric 70", "-6 route add 2001:db8:36::/64 dev east metric 71",
+	{[]string{"-6 route add 2001:db8:36::/64 via fe80::9 dev west metric 70", "-6 route add 2001:db8:36::/64 dev " +
+		"east metric 71",
 		"-6 route append 2001:db8:36::/64 dev west metric 70"}, []string{"2001:db8:36::1"}},
 	{[]string{"-6 route add 2001:db8:37::/64 via fe80::9 dev west metric 4294967295",
 		"-6 route append 2001:db8:37::/64 dev east metric 4294967295"}, []string{"2001:db8:37::1"}},
@@ -138,7 +147,8 @@ var wayWords = regexp.MustCompile(
 // answerWay is how the kernel sends an answer of a VIP to dst, which may have options of `ip route get` behind it.
 func answerWay(dst string) string {
 	where, options, _ := strings.Cut(dst, " ")
-	out, _ := ip("-d -o route get " + where + " from " + vipLike(dst).String() + " " + options) // no way is an answer, too
+	// no way is an answer, too
+	out, _ := ip("-d -o route get " + where + " from " + vipLike(dst).String() + " " + options)
 	return out
 }
 
@@ -223,8 +233,10 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	if n, err := m.mend(); n != 0 || err != nil {
 		t.Errorf("with a lowered MSS a second pass made %d changes, %v", n, err)
 	}
-	for dst, want := range map[string]string{"203.0.112.1": "advmss 1200", "100.65.0.1": "advmss 1200", "100.66.1.1": "advmss 1200",
-		"100.67.0.1": "advmss lock 900", "100.67.1.1": "mtu lock 1400", "2001:db8:12::1": "advmss 1180", "2001:db8:66::1": "advmss 1180"} {
+	for dst, want := range map[string]string{"203.0.112.1": "advmss 1200", "100.65.0.1": "advmss 1200",
+		"100.66.1.1": "advmss 1200",
+		"100.67.0.1": "advmss lock 900", "100.67.1.1": "mtu lock 1400", "2001:db8:12::1": "advmss 1180",
+		"2001:db8:66::1": "advmss 1180"} {
 		if w := answerWay(dst); !strings.Contains(w, want) {
 			t.Errorf("to %s with a lowered MSS: %s; want %s", dst, w, want)
 		}
@@ -265,8 +277,8 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 	}
 }
 
-// TestAnswersFollowAdvertisedRouters: of two routers that advertise themselves the kernel takes the preferred one, and the
-// other when that has gone, one way or the other.
+// TestAnswersFollowAdvertisedRouters: of two routers that advertise themselves the kernel takes the preferred one, and
+// the other when that has gone, one way or the other.
 func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 	const preferred, backup = "fe80::aaaa", "fe80::bbbb"
 	newRoutedHost(t)
@@ -301,7 +313,8 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 		leadsBy := func(gateway string) func() bool {
 			return func() bool {
 				for _, dst := range dsts {
-					if w := answerWay(dst); !strings.Contains(w, "via "+gateway+" ") || !strings.Contains(w, " table 5080 ") {
+					if w := answerWay(dst); !strings.Contains(w, "via "+gateway+" ") ||
+						!strings.Contains(w, " table 5080 ") {
 						return false
 					}
 				}
@@ -343,7 +356,10 @@ func TestAnswersLeaveAnExpiredRoute(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(answers()))
 	watch(t, m)
-	eventually(t, "an answer takes the route", func() bool { return strings.Contains(answerWay("2001:db8:40::1"), "via fe80::9 ") })
+	eventually(t, "an answer takes the route", func() bool {
+		return strings.Contains(answerWay("2001:db8:40::1"),
+			"via fe80::9 ")
+	})
 	eventually(t, "an answer takes another route when that has expired", func() bool {
 		return strings.Contains(answerWay("2001:db8:40::1"), "via fe80::8 ")
 	})
@@ -361,7 +377,8 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 	out, err := ip("route show default table 5080")
 	must(t, err)
 	lines := strings.Split(out, "\n")
-	if len(lines) != 2 || !strings.Contains(lines[0], "via 10.1.0.254 ") || !strings.Contains(lines[1], "via 10.2.0.254 ") {
+	if len(lines) != 2 || !strings.Contains(lines[0], "via 10.1.0.254 ") || !strings.Contains(lines[1],
+		"via 10.2.0.254 ") {
 		t.Errorf("default routes of the copy:\n%s", out)
 	}
 	must(t, netlink.LinkSetDown(linkOf(t, "east")))

@@ -219,7 +219,8 @@ func scan(t table, f func(msg []byte) bool) error {
 	}
 }
 
-// answerError returns the error in an NLMSG_DONE or NLMSG_ERROR, or nil. That there is no such table is none: it is empty.
+// answerError returns the error in an NLMSG_DONE or NLMSG_ERROR, or nil. That there is no such table is none: it is
+// empty.
 func answerError(msg []byte) error {
 	if len(msg) < 4 {
 		return nil

@@ -38,7 +38,8 @@ func fillMain(t *testing.T, n int) {
 	east := linkOf(t, "east").Attrs().Index
 	for i := range n {
 		must(t, h.RouteAdd(&netlink.Route{
-			Dst: cidr(fmt.Sprintf("%d.%d.%d.0/24", 20+i>>16, i>>8&255, i&255)), Gw: net.IPv4(10, 1, 0, 254), LinkIndex: east,
+			Dst: cidr(fmt.Sprintf("%d.%d.%d.0/24", 20+i>>16, i>>8&255, i&255)), Gw: net.IPv4(10, 1, 0, 254),
+			LinkIndex: east,
 		}))
 	}
 }
@@ -49,7 +50,8 @@ func TestAFullTableOfOthersCostsLittle(t *testing.T) {
 	s := State{Links: []Link{{Name: "vs0", Up: true}}}
 	vip := netip.MustParseAddr("198.51.100.1")
 	for range 50 {
-		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"}, Route{Dst: hostPrefix(vip), Unreachable: true, Metric: 4294967294})
+		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"}, Route{Dst: hostPrefix(vip),
+			Unreachable: true, Metric: 4294967294})
 		vip = vip.Next()
 	}
 	m := open(t)
@@ -83,14 +85,16 @@ func TestManyReplyRoutesAreQuick(t *testing.T) {
 	undo := quickest(1, func() { must(t, m.Close()) })
 	t.Logf("%d reply routes: Set %v, a pass of Watch %v, Close %v", MaxReplyRoutes-100, set, pass, undo)
 	if limit := 2 * time.Second * raceFactor; set > limit || undo > limit {
-		t.Errorf("Set takes %v, Close %v, want less than %v: a program that is told to stop waits for both", set, undo, limit)
+		t.Errorf("Set takes %v, Close %v, want less than %v: a program that is told to stop waits for both", set, undo,
+			limit)
 	}
 	sameState(t, before, machineState(t))
 }
 
 func TestOccupied(t *testing.T) {
 	newHost(t)
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.7/32"), Type: unix.RTN_BLACKHOLE, Table: 777, Priority: 9}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.7/32"), Type: unix.RTN_BLACKHOLE, Table: 777,
+		Priority: 9}))
 	main, other := table{unix.AF_INET, unix.RT_TABLE_MAIN}, table{unix.AF_INET, 777}
 	for _, c := range []struct {
 		in   table

@@ -48,7 +48,10 @@ func TestStormIsFollowedOnceASecond(t *testing.T) {
 
 func TestTroubleThatLastsIsLoggedOnceAndTriedSeldom(t *testing.T) {
 	log := &logBuffer{}
-	n := passes(t, slog.New(slog.NewTextHandler(log, nil)), 50*time.Millisecond, func() (int, error) { return 0, errors.New("no device vs0") })
+	n := passes(t, slog.New(slog.NewTextHandler(log, nil)), 50*time.Millisecond, func() (int, error) {
+		return 0,
+			errors.New("no device vs0")
+	})
 	if n > 370 || n < 300 {
 		t.Errorf("%d passes in an hour, want one in 10 s", n)
 	}

@@ -27,7 +27,8 @@ func newHost6(t *testing.T) {
 	}
 }
 
-// advertise lets a router advertisement come in by east, of a router that is there for half an hour (RFC 4861, section 4.2).
+// advertise lets a router advertisement come in by east, of a router that is there for half an hour (RFC 4861, section
+// 4.2).
 func advertise(t *testing.T) {
 	t.Helper()
 	advertiseRouter(t, netip.MustParseAddr("fe80::1234"), 1800, 0)
@@ -62,7 +63,8 @@ func hasRouter(t *testing.T) bool {
 	return r != nil && r.Gw.String() == "fe80::1234"
 }
 
-// TestForwardingKeepsRouters: a host that has its default route from a router's advertisements keeps it while it forwards, and goes on listening to them.
+// TestForwardingKeepsRouters: a host that has its default route from a router's advertisements keeps it while it
+// forwards, and goes on listening to them.
 func TestForwardingKeepsRouters(t *testing.T) {
 	newHost6(t)
 	advertise(t)
@@ -93,7 +95,8 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 	before := machineState(t)
 	m := open(t)
 	must(t, m.Set(forwardIPv6()))
-	for device, want := range map[string]string{"east": "2", "west": "2", "deaf": "0", "router": "1", "vs0": "0", "lo": "1"} {
+	for device, want := range map[string]string{"east": "2", "west": "2", "deaf": "0", "router": "1", "vs0": "0",
+		"lo": "1"} {
 		if got := sysctl(t, "net/ipv6/conf/"+device+"/accept_ra"); got != want {
 			t.Errorf("%s: accept_ra is %s, want %s", device, got, want)
 		}

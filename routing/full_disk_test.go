@@ -140,7 +140,8 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	eventually(t, "all is restored", func() bool { return mendedAll(t, rule) })
 	// These the journal has to list.
 	for i := range 20 {
-		must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i)), Gw: net.IPv4(10, 1, 0, 7)}))
+		must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i)), Gw: net.IPv4(10, 1, 0,
+			7)}))
 	}
 	eventually(t, "new routes are copied", func() bool { return routeIn(t, 5080, "100.64.19.0/24") != nil })
 	if strings.Contains(log.String(), "level=ERROR") {

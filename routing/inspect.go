@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadSysctl reads one value below /proc/sys, by a key such as net/ipv4/ip_forward. Several numbers have one space between them.
+// ReadSysctl reads one value below /proc/sys, by a key such as net/ipv4/ip_forward. Several numbers have one space
+// between them.
 func ReadSysctl(key string) (string, error) { return readSysctl(key) }
 
 // Hop is what the kernel does with a packet: where it goes next.
@@ -23,8 +24,8 @@ type Hop struct {
 	AdvMSS  int        // what TCP advertises by this route; 0: what its MTU says
 }
 
-// Lookup asks the kernel what it does with a packet to dst (RTM_GETROUTE), of this host's address from, or, where that is the zero Addr, one of the kernel's
-// choice. ok is false where there is no way.
+// Lookup asks the kernel what it does with a packet to dst (RTM_GETROUTE), of this host's address from, or, where that
+// is the zero Addr, one of the kernel's choice. ok is false where there is no way.
 func Lookup(dst, from netip.Addr) (hop Hop, ok bool, err error) { return lookup(dst, from, "") }
 
 // LookupForwarded asks the kernel for the route of a packet to dst that comes in from an address by a device. ok is
@@ -92,7 +93,8 @@ func Devices() ([]Device, error) {
 	}
 	var all []Device
 	for _, l := range links {
-		d := Device{Name: l.Attrs().Name, Index: l.Attrs().Index, Up: isUp(l), Loopback: l.Attrs().Flags&net.FlagLoopback != 0}
+		d := Device{Name: l.Attrs().Name, Index: l.Attrs().Index, Up: isUp(l),
+			Loopback: l.Attrs().Flags&net.FlagLoopback != 0}
 		for _, a := range addrs {
 			if a.LinkIndex == d.Index {
 				d.Addrs = append(d.Addrs, prefixOf(a.IPNet))
@@ -103,8 +105,9 @@ func Devices() ([]Device, error) {
 	return all, nil
 }
 
-// AnswersFor reports whether the device answers its neighbours' questions for an address that the host does not have: by proxy ARP or neighbour
-// discovery, for that address (ip neigh add proxy) or, with IPv4, for all that are routed by another device (proxy_arp).
+// AnswersFor reports whether the device answers its neighbours' questions for an address that the host does not have:
+// by proxy ARP or neighbour discovery, for that address (ip neigh add proxy) or, with IPv4, for all that are routed by
+// another device (proxy_arp).
 func AnswersFor(link string, a netip.Addr) (bool, error) {
 	if a.Is4() {
 		for _, device := range []string{"all", link} {

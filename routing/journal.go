@@ -291,7 +291,8 @@ func readJournal(path string) (journal, error) {
 	}
 	j, err := parseJournal(b)
 	if err != nil {
-		return journal{}, fmt.Errorf("journal %s is damaged: %w; undo what is left by hand (ip route show table all proto %d; ip rule), then remove the file",
+		return journal{}, fmt.Errorf("journal %s is damaged: %w; undo what is left by hand (ip route show table all "+
+			"proto %d; ip rule), then remove the file",
 			path, err, Protocol)
 	}
 	return j, nil

@@ -18,7 +18,8 @@ func fullRecords() records {
 			Key: "net/ipv4/ip_forward", Old: "0", Wrote: []string{"1"},
 			Sides: []sideRecord{{Key: "net/ipv4/conf/eth0/forwarding", Link: 2, Old: "1"}},
 		}},
-		Links:       []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000, Raised: true}},
+		Links: []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000,
+			Raised: true}},
 		Unreachable: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("198.51.100.80/32"), Metric: 4294967294}},
 		Addrs:       []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},
 		Routes:      []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("0.0.0.0/0"), Metric: 50, TOS: 16}},
@@ -103,7 +104,8 @@ func TestDamagedJournal(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := Open(path, nil)
-			if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "remove the file") || strings.Contains(err.Error(), "\n") {
+			if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(),
+				"remove the file") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("error %q, want one line that names %s", err, path)
 			}
 			if _, err := os.Stat(path); err != nil {

@@ -34,7 +34,8 @@ func acquireLock(journal string) (*fileLock, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if errors.Is(err, os.ErrPermission) {
-			return nil, fmt.Errorf("lock: %w: it is another user's, or its directory is: run as that user, remove it, or put the journal elsewhere", err)
+			return nil, fmt.Errorf("lock: %w: it is another user's, or its directory is: run as that user, remove "+
+				"it, or put the journal elsewhere", err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("lock: %w", err)

@@ -55,7 +55,8 @@ func (s State) missingDevices(links linkSet) error {
 	seen := map[string]bool{"": true}
 	need := func(name string) {
 		if !seen[name] && links.index(name) == 0 {
-			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, somebody deleted it: restart the program that it belongs to", name))
+			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, somebody deleted it: "+
+				"restart the program that it belongs to", name))
 		}
 		seen[name] = true
 	}

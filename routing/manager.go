@@ -198,7 +198,8 @@ func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 }
 
 func isRace(err error) bool {
-	return isGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN)
+	return isGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) ||
+		errors.Is(err, unix.ENETDOWN)
 }
 
 // pass makes what differs. Where the journal can't be written, it makes what the journal lists already, and fails.

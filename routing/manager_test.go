@@ -23,7 +23,8 @@ func TestSetAndClose(t *testing.T) {
 	must(t, m.Set(fullState()))
 
 	for key, want := range map[string]string{
-		"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2", "net/ipv4/conf/vs0/rp_filter": "2",
+		"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2",
+		"net/ipv4/conf/vs0/rp_filter": "2",
 	} {
 		if got := sysctl(t, key); got != want {
 			t.Errorf("sysctl %s = %s, want %s", key, got, want)
@@ -45,7 +46,8 @@ func TestSetAndClose(t *testing.T) {
 	must(t, err)
 	for _, from := range fullState().Replies.From {
 		if !slices.ContainsFunc(rules, func(r netlink.Rule) bool {
-			return r.Priority == 1080 && r.Table == 5080 && prefixOf(r.Src) == hostPrefix(from) && r.Protocol == Protocol
+			return r.Priority == 1080 && r.Table == 5080 && prefixOf(r.Src) == hostPrefix(from) &&
+				r.Protocol == Protocol
 		}) {
 			t.Errorf("no rule from %s in %v", from, rules)
 		}
@@ -76,7 +78,8 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	eventually(t, "the kernel has noticed that vs0 has no carrier", func() bool {
 		return linkOf(t, "vs0").Attrs().OperState == netlink.OperDown
 	})
-	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE)
+	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+		unix.RTNLGRP_IPV4_RULE)
 	must(t, err)
 	defer sub.Close()
 	must(t, sub.SetReceiveTimeout(&unix.Timeval{Sec: 10}))
@@ -93,7 +96,8 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE}))
 	msgs, _, err := sub.Receive()
 	must(t, err)
-	if len(msgs) != 1 || msgs[0].Header.Type != unix.RTM_NEWROUTE || nl.DeserializeRtMsg(msgs[0].Data).Type != unix.RTN_BLACKHOLE {
+	if len(msgs) != 1 || msgs[0].Header.Type != unix.RTM_NEWROUTE ||
+		nl.DeserializeRtMsg(msgs[0].Data).Type != unix.RTN_BLACKHOLE {
 		t.Errorf("the second Set changed something: %+v", msgs)
 	}
 }
@@ -114,7 +118,8 @@ func TestSetUndoesWhatIsNoLongerWanted(t *testing.T) {
 	if got := sysctl(t, "net/ipv4/ip_forward"); got != "0" {
 		t.Errorf("ip_forward = %s", got)
 	}
-	if r := routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24"); r == nil || r.LinkIndex != linkOf(t, "west").Attrs().Index || r.MTU != 0 {
+	if r := routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24"); r == nil || r.LinkIndex != linkOf(t,
+		"west").Attrs().Index || r.MTU != 0 {
 		t.Errorf("changed route: %v", r)
 	}
 	if r := routeIn(t, 5080, "0.0.0.0/0"); r != nil {
@@ -138,7 +143,8 @@ func TestWhatWasThereBeforeStays(t *testing.T) {
 	setSysctl(t, "net/ipv4/ip_forward", "1")
 	setSysctl(t, "net/ipv4/conf/all/arp_ignore", "2") // more than "at least 1"
 	must(t, netlink.AddrAdd(vs0, kernelAddr(s.Addrs[0].Prefix)))
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: vs0.Attrs().Index, Scope: unix.RT_SCOPE_LINK, MTU: 1400}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: vs0.Attrs().Index,
+		Scope: unix.RT_SCOPE_LINK, MTU: 1400}))
 	rule := ruleRecord{Priority: s.Replies.Priority, From: s.Replies.From[0], Table: s.Replies.Table}.kernel()
 	rule.Protocol = unix.RTPROT_STATIC
 	must(t, netlink.RuleAdd(rule))
@@ -180,16 +186,20 @@ func TestConflicts(t *testing.T) {
 		want  string
 	}{
 		{"route", func(t *testing.T, s *State) {
-			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t), Gw: net.ParseIP("10.1.0.7"), Protocol: unix.RTPROT_STATIC}))
+			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t),
+				Gw: net.ParseIP("10.1.0.7"), Protocol: unix.RTPROT_STATIC}))
 		}, "route 203.0.113.0/24 in table main exists already by east via 10.1.0.7 (proto static), want it by vs0"},
 		{"route of our protocol", func(t *testing.T, s *State) {
-			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t), Protocol: Protocol}))
+			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t),
+				Protocol: Protocol}))
 		}, "exists already by east"},
 		{"route where an unreachable one is to be", func(t *testing.T, s *State) {
-			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t), Priority: 4294967294, Protocol: unix.RTPROT_STATIC}))
+			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), LinkIndex: eth(t),
+				Priority: 4294967294, Protocol: unix.RTPROT_STATIC}))
 		}, "exists already by east (proto static), want it unreachable"},
 		{"unreachable route", func(t *testing.T, s *State) {
-			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), Type: unix.RTN_UNREACHABLE, Protocol: unix.RTPROT_STATIC}))
+			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("203.0.113.0/24"), Type: unix.RTN_UNREACHABLE,
+				Protocol: unix.RTPROT_STATIC}))
 		}, "exists already unreachable (proto static), want it by vs0 mtu 1400"},
 		{"table in use", func(t *testing.T, s *State) {
 			must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5080}))
@@ -206,8 +216,10 @@ func TestConflicts(t *testing.T) {
 		{"no device", func(t *testing.T, s *State) { s.Links[0].Name = "vs7" }, "no device vs7"},
 		{"no device for an address", func(t *testing.T, s *State) { s.Addrs[0].Link = "vs7" }, "no device vs7"},
 		{"no device for a route", func(t *testing.T, s *State) { s.Routes[0].Link = "vs7" }, "no device vs7"},
-		{"no device for a sysctl", func(t *testing.T, s *State) { s.Sysctls[3].Key = "net/ipv4/conf/vs7/rp_filter" }, "no device vs7"},
-		{"no sysctl", func(t *testing.T, s *State) { s.Sysctls[4].Optional = false }, "sysctl net/ipv4/conf/all/no_such_thing: "},
+		{"no device for a sysctl", func(t *testing.T, s *State) { s.Sysctls[3].Key = "net/ipv4/conf/vs7/rp_filter" },
+			"no device vs7"},
+		{"no sysctl", func(t *testing.T, s *State) { s.Sysctls[4].Optional = false },
+			"sysctl net/ipv4/conf/all/no_such_thing: "},
 		{"invalid", func(t *testing.T, s *State) { s.Links[0].MTU = -1 }, "link vs0: MTU -1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -270,7 +282,8 @@ func TestOpenUndoesWhatTheKilledLeft(t *testing.T) {
 			}
 
 			_, err := Open(path, nil)
-			if pid := child.Process.Pid; err == nil || !strings.Contains(err.Error(), "another program uses "+path+" (process "+strconv.Itoa(pid)+")") {
+			if pid := child.Process.Pid; err == nil || !strings.Contains(err.Error(),
+				"another program uses "+path+" (process "+strconv.Itoa(pid)+")") {
 				t.Errorf("Open while %d runs: %v", pid, err)
 			}
 			kill(child)
@@ -321,7 +334,8 @@ func TestIPv6(t *testing.T) {
 	setSysctl(t, "net/ipv6/conf/vs0/disable_ipv6", "0")
 	setSysctl(t, "net/ipv6/conf/east/disable_ipv6", "0")
 	must(t, netlink.AddrAdd(linkOf(t, "east"), &netlink.Addr{IPNet: cidr("2001:db8:1::1/64"), Flags: unix.IFA_F_NODAD}))
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("::/0"), Gw: net.ParseIP("2001:db8:1::fe"), LinkIndex: linkOf(t, "east").Attrs().Index}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("::/0"), Gw: net.ParseIP("2001:db8:1::fe"),
+		LinkIndex: linkOf(t, "east").Attrs().Index}))
 	eventually(t, "the address is in force", func() bool {
 		return routeIn(t, unix.RT_TABLE_LOCAL, "2001:db8:1::1/128") != nil
 	})
@@ -343,10 +357,12 @@ func TestIPv6(t *testing.T) {
 	}
 	have, err := netlink.AddrList(linkOf(t, "vs0"), netlink.FAMILY_V6)
 	must(t, err)
-	if len(have) != 1 || have[0].Flags&unix.IFA_F_DEPRECATED == 0 || have[0].Flags&unix.IFA_F_PERMANENT == 0 || have[0].Flags&unix.IFA_F_TENTATIVE != 0 {
+	if len(have) != 1 || have[0].Flags&unix.IFA_F_DEPRECATED == 0 || have[0].Flags&unix.IFA_F_PERMANENT == 0 ||
+		have[0].Flags&unix.IFA_F_TENTATIVE != 0 {
 		t.Errorf("addresses of vs0: %+v", have)
 	}
-	if local, err := LocalAddrs(); err != nil || !slices.Contains(local, vip) || !slices.Contains(local, netip.MustParseAddr("2001:db8:1::1")) {
+	if local, err := LocalAddrs(); err != nil || !slices.Contains(local, vip) || !slices.Contains(local,
+		netip.MustParseAddr("2001:db8:1::1")) {
 		t.Errorf("addresses of this host: %v, %v", local, err)
 	}
 	if n, err := m.mend(); n != 0 || err != nil {

@@ -71,7 +71,8 @@ func newHost(t *testing.T) {
 	for _, r := range []netlink.Route{
 		{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("10.1.0.254")},
 		{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("10.2.0.254"), Priority: 50, AdvMSS: 1000},
-		{Dst: cidr("172.16.0.0/16"), LinkIndex: east, Scope: unix.RT_SCOPE_LINK, Src: net.ParseIP("10.2.0.1"), MTU: 1300, Priority: 7},
+		{Dst: cidr("172.16.0.0/16"), LinkIndex: east, Scope: unix.RT_SCOPE_LINK, Src: net.ParseIP("10.2.0.1"),
+			MTU: 1300, Priority: 7},
 		{Dst: cidr("172.17.0.0/16"), LinkIndex: west, Gw: net.ParseIP("192.0.2.99"), Flags: int(netlink.FLAG_ONLINK)},
 		{Dst: cidr("172.18.0.0/16"), MultiPath: []*netlink.NexthopInfo{
 			{LinkIndex: east, Gw: net.ParseIP("10.1.0.253"), Hops: 2}, {LinkIndex: west, Gw: net.ParseIP("10.2.0.253")},
@@ -156,13 +157,15 @@ func machineState(t *testing.T) []string {
 	for _, l := range links {
 		a := l.Attrs()
 		flags := a.Flags &^ net.FlagRunning // follows the carrier in its own time
-		lines = append(lines, fmt.Sprintf("link %s index %d mtu %d txqueuelen %d %s", a.Name, a.Index, a.MTU, a.TxQLen, flags))
+		lines = append(lines, fmt.Sprintf("link %s index %d mtu %d txqueuelen %d %s", a.Name, a.Index, a.MTU, a.TxQLen,
+			flags))
 	}
 	for _, fam := range []int{unix.AF_INET, unix.AF_INET6} {
 		addrs, err := netlink.AddrList(nil, fam)
 		must(t, err)
 		for _, a := range addrs {
-			lines = append(lines, fmt.Sprintf("addr %s on %d scope %d flags %x label %s", a.IPNet, a.LinkIndex, a.Scope, a.Flags, a.Label))
+			lines = append(lines, fmt.Sprintf("addr %s on %d scope %d flags %x label %s", a.IPNet, a.LinkIndex, a.Scope,
+				a.Flags, a.Label))
 		}
 		routes, err := netlink.RouteListFiltered(fam, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 		must(t, err)

@@ -14,8 +14,10 @@ import (
 // Path is the way by which the kernel would send a packet.
 type Path struct {
 	Source netip.Addr // the address that it would have as source; the zero Addr if the kernel finds none
-	MTU    int        // bytes, 65535 at most: the route's mtu metric, or a path MTU learned on it, else the device's MTU, which IPv6 may have of its own
-	Link   string
+	// bytes, 65535 at most: the route's mtu metric, or a path MTU learned on it, else the device's MTU, which IPv6 may
+	// have of its own
+	MTU  int
+	Link string
 }
 
 // Paths asks the kernel how it would send a packet to each of dsts (RTM_GETROUTE), one after the other on one socket:
@@ -90,8 +92,8 @@ type device struct {
 	mtu6 int // 0: not asked for yet
 }
 
-// mtuIPv6 is the largest IPv6 packet that the kernel sends by d where the route says nothing (Linux net/ipv6/route.c, ip6_mtu): an administrator lowers it, or
-// a router by its advertisements (RFC 4861, section 4.6.4).
+// mtuIPv6 is the largest IPv6 packet that the kernel sends by d where the route says nothing (Linux net/ipv6/route.c,
+// ip6_mtu): an administrator lowers it, or a router by its advertisements (RFC 4861, section 4.6.4).
 func (d *device) mtuIPv6() (int, error) {
 	if d.mtu6 > 0 {
 		return d.mtu6, nil
@@ -113,7 +115,8 @@ func (d *device) mtuIPv6() (int, error) {
 
 // isNoRoute says that err is the answer that there is no way: none at all, unreachable, prohibit, blackhole, no IPv6.
 func isNoRoute(err error) bool {
-	for _, e := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.ESRCH, unix.EOPNOTSUPP, unix.EAFNOSUPPORT} {
+	for _, e := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.ESRCH,
+		unix.EOPNOTSUPP, unix.EAFNOSUPPORT} {
 		if errors.Is(err, e) {
 			return true
 		}

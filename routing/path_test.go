@@ -44,8 +44,8 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestPathsKnowIPv6sOwnMTU: what the kernel sends over IPv6 is less than the device's MTU after net.ipv6.conf.X.mtu or a router's advertisement. A route's
-// metric comes first, as it does in the kernel.
+// TestPathsKnowIPv6sOwnMTU: what the kernel sends over IPv6 is less than the device's MTU after net.ipv6.conf.X.mtu or
+// a router's advertisement. A route's metric comes first, as it does in the kernel.
 func TestPathsKnowIPv6sOwnMTU(t *testing.T) {
 	enterNewHost(t)
 	setSysctl(t, "net/ipv6/conf/all/disable_ipv6", "0")
@@ -56,7 +56,8 @@ func TestPathsKnowIPv6sOwnMTU(t *testing.T) {
 	must(t, netlink.AddrAdd(linkOf(t, "east"), &netlink.Addr{IPNet: cidr("fd00:1::1/64"), Flags: unix.IFA_F_NODAD}))
 	addAddr(t, "east", "10.1.0.1/24")
 	setSysctl(t, "net/ipv6/conf/east/mtu", "1400")
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("fd00:2::/64"), LinkIndex: linkOf(t, "east").Attrs().Index, MTU: 1450}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("fd00:2::/64"), LinkIndex: linkOf(t, "east").Attrs().Index,
+		MTU: 1450}))
 	for a, want := range map[string]int{"fd00:1::2": 1400, "fd00:2::2": 1450, "10.1.0.2": 1500} {
 		dst := netip.MustParseAddr(a)
 		if p, err := wayTo(dst); p.MTU != want || err != nil {
@@ -86,7 +87,8 @@ func TestPathWithoutASource(t *testing.T) {
 	enterNewHost(t)
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("east"), PeerName: "west"}))
 	linkUp(t, "east")
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), LinkIndex: linkOf(t, "east").Attrs().Index, Scope: unix.RT_SCOPE_LINK}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), LinkIndex: linkOf(t, "east").Attrs().Index,
+		Scope: unix.RT_SCOPE_LINK}))
 	if p, err := wayTo(netip.MustParseAddr("192.0.2.1")); p != (Path{MTU: 1500, Link: "east"}) || err != nil {
 		t.Errorf("no address on the whole host: %+v, %v", p, err)
 	}

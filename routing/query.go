@@ -80,9 +80,9 @@ func LocalAddr(a netip.Addr) (link string, ok bool, err error) {
 	return l.Attrs().Name, true, nil
 }
 
-// Dropped returns how many packets the kernel has dropped on their way out of the device since it was made: tx_dropped of
-// rtnl_link_stats64 (linux/if_link.h). On a TUN device they are those that its program did not read fast enough. It is
-// an error if there is no such device in the calling thread's network namespace.
+// Dropped returns how many packets the kernel has dropped on their way out of the device since it was made: tx_dropped
+// of rtnl_link_stats64 (linux/if_link.h). On a TUN device they are those that its program did not read fast enough. It
+// is an error if there is no such device in the calling thread's network namespace.
 func Dropped(link string) (uint64, error) {
 	h, err := newHandle()
 	if err != nil {

@@ -12,16 +12,19 @@ import (
 // quietLink is the device of Quiet.
 const quietLink = "vstun-quiet"
 
-// Quiet keeps the kernel's own IPIP driver, where it is loaded, from answering packets of IP protocol 4 that fit none of its tunnels with ICMP
-// port unreachable, as it does although a raw socket takes them (tunnel4_rcv in net/ipv4/tunnel4.c). Where the director is IPVS it relays such an answer
-// to the client, who gives up; vstun's does not believe it.
+// Quiet keeps the kernel's own IPIP driver, where it is loaded, from answering packets of IP protocol 4 that fit none
+// of its tunnels with ICMP port unreachable, as it does although a raw socket takes them (tunnel4_rcv in
+// net/ipv4/tunnel4.c). Where the director is IPVS it relays such an answer to the client, who gives up; vstun's does
+// not believe it.
 //
-// It makes a device which every such packet fits, since it is bound to no address ("external"), and which drops them in silence, since it is for
-// MPLS in the tunnel (ipip_tunnel_rcv in net/ipv4/ipip.c). Nothing comes out of it: the kernel takes MPLS from no device that it has not been told to.
+// It makes a device which every such packet fits, since it is bound to no address ("external"), and which drops them in
+// silence, since it is for MPLS in the tunnel (ipip_tunnel_rcv in net/ipv4/ipip.c). Nothing comes out of it: the kernel
+// takes MPLS from no device that it has not been told to.
 //
-// Quiet works on the calling thread's network namespace. Once the device is there it changes nothing; Unquiet removes it, whoever made it. It
-// returns whether there is such a device now: there is none without the driver. The driver sit answers as well, but ipip is asked before it: alone it
-// can't be kept quiet, and neither can what answers packets of protocol 41 once one of the two is loaded (tunnel64_rcv).
+// Quiet works on the calling thread's network namespace. Once the device is there it changes nothing; Unquiet removes
+// it, whoever made it. It returns whether there is such a device now: there is none without the driver. The driver sit
+// answers as well, but ipip is asked before it: alone it can't be kept quiet, and neither can what answers packets of
+// protocol 41 once one of the two is loaded (tunnel64_rcv).
 func Quiet() (made bool, err error) {
 	h, err := newHandle()
 	if err != nil {

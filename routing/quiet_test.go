@@ -27,7 +27,8 @@ func TestQuietWithoutDriver(t *testing.T) {
 // TestInteropQuiet has the kernel's driver answer a packet that fits no tunnel, and not when it is kept quiet.
 func TestInteropQuiet(t *testing.T) {
 	newHost(t)
-	tunnel := &netlink.Iptun{LinkAttrs: named("kernel0"), Local: net.ParseIP("10.1.0.1"), Remote: net.ParseIP("10.1.0.77"), PMtuDisc: 1}
+	tunnel := &netlink.Iptun{LinkAttrs: named("kernel0"), Local: net.ParseIP("10.1.0.1"),
+		Remote: net.ParseIP("10.1.0.77"), PMtuDisc: 1}
 	if err := netlink.LinkAdd(tunnel); errors.Is(err, unix.EOPNOTSUPP) {
 		t.Skip("SKIPPED: needs a kernel with IPIP tunnels: modprobe ipip")
 	} else if err != nil {

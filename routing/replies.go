@@ -13,11 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than %d routes, too many to copy; lower the MSS elsewhere and leave it to the routes here", MaxReplyRoutes)
+var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than %d routes, too many to copy; lower "+
+	"the MSS elsewhere and leave it to the routes here", MaxReplyRoutes)
 
 // planReplies plans the copy of the main table and the rules that lead to it: routes first, so that no reply ever meets
 // half a table.
-func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoutes map[routeRecord]bool, snap snapshot) (steps []step, routes []routeRecord, rules []ruleRecord, err error) {
+func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoutes map[routeRecord]bool,
+	snap snapshot) (steps []step, routes []routeRecord, rules []ruleRecord, err error) {
 	if want == nil {
 		return nil, nil, nil, nil
 	}
@@ -30,7 +32,8 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 	}
 	if len(theirs) > 0 {
 		// The same one every time: Watch logs a text once.
-		errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty it (ip route flush table %d)",
+		errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty "+
+			"it (ip route flush table %d)",
 			want.Table, slices.Min(theirs), want.Table))
 	}
 	copies := want.copies(owned, snap)
@@ -233,7 +236,8 @@ func (m *Manager) planReplyRules(want *Replies, own []ruleRecord, snap snapshot)
 		}
 		rec, plain := recordOfRule(have)
 		if !plain || !asked[rec] && !(have.Protocol == Protocol && mine[rec]) {
-			return nil, nil, fmt.Errorf("replies: rule priority %d is taken by another rule (ip rule show priority %d); choose another",
+			return nil, nil, fmt.Errorf("replies: rule priority %d is taken by another rule (ip rule show priority "+
+				"%d); choose another",
 				have.Priority, have.Priority)
 		}
 	}

@@ -40,15 +40,23 @@ func TestRepliesCopyTheMainTable(t *testing.T) {
 		"0.0.0.0/0 metric 0": func(r netlink.Route) bool {
 			return r.LinkIndex == east && r.Gw.Equal(net.IPv4(10, 1, 0, 254)) && r.AdvMSS == 1440
 		},
-		"0.0.0.0/0 metric 50":  func(r netlink.Route) bool { return r.LinkIndex == west && r.AdvMSS == 1000 }, // its own is less
-		"10.1.0.0/24 metric 0": func(r netlink.Route) bool { return r.Scope == unix.RT_SCOPE_LINK && r.Src.Equal(net.IPv4(10, 1, 0, 1)) },
+		// its own is less
+		"0.0.0.0/0 metric 50": func(r netlink.Route) bool { return r.LinkIndex == west && r.AdvMSS == 1000 },
+		"10.1.0.0/24 metric 0": func(r netlink.Route) bool {
+			return r.Scope == unix.RT_SCOPE_LINK &&
+				r.Src.Equal(net.IPv4(10, 1, 0, 1))
+		},
 		"10.2.0.0/24 metric 0": func(r netlink.Route) bool { return r.AdvMSS == 1360 }, // the device's MTU needs less
 		"172.16.0.0/16 metric 7": func(r netlink.Route) bool {
 			return r.MTU == 1300 && r.AdvMSS == 1260 && r.Src.Equal(net.IPv4(10, 2, 0, 1))
 		},
-		"172.17.0.0/16 metric 0": func(r netlink.Route) bool { return r.Flags&int(netlink.FLAG_ONLINK) != 0 && r.AdvMSS == 1360 },
+		"172.17.0.0/16 metric 0": func(r netlink.Route) bool {
+			return r.Flags&int(netlink.FLAG_ONLINK) != 0 &&
+				r.AdvMSS == 1360
+		},
 		"172.18.0.0/16 metric 0": func(r netlink.Route) bool {
-			return len(r.MultiPath) == 2 && r.MultiPath[0].Hops == 2 && r.MultiPath[1].Gw.Equal(net.IPv4(10, 2, 0, 253)) && r.AdvMSS == 1360
+			return len(r.MultiPath) == 2 && r.MultiPath[0].Hops == 2 &&
+				r.MultiPath[1].Gw.Equal(net.IPv4(10, 2, 0, 253)) && r.AdvMSS == 1360
 		},
 		"172.19.0.0/16 metric 0": func(r netlink.Route) bool { return r.Type == unix.RTN_BLACKHOLE },
 		"172.20.0.0/16 metric 0": func(r netlink.Route) bool { return r.Type == unix.RTN_UNREACHABLE },
@@ -96,7 +104,8 @@ func TestRepliesRefuseAHugeMainTable(t *testing.T) {
 	must(t, err)
 	defer h.Close()
 	for i := range MaxReplyRoutes {
-		must(t, h.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.%d.%d.0/24", 64+i/256, i%256)), Type: unix.RTN_BLACKHOLE}))
+		must(t, h.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.%d.%d.0/24", 64+i/256, i%256)),
+			Type: unix.RTN_BLACKHOLE}))
 	}
 	before := machineState(t)
 	m := open(t)
@@ -116,7 +125,8 @@ func TestSynAckCarriesTheLoweredMSS(t *testing.T) {
 	defer server.Close()
 	client := enterNew(t)
 	must(t, netns.Set(server))
-	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("lan"), PeerName: "eth", PeerNamespace: netlink.NsFd(client)}))
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("lan"), PeerName: "eth",
+		PeerNamespace: netlink.NsFd(client)}))
 	linkUp(t, "lan")
 	addAddr(t, "lan", "10.9.0.1/24")
 	m := open(t)

@@ -66,7 +66,8 @@ func (r Route) kernel(links linkSet) route {
 
 // planRoutes plans those of State.Routes that are unreachable, or those that are not. A route that another program made
 // is fine if it is the same, and a conflict if not.
-func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord]bool, snap snapshot) (steps []step, next []routeRecord, err error) {
+func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord]bool, snap snapshot) (steps []step,
+	next []routeRecord, err error) {
 	var errs []error
 	for _, w := range want {
 		if w.Unreachable != unreachable {
@@ -75,7 +76,8 @@ func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord
 		key, r := w.record(), w.kernel(snap.links)
 		if theirs := foreign(snap.routes[key], own[key]); len(theirs) > 0 {
 			if !theirs[0].same(r) {
-				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; remove it, "+
+				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; "+
+					"remove it, "+
 					"or use another address", w.Dst, tableName(key.Table), snap.describeWay(theirs[0]),
 					netlink.RouteProtocol(theirs[0].Protocol), snap.describeWay(r)))
 			}

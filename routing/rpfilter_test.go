@@ -2,10 +2,12 @@ package routing
 
 import "testing"
 
-// TestLoose makes devices take packets from addresses whose route leads elsewhere: only where they are strict, and as they were in the end.
+// TestLoose makes devices take packets from addresses whose route leads elsewhere: only where they are strict, and as
+// they were in the end.
 func TestLoose(t *testing.T) {
 	for _, c := range []struct{ all, east, during string }{
-		{"1", "1", "2"}, {"1", "0", "2"}, {"0", "1", "2"}, {"0", "0", "0"}, {"2", "1", "1"}, {"2", "0", "0"}, {"1", "2", "2"},
+		{"1", "1", "2"}, {"1", "0", "2"}, {"0", "1", "2"}, {"0", "0", "0"}, {"2", "1", "1"}, {"2", "0", "0"},
+		{"1", "2", "2"},
 	} {
 		newHost(t)
 		setSysctl(t, "net/ipv4/conf/all/rp_filter", c.all)

@@ -131,7 +131,8 @@ func TestRulesShared(t *testing.T) {
 	if n, err := second.mend(); n == 0 || err != nil { // the first one's rules, and the route that the device has lost
 		t.Errorf("mending made %d changes, %v", n, err)
 	}
-	if hop, ok, err := Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok || hop.Link != "vs1" {
+	if hop, ok, err := Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok ||
+		hop.Link != "vs1" {
 		t.Errorf("the other's VIP: %+v, %v, %v", hop, ok, err)
 	}
 	must(t, second.Close())

@@ -40,8 +40,8 @@ const (
 	maxQL  = 1_000_000  // packets
 )
 
-// State is how the machine shall be. It is applied in the order of the fields, and undone in the reverse order, save for
-// unreachable routes, which are made before and undone after everything else.
+// State is how the machine shall be. It is applied in the order of the fields, and undone in the reverse order, save
+// for unreachable routes, which are made before and undone after everything else.
 type State struct {
 	Sysctls []Sysctl
 	Links   []Link
@@ -50,8 +50,9 @@ type State struct {
 	Rules   []Rule   // whose tables hold nothing but Routes
 	Replies *Replies // nil: none
 
-	// Loose are devices by which packets may come in from addresses whose route leads elsewhere: their reverse-path filter (RFC 3704) becomes loose where it
-	// is strict. What is looser stays, and devices that are not there don't count.
+	// Loose are devices by which packets may come in from addresses whose route leads elsewhere: their reverse-path
+	// filter (RFC 3704) becomes loose where it is strict. What is looser stays, and devices that are not there don't
+	// count.
 	Loose []string
 }
 
@@ -63,15 +64,16 @@ type Link struct {
 	Up         bool
 }
 
-// Addr is an address of a device. The kernel shall not pick one as the source of other traffic than answers: IPv4 addresses get host scope
-// (RFC 6724 has no say in IPv4; see inet_select_addr in net/ipv4/devinet.c), IPv6 addresses are deprecated.
+// Addr is an address of a device. The kernel shall not pick one as the source of other traffic than answers: IPv4
+// addresses get host scope (RFC 6724 has no say in IPv4; see inet_select_addr in net/ipv4/devinet.c), IPv6 addresses
+// are deprecated.
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
 }
 
-// Route sends Dst out of a device, without a gateway, or, if it is Unreachable, nowhere: the kernel answers with ICMP host
-// unreachable.
+// Route sends Dst out of a device, without a gateway, or, if it is Unreachable, nowhere: the kernel answers with ICMP
+// host unreachable.
 //
 // An unreachable route with a high metric behind one by a device catches what would take the default route when the
 // device goes. It outlives a SIGKILL on purpose, until the next Open: a router that sends us these packets would get
@@ -100,8 +102,8 @@ type Rule struct {
 // these are recorded and restored too, one by one. What it cannot restore is large receive offload, which the kernel
 // switches off on every device that it makes forward (dev_disable_lro).
 //
-// With net/ipv6/conf/all/forwarding it is likewise. Before it is switched on, devices with an accept_ra of 1 that did not forward get one of 2, so that
-// they go on taking router advertisements.
+// With net/ipv6/conf/all/forwarding it is likewise. Before it is switched on, devices with an accept_ra of 1 that did
+// not forward get one of 2, so that they go on taking router advertisements.
 type Sysctl struct {
 	Key      string // path below /proc/sys: "net/ipv4/conf/all/arp_ignore"
 	Value    string
@@ -110,9 +112,9 @@ type Sysctl struct {
 	Cosmetic bool // skip it where it can't be written: the state works without it
 }
 
-// Replies routes what this host sends from the given addresses by a table of its own: a copy of the main table, kept
-// in step with it by Watch, with the MSS that TCP advertises lowered. Routes by devices of State.Links are left out, and so
-// are those that this package made.
+// Replies routes what this host sends from the given addresses by a table of its own: a copy of the main table, kept in
+// step with it by Watch, with the MSS that TCP advertises lowered. Routes by devices of State.Links are left out, and
+// so are those that this package made.
 //
 // Copied are all routes that have not expired, of every type, with all their attributes and in the kernel's order of
 // preference. Of a multipath route the hops by devices that are down are left out. Where the kernel does not let a
@@ -121,8 +123,9 @@ type Replies struct {
 	From     []netip.Addr
 	Table    int // 1–252, or above 255; must be empty
 	Priority int // of the `ip rule`s, 1–32765; taken by nobody else
-	AdvMSS   int // bytes, at most, for IPv4; a route or device whose MTU needs less gets less. 0 leaves every route as it is
-	AdvMSS6  int // the same for IPv6
+	// bytes, at most, for IPv4; a route or device whose MTU needs less gets less. 0 leaves every route as it is
+	AdvMSS  int
+	AdvMSS6 int // the same for IPv6
 
 	// Bound is a device of State.Links, "" for none. Packets whose socket asks for it as their output device
 	// (SO_BINDTODEVICE, the interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, if Table has no
@@ -176,27 +179,34 @@ func (s State) validate() error {
 	for _, l := range s.Links {
 		once("link " + l.Name)
 		check(validLink(l.Name), "link %q: want a device name of 1 to 15 bytes", l.Name)
-		check(l.MTU == 0 || inRange(l.MTU, minMTU, maxMTU), "link %s: MTU %d: want %d to %d", l.Name, l.MTU, minMTU, maxMTU)
+		check(l.MTU == 0 || inRange(l.MTU, minMTU, maxMTU), "link %s: MTU %d: want %d to %d", l.Name, l.MTU, minMTU,
+			maxMTU)
 		check(inRange(l.TxQueueLen, 0, maxQL), "link %s: queue length %d: want 0 to %d", l.Name, l.TxQueueLen, maxQL)
 	}
 	for _, a := range s.Addrs {
 		once(fmt.Sprintf("address %s on %s", a.Prefix, a.Link))
 		check(validLink(a.Link), "address %s: bad device name %q", a.Prefix, a.Link)
-		check(validPrefix(a.Prefix) && !a.Prefix.Addr().IsUnspecified(), "address %s on %s: not an address with a prefix length", a.Prefix, a.Link)
+		check(validPrefix(a.Prefix) && !a.Prefix.Addr().IsUnspecified(), "address %s on %s: not an address with a "+
+			"prefix length", a.Prefix, a.Link)
 	}
 	for _, r := range s.Routes {
 		once(fmt.Sprintf("route %s in table %s with metric %d", r.Dst, tableName(r.table()), r.record().Metric))
 		if r.Unreachable {
-			check(r.Link == "" && r.MTU == 0 && r.AdvMSS == 0, "route %s: unreachable, so it has no device, MTU or MSS", r.Dst)
+			check(r.Link == "" && r.MTU == 0 && r.AdvMSS == 0, "route %s: unreachable, so it has no device, MTU or MSS",
+				r.Dst)
 		} else {
 			check(validLink(r.Link), "route %s: bad device name %q", r.Dst, r.Link)
 		}
-		check(uint64(r.Metric) <= math.MaxInt, "route %s: metric %d: want 0 to %d on this machine", r.Dst, r.Metric, math.MaxInt)
+		check(uint64(r.Metric) <= math.MaxInt, "route %s: metric %d: want 0 to %d on this machine", r.Dst, r.Metric,
+			math.MaxInt)
 		check(validPrefix(r.Dst) && r.Dst == r.Dst.Masked(), "route %s: not a network prefix without host bits", r.Dst)
 		check(inRange(r.Table, 0, maxID), "route %s: bad table %d", r.Dst, r.Table)
-		check(r.MTU == 0 || inRange(r.MTU, minMTU, maxMTU), "route %s: MTU %d: want %d to %d", r.Dst, r.MTU, minMTU, maxMTU)
-		check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "route %s: advmss %d: want %d to %d", r.Dst, r.AdvMSS, minMSS, maxMSS)
-		check(s.Replies == nil || s.Replies.Table != r.table(), "route %s: table %d is the one for replies", r.Dst, r.Table)
+		check(r.MTU == 0 || inRange(r.MTU, minMTU, maxMTU), "route %s: MTU %d: want %d to %d", r.Dst, r.MTU, minMTU,
+			maxMTU)
+		check(r.AdvMSS == 0 || inRange(r.AdvMSS, minMSS, maxMSS), "route %s: advmss %d: want %d to %d", r.Dst, r.AdvMSS,
+			minMSS, maxMSS)
+		check(s.Replies == nil || s.Replies.Table != r.table(), "route %s: table %d is the one for replies", r.Dst,
+			r.Table)
 	}
 	for _, r := range s.Rules {
 		once(fmt.Sprintf("rule %s", r.record()))
@@ -213,7 +223,8 @@ func (s State) validate() error {
 			check(validAddr(a) && !a.IsUnspecified(), "replies from %s: not an address", a)
 		}
 		check(validTable(r.Table), "replies: table %d: want %s", r.Table, wantTable)
-		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's", r.Priority, lastP)
+		check(inRange(r.Priority, 1, lastP), "replies: priority %d: want 1 to %d, in front of the main table's",
+			r.Priority, lastP)
 		if r.Bound != "" {
 			check(validLink(r.Bound), "replies: bad device name %q", r.Bound)
 			check(!inRange(r.Table+1, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL) && r.Table < maxID,
@@ -253,7 +264,8 @@ func inRange(v, low, high int) bool { return v >= low && v <= high }
 
 // validLink is dev_valid_name of net/core/dev.c.
 func validLink(name string) bool {
-	return len(name) > 0 && len(name) < unix.IFNAMSIZ && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\n\v\f\r\x00")
+	return len(name) > 0 && len(name) < unix.IFNAMSIZ && name != "." && name != ".." && !strings.ContainsAny(name,
+		"/: \t\n\v\f\r\x00")
 }
 
 // An IPv4-mapped IPv6 address would be taken for IPv4 by netlink's net.IP; a zone has no place in a route.

@@ -57,7 +57,8 @@ func TestCloneSharesNothing(t *testing.T) {
 	s.Replies.From[0] = netip.IPv4Unspecified()
 	s.Rules[0].Priority = 0
 	s.Replies.Table, s.Links[0].MTU, s.Addrs[0].Link, s.Routes[0].Link, s.Sysctls[0].Value = 1, 1, "x", "x", "x"
-	if err := c.validate(); err != nil || c.Replies.Table != 5080 || c.Addrs[0].Link != "vs0" || c.Sysctls[0].Value != "1" {
+	if err := c.validate(); err != nil || c.Replies.Table != 5080 || c.Addrs[0].Link != "vs0" ||
+		c.Sysctls[0].Value != "1" {
 		t.Errorf("the clone changed: %+v, %v", c, err)
 	}
 }

@@ -29,8 +29,9 @@ func writeSysctl(key, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// tryWriting says why a sysctl can't be written, without doing it. Only to open it asks the kernel itself, which lets whoever has CAP_NET_ADMIN write
-// what root owns (Linux net/sysctl_net.c, net_ctl_permissions): faccessat2(2) is not there before 5.8, nor in every container and sandbox.
+// tryWriting says why a sysctl can't be written, without doing it. Only to open it asks the kernel itself, which lets
+// whoever has CAP_NET_ADMIN write what root owns (Linux net/sysctl_net.c, net_ctl_permissions): faccessat2(2) is not
+// there before 5.8, nor in every container and sandbox.
 func tryWriting(key string) error {
 	fd, err := unix.Open(sysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -165,9 +166,10 @@ func sysctlName(key string) string {
 
 const forwarding6 = "net/ipv6/conf/all/forwarding"
 
-// withAdvertisements puts before IPv6 forwarding what keeps the devices that take router advertisements doing so: one that forwards takes them only with an
-// accept_ra of 2, and the kernel forgets its default routes at once (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices
-// that forwarded before are left alone, and so are those whose accept_ra is in want.
+// withAdvertisements puts before IPv6 forwarding what keeps the devices that take router advertisements doing so: one
+// that forwards takes them only with an accept_ra of 2, and the kernel forgets its default routes at once
+// (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that forwarded before are left
+// alone, and so are those whose accept_ra is in want.
 func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysctl {
 	at := slices.IndexFunc(want, func(c Sysctl) bool { return c.Key == forwarding6 && c.Value == "1" })
 	if at < 0 {
@@ -195,7 +197,10 @@ func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysc
 		if was.Key != "" {
 			now = was.before(forwards, links, now)
 		}
-		ours := slices.ContainsFunc(own, func(r sysctlRecord) bool { return r.Key == d.key && r.Link == links.index(device) })
+		ours := slices.ContainsFunc(own, func(r sysctlRecord) bool {
+			return r.Key == d.key &&
+				r.Link == links.index(device)
+		})
 		named := slices.ContainsFunc(want, func(c Sysctl) bool { return c.Key == d.key })
 		if now == "0" && (cur == "1" || cur == d.value && ours) && !named {
 			keep = append(keep, Sysctl{Key: d.key, Value: d.value, Optional: true})

@@ -27,7 +27,8 @@ func TestForwardingIsRestoredForEachDevice(t *testing.T) {
 	before := machineState(t)
 	m := open(t)
 	must(t, m.Set(forward()))
-	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/west/forwarding", "net/ipv4/conf/east/forwarding"} {
+	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/west/forwarding",
+		"net/ipv4/conf/east/forwarding"} {
 		if got := sysctl(t, key); got != "1" {
 			t.Errorf("%s = %s", key, got)
 		}
@@ -89,7 +90,8 @@ func TestSysctlOrder(t *testing.T) {
 	s.Sysctls = append(s.Sysctls, Sysctl{Key: "net/ipv4/conf/west/forwarding", Value: "0"},
 		Sysctl{Key: "net/ipv4/conf/all/accept_redirects", Value: "1"})
 	must(t, m.Set(s))
-	if a, b := sysctl(t, "net/ipv4/conf/west/forwarding"), sysctl(t, "net/ipv4/conf/all/accept_redirects"); a != "0" || b != "1" {
+	if a, b := sysctl(t, "net/ipv4/conf/west/forwarding"), sysctl(t, "net/ipv4/conf/all/accept_redirects"); a != "0" ||
+		b != "1" {
 		t.Errorf("west/forwarding = %s, want 0; all/accept_redirects = %s, want 1", a, b)
 	}
 	if n, err := m.mend(); n != 0 || err != nil {
@@ -156,8 +158,8 @@ func TestSysctlLink(t *testing.T) {
 	}
 }
 
-// TestReadOnlySysctls: where /proc/sys is read-only, the errors name what can be set before the device is there, Presets
-// lists the same, and with these values Set does its work.
+// TestReadOnlySysctls: where /proc/sys is read-only, the errors name what can be set before the device is there,
+// Presets lists the same, and with these values Set does its work.
 func TestReadOnlySysctls(t *testing.T) {
 	if !inOwnMounts(t) {
 		return

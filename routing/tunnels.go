@@ -20,9 +20,10 @@ type Tunnel struct {
 	Module    string     // the driver's name
 }
 
-// KernelTunnels lists the kernel's tunnel devices that take one of protocols off the wire, over IPv6 or over IPv4. One that is up takes a copy of
-// each packet that a raw socket gets; one that is down still makes the kernel answer those that fit no tunnel with
-// ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in net/ipv6/tunnel6.c, gre_rcv in net/ipv4/ip_gre.c).
+// KernelTunnels lists the kernel's tunnel devices that take one of protocols off the wire, over IPv6 or over IPv4. One
+// that is up takes a copy of each packet that a raw socket gets; one that is down still makes the kernel answer those
+// that fit no tunnel with ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in net/ipv6/tunnel6.c,
+// gre_rcv in net/ipv4/ip_gre.c).
 func KernelTunnels(over6 bool, protocols ...uint8) ([]Tunnel, error) {
 	h, err := newHandle()
 	if err != nil {
@@ -36,7 +37,10 @@ func KernelTunnels(over6 bool, protocols ...uint8) ([]Tunnel, error) {
 	var found []Tunnel
 	for _, l := range links {
 		t := tunnelOf(l)
-		if t.Over6 == over6 && slices.ContainsFunc(t.Protocols, func(p uint8) bool { return slices.Contains(protocols, p) }) {
+		if t.Over6 == over6 && slices.ContainsFunc(t.Protocols, func(p uint8) bool {
+			return slices.Contains(protocols,
+				p)
+		}) {
 			found = append(found, t)
 		}
 	}
@@ -54,7 +58,8 @@ func tunnelOf(l netlink.Link) Tunnel {
 	case *netlink.Sittun:
 		t.Module, t.Protocols, mode, remote = "sit", []uint8{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6}, l.Proto, l.Remote
 	case *netlink.Ip6tnl:
-		t.Module, t.Protocols, mode, remote = "ip6_tunnel", []uint8{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6}, l.Proto, l.Remote
+		t.Module, t.Protocols, mode, remote = "ip6_tunnel", []uint8{unix.IPPROTO_IPIP, unix.IPPROTO_IPV6}, l.Proto,
+			l.Remote
 		t.Over6 = true
 	case *netlink.Gretun:
 		t.Module, t.Protocols, remote = "ip_gre", []uint8{unix.IPPROTO_GRE}, l.Remote

@@ -16,7 +16,8 @@ func TestKernelTunnels(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, tun := range got {
-			if tun.Name == "vs0" || tun.Name == "east" || tun.Up || tun.Over6 != over6 || len(tun.Protocols) == 0 || tun.Module == "" {
+			if tun.Name == "vs0" || tun.Name == "east" || tun.Up || tun.Over6 != over6 || len(tun.Protocols) == 0 ||
+				tun.Module == "" {
 				t.Errorf("not a tunnel of the kernel: %+v", tun)
 			}
 		}
@@ -53,8 +54,10 @@ func TestTunnelOf(t *testing.T) {
 		link netlink.Link
 		want string
 	}{
-		{&netlink.Iptun{}, "invalid IP"}, {&netlink.Iptun{Remote: v4}, "invalid IP"}, {&netlink.Ip6tnl{Remote: v6}, "invalid IP"},
-		{&netlink.Iptun{Remote: director}, "10.0.0.1"}, {&netlink.Gretun{Remote: director.To4()}, "10.0.0.1"}, {&netlink.Ip6tnl{Remote: six}, "2001:db8::1"},
+		{&netlink.Iptun{}, "invalid IP"}, {&netlink.Iptun{Remote: v4}, "invalid IP"}, {&netlink.Ip6tnl{Remote: v6},
+			"invalid IP"},
+		{&netlink.Iptun{Remote: director}, "10.0.0.1"}, {&netlink.Gretun{Remote: director.To4()}, "10.0.0.1"},
+		{&netlink.Ip6tnl{Remote: six}, "2001:db8::1"},
 	} {
 		if got := tunnelOf(c.link).Remote; got.String() != c.want {
 			t.Errorf("%+v takes packets of %v, want %s", c.link, got, c.want)

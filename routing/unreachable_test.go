@@ -140,7 +140,8 @@ func TestRouteThatBecomesUnreachableAndBack(t *testing.T) {
 
 func TestUnreachableOfSomebodyElseStays(t *testing.T) {
 	newHost(t)
-	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("198.51.100.80/32"), Type: unix.RTN_UNREACHABLE, Priority: lastMetric}))
+	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("198.51.100.80/32"), Type: unix.RTN_UNREACHABLE,
+		Priority: lastMetric}))
 	before := machineState(t)
 	m := open(t)
 	must(t, m.Set(guarded()))

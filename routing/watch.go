@@ -88,7 +88,8 @@ func signal(wake chan<- struct{}) {
 
 // follow calls mend when it is woken, but not too often. It returns nil when ctx is cancelled, and else what it reads
 // from failed.
-func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-chan error, mend func() (int, error)) error {
+func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-chan error,
+	mend func() (int, error)) error {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
 	restless := 0 // passes in a row that failed or changed something

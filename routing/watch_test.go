@@ -19,7 +19,10 @@ func TestWatchMends(t *testing.T) {
 	must(t, m.Set(fullState()))
 	stop := watch(t, m)
 	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("203.0.113.0/24"), Scope: unix.RT_SCOPE_LINK}))
-	eventually(t, "deleted route is back", func() bool { return routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil })
+	eventually(t, "deleted route is back", func() bool {
+		return routeIn(t, unix.RT_TABLE_MAIN,
+			"203.0.113.0/24") != nil
+	})
 
 	rule := ruleRecord{Priority: 1080, From: fullState().Replies.From[1], Table: 5080}
 	must(t, netlink.RuleDel(rule.kernel()))
@@ -105,7 +108,10 @@ func TestWatchGoesOnAfterTrouble(t *testing.T) {
 		must(t, err)
 		return len(addrs) == 1 && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil
 	})
-	eventually(t, "the end of the trouble is logged", func() bool { return strings.Contains(log.String(), "in the desired state again") })
+	eventually(t, "the end of the trouble is logged", func() bool {
+		return strings.Contains(log.String(),
+			"in the desired state again")
+	})
 	if n := strings.Count(log.String(), "no device vs0"); n != 1 || strings.Contains(log.String(), `\n`) {
 		t.Errorf("the missing device is named %d times in the log, want once and in one line:\n%s", n, log)
 	}

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WhoHas asks the neighbours by a link who has the IPv4 address a, in the name of this host's address from, and returns the MAC addresses from which answers
-// come until wait is over, each once. The link is one with MAC addresses; another has no neighbours to ask. It needs CAP_NET_RAW.
+// WhoHas asks the neighbours by a link who has the IPv4 address a, in the name of this host's address from, and returns
+// the MAC addresses from which answers come until wait is over, each once. The link is one with MAC addresses; another
+// has no neighbours to ask. It needs CAP_NET_RAW.
 func WhoHas(link string, a, from netip.Addr, wait time.Duration) (answers []net.HardwareAddr, err error) {
 	dev, err := net.InterfaceByName(link)
 	if err != nil {
@@ -84,7 +85,8 @@ func arpRequest(mac net.HardwareAddr, from, a netip.Addr) []byte {
 
 // arpAnswer is who says in b that he has a.
 func arpAnswer(b []byte, a netip.Addr) (net.HardwareAddr, bool) {
-	if len(b) < arpLen || binary.BigEndian.Uint16(b[2:]) != 0x0800 || b[4] != macLen || b[5] != 4 || b[7] != arpTell || netip.AddrFrom4([4]byte(b[14:18])) != a {
+	if len(b) < arpLen || binary.BigEndian.Uint16(b[2:]) != 0x0800 || b[4] != macLen || b[5] != 4 || b[7] != arpTell ||
+		netip.AddrFrom4([4]byte(b[14:18])) != a {
 		return nil, false
 	}
 	return bytes.Clone(b[8:14]), true

@@ -17,7 +17,8 @@ import (
 // openMu keeps the moment short in which a descriptor without O_CLOEXEC exists: water opens it so.
 var openMu sync.Mutex
 
-// openPlain opens a queue without offloads, with water. Its file, which Go's poller watches, is closed in favour of a duplicate.
+// openPlain opens a queue without offloads, with water. Its file, which Go's poller watches, is closed in favour of a
+// duplicate.
 func openPlain(name string) (int, error) {
 	openMu.Lock()
 	defer openMu.Unlock()
@@ -85,8 +86,9 @@ func openVnet(name string) (int, error) {
 	return fd, nil
 }
 
-// noMulticast tells the kernel that nobody at the other end of the device wants multicast (netdevice(7), IFF_MULTICAST): else it reports through it which
-// groups this host has joined (RFC 3810), as soon as the device has IPv6.
+// noMulticast tells the kernel that nobody at the other end of the device wants multicast (netdevice(7),
+// IFF_MULTICAST): else it reports through it which groups this host has joined (RFC 3810), as soon as the device has
+// IPv6.
 func noMulticast(name string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -142,7 +144,8 @@ func offloadNames(set uint) string {
 func explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("/dev/net/tun: %w: the kernel needs its tun driver (modprobe tun), a container the device (--device /dev/net/tun)", err)
+		return fmt.Errorf("/dev/net/tun: %w: the kernel needs its tun driver (modprobe tun), a container the device "+
+			"(--device /dev/net/tun)", err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN and the right to open /dev/net/tun", err)
 	case errors.Is(err, unix.EMFILE):

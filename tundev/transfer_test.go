@@ -21,7 +21,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// end is one of two hosts that are joined by their TUN devices: what one's kernel sends is read here and written to the other.
+// end is one of two hosts that are joined by their TUN devices: what one's kernel sends is read here and written to the
+// other.
 type end struct {
 	ns     netns.NsHandle
 	device *Device
@@ -214,7 +215,10 @@ func TestUDPSegmentTransfer(t *testing.T) {
 			t.Fatal(err)
 		}
 		var opt error
-		if err := raw.Control(func(fd uintptr) { opt = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1000) }); err != nil || opt != nil {
+		if err := raw.Control(func(fd uintptr) {
+			opt = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT,
+				1000)
+		}); err != nil || opt != nil {
 			t.Skip("SKIPPED: this kernel has no UDP_SEGMENT: ", err, opt)
 		}
 		data := make([]byte, 10_500)

@@ -1,5 +1,6 @@
-// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches. Where the kernel has offloads, one
-// packet may be a super-packet: packet.Buf's Offload says so. What a device without offloads can't take is done here.
+// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches. Where the kernel
+// has offloads, one packet may be a super-packet: packet.Buf's Offload says so. What a device without offloads can't
+// take is done here.
 package tundev
 
 import (
@@ -26,8 +27,8 @@ type Device struct {
 	offloads string
 }
 
-// Open makes the TUN device called name, of 1 to 15 bytes. It needs CAP_NET_ADMIN and /dev/net/tun. The device is down and has no address.
-// The name must be free: a TUN device that somebody made to persist would be taken over.
+// Open makes the TUN device called name, of 1 to 15 bytes. It needs CAP_NET_ADMIN and /dev/net/tun. The device is down
+// and has no address. The name must be free: a TUN device that somebody made to persist would be taken over.
 func Open(name string, o Options) (*Device, error) {
 	if len(name) == 0 || len(name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("TUN device %q: want a name of 1 to %d bytes", name, unix.IFNAMSIZ-1)
@@ -87,7 +88,8 @@ func (d *Device) Name() string { return d.name }
 // Queues are the device's queues. The kernel spreads packets over them by flow.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// Offloads names what the kernel leaves to us: checksums ("csum"), TCP ("tso") and UDP ("uso") segmentation; "" for a plain device.
+// Offloads names what the kernel leaves to us: checksums ("csum"), TCP ("tso") and UDP ("uso") segmentation; "" for a
+// plain device.
 func (d *Device) Offloads() string { return d.offloads }
 
 // Close closes all queues, and so removes the device. Reads that wait return.
@@ -129,11 +131,12 @@ type writing struct {
 	iovs [1 + packet.MaxChain]unix.Iovec
 }
 
-// batchBytes is how many bytes are read before the reader returns: super-packets are treated while the cache still has them.
+// batchBytes is how many bytes are read before the reader returns: super-packets are treated while the cache still has
+// them.
 const batchBytes = 192 << 10
 
-// ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1 without error;
-// os.ErrClosed after Close.
+// ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1
+// without error; os.ErrClosed after Close.
 func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -160,7 +163,8 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 			room = b.RoomVnet()
 		}
 		// It never waits, so that Go's scheduler need not be told.
-		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))), uintptr(len(room)))
+		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))),
+			uintptr(len(room)))
 		switch errno {
 		case 0:
 			length := int(r)
@@ -188,10 +192,11 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 	return n, nil
 }
 
-// WriteBatch gives IP packets to the kernel, as if they had come in through the device, and returns how many it took and their bytes. It
-// refuses, without harm to the others, what is no IP packet, and everything while the device is down. An error means that the device can't
-// be used any more. A super-packet, which counts as one, is split for a device without offloads, and is taken when all its segments are; one in
-// several pieces (packet.Buf, Next), which counts as so many, is for a device with offloads, others refuse it.
+// WriteBatch gives IP packets to the kernel, as if they had come in through the device, and returns how many it took
+// and their bytes. It refuses, without harm to the others, what is no IP packet, and everything while the device is
+// down. An error means that the device can't be used any more. A super-packet, which counts as one, is split for a
+// device without offloads, and is taken when all its segments are; one in several pieces (packet.Buf, Next), which
+// counts as so many, is for a device with offloads, others refuse it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {

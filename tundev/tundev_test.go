@@ -172,7 +172,8 @@ func TestReadAndWrite(t *testing.T) {
 				if d := p.Parse(bufs[i].Bytes()); d != packet.Accept || p.Flow.Dst.Is6() {
 					continue // IPv6's greetings
 				}
-				if p.Flow.Dst != netip.MustParseAddr("10.99.0.7") || p.Flow.DstPort != 9 || string(bufs[i].Bytes()[28:]) != fmt.Sprintf("%03d", seen) {
+				if p.Flow.Dst != netip.MustParseAddr("10.99.0.7") || p.Flow.DstPort != 9 ||
+					string(bufs[i].Bytes()[28:]) != fmt.Sprintf("%03d", seen) {
 					t.Fatalf("packet %d: %v %q", seen, p.Flow, bufs[i].Bytes()[28:])
 				}
 				seen++
@@ -284,7 +285,8 @@ func TestRemovedDeviceIsAnError(t *testing.T) {
 		if err := <-end; !strings.Contains(err.Error(), "removed by somebody else") {
 			t.Errorf("a reader ends with %v", err)
 		}
-		if _, _, err := d.Queues()[0].WriteBatch(bufsOf(make([]byte, 40))); err == nil || !strings.Contains(err.Error(), "removed by somebody else") {
+		if _, _, err := d.Queues()[0].WriteBatch(bufsOf(make([]byte, 40))); err == nil || !strings.Contains(err.Error(),
+			"removed by somebody else") {
 			t.Errorf("write: %v", err)
 		}
 	})
@@ -317,7 +319,8 @@ func TestOpenFailsCleanly(t *testing.T) {
 		if back := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); back != nil {
 			t.Fatal(back)
 		}
-		if err == nil || !strings.Contains(err.Error(), "lower queues, or raise LimitNOFILE") || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.Contains(err.Error(), "lower queues, or raise LimitNOFILE") ||
+			strings.Contains(err.Error(), "\n") {
 			t.Errorf("without a descriptor left: %v", err)
 		}
 		if descriptors(t) != before {

@@ -36,7 +36,8 @@ func fill(n int) View {
 	return table
 }
 
-// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Touch, as the director does it, and one by one.
+// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Touch, as the director does
+// it, and one by one.
 func BenchmarkLookup(b *testing.B) {
 	for _, flows := range []int{1, 10_000, 1_000_000, 10_000_000} {
 		table := fill(flows)
@@ -147,8 +148,8 @@ func BenchmarkSweep(b *testing.B) {
 	}
 }
 
-// BenchmarkGCStop collects garbage while two goroutines use a full table of 10 million flows, and reports the longest time for which
-// everything stood still.
+// BenchmarkGCStop collects garbage while two goroutines use a full table of 10 million flows, and reports the longest
+// time for which everything stood still.
 func BenchmarkGCStop(b *testing.B) {
 	table := fill(10_000_000)
 	stop := make(chan struct{})
@@ -182,7 +183,8 @@ func BenchmarkGCStop(b *testing.B) {
 	b.ReportMetric(float64(longest.Microseconds()), "µs-longest")
 }
 
-// BenchmarkFull is a new connection to a full table: of established ones, which it can't have, and of half-open ones, which make room.
+// BenchmarkFull is a new connection to a full table: of established ones, which it can't have, and of half-open ones,
+// which make room.
 func BenchmarkFull(b *testing.B) {
 	for _, c := range []struct {
 		name string

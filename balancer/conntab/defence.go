@@ -1,10 +1,11 @@
 package conntab
 
-// Under a SYN flood from random addresses a director can't tell an attacker from a client until the client's ACK comes. So half-open connections
-// have a bound of their own, which leaves the rest of the table to established ones, and a new one beyond it takes the place of the oldest of its
-// shard: a client that answers before the bound is filled once more gets through, and an attacker's never get more room. From half of the bound on they
-// also live shorter. A template that has been made for a half-open connection counts as one too, until one of its connections has got through
-// (Linux ip_vs_core.c, IP_VS_CTPL_S_ASSURED). It is what IPVS's drop_entry and secure_tcp are for.
+// Under a SYN flood from random addresses a director can't tell an attacker from a client until the client's ACK comes.
+// So half-open connections have a bound of their own, which leaves the rest of the table to established ones, and a new
+// one beyond it takes the place of the oldest of its shard: a client that answers before the bound is filled once more
+// gets through, and an attacker's never get more room. From half of the bound on they also live shorter. A template
+// that has been made for a half-open connection counts as one too, until one of its connections has got through (Linux
+// ip_vs_core.c, IP_VS_CTPL_S_ASSURED). It is what IPVS's drop_entry and secure_tcp are for.
 
 // minHalfOpen is the least bound for each shard: the oldest of fewer is often a young one.
 const minHalfOpen = 8
@@ -33,8 +34,8 @@ func (s *store[A]) tired(e *entry[A], times *timeouts, now Ticks) bool {
 	return life > hardened && (e.expires - (life - hardened)).reached(now) && s.unproven(e)
 }
 
-// queue is a shard's newest unproven entries, as many as the bound allows it, by the upper half of their hashes. Those that have got through since,
-// or are gone, are still in it.
+// queue is a shard's newest unproven entries, as many as the bound allows it, by the upper half of their hashes. Those
+// that have got through since, or are gone, are still in it.
 type queue struct {
 	hashes []uint32 // a ring
 	head   int      // of the oldest
@@ -61,7 +62,8 @@ func (q *queue) pop() (upper uint32) {
 	return upper
 }
 
-// enqueue notes that an entry of that hash is unproven, and removes the one for which there is no place in the queue any more.
+// enqueue notes that an entry of that hash is unproven, and removes the one for which there is no place in the queue
+// any more.
 func (s *store[A]) enqueue(sh *shard[A], hash uint64) {
 	q := &sh.unproven
 	if len(q.hashes) == 0 {

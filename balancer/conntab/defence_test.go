@@ -10,17 +10,21 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestFloodKeepsItsBound: under SYNs from everywhere the half-open stay within their bound, every new one gets in, the clients that answer within a fifth
-// of the time in which the bound is filled once get through, and nobody established is harmed. With persistence, which makes a template for each
-// client, it is the same.
+// TestFloodKeepsItsBound: under SYNs from everywhere the half-open stay within their bound, every new one gets in, the
+// clients that answer within a fifth of the time in which the bound is filled once get through, and nobody established
+// is harmed. With persistence, which makes a template for each client, it is the same.
 func TestFloodKeepsItsBound(t *testing.T) {
 	for _, c := range []struct {
 		maximum, half int
 		persistent    bool
 	}{
-		{1024, 256, false}, {4096, 1024, false}, {40_000, 10_000, false}, {200_000, 1, false}, {200_000, 20_000, false}, {40_000, 10_000, true}, {200_000, 2048, true},
+		{1024, 256, false}, {4096, 1024, false}, {40_000, 10_000, false}, {200_000, 1, false}, {200_000, 20_000, false},
+		{40_000, 10_000, true}, {200_000, 2048, true},
 	} {
-		t.Run(fmt.Sprintf("%d-%d-%v", c.maximum, c.half, c.persistent), func(t *testing.T) { flood(t, c.maximum, c.half, c.persistent) })
+		t.Run(fmt.Sprintf("%d-%d-%v", c.maximum, c.half, c.persistent), func(t *testing.T) {
+			flood(t, c.maximum, c.half,
+				c.persistent)
+		})
 	}
 }
 
@@ -93,7 +97,8 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 		t.Errorf("%d half-open, %d evicted: there was no flood", table.HalfOpen(), table.Evicted())
 	}
 	t.Logf("%d of %d clients got through, %d of %d SYNs were refused", through, tried, refused, sent)
-	// The table's hash is another one each time, and so is how even its shards are filled: of a thousand clients one or two have a full one.
+	// The table's hash is another one each time, and so is how even its shards are filled: of a thousand clients one or
+	// two have a full one.
 	if through*100 < tried*99 || refused*1000 > sent {
 		t.Errorf("%d of %d clients got through, %d of %d SYNs were refused", through, tried, refused, sent)
 	}

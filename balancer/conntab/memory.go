@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hugePages asks the kernel to back size bytes from p with huge pages (madvise(2), MADV_HUGEPAGE): a random lookup in a large table then doesn't
-// miss the TLB. A kernel that has none says no, and all works as well, slower.
+// hugePages asks the kernel to back size bytes from p with huge pages (madvise(2), MADV_HUGEPAGE): a random lookup in a
+// large table then doesn't miss the TLB. A kernel that has none says no, and all works as well, slower.
 func hugePages(p unsafe.Pointer, size uintptr) {
 	const huge = 2 << 20
 	skip := -uintptr(p) % huge

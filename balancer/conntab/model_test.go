@@ -9,7 +9,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// model is the table as one would write it without a thought for speed: maps, and everything that has expired removed at each step of the clock.
+// model is the table as one would write it without a thought for speed: maps, and everything that has expired removed
+// at each step of the clock.
 type model struct {
 	cfg       Config
 	times     timeouts
@@ -70,11 +71,14 @@ func (m *model) sweep(now Ticks) {
 // packet does what Packet and, for a new connection, Template, PutTemplate and Insert do together.
 func (m *model) packet(p *packet.Info, fresh, service uint32, now Ticks) (uint32, Result) {
 	f := p.Flow
-	syn, init := f.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN != 0, f.Proto == packet.ProtoSCTP && p.SCTPChunk == packet.ChunkInit
-	opens := f.Proto == packet.ProtoUDP || init || f.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST == 0 && (syn || m.cfg.SloppyTCP)
+	syn, init := f.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN != 0, f.Proto == packet.ProtoSCTP &&
+		p.SCTPChunk == packet.ChunkInit
+	opens := f.Proto == packet.ProtoUDP || init || f.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagRST == 0 &&
+		(syn || m.cfg.SloppyTCP)
 	c := m.conns[f]
 	if c != nil && (syn || init) {
-		closed := c.state == TimeWait || c.state == Close || c.state == SCTPClosed || m.cfg.Reuse == ReuseClosing && c.state == FinWait
+		closed := c.state == TimeWait || c.state == Close || c.state == SCTPClosed || m.cfg.Reuse == ReuseClosing &&
+			c.state == FinWait
 		if closed && m.cfg.Reuse != ReuseNever && c.template == nil || m.cfg.ExpireNodest && m.judged[c.dest][1] {
 			m.remove(f)
 			c = nil
@@ -94,7 +98,8 @@ func (m *model) packet(p *packet.Info, fresh, service uint32, now Ticks) (uint32
 		if !opens {
 			return 0, Refused
 		}
-		c = &modelConn{state: map[uint8]State{packet.ProtoTCP: None, packet.ProtoUDP: UDP, packet.ProtoSCTP: SCTPNone}[f.Proto], dest: fresh}
+		c = &modelConn{state: map[uint8]State{packet.ProtoTCP: None, packet.ProtoUDP: UDP,
+			packet.ProtoSCTP: SCTPNone}[f.Proto], dest: fresh}
 		if service != 0 {
 			k := modelClient{f.Src, service}
 			t := m.templates[k]
@@ -143,12 +148,13 @@ func play(t View, p *packet.Info, fresh, service uint32, now Ticks) (uint32, Res
 	return t.Insert(p, fresh, template, now)
 }
 
-// TestAgainstModel plays random packets of all protocols and both families, with a clock that runs and wraps, and destinations that come and go, to
-// the table and to the model, and wants the same of both.
+// TestAgainstModel plays random packets of all protocols and both families, with a clock that runs and wraps, and
+// destinations that come and go, to the table and to the model, and wants the same of both.
 func TestAgainstModel(t *testing.T) {
 	for name, cfg := range map[string]Config{
-		"default": {}, "sloppy": {SloppyTCP: true}, "reuse-0": {Reuse: ReuseNever}, "reuse-2": {Reuse: ReuseClosing}, "nodest": {ExpireNodest: true},
-		"drop": {DropRemoved: true}, "nodest-reuse-2": {ExpireNodest: true, Reuse: ReuseClosing},
+		"default": {}, "sloppy": {SloppyTCP: true}, "reuse-0": {Reuse: ReuseNever}, "reuse-2": {Reuse: ReuseClosing},
+		"nodest": {ExpireNodest: true},
+		"drop":   {DropRemoved: true}, "nodest-reuse-2": {ExpireNodest: true, Reuse: ReuseClosing},
 	} {
 		t.Run(name, func(t *testing.T) { againstModel(t, cfg) })
 	}
@@ -201,7 +207,8 @@ func againstModel(t *testing.T, cfg Config) {
 		want, wantResult := m.packet(&p, fresh, service, now)
 		got, result := play(table, &p, fresh, service, now)
 		if result != wantResult || (result == Hit || result == Inserted) && got != want {
-			t.Fatalf("packet %d, %v flags %05b chunk %d: destination %d result %d, want %d %d", i, p.Flow, p.TCPFlags, p.SCTPChunk, got, result, want, wantResult)
+			t.Fatalf("packet %d, %v flags %05b chunk %d: destination %d result %d, want %d %d", i, p.Flow, p.TCPFlags,
+				p.SCTPChunk, got, result, want, wantResult)
 		}
 	}
 	m.sweep(now)
@@ -244,7 +251,8 @@ func compare(t *testing.T, table View, m *model, now Ticks) {
 		if r != Hit || dest != c.dest {
 			t.Fatalf("template of %v: %d, result %d, want %d", k, dest, r, c.dest)
 		}
-		if n := table.children.count(number).Load() & countMask; int(n) != c.children+1 || table.children.assured(number) != c.assured {
+		if n := table.children.count(number).Load() & countMask; int(n) != c.children+1 ||
+			table.children.assured(number) != c.assured {
 			t.Errorf("template of %v has %d connections, want %d, assured %v", k, n-1, c.children, c.assured)
 		}
 		if !c.assured {
@@ -253,7 +261,8 @@ func compare(t *testing.T, table View, m *model, now Ticks) {
 		table.Release(number)
 	}
 	if len(m.conns) == 0 || len(m.templates) == 0 || table.Len() != len(m.conns)+len(m.templates) {
-		t.Errorf("the table holds %d, want %d connections and %d templates", table.Len(), len(m.conns), len(m.templates))
+		t.Errorf("the table holds %d, want %d connections and %d templates", table.Len(), len(m.conns),
+			len(m.templates))
 	}
 	if table.HalfOpen() != half {
 		t.Errorf("%d half-open connections, want %d", table.HalfOpen(), half)
@@ -290,7 +299,8 @@ func empty(t *testing.T, table View) {
 	}
 	for d := range uint32(21) {
 		if c := table.Counts(d); c.Active() != 0 || c.Inactive() != 0 || c.Templates() != 0 {
-			t.Errorf("destination %d: %d active, %d inactive, %d templates left", d, c.Active(), c.Inactive(), c.Templates())
+			t.Errorf("destination %d: %d active, %d inactive, %d templates left", d, c.Active(), c.Inactive(),
+				c.Templates())
 		}
 	}
 	free := 0

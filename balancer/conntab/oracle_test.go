@@ -13,8 +13,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestOracleStates replays testdata/oracle/tcp: after each packet of a sequence, the state, its timeout, the realserver's counts and where
-// the packet went, as a real kernel's IPVS had them.
+// TestOracleStates replays testdata/oracle/tcp: after each packet of a sequence, the state, its timeout, the
+// realserver's counts and where the packet went, as a real kernel's IPVS had them.
 func TestOracleStates(t *testing.T) {
 	files := map[string]Config{
 		"states.jsonl":        {Max: 1024},
@@ -56,8 +56,9 @@ func replaySequence(t *testing.T, cfg Config, seq []string, after [][5]any) {
 	const dest, now = 7, 1000
 	table := newSmall(cfg)
 	for i, flags := range seq {
-		p := packet.Info{Len: 40, TCPFlags: tcpFlags(flags), Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: 1024, DstPort: 80,
-			Src: netip.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80})}}
+		p := packet.Info{Len: 40, TCPFlags: tcpFlags(flags), Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: 1024,
+			DstPort: 80,
+			Src:     netip.AddrFrom4([4]byte{192, 0, 2, 1}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80})}}
 		_, r := table.Packet(&p, now)
 		if r == Miss {
 			_, r = table.Insert(&p, dest, 0, now)
@@ -84,7 +85,8 @@ func tcpFlags(s string) (f uint8) {
 		return 0
 	}
 	for _, c := range s {
-		f |= map[rune]uint8{'F': packet.FlagFIN, 'S': packet.FlagSYN, 'R': packet.FlagRST, 'P': packet.FlagPSH, 'A': packet.FlagACK, 'U': packet.FlagURG}[c]
+		f |= map[rune]uint8{'F': packet.FlagFIN, 'S': packet.FlagSYN, 'R': packet.FlagRST, 'P': packet.FlagPSH,
+			'A': packet.FlagACK, 'U': packet.FlagURG}[c]
 	}
 	return f
 }

@@ -14,11 +14,11 @@ const (
 	Full                   // no room for another connection
 )
 
-// Packet looks up the connection of a packet from the client, counts the packet, moves the connection's state and lets its timeout begin
-// again. dest is meaningful with Hit and Gone.
+// Packet looks up the connection of a packet from the client, counts the packet, moves the connection's state and lets
+// its timeout begin again. dest is meaningful with Hit and Gone.
 //
-// Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired by now, but counts until
-// Insert replaces it or it is swept, as in IPVS.
+// Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired
+// by now, but counts until Insert replaces it or it is swept, as in IPVS.
 func (v View) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
 	if p.Flow.Src.Is4() {
 		k := v.key4(p)
@@ -75,7 +75,8 @@ func (s *store[A]) expire(sh *shard[A], e *entry[A], now Ticks) {
 	sh.expects(now)
 }
 
-// begins reports whether p is the first packet of a connection, as its client sees it (Linux ip_vs_core.c, is_new_conn).
+// begins reports whether p is the first packet of a connection, as its client sees it (Linux ip_vs_core.c,
+// is_new_conn).
 func begins(p *packet.Info) bool {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
@@ -86,13 +87,14 @@ func begins(p *packet.Info) bool {
 	return false
 }
 
-// reused reports whether a packet that begins a connection ends e, since the client uses the port again (Linux ip_vs_core.c,
-// is_new_conn_expected). A persistent client's connections go on where they are.
+// reused reports whether a packet that begins a connection ends e, since the client uses the port again (Linux
+// ip_vs_core.c, is_new_conn_expected). A persistent client's connections go on where they are.
 func (e *entry[A]) reused(mode Reuse) bool {
 	if mode == ReuseNever || e.parent != 0 {
 		return false
 	}
-	return e.state == TimeWait || e.state == Close || e.state == SCTPClosed || mode == ReuseClosing && e.state == FinWait
+	return e.state == TimeWait || e.state == Close || e.state == SCTPClosed || mode == ReuseClosing &&
+		e.state == FinWait
 }
 
 // seen counts p in e, moves e's state and end, and returns its destination. e may have moved then.
@@ -124,7 +126,8 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, by *rules, no
 	return e.dest
 }
 
-// opens reports whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c, sctp_conn_schedule).
+// opens reports whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c,
+// sctp_conn_schedule).
 func (r *rules) opens(p *packet.Info) bool {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
@@ -154,10 +157,10 @@ func (t *Table) move(dest uint32, from, to State) {
 	}
 }
 
-// Insert makes a connection of the flow of p, for which Packet said Miss, to dest. template is the number of the template that led there, 0 for
-// none; the connection takes over the hold that Template or PutTemplate gave. If another goroutine has made the connection meanwhile, that one
-// stays, p is counted there, and its destination is returned with Hit. Otherwise the answer is Inserted, or Full when the table holds as
-// many connections as it may.
+// Insert makes a connection of the flow of p, for which Packet said Miss, to dest. template is the number of the
+// template that led there, 0 for none; the connection takes over the hold that Template or PutTemplate gave. If another
+// goroutine has made the connection meanwhile, that one stays, p is counted there, and its destination is returned with
+// Hit. Otherwise the answer is Inserted, or Full when the table holds as many connections as it may.
 func (v View) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
 	var r Result
 	if p.Flow.Src.Is4() {

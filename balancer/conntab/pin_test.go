@@ -7,7 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is said to, and is nobody's connection.
+// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is said
+// to, and is nobody's connection.
 func TestPinned(t *testing.T) {
 	six := tcp(1, 1, packet.FlagSYN)
 	six.Flow.Src, six.Flow.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("2001:db8::80")
@@ -21,15 +22,18 @@ func TestPinned(t *testing.T) {
 		if r := table.Pin(first.Flow, 8, false, 1); r != Hit {
 			t.Errorf("%v: a second Pin says %d", first.Flow, r)
 		}
-		for i, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagACK | packet.FlagPSH, packet.FlagFIN, packet.FlagRST, packet.FlagSYN, 0} {
+		for i, flags := range []uint8{packet.FlagSYN, packet.FlagACK, packet.FlagACK | packet.FlagPSH, packet.FlagFIN,
+			packet.FlagRST, packet.FlagSYN, 0} {
 			p := first
 			p.TCPFlags = flags
 			if dest, r := table.Packet(&p, Ticks(i)*600*PerSecond/10); r != Hit || dest != 7 {
 				t.Errorf("%v: packet %d: destination %d, result %d", first.Flow, i, dest, r)
 			}
 		}
-		if table.Len() != 0 || table.HalfOpen() != 0 || table.Counts(7).Active() != 0 || table.Counts(7).Inactive() != 1 {
-			t.Errorf("%v: %d connections, %d half-open, %d active", first.Flow, table.Len(), table.HalfOpen(), table.Counts(7).Active())
+		if table.Len() != 0 || table.HalfOpen() != 0 || table.Counts(7).Active() != 0 ||
+			table.Counts(7).Inactive() != 1 {
+			t.Errorf("%v: %d connections, %d half-open, %d active", first.Flow, table.Len(), table.HalfOpen(),
+				table.Counts(7).Active())
 		}
 		for c := range table.All(1) {
 			t.Errorf("%v is listed: %+v", first.Flow, c)
@@ -96,7 +100,8 @@ func TestPinnedInAFullTable(t *testing.T) {
 	}
 }
 
-// TestPinnedAreSweptTogether: flows that are pinned and end all the time have a shard swept once in some seconds, and not in each turn.
+// TestPinnedAreSweptTogether: flows that are pinned and end all the time have a shard swept once in some seconds, and
+// not in each turn.
 func TestPinnedAreSweptTogether(t *testing.T) {
 	table := newSmall(Config{Max: 1024})
 	const flows, step = 500, 7
@@ -125,7 +130,8 @@ func TestPinnedAreSweptTogether(t *testing.T) {
 	}
 }
 
-// TestPinOver: a flow is pinned in place of a connection, whose count goes with it; never in place of another pinned one, even at rest.
+// TestPinOver: a flow is pinned in place of a connection, whose count goes with it; never in place of another pinned
+// one, even at rest.
 func TestPinOver(t *testing.T) {
 	for _, flags := range [][]uint8{{packet.FlagSYN}, {packet.FlagSYN, packet.FlagACK}} {
 		table := newSmall(Config{HalfOpenMax: 8})
@@ -142,7 +148,8 @@ func TestPinOver(t *testing.T) {
 			t.Errorf("Pin in place of the connection says %d", r)
 		}
 		if c := table.Counts(2); table.Len() != 0 || table.HalfOpen() != 0 || c.Active()+c.Inactive() != 0 {
-			t.Errorf("%d connections, %d half-open, of the former destination %d", table.Len(), table.HalfOpen(), c.Active()+c.Inactive())
+			t.Errorf("%d connections, %d half-open, of the former destination %d", table.Len(), table.HalfOpen(),
+				c.Active()+c.Inactive())
 		}
 		if dest, r := table.Packet(&p, 1); r != Hit || dest != 7 {
 			t.Errorf("destination %d, result %d", dest, r)
@@ -188,7 +195,8 @@ func TestLeave(t *testing.T) {
 			}
 		}
 		if !table.Leave(&c.last, 2) && c.leaves || table.Len() != 1 {
-			t.Errorf("%s: it leaves a destination that it does not have any more, and %d connections remain", name, table.Len())
+			t.Errorf("%s: it leaves a destination that it does not have any more, and %d connections remain", name,
+				table.Len())
 		}
 		if got := table.Leave(&c.last, 1); got != c.leaves || table.Len() == 1 == c.leaves {
 			t.Errorf("%s: leaves %v, and %d connections remain", name, got, table.Len())

@@ -2,26 +2,34 @@ package conntab
 
 import "vstun/encap/packet"
 
-// sctpNext is the INPUT-ONLY part of sctp_states, Linux net/netfilter/ipvs/ip_vs_proto_sctp.c: for each chunk, the states whose
-// next is another one.
+// sctpNext is the INPUT-ONLY part of sctp_states, Linux net/netfilter/ipvs/ip_vs_proto_sctp.c: for each chunk, the
+// states whose next is another one.
 var sctpNext = map[uint8]map[State]State{
 	packet.ChunkData: {SCTPNone: SCTPEstablished, SCTPCookieWait: SCTPEstablished},
-	packet.ChunkInit: {SCTPNone: SCTPInit1, SCTPInit1: SCTPInit, SCTPCookieSent: SCTPInit, SCTPCookieReplied: SCTPInit, SCTPCookieWait: SCTPInit,
-		SCTPRejected: SCTPInit, SCTPClosed: SCTPInit},
-	packet.ChunkInitAck: {SCTPNone: SCTPCookieEchoed, SCTPInit1: SCTPCookieEchoed, SCTPInit: SCTPCookieEchoed, SCTPCookieSent: SCTPCookieEchoed,
+	packet.ChunkInit: {SCTPNone: SCTPInit1, SCTPInit1: SCTPInit, SCTPCookieSent: SCTPInit, SCTPCookieReplied: SCTPInit,
+		SCTPCookieWait: SCTPInit,
+		SCTPRejected:   SCTPInit, SCTPClosed: SCTPInit},
+	packet.ChunkInitAck: {SCTPNone: SCTPCookieEchoed, SCTPInit1: SCTPCookieEchoed, SCTPInit: SCTPCookieEchoed,
+		SCTPCookieSent:    SCTPCookieEchoed,
 		SCTPCookieReplied: SCTPCookieEchoed, SCTPCookieWait: SCTPCookieEchoed},
-	packet.ChunkCookieEcho: {SCTPNone: SCTPEstablished, SCTPInit1: SCTPEstablished, SCTPInit: SCTPEstablished, SCTPCookieSent: SCTPEstablished,
+	packet.ChunkCookieEcho: {SCTPNone: SCTPEstablished, SCTPInit1: SCTPEstablished, SCTPInit: SCTPEstablished,
+		SCTPCookieSent:    SCTPEstablished,
 		SCTPCookieReplied: SCTPEstablished, SCTPCookieWait: SCTPEstablished},
-	packet.ChunkCookieAck: {SCTPNone: SCTPEstablished, SCTPCookieSent: SCTPEstablished, SCTPCookieReplied: SCTPEstablished, SCTPCookie: SCTPEstablished,
+	packet.ChunkCookieAck: {SCTPNone: SCTPEstablished, SCTPCookieSent: SCTPEstablished,
+		SCTPCookieReplied: SCTPEstablished, SCTPCookie: SCTPEstablished,
 		SCTPCookieEchoed: SCTPEstablished},
 	packet.ChunkShutdown: {SCTPNone: SCTPShutdownReceived, SCTPEstablished: SCTPShutdownReceived},
-	packet.ChunkShutdownAck: {SCTPNone: SCTPClosed, SCTPInit1: SCTPInit, SCTPEstablished: SCTPClosed, SCTPShutdownSent: SCTPClosed,
+	packet.ChunkShutdownAck: {SCTPNone: SCTPClosed, SCTPInit1: SCTPInit, SCTPEstablished: SCTPClosed,
+		SCTPShutdownSent:    SCTPClosed,
 		SCTPShutdownAckSent: SCTPClosed},
-	packet.ChunkShutdownComplete: {SCTPNone: SCTPClosed, SCTPInit1: SCTPClosed, SCTPInit: SCTPClosed, SCTPCookieSent: SCTPClosed,
+	packet.ChunkShutdownComplete: {SCTPNone: SCTPClosed, SCTPInit1: SCTPClosed, SCTPInit: SCTPClosed,
+		SCTPCookieSent:    SCTPClosed,
 		SCTPCookieReplied: SCTPClosed, SCTPShutdownReceived: SCTPClosed, SCTPShutdownAckSent: SCTPClosed},
 	packet.ChunkError: {SCTPNone: SCTPClosed},
-	packet.ChunkAbort: {SCTPNone: SCTPClosed, SCTPInit1: SCTPClosed, SCTPInit: SCTPClosed, SCTPCookieSent: SCTPClosed, SCTPCookieReplied: SCTPClosed,
-		SCTPCookieWait: SCTPRejected, SCTPCookie: SCTPClosed, SCTPCookieEchoed: SCTPClosed, SCTPEstablished: SCTPClosed, SCTPShutdownSent: SCTPClosed,
+	packet.ChunkAbort: {SCTPNone: SCTPClosed, SCTPInit1: SCTPClosed, SCTPInit: SCTPClosed, SCTPCookieSent: SCTPClosed,
+		SCTPCookieReplied: SCTPClosed,
+		SCTPCookieWait:    SCTPRejected, SCTPCookie: SCTPClosed, SCTPCookieEchoed: SCTPClosed, SCTPEstablished: SCTPClosed,
+		SCTPShutdownSent:     SCTPClosed,
 		SCTPShutdownReceived: SCTPClosed, SCTPShutdownAckSent: SCTPClosed, SCTPRejected: SCTPClosed},
 }
 

@@ -6,8 +6,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states). A director that sees only the way from client
-// to VIP knows no more than these packets tell.
+// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states). A director that sees only the way
+// from client to VIP knows no more than these packets tell.
 type State uint8
 
 const (
@@ -44,7 +44,8 @@ const (
 )
 
 var stateNames = [numStates]string{"", "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE",
-	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED",
+	"CLOSE_WAIT", "LAST_ACK", "LISTEN", "SYNACK", "UDP", "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT",
+	"COOKIE", "C-ECHOED",
 	"ESTABLISHED", "S-SENT", "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED", "TEMPLATE", "PROBE"}
 
 // String is the name under which ipvsadm shows the state.
@@ -55,7 +56,8 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// Active reports whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table, and ip_vs_proto_sctp.c).
+// Active reports whether schedulers count the connection as active (Linux ip_vs_proto_tcp.c, tcp_state_active_table,
+// and ip_vs_proto_sctp.c).
 func (s State) Active() bool {
 	return s == Established || s == SynSent || s == SynRecv || s == SynAck || s == SCTPEstablished
 }
@@ -68,12 +70,14 @@ type tcpTable [4][SynAck + 1]State
 
 // tcpNext is the INPUT-ONLY part of tcp_states.
 var tcpNext = tcpTable{
-	{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv, TimeWait: SynRecv,
-		Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
+	{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
+		TimeWait: SynRecv,
+		Close:    SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
 	{None: Close, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait, TimeWait: TimeWait,
 		Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
-	{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait, TimeWait: TimeWait,
-		Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: Established}, // ACK
+	{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
+		TimeWait: TimeWait,
+		Close:    Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: Established}, // ACK
 	{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close, TimeWait: Close,
 		Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
 }
@@ -87,7 +91,8 @@ var tcpNextSecure = tcpTable{
 	tcpNext[3], // RST
 }
 
-// next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than ACK.
+// next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than
+// ACK.
 func (t *tcpTable) next(s State, flags uint8) State {
 	switch {
 	case flags&packet.FlagRST != 0:
@@ -102,7 +107,8 @@ func (t *tcpTable) next(s State, flags uint8) State {
 	return Close
 }
 
-// Timeouts are those that users set, as with `ipvsadm --set`. Each is at least a second and at most MaxTimeout; 0 stands for IPVS's own.
+// Timeouts are those that users set, as with `ipvsadm --set`. Each is at least a second and at most MaxTimeout; 0
+// stands for IPVS's own.
 type Timeouts struct {
 	TCP    time.Duration // ESTABLISHED
 	TCPFin time.Duration // FIN_WAIT
@@ -116,12 +122,15 @@ const MaxTimeout = 31 * 24 * time.Hour
 
 type timeouts [numStates]Ticks
 
-// ticks is the time that each state lasts without a packet: Linux ip_vs_proto_tcp.c, tcp_timeouts, ip_vs_proto_udp.c, and ip_vs_proto_sctp.c,
-// sctp_timeouts.
+// ticks is the time that each state lasts without a packet: Linux ip_vs_proto_tcp.c, tcp_timeouts, ip_vs_proto_udp.c,
+// and ip_vs_proto_sctp.c, sctp_timeouts.
 func (c Timeouts) ticks() timeouts {
-	seconds := [numStates]int{None: 2, Established: 900, SynSent: 120, SynRecv: 60, FinWait: 120, TimeWait: 120, Close: 10,
-		CloseWait: 60, LastAck: 30, Listen: 120, SynAck: 120, UDP: 300, SCTPNone: 2, SCTPInit1: 4, SCTPInit: 61, SCTPCookieSent: 61,
-		SCTPCookieReplied: 61, SCTPCookieWait: 61, SCTPCookie: 61, SCTPCookieEchoed: 61, SCTPEstablished: 900, SCTPShutdownSent: 61,
+	seconds := [numStates]int{None: 2, Established: 900, SynSent: 120, SynRecv: 60, FinWait: 120, TimeWait: 120,
+		Close:     10,
+		CloseWait: 60, LastAck: 30, Listen: 120, SynAck: 120, UDP: 300, SCTPNone: 2, SCTPInit1: 4, SCTPInit: 61,
+		SCTPCookieSent:    61,
+		SCTPCookieReplied: 61, SCTPCookieWait: 61, SCTPCookie: 61, SCTPCookieEchoed: 61, SCTPEstablished: 900,
+		SCTPShutdownSent:     61,
 		SCTPShutdownReceived: 61, SCTPShutdownAckSent: 61, SCTPRejected: 4, SCTPClosed: 61}
 	var t timeouts
 	for s, n := range seconds {

@@ -22,12 +22,13 @@ type store[A address] struct {
 const (
 	maxShards = 256
 	minShard  = 64 // connections of Config.Max in a shard, so that what is true of the table is about true of each
-	perFlow   = 2  // slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
-	slack     = 64 // slots more in each shard, since flows don't spread quite evenly
+	// slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
+	perFlow = 2
+	slack   = 64 // slots more in each shard, since flows don't spread quite evenly
 )
 
-// A shard is a part of the store under one lock. The slots are a ring: an entry stands at its home slot or behind it, with no empty
-// slot in between.
+// A shard is a part of the store under one lock. The slots are a ring: an entry stands at its home slot or behind it,
+// with no empty slot in between.
 type shard[A address] struct {
 	mu       sync.Mutex
 	slots    []entry[A]
@@ -38,7 +39,8 @@ type shard[A address] struct {
 	_        [24]byte
 }
 
-// entry is one connection or template, or an empty slot (state stateEmpty). Of IPv4 it has 32 bytes: two make a cache line.
+// entry is one connection or template, or an empty slot (state stateEmpty). Of IPv4 it has 32 bytes: two make a cache
+// line.
 type entry[A address] struct {
 	src, dst     A
 	sport, dport uint16
@@ -211,8 +213,8 @@ type Conn struct {
 	Flow  packet.Flow
 	State State
 	Dest  uint32
-	// Template says that this is no connection but a client's persistence: all new connections from Flow.Src, masked, to the service go to
-	// Dest. Its Flow has nothing else.
+	// Template says that this is no connection but a client's persistence: all new connections from Flow.Src, masked,
+	// to the service go to Dest. Its Flow has nothing else.
 	Template bool
 	Expires  time.Duration // from now; never below 0
 	Packets  uint32        // from the client; wraps

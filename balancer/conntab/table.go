@@ -1,10 +1,11 @@
-// Package conntab is the director's connection table: which realserver each flow has, in which state it is and when it ends. It knows
-// IPVS's states and timeouts, and nothing of services or schedulers.
+// Package conntab is the director's connection table: which realserver each flow has, in which state it is and when it
+// ends. It knows IPVS's states and timeouts, and nothing of services or schedulers.
 //
-// The table is a fixed number of fixed-size entries without pointers, so that it costs the garbage collector nothing, spread over
-// shards with a short lock each. Within a shard it is a hash table with linear probing: a lookup touches one or two cache lines,
-// and a removal moves later entries up, so that there are no tombstones. The memory is asked for at once and becomes resident as it is
-// used; it never grows. IPv4 and IPv6 have a store each; that of IPv6 is made when the first such connection is.
+// The table is a fixed number of fixed-size entries without pointers, so that it costs the garbage collector nothing,
+// spread over shards with a short lock each. Within a shard it is a hash table with linear probing: a lookup touches
+// one or two cache lines, and a removal moves later entries up, so that there are no tombstones. The memory is asked
+// for at once and becomes resident as it is used; it never grows. IPv4 and IPv6 have a store each; that of IPv6 is made
+// when the first such connection is.
 //
 // Time is a parameter everywhere, so that tests and replays hold the clock.
 package conntab
@@ -18,8 +19,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Ticks is time in the table: hundredths of a second since some start. It wraps after 497 days; two of them are compared by their
-// difference, so that no timeout may reach half of that.
+// Ticks is time in the table: hundredths of a second since some start. It wraps after 497 days; two of them are
+// compared by their difference, so that no timeout may reach half of that.
 type Ticks uint32
 
 // PerSecond is the number of Ticks in a second.
@@ -30,14 +31,19 @@ func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
 // Config is the settings of a table. Configure changes them. The names in brackets are IPVS's sysctls.
 type Config struct {
-	Max          int   // bound of the number of connections, persistence templates included; it stays
-	HalfOpenMax  int   // bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none
-	SloppyTCP    bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
-	SecureTCP    bool  // the state table that distrusts clients is in use (secure_tcp 3)
-	Reuse        Reuse // of a client's port (conn_reuse_mode)
-	ExpireNodest bool  // a connection whose destination is gone is forgotten, and one to a quiescent destination at its next SYN (expire_nodest_conn)
-	DropRemoved  bool  // packets of a connection whose destination is gone are dropped, as IPVS does; otherwise they are let through to the end
-	Timeouts     Timeouts
+	Max int // bound of the number of connections, persistence templates included; it stays
+	// bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none
+	HalfOpenMax int
+	SloppyTCP   bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
+	SecureTCP   bool  // the state table that distrusts clients is in use (secure_tcp 3)
+	Reuse       Reuse // of a client's port (conn_reuse_mode)
+	// a connection whose destination is gone is forgotten, and one to a quiescent destination at its next SYN
+	// (expire_nodest_conn)
+	ExpireNodest bool
+	// packets of a connection whose destination is gone are dropped, as IPVS does; otherwise they are let through to
+	// the end
+	DropRemoved bool
+	Timeouts    Timeouts
 }
 
 // Reuse says when a SYN of a known connection is a new connection: the client uses the port again.
@@ -126,7 +132,8 @@ func (t *Table) ipv6(create bool) *store[[16]byte] {
 	return s
 }
 
-// Len is the number of connections and templates, those that have expired but are not swept yet included, and pinned flows not.
+// Len is the number of connections and templates, those that have expired but are not swept yet included, and pinned
+// flows not.
 func (t *Table) Len() int { return int(t.count.Load()) }
 
 // Max is the bound of Len.
@@ -159,7 +166,8 @@ func (t *Table) Counts(dest uint32) *Counts {
 // key4 and key6 are p's flow as the table keeps it, with its hash.
 func (t *Table) key4(p *packet.Info) key[[4]byte] {
 	f := &p.Flow
-	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: p.Hash}
+	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
+		hash: p.Hash}
 	if k.hash == 0 {
 		k.hash = t.hash4(k.src, k.dst, k.sport, k.dport, k.proto)
 	}
@@ -168,16 +176,18 @@ func (t *Table) key4(p *packet.Info) key[[4]byte] {
 
 func (t *Table) key6(p *packet.Info) key[[16]byte] {
 	f := &p.Flow
-	k := key[[16]byte]{src: f.Src.As16(), dst: f.Dst.As16(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: p.Hash}
+	k := key[[16]byte]{src: f.Src.As16(), dst: f.Dst.As16(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
+		hash: p.Hash}
 	if k.hash == 0 {
 		k.hash = t.hash6(&k.src, &k.dst, k.sport, k.dport, k.proto)
 	}
 	return k
 }
 
-// Prefetch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than the cache a lookup waits for
-// memory, longer than it works, and behind its lock the processor can't begin with the next one; the loads of several Touches in a row
-// overlap. So a worker touches for a whole batch before the first lookup. What is returned only keeps the load alive.
+// Prefetch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than
+// the cache a lookup waits for memory, longer than it works, and behind its lock the processor can't begin with the
+// next one; the loads of several Touches in a row overlap. So a worker touches for a whole batch before the first
+// lookup. What is returned only keeps the load alive.
 func (t *Table) Prefetch(p *packet.Info) uint8 {
 	f := &p.Flow
 	if f.Src.Is4() {

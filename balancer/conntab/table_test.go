@@ -19,7 +19,8 @@ func newSmall(cfg Config) View {
 
 func tcp(src uint32, port uint16, flags uint8) packet.Info {
 	return packet.Info{Len: 60, TCPFlags: flags, Flow: packet.Flow{Proto: packet.ProtoTCP, SrcPort: port, DstPort: 80,
-		Src: netip.AddrFrom4([4]byte{byte(src >> 24), byte(src >> 16), byte(src >> 8), byte(src)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80})}}
+		Src: netip.AddrFrom4([4]byte{byte(src >> 24), byte(src >> 16), byte(src >> 8), byte(src)}),
+		Dst: netip.AddrFrom4([4]byte{198, 51, 100, 80})}}
 }
 
 func TestSizes(t *testing.T) {

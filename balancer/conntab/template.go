@@ -8,19 +8,21 @@ import (
 	"time"
 )
 
-// A template is a client's persistence: the destination of all its connections to a service (Linux ip_vs_core.c, ip_vs_sched_persist). It
-// stands in the same slots as connections, under a protocol number that no connection has, with the service's number for a destination
-// address. It outlives its timeout as long as connections live that were made by it.
+// A template is a client's persistence: the destination of all its connections to a service (Linux ip_vs_core.c,
+// ip_vs_sched_persist). It stands in the same slots as connections, under a protocol number that no connection has,
+// with the service's number for a destination address. It outlives its timeout as long as connections live that were
+// made by it.
 
-// keptFor is how long a template goes on, again and again, after its timeout while there are such connections (Linux ip_vs_conn.c,
-// ip_vs_conn_expire).
+// keptFor is how long a template goes on, again and again, after its timeout while there are such connections (Linux
+// ip_vs_conn.c, ip_vs_conn_expire).
 const keptFor = 60 * PerSecond
 
 // MaxPersistence is the longest timeout of a template.
 const MaxPersistence = MaxTimeout
 
-// Template looks for the template of client, whose address is masked, at a service. With Hit, the template's timeout begins again, and a hold
-// on it, by its number, is given to the caller: for Insert or Release. Otherwise the answer is Miss.
+// Template looks for the template of client, whose address is masked, at a service. With Hit, the template's timeout
+// begins again, and a hold on it, by its number, is given to the caller: for Insert or Release. Otherwise the answer is
+// Miss.
 func (t *Table) Template(client netip.Addr, service uint32, now Ticks) (dest, number uint32, r Result) {
 	if client.Is4() {
 		k := t.templateKey4(client, service)
@@ -33,10 +35,11 @@ func (t *Table) Template(client netip.Addr, service uint32, now Ticks) (dest, nu
 	return 0, 0, Miss
 }
 
-// PutTemplate makes the template for which Template said Miss, or replaces the one with the number former, on which the caller has a hold and keeps
-// it, and gives a hold on the new one. If another goroutine has made one meanwhile, that one is taken, with Hit. Otherwise the answer is Inserted,
-// or Full.
-func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout time.Duration, former uint32, now Ticks) (_, number uint32, r Result) {
+// PutTemplate makes the template for which Template said Miss, or replaces the one with the number former, on which the
+// caller has a hold and keeps it, and gives a hold on the new one. If another goroutine has made one meanwhile, that
+// one is taken, with Hit. Otherwise the answer is Inserted, or Full.
+func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout time.Duration, former uint32,
+	now Ticks) (_, number uint32, r Result) {
 	ticks := Ticks(min(timeout, MaxPersistence) * PerSecond / time.Second)
 	if client.Is4() {
 		k := t.templateKey4(client, service)
@@ -142,7 +145,8 @@ func (s *store[A]) over(e *entry[A], now Ticks) bool {
 	return false
 }
 
-func (s *store[A]) putTemplate(k *key[A], dest uint32, timeout Ticks, former uint32, now Ticks) (_, number uint32, r Result) {
+func (s *store[A]) putTemplate(k *key[A], dest uint32, timeout Ticks, former uint32, now Ticks) (_, number uint32,
+	r Result) {
 	t := s.table
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
@@ -156,7 +160,8 @@ func (s *store[A]) putTemplate(k *key[A], dest uint32, timeout Ticks, former uin
 		s.remove(sh, i)
 	}
 	number = t.children.take()
-	e := s.put(sh, k, entry[A]{state: TemplateState, dest: dest, parent: number, packets: uint32(timeout), expires: now + timeout})
+	e := s.put(sh, k, entry[A]{state: TemplateState, dest: dest, parent: number, packets: uint32(timeout),
+		expires: now + timeout})
 	if e == nil {
 		t.children.orphan(number)
 		return 0, 0, Full
@@ -172,8 +177,8 @@ func (t *Table) assure(number uint32) {
 	}
 }
 
-// children counts the connections of each template, by the template's number. A number is used again once its template and all its
-// connections are gone.
+// children counts the connections of each template, by the template's number. A number is used again once its template
+// and all its connections are gone.
 type children struct {
 	mu     sync.Mutex
 	free   uint32 // the first free number; its count is the next; 0 for none
@@ -191,7 +196,8 @@ const (
 )
 
 func (c *children) init(maximum int) {
-	c.blocks = make([]atomic.Pointer[[childBlock]atomic.Int32], 2*maximum/childBlock+2) // a number may wait for its connections
+	// a number may wait for its connections
+	c.blocks = make([]atomic.Pointer[[childBlock]atomic.Int32], 2*maximum/childBlock+2)
 }
 
 // take gives a number, from 1, without connections.
@@ -219,7 +225,8 @@ func (c *children) has(number uint32) bool     { return c.count(number).Load()&c
 func (c *children) assured(number uint32) bool { return c.count(number).Load()&assuredBit != 0 }
 func (c *children) hold(number uint32)         { c.count(number).Add(1) }
 
-// assure notes that a connection has got through, and reports whether it is the first, of a template that is still there.
+// assure notes that a connection has got through, and reports whether it is the first, of a template that is still
+// there.
 func (c *children) assure(number uint32) bool {
 	n := c.count(number)
 	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|orphanBit) == 0

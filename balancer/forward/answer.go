@@ -9,10 +9,12 @@ import (
 	"vstun/encap/packet"
 )
 
-// answers are the ICMP errors that a worker sends to clients, in the name of the VIP: bounded by limiters, and in number by room, which is free
-// again with every batch.
+// answers are the ICMP errors that a worker sends to clients, in the name of the VIP: bounded by limiters, and in
+// number by room, which is free again with every batch.
 type answers struct {
-	sizes  limiter // of "fragmentation needed" and "packet too big": connections stall without them, and other errors must not use them up
+	// of "fragmentation needed" and "packet too big": connections stall without them, and other errors must not use
+	// them up
+	sizes  limiter
 	others limiter
 	room   []byte
 	free   []byte
@@ -95,8 +97,8 @@ func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Tick
 	}
 }
 
-// smallest is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and still doesn't fit a tunnel is
-// sent in outer fragments, DF or not (RFC 2473, section 7.1).
+// smallest is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and
+// still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
 func smallest(p *packet.Info) int {
 	if p.Flow.Dst.Is4() {
 		return encap.MinMTU

@@ -13,8 +13,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestSizes: at every MTU and size, in and over both families, a packet goes out whole where it fits, in outer fragments where it may be fragmented or
-// is no larger than what every way takes, and otherwise its sender is told the right size.
+// TestSizes: at every MTU and size, in and over both families, a packet goes out whole where it fits, in outer
+// fragments where it may be fragmented or is no larger than what every way takes, and otherwise its sender is told the
+// right size.
 func TestSizes(t *testing.T) {
 	for _, real := range []netip.Addr{real1, real6} {
 		for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE, encap.KindFOU} {
@@ -43,7 +44,8 @@ func TestSizes(t *testing.T) {
 						var tally packet.Tally
 						w.Read(&tally)
 						whole, refused := n <= in.n, n > in.n && in.told > 0 && n > in.least
-						if refused != (tally.Drops[packet.DropTooBig] == 1) || !refused && tally.Drops != ([packet.NumDrops]uint64{}) {
+						if refused != (tally.Drops[packet.DropTooBig] == 1) || !refused &&
+							tally.Drops != ([packet.NumDrops]uint64{}) {
 							t.Errorf("%s: counted %v", name, tally.Drops)
 							continue
 						}
@@ -79,7 +81,8 @@ func checkTold(t *testing.T, name string, out [][]byte, p []byte, size int) {
 	q, d := packet.QuotedFlow(out[0])
 	var in, answer packet.Info
 	in.Parse(p)
-	if d != packet.Accept || !q.TooBig() || q.MTU != size || q.Flow != in.Flow || answer.Parse(out[0]) != packet.Accept || answer.Flow.Src != in.Flow.Dst {
+	if d != packet.Accept || !q.TooBig() || q.MTU != size || q.Flow != in.Flow ||
+		answer.Parse(out[0]) != packet.Accept || answer.Flow.Src != in.Flow.Dst {
 		t.Errorf("%s: %v, size %d, want %d: %x", name, d, q.MTU, size, out[0])
 	}
 }
@@ -89,18 +92,21 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 	for _, mtu := range []int{1280, 1500} {
 		for _, real := range []netip.Addr{real1, real6} {
 			b := newSite(t, real, encap.KindIPIP, mtu)
-			if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip6}, Protocol: packet.ProtoTCP,
-				Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{
+			if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip6},
+				Protocol: packet.ProtoTCP,
+				Ports:    []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{
 					b.Snapshot().Status()[0].Realservers[0].Realserver}}}}); err != nil {
 				t.Fatal(err)
 			}
 			var s script
 			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			const n = 30_000
-			syn, data := ip6(packet.ProtoTCP, tcp(80, packet.FlagSYN, 0)[20:]), ip6(packet.ProtoTCP, tcp(80, packet.FlagACK, n)[20:])
+			syn, data := ip6(packet.ProtoTCP, tcp(80, packet.FlagSYN, 0)[20:]),
+				ip6(packet.ProtoTCP, tcp(80, packet.FlagACK, n)[20:])
 			w.bufs[0].SetLen(copy(w.bufs[0].Room(), syn))
 			w.bufs[1].SetLen(copy(w.bufs[1].Room(), data))
-			w.bufs[1].Offload = packet.Offload{GSO: packet.GSOTCP, Size: 1440, Partial: true, CsumStart: 40, CsumOffset: 16}
+			w.bufs[1].Offload = packet.Offload{GSO: packet.GSOTCP, Size: 1440, Partial: true, CsumStart: 40,
+				CsumOffset: 16}
 			w.forward(w.bufs[:2])
 			got := 0
 			for i, o := range s.out[1:] {
@@ -122,8 +128,8 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 	}
 }
 
-// TestNobodyThere: a packet to a VIP's port without service, or without a realserver for it, is answered with "port unreachable" from the VIP, where an
-// answer is right, and if one is wanted.
+// TestNobodyThere: a packet to a VIP's port without service, or without a realserver for it, is answered with "port
+// unreachable" from the VIP, where an answer is right, and if one is wanted.
 func TestNobodyThere(t *testing.T) {
 	rst, toMany, fromMany, stranger := tcp(9, packet.FlagRST, 0), udp(9, false, 9), udp(9, false, 9), udp(9, false, 9)
 	copy(toMany[16:20], []byte{224, 0, 0, 1})
@@ -171,7 +177,8 @@ func TestNobodyThere(t *testing.T) {
 				q, d := packet.QuotedFlow(s.out[0])
 				var in, answer packet.Info
 				in.Parse(c.in)
-				if kind := [2]uint8{q.Type, q.Code}; d != packet.Accept || kind != [2]uint8{3, 3} && kind != [2]uint8{1, 4} || q.Flow != in.Flow ||
+				if kind := [2]uint8{q.Type, q.Code}; d != packet.Accept || kind != [2]uint8{3, 3} &&
+					kind != [2]uint8{1, 4} || q.Flow != in.Flow ||
 					answer.Parse(s.out[0]) != packet.Accept || answer.Flow.Src != in.Flow.Dst {
 					t.Errorf("%s: %v, %x", c.name, d, s.out[0])
 				}
@@ -180,7 +187,8 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestAnswersAreBounded: one client's floods are answered a few times, and take nothing from what another is told; errors take nothing from sizes.
+// TestAnswersAreBounded: one client's floods are answered a few times, and take nothing from what another is told;
+// errors take nothing from sizes.
 func TestAnswersAreBounded(t *testing.T) {
 	var s script
 	now := conntab.Ticks(1)
@@ -210,7 +218,8 @@ func TestAnswersAreBounded(t *testing.T) {
 		}
 	}
 	if ports != 6 || sizes != 20 || others < clients-2 {
-		t.Errorf("%d port unreachable, %d sizes, %d sizes to others; want 6, 20, %d or a few less", ports, sizes, others, clients)
+		t.Errorf("%d port unreachable, %d sizes, %d sizes to others; want 6, 20, %d or a few less", ports, sizes,
+			others, clients)
 	}
 	now += conntab.PerSecond
 	s.out = nil
@@ -225,8 +234,8 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 }
 
-// TestErrorsReachTheirRealserver: an ICMP error from a client's path goes to the realserver that has the connection, whole and unchanged, whatever has
-// become of the service, and neither makes nor prolongs a connection.
+// TestErrorsReachTheirRealserver: an ICMP error from a client's path goes to the realserver that has the connection,
+// whole and unchanged, whatever has become of the service, and neither makes nor prolongs a connection.
 func TestErrorsReachTheirRealserver(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		for _, left := range []bool{false, true} {
@@ -314,13 +323,16 @@ func flipped(b []byte) []byte {
 func TestNothingAllocatesOutOfTheOrdinary(t *testing.T) {
 	for _, real := range []netip.Addr{real1, real6} {
 		now := conntab.Ticks(1)
-		w := NewWorker(0, &script{}, discard{}, nil, newSite(t, real, encap.KindGRE, 1300), NewShared(), func() conntab.Ticks { now += 100; return now })
+		w := NewWorker(0, &script{}, discard{}, nil, newSite(t, real, encap.KindGRE, 1300), NewShared(),
+			func() conntab.Ticks { now += 100; return now })
 		request, request6 := udp(53, true, 20), udp6(53, 20)
 		echo := make([]byte, 64)
 		echo[0] = packet.ICMPEcho
 		binary.BigEndian.PutUint16(echo[2:], packet.Checksum(echo))
-		in := [][]byte{request, request6, udp(53, false, 1400), udp(53, true, 1400), udp6(53, 1400), udp6(53, 1230), udp(9, false, 10), udp6(9, 10),
-			tcp(81, packet.FlagSYN, 0), errorAbout(flipped(request), 100, 3, 4, 1400), errorAbout(flipped(request6), 100, 2, 0, 1400),
+		in := [][]byte{request, request6, udp(53, false, 1400), udp(53, true, 1400), udp6(53, 1400), udp6(53, 1230),
+			udp(9, false, 10), udp6(9, 10),
+			tcp(81, packet.FlagSYN, 0), errorAbout(flipped(request), 100, 3, 4, 1400), errorAbout(flipped(request6),
+				100, 2, 0, 1400),
 			ip(packet.ProtoICMP, false, echo), ip(packet.ProtoICMP, false, make([]byte, 8))}
 		if n := testing.AllocsPerRun(1000, func() {
 			for i, b := range in {

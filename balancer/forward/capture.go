@@ -13,7 +13,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// CaptureFilter says which packets a Tap wants: the zero value all. It is about the connection that they belong to, as its client sees it.
+// CaptureFilter says which packets a Tap wants: the zero value all. It is about the connection that they belong to, as
+// its client sees it.
 type CaptureFilter struct {
 	Client     netip.Addr // the zero Addr: all
 	ClientPort uint16     // 0: all
@@ -22,11 +23,11 @@ type CaptureFilter struct {
 	Realserver netip.Addr
 }
 
-// Capture takes copies of packets of a director's, as they are read and as they are sent, for people to look at. Workers never wait for whom it is for: what
-// there is no room for is lost, and counted. Shared.Watch lets it begin.
+// Capture takes copies of packets of a director's, as they are read and as they are sent, for people to look at.
+// Workers never wait for whom it is for: what there is no room for is lost, and counted. Shared.Watch lets it begin.
 //
-// An ICMP error is of the connection that it is about. What the director answers itself is there without a realserver in the filter, and so are the
-// fragments in which a client's packet comes, which have no ports.
+// An ICMP error is of the connection that it is about. What the director answers itself is there without a realserver
+// in the filter, and so are the fragments in which a client's packet comes, which have no ports.
 type Capture struct {
 	filter CaptureFilter
 	ready  chan struct{} // something is there, or nothing more will be
@@ -62,14 +63,17 @@ func newPage() page { return page{make([]byte, 0, pageBytes), make([]Captured, 0
 
 // Captured is one packet of a Tap.
 type Captured struct {
-	Time  time.Time
-	Sent  bool   // into the tunnel, or to a client; else it is as it was read
-	Bytes []byte // from its IP header on. Of a packet that is sent the IPv4 header has no checksum, and may have neither source nor ID: those are the kernel's
+	Time time.Time
+	Sent bool // into the tunnel, or to a client; else it is as it was read
+	// from its IP header on. Of a packet that is sent the IPv4 header has no checksum, and may have neither source nor
+	// ID: those are the kernel's
+	Bytes []byte
 }
 
 // NewCapture makes a Tap for so many packets, of so many bytes together.
 func NewCapture(f CaptureFilter, packets, bytes int) *Capture {
-	return &Capture{filter: f, ready: make(chan struct{}, 1), left: packets, bytes: bytes, page: newPage(), taken: newPage()}
+	return &Capture{filter: f, ready: make(chan struct{}, 1), left: packets, bytes: bytes, page: newPage(),
+		taken: newPage()}
 }
 
 // StartCapture lets t take its packets from now on. It returns false where another one does.
@@ -91,8 +95,8 @@ func (s *Shared) StopCurrentCapture() {
 	}
 }
 
-// Next waits for packets and returns them. They are valid until the next Next. None are returned at the end: when t has as many as it wanted, when
-// Unwatch was called, or with ctx's end. One goroutine calls it.
+// Next waits for packets and returns them. They are valid until the next Next. None are returned at the end: when t has
+// as many as it wanted, when Unwatch was called, or with ctx's end. One goroutine calls it.
 func (t *Capture) Next(ctx context.Context) []Captured {
 	for {
 		ended := ctx.Err() != nil // before the last look
@@ -151,7 +155,8 @@ func (t *Capture) put(sent bool, head, body []byte) {
 	t.wake()
 }
 
-// read takes the packet in b, as it was read, if it is wanted. It returns true where that is known only when it has its connection: see opened.
+// read takes the packet in b, as it was read, if it is wanted. It returns true where that is known only when it has its
+// connection: see opened.
 func (t *Capture) read(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (later bool) {
 	f, ok := t.flow(b)
 	if !ok {
@@ -167,7 +172,8 @@ func (t *Capture) read(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (la
 	return false
 }
 
-// opened takes the packet p in b, which read could not judge, and which has been wrapped since, where it has opened a connection.
+// opened takes the packet p in b, which read could not judge, and which has been wrapped since, where it has opened a
+// connection.
 func (t *Capture) opened(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	d := snap.Find(p.Flow, now)
 	if d == nil || d.Address != t.filter.Realserver {
@@ -187,7 +193,8 @@ func (t *Capture) sent(segs []packet.Segment) {
 	}
 }
 
-// flow is the connection that the packet in b, of which the front suffices, belongs to, as its client sees it, if that is wanted.
+// flow is the connection that the packet in b, of which the front suffices, belongs to, as its client sees it, if that
+// is wanted.
 func (t *Capture) flow(b []byte) (packet.Flow, bool) {
 	if q, d := packet.QuotedFlow(b); d == packet.Accept {
 		// A client's error is about an answer, the director's own about a client's packet.
@@ -201,7 +208,8 @@ func (t *Capture) flow(b []byte) (packet.Flow, bool) {
 		case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 			return f, t.match(f, true)
 		default: // a ping, or its answer
-			return f, t.filter.ClientPort == 0 && t.filter.Port == 0 && (t.match(f, false) || t.match(f.Reverse(), false))
+			return f, t.filter.ClientPort == 0 && t.filter.Port == 0 &&
+				(t.match(f, false) || t.match(f.Reverse(), false))
 		}
 	case d == packet.DropFragment && b[0]>>4 == 6:
 		q.Flow = packet.Flow{Src: packet.IPv6(b).Src(), Dst: packet.IPv6(b).Dst()}

@@ -31,9 +31,9 @@ const batch = packet.MaxBatch
 //	                 fragments └──┘     └ counted reason                    │
 //	             echo request, too big, no server, unknown connection ──────┘ answers to the client
 //
-// The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache meanwhile.
-// Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection table is locked; only fragments wait for the
-// reassembler, which all workers share.
+// The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache
+// meanwhile. Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection
+// table is locked; only fragments wait for the reassembler, which all workers share.
 type Worker struct {
 	id       int
 	source   Source
@@ -53,9 +53,10 @@ type Worker struct {
 	resets  resets
 }
 
-// NewWorker makes worker number id, from 0, which forwards from source to sink, and super-packets for tunnels over UDP to segments, if that is not
-// nil.
-func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Worker {
+// NewWorker makes worker number id, from 0, which forwards from source to sink, and super-packets for tunnels over UDP
+// to segments, if that is not nil.
+func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balancer.Balancer, shared *Shared,
+	clock func() conntab.Ticks) *Worker {
 	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch),
 		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch)}
 	w.answers.init()
@@ -78,7 +79,8 @@ func (w *Worker) LastError() error {
 	return nil
 }
 
-// Run forwards until source or sink is closed. It waits in the source's system call, so that the thread that the kernel wakes goes on with it.
+// Run forwards until source or sink is closed. It waits in the source's system call, so that the thread that the kernel
+// wakes goes on with it.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
@@ -200,7 +202,8 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	return packet.Accept
 }
 
-// fragment treats a fragment: with the last that was missing, the packet goes the way of all. What its sender has cut already needn't fit the tunnel.
+// fragment treats a fragment: with the last that was missing, the packet goes the way of all. What its sender has cut
+// already needn't fit the tunnel.
 func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
 	if !w.out.shared.fragments.add(b, now, &w.tally) {
 		return packet.Accept // it waits, or is counted
@@ -215,12 +218,13 @@ func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info
 	return w.packet(snap, b, p, now)
 }
 
-// pingMTU is the size of the fragments in which a ping is answered that came in fragments: all that is known of the way back is that IPv6 could use it.
+// pingMTU is the size of the fragments in which a ping is answered that came in fragments: all that is known of the way
+// back is that IPv6 could use it.
 const pingMTU = encap.MinMTU6
 
-// icmp answers a ping of the VIP in its name, unless it is one of the director's own that checks a realserver, and takes an error from a client's path to
-// the realserver whose answer it is about.
-// The answer goes out in fragments of mtu bytes.
+// icmp answers a ping of the VIP in its name, unless it is one of the director's own that checks a realserver, and
+// takes an error from a client's path to the realserver whose answer it is about. The answer goes out in fragments of
+// mtu bytes.
 func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
 	if d := b.Finish(); d != packet.Accept {
 		return d

@@ -63,11 +63,14 @@ func (s *script) Send(segs []packet.Segment) (int, error) {
 func newWorker(t testing.TB, s *script, mtu int) *Worker {
 	b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
 	if err := b.Apply(balancer.Config{Services: []balancer.Service{
-		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
+			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
-		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP,
+			Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
-		{Name: "empty", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
+		{Name: "empty", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
+			Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
 	}}); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +108,8 @@ func udp(port uint16, df bool, n int) packet.IPv4 {
 }
 
 // run forwards packets and returns what went out and what was counted.
-func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, packet.Tally, *Worker) {
+func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, packet.Tally,
+	*Worker) {
 	t.Helper()
 	s := &script{fail: fail}
 	for _, p := range packets {
@@ -137,7 +141,8 @@ func TestForward(t *testing.T) {
 		if i == 3 {
 			ttl = 62 // the second datagram of its flow
 		}
-		if h.Src() != source || h.Dst() != real1 || h.Protocol() != packet.ProtoIPIP || h.TTL() != ttl || h.TotalLen() != len(o) || !bytes.Equal(o[20:], want) {
+		if h.Src() != source || h.Dst() != real1 || h.Protocol() != packet.ProtoIPIP || h.TTL() != ttl ||
+			h.TotalLen() != len(o) || !bytes.Equal(o[20:], want) {
 			t.Errorf("packet %d: %x", i, o)
 		}
 	}
@@ -161,9 +166,11 @@ func TestDropsAreCounted(t *testing.T) {
 	broken[10]++
 	out, got, _ := run(t, 1500, nil,
 		tcp(80, packet.FlagACK, 0), tcp(8080, packet.FlagSYN, 0), tcp(81, packet.FlagSYN, 0), udp(54, false, 0),
-		ip(47, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken, packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
+		ip(47, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken,
+		packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
 	want := packet.Tally{InPackets: 10, InBytes: got.InBytes}
-	for _, d := range []packet.Drop{packet.DropNoConnection, packet.DropNoService, packet.DropNoService, packet.DropNoRealserver, packet.DropProtocol,
+	for _, d := range []packet.Drop{packet.DropNoConnection, packet.DropNoService, packet.DropNoService,
+		packet.DropNoRealserver, packet.DropProtocol,
 		packet.DropICMP, packet.DropFragment, packet.DropBadChecksum, packet.DropTruncated, packet.DropNotIPv4} {
 		want.Drops[d]++
 	}
@@ -180,13 +187,15 @@ func TestPing(t *testing.T) {
 	stranger[19] = 99
 	stranger.SetChecksum()
 	out, got, _ := run(t, 1500, nil, ip(packet.ProtoICMP, false, echo), stranger)
-	if len(out) != 1 || packet.IPv4(out[0]).Src() != vip || packet.IPv4(out[0]).Dst() != client || out[0][20] != packet.ICMPEchoReply ||
+	if len(out) != 1 || packet.IPv4(out[0]).Src() != vip || packet.IPv4(out[0]).Dst() != client ||
+		out[0][20] != packet.ICMPEchoReply ||
 		packet.Checksum(out[0][20:]) != 0 || got.OutPackets != 1 || got.Drops[packet.DropNoService] != 1 {
 		t.Errorf("%x %+v", out, got)
 	}
 }
 
-// TestPingOfARealserver: a ping whose flow is pinned goes through the tunnel, others of the same sender are answered in the VIP's name; neither allocates.
+// TestPingOfARealserver: a ping whose flow is pinned goes through the tunnel, others of the same sender are answered in
+// the VIP's name; neither allocates.
 func TestPingOfARealserver(t *testing.T) {
 	for _, to := range []netip.Addr{real1, real6} {
 		s := &script{}
@@ -195,11 +204,13 @@ func TestPingOfARealserver(t *testing.T) {
 			r.Source = source6
 		}
 		web := func(vip netip.Addr) balancer.Service {
-			return balancer.Service{Name: vip.String(), VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}},
+			return balancer.Service{Name: vip.String(), VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
+				Ports:     []balancer.PortRange{{First: 80, Last: 80}},
 				Scheduler: "rr", Realservers: []balancer.Realserver{r}}
 		}
 		b := balancer.New(conntab.New(conntab.Config{Max: 2048}), 1)
-		if err := b.Apply(balancer.Config{Services: []balancer.Service{web(vip), web(vip6)}, Probed: []balancer.Target{r.Target()}}); err != nil {
+		if err := b.Apply(balancer.Config{Services: []balancer.Service{web(vip), web(vip6)},
+			Probed: []balancer.Target{r.Target()}}); err != nil {
 			t.Fatal(err)
 		}
 		w := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
@@ -214,7 +225,8 @@ func TestPingOfARealserver(t *testing.T) {
 			packet.PutChecksum(six[42:], packet.Sum(six[40:], six.PseudoSum(packet.ProtoICMPv6, 24)), false)
 			in = append(in, four, six)
 		}
-		for _, f := range []packet.Flow{{Src: client, Dst: vip, SrcPort: 1, Proto: packet.ProtoICMP}, {Src: packet.IPv6(in[1]).Src(), Dst: vip6, SrcPort: 1, Proto: packet.ProtoICMPv6}} {
+		for _, f := range []packet.Flow{{Src: client, Dst: vip, SrcPort: 1, Proto: packet.ProtoICMP},
+			{Src: packet.IPv6(in[1]).Src(), Dst: vip6, SrcPort: 1, Proto: packet.ProtoICMPv6}} {
 			if err := b.Pin(f, r.Target(), false, 0); err != nil {
 				t.Fatal(err)
 			}
@@ -232,7 +244,8 @@ func TestPingOfARealserver(t *testing.T) {
 		}
 		for i, o := range s.out {
 			through := i >= 2
-			if through && !bytes.Equal(o[overhead:], in[i]) || !through && (len(o) != len(in[i]) || packet.IPv4(o).Dst() != client && packet.IPv6(o).Dst() != packet.IPv6(in[1]).Src()) {
+			if through && !bytes.Equal(o[overhead:], in[i]) || !through && (len(o) != len(in[i]) ||
+				packet.IPv4(o).Dst() != client && packet.IPv6(o).Dst() != packet.IPv6(in[1]).Src()) {
 				t.Errorf("to %v: packet %d became %x", to, i, o)
 			}
 		}
@@ -255,7 +268,8 @@ func TestTooBigWithDF(t *testing.T) {
 		t.Fatalf("%d packets, %+v", len(out), got)
 	}
 	e := packet.IPv4(out[1])
-	if e.Dst() != client || e.Src() != vip || e[20] != 3 || e[21] != 4 || binary.BigEndian.Uint16(e[26:]) != 1480 || !bytes.Equal(e[28:], tooBig[:len(e)-28]) {
+	if e.Dst() != client || e.Src() != vip || e[20] != 3 || e[21] != 4 || binary.BigEndian.Uint16(e[26:]) != 1480 ||
+		!bytes.Equal(e[28:], tooBig[:len(e)-28]) {
 		t.Errorf("error is %x", e)
 	}
 }
@@ -276,7 +290,8 @@ func TestTooBigWithoutDF(t *testing.T) {
 			}
 			whole[i] = append(whole[i], o[20:]...)
 		}
-		if !bytes.Equal(whole[0], in) || !bytes.Equal(whole[1], in) || got.OutPackets != uint64(len(out)) || got.Drops != ([packet.NumDrops]uint64{}) {
+		if !bytes.Equal(whole[0], in) || !bytes.Equal(whole[1], in) || got.OutPackets != uint64(len(out)) ||
+			got.Drops != ([packet.NumDrops]uint64{}) {
 			t.Errorf("MTU %d: %d packets, %+v", mtu, len(out), got)
 		}
 	}
@@ -296,7 +311,8 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 		}
 		return nil
 	}, in...)
-	if len(out) != 160 || got.OutPackets != 160 || got.Drops[packet.DropTooBig] != 20 || got.Drops[packet.DropSendError] != 20 {
+	if len(out) != 160 || got.OutPackets != 160 || got.Drops[packet.DropTooBig] != 20 ||
+		got.Drops[packet.DropSendError] != 20 {
 		t.Errorf("%d packets, %+v", len(out), got)
 	}
 	select {
@@ -317,7 +333,8 @@ func TestForwardAllocatesNothing(t *testing.T) {
 	s := &script{}
 	w := newWorker(t, s, 1500)
 	w.out.sink = discard{}
-	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), udp(53, false, 40), udp(53, false, 1480), udp(53, true, 1480), tcp(82, packet.FlagSYN, 0)}
+	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), udp(53, false, 40), udp(53, false, 1480), udp(53, true, 1480),
+		tcp(82, packet.FlagSYN, 0)}
 	if n := testing.AllocsPerRun(1000, func() {
 		for i, b := range in {
 			w.bufs[i].SetLen(copy(w.bufs[i].Room(), b))
@@ -352,7 +369,8 @@ type discard struct{}
 
 func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
 
-// TestMisplacedChecksum: what a TUN device says of a checksum may not change what the packet has been judged by: its port, its addresses.
+// TestMisplacedChecksum: what a TUN device says of a checksum may not change what the packet has been judged by: its
+// port, its addresses.
 func TestMisplacedChecksum(t *testing.T) {
 	for _, c := range []struct {
 		in            []byte
@@ -371,7 +389,8 @@ func TestMisplacedChecksum(t *testing.T) {
 		{udp(53, false, 10), 65535, 6, packet.DropOffload},
 		{ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), 20, 2, packet.DropOffload},
 	} {
-		s := &offloading{script: script{in: [][]byte{c.in}}, offload: packet.Offload{Partial: true, CsumStart: c.start, CsumOffset: c.offset}}
+		s := &offloading{script: script{in: [][]byte{c.in}}, offload: packet.Offload{Partial: true, CsumStart: c.start,
+			CsumOffset: c.offset}}
 		w := newWorker(t, &s.script, 1500)
 		w.source = s
 		if err := w.Run(); err != nil {
@@ -379,7 +398,8 @@ func TestMisplacedChecksum(t *testing.T) {
 		}
 		var got packet.Tally
 		w.Read(&got)
-		if ok := c.want == packet.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok && got.Drops[c.want] != 1 {
+		if ok := c.want == packet.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok &&
+			got.Drops[c.want] != 1 {
 			t.Errorf("checksum at %d + %d: %+v, want %v", c.start, c.offset, got, c.want)
 		}
 	}

@@ -51,18 +51,22 @@ func newFuzzSite(t testing.TB, kind uint8, mtu int, now *conntab.Ticks) *fuzzSit
 	}
 	b := balancer.New(conntab.New(conntab.Config{Max: 2048, SloppyTCP: true}), 1)
 	service := func(name string, proto uint8) balancer.Service {
-		return balancer.Service{Name: name, VIPs: []netip.Addr{vip, vip6}, Protocol: proto, Ports: []balancer.PortRange{balancer.EveryPort}, Scheduler: "rr",
+		return balancer.Service{Name: name, VIPs: []netip.Addr{vip, vip6}, Protocol: proto,
+			Ports: []balancer.PortRange{balancer.EveryPort}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{r}}
 	}
-	if err := b.Apply(balancer.Config{Services: []balancer.Service{service("dns", packet.ProtoUDP), service("web", packet.ProtoTCP)}}); err != nil {
+	if err := b.Apply(balancer.Config{Services: []balancer.Service{service("dns", packet.ProtoUDP),
+		service("web", packet.ProtoTCP)}}); err != nil {
 		t.Fatal(err)
 	}
 	s.worker = NewWorker(0, &s.tun, &s.tun, &s.udp, b, NewShared(), func() conntab.Ticks { return *now })
-	s.worker.out.shared.StartCapture(&Capture{left: 1 << 30, filter: CaptureFilter{VIP: vip}}) // which looks at everything, and has room for nothing
+	// which looks at everything, and has room for nothing
+	s.worker.out.shared.StartCapture(&Capture{left: 1 << 30, filter: CaptureFilter{VIP: vip}})
 	return s
 }
 
-// toVIP makes a packet of either family one to a VIP, with the headers' lengths and checksum as they should be, so that it gets farther.
+// toVIP makes a packet of either family one to a VIP, with the headers' lengths and checksum as they should be, so that
+// it gets farther.
 func toVIP(b []byte) {
 	switch {
 	case len(b) >= packet.IPv6HeaderLen && b[0]>>4 == 6:
@@ -75,8 +79,8 @@ func toVIP(b []byte) {
 	}
 }
 
-// FuzzForward: whatever a TUN device gives, and says of it, the worker goes on, and what goes out is whole packets that fit the way: through each tunnel,
-// and where sockets refuse some.
+// FuzzForward: whatever a TUN device gives, and says of it, the worker goes on, and what goes out is whole packets that
+// fit the way: through each tunnel, and where sockets refuse some.
 func FuzzForward(f *testing.F) {
 	f.Add([]byte(tcp(80, packet.FlagSYN, 10)), []byte{}, uint8(0), uint16(0), uint16(4), uint8(0), true)
 	f.Add([]byte(udp(53, false, 1480)), []byte(udp(53, false, 100)), uint8(2), uint16(0), uint16(4), uint8(0), true)
@@ -106,7 +110,8 @@ func FuzzForward(f *testing.F) {
 			}
 			s.tun.in = append(s.tun.in, b)
 		}
-		s.tun.offload = packet.Offload{GSO: packet.GSO(offload & 3), Size: size, Partial: offload&4 != 0, CsumStart: uint16(offload >> 3), CsumOffset: 6}
+		s.tun.offload = packet.Offload{GSO: packet.GSO(offload & 3), Size: size, Partial: offload&4 != 0,
+			CsumStart: uint16(offload >> 3), CsumOffset: 6}
 		calls := int(offload)
 		s.udp = cars{t: t, limit: 64, fail: func(packet.Segment) error {
 			if calls++; calls%5 == 3 {
@@ -163,7 +168,8 @@ func FuzzRelay(f *testing.F) {
 		}
 		now += 1000
 		s := script{in: [][]byte{e}}
-		if err := NewRelay(&s, &s, sites[int(site)%len(sites)], NewShared(), func() conntab.Ticks { return now }).Run(); err != nil {
+		if err := NewRelay(&s, &s, sites[int(site)%len(sites)], NewShared(),
+			func() conntab.Ticks { return now }).Run(); err != nil {
 			t.Fatal(err)
 		}
 		for _, o := range s.out {

@@ -60,13 +60,16 @@ var differences = []struct {
 	{"ipip/router-fragneeded-quote-all", []int{2}, sizeAtOnce},
 	{"ipip/router-fragneeded-tiny", []int{2}, sizeTiny},
 	{"ipip/frag-no-last", []int{2}, "nobody is told that the rest of a packet has not come"},
-	{"ipip/options-rr", []int{0}, "the host that forwards into the TUN device fills in options, with the address that it has there"},
+	{"ipip/options-rr", []int{0}, "the host that forwards into the TUN device fills in options, with the address " +
+		"that it has there"},
 	{"ipip/options-ts", []int{0}, "the host that forwards into the TUN device fills in options"},
 	{"ipip/other-protocols", []int{0}, "SCTP is spoken here, so that it is a port that is unreachable"},
 	{"ipip/other-protocols", []int{2, 3}, "the recording's host answers for protocols that no service has"},
 	{"ipip/no-service", []int{0}, "a SYN to a port without service is answered with ICMP too, and by no RST"},
-	{"ipip/last-service-removed", []int{3, 4}, "IPVS unhooks itself with its last service, and its host answers; here on_removal = \"drop\" holds"},
-	{"ipip/client-icmp-fragment", []int{1}, "a quote of a later fragment has no ports: the kernel takes its data for them"},
+	{"ipip/last-service-removed", []int{3, 4}, "IPVS unhooks itself with its last service, and its host answers; " +
+		"here on_removal = \"drop\" holds"},
+	{"ipip/client-icmp-fragment", []int{1}, "a quote of a later fragment has no ports: the kernel takes its data " +
+		"for them"},
 	{"ipip/client-icmp-no-service", []int{1}, "there is no schedule_icmp: an ICMP error opens no connection"},
 	{"ipip/pmtu_disc-0", []int{0, 1}, "there is no pmtu_disc"},
 }
@@ -77,8 +80,9 @@ const (
 	learnedAlways = "the MTU of a way is learned from quotes of every length"
 )
 
-// TestOracle replays every recording through a worker, and errors from the realservers' side through a relay, and compares what comes out, byte by
-// byte, but for what the kernel fills in or makes up. Five rules hold for all of it, on purpose or since a director is no host for the VIP:
+// TestOracle replays every recording through a worker, and errors from the realservers' side through a relay, and
+// compares what comes out, byte by byte, but for what the kernel fills in or makes up. Five rules hold for all of it,
+// on purpose or since a director is no host for the VIP:
 //   - Packets with a TTL of 1 are answered by the host that forwards them into the TUN device, as it lowers the TTL.
 //   - So a "port unreachable" quotes a packet whose TTL is lowered already.
 //   - A packet marked CE has an outer header with CE (RFC 6040), and not with ECT(0).
@@ -164,7 +168,8 @@ type oracleRun struct {
 // replay returns what differs at each step, "" for nothing.
 func replay(t *testing.T, c *oracleCase) (differ []string) {
 	r := &oracleRun{t: t, now: 1000, mtu: map[netip.Addr]int{}, least: c.Setup.MTU}
-	r.balancer = balancer.New(conntab.New(conntab.Config{Max: 2048, DropRemoved: true, SloppyTCP: c.Setup.Sysctl["sloppy_tcp"] != 0,
+	r.balancer = balancer.New(conntab.New(conntab.Config{Max: 2048, DropRemoved: true,
+		SloppyTCP:    c.Setup.Sysctl["sloppy_tcp"] != 0,
 		ExpireNodest: c.Setup.Sysctl["expire_nodest_conn"] != 0}), 1)
 	shared, clock := NewShared(), func() conntab.Ticks { return r.now }
 	r.worker = NewWorker(0, &r.in, &r.out, nil, r.balancer, shared, clock)
@@ -213,8 +218,9 @@ func (r *oracleRun) ipvsadm(line string) {
 	r.config.Services = slices.Clone(r.config.Services)
 	switch f[0] {
 	case "-A":
-		r.config.Services = append(r.config.Services, balancer.Service{Name: name, VIPs: []netip.Addr{vip.Addr()}, Protocol: proto,
-			Ports: []balancer.PortRange{{First: vip.Port(), Last: vip.Port()}}, Scheduler: option("-s")})
+		r.config.Services = append(r.config.Services, balancer.Service{Name: name, VIPs: []netip.Addr{vip.Addr()},
+			Protocol: proto,
+			Ports:    []balancer.PortRange{{First: vip.Port(), Last: vip.Port()}}, Scheduler: option("-s")})
 	case "-D":
 		r.config.Services = slices.Delete(r.config.Services, i, i+1)
 	case "-a":
@@ -349,7 +355,8 @@ func (r *oracleRun) hop(in []byte) []byte {
 		if b[8] <= 1 {
 			return nil
 		}
-		if h := packet.IPv4(b); h.HeaderLen() >= 20 && h.HeaderLen() <= len(b) && packet.Checksum(b[:h.HeaderLen()]) == 0 {
+		if h := packet.IPv4(b); h.HeaderLen() >= 20 && h.HeaderLen() <= len(b) &&
+			packet.Checksum(b[:h.HeaderLen()]) == 0 {
 			b[8]--
 			h.SetChecksum()
 		}
@@ -393,7 +400,8 @@ func together(t *testing.T, in [][]byte) (out [][]byte) {
 }
 
 func toRealserver(b []byte) string {
-	if d := destination(b); netip.MustParsePrefix("10.3.0.0/16").Contains(d) || netip.MustParsePrefix("fd03::/64").Contains(d) {
+	if d := destination(b); netip.MustParsePrefix("10.3.0.0/16").Contains(d) ||
+		netip.MustParsePrefix("fd03::/64").Contains(d) {
 		return "realserver"
 	}
 	return "client"
@@ -406,7 +414,8 @@ func destination(b []byte) netip.Addr {
 	return packet.IPv4(b).Dst()
 }
 
-// plain is b without what differs from run to run: IDs and UDP source ports of tunnels, and so checksums, which are checked.
+// plain is b without what differs from run to run: IDs and UDP source ports of tunnels, and so checksums, which are
+// checked.
 func plain(t *testing.T, b []byte) []byte {
 	b = bytes.Clone(b)
 	if b[0]>>4 == 6 {
@@ -427,7 +436,8 @@ func plain(t *testing.T, b []byte) []byte {
 	return b
 }
 
-// asDirector is what a director that is no host for the VIP sends in place of the recorded b, in answer to in; nil: nothing.
+// asDirector is what a director that is no host for the VIP sends in place of the recorded b, in answer to in; nil:
+// nothing.
 func asDirector(b []byte, vip netip.Addr, in []byte) []byte {
 	if toRealserver(b) == "realserver" {
 		if h := packet.IPv6(b); b[0]>>4 == 6 && len(in) >= 40 && packet.IPv6(in).TrafficClass()&3 == 3 {
@@ -446,7 +456,8 @@ func asDirector(b []byte, vip netip.Addr, in []byte) []byte {
 		return b
 	}
 	h := packet.IPv4(b)
-	if t := h.Payload(); h.Protocol() == packet.ProtoICMP && t[0] == packet.ICMPUnreachable && t[1] == packet.ICMPCodePort && t[8+8] == in[8]+1 {
+	if t := h.Payload(); h.Protocol() == packet.ProtoICMP && t[0] == packet.ICMPUnreachable &&
+		t[1] == packet.ICMPCodePort && t[8+8] == in[8]+1 {
 		quote := packet.IPv4(t[8:])
 		quote[8]--
 		quote.SetChecksum()

@@ -14,8 +14,8 @@ import (
 
 // Sink is where packets go: a raw socket.
 type Sink interface {
-	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused: a unix.Errno, not wrapped, since each
-	// refused packet has one.
+	// Send sends the first packets of segs and returns how many went out; 0 and an error when the first was refused: a
+	// unix.Errno, not wrapped, since each refused packet has one.
 	Send(segs []packet.Segment) (int, error)
 }
 
@@ -23,22 +23,24 @@ type Sink interface {
 type SegmentSink interface {
 	// Ports are the source ports that the segments may have, at least one.
 	Ports() []uint16
-	// Send sends the first of segs, which have one source port, one destination and, but for the last, one size, and returns how many went out. Their
-	// IP and UDP headers are made by the kernel. An error is about all of them: a unix.Errno, not wrapped, EOPNOTSUPP or EIO where that can't be done.
+	// Send sends the first of segs, which have one source port, one destination and, but for the last, one size, and
+	// returns how many went out. Their IP and UDP headers are made by the kernel. An error is about all of them: a
+	// unix.Errno, not wrapped, EOPNOTSUPP or EIO where that can't be done.
 	Send(segs []packet.Segment) (int, error)
 }
 
 // sendBatch is the number of packets that wait for one system call.
 const sendBatch = 64
 
-// output is what a worker has to send. What is added stays where it is until flush, and is cut no sooner than it is added.
+// output is what a worker has to send. What is added stays where it is until flush, and is cut no sooner than it is
+// added.
 type output struct {
 	sink    Sink
 	udp     SegmentSink // nil: none
 	ports   []uint16    // of udp
 	tally   *packet.Tally
 	shared  *Shared
-	tap     *Capture         // of the batch; nil: nobody looks
+	tap     *Capture     // of the batch; nil: nobody looks
 	refused int          // calls that udp can't, since one that it could
 	lastErr atomic.Int32 // errno of the last packet that the kernel refused
 
@@ -101,7 +103,8 @@ func (o *output) cut(p []byte, mtu int) {
 	o.free = o.free[(len(o.segs)-before-1)*packet.IPv4HeaderLen:]
 }
 
-// port is the UDP source port for a flow of this hash, if its tunnel has one. A flow keeps it, whether its packets are super-packets or not.
+// port is the UDP source port for a flow of this hash, if its tunnel has one. A flow keeps it, whether its packets are
+// super-packets or not.
 func (o *output) port(hash uint64) uint16 {
 	if len(o.ports) == 0 {
 		return encap.SourcePort(hash)
@@ -131,9 +134,10 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 	}
 }
 
-// apart keeps the datagram p, wrapped for t in head, from being put together with others of its flow where its tunnel ends. The kernel there does that (GRO)
-// as soon as a server asks for it (UDP_GRO: HTTP/3, WireGuard), before it is out of the tunnel, and does not tell the agent's raw sockets where each
-// ends, as it tells UDP sockets. So each has another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
+// apart keeps the datagram p, wrapped for t in head, from being put together with others of its flow where its tunnel
+// ends. The kernel there does that (GRO) as soon as a server asks for it (UDP_GRO: HTTP/3, WireGuard), before it is out
+// of the tunnel, and does not tell the agent's raw sockets where each ends, as it tells UDP sockets. So each has
+// another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
 // udp_gro_receive_segment, minds that since 6.9).
 func (o *output) apart(t *encap.Tunnel, p *packet.Info, head []byte) {
 	if p.Flow.Proto != packet.ProtoUDP || t.Kind().UDP() {
@@ -153,8 +157,9 @@ func (o *output) apart(t *encap.Tunnel, p *packet.Info, head []byte) {
 // refusals is the number of calls after which who can't send many packets by one is not asked for that any more.
 const refusals = 1000
 
-// sendUDP is udp.Send. It can't where the kernel is too old, or, before Linux 6.11, where the device leaves checksums to the kernel or there is IPsec on
-// the way. Other errors are about a packet or the moment, however long that lasts: no route, a path that has shrunk, a firewall.
+// sendUDP is udp.Send. It can't where the kernel is too old, or, before Linux 6.11, where the device leaves checksums
+// to the kernel or there is IPsec on the way. Other errors are about a packet or the moment, however long that lasts:
+// no route, a path that has shrunk, a firewall.
 func (o *output) sendUDP(segs []packet.Segment) (int, error) {
 	n, err := o.udp.Send(segs)
 	switch err {
@@ -168,8 +173,8 @@ func (o *output) sendUDP(segs []packet.Segment) (int, error) {
 	return n, err
 }
 
-// sendLarge sends all of segs, which are one super-packet's, by as few calls as can be, and counts them. It returns false, with what is left in
-// segs, where the kernel refuses that.
+// sendLarge sends all of segs, which are one super-packet's, by as few calls as can be, and counts them. It returns
+// false, with what is left in segs, where the kernel refuses that.
 func (o *output) sendLarge() bool {
 	for len(o.segs) > 0 {
 		n, err := o.sendUDP(o.segs)
@@ -192,7 +197,8 @@ func (o *output) sendLarge() bool {
 	return true
 }
 
-// segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough for a copy.
+// segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough
+// for a copy.
 func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
 	o.flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)

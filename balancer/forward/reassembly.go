@@ -8,12 +8,12 @@ import (
 	"vstun/encap/packet"
 )
 
-// reassembler puts clients' packets together from their fragments, before a service is looked for: only the first fragment has ports, and all of a
-// packet go to one realserver, in whatever order they come and by whatever queue (RFC 791, section 3.2; RFC 8200, section 4.5). Only workers that have a
-// fragment use it, one at a time.
+// reassembler puts clients' packets together from their fragments, before a service is looked for: only the first
+// fragment has ports, and all of a packet go to one realserver, in whatever order they come and by whatever queue (RFC
+// 791, section 3.2; RFC 8200, section 4.5). Only workers that have a fragment use it, one at a time.
 //
-// Its memory is made at the first fragment and never grows: packets that are not complete yet stand in slots, their bytes in pages. The oldest packet
-// gives way where either runs out, and any packet after its time.
+// Its memory is made at the first fragment and never grows: packets that are not complete yet stand in slots, their
+// bytes in pages. The oldest packet gives way where either runs out, and any packet after its time.
 type reassembler struct {
 	mu      sync.Mutex
 	slots   []slot
@@ -37,7 +37,8 @@ const (
 
 	headRoom = 256 // bytes of a packet's headers before its fragmented part; longer ones are refused
 
-	// How long a packet's fragments are waited for: Linux's ipfrag_time (RFC 1122, section 3.3.2), and RFC 8200, section 4.5.
+	// How long a packet's fragments are waited for: Linux's ipfrag_time (RFC 1122, section 3.3.2), and RFC 8200,
+	// section 4.5.
 	wait4 = 30 * conntab.PerSecond
 	wait6 = 60 * conntab.PerSecond
 )
@@ -63,8 +64,9 @@ type slot struct {
 	ecn            uint8  // a bit for each codepoint that a fragment had
 	df             bool   // all fragments have it
 	header         [headRoom]byte
-	page           [(packet.MaxLen + pageSize - 1) / pageSize]uint16 // 1 + the page in which this part of the data stands; 0: none yet
-	units          [packet.MaxLen/8/64 + 1]uint64                    // a bit for every 8 bytes of data that have come
+	// 1 + the page in which this part of the data stands; 0: none yet
+	page  [(packet.MaxLen + pageSize - 1) / pageSize]uint16
+	units [packet.MaxLen/8/64 + 1]uint64 // a bit for every 8 bytes of data that have come
 }
 
 // init makes the memory.
@@ -85,8 +87,8 @@ func (r *reassembler) init() {
 	r.seed = newSeed()
 }
 
-// add takes the fragment in b. It returns true when the packet is whole, and stands in b. Otherwise the fragment waits, or is counted in t as refused,
-// with those that it makes useless.
+// add takes the fragment in b. It returns true when the packet is whole, and stands in b. Otherwise the fragment waits,
+// or is counted in t as refused, with those that it makes useless.
 func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (whole bool) {
 	f, ok := readFragment(b.Bytes())
 	if !ok {
@@ -187,8 +189,9 @@ const (
 	wrong           // it overlaps or contradicts another: the packet is lost
 )
 
-// place puts f into slot i. An overlap is no accident, and a packet with one is dropped as a whole (RFC 5722); what has come already as a whole is a
-// duplicate, and the first one counts (Linux net/ipv4/inet_fragment.c, inet_frag_queue_insert).
+// place puts f into slot i. An overlap is no accident, and a packet with one is dropped as a whole (RFC 5722); what has
+// come already as a whole is a duplicate, and the first one counts (Linux net/ipv4/inet_fragment.c,
+// inet_frag_queue_insert).
 func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
 	s := &r.slots[i]
 	end := f.offset + len(f.data)
@@ -245,11 +248,13 @@ func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
 	return useful
 }
 
-// finish puts the whole packet of s into b. It returns false for one that is no packet: longer than packets are, or marked in contradiction.
+// finish puts the whole packet of s into b. It returns false for one that is no packet: longer than packets are, or
+// marked in contradiction.
 func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	const notECT, ce = 0, 3
 	n := s.head + s.total
-	// RFC 3168, section 5.3: congestion that one fragment met is the packet's, and can't be where another says that it bears none.
+	// RFC 3168, section 5.3: congestion that one fragment met is the packet's, and can't be where another says that it
+	// bears none.
 	if n > packet.MaxLen || s.ecn&(1<<ce) != 0 && s.ecn&(1<<notECT) != 0 {
 		return false
 	}
@@ -313,7 +318,8 @@ func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *packet.Tally) int1
 	return i
 }
 
-// expire drops the packets whose time has come. They are in order of their beginning, though not quite of their end: IPv6 waits longer.
+// expire drops the packets whose time has come. They are in order of their beginning, though not quite of their end:
+// IPv6 waits longer.
 func (r *reassembler) expire(now conntab.Ticks, t *packet.Tally) {
 	if now == r.swept {
 		return

@@ -103,8 +103,9 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 	return false, false, len(m.data) == m.last
 }
 
-// TestReassemblyAgainstModel: random packets of both families cut at random, their fragments in any order, some missing, some twice, some that overlap, others'
-// between them: every packet that the model completes comes out as it was, no other does, and each fragment of the others is counted.
+// TestReassemblyAgainstModel: random packets of both families cut at random, their fragments in any order, some
+// missing, some twice, some that overlap, others' between them: every packet that the model completes comes out as it
+// was, no other does, and each fragment of the others is counted.
 func TestReassemblyAgainstModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var r reassembler
@@ -188,7 +189,8 @@ func TestReassemblyAgainstModel(t *testing.T) {
 		}
 		r.sweep(1+wait6, &tally) // what is not complete
 		if r.oldest != none || r.newest != none || len(r.spare) != maxPages || r.waiting != 0 {
-			t.Fatalf("round %d: %d pages are free after all has ended, %d fragments wait", round, len(r.spare), r.waiting)
+			t.Fatalf("round %d: %d pages are free after all has ended, %d fragments wait", round, len(r.spare),
+				r.waiting)
 		}
 	}
 	if tally.Drops[packet.DropReassembly] == 0 || tally.Drops[packet.DropFragment] == 0 {
@@ -196,8 +198,8 @@ func TestReassemblyAgainstModel(t *testing.T) {
 	}
 }
 
-// TestReassemblyIsBounded: a flood of fragments whose rest never comes takes no more memory than there is, the oldest give way and are counted, and a
-// packet that comes meanwhile is put together.
+// TestReassemblyIsBounded: a flood of fragments whose rest never comes takes no more memory than there is, the oldest
+// give way and are counted, and a packet that comes meanwhile is put together.
 func TestReassemblyIsBounded(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for _, size := range []int{64, 65000} { // slots run out, or pages
@@ -220,7 +222,8 @@ func TestReassemblyIsBounded(t *testing.T) {
 			add(cut(p, uint32(i), 0, size-8&^7), 1)
 			if i%100 == 0 {
 				p := sample(rnd, false, 3000, uint32(30000+i))
-				if add(cut(p, uint32(30000+i), 1480, 3000), 1) || !add(cut(p, uint32(30000+i), 0, 1480), 1) || !bytes.Equal(b.Bytes(), p) {
+				if add(cut(p, uint32(30000+i), 1480, 3000), 1) || !add(cut(p, uint32(30000+i), 0, 1480), 1) ||
+					!bytes.Equal(b.Bytes(), p) {
 					t.Fatal("a packet amid a flood is not put together")
 				}
 			}
@@ -245,8 +248,8 @@ func TestReassemblyIsBounded(t *testing.T) {
 	}
 }
 
-// TestReassembledHeaders: congestion marks of fragments meet in the packet (RFC 3168, section 5.3), DF is the packet's where all had it, and extension
-// headers before the fragment header stay.
+// TestReassembledHeaders: congestion marks of fragments meet in the packet (RFC 3168, section 5.3), DF is the packet's
+// where all had it, and extension headers before the fragment header stay.
 func TestReassembledHeaders(t *testing.T) {
 	for _, c := range []struct{ first, second, want int }{
 		{0, 0, 0}, {2, 2, 2}, {1, 2, 1}, {2, 3, 3}, {3, 1, 3}, {3, 3, 3}, {0, 3, -1}, {3, 0, -1}, {0, 2, 0},
@@ -317,8 +320,8 @@ func TestReassembledHeaders(t *testing.T) {
 	}
 }
 
-// TestFragmentsGoOn: clients' fragments reach their realserver as one packet, too large ones in outer fragments and never answered with a size; in either
-// family, through either; a ping is answered, in fragments. Nothing is allocated.
+// TestFragmentsGoOn: clients' fragments reach their realserver as one packet, too large ones in outer fragments and
+// never answered with a size; in either family, through either; a ping is answered, in fragments. Nothing is allocated.
 func TestFragmentsGoOn(t *testing.T) {
 	for _, real := range []string{"4", "6"} {
 		to := real1
@@ -352,7 +355,8 @@ func TestFragmentsGoOn(t *testing.T) {
 			}
 			var tally packet.Tally
 			w.Read(&tally)
-			if tally.Drops != ([packet.NumDrops]uint64{}) || tally.InPackets != 3 || int(tally.OutPackets) != len(s.out) {
+			if tally.Drops != ([packet.NumDrops]uint64{}) || tally.InPackets != 3 ||
+				int(tally.OutPackets) != len(s.out) {
 				t.Errorf("to %v, six %v: %+v", to, six, tally)
 			}
 			w.out.sink = discard{}
@@ -419,7 +423,8 @@ func checked(f []byte) []byte {
 	return f
 }
 
-// FuzzReassembly: fragments of any contents, again and again: a packet that comes out is whole, and what is lost is counted.
+// FuzzReassembly: fragments of any contents, again and again: a packet that comes out is whole, and what is lost is
+// counted.
 func FuzzReassembly(f *testing.F) {
 	p := udp(53, false, 100)
 	f.Add(append(cut(p, 1, 0, 48), cut(p, 1, 48, 108)...), uint8(68))
@@ -436,7 +441,8 @@ func FuzzReassembly(f *testing.F) {
 		for n := int(size) + 1; len(all) > 0; {
 			part := bytes.Clone(all[:min(n, len(all))])
 			all = all[len(part):]
-			if h := packet.IPv4(part); len(h) >= 20 && h.Version() == 4 && h.HeaderLen() >= 20 && h.HeaderLen() <= len(h) {
+			if h := packet.IPv4(part); len(h) >= 20 && h.Version() == 4 && h.HeaderLen() >= 20 &&
+				h.HeaderLen() <= len(h) {
 				h.SetTotalLen(len(h))
 				h.SetChecksum()
 			}

@@ -12,15 +12,17 @@ import (
 	"vstun/encap/packet"
 )
 
-// Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the way to the realservers, or from a
-// realserver's host. What they say of the way's MTU is looked up again at once, and what concerns a client is told to it, about its own packet, in the
-// name of the VIP (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_in_icmp).
+// Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the way
+// to the realservers, or from a realserver's host. What they say of the way's MTU is looked up again at once, and what
+// concerns a client is told to it, about its own packet, in the name of the VIP (Linux net/netfilter/ipvs/ip_vs_core.c,
+// ip_vs_in_icmp).
 //
 //	router → [ICMP error [outer IP, tunnel header [client's packet …]]]
 //	                                              └ [ICMP error [client's packet …]] → client
 //
-// Anybody may send such an error, and forge what it quotes. So it has to quote a packet that is of a tunnel of ours, and in it one that a client may
-// have sent to a VIP; what it says of sizes is only believed within bounds; and few are sent to one client, and not too many to all.
+// Anybody may send such an error, and forge what it quotes. So it has to quote a packet that is of a tunnel of ours,
+// and in it one that a client may have sent to a VIP; what it says of sizes is only believed within bounds; and few are
+// sent to one client, and not too many to all.
 type Relay struct {
 	source   Source
 	sink     Sink
@@ -41,7 +43,8 @@ func NewRelay(source Source, sink Sink, b *balancer.Balancer, shared *Shared, cl
 	return r
 }
 
-// Read adds what the relay has sent to t. It counts nothing else: what it reads is the host's, and most of it not for us.
+// Read adds what the relay has sent to t. It counts nothing else: what it reads is the host's, and most of it not for
+// us.
 func (r *Relay) Read(t *packet.Tally) { r.counters.Read(t) }
 
 // Run relays until source or sink is closed.
@@ -97,7 +100,9 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 		}
 	}
 	if !dest.Tunnel.Kind().UDP() && portUnreachable(&outer) && from(b) == dest.Address {
-		return nil // its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux net/ipv4/tunnel4.c, ip_gre.c)
+		// its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux
+		// net/ipv4/tunnel4.c, ip_gre.c)
+		return nil
 	}
 	in, d := packet.QuotedPacket(inner)
 	if d != packet.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
@@ -109,7 +114,9 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 		return nil // of ICMP, only errors are sent through tunnels
 	}
 	if (outer.TooBig() || !snap.HasVIP(in.Flow.Dst)) && snap.Find(in.Flow, now) == nil {
-		return nil // without a connection nobody is told a size, which may be forged: the next packet that is too big is answered anyway
+		// without a connection nobody is told a size, which may be forged: the next packet that is too big is answered
+		// anyway
+		return nil
 	}
 	e := relayed(&outer, inner, dest.Tunnel.Overhead())
 	if e.kind == 0 {
@@ -126,8 +133,8 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e.kind, e.code, e.rest)]
 }
 
-// ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for none, and as much as is there of
-// the packet inside.
+// ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for
+// none, and as much as is there of the packet inside.
 func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.Dest, []byte) {
 	for _, d := range snap.DestsByAddr(outer.Flow.Dst) {
 		if inner, ok := d.Tunnel.MatchQuoted(b[outer.Offset:], outer.Payload-outer.Offset); ok {
@@ -159,7 +166,8 @@ type told struct {
 	rest       uint32
 }
 
-// relayed is what the sender of inner is told, in its family's words, of an error about the tunnel packet that it was in; type 0: nothing.
+// relayed is what the sender of inner is told, in its family's words, of an error about the tunnel packet that it was
+// in; type 0: nothing.
 func relayed(outer *packet.Quoted, inner []byte, overhead int) told {
 	six, outer6 := inner[0]>>4 == 6, !outer.Flow.Src.Is4()
 	if outer.TooBig() {
@@ -191,8 +199,8 @@ const (
 	addressUnreachable = 3 // code of ICMPv6Unreachable
 )
 
-// size is what the sender of inner is told of a way that takes mtu bytes of it: nothing if it may be fragmented, or is no larger than that, or than
-// every way takes.
+// size is what the sender of inner is told of a way that takes mtu bytes of it: nothing if it may be fragmented, or is
+// no larger than that, or than every way takes.
 func size(inner []byte, six bool, mtu int) told {
 	if six {
 		mtu = max(mtu, encap.MinMTU6)

@@ -46,9 +46,11 @@ func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
 		rs.Port = 6080
 	}
 	return balancer.Config{Services: []balancer.Service{
-		{Name: "dns", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+		{Name: "dns", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoUDP,
+			Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
 			Realservers: []balancer.Realserver{rs}},
-		{Name: "empty", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
+		{Name: "empty", VIPs: []netip.Addr{vip, vip6}, Protocol: packet.ProtoTCP,
+			Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
 	}}
 }
 
@@ -89,7 +91,8 @@ func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
 	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, kind, code, mtu)]
 }
 
-// TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words, where it can make use of it.
+// TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words,
+// where it can make use of it.
 func TestRelay(t *testing.T) {
 	const all = 2000
 	for _, c := range []struct {
@@ -103,31 +106,39 @@ func TestRelay(t *testing.T) {
 		want       []byte // type, code, 4 bytes; nil: nothing
 		unbelieved bool   // its size
 	}{
-		{"size", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 800, []byte{3, 4, 0, 0, 780 >> 8, 780 & 255}, false},
-		{"size in gue", udp(53, true, 1000), real1, encap.KindGUE, all, 3, 4, 800, []byte{3, 4, 0, 0, 768 >> 8, 768 & 255}, false},
+		{"size", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 800, []byte{3, 4, 0, 0, 780 >> 8, 780 & 255},
+			false},
+		{"size in gue", udp(53, true, 1000), real1, encap.KindGUE, all, 3, 4, 800, []byte{3, 4, 0, 0, 768 >> 8,
+			768 & 255}, false},
 		{"size that says nothing", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 0, nil, false},
 		{"size that the packet fits", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 1048, nil, false},
 		{"tiny", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 87, nil, false},
 		{"smallest", udp(53, true, 1000), real1, encap.KindIPIP, all, 3, 4, 88, []byte{3, 4, 0, 0, 0, 68}, false},
 		{"size, without DF", udp(53, false, 1000), real1, encap.KindIPIP, all, 3, 4, 800, nil, false},
-		{"short quote", udp(53, true, 1000), real1, encap.KindIPIP, 20 + 28, 3, 4, 800, []byte{3, 4, 0, 0, 780 >> 8, 780 & 255}, false},
+		{"short quote", udp(53, true, 1000), real1, encap.KindIPIP, 20 + 28, 3, 4, 800, []byte{3, 4, 0, 0, 780 >> 8,
+			780 & 255}, false},
 		{"too short", udp(53, true, 1000), real1, encap.KindIPIP, 20 + 27, 3, 4, 800, nil, false},
 		{"host", udp(53, true, 100), real1, encap.KindFOU, all, 3, 1, 0, []byte{3, 1, 0, 0, 0, 0}, false},
 		{"port", udp(53, true, 100), real1, encap.KindGUE, all, 3, 3, 0, []byte{3, 3, 0, 0, 0, 0}, false},
 		{"time", udp(53, true, 100), real1, encap.KindGRE, all, 11, 0, 0, []byte{11, 0, 0, 0, 0, 0}, false},
 		{"source quench", udp(53, true, 100), real1, encap.KindIPIP, all, 4, 0, 0, nil, false},
-		{"6 in 6: size", udp6(53, 1400), real6, encap.KindIPIP, all, 2, 0, 1400, []byte{2, 0, 0, 0, 1360 >> 8, 1360 & 255}, false},
-		{"6 in 6: below 1280", udp6(53, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{2, 0, 0, 0, 1280 >> 8, 0}, false},
+		{"6 in 6: size", udp6(53, 1400), real6, encap.KindIPIP, all, 2, 0, 1400, []byte{2, 0, 0, 0, 1360 >> 8,
+			1360 & 255}, false},
+		{"6 in 6: below 1280", udp6(53, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{2, 0, 0, 0, 1280 >> 8, 0},
+			false},
 		{"6 in 6: nothing to do", udp6(53, 1200), real6, encap.KindIPIP, all, 2, 0, 1290, nil, false},
 		{"6 in 6: unreachable", udp6(53, 1200), real6, encap.KindGUE, all, 1, 3, 0, []byte{1, 3, 0, 0, 0, 0}, false},
 		{"6 in 6: time", udp6(53, 1200), real6, encap.KindGRE, all, 3, 0, 0, []byte{3, 0, 0, 0, 0, 0}, false},
 		{"6 in 6: parameter", udp6(53, 1200), real6, encap.KindGRE, all, 4, 0, 0, nil, false},
-		{"6 in 4: size", udp6(53, 1400), real1, encap.KindIPIP, all, 3, 4, 1400, []byte{2, 0, 0, 0, 1380 >> 8, 1380 & 255}, false},
+		{"6 in 4: size", udp6(53, 1400), real1, encap.KindIPIP, all, 3, 4, 1400, []byte{2, 0, 0, 0, 1380 >> 8,
+			1380 & 255}, false},
 		{"6 in 4: unreachable", udp6(53, 1400), real1, encap.KindIPIP, all, 3, 2, 0, []byte{1, 3, 0, 0, 0, 0}, false},
 		{"6 in 4: time", udp6(53, 1400), real1, encap.KindIPIP, all, 11, 0, 0, []byte{3, 0, 0, 0, 0, 0}, false},
-		{"4 in 6: size", udp(53, true, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{3, 4, 0, 0, 1260 >> 8, 1260 & 255}, false},
+		{"4 in 6: size", udp(53, true, 1400), real6, encap.KindIPIP, all, 2, 0, 1300, []byte{3, 4, 0, 0, 1260 >> 8,
+			1260 & 255}, false},
 		{"6 in 4: port", udp6(53, 1400), real1, encap.KindGUE, all, 3, 3, 0, []byte{1, 4, 0, 0, 0, 0}, false},
-		{"4 in 6: unreachable", udp(53, true, 1400), real6, encap.KindIPIP, all, 1, 0, 0, []byte{3, 1, 0, 0, 0, 0}, false},
+		{"4 in 6: unreachable", udp(53, true, 1400), real6, encap.KindIPIP, all, 1, 0, 0, []byte{3, 1, 0, 0, 0, 0},
+			false},
 		{"4 in 6: port", udp(53, true, 1400), real6, encap.KindGUE, all, 1, 4, 0, []byte{3, 3, 0, 0, 0, 0}, false},
 		{"4 in 6: time", udp(53, true, 1400), real6, encap.KindIPIP, all, 3, 0, 0, []byte{11, 0, 0, 0, 0, 0}, false},
 		{"size that is nothing new", udp(53, true, 1400), real1, encap.KindIPIP, 20, 3, 4, 1500, nil, false},
@@ -171,7 +182,8 @@ func TestRelay(t *testing.T) {
 			want := append(append([]byte{}, c.want[:2]...), 0, 0, c.want[4], c.want[5])
 			var in packet.Info
 			in.Parse(c.in)
-			if p.Flow.Src != in.Flow.Dst || p.Flow.Dst != in.Flow.Src || !bytes.Equal(got, want) || !bytes.HasPrefix(c.in, m[8:]) || len(m) < 8+28 {
+			if p.Flow.Src != in.Flow.Dst || p.Flow.Dst != in.Flow.Src || !bytes.Equal(got, want) ||
+				!bytes.HasPrefix(c.in, m[8:]) || len(m) < 8+28 {
 				t.Errorf("out went %x, want %x", s.out[0], want)
 			}
 			if q, d := packet.QuotedFlow(s.out[0]); d != packet.Accept || q.Flow != in.Flow {
@@ -181,7 +193,8 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestRelayIsNotFooled: errors that quote what we have not sent, are damaged, or come too often, tell no client anything.
+// TestRelayIsNotFooled: errors that quote what we have not sent, are damaged, or come too often, tell no client
+// anything.
 func TestRelayIsNotFooled(t *testing.T) {
 	b := newSite(t, real1, encap.KindGUE, 1500)
 	good := wrapped(t, b, udp(53, true, 1000))
@@ -222,14 +235,19 @@ func TestRelayIsNotFooled(t *testing.T) {
 		try("size", errorAbout(good, 500, 3, 4, 900), 1)
 	}
 	try("too many sizes", errorAbout(good, 500, 3, 4, 900), 0)
-	if n := testing.AllocsPerRun(100, func() { r.answer(b.Snapshot(), damaged, 1); r.answer(b.Snapshot(), errorAboutGood, 1) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() {
+		r.answer(b.Snapshot(), damaged, 1)
+		r.answer(b.Snapshot(),
+			errorAboutGood, 1)
+	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 var errorAboutGood = errorAbout(udp(53, true, 10), 100, 3, 1, 0)
 
-// TestRelayKernelDriver: a realserver whose kernel has a tunnel driver of its own says "port unreachable" of what its agent takes. No client is told.
+// TestRelayKernelDriver: a realserver whose kernel has a tunnel driver of its own says "port unreachable" of what its
+// agent takes. No client is told.
 func TestRelayKernelDriver(t *testing.T) {
 	for _, c := range []struct {
 		kind encap.Kind

@@ -148,7 +148,8 @@ func TestReset(t *testing.T) {
 				var tally packet.Tally
 				w.Read(&tally)
 				answered := c.want != none && !drop
-				if tally.Drops[packet.DropNoConnection] != 1 || tally.Resets != uint64(len(s.out)) || tally.OutPackets != tally.Resets {
+				if tally.Drops[packet.DropNoConnection] != 1 || tally.Resets != uint64(len(s.out)) ||
+					tally.OutPackets != tally.Resets {
 					t.Errorf("%s: counted %+v", name, tally)
 				}
 				if !answered {
@@ -194,7 +195,8 @@ func TestResetOfFragments(t *testing.T) {
 		f.SetChecksum()
 	}
 	s := script{in: [][]byte{first, second}}
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(), func() conntab.Ticks { return 1 })
+	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
+		func() conntab.Ticks { return 1 })
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -204,8 +206,9 @@ func TestResetOfFragments(t *testing.T) {
 // TestResetOnlyOfTCP: a packet of an unknown SCTP association gets no answer.
 func TestResetOnlyOfTCP(t *testing.T) {
 	b := newSite(t, real1, encap.KindIPIP, 1500)
-	cfg := balancer.Config{Services: []balancer.Service{{Name: "sctp", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoSCTP,
-		Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"}}}
+	cfg := balancer.Config{Services: []balancer.Service{{Name: "sctp", VIPs: []netip.Addr{vip},
+		Protocol: packet.ProtoSCTP,
+		Ports:    []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"}}}
 	if err := b.Apply(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +231,8 @@ func TestResetOnlyOfTCP(t *testing.T) {
 func TestResetsAreBounded(t *testing.T) {
 	now := conntab.Ticks(1)
 	var s script
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(), func() conntab.Ticks { return now })
+	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
+		func() conntab.Ticks { return now })
 	in := segment(false, 81, packet.FlagACK, 100, false)
 	fill := func() {
 		for i := range w.bufs {

@@ -34,15 +34,17 @@ func (s *segments) Send(segs []packet.Segment) (int, error) {
 	return n, nil
 }
 
-// TestSegmentsOverUDP: a super-packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with the source port that the flow's
-// other packets have; where the kernel refuses that, it goes out packet by packet.
+// TestSegmentsOverUDP: a super-packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
+// the source port that the flow's other packets have; where the kernel refuses that, it goes out packet by packet.
 func TestSegmentsOverUDP(t *testing.T) {
 	for _, refuse := range []error{nil, unix.EIO} {
 		var s script
 		udp := &segments{err: refuse}
 		w := newWorker(t, &s, 1500)
-		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
-			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source,
+		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web",
+			VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
+			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source,
 				Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -66,8 +68,10 @@ func TestSegmentsOverUDP(t *testing.T) {
 		port := binary.BigEndian.Uint16(out[0][20:])
 		for i, p := range out {
 			h := packet.IPv4(p)
-			if h.Dst() != real1 || h.Protocol() != packet.ProtoUDP || h.TotalLen() != len(p) && (refuse != nil || i == 0) || len(p) > 1500 ||
-				binary.BigEndian.Uint16(p[20:]) != port || port < 40001 || port > 40003 || binary.BigEndian.Uint16(p[22:]) != 6080 {
+			if h.Dst() != real1 || h.Protocol() != packet.ProtoUDP || h.TotalLen() != len(p) &&
+				(refuse != nil || i == 0) || len(p) > 1500 ||
+				binary.BigEndian.Uint16(p[20:]) != port || port < 40001 || port > 40003 ||
+				binary.BigEndian.Uint16(p[22:]) != 6080 {
 				t.Fatalf("refused %v, packet %d: %x", refuse, i, p[:32])
 			}
 			b := &packet.NewBufs(1)[0]
@@ -87,8 +91,8 @@ func TestSegmentsOverUDP(t *testing.T) {
 	}
 }
 
-// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a super-packet, no two have the same outer TTL, where UDP is not the tunnel's own; nothing
-// else is lowered, and no TTL that is small.
+// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a super-packet, no two have the same outer TTL,
+// where UDP is not the tunnel's own; nothing else is lowered, and no TTL that is small.
 func TestDatagramsStayApart(t *testing.T) {
 	for _, c := range []struct {
 		kind    encap.Kind
@@ -114,9 +118,12 @@ func TestDatagramsStayApart(t *testing.T) {
 		}
 		var s script
 		w := newWorker(t, &s, 1500)
-		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
-			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{rs}}, {Name: "dns", VIPs: []netip.Addr{vip},
-			Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr", Realservers: []balancer.Realserver{rs}}}}); err != nil {
+		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip},
+			Protocol: packet.ProtoTCP,
+			Ports:    []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{rs}}, {Name: "dns", VIPs: []netip.Addr{vip},
+			Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
+			Realservers: []balancer.Realserver{rs}}}}); err != nil {
 			t.Fatal(err)
 		}
 		one, super := udp(53, true, 100), udp(53, true, 4*1000)

@@ -10,12 +10,12 @@ import (
 
 // Shared is what all workers of a director have in common. It is only touched for packets that are out of the ordinary.
 type Shared struct {
-	// TooBig gets a value when the kernel says, or a router, that a packet is larger than the way to its realserver takes: the MTU that the balancer
-	// was told is not the way's any more.
+	// TooBig gets a value when the kernel says, or a router, that a packet is larger than the way to its realserver
+	// takes: the MTU that the balancer was told is not the way's any more.
 	TooBig chan struct{}
 
 	fragments reassembler
-	counters  packet.Counters     // of what no worker counts
+	counters  packet.Counters         // of what no worker counts
 	tap       atomic.Pointer[Capture] // nil: nobody looks
 
 	id  atomic.Uint32 // of the last packet that was sent in fragments
@@ -29,7 +29,8 @@ func NewShared() *Shared {
 	return s
 }
 
-// Sweep gives up what has waited too long for its missing fragments, which workers do otherwise when they get a fragment. One goroutine calls it.
+// Sweep gives up what has waited too long for its missing fragments, which workers do otherwise when they get a
+// fragment. One goroutine calls it.
 func (s *Shared) Sweep(now conntab.Ticks) {
 	var t packet.Tally
 	s.fragments.sweep(now, &t)
@@ -53,8 +54,8 @@ func (s *Shared) tooBig() {
 	}
 }
 
-// nextID is the ID of a packet that is sent in fragments. No two workers may use one at the same time, or a realserver would put together what
-// doesn't belong together. It is never 0, which the kernel would replace.
+// nextID is the ID of a packet that is sent in fragments. No two workers may use one at the same time, or a realserver
+// would put together what doesn't belong together. It is never 0, which the kernel would replace.
 func (s *Shared) nextID() uint16 {
 	for {
 		if id := uint16(s.id.Add(1)); id != 0 {

@@ -9,9 +9,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// trains finds, among the packets of a batch that are wrapped in UDP, those that can go out by one call: packets of one source port to one
-// realserver, that are equally long. The kernel then takes one packet all the way to the network card, where it took each. The order of
-// a flow's packets stays as it is, as a flow has one port.
+// trains finds, among the packets of a batch that are wrapped in UDP, those that can go out by one call: packets of one
+// source port to one realserver, that are equally long. The kernel then takes one packet all the way to the network
+// card, where it took each. The order of a flow's packets stays as it is, as a flow has one port.
 //
 //	batch:   a1 b1 a2 c1 a3 b2       letters are ports and realservers
 //	trains:  a1 a2 a3 | b1 b2        rest: c1
@@ -24,8 +24,8 @@ type trains struct {
 	run         [sendBatch]packet.Segment
 }
 
-// wholePathMTU is the size of packets that every way takes whole (RFC 791, section 2.5: what every host accepts), in bytes: they go by sockets that
-// set DF also where the packet inside has none.
+// wholePathMTU is the size of packets that every way takes whole (RFC 791, section 2.5: what every host accepts), in
+// bytes: they go by sockets that set DF also where the packet inside has none.
 const wholePathMTU = 576
 
 // inUDP reports whether s is a whole packet, of either family, in UDP.
@@ -112,7 +112,8 @@ func (o *output) sendTrains() {
 	o.segs = rest
 }
 
-// sendChain sends the packets of a chain, as few trains, and takes them out of segs. Where the kernel refuses that, the rest stays in segs, in its order.
+// sendChain sends the packets of a chain, as few trains, and takes them out of segs. Where the kernel refuses that, the
+// rest stays in segs, in its order.
 func (o *output) sendChain(i int8) {
 	t := &o.trains
 	for i >= 0 {

@@ -36,7 +36,8 @@ func (c *cars) Send(segs []packet.Segment) (int, error) {
 	}
 	segs = segs[:min(len(segs), c.limit)]
 	for i, s := range segs {
-		if !inUDP(s) || len(s.Body) == 0 && !mayHaveDF(s) || !bytes.Equal(ends(s), ends(segs[0])) || !couples(segs[0], s) ||
+		if !inUDP(s) || len(s.Body) == 0 && !mayHaveDF(s) || !bytes.Equal(ends(s), ends(segs[0])) ||
+			!couples(segs[0], s) ||
 			s.Len() > segs[0].Len() || s.Len() < segs[0].Len() && i < len(segs)-1 {
 			c.t.Errorf("packet %d of %d, %x, does not go with %x", i, len(segs), s.Head, segs[0].Head)
 		}
@@ -48,7 +49,8 @@ func (c *cars) Send(segs []packet.Segment) (int, error) {
 // tunnelOverUDP is one over either family, to a realserver known by the last byte of its address.
 func tunnelOverUDP(t testing.TB, six bool, last byte) *encap.Tunnel {
 	t.Helper()
-	c := encap.Config{Kind: encap.KindGUE, Source: source, Destination: netip.AddrFrom4([4]byte{10, 0, 11, last}), Port: 6080}
+	c := encap.Config{Kind: encap.KindGUE, Source: source, Destination: netip.AddrFrom4([4]byte{10, 0, 11, last}),
+		Port: 6080}
 	if six {
 		c.Source, c.Destination = netip.MustParseAddr("fd00::1"), netip.MustParseAddr(fmt.Sprintf("fd00::%x", 16+last))
 	}
@@ -83,7 +85,8 @@ func number(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b[28:])
 }
 
-// TestTrains sends random batches: each packet goes out once, each flow's in their order, and as few calls as a look at the flows allows.
+// TestTrains sends random batches: each packet goes out once, each flow's in their order, and as few calls as a look at
+// the flows allows.
 func TestTrains(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for round := range 2000 {
@@ -102,7 +105,8 @@ func TestTrains(t *testing.T) {
 		want := map[string][]uint32{}
 		n := 1 + rnd.IntN(sendBatch)
 		for i := range n {
-			b := inUDPTunnel(t, rnd.IntN(3) == 0, byte(rnd.IntN(3)), sink.Ports()[rnd.IntN(3)], 4+600*rnd.IntN(2)+rnd.IntN(3)*4, byte(rnd.IntN(8)/7), rnd.IntN(30) > 0, uint32(i))
+			b := inUDPTunnel(t, rnd.IntN(3) == 0, byte(rnd.IntN(3)), sink.Ports()[rnd.IntN(3)],
+				4+600*rnd.IntN(2)+rnd.IntN(3)*4, byte(rnd.IntN(8)/7), rnd.IntN(30) > 0, uint32(i))
 			if rnd.IntN(20) == 0 {
 				b = udp(53, true, 4) // no tunnel's
 				binary.BigEndian.PutUint32(b[28:], uint32(i))
@@ -179,7 +183,8 @@ func TestTrainsNeverTaken(t *testing.T) {
 	}
 }
 
-// TestTrainsTakenAgain: what stops trains for a time, however long, like a route that is away or a path that has shrunk, does not end them.
+// TestTrainsTakenAgain: what stops trains for a time, however long, like a route that is away or a path that has
+// shrunk, does not end them.
 func TestTrainsTakenAgain(t *testing.T) {
 	for _, why := range []unix.Errno{unix.ENETUNREACH, unix.EMSGSIZE, unix.EINVAL, unix.EPERM, unix.ENOBUFS} {
 		raw := &script{}
@@ -201,12 +206,14 @@ func TestTrainsTakenAgain(t *testing.T) {
 		sink.fail = nil
 		send()
 		if len(sink.out) != 3 || len(raw.out) != 3*2*refusals {
-			t.Errorf("%v: %d packets in trains, want 3; %d by themselves, want %d", why, len(sink.out), len(raw.out), 3*2*refusals)
+			t.Errorf("%v: %d packets in trains, want 3; %d by themselves, want %d", why, len(sink.out), len(raw.out),
+				3*2*refusals)
 		}
 	}
 }
 
-// BenchmarkTrains is what finding the trains costs, without the system calls: of one flow, and where no packet goes with another.
+// BenchmarkTrains is what finding the trains costs, without the system calls: of one flow, and where no packet goes
+// with another.
 func BenchmarkTrains(b *testing.B) {
 	for name, ports := range map[string]int{"one flow": 1, "16 ports": 16, "64 ports": 64} {
 		b.Run(name, func(b *testing.B) {

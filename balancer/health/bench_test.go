@@ -15,7 +15,8 @@ import (
 	"time"
 )
 
-// serverEnv makes the test program one of the servers that BenchmarkMonitor checks: in a process of its own, whose time does not count.
+// serverEnv makes the test program one of the servers that BenchmarkMonitor checks: in a process of its own, whose time
+// does not count.
 const serverEnv = "VSTUN_HEALTH_SERVER"
 
 func TestMain(m *testing.M) {
@@ -35,7 +36,10 @@ func TestMain(m *testing.M) {
 			}
 		}
 	case "http", "https":
-		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte("fine")) }))
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_,
+				_ = w.Write([]byte("fine"))
+		}))
 		if os.Getenv(serverEnv) == "https" {
 			s.StartTLS()
 		} else {
@@ -47,7 +51,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// BenchmarkMonitor: 1,000 realservers, or 100 by https, each checked about once a second. cpu-%/1000 is the share of a core that 1,000 checks a second take.
+// BenchmarkMonitor: 1,000 realservers, or 100 by https, each checked about once a second. cpu-%/1000 is the share of a
+// core that 1,000 checks a second take.
 func BenchmarkMonitor(b *testing.B) {
 	for _, c := range []struct {
 		name  string
@@ -86,7 +91,8 @@ func benchmarkMonitor(b *testing.B, server string, probe Probe) {
 		n = 100
 	}
 	for i := range n {
-		all = append(all, Subject{Service: "web", Realserver: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), Targets: []netip.Addr{at.Addr()}, Port: at.Port(),
+		all = append(all, Subject{Service: "web", Realserver: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}),
+			Targets: []netip.Addr{at.Addr()}, Port: at.Port(),
 			Path: Direct{}, Check: &Check{Probe: probe, Interval: time.Second, Timeout: time.Second, Rise: 2, Fall: 3}})
 	}
 	m := New(func([]Change) {})

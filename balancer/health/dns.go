@@ -35,12 +35,15 @@ func (p DNS) prepare() (checker, error) {
 	if !ok {
 		return nil, fmt.Errorf("rcode: %q is not a response code", p.Rcode)
 	}
-	return dnsChecker{DNS: p, question: dns.Question{Name: dns.Fqdn(p.Query), Qtype: kind, Qclass: dns.ClassINET}, rcode: rcode}, nil
+	return dnsChecker{DNS: p, question: dns.Question{Name: dns.Fqdn(p.Query), Qtype: kind, Qclass: dns.ClassINET},
+		rcode: rcode}, nil
 }
 
 const (
-	untilDone   = 1000 * time.Hour // in effect as long as the check may take
-	maxDatagram = 4096             // without EDNS there are 512 bytes (RFC 1035, section 2.3.4): room for servers that don't mind. It is taken for each check that waits
+	untilDone = 1000 * time.Hour // in effect as long as the check may take
+	// without EDNS there are 512 bytes (RFC 1035, section 2.3.4): room for servers that don't mind. It is taken for
+	// each check that waits
+	maxDatagram = 4096
 )
 
 func (c dnsChecker) check(ctx context.Context, at place) (string, error) {

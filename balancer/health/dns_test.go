@@ -33,7 +33,8 @@ func zone(w dns.ResponseWriter, q *dns.Msg) {
 	m := new(dns.Msg).SetReply(q)
 	switch q.Question[0].Name {
 	case "www.example.com.":
-		rr, _ := dns.NewRR("www.example.com. 60 IN " + dns.TypeToString[q.Question[0].Qtype] + map[uint16]string{dns.TypeA: " 192.0.2.1", dns.TypeMX: " 10 mail"}[q.Question[0].Qtype])
+		rr, _ := dns.NewRR("www.example.com. 60 IN " + dns.TypeToString[q.Question[0].Qtype] +
+			map[uint16]string{dns.TypeA: " 192.0.2.1", dns.TypeMX: " 10 mail"}[q.Question[0].Qtype])
 		m.Answer = append(m.Answer, rr)
 	case "empty.example.com.":
 	case "large.example.com.":
@@ -66,22 +67,27 @@ func TestDNS(t *testing.T) {
 	}
 	for _, o := range []outcome{
 		{"answers", ask("www.example.com"), udp, true, "NOERROR, 1 in the answer"},
-		{"over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, tcp, true, "NOERROR, 1 in the answer"},
-		{"no record", ask("empty.example.com"), udp, false, "NOERROR, but no record: want one for empty.example.com. A"},
+		{"over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, tcp, true,
+			"NOERROR, 1 in the answer"},
+		{"no record", ask("empty.example.com"), udp, false,
+			"NOERROR, but no record: want one for empty.example.com. A"},
 		{"no record, and none wanted", least("empty.example.com", 0), udp, true, "NOERROR, 0 in the answer"},
 		{"no name, and no record wanted", least("nowhere.example.com", 0), udp, false, "NXDOMAIN, want NOERROR"},
 		{"too few records", least("www.example.com", 2), udp, false,
 			"NOERROR, but 1 in the answer: want 2 for www.example.com. A"},
 		{"too large for a datagram", ask("large.example.com"), udp, true, "NOERROR, 0 in the answer"},
 		{"no name", ask("nowhere.example.com"), udp, false, "NXDOMAIN, want NOERROR"},
-		{"no name wanted", DNS{Query: "nowhere.example.com", Type: "A", Rcode: "NXDOMAIN"}, udp, true, "NXDOMAIN, 0 in the answer"},
+		{"no name wanted", DNS{Query: "nowhere.example.com", Type: "A", Rcode: "NXDOMAIN"}, udp, true,
+			"NXDOMAIN, 0 in the answer"},
 		{"broken", ask("broken.example.com"), udp, false, "SERVFAIL, want NOERROR"},
 		{"another's answer first", ask("other.example.com"), udp, true, "NOERROR, 1 in the answer"},
 		{"silent", ask("silent.example.com"), udp, false, "no answer within 300ms"},
 		{"garbage, slow", ask("garbage.example.com"), udp, false, "…"},
 		{"nobody there", ask("www.example.com"), closedUDP(t), false, "port unreachable"},
-		{"nobody there over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, closed(t), false, "connection refused"},
-		{"closes", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, listen(t, says("")), false, "connection closed without an answer"},
+		{"nobody there over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, closed(t),
+			false, "connection refused"},
+		{"closes", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, listen(t, says("")), false,
+			"connection closed without an answer"},
 	} {
 		o.test(t)
 	}
@@ -94,8 +100,10 @@ func TestSlowDNS(t *testing.T) {
 		time.Sleep(2500 * time.Millisecond)
 		zone(w, q)
 	}
-	for network, at := range map[string]netip.AddrPort{"udp": nameServer(t, "udp", slow), "tcp": nameServer(t, "tcp", slow)} {
-		if reason, ok := once(t, DNS{TCP: network == "tcp", Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, at, patience); !ok {
+	for network, at := range map[string]netip.AddrPort{"udp": nameServer(t, "udp", slow), "tcp": nameServer(t, "tcp",
+		slow)} {
+		if reason, ok := once(t, DNS{TCP: network == "tcp", Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, at,
+			patience); !ok {
 			t.Errorf("over %s: %s", network, reason)
 		}
 	}

@@ -35,7 +35,8 @@ const maxOutput = 4 << 10
 // killWait is how long a program's output may stay open after its end, by what it has left running elsewhere.
 const killWait = 200 * time.Millisecond
 
-// runCommand runs a program in a process group of its own, which is killed as a whole when ctx ends, and returns the first line of its output.
+// runCommand runs a program in a process group of its own, which is killed as a whole when ctx ends, and returns the
+// first line of its output.
 func runCommand(ctx context.Context, command, env []string) (string, error) {
 	var out output
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)

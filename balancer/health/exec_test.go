@@ -25,9 +25,11 @@ func TestExec(t *testing.T) {
 		{"says why it fails", shell("echo disk full >&2; exit 1"), at, false, "exit status 1: disk full"},
 		{"environment and arguments", shell(`echo "$VSTUN_SERVICE, $1, $PWD"`), at, true, "web, an argument, /"},
 		{"killed", shell("kill -9 $$"), at, false, "signal: killed"},
-		{"talks, slow", shell("while :; do echo yes yes yes yes yes; done"), at, false, "not done in time, and killed: yes yes yes yes yes"},
+		{"talks, slow", shell("while :; do echo yes yes yes yes yes; done"), at, false,
+			"not done in time, and killed: yes yes yes yes yes"},
 		{"hangs, slow", shell("sleep 1000"), at, false, "not done in time, and killed"},
-		{"missing", Exec{Command: []string{"/nonexistent/check"}}, at, false, "not checked, for a fault of this machine: fork/exec /nonexistent/check: no such file or directory"},
+		{"missing", Exec{Command: []string{"/nonexistent/check"}}, at, false, "not checked, for a fault of this " +
+			"machine: fork/exec /nonexistent/check: no such file or directory"},
 		{"leaves its output open", shell("sleep 3 & echo started"), at, true, "started"},
 	} {
 		o.test(t)
@@ -37,7 +39,8 @@ func TestExec(t *testing.T) {
 // TestExecKillsWhatItStarted: at its timeout a program ends with all that it has started.
 func TestExecKillsWhatItStarted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
-	if reason, ok := once(t, shell(fmt.Sprintf("sleep 1000 & echo $! >%s; wait", file)), netip.AddrPort{}, time.Second); ok {
+	if reason, ok := once(t, shell(fmt.Sprintf("sleep 1000 & echo $! >%s; wait", file)), netip.AddrPort{},
+		time.Second); ok {
 		t.Fatal(reason)
 	}
 	text, err := os.ReadFile(file)

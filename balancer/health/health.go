@@ -1,8 +1,8 @@
-// Package health finds out which realservers work: it checks them over and over, weighs the results, says which services have enough of
-// them, and tells about changes.
+// Package health finds out which realservers work: it checks them over and over, weighs the results, says which
+// services have enough of them, and tells about changes.
 //
-// A Monitor runs the checks of its Subjects, each a realserver of a service, along the Path that the subject comes with: the package knows
-// nothing of tunnels. Each check is a Probe, by a library that speaks its protocol.
+// A Monitor runs the checks of its Subjects, each a realserver of a service, along the Path that the subject comes
+// with: the package knows nothing of tunnels. Each check is a Probe, by a library that speaks its protocol.
 package health
 
 import (
@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Path is the way by which one realserver is checked. What comes back by it is that realserver's own answer. Its methods are called by several
-// goroutines at once.
+// Path is the way by which one realserver is checked. What comes back by it is that realserver's own answer. Its
+// methods are called by several goroutines at once.
 type Path interface {
-	// DialContext opens a connection: network is "tcp" or "udp", address an IP address and a port. What it returns has the methods SetLinger and
-	// CloseWrite of a *net.TCPConn if it can.
+	// DialContext opens a connection: network is "tcp" or "udp", address an IP address and a port. What it returns has
+	// the methods SetLinger and CloseWrite of a *net.TCPConn if it can.
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 	// Ping sends an ICMP echo request and returns once its answer is there.
 	Ping(ctx context.Context, to netip.Addr) error
@@ -75,11 +75,13 @@ func (p place) dial(ctx context.Context, network string) (conn net.Conn, end fun
 type Subject struct {
 	Service    string
 	Realserver netip.Addr
-	Check      *Check       // nil: it is not checked, and always up
-	Targets    []netip.Addr // where it is checked: VIPs, through the tunnel, or its own address; it is up when all of them are
-	Port       uint16       // there; of no meaning for Ping and Exec
-	Path       Path         // the way to Targets; of no meaning for Exec
-	Way        string       // the name of Path's kind: checks that are equal, by ways of the same name to the same realserver, are made once
+	Check      *Check // nil: it is not checked, and always up
+	// where it is checked: VIPs, through the tunnel, or its own address; it is up when all of them are
+	Targets []netip.Addr
+	Port    uint16 // there; of no meaning for Ping and Exec
+	Path    Path   // the way to Targets; of no meaning for Exec
+	// the name of Path's kind: checks that are equal, by ways of the same name to the same realserver, are made once
+	Way string
 }
 
 // State is what a Monitor knows of a subject.
@@ -88,15 +90,16 @@ type State struct {
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	Known      bool          // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
-	Offset     int           // of the realserver's weight; 0 where its check gives none, or is down
-	Since      time.Time     // of Up; the zero Time: since the start
-	Reason     string        // why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
-	Streak     int           // results in a row that contradict Up, up to that check, as Reason says
-	Last       time.Time     // end of that check; the zero Time: there was none
-	Duration   time.Duration // of that check
-	Checks     uint64        // made so far
-	Failures   uint64        // of them
+	Known      bool      // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
+	Offset     int       // of the realserver's weight; 0 where its check gives none, or is down
+	Since      time.Time // of Up; the zero Time: since the start
+	// why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
+	Reason   string
+	Streak   int           // results in a row that contradict Up, up to that check, as Reason says
+	Last     time.Time     // end of that check; the zero Time: there was none
+	Duration time.Duration // of that check
+	Checks   uint64        // made so far
+	Failures uint64        // of them
 }
 
 // Change is an event of a subject: it comes up or goes down, its state is known for the first time, the offset of its

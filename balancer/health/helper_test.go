@@ -126,5 +126,8 @@ func descriptors(t testing.TB) int {
 // noneLeft wants as many goroutines and descriptors as there were.
 func noneLeft(t *testing.T, goroutines, fds int) {
 	t.Helper()
-	within(t, "goroutines and descriptors are let go", func() bool { return runtime.NumGoroutine() <= goroutines && descriptors(t) <= fds })
+	within(t, "goroutines and descriptors are let go", func() bool {
+		return runtime.NumGoroutine() <= goroutines &&
+			descriptors(t) <= fds
+	})
 }

@@ -88,7 +88,8 @@ func hostname(host string) string {
 	return (&url.URL{Host: host}).Hostname()
 }
 
-// check writes the request and reads the answer itself: an http.Client, for one request a connection, costs twice as much.
+// check writes the request and reads the answer itself: an http.Client, for one request a connection, costs twice as
+// much.
 func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
@@ -102,7 +103,8 @@ func (c httpChecker) check(ctx context.Context, at place) (string, error) {
 			return "", err
 		}
 	}
-	request := &http.Request{Method: http.MethodGet, URL: c.url, Host: c.host(at), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Close: true,
+	request := &http.Request{Method: http.MethodGet, URL: c.url, Host: c.host(at), Proto: "HTTP/1.1", ProtoMajor: 1,
+		ProtoMinor: 1, Close: true,
 		Header: http.Header{"User-Agent": {"vstun"}, "Accept": {"*/*"}}}
 	bound := &limit{left: maxHead}
 	buffers := buffered.Get().(*bufio.ReadWriter)

@@ -76,12 +76,16 @@ func TestHTTP(t *testing.T) {
 	at := addrOf(plain)
 	for _, o := range []outcome{
 		{"fine", get("/"), at, true, "HTTP status 200"},
-		{"query and port", body("/?a=b", fmt.Sprintf("^welcome to 127.0.0.1:%d, a=b$", at.Port())), at, true, "HTTP status 200"},
-		{"host", HTTP{Path: "/", Host: "www.example.com", Status: usual, Body: "to www.example.com,"}, at, true, "HTTP status 200"},
+		{"query and port", body("/?a=b", fmt.Sprintf("^welcome to 127.0.0.1:%d, a=b$", at.Port())), at, true,
+			"HTTP status 200"},
+		{"host", HTTP{Path: "/", Host: "www.example.com", Status: usual, Body: "to www.example.com,"}, at, true,
+			"HTTP status 200"},
 		{"broken", get("/status/503"), at, false, "HTTP status 503, want 200-399"},
 		{"not followed", get("/status/302"), at, true, "HTTP status 302"},
-		{"no redirect wanted", HTTP{Path: "/status/302", Status: []StatusRange{{200, 299}, {404, 404}}}, at, false, "HTTP status 302, want 200-299, 404"},
-		{"404 wanted", HTTP{Path: "/status/404", Status: []StatusRange{{200, 299}, {404, 404}}}, at, true, "HTTP status 404"},
+		{"no redirect wanted", HTTP{Path: "/status/302", Status: []StatusRange{{200, 299}, {404, 404}}}, at, false,
+			"HTTP status 302, want 200-299, 404"},
+		{"404 wanted", HTTP{Path: "/status/404", Status: []StatusRange{{200, 299}, {404, 404}}}, at, true,
+			"HTTP status 404"},
 		{"early hints", get("/early"), at, true, "HTTP status 200"},
 		{"body differs", body("/", "goodbye"), at, false, "body does not match in its first…"},
 		{"in the first 64 KB", body("/long", "^begin"), at, true, "HTTP status 200"},
@@ -92,13 +96,16 @@ func TestHTTP(t *testing.T) {
 		{"hangs", get("/hang"), at, false, "no answer within 300ms"},
 		{"closed", get("/"), closed(t), false, "connection refused"},
 		{"huge headers", get("/headers"), at, false, "no end of the HTTP header after 256 KB"},
-		{"endless header", get("/"), raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 300_000)), false, "no end of the HTTP header after 256 KB"},
+		{"endless header", get("/"), raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 300_000)), false,
+			"no end of the HTTP header after 256 KB"},
 		{"garbage", get("/"), raw("\x16\x03\xff\x00\r\n\r\n"), false, "no HTTP answer: malformed HTTP response…"},
 		{"nothing", get("/"), raw(""), false, "connection closed without an answer"},
 		{"half an answer", get("/"), raw("HTTP/1.1 200 OK\r\nConte"), false, "no HTTP answer: malformed MIME header…"},
-		{"half a body", body("/", "x"), raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nyyy"), false, "body does not match in its first 3 bytes"},
+		{"half a body", body("/", "x"), raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nyyy"), false,
+			"body does not match in its first 3 bytes"},
 		{"HTTP/1.0", body("/", "^yyy$"), raw("HTTP/1.0 200 OK\r\n\r\nyyy"), true, "HTTP status 200"},
-		{"bad chunks", body("/", "x"), raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), false, "body does not match in its first 0 bytes"},
+		{"bad chunks", body("/", "x"), raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), false,
+			"body does not match in its first 0 bytes"},
 		{"TLS there", get("/"), addrOf(secure), false, "HTTP status 400, want 200-399"},
 		{"resets", get("/"), listen(t, reset), false, "connected, then: connection reset by peer"},
 	} {
@@ -119,7 +126,8 @@ func newAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &authority{key: key, cert: &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true,
+	a := &authority{key: key, cert: &x509.Certificate{SerialNumber: big.NewInt(1),
+		Subject: pkix.Name{CommonName: "authority"}, IsCA: true,
 		BasicConstraintsValid: true, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}
 	der := a.sign(t, a.cert)
 	a.pem = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
@@ -146,7 +154,10 @@ func (a *authority) serve(t *testing.T, from, to time.Time, names ...string) net
 			c.DNSNames = append(c.DNSNames, n)
 		}
 	}
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "sni "+r.TLS.ServerName) }))
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_,
+			_ = io.WriteString(w, "sni "+r.TLS.ServerName)
+	}))
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{a.sign(t, c)}, PrivateKey: a.key}}}
 	s.StartTLS()
@@ -159,7 +170,8 @@ func TestHTTPS(t *testing.T) {
 	a, other := newAuthority(t), newAuthority(t)
 	valid := a.serve(t, now.Add(-time.Hour), now.Add(time.Hour), "www.example.com", "127.0.0.1")
 	named := a.serve(t, now.Add(-time.Hour), now.Add(time.Hour), "www.example.com")
-	expired := a.serve(t, time.Date(2019, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), "127.0.0.1")
+	expired := a.serve(t, time.Date(2019, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC),
+		"127.0.0.1")
 	early := a.serve(t, now.Add(time.Hour), time.Date(2999, 1, 1, 0, 0, 0, 0, time.UTC), "127.0.0.1")
 	plain := httptest.NewServer(site())
 	t.Cleanup(plain.Close)
@@ -172,18 +184,25 @@ func TestHTTPS(t *testing.T) {
 	}
 	for _, o := range []outcome{
 		{"by address", get, valid, true, "HTTP status 200"},
-		{"by host", with(func(p *HTTP) { p.Host, p.Body = "www.example.com:8443", "^sni www.example.com$" }), named, true, "HTTP status 200"},
-		{"by SNI", with(func(p *HTTP) { p.Host, p.SNI, p.Body = "other", "www.example.com", "^sni www.example.com$" }), named, true, "HTTP status 200"},
-		{"another name", with(func(p *HTTP) { p.Host = "ftp.example.com" }), named, false, "x509: certificate is valid for www.example.com, not ftp.example.com"},
-		{"no address", get, named, false, "x509: cannot validate certificate for 127.0.0.1 because it doesn't contain any IP SANs"},
+		{"by host", with(func(p *HTTP) { p.Host, p.Body = "www.example.com:8443", "^sni www.example.com$" }), named,
+			true, "HTTP status 200"},
+		{"by SNI", with(func(p *HTTP) { p.Host, p.SNI, p.Body = "other", "www.example.com", "^sni www.example.com$" }),
+			named, true, "HTTP status 200"},
+		{"another name", with(func(p *HTTP) { p.Host = "ftp.example.com" }), named, false,
+			"x509: certificate is valid for www.example.com, not ftp.example.com"},
+		{"no address", get, named, false, "x509: cannot validate certificate for 127.0.0.1 because it doesn't " +
+			"contain any IP SANs"},
 		{"expired", get, expired, false, "certificate has expired: it was valid until 2020-01-01 00:00 UTC"},
 		{"early", get, early, false, "certificate is not valid yet: from…"},
-		{"another authority", with(func(p *HTTP) { p.CA = other.pem }), valid, false, "x509: certificate signed by unknown authority…"},
-		{"the system's authorities", with(func(p *HTTP) { p.CA = "" }), valid, false, "x509: certificate signed by unknown authority…"},
+		{"another authority", with(func(p *HTTP) { p.CA = other.pem }), valid, false,
+			"x509: certificate signed by unknown authority…"},
+		{"the system's authorities", with(func(p *HTTP) { p.CA = "" }), valid, false,
+			"x509: certificate signed by unknown authority…"},
 		{"not verified", with(func(p *HTTP) { p.CA, p.Verify = "", false }), expired, true, "HTTP status 200"},
 		{"no TLS", get, addrOf(plain), false, "the server does not speak TLS here"},
 		{"silent", get, listen(t, silence), false, "no answer within 300ms"},
-		{"garbage", get, listen(t, says("\x00\x01\x02\x03\x04\x05\x06\x07")), false, "the server does not speak TLS here"},
+		{"garbage", get, listen(t, says("\x00\x01\x02\x03\x04\x05\x06\x07")), false,
+			"the server does not speak TLS here"},
 		{"closes", get, listen(t, says("")), false, "connection closed without an answer"},
 	} {
 		o.test(t)

@@ -78,14 +78,15 @@ type result struct {
 	took   time.Duration
 }
 
-// New is a Monitor without subjects. It calls changed with what has changed, in order and from one goroutine, which may take its time: checks go
-// on, and what changes meanwhile comes with the next call.
+// New is a Monitor without subjects. It calls changed with what has changed, in order and from one goroutine, which may
+// take its time: checks go on, and what changes meanwhile comes with the next call.
 func New(changed func([]Change)) *Monitor {
-	return &Monitor{changed: changed, targets: map[spot][]*target{}, wake: make(chan struct{}, 1), deliver: make(chan struct{}, 1)}
+	return &Monitor{changed: changed, targets: map[spot][]*target{}, wake: make(chan struct{}, 1),
+		deliver: make(chan struct{}, 1)}
 }
 
-// Set replaces the subjects. What is checked as before goes on as if nothing had happened. A subject that is checked in another way now begins
-// with the state that it had. On an error nothing has changed.
+// Set replaces the subjects. What is checked as before goes on as if nothing had happened. A subject that is checked in
+// another way now begins with the state that it had. On an error nothing has changed.
 //
 // Checks that are new wait for Begin, which the caller calls when the subjects' paths lead to their realservers.
 func (m *Monitor) Set(subjects []Subject) error {
@@ -171,7 +172,8 @@ func prepare(subjects []Subject) (map[*Check]checker, error) {
 	return checkers, nil
 }
 
-// target finds the check of s at one of its targets, among those that s has in common with others or has had before, or else makes it.
+// target finds the check of s at one of its targets, among those that s has in common with others or has had before, or
+// else makes it.
 func (m *Monitor) target(was map[spot][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
 	at := spot{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
 	same := func(t *target) bool { return reflect.DeepEqual(t.config, *s.Check) }
@@ -182,7 +184,8 @@ func (m *Monitor) target(was map[spot][]*target, s, old *subject, to netip.Addr)
 	if i := slices.IndexFunc(was[at], same); i >= 0 {
 		t = was[at][i]
 	} else {
-		t, isNew = &target{spot: at, config: *s.Check, index: -1, damper: damper{up: s.Check.Up}, quick: s.Check.Rise}, true
+		t, isNew = &target{spot: at, config: *s.Check, index: -1, damper: damper{up: s.Check.Up}, quick: s.Check.Rise},
+			true
 		if old != nil {
 			t.damper.up, t.damper.known = old.up, old.known
 			if old.up {
@@ -237,7 +240,8 @@ func (m *Monitor) drop(t *target) {
 	}
 }
 
-// The first checks of new targets are spread over a second, and over more from startRate targets on: so many begin in a second.
+// The first checks of new targets are spread over a second, and over more from startRate targets on: so many begin in a
+// second.
 const (
 	startSpread = time.Second
 	startRate   = 1000
@@ -330,8 +334,8 @@ func (m *Monitor) fits(t *target) bool {
 // idle is how long Run waits when there is nothing to check.
 const idle = time.Hour
 
-// together is how much too early a check may start, with others: that many fewer times do processors, workers and the runtime's own threads wake up. Of
-// its interval it is no more than an earlyShare-th.
+// together is how much too early a check may start, with others: that many fewer times do processors, workers and the
+// runtime's own threads wake up. Of its interval it is no more than an earlyShare-th.
 const (
 	together   = 50 * time.Millisecond
 	earlyShare = 20
@@ -527,7 +531,8 @@ func (m *Monitor) States() []State {
 	return all
 }
 
-// telling is the target whose last check says most about s: the first one that is down, or else the one that was checked last.
+// telling is the target whose last check says most about s: the first one that is down, or else the one that was
+// checked last.
 func (s *subject) telling() *target {
 	var latest *target
 	for _, t := range s.targets {

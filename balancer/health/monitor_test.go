@@ -18,7 +18,8 @@ import (
 
 // tcpSubject is a realserver of web at that address, checked by connecting to it.
 func tcpSubject(at netip.AddrPort, interval time.Duration) Subject {
-	return Subject{Service: "web", Realserver: at.Addr(), Targets: []netip.Addr{at.Addr()}, Port: at.Port(), Path: Direct{}, Way: "direct",
+	return Subject{Service: "web", Realserver: at.Addr(), Targets: []netip.Addr{at.Addr()}, Port: at.Port(),
+		Path: Direct{}, Way: "direct",
 		Check: &Check{Probe: TCP{}, Interval: interval, Timeout: patience, Rise: 2, Fall: 3}}
 }
 
@@ -52,7 +53,8 @@ func mustSet(t testing.TB, m *Monitor, subjects ...Subject) {
 	m.Begin()
 }
 
-// TestDeadServerIsOut: one that dies is down within fall × interval + timeout, and up again after rise more checks; each is told once, with a reason.
+// TestDeadServerIsOut: one that dies is down within fall × interval + timeout, and up again after rise more checks;
+// each is told once, with a reason.
 func TestDeadServerIsOut(t *testing.T) {
 	t.Parallel()
 	const interval = 200 * time.Millisecond
@@ -78,7 +80,8 @@ func TestDeadServerIsOut(t *testing.T) {
 	_ = l.Close()
 	within(t, "down", func() bool { return !up() })
 	down := m.States()[0]
-	if bar := 3*interval + down.Duration; down.Since.Sub(died) > bar+patience/10 || down.Since.Sub(died) < interval/2 { // what is late is made up for at once
+	// what is late is made up for at once
+	if bar := 3*interval + down.Duration; down.Since.Sub(died) > bar+patience/10 || down.Since.Sub(died) < interval/2 {
 		t.Errorf("down after %v, want at most %v", down.Since.Sub(died), bar)
 	}
 	if down.Reason != "connection refused" || down.Failures < 3 || time.Since(down.Last) > patience {
@@ -89,11 +92,13 @@ func TestDeadServerIsOut(t *testing.T) {
 	}
 	defer l.Close()
 	within(t, "up again", up)
-	want := fmt.Sprintf("web %[1]v true: connected\nweb %[1]v false: connection refused\nweb %[1]v true: connected\n", at.Addr())
+	want := fmt.Sprintf("web %[1]v true: connected\nweb %[1]v false: connection refused\nweb %[1]v true: connected\n",
+		at.Addr())
 	within(t, "told", func() bool { return told.String() == want })
 }
 
-// TestIntervals: the first checks follow each other within a second, later ones within the interval, and never far below it.
+// TestIntervals: the first checks follow each other within a second, later ones within the interval, and never far
+// below it.
 func TestIntervals(t *testing.T) {
 	for range 1000 {
 		now := time.Now()
@@ -114,7 +119,8 @@ func TestIntervals(t *testing.T) {
 	}
 }
 
-// TestTogether: a check that is due in a moment starts with those that are due, and the next one is due an interval after that; others wait.
+// TestTogether: a check that is due in a moment starts with those that are due, and the next one is due an interval
+// after that; others wait.
 func TestTogether(t *testing.T) {
 	for _, c := range []struct {
 		interval, due time.Duration
@@ -181,7 +187,8 @@ func weight(m *Monitor) (n int) {
 	return n
 }
 
-// TestReloadKeepsState: nothing that a reload changes of a realserver's checks makes one that is up go down: only its checks do.
+// TestReloadKeepsState: nothing that a reload changes of a realserver's checks makes one that is up go down: only its
+// checks do.
 func TestReloadKeepsState(t *testing.T) {
 	t.Parallel()
 	good, bad := listen(t, silence), closed(t)
@@ -195,16 +202,21 @@ func TestReloadKeepsState(t *testing.T) {
 	within(t, "up", func() bool { return weight(m) == 1 })
 	since, checks := m.States()[0].Since, m.States()[0].Checks
 	same := subject
-	same.Check = &Check{Probe: TCP{}, Interval: 50 * time.Millisecond, Timeout: patience, Rise: 2, Fall: 3} // equal, not the same
+	// equal, not the same
+	same.Check = &Check{Probe: TCP{}, Interval: 50 * time.Millisecond, Timeout: patience, Rise: 2, Fall: 3}
 	for i, s := range []Subject{
 		same,
 		withCheck(same, func(c *Check) { c.Interval, c.Rise = never, 10 }),
-		withCheck(same, func(c *Check) { c.Interval, c.Probe = never, HTTP{Path: "/", Status: []StatusRange{{200, 299}}} }),
+		withCheck(same, func(c *Check) {
+			c.Interval, c.Probe = never,
+				HTTP{Path: "/", Status: []StatusRange{{200, 299}}}
+		}),
 		{Service: "web", Realserver: subject.Realserver},
 		withCheck(same, func(c *Check) { c.Interval = never }),
 	} {
 		mustSet(t, m, s)
-		if got := m.States()[0]; !got.Up || !got.Since.Equal(since) || i == 0 && got.Checks < checks || got.Checked != (s.Check != nil) {
+		if got := m.States()[0]; !got.Up || !got.Since.Equal(since) || i == 0 && got.Checks < checks ||
+			got.Checked != (s.Check != nil) {
 			t.Errorf("after reload %d: %+v", i+1, got)
 		}
 	}
@@ -243,8 +255,10 @@ func TestSetRefusesFaultyProbes(t *testing.T) {
 	m := New(func([]Change) {})
 	mustSet(t, m, tcpSubject(at, time.Second))
 	for _, p := range []Probe{
-		TCP{Expect: "("}, UDP{Expect: "("}, HTTP{Path: "x"}, HTTP{Path: "/", Body: "("}, HTTP{Path: "/", TLS: true, CA: "none"},
-		DNS{Query: "a..b", Type: "A", Rcode: "NOERROR"}, DNS{Query: "a", Type: "B", Rcode: "NOERROR"}, DNS{Query: "a", Type: "A", Rcode: "OK"},
+		TCP{Expect: "("}, UDP{Expect: "("}, HTTP{Path: "x"}, HTTP{Path: "/", Body: "("}, HTTP{Path: "/", TLS: true,
+			CA: "none"},
+		DNS{Query: "a..b", Type: "A", Rcode: "NOERROR"}, DNS{Query: "a", Type: "B", Rcode: "NOERROR"},
+		DNS{Query: "a", Type: "A", Rcode: "OK"},
 		TCP{ExpectHex: "0"}, UDP{ExpectHex: "0g"}, File{Path: "x"}, HTTP{Path: "/", TLS: true,
 			Cert: "none"}, SMTP{Helo: "a b"}, Exec{}, Exec{Command: []string{"sh"}},
 	} {
@@ -270,7 +284,8 @@ func (f faulty) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(f.call, f.err)}
 }
 
-// TestOwnFaultTakesNobodyOut: when the director has no descriptors left, or no port, all checks fail, and say nothing of the realservers.
+// TestOwnFaultTakesNobodyOut: when the director has no descriptors left, or no port, all checks fail, and say nothing
+// of the realservers.
 func TestOwnFaultTakesNobodyOut(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -293,10 +308,12 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 		run(t, m)
 		within(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
 		within(t, "it is told", func() bool { return len(told) > 0 })
-		if got := <-told; !got.Blind || !got.Up || got.Reason != "not checked, for a fault of this machine: "+c.reason || len(told) > 0 {
+		if got := <-told; !got.Blind || !got.Up ||
+			got.Reason != "not checked, for a fault of this machine: "+c.reason || len(told) > 0 {
 			t.Errorf("told of %+v and %d more", got, len(told))
 		}
-		if got := m.States()[0]; !got.Up || got.Failures < 5 || got.Reason != "not checked, for a fault of this machine: "+c.reason {
+		if got := m.States()[0]; !got.Up || got.Failures < 5 || got.Reason != "not checked, for a fault of this "+
+			"machine: "+c.reason {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -315,7 +332,8 @@ func (b *busy) DialContext(ctx context.Context, network, address string) (net.Co
 	return b.Direct.DialContext(ctx, network, address)
 }
 
-// TestOwnFaultIsNoFirstCheck: a realserver whose first checks could not be made, since a reload was under way, comes up as quickly as others.
+// TestOwnFaultIsNoFirstCheck: a realserver whose first checks could not be made, since a reload was under way, comes up
+// as quickly as others.
 func TestOwnFaultIsNoFirstCheck(t *testing.T) {
 	t.Parallel()
 	way := new(busy)
@@ -328,12 +346,15 @@ func TestOwnFaultIsNoFirstCheck(t *testing.T) {
 	within(t, "up", func() bool { return weight(m) == 1 })
 }
 
-// TestNeverTwoAtOnce: a check that takes its whole timeout is over before it is made again; and none runs any more when Run has returned, or the
-// subject is gone.
+// TestNeverTwoAtOnce: a check that takes its whole timeout is over before it is made again; and none runs any more when
+// Run has returned, or the subject is gone.
 func TestNeverTwoAtOnce(t *testing.T) {
 	t.Parallel()
 	var open counted
-	s := withCheck(tcpSubject(listen(t, silence), 20*time.Millisecond), func(c *Check) { c.Probe, c.Timeout = TCP{Expect: "never"}, 20*time.Millisecond })
+	s := withCheck(tcpSubject(listen(t, silence), 20*time.Millisecond), func(c *Check) {
+		c.Probe,
+			c.Timeout = TCP{Expect: "never"}, 20*time.Millisecond
+	})
 	s.Path = &open
 	m := New(func([]Change) {})
 	mustSet(t, m, s)
@@ -409,12 +430,15 @@ func TestSlowListener(t *testing.T) {
 	})
 }
 
-// TestChurn: thousands of checks of every kind while the subjects change all the time, servers hang and programs are killed; and then nothing is left
-// of them.
+// TestChurn: thousands of checks of every kind while the subjects change all the time, servers hang and programs are
+// killed; and then nothing is left of them.
 func TestChurn(t *testing.T) {
-	servers := []netip.AddrPort{closed(t), closedUDP(t), listen(t, silence), listen(t, says("HTTP/1.1 200 OK\r\n\r\nx")), listen(t, reset), datagrams(t, "x"), nameServer(t, "udp", zone)}
-	probes := []Probe{TCP{}, TCP{Send: "x", Expect: "y"}, HTTP{Path: "/", Status: []StatusRange{{200, 299}}, Body: "x"}, HTTP{TLS: true, Path: "/"},
-		DNS{Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, UDP{Send: "x", Expect: "x"}, SMTP{}, Ping{}, shell("echo fine"), shell("sleep 10")}
+	servers := []netip.AddrPort{closed(t), closedUDP(t), listen(t, silence),
+		listen(t, says("HTTP/1.1 200 OK\r\n\r\nx")), listen(t, reset), datagrams(t, "x"), nameServer(t, "udp", zone)}
+	probes := []Probe{TCP{}, TCP{Send: "x", Expect: "y"}, HTTP{Path: "/", Status: []StatusRange{{200, 299}}, Body: "x"},
+		HTTP{TLS: true, Path: "/"},
+		DNS{Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, UDP{Send: "x", Expect: "x"}, SMTP{}, Ping{},
+		shell("echo fine"), shell("sleep 10")}
 	m := New(func([]Change) {})
 	goroutines, fds := runtime.NumGoroutine(), descriptors(t)
 	var before, after runtime.MemStats

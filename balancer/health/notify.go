@@ -41,8 +41,10 @@ type Notifier struct {
 func NewNotifier(failed func(error)) *Notifier {
 	n := &Notifier{failed: failed}
 	n.sinks = []*sink{
-		{wake: make(chan struct{}, 1), failed: failed, send: command, wanted: func(c Notify) bool { return len(c.Command) > 0 }},
-		{wake: make(chan struct{}, 1), failed: failed, send: webhook, wanted: func(c Notify) bool { return c.Webhook != "" }},
+		{wake: make(chan struct{}, 1), failed: failed, send: command,
+			wanted: func(c Notify) bool { return len(c.Command) > 0 }},
+		{wake: make(chan struct{}, 1), failed: failed, send: webhook,
+			wanted: func(c Notify) bool { return c.Webhook != "" }},
 	}
 	return n
 }
@@ -168,7 +170,8 @@ func command(ctx context.Context, c Notify, e Event) error {
 		realserver = "-"
 	}
 	args := []string{e.Kind, e.Service, realserver, e.Old, e.New, e.Reason}
-	env := []string{"VSTUN_KIND=" + e.Kind, "VSTUN_SERVICE=" + e.Service, "VSTUN_REALSERVER=" + realserver, "VSTUN_OLD=" + e.Old,
+	env := []string{"VSTUN_KIND=" + e.Kind, "VSTUN_SERVICE=" + e.Service, "VSTUN_REALSERVER=" + realserver,
+		"VSTUN_OLD=" + e.Old,
 		"VSTUN_NEW=" + e.New, "VSTUN_REASON=" + e.Reason}
 	_, err := runCommand(ctx, slices.Concat(c.Command, args), env)
 	return err

@@ -54,14 +54,17 @@ func (n *teller) said() []string {
 }
 
 func event(i int) Event {
-	return Event{Time: time.Date(2026, 1, 1, 0, 0, i, 0, time.UTC), Kind: "realserver", Service: "web", Realserver: fmt.Sprintf("10.0.0.%d", i), Old: "up", New: "down", Reason: "HTTP status 503, want 200-399"}
+	return Event{Time: time.Date(2026, 1, 1, 0, 0, i, 0, time.UTC), Kind: "realserver", Service: "web",
+		Realserver: fmt.Sprintf("10.0.0.%d", i), Old: "up", New: "down", Reason: "HTTP status 503, want 200-399"}
 }
 
-// TestNotifyCommand: a program is run for each event, in order, with what has happened as arguments and in its environment.
+// TestNotifyCommand: a program is run for each event, in order, with what has happened as arguments and in its
+// environment.
 func TestNotifyCommand(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "told")
-	script := fmt.Sprintf(`echo "$*|$VSTUN_KIND $VSTUN_SERVICE $VSTUN_REALSERVER $VSTUN_OLD $VSTUN_NEW $VSTUN_REASON" >>%s`, file)
+	script := fmt.Sprintf(`echo "$*|$VSTUN_KIND $VSTUN_SERVICE $VSTUN_REALSERVER $VSTUN_OLD $VSTUN_NEW `+
+		`$VSTUN_REASON" >>%s`, file)
 	n := newTeller(t, Notify{Command: []string{"/bin/sh", "-c", script, "sh", "own"}, Timeout: patience})
 	n.Tell(event(1), event(2))
 	n.Tell(Event{Kind: "service", Service: "web", Old: "up", New: "down", Reason: "weight 0 is up, want 1"})
@@ -105,7 +108,8 @@ func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var e Event
-	if err := json.NewDecoder(r.Body).Decode(&e); err != nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+	if err := json.NewDecoder(r.Body).Decode(&e); err != nil || r.Method != http.MethodPost ||
+		r.Header.Get("Content-Type") != "application/json" {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
@@ -143,7 +147,8 @@ func TestWebhook(t *testing.T) {
 	n.Set(Notify{Webhook: s.URL + "/secret", Timeout: 100 * time.Millisecond})
 	n.Tell(event(5))
 	within(t, "nobody there", func() bool { return len(n.said()) == 2 })
-	wantFaults := []string{`service "web": realserver 10.0.0.4 down: webhook ` + s.URL + `: HTTP status 404 Not Found`, `service "web": realserver 10.0.0.5 down: webhook ` + s.URL + `: `}
+	wantFaults := []string{`service "web": realserver 10.0.0.4 down: webhook ` + s.URL + `: HTTP status 404 Not Found`,
+		`service "web": realserver 10.0.0.5 down: webhook ` + s.URL + `: `}
 	for i, got := range n.said() {
 		if !strings.HasPrefix(got, wantFaults[i]) || strings.Contains(got, "secret") {
 			t.Errorf("%q, want %q", got, wantFaults[i])
@@ -151,8 +156,8 @@ func TestWebhook(t *testing.T) {
 	}
 }
 
-// TestNotifyNeverWaits: while a webhook hangs, thousands of events are taken at once; the oldest are lost, and that is said. At the end what waits has
-// a little time.
+// TestNotifyNeverWaits: while a webhook hangs, thousands of events are taken at once; the oldest are lost, and that is
+// said. At the end what waits has a little time.
 func TestNotifyNeverWaits(t *testing.T) {
 	t.Parallel()
 	hangs := make(chan struct{})
@@ -178,7 +183,8 @@ func TestNotifyNeverWaits(t *testing.T) {
 	if got := h.got(); len(got) < 2 || got[1] != event(more) { // the first one is that which hung
 		t.Errorf("%d events, the second %+v", len(got), got[:min(len(got), 2)])
 	}
-	if got := n.said(); len(got) == 0 || got[0] != fmt.Sprintf("%d notifications were never sent: more than %d waited", more, maxQueue) {
+	if got := n.said(); len(got) == 0 || got[0] != fmt.Sprintf("%d notifications were never sent: more than %d waited",
+		more, maxQueue) {
 		t.Errorf("%q", got)
 	}
 }
@@ -207,7 +213,8 @@ func TestNotifyEnds(t *testing.T) {
 		asked <- struct{}{}
 		silence(c)
 	})
-	n := newTeller(t, Notify{Webhook: "http://" + hook.String() + "/", Command: []string{"/bin/sh", "-c", "touch " + begun + "; sleep 1000", "sh"}, Timeout: time.Hour})
+	n := newTeller(t, Notify{Webhook: "http://" + hook.String() + "/", Command: []string{"/bin/sh", "-c",
+		"touch " + begun + "; sleep 1000", "sh"}, Timeout: time.Hour})
 	n.Tell(event(1), event(2), event(3))
 	within(t, "both hang", func() bool {
 		_, err := os.Stat(begun)

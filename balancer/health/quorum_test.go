@@ -12,7 +12,8 @@ func TestQuorum(t *testing.T) {
 	}{
 		{"one is enough", Quorum{Weight: 1}, []int{0, 1, 5, 1, 0}, []bool{false, true, true, true, false}},
 		{"by weight", Quorum{Weight: 10}, []int{9, 10, 9}, []bool{false, true, false}},
-		{"hysteresis", Quorum{Weight: 10, Hysteresis: 3}, []int{10, 12, 13, 10, 7, 6, 10, 13}, []bool{false, false, true, true, true, false, false, true}},
+		{"hysteresis", Quorum{Weight: 10, Hysteresis: 3}, []int{10, 12, 13, 10, 7, 6, 10, 13},
+			[]bool{false, false, true, true, true, false, false, true}},
 		{"nothing is never enough", Quorum{Weight: 3, Hysteresis: 2}, []int{5, 1, 0}, []bool{true, true, false}},
 		{"nothing is never enough, whatever was", Quorum{Weight: 1, Hysteresis: 0}, []int{0}, []bool{false}},
 	} {

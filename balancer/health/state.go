@@ -2,7 +2,8 @@ package health
 
 import "fmt"
 
-// damper weighs results: one that contradicts what it takes a realserver for has no effect before it comes several times in a row.
+// damper weighs results: one that contradicts what it takes a realserver for has no effect before it comes several
+// times in a row.
 type damper struct {
 	up     bool
 	known  bool // a result has confirmed up, or several have changed it; else up is the initial state

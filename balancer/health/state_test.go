@@ -72,8 +72,8 @@ func TestDamperIsKnown(t *testing.T) {
 	}
 }
 
-// TestDamperModel holds the damper against the plain rule: up when the last rise results are successes, down when the last fall ones are failures, and
-// otherwise as before.
+// TestDamperModel holds the damper against the plain rule: up when the last rise results are successes, down when the
+// last fall ones are failures, and otherwise as before.
 func TestDamperModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 200 {

@@ -86,7 +86,8 @@ func (c tcpChecker) check(ctx context.Context, at place) (string, error) {
 	return "answer as expected", expectFrom(conn, c.expect)
 }
 
-// resetAtEnd makes a connection end by RST: a thousand checks a second leave none in TIME_WAIT, here and in the connection table.
+// resetAtEnd makes a connection end by RST: a thousand checks a second leave none in TIME_WAIT, here and in the
+// connection table.
 func resetAtEnd(conn net.Conn) {
 	if l, ok := conn.(interface{ SetLinger(sec int) error }); ok {
 		_ = l.SetLinger(0)

@@ -45,7 +45,8 @@ func TestTCP(t *testing.T) {
 		{"open", TCP{}, listen(t, silence), true, "connected"},
 		{"closed", TCP{}, closed(t), false, "connection refused"},
 		{"nobody answers", TCP{}, deaf(t), false, "no connection within 300ms"},
-		{"greets", TCP{Expect: "^SSH-2"}, listen(t, func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")) }), true, "answer as expected"},
+		{"greets", TCP{Expect: "^SSH-2"}, listen(t, func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")) }), true,
+			"answer as expected"},
 		{"asked", TCP{Send: "PING\r\n", Expect: `^\+PONG`}, listen(t, says("+PONG\r\n")), true, "answer as expected"},
 		{"in pieces", TCP{Expect: "abcdef"}, listen(t, func(c net.Conn) {
 			for _, b := range "xxabcdef" {
@@ -53,11 +54,14 @@ func TestTCP(t *testing.T) {
 			}
 			silence(c)
 		}), true, "answer as expected"},
-		{"says something else", TCP{Send: "x", Expect: "^OK"}, listen(t, says("ERR 7\r\n")), false, `expect does not match the answer: "ERR 7\r\n"`},
-		{"garbage", TCP{Send: "x", Expect: "^OK"}, listen(t, says(garbage)), false, "expect does not match the answer: \"\\x00\\xff…"},
+		{"says something else", TCP{Send: "x", Expect: "^OK"}, listen(t, says("ERR 7\r\n")), false,
+			`expect does not match the answer: "ERR 7\r\n"`},
+		{"garbage", TCP{Send: "x", Expect: "^OK"}, listen(t, says(garbage)), false,
+			"expect does not match the answer: \"\\x00\\xff…"},
 		{"closes", TCP{Expect: "OK"}, listen(t, func(net.Conn) {}), false, "connection closed without an answer"},
 		{"is silent", TCP{Send: "x", Expect: "OK"}, listen(t, silence), false, "no answer within 300ms"},
-		{"has no end", TCP{Send: "x", Expect: "^OK"}, listen(t, says(strings.Repeat("no ", 100_000))), false, "expect does not match the first 64 KB of the answer: …"},
+		{"has no end", TCP{Send: "x", Expect: "^OK"}, listen(t, says(strings.Repeat("no ", 100_000))), false,
+			"expect does not match the first 64 KB of the answer: …"},
 		{"resets", TCP{Send: "x", Expect: "OK"}, listen(t, reset), false, "connected, then: connection reset by peer"},
 		{"bytes as expected", TCP{Send: "\x00\xff", ExpectHex: "00FF ?? 7? ?0"}, listen(t,
 			says("\x00\xff\x80\x7a\x10 and more")), true, "answer as expected"},

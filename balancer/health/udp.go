@@ -10,8 +10,8 @@ import (
 // MaxDatagram is the largest size of a UDP datagram's payload over IPv4, in bytes (RFC 768, RFC 791).
 const MaxDatagram = 65535 - 20 - 8
 
-// UDP sends a datagram. Without Expect a realserver passes that answers with anything, and also one that says nothing until the timeout; one
-// fails whose machine says that nobody listens there (ICMP port unreachable).
+// UDP sends a datagram. Without Expect a realserver passes that answers with anything, and also one that says nothing
+// until the timeout; one fails whose machine says that nobody listens there (ICMP port unreachable).
 type UDP struct {
 	Send      string // the datagram's bytes
 	Expect    string // regular expression, which must match an answer; "": no answer is needed

@@ -140,7 +140,8 @@ func (s *show) showLogs() {
 
 // stay waits for Ctrl-C or the end of a program.
 func (s *show) stay(ctx context.Context) error {
-	s.printf(stayText, prefix, s.vip(), filepath.Join(s.bin, s.director.name), s.director.config, dir, s.url(), s.tunnelFilter())
+	s.printf(stayText, prefix, s.vip(), filepath.Join(s.bin, s.director.name), s.director.config, dir, s.url(),
+		s.tunnelFilter())
 	ended := make(chan *program, 1+len(s.agents))
 	for _, p := range s.programs() {
 		go func() {

@@ -45,6 +45,7 @@ func demoCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&o.stay, "stay", false, "leave everything up to look around, until Ctrl-C")
 	c.Flags().BoolVar(&o.ipv6, "ipv6", false, "all of it with IPv6, inside the tunnel and outside")
-	c.Flags().StringVar(&o.bin, "bin", "", "`DIR` of the programs director and realserver (default: where lab itself is)")
+	c.Flags().StringVar(&o.bin, "bin", "", "`DIR` of the programs director and realserver (default: where lab "+
+		"itself is)")
 	return c
 }

@@ -124,8 +124,8 @@ func (p *program) status(ctx context.Context, into any) error {
 	return control.Get(ctx, p.socket, "/status", into)
 }
 
-// stopPrograms ends the programs, all at once, and returns an error for each that does not end well. How one ends that was
-// not up yet is either known or, when SIGTERM came before it could know what to do with it, no fault.
+// stopPrograms ends the programs, all at once, and returns an error for each that does not end well. How one ends that
+// was not up yet is either known or, when SIGTERM came before it could know what to do with it, no fault.
 func (s *show) stopPrograms() error {
 	all := s.programs()
 	errs := make([]error, len(all))

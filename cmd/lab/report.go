@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// settleTimeout is how long the counters may take to agree after the last answer: the last packets of a connection travel
-// after the client has its answer.
+// settleTimeout is how long the counters may take to agree after the last answer: the last packets of a connection
+// travel after the client has its answer.
 const settleTimeout = 2 * time.Second
 
 // taps count packets on the hosts' links, independently of the programs.
@@ -121,7 +121,8 @@ func (s *show) report(ctx context.Context, t *taps) error {
 		errs = append(errs, errors.New("no reply was seen on the client's eth0: the counter proves nothing"))
 	}
 	if n.passed != 0 {
-		errs = append(errs, fmt.Errorf("%d packets from the VIP passed the director: replies must go straight to the client", n.passed))
+		errs = append(errs, fmt.Errorf("%d packets from the VIP passed the director: replies must go straight to "+
+			"the client", n.passed))
 	}
 	return errors.Join(errs...)
 }

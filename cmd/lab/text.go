@@ -32,7 +32,8 @@ const drawing = `vstun demo: a virtual address (VIP), one director, two web serv
 
 // draw prints the topology and the way of request and reply.
 func (s *show) draw() {
-	s.printf(drawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]), s.addr(s.lab.Webs[1]))
+	s.printf(drawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]),
+		s.addr(s.lab.Webs[1]))
 }
 
 // directorTOML is the director's configuration.
@@ -64,7 +65,8 @@ func (s *show) tunnelFilter() string {
 	return "ip proto 4"
 }
 
-// stayText takes the prefix, the VIP, the director's program and configuration, the directory, the URL, and a filter for the tunnel.
+// stayText takes the prefix, the VIP, the director's program and configuration, the directory, the URL, and a filter
+// for the tunnel.
 const stayText = `
 All of it stays up until Ctrl-C. Look around, as root, from another terminal:
 

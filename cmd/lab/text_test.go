@@ -59,7 +59,8 @@ func testDrawing(t *testing.T, ipv6 bool) {
 	s.printf(stayText, prefix, s.vip(), "bin/director", dir+"/director.toml", dir, s.url(), s.tunnelFilter())
 	want := []string{"198.51.100.80", "10.0.1.2", "10.0.2.2", "10.0.11.2", "10.0.12.2"}
 	if ipv6 {
-		want = []string{"2001:db8:100::80", "[2001:db8:100::80]", "fd00:0:1::2", "fd00:0:2::2", "fd00:0:11::2", "fd00:0:12::2"}
+		want = []string{"2001:db8:100::80", "[2001:db8:100::80]", "fd00:0:1::2", "fd00:0:2::2", "fd00:0:11::2",
+			"fd00:0:12::2"}
 	}
 	for _, addr := range want {
 		if !strings.Contains(out.String(), addr) {

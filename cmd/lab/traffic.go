@@ -37,8 +37,8 @@ func (s *servers) Close() {
 	s.done.Wait()
 }
 
-// serve starts on each web host an HTTP and a UDP server, which listen on the VIP and answer with the name of their host and
-// the address of the client that they see.
+// serve starts on each web host an HTTP and a UDP server, which listen on the VIP and answer with the name of their
+// host and the address of the client that they see.
 func (s *show) serve() (*servers, error) {
 	all := &servers{}
 	for _, web := range s.lab.Webs {
@@ -163,8 +163,8 @@ func (a *answer) parse(body []byte) error {
 	return nil
 }
 
-// ask calls once count times, prints a line for each answer and then how many each server gave. It gives up when many are
-// missing, so as not to keep the reader waiting for the rest.
+// ask calls once count times, prints a line for each answer and then how many each server gave. It gives up when many
+// are missing, so as not to keep the reader waiting for the rest.
 func (s *show) ask(ctx context.Context, what string, count int, vip netip.AddrPort, once func() (answer, error)) error {
 	var errs []error
 	answers := map[string]int{}

@@ -128,10 +128,11 @@ func TestAnswers(t *testing.T) {
 		"to all":           {answerOf(vip, addr("255.255.255.255"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
 		"6 to a group":     {answerOf(vip6, addr("ff02::1"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
 		"6 to link-local":  {answerOf(vip6, addr("fe80::1"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"6 solicitation":   {ip(addr("::"), addr("ff02::2"), packet.ProtoICMPv6, make([]byte, 8)), packet.DropNotAnswer},
-		"ICMP over IPv6":   {ip(vip6, client6, packet.ProtoICMP, make([]byte, 8)), packet.DropNotAnswer},
-		"half a header":    {answerOf(vip, client, packet.ProtoUDP, 9, true)[:19], packet.DropTruncated},
-		"nothing":          {nil, packet.DropTruncated},
+		"6 solicitation": {ip(addr("::"), addr("ff02::2"), packet.ProtoICMPv6, make([]byte, 8)),
+			packet.DropNotAnswer},
+		"ICMP over IPv6": {ip(vip6, client6, packet.ProtoICMP, make([]byte, 8)), packet.DropNotAnswer},
+		"half a header":  {answerOf(vip, client, packet.ProtoUDP, 9, true)[:19], packet.DropTruncated},
+		"nothing":        {nil, packet.DropTruncated},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, out, _ := answerWorker(1500)
@@ -159,7 +160,8 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestAnswersFinished: a checksum that the kernel has left unfinished is right in what is sent, also in each segment of a super-packet.
+// TestAnswersFinished: a checksum that the kernel has left unfinished is right in what is sent, also in each segment of
+// a super-packet.
 func TestAnswersFinished(t *testing.T) {
 	for _, src := range []netip.Addr{vip, vip6} {
 		dst := client
@@ -186,12 +188,14 @@ func TestAnswersFinished(t *testing.T) {
 				w, out, _ := answerWorker(9000)
 				tally := moved(t, w, *b)
 				if len(out.sent) != want || tally.OutPackets != uint64(want) {
-					t.Fatalf("protocol %d, segments of %d: %d packets, want %d; dropped %v", proto, size, len(out.sent), want, tally.Drops)
+					t.Fatalf("protocol %d, segments of %d: %d packets, want %d; dropped %v", proto, size, len(out.sent),
+						want, tally.Drops)
 				}
 				payload := 0
 				for _, s := range out.sent {
 					n := len(s) - offset
-					if packet.Fold(packet.Sum(s[offset:], pseudoSum(s, proto, n))) != 0xffff || s[0]>>4 == 4 && packet.IPv4(s).Check() != packet.Accept {
+					if packet.Fold(packet.Sum(s[offset:], pseudoSum(s, proto, n))) != 0xffff || s[0]>>4 == 4 &&
+						packet.IPv4(s).Check() != packet.Accept {
 						t.Errorf("protocol %d, segments of %d: wrong checksum in %x", proto, size, s[:offset+header])
 					}
 					payload += n - header
@@ -218,7 +222,8 @@ func TestAnswersTooBig(t *testing.T) {
 	for i, port := range []uint16{443, 4711} {
 		h := packet.IPv4(tun.out[i])
 		q, d := packet.QuotedFlow(h)
-		if h.Check() != packet.Accept || h.Src() != client || h.Dst() != vip || packet.Checksum(h.Payload()) != 0 || d != packet.Accept || !q.TooBig() || q.MTU != 1300 ||
+		if h.Check() != packet.Accept || h.Src() != client || h.Dst() != vip || packet.Checksum(h.Payload()) != 0 ||
+			d != packet.Accept || !q.TooBig() || q.MTU != 1300 ||
 			q.Flow.SrcPort != port || q.Flow.Src != vip || q.Flow.Dst != client {
 			t.Errorf("ICMP error %d: %x: %+v, %v", i, []byte(h), q, d)
 		}
@@ -230,8 +235,10 @@ func TestAnswersTooBig(t *testing.T) {
 		t.Fatalf("%d ICMP errors over IPv6", len(tun.out))
 	}
 	second6 := packet.IPv6(tun.out[1])
-	if m := second6[40:]; second6.Dst() != vip6 || packet.Fold(packet.Sum(m, second6.PseudoSum(packet.ProtoICMPv6, len(m)))) != 0xffff ||
-		packet.IPv6(m[8:]).Src() != netip.IPv6Unspecified() || packet.IPv6(m[8:]).Dst() != client6 || binary.BigEndian.Uint16(m[48:]) != 4711 {
+	if m := second6[40:]; second6.Dst() != vip6 ||
+		packet.Fold(packet.Sum(m, second6.PseudoSum(packet.ProtoICMPv6, len(m)))) != 0xffff ||
+		packet.IPv6(m[8:]).Src() != netip.IPv6Unspecified() || packet.IPv6(m[8:]).Dst() != client6 ||
+		binary.BigEndian.Uint16(m[48:]) != 4711 {
 		t.Errorf("the second ICMP error over IPv6: %x", []byte(second6))
 	}
 
@@ -240,13 +247,15 @@ func TestAnswersTooBig(t *testing.T) {
 	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 1 || len(tun.out) != 1 {
 		t.Fatalf("dropped %d as %v, %d ICMP errors", n, d, len(tun.out))
 	}
-	if q, d := packet.QuotedFlow(tun.out[0]); d != packet.Accept || !q.TooBig() || q.MTU != 1300 || q.Flow.SrcPort != 443 {
+	if q, d := packet.QuotedFlow(tun.out[0]); d != packet.Accept || !q.TooBig() || q.MTU != 1300 ||
+		q.Flow.SrcPort != 443 {
 		t.Errorf("%+v, %v", q, d)
 	}
 
 	// A datagram that is sent in fragments keeps the MTU from no other sender.
 	w, _, tun = answerWorker(1300)
-	tally = moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 1400, false)), *buf(answerOf(vip, client, packet.ProtoTCP, 1400, true)))
+	tally = moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 1400, false)),
+		*buf(answerOf(vip, client, packet.ProtoTCP, 1400, true)))
 	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 1 || len(tun.out) != 1 {
 		t.Errorf("behind fragments: dropped %d as %v, %d ICMP errors", n, d, len(tun.out))
 	}
@@ -294,11 +303,13 @@ func TestAnswerErrorsAreBounded(t *testing.T) {
 	}
 }
 
-// TestAnswerLoops: what has been sent is refused when it comes back, by whichever queue, and not when its sender repeats it.
+// TestAnswerLoops: what has been sent is refused when it comes back, by whichever queue, and not when its sender
+// repeats it.
 func TestAnswerLoops(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"UDP": answerOf(vip, client, packet.ProtoUDP, 9, true), "TCP": answerOf(vip, client, packet.ProtoTCP, 9, true),
-		"6 UDP": answerOf(vip6, client6, packet.ProtoUDP, 9, true), "another protocol": ip(vip, client, 50, make([]byte, 9)),
+		"6 UDP": answerOf(vip6, client6, packet.ProtoUDP, 9, true), "another protocol": ip(vip, client, 50,
+			make([]byte, 9)),
 	} {
 		sent := NewSent()
 		out := &link{mtu: 1500}
@@ -329,11 +340,13 @@ func TestAnswerLoops(t *testing.T) {
 func TestAnswersRefused(t *testing.T) {
 	w, out, _ := answerWorker(1500)
 	out.err = unix.ENETUNREACH
-	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9, true)))); d != packet.DropSendError || n != 1 || w.LastError() != unix.ENETUNREACH {
+	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9,
+		true)))); d != packet.DropSendError || n != 1 || w.LastError() != unix.ENETUNREACH {
 		t.Errorf("%d dropped as %v, %v", n, d, w.LastError())
 	}
 	out.err, out.mtuErr = unix.EMSGSIZE, fmt.Errorf("path MTU: UDP socket: %w", unix.EMFILE)
-	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9, true)))); d != packet.DropSendError ||
+	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9,
+		true)))); d != packet.DropSendError ||
 		n != 2 || w.LastError() != unix.EMFILE {
 		t.Errorf("unknown path MTU: %d dropped as %v, %v", n, d, w.LastError())
 	}
@@ -345,7 +358,8 @@ func TestAnswersRefused(t *testing.T) {
 
 func TestAnswersAllocateNothing(t *testing.T) {
 	w := NewAnswerWorker(nil, sinkhole{}, &gro{}, inForce(policy()), NewSent(), 1)
-	small, large := answerOf(vip, client, packet.ProtoUDP, 100, true), answerOf(vip6, client6, packet.ProtoTCP, 30_000, true)
+	small, large := answerOf(vip, client, packet.ProtoUDP, 100, true), answerOf(vip6, client6, packet.ProtoTCP, 30_000,
+		true)
 	bufs := packet.NewBufs(2)
 	if n := testing.AllocsPerRun(100, func() {
 		bufs[0].SetLen(copy(bufs[0].Room(), small))
@@ -365,7 +379,8 @@ type sinkhole struct{}
 func (sinkhole) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
 func (sinkhole) PathMTU(_, _ netip.Addr) (int, error)    { return packet.MaxLen, nil }
 
-// FuzzAnswers wants of all that the kernel may read from the device: what is sent is a whole packet from a VIP to a client, and each packet is counted.
+// FuzzAnswers wants of all that the kernel may read from the device: what is sent is a whole packet from a VIP to a
+// client, and each packet is counted.
 func FuzzAnswers(f *testing.F) {
 	f.Add(answerOf(vip, client, packet.ProtoUDP, 1400, false), uint8(0), uint16(0), uint16(0))
 	f.Add(answerOf(vip6, client6, packet.ProtoTCP, 3000, true), uint8(packet.GSOTCP), uint16(1400), uint16(40))
@@ -378,10 +393,12 @@ func FuzzAnswers(f *testing.F) {
 		}
 		in.SetLen(copy(in.Room(), b))
 		out.sent, w.counters, w.sent = nil, packet.Counters{}, NewSent()
-		in.Offload = packet.Offload{GSO: packet.GSO(gso % 4), Size: size, Partial: start > 0, CsumStart: start, CsumOffset: 6 + 10*(start&1)}
+		in.Offload = packet.Offload{GSO: packet.GSO(gso % 4), Size: size, Partial: start > 0, CsumStart: start,
+			CsumOffset: 6 + 10*(start&1)}
 		tun.out = nil
 		tally := moved(t, w, *in)
-		if _, n := dropped(t, tally); tally.InPackets != 1 || tally.OutPackets != uint64(len(out.sent)) || len(out.sent) == 0 && n == 0 {
+		if _, n := dropped(t, tally); tally.InPackets != 1 || tally.OutPackets != uint64(len(out.sent)) ||
+			len(out.sent) == 0 && n == 0 {
 			t.Fatalf("in %d, out %d, sent %d, refused %d", tally.InPackets, tally.OutPackets, len(out.sent), n)
 		}
 		for _, s := range out.sent {

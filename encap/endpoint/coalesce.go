@@ -8,9 +8,10 @@ import (
 	"vstun/encap/packet"
 )
 
-// coalescer makes super-packets of the consecutive segments of a TCP connection, as the kernel's GRO does for packets that it receives itself
-// (net/ipv4/tcp_offload.c, tcp_gro_receive), so that they are written, routed and acknowledged once. The order of a connection's packets
-// stays as it is. No payload is copied: a super-packet is in pieces, each where it came.
+// coalescer makes super-packets of the consecutive segments of a TCP connection, as the kernel's GRO does for packets
+// that it receives itself (net/ipv4/tcp_offload.c, tcp_gro_receive), so that they are written, routed and acknowledged
+// once. The order of a connection's packets stays as it is. No payload is copied: a super-packet is in pieces, each
+// where it came.
 type coalescer struct {
 	open [8]candidate
 	next int // the one to give up for a new flow
@@ -32,8 +33,8 @@ type candidate struct {
 // TCP flags with which a segment is never part of a super-packet, but for PSH and FIN, with which it ends one.
 const notMerged = packet.FlagSYN | packet.FlagRST | packet.FlagURG | 0x80 // CWR
 
-// add takes a packet, and reports whether it has been appended to one before it. Otherwise the caller writes it after those, not before finish.
-// b is in use until then in either case.
+// add takes a packet, and reports whether it has been appended to one before it. Otherwise the caller writes it after
+// those, not before finish. b is in use until then in either case.
 func (c *coalescer) add(b *packet.Buf, in inside) (merged bool) {
 	p, ip := b.Bytes(), in.offset
 	t := p[ip:]
@@ -85,19 +86,21 @@ func sameAddrs(a, b []byte) bool {
 	return [8]byte(a[12:20]) == [8]byte(b[12:20])
 }
 
-// append puts the segment p in b behind those that c has, if it belongs there: its TCP header differs in sequence number, checksum, PSH and FIN only, not
-// even in the reserved bits, of which Accurate ECN has one (RFC 9768). The checksums of both must be right: together they get a new
-// one, and damage must not go unseen.
+// append puts the segment p in b behind those that c has, if it belongs there: its TCP header differs in sequence
+// number, checksum, PSH and FIN only, not even in the reserved bits, of which Accurate ECN has one (RFC 9768). The
+// checksums of both must be right: together they get a new one, and damage must not go unseen.
 func (c *candidate) append(b *packet.Buf, p []byte, header int) bool {
 	head := c.buf.Bytes()
 	t, ht := p[c.ip:], head[c.ip:]
 	payload := len(t) - header
 	if t[12] != ht[12] || binary.BigEndian.Uint32(t[4:]) != c.seq || payload > c.size || !sameWay(p, head) ||
-		!bytes.Equal(t[8:12], ht[8:12]) || !bytes.Equal(t[14:16], ht[14:16]) || !bytes.Equal(t[20:header], ht[20:header]) ||
+		!bytes.Equal(t[8:12], ht[8:12]) || !bytes.Equal(t[14:16], ht[14:16]) || !bytes.Equal(t[20:header],
+		ht[20:header]) ||
 		(t[13]^ht[13])&^(packet.FlagPSH|packet.FlagFIN) != 0 {
 		return false
 	}
-	if c.pieces == packet.MaxChain || c.total+payload > packet.MaxLen || !valid(p, c.ip) || c.pieces == 1 && !valid(head, c.ip) {
+	if c.pieces == packet.MaxChain || c.total+payload > packet.MaxLen || !valid(p, c.ip) || c.pieces == 1 &&
+		!valid(head, c.ip) {
 		return false
 	}
 	end := t[13] & (packet.FlagPSH | packet.FlagFIN)
@@ -113,8 +116,8 @@ func (c *candidate) append(b *packet.Buf, p []byte, header int) bool {
 	return true
 }
 
-// sameWay reports whether the IP headers of two packets of one family agree in all that is neither address, length nor ID: TOS, TTL and DF; traffic
-// class, flow label and hop limit.
+// sameWay reports whether the IP headers of two packets of one family agree in all that is neither address, length nor
+// ID: TOS, TTL and DF; traffic class, flow label and hop limit.
 func sameWay(a, b []byte) bool {
 	if a[0]>>4 == 6 {
 		return [4]byte(a) == [4]byte(b) && a[7] == b[7]
@@ -136,7 +139,8 @@ func valid(p []byte, ip int) bool {
 	return packet.Fold(packet.Sum(t, pseudoSum(p, packet.ProtoTCP, len(t)))) == 0xffff
 }
 
-// ethernet is the MTU that a way has at least, where it is not known: mss may be a smaller one that somebody has configured.
+// ethernet is the MTU that a way has at least, where it is not known: mss may be a smaller one that somebody has
+// configured.
 const ethernet = 1500
 
 // finish makes the headers right, and ends the candidate.
@@ -149,7 +153,8 @@ func (c *candidate) finish() {
 			packet.IPv4(p).SetTotalLen(c.total)
 			packet.IPv4(p).SetChecksum()
 		}
-		c.buf.Offload = packet.Offload{GSO: packet.GSOTCP, Size: uint16(c.size), Partial: true, CsumStart: uint16(c.ip), CsumOffset: 16}
+		c.buf.Offload = packet.Offload{GSO: packet.GSOTCP, Size: uint16(c.size), Partial: true, CsumStart: uint16(c.ip),
+			CsumOffset: 16}
 		binary.BigEndian.PutUint16(p[c.ip+16:], packet.Fold(pseudoSum(p, packet.ProtoTCP, c.total-c.ip)))
 	}
 	*c = candidate{}
@@ -164,10 +169,10 @@ func (c *coalescer) finish() {
 	}
 }
 
-// offloaded finds what a network card, or a kernel on the same machine, has left undone in the packet in b, and says so in b.Offload: such
-// packets come out of a raw socket as they are. The checksum is that of the pseudo-header only. A TCP packet with more payload than a
-// segment of size mss can have has been made of several by GRO, and so has a datagram that is longer than its way takes, whatever its tunnel: nobody knows
-// of what sizes, and it is refused.
+// offloaded finds what a network card, or a kernel on the same machine, has left undone in the packet in b, and says so
+// in b.Offload: such packets come out of a raw socket as they are. The checksum is that of the pseudo-header only. A
+// TCP packet with more payload than a segment of size mss can have has been made of several by GRO, and so has a
+// datagram that is longer than its way takes, whatever its tunnel: nobody knows of what sizes, and it is refused.
 func offloaded(b *packet.Buf, in inside, mss int) packet.Drop {
 	p := b.Bytes()
 	t := p[in.offset:]

@@ -129,27 +129,36 @@ func TestCoalesce(t *testing.T) {
 			in   []segment
 			want []int // payload of each packet that comes out
 		}{
-			"one":              {[]segment{s}, []int{1000}},
-			"three":            {[]segment{s, next(1, nil), next(2, nil)}, []int{3000}},
-			"short last":       {[]segment{s, next(1, func(s *segment) { s.n = 7 }), next(1, func(s *segment) { s.seq += 7 })}, []int{1007, 1000}},
-			"longer second":    {[]segment{s, next(1, func(s *segment) { s.n = 1001 })}, []int{1000, 1001}},
-			"push ends":        {[]segment{s, next(1, func(s *segment) { s.flags |= psh }), next(2, nil)}, []int{2000, 1000}},
-			"push first":       {[]segment{next(0, func(s *segment) { s.flags |= psh }), next(1, nil)}, []int{1000, 1000}},
-			"fin ends":         {[]segment{s, next(1, func(s *segment) { s.flags |= fin })}, []int{2000}},
-			"syn":              {[]segment{s, next(1, func(s *segment) { s.flags |= syn })}, []int{1000, 1000}},
-			"gap":              {[]segment{s, next(2, nil)}, []int{1000, 1000}},
-			"again":            {[]segment{s, s}, []int{1000, 1000}},
-			"other window":     {[]segment{s, next(1, func(s *segment) { s.window++ })}, []int{1000, 1000}},
-			"other TOS":        {[]segment{s, next(1, func(s *segment) { s.tos = 3 })}, []int{1000, 1000}},
-			"other header":     {[]segment{s, next(1, func(s *segment) { s.options = 0 })}, []int{1000, 1000}},
-			"broken second":    {[]segment{s, next(1, func(s *segment) { s.broken = true })}, []int{1000, 1000}},
-			"broken first":     {[]segment{next(0, func(s *segment) { s.broken = true }), next(1, nil)}, []int{1000, 1000}},
-			"pure ACK between": {[]segment{s, next(1, func(s *segment) { s.n = 0 }), next(1, nil)}, []int{1000, 0, 1000}},
-			"reserved bits":    {[]segment{s, next(1, func(s *segment) { s.bits = 1 })}, []int{1000, 1000}},
-			"IP options":       {[]segment{s, next(1, func(s *segment) { s.more = true }), next(1, nil)}, []int{1000, 1000, 1000}},
-			"with options":     {[]segment{next(0, func(s *segment) { s.more = true }), next(1, func(s *segment) { s.more = true })}, []int{1000, 1000}},
-			"other family":     {[]segment{s, next(1, func(s *segment) { s.six = !s.six }), next(1, nil)}, []int{2000, 1000}},
-			"two flows":        {[]segment{s, next(0, func(s *segment) { s.port = 2 }), next(1, nil), next(1, func(s *segment) { s.port = 2 })}, []int{2000, 2000}},
+			"one":   {[]segment{s}, []int{1000}},
+			"three": {[]segment{s, next(1, nil), next(2, nil)}, []int{3000}},
+			"short last": {[]segment{s, next(1, func(s *segment) { s.n = 7 }),
+				next(1, func(s *segment) { s.seq += 7 })}, []int{1007, 1000}},
+			"longer second": {[]segment{s, next(1, func(s *segment) { s.n = 1001 })}, []int{1000, 1001}},
+			"push ends": {[]segment{s, next(1, func(s *segment) { s.flags |= psh }), next(2, nil)},
+				[]int{2000, 1000}},
+			"push first": {[]segment{next(0, func(s *segment) { s.flags |= psh }), next(1, nil)},
+				[]int{1000, 1000}},
+			"fin ends":      {[]segment{s, next(1, func(s *segment) { s.flags |= fin })}, []int{2000}},
+			"syn":           {[]segment{s, next(1, func(s *segment) { s.flags |= syn })}, []int{1000, 1000}},
+			"gap":           {[]segment{s, next(2, nil)}, []int{1000, 1000}},
+			"again":         {[]segment{s, s}, []int{1000, 1000}},
+			"other window":  {[]segment{s, next(1, func(s *segment) { s.window++ })}, []int{1000, 1000}},
+			"other TOS":     {[]segment{s, next(1, func(s *segment) { s.tos = 3 })}, []int{1000, 1000}},
+			"other header":  {[]segment{s, next(1, func(s *segment) { s.options = 0 })}, []int{1000, 1000}},
+			"broken second": {[]segment{s, next(1, func(s *segment) { s.broken = true })}, []int{1000, 1000}},
+			"broken first": {[]segment{next(0, func(s *segment) { s.broken = true }), next(1, nil)},
+				[]int{1000, 1000}},
+			"pure ACK between": {[]segment{s, next(1, func(s *segment) { s.n = 0 }), next(1, nil)},
+				[]int{1000, 0, 1000}},
+			"reserved bits": {[]segment{s, next(1, func(s *segment) { s.bits = 1 })}, []int{1000, 1000}},
+			"IP options": {[]segment{s, next(1, func(s *segment) { s.more = true }), next(1, nil)},
+				[]int{1000, 1000, 1000}},
+			"with options": {[]segment{next(0, func(s *segment) { s.more = true }),
+				next(1, func(s *segment) { s.more = true })}, []int{1000, 1000}},
+			"other family": {[]segment{s, next(1, func(s *segment) { s.six = !s.six }), next(1, nil)},
+				[]int{2000, 1000}},
+			"two flows": {[]segment{s, next(0, func(s *segment) { s.port = 2 }), next(1, nil),
+				next(1, func(s *segment) { s.port = 2 })}, []int{2000, 2000}},
 		} {
 			var got []int
 			for _, b := range coalesce(c.in...) {
@@ -205,8 +214,8 @@ func TestCoalesceBounds(t *testing.T) {
 	}
 }
 
-// TestCoalesceThenSplit: whatever is merged, splitting it again gives what came in, but for IDs, the flags' place and the checksums of broken
-// packets, which stay broken. Each flow keeps its order.
+// TestCoalesceThenSplit: whatever is merged, splitting it again gives what came in, but for IDs, the flags' place and
+// the checksums of broken packets, which stay broken. Each flow keeps its order.
 func TestCoalesceThenSplit(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -216,7 +225,8 @@ func TestCoalesceThenSplit(t *testing.T) {
 		var in []segment
 		seqs := map[uint16]uint32{}
 		for range 1 + rnd.IntN(64) {
-			s := segment{six: six, port: uint16(rnd.IntN(12)), n: 100, flags: packet.FlagACK, window: 5, broken: rnd.IntN(30) == 0}
+			s := segment{six: six, port: uint16(rnd.IntN(12)), n: 100, flags: packet.FlagACK, window: 5,
+				broken: rnd.IntN(30) == 0}
 			switch rnd.IntN(12) {
 			case 0:
 				s.n = rnd.IntN(150)
@@ -285,11 +295,13 @@ func TestOffloaded(t *testing.T) {
 			binary.BigEndian.PutUint16(b[ip+16:], packet.Fold(pseudoSum(b, packet.ProtoTCP, len(b)-int(ip))))
 			return offloadOf(b)
 		}
-		if o := unfinished(segment{n: 14280, options: 12, flags: packet.FlagACK}); o != (packet.Offload{GSO: packet.GSOTCP, Size: 1428, Partial: true,
+		if o := unfinished(segment{n: 14280, options: 12,
+			flags: packet.FlagACK}); o != (packet.Offload{GSO: packet.GSOTCP, Size: 1428, Partial: true,
 			CsumStart: ip, CsumOffset: 16}) {
 			t.Errorf("super-packet: %+v", o)
 		}
-		if o := unfinished(segment{n: 1428, options: 12, flags: packet.FlagACK}); o != (packet.Offload{Partial: true, CsumStart: ip, CsumOffset: 16}) {
+		if o := unfinished(segment{n: 1428, options: 12, flags: packet.FlagACK}); o != (packet.Offload{Partial: true,
+			CsumStart: ip, CsumOffset: 16}) {
 			t.Errorf("one segment: %+v", o)
 		}
 		if o := offloadOf(segment{n: 14280, six: six}.bytes()); o != (packet.Offload{}) {
@@ -301,15 +313,18 @@ func TestOffloaded(t *testing.T) {
 	}
 }
 
-// TestGatheredDatagramsAreRefused: what the kernel has put together, of datagrams whose sizes nobody knows, is no datagram.
+// TestGatheredDatagramsAreRefused: what the kernel has put together, of datagrams whose sizes nobody knows, is no
+// datagram.
 func TestGatheredDatagramsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		size     int // with all headers
 		finished bool
 		mss      int
 		want     packet.Drop
-	}{{1480, false, 1440, packet.Accept}, {1480, false, 536, packet.Accept}, {2428, false, 1440, packet.DropGathered}, {2428, true, 1440, packet.Accept},
-		{8976, false, 8932, packet.Accept}, {9100, false, 8932, packet.DropGathered}, {64000, false, 1440, packet.DropGathered}} {
+	}{{1480, false, 1440, packet.Accept}, {1480, false, 536, packet.Accept}, {2428, false, 1440, packet.DropGathered},
+		{2428, true, 1440, packet.Accept},
+		{8976, false, 8932, packet.Accept}, {9100, false, 8932, packet.DropGathered},
+		{64000, false, 1440, packet.DropGathered}} {
 		b := &packet.NewBufs(1)[0]
 		b.SetLen(c.size)
 		p := packet.IPv4(b.Bytes())
@@ -335,8 +350,8 @@ func offloadOf(p []byte) packet.Offload {
 	return b.Offload
 }
 
-// FuzzCoalesce: two TCP packets of any bytes, one behind the other: what comes out is as long as what went in, less the headers that were
-// merged, and is whole packets.
+// FuzzCoalesce: two TCP packets of any bytes, one behind the other: what comes out is as long as what went in, less the
+// headers that were merged, and is whole packets.
 func FuzzCoalesce(f *testing.F) {
 	for _, six := range []bool{false, true} {
 		s := segment{port: 1, n: 100, flags: packet.FlagACK, options: 12, six: six}
@@ -374,7 +389,8 @@ func FuzzCoalesce(f *testing.F) {
 		for _, p := range out {
 			h := whole(p)
 			var info packet.Info
-			if d := info.Parse(h); (d != packet.Accept && d != packet.DropBadHeader) || d == packet.Accept && info.Len != len(h) {
+			if d := info.Parse(h); (d != packet.Accept && d != packet.DropBadHeader) || d == packet.Accept &&
+				info.Len != len(h) {
 				t.Fatalf("no packet: %v: %x", d, h)
 			}
 			in -= len(h)

@@ -9,7 +9,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// gro is a source of one super-packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put together.
+// gro is a source of one super-packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put
+// together.
 type gro struct {
 	payload  []byte
 	size     int
@@ -98,7 +99,8 @@ func TestDatagrams(t *testing.T) {
 			want = append(want, s.bytes()[s.headers():]...)
 		}
 		got := runGRO(t, &g)
-		if headers := (segment{six: c.six}).headers(); len(g.out) != 1 || !bytes.Equal(g.out[0][headers:], want) || got.InPackets != n || got.OutPackets != n {
+		if headers := (segment{six: c.six}).headers(); len(g.out) != 1 || !bytes.Equal(g.out[0][headers:], want) ||
+			got.InPackets != n || got.OutPackets != n {
 			t.Errorf("%+v: %d packets, counted %+v", c, len(g.out), got)
 		}
 	}
@@ -107,7 +109,8 @@ func TestDatagrams(t *testing.T) {
 // TestDatagramsOfAStranger: each of them is counted.
 func TestDatagramsOfAStranger(t *testing.T) {
 	g := gro{payload: make([]byte, 1000), size: 100, stranger: true}
-	if got := runGRO(t, &g); len(g.out) != 0 || got.InPackets != 10 || got.Drops[packet.DropNotDirector] != 10 || got.InBytes != 1000+10*28 {
+	if got := runGRO(t, &g); len(g.out) != 0 || got.InPackets != 10 || got.Drops[packet.DropNotDirector] != 10 ||
+		got.InBytes != 1000+10*28 {
 		t.Errorf("%d packets, counted %+v", len(g.out), got)
 	}
 }
@@ -133,8 +136,8 @@ func TestDatagramsAllocateNothing(t *testing.T) {
 	}
 }
 
-// TestDatagramsOfSeveralFlows: what can't be put together comes out as it is, also what is more than there are buffers for, and strangers among
-// them are refused.
+// TestDatagramsOfSeveralFlows: what can't be put together comes out as it is, also what is more than there are buffers
+// for, and strangers among them are refused.
 func TestDatagramsOfSeveralFlows(t *testing.T) {
 	const n = 700 // more than there is room for in one go
 	var g gro
@@ -157,7 +160,8 @@ func TestDatagramsOfSeveralFlows(t *testing.T) {
 	}
 	g.payload = append(g.payload, 0, 4, 0) // a last one that is cut short
 	got := runGRO(t, &g)
-	if len(g.out) != len(want) || got.InPackets != n+1 || got.OutPackets != n-3 || got.Drops[packet.DropInnerDestination] != 1 ||
+	if len(g.out) != len(want) || got.InPackets != n+1 || got.OutPackets != n-3 ||
+		got.Drops[packet.DropInnerDestination] != 1 ||
 		got.Drops[packet.DropInnerSource] != 2 || got.Drops[packet.DropTunnelHeader] != 1 {
 		t.Fatalf("%d packets, counted %+v", len(g.out), got)
 	}

@@ -12,15 +12,15 @@ import (
 
 // Source is where tunnel packets come from: sockets.
 type Source interface {
-	// ReadBatch waits for packets and puts them into bufs, each with its outer headers; where the kernel has put UDP datagrams together, the headers
-	// of one, and Offload with GSOUDP. It returns os.ErrClosed to end the loop.
+	// ReadBatch waits for packets and puts them into bufs, each with its outer headers; where the kernel has put UDP
+	// datagrams together, the headers of one, and Offload with GSOUDP. It returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
 // Sink takes the packets that were in the tunnel: a queue of a TUN device.
 type Sink interface {
-	// WriteBatch returns how many packets of bufs it took, one in several pieces counting as so many, and their bytes; what their Offload names is
-	// left to it. It returns os.ErrClosed to end the loop.
+	// WriteBatch returns how many packets of bufs it took, one in several pieces counting as so many, and their bytes;
+	// what their Offload names is left to it. It returns os.ErrClosed to end the loop.
 	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
@@ -28,8 +28,8 @@ const (
 	// batch is the number of packets that are received before any is written.
 	batch = packet.MaxBatch
 
-	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is written. The cache still
-	// has them then.
+	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is
+	// written. The cache still has them then.
 	maxParts = 256
 )
 
@@ -99,7 +99,8 @@ func (w *Worker) Strangers() *Addrs { return &w.strangers }
 // Destinations counts the packets for the last inner destinations that were refused (inner_destination).
 func (w *Worker) Destinations() *Addrs { return &w.destinations }
 
-// Run moves packets until source or sink is closed. It waits in the source's system call, so that the thread that the kernel wakes goes on with it.
+// Run moves packets until source or sink is closed. It waits in the source's system call, so that the thread that the
+// kernel wakes goes on with it.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
@@ -175,8 +176,8 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	return w.enter(b, in, d)
 }
 
-// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the payloads of all. The
-// packets in them stay where they are.
+// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the
+// payloads of all. The packets in them stay where they are.
 func (w *Worker) datagrams(b *packet.Buf) error {
 	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)

@@ -143,39 +143,50 @@ func TestPolicyInside(t *testing.T) {
 		want packet.Drop
 	}
 	cases := map[string]kase{
-		"good":              {ip(client, vip, 6, some), packet.Accept},
-		"other VIP":         {ip(client, addr("198.51.100.81"), 17, some), packet.Accept},
-		"ICMP":              {ip(client, vip, 1, some), packet.Accept},
-		"ESP":               {ip(client, vip, 50, some), packet.Accept},
-		"fragment":          {edited(ip(client, vip, 17, udp(9)), func(b []byte) { b[6] = 0x20 }), packet.Accept},
-		"later fragment":    {edited(ip(client, vip, 17, udp(port)), func(b []byte) { b[7] = 5 }), packet.Accept},
-		"UDP":               {ip(client, vip, 17, udp(port+1)), packet.Accept},
-		"6 good":            {ip(client6, vip6, 6, some), packet.Accept},
-		"6 other VIP":       {ip(client6, addr("2001:db8:f::81"), 17, some), packet.Accept},
-		"6 ICMPv6":          {ip(client6, vip6, 58, some), packet.Accept},
-		"6 options":         {ip(client6, vip6, 0, options(60, options(6, some))), packet.Accept},
-		"6 fragment":        {ip(client6, vip6, 44, fragment6(17, 0, udp(9))), packet.Accept},
-		"6 later fragment":  {ip(client6, vip6, 44, fragment6(17, 8, udp(port))), packet.Accept},
-		"6 a spent routing": {ip(client6, vip6, 43, routing(4, 0)), packet.Accept}, // as a host takes it, RFC 8200, section 4.4
+		"good":             {ip(client, vip, 6, some), packet.Accept},
+		"other VIP":        {ip(client, addr("198.51.100.81"), 17, some), packet.Accept},
+		"ICMP":             {ip(client, vip, 1, some), packet.Accept},
+		"ESP":              {ip(client, vip, 50, some), packet.Accept},
+		"fragment":         {edited(ip(client, vip, 17, udp(9)), func(b []byte) { b[6] = 0x20 }), packet.Accept},
+		"later fragment":   {edited(ip(client, vip, 17, udp(port)), func(b []byte) { b[7] = 5 }), packet.Accept},
+		"UDP":              {ip(client, vip, 17, udp(port+1)), packet.Accept},
+		"6 good":           {ip(client6, vip6, 6, some), packet.Accept},
+		"6 other VIP":      {ip(client6, addr("2001:db8:f::81"), 17, some), packet.Accept},
+		"6 ICMPv6":         {ip(client6, vip6, 58, some), packet.Accept},
+		"6 options":        {ip(client6, vip6, 0, options(60, options(6, some))), packet.Accept},
+		"6 fragment":       {ip(client6, vip6, 44, fragment6(17, 0, udp(9))), packet.Accept},
+		"6 later fragment": {ip(client6, vip6, 44, fragment6(17, 8, udp(port))), packet.Accept},
+		// as a host takes it, RFC 8200, section 4.4
+		"6 a spent routing": {ip(client6, vip6, 43, routing(4, 0)), packet.Accept},
 
-		"UDP to the tunnel's port":            {ip(client, vip, 17, udp(port)), packet.DropInnerProtocol},
-		"UDP without ports":                   {ip(client, vip, 17, []byte{0, 0, 1}), packet.DropInnerProtocol},
-		"fragment to the tunnel's port":       {edited(ip(client, vip, 17, udp(port)), func(b []byte) { b[6] = 0x20 }), packet.DropInnerProtocol},
-		"6 UDP to the tunnel's port":          {ip(client6, vip6, 60, options(17, udp(port))), packet.DropInnerProtocol},
-		"6 fragment to the tunnel's port":     {ip(client6, vip6, 44, fragment6(17, 0, udp(port))), packet.DropInnerProtocol},
-		"6 tunnel behind options":             {ip(client6, vip6, 60, options(41, some)), packet.DropInnerProtocol},
-		"6 tunnel in a fragment":              {ip(client6, vip6, 44, fragment6(4, 0, some)), packet.DropInnerProtocol},
-		"6 tunnel in a later fragment":        {ip(client6, vip6, 44, fragment6(47, 8, some)), packet.DropInnerProtocol},
+		"UDP to the tunnel's port": {ip(client, vip, 17, udp(port)), packet.DropInnerProtocol},
+		"UDP without ports":        {ip(client, vip, 17, []byte{0, 0, 1}), packet.DropInnerProtocol},
+		"fragment to the tunnel's port": {edited(ip(client, vip, 17, udp(port)), func(b []byte) { b[6] = 0x20 }),
+			packet.DropInnerProtocol},
+		"6 UDP to the tunnel's port": {ip(client6, vip6, 60, options(17, udp(port))),
+			packet.DropInnerProtocol},
+		"6 fragment to the tunnel's port": {ip(client6, vip6, 44, fragment6(17, 0, udp(port))),
+			packet.DropInnerProtocol},
+		"6 tunnel behind options": {ip(client6, vip6, 60, options(41, some)), packet.DropInnerProtocol},
+		"6 tunnel in a fragment":  {ip(client6, vip6, 44, fragment6(4, 0, some)), packet.DropInnerProtocol},
+		"6 tunnel in a later fragment": {ip(client6, vip6, 44, fragment6(47, 8, some)),
+			packet.DropInnerProtocol},
 		"6 routing header of type 0":          {ip(client6, vip6, 43, routing(0, 0)), packet.DropSourceRoute},
 		"6 routing header with segments left": {ip(client6, vip6, 43, routing(4, 1)), packet.DropSourceRoute},
-		"6 hop-by-hop options twice":          {ip(client6, vip6, 0, options(0, options(6, some))), packet.DropBadHeader},
-		"6 too many headers": {ip(client6, vip6, 60, options(60, options(60, options(60, options(60, options(60, options(60, options(60, options(60, options(60,
-			options(6, some))))))))))), packet.DropBadHeader},
-		"6 header that ends behind the packet": {ip(client6, vip6, 60, []byte{6, 9, 1, 4, 0, 0, 0, 0}), packet.DropTruncated},
-		"6 jumbogram":                          {ip(client6, vip6, 0, append([]byte{6, 0, 0xc2, 4, 0, 1, 0, 0}, some...)), packet.DropBadHeader},
+		"6 hop-by-hop options twice": {ip(client6, vip6, 0, options(0, options(6, some))),
+			packet.DropBadHeader},
+		"6 too many headers": {ip(client6, vip6, 60,
+			options(60, options(60, options(60, options(60, options(60, options(60, options(60, options(60, options(60,
+				options(6, some))))))))))), packet.DropBadHeader},
+		"6 header that ends behind the packet": {ip(client6, vip6, 60, []byte{6, 9, 1, 4, 0, 0, 0, 0}),
+			packet.DropTruncated},
+		"6 jumbogram": {ip(client6, vip6, 0, append([]byte{6, 0, 0xc2, 4, 0, 1, 0, 0},
+			some...)), packet.DropBadHeader},
 
-		"source route":             {edited(append(ip(client, vip, 6, nil), 131, 3, 4, 0), func(b []byte) { b[0] = 0x46; packet.IPv4(b).SetTotalLen(24) }), packet.DropSourceRoute},
-		"wrong checksum":           {func() []byte { b := ip(client, vip, 6, some); b[10] ^= 1; return b }(), packet.DropBadChecksum},
+		"source route": {edited(append(ip(client, vip, 6, nil), 131, 3, 4, 0),
+			func(b []byte) { b[0] = 0x46; packet.IPv4(b).SetTotalLen(24) }), packet.DropSourceRoute},
+		"wrong checksum": {func() []byte { b := ip(client, vip, 6, some); b[10] ^= 1; return b }(),
+			packet.DropBadChecksum},
 		"shorter than it says":     {ip(client, vip, 6, some)[:47], packet.DropTruncated},
 		"longer than it says":      {append(ip(client, vip, 6, some), 0), packet.DropTrailing},
 		"6 shorter than it says":   {ip(client6, vip6, 6, some)[:67], packet.DropTruncated},
@@ -187,14 +198,17 @@ func TestPolicyInside(t *testing.T) {
 	for _, dst := range []string{"198.51.100.82", "10.0.11.2", "127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0"} {
 		cases["to "+dst] = kase{ip(client, addr(dst), 6, some), packet.DropInnerDestination}
 	}
-	for _, dst := range []string{"2001:db8:f::82", "2001:db8:11::2", "::1", "ff02::1", "fe80::1", "::", "::198.51.100.80"} {
+	for _, dst := range []string{"2001:db8:f::82", "2001:db8:11::2", "::1", "ff02::1", "fe80::1", "::",
+		"::198.51.100.80"} {
 		cases["to "+dst] = kase{ip(client6, addr(dst), 6, some), packet.DropInnerDestination}
 	}
-	for _, src := range []string{"198.51.100.80", "198.51.100.81", "10.0.11.2", "127.0.0.1", "127.9.9.9", "224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1",
+	for _, src := range []string{"198.51.100.80", "198.51.100.81", "10.0.11.2", "127.0.0.1", "127.9.9.9", "224.0.0.1",
+		"239.1.2.3", "255.255.255.255", "240.0.0.1",
 		"0.0.0.0", "0.1.2.3"} {
 		cases["from "+src] = kase{ip(addr(src), vip, 6, some), packet.DropInnerSource}
 	}
-	for _, src := range []string{"2001:db8:f::80", "2001:db8:f::81", "2001:db8:11::2", "::1", "::", "::2", "::192.0.2.1", "ff02::1", "ff0e::9", "fe80::1", "febf::1"} {
+	for _, src := range []string{"2001:db8:f::80", "2001:db8:f::81", "2001:db8:11::2", "::1", "::", "::2",
+		"::192.0.2.1", "ff02::1", "ff0e::9", "fe80::1", "febf::1"} {
 		cases["from "+src] = kase{ip(addr(src), vip6, 6, some), packet.DropInnerSource}
 	}
 	cases["from ::ffff:192.0.2.1"] = kase{ip(addr("::ffff:192.0.2.1"), vip6, 6, some), packet.DropBadHeader}
@@ -232,27 +246,34 @@ func TestPolicyOutside(t *testing.T) {
 		b    []byte
 		want packet.Drop
 	}{
-		"director":                {wrap(encap.KindIPIP, director, inner), packet.Accept},
-		"director of a prefix":    {wrap(encap.KindGRE, addr("10.9.255.255"), inner), packet.Accept},
-		"6 director of a prefix":  {wrap(encap.KindGUE, addr("2001:db8:9::7"), inner), packet.Accept},
-		"stranger":                {wrap(encap.KindIPIP, addr("10.0.2.3"), inner), packet.DropNotDirector},
-		"beside the prefix":       {wrap(encap.KindGRE, addr("10.8.255.255"), inner), packet.DropNotDirector},
-		"6 stranger":              {wrap(encap.KindGUE, addr("2001:db8:2::3"), inner), packet.DropNotDirector},
-		"6 beside the prefix":     {wrap(encap.KindIPIP, addr("2001:db8:a::"), inner), packet.DropNotDirector},
-		"6 mapped director":       {wrap(encap.KindIPIP, addr("::ffff:10.0.2.2"), inner), packet.DropNotDirector},
-		"empty":                   {nil, packet.DropOuter},
-		"19 bytes":                {wrap(encap.KindIPIP, director, inner)[:19], packet.DropOuter},
-		"6 39 bytes":              {wrap(encap.KindIPIP, director6, inner)[:39], packet.DropOuter},
-		"version 5":               {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x55 }), packet.DropOuter},
-		"stranger, rest nonsense": {append(wrap(encap.KindIPIP, addr("10.0.2.3"), inner)[:20], 1, 2, 3), packet.DropNotDirector},
-		"options": {edited(append(append(wrap(encap.KindIPIP, director, inner)[:20:20], 1, 1, 1, 1), inner...), func(b []byte) {
-			b[0] = 0x46
-			packet.IPv4(b).SetTotalLen(len(b))
-		}), packet.Accept},
-		"header longer than it": {edited(wrap(encap.KindIPIP, director, nil), func(b []byte) { b[0] = 0x4f }), packet.DropOuter},
-		"says less":             {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]-- }), packet.DropOuter},
-		"says more":             {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]++ }), packet.DropOuter},
-		"short header":          {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }), packet.DropOuter},
+		"director":               {wrap(encap.KindIPIP, director, inner), packet.Accept},
+		"director of a prefix":   {wrap(encap.KindGRE, addr("10.9.255.255"), inner), packet.Accept},
+		"6 director of a prefix": {wrap(encap.KindGUE, addr("2001:db8:9::7"), inner), packet.Accept},
+		"stranger":               {wrap(encap.KindIPIP, addr("10.0.2.3"), inner), packet.DropNotDirector},
+		"beside the prefix":      {wrap(encap.KindGRE, addr("10.8.255.255"), inner), packet.DropNotDirector},
+		"6 stranger":             {wrap(encap.KindGUE, addr("2001:db8:2::3"), inner), packet.DropNotDirector},
+		"6 beside the prefix":    {wrap(encap.KindIPIP, addr("2001:db8:a::"), inner), packet.DropNotDirector},
+		"6 mapped director":      {wrap(encap.KindIPIP, addr("::ffff:10.0.2.2"), inner), packet.DropNotDirector},
+		"empty":                  {nil, packet.DropOuter},
+		"19 bytes":               {wrap(encap.KindIPIP, director, inner)[:19], packet.DropOuter},
+		"6 39 bytes":             {wrap(encap.KindIPIP, director6, inner)[:39], packet.DropOuter},
+		"version 5": {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x55 }),
+			packet.DropOuter},
+		"stranger, rest nonsense": {append(wrap(encap.KindIPIP, addr("10.0.2.3"), inner)[:20], 1, 2, 3),
+			packet.DropNotDirector},
+		"options": {edited(append(append(wrap(encap.KindIPIP, director, inner)[:20:20], 1, 1, 1, 1), inner...),
+			func(b []byte) {
+				b[0] = 0x46
+				packet.IPv4(b).SetTotalLen(len(b))
+			}), packet.Accept},
+		"header longer than it": {edited(wrap(encap.KindIPIP, director, nil), func(b []byte) { b[0] = 0x4f }),
+			packet.DropOuter},
+		"says less": {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]-- }),
+			packet.DropOuter},
+		"says more": {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[3]++ }),
+			packet.DropOuter},
+		"short header": {edited(wrap(encap.KindIPIP, director, inner), func(b []byte) { b[0] = 0x44 }),
+			packet.DropOuter},
 		"nothing in it":         {wrap(encap.KindIPIP, director, nil)[:20], packet.DropTruncated},
 		"longer than it says":   {append(wrap(encap.KindIPIP, director, inner), 0), packet.DropOuter},
 		"6 longer than it says": {append(wrap(encap.KindGRE, director6, inner), 0), packet.DropOuter},
@@ -260,7 +281,8 @@ func TestPolicyOutside(t *testing.T) {
 		"6 another protocol":    {ip(director6, realserver6, 58, inner), packet.DropOuter},
 		"half a UDP header":     {ip(director, realserver, 17, make([]byte, 7)), packet.DropOuter},
 		"only a UDP header":     {ip(director6, realserver6, 17, make([]byte, 8)), packet.DropTunnelHeader},
-		"GRE with a key":        {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)), packet.DropTunnelKey},
+		"GRE with a key": {ip(director6, realserver6, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)),
+			packet.DropTunnelKey},
 		"protocol 41 with IPv4": {ip(director, realserver, 41, inner), packet.DropNotIPv4},
 	} {
 		if _, d := policy().unwrap(buf(c.b)); d != c.want {
@@ -272,17 +294,21 @@ func TestPolicyOutside(t *testing.T) {
 // TestPolicyOfOneTunnel: what comes by another one does not get in.
 func TestPolicyOfOneTunnel(t *testing.T) {
 	inner := ip(client, vip, 6, make([]byte, 28))
-	p := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(director, 32)}, VIPs: []netip.Addr{vip}, Exits: []encap.Decapsulator{{Kind: encap.KindGRE, Key: 7, HasKey: true}}})
-	for kind, want := range map[encap.Kind]packet.Drop{encap.KindIPIP: packet.DropOuter, encap.KindGRE: packet.DropTunnelKey, encap.KindGUE: packet.DropOuter} {
+	p := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(director, 32)}, VIPs: []netip.Addr{vip},
+		Exits: []encap.Decapsulator{{Kind: encap.KindGRE, Key: 7, HasKey: true}}})
+	for kind, want := range map[encap.Kind]packet.Drop{encap.KindIPIP: packet.DropOuter,
+		encap.KindGRE: packet.DropTunnelKey, encap.KindGUE: packet.DropOuter} {
 		if _, d := p.unwrap(buf(wrap(kind, director, inner))); d != want {
 			t.Errorf("%v: %v, want %v", kind, d, want)
 		}
 	}
-	if _, d := p.unwrap(buf(ip(director, realserver, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, inner...)))); d != packet.Accept {
+	if _, d := p.unwrap(buf(ip(director, realserver, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7},
+		inner...)))); d != packet.Accept {
 		t.Errorf("with the key: %v", d)
 	}
 	// Without UDP tunnels, no UDP port is the agent's.
-	if _, d := p.unwrap(buf(ip(director, realserver, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7}, ip(client, vip, 17, make([]byte, 8))...)))); d != packet.Accept {
+	if _, d := p.unwrap(buf(ip(director, realserver, 47, append([]byte{0x20, 0, 8, 0, 0, 0, 0, 7},
+		ip(client, vip, 17, make([]byte, 8))...)))); d != packet.Accept {
 		t.Errorf("UDP to port 0: %v", d)
 	}
 }
@@ -294,7 +320,8 @@ func TestOwn(t *testing.T) {
 		_, d := p.unwrap(buf(wrap(encap.KindIPIP, director, ip(src, vip, 6, make([]byte, 20)))))
 		return d
 	}
-	for src, want := range map[netip.Addr]packet.Drop{client: packet.DropInnerSource, realserver: packet.Accept, vip: packet.DropInnerSource} {
+	for src, want := range map[netip.Addr]packet.Drop{client: packet.DropInnerSource, realserver: packet.Accept,
+		vip: packet.DropInnerSource} {
 		if d := enter(src); d != want {
 			t.Errorf("%v: %v, want %v", src, d, want)
 		}
@@ -335,7 +362,8 @@ func (s *script) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 func TestWorkerCountsEveryPacket(t *testing.T) {
 	var s script
 	for range 100 {
-		s.in = append(s.in, tunnelled4(director, client, vip, 6), tunnelled4(client, client, vip, 6), tunnelled4(director, client, realserver, 6))
+		s.in = append(s.in, tunnelled4(director, client, vip, 6), tunnelled4(client, client, vip, 6),
+			tunnelled4(director, client, realserver, 6))
 	}
 	s.in = append(s.in, tunnelled4(director, client, netip.MustParseAddr("198.51.100.81"), 6))
 	w := NewWorker(&s, &s, inForce(policy()), true)
@@ -343,7 +371,8 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := packet.Tally{InPackets: 301, InBytes: 301 * 68, OutPackets: 100, OutBytes: 100 * 48}
-	want.Drops[packet.DropNotDirector], want.Drops[packet.DropInnerDestination], want.Drops[packet.DropTUNError] = 100, 100, 1
+	want.Drops[packet.DropNotDirector], want.Drops[packet.DropInnerDestination], want.Drops[packet.DropTUNError] = 100,
+		100, 1
 	var got packet.Tally
 	w.Read(&got)
 	if got != want {
@@ -354,13 +383,15 @@ func TestWorkerCountsEveryPacket(t *testing.T) {
 	}
 }
 
-// TestWorkerMerges: segments of both families become one packet each, but not for a sink that takes no packet in pieces.
+// TestWorkerMerges: segments of both families become one packet each, but not for a sink that takes no packet in
+// pieces.
 func TestWorkerMerges(t *testing.T) {
 	for _, merge := range []bool{true, false} {
 		var s script
 		for i := range 10 {
 			for _, six := range []bool{false, true} {
-				s.in = append(s.in, wrap(encap.KindGRE, director6, segment{port: 1, n: 1000, seq: uint32(1000 * i), flags: packet.FlagACK, six: six}.bytes()))
+				s.in = append(s.in, wrap(encap.KindGRE, director6, segment{port: 1, n: 1000, seq: uint32(1000 * i),
+					flags: packet.FlagACK, six: six}.bytes()))
 			}
 		}
 		w := NewWorker(&s, &s, inForce(policy()), merge)
@@ -386,7 +417,8 @@ func TestWorkerKeepsOrder(t *testing.T) {
 	fragment := packet.IPv4(s2.bytes())
 	fragment[6] = 0x20
 	fragment.SetChecksum()
-	s := script{in: [][]byte{wrap(encap.KindGRE, director, s1.bytes()), wrap(encap.KindGRE, director, fragment), wrap(encap.KindGRE, director, s2.bytes())}}
+	s := script{in: [][]byte{wrap(encap.KindGRE, director, s1.bytes()), wrap(encap.KindGRE, director, fragment),
+		wrap(encap.KindGRE, director, s2.bytes())}}
 	if err := NewWorker(&s, &s, inForce(policy()), true).Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -435,9 +467,11 @@ func TestWorkerAllocatesNothing(t *testing.T) {
 	for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE} {
 		for _, from := range []netip.Addr{director, director6} {
 			for i := range 3 {
-				in = append(in, wrap(kind, from, segment{port: 1, n: 100, seq: uint32(100 * i), flags: packet.FlagACK, six: true}.bytes()))
+				in = append(in, wrap(kind, from, segment{port: 1, n: 100, seq: uint32(100 * i), flags: packet.FlagACK,
+					six: true}.bytes()))
 			}
-			in = append(in, wrap(kind, from, ip(client6, vip6, 60, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))))
+			in = append(in, wrap(kind, from, ip(client6, vip6, 60, append([]byte{17, 0, 1, 4, 0, 0, 0, 0},
+				make([]byte, 20)...))))
 		}
 	}
 	if n := testing.AllocsPerRun(100, func() {
@@ -462,12 +496,14 @@ func (discard) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	return n, 0, nil
 }
 
-// FuzzUnwrap: whatever comes in, by whatever tunnel, what is let in is a whole packet from a director's client to a VIP, and no tunnel.
+// FuzzUnwrap: whatever comes in, by whatever tunnel, what is let in is a whole packet from a director's client to a
+// VIP, and no tunnel.
 func FuzzUnwrap(f *testing.F) {
 	for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE} {
 		for _, from := range []netip.Addr{director, director6} {
 			f.Add(wrap(kind, from, ip(client, vip, 6, make([]byte, 28))), byte(20))
-			f.Add(wrap(kind, from, ip(client6, vip6, 60, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))), byte(40))
+			f.Add(wrap(kind, from, ip(client6, vip6, 60, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))),
+				byte(40))
 			f.Add(wrap(kind, client, ip(client6, vip6, 44, make([]byte, 28))), byte(0))
 		}
 	}
@@ -516,14 +552,17 @@ func FuzzUnwrap(f *testing.F) {
 		if in.offset > len(x) || in.proto == 4 || in.proto == 41 || in.proto == 47 {
 			t.Errorf("let in with %+v: %x", in, x)
 		}
-		if !slices.Contains([]string{"198.51.100.80", "198.51.100.81", "2001:db8:f::80", "2001:db8:f::81"}, dst.String()) {
+		if !slices.Contains([]string{"198.51.100.80", "198.51.100.81", "2001:db8:f::80", "2001:db8:f::81"},
+			dst.String()) {
 			t.Errorf("let in for %s", dst)
 		}
-		if src == vip || src == vip6 || src == realserver || src == realserver6 || src.IsMulticast() || src.IsLoopback() || src.IsUnspecified() || src.Is4In6() ||
+		if src == vip || src == vip6 || src == realserver || src == realserver6 || src.IsMulticast() ||
+			src.IsLoopback() || src.IsUnspecified() || src.Is4In6() ||
 			src.Is6() && src.IsLinkLocalUnicast() {
 			t.Errorf("let in a packet of %s", src)
 		}
-		if from != director && from != director6 && !netip.MustParsePrefix("10.9.0.0/16").Contains(from) && !netip.MustParsePrefix("2001:db8:9::/48").Contains(from) {
+		if from != director && from != director6 && !netip.MustParsePrefix("10.9.0.0/16").Contains(from) &&
+			!netip.MustParsePrefix("2001:db8:9::/48").Contains(from) {
 			t.Errorf("let in from %s", from)
 		}
 	})

@@ -10,8 +10,8 @@ import (
 	"vstun/encap/query"
 )
 
-// FuzzWorker: whatever a director sends, as packets or as datagrams that the kernel has put together, each packet comes out once or is counted as
-// refused, and what comes out is whole packets that a TUN device can take.
+// FuzzWorker: whatever a director sends, as packets or as datagrams that the kernel has put together, each packet comes
+// out once or is counted as refused, and what comes out is whole packets that a TUN device can take.
 func FuzzWorker(f *testing.F) {
 	for _, from := range []netip.Addr{director, director6} {
 		for _, six := range []bool{false, true} {
@@ -79,7 +79,8 @@ func datagramsIn(b *packet.Buf) uint64 {
 	return uint64((n + int(b.Offload.Size) - 1) / int(b.Offload.Size))
 }
 
-// comesFromDirector makes b's outer header that of a director, with lengths that agree, and with udp one of the agent's UDP tunnel.
+// comesFromDirector makes b's outer header that of a director, with lengths that agree, and with udp one of the agent's
+// UDP tunnel.
 func comesFromDirector(b []byte, udp bool) {
 	if b[0]>>4 == 6 {
 		from := director6.As16()

@@ -10,13 +10,13 @@ import (
 
 // Rules say who may send what by which tunnels.
 type Rules struct {
-	Directors []netip.Prefix // outer sources
-	VIPs      []netip.Addr   // inner destinations
-	Exits     []encap.Decapsulator   // one for each kind; GUE and FOU are one
-	Port      uint16         // UDP port of GUE and FOU
-	Own       []netip.Addr   // addresses of this host, beside the VIPs: packets from them come from nowhere else
-	MSS4      int            // what this host's servers advertise over IPv4, in bytes
-	MSS6      int            // and over IPv6
+	Directors []netip.Prefix       // outer sources
+	VIPs      []netip.Addr         // inner destinations
+	Exits     []encap.Decapsulator // one for each kind; GUE and FOU are one
+	Port      uint16               // UDP port of GUE and FOU
+	Own       []netip.Addr         // addresses of this host, beside the VIPs: packets from them come from nowhere else
+	MSS4      int                  // what this host's servers advertise over IPv4, in bytes
+	MSS6      int                  // and over IPv6
 }
 
 // Policy lets in what its rules allow. It is immutable.
@@ -86,8 +86,9 @@ type arrival struct {
 	exit         *encap.Decapsulator
 	proto, class byte       // of the outer header
 	from         netip.Addr // outer source
-	src, dst     netip.Addr // of the last packet in it that may have them: of datagrams that came together, nearly always those of all
-	refused      netip.Addr // inner destination, with DropInnerDestination
+	// of the last packet in it that may have them: of datagrams that came together, nearly always those of all
+	src, dst netip.Addr
+	refused  netip.Addr // inner destination, with DropInnerDestination
 }
 
 // inside is what is known of a packet that was in a tunnel.
@@ -170,7 +171,8 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 		return in, packet.DropInnerProtocol
 	}
 	if in.proto == packet.ProtoUDP && p.udp != nil && offset == 0 {
-		// To this agent's own port: what is in it would come back to it, with whatever outer source somebody has made up.
+		// To this agent's own port: what is in it would come back to it, with whatever outer source somebody has made
+		// up.
 		if u := b.Bytes()[in.offset:]; len(u) < 4 || binary.BigEndian.Uint16(u[2:]) == p.port {
 			return in, packet.DropInnerProtocol
 		}
@@ -201,7 +203,8 @@ func (p *Policy) host(a netip.Addr) bool {
 	}
 	if a.Is4() {
 		first := a.As4()[0]
-		return first != 0 && first < 224 && first != 127 // 224/4 is multicast, 240/4 reserved, with the broadcast address
+		// 224/4 is multicast, 240/4 reserved, with the broadcast address
+		return first != 0 && first < 224 && first != 127
 	}
 	b := a.As16()
 	if b[0] == 0xff || b[0] == 0xfe && b[1]&0xc0 == 0x80 { // multicast, link-local

@@ -2,9 +2,10 @@ package packet
 
 import "net/netip"
 
-// MayAnswer reports whether an ICMP error may be sent about the packet in b, whatever that holds. RFC 1122, section 3.2.2, and RFC 4443,
-// section 2.4 (e), forbid one about an ICMP error, about a fragment other than the first, to a source that is no single host, and about a packet
-// to many; and nobody answers what is no whole packet. How many are sent is the caller's business.
+// MayAnswer reports whether an ICMP error may be sent about the packet in b, whatever that holds. RFC 1122, section
+// 3.2.2, and RFC 4443, section 2.4 (e), forbid one about an ICMP error, about a fragment other than the first, to a
+// source that is no single host, and about a packet to many; and nobody answers what is no whole packet. How many are
+// sent is the caller's business.
 func MayAnswer(b []byte) bool {
 	if len(b) > 0 && b[0]>>4 == 6 {
 		return mayAnswer6(b)
@@ -31,8 +32,8 @@ func mayAnswer6(h IPv6) bool {
 // OneToOne reports whether f is between two addresses that can be of one host each: nobody answers what is not.
 func (f *Flow) OneToOne() bool { return oneHost(f.Src) && oneHost(f.Dst) }
 
-// oneHost reports whether a can be the address of one host on a network: no multicast, broadcast (as far as an address tells), loopback or
-// unspecified address, and nothing of IPv4's 0/8 and 240/4.
+// oneHost reports whether a can be the address of one host on a network: no multicast, broadcast (as far as an address
+// tells), loopback or unspecified address, and nothing of IPv4's 0/8 and 240/4.
 func oneHost(a netip.Addr) bool {
 	if a.Is4() {
 		first := a.As4()[0]
@@ -41,14 +42,15 @@ func oneHost(a netip.Addr) bool {
 	return !a.IsMulticast() && !a.IsLoopback() && !a.IsUnspecified()
 }
 
-// icmpQuery reports whether the ICMP message t is a request or an answer to one; unknown types pass for errors, as in Linux (net/ipv4/icmp.c,
-// icmp_pointers).
+// icmpQuery reports whether the ICMP message t is a request or an answer to one; unknown types pass for errors, as in
+// Linux (net/ipv4/icmp.c, icmp_pointers).
 func icmpQuery(t []byte) bool {
 	if len(t) == 0 {
 		return false
 	}
 	switch t[0] {
-	case ICMPEchoReply, ICMPEcho, 13, 14, 15, 16, 17, 18: // timestamp, information and address mask, each with its answer
+	case ICMPEchoReply, ICMPEcho, 13, 14, 15, 16, 17,
+		18: // timestamp, information and address mask, each with its answer
 		return true
 	}
 	return false

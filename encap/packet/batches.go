@@ -5,7 +5,8 @@ import "sync/atomic"
 // MaxBatch is the largest number of packets that a worker reads before it sends any.
 const MaxBatch = 64
 
-// Batches counts the batches of one worker by how many packets were read for each. Only the worker adds, twice a batch; anybody may read at any time.
+// Batches counts the batches of one worker by how many packets were read for each. Only the worker adds, twice a batch;
+// anybody may read at any time.
 type Batches struct {
 	begun [MaxBatch + 1]atomic.Uint64
 	ended atomic.Uint64
@@ -25,8 +26,8 @@ func (b *Batches) Read() (begun [MaxBatch + 1]uint64) {
 	return begun
 }
 
-// Progress returns how many batches have ended, and whether the worker is in the next one. One that is, and has ended no more when it is asked
-// again, has been in the same one all the time.
+// Progress returns how many batches have ended, and whether the worker is in the next one. One that is, and has ended
+// no more when it is asked again, has been in the same one all the time.
 func (b *Batches) Progress() (ended uint64, busy bool) {
 	ended = b.ended.Load()
 	var begun uint64

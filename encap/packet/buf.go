@@ -6,14 +6,14 @@ const Headroom = 128
 // MaxLen is the length of the largest packet a Buf holds, in bytes.
 const MaxLen = 65535
 
-// Buf is one packet in memory of its own, with Headroom in front, so that a tunnel header is put before the packet without
-// moving it. One goroutine owns it.
+// Buf is one packet in memory of its own, with Headroom in front, so that a tunnel header is put before the packet
+// without moving it. One goroutine owns it.
 type Buf struct {
 	mem      []byte
 	off, end int
 	Offload  Offload
-	// Next is the piece of the packet that comes behind Bytes, nil for none. A super-packet that has been made of several packets stays where
-	// those are. Len and Bytes are of the first piece, and Offload counts in that only.
+	// Next is the piece of the packet that comes behind Bytes, nil for none. A super-packet that has been made of
+	// several packets stays where those are. Len and Bytes are of the first piece, and Offload counts in that only.
 	Next *Buf
 }
 
@@ -37,7 +37,8 @@ func (b *Buf) Room() []byte {
 	return b.mem[Headroom : Headroom+MaxLen]
 }
 
-// RoomVnet is Room with VnetLen more bytes in front, for a reader that puts a struct virtio_net_hdr there. SetLen takes the length without it.
+// RoomVnet is Room with VnetLen more bytes in front, for a reader that puts a struct virtio_net_hdr there. SetLen takes
+// the length without it.
 func (b *Buf) RoomVnet() []byte {
 	b.Room()
 	return b.mem[Headroom-VnetLen : Headroom+MaxLen]
@@ -58,7 +59,8 @@ func (b *Buf) Prepend(n int) []byte {
 	return b.mem[b.off : b.off+n : b.off+n]
 }
 
-// Part makes a packet of the n bytes from offset at on of the one in b. It stays in b's memory, has no room in front, and is valid until b is used again.
+// Part makes a packet of the n bytes from offset at on of the one in b. It stays in b's memory, has no room in front,
+// and is valid until b is used again.
 func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }
 
 // ChainLen is the length of the packet with all its pieces, in bytes.
@@ -80,8 +82,8 @@ func (b *Buf) Pieces() (n int) {
 // Strip takes n bytes from the packet's front.
 func (b *Buf) Strip(n int) { b.off += n }
 
-// A Segment is one packet to be sent, in up to two pieces that are sent one behind the other, so that a cut of a large packet
-// need not be copied. Body may be empty. Both are borrowed until they are sent.
+// A Segment is one packet to be sent, in up to two pieces that are sent one behind the other, so that a cut of a large
+// packet need not be copied. Body may be empty. Both are borrowed until they are sent.
 type Segment struct{ Head, Body []byte }
 
 // Len is the packet's length in bytes.

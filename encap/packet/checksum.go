@@ -5,12 +5,13 @@ import (
 	"math/bits"
 )
 
-// Sum adds b to a partial Internet checksum (RFC 1071): one's complement, not yet folded or inverted. b is taken to begin at
-// an even offset of what is summed.
+// Sum adds b to a partial Internet checksum (RFC 1071): one's complement, not yet folded or inverted. b is taken to
+// begin at an even offset of what is summed.
 func Sum(b []byte, partial uint64) uint64 {
 	var carry uint64
-	// 64 bytes a round, in two chains of additions with carry, since one would keep the processor waiting. The sum is one of big-endian words: sums of
-	// native ones, swapped at the end, are the same (RFC 1071, section 2 (B)), and need no swap each.
+	// 64 bytes a round, in two chains of additions with carry, since one would keep the processor waiting. The sum is
+	// one of big-endian words: sums of native ones, swapped at the end, are the same (RFC 1071, section 2 (B)), and
+	// need no swap each.
 	if len(b) >= 64 {
 		sum, other := bits.ReverseBytes64(partial), uint64(0)
 		for len(b) >= 64 {
@@ -60,6 +61,6 @@ func Fold(partial uint64) uint16 {
 	return uint16(partial)
 }
 
-// Checksum is the Internet checksum of b (RFC 1071), as it stands in a header whose checksum field is 0 in b; over a header with
-// a right checksum in place it is 0.
+// Checksum is the Internet checksum of b (RFC 1071), as it stands in a header whose checksum field is 0 in b; over a
+// header with a right checksum in place it is 0.
 func Checksum(b []byte) uint16 { return ^Fold(Sum(b, 0)) }

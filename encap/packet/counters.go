@@ -2,8 +2,8 @@ package packet
 
 import "sync/atomic"
 
-// Counters is what one worker counts: packets in and out with their bytes, and refused ones by reason. The worker adds to a Tally of
-// its own and puts it here once a batch; anybody may read at any time.
+// Counters is what one worker counts: packets in and out with their bytes, and refused ones by reason. The worker adds
+// to a Tally of its own and puts it here once a batch; anybody may read at any time.
 type Counters struct {
 	inPackets, inBytes, outPackets, outBytes atomic.Uint64
 	resets                                   atomic.Uint64

@@ -12,8 +12,8 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// checkParsed compares what Parse made of b with gopacket's view, an implementation that has nothing in common with ours. It reports whether
-// gopacket came as far as the transport header.
+// checkParsed compares what Parse made of b with gopacket's view, an implementation that has nothing in common with
+// ours. It reports whether gopacket came as far as the transport header.
 func checkParsed(t *testing.T, b []byte, p *Info) (complete bool) {
 	t.Helper()
 	if p.Len > len(b) || p.Offset > p.Len {
@@ -40,7 +40,8 @@ func checkParsed(t *testing.T, b []byte, p *Info) (complete bool) {
 			if addr(l.SrcIP) != p.Flow.Src || addr(l.DstIP) != p.Flow.Dst || !p.DF {
 				t.Errorf("%+v, gopacket says %+v", p, l)
 			}
-			if h := IPv6(b); l.TrafficClass != h.TrafficClass() || l.FlowLabel != h.FlowLabel() || l.HopLimit != h.HopLimit() {
+			if h := IPv6(b); l.TrafficClass != h.TrafficClass() || l.FlowLabel != h.FlowLabel() ||
+				l.HopLimit != h.HopLimit() {
 				t.Errorf("%x, gopacket says %+v", b[:40], l)
 			}
 			offset += len(l.Contents)
@@ -91,7 +92,8 @@ func randomPacket(t testing.TB, rnd *rand.Rand) []byte {
 	from, to, four := uint16(rnd.Uint32()), uint16(rnd.Uint32()), rnd.IntN(2) == 0
 	switch rnd.IntN(4) {
 	case 0:
-		l, proto = &layers.TCP{SrcPort: layers.TCPPort(from), DstPort: layers.TCPPort(to), SYN: rnd.IntN(2) == 0, RST: rnd.IntN(2) == 0}, layers.IPProtocolTCP
+		l, proto = &layers.TCP{SrcPort: layers.TCPPort(from), DstPort: layers.TCPPort(to), SYN: rnd.IntN(2) == 0,
+			RST: rnd.IntN(2) == 0}, layers.IPProtocolTCP
 	case 1:
 		l, proto = &layers.UDP{SrcPort: layers.UDPPort(from), DstPort: layers.UDPPort(to)}, layers.IPProtocolUDP
 	case 2:
@@ -105,7 +107,8 @@ func randomPacket(t testing.TB, rnd *rand.Rand) []byte {
 	}
 	payload := gopacket.Payload(make([]byte, 4+rnd.IntN(100)))
 	if four {
-		return build(t, &layers.IPv4{Protocol: proto, TOS: uint8(rnd.Uint32()), Options: []layers.IPv4Option{{OptionType: 1}}[:rnd.IntN(2)]}, l, payload)
+		return build(t, &layers.IPv4{Protocol: proto, TOS: uint8(rnd.Uint32()),
+			Options: []layers.IPv4Option{{OptionType: 1}}[:rnd.IntN(2)]}, l, payload)
 	}
 	buf := gopacket.NewSerializeBuffer()
 	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{}, l, payload); err != nil {
@@ -129,7 +132,8 @@ func randomPacket(t testing.TB, rnd *rand.Rand) []byte {
 	return b
 }
 
-// TestParseAgainstGopacket: right packets are accepted and read alike. Of damaged ones, what we accept is read alike as far as gopacket goes.
+// TestParseAgainstGopacket: right packets are accepted and read alike. Of damaged ones, what we accept is read alike as
+// far as gopacket goes.
 func TestParseAgainstGopacket(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	accepted := 0
@@ -169,7 +173,8 @@ func fixHeader(b []byte) {
 	}
 }
 
-// FuzzParse compares with gopacket: what we accept it decodes alike. Nothing panics, and what is made about a packet is a packet.
+// FuzzParse compares with gopacket: what we accept it decodes alike. Nothing panics, and what is made about a packet is
+// a packet.
 func FuzzParse(f *testing.F) {
 	f.Add(tcpPacket(f))
 	f.Add([]byte(tcp6(80)))
@@ -234,14 +239,17 @@ func checkError(t *testing.T, e, b []byte) {
 	}
 }
 
-// FuzzQuoted: nothing panics, and what is found is where it is said to be. The checksums are made right, else hardly anything passes.
+// FuzzQuoted: nothing panics, and what is found is where it is said to be. The checksums are made right, else hardly
+// anything passes.
 func FuzzQuoted(f *testing.F) {
 	room := make([]byte, ICMPRoom)
 	four, six6 := netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")
 	f.Add(bytes.Clone(room[:FragmentationNeeded(room, tcpPacket(f), four, 1400)]))
 	f.Add(bytes.Clone(room[:PacketTooBig(room, tcp6(80), six6, 1400)]))
-	f.Add(bytes.Clone(room[:ICMPError(room, six(extHopByHop, options(ProtoUDP), ports(1, 2, 4)), six6, ICMPv6TimeExceeded, 0, 0)]))
-	f.Add(bytes.Clone(room[:PortUnreachable(room, six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), six6)]))
+	f.Add(bytes.Clone(room[:ICMPError(room, six(extHopByHop, options(ProtoUDP), ports(1, 2, 4)), six6,
+		ICMPv6TimeExceeded, 0, 0)]))
+	f.Add(bytes.Clone(room[:PortUnreachable(room, six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)),
+		six6)]))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b)
 		fixHeader(b)
@@ -268,7 +276,8 @@ func FuzzQuoted(f *testing.F) {
 			}
 			return
 		}
-		if q.Offset != p.Offset+8 || q.Payload <= q.Offset || q.Payload > p.Len || q.Flow.Src != p.Flow.Dst || q.MTU > MaxLen || q.MTU != 0 && !q.TooBig() {
+		if q.Offset != p.Offset+8 || q.Payload <= q.Offset || q.Payload > p.Len || q.Flow.Src != p.Flow.Dst ||
+			q.MTU > MaxLen || q.MTU != 0 && !q.TooBig() {
 			t.Fatalf("%+v of %+v", q, p)
 		}
 		if q.Flow.SrcPort != 0 && q.Flow.SrcPort != binary.BigEndian.Uint16(b[q.Payload:]) {

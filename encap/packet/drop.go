@@ -13,14 +13,17 @@ const (
 	DropBadHeader   // lengths, options or extension headers that contradict each other; an IPv4-mapped IPv6 address
 	DropBadChecksum // IP header checksum; ICMP checksum of an echo request or an error
 	DropSourceRoute // a source route among the IP options, or an IPv6 routing header
-	DropFragment    // a fragment that fits no packet: of a wrong length, overlapping another, beyond the end; or its other fragments do so
-	DropReassembly  // a fragment whose packet was not complete in time, or gave its place to a later one
+	// a fragment that fits no packet: of a wrong length, overlapping another, beyond the end; or its other fragments do
+	// so
+	DropFragment
+	DropReassembly // a fragment whose packet was not complete in time, or gave its place to a later one
 
 	// What the director can't do with it.
-	DropProtocol     // neither TCP, UDP, SCTP nor ICMP
-	DropICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
-	DropNoService    // nothing is configured for this address, protocol and port
-	DropNoConnection // TCP or SCTP of a connection that is not known, and no SYN or INIT; an ICMP error about such a connection
+	DropProtocol  // neither TCP, UDP, SCTP nor ICMP
+	DropICMP      // an ICMP message that is neither an echo request nor an error of the kinds that servers need
+	DropNoService // nothing is configured for this address, protocol and port
+	// TCP or SCTP of a connection that is not known, and no SYN or INIT; an ICMP error about such a connection
+	DropNoConnection
 	DropRemoved      // its connection's realserver is configured no more
 	DropNoRealserver // no realserver may have a new connection
 	DropTableFull    // a new connection beyond connections.max, and none can make room for it
@@ -35,12 +38,14 @@ const (
 	DropTunnelChecksum   // a wrong GRE checksum
 	DropTrailing         // bytes behind the packet in the tunnel
 	DropInnerDestination // inner destination is not in vips
-	DropInnerSource      // inner source is no other host's: an address of this one, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
-	DropInnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
-	DropGathered         // several datagrams that the kernel has put together, and nobody can take apart
-	DropQuestion         // a question of a director's doctor, beyond the bound of answers
-	DropCongestion       // outer ECN says CE, but the packet can't carry it on (RFC 6040)
-	DropNotAnswer        // from this host by the TUN device: its source is no VIP, or its destination can't be a client
+	// inner source is no other host's: an address of this one, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or
+	// link-local
+	DropInnerSource
+	DropInnerProtocol // a tunnel in the tunnel, by its protocol or the agent's own UDP port
+	DropGathered      // several datagrams that the kernel has put together, and nobody can take apart
+	DropQuestion      // a question of a director's doctor, beyond the bound of answers
+	DropCongestion    // outer ECN says CE, but the packet can't carry it on (RFC 6040)
+	DropNotAnswer     // from this host by the TUN device: its source is no VIP, or its destination can't be a client
 	// an answer that the agent has forwarded and the kernel has routed back, or one whose TTL is used up
 	DropAnswerLoop
 

@@ -24,8 +24,9 @@ type Transport struct {
 	Fragment bool  // a part of a packet, not a whole one with a fragment header (RFC 6946)
 
 	// With a fragment header, else 0. Of a fragment that is not the first, Offset is where its data begins.
-	FragHeader int    // offset of the fragment header, in bytes
-	FragName   int    // offset of the byte that names it: what stands in it is the packet's next header when it has been put together
+	FragHeader int // offset of the fragment header, in bytes
+	// offset of the byte that names it: what stands in it is the packet's next header when it has been put together
+	FragName   int
 	FragProto  uint8  // the next header that the fragment header names, an extension header or the protocol
 	FragOffset int    // of the data in the whole packet's fragmentable part, in bytes
 	FragID     uint32 // the same for all fragments of a packet
@@ -34,9 +35,9 @@ type Transport struct {
 
 // Transport walks over the extension headers of a whole packet.
 //
-// It returns DropTruncated where a header ends behind the packet, also in a first fragment, which must hold them all (RFC 7112, section 5);
-// DropSourceRoute for a routing header of type 0 (RFC 5095), or of another type that has segments left; and DropBadHeader for headers in an
-// impossible order or number, broken options, and jumbograms.
+// It returns DropTruncated where a header ends behind the packet, also in a first fragment, which must hold them all
+// (RFC 7112, section 5); DropSourceRoute for a routing header of type 0 (RFC 5095), or of another type that has
+// segments left; and DropBadHeader for headers in an impossible order or number, broken options, and jumbograms.
 func (h IPv6) Transport() (Transport, Drop) { return h.walk(h.TotalLen()) }
 
 // extension reports whether proto is an extension header that can be walked over.

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// Flow is what the packets of one connection have in common, seen from the client: the key of the connection table. Ports
-// are 0 where the protocol has none.
+// Flow is what the packets of one connection have in common, seen from the client: the key of the connection table.
+// Ports are 0 where the protocol has none.
 type Flow struct {
 	Src, Dst         netip.Addr
 	SrcPort, DstPort uint16
@@ -16,7 +16,8 @@ type Flow struct {
 
 // String is for people: "tcp 192.0.2.7:4711 -> 198.51.100.80:80".
 func (f Flow) String() string {
-	return fmt.Sprintf("%s %s -> %s", ProtoName(f.Proto), netip.AddrPortFrom(f.Src, f.SrcPort), netip.AddrPortFrom(f.Dst, f.DstPort))
+	return fmt.Sprintf("%s %s -> %s", ProtoName(f.Proto), netip.AddrPortFrom(f.Src, f.SrcPort),
+		netip.AddrPortFrom(f.Dst, f.DstPort))
 }
 
 // Reverse is the flow of the packets that go the other way.
@@ -62,9 +63,10 @@ type Info struct {
 	Hash      uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
 }
 
-// Parse fills i from the packet in b, of either family, and returns Accept, or why the packet can't be balanced: it is no whole IP packet, is a
-// fragment, has come to the end of its TTL (RFC 1812, section 5.3.1), or lacks the part of its transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths
-// of the transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
+// Parse fills i from the packet in b, of either family, and returns Accept, or why the packet can't be balanced: it is
+// no whole IP packet, is a fragment, has come to the end of its TTL (RFC 1812, section 5.3.1), or lacks the part of its
+// transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths of the
+// transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
 func (i *Info) Parse(b []byte) Drop {
 	h := IPv4(b)
 	d := h.Check()
@@ -127,7 +129,8 @@ func (i *Info) tcp(t []byte) Drop {
 	return Accept
 }
 
-// transport fills i from the header of another protocol at the front of t. icmp is the family's ICMP: the other one's has no place here.
+// transport fills i from the header of another protocol at the front of t. icmp is the family's ICMP: the other one's
+// has no place here.
 func (i *Info) transport(t []byte, icmp uint8) Drop {
 	switch i.Flow.Proto {
 	case ProtoSCTP:

@@ -26,8 +26,9 @@ const (
 // ICMPRoom is the length of the longest ICMP error that is made here, in bytes.
 const ICMPRoom = icmp6MaxLen
 
-// EchoReply turns the ICMP echo request in b, a packet of either family that Parse has accepted, into its answer (RFC 792, page 14; RFC 4443,
-// section 4.2), in place. It returns DropBadChecksum for a request that was damaged, DropICMP for any other ICMP message.
+// EchoReply turns the ICMP echo request in b, a packet of either family that Parse has accepted, into its answer (RFC
+// 792, page 14; RFC 4443, section 4.2), in place. It returns DropBadChecksum for a request that was damaged, DropICMP
+// for any other ICMP message.
 func EchoReply(b []byte) Drop {
 	if b[0]>>4 == 6 {
 		return echoReply6(b)
@@ -53,8 +54,8 @@ func EchoReply(b []byte) Drop {
 	return Accept
 }
 
-// EchoFlow is the flow of the ICMP echo request in b, of either family, p its headers: as a port of its source it has its identifier. It is false for any
-// other message.
+// EchoFlow is the flow of the ICMP echo request in b, of either family, p its headers: as a port of its source it has
+// its identifier. It is false for any other message.
 func EchoFlow(b []byte, p *Info) (Flow, bool) {
 	t := b[p.Offset:p.Len]
 	if p.Flow.Proto == ProtoICMP && t[0] != ICMPEcho || p.Flow.Proto == ProtoICMPv6 && t[0] != ICMPv6Echo {
@@ -65,9 +66,10 @@ func EchoFlow(b []byte, p *Info) (Flow, bool) {
 	return f, true
 }
 
-// ICMPError writes into dst, of at least ICMPRoom bytes, an ICMP error about the packet b to its sender, with as much of b as it may quote. b is
-// a checked packet of either family, for which MayAnswer says true, or the front of one that QuotedPacket has read; kind, code and the four bytes called rest are of its family's ICMP, and
-// from is the error's source. It returns the error's length in bytes.
+// ICMPError writes into dst, of at least ICMPRoom bytes, an ICMP error about the packet b to its sender, with as much
+// of b as it may quote. b is a checked packet of either family, for which MayAnswer says true, or the front of one that
+// QuotedPacket has read; kind, code and the four bytes called rest are of its family's ICMP, and from is the error's
+// source. It returns the error's length in bytes.
 func ICMPError(dst, b []byte, from netip.Addr, kind, code uint8, rest uint32) int {
 	if b[0]>>4 == 6 {
 		return icmpError6(dst, b, from, kind, code, rest)
@@ -89,14 +91,14 @@ func putICMP(t []byte, kind, code uint8, rest uint32, quote []byte) {
 	copy(t[icmpHeaderLen:], quote)
 }
 
-// FragmentationNeeded is the ICMPError (RFC 1191, section 4) that tells the sender of the IPv4 packet b that what leads on takes packets of at
-// most mtu bytes.
+// FragmentationNeeded is the ICMPError (RFC 1191, section 4) that tells the sender of the IPv4 packet b that what leads
+// on takes packets of at most mtu bytes.
 func FragmentationNeeded(dst, b []byte, from netip.Addr, mtu int) int {
 	return ICMPError(dst, b, from, ICMPUnreachable, ICMPCodeFragNeeded, uint32(uint16(mtu)))
 }
 
-// PortUnreachable is the ICMPError (RFC 792, page 4; RFC 4443, section 3.1) that tells the sender of b, of either family, that nobody serves
-// the port.
+// PortUnreachable is the ICMPError (RFC 792, page 4; RFC 4443, section 3.1) that tells the sender of b, of either
+// family, that nobody serves the port.
 func PortUnreachable(dst, b []byte, from netip.Addr) int {
 	if b[0]>>4 == 6 {
 		return ICMPError(dst, b, from, ICMPv6Unreachable, ICMPv6CodePort, 0)

@@ -17,8 +17,8 @@ const (
 	icmp6MaxLen   = 1280 // of an ICMPv6 error in all: IPv6's smallest MTU, RFC 4443, section 2.4 (c)
 )
 
-// PacketTooBig is the ICMPError (RFC 4443, section 3.2) that tells the sender of the IPv6 packet b that what leads on takes packets of at most
-// mtu bytes.
+// PacketTooBig is the ICMPError (RFC 4443, section 3.2) that tells the sender of the IPv6 packet b that what leads on
+// takes packets of at most mtu bytes.
 func PacketTooBig(dst, b []byte, from netip.Addr, mtu int) int {
 	return ICMPError(dst, b, from, ICMPv6TooBig, 0, uint32(mtu))
 }

@@ -27,8 +27,10 @@ func TestEchoReply6(t *testing.T) {
 		t.Fatal(d)
 	}
 	h := IPv6(b)
-	if h.Check() != Accept || h.Src() != vip6 || h.Dst() != client6 || h.HopLimit() != 64 || h.TrafficClass() != 0xb8 || h.FlowLabel() != 0 ||
-		plainChecksum(h, ProtoICMPv6, b[40:]) != 0 || !bytes.Equal(b[44:], request[44:]) || b[40] != ICMPv6EchoReply || b[41] != 0 {
+	if h.Check() != Accept || h.Src() != vip6 || h.Dst() != client6 || h.HopLimit() != 64 || h.TrafficClass() != 0xb8 ||
+		h.FlowLabel() != 0 ||
+		plainChecksum(h, ProtoICMPv6, b[40:]) != 0 || !bytes.Equal(b[44:], request[44:]) || b[40] != ICMPv6EchoReply ||
+		b[41] != 0 {
 		t.Errorf("answer is %x", b)
 	}
 	b = bytes.Clone(request)
@@ -51,7 +53,8 @@ func TestEchoReply6(t *testing.T) {
 func TestICMPErrors(t *testing.T) {
 	room := make([]byte, ICMPRoom)
 	for _, size := range []int{0, 100, 519, 520, 521, 1183, 1184, 1185, 1472, 60000} {
-		four := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload(make([]byte, size)))
+		four := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 9, DstPort: 80},
+			gopacket.Payload(make([]byte, size)))
 		six := []byte(six(ProtoUDP, ports(9, 80, 4+size)))
 		for _, c := range []struct {
 			name string
@@ -59,11 +62,18 @@ func TestICMPErrors(t *testing.T) {
 			put  func(b []byte, from netip.Addr) int
 			want [8]byte // but for the checksum
 		}{
-			{"fragmentation needed", four, func(b []byte, from netip.Addr) int { return FragmentationNeeded(room, b, from, 1480) }, [8]byte{3, 4, 6: 5, 7: 0xc8}},
-			{"too big", six, func(b []byte, from netip.Addr) int { return PacketTooBig(room, b, from, 70000) }, [8]byte{2, 5: 1, 6: 0x11, 7: 0x70}},
-			{"port unreachable", four, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) }, [8]byte{3, 3}},
-			{"port unreachable", six, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) }, [8]byte{1, 4}},
-			{"another", four, func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, 12, 1, 7<<24) }, [8]byte{12, 1, 4: 7}},
+			{"fragmentation needed", four, func(b []byte, from netip.Addr) int {
+				return FragmentationNeeded(room, b,
+					from, 1480)
+			}, [8]byte{3, 4, 6: 5, 7: 0xc8}},
+			{"too big", six, func(b []byte, from netip.Addr) int { return PacketTooBig(room, b, from, 70000) },
+				[8]byte{2, 5: 1, 6: 0x11, 7: 0x70}},
+			{"port unreachable", four, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) },
+				[8]byte{3, 3}},
+			{"port unreachable", six, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) },
+				[8]byte{1, 4}},
+			{"another", four, func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, 12, 1, 7<<24) },
+				[8]byte{12, 1, 4: 7}},
 		} {
 			from := vip4
 			if c.b[0]>>4 == 6 {
@@ -212,14 +222,20 @@ func TestQuotedFlow(t *testing.T) {
 		"redirect":             {about(answer4, 5, 0, 0), Quoted{}, DropICMP},
 		"echo":                 {about(answer4, 8, 0, 0), Quoted{}, DropICMP},
 		"TCP":                  {answer4, Quoted{}, DropICMP},
-		"quotes IPv6":          {fix(edit(bytes.Clone(quote4), func(b []byte) { b[28] = 0x65 })), Quoted{}, DropBadHeader},
-		"quotes header of 16":  {fix(edit(bytes.Clone(quote4), func(b []byte) { b[28] = 0x44 })), Quoted{}, DropBadHeader},
-		"quotes long header":   {fix(edit(bytes.Clone(quote4[:60]), func(b []byte) { b[28] = 0x4f })), Quoted{}, DropTruncated},
-		"quotes fragment":      {fix(edit(bytes.Clone(quote4), func(b []byte) { b[35] = 1 })), Quoted{}, DropFragment},
-		"quotes the first":     {fix(edit(bytes.Clone(quote4), func(b []byte) { b[34] = 0x20 })), Quoted{flow4, 3, 4, 1400, 28, 48}, Accept},
-		"from another VIP":     {fix(edit(bytes.Clone(quote4), func(b []byte) { b[43]++ })), Quoted{}, DropICMP},
-		"is a fragment":        {fix(edit(bytes.Clone(quote4), func(b []byte) { b[6] = 0x20 })), Quoted{}, DropFragment},
-		"quotes options": {about(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, SrcIP: vip4.AsSlice(), DstIP: client.AsSlice(),
+		"quotes IPv6": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[28] = 0x65 })), Quoted{},
+			DropBadHeader},
+		"quotes header of 16": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[28] = 0x44 })), Quoted{},
+			DropBadHeader},
+		"quotes long header": {fix(edit(bytes.Clone(quote4[:60]), func(b []byte) { b[28] = 0x4f })), Quoted{},
+			DropTruncated},
+		"quotes fragment": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[35] = 1 })), Quoted{}, DropFragment},
+		"quotes the first": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[34] = 0x20 })),
+			Quoted{flow4, 3, 4, 1400, 28, 48}, Accept},
+		"from another VIP": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[43]++ })), Quoted{}, DropICMP},
+		"is a fragment": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[6] = 0x20 })), Quoted{},
+			DropFragment},
+		"quotes options": {about(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, SrcIP: vip4.AsSlice(),
+			DstIP:   client.AsSlice(),
 			Options: []layers.IPv4Option{{OptionType: 1}}}, &layers.UDP{SrcPort: 53, DstPort: 5}), 3, 1, 0),
 			Quoted{Flow{vip4, client, 53, 5, ProtoUDP}, 3, 1, 0, 28, 52}, Accept},
 		"quotes a tunnel": {fix(edit(bytes.Clone(quote4[:48]), func(b []byte) { b[37] = ProtoIPIP })),
@@ -238,16 +254,26 @@ func TestQuotedFlow(t *testing.T) {
 		"6, quote of 39 bytes": {fix(bytes.Clone(quote6[:87])), Quoted{}, DropTruncated},
 		"6, ICMPv6 of 7 bytes": {fix(bytes.Clone(quote6[:47])), Quoted{}, DropTruncated},
 		"6, checksum":          {edit(bytes.Clone(quote6), func(b []byte) { b[100]++ }), Quoted{}, DropBadChecksum},
-		"6, quotes IPv4":       {fix(edit(bytes.Clone(quote6), func(b []byte) { b[48] = 0x45 })), Quoted{}, DropBadHeader},
-		"6, from another VIP":  {fix(edit(bytes.Clone(quote6), func(b []byte) { b[71]++ })), Quoted{}, DropICMP},
-		"6, quotes mapped": {fix(edit(bytes.Clone(quote6), func(b []byte) { copy(b[72:], make([]byte, 10)); b[82], b[83] = 0xff, 0xff })),
+		"6, quotes IPv4": {fix(edit(bytes.Clone(quote6), func(b []byte) { b[48] = 0x45 })), Quoted{},
+			DropBadHeader},
+		"6, from another VIP": {fix(edit(bytes.Clone(quote6), func(b []byte) { b[71]++ })), Quoted{}, DropICMP},
+		"6, quotes mapped": {fix(edit(bytes.Clone(quote6), func(b []byte) {
+			copy(b[72:], make([]byte, 10))
+			b[82],
+				b[83] = 0xff, 0xff
+		})),
 			Quoted{}, DropBadHeader},
-		"6, is a fragment":      {reversed(six(extFragment, fragment(ProtoICMPv6, 0, true, 1), quote6[40:])), Quoted{}, DropFragment},
-		"6, quotes a fragment":  {about(reversed(six(extFragment, fragment(ProtoTCP, 8, true, 1), ports(80, 4711, 100))), 3, 0, 0), Quoted{}, DropFragment},
-		"6, quotes source rout": {about(reversed(six(extRouting, routing(ProtoTCP, 0, 1), ports(80, 4711, 100))), 3, 0, 0), Quoted{}, DropSourceRoute},
-		"6, quotes headers": {about(reversed(six(extDestOpts, options(extFragment), fragment(ProtoTCP, 0, true, 1), ports(80, 4711, 100))), 3, 0, 0),
+		"6, is a fragment": {reversed(six(extFragment, fragment(ProtoICMPv6, 0, true, 1), quote6[40:])), Quoted{},
+			DropFragment},
+		"6, quotes a fragment": {about(reversed(six(extFragment, fragment(ProtoTCP, 8, true, 1),
+			ports(80, 4711, 100))), 3, 0, 0), Quoted{}, DropFragment},
+		"6, quotes source rout": {about(reversed(six(extRouting, routing(ProtoTCP, 0, 1), ports(80, 4711, 100))), 3, 0,
+			0), Quoted{}, DropSourceRoute},
+		"6, quotes headers": {about(reversed(six(extDestOpts, options(extFragment), fragment(ProtoTCP, 0, true, 1),
+			ports(80, 4711, 100))), 3, 0, 0),
 			Quoted{flow6, 3, 0, 0, 48, 48 + 56}, Accept},
-		"6, headers end outside": {fix(about(reversed(six(extDestOpts, options(extDestOpts), options(ProtoTCP), ports(80, 4711, 100))), 3, 0, 0)[:48+52]),
+		"6, headers end outside": {fix(about(reversed(six(extDestOpts, options(extDestOpts), options(ProtoTCP),
+			ports(80, 4711, 100))), 3, 0, 0)[:48+52]),
 			Quoted{}, DropTruncated},
 		"6, quotes ICMPv6": {about(reversed(icmp6(ICMPv6EchoReply, 0, 0, 0, 0, 1)), 1, 0, 0),
 			Quoted{Flow{Src: vip6, Dst: client6, Proto: ProtoICMPv6}, 1, 0, 0, 48, 88}, Accept},
@@ -263,7 +289,8 @@ func TestQuotedFlow(t *testing.T) {
 			}
 		}
 	}
-	if got, _ := QuotedFlow(quote4); got.Flow.Reverse() != (Flow{Src: client, Dst: vip4, SrcPort: 4711, DstPort: 80, Proto: ProtoTCP}) {
+	if got, _ := QuotedFlow(quote4); got.Flow.Reverse() != (Flow{Src: client, Dst: vip4, SrcPort: 4711, DstPort: 80,
+		Proto: ProtoTCP}) {
 		t.Error("the client's direction is", got.Flow.Reverse())
 	}
 }
@@ -290,9 +317,11 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// TestQuotedPacket: the front of a packet tells its flow, as short as an ICMP error may quote it, and never more than is there.
+// TestQuotedPacket: the front of a packet tells its flow, as short as an ICMP error may quote it, and never more than
+// is there.
 func TestQuotedPacket(t *testing.T) {
-	four := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1}}}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello"))
+	four := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1}}},
+		&layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello"))
 	for name, c := range map[string]struct {
 		b       []byte
 		payload int
@@ -316,7 +345,8 @@ func TestQuotedPacket(t *testing.T) {
 	}
 	later := IPv4(append([]byte{}, four...))
 	later[7] = 1
-	for name, b := range map[string][]byte{"a later fragment": later, "version 5": {0x55, 39: 0}, "an impossible header length": {0x44, 39: 0}} {
+	for name, b := range map[string][]byte{"a later fragment": later, "version 5": {0x55, 39: 0},
+		"an impossible header length": {0x44, 39: 0}} {
 		if _, d := QuotedPacket(b); d == Accept {
 			t.Errorf("%s is accepted", name)
 		}
@@ -325,7 +355,8 @@ func TestQuotedPacket(t *testing.T) {
 
 // TestEndOfTTL: a packet whose TTL or hop limit has ended is nobody's to send on.
 func TestEndOfTTL(t *testing.T) {
-	four := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello")))
+	four := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 9, DstPort: 80},
+		gopacket.Payload("hello")))
 	six := six(ProtoUDP, ports(9, 80, 9))
 	var i Info
 	for ttl, want := range map[byte]Drop{0: DropBadHeader, 1: Accept, 255: Accept} {
@@ -342,7 +373,8 @@ func TestEndOfTTL(t *testing.T) {
 
 // TestErrorKeepsTOS: an ICMP error has precedence 6, and the rest of the TOS that the packet had.
 func TestErrorKeepsTOS(t *testing.T) {
-	b := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, TOS: 0x7f}, &layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello")))
+	b := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, TOS: 0x7f}, &layers.UDP{SrcPort: 9, DstPort: 80},
+		gopacket.Payload("hello")))
 	room := make([]byte, ICMPRoom)
 	if n := PortUnreachable(room, b, vip4); IPv4(room[:n]).TOS() != 0xde {
 		t.Errorf("TOS is %#x, want 0xde", IPv4(room[:n]).TOS())

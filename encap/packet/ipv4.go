@@ -68,8 +68,8 @@ func (h IPv4) SetChecksum() {
 	binary.BigEndian.PutUint16(h[10:], Checksum(h[:h.HeaderLen()]))
 }
 
-// Check reports whether h holds one whole IPv4 packet with a right header: version, lengths, checksum, and no source route. The
-// packet may be shorter than h (a link's padding); it is never longer.
+// Check reports whether h holds one whole IPv4 packet with a right header: version, lengths, checksum, and no source
+// route. The packet may be shorter than h (a link's padding); it is never longer.
 func (h IPv4) Check() Drop {
 	if len(h) < IPv4HeaderLen {
 		return DropTruncated
@@ -93,7 +93,8 @@ func (h IPv4) Check() Drop {
 	return Accept
 }
 
-// checkOptions walks the options (RFC 791, section 3.1) and refuses source routes, with which a sender would choose the path.
+// checkOptions walks the options (RFC 791, section 3.1) and refuses source routes, with which a sender would choose the
+// path.
 func (h IPv4) checkOptions() Drop {
 	const end, nop, looseRoute, strictRoute = 0, 1, 131, 137
 	for o := h[IPv4HeaderLen:h.HeaderLen()]; len(o) > 0; {
@@ -114,7 +115,8 @@ func (h IPv4) checkOptions() Drop {
 	return Accept
 }
 
-// PutIPv4 writes an IPv4 header without options, ID or flags, with its checksum, to the front of dst. n is the packet's length in bytes.
+// PutIPv4 writes an IPv4 header without options, ID or flags, with its checksum, to the front of dst. n is the packet's
+// length in bytes.
 func PutIPv4(dst IPv4, tos byte, n int, ttl, proto byte, src, to [4]byte) {
 	dst[0], dst[1] = 0x45, tos
 	dst.SetTotalLen(n)

@@ -44,8 +44,9 @@ func (h IPv6) SetTrafficClass(v byte) {
 	h[0], h[1] = h[0]&0xf0|v>>4, h[1]&0x0f|v<<4
 }
 
-// Check reports whether h holds one whole IPv6 packet with right headers: version, lengths, no IPv4-mapped address, extension headers that
-// can be walked (Transport). The packet may be shorter than h (a link's padding); it is never longer. A jumbogram (RFC 2675) is refused.
+// Check reports whether h holds one whole IPv6 packet with right headers: version, lengths, no IPv4-mapped address,
+// extension headers that can be walked (Transport). The packet may be shorter than h (a link's padding); it is never
+// longer. A jumbogram (RFC 2675) is refused.
 func (h IPv6) Check() Drop {
 	_, d := h.parse()
 	return d
@@ -76,20 +77,21 @@ func (h IPv6) checkHeader() Drop {
 	return Accept
 }
 
-// mapped reports whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section 2.5.5.2). Those have no
-// place on a wire: sockets and tables would take them for IPv4.
+// mapped reports whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section
+// 2.5.5.2). Those have no place on a wire: sockets and tables would take them for IPv4.
 func mapped(b []byte) bool {
 	return binary.BigEndian.Uint64(b) == 0 && binary.BigEndian.Uint32(b[8:]) == 0xffff
 }
 
-// PseudoSum is the sum of the pseudo-header of a packet over IPv6 (RFC 8200, section 8.1): n is the length of the transport header with its
-// payload, in bytes, proto its protocol, which extension headers may hide from the IPv6 header. It is folded, so that a little more may be
-// added to it.
+// PseudoSum is the sum of the pseudo-header of a packet over IPv6 (RFC 8200, section 8.1): n is the length of the
+// transport header with its payload, in bytes, proto its protocol, which extension headers may hide from the IPv6
+// header. It is folded, so that a little more may be added to it.
 func (h IPv6) PseudoSum(proto uint8, n int) uint64 {
 	return uint64(Fold(Sum(h[8:40], uint64(proto)+uint64(n))))
 }
 
-// PutIPv6 writes an IPv6 header without flow label to the front of dst. n is the packet's length in bytes, this header included.
+// PutIPv6 writes an IPv6 header without flow label to the front of dst. n is the packet's length in bytes, this header
+// included.
 func PutIPv6(dst IPv6, class byte, n int, hops, next byte, src, to [16]byte) {
 	binary.BigEndian.PutUint32(dst, 6<<28|uint32(class)<<20)
 	dst.SetPayloadLen(n - IPv6HeaderLen)

@@ -49,7 +49,8 @@ func auth(next byte, n int) []byte {
 	return b
 }
 
-// plainChecksum is the checksum of the upper-layer message t of packet h, as RFC 8200, section 8.1, draws it; with the checksum in place it is 0.
+// plainChecksum is the checksum of the upper-layer message t of packet h, as RFC 8200, section 8.1, draws it; with the
+// checksum in place it is 0.
 func plainChecksum(h IPv6, proto byte, t []byte) uint16 {
 	b := slices.Concat(h[8:40], binary.BigEndian.AppendUint32(nil, uint32(len(t))), []byte{0, 0, 0, proto}, t)
 	if len(b)%2 == 1 {
@@ -80,8 +81,10 @@ func tcp6(port uint16) IPv6 {
 func TestIPv6View(t *testing.T) {
 	h := IPv6{0x6a, 0xbc, 0xde, 0xf1, 0x12, 0x34, 17, 64, 39: 9}
 	h[8], h[24] = 0x20, 0xfd
-	if h.Version() != 6 || h.TrafficClass() != 0xab || h.FlowLabel() != 0xcdef1 || h.PayloadLen() != 0x1234 || h.TotalLen() != 0x1234+40 ||
-		h.NextHeader() != 17 || h.HopLimit() != 64 || h.Src() != netip.MustParseAddr("2000::") || h.Dst() != netip.MustParseAddr("fd00::9") {
+	if h.Version() != 6 || h.TrafficClass() != 0xab || h.FlowLabel() != 0xcdef1 || h.PayloadLen() != 0x1234 ||
+		h.TotalLen() != 0x1234+40 ||
+		h.NextHeader() != 17 || h.HopLimit() != 64 || h.Src() != netip.MustParseAddr("2000::") ||
+		h.Dst() != netip.MustParseAddr("fd00::9") {
 		t.Errorf("%x", h)
 	}
 	h.SetTrafficClass(0x5e)
@@ -110,14 +113,17 @@ func TestParse6(t *testing.T) {
 	if s := p.Flow.String(); s != "tcp [2001:db8::7]:4711 -> [2001:db8:80::80]:80" {
 		t.Error(s)
 	}
-	if r := p.Flow.Reverse(); r != (Flow{Proto: ProtoTCP, SrcPort: 80, DstPort: 4711, Src: vip6, Dst: client6}) || r.Reverse() != p.Flow {
+	if r := p.Flow.Reverse(); r != (Flow{Proto: ProtoTCP, SrcPort: 80, DstPort: 4711, Src: vip6, Dst: client6}) ||
+		r.Reverse() != p.Flow {
 		t.Error(r)
 	}
 	b = six(extHopByHop, options(extDestOpts), options(ProtoSCTP), ports(1, 2, 8), []byte{ChunkInit, 0, 0, 4})
-	if d := p.Parse(b); d != Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 || p.TCPFlags != 0 {
+	if d := p.Parse(b); d != Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 ||
+		p.TCPFlags != 0 {
 		t.Errorf("%v %+v", d, p)
 	}
-	if d := p.Parse(six(ProtoICMPv6, []byte{ICMPv6Echo, 0, 0, 0, 1, 2, 3, 4})); d != Accept || p.Flow.Proto != ProtoICMPv6 ||
+	if d := p.Parse(six(ProtoICMPv6, []byte{ICMPv6Echo, 0, 0, 0, 1, 2, 3, 4})); d != Accept ||
+		p.Flow.Proto != ProtoICMPv6 ||
 		p.Flow.SrcPort != 0 || p.SCTPChunk != 0 {
 		t.Errorf("%v %+v", d, p)
 	}
@@ -137,46 +143,63 @@ func TestParse6Refuses(t *testing.T) {
 		b    []byte
 		want Drop
 	}{
-		"one byte":                {[]byte{0x60}, DropTruncated},
-		"39 bytes":                {udp[:39], DropTruncated},
-		"cut":                     {udp[:47], DropTruncated},
-		"longer than there":       {edit(func(h IPv6) { h.SetPayloadLen(9) }), DropTruncated},
-		"UDP of 7 bytes":          {edit(func(h IPv6) { h.SetPayloadLen(7) }), DropTruncated},
-		"no payload":              {edit(func(h IPv6) { h.SetPayloadLen(0) }), DropTruncated},
-		"TCP of 19 bytes":         {six(ProtoTCP, make([]byte, 19)), DropTruncated},
-		"TCP of 20 bytes":         {six(ProtoTCP, make([]byte, 20)), Accept},
-		"SCTP of 15 bytes":        {six(ProtoSCTP, make([]byte, 15)), DropTruncated},
-		"ICMPv6 of 7 bytes":       {six(ProtoICMPv6, make([]byte, 7)), DropTruncated},
-		"mapped source":           {edit(func(h IPv6) { copy(h[8:], "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff") }), DropBadHeader},
-		"mapped destination":      {edit(func(h IPv6) { copy(h[24:], "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff") }), DropBadHeader},
-		"not quite mapped":        {edit(func(h IPv6) { copy(h[8:], "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\xff\xff") }), Accept},
-		"IPv4's ICMP":             {six(ProtoICMP, make([]byte, 8)), DropProtocol},
-		"unknown protocol":        {six(200), Accept},
-		"no next header":          {six(protoNoNext), Accept},
-		"ESP":                     {six(protoESP, []byte{1}), Accept},
-		"fragment":                {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), DropFragment},
-		"last fragment":           {six(extFragment, fragment(ProtoUDP, 8, false, 1), []byte{0}), DropFragment},
-		"atomic fragment":         {six(extFragment, fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), Accept},
-		"source route":            {six(extRouting, routing(ProtoUDP, 0, 1), ports(1, 2, 4)), DropSourceRoute},
-		"ended source route":      {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), DropSourceRoute},
-		"segment routing":         {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), DropSourceRoute},
-		"ended segment routing":   {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), Accept},
-		"late hop-by-hop":         {six(extDestOpts, options(extHopByHop), options(ProtoUDP), ports(1, 2, 4)), DropBadHeader},
-		"two fragment headers":    {six(extFragment, fragment(extFragment, 0, false, 1), fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), DropBadHeader},
-		"extension of 7 bytes":    {six(extDestOpts, options(ProtoUDP)[:7]), DropTruncated},
-		"extension beyond end":    {six(extDestOpts, []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), DropTruncated},
-		"nothing behind it":       {six(extDestOpts, options(ProtoUDP)), DropTruncated},
-		"option beyond its end":   {six(extDestOpts, options(ProtoUDP, 1, 5, 0, 0, 0, 0), ports(1, 2, 4)), DropBadHeader},
-		"option of one byte":      {six(extDestOpts, options(ProtoUDP, 1, 3, 0, 0, 0, 1), ports(1, 2, 4)), DropBadHeader},
-		"jumbogram":               {six(extHopByHop, options(ProtoUDP, optJumbo, 4, 0, 1, 0, 0), ports(1, 2, 4)), DropBadHeader},
-		"unknown option":          {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), Accept},
-		"AH":                      {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), Accept},
-		"AH of 12 bytes":          {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), DropBadHeader},
-		"AH of 20 bytes":          {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), DropBadHeader},
-		"AH beyond end":           {six(extAuth, auth(ProtoUDP, 24)[:16]), DropTruncated},
-		"8 extension headers":     {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 7), options(ProtoUDP), ports(1, 2, 4))), Accept},
-		"9 extension headers":     {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 8), options(ProtoUDP), ports(1, 2, 4))), DropBadHeader},
-		"first without all heads": {six(extFragment, fragment(extDestOpts, 0, true, 1), []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), DropTruncated},
+		"one byte":          {[]byte{0x60}, DropTruncated},
+		"39 bytes":          {udp[:39], DropTruncated},
+		"cut":               {udp[:47], DropTruncated},
+		"longer than there": {edit(func(h IPv6) { h.SetPayloadLen(9) }), DropTruncated},
+		"UDP of 7 bytes":    {edit(func(h IPv6) { h.SetPayloadLen(7) }), DropTruncated},
+		"no payload":        {edit(func(h IPv6) { h.SetPayloadLen(0) }), DropTruncated},
+		"TCP of 19 bytes":   {six(ProtoTCP, make([]byte, 19)), DropTruncated},
+		"TCP of 20 bytes":   {six(ProtoTCP, make([]byte, 20)), Accept},
+		"SCTP of 15 bytes":  {six(ProtoSCTP, make([]byte, 15)), DropTruncated},
+		"ICMPv6 of 7 bytes": {six(ProtoICMPv6, make([]byte, 7)), DropTruncated},
+		"mapped source": {edit(func(h IPv6) {
+			copy(h[8:],
+				"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff")
+		}), DropBadHeader},
+		"mapped destination": {edit(func(h IPv6) {
+			copy(h[24:],
+				"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff")
+		}), DropBadHeader},
+		"not quite mapped": {edit(func(h IPv6) {
+			copy(h[8:],
+				"\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\xff\xff")
+		}), Accept},
+		"IPv4's ICMP":           {six(ProtoICMP, make([]byte, 8)), DropProtocol},
+		"unknown protocol":      {six(200), Accept},
+		"no next header":        {six(protoNoNext), Accept},
+		"ESP":                   {six(protoESP, []byte{1}), Accept},
+		"fragment":              {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), DropFragment},
+		"last fragment":         {six(extFragment, fragment(ProtoUDP, 8, false, 1), []byte{0}), DropFragment},
+		"atomic fragment":       {six(extFragment, fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), Accept},
+		"source route":          {six(extRouting, routing(ProtoUDP, 0, 1), ports(1, 2, 4)), DropSourceRoute},
+		"ended source route":    {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), DropSourceRoute},
+		"segment routing":       {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), DropSourceRoute},
+		"ended segment routing": {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), Accept},
+		"late hop-by-hop": {six(extDestOpts, options(extHopByHop), options(ProtoUDP), ports(1, 2, 4)),
+			DropBadHeader},
+		"two fragment headers": {six(extFragment, fragment(extFragment, 0, false, 1), fragment(ProtoUDP, 0, false,
+			1), ports(1, 2, 4)), DropBadHeader},
+		"extension of 7 bytes": {six(extDestOpts, options(ProtoUDP)[:7]), DropTruncated},
+		"extension beyond end": {six(extDestOpts, []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), DropTruncated},
+		"nothing behind it":    {six(extDestOpts, options(ProtoUDP)), DropTruncated},
+		"option beyond its end": {six(extDestOpts, options(ProtoUDP, 1, 5, 0, 0, 0, 0), ports(1, 2, 4)),
+			DropBadHeader},
+		"option of one byte": {six(extDestOpts, options(ProtoUDP, 1, 3, 0, 0, 0, 1), ports(1, 2, 4)),
+			DropBadHeader},
+		"jumbogram": {six(extHopByHop, options(ProtoUDP, optJumbo, 4, 0, 1, 0, 0), ports(1, 2, 4)),
+			DropBadHeader},
+		"unknown option": {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), Accept},
+		"AH":             {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), Accept},
+		"AH of 12 bytes": {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), DropBadHeader},
+		"AH of 20 bytes": {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), DropBadHeader},
+		"AH beyond end":  {six(extAuth, auth(ProtoUDP, 24)[:16]), DropTruncated},
+		"8 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 7),
+			options(ProtoUDP), ports(1, 2, 4))), Accept},
+		"9 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 8),
+			options(ProtoUDP), ports(1, 2, 4))), DropBadHeader},
+		"first without all heads": {six(extFragment, fragment(extDestOpts, 0, true, 1), []byte{ProtoUDP, 1, 0, 0, 0, 0,
+			0, 0}), DropTruncated},
 	} {
 		var p Info
 		if got := p.Parse(c.b); got != c.want {
@@ -199,7 +222,8 @@ func TestTransport(t *testing.T) {
 		want Transport
 	}{
 		"plain": {tcp6(80), Transport{Proto: ProtoTCP, Offset: 40}},
-		"all": {six(extHopByHop, options(extDestOpts), options(extRouting, append([]byte{1, 12}, make([]byte, 12)...)...), routing(extFragment, 3, 0),
+		"all": {six(extHopByHop, options(extDestOpts),
+			options(extRouting, append([]byte{1, 12}, make([]byte, 12)...)...), routing(extFragment, 3, 0),
 			fragment(extAuth, 0, true, 0xdeadbeef),
 			auth(extDestOpts, 24), options(ProtoUDP), ports(1, 2, 4)),
 			Transport{Proto: ProtoUDP, Offset: 40 + 8 + 16 + 24 + 8 + 24 + 8, Fragment: true,
@@ -238,26 +262,31 @@ func TestFragmentInfo(t *testing.T) {
 		b    []byte
 		want info
 	}{
-		"first":                {four(flagMF, 16), info{0xabcd, 0, true, ProtoUDP, true}},
-		"middle":               {four(flagMF|2, 16), info{0xabcd, 16, true, ProtoUDP, true}},
-		"last":                 {four(4, 3), info{0xabcd, 32, false, ProtoUDP, true}},
-		"whole":                {four(flagDF, 16), info{}},
-		"middle of 15":         {four(flagMF|2, 15), info{}},
-		"empty":                {four(4, 0), info{}},
-		"to the end":           {four(8189, 3), info{0xabcd, 65512, false, ProtoUDP, true}},
-		"beyond the end":       {four(8189, 4), info{}},
-		"short":                {four(flagMF, 16)[:30], info{}},
-		"nothing":              {nil, info{}},
-		"6, first":             {six(extFragment, fragment(ProtoUDP, 0, true, 0xabcdef01), make([]byte, 16)), info{0xabcdef01, 0, true, ProtoUDP, true}},
-		"6, last":              {six(extFragment, fragment(ProtoUDP, 1400, false, 1), make([]byte, 3)), info{1, 1400, false, ProtoUDP, true}},
-		"6, atomic":            {six(extFragment, fragment(ProtoUDP, 0, false, 1), make([]byte, 8)), info{}},
-		"6, whole":             {tcp6(80), info{}},
-		"6, middle of 15":      {six(extFragment, fragment(ProtoUDP, 8, true, 1), make([]byte, 15)), info{}},
-		"6, empty":             {six(extFragment, fragment(ProtoUDP, 8, false, 1)), info{}},
-		"6, to the end":        {six(extFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 7)), info{1, 65528, false, ProtoUDP, true}},
-		"6, beyond the end":    {six(extFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 8)), info{}},
-		"6, beyond, by header": {six(extDestOpts, options(extFragment), fragment(ProtoUDP, 65528, false, 1), make([]byte, 1)), info{}},
-		"6, headers behind": {six(extHopByHop, options(extFragment), fragment(extDestOpts, 0, true, 1), options(ProtoUDP), ports(1, 2, 4)),
+		"first":          {four(flagMF, 16), info{0xabcd, 0, true, ProtoUDP, true}},
+		"middle":         {four(flagMF|2, 16), info{0xabcd, 16, true, ProtoUDP, true}},
+		"last":           {four(4, 3), info{0xabcd, 32, false, ProtoUDP, true}},
+		"whole":          {four(flagDF, 16), info{}},
+		"middle of 15":   {four(flagMF|2, 15), info{}},
+		"empty":          {four(4, 0), info{}},
+		"to the end":     {four(8189, 3), info{0xabcd, 65512, false, ProtoUDP, true}},
+		"beyond the end": {four(8189, 4), info{}},
+		"short":          {four(flagMF, 16)[:30], info{}},
+		"nothing":        {nil, info{}},
+		"6, first": {six(extFragment, fragment(ProtoUDP, 0, true, 0xabcdef01), make([]byte, 16)),
+			info{0xabcdef01, 0, true, ProtoUDP, true}},
+		"6, last": {six(extFragment, fragment(ProtoUDP, 1400, false, 1), make([]byte, 3)),
+			info{1, 1400, false, ProtoUDP, true}},
+		"6, atomic":       {six(extFragment, fragment(ProtoUDP, 0, false, 1), make([]byte, 8)), info{}},
+		"6, whole":        {tcp6(80), info{}},
+		"6, middle of 15": {six(extFragment, fragment(ProtoUDP, 8, true, 1), make([]byte, 15)), info{}},
+		"6, empty":        {six(extFragment, fragment(ProtoUDP, 8, false, 1)), info{}},
+		"6, to the end": {six(extFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 7)),
+			info{1, 65528, false, ProtoUDP, true}},
+		"6, beyond the end": {six(extFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 8)), info{}},
+		"6, beyond, by header": {six(extDestOpts, options(extFragment), fragment(ProtoUDP, 65528, false, 1),
+			make([]byte, 1)), info{}},
+		"6, headers behind": {six(extHopByHop, options(extFragment), fragment(extDestOpts, 0, true, 1),
+			options(ProtoUDP), ports(1, 2, 4)),
 			info{1, 0, true, extDestOpts, true}},
 	} {
 		var got info

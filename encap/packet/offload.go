@@ -12,8 +12,8 @@ const (
 	GSOUnknown     // of a kind that nobody asked the kernel for
 )
 
-// Offload is what the kernel has left to do in a packet that it gave us, and may have to do in one that we give it (struct virtio_net_hdr,
-// linux/virtio_net.h). The zero value is a packet that is complete.
+// Offload is what the kernel has left to do in a packet that it gave us, and may have to do in one that we give it
+// (struct virtio_net_hdr, linux/virtio_net.h). The zero value is a packet that is complete.
 type Offload struct {
 	GSO        GSO
 	Size       uint16 // bytes of payload in each segment but the last
@@ -83,7 +83,8 @@ func (b *Buf) PutVnet(h *[VnetLen]byte) {
 	}
 }
 
-// Finish computes the transport checksum that the kernel left to us. It returns DropOffload where that lies outside the packet.
+// Finish computes the transport checksum that the kernel left to us. It returns DropOffload where that lies outside the
+// packet.
 func (b *Buf) Finish() Drop {
 	o := &b.Offload
 	if !o.Partial {
@@ -99,9 +100,10 @@ func (b *Buf) Finish() Drop {
 	return Accept
 }
 
-// Misplaced reports whether the checksum that is left to us is another one than that of the packet's transport header, which p has found: to compute it
-// would change what has been looked at. Who may set it, a host on the same machine for one, is not to be trusted with that. One inside a datagram, behind all that
-// was looked at, is none of these: it is that of a packet in a tunnel of the client's.
+// Misplaced reports whether the checksum that is left to us is another one than that of the packet's transport header,
+// which p has found: to compute it would change what has been looked at. Who may set it, a host on the same machine for
+// one, is not to be trusted with that. One inside a datagram, behind all that was looked at, is none of these: it is
+// that of a packet in a tunnel of the client's.
 func (o *Offload) Misplaced(p *Info) bool {
 	if !o.Partial {
 		return false
@@ -126,8 +128,8 @@ const (
 	udpChecksumAt = 6
 )
 
-// PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would mean none, which is
-// illegal over IPv6 (RFC 8200, section 8.1).
+// PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would
+// mean none, which is illegal over IPv6 (RFC 8200, section 8.1).
 func PutChecksum(b []byte, sum uint64, udp bool) {
 	c := ^Fold(sum)
 	if udp && c == 0 {
@@ -136,6 +138,6 @@ func PutChecksum(b []byte, sum uint64, udp bool) {
 	binary.BigEndian.PutUint16(b, c)
 }
 
-// PseudoSum is the sum of the pseudo-header of a TCP or UDP packet over IPv4 (RFC 9293, section 3.1): n is the length of the transport header
-// with its payload, in bytes. It is folded, so that a little more may be added to it.
+// PseudoSum is the sum of the pseudo-header of a TCP or UDP packet over IPv4 (RFC 9293, section 3.1): n is the length
+// of the transport header with its payload, in bytes. It is folded, so that a little more may be added to it.
 func (h IPv4) PseudoSum(n int) uint64 { return uint64(Fold(Sum(h[12:20], uint64(h[9])+uint64(n)))) }

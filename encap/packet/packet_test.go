@@ -32,7 +32,8 @@ func build(t testing.TB, ip *layers.IPv4, rest ...gopacket.SerializableLayer) []
 		ls = append(ls, l)
 	}
 	buf := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ls...); err != nil {
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		ls...); err != nil {
 		t.Fatal(err)
 	}
 	return buf.Bytes()
@@ -49,7 +50,8 @@ func TestParse(t *testing.T) {
 	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != Accept { // padding of a link
 		t.Fatal(d)
 	}
-	want := Info{Len: len(b), Offset: 20, TCPFlags: FlagSYN | FlagACK, DF: true, Flow: Flow{Proto: ProtoTCP, SrcPort: 4711, DstPort: 80,
+	want := Info{Len: len(b), Offset: 20, TCPFlags: FlagSYN | FlagACK, DF: true, Flow: Flow{Proto: ProtoTCP,
+		SrcPort: 4711, DstPort: 80,
 		Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("198.51.100.80")}}
 	if p != want {
 		t.Errorf("got %+v, want %+v", p, want)
@@ -57,9 +59,11 @@ func TestParse(t *testing.T) {
 	if s := p.Flow.String(); s != "tcp 192.0.2.1:4711 -> 198.51.100.80:80" {
 		t.Error(s)
 	}
-	b = build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1}, {OptionType: 1}, {OptionType: 1}, {OptionType: 0}}},
+	b = build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1},
+		{OptionType: 1}, {OptionType: 1}, {OptionType: 0}}},
 		&layers.UDP{SrcPort: 1, DstPort: 65535})
-	if d := p.Parse(b); d != Accept || p.Flow.SrcPort != 1 || p.Flow.DstPort != 65535 || p.Offset != 24 || p.TCPFlags != 0 {
+	if d := p.Parse(b); d != Accept || p.Flow.SrcPort != 1 || p.Flow.DstPort != 65535 || p.Offset != 24 ||
+		p.TCPFlags != 0 {
 		t.Errorf("%v %+v", d, p)
 	}
 }
@@ -152,7 +156,8 @@ func TestEchoReply(t *testing.T) {
 	}
 	got := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.Default)
 	ip, icmp := got.Layer(layers.LayerTypeIPv4).(*layers.IPv4), got.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
-	if ip.SrcIP.String() != "198.51.100.80" || ip.DstIP.String() != "192.0.2.1" || icmp.TypeCode.Type() != 0 || icmp.Id != 77 || icmp.Seq != 3 ||
+	if ip.SrcIP.String() != "198.51.100.80" || ip.DstIP.String() != "192.0.2.1" || icmp.TypeCode.Type() != 0 ||
+		icmp.Id != 77 || icmp.Seq != 3 ||
 		string(icmp.Payload) != "odd" || ip.TTL != 64 {
 		t.Errorf("answer is %v", got)
 	}
@@ -164,21 +169,24 @@ func TestEchoReply(t *testing.T) {
 	if d := EchoReply(b); d != DropBadChecksum {
 		t.Errorf("a damaged request: %v", d)
 	}
-	if d := EchoReply(build(t, &layers.IPv4{Protocol: layers.IPProtocolICMPv4}, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(0, 0)})); d != DropICMP {
+	if d := EchoReply(build(t, &layers.IPv4{Protocol: layers.IPProtocolICMPv4},
+		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(0, 0)})); d != DropICMP {
 		t.Errorf("an echo reply: %v", d)
 	}
 }
 
 func TestFragmentationNeeded(t *testing.T) {
 	for _, size := range []int{0, 100, 1472} {
-		b := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Flags: layers.IPv4DontFragment}, &layers.UDP{SrcPort: 9, DstPort: 80},
+		b := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Flags: layers.IPv4DontFragment},
+			&layers.UDP{SrcPort: 9, DstPort: 80},
 			gopacket.Payload(make([]byte, size)))
 		e := make([]byte, 576)
 		e = e[:FragmentationNeeded(e, b, netip.MustParseAddr("198.51.100.80"), 1480)]
 		if IPv4(e).Check() != Accept || IPv4(e).TOS() != 0xc0 || Checksum(IPv4(e).Payload()) != 0 {
 			t.Fatalf("%d bytes: the error is not well formed: %x", size, e)
 		}
-		if IPv4(e).Dst() != netip.MustParseAddr("192.0.2.1") || e[20] != 3 || e[21] != 4 || binary.BigEndian.Uint16(e[26:]) != 1480 {
+		if IPv4(e).Dst() != netip.MustParseAddr("192.0.2.1") || e[20] != 3 || e[21] != 4 ||
+			binary.BigEndian.Uint16(e[26:]) != 1480 {
 			t.Errorf("%d bytes: %x", size, e)
 		}
 		if !bytes.Equal(e[28:], b[:min(len(b), 548)]) {
@@ -227,7 +235,8 @@ func BenchmarkParse(b *testing.B) {
 }
 
 func BenchmarkParse6(b *testing.B) {
-	for name, pk := range map[string][]byte{"plain": tcp6(80), "options": six(extDestOpts, options(ProtoTCP), tcp6(80)[IPv6HeaderLen:])} {
+	for name, pk := range map[string][]byte{"plain": tcp6(80), "options": six(extDestOpts, options(ProtoTCP),
+		tcp6(80)[IPv6HeaderLen:])} {
 		b.Run(name, func(b *testing.B) {
 			var p Info
 			for b.Loop() {

@@ -7,11 +7,16 @@ import (
 
 // Quoted is what an ICMP error says of the packet that it is about.
 type Quoted struct {
-	Flow       Flow  // of that packet, as its headers have it: of a realserver's answer from the VIP to the client; Reverse is the connection's
+	// of that packet, as its headers have it: of a realserver's answer from the VIP to the client; Reverse is the
+	// connection's
+	Flow       Flow
 	Type, Code uint8 // of the family's ICMP
-	MTU        int   // of "fragmentation needed" and "packet too big", in bytes, at most MaxLen; 0: a router that doesn't tell (RFC 1191, section 5)
-	Offset     int   // of the quoted packet in b, in bytes
-	Payload    int   // of what follows its IP headers, in b: its transport header, or the packet in a tunnel. Nothing need be there
+	// of "fragmentation needed" and "packet too big", in bytes, at most MaxLen; 0: a router that doesn't tell (RFC
+	// 1191, section 5)
+	MTU    int
+	Offset int // of the quoted packet in b, in bytes
+	// of what follows its IP headers, in b: its transport header, or the packet in a tunnel. Nothing need be there
+	Payload int
 }
 
 // TooBig reports whether the error is "fragmentation needed" or "packet too big".
@@ -22,12 +27,13 @@ func (q *Quoted) TooBig() bool {
 	return q.Type == ICMPv6TooBig
 }
 
-// QuotedFlow reads the ICMP error in b, which may be any bytes, of either family. The quote's IP headers suffice, with four bytes behind them
-// where the protocol has ports. A checksum that the kernel has left to us must have been finished (Buf.Finish).
+// QuotedFlow reads the ICMP error in b, which may be any bytes, of either family. The quote's IP headers suffice, with
+// four bytes behind them where the protocol has ports. A checksum that the kernel has left to us must have been
+// finished (Buf.Finish).
 //
-// It returns DropICMP for what is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for one about a packet that another address has
-// sent than it goes to; DropBadChecksum for a damaged one; DropFragment where it is a fragment, or the quote is one without ports;
-// DropTruncated and DropBadHeader for error and quote alike.
+// It returns DropICMP for what is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for one about a packet
+// that another address has sent than it goes to; DropBadChecksum for a damaged one; DropFragment where it is a
+// fragment, or the quote is one without ports; DropTruncated and DropBadHeader for error and quote alike.
 func QuotedFlow(b []byte) (q Quoted, d Drop) {
 	if len(b) > 0 && b[0]>>4 == 6 {
 		d = q.parse6(b)
@@ -40,9 +46,10 @@ func QuotedFlow(b []byte) (q Quoted, d Drop) {
 	return q, Accept
 }
 
-// QuotedPacket reads the front of a packet of either family, b, as a quote holds it, which may be any bytes: what it was in a tunnel that an ICMP
-// error quotes. Type, Code and MTU of the answer mean nothing. IP headers suffice, with four bytes behind them where the protocol has ports. The reasons
-// are QuotedFlow's; the IP header's checksum is not looked at, since what is quoted need not be whole.
+// QuotedPacket reads the front of a packet of either family, b, as a quote holds it, which may be any bytes: what it
+// was in a tunnel that an ICMP error quotes. Type, Code and MTU of the answer mean nothing. IP headers suffice, with
+// four bytes behind them where the protocol has ports. The reasons are QuotedFlow's; the IP header's checksum is not
+// looked at, since what is quoted need not be whole.
 func QuotedPacket(b []byte) (q Quoted, d Drop) {
 	switch {
 	case len(b) >= IPv6HeaderLen && b[0]>>4 == 6:

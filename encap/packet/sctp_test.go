@@ -38,7 +38,8 @@ func TestParseSCTP(t *testing.T) {
 		PutIPv4(b, 0, len(b), 64, ProtoSCTP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
 		IPv4(b).SetChecksum()
 		var p Info
-		if d := p.Parse(b); d != c.drop || d == Accept && (p.SCTPChunk != c.want || p.Flow.SrcPort != 4711 || p.Flow.DstPort != 9899) {
+		if d := p.Parse(b); d != c.drop || d == Accept && (p.SCTPChunk != c.want || p.Flow.SrcPort != 4711 ||
+			p.Flow.DstPort != 9899) {
 			t.Errorf("%s: %v, %+v, want chunk %d, %v", c.name, d, p, c.want, c.drop)
 		}
 	}

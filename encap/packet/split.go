@@ -2,17 +2,17 @@ package packet
 
 import "encoding/binary"
 
-// MaxPieces is the largest number of pieces that a packet is cut into: the largest packet, cut for the smallest MTU of IPv4 (RFC 791, section
-// 3.2), 68.
+// MaxPieces is the largest number of pieces that a packet is cut into: the largest packet, cut for the smallest MTU of
+// IPv4 (RFC 791, section 3.2), 68.
 const MaxPieces = (MaxLen-IPv4HeaderLen)/(68-IPv4HeaderLen) + 1
 
-// PieceRoom is the room that the headers of one packet's pieces may need, in bytes: whatever a tunnel puts before them, and the longest IPv4 and
-// TCP header each. A packet with longer ones, which IPv6 allows, may have fewer pieces.
+// PieceRoom is the room that the headers of one packet's pieces may need, in bytes: whatever a tunnel puts before them,
+// and the longest IPv4 and TCP header each. A packet with longer ones, which IPv6 allows, may have fewer pieces.
 const PieceRoom = MaxPieces * (Headroom + 60 + 60)
 
-// SplitSize tells how Split will cut the super-packet in b, p its headers: the length of its headers from the inner IP header on, and the
-// largest payload of a segment that fits mtu bytes. TCP may be cut finer than it came, UDP may not: its payload can be larger than
-// what fits.
+// SplitSize tells how Split will cut the super-packet in b, p its headers: the length of its headers from the inner IP
+// header on, and the largest payload of a segment that fits mtu bytes. TCP may be cut finer than it came, UDP may not:
+// its payload can be larger than what fits.
 func SplitSize(b *Buf, p *Info, mtu int) (headers, payload int, d Drop) {
 	in := b.Bytes()
 	o := &b.Offload
@@ -31,18 +31,21 @@ func SplitSize(b *Buf, p *Info, mtu int) (headers, payload int, d Drop) {
 	if payload <= 0 || headers > len(in) {
 		return 0, 0, DropOffload
 	}
-	if pieces := (len(in) - headers + payload - 1) / payload; pieces > MaxPieces || pieces*(Headroom+headers) > PieceRoom {
+	if pieces := (len(in) - headers + payload - 1) / payload; pieces > MaxPieces ||
+		pieces*(Headroom+headers) > PieceRoom {
 		return 0, 0, DropOffload
 	}
 	return headers, payload, Accept
 }
 
-// Split cuts the wrapped super-packet in b into packets of at most payload bytes behind their headers, and appends them to segs; their
-// headers stand in room, the payload is not copied. overhead is the length of what a tunnel has put before the packet, an IP header first,
-// whose length is made right; 0 without one. headers and payload are SplitSize's. What is left of room is returned.
+// Split cuts the wrapped super-packet in b into packets of at most payload bytes behind their headers, and appends them
+// to segs; their headers stand in room, the payload is not copied. overhead is the length of what a tunnel has put
+// before the packet, an IP header first, whose length is made right; 0 without one. headers and payload are
+// SplitSize's. What is left of room is returned.
 //
-// It does what Linux does for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, net/ipv6/ip6_offload.c ipv6_gso_segment,
-// tcp_offload.c tcp_gso_segment, udp_offload.c __udp_gso_segment. Extension headers are the same in each packet.
+// It does what Linux does for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, net/ipv6/ip6_offload.c
+// ipv6_gso_segment, tcp_offload.c tcp_gso_segment, udp_offload.c __udp_gso_segment. Extension headers are the same in
+// each packet.
 func Split(segs []Segment, b *Buf, p *Info, overhead, headers, payload int, room []byte) ([]Segment, []byte) {
 	whole := b.Bytes()
 	n := overhead + headers
@@ -74,7 +77,8 @@ func Split(segs []Segment, b *Buf, p *Info, overhead, headers, payload int, room
 	} else {
 		t[4], t[5] = 0, 0
 	}
-	unchecked := !tcp && !six && t[6] == 0 && t[7] == 0 && !b.Offload.Partial // illegal over IPv6: RFC 8200, section 8.1
+	// illegal over IPv6: RFC 8200, section 8.1
+	unchecked := !tcp && !six && t[6] == 0 && t[7] == 0 && !b.Offload.Partial
 	t[checksumAt], t[checksumAt+1] = 0, 0
 
 	const fin, psh, cwr = 0x01, 0x08, 0x80

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// super is a TCP or UDP super-packet of n bytes of payload, as a TUN device with offloads gives it: the transport checksum is that of the
-// pseudo-header. Over IPv6 extension headers stand before the transport header.
+// super is a TCP or UDP super-packet of n bytes of payload, as a TUN device with offloads gives it: the transport
+// checksum is that of the pseudo-header. Over IPv6 extension headers stand before the transport header.
 func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byte) (*Buf, *Info) {
 	t.Helper()
 	tr := ports(4711, 80, 4+n)
@@ -67,7 +67,8 @@ func TestSplit6(t *testing.T) {
 		{ProtoTCP, 14281, 1428, 1460, 1388, nil}, // cut finer, as it has to fit
 		{ProtoTCP, 65000, 1440, 1460, 1388, nil},
 		{ProtoTCP, 100, 1440, 1460, 100, nil},
-		{ProtoTCP, 20000, 1400, 1460, 1364, [][]byte{options(extDestOpts, []byte{0x1e, 10, 11: 0}...), options(ProtoTCP, 0x1e, 2, 7, 7)}},
+		{ProtoTCP, 20000, 1400, 1460, 1364, [][]byte{options(extDestOpts, []byte{0x1e, 10, 11: 0}...),
+			options(ProtoTCP, 0x1e, 2, 7, 7)}},
 		{ProtoUDP, 12000, 1200, 1460, 1200, nil},
 		{ProtoUDP, 12001, 1200, 1460, 1200, nil},
 		{ProtoUDP, 65000, 1400, 1460, 1400, [][]byte{options(ProtoUDP, 0x1e, 2, 7, 7)}},
@@ -168,7 +169,8 @@ func TestSplitUDPWithoutChecksum(t *testing.T) {
 	}
 }
 
-// TestSplitSizeHasRoom: what SplitSize accepts fits PieceRoom, under the longest tunnel header, however long the extension headers.
+// TestSplitSizeHasRoom: what SplitSize accepts fits PieceRoom, under the longest tunnel header, however long the
+// extension headers.
 func TestSplitSizeHasRoom(t *testing.T) {
 	long := options(ProtoTCP, bytes.Repeat([]byte{0x1e, 100, 101: 0}, 10)...)
 	accepted := 0
@@ -191,7 +193,8 @@ func TestSplitSizeHasRoom(t *testing.T) {
 	}
 }
 
-// TestVnet: the struct virtio_net_hdr of each kind and family is as linux/virtio_net.h has it, and reads back as it was.
+// TestVnet: the struct virtio_net_hdr of each kind and family is as linux/virtio_net.h has it, and reads back as it
+// was.
 func TestVnet(t *testing.T) {
 	for _, c := range []struct {
 		six      bool
@@ -212,8 +215,10 @@ func TestVnet(t *testing.T) {
 		got := withVnet(b)
 		h := got[:VnetLen]
 		native := binary.NativeEndian
-		if h[0] != vnetNeedsCsum || h[1] != c.kind || native.Uint16(h[2:]) != c.headers || native.Uint16(h[4:]) != c.wantSize ||
-			native.Uint16(h[6:]) != uint16(p.Offset) || native.Uint16(h[8:]) != want.CsumOffset || !bytes.Equal(got[VnetLen:], pk) {
+		if h[0] != vnetNeedsCsum || h[1] != c.kind || native.Uint16(h[2:]) != c.headers ||
+			native.Uint16(h[4:]) != c.wantSize ||
+			native.Uint16(h[6:]) != uint16(p.Offset) || native.Uint16(h[8:]) != want.CsumOffset ||
+			!bytes.Equal(got[VnetLen:], pk) {
 			t.Errorf("%+v: %x", c, h)
 		}
 		back := &NewBufs(1)[0]
@@ -243,7 +248,8 @@ func TestFinish6(t *testing.T) {
 	in := IPv6(b.Bytes())
 	clear(in[p.Offset+8:])
 	binary.BigEndian.PutUint16(in[p.Offset+8:], ^Fold(Sum(in[p.Offset:], 0)))
-	if b.Finish(); binary.BigEndian.Uint16(in[p.Offset+udpChecksumAt:]) != 0xffff || plainChecksum(in, ProtoUDP, in[p.Offset:]) != 0 {
+	if b.Finish(); binary.BigEndian.Uint16(in[p.Offset+udpChecksumAt:]) != 0xffff || plainChecksum(in, ProtoUDP,
+		in[p.Offset:]) != 0 {
 		t.Errorf("%x", in[p.Offset:])
 	}
 	b, _ = super(t, true, ProtoUDP, 2, 1400)
@@ -273,8 +279,8 @@ func TestSplitAllocatesNothing(t *testing.T) {
 	}
 }
 
-// FuzzSplit6: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is packets of the same flow that
-// together are what came.
+// FuzzSplit6: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is
+// packets of the same flow that together are what came.
 func FuzzSplit6(f *testing.F) {
 	for _, proto := range []byte{ProtoTCP, ProtoUDP} {
 		b, _ := super(f, true, proto, 5000, 1200, options(proto))
@@ -307,7 +313,8 @@ func FuzzSplit6(f *testing.F) {
 		segs, _ = Split(segs[:0], b, &p, 0, headers, payload, room)
 		for _, s := range segs {
 			var q Info
-			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != Accept || q.Len != s.Len() || q.Flow != p.Flow || !bytes.HasPrefix(want, s.Body) {
+			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != Accept || q.Len != s.Len() || q.Flow != p.Flow ||
+				!bytes.HasPrefix(want, s.Body) {
 				t.Fatalf("%v %+v of %+v", d, q, p)
 			}
 			want = want[len(s.Body):]

@@ -12,7 +12,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestAnswerSender: packets are routed by their source, of either family, also beside each other in one call; the path MTU is that of such a route.
+// TestAnswerSender: packets are routed by their source, of either family, also beside each other in one call; the path
+// MTU is that of such a route.
 func TestAnswerSender(t *testing.T) {
 	inNamespace(t, func() {
 		quiet(t)
@@ -29,7 +30,8 @@ func TestAnswerSender(t *testing.T) {
 				}
 			}
 			peer := name + "-peer"
-			must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: map[string]int{"plain": 1500, "chosen": 1400}[name]}, PeerName: peer}))
+			must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name,
+				MTU: map[string]int{"plain": 1500, "chosen": 1400}[name]}, PeerName: peer}))
 			link, err := netlink.LinkByName(name)
 			must(err)
 			other, err := netlink.LinkByName(peer)
@@ -40,11 +42,13 @@ func TestAnswerSender(t *testing.T) {
 				everywhere := &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
 				route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Scope: unix.RT_SCOPE_LINK}
 				if name == "plain" {
-					must(netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}))
+					must(netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(),
+						Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}))
 				} else {
 					route.Table = 77
 					rule := netlink.NewRule()
-					rule.Table, rule.Priority, rule.Src = 77, 77, &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+					rule.Table, rule.Priority, rule.Src = 77, 77, &net.IPNet{IP: a.AsSlice(),
+						Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 					must(netlink.RuleAdd(rule))
 				}
 				must(netlink.RouteAdd(route))

@@ -10,8 +10,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestReceiversLearnNoPathMTU: a realserver sends nothing through its tunnel sockets, so that an ICMP error about such a packet is forged: it must not
-// lower the MTU of the way to the director, from which the agent takes the MSS.
+// TestReceiversLearnNoPathMTU: a realserver sends nothing through its tunnel sockets, so that an ICMP error about such
+// a packet is forged: it must not lower the MTU of the way to the director, from which the agent takes the MSS.
 func TestReceiversLearnNoPathMTU(t *testing.T) {
 	inNamespace(t, func() {
 		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near", MTU: 1500}, PeerName: "far"}
@@ -53,7 +53,8 @@ func TestReceiversLearnNoPathMTU(t *testing.T) {
 	})
 }
 
-// TestPortOfAnotherAgent: two agents (of one user) must not share a UDP port: each would get a part of the flows, and drop the other's.
+// TestPortOfAnotherAgent: two agents (of one user) must not share a UDP port: each would get a part of the flows, and
+// drop the other's.
 func TestPortOfAnotherAgent(t *testing.T) {
 	inNamespace(t, func() {
 		s := Socket{Protocol: packet.ProtoUDP, Port: 6080}

@@ -11,8 +11,9 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// ErrorReceiver receives the ICMP errors of one family that reach this host: "unreachable" with "fragmentation needed", "packet too big" and "time
-// exceeded", whatever they are about. The host's own sockets get them too. One goroutine reads from it.
+// ErrorReceiver receives the ICMP errors of one family that reach this host: "unreachable" with "fragmentation needed",
+// "packet too big" and "time exceeded", whatever they are about. The host's own sockets get them too. One goroutine
+// reads from it.
 type ErrorReceiver struct {
 	fd    *pollfd.FD
 	six   bool
@@ -85,10 +86,11 @@ func newErrorReceiver(family, protocol int, program []bpf.Instruction) (*ErrorRe
 	return r, nil
 }
 
-// ReadBatch waits for errors and puts them into bufs as whole packets, a few at the most. It returns how many it read, or os.ErrClosed after Close.
+// ReadBatch waits for errors and puts them into bufs as whole packets, a few at the most. It returns how many it read,
+// or os.ErrClosed after Close.
 //
-// An IPv6 socket gives no IPv6 header. The one that is put before the error is as if it had come to the source of the packet that it quotes, as it
-// should: else its checksum is wrong then.
+// An IPv6 socket gives no IPv6 header. The one that is put before the error is as if it had come to the source of the
+// packet that it quotes, as it should: else its checksum is wrong then.
 func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	n, skip := min(len(bufs), errorBatch), 0
 	if r.six {

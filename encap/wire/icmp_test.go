@@ -8,8 +8,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestErrorReceivers: of what the kernel answers on the loopback device, both receivers give the errors as whole packets with right checksums, and
-// nothing else.
+// TestErrorReceivers: of what the kernel answers on the loopback device, both receivers give the errors as whole
+// packets with right checksums, and nothing else.
 func TestErrorReceivers(t *testing.T) {
 	inNamespace(t, func() {
 		all, err := NewErrorReceivers()
@@ -45,7 +45,8 @@ func TestErrorReceivers(t *testing.T) {
 				t.Fatalf("%s: %d packets, %v", to, n, err)
 			}
 			q, d := packet.QuotedFlow(bufs[0].Bytes())
-			if d != packet.Accept || q.Flow.DstPort != 9 || q.Flow.Proto != packet.ProtoUDP || q.Flow.SrcPort != uint16(c.LocalAddr().(*net.UDPAddr).Port) {
+			if d != packet.Accept || q.Flow.DstPort != 9 || q.Flow.Proto != packet.ProtoUDP ||
+				q.Flow.SrcPort != uint16(c.LocalAddr().(*net.UDPAddr).Port) {
 				t.Errorf("%s: %v, %+v, %x", to, d, q, bufs[0].Bytes())
 			}
 			c.Close()

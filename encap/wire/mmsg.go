@@ -1,5 +1,6 @@
-// Package wire is the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6: by raw sockets (raw(7), ipv6(7)) and,
-// where a tunnel goes over UDP, by UDP sockets. And it receives the ICMP errors about them.
+// Package wire is the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6: by
+// raw sockets (raw(7), ipv6(7)) and, where a tunnel goes over UDP, by UDP sockets. And it receives the ICMP errors
+// about them.
 package wire
 
 import (
@@ -10,8 +11,8 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). The two calls are made here and not through golang.org/x/net, whose ReadBatch
-// allocates two values a message.
+// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). The two calls are made here and not through
+// golang.org/x/net, whose ReadBatch allocates two values a message.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
@@ -25,7 +26,8 @@ type mmsg struct {
 	hdrs   []mmsghdr
 }
 
-// do makes the call for the first n of hdrs, and returns how many it was good for; the error is that of the first, or os.ErrClosed.
+// do makes the call for the first n of hdrs, and returns how many it was good for; the error is that of the first, or
+// os.ErrClosed.
 func (m *mmsg) do(n int) (int, error) {
 	fd, err := m.fd.Acquire()
 	if err != nil {
@@ -33,9 +35,10 @@ func (m *mmsg) do(n int) (int, error) {
 	}
 	defer m.fd.Release()
 	for {
-		// It never waits, so that Go's scheduler need not be told: told, it would take the processor away from a worker whose batch takes
-		// longer than some 20 µs, and wake a thread to use it.
-		got, _, errno := unix.RawSyscall6(m.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(m.hdrs))), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+		// It never waits, so that Go's scheduler need not be told: told, it would take the processor away from a worker
+		// whose batch takes longer than some 20 µs, and wake a thread to use it.
+		got, _, errno := unix.RawSyscall6(m.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(m.hdrs))), uintptr(n),
+			unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			return int(got), nil

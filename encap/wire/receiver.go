@@ -16,14 +16,16 @@ const (
 	// recvBuffer is the room that a receiver's socket asks for, in bytes: bursts wait there.
 	recvBuffer = 8 << 20
 
-	// recvBytes is about what a receiver takes in one batch, in bytes: so much the cache still holds when it is treated.
+	// recvBytes is about what a receiver takes in one batch, in bytes: so much the cache still holds when it is
+	// treated.
 	recvBytes = 256 << 10
 
 	// controlLen is the room for the control messages of a packet: class and UDP_GRO, 24 bytes each.
 	controlLen = 64
 )
 
-// Socket is what a receiver gets packets of: those of IP protocol Protocol that reach this host over IPv4, or over IPv6; of UDP those to Port.
+// Socket is what a receiver gets packets of: those of IP protocol Protocol that reach this host over IPv4, or over
+// IPv6; of UDP those to Port.
 type Socket struct {
 	Protocol uint8
 	Over6    bool
@@ -54,8 +56,8 @@ func (s Socket) headers() int {
 	return 0
 }
 
-// Receiver receives the packets of several sockets, put together if they came in fragments. While it is open the kernel does not answer them with
-// "protocol unreachable". One goroutine reads from it.
+// Receiver receives the packets of several sockets, put together if they came in fragments. While it is open the kernel
+// does not answer them with "protocol unreachable". One goroutine reads from it.
 type Receiver struct {
 	fds     *pollfd.Group
 	sockets []Socket // in the order of fds: those in use first; behind them raw sockets that are parked
@@ -70,7 +72,8 @@ type Receiver struct {
 	controls [Batch][controlLen]byte
 }
 
-// NewReceivers makes n receivers that share the packets of sockets: all those of a flow go to one. Raw sockets need CAP_NET_RAW.
+// NewReceivers makes n receivers that share the packets of sockets: all those of a flow go to one. Raw sockets need
+// CAP_NET_RAW.
 func NewReceivers(n int, sockets ...Socket) (Receivers, error) {
 	var all Receivers
 	for i := range n {
@@ -155,8 +158,8 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	return fd, s.bind(fd)
 }
 
-// believeNoError keeps the kernel from learning a path MTU from ICMP errors about packets that fd could have sent. It sends none, so that every such error
-// is forged.
+// believeNoError keeps the kernel from learning a path MTU from ICMP errors about packets that fd could have sent. It
+// sends none, so that every such error is forged.
 func (s Socket) believeNoError(fd int) error {
 	if s.Over6 {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE)
@@ -164,7 +167,8 @@ func (s Socket) believeNoError(fd int) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
 }
 
-// checkFree refuses a UDP port that another program has: with SO_REUSEPORT the kernel would give each a share of the flows.
+// checkFree refuses a UDP port that another program has: with SO_REUSEPORT the kernel would give each a share of the
+// flows.
 func (s Socket) checkFree() error {
 	family := unix.AF_INET
 	if s.Over6 {
@@ -183,7 +187,8 @@ func (s Socket) bind(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return err
 	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // Linux has it since 5.0; without it, packets come one by one
+	// Linux has it since 5.0; without it, packets come one by one
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	return s.bindTo(fd)
 }
 
@@ -203,20 +208,24 @@ func (s Socket) bindTo(fd int) error {
 	}
 	switch err := unix.Bind(fd, at); {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("%w: another program has it: end it, or set another encap_port here and at the directors", err)
+		return fmt.Errorf("%w: another program has it: end it, or set another encap_port here and at the directors",
+			err)
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at the directors", err)
+		return fmt.Errorf("%w: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at "+
+			"the directors", err)
 	default:
 		return err
 	}
 }
 
-// udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): packets without checksum are taken also over IPv6, as RFC 6935 allows for tunnels.
+// udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): packets without checksum are taken also over IPv6, as RFC 6935
+// allows for tunnels.
 const udpNoCheck6RX = 102
 
-// ReadBatch waits for packets and puts them into bufs, Batch of them at the most, all of one socket. Each begins with an outer IP header, as on the wire or
-// with the source and class that it came with; UDP packets have a UDP header behind that, with the right ports. Where the kernel has put datagrams of
-// one flow together (UDP_GRO), Offload has GSOUDP, and the size of each but the last. It returns how many it read, or os.ErrClosed after Close.
+// ReadBatch waits for packets and puts them into bufs, Batch of them at the most, all of one socket. Each begins with
+// an outer IP header, as on the wire or with the source and class that it came with; UDP packets have a UDP header
+// behind that, with the right ports. Where the kernel has put datagrams of one flow together (UDP_GRO), Offload has
+// GSOUDP, and the size of each but the last. It returns how many it read, or os.ErrClosed after Close.
 func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	for {
 		if n, err := r.readBatch(bufs); err != pollfd.ErrChanged {
@@ -276,7 +285,8 @@ func (r *Receiver) read(i int, bufs []packet.Buf) (int, error) {
 		r.iovs[i].SetLen(len(room))
 	}
 	// It never waits, so that Go's scheduler need not be told.
-	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, r.fds.Num(i), uintptr(unsafe.Pointer(&r.hdrs)), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, r.fds.Num(i), uintptr(unsafe.Pointer(&r.hdrs)), uintptr(n),
+		unix.MSG_DONTWAIT, 0, 0)
 	switch errno {
 	case 0:
 	case unix.EAGAIN, unix.EINTR:
@@ -313,7 +323,8 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 	if s.Over6 {
 		packet.PutIPv6(h, class, headers+n, 0, s.Protocol, name.Addr, [16]byte{})
 	} else {
-		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr, [4]byte{})
+		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr,
+			[4]byte{})
 	}
 	if s.Protocol == packet.ProtoUDP {
 		u := h[headers-packet.UDPHeaderLen:]
@@ -324,7 +335,8 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 	}
 }
 
-// ancillary returns what message i's control messages say: TOS or traffic class, and the datagrams' size, 0 for a single one.
+// ancillary returns what message i's control messages say: TOS or traffic class, and the datagrams' size, 0 for a
+// single one.
 func (r *Receiver) ancillary(i int) (class byte, size int) {
 	c := r.controls[i][:min(int(r.hdrs[i].hdr.Controllen), controlLen)]
 	for len(c) >= unix.SizeofCmsghdr {
@@ -375,8 +387,8 @@ func overruns(fd uintptr) uint64 {
 // Close closes the sockets; a ReadBatch that waits returns.
 func (r *Receiver) Close() error { return r.fds.Close() }
 
-// setBuffer asks for a socket buffer of size bytes, past the system's bound where the process may (CAP_NET_ADMIN). A smaller one is no
-// error: it only bears smaller bursts.
+// setBuffer asks for a socket buffer of size bytes, past the system's bound where the process may (CAP_NET_ADMIN). A
+// smaller one is no error: it only bears smaller bursts.
 func setBuffer(fd, force, plain, size int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)

@@ -110,7 +110,8 @@ func TestEverySocket(t *testing.T) {
 				}
 			}
 			if s.Protocol == packet.ProtoUDP {
-				if binary.BigEndian.Uint16(rest) != 4711 || binary.BigEndian.Uint16(rest[2:]) != 6080 || int(binary.BigEndian.Uint16(rest[4:])) != len(rest) {
+				if binary.BigEndian.Uint16(rest) != 4711 || binary.BigEndian.Uint16(rest[2:]) != 6080 ||
+					int(binary.BigEndian.Uint16(rest[4:])) != len(rest) {
 					t.Errorf("%s: UDP header %x", s, rest[:8])
 				}
 				rest = rest[8:]
@@ -175,7 +176,8 @@ func TestReceiverAllocatesNothing(t *testing.T) {
 	})
 }
 
-// TestReceiversShareFlows: of several receivers, exactly one gets each packet, and all packets of a flow, whatever their length, tunnel and family.
+// TestReceiversShareFlows: of several receivers, exactly one gets each packet, and all packets of a flow, whatever
+// their length, tunnel and family.
 func TestReceiversShareFlows(t *testing.T) {
 	gre := func(flags byte, proto uint16, n int) []byte {
 		b := make([]byte, n)
@@ -304,7 +306,8 @@ func TestTakenPort(t *testing.T) {
 		}
 		before := descriptors(t)
 		_, err = NewReceivers(2, everySocket()...)
-		if want := "UDP port 6080 over IPv4: address already in use: another program has it: end it, or set another encap_port here and at the directors"; fmt.Sprint(err) != want {
+		if want := "UDP port 6080 over IPv4: address already in use: another program has it: end it, or set another " +
+			"encap_port here and at the directors"; fmt.Sprint(err) != want {
 			t.Errorf("%v, want %v", err, want)
 		}
 		if now := descriptors(t); now != before {
@@ -318,7 +321,8 @@ func TestPrivilegedPort(t *testing.T) {
 	inNamespace(t, func() { // whose ip_unprivileged_port_start is 1024
 		withoutBindService(t, func() {
 			_, err := NewReceivers(1, Socket{Protocol: packet.ProtoUDP, Port: 500})
-			if want := "UDP port 500 over IPv4: permission denied: a port below 1024: give CAP_NET_BIND_SERVICE, or set another encap_port here and at the directors"; fmt.Sprint(err) != want {
+			if want := "UDP port 500 over IPv4: permission denied: a port below 1024: give CAP_NET_BIND_SERVICE, or " +
+				"set another encap_port here and at the directors"; fmt.Sprint(err) != want {
 				t.Errorf("%v, want %v", err, want)
 			}
 		})

@@ -24,7 +24,8 @@ type Sender struct {
 	six  *rawSender // nil: the kernel has no IPv6
 }
 
-// NewSender opens raw sockets that send and, as they have the protocol IPPROTO_RAW, receive nothing. It needs CAP_NET_RAW.
+// NewSender opens raw sockets that send and, as they have the protocol IPPROTO_RAW, receive nothing. It needs
+// CAP_NET_RAW.
 func NewSender() (*Sender, error) { return newSender(false) }
 
 // NewAnswerSender is NewSender for packets whose sources are addresses of this host. The kernel routes each by its
@@ -43,10 +44,12 @@ func newSender(bySource bool) (*Sender, error) {
 	return &Sender{four, six}, nil
 }
 
-// Send sends the first packets of segs, Batch of them and those of one IP version at the most, in their order, and returns how many went out. Of an IPv4
-// packet the kernel fills in total length, checksum, an ID of 0 and a source of 0; of an IPv6 packet nothing. When a packet is refused, the ones before
-// it have gone out, and the next call that begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
-// EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
+// Send sends the first packets of segs, Batch of them and those of one IP version at the most, in their order, and
+// returns how many went out. Of an IPv4 packet the kernel fills in total length, checksum, an ID of 0 and a source of
+// 0; of an IPv6 packet nothing. When a packet is refused, the ones before it have gone out, and the next call that
+// begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
+// EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns
+// os.ErrClosed after Close.
 func (s *Sender) Send(segs []packet.Segment) (int, error) {
 	n, six := 1, isIPv6(&segs[0])
 	for n < min(len(segs), Batch) && isIPv6(&segs[n]) == six {
@@ -121,10 +124,11 @@ type rawSender struct {
 	msgs mmsg
 	iovs [Batch][2]unix.Iovec
 
-	names [Batch]unix.RawSockaddrInet6 // or, in their first bytes, struct sockaddr_in; port, flow label and scope stay 0
-	at    int                          // of the address in names
-	dst   int                          // of the destination in packets
-	size  int                          // of an address
+	// or, in their first bytes, struct sockaddr_in; port, flow label and scope stay 0
+	names [Batch]unix.RawSockaddrInet6
+	at    int // of the address in names
+	dst   int // of the destination in packets
+	size  int // of an address
 
 	sources [Batch]sourceMessage // nothing in them: packets are routed by their destination alone
 	src     int                  // of the source in packets, 0 for that
@@ -200,8 +204,8 @@ func (s *rawSender) send(segs []packet.Segment) (int, error) {
 	return s.msgs.do(len(segs))
 }
 
-// openRaw opens a raw socket of a family. An IPv4 one gives and takes whole packets, and so does an IPv6 one of IPPROTO_RAW; other IPv6 ones know no headers.
-// setup is called before packets can be missed for its sake.
+// openRaw opens a raw socket of a family. An IPv4 one gives and takes whole packets, and so does an IPv6 one of
+// IPPROTO_RAW; other IPv6 ones know no headers. setup is called before packets can be missed for its sake.
 func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error) {
 	name := fmt.Sprintf("raw socket of protocol %d", protocol)
 	if family == unix.AF_INET6 {

@@ -20,7 +20,8 @@ import (
 
 var local6 = netip.IPv6Loopback().As16()
 
-// outer6 makes a packet of IPv6 in IPv6 from and to this host, with n bytes of payload that all are fill, and something in each field of its header.
+// outer6 makes a packet of IPv6 in IPv6 from and to this host, with n bytes of payload that all are fill, and something
+// in each field of its header.
 func outer6(n int, fill byte) packet.IPv6 {
 	b := make(packet.IPv6, packet.IPv6HeaderLen+n)
 	packet.PutIPv6(b, 0x2b, len(b), 9, unix.IPPROTO_IPV6, netip.MustParseAddr("2001:db8::1").As16(), local6)
@@ -117,14 +118,16 @@ func TestSendBothFamilies(t *testing.T) {
 		}
 		for i, want := range want {
 			got := next()
-			if len(got) != len(want) || got[0] != want[0] || got[0]>>4 == 6 && !bytes.Equal(got, want) || !bytes.Equal(got[40:], want[40:]) {
+			if len(got) != len(want) || got[0] != want[0] || got[0]>>4 == 6 && !bytes.Equal(got, want) ||
+				!bytes.Equal(got[40:], want[40:]) {
 				t.Fatalf("packet %d is %x", i, got)
 			}
 		}
 	})
 }
 
-// TestSendGoesOnBehindRefused6: what a packet is refused for costs that packet alone, whatever family it and those about it have.
+// TestSendGoesOnBehindRefused6: what a packet is refused for costs that packet alone, whatever family it and those
+// about it have.
 func TestSendGoesOnBehindRefused6(t *testing.T) {
 	inNamespace(t, func() {
 		s := mustSender(t)
@@ -132,8 +135,10 @@ func TestSendGoesOnBehindRefused6(t *testing.T) {
 		next := capture(t, "lo")
 		unreachable := outer6(10, 3)
 		copy(unreachable[24:], netip.MustParseAddr("2001:db8::2").AsSlice())
-		errs := sendAll(t, s, []packet.Segment{{Head: outer6(10, 1)}, {Head: outer6(1461, 2)}, {Head: unreachable}, {Head: outer(10, 4)}, {Head: outer(1481, 5)}, {Head: outer6(1460, 6)}})
-		if len(errs) != 3 || !errors.Is(errs[0], unix.EMSGSIZE) || !errors.Is(errs[1], unix.ENETUNREACH) || !errors.Is(errs[2], unix.EMSGSIZE) {
+		errs := sendAll(t, s, []packet.Segment{{Head: outer6(10, 1)}, {Head: outer6(1461, 2)}, {Head: unreachable},
+			{Head: outer(10, 4)}, {Head: outer(1481, 5)}, {Head: outer6(1460, 6)}})
+		if len(errs) != 3 || !errors.Is(errs[0], unix.EMSGSIZE) || !errors.Is(errs[1], unix.ENETUNREACH) ||
+			!errors.Is(errs[2], unix.EMSGSIZE) {
 			t.Errorf("errors are %v", errs)
 		}
 		for _, want := range []byte{1, 4, 6} {
@@ -157,7 +162,8 @@ func TestOutOfDescriptors(t *testing.T) {
 			"UDP": func() (io.Closer, error) { return NewUDPSender(16) },
 		} {
 			for _, left := range []int{0, 1, 3} {
-				if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(lowestFree(t) + left), Max: was.Max}); err != nil {
+				if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(lowestFree(t) + left),
+					Max: was.Max}); err != nil {
 					t.Fatal(err)
 				}
 				s, err := sender()
@@ -167,7 +173,8 @@ func TestOutOfDescriptors(t *testing.T) {
 				if err == nil {
 					t.Fatalf("%s: opened with %d descriptors: %v", name, left, s.Close())
 				}
-				if !errors.Is(err, unix.EMFILE) || !strings.Contains(err.Error(), "lower queues, or raise LimitNOFILE") || strings.Contains(err.Error(), "\n") {
+				if !errors.Is(err, unix.EMFILE) || !strings.Contains(err.Error(),
+					"lower queues, or raise LimitNOFILE") || strings.Contains(err.Error(), "\n") {
 					t.Errorf("%s, %d descriptors: %v", name, left, err)
 				}
 				if n := descriptors(t); n != open {
@@ -196,7 +203,8 @@ func TestSendWithoutIPv6(t *testing.T) {
 		six := s.six
 		s.six = nil
 		defer six.fd.Close()
-		if errs := sendAll(t, s, []packet.Segment{{Head: outer(1, 1)}, {Head: outer6(1, 2)}, {Head: outer(1, 3)}}); len(errs) != 1 || !errors.Is(errs[0], unix.EAFNOSUPPORT) {
+		if errs := sendAll(t, s, []packet.Segment{{Head: outer(1, 1)}, {Head: outer6(1, 2)},
+			{Head: outer(1, 3)}}); len(errs) != 1 || !errors.Is(errs[0], unix.EAFNOSUPPORT) {
 			t.Errorf("errors are %v", errs)
 		}
 	})
@@ -218,7 +226,8 @@ func TestSend6AllocatesNothing(t *testing.T) {
 	})
 }
 
-// TestLearnPathMTU: an ICMP error about a tunnel packet of ours teaches the kernel the way's MTU; without the sockets it does not.
+// TestLearnPathMTU: an ICMP error about a tunnel packet of ours teaches the kernel the way's MTU; without the sockets
+// it does not.
 func TestLearnPathMTU(t *testing.T) {
 	inNamespace(t, func() {
 		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near", MTU: 1500}, PeerName: "far"}
@@ -269,7 +278,8 @@ func TestLearnPathMTU(t *testing.T) {
 					if !learns {
 						continue // it has been treated when the next one has
 					}
-					await(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to), func() bool { return mtuTo(t, to) == 1333 })
+					await(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to),
+						func() bool { return mtuTo(t, to) == 1333 })
 					if before := to.Prev(); mtuTo(t, before) != 0 {
 						t.Errorf("protocol %d to %v: MTU %d without sockets", protocol, before, mtuTo(t, before))
 					}
@@ -324,8 +334,8 @@ func mtuTo(t *testing.T, a netip.Addr) int {
 	return routes[0].MTU
 }
 
-// awaitLocal waits until the kernel knows an IPv6 address that is new as its own: that comes a moment behind the address, and who looks before keeps
-// another route.
+// awaitLocal waits until the kernel knows an IPv6 address that is new as its own: that comes a moment behind the
+// address, and who looks before keeps another route.
 func awaitLocal(t *testing.T, address string) {
 	t.Helper()
 	await(t, "there is a way to "+address, func() bool {
@@ -334,7 +344,8 @@ func awaitLocal(t *testing.T, address string) {
 	})
 }
 
-// TestUDPSendsOverBothFamilies: the same sockets, and so the same source ports, serve IPv4 and IPv6; addresses, class and hop limit are those of the packets.
+// TestUDPSendsOverBothFamilies: the same sockets, and so the same source ports, serve IPv4 and IPv6; addresses, class
+// and hop limit are those of the packets.
 func TestUDPSendsOverBothFamilies(t *testing.T) {
 	inNamespace(t, func() {
 		lo := up(t, "lo")
@@ -362,7 +373,8 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 		next := capture(t, "lo")
 		const n, size = 5, 1200
 		for i, c := range []struct{ from, to, source string }{
-			{"10.9.9.9", "127.0.0.1", "10.9.9.9"}, {"0.0.0.0", "127.0.0.1", "127.0.0.1"}, {"fd00::9", "::1", "fd00::9"}, {"::1", "fd00::9", "::1"},
+			{"10.9.9.9", "127.0.0.1", "10.9.9.9"}, {"0.0.0.0", "127.0.0.1", "127.0.0.1"}, {"fd00::9", "::1", "fd00::9"},
+			{"::1", "fd00::9", "::1"},
 		} {
 			from, to := netip.MustParseAddr(c.from), netip.MustParseAddr(c.to)
 			port := s.Ports()[i%2]
@@ -391,7 +403,8 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 					t.Fatal(err)
 				}
 				n, source, err := server.ReadFromUDPAddrPort(got)
-				if want := netip.AddrPortFrom(netip.MustParseAddr(c.source), port); err != nil || n != size || got[n-1] != byte(k) ||
+				if want := netip.AddrPortFrom(netip.MustParseAddr(c.source), port); err != nil || n != size ||
+					got[n-1] != byte(k) ||
 					netip.AddrPortFrom(source.Addr().Unmap(), source.Port()) != want {
 					t.Fatalf("%+v: datagram %d of %d bytes from %v, %v; want it from %v", c, k, n, source, err, want)
 				}
@@ -421,11 +434,13 @@ func TestUDPWithoutIPv6(t *testing.T) {
 		if n, err := s.Send([]packet.Segment{{Head: wrapUDP(lo, lo, s.Ports()[0], 9, 100)}}); n != 1 || err != nil {
 			t.Errorf("over IPv4: %d %v", n, err)
 		}
-		if h := packet.IPv4(next()); h.Src() != lo || h.Dst() != lo || h.TotalLen() != 128 || h.TTL() != 33 || h.TOS() != 0x2b {
+		if h := packet.IPv4(next()); h.Src() != lo || h.Dst() != lo || h.TotalLen() != 128 || h.TTL() != 33 ||
+			h.TOS() != 0x2b {
 			t.Errorf("sent is %x", []byte(h))
 		}
 		six := netip.IPv6Loopback()
-		if _, err := s.Send([]packet.Segment{{Head: wrapUDP(six, six, s.Ports()[0], 9, 100)}}); !errors.Is(err, unix.EAFNOSUPPORT) {
+		if _, err := s.Send([]packet.Segment{{Head: wrapUDP(six, six, s.Ports()[0], 9, 100)}}); !errors.Is(err,
+			unix.EAFNOSUPPORT) {
 			t.Errorf("over IPv6: %v", err)
 		}
 	})

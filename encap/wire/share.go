@@ -10,11 +10,13 @@ import (
 	"vstun/encap/packet"
 )
 
-// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: every raw socket of a protocol is
-// given every packet (Linux net/ipv4/raw.c, raw_v4_input). The flow is known by the inner source address, of IPv6 half of it, and the
-// first four bytes behind an inner header without options or extension headers: the ports.
+// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: every
+// raw socket of a protocol is given every packet (Linux net/ipv4/raw.c, raw_v4_input). The flow is known by the inner
+// source address, of IPv6 half of it, and the first four bytes behind an inner header without options or extension
+// headers: the ports.
 //
-// What is too short for that is known by its length. Reading past the end would drop the packet in every socket, uncounted.
+// What is too short for that is known by its length. Reading past the end would drop the packet in every socket,
+// uncounted.
 func share(s Socket, i, n int) []bpf.Instruction {
 	// Scratch 0 is the sum so far, 1 the offset of the inner header, which X has nearly always.
 	mix := func(off uint32) []bpf.Instruction {
@@ -44,7 +46,8 @@ func share(s Socket, i, n int) []bpf.Instruction {
 		bpf.RetConstant{Val: 0xffffffff},
 		bpf.RetConstant{Val: 0},
 	}
-	// flow jumps over as many instructions as are between it and end. It goes on behind itself for a packet without ports, to those then.
+	// flow jumps over as many instructions as are between it and end. It goes on behind itself for a packet without
+	// ports, to those then.
 	flow := func(between int, ports uint32, source ...uint32) (p []bpf.Instruction) {
 		for _, off := range source {
 			p = append(p, mix(off)...)
@@ -64,7 +67,8 @@ func share(s Socket, i, n int) []bpf.Instruction {
 		bpf.LoadConstant{Dst: bpf.RegX, Val: 0},
 	}
 	if !s.Over6 {
-		program[2] = bpf.LoadMemShift{Off: 0} // the length of the outer header, which raw IPv6 sockets don't have in their packets
+		// the length of the outer header, which raw IPv6 sockets don't have in their packets
+		program[2] = bpf.LoadMemShift{Off: 0}
 	}
 	inner := append([]bpf.Instruction{
 		bpf.StoreScratch{Src: bpf.RegX, N: 1},
@@ -108,7 +112,8 @@ func filter(fd int, program []bpf.Instruction) error {
 	for i, r := range raw {
 		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}); err != nil {
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}); err != nil {
 		return fmt.Errorf("filter: %w", err)
 	}
 	drain(fd)

@@ -10,11 +10,12 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// Sniffer shows the packets of one family as they come in by any device, before the host has judged them (packet(7)): neither rp_filter nor a firewall hides
-// one. The host gets them too. One goroutine reads from it.
+// Sniffer shows the packets of one family as they come in by any device, before the host has judged them (packet(7)):
+// neither rp_filter nor a firewall hides one. The host gets them too. One goroutine reads from it.
 type Sniffer struct{ fd *pollfd.FD }
 
-// SnifferFilter is packets of one IP protocol that a Tap shows: all, or, where Last is not 0, those to the ports from First to Last.
+// SnifferFilter is packets of one IP protocol that a Tap shows: all, or, where Last is not 0, those to the ports from
+// First to Last.
 type SnifferFilter struct {
 	Protocol    uint8
 	First, Last uint16

@@ -10,12 +10,14 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestTap: of what comes in by the loopback device, a tap of either family shows what its filters want, from the IP header on.
+// TestTap: of what comes in by the loopback device, a tap of either family shows what its filters want, from the IP
+// header on.
 func TestTap(t *testing.T) {
 	inNamespace(t, func() {
 		for _, to := range []string{"127.0.0.1", "::1"} {
 			over6 := to == "::1"
-			tap, err := NewSniffer(over6, SnifferFilter{Protocol: packet.ProtoGRE}, SnifferFilter{Protocol: packet.ProtoUDP, First: 1000, Last: 1002})
+			tap, err := NewSniffer(over6, SnifferFilter{Protocol: packet.ProtoGRE},
+				SnifferFilter{Protocol: packet.ProtoUDP, First: 1000, Last: 1002})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,9 +13,10 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// UDPSender sends the segments of super-packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux net/ipv4/udp.c,
-// udp_send_skb): they stay one packet in the kernel until the network card, or all the way on a virtual network. It has some sockets, so that flows have
-// different source ports; each sends over IPv4 and IPv6. One goroutine uses it.
+// UDPSender sends the segments of super-packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux
+// net/ipv4/udp.c, udp_send_skb): they stay one packet in the kernel until the network card, or all the way on a virtual
+// network. It has some sockets, so that flows have different source ports; each sends over IPv4 and IPv6. One goroutine
+// uses it.
 type UDPSender struct {
 	fds   []*pollfd.FD
 	ports []uint16
@@ -81,7 +82,8 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	return s, nil
 }
 
-// segments reports whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older one takes no notice of it, and sends all segments as one datagram.
+// segments reports whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older one takes no notice of it,
+// and sends all segments as one datagram.
 func segments(f *pollfd.FD) bool {
 	fd, err := f.Acquire()
 	if err != nil {
@@ -117,8 +119,8 @@ func (c *udpCall) add(level, name int32, n int) []byte {
 	return c.control[at+unix.CmsgLen(0):][:n]
 }
 
-// openUDP opens a socket on a port that the kernel chooses, which sends with DF and takes the kernel's word for the way's MTU. One of AF_INET6 sends over
-// IPv4 too.
+// openUDP opens a socket on a port that the kernel chooses, which sends with DF and takes the kernel's word for the
+// way's MTU. One of AF_INET6 sends over IPv4 too.
 func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -134,7 +136,8 @@ func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
 	var anywhere unix.Sockaddr = &unix.SockaddrInet4{}
 	if family == unix.AF_INET6 {
 		anywhere = &unix.SockaddrInet6{}
-		steps = append(steps, set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0), set(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO))
+		steps = append(steps, set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0), set(unix.IPPROTO_IPV6,
+			unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO))
 	}
 	var name unix.Sockaddr
 	steps = append(steps,
@@ -160,10 +163,12 @@ func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
 // Ports are the sockets' source ports.
 func (s *UDPSender) Ports() []uint16 { return s.ports }
 
-// Send sends the first packets of segs, which are wrapped in IPv4 without options, or IPv6 without extension headers, and UDP, from one of Ports, to one
-// destination, and of one size but for the last, and returns how many went out. The kernel makes the IP and UDP headers: of those in the packets only TOS or
-// traffic class, TTL or hop limit, addresses and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An error is about all of them, a bare
-// unix.Errno: EOPNOTSUPP from a kernel without UDP_SEGMENT, EIO where the way's device stands in its way; os.ErrClosed after Close.
+// Send sends the first packets of segs, which are wrapped in IPv4 without options, or IPv6 without extension headers,
+// and UDP, from one of Ports, to one destination, and of one size but for the last, and returns how many went out. The
+// kernel makes the IP and UDP headers: of those in the packets only TOS or traffic class, TTL or hop limit, addresses
+// and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An error is about all of them, a bare
+// unix.Errno: EOPNOTSUPP from a kernel without UDP_SEGMENT, EIO where the way's device stands in its way; os.ErrClosed
+// after Close.
 func (s *UDPSender) Send(segs []packet.Segment) (int, error) {
 	if !s.able {
 		return 0, unix.EOPNOTSUPP

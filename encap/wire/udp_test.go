@@ -50,7 +50,8 @@ func TestUDPSegments(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		for _, c := range []struct{ n, size, last int }{{1, 1, 1}, {1, 1400, 1400}, {2, 1400, 1}, {45, 1400, 33}, {64, 1000, 1000}, {100, 1200, 7}, {3, 1472, 1472}} {
+		for _, c := range []struct{ n, size, last int }{{1, 1, 1}, {1, 1400, 1400}, {2, 1400, 1}, {45, 1400, 33},
+			{64, 1000, 1000}, {100, 1200, 7}, {3, 1472, 1472}} {
 			port := s.Ports()[c.n%3]
 			segs, want := udpSegments(port, 6080, c.n, c.size, c.last)
 			for out := segs; len(out) > 0; {
@@ -70,8 +71,10 @@ func TestUDPSegments(t *testing.T) {
 				}
 				for i := range bufs[:n] {
 					h := packet.IPv4(bufs[i].Bytes())
-					if h.Check() != packet.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP || h.TotalLen() != len(h) || h.TOS() != 0x2e ||
-						binary.BigEndian.Uint16(h[20:]) != port || binary.BigEndian.Uint16(h[22:]) != 6080 || int(binary.BigEndian.Uint16(h[24:])) != len(h)-20 {
+					if h.Check() != packet.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
+						h.TotalLen() != len(h) || h.TOS() != 0x2e ||
+						binary.BigEndian.Uint16(h[20:]) != port || binary.BigEndian.Uint16(h[22:]) != 6080 ||
+						int(binary.BigEndian.Uint16(h[24:])) != len(h)-20 {
 						t.Fatalf("%+v: headers %x", c, []byte(h[:28]))
 					}
 					got = append(got, h[28:]...)
@@ -138,7 +141,8 @@ func TestUDPTOS(t *testing.T) {
 		}
 		bufs := packet.NewBufs(1)
 		n, err := rs[0].ReadBatch(bufs)
-		if err != nil || n != 1 || packet.IPv4(bufs[0].Bytes()).TOS() != 0xb9 || !bytes.Equal(bufs[0].Bytes()[28:], want) {
+		if err != nil || n != 1 || packet.IPv4(bufs[0].Bytes()).TOS() != 0xb9 || !bytes.Equal(bufs[0].Bytes()[28:],
+			want) {
 			t.Errorf("%d %v %x", n, err, bufs[0].Bytes())
 		}
 	})

@@ -95,7 +95,8 @@ func TestSendAndReceive(t *testing.T) {
 			for i := range bufs[:k] {
 				h := packet.IPv4(bufs[i].Bytes())
 				want := bytes.Repeat([]byte{byte(seen)}, 100+seen)
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) || h.TTL() != 9 || h.TOS() != 0x28 || !bytes.Equal(h.Payload(), want) {
+				if h.Check() != packet.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) ||
+					h.TTL() != 9 || h.TOS() != 0x28 || !bytes.Equal(h.Payload(), want) {
 					t.Fatalf("packet %d: %x", seen, []byte(h))
 				}
 				seen++
@@ -109,7 +110,8 @@ func TestSendGoesOnBehindRefused(t *testing.T) {
 		s, r := open(t)
 		unreachable := outer(10, 1)
 		copy(unreachable[16:20], []byte{192, 0, 2, 1})
-		segs := []packet.Segment{{Head: outer(10, 1)}, {Head: outer(1481, 2)}, {Head: unreachable}, {Head: outer(10, 3)}}
+		segs := []packet.Segment{{Head: outer(10, 1)}, {Head: outer(1481, 2)}, {Head: unreachable},
+			{Head: outer(10, 3)}}
 		var errs []error
 		for out := segs; len(out) > 0; {
 			n, err := s.Send(out)

@@ -22,7 +22,8 @@ const (
 // answerQuestions answers directors' questions until ctx ends: what this agent accepts, and what came from the director
 // that asks. status returns what the agent accepts now. Each answer goes to the outer source of its question, which the
 // policy has let in, and is no longer than its question.
-func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked, status func() control.RealserverStatus) error {
+func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
+	status func() control.RealserverStatus) error {
 	pace := time.NewTicker(answerPace)
 	defer pace.Stop()
 	for {

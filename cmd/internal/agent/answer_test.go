@@ -89,7 +89,8 @@ func TestAnswers(t *testing.T) {
 
 // TestHeard: the time of the last packet is that of the last change of the count.
 func TestHeard(t *testing.T) {
-	w, addr := endpoint.NewWorker(nil, nil, new(atomic.Pointer[endpoint.Policy]), false), netip.MustParseAddr("10.0.2.2")
+	w, addr := endpoint.NewWorker(nil, nil, new(atomic.Pointer[endpoint.Policy]), false),
+		netip.MustParseAddr("10.0.2.2")
 	h := heard{of: (*endpoint.Worker).Directors}
 	now := time.Now()
 	if all := h.look([]*endpoint.Worker{w}, now); len(all) != 0 {

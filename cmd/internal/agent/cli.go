@@ -1,5 +1,5 @@
-// Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes → worker; and its command
-// line.
+// Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes →
+// worker; and its command line.
 package agent
 
 import (
@@ -22,7 +22,8 @@ func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "realserver",
 		Short: "Agent on a realserver of LVS/TUN in user space",
-		Long: "realserver takes the packets that directors tunnel to this host, lets in what is for its virtual addresses and nothing else,\n" +
+		Long: "realserver takes the packets that directors tunnel to this host, lets in what is for its virtual " +
+			"addresses and nothing else,\n" +
 			"and sets the host up so that its servers answer the clients directly.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -53,7 +54,8 @@ func Command() *cobra.Command {
 					return routing.Presets(network(cfg, mss4, mss6)), nil
 				}}, nil
 		})),
-		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket, control.PrintRealserver)),
+		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket,
+			control.PrintRealserver)),
 		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
@@ -61,13 +63,15 @@ func Command() *cobra.Command {
 			}
 			return path, err
 		}})),
-		withFile(doctor.Command("Find what keeps the agent from doing its job on this host", func(ctx context.Context) (*doctor.Report, error) {
-			cfg, err := load(file)
-			if err != nil {
-				return nil, err
-			}
-			return (&doctor.Realserver{File: file, Config: cfg, Sockets: sockets(cfg), Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
-		})),
+		withFile(doctor.Command("Find what keeps the agent from doing its job on this host",
+			func(ctx context.Context) (*doctor.Report, error) {
+				cfg, err := load(file)
+				if err != nil {
+					return nil, err
+				}
+				return (&doctor.Realserver{File: file, Config: cfg, Sockets: sockets(cfg),
+					Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
+			})),
 		withFile(control.ProfileCommand(socket)),
 		daemon.VersionCommand(),
 	)
@@ -100,7 +104,8 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE) // the last for an encap_port below 1024; open says what is refused
+	// the last for an encap_port below 1024; open says what is refused
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE)
 	a, err := open(file, cfg)
 	if err != nil {
 		return err

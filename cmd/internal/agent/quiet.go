@@ -41,15 +41,16 @@ func (a *agent) keepQuiet() {
 		if err != nil {
 			args = append(args, "error", err)
 		}
-		a.log.Warn("the kernel's own tunnel drivers answer every tunnel packet with ICMP port unreachable, which a director that is IPVS tells the clients: remove them (modprobe -r "+loud+")", args...)
+		a.log.Warn("the kernel's own tunnel drivers answer every tunnel packet with ICMP port unreachable, which a "+
+			"director that is IPVS tells the clients: remove them (modprobe -r "+loud+")", args...)
 	case err != nil:
 		a.log.Warn("it is not known whether the kernel's own tunnel drivers answer tunnel packets", "error", err)
 	}
 	a.warned = warn
 }
 
-// answering are the drivers, known by their devices, that answer what is for sockets with ICMP port unreachable. quiet tells that Quiet keeps them from
-// that.
+// answering are the drivers, known by their devices, that answer what is for sockets with ICMP port unreachable. quiet
+// tells that Quiet keeps them from that.
 func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (modules []string) {
 	for _, s := range take {
 		if quiet && s == (wire.Socket{Protocol: packet.ProtoIPIP}) {
@@ -64,8 +65,8 @@ func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (module
 	return modules
 }
 
-// answers reports whether the kernel answers what is for s once this driver is loaded. What ipip and sit have in common does it for both protocols
-// (net/ipv4/tunnel4.c), over IPv6 net/ipv6/tunnel6.c.
+// answers reports whether the kernel answers what is for s once this driver is loaded. What ipip and sit have in common
+// does it for both protocols (net/ipv4/tunnel4.c), over IPv6 net/ipv6/tunnel6.c.
 func answers(module string, s wire.Socket) bool {
 	plain, gre := s.Protocol == packet.ProtoIPIP || s.Protocol == packet.ProtoIPv6, s.Protocol == packet.ProtoGRE
 	switch module {

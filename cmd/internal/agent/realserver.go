@@ -82,7 +82,8 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	// First of all, since it reports whether another agent runs here, and clears away what a killed one has left.
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
-			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another path as control", used.PID, cfg.Control)
+			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another "+
+				"path as control", used.PID, cfg.Control)
 		}
 		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
@@ -116,7 +117,8 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := a.openAnswers(); err != nil {
 		return nil, err
 	}
-	if err := routing.Unquiet(); err != nil { // an agent that was killed has left it, and this one may have no use for it
+	// an agent that was killed has left it, and this one may have no use for it
+	if err := routing.Unquiet(); err != nil {
 		return nil, err
 	}
 	if a.own, err = routing.LocalAddrs(); err != nil {
@@ -269,7 +271,8 @@ func preflight(cfg *config.Realserver) error {
 	if taken, err := routing.LinkExists(cfg.TUN); err != nil {
 		return err
 	} else if taken {
-		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip link del %s)", cfg.TUN, cfg.TUN)
+		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip "+
+			"link del %s)", cfg.TUN, cfg.TUN)
 	}
 	return checkMachine(cfg, nil)
 }
@@ -290,7 +293,8 @@ func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 		if link, local, err := routing.LocalAddr(vip); err != nil {
 			errs = append(errs, err)
 		} else if local {
-			errs = append(errs, fmt.Errorf("VIP %s is already an address of this host, on %s: the agent gives it to %s itself: remove it there (ip addr del %s dev %s)",
+			errs = append(errs, fmt.Errorf("VIP %s is already an address of this host, on %s: the agent gives it to "+
+				"%s itself: remove it there (ip addr del %s dev %s)",
 				vip, link, cfg.TUN, vip, link))
 		}
 	}
@@ -304,15 +308,18 @@ func otherTunnels(cfg *config.Realserver) error {
 		return err
 	}
 	for _, t := range tunnels {
-		if t.Up && (!t.Remote.IsValid() || slices.ContainsFunc(cfg.Directors, func(d netip.Prefix) bool { return d.Contains(t.Remote) })) {
-			return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in twice: set it down (ip link set %s down)",
+		if t.Up && (!t.Remote.IsValid() || slices.ContainsFunc(cfg.Directors,
+			func(d netip.Prefix) bool { return d.Contains(t.Remote) })) {
+			return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in "+
+				"twice: set it down (ip link set %s down)",
 				t.Name, t.Protocols[0], t.Name)
 		}
 	}
 	return nil
 }
 
-// obstacles is what preflight finds; while an agent runs, which has the device and the VIPs, what it would find beside them.
+// obstacles is what preflight finds; while an agent runs, which has the device and the VIPs, what it would find beside
+// them.
 func obstacles(cfg *config.Realserver, running bool) error {
 	if running {
 		return otherTunnels(cfg)
@@ -320,8 +327,8 @@ func obstacles(cfg *config.Realserver, running bool) error {
 	return preflight(cfg)
 }
 
-// mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the tunnel. known is false for a guess: that
-// the ways to the directors, none of which is known, are Ethernet's.
+// mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the
+// tunnel. known is false for a guess: that the ways to the directors, none of which is known, are Ethernet's.
 func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 	if cfg.MSS > 0 {
 		return cfg.MSS, cfg.MSS, true
@@ -389,7 +396,8 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	}
 	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and the way back to the clients is another
 	s.Sysctls = append(s.Sysctls,
-		// Where director and realserver share a subnet, only the director may answer for the VIP. IPv6 answers for none but the device's own.
+		// Where director and realserver share a subnet, only the director may answer for the VIP. IPv6 answers for none
+		// but the device's own.
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
 	if cfg.MSS != config.MSSOff {
@@ -420,7 +428,8 @@ func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
 	return all
 }
 
-// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again when the kernel reports no change.
+// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again when the kernel
+// reports no change.
 const pathsEvery = 10 * time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
@@ -528,8 +537,9 @@ func (a *agent) status() control.RealserverStatus {
 		questions += w.Questions()
 	}
 	now, s := time.Now(), a.setup.Load()
-	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(a.start).Seconds(),
-		TUN: a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
+	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
+		Uptime: time.Since(a.start).Seconds(),
+		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
 		Configuration: a.configuration(),
 		In:            control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
 		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,

@@ -16,7 +16,8 @@ import (
 
 // agentOf is the configuration with these VIPs, directors and tunnels.
 func agentOf(vips, directors, encaps string, hasKey bool) *config.Realserver {
-	cfg := &config.Realserver{TUN: "vs0", EncapPort: 6080, Encaps: strings.Fields(encaps), HasKey: hasKey, MSS: config.MSSOff}
+	cfg := &config.Realserver{TUN: "vs0", EncapPort: 6080, Encaps: strings.Fields(encaps), HasKey: hasKey,
+		MSS: config.MSSOff}
 	for _, v := range strings.Fields(vips) {
 		cfg.VIPs = append(cfg.VIPs, netip.MustParseAddr(v))
 	}
@@ -44,7 +45,8 @@ func TestSockets(t *testing.T) {
 		{v6, from4, "ipip", []wire.Socket{socket(41, false)}},
 		{v4, from6, "ipip", []wire.Socket{socket(4, true)}},
 		{v6, from6, "ipip gre", []wire.Socket{socket(41, true), socket(47, true)}},
-		{v4 + " " + v6, from6 + " " + from4, "ipip gre gue", []wire.Socket{socket(4, false), socket(41, false), socket(47, false), socket(17, false),
+		{v4 + " " + v6, from6 + " " + from4, "ipip gre gue", []wire.Socket{socket(4, false), socket(41, false),
+			socket(47, false), socket(17, false),
 			socket(4, true), socket(41, true), socket(47, true), socket(17, true)}},
 		{v6, from4, "fou", []wire.Socket{socket(17, false)}},
 	} {
@@ -60,9 +62,11 @@ func TestOverhead(t *testing.T) {
 	for _, c := range []struct {
 		kind   encap.Kind
 		hasKey bool
-	}{{encap.KindIPIP, false}, {encap.KindGRE, false}, {encap.KindGRE, true}, {encap.KindGUE, false}, {encap.KindFOU, false}} {
+	}{{encap.KindIPIP, false}, {encap.KindGRE, false}, {encap.KindGRE, true}, {encap.KindGUE, false},
+		{encap.KindFOU, false}} {
 		for _, from := range []netip.Addr{from4, from6} {
-			tunnel := encap.Config{Kind: c.kind, Source: from, Destination: from.Next(), HasKey: c.hasKey, Checksum: c.kind != encap.KindIPIP}
+			tunnel := encap.Config{Kind: c.kind, Source: from, Destination: from.Next(), HasKey: c.hasKey,
+				Checksum: c.kind != encap.KindIPIP}
 			if c.kind.UDP() {
 				tunnel.Port = 6080
 			}
@@ -70,7 +74,8 @@ func TestOverhead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := overhead(agentOf("198.51.100.80", "10.0.2.2/32", c.kind.String(), c.hasKey), from.Is6()); got != want.Overhead() {
+			if got := overhead(agentOf("198.51.100.80", "10.0.2.2/32", c.kind.String(), c.hasKey),
+				from.Is6()); got != want.Overhead() {
 				t.Errorf("%+v over %v: %d, want %d", c, from, got, want.Overhead())
 			}
 		}
@@ -109,7 +114,8 @@ func TestNetwork(t *testing.T) {
 		}
 		return ""
 	}
-	v4, both := agentOf("198.51.100.80", "10.0.2.2/32", "ipip", false), agentOf("198.51.100.80 2001:db8:100::80", "10.0.2.2/32", "ipip", false)
+	v4, both := agentOf("198.51.100.80", "10.0.2.2/32", "ipip", false), agentOf("198.51.100.80 2001:db8:100::80",
+		"10.0.2.2/32", "ipip", false)
 	if value(v4, "disable_ipv6") != "1" || value(v4, "addr_gen_mode") != "" {
 		t.Error("IPv6 without an IPv6 VIP")
 	}

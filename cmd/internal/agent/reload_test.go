@@ -53,7 +53,8 @@ func TestReloadAtEnd(t *testing.T) {
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "realserver.toml")
-	if err := os.WriteFile(file, []byte("[realserver]\nvips = [\"192.0.2.1\"]\ndirectors = [\"192.0.2.9\"]\n"), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte("[realserver]\nvips = [\"192.0.2.1\"]\ndirectors = [\"192.0.2.9\"]\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := load(file)

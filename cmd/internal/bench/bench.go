@@ -1,16 +1,19 @@
-// Package bench measures the packet path, in one run and on one machine, against plain forwarding by the kernel and against two loops that do
-// less than a director: one as fast and one as slow as such a loop can be. Ratios are what it is about; the absolute figures depend on the machine.
+// Package bench measures the packet path, in one run and on one machine, against plain forwarding by the kernel and
+// against two loops that do less than a director: one as fast and one as slow as such a loop can be. Ratios are what it
+// is about; the absolute figures depend on the machine.
 //
 //	client ──► router ──► director ──► router
 //	generator             program      counts and drops
 //	└─ its CPU, up to the TUN ┘└ the director's ┘
 //
-// Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, at more than any program takes from there, and the
-// program's CPU from there on. With plain forwarding, where no program takes them over, the generator's CPU carries them all the way. They end at
-// the far end of the director's link: on a veth link, what further hosts do with a packet is done, and charged, on the CPU of its sender.
+// Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, at more than any
+// program takes from there, and the program's CPU from there on. With plain forwarding, where no program takes them
+// over, the generator's CPU carries them all the way. They end at the far end of the director's link: on a veth link,
+// what further hosts do with a packet is done, and charged, on the CPU of its sender.
 //
-// In each round everything is measured once, one variant after the other, and ratios are taken within the round, so that a machine which is
-// slow for a while is slow for both sides of a ratio. Given are the median of the rounds, and the smallest and the largest.
+// In each round everything is measured once, one variant after the other, and ratios are taken within the round, so
+// that a machine which is slow for a while is slow for both sides of a ratio. Given are the median of the rounds, and
+// the smallest and the largest.
 package bench
 
 import (
@@ -39,7 +42,8 @@ type Options struct {
 
 // timing is how long and how often is measured.
 type timing struct {
-	floods int           // rounds of floods: many, and short, since the machine's speed may change from one second to the next
+	// rounds of floods: many, and short, since the machine's speed may change from one second to the next
+	floods int
 	rounds int           // of all else
 	flows  int           // the larger number of them
 	settle time.Duration // of a flood, before its window
@@ -49,11 +53,13 @@ type timing struct {
 }
 
 func fullTiming() timing {
-	return timing{floods: 25, rounds: 7, flows: manyFlows, settle: 60 * time.Millisecond, window: 200 * time.Millisecond, stream: 3, trips: 5000}
+	return timing{floods: 25, rounds: 7, flows: manyFlows, settle: 60 * time.Millisecond,
+		window: 200 * time.Millisecond, stream: 3, trips: 5000}
 }
 
 func quickTiming() timing {
-	return timing{floods: 5, rounds: 3, flows: manyFlows, settle: 60 * time.Millisecond, window: 150 * time.Millisecond, stream: 1, trips: 1000}
+	return timing{floods: 5, rounds: 3, flows: manyFlows, settle: 60 * time.Millisecond, window: 150 * time.Millisecond,
+		stream: 1, trips: 1000}
 }
 
 // results is everything that was measured.
@@ -170,7 +176,8 @@ func (r *results) repeat(ctx context.Context, o Options, measure func() error) e
 func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 	t := *o.timing
 	r := &results{floods: map[floodKey]*flood{}, streams: map[streamKey]Sample{}, trips: map[string]*trips{}}
-	// Packets are counted as they are on a wire: those that the director gives to the kernel together are cut before its link, as for most network cards.
+	// Packets are counted as they are on a wire: those that the director gives to the kernel together are cut before
+	// its link, as for most network cards.
 	const cut = "tx-udp-segmentation"
 	if err := b.lab.Director.Offload(cut, false); err != nil {
 		return nil, err
@@ -265,7 +272,8 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	return nil
 }
 
-// roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it, by either kind of tunnel.
+// roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it, by either
+// kind of tunnel.
 func (b *bed) roads() []*way {
 	return []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll), b.findWay(wayGUEAll)}
 }

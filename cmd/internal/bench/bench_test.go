@@ -62,7 +62,8 @@ func options(t *testing.T, name string) Options {
 		t.Fatal(err)
 	}
 	o := Options{Bin: t.TempDir(), Prefix: fmt.Sprintf("benchtest%d-%s", os.Getpid(), name),
-		timing: &timing{floods: 1, rounds: 1, flows: 100, settle: 50 * time.Millisecond, window: 200 * time.Millisecond, stream: 1, trips: 50}}
+		timing: &timing{floods: 1, rounds: 1, flows: 100, settle: 50 * time.Millisecond, window: 200 * time.Millisecond,
+			stream: 1, trips: 50}}
 	for _, program := range []string{"director", "realserver", "lab"} {
 		if err := os.Symlink(self, filepath.Join(o.Bin, program)); err != nil {
 			t.Fatal(err)
@@ -196,7 +197,8 @@ func child(t *testing.T, arg string) int {
 		_, fields, _ := strings.Cut(string(stat), ") ")
 		var state string
 		var parent int
-		if n, _ := fmt.Sscan(fields, &state, &parent); n == 2 && parent == os.Getpid() && slices.Contains(strings.Split(string(line), "\x00"), arg) {
+		if n, _ := fmt.Sscan(fields, &state, &parent); n == 2 && parent == os.Getpid() &&
+			slices.Contains(strings.Split(string(line), "\x00"), arg) {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 			if err != nil {
 				t.Fatal(err)
@@ -259,7 +261,8 @@ func TestDatagrams(t *testing.T) {
 		if ip.SrcIP.String() != from.String() || ip.DstIP.String() != to.String() || ip.Length != 46 || ip.TTL == 0 {
 			t.Errorf("frame %d: %+v", i, ip)
 		}
-		if headerChecksum(append(append([]byte{}, ip.Contents[:10]...), append([]byte{0, 0}, ip.Contents[12:]...)...)) != ip.Checksum {
+		if headerChecksum(append(append([]byte{}, ip.Contents[:10]...),
+			append([]byte{0, 0}, ip.Contents[12:]...)...)) != ip.Checksum {
 			t.Errorf("frame %d: checksum %#x", i, ip.Checksum)
 		}
 		if int(udp.SrcPort) != firstPort+i || udp.DstPort != udpPort || udp.Length != 26 || len(udp.Payload) != 18 {
@@ -276,11 +279,13 @@ func TestHeaderChecksum(t *testing.T) {
 }
 
 func TestIperfRate(t *testing.T) {
-	rate, err := iperfRate([]byte(`{"end": {"sum_sent": {"bits_per_second": 5e9}, "sum_received": {"bits_per_second": 4.5e9}}}`))
+	rate, err := iperfRate([]byte(`{"end": {"sum_sent": {"bits_per_second": 5e9}, "sum_received": ` +
+		`{"bits_per_second": 4.5e9}}}`))
 	if err != nil || rate != 4.5e9 {
 		t.Errorf("%v, %v", rate, err)
 	}
-	for _, out := range []string{"", "{", "{}", `{"error": "unable to connect to server"}`, `{"end": {"sum_received": {"bits_per_second": 0}}}`} {
+	for _, out := range []string{"", "{", "{}", `{"error": "unable to connect to server"}`,
+		`{"end": {"sum_received": {"bits_per_second": 0}}}`} {
 		if _, err := iperfRate([]byte(out)); err == nil {
 			t.Errorf("%q: no error", out)
 		}
@@ -288,7 +293,8 @@ func TestIperfRate(t *testing.T) {
 }
 
 func TestLoopCommandUsage(t *testing.T) {
-	for _, args := range [][]string{{}, {"quick"}, {Floor, "--vip", "198.51.100.80", "--from", "10.0.2.2"}, {Naive, "--to", "fe80::1"}} {
+	for _, args := range [][]string{{}, {"quick"}, {Floor, "--vip", "198.51.100.80", "--from", "10.0.2.2"},
+		{Naive, "--to", "fe80::1"}} {
 		c := LoopCommand()
 		c.SetArgs(args)
 		c.SilenceErrors, c.SilenceUsage = true, true

@@ -16,16 +16,20 @@ func Command() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure the packet path against plain forwarding; needs root and two CPUs",
-		Long: "bench measures the director, in network namespaces of its own, against plain forwarding by the kernel, against the\n" +
-			"least loop that a director behind a TUN device can be, and against a naive one: 60-byte packets, TCP streams (with\n" +
-			"iperf3) and round trips, everything in several rounds. It takes under six minutes, in which the machine should have\n" +
+		Long: "bench measures the director, in network namespaces of its own, against plain forwarding by the " +
+			"kernel, against the\n" +
+			"least loop that a director behind a TUN device can be, and against a naive one: 60-byte packets, TCP " +
+			"streams (with\n" +
+			"iperf3) and round trips, everything in several rounds. It takes under six minutes, in which the " +
+			"machine should have\n" +
 			"nothing else to do, and leaves nothing behind. A bar that is missed is in the table, and no failure.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return Run(c.Context(), c.OutOrStdout(), o) },
 	}
 	c.Flags().BoolVar(&o.JSON, "json", false, "print data, with the values of each round")
 	c.Flags().BoolVar(&o.Quick, "quick", false, "a minute's check that everything works; the figures are rough")
-	c.Flags().StringVar(&o.Bin, "bin", "", "`DIR` of the programs director, realserver and lab (default: where lab itself is)")
+	c.Flags().StringVar(&o.Bin, "bin", "", "`DIR` of the programs director, realserver and lab (default: where lab "+
+		"itself is)")
 	return c
 }
 

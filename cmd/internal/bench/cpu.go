@@ -13,15 +13,17 @@ import (
 
 // Machine is what the figures were measured on.
 type Machine struct {
-	Kernel       string  `json:"kernel"`
-	Processor    string  `json:"processor"`
-	CPUs         int     `json:"cpus"`          // that this process may use
-	GeneratorCPU int     `json:"generator_cpu"` // as the kernel numbers them
-	DirectorCPU  int     `json:"director_cpu"`
-	Load         float64 `json:"load"` // others' runnable threads before the start, a minute's average (proc_loadavg(5))
+	Kernel       string `json:"kernel"`
+	Processor    string `json:"processor"`
+	CPUs         int    `json:"cpus"`          // that this process may use
+	GeneratorCPU int    `json:"generator_cpu"` // as the kernel numbers them
+	DirectorCPU  int    `json:"director_cpu"`
+	// others' runnable threads before the start, a minute's average (proc_loadavg(5))
+	Load float64 `json:"load"`
 }
 
-// thisMachine looks at the machine and chooses a CPU for the generator and one, of another core if there is one, for the director.
+// thisMachine looks at the machine and chooses a CPU for the generator and one, of another core if there is one, for
+// the director.
 func thisMachine() (m Machine, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
@@ -75,8 +77,9 @@ func coreOf(cpu int) string {
 	return string(text)
 }
 
-// cpuTime is the CPU time that all threads of a process have used, those that have ended included (clock_getcpuclockid(3)). On a kernel without
-// CONFIG_IRQ_TIME_ACCOUNTING it has the interrupts on top of them too, such as what a send does beyond a veth link.
+// cpuTime is the CPU time that all threads of a process have used, those that have ended included
+// (clock_getcpuclockid(3)). On a kernel without CONFIG_IRQ_TIME_ACCOUNTING it has the interrupts on top of them too,
+// such as what a send does beyond a veth link.
 func cpuTime(pid int) (time.Duration, error) {
 	const sched = 2 // CPUCLOCK_SCHED, linux/posix-timers.h: in nanoseconds
 	var ts unix.Timespec

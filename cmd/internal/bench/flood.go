@@ -73,7 +73,8 @@ func (b *bed) flood(ctx context.Context, w *way, flows int, t timing, f *flood) 
 	}
 	seconds, packets := last.at.Sub(first.at).Seconds(), float64(last.delivered-first.delivered)
 	if packets == 0 {
-		return fmt.Errorf("%s: of %d packets none was delivered in %v%s", w.name, last.sent-first.sent, t.window, w.lastWords())
+		return fmt.Errorf("%s: of %d packets none was delivered in %v%s", w.name, last.sent-first.sent, t.window,
+			w.lastWords())
 	}
 	f.delivered = append(f.delivered, packets/seconds)
 	f.offered = append(f.offered, float64(last.sent-first.sent)/seconds)
@@ -85,10 +86,12 @@ func (b *bed) flood(ctx context.Context, w *way, flows int, t timing, f *flood) 
 	return nil
 }
 
-// proveTries is how often a way may lose packets, on a machine that is busy with something else, before that is an error.
+// proveTries is how often a way may lose packets, on a machine that is busy with something else, before that is an
+// error.
 const proveTries = 3
 
-// prove sends one datagram of each flow, slowly, and is an error unless all arrive. It also lets the program on the way know the flows.
+// prove sends one datagram of each flow, slowly, and is an error unless all arrive. It also lets the program on the way
+// know the flows.
 func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
 	var arrived uint64
@@ -117,10 +120,12 @@ func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 			}
 		}
 	}
-	return fmt.Errorf("%s: of %d packets, sent slowly, %d arrived at %s%s", w.name, flows, arrived, w.host.Name, w.lastWords())
+	return fmt.Errorf("%s: of %d packets, sent slowly, %d arrived at %s%s", w.name, flows, arrived, w.host.Name,
+		w.lastWords())
 }
 
-// lastWords is what the program on the way has to say, for an error: what it counted, if it is a director, and the end of what it wrote.
+// lastWords is what the program on the way has to say, for an error: what it counted, if it is a director, and the end
+// of what it wrote.
 func (w *way) lastWords() string {
 	if w.process == nil {
 		return ""
@@ -133,7 +138,8 @@ func (w *way) lastWords() string {
 		if err := control.Get(ctx, w.socket, "/status", &st); err != nil {
 			words = fmt.Sprintf("; its status: %v", err)
 		} else {
-			words = fmt.Sprintf("; it has read %d packets, sent %d, dropped %v, and the kernel refused with %q", st.In.Packets, st.Out.Packets, st.Drops, st.SendError)
+			words = fmt.Sprintf("; it has read %d packets, sent %d, dropped %v, and the kernel refused with %q",
+				st.In.Packets, st.Out.Packets, st.Drops, st.SendError)
 		}
 	}
 	if text := strings.TrimSpace(w.process.Output()); text != "" {

@@ -14,7 +14,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// The generator's frames: Ethernet 14 + IPv4 20 + UDP 8 + payload 18 bytes = 60, the smallest that Ethernet has, without its checksum.
+// The generator's frames: Ethernet 14 + IPv4 20 + UDP 8 + payload 18 bytes = 60, the smallest that Ethernet has,
+// without its checksum.
 const (
 	frameLen   = 60
 	etherLen   = 14
@@ -25,8 +26,9 @@ const (
 	pacedEvery = 2 * time.Millisecond
 )
 
-// generator sends UDP datagrams of many flows, round robin, from a host by a packet socket: past that host's IP, but through everything
-// from its link on. Where hosts are joined by veth links, the sending thread's CPU carries the packets up to where another thread takes them.
+// generator sends UDP datagrams of many flows, round robin, from a host by a packet socket: past that host's IP, but
+// through everything from its link on. Where hosts are joined by veth links, the sending thread's CPU carries the
+// packets up to where another thread takes them.
 type generator struct {
 	host   *lab.Host
 	cpu    int

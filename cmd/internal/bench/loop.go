@@ -19,14 +19,14 @@ import (
 	"vstun/routing"
 )
 
-// The loops that the director is measured against read a TUN device and send what they read, with a constant outer header before it, to one
-// realserver. They decide nothing, check nothing and count nothing.
+// The loops that the director is measured against read a TUN device and send what they read, with a constant outer
+// header before it, to one realserver. They decide nothing, check nothing and count nothing.
 const (
-	// Floor reads until the device has no more packets or 64 are there, and sends them by one system call: the least that any director
-	// behind a TUN device has to do.
+	// Floor reads until the device has no more packets or 64 are there, and sends them by one system call: the least
+	// that any director behind a TUN device has to do.
 	Floor = "floor"
-	// Naive reads a packet, waiting in Go's poller, and sends it by net.IPConn.WriteTo: what one writes first. Reading is an
-	// os.File's Read on a non-blocking descriptor, which is what github.com/songgao/water's Read is.
+	// Naive reads a packet, waiting in Go's poller, and sends it by net.IPConn.WriteTo: what one writes first. Reading
+	// is an os.File's Read on a non-blocking descriptor, which is what github.com/songgao/water's Read is.
 	Naive = "naive"
 )
 
@@ -135,7 +135,8 @@ func (l *Loop) floor(tun int) error {
 	for {
 		n := 0
 		for ; n < loopBatch; n++ {
-			got, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(tun), uintptr(unsafe.Pointer(&bufs[n][ipLen])), loopRoom)
+			got, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(tun), uintptr(unsafe.Pointer(&bufs[n][ipLen])),
+				loopRoom)
 			if errno == unix.EAGAIN || errno == unix.EINTR {
 				break
 			}
@@ -152,7 +153,8 @@ func (l *Loop) floor(tun int) error {
 			continue
 		}
 		for sent := 0; sent < n; {
-			k, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(raw), uintptr(unsafe.Pointer(&msgs[sent])), uintptr(n-sent), 0, 0, 0)
+			k, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(raw), uintptr(unsafe.Pointer(&msgs[sent])),
+				uintptr(n-sent), 0, 0, 0)
 			if errno != 0 {
 				k = 1 // that one is refused
 			}

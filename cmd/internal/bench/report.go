@@ -77,9 +77,11 @@ const (
 
 // newReport makes the rows of what was measured.
 func newReport(o Options, m Machine, res *results) *Report {
-	r := &Report{Version: daemon.Version(), Machine: m, Quick: o.Quick, Floods: o.timing.floods, Rounds: o.timing.rounds, Skipped: append([]string{}, res.skipped...), Notes: []string{}}
+	r := &Report{Version: daemon.Version(), Machine: m, Quick: o.Quick, Floods: o.timing.floods,
+		Rounds: o.timing.rounds, Skipped: append([]string{}, res.skipped...), Notes: []string{}}
 	if m.Load > busy {
-		r.Notes = append(r.Notes, fmt.Sprintf("the machine was at work on something else before the start (load %.1f): expect figures to spread", m.Load))
+		r.Notes = append(r.Notes, fmt.Sprintf("the machine was at work on something else before the start (load "+
+			"%.1f): expect figures to spread", m.Load))
 	}
 	if o.Quick {
 		r.Notes = append(r.Notes, "a quick run: the figures are rough")
@@ -128,14 +130,22 @@ func (r *Report) floods(res *results, many int) {
 		return fmt.Sprintf("%d,%03d flows", n/1000, n%1000)
 	}
 	r.ratio("CPU time per packet, director : floor, 1 flow", one(wayDirector).cpu, one(wayFloor).cpu, atMost(1.15))
-	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flows(many)), all(wayDirector).cpu, all(wayFloor).cpu, nil)
-	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flows(many)), all(wayDirector).cpu, one(wayDirector).cpu, atMost(1.10))
-	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flows(many)), all(wayFloor).cpu, one(wayFloor).cpu, nil)
-	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered, atLeast(1.5))
-	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flows(many)), all(wayDirector).delivered, all(wayNaive).delivered, nil)
-	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(wayGUE).cpu, one(wayDirector).cpu, atMost(1.0))
-	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered, one(wayPlain).delivered, nil)
-	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flows(many)), all(wayDirector).delivered, all(wayPlain).delivered, nil)
+	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flows(many)), all(wayDirector).cpu,
+		all(wayFloor).cpu, nil)
+	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flows(many)), all(wayDirector).cpu,
+		one(wayDirector).cpu, atMost(1.10))
+	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flows(many)), all(wayFloor).cpu, one(wayFloor).cpu,
+		nil)
+	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered,
+		atLeast(1.5))
+	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flows(many)), all(wayDirector).delivered,
+		all(wayNaive).delivered, nil)
+	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(wayGUE).cpu, one(wayDirector).cpu,
+		atMost(1.0))
+	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered,
+		one(wayPlain).delivered, nil)
+	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flows(many)), all(wayDirector).delivered,
+		all(wayPlain).delivered, nil)
 
 	for _, n := range []int{1, many} {
 		for _, w := range ways() {
@@ -147,7 +157,8 @@ func (r *Report) floods(res *results, many int) {
 				r.doubt(name, f)
 			}
 		}
-		hop := each(res.floods[floodKey{wayPlain, n}].cost(), res.floods[floodKey{wayAtDirector, n}].cost(), func(a, b float64) float64 { return a - b })
+		hop := each(res.floods[floodKey{wayPlain, n}].cost(), res.floods[floodKey{wayAtDirector, n}].cost(),
+			func(a, b float64) float64 { return a - b })
 		r.figure(fmt.Sprintf("plain forwarding, %s: from the director on", flows(n)), "ns/packet", hop)
 	}
 }
@@ -156,18 +167,23 @@ func (r *Report) floods(res *results, many int) {
 func (r *Report) doubt(name string, f *flood) {
 	switch offered, share := over(f.offered, f.delivered).Median(), f.share.Median(); {
 	case offered < saturated:
-		r.Notes = append(r.Notes, fmt.Sprintf("%s: the generator offered no more than %.2f of what was delivered: the way bears more than that", name, offered))
+		r.Notes = append(r.Notes, fmt.Sprintf("%s: the generator offered no more than %.2f of what was delivered: "+
+			"the way bears more than that", name, offered))
 	case share < hungry:
-		r.Notes = append(r.Notes, fmt.Sprintf("%s: something else ran on its CPU, of which it had %.0f %%: its packets a second say little", name, 100*share))
+		r.Notes = append(r.Notes, fmt.Sprintf("%s: something else ran on its CPU, of which it had %.0f %%: its "+
+			"packets a second say little", name, 100*share))
 	}
 }
 
 // streams adds the rows of TCP streams.
 func (r *Report) streams(res *results) {
 	rate := func(way string, download bool) Sample { return res.streams[streamKey{way, download}] }
-	r.ratio("TCP upload, director : plain forwarding", rate(wayDirectorAll, false), rate(wayPlain, false), atLeast(0.45))
-	r.ratio("TCP download, director : plain forwarding", rate(wayDirectorAll, true), rate(wayPlain, true), atLeast(0.97))
-	r.ratio("TCP upload, director with gue : plain forwarding", rate(wayGUEAll, false), rate(wayPlain, false), atLeast(0.70))
+	r.ratio("TCP upload, director : plain forwarding", rate(wayDirectorAll, false), rate(wayPlain, false),
+		atLeast(0.45))
+	r.ratio("TCP download, director : plain forwarding", rate(wayDirectorAll, true), rate(wayPlain, true),
+		atLeast(0.97))
+	r.ratio("TCP upload, director with gue : plain forwarding", rate(wayGUEAll, false), rate(wayPlain, false),
+		atLeast(0.70))
 	r.ratio("TCP download, director with gue : plain forwarding", rate(wayGUEAll, true), rate(wayPlain, true), nil)
 	for _, d := range []struct {
 		name     string
@@ -214,8 +230,10 @@ func (r *Report) writeJSON(out io.Writer) error {
 // writeTable writes the report for people.
 func (r *Report) writeTable(out io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "vstun %s, Linux %s, %d CPUs (%s), generator on CPU %d, director on CPU %d; %d rounds of packets, %d of TCP, %.0f s\n\n", r.Version, r.Machine.Kernel,
-		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Floods, r.Rounds, r.Seconds)
+	fmt.Fprintf(&b, "vstun %s, Linux %s, %d CPUs (%s), generator on CPU %d, director on CPU %d; %d rounds of "+
+		"packets, %d of TCP, %.0f s\n\n", r.Version, r.Machine.Kernel,
+		r.Machine.CPUs, r.Machine.Processor, r.Machine.GeneratorCPU, r.Machine.DirectorCPU, r.Floods, r.Rounds,
+		r.Seconds)
 	fmt.Fprintf(&b, "%-60s %8s   %-17s %s\n", "Ratio", "median", "spread", "bar")
 	met, barred := 0, 0
 	for _, row := range r.Ratios {
@@ -232,16 +250,19 @@ func (r *Report) writeTable(out io.Writer) error {
 			}
 			bar = fmt.Sprintf("%s %.2f  %s", sign, row.Bar.Limit, verdict)
 		}
-		line := fmt.Sprintf("%-60s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least, row.Most), bar)
+		line := fmt.Sprintf("%-60s %8.3f   %-17s %s", row.Name, row.Median, fmt.Sprintf("%.3f … %.3f", row.Least,
+			row.Most), bar)
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
-	fmt.Fprintf(&b, "\n%-60s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median", "spread", "unit")
+	fmt.Fprintf(&b, "\n%-60s %10s   %-23s %s\n", "Figure (60-byte frames, TCP, one byte there and back)", "median",
+		"spread", "unit")
 	for _, row := range r.Figures {
 		digits := 0
 		if row.Median < 1000 {
 			digits = 1
 		}
-		fmt.Fprintf(&b, "%-60s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits, row.Least, digits, row.Most), row.Unit)
+		fmt.Fprintf(&b, "%-60s %10.*f   %-23s %s\n", row.Name, digits, row.Median, fmt.Sprintf("%.*f … %.*f", digits,
+			row.Least, digits, row.Most), row.Unit)
 	}
 	b.WriteString("\n")
 	for _, text := range r.Skipped {

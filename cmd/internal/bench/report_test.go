@@ -19,7 +19,8 @@ func made(ours float64) *results {
 	for _, w := range ways() {
 		for _, flows := range []int{1, manyFlows} {
 			v := value(w.name)
-			r.floods[floodKey{w.name, flows}] = &flood{delivered: v, offered: over(v, Sample{.25, .25, .25}), cpu: v, share: Sample{1, 1, 1}}
+			r.floods[floodKey{w.name, flows}] = &flood{delivered: v, offered: over(v, Sample{.25, .25, .25}), cpu: v,
+				share: Sample{1, 1, 1}}
 		}
 	}
 	for _, way := range []string{wayPlain, wayDirectorAll, wayGUEAll} {
@@ -41,16 +42,19 @@ func report(ours float64, change func(*results)) *Report {
 }
 
 func TestBars(t *testing.T) {
-	const cpu, naive, flows = "CPU time per packet, director : floor, 1 flow", "packets a second, director : naive, 1 flow", "CPU time per packet, director, 10,000 flows : 1 flow"
+	const cpu, naive, flows = "CPU time per packet, director : floor, 1 flow", "packets a second, director : naive, " +
+		"1 flow", "CPU time per packet, director, 10,000 flows : 1 flow"
 	const up, down = "TCP upload, director : plain forwarding", "TCP download, director : plain forwarding"
-	const gue, gueUp = "CPU time per packet, director with gue : with ipip, 1 flow", "TCP upload, director with gue : plain forwarding"
+	const gue, gueUp = "CPU time per packet, director with gue : with ipip, 1 flow",
+		"TCP upload, director with gue : plain forwarding"
 	for _, c := range []struct {
 		ours float64
 		want map[string]bool
 	}{
 		{100, map[string]bool{cpu: true, naive: false, flows: true, up: true, down: true, gue: true, gueUp: true}},
 		{160, map[string]bool{cpu: false, naive: true, flows: true, up: true, down: true, gue: true, gueUp: true}},
-		{115, map[string]bool{cpu: true, naive: false, flows: true, up: true, down: true, gue: true, gueUp: true}}, // just so
+		// just so
+		{115, map[string]bool{cpu: true, naive: false, flows: true, up: true, down: true, gue: true, gueUp: true}},
 		{40, map[string]bool{cpu: true, naive: false, flows: true, up: false, down: false, gue: true, gueUp: false}},
 	} {
 		seen := 0
@@ -76,7 +80,8 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := out.String()
-	for _, want := range []string{"Linux 6.1", "≤ 1.15  ✗ missed", "≥ 1.50  ✓ met", "6 of 7 bars met", "director, all CPUs, 10,000 flows: CPU time"} {
+	for _, want := range []string{"Linux 6.1", "≤ 1.15  ✗ missed", "≥ 1.50  ✓ met", "6 of 7 bars met",
+		"director, all CPUs, 10,000 flows: CPU time"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
@@ -104,7 +109,8 @@ func TestWhatMakesFiguresDoubtful(t *testing.T) {
 	if err := r.writeTable(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"SKIPPED: TCP: no iperf3", "Note: floor, 1 flow: the generator offered no more than 1.00",
+	for _, want := range []string{"SKIPPED: TCP: no iperf3", "Note: floor, 1 flow: the generator offered no more " +
+		"than 1.00",
 		"Note: naive, 1 flow: something else ran on its CPU, of which it had 30 %", "3 of 4 bars met"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
@@ -138,7 +144,8 @@ func TestJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := r.Ratios[0]
-	if first.Median != 1.6 || len(first.Rounds) != 3 || first.Bar == nil || first.Bar.Is != "<=" || first.Bar.Limit != 1.15 || *first.Met {
+	if first.Median != 1.6 || len(first.Rounds) != 3 || first.Bar == nil || first.Bar.Is != "<=" ||
+		first.Bar.Limit != 1.15 || *first.Met {
 		t.Errorf("%+v", first)
 	}
 	if second := r.Ratios[1]; second.Bar != nil || second.Met != nil {

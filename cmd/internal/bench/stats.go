@@ -29,7 +29,8 @@ func (s Sample) Spread() (least, most float64) {
 	return slices.Min(s), slices.Max(s)
 }
 
-// each is f of every value of a with the value of b from the same round, so that what slows a whole round down cancels out in a ratio.
+// each is f of every value of a with the value of b from the same round, so that what slows a whole round down cancels
+// out in a ratio.
 func each(a, b Sample, f func(a, b float64) float64) Sample {
 	n := min(len(a), len(b))
 	out := make(Sample, n)

@@ -19,8 +19,8 @@ const (
 	serverGrace = time.Second // for the server to end after its client
 )
 
-// iperf measures one TCP stream between the client and an address of web1 and returns the bits a second that the receiver took. Each has a
-// server of its own: one that stays is sometimes still busy with the test before.
+// iperf measures one TCP stream between the client and an address of web1 and returns the bits a second that the
+// receiver took. Each has a server of its own: one that stays is sometimes still busy with the test before.
 func (b *bed) iperf(ctx context.Context, to netip.Addr, download bool, seconds int) (rate float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+upTimeout)
 	defer cancel()
@@ -35,10 +35,14 @@ func (b *bed) iperf(ctx context.Context, to netip.Addr, download bool, seconds i
 			_ = server.Stop() // its exit status after SIGTERM is not 0
 		}
 	}()
-	if err := await(ctx, server, "is ready", func() bool { return strings.Contains(server.Output(), iperfMarker) }); err != nil {
+	if err := await(ctx, server, "is ready", func() bool {
+		return strings.Contains(server.Output(),
+			iperfMarker)
+	}); err != nil {
 		return 0, fmt.Errorf("iperf3 server: %w", err)
 	}
-	args := []string{"-c", to.String(), "-p", strconv.Itoa(iperfPort), "-t", strconv.Itoa(seconds), "-J", "--connect-timeout", "3000"}
+	args := []string{"-c", to.String(), "-p", strconv.Itoa(iperfPort), "-t", strconv.Itoa(seconds), "-J",
+		"--connect-timeout", "3000"}
 	if download {
 		args = append(args, "-R")
 	}

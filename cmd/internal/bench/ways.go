@@ -16,8 +16,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// way is a route of a datagram from the client to a place where it is counted and dropped. All ways are open at the same time, each with a
-// virtual address of its own, so that changing from one to another costs nothing.
+// way is a route of a datagram from the client to a place where it is counted and dropped. All ways are open at the
+// same time, each with a virtual address of its own, so that changing from one to another costs nothing.
 type way struct {
 	name    string
 	addr    netip.Addr       // the virtual address
@@ -66,7 +66,8 @@ const (
 	allCPUs   = 0 // a queue for each CPU, wherever the kernel lets them run
 )
 
-// Addresses that are not the lab's own. Datagrams that are sent to a sink are dropped by the kernel of the host at the other end of the link.
+// Addresses that are not the lab's own. Datagrams that are sent to a sink are dropped by the kernel of the host at the
+// other end of the link.
 var (
 	firstVIP     = netip.AddrFrom4([4]byte{198, 51, 100, 81})
 	plainTCP     = netip.AddrFrom4([4]byte{198, 51, 100, 70}) // web1's own
@@ -124,7 +125,8 @@ func (b *bed) start(ctx context.Context, name string) error {
 	return b.startAgent(ctx)
 }
 
-// prepare sets what all ways need: a director that forwards without telling anybody of a shorter way, the sinks, and plain TCP's route.
+// prepare sets what all ways need: a director that forwards without telling anybody of a shorter way, the sinks, and
+// plain TCP's route.
 func (b *bed) prepare() error {
 	l := b.lab
 	steps := []func() error{
@@ -167,11 +169,15 @@ func throughLoop(kind string) func(*bed, context.Context, *way) error {
 			return err
 		}
 		cmd := exec.Command(filepath.Join(b.bin, "lab"), loopName, kind, "--tun", "vs-"+kind, "--vip", w.addr.String(),
-			"--from", b.lab.Director.Addr.String(), "--to", beyondSink.String(), "--journal", filepath.Join(b.dir, kind+".journal"))
+			"--from", b.lab.Director.Addr.String(), "--to", beyondSink.String(), "--journal",
+			filepath.Join(b.dir, kind+".journal"))
 		if w.process, err = b.lab.Director.StartOn(b.machine.DirectorCPU, cmd); err != nil {
 			return err
 		}
-		return await(ctx, w.process, "is ready", func() bool { return strings.Contains(w.process.Output(), loopMarker) })
+		return await(ctx, w.process, "is ready", func() bool {
+			return strings.Contains(w.process.Output(),
+				loopMarker)
+		})
 	}
 }
 
@@ -183,7 +189,8 @@ func throughDirector(encap string, queues int) func(*bed, context.Context, *way)
 		}
 		name := strings.NewReplacer(" ", "-", ",", "").Replace(w.name)
 		w.socket = filepath.Join(b.dir, name+".sock")
-		config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n", fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues, w.socket)
+		config := fmt.Sprintf("[director]\ntun = %q\nqueues = %d\ncontrol = %q\n",
+			fmt.Sprintf("vs-%d", w.addr.As4()[3]), queues, w.socket)
 		config += service("udp", w.addr, udpPort, encap, beyondSink)
 		config += service("tcp", w.addr, iperfPort, encap, b.web.Addr)
 		config += service("tcp", w.addr, echoPort, encap, b.web.Addr)
@@ -204,7 +211,8 @@ func throughDirector(encap string, queues int) func(*bed, context.Context, *way)
 }
 
 func service(protocol string, vip netip.Addr, port int, encap string, realserver netip.Addr) string {
-	return fmt.Sprintf("\n[[service]]\nname = \"%s%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = \"rr\"\nencap = %q\n  [[service.realserver]]\n  address = %q\n",
+	return fmt.Sprintf("\n[[service]]\nname = \"%s%d\"\nvip = %q\nprotocol = %q\nport = %d\nscheduler = "+
+		"\"rr\"\nencap = %q\n  [[service.realserver]]\n  address = %q\n",
 		protocol, port, vip, protocol, port, encap, realserver)
 }
 
@@ -217,7 +225,8 @@ func (b *bed) startAgent(ctx context.Context) error {
 		}
 	}
 	socket := filepath.Join(b.dir, "realserver.sock")
-	cmd, err := b.command("realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n",
+	cmd, err := b.command("realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
+		"[%q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n",
 		strings.Join(vips, ", "), b.lab.Director.Addr, socket))
 	if err != nil {
 		return err

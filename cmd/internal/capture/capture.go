@@ -24,20 +24,24 @@ const (
 // Counts is what a capture has come to, in packets.
 type Counts struct{ Before, After, Lost uint64 }
 
-// Write writes the packets of tap to w, as they come, and returns when there are no more, or with ctx. It calls flush whenever what there is has been
-// written. sources are the addresses that the kernel sends tunnel packets from, by their destination, where the director leaves that to it.
-func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Capture, sources func(netip.Addr) netip.Addr) (c Counts, err error) {
+// Write writes the packets of tap to w, as they come, and returns when there are no more, or with ctx. It calls flush
+// whenever what there is has been written. sources are the addresses that the kernel sends tunnel packets from, by
+// their destination, where the director leaves that to it.
+func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Capture,
+	sources func(netip.Addr) netip.Addr) (c Counts, err error) {
 	const longest = 1 << 18 // what tcpdump takes for unlimited
 	face := func(name, comment string) pcapgo.NgInterface {
 		return pcapgo.NgInterface{Name: name, Comment: comment, LinkType: layers.LinkTypeRaw, SnapLength: longest}
 	}
 	begin := time.Now()
-	ng, err := pcapgo.NewNgWriterInterface(w, face("before", "as the director has read them, super-packets whole, and with checksums that the kernel leaves to the network card"),
+	ng, err := pcapgo.NewNgWriterInterface(w, face("before", "as the director has read them, super-packets whole, "+
+		"and with checksums that the kernel leaves to the network card"),
 		pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "vstun director"}})
 	if err != nil {
 		return c, err
 	}
-	if _, err := ng.AddInterface(face("after", "as the director has sent them; what the kernel fills in itself is made up: the outer IPv4 checksum, an ID of 0, and in UDP tunnels, where it makes all "+
+	if _, err := ng.AddInterface(face("after", "as the director has sent them; what the kernel fills in itself is "+
+		"made up: the outer IPv4 checksum, an ID of 0, and in UDP tunnels, where it makes all "+
 		"headers, the outer ones")); err != nil {
 		return c, err
 	}
@@ -59,7 +63,8 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ca
 				complete(p.Bytes, sources)
 			}
 			*n++
-			info := gopacket.CaptureInfo{Timestamp: p.Time, CaptureLength: len(p.Bytes), Length: len(p.Bytes), InterfaceIndex: face}
+			info := gopacket.CaptureInfo{Timestamp: p.Time, CaptureLength: len(p.Bytes), Length: len(p.Bytes),
+				InterfaceIndex: face}
 			if err := ng.WritePacket(info, p.Bytes); err != nil {
 				return c, err
 			}
@@ -67,7 +72,8 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ca
 	}
 	c.Lost = tap.Lost()
 	for face, n := range []uint64{before: c.Before, after: c.After} {
-		stats := pcapgo.NgInterfaceStatistics{StartTime: begin, EndTime: time.Now(), LastUpdate: time.Now(), PacketsReceived: n, PacketsDropped: c.Lost}
+		stats := pcapgo.NgInterfaceStatistics{StartTime: begin, EndTime: time.Now(), LastUpdate: time.Now(),
+			PacketsReceived: n, PacketsDropped: c.Lost}
 		if err := ng.WriteInterfaceStats(face, stats); err != nil {
 			return c, err
 		}

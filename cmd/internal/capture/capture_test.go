@@ -34,9 +34,11 @@ func (o *once) Send(segs []packet.Segment) (int, error) { return len(segs), nil 
 
 // TestWrite: a packet is in the file as it came and as it went, with what the kernel fills in.
 func TestWrite(t *testing.T) {
-	client, vip, rs, own := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.2.2")
+	client, vip, rs, own := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("198.51.100.80"),
+		netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.2.2")
 	b := balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)
-	err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}},
+	err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "dns", VIPs: []netip.Addr{vip},
+		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}},
 		Scheduler: "rr", Realservers: []balancer.Realserver{{Address: rs, Weight: 1, MTU: 1500}}}}})
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +91,8 @@ func TestWrite(t *testing.T) {
 		if outer.Check() != packet.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
 			t.Errorf("after the tunnel: %x", data)
 		}
-		if p := gopacket.NewPacket(data, layers.LayerTypeIPv4, gopacket.Default); p.Layer(layers.LayerTypeUDP) == nil || p.ErrorLayer() != nil {
+		if p := gopacket.NewPacket(data, layers.LayerTypeIPv4, gopacket.Default); p.Layer(layers.LayerTypeUDP) == nil ||
+			p.ErrorLayer() != nil {
 			t.Errorf("gopacket sees %v", p)
 		}
 	}

@@ -136,7 +136,8 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 // resetOthers gives what the check's type alone has its defaults, unless the base has it too.
 func (c *Check) resetOthers(base *Check) {
 	inherits := func(key string) bool { return base != nil && base.has(key) && c.has(key) }
-	own := Check{Type: c.Type, Direct: c.Direct, Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall, Up: c.Up}
+	own := Check{Type: c.Type, Direct: c.Direct, Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall,
+		Up: c.Up}
 	if inherits("port") {
 		own.Port = c.Port
 	}
@@ -241,7 +242,8 @@ func readPath(t *table, c *Check) {
 // graphic reads an optional string without spaces and control characters, in ASCII.
 func (t *table) graphic(key, absent, want string) string {
 	s, ok := t.text(key, absent, want)
-	if _, written := t.values[key]; ok && written && (s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })) {
+	if _, written := t.values[key]; ok && written &&
+		(s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })) {
 		t.faultAt(key, "%s is empty, or has other than printable ASCII characters: want %s", show(s), want)
 	}
 	return s
@@ -305,7 +307,8 @@ func readQuery(t *table, c *Check) {
 	if c.Type == "dns" && c.Query == "" && t.values["query"] == nil {
 		t.faultAt("query", "missing: want %s", want)
 	}
-	c.QueryType = t.word("query_type", c.QueryType, "A", "AAAA", "CAA", "CNAME", "DNSKEY", "DS", "HTTPS", "MX", "NAPTR", "NS", "PTR", "SOA", "SRV", "SVCB", "TXT")
+	c.QueryType = t.word("query_type", c.QueryType, "A", "AAAA", "CAA", "CNAME", "DNSKEY", "DS", "HTTPS", "MX", "NAPTR",
+		"NS", "PTR", "SOA", "SRV", "SVCB", "TXT")
 	c.Records = t.integer("records", c.Records, 0, 1000, "0 (any NOERROR) to 1000")
 	c.Rcode = t.word("rcode", c.Rcode, "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
 }

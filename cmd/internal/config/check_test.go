@@ -31,15 +31,22 @@ func TestChecks(t *testing.T) {
 		change(&c)
 		return &c
 	}
-	web := config.Check{Type: "https", Direct: true, Port: 9443, Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
-		Path: "/health?full=1", Host: "www.example.com", Status: []config.StatusRange{{First: 200, Last: 200}, {First: 300, Last: 399}, {First: 418, Last: 418}}, Body: "(?i)fine", SNI: "sni.example.com"}
+	web := config.Check{Type: "https", Direct: true, Port: 9443, Interval: 10 * time.Second, Timeout: 3 * time.Second,
+		Rise: 1, Fall: 5, Up: true,
+		Path: "/health?full=1", Host: "www.example.com", Status: []config.StatusRange{{First: 200, Last: 200},
+			{First: 300, Last: 399}, {First: 418, Last: 418}}, Body: "(?i)fine", SNI: "sni.example.com"}
 	mail := with(usual, func(c *config.Check) { c.Type, c.Port, c.Helo = "smtp", 25, "lb.example.com" })
 	want := [][]*config.Check{{
 		&web,
-		with(web, func(c *config.Check) { c.Interval, c.Timeout, c.Fall, c.Verify = time.Second, time.Second, 1, true }),
+		with(web, func(c *config.Check) {
+			c.Interval, c.Timeout, c.Fall, c.Verify = time.Second, time.Second, 1,
+				true
+		}),
 		with(web, func(c *config.Check) { c.Type, c.Port, c.Body, c.SNI = "http", 8080, "", "" }),
-		{Type: "tcp", Port: 9443, Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Send: "PING\r\n", Expect: "PONG"},
-		{Type: "exec", Direct: true, Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true, Command: []string{"/usr/local/bin/check", "an argument"}},
+		{Type: "tcp", Port: 9443, Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5,
+			Send: "PING\r\n", Expect: "PONG"},
+		{Type: "exec", Direct: true, Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
+			Command: []string{"/usr/local/bin/check", "an argument"}},
 	}, {
 		mail, mail,
 	}, {
@@ -125,7 +132,8 @@ func TestCheckDefaults(t *testing.T) {
 	}
 }
 
-// TestCheckAfterExec: a realserver's own check goes through the tunnel, unless the service says otherwise: that the service's runs a program here is no wish.
+// TestCheckAfterExec: a realserver's own check goes through the tunnel, unless the service says otherwise: that the
+// service's runs a program here is no wish.
 func TestCheckAfterExec(t *testing.T) {
 	for via, direct := range map[string]bool{"": false, `, via = "direct"`: true} {
 		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"exec\", command = [\"/a\"]"+via+" }\nrealserver = [ { address = \"10.0.11.1\", check = { type = \"tcp\" } } ]\n"), features())
@@ -161,18 +169,21 @@ func TestCheckFaults(t *testing.T) {
 	}
 	check := func(text string) string { return goodService + "check = { " + text + " }\n" }
 	own := func(service, realserver string) string {
-		return goodService + "check = { " + service + " }\n[[service.realserver]]\naddress = \"10.0.0.1\"\ncheck = { " + realserver + " }\n"
+		return goodService + "check = { " + service + " }\n[[service.realserver]]\naddress = \"10.0.0.1\"\ncheck = { " +
+			realserver + " }\n"
 	}
 	for _, c := range []struct {
 		name, text string
 		want       []string
 	}{
-		{"no table", goodService + "check = 1\n", []string{`service "web": check: 1 is of the wrong type: want a table such as { type = "http" }`,
+		{"no table", goodService + "check = 1\n", []string{`service "web": check: 1 is of the wrong type: want a ` +
+			`table such as { type = "http" }`,
 			`service "web": check: type: missing: ` + types}},
 		{"empty", check(""), at("type: missing: " + types)},
 		{"type", check(`type = "icmp"`), at(`type: "icmp" is unknown: ` + types)},
 		{"unknown", check(`type = "ping", intervall = "1s"`), at("intervall: unknown key: did you mean interval?")},
-		{"common keys", check(`type = "tcp", via = "nat", port = 0, interval = "50ms", rise = 0, fall = 1001, initial = 1`), at(
+		{"common keys", check(`type = "tcp", via = "nat", port = 0, interval = "50ms", rise = 0, fall = 1001, ` +
+			`initial = 1`), at(
 			`interval: "50ms" is out of range: want 100ms to 24h`,
 			`rise: 0 is out of range: want 1 to 1000 checks in a row`,
 			`fall: 1001 is out of range: want 1 to 1000 checks in a row`,
@@ -180,20 +191,25 @@ func TestCheckFaults(t *testing.T) {
 			`via: "nat" is unknown: want tunnel or direct`,
 			`port: 0 is out of range: want 1 to 65535`,
 		)},
-		{"timeout", check(`type = "tcp", interval = "1s", timeout = "2s"`), at("timeout: 2s is longer than interval, 1s: want 10ms to interval")},
+		{"timeout", check(`type = "tcp", interval = "1s", timeout = "2s"`), at("timeout: 2s is longer than " +
+			"interval, 1s: want 10ms to interval")},
 		{"timeout of a realserver", own(`type = "tcp", timeout = "2s"`, `interval = "1s"`), []string{
-			`service "web": realserver "10.0.0.1": check: timeout: 2s is longer than interval, 1s: want 10ms to interval`}},
-		{"keys of other types", check(`type = "tcp", path = "/", ca = "/a", query = "a", command = ["/a"], helo = "a"`), at(
-			"path: is of http, https or file checks only, and this one is tcp: leave it out",
-			"ca: is of https checks only, and this one is tcp: leave it out",
-			"query: is of dns checks only, and this one is tcp: leave it out",
-			"helo: is of smtp checks only, and this one is tcp: leave it out",
-			"command: is of exec checks only, and this one is tcp: leave it out",
-		)},
-		{"ping has no port", check(`type = "ping", port = 1`), at("port: is of tcp, http, https, dns, udp or smtp checks only, and this one is ping: leave it out")},
+			`service "web": realserver "10.0.0.1": check: timeout: 2s is longer than interval, 1s: want 10ms to ` +
+				`interval`}},
+		{"keys of other types", check(`type = "tcp", path = "/", ca = "/a", query = "a", command = ["/a"], helo = "a"`),
+			at(
+				"path: is of http, https or file checks only, and this one is tcp: leave it out",
+				"ca: is of https checks only, and this one is tcp: leave it out",
+				"query: is of dns checks only, and this one is tcp: leave it out",
+				"helo: is of smtp checks only, and this one is tcp: leave it out",
+				"command: is of exec checks only, and this one is tcp: leave it out",
+			)},
+		{"ping has no port", check(`type = "ping", port = 1`), at("port: is of tcp, http, https, dns, udp or smtp " +
+			"checks only, and this one is ping: leave it out")},
 		{"http", check(`type = "http", path = "health", host = "a b", status = [99, "600", "300-200", true], body = "("`), at(
 			`path: "health" does not begin with /: want a path such as "/health?full=1"`,
-			`host: "a b" is empty, or has other than printable ASCII characters: want a host's name such as "www.example.com"`,
+			`host: "a b" is empty, or has other than printable ASCII characters: want a host's name such as `+
+				`"www.example.com"`,
 			`status: 99 is no code and no range: `+wantStatus,
 			`status: "600" is no code and no range: `+wantStatus,
 			`status: "300-200" is no code and no range: `+wantStatus,
@@ -202,14 +218,18 @@ func TestCheckFaults(t *testing.T) {
 		)},
 		{"status empty", check(`type = "http", status = []`), at(`status: is empty: ` + wantStatus)},
 		{"ca relative", check(`type = "https", ca = "ca.pem"`), at(`ca: "ca.pem" is not an absolute path: ` + wantCA)},
-		{"ca missing", check(`type = "https", ca = "` + dir + `/x.pem"`), at(`ca: open ` + dir + `/x.pem: no such file or directory: ` + wantCA + ", which everybody may read")},
-		{"ca empty", check(`type = "https", ca = "` + noCA + `"`), at(`ca: "` + show64(noCA) + `" holds no certificate: ` + wantCA)},
+		{"ca missing", check(`type = "https", ca = "` + dir + `/x.pem"`),
+			at(`ca: open ` + dir + `/x.pem: no such file or directory: ` + wantCA + ", which everybody may read")},
+		{"ca empty", check(`type = "https", ca = "` + noCA + `"`),
+			at(`ca: "` + show64(noCA) + `" holds no certificate: ` + wantCA)},
 		{"dns", check(`type = "dns", query_type = "ANY", rcode = "OK"`), at(
 			`query: missing: want a domain name such as "www.example.com"`,
-			`query_type: "ANY" is unknown: want A, AAAA, CAA, CNAME, DNSKEY, DS, HTTPS, MX, NAPTR, NS, PTR, SOA, SRV, SVCB or TXT`,
+			`query_type: "ANY" is unknown: want A, AAAA, CAA, CNAME, DNSKEY, DS, HTTPS, MX, NAPTR, NS, PTR, SOA, `+
+				`SRV, SVCB or TXT`,
 			`rcode: "OK" is unknown: want NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP or REFUSED`,
 		)},
-		{"query", check(`type = "dns", query = "a..b"`), at(`query: "a..b" is not a domain name: want a domain name such as "www.example.com"`)},
+		{"query", check(`type = "dns", query = "a..b"`), at(`query: "a..b" is not a domain name: want a domain name ` +
+			`such as "www.example.com"`)},
 		{"exec", check(`type = "exec", via = "tunnel", command = ["check", 1]`), at(
 			"via: an exec check runs on the director, by no tunnel: want direct, or leave it out",
 			`command: "check" is not an absolute path: `+wantCommand,
@@ -241,12 +261,15 @@ func TestCheckFaults(t *testing.T) {
 			"reverse: 1 is of the wrong type: want true or false",
 		)},
 		{"file relative", check(`type = "file", path = "weight", port = 80`), at(
-			`path: "weight" is not an absolute path: want the absolute path of a file that has a number, such as "/run/web.weight"`,
+			`path: "weight" is not an absolute path: want the absolute path of a file that has a number, such as `+
+				`"/run/web.weight"`,
 			"port: is of tcp, http, https, dns, udp or smtp checks only, and this one is file: leave it out",
 		)},
 		{"exec without command", check(`type = "exec"`), at("command: missing: " + wantCommand)},
-		{"every port", strings.Replace(own(`type = "tcp"`, `fall = 1`), "port = 80", "port = 0", 1), at("port: missing, as the service has every port: want the one to check, 1 to 65535")},
-		{"realserver without a type", goodService + "[[service.realserver]]\naddress = \"10.0.0.1\"\ncheck = { fall = 1 }\n", []string{
+		{"every port", strings.Replace(own(`type = "tcp"`, `fall = 1`), "port = 80", "port = 0", 1),
+			at("port: missing, as the service has every port: want the one to check, 1 to 65535")},
+		{"realserver without a type", goodService + "[[service.realserver]]\naddress = \"10.0.0.1\"\ncheck = { fall " +
+			"= 1 }\n", []string{
 			`service "web": realserver "10.0.0.1": check: type: missing: ` + types}},
 		{"a service's fault is told once", own(`type = "http", path = 1, fall = 0`, `rise = 1`), at(
 			"fall: 0 is out of range: want 1 to 1000 checks in a row",
@@ -277,7 +300,8 @@ func TestCA(t *testing.T) {
 	if err := os.WriteFile(path, []byte(ca), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"https\", ca = \""+path+"\" }\n"), features())
+	d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"https\", ca = \""+path+"\" }\n"),
+		features())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +415,8 @@ func TestClientCertificate(t *testing.T) {
 
 func TestQuorumAndNotifyFaults(t *testing.T) {
 	web := func(lines string) string {
-		return goodService + lines + "\nrealserver = [{ address = \"10.0.0.1\", weight = 2 }, { address = \"10.0.0.2\" }]\n"
+		return goodService + lines + "\nrealserver = [{ address = \"10.0.0.1\", weight = 2 }, { address = " +
+			"\"10.0.0.2\" }]\n"
 	}
 	notify := func(lines string) string { return "[notify]\n" + lines + "\n" + goodService }
 	const (
@@ -407,28 +432,35 @@ func TestQuorumAndNotifyFaults(t *testing.T) {
 			`service "web": quorum: 0 is out of range: want 1 to 2147483647, a sum of weights`,
 			`service "web": hysteresis: -1 is out of range: want 0 to quorum - 1`,
 			`service "web": on_failure: "ignore" is unknown: want remove or drain`,
-			`service "web": sorry_server: 7 is of the wrong type: want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`,
+			`service "web": sorry_server: 7 is of the wrong type: want an IPv4 or IPv6 address such as "10.0.2.2" ` +
+				`or "2001:db8::2"`,
 		}},
 		{"hysteresis", web("quorum = 2\nhysteresis = 2"), []string{
 			`service "web": hysteresis: 2 is not less than quorum, 2: want 0 to quorum - 1`,
-			`service "web": quorum: 2 with hysteresis 2 is more than the weights of all realservers, 3: want at most that`,
+			`service "web": quorum: 2 with hysteresis 2 is more than the weights of all realservers, 3: want at ` +
+				`most that`,
 		}},
-		{"quorum high", web("quorum = 4"), []string{`service "web": quorum: 4 is more than the weights of all realservers, 3: want at most that`}},
-		{"quorum high while one drains", goodService + "quorum = 4\nrealserver = [{ address = \"10.0.0.1\", weight = 0 }, { address = \"10.0.0.2\" }]\n", nil},
+		{"quorum high", web("quorum = 4"), []string{`service "web": quorum: 4 is more than the weights of all ` +
+			`realservers, 3: want at most that`}},
+		{"quorum high while one drains", goodService + "quorum = 4\nrealserver = [{ address = \"10.0.0.1\", weight " +
+			"= 0 }, { address = \"10.0.0.2\" }]\n", nil},
 		{"sorry server a realserver", web(`sorry_server = "10.0.0.2"`), nil},
 		{"quorum high while a file may raise a weight", goodService + "quorum = 4\nrealserver = [{ address = " +
 			"\"10.0.0.1\", check = { type = \"file\", path = \"/a\" } }]\n", nil},
 		{"on_failure of a realserver", goodService + "realserver = [{ address = \"10.0.0.1\", on_failure = " +
 			"\"ignore\" }]\n", []string{
 			`service "web": realserver "10.0.0.1": on_failure: "ignore" is unknown: want remove or drain`}},
-		{"sorry server a VIP", web(`sorry_server = "198.51.100.80"`), []string{`service "web": sorry_server: "198.51.100.80" is also a VIP of service "web": want the realserver's own address`}},
+		{"sorry server a VIP", web(`sorry_server = "198.51.100.80"`), []string{`service "web": sorry_server: ` +
+			`"198.51.100.80" is also a VIP of service "web": want the realserver's own address`}},
 		{"notify", notify("command = [\"tell\"]\nwebhook = \"hooks.example.com\"\ntimeout = \"1h\""), []string{
 			`notify: command: "tell" is not an absolute path: ` + wantCommand,
 			`notify: webhook: "hooks.example.com" is not a URL of http or https: ` + wantHook,
 			`notify: timeout: "1h" is out of range: want 100ms to 5m`,
 		}},
-		{"notify nobody", notify(""), []string{`notify: neither command nor webhook is there: want one of them or both, or leave the table out`}},
-		{"notify unknown", notify("webhook = \"http://[::1]:80/x\"\nmail = \"root\""), []string{`notify: mail: unknown key: want command, webhook or timeout`}},
+		{"notify nobody", notify(""), []string{`notify: neither command nor webhook is there: want one of them or ` +
+			`both, or leave the table out`}},
+		{"notify unknown", notify("webhook = \"http://[::1]:80/x\"\nmail = \"root\""),
+			[]string{`notify: mail: unknown key: want command, webhook or timeout`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := config.ParseDirector("x.toml", []byte(c.text), features())

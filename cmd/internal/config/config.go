@@ -53,7 +53,8 @@ func (d *Director) LocalTUN() string {
 	return name
 }
 
-// Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each realserver gives.
+// Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each
+// realserver gives.
 type Sources struct{ V4, V6 netip.Addr }
 
 // For is the one towards a, or the zero Addr.
@@ -74,12 +75,14 @@ type Connections struct {
 	Max                     int  // entries, 1024 to 2^27
 	SloppyTCP               bool // a TCP packet other than a SYN may open a connection
 	Timeouts                Timeouts
-	ExpireNoDest            bool      // connections of a realserver that has left are forgotten at their next packet
-	ExpireQuiescentTemplate bool      // persistence does not hold to a realserver of weight 0
-	ConnReuse               int       // a SYN opens a new connection: 0 never, 1 in TIME_WAIT and CLOSE, 2 in FIN_WAIT too
-	DropOnRemoval           bool      // packets to a realserver that has left are dropped; else its connections go on until they end
-	SecureTCP               SecureTCP // the defence against SYN floods
-	HalfOpenMax             int       // half-open TCP connections, from which on SecureAuto defends; at most Max
+	ExpireNoDest            bool // connections of a realserver that has left are forgotten at their next packet
+	ExpireQuiescentTemplate bool // persistence does not hold to a realserver of weight 0
+	// a SYN opens a new connection: 0 never, 1 in TIME_WAIT and CLOSE, 2 in FIN_WAIT too
+	ConnReuse int
+	// packets to a realserver that has left are dropped; else its connections go on until they end
+	DropOnRemoval bool
+	SecureTCP     SecureTCP // the defence against SYN floods
+	HalfOpenMax   int       // half-open TCP connections, from which on SecureAuto defends; at most Max
 }
 
 // SecureTCP says when the defence against SYN floods is on.
@@ -163,8 +166,8 @@ type RealserverRef struct {
 	DrainOnFailure bool // when it fails it gets weight 0; else it leaves the service
 }
 
-// Check is how one finds out whether a realserver works: a [service.check], with what a [service.realserver.check] says instead. Of what its type
-// does not have it has the zero value.
+// Check is how one finds out whether a realserver works: a [service.check], with what a [service.realserver.check] says
+// instead. Of what its type does not have it has the zero value.
 type Check struct {
 	Type     string        // tcp, http, https, dns, udp, ping, smtp, exec or file
 	Direct   bool          // the realserver's own address is checked; else the VIPs, through its tunnel
@@ -243,12 +246,13 @@ type Realserver struct {
 	EncapPort uint16         // UDP port of gue and fou
 	Key       uint32         // of GRE, where HasKey is set
 	HasKey    bool           // packets by "gre" must have this key; else they must have none
-	MSS       int            // bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
-	Table     int            // routing table for replies, and priority of the rule that leads to it
-	Control   string         // absolute path of the control socket, at most 107 bytes
-	Metrics   netip.AddrPort // where HTTP is served; the zero value: nowhere
-	Log       slog.Level     // least level that is logged
-	Warnings  []string       // what of the file does not do what it seems to do, a line each in the form of Errors
+	// bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
+	MSS      int
+	Table    int            // routing table for replies, and priority of the rule that leads to it
+	Control  string         // absolute path of the control socket, at most 107 bytes
+	Metrics  netip.AddrPort // where HTTP is served; the zero value: nowhere
+	Log      slog.Level     // least level that is logged
+	Warnings []string       // what of the file does not do what it seems to do, a line each in the form of Errors
 }
 
 // Features is what the program around this package can do, told by those who do it.
@@ -293,9 +297,11 @@ func readFile(path string) ([]byte, error) {
 	text, err := readBounded(path)
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("%w: let the user read it as whom the program runs: even root needs a file of its own, or one that everybody may read", err)
+		return nil, fmt.Errorf("%w: let the user read it as whom the program runs: even root needs a file of its "+
+			"own, or one that everybody may read", err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, fmt.Errorf("%s: has no end: name a configuration file with -c, or close what writes to this one", path)
+		return nil, fmt.Errorf("%s: has no end: name a configuration file with -c, or close what writes to this one",
+			path)
 	case err != nil:
 		return nil, fmt.Errorf("%w: name a readable configuration file with -c", err)
 	}
@@ -304,7 +310,8 @@ func readFile(path string) ([]byte, error) {
 
 // readBounded reads a file that may be a FIFO or a device, in bounded time and memory.
 func readBounded(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO that nobody writes to is an empty file, and no wait
+	// a FIFO that nobody writes to is an empty file, and no wait
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

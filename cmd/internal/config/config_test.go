@@ -104,7 +104,8 @@ func TestLoadUnreadable(t *testing.T) {
 	if _, err := config.LoadRealserver(t.TempDir()); err == nil || errors.As(err, &faults) {
 		t.Errorf("directory: got %v", err)
 	}
-	if _, err := config.LoadRealserver("/dev/zero"); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
+	if _, err := config.LoadRealserver("/dev/zero"); err == nil || !strings.Contains(err.Error(),
+		"larger than 16 MiB") {
 		t.Errorf("endless file: got %v", err)
 	}
 }
@@ -138,7 +139,8 @@ func TestSyntax(t *testing.T) {
 		{"[director\n", `1:10: the table's name has no end, or is empty: want [TABLE] or [[TABLE]]`},
 		{"tun = \"vs0\n", `1:11: tun: the string has no end on its line: close its quotes`},
 		{"tun = \"vs0", `1:10: tun: the file ends in the middle of a value: close its quotes or brackets`},
-		{"check = { type = \"tcp\"", `1:22: check.type: the file ends in the middle of a value: close its quotes or brackets`},
+		{"check = { type = \"tcp\"", `1:22: check.type: the file ends in the middle of a value: close its quotes or ` +
+			`brackets`},
 		{"max = 0123\n", `1:7: max: invalid integer "0123": cannot have leading zeroes: want TOML (https://toml.io)`},
 		{"a = \"\xff\"\n", `1:5: a: invalid UTF-8 byte: 0xff: want TOML (https://toml.io)`},
 		{"a = " + strings.Repeat("[{a=", 501), `1: more than 1000 brackets are open at once: close them`},
@@ -194,7 +196,8 @@ func TestControlSocket(t *testing.T) {
 		}
 		got, err := config.ControlSocket(path, c.program)
 		var faults *config.Errors
-		if got != c.want || (err != nil) != (c.fault != "") || err != nil && (!errors.As(err, &faults) || !strings.Contains(err.Error(), c.fault)) {
+		if got != c.want || (err != nil) != (c.fault != "") || err != nil && (!errors.As(err, &faults) ||
+			!strings.Contains(err.Error(), c.fault)) {
 			t.Errorf("%q: got %q, %v", c.text, got, err)
 		}
 	}

@@ -3,8 +3,8 @@ package config
 import "time"
 
 // readConnections reads the [connections] table. The default timeouts are those of kernel IPVS: ip_vs_proto_tcp.c,
-// ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs; so are the others, of ip_vs_ctl.c, but for on_removal and
-// secure_tcp.
+// ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs; so are the others, of ip_vs_ctl.c, but for on_removal
+// and secure_tcp.
 func readConnections(t *table) Connections {
 	c := Connections{
 		Max: t.integer("max", 1_000_000, 1<<10, 1<<27,

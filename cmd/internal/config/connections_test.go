@@ -14,7 +14,8 @@ func TestConnectionsFaults(t *testing.T) {
 	)
 	for _, c := range []struct{ name, line, want string }{
 		{"expire_nodest", `expire_nodest = "yes"`, `expire_nodest: "yes" is of the wrong type: want true or false`},
-		{"expire_quiescent_template", `expire_quiescent_template = 1`, `expire_quiescent_template: 1 is of the wrong type: want true or false`},
+		{"expire_quiescent_template", `expire_quiescent_template = 1`, `expire_quiescent_template: 1 is of the ` +
+			`wrong type: want true or false`},
 		{"conn_reuse low", `conn_reuse = -1`, `conn_reuse: -1 is out of range: ` + wantReuse},
 		{"conn_reuse high", `conn_reuse = 3`, `conn_reuse: 3 is out of range: ` + wantReuse},
 		{"conn_reuse type", `conn_reuse = true`, `conn_reuse: true is of the wrong type: ` + wantReuse},
@@ -23,7 +24,8 @@ func TestConnectionsFaults(t *testing.T) {
 		{"secure_tcp", `secure_tcp = "on"`, `secure_tcp: "on" is unknown: want auto, always or off`},
 		{"secure_tcp type", `secure_tcp = 3`, `secure_tcp: 3 is of the wrong type: want auto, always or off`},
 		{"half_open_max low", `half_open_max = -1`, `half_open_max: -1 is out of range: ` + wantHalf},
-		{"half_open_max high", `half_open_max = 1_000_001`, `half_open_max: 1000001 is more than max, 1000000: ` + wantHalf},
+		{"half_open_max high", `half_open_max = 1_000_001`, `half_open_max: 1000001 is more than max, 1000000: ` +
+			wantHalf},
 		{"sctp", `timeouts = { sctp = "0s" }`, `timeouts: sctp: "0s" is out of range: want 1s to 744h (31 days)`},
 		{"misspelt", `expire_nodes = true`, `expire_nodes: unknown key: did you mean expire_nodest?`},
 	} {

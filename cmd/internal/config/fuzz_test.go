@@ -30,7 +30,8 @@ func checkFaults(t *testing.T, err error) {
 func checkAddrs(t *testing.T, addrs ...netip.Addr) {
 	t.Helper()
 	for _, a := range addrs {
-		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast() {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() ||
+			a.Is6() && a.IsLinkLocalUnicast() {
 			t.Errorf("address %v", a)
 		}
 	}
@@ -50,7 +51,8 @@ func FuzzParseDirector(f *testing.F) {
 	for _, name := range []string{"director.toml", "reference-director.toml", "checks.toml", "realserver.toml"} {
 		f.Add(readTestdata(f, name))
 	}
-	f.Add([]byte("service = [{ name = \"a\", vip = [\"192.0.2.1\"], protocol = \"udp\", port = [1, \"2-3\"], realserver = [{ address = \"10.0.0.1\" }] }]"))
+	f.Add([]byte("service = [{ name = \"a\", vip = [\"192.0.2.1\"], protocol = \"udp\", port = [1, \"2-3\"], " +
+		"realserver = [{ address = \"10.0.0.1\" }] }]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		d, err := config.ParseDirector("x.toml", text, features())
 		if err != nil {
@@ -69,7 +71,8 @@ func FuzzParseDirector(f *testing.F) {
 		if d.Queues < 1 || d.Queues > 256 || c.Max < 1024 || c.Max > 1<<27 {
 			t.Errorf("queues %d, connections %d", d.Queues, c.Max)
 		}
-		for _, timeout := range []time.Duration{c.Timeouts.TCP, c.Timeouts.TCPFin, c.Timeouts.TCPSyn, c.Timeouts.UDP, c.Timeouts.SCTP} {
+		for _, timeout := range []time.Duration{c.Timeouts.TCP, c.Timeouts.TCPFin, c.Timeouts.TCPSyn, c.Timeouts.UDP,
+			c.Timeouts.SCTP} {
 			if timeout < time.Second || timeout > 31*24*time.Hour {
 				t.Errorf("timeout %v", timeout)
 			}
@@ -77,7 +80,8 @@ func FuzzParseDirector(f *testing.F) {
 		if c.ConnReuse < 0 || c.ConnReuse > 2 || c.SecureTCP == "" || c.HalfOpenMax < 1 || c.HalfOpenMax > c.Max {
 			t.Errorf("connections %+v", c)
 		}
-		if n := d.Notify; n.Timeout < 100*time.Millisecond || n.Timeout > 5*time.Minute || len(n.Command) > 0 && !strings.HasPrefix(n.Command[0], "/") {
+		if n := d.Notify; n.Timeout < 100*time.Millisecond || n.Timeout > 5*time.Minute || len(n.Command) > 0 &&
+			!strings.HasPrefix(n.Command[0], "/") {
 			t.Errorf("notify %+v", n)
 		}
 		checkServices(t, d.Services)
@@ -100,7 +104,8 @@ func checkServices(t *testing.T, services []config.Service) {
 	}
 	for _, s := range services {
 		if s.Name == "" || names[s.Name] || len(s.VIPs) == 0 || len(s.Ports) == 0 || s.EncapPort == 0 ||
-			!slices.Contains([]string{"tcp", "udp", "sctp"}, s.Protocol) || !slices.Contains(features().Schedulers, s.Scheduler) {
+			!slices.Contains([]string{"tcp", "udp", "sctp"}, s.Protocol) || !slices.Contains(features().Schedulers,
+			s.Scheduler) {
 			t.Errorf("service %+v", s)
 		}
 		names[s.Name] = true
@@ -124,10 +129,12 @@ func checkServices(t *testing.T, services []config.Service) {
 		seen := map[netip.Addr]bool{}
 		for _, r := range s.Realservers {
 			checkAddrs(t, r.Address)
-			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 || r.Lower < 0 || r.Lower > r.Upper {
+			if seen[r.Address] || vips[r.Address] || r.Weight < 0 || r.Weight > 65535 || r.Lower < 0 ||
+				r.Lower > r.Upper {
 				t.Errorf("realserver %+v", r)
 			}
-			if n := r.Tunnel; n.HasKey && n.Encap != "gre" || n.Key != 0 && !n.HasKey || n.Checksum && n.Encap == "ipip" || !slices.Contains(config.Encaps(), n.Encap) {
+			if n := r.Tunnel; n.HasKey && n.Encap != "gre" || n.Key != 0 && !n.HasKey || n.Checksum &&
+				n.Encap == "ipip" || !slices.Contains(config.Encaps(), n.Encap) {
 				t.Errorf("tunnel %+v", n)
 			}
 			seen[r.Address] = true
@@ -151,7 +158,8 @@ func checkHealth(t *testing.T, s config.Service) {
 		if c == nil {
 			continue
 		}
-		if c.Interval < 100*time.Millisecond || c.Interval > 24*time.Hour || c.Timeout < 10*time.Millisecond || c.Timeout > c.Interval || c.Rise < 1 || c.Fall < 1 {
+		if c.Interval < 100*time.Millisecond || c.Interval > 24*time.Hour || c.Timeout < 10*time.Millisecond ||
+			c.Timeout > c.Interval || c.Rise < 1 || c.Fall < 1 {
 			t.Errorf("check %+v", c)
 		}
 		withPort := c.Type != "ping" && c.Type != "exec" && c.Type != "file"
@@ -174,7 +182,8 @@ func checkScheduling(t *testing.T, s config.Service) {
 	if p == (config.Persistence{}) {
 		return
 	}
-	if p.Timeout < time.Second || p.Timeout > 31*24*time.Hour || p.Netmask < 1 || p.Netmask > 32 || p.Netmask6 < 1 || p.Netmask6 > 128 {
+	if p.Timeout < time.Second || p.Timeout > 31*24*time.Hour || p.Netmask < 1 || p.Netmask > 32 || p.Netmask6 < 1 ||
+		p.Netmask6 > 128 {
 		t.Errorf("persistence %+v", p)
 	}
 }

@@ -20,10 +20,14 @@ func TestNetmaskOfIPv6(t *testing.T) {
 		{"none", []netip.Addr{six}, map[string]any{}, Persistence{5 * time.Minute, 32, 128}, 0},
 		{"netmask", []netip.Addr{six}, map[string]any{"netmask": int64(64)}, Persistence{5 * time.Minute, 32, 64}, 0},
 		{"netmask6", []netip.Addr{six}, map[string]any{"netmask6": int64(56)}, Persistence{5 * time.Minute, 32, 56}, 0},
-		{"both, alike", []netip.Addr{six}, map[string]any{"netmask": int64(64), "netmask6": int64(64)}, Persistence{5 * time.Minute, 32, 64}, 0},
-		{"both", []netip.Addr{six}, map[string]any{"netmask": int64(64), "netmask6": int64(56)}, Persistence{5 * time.Minute, 32, 56}, 1},
-		{"mixed", []netip.Addr{six, four}, map[string]any{"netmask": int64(24), "netmask6": int64(56)}, Persistence{5 * time.Minute, 24, 56}, 0},
-		{"mixed, netmask of IPv6", []netip.Addr{six, four}, map[string]any{"netmask": int64(64)}, Persistence{5 * time.Minute, 32, 128}, 1},
+		{"both, alike", []netip.Addr{six}, map[string]any{"netmask": int64(64), "netmask6": int64(64)},
+			Persistence{5 * time.Minute, 32, 64}, 0},
+		{"both", []netip.Addr{six}, map[string]any{"netmask": int64(64), "netmask6": int64(56)},
+			Persistence{5 * time.Minute, 32, 56}, 1},
+		{"mixed", []netip.Addr{six, four}, map[string]any{"netmask": int64(24), "netmask6": int64(56)},
+			Persistence{5 * time.Minute, 24, 56}, 0},
+		{"mixed, netmask of IPv6", []netip.Addr{six, four}, map[string]any{"netmask": int64(64)},
+			Persistence{5 * time.Minute, 32, 128}, 1},
 	} {
 		f := &file{name: "x.toml"}
 		service := &table{file: f, values: map[string]any{"persistence": c.keys}, at: &place{line: 1}}

@@ -56,13 +56,19 @@ realserver = [
 		line int
 		path []any
 	}{
-		{2, []any{"a"}}, {4, []any{"b"}}, {4, []any{"b", "c"}}, {6, []any{`quoted "key"`}}, {7, []any{`quoted "key"`, 0}}, {7, []any{`quoted "key"`, 2, 0}},
-		{8, []any{`quoted "key"`, 2, 1}}, {9, []any{`quoted "key"`, 3, "d"}}, {9, []any{`quoted "key"`, 3, "e", "f"}}, {11, []any{"director"}},
-		{12, []any{"director", "tun"}}, {13, []any{"service-list", "x"}}, {14, []any{"service-list", "x", "y"}}, {15, []any{"service"}}, {15, []any{"service", 0}},
-		{16, []any{"service", 0, "name"}}, {17, []any{"service", 0, "check"}}, {18, []any{"service", 0, "check", "type"}},
+		{2, []any{"a"}}, {4, []any{"b"}}, {4, []any{"b", "c"}}, {6, []any{`quoted "key"`}},
+		{7, []any{`quoted "key"`, 0}}, {7, []any{`quoted "key"`, 2, 0}},
+		{8, []any{`quoted "key"`, 2, 1}}, {9, []any{`quoted "key"`, 3, "d"}}, {9, []any{`quoted "key"`, 3, "e", "f"}},
+		{11, []any{"director"}},
+		{12, []any{"director", "tun"}}, {13, []any{"service-list", "x"}}, {14, []any{"service-list", "x", "y"}},
+		{15, []any{"service"}}, {15, []any{"service", 0}},
+		{16, []any{"service", 0, "name"}}, {17, []any{"service", 0, "check"}},
+		{18, []any{"service", 0, "check", "type"}},
 		{19, []any{"service", 0, "realserver", 0}}, {20, []any{"service", 0, "realserver", 0, "address"}},
-		{21, []any{"service", 0, "realserver", 1}}, {23, []any{"service", 0, "realserver", 1, "weight"}}, {24, []any{"service", 1}},
-		{26, []any{"service", 1, "realserver", 0, "address"}}, {27, []any{"service", 1, "realserver", 0, "weight"}}, {28, []any{"service", 1, "realserver", 1}},
+		{21, []any{"service", 0, "realserver", 1}}, {23, []any{"service", 0, "realserver", 1, "weight"}},
+		{24, []any{"service", 1}},
+		{26, []any{"service", 1, "realserver", 0, "address"}}, {27, []any{"service", 1, "realserver", 0, "weight"}},
+		{28, []any{"service", 1, "realserver", 1}},
 	} {
 		if p := find(c.path...); p == nil || p.line != c.line {
 			t.Errorf("%v: %+v, want line %d", c.path, p, c.line)
@@ -84,7 +90,8 @@ func FuzzLocate(f *testing.F) {
 		}
 		f.Add(text)
 	}
-	for _, text := range []string{"a = \"\"\"x\\\"\"\"\"\"\"\nb.c.d = [[1], { 'e' = 2 }]\n", "[a.b]\n[a]\n[[a.c]]\n[a.c.d]\n[[a.c]]\n", "a.b = 1\r\na.'c d' = 07:32:00\n", "a = [[[]], [{}], # ]\n 1,]"} {
+	for _, text := range []string{"a = \"\"\"x\\\"\"\"\"\"\"\nb.c.d = [[1], { 'e' = 2 }]\n",
+		"[a.b]\n[a]\n[[a.c]]\n[a.c.d]\n[[a.c]]\n", "a.b = 1\r\na.'c d' = 07:32:00\n", "a = [[[]], [{}], # ]\n 1,]"} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

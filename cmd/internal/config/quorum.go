@@ -50,7 +50,8 @@ func warnUnserved(t *table, s *Service) {
 	case len(s.Realservers) == 0:
 		t.warnAt("realserver", "missing: the service refuses all clients: want [[service.realserver]] tables")
 	default:
-		t.warnAt("realserver", "all have weight 0: the service refuses new clients: give one a weight, or name a sorry_server")
+		t.warnAt("realserver", "all have weight 0: the service refuses new clients: give one a weight, or name a "+
+			"sorry_server")
 	}
 }
 

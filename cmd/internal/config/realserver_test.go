@@ -37,7 +37,8 @@ func TestRealserverDefaults(t *testing.T) {
 		Control:   "/run/vstun/realserver.sock",
 		Log:       slog.LevelInfo,
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{},
+		netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -48,10 +49,11 @@ func TestRealserverEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &config.Realserver{
-		TUN:       "vip0",
-		Queues:    3,
-		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("2001:db8:f::80")},
-		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.0.3.0/24"), netip.MustParsePrefix("2001:db8:3::/48")},
+		TUN:    "vip0",
+		Queues: 3,
+		VIPs:   []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("2001:db8:f::80")},
+		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.0.3.0/24"),
+			netip.MustParsePrefix("2001:db8:3::/48")},
 		Encaps:    []string{"ipip", "gre"},
 		EncapPort: 6080,
 		Key:       4294967295,
@@ -61,9 +63,11 @@ func TestRealserverEveryKey(t *testing.T) {
 		Control:   "/run/vstun/realserver.sock",
 		Metrics:   netip.MustParseAddrPort("0.0.0.0:9465"),
 		Log:       slog.LevelWarn,
-		Warnings:  []string{"x.toml:10: realserver: encap_port: only gue and fou have a port, and encap has neither: leave it out"},
+		Warnings: []string{"x.toml:10: realserver: encap_port: only gue and fou have a port, and encap has " +
+			"neither: leave it out"},
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{},
+		netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -80,11 +84,13 @@ func TestRealserverReference(t *testing.T) {
 func TestRealserverFaults(t *testing.T) {
 	const (
 		wantAddr   = `want an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
-		wantPrefix = `want an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
-		wantList   = `want a director's address or prefix, or an array of them`
-		wantMSS    = `want "auto", "off" or 88 to 65495 bytes`
-		wantTable  = `want 1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own`
-		wide       = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
+		wantPrefix = `want an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or ` +
+			`"2001:db8::/64"`
+		wantList  = `want a director's address or prefix, or an array of them`
+		wantMSS   = `want "auto", "off" or 88 to 65495 bytes`
+		wantTable = `want 1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the ` +
+			`kernel's own`
+		wide = ` lets anybody send packets into this host's network (an open decapsulator, CVE-2020-10136): ` +
 			`want the directors' own addresses, or prefixes from /8 to /32`
 	)
 	with := func(line string) string { return goodRealserver + line + "\n" }
@@ -100,27 +106,36 @@ func TestRealserverFaults(t *testing.T) {
 			`realserver: missing: want a [realserver] table with vips and directors`,
 			`service: unknown key: want realserver`,
 		}},
-		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: want a [realserver] table with vips and directors`}},
+		{"an array of tables", "[[realserver]]", []string{`realserver: an array of tables is of the wrong type: ` +
+			`want a [realserver] table with vips and directors`}},
 		{"an empty table", "[realserver]", []string{
 			`realserver: vips: missing: want an IPv4 or IPv6 address, or an array of them`,
 			`realserver: directors: missing: ` + wantList,
 		}},
-		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, vips, directors, encap, encap_port, mss, table, control, metrics, log or encap_key`}},
+		{"unknown key", with("colour = 1"), []string{`realserver: colour: unknown key: want tun, queues, offload, ` +
+			`vips, directors, encap, encap_port, mss, table, control, metrics, log or encap_key`}},
 		{"misspelt key", with("director = 1"), []string{`realserver: director: unknown key: did you mean directors?`}},
-		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an IPv4 or IPv6 address, or an array of them`}},
+		{"vips empty", vips("[]"), []string{`realserver: vips: is empty: want an IPv4 or IPv6 address, or an array ` +
+			`of them`}},
 		{"vips a name", vips(`"web"`), []string{`realserver: vips: "web" is not an address: ` + wantAddr}},
-		{"vips link-local", vips(`["fe80::80"]`), []string{`realserver: vips: "fe80::80" is a link-local address: want a unicast address`}},
-		{"vips twice", vips(`["198.51.100.80", "198.51.100.80"]`), []string{`realserver: vips: "198.51.100.80" is there twice: want each address once`}},
+		{"vips link-local", vips(`["fe80::80"]`), []string{`realserver: vips: "fe80::80" is a link-local address: ` +
+			`want a unicast address`}},
+		{"vips twice", vips(`["198.51.100.80", "198.51.100.80"]`), []string{`realserver: vips: "198.51.100.80" is ` +
+			`there twice: want each address once`}},
 		{"vips number", vips(`[1]`), []string{`realserver: vips: 1 is of the wrong type: ` + wantAddr}},
 		{"directors empty", directors("[]"), []string{`realserver: directors: is empty: ` + wantList}},
 		{"directors type", directors("[1]"), []string{`realserver: directors: 1 is of the wrong type: ` + wantPrefix}},
 		{"directors everybody", directors(`["0.0.0.0/0"]`), []string{`realserver: directors: "0.0.0.0/0"` + wide}},
-		{"directors half of everybody", directors(`["128.0.0.0/1"]`), []string{`realserver: directors: "128.0.0.0/1"` + wide}},
-		{"directors all IPv6", directors(`["::/0"]`), []string{`realserver: directors: "::/0"` + strings.Replace(wide, "/8 to /32", "/32 to /128", 1)}},
-		{"directors of IPv6", directors(`["2000::/3", "2001:db8::/31", "2001:db8::1/64", "::ffff:10.0.0.0/104", "fe80::/64", "fe80::2", "fe80::2%eth0", "::1", "ff02::/32"]`), []string{
+		{"directors half of everybody", directors(`["128.0.0.0/1"]`), []string{`realserver: directors: "128.0.0.0/1"` +
+			wide}},
+		{"directors all IPv6", directors(`["::/0"]`), []string{`realserver: directors: "::/0"` + strings.Replace(wide,
+			"/8 to /32", "/32 to /128", 1)}},
+		{"directors of IPv6", directors(`["2000::/3", "2001:db8::/31", "2001:db8::1/64", "::ffff:10.0.0.0/104", ` +
+			`"fe80::/64", "fe80::2", "fe80::2%eth0", "::1", "ff02::/32"]`), []string{
 			`realserver: directors: "2000::/3"` + strings.Replace(wide, "/8 to /32", "/32 to /128", 1),
 			`realserver: directors: "2001:db8::/31"` + strings.Replace(wide, "/8 to /32", "/32 to /128", 1),
-			`realserver: directors: "2001:db8::1/64" has bits beyond its length: want "2001:db8::/64", or "2001:db8::1" for the one address`,
+			`realserver: directors: "2001:db8::1/64" has bits beyond its length: want "2001:db8::/64", or ` +
+				`"2001:db8::1" for the one address`,
 			`realserver: directors: "::ffff:10.0.0.0/104" is of IPv4-mapped IPv6 addresses: ` + wantPrefix,
 			`realserver: directors: "fe80::/64" is a link-local address: want a unicast address or prefix`,
 			`realserver: directors: "fe80::2" is a link-local address: want a unicast address`,
@@ -128,42 +143,60 @@ func TestRealserverFaults(t *testing.T) {
 			`realserver: directors: "::1" is a loopback address: want a unicast address`,
 			`realserver: directors: "ff02::/32" is a multicast address: want a unicast address or prefix`,
 		}},
-		{"directors length", directors(`["10.0.2.0/33"]`), []string{`realserver: directors: "10.0.2.0/33" is not a prefix: ` + wantPrefix}},
-		{"directors host bits", directors(`["10.0.2.2/24"]`), []string{`realserver: directors: "10.0.2.2/24" has bits beyond its length: want "10.0.2.0/24", or "10.0.2.2" for the one address`}},
-		{"directors loopback", directors(`["127.0.0.0/8"]`), []string{`realserver: directors: "127.0.0.0/8" is a loopback address: want a unicast address or prefix`}},
-		{"directors zero", directors(`["0.0.0.0"]`), []string{`realserver: directors: "0.0.0.0" is the unspecified address: want a unicast address`}},
-		{"directors twice", directors(`["10.0.2.2", "10.0.2.2/32"]`), []string{`realserver: directors: "10.0.2.2/32" is there twice: want each once`}},
-		{"directors a VIP", directors(`["10.0.2.2", "198.51.100.80"]`), []string{`realserver: directors: "198.51.100.80" is one of the vips: want the directors' own addresses`}},
-		{"encap a wrong string", with(`encap = "ipi"`), []string{`realserver: encap: "ipi" is unknown: want ipip, gre, gue or fou`}},
-		{"encap empty", with(`encap = []`), []string{`realserver: encap: is empty: want ipip, gre, gue or fou, or an array of them`}},
-		{"encap twice", with(`encap = ["ipip", "ipip"]`), []string{`realserver: encap: "ipip" is there twice: want each once`}},
+		{"directors length", directors(`["10.0.2.0/33"]`), []string{`realserver: directors: "10.0.2.0/33" is not a ` +
+			`prefix: ` + wantPrefix}},
+		{"directors host bits", directors(`["10.0.2.2/24"]`), []string{`realserver: directors: "10.0.2.2/24" has ` +
+			`bits beyond its length: want "10.0.2.0/24", or "10.0.2.2" for the one address`}},
+		{"directors loopback", directors(`["127.0.0.0/8"]`), []string{`realserver: directors: "127.0.0.0/8" is a ` +
+			`loopback address: want a unicast address or prefix`}},
+		{"directors zero", directors(`["0.0.0.0"]`), []string{`realserver: directors: "0.0.0.0" is the unspecified ` +
+			`address: want a unicast address`}},
+		{"directors twice", directors(`["10.0.2.2", "10.0.2.2/32"]`), []string{`realserver: directors: ` +
+			`"10.0.2.2/32" is there twice: want each once`}},
+		{"directors a VIP", directors(`["10.0.2.2", "198.51.100.80"]`),
+			[]string{`realserver: directors: "198.51.100.80" is one of the vips: want the directors' own addresses`}},
+		{"encap a wrong string", with(`encap = "ipi"`), []string{`realserver: encap: "ipi" is unknown: want ipip, ` +
+			`gre, gue or fou`}},
+		{"encap empty", with(`encap = []`), []string{`realserver: encap: is empty: want ipip, gre, gue or fou, or ` +
+			`an array of them`}},
+		{"encap twice", with(`encap = ["ipip", "ipip"]`), []string{`realserver: encap: "ipip" is there twice: want ` +
+			`each once`}},
 		{"encap unknown", with(`encap = ["ipip", "gre", "vxlan", 1, "gue", "fou"]`), []string{
 			`realserver: encap: "vxlan" is unknown: want ipip, gre, gue or fou`,
 			`realserver: encap: 1 is of the wrong type: want ipip, gre, gue or fou`,
 			`realserver: encap: gue and fou can't share encap_port: want one of them`,
 		}},
-		{"encap_port", with("encap_port = 65536"), []string{`realserver: encap_port: 65536 is out of range: want 1 to 65535`}},
-		{"key of no GRE", with("encap_key = 7"), []string{`realserver: encap_key: only gre has a key, and encap has no gre: leave it out`}},
-		{"key", with("encap = [\"gre\"]\nencap_key = -1"), []string{`realserver: encap_key: -1 is out of range: want 0 to 4294967295`}},
-		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: "" is not an address and a port: want an address of this host and a port, such as "127.0.0.1:9465", or "0.0.0.0" or "[::]" for all of its addresses`}},
+		{"encap_port", with("encap_port = 65536"), []string{`realserver: encap_port: 65536 is out of range: want 1 ` +
+			`to 65535`}},
+		{"key of no GRE", with("encap_key = 7"), []string{`realserver: encap_key: only gre has a key, and encap has ` +
+			`no gre: leave it out`}},
+		{"key", with("encap = [\"gre\"]\nencap_key = -1"), []string{`realserver: encap_key: -1 is out of range: ` +
+			`want 0 to 4294967295`}},
+		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: "" is not an address and a port: want an ` +
+			`address of this host and a port, such as "127.0.0.1:9465", or "0.0.0.0" or "[::]" for all of its addresses`}},
 		{"mss small", with("mss = 87"), []string{`realserver: mss: 87 is out of range: ` + wantMSS}},
 		{"mss big", with("mss = 65496"), []string{`realserver: mss: 65496 is out of range: ` + wantMSS}},
 		{"mss text", with(`mss = "1400"`), []string{`realserver: mss: "1400" is not a size: ` + wantMSS}},
 		{"mss table", with("mss = {}"), []string{`realserver: mss: a table is not a size: ` + wantMSS}},
 		{"table zero", with("table = 0"), []string{`realserver: table: 0 is out of range: ` + wantTable}},
-		{"the next table's rule after main's", with("table = 32765"), []string{`realserver: table: 32765 is out of range: ` + wantTable}},
+		{"the next table's rule after main's", with("table = 32765"), []string{`realserver: table: 32765 is out of ` +
+			`range: ` + wantTable}},
 		{"the next table default", with("table = 252"), []string{`realserver: table: 252 is taken: ` + wantTable}},
 		{"table main", with("table = 254"), []string{`realserver: table: 254 is taken: ` + wantTable}},
-		{"table text", with(`table = "main"`), []string{`realserver: table: "main" is of the wrong type: ` + wantTable}},
-		{"many", "[realserver]\ntun = \"a/b\"\nvips = [\"127.0.0.1\"]\nmss = 1\ncontrol = \"x\"\nlog = \"\"\n[extra]", []string{
-			`realserver: tun: "a/b" is not a device's name: want 1 to 15 letters, digits or signs other than / : % (not ".", "..", "all" or "default")`,
-			`realserver: vips: "127.0.0.1" is a loopback address: want a unicast address`,
-			`realserver: directors: missing: ` + wantList,
-			`realserver: mss: 1 is out of range: ` + wantMSS,
-			`realserver: control: "x" is not a socket's path: want an absolute path of at most 107 bytes, such as "/run/vstun/NAME.sock"`,
-			`realserver: log: "" is unknown: want debug, info, warn or error`,
-			`extra: unknown key: want realserver`,
-		}},
+		{"table text", with(`table = "main"`), []string{`realserver: table: "main" is of the wrong type: ` +
+			wantTable}},
+		{"many", "[realserver]\ntun = \"a/b\"\nvips = [\"127.0.0.1\"]\nmss = 1\ncontrol = \"x\"\nlog = \"\"\n[extra]",
+			[]string{
+				`realserver: tun: "a/b" is not a device's name: want 1 to 15 letters, digits or signs other than / : % ` +
+					`(not ".", "..", "all" or "default")`,
+				`realserver: vips: "127.0.0.1" is a loopback address: want a unicast address`,
+				`realserver: directors: missing: ` + wantList,
+				`realserver: mss: 1 is out of range: ` + wantMSS,
+				`realserver: control: "x" is not a socket's path: want an absolute path of at most 107 bytes, such as ` +
+					`"/run/vstun/NAME.sock"`,
+				`realserver: log: "" is unknown: want debug, info, warn or error`,
+				`extra: unknown key: want realserver`,
+			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := config.ParseRealserver("x.toml", []byte(c.text))
@@ -177,13 +210,16 @@ func TestRealserverAccepts(t *testing.T) {
 	for name, text := range map[string]string{
 		"a VIP inside the directors' subnet": "[realserver]\nvips = [\"10.0.2.80\"]\ndirectors = [\"10.0.2.0/24\"]",
 		"the widest prefix":                  "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"10.0.0.0/8\"]",
-		"both families":                      "[realserver]\nvips = [\"198.51.100.80\", \"2001:db8:f::80\"]\ndirectors = [\"2001:db8::2\", \"10.0.2.2\"]",
-		"the widest prefix of IPv6":          "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = [\"2001:db8::/32\"]",
-		"values without arrays":              "[realserver]\nvips = \"198.51.100.80\"\ndirectors = \"10.0.2.2\"\nencap = \"gre\"",
-		"key 0":                              goodRealserver + "encap = [\"gre\", \"ipip\"]\nencap_key = 0",
-		"mss auto":                           goodRealserver + `mss = "auto"`,
-		"least values":                       goodRealserver + "mss = 88\ntable = 1",
-		"greatest values":                    goodRealserver + "mss = 65495\ntable = 32764",
+		"both families": "[realserver]\nvips = [\"198.51.100.80\", " +
+			"\"2001:db8:f::80\"]\ndirectors = [\"2001:db8::2\", \"10.0.2.2\"]",
+		"the widest prefix of IPv6": "[realserver]\nvips = [\"198.51.100.80\"]\ndirectors = " +
+			"[\"2001:db8::/32\"]",
+		"values without arrays": "[realserver]\nvips = \"198.51.100.80\"\ndirectors = " +
+			"\"10.0.2.2\"\nencap = \"gre\"",
+		"key 0":           goodRealserver + "encap = [\"gre\", \"ipip\"]\nencap_key = 0",
+		"mss auto":        goodRealserver + `mss = "auto"`,
+		"least values":    goodRealserver + "mss = 88\ntable = 1",
+		"greatest values": goodRealserver + "mss = 65495\ntable = 32764",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := config.ParseRealserver("x.toml", []byte(text)); err != nil {

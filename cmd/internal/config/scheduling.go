@@ -26,8 +26,8 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 	}
 }
 
-// readFlags reads the flags of a scheduler. As with ipvsadm, a flag is the same under both of its names, and without meaning for a scheduler that
-// has none.
+// readFlags reads the flags of a scheduler. As with ipvsadm, a flag is the same under both of its names, and without
+// meaning for a scheduler that has none.
 func readFlags(t *table, scheduler string) SchedulerFlags {
 	var flags SchedulerFlags
 	offered := []string{"sh-port", "sh-fallback", "mh-port", "mh-fallback"}
@@ -73,7 +73,8 @@ func readPersistence(service *table, vips []netip.Addr) Persistence {
 		netmask := t.integer("netmask", 128, 1, 128, want6)
 		p.Netmask6 = t.integer("netmask6", netmask, 1, 128, want6)
 		if _, both := t.values["netmask"]; both && p.Netmask6 != netmask {
-			t.faultAt("netmask", "%d contradicts netmask6 = %d, as all VIPs are IPv6: leave one of them out", netmask, p.Netmask6)
+			t.faultAt("netmask", "%d contradicts netmask6 = %d, as all VIPs are IPv6: leave one of them out", netmask,
+				p.Netmask6)
 		}
 	} else {
 		p.Netmask = t.integer("netmask", 32, 1, 32, "1 to 32 (netmask6 is for IPv6)")
@@ -87,7 +88,8 @@ func onlyIPv6(vips []netip.Addr) bool {
 	return len(vips) > 0 && !slices.ContainsFunc(vips, netip.Addr.Is4)
 }
 
-// readThresholds reads how many connections a realserver may have, and how many it must fall below to get new ones again.
+// readThresholds reads how many connections a realserver may have, and how many it must fall below to get new ones
+// again.
 func readThresholds(t *table) (upper, lower int) {
 	const want = "0 (none) to 2147483647 connections"
 	upper = t.integer("upper", 0, 0, 1<<31-1, want)

@@ -63,7 +63,8 @@ func (r *serviceReader) read(root *table) []Service {
 	}
 	for _, rs := range r.realservers {
 		if owner, ok := r.vips[rs.address]; ok {
-			rs.t.faultAt(rs.key, "\"%v\" is also a VIP of %s: want the realserver's own address", rs.address, owner.label)
+			rs.t.faultAt(rs.key, "\"%v\" is also a VIP of %s: want the realserver's own address", rs.address,
+				owner.label)
 		}
 	}
 	return services
@@ -166,8 +167,8 @@ func readEncapPort(t *table) uint16 {
 	return uint16(t.integer("encap_port", 6080, 1, 65535, "1 to 65535"))
 }
 
-// claimPorts gives ports to a service unless another one has them already. Port 0, every port, is one beside the others: a service
-// that has a port of its own comes before the one that has them all.
+// claimPorts gives ports to a service unless another one has them already. Port 0, every port, is one beside the
+// others: a service that has a port of its own comes before the one that has them all.
 func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	for _, p := range ports {
 		claims := r.claims[at]
@@ -184,7 +185,8 @@ func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 			}
 			free = false
 			if c.service != t {
-				t.faultAt("port", "%v of %s \"%v\" belongs to %s (port %v): want a VIP, protocol and port in one service only",
+				t.faultAt("port", "%v of %s \"%v\" belongs to %s (port %v): want a VIP, protocol and port in one "+
+					"service only",
 					p, at.protocol, at.vip, c.service.label, c.PortRange)
 			}
 		}

@@ -12,8 +12,8 @@ func readTunnel(t *table) Tunnel {
 	return n
 }
 
-// readFor reads a realserver's tunnel, which is its service's where the realserver says nothing else. What the service says of a key or a checksum is
-// for those of its realservers that can have one.
+// readFor reads a realserver's tunnel, which is its service's where the realserver says nothing else. What the service
+// says of a key or a checksum is for those of its realservers that can have one.
 func (n Tunnel) readFor(t *table) Tunnel {
 	n.Encap = readEncap(t, n.Encap)
 	switch key, own := readKey(t); {
@@ -45,10 +45,12 @@ func checkTunnels(t *table, n Tunnel, realservers []RealserverRef) {
 	if _, written := t.values["encap_port"]; written && !some(func(encap string) bool {
 		return encap == "gue" || encap == "fou" || encap == ""
 	}) {
-		t.warnAt("encap_port", "only gue and fou have a port, and no tunnel of this service is one of them: leave it out")
+		t.warnAt("encap_port", "only gue and fou have a port, and no tunnel of this service is one of them: leave "+
+			"it out")
 	}
 	if n.Checksum && !some(func(encap string) bool { return encap != "ipip" }) {
-		t.faultAt("encap_checksum", "ipip has no checksum, and all tunnels of this service are ipip: leave it out, or use gre, gue or fou")
+		t.faultAt("encap_checksum", "ipip has no checksum, and all tunnels of this service are ipip: leave it out, "+
+			"or use gre, gue or fou")
 	}
 }
 

@@ -42,9 +42,11 @@ func (t *table) socket(key, absent string) string {
 	return path
 }
 
-// listen reads the address and port on which to answer; without the key it is the zero value. Such says what one looks like.
+// listen reads the address and port on which to answer; without the key it is the zero value. Such says what one looks
+// like.
 func (t *table) listen(key, such string) netip.AddrPort {
-	want := fmt.Sprintf("an address of this host and a port, such as %q, or \"0.0.0.0\" or \"[::]\" for all of its addresses", such)
+	want := fmt.Sprintf("an address of this host and a port, such as %q, or \"0.0.0.0\" or \"[::]\" for all of its "+
+		"addresses", such)
 	v, ok := t.value(key)
 	if !ok {
 		return netip.AddrPort{}
@@ -61,7 +63,8 @@ func (t *table) listen(key, such string) netip.AddrPort {
 	case a.Port() == 0:
 		t.faultAt(key, "%s has port 0: want 1 to 65535", show(s))
 	case a.Addr().Is4In6():
-		t.faultAt(key, "%s is an IPv4-mapped IPv6 address: want \"%v\"", show(s), netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+		t.faultAt(key, "%s is an IPv4-mapped IPv6 address: want \"%v\"", show(s), netip.AddrPortFrom(a.Addr().Unmap(),
+			a.Port()))
 	case a.Addr().IsMulticast():
 		t.faultAt(key, "%s is a multicast address: want %s", show(s), want)
 	default:
@@ -168,7 +171,8 @@ func (t *table) addresses(key string, values []any) []netip.Addr {
 }
 
 // source checks one value to be an address or prefix that tunnel packets may come from. Prefixes wider than these would
-// make the agent an open decapsulator: CVE-2020-10136. What the largest providers have is a /8, and a /32 of IPv6 (RFC 6177).
+// make the agent an open decapsulator: CVE-2020-10136. What the largest providers have is a /8, and a /32 of IPv6 (RFC
+// 6177).
 func (t *table) source(key string, value any) (netip.Prefix, bool) {
 	const want = `an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
 	const widest, widest6 = 8, 32
@@ -193,7 +197,8 @@ func (t *table) source(key string, value any) (netip.Prefix, bool) {
 		t.faultAt(key, "%s is of IPv4-mapped IPv6 addresses: want %s", show(s), want)
 	case p.Bits() < least:
 		t.faultAt(key, "%s lets anybody send packets into this host's network (an open decapsulator, "+
-			"CVE-2020-10136): want the directors' own addresses, or prefixes from /%d to /%d", show(s), least, p.Addr().BitLen())
+			"CVE-2020-10136): want the directors' own addresses, or prefixes from /%d to /%d", show(s), least,
+			p.Addr().BitLen())
 	case p != p.Masked():
 		t.faultAt(key, "%s has bits beyond its length: want \"%v\", or \"%v\" for the one address",
 			show(s), p.Masked(), p.Addr())

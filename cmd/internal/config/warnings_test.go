@@ -43,26 +43,39 @@ func TestWarnings(t *testing.T) {
 		want       []string
 	}{
 		{"nothing", served, nil},
-		{"flags of none", served + `scheduler_flags = ["sh-port"]`, []string{`x.toml:7: service "web": scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh`}},
+		{"flags of none", served + `scheduler_flags = ["sh-port"]`, []string{`x.toml:7: service "web": ` +
+			`scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh`}},
 		{"flags of sh", served + `scheduler = "sh"` + "\n" + `scheduler_flags = ["sh-port", "sh-fallback"]`, nil},
 		{"no flags", served + `scheduler_flags = []`, nil},
-		{"port of ipip", served + "\nencap_port = 6081", []string{`x.toml:8: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is one of them: leave it out`}},
+		{"port of ipip", served + "\nencap_port = 6081", []string{`x.toml:8: service "web": encap_port: only gue ` +
+			`and fou have a port, and no tunnel of this service is one of them: leave it out`}},
 		{"port of gue", served + "encap = \"gue\"\nencap_port = 6081", nil},
-		{"port of one of them", without + "encap_port = 6081\nrealserver = [{ address = \"10.0.11.2\" }, { address = \"10.0.12.2\", encap = \"fou\" }]", nil},
-		{"no realserver", without, []string{`x.toml:1: service "web": realserver: missing: the service refuses all clients: want [[service.realserver]] tables`}},
-		{"weight 0", without + "[[service.realserver]]\naddress = \"10.0.11.2\"\nweight = 0\n[[service.realserver]]\naddress = \"10.0.12.2\"\nweight = 0",
-			[]string{`x.toml:7: service "web": realserver: all have weight 0: the service refuses new clients: give one a weight, or name a sorry_server`}},
-		{"weight 0 of one", without + "realserver = [{ address = \"10.0.11.2\" }, { address = \"10.0.12.2\", weight = 0 }]", nil},
-		{"weight 0 that a file may raise", without + `check = { type = "file", path = "/run/web.weight" }` + "\nrealserver = [{ address = \"10.0.11.2\", weight = 0 }]", nil},
+		{"port of one of them", without + "encap_port = 6081\nrealserver = [{ address = \"10.0.11.2\" }, { address " +
+			"= \"10.0.12.2\", encap = \"fou\" }]", nil},
+		{"no realserver", without, []string{`x.toml:1: service "web": realserver: missing: the service refuses all ` +
+			`clients: want [[service.realserver]] tables`}},
+		{"weight 0", without + "[[service.realserver]]\naddress = \"10.0.11.2\"\nweight = " +
+			"0\n[[service.realserver]]\naddress = \"10.0.12.2\"\nweight = 0",
+			[]string{`x.toml:7: service "web": realserver: all have weight 0: the service refuses new clients: give ` +
+				`one a weight, or name a sorry_server`}},
+		{"weight 0 of one", without + "realserver = [{ address = \"10.0.11.2\" }, { address = \"10.0.12.2\", weight " +
+			"= 0 }]", nil},
+		{"weight 0 that a file may raise", without + `check = { type = "file", path = "/run/web.weight" }` +
+			"\nrealserver = [{ address = \"10.0.11.2\", weight = 0 }]", nil},
 		{"a sorry server alone", without + `sorry_server = "10.0.99.2"`, nil},
 		{"program that is not there", served + `check = { type = "exec", command = ["/nowhere/check", "x"] }`, []string{
-			`x.toml:7: service "web": check: command: "/nowhere/check" is not there: install it, or name another program`}},
-		{"program over several lines", served + "[service.check]\ntype = \"exec\"\ncommand = [\n  \"/nowhere/check\",\n  \"x\",\n]", []string{
-			`x.toml:10: service "web": check: command: "/nowhere/check" is not there: install it, or name another program`}},
+			`x.toml:7: service "web": check: command: "/nowhere/check" is not there: install it, or name another ` +
+				`program`}},
+		{"program over several lines", served + "[service.check]\ntype = \"exec\"\ncommand = [\n  " +
+			"\"/nowhere/check\",\n  \"x\",\n]", []string{
+			`x.toml:10: service "web": check: command: "/nowhere/check" is not there: install it, or name another ` +
+				`program`}},
 		{"program that is a directory", served + `check = { type = "exec", command = ["` + dir + `"] }`, []string{
-			`x.toml:7: service "web": check: command: "` + dir + `" is no program: install it, or name another program`}},
+			`x.toml:7: service "web": check: command: "` + dir +
+				`" is no program: install it, or name another program`}},
 		{"program without rights", served + `check = { type = "exec", command = ["` + plain + `"] }`, []string{
-			`x.toml:7: service "web": check: command: "` + plain + `" is not executable: install it, or name another program`}},
+			`x.toml:7: service "web": check: command: "` + plain + `" is not executable: install it, or name ` +
+				`another program`}},
 		{"number in a directory", served + `check = { type = "file", path = "` + dir + `" }`, []string{
 			`x.toml:7: service "web": check: path: "` + dir + `" is not a regular file: ` + wantNumber}},
 		{"number in a FIFO", served + `check = { type = "file", path = "` + fifo + `" }`, []string{
@@ -73,11 +86,14 @@ func TestWarnings(t *testing.T) {
 			`x.toml:8: notify: command: "/nowhere/tell" is not there: install it, or name another program`}},
 		{"program that is there", served + `check = { type = "exec", command = ["/bin/sh", "/nowhere"] }`, nil},
 		{"http of UDP", udp + `check = { type = "http" }`, []string{
-			`x.toml:7: service "web": check: type: http checks go over tcp, and the service is udp: want another type, or the port to check as port`}},
+			`x.toml:7: service "web": check: type: http checks go over tcp, and the service is udp: want another ` +
+				`type, or the port to check as port`}},
 		{"udp of TCP", served + `check = { type = "udp" }`, []string{
-			`x.toml:7: service "web": check: type: udp checks go over udp, and the service is tcp: want another type, or the port to check as port`}},
+			`x.toml:7: service "web": check: type: udp checks go over udp, and the service is tcp: want another ` +
+				`type, or the port to check as port`}},
 		{"of a realserver", strings.Replace(udp, `"10.0.11.2"`, `"10.0.11.2", check = { type = "smtp" }`, 1), []string{
-			`x.toml:6: service "web": realserver "10.0.11.2": check: type: smtp checks go over tcp, and the service is udp: want another type, or the port to check as port`}},
+			`x.toml:6: service "web": realserver "10.0.11.2": check: type: smtp checks go over tcp, and the service ` +
+				`is udp: want another type, or the port to check as port`}},
 		{"https of HTTP/3", udp + `check = { type = "https", port = 443 }`, nil},
 		{"dns of TCP", served + `check = { type = "dns", query = "x" }`, nil},
 		{"ping of UDP", udp + `check = { type = "ping" }`, nil},
@@ -96,7 +112,8 @@ func TestWarnings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"x.toml:5: realserver: encap_port: only gue and fou have a port, and encap has neither: leave it out"}; cmp.Diff(want, r.Warnings) != "" {
+	if want := []string{"x.toml:5: realserver: encap_port: only gue and fou have a port, and encap has neither: " +
+		"leave it out"}; cmp.Diff(want, r.Warnings) != "" {
 		t.Errorf("of a realserver: %q", r.Warnings)
 	}
 }
@@ -120,7 +137,8 @@ func TestPrivilegedPort(t *testing.T) {
 			continue
 		}
 		p := strconv.Itoa(port)
-		wantFaults(t, err, `director: metrics: "127.0.0.1:`+p+`" has port `+p+`, to which the director has no right: want `+strconv.Itoa(least)+` to 65535`)
+		wantFaults(t, err, `director: metrics: "127.0.0.1:`+p+`" has port `+p+`, to which the director has no `+
+			`right: want `+strconv.Itoa(least)+` to 65535`)
 	}
 }
 

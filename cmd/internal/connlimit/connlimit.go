@@ -110,7 +110,8 @@ func (l *Limit) evict(client string) bool {
 // refuse answers a connection that has not been read from, and closes it.
 func refuse(c net.Conn, why string) {
 	_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the buffer of a new connection has room
-	_, _ = fmt.Fprintf(c, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(why)+1)
+	_, _ = fmt.Fprintf(c, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; "+
+		"charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(why)+1)
 	_, _ = io.WriteString(c, why+"\n")
 	c.Close()
 }

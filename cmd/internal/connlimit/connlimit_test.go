@@ -161,9 +161,11 @@ func TestBusyConnectionsStay(t *testing.T) {
 		}
 		busy = append(busy, c)
 	}
-	for from, want := range map[string]string{"127.0.0.2": "this client has too many", "127.0.0.4": "too many connections at a time"} {
+	for from, want := range map[string]string{"127.0.0.2": "this client has too many",
+		"127.0.0.4": "too many connections at a time"} {
 		text, err := io.ReadAll(dial(t, from, at))
-		if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 503 ") || !strings.Contains(string(text), "\r\n\r\n"+want) {
+		if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 503 ") || !strings.Contains(string(text),
+			"\r\n\r\n"+want) {
 			t.Errorf("from %s: %q, %v", from, text, err)
 		}
 	}
@@ -204,7 +206,8 @@ func (a addressed) RemoteAddr() net.Addr {
 }
 
 func TestByAddress(t *testing.T) {
-	for from, want := range map[string]string{"192.0.2.7:4711": "192.0.2.7", "[::ffff:192.0.2.7]:4711": "192.0.2.7", "[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64", "[fe80::1%lo]:80": "fe80::/64"} {
+	for from, want := range map[string]string{"192.0.2.7:4711": "192.0.2.7", "[::ffff:192.0.2.7]:4711": "192.0.2.7",
+		"[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64", "[fe80::1%lo]:80": "fe80::/64"} {
 		if got := ByAddress(addressed{from: from}); got != want {
 			t.Errorf("%s: %s, want %s", from, got, want)
 		}

@@ -15,7 +15,8 @@ func (s *Server) Lives(fn func()) {
 	})
 }
 
-// Alive asks over the socket itself whether the program lives, as any client does. A socket whose file somebody has removed tells nothing.
+// Alive asks over the socket itself whether the program lives, as any client does. A socket whose file somebody has
+// removed tells nothing.
 func (s *Server) Alive(ctx context.Context) error {
 	var ignored struct{}
 	err := Get(ctx, s.listener.Addr().String(), "/alive", &ignored)

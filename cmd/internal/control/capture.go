@@ -47,7 +47,8 @@ const (
 	maxMegabytes = 10_000
 )
 
-// ParseCapture reads the query of GET /capture, in which the keys are the flags of `director capture`. An error is one line that names the flag.
+// ParseCapture reads the query of GET /capture, in which the keys are the flags of `director capture`. An error is one
+// line that names the flag.
 func ParseCapture(q url.Values) (*Capture, error) {
 	c := &Capture{Packets: 1000, Time: time.Minute, Bytes: 64 << 20}
 	for key, values := range q {
@@ -108,8 +109,10 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 	filters.String("megabytes", "64", "no more than `N` megabytes")
 	var file string
 	var asJSON bool
-	c := &cobra.Command{Use: "capture -w FILE", Short: "Write packets to a pcapng file, as they come in and as they go into the tunnel", Args: cobra.NoArgs,
-		Example: "  director capture --client 192.0.2.7 -w flow.pcapng\n  director capture --vip 198.51.100.80:80 --seconds 5 -w - | tshark -r -",
+	c := &cobra.Command{Use: "capture -w FILE", Short: "Write packets to a pcapng file, as they come in and as they " +
+		"go into the tunnel", Args: cobra.NoArgs,
+		Example: "  director capture --client 192.0.2.7 -w flow.pcapng\n  director capture --vip 198.51.100.80:80 " +
+			"--seconds 5 -w - | tshark -r -",
 		RunE: func(c *cobra.Command, _ []string) error {
 			q := url.Values{}
 			filters.VisitAll(func(f *pflag.Flag) {
@@ -125,7 +128,8 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 				return daemon.UsageError{Err: err}
 			}
 			if f, ok := c.OutOrStdout().(*os.File); ok && file == "-" && term.IsTerminal(int(f.Fd())) {
-				return daemon.UsageError{Err: errors.New("-w -: a capture is nothing for a terminal: name a file, or pipe it into tshark -r -")}
+				return daemon.UsageError{Err: errors.New("-w -: a capture is nothing for a terminal: name a file, " +
+					"or pipe it into tshark -r -")}
 			}
 			path, err := socket.Path()
 			if err != nil {

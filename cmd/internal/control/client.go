@@ -24,7 +24,8 @@ func Get(ctx context.Context, socket, path string, into any) error {
 	return ask(ctx, http.MethodGet, socket, path, 0, into)
 }
 
-// ask sends one request, whose answer may take so long beside what a short one takes, and decodes its JSON answer into into.
+// ask sends one request, whose answer may take so long beside what a short one takes, and decodes its JSON answer into
+// into.
 func ask(ctx context.Context, method, socket, path string, takes time.Duration, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, takes+patience)
 	defer cancel()
@@ -51,8 +52,8 @@ func (r *refusal) Error() string { return fmt.Sprintf("%s: %s: %s", r.socket, r.
 // maxRefusal is far above what the faults of a configuration take.
 const maxRefusal = 16 << 20
 
-// do sends one request over the socket, whose answer takes so long to begin beside what a short one takes. The caller closes the body of the
-// response, which has status 200 and may take any time.
+// do sends one request over the socket, whose answer takes so long to begin beside what a short one takes. The caller
+// closes the body of the response, which has status 200 and may take any time.
 func do(ctx context.Context, method, socket, path string, takes time.Duration) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives:     true,

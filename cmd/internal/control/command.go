@@ -27,8 +27,10 @@ func (s *Socket) Path() (string, error) {
 	return s.Config()
 }
 
-// StatusCommand shows the status of the running program, which has type T and calls itself program, by print or as JSON.
-func StatusCommand[T interface{ program() string }](short, program string, socket *Socket, print func(io.Writer, *T) error) *cobra.Command {
+// StatusCommand shows the status of the running program, which has type T and calls itself program, by print or as
+// JSON.
+func StatusCommand[T interface{ program() string }](short, program string, socket *Socket,
+	print func(io.Writer, *T) error) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{Use: "status", Short: short, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

@@ -34,7 +34,8 @@ func complete(socket *Socket, list func(services []Service, args []string) []str
 
 // completeFlags offers the director's names for those of c's flags that take some. It comes when c has them.
 func completeFlags(c *cobra.Command, socket *Socket) {
-	for flag, list := range map[string]func([]Service, []string) []string{"service": serviceNames, "realserver": realserverNames, "vip": vipNames} {
+	for flag, list := range map[string]func([]Service, []string) []string{"service": serviceNames,
+		"realserver": realserverNames, "vip": vipNames} {
 		if c.Flags().Lookup(flag) != nil {
 			_ = c.RegisterFlagCompletionFunc(flag, complete(socket, list)) // the flag is there
 		}

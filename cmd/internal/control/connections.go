@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// Connection is one line of the answer to GET /connections on a director's control socket, and of `director connections --json`. A client's
-// persistence is one too, with template true: then Client is the network that it holds for, masked, ClientPort is 0, and VIP and Port stand for
-// the whole service: its first VIP, and its only port or 0. Of a service that is not configured any more they, and Protocol, are empty.
+// Connection is one line of the answer to GET /connections on a director's control socket, and of `director connections
+// --json`. A client's persistence is one too, with template true: then Client is the network that it holds for, masked,
+// ClientPort is 0, and VIP and Port stand for the whole service: its first VIP, and its only port or 0. Of a service
+// that is not configured any more they, and Protocol, are empty.
 type Connection struct {
 	Protocol   string  `json:"protocol"` // "tcp", "udp" or "sctp"
 	State      string  `json:"state"`    // as ipvsadm names it, or "TEMPLATE"
@@ -56,7 +57,8 @@ func printConnection(w io.Writer, line []byte, width int) error {
 	if c.VIP == "" {
 		c.Protocol, c.VIP = "-", "-"
 	}
-	_, err := io.WriteString(w, row(width, strings.ToUpper(c.Protocol), minutes(c.Expires), c.State, addressPort(c.Client, c.ClientPort), addressPort(c.VIP, c.Port),
+	_, err := io.WriteString(w, row(width, strings.ToUpper(c.Protocol), minutes(c.Expires), c.State,
+		addressPort(c.Client, c.ClientPort), addressPort(c.VIP, c.Port),
 		addressPort(c.Realserver, c.Port)))
 	return err
 }

@@ -24,7 +24,8 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 	filters.String("service", "", "only of the service of this `NAME`")
 	filters.String("state", "", "only in the state of this `NAME`, such as ESTABLISHED or TEMPLATE")
 	filters.String("limit", "", "no more than `N` (default: all)")
-	c := &cobra.Command{Use: "connections", Short: "List connections and persistence templates, as ipvsadm -Lnc does", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "connections", Short: "List connections and persistence templates, as ipvsadm -Lnc does",
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			q := url.Values{}
 			filters.VisitAll(func(f *pflag.Flag) {
@@ -63,7 +64,8 @@ func listConnections(c *cobra.Command, socket string, q url.Values, asJSON bool)
 	} else if err := printConnectionsHead(out, width); err != nil {
 		return err
 	}
-	err := eachLine(c.Context(), socket, "/connections?"+q.Encode(), func(line []byte) error { return print(out, line) })
+	err := eachLine(c.Context(), socket, "/connections?"+q.Encode(),
+		func(line []byte) error { return print(out, line) })
 	if refused := (*refusal)(nil); errors.As(err, &refused) { // there is no table
 		return err
 	}

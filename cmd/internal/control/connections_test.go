@@ -16,10 +16,13 @@ import (
 
 func someConnections() []Connection {
 	return []Connection{
-		{Protocol: "tcp", State: "ESTABLISHED", Expires: 897.9, Client: "192.0.2.7", ClientPort: 41234, VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.2", Service: "web", Packets: 5},
-		{Protocol: "tcp", State: "TEMPLATE", Expires: 299, Client: "192.0.2.0", VIP: "198.51.100.80", Realserver: "10.0.11.2", Service: "web", Template: true},
+		{Protocol: "tcp", State: "ESTABLISHED", Expires: 897.9, Client: "192.0.2.7", ClientPort: 41234,
+			VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.2", Service: "web", Packets: 5},
+		{Protocol: "tcp", State: "TEMPLATE", Expires: 299, Client: "192.0.2.0", VIP: "198.51.100.80",
+			Realserver: "10.0.11.2", Service: "web", Template: true},
 		{State: "TEMPLATE", Expires: 9, Client: "192.0.3.0", Realserver: "10.0.11.9", Service: "gone", Template: true},
-		{Protocol: "udp", State: "UDP", Expires: 7200, Client: "2001:db8::7", ClientPort: 53, VIP: "2001:db8::1", Port: 53, Realserver: "10.0.11.2", Service: "dns", Packets: 1},
+		{Protocol: "udp", State: "UDP", Expires: 7200, Client: "2001:db8::7", ClientPort: 53, VIP: "2001:db8::1",
+			Port: 53, Realserver: "10.0.11.2", Service: "dns", Packets: 1},
 	}
 }
 
@@ -42,7 +45,8 @@ func answering(t *testing.T, list []Connection) (*Socket, *url.Values) {
 
 func TestConnectionsTable(t *testing.T) {
 	at, query := answering(t, someConnections())
-	got, err := execute(ConnectionsCommand(someStates, at), "--client", "192.0.2.0/24", "--state", "udp", "--vip", "[2001:db8::1]:53", "--limit", "9",
+	got, err := execute(ConnectionsCommand(someStates, at), "--client", "192.0.2.0/24", "--state", "udp", "--vip",
+		"[2001:db8::1]:53", "--limit", "9",
 		"--service", "web", "--realserver", "10.0.11.2")
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +69,8 @@ UDP  120:00 UDP         [2001:db8::7]:53      [2001:db8::1]:53      10.0.11.2:53
 
 func TestConnectionsOfNobody(t *testing.T) {
 	at, query := answering(t, nil)
-	if got, err := execute(ConnectionsCommand(someStates, at)); err != nil || strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, "pro ") || len(*query) != 0 {
+	if got, err := execute(ConnectionsCommand(someStates, at)); err != nil || strings.Count(got, "\n") != 1 ||
+		!strings.HasPrefix(got, "pro ") || len(*query) != 0 {
 		t.Errorf("%v, %q, query %v", err, got, query)
 	}
 	if got, err := execute(ConnectionsCommand(someStates, at), "--json"); err != nil || got != "" {
@@ -97,13 +102,15 @@ func TestConnectionsJSON(t *testing.T) {
 func TestBadFilter(t *testing.T) {
 	at := &Socket{Config: func() (string, error) { return "", errors.New("asked") }}
 	var usage daemon.UsageError
-	if _, err := execute(ConnectionsCommand(someStates, at), "--state", "nonsense"); !errors.As(err, &usage) || strings.Contains(err.Error(), "\n") {
+	if _, err := execute(ConnectionsCommand(someStates, at), "--state", "nonsense"); !errors.As(err, &usage) ||
+		strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v", err)
 	}
 	at = listen(t, func(s *Server) {
 		s.Stream("/connections", func(url.Values) (iter.Seq[any], error) { return nil, errors.New("no such state") })
 	})
-	if _, err := execute(ConnectionsCommand(someStates, at)); err == nil || !strings.Contains(err.Error(), "no such state") {
+	if _, err := execute(ConnectionsCommand(someStates, at)); err == nil || !strings.Contains(err.Error(),
+		"no such state") {
 		t.Errorf("%v", err)
 	}
 }

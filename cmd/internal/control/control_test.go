@@ -51,11 +51,13 @@ func TestGet(t *testing.T) {
 		t.Errorf("%v %v", got, err)
 	}
 	for path, want := range map[string]string{"/fails": "it can't", "/none": "404"} {
-		if err := Get(t.Context(), socket, path, &got); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		if err := Get(t.Context(), socket, path, &got); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if err := Get(t.Context(), socket+"x", "/status", &got); err == nil || !strings.Contains(err.Error(), "is the program running") {
+	if err := Get(t.Context(), socket+"x", "/status", &got); err == nil || !strings.Contains(err.Error(),
+		"is the program running") {
 		t.Errorf("no such socket: %v", err)
 	}
 }
@@ -104,15 +106,20 @@ func TestSocketOfKilledProgramIsReplaced(t *testing.T) {
 func TestPrint(t *testing.T) {
 	var tally packet.Tally
 	tally.Drop(packet.DropNoService)
-	st := DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2, In: Traffic{3, 100}, Out: Traffic{2, 140}, Drops: Drops(&tally),
-		Connections: Connections{Count: 5, Max: 1000, HalfOpen: 3, HalfOpenMax: 250, Evicted: 7}, SendError: "network is unreachable",
-		Leaving: Leaving{1, 2, []LeavingRealserver{{Service: "web", Address: "10.0.11.9", Active: 2}}}, Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
-			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
+	st := DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2, In: Traffic{3, 100},
+		Out: Traffic{2, 140}, Drops: Drops(&tally),
+		Connections: Connections{Count: 5, Max: 1000, HalfOpen: 3, HalfOpenMax: 250, Evicted: 7},
+		SendError:   "network is unreachable",
+		Leaving:     Leaving{1, 2, []LeavingRealserver{{Service: "web", Address: "10.0.11.9", Active: 2}}},
+		Services: []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []Realserver{{Address: "10.0.11.2",
+				Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web)", "-> 10.0.11.2", "dropped: no_service", "network is unreachable",
+	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web)", "-> 10.0.11.2",
+		"dropped: no_service", "network is unreachable",
 		"not configured any more", "-> 10.0.11.9  web", "3 of 250 connections"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
@@ -127,11 +134,15 @@ func TestPrint(t *testing.T) {
 		t.Errorf("columns without values:\n%s", &out)
 	}
 	out.Reset()
-	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"}, Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9, TUN: "vs0",
-		Answers: Traffic{7, 900}, Drops: map[string]uint64{"not_answer": 3}, SendError: "no route to host", FromDirectors: []Counted{{"10.0.2.2", 5, 61}},
-		RefusedSources: []Counted{{"10.0.2.9", 6, 0}}, RefusedDestinations: []Counted{{"198.51.100.81", 7, 1}}}); err != nil ||
+	if err := PrintRealserver(&out, &RealserverStatus{VIPs: []string{"198.51.100.80"},
+		Directors: []string{"10.0.2.2/32"}, MSS: 1440, Overruns: 9, TUN: "vs0",
+		Answers: Traffic{7, 900}, Drops: map[string]uint64{"not_answer": 3}, SendError: "no route to host",
+		FromDirectors:  []Counted{{"10.0.2.2", 5, 61}},
+		RefusedSources: []Counted{{"10.0.2.9", 6, 0}}, RefusedDestinations: []Counted{{"198.51.100.81", 7,
+			1}}}); err != nil ||
 		!strings.Contains(out.String(), "MSS 1440") || !strings.Contains(out.String(), "overruns") ||
-		!strings.Contains(out.String(), "answers by vs0       7 packets") || !strings.Contains(out.String(), "dropped: not_answer  3 packets") ||
+		!strings.Contains(out.String(), "answers by vs0       7 packets") || !strings.Contains(out.String(),
+		"dropped: not_answer  3 packets") ||
 		!strings.Contains(out.String(), "last send error: no route to host") {
 		t.Errorf("%v %s", err, &out)
 	}
@@ -156,10 +167,13 @@ func TestPrint(t *testing.T) {
 func TestPrintSettings(t *testing.T) {
 	key := uint32(7)
 	st := DirectorStatus{Services: []Service{
-		{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::1"}, Protocol: "tcp", Ports: []string{"0"}, Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"},
-			Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 100, Lower: 80, Active: 7},
+		{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::1"}, Protocol: "tcp", Ports: []string{"0"},
+			Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"},
+			Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip",
+				Upper: 100, Lower: 80, Active: 7},
 				{Address: "2001:db8:11::2", Encap: "gre", EncapKey: &key, EncapChecksum: true, Weight: 1}}},
-		{Name: "dns", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr", OnePacket: true, Persistence: &Persistence{60, 32, 128}},
+		{Name: "dns", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr",
+			OnePacket: true, Persistence: &Persistence{60, 32, 128}},
 	}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {
@@ -188,16 +202,22 @@ func TestPrintSettings(t *testing.T) {
 // TestPrintHealth is about what only services with checks have.
 func TestPrintHealth(t *testing.T) {
 	st := DirectorStatus{Services: []Service{
-		{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "rr", Health: "down", Quorum: 2, WeightUp: 1, Sorry: true,
-			Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Health: "down", Check: &Check{Reason: "HTTP status 503, want 200-399"}},
-				{Address: "10.0.12.2", Encap: "ipip", Weight: 1, Health: "up", Check: &Check{Reason: "HTTP status 200"}}, {Address: "10.0.13.2", Encap: "ipip", Weight: 1, Health: "unchecked"}}},
+		{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "rr",
+			Health: "down", Quorum: 2, WeightUp: 1, Sorry: true,
+			Realservers: []Realserver{{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Health: "down",
+				Check: &Check{Reason: "HTTP status 503, want 200-399"}},
+				{Address: "10.0.12.2", Encap: "ipip", Weight: 1, Health: "up",
+					Check: &Check{Reason: "HTTP status 200"}}, {Address: "10.0.13.2", Encap: "ipip", Weight: 1,
+					Health: "unchecked"}}},
 	}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {
 		t.Fatal(err)
 	}
 	got := strings.Join(strings.Fields(out.String()), " ")
-	for _, want := range []string{"RemoteAddress Forward Weight Health ActiveConn", "rr (web) DOWN: weight 1 is up, quorum 2 sorry server -> 10.0.11.2 ipip 1 down 0 0 0 0 0 HTTP status 503, want 200-399",
+	for _, want := range []string{"RemoteAddress Forward Weight Health ActiveConn",
+		"rr (web) DOWN: weight 1 is up, quorum 2 sorry server -> 10.0.11.2 ipip 1 down 0 0 0 0 0 HTTP status 503, " +
+			"want 200-399",
 		"10.0.12.2 ipip 1 up 0 0 0 0 0 ->", "10.0.13.2 ipip 1 unchecked 0"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
@@ -234,10 +254,12 @@ func TestStatusCommand(t *testing.T) {
 	if out, err := run(StatusCommand("", "director", at, PrintDirector)); err != nil || !strings.Contains(out, "vs7") {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := run(StatusCommand("", "director", at, PrintDirector), "--json", "--socket", socket); err != nil || !strings.Contains(out, `"tun": "vs7"`) {
+	if out, err := run(StatusCommand("", "director", at, PrintDirector), "--json", "--socket", socket); err != nil ||
+		!strings.Contains(out, `"tun": "vs7"`) {
 		t.Errorf("%v: %s", err, out)
 	}
-	if _, err := run(StatusCommand("", "realserver", at, PrintRealserver)); err == nil || !strings.Contains(err.Error(), "another program") {
+	if _, err := run(StatusCommand("", "realserver", at, PrintRealserver)); err == nil || !strings.Contains(err.Error(),
+		"another program") {
 		t.Errorf("a director's socket, for a realserver: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "p")

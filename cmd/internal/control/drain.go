@@ -43,7 +43,8 @@ func DrainCommand(socket *Socket) *cobra.Command {
 	var who seats
 	var wait bool
 	c := &cobra.Command{Use: "drain SERVICE REALSERVER",
-		Short: "Give a realserver the weight 0, so that it gets no new connections; --wait returns when the last one has ended",
+		Short: "Give a realserver the weight 0, so that it gets no new connections; --wait returns when the last " +
+			"one has ended",
 		RunE: func(c *cobra.Command, args []string) error {
 			q, err := who.query(args)
 			if err != nil {
@@ -60,7 +61,8 @@ func DrainCommand(socket *Socket) *cobra.Command {
 			d.out, d.progress = c.OutOrStdout(), c.ErrOrStderr()
 			return d.run(c, q, wait)
 		}}
-	c.Flags().BoolVar(&wait, "wait", false, "return when the last connection has ended; a realserver that is not configured any more can be waited for, too")
+	c.Flags().BoolVar(&wait, "wait", false, "return when the last connection has ended; a realserver that is not "+
+		"configured any more can be waited for, too")
 	c.Flags().BoolVar(&d.active, "active", false,
 		"return when no established connection is left: neither closing ones nor persistent clients are waited for")
 	c.Flags().DurationVar(&d.timeout, "timeout", 0, "wait no longer than `D`, and fail then (default: no bound)")
@@ -132,7 +134,8 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		deadline = t.C
 	}
 	var written time.Time
-	empty := false // at the look before: a worker may have chosen by the weight before, and its connection counts a moment later
+	// at the look before: a worker may have chosen by the weight before, and its connection counts a moment later
+	empty := false
 	for {
 		all, err := d.ask(ctx, q)
 		if refused := (*refusal)(nil); errors.As(err, &refused) {
@@ -143,7 +146,8 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		}
 		for _, l := range all {
 			if l.Weight > 0 {
-				return fmt.Errorf("service %q: realserver %s: its weight is %d again, so that it does not drain", l.Service, l.Realserver, l.Weight)
+				return fmt.Errorf("service %q: realserver %s: its weight is %d again, so that it does not drain",
+					l.Service, l.Realserver, l.Weight)
 			}
 		}
 		left := sum(all)
@@ -179,9 +183,11 @@ func (d *drain) late(all []Load) error {
 	left := sum(all)
 	what := left.remaining()
 	if left.Held > 0 {
-		what += ", since its persistent clients come back (with expire_quiescent_template = true they would go elsewhere)"
+		what += ", since its persistent clients come back (with expire_quiescent_template = true they would go " +
+			"elsewhere)"
 	}
-	return fmt.Errorf("after %v there remain %s: its weight stays 0: wait again, or give it its weight back (undrain)", d.timeout, what)
+	return fmt.Errorf("after %v there remain %s: its weight stays 0: wait again, or give it its weight back (undrain)",
+		d.timeout, what)
 }
 
 // remaining describes l as "1 active, 316 closing". Inactive TCP connections are closing, except the few that are half

@@ -30,7 +30,8 @@ type Explanation struct {
 	Connection *Connection `json:"connection,omitempty"`
 	Template   *Connection `json:"template,omitempty"`
 	Candidates []Candidate `json:"realservers,omitempty"` // of the service
-	Near       []string    `json:"near,omitempty"`        // what there is, where no service has it: "tcp 198.51.100.80:80 (web)"
+	// what there is, where no service has it: "tcp 198.51.100.80:80 (web)"
+	Near []string `json:"near,omitempty"`
 }
 
 // Candidate is a realserver as it stands for a new connection.
@@ -48,7 +49,8 @@ type Candidate struct {
 func Endpoint(what, s string) (netip.AddrPort, error) {
 	ap, err := netip.ParseAddrPort(s)
 	if err != nil || ap.Addr().Zone() != "" || ap.Addr().Is4In6() {
-		return netip.AddrPort{}, fmt.Errorf("%s %q is no address with a port: want one such as 198.51.100.80:80 or [2001:db8::80]:80", what, s)
+		return netip.AddrPort{}, fmt.Errorf("%s %q is no address with a port: want one such as 198.51.100.80:80 or "+
+			"[2001:db8::80]:80", what, s)
 	}
 	return ap, nil
 }
@@ -72,7 +74,8 @@ func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err e
 		return client, vip, "", err
 	}
 	if client.Addr().Is4() != vip.Addr().Is4() {
-		return client, vip, "", fmt.Errorf("client %v and VIP %v are of two families: want both IPv4, or both IPv6", client, vip)
+		return client, vip, "", fmt.Errorf("client %v and VIP %v are of two families: want both IPv4, or both IPv6",
+			client, vip)
 	}
 	protocol = q.Get("protocol")
 	if known := []string{"", "tcp", "udp", "sctp"}; !slices.Contains(known, protocol) {
@@ -88,7 +91,8 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 	var protocol string
 	c := &cobra.Command{Use: "explain CLIENT[:PORT] VIP:PORT",
 		Short: "Say which realserver a flow has, or would get, and why; changes nothing", Args: cobra.ExactArgs(2),
-		Example: "  director explain 192.0.2.7:4711 198.51.100.80:80\n  director explain [2001:db8::7]:4711 [2001:db8:100::80]:53 --protocol udp",
+		Example: "  director explain 192.0.2.7:4711 198.51.100.80:80\n  director explain [2001:db8::7]:4711 " +
+			"[2001:db8:100::80]:53 --protocol udp",
 		RunE: func(c *cobra.Command, args []string) error {
 			q := url.Values{"client": {args[0]}, "vip": {args[1]}}
 			if protocol != "" {
@@ -110,7 +114,8 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 			}
 			return printExplanation(c.OutOrStdout(), &e)
 		}}
-	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a connection or a service)")
+	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a "+
+		"connection or a service)")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	// the flag is there
 	_ = c.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"},
@@ -137,7 +142,8 @@ func printExplanation(out io.Writer, e *Explanation) error {
 		fmt.Fprintln(&w, "connection: none")
 	}
 	if t := e.Template; t != nil {
-		fmt.Fprintf(&w, "persistence: client %s stays at %s, expires in %s\n", t.Client, t.Realserver, minutes(t.Expires))
+		fmt.Fprintf(&w, "persistence: client %s stays at %s, expires in %s\n", t.Client, t.Realserver,
+			minutes(t.Expires))
 	}
 	if e.Service != "" {
 		fmt.Fprintf(&w, "service: %s, scheduler %s\n", e.Service, e.Scheduler)
@@ -180,7 +186,8 @@ func (c *Candidate) cells() []string {
 	if c.PassedOver != "" {
 		remark = "passed over: " + c.PassedOver
 	}
-	return []string{c.Address, c.Forward(), fmt.Sprint(c.Weight), fmt.Sprint(c.Active), fmt.Sprint(c.Inactive), link, fmt.Sprintf("<= %d", c.InnerMTU), remark}
+	return []string{c.Address, c.Forward(), fmt.Sprint(c.Weight), fmt.Sprint(c.Active), fmt.Sprint(c.Inactive), link,
+		fmt.Sprintf("<= %d", c.InnerMTU), remark}
 }
 
 // remark is what is out of the ordinary with a realserver.

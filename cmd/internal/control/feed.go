@@ -11,9 +11,11 @@ import (
 // summaryHeader is the trailer in which the summary of a feed comes.
 const summaryHeader = "Vstun-Summary"
 
-// Feed serves GET path with what a function writes that open returns for a query: it writes until ctx ends or the client goes, flushes when the client shall see
-// what there is, and returns a summary, which comes behind all as JSON. An error of open means that the query is refused.
-func (s *Server) Feed(path, contentType string, open func(url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error), error)) {
+// Feed serves GET path with what a function writes that open returns for a query: it writes until ctx ends or the
+// client goes, flushes when the client shall see what there is, and returns a summary, which comes behind all as JSON.
+// An error of open means that the query is refused.
+func (s *Server) Feed(path, contentType string, open func(url.Values) (func(ctx context.Context, w io.Writer,
+	flush func() error) (any, error), error)) {
 	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 		write, err := open(r.URL.Query())
 		if err != nil {

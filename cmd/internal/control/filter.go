@@ -22,8 +22,8 @@ type Filter struct {
 	Limit      int    // the most connections to answer with; 0: no bound
 }
 
-// ParseFilter reads the query of GET /connections, in which the keys are the flags of `director connections`. States are all that there are. An
-// error is one line that names the flag.
+// ParseFilter reads the query of GET /connections, in which the keys are the flags of `director connections`. States
+// are all that there are. An error is one line that names the flag.
 func ParseFilter(q url.Values, states []string) (*Filter, error) {
 	f := &Filter{Port: -1}
 	for key, values := range q {

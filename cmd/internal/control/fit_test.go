@@ -12,9 +12,12 @@ import (
 // wide is a status with everything that is long.
 func wide() []Service {
 	key, configured := uint32(4294967295), 65535
-	return []Service{{Name: "a-service-with-a-long-name", VIPs: []string{"2001:db8:1111:2222:3333:4444:5555:6666"}, Protocol: "tcp", Ports: []string{"80", "443", "8000-8099", "9000-9999"},
-		Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"}, Persistence: &Persistence{300, 24, 64}, Realservers: []Realserver{
-			{Address: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", Encap: "gre", EncapKey: &key, EncapChecksum: true, Weight: 0, Configured: &configured, Upper: 1_000_000, Lower: 900_000,
+	return []Service{{Name: "a-service-with-a-long-name", VIPs: []string{"2001:db8:1111:2222:3333:4444:5555:6666"},
+		Protocol: "tcp", Ports: []string{"80", "443", "8000-8099", "9000-9999"},
+		Scheduler: "sh", SchedulerFlags: []string{"sh-port", "sh-fallback"}, Persistence: &Persistence{300, 24, 64},
+		Realservers: []Realserver{
+			{Address: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", Encap: "gre", EncapKey: &key, EncapChecksum: true,
+				Weight: 0, Configured: &configured, Upper: 1_000_000, Lower: 900_000,
 				Active: 123_456_789, Inactive: 99_999, Connections: 1 << 62, Forwarded: Traffic{1 << 60, 1<<64 - 1}},
 			{Address: "10.0.12.2", Encap: "ipip", Weight: 1}}}}
 }
@@ -22,8 +25,10 @@ func wide() []Service {
 // TestTablesFit: no line of status is wider than a terminal of 80 columns, and each realserver has one; without a
 // terminal the table is whole.
 func TestTablesFit(t *testing.T) {
-	narrow := []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Realservers: []Realserver{
-		{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789, 12_345_678_901}}}}}
+	narrow := []Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"},
+		Scheduler: "wlc", Realservers: []Realserver{
+			{Address: "10.0.11.2", Encap: "ipip", Weight: 1, Active: 1234, Inactive: 56789, Connections: 12_345_678,
+				Forwarded: Traffic{123_456_789, 12_345_678_901}}}}}
 	for _, services := range [][]Service{narrow, wide()} {
 		for _, width := range []int{80, 100, 132} {
 			var out bytes.Buffer
@@ -34,16 +39,20 @@ func TestTablesFit(t *testing.T) {
 				}
 			}
 			for _, r := range services[0].Realservers {
-				if !regexp.MustCompile(`(?m)^  -> ` + regexp.QuoteMeta(r.Address) + ` .* [0-9]+[KMGTP]? .*$`).MatchString(out.String()) {
+				if !regexp.MustCompile(`(?m)^  -> ` + regexp.QuoteMeta(r.Address) +
+					` .* [0-9]+[KMGTP]? .*$`).MatchString(out.String()) {
 					t.Errorf("in %d columns %s has no row of its own:\n%s", width, r.Address, &out)
 				}
 			}
 		}
 	}
 	// As ipvsadm -Ln does: a title, and a row for each realserver, which keeps its connections and its health.
-	six := []Service{{Name: "web", VIPs: []string{"2001:db8:100::80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Realservers: []Realserver{
-		{Address: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", Encap: "ipip", Weight: 1, Health: "up", Check: &Check{}, Upper: 10, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789, 12_345_678_901}},
-		{Address: "fd00:0:11::2", Encap: "ipip", Weight: 1, Health: "unchecked"}}}}
+	six := []Service{{Name: "web", VIPs: []string{"2001:db8:100::80"}, Protocol: "tcp", Ports: []string{"80"},
+		Scheduler: "wlc", Realservers: []Realserver{
+			{Address: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", Encap: "ipip", Weight: 1, Health: "up", Check: &Check{},
+				Upper: 10, Active: 1234, Inactive: 56789, Connections: 12_345_678, Forwarded: Traffic{123_456_789,
+					12_345_678_901}},
+			{Address: "fd00:0:11::2", Encap: "ipip", Weight: 1, Health: "unchecked"}}}}
 	var out bytes.Buffer
 	printServices(&out, six, 80)
 	if want := `Prot Address:Port Scheduler Flags
@@ -56,7 +65,8 @@ TCP [2001:db8:100::80]:80 wlc (web)
 	}
 	out.Reset()
 	printServices(&out, narrow, 80)
-	if want := "  -> 10.0.11.2  ipip     1       1234    56789  12345K  123M    12345M"; !strings.Contains(out.String(), want) {
+	if want := "  -> 10.0.11.2  ipip     1       1234    56789  12345K  123M    12345M"; !strings.Contains(out.String(),
+		want) {
 		t.Errorf("%q is missing in\n%s", want, &out)
 	}
 	out.Reset()
@@ -68,15 +78,19 @@ TCP [2001:db8:100::80]:80 wlc (web)
 
 // TestHeadlineFits: the first line of status is one line; without a terminal it has all.
 func TestHeadlineFits(t *testing.T) {
-	st := DirectorStatus{Version: "0.1.0+0123456789ab", Pid: 123456, Uptime: 3600 * 24 * 30, TUN: "vs0", Queues: 1, Offloads: "csum tso uso", Connections: Connections{Count: 861, Max: 1_000_000}}
+	st := DirectorStatus{Version: "0.1.0+0123456789ab", Pid: 123456, Uptime: 3600 * 24 * 30, TUN: "vs0", Queues: 1,
+		Offloads: "csum tso uso", Connections: Connections{Count: 861, Max: 1_000_000}}
 	for width, want := range map[int]string{
-		0:   "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, vs0 with 1 queue (csum tso uso), 861 of 1000000 connections",
-		132: "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, vs0 with 1 queue (csum tso uso), 861 of 1000000 connections",
-		80:  "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, 861 of 1000000 connections",
-		79:  "director 0.1.0+0123456789ab, up 720h0m0s, 861 of 1000000 connections",
-		40:  "director 0.1.0+0123456789ab",
+		0: "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, vs0 with 1 queue (csum tso uso), 861 of 1000000 " +
+			"connections",
+		132: "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, vs0 with 1 queue (csum tso uso), 861 of 1000000 " +
+			"connections",
+		80: "director 0.1.0+0123456789ab, pid 123456, up 720h0m0s, 861 of 1000000 connections",
+		79: "director 0.1.0+0123456789ab, up 720h0m0s, 861 of 1000000 connections",
+		40: "director 0.1.0+0123456789ab",
 	} {
-		got := headline(width, "director "+st.Version, fact{"pid 123456", 2}, fact{"up 720h0m0s", 3}, device(st.TUN, st.Queues, st.Offloads), fact{"861 of 1000000 connections", 4})
+		got := headline(width, "director "+st.Version, fact{"pid 123456", 2}, fact{"up 720h0m0s", 3},
+			device(st.TUN, st.Queues, st.Offloads), fact{"861 of 1000000 connections", 4})
 		if got != want {
 			t.Errorf("in %d columns %q, want %q", width, got, want)
 		}
@@ -85,7 +99,8 @@ func TestHeadlineFits(t *testing.T) {
 
 // TestConnectionsFit: a row that is wider than the terminal goes on below.
 func TestConnectionsFit(t *testing.T) {
-	c := Connection{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "2001:db8::7", ClientPort: 4711, VIP: "2001:db8:100::80", Port: 80, Realserver: "fd00:0:11::2"}
+	c := Connection{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "2001:db8::7", ClientPort: 4711,
+		VIP: "2001:db8:100::80", Port: 80, Realserver: "fd00:0:11::2"}
 	line, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +127,8 @@ func TestWrapped(t *testing.T) {
 			t.Errorf("%q: %q, want %q", c.text, got, c.want)
 		}
 	}
-	for n, want := range map[uint64]string{0: "0", 99_999: "99999", 100_000: "100K", 99_999_999: "99999K", 123_456_789: "123M", 1<<64 - 1: "18446P"} {
+	for n, want := range map[uint64]string{0: "0", 99_999: "99999", 100_000: "100K", 99_999_999: "99999K",
+		123_456_789: "123M", 1<<64 - 1: "18446P"} {
 		if got := ipvsNumber(n); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}

@@ -126,7 +126,10 @@ func TestEachLineStops(t *testing.T) {
 	at := listen(t, func(s *Server) { s.Stream("/connections", endless(stopped)) })
 	path, _ := at.Path()
 	enough := errors.New("enough")
-	if err := eachLine(t.Context(), path, "/connections", func([]byte) error { return fmt.Errorf("it is %w", enough) }); !errors.Is(err, enough) {
+	if err := eachLine(t.Context(), path, "/connections", func([]byte) error {
+		return fmt.Errorf("it is %w",
+			enough)
+	}); !errors.Is(err, enough) {
 		t.Error(err)
 	}
 	await(t, "the answer stops", stopped)

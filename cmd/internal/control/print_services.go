@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// printServices writes the services and their realservers: ipvsadm's columns, those of the thresholds where there are any, and ours. A service's
-// line runs across the columns.
+// printServices writes the services and their realservers: ipvsadm's columns, those of the thresholds where there are
+// any, and ours. A service's line runs across the columns.
 func printServices(w io.Writer, services []Service, width int) {
 	thresholds := slices.ContainsFunc(services, func(s Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Upper > 0 })
@@ -17,7 +17,8 @@ func printServices(w io.Writer, services []Service, width int) {
 	checked := slices.ContainsFunc(services, func(s Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r Realserver) bool { return r.Check != nil })
 	})
-	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes", ""}
+	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes",
+		""}
 	if thresholds {
 		columns = slices.Insert(columns, 3, "Upper", "Lower")
 	}
@@ -58,7 +59,8 @@ func (r *Realserver) cells(thresholds bool) []string {
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}
-	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections), fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), r.remark())
+	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections),
+		fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), r.remark())
 }
 
 // Forward names the tunnel: "gre,key=7,csum".
@@ -85,7 +87,8 @@ func (s *Service) Title() string {
 	return strings.Join([]string{s.Name, s.Protocol, first, s.Scheduler}, " ")
 }
 
-// Settings is the scheduler and what else a service's line says, in the words of ipvsadm: "sh (sh-port) persistent 300 ops".
+// Settings is the scheduler and what else a service's line says, in the words of ipvsadm: "sh (sh-port) persistent 300
+// ops".
 func (s *Service) Settings() string {
 	words := []string{s.Scheduler}
 	if len(s.SchedulerFlags) > 0 {

@@ -24,7 +24,8 @@ func (s *Server) profiles() {
 func ProfileCommand(socket *Socket) *cobra.Command {
 	var seconds int
 	var out string
-	c := &cobra.Command{Use: "profile [cpu|heap|allocs|goroutine|mutex|block|trace]", Short: "Write a profile of the running program, for go tool pprof",
+	c := &cobra.Command{Use: "profile [cpu|heap|allocs|goroutine|mutex|block|trace]",
+		Short:     "Write a profile of the running program, for go tool pprof",
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{"cpu", "heap", "allocs", "goroutine", "mutex", "block", "trace"},
 		RunE: func(c *cobra.Command, args []string) error {
@@ -47,7 +48,8 @@ func ProfileCommand(socket *Socket) *cobra.Command {
 			if out == "" {
 				out = c.Root().Name() + "." + kind + ".pprof"
 			}
-			if err := save(c.Context(), path, "/debug/pprof/"+name+"?"+q.Encode(), out, time.Duration(seconds)*time.Second); err != nil {
+			if err := save(c.Context(), path, "/debug/pprof/"+name+"?"+q.Encode(), out,
+				time.Duration(seconds)*time.Second); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(c.OutOrStdout(), out)

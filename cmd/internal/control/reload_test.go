@@ -15,8 +15,10 @@ func TestReloadCommand(t *testing.T) {
 	if got, err := execute(ReloadCommand(at)); err != nil || got != "nothing changed\n" {
 		t.Errorf("%q, %v", got, err)
 	}
-	changes = []Change{{Service: "web", New: "tcp", Text: `service "web": added`}, {Service: "dns", Old: 53, Text: `service "dns": removed`}}
-	if got, err := execute(ReloadCommand(at)); err != nil || got != "service \"web\": added\nservice \"dns\": removed\n" {
+	changes = []Change{{Service: "web", New: "tcp", Text: `service "web": added`}, {Service: "dns", Old: 53,
+		Text: `service "dns": removed`}}
+	if got, err := execute(ReloadCommand(at)); err != nil ||
+		got != "service \"web\": added\nservice \"dns\": removed\n" {
 		t.Errorf("%q, %v", got, err)
 	}
 	if got, err := execute(ReloadCommand(at), "--json"); err != nil || got != `{
@@ -57,7 +59,8 @@ func TestReloadCommand(t *testing.T) {
 }
 
 func TestReloadOfNoDirector(t *testing.T) {
-	if _, err := execute(ReloadCommand(listen(t, func(*Server) {}))); err == nil || !strings.Contains(err.Error(), "/reload: 404") {
+	if _, err := execute(ReloadCommand(listen(t, func(*Server) {}))); err == nil || !strings.Contains(err.Error(),
+		"/reload: 404") {
 		t.Errorf("%v", err)
 	}
 }

@@ -29,8 +29,9 @@ type Server struct {
 	limits   limits
 }
 
-// Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program left behind is replaced; one
-// that a running program answers on is an error. Two programs with the same socket must not call Listen at the same time.
+// Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program left
+// behind is replaced; one that a running program answers on is an error. Two programs with the same socket must not
+// call Listen at the same time.
 func Listen(socket string) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", socket, err)
@@ -38,11 +39,13 @@ func Listen(socket string) (*Server, error) {
 	info, err := os.Lstat(socket)
 	switch {
 	case err == nil && info.Mode()&os.ModeSocket == 0:
-		return nil, fmt.Errorf("control socket %s: there is something else than a socket at this path: remove it, or set another path as control", socket)
+		return nil, fmt.Errorf("control socket %s: there is something else than a socket at this path: remove it, "+
+			"or set another path as control", socket)
 	case err == nil:
 		if c, err := net.Dial("unix", socket); err == nil {
 			c.Close()
-			return nil, fmt.Errorf("control socket %s is in use by another running program: stop that one, or set another path as control", socket)
+			return nil, fmt.Errorf("control socket %s is in use by another running program: stop that one, or set "+
+				"another path as control", socket)
 		}
 		if err := os.Remove(socket); err != nil {
 			return nil, fmt.Errorf("control socket %s: %w", socket, err)

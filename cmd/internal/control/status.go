@@ -24,23 +24,27 @@ type DirectorStatus struct {
 	Offloads string  `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	In       Traffic `json:"in"`       // read from the TUN device
 	// sent to realservers, with the tunnel's header, and ICMP and TCP resets to clients
-	Out           Traffic           `json:"out"`
-	Resets        uint64            `json:"resets"`  // of those, TCP resets
-	Drops         map[string]uint64 `json:"drops"`   // packets refused, by reason; only reasons that occurred
-	Waiting       int               `json:"waiting"` // fragments that wait for the rest of their packets: neither sent nor refused yet
-	Connections   Connections       `json:"connections"`
-	Services      []Service         `json:"services"`
-	Checks        Checks            `json:"checks"`
-	Leaving       Leaving           `json:"leaving"`
-	Configuration Configuration     `json:"configuration"`
-	Overruns      uint64            `json:"overruns"`             // packets that the kernel dropped because the director was too slow
-	SendError     string            `json:"send_error,omitempty"` // the kernel's reason for the last packet that it refused to send
+	Out    Traffic           `json:"out"`
+	Resets uint64            `json:"resets"` // of those, TCP resets
+	Drops  map[string]uint64 `json:"drops"`  // packets refused, by reason; only reasons that occurred
+	// fragments that wait for the rest of their packets: neither sent nor refused yet
+	Waiting       int           `json:"waiting"`
+	Connections   Connections   `json:"connections"`
+	Services      []Service     `json:"services"`
+	Checks        Checks        `json:"checks"`
+	Leaving       Leaving       `json:"leaving"`
+	Configuration Configuration `json:"configuration"`
+	// packets that the kernel dropped because the director was too slow
+	Overruns uint64 `json:"overruns"`
+	// the kernel's reason for the last packet that it refused to send
+	SendError string `json:"send_error,omitempty"`
 }
 
 // Configuration is what came of reading the configuration file.
 type Configuration struct {
-	Read  time.Time `json:"read"`                   // when what is in force was read
-	Error string    `json:"reload_error,omitempty"` // why a reload since then has changed nothing, a line for each fault
+	Read time.Time `json:"read"` // when what is in force was read
+	// why a reload since then has changed nothing, a line for each fault
+	Error string `json:"reload_error,omitempty"`
 }
 
 // Leaving is what remains of realservers that are not configured any more: they keep their connections until those end.
@@ -68,11 +72,12 @@ type Traffic struct {
 
 // Connections is the use of the connection table.
 type Connections struct {
-	Count       int    `json:"count"`
-	Max         int    `json:"max"`
-	HalfOpen    int    `json:"half_open"`               // TCP connections whose client has not answered yet
-	HalfOpenMax int    `json:"half_open_max,omitempty"` // 0: they have no bound of their own
-	Evicted     uint64 `json:"evicted"`                 // connections that made room for new ones: the oldest of the half-open
+	Count       int `json:"count"`
+	Max         int `json:"max"`
+	HalfOpen    int `json:"half_open"`               // TCP connections whose client has not answered yet
+	HalfOpenMax int `json:"half_open_max,omitempty"` // 0: they have no bound of their own
+	// connections that made room for new ones: the oldest of the half-open
+	Evicted uint64 `json:"evicted"`
 }
 
 // Service is one virtual service with its realservers, in the order of the configuration.
@@ -87,9 +92,10 @@ type Service struct {
 	OnePacket      bool         `json:"one_packet,omitempty"`
 	Health         string       `json:"health,omitempty"` // "up": its quorum is reached; or "down"
 	Quorum         int          `json:"quorum"`           // weight that must be up for that
-	WeightUp       int          `json:"weight_up"`        // weights of the realservers that are up, or that nobody checks
-	Sorry          bool         `json:"sorry"`            // its sorry server is in use
-	Realservers    []Realserver `json:"realservers"`
+	// weights of the realservers that are up, or that nobody checks
+	WeightUp    int          `json:"weight_up"`
+	Sorry       bool         `json:"sorry"` // its sorry server is in use
+	Realservers []Realserver `json:"realservers"`
 }
 
 // Ports are the ports of a service: "80", a range "8000-8099", or "0", which is every port. In JSON they are as in the

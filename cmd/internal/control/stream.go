@@ -16,8 +16,9 @@ import (
 // streamBuffer is the part of a stream that either side holds. No line is longer.
 const streamBuffer = 64 << 10
 
-// Stream serves GET path with a line of JSON for each value that rows yields, one after the other: neither side ever holds all of them. An error
-// of rows means that the query is wrong. When the client goes, or stays but doesn't read, rows is stopped.
+// Stream serves GET path with a line of JSON for each value that rows yields, one after the other: neither side ever
+// holds all of them. An error of rows means that the query is wrong. When the client goes, or stays but doesn't read,
+// rows is stopped.
 func (s *Server) Stream(path string, rows func(url.Values) (iter.Seq[any], error)) {
 	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 		seq, err := rows(r.URL.Query())
@@ -26,7 +27,8 @@ func (s *Server) Stream(path string, rows func(url.Values) (iter.Seq[any], error
 			return
 		}
 		w.Header().Set("Content-Type", "application/jsonl")
-		if err := http.NewResponseController(w).Flush(); err != nil { // the client learns that its query is fine before the first row is found
+		// the client learns that its query is fine before the first row is found
+		if err := http.NewResponseController(w).Flush(); err != nil {
 			return
 		}
 		out := bufio.NewWriterSize(w, streamBuffer)

@@ -59,7 +59,8 @@ func (s *seats) query(args []string) (url.Values, error) {
 	address := args[len(args)-1]
 	a, err := netip.ParseAddr(address)
 	if err != nil {
-		return nil, daemon.UsageError{Err: fmt.Errorf("realserver %q is not an address: want one such as 10.0.11.2", address)}
+		return nil, daemon.UsageError{Err: fmt.Errorf("realserver %q is not an address: want one such as 10.0.11.2",
+			address)}
 	}
 	q.Set("realserver", a.String())
 	if !s.all {
@@ -91,7 +92,8 @@ func SetCommand(socket *Socket) *cobra.Command {
 	var who seats
 	var weight string
 	var asJSON bool
-	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until it changes in the configuration or the director ends",
+	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until " +
+		"it changes in the configuration or the director ends",
 		RunE: func(c *cobra.Command, args []string) error {
 			if weight == "" {
 				return daemon.UsageError{Err: fmt.Errorf("--weight is missing: want --weight N, 0 (drains it) to %d",
@@ -111,7 +113,8 @@ func SetCommand(socket *Socket) *cobra.Command {
 func UndrainCommand(socket *Socket) *cobra.Command {
 	var who seats
 	var asJSON bool
-	c := &cobra.Command{Use: "undrain SERVICE REALSERVER", Short: "Give a realserver its configured weight back, after drain or set",
+	c := &cobra.Command{Use: "undrain SERVICE REALSERVER", Short: "Give a realserver its configured weight back, " +
+		"after drain or set",
 		RunE: func(c *cobra.Command, args []string) error { return who.setWeight(c, socket, args, "", asJSON) }}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return who.flag(c, socket)

@@ -1,5 +1,5 @@
-// Package daemon is what both programs have in common as services: tasks that live and end together, signals, readiness, the log, and the
-// exit status.
+// Package daemon is what both programs have in common as services: tasks that live and end together, signals,
+// readiness, the log, and the exit status.
 package daemon
 
 import (
@@ -33,9 +33,11 @@ type UsageError struct{ Err error }
 func (e UsageError) Error() string { return e.Err.Error() }
 func (e UsageError) Unwrap() error { return e.Err }
 
-// Main runs a program's command line and returns its exit status. Every error is printed, one line a fault, after the program's name.
+// Main runs a program's command line and returns its exit status. Every error is printed, one line a fault, after the
+// program's name.
 func Main(root *cobra.Command) int {
-	// Go ends a program that crashes with status 2, which says here that the configuration is wrong: nobody would start it anew. So it ends by SIGABRT.
+	// Go ends a program that crashes with status 2, which says here that the configuration is wrong: nobody would start
+	// it anew. So it ends by SIGABRT.
 	debug.SetTraceback("crash")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	Prepare(root)
@@ -96,9 +98,9 @@ type SignalError struct{ Signal syscall.Signal }
 // Error returns the signal's name: "SIGTERM".
 func (e SignalError) Error() string { return unix.SignalName(e.Signal) }
 
-// Signals returns a context that ends with SIGTERM, SIGINT or one of more, and keeps SIGPIPE from ending the program. It is for the very
-// beginning of a program that changes the machine: from then on no signal but SIGKILL ends it before it has cleaned up, whoever reads
-// its log, or doesn't. The cause of the context's end is a SignalError.
+// Signals returns a context that ends with SIGTERM, SIGINT or one of more, and keeps SIGPIPE from ending the program.
+// It is for the very beginning of a program that changes the machine: from then on no signal but SIGKILL ends it before
+// it has cleaned up, whoever reads its log, or doesn't. The cause of the context's end is a SignalError.
 func Signals(ctx context.Context, more ...os.Signal) (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a write to a closed pipe fails then, and no more
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -146,8 +148,8 @@ func LogStop(log *slog.Logger) Task {
 	}
 }
 
-// OnHangup takes SIGHUP from now on, and until the program's end, so that it never ends the program, and returns what makes the task that calls
-// fn for each.
+// OnHangup takes SIGHUP from now on, and until the program's end, so that it never ends the program, and returns what
+// makes the task that calls fn for each.
 func OnHangup() func(fn func()) Task {
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGHUP)
@@ -165,7 +167,8 @@ func OnHangup() func(fn func()) Task {
 	}
 }
 
-// Notify tells the service manager about the program's state (sd_notify(3)): "READY=1". Without a service manager it does nothing.
+// Notify tells the service manager about the program's state (sd_notify(3)): "READY=1". Without a service manager it
+// does nothing.
 func Notify(state string) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

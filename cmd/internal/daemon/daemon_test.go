@@ -20,7 +20,8 @@ import (
 
 func TestRunEndsTogether(t *testing.T) {
 	wait := func(ctx context.Context) error { <-ctx.Done(); return nil }
-	if err := Run(t.Context(), wait, func(context.Context) error { return errors.New("broken") }, wait); err == nil || err.Error() != "broken" {
+	if err := Run(t.Context(), wait, func(context.Context) error { return errors.New("broken") }, wait); err == nil ||
+		err.Error() != "broken" {
 		t.Errorf("%v", err)
 	}
 	if err := Run(t.Context(), wait, func(context.Context) error { return nil }); err != nil {
@@ -138,12 +139,19 @@ func TestMainStatus(t *testing.T) {
 	root := func(args ...string) *cobra.Command {
 		c := &cobra.Command{Use: "prog", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return nil }}
 		c.AddCommand(VersionCommand(),
-			&cobra.Command{Use: "fails", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return errors.New("one\ntwo") }},
-			&cobra.Command{Use: "misused", RunE: func(*cobra.Command, []string) error { return UsageError{errors.New("bad file")} }})
+			&cobra.Command{Use: "fails", Args: cobra.NoArgs, RunE: func(*cobra.Command,
+				[]string) error {
+				return errors.New("one\ntwo")
+			}},
+			&cobra.Command{Use: "misused", RunE: func(*cobra.Command,
+				[]string) error {
+				return UsageError{errors.New("bad file")}
+			}})
 		c.SetArgs(args)
 		return c
 	}
-	for args, want := range map[string]int{"version": 0, "": 0, "fails": ExitFailure, "misused": ExitUsage, "bogus": ExitUsage, "fails x": ExitUsage,
+	for args, want := range map[string]int{"version": 0, "": 0, "fails": ExitFailure, "misused": ExitUsage,
+		"bogus": ExitUsage, "fails x": ExitUsage,
 		"fails --bogus": ExitUsage, "--help": 0} {
 		stderr, restore := captureStderr(t)
 		got := Main(root(strings.Fields(args)...))

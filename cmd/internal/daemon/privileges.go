@@ -13,8 +13,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// CheckPrivileges reports whether this process may do what both programs do, before they touch anything: it has CAP_NET_ADMIN and CAP_NET_RAW,
-// and can open /dev/net/tun.
+// CheckPrivileges reports whether this process may do what both programs do, before they touch anything: it has
+// CAP_NET_ADMIN and CAP_NET_RAW, and can open /dev/net/tun.
 func CheckPrivileges() error {
 	have, err := cap.GetPID(0)
 	if err != nil {
@@ -22,22 +22,25 @@ func CheckPrivileges() error {
 	}
 	for _, c := range []cap.Value{cap.NET_ADMIN, cap.NET_RAW} {
 		if ok, err := have.GetFlag(cap.Effective, c); err != nil || !ok {
-			return fmt.Errorf("%s is missing: run as root, or give CAP_NET_ADMIN and CAP_NET_RAW", strings.ToUpper(c.String()))
+			return fmt.Errorf("%s is missing: run as root, or give CAP_NET_ADMIN and CAP_NET_RAW",
+				strings.ToUpper(c.String()))
 		}
 	}
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: load the kernel's tun driver (modprobe tun), or give the container the device (--device /dev/net/tun)", err)
+		return fmt.Errorf("%w: load the kernel's tun driver (modprobe tun), or give the container the device "+
+			"(--device /dev/net/tun)", err)
 	case err != nil:
 		return fmt.Errorf("%w: run as root, or with the right to open it", err)
 	}
 	return f.Close()
 }
 
-// KeepOnly takes every capability but keep from this process, from all of its threads and for good, and the ways to get one back by running a
-// program (capabilities(7), no_new_privs). Root too has no more rights to files then than any other user. A capability of keep that the process
-// does not have it does not get. The error says in one line what was refused, by a container for one; all else is done.
+// KeepOnly takes every capability but keep from this process, from all of its threads and for good, and the ways to get
+// one back by running a program (capabilities(7), no_new_privs). Root too has no more rights to files then than any
+// other user. A capability of keep that the process does not have it does not get. The error says in one line what was
+// refused, by a container for one; all else is done.
 func KeepOnly(keep ...cap.Value) error {
 	have, err := cap.GetPID(0)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestKeepOnly gives up everything in a process of its own, whoever runs it: no thread has a capability left, nor a way to one.
+// TestKeepOnly gives up everything in a process of its own, whoever runs it: no thread has a capability left, nor a way
+// to one.
 func TestKeepOnly(t *testing.T) {
 	const child = "VSTUN_KEEP_ONLY"
 	if os.Getenv(child) == "" {
@@ -47,13 +48,15 @@ func TestKeepOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, line := range []string{"NoNewPrivs:\t1\n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n"} {
+		for _, line := range []string{"NoNewPrivs:\t1\n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n",
+			"CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n"} {
 			if !strings.Contains(string(status), line) {
 				t.Errorf("%s has no %q:\n%s", thread, line, status)
 			}
 		}
 	}
-	if err := CheckPrivileges(); err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") || strings.Contains(err.Error(), "\n") {
+	if err := CheckPrivileges(); err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") ||
+		strings.Contains(err.Error(), "\n") {
 		t.Errorf("CheckPrivileges: %v", err)
 	}
 }

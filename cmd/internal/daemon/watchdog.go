@@ -12,9 +12,10 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Watchdog is a task that tells the service manager again and again that the program works, for as long as each of checks finds that it does:
-// WatchdogSec= in systemd.service(5). Where none wants to know, it does nothing. One check that fails is no end yet: only when all do, for as long
-// as the service manager allows, it ends the program and starts it anew. The log says what they found.
+// Watchdog is a task that tells the service manager again and again that the program works, for as long as each of
+// checks finds that it does: WatchdogSec= in systemd.service(5). Where none wants to know, it does nothing. One check
+// that fails is no end yet: only when all do, for as long as the service manager allows, it ends the program and starts
+// it anew. The log says what they found.
 func Watchdog(log *slog.Logger, checks ...func(context.Context) error) Task {
 	return func(ctx context.Context) error {
 		allowed := watchdogTime()
@@ -46,7 +47,8 @@ func Watchdog(log *slog.Logger, checks ...func(context.Context) error) Task {
 // watchdogLooks is how often the checks are made in the time that the service manager allows between two signs of life.
 const watchdogLooks = 4
 
-// watchdogTime is the time that the service manager allows between two signs of life, 0 for any (sd_watchdog_enabled(3)).
+// watchdogTime is the time that the service manager allows between two signs of life, 0 for any
+// (sd_watchdog_enabled(3)).
 func watchdogTime() time.Duration {
 	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return 0
@@ -64,8 +66,8 @@ type Loop interface {
 	Progress() (ended uint64, busy bool)
 }
 
-// Standstill makes a check that finds loops which have been in the same batch since the check before; and those that all wait while lost, the packets
-// that the kernel has dropped because nobody took them, grows. Lost may be nil.
+// Standstill makes a check that finds loops which have been in the same batch since the check before; and those that
+// all wait while lost, the packets that the kernel has dropped because nobody took them, grows. Lost may be nil.
 func Standstill(lost func() uint64, loops ...Loop) func(context.Context) error {
 	type state struct {
 		ended uint64

@@ -36,14 +36,15 @@ func TestWatchdog(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	end := make(chan error)
 	go func() {
-		end <- Watchdog(slog.New(slog.NewTextHandler(log, nil)), func(context.Context) error { return nil }, func(ctx context.Context) error {
-			defer looks.Add(1)
-			if ill.Load() { // as a status that never comes
-				<-ctx.Done()
-				return errors.New("no answer")
-			}
-			return nil
-		})(ctx)
+		end <- Watchdog(slog.New(slog.NewTextHandler(log, nil)), func(context.Context) error { return nil },
+			func(ctx context.Context) error {
+				defer looks.Add(1)
+				if ill.Load() { // as a status that never comes
+					<-ctx.Done()
+					return errors.New("no answer")
+				}
+				return nil
+			})(ctx)
 	}()
 	for range 3 {
 		if err := sign(time.Minute); err != nil {
@@ -105,8 +106,10 @@ func TestStandstill(t *testing.T) {
 	}{
 		{"idle", [2]loop{{3, false}, {0, false}}, [2]loop{{3, false}, {0, false}}, 0, ""},
 		{"at work", [2]loop{{3, true}, {0, false}}, [2]loop{{4, true}, {0, true}}, 5, ""},
-		{"in the same batch", [2]loop{{3, false}, {7, true}}, [2]loop{{9, true}, {7, true}}, 0, "worker 1 stands still in a batch of packets"},
-		{"idle, and packets are lost", [2]loop{{3, false}, {7, false}}, [2]loop{{3, false}, {7, false}}, 5, "5 packets lost while all workers wait"},
+		{"in the same batch", [2]loop{{3, false}, {7, true}}, [2]loop{{9, true}, {7, true}}, 0,
+			"worker 1 stands still in a batch of packets"},
+		{"idle, and packets are lost", [2]loop{{3, false}, {7, false}}, [2]loop{{3, false}, {7, false}}, 5,
+			"5 packets lost while all workers wait"},
 	} {
 		loops, lost := c.before, uint64(100)
 		check := Standstill(func() uint64 { return lost }, &loops[0], &loops[1])

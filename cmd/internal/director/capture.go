@@ -13,7 +13,8 @@ import (
 )
 
 // capture answers GET /capture: packets of the flows that are asked for, before and after the tunnel, as pcapng.
-func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error), error) {
+func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error),
+	error) {
 	want, err := control.ParseCapture(q)
 	if err != nil {
 		return nil, err
@@ -21,7 +22,8 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 	if err := d.checkNames(&control.Filter{VIP: want.VIP, Realserver: want.Realserver}); err != nil {
 		return nil, err
 	}
-	tap := forward.NewCapture(forward.CaptureFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP, Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
+	tap := forward.NewCapture(forward.CaptureFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP,
+		Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
 	if !d.shared.StartCapture(tap) {
 		return nil, errors.New("another capture is running: wait for its end")
 	}

@@ -16,13 +16,16 @@ import (
 // running is a configuration to change.
 func running() *config.Director {
 	rs := func(last byte) config.RealserverRef {
-		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}), Tunnel: config.Tunnel{Encap: "ipip"}, Weight: 1}
+		return config.RealserverRef{Address: netip.AddrFrom4([4]byte{10, 0, 11, last}),
+			Tunnel: config.Tunnel{Encap: "ipip"}, Weight: 1}
 	}
 	vip := netip.MustParseAddr("198.51.100.80")
 	return &config.Director{TUN: "vs0", Services: []config.Service{
-		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}}, Scheduler: "wlc", EncapPort: 6080,
+		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}},
+			Scheduler: "wlc", EncapPort: 6080,
 			Realservers: []config.RealserverRef{rs(1), rs(2)}},
-		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: "udp", Ports: []config.PortRange{{First: 53, Last: 53}}, Scheduler: "rr", EncapPort: 6080},
+		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: "udp", Ports: []config.PortRange{{First: 53, Last: 53}},
+			Scheduler: "rr", EncapPort: 6080},
 	}}
 }
 
@@ -34,7 +37,8 @@ func TestChanges(t *testing.T) {
 		want   []string
 	}{
 		{"nothing", func(*config.Director, *config.Service) {}, nil},
-		{"source", func(d *config.Director, _ *config.Service) { d.Source.V4 = netip.MustParseAddr("10.0.2.2") }, []string{"source of the route -> 10.0.2.2"}},
+		{"source", func(d *config.Director, _ *config.Service) { d.Source.V4 = netip.MustParseAddr("10.0.2.2") },
+			[]string{"source of the route -> 10.0.2.2"}},
 		{"sources", func(d *config.Director, _ *config.Service) {
 			d.Source = config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")}
 		}, []string{"source of the route -> 10.0.2.2,2001:db8:2::2"}},
@@ -45,10 +49,12 @@ func TestChanges(t *testing.T) {
 			`service "web": realserver 10.0.11.1: encap_key none -> 7`,
 			`service "web": realserver 10.0.11.1: encap_checksum false -> true`,
 		}},
-		{"service removed", func(d *config.Director, _ *config.Service) { d.Services = d.Services[1:] }, []string{`service "web": removed`}},
+		{"service removed", func(d *config.Director, _ *config.Service) { d.Services = d.Services[1:] },
+			[]string{`service "web": removed`}},
 		{"service added", func(d *config.Director, web *config.Service) {
 			more := *web
-			more.Name, more.VIPs, more.Ports = "more", []netip.Addr{other}, []config.PortRange{{First: 80, Last: 80}, {First: 8000, Last: 8099}}
+			more.Name, more.VIPs, more.Ports = "more", []netip.Addr{other}, []config.PortRange{{First: 80, Last: 80},
+				{First: 8000, Last: 8099}}
 			d.Services = append(d.Services, more)
 		}, []string{`service "more": added: tcp 198.51.100.81 port 80,8000-8099, scheduler wlc, 2 realservers`}},
 		{"service by another name", func(_ *config.Director, web *config.Service) { web.Name = "www" }, []string{
@@ -75,7 +81,8 @@ func TestChanges(t *testing.T) {
 			web.Realservers = web.Realservers[1:]
 			web.Realservers[0].Weight, web.Realservers[0].Upper, web.Realservers[0].Lower = 0, 10, 5
 			web.Realservers[0].Encap = "gue"
-			web.Realservers = append(web.Realservers, config.RealserverRef{Address: netip.MustParseAddr("10.0.11.3"), Weight: 7})
+			web.Realservers = append(web.Realservers, config.RealserverRef{Address: netip.MustParseAddr("10.0.11.3"),
+				Weight: 7})
 		}, []string{
 			`service "web": realserver 10.0.11.2: weight 1 -> 0`,
 			`service "web": realserver 10.0.11.2: upper 0 -> 10`,

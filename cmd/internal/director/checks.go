@@ -8,9 +8,10 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// subjects is the realservers of cfg as they are checked. To each that is checked, path gives the way that its check wants, and the name of the
-// way's kind.
-func subjects(cfg *config.Director, path func(s *config.Service, r *config.RealserverRef) (health.Path, string)) []health.Subject {
+// subjects is the realservers of cfg as they are checked. To each that is checked, path gives the way that its check
+// wants, and the name of the way's kind.
+func subjects(cfg *config.Director, path func(s *config.Service, r *config.RealserverRef) (health.Path,
+	string)) []health.Subject {
 	var all []health.Subject
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
@@ -35,7 +36,8 @@ func subjects(cfg *config.Director, path func(s *config.Service, r *config.Reals
 }
 
 func check(c *config.Check, s *config.Service, r *config.RealserverRef) *health.Check {
-	return &health.Check{Probe: probe(c, s, r), Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall, Up: c.Up}
+	return &health.Check{Probe: probe(c, s, r), Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall,
+		Up: c.Up}
 }
 
 func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.Probe {
@@ -60,7 +62,8 @@ func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.P
 	case "smtp":
 		return health.SMTP{Helo: c.Helo}
 	case "exec":
-		return health.Exec{Command: c.Command, Env: []string{"VSTUN_SERVICE=" + s.Name, "VSTUN_VIP=" + s.VIPs[0].String(),
+		return health.Exec{Command: c.Command, Env: []string{"VSTUN_SERVICE=" + s.Name, "VSTUN_VIP=" +
+			s.VIPs[0].String(),
 			fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String()}}
 	case "file":
 		return health.File{Path: c.File, Factor: c.Factor, Reverse: c.Reverse}

@@ -45,17 +45,25 @@ func TestSubjects(t *testing.T) {
 		return &health.Check{Probe: p, Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3}
 	}
 	for name, want := range map[string]health.Subject{
-		"web 10.0.11.4": {Port: 9443, Targets: []netip.Addr{addr("198.51.100.80"), addr("2001:db8:100::80")}, Way: "to 10.0.11.4 direct false",
-			Check: &health.Check{Probe: health.TCP{Send: "PING\r\n", Expect: "PONG"}, Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5}},
+		"web 10.0.11.4": {Port: 9443, Targets: []netip.Addr{addr("198.51.100.80"), addr("2001:db8:100::80")},
+			Way: "to 10.0.11.4 direct false",
+			Check: &health.Check{Probe: health.TCP{Send: "PING\r\n", Expect: "PONG"}, Interval: 10 * time.Second,
+				Timeout: 3 * time.Second, Rise: 1, Fall: 5}},
 		"web 10.0.11.5": {Targets: []netip.Addr{addr("10.0.11.5")}, Way: "to 10.0.11.5 direct true",
-			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true, Probe: health.Exec{Command: []string{"/usr/local/bin/check", "an argument"},
-				Env: []string{"VSTUN_SERVICE=web", "VSTUN_VIP=198.51.100.80", "VSTUN_PORT=8443", "VSTUN_REALSERVER=10.0.11.5"}}}},
+			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
+				Probe: health.Exec{Command: []string{"/usr/local/bin/check", "an argument"},
+					Env: []string{"VSTUN_SERVICE=web", "VSTUN_VIP=198.51.100.80", "VSTUN_PORT=8443",
+						"VSTUN_REALSERVER=10.0.11.5"}}}},
 		"web 10.0.11.1": {Port: 9443, Targets: []netip.Addr{addr("10.0.11.1")}, Way: "to 10.0.11.1 direct true",
-			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true, Probe: health.HTTP{TLS: true, Path: "/health?full=1", Host: "www.example.com",
-				Status: []health.StatusRange{{First: 200, Last: 200}, {First: 300, Last: 399}, {First: 418, Last: 418}}, Body: "(?i)fine", SNI: "sni.example.com"}}},
-		"mail 10.0.11.1":       {Port: 25, Targets: []netip.Addr{addr("198.51.100.80")}, Way: "to 10.0.11.1 direct false", Check: check(health.SMTP{Helo: "lb.example.com"})},
+			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
+				Probe: health.HTTP{TLS: true, Path: "/health?full=1", Host: "www.example.com",
+					Status: []health.StatusRange{{First: 200, Last: 200}, {First: 300, Last: 399}, {First: 418, Last: 418}},
+					Body:   "(?i)fine", SNI: "sni.example.com"}}},
+		"mail 10.0.11.1": {Port: 25, Targets: []netip.Addr{addr("198.51.100.80")},
+			Way: "to 10.0.11.1 direct false", Check: check(health.SMTP{Helo: "lb.example.com"})},
 		"everything 10.0.11.1": {},
-		"everything 10.0.11.2": {Targets: []netip.Addr{addr("198.51.100.81")}, Way: "to 10.0.11.2 direct false", Check: check(health.Ping{})},
+		"everything 10.0.11.2": {Targets: []netip.Addr{addr("198.51.100.81")}, Way: "to 10.0.11.2 direct false",
+			Check: check(health.Ping{})},
 		"dns 10.0.11.3": {Port: 53, Targets: []netip.Addr{addr("198.51.100.80")}, Way: "to 10.0.11.3 direct false",
 			Check: &health.Check{Probe: health.UDP{Send: "\x00\xff", ExpectHex: "00 ff ?? 1?"},
 				Interval: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 3}},
@@ -65,7 +73,8 @@ func TestSubjects(t *testing.T) {
 	} {
 		service, realserver, _ := strings.Cut(name, " ")
 		want.Service, want.Realserver = service, addr(realserver)
-		if diff := cmp.Diff(want, got[name], cmpopts.EquateComparable(netip.Addr{}), cmpopts.IgnoreFields(health.Subject{}, "Path")); diff != "" {
+		if diff := cmp.Diff(want, got[name], cmpopts.EquateComparable(netip.Addr{}),
+			cmpopts.IgnoreFields(health.Subject{}, "Path")); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
@@ -83,7 +92,8 @@ func TestSubjects(t *testing.T) {
 	}
 }
 
-// TestDirectHost: the Host header of a check that goes to a realserver's own address is the VIP, as that of its clients is.
+// TestDirectHost: the Host header of a check that goes to a realserver's own address is the VIP, as that of its clients
+// is.
 func TestDirectHost(t *testing.T) {
 	s := &config.Service{VIPs: []netip.Addr{netip.MustParseAddr("2001:db8:100::80")}}
 	for _, c := range []struct {
@@ -107,12 +117,14 @@ func TestChangeOfCertificates(t *testing.T) {
 	was, is := checked(t), checked(t)
 	was.Services[0].Check.CAFile, was.Services[0].Check.CA = "/ca.pem", "some"
 	is.Services[0].Check.CAFile, is.Services[0].Check.CA = "/ca.pem", "others"
-	if diff := cmp.Diff([]string{`service "web": check: ca /ca.pem -> /ca.pem with other certificates`}, texts(changes(was, is))); diff != "" {
+	if diff := cmp.Diff([]string{`service "web": check: ca /ca.pem -> /ca.pem with other certificates`},
+		texts(changes(was, is))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
-// TestChangesOfHealth: each key that a reload changes has its line, once for all realservers that have their service's check.
+// TestChangesOfHealth: each key that a reload changes has its line, once for all realservers that have their service's
+// check.
 func TestChangesOfHealth(t *testing.T) {
 	web := func(d *config.Director) *config.Service { return &d.Services[0] }
 	for _, c := range []struct {
@@ -131,11 +143,14 @@ func TestChangesOfHealth(t *testing.T) {
 			`service "web": on_failure remove -> drain`,
 		}},
 		{"notify", func(d *config.Director) {
-			d.Notify = config.Notify{Command: []string{"/usr/local/bin/tell", "a b"}, Webhook: "https://hooks.example.com/secret", Timeout: time.Second}
-		}, []string{`notify: command none -> /usr/local/bin/tell "a b"`, `notify: webhook none -> https://hooks.example.com`, `notify: timeout 10s -> 1s`}},
+			d.Notify = config.Notify{Command: []string{"/usr/local/bin/tell", "a b"},
+				Webhook: "https://hooks.example.com/secret", Timeout: time.Second}
+		}, []string{`notify: command none -> /usr/local/bin/tell "a b"`, `notify: webhook none -> ` +
+			`https://hooks.example.com`, `notify: timeout 10s -> 1s`}},
 		{"the service's check", func(d *config.Director) {
 			*web(d).Check = config.Check{Type: "https", Port: 80, Interval: time.Second, Timeout: time.Second, Rise: 3, Fall: 1, Path: "/x", Host: "a", Verify: true,
-				Status: []config.StatusRange{{First: 200, Last: 299}, {First: 404, Last: 404}}, Body: "b c", SNI: "s", CAFile: "/ca", CA: "1"}
+				Status: []config.StatusRange{{First: 200, Last: 299}, {First: 404, Last: 404}}, Body: "b c", SNI: "s",
+				CAFile: "/ca", CA: "1"}
 		}, []string{
 			`service "web": check: via direct -> tunnel`,
 			`service "web": check: port 9443 -> 80`,

@@ -1,4 +1,5 @@
-// Package director puts the director together: configuration → devices, sockets and routes → balancer → workers; and its command line.
+// Package director puts the director together: configuration → devices, sockets and routes → balancer → workers; and
+// its command line.
 package director
 
 import (
@@ -23,7 +24,8 @@ func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "director",
 		Short: "Load balancer of LVS/TUN in user space",
-		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each connection and sends\n" +
+		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each " +
+			"connection and sends\n" +
 			"them on through a tunnel. The realservers answer the clients directly.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -36,7 +38,8 @@ func Command() *cobra.Command {
 	}
 	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
-		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration", Args: cobra.NoArgs,
+		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads " +
+			"the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
 		withFile(daemon.CheckCommand(&file, func(file string) (daemon.Checked, error) {
 			cfg, err := load(file)
@@ -52,17 +55,20 @@ func Command() *cobra.Command {
 			return daemon.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: warnings,
 				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg) }}, nil
 		})),
-		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket, control.PrintDirector)),
+		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket,
+			control.PrintDirector)),
 		withFile(top.Command(socket)),
 		withFile(control.ConnectionsCommand(states(), socket)),
 		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
-				return "", faults // what the running director would say of the file, with the exit status of a failed reload
+				// what the running director would say of the file, with the exit status of a failed reload
+				return "", faults
 			}
 			return path, err
 		}})),
-		withFile(doctor.Command("Find what keeps the director from doing its job, here and on the way to the realservers", func(ctx context.Context) (*doctor.Report, error) {
+		withFile(doctor.Command("Find what keeps the director from doing its job, here and on the way to the "+
+			"realservers", func(ctx context.Context) (*doctor.Report, error) {
 			cfg, err := load(file)
 			if err != nil {
 				return nil, err

@@ -135,14 +135,16 @@ func (l *lister) wantsVIP(c *balancer.Connection) bool {
 		return l.VIP == c.Flow.Dst && (l.Port < 0 || l.Port == int(c.Flow.DstPort))
 	}
 	s := l.services[c.Service]
-	return s != nil && slices.Contains(s.VIPs, l.VIP) && (l.Port < 0 || slices.ContainsFunc(s.Ports, func(r balancer.PortRange) bool {
-		return r == balancer.PortRange{} || int(r.First) <= l.Port && l.Port <= int(r.Last)
-	}))
+	return s != nil && slices.Contains(s.VIPs, l.VIP) &&
+		(l.Port < 0 || slices.ContainsFunc(s.Ports, func(r balancer.PortRange) bool {
+			return r == balancer.PortRange{} || int(r.First) <= l.Port && l.Port <= int(r.Last)
+		}))
 }
 
 func (l *lister) row(c *balancer.Connection) control.Connection {
-	row := control.Connection{State: stateName(c), Expires: c.Expires.Seconds(), Client: c.Flow.Src.String(), Realserver: c.Realserver.String(),
-		Service: c.Service, Packets: c.Packets, Template: c.Template}
+	row := control.Connection{State: stateName(c), Expires: c.Expires.Seconds(), Client: c.Flow.Src.String(),
+		Realserver: c.Realserver.String(),
+		Service:    c.Service, Packets: c.Packets, Template: c.Template}
 	if c.Template {
 		row.Protocol, row.VIP, row.Port = l.virtual(c.Service)
 		return row
@@ -152,8 +154,8 @@ func (l *lister) row(c *balancer.Connection) control.Connection {
 	return row
 }
 
-// virtual is what stands for the whole service in a template's row: its first VIP, and its port, or 0 for several. A service that has left has none
-// any more.
+// virtual is what stands for the whole service in a template's row: its first VIP, and its port, or 0 for several. A
+// service that has left has none any more.
 func (l *lister) virtual(service string) (protocol, vip string, port uint16) {
 	s := l.services[service]
 	if s == nil {

@@ -15,18 +15,23 @@ import (
 	"vstun/encap/packet"
 )
 
-// listed is the connections that tests choose from: TCP and UDP ones to the first realserver, a template to the second, and one of a service
-// that has left.
+// listed is the connections that tests choose from: TCP and UDP ones to the first realserver, a template to the second,
+// and one of a service that has left.
 func listed() []balancer.Connection {
-	vip, first, second := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.0.11.1"), netip.MustParseAddr("10.0.11.2")
+	vip, first, second := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.0.11.1"),
+		netip.MustParseAddr("10.0.11.2")
 	flow := func(client string, proto uint8, port uint16) packet.Flow {
 		return packet.Flow{Src: netip.MustParseAddr(client), Dst: vip, SrcPort: 4711, DstPort: port, Proto: proto}
 	}
 	return []balancer.Connection{
-		{Conn: conntab.Conn{Flow: flow("192.0.2.7", packet.ProtoTCP, 80), State: conntab.Established, Expires: 15 * time.Minute, Packets: 9}, Service: "web", Realserver: first},
-		{Conn: conntab.Conn{Flow: flow("192.0.3.7", packet.ProtoUDP, 53), State: conntab.UDP, Expires: time.Minute}, Service: "dns", Realserver: first},
-		{Conn: conntab.Conn{Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.0")}, Template: true, Expires: time.Second}, Service: "web", Realserver: second},
-		{Conn: conntab.Conn{Flow: packet.Flow{Src: netip.MustParseAddr("192.0.4.0")}, Template: true}, Service: "left", Realserver: second},
+		{Conn: conntab.Conn{Flow: flow("192.0.2.7", packet.ProtoTCP, 80), State: conntab.Established,
+			Expires: 15 * time.Minute, Packets: 9}, Service: "web", Realserver: first},
+		{Conn: conntab.Conn{Flow: flow("192.0.3.7", packet.ProtoUDP, 53), State: conntab.UDP, Expires: time.Minute},
+			Service: "dns", Realserver: first},
+		{Conn: conntab.Conn{Flow: packet.Flow{Src: netip.MustParseAddr("192.0.2.0")}, Template: true,
+			Expires: time.Second}, Service: "web", Realserver: second},
+		{Conn: conntab.Conn{Flow: packet.Flow{Src: netip.MustParseAddr("192.0.4.0")}, Template: true}, Service: "left",
+			Realserver: second},
 	}
 }
 
@@ -42,8 +47,10 @@ func list(t *testing.T, query string) []control.Connection {
 	}
 	vips := []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")}
 	l := lister{Filter: f, services: map[string]*balancer.Service{
-		"web": {Name: "web", VIPs: vips, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80}, {First: 8000, Last: 8099}}},
-		"dns": {Name: "dns", VIPs: vips[:1], Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}}},
+		"web": {Name: "web", VIPs: vips, Protocol: packet.ProtoTCP, Ports: []balancer.PortRange{{First: 80, Last: 80},
+			{First: 8000, Last: 8099}}},
+		"dns": {Name: "dns", VIPs: vips[:1], Protocol: packet.ProtoUDP,
+			Ports: []balancer.PortRange{{First: 53, Last: 53}}},
 	}}
 	var rows []control.Connection
 	for row := range l.rows(slices.Values(listed())) {
@@ -54,9 +61,12 @@ func list(t *testing.T, query string) []control.Connection {
 
 func TestConnectionRows(t *testing.T) {
 	want := []control.Connection{
-		{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "192.0.2.7", ClientPort: 4711, VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.1", Service: "web", Packets: 9},
-		{Protocol: "udp", State: "UDP", Expires: 60, Client: "192.0.3.7", ClientPort: 4711, VIP: "198.51.100.80", Port: 53, Realserver: "10.0.11.1", Service: "dns"},
-		{Protocol: "tcp", State: "TEMPLATE", Expires: 1, Client: "192.0.2.0", VIP: "198.51.100.80", Realserver: "10.0.11.2", Service: "web", Template: true},
+		{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "192.0.2.7", ClientPort: 4711,
+			VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.1", Service: "web", Packets: 9},
+		{Protocol: "udp", State: "UDP", Expires: 60, Client: "192.0.3.7", ClientPort: 4711, VIP: "198.51.100.80",
+			Port: 53, Realserver: "10.0.11.1", Service: "dns"},
+		{Protocol: "tcp", State: "TEMPLATE", Expires: 1, Client: "192.0.2.0", VIP: "198.51.100.80",
+			Realserver: "10.0.11.2", Service: "web", Template: true},
 		{State: "TEMPLATE", Client: "192.0.4.0", Realserver: "10.0.11.2", Service: "left", Template: true},
 	}
 	if diff := cmp.Diff(want, list(t, "")); diff != "" {

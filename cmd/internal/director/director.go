@@ -52,17 +52,18 @@ type director struct {
 	workers []*forward.Worker // one for each queue of device, then that of local
 	relays  []*forward.Relay  // of ICMP errors about tunnel packets
 
-	reloads   sync.Mutex                            // one after the other
-	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
-	mu        sync.Mutex                            // of what a reload changes
-	cfg       *config.Director
-	leftVIPs  []netip.Addr                // not configured any more, but with connections; in ascending order
-	ways      map[netip.Addr]routing.Path // to the realservers, as the kernel knew them when it was asked last; nil: never
-	lost      []netip.Addr                // those to which there is none
-	unasked   string                      // why the kernel couldn't be asked the last time; "": it could
-	standings map[string]standing         // of the services
-	fallen    map[seat]bool               // the realservers that are down
-	loose     []string                    // devices whose reverse-path filter must not be strict
+	reloads  sync.Mutex                            // one after the other
+	read     atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+	mu       sync.Mutex                            // of what a reload changes
+	cfg      *config.Director
+	leftVIPs []netip.Addr // not configured any more, but with connections; in ascending order
+	// to the realservers, as the kernel knew them when it was asked last; nil: never
+	ways      map[netip.Addr]routing.Path
+	lost      []netip.Addr        // those to which there is none
+	unasked   string              // why the kernel couldn't be asked the last time; "": it could
+	standings map[string]standing // of the services
+	fallen    map[seat]bool       // the realservers that are down
+	loose     []string            // devices whose reverse-path filter must not be strict
 
 	monitor  *health.Monitor
 	limit    int // of descriptors
@@ -90,7 +91,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	// First of all, since it reports whether another director runs here, and clears away what a killed one has left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
-			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set another path as control", used.PID, cfg.Control)
+			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+
+				"another path as control", used.PID, cfg.Control)
 		}
 		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
 	}
@@ -138,7 +140,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d.monitor = health.New(d.healthChanged)
-	d.notifier = health.NewNotifier(func(err error) { d.log.Error("somebody is not told of a change of health", "error", err) })
+	d.notifier = health.NewNotifier(func(err error) {
+		d.log.Error("somebody is not told of a change of health", "error",
+			err)
+	})
 	d.notifier.Set(health.Notify(cfg.Notify))
 	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
 		return nil, err
@@ -185,10 +190,12 @@ func (d *director) openRelays() error {
 	return nil
 }
 
-// garbage is the memory that the program may take beside what it has at its start, in bytes, before it collects garbage.
+// garbage is the memory that the program may take beside what it has at its start, in bytes, before it collects
+// garbage.
 const garbage = 256 << 20
 
-// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. An operator's GOMEMLIMIT comes first.
+// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. An
+// operator's GOMEMLIMIT comes first.
 func limitGarbage() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
@@ -198,7 +205,8 @@ func limitGarbage() {
 	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
 }
 
-// udpPorts is the number of source ports that a worker has for tunnels over UDP: routers and network cards on the way spread flows by them.
+// udpPorts is the number of source ports that a worker has for tunnels over UDP: routers and network cards on the way
+// spread flows by them.
 const udpPorts = 16
 
 // now is the time in the connection table's unit.
@@ -206,15 +214,15 @@ func (d *director) now() conntab.Ticks {
 	return conntab.Ticks(time.Since(d.start) / (time.Second / conntab.PerSecond))
 }
 
-// Expired connections are looked for in parts of the table: all of it once a second, or, if it is large, so many slots a tick that this takes
-// a small share of a CPU.
+// Expired connections are looked for in parts of the table: all of it once a second, or, if it is large, so many slots
+// a tick that this takes a small share of a CPU.
 const (
 	sweepEvery = 100 * time.Millisecond
 	sweepSlots = 300_000
 )
 
-// pathsEvery is how often the ways to the realservers are asked for again; pathsAtOnce how often at the most when a packet turns out to be
-// too big for its way, if that takes no more than a pathsShare-th of the time.
+// pathsEvery is how often the ways to the realservers are asked for again; pathsAtOnce how often at the most when a
+// packet turns out to be too big for its way, if that takes no more than a pathsShare-th of the time.
 const (
 	pathsEvery  = 10 * time.Second
 	pathsAtOnce = 100 * time.Millisecond
@@ -268,7 +276,9 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	for _, r := range d.relays {
 		tasks = append(tasks, func(context.Context) error { return r.Run() })
 	}
-	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "offloads", d.device.Offloads(), "services", len(d.cfg.Services), "control", d.cfg.Control, "metrics", metrics.Name(d.cfg.Metrics))
+	d.log.Info("ready", "version", daemon.Version(), "tun", d.device.Name(), "queues", d.cfg.Queues, "offloads",
+		d.device.Offloads(), "services", len(d.cfg.Services), "control", d.cfg.Control, "metrics",
+		metrics.Name(d.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
 		d.log.Warn("service manager not told that we are ready", "error", err)
 	}

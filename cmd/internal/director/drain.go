@@ -7,7 +7,8 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// load answers GET /load: what the realserver of an address has still, in the service of a name or in all, one that has left among them.
+// load answers GET /load: what the realserver of an address has still, in the service of a name or in all, one that has
+// left among them.
 func (d *director) load(q url.Values) (any, error) {
 	d.mu.Lock()
 	cfg := d.cfg
@@ -15,7 +16,8 @@ func (d *director) load(q url.Values) (any, error) {
 	var all []control.Load
 	for _, l := range d.bal.Leaving() {
 		if l.Address.String() == q.Get("realserver") && (!q.Has("service") || l.Service == q.Get("service")) {
-			all = append(all, control.Load{Service: l.Service, Realserver: l.Address.String(), Left: true, Active: l.Active, Inactive: l.Inactive})
+			all = append(all, control.Load{Service: l.Service, Realserver: l.Address.String(), Left: true,
+				Active: l.Active, Inactive: l.Inactive})
 		}
 	}
 	seats, err := findSeats(cfg, q)

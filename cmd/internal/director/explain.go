@@ -33,12 +33,14 @@ func (d *director) explain(q url.Values) (any, error) {
 			continue
 		}
 		first = packet.Info{Len: 60, TCPFlags: packet.FlagSYN, SCTPChunk: packet.ChunkInit,
-			Flow: packet.Flow{Src: client.Addr(), SrcPort: client.Port(), Dst: vip.Addr(), DstPort: vip.Port(), Proto: protocols[name]}}
+			Flow: packet.Flow{Src: client.Addr(), SrcPort: client.Port(), Dst: vip.Addr(), DstPort: vip.Port(),
+				Proto: protocols[name]}}
 		if e = snap.Explain(&first, now); e.Service != nil || e.Connection != nil {
 			break
 		}
 	}
-	out := control.Explanation{Protocol: packet.ProtoName(first.Flow.Proto), Client: client.Addr().String(), ClientPort: client.Port(), VIP: vip.Addr().String(), Port: vip.Port()}
+	out := control.Explanation{Protocol: packet.ProtoName(first.Flow.Proto), Client: client.Addr().String(),
+		ClientPort: client.Port(), VIP: vip.Addr().String(), Port: vip.Port()}
 	l := lister{services: map[string]*balancer.Service{}}
 	if s := e.Service; s != nil {
 		l.services[s.Name] = &s.Service
@@ -49,7 +51,8 @@ func (d *director) explain(q url.Values) (any, error) {
 	} else {
 		out.Near = near(snap, vip.Addr())
 	}
-	for to, c := range map[**control.Connection]*balancer.Connection{&out.Connection: e.Connection, &out.Template: e.Template} {
+	for to, c := range map[**control.Connection]*balancer.Connection{&out.Connection: e.Connection,
+		&out.Template: e.Template} {
 		if c != nil {
 			row := l.row(c)
 			*to = &row
@@ -82,19 +85,23 @@ func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop,
 	case c == nil:
 	case e.Down && c.State.Movable():
 		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s", c.Realserver, why)
+		return realserver, drop, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
+			c.Realserver, why)
 	case e.Left && cfg.ExpireNoDest:
 		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten (expire_nodest); of a new one: %s", c.Realserver, gone, why)
+		return realserver, drop, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
+			"(expire_nodest); of a new one: %s", c.Realserver, gone, why)
 	case e.Left && cfg.DropOnRemoval:
-		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is %s (on_removal = \"drop\")", c.Realserver, gone)
+		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is %s (on_removal = "+
+			"\"drop\")", c.Realserver, gone)
 	case e.Left:
 		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is " + gone
 	default:
 		why = "it has a connection to it"
 		if renewed(c.State, cfg.ConnReuse) && e.Template == nil {
 			fresh, refused, because := newConnection(e)
-			why += fmt.Sprintf(", which has ended: a packet that begins a connection opens a new one, to %s%s: %s", fresh, refused, because)
+			why += fmt.Sprintf(", which has ended: a packet that begins a connection opens a new one, to %s%s: %s",
+				fresh, refused, because)
 		}
 		return c.Realserver.String(), "", why
 	}
@@ -110,7 +117,8 @@ func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
 	case e.Drop == packet.DropNoRealserver:
 		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
 	case e.Drop != packet.Accept:
-		return "", e.Drop.String(), fmt.Sprintf("it would get %v, to which there is no route, and no source is set", e.Chosen)
+		return "", e.Drop.String(), fmt.Sprintf("it would get %v, to which there is no route, and no source is set",
+			e.Chosen)
 	case e.Kept:
 		return e.Chosen.String(), "", "persistence keeps the client there"
 	}
@@ -126,20 +134,21 @@ func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
 
 // choices says what each scheduler looks for.
 var choices = map[string]string{
-	"rr":    "the next in turn",
-	"wrr":   "the next in turn by weight",
-	"lc":    "the fewest connections",
-	"wlc":   "the fewest connections for its weight",
-	"sed":   "the fewest active connections for its weight, with this one",
-	"nq":    "the first without an active connection, else the fewest for its weight",
-	"fo":    "the highest weight",
-	"ovf":   "the highest weight that has no more active connections than that",
-	"twos":  "the better of two that are drawn by chance, so that it may be another one the next time",
-	"dh":    "the hash of the VIP",
-	"sh":    "the hash of the client",
-	"mh":    "the Maglev hash of the client",
-	"lblc":  "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight",
-	"lblcr": "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, else that of all",
+	"rr":   "the next in turn",
+	"wrr":  "the next in turn by weight",
+	"lc":   "the fewest connections",
+	"wlc":  "the fewest connections for its weight",
+	"sed":  "the fewest active connections for its weight, with this one",
+	"nq":   "the first without an active connection, else the fewest for its weight",
+	"fo":   "the highest weight",
+	"ovf":  "the highest weight that has no more active connections than that",
+	"twos": "the better of two that are drawn by chance, so that it may be another one the next time",
+	"dh":   "the hash of the VIP",
+	"sh":   "the hash of the client",
+	"mh":   "the Maglev hash of the client",
+	"lblc": "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight",
+	"lblcr": "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, " +
+		"else that of all",
 }
 
 // renewed reports whether a packet that begins a connection ends one in this state: see conntab.Reuse.
@@ -169,7 +178,8 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 	var out []control.Candidate
 	for i, c := range e.Candidates {
 		way := ways[c.Address]
-		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link, MTU: c.MTU, InnerMTU: c.Inner}
+		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link,
+			MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {
 			r.Source = source.String()
 		} else if way.Source.IsValid() {
@@ -206,7 +216,8 @@ func relief(lower, upper int) int {
 // nearest is the most doors that are listed.
 const nearest = 20
 
-// near lists what services have of the VIP, or, where none has it, of others, those with the longest common prefix first.
+// near lists what services have of the VIP, or, where none has it, of others, those with the longest common prefix
+// first.
 func near(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
 	doors := snap.VirtualPorts(vip)
 	slices.SortStableFunc(doors, func(a, b balancer.Frontend) int { return common(b.VIP, vip) - common(a.VIP, vip) })
@@ -214,7 +225,8 @@ func near(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
 		if i == nearest {
 			return append(lines, fmt.Sprintf("and %d more", len(doors)-nearest))
 		}
-		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(door.Protocol), door.VIP, door.Ports, door.Service))
+		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(door.Protocol), door.VIP, door.Ports,
+			door.Service))
 	}
 	return lines
 }

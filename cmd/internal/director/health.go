@@ -46,8 +46,8 @@ func weighted(weight int, st health.State) int {
 	return min(max(weight+st.Offset, 0), maxWeight)
 }
 
-// judge takes from the service b, made from s, what its checks say is down, and returns what that makes of it; was is what it was before, nil for a service that
-// is new.
+// judge takes from the service b, made from s, what its checks say is down, and returns what that makes of it; was is
+// what it was before, nil for a service that is new.
 func judge(b *balancer.Service, s *config.Service, states map[seat]health.State, was *standing) standing {
 	var v standing
 	fallen := make([]bool, len(s.Realservers))
@@ -69,7 +69,8 @@ func judge(b *balancer.Service, s *config.Service, states map[seat]health.State,
 			least, most = least+weight, most+weight
 		}
 	}
-	before := was != nil && was.up || was == nil && !slices.Contains(fallen, true) // nothing is known against a new service
+	// nothing is known against a new service
+	before := was != nil && was.up || was == nil && !slices.Contains(fallen, true)
 	quorum := health.Quorum{Weight: s.Quorum, Hysteresis: s.Hysteresis}
 	v.up = quorum.Up(before, v.weightUp)
 	v.known = was != nil && was.known || quorum.Up(before, least) == quorum.Up(before, most)
@@ -89,10 +90,12 @@ func judge(b *balancer.Service, s *config.Service, states map[seat]health.State,
 	return v
 }
 
-// betweenChanges is the least time from one new snapshot, for changes of health, to the next: when a thousand realservers fail at once, they do so together.
+// betweenChanges is the least time from one new snapshot, for changes of health, to the next: when a thousand
+// realservers fail at once, they do so together.
 const betweenChanges = 50 * time.Millisecond
 
-// healthChanged puts in force what the monitor has found, logs it and tells about it. What changes meanwhile comes with the next call.
+// healthChanged puts in force what the monitor has found, logs it and tells about it. What changes meanwhile comes with
+// the next call.
 func (d *director) healthChanged(changes []health.Change) {
 	found := 0
 	for _, c := range changes {
@@ -113,7 +116,8 @@ func (d *director) healthChanged(changes []health.Change) {
 	time.Sleep(betweenChanges)
 }
 
-// realserverChanged tells about a realserver, and logs it if it is to. Of checks that can't be made only the log knows: nothing has changed.
+// realserverChanged tells about a realserver, and logs it if it is to. Of checks that can't be made only the log knows:
+// nothing has changed.
 func (d *director) realserverChanged(c health.Change, logged bool) {
 	switch {
 	case !logged:
@@ -121,7 +125,8 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 		d.log.Info("realserver weight", "service", c.Service, "realserver", c.Realserver, "offset", c.Offset, "check",
 			c.Reason)
 	case c.Blind:
-		d.log.Error("a realserver is not checked any more, and stays "+upDown(c.Up), "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
+		d.log.Error("a realserver is not checked any more, and stays "+upDown(c.Up), "service", c.Service, "realserver",
+			c.Realserver, "check", c.Reason)
 	case c.Up:
 		d.log.Info("realserver up", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	default:
@@ -177,7 +182,8 @@ func (is standing) changed(was *standing) (old string, changed bool) {
 // watched reports whether the state of s depends on more than its configuration: a realserver is checked, or there is
 // a sorry server.
 func watched(s *config.Service) bool {
-	return s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
+	return s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers,
+		func(r config.RealserverRef) bool { return r.Check != nil })
 }
 
 // tell tells the outside about an event.
@@ -194,9 +200,10 @@ func upDown(up bool) string {
 	return "down"
 }
 
-// healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the balancer has it: who is down there is told to be down,
-// and not who will be in a moment. d.mu is held.
-func (d *director) healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus, states map[seat]health.State, now time.Time) {
+// healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the
+// balancer has it: who is down there is told to be down, and not who will be in a moment. d.mu is held.
+func (d *director) healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus,
+	states map[seat]health.State, now time.Time) {
 	v := d.standings[s.Name]
 	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = upDown(v.up), s.Quorum, v.weightUp, v.sorry
 	configured := make(map[netip.Addr]*config.RealserverRef, len(s.Realservers))

@@ -24,11 +24,14 @@ func importCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "import keepalived|ipvsadm FILE",
 		Short: "Make a configuration of keepalived's, or of what ipvsadm-save -n prints",
-		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. What has no counterpart is named on standard error,\n" +
-			"a line each, with what to do, and in the file, in lines that begin with \"# !\". FILE - is standard input.\n\n" +
+		Long: "import reads a keepalived.conf, or the output of ipvsadm-save -n, and prints a director.toml. What " +
+			"has no counterpart is named on standard error,\n" +
+			"a line each, with what to do, and in the file, in lines that begin with \"# !\". FILE - is standard " +
+			"input.\n\n" +
 			"Exit status: 0 there is a configuration, also where something could not be taken; 2 there is none.",
-		Example: "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n | director import ipvsadm - >director.toml",
-		Args:    cobra.ExactArgs(2),
+		Example: "  director import keepalived /etc/keepalived/keepalived.conf -o director.toml\n  ipvsadm-save -n " +
+			"| director import ipvsadm - >director.toml",
+		Args: cobra.ExactArgs(2),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
 				return importFormats, cobra.ShellCompDirectiveNoFileComp
@@ -45,7 +48,8 @@ func importCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&out, "output", "o", "", "write this file instead of standard output")
 	c.Flags().BoolVar(&force, "force", false, "overwrite the file of -o")
-	c.Flags().StringVar(&options.ConfigID, "config-id", "", "keepalived's -i: whose lines that begin with @ are taken (default: the host's name)")
+	c.Flags().StringVar(&options.ConfigID, "config-id", "", "keepalived's -i: whose lines that begin with @ are "+
+		"taken (default: the host's name)")
 	return c
 }
 
@@ -54,7 +58,8 @@ var importFormats = []string{"keepalived", "ipvsadm"}
 
 // importFile imports one file.
 func importFile(c *cobra.Command, format, file, out string, force bool, options migrate.Options) error {
-	importers := map[string]func(string, []byte, migrate.Options) (*migrate.Import, error){"keepalived": migrate.Keepalived, "ipvsadm": migrate.IPVSAdm}
+	importers := map[string]func(string, []byte, migrate.Options) (*migrate.Import,
+		error){"keepalived": migrate.Keepalived, "ipvsadm": migrate.IPVSAdm}
 	read, known := importers[format]
 	if !known {
 		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: %s", format,
@@ -77,12 +82,14 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 		fmt.Fprintln(c.ErrOrStderr(), n)
 	}
 	if result.Services == 0 && result.Marks == 0 {
-		return daemon.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of a keepalived.conf, or the output of ipvsadm-save -n", name)}
+		return daemon.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of "+
+			"a keepalived.conf, or the output of ipvsadm-save -n", name)}
 	}
 	// Services of firewall marks alone are comments, which the notes say how to fill in.
 	if _, err := config.ParseDirector("director.toml", result.TOML,
 		config.Features{Schedulers: options.Schedulers}); err != nil && result.Services > 0 {
-		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend what is named in it by hand", err, name)
+		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend "+
+			"what is named in it by hand", err, name)
 	}
 	if out == "" {
 		_, err = c.OutOrStdout().Write(result.TOML)

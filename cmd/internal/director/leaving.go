@@ -8,7 +8,8 @@ import (
 	"vstun/routing"
 )
 
-// refreshLeaving takes over what the kernel has learned about the ways to realservers that have left, and have connections still.
+// refreshLeaving takes over what the kernel has learned about the ways to realservers that have left, and have
+// connections still.
 func (d *director) refreshLeaving() {
 	var all []netip.Addr
 	for _, l := range d.bal.Leaving() {

@@ -20,16 +20,19 @@ func preflight(cfg *config.Director) error {
 		if taken, err := routing.LinkExists(name); err != nil {
 			return err
 		} else if taken {
-			return fmt.Errorf("TUN device %s: there is a device of this name: set another tun, or remove it (ip link del %s)", name, name)
+			return fmt.Errorf("TUN device %s: there is a device of this name: set another tun, or remove it (ip "+
+				"link del %s)", name, name)
 		}
 	}
 	if need, have := conntab.Bytes(cfg.Connections.Max), availableMemory(); need > have {
-		return fmt.Errorf("connections.max = %d needs up to %d MB of memory, and this machine has %d MB to spare: set a smaller one", cfg.Connections.Max, need>>20, have>>20)
+		return fmt.Errorf("connections.max = %d needs up to %d MB of memory, and this machine has %d MB to spare: "+
+			"set a smaller one", cfg.Connections.Max, need>>20, have>>20)
 	}
 	return checkAddresses(cfg)
 }
 
-// obstacles is what preflight finds; while a director runs, whose device is there, what it would find of its configuration.
+// obstacles is what preflight finds; while a director runs, whose device is there, what it would find of its
+// configuration.
 func obstacles(cfg *config.Director, running bool) error {
 	if running {
 		return checkAddresses(cfg)
@@ -37,8 +40,8 @@ func obstacles(cfg *config.Director, running bool) error {
 	return preflight(cfg)
 }
 
-// checkAddresses refuses VIPs that are addresses of this host, as the kernel would take their packets itself, realservers that are this host,
-// and a source that is not.
+// checkAddresses refuses VIPs that are addresses of this host, as the kernel would take their packets itself,
+// realservers that are this host, and a source that is not.
 func checkAddresses(cfg *config.Director) error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -47,7 +50,8 @@ func checkAddresses(cfg *config.Director) error {
 		if _, local, err := routing.LocalAddr(a); err != nil {
 			errs = append(errs, err)
 		} else if !local {
-			fault("source %s is no address of this host, so that realservers and routers refuse its packets: set one of its own, or none", a)
+			fault("source %s is no address of this host, so that realservers and routers refuse its packets: set "+
+				"one of its own, or none", a)
 		}
 	}
 	for _, s := range cfg.Services {
@@ -59,25 +63,29 @@ func checkAddresses(cfg *config.Director) error {
 			if link, local, err := routing.LocalAddr(vip); err != nil {
 				errs = append(errs, err)
 			} else if local {
-				fault("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link)
+				fault("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the "+
+					"director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link)
 			}
 		}
 		for _, r := range s.Realservers {
 			if r.Address.Is6() && !six {
-				fault("service %q: realserver %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the realserver out", s.Name, r.Address)
+				fault("service %q: realserver %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take "+
+					"the realserver out", s.Name, r.Address)
 				continue
 			}
 			if link, local, err := routing.LocalAddr(r.Address); err != nil {
 				errs = append(errs, err)
 			} else if local {
-				fault("service %q: realserver %s is this host itself, on %s: a director can't be its own realserver", s.Name, r.Address, link)
+				fault("service %q: realserver %s is this host itself, on %s: a director can't be its own realserver",
+					s.Name, r.Address, link)
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// availableMemory is what the kernel could give us, in bytes: MemAvailable of /proc/meminfo, and the process's own limit (RLIMIT_AS).
+// availableMemory is what the kernel could give us, in bytes: MemAvailable of /proc/meminfo, and the process's own
+// limit (RLIMIT_AS).
 func availableMemory() int {
 	have := 1<<63 - 1
 	if f, err := os.Open("/proc/meminfo"); err == nil {

@@ -87,7 +87,8 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	if err := d.network.Set(d.machine(cfg, unique(slices.Concat(was, want)))); err != nil {
 		return err
 	}
-	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil { // not before all that: it forgets what it knows of realservers that leave
+	// not before all that: it forgets what it knows of realservers that leave
+	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
 		return err
 	}
 	set, leftBefore := d.weights().still(cfg), d.leftVIPs

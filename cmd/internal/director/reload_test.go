@@ -80,8 +80,8 @@ func TestSameProgram(t *testing.T) {
 	}
 }
 
-// TestReloadAtTheEnd: a reload that meets the director's end is given up, which is no error in the log. It keeps no address of
-// metrics that came with it.
+// TestReloadAtTheEnd: a reload that meets the director's end is given up, which is no error in the log. It keeps no
+// address of metrics that came with it.
 func TestReloadAtTheEnd(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "x.toml")
@@ -104,7 +104,8 @@ func TestReloadAtTheEnd(t *testing.T) {
 	former.Metrics = netip.AddrPort{}
 	var lines strings.Builder
 	table := conntab.New(conntab.Config{Max: 1024})
-	d := &director{file: file, log: slog.New(slog.NewTextHandler(&lines, nil)), cfg: &former, start: time.Now(), table: table, http: metrics.NewServer(),
+	d := &director{file: file, log: slog.New(slog.NewTextHandler(&lines, nil)), cfg: &former, start: time.Now(),
+		table: table, http: metrics.NewServer(),
 		bal: balancer.New(table, 1), monitor: health.New(nil)}
 	if d.network, err = routing.Open(filepath.Join(dir, "journal"), nil); err != nil {
 		t.Fatal(err)
@@ -112,7 +113,8 @@ func TestReloadAtTheEnd(t *testing.T) {
 	if err := d.network.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.reload(); err == nil || !strings.Contains(err.Error(), "the director is ending") || strings.Contains(err.Error(), "\n") {
+	if _, err := d.reload(); err == nil || !strings.Contains(err.Error(), "the director is ending") ||
+		strings.Contains(err.Error(), "\n") {
 		t.Errorf("the reload: %v", err)
 	}
 	if l, err := net.Listen("tcp", free.Addr().String()); err != nil {
@@ -122,7 +124,8 @@ func TestReloadAtTheEnd(t *testing.T) {
 	}
 	d.leftVIPs = vips(cfg) // whose routes would be let go
 	d.refresh()
-	if got := lines.String(); strings.Contains(got, "level=ERROR") || !strings.Contains(got, `level=INFO msg="reload given up: the director is ending"`) {
+	if got := lines.String(); strings.Contains(got, "level=ERROR") || !strings.Contains(got,
+		`level=INFO msg="reload given up: the director is ending"`) {
 		t.Errorf("the log:\n%s", got)
 	}
 }

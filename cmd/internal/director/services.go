@@ -13,7 +13,8 @@ import (
 	"vstun/routing"
 )
 
-// services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now, and without those that are down.
+// services is cfg as the balancer takes it, with the way to each realserver as the kernel knows it now, and without
+// those that are down.
 func (d *director) services(cfg *config.Director) balancer.Config {
 	d.askWays(cfg)
 	return d.balanced(cfg)
@@ -31,7 +32,8 @@ func (d *director) askWays(cfg *config.Director) {
 		d.log.Warn("the ways to the realservers are not known: their MTU is taken to be 1500", "error", err)
 		d.unasked = err.Error()
 	default:
-		d.log.Warn("the kernel can't be asked for the ways to the realservers: those that were known before stay", "error", err)
+		d.log.Warn("the kernel can't be asked for the ways to the realservers: those that were known before stay",
+			"error", err)
 		d.unasked = err.Error()
 	}
 	d.known.Store(&ways{to: d.ways, sources: cfg.Source})
@@ -80,7 +82,8 @@ func (d *director) balanced(cfg *config.Director) balancer.Config {
 }
 
 // sorryServer is a realserver of s that is down as long as it is not in use: then what can move on goes back.
-func sorryServer(s *config.Service, sources config.Sources, ways map[netip.Addr]routing.Path, inUse bool) balancer.Realserver {
+func sorryServer(s *config.Service, sources config.Sources, ways map[netip.Addr]routing.Path,
+	inUse bool) balancer.Realserver {
 	r := realserver(s, &config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel, Weight: 1}, sources, ways)
 	r.Down = !inUse
 	return r
@@ -101,8 +104,10 @@ func (d *director) noteLost(lost []netip.Addr) {
 
 // service is s as the balancer takes it.
 func service(s *config.Service, sources config.Sources, ways map[netip.Addr]routing.Path) balancer.Service {
-	svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: protocols[s.Protocol], Scheduler: s.Scheduler, Flags: balancer.Flags(s.Flags),
-		Persistence: balancer.Persistence{Timeout: s.Persistence.Timeout, Mask4: s.Persistence.Netmask, Mask6: s.Persistence.Netmask6}, OnePacket: s.OnePacket}
+	svc := balancer.Service{Name: s.Name, VIPs: s.VIPs, Protocol: protocols[s.Protocol], Scheduler: s.Scheduler,
+		Flags: balancer.Flags(s.Flags),
+		Persistence: balancer.Persistence{Timeout: s.Persistence.Timeout, Mask4: s.Persistence.Netmask,
+			Mask6: s.Persistence.Netmask6}, OnePacket: s.OnePacket}
 	for _, p := range s.Ports {
 		svc.Ports = append(svc.Ports, balancer.PortRange(p))
 	}
@@ -113,8 +118,10 @@ func service(s *config.Service, sources config.Sources, ways map[netip.Addr]rout
 }
 
 // realserver is r, of s, as the balancer takes it.
-func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources, ways map[netip.Addr]routing.Path) balancer.Realserver {
-	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources,
+	ways map[netip.Addr]routing.Path) balancer.Realserver {
+	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key,
+		HasKey: r.HasKey, Checksum: r.Checksum,
 		Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}
 	rs.Encap, _ = encap.ParseKind(r.Encap)
 	if rs.Encap.UDP() {
@@ -126,7 +133,8 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 	return rs
 }
 
-// pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when there is one again.
+// pathMTU is the largest packet that the way to a takes. Where there is no way at present it is Ethernet's, for when
+// there is one again.
 func pathMTU(ways map[netip.Addr]routing.Path, a netip.Addr) int {
 	way, known := ways[a]
 	switch {
@@ -138,8 +146,8 @@ func pathMTU(ways map[netip.Addr]routing.Path, a netip.Addr) int {
 	return max(way.MTU, encap.MinMTU6)
 }
 
-// ownAddress is the source that the kernel would give a packet to a: the zero Addr without a way, or with none but an address that no realserver
-// could know the director by.
+// ownAddress is the source that the kernel would give a packet to a: the zero Addr without a way, or with none but an
+// address that no realserver could know the director by.
 func ownAddress(ways map[netip.Addr]routing.Path, a netip.Addr) netip.Addr {
 	if source := ways[a].Source; source.IsValid() && !source.IsLinkLocalUnicast() {
 		return source
@@ -186,8 +194,8 @@ func (d *director) watchPaths(ctx context.Context) error {
 	}
 }
 
-// pathsPause is how long the ways are not asked for again after that took so long: ICMP errors, which anybody can forge, shall not keep a CPU busy with
-// thousands of realservers.
+// pathsPause is how long the ways are not asked for again after that took so long: ICMP errors, which anybody can
+// forge, shall not keep a CPU busy with thousands of realservers.
 func pathsPause(took time.Duration) time.Duration {
 	return min(max(pathsAtOnce, pathsShare*took), pathsEvery)
 }
@@ -198,7 +206,8 @@ func (d *director) hasLost() bool {
 	return len(d.lost) > 0
 }
 
-// refresh takes over what the kernel has learned about the ways to the realservers, and lets VIPs go whose last connections have ended.
+// refresh takes over what the kernel has learned about the ways to the realservers, and lets VIPs go whose last
+// connections have ended.
 func (d *director) refresh() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -17,10 +17,12 @@ import (
 // status is what the control socket answers.
 func (d *director) status() control.DirectorStatus {
 	var t packet.Tally
-	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(), Uptime: time.Since(d.start).Seconds(),
-		TUN: d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),
-		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(), HalfOpenMax: d.table.HalfOpenMax(),
-			Evicted: d.table.Evicted()}}
+	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
+		Uptime: time.Since(d.start).Seconds(),
+		TUN:    d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),
+		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(),
+			HalfOpenMax: d.table.HalfOpenMax(),
+			Evicted:     d.table.Evicted()}}
 	for _, w := range d.workers {
 		w.Read(&t)
 		if err := w.LastError(); err != nil {
@@ -31,7 +33,8 @@ func (d *director) status() control.DirectorStatus {
 		r.Read(&t)
 	}
 	d.shared.Read(&t)
-	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}, control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
+	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
 	st.Services = d.servicesStatus(time.Now())
 	st.Resets = t.Resets
 	st.Overruns = d.overruns()
@@ -42,7 +45,8 @@ func (d *director) status() control.DirectorStatus {
 	return st
 }
 
-// servicesStatus is the services as they are in force, with what their checks have come to. A sorry server is among the realservers while it has clients.
+// servicesStatus is the services as they are in force, with what their checks have come to. A sorry server is among the
+// realservers while it has clients.
 func (d *director) servicesStatus(now time.Time) []control.Service {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -103,7 +107,8 @@ func leaving(all []balancer.Leaving) (st control.Leaving) {
 	for _, l := range all {
 		st.Realservers++
 		st.Connections += l.Active + l.Inactive
-		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(), Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
+		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(),
+			Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
 	}
 	return st
 }
@@ -121,8 +126,10 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 		svc.Ports = append(svc.Ports, p.String())
 	}
 	for _, r := range s.Realservers {
-		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum, Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
-			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections, Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum,
+			Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
+			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections,
+			Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
 		if r.Down {
 			rs.Effective = 0
 		}

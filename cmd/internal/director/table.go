@@ -8,10 +8,12 @@ import (
 
 // tableConfig is [connections] as the connection table takes it.
 func tableConfig(c config.Connections) conntab.Config {
-	t := conntab.Config{Max: c.Max, HalfOpenMax: c.HalfOpenMax, SloppyTCP: c.SloppyTCP, SecureTCP: c.SecureTCP == config.SecureAlways,
+	t := conntab.Config{Max: c.Max, HalfOpenMax: c.HalfOpenMax, SloppyTCP: c.SloppyTCP,
+		SecureTCP:    c.SecureTCP == config.SecureAlways,
 		Reuse:        [...]conntab.Reuse{conntab.ReuseNever, conntab.ReuseClosed, conntab.ReuseClosing}[c.ConnReuse],
 		ExpireNodest: c.ExpireNoDest, DropRemoved: c.DropOnRemoval,
-		Timeouts: conntab.Timeouts{TCP: c.Timeouts.TCP, TCPFin: c.Timeouts.TCPFin, TCPSyn: c.Timeouts.TCPSyn, UDP: c.Timeouts.UDP, SCTP: c.Timeouts.SCTP}}
+		Timeouts: conntab.Timeouts{TCP: c.Timeouts.TCP, TCPFin: c.Timeouts.TCPFin, TCPSyn: c.Timeouts.TCPSyn,
+			UDP: c.Timeouts.UDP, SCTP: c.Timeouts.SCTP}}
 	if c.SecureTCP == config.SecureOff {
 		t.HalfOpenMax = 0
 	}

@@ -13,7 +13,8 @@ import (
 	"vstun/routing"
 )
 
-// ways is what the kernel says of the ways to realservers, and of this host's own addresses. It doesn't change: a new one takes its place.
+// ways is what the kernel says of the ways to realservers, and of this host's own addresses. It doesn't change: a new
+// one takes its place.
 type ways struct {
 	to      map[netip.Addr]routing.Path
 	sources config.Sources // configured
@@ -25,8 +26,8 @@ var (
 	somewhere6 = netip.MustParseAddr("2001:db8::1")
 )
 
-// source is the address of this host from which it checks a VIP at a realserver: the configured one; or the one that the route to the realserver gives, or, where
-// that is of the other family, the default route.
+// source is the address of this host from which it checks a VIP at a realserver: the configured one; or the one that
+// the route to the realserver gives, or, where that is of the other family, the default route.
 func (w *ways) source(vip, realserver netip.Addr) netip.Addr {
 	if a := w.sources.For(vip); a.IsValid() {
 		return a
@@ -65,8 +66,9 @@ func (w *ways) targets(cfg *config.Director) []balancer.Target {
 	return all
 }
 
-// answersBy are the devices by which answers to the checks of cfg come in, from VIPs whose route leads into the TUN device: those that have the checks' source
-// addresses, and those by which the realservers are reached. It is about IPv4 alone, see routing.State.Loose.
+// answersBy are the devices by which answers to the checks of cfg come in, from VIPs whose route leads into the TUN
+// device: those that have the checks' source addresses, and those by which the realservers are reached. It is about
+// IPv4 alone, see routing.State.Loose.
 func (w *ways) answersBy(cfg *config.Director) []string {
 	var links []string
 	sources := map[netip.Addr]bool{}
@@ -124,6 +126,7 @@ func (d *director) loosen() {
 	if err := d.network.Set(d.machine(d.cfg, all)); errors.Is(err, routing.ErrClosed) {
 		return // the director is ending
 	} else if err != nil {
-		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for these devices", "devices", links, "error", err)
+		d.log.Error("answers to health checks may be dropped by the reverse-path filter: set rp_filter to 2 for "+
+			"these devices", "devices", links, "error", err)
 	}
 }

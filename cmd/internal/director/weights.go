@@ -13,8 +13,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// weights are those that operators have set while the director runs. They go before the configuration's, until that one changes. The map doesn't
-// change: a new one takes its place.
+// weights are those that operators have set while the director runs. They go before the configuration's, until that one
+// changes. The map doesn't change: a new one takes its place.
 type weights map[seat]override
 
 // override is a weight in place of the configured one.
@@ -28,7 +28,8 @@ func (w weights) of(s seat, configured int) int {
 	return configured
 }
 
-// still is what remains of w under a configuration: the weights of realservers that are there, with the weight that they were configured with.
+// still is what remains of w under a configuration: the weights of realservers that are there, with the weight that
+// they were configured with.
 func (w weights) still(cfg *config.Director) weights {
 	left := weights{}
 	for s, r := range realservers(cfg) {
@@ -86,7 +87,8 @@ func effective(cfg *config.Director, set weights) *config.Director {
 // inForce is the configuration with what operators have set since. d.mu is held.
 func (d *director) inForce() *config.Director { return effective(d.cfg, d.weights()) }
 
-// setWeight answers POST /weight: the realserver of that address in a service, or in all, has that weight from now on; without one the configured.
+// setWeight answers POST /weight: the realserver of that address in a service, or in all, has that weight from now on;
+// without one the configured.
 func (d *director) setWeight(q url.Values) (any, error) {
 	weight := -1
 	if q.Has("weight") {
@@ -158,7 +160,8 @@ func dropped(was, is weights) (changed []control.Change) {
 	return changed
 }
 
-// findSeats returns what a query names: the realserver of an address in the service of a name, or, without a name, in each that has it.
+// findSeats returns what a query names: the realserver of an address in the service of a name, or, without a name, in
+// each that has it.
 func findSeats(cfg *config.Director, q url.Values) ([]seat, error) {
 	address, err := netip.ParseAddr(q.Get("realserver"))
 	if err != nil {

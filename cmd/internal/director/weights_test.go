@@ -59,7 +59,8 @@ func (d *director) mustSet(t *testing.T, query string) []string {
 // TestWeightOfOperator: it is in force until the configured one comes back, or changes.
 func TestWeightOfOperator(t *testing.T) {
 	d := operated(t)
-	if got := d.mustSet(t, "service=web&realserver=10.0.11.1&weight=0"); !slices.Equal(got, []string{`service "web": realserver 10.0.11.1: weight 1 -> 0, configured 1`}) {
+	if got := d.mustSet(t, "service=web&realserver=10.0.11.1&weight=0"); !slices.Equal(got,
+		[]string{`service "web": realserver 10.0.11.1: weight 1 -> 0, configured 1`}) {
 		t.Errorf("it says %q", got)
 	}
 	if got := d.weightsOf("web"); !slices.Equal(got, []int{0, 1}) {
@@ -68,14 +69,18 @@ func TestWeightOfOperator(t *testing.T) {
 	if got := d.mustSet(t, "service=web&realserver=10.0.11.1&weight=0"); len(got) != 0 {
 		t.Errorf("again: it says %q, want nothing", got)
 	}
-	st := control.Service{Name: "web", Realservers: []control.Realserver{{Address: "10.0.11.1"}, {Address: "10.0.11.2"}}}
-	if d.weights().note(&st); st.Realservers[0].Configured == nil || *st.Realservers[0].Configured != 1 || st.Realservers[1].Configured != nil {
+	st := control.Service{Name: "web", Realservers: []control.Realserver{{Address: "10.0.11.1"},
+		{Address: "10.0.11.2"}}}
+	if d.weights().note(&st); st.Realservers[0].Configured == nil || *st.Realservers[0].Configured != 1 ||
+		st.Realservers[1].Configured != nil {
 		t.Errorf("status has %+v", st.Realservers)
 	}
-	if got := d.mustSet(t, "realserver=10.0.11.1&weight=7"); !slices.Equal(got, []string{`service "web": realserver 10.0.11.1: weight 0 -> 7, configured 1`}) {
+	if got := d.mustSet(t, "realserver=10.0.11.1&weight=7"); !slices.Equal(got,
+		[]string{`service "web": realserver 10.0.11.1: weight 0 -> 7, configured 1`}) {
 		t.Errorf("in all services: it says %q", got)
 	}
-	if got := d.mustSet(t, "service=web&realserver=10.0.11.1"); !slices.Equal(got, []string{`service "web": realserver 10.0.11.1: weight 7 -> 1`}) || len(d.weights()) != 0 {
+	if got := d.mustSet(t, "service=web&realserver=10.0.11.1"); !slices.Equal(got,
+		[]string{`service "web": realserver 10.0.11.1: weight 7 -> 1`}) || len(d.weights()) != 0 {
 		t.Errorf("back to the configured one: it says %q, and %v are left", got, d.weights())
 	}
 	if got := d.weightsOf("web"); !slices.Equal(got, []int{1, 1}) {
@@ -120,9 +125,11 @@ func TestUnknownNames(t *testing.T) {
 	for query, want := range map[string]string{
 		"service=wbe&realserver=10.0.11.1&weight=0":  `there is no service "wbe": did you mean web?`,
 		"service=mail&realserver=10.0.11.1&weight=0": `there is no service "mail": there are dns, web`,
-		"service=web&realserver=10.0.11.9&weight=0":  `service "web" has no realserver 10.0.11.9: it has 10.0.11.1, 10.0.11.2`,
-		"service=dns&realserver=10.0.11.9&weight=0":  `service "dns" has no realserver 10.0.11.9: it has none`,
-		"realserver=10.0.11.9&weight=0":              `no service has a realserver 10.0.11.9: there are 10.0.11.1, 10.0.11.2`,
+		"service=web&realserver=10.0.11.9&weight=0": `service "web" has no realserver 10.0.11.9: it has 10.0.11.1, ` +
+			`10.0.11.2`,
+		"service=dns&realserver=10.0.11.9&weight=0": `service "dns" has no realserver 10.0.11.9: it has none`,
+		"realserver=10.0.11.9&weight=0": `no service has a realserver 10.0.11.9: there are 10.0.11.1, ` +
+			`10.0.11.2`,
 		"service=web&realserver=web1&weight=0":       `realserver "web1" is not an address: want one such as 10.0.11.2`,
 		"service=web&realserver=10.0.11.1&weight=-1": `--weight "-1" is no weight: want 0 (drains it) to 65535`,
 	} {
@@ -152,7 +159,8 @@ func TestWeightOfOperatorWithoutOffset(t *testing.T) {
 		t.Fatal(err)
 	}
 	web := &d.cfg.Services[0]
-	web.Check = &config.Check{Type: "file", Direct: true, File: file, Factor: 1, Interval: time.Hour, Timeout: time.Second, Rise: 1, Fall: 1, Up: true}
+	web.Check = &config.Check{Type: "file", Direct: true, File: file, Factor: 1, Interval: time.Hour,
+		Timeout: time.Second, Rise: 1, Fall: 1, Up: true}
 	for i := range web.Realservers {
 		web.Realservers[i].Check = web.Check
 	}
@@ -170,7 +178,8 @@ func TestWeightOfOperatorWithoutOffset(t *testing.T) {
 		<-ended
 	}()
 	weighs := func(st health.State) bool { return st.Service != "web" || st.Offset == 3 }
-	for deadline := time.Now().Add(time.Minute); slices.ContainsFunc(d.monitor.States(), func(st health.State) bool { return !weighs(st) }); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); slices.ContainsFunc(d.monitor.States(),
+		func(st health.State) bool { return !weighs(st) }); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%+v", d.monitor.States())
 		}
@@ -182,10 +191,14 @@ func TestWeightOfOperatorWithoutOffset(t *testing.T) {
 		query, says string
 		want        []int
 	}{
-		{"service=web&realserver=10.0.11.1&weight=0", `service "web": realserver 10.0.11.1: weight 4 -> 0, configured 1`, []int{0, 3}},
-		{"service=web&realserver=10.0.11.2&weight=0", `service "web": realserver 10.0.11.2: weight 3 -> 0`, []int{0, 0}},
-		{"service=web&realserver=10.0.11.1", `service "web": realserver 10.0.11.1: weight 0 -> 4, configured 1`, []int{4, 0}},
-		{"service=web&realserver=10.0.11.2", `service "web": realserver 10.0.11.2: weight 0 -> 3, configured 0`, []int{4, 3}},
+		{"service=web&realserver=10.0.11.1&weight=0",
+			`service "web": realserver 10.0.11.1: weight 4 -> 0, configured 1`, []int{0, 3}},
+		{"service=web&realserver=10.0.11.2&weight=0", `service "web": realserver 10.0.11.2: weight 3 -> 0`,
+			[]int{0, 0}},
+		{"service=web&realserver=10.0.11.1", `service "web": realserver 10.0.11.1: weight 0 -> 4, configured 1`,
+			[]int{4, 0}},
+		{"service=web&realserver=10.0.11.2", `service "web": realserver 10.0.11.2: weight 0 -> 3, configured 0`,
+			[]int{4, 3}},
 	} {
 		if got := d.mustSet(t, c.query); !slices.Equal(got, []string{c.says}) {
 			t.Errorf("%s: it says %q, want %q", c.query, got, c.says)

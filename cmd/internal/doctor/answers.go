@@ -9,7 +9,8 @@ import (
 	"vstun/routing"
 )
 
-// answers examines the way of the answers: there is one to everywhere, and, while the agent runs, it is by the agent's table, which lowers the MSS.
+// answers examines the way of the answers: there is one to everywhere, and, while the agent runs, it is by the agent's
+// table, which lowers the MSS.
 func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
 	running := st.Program != ""
 	for _, six := range []bool{false, true} {
@@ -27,7 +28,8 @@ func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
 			return
 		}
 		if !ok || hop.Link == cfg.TUN {
-			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six], What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
+			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six],
+				What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
 				Fix: fmt.Sprintf("ip %sroute show", map[bool]string{true: "-6 "}[six]),
 				Remarks: []string{fmt.Sprintf("add one: ip %sroute add default via GATEWAY",
 					map[bool]string{true: "-6 "}[six])}})
@@ -59,7 +61,8 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 	where := fmt.Sprintf("VIP %s", vip)
 	switch {
 	case !ok:
-		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers", Why: "clients hear nothing",
+		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers",
+			Why: "clients hear nothing",
 			Fix: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip,
 				cfg.Table)})
 	case hop.Link == cfg.TUN:
@@ -70,14 +73,16 @@ func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, v
 	case cfg.MSS == config.MSSOff:
 		e.fine("from %s by %s; mss is off", vip, hop.Link)
 	case hop.Table != cfg.Table:
-		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not by %d, the agent's", hop.Table, cfg.Table),
+		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not "+
+			"by %d, the agent's", hop.Table, cfg.Table),
 			Why: "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
 			Fix: "ip rule",
 			Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: ip rule del priority NUMBER",
 				cfg.Table),
 				"or set table to a smaller number"}})
 	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
-		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
+		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d "+
+			"fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
 			Fix: "systemctl restart vstun-realserver"})
 	default:
 		e.fine("from %s by %s, MSS %d", vip, hop.Link, hop.AdvMSS)

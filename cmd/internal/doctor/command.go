@@ -17,7 +17,8 @@ const patience = time.Minute
 func Command(short string, examine func(ctx context.Context) (*Report, error)) *cobra.Command {
 	var asJSON, verbose bool
 	c := &cobra.Command{Use: "doctor", Short: short, Args: cobra.NoArgs,
-		Long: short + ".\n\nIt changes nothing, and works whether the program runs or not. It needs the rights that the program needs.\nExit status: 0 nothing found, 1 findings, 2 wrong usage or configuration.",
+		Long: short + ".\n\nIt changes nothing, and works whether the program runs or not. It needs the rights that " +
+			"the program needs.\nExit status: 0 nothing found, 1 findings, 2 wrong usage or configuration.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), patience)
 			defer cancel()
@@ -36,6 +37,7 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 			return err
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "say also what is fine, and name all that suffers from the same")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false,
+		"say also what is fine, and name all that suffers from the same")
 	return c
 }

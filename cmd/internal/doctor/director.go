@@ -64,7 +64,10 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	switch {
 	case silence != nil:
-		checks = append(checks, check{"control", func(_ context.Context, e *exam) { e.silent("vstun-director", silence) }})
+		checks = append(checks, check{"control", func(_ context.Context, e *exam) {
+			e.silent("vstun-director",
+				silence)
+		}})
 	case running:
 		checks = append(checks,
 			check{"health", func(_ context.Context, e *exam) { e.health(&st) }},
@@ -77,8 +80,8 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	return r.finish(), nil
 }
 
-// asked gets the status of the program whose control socket is at socket, and reports whether there is one that runs, and if so, what is there when it does not
-// answer.
+// asked gets the status of the program whose control socket is at socket, and reports whether there is one that runs,
+// and if so, what is there when it does not answer.
 func asked(ctx context.Context, socket string, into any) (running bool, silence, err error) {
 	err = control.Get(ctx, socket, "/status", into)
 	switch {
@@ -187,17 +190,20 @@ func (e *exam) realserverRoutes(cfg *config.Director) {
 		where := fmt.Sprintf("realserver %s (%s)", a, brief(services[a]))
 		switch {
 		case !ok:
-			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it", Why: "what is for it is dropped",
+			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it",
+				Why: "what is for it is dropped",
 				Fix: fmt.Sprintf("ip route get %s", a),
 				Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY",
 					netip.PrefixFrom(a, a.BitLen()))}})
 			continue
 		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
-			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v", way.Source), Why: "no realserver can know the director by it",
+			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v",
+				way.Source), Why: "no realserver can know the director by it",
 				Fix: "director reload", Remarks: []string{"first set source in [director] to an address of this host"}})
 			continue
 		case way.MTU < leastMTU:
-			e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("the route to it takes packets of %d bytes at most, by %s", way.MTU, way.Link),
+			e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("the route to it takes packets of %d "+
+				"bytes at most, by %s", way.MTU, way.Link),
 				Why: "little is left for what is in the tunnel", Fix: fmt.Sprintf("ip link set %s mtu 1500", way.Link),
 				Remarks: []string{fmt.Sprintf("or raise the mtu of the route: ip route get %s", a)}})
 		}
@@ -251,12 +257,14 @@ func (e *exam) health(st *control.DirectorStatus) {
 					Why:  "it gets no connections before", Fix: "director status"})
 				continue
 			}
-			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name), What: "it is down" + reason, Why: "it gets no connections",
+			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
+				What: "it is down" + reason, Why: "it gets no connections",
 				On: r.Address, Fix: "realserver doctor"})
 		}
 		if s.Health == "down" {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name), What: fmt.Sprintf("it is down: weight %d is up, its quorum is %d", s.WeightUp, s.Quorum),
-				Why: "its clients are refused, or get the sorry server", Fix: "director status"})
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name),
+				What: fmt.Sprintf("it is down: weight %d is up, its quorum is %d", s.WeightUp, s.Quorum),
+				Why:  "its clients are refused, or get the sorry server", Fix: "director status"})
 		}
 	}
 	if len(e.findings) == 0 {
@@ -284,7 +292,8 @@ func (d *Director) tunnels(ctx context.Context, e *exam) {
 	for _, six := range []bool{false, true} {
 		own[six] = ownAddress(d.Config, devices, six)
 		if v4, v6 := d.families(); !own[six].IsValid() && (six && v6 || !six && v4) {
-			e.skip("this host has no %s address of its own to ask VIPs of that family from", map[bool]string{false: "IPv4", true: "IPv6"}[six])
+			e.skip("this host has no %s address of its own to ask VIPs of that family from",
+				map[bool]string{false: "IPv4", true: "IPv6"}[six])
 		}
 	}
 	p.probe(ctx, e, targets(d.Config, ways, func(vip netip.Addr) netip.Addr { return own[vip.Is6()] }))
@@ -293,7 +302,8 @@ func (d *Director) tunnels(ctx context.Context, e *exam) {
 // outside are addresses of the Internet, to see which way a packet there would go. Nothing is sent to them.
 var outside = map[bool]netip.Addr{false: netip.MustParseAddr("9.9.9.9"), true: netip.MustParseAddr("2620:fe::fe")}
 
-// ownAddress is an address of this host for answers to come to: the configured source, that of the default route, or any.
+// ownAddress is an address of this host for answers to come to: the configured source, that of the default route, or
+// any.
 func ownAddress(cfg *config.Director, devices []routing.Device, six bool) netip.Addr {
 	if a := cfg.Source.For(outside[six]); a.IsValid() {
 		return a

@@ -55,7 +55,8 @@ type Report struct {
 }
 
 func newReport(program, file string, running bool) *Report {
-	return &Report{Program: program, Config: file, Running: running, Findings: []Finding{}, Hints: []Finding{}, Fine: []Note{}, Unchecked: []Note{}}
+	return &Report{Program: program, Config: file, Running: running, Findings: []Finding{}, Hints: []Finding{},
+		Fine: []Note{}, Unchecked: []Note{}}
 }
 
 // count is how many findings are of a severity.
@@ -149,6 +150,10 @@ func (r *Report) run(ctx context.Context, checks ...check) {
 
 // finish puts what is worst first.
 func (r *Report) finish() *Report {
-	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) }) // "error", "warning"
+	// "error", "warning"
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
+		return strings.Compare(string(a.Severity),
+			string(b.Severity))
+	})
 	return r
 }

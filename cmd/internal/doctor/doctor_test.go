@@ -22,7 +22,8 @@ func TestReport(t *testing.T) {
 			e.find(Finding{Severity: Hint, What: "look here", Fix: "ls"})
 		}},
 		check{"second", func(_ context.Context, e *exam) {
-			e.obstacles(errors.Join(errors.New("VIP 2001:db8::1 is an address of this host, on lo: remove it there (ip addr del 2001:db8::1 dev lo)"), errors.New("no advice")))
+			e.obstacles(errors.Join(errors.New("VIP 2001:db8::1 is an address of this host, on lo: remove it there "+
+				"(ip addr del 2001:db8::1 dev lo)"), errors.New("no advice")))
 		}},
 		check{"third", func(_ context.Context, e *exam) { e.fine("%d things", 3) }},
 		check{"fourth", func(_ context.Context, e *exam) { e.failed(errors.New("no rights")) }})
@@ -67,21 +68,26 @@ func TestRealserverOfManyServices(t *testing.T) {
 	for i := range 1000 {
 		names = append(names, fmt.Sprintf("s%d", i))
 	}
-	if where := (&target{services: names}).where(); !strings.Contains(where, "s0, s1, ") || !strings.Contains(where, "and 992 more") || len(where) > 100 {
+	if where := (&target{services: names}).where(); !strings.Contains(where, "s0, s1, ") || !strings.Contains(where,
+		"and 992 more") || len(where) > 100 {
 		t.Errorf("%.200s", where)
 	}
 }
 
 // What a director's own checks have found is in the report.
 func TestHealth(t *testing.T) {
-	st := control.DirectorStatus{Services: []control.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1, Realservers: []control.Realserver{
-		{Address: "10.0.11.2", Health: "up"},
-		{Address: "10.0.12.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Reason: "status 503"}},
-		{Address: "10.0.13.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Streak: 1, Reason: "coming up: 1 of 2 successes (HTTP status 200)"}},
-	}}}}
+	st := control.DirectorStatus{Services: []control.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1,
+		Realservers: []control.Realserver{
+			{Address: "10.0.11.2", Health: "up"},
+			{Address: "10.0.12.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel",
+				Reason: "status 503"}},
+			{Address: "10.0.13.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Streak: 1,
+				Reason: "coming up: 1 of 2 successes (HTTP status 200)"}},
+		}}}}
 	e := exam{check: "health"}
 	e.health(&st)
-	if len(e.findings) != 3 || e.findings[0].Where != "realserver 10.0.12.2 (web)" || e.findings[0].What != "it is down: http check via tunnel: status 503" ||
+	if len(e.findings) != 3 || e.findings[0].Where != "realserver 10.0.12.2 (web)" ||
+		e.findings[0].What != "it is down: http check via tunnel: status 503" ||
 		e.findings[1].What != "it is not up yet: http check via tunnel: coming up: 1 of 2 successes (HTTP status 200)" ||
 		!strings.Contains(e.findings[2].What, "weight 1 is up, its quorum is 2") {
 		t.Errorf("%+v", e.findings)
@@ -98,7 +104,8 @@ func TestAnsweredBy(t *testing.T) {
 		strict     string
 		want       bool
 	}{
-		{realserver("127.0.0.2", "tunnel"), "lo", true}, {realserver("127.0.0.2", "direct"), "lo", false}, {realserver("127.0.0.2", "tunnel"), "eth7", false},
+		{realserver("127.0.0.2", "tunnel"), "lo", true}, {realserver("127.0.0.2", "direct"), "lo", false},
+		{realserver("127.0.0.2", "tunnel"), "eth7", false},
 		{control.Realserver{Address: "127.0.0.2"}, "lo", false}, {realserver("::1", "tunnel"), "lo", false},
 	} {
 		st := control.DirectorStatus{Services: []control.Service{{Realservers: []control.Realserver{c.realserver}}}}
@@ -111,8 +118,10 @@ func TestAnsweredBy(t *testing.T) {
 // Counters that grow are findings, if somebody here can do something about it; those of the past are a note.
 func TestDropped(t *testing.T) {
 	e := exam{check: "drops"}
-	e.dropped(map[string]uint64{"no_service": 1, "table_full": 5, "icmp": 1}, map[string]uint64{"no_service": 3, "table_full": 5, "icmp": 7}, directorAdvice())
-	if len(e.findings) != 1 || e.findings[0].Where != "no_service" || len(e.fines) != 1 || !strings.Contains(e.fines[0].Text, "icmp 7, table_full 5") {
+	e.dropped(map[string]uint64{"no_service": 1, "table_full": 5, "icmp": 1}, map[string]uint64{"no_service": 3,
+		"table_full": 5, "icmp": 7}, directorAdvice())
+	if len(e.findings) != 1 || e.findings[0].Where != "no_service" || len(e.fines) != 1 ||
+		!strings.Contains(e.fines[0].Text, "icmp 7, table_full 5") {
 		t.Errorf("%+v, %+v", e.findings, e.fines)
 	}
 	e = exam{}

@@ -74,14 +74,17 @@ func realserverAdvice() map[string]advice {
 			remarks: []string{"look for the device that damages them: ethtool -S"}},
 		"inner_destination": {why: "the director sends packets for an address that is not in vips",
 			fix: applyRealserver},
-		"inner_source":   from("packets claim to come from this host or from nowhere: forged, or of a client on this host"),
+		"inner_source": from("packets claim to come from this host or from nowhere: forged, or of a client on " +
+			"this host"),
 		"inner_protocol": from("tunnels are in the tunnel: a realserver can't be a director's client here"),
 		"tun_error": {why: "the kernel refuses what comes out of the tunnel",
 			fix: "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
 		"trailing_bytes": from("tunnel packets have bytes behind the packet in them"),
-		"not_answer": {why: "this host sends packets into the agent's device from an address that is no VIP, or to no client",
+		"not_answer": {why: "this host sends packets into the agent's device from an address that is no VIP, or to " +
+			"no client",
 			fix: "tcpdump -ni vs0", remarks: []string{
-				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that leads there"}},
+				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that " +
+					"leads there"}},
 		"answer_loop": {why: "a rule or route leads the answers that the agent sends back into its device",
 			fix:     "ip rule; ip route show table all dev vs0",
 			remarks: []string{"delete the one that is not the agent's"}},
@@ -93,8 +96,8 @@ func realserverAdvice() map[string]advice {
 // applyRealserver puts a changed realserver.toml in force.
 const applyRealserver = "realserver reload"
 
-// many is the share of what has come in from which on drops of the past are a finding on a realserver, whom nobody but directors should send anything: one
-// part of so many.
+// many is the share of what has come in from which on drops of the past are a finding on a realserver, whom nobody but
+// directors should send anything: one part of so many.
 const many = 10
 
 // dropped notes what is refused now. Before and after are the counters at two times.
@@ -137,7 +140,8 @@ func (e *exam) directorDrops(ctx context.Context, socket string, before *control
 	e.dropped(before.Drops, after.Drops, directorAdvice())
 	e.overrun(before.Overruns, after.Overruns)
 	if c := after.Connections; c.Count*10 > c.Max*9 {
-		e.find(Finding{Severity: Warning, Where: "connections", What: fmt.Sprintf("the table has %d of %d", c.Count, c.Max), Why: "when it is full new connections are refused",
+		e.find(Finding{Severity: Warning, Where: "connections", What: fmt.Sprintf("the table has %d of %d", c.Count,
+			c.Max), Why: "when it is full new connections are refused",
 			Fix: "systemctl restart vstun-director", Remarks: []string{"first raise connections.max"}})
 	}
 }

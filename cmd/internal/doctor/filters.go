@@ -15,7 +15,8 @@ import (
 	"vstun/routing"
 )
 
-// strict is the rp_filter that drops a packet whose source the host would reach by another device (RFC 3704, section 2.2); 2 is loose.
+// strict is the rp_filter that drops a packet whose source the host would reach by another device (RFC 3704, section
+// 2.2); 2 is loose.
 const strict = 1
 
 // sampled is how long counters are looked at, to see whether they grow.
@@ -41,8 +42,8 @@ func loosen(devices []string) string {
 	return "sysctl -w " + strings.Join(all, " ")
 }
 
-// directorFilters examines whether rp_filter drops clients' packets, or the answers to health checks, which come from a VIP though the route to it leads to
-// the director's own device.
+// directorFilters examines whether rp_filter drops clients' packets, or the answers to health checks, which come from a
+// VIP though the route to it leads to the director's own device.
 func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *control.DirectorStatus) {
 	if !v4 {
 		e.fine("IPv6 has none")
@@ -57,14 +58,16 @@ func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *con
 		return
 	}
 	if strict := answeredBy(st, devices); len(strict) > 0 {
-		e.find(Finding{Severity: Error, Where: strings.Join(strict, ", "), What: "rp_filter is strict", Why: "the answers to health checks through the tunnel, which come from the VIP, are dropped",
+		e.find(Finding{Severity: Error, Where: strings.Join(strict, ", "), What: "rp_filter is strict",
+			Why: "the answers to health checks through the tunnel, which come from the VIP, are dropped",
 			Fix: loosen(strict)})
 		return
 	}
 	e.reversePath(ctx, devices)
 }
 
-// answeredBy are those of devices by which answers to health checks through the tunnel come in, as far as realservers answer by the way by which they are reached.
+// answeredBy are those of devices by which answers to health checks through the tunnel come in, as far as realservers
+// answer by the way by which they are reached.
 func answeredBy(st *control.DirectorStatus, devices []string) (used []string) {
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
@@ -72,7 +75,8 @@ func answeredBy(st *control.DirectorStatus, devices []string) (used []string) {
 			if err != nil || !a.Is4() || r.Check == nil || r.Check.Via != "tunnel" {
 				continue
 			}
-			if hop, ok, err := routing.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices, hop.Link) && !slices.Contains(used, hop.Link) {
+			if hop, ok, err := routing.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices,
+				hop.Link) && !slices.Contains(used, hop.Link) {
 				used = append(used, hop.Link)
 			}
 		}

@@ -27,7 +27,8 @@ type crossing struct {
 	xtables string // … and of iptables
 }
 
-// firewall examines whether crossings come through; legacy are the chains that matter of an iptables that is not nftables.
+// firewall examines whether crossings come through; legacy are the chains that matter of an iptables that is not
+// nftables.
 func (e *exam) firewall(crossings []crossing, legacy ...string) {
 	devices, err := routing.Devices()
 	if e.failed(err) {
@@ -109,7 +110,8 @@ func familyName(c *nftables.Chain) string {
 // accept is the command that lets the crossing pass the chain.
 func accept(c *nftables.Chain, x crossing) string {
 	family := familyName(c)
-	if family != "inet" && slices.Contains([]string{"FORWARD", "INPUT", "OUTPUT", "PREROUTING", "POSTROUTING"}, c.Name) {
+	if family != "inet" && slices.Contains([]string{"FORWARD", "INPUT", "OUTPUT", "PREROUTING", "POSTROUTING"},
+		c.Name) {
 		command := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[family]
 		if c.Table.Name != "filter" {
 			command += " -t " + c.Table.Name
@@ -136,15 +138,17 @@ func (e *exam) legacyFirewall(chains []string) {
 				continue
 			}
 			if dropsAll(string(rules), device) {
-				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("%s chain %s", family.program, name), What: "its policy is DROP, and no rule of it accepts what is for " + device,
-					Why: "packets of the VIPs are dropped, unless a chain that it jumps to accepts them",
-					Fix: fmt.Sprintf("%s -I %s %s -j ACCEPT", family.program, name, device)})
+				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("%s chain %s", family.program, name),
+					What: "its policy is DROP, and no rule of it accepts what is for " + device,
+					Why:  "packets of the VIPs are dropped, unless a chain that it jumps to accepts them",
+					Fix:  fmt.Sprintf("%s -I %s %s -j ACCEPT", family.program, name, device)})
 			}
 		}
 	}
 }
 
-// dropsAll reports whether a chain as iptables -S prints it drops what no rule accepts, and no rule accepts what is for a device ("-o vs0"), or all.
+// dropsAll reports whether a chain as iptables -S prints it drops what no rule accepts, and no rule accepts what is for
+// a device ("-o vs0"), or all.
 func dropsAll(rules, device string) bool {
 	drops := false
 	for line := range strings.Lines(rules) {
@@ -152,7 +156,8 @@ func dropsAll(rules, device string) bool {
 		switch {
 		case len(fields) == 3 && fields[0] == "-P":
 			drops = fields[2] == "DROP"
-		case len(fields) == 4 && fields[2] == "-j" && fields[3] == "ACCEPT", strings.Contains(line, device+" ") && strings.Contains(line, "-j ACCEPT"):
+		case len(fields) == 4 && fields[2] == "-j" && fields[3] == "ACCEPT", strings.Contains(line, device+" ") &&
+			strings.Contains(line, "-j ACCEPT"):
 			return false
 		}
 	}
@@ -177,8 +182,9 @@ func request(vip netip.Addr, protocol uint8, port uint16) []byte {
 // protocolNumbers are those of services.
 var protocolNumbers = map[string]uint8{"tcp": packet.ProtoTCP, "udp": packet.ProtoUDP, "sctp": packet.ProtoSCTP}
 
-// directorFirewall examines whether the firewall lets clients' packets through to the director's device. The director sees only one direction: for
-// connection tracking, all that a client sends over TCP behind his SYN is invalid (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK).
+// directorFirewall examines whether the firewall lets clients' packets through to the director's device. The director
+// sees only one direction: for connection tracking, all that a client sends over TCP behind his SYN is invalid
+// (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK).
 func (e *exam) directorFirewall(d *Director) {
 	var all []crossing
 	for _, s := range d.Config.Services {
@@ -189,9 +195,11 @@ func (e *exam) directorFirewall(d *Director) {
 			}
 			c := crossing{
 				name: fmt.Sprintf("clients' packets for %s", vip), grade: Error, why: "they never get to the director",
-				hooks:   []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookForward, *nftables.ChainHookPostrouting},
-				suspect: suspect{packet: request(vip, protocolNumbers[s.Protocol], s.Ports[0].First), anybody: true, oif: d.Config.TUN, state: expr.CtStateBitNEW, back: true},
-				nft:     fmt.Sprintf("oifname %q", d.Config.TUN), xtables: "-o " + d.Config.TUN,
+				hooks: []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookForward,
+					*nftables.ChainHookPostrouting},
+				suspect: suspect{packet: request(vip, protocolNumbers[s.Protocol], s.Ports[0].First), anybody: true,
+					oif: d.Config.TUN, state: expr.CtStateBitNEW, back: true},
+				nft: fmt.Sprintf("oifname %q", d.Config.TUN), xtables: "-o " + d.Config.TUN,
 			}
 			if ok {
 				c.suspect.iif = hop.Link
@@ -208,7 +216,8 @@ func (e *exam) directorFirewall(d *Director) {
 	e.firewall(append(all, d.errorCrossings()...), "FORWARD -o "+d.Config.TUN)
 }
 
-// errorCrossings are the ICMP errors about tunnel packets, by which the director learns what the ways to the realservers take.
+// errorCrossings are the ICMP errors about tunnel packets, by which the director learns what the ways to the
+// realservers take.
 func (d *Director) errorCrossings() (all []crossing) {
 	list, _ := realservers(d.Config)
 	seen := map[bool]bool{}
@@ -218,10 +227,13 @@ func (d *Director) errorCrossings() (all []crossing) {
 			continue
 		}
 		seen[a.Is6()] = true
-		c := crossing{name: "ICMP errors about tunnel packets", grade: Warning, why: "the director does not learn what the ways to the realservers take: uploads hang where that is less than this host's MTU",
-			hooks:   []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookInput},
-			suspect: suspect{packet: request(hop.Source, packet.ProtoICMP, 0), anybody: true, iif: hop.Link, state: expr.CtStateBitRELATED, back: true},
-			nft:     "icmp type destination-unreachable", xtables: "-p icmp --icmp-type fragmentation-needed"}
+		c := crossing{name: "ICMP errors about tunnel packets", grade: Warning,
+			why: "the director does not learn what the ways to the realservers take: uploads hang where that is " +
+				"less than this host's MTU",
+			hooks: []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookInput},
+			suspect: suspect{packet: request(hop.Source, packet.ProtoICMP, 0), anybody: true, iif: hop.Link,
+				state: expr.CtStateBitRELATED, back: true},
+			nft: "icmp type destination-unreachable", xtables: "-p icmp --icmp-type fragmentation-needed"}
 		t := c.suspect.packet[headerLen(a):]
 		t[0], t[1] = packet.ICMPUnreachable, packet.ICMPCodeFragNeeded
 		if a.Is6() {

@@ -8,7 +8,8 @@ import (
 	"vstun/routing"
 )
 
-// forwarding examines whether the kernel hands the VIPs' packets on to the director's device. A director that starts switches it on.
+// forwarding examines whether the kernel hands the VIPs' packets on to the director's device. A director that starts
+// switches it on.
 func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
 	if !running {
 		e.fine("the director switches it on when it starts")
@@ -18,12 +19,14 @@ func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
 		on   bool
 		key  string
 		name string
-	}{{v4, "net/ipv4/ip_forward", "net.ipv4.ip_forward"}, {v6, "net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"}} {
+	}{{v4, "net/ipv4/ip_forward", "net.ipv4.ip_forward"}, {v6, "net/ipv6/conf/all/forwarding",
+		"net.ipv6.conf.all.forwarding"}} {
 		if !c.on {
 			continue
 		}
 		if value, err := routing.ReadSysctl(c.key); !e.failed(err) && value != "1" {
-			e.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value), Why: fmt.Sprintf("the kernel hands no packet on to %s", tun),
+			e.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value),
+				Why:     fmt.Sprintf("the kernel hands no packet on to %s", tun),
 				Fix:     fmt.Sprintf("sysctl -w %s=1", c.name),
 				Remarks: []string{"what switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d"}})
 		}
@@ -36,7 +39,8 @@ func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
 	}
 }
 
-// forwardingOfDevices examines the switch that each device has beside that of the host, for IPv4 (IN_DEV_FORWARD in net/ipv4/route.c).
+// forwardingOfDevices examines the switch that each device has beside that of the host, for IPv4 (IN_DEV_FORWARD in
+// net/ipv4/route.c).
 func (e *exam) forwardingOfDevices(tun string) {
 	devices, err := routing.Devices()
 	if e.failed(err) {
@@ -45,12 +49,14 @@ func (e *exam) forwardingOfDevices(tun string) {
 	clients, _, _ := routing.Lookup(outside[false], netip.Addr{}) // without a default route they may come by any
 	for _, d := range devices {
 		key := "net/ipv4/conf/" + d.Name + "/forwarding"
-		if value, err := routing.ReadSysctl(key); err == nil && value == "0" && d.Up && !d.Loopback && d.Name != tun && hasIPv4(d) {
+		if value, err := routing.ReadSysctl(key); err == nil && value == "0" && d.Up && !d.Loopback && d.Name != tun &&
+			hasIPv4(d) {
 			severity := Warning
 			if d.Name == clients.Link {
 				severity = Error
 			}
-			e.find(Finding{Severity: severity, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0", d.Name),
+			e.find(Finding{Severity: severity, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0",
+				d.Name),
 				Why: "what comes in there for a VIP is dropped",
 				Fix: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.forwarding=1", d.Name)})
 		}
@@ -66,7 +72,8 @@ func hasIPv4(d routing.Device) bool {
 	return false
 }
 
-// sysctlOf is the number that a setting has for a device: the larger of its own and that for all (IN_DEV_MAXCONF in include/linux/inetdevice.h).
+// sysctlOf is the number that a setting has for a device: the larger of its own and that for all (IN_DEV_MAXCONF in
+// include/linux/inetdevice.h).
 func sysctlOf(device, name string) (n int) {
 	for _, d := range []string{"all", device} {
 		if v, err := routing.ReadSysctl("net/ipv4/conf/" + d + "/" + name); err == nil {

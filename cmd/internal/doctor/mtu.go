@@ -12,7 +12,8 @@ import (
 // sizesAtOnce is how many sizes are tried side by side.
 const sizesAtOnce = 40
 
-// measure finds the largest packet that the way takes, tunnel included, notes it if that is less than the route says, and returns it.
+// measure finds the largest packet that the way takes, tunnel included, notes it if that is less than the route says,
+// and returns it.
 func (v *visit) measure(ctx context.Context, vip *targetVIP) int {
 	most, headers := v.mtu, overhead(v.Config)
 	whole := v.ping(v.Config, vip, most-headers)
@@ -45,7 +46,8 @@ func (v *visit) measure(ctx context.Context, vip *targetVIP) int {
 func (v *visit) narrow(vip *targetVIP, size int) {
 	f := Finding{Severity: v.grade(), Where: v.where(),
 		What: fmt.Sprintf("packets of more than %d bytes vanish without a word, and the route says %d", size, v.mtu),
-		Why:  "uploads hang: what lies between swallows large packets, or the answers to them, and nobody is told (a path MTU black hole)"}
+		Why: "uploads hang: what lies between swallows large packets, or the answers to them, and nobody is told " +
+			"(a path MTU black hole)"}
 	for _, t := range v.about(roadOf(v.Config, vip.addr)) {
 		if tooBig(t) {
 			f.Severity = Warning

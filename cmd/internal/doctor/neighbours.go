@@ -9,8 +9,8 @@ import (
 	"vstun/routing"
 )
 
-// neighbours examines whether somebody answers for a VIP that lies in a subnet of this host: there hosts and routers ask for it by ARP or neighbour
-// discovery, and the director's kernel does not have it.
+// neighbours examines whether somebody answers for a VIP that lies in a subnet of this host: there hosts and routers
+// ask for it by ARP or neighbour discovery, and the director's kernel does not have it.
 func (e *exam) neighbours(vips []netip.Addr) {
 	devices, err := routing.Devices()
 	if e.failed(err) {
@@ -29,7 +29,9 @@ func (e *exam) neighbours(vips []netip.Addr) {
 			}
 			if !answers {
 				good = false
-				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip), What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there", subnet, d.Name),
+				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
+					What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there",
+						subnet, d.Name),
 					Why: "neighbours who ask who has it hear nothing, unless they have a route to it by this host",
 					Fix: proxyFor(vip, d.Name), Remarks: []string{"or give the router a route to it by this host"}})
 			}
@@ -41,7 +43,8 @@ func (e *exam) neighbours(vips []netip.Addr) {
 	}
 }
 
-// impostors examines whether somebody else answers ARP for a VIP: a realserver that does not keep from it, or a second director.
+// impostors examines whether somebody else answers ARP for a VIP: a realserver that does not keep from it, or a second
+// director.
 func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool) {
 	type question struct {
 		device    string
@@ -76,9 +79,10 @@ func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool
 		}
 		for _, mac := range q.answers {
 			good = false
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip), What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
-				Why: "neighbours there send it the VIP's packets, past the director",
-				Fix: fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip),
+				What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
+				Why:  "neighbours there send it the VIP's packets, past the director",
+				Fix:  fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
 				Remarks: []string{"on that host: realserver doctor",
 					"or there: sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}})
 		}

@@ -40,11 +40,13 @@ func TestSocketsOfTheKernel(t *testing.T) {
    0: XX:0019 00000000:0000 0A 0 0 0 0 0 0 0
 `
 	all := parseSockets(tcp, true)
-	want := []listener{{addrPort("0.0.0.0:80"), "4711"}, {addrPort("198.51.100.80:443"), "4712"}, {addrPort("[2001:db8::1]:8080"), "4714"}, {addrPort("[::]:25"), "4715"}}
+	want := []listener{{addrPort("0.0.0.0:80"), "4711"}, {addrPort("198.51.100.80:443"), "4712"},
+		{addrPort("[2001:db8::1]:8080"), "4714"}, {addrPort("[::]:25"), "4715"}}
 	if diff := cmp.Diff(want, all, cmp.AllowUnexported(listener{}), compareAddr); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	for vip, want := range map[string][]uint16{"198.51.100.80": {25, 80, 443}, "198.51.100.81": {25, 80}, "2001:db8::1": {25, 8080}, "2001:db8::2": {25}} {
+	for vip, want := range map[string][]uint16{"198.51.100.80": {25, 80, 443}, "198.51.100.81": {25, 80},
+		"2001:db8::1": {25, 8080}, "2001:db8::2": {25}} {
 		if diff := cmp.Diff(want, portsFor(all, netip.MustParseAddr(vip))); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", vip, diff)
 		}

@@ -160,7 +160,8 @@ func (r *Report) summary() string {
 // fineChecks names the checks that found nothing wrong.
 func (r *Report) fineChecks() (names []string) {
 	for _, n := range r.Fine {
-		if !slices.Contains(names, n.Check) && !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Check == n.Check }) {
+		if !slices.Contains(names, n.Check) && !slices.ContainsFunc(r.Findings,
+			func(f Finding) bool { return f.Check == n.Check }) {
 			names = append(names, n.Check)
 		}
 	}

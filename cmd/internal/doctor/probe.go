@@ -10,8 +10,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// Probes are packets of this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests (RFC 792, RFC 4443), which the kernel
-// there answers, TCP SYNs, which show whether a server listens, and questions to the agent (package query).
+// Probes are packets of this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests (RFC
+// 792, RFC 4443), which the kernel there answers, TCP SYNs, which show whether a server listens, and questions to the
+// agent (package query).
 
 const (
 	probeTTL  = 64
@@ -36,8 +37,8 @@ func newCookie() (c cookie) {
 	return c
 }
 
-// ipHeader writes an IP header to the front of b, a packet of either family, and returns its length and the sum of the pseudo-header behind it. An IPv4
-// packet may not be fragmented.
+// ipHeader writes an IP header to the front of b, a packet of either family, and returns its length and the sum of the
+// pseudo-header behind it. An IPv4 packet may not be fragmented.
 func ipHeader(b []byte, src, dst netip.Addr, protocol uint8) (n int, pseudo uint64) {
 	if dst.Is4() {
 		h := packet.IPv4(b)

@@ -40,7 +40,8 @@ func TestProbes(t *testing.T) {
 			if bad := p.ErrorLayer(); bad != nil {
 				t.Errorf("%s to %s: %v", from, to, bad.Error())
 			}
-			if tcp, ok := p.TransportLayer().(*layers.TCP); ok && (!tcp.SYN || !tcp.ACK || tcp.RST || tcp.SrcPort != 61001 || tcp.DstPort != 80 || tcp.Seq != 7 || tcp.Ack != 8) {
+			if tcp, ok := p.TransportLayer().(*layers.TCP); ok && (!tcp.SYN || !tcp.ACK || tcp.RST ||
+				tcp.SrcPort != 61001 || tcp.DstPort != 80 || tcp.Seq != 7 || tcp.Ack != 8) {
 				t.Errorf("%+v", tcp)
 			}
 			if udp, ok := p.TransportLayer().(*layers.UDP); ok {
@@ -52,8 +53,10 @@ func TestProbes(t *testing.T) {
 			if again := serialize(t, p); !bytes.Equal(again, inner) {
 				t.Errorf("%s to %s: gopacket makes of it, with its checksums\n%x, not\n%x", from, to, again, inner)
 			}
-			for kind, port := range map[encap.Kind]uint16{encap.KindIPIP: 0, encap.KindGRE: 0, encap.KindGUE: 6080, encap.KindFOU: 5555} {
-				tunnel := encap.Config{Kind: kind, Source: netip.MustParseAddr(f.source), Destination: netip.MustParseAddr(f.realserver), Port: port}
+			for kind, port := range map[encap.Kind]uint16{encap.KindIPIP: 0, encap.KindGRE: 0, encap.KindGUE: 6080,
+				encap.KindFOU: 5555} {
+				tunnel := encap.Config{Kind: kind, Source: netip.MustParseAddr(f.source),
+					Destination: netip.MustParseAddr(f.realserver), Port: port}
 				outside, err := wrap(tunnel, inner)
 				if err != nil {
 					t.Fatal(err)
@@ -61,13 +64,15 @@ func TestProbes(t *testing.T) {
 				if len(outside) != len(inner)+overhead(tunnel) || !bytes.HasSuffix(outside, inner) {
 					t.Errorf("%v: %d bytes about %d", kind, len(outside), len(inner))
 				}
-				if tunnel.Destination.Is4() && (outside[6]&0x40 == 0 || outside[9] != outer(tunnel, to)) || tunnel.Destination.Is6() && outside[6] != outer(tunnel, to) {
+				if tunnel.Destination.Is4() && (outside[6]&0x40 == 0 || outside[9] != outer(tunnel, to)) ||
+					tunnel.Destination.Is6() && outside[6] != outer(tunnel, to) {
 					t.Errorf("%v: %x", kind, outside[:20])
 				}
 			}
 		}
 	}
-	if _, err := wrap(encap.Config{Kind: encap.KindGUE, Destination: netip.MustParseAddr("10.0.11.2")}, nil); err == nil {
+	if _, err := wrap(encap.Config{Kind: encap.KindGUE, Destination: netip.MustParseAddr("10.0.11.2")},
+		nil); err == nil {
 		t.Error("a tunnel without a port is one")
 	}
 }
@@ -91,7 +96,8 @@ func serialize(t *testing.T, p gopacket.Packet) []byte {
 		}
 	}
 	buf := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, all...); err != nil {
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		all...); err != nil {
 		t.Fatal(err)
 	}
 	return buf.Bytes()

@@ -62,7 +62,8 @@ type synKey struct {
 
 func (s *shot) key() synKey { return synKey{s.port, s.seq + 1} }
 
-// prober sends probes, and sees what comes back before this host's own filters do: while a director runs, a strict rp_filter drops what a VIP answers.
+// prober sends probes, and sees what comes back before this host's own filters do: while a director runs, a strict
+// rp_filter drops what a VIP answers.
 type prober struct {
 	cookie cookie
 	sendMu sync.Mutex
@@ -227,8 +228,8 @@ func bare(b []byte) ([]byte, error) { return b, nil }
 // How long a volley waits after each of its tries. What is answered costs no more than the way there and back.
 var waits = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond}
 
-// volley sends shots, those that are not answered three times, and returns when all are answered, or none of the others will be. Then they do not change
-// any more.
+// volley sends shots, those that are not answered three times, and returns when all are answered, or none of the others
+// will be. Then they do not change any more.
 func (p *prober) volley(ctx context.Context, shots ...*shot) {
 	p.expect(shots, true)
 	defer p.expect(shots, false)
@@ -360,7 +361,8 @@ func (p *prober) take4(b []byte) {
 			return
 		}
 		p.takeTrouble(road{to: q.Dst(), protocol: q.Protocol()}, q[q.HeaderLen():],
-			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint16(t[6:])), size: q.TotalLen()})
+			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint16(t[6:])),
+				size: q.TotalLen()})
 	}
 }
 
@@ -385,7 +387,8 @@ func (p *prober) take6(b []byte) {
 			return
 		}
 		p.takeTrouble(road{to: q.Dst(), protocol: q.NextHeader()}, q[packet.IPv6HeaderLen:],
-			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint32(t[4:])), size: q.TotalLen()})
+			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint32(t[4:])),
+				size: q.TotalLen()})
 	}
 }
 

@@ -18,10 +18,11 @@ import (
 
 // Realserver is the agent of this machine, as it runs or would run.
 type Realserver struct {
-	File      string
-	Config    *config.Realserver
-	Sockets   []wire.Socket            // by which its tunnels come
-	Obstacles func(running bool) error // what keeps it from starting, a line each; while it runs, what would from the next start on
+	File    string
+	Config  *config.Realserver
+	Sockets []wire.Socket // by which its tunnels come
+	// what keeps it from starting, a line each; while it runs, what would from the next start on
+	Obstacles func(running bool) error
 }
 
 // Examine examines the machine.
@@ -48,9 +49,13 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 			check{"arp", func(_ context.Context, e *exam) { e.arp(s.Config) }})
 	}
 	if silence != nil {
-		checks = append(checks, check{"control", func(_ context.Context, e *exam) { e.silent("vstun-realserver", silence) }})
+		checks = append(checks, check{"control", func(_ context.Context, e *exam) {
+			e.silent("vstun-realserver",
+				silence)
+		}})
 	} else {
-		checks = append(checks, check{"encap_port", func(_ context.Context, e *exam) { e.encapPort(s, st.Pid) }}) // who knows its process
+		// who knows its process
+		checks = append(checks, check{"encap_port", func(_ context.Context, e *exam) { e.encapPort(s, st.Pid) }})
 	}
 	if running && silence == nil {
 		checks = append(checks,
@@ -70,8 +75,9 @@ func (e *exam) directors(cfg *config.Realserver) {
 			continue
 		}
 		if link, local, err := routing.LocalAddr(d.Addr()); err == nil && local {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()), What: fmt.Sprintf("it is this host itself, on %s", link),
-				Why: "a host drops packets that come from an address of its own", Fix: applyRealserver,
+			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()),
+				What: fmt.Sprintf("it is this host itself, on %s", link),
+				Why:  "a host drops packets that come from an address of its own", Fix: applyRealserver,
 				Remarks: []string{"first set directors to the directors' own addresses"}})
 			continue
 		}
@@ -99,7 +105,8 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 		}
 	}
 	if !up {
-		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down", Why: "nothing comes out of the tunnel",
+		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down",
+			Why:     "nothing comes out of the tunnel",
 			Fix:     fmt.Sprintf("ip link set %s up", cfg.TUN),
 			Remarks: []string{"where it is gone: systemctl restart vstun-realserver"}})
 	}
@@ -112,7 +119,8 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 		case "":
 			f.What, f.Why = "no device has it", "the kernel takes its packets for somebody else's"
 		default:
-			f.What, f.Why = fmt.Sprintf("it is on %s, not on %s", owner[vip], cfg.TUN), "that device may answer ARP for it in the director's place"
+			f.What, f.Why = fmt.Sprintf("it is on %s, not on %s", owner[vip], cfg.TUN),
+				"that device may answer ARP for it in the director's place"
 			f.Fix = fmt.Sprintf("ip addr del %s dev %s; %s", vip, owner[vip], f.Fix)
 		}
 		e.find(f)
@@ -166,11 +174,14 @@ func (e *exam) arp(cfg *config.Realserver) {
 			}
 			where := fmt.Sprintf("%s, in %s", d.Name, p.Masked())
 			if sysctlOf(d.Name, "arp_ignore") < 1 {
-				e.find(Finding{Severity: Error, Where: where, What: "arp_ignore is 0, and a director is in that subnet", Why: "this host answers ARP for the VIPs, and takes clients' packets past the director",
+				e.find(Finding{Severity: Error, Where: where, What: "arp_ignore is 0, and a director is in that subnet",
+					Why: "this host answers ARP for the VIPs, and takes clients' packets past the director",
 					Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
 			}
 			if sysctlOf(d.Name, "arp_announce") < 2 {
-				e.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in that subnet", Why: "this host asks for its neighbours in the VIPs' name, and they send the VIPs' packets here",
+				e.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in " +
+					"that subnet", Why: "this host asks for its neighbours in the VIPs' name, and they send the " +
+					"VIPs' packets here",
 					Fix: "sysctl -w net.ipv4.conf.all.arp_announce=2"})
 			}
 			break
@@ -191,7 +202,8 @@ func sharesSubnet(subnet netip.Prefix, cfg *config.Realserver) bool {
 	return false
 }
 
-// realserverFirewall examines whether the firewall lets the tunnel's packets in, what comes out of it, and the answers out.
+// realserverFirewall examines whether the firewall lets the tunnel's packets in, what comes out of it, and the answers
+// out.
 func (e *exam) realserverFirewall(s *Realserver) {
 	in := []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookInput}
 	out := []nftables.ChainHook{*nftables.ChainHookOutput, *nftables.ChainHookPostrouting}
@@ -220,8 +232,10 @@ func (e *exam) realserverFirewall(s *Realserver) {
 				protocol = fmt.Sprintf("UDP port %d", socket.Port)
 				match, xtables = fmt.Sprintf("udp dport %d", socket.Port), fmt.Sprintf("-p udp --dport %d", socket.Port)
 			}
-			all = append(all, crossing{name: fmt.Sprintf("tunnel packets (%s) from %s", protocol, d), grade: Error, why: "the agent never sees them", hooks: in,
-				suspect: suspect{packet: b, iif: hop.Link, state: expr.CtStateBitNEW, back: true}, nft: match, xtables: fmt.Sprintf("%s -s %s", xtables, d)})
+			all = append(all, crossing{name: fmt.Sprintf("tunnel packets (%s) from %s", protocol, d), grade: Error,
+				why: "the agent never sees them", hooks: in,
+				suspect: suspect{packet: b, iif: hop.Link, state: expr.CtStateBitNEW, back: true}, nft: match,
+				xtables: fmt.Sprintf("%s -s %s", xtables, d)})
 		}
 	}
 	listeners, err := listening("tcp")
@@ -230,14 +244,18 @@ func (e *exam) realserverFirewall(s *Realserver) {
 	}
 	for _, vip := range s.Config.VIPs {
 		for _, port := range portsFor(listeners, vip) {
-			all = append(all, crossing{name: fmt.Sprintf("requests for %s that come out of the tunnel", netip.AddrPortFrom(vip, port)), grade: Error, why: "its server never gets them", hooks: in,
-				suspect: suspect{packet: request(vip, packet.ProtoTCP, port), anybody: true, iif: s.Config.TUN, state: expr.CtStateBitNEW},
-				nft:     fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
+			all = append(all, crossing{name: fmt.Sprintf("requests for %s that come out of the tunnel",
+				netip.AddrPortFrom(vip, port)), grade: Error, why: "its server never gets them", hooks: in,
+				suspect: suspect{packet: request(vip, packet.ProtoTCP, port), anybody: true, iif: s.Config.TUN,
+					state: expr.CtStateBitNEW},
+				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
 		}
 		if hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
 			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anybody[vip.Is6()], 1024), 0, 0, tcpSYN|tcpACK)
-			all = append(all, crossing{name: fmt.Sprintf("answers from %s", vip), grade: Error, why: "clients hear nothing", hooks: out,
-				suspect: suspect{packet: b, oif: hop.Link, state: expr.CtStateBitESTABLISHED}, nft: fmt.Sprintf("%s saddr %s", ipFamily(vip), vip), xtables: fmt.Sprintf("-s %s", vip)})
+			all = append(all, crossing{name: fmt.Sprintf("answers from %s", vip), grade: Error,
+				why: "clients hear nothing", hooks: out,
+				suspect: suspect{packet: b, oif: hop.Link, state: expr.CtStateBitESTABLISHED},
+				nft:     fmt.Sprintf("%s saddr %s", ipFamily(vip), vip), xtables: fmt.Sprintf("-s %s", vip)})
 		}
 	}
 	e.firewall(all, "INPUT -i "+s.Config.TUN)

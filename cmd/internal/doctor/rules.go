@@ -16,8 +16,9 @@ import (
 	"vstun/encap/packet"
 )
 
-// What nftables, and with it iptables where that is iptables-nft, would do with a packet. Each rule's conditions are computed as the kernel does
-// (net/netfilter/nf_tables_core.c, nft_do_chain), in three values: those that hang on what is not known of the packet hold perhaps.
+// What nftables, and with it iptables where that is iptables-nft, would do with a packet. Each rule's conditions are
+// computed as the kernel does (net/netfilter/nf_tables_core.c, nft_do_chain), in three values: those that hang on what
+// is not known of the packet hold perhaps.
 
 // suspect is a packet as the firewall sees it.
 type suspect struct {
@@ -52,7 +53,8 @@ func readRules() (*rules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
-	r := &rules{rules: map[*nftables.Chain][]*nftables.Rule{}, elements: map[setName][]nftables.SetElement{}, sets: map[setName]*nftables.Set{}}
+	r := &rules{rules: map[*nftables.Chain][]*nftables.Rule{}, elements: map[setName][]nftables.SetElement{},
+		sets: map[setName]*nftables.Set{}}
 	tables, err := conn.ListTables()
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL):
@@ -99,7 +101,8 @@ type fate struct {
 	where *nftables.Chain // that drops it
 }
 
-// judge is what becomes of a packet of a family at a hook: each base chain there is asked in the order of priority, until one drops it.
+// judge is what becomes of a packet of a family at a hook: each base chain there is asked in the order of priority,
+// until one drops it.
 func (r *rules) judge(s *suspect, hook nftables.ChainHook) fate {
 	family := nftables.TableFamilyIPv4
 	if s.packet[0]>>4 == 6 {
@@ -107,7 +110,8 @@ func (r *rules) judge(s *suspect, hook nftables.ChainHook) fate {
 	}
 	var bases []*nftables.Chain
 	for _, c := range r.chains {
-		if c.Hooknum != nil && *c.Hooknum == hook && c.Type != nftables.ChainTypeNAT && (c.Table.Family == family || c.Table.Family == nftables.TableFamilyINet) {
+		if c.Hooknum != nil && *c.Hooknum == hook && c.Type != nftables.ChainTypeNAT && (c.Table.Family == family ||
+			c.Table.Family == nftables.TableFamilyINet) {
 			bases = append(bases, c)
 		}
 	}
@@ -334,8 +338,8 @@ func (w *walk) hasPorts() bool {
 	return protocol == packet.ProtoTCP || protocol == packet.ProtoUDP || protocol == packet.ProtoSCTP
 }
 
-// fib is what the host's routes say of the packet's source, where it is asked by which device that is reached: the one by which the packet came in, or 0
-// (net/ipv4/netfilter/nft_fib_ipv4.c).
+// fib is what the host's routes say of the packet's source, where it is asked by which device that is reached: the one
+// by which the packet came in, or 0 (net/ipv4/netfilter/nft_fib_ipv4.c).
 func (w *walk) fib(e *expr.Fib) []byte {
 	switch {
 	case !e.FlagSADDR || !e.FlagIIF || e.ResultADDRTYPE:
@@ -422,14 +426,16 @@ func (w *walk) lookup(t *nftables.Table, value []byte, e *expr.Lookup) (truth, *
 	return truthOf(!e.Invert), verdictOf(w.elements[name][found])
 }
 
-// inInterval is the element of a set of intervals in which the value lies: the greatest that is not greater, if it is no interval's end; or -1.
+// inInterval is the element of a set of intervals in which the value lies: the greatest that is not greater, if it is
+// no interval's end; or -1.
 func inInterval(all []nftables.SetElement, value []byte) int {
 	best := -1
 	for i, x := range all {
 		if len(x.Key) > len(value) || bytes.Compare(x.Key, value[:len(x.Key)]) > 0 {
 			continue
 		}
-		if best < 0 || bytes.Compare(x.Key, all[best].Key) > 0 || bytes.Equal(x.Key, all[best].Key) && all[best].IntervalEnd {
+		if best < 0 || bytes.Compare(x.Key, all[best].Key) > 0 || bytes.Equal(x.Key, all[best].Key) &&
+			all[best].IntervalEnd {
 			best = i
 		}
 	}
@@ -449,7 +455,8 @@ func anyVerdict(all []nftables.SetElement) (worst *expr.Verdict) {
 	return worst
 }
 
-// verdictOf is the verdict that a map has for an element; nil in a set. The library leaves it as the kernel's attributes.
+// verdictOf is the verdict that a map has for an element; nil in a set. The library leaves it as the kernel's
+// attributes.
 func verdictOf(x nftables.SetElement) *expr.Verdict {
 	if x.VerdictData != nil || len(x.Val) == 0 {
 		return x.VerdictData
@@ -478,7 +485,8 @@ func (w *walk) match(e *expr.Match) truth {
 	case *xt.ConntrackMtinfo2:
 		return w.conntrack(info.MatchFlags, info.InvertFlags, info.StateMask)
 	case *xt.Tcp:
-		return w.ports(info.DstPorts, info.SrcPorts == [2]uint16{0, 65535} && info.FlagsMask == 0 && info.Option == 0 && info.InvFlags == 0)
+		return w.ports(info.DstPorts, info.SrcPorts == [2]uint16{0, 65535} && info.FlagsMask == 0 && info.Option == 0 &&
+			info.InvFlags == 0)
 	case *xt.Udp:
 		return w.ports(info.DstPorts, info.SrcPorts == [2]uint16{0, 65535} && info.InvFlags == 0)
 	}
@@ -502,8 +510,8 @@ func (w *walk) ports(r [2]uint16, all bool) truth {
 	return in
 }
 
-// conntrack is the match of that name, with --ctstate alone. A state's bit is 1 for invalid, then those of enum ip_conntrack_info, from 2 on
-// (include/uapi/linux/netfilter/xt_conntrack.h).
+// conntrack is the match of that name, with --ctstate alone. A state's bit is 1 for invalid, then those of enum
+// ip_conntrack_info, from 2 on (include/uapi/linux/netfilter/xt_conntrack.h).
 func (w *walk) conntrack(flags, invert, mask uint16) truth {
 	if xt.ConntrackFlags(flags)&^(xt.ConntrackState|xt.ConntrackStateAlias) != 0 {
 		return perhaps

@@ -39,8 +39,8 @@ func listening(protocol string) (all []listener, err error) {
 	return all, nil
 }
 
-// parseSockets reads what /proc/net/tcp and its like have: "0: 0100007F:0050 00000000:0000 0A … inode …" (get_tcp4_sock in net/ipv4/tcp_ipv4.c). Of TCP it
-// keeps those in state LISTEN, of UDP those that are not connected.
+// parseSockets reads what /proc/net/tcp and its like have: "0: 0100007F:0050 00000000:0000 0A … inode …" (get_tcp4_sock
+// in net/ipv4/tcp_ipv4.c). Of TCP it keeps those in state LISTEN, of UDP those that are not connected.
 func parseSockets(text string, tcp bool) (all []listener) {
 	const (
 		listen      = "0A" // TCP_LISTEN
@@ -67,7 +67,8 @@ func parseSockets(text string, tcp bool) (all []listener) {
 	return all
 }
 
-// portsFor are the ports at which listeners take what is for a. One on all addresses of IPv6 is taken to be for IPv4 as well, as is the default.
+// portsFor are the ports at which listeners take what is for a. One on all addresses of IPv6 is taken to be for IPv4 as
+// well, as is the default.
 func portsFor(all []listener, a netip.Addr) (ports []uint16) {
 	for _, l := range all {
 		to := l.at.Addr()
@@ -124,17 +125,22 @@ func ownUDP() []uint16 { return []uint16{67, 68, 546, 547, 123, 323, 5353, 5355,
 func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	for _, l := range udp {
 		at := l.at
-		agents := at.Port() == cfg.EncapPort && (slices.Contains(cfg.Encaps, "gue") || slices.Contains(cfg.Encaps, "fou"))
-		if !at.Addr().IsUnspecified() || agents || slices.Contains(ownUDP(), at.Port()) || at.Port() >= 32768 || l.inode == "0" {
+		agents := at.Port() == cfg.EncapPort && (slices.Contains(cfg.Encaps, "gue") || slices.Contains(cfg.Encaps,
+			"fou"))
+		if !at.Addr().IsUnspecified() || agents || slices.Contains(ownUDP(), at.Port()) || at.Port() >= 32768 ||
+			l.inode == "0" {
 			continue
 		}
-		e.find(Finding{Severity: Hint, Where: fmt.Sprintf("UDP port %d", at.Port()), What: fmt.Sprintf("%s listens on all addresses", owner(l.inode)),
-			Why:     "if it serves a VIP, it must answer from the address that was asked (IP_PKTINFO), as HTTP/3 servers do: clients drop answers from another one",
+		e.find(Finding{Severity: Hint, Where: fmt.Sprintf("UDP port %d", at.Port()),
+			What: fmt.Sprintf("%s listens on all addresses", owner(l.inode)),
+			Why: "if it serves a VIP, it must answer from the address that was asked (IP_PKTINFO), as HTTP/3 " +
+				"servers do: clients drop answers from another one",
 			Remarks: []string{"let it listen on the VIP, if it does not"}})
 	}
 }
 
-// encapPort examines whether another program has the UDP port of gue or fou; pid is the agent's, 0 where it does not run.
+// encapPort examines whether another program has the UDP port of gue or fou; pid is the agent's, 0 where it does not
+// run.
 func (e *exam) encapPort(s *Realserver, pid int) {
 	if !slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool { return w.Protocol == packet.ProtoUDP }) {
 		return
@@ -151,7 +157,8 @@ func (e *exam) encapPort(s *Realserver, pid int) {
 		if l.at.Port() != s.Config.EncapPort || pid != 0 && owns(pid, l.inode) {
 			continue
 		}
-		e.find(Finding{Severity: Error, Where: fmt.Sprintf("UDP port %d", l.at.Port()), What: fmt.Sprintf("%s has it, on %s", owner(l.inode), l.at.Addr()),
+		e.find(Finding{Severity: Error, Where: fmt.Sprintf("UDP port %d", l.at.Port()),
+			What:    fmt.Sprintf("%s has it, on %s", owner(l.inode), l.at.Addr()),
 			Why:     "it takes the tunnel's packets, or keeps the agent from starting",
 			Fix:     fmt.Sprintf("ss -lunp sport = :%d", l.at.Port()),
 			Remarks: []string{"end it, or set another encap_port here and at the directors"}})
@@ -187,7 +194,8 @@ func owns(pid int, inode string) bool {
 		return false
 	}
 	for _, fd := range fds {
-		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); err == nil && to == "socket:["+inode+"]" {
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); err == nil &&
+			to == "socket:["+inode+"]" {
 			return true
 		}
 	}

@@ -71,7 +71,8 @@ func (t *target) grade() Severity {
 }
 
 // targets are the ends of the tunnels of cfg, as far as there is a route to them.
-func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(like netip.Addr) netip.Addr) (all []*target) {
+func targets(cfg *config.Director, ways map[netip.Addr]routing.Path,
+	own func(like netip.Addr) netip.Addr) (all []*target) {
 	known, tunnels := map[encap.Config]*target{}, map[netip.Addr]int{}
 	for _, s := range cfg.Services {
 		for _, r := range ends(&s) {
@@ -79,7 +80,8 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 			if !reachable {
 				continue
 			}
-			c := encap.Config{Source: cfg.Source.For(r.Address), Destination: r.Address, Checksum: r.Checksum, Key: r.Key, HasKey: r.HasKey}
+			c := encap.Config{Source: cfg.Source.For(r.Address), Destination: r.Address, Checksum: r.Checksum,
+				Key: r.Key, HasKey: r.HasKey}
 			c.Kind, _ = encap.ParseKind(r.Encap)
 			if c.Kind.UDP() {
 				c.Port = s.EncapPort
@@ -104,7 +106,8 @@ func targets(cfg *config.Director, ways map[netip.Addr]routing.Path, own func(li
 	return slices.DeleteFunc(all, func(t *target) bool { return len(t.vips) == 0 })
 }
 
-// ends are all that a service may send connections to: its realservers, and its sorry server, which has the weight 0 here as it seldom gets any.
+// ends are all that a service may send connections to: its realservers, and its sorry server, which has the weight 0
+// here as it seldom gets any.
 func ends(s *config.Service) []config.RealserverRef {
 	if !s.SorryServer.IsValid() || s.IsRealserver(s.SorryServer) {
 		return s.Realservers

@@ -13,30 +13,37 @@ import (
 	"vstun/routing"
 )
 
-// A sorry server is probed as realservers are, by the tunnel that it has, and one that fails is a warning as long as nobody needs it.
+// A sorry server is probed as realservers are, by the tunnel that it has, and one that fails is a warning as long as
+// nobody needs it.
 func TestSorryServerIsATarget(t *testing.T) {
 	addr := netip.MustParseAddr
 	gue, ipip := config.Tunnel{Encap: "gue"}, config.Tunnel{Encap: "ipip"}
 	vip, sorry, server := addr("198.51.100.80"), addr("10.0.99.2"), addr("10.0.11.2")
 	cfg := &config.Director{Services: []config.Service{
-		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}}, EncapPort: 6080, SorryServer: sorry, SorryTunnel: gue,
+		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}},
+			EncapPort: 6080, SorryServer: sorry, SorryTunnel: gue,
 			Realservers: []config.RealserverRef{{Address: server, Weight: 1, Tunnel: ipip}}},
-		{Name: "mail", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 25, Last: 25}}, EncapPort: 6080, SorryServer: server, SorryTunnel: ipip},
+		{Name: "mail", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 25, Last: 25}},
+			EncapPort: 6080, SorryServer: server, SorryTunnel: ipip},
 	}}
 	all, services := realservers(cfg)
-	if diff := cmp.Diff([]string{"10.0.11.2", "10.0.99.2"}, []string{all[0].String(), all[1].String()}); diff != "" || len(all) != 2 {
+	if diff := cmp.Diff([]string{"10.0.11.2", "10.0.99.2"}, []string{all[0].String(), all[1].String()}); diff != "" ||
+		len(all) != 2 {
 		t.Errorf("%v", all)
 	}
-	if diff := cmp.Diff(map[string][]string{"10.0.11.2": {"web", "mail: sorry server"}, "10.0.99.2": {"web: sorry server"}},
+	if diff := cmp.Diff(map[string][]string{"10.0.11.2": {"web", "mail: sorry server"},
+		"10.0.99.2": {"web: sorry server"}},
 		map[string][]string{"10.0.11.2": services[server], "10.0.99.2": services[sorry]}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	ways := map[netip.Addr]routing.Path{server: {MTU: 1500, Source: addr("10.0.2.2")}, sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
+	ways := map[netip.Addr]routing.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
+		sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
 	found := map[string]Severity{}
 	for _, t := range targets(cfg, ways, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
 		found[t.where()+" by "+t.what(t.Kind)] = t.grade()
 	}
-	want := map[string]Severity{"realserver 10.0.11.2 (web, mail: sorry server) by ipip (protocol 4)": Error, "realserver 10.0.99.2 (web: sorry server) by gue (UDP port 6080)": Warning}
+	want := map[string]Severity{"realserver 10.0.11.2 (web, mail: sorry server) by ipip (protocol 4)": Error,
+		"realserver 10.0.99.2 (web: sorry server) by gue (UDP port 6080)": Warning}
 	if diff := cmp.Diff(want, found); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -58,7 +65,8 @@ func TestMoreSYNsThanPorts(t *testing.T) {
 	}
 	p.expect(shots, true)
 	for _, s := range shots {
-		p.takeTCP(s.from, segment(netip.AddrPortFrom(s.from, 80), netip.AddrPortFrom(src, s.port), 1, s.seq+1, tcpSYN|tcpACK)[headerLen(src):])
+		p.takeTCP(s.from, segment(netip.AddrPortFrom(s.from, 80), netip.AddrPortFrom(src, s.port), 1, s.seq+1,
+			tcpSYN|tcpACK)[headerLen(src):])
 	}
 	if !p.settled(shots) {
 		t.Error("answers have gone to others")
@@ -75,8 +83,10 @@ func TestLinesOfThousands(t *testing.T) {
 	cancel()
 	cfg := &config.Director{}
 	for i := range 1000 {
-		cfg.Services = append(cfg.Services, config.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}, Protocol: "udp",
-			Realservers: []config.RealserverRef{{Address: netip.MustParseAddr("10.0.11.2"), Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}})
+		cfg.Services = append(cfg.Services, config.Service{Name: fmt.Sprintf("service-%d", i),
+			VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}, Protocol: "udp",
+			Realservers: []config.RealserverRef{{Address: netip.MustParseAddr("10.0.11.2"), Weight: 1,
+				Tunnel: config.Tunnel{Encap: "ipip"}}}})
 	}
 	own := func(netip.Addr) netip.Addr { return netip.MustParseAddr("10.0.2.2") }
 	ways := map[netip.Addr]routing.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}

@@ -19,7 +19,8 @@ import (
 // atOnce is how many targets are probed side by side: a thousand that are all silent take some twenty seconds.
 const atOnce = 256
 
-// probe asks for every VIP at every realserver, through the tunnel and from this host's own address, so that the realserver's kernel answers us.
+// probe asks for every VIP at every realserver, through the tunnel and from this host's own address, so that the
+// realserver's kernel answers us.
 func (p *prober) probe(ctx context.Context, e *exam, all []*target) {
 	pages, known := make([]exam, len(all)), make([]bool, len(all))
 	slots := make(chan struct{}, atOnce)
@@ -190,7 +191,8 @@ func (v *visit) missing(vip, good *targetVIP, agent *query.Answer) {
 	case good != nil:
 		f.What, f.Why = fmt.Sprintf("it answers for %s, and not for %s", good.addr,
 			vip.addr), "its host does not take the VIP's packets, or its answers are dropped"
-		f.Causes = []string{fmt.Sprintf("%s is neither in vips of realserver.toml there, nor on the kernel's tunnel device", vip.addr)}
+		f.Causes = []string{fmt.Sprintf("%s is neither in vips of realserver.toml there, nor on the kernel's tunnel "+
+			"device", vip.addr)}
 	default:
 		f.What, f.Why = fmt.Sprintf("its agent answers, and nothing from %s comes back",
 			vip.addr), "clients hear nothing"
@@ -469,9 +471,12 @@ func (v *visit) refused(err error) (what, fix string, remarks []string) {
 // nobody reports whether the error says that nobody takes such packets.
 func nobody(t trouble) bool {
 	if t.from.Is4() {
-		return t.kind == packet.ICMPUnreachable && (t.code == 2 || t.code == packet.ICMPCodePort) // of protocol, of port
+		// of protocol, of port
+		return t.kind == packet.ICMPUnreachable && (t.code == 2 || t.code == packet.ICMPCodePort)
 	}
-	return t.kind == packet.ICMPv6Unreachable && t.code == packet.ICMPv6CodePort || t.kind == packet.ICMPv6ParamProblem && t.code == 1 // RFC 4443, section 3.4: next header
+	// RFC 4443, section 3.4: next header
+	return t.kind == packet.ICMPv6Unreachable && t.code == packet.ICMPv6CodePort ||
+		t.kind == packet.ICMPv6ParamProblem && t.code == 1
 }
 
 // judge explains the ICMP errors that came instead of answers, and reports whether there were some that do.
@@ -503,7 +508,8 @@ func (v *visit) judge(f *Finding, all []trouble) bool {
 			f.Remarks = []string{fmt.Sprintf("look at routes and neighbours of %s", t.from)}
 			return true
 		case expired(t):
-			f.What, f.Why = fmt.Sprintf("packets go round in a circle until their TTL ends at %s", t.from), "routers there send them back and forth"
+			f.What, f.Why = fmt.Sprintf("packets go round in a circle until their TTL ends at %s", t.from),
+				"routers there send them back and forth"
 			f.Fix = fmt.Sprintf("traceroute %s", v.Destination)
 			return true
 		}
@@ -513,7 +519,8 @@ func (v *visit) judge(f *Finding, all []trouble) bool {
 
 func prohibited(t trouble) bool {
 	if t.from.Is4() {
-		return t.kind == packet.ICMPUnreachable && (t.code == 9 || t.code == 10 || t.code == 13) // RFC 1812, section 5.2.7.1
+		// RFC 1812, section 5.2.7.1
+		return t.kind == packet.ICMPUnreachable && (t.code == 9 || t.code == 10 || t.code == 13)
 	}
 	return t.kind == packet.ICMPv6Unreachable && (t.code == 1 || t.code == 5 || t.code == 6)
 }

@@ -30,8 +30,9 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// Answers that leave by the agent's device: their servers name it. A server by packet info answers with what came with the question (IP_PKTINFO), the
-// interface's index included; a bound one has its socket on the device (SO_BINDTODEVICE).
+// Answers that leave by the agent's device: their servers name it. A server by packet info answers with what came with
+// the question (IP_PKTINFO), the interface's index included; a bound one has its socket on the device
+// (SO_BINDTODEVICE).
 const (
 	answerPatience = 60 * time.Second // for what takes seconds on an idle machine
 
@@ -54,7 +55,8 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 			s := newSite(t, 1, nil)
 			s.speak(ipv6)
 			s.startAgents(fmt.Sprintf("offload = %q", offload))
-			s.startDirector("", service{"tcp", "80", "rr", []int{1}}, service{"udp", "[53, 54, 55, 443]", "rr", []int{1}})
+			s.startDirector("", service{"tcp", "80", "rr", []int{1}}, service{"udp", "[53, 54, 55, 443]", "rr",
+				[]int{1}})
 			s.deviceServers(s.Webs[0])
 			by := s.byDevice()
 			s.mustFetch(t, 3_000_000)
@@ -78,7 +80,8 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 	}
 }
 
-// byDevice returns a function that fails the test unless answers have left by the agent's device since its last call, or have not.
+// byDevice returns a function that fails the test unless answers have left by the agent's device since its last call,
+// or have not.
 func (s *site) byDevice() func(what string, want bool) {
 	var before uint64
 	return func(what string, want bool) {
@@ -90,7 +93,8 @@ func (s *site) byDevice() func(what string, want bool) {
 	}
 }
 
-// TestAnswersPathMTU: a path takes less than an answer: the realserver's own link, which its kernel knows, or the client's, which a router reports.
+// TestAnswersPathMTU: a path takes less than an answer: the realserver's own link, which its kernel knows, or the
+// client's, which a router reports.
 func TestAnswersPathMTU(t *testing.T) { families(t, testAnswersPathMTU) }
 
 func testAnswersPathMTU(t *testing.T, ipv6 bool) {
@@ -101,15 +105,18 @@ func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 			s.startAgents("")
 			s.startDirector("", service{"tcp", "80", "rr", []int{1}}, service{"udp", "[53, 54, 443]", "rr", []int{1}})
 			s.deviceServers(s.Webs[0])
-			ports := []uint16{portInfo, portBound} // the first is the one that learns: the kernel knows the MTU for the second
+			// the first is the one that learns: the kernel knows the MTU for the second
+			ports := []uint16{portInfo, portBound}
 			if ipv6 {
 				ports = []uint16{portBound, portInfo}
 			}
 			for _, port := range ports {
-				// The first answer of this size has DF, or is an IPv6 packet, and does not fit: its sender learns so. The next come in fragments.
-				eventually(t, fmt.Sprintf("the server at port %d has learned the path MTU", port), answerPatience, func() bool {
-					return s.answer(port, 1440, time.Second) == nil
-				})
+				// The first answer of this size has DF, or is an IPv6 packet, and does not fit: its sender learns so.
+				// The next come in fragments.
+				eventually(t, fmt.Sprintf("the server at port %d has learned the path MTU", port), answerPatience,
+					func() bool {
+						return s.answer(port, 1440, time.Second) == nil
+					})
 				s.mustAsk(t, port, 20_000)
 			}
 			s.mustFetch(t, 1_000_000)
@@ -122,14 +129,16 @@ func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 	}
 }
 
-// TestAnswersWithoutDF: what may be fragmented goes on in fragments, also where the host's own link is narrower than the agent's device.
+// TestAnswersWithoutDF: what may be fragmented goes on in fragments, also where the host's own link is narrower than
+// the agent's device.
 func TestAnswersWithoutDF(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"web1": {MTU: 1000}})
 	s.startAgents("")
 	s.startDirector("", service{"udp", "54", "rr", []int{1}})
 	s.serveUDP(s.Webs[0], portBound, func(fd int) error {
-		return errors.Join(unix.BindToDevice(fd, "vs0"), unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT))
+		return errors.Join(unix.BindToDevice(fd, "vs0"), unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
+			unix.IP_PMTUDISC_DONT))
 	}, nil)
 	for _, size := range []int{900, 1440, 20_000} {
 		s.mustAsk(t, portBound, size)
@@ -139,7 +148,8 @@ func TestAnswersWithoutDF(t *testing.T) {
 	}
 }
 
-// TestAnswersWithoutTable: with mss = "off" there is no table of answers. The kernel takes the client for a neighbour on the device.
+// TestAnswersWithoutTable: with mss = "off" there is no table of answers. The kernel takes the client for a neighbour
+// on the device.
 func TestAnswersWithoutTable(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -153,7 +163,8 @@ func TestAnswersWithoutTable(t *testing.T) {
 	by("an HTTP/3 server", true)
 }
 
-// TestAnswerLoop: where the kernel routes the answers that the agent sends into the device again, each is refused when it comes back.
+// TestAnswerLoop: where the kernel routes the answers that the agent sends into the device again, each is refused when
+// it comes back.
 func TestAnswerLoop(t *testing.T) { families(t, testAnswerLoop) }
 
 func testAnswerLoop(t *testing.T, ipv6 bool) {
@@ -163,7 +174,8 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 	s.startDirector("", service{"udp", "54", "rr", []int{1}})
 	s.serveUDP(s.Webs[0], portBound, func(fd int) error { return unix.BindToDevice(fd, "vs0") }, nil)
 	s.mustAsk(t, portBound, 100)
-	eventually(t, "the first answer has been counted", soon, func() bool { return s.agents[0].intake().Answers.Packets == 1 })
+	eventually(t, "the first answer has been counted", soon,
+		func() bool { return s.agents[0].intake().Answers.Packets == 1 })
 	s.routeByDevice(s.Webs[0])
 	const n = 20
 	for range n {
@@ -171,7 +183,8 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 			t.Fatal("an answer has found another way")
 		}
 	}
-	eventually(t, "all answers have come back", answerPatience, func() bool { return s.agents[0].intake().Drops["answer_loop"] >= n })
+	eventually(t, "all answers have come back", answerPatience,
+		func() bool { return s.agents[0].intake().Drops["answer_loop"] >= n })
 	st := s.agents[0].intake()
 	if sent := st.Answers.Packets - 1; sent != n || sum(st.Drops) != n {
 		t.Errorf("the agent sent %d packets and refused %v, want %d each", sent, st.Drops, n)
@@ -197,7 +210,8 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 		<-asking
 	}()
 	says := symptom{"drops", []string{"answer_loop", "ip rule"}}
-	eventually(t, "the doctor names the loop", answerPatience, func() bool { return slices.ContainsFunc(s.agents[0].examine().Findings, says.is) })
+	eventually(t, "the doctor names the loop", answerPatience,
+		func() bool { return slices.ContainsFunc(s.agents[0].examine().Findings, says.is) })
 }
 
 // routeByDevice leads all that comes from the VIP, whichever socket sends it, into the agent's device.
@@ -213,14 +227,16 @@ func (s *site) routeByDevice(h *lab.Host) {
 		rule.Priority, rule.Table = table, table
 		rule.Src = &net.IPNet{IP: s.VIP.AsSlice(), Mask: net.CIDRMask(s.VIP.BitLen(), s.VIP.BitLen())}
 		everywhere := &net.IPNet{IP: make(net.IP, s.VIP.BitLen()/8), Mask: net.CIDRMask(0, s.VIP.BitLen())}
-		return errors.Join(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Table: table}), netlink.RuleAdd(rule))
+		return errors.Join(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere,
+			Table: table}), netlink.RuleAdd(rule))
 	})
 	if err != nil {
 		s.t.Fatal(err)
 	}
 }
 
-// TestNoAnswers: what else this host sends into the agent's device is refused: from another address than a VIP, and to what can't be a client.
+// TestNoAnswers: what else this host sends into the agent's device is refused: from another address than a VIP, and to
+// what can't be a client.
 func TestNoAnswers(t *testing.T) { families(t, testNoAnswers) }
 
 func testNoAnswers(t *testing.T, ipv6 bool) {
@@ -235,7 +251,8 @@ func testNoAnswers(t *testing.T, ipv6 bool) {
 	}
 	for i, c := range []struct{ from, to netip.Addr }{{web.Addr, s.Client.Addr}, {s.VIP, group}} {
 		err := web.Do(func() error {
-			d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.from, 0)), Control: setSocket(func(fd int) error { return unix.BindToDevice(fd, "vs0") })}
+			d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.from, 0)),
+				Control: setSocket(func(fd int) error { return unix.BindToDevice(fd, "vs0") })}
 			conn, err := d.Dial("udp", netip.AddrPortFrom(c.to, 9).String())
 			if err != nil {
 				return err
@@ -247,7 +264,8 @@ func testNoAnswers(t *testing.T, ipv6 bool) {
 		if err != nil {
 			t.Fatalf("%v -> %v: %v", c.from, c.to, err)
 		}
-		eventually(t, fmt.Sprintf("%v -> %v has been refused", c.from, c.to), soon, func() bool { return s.agents[0].intake().Drops["not_answer"] == uint64(i+1) })
+		eventually(t, fmt.Sprintf("%v -> %v has been refused", c.from, c.to), soon,
+			func() bool { return s.agents[0].intake().Drops["not_answer"] == uint64(i+1) })
 	}
 	st := s.agents[0].intake()
 	if sum(st.Drops) != 2 || st.Answers.Packets != 0 || arrived() != 0 {
@@ -283,7 +301,8 @@ func (s *site) deviceServers(h *lab.Host) {
 	go web.Serve(ln)
 	s.t.Cleanup(func() { web.Close() })
 
-	quicServer := &http3.Server{Handler: http.HandlerFunc(serveStream), TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(s.t)}}}
+	quicServer := &http3.Server{Handler: http.HandlerFunc(serveStream),
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(s.t)}}}
 	conn := s.listenUDP(h, net.JoinHostPort(s.anywhere(), strconv.Itoa(portHTTP3)))
 	go quicServer.Serve(conn)
 	s.t.Cleanup(func() { quicServer.Close() })
@@ -315,8 +334,9 @@ func serveStream(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.CopyN(w, stream(), int64(n)) // the client compares
 }
 
-// serveUDP answers each datagram, a number, with as many bytes of the stream, and with the packet info that came with the question, if set has asked for
-// it: then it listens on all addresses, else on the VIP, as the kernel would choose another source. size is the value of UDP_SEGMENT for the answers, nil for none.
+// serveUDP answers each datagram, a number, with as many bytes of the stream, and with the packet info that came with
+// the question, if set has asked for it: then it listens on all addresses, else on the VIP, as the kernel would choose
+// another source. size is the value of UDP_SEGMENT for the answers, nil for none.
 func (s *site) serveUDP(h *lab.Host, port uint16, set func(fd int) error, size []byte) {
 	s.t.Helper()
 	address := s.VIP.String()
@@ -438,7 +458,8 @@ func (s *site) mustFetch3(t *testing.T, n int) {
 	rt := &http3.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		Dial: func(ctx context.Context, _ string, tlsConfig *tls.Config, cfg *quic.Config) (*quic.Conn, error) {
-			return transport.DialEarly(ctx, net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.VIP, portHTTP3)), tlsConfig, cfg)
+			return transport.DialEarly(ctx, net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.VIP, portHTTP3)), tlsConfig,
+				cfg)
 		},
 	}
 	defer rt.Close()

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestBadConfiguration gives the programs configurations with several faults: run and check report them all at once, and change nothing.
+// TestBadConfiguration gives the programs configurations with several faults: run and check report them all at once,
+// and change nothing.
 func TestBadConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -49,11 +50,13 @@ colour = "red"
 		program, config string
 		faults          []string // what each line speaks of
 	}{
-		{"director", badDirector, []string{"queues: 1000", "colour", "source", "224.0.0.1", "icmp", "70000", "lottery", "weight: -1",
+		{"director", badDirector, []string{"queues: 1000", "colour", "source", "224.0.0.1", "icmp", "70000", "lottery",
+			"weight: -1",
 			`"10.0.11.2" is there twice`, "also a VIP", "also the name", "90-80"}},
 		{"director", "[director]\nqueues = \n", []string{".toml:2:10: director.queues: the value is missing"}},
 		{"director", "", []string{"service"}},
-		{"realserver", badRealserver, []string{"tun", "198.51.100.80", "0.0.0.0/0", "mss: 10", "relative.sock", "colour"}},
+		{"realserver", badRealserver, []string{"tun", "198.51.100.80", "0.0.0.0/0", "mss: 10", "relative.sock",
+			"colour"}},
 		{"realserver", "", []string{"[realserver]"}},
 	} {
 		host := s.Webs[0]
@@ -69,7 +72,8 @@ colour = "red"
 			got := run(t, host, exec.Command(programPath(c.program), command, "-c", path))
 			lines := strings.Split(strings.TrimSuffix(got.stderr, "\n"), "\n")
 			if got.code != 2 || got.stdout != "" || len(lines) != len(c.faults) {
-				t.Errorf("%s %s: exit status %d, %d lines; want 2 and %d lines:\n%s%s", c.program, command, got.code, len(lines), len(c.faults), got.stdout, got.stderr)
+				t.Errorf("%s %s: exit status %d, %d lines; want 2 and %d lines:\n%s%s", c.program, command, got.code,
+					len(lines), len(c.faults), got.stdout, got.stderr)
 			}
 			for _, l := range lines {
 				if !strings.HasPrefix(l, c.program+": "+path+":") {
@@ -82,7 +86,8 @@ colour = "red"
 				}
 			}
 		}
-		mustBe(t, "a bad configuration", map[string]machine{host.Name: before}, map[string]machine{host.Name: observe(t, host)})
+		mustBe(t, "a bad configuration", map[string]machine{host.Name: before},
+			map[string]machine{host.Name: observe(t, host)})
 	}
 }
 
@@ -102,8 +107,10 @@ func TestBadUsage(t *testing.T) {
 	} {
 		for _, program := range []string{"director", "realserver"} {
 			got := run(t, s.Director, exec.Command(programPath(program), c.args...))
-			if got.code != 2 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.HasPrefix(got.stderr, program+": ") || !strings.Contains(got.stderr, c.says) {
-				t.Errorf("%s %v: exit status %d, want 2 and one line that says %q:\n%s%s", program, c.args, got.code, c.says, got.stdout, got.stderr)
+			if got.code != 2 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
+				!strings.HasPrefix(got.stderr, program+": ") || !strings.Contains(got.stderr, c.says) {
+				t.Errorf("%s %v: exit status %d, want 2 and one line that says %q:\n%s%s", program, c.args, got.code,
+					c.says, got.stdout, got.stderr)
 			}
 		}
 	}

@@ -88,7 +88,8 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 	got := run(t, host, wrap(exec.Command(programPath(program), "run", "-c", config)))
 	lines := strings.Split(strings.TrimSuffix(got.stderr, "\n"), "\n")
 	if got.code != 1 || got.stdout != "" || (len(lines) > 1) != r.many {
-		t.Errorf("exit status %d and %d lines, want 1 and more than one line: %v:\n%s%s", got.code, len(lines), r.many, got.stdout, got.stderr)
+		t.Errorf("exit status %d and %d lines, want 1 and more than one line: %v:\n%s%s", got.code, len(lines), r.many,
+			got.stdout, got.stderr)
 	}
 	for _, l := range lines {
 		for _, part := range append([]string{program + ": "}, r.says...) {
@@ -144,7 +145,8 @@ func (s *site) refusals() []refusal {
 	tunnel := func(h *lab.Host) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "kernel0"
-		l := &netlink.Iptun{LinkAttrs: attrs, Local: h.Addr.AsSlice(), Remote: netip.MustParseAddr("10.0.2.2").AsSlice()}
+		l := &netlink.Iptun{LinkAttrs: attrs, Local: h.Addr.AsSlice(),
+			Remote: netip.MustParseAddr("10.0.2.2").AsSlice()}
 		if err := netlink.LinkAdd(l); err != nil {
 			return err
 		}
@@ -164,18 +166,24 @@ func (s *site) refusals() []refusal {
 		{name: "device", machine: device("vs0"), restore: remove("vs0"), says: vs0},
 		{name: "local-device", program: "director", machine: device("vs0-local"), restore: remove("vs0-local"),
 			says: []string{"vs0-local", "set another tun", "ip link del vs0-local"}},
-		{name: "vip-on-lo", program: "director", machine: address(netlink.AddrAdd, "lo"), restore: address(netlink.AddrDel, "lo"),
-			says: []string{s.VIP.String(), "lo", "ip addr del"}},
+		{name: "vip-on-lo", program: "director", machine: address(netlink.AddrAdd, "lo"),
+			restore: address(netlink.AddrDel, "lo"),
+			says:    []string{s.VIP.String(), "lo", "ip addr del"}},
 		{name: "vip-on-eth0", machine: address(netlink.AddrAdd, "eth0"), restore: address(netlink.AddrDel, "eth0"),
 			says: []string{s.VIP.String(), "eth0", "ip addr del"}},
-		{name: "source", program: "director", more: `source = ["10.0.2.9", "2001:db8:2::9"]`, says: []string{"source ", "no address of this host"}, many: true},
-		{name: "route-to-vip", program: "director", machine: route(netlink.RouteAdd, unix.RT_TABLE_MAIN), restore: route(netlink.RouteDel, unix.RT_TABLE_MAIN),
-			says: []string{s.VIP.String(), "route"}},
-		{name: "table", program: "realserver", machine: route(netlink.RouteAdd, table), restore: route(netlink.RouteDel, table),
+		{name: "source", program: "director", more: `source = ["10.0.2.9", "2001:db8:2::9"]`, says: []string{"source ",
+			"no address of this host"}, many: true},
+		{name: "route-to-vip", program: "director", machine: route(netlink.RouteAdd, unix.RT_TABLE_MAIN),
+			restore: route(netlink.RouteDel, unix.RT_TABLE_MAIN),
+			says:    []string{s.VIP.String(), "route"}},
+		{name: "table", program: "realserver", machine: route(netlink.RouteAdd, table), restore: route(netlink.RouteDel,
+			table),
 			says: []string{"table 30323", "in use"}},
-		{name: "local-table", program: "director", machine: route(netlink.RouteAdd, localTable), restore: route(netlink.RouteDel, localTable),
-			says: []string{"30325"}, many: true},
-		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"), says: []string{"kernel0", "ip link set kernel0 down"}},
+		{name: "local-table", program: "director", machine: route(netlink.RouteAdd, localTable),
+			restore: route(netlink.RouteDel, localTable),
+			says:    []string{"30325"}, many: true},
+		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"),
+			says: []string{"kernel0", "ip link set kernel0 down"}},
 		{name: "nobody", wrap: nobody, says: []string{"CAP_NET_ADMIN", "root"}},
 		{name: "no-tun", wrap: helped(withoutTUN), says: []string{"/dev/net/tun", "modprobe tun"}},
 		{name: "sysctls", program: "director", wrap: helped(readOnlySysctls), says: []string{
@@ -185,7 +193,8 @@ func (s *site) refusals() []refusal {
 	}
 }
 
-// TestSecondInstance starts each program a second time on the same control socket: that one ends, the first one is not disturbed.
+// TestSecondInstance starts each program a second time on the same control socket: that one ends, the first one is not
+// disturbed.
 func TestSecondInstance(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
@@ -196,7 +205,8 @@ func TestSecondInstance(t *testing.T) {
 		first  *program
 		config string
 	}{
-		{s.director, other.Replace(s.directorTOML(s.director.socket, "tun = \"vs1\"", service{"tcp", "80", "wrr", []int{1}}))},
+		{s.director, other.Replace(s.directorTOML(s.director.socket, "tun = \"vs1\"", service{"tcp", "80", "wrr",
+			[]int{1}}))},
 		{s.agents[0], other.Replace(s.agentTOML(s.agents[0].socket, "tun = \"vs1\"\ntable = 30325"))},
 	} {
 		path := filepath.Join(t.TempDir(), "second.toml")
@@ -206,9 +216,12 @@ func TestSecondInstance(t *testing.T) {
 		got := run(t, c.first.host, exec.Command(programPath(c.first.name), "run", "-c", path))
 		// It says where, by which key that can be changed, and who is there.
 		role := map[string]string{"director": "a director", "realserver": "an agent"}[c.first.name]
-		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s)", c.first.name, role, c.first.Pid(), c.first.socket)
-		if got.code != 1 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.HasPrefix(got.stderr, want) {
-			t.Errorf("exit status %d, want 1 and one line that begins with %q:\n%s%s", got.code, want, got.stdout, got.stderr)
+		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s)", c.first.name, role, c.first.Pid(),
+			c.first.socket)
+		if got.code != 1 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 || !strings.HasPrefix(got.stderr,
+			want) {
+			t.Errorf("exit status %d, want 1 and one line that begins with %q:\n%s%s", got.code, want, got.stdout,
+				got.stderr)
 		}
 		s.mustParrot(80, "web1") // both answer status requests, and work
 		s.director.balance()

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// booted is a systemd that runs on this machine's files, in namespaces of its own: with nothing but its journal, and whatever is installed then. What
-// it writes is in memory; of the kernel's settings it may change those of its network.
+// booted is a systemd that runs on this machine's files, in namespaces of its own: with nothing but its journal, and
+// whatever is installed then. What it writes is in memory; of the kernel's settings it may change those of its network.
 type booted struct {
 	t   *testing.T
 	pid int // of systemd
@@ -86,7 +86,8 @@ func boot(t *testing.T) *booted {
 
 // try runs a command there, and returns what it prints.
 func (b *booted) try(command ...string) (string, error) {
-	out, err := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(b.pid), "-p", "-m", "-u", "-i", "-n", "-C", "-r", "-w"}, command...)...).CombinedOutput()
+	out, err := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(b.pid), "-p", "-m", "-u", "-i", "-n", "-C",
+		"-r", "-w"}, command...)...).CombinedOutput()
 	return string(out), err
 }
 
@@ -152,12 +153,14 @@ func bootSystemd(dir string) error {
 			return err
 		}
 	}
-	return unix.Exec(systemd, []string{systemd, "--unit=basic.target", "--show-status=no"}, []string{"container=vstun", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
+	return unix.Exec(systemd, []string{systemd, "--unit=basic.target", "--show-status=no"}, []string{"container=vstun",
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
 }
 
 // onlyJournal leaves systemd nothing to start but its journal, and lets packages start what they bring.
 func onlyJournal(root string) error {
-	errs := []error{os.RemoveAll(filepath.Join(root, "etc/fstab")), os.RemoveAll(filepath.Join(root, "usr/sbin/policy-rc.d"))}
+	errs := []error{os.RemoveAll(filepath.Join(root, "etc/fstab")),
+		os.RemoveAll(filepath.Join(root, "usr/sbin/policy-rc.d"))}
 	for _, dir := range []string{"etc/systemd", "usr/lib/systemd", "lib/systemd"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(root, dir, "system-generators")))
 		links, err := filepath.Glob(filepath.Join(root, dir, "system/*.*s/*")) // .wants, .requires
@@ -175,7 +178,8 @@ func onlyJournal(root string) error {
 func makeDevices(dev string) error {
 	old := unix.Umask(0)
 	defer unix.Umask(old)
-	errs := []error{os.Mkdir(dev+"/net", 0o755), os.Mkdir(dev+"/pts", 0o755), os.Mkdir(dev+"/shm", 0o1777), os.Symlink("pts/ptmx", dev+"/ptmx"),
+	errs := []error{os.Mkdir(dev+"/net", 0o755), os.Mkdir(dev+"/pts", 0o755), os.Mkdir(dev+"/shm", 0o1777),
+		os.Symlink("pts/ptmx", dev+"/ptmx"),
 		unix.Mknod(dev+"/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200)))}
 	for i, name := range map[uint32]string{3: "null", 5: "zero", 7: "full", 8: "random", 9: "urandom"} {
 		errs = append(errs, unix.Mknod(filepath.Join(dev, name), unix.S_IFCHR|0o666, int(unix.Mkdev(1, i))))

@@ -26,7 +26,8 @@ import (
 func (s *site) startCapture(flags ...string) (p *lab.Process, file string) {
 	s.t.Helper()
 	file = filepath.Join(s.t.TempDir(), "flow.pcapng")
-	p, err := s.Director.Start(exec.Command(programPath("director"), append([]string{"capture", "-w", file, "-c", s.director.config}, flags...)...))
+	p, err := s.Director.Start(exec.Command(programPath("director"), append([]string{"capture", "-w", file, "-c",
+		s.director.config}, flags...)...))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -57,8 +58,8 @@ func (s *site) endCapture(p *lab.Process) string {
 // stretch is a stretch of a TCP connection's bytes.
 type stretch struct{ from, to uint32 }
 
-// sentBytes reads a capture and returns, for each of its interfaces, the stretches of bytes that the client sends by the port, after checking that
-// each packet is whole.
+// sentBytes reads a capture and returns, for each of its interfaces, the stretches of bytes that the client sends by
+// the port, after checking that each packet is whole.
 func sentBytes(t *testing.T, file string, port uint16) (byFace map[string][]stretch) {
 	t.Helper()
 	f, err := os.Open(file)
@@ -80,7 +81,8 @@ func sentBytes(t *testing.T, file string, port uint16) (byFace map[string][]stre
 			t.Fatal(err)
 		}
 		face, err := r.Interface(info.InterfaceIndex)
-		if err != nil || face.LinkType != layers.LinkTypeRaw || info.CaptureLength != info.Length || face.SnapLength < 65535 {
+		if err != nil || face.LinkType != layers.LinkTypeRaw || info.CaptureLength != info.Length ||
+			face.SnapLength < 65535 {
 			t.Fatalf("%+v of %+v: %v", info, face, err)
 		}
 		inner := data
@@ -149,8 +151,8 @@ func union(all []stretch) (joined []stretch) {
 	return joined
 }
 
-// TestCapture uploads through each kind of tunnel while a capture looks at that flow: every byte is there before and after the tunnel, and what others
-// send is not. tshark understands the file.
+// TestCapture uploads through each kind of tunnel while a capture looks at that flow: every byte is there before and
+// after the tunnel, and what others send is not. tshark understands the file.
 func TestCapture(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -161,7 +163,8 @@ func TestCapture(t *testing.T) {
 		}
 		door := netip.AddrPortFrom(s.VIP, to.port)
 		capture, file := s.startCapture("--vip", door.String(), "--client", s.Client.Addr.String(), "--count", "100000")
-		if got := s.ask("capture", "-w", filepath.Join(t.TempDir(), "second"), "--seconds", "1"); got.code != 1 || !strings.Contains(got.stderr, "another capture is running") {
+		if got := s.ask("capture", "-w", filepath.Join(t.TempDir(), "second"), "--seconds", "1"); got.code != 1 ||
+			!strings.Contains(got.stderr, "another capture is running") {
 			t.Errorf("a second capture: exit status %d: %s", got.code, got.stderr)
 		}
 		const unknown = "director: there is no VIP 198.51.100.88: did you mean 198.51.100.80?\n"
@@ -192,7 +195,8 @@ func mustTshark(t *testing.T, file string, to tunnel) {
 		return
 	}
 	var stderr bytes.Buffer
-	cmd := exec.Command("tshark", "-n", "-r", file, "-o", "ip.check_checksum:TRUE", "-T", "fields", "-e", "frame.interface_name", "-e", "frame.protocols",
+	cmd := exec.Command("tshark", "-n", "-r", file, "-o", "ip.check_checksum:TRUE", "-T", "fields", "-e",
+		"frame.interface_name", "-e", "frame.protocols",
 		"-e", "ip.checksum.status")
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -208,7 +212,9 @@ func mustTshark(t *testing.T, file string, to tunnel) {
 		}
 		want := "raw:ip:tcp"
 		if fields[0] == "after" {
-			want = map[string]string{"ipip-over-4": "raw:ip:ip:tcp", "gre-over-6": "raw:ipv6:gre:ip:tcp", "gue-over-4": "raw:ip:udp"}[to.name] // it knows no GUE
+			// it knows no GUE
+			want = map[string]string{"ipip-over-4": "raw:ip:ip:tcp", "gre-over-6": "raw:ipv6:gre:ip:tcp",
+				"gue-over-4": "raw:ip:udp"}[to.name]
 		}
 		if !strings.HasPrefix(fields[1], want) {
 			t.Fatalf("%s: tshark does not understand: %s", to.name, line)

@@ -236,14 +236,16 @@ func TestClientCertificates(t *testing.T) {
 	s.awaitHealth("up")
 	issue("third")
 	if changes := strings.Join(s.reloadWritten(toml("^third$", both)), "\n"); !strings.Contains(changes,
-		"cert "+cert+" -> "+cert+" with another certificate") || !strings.Contains(changes, "key "+key+" -> "+key+" with another key") {
+		"cert "+cert+" -> "+cert+" with another certificate") || !strings.Contains(changes,
+		"key "+key+" -> "+key+" with another key") {
 		t.Errorf("the reload says %s", changes)
 	}
 	eventually(t, "the server sees the third certificate", 2*soon, func() bool {
 		r := s.director.balance().Services[0].Realservers[0]
 		return r.Health == "up" && r.Check.Reason == "HTTP status 200"
 	})
-	if err := os.Chown(key, 65534, 65534); err != nil { // another user's: the director has given up the right to read it
+	// another user's: the director has given up the right to read it
+	if err := os.Chown(key, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
 	s.director.configure(s.written(toml("^third$", both+", rise = 1")))

@@ -8,8 +8,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// TestCheckTypes has checks of each type that needs the network go through each tunnel, over both families, inside and outside: all pass while the agent lives, and
-// none without it but the direct ones.
+// TestCheckTypes has checks of each type that needs the network go through each tunnel, over both families, inside and
+// outside: all pass while the agent lives, and none without it but the direct ones.
 func TestCheckTypes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -25,7 +25,8 @@ func TestCheckTypes(t *testing.T) {
 		for _, vip := range s.vips {
 			for _, to := range []string{s.Webs[0].Addr.String(), s.Webs[0].Addr6.String()} {
 				n++
-				toml += fmt.Sprintf("[[service]]\nname = \"s%d\"\nvip = %q\nprotocol = %q\nport = %d\n%s\ncheck = { %s, %s }\nrealserver = [ { address = %q } ]\n",
+				toml += fmt.Sprintf("[[service]]\nname = \"s%d\"\nvip = %q\nprotocol = %q\nport = %d\n%s\ncheck = { "+
+					"%s, %s }\nrealserver = [ { address = %q } ]\n",
 					n, vip, protocol, 10_000+n, encap, check, times, to)
 			}
 		}
@@ -52,7 +53,8 @@ func TestCheckTypes(t *testing.T) {
 			said = ""
 			for i, svc := range s.director.balance().Services {
 				if r := svc.Realservers[0]; r.Health != want(i) {
-					said += fmt.Sprintf("%s %v %s over %s to %s is %s: %s\n", svc.Name, svc.VIPs, r.Check.Type, r.Encap, r.Address, r.Health, r.Check.Reason)
+					said += fmt.Sprintf("%s %v %s over %s to %s is %s: %s\n", svc.Name, svc.VIPs, r.Check.Type, r.Encap,
+						r.Address, r.Health, r.Check.Reason)
 				}
 			}
 			return said == ""
@@ -73,7 +75,8 @@ func TestCheckTypes(t *testing.T) {
 // nameServer answers every question for an address, on the first web server.
 func (s *site) nameServer(address string) {
 	s.t.Helper()
-	srv := &dns.Server{PacketConn: s.listenUDP(s.Webs[0], address), Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+	srv := &dns.Server{PacketConn: s.listenUDP(s.Webs[0], address), Handler: dns.HandlerFunc(func(w dns.ResponseWriter,
+		q *dns.Msg) {
 		m := new(dns.Msg).SetReply(q)
 		if rr, err := dns.NewRR(q.Question[0].Name + " A 192.0.2.1"); err == nil {
 			m.Answer = append(m.Answer, rr)

@@ -41,9 +41,11 @@ func TestChecksInFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	length := short(15*time.Second, 10*time.Second)
 	list := []overload{
-		{name: "10vips", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true, encap: "ipip",
+		{name: "10vips", vips: 10, queues: 2, interval: time.Second, timeout: 900 * time.Millisecond, ipv6: true,
+			encap:  "ipip",
 			length: length},
-		{name: "narrow", vips: 10, queues: 1, interval: time.Second, timeout: 900 * time.Millisecond, encap: "gue", narrow: true,
+		{name: "narrow", vips: 10, queues: 1, interval: time.Second, timeout: 900 * time.Millisecond, encap: "gue",
+			narrow: true,
 			length: length},
 	}
 	if os.Getenv("VSTUN_FULL") != "" {
@@ -167,7 +169,8 @@ func (s *site) mustStayUp(length time.Duration) (lost uint64) {
 		}
 	}
 	lost = st.Overruns - before.Overruns
-	s.t.Logf("within %v the director read %d packets; the slowest check seen took %.3f s", time.Since(begin).Round(time.Millisecond),
+	s.t.Logf("within %v the director read %d packets; the slowest check seen took %.3f s",
+		time.Since(begin).Round(time.Millisecond),
 		st.In.Packets-before.In.Packets, slowest)
 	for _, svc := range st.Services {
 		for _, r := range svc.Realservers {

@@ -18,9 +18,11 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// checkedTOML is a service of HTTP at the site's VIP with a realserver on each web server: service and check are further keys of theirs.
+// checkedTOML is a service of HTTP at the site's VIP with a realserver on each web server: service and check are
+// further keys of theirs.
 func (s *site) checkedTOML(service, check string) string {
-	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nscheduler = \"rr\"\n%s\ncheck = { %s }\n", s.VIP, service, check)
+	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nscheduler = "+
+		"\"rr\"\n%s\ncheck = { %s }\n", s.VIP, service, check)
 	for _, web := range s.Webs {
 		text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", web.Addr)
 	}
@@ -59,7 +61,8 @@ func (s *site) startChecked(service, check string) (servers []*lab.Process) {
 	return servers
 }
 
-// outWithin is the bar of how soon a realserver that dies is out, by quick, with room for a busy machine: three intervals, one timeout.
+// outWithin is the bar of how soon a realserver that dies is out, by quick, with room for a busy machine: three
+// intervals, one timeout.
 const outWithin = 4 * time.Second
 
 const room = 4 * time.Second
@@ -111,7 +114,8 @@ func (s *site) visit(rate int) *visitors {
 	c := &visitors{t: s.t, waiting: map[int]time.Time{}}
 	done := make(chan struct{})
 	var running sync.WaitGroup
-	browser := &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: s.Client.DialContext, DisableKeepAlives: true}}
+	browser := &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: s.Client.DialContext,
+		DisableKeepAlives: true}}
 	running.Go(func() {
 		pace := time.NewTicker(time.Second / time.Duration(rate))
 		defer pace.Stop()
@@ -183,8 +187,8 @@ type span struct {
 	from, to time.Time
 }
 
-// TestDeathUnderLoad kills a web server, and then an agent while its web server lives, under load: each is out in time, no request that begins from then on
-// fails, and it comes back. In the end the machine is as it was.
+// TestDeathUnderLoad kills a web server, and then an agent while its web server lives, under load: each is out in time,
+// no request that begins from then on fails, and it comes back. In the end the machine is as it was.
 func TestDeathUnderLoad(t *testing.T) {
 	t.Parallel()
 	families(t, testDeathUnderLoad)
@@ -213,7 +217,8 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	s.awaitOut("a web server ends", "down up", begin)
 	quiet("one web server has ended")
 	svc := s.awaitReason(0, "connection refused")
-	if r := svc.Realservers[0]; r.Check.Type != "http" || r.Check.Via != "tunnel" || r.Effective != 0 || r.Weight != 1 || svc.WeightUp != 1 || svc.Health != "up" {
+	if r := svc.Realservers[0]; r.Check.Type != "http" || r.Check.Via != "tunnel" || r.Effective != 0 ||
+		r.Weight != 1 || svc.WeightUp != 1 || svc.Health != "up" {
 		t.Errorf("status has %+v, %+v, %+v", svc, r, r.Check)
 	}
 	servers[0] = s.nginxProcess(s.Webs[0])
@@ -255,15 +260,16 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	mustBe(t, "after the end", before, s.observeAll())
 }
 
-// TestTunnelIsChecked breaks what only the way of the clients' packets shows: protocol 4 is blocked on the way, and an agent does not accept the VIP. Checks of
-// the realserver's own address find nothing wrong.
+// TestTunnelIsChecked breaks what only the way of the clients' packets shows: protocol 4 is blocked on the way, and an
+// agent does not accept the VIP. Checks of the realserver's own address find nothing wrong.
 func TestTunnelIsChecked(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.startChecked("", `type = "http", `+quick)
 	block := func(verb string) {
 		t.Helper()
-		got := run(t, s.Router, exec.Command("iptables", "-w", verb, "FORWARD", "-p", "4", "-d", s.Webs[0].Addr.String(), "-j", "DROP"))
+		got := run(t, s.Router, exec.Command("iptables", "-w", verb, "FORWARD", "-p", "4", "-d",
+			s.Webs[0].Addr.String(), "-j", "DROP"))
 		if got.code != 0 {
 			t.Skipf("SKIPPED: iptables: %s", got.stderr)
 		}
@@ -294,14 +300,16 @@ func TestTunnelIsChecked(t *testing.T) {
 	s.awaitHealth("up up")
 }
 
-// TestRefusedReloadKeepsHealth: a reload that takes a service away, and is refused for another reason, leaves what the checks have found.
+// TestRefusedReloadKeepsHealth: a reload that takes a service away, and is refused for another reason, leaves what the
+// checks have found.
 func TestRefusedReloadKeepsHealth(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startWritten(s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s"`))
 	s.awaitHealth("up")
 	begin := time.Now()
-	s.director.configure(s.written("director.metrics = \"192.0.2.99:9464\"\n" + strings.Replace(s.checkedTOML("", `type = "ping"`), `"web"`, `"other"`, 1)))
+	s.director.configure(s.written("director.metrics = \"192.0.2.99:9464\"\n" + strings.Replace(s.checkedTOML("",
+		`type = "ping"`), `"web"`, `"other"`, 1)))
 	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "192.0.2.99") {
 		t.Fatalf("reload: %+v", got)
 	}
@@ -321,8 +329,8 @@ func (s *site) agentTOMLOf(socket string, vip netip.Addr) string {
 	return s.agentTOML(socket, "")
 }
 
-// TestStartsDown: with initial = "down" nobody goes to a realserver before its checks have passed; with "up" all go there before they have failed. A reload keeps
-// what is known.
+// TestStartsDown: with initial = "down" nobody goes to a realserver before its checks have passed; with "up" all go
+// there before they have failed. A reload keeps what is known.
 func TestStartsDown(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -349,7 +357,8 @@ func TestStartsDown(t *testing.T) {
 	s.awaitHealth("up up")
 }
 
-// TestFailureIsTold: a realserver that fails keeps what it has with on_failure = "drain", and a command is told of each change.
+// TestFailureIsTold: a realserver that fails keeps what it has with on_failure = "drain", and a command is told of each
+// change.
 func TestFailureIsTold(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -359,7 +368,8 @@ func TestFailureIsTold(t *testing.T) {
 	}
 	alive := []net.PacketConn{s.alive(s.Webs[0]), s.alive(s.Webs[1])}
 	told := filepath.Join(s.dir, "told")
-	s.startWrittenDirector(s.checkedTOML("on_failure = \"drain\"\nquorum = 2\npersistence = { timeout = \"1h\" }", `type = "udp", port = 9, send = "x", expect = "yes", `+quick) +
+	s.startWrittenDirector(s.checkedTOML("on_failure = \"drain\"\nquorum = 2\npersistence = { timeout = \"1h\" }",
+		`type = "udp", port = 9, send = "x", expect = "yes", `+quick) +
 		fmt.Sprintf("[notify]\ncommand = [\"/bin/sh\", \"-c\", 'echo \"$@\" >>%s', \"sh\"]\n", told))
 	s.awaitHealth("up up")
 	c, home := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
@@ -372,12 +382,15 @@ func TestFailureIsTold(t *testing.T) {
 	}
 	svc := s.director.balance().Services[0]
 	for _, r := range svc.Realservers {
-		if r.Weight != 1 || r.Health == "down" && (r.Effective != 0 || r.Active != 2) || r.Health == "up" && (r.Effective != 1 || r.Active != 0) {
+		if r.Weight != 1 || r.Health == "down" && (r.Effective != 0 || r.Active != 2) || r.Health == "up" &&
+			(r.Effective != 1 || r.Active != 0) {
 			t.Errorf("status has %+v", r)
 		}
 	}
-	for _, line := range []string{"realserver web 10.0.11.2 unknown up", "realserver web 10.0.12.2 unknown up", "service web - unknown up weight 2 is up, quorum 2",
-		"realserver web " + map[string]string{"web1": "10.0.11.2", "web2": "10.0.12.2"}[home] + " up down port unreachable", "service web - up down weight 1 is up, quorum 2"} {
+	for _, line := range []string{"realserver web 10.0.11.2 unknown up", "realserver web 10.0.12.2 unknown up",
+		"service web - unknown up weight 2 is up, quorum 2",
+		"realserver web " + map[string]string{"web1": "10.0.11.2", "web2": "10.0.12.2"}[home] +
+			" up down port unreachable", "service web - up down weight 1 is up, quorum 2"} {
 		eventually(t, "the command is told: "+line, soon, func() bool {
 			text, err := os.ReadFile(told)
 			return err == nil && strings.Contains(string(text), line)
@@ -393,7 +406,8 @@ func TestFailureIsTold(t *testing.T) {
 	}
 }
 
-// TestSorryServer: when the weight that is up falls below the quorum, the sorry server has the clients; when it is back, so are they.
+// TestSorryServer: when the weight that is up falls below the quorum, the sorry server has the clients; when it is
+// back, so are they.
 func TestSorryServer(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -447,11 +461,13 @@ realserver = [ { address = %q }, { address = %q } ]
 		t.Errorf("without quorum the same client is answered by %s, want the sorry server", got)
 	}
 	svc := s.director.balance().Services[0]
-	if svc.Health != "down" || svc.WeightUp != 1 || svc.Quorum != 2 || len(svc.Realservers) != 3 || svc.Realservers[2].Health != "unchecked" || svc.Realservers[2].Effective != 1 {
+	if svc.Health != "down" || svc.WeightUp != 1 || svc.Quorum != 2 || len(svc.Realservers) != 3 ||
+		svc.Realservers[2].Health != "unchecked" || svc.Realservers[2].Effective != 1 {
 		t.Errorf("status has %+v", svc)
 	}
 	servers[0] = s.alive(s.Webs[0])
-	eventually(t, "the sorry server is not in use", 2*soon, func() bool { return !s.director.balance().Services[0].Sorry })
+	eventually(t, "the sorry server is not in use", 2*soon,
+		func() bool { return !s.director.balance().Services[0].Sorry })
 	if got := ask(); got != "web1" && got != "web2" {
 		t.Errorf("with quorum the same client is answered by %s", got)
 	}
@@ -467,8 +483,8 @@ func (s *site) alive(h *lab.Host) net.PacketConn {
 	return s.answerUDP(h, 9, func([]byte) []byte { return []byte("yes") })
 }
 
-// TestLateAnswers has one realserver answer checks of UDP after their timeout, and another one never: neither takes the other's late answer for its own, however
-// few ports there are.
+// TestLateAnswers has one realserver answer checks of UDP after their timeout, and another one never: neither takes the
+// other's late answer for its own, however few ports there are.
 func TestLateAnswers(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -495,10 +511,12 @@ func TestLateAnswers(t *testing.T) {
 	})
 	t.Cleanup(func() { late.Close(); running.Wait() })
 	s.listenUDP(s.Webs[1], s.at(9)) // says nothing
-	s.startWrittenDirector(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = "100ms", timeout = "100ms", rise = 1, fall = 1`))
+	s.startWrittenDirector(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = `+
+		`"100ms", timeout = "100ms", rise = 1, fall = 1`))
 	n := int64(short(60, 30))
 	eventually(t, "many late answers", 6*soon, func() bool {
-		if got := s.health(); !strings.HasSuffix(got, " down") { // the late one may be in time for once, on a busy machine
+		// the late one may be in time for once, on a busy machine
+		if got := s.health(); !strings.HasSuffix(got, " down") {
 			t.Fatalf("the realservers are %s after %d late answers", got, answered.Load())
 		}
 		return answered.Load() >= n

@@ -52,7 +52,8 @@ realserver = [ { address = "10.0.12.2" } ]
 		}
 	}
 	askUDP(t, s.dial("udp4", 53))
-	eventually(t, "one connection is closing", soon, func() bool { return len(s.connections("--state", "FIN_WAIT")) == 1 })
+	eventually(t, "one connection is closing", soon,
+		func() bool { return len(s.connections("--state", "FIN_WAIT")) == 1 })
 
 	all := s.connections()
 	if len(all) != 4+12+1 {
@@ -64,10 +65,15 @@ realserver = [ { address = "10.0.12.2" } ]
 		count   int
 	}{
 		{"--client 10.200.1.1", func(c control.Connection) bool { return c.Client == "10.200.1.1" }, 4},
-		{"--client 10.200.1.0/24", func(c control.Connection) bool { return strings.HasPrefix(c.Client, "10.200.1.") }, 8},
+		{"--client 10.200.1.0/24", func(c control.Connection) bool { return strings.HasPrefix(c.Client, "10.200.1.") },
+			8},
 		{"--client 10.99.0.0/16", nil, 0},
-		{"--vip 198.51.100.81", func(c control.Connection) bool { return c.VIP == "198.51.100.81" || c.Template }, 4 + 4},
-		{"--vip 198.51.100.80:443", func(c control.Connection) bool { return c.VIP == "198.51.100.80" && c.Port == 443 || c.Template }, 4 + 4},
+		{"--vip 198.51.100.81", func(c control.Connection) bool { return c.VIP == "198.51.100.81" || c.Template },
+			4 + 4},
+		{"--vip 198.51.100.80:443", func(c control.Connection) bool {
+			return c.VIP == "198.51.100.80" &&
+				c.Port == 443 || c.Template
+		}, 4 + 4},
 		{"--vip 198.51.100.80:53", func(c control.Connection) bool { return c.Protocol == "udp" && c.Port == 53 }, 1},
 		{"--realserver 10.0.11.2", func(c control.Connection) bool { return c.Realserver == "10.0.11.2" }, 8},
 		{"--realserver 10.0.12.2", func(c control.Connection) bool { return c.Realserver == "10.0.12.2" }, 9},
@@ -75,9 +81,16 @@ realserver = [ { address = "10.0.12.2" } ]
 			return c.Service == "dns" && c.State == "UDP" && c.Client == s.Client.Addr.String()
 		}, 1},
 		{"--service web", func(c control.Connection) bool { return c.Service == "web" }, 16},
-		{"--state ESTABLISHED", func(c control.Connection) bool { return c.State == "ESTABLISHED" && c.ClientPort > 0 && c.Packets >= 3 }, 11},
-		{"--state template", func(c control.Connection) bool { return c.Template && c.ClientPort == 0 && c.Port == 0 }, 4},
-		{"--state FIN_WAIT", func(c control.Connection) bool { return c.Client == "10.200.1.1" && c.Port == 443 && c.Expires <= 120 }, 1},
+		{"--state ESTABLISHED", func(c control.Connection) bool {
+			return c.State == "ESTABLISHED" && c.ClientPort > 0 &&
+				c.Packets >= 3
+		}, 11},
+		{"--state template", func(c control.Connection) bool { return c.Template && c.ClientPort == 0 && c.Port == 0 },
+			4},
+		{"--state FIN_WAIT", func(c control.Connection) bool {
+			return c.Client == "10.200.1.1" && c.Port == 443 &&
+				c.Expires <= 120
+		}, 1},
 		{"--limit 5", func(control.Connection) bool { return true }, 5},
 		{"--limit 0", func(control.Connection) bool { return true }, 17},
 		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 --service web --limit 3", func(c control.Connection) bool {
@@ -95,12 +108,15 @@ realserver = [ { address = "10.0.12.2" } ]
 		}
 	}
 	text := s.ask("connections", "--service", "dns")
-	if lines := strings.Split(text.stdout, "\n"); text.code != 0 || len(lines) != 3 || !strings.HasPrefix(lines[0], "pro ") ||
+	if lines := strings.Split(text.stdout, "\n"); text.code != 0 || len(lines) != 3 || !strings.HasPrefix(lines[0],
+		"pro ") ||
 		!strings.Contains(lines[1], " UDP ") || !strings.HasSuffix(lines[1], " 198.51.100.80:53      10.0.12.2:53") {
 		t.Errorf("as text: exit status %d, want a head and a line:\n%s%s", text.code, text.stdout, text.stderr)
 	}
-	for _, wrong := range []string{"--client nobody", "--vip :80", "--realserver web1", "--state OPEN", "--limit -1", "--service"} {
-		if got := s.ask(append([]string{"connections"}, strings.Fields(wrong)...)...); got.code != 2 || got.stdout != "" || got.stderr == "" {
+	for _, wrong := range []string{"--client nobody", "--vip :80", "--realserver web1", "--state OPEN", "--limit -1",
+		"--service"} {
+		if got := s.ask(append([]string{"connections"}, strings.Fields(wrong)...)...); got.code != 2 ||
+			got.stdout != "" || got.stderr == "" {
 			t.Errorf("%s: exit status %d, want 2 and an error: %s%s", wrong, got.code, got.stdout, got.stderr)
 		}
 	}
@@ -111,7 +127,8 @@ realserver = [ { address = "10.0.12.2" } ]
 		"--realserver 10.9.9.9": `director: there is no realserver 10.9.9.9: there are 10.0.11.2, 10.0.12.2`,
 	} {
 		for _, form := range []string{"--json", "--json=false"} {
-			if got := s.ask(append([]string{"connections", form}, strings.Fields(wrong)...)...); got.code != 1 || got.stdout != "" || got.stderr != want+"\n" {
+			if got := s.ask(append([]string{"connections", form}, strings.Fields(wrong)...)...); got.code != 1 ||
+				got.stdout != "" || got.stderr != want+"\n" {
 				t.Errorf("%s: exit status %d, want 1 and %s: %s%s", wrong, got.code, want, got.stdout, got.stderr)
 			}
 		}
@@ -126,23 +143,29 @@ func TestConnectionsIntoHead(t *testing.T) {
 	client := s.thrower(s.Client)
 	random := udpPacket(t, s.Client.Addr, s.VIP, 0, 53, "?")
 	for i := range flows {
-		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0 // source port, no checksum
+		// source port, no checksum
+		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0
 		client.throw(random)
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon, func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })
+			eventually(t, "the director has read the datagrams", soon,
+				func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })
 		}
 	}
 	before := s.director.descriptors()
 	for _, form := range []string{"", "--json"} {
-		line := fmt.Sprintf("%s connections -c %s %s | head -1; echo ${PIPESTATUS[0]}", programPath("director"), s.director.config, form)
+		line := fmt.Sprintf("%s connections -c %s %s | head -1; echo ${PIPESTATUS[0]}", programPath("director"),
+			s.director.config, form)
 		got := run(t, s.Director, exec.Command("bash", "-c", line))
 		lines := strings.Split(got.stdout, "\n")
 		// 141: ended by SIGPIPE, as cat ends.
-		if got.stderr != "" || len(lines) != 3 || lines[1] != "0" && lines[1] != "141" || !strings.HasPrefix(lines[0], "pro ") && !strings.HasPrefix(lines[0], "{") {
-			t.Errorf("%s: it writes %q, and %q as an error; want one line, and to end quietly", form, got.stdout, got.stderr)
+		if got.stderr != "" || len(lines) != 3 || lines[1] != "0" && lines[1] != "141" || !strings.HasPrefix(lines[0],
+			"pro ") && !strings.HasPrefix(lines[0], "{") {
+			t.Errorf("%s: it writes %q, and %q as an error; want one line, and to end quietly", form, got.stdout,
+				got.stderr)
 		}
 	}
-	eventually(t, "the director has closed what nobody reads", soon, func() bool { return s.director.descriptors() <= before })
+	eventually(t, "the director has closed what nobody reads", soon,
+		func() bool { return s.director.descriptors() <= before })
 	if n := len(s.connections()); n != flows {
 		t.Errorf("%d connections, want %d", n, flows)
 	}
@@ -156,15 +179,18 @@ func TestControlIsForItsOwner(t *testing.T) {
 	for _, p := range []*program{s.director, s.agents[0]} {
 		commands := []string{"status", "profile"}
 		if p == s.director {
-			commands = append(commands, "connections", "reload", "set s1 10.0.11.2 --weight 0", "drain s1 10.0.11.2 --wait", "undrain s1 10.0.11.2", "top --once",
+			commands = append(commands, "connections", "reload", "set s1 10.0.11.2 --weight 0",
+				"drain s1 10.0.11.2 --wait", "undrain s1 10.0.11.2", "top --once",
 				"explain 192.0.2.7:4711 198.51.100.80:80", "capture -w -")
 		}
 		for _, command := range commands {
 			cmd := exec.Command(programPath(p.name), append(strings.Fields(command), "-c", p.config)...)
 			cmd.Dir = "/"
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-			if got := run(t, p.host, cmd); got.code != 1 || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, p.socket+": connect: permission denied") {
-				t.Errorf("%s %s by nobody: exit status %d, %s; want 1 and a line that says that permission is denied", p.name, command, got.code, got.stderr)
+			if got := run(t, p.host, cmd); got.code != 1 || strings.Count(got.stderr, "\n") != 1 ||
+				!strings.Contains(got.stderr, p.socket+": connect: permission denied") {
+				t.Errorf("%s %s by nobody: exit status %d, %s; want 1 and a line that says that permission is denied",
+					p.name, command, got.code, got.stderr)
 			}
 		}
 		info, err := os.Stat(p.socket)

@@ -13,7 +13,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// demo is a `lab demo` that runs on a host of another lab, and with a /run of its own, so that it meets no other demo on this machine.
+// demo is a `lab demo` that runs on a host of another lab, and with a /run of its own, so that it meets no other demo
+// on this machine.
 type demo struct {
 	*lab.Process
 	t   *testing.T
@@ -31,7 +32,8 @@ func startDemo(s *site, args ...string) *demo {
 	ours, theirs := os.NewFile(uintptr(ends[0]), "demo"), os.NewFile(uintptr(ends[1]), "demo")
 	s.t.Cleanup(func() { ours.Close() })
 	defer theirs.Close()
-	if err := unix.SetsockoptInt(ends[1], unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil { // the kernel takes its least
+	// the kernel takes its least
+	if err := unix.SetsockoptInt(ends[1], unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil {
 		s.t.Fatal(err)
 	}
 	cmd := private(withPrivateRun, exec.Command(programPath("lab"), append([]string{"demo"}, args...)...))
@@ -103,7 +105,8 @@ func mustPlay(t *testing.T, vip, web string, args ...string) {
 	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("it took %v, more than 30 s", took)
 	}
-	for _, text := range []string{vip, web, "web1 8, web2 4", "web1 3, web2 3", "into the director", "replies that passed the director: on its eth0           0"} {
+	for _, text := range []string{vip, web, "web1 8, web2 4", "web1 3, web2 3", "into the director",
+		"replies that passed the director: on its eth0           0"} {
 		if !strings.Contains(d.log.String(), text) {
 			t.Errorf("%q is not in its output", text)
 		}
@@ -111,7 +114,8 @@ func mustPlay(t *testing.T, vip, web string, args ...string) {
 	mustBe(t, "after the demo", before, s.observeAll())
 }
 
-// TestDemoInterrupted sends SIGINT and SIGTERM to the demo at all its stages, and closes its output: it ends at once and leaves nothing.
+// TestDemoInterrupted sends SIGINT and SIGTERM to the demo at all its stages, and closes its output: it ends at once
+// and leaves nothing.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 0, nil)
@@ -131,7 +135,8 @@ func TestDemoInterrupted(t *testing.T) {
 		}
 		d.read("")
 		if code := d.end(); code != 1 || !strings.Contains(d.Output(), "lab: demo interrupted\n") {
-			t.Errorf("%v at %q: exit status %d, want 1 and a word about the interruption: %s", c.sig, c.stage, code, d.Output())
+			t.Errorf("%v at %q: exit status %d, want 1 and a word about the interruption: %s", c.sig, c.stage, code,
+				d.Output())
 		}
 	}
 

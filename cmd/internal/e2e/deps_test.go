@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestDeps lets .ci/deps install everything by an apt-get that has no chromium: the other packages come all the same, nothing is started meanwhile, also
-// not at the next boot, and what is missing is said.
+// TestDeps lets .ci/deps install everything by an apt-get that has no chromium: the other packages come all the same,
+// nothing is started meanwhile, also not at the next boot, and what is missing is said.
 func TestDeps(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -45,7 +45,9 @@ echo "$*" >>"$LOG"`,
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"install -y -qq --no-install-recommends nginx-light\n", " keepalived\n", " prometheus\n", " tshark\n", "disable nginx.service\n", "disable keepalived.service\n", "disable prometheus.service\n"} {
+	for _, want := range []string{"install -y -qq --no-install-recommends nginx-light\n", " keepalived\n",
+		" prometheus\n", " tshark\n", "disable nginx.service\n", "disable keepalived.service\n",
+		"disable prometheus.service\n"} {
 		if !strings.Contains(string(done), want) {
 			t.Errorf("%q is not among\n%s", want, done)
 		}

@@ -22,7 +22,8 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	s.director = s.prepare(s.Director, "director")
 	text := s.checkedTOML("", `type = "http", interval = "1s", timeout = "1s"`) +
 		fmt.Sprintf("[[service]]\nname = \"hanging\"\nvip = %q\nprotocol = \"tcp\"\nport = 81\n", s.VIP) +
-		"check = { type = \"tcp\", via = \"direct\", interval = \"2s\", timeout = \"2s\", fall = 2, initial = \"up\" }\n"
+		"check = { type = \"tcp\", via = \"direct\", interval = \"2s\", timeout = \"2s\", fall = 2, initial = " +
+		"\"up\" }\n"
 	for i := range hanging {
 		text += fmt.Sprintf("[[service.realserver]]\naddress = \"10.99.%d.%d\"\n", i>>8, i&255)
 	}
@@ -34,7 +35,8 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	}
 	tells := func(what, text string) {
 		t.Helper()
-		for _, part := range []string{fmt.Sprint(hanging + 1), fmt.Sprintf("limit of %d leaves ", limit), "LimitNOFILE"} {
+		for _, part := range []string{fmt.Sprint(hanging + 1), fmt.Sprintf("limit of %d leaves ", limit),
+			"LimitNOFILE"} {
 			if !strings.Contains(text, part) {
 				t.Errorf("%s does not say %q:\n%s", what, part, text)
 			}

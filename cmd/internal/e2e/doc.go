@@ -1,5 +1,5 @@
-// Package e2e holds the privileged end-to-end tests: the real programs on hosts that are network namespaces, with real servers and
-// clients (nginx, curl, iperf3, and Go's own).
+// Package e2e holds the privileged end-to-end tests: the real programs on hosts that are network namespaces, with real
+// servers and clients (nginx, curl, iperf3, and Go's own).
 //
 //	              client 10.0.1.2        curl, iperf3, raw sockets
 //	                 |
@@ -11,7 +11,8 @@
 //
 // All of it is there with IPv6, too: 10.0.11.2 is fd00:0:11::2 as well, and the VIP 2001:db8:100::80.
 //
-// TestInterop… put the kernel in the place of one of the programs: IPVS at the director, its tunnel devices at a realserver.
+// TestInterop… put the kernel in the place of one of the programs: IPVS at the director, its tunnel devices at a
+// realserver.
 //
 // The tests need root and /dev/net/tun, and some of them a tool; without they skip and say how to get it. They work in
 // namespaces of their own and leave nothing behind. With -short the long ones transfer and wait less.

@@ -33,7 +33,8 @@ func TestDoctorAsksAgents(t *testing.T) {
 				encap = fmt.Sprintf("encap = \"gre\"\nencap_key = %d", gateKey)
 			}
 			web := s.Webs[i]
-			text += tcpService(kind, fmt.Sprintf("%d\n%s", 80+10*i+n, encap), []netip.Addr{absent, absent6}, web.Addr, web.Addr6)
+			text += tcpService(kind, fmt.Sprintf("%d\n%s", 80+10*i+n, encap), []netip.Addr{absent, absent6}, web.Addr,
+				web.Addr6)
 			for _, address := range []netip.Addr{web.Addr, web.Addr6} {
 				for _, vip := range []netip.Addr{absent, absent6} {
 					symptoms = append(symptoms,

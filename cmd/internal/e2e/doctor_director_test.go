@@ -57,7 +57,8 @@ func TestDoctorOfRouter(t *testing.T) {
 			[]string{"warning", "VIP " + s.VIP.String(), "another host gets them, and answers as the VIP"}},
 		symptom{"router", []string{"VIP " + s.VIP6.String()}})
 	s.shell(s.Router,
-		fmt.Sprintf("ip route replace %s via %s; ip -6 route add %s via %s", s.VIP, s.Client.Addr, s.VIP6, s.Director.Addr6))
+		fmt.Sprintf("ip route replace %s via %s; ip -6 route add %s via %s", s.VIP, s.Client.Addr, s.VIP6,
+			s.Director.Addr6))
 	s.director.mustName(symptom{"router", []string{"warning", "VIP " + s.VIP.String()}})
 	s.shell(s.Router, "ip route replace "+s.VIP.String()+" via "+s.Director.Addr.String())
 	s.director.mustFindNothing("routed again")

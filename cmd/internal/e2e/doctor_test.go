@@ -36,7 +36,8 @@ func (p *program) examineBy(cmd *exec.Cmd) (r doctor.Report) {
 	return r
 }
 
-// mustFindNothing examines until there is no finding: what a test has broken before may take the programs a moment to get over.
+// mustFindNothing examines until there is no finding: what a test has broken before may take the programs a moment to
+// get over.
 func (p *program) mustFindNothing(when string) {
 	p.t.Helper()
 	var r doctor.Report
@@ -73,7 +74,8 @@ func (s symptom) is(f doctor.Finding) bool {
 		!slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
 }
 
-// mustName examines, and wants a finding for each symptom and none without one. A busy machine gets another chance or two: it may answer too late.
+// mustName examines, and wants a finding for each symptom and none without one. A busy machine gets another chance or
+// two: it may answer too late.
 func (p *program) mustName(symptoms ...symptom) (r doctor.Report) {
 	p.t.Helper()
 	return p.mustNameBy(func() doctor.Report { return p.examine() }, symptoms...)
@@ -109,7 +111,8 @@ func misses(r doctor.Report, symptoms []symptom) (wrong []string) {
 	return wrong
 }
 
-// mustNameInTime breaks what the program itself mends in a moment, until the doctor has seen each symptom, be it among others.
+// mustNameInTime breaks what the program itself mends in a moment, until the doctor has seen each symptom, be it among
+// others.
 func (p *program) mustNameInTime(breaks string, symptoms ...symptom) {
 	p.t.Helper()
 	var r doctor.Report
@@ -144,13 +147,15 @@ func needDoctorsTools(t *testing.T) {
 // needFirewall skips a test where the kernel lacks what its rules are made of.
 func (s *site) needFirewall() {
 	s.t.Helper()
-	try := `nft add table inet try; nft add chain inet try f '{ type filter hook prerouting priority 0; }'; nft add rule inet try f ct state invalid fib saddr . iif oif missing drop; nft delete table inet try`
+	try := `nft add table inet try; nft add chain inet try f '{ type filter hook prerouting priority 0; }'; nft add ` +
+		`rule inet try f ct state invalid fib saddr . iif oif missing drop; nft delete table inet try`
 	if out := run(s.t, s.Client, exec.Command("sh", "-ec", try)); out.code != 0 {
 		s.t.Skipf("SKIPPED: needs a kernel with nftables, its expressions ct and fib: %s", out.stderr)
 	}
 }
 
-// TestDoctorOnTheWay breaks each realserver, or the way to it, in its own manner: one examination by the director's doctor names all.
+// TestDoctorOnTheWay breaks each realserver, or the way to it, in its own manner: one examination by the director's
+// doctor names all.
 func TestDoctorOnTheWay(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -167,7 +172,8 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 	drop := func(match string) func(*site, *lab.Host) {
 		return func(s *site, web *lab.Host) {
-			s.shell(s.Router, fmt.Sprintf("nft add rule inet doctor forward %s drop", strings.ReplaceAll(match, "WEB", web.Addr.String())))
+			s.shell(s.Router, fmt.Sprintf("nft add rule inet doctor forward %s drop", strings.ReplaceAll(match, "WEB",
+				web.Addr.String())))
 		}
 	}
 	narrow := func(s *site, web *lab.Host) {
@@ -177,25 +183,40 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 	patients := []patient{
 		{name: "healthy"},
-		{name: "no pings", long: true, breaks: func(s *site, web *lab.Host) { s.shell(web, "sysctl -qw net.ipv4.icmp_echo_ignore_all=1") }},
-		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"no program takes ipip (protocol 4)", "agent does not run", "systemctl start vstun-realserver"}}},
+		{name: "no pings", long: true, breaks: func(s *site, web *lab.Host) {
+			s.shell(web,
+				"sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
+		}},
+		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"no program takes ipip (protocol 4)",
+			"agent does not run", "systemctl start vstun-realserver"}}},
 		{name: "agent of another director", sources: []netip.Addr{netip.MustParseAddr("10.0.2.9")},
 			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors",
 				"protocol 4 is dropped on the way", "realserver doctor"}}},
 		{name: "protocol 4 dropped", agent: `encap = ["ipip", "gue"]`, breaks: drop("ip daddr WEB ip protocol 4"),
-			symptom: &symptom{"tunnels", []string{"packets of ipip (protocol 4) do not arrive", "gue", `encap = "gue"`}}},
-		{name: "source check on the way back", long: true, breaks: func(s *site, web *lab.Host) { s.shell(s.Router, "sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1") },
+			symptom: &symptom{"tunnels", []string{"packets of ipip (protocol 4) do not arrive", "gue",
+				`encap = "gue"`}}},
+		{name: "source check on the way back", long: true, breaks: func(s *site, web *lab.Host) {
+			s.shell(s.Router,
+				"sysctl -qw net.ipv4.conf."+web.Name+".rp_filter=1")
+		},
 			symptom: &symptom{"tunnels", []string{"its agent accepts 198.51.100.80", "dropped on the way back",
 				"source/destination check"}}},
 		{name: "black hole", breaks: func(s *site, web *lab.Host) {
 			narrow(s, web)
-			s.shell(s.Router, "nft add rule inet doctor output icmp type destination-unreachable icmp code frag-needed @nh,352,32 "+fmt.Sprintf("0x%x", web.Addr.As4())+" drop")
+			s.shell(s.Router, "nft add rule inet doctor output icmp type destination-unreachable icmp code "+
+				"frag-needed @nh,352,32 "+fmt.Sprintf("0x%x", web.Addr.As4())+" drop")
 		}, symptom: &symptom{"tunnels", []string{"more than 1400 bytes vanish", "mtu 1400", "ip route replace"}}},
-		{name: "narrow way", long: true, breaks: narrow, symptom: &symptom{"tunnels", []string{"1400 bytes, as 10.0.2.1 says", "mtu 1400"}}},
-		{name: "down", breaks: func(s *site, web *lab.Host) { s.shell(web, "ip addr del "+web.Addr.String()+"/24 dev eth0") },
+		{name: "narrow way", long: true, breaks: narrow, symptom: &symptom{"tunnels",
+			[]string{"1400 bytes, as 10.0.2.1 says", "mtu 1400"}}},
+		{name: "down", breaks: func(s *site, web *lab.Host) {
+			s.shell(web,
+				"ip addr del "+web.Addr.String()+"/24 dev eth0")
+		},
 			symptom: &symptom{"tunnels", []string{"can't be reached", "ping"}}},
-		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels", []string{"nothing comes back", "plain ping"}}},
-		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"no server listens on 198.51.100.80:80", "ss -ltn"}}},
+		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels",
+			[]string{"nothing comes back", "plain ping"}}},
+		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"no server listens on 198.51.100.80:80",
+			"ss -ltn"}}},
 		{name: "VIP missing", vips: []netip.Addr{second},
 			symptom: &symptom{"tunnels", []string{"error", "its agent does not have the VIP 198.51.100.80",
 				"inner_destination", `add "198.51.100.80" to vips`}}},
@@ -203,12 +224,17 @@ func TestDoctorOnTheWay(t *testing.T) {
 			symptom: &symptom{"tunnels", []string{"its agent does not accept ipip (protocol 4)",
 				`add "ipip" to encap`}}},
 		{name: "firewall behind the tunnel", breaks: func(s *site, web *lab.Host) {
-			s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; }'; nft add rule inet fw input iifname vs0 tcp dport 80 drop`)
+			s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; `+
+				`}'; nft add rule inet fw input iifname vs0 tcp dport 80 drop`)
 		}, symptom: &symptom{"tunnels", []string{"answers pings there, and no SYN", "vs0"}}},
-		{name: "no route", breaks: func(s *site, web *lab.Host) { s.shell(s.Director, "ip route add unreachable "+web.Addr.String()) },
+		{name: "no route", breaks: func(s *site, web *lab.Host) {
+			s.shell(s.Director,
+				"ip route add unreachable "+web.Addr.String())
+		},
 			symptom: &symptom{"routes", []string{"no route to it", "ip route add"}}},
 		{name: "firewall of the director's own", breaks: func(s *site, web *lab.Host) {
-			s.shell(s.Director, `nft add table inet own; nft add chain inet own output '{ type filter hook output priority 0; }'; nft add rule inet own output ip protocol 4 ip daddr `+web.Addr.String()+` drop`)
+			s.shell(s.Director, `nft add table inet own; nft add chain inet own output '{ type filter hook output `+
+				`priority 0; }'; nft add rule inet own output ip protocol 4 ip daddr `+web.Addr.String()+` drop`)
 		}, symptom: &symptom{"tunnels", []string{"own firewall", "iptables -I OUTPUT"}}},
 	}
 	if testing.Short() {
@@ -218,8 +244,10 @@ func TestDoctorOnTheWay(t *testing.T) {
 	s.needFirewall()
 	s.addVIP(second)
 	s.addIPv6()
-	s.shell(s.Router, `nft add table inet doctor; nft add chain inet doctor forward '{ type filter hook forward priority 0; }'; nft add chain inet doctor output '{ type filter hook output priority 0; }'`)
-	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = 80\nscheduler = \"rr\"\n", s.VIP, second)
+	s.shell(s.Router, `nft add table inet doctor; nft add chain inet doctor forward '{ type filter hook forward `+
+		`priority 0; }'; nft add chain inet doctor output '{ type filter hook output priority 0; }'`)
+	text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = 80\nscheduler = "+
+		"\"rr\"\n", s.VIP, second)
 	var symptoms []symptom
 	var absent *lab.Host // without an agent
 	for i, p := range patients {
@@ -252,22 +280,27 @@ func TestDoctorOnTheWay(t *testing.T) {
 			symptoms = append(symptoms, of)
 			if p.deaf { // at either VIP
 				of.says = append(slices.Clone(of.says), second.String())
-				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no server listens on " + second.String()}})
+				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no server listens on " +
+					second.String()}})
 			}
 			if p.name == "source check on the way back" {
 				symptoms = append(symptoms,
 					symptom{of.check, []string{web.Addr.String(), "its agent accepts " + second.String()}})
 			}
 			if p.name == "firewall behind the tunnel" {
-				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no SYN to " + second.String()}})
+				symptoms = append(symptoms, symptom{of.check, []string{web.Addr.String(), "no SYN to " +
+					second.String()}})
 			}
 		}
 	}
-	text += fmt.Sprintf("[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = %q }, { address = %q, weight = 0 } ]\n",
+	text += fmt.Sprintf("[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { "+
+		"address = %q }, { address = %q, weight = 0 } ]\n",
 		s.VIP6, s.Webs[0].Addr6, absent.Addr6)
-	text += fmt.Sprintf("[[service]]\nname = \"sorry\"\nvip = %q\nprotocol = \"udp\"\nport = 53\nsorry_server = %q\nrealserver = [ { address = %q } ]\n",
+	text += fmt.Sprintf("[[service]]\nname = \"sorry\"\nvip = %q\nprotocol = \"udp\"\nport = 53\nsorry_server = "+
+		"%q\nrealserver = [ { address = %q } ]\n",
 		s.VIP6, absent.Addr6, s.Webs[0].Addr6)
-	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server", "no program takes ipip (protocol 41)"}})
+	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server",
+		"no program takes ipip (protocol 41)"}})
 	s.startWrittenDirector(text)
 	begin := time.Now()
 	r := s.director.mustName(symptoms...)
@@ -282,7 +315,8 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 }
 
-// TestDoctorOfDirector breaks the director's host. The doctor names what is broken, its commands mend it, and then it finds nothing.
+// TestDoctorOfDirector breaks the director's host. The doctor names what is broken, its commands mend it, and then it
+// finds nothing.
 func TestDoctorOfDirector(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -294,12 +328,15 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.startAgents(`encap = ["gue"]`)
 	s.parrotAt(s.Webs[0], ":80")
 	s.shell(s.Director, "ip neigh add proxy "+near.String()+" dev eth0")
-	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n"+
-		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n", s.VIP, near, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
+	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = "+
+		"80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n"+
+		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { "+
+		"address = %q } ]\n", s.VIP, near, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
 	s.director.mustFindNothing("healthy")
 
 	s.director.mustNameInTime("sysctl -qw net.ipv4.ip_forward=0; sysctl -qw net.ipv6.conf.all.forwarding=0",
-		symptom{"forwarding", []string{"net.ipv4.ip_forward is 0"}}, symptom{"forwarding", []string{"net.ipv6.conf.all.forwarding is 0"}})
+		symptom{"forwarding", []string{"net.ipv4.ip_forward is 0"}},
+		symptom{"forwarding", []string{"net.ipv6.conf.all.forwarding is 0"}})
 	s.director.mustFindNothing("mended by the director")
 
 	// Answers that come from a VIP, to the director itself: as those to health checks.
@@ -307,39 +344,48 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh del proxy 10.0.2.80 dev eth0
 nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'; nft add rule inet fw forward ct state established,related accept`)
 	r := s.director.mustName(
-		symptom{"forwarding", []string{"net.ipv4.conf.eth0.forwarding is 0", "sysctl -w net.ipv4.conf.eth0.forwarding=1"}},
+		symptom{"forwarding", []string{"net.ipv4.conf.eth0.forwarding is 0",
+			"sysctl -w net.ipv4.conf.eth0.forwarding=1"}},
 		symptom{"neighbours", []string{near.String(), "10.0.2.0/24", "ip neigh add proxy"}},
-		symptom{"firewall", []string{"nftables chain inet fw forward", "clients' packets", "nft insert rule inet fw forward oifname"}},
+		symptom{"firewall", []string{"nftables chain inet fw forward", "clients' packets",
+			"nft insert rule inet fw forward oifname"}},
 		symptom{"rp_filter", []string{"eth0", "strict", "sysctl -w net.ipv4.conf.eth0.rp_filter=2"}})
 	s.mend(s.director, r)
 	s.director.mustFindNothing("mended by the doctor's commands")
 	pesky()
 
-	// What a director sees of a connection is invalid to connection tracking; ICMP errors are let in by name, or not at all.
+	// What a director sees of a connection is invalid to connection tracking; ICMP errors are let in by name, or not at
+	// all.
 	s.shell(s.Director, `nft add chain inet fw more '{ type filter hook forward priority 10; }'; nft add rule inet fw more ct state vmap '{ established : accept, invalid : drop }'
 nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input icmp type echo-request accept; nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
 	r = s.director.mustName(
 		symptom{"firewall", []string{"inet fw more", "what follows a client's SYN", "invalid"}},
-		symptom{"firewall", []string{"inet fw input", "ICMP errors", "nft insert rule inet fw input icmp type destination-unreachable accept"}})
+		symptom{"firewall", []string{"inet fw input", "ICMP errors", "nft insert rule inet fw input icmp type " +
+			"destination-unreachable accept"}})
 	s.mend(s.director, r)
 	s.director.mustFindNothing("mended by the doctor's commands")
 
 	// A VIP that goes elsewhere, one that is the host's own, and requests for what nobody serves.
 	asks := s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 9))
-	s.shell(s.Director, "ip rule add to "+s.VIP.String()+" lookup 100 priority 100; ip route add default via 10.0.2.1 table 100")
+	s.shell(s.Director, "ip rule add to "+s.VIP.String()+" lookup 100 priority 100; ip route add default via "+
+		"10.0.2.1 table 100")
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "its packets go to 10.0.2.1 by eth0", "ip rule"}})
 	asks()
-	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director") // answers ARP, as a realserver does that nobody keeps from it
-	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(), "answers ARP", "arp_ignore=1"}},
+	// answers ARP, as a realserver does that nobody keeps from it
+	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director")
+	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(),
+		"answers ARP", "arp_ignore=1"}},
 		// the router drops what comes from an address of its own
 		symptom{"tunnels", []string{"no answer from " + near.String() + " comes back"}})
 	s.shell(s.Router, "ip addr del 10.0.2.80/32 dev director")
 	s.shell(s.Director, "ip rule del priority 100; ip rule add iif lo to "+s.VIP.String()+" lookup 100 priority 5")
-	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, not to vs0-local", "ip rule"}})
+	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, " +
+		"not to vs0-local", "ip rule"}})
 	s.shell(s.Director, "ip rule del priority 5; ip addr add "+s.VIP.String()+"/32 dev lo")
 	asks = s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
 	s.director.mustName(
-		symptom{"start", []string{s.VIP.String(), "lo", "ip addr del"}}, symptom{"device", []string{s.VIP.String(), "its packets go to lo"}},
+		symptom{"start", []string{s.VIP.String(), "lo", "ip addr del"}},
+		symptom{"device", []string{s.VIP.String(), "its packets go to lo"}},
 		symptom{"drops", []string{"no_service"}})
 	asks()
 	s.shell(s.Director, "ip addr del "+s.VIP.String()+"/32 dev lo")
@@ -352,7 +398,8 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	}
 	s.director.start()
 	got := run(t, s.Director, exec.Command(programPath("director"), "doctor", "-v", "-c", s.director.config))
-	for _, part := range []string{"is running", "nothing found", "fine: forwarding: on", "fine: tunnels: realserver " + s.Webs[0].Addr6.String(), "the way takes 1500 bytes"} {
+	for _, part := range []string{"is running", "nothing found", "fine: forwarding: on", "fine: tunnels: realserver " +
+		s.Webs[0].Addr6.String(), "the way takes 1500 bytes"} {
 		if !strings.Contains(got.stdout, part) {
 			t.Errorf("%q is not in what it says:\n%s", part, got.stdout)
 		}
@@ -369,7 +416,8 @@ func TestDoctorOfRealserver(t *testing.T) {
 	web := s.Webs[0]
 	agent := s.prepare(web, "realserver")
 	neighbours := netip.MustParsePrefix("10.0.11.0/24") // a director may be there
-	agent.configure(fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s, %q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n", quoted(s.vips), quoted(s.sources), neighbours, agent.socket))
+	agent.configure(fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s, %q]\nencap = [\"ipip\", "+
+		"\"gue\"]\ncontrol = %q\n", quoted(s.vips), quoted(s.sources), neighbours, agent.socket))
 	stopped := symptom{"running", []string{"error", "the agent does not run", "realserver run -c " + agent.config}}
 	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "no server listens"}},
 		symptom{"servers", []string{s.VIP6.String(), "no server listens"}}); r.Running {
@@ -380,7 +428,8 @@ func TestDoctorOfRealserver(t *testing.T) {
 	s.parrotAt(web, ":80")
 	agent.mustFindNothing("healthy")
 
-	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1 net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.all.arp_announce=0",
+	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1 "+
+		"net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.all.arp_announce=0",
 		symptom{"arp", []string{"eth0", "arp_ignore", "sysctl -w net.ipv4.conf.all.arp_ignore=1"}},
 		symptom{"arp", []string{"eth0", "arp_announce", "sysctl -w net.ipv4.conf.all.arp_announce=2"}},
 		symptom{"vips", []string{s.VIP.String(), "no device has it", "ip addr add 198.51.100.80/32 dev vs0"}},
@@ -390,8 +439,10 @@ func TestDoctorOfRealserver(t *testing.T) {
 	s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input iifname lo accept
 nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft add rule inet fw raw meta nfproto ipv6 fib saddr . iif oif missing drop`)
 	r := agent.mustName(
-		symptom{"firewall", []string{"inet fw input", "tunnel packets (protocol 4)", "nft insert rule inet fw input ip protocol 4 accept"}},
-		symptom{"firewall", []string{"inet fw raw", s.VIP6.String(), `nft insert rule inet fw raw iifname "vs0" accept`}})
+		symptom{"firewall", []string{"inet fw input", "tunnel packets (protocol 4)",
+			"nft insert rule inet fw input ip protocol 4 accept"}},
+		symptom{"firewall", []string{"inet fw raw", s.VIP6.String(),
+			`nft insert rule inet fw raw iifname "vs0" accept`}})
 	idle := func(f doctor.Finding) bool {
 		return strings.Contains(f.What, "no tunnel packet has come since the start")
 	}
@@ -428,7 +479,8 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	s.shell(web, "ip addr add "+s.VIP.String()+"/32 dev eth0")
 	agent.mustName(stopped, symptom{"encap_port", []string{"6080", "ss -lunp"}},
 		symptom{"start", []string{s.VIP.String(), "eth0", "ip addr del"}})
-	agent.configure(fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q, %q]\ncontrol = %q\n", s.VIP6, web.Addr, s.Director.Addr, agent.socket))
+	agent.configure(fmt.Sprintf("[realserver]\nvips = [%q]\ndirectors = [%q, %q]\ncontrol = %q\n", s.VIP6, web.Addr,
+		s.Director.Addr, agent.socket))
 	agent.mustName(stopped, symptom{"directors", []string{web.Addr.String(), "this host itself"}})
 }
 
@@ -467,13 +519,16 @@ func TestDoctorWithoutRights(t *testing.T) {
 			want = append(want, symptom{"start", []string{"source 10.0.2.9", "no address of this host"}})
 		}
 		p.mustNameBy(func() doctor.Report {
-			return p.examineBy(private(withoutTUN, exec.Command(programPath(p.name), "doctor", "--json", "-c", p.config)))
+			return p.examineBy(private(withoutTUN, exec.Command(programPath(p.name), "doctor", "--json", "-c",
+				p.config)))
 		}, want...)
 	}
 	for _, p := range []*program{director, agent} {
 		p.configure("nonsense = 1\n")
-		if got := run(t, p.host, exec.Command(programPath(p.name), "doctor", "-c", p.config)); got.code != 2 || got.stdout != "" {
-			t.Errorf("doctor of %s with a bad configuration: exit status %d, want 2:\n%s%s", p, got.code, got.stdout, got.stderr)
+		if got := run(t, p.host, exec.Command(programPath(p.name), "doctor", "-c", p.config)); got.code != 2 ||
+			got.stdout != "" {
+			t.Errorf("doctor of %s with a bad configuration: exit status %d, want 2:\n%s%s", p, got.code, got.stdout,
+				got.stderr)
 		}
 	}
 }

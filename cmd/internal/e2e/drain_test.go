@@ -61,7 +61,8 @@ func mustStay(t *testing.T, c net.Conn, server string) {
 	}
 }
 
-// TestWeightZero drains a realserver by the weight 0: its connection goes on, new ones go elsewhere, until it has a weight again.
+// TestWeightZero drains a realserver by the weight 0: its connection goes on, new ones go elsewhere, until it has a
+// weight again.
 func TestWeightZero(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
@@ -82,7 +83,8 @@ func TestWeightZero(t *testing.T) {
 	}
 }
 
-// TestRemovedDrains removes a realserver with on_removal = "drain": its connection goes on until it ends, and status says so.
+// TestRemovedDrains removes a realserver with on_removal = "drain": its connection goes on until it ends, and status
+// says so.
 func TestRemovedDrains(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, `on_removal = "drain"`)
@@ -104,7 +106,8 @@ func TestRemovedDrains(t *testing.T) {
 	if l := leaving(); l.Realservers != 1 || l.Connections != 1 || len(l.List) != 1 || l.List[0] != want {
 		t.Errorf("leaving are %+v, want %+v", l, want)
 	}
-	if all := s.connections("--realserver", "10.0.11.2"); len(all) != 1 || all[0].Service != "web" || all[0].State != "ESTABLISHED" {
+	if all := s.connections("--realserver", "10.0.11.2"); len(all) != 1 || all[0].Service != "web" ||
+		all[0].State != "ESTABLISHED" {
 		t.Errorf("connections to what leaves are %+v", all)
 	}
 	to1.Close()
@@ -118,7 +121,8 @@ func TestRemovedDrains(t *testing.T) {
 	}
 }
 
-// TestRemovedDrops removes a realserver with on_removal = "drop": packets of its connection are dropped, all others go on.
+// TestRemovedDrops removes a realserver with on_removal = "drop": packets of its connection are dropped, all others go
+// on.
 func TestRemovedDrops(t *testing.T) {
 	t.Parallel()
 	const drop = `on_removal = "drop"`
@@ -127,7 +131,8 @@ func TestRemovedDrops(t *testing.T) {
 	if _, err := to1.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "packets to the removed realserver are dropped", soon, func() bool { return s.director.balance().Drops["realserver_removed"] > 1 })
+	eventually(t, "packets to the removed realserver are dropped", soon,
+		func() bool { return s.director.balance().Drops["realserver_removed"] > 1 })
 	mustStay(t, to2, "web2")
 	s.mustParrot(80, "web2")
 	if drops := s.director.balance().Drops; len(drops) != 1 {
@@ -144,8 +149,8 @@ func TestRemovedDrops(t *testing.T) {
 	}
 }
 
-// TestExpireNodest removes a realserver with expire_nodest = true: its connections are forgotten, and a client that begins anew from the same
-// port goes elsewhere.
+// TestExpireNodest removes a realserver with expire_nodest = true: its connections are forgotten, and a client that
+// begins anew from the same port goes elsewhere.
 func TestExpireNodest(t *testing.T) {
 	t.Parallel()
 	const expire = "expire_nodest = true"
@@ -171,7 +176,8 @@ func TestExpireNodest(t *testing.T) {
 	if _, err := to2.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "packets of a forgotten connection are dropped", soon, func() bool { return s.director.balance().Drops["no_connection"] > 0 })
+	eventually(t, "packets of a forgotten connection are dropped", soon,
+		func() bool { return s.director.balance().Drops["no_connection"] > 0 })
 }
 
 // vanish ends a connection without a packet, as a client does that loses its power. (TCP_REPAIR: Linux tcp_close)
@@ -189,7 +195,8 @@ func TestVIPLeaves(t *testing.T) {
 	s, doors := startShop(t, `timeout = "1s"`)
 	old, _ := s.whoAnswers(anyPort(s.Client.Addr), doors[2])
 	_, home := s.whoAnswers(anyPort(s.Client.Addr), doors[2])
-	toml := strings.Replace(persistentTOML(`timeout = "1s"`), `["198.51.100.80", "198.51.100.81"]`, `"198.51.100.80"`, 1)
+	toml := strings.Replace(persistentTOML(`timeout = "1s"`), `["198.51.100.80", "198.51.100.81"]`, `"198.51.100.80"`,
+		1)
 	s.reloadWritten(toml)
 	if _, err := askParrot(old, "still there?"); err != nil {
 		t.Errorf("the connection to the VIP that has left: %v (%s)", err, home)

@@ -16,7 +16,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start: whatever it had done by then is undone.
+// TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start: whatever it had done by
+// then is undone.
 func TestEndsWhileItStarts(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -93,7 +94,8 @@ func TestLogThatNobodyReads(t *testing.T) {
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// TestRemovedDevice deletes the TUN devices of running programs: each says so, ends with status 1 and cleans up what is left.
+// TestRemovedDevice deletes the TUN devices of running programs: each says so, ends with status 1 and cleans up what is
+// left.
 func TestRemovedDevice(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -130,7 +132,8 @@ func TestRemovedDevice(t *testing.T) {
 	mustBe(t, "without the devices", before, s.observeAll())
 }
 
-// traffic80 keeps packets coming to the VIP, answered or not: a program that only writes to its device needs them to see that it is gone.
+// traffic80 keeps packets coming to the VIP, answered or not: a program that only writes to its device needs them to
+// see that it is gone.
 func (s *site) traffic80(t *testing.T) (stop func()) {
 	t.Helper()
 	s.parrot(s.Webs[0], 80)
@@ -138,8 +141,8 @@ func (s *site) traffic80(t *testing.T) (stop func()) {
 	return s.traffic(80)
 }
 
-// TestKilledDirectorDoesNotLoop sends packets to the VIP of a director that was killed: its kernel refuses them, and does not send them back
-// to the router, which would send them there again until their time to live is over.
+// TestKilledDirectorDoesNotLoop sends packets to the VIP of a director that was killed: its kernel refuses them, and
+// does not send them back to the router, which would send them there again until their time to live is over.
 func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
@@ -158,8 +161,8 @@ func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	s.director.start()
 }
 
-// TestServiceLeavesWithItsVIP takes the only service of a VIP out of the configuration: its connections go on until they end, then the VIP's
-// routes go too.
+// TestServiceLeavesWithItsVIP takes the only service of a VIP out of the configuration: its connections go on until
+// they end, then the VIP's routes go too.
 func TestServiceLeavesWithItsVIP(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -171,7 +174,8 @@ func TestServiceLeavesWithItsVIP(t *testing.T) {
 	if _, err := askParrot(conn, "hello"); err != nil {
 		t.Fatal(err)
 	}
-	other := strings.ReplaceAll(s.directorTOML(s.director.socket, more, service{"tcp", "80", "wrr", []int{1}}), s.VIP.String(), "198.51.100.99")
+	other := strings.ReplaceAll(s.directorTOML(s.director.socket, more, service{"tcp", "80", "wrr", []int{1}}),
+		s.VIP.String(), "198.51.100.99")
 	s.director.configure(strings.ReplaceAll(other, "s1", "s9"))
 	s.director.signal(unix.SIGHUP)
 	eventually(t, "the other service is in force", soon, func() bool {

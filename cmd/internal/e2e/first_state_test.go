@@ -19,7 +19,8 @@ func TestFirstStateIsTold(t *testing.T) {
 	file := filepath.Join(s.dir, "told")
 	head := fmt.Sprintf("[notify]\ncommand = [\"/bin/sh\", \"-c\", 'echo \"$@\" >>%s', \"sh\"]\n", file)
 	more := func(name string, port int, check string) string {
-		const format = "[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = %d\n%s\nrealserver = [ { address = %q } ]\n"
+		const format = "[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = %d\n%s\nrealserver = [ { " +
+			"address = %q } ]\n"
 		return fmt.Sprintf(format, name, s.VIP, port, check, s.Webs[0].Addr)
 	}
 	tcp := func(port int, initial string) string {
@@ -32,10 +33,13 @@ func TestFirstStateIsTold(t *testing.T) {
 	const at = "10.0.11.2"
 	want := []string{
 		"realserver good " + at + " unknown up connected", "service good - unknown up weight 1 is up, quorum 1",
-		"realserver bad " + at + " unknown down connection refused", "service bad - unknown down weight 0 is up, quorum 1",
+		"realserver bad " + at + " unknown down connection refused", "service bad - unknown down weight 0 is up, " +
+			"quorum 1",
 		"realserver good-up " + at + " unknown up connected", "service good-up - unknown up weight 1 is up, quorum 1",
-		"realserver bad-up " + at + " unknown down connection refused", "service bad-up - unknown down weight 0 is up, quorum 1",
-		"realserver unchecked " + at + " unknown up no check", "service unchecked - unknown up weight 1 is up, quorum 1",
+		"realserver bad-up " + at + " unknown down connection refused", "service bad-up - unknown down weight 0 is " +
+			"up, quorum 1",
+		"realserver unchecked " + at + " unknown up no check",
+		"service unchecked - unknown up weight 1 is up, quorum 1",
 	}
 	told := func() []string {
 		text, err := os.ReadFile(file)
@@ -51,10 +55,14 @@ func TestFirstStateIsTold(t *testing.T) {
 	s.startWrittenDirector(toml)
 	eventually(t, "the first states are told", 2*soon, all)
 
-	toml += more("later", 8006, tcp(80, "down")) + more("later-bad", 8007, tcp(9, "up")) + more("later-unchecked", 8008, "")
-	want = append(want, "realserver later "+at+" unknown up connected", "service later - unknown up weight 1 is up, quorum 1",
-		"realserver later-bad "+at+" unknown down connection refused", "service later-bad - unknown down weight 0 is up, quorum 1",
-		"realserver later-unchecked "+at+" unknown up no check", "service later-unchecked - unknown up weight 1 is up, quorum 1")
+	toml += more("later", 8006, tcp(80, "down")) + more("later-bad", 8007, tcp(9, "up")) + more("later-unchecked", 8008,
+		"")
+	want = append(want, "realserver later "+at+" unknown up connected", "service later - unknown up weight 1 is up, "+
+		"quorum 1",
+		"realserver later-bad "+at+" unknown down connection refused", "service later-bad - unknown down weight 0 "+
+			"is up, quorum 1",
+		"realserver later-unchecked "+at+" unknown up no check", "service later-unchecked - unknown up weight 1 is "+
+			"up, quorum 1")
 	s.reloadWritten(toml)
 	eventually(t, "the first states of what the reload has added are told", 2*soon, all)
 	s.reloadWritten(strings.Replace(toml, "8008", "8009", 1))
@@ -62,7 +70,8 @@ func TestFirstStateIsTold(t *testing.T) {
 	if lines := told(); len(lines) != len(want) {
 		t.Errorf("told %d events, want %d: %q", len(lines), len(want), lines)
 	}
-	if log := s.director.Output(); !strings.Contains(log, `msg="service down" service=bad`) || strings.Contains(log, "service=unchecked") {
+	if log := s.director.Output(); !strings.Contains(log, `msg="service down" service=bad`) ||
+		strings.Contains(log, "service=unchecked") {
 		t.Errorf("the log names what checks have found, and no more:\n%s", log)
 	}
 }
@@ -108,7 +117,8 @@ func TestReloadAddsRealservers(t *testing.T) {
 			text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", web.Addr)
 		}
 		for i := range dead {
-			text += fmt.Sprintf("[[service.realserver]]\naddress = \"10.99.%d.%d\"\ncheck = { via = \"direct\" }\n", i/200, 1+i%200)
+			text += fmt.Sprintf("[[service.realserver]]\naddress = \"10.99.%d.%d\"\ncheck = { via = \"direct\" }\n",
+				i/200, 1+i%200)
 		}
 		return text
 	}
@@ -118,7 +128,8 @@ func TestReloadAddsRealservers(t *testing.T) {
 		s.reloadWritten(toml(2, 500))
 		eventually(t, "the new realserver is up", 2*soon, func() bool {
 			r := s.director.balance().Services[0].Realservers[1]
-			if reason := r.Check.Reason; strings.Contains(reason, "fault") || strings.Contains(reason, "no route to realserver") {
+			if reason := r.Check.Reason; strings.Contains(reason, "fault") || strings.Contains(reason,
+				"no route to realserver") {
 				t.Fatalf("round %d: after a reload: %s", round, reason)
 			}
 			return r.Health == "up"

@@ -9,15 +9,16 @@ import (
 	"time"
 )
 
-// TestSYNFlood floods a service with SYNs from random addresses and ports, while 200 clients make requests and another one goes on with the
-// upload that it has begun. All are served, and the table stays within its bounds.
+// TestSYNFlood floods a service with SYNs from random addresses and ports, while 200 clients make requests and another
+// one goes on with the upload that it has begun. All are served, and the table stays within its bounds.
 //
-// It comes as fast as one CPU can make it, which is more than the rest of the machine takes: generator, director, web servers and clients share its
-// CPUs, and a third to a half of all packets are lost in front of the director. The table is so large that at this rate a half-open connection
-// lives for a fifth of a second.
+// It comes as fast as one CPU can make it, which is more than the rest of the machine takes: generator, director, web
+// servers and clients share its CPUs, and a third to a half of all packets are lost in front of the director. The table
+// is so large that at this rate a half-open connection lives for a fifth of a second.
 //
-// The flood ends on the web servers, before TCP: a blackhole route to where it pretends to come from makes their kernel's reverse-path filter
-// refuse it. Otherwise it would be their SYN cookies that are tested, and their SYN-ACKs to nowhere would come back to the VIP as ICMP errors.
+// The flood ends on the web servers, before TCP: a blackhole route to where it pretends to come from makes their
+// kernel's reverse-path filter refuse it. Otherwise it would be their SYN cookies that are tested, and their SYN-ACKs
+// to nowhere would come back to the VIP as ICMP errors.
 func TestSYNFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	const clients = 200
@@ -58,16 +59,19 @@ realserver = [ { address = "10.0.11.2" } ]
 			t.Errorf("the upload that began before the flood: %q, %v; want %q", answer, err, want)
 		}
 	})
-	eventually(t, "the upload is under way", soon, func() bool { return s.director.balance().Services[1].Realservers[0].Forwarded.Packets > 10 })
+	eventually(t, "the upload is under way", soon,
+		func() bool { return s.director.balance().Services[1].Realservers[0].Forwarded.Packets > 10 })
 
 	watch := s.watchTable()
 	defer watch()
 	f := s.startFlood(80, rateOfFlood())
 	defer f.end()
-	eventually(t, "there are as many half-open connections as there may be", soon, func() bool { return s.director.balance().Connections.Evicted > 0 })
+	eventually(t, "there are as many half-open connections as there may be", soon,
+		func() bool { return s.director.balance().Connections.Evicted > 0 })
 	served, failed := s.crowd(clients, length)
 	// A busy machine needs longer for as many SYNs.
-	for end := time.Now().Add(time.Minute); s.director.balance().Connections.Evicted < 10_000 && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); s.director.balance().Connections.Evicted < 10_000 &&
+		time.Now().Before(end); {
 		more, less := s.crowd(clients, time.Second)
 		served, failed = served+more, failed+less
 	}
@@ -76,7 +80,8 @@ realserver = [ { address = "10.0.11.2" } ]
 		t.Fatal(err)
 	}
 	st := s.director.balance()
-	t.Logf("%.0f SYNs a second: %d requests were served, %d failed; %d connections evicted, %d overruns, dropped %v", rate, served, failed,
+	t.Logf("%.0f SYNs a second: %d requests were served, %d failed; %d connections evicted, %d overruns, dropped %v",
+		rate, served, failed,
 		st.Connections.Evicted, st.Overruns, st.Drops)
 	if failed*100 > served+failed || served < clients {
 		t.Errorf("%d requests failed, %d were served: want 99 of 100, and at least %d", failed, served, clients)
@@ -93,7 +98,8 @@ realserver = [ { address = "10.0.11.2" } ]
 	most, halfOpen := watch()
 	t.Logf("at most %d connections, %d of them half-open", most, halfOpen)
 	if c := now.Connections; c.Max != 200_000 || c.HalfOpenMax != 50_000 || most > c.Max || halfOpen > c.HalfOpenMax {
-		t.Errorf("there were %d connections, %d half-open ones; want at most 200000 (status says %d) and 50000 (%d)", most, halfOpen, c.Max, c.HalfOpenMax)
+		t.Errorf("there were %d connections, %d half-open ones; want at most 200000 (status says %d) and 50000 (%d)",
+			most, halfOpen, c.Max, c.HalfOpenMax)
 	}
 	// A client that answers so late that its half-open connection has been evicted has no connection.
 	for reason, n := range now.Drops {
@@ -147,7 +153,8 @@ func (c slow) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// watchTable looks at the director's table all the time, until the function is called that it returns: that says the most that there was.
+// watchTable looks at the director's table all the time, until the function is called that it returns: that says the
+// most that there was.
 func (s *site) watchTable() (end func() (connections, halfOpen int)) {
 	s.t.Helper()
 	var connections, halfOpen int

@@ -25,7 +25,8 @@ realserver = [ %s ]
 `, scheduler, flags, realservers)
 }
 
-// TestHashes has 200 clients go where their hash says: the same in another director, and, with mh, mostly the same without one realserver.
+// TestHashes has 200 clients go where their hash says: the same in another director, and, with mh, mostly the same
+// without one realserver.
 func TestHashes(t *testing.T) {
 	t.Parallel()
 	const clients, webs = 200, 4
@@ -34,7 +35,8 @@ func TestHashes(t *testing.T) {
 	s.startWritten(hashTOML("rr", "", webs))
 	from := make([]netip.AddrPort, clients)
 	for i := range from {
-		from[i] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 200, byte(i / 8), byte(1 + i*7%250)}), uint16(20_000+i*31))
+		from[i] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 200, byte(i / 8), byte(1 + i*7%250)}),
+			uint16(20_000+i*31))
 	}
 	for _, c := range []struct {
 		scheduler, flags string
@@ -62,7 +64,8 @@ func TestHashes(t *testing.T) {
 		s.director.start()
 		for i, server := range s.answers(from) {
 			if server != before[i] {
-				t.Errorf("%s: the client %v goes to %s, and went to %s by the director before", name, from[i], server, before[i])
+				t.Errorf("%s: the client %v goes to %s, and went to %s by the director before", name, from[i], server,
+					before[i])
 			}
 		}
 
@@ -84,8 +87,8 @@ func TestHashes(t *testing.T) {
 	}
 }
 
-// answers says which server answers a new connection from each address and port. Each is ended by a RST, so that the port is free at once, for the
-// director too: a SYN in CLOSE begins a new connection.
+// answers says which server answers a new connection from each address and port. Each is ended by a RST, so that the
+// port is free at once, for the director too: a SYN in CLOSE begins a new connection.
 func (s *site) answers(from []netip.AddrPort) (servers []string) {
 	s.t.Helper()
 	for _, f := range from {

@@ -16,10 +16,12 @@ import (
 const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
 	readOnlySysctls = "read-only-sysctls" // as in many containers
-	asNobody        = "as-nobody"         // with CAP_NET_ADMIN, CAP_NET_RAW and a /dev/net/tun that it may open, and nothing else
-	bootsSystemd    = "boots-systemd"     // see booted
-	sandboxed       = "sandboxed"         // see sandbox
-	withPrivateRun  = "with-private-run"  // gives the command an empty /run, and fails if the command leaves something there
+	// with CAP_NET_ADMIN, CAP_NET_RAW and a /dev/net/tun that it may open, and nothing else
+	asNobody     = "as-nobody"
+	bootsSystemd = "boots-systemd" // see booted
+	sandboxed    = "sandboxed"     // see sandbox
+	// gives the command an empty /run, and fails if the command leaves something there
+	withPrivateRun = "with-private-run"
 )
 
 // private makes cmd run through the helper in a mount namespace of its own.
@@ -76,7 +78,8 @@ func helper(role string, args []string) int {
 // nobody is a user without rights (Debian's nobody).
 const nobody = 65534
 
-// runAs runs a command as a user with the capabilities that our programs need, hands SIGTERM on to it, and returns its exit status.
+// runAs runs a command as a user with the capabilities that our programs need, hands SIGTERM on to it, and returns its
+// exit status.
 func runAs(uid uint32, args []string) int {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

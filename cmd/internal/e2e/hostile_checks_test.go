@@ -8,8 +8,8 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// TestPortsInTheTable: connections in the table from all of the director's own ports, which have ended long ago or are forged by a client, leave the checks
-// ports enough: a realserver that dies is down.
+// TestPortsInTheTable: connections in the table from all of the director's own ports, which have ended long ago or are
+// forged by a client, leave the checks ports enough: a realserver that dies is down.
 func TestPortsInTheTable(t *testing.T) {
 	t.Parallel()
 	families(t, testPortsInTheTable)
@@ -24,7 +24,8 @@ func testPortsInTheTable(t *testing.T, ipv6 bool) {
 	}
 	dying := s.alive(s.Webs[0])
 	s.alive(s.Webs[1])
-	config := strings.Replace(s.checkedTOML("", `type = "udp", send = "alive?", expect = "yes", interval = "1s", timeout = "1s", rise = 1, fall = 2`), `"tcp"`, `"udp"`, 1)
+	config := strings.Replace(s.checkedTOML("", `type = "udp", send = "alive?", expect = "yes", interval = "1s", `+
+		`timeout = "1s", rise = 1, fall = 2`), `"tcp"`, `"udp"`, 1)
 	s.startWrittenDirector(strings.Replace(config, "port = 80", "port = 9", 1))
 	s.awaitHealth("up up")
 
@@ -41,7 +42,8 @@ func testPortsInTheTable(t *testing.T, ipv6 bool) {
 		}
 		throw(build(t, ip, &layers.UDP{SrcPort: port, DstPort: 9}, gopacket.Payload("alive?")))
 	}
-	eventually(t, "the table has all ports", soon, func() bool { return len(s.connections("--client", s.Director.Addr.String())) > 200 })
+	eventually(t, "the table has all ports", soon,
+		func() bool { return len(s.connections("--client", s.Director.Addr.String())) > 200 })
 	dying.Close()
 	s.awaitHealth("down up")
 	s.alive(s.Webs[0])

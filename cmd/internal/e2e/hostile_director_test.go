@@ -15,7 +15,8 @@ func TestHostileDirector(t *testing.T) {
 	total := short(60_000, 10_000)
 	s := newSite(t, 2, nil)
 	s.startAgents("")
-	s.startDirector(`no_service = "drop"`, service{"tcp", "80", "wrr", []int{1, 1}}, service{"udp", "53", "rr", []int{1, 1}})
+	s.startDirector(`no_service = "drop"`, service{"tcp", "80", "wrr", []int{1, 1}}, service{"udp", "53", "rr",
+		[]int{1, 1}})
 	for _, web := range s.Webs {
 		s.parrot(web, 80)
 		s.echoUDP(web, 53)
@@ -33,7 +34,8 @@ func TestHostileDirector(t *testing.T) {
 	}
 	s.mustParrot(80, "")
 	settle()
-	pid, descriptors := s.director.Pid(), s.director.descriptors() // once it works: it begins to watch the network only after it is ready
+	// once it works: it begins to watch the network only after it is ready
+	pid, descriptors := s.director.Pid(), s.director.descriptors()
 
 	client := s.thrower(s.Client)
 	random := rand.New(rand.NewPCG(3, 4))
@@ -46,12 +48,14 @@ func TestHostileDirector(t *testing.T) {
 	settle()
 
 	st := s.director.balance()
-	in, out, drops := st.In.Packets, st.Out.Packets-st.Resets, sum(st.Drops)+uint64(st.Waiting) // a reset answers what is dropped
+	// a reset answers what is dropped
+	in, out, drops := st.In.Packets, st.Out.Packets-st.Resets, sum(st.Drops)+uint64(st.Waiting)
 	if in < uint64(total)*5/6 {
 		t.Errorf("%d packets in, of %d that were thrown", in, total)
 	}
 	if in != out+drops {
-		t.Errorf("%d packets in, %d out and %d dropped, or fragments that wait: %d are missing", in, out, drops, int64(in-out-drops))
+		t.Errorf("%d packets in, %d out and %d dropped, or fragments that wait: %d are missing", in, out, drops,
+			int64(in-out-drops))
 	}
 	reasons := []string{"truncated", "fragment", "protocol", "icmp", "bad_checksum", "no_service", "no_connection"}
 	if !testing.Short() {
@@ -79,7 +83,8 @@ func TestHostileDirector(t *testing.T) {
 		}
 	}
 	if sent != received+st.Drops["send_error"] || sent == 0 {
-		t.Errorf("%d packets were sent to realservers, %d came there, %d were refused by the director's kernel", sent, received, st.Drops["send_error"])
+		t.Errorf("%d packets were sent to realservers, %d came there, %d were refused by the director's kernel", sent,
+			received, st.Drops["send_error"])
 	}
 
 	s.mustParrot(80, "")
@@ -89,11 +94,12 @@ func TestHostileDirector(t *testing.T) {
 	if now := s.director.balance().Pid; now != pid {
 		t.Errorf("the director's process is %d, was %d", now, pid)
 	}
-	eventually(t, fmt.Sprintf("no more than %d descriptors are open", descriptors), soon, func() bool { return s.director.descriptors() <= descriptors })
+	eventually(t, fmt.Sprintf("no more than %d descriptors are open", descriptors), soon,
+		func() bool { return s.director.descriptors() <= descriptors })
 }
 
-// broken makes a packet from the client, or from anywhere, to the VIP which is most likely no good. Its IP header is good enough for the
-// kernels on the way: what is wrong with that never reaches a director.
+// broken makes a packet from the client, or from anywhere, to the VIP which is most likely no good. Its IP header is
+// good enough for the kernels on the way: what is wrong with that never reaches a director.
 func (s *site) broken(random *rand.Rand) []byte {
 	const tcp, udp, icmp = 6, 17, 1
 	options := 0

@@ -18,8 +18,8 @@ import (
 // trapPort is where the test waits for packets that should not get in.
 const trapPort = 9999
 
-// TestHostileRealserver throws at realservers, from another host, what must not get in: every fault that a packet can have in every tunnel,
-// over IPv4 and IPv6, and then a million of them, mixed.
+// TestHostileRealserver throws at realservers, from another host, what must not get in: every fault that a packet can
+// have in every tunnel, over IPv4 and IPv6, and then a million of them, mixed.
 func TestHostileRealserver(t *testing.T) {
 	s := newSite(t, 3, nil)
 	s.startGates()
@@ -27,7 +27,8 @@ func TestHostileRealserver(t *testing.T) {
 	s.parrot(s.Webs[0], 80)
 	traps := map[*program]net.PacketConn{}
 	for _, agent := range s.agents {
-		traps[agent] = s.listenUDP(agent.host, ":"+strconv.Itoa(trapPort)) // on the VIPs and on the host's own addresses
+		// on the VIPs and on the host's own addresses
+		traps[agent] = s.listenUDP(agent.host, ":"+strconv.Itoa(trapPort))
 	}
 	evil := s.newMob(s.Webs[2])
 
@@ -36,7 +37,8 @@ func TestHostileRealserver(t *testing.T) {
 	for _, g := range gates {
 		for version, way := range map[int][2]netip.Addr{4: {s.Client.Addr, s.VIP}, 6: {s.Client.Addr6, s.VIP6}} {
 			word := fmt.Sprintf("IPv%d by %s", version, &g)
-			evil.throwAll([]*intruder{{gate: g, packet: g.wrap(g.director, version, udpPacket(t, way[0], way[1], 1234, trapPort, word))}})
+			evil.throwAll([]*intruder{{gate: g, packet: g.wrap(g.director, version, udpPacket(t, way[0], way[1], 1234,
+				trapPort, word))}})
 			if got := mustRead(t, traps[g.agent]); got != word {
 				t.Fatalf("%q came in, want %q", got, word)
 			}
@@ -54,7 +56,8 @@ func TestHostileRealserver(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, fmt.Sprintf("all %d of them have come through vs0", good), soon, func() bool { return entered() >= good })
+	eventually(t, fmt.Sprintf("all %d of them have come through vs0", good), soon,
+		func() bool { return entered() >= good })
 	if n := entered(); n != good {
 		t.Fatalf("%d packets came through vs0, want %d", n, good)
 	}
@@ -88,7 +91,8 @@ func TestHostileRealserver(t *testing.T) {
 	for _, agent := range s.agents {
 		st, thrown := agent.intake(), evil.thrown[agent]
 		if refused := sum(st.Drops); st.In.Packets != thrown || refused+st.Out.Packets != thrown || st.Overruns != 0 {
-			t.Errorf("%s received %d packets, refused %d and let %d in, %d overruns; %d were thrown", agent, st.In.Packets, refused, st.Out.Packets, st.Overruns, thrown)
+			t.Errorf("%s received %d packets, refused %d and let %d in, %d overruns; %d were thrown", agent,
+				st.In.Packets, refused, st.Out.Packets, st.Overruns, thrown)
 		}
 		// No ICMP told the sender anything.
 		if now := s.rejections(agent.host); !maps.Equal(now, rejections[agent]) {
@@ -104,7 +108,8 @@ func TestHostileRealserver(t *testing.T) {
 		if agent.Pid() != pid[agent] || st.Pid != pid[agent] {
 			t.Errorf("%s is process %d, was %d", agent, st.Pid, pid[agent])
 		}
-		eventually(t, fmt.Sprintf("%s has no more than %d descriptors open", agent, descriptors[agent]), soon, func() bool { return agent.descriptors() <= descriptors[agent] })
+		eventually(t, fmt.Sprintf("%s has no more than %d descriptors open", agent, descriptors[agent]), soon,
+			func() bool { return agent.descriptors() <= descriptors[agent] })
 	}
 	if n := entered(); n != good {
 		t.Errorf("%d packets came in through vs0", n-good)
@@ -175,7 +180,8 @@ func mustRead(t *testing.T, c net.PacketConn) string {
 func (s *site) rejections(h *lab.Host) map[string]uint64 {
 	s.t.Helper()
 	all, some := s.counters(h), map[string]uint64{}
-	for _, name := range []string{"Icmp:OutMsgs", "Udp:NoPorts", "Icmp6OutDestUnreachs", "Icmp6OutTimeExcds", "Icmp6OutParmProblems", "Udp6NoPorts"} {
+	for _, name := range []string{"Icmp:OutMsgs", "Udp:NoPorts", "Icmp6OutDestUnreachs", "Icmp6OutTimeExcds",
+		"Icmp6OutParmProblems", "Udp6NoPorts"} {
 		n, known := all[name]
 		if !known {
 			s.t.Fatalf("no counter %s among %v", name, all)

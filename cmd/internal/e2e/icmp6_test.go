@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestICMPv6 has a client over IPv6 hear of everything that it is to know: that nobody serves a port, that a realserver's agent is gone, by a tunnel
-// over either family, and what size fits; and its fragments are put together.
+// TestICMPv6 has a client over IPv6 hear of everything that it is to know: that nobody serves a port, that a
+// realserver's agent is gone, by a tunnel over either family, and what size fits; and its fragments are put together.
 func TestICMPv6(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)

@@ -14,7 +14,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestTunnelErrorReachesClient: where a realserver's agent is gone, its kernel says so about the tunnel's packets, and the client hears of it at once.
+// TestTunnelErrorReachesClient: where a realserver's agent is gone, its kernel says so about the tunnel's packets, and
+// the client hears of it at once.
 func TestTunnelErrorReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -39,8 +40,8 @@ realserver = [ { address = "10.0.11.2" } ]
 	}
 }
 
-// TestTunnelSizeReachesClient: a router between director and realserver takes less than both think. The packet that it refuses has the client told the
-// right size already, and the next one fits.
+// TestTunnelSizeReachesClient: a router between director and realserver takes less than both think. The packet that it
+// refuses has the client told the right size already, and the next one fits.
 func TestTunnelSizeReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"web1": {MTU: 1400}})
@@ -59,7 +60,10 @@ func TestTunnelSizeReachesClient(t *testing.T) {
 		})
 		return v
 	}
-	eventually(t, "the client has the ICMP error", soon, func() bool { return option(unix.SOL_SOCKET, unix.SO_ERROR) == int(unix.EMSGSIZE) })
+	eventually(t, "the client has the ICMP error", soon, func() bool {
+		return option(unix.SOL_SOCKET,
+			unix.SO_ERROR) == int(unix.EMSGSIZE)
+	})
 	if mtu := option(unix.SOL_IP, unix.IP_MTU); mtu != 1380 {
 		t.Errorf("the client has learned an MTU of %d, want 1380", mtu)
 	}
@@ -71,8 +75,9 @@ func TestTunnelSizeReachesClient(t *testing.T) {
 	}
 }
 
-// TestPathErrorReachesServer: the client's link takes less than the server's. A router's word about the server's answer, which is for the VIP, reaches
-// the server through the tunnel, and its next answer comes in fragments, or as TCP segments, that fit.
+// TestPathErrorReachesServer: the client's link takes less than the server's. A router's word about the server's
+// answer, which is for the VIP, reaches the server through the tunnel, and its next answer comes in fragments, or as
+// TCP segments, that fit.
 func TestPathErrorReachesServer(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"client": {MTU: 1300}})
@@ -120,8 +125,8 @@ func TestPathErrorReachesServer(t *testing.T) {
 	}
 }
 
-// TestNobodyServes: a port of the VIP without service, or without a realserver for it, is refused at once; with no_service = "drop", which a
-// reload brings, it is not answered at all.
+// TestNobodyServes: a port of the VIP without service, or without a realserver for it, is refused at once; with
+// no_service = "drop", which a reload brings, it is not answered at all.
 func TestNobodyServes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -163,7 +168,8 @@ realserver = [ { address = "10.0.11.2", weight = 0 } ]
 		}
 	}
 	before := s.director.balance()
-	if changes := s.reloadWritten(`director.no_service = "drop"` + dns); !slices.Equal(changes, []string{"no_service reject -> drop"}) {
+	if changes := s.reloadWritten(`director.no_service = "drop"` + dns); !slices.Equal(changes,
+		[]string{"no_service reject -> drop"}) {
 		t.Errorf("changes are %q", changes)
 	}
 	conn := s.dial("udp4", 99)

@@ -88,9 +88,11 @@ func TestImportUsage(t *testing.T) {
 		"its notes":      {rules + "-A -f 1\n", []string{"ipvsadm", "-"}, 0, true, "stdin:3: firewall mark 1"},
 		"a file":         {"", []string{"ipvsadm", good, "-o", filepath.Join(dir, "new")}, 0, false, ""},
 		"not over it":    {"", []string{"ipvsadm", good, "-o", there}, 2, false, there + ": is there already"},
-		"no directory":   {"", []string{"ipvsadm", good, "-o", filepath.Join(dir, "no", "file")}, 1, false, "no such file"},
-		"no such file":   {"", []string{"keepalived", filepath.Join(dir, "missing")}, 2, false, "missing: no such file"},
-		"a directory":    {"", []string{"keepalived", dir}, 2, false, "directory"},
+		"no directory": {"", []string{"ipvsadm", good, "-o", filepath.Join(dir, "no", "file")}, 1, false,
+			"no such file"},
+		"no such file": {"", []string{"keepalived", filepath.Join(dir, "missing")}, 2, false,
+			"missing: no such file"},
+		"a directory": {"", []string{"keepalived", dir}, 2, false, "directory"},
 		"syntax": {"virtual_server \"a {\n", []string{"keepalived", "-"}, 2, false,
 			`stdin:1: a quote (") is not closed`},
 		"a brace": {tunnel + "real_server 10.0.11.2 80 {\n}\n", []string{"keepalived", "-"}, 0, true,
@@ -105,7 +107,8 @@ func TestImportUsage(t *testing.T) {
 			"/dev/zero: is larger than 16 MiB: name a configuration file\n"},
 	} {
 		code, stdout, stderr := imports(t, []byte(c.stdin), c.args...)
-		if code != c.code || (stdout != "") != c.stdout || !strings.Contains(stderr, c.says) || strings.Count(stderr, "\n") != min(len(c.says), 1) {
+		if code != c.code || (stdout != "") != c.stdout || !strings.Contains(stderr, c.says) ||
+			strings.Count(stderr, "\n") != min(len(c.says), 1) {
 			t.Errorf("%s: exit status %d, want %d, and %q\n%s%s", name, code, c.code, c.says, stdout, stderr)
 		}
 	}
@@ -116,7 +119,8 @@ func TestImportUsage(t *testing.T) {
 		t.Errorf("--force: exit status %d\n%s", code, stderr)
 	}
 	private := filepath.Join(dir, "private")
-	if out, err := exec.Command("sh", "-c", `umask 077; exec "$0" import ipvsadm "$1" -o "$2"`, programPath("director"), good, private).CombinedOutput(); err != nil {
+	if out, err := exec.Command("sh", "-c", `umask 077; exec "$0" import ipvsadm "$1" -o "$2"`, programPath("director"),
+		good, private).CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	if info, err := os.Stat(private); err != nil || info.Mode().Perm() != 0o644 {
@@ -128,8 +132,8 @@ func TestImportUsage(t *testing.T) {
 	}
 }
 
-// TestInteropImport moves a site from the kernel's IPVS to the director: what ipvsadm-save prints becomes its configuration, and both realservers
-// go on serving through their tunnels.
+// TestInteropImport moves a site from the kernel's IPVS to the director: what ipvsadm-save prints becomes its
+// configuration, and both realservers go on serving through their tunnels.
 func TestInteropImport(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 2, nil)
@@ -200,8 +204,8 @@ func listeners(t *testing.T, toml string) map[string]imported {
 	return all
 }
 
-// TestInteropKeepalived has keepalived itself load a configuration into the kernel: what the import of its file says of each VIP and port is what
-// the import of the kernel's rules does.
+// TestInteropKeepalived has keepalived itself load a configuration into the kernel: what the import of its file says of
+// each VIP and port is what the import of the kernel's rules does.
 func TestInteropKeepalived(t *testing.T) {
 	needKernel(t)
 	needTool(t, "keepalived", "keepalived")
@@ -217,7 +221,8 @@ func TestInteropKeepalived(t *testing.T) {
 	want := listeners(t, toml)
 	pids := t.TempDir()
 	var log bytes.Buffer
-	cmd := exec.Command("keepalived", "--check", "--dont-fork", "--log-console", "--use-file="+file, "--pid="+pids+"/main", "--checkers_pid="+pids+"/check")
+	cmd := exec.Command("keepalived", "--check", "--dont-fork", "--log-console", "--use-file="+file,
+		"--pid="+pids+"/main", "--checkers_pid="+pids+"/check")
 	cmd.Stdout, cmd.Stderr = &log, &log
 	p, err := s.Director.Start(cmd)
 	if err != nil {
@@ -241,7 +246,8 @@ func TestInteropKeepalived(t *testing.T) {
 	}
 	noThresholds := cmpopts.IgnoreFields(config.RealserverRef{}, "Upper", "Lower") // ipvsadm-save has none
 	if diff := cmp.Diff(listeners(t, toml), want, cmpopts.EquateComparable(netip.Addr{}), noThresholds); diff != "" {
-		t.Errorf("keepalived's own rules (-), and those that the import makes of its file (+):\n%s\nfrom\n%s", diff, rules)
+		t.Errorf("keepalived's own rules (-), and those that the import makes of its file (+):\n%s\nfrom\n%s", diff,
+			rules)
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// mayImport is the house's directions: which packages of this module each package may import; "cmd/…" may import all. A package that is
-// not here fails the test: give it its place.
+// mayImport is the house's directions: which packages of this module each package may import; "cmd/…" may import all. A
+// package that is not here fails the test: give it its place.
 var mayImport = map[string][]string{
 	"encap/packet":      {},
 	"encap":             {"encap/packet"},

@@ -25,7 +25,8 @@ type format struct {
 	inner6 bool
 }
 
-// formats is every kind of tunnel with all that it may have, over and with either IP. Each end has an address of both families.
+// formats is every kind of tunnel with all that it may have, over and with either IP. Each end has an address of both
+// families.
 func formats(from, to [2]netip.Addr) (all []format) {
 	for _, c := range []encap.Config{
 		{Kind: encap.KindIPIP},
@@ -134,16 +135,21 @@ func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 	needKernel(t)
 	// The kernel loads what it is asked for by name, not what that needs for UDP over IPv6.
 	if out, err := exec.Command("modprobe", "-a", "sit", "ip6_tunnel", "ip6_gre", "fou6").CombinedOutput(); err != nil {
-		t.Skipf("SKIPPED: needs the kernel's sit, ip6_tunnel, ip6_gre and fou6: %s", strings.Join(strings.Fields(string(out)), " "))
+		t.Skipf("SKIPPED: needs the kernel's sit, ip6_tunnel, ip6_gre and fou6: %s",
+			strings.Join(strings.Fields(string(out)), " "))
 	}
 	s = newSite(t, 1, nil)
-	s.command(s.Director, "addr add fd01:2::2/64 dev eth0 nodad\nroute add fd01::/16 via fd01:2::1\n", "ip", "-6", "-batch", "-")
-	s.command(s.Webs[0], "addr add fd01:11::2/64 dev eth0 nodad\nroute add fd01::/16 via fd01:11::1\n", "ip", "-6", "-batch", "-")
-	s.command(s.Router, "addr add fd01:2::1/64 dev director nodad\naddr add fd01:11::1/64 dev web1 nodad\n", "ip", "-6", "-batch", "-")
+	s.command(s.Director, "addr add fd01:2::2/64 dev eth0 nodad\nroute add fd01::/16 via fd01:2::1\n", "ip", "-6",
+		"-batch", "-")
+	s.command(s.Webs[0], "addr add fd01:11::2/64 dev eth0 nodad\nroute add fd01::/16 via fd01:11::1\n", "ip", "-6",
+		"-batch", "-")
+	s.command(s.Router, "addr add fd01:2::1/64 dev director nodad\naddr add fd01:11::1/64 dev web1 nodad\n", "ip", "-6",
+		"-batch", "-")
 	if err := s.Router.Sysctl("net.ipv6.conf.all.forwarding", "1"); err != nil {
 		t.Fatal(err)
 	}
-	// A device without an IPv4 address of its own lets nothing in by a loose check either (fib_validate_source in net/ipv4/fib_frontend.c).
+	// A device without an IPv4 address of its own lets nothing in by a loose check either (fib_validate_source in
+	// net/ipv4/fib_frontend.c).
 	if err := s.Webs[0].Sysctl("net.ipv4.conf.all.rp_filter", "0"); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +167,8 @@ func datagram(t *testing.T, vip netip.Addr, text string) []byte {
 	if vip.Is4() {
 		return build(t, ip4(netip.MustParseAddr("10.0.1.2"), vip, layers.IPProtocolUDP), udp, gopacket.Payload(text))
 	}
-	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("fd01:1::2"), DstIP: vip.AsSlice()}
+	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: net.ParseIP("fd01:1::2"),
+		DstIP: vip.AsSlice()}
 	_ = udp.SetNetworkLayerForChecksum(ip) // fails only for what is no network layer
 	return build(t, ip, udp, gopacket.Payload(text))
 }
@@ -196,7 +203,8 @@ func TestInteropWrap(t *testing.T) {
 			b.SetLen(copy(b.Room(), datagram(t, vip, text)))
 			tunnel.Wrap(b, 40000)
 			if f.outer6() {
-				if err := unix.Sendto(over6, b.Bytes(), 0, &unix.SockaddrInet6{Addr: f.Destination.As16()}); err != nil {
+				if err := unix.Sendto(over6, b.Bytes(), 0,
+					&unix.SockaddrInet6{Addr: f.Destination.As16()}); err != nil {
 					t.Fatal(err)
 				}
 			} else {
@@ -209,8 +217,8 @@ func TestInteropWrap(t *testing.T) {
 	}
 }
 
-// TestInteropUnwrap has encap.Exit take what the kernel's devices wrap, also with the destination options that they put between outer IPv6
-// header and tunnel (RFC 2473, section 4.1.1).
+// TestInteropUnwrap has encap.Exit take what the kernel's devices wrap, also with the destination options that they put
+// between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
 func TestInteropUnwrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
 	udp := s.sendsUDP()
@@ -226,7 +234,8 @@ func TestInteropUnwrap(t *testing.T) {
 			if f.inner6 {
 				vip, source = netip.MustParseAddr(vip6), director[1].String()
 			}
-			s.command(s.Director, fmt.Sprintf("route replace %s dev kernel0 src %s\n", vip, source), "ip", "-batch", "-")
+			s.command(s.Director, fmt.Sprintf("route replace %s dev kernel0 src %s\n", vip, source), "ip", "-batch",
+				"-")
 			network, local := fmt.Sprintf("ip4:%d", f.protocol()), web[0].String()
 			if f.outer6() {
 				network, local = fmt.Sprintf("ip6:%d", f.protocol()), web[1].String()
@@ -240,7 +249,10 @@ func TestInteropUnwrap(t *testing.T) {
 			}
 			defer socket.Close()
 			if f.Kind.UDP() && f.outer6() {
-				onSocket(t, socket.(net.Conn), func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1) })
+				onSocket(t, socket.(net.Conn), func(fd int) error {
+					return unix.SetsockoptInt(fd, unix.IPPROTO_UDP,
+						unix.UDP_NO_CHECK6_RX, 1)
+				})
 			}
 			client, err := s.Director.Dial("udp", netip.AddrPortFrom(vip, 53).String())
 			if err != nil {
@@ -262,7 +274,8 @@ func TestInteropUnwrap(t *testing.T) {
 			}
 			b.SetLen(n)
 			exit := encap.Decapsulator{Kind: f.Kind, Key: f.Key, HasKey: f.HasKey}
-			if d := exit.Decap(b, byte(f.protocol()), 0); d != packet.Accept || !bytes.HasSuffix(b.Bytes(), []byte(text)) {
+			if d := exit.Decap(b, byte(f.protocol()), 0); d != packet.Accept || !bytes.HasSuffix(b.Bytes(),
+				[]byte(text)) {
 				t.Errorf("%v: %v, %x", &f, d, b.Bytes())
 			}
 		})
@@ -272,7 +285,8 @@ func TestInteropUnwrap(t *testing.T) {
 // sendsUDP reports whether the kernel's own tunnels may be over UDP; IPVS's may in any case.
 func (s *site) sendsUDP() bool {
 	s.t.Helper()
-	add := run(s.t, s.Director, exec.Command("ip", strings.Fields("link add fou0 type ipip remote 192.0.2.1 encap fou encap-dport 6080")...))
+	add := run(s.t, s.Director, exec.Command("ip", strings.Fields("link add fou0 type ipip remote 192.0.2.1 encap "+
+		"fou encap-dport 6080")...))
 	if add.code != 0 {
 		return false
 	}

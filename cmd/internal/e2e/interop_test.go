@@ -17,7 +17,8 @@ const interopBulk = 2_000_000
 // interopPorts are the services of the tests below.
 var interopPorts = map[uint16]string{53: "udp", 80: "tcp", 81: "tcp"}
 
-// wired makes the links to these hosts carry packets of 1,500 bytes and no super-packets, gathered again where they arrive.
+// wired makes the links to these hosts carry packets of 1,500 bytes and no super-packets, gathered again where they
+// arrive.
 func wired(names ...string) map[string]lab.Link {
 	links := map[string]lab.Link{}
 	for _, name := range names {
@@ -50,7 +51,8 @@ func TestInteropKernelDirector(t *testing.T) {
 				s.mustUpload(80, interopBulk)
 				s.mustEcho(0, 1, 1440, 1444, 1448, 1452, 1453, 1472, 4000)
 				if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Overruns != 0 || in.Out.Bytes < interopBulk {
-					t.Errorf("the agent let in %d bytes, refused %v, %d overruns; want more than %d, nothing and 0", in.Out.Bytes, in.Drops, in.Overruns, interopBulk)
+					t.Errorf("the agent let in %d bytes, refused %v, %d overruns; want more than %d, nothing and 0",
+						in.Out.Bytes, in.Drops, in.Overruns, interopBulk)
 				}
 			})
 		}
@@ -73,7 +75,8 @@ func (s *site) mustUpload(port uint16, n int) {
 	s.t.Logf("%.0f Mbit/s", float64(n)*8/1e6/time.Since(begin).Seconds())
 }
 
-// mustEcho sends datagrams of these sizes, without DF, to port 53 of the VIP, from a client's port each, which must come back.
+// mustEcho sends datagrams of these sizes, without DF, to port 53 of the VIP, from a client's port each, which must
+// come back.
 func (s *site) mustEcho(sizes ...int) {
 	s.t.Helper()
 	for _, size := range sizes {
@@ -113,14 +116,15 @@ func TestInteropKernelRealserver(t *testing.T) {
 func interopServices(encap string, realservers ...string) string {
 	var text strings.Builder
 	for port, protocol := range interopPorts {
-		fmt.Fprintf(&text, "[[service]]\nname = \"port-%d\"\nvip = \"198.51.100.80\"\nprotocol = %q\nport = %d\nscheduler = \"rr\"\nencap = %q\nrealserver = [ %s ]\n",
+		fmt.Fprintf(&text, "[[service]]\nname = \"port-%d\"\nvip = \"198.51.100.80\"\nprotocol = %q\nport = "+
+			"%d\nscheduler = \"rr\"\nencap = %q\nrealserver = [ %s ]\n",
 			port, protocol, port, encap, strings.Join(realservers, ", "))
 	}
 	return text.String()
 }
 
-// TestInteropRemoteChecksum has IPVS leave the checksums inside to the other end of the tunnel (GUE's remote checksum offload), which the
-// agent does not do: it refuses the packets.
+// TestInteropRemoteChecksum has IPVS leave the checksums inside to the other end of the tunnel (GUE's remote checksum
+// offload), which the agent does not do: it refuses the packets.
 func TestInteropRemoteChecksum(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 1, nil)
@@ -133,27 +137,31 @@ func TestInteropRemoteChecksum(t *testing.T) {
 	agent := s.agents[0]
 	eventually(t, "the agent has the packet", soon, func() bool { return agent.intake().In.Packets > 0 })
 	if in := agent.intake(); in.Drops["tunnel_header"] != in.In.Packets || in.Out.Packets != 0 {
-		t.Errorf("of %d packets the agent refused %v and let %d in, want all as tunnel_header", in.In.Packets, in.Drops, in.Out.Packets)
+		t.Errorf("of %d packets the agent refused %v and let %d in, want all as tunnel_header", in.In.Packets, in.Drops,
+			in.Out.Packets)
 	}
 }
 
-// TestInteropMixed has a kernel and an agent as realservers of the same services, reached by different tunnels, behind the kernel's director and
-// ours: both get their share, byte-exact.
+// TestInteropMixed has a kernel and an agent as realservers of the same services, reached by different tunnels, behind
+// the kernel's director and ours: both get their share, byte-exact.
 func TestInteropMixed(t *testing.T) {
 	needKernel(t)
-	for _, tunnels := range [][2]kernelTunnel{{{kind: "ipip"}, {kind: "gue"}}, {{kind: "gue"}, {kind: "gre"}}, {{kind: "gre"}, {kind: "ipip"}}} {
+	for _, tunnels := range [][2]kernelTunnel{{{kind: "ipip"}, {kind: "gue"}}, {{kind: "gue"}, {kind: "gre"}},
+		{{kind: "gre"}, {kind: "ipip"}}} {
 		for _, director := range []string{"kernel", "ours"} {
 			t.Run(fmt.Sprintf("%s-%s-%s", director, tunnels[0].kind, tunnels[1].kind), func(t *testing.T) {
 				s := newSite(t, 2, nil)
 				device := s.kernelDevice(s.Webs[0], tunnels[0])
 				s.startAgent(s.Webs[1], fmt.Sprintf("encap = [%q]", tunnels[1].kind))
 				if director == "kernel" {
-					s.quietGRE(s.Webs[1]) // our director does not take the kernel's word for it that nobody takes GRE there
+					// our director does not take the kernel's word for it that nobody takes GRE there
+					s.quietGRE(s.Webs[1])
 					s.startIPVS(interopPorts, tunnels[:]...)
 				} else {
 					var realservers []string
 					for i, k := range tunnels {
-						realservers = append(realservers, fmt.Sprintf("{ address = %q, encap = %q }", s.Webs[i].Addr, k.kind))
+						realservers = append(realservers, fmt.Sprintf("{ address = %q, encap = %q }", s.Webs[i].Addr,
+							k.kind))
 					}
 					s.startWrittenDirector(interopServices("ipip", realservers...))
 				}
@@ -174,7 +182,8 @@ func TestInteropMixed(t *testing.T) {
 					t.Errorf("answers are from %v, want 3 from each", seen)
 				}
 				if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Out.Bytes < interopBulk {
-					t.Errorf("the agent let in %d bytes and refused %v, want more than %d and nothing", in.Out.Bytes, in.Drops, interopBulk)
+					t.Errorf("the agent let in %d bytes and refused %v, want more than %d and nothing", in.Out.Bytes,
+						in.Drops, interopBulk)
 				}
 				if n, err := s.Webs[0].Received(device); n == 0 || err != nil {
 					t.Errorf("%d packets came in by %s, %v", n, device, err)
@@ -184,7 +193,8 @@ func TestInteropMixed(t *testing.T) {
 	}
 }
 
-// TestInteropQuiet has an agent keep the kernel's IPIP driver quiet, and give it its voice back, also after having been killed.
+// TestInteropQuiet has an agent keep the kernel's IPIP driver quiet, and give it its voice back, also after having been
+// killed.
 func TestInteropQuiet(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 1, nil)

@@ -26,7 +26,8 @@ func (s *site) gates() (all []gate) {
 	for i, kinds := range [][]string{{"ipip", "gre", "gue"}, {"gre-key", "fou"}} {
 		web := s.Webs[i]
 		for _, kind := range kinds {
-			all = append(all, gate{s.agents[i], kind, web.Addr, s.Director.Addr}, gate{s.agents[i], kind, web.Addr6, s.Director.Addr6})
+			all = append(all, gate{s.agents[i], kind, web.Addr, s.Director.Addr}, gate{s.agents[i], kind, web.Addr6,
+				s.Director.Addr6})
 		}
 	}
 	return all
@@ -58,7 +59,8 @@ func (g *gate) protocol(version int) uint8 {
 	return 4
 }
 
-// wrap makes a tunnel packet from an outer source, in which the tunnel's header says that a packet of this IP version follows.
+// wrap makes a tunnel packet from an outer source, in which the tunnel's header says that a packet of this IP version
+// follows.
 func (g *gate) wrap(source netip.Addr, version int, inside []byte) []byte {
 	return ipPacket(source, g.address, g.protocol(version), g.header(version, inside))
 }
@@ -147,7 +149,8 @@ func (s *site) intruders(g gate) (list []*intruder) {
 		// What the tunnel's header says is not what comes. Without such a header the packet itself says it.
 		other := 10 - version
 		if g.kind != "fou" {
-			add(fmt.Sprintf("IPv%d where the tunnel says IPv%d", version, other), "not_ipv4", g.wrap(g.director, other, good))
+			add(fmt.Sprintf("IPv%d where the tunnel says IPv%d", version, other), "not_ipv4", g.wrap(g.director, other,
+				good))
 		}
 		// Explicit congestion on the way, and a packet that can't carry it (RFC 6040, section 4.2).
 		congested := g.wrap(g.director, version, good)
@@ -181,14 +184,18 @@ func (s *site) inner4(g gate, good []byte, add func(name, reason string, packet 
 		return b
 	}
 	packet := func(src, dst netip.Addr) []byte { return udpPacket(s.t, src, dst, 1234, trapPort, plea) }
-	for _, dst := range []netip.Addr{s.Webs[0].Addr, s.Webs[1].Addr, s.Director.Addr, s.VIP.Next(), addr("127.0.0.1"), addr("224.0.0.1"), addr("255.255.255.255"), addr("0.0.0.0")} {
+	for _, dst := range []netip.Addr{s.Webs[0].Addr, s.Webs[1].Addr, s.Director.Addr, s.VIP.Next(), addr("127.0.0.1"),
+		addr("224.0.0.1"), addr("255.255.255.255"), addr("0.0.0.0")} {
 		add("a packet to "+dst.String(), "inner_destination", packet(s.Client.Addr, dst))
 	}
-	for _, src := range []netip.Addr{s.VIP, g.agent.host.Addr, addr("127.0.0.1"), addr("127.255.0.1"), addr("224.0.0.1"), addr("239.1.2.3"), addr("0.0.0.0"), addr("0.1.2.3"), addr("240.0.0.1"), addr("255.255.255.255")} {
+	for _, src := range []netip.Addr{s.VIP, g.agent.host.Addr, addr("127.0.0.1"), addr("127.255.0.1"),
+		addr("224.0.0.1"), addr("239.1.2.3"), addr("0.0.0.0"), addr("0.1.2.3"), addr("240.0.0.1"),
+		addr("255.255.255.255")} {
 		add("a packet that comes from "+src.String(), "inner_source", packet(src, s.VIP))
 	}
 	for _, p := range []uint8{4, 41, 47} {
-		add(fmt.Sprintf("a tunnel of protocol %d in the tunnel", p), "inner_protocol", ipPacket(s.Client.Addr, s.VIP, p, good))
+		add(fmt.Sprintf("a tunnel of protocol %d in the tunnel", p), "inner_protocol", ipPacket(s.Client.Addr, s.VIP, p,
+			good))
 	}
 	if g.udp() {
 		add("a tunnel over UDP in the tunnel", "inner_protocol", ipPacket(s.Client.Addr, s.VIP, 17, g.header(4, good)))
@@ -199,10 +206,12 @@ func (s *site) inner4(g gate, good []byte, add func(name, reason string, packet 
 	add("a byte too many", "trailing_bytes", slices.Concat(good, []byte{0}))
 	add("a packet behind it", "trailing_bytes", slices.Concat(good, good))
 	add("a header of 16 bytes", "bad_header", edited(func(b []byte) { b[0] = 0x44; fixChecksum(b) }))
-	add("a length that is the header's less one", "bad_header", edited(func(b []byte) { b[2], b[3] = 0, 19; fixChecksum(b) }))
+	add("a length that is the header's less one", "bad_header",
+		edited(func(b []byte) { b[2], b[3] = 0, 19; fixChecksum(b) }))
 	add("a wrong checksum", "bad_checksum", edited(func(b []byte) { b[10] ^= 1 }))
 	for _, version := range []byte{0, 1, 5, 15} {
-		add(fmt.Sprintf("version %d", version), "not_ipv4", edited(func(b []byte) { b[0] = version<<4 | 5; fixChecksum(b) }))
+		add(fmt.Sprintf("version %d", version), "not_ipv4",
+			edited(func(b []byte) { b[0] = version<<4 | 5; fixChecksum(b) }))
 	}
 	options := func(o ...byte) []byte {
 		b := slices.Concat(good[:20], o, good[20:])
@@ -225,10 +234,12 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 		return b
 	}
 	packet := func(src, dst netip.Addr) []byte { return udpPacket(s.t, src, dst, 1234, trapPort, plea) }
-	for _, dst := range []netip.Addr{s.Webs[0].Addr6, s.Webs[1].Addr6, s.Director.Addr6, s.VIP6.Next(), addr("::1"), addr("::"), addr("ff02::1"), addr("ff0e::1"), addr("fe80::1")} {
+	for _, dst := range []netip.Addr{s.Webs[0].Addr6, s.Webs[1].Addr6, s.Director.Addr6, s.VIP6.Next(), addr("::1"),
+		addr("::"), addr("ff02::1"), addr("ff0e::1"), addr("fe80::1")} {
 		add("a packet to "+dst.String(), "inner_destination", packet(s.Client.Addr6, dst))
 	}
-	for _, src := range []netip.Addr{s.VIP6, g.agent.host.Addr6, addr("::1"), addr("::"), addr("ff02::1"), addr("ff0e::1"), addr("fe80::1")} {
+	for _, src := range []netip.Addr{s.VIP6, g.agent.host.Addr6, addr("::1"), addr("::"), addr("ff02::1"),
+		addr("ff0e::1"), addr("fe80::1")} {
 		add("a packet that comes from "+src.String(), "inner_source", packet(src, s.VIP6))
 	}
 	for _, src := range []netip.Addr{addr("::ffff:10.0.1.2"), addr("::ffff:127.0.0.1")} {
@@ -242,14 +253,16 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 	options := func(next uint8) []byte { return append([]byte{next, 0}, none...) }
 	routing := func(next, kind, left uint8) []byte { return []byte{next, 2, kind, left, 0, 0, 0, 0, 15: 0, 23: 1} }
 	for _, p := range []uint8{4, 41, 47} {
-		add(fmt.Sprintf("a tunnel of protocol %d in the tunnel", p), "inner_protocol", ipPacket(s.Client.Addr6, s.VIP6, p, good))
+		add(fmt.Sprintf("a tunnel of protocol %d in the tunnel", p), "inner_protocol", ipPacket(s.Client.Addr6, s.VIP6,
+			p, good))
 		add(fmt.Sprintf("a tunnel of protocol %d behind destination options", p), "inner_protocol",
 			ipPacket(s.Client.Addr6, s.VIP6, 60, slices.Concat(options(p), good)))
 		add(fmt.Sprintf("a tunnel of protocol %d behind two headers", p), "inner_protocol",
 			ipPacket(s.Client.Addr6, s.VIP6, 0, slices.Concat(options(60), options(p), good)))
 	}
 	if g.udp() {
-		add("a tunnel over UDP in the tunnel", "inner_protocol", ipPacket(s.Client.Addr6, s.VIP6, 17, g.header(6, good)))
+		add("a tunnel over UDP in the tunnel", "inner_protocol", ipPacket(s.Client.Addr6, s.VIP6, 17,
+			g.header(6, good)))
 		add("a tunnel over UDP behind destination options", "inner_protocol",
 			ipPacket(s.Client.Addr6, s.VIP6, 60, slices.Concat(options(17), g.header(6, good))))
 	}
@@ -268,7 +281,8 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 	}
 	add("a routing header behind options", "source_route", chain(0, options(60), options(43), routing(17, 0, 1)))
 	add("hop-by-hop options in the second place", "bad_header", chain(60, options(0), options(17)))
-	add("two fragment headers", "bad_header", chain(44, []byte{44, 0, 0, 0, 0, 0, 0, 1}, []byte{17, 0, 0, 0, 0, 0, 0, 1}))
+	add("two fragment headers", "bad_header", chain(44, []byte{44, 0, 0, 0, 0, 0, 0, 1}, []byte{17, 0, 0, 0, 0, 0, 0,
+		1}))
 	add("an option without end", "bad_header", chain(60, []byte{17, 0, 5, 9, 0, 0, 0, 0}))
 	add("a header without end", "truncated", chain(60, []byte{17, 200, 1, 4, 0, 0, 0, 0}))
 	add("half a header", "truncated", ipPacket(s.Client.Addr6, s.VIP6, 60, []byte{17, 0, 1, 0}))
@@ -279,10 +293,12 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 	add("twenty headers", "bad_header", chain(60, append(long, options(17))...))
 }
 
-// headers lists what can be wrong with the header of a tunnel that has one. Good is a packet of that version without a fault.
+// headers lists what can be wrong with the header of a tunnel that has one. Good is a packet of that version without a
+// fault.
 func (s *site) headers(g gate, version int, good []byte, add func(name, reason string, packet []byte)) {
 	throw := func(name, reason string, protocol uint8, parts ...[]byte) {
-		add(fmt.Sprintf("IPv%d in %s", version, name), reason, ipPacket(g.director, g.address, protocol, slices.Concat(parts...)))
+		add(fmt.Sprintf("IPv%d in %s", version, name), reason, ipPacket(g.director, g.address, protocol,
+			slices.Concat(parts...)))
 	}
 	etherType := map[int]uint16{4: 0x0800, 6: 0x86dd}[version]
 	switch g.kind {
@@ -294,13 +310,16 @@ func (s *site) headers(g gate, version int, good []byte, add func(name, reason s
 		gre := func(flags, etherType uint16, more ...uint16) []byte {
 			return words(append([]uint16{flags, etherType}, more...)...)
 		}
-		for name, flags := range map[string]uint16{"version 1": 1, "version 7": 7, "routing": 0x4000, "a sequence number": 0x1000, "a strict source route": 0x0800, "recursion": 0x0400} {
-			throw("GRE with "+name, "tunnel_header", 47, gre(keyed|flags, etherType, append(slices.Clone(key), 0, 0)...), good)
+		for name, flags := range map[string]uint16{"version 1": 1, "version 7": 7, "routing": 0x4000,
+			"a sequence number": 0x1000, "a strict source route": 0x0800, "recursion": 0x0400} {
+			throw("GRE with "+name, "tunnel_header", 47, gre(keyed|flags, etherType, append(slices.Clone(key), 0,
+				0)...), good)
 		}
 		for _, t := range []uint16{0, 0x0806, 0x6558, 0x88be, 0x880b} {
 			throw(fmt.Sprintf("GRE with protocol type %#04x", t), "tunnel_header", 47, gre(keyed, t, key...), good)
 		}
-		throw("GRE with a wrong checksum", "tunnel_checksum", 47, gre(0x8000|keyed, etherType, append([]uint16{0xdead, 0}, key...)...), good)
+		throw("GRE with a wrong checksum", "tunnel_checksum", 47, gre(0x8000|keyed, etherType,
+			append([]uint16{0xdead, 0}, key...)...), good)
 		throw("GRE cut short", "tunnel_header", 47, []byte{0, 0, 8})
 		throw("GRE with a checksum cut short", "tunnel_header", 47, gre(0x8000|keyed, etherType, 1))
 		throw("GRE with a key cut short", "tunnel_header", 47, gre(0x2000, etherType, 0))

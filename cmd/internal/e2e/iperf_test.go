@@ -20,8 +20,10 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 	needTool(t, "iperf3", "iperf3")
 	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
 	// Bound to the VIP: a UDP server which is not answers from the host's own address.
-	server := s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String(), "--forceflush"))
-	const ready = "Server listening" // it doesn't, for a moment, after each client, of which the one that found it up was the first
+	server := s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String(),
+		"--forceflush"))
+	// it doesn't, for a moment, after each client, of which the one that found it up was the first
+	const ready = "Server listening"
 	listens := 1
 	seconds := strconv.Itoa(length)
 	for _, c := range []struct {
@@ -36,8 +38,12 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			listens++
-			eventually(t, "the server listens again", soon, func() bool { return strings.Count(server.Output(), ready) >= listens })
-			got := runFor(t, s.Client, exec.Command("iperf3", append([]string{"-c", s.VIP.String(), "-t", seconds, "-J"}, c.args...)...), time.Minute)
+			eventually(t, "the server listens again", soon, func() bool {
+				return strings.Count(server.Output(),
+					ready) >= listens
+			})
+			got := runFor(t, s.Client, exec.Command("iperf3", append([]string{"-c", s.VIP.String(), "-t", seconds,
+				"-J"}, c.args...)...), time.Minute)
 			type sum struct {
 				Bytes         int     `json:"bytes"`
 				BitsPerSecond float64 `json:"bits_per_second"`
@@ -64,6 +70,7 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 		})
 	}
 	if st := s.director.balance(); st.Services[0].Realservers[0].Connections < 9 || len(st.Drops) != 0 {
-		t.Errorf("%d connections and drops %v, want at least 9 connections and no drop", st.Services[0].Realservers[0].Connections, st.Drops)
+		t.Errorf("%d connections and drops %v, want at least 9 connections and no drop",
+			st.Services[0].Realservers[0].Connections, st.Drops)
 	}
 }

@@ -30,7 +30,8 @@ func needKernel(t *testing.T) {
 	t.Skip("SKIPPED: " + what + " (make interop runs this in a guest that has them)")
 }
 
-// kernelLacks says what the kernel, or the machine, lacks; "" if nothing. Each try is in a network namespace that ends with it.
+// kernelLacks says what the kernel, or the machine, lacks; "" if nothing. Each try is in a network namespace that ends
+// with it.
 var kernelLacks = sync.OnceValue(func() string {
 	for _, try := range []struct{ module, pkg, command string }{
 		{"ip_vs", "ipvsadm", "ipvsadm -Ln"},
@@ -42,7 +43,8 @@ var kernelLacks = sync.OnceValue(func() string {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET}
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Sprintf("needs the kernel's %s: modprobe %s, apt-get install %s: %s: %v: %s", try.module, try.module, try.pkg, try.command, err, strings.Join(strings.Fields(string(out)), " "))
+			return fmt.Sprintf("needs the kernel's %s: modprobe %s, apt-get install %s: %s: %v: %s", try.module,
+				try.module, try.pkg, try.command, err, strings.Join(strings.Fields(string(out)), " "))
 		}
 	}
 	return ""
@@ -67,7 +69,8 @@ func (s *site) command(h *lab.Host, text, name string, args ...string) {
 	}
 }
 
-// startIPVS makes the director's kernel the director: round robin on these ports of the VIP, through tunnels[i] to web server i.
+// startIPVS makes the director's kernel the director: round robin on these ports of the VIP, through tunnels[i] to web
+// server i.
 func (s *site) startIPVS(ports map[uint16]string, tunnels ...kernelTunnel) {
 	s.t.Helper()
 	if err := s.Director.Own(s.VIP); err != nil {
@@ -88,7 +91,8 @@ func (s *site) startIPVS(ports map[uint16]string, tunnels ...kernelTunnel) {
 	s.command(s.Director, rules.String(), "ipvsadm", "-R")
 }
 
-// kernelDevice makes a web server's kernel a realserver: the tunnel ends at a device that owns the VIP, whose name is returned.
+// kernelDevice makes a web server's kernel a realserver: the tunnel ends at a device that owns the VIP, whose name is
+// returned.
 func (s *site) kernelDevice(h *lab.Host, k kernelTunnel) (device string) {
 	s.t.Helper()
 	var ip strings.Builder
@@ -112,9 +116,11 @@ func (s *site) kernelDevice(h *lab.Host, k kernelTunnel) (device string) {
 	return device
 }
 
-// quietGRE keeps a host's kernel from answering the GRE packets that an agent takes: its driver is loaded, and what fits none of its
-// devices has ICMP port unreachable for an answer. This device takes them and drops them, since they have no sequence numbers.
+// quietGRE keeps a host's kernel from answering the GRE packets that an agent takes: its driver is loaded, and what
+// fits none of its devices has ICMP port unreachable for an answer. This device takes them and drops them, since they
+// have no sequence numbers.
 func (s *site) quietGRE(h *lab.Host) {
 	s.t.Helper()
-	s.command(h, fmt.Sprintf("link add quiet0 type gre local %s remote %s iseq\nlink set quiet0 up\n", h.Addr, s.Director.Addr), "ip", "-batch", "-")
+	s.command(h, fmt.Sprintf("link add quiet0 type gre local %s remote %s iseq\nlink set quiet0 up\n", h.Addr,
+		s.Director.Addr), "ip", "-batch", "-")
 }

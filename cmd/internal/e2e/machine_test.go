@@ -18,8 +18,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// machine is everything that our programs could change on a host, a line each, sorted: links, addresses, routes of all tables, rules, and
-// the sysctls of IPv4 and of IPv6's devices.
+// machine is everything that our programs could change on a host, a line each, sorted: links, addresses, routes of all
+// tables, rules, and the sysctls of IPv4 and of IPv6's devices.
 type machine []string
 
 // observe takes down the state of a host.
@@ -49,7 +49,8 @@ func observe(t *testing.T, h *lab.Host) machine {
 	return m
 }
 
-// observeAll takes down the state of all hosts, once IPv6 has its addresses: it takes its time to see whether they are free.
+// observeAll takes down the state of all hosts, once IPv6 has its addresses: it takes its time to see whether they are
+// free.
 func (s *site) observeAll() map[string]machine {
 	s.t.Helper()
 	all := map[string]machine{}
@@ -70,7 +71,8 @@ func mustBe(t *testing.T, when string, before, now map[string]machine) {
 	}
 }
 
-// settled says whether no IPv6 address of a host is still being tried, and each link that is up has one, unless IPv6 or its addresses are off.
+// settled says whether no IPv6 address of a host is still being tried, and each link that is up has one, unless IPv6 or
+// its addresses are off.
 func settled(t *testing.T, h *lab.Host) (done bool) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -95,7 +97,8 @@ func settled(t *testing.T, h *lab.Host) (done bool) {
 				return err == nil && strings.TrimSpace(string(b)) == value
 			}
 			const none = "1" // IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
-			if up := l.Attrs().Flags&net.FlagUp != 0; up && is("disable_ipv6", "0") && !is("addr_gen_mode", none) && !have[l.Attrs().Index] {
+			if up := l.Attrs().Flags&net.FlagUp != 0; up && is("disable_ipv6", "0") && !is("addr_gen_mode", none) &&
+				!have[l.Attrs().Index] {
 				return nil
 			}
 		}
@@ -121,14 +124,16 @@ func links() (lines []string, err error) {
 func addresses() (lines []string, err error) {
 	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	for _, a := range all {
-		lines = append(lines, fmt.Sprintf("address %s of link %d, label %q, scope %d, flags %#x, peer %v", a.IPNet, a.LinkIndex, a.Label, a.Scope, a.Flags, a.Peer))
+		lines = append(lines, fmt.Sprintf("address %s of link %d, label %q, scope %d, flags %#x, peer %v", a.IPNet,
+			a.LinkIndex, a.Label, a.Scope, a.Flags, a.Peer))
 	}
 	return lines, err
 }
 
 func routes() (lines []string, err error) {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		all, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		all, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC},
+			netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return nil, err
 		}

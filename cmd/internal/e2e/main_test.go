@@ -12,9 +12,11 @@ import (
 )
 
 const (
-	binEnv    = "VSTUN_E2E_BIN"    // directory of the programs: where it is set from outside, they have been built; else TestMain does both
+	// directory of the programs: where it is set from outside, they have been built; else TestMain does both
+	binEnv    = "VSTUN_E2E_BIN"
 	helperEnv = "VSTUN_E2E_HELPER" // makes the test binary a helper, see helper_test.go
-	kernelEnv = "VSTUN_E2E_KERNEL" // "must": the tests against the kernel's tunnels and IPVS fail, not skip, where it has none
+	// "must": the tests against the kernel's tunnels and IPVS fail, not skip, where it has none
+	kernelEnv = "VSTUN_E2E_KERNEL"
 )
 
 // TestMain builds the programs, once for all tests, unless that has been done.
@@ -49,7 +51,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// parallelize runs more parallel tests at once than there are CPUs, unless -parallel says how many: most of them wait for time to pass.
+// parallelize runs more parallel tests at once than there are CPUs, unless -parallel says how many: most of them wait
+// for time to pass.
 func parallelize() error {
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
@@ -90,7 +93,8 @@ func missing() string {
 	}
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Sprintf("needs TUN devices: %v: load the driver (modprobe tun), or give the container /dev/net/tun", err)
+		return fmt.Sprintf("needs TUN devices: %v: load the driver (modprobe tun), or give the container /dev/net/tun",
+			err)
 	}
 	f.Close()
 	return ""

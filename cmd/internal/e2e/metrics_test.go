@@ -42,7 +42,8 @@ func (p *program) mustHTTPGet(address, path string) string {
 func (p *program) scrape() map[string]float64 {
 	p.t.Helper()
 	all := map[string]float64{}
-	for _, m := range regexp.MustCompile(`(?m)^(vstun_\S+) (\S+)$`).FindAllStringSubmatch(p.mustHTTPGet(metricsAddress, "/metrics"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^(vstun_\S+) (\S+)$`).FindAllStringSubmatch(p.mustHTTPGet(metricsAddress,
+		"/metrics"), -1) {
 		v, err := strconv.ParseFloat(m[2], 64)
 		if err != nil {
 			p.t.Fatal(err)
@@ -66,8 +67,9 @@ func (p *program) mustPassPromtool() {
 	}
 }
 
-// TestMetrics scrapes both programs behind traffic: the figures are those of the status, and of the traffic. A reload that renames a service makes
-// the former name go, one that is refused shows, and one that changes the address moves it.
+// TestMetrics scrapes both programs behind traffic: the figures are those of the status, and of the traffic. A reload
+// that renames a service makes the former name go, one that is refused shows, and one that changes the address moves
+// it.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	needTool(t, "curl", "curl")
@@ -86,7 +88,8 @@ func TestMetrics(t *testing.T) {
 	for range 5 { // nobody has this port
 		client.throw(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
 	}
-	eventually(t, "what nobody has is refused", soon, func() bool { return s.director.balance().Drops["no_service"] == 5 })
+	eventually(t, "what nobody has is refused", soon,
+		func() bool { return s.director.balance().Drops["no_service"] == 5 })
 
 	for _, p := range append([]*program{s.director}, s.agents...) {
 		p.mustPassPromtool()
@@ -131,7 +134,8 @@ func TestMetrics(t *testing.T) {
 		read += m[fmt.Sprintf(`vstun_director_batch_packets_sum{queue="%d"}`, i)]
 	}
 	if scheduled != connections || read != float64(st.In.Packets) {
-		t.Errorf("%v connections were scheduled and %v packets read; want %d and %d", scheduled, read, connections, st.In.Packets)
+		t.Errorf("%v connections were scheduled and %v packets read; want %d and %d", scheduled, read, connections,
+			st.In.Packets)
 	}
 	mustEqual(t, m, want)
 
@@ -154,18 +158,21 @@ func TestMetrics(t *testing.T) {
 	config := s.directorTOML(s.director.socket, metricsKey, service{"tcp", "80", "rr", []int{3, 1}})
 	s.director.configure(strings.Replace(config, `"s1"`, `"site"`, 1))
 	s.mustReload()
-	if text := s.director.mustHTTPGet(metricsAddress, "/metrics"); strings.Contains(text, `service="s1"`) || strings.Contains(text, `service="s2"`) || !strings.Contains(text, `service="site"`) {
+	if text := s.director.mustHTTPGet(metricsAddress, "/metrics"); strings.Contains(text, `service="s1"`) ||
+		strings.Contains(text, `service="s2"`) || !strings.Contains(text, `service="site"`) {
 		t.Error("the metrics of services that have left are still there")
 	}
 	for _, address := range []string{"192.0.2.99:9464", "127.0.0.1:99999"} {
 		s.director.configure(strings.Replace(config, metricsAddress, address, 1))
-		if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "metrics") || !strings.Contains(got.stderr, address) {
+		if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "metrics") ||
+			!strings.Contains(got.stderr, address) {
 			t.Errorf("a reload to %s: %+v", address, got)
 		}
 		if n := s.director.scrape()["vstun_director_config_last_reload_successful"]; n != 0 {
 			t.Errorf("a refused reload shows as %v", n)
 		}
-		if got := s.ask("status"); !strings.Contains(got.stdout, "the last reload failed") || !strings.Contains(got.stdout, address) {
+		if got := s.ask("status"); !strings.Contains(got.stdout, "the last reload failed") ||
+			!strings.Contains(got.stdout, address) {
 			t.Errorf("a refused reload does not show:\n%s", got.stdout)
 		}
 	}

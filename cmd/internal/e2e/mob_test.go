@@ -9,7 +9,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// crowd is how many packets a mob throws before it looks whether they have arrived: few enough for an agent's sockets to hold.
+// crowd is how many packets a mob throws before it looks whether they have arrived: few enough for an agent's sockets
+// to hold.
 const crowd = 2000
 
 // mob throws packets at agents from a host, many at once, with all headers of the test's making: it writes frames.

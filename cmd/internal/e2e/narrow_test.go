@@ -15,7 +15,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestPathShrinks lowers the MTU of the router's links to the realservers while uploads pass: it costs them time, and no byte.
+// TestPathShrinks lowers the MTU of the router's links to the realservers while uploads pass: it costs them time, and
+// no byte.
 func TestPathShrinks(t *testing.T) {
 	for _, offload := range []string{"auto", "off"} {
 		t.Run(offload, func(t *testing.T) {
@@ -38,7 +39,8 @@ func TestPathShrinks(t *testing.T) {
 			}
 			text := "director." + more
 			for i, p := range paths {
-				text += fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = %d\nencap = %q\nrealserver = [ { address = %q } ]\n",
+				text += fmt.Sprintf("[[service]]\nname = %q\nvip = %q\nprotocol = \"tcp\"\nport = %d\nencap = "+
+					"%q\nrealserver = [ { address = %q } ]\n",
 					p.name, p.vip, 8000+i, p.encap, p.address)
 				s.acceptUploadsAt(p.web, fmt.Sprintf(":%d", 8000+i))
 			}
@@ -56,7 +58,8 @@ func TestPathShrinks(t *testing.T) {
 					}
 					begin, all, told := time.Now(), stream(), s.counters(s.Router)[p.told]
 					narrow := func() error { return s.setMTU(s.Router, p.web.Name, 1400) }
-					answer, err := putFrom(conn, io.MultiReader(io.LimitReader(all, int64(size/2)), &hook{call: narrow}, all), size)
+					answer, err := putFrom(conn, io.MultiReader(io.LimitReader(all, int64(size/2)), &hook{call: narrow},
+						all), size)
 					if want := fmt.Sprintf("%d bytes, all as they should be", size); answer != want || err != nil {
 						t.Fatalf("the server says %q, %v; want %q", answer, err, want)
 					}
@@ -75,7 +78,8 @@ func TestPathShrinks(t *testing.T) {
 	}
 }
 
-// TestIPv6sOwnMTU: the director's link takes less over IPv6 than its device does, as after a router's advertisement. It knows before its kernel has to say so.
+// TestIPv6sOwnMTU: the director's link takes less over IPv6 than its device does, as after a router's advertisement. It
+// knows before its kernel has to say so.
 func TestIPv6sOwnMTU(t *testing.T) {
 	s := newSite(t, 1, nil)
 	s.speak(true)
@@ -90,7 +94,8 @@ func TestIPv6sOwnMTU(t *testing.T) {
 		t.Errorf("%d packets were too big for the director's kernel", n)
 	}
 	st := s.director.balance()
-	if delete(st.Drops, "too_big"); len(st.Drops) != 0 { // where the client doesn't send super-packets, which are cut to what fits
+	// where the client doesn't send super-packets, which are cut to what fits
+	if delete(st.Drops, "too_big"); len(st.Drops) != 0 {
 		t.Errorf("the director dropped %v", st.Drops)
 	}
 }
@@ -117,8 +122,8 @@ func (s *site) setMTU(h *lab.Host, link string, mtu int) error {
 	})
 }
 
-// TestPathToClientShrinks lowers the MTU of the router's link to the client while a download passes: what the router says about it is for the
-// VIP, and reaches the server through the director and the tunnel.
+// TestPathToClientShrinks lowers the MTU of the router's link to the client while a download passes: what the router
+// says about it is for the VIP, and reaches the server through the director and the tunnel.
 func TestPathToClientShrinks(t *testing.T) { families(t, testPathToClientShrinks) }
 
 func testPathToClientShrinks(t *testing.T, ipv6 bool) {
@@ -142,7 +147,8 @@ func testPathToClientShrinks(t *testing.T, ipv6 bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if more, err := io.Copy(got, conn); err != nil || n+more != int64(size) || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+	if more, err := io.Copy(got, conn); err != nil || n+more != int64(size) || !bytes.Equal(got.Sum(nil),
+		want.Sum(nil)) {
 		t.Errorf("%d bytes came, of %d, %v; SHA-256 %x, want %x", n+more, size, err, got.Sum(nil), want.Sum(nil))
 	}
 	told := "Icmp:OutDestUnreachs"

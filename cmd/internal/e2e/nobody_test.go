@@ -11,13 +11,16 @@ import (
 // TestWithoutRoot runs both programs as nobody, with no more than CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun.
 func TestWithoutRoot(t *testing.T) {
 	t.Parallel()
-	newSite(t, 1, nil).mustWorkWithoutRoot(openPort, func(*program) string { return field(t, "/proc/self/status", "CapBnd") }, func(p *program) *exec.Cmd {
+	newSite(t, 1, nil).mustWorkWithoutRoot(openPort, func(*program) string {
+		return field(t, "/proc/self/status",
+			"CapBnd")
+	}, func(p *program) *exec.Cmd {
 		return private(asNobody, exec.Command(programPath(p.name), "run", "-c", p.config))
 	})
 }
 
-// mustWorkWithoutRoot starts both programs by these commands, which make them nobody's: they do all of their work, and leave the machine as it was.
-// Their bounding set is as the kernel writes it.
+// mustWorkWithoutRoot starts both programs by these commands, which make them nobody's: they do all of their work, and
+// leave the machine as it was. Their bounding set is as the kernel writes it.
 func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, command func(p *program) *exec.Cmd) {
 	s.t.Helper()
 	second := netip.MustParseAddr("198.51.100.81")

@@ -11,13 +11,14 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestOffloads uploads on every path that a packet can take: TUN devices with and without offloads at either end, and a network card at the
-// realserver that gathers segments (GRO), or not. Without an agent that understands what such a card makes of tunnel packets, an upload
-// comes to 0.3 Mbit/s there.
+// TestOffloads uploads on every path that a packet can take: TUN devices with and without offloads at either end, and a
+// network card at the realserver that gathers segments (GRO), or not. Without an agent that understands what such a
+// card makes of tunnel packets, an upload comes to 0.3 Mbit/s there.
 func TestOffloads(t *testing.T) {
 	for _, director := range []string{"auto", "off"} {
 		for _, agent := range []string{"auto", "off"} {
-			for name, link := range map[string]lab.Link{"wire": {}, "gro": {Segmented: true, GRO: 50 * time.Microsecond}} {
+			for name, link := range map[string]lab.Link{"wire": {}, "gro": {Segmented: true,
+				GRO: 50 * time.Microsecond}} {
 				t.Run(fmt.Sprintf("%s-%s-%s", director, agent, name), func(t *testing.T) {
 					s := newSite(t, 1, map[string]lab.Link{"web1": link})
 					s.startAgents(fmt.Sprintf("offload = %q", agent))
@@ -53,8 +54,8 @@ func TestOffloads(t *testing.T) {
 	}
 }
 
-// TestTunnelOfAClient: a client's tunnel to the VIP (VXLAN) carries TCP. Where the client is on the director's machine, its kernel leaves the checksum of the
-// packet inside to a network card, and the TUN device leaves it to the director.
+// TestTunnelOfAClient: a client's tunnel to the VIP (VXLAN) carries TCP. Where the client is on the director's machine,
+// its kernel leaves the checksum of the packet inside to a network card, and the TUN device leaves it to the director.
 func TestTunnelOfAClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -64,8 +65,10 @@ func TestTunnelOfAClient(t *testing.T) {
 	for _, end := range []struct {
 		host                *lab.Host
 		local, remote, addr string
-	}{{s.Client, s.Client.Addr.String(), s.VIP.String(), ours}, {s.Webs[0], s.VIP.String(), s.Client.Addr.String(), theirs}} {
-		script := fmt.Sprintf("ip link add vx type vxlan id 1 dstport 4789 local %s remote %s && ip addr add %s/24 dev vx && ip link set vx up", end.local, end.remote, end.addr)
+	}{{s.Client, s.Client.Addr.String(), s.VIP.String(), ours}, {s.Webs[0], s.VIP.String(), s.Client.Addr.String(),
+		theirs}} {
+		script := fmt.Sprintf("ip link add vx type vxlan id 1 dstport 4789 local %s remote %s && ip addr add %s/24 "+
+			"dev vx && ip link set vx up", end.local, end.remote, end.addr)
 		if out, err := end.host.Run(exec.Command("sh", "-c", script)); err != nil {
 			if strings.Contains(string(out), "Unknown device type") {
 				t.Skip("SKIPPED: needs a kernel with VXLAN: modprobe vxlan")

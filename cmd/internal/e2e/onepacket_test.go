@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestOnePacket sends the datagrams of one flow to a service with one_packet: round robin has its turn for each of them, and none leaves a
-// connection behind. Without, all go to one realserver.
+// TestOnePacket sends the datagrams of one flow to a service with one_packet: round robin has its turn for each of
+// them, and none leaves a connection behind. Without, all go to one realserver.
 func TestOnePacket(t *testing.T) {
 	t.Parallel()
 	const config = `
@@ -39,15 +39,18 @@ realserver = [ { address = "10.0.11.2" }, { address = "10.0.12.2" }, { address =
 		}
 		last = server
 	}
-	if st := s.director.balance(); st.Connections.Count != 0 || len(s.connections()) != 0 || st.Services[0].Realservers[1].Connections != 10 {
-		t.Errorf("%d connections in the table, and %+v; want none, and 10 for each realserver", st.Connections.Count, st.Services[0].Realservers)
+	if st := s.director.balance(); st.Connections.Count != 0 || len(s.connections()) != 0 ||
+		st.Services[0].Realservers[1].Connections != 10 {
+		t.Errorf("%d connections in the table, and %+v; want none, and 10 for each realserver", st.Connections.Count,
+			st.Services[0].Realservers)
 	}
 
 	s.reloadWritten(strings.ReplaceAll(config, "true", "false"))
 	home := askUDP(t, conn)
 	for range 10 {
 		if server := askUDP(t, conn); server != home || server == last {
-			t.Errorf("without one_packet a datagram is answered by %s, the first was by %s, and the last with it by %s", server, home, last)
+			t.Errorf("without one_packet a datagram is answered by %s, the first was by %s, and the last with it by %s",
+				server, home, last)
 		}
 	}
 }

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestOperatorAndHealth: what an operator has set holds while realservers fail and come back, and what checks say holds whatever an operator sets.
+// TestOperatorAndHealth: what an operator has set holds while realservers fail and come back, and what checks say holds
+// whatever an operator sets.
 func TestOperatorAndHealth(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -18,7 +19,8 @@ func TestOperatorAndHealth(t *testing.T) {
 	}
 	mustHave := func(when string, weights, effective [3]int) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%s: weights %v, in effect %v", when, weights, effective), soon, func() bool { // what a check has found is known a moment earlier
+		// what a check has found is known a moment earlier
+		eventually(t, fmt.Sprintf("%s: weights %v, in effect %v", when, weights, effective), soon, func() bool {
 			var is, inEffect [3]int
 			for i, r := range s.director.balance().Services[0].Realservers {
 				is[i], inEffect[i] = r.Weight, r.Effective

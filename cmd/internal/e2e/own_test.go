@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestNewOwnAddress: an address that a realserver gets while its agent runs is its own within a moment, without waiting for the next look at all
-// addresses: no packet that claims to come from there gets in any more.
+// TestNewOwnAddress: an address that a realserver gets while its agent runs is its own within a moment, without waiting
+// for the next look at all addresses: no packet that claims to come from there gets in any more.
 func TestNewOwnAddress(t *testing.T) {
 	s := newSite(t, 3, nil)
 	s.startGates()
@@ -18,7 +18,8 @@ func TestNewOwnAddress(t *testing.T) {
 		if own.Is6() {
 			vip, version = s.VIP6, 6
 		}
-		liar := &intruder{gate: g, packet: g.wrap(g.director, version, udpPacket(t, own, vip, 1234, trapPort, plea)), reason: "inner_source"}
+		liar := &intruder{gate: g, packet: g.wrap(g.director, version, udpPacket(t, own, vip, 1234, trapPort, plea)),
+			reason: "inner_source"}
 		refused := func() uint64 { return g.agent.intake().Drops[liar.reason] }
 		before := refused()
 		evil.throwAll([]*intruder{liar})

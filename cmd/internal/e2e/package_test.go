@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at them, and, where systemd runs in
-// namespaces, runs them as an operator does, from their installation to their removal.
+// TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at
+// them, and, where systemd runs in namespaces, runs them as an operator does, from their installation to their removal.
 func TestPackages(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -25,7 +25,8 @@ func TestPackages(t *testing.T) {
 		}
 		needTool(t, "lintian", "lintian")
 		for _, deb := range debs {
-			if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", deb).CombinedOutput(); err != nil {
+			if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning",
+				deb).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", filepath.Base(deb), err, out)
 			}
 		}
@@ -39,7 +40,8 @@ func makePackages(t *testing.T) map[string]string {
 	needTool(t, "dpkg-deb", "dpkg")
 	dir := t.TempDir()
 	nfpm := filepath.Join(dir, "nfpm")
-	if out, err := exec.Command("go", "-C", "../../../.ci/nfpm", "build", "-o", nfpm, "github.com/goreleaser/nfpm/v2/cmd/nfpm").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "-C", "../../../.ci/nfpm", "build", "-o", nfpm,
+		"github.com/goreleaser/nfpm/v2/cmd/nfpm").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: nfpm can't be built here: %v\n%s", err, out)
 	}
 	cmd := exec.Command("../../../.ci/package", dir)
@@ -63,7 +65,8 @@ func installPackages(t *testing.T, debs map[string]string) {
 	root := t.TempDir()
 	dpkg := func(args ...string) {
 		t.Helper()
-		if out, err := exec.Command("dpkg", append([]string{"--root=" + root, "--force-script-chrootless", "--no-triggers"}, args...)...).CombinedOutput(); err != nil {
+		if out, err := exec.Command("dpkg", append([]string{"--root=" + root, "--force-script-chrootless",
+			"--no-triggers"}, args...)...).CombinedOutput(); err != nil {
 			t.Fatalf("dpkg %v: %v\n%s", args, err, out)
 		}
 	}
@@ -89,7 +92,8 @@ func installPackages(t *testing.T, debs map[string]string) {
 		if !strings.Contains(about, "\nDocumentation=man:"+program+"(8) file:/usr/share/doc/vstun-"+program+"/README.md\n") {
 			t.Errorf("%s has no documentation:\n%s", unit, about)
 		}
-		if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") || strings.Contains(string(text), "/usr/local") ||
+		if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") ||
+			strings.Contains(string(text), "/usr/local") ||
 			!strings.Contains(about, "\nConditionPathExists=/etc/vstun/"+program+".toml\n") {
 			t.Errorf("%s:\n%s", unit, text)
 		}
@@ -97,11 +101,14 @@ func installPackages(t *testing.T, debs map[string]string) {
 			t.Errorf("%s is not enabled: %v", unit, err)
 		}
 		example := filepath.Join(root, "usr/share/doc/vstun-"+program, "examples", program+".toml")
-		if out, err := exec.Command(filepath.Join(root, "usr/bin", program), "check", "-c", example).CombinedOutput(); err != nil {
+		if out, err := exec.Command(filepath.Join(root, "usr/bin", program), "check", "-c",
+			example).CombinedOutput(); err != nil {
 			t.Errorf("the example of %s: %v\n%s", program, err, out)
 		}
-		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/bash-completion/completions/" + program} {
-			if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 || info.Mode().Perm() != 0o644 {
+		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/bash-completion/completions/" +
+			program} {
+			if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 ||
+				info.Mode().Perm() != 0o644 {
 				t.Errorf("%s: %v %v", file, info, err)
 			}
 		}
@@ -153,19 +160,22 @@ func runPackages(t *testing.T, debs map[string]string) {
 	install("director")
 	install("realserver")
 	for _, unit := range []string{director, agent} {
-		if state := b.property(unit, "ActiveState") + " " + b.property(unit, "UnitFileState"); state != "inactive enabled" {
+		if state := b.property(unit, "ActiveState") + " " + b.property(unit,
+			"UnitFileState"); state != "inactive enabled" {
 			t.Errorf("%s without a configuration is %s", unit, state)
 		}
 	}
 
-	const good = "[director]\n" + metricsKey + "\n[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = \"10.0.11.2\" } ]\n"
+	const good = "[director]\n" + metricsKey + "\n[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = " +
+		"\"tcp\"\nport = 80\nrealserver = [ { address = \"10.0.11.2\" } ]\n"
 	b.write("/etc/vstun/director.toml", good)
 	b.run("systemctl", "start", director)
 	pid := b.property(director, "MainPID")
 	if out := b.run("director", "status"); !strings.Contains(out, "198.51.100.80:80") {
 		t.Errorf("the director's status:\n%s", out)
 	}
-	if out := b.run("curl", "-sS", "http://"+metricsAddress+"/metrics"); !strings.Contains(out, "\nvstun_director_queues ") || !strings.Contains(out, "\nprocess_open_fds ") {
+	if out := b.run("curl", "-sS", "http://"+metricsAddress+"/metrics"); !strings.Contains(out,
+		"\nvstun_director_queues ") || !strings.Contains(out, "\nprocess_open_fds ") {
 		t.Errorf("metrics from within the sandbox:\n%s", out)
 	}
 	if uid := strings.Fields(b.run("stat", "-c", "%u", "/proc/"+pid)); uid[0] == "0" {
@@ -191,7 +201,8 @@ func runPackages(t *testing.T, debs map[string]string) {
 	b.run("systemctl", "daemon-reload")
 	b.run("systemctl", "restart", director)
 	begin := b.property(director, "WatchdogTimestampMonotonic")
-	eventually(t, "the director gives signs of life", soon, func() bool { return b.property(director, "WatchdogTimestampMonotonic") != begin })
+	eventually(t, "the director gives signs of life", soon,
+		func() bool { return b.property(director, "WatchdogTimestampMonotonic") != begin })
 	b.run("kill", "-STOP", b.property(director, "MainPID"))
 	eventually(t, "the director is started anew", 6*soon, func() bool {
 		return b.property(director, "NRestarts") != "0" && b.property(director, "ActiveState") == "active"

@@ -18,7 +18,8 @@ import (
 	"vstun/cmd/internal/page/pagetest"
 )
 
-// TestPage looks at a director's page with a browser while requests pass: its figures are those of the control socket, and so they are at the end.
+// TestPage looks at a director's page with a browser while requests pass: its figures are those of the control socket,
+// and so they are at the end.
 func TestPage(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -67,22 +68,27 @@ func TestPage(t *testing.T) {
 		rs := s.director.balance().Services[0].Realservers
 		return rs[0].Forwarded.Packets > 0 && rs[1].Forwarded.Packets > 0
 	})
-	// While it goes on, the page is behind by a moment: what the socket has said before is there soon, and never more than it says then.
+	// While it goes on, the page is behind by a moment: what the socket has said before is there soon, and never more
+	// than it says then.
 	for range short(3, 1) {
 		before := s.director.balance()
 		for i, r := range before.Services[0].Realservers {
-			tab.Wait("the page has what has passed", fmt.Sprintf("Number(document.querySelectorAll('#services .realserver .packets')[%d].textContent.replaceAll(',', '')) >= %d", i, r.Forwarded.Packets))
+			tab.Wait("the page has what has passed", fmt.Sprintf("Number(document.querySelectorAll('#services "+
+				".realserver .packets')[%d].textContent.replaceAll(',', '')) >= %d", i, r.Forwarded.Packets))
 		}
 		got := pageRows(tab)
 		after := s.director.balance()
 		for i, r := range after.Services[0].Realservers {
-			if p := figure(t, got[i+1][7]); p < before.Services[0].Realservers[i].Forwarded.Packets || p > r.Forwarded.Packets {
+			if p := figure(t, got[i+1][7]); p < before.Services[0].Realservers[i].Forwarded.Packets ||
+				p > r.Forwarded.Packets {
 				t.Errorf("the page shows %d packets to %s, the socket %d", p, r.Address, r.Forwarded.Packets)
 			}
 		}
 	}
 	tab.Click("input[value=rates]")
-	tab.Wait("packets pass each second", "parseFloat(document.querySelector('#services .service .packets').textContent.replaceAll(',', '')) > 0 && parseFloat(document.querySelector('#tile-packets b').textContent) > 0")
+	tab.Wait("packets pass each second", "parseFloat(document.querySelector('#services .service "+
+		".packets').textContent.replaceAll(',', '')) > 0 && parseFloat(document.querySelector('#tile-packets "+
+		"b').textContent) > 0")
 	stop()
 	tab.Wait("no packet passes any more", "document.querySelector('#services .service .packets').textContent === '0'")
 	tab.Click("input[value=totals]")
@@ -96,7 +102,8 @@ func TestPage(t *testing.T) {
 	if _, err := c.Write([]byte("refused")); err != nil {
 		t.Fatal(err)
 	}
-	s.director.configure(s.directorTOML(s.director.socket, metrics, service{"tcp", "80", "wrr", []int{2, -1}}, service{"udp", "53", "rr", []int{1, 0}}))
+	s.director.configure(s.directorTOML(s.director.socket, metrics, service{"tcp", "80", "wrr", []int{2, -1}},
+		service{"udp", "53", "rr", []int{1, 0}}))
 	if got := s.ask("reload"); got.code != 0 {
 		t.Fatalf("reload: %s", got.stderr)
 	}
@@ -129,7 +136,8 @@ func (s *site) bringPage() (url string) {
 	return server.URL + "/"
 }
 
-// pageRows is the table of services and realservers: what, weight, active, inactive, connections, packets. Bytes are rounded there.
+// pageRows is the table of services and realservers: what, weight, active, inactive, connections, packets. Bytes are
+// rounded there.
 func pageRows(tab *pagetest.Tab) [][]string {
 	return pagetest.Eval[[][]string](tab, `[...document.querySelectorAll('#services tbody tr')].map(tr =>
 		[(tr.querySelector('.title') ?? tr.querySelector('.name')).textContent, ...['how', 'weight', 'text', 'active', 'inactive', 'connections', 'packets'].map(c => tr.querySelector('.' + c).textContent)])`)
@@ -151,16 +159,19 @@ func statusRows(st control.DirectorStatus) (rows [][]string) {
 			if r.Weight == 0 {
 				health = "draining"
 			}
-			rows = append(rows, row(r.Address, r.Encap, r.Weight, health, r.Active, r.Inactive, r.Connections, r.Forwarded.Packets))
+			rows = append(rows, row(r.Address, r.Encap, r.Weight, health, r.Active, r.Inactive, r.Connections,
+				r.Forwarded.Packets))
 		}
-		rows[service] = row(svc.Name, svc.Settings(), weight, fmt.Sprintf("%d unchecked", len(svc.Realservers)), active, inactive, connections, packetsOf(st, i))
+		rows[service] = row(svc.Name, svc.Settings(), weight, fmt.Sprintf("%d unchecked", len(svc.Realservers)), active,
+			inactive, connections, packetsOf(st, i))
 	}
 	return rows
 }
 
 // pageDrops is the packets refused: reason and number.
 func pageDrops(tab *pagetest.Tab) [][]string {
-	return pagetest.Eval[[][]string](tab, "[...document.querySelectorAll('#drops tbody tr')].filter(tr => !tr.innerText.startsWith('overruns')).map(tr => [tr.cells[0].textContent, tr.cells[2].textContent])")
+	return pagetest.Eval[[][]string](tab, "[...document.querySelectorAll('#drops tbody tr')].filter(tr => "+
+		"!tr.innerText.startsWith('overruns')).map(tr => [tr.cells[0].textContent, tr.cells[2].textContent])")
 }
 
 // dropRows is the same of a status.
@@ -172,7 +183,8 @@ func dropRows(st control.DirectorStatus) (rows [][]string) {
 }
 
 func row(name, how string, weight int, health string, active, inactive int, connections, packets uint64) []string {
-	return []string{name, how, fmt.Sprint(weight), health, grouped(uint64(active)), grouped(uint64(inactive)), grouped(connections), grouped(packets)}
+	return []string{name, how, fmt.Sprint(weight), health, grouped(uint64(active)), grouped(uint64(inactive)),
+		grouped(connections), grouped(packets)}
 }
 
 // packetsOf is what was sent to all realservers of a service.

@@ -55,7 +55,8 @@ func askParrot(c net.Conn, word string) (server string, err error) {
 	return server, nil
 }
 
-// mustParrot makes one request to the parrot behind a port of the VIP, on a new connection, and wants the answer of this server; "" is any.
+// mustParrot makes one request to the parrot behind a port of the VIP, on a new connection, and wants the answer of
+// this server; "" is any.
 func (s *site) mustParrot(port uint16, server string) {
 	s.t.Helper()
 	c := s.dial("tcp", port)

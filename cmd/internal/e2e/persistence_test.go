@@ -43,7 +43,8 @@ func startShop(t *testing.T, persistence string) (s *site, doors []string) {
 	return s, doors
 }
 
-// TestPersistence lets clients come through all doors of a service: each stays where it was first, and different ones are spread.
+// TestPersistence lets clients come through all doors of a service: each stays where it was first, and different ones
+// are spread.
 func TestPersistence(t *testing.T) {
 	t.Parallel()
 	s, doors := startShop(t, `timeout = "10m"`)
@@ -55,7 +56,8 @@ func TestPersistence(t *testing.T) {
 			for n := range doors {
 				_, server := s.whoAnswers(anyPort(client), doors[(n+i)%len(doors)])
 				if home := homes[client.String()]; home != "" && home != server {
-					t.Fatalf("client %v, at %s before, is at %s by %s in round %d", client, home, server, doors[n], round)
+					t.Fatalf("client %v, at %s before, is at %s by %s in round %d", client, home, server, doors[n],
+						round)
 				}
 				homes[client.String()] = server
 			}
@@ -71,12 +73,14 @@ func TestPersistence(t *testing.T) {
 		t.Fatalf("%d templates, want one for each of %d clients: %+v", len(templates), len(homes), templates)
 	}
 	for _, c := range templates {
-		want := control.Connection{Protocol: "tcp", State: "TEMPLATE", Expires: c.Expires, Client: c.Client, VIP: "198.51.100.80", Realserver: c.Realserver,
+		want := control.Connection{Protocol: "tcp", State: "TEMPLATE", Expires: c.Expires, Client: c.Client,
+			VIP: "198.51.100.80", Realserver: c.Realserver,
 			Service: "shop", Template: true}
 		if c != want || c.Expires < 590 || c.Expires > 600 {
 			t.Errorf("a template is %+v, want %+v and 10 minutes", c, want)
 		}
-		if home := map[string]string{"10.0.11.2": "web1", "10.0.12.2": "web2"}[c.Realserver]; home == "" || home != homes[c.Client] {
+		if home := map[string]string{"10.0.11.2": "web1", "10.0.12.2": "web2"}[c.Realserver]; home == "" ||
+			home != homes[c.Client] {
 			t.Errorf("the template of %s is for %s, and it is at %s", c.Client, c.Realserver, homes[c.Client])
 		}
 	}

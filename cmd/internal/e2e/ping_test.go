@@ -22,7 +22,8 @@ func testPing(t *testing.T, ipv6 bool) {
 	var there, back []byte // pseudo-headers (RFC 4443, section 2.3)
 	if ipv6 {
 		network, sizes[3] = "ip6:ipv6-icmp", 1452
-		echo, reply, other = protocol6.ICMPTypeEchoRequest, protocol6.ICMPTypeEchoReply, protocol6.ICMPTypeNodeInformationQuery
+		echo, reply, other = protocol6.ICMPTypeEchoRequest, protocol6.ICMPTypeEchoReply,
+			protocol6.ICMPTypeNodeInformationQuery
 		there, back = icmp.IPv6PseudoHeader(client, vip.IP), icmp.IPv6PseudoHeader(vip.IP, client)
 	}
 	conn, err := s.Client.ListenPacket(network, s.Client.Addr.String())
@@ -76,8 +77,10 @@ func testPing(t *testing.T, ipv6 bool) {
 	in, out := uint64(len(sizes)+2), uint64(len(sizes))
 	eventually(t, "the director has seen all of it", soon, func() bool { return s.director.balance().In.Packets >= in })
 	st := s.director.balance()
-	if st.In.Packets != in || st.Out.Packets != out || st.Drops["bad_checksum"] != 1 || st.Drops["icmp"] != 1 || sum(st.Drops) != 2 {
-		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d, bad_checksum 1 and icmp 1", st.In.Packets, st.Out.Packets, st.Drops, in, out)
+	if st.In.Packets != in || st.Out.Packets != out || st.Drops["bad_checksum"] != 1 || st.Drops["icmp"] != 1 ||
+		sum(st.Drops) != 2 {
+		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d, bad_checksum 1 and icmp 1", st.In.Packets,
+			st.Out.Packets, st.Drops, in, out)
 	}
 	if n := s.agents[0].intake().In.Packets; n != 0 {
 		t.Errorf("%d packets reached the realserver", n)

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestEveryPort has a service of port 0 beside one with a port and one with a range: it gets what the others don't have, of its protocol and VIPs.
+// TestEveryPort has a service of port 0 beside one with a port and one with a range: it gets what the others don't
+// have, of its protocol and VIPs.
 func TestEveryPort(t *testing.T) {
 	t.Parallel()
 	second := netip.MustParseAddr("198.51.100.81")
@@ -66,5 +67,6 @@ realserver = [ { address = "10.0.14.2" } ]
 	if _, err := s.dial("udp4", 54).Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a datagram to a port that nobody has is dropped", soon, func() bool { return s.director.balance().Drops["no_service"] == 1 })
+	eventually(t, "a datagram to a port that nobody has is dropped", soon,
+		func() bool { return s.director.balance().Drops["no_service"] == 1 })
 }

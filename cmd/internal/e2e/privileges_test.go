@@ -48,8 +48,9 @@ const (
 	privilegedPort = 443
 )
 
-// TestPrivileges looks at what both programs may still do once they are up: every thread of theirs has CAP_NET_ADMIN, nothing else, and no way to
-// more. That is enough for all that comes: a reload, watching over what is theirs, and leaving the machine as it was.
+// TestPrivileges looks at what both programs may still do once they are up: every thread of theirs has CAP_NET_ADMIN,
+// nothing else, and no way to more. That is enough for all that comes: a reload, watching over what is theirs, and
+// leaving the machine as it was.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -76,7 +77,8 @@ func TestPrivileges(t *testing.T) {
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// TestPrivilegesThatStay refuses the programs every change of their privileges, as a container may: they say so, once, and work.
+// TestPrivilegesThatStay refuses the programs every change of their privileges, as a container may: they say so, once,
+// and work.
 func TestPrivilegesThatStay(t *testing.T) {
 	t.Parallel()
 	if raceDetector {
@@ -91,7 +93,8 @@ func TestPrivilegesThatStay(t *testing.T) {
 		}
 		p.startAs(box.command(t, exec.Command(programPath(p.name), "run", "-c", p.config)))
 		p.mustLogReady()
-		if warnings := strings.Count(p.Output(), "level=WARN"); warnings != 1 || !strings.Contains(p.Output(), "privileges") || !strings.Contains(p.Output(), "no_new_privs") {
+		if warnings := strings.Count(p.Output(), "level=WARN"); warnings != 1 || !strings.Contains(p.Output(),
+			"privileges") || !strings.Contains(p.Output(), "no_new_privs") {
 			t.Errorf("%s gives %d warnings, want one, of its privileges:\n%s", p, warnings, p.Output())
 		}
 	}
@@ -102,7 +105,10 @@ func TestPrivilegesThatStay(t *testing.T) {
 // mustLogReady waits until the program's log has what came before its being ready.
 func (p *program) mustLogReady() {
 	p.t.Helper()
-	eventually(p.t, p.String()+" logs that it is ready", soon, func() bool { return strings.Contains(p.Output(), "msg=ready") })
+	eventually(p.t, p.String()+" logs that it is ready", soon, func() bool {
+		return strings.Contains(p.Output(),
+			"msg=ready")
+	})
 }
 
 // startBounding is the bounding set of a program, as the kernel writes it: what it needs while it starts.
@@ -114,7 +120,8 @@ func (p *program) startBounding() string {
 	return fmt.Sprintf("%016x", set)
 }
 
-// mustHaveOnlyNetAdmin reads what the kernel says of each thread of a program that is up. Their bounding set is as the kernel writes it.
+// mustHaveOnlyNetAdmin reads what the kernel says of each thread of a program that is up. Their bounding set is as the
+// kernel writes it.
 func (p *program) mustHaveOnlyNetAdmin(bounding string) {
 	p.t.Helper()
 	var st struct{ Pid int }
@@ -127,7 +134,8 @@ func (p *program) mustHaveOnlyNetAdmin(bounding string) {
 	}
 	const none, netAdmin = "0000000000000000", "0000000000001000"
 	for _, thread := range threads {
-		for key, want := range map[string]string{"CapEff": netAdmin, "CapPrm": netAdmin, "CapInh": none, "CapAmb": none, "CapBnd": bounding, "NoNewPrivs": "1"} {
+		for key, want := range map[string]string{"CapEff": netAdmin, "CapPrm": netAdmin, "CapInh": none, "CapAmb": none,
+			"CapBnd": bounding, "NoNewPrivs": "1"} {
 			if got := field(p.t, thread, key); got != want {
 				p.t.Errorf("%s: %s: %s is %s, want %s", p, thread, key, got, want)
 			}
@@ -174,8 +182,10 @@ func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 func (s *site) mustCheck() {
 	s.t.Helper()
 	toml := firstVIP
-	for i, check := range []string{`type = "tcp", port = 80`, `type = "ping"`, `type = "ping", via = "direct"`, `type = "exec", command = ["/bin/true"]`} {
-		toml += fmt.Sprintf("[[service]]\nname = \"check%d\"\nvip = %q\nprotocol = \"udp\"\nport = %d\ncheck = { %s, interval = \"500ms\" }\nrealserver = [ { address = %q } ]\n",
+	for i, check := range []string{`type = "tcp", port = 80`, `type = "ping"`, `type = "ping", via = "direct"`,
+		`type = "exec", command = ["/bin/true"]`} {
+		toml += fmt.Sprintf("[[service]]\nname = \"check%d\"\nvip = %q\nprotocol = \"udp\"\nport = %d\ncheck = { "+
+			"%s, interval = \"500ms\" }\nrealserver = [ { address = %q } ]\n",
 			i, s.VIP, 9000+i, check, s.Webs[0].Addr)
 	}
 	s.reloadWritten(toml)
@@ -217,8 +227,8 @@ func (p *program) mustRepair() {
 	})
 }
 
-// TestForeignConfiguration has root start the director with a file that is somebody else's, in a home directory for one: it runs, and says at
-// once, and again when it is asked, that it won't be able to read the file again.
+// TestForeignConfiguration has root start the director with a file that is somebody else's, in a home directory for
+// one: it runs, and says at once, and again when it is asked, that it won't be able to read the file again.
 func TestForeignConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -235,7 +245,8 @@ func TestForeignConfiguration(t *testing.T) {
 		t.Errorf("no warning:\n%s", s.director.Output())
 	}
 	cmd := exec.Command(programPath("director"), "reload", "--socket", s.director.socket)
-	if got := run(t, s.Director, cmd); got.code != 1 || !strings.Contains(got.stderr, "permission denied: let the user read it") {
+	if got := run(t, s.Director, cmd); got.code != 1 || !strings.Contains(got.stderr,
+		"permission denied: let the user read it") {
 		t.Errorf("reload: exit status %d, %s", got.code, got.stderr)
 	}
 	s.whoAnswers(anyPort(s.Client.Addr), s.at(80))

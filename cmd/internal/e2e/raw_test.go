@@ -12,8 +12,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// thrower sends packets with headers of the test's making from a host (raw(7), IP_HDRINCL): the kernel fills in total length and checksum of
-// the outermost header only, and an ID or source of 0.
+// thrower sends packets with headers of the test's making from a host (raw(7), IP_HDRINCL): the kernel fills in total
+// length and checksum of the outermost header only, and an ID or source of 0.
 type thrower struct {
 	t  *testing.T
 	fd int
@@ -65,7 +65,8 @@ func build(t *testing.T, all ...gopacket.SerializableLayer) []byte {
 		}
 	}
 	buf := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, all...); err != nil {
+	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		all...); err != nil {
 		t.Fatal(err)
 	}
 	return buf.Bytes()
@@ -78,10 +79,12 @@ func udpPacket(t *testing.T, src, dst netip.Addr, sport, dport uint16, data stri
 	if src.Is6() {
 		ip = ip6(src, dst, layers.IPProtocolUDP)
 	}
-	return build(t, ip, &layers.UDP{SrcPort: layers.UDPPort(sport), DstPort: layers.UDPPort(dport)}, gopacket.Payload(data))
+	return build(t, ip, &layers.UDP{SrcPort: layers.UDPPort(sport), DstPort: layers.UDPPort(dport)},
+		gopacket.Payload(data))
 }
 
-// fixChecksum makes the checksum of an IPv4 header right again, of as many bytes as it says, as far as they are there. (RFC 1071)
+// fixChecksum makes the checksum of an IPv4 header right again, of as many bytes as it says, as far as they are there.
+// (RFC 1071)
 func fixChecksum(b []byte) []byte {
 	b[10], b[11] = 0, 0
 	var total uint32

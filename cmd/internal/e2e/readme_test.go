@@ -37,7 +37,8 @@ func TestReadmeConfigurations(t *testing.T) {
 			_, err = config.ParseRealserver("README.md", []byte(block))
 		} else {
 			directors++
-			_, err = config.ParseDirector("README.md", []byte(block), config.Features{Schedulers: balancer.Schedulers()})
+			_, err = config.ParseDirector("README.md", []byte(block),
+				config.Features{Schedulers: balancer.Schedulers()})
 		}
 		if err != nil {
 			t.Errorf("%v in\n%s", err, block)
@@ -48,7 +49,8 @@ func TestReadmeConfigurations(t *testing.T) {
 	}
 }
 
-// TestReadmeKeys wants every key that a configuration may have in the reference: it puts an unknown one into each table, and is told the known ones.
+// TestReadmeKeys wants every key that a configuration may have in the reference: it puts an unknown one into each
+// table, and is told the known ones.
 func TestReadmeKeys(t *testing.T) {
 	header, inline := regexp.MustCompile(`(?m)^\s*\[.*\]$`), regexp.MustCompile(`(= \{) `)
 	known, word := regexp.MustCompile(`(?m)unknown key: want (.*)$`), regexp.MustCompile(`[a-z0-9_]+`)

@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good ones, of which it prints
-// what is different.
+// TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good
+// ones, of which it prints what is different.
 func TestReloadCommand(t *testing.T) {
 	t.Parallel()
 	const good = `
@@ -31,32 +31,39 @@ realserver = [ { address = "10.0.11.2" } ]
 		config string
 		says   []string // a line each
 	}{
-		{strings.NewReplacer("wrr", "lottery", "= 80", "= 70000", "10.0.11.2", "10.0.11.256").Replace(good), []string{"lottery", "70000", "10.0.11.256"}},
+		{strings.NewReplacer("wrr", "lottery", "= 80", "= 70000", "10.0.11.2", "10.0.11.256").Replace(good),
+			[]string{"lottery", "70000", "10.0.11.256"}},
 		{good + "colour = \"red\"\n", []string{"colour"}},
 		{"connections.max = 2000\n" + good, []string{"restart"}},
-		{"[[service\n", []string{".toml:2:"}}, // no command finds the director's socket in such a file: it says so itself
+		// no command finds the director's socket in such a file: it says so itself
+		{"[[service\n", []string{".toml:2:"}},
 		{"", []string{"service"}},
 	} {
 		s.director.configure(s.written(bad.config))
 		got := s.ask("reload")
 		lines := strings.Split(strings.TrimSuffix(got.stderr, "\n"), "\n")
 		if got.code != 1 || got.stdout != "" || len(lines) != len(bad.says) {
-			t.Errorf("reload: exit status %d, %d lines; want 1 and %d:\n%s%s", got.code, len(lines), len(bad.says), got.stdout, got.stderr)
+			t.Errorf("reload: exit status %d, %d lines; want 1 and %d:\n%s%s", got.code, len(lines), len(bad.says),
+				got.stdout, got.stderr)
 		}
 		var answer control.Reload
 		asJSON := s.ask("reload", "--json")
-		if err := json.Unmarshal([]byte(asJSON.stdout), &answer); err != nil || asJSON.code != 1 || answer.Changes == nil || len(answer.Changes) != 0 || len(answer.Errors) != len(bad.says) {
-			t.Errorf("reload --json: exit status %d, %v; want 1 and %d errors:\n%s", asJSON.code, err, len(bad.says), asJSON.stdout)
+		if err := json.Unmarshal([]byte(asJSON.stdout), &answer); err != nil || asJSON.code != 1 ||
+			answer.Changes == nil || len(answer.Changes) != 0 || len(answer.Errors) != len(bad.says) {
+			t.Errorf("reload --json: exit status %d, %v; want 1 and %d errors:\n%s", asJSON.code, err, len(bad.says),
+				asJSON.stdout)
 		}
 		for _, word := range bad.says {
 			if !strings.Contains(got.stderr, word) {
 				t.Errorf("reload does not speak of %q:\n%s", word, got.stderr)
 			}
 			if word != ".toml:2:" { // the log is written behind the answer
-				eventually(t, "the log speaks of "+word, soon, func() bool { return strings.Contains(s.director.Output(), word) })
+				eventually(t, "the log speaks of "+word, soon,
+					func() bool { return strings.Contains(s.director.Output(), word) })
 			}
 		}
-		if st := s.director.balance(); len(st.Services) != 1 || st.Services[0].Scheduler != "wrr" || st.Services[0].Ports[0] != "80" || len(st.Services[0].Realservers) != 1 {
+		if st := s.director.balance(); len(st.Services) != 1 || st.Services[0].Scheduler != "wrr" ||
+			st.Services[0].Ports[0] != "80" || len(st.Services[0].Realservers) != 1 {
 			t.Errorf("the services changed: %+v", st.Services)
 		}
 		s.mustParrot(80, "web1")
@@ -92,7 +99,8 @@ port = 53
 	if !slices.Equal(changes, want) {
 		t.Errorf("the reload prints\n%s\nwant\n%s", strings.Join(changes, "\n"), strings.Join(want, "\n"))
 	}
-	if changes := s.reloadWritten(good); !slices.Contains(changes, `service "dns": removed`) || !slices.Contains(changes, `service "web": realserver 10.0.12.2: removed`) {
+	if changes := s.reloadWritten(good); !slices.Contains(changes, `service "dns": removed`) ||
+		!slices.Contains(changes, `service "web": realserver 10.0.12.2: removed`) {
 		t.Errorf("the way back prints %q", changes)
 	}
 	if server := mustAnswer(t, conn); server != "web1" {

@@ -56,7 +56,8 @@ func testRestore(t *testing.T, ipv6 bool) {
 	end("after SIGTERM")
 
 	start()
-	mustBe(t, "started again", map[string]machine{s.Client.Name: up[s.Client.Name], s.Router.Name: up[s.Router.Name]}, s.observeAll())
+	mustBe(t, "started again", map[string]machine{s.Client.Name: up[s.Client.Name], s.Router.Name: up[s.Router.Name]},
+		s.observeAll())
 	stopTraffic := s.traffic(80)
 	end("after SIGTERM under traffic")
 	stopTraffic()

@@ -14,8 +14,9 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestPortReuse makes connections one after the other from the same port, at once after the server has closed the one before: the director
-// has that one in its table still, the server in TIME_WAIT, and the client has forgotten it. Each of them must be served.
+// TestPortReuse makes connections one after the other from the same port, at once after the server has closed the one
+// before: the director has that one in its table still, the server in TIME_WAIT, and the client has forgotten it. Each
+// of them must be served.
 func TestPortReuse(t *testing.T) {
 	t.Parallel()
 	const rounds = 50
@@ -45,7 +46,8 @@ func TestPortReuse(t *testing.T) {
 	}
 }
 
-// oneLiner asks the parrot on the VIP once, from a given port, and waits for the other side to close the connection first.
+// oneLiner asks the parrot on the VIP once, from a given port, and waits for the other side to close the connection
+// first.
 func (s *site) oneLiner(h *lab.Host, from *net.TCPAddr) error {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()

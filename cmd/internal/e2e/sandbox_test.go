@@ -16,11 +16,13 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// sandbox is what a program is shut in with, as systemd does it (systemd.exec(5)): the parts that need no service manager.
+// sandbox is what a program is shut in with, as systemd does it (systemd.exec(5)): the parts that need no service
+// manager.
 type sandbox struct {
-	Nobody   bool                 // user and group nobody, with Caps
-	Caps     []cap.Value          // AmbientCapabilities and CapabilityBoundingSet
-	Writable []string             // where files may be written; all else is read-only, and /dev has nothing but net/tun and null; nil: neither
+	Nobody bool        // user and group nobody, with Caps
+	Caps   []cap.Value // AmbientCapabilities and CapabilityBoundingSet
+	// where files may be written; all else is read-only, and /dev has nothing but net/tun and null; nil: neither
+	Writable []string
 	Filter   []bpf.RawInstruction // of system calls; nil: none
 }
 
@@ -61,7 +63,8 @@ func enterSandbox(args []string) error {
 	}
 	if b.Filter != nil {
 		program := unix.SockFprog{Len: uint16(len(b.Filter)), Filter: (*unix.SockFilter)(unsafe.Pointer(&b.Filter[0]))}
-		if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0); err != nil {
+		if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0,
+			0); err != nil {
 			return fmt.Errorf("filter: %w", err)
 		}
 	}
@@ -74,18 +77,21 @@ func (b *sandbox) mount() error {
 		unix.Mount("none", "/dev", "tmpfs", 0, ""),
 		os.Mkdir("/dev/net", 0o755),
 		unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))),
-		os.Chmod("/dev/net/tun", 0o666),                                    // whatever the umask
-		unix.Mknod("/dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), // which programs that are started have as their input
+		os.Chmod("/dev/net/tun", 0o666), // whatever the umask
+		// which programs that are started have as their input
+		unix.Mknod("/dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))),
 		os.Chmod("/dev/null", 0o666),
 	)
 	for _, path := range b.Writable {
 		err = errors.Join(err, unix.Mount(path, path, "", unix.MS_BIND, ""))
 	}
 	if err == nil {
-		err = unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		err = unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE,
+			&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
 	for _, path := range b.Writable {
-		err = errors.Join(err, unix.MountSetattr(unix.AT_FDCWD, path, 0, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}))
+		err = errors.Join(err, unix.MountSetattr(unix.AT_FDCWD, path, 0,
+			&unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}))
 	}
 	return err
 }

@@ -18,7 +18,8 @@ import (
 // at is a port of the VIP.
 func (s *site) at(port uint16) string { return netip.AddrPortFrom(s.VIP, port).String() }
 
-// nginx starts the web server on h. It answers / with the host's name, and serves the files in its directory, which is returned.
+// nginx starts the web server on h. It answers / with the host's name, and serves the files in its directory, which is
+// returned.
 func (s *site) nginx(h *lab.Host) string {
 	s.t.Helper()
 	s.nginxProcess(h)
@@ -177,8 +178,8 @@ func (s *site) browser() *http.Client {
 	return &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: s.Client.DialContext}}
 }
 
-// fetch makes one request on a new connection and returns the body of the answer. It is the client that closes the connection, and so
-// does not use its port again soon.
+// fetch makes one request on a new connection and returns the body of the answer. It is the client that closes the
+// connection, and so does not use its port again soon.
 func fetch(c *http.Client, url string) (string, error) {
 	defer c.CloseIdleConnections()
 	resp, err := c.Get(url)

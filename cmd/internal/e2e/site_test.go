@@ -73,7 +73,8 @@ func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
 	return &site{Lab: l, t: t, dir: t.TempDir(), vips: []netip.Addr{l.VIP}, sources: []netip.Addr{l.Director.Addr}}
 }
 
-// addIPv6 lets the agents accept packets to the VIP of IPv6, and tunnels over IPv6, beside IPv4. It comes before their start.
+// addIPv6 lets the agents accept packets to the VIP of IPv6, and tunnels over IPv6, beside IPv4. It comes before their
+// start.
 func (s *site) addIPv6() {
 	s.vips, s.sources = append(s.vips, s.VIP6), append(s.sources, s.Director.Addr6)
 }
@@ -87,7 +88,8 @@ func families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
 	})
 }
 
-// speak lets the site's VIP and its hosts' addresses be those of IPv6, if that is wanted. It comes before everything else.
+// speak lets the site's VIP and its hosts' addresses be those of IPv6, if that is wanted. It comes before everything
+// else.
 func (s *site) speak(ipv6 bool) {
 	if !ipv6 {
 		return
@@ -115,7 +117,8 @@ func newRunningSiteOf(t *testing.T, ipv6 bool, webs int, services ...service) *s
 	return s
 }
 
-// service is a [[service]] on the VIP. The weights are those of the web servers in their order; a weight below 0 leaves a web server out.
+// service is a [[service]] on the VIP. The weights are those of the web servers in their order; a weight below 0 leaves
+// a web server out.
 type service struct {
 	protocol  string
 	ports     string // in TOML
@@ -140,7 +143,8 @@ func (s *site) directorTOML(socket, more string, services ...service) string {
 
 // agentTOML is a realserver's configuration. More is further keys of [realserver].
 func (s *site) agentTOML(socket, more string) string {
-	return fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s]\ncontrol = %q\n%s\n", quoted(s.vips), quoted(s.sources), socket, more)
+	return fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s]\ncontrol = %q\n%s\n", quoted(s.vips),
+		quoted(s.sources), socket, more)
 }
 
 // startDirector starts the director and waits until it is up.
@@ -218,7 +222,8 @@ func (p *program) configure(text string) {
 
 func (p *program) String() string { return p.host.Name + "'s " + p.name }
 
-// start starts the program and waits until it answers on its control socket. At the end of the test it must still run, and end well.
+// start starts the program and waits until it answers on its control socket. At the end of the test it must still run,
+// and end well.
 func (p *program) start() {
 	p.t.Helper()
 	p.startAs(exec.Command(programPath(p.name), "run", "-c", p.config))

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// TestSoak is a day of a director's in seconds, or with VSTUN_FULL=1 (`make soak`) in ten minutes: checks of all kinds many times a second, reloads that add,
-// change and remove them, web servers and agents that die and come back, and clients all the while. Nothing of it is left behind: no goroutine, no descriptor, no
-// memory.
+// TestSoak is a day of a director's in seconds, or with VSTUN_FULL=1 (`make soak`) in ten minutes: checks of all kinds
+// many times a second, reloads that add, change and remove them, web servers and agents that die and come back, and
+// clients all the while. Nothing of it is left behind: no goroutine, no descriptor, no memory.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	length := short(20*time.Second, 8*time.Second)
@@ -30,16 +30,22 @@ func TestSoak(t *testing.T) {
 	steady := s.checkedTOML("", `type = "http", `+times)
 	clients := s.visit(20)
 	more := func(vip, protocol, check string, port int) string {
-		return fmt.Sprintf("[[service]]\nname = \"more%d\"\nvip = %q\nprotocol = %q\nport = %d\nencap = \"gue\"\ncheck = { %s, %s }\nrealserver = [ { address = %q }, { address = %q } ]\n",
+		return fmt.Sprintf("[[service]]\nname = \"more%d\"\nvip = %q\nprotocol = %q\nport = %d\nencap = "+
+			"\"gue\"\ncheck = { %s, %s }\nrealserver = [ { address = %q }, { address = %q } ]\n",
 			port, vip, protocol, port, check, times, s.Webs[0].Addr, s.Webs[1].Addr6)
 	}
 	kinds := []string{
-		steady + more(s.VIP.String(), "udp", `type = "ping"`, 5000) + more(s.VIP6.String(), "tcp", `type = "tcp", port = 80`, 5001),
-		steady + more(s.VIP.String(), "udp", `type = "udp", send = "x"`, 5000) + more(s.VIP6.String(), "udp", `type = "dns", query = "example.com"`, 5002),
+		steady + more(s.VIP.String(), "udp", `type = "ping"`, 5000) + more(s.VIP6.String(), "tcp",
+			`type = "tcp", port = 80`, 5001),
+		steady + more(s.VIP.String(), "udp", `type = "udp", send = "x"`, 5000) + more(s.VIP6.String(), "udp",
+			`type = "dns", query = "example.com"`, 5002),
 		s.checkedTOML(`on_failure = "drain"`, `type = "tcp", send = "GET / HTTP/1.0\r\n\r\n", expect = "200", `+times),
-		s.checkedTOML(fmt.Sprintf("quorum = 3\nsorry_server = %q", "10.0.99.2"), `type = "http", via = "direct", `+times),
-		steady + more(s.VIP6.String(), "tcp", `type = "exec", command = ["/bin/false"]`, 5003) + "[notify]\ncommand = [\"/bin/true\"]\n",
-		"[[service]]\nname = \"web\"\nvip = \"" + s.VIP.String() + "\"\nprotocol = \"tcp\"\nport = 80\nrealserver = [ { address = \"" + s.Webs[0].Addr.String() + "\" } ]\n",
+		s.checkedTOML(fmt.Sprintf("quorum = 3\nsorry_server = %q", "10.0.99.2"),
+			`type = "http", via = "direct", `+times),
+		steady + more(s.VIP6.String(), "tcp", `type = "exec", command = ["/bin/false"]`, 5003) +
+			"[notify]\ncommand = [\"/bin/true\"]\n",
+		"[[service]]\nname = \"web\"\nvip = \"" + s.VIP.String() + "\"\nprotocol = \"tcp\"\nport = 80\nrealserver = " +
+			"[ { address = \"" + s.Webs[0].Addr.String() + "\" } ]\n",
 	}
 	round := func(n int) {
 		t.Helper()
@@ -77,7 +83,8 @@ func TestSoak(t *testing.T) {
 	before := s.director.leftovers()
 	for range 10 { // checks come and go
 		now := s.director.leftovers()
-		before = leftovers{min(before.goroutines, now.goroutines), min(before.descriptors, now.descriptors), max(before.heap, now.heap)}
+		before = leftovers{min(before.goroutines, now.goroutines), min(before.descriptors, now.descriptors),
+			max(before.heap, now.heap)}
 	}
 	end, rounds := time.Now().Add(length), 0
 	for ; time.Now().Before(end); rounds++ {
@@ -89,7 +96,8 @@ func TestSoak(t *testing.T) {
 	defer func() { t.Logf("there are %+v, were %+v", after, before) }()
 	eventually(t, "all is as it was", 6*soon, func() bool {
 		after = s.director.leftovers()
-		return after.goroutines <= before.goroutines && after.descriptors <= before.descriptors && after.heap <= before.heap+heapRoom
+		return after.goroutines <= before.goroutines && after.descriptors <= before.descriptors &&
+			after.heap <= before.heap+heapRoom
 	})
 	t.Logf("%d rounds, %d requests, %d failed", rounds, clients.asked, len(clients.failed))
 	if clients.asked == 0 {
@@ -97,7 +105,8 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// heapRoom is what the heap of a director may differ by from one look to the next: what the control socket's own answers leave, and maps that have grown once.
+// heapRoom is what the heap of a director may differ by from one look to the next: what the control socket's own
+// answers leave, and maps that have grown once.
 const heapRoom = 1 << 20
 
 // leftovers is what a program has and should not have more of after hard times.
@@ -108,10 +117,11 @@ func (p *program) leftovers() leftovers {
 	p.t.Helper()
 	number := func(path, pattern string) int {
 		p.t.Helper()
-		client := http.Client{Timeout: soon, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", p.socket)
-		}}}
+		client := http.Client{Timeout: soon, Transport: &http.Transport{DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", p.socket)
+			}}}
 		resp, err := client.Get("http://control/debug/pprof/" + path)
 		if err != nil {
 			p.t.Fatal(err)
@@ -131,5 +141,6 @@ func (p *program) leftovers() leftovers {
 		}
 		return n
 	}
-	return leftovers{number("goroutine?debug=1", `total (\d+)`), p.descriptors(), number("heap?gc=1&debug=1", `# HeapAlloc = (\d+)`)}
+	return leftovers{number("goroutine?debug=1", `total (\d+)`), p.descriptors(), number("heap?gc=1&debug=1",
+		`# HeapAlloc = (\d+)`)}
 }

@@ -10,10 +10,11 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// expectedWRR is the order in which weighted round robin (Linux ip_vs_wrr.c) answers n requests, for realservers with these weights in the
-// configuration's order: a slow and obvious model. They stand in the kernel's list in reverse, since each is added at its front. A round
-// goes once down from the highest weight to 1, in steps of 1, and takes at each step those with at least that weight. The first round
-// begins at step 1: when the first realserver was the only one, that was the only step.
+// expectedWRR is the order in which weighted round robin (Linux ip_vs_wrr.c) answers n requests, for realservers with
+// these weights in the configuration's order: a slow and obvious model. They stand in the kernel's list in reverse,
+// since each is added at its front. A round goes once down from the highest weight to 1, in steps of 1, and takes at
+// each step those with at least that weight. The first round begins at step 1: when the first realserver was the only
+// one, that was the only step.
 func expectedWRR(names []string, weights []int, n int) (order []string) {
 	step := 1
 	for {
@@ -30,7 +31,8 @@ func expectedWRR(names []string, weights []int, n int) (order []string) {
 	}
 }
 
-// TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server answered each.
+// TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server
+// answered each.
 func TestSpread(t *testing.T) { families(t, testSpread) }
 
 func testSpread(t *testing.T, ipv6 bool) {
@@ -64,7 +66,8 @@ func testSpread(t *testing.T, ipv6 bool) {
 	}
 	for i := range want {
 		if answers[i] != want[i] {
-			t.Fatalf("request %d was answered by %s, weighted round robin says %s; answers so far: %v", i+1, answers[i], want[i], answers[:i+1])
+			t.Fatalf("request %d was answered by %s, weighted round robin says %s; answers so far: %v", i+1, answers[i],
+				want[i], answers[:i+1])
 		}
 	}
 	counts := []uint64{500, 333, 167}
@@ -75,7 +78,8 @@ func testSpread(t *testing.T, ipv6 bool) {
 		}
 	}
 	if len(st.Services[0].Realservers) != 3 || len(st.Drops) != 0 {
-		t.Errorf("status has %d realservers, want 3, and drops %v, want none", len(st.Services[0].Realservers), st.Drops)
+		t.Errorf("status has %d realservers, want 3, and drops %v, want none", len(st.Services[0].Realservers),
+			st.Drops)
 	}
 	// A request is at least a SYN, an ACK, the request, and a FIN or two with their ACKs.
 	eventually(t, "every packet that reached the director has left it", soon, func() bool {
@@ -96,7 +100,8 @@ func testSpread(t *testing.T, ipv6 bool) {
 	shown := run(t, s.Director, exec.Command(programPath("director"), "status", "-c", s.director.config))
 	for _, part := range []string{"TCP " + s.at(80) + " wrr", s.Webs[0].Addr.String(), " 500 ", " 333 ", " 167 "} {
 		if shown.code != 0 || !strings.Contains(shown.stdout, part) {
-			t.Errorf("director status: exit status %d, %q is missing in:\n%s%s", shown.code, part, shown.stdout, shown.stderr)
+			t.Errorf("director status: exit status %d, %q is missing in:\n%s%s", shown.code, part, shown.stdout,
+				shown.stderr)
 		}
 	}
 }
@@ -105,10 +110,12 @@ func testSpread(t *testing.T, ipv6 bool) {
 func (s *site) curl(n int) (answers []string) {
 	s.t.Helper()
 	for i := range n {
-		got := run(s.t, s.Client, exec.Command("curl", "-sS", "--max-time", "20", "-w", " %{num_connects} %{remote_ip} %{http_code}", "http://"+s.at(80)+"/"))
+		got := run(s.t, s.Client, exec.Command("curl", "-sS", "--max-time", "20", "-w",
+			" %{num_connects} %{remote_ip} %{http_code}", "http://"+s.at(80)+"/"))
 		server, rest, _ := strings.Cut(got.stdout, " ")
 		if want := fmt.Sprintf("1 %s 200", s.VIP); got.code != 0 || rest != want {
-			s.t.Fatalf("curl, request %d: exit status %d, connections, server and status are %q, want %q: %s", i+1, got.code, rest, want, got.stderr)
+			s.t.Fatalf("curl, request %d: exit status %d, connections, server and status are %q, want %q: %s", i+1,
+				got.code, rest, want, got.stderr)
 		}
 		answers = append(answers, server)
 	}

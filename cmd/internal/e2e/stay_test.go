@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestConnectionStays keeps one connection busy for 30 s, on a busy machine for longer, while others come and go and reloads change the weights, add a realserver and
-// remove the connection's own: it stays where it began.
+// TestConnectionStays keeps one connection busy for 30 s, on a busy machine for longer, while others come and go and
+// reloads change the weights, add a realserver and remove the connection's own: it stays where it began.
 func TestConnectionStays(t *testing.T) {
 	t.Parallel()
 	const shortLived = 300
@@ -49,7 +49,8 @@ func TestConnectionStays(t *testing.T) {
 	if home == s.Webs[1].Name {
 		homeIndex = 1
 	}
-	pace := time.NewTicker(5 * time.Millisecond) // the client has 28,000 ports, each of which rests for a minute after its use
+	// the client has 28,000 ports, each of which rests for a minute after its use
+	pace := time.NewTicker(5 * time.Millisecond)
 	defer pace.Stop()
 	without := []int{5, 5, 1}
 	without[homeIndex] = -1
@@ -67,7 +68,8 @@ func TestConnectionStays(t *testing.T) {
 		}
 		if i == 2 {
 			if l := s.director.balance().Leaving; l.Realservers != 1 || l.Connections < 1 {
-				t.Errorf("leaving are %d realservers with %d connections, want 1 with at least 1", l.Realservers, l.Connections)
+				t.Errorf("leaving are %d realservers with %d connections, want 1 with at least 1", l.Realservers,
+					l.Connections)
 			}
 		}
 		answers := map[string]int{}
@@ -120,7 +122,8 @@ func TestConnectionStays(t *testing.T) {
 	if err := long.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the realserver that left has no connection", soon, func() bool { return s.director.balance().Leaving.Connections == 0 })
+	eventually(t, "the realserver that left has no connection", soon,
+		func() bool { return s.director.balance().Leaving.Connections == 0 })
 }
 
 // reload gives the director other services by SIGHUP, and waits until they are in force.

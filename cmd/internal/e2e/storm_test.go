@@ -13,8 +13,8 @@ import (
 )
 
 // TestReloadStorm reloads up to ten times a second, by turns with the command and by SIGHUP, under 500 connections that
-// talk all the time. The configurations have other settings of connections, other weights, a service more or less, and a
-// realserver with connections more or less. Each connection hears from its own realserver only. A busy machine takes
+// talk all the time. The configurations have other settings of connections, other weights, a service more or less, and
+// a realserver with connections more or less. Each connection hears from its own realserver only. A busy machine takes
 // longer for the same number of reloads and words.
 func TestReloadStorm(t *testing.T) {
 	const talkers = 500
@@ -52,7 +52,8 @@ func TestReloadStorm(t *testing.T) {
 				}
 				if err != nil || server != home {
 					errs.Add(1)
-					t.Errorf("word %d of the connection from %v to %s was answered by %q, %v", n, conn.LocalAddr(), home, server, err)
+					t.Errorf("word %d of the connection from %v to %s was answered by %q, %v", n, conn.LocalAddr(),
+						home, server, err)
 					return
 				}
 				words.Add(1)
@@ -99,7 +100,8 @@ func TestReloadStorm(t *testing.T) {
 	s.reloadWritten(stormTOML(0))
 	st := s.director.balance()
 	if n := s.scheduled(); n != scheduled || len(st.Drops) != 0 || st.Connections.Count != talkers {
-		t.Errorf("%d connections were scheduled, %d before the storm; %d are there, dropped %v; want no new one, %d and nothing",
+		t.Errorf("%d connections were scheduled, %d before the storm; %d are there, dropped %v; want no new one, %d "+
+			"and nothing",
 			n, scheduled, st.Connections.Count, st.Drops, talkers)
 	}
 }

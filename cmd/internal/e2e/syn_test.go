@@ -23,7 +23,10 @@ var floodNetwork = netip.MustParsePrefix("10.128.0.0/9")
 func (s *site) swallow(h *lab.Host, network netip.Prefix) {
 	s.t.Helper()
 	dst := &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())}
-	if err := h.Do(func() error { return netlink.RouteAdd(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE}) }); err != nil {
+	if err := h.Do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: dst,
+			Type: unix.RTN_BLACKHOLE})
+	}); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -47,7 +50,8 @@ func (s *site) startFlood(port uint16, perSecond int) *flood {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	syn := build(s.t, ip4(floodNetwork.Addr(), s.VIP, layers.IPProtocolTCP), &layers.TCP{DstPort: layers.TCPPort(port), SYN: true, Window: 65535})
+	syn := build(s.t, ip4(floodNetwork.Addr(), s.VIP, layers.IPProtocolTCP), &layers.TCP{DstPort: layers.TCPPort(port),
+		SYN: true, Window: 65535})
 	f := &flood{begin: time.Now(), done: make(chan error, 1)}
 	if perSecond > 0 {
 		f.pace = time.Second * lab.Burst / time.Duration(perSecond)
@@ -83,7 +87,8 @@ func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 	const header = 14
 	frames := make([][]byte, lab.Burst)
 	for i := range frames {
-		frames[i] = append(append(append(append(frames[i], to...), b.MAC()...), unix.ETH_P_IP>>8, unix.ETH_P_IP&0xff), syn...)
+		frames[i] = append(append(append(append(frames[i], to...), b.MAC()...), unix.ETH_P_IP>>8, unix.ETH_P_IP&0xff),
+			syn...)
 	}
 	random := rand.New(rand.NewPCG(5, 6))
 	for due := time.Now(); !f.stop.Load(); due = due.Add(f.pace) {
@@ -103,8 +108,8 @@ func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 	return nil
 }
 
-// disguise makes b, a copy of syn, come from another source. That of syn is the first of floodNetwork, and its port is 0: what is added to them
-// is added to the checksums (RFC 1624).
+// disguise makes b, a copy of syn, come from another source. That of syn is the first of floodNetwork, and its port is
+// 0: what is added to them is added to the checksums (RFC 1624).
 func disguise(b, syn []byte, random uint32, port uint16) {
 	high, low := random>>16&0x7f, random&0xffff
 	binary.BigEndian.PutUint16(b[12:], binary.BigEndian.Uint16(syn[12:])+uint16(high))

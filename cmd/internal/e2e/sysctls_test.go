@@ -35,7 +35,8 @@ func TestReadOnlySysctls(t *testing.T) {
 				t.Fatalf("%s check --sysctls: exit status %d\n%s%s", p, got.code, got.stdout, got.stderr)
 			}
 			for line := range strings.Lines(got.stdout) {
-				if s := "\n" + strings.TrimSpace(line); !strings.Contains(string(manual), s+" ") && !strings.Contains(string(manual), s+"\n") {
+				if s := "\n" + strings.TrimSpace(line); !strings.Contains(string(manual), s+" ") &&
+					!strings.Contains(string(manual), s+"\n") {
 					t.Errorf("README.md lacks what %s prints: %s", p, line)
 				}
 			}
@@ -77,15 +78,18 @@ func TestLogOfNetworkState(t *testing.T) {
 			`name="route 192.0.2.0/24 table 30323" old=none new="by eth0 via 10.0.11.1 mtu 1300 advmss 1260"`},
 		{agent, "ip route replace 192.0.2.0/24 via 10.0.11.1 mtu 1200",
 			`old="by eth0 via 10.0.11.1 mtu 1300 advmss 1260" new="by eth0 via 10.0.11.1 mtu 1200 advmss 1160"`},
-		{agent, "ip route del 192.0.2.0/24", `name="route 192.0.2.0/24 table 30323" old="set by this program" new=undone`},
+		{agent, "ip route del 192.0.2.0/24", `name="route 192.0.2.0/24 table 30323" old="set by this program" ` +
+			`new=undone`},
 		{s.director, "sysctl -qw net.ipv4.ip_forward=0", `name="sysctl net.ipv4.ip_forward" old=0 new=1`},
-		{s.director, "ip route del " + vip + " dev vs0", `name="route ` + vip + `/32 table main" old=none new="by vs0"`},
+		{s.director, "ip route del " + vip + " dev vs0", `name="route ` + vip +
+			`/32 table main" old=none new="by vs0"`},
 		{s.director, "ip link set vs0 mtu 1400", `name="device vs0 mtu" old=1400 new=65535`},
 	} {
 		s.shell(c.p.host, c.breaks)
 		eventually(t, c.breaks+" is in the log of "+c.p.String(), soon, func() bool {
 			return strings.Contains(c.p.Output(), `level=INFO msg="network state changed" `) &&
-				strings.Contains(c.p.Output(), c.says) && strings.Contains(c.p.Output(), `level=INFO msg="network state reconciled" changes=`)
+				strings.Contains(c.p.Output(), c.says) && strings.Contains(c.p.Output(),
+				`level=INFO msg="network state reconciled" changes=`)
 		})
 	}
 	for _, p := range []*program{s.director, agent} {

@@ -8,7 +8,8 @@ func TestFullTable(t *testing.T) {
 	const room, flows = 1024, 3000
 	s := newSite(t, 1, nil)
 	s.startAgents("")
-	s.startDirector("[connections]\nmax = 1024", service{"tcp", "80", "wrr", []int{1}}, service{"udp", "53", "rr", []int{1}})
+	s.startDirector("[connections]\nmax = 1024", service{"tcp", "80", "wrr", []int{1}}, service{"udp", "53", "rr",
+		[]int{1}})
 	s.parrot(s.Webs[0], 80)
 	s.listenUDP(s.Webs[0], s.at(53)) // takes all, answers nothing
 	old := s.dial("tcp", 80)
@@ -27,8 +28,10 @@ func TestFullTable(t *testing.T) {
 	}
 	st := s.director.balance()
 	const refused = flows - (room - 1)
-	if st.Connections.Count != room || st.Connections.Max != room || st.Drops["table_full"] != refused || sum(st.Drops) != refused {
-		t.Errorf("%d connections of %d, dropped %v; want %d and table_full %d", st.Connections.Count, st.Connections.Max, st.Drops, room, refused)
+	if st.Connections.Count != room || st.Connections.Max != room || st.Drops["table_full"] != refused ||
+		sum(st.Drops) != refused {
+		t.Errorf("%d connections of %d, dropped %v; want %d and table_full %d", st.Connections.Count,
+			st.Connections.Max, st.Drops, room, refused)
 	}
 	if n := st.Services[1].Realservers[0].Connections; n != room-1 {
 		t.Errorf("%d flows were let in, want %d", n, room-1)
@@ -59,7 +62,8 @@ func TestTableEmpties(t *testing.T) {
 	for i := range 1100 {
 		client.throw(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon, func() bool { return s.director.balance().In.Packets > uint64(i) })
+			eventually(t, "the director has read the datagrams", soon,
+				func() bool { return s.director.balance().In.Packets > uint64(i) })
 		}
 	}
 	eventually(t, "the table refuses", soon, func() bool { return s.director.balance().Drops["table_full"] > 0 })

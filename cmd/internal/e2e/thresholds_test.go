@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestThresholds fills a realserver that is preferred up to its upper threshold: the next connection goes elsewhere, and it gets none before it has
-// fewer than its lower threshold.
+// TestThresholds fills a realserver that is preferred up to its upper threshold: the next connection goes elsewhere,
+// and it gets none before it has fewer than its lower threshold.
 func TestThresholds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -60,7 +60,8 @@ realserver = [ { address = "10.0.11.2", weight = 10, %s }, { address = "10.0.12.
 				t.Errorf("full again, it gets one")
 			}
 			if st := s.director.balance(); st.Services[0].Realservers[0].Upper != c.upper || len(st.Drops) != 0 {
-				t.Errorf("status has upper %d and dropped %v, want %d and nothing", st.Services[0].Realservers[0].Upper, st.Drops, c.upper)
+				t.Errorf("status has upper %d and dropped %v, want %d and nothing", st.Services[0].Realservers[0].Upper,
+					st.Drops, c.upper)
 			}
 		})
 	}

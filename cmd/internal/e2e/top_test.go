@@ -117,7 +117,8 @@ func TestTop(t *testing.T) {
 		}
 	}()
 	eventually(t, "top shows the service", soon, func() bool {
-		return screen.has("web tcp 198.51.100.80:80 rr", "10.0.11.2", "10.0.12.2", "WEIGHT", "CPS", "sort: configuration")
+		return screen.has("web tcp 198.51.100.80:80 rr", "10.0.11.2", "10.0.12.2", "WEIGHT", "CPS",
+			"sort: configuration")
 	})
 	screen.press(s, "s")
 	eventually(t, "it sorts by another column", soon, func() bool { return screen.has("bit/s") })
@@ -127,7 +128,10 @@ func TestTop(t *testing.T) {
 	case <-time.After(3 * soon):
 		t.Fatalf("drain --wait does not end: %q", progress.written())
 	}
-	eventually(t, "it says how far it is, on one line", soon, func() bool { return progress.has("\r\x1b[Kdraining for ", "\r\x1b[Kdrained in ") })
+	eventually(t, "it says how far it is, on one line", soon, func() bool {
+		return progress.has("\r\x1b[Kdraining for ",
+			"\r\x1b[Kdrained in ")
+	})
 	screen.press(s, "q")
 	select {
 	case <-p.Done():
@@ -140,7 +144,8 @@ func TestTop(t *testing.T) {
 	eventually(t, "the terminal is as it was", soon, func() bool { return screen.has("\x1b[?1049l") })
 
 	got := s.ask("top", "--once", "--every", "500ms")
-	if got.code != 0 || !strings.Contains(got.stdout, "web tcp 198.51.100.80:80 rr") || strings.Contains(got.stdout, "\x1b") || !strings.Contains(got.stdout, "10.0.12.2") {
+	if got.code != 0 || !strings.Contains(got.stdout, "web tcp 198.51.100.80:80 rr") || strings.Contains(got.stdout,
+		"\x1b") || !strings.Contains(got.stdout, "10.0.12.2") {
 		t.Errorf("once: exit status %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 	var rows []struct {
@@ -156,7 +161,8 @@ func TestTop(t *testing.T) {
 		return rows[0].CPS >= 1 && rows[2].CPS >= 1
 	})
 	for _, wrong := range []string{"--sort colour", "--every 1ms", "web"} {
-		if got := s.ask(append([]string{"top"}, strings.Fields(wrong)...)...); got.code != 2 || strings.Count(got.stderr, "\n") != 1 {
+		if got := s.ask(append([]string{"top"}, strings.Fields(wrong)...)...); got.code != 2 ||
+			strings.Count(got.stderr, "\n") != 1 {
 			t.Errorf("top %s: exit status %d, want 2 and a line: %s", wrong, got.code, got.stderr)
 		}
 	}
@@ -178,7 +184,10 @@ func TestTop(t *testing.T) {
 	p, screen = s.startTerminal(40, 10, "top", "--every", "200ms")
 	eventually(t, "top shows the service", soon, func() bool { return screen.has("10.0.11.2") })
 	s.director.stop()
-	eventually(t, "top says that the director is gone", soon, func() bool { return screen.has("connect") || screen.has("c.sock") })
+	eventually(t, "top says that the director is gone", soon, func() bool {
+		return screen.has("connect") ||
+			screen.has("c.sock")
+	})
 	if err := p.Stop(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("top at SIGTERM: %v", err)
 	}

@@ -84,23 +84,26 @@ func TestUpload(t *testing.T) {
 		agent    string              // keys of [realserver]
 		director string              // keys of [director]
 		links    map[string]lab.Link // of the lab
-		least    int                 // what the client's segments may carry at the end, in bytes; TCP's timestamps take 12 of the MSS
-		most     int
-		icmp     bool // the client finds out by ICMP
+		// what the client's segments may carry at the end, in bytes; TCP's timestamps take 12 of the MSS
+		least int
+		most  int
+		icmp  bool // the client finds out by ICMP
 	}{
 		// 1500 - 20 (outer) - 20 (inner) - 20 (TCP) = 1440
 		{name: "auto", least: 1400, most: 1440},
 		{name: "auto-plain", agent: plain, director: plain, least: 1400, most: 1440},
-		// The server offers 1460. A director with offloads cuts the client's super-packets to what fits the tunnel, so that the client
-		// need not know; one without tells it that 1480 bytes are the most.
+		// The server offers 1460. A director with offloads cuts the client's super-packets to what fits the tunnel, so
+		// that the client need not know; one without tells it that 1480 bytes are the most.
 		{name: "large", agent: offer, least: 1400, most: 1460},
 		{name: "icmp", agent: offer, director: plain, least: 1400, most: 1440, icmp: true},
 		// The way to the realserver takes less than the director's link and the client's: 1400 - 60 = 1340.
 		{name: "narrow", links: map[string]lab.Link{"web1": {MTU: 1400}}, least: 1300, most: 1340},
 		// The same, and the server offers too much: the director learns it from the router, and tells the client.
-		{name: "narrow-icmp", agent: offer, director: plain, links: map[string]lab.Link{"web1": {MTU: 1400}}, least: 1300, most: 1340, icmp: true},
+		{name: "narrow-icmp", agent: offer, director: plain, links: map[string]lab.Link{"web1": {MTU: 1400}},
+			least: 1300, most: 1340, icmp: true},
 		// The director's link takes less than all others.
-		{name: "director", agent: offer, director: plain, links: map[string]lab.Link{"director": {MTU: 1400}}, least: 1300, most: 1340, icmp: true},
+		{name: "director", agent: offer, director: plain, links: map[string]lab.Link{"director": {MTU: 1400}},
+			least: 1300, most: 1340, icmp: true},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -133,7 +136,8 @@ func TestUpload(t *testing.T) {
 				t.Errorf("the director dropped %v", st.Drops)
 			}
 			if in := s.agents[0].intake(); len(in.Drops) != 0 || in.Out.Bytes < uint64(bulk()) {
-				t.Errorf("the agent let in %d bytes and dropped %v, want more than %d and nothing", in.Out.Bytes, in.Drops, bulk())
+				t.Errorf("the agent let in %d bytes and dropped %v, want more than %d and nothing", in.Out.Bytes,
+					in.Drops, bulk())
 			}
 		})
 	}
@@ -187,7 +191,8 @@ func put(conn net.Conn, n int) (string, error) { return putFrom(conn, stream(), 
 
 // putFrom is put with another reader of the stream.
 func putFrom(conn net.Conn, from io.Reader, n int) (string, error) {
-	req, err := http.NewRequest(http.MethodPut, "http://"+conn.RemoteAddr().String()+"/", io.LimitReader(from, int64(n)))
+	req, err := http.NewRequest(http.MethodPut, "http://"+conn.RemoteAddr().String()+"/",
+		io.LimitReader(from, int64(n)))
 	if err != nil {
 		return "", err
 	}

@@ -20,8 +20,8 @@ type tunnel struct {
 	protocols [2]uint8   // of the outer header, with IPv4 and with IPv6 inside
 }
 
-// tunnels lists every tunnel, with and without what can be chosen, over IPv4 and over IPv6. An agent takes gue or fou, and gre with one key or
-// with none: so web1 has some of them, and web2 the others.
+// tunnels lists every tunnel, with and without what can be chosen, over IPv4 and over IPv6. An agent takes gue or fou,
+// and gre with one key or with none: so web1 has some of them, and web2 the others.
 func (s *site) tunnels() (all []tunnel) {
 	for _, kind := range []struct {
 		name, keys string
@@ -50,7 +50,8 @@ encap_checksum = true`, 0, [2]uint8{17, 17}},
 	return all
 }
 
-// startTunnels starts the programs for all tunnels, with more keys in [director] and [realserver], and a server for uploads behind each.
+// startTunnels starts the programs for all tunnels, with more keys in [director] and [realserver], and a server for
+// uploads behind each.
 func (s *site) startTunnels(more string) {
 	s.t.Helper()
 	s.addIPv6()
@@ -58,16 +59,17 @@ func (s *site) startTunnels(more string) {
 	s.startAgent(s.Webs[1], more+"\nencap = [\"gre\", \"fou\"]\nencap_key = 4711")
 	text := "director." + more + "\n"
 	for _, to := range s.tunnels() {
-		text += fmt.Sprintf("[[service]]\nname = %q\nvip = [%s]\nprotocol = \"tcp\"\nport = %d\n%s\nrealserver = [ { address = %q } ]\n",
+		text += fmt.Sprintf("[[service]]\nname = %q\nvip = [%s]\nprotocol = \"tcp\"\nport = %d\n%s\nrealserver = [ "+
+			"{ address = %q } ]\n",
 			to.name, quoted([]netip.Addr{s.VIP, s.VIP6}), to.port, to.keys, to.address)
 		s.acceptUploadsAt(to.web, fmt.Sprintf(":%d", to.port))
 	}
 	s.startWrittenDirector(text)
 }
 
-// TestTunnels sends uploads, byte-exact, through every tunnel over IPv4 and IPv6 with IPv4 and IPv6 inside, with and without offloads at both
-// ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 (`make uploads`) makes each of them 100 MB, which
-// needs minutes, and a -timeout of as much.
+// TestTunnels sends uploads, byte-exact, through every tunnel over IPv4 and IPv6 with IPv4 and IPv6 inside, with and
+// without offloads at both ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 (`make
+// uploads`) makes each of them 100 MB, which needs minutes, and a -timeout of as much.
 func TestTunnels(t *testing.T) {
 	for _, offload := range []string{"auto", "off"} {
 		for _, mtu := range []int{1500, 1400, 9000} {
@@ -110,7 +112,8 @@ func (s *site) mustTakeUpload(t *testing.T, to tunnel, vip netip.Addr, protocol 
 	if to.address.Is6() {
 		source = s.Director.Addr6
 	}
-	wrapped, err := to.web.Count("eth0", lab.Filter{Source: source, Destination: to.address, Protocol: protocol, Direction: lab.In})
+	wrapped, err := to.web.Count("eth0", lab.Filter{Source: source, Destination: to.address, Protocol: protocol,
+		Direction: lab.In})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,8 @@ func payload(n int) []byte {
 	return b
 }
 
-// discover sets whether a socket's packets have DF, or may not be fragmented by the host itself with IPv6: unix.IP_PMTUDISC_DO or unix.IP_PMTUDISC_DONT.
+// discover sets whether a socket's packets have DF, or may not be fragmented by the host itself with IPv6:
+// unix.IP_PMTUDISC_DO or unix.IP_PMTUDISC_DONT.
 func discover(t *testing.T, conn net.Conn, mode int) {
 	t.Helper()
 	level, name := unix.SOL_IP, unix.IP_MTU_DISCOVER
@@ -56,7 +57,8 @@ func testUDP(t *testing.T, ipv6 bool) {
 		s.echoUDP(web, 53)
 	}
 	passed := s.count(s.Director, "eth0", lab.Filter{Source: s.VIP})
-	// 1452 + 8 + 20 + 20 is 1500: what is above goes as two fragments to the realserver, which gets it as one packet again.
+	// 1452 + 8 + 20 + 20 is 1500: what is above goes as two fragments to the realserver, which gets it as one packet
+	// again.
 	sizes, fragments := []int{0, 1, 512, 1452, 1453, 1472}, uint64(2)
 	if ipv6 { // 1412 + 8 + 40 + 40 is 1500, and routers don't fragment
 		sizes, fragments = []int{0, 1, 512, 1300, 1411, 1412}, 0
@@ -69,10 +71,12 @@ func testUDP(t *testing.T, ipv6 bool) {
 		}
 	}
 	n := uint64(len(sizes))
-	eventually(t, "the director has counted the datagrams", soon, func() bool { return s.director.balance().In.Packets >= n })
+	eventually(t, "the director has counted the datagrams", soon,
+		func() bool { return s.director.balance().In.Packets >= n })
 	st := s.director.balance()
 	if st.In.Packets != n || st.Out.Packets != n+fragments || len(st.Drops) != 0 {
-		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d (%d in two fragments) and nothing", st.In.Packets, st.Out.Packets, st.Drops, n, n+fragments, fragments)
+		t.Errorf("%d packets in, %d out, dropped %v; want %d, %d (%d in two fragments) and nothing", st.In.Packets,
+			st.Out.Packets, st.Drops, n, n+fragments, fragments)
 	}
 	for i, a := range s.agents {
 		eventually(t, "the agent has counted its datagrams", soon, func() bool { return a.intake().Out.Packets >= n/2 })
@@ -109,7 +113,10 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 		})
 		return v
 	}
-	eventually(t, "the client has the ICMP error", soon, func() bool { return option(unix.SOL_SOCKET, unix.SO_ERROR) == int(unix.EMSGSIZE) })
+	eventually(t, "the client has the ICMP error", soon, func() bool {
+		return option(unix.SOL_SOCKET,
+			unix.SO_ERROR) == int(unix.EMSGSIZE)
+	})
 	if mtu := option(level, name); mtu != fit {
 		t.Errorf("the client has learned an MTU of %d, want %d", mtu, fit)
 	}
@@ -119,7 +126,8 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	if err := exchange(conn, fits); err != nil {
 		t.Errorf("%d bytes: %v", len(fits), err)
 	}
-	eventually(t, "the director has counted the datagrams", soon, func() bool { return s.director.balance().In.Packets >= 2 })
+	eventually(t, "the director has counted the datagrams", soon,
+		func() bool { return s.director.balance().In.Packets >= 2 })
 	st := s.director.balance()
 	// Out: the ICMP error, and the datagram that fits.
 	if st.In.Packets != 2 || st.Out.Packets != 2 || st.Drops["too_big"] != 1 || sum(st.Drops) != 1 {
@@ -127,8 +135,8 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	}
 }
 
-// TestFragmentsIPv6 sends datagrams that the client's kernel cuts, as IPv6 lets only a sender do: at the MTU of its link at first, and at the
-// tunnel's once it knows it. They reach the server whole, and so do its answers.
+// TestFragmentsIPv6 sends datagrams that the client's kernel cuts, as IPv6 lets only a sender do: at the MTU of its
+// link at first, and at the tunnel's once it knows it. They reach the server whole, and so do its answers.
 func TestFragmentsIPv6(t *testing.T) {
 	t.Parallel()
 	s := newRunningSiteOf(t, true, 2, service{"udp", "53", "rr", []int{1, 1}})

@@ -33,7 +33,8 @@ func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 		program = append(program, body...)
 	}
 	var families []bpf.Instruction
-	known := map[string]uint32{"AF_INET": unix.AF_INET, "AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK, "AF_UNIX": unix.AF_UNIX}
+	known := map[string]uint32{"AF_INET": unix.AF_INET, "AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK,
+		"AF_UNIX": unix.AF_UNIX}
 	names := u.words("RestrictAddressFamilies")
 	for i, name := range names {
 		families = append(families, bpf.JumpIf{Cond: bpf.JumpEqual, Val: known[name], SkipTrue: uint8(len(names) - i)})
@@ -41,7 +42,8 @@ func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 	when("socket", argument0, append(families, fail(unix.EAFNOSUPPORT))...)
 	when("mmap", argument2, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: unix.PROT_WRITE | unix.PROT_EXEC},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PROT_WRITE | unix.PROT_EXEC, SkipTrue: 1}, fail(unix.EPERM))
-	when("mprotect", argument2, bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: unix.PROT_EXEC, SkipTrue: 1}, fail(unix.EPERM))
+	when("mprotect", argument2, bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: unix.PROT_EXEC, SkipTrue: 1},
+		fail(unix.EPERM))
 	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 	when("clone", argument0, bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: namespaces, SkipTrue: 1}, fail(unix.EPERM))
 	program = append(program, bpf.LoadAbsolute{Off: callNumber, Size: 4})
@@ -57,7 +59,8 @@ func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 	return assemble(t, append(program, fail(unix.EPERM)))
 }
 
-// systemCalls are those that SystemCallFilter allows, by name: the first line says that the list is one of what is allowed.
+// systemCalls are those that SystemCallFilter allows, by name: the first line says that the list is one of what is
+// allowed.
 func (u unit) systemCalls(t *testing.T) map[string]bool {
 	t.Helper()
 	groups := callGroups(t)
@@ -116,7 +119,8 @@ func callNumbers(t *testing.T) map[string]uint32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "unix", "zsysnum_linux_"+runtime.GOARCH+".go"))
+	text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "unix",
+		"zsysnum_linux_"+runtime.GOARCH+".go"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,8 @@ func readUnit(t *testing.T, program string) unit {
 // words are the words of all lines of a key.
 func (u unit) words(key string) []string { return strings.Fields(strings.Join(u[key], " ")) }
 
-// mostExposed is the exposure, of 100, that `systemd-analyze security` may find: 17 it finds now, and a newer one may know more to ask for.
+// mostExposed is the exposure, of 100, that `systemd-analyze security` may find: 17 it finds now, and a newer one may
+// know more to ask for.
 const mostExposed = 20
 
 // TestUnits has systemd read both units, and judge how well they shut the programs in.
@@ -61,13 +62,16 @@ func TestUnits(t *testing.T) {
 			t.Errorf("the unit of %s does not start it from where it is installed", program)
 		}
 		file := filepath.Join(t.TempDir(), filepath.Base(unitFile(program)))
-		if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(text), installed, programPath(program))), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(text), installed, programPath(program))),
+			0o644); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput(); err != nil || len(out) > 0 {
+		if out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput(); err != nil ||
+			len(out) > 0 {
 			t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 		}
-		if out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold="+strconv.Itoa(mostExposed), file).CombinedOutput(); err != nil {
+		if out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager",
+			"--threshold="+strconv.Itoa(mostExposed), file).CombinedOutput(); err != nil {
 			t.Errorf("systemd-analyze security: %v\n%s", err, out)
 		}
 	}

@@ -34,17 +34,23 @@ func TestUsage(t *testing.T) {
 		{"director status --colour", `director: there is no flag --colour: see director status --help`},
 		{"director status -x", `director: there is no flag -x: see director status --help`},
 		{"director status --socket", `director: --socket has no value: want one: see director status --help`},
-		{"director status web", `director: "web" is an argument, and director status takes none: see director status --help`},
-		{"director explain 192.0.2.7", `director: 1 argument, where CLIENT[:PORT] VIP:PORT is wanted: see director explain --help`},
-		{"director drain web", `director: 1 argument, where SERVICE REALSERVER or --all REALSERVER is wanted: see director drain --help`},
-		{"director drain web 10.0.11.2 --wait --timeout 5", `director: --timeout "5" is not a duration: want one such as 5s: see director drain --help`},
+		{"director status web", `director: "web" is an argument, and director status takes none: see director ` +
+			`status --help`},
+		{"director explain 192.0.2.7", `director: 1 argument, where CLIENT[:PORT] VIP:PORT is wanted: see director ` +
+			`explain --help`},
+		{"director drain web", `director: 1 argument, where SERVICE REALSERVER or --all REALSERVER is wanted: see ` +
+			`director drain --help`},
+		{"director drain web 10.0.11.2 --wait --timeout 5", `director: --timeout "5" is not a duration: want one ` +
+			`such as 5s: see director drain --help`},
 		{"director set web 10.0.11.2", `director: --weight is missing: want --weight N, 0 (drains it) to 65535`},
 		{"director capture", `director: --write is missing: want -w FILE, or -w - into a pipe`},
 		{"director profile hep", `director: "hep" is unknown: did you mean heap? See director profile --help`},
 		{"director profile --seconds x", `director: --seconds "x" is not a number: see director profile --help`},
 		{"director top --sort pss", `director: --sort "pss" is unknown: did you mean pps?`},
-		{"director connections --state ESTABLISHT", `director: --state "ESTABLISHT" is no state: did you mean ESTABLISHED?`},
-		{"director explain 192.0.2.7 198.51.100.80:80 --protocol tpc", `director: --protocol "tpc" is no protocol: did you mean tcp?`},
+		{"director connections --state ESTABLISHT", `director: --state "ESTABLISHT" is no state: did you mean ` +
+			`ESTABLISHED?`},
+		{"director explain 192.0.2.7 198.51.100.80:80 --protocol tpc", `director: --protocol "tpc" is no protocol: ` +
+			`did you mean tcp?`},
 		{"director import keepalive x", `director: import "keepalive": unknown: did you mean keepalived?`},
 		{"director check a.toml -c b.toml", `director: a.toml and --config b.toml are two files: want one of them`},
 		{"director check a.toml b.toml", `director: 2 arguments, where [FILE] is wanted: see director check --help`},
@@ -57,7 +63,8 @@ func TestUsage(t *testing.T) {
 	}
 	for _, program := range []string{"director", "realserver"} {
 		_, want, _ := usage(t, program, "version")
-		if code, got, stderr := usage(t, program, "--version"); code != 0 || got != want || !strings.HasPrefix(got, program+" ") {
+		if code, got, stderr := usage(t, program, "--version"); code != 0 || got != want || !strings.HasPrefix(got,
+			program+" ") {
 			t.Errorf("%s --version: exit status %d, %q, want %q", program, code, got+stderr, want)
 		}
 	}
@@ -85,14 +92,20 @@ func TestCheckOfFile(t *testing.T) {
 		stdout, stderr string
 	}{
 		{"director", fine, 0, fine + ": fine: 1 service\n", ""},
-		{"director", odd, 0, odd + ": fine: 1 service, 2 warnings\n", "director: warning: " + odd + ":6: service \"web\": scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh\n" +
-			"director: warning: " + odd + ":1: service \"web\": realserver: missing: the service refuses all clients: want [[service.realserver]] tables\n"},
-		{"director", bad, 2, "", "director: " + bad + ":6: service \"web\": realserver \"10.0.11.2\": weight: -1 is out of range: want 0 (drains it) to 65535\n"},
+		{"director", odd, 0, odd + ": fine: 1 service, 2 warnings\n", "director: warning: " + odd +
+			":6: service \"web\": scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or " +
+			"use sh or mh\n" +
+			"director: warning: " + odd + ":1: service \"web\": realserver: missing: the service refuses all " +
+			"clients: want [[service.realserver]] tables\n"},
+		{"director", bad, 2, "", "director: " + bad + ":6: service \"web\": realserver \"10.0.11.2\": weight: -1 is " +
+			"out of range: want 0 (drains it) to 65535\n"},
 		{"realserver", agent, 0, agent + ": fine: 198.51.100.80\n", ""},
 	} {
 		for _, args := range [][]string{{"check", c.file}, {"check", "-c", c.file}} {
-			if code, stdout, stderr := usage(t, c.program, args...); code != c.code || stdout != c.stdout || stderr != c.stderr {
-				t.Errorf("%s %v: exit status %d, %q, %q; want %d, %q, %q", c.program, args, code, stdout, stderr, c.code, c.stdout, c.stderr)
+			if code, stdout, stderr := usage(t, c.program, args...); code != c.code || stdout != c.stdout ||
+				stderr != c.stderr {
+				t.Errorf("%s %v: exit status %d, %q, %q; want %d, %q, %q", c.program, args, code, stdout, stderr,
+					c.code, c.stdout, c.stderr)
 			}
 		}
 	}
@@ -123,10 +136,12 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%v: %q, want %q", c.args, got, c.want)
 		}
 	}
-	if _, stdout, _ := usage(t, "director", "__completeNoDesc", "connections", "--state", ""); !strings.Contains(stdout, "ESTABLISHED\n") || !strings.Contains(stdout, "TEMPLATE\n") {
+	if _, stdout, _ := usage(t, "director", "__completeNoDesc", "connections", "--state", ""); !strings.Contains(stdout,
+		"ESTABLISHED\n") || !strings.Contains(stdout, "TEMPLATE\n") {
 		t.Errorf("states: %q", stdout)
 	}
-	for _, command := range []string{"set", "drain", "capture", "connections", "explain", "top", "status", "import", "run"} {
+	for _, command := range []string{"set", "drain", "capture", "connections", "explain", "top", "status", "import",
+		"run"} {
 		_, stdout, _ := usage(t, "director", "__complete", command, "--")
 		if strings.Contains(stdout, "`") || !strings.Contains(stdout, "--help\t") || strings.Count(stdout, "\n") < 3 {
 			t.Errorf("flags of %s:\n%s", command, stdout)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestWatchdog runs both programs under a service manager that wants signs of life: they say that they are ready, and go on with the signs, idle
-// and at work.
+// TestWatchdog runs both programs under a service manager that wants signs of life: they say that they are ready, and
+// go on with the signs, idle and at work.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -34,7 +34,8 @@ func TestWatchdog(t *testing.T) {
 		m.mustHear("WATCHDOG=1")
 		m.mustHear("WATCHDOG=1")
 		p.stop()
-		if out := p.Output(); strings.Contains(out, "stands still") || strings.Contains(out, "lost while") { // an answer may be late on a busy machine
+		// an answer may be late on a busy machine
+		if out := p.Output(); strings.Contains(out, "stands still") || strings.Contains(out, "lost while") {
 			t.Errorf("%s is not well:\n%s", p, out)
 		}
 		for m.mustHear("") != "STOPPING=1" {

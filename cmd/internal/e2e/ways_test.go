@@ -27,7 +27,8 @@ import (
 //	           /                            \
 //	director 10.0.2.2, fd5a:2::2     web1 10.0.11.2, fd5a:11::2
 var (
-	ways6 = struct{ vip, client, director, web netip.Addr }{netip.MustParseAddr("2001:db8:5a::80"), netip.MustParseAddr("2001:db8:5a::7"),
+	ways6 = struct{ vip, client, director, web netip.Addr }{netip.MustParseAddr("2001:db8:5a::80"),
+		netip.MustParseAddr("2001:db8:5a::7"),
 		netip.MustParseAddr("fd5a:2::2"), netip.MustParseAddr("fd5a:11::2")}
 	ways4 = netip.MustParseAddr("192.0.2.7") // the client
 )
@@ -62,7 +63,8 @@ func addAddress6(t *testing.T, h *lab.Host, link string, a netip.Addr) {
 		if err != nil {
 			return err
 		}
-		return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD})
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(64, 128)},
+			Flags: unix.IFA_F_NODAD})
 	})
 	if err != nil {
 		t.Fatalf("%s: %s: %v", h.Name, a, err)
@@ -78,7 +80,8 @@ func addAddress6(t *testing.T, h *lab.Host, link string, a netip.Addr) {
 }
 
 func route6(to netip.Prefix, via netip.Addr) *netlink.Route {
-	return &netlink.Route{Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), 128)}, Gw: via.AsSlice()}
+	return &netlink.Route{Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), 128)},
+		Gw: via.AsSlice()}
 }
 
 func addRoute6(t *testing.T, h *lab.Host, to netip.Prefix, via netip.Addr) {
@@ -108,7 +111,8 @@ func (s *site) thrower6(h *lab.Host) func(b []byte) {
 	}
 }
 
-// catcher returns a function that gives the next IP packet which comes in by a link of a host, other than those by which IPv6 finds its neighbours.
+// catcher returns a function that gives the next IP packet which comes in by a link of a host, other than those by
+// which IPv6 finds its neighbours.
 func (s *site) catcher(h *lab.Host, link string) func() []byte {
 	s.t.Helper()
 	fd := -1
@@ -122,7 +126,8 @@ func (s *site) catcher(h *lab.Host, link string) func() []byte {
 			return err
 		}
 		return errors.Join(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: everything, Ifindex: l.Attrs().Index}),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(soon / time.Second)}))
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO,
+				&unix.Timeval{Sec: int64(soon / time.Second)}))
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -141,7 +146,8 @@ func (s *site) catcher(h *lab.Host, link string) func() []byte {
 			}
 			a := from.(*unix.SockaddrLinklayer)
 			ip := a.Protocol == 0x0008 || a.Protocol == 0xdd86
-			if a.Pkttype != unix.PACKET_HOST || !ip || n < 40 || b[0]>>4 == 6 && (b[6] == unix.IPPROTO_ICMPV6 || b[6] == 0) {
+			if a.Pkttype != unix.PACKET_HOST || !ip || n < 40 || b[0]>>4 == 6 && (b[6] == unix.IPPROTO_ICMPV6 ||
+				b[6] == 0) {
 				continue
 			}
 			return b[:n]
@@ -164,8 +170,10 @@ func (w way) String() string {
 
 var ways = []way{
 	{`encap = "ipip"`, false}, {`encap = "ipip"`, true},
-	{`encap = "gre"`, false}, {`encap = "gre", encap_key = 4023233417, encap_checksum = true`, false}, {`encap = "gre", encap_key = 7, encap_checksum = true`, true},
-	{`encap = "gue"`, true}, {`encap = "gue", encap_checksum = true`, false}, {`encap = "gue", encap_checksum = true`, true},
+	{`encap = "gre"`, false}, {`encap = "gre", encap_key = 4023233417, encap_checksum = true`, false},
+	{`encap = "gre", encap_key = 7, encap_checksum = true`, true},
+	{`encap = "gue"`, true}, {`encap = "gue", encap_checksum = true`, false}, {`encap = "gue", encap_checksum = true`,
+		true},
 	{`encap = "fou"`, true}, {`encap = "fou", encap_checksum = true`, false},
 }
 
@@ -177,7 +185,8 @@ func (s *site) waysTOML(vips ...netip.Addr) string {
 		if w.six {
 			to = ways6.web
 		}
-		fmt.Fprintf(&toml, "[[service]]\nname = \"s%d\"\nvip = [%s]\nprotocol = \"udp\"\nport = %d\none_packet = true\nrealserver = [{ address = %q, %s }]\n", i, quoted(vips), 1000+i, to, w.toml)
+		fmt.Fprintf(&toml, "[[service]]\nname = \"s%d\"\nvip = [%s]\nprotocol = \"udp\"\nport = %d\none_packet = "+
+			"true\nrealserver = [{ address = %q, %s }]\n", i, quoted(vips), 1000+i, to, w.toml)
 	}
 	return toml.String()
 }
@@ -191,15 +200,17 @@ func (s *site) request(six bool, port uint16, data string) []byte {
 		ip.TOS, ip.TTL, ip.Id, ip.Flags = 0xb9, 44, 99, layers.IPv4DontFragment
 		return build(s.t, ip, udp, gopacket.Payload(data))
 	}
-	ip := &layers.IPv6{Version: 6, TrafficClass: 0xb9, HopLimit: 44, FlowLabel: 0x12345, NextHeader: layers.IPProtocolUDP,
-		SrcIP: ways6.client.AsSlice(), DstIP: ways6.vip.AsSlice()}
+	ip := &layers.IPv6{Version: 6, TrafficClass: 0xb9, HopLimit: 44, FlowLabel: 0x12345,
+		NextHeader: layers.IPProtocolUDP,
+		SrcIP:      ways6.client.AsSlice(), DstIP: ways6.vip.AsSlice()}
 	if err := udp.SetNetworkLayerForChecksum(ip); err != nil {
 		s.t.Fatal(err)
 	}
 	return build(s.t, ip, udp, gopacket.Payload(data))
 }
 
-// TestWays: a packet of each IP version leaves by each tunnel over each IP version, with the headers that the configuration says.
+// TestWays: a packet of each IP version leaves by each tunnel over each IP version, with the headers that the
+// configuration says.
 func TestWays(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
@@ -235,8 +246,9 @@ func TestWays(t *testing.T) {
 	}
 }
 
-// TestIPv6ComesAndGoes: with the first IPv6 VIP that a reload brings, and only until the last one leaves, the director's host forwards IPv6, its device
-// has it, without an address, and the VIP leads there; nothing of that outlives the program, however it ends.
+// TestIPv6ComesAndGoes: with the first IPv6 VIP that a reload brings, and only until the last one leaves, the
+// director's host forwards IPv6, its device has it, without an address, and the VIP leads there; nothing of that
+// outlives the program, however it ends.
 func TestIPv6ComesAndGoes(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
@@ -248,7 +260,8 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	next := s.catcher(s.Webs[0], "eth0")
 	for range 2 {
 		s.reloadWritten(both)
-		for key, want := range map[string]string{"all/forwarding": "1", "vs0/disable_ipv6": "0", "vs0/addr_gen_mode": "1", "eth0/accept_ra": "2"} {
+		for key, want := range map[string]string{"all/forwarding": "1", "vs0/disable_ipv6": "0",
+			"vs0/addr_gen_mode": "1", "eth0/accept_ra": "2"} {
 			if got := readSysctl6(t, s.Director, key); got != want {
 				t.Errorf("with an IPv6 VIP %s is %s, want %s", key, got, want)
 			}
@@ -298,12 +311,16 @@ func readSysctl6(t *testing.T, h *lab.Host, key string) (value string) {
 	return value
 }
 
-// TestNoRouteOverIPv6: what is for a realserver without a route is dropped and counted; once there is one, with an address to send from, it is served.
+// TestNoRouteOverIPv6: what is for a realserver without a route is dropped and counted; once there is one, with an
+// address to send from, it is served.
 func TestNoRouteOverIPv6(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
 	everywhere := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	if err := s.Director.Do(func() error { return netlink.RouteDel(route6(everywhere, ways6.director.Prev())) }); err != nil {
+	if err := s.Director.Do(func() error {
+		return netlink.RouteDel(route6(everywhere,
+			ways6.director.Prev()))
+	}); err != nil {
 		t.Fatal(err)
 	}
 	s.startWrittenDirector(s.waysTOML(s.VIP, ways6.vip))
@@ -313,11 +330,15 @@ func TestNoRouteOverIPv6(t *testing.T) {
 	p := s.request(true, 1001, "hello")
 	throw(p)
 	eventually(t, "a packet to a realserver without a route is counted", soon, func() bool { return dropped() == 1 })
-	if log := s.director.Output(); !strings.Contains(log, "no route to realservers") || !strings.Contains(log, ways6.web.String()) {
+	if log := s.director.Output(); !strings.Contains(log, "no route to realservers") || !strings.Contains(log,
+		ways6.web.String()) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	addRoute6(t, s.Director, everywhere, ways6.director.Prev())
-	eventually(t, "the director knows the route", soon, func() bool { return strings.Contains(s.director.Output(), "a route to every realserver again") })
+	eventually(t, "the director knows the route", soon, func() bool {
+		return strings.Contains(s.director.Output(),
+			"a route to every realserver again")
+	})
 	throw(p)
 	if err := s.tunnelled(ways[1], next(), p); err != nil {
 		t.Error(err)
@@ -403,7 +424,8 @@ func (s *site) tunnelled(w way, b, p []byte) error {
 		if next != 17 || binary.BigEndian.Uint16(up[2:]) != 6080 || int(binary.BigEndian.Uint16(up[4:])) != len(up) {
 			return fmt.Errorf("protocol %d, UDP header %x", next, up[:8])
 		}
-		if sum := binary.BigEndian.Uint16(up[6:]); (sum != 0) != csum || csum && fold16(sum16(up)+pseudo+17+uint32(len(up))) != 0xffff {
+		if sum := binary.BigEndian.Uint16(up[6:]); (sum != 0) != csum || csum &&
+			fold16(sum16(up)+pseudo+17+uint32(len(up))) != 0xffff {
 			return fmt.Errorf("UDP checksum %04x", sum)
 		}
 		up = up[8:]

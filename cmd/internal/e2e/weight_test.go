@@ -27,14 +27,16 @@ func (s *site) must(command ...string) string {
 	return got.stdout
 }
 
-// TestSetWeight gives a realserver other weights than the configured one: reloads keep them until they bring another one.
+// TestSetWeight gives a realserver other weights than the configured one: reloads keep them until they bring another
+// one.
 func TestSetWeight(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.startWritten(drainTOML("", web1+", "+web2))
 	web := func() control.Realserver { return s.director.balance().Services[0].Realservers[0] }
 
-	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: weight 1 -> 0, configured 1\n"; got != want {
+	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: "+
+		"weight 1 -> 0, configured 1\n"; got != want {
 		t.Errorf("set prints %q, want %q", got, want)
 	}
 	if r := web(); r.Weight != 0 || r.Configured == nil || *r.Configured != 1 {
@@ -58,8 +60,10 @@ func TestSetWeight(t *testing.T) {
 		t.Errorf("after a reload with another weight status has %+v, want 3", r)
 	}
 	var answer control.Reload
-	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")), &answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
-		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" || answer.Changes[0].Key != "weight" || answer.Changes[0].Old != 3.0 || answer.Changes[0].New != 9.0 {
+	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")),
+		&answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
+		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" ||
+		answer.Changes[0].Key != "weight" || answer.Changes[0].Old != 3.0 || answer.Changes[0].New != 9.0 {
 		t.Errorf("in all services: %+v, %v, weight %d; want 9", answer, err, web().Weight)
 	}
 	s.must("undrain", "web", "10.0.11.2")
@@ -84,12 +88,16 @@ func TestSetWeight(t *testing.T) {
 	} {
 		got := s.ask(strings.Fields(c.command)...)
 		if got.code != c.code || strings.Count(got.stderr, "\n") != 1 || !strings.Contains(got.stderr, c.says) {
-			t.Errorf("%s: exit status %d, want %d and a line with %q: %s", c.command, got.code, c.code, c.says, got.stderr)
+			t.Errorf("%s: exit status %d, want %d and a line with %q: %s", c.command, got.code, c.code, c.says,
+				got.stderr)
 		}
 	}
-	for command, want := range map[string][]string{"drain ": {"web"}, "set web ": {"10.0.11.2", "10.0.12.2"}, "undrain --all ": {"10.0.11.2", "10.0.12.2"},
-		"explain 192.0.2.7:1 ": {"198.51.100.80:80"}, "connections --service ": {"web"}, "capture --vip ": {"198.51.100.80"}} {
-		got := run(t, s.Director, exec.Command(programPath("director"), append([]string{"__complete", "-c", s.director.config}, strings.Split(command, " ")...)...))
+	for command, want := range map[string][]string{"drain ": {"web"}, "set web ": {"10.0.11.2", "10.0.12.2"},
+		"undrain --all ":       {"10.0.11.2", "10.0.12.2"},
+		"explain 192.0.2.7:1 ": {"198.51.100.80:80"}, "connections --service ": {"web"},
+		"capture --vip ": {"198.51.100.80"}} {
+		got := run(t, s.Director, exec.Command(programPath("director"),
+			append([]string{"__complete", "-c", s.director.config}, strings.Split(command, " ")...)...))
 		for _, name := range want {
 			if !slices.Contains(strings.Split(got.stdout, "\n"), name) {
 				t.Errorf("completion of %q: %q, want %q among it", command, got.stdout, name)
@@ -157,11 +165,15 @@ func (s *site) startDrain(service, realserver string) *lab.Process {
 
 func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	s.t.Helper()
-	p, err := s.Director.Start(exec.Command(programPath("director"), "drain", service, realserver, flag, "-c", s.director.config))
+	p, err := s.Director.Start(exec.Command(programPath("director"), "drain", service, realserver, flag, "-c",
+		s.director.config))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "drain --wait says for what it waits", soon, func() bool { return strings.Contains(p.Output(), "draining for ") })
+	eventually(s.t, "drain --wait says for what it waits", soon, func() bool {
+		return strings.Contains(p.Output(),
+			"draining for ")
+	})
 	return p
 }
 
@@ -178,7 +190,8 @@ func (s *site) mustDrain(p *lab.Process) {
 	}
 }
 
-// TestDrainWait takes a web server out under load and kills it as soon as `drain --wait` has returned: no request fails.
+// TestDrainWait takes a web server out under load and kills it as soon as `drain --wait` has returned: no request
+// fails.
 func TestDrainWait(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nginx", "nginx-light")
@@ -202,7 +215,8 @@ func TestDrainWait(t *testing.T) {
 
 	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "2s"); got.code != 1 ||
 		!strings.Contains(got.stderr, "director: after 2s there remain") {
-		t.Errorf("while a connection is open: exit status %d, want 1 and how many remain: %s%s", got.code, got.stdout, got.stderr)
+		t.Errorf("while a connection is open: exit status %d, want 1 and how many remain: %s%s", got.code, got.stdout,
+			got.stderr)
 	}
 	drain := s.startDrain("web", "10.0.11.2")
 	l.more(t, 100)
@@ -242,7 +256,8 @@ func TestDrainActive(t *testing.T) {
 	if to1 == nil {
 		t.Fatal("neither of two connections is at web1")
 	}
-	if got := s.ask("drain", "web", "10.0.11.2", "--active", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "director: after 1s there remain 1 active, 0 closing: ") {
+	if got := s.ask("drain", "web", "10.0.11.2", "--active", "--timeout", "1s"); got.code != 1 ||
+		!strings.Contains(got.stderr, "director: after 1s there remain 1 active, 0 closing: ") {
 		t.Errorf("while a connection is open: exit status %d: %s%s", got.code, got.stdout, got.stderr)
 	}
 	drain := s.startDrainBy("--active", "web", "10.0.11.2")
@@ -251,17 +266,20 @@ func TestDrainActive(t *testing.T) {
 	if r := s.director.balance().Services[0].Realservers[0]; r.Active != 0 || r.Inactive != 1 || r.Weight != 0 {
 		t.Errorf("status has %+v, want a connection that is inactive, and weight 0", r)
 	}
-	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "remain 0 active, 1 closing: ") {
+	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 ||
+		!strings.Contains(got.stderr, "remain 0 active, 1 closing: ") {
 		t.Errorf("--wait: exit status %d: %s%s", got.code, got.stdout, got.stderr)
 	}
 }
 
-// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients, who come back.
+// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients, who
+// come back.
 func TestDrainWaitForOneThatLeft(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
 	s.reloadWritten(drainTOML("", web2))
-	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 active, 0 closing") {
+	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 ||
+		!strings.Contains(got.stderr, "1 active, 0 closing") {
 		t.Errorf("while a connection is open: exit status %d: %s", got.code, got.stderr)
 	}
 	drain := s.startDrain("web", "10.0.11.2")
@@ -269,9 +287,11 @@ func TestDrainWaitForOneThatLeft(t *testing.T) {
 	s.mustDrain(drain)
 	mustStay(t, to2, "web2")
 
-	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler", "persistence = { timeout = \"1m\" }\nscheduler", 1), web2))
+	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler",
+		"persistence = { timeout = \"1m\" }\nscheduler", 1), web2))
 	s.mustParrot(80, "web2")
-	if got := s.ask("drain", "web", "10.0.12.2", "--wait", "--timeout", "1s"); got.code != 1 || !strings.Contains(got.stderr, "1 persistent client") ||
+	if got := s.ask("drain", "web", "10.0.12.2", "--wait", "--timeout", "1s"); got.code != 1 ||
+		!strings.Contains(got.stderr, "1 persistent client") ||
 		!strings.Contains(got.stderr, "expire_quiescent_template") {
 		t.Errorf("with a persistent client: exit status %d: %s", got.code, got.stderr)
 	}

@@ -16,8 +16,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// The tests of what a configuration can say write it out: TOML without control, which every site has elsewhere. The VIP is 198.51.100.80, and
-// the web servers are 10.0.11.2, 10.0.12.2, ….
+// The tests of what a configuration can say write it out: TOML without control, which every site has elsewhere. The VIP
+// is 198.51.100.80, and the web servers are 10.0.11.2, 10.0.12.2, ….
 
 // written is this TOML as the director's file has it.
 func (s *site) written(config string) string {
@@ -95,7 +95,8 @@ func (s *site) addClients(network netip.Prefix) {
 	s.t.Helper()
 	dst := &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())}
 	for host, route := range map[*lab.Host]*netlink.Route{
-		s.Client: {Dst: dst, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST, LinkIndex: 1}, // lo
+		// lo
+		s.Client: {Dst: dst, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST, LinkIndex: 1},
 		s.Router: {Dst: dst, Gw: s.Client.Addr.AsSlice()},
 	} {
 		if err := host.Do(func() error { return netlink.RouteAdd(route) }); err != nil {

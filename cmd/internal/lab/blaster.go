@@ -12,7 +12,8 @@ import (
 // Burst is the number of frames that a Blaster sends in one system call.
 const Burst = 64
 
-// Blaster sends frames by a packet socket: past the host's IP, but through everything from its link on. It belongs to one thread.
+// Blaster sends frames by a packet socket: past the host's IP, but through everything from its link on. It belongs to
+// one thread.
 type Blaster struct {
 	fd   int
 	mac  net.HardwareAddr
@@ -68,7 +69,8 @@ func (b *Blaster) Send(count int, frame func(i int) []byte) (int, error) {
 		b.iovs[i].SetLen(len(f))
 	}
 	// Raw: the Go scheduler has nothing to do meanwhile, and the thread is nobody else's.
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(b.fd), uintptr(unsafe.Pointer(&b.msgs[0])), uintptr(count), 0, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(b.fd), uintptr(unsafe.Pointer(&b.msgs[0])),
+		uintptr(count), 0, 0, 0)
 	runtime.KeepAlive(b)
 	switch errno {
 	case 0:

@@ -38,8 +38,9 @@ type Counter struct {
 	total uint64
 }
 
-// Count starts to count the frames on a link of the host ("eth0"). They are counted as the kernel's taps see them (packet(7)):
-// a super-packet of segmentation offload is one frame, and one with several IP headers goes by the outermost.
+// Count starts to count the frames on a link of the host ("eth0"). They are counted as the kernel's taps see them
+// (packet(7)): a super-packet of segmentation offload is one frame, and one with several IP headers goes by the
+// outermost.
 func (h *Host) Count(link string, filter Filter) (*Counter, error) {
 	c := &Counter{}
 	err := h.Do(func() error {
@@ -94,8 +95,8 @@ func (c *Counter) Close() error {
 	return err
 }
 
-// openTap opens a packet socket in this thread's namespace which nobody will read: it fills at once, and from then on the
-// kernel just counts.
+// openTap opens a packet socket in this thread's namespace which nobody will read: it fills at once, and from then on
+// the kernel just counts.
 func openTap(index int, program []bpf.RawInstruction) (fd int, err error) {
 	// SOCK_DGRAM lets filters see the packet from its IP header on, on links of every type. Protocol 0 receives nothing
 	// until bind, when the filter is in place.
@@ -136,7 +137,8 @@ func (f Filter) program() ([]bpf.RawInstruction, error) {
 	}
 	six := f.Source.Is6() || f.Destination.Is6()
 	if six && (f.Source.Is4() || f.Destination.Is4()) {
-		return nil, fmt.Errorf("filter: source %s and destination %s are of different families", f.Source, f.Destination)
+		return nil, fmt.Errorf("filter: source %s and destination %s are of different families", f.Source,
+			f.Destination)
 	}
 	// Offsets in the IPv4 header (RFC 791, section 3.1) and the IPv6 header (RFC 8200, section 3).
 	ethertype, protocol, source, destination := uint32(unix.ETH_P_IP), uint32(9), uint32(12), uint32(16)

@@ -34,8 +34,10 @@ func TestCounterIsExact(t *testing.T) {
 		{"source, both directions", client, "eth0", Filter{Source: client.Addr, Protocol: unix.IPPROTO_UDP}, sent},
 		{"source, out", client, "eth0", Filter{Source: client.Addr, Protocol: unix.IPPROTO_UDP, Direction: Out}, sent},
 		{"source, in", client, "eth0", Filter{Source: client.Addr, Direction: In}, 0},
-		{"destination, at the router", l.Router, "web1", Filter{Destination: web.Addr, Protocol: unix.IPPROTO_UDP}, sent},
-		{"source and destination", web, "eth0", Filter{Source: client.Addr, Destination: web.Addr, Direction: In}, sent},
+		{"destination, at the router", l.Router, "web1", Filter{Destination: web.Addr, Protocol: unix.IPPROTO_UDP},
+			sent},
+		{"source and destination", web, "eth0", Filter{Source: client.Addr, Destination: web.Addr, Direction: In},
+			sent},
 		{"protocol only", web, "eth0", Filter{Protocol: unix.IPPROTO_UDP, Direction: In}, sent},
 		{"other protocol", web, "eth0", Filter{Protocol: unix.IPPROTO_IPIP}, 0},
 		{"other source", web, "eth0", Filter{Source: l.VIP}, 0},
@@ -95,7 +97,8 @@ func TestCountIPv6(t *testing.T) {
 	l := newLab(t, "count6")
 	// On lo every packet passes the tap twice, out and in.
 	loopback := netip.IPv6Loopback()
-	both, err := l.Client.Count("lo", Filter{Source: loopback, Destination: loopback, Protocol: unix.IPPROTO_UDP, Direction: In})
+	both, err := l.Client.Count("lo", Filter{Source: loopback, Destination: loopback, Protocol: unix.IPPROTO_UDP,
+		Direction: In})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,9 +133,12 @@ func TestCountErrors(t *testing.T) {
 	l := newLab(t, "counterr")
 	six := netip.IPv6Loopback()
 	for name, count := range map[string]func() (*Counter, error){
-		"no such link":   func() (*Counter, error) { return l.Client.Count("eth9", Filter{}) },
-		"mixed families": func() (*Counter, error) { return l.Client.Count("lo", Filter{Source: six, Destination: l.VIP}) },
-		"no direction":   func() (*Counter, error) { return l.Client.Count("lo", Filter{Direction: 7}) },
+		"no such link": func() (*Counter, error) { return l.Client.Count("eth9", Filter{}) },
+		"mixed families": func() (*Counter, error) {
+			return l.Client.Count("lo",
+				Filter{Source: six, Destination: l.VIP})
+		},
+		"no direction": func() (*Counter, error) { return l.Client.Count("lo", Filter{Direction: 7}) },
 	} {
 		if c, err := count(); err == nil {
 			c.Close()

@@ -22,10 +22,10 @@ type Host struct {
 	work chan func() // to the host's own thread
 }
 
-// Do runs fn on an operating system thread inside the host's namespace and returns fn's error. Sockets that fn makes stay
-// in the namespace wherever they are used later. Not in the namespace are goroutines that fn starts, and /proc/net
-// (use /proc/thread-self/net; /proc/sys/net is right). In a test fn must return its failures, not call t.Fatal, since it
-// runs on another goroutine.
+// Do runs fn on an operating system thread inside the host's namespace and returns fn's error. Sockets that fn makes
+// stay in the namespace wherever they are used later. Not in the namespace are goroutines that fn starts, and /proc/net
+// (use /proc/thread-self/net; /proc/sys/net is right). In a test fn must return its failures, not call t.Fatal, since
+// it runs on another goroutine.
 func (h *Host) Do(fn func() error) error {
 	err := fmt.Errorf("%s: the function did not return: it ended its goroutine", h.Name)
 	onThread(func() {
@@ -65,8 +65,8 @@ func (h *Host) DialContext(ctx context.Context, network, address string) (net.Co
 	})
 }
 
-// Listen listens on the host for connections, as net.Listen does, on a literal address or, with an empty one (":80"), on
-// all of the host's.
+// Listen listens on the host for connections, as net.Listen does, on a literal address or, with an empty one (":80"),
+// on all of the host's.
 func (h *Host) Listen(network, address string) (net.Listener, error) {
 	return in(h, address, func() (net.Listener, error) { return net.Listen(network, address) })
 }
@@ -92,8 +92,8 @@ func in[S any](h *Host, address string, open func() (S, error)) (socket S, err e
 	return socket, nil
 }
 
-// literal refuses an address that the net package would have to resolve: it does so on other goroutines, which are not in
-// the namespace.
+// literal refuses an address that the net package would have to resolve: it does so on other goroutines, which are not
+// in the namespace.
 func literal(address string) error {
 	host := address
 	if _, err := netip.ParseAddr(address); err != nil && strings.Contains(address, ":") {

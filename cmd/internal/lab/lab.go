@@ -9,8 +9,8 @@
 //	director 10.0.2.2         web1 10.0.11.2     web2 10.0.12.2     …
 //
 // Each host has a /24 of its own on the one link to the router, where it is called eth0; the router has .1 in each
-// subnet and names the links after the hosts. The router sends the virtual address, 198.51.100.80, to the director.
-// All of it is there a second time with IPv6: who is 10.0.11.2 is fd00:0:11::2 as well, in a /64, and the virtual address
+// subnet and names the links after the hosts. The router sends the virtual address, 198.51.100.80, to the director. All
+// of it is there a second time with IPv6: who is 10.0.11.2 is fd00:0:11::2 as well, in a /64, and the virtual address
 // 2001:db8:100::80. Nothing is made in, and nothing leads to, the network namespace of the caller.
 package lab
 
@@ -40,12 +40,15 @@ type Spec struct {
 
 // Link is the link between a host and the router. The zero value is the default.
 type Link struct {
-	MTU int // at both ends, in bytes without the Ethernet header; 0 means 1500; below 1280 the link has no IPv6 (RFC 8200, section 5)
-	// Segmented makes the router cut what it sends on this link into packets of the MTU, as a wire demands it. Without it
-	// a super-packet of segmentation offload passes the link as one.
+	// at both ends, in bytes without the Ethernet header; 0 means 1500; below 1280 the link has no IPv6 (RFC 8200,
+	// section 5)
+	MTU int
+	// Segmented makes the router cut what it sends on this link into packets of the MTU, as a wire demands it. Without
+	// it a super-packet of segmentation offload passes the link as one.
 	Segmented bool
-	// GRO makes the host's end gather the segments that come in within that time into super-packets, as a network card does
-	// (generic receive offload): 50 µs is usual. It finds something to gather only with Segmented. 0 leaves it off.
+	// GRO makes the host's end gather the segments that come in within that time into super-packets, as a network card
+	// does (generic receive offload): 50 µs is usual. It finds something to gather only with Segmented. 0 leaves it
+	// off.
 	GRO time.Duration
 }
 
@@ -115,8 +118,9 @@ func plan(spec Spec) ([]*Host, error) {
 			Name:      name,
 			Namespace: spec.Prefix + "-" + name,
 			Addr:      netip.AddrFrom4([4]byte{10, 0, byte(subnet), byte(last)}),
-			Addr6:     netip.MustParseAddr(fmt.Sprintf("fd00:0:%d::%d", subnet, last)), // the same digits, though these are hexadecimal
-			work:      make(chan func()),
+			// the same digits, though these are hexadecimal
+			Addr6: netip.MustParseAddr(fmt.Sprintf("fd00:0:%d::%d", subnet, last)),
+			work:  make(chan func()),
 		}
 	}
 	hosts := []*Host{host("router", 1, 1), host("client", 1, 2), host("director", 2, 2)}
@@ -187,8 +191,8 @@ func (l *Lab) build(spec Spec, hosts []*Host) error {
 
 // Close ends the processes that the lab's hosts run, with SIGTERM, and SIGKILL five seconds later, and deletes the
 // namespaces. It returns an error when a process had to be killed or a namespace could not be deleted. Calling it again
-// does nothing and returns the same error. Sockets and counters which the caller made in the lab are the caller's to close:
-// they keep their namespace, then without links, alive.
+// does nothing and returns the same error. Sockets and counters which the caller made in the lab are the caller's to
+// close: they keep their namespace, then without links, alive.
 func (l *Lab) Close() error {
 	l.closeOnce.Do(func() { l.closeErr = l.close() })
 	return l.closeErr

@@ -141,8 +141,8 @@ func TestEveryHostReachesEveryOther(t *testing.T) {
 	}
 }
 
-// What the lab exists for: packets to the VIP reach the director, and replies with the VIP as source pass the router from
-// a web server's link.
+// What the lab exists for: packets to the VIP reach the director, and replies with the VIP as source pass the router
+// from a web server's link.
 func TestVIP(t *testing.T) {
 	l := newLab(t, "vip")
 	t.Run("IPv4", func(t *testing.T) { passesVIP(t, l, l.VIP, l.Client.Addr) })
@@ -266,7 +266,8 @@ func TestSmallMTU(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces")
 	}
-	l, err := New(Spec{Prefix: prefix("small"), Webs: 2, Links: map[string]Link{"web1": {MTU: 1279}, "web2": {MTU: 1280}}})
+	l, err := New(Spec{Prefix: prefix("small"), Webs: 2, Links: map[string]Link{"web1": {MTU: 1279},
+		"web2": {MTU: 1280}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,8 +62,8 @@ func onThread(fn func()) {
 	<-done
 }
 
-// claim makes sure that one process at a time has a lab of this prefix. The claim is an abstract Unix socket, which ends
-// with its process and leaves no file.
+// claim makes sure that one process at a time has a lab of this prefix. The claim is an abstract Unix socket, which
+// ends with its process and leaves no file.
 func claim(prefix string) (net.Listener, error) {
 	address := "@vstun-lab-" + prefix
 	lock, err := net.Listen("unix", address)
@@ -145,7 +145,8 @@ func (h *Host) create() error {
 	return <-started
 }
 
-// serve runs on the host's own thread, inside its namespace, what must come from a thread that lives as long as the lab.
+// serve runs on the host's own thread, inside its namespace, what must come from a thread that lives as long as the
+// lab.
 func (h *Host) serve() {
 	for {
 		select {

@@ -11,11 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deferIRQs is how many polls may find nothing before a held super-packet goes up: napi_defer_hard_irqs of a link with GRO.
+// deferIRQs is how many polls may find nothing before a held super-packet goes up: napi_defer_hard_irqs of a link with
+// GRO.
 const deferIRQs = 4
 
 // segmentation is what makes super-packets of TCP leave a link as they are, by ethtool's names.
-var segmentation = []string{"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation", "tx-tcp6-segmentation", "tx-generic-segmentation"}
+var segmentation = []string{"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation",
+	"tx-tcp6-segmentation", "tx-generic-segmentation"}
 
 // offload sets what Link says about super-packets on the link between a host and the router.
 func (l *Lab) offload(h *Host, link Link) error {
@@ -39,7 +41,8 @@ func (l *Lab) offload(h *Host, link Link) error {
 	return nil
 }
 
-// Offload switches an offload of a host's link to the router on or off, by ethtool's name for it ("tx-udp-segmentation").
+// Offload switches an offload of a host's link to the router on or off, by ethtool's name for it
+// ("tx-udp-segmentation").
 func (h *Host) Offload(feature string, on bool) error {
 	if err := h.Do(func() error { return setFeatures(uplink, on, feature) }); err != nil {
 		return fmt.Errorf("%s: switch %s of %s: %w", h.Name, feature, uplink, err)
@@ -61,8 +64,8 @@ func setFeatures(link string, on bool, features ...string) error {
 	return e.Change(link, set)
 }
 
-// holdGRO sets how long a link of this thread's namespace holds super-packets back to make them larger. It spoils the thread
-// for everything but Do: the values are in sysfs only, where this namespace's devices are in a mount of its own.
+// holdGRO sets how long a link of this thread's namespace holds super-packets back to make them larger. It spoils the
+// thread for everything but Do: the values are in sysfs only, where this namespace's devices are in a mount of its own.
 func holdGRO(link string, hold time.Duration) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)
@@ -73,8 +76,10 @@ func holdGRO(link string, hold time.Duration) error {
 	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
 		return fmt.Errorf("mount sysfs: %w", err)
 	}
-	for file, value := range map[string]int64{"gro_flush_timeout": hold.Nanoseconds(), "napi_defer_hard_irqs": deferIRQs} {
-		if err := os.WriteFile(filepath.Join("/sys/class/net", link, file), []byte(strconv.FormatInt(value, 10)), 0); err != nil {
+	for file, value := range map[string]int64{"gro_flush_timeout": hold.Nanoseconds(),
+		"napi_defer_hard_irqs": deferIRQs} {
+		if err := os.WriteFile(filepath.Join("/sys/class/net", link, file), []byte(strconv.FormatInt(value, 10)),
+			0); err != nil {
 			return err
 		}
 	}

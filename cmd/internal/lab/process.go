@@ -29,16 +29,17 @@ type Process struct {
 	err    error // valid once done is closed
 }
 
-// Start starts a command on the host. Standard output and error go to Process.Output where the command has no writer for
-// them. The command must not have been started, and its Wait must not be called: use the Process.
+// Start starts a command on the host. Standard output and error go to Process.Output where the command has no writer
+// for them. The command must not have been started, and its Wait must not be called: use the Process.
 //
-// The child leads a process group of its own, so that a Ctrl-C at the terminal goes to the caller only, and what is left
-// of the group is killed when the child ends. The child is killed when the caller dies, however it dies; a grandchild is
-// not, so start servers in the foreground and, where they can, as one process. It has the host's network and everything
-// else of the caller's machine, /sys/class/net included.
+// The child leads a process group of its own, so that a Ctrl-C at the terminal goes to the caller only, and what is
+// left of the group is killed when the child ends. The child is killed when the caller dies, however it dies; a
+// grandchild is not, so start servers in the foreground and, where they can, as one process. It has the host's network
+// and everything else of the caller's machine, /sys/class/net included.
 func (h *Host) Start(cmd *exec.Cmd) (*Process, error) { return h.launch(cmd, nil) }
 
-// StartOn is Start with a process whose threads, from the first on, run on one CPU only: 0, 1, … as the kernel numbers them.
+// StartOn is Start with a process whose threads, from the first on, run on one CPU only: 0, 1, … as the kernel numbers
+// them.
 func (h *Host) StartOn(cpu int, cmd *exec.Cmd) (*Process, error) {
 	cpus := &unix.CPUSet{}
 	cpus.Set(cpu)
@@ -79,8 +80,8 @@ func (h *Host) launch(cmd *exec.Cmd, cpus *unix.CPUSet) (*Process, error) {
 	return p, nil
 }
 
-// Run starts a command on the host, waits for its end and returns what it wrote to standard output. Its error has the end
-// of what it wrote to standard error. The command must not have writers for either.
+// Run starts a command on the host, waits for its end and returns what it wrote to standard output. Its error has the
+// end of what it wrote to standard error. The command must not have writers for either.
 func (h *Host) Run(cmd *exec.Cmd) ([]byte, error) {
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
@@ -156,8 +157,8 @@ func (p *Process) Wait() error {
 // Signal sends a signal to the process; os.ErrProcessDone if it has ended.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop ends the process with SIGTERM, after five seconds with SIGKILL, and waits for its end. It returns nil if the exit
-// status was 0, also when the process had ended before.
+// Stop ends the process with SIGTERM, after five seconds with SIGKILL, and waits for its end. It returns nil if the
+// exit status was 0, also when the process had ended before.
 func (p *Process) Stop() error {
 	if err := p.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("%s: SIGTERM: %w", p.name, err)

@@ -43,7 +43,8 @@ func TestProcess(t *testing.T) {
 		t.Errorf("Signal to an ended process: %v", err)
 	}
 
-	if _, err := l.Director.Start(exec.Command("/nonexistent")); err == nil || !strings.Contains(err.Error(), "director") {
+	if _, err := l.Director.Start(exec.Command("/nonexistent")); err == nil || !strings.Contains(err.Error(),
+		"director") {
 		t.Errorf("Start of a program that is not there: %v", err)
 	}
 }
@@ -97,7 +98,8 @@ func TestCloseEndsProcesses(t *testing.T) {
 	}
 
 	err = l.Close()
-	if !errors.Is(err, ErrKilled) || !strings.Contains(err.Error(), "web1: sh") || strings.Contains(err.Error(), "sleep") {
+	if !errors.Is(err, ErrKilled) || !strings.Contains(err.Error(), "web1: sh") || strings.Contains(err.Error(),
+		"sleep") {
 		t.Errorf("Close: %v, want an error about web1's sh only", err)
 	}
 	if again := l.Close(); again != err {
@@ -125,6 +127,7 @@ func TestTail(t *testing.T) {
 		}
 	}
 	if got, want := out.String(), string(all[len(all)-tailSize:]); got != want {
-		t.Errorf("got %d bytes that end in %q, want %d that end in %q", len(got), got[len(got)-20:], len(want), want[len(want)-20:])
+		t.Errorf("got %d bytes that end in %q, want %d that end in %q", len(got), got[len(got)-20:], len(want),
+			want[len(want)-20:])
 	}
 }

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nobody is a MAC address that no host of a lab has: the kernel that gets a frame for it counts the frame on its link and
-// drops it before it looks at the packet (ip_rcv in net/ipv4/ip_input.c, PACKET_OTHERHOST), the cheapest end there is.
+// Nobody is a MAC address that no host of a lab has: the kernel that gets a frame for it counts the frame on its link
+// and drops it before it looks at the packet (ip_rcv in net/ipv4/ip_input.c, PACKET_OTHERHOST), the cheapest end there
+// is.
 func Nobody() net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01} }
 
 const policyTables = 1000 // a table of RouteFrom is this and the link's index; the rules' priority, too
@@ -46,15 +47,16 @@ func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
 	})
 }
 
-// Sink makes addr, in a link's subnet, a place where packets end: they leave by the link to Nobody, so that the host at its other
-// end counts and drops them.
+// Sink makes addr, in a link's subnet, a place where packets end: they leave by the link to Nobody, so that the host at
+// its other end counts and drops them.
 func (h *Host) Sink(link string, addr netip.Addr) error {
 	return h.do("sink", func() error {
 		dev, err := net.InterfaceByName(link)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", link, err)
 		}
-		neighbour := &netlink.Neigh{LinkIndex: dev.Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: Nobody()}
+		neighbour := &netlink.Neigh{LinkIndex: dev.Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(),
+			HardwareAddr: Nobody()}
 		if err := netlink.NeighSet(neighbour); err != nil {
 			return fmt.Errorf("neighbour %s on %s: %w", addr, link, err)
 		}
@@ -77,7 +79,8 @@ func (h *Host) Own(addr netip.Addr) error {
 			return e
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s: own address %v: the kernel has not made it ready within %v", h.Name, addr, carrierTimeout)
+			return fmt.Errorf("%s: own address %v: the kernel has not made it ready within %v", h.Name, addr,
+				carrierTimeout)
 		}
 	}
 	return err
@@ -114,8 +117,8 @@ func (h *Host) MAC(link string) (mac net.HardwareAddr, err error) {
 	return mac, err
 }
 
-// Received is how many frames have come in by a link of the host since it was made, by the link's own statistics: unlike a Counter it
-// costs them nothing, and tells none from another.
+// Received is how many frames have come in by a link of the host since it was made, by the link's own statistics:
+// unlike a Counter it costs them nothing, and tells none from another.
 func (h *Host) Received(link string) (frames uint64, err error) {
 	err = h.do("frames received", func() error {
 		dev, err := netlink.LinkByName(link)

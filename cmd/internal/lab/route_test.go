@@ -14,14 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A detour: the router sends what comes from the client for an address to the director, and what comes from there to web1.
+// A detour: the router sends what comes from the client for an address to the director, and what comes from there to
+// web1.
 func TestRoutes(t *testing.T) {
 	l := newLab(t, "route")
 	t.Run("IPv4", func(t *testing.T) {
-		makesDetour(t, l, netip.MustParseAddr("198.51.100.90"), "net.ipv4.ip_forward", func(h *Host) netip.Addr { return h.Addr })
+		makesDetour(t, l, netip.MustParseAddr("198.51.100.90"), "net.ipv4.ip_forward",
+			func(h *Host) netip.Addr { return h.Addr })
 	})
 	t.Run("IPv6", func(t *testing.T) {
-		makesDetour(t, l, netip.MustParseAddr("2001:db8:100::90"), "net.ipv6.conf.all.forwarding", func(h *Host) netip.Addr { return h.Addr6 })
+		makesDetour(t, l, netip.MustParseAddr("2001:db8:100::90"), "net.ipv6.conf.all.forwarding",
+			func(h *Host) netip.Addr { return h.Addr6 })
 	})
 }
 

@@ -23,8 +23,9 @@ const (
 	minMTU6        = 1280 // IPv6 is off on links with less
 )
 
-// ipv6Sysctls is what IPv6 hosts in a lab are like: their addresses can be used at once, since duplicate address detection
-// (RFC 4862, section 5.4) is off, and they look for no other router. Otherwise they are as the kernel makes them.
+// ipv6Sysctls is what IPv6 hosts in a lab are like: their addresses can be used at once, since duplicate address
+// detection (RFC 4862, section 5.4) is off, and they look for no other router. Otherwise they are as the kernel makes
+// them.
 func ipv6Sysctls(forward string) [][2]string {
 	return [][2]string{
 		{"net.ipv6.conf.all.forwarding", forward}, // first: changing it resets others
@@ -128,7 +129,8 @@ func (l *Lab) connect(h *Host, link Link) error {
 
 func (l *Lab) routeVIP() error {
 	err := l.Router.Do(func() error {
-		if err := addRoute(netip.PrefixFrom(l.VIP, l.VIP.BitLen()), l.Director.Addr); err != nil || !l.Director.Addr6.IsValid() {
+		if err := addRoute(netip.PrefixFrom(l.VIP, l.VIP.BitLen()), l.Director.Addr); err != nil ||
+			!l.Director.Addr6.IsValid() {
 			return err
 		}
 		return addRoute(netip.PrefixFrom(l.VIP6, l.VIP6.BitLen()), l.Director.Addr6)
@@ -161,7 +163,8 @@ func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 	}
 }
 
-// operational reports whether a link is up, and its addresses are there: IPv6 ones the kernel makes ready a moment after they were added.
+// operational reports whether a link is up, and its addresses are there: IPv6 ones the kernel makes ready a moment
+// after they were added.
 func (h *Host) operational(name string) (up bool, err error) {
 	err = h.Do(func() error {
 		link, err := netlink.LinkByName(name)
@@ -179,7 +182,8 @@ func (h *Host) operational(name string) (up bool, err error) {
 // settled reports whether servers can be bound to the addresses of a link of this thread's namespace.
 func settled(link netlink.Link) (bool, error) {
 	addrs, err := netlink.AddrList(link, unix.AF_INET6)
-	return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }), err
+	return err == nil && !slices.ContainsFunc(addrs,
+		func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }), err
 }
 
 // disconnect deletes all links, so that nothing flows any more even when something keeps a namespace alive.
@@ -208,7 +212,8 @@ func (l *Lab) disconnect() error {
 	})
 }
 
-// raise gives a link of this thread's namespace its addresses, in a /24 and, if there is one of IPv6, in a /64, and sets it up.
+// raise gives a link of this thread's namespace its addresses, in a /24 and, if there is one of IPv6, in a /64, and
+// sets it up.
 func raise(name string, addr, addr6 netip.Addr) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {

@@ -30,7 +30,8 @@ func write(args []string) error {
 	for _, c := range []*cobra.Command{director.Command(), agent.Command()} {
 		daemon.Prepare(c)
 		c.DisableAutoGenTag = true
-		header := &doc.GenManHeader{Section: "8", Source: "vstun " + daemon.Version(), Manual: "LVS/TUN load balancing in user space"}
+		header := &doc.GenManHeader{Section: "8", Source: "vstun " + daemon.Version(),
+			Manual: "LVS/TUN load balancing in user space"}
 		if err := doc.GenManTree(c, header, args[0]); err != nil {
 			return err
 		}

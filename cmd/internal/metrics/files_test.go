@@ -95,7 +95,8 @@ func TestDashboard(t *testing.T) {
 		ids[p.ID] = true
 		for _, target := range p.Targets {
 			queries++
-			expr := strings.NewReplacer("$__rate_interval", "5m", "$director", ".*", "$agent", ".*", "$service", ".*").Replace(target.Expr)
+			expr := strings.NewReplacer("$__rate_interval", "5m", "$director", ".*", "$agent", ".*", "$service",
+				".*").Replace(target.Expr)
 			rules += fmt.Sprintf("      - record: dashboard:query%d\n        expr: %q\n", queries, expr)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package metrics is what Prometheus reads of both programs, and the HTTP server on which it does. Everything is collected when somebody asks, from
-// what the control socket answers too: the packet path knows nothing of it.
+// Package metrics is what Prometheus reads of both programs, and the HTTP server on which it does. Everything is
+// collected when somebody asks, from what the control socket answers too: the packet path knows nothing of it.
 package metrics
 
 import (
@@ -17,8 +17,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Metrics are asked for by a few servers every few seconds. With thousands of realservers an answer takes half a second of a CPU: more at a time are
-// refused.
+// Metrics are asked for by a few servers every few seconds. With thousands of realservers an answer takes half a second
+// of a CPU: more at a time are refused.
 const (
 	askedAtOnce  = 3
 	counterValue = prometheus.CounterValue
@@ -65,7 +65,8 @@ func yes(b bool) float64 {
 	return 0
 }
 
-// ago is when it was, in seconds of Unix time to a tenth: else the time that answering takes would make it another one each time.
+// ago is when it was, in seconds of Unix time to a tenth: else the time that answering takes would make it another one
+// each time.
 func ago(seconds float64) float64 {
 	return math.Round((float64(time.Now().UnixMilli())/1000-seconds)*10) / 10
 }
@@ -79,10 +80,13 @@ func buildInfo(program, version string) prometheus.Metric {
 	return prometheus.MustNewConstMetric(buildDesc, gaugeValue, 1, program, version, goVersion)
 }
 
-var buildDesc = prometheus.NewDesc("vstun_build_info", "Which program answers: a constant 1.", []string{"program", "version", "goversion"}, nil)
+var buildDesc = prometheus.NewDesc("vstun_build_info", "Which program answers: a constant 1.",
+	[]string{"program", "version", "goversion"}, nil)
 
-// sendDrops sends the packets refused, by reason: those of a program's reasons that have not occurred too, so that the first one shows as a rise.
-func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(packet.Drop) bool, drops map[string]uint64) {
+// sendDrops sends the packets refused, by reason: those of a program's reasons that have not occurred too, so that the
+// first one shows as a rise.
+func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(packet.Drop) bool,
+	drops map[string]uint64) {
 	all := map[string]uint64{}
 	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
 		if known(d) {

@@ -82,24 +82,30 @@ func must(t *testing.T, all, want map[string]float64) {
 
 // fullDirector is a status with something everywhere.
 func fullDirector() control.DirectorStatus {
-	return control.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
-		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17, Checks: control.Checks{Waiting: 18},
+	return control.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: control.Traffic{Packets: 1,
+		Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17,
+		Checks:        control.Checks{Waiting: 18},
 		Connections:   control.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
 		Leaving:       control.Leaving{Realservers: 15, Connections: 16},
 		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
 		Services: []control.Service{
-			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp", Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,
+			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp",
+				Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,
 				WeightUp: 3, Sorry: true, Realservers: []control.Realserver{
-					{Address: "10.0.11.2", Weight: 4, Effective: 5, Health: "up", Active: 6, Inactive: 7, Connections: 8, Forwarded: control.Traffic{Packets: 9, Bytes: 10},
+					{Address: "10.0.11.2", Weight: 4, Effective: 5, Health: "up", Active: 6, Inactive: 7,
+						Connections: 8, Forwarded: control.Traffic{Packets: 9, Bytes: 10},
 						Check: &control.Check{Last: 1.5, Duration: 0.25, Since: 100}},
 					{Address: "2001:db8:11::2", Health: "down", Check: &control.Check{}},
 				}},
-			{Name: `od"d\`, Protocol: "udp", Realservers: []control.Realserver{{Address: "10.0.11.2", Health: "unchecked"}}},
+			{Name: `od"d\`, Protocol: "udp", Realservers: []control.Realserver{{Address: "10.0.11.2",
+				Health: "unchecked"}}},
 		}}
 }
 
 func fullRealserver() control.RealserverStatus {
-	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80", "2001:db8::80"}, MSS: 1440, MSS6: 1420,
+	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80",
+		"2001:db8::80"}, MSS: 1440, MSS6: 1420,
 		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
 		In:            control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
@@ -118,7 +124,8 @@ func someBatches() []*packet.Batches {
 
 // handlers answer for each program, with something everywhere.
 func handlers() map[string]http.Handler {
-	return map[string]http.Handler{"director": Director(fullDirector, someBatches(), someBatches()[1]), "realserver": Realserver(fullRealserver, someBatches())}
+	return map[string]http.Handler{"director": Director(fullDirector, someBatches(), someBatches()[1]),
+		"realserver": Realserver(fullRealserver, someBatches())}
 }
 
 func TestDirector(t *testing.T) {
@@ -172,17 +179,22 @@ func TestDirector(t *testing.T) {
 		`vstun_realserver_weight{realserver=10.0.11.2,service=od"d\}`:                           0,
 		"vstun_realserver_current_connections{realserver=10.0.11.2," + web + ",state=active}":   6,
 		"vstun_realserver_current_connections{realserver=10.0.11.2," + web + ",state=inactive}": 7,
-		"vstun_service_info{ports=80,8000-8099,protocol=tcp,scheduler=wlc," + web + ",vips=198.51.100.80,2001:db8::80}": 1,
+		"vstun_service_info{ports=80,8000-8099,protocol=tcp,scheduler=wlc," + web +
+			",vips=198.51.100.80,2001:db8::80}": 1,
 	})
-	for _, absent := range []string{`vstun_service_up{service=od"d\}`, `vstun_realserver_up{realserver=10.0.11.2,service=od"d\}`,
-		`vstun_realserver_check_duration_seconds{realserver=10.0.11.2,service=od"d\}`, "vstun_director_dropped_packets_total{reason=tun_error}",
+	for _, absent := range []string{`vstun_service_up{service=od"d\}`,
+		`vstun_realserver_up{realserver=10.0.11.2,service=od"d\}`,
+		`vstun_realserver_check_duration_seconds{realserver=10.0.11.2,service=od"d\}`,
+		"vstun_director_dropped_packets_total{reason=tun_error}",
 		// Of one that has not been checked yet there is no time: it would be the scrape's.
-		"vstun_realserver_check_duration_seconds" + second, "vstun_realserver_last_check_timestamp_seconds" + second, "vstun_realserver_last_change_timestamp_seconds" + second} {
+		"vstun_realserver_check_duration_seconds" + second, "vstun_realserver_last_check_timestamp_seconds" + second,
+		"vstun_realserver_last_change_timestamp_seconds" + second} {
 		if v, there := all[absent]; there {
 			t.Errorf("%s is %v, want none", absent, v)
 		}
 	}
-	for key, seconds := range map[string]float64{"vstun_realserver_last_check_timestamp_seconds": 1.5, "vstun_realserver_last_change_timestamp_seconds": 100} {
+	for key, seconds := range map[string]float64{"vstun_realserver_last_check_timestamp_seconds": 1.5,
+		"vstun_realserver_last_change_timestamp_seconds": 100} {
 		if at := all[key+first]; at < now-seconds-1 || at > now-seconds+60 {
 			t.Errorf("%s is %f, now is %f", key, at, now)
 		}
@@ -219,7 +231,8 @@ func TestLint(t *testing.T) {
 			t.Errorf("%s: %v %v", name, problems, err)
 		}
 	}
-	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches(), someBatches()[1]}, &agent{fullRealserver, someBatches()}} {
+	for _, c := range []prometheus.Collector{&director{fullDirector, someBatches(), someBatches()[1]},
+		&agent{fullRealserver, someBatches()}} {
 		r := prometheus.NewPedanticRegistry()
 		r.MustRegister(c)
 		if _, err := r.Gather(); err != nil {
@@ -260,7 +273,8 @@ func TestReasons(t *testing.T) {
 	}
 	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
 		if in := where[d.String()]; directorReason(d) != (in != "realserver") || agentReason(d) != (in != "director") {
-			t.Errorf("%v: of the director %v, of the agent %v; in the README %q", d, directorReason(d), agentReason(d), in)
+			t.Errorf("%v: of the director %v, of the agent %v; in the README %q", d, directorReason(d), agentReason(d),
+				in)
 		}
 	}
 }
@@ -291,17 +305,21 @@ func manyRealservers() control.DirectorStatus {
 	st := fullDirector()
 	st.Services = nil
 	for i := range 1000 {
-		s := control.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250, i%250)}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Health: "up"}
+		s := control.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250,
+			i%250)}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Health: "up"}
 		for j := range 10 {
-			s.Realservers = append(s.Realservers, control.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250), Weight: 1, Effective: 1, Health: "up", Active: i, Inactive: j,
-				Connections: 1 << 30, Forwarded: control.Traffic{Packets: 1 << 40, Bytes: 1 << 50}, Check: &control.Check{Last: 1, Duration: 0.001, Since: 1000}})
+			s.Realservers = append(s.Realservers, control.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250),
+				Weight: 1, Effective: 1, Health: "up", Active: i, Inactive: j,
+				Connections: 1 << 30, Forwarded: control.Traffic{Packets: 1 << 40, Bytes: 1 << 50},
+				Check: &control.Check{Last: 1, Duration: 0.001, Since: 1000}})
 		}
 		st.Services = append(st.Services, s)
 	}
 	return st
 }
 
-// TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half a second.
+// TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half
+// a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
 	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))

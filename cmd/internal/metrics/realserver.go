@@ -9,7 +9,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Realserver answers with the metrics of a realserver's agent, of which status tells at each request, and batches what its workers count.
+// Realserver answers with the metrics of a realserver's agent, of which status tells at each request, and batches what
+// its workers count.
 func Realserver(status func() control.RealserverStatus, batches []*packet.Batches) http.Handler {
 	return handler(&agent{status, batches})
 }
@@ -22,16 +23,22 @@ type agent struct {
 
 // agentSeries are the metrics of an agent as a whole.
 var agentSeries = []series[control.RealserverStatus]{
-	counter(nil, "vstun_agent_received_packets_total", "Packets received from tunnels.", func(st *control.RealserverStatus) float64 { return float64(st.In.Packets) }),
-	counter(nil, "vstun_agent_received_bytes_total", "Bytes of packets received, with the tunnels' headers.", func(st *control.RealserverStatus) float64 { return float64(st.In.Bytes) }),
-	counter(nil, "vstun_agent_injected_packets_total", "Packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Packets) }),
-	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
+	counter(nil, "vstun_agent_received_packets_total", "Packets received from tunnels.",
+		func(st *control.RealserverStatus) float64 { return float64(st.In.Packets) }),
+	counter(nil, "vstun_agent_received_bytes_total", "Bytes of packets received, with the tunnels' headers.",
+		func(st *control.RealserverStatus) float64 { return float64(st.In.Bytes) }),
+	counter(nil, "vstun_agent_injected_packets_total", "Packets written to the TUN device.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Out.Packets) }),
+	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
 	counter(nil, "vstun_agent_answer_packets_total", "Answers that left by the TUN device and were forwarded.",
 		func(st *control.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
 	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.",
 		func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
-	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
-	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.", func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
+	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which "+
+		"saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
+	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
 	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.",
 		func(st *control.RealserverStatus) float64 { return float64(st.Questions) }),
 	gauge(nil, "vstun_agent_config_last_reload_successful",
@@ -39,13 +46,16 @@ var agentSeries = []series[control.RealserverStatus]{
 		func(st *control.RealserverStatus) float64 { return yes(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_agent_config_last_reload_success_timestamp_seconds", "When the configuration in force was read.",
 		func(st *control.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
-	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.", func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
+	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.",
+		func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
 }
 
 var (
-	agentDrops   = prometheus.NewDesc("vstun_agent_dropped_packets_total", "Packets refused, by reason.", []string{"reason"}, nil)
-	agentBatches = prometheus.NewDesc("vstun_agent_batch_packets", "Reads from the sockets by the packets, or trains of them, that came at once; full batches mean that more were waiting.", []string{"queue"}, nil)
-	agentFrom    = prometheus.NewDesc("vstun_agent_director_packets_total",
+	agentDrops = prometheus.NewDesc("vstun_agent_dropped_packets_total", "Packets refused, by reason.",
+		[]string{"reason"}, nil)
+	agentBatches = prometheus.NewDesc("vstun_agent_batch_packets", "Reads from the sockets by the packets, or "+
+		"trains of them, that came at once; full batches mean that more were waiting.", []string{"queue"}, nil)
+	agentFrom = prometheus.NewDesc("vstun_agent_director_packets_total",
 		"Packets by outer source, of those that directors allows; a bounded number of the last ones.",
 		[]string{"director"}, nil)
 	agentMSS = prometheus.NewDesc("vstun_agent_mss_bytes", "TCP MSS that servers advertise: ip 4 or 6.", []string{"ip"},

@@ -20,8 +20,9 @@ import (
 const (
 	// connections at a time; beyond that, idle ones are closed. A browser keeps up to six for a while
 	maxConns       = 256
-	maxClientConns = 64       // of one address: a browser's, and those of a proxy
-	maxAnswers     = 8        // requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
+	maxClientConns = 64 // of one address: a browser's, and those of a proxy
+	// requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
+	maxAnswers     = 8
 	maxHeaderBytes = 16 << 10 // of a request
 	readTime       = 5 * time.Second
 	writeTime      = time.Minute // for a whole answer; one that is longer sets itself another (http.ResponseController)
@@ -29,7 +30,8 @@ const (
 	turnTime       = 5 * time.Second // for which a request waits
 )
 
-// Server answers GET and HEAD at the address that is configured as metrics, if any. It changes nothing, and knows no secret.
+// Server answers GET and HEAD at the address that is configured as metrics, if any. It changes nothing, and knows no
+// secret.
 type Server struct {
 	mux  *http.ServeMux
 	next chan net.Listener // to be used from now on; nil: none
@@ -61,13 +63,15 @@ func (s *Server) Bind(at netip.AddrPort) (net.Listener, error) {
 	case errors.Is(err, unix.EADDRINUSE) && s.at.IsValid() && s.at.Port() == at.Port():
 		hint = fmt.Sprintf("the program itself is at %v: set another port too, or restart it", s.at)
 	case errors.Is(err, unix.EADDRINUSE):
-		hint = fmt.Sprintf("another program is there (ss -ltnp sport = %d): stop that one, or set another port", at.Port())
+		hint = fmt.Sprintf("another program is there (ss -ltnp sport = %d): stop that one, or set another port",
+			at.Port())
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		hint = "no address of this host: set one (ip address), or 0.0.0.0 or [::] for all"
 	case errors.Is(err, unix.EACCES):
 		hint = "the program may use no port below 1024: set another port"
 	}
-	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) { // to the errno, without the address again
+	// to the errno, without the address again
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
 		err = inner
 	}
 	return nil, fmt.Errorf("metrics %v: %w: %s", at, err, hint)
@@ -166,7 +170,8 @@ func (s *Server) serve(ctx context.Context, l net.Listener) error {
 		return nil
 	}
 	conns := connlimit.New(maxConns, maxClientConns, connlimit.ByAddress)
-	srv := http.Server{Handler: readOnly(inTurn(s.mux)), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
+	srv := http.Server{Handler: readOnly(inTurn(s.mux)), ReadHeaderTimeout: readTime, ReadTimeout: readTime,
+		WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeaderBytes, BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnState: conns.State}
 	defer context.AfterFunc(ctx, func() { srv.Close() })()
@@ -179,13 +184,14 @@ func (s *Server) serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// readOnly lets requests to next that only read, and tells browsers to use the answers for nothing else. A handler that wants more of them says so
-// itself.
+// readOnly lets requests to next that only read, and tells browsers to use the answers for nothing else. A handler that
+// wants more of them says so itself.
 func readOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		for key, value := range map[string]string{
-			"Content-Security-Policy":      "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+			"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; " +
+				"form-action 'none'",
 			"X-Content-Type-Options":       "nosniff",
 			"X-Frame-Options":              "DENY",
 			"Referrer-Policy":              "no-referrer",
@@ -229,6 +235,8 @@ func Links(title string) http.Handler {
 		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = io.WriteString(w, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>"+title+"</title><h1>"+title+
-			"</h1><p><a href=\"metrics\">metrics</a> for Prometheus</p><p><a href=\"status\">status</a> as JSON</p></html>\n") // the client has gone: nobody to tell
+			// the client has gone: nobody to tell
+			"</h1><p><a href=\"metrics\">metrics</a> for Prometheus</p><p><a href=\"status\">status</a> as "+
+			"JSON</p></html>\n")
 	})
 }

@@ -73,18 +73,22 @@ func links(s *Server) {
 func TestServerIsForReading(t *testing.T) {
 	at := freeAddress(t)
 	start(t, at, links)
-	for method, want := range map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "PUT": 405, "DELETE": 405, "OPTIONS": 405, "TRACE": 405} {
+	for method, want := range map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "PUT": 405, "DELETE": 405,
+		"OPTIONS": 405, "TRACE": 405} {
 		status, header, body, err := request(t, method, at, "/status")
 		if err != nil || status != want {
 			t.Errorf("%s: %d %v, want %d", method, status, err, want)
 		}
-		if want == 200 && method == "GET" && body != "fine" || header.Get("X-Content-Type-Options") != "nosniff" || header.Get("Content-Security-Policy") == "" ||
+		if want == 200 && method == "GET" && body != "fine" || header.Get("X-Content-Type-Options") != "nosniff" ||
+			header.Get("Content-Security-Policy") == "" ||
 			want == 405 && header.Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %q %v", method, body, header)
 		}
 	}
-	for path, want := range map[string]int{"/": 200, "/none": 404, "/../etc/passwd": 404, "/debug/pprof/": 404, "/" + strings.Repeat("x", 2*maxHeaderBytes): 431} {
-		if status, _, _, err := request(t, "GET", at, path); status != want { // what is too large is not read to its end: a reset may cut the answer off
+	for path, want := range map[string]int{"/": 200, "/none": 404, "/../etc/passwd": 404, "/debug/pprof/": 404,
+		"/" + strings.Repeat("x", 2*maxHeaderBytes): 431} {
+		// what is too large is not read to its end: a reset may cut the answer off
+		if status, _, _, err := request(t, "GET", at, path); status != want {
 			t.Errorf("%.20s: %d %v, want %d", path, status, err, want)
 		}
 	}
@@ -113,7 +117,8 @@ func TestServerMoves(t *testing.T) {
 		s.Use(l, at)
 	}
 	answers(first, true)
-	if _, err := s.Bind(netip.AddrPortFrom(netip.MustParseAddr("0.0.0.0"), first.Port())); err == nil || !strings.Contains(err.Error(), "the program itself is at "+first.String()) {
+	if _, err := s.Bind(netip.AddrPortFrom(netip.MustParseAddr("0.0.0.0"), first.Port())); err == nil ||
+		!strings.Contains(err.Error(), "the program itself is at "+first.String()) {
 		t.Errorf("%v", err)
 	}
 	move(second)
@@ -133,16 +138,19 @@ func TestServerThatCannotBind(t *testing.T) {
 	}
 	defer taken.Close()
 	for at, want := range map[string]string{
-		taken.Addr().String(): "metrics " + taken.Addr().String() + ": address already in use: another program is there",
-		"192.0.2.1:9464":      "metrics 192.0.2.1:9464: cannot assign requested address: no address of this host",
+		taken.Addr().String(): "metrics " + taken.Addr().String() +
+			": address already in use: another program is there",
+		"192.0.2.1:9464": "metrics 192.0.2.1:9464: cannot assign requested address: no address of this host",
 	} {
-		if l, err := NewServer().Bind(netip.MustParseAddrPort(at)); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") || l != nil {
+		if l, err := NewServer().Bind(netip.MustParseAddrPort(at)); err == nil || !strings.HasPrefix(err.Error(),
+			want) || strings.Contains(err.Error(), "\n") || l != nil {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
 }
 
-// TestServerEndsWithItsClients has one client that sends nothing, one that stops in the middle of its header, and one whose answer goes on.
+// TestServerEndsWithItsClients has one client that sends nothing, one that stops in the middle of its header, and one
+// whose answer goes on.
 func TestServerEndsWithItsClients(t *testing.T) {
 	at := freeAddress(t)
 	begun, ended := make(chan bool, 1), make(chan bool, 1)
@@ -220,7 +228,8 @@ func TestIdleClientsLockNobodyOut(t *testing.T) {
 	}
 }
 
-// TestServerBoundsItsAnswers holds as many answers as the server gives at a time: the others come when those have ended.
+// TestServerBoundsItsAnswers holds as many answers as the server gives at a time: the others come when those have
+// ended.
 func TestServerBoundsItsAnswers(t *testing.T) {
 	at := freeAddress(t)
 	hold, begun := make(chan struct{}), make(chan struct{}, maxAnswers+3)
@@ -253,7 +262,8 @@ func TestServerBoundsItsAnswers(t *testing.T) {
 	}
 	close(hold)
 	for range maxAnswers + more {
-		if status := <-answered; status != http.StatusOK && status != http.StatusServiceUnavailable { // a machine may stand still for long
+		// a machine may stand still for long
+		if status := <-answered; status != http.StatusOK && status != http.StatusServiceUnavailable {
 			t.Errorf("status %d", status)
 		}
 	}

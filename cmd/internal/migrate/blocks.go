@@ -162,7 +162,8 @@ func name(s *statement) string {
 	return s.name()
 }
 
-// splitBraces splits a line before and after each brace that is neither quoted nor part of "${NAME}", which nothing defines.
+// splitBraces splits a line before and after each brace that is neither quoted nor part of "${NAME}", which nothing
+// defines.
 func splitBraces(text string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		begin, quoted := 0, false

@@ -145,7 +145,8 @@ func TestTooLargeFile(t *testing.T) {
 
 // TestKeywordTwice: of a keyword that a check has twice, the last one stays.
 func TestKeywordTwice(t *testing.T) {
-	d, _ := mustImport(t, migrate.Keepalived, "virtual_server 192.0.2.1 25 {\n protocol TCP\n lb_kind TUN\n real_server "+
+	d, _ := mustImport(t, migrate.Keepalived, "virtual_server 192.0.2.1 25 {\n protocol TCP\n lb_kind TUN\n "+
+		"real_server "+
 		"10.0.0.1 25 {\n SMTP_CHECK {\n helo_name a.example\n helo_name b.example\n }\n }\n}\n")
 	if helo := d.Services[0].Realservers[0].Check.Helo; helo != "b.example" {
 		t.Errorf("helo %q, want that of the last line", helo)

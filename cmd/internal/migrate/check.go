@@ -53,7 +53,8 @@ var checkers = map[string]checker{
 	"BFD_CHECK":  {},
 }
 
-// check reads the checkers of a realserver, of which one can stay, and says nil for none. port is that of the real_server.
+// check reads the checkers of a realserver, of which one can stay, and says nil for none. port is that of the
+// real_server.
 func (k *keepalived) check(s *service, r *realserver, port uint16, found []*statement, general settings) *check {
 	found = slices.Clone(found)
 	slices.SortStableFunc(found, func(a, b *statement) int { return checkers[b.name()].rank - checkers[a.name()].rank })
@@ -64,7 +65,8 @@ func (k *keepalived) check(s *service, r *realserver, port uint16, found []*stat
 		}
 		switch {
 		case st.name() == "BFD_CHECK":
-			k.noteOf(s, st.Place, "BFD_CHECK: BFD is none of this: left out: use a check of type ping or tcp with a short interval")
+			k.noteOf(s, st.Place, "BFD_CHECK: BFD is none of this: left out: use a check of type ping or tcp with a "+
+				"short interval")
 		case best != nil:
 			k.noteOf(s, st.Place, "%s: a realserver has one check, and that of line %d stays: left out: a check of "+
 				"type exec can do several things", st.name(), best.Line)
@@ -90,16 +92,19 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 		case "connect_ip":
 			a, err := netip.ParseAddr(st.arg(1))
 			if err != nil || a != r.address && !slices.Contains(s.vips, a) {
-				k.noteOf(s, st.Place, "connect_ip %s: no counterpart: left out: the check goes to this realserver", st.arg(1))
+				k.noteOf(s, st.Place, "connect_ip %s: no counterpart: left out: the check goes to this realserver",
+					st.arg(1))
 			}
 		case "connect_port":
 			connectPort, _ = k.port(st.Place, "connect_port", st.arg(1))
 		case "bindto", "bind_if", "bind_port":
-			k.noteOf(s, st.Place, "%s: no counterpart: left out: checks come from the address that the route gives", st.name())
+			k.noteOf(s, st.Place, "%s: no counterpart: left out: checks come from the address that the route gives",
+				st.name())
 		case "fwmark":
 			k.noteOf(s, st.Place, "fwmark of a check: no counterpart: left out")
 		case "log_all_failures":
-			k.noteOf(s, st.Place, "log_all_failures: no counterpart: left out: director status shows the last check's reason")
+			k.noteOf(s, st.Place, "log_all_failures: no counterpart: left out: director status shows the last "+
+				"check's reason")
 		default:
 			if !t.read(k, s, block.name(), st) {
 				own = append(own, st)
@@ -155,8 +160,8 @@ func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	return list
 }
 
-// settlePort says where a check goes. keepalived connects to the realserver's own address; where it does so at a port of the service, the same server
-// is meant that clients reach by the VIP.
+// settlePort says where a check goes. keepalived connects to the realserver's own address; where it does so at a port
+// of the service, the same server is meant that clients reach by the VIP.
 func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool {
 	if c.onDirector() {
 		c.via = "direct"
@@ -193,11 +198,13 @@ const (
 // queryTypes are the types of records that a check can ask for, of those that keepalived can.
 var queryTypes = []string{"A", "AAAA", "NS", "CNAME", "SOA", "MX", "TXT"}
 
-// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due, explicit where delay_before_retry says when.
+// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due, explicit where
+// delay_before_retry says when.
 func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration, explicit bool) {
 	bound := func(name string, d *time.Duration, least, most time.Duration) {
 		if within := min(max(*d, least), most); within != *d {
-			k.noteOf(s, c.Place, "%s of %s: %s is in its place: want %s to %s", name, duration(*d), duration(within), duration(least), duration(most))
+			k.noteOf(s, c.Place, "%s of %s: %s is in its place: want %s to %s", name, duration(*d), duration(within),
+				duration(least), duration(most))
 			*d = within
 		}
 	}
@@ -206,7 +213,8 @@ func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay tim
 	c.fall = min(retry+1, mostFall)
 	theirs := c.interval + c.timeout + time.Duration(retry)*(retryDelay+c.timeout)
 	if ours := time.Duration(c.fall)*c.interval + c.timeout; ours > theirs*3/2 || explicit && ours != theirs {
-		k.noteOf(s, s.Place, "retry %d, %s apart, becomes fall = %d, %s apart: a dead realserver is out within %s, with keepalived within %s: shorten interval where that is too long",
+		k.noteOf(s, s.Place, "retry %d, %s apart, becomes fall = %d, %s apart: a dead realserver is out within %s, "+
+			"with keepalived within %s: shorten interval where that is too long",
 			retry, duration(retryDelay), c.fall, duration(c.interval), duration(ours), duration(theirs))
 	}
 }
@@ -243,7 +251,8 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 			case st.find("path") == nil:
 				k.noteOf(s, st.Place, "url without a path: left out, as by keepalived: write path in the check")
 			case url != nil:
-				k.noteOf(s, st.Place, "url: a check has one, and that of line %d stays: left out: let the server's own check page look at the others", url.Line)
+				k.noteOf(s, st.Place, "url: a check has one, and that of line %d stays: left out: let the server's "+
+					"own check page look at the others", url.Line)
 			default:
 				url = st
 			}
@@ -284,7 +293,8 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 				status = append(status, w)
 			}
 		case "digest":
-			k.noteOf(s, st.Place, "digest: no counterpart: left out: write body, a regular expression that a good page matches")
+			k.noteOf(s, st.Place, "digest: no counterpart: left out: write body, a regular expression that a good "+
+				"page matches")
 		case "regex":
 			body = first
 		case "regex_no_match":
@@ -357,7 +367,8 @@ func isStatus(text string) bool {
 // isHost reports whether it can be a Host header: a name or an address, with or without a port.
 func isHost(text string) bool {
 	return text != "" && len(text) <= 253 && strings.IndexFunc(text, func(r rune) bool {
-		return r >= 0x80 || lower(byte(r)) < 'a' && (r < '0' || r > '9') && !strings.ContainsRune(".:-_[]", r) || lower(byte(r)) > 'z'
+		return r >= 0x80 || lower(byte(r)) < 'a' && (r < '0' || r > '9') && !strings.ContainsRune(".:-_[]", r) ||
+			lower(byte(r)) > 'z'
 	}) < 0
 }
 
@@ -379,7 +390,10 @@ func percentEncoded(path string) string {
 // isDomain reports whether it is a domain name (RFC 1035, section 2.3.4).
 func isDomain(text string) bool {
 	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
-	return text == "." || isHost(text) && !slices.ContainsFunc(labels, func(l string) bool { return l == "" || len(l) > 63 })
+	return text == "." || isHost(text) && !slices.ContainsFunc(labels, func(l string) bool {
+		return l == "" ||
+			len(l) > 63
+	})
 }
 
 // body takes a regular expression, which keepalived reads as PCRE2 does, and we as RE2.
@@ -392,9 +406,11 @@ func (k *keepalived) body(s *service, c *check, at Place, expression, options st
 	}
 	switch _, err := regexp.Compile(expression); {
 	case noMatch:
-		k.noteOf(s, at, "regex_no_match: no counterpart: the regex is left out: write body, a regular expression that a good page matches")
+		k.noteOf(s, at, "regex_no_match: no counterpart: the regex is left out: write body, a regular expression "+
+			"that a good page matches")
 	case err != nil || !utf8.ValidString(expression):
-		k.noteOf(s, at, "regex %q: is none of RE2's (%v): left out: write body, a regular expression that a good page matches", expression, err)
+		k.noteOf(s, at, "regex %q: is none of RE2's (%v): left out: write body, a regular expression that a good "+
+			"page matches", expression, err)
 	default:
 		c.add("body", quote(expression))
 	}
@@ -453,16 +469,19 @@ func (k *keepalived) miscCheck(s *service, c *check, block *statement, t setting
 			k.timer(s, st, &c.timeout)
 		case "misc_dynamic":
 			if isTrue(st.arg(1)) {
-				k.noteOf(s, st.Place, "misc_dynamic: no counterpart: an exit status other than 0 is a failure here: set weights by director set")
+				k.noteOf(s, st.Place, "misc_dynamic: no counterpart: an exit status other than 0 is a failure here: "+
+					"set weights by director set")
 			}
 		case "user":
-			k.noteOf(s, st.Place, "user %s: no counterpart: commands run as the director's user: let the command change it (setpriv, runuser)", st.arg(1))
+			k.noteOf(s, st.Place, "user %s: no counterpart: commands run as the director's user: let the command "+
+				"change it (setpriv, runuser)", st.arg(1))
 		default:
 			k.unknown(s, block, st)
 		}
 	}
 	if !isCommand(command) {
-		k.noteOf(s, c.Place, "MISC_CHECK: %q is no command with an absolute path: left out: write command in a check of type exec", strings.Join(command, " "))
+		k.noteOf(s, c.Place, "MISC_CHECK: %q is no command with an absolute path: left out: write command in a "+
+			"check of type exec", strings.Join(command, " "))
 		return false
 	}
 	c.add("command", list(command))

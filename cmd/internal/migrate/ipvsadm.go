@@ -10,10 +10,11 @@ import (
 	"time"
 )
 
-// IPVSAdm imports what ipvsadm-save, or ipvsadm -S, prints, and what ipvsadm -R reads: a line for each service, "-A", and each realserver, "-a". It also
-// takes lines that begin with the program's name, as scripts have them.
+// IPVSAdm imports what ipvsadm-save, or ipvsadm -S, prints, and what ipvsadm -R reads: a line for each service, "-A",
+// and each realserver, "-a". It also takes lines that begin with the program's name, as scripts have them.
 func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
-	p := &ipvsadm{plan: &plan{program: "ipvsadm", schedulers: options.Schedulers}, known: map[string]*service{}, lost: map[string]bool{}}
+	p := &ipvsadm{plan: &plan{program: "ipvsadm", schedulers: options.Schedulers}, known: map[string]*service{},
+		lost: map[string]bool{}}
 	n := 0
 	for raw := range strings.Lines(string(text)) {
 		n++
@@ -41,20 +42,28 @@ type ipvsadm struct {
 	lost  map[string]bool     // those that have been left out
 }
 
-// ruleOptions are ipvsadm's options: the short names, and whether a value follows: 'n'o, 'y'es, or 'm'aybe. See ipvsadm(8).
+// ruleOptions are ipvsadm's options: the short names, and whether a value follows: 'n'o, 'y'es, or 'm'aybe. See
+// ipvsadm(8).
 var ruleOptions = map[string]struct {
 	short string
 	value byte
 }{
-	"add-service": {"A", 'n'}, "edit-service": {"E", 'n'}, "delete-service": {"D", 'n'}, "clear": {"C", 'n'}, "restore": {"R", 'n'}, "save": {"S", 'n'},
-	"add-server": {"a", 'n'}, "edit-server": {"e", 'n'}, "delete-server": {"d", 'n'}, "list": {"L", 'n'}, "zero": {"Z", 'n'},
-	"set": {"", 'n'}, "start-daemon": {"", 'y'}, "stop-daemon": {"", 'y'},
-	"tcp-service": {"t", 'y'}, "udp-service": {"u", 'y'}, "sctp-service": {"", 'y'}, "fwmark-service": {"f", 'y'}, "ipv6": {"6", 'n'},
-	"scheduler": {"s", 'y'}, "sched-flags": {"b", 'y'}, "pe": {"", 'y'}, "persistent": {"p", 'm'}, "netmask": {"M", 'y'}, "ops": {"o", 'n'},
-	"real-server": {"r", 'y'}, "gatewaying": {"g", 'n'}, "ipip": {"i", 'n'}, "masquerading": {"m", 'n'}, "weight": {"w", 'y'},
+	"add-service": {"A", 'n'}, "edit-service": {"E", 'n'}, "delete-service": {"D", 'n'}, "clear": {"C", 'n'},
+	"restore": {"R", 'n'}, "save": {"S", 'n'},
+	"add-server": {"a", 'n'}, "edit-server": {"e", 'n'}, "delete-server": {"d", 'n'}, "list": {"L", 'n'},
+	"zero": {"Z", 'n'},
+	"set":  {"", 'n'}, "start-daemon": {"", 'y'}, "stop-daemon": {"", 'y'},
+	"tcp-service": {"t", 'y'}, "udp-service": {"u", 'y'}, "sctp-service": {"", 'y'}, "fwmark-service": {"f", 'y'},
+	"ipv6":      {"6", 'n'},
+	"scheduler": {"s", 'y'}, "sched-flags": {"b", 'y'}, "pe": {"", 'y'}, "persistent": {"p", 'm'},
+	"netmask": {"M", 'y'}, "ops": {"o", 'n'},
+	"real-server": {"r", 'y'}, "gatewaying": {"g", 'n'}, "ipip": {"i", 'n'}, "masquerading": {"m", 'n'},
+	"weight":      {"w", 'y'},
 	"u-threshold": {"x", 'y'}, "l-threshold": {"y", 'y'},
-	"tun-type": {"", 'y'}, "tun-port": {"", 'y'}, "tun-nocsum": {"", 'n'}, "tun-csum": {"", 'n'}, "tun-remcsum": {"", 'n'},
-	"mcast-interface": {"", 'y'}, "mcast-group": {"", 'y'}, "mcast-port": {"", 'y'}, "mcast-ttl": {"", 'y'}, "sync-maxlen": {"", 'y'}, "syncid": {"", 'y'},
+	"tun-type": {"", 'y'}, "tun-port": {"", 'y'}, "tun-nocsum": {"", 'n'}, "tun-csum": {"", 'n'},
+	"tun-remcsum":     {"", 'n'},
+	"mcast-interface": {"", 'y'}, "mcast-group": {"", 'y'}, "mcast-port": {"", 'y'}, "mcast-ttl": {"", 'y'},
+	"sync-maxlen": {"", 'y'}, "syncid": {"", 'y'},
 	"numeric": {"n", 'n'}, "exact": {"", 'n'}, "nosort": {"", 'n'}, "sort": {"", 'n'},
 }
 
@@ -122,12 +131,14 @@ func parseRule(words []string) (rule, error) {
 		}
 	}
 	if commands != 1 {
-		return r, fmt.Errorf("%q holds %d commands of ipvsadm: want one, as ipvsadm-save -n prints it", strings.Join(words, " "), commands)
+		return r, fmt.Errorf("%q holds %d commands of ipvsadm: want one, as ipvsadm-save -n prints it",
+			strings.Join(words, " "), commands)
 	}
 	return r, nil
 }
 
-var commandsOfRules = []string{"add-service", "add-server", "edit-service", "edit-server", "delete-service", "delete-server", "clear", "restore", "save", "list",
+var commandsOfRules = []string{"add-service", "add-server", "edit-service", "edit-server", "delete-service",
+	"delete-server", "clear", "restore", "save", "list",
 	"zero", "set", "start-daemon", "stop-daemon"}
 
 // rule takes a line.
@@ -144,7 +155,8 @@ func (p *ipvsadm) rule(at Place, r rule) {
 			}
 		}
 	case r.has("start-daemon"):
-		p.note(at, "--start-daemon: connections are not synchronised between directors: a failover ends those that another realserver gets")
+		p.note(at, "--start-daemon: connections are not synchronised between directors: a failover ends those that "+
+			"another realserver gets")
 	case r.has("edit-service"), r.has("edit-server"), r.has("delete-service"), r.has("delete-server"):
 		p.note(at, "changes what is there: left out: import what ipvsadm-save -n prints once it has run")
 	} // The others change no rule, or are for a table that is empty.
@@ -162,7 +174,8 @@ func (r rule) key() (option, value string) {
 
 func (p *ipvsadm) addService(at Place, r rule) {
 	option, value := r.key()
-	s := &service{Place: at, source: printable(shortFor[option] + " " + value), protocol: strings.TrimSuffix(option, "-service")}
+	s := &service{Place: at, source: printable(shortFor[option] + " " + value), protocol: strings.TrimSuffix(option,
+		"-service")}
 	id := option + " " + value
 	switch {
 	case option == "":
@@ -213,12 +226,14 @@ func (p *ipvsadm) addService(at Place, r rule) {
 	p.services = append(p.services, s)
 }
 
-var shortFor = map[string]string{"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service", "fwmark-service": "-f"}
+var shortFor = map[string]string{"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service",
+	"fwmark-service": "-f"}
 
 // hostPort reads "192.0.2.1:80", "[2001:db8::1]:80", and the same without a port, which is every port.
 func hostPort(text string) (netip.Addr, uint16, error) {
 	host, port := text, "0"
-	if i := strings.LastIndexByte(text, ':'); i >= 0 && (strings.HasPrefix(text, "[") && strings.HasSuffix(text[:i], "]") || strings.Count(text, ":") == 1) {
+	if i := strings.LastIndexByte(text, ':'); i >= 0 && (strings.HasPrefix(text, "[") && strings.HasSuffix(text[:i],
+		"]") || strings.Count(text, ":") == 1) {
 		host, port = text[:i], text[i+1:]
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
@@ -244,7 +259,8 @@ func (p *ipvsadm) addServer(at Place, r rule) {
 		return
 	}
 	if s == nil {
-		p.note(at, "realserver %s: there is no service %s before it: left out: add the service (-A)", r.options["real-server"], strings.TrimSpace(shortFor[option]+" "+value))
+		p.note(at, "realserver %s: there is no service %s before it: left out: add the service (-A)",
+			r.options["real-server"], strings.TrimSpace(shortFor[option]+" "+value))
 		return
 	}
 	a, port, err := hostPort(r.options["real-server"])
@@ -293,6 +309,7 @@ func (p *ipvsadm) tunnel(s *service, at Place, r rule, t *tunnel) {
 	}
 	t.checksum = r.has("tun-csum")
 	if r.has("tun-remcsum") {
-		p.noteOf(s, at, "--tun-remcsum: no counterpart, agents refuse such packets: imported without checksum: encap_checksum = true has UDP's")
+		p.noteOf(s, at, "--tun-remcsum: no counterpart, agents refuse such packets: imported without checksum: "+
+			"encap_checksum = true has UDP's")
 	}
 }

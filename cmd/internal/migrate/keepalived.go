@@ -19,11 +19,12 @@ type Options struct {
 	Include    bool     // keepalived's include may read files
 }
 
-// Keepalived imports a keepalived.conf; file is its name in messages, and where files that it includes are looked for from. Its syntax is that of
-// keepalived.conf(5), its defaults are those of keepalived 2.
+// Keepalived imports a keepalived.conf; file is its name in messages, and where files that it includes are looked for
+// from. Its syntax is that of keepalived.conf(5), its defaults are those of keepalived 2.
 func Keepalived(file string, text []byte, options Options) (*Import, error) {
 	p := &plan{program: "keepalived", schedulers: options.Schedulers}
-	r := &lineReader{id: options.ConfigID, include: options.Include, plan: p, defs: map[string]string{"_INSTANCE": options.ConfigID, "_HASH": "#", "_BANG": "!"}}
+	r := &lineReader{id: options.ConfigID, include: options.Include, plan: p,
+		defs: map[string]string{"_INSTANCE": options.ConfigID, "_HASH": "#", "_BANG": "!"}}
 	if err := r.file(file, filepath.Dir(file), text, 0); err != nil {
 		return nil, err
 	}
@@ -147,7 +148,8 @@ func (k *keepalived) globals(block *statement) {
 				k.timeout(s.Place, s.words[i], s.words[i+1])
 			}
 		case "lvs_sync_daemon":
-			k.note(s.Place, "lvs_sync_daemon: connections are not synchronised between directors: a failover ends those that another realserver gets")
+			k.note(s.Place, "lvs_sync_daemon: connections are not synchronised between directors: a failover ends "+
+				"those that another realserver gets")
 		case "notification_email", "smtp_server", "smtp_alert", "smtp_alert_checker":
 			k.note(s.Place, "%s: there is no mail: let the command of [notify] send it", name)
 		default:
@@ -168,10 +170,12 @@ func (k *keepalived) globals(block *statement) {
 // timeout takes one of lvs_timeouts, or of ipvsadm --set; 0 leaves it as it is.
 func (p *plan) timeout(at Place, name, seconds string) {
 	n, err := strconv.ParseUint(seconds, 10, 32)
-	to, known := map[string]*time.Duration{"tcp": &p.timeouts.tcp, "tcpfin": &p.timeouts.tcpFin, "tcp_fin": &p.timeouts.tcpFin, "udp": &p.timeouts.udp}[name]
+	to, known := map[string]*time.Duration{"tcp": &p.timeouts.tcp, "tcpfin": &p.timeouts.tcpFin,
+		"tcp_fin": &p.timeouts.tcpFin, "udp": &p.timeouts.udp}[name]
 	switch {
 	case !known:
-		p.note(at, "timeout %s: unknown: left out: those of tcp, tcp_fin, tcp_syn, udp and sctp stand in [connections]", name)
+		p.note(at, "timeout %s: unknown: left out: those of tcp, tcp_fin, tcp_syn, udp and sctp stand in [connections]",
+			name)
 	case err != nil || n > uint64(maxTimeout/time.Second):
 		p.note(at, "timeout %s %q: left out: want 1 to 2678400 seconds", name, seconds)
 	case n > 0:
@@ -198,7 +202,8 @@ func (k *keepalived) checkVRRPAddresses() {
 			for _, s := range list.block {
 				address, _, _ := strings.Cut(s.name(), "/")
 				if a, err := netip.ParseAddr(address); err == nil && vips[a] {
-					k.note(s.Place, "%s %s: is a VIP, which the director's host must not own: let VRRP move an address of the directors' own, and route the VIP to that", list.name(), a)
+					k.note(s.Place, "%s %s: is a VIP, which the director's host must not own: let VRRP move an "+
+						"address of the directors' own, and route the VIP to that", list.name(), a)
 				}
 			}
 		}
@@ -256,7 +261,8 @@ func (k *keepalived) virtualServer(block *statement) {
 
 // addMark keeps a service that can't be one yet, for a comment that can become one.
 func (p *plan) addMark(s *service, at Place) {
-	p.note(at, "%s: only the firewall's rules know a mark's addresses and ports: left out, but as a comment: give it the VIPs and ports that get the mark (iptables -t mangle -S, nft list ruleset)", s.source)
+	p.note(at, "%s: only the firewall's rules know a mark's addresses and ports: left out, but as a comment: give "+
+		"it the VIPs and ports that get the mark (iptables -t mangle -S, nft list ruleset)", s.source)
 	p.marks = append(p.marks, s)
 }
 
@@ -292,18 +298,21 @@ func (k *keepalived) group(block *statement) (parts []groupPart) {
 			return nil
 		}
 		if s.name() == "fwmark" {
-			k.note(s.Place, "fwmark %s of group %s: only the firewall's rules know a mark's addresses: left out: write the addresses that get it", s.arg(1), block.arg(1))
+			k.note(s.Place, "fwmark %s of group %s: only the firewall's rules know a mark's addresses: left out: "+
+				"write the addresses that get it", s.arg(1), block.arg(1))
 			continue
 		}
 		first, last, ok := addressRange(s.name())
 		port, portOK := k.port(s.Place, s.name(), s.arg(1))
 		if !ok || !portOK {
-			k.note(s.Place, "%s of group %s: is neither an address nor a range of at most %d: left out: write the addresses", s.name(), block.arg(1), maxGroup)
+			k.note(s.Place, "%s of group %s: is neither an address nor a range of at most %d: left out: write the "+
+				"addresses", s.name(), block.arg(1), maxGroup)
 			continue
 		}
 		for a := first; ; a = a.Next() {
 			if _, err := unicast(a.String()); err != nil {
-				k.note(s.Place, "%s of group %s: %v: left out: want addresses that the realservers can have", s.name(), block.arg(1), err)
+				k.note(s.Place, "%s of group %s: %v: left out: want addresses that the realservers can have", s.name(),
+					block.arg(1), err)
 				break
 			}
 			if !k.spend(s.Place, addressWork) {
@@ -343,7 +352,8 @@ func (k *keepalived) group(block *statement) (parts []groupPart) {
 	return parts
 }
 
-// addressRange reads "192.0.2.1", "192.0.2.1-9", "192.0.2.1-192.0.2.9" or "192.0.2.0/28", and the same of IPv6, where the end is hexadecimal.
+// addressRange reads "192.0.2.1", "192.0.2.1-9", "192.0.2.1-192.0.2.9" or "192.0.2.0/28", and the same of IPv6, where
+// the end is hexadecimal.
 func addressRange(text string) (first, last netip.Addr, ok bool) {
 	if p, err := netip.ParsePrefix(text); err == nil {
 		p = p.Masked()

@@ -55,7 +55,8 @@ type line struct {
 	text string
 }
 
-// lineReader reads keepalived's lines: comments, conditions, definitions, sequences and included files (read_line in its lib/parser.c).
+// lineReader reads keepalived's lines: comments, conditions, definitions, sequences and included files (read_line in
+// its lib/parser.c).
 type lineReader struct {
 	id      string // as keepalived's -i
 	include bool   // files may be read
@@ -70,7 +71,8 @@ type lineReader struct {
 	saidID  bool
 }
 
-var errTooMuch = errors.New("grows beyond all measure: look for a file that includes itself, or a definition that holds itself")
+var errTooMuch = errors.New("grows beyond all measure: look for a file that includes itself, or a definition that " +
+	"holds itself")
 
 // file reads the text of a file; dir is where paths in it begin.
 func (r *lineReader) file(name, dir string, text []byte, depth int) error {
@@ -127,7 +129,8 @@ func (r *lineReader) file(name, dir string, text []byte, depth int) error {
 	return nil
 }
 
-// uncomment takes comments, their escapes, and white space at both ends away. more says that the line ends with a backslash.
+// uncomment takes comments, their escapes, and white space at both ends away. more says that the line ends with a
+// backslash.
 func uncomment(text string) (_ string, more bool, _ error) {
 	var b strings.Builder
 	quoted := false
@@ -185,7 +188,8 @@ func (r *lineReader) condition(at Place, text string) string {
 	end := strings.IndexAny(rest, blank)
 	if !r.saidID {
 		r.saidID = true
-		r.plan.note(at, "lines that begin with @ are for one host each: these are %s's: name another by --config-id", r.id)
+		r.plan.note(at, "lines that begin with @ are for one host each: these are %s's: name another by --config-id",
+			r.id)
 	}
 	if end < 0 || (rest[:end] == r.id) == not {
 		return ""
@@ -224,7 +228,8 @@ func (r *lineReader) step(at Place, dir, text string, depth int) error {
 		}
 		return nil
 	}
-	if w := words(text); len(w) == 2 && slices.Contains([]string{"include", "includer", "includem", "includew", "includeb", "includea"}, w[0]) {
+	if w := words(text); len(w) == 2 && slices.Contains([]string{"include", "includer", "includem", "includew",
+		"includeb", "includea"}, w[0]) {
 		return r.includeFiles(at, dir, w[1], depth)
 	}
 	if text != "" {
@@ -233,7 +238,8 @@ func (r *lineReader) step(at Place, dir, text string, depth int) error {
 	return nil
 }
 
-// substitute puts definitions in, those of several lines where the line ends with them; then the lines after the first are to be taken on by themselves.
+// substitute puts definitions in, those of several lines where the line ends with them; then the lines after the first
+// are to be taken on by themselves.
 func (r *lineReader) substitute(text string) (_ string, ok bool) {
 	for i, tries := 0, 0; ; {
 		dollar := strings.IndexByte(text[i:], '$')
@@ -263,7 +269,8 @@ func (r *lineReader) substitute(text string) (_ string, ok bool) {
 	}
 }
 
-// reference reads NAME, if white space follows, or {NAME}: what stands behind a dollar sign. length is 0 for anything else.
+// reference reads NAME, if white space follows, or {NAME}: what stands behind a dollar sign. length is 0 for anything
+// else.
 func reference(text string) (name string, length int) {
 	if inner, ok := strings.CutPrefix(text, "{"); ok {
 		if n := nameLength(inner); n > 0 && n < len(inner) && inner[n] == '}' {
@@ -278,7 +285,8 @@ func reference(text string) (name string, length int) {
 	return text[:n], n
 }
 
-// sequence repeats a line: "~SEQ(NAME, FIRST, STEP, LAST) line", of which FIRST and STEP may be missing; ~SEQx counts in hexadecimal.
+// sequence repeats a line: "~SEQ(NAME, FIRST, STEP, LAST) line", of which FIRST and STEP may be missing; ~SEQx counts
+// in hexadecimal.
 func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 	head, rest, ok := strings.Cut(text, ")")
 	head, bounded := r.substitute(head)
@@ -322,7 +330,8 @@ func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 			step = -1
 		}
 	}
-	if len(numbers) == 0 || len(numbers) > 3 || nameLength(name) != len(name) || name == "" || step == 0 || (last-first)*step < 0 {
+	if len(numbers) == 0 || len(numbers) > 3 || nameLength(name) != len(name) || name == "" || step == 0 ||
+		(last-first)*step < 0 {
 		return at.fault("%s) does not count: want ~SEQ(NAME, FIRST, STEP, LAST)", head)
 	}
 	for n := first; step > 0 && n <= last || step < 0 && n >= last; n += step {
@@ -405,7 +414,8 @@ func splitList(list string) (groups [][]string, ok bool) {
 	}
 }
 
-// includeFiles reads the files that a pattern stands for. As with keepalived, one that can't be read does not stop the rest.
+// includeFiles reads the files that a pattern stands for. As with keepalived, one that can't be read does not stop the
+// rest.
 func (r *lineReader) includeFiles(at Place, dir, pattern string, depth int) error {
 	if !filepath.IsAbs(pattern) {
 		pattern = filepath.Join(dir, pattern)

@@ -1,4 +1,5 @@
-// Package migrate makes a director.toml of another balancer's configuration: keepalived's, or IPVS's own, as ipvsadm-save prints it.
+// Package migrate makes a director.toml of another balancer's configuration: keepalived's, or IPVS's own, as
+// ipvsadm-save prints it.
 //
 // Both are read into the same services, see service.go, and written by write.go. Nothing is left out silently: each
 // line that has no counterpart, or does something else here, is a Note that says what to do, and stands in the file

@@ -31,7 +31,8 @@ func options() migrate.Options {
 
 type importer func(string, []byte, migrate.Options) (*migrate.Import, error)
 
-// checkImport fails unless the director takes what was made, every note is one printable line of a real place, and is in the file, too.
+// checkImport fails unless the director takes what was made, every note is one printable line of a real place, and is
+// in the file, too.
 func checkImport(t *testing.T, i *migrate.Import) *config.Director {
 	t.Helper()
 	for _, n := range i.Notes {
@@ -58,7 +59,8 @@ func checkImport(t *testing.T, i *migrate.Import) *config.Director {
 
 // TestGolden imports every file of testdata and compares what is made, and what is said, with the files beside it.
 func TestGolden(t *testing.T) {
-	for pattern, read := range map[string]importer{"keepalived/*.conf": migrate.Keepalived, "ipvsadm/*.rules": migrate.IPVSAdm} {
+	for pattern, read := range map[string]importer{"keepalived/*.conf": migrate.Keepalived,
+		"ipvsadm/*.rules": migrate.IPVSAdm} {
 		files, err := filepath.Glob("testdata/" + pattern)
 		if err != nil || len(files) < 2 {
 			t.Fatalf("only %d files %s, %v", len(files), pattern, err)
@@ -79,7 +81,8 @@ func TestGolden(t *testing.T) {
 					notes.WriteString(strings.TrimPrefix(n.String(), filepath.Dir(file)+"/") + "\n")
 				}
 				golden(t, strings.TrimSuffix(file, filepath.Ext(file))+".toml", string(i.TOML))
-				golden(t, strings.TrimSuffix(file, filepath.Ext(file))+".notes", strings.ReplaceAll(notes.String(), filepath.Dir(file)+"/", ""))
+				golden(t, strings.TrimSuffix(file, filepath.Ext(file))+".notes", strings.ReplaceAll(notes.String(),
+					filepath.Dir(file)+"/", ""))
 			})
 		}
 	}
@@ -123,15 +126,19 @@ func TestMailService(t *testing.T) {
 	}
 	d, i := mustImport(t, migrate.Keepalived, string(text))
 	s := d.Services[0]
-	if len(d.Services) != 1 || s.VIPs[0] != netip.MustParseAddr("9.9.9.9") || s.Protocol != "tcp" || s.Ports[0].String() != "205" || s.Scheduler != "wrr" || len(s.Realservers) != 2 {
+	if len(d.Services) != 1 || s.VIPs[0] != netip.MustParseAddr("9.9.9.9") || s.Protocol != "tcp" ||
+		s.Ports[0].String() != "205" || s.Scheduler != "wrr" || len(s.Realservers) != 2 {
 		t.Errorf("services %+v", d.Services)
 	}
 	for n, r := range s.Realservers {
-		if want := netip.AddrFrom4([4]byte{10, 0, byte(11 + n), 2}); r.Address != want || r.Weight != 10 || r.Encap != "ipip" {
+		if want := netip.AddrFrom4([4]byte{10, 0, byte(11 + n), 2}); r.Address != want || r.Weight != 10 ||
+			r.Encap != "ipip" {
 			t.Errorf("realserver %+v, want %s with weight 10", r, want)
 		}
-		// keepalived: the realserver's own port 25 every 6 s, and once more after a failure; up without alpha, and again with the first success.
-		want := config.Check{Type: "tcp", Direct: true, Port: 25, Interval: 6 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 2, Up: true}
+		// keepalived: the realserver's own port 25 every 6 s, and once more after a failure; up without alpha, and
+		// again with the first success.
+		want := config.Check{Type: "tcp", Direct: true, Port: 25, Interval: 6 * time.Second, Timeout: 3 * time.Second,
+			Rise: 1, Fall: 2, Up: true}
 		if diff := cmp.Diff(want, *r.Check); diff != "" {
 			t.Error(diff)
 		}
@@ -141,13 +148,14 @@ func TestMailService(t *testing.T) {
 	}
 }
 
-// TestScripts runs the command that keepalived's scripts become, as the director does at changes of state: each change has its own script, with its
-// own arguments, and others have none.
+// TestScripts runs the command that keepalived's scripts become, as the director does at changes of state: each change
+// has its own script, with its own arguments, and others have none.
 func TestScripts(t *testing.T) {
 	dir := t.TempDir()
 	script := filepath.Join(dir, "script")
 	out := filepath.Join(dir, "out")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\nfor a; do printf '<%s>' \"$a\" >>"+out+"; done\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nfor a; do printf '<%s>' \"$a\" >>"+out+"; done\n"),
+		0o755); err != nil {
 		t.Fatal(err)
 	}
 	d, _ := mustImport(t, migrate.Keepalived, `
@@ -172,7 +180,8 @@ virtual_server 2001:db8:100::80 80 {
 		if err := os.WriteFile(out, nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		args := append(slices.Clone(d.Notify.Command[1:]), c.kind, d.Services[0].Name, c.realserver, "unchecked", c.state, "why \"not\"")
+		args := append(slices.Clone(d.Notify.Command[1:]), c.kind, d.Services[0].Name, c.realserver, "unchecked",
+			c.state, "why \"not\"")
 		if text, err := exec.Command(d.Notify.Command[0], args...).CombinedOutput(); err != nil || len(text) > 0 {
 			t.Errorf("%v: %v, %s", c, err, text)
 		}
@@ -182,14 +191,17 @@ virtual_server 2001:db8:100::80 80 {
 	}
 }
 
-// TestManyScripts has more scripts than an argument can hold: they are left out and named, and what stays is a configuration.
+// TestManyScripts has more scripts than an argument can hold: they are left out and named, and what stays is a
+// configuration.
 func TestManyScripts(t *testing.T) {
 	var text strings.Builder
 	for n := range 2000 {
-		fmt.Fprintf(&text, "virtual_server 198.18.%d.%d 80 {\n protocol TCP\n lb_kind TUN\n quorum_down \"/usr/local/sbin/down %d\"\n}\n", n/250, n%250+1, n)
+		fmt.Fprintf(&text, "virtual_server 198.18.%d.%d 80 {\n protocol TCP\n lb_kind TUN\n quorum_down "+
+			"\"/usr/local/sbin/down %d\"\n}\n", n/250, n%250+1, n)
 	}
 	d, i := mustImport(t, migrate.Keepalived, text.String())
-	if len(d.Services) != 2000 || d.Notify.Command != nil || len(i.Notes) != 1 || !strings.Contains(i.Notes[0].Text, "1999 others") {
+	if len(d.Services) != 2000 || d.Notify.Command != nil || len(i.Notes) != 1 || !strings.Contains(i.Notes[0].Text,
+		"1999 others") {
 		t.Errorf("%d services, a command of %d words, notes %v", len(d.Services), len(d.Notify.Command), i.Notes)
 	}
 }
@@ -208,15 +220,18 @@ func TestBrokenSyntax(t *testing.T) {
 		"sequence":       {migrate.Keepalived, "~SEQ(A, 1, 2000000000) b ${A}\n", `^x.conf:1: grows beyond`},
 		"no number":      {migrate.Keepalived, "~SEQ(A, x) b\n", `^x.conf:1: .*is not a number`},
 		"wrong way":      {migrate.Keepalived, "~SEQ(A, 1, -1, 5) b\n", `^x.conf:1: .*does not count`},
-		"no option":      {migrate.IPVSAdm, "-A -t 192.0.2.1:80\n-A -t 192.0.2.2:80 --frobnicate\n", `^x.conf:2: "--frobnicate" is no option`},
-		"no value":       {migrate.IPVSAdm, "-A -t\n", `^x.conf:1: "-t" needs a value`},
-		"two commands":   {migrate.IPVSAdm, "-A -a -t 192.0.2.1:80\n", `^x.conf:1: .*holds 2 commands`},
-		"no command":     {migrate.IPVSAdm, "IP Virtual Server version 1.2.1 (size=4096)\n", `^x.conf:1: .*holds 0 commands`},
-		"a value more":   {migrate.IPVSAdm, "-A --ops=yes -u 192.0.2.1:80\n", `^x.conf:1: "--ops=yes" has no value`},
-		"twice":          {migrate.IPVSAdm, "-A -t 192.0.2.1:80 -s rr -s wrr\n", `^x.conf:1: "-s" is there twice`},
+		"no option": {migrate.IPVSAdm, "-A -t 192.0.2.1:80\n-A -t 192.0.2.2:80 --frobnicate\n",
+			`^x.conf:2: "--frobnicate" is no option`},
+		"no value":     {migrate.IPVSAdm, "-A -t\n", `^x.conf:1: "-t" needs a value`},
+		"two commands": {migrate.IPVSAdm, "-A -a -t 192.0.2.1:80\n", `^x.conf:1: .*holds 2 commands`},
+		"no command": {migrate.IPVSAdm, "IP Virtual Server version 1.2.1 (size=4096)\n",
+			`^x.conf:1: .*holds 0 commands`},
+		"a value more": {migrate.IPVSAdm, "-A --ops=yes -u 192.0.2.1:80\n", `^x.conf:1: "--ops=yes" has no value`},
+		"twice":        {migrate.IPVSAdm, "-A -t 192.0.2.1:80 -s rr -s wrr\n", `^x.conf:1: "-s" is there twice`},
 	} {
 		i, err := c.read("x.conf", []byte(c.text), options())
-		if err == nil || i != nil || !regexp.MustCompile(c.want).MatchString(err.Error()) || strings.Contains(err.Error(), "\n") {
+		if err == nil || i != nil || !regexp.MustCompile(c.want).MatchString(err.Error()) ||
+			strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, want %s", name, err, c.want)
 		}
 	}
@@ -243,10 +258,12 @@ func TestNothingTaken(t *testing.T) {
 	}
 }
 
-// TestInclude reads files that include others, a directory, a FIFO and a device, without coming to grief, and those that include themselves never.
+// TestInclude reads files that include others, a directory, a FIFO and a device, without coming to grief, and those
+// that include themselves never.
 func TestInclude(t *testing.T) {
 	dir := t.TempDir()
-	for _, err := range []error{os.Mkdir(filepath.Join(dir, "sub"), 0o755), syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o644)} {
+	for _, err := range []error{os.Mkdir(filepath.Join(dir, "sub"), 0o755), syscall.Mkfifo(filepath.Join(dir, "fifo"),
+		0o644)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +291,8 @@ func TestInclude(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := checkImport(t, i); len(d.Services) != 1 || len(d.Services[0].Realservers) != 1 || len(i.Notes) != 2 {
-		t.Errorf("%d services, notes %v, want one with a realserver, and notes of the FIFO and the device", i.Services, i.Notes)
+		t.Errorf("%d services, notes %v, want one with a realserver, and notes of the FIFO and the device", i.Services,
+			i.Notes)
 	}
 	if i, err := read("endless.conf"); err == nil || !strings.Contains(err.Error(), "grows beyond") {
 		t.Errorf("%+v, %v", i, err)
@@ -287,7 +305,8 @@ func TestKeepalivedTakesTheFixtures(t *testing.T) {
 	if err != nil {
 		t.Skip("SKIPPED: needs keepalived: apt-get install keepalived (or make deps)")
 	}
-	faults := regexp.MustCompile(`(?i)unknown|unexpected|unmatched|unterminated|invalid|extra|missing '[{}]|not found|ports don't match`)
+	faults := regexp.MustCompile(`(?i)unknown|unexpected|unmatched|unterminated|invalid|extra|missing '[{}]|not ` +
+		`found|ports don't match`)
 	for _, file := range []string{"mail.conf", "site.conf", "corners.conf"} {
 		cmd := exec.Command(program, "--config-test", "--use-file="+file, "--config-id=blue")
 		cmd.Dir = "testdata/keepalived"

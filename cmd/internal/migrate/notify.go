@@ -19,20 +19,23 @@ func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, st
 	first, others := st.rest()
 	command := shellWords(first)
 	if !isCommand(command) {
-		k.noteOf(s, st.Place, "%s %q: is no command with an absolute path: left out: write command in [notify]", st.name(), first)
+		k.noteOf(s, st.Place, "%s %q: is no command with an absolute path: left out: write command in [notify]",
+			st.name(), first)
 		return
 	}
 	if len(others) > 0 {
-		k.noteOf(s, st.Place, "%s runs as %s: no counterpart: commands run as the director's user: let the command change it (setpriv, runuser)", st.name(), strings.Join(others, " "))
+		k.noteOf(s, st.Place, "%s runs as %s: no counterpart: commands run as the director's user: let the command "+
+			"change it (setpriv, runuser)", st.name(), strings.Join(others, " "))
 	}
 	k.scripts = append(k.scripts, script{st.Place, s, realserver, state, command})
 }
 
-// maxDispatcher is less than an argument of a command can have: MAX_ARG_STRLEN in the kernel's include/uapi/linux/binfmts.h, 128 KiB.
+// maxDispatcher is less than an argument of a command can have: MAX_ARG_STRLEN in the kernel's
+// include/uapi/linux/binfmts.h, 128 KiB.
 const maxDispatcher = 120 << 10
 
-// dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives: kind, service, realserver or "-",
-// old state, new state. It is "" without scripts, or where they are too many.
+// dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives:
+// kind, service, realserver or "-", old state, new state. It is "" without scripts, or where they are too many.
 func (p *plan) dispatcher() string {
 	type subject struct {
 		*service
@@ -58,13 +61,15 @@ func (p *plan) dispatcher() string {
 		for _, w := range s.command {
 			words = append(words, shellQuote(w))
 		}
-		b.WriteString("\"" + strings.Join([]string{kind, s.of.name, address, s.state}, " ") + "\") exec " + strings.Join(words, " ") + " ;;\n")
+		b.WriteString("\"" + strings.Join([]string{kind, s.of.name, address, s.state}, " ") + "\") exec " +
+			strings.Join(words, " ") + " ;;\n")
 	}
 	if b.Len() == 0 {
 		return ""
 	}
 	if b.Len() > maxDispatcher {
-		p.note(p.scripts[0].Place, "this script and %d others: too much for one command: left out: write a script that looks at its arguments, and its name as command in [notify]", len(p.scripts)-1)
+		p.note(p.scripts[0].Place, "this script and %d others: too much for one command: left out: write a script "+
+			"that looks at its arguments, and its name as command in [notify]", len(p.scripts)-1)
 		return ""
 	}
 	return "case \"$1 $2 $3 $5\" in\n" + b.String() + "esac\n"

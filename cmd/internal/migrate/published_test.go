@@ -217,7 +217,9 @@ func TestAsKeepalivedReads(t *testing.T) {
 			files, dir + "/cert.pem " + dir + "/key.pem", nil},
 		"SSL of files that are elsewhere": {"SSL {; password x; ca /etc/ca.pem; certificate /nowhere/cert.pem; key " +
 			"/nowhere/key.pem; }; " + server("SSL_GET {; connect_timeout 3; url {; path /; }; }"),
-			func(d *config.Director) any { return check(d).CertFile }, "", []string{`^x.conf:1: SSL: .*/nowhere/cert.pem.*cert = "/nowhere/cert.pem"`, `^x.conf:2: password`, `^x.conf:3: ca .*verify`}},
+			func(d *config.Director) any { return check(d).CertFile }, "",
+			[]string{`^x.conf:1: SSL: .*/nowhere/cert.pem.*cert = "/nowhere/cert.pem"`, `^x.conf:2: password`,
+				`^x.conf:3: ca .*verify`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i, err := migrate.Keepalived("x.conf", lines(c.text), options())
@@ -309,7 +311,8 @@ func TestKeywordsOfBlocks(t *testing.T) {
 	for check, first := range checks {
 		texts[check] = tunnelled("real_server 198.51.100.1 80 {; " + check + " {; " + first + "; " + own + "}; }")
 	}
-	unknown, ignored := regexp.MustCompile(`Line (\d+)\) Unknown keyword '(\w+)'`), regexp.MustCompile(`^(\w+) of .*keepalived knows it`)
+	unknown, ignored := regexp.MustCompile(`Line (\d+)\) Unknown keyword '(\w+)'`),
+		regexp.MustCompile(`^(\w+) of .*keepalived knows it`)
 	for name, block := range texts {
 		file := filepath.Join(t.TempDir(), "x.conf")
 		text := lines("track_file w {; file /run/w; }; " + block) // before what uses it, as keepalived wants it

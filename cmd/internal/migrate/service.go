@@ -77,7 +77,8 @@ func unicast(text string) (netip.Addr, error) {
 	return a, nil
 }
 
-// settle keeps what can stand in one director.toml: services of their own VIPs and ports, and realservers that are no VIPs.
+// settle keeps what can stand in one director.toml: services of their own VIPs and ports, and realservers that are no
+// VIPs.
 func (p *plan) settle() {
 	type listener struct {
 		protocol string
@@ -91,7 +92,8 @@ func (p *plan) settle() {
 		s.vips = slices.DeleteFunc(s.vips, func(vip netip.Addr) bool {
 			for _, port := range s.ports {
 				if o := owners[listener{s.protocol, vip, port}]; o != nil {
-					p.note(s.Place, "%s: %s port %d of %s is that of line %d already: left out here: keep one of them", s.source, s.protocol, port, vip, o.Line)
+					p.note(s.Place, "%s: %s port %d of %s is that of line %d already: left out here: keep one of them",
+						s.source, s.protocol, port, vip, o.Line)
 					return true
 				}
 			}
@@ -134,7 +136,8 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 		case vips[r.address]:
 			p.noteOf(s, r.Place, "realserver %s is a VIP: left out: name the server's own address", r.address)
 		case seen[r.address]:
-			p.noteOf(s, r.Place, "realserver %s is there twice, which tunnels can't tell apart: left out: add its weight to the first", r.address)
+			p.noteOf(s, r.Place, "realserver %s is there twice, which tunnels can't tell apart: left out: add its "+
+				"weight to the first", r.address)
 		default:
 			seen[r.address] = true
 			return false
@@ -145,10 +148,12 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 		switch {
 		case r.lower == 0:
 		case r.upper == 0:
-			p.noteOf(s, r.Place, "realserver %s: a lower threshold has no meaning without an upper one, in IPVS too: left out", r.address)
+			p.noteOf(s, r.Place, "realserver %s: a lower threshold has no meaning without an upper one, in IPVS "+
+				"too: left out", r.address)
 			r.lower = 0
 		case r.lower > r.upper:
-			p.noteOf(s, r.Place, "realserver %s: the lower threshold is more than the upper one: left out, which is three quarters of that", r.address)
+			p.noteOf(s, r.Place, "realserver %s: the lower threshold is more than the upper one: left out, which is "+
+				"three quarters of that", r.address)
 			r.lower = 0
 		}
 	}
@@ -170,7 +175,8 @@ func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 		s.hysteresis = most
 	}
 	if need := s.quorum + s.hysteresis; need > max(sum, 1) && !drains {
-		p.noteOf(s, s.Place, "quorum %d with hysteresis %d is more than the weights of all realservers, %d: quorum %d without hysteresis is in its place", s.quorum, s.hysteresis, sum, min(s.quorum, sum))
+		p.noteOf(s, s.Place, "quorum %d with hysteresis %d is more than the weights of all realservers, %d: quorum "+
+			"%d without hysteresis is in its place", s.quorum, s.hysteresis, sum, min(s.quorum, sum))
 		s.quorum, s.hysteresis = min(s.quorum, sum), 0
 	}
 }
@@ -192,7 +198,8 @@ func (p *plan) settleTunnels(s *service) {
 		case port == 0:
 			port = r.tunnel.port
 		default:
-			p.noteOf(s, r.Place, "realserver %s has GUE at port %d, others at %d, and a service has one encap_port: set encap_port = %d in its agent's realserver.toml",
+			p.noteOf(s, r.Place, "realserver %s has GUE at port %d, others at %d, and a service has one encap_port: "+
+				"set encap_port = %d in its agent's realserver.toml",
 				r.address, r.tunnel.port, port, port)
 			r.tunnel.port = port
 		}
@@ -203,7 +210,8 @@ func (p *plan) settleTunnels(s *service) {
 func (s *service) title() string {
 	if s.want != "" {
 		name := strings.Map(func(r rune) rune {
-			if r < 0x80 && (lower(byte(r)) >= 'a' && lower(byte(r)) <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("._:-", r)) {
+			if r < 0x80 && (lower(byte(r)) >= 'a' && lower(byte(r)) <= 'z' || r >= '0' && r <= '9' ||
+				strings.ContainsRune("._:-", r)) {
 				return r
 			}
 			return '-'
@@ -237,13 +245,15 @@ func unique(name string, taken map[string]int) string {
 // setScheduler takes a scheduler's name.
 func (p *plan) setScheduler(s *service, at Place, name string) {
 	if !slices.Contains(p.schedulers, name) {
-		p.noteOf(s, at, "scheduler %q is unknown: wlc is in its place: choose among %s", name, strings.Join(p.schedulers, " "))
+		p.noteOf(s, at, "scheduler %q is unknown: wlc is in its place: choose among %s", name,
+			strings.Join(p.schedulers, " "))
 		name = ""
 	}
 	s.scheduler = name
 }
 
-// addFlag takes a flag of a scheduler, under any of its names: flag-1 and flag-2 are the bits that ip_vs_sh.c and ip_vs_mh.c call fallback and port.
+// addFlag takes a flag of a scheduler, under any of its names: flag-1 and flag-2 are the bits that ip_vs_sh.c and
+// ip_vs_mh.c call fallback and port.
 func (p *plan) addFlag(s *service, at Place, flag string) {
 	switch flag {
 	case "flag-1", "flag-2":
@@ -251,7 +261,8 @@ func (p *plan) addFlag(s *service, at Place, flag string) {
 	case "sh-port", "sh-fallback", "mh-port", "mh-fallback":
 		s.flags = append(s.flags, flag)
 	default:
-		p.noteOf(s, at, "scheduler flag %q has no meaning here: left out: those that have are sh-port, sh-fallback, mh-port and mh-fallback", flag)
+		p.noteOf(s, at, "scheduler flag %q has no meaning here: left out: those that have are sh-port, sh-fallback, "+
+			"mh-port and mh-fallback", flag)
 	}
 }
 
@@ -261,7 +272,8 @@ func (s *service) settledFlags() (list []string) {
 		return nil
 	}
 	for _, bit := range []struct{ flag, meaning string }{{"flag-2", "port"}, {"flag-1", "fallback"}} {
-		if slices.Contains(s.flags, bit.flag) || slices.Contains(s.flags, "sh-"+bit.meaning) || slices.Contains(s.flags, "mh-"+bit.meaning) {
+		if slices.Contains(s.flags, bit.flag) || slices.Contains(s.flags, "sh-"+bit.meaning) || slices.Contains(s.flags,
+			"mh-"+bit.meaning) {
 			list = append(list, s.scheduler+"-"+bit.meaning)
 		}
 	}
@@ -273,7 +285,8 @@ func (p *plan) setPersistence(s *service, at Place, seconds string) {
 	n, err := strconv.ParseUint(seconds, 10, 32)
 	switch {
 	case err != nil || n == 0:
-		p.noteOf(s, at, "persistence of %q is no number of seconds: left out: write persistence = { timeout = \"5m\" }", seconds)
+		p.noteOf(s, at, "persistence of %q is no number of seconds: left out: write persistence = { timeout = \"5m\" }",
+			seconds)
 	case n > uint64(maxTimeout/time.Second):
 		p.noteOf(s, at, "persistence of %d seconds is more than there is: 744h (31 days) is in its place", n)
 		s.persistence.timeout = maxTimeout
@@ -282,7 +295,8 @@ func (p *plan) setPersistence(s *service, at Place, seconds string) {
 	}
 }
 
-// setNetmask takes the granularity of persistence: a netmask for IPv4, or the length of a prefix, which is for IPv6 where there is any.
+// setNetmask takes the granularity of persistence: a netmask for IPv4, or the length of a prefix, which is for IPv6
+// where there is any.
 func (p *plan) setNetmask(s *service, at Place, mask string) {
 	four := slices.ContainsFunc(s.vips, netip.Addr.Is4) || len(s.vips) == 0
 	six := slices.ContainsFunc(s.vips, netip.Addr.Is6) || len(s.vips) == 0
@@ -304,7 +318,8 @@ func (p *plan) setNetmask(s *service, at Place, mask string) {
 		}
 		return
 	}
-	p.noteOf(s, at, "persistence granularity %q: is no netmask for these VIPs: left out, each client is one: write netmask in persistence", mask)
+	p.noteOf(s, at, "persistence granularity %q: is no netmask for these VIPs: left out, each client is one: write "+
+		"netmask in persistence", mask)
 }
 
 // maskLength is how many bits of a netmask are set, or 0 where they are not its first.
@@ -344,13 +359,15 @@ func (p *plan) noteMethod(s *service, at Place, method, address string) {
 	case "DR":
 		p.noteOf(s, at, "%s: direct routing (DR) is none of this: imported as ipip: %s", address, agent)
 	case "NAT":
-		p.noteOf(s, at, "%s: masquerading (NAT) is none of this: imported as ipip: %s, and must answer clients itself", address, agent)
+		p.noteOf(s, at, "%s: masquerading (NAT) is none of this: imported as ipip: %s, and must answer clients itself",
+			address, agent)
 	}
 }
 
 // notePort says that a tunnel changes no port.
 func (p *plan) notePort(s *service, at Place, address string, port uint16) {
 	if !slices.Contains(s.ports, port) && !slices.Contains(s.ports, 0) {
-		p.noteOf(s, at, "%s port %d: a tunnel leaves ports as they are: let the server listen at the VIP's port %d", address, port, s.ports[0])
+		p.noteOf(s, at, "%s port %d: a tunnel leaves ports as they are: let the server listen at the VIP's port %d",
+			address, port, s.ports[0])
 	}
 }

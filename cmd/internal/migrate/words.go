@@ -6,7 +6,8 @@ import (
 
 const blank = " \t\n\v\f\r"
 
-// words splits a line as keepalived does: at white space, and before and after what is in double quotes (alloc_strvec_r in its lib/parser.c).
+// words splits a line as keepalived does: at white space, and before and after what is in double quotes (alloc_strvec_r
+// in its lib/parser.c).
 func words(text string) (list []string) {
 	for {
 		text = strings.TrimLeft(text, blank)
@@ -26,8 +27,8 @@ func words(text string) (list []string) {
 	}
 }
 
-// shellWords splits a line in which quotes and backslashes are those of a shell, as keepalived does with scripts, paths and regular expressions
-// (alloc_strvec_quoted_escaped in its lib/parser.c).
+// shellWords splits a line in which quotes and backslashes are those of a shell, as keepalived does with scripts, paths
+// and regular expressions (alloc_strvec_quoted_escaped in its lib/parser.c).
 func shellWords(text string) (list []string) {
 	var word strings.Builder
 	started, quote := false, byte(0)

@@ -11,7 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// writer writes TOML as people do: keys in the order of the README's reference, aligned, defaults left out, comments before what they are about.
+// writer writes TOML as people do: keys in the order of the README's reference, aligned, defaults left out, comments
+// before what they are about.
 type writer struct {
 	strings.Builder
 	prefix string // of every line
@@ -63,16 +64,20 @@ func (p *plan) write(source, notify string) []byte {
 	w := &writer{}
 	w.line("# From %s, by director import %s.", printable(filepath.Base(source)), p.program)
 	if len(p.notes) > 0 {
-		w.line("# A line that begins with \"# !\" says what has no counterpart, or is different, in which line of the source, and what to do.")
+		w.line("# A line that begins with \"# !\" says what has no counterpart, or is different, in which line of " +
+			"the source, and what to do.")
 	}
 	if p.hasChecks() {
 		w.line("#")
-		w.line("# Checks with via = \"tunnel\" go to the VIP, through the tunnel, as clients' packets do, and so find more than keepalived's, which go to the")
-		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up (initial) but for those with alpha,")
+		w.line("# Checks with via = \"tunnel\" go to the VIP, through the tunnel, as clients' packets do, and so " +
+			"find more than keepalived's, which go to the")
+		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up " +
+			"(initial) but for those with alpha,")
 		w.line("# one success makes them up again (rise), and nobody looks at certificates (verify).")
 	}
 	if p.program == "ipvsadm" {
-		w.line("# ipvsadm-save leaves thresholds out (-x, -y), which ipvsadm -Ln --thresholds shows: they are upper and lower of a realserver. And IPVS checks")
+		w.line("# ipvsadm-save leaves thresholds out (-x, -y), which ipvsadm -Ln --thresholds shows: they are upper " +
+			"and lower of a realserver. And IPVS checks")
 		w.line("# nobody: a [service.check] takes realservers out that don't work.")
 	}
 	of := map[*service][]Note{}
@@ -98,8 +103,10 @@ func (p *plan) write(source, notify string) []byte {
 	}
 	if notify != "" {
 		w.line("")
-		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments behind it: service or realserver, the")
-		w.line("# service's name, the realserver's address or -, the old state, the new state, why. It runs with the director's rights, which are few.")
+		w.line("# keepalived's scripts. The director runs this for every change of state, with these arguments " +
+			"behind it: service or realserver, the")
+		w.line("# service's name, the realserver's address or -, the old state, the new state, why. It runs with " +
+			"the director's rights, which are few.")
 		w.table("", "[notify]", []key{{"command", `["/bin/sh", "-c", ` + block(notify) + `, "notify"]`, ""}})
 	}
 	for _, s := range p.services {
@@ -143,7 +150,8 @@ func (w *writer) service(s *service) {
 	}
 	switch {
 	case len(vips) == 0:
-		keys = append(keys, key{"vip", `["…"]`, "the addresses that get the mark"}, key{"protocol", quote(s.protocol), ""}, key{"port", "[ … ]", "the ports that get it"})
+		keys = append(keys, key{"vip", `["…"]`, "the addresses that get the mark"}, key{"protocol", quote(s.protocol),
+			""}, key{"port", "[ … ]", "the ports that get it"})
 	case len(vips) == 1:
 		add("vip", quote(vips[0]))
 	default:
@@ -333,7 +341,8 @@ func quote(text string) string {
 // block writes a string of several lines, as it is where that can be: between ”' (TOML, "literal strings").
 func block(text string) string {
 	control := func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }
-	if strings.Contains(text, "'''") || strings.HasSuffix(text, "'") || strings.ContainsFunc(text, control) || !utf8.ValidString(text) {
+	if strings.Contains(text, "'''") || strings.HasSuffix(text, "'") || strings.ContainsFunc(text, control) ||
+		!utf8.ValidString(text) {
 		return quote(text)
 	}
 	return "'''\n" + text + "'''"

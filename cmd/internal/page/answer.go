@@ -45,7 +45,8 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	if since < s.layout || since > s.number {
 		since = 0
 	}
-	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(), Step: s.step, Director: s.director,
+	a := &answer{Boot: p.boot, Number: s.number, Full: since == 0, Now: now.UnixMilli(), Age: now.Sub(s.at).Seconds(),
+		Step: s.step, Director: s.director,
 		Totals: s.totals, Drops: s.drops, Leaving: s.leaving}
 	for _, svc := range s.services {
 		u := serviceUpdate{ID: svc.id}

@@ -96,10 +96,13 @@ func open(t *testing.T, url string, look pagetest.Look) *pagetest.Tab {
 // small is the status of a director with a little of everything.
 func small() control.DirectorStatus {
 	rs := func(address string, weight int, health, reason string) control.Realserver {
-		r := control.Realserver{Address: address, Encap: "ipip", Weight: weight, Effective: weight, Health: health, Active: 41 * weight, Inactive: 160 * weight,
-			Connections: uint64(123_456 * weight), Forwarded: control.Traffic{Packets: uint64(1_234_567 * weight), Bytes: uint64(812_345_678 * weight)}}
+		r := control.Realserver{Address: address, Encap: "ipip", Weight: weight, Effective: weight, Health: health,
+			Active: 41 * weight, Inactive: 160 * weight,
+			Connections: uint64(123_456 * weight), Forwarded: control.Traffic{Packets: uint64(1_234_567 * weight),
+				Bytes: uint64(812_345_678 * weight)}}
 		if health == "up" || health == "down" {
-			r.Check = &control.Check{Type: "http", Via: "tunnel", Reason: reason, Last: 2.2, Duration: 0.0034, Since: 7300}
+			r.Check = &control.Check{Type: "http", Via: "tunnel", Reason: reason, Last: 2.2, Duration: 0.0034,
+				Since: 7300}
 		}
 		if health == "down" {
 			r.Effective, r.Active = 0, 0
@@ -107,19 +110,31 @@ func small() control.DirectorStatus {
 		return r
 	}
 	return control.DirectorStatus{
-		Program: "director", Version: "v1.4.0", Pid: 4711, Uptime: 275_000, TUN: "vs0", Queues: 4, Offloads: "csum tso uso",
-		In: control.Traffic{Packets: 98_765_432, Bytes: 12_345_678_901}, Out: control.Traffic{Packets: 98_700_000, Bytes: 14_345_678_901},
+		Program: "director", Version: "v1.4.0", Pid: 4711, Uptime: 275_000, TUN: "vs0", Queues: 4,
+		Offloads: "csum tso uso",
+		In:       control.Traffic{Packets: 98_765_432, Bytes: 12_345_678_901}, Out: control.Traffic{Packets: 98_700_000,
+			Bytes: 14_345_678_901},
 		Drops:       map[string]uint64{"no_service": 1234, "too_big": 17, "send_error": 3},
 		Connections: control.Connections{Count: 48_213, Max: 1_000_000, HalfOpen: 312, HalfOpenMax: 250_000},
 		Services: []control.Service{
-			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8:100::80"}, Protocol: "tcp", Ports: []string{"80", "443"}, Scheduler: "wrr", Health: "up", Quorum: 1, WeightUp: 5,
-				Realservers: []control.Realserver{rs("10.0.11.2", 2, "up", "HTTP 200"), rs("10.0.12.2", 3, "up", "HTTP 200"), rs("10.0.13.2", 2, "down", "connect to 198.51.100.80:80: connection refused"), rs("10.0.14.2", 0, "up", "HTTP 200")}},
-			{Name: "dns", VIPs: []string{"198.51.100.53"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr", OnePacket: true,
-				Realservers: []control.Realserver{rs("fd00:0:11::2", 1, "unchecked", ""), rs("fd00:0:12::2", 1, "unchecked", "")}},
-			{Name: "mail", VIPs: []string{"198.51.100.25"}, Protocol: "tcp", Ports: []string{"25"}, Scheduler: "wlc", Persistence: &control.Persistence{Timeout: 300, Netmask: 24, Netmask6: 128}, Health: "down", Quorum: 2, WeightUp: 0,
-				Sorry: true, Realservers: []control.Realserver{rs("10.0.21.2", 1, "down", "no answer through the tunnel within 2 s"), rs("10.0.22.2", 1, "down", "no answer through the tunnel within 2 s")}},
+			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8:100::80"}, Protocol: "tcp",
+				Ports: []string{"80", "443"}, Scheduler: "wrr", Health: "up", Quorum: 1, WeightUp: 5,
+				Realservers: []control.Realserver{rs("10.0.11.2", 2, "up", "HTTP 200"), rs("10.0.12.2", 3, "up",
+					"HTTP 200"), rs("10.0.13.2", 2, "down", "connect to 198.51.100.80:80: connection refused"),
+					rs("10.0.14.2", 0, "up", "HTTP 200")}},
+			{Name: "dns", VIPs: []string{"198.51.100.53"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr",
+				OnePacket: true,
+				Realservers: []control.Realserver{rs("fd00:0:11::2", 1, "unchecked", ""),
+					rs("fd00:0:12::2", 1, "unchecked", "")}},
+			{Name: "mail", VIPs: []string{"198.51.100.25"}, Protocol: "tcp", Ports: []string{"25"}, Scheduler: "wlc",
+				Persistence: &control.Persistence{Timeout: 300, Netmask: 24, Netmask6: 128}, Health: "down", Quorum: 2,
+				WeightUp: 0,
+				Sorry:    true, Realservers: []control.Realserver{rs("10.0.21.2", 1, "down",
+					"no answer through the tunnel within 2 s"), rs("10.0.22.2", 1, "down",
+					"no answer through the tunnel within 2 s")}},
 		},
-		Leaving: control.Leaving{Realservers: 1, Connections: 19, List: []control.LeavingRealserver{{Service: "web", Address: "10.0.15.2", Active: 12, Inactive: 7}}},
+		Leaving: control.Leaving{Realservers: 1, Connections: 19, List: []control.LeavingRealserver{{Service: "web",
+			Address: "10.0.15.2", Active: 12, Inactive: 7}}},
 	}
 }
 
@@ -128,10 +143,14 @@ func large(services, realservers int) control.DirectorStatus {
 	st := small()
 	st.Services = nil
 	for i := range services {
-		svc := control.Service{Name: fmt.Sprintf("service-%04d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", 100+i/250, i%250+1)}, Protocol: "tcp", Ports: []string{"443"}, Scheduler: "wlc", Health: "up", Quorum: 1}
+		svc := control.Service{Name: fmt.Sprintf("service-%04d", i),
+			VIPs: []string{fmt.Sprintf("198.51.%d.%d", 100+i/250, i%250+1)}, Protocol: "tcp", Ports: []string{"443"},
+			Scheduler: "wlc", Health: "up", Quorum: 1}
 		for j := range realservers {
-			r := control.Realserver{Address: fmt.Sprintf("10.%d.%d.%d", i/250, i%250, j+1), Encap: "gue", Weight: 10, Effective: 10, Health: "up", Active: i*j%97 + 3, Inactive: i % 89,
-				Check: &control.Check{Type: "tcp", Via: "tunnel", Reason: "connected", Last: 1, Duration: 0.001, Since: 86_400}}
+			r := control.Realserver{Address: fmt.Sprintf("10.%d.%d.%d", i/250, i%250, j+1), Encap: "gue", Weight: 10,
+				Effective: 10, Health: "up", Active: i*j%97 + 3, Inactive: i % 89,
+				Check: &control.Check{Type: "tcp", Via: "tunnel", Reason: "connected", Last: 1, Duration: 0.001,
+					Since: 86_400}}
 			if (i*realservers+j)%97 == 96 {
 				r.Health, r.Effective, r.Check.Reason = "down", 0, "connection timed out"
 			}
@@ -202,7 +221,8 @@ func TestPictures(t *testing.T) {
 		moving.Go(func() { _ = daemon.Every(time.Second/5, func() { pass(1) })(ctx) })
 		for name, look := range map[string]pagetest.Look{
 			"light": {Width: 1440, Height: 1000}, "dark": {Width: 1440, Height: 1000, Dark: true},
-			"tablet": {Width: 900, Height: 1100}, "phone": {Width: 390, Height: 844, Phone: true}, "phone-dark": {Width: 390, Height: 844, Phone: true, Dark: true},
+			"tablet": {Width: 900, Height: 1100}, "phone": {Width: 390, Height: 844, Phone: true},
+			"phone-dark": {Width: 390, Height: 844, Phone: true, Dark: true},
 		} {
 			tab := open(t, url, look)
 			tab.Wait("charts are drawn", "document.querySelector('#tile-packets .line').getAttribute('d')")

@@ -43,7 +43,8 @@ func (c *counts) add(o counts) {
 // set writes the counters and, from their growth in so many seconds, the rates.
 func (f *figures) set(c, growth counts, seconds float64) {
 	f[connections], f[packets], f[bytes] = float64(c.connections), float64(c.packets), float64(c.bytes)
-	f[newRate], f[packetRate], f[bitRate] = rate(growth.connections, seconds), rate(growth.packets, seconds), rate(8*growth.bytes, seconds)
+	f[newRate], f[packetRate], f[bitRate] = rate(growth.connections, seconds), rate(growth.packets, seconds),
+		rate(8*growth.bytes, seconds)
 }
 
 // rate is n in so many seconds, to a tenth; 0 where there is no time yet.

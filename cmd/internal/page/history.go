@@ -14,7 +14,8 @@ type series [steps]float32
 // serviceHistory is a service's charts: new connections, packets and bits a second.
 type serviceHistory [3]series
 
-// totalHistory is the director's: new connections, packets in, bits in and drops a second, and the connections in the table.
+// totalHistory is the director's: new connections, packets in, bits in and drops a second, and the connections in the
+// table.
 type totalHistory [5]series
 
 // put writes a point for each of these steps.

@@ -1,5 +1,5 @@
-// Package page is the director's status page: what `director status` prints, live, with charts over the last minutes. It is a page of HTML with its
-// scripts and styles, which are embedded, and the data for it. It only reads.
+// Package page is the director's status page: what `director status` prints, live, with charts over the last minutes.
+// It is a page of HTML with its scripts and styles, which are embedded, and the data for it. It only reads.
 //
 //	status() ── each second ──> sample ──> services, realservers: what changed, and when
 //	                                  └──> history: a point each five seconds
@@ -39,7 +39,8 @@ const (
 	watchedTime = 5 * time.Second // so long after its last request a browser is taken to look still
 )
 
-// Run takes the samples until ctx is cancelled; then it returns nil. While nobody looks there is one for each point of the history.
+// Run takes the samples until ctx is cancelled; then it returns nil. While nobody looks there is one for each point of
+// the history.
 func (p *Page) Run(ctx context.Context) error {
 	p.take(time.Now())
 	return daemon.Every(livePeriod, func() {

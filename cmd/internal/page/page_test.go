@@ -18,10 +18,12 @@ import (
 // waitText waits until the first element of a selector shows this text.
 func waitText(tab *pagetest.Tab, selector, want string) {
 	tab.Wait(fmt.Sprintf("%s shows %q", selector, want),
-		fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim() === %q", selector, want))
+		fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim() === %q", selector,
+			want))
 }
 
-// TestShows has everything on the page that the status has, and what changes in it a moment later, without the page being loaded again.
+// TestShows has everything on the page that the status has, and what changes in it a moment later, without the page
+// being loaded again.
 func TestShows(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -40,25 +42,31 @@ func TestShows(t *testing.T) {
 		"tbody:nth-of-type(3) .service .how":    "wlc persistent 300 netmask 24",
 		"tbody:nth-of-type(3) .service .health": "▲ sorry server 0 of 2 up, weight 0, quorum 2",
 		"tbody:nth-of-type(2) .realserver":      "fd00:0:11::2 ipip 1 ○ unchecked 41 160 0 0 0",
-		"#notices":                              "mail: its sorry server answers (weight 0 up, quorum 2) Show 3 realservers of 8 down, in 2 services Show",
-		"#drops tbody":                          "no_service 0 1,234 send_error 0 3 too_big 0 17",
-		"#leaving tbody":                        "10.0.15.2 web 12 7",
+		"#notices": "mail: its sorry server answers (weight 0 up, quorum 2) Show 3 " +
+			"realservers of 8 down, in 2 services Show",
+		"#drops tbody":   "no_service 0 1,234 send_error 0 3 too_big 0 17",
+		"#leaving tbody": "10.0.15.2 web 12 7",
 	} {
 		// What only the style shows, as the mark before a badge, is no text.
-		waitText(tab, selector, strings.TrimSpace(strings.NewReplacer("△ ", "", "▲ ", "", "○ ", "", "● ", "").Replace(want)))
+		waitText(tab, selector, strings.TrimSpace(strings.NewReplacer("△ ", "", "▲ ", "", "○ ", "", "● ",
+			"").Replace(want)))
 	}
 	if title := pagetest.Eval[string](tab, "document.title"); !strings.Contains(title, "3 down") {
 		t.Errorf("the title is %q", title)
 	}
-	if got := tab.Text("tbody:nth-of-type(1) .realserver:nth-of-type(4) .health"); !strings.HasPrefix(got, "down 2 h connect to 198.51.100.80:80: connection refused, ") || !strings.HasSuffix(got, " s ago") {
+	if got := tab.Text("tbody:nth-of-type(1) .realserver:nth-of-type(4) .health"); !strings.HasPrefix(got,
+		"down 2 h connect to 198.51.100.80:80: connection refused, ") || !strings.HasSuffix(got, " s ago") {
 		t.Errorf("the health of 10.0.13.2 reads %q", got)
 	}
 	tab.Click("input[value=totals]")
-	waitText(tab, "tbody:nth-of-type(1) .realserver", strings.ReplaceAll(tab.Text("tbody:nth-of-type(1) .realserver"), "\n", " "))
+	waitText(tab, "tbody:nth-of-type(1) .realserver", strings.ReplaceAll(tab.Text("tbody:nth-of-type(1) .realserver"),
+		"\n", " "))
 	for i, r := range src.status().Services[0].Realservers {
 		row := fmt.Sprintf("tbody:nth-of-type(1) .realserver:nth-of-type(%d)", i+2)
-		if c, p := number(t, tab.Text(row+" .connections")), number(t, tab.Text(row+" .packets")); c != r.Connections || p != r.Forwarded.Packets {
-			t.Errorf("%s has %d connections and %d packets, the page shows %d and %d", r.Address, r.Connections, r.Forwarded.Packets, c, p)
+		if c, p := number(t, tab.Text(row+" .connections")), number(t, tab.Text(row+" .packets")); c != r.Connections ||
+			p != r.Forwarded.Packets {
+			t.Errorf("%s has %d connections and %d packets, the page shows %d and %d", r.Address, r.Connections,
+				r.Forwarded.Packets, c, p)
 		}
 	}
 
@@ -76,17 +84,21 @@ func TestShows(t *testing.T) {
 	waitText(tab, "tbody:nth-of-type(1) .service .health", "4 of 4 up")
 	waitText(tab, "tbody:nth-of-type(1) .realserver:nth-of-type(4) .active", "7")
 	waitText(tab, "tbody:nth-of-type(1) .realserver:nth-of-type(4) .connections", "1,000,000")
-	tab.Wait("the reason is the last check's", "document.querySelector('tbody .realserver:nth-of-type(4) .reason').innerText.startsWith('HTTP 204 in 12')")
-	tab.Wait("an operator's weight stands with the configured one", "document.querySelector('tbody .realserver:nth-of-type(5) .reason').innerText.endsWith(' ago; weight 0 is an operator\\'s, 2 is configured')")
+	tab.Wait("the reason is the last check's", "document.querySelector('tbody .realserver:nth-of-type(4) "+
+		".reason').innerText.startsWith('HTTP 204 in 12')")
+	tab.Wait("an operator's weight stands with the configured one", "document.querySelector('tbody "+
+		".realserver:nth-of-type(5) .reason').innerText.endsWith(' ago; weight 0 is an operator\\'s, 2 is configured')")
 	waitText(tab, "tbody:nth-of-type(2) .realserver .reason", "weight 1 is an operator's, 2 is configured")
 	waitText(tab, "#notices", "2 realservers of 8 down, in 1 service Show")
 	tab.Wait("nobody leaves any more", "document.getElementById('leaving').hidden")
 	tab.Wait("another reason is there", "document.getElementById('drops').innerText.includes('table_full')")
 
 	src.change(func(st *control.DirectorStatus) { // a reload
-		st.Services = append(st.Services[:1:1], control.Service{Name: "empty", VIPs: []string{"198.51.100.9"}, Protocol: "sctp", Ports: []string{"0"}, Scheduler: "sh"})
+		st.Services = append(st.Services[:1:1], control.Service{Name: "empty", VIPs: []string{"198.51.100.9"},
+			Protocol: "sctp", Ports: []string{"0"}, Scheduler: "sh"})
 	})
-	tab.Wait("the services are others", "[...document.querySelectorAll('.service .title')].map(e => e.innerText).join() === 'web,empty'")
+	tab.Wait("the services are others", "[...document.querySelectorAll('.service .title')].map(e => "+
+		"e.innerText).join() === 'web,empty'")
 	waitText(tab, "tbody:nth-of-type(2) .service .health", "no realserver")
 	if !pagetest.Eval[bool](tab, "window.stays === true") {
 		t.Error("the page was loaded again")
@@ -105,17 +117,22 @@ func TestHistoryIsThere(t *testing.T) {
 	url, _ := serve(t, p)
 	tab := open(t, url, pagetest.Look{})
 	for _, svg := range []string{"#tile-packets .spark", "#services tbody .spark"} {
-		tab.Wait(svg+" has its points", fmt.Sprintf("(document.querySelector('%s .line').getAttribute('d') ?? '').split('L').length >= 19", svg))
+		tab.Wait(svg+" has its points", fmt.Sprintf("(document.querySelector('%s .line').getAttribute('d') ?? "+
+			"'').split('L').length >= 19", svg))
 	}
 	label := pagetest.Eval[string](tab, "document.querySelector('#services tbody .spark').getAttribute('aria-label')")
-	if !strings.HasPrefix(label, "web: packets a second over the last 10 minutes: now ") || !strings.HasSuffix(label, ", at most 2,860") {
+	if !strings.HasPrefix(label, "web: packets a second over the last 10 minutes: now ") || !strings.HasSuffix(label,
+		", at most 2,860") {
 		t.Errorf("the chart of the service is for those who don't see it %q", label)
 	}
-	tab.Do("document.getElementById('charted').value = 0; document.getElementById('charted').dispatchEvent(new Event('change'))")
-	tab.Wait("the chart is another", "/^web: new connections a second over the last 10 minutes: now .*, at most 260$/.test(document.querySelector('#services tbody .spark').getAttribute('aria-label'))")
+	tab.Do("document.getElementById('charted').value = 0; document.getElementById('charted').dispatchEvent(new " +
+		"Event('change'))")
+	tab.Wait("the chart is another", "/^web: new connections a second over the last 10 minutes: now .*, at most "+
+		"260$/.test(document.querySelector('#services tbody .spark').getAttribute('aria-label'))")
 }
 
-// TestThousandRealservers finds what is wrong among 1,000 realservers, shows them all, and draws again only what has changed.
+// TestThousandRealservers finds what is wrong among 1,000 realservers, shows them all, and draws again only what has
+// changed.
 func TestThousandRealservers(t *testing.T) {
 	t.Parallel()
 	src := &source{st: large(100, 10)}
@@ -135,10 +152,12 @@ func TestThousandRealservers(t *testing.T) {
 		t.Errorf("the address ends with %q", hash)
 	}
 	tab.Type("\u001b") // Escape
-	tab.Wait("everything is back", "[...document.querySelectorAll('.service')].filter(e => !e.parentNode.hidden).length === 100")
+	tab.Wait("everything is back", "[...document.querySelectorAll('.service')].filter(e => "+
+		"!e.parentNode.hidden).length === 100")
 	tab.Click("#notices button")
 	tab.Wait("what is down is shown", rows+" === 10")
-	if got := tab.Texts(".realserver .badge"); len(got) != 10 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "down") }) {
+	if got := tab.Texts(".realserver .badge"); len(got) != 10 || slices.ContainsFunc(got,
+		func(s string) bool { return !strings.HasPrefix(s, "down") }) {
 		t.Errorf("trouble is %q", got)
 	}
 	tab.Do("document.getElementById('trouble').click(); document.getElementById('fold').click()")
@@ -153,8 +172,11 @@ func TestThousandRealservers(t *testing.T) {
 		st.Services[17].Realservers[3].Active = 4711
 		st.Services[17].Realservers[5].Health = "down"
 	})
-	tab.Wait("the figure is there", "document.querySelector('tbody:nth-of-type(18) .realserver:nth-of-type(5) .active').textContent === '4,711'") // off the screen
-	tab.Wait("the other one is down", "document.querySelector('tbody:nth-of-type(18) .realserver:nth-of-type(7) .badge').textContent.includes('down')")
+	// off the screen
+	tab.Wait("the figure is there", "document.querySelector('tbody:nth-of-type(18) .realserver:nth-of-type(5) "+
+		".active').textContent === '4,711'")
+	tab.Wait("the other one is down", "document.querySelector('tbody:nth-of-type(18) .realserver:nth-of-type(7) "+
+		".badge').textContent.includes('down')")
 	touched := pagetest.Eval[[]string](tab, "[...touched].sort()")
 	if want := []string{"10.0.17.4", "10.0.17.6", "service-0017"}; !slices.Equal(touched, want) {
 		t.Errorf("drawn again: %q, want %q", touched, want)
@@ -164,12 +186,16 @@ func TestThousandRealservers(t *testing.T) {
 // TestHostileNames shows names for what they are, whatever is in them.
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
-	evil := []string{`<img src=x onerror="window.evil=1">`, `"><script>window.evil=1</script>`, `' onmouseover='window.evil=1`, "</template></table><h1>evil</h1>", "{{7*7}} ${7*7}", "<!--", "\u202egnp.exe", "a\x00b\nc", strings.Repeat("W", 500)}
+	evil := []string{`<img src=x onerror="window.evil=1">`, `"><script>window.evil=1</script>`,
+		`' onmouseover='window.evil=1`, "</template></table><h1>evil</h1>", "{{7*7}} ${7*7}", "<!--", "\u202egnp.exe",
+		"a\x00b\nc", strings.Repeat("W", 500)}
 	st := small()
 	st.Services, st.Leaving.List, st.Drops = nil, nil, map[string]uint64{`<b>drop</b>`: 1}
 	for _, name := range evil {
-		st.Services = append(st.Services, control.Service{Name: name, VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: name, Health: "down",
-			Realservers: []control.Realserver{{Address: "10.0.11.2", Encap: name, Health: "down", Check: &control.Check{Type: name, Reason: name}}}})
+		st.Services = append(st.Services, control.Service{Name: name, VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+			Ports: []string{"80"}, Scheduler: name, Health: "down",
+			Realservers: []control.Realserver{{Address: "10.0.11.2", Encap: name, Health: "down",
+				Check: &control.Check{Type: name, Reason: name}}}})
 		st.Leaving.List = append(st.Leaving.List, control.LeavingRealserver{Service: name, Address: name})
 	}
 	st.Leaving.Realservers, st.SendError, st.Version, st.TUN = len(evil), evil[0], evil[1], evil[0]
@@ -180,10 +206,12 @@ func TestHostileNames(t *testing.T) {
 	if want := evil; !slices.Equal(titles, want) {
 		t.Errorf("the names are\n%q\nwant\n%q", titles, want)
 	}
-	if n := pagetest.Eval[int](tab, "document.querySelectorAll('main img, script:not([src]), main b:not(.tile b), main h1, [onmouseover], [onerror]').length"); n != 0 {
+	if n := pagetest.Eval[int](tab, "document.querySelectorAll('main img, script:not([src]), main b:not(.tile b), "+
+		"main h1, [onmouseover], [onerror]').length"); n != 0 {
 		t.Errorf("%d elements were made of names", n)
 	}
-	tab.Do("document.querySelectorAll('.service, .reason').forEach(e => e.dispatchEvent(new MouseEvent('mouseover', {bubbles: true})))")
+	tab.Do("document.querySelectorAll('.service, .reason').forEach(e => e.dispatchEvent(new MouseEvent('mouseover', " +
+		"{bubbles: true})))")
 	if pagetest.Eval[bool](tab, "'evil' in window") {
 		t.Error("a name was run as a script")
 	}
@@ -192,7 +220,8 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// TestServerGone says at once that the figures are old ones when the director is gone, and goes on by itself when it is there again.
+// TestServerGone says at once that the figures are old ones when the director is gone, and goes on by itself when it is
+// there again.
 func TestServerGone(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -202,7 +231,8 @@ func TestServerGone(t *testing.T) {
 	tab.Tolerate()
 	stop()
 	tab.Wait("the page is stale", "document.body.dataset.state === 'stale'")
-	if got := tab.Text("#stale"); !strings.HasPrefix(got, "No news from the director since ") || !strings.Contains(got, "old figures") {
+	if got := tab.Text("#stale"); !strings.HasPrefix(got, "No news from the director since ") || !strings.Contains(got,
+		"old figures") {
 		t.Errorf("the page says %q", got)
 	}
 	if got := tab.Text("#link"); got != "Stale" {
@@ -216,7 +246,8 @@ func TestServerGone(t *testing.T) {
 	var listener net.Listener
 	var err error
 	for end := time.Now().Add(pagetest.Patience); ; {
-		if listener, err = net.Listen("tcp", strings.Trim(strings.TrimPrefix(url, "http://"), "/")); err == nil || time.Now().After(end) {
+		if listener, err = net.Listen("tcp", strings.Trim(strings.TrimPrefix(url, "http://"), "/")); err == nil ||
+			time.Now().After(end) {
 			break
 		}
 	}
@@ -233,14 +264,16 @@ func TestServerGone(t *testing.T) {
 		cancel()
 		running.Wait()
 	})
-	tab.Wait("the page is live again", "document.body.dataset.state === 'live' && document.getElementById('stale').hidden")
+	tab.Wait("the page is live again", "document.body.dataset.state === 'live' && "+
+		"document.getElementById('stale').hidden")
 	waitText(tab, "tbody:nth-of-type(1) .service .health", "2 of 2 up")
 	if got := tab.Texts(".service .title"); !slices.Equal(got, []string{"web"}) {
 		t.Errorf("what is searched for was forgotten: %q are shown", got)
 	}
 }
 
-// TestLooks measures the page on screens of all sizes, in the light and in the dark: nothing is wider than the screen, and text has contrast.
+// TestLooks measures the page on screens of all sizes, in the light and in the dark: nothing is wider than the screen,
+// and text has contrast.
 func TestLooks(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -251,12 +284,15 @@ func TestLooks(t *testing.T) {
 		r.Connections, r.Forwarded = 9_500_000, control.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
 		st.In, st.Out = r.Forwarded, r.Forwarded
 		st.Drops["no_connection"] = 1 << 60
-		st.Connections = control.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432, HalfOpenMax: 33_554_432}
+		st.Connections = control.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432,
+			HalfOpenMax: 33_554_432}
 	})
 	url, _ := serve(t, New(src.status))
 	for name, look := range map[string]pagetest.Look{
-		"phone": {Width: 360, Height: 740, Phone: true}, "phone in the dark": {Width: 390, Height: 844, Phone: true, Dark: true},
-		"tablet": {Width: 900, Height: 1100}, "notebook": {Width: 1217, Height: 800}, "desk": {Width: 1500, Height: 1000, Dark: true},
+		"phone": {Width: 360, Height: 740, Phone: true}, "phone in the dark": {Width: 390, Height: 844, Phone: true,
+			Dark: true},
+		"tablet": {Width: 900, Height: 1100}, "notebook": {Width: 1217, Height: 800},
+		"desk": {Width: 1500, Height: 1000, Dark: true},
 	} {
 		tab := open(t, url, look)
 		tab.Do("document.querySelector('input[value=totals]').click()")
@@ -313,14 +349,16 @@ func TestKeyboard(t *testing.T) {
 	}
 	for _, open := range []bool{false, true} {
 		tab.Type("\r")
-		tab.Wait("the service opens or closes", fmt.Sprintf("%s.getAttribute('aria-expanded') === '%v' && (document.querySelectorAll('tbody')[0].rows.length === 5) === %v", focus, open, open))
+		tab.Wait("the service opens or closes", fmt.Sprintf("%s.getAttribute('aria-expanded') === '%v' && "+
+			"(document.querySelectorAll('tbody')[0].rows.length === 5) === %v", focus, open, open))
 	}
 	nameless := pagetest.Eval[[]string](tab, `[...document.querySelectorAll('button, input, select, a, [role=img]')].filter(e => e.checkVisibility() &&
 		!(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.innerText.trim())).map(e => e.outerHTML)`)
 	if len(nameless) > 0 {
 		t.Errorf("without a name: %q", nameless)
 	}
-	roles := pagetest.Eval[[]string](tab, "[...document.querySelectorAll('#services, #services thead, #services tbody, #services tr, #services th, #services td')].filter(e => !e.getAttribute('role')).map(e => e.outerHTML)")
+	roles := pagetest.Eval[[]string](tab, "[...document.querySelectorAll('#services, #services thead, #services "+
+		"tbody, #services tr, #services th, #services td')].filter(e => !e.getAttribute('role')).map(e => e.outerHTML)")
 	if len(roles) > 0 {
 		t.Errorf("the table is none any more where its style is another: %q", roles)
 	}

@@ -150,10 +150,12 @@ func (s *sample) take(st *control.DirectorStatus, now time.Time) {
 	s.steps(now)
 }
 
-// arrange brings the services and their realservers into the order of all, where they are not in it. Those that stay keep what is known of them.
+// arrange brings the services and their realservers into the order of all, where they are not in it. Those that stay
+// keep what is known of them.
 func (s *sample) arrange(all []control.Service) {
 	same := slices.EqualFunc(s.services, all, func(a *service, b control.Service) bool {
-		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers, func(a *realserver, b control.Realserver) bool { return a.address == b.Address })
+		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers,
+			func(a *realserver, b control.Realserver) bool { return a.address == b.Address })
 	})
 	if same {
 		return
@@ -177,7 +179,8 @@ func (s *sample) arrange(all []control.Service) {
 		svc.realservers = make([]*realserver, 0, len(all[i].Realservers))
 		for j := range all[i].Realservers {
 			r := &all[i].Realservers[j]
-			svc.realservers = append(svc.realservers, cmp.Or(was[r.Address], &realserver{address: r.Address, old: counted(r)}))
+			svc.realservers = append(svc.realservers, cmp.Or(was[r.Address], &realserver{address: r.Address,
+				old: counted(r)}))
 		}
 		s.services = append(s.services, svc)
 	}
@@ -204,7 +207,8 @@ func (s *sample) takeService(svc *service, st *control.Service) (growth counts) 
 	svc.grown.add(growth)
 	f.set(sum, growth, s.seconds)
 	update(&svc.figures, f, &svc.figuresAt, s.number)
-	update(&svc.state, serviceState{Name: st.Name, Protocol: st.Protocol, Addresses: addresses(st), Scheduler: st.Settings(), Health: st.Health,
+	update(&svc.state, serviceState{Name: st.Name, Protocol: st.Protocol, Addresses: addresses(st),
+		Scheduler: st.Settings(), Health: st.Health,
 		Quorum: st.Quorum, WeightUp: st.WeightUp, Sorry: st.Sorry}, &svc.stateAt, s.number)
 	return growth
 }
@@ -212,7 +216,8 @@ func (s *sample) takeService(svc *service, st *control.Service) (growth counts) 
 func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth counts) {
 	f := figures{active: float64(st.Active), inactive: float64(st.Inactive)}
 	f.set(c, growth, s.seconds)
-	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Configured: st.Weight, Effective: st.Weight, Upper: st.Upper, Lower: st.Lower,
+	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Configured: st.Weight,
+		Effective: st.Weight, Upper: st.Upper, Lower: st.Lower,
 		Health: cmp.Or(st.Health, "unchecked")}
 	if st.Configured != nil {
 		state.Configured = *st.Configured
@@ -236,8 +241,8 @@ func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth
 	update(&r.state, state, &r.stateAt, s.number)
 }
 
-// moment is the time so many seconds ago, in Unix seconds. One that is nearly the one that was said before is that: what is measured twice
-// differs a little. 0 seconds ago is never: since the start, or no check yet.
+// moment is the time so many seconds ago, in Unix seconds. One that is nearly the one that was said before is that:
+// what is measured twice differs a little. 0 seconds ago is never: since the start, or no check yet.
 func moment(now time.Time, ago, before float64) float64 {
 	if ago == 0 {
 		return 0
@@ -267,7 +272,8 @@ func addresses(st *control.Service) string {
 }
 
 func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
-	now := totalCounts{in: counts{packets: st.In.Packets, bytes: st.In.Bytes}, out: counts{packets: st.Out.Packets, bytes: st.Out.Bytes}}
+	now := totalCounts{in: counts{packets: st.In.Packets, bytes: st.In.Bytes}, out: counts{packets: st.Out.Packets,
+		bytes: st.Out.Bytes}}
 	was := map[string]uint64{}
 	for _, d := range s.drops {
 		was[d.Reason] = d.Total
@@ -286,18 +292,22 @@ func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
 	s.old = now
 	s.grown.in.add(in)
 	s.grown.drops += dropped
-	s.totals = totals{In: trafficOf(st.In, in, s.seconds), Out: trafficOf(st.Out, out, s.seconds), Drops: now.drops, DropRate: rate(dropped, s.seconds),
+	s.totals = totals{In: trafficOf(st.In, in, s.seconds), Out: trafficOf(st.Out, out, s.seconds), Drops: now.drops,
+		DropRate: rate(dropped, s.seconds),
 		Overruns: st.Overruns, Waiting: st.Waiting, NewRate: rate(scheduled, s.seconds), Connections: st.Connections}
-	s.director = directorState{Version: st.Version, Pid: st.Pid, Started: moment(s.at, st.Uptime, s.director.Started), TUN: st.TUN, Queues: st.Queues,
+	s.director = directorState{Version: st.Version, Pid: st.Pid, Started: moment(s.at, st.Uptime, s.director.Started),
+		TUN: st.TUN, Queues: st.Queues,
 		Offloads: st.Offloads, SendError: st.SendError}
-	s.leaving = leaving{st.Leaving.Realservers, st.Leaving.Connections, st.Leaving.List[:min(len(st.Leaving.List), leavingShown)]}
+	s.leaving = leaving{st.Leaving.Realservers, st.Leaving.Connections,
+		st.Leaving.List[:min(len(st.Leaving.List), leavingShown)]}
 }
 
 func trafficOf(t control.Traffic, growth counts, seconds float64) traffic {
 	return traffic{t.Packets, t.Bytes, rate(growth.packets, seconds), rate(8*growth.bytes, seconds)}
 }
 
-// steps gives the history its points, where a step is complete; more than one, all the same, if there was no sample for so long.
+// steps gives the history its points, where a step is complete; more than one, all the same, if there was no sample for
+// so long.
 func (s *sample) steps(now time.Time) {
 	if now.Before(s.next) {
 		return
@@ -311,7 +321,8 @@ func (s *sample) steps(now time.Time) {
 		}
 		svc.grown = counts{}
 	}
-	for i, value := range []float64{rate(s.grown.in.connections, seconds), rate(s.grown.in.packets, seconds), rate(8*s.grown.in.bytes, seconds),
+	for i, value := range []float64{rate(s.grown.in.connections, seconds), rate(s.grown.in.packets, seconds),
+		rate(8*s.grown.in.bytes, seconds),
 		rate(s.grown.drops, seconds), float64(s.totals.Connections.Count)} {
 		s.total[i].put(from, to, value)
 	}

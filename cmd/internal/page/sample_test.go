@@ -51,10 +51,12 @@ func TestRates(t *testing.T) {
 	if f := a.Services[0].Realservers[0].Figures; f[newRate] != 5 || f[connections] != 2*123_456+10 {
 		t.Errorf("the realserver's figures are %v", f)
 	}
-	if got := a.Totals; got.NewRate != 7.5 || got.In.PacketRate != 150 || got.In.BitRate != 12_000 || got.DropRate != 3 || got.Drops != 1234+17+3+4+2 {
+	if got := a.Totals; got.NewRate != 7.5 || got.In.PacketRate != 150 || got.In.BitRate != 12_000 ||
+		got.DropRate != 3 || got.Drops != 1234+17+3+4+2 {
 		t.Errorf("the totals are %+v", got)
 	}
-	if want := []drop{{"no_service", 1238, 2}, {"protocol", 2, 1}, {"send_error", 3, 0}, {"too_big", 17, 0}}; !slices.Equal(a.Drops, want) {
+	if want := []drop{{"no_service", 1238, 2}, {"protocol", 2, 1}, {"send_error", 3, 0},
+		{"too_big", 17, 0}}; !slices.Equal(a.Drops, want) {
 		t.Errorf("the drops are %v, want %v", a.Drops, want)
 	}
 	// A realserver that left and came again counts from 0.
@@ -97,14 +99,16 @@ func TestHistory(t *testing.T) {
 	}
 	// Who comes later has no past.
 	src.change(func(st *control.DirectorStatus) {
-		st.Services = append(st.Services, control.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp", Ports: []string{"0"}})
+		st.Services = append(st.Services, control.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp",
+			Ports: []string{"0"}})
 	})
 	p.take(clock.after(5 * time.Second))
 	if got := p.history(0, []int{4}).Services["4"][1]; len(got) != 1 {
 		t.Errorf("a service of five seconds ago has %d points", len(got))
 	}
 	if h := p.history(0, nil); len(h.Services) != 0 || len(h.Total[0]) != steps || h.Total[4][steps-1] != 48_213 {
-		t.Errorf("the director's history: %d services, %d points, the last %v", len(h.Services), len(h.Total[0]), h.Total[4])
+		t.Errorf("the director's history: %d services, %d points, the last %v", len(h.Services), len(h.Total[0]),
+			h.Total[4])
 	}
 }
 
@@ -157,7 +161,8 @@ func (k *known) hear(a *answer) {
 	}
 }
 
-// TestChangesComeToTheWhole lets browsers that ask now and then learn the changes; they know what one does that asks for everything.
+// TestChangesComeToTheWhole lets browsers that ask now and then learn the changes; they know what one does that asks
+// for everything.
 func TestChangesComeToTheWhole(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -211,7 +216,8 @@ func TestChangesComeToTheWhole(t *testing.T) {
 			var whole known
 			whole.hear(p.live(0, clock.now))
 			if !reflect.DeepEqual(*b, whole) {
-				t.Fatalf("at %d a browser knows\n%s\nbut there is\n%s", a.Number, text(t, b.services), text(t, whole.services))
+				t.Fatalf("at %d a browser knows\n%s\nbut there is\n%s", a.Number, text(t, b.services),
+					text(t, whole.services))
 			}
 		}
 	}
@@ -262,7 +268,8 @@ func TestNeverChecked(t *testing.T) {
 	src.st.Services[0].Realservers[0].Check = &control.Check{Type: "http", Via: "direct", Reason: "not checked yet"}
 	p, clock := New(src.status), newMoments()
 	p.take(clock.after(0))
-	if r := p.live(0, clock.now).Services[0].Realservers[0]; r.State.Since != 0 || r.Figures[checked] != 0 || r.State.Check != "http, direct" {
+	if r := p.live(0, clock.now).Services[0].Realservers[0]; r.State.Since != 0 || r.Figures[checked] != 0 ||
+		r.State.Check != "http, direct" {
 		t.Errorf("%+v, checked at %v", r.State, r.Figures[checked])
 	}
 }
@@ -293,6 +300,7 @@ func TestThousandsOfRealservers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d KB of memory; a sample takes %v; everything takes %v and has %d KB", used>>10, sampled, time.Since(began), len(all)>>10)
+	t.Logf("%d KB of memory; a sample takes %v; everything takes %v and has %d KB", used>>10, sampled,
+		time.Since(began), len(all)>>10)
 	runtime.KeepAlive(p)
 }

@@ -19,16 +19,17 @@ import (
 //go:embed assets
 var embedded embed.FS
 
-// policy lets the page load what comes from here, and nothing else: neither what others have, nor what stands in the page itself. With Trusted Types
-// even its own scripts can't make markup of a string.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; " +
+// policy lets the page load what comes from here, and nothing else: neither what others have, nor what stands in the
+// page itself. With Trusted Types even its own scripts can't make markup of a string.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; " +
 	"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
 // maxIDs is how many services' histories a request may ask for.
 const maxIDs = 200
 
-// Handler serves the page at "/" and what it needs below "/page/". The page's own addresses are relative: it may be served below a prefix that is
-// stripped.
+// Handler serves the page at "/" and what it needs below "/page/". The page's own addresses are relative: it may be
+// served below a prefix that is stripped.
 func (p *Page) Handler() http.Handler {
 	files, err := fs.Sub(embedded, "assets")
 	if err != nil {

@@ -29,18 +29,21 @@ func ask(t *testing.T, h http.Handler, method, target string, header ...string) 
 	return resp, body
 }
 
-// TestHandler has the page and all its files there, of the right kind, with a policy that lets nothing else in; and nothing can be changed.
+// TestHandler has the page and all its files there, of the right kind, with a policy that lets nothing else in; and
+// nothing can be changed.
 func TestHandler(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
 	p := New(src.status)
 	h := p.Handler()
-	if resp, body := ask(t, h, "GET", "/page/live"); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), "ask again") {
+	if resp, body := ask(t, h, "GET", "/page/live"); resp.StatusCode != http.StatusServiceUnavailable ||
+		!strings.Contains(string(body), "ask again") {
 		t.Errorf("before the first sample the answer is %s: %s", resp.Status, body)
 	}
 	p.take(time.Now())
 	for path, kind := range map[string]string{
-		"/": "text/html; charset=utf-8", "/page/page.css": "text/css; charset=utf-8", "/page/main.js": "text/javascript; charset=utf-8", "/page/icon.svg": "image/svg+xml",
+		"/": "text/html; charset=utf-8", "/page/page.css": "text/css; charset=utf-8",
+		"/page/main.js": "text/javascript; charset=utf-8", "/page/icon.svg": "image/svg+xml",
 		"/page/live": "application/json", "/page/history?after=0&ids=1,2,x,": "application/json",
 	} {
 		resp, body := ask(t, h, "GET", path)
@@ -48,7 +51,8 @@ func TestHandler(t *testing.T) {
 			t.Errorf("%s is %s, %s, %d bytes", path, resp.Status, resp.Header.Get("Content-Type"), len(body))
 		}
 		policy := resp.Header.Get("Content-Security-Policy")
-		if !strings.HasPrefix(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") || resp.Header.Get("X-Content-Type-Options") != "nosniff" {
+		if !strings.HasPrefix(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") ||
+			resp.Header.Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("%s has the headers %v", path, resp.Header)
 		}
 		if resp, _ := ask(t, h, "POST", path); resp.StatusCode != http.StatusMethodNotAllowed {
@@ -58,13 +62,15 @@ func TestHandler(t *testing.T) {
 			t.Errorf("HEAD %s is %s", path, resp.Status)
 		}
 	}
-	for _, path := range []string{"/page/", "/page", "/index.html", "/page/../serve.go", "/assets/index.html", "/other"} {
+	for _, path := range []string{"/page/", "/page", "/index.html", "/page/../serve.go", "/assets/index.html",
+		"/other"} {
 		if resp, _ := ask(t, h, "GET", path); resp.StatusCode == http.StatusOK {
 			t.Errorf("%s is %s", path, resp.Status)
 		}
 	}
 	resp, _ := ask(t, h, "GET", "/page/main.js")
-	if resp, body := ask(t, h, "GET", "/page/main.js", "If-None-Match", resp.Header.Get("ETag")); resp.StatusCode != http.StatusNotModified || len(body) > 0 {
+	if resp, body := ask(t, h, "GET", "/page/main.js", "If-None-Match",
+		resp.Header.Get("ETag")); resp.StatusCode != http.StatusNotModified || len(body) > 0 {
 		t.Errorf("a file that the browser has is sent again: %s", resp.Status)
 	}
 }
@@ -106,7 +112,8 @@ func TestOtherBoot(t *testing.T) {
 		p.take(time.Now())
 	}
 	h := p.Handler()
-	for query, full := range map[string]bool{"boot=" + p.boot + "&since=2": false, "boot=other&since=2": true, "since=2": true, "boot=" + p.boot + "&since=9": true,
+	for query, full := range map[string]bool{"boot=" + p.boot + "&since=2": false, "boot=other&since=2": true,
+		"since=2": true, "boot=" + p.boot + "&since=9": true,
 		"boot=" + p.boot + "&since=-1": true, "": true} {
 		_, body := ask(t, h, "GET", "/page/live?"+query)
 		var a answer

@@ -35,7 +35,8 @@ func watch(ctx context.Context, socket string, every time.Duration, order int) e
 		return fmt.Errorf("terminal %q: %w: use --once", os.Getenv("TERM"), err)
 	}
 	defer terminal.Fini()
-	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP) // of a connection that is cut; no end leaves the terminal as it is now
+	// of a connection that is cut; no end leaves the terminal as it is now
+	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP)
 	defer stop()
 	s := &screen{Screen: terminal, view: view{order: order}}
 

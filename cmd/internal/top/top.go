@@ -20,7 +20,8 @@ func Command(socket *control.Socket) *cobra.Command {
 	var once, asJSON bool
 	var every time.Duration
 	order := orders[0]
-	c := &cobra.Command{Use: "top", Short: "Watch services, realservers, health and rates in the terminal; q ends it, s sorts", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "top", Short: "Watch services, realservers, health and rates in the terminal; q ends " +
+		"it, s sorts", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if every < 100*time.Millisecond {
 				return daemon.UsageError{Err: fmt.Errorf("--every %v: want 100ms or more", every)}

@@ -93,9 +93,11 @@ func (v *view) services() (all []service) {
 		}
 		for j := range s.Realservers {
 			r := &s.Realservers[j]
-			now := row{Service: s.Name, Realserver: r.Address, Health: r.Health, Weight: r.Weight, Active: r.Active, Inactive: r.Inactive, name: r.Address}
+			now := row{Service: s.Name, Realserver: r.Address, Health: r.Health, Weight: r.Weight, Active: r.Active,
+				Inactive: r.Inactive, name: r.Address}
 			if was := v.previous[seat{s.Name, r.Address}]; was != nil {
-				now.Conns, now.Packets = v.per(was.Connections, r.Connections), v.per(was.Forwarded.Packets, r.Forwarded.Packets)
+				now.Conns, now.Packets = v.per(was.Connections, r.Connections), v.per(was.Forwarded.Packets,
+					r.Forwarded.Packets)
 				now.Bits = 8 * v.per(was.Forwarded.Bytes, r.Forwarded.Bytes)
 			}
 			now.reason = r.Trouble()
@@ -177,14 +179,16 @@ func (v *view) head(width int) []line {
 	} else {
 		drops = fmt.Sprintf("dropped: nothing now, %s since the start", short(float64(sum(st.Drops))))
 	}
-	table := fmt.Sprintf("connections %d of %d, half-open %d", st.Connections.Count, st.Connections.Max, st.Connections.HalfOpen)
+	table := fmt.Sprintf("connections %d of %d, half-open %d", st.Connections.Count, st.Connections.Max,
+		st.Connections.HalfOpen)
 	if n := st.Leaving.Connections; n > 0 {
 		table += fmt.Sprintf(", of realservers that have left %d", n)
 	}
 	return []line{
 		{cut(fmt.Sprintf("director %s, up %v, %s with %s", st.Version, (time.Duration(st.Uptime)*time.Second).String(),
 			st.TUN, words.Count(st.Queues, "queue")), width), strong},
-		{cut(fmt.Sprintf("in %s pps, %s bit/s; out %s pps, %s bit/s", short(v.per(was.In.Packets, st.In.Packets)), short(8*v.per(was.In.Bytes, st.In.Bytes)),
+		{cut(fmt.Sprintf("in %s pps, %s bit/s; out %s pps, %s bit/s", short(v.per(was.In.Packets, st.In.Packets)),
+			short(8*v.per(was.In.Bytes, st.In.Bytes)),
 			short(v.per(was.Out.Packets, st.Out.Packets)), short(8*v.per(was.Out.Bytes, st.Out.Bytes))), width), usual},
 		{cut(table, width), usual},
 		{cut(drops, width), dropStyle},
@@ -284,7 +288,8 @@ func (v *view) table(width int) []line {
 // indent is what realservers stand to the right of their service.
 const indent = 2
 
-// fit is the columns that a terminal has room for beside names of so many characters, three of them though names are cut, and the room for names.
+// fit is the columns that a terminal has room for beside names of so many characters, three of them though names are
+// cut, and the room for names.
 func fit(width, longest int) (shown []column, name int) {
 	if width == 0 {
 		return columns, longest

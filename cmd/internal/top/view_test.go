@@ -12,14 +12,20 @@ import (
 
 // status is of two services, after so many seconds of a steady load.
 func status(seconds uint64) *control.DirectorStatus {
-	return &control.DirectorStatus{Version: "1", Pid: 7, Uptime: float64(100 + seconds), TUN: "vs0", Queues: 2, In: control.Traffic{Packets: 5000 * seconds, Bytes: 1_000_000 * seconds},
-		Drops: map[string]uint64{"no_service": 3, "no_connection": 20 * seconds}, Connections: control.Connections{Count: 12, Max: 1000}, Services: []control.Service{
-			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8:100::80"}, Protocol: "tcp", Ports: []string{"80", "443"}, Scheduler: "wlc", Health: "up", Realservers: []control.Realserver{
-				{Address: "10.0.11.2", Weight: 2, Health: "down", Check: &control.Check{Reason: "connection refused"}},
-				{Address: "10.0.12.2", Weight: 3, Health: "up", Active: 7, Inactive: 5, Connections: 10 * seconds, Forwarded: control.Traffic{Packets: 2000 * seconds, Bytes: 500_000 * seconds}},
-			}},
-			{Name: "dns", VIPs: []string{"2001:db8:100::80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr", Realservers: []control.Realserver{
-				{Address: "2001:db8:1111:2222:3333:4444:5555:6666", Forwarded: control.Traffic{Packets: 12_300_000 * seconds, Bytes: 984_000_000 * seconds}}}},
+	return &control.DirectorStatus{Version: "1", Pid: 7, Uptime: float64(100 + seconds), TUN: "vs0", Queues: 2,
+		In:          control.Traffic{Packets: 5000 * seconds, Bytes: 1_000_000 * seconds},
+		Drops:       map[string]uint64{"no_service": 3, "no_connection": 20 * seconds},
+		Connections: control.Connections{Count: 12, Max: 1000}, Services: []control.Service{
+			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8:100::80"}, Protocol: "tcp",
+				Ports: []string{"80", "443"}, Scheduler: "wlc", Health: "up", Realservers: []control.Realserver{
+					{Address: "10.0.11.2", Weight: 2, Health: "down", Check: &control.Check{Reason: "connection refused"}},
+					{Address: "10.0.12.2", Weight: 3, Health: "up", Active: 7, Inactive: 5, Connections: 10 * seconds,
+						Forwarded: control.Traffic{Packets: 2000 * seconds, Bytes: 500_000 * seconds}},
+				}},
+			{Name: "dns", VIPs: []string{"2001:db8:100::80"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr",
+				Realservers: []control.Realserver{
+					{Address: "2001:db8:1111:2222:3333:4444:5555:6666",
+						Forwarded: control.Traffic{Packets: 12_300_000 * seconds, Bytes: 984_000_000 * seconds}}}},
 		}}
 }
 
@@ -53,7 +59,8 @@ func TestRates(t *testing.T) {
 		t.Errorf("%+v", rows)
 	}
 	got := text(v, 0)
-	for _, want := range []string{"in 5000 pps, 8.0M bit/s", "dropped a second: no_connection 20", "connections 12 of 1000", "connection refused", "12.3M", "7.9G",
+	for _, want := range []string{"in 5000 pps, 8.0M bit/s", "dropped a second: no_connection 20",
+		"connections 12 of 1000", "connection refused", "12.3M", "7.9G",
 		"web tcp 198.51.100.80:80,443 +1 wlc"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, got)
@@ -71,8 +78,10 @@ func TestRates(t *testing.T) {
 
 // TestOrders: services and realservers stand as is wanted.
 func TestOrders(t *testing.T) {
-	for order, want := range map[string]string{"configuration": "web 10.0.11.2 10.0.12.2 dns", "bit/s": "dns web 10.0.12.2 10.0.11.2", "active": "web 10.0.12.2 10.0.11.2 dns",
-		"cps": "web 10.0.12.2 10.0.11.2 dns", "pps": "dns web 10.0.12.2 10.0.11.2", "name": "dns web 10.0.11.2 10.0.12.2"} {
+	for order, want := range map[string]string{"configuration": "web 10.0.11.2 10.0.12.2 dns",
+		"bit/s": "dns web 10.0.12.2 10.0.11.2", "active": "web 10.0.12.2 10.0.11.2 dns",
+		"cps": "web 10.0.12.2 10.0.11.2 dns", "pps": "dns web 10.0.12.2 10.0.11.2",
+		"name": "dns web 10.0.11.2 10.0.12.2"} {
 		v := looked()
 		n, ok := orderOf(order)
 		if v.order = n; !ok {
@@ -97,7 +106,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestNarrow: no line is wider than the terminal, and a realserver and its weight, health and connections are to be seen in all that have 40 columns.
+// TestNarrow: no line is wider than the terminal, and a realserver and its weight, health and connections are to be
+// seen in all that have 40 columns.
 func TestNarrow(t *testing.T) {
 	v := looked()
 	for _, width := range []int{20, 30, 40, 60, 80, 100, 132, 200} {
@@ -107,7 +117,8 @@ func TestNarrow(t *testing.T) {
 				t.Errorf("in %d columns there is a line of %d: %s", width, n, line)
 			}
 		}
-		if width >= 40 && (!strings.Contains(all, "10.0.11.2") || !strings.Contains(all, "WEIGHT") || !strings.Contains(all, "HEALTH") || !strings.Contains(all, "ACTIVE")) {
+		if width >= 40 && (!strings.Contains(all, "10.0.11.2") || !strings.Contains(all, "WEIGHT") ||
+			!strings.Contains(all, "HEALTH") || !strings.Contains(all, "ACTIVE")) {
 			t.Errorf("in %d columns:\n%s", width, all)
 		}
 		if width >= 132 && !strings.Contains(all, "2001:db8:1111:2222:3333:4444:5555:6666") {
@@ -117,7 +128,8 @@ func TestNarrow(t *testing.T) {
 }
 
 func TestShort(t *testing.T) {
-	for f, want := range map[float64]string{0: "0", 0.25: "0.2", 9.94: "9.9", 9.96: "10", 9999: "9999", 9999.6: "10.0k", 999949: "999.9k", 999951: "1.0M", 1.25e9: "1.2G", 9e17: "900.0P"} {
+	for f, want := range map[float64]string{0: "0", 0.25: "0.2", 9.94: "9.9", 9.96: "10", 9999: "9999", 9999.6: "10.0k",
+		999949: "999.9k", 999951: "1.0M", 1.25e9: "1.2G", 9e17: "900.0P"} {
 		if got := short(f); got != want || len(got) > 6 {
 			t.Errorf("%v: %s, want %s", f, got, want)
 		}

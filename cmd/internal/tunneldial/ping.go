@@ -29,7 +29,8 @@ type Pinger struct {
 	waiting map[token]waiter
 }
 
-// token is what a request carries and its answer brings back. It tells who has asked: an identifier has 16 bits, which come again.
+// token is what a request carries and its answer brings back. It tells who has asked: an identifier has 16 bits, which
+// come again.
 type token [16]byte
 
 type waiter struct {
@@ -107,7 +108,8 @@ func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) err
 		delete(p.waiting, t)
 		p.mu.Unlock()
 	}()
-	b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(id), Seq: 1, Data: t[:]}}).Marshal(nil) // ICMPv6's checksum is the kernel's
+	// ICMPv6's checksum is the kernel's
+	b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(id), Seq: 1, Data: t[:]}}).Marshal(nil)
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package prober is how health checks reach their realservers: through the tunnel, as connections of this host to the VIP whose flows are pinned to one
-// realserver, and pings either way.
+// Package prober is how health checks reach their realservers: through the tunnel, as connections of this host to the
+// VIP whose flows are pinned to one realserver, and pings either way.
 //
 //	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
 //	                                          ↑                                                │
@@ -33,28 +33,33 @@ type Tunnel struct {
 	Pinger *Pinger
 	Clock  func() conntab.Ticks
 	Target balancer.Target
-	// Source returns the address of this host that probes of a VIP come from; the zero Addr: it has none of the VIP's family.
+	// Source returns the address of this host that probes of a VIP come from; the zero Addr: it has none of the VIP's
+	// family.
 	Source func(vip netip.Addr) netip.Addr
 }
 
-// How long a flow rests when its probe has ended: it still leads to its realserver, and no probe of another one gets it, so that nobody takes a late
-// answer for its own. A TCP answer is known by its sequence numbers as well, and a ping's by its contents; a datagram's by nothing.
+// How long a flow rests when its probe has ended: it still leads to its realserver, and no probe of another one gets
+// it, so that nobody takes a late answer for its own. A TCP answer is known by its sequence numbers as well, and a
+// ping's by its contents; a datagram's by nothing.
 const (
 	rest    = 3 * conntab.PerSecond
 	restUDP = 60 * conntab.PerSecond
 )
 
-// tries is how many ports are tried that turn out to be in use: at rest, or by a connection in the table. A free one is best; but of so many, the later ones
-// are taken from connections: the kernel has just said that no socket of this host has the port, and else a program here that often asks a VIP, or whoever
-// forges this host's address, could leave no port for the checks, and every realserver as it is.
+// tries is how many ports are tried that turn out to be in use: at rest, or by a connection in the table. A free one is
+// best; but of so many, the later ones are taken from connections: the kernel has just said that no socket of this host
+// has the port, and else a program here that often asks a VIP, or whoever forges this host's address, could leave no
+// port for the checks, and every realserver as it is.
 const (
-	// Linux gives sockets of TCP that are bound every other port alone (net/ipv4/inet_connection_sock.c, inet_csk_find_open_port): 14,116 of the usual range.
+	// Linux gives sockets of TCP that are bound every other port alone (net/ipv4/inet_connection_sock.c,
+	// inet_csk_find_open_port): 14,116 of the usual range.
 	tries     = 32
 	triesFree = 16
 )
 
-// DialContext connects to address, a VIP and a port, at the realserver; network is "tcp" or "udp". A connection of TCP ends with a RST when it is closed,
-// as those of other balancers' checks do: one that has died keeps sending nothing, and no port is in TIME_WAIT. The connection is a *TCPConn or a *UDPConn.
+// DialContext connects to address, a VIP and a port, at the realserver; network is "tcp" or "udp". A connection of TCP
+// ends with a RST when it is closed, as those of other balancers' checks do: one that has died keeps sending nothing,
+// and no port is in TIME_WAIT. The connection is a *TCPConn or a *UDPConn.
 func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -94,14 +99,16 @@ func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
 		return s, nil
 	}
 	if t.Target.Address.Is4() == vip.Is4() {
-		return netip.Addr{}, fmt.Errorf("no route to realserver %v that gives an address to check VIP %v from", t.Target.Address, vip)
+		return netip.Addr{}, fmt.Errorf("no route to realserver %v that gives an address to check VIP %v from",
+			t.Target.Address, vip)
 	}
 	family := "IPv4"
 	if vip.Is6() {
 		family = "IPv6"
 	}
 	// What its clients send gets there all the same.
-	return netip.Addr{}, noAddress{fmt.Errorf("the director has no %s address to check VIP %v from: give it one, and set source", family, vip)}
+	return netip.Addr{}, noAddress{fmt.Errorf("the director has no %s address to check VIP %v from: give it one, "+
+		"and set source", family, vip)}
 }
 
 // noAddress is this host's own fault: see ownFault.
@@ -149,7 +156,8 @@ func (t *Tunnel) unpin(f packet.Flow) {
 
 // bind gives the socket fd the address a, and a free port, which it returns.
 func bind(fd int, a netip.Addr) (port uint16, err error) {
-	var sa syscall.Sockaddr = &syscall.SockaddrInet6{Addr: a.As16()} // those of x/sys/unix ask for the protocol each time
+	// those of x/sys/unix ask for the protocol each time
+	var sa syscall.Sockaddr = &syscall.SockaddrInet6{Addr: a.As16()}
 	if a.Is4() {
 		sa = &syscall.SockaddrInet4{Addr: a.As4()}
 	}

@@ -48,7 +48,8 @@ func (l *ledger) Unpin(f packet.Flow, _, rest conntab.Ticks) {
 func within(t *testing.T, refuse ...error) (*Tunnel, *ledger) {
 	t.Helper()
 	l := &ledger{refuse: refuse, pinned: map[packet.Flow]bool{}, rests: map[packet.Flow]conntab.Ticks{}}
-	return &Tunnel{Pins: l, Clock: func() conntab.Ticks { return 1 }, Source: func(vip netip.Addr) netip.Addr { return vip }}, l
+	return &Tunnel{Pins: l, Clock: func() conntab.Ticks { return 1 },
+		Source: func(vip netip.Addr) netip.Addr { return vip }}, l
 }
 
 func deadline(t *testing.T) context.Context {
@@ -58,8 +59,8 @@ func deadline(t *testing.T) context.Context {
 	return ctx
 }
 
-// TestDialPinsFirst: the flow of a connection is pinned when its first packet goes out, whichever port it has got, and ends with the connection. It rests longer for
-// UDP.
+// TestDialPinsFirst: the flow of a connection is pinned when its first packet goes out, whichever port it has got, and
+// ends with the connection. It rests longer for UDP.
 func TestDialPinsFirst(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -76,8 +77,10 @@ func TestDialPinsFirst(t *testing.T) {
 		if network == "udp" {
 			proto = packet.ProtoUDP
 		}
-		local, remote := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
-		f := packet.Flow{Src: local.Addr(), Dst: remote.Addr(), SrcPort: local.Port(), DstPort: remote.Port(), Proto: proto}
+		local, remote := netip.MustParseAddrPort(c.LocalAddr().String()),
+			netip.MustParseAddrPort(c.RemoteAddr().String())
+		f := packet.Flow{Src: local.Addr(), Dst: remote.Addr(), SrcPort: local.Port(), DstPort: remote.Port(),
+			Proto: proto}
 		if !l.pinned[f] || len(l.pinned) != 1 || l.tried != 3 {
 			t.Errorf("%s: pinned is %v after %d tries, want %v after 3", network, l.pinned, l.tried, f)
 		}
@@ -90,7 +93,8 @@ func TestDialPinsFirst(t *testing.T) {
 	}
 }
 
-// TestDialFails: nothing stays pinned of what comes to nothing, and what is not the realserver's fault can be told from what is.
+// TestDialFails: nothing stays pinned of what comes to nothing, and what is not the realserver's fault can be told from
+// what is.
 func TestDialFails(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -125,17 +129,21 @@ func TestDialFails(t *testing.T) {
 		realserver, says string
 		own              bool
 	}{
-		{"2001:db8:11::2", "no route to realserver 2001:db8:11::2 that gives an address to check VIP 2001:db8::1 from", false},
-		{"10.0.11.2", "the director has no IPv6 address to check VIP 2001:db8::1 from: give it one, and set source", true},
+		{"2001:db8:11::2", "no route to realserver 2001:db8:11::2 that gives an address to check VIP 2001:db8::1 from",
+			false},
+		{"10.0.11.2", "the director has no IPv6 address to check VIP 2001:db8::1 from: give it one, and set source",
+			true},
 	} {
 		tunnel.Target.Address = netip.MustParseAddr(c.realserver)
-		if _, err := tunnel.DialContext(deadline(t), "tcp", "[2001:db8::1]:80"); err == nil || err.Error() != c.says || errors.Is(err, syscall.EADDRNOTAVAIL) != c.own {
+		if _, err := tunnel.DialContext(deadline(t), "tcp", "[2001:db8::1]:80"); err == nil || err.Error() != c.says ||
+			errors.Is(err, syscall.EADDRNOTAVAIL) != c.own {
 			t.Errorf("without an address: %v; want %s", err, c.says)
 		}
 	}
 }
 
-// TestPortsOfConnections: after some ports that connections in the table have, the next one is taken from such a connection.
+// TestPortsOfConnections: after some ports that connections in the table have, the next one is taken from such a
+// connection.
 func TestPortsOfConnections(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -158,7 +166,8 @@ func TestPortsOfConnections(t *testing.T) {
 	}
 }
 
-// TestPing pings this host over both families, directly and as through a tunnel. An answer with other contents is nobody's.
+// TestPing pings this host over both families, directly and as through a tunnel. An answer with other contents is
+// nobody's.
 func TestPing(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: raw sockets need root")

@@ -1,6 +1,6 @@
-// Package pollfd is descriptors that a worker waits for by poll(2) and not in Go's poller. That one would keep them in its epoll set all the
-// time, where the kernel calls it for each packet that comes, and for each that has been sent and freed, and wakes a thread on another
-// processor for them, though the worker is at work and needs no waking.
+// Package pollfd is descriptors that a worker waits for by poll(2) and not in Go's poller. That one would keep them in
+// its epoll set all the time, where the kernel calls it for each packet that comes, and for each that has been sent and
+// freed, and wakes a thread on another processor for them, though the worker is at work and needs no waking.
 package pollfd
 
 import (
@@ -29,7 +29,8 @@ func New(num int) (*FD, error) {
 	return f, nil
 }
 
-// Acquire returns the descriptor's number, which is good until Release; os.ErrClosed after Close. It is for a batch, not for a packet.
+// Acquire returns the descriptor's number, which is good until Release; os.ErrClosed after Close. It is for a batch,
+// not for a packet.
 func (f *FD) Acquire() (uintptr, error) {
 	if err := f.enter(); err != nil {
 		return 0, err
@@ -37,8 +38,8 @@ func (f *FD) Acquire() (uintptr, error) {
 	return uintptr(f.num), nil
 }
 
-// Wait waits, between Acquire and Release, until the descriptor is ready for events (unix.POLLIN, unix.POLLOUT) or in error, which the next call
-// on it will tell. It returns os.ErrClosed once Close has been called.
+// Wait waits, between Acquire and Release, until the descriptor is ready for events (unix.POLLIN, unix.POLLOUT) or in
+// error, which the next call on it will tell. It returns os.ErrClosed once Close has been called.
 func (f *FD) Wait(events int16) error {
 	fds := [2]unix.PollFd{{Fd: int32(f.bell), Events: unix.POLLIN}, {Fd: int32(f.num), Events: events}}
 	return f.wait(fds[:])
@@ -47,7 +48,8 @@ func (f *FD) Wait(events int16) error {
 // Close ends all waiting, waits until nobody uses the descriptor, and closes it.
 func (f *FD) Close() error { return f.shut(func() []int { return []int{f.num} }) }
 
-// Group is several descriptors for which one goroutine waits together. Others may use them at the same time; Close waits for them.
+// Group is several descriptors for which one goroutine waits together. Others may use them at the same time; Close
+// waits for them.
 type Group struct {
 	gate
 	nums []int

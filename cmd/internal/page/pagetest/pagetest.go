@@ -48,8 +48,10 @@ func Start() (*Browser, error) {
 	if program == "" {
 		return nil, errMissing
 	}
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.WSURLReadTimeout(Patience), chromedp.Flag("disable-component-update", true), chromedp.Flag("no-proxy-server", true))
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(program), chromedp.NoSandbox,
+		chromedp.DisableGPU,
+		chromedp.WSURLReadTimeout(Patience), chromedp.Flag("disable-component-update", true),
+		chromedp.Flag("no-proxy-server", true))
 	allocator, end := chromedp.NewExecAllocator(context.Background(), options...)
 	ctx, _ := chromedp.NewContext(allocator) // Cancel ends it
 	b := &Browser{ctx: ctx, end: end}
@@ -80,7 +82,8 @@ type Look struct {
 	Dark          bool
 }
 
-// Tab is a page in the browser. At the end of the test it must have logged no error and asked nobody but its own server.
+// Tab is a page in the browser. At the end of the test it must have logged no error and asked nobody but its own
+// server.
 type Tab struct {
 	t   *testing.T
 	ctx context.Context
@@ -152,7 +155,8 @@ func (tab *Tab) hear(event any) {
 	defer tab.mu.Unlock()
 	switch e := event.(type) {
 	case *cdpruntime.EventExceptionThrown:
-		tab.errors = append(tab.errors, fmt.Sprint(e.ExceptionDetails.Text, " ", describe(e.ExceptionDetails.Exception)))
+		tab.errors = append(tab.errors, fmt.Sprint(e.ExceptionDetails.Text, " ",
+			describe(e.ExceptionDetails.Exception)))
 	case *log.EventEntryAdded:
 		if e.Entry.Level == log.EntryLevelError && !(tab.tolerant && e.Entry.Source == log.EntrySourceNetwork) {
 			tab.errors = append(tab.errors, e.Entry.Text+" "+e.Entry.URL)
@@ -212,13 +216,15 @@ func (tab *Tab) Do(expression string) {
 // Text is the text that the first element of a CSS selector shows, white space apart.
 func (tab *Tab) Text(selector string) string {
 	tab.t.Helper()
-	return Eval[string](tab, fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim()", selector))
+	return Eval[string](tab, fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim()",
+		selector))
 }
 
 // Texts is that of all of its elements that can be seen.
 func (tab *Tab) Texts(selector string) []string {
 	tab.t.Helper()
-	return Eval[[]string](tab, fmt.Sprintf("[...document.querySelectorAll(%q)].filter(e => e.checkVisibility()).map(e => e.innerText.replace(/\\s+/g, ' ').trim())", selector))
+	return Eval[[]string](tab, fmt.Sprintf("[...document.querySelectorAll(%q)].filter(e => "+
+		"e.checkVisibility()).map(e => e.innerText.replace(/\\s+/g, ' ').trim())", selector))
 }
 
 // Click clicks on the first element of a selector.

@@ -10,7 +10,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// tapped forwards packets while a tap of f looks, and returns what it took before and after the tunnel, and what went out.
+// tapped forwards packets while a tap of f looks, and returns what it took before and after the tunnel, and what went
+// out.
 func tapped(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
 	t.Helper()
 	s := &script{in: in}
@@ -40,7 +41,8 @@ func tapped(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after
 
 // TestTap: what a filter wants is taken as it came and as it goes out, and nothing else.
 func TestTap(t *testing.T) {
-	syn, data, other, dns, none := tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 100), tcp(80, packet.FlagSYN, 0), udp(53, false, 200), tcp(99, packet.FlagSYN, 0)
+	syn, data, other, dns, none := tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 100), tcp(80, packet.FlagSYN, 0),
+		udp(53, false, 200), tcp(99, packet.FlagSYN, 0)
 	copy(other[12:], []byte{192, 0, 2, 9})
 	other.SetChecksum()
 	ping := ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0})
@@ -66,7 +68,8 @@ func TestTap(t *testing.T) {
 	} {
 		before, after, out := tapped(t, c.filter, 1500, clone(all)...)
 		if len(before) != c.before || len(after) != c.after {
-			t.Errorf("%s: %d before and %d after the tunnel, want %d and %d", c.name, len(before), len(after), c.before, c.after)
+			t.Errorf("%s: %d before and %d after the tunnel, want %d and %d", c.name, len(before), len(after), c.before,
+				c.after)
 		}
 		for _, p := range before {
 			if !slices.ContainsFunc(all, func(q []byte) bool { return bytes.Equal(p, q) }) {
