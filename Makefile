@@ -52,14 +52,16 @@ soak:
 interop: deps
 	.ci/interop
 
-# The packet path against plain forwarding, in a table with the bars; under six minutes. `make bench QUICK=1` only checks that it works.
+# The packet path against plain forwarding, in a table with the bars; under six minutes. `make bench QUICK=1` only checks that it works;
+# `make bench AGAINST=DIR` compares the programs with those of another version, which are in DIR.
 bench: build
-	bin/lab bench $(if $(QUICK),--quick)
+	bin/lab bench $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST))
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) run ./cmd/internal/lint
 
 fuzz:
 	.ci/fuzz $(FUZZTIME)

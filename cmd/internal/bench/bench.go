@@ -31,11 +31,14 @@ import (
 
 // Options say what to run.
 type Options struct {
-	JSON   bool      // print data instead of the table
-	Quick  bool      // a check that everything works, within a minute; the figures are rough
-	Bin    string    // directory of the programs director, realserver and lab; empty for that of this program
-	Prefix string    // of the namespaces' names, as in lab.Spec; empty for "vstun-bench"
-	Status io.Writer // gets a line for each step; nil for none
+	JSON  bool   // print data instead of the table
+	Quick bool   // a check that everything works, within a minute; the figures are rough
+	Bin   string // directory of the programs director, realserver and lab; empty for that of this program
+	// Against is a directory of the programs of another version, which are measured in alternation with those in Bin,
+	// and nothing else is; empty for none.
+	Against string
+	Prefix  string    // of the namespaces' names, as in lab.Spec; empty for "vstun-bench"
+	Status  io.Writer // gets a line for each step; nil for none
 
 	timing *timing // of tests
 }
@@ -135,6 +138,11 @@ func (o *Options) complete() error {
 	for _, name := range []string{"director", "realserver", "lab"} {
 		if _, err := exec.LookPath(filepath.Join(o.Bin, name)); err != nil {
 			return fmt.Errorf("%w: run make build, or say with --bin where the programs are", err)
+		}
+	}
+	if o.Against != "" {
+		if _, err := exec.LookPath(filepath.Join(o.Against, "director")); err != nil {
+			return fmt.Errorf("--against: %w: name a directory with the programs of another version", err)
 		}
 	}
 	if o.Prefix == "" {
@@ -273,7 +281,11 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 }
 
 // roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it, by either
-// kind of tunnel.
+// kind of tunnel, of both versions.
 func (b *bed) roads() []*way {
-	return []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll), b.findWay(wayGUEAll)}
+	roads := []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll), b.findWay(wayGUEAll)}
+	if b.against != "" {
+		roads = append(roads, b.findWay(wayOldAll), b.findWay(wayOldGUEAll))
+	}
+	return roads
 }

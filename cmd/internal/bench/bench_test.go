@@ -132,6 +132,43 @@ func TestEveryVariantDelivers(t *testing.T) {
 	}
 }
 
+// TestAgainst compares the programs with themselves.
+func TestAgainst(t *testing.T) {
+	o := options(t, "against")
+	o.JSON, o.Against = true, o.Bin
+	var out, status bytes.Buffer
+	o.Status = &status
+	if err := Run(t.Context(), &out, o); err != nil {
+		t.Fatalf("%v\n%s", err, status.String())
+	}
+	var r Report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	bars := map[string]bool{}
+	for _, row := range r.Ratios {
+		if row.Median <= 0 {
+			t.Errorf("%s: %v", row.Name, row.Median)
+		}
+		if row.Bar != nil {
+			bars[row.Name] = true
+		}
+	}
+	for _, name := range []string{"CPU time per packet, 1 flow, new : old", "CPU time per packet, 100 flows, new : old",
+		"round trip, median, ipip, new : old", "round trip, median, gue, new : old"} {
+		if !bars[name] {
+			t.Errorf("no bar %q in %v", name, bars)
+		}
+	}
+	if len(r.Skipped) == 0 && !bars["TCP upload, ipip, time per bit, new : old"] {
+		t.Errorf("no bar of uploads in %v", bars)
+	}
+	o.Against = t.TempDir()
+	if err := Run(t.Context(), &out, o); err == nil || !strings.Contains(err.Error(), "--against: ") {
+		t.Errorf("a directory without programs: %v", err)
+	}
+}
+
 // cancelling cancels a run once it writes a line with that text.
 type cancelling struct {
 	text   string

@@ -28,6 +28,8 @@ func Command() *cobra.Command {
 	}
 	c.Flags().BoolVar(&o.JSON, "json", false, "print data, with the values of each round")
 	c.Flags().BoolVar(&o.Quick, "quick", false, "a minute's check that everything works; the figures are rough")
+	c.Flags().StringVar(&o.Against, "against", "", "`DIR` of the programs of another version: measure both in "+
+		"alternation, and print new : old")
 	c.Flags().StringVar(&o.Bin, "bin", "", "`DIR` of the programs director, realserver and lab (default: where lab "+
 		"itself is)")
 	return c

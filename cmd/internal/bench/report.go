@@ -89,6 +89,10 @@ func newReport(o Options, m Machine, res *results) *Report {
 	if res.disturbed > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("measurements that were disturbed and repeated: %d", res.disturbed))
 	}
+	if o.Against != "" {
+		r.against(res, o.timing.flows)
+		return r
+	}
 	r.floods(res, o.timing.flows)
 	r.streams(res)
 	r.trips(res)
@@ -116,41 +120,43 @@ func (r *Report) figure(name, unit string, s Sample) {
 	}
 }
 
+// flowCount names a number of flows.
+func flowCount(n int) string {
+	switch {
+	case n == 1:
+		return "1 flow"
+	case n < 1000:
+		return fmt.Sprintf("%d flows", n)
+	}
+	return fmt.Sprintf("%d,%03d flows", n/1000, n%1000)
+}
+
 // floods adds the rows of 60-byte packets.
 func (r *Report) floods(res *results, many int) {
 	one := func(way string) *flood { return res.floods[floodKey{way, 1}] }
 	all := func(way string) *flood { return res.floods[floodKey{way, many}] }
-	flows := func(n int) string {
-		switch {
-		case n == 1:
-			return "1 flow"
-		case n < 1000:
-			return fmt.Sprintf("%d flows", n)
-		}
-		return fmt.Sprintf("%d,%03d flows", n/1000, n%1000)
-	}
 	r.ratio("CPU time per packet, director : floor, 1 flow", one(wayDirector).cpu, one(wayFloor).cpu, atMost(1.15))
-	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flows(many)), all(wayDirector).cpu,
+	r.ratio(fmt.Sprintf("CPU time per packet, director : floor, %s", flowCount(many)), all(wayDirector).cpu,
 		all(wayFloor).cpu, nil)
-	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flows(many)), all(wayDirector).cpu,
+	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flowCount(many)), all(wayDirector).cpu,
 		one(wayDirector).cpu, atMost(1.10))
-	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flows(many)), all(wayFloor).cpu, one(wayFloor).cpu,
+	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flowCount(many)), all(wayFloor).cpu, one(wayFloor).cpu,
 		nil)
 	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered,
 		atLeast(1.5))
-	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flows(many)), all(wayDirector).delivered,
+	r.ratio(fmt.Sprintf("packets a second, director : naive, %s", flowCount(many)), all(wayDirector).delivered,
 		all(wayNaive).delivered, nil)
 	r.ratio("CPU time per packet, director with gue : with ipip, 1 flow", one(wayGUE).cpu, one(wayDirector).cpu,
 		atMost(1.0))
 	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered,
 		one(wayPlain).delivered, nil)
-	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flows(many)), all(wayDirector).delivered,
+	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)), all(wayDirector).delivered,
 		all(wayPlain).delivered, nil)
 
 	for _, n := range []int{1, many} {
 		for _, w := range ways() {
 			f := res.floods[floodKey{w.name, n}]
-			name := fmt.Sprintf("%s, %s", w.name, flows(n))
+			name := fmt.Sprintf("%s, %s", w.name, flowCount(n))
 			r.figure(name, "packets/s", f.delivered)
 			r.figure(name+": CPU time", "ns/packet", f.cpu)
 			if len(f.cpu) > 0 {
@@ -159,7 +165,7 @@ func (r *Report) floods(res *results, many int) {
 		}
 		hop := each(res.floods[floodKey{wayPlain, n}].cost(), res.floods[floodKey{wayAtDirector, n}].cost(),
 			func(a, b float64) float64 { return a - b })
-		r.figure(fmt.Sprintf("plain forwarding, %s: from the director on", flows(n)), "ns/packet", hop)
+		r.figure(fmt.Sprintf("plain forwarding, %s: from the director on", flowCount(n)), "ns/packet", hop)
 	}
 }
 

@@ -49,11 +49,19 @@ func ways() []opening {
 		{wayPlain, (*bed).plain},
 		{wayFloor, throughLoop(Floor)},
 		{wayNaive, throughLoop(Naive)},
-		{wayDirector, throughDirector("ipip", onePinned)},
-		{wayDirectorAll, throughDirector("ipip", allCPUs)},
-		{wayGUE, throughDirector("gue", onePinned)},
-		{wayGUEAll, throughDirector("gue", allCPUs)},
+		{wayDirector, throughDirector("ipip", onePinned, newPrograms)},
+		{wayDirectorAll, throughDirector("ipip", allCPUs, newPrograms)},
+		{wayGUE, throughDirector("gue", onePinned, newPrograms)},
+		{wayGUEAll, throughDirector("gue", allCPUs, newPrograms)},
 	}
+}
+
+// openings lists the ways of this run.
+func (b *bed) openings() []opening {
+	if b.against != "" {
+		return againstWays()
+	}
+	return ways()
 }
 
 type opening struct {
@@ -81,6 +89,7 @@ type bed struct {
 	lab     *lab.Lab
 	machine Machine
 	bin     string // directory of the programs
+	against string // directory of the programs of another version; empty for none
 	dir     string // configurations and sockets
 	ways    []*way
 	web     *lab.Host
@@ -92,7 +101,7 @@ func newBed(ctx context.Context, o Options, m Machine) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bed{lab: l, web: l.Webs[0], machine: m, bin: o.Bin}
+	b := &bed{lab: l, web: l.Webs[0], machine: m, bin: o.Bin, against: o.Against}
 	if err := b.start(ctx, o.Prefix); err != nil {
 		return nil, errors.Join(err, b.close())
 	}
@@ -114,7 +123,7 @@ func (b *bed) start(ctx context.Context, name string) error {
 		return err
 	}
 	addr := firstVIP
-	for _, o := range ways() {
+	for _, o := range b.openings() {
 		w := &way{name: o.name, addr: addr, mac: routerMAC, host: b.lab.Router, link: b.lab.Director.Name}
 		if err := o.open(b, ctx, w); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
@@ -181,8 +190,12 @@ func throughLoop(kind string) func(*bed, context.Context, *way) error {
 	}
 }
 
-// throughDirector opens a way through a director of its own.
-func throughDirector(encap string, queues int) func(*bed, context.Context, *way) error {
+// newPrograms and oldPrograms return the directories of the programs that are measured.
+func newPrograms(b *bed) string { return b.bin }
+func oldPrograms(b *bed) string { return b.against }
+
+// throughDirector opens a way through a director of its own, whose program is in the directory programs.
+func throughDirector(encap string, queues int, programs func(*bed) string) func(*bed, context.Context, *way) error {
 	return func(b *bed, ctx context.Context, w *way) (err error) {
 		if err := b.lab.Router.Route(w.addr, b.lab.Director.Addr); err != nil {
 			return err
@@ -194,7 +207,7 @@ func throughDirector(encap string, queues int) func(*bed, context.Context, *way)
 		config += service("udp", w.addr, udpPort, encap, beyondSink)
 		config += service("tcp", w.addr, iperfPort, encap, b.web.Addr)
 		config += service("tcp", w.addr, echoPort, encap, b.web.Addr)
-		cmd, err := b.command("director", name, config)
+		cmd, err := b.command(programs(b), "director", name, config)
 		if err != nil {
 			return err
 		}
@@ -225,7 +238,7 @@ func (b *bed) startAgent(ctx context.Context) error {
 		}
 	}
 	socket := filepath.Join(b.dir, "realserver.sock")
-	cmd, err := b.command("realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
+	cmd, err := b.command(b.bin, "realserver", "realserver", fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = "+
 		"[%q]\nencap = [\"ipip\", \"gue\"]\ncontrol = %q\n",
 		strings.Join(vips, ", "), b.lab.Director.Addr, socket))
 	if err != nil {
@@ -239,12 +252,12 @@ func (b *bed) startAgent(ctx context.Context) error {
 }
 
 // command writes a program's configuration and returns the command that runs it.
-func (b *bed) command(program, name, config string) (*exec.Cmd, error) {
+func (b *bed) command(programs, program, name, config string) (*exec.Cmd, error) {
 	path := filepath.Join(b.dir, name+".toml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", name, err)
 	}
-	return exec.Command(filepath.Join(b.bin, program), "run", "-c", path), nil
+	return exec.Command(filepath.Join(programs, program), "run", "-c", path), nil
 }
 
 // answers says whether a program answers on its control socket.
