@@ -28,7 +28,8 @@ var sctpNext = map[uint8]map[State]State{
 	packet.ChunkError: {SCTPNone: SCTPClosed},
 	packet.ChunkAbort: {SCTPNone: SCTPClosed, SCTPInit1: SCTPClosed, SCTPInit: SCTPClosed, SCTPCookieSent: SCTPClosed,
 		SCTPCookieReplied: SCTPClosed,
-		SCTPCookieWait:    SCTPRejected, SCTPCookie: SCTPClosed, SCTPCookieEchoed: SCTPClosed, SCTPEstablished: SCTPClosed,
+		SCTPCookieWait:    SCTPRejected, SCTPCookie: SCTPClosed, SCTPCookieEchoed: SCTPClosed,
+		SCTPEstablished:      SCTPClosed,
 		SCTPShutdownSent:     SCTPClosed,
 		SCTPShutdownReceived: SCTPClosed, SCTPShutdownAckSent: SCTPClosed, SCTPRejected: SCTPClosed},
 }

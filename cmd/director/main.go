@@ -1,4 +1,4 @@
-// Command director is the load balancer: see the README.
+// Command director is the load balancer. README.md beside it is its manual.
 package main
 
 import (

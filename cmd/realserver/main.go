@@ -1,4 +1,4 @@
-// Command realserver is the agent on a realserver: see the README.
+// Command realserver is the agent on a realserver. README.md beside it is its manual.
 package main
 
 import (

@@ -140,7 +140,8 @@ func (r *Report) floods(res *results, many int) {
 		all(wayFloor).cpu, nil)
 	r.ratio(fmt.Sprintf("CPU time per packet, director, %s : 1 flow", flowCount(many)), all(wayDirector).cpu,
 		one(wayDirector).cpu, atMost(1.10))
-	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flowCount(many)), all(wayFloor).cpu, one(wayFloor).cpu,
+	r.ratio(fmt.Sprintf("CPU time per packet, floor, %s : 1 flow", flowCount(many)), all(wayFloor).cpu,
+		one(wayFloor).cpu,
 		nil)
 	r.ratio("packets a second, director : naive, 1 flow", one(wayDirector).delivered, one(wayNaive).delivered,
 		atLeast(1.5))
@@ -150,7 +151,8 @@ func (r *Report) floods(res *results, many int) {
 		atMost(1.0))
 	r.ratio("packets a second, director : plain forwarding, 1 flow", one(wayDirector).delivered,
 		one(wayPlain).delivered, nil)
-	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)), all(wayDirector).delivered,
+	r.ratio(fmt.Sprintf("packets a second, director : plain forwarding, %s", flowCount(many)),
+		all(wayDirector).delivered,
 		all(wayPlain).delivered, nil)
 
 	for _, n := range []int{1, many} {

@@ -25,7 +25,7 @@ const (
 // Finding is one thing that is wrong.
 type Finding struct {
 	Severity Severity `json:"severity"`
-	Check    string   `json:"check"`           // what was examined, a name of the README's list
+	Check    string   `json:"check"`           // what was examined, a name of the list in README.md
 	Where    string   `json:"where,omitempty"` // the realserver, device or file
 	What     string   `json:"what"`
 	Why      string   `json:"why,omitempty"` // what it does to the packets

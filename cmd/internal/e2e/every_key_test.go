@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"vstun/cmd/internal/testkit"
 )
 
 // A file is the lines of TOML of each table: "director", "service.check".
@@ -46,41 +48,24 @@ func (f file) toml(tables ...string) string {
 	return b.String()
 }
 
-// readmeKeys are the keys of a program's reference in the README, each behind its table.
-func readmeKeys(t *testing.T, name string) (keys []string) {
-	t.Helper()
-	_, block, _ := strings.Cut(readme(t), "\n`"+name+"`:\n\n```toml\n")
-	block, _, _ = strings.Cut(block, "```")
-	header, key := regexp.MustCompile(`^\s*\[+([a-z.]+)\]+`), regexp.MustCompile(`^\s*([a-z0-9_]+)\s*=\s*`)
-	table := ""
-	for line := range strings.Lines(block) {
-		line, _, _ = strings.Cut(line, " #")
-		if m := header.FindStringSubmatch(line); m != nil {
-			table = strings.ReplaceAll(m[1], "service.realserver.check", "service.check")
-			continue
-		}
-		m := key.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		if m[1] != "check" { // written out as a table elsewhere
-			keys = append(keys, table+"."+m[1])
-			continue
-		}
-		for _, in := range regexp.MustCompile(`([a-z_]+) = `).FindAllStringSubmatch(line[len(m[0]):], -1) {
-			keys = append(keys, "service.check."+in[1])
+// keysOf are the keys of a program's reference in the manual, each behind its table.
+func keysOf(rows map[string][]keyRow) (keys []string) {
+	for table, list := range rows {
+		for _, r := range list {
+			keys = append(keys, table+"."+r.key)
 		}
 	}
 	slices.Sort(keys)
-	return slices.Compact(keys)
+	return keys
 }
 
-// readmeRestarts are the keys for which the README asks for a restart, in the sentence that begins so.
-func readmeRestarts(t *testing.T, sentence string) (keys []string) {
+// restartKeys are the keys for which the manual asks for a restart, in the sentence that begins so. Where tables of
+// keys mark such keys, they are the same.
+func restartKeys(t *testing.T, program, sentence string) (keys []string) {
 	t.Helper()
-	_, text, found := strings.Cut(strings.Join(strings.Fields(readme(t)), " "), ". "+sentence)
+	_, text, found := strings.Cut(strings.Join(strings.Fields(testkit.ManualText(t)), " "), " "+sentence)
 	if !found {
-		t.Fatalf("the README has no sentence %q", sentence)
+		t.Fatalf("the manual has no sentence %q", sentence)
 	}
 	text, _, _ = strings.Cut(text, ". ")
 	text, _, _ = strings.Cut(text, ": ")
@@ -88,23 +73,34 @@ func readmeRestarts(t *testing.T, sentence string) (keys []string) {
 	for _, m := range regexp.MustCompile("`([a-z_.]+)`").FindAllStringSubmatch(text, -1) {
 		keys = append(keys, m[1])
 	}
+	slices.Sort(keys)
+	var marked []string
+	for table, rows := range manualKeys(t, program) {
+		for _, r := range rows {
+			if r.needsRestart() {
+				marked = append(marked, strings.TrimPrefix(table+"."+r.key, program+"."))
+			}
+		}
+	}
+	if slices.Sort(marked); marked != nil && !slices.Equal(keys, marked) {
+		t.Errorf("%s: the tables mark %v, and the sentence names %v", program, marked, keys)
+	}
 	return keys
 }
 
 // mustChangeEach reloads p for each key of the reference: with the key's change, and back. Changes of the keys in
 // restarts are refused; every other one is printed.
-func (p *program) mustChangeEach(reference string, base file, tables []string, changes map[string][]string,
-	restarts []string) {
+func (p *program) mustChangeEach(base file, tables []string, changes map[string][]string, restarts []string) {
 	p.t.Helper()
 	reload := func(f file) result {
 		p.t.Helper()
 		p.configure(f.toml(tables...))
 		return p.command("reload", "--socket", p.socket) // whatever the file says
 	}
-	keys := readmeKeys(p.t, reference)
+	keys, reference := keysOf(manualKeys(p.t, p.name)), p.name+".toml"
 	for key := range changes {
 		if !slices.Contains(keys, key) {
-			p.t.Errorf("%s: %s is not in the README's reference", reference, key)
+			p.t.Errorf("%s: %s is not in the manual", reference, key)
 		}
 	}
 	for _, key := range keys {
@@ -115,6 +111,10 @@ func (p *program) mustChangeEach(reference string, base file, tables []string, c
 		}
 		dot := strings.LastIndex(key, ".")
 		table, name := key[:dot], key[dot+1:]
+		printed := strings.TrimSuffix(name, "s")
+		if table == "service.persistence" { // is printed as a whole
+			printed = "persistence"
+		}
 		short := strings.TrimPrefix(strings.TrimPrefix(key, "director."), "realserver.")
 		got := reload(base.with(table, lines...))
 		switch {
@@ -128,7 +128,7 @@ func (p *program) mustChangeEach(reference string, base file, tables []string, c
 			}
 			continue
 		case got.code != 0 || got.stdout == "nothing changed\n" ||
-			!strings.Contains(got.stdout, strings.TrimSuffix(name, "s")) && !strings.Contains(got.stdout, ": added"):
+			!strings.Contains(got.stdout, printed) && !strings.Contains(got.stdout, ": added"):
 			p.t.Errorf("%s: exit status %d, want it changed:\n%s%s", key, got.code, got.stdout, got.stderr)
 		}
 		if got := reload(base); got.code != 0 || got.stdout == "nothing changed\n" {
@@ -142,8 +142,8 @@ func (p *program) mustChangeEach(reference string, base file, tables []string, c
 	}
 }
 
-// TestReloadOfEveryKeyOfDirector: a reload changes every key of the README's reference, except those for which the
-// README asks for a restart.
+// TestReloadOfEveryKeyOfDirector: a reload changes every key of the manual, except those for which the manual asks for
+// a restart.
 func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -155,7 +155,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.check":      {`type = "http"`},
 		"service.realserver": {`address = "10.0.11.2"`, "weight = 5"},
 	}
-	tables := []string{"director", "connections", "notify", "service", "service.check", "service.realserver"}
+	tables := []string{"director", "connections", "connections.timeouts", "notify", "service", "service.persistence",
+		"service.check", "service.realserver"}
 	cert, key := filepath.Join(s.dir, "client.pem"), filepath.Join(s.dir, "client.key")
 	issueCertificate(t, "director", cert, key)
 	both := filepath.Join(s.dir, "both.pem")
@@ -173,7 +174,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	}
 	p.configure(base.toml(tables...))
 	p.start()
-	p.mustChangeEach("director.toml", base, tables, map[string][]string{
+	p.mustChangeEach(base, tables, map[string][]string{
 		"director.tun":        {`tun = "vs7"`},
 		"director.table":      {"table = 30399"},
 		"director.queues":     {"queues = 7"},
@@ -188,13 +189,18 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 
 		"connections.max":                       {"max = 2000"},
 		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
-		"connections.timeouts":                  {`timeouts = { tcp = "1m", tcp_fin = "1s", udp = "3s" }`},
 		"connections.conn_reuse":                {"conn_reuse = 2"},
 		"connections.on_removal":                {`on_removal = "drop"`},
 		"connections.expire_nodest":             {"expire_nodest = true"},
 		"connections.expire_quiescent_template": {"expire_quiescent_template = true"},
 		"connections.secure_tcp":                {`secure_tcp = "always"`},
 		"connections.half_open_max":             {"half_open_max = 3000"},
+
+		"connections.timeouts.tcp":     {`tcp = "1m"`},
+		"connections.timeouts.tcp_fin": {`tcp_fin = "1s"`},
+		"connections.timeouts.tcp_syn": {`tcp_syn = "2s"`},
+		"connections.timeouts.udp":     {`udp = "3s"`},
+		"connections.timeouts.sctp":    {`sctp = "4s"`},
 
 		"notify.command": {`command = ["/bin/true"]`},
 		"notify.webhook": {`webhook = "http://192.0.2.1/"`},
@@ -206,7 +212,6 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.port":            {"port = 8080"},
 		"service.scheduler":       {`scheduler = "rr"`},
 		"service.scheduler_flags": {`scheduler_flags = ["sh-port"]`},
-		"service.persistence":     {`persistence = { timeout = "1m" }`},
 		"service.one_packet":      {`protocol = "udp"`, "one_packet = true"},
 		"service.encap":           {`encap = "ipip"`},
 		"service.encap_port":      {`encap = "gue"`, "encap_port = 6081"},
@@ -216,6 +221,10 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.hysteresis":      {"quorum = 3", "hysteresis = 1"},
 		"service.sorry_server":    {`sorry_server = "10.0.99.2"`},
 		"service.on_failure":      {`on_failure = "drain"`},
+
+		"service.persistence.timeout":  {`timeout = "1m"`},
+		"service.persistence.netmask":  {"netmask = 24"},
+		"service.persistence.netmask6": {"netmask6 = 64"},
 
 		"service.check.type":       {`type = "tcp"`},
 		"service.check.via":        {`via = "direct"`},
@@ -255,7 +264,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 		"service.realserver.encap_checksum": {"encap_checksum = true"},
 		"service.realserver.upper":          {"upper = 9"},
 		"service.realserver.lower":          {"upper = 9", "lower = 3"},
-	}, readmeRestarts(t, "A director needs a restart for "))
+	}, restartKeys(t, "director", "A director needs a restart for "))
 }
 
 // TestReloadOfEveryKeyOfAgent is the same of an agent.
@@ -267,7 +276,7 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		fmt.Sprintf("control = %q", p.socket), `encap = ["ipip", "gre", "gue"]`}}
 	p.configure(base.toml("realserver"))
 	p.start()
-	p.mustChangeEach("realserver.toml", base, []string{"realserver"}, map[string][]string{
+	p.mustChangeEach(base, []string{"realserver"}, map[string][]string{
 		"realserver.tun":        {`tun = "vs7"`},
 		"realserver.queues":     {"queues = 7"},
 		"realserver.offload":    {`offload = "off"`},
@@ -280,5 +289,5 @@ func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 		"realserver.table":      {"table = 30324"},
 		"realserver.control":    {`control = "/run/vstun/other.sock"`},
 		"realserver.metrics":    {`metrics = "127.0.0.1:9465"`}, "realserver.log": {`log = "debug"`},
-	}, readmeRestarts(t, "An agent needs a restart for "))
+	}, restartKeys(t, "realserver", "An agent needs a restart for "))
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vstun/cmd/internal/testkit"
 )
 
 // TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at
@@ -99,6 +101,12 @@ func installPackages(t *testing.T, debs map[string]string) {
 		}
 		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system/multi-user.target.wants", unit)); err != nil {
 			t.Errorf("%s is not enabled: %v", unit, err)
+		}
+		for _, page := range testkit.Manual(t) {
+			got, err := os.ReadFile(filepath.Join(root, "usr/share/doc/vstun-"+program, page.Name))
+			if err != nil || string(got) != page.Text {
+				t.Errorf("%s: page %s of the manual: %d bytes, %v", program, page.Name, len(got), err)
+			}
 		}
 		example := filepath.Join(root, "usr/share/doc/vstun-"+program, "examples", program+".toml")
 		if out, err := exec.Command(filepath.Join(root, "usr/bin", program), "check", "-c",

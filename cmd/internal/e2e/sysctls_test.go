@@ -6,16 +6,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vstun/cmd/internal/testkit"
 )
 
 // TestReadOnlySysctls runs both programs where /proc/sys is read-only and the sysctls of `check --sysctls` are preset.
 func TestReadOnlySysctls(t *testing.T) {
 	t.Parallel()
 	needTool(t, "sysctl", "procps")
-	manual, err := os.ReadFile("../../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	manual := testkit.ManualText(t)
 	families(t, func(t *testing.T, ipv6 bool) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
@@ -35,9 +34,9 @@ func TestReadOnlySysctls(t *testing.T) {
 				t.Fatalf("%s check --sysctls: exit status %d\n%s%s", p, got.code, got.stdout, got.stderr)
 			}
 			for line := range strings.Lines(got.stdout) {
-				if s := "\n" + strings.TrimSpace(line); !strings.Contains(string(manual), s+" ") &&
-					!strings.Contains(string(manual), s+"\n") {
-					t.Errorf("README.md lacks what %s prints: %s", p, line)
+				if s := "\n" + strings.TrimSpace(line); !strings.Contains(manual, s+" ") && !strings.Contains(manual,
+					s+"\n") {
+					t.Errorf("the manual lacks what %s prints: %s", p, line)
 				}
 			}
 			list := filepath.Join(s.dir, p.name+".conf")

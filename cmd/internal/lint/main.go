@@ -76,7 +76,8 @@ func checkGo(path, text string) (faults []string) {
 		if n := utf8.RuneCountInString(strings.ReplaceAll(line, "\t", "    ")); n > goColumns {
 			faults = append(faults, fmt.Sprintf("%s:%d: %d columns: at most %d", path, i+1, n, goColumns))
 		}
-		if word := avoided.FindString(user.ReplaceAllString(line, "")); word != "" && path != "cmd/internal/lint/main.go" {
+		if word := avoided.FindString(user.ReplaceAllString(line, "")); word != "" &&
+			path != "cmd/internal/lint/main.go" {
 			faults = append(faults, fmt.Sprintf("%s:%d: %q: name the program or the condition", path, i+1, word))
 		}
 	}

@@ -11,12 +11,13 @@ func TestFaults(t *testing.T) {
 	long := strings.Repeat("x", 102)
 	word := "some" + "body"
 	for name, c := range map[string]struct{ path, text, want string }{
-		"clean":     {"a/a.go", "package a\n\n// F is short.\nfunc F() {}\n", ""},
-		"wide":      {"a/a.go", "package a\n\n\t\t\t\t// " + long + "\n", "a/a.go:3: 121 columns"},
-		"wide ok":   {"a/a.go", "package a\n\n\t\t\t// " + long + "\n", ""},
-		"word":      {"a/a.go", "package a\n\n// " + word + " reads it\n", "a/a.go:3: \"" + word + "\""},
-		"user":      {"a/a.go", "package a\n\nvar user = \"nobody\"\n", ""},
-		"function":  {"a/a.go", "package a\n\nfunc f() {" + strings.Repeat("\n", 70) + "}\n", "function f has 71 lines"},
+		"clean":   {"a/a.go", "package a\n\n// F is short.\nfunc F() {}\n", ""},
+		"wide":    {"a/a.go", "package a\n\n\t\t\t\t// " + long + "\n", "a/a.go:3: 121 columns"},
+		"wide ok": {"a/a.go", "package a\n\n\t\t\t// " + long + "\n", ""},
+		"word":    {"a/a.go", "package a\n\n// " + word + " reads it\n", "a/a.go:3: \"" + word + "\""},
+		"user":    {"a/a.go", "package a\n\nvar user = \"nobody\"\n", ""},
+		"function": {"a/a.go", "package a\n\nfunc f() {" + strings.Repeat("\n", 70) + "}\n",
+			"function f has 71 lines"},
 		"in a test": {"a/a_test.go", "package a\n\nfunc f() {" + strings.Repeat("\n", 70) + "}\n", ""},
 		"page":      {"a/README.md", "# A\n\n" + long + "\n", "a/README.md:3: 102 columns"},
 		"table":     {"a/README.md", "| " + long + " |\n", ""},

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/testkit"
 	"vstun/encap/packet"
 )
 
@@ -255,47 +255,41 @@ func TestServicesThatLeftAreForgotten(t *testing.T) {
 	}
 }
 
-func readme(t *testing.T) string {
-	t.Helper()
-	text, err := os.ReadFile("../../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// TestReasons compares the reasons that each program shows without having seen them with the README's table.
+// TestReasons compares the reasons that each program shows without having seen them with the manual's tables.
 func TestReasons(t *testing.T) {
-	rows := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|").FindAllStringSubmatch(readme(t), -1)
+	rows := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|").FindAllStringSubmatch(testkit.ManualText(t), -1)
 	where := map[string]string{}
 	for _, row := range rows {
+		if other, twice := where[row[1]]; twice && other != row[2] {
+			t.Errorf("%s: in the manual %s, and %s", row[1], other, row[2])
+		}
 		where[row[1]] = row[2]
 	}
 	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
 		if in := where[d.String()]; directorReason(d) != (in != "realserver") || agentReason(d) != (in != "director") {
-			t.Errorf("%v: of the director %v, of the agent %v; in the README %q", d, directorReason(d), agentReason(d),
+			t.Errorf("%v: of the director %v, of the agent %v; in the manual %q", d, directorReason(d), agentReason(d),
 				in)
 		}
 	}
 }
 
-// TestReadmeNames wants every metric in the README, and there no other.
-func TestReadmeNames(t *testing.T) {
+// TestManualNames wants every metric in the manual, and there no other.
+func TestManualNames(t *testing.T) {
 	names := map[string]bool{}
 	for _, h := range handlers() {
 		for _, m := range regexp.MustCompile(`(?m)^# TYPE (vstun_\w+) `).FindAllStringSubmatch(ask(t, h), -1) {
 			names[m[1]] = true
 		}
 	}
-	text := readme(t)
+	text := testkit.ManualText(t)
 	for name := range names {
 		if !strings.Contains(text, "`"+name+"`") && !strings.Contains(text, "`"+name+"{") {
-			t.Errorf("%s is not in the README", name)
+			t.Errorf("%s is not in the manual", name)
 		}
 	}
 	for _, m := range regexp.MustCompile("`(vstun_\\w+)").FindAllStringSubmatch(text, -1) {
 		if !names[m[1]] {
-			t.Errorf("the README's %s does not exist", m[1])
+			t.Errorf("the manual's %s does not exist", m[1])
 		}
 	}
 }

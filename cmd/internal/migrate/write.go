@@ -11,8 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// writer writes TOML as people do: keys in the order of the README's reference, aligned, defaults left out, comments
-// before what they are about.
+// writer writes TOML as people do: keys in the order of the manual, aligned, defaults left out, comments before their
+// subject.
 type writer struct {
 	strings.Builder
 	prefix string // of every line

@@ -18,7 +18,8 @@ func status(seconds uint64) *control.DirectorStatus {
 		Connections: control.Connections{Count: 12, Max: 1000}, Services: []control.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8:100::80"}, Protocol: "tcp",
 				Ports: []string{"80", "443"}, Scheduler: "wlc", Health: "up", Realservers: []control.Realserver{
-					{Address: "10.0.11.2", Weight: 2, Health: "down", Check: &control.Check{Reason: "connection refused"}},
+					{Address: "10.0.11.2", Weight: 2, Health: "down",
+						Check: &control.Check{Reason: "connection refused"}},
 					{Address: "10.0.12.2", Weight: 3, Health: "up", Active: 7, Inactive: 5, Connections: 10 * seconds,
 						Forwarded: control.Traffic{Packets: 2000 * seconds, Bytes: 500_000 * seconds}},
 				}},
