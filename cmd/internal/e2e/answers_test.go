@@ -16,8 +16,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -60,6 +62,11 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 			s.deviceServers(s.Webs[0])
 			by := s.byDevice()
 			s.mustFetch(t, 3_000_000)
+			// What follows counts no packets of this connection.
+			eventually(t, "the connection has ended", soon, func() bool {
+				out := run(t, s.Webs[0], exec.Command("ss", "-Htan", "sport = :80")).stdout
+				return !strings.Contains(out, "ESTAB") && !strings.Contains(out, "FIN-") && !strings.Contains(out, "LAST-ACK")
+			})
 			by("a bound TCP server", true)
 			s.mustFetch3(t, 3_000_000)
 			by("an HTTP/3 server", !ipv6) // over IPv6 the kernel takes the interface for a wish only

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -25,6 +26,10 @@ func TestMain(m *testing.M) {
 		os.Exit(helper(role, os.Args[1:]))
 	}
 	flag.Parse()
+	// A shell starts background jobs with SIGINT ignored, and so would be the programs that the tests start.
+	if signal.Ignored(os.Interrupt) {
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	}
 	if err := parallelize(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
