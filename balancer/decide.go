@@ -22,7 +22,7 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 }
 
 func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	n, result := s.table.Packet(p, now)
+	n, result := s.table.Packet(p, conntab.FromClient, now)
 	switch result {
 	case conntab.Hit:
 		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.table.Leave(p, n) {

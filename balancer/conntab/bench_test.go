@@ -56,7 +56,7 @@ func BenchmarkLookup(b *testing.B) {
 					sink |= table.Prefetch(&infos[i])
 				}
 				for i := range infos {
-					if _, r := table.Packet(&infos[i], 0); r != Hit {
+					if _, r := table.Packet(&infos[i], FromClient, 0); r != Hit {
 						b.Fatal("lost")
 					}
 				}
@@ -68,7 +68,7 @@ func BenchmarkLookup(b *testing.B) {
 			for b.Loop() {
 				p.Hash = 0
 				scatter(p, rnd.Uint32N(uint32(flows)))
-				if _, r := table.Packet(p, 0); r != Hit {
+				if _, r := table.Packet(p, FromClient, 0); r != Hit {
 					b.Fatal("lost")
 				}
 			}
@@ -103,7 +103,7 @@ func BenchmarkInsert(b *testing.B) {
 			sink |= table.Prefetch(&infos[j])
 		}
 		for j := range infos {
-			if _, r := table.Packet(&infos[j], 0); r != Miss {
+			if _, r := table.Packet(&infos[j], FromClient, 0); r != Miss {
 				b.Fatal(r)
 			}
 			if _, r := table.Insert(&infos[j], 1, 0, 0); r != Inserted {
@@ -166,7 +166,7 @@ func BenchmarkGCStop(b *testing.B) {
 				}
 				for range 1000 {
 					scatter(&p, rnd.Uint32N(10_000_000))
-					table.Packet(&p, 0)
+					table.Packet(&p, FromClient, 0)
 				}
 			}
 		})
@@ -199,7 +199,7 @@ func BenchmarkFull(b *testing.B) {
 				table.Insert(&syn, 1, 0, 0)
 				if c.ack {
 					scatter(&ack, uint32(i))
-					table.Packet(&ack, 0)
+					table.Packet(&ack, FromClient, 0)
 				}
 			}
 			i := uint32(1_000_000)

@@ -7,12 +7,11 @@ const sweepChunk = 512
 // expired, swept or not: it is for the counts, and for the room.
 type Sweeper struct {
 	table *Table
-	four  place
-	six   place
+	at    [2]cursor // of each family
 }
 
-// place is where a sweep of a store goes on.
-type place struct{ shard, slot int }
+// cursor is the position of a walk over a store.
+type cursor struct{ shard, slot int }
 
 // NewSweeper makes a sweeper. One goroutine uses it.
 func (t *Table) NewSweeper() *Sweeper { return &Sweeper{table: t} }
@@ -26,21 +25,20 @@ func never(now Ticks) Ticks { return now + 1<<30 }
 // Sweep looks at the next n slots of each address family. Shards in which nothing has expired yet are passed by, and
 // count as if they had been looked at.
 func (s *Sweeper) Sweep(now Ticks, n int) {
-	s.table.four.sweep(&s.four, now, n, false)
-	if six := s.table.ipv6(false); six != nil {
-		six.sweep(&s.six, now, n, false)
+	for i, f := range s.table.families() {
+		f.sweep(&s.at[i], now, n, false)
 	}
 }
 
 // sweep looks at the next n slots from at on; with connections only, it leaves templates alone.
-func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
-	pressed, times := s.table.pressed(), &s.table.rules.Load().times
+func (s *store[A]) sweep(at *cursor, now Ticks, n int, connections bool) {
+	pressure, times := s.table.underPressure(), &s.table.rules.Load().times
 	for n > 0 {
 		sh := &s.shards[at.shard]
 		sh.mu.Lock()
 		end := min(at.slot+sweepChunk, len(sh.slots))
 		if at.slot == 0 {
-			if sh.used == 0 || !sh.next.reached(now) && !pressed {
+			if sh.used == 0 || !sh.next.reached(now) && !pressure {
 				end = len(sh.slots)
 				at.slot = end
 				n -= end
@@ -54,10 +52,10 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 			switch {
 			case e.state == stateEmpty:
 				at.slot++
-			case pressed && s.tired(e, times, now) && !(connections && e.state == TemplateState):
+			case pressure && s.expiredUnderPressure(e, times, now) && !(connections && e.state == TemplateState):
 				s.remove(sh, at.slot) // something else may stand here now
-			case connections && e.state == TemplateState || !s.over(e, now):
-				sh.expects(e.due())
+			case connections && e.state == TemplateState || !s.expired(e, now):
+				sh.noteExpiry(e.due())
 				at.slot++
 			default:
 				s.remove(sh, at.slot)
@@ -74,9 +72,8 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 // Sweep removes what has expired from all of the table: connections first, then the templates that had none but these.
 func (t *Table) Sweep(now Ticks) {
 	for _, connections := range []bool{true, false} {
-		t.four.sweep(new(place), now, t.Slots(), connections)
-		if six := t.ipv6(false); six != nil {
-			six.sweep(new(place), now, t.Slots(), connections)
+		for _, f := range t.families() {
+			f.sweep(new(cursor), now, t.Slots(), connections)
 		}
 	}
 }
