@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // root is the source directory.
@@ -71,6 +72,23 @@ func TestPages(t *testing.T) {
 		}
 	}
 	t.Run("Groff", func(t *testing.T) { format(t, dir) })
+}
+
+// TestReadme keeps the README short: it is for readers who have five minutes.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	if len(lines) > 200 || len(text) > 12<<10 {
+		t.Errorf("README.md has %d lines, %d bytes, want no more than 200 and 12 KB", len(lines), len(text))
+	}
+	for i, line := range lines {
+		if n := utf8.RuneCountInString(line); n > 100 {
+			t.Errorf("README.md:%d has %d columns, want no more than 100", i+1, n)
+		}
+	}
 }
 
 // format has groff format all pages in dir, and wants no warning.
