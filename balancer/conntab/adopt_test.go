@@ -36,7 +36,8 @@ func TestPut(t *testing.T) {
 			if r := table.Put(c, 1000); r != Hit {
 				t.Errorf("an update: result %d", r)
 			}
-			if got, _ := table.Lookup(p.Flow, 1000); got != c || table.Counts(7).Inactive() != 1 || table.Counts(7).Active() != 0 {
+			if got, _ := table.Lookup(p.Flow, 1000); got != c || table.Counts(7).Inactive() != 1 ||
+				table.Counts(7).Active() != 0 {
 				t.Errorf("updated: %+v", got)
 			}
 			table.Sweep(1000 + 51*PerSecond)
@@ -90,7 +91,8 @@ func TestPutTemplate(t *testing.T) {
 	for name, p := range map[string]packet.Info{"IPv4": tcp(1, 1, packet.FlagSYN), "IPv6": tcp6(1, packet.FlagSYN)} {
 		t.Run(name, func(t *testing.T) {
 			table := newSmall(Config{})
-			c := Conn{Flow: packet.Flow{Src: p.Flow.Src}, Template: true, State: TemplateState, Service: 70_000, Dest: 7,
+			c := Conn{Flow: packet.Flow{Src: p.Flow.Src}, Template: true, State: TemplateState, Service: 70_000,
+				Dest:    7,
 				Timeout: time.Minute, Expires: 20 * time.Second}
 			if r := table.Put(c, 0); r != Inserted || table.HalfOpen() != 0 {
 				t.Fatalf("result %d, %d half-open", r, table.HalfOpen())

@@ -24,8 +24,8 @@ func (s *store[A]) unassured(e *entry[A]) bool {
 	return e.state.halfOpen() || e.state == TemplateState && !s.table.refs.assured(e.ref)
 }
 
-// expiredUnderPressure reports whether e, unassured, has outlived the shortened timeout. times are the timeouts in force. An
-// entry from before a change of its timeout counts as older or younger than it is, by the difference.
+// expiredUnderPressure reports whether e, unassured, has outlived the shortened timeout. times are the timeouts in
+// force. An entry from before a change of its timeout counts as older or younger than it is, by the difference.
 func (s *store[A]) expiredUnderPressure(e *entry[A], times *timeouts, now Ticks) bool {
 	life := times[e.state]
 	if e.state == TemplateState {

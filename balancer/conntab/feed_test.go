@@ -40,7 +40,8 @@ func TestFeed(t *testing.T) {
 			if want := []ChangeKind{Opened, Assured, Moved}; !slices.Equal(got, want) {
 				t.Fatalf("changes %v, want %v", got, want)
 			}
-			if c := conns[1]; c.Flow != p.Flow || c.State != Established || c.Dest != 7 || c.Expires != 899*time.Second {
+			if c := conns[1]; c.Flow != p.Flow || c.State != Established || c.Dest != 7 ||
+				c.Expires != 899*time.Second {
 				t.Errorf("assured: %+v", c)
 			}
 			table.Sweep(130 * PerSecond)
@@ -128,7 +129,8 @@ func TestFeedReplaysTable(t *testing.T) {
 		}
 	}
 	if copied.Len() == 0 || copied.Len() != table.Len() || copied.HalfOpen() != table.HalfOpen() || f.Lost() > 0 {
-		t.Errorf("%d connections, %d half-open, want %d, %d; %d changes lost", copied.Len(), copied.HalfOpen(), table.Len(),
+		t.Errorf("%d connections, %d half-open, want %d, %d; %d changes lost", copied.Len(), copied.HalfOpen(),
+			table.Len(),
 			table.HalfOpen(), f.Lost())
 	}
 	for d := range uint32(5) {

@@ -53,8 +53,8 @@ func TestOracleStates(t *testing.T) {
 	}
 }
 
-// replaySequence plays the packets of one connection. replies says that those of the server pass the director, too: they
-// have "<" before their flags.
+// replaySequence plays the packets of one connection. replies says that those of the server pass the director, too:
+// they have "<" before their flags.
 func replaySequence(t *testing.T, cfg Config, replies bool, seq []string, after [][5]any) {
 	t.Helper()
 	const dest, now = 7, 1000

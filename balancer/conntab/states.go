@@ -102,21 +102,29 @@ var tcpStates = perDirection[tcpTable]{
 	},
 	client: tcpTable{
 		{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
-			TimeWait: SynRecv, Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
+			// SYN
+			TimeWait: SynRecv, Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv},
 		{None: Close, Established: CloseWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: TimeWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait},
 		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: Established}, // ACK
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen,
+			SynAck: Established},
 		{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close,
 			TimeWait: Close, Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: SynRecv}, // RST
 	},
 	server: tcpTable{
 		{None: SynSent, Established: Established, SynSent: SynSent, SynRecv: SynRecv, FinWait: SynSent,
-			TimeWait: SynSent, Close: SynSent, CloseWait: SynSent, LastAck: SynSent, Listen: Listen, SynAck: SynRecv}, // SYN
+			// SYN
+			TimeWait: SynSent, Close: SynSent, CloseWait: SynSent, LastAck: SynSent, Listen: Listen, SynAck: SynRecv},
 		{None: TimeWait, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: TimeWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: TimeWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait},
 		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Established, SynAck: Established}, // ACK
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Established,
+			SynAck: Established},
 		{None: Close, Established: Close, SynSent: SynSent, SynRecv: Close, FinWait: Close,
 			TimeWait: TimeWait, Close: Close, CloseWait: Close, LastAck: Close, Listen: Close, SynAck: Close}, // RST
 	},
@@ -125,29 +133,37 @@ var tcpStates = perDirection[tcpTable]{
 // tcpStatesSecure is tcp_states_dos, for secure_tcp: a SYN leads to SYNACK.
 var tcpStatesSecure = perDirection[tcpTable]{
 	clientOnly: tcpTable{
-		{None: SynAck, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynAck, TimeWait: SynAck,
-			Close: SynAck, CloseWait: SynAck, LastAck: SynAck, Listen: SynAck, SynAck: SynAck}, // SYN
+		{None: SynAck, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynAck,
+			TimeWait: SynAck,
+			Close:    SynAck, CloseWait: SynAck, LastAck: SynAck, Listen: SynAck, SynAck: SynAck}, // SYN
 		tcpStates.clientOnly[1], // FIN
 		tcpStates.clientOnly[2], // ACK
 		tcpStates.clientOnly[3], // RST
 	},
 	client: tcpTable{
 		{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
-			TimeWait: SynRecv, Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynAck}, // SYN
+			// SYN
+			TimeWait: SynRecv, Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynAck},
 		{None: Close, Established: CloseWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: TimeWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: SynAck}, // FIN
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: SynAck},
 		{None: Established, Established: Established, SynSent: SynSent, SynRecv: SynRecv, FinWait: FinWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: SynAck}, // ACK
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: SynAck},
 		{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close,
 			TimeWait: Close, Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
 	},
 	server: tcpTable{
 		{None: SynSent, Established: Established, SynSent: SynSent, SynRecv: SynAck, FinWait: SynSent,
-			TimeWait: SynSent, Close: SynSent, CloseWait: SynSent, LastAck: SynSent, Listen: Listen, SynAck: SynAck}, // SYN
+			// SYN
+			TimeWait: SynSent, Close: SynSent, CloseWait: SynSent, LastAck: SynSent, Listen: Listen, SynAck: SynAck},
 		{None: TimeWait, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: TimeWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: TimeWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait},
 		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
-			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Established, SynAck: Established}, // ACK
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Established,
+			SynAck: Established},
 		{None: Close, Established: Close, SynSent: SynSent, SynRecv: Close, FinWait: Close,
 			TimeWait: TimeWait, Close: Close, CloseWait: Close, LastAck: Close, Listen: Close, SynAck: Close}, // RST
 	},

@@ -179,7 +179,8 @@ func (t *Table) Prefetch(p *packet.Info) uint8 { return t.of(p.Flow.Src, false).
 
 // key4 and key6 are a flow as the table keeps it, with its hash, which is computed if it is 0.
 func (t *Table) key4(f packet.Flow, hash uint64) key[[4]byte] {
-	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto, hash: hash}
+	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
+		hash: hash}
 	if k.hash == 0 {
 		k.hash = t.hash4(k.src, k.dst, k.sport, k.dport, k.proto)
 	}

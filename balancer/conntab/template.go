@@ -15,8 +15,8 @@ import (
 // with the service's number for a destination address. It outlives its timeout as long as connections live that were
 // made by it.
 
-// templateGrace is how long a template goes on, again and again, after its timeout while there are such connections (Linux
-// ip_vs_conn.c, ip_vs_conn_expire).
+// templateGrace is how long a template goes on, again and again, after its timeout while there are such connections
+// (Linux ip_vs_conn.c, ip_vs_conn_expire).
 const templateGrace = 60 * PerSecond
 
 // MaxPersistence is the longest timeout of a template.
@@ -176,8 +176,8 @@ func (t *Table) assure(number uint32) {
 	}
 }
 
-// templateRefs counts the connections of each template, by the template's number. A number is used again once its template
-// and all its connections are gone.
+// templateRefs counts the connections of each template, by the template's number. A number is used again once its
+// template and all its connections are gone.
 type templateRefs struct {
 	mu     sync.Mutex
 	free   uint32 // the first free number; its count is the next; 0 for none

@@ -65,7 +65,8 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 			// What follows counts no packets of this connection.
 			eventually(t, "the connection has ended", soon, func() bool {
 				out := run(t, s.Webs[0], exec.Command("ss", "-Htan", "sport = :80")).stdout
-				return !strings.Contains(out, "ESTAB") && !strings.Contains(out, "FIN-") && !strings.Contains(out, "LAST-ACK")
+				return !strings.Contains(out, "ESTAB") && !strings.Contains(out, "FIN-") && !strings.Contains(out,
+					"LAST-ACK")
 			})
 			by("a bound TCP server", true)
 			s.mustFetch3(t, 3_000_000)

@@ -113,8 +113,9 @@ func installPackages(t *testing.T, debs map[string]string) {
 			example).CombinedOutput(); err != nil {
 			t.Errorf("the example of %s: %v\n%s", program, err, out)
 		}
-		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/bash-completion/completions/" +
-			program} {
+		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/man/man8/" + program + "-run.8.gz",
+			"share/man/man5/" + program + ".toml.5.gz", "share/doc/vstun-" + program + "/cmd/director/overview.svg",
+			"share/bash-completion/completions/" + program} {
 			if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 ||
 				info.Mode().Perm() != 0o644 {
 				t.Errorf("%s: %v %v", file, info, err)
