@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -40,7 +40,7 @@ func (s *site) health() string {
 }
 
 // awaitHealth waits until status says so, and returns it.
-func (s *site) awaitHealth(want string) control.Service {
+func (s *site) awaitHealth(want string) api.Service {
 	s.t.Helper()
 	eventually(s.t, "the realservers are "+want, 2*soon, func() bool { return s.health() == want })
 	return s.director.balance().Services[0]
@@ -68,7 +68,7 @@ const outWithin = 4 * time.Second
 const room = 4 * time.Second
 
 // awaitOut waits until the realservers are so, and fails when that takes longer than the bar from begin on.
-func (s *site) awaitOut(what, want string, begin time.Time) control.Service {
+func (s *site) awaitOut(what, want string, begin time.Time) api.Service {
 	s.t.Helper()
 	svc := s.awaitHealth(want)
 	took := time.Since(begin)
@@ -80,7 +80,7 @@ func (s *site) awaitOut(what, want string, begin time.Time) control.Service {
 }
 
 // awaitReason waits until the last check of a realserver of the first service says that.
-func (s *site) awaitReason(realserver int, reason string) (svc control.Service) {
+func (s *site) awaitReason(realserver int, reason string) (svc api.Service) {
 	s.t.Helper()
 	said := ""
 	defer func() { s.t.Logf("the check says %q", said) }()

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // TestDoctorCountsNothing: the probes of the director's doctor leave nothing among what the director itself counts.
@@ -87,6 +87,6 @@ func (s *site) mustParrotOnce() {
 }
 
 // heardOf returns a function that reports whether a count is of a and of at least least packets.
-func heardOf(a netip.Addr, least uint64) func(control.Counted) bool {
-	return func(c control.Counted) bool { return c.Address == a.String() && c.Packets >= least }
+func heardOf(a netip.Addr, least uint64) func(api.Counted) bool {
+	return func(c api.Counted) bool { return c.Address == a.String() && c.Packets >= least }
 }

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // drainTOML is the service of the tests here, with these [connections] and realservers.
@@ -94,15 +94,15 @@ func TestRemovedDrains(t *testing.T) {
 	}
 	mustStay(t, to1, "web1")
 	mustStay(t, to2, "web2")
-	leaving := func() (l control.Leaving) {
-		var st control.DirectorStatus
+	leaving := func() (l api.Leaving) {
+		var st api.DirectorStatus
 		got := s.ask("status", "--json")
 		if err := json.Unmarshal([]byte(got.stdout), &st); got.code != 0 || err != nil {
 			t.Fatalf("status: exit status %d, %v: %s", got.code, err, got.stderr)
 		}
 		return st.Leaving
 	}
-	want := control.LeavingRealserver{Service: "web", Address: "10.0.11.2", Active: 1}
+	want := api.LeavingRealserver{Service: "web", Address: "10.0.11.2", Active: 1}
 	if l := leaving(); l.Realservers != 1 || l.Connections != 1 || len(l.List) != 1 || l.List[0] != want {
 		t.Errorf("leaving are %+v, want %+v", l, want)
 	}

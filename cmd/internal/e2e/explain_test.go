@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // explain asks the director about a flow.
-func (s *site) explain(client, vip string, flags ...string) (e control.Explanation) {
+func (s *site) explain(client, vip string, flags ...string) (e api.Explanation) {
 	s.t.Helper()
 	if err := json.Unmarshal([]byte(s.must(append([]string{"explain", client, vip, "--json"}, flags...)...)),
 		&e); err != nil {

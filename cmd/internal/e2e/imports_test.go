@@ -32,11 +32,12 @@ const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
 
 // onlyBelow says which packages may import a library, tests apart.
 var onlyBelow = map[string][]string{
-	"github.com/BurntSushi/toml":                     {"cmd/internal/config"},
-	"github.com/spf13/cobra":                         {"cmd"},
-	"github.com/miekg/dns":                           {"balancer/health", "cmd/internal/config"},
-	"net/http":                                       {"cmd", "balancer/health"},
-	"github.com/prometheus/client_golang/prometheus": {"cmd/internal/metrics"},
+	"github.com/BurntSushi/toml": {"cmd/internal/config"},
+	"github.com/spf13/cobra": {"cmd/internal/cli", "cmd/internal/director", "cmd/internal/agent",
+		"cmd/internal/doctor", "cmd/internal/bench", "cmd/internal/manual", "cmd/lab"},
+	"github.com/miekg/dns": {"balancer/health", "cmd/internal/config"},
+	"net/http":             {"cmd", "balancer/health"},
+	"github.com/prometheus/client_golang/prometheus":            {"cmd/internal/metrics"},
 	"github.com/prometheus/client_golang/prometheus/collectors": {"cmd/internal/metrics"},
 	"github.com/prometheus/client_golang/prometheus/promhttp":   {"cmd/internal/metrics"},
 	"os/signal":                         {"cmd"},
@@ -53,7 +54,7 @@ var onlyBelow = map[string][]string{
 	"github.com/google/gopacket":        {"cmd/internal/capture"},
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
 	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},
-	"github.com/gdamore/tcell/v2":       {"cmd/internal/top"},
+	"github.com/gdamore/tcell/v2":       {"cmd/internal/cli/top"},
 	"C":                                 {},
 }
 

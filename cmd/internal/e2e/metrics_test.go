@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // Where both programs answer over HTTP, each in its own namespace.
@@ -97,7 +97,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s does not name its metrics at /", p)
 		}
 	}
-	var st, over control.DirectorStatus
+	var st, over api.DirectorStatus
 	var m map[string]float64
 	eventually(t, "the director rests", soon, func() bool { // the connections' last packets are through
 		st = s.director.balance()

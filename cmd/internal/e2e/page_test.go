@@ -14,7 +14,7 @@ import (
 	"sync"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/page/pagetest"
 )
 
@@ -144,7 +144,7 @@ func pageRows(tab *pagetest.Tab) [][]string {
 }
 
 // statusRows is the same of a status.
-func statusRows(st control.DirectorStatus) (rows [][]string) {
+func statusRows(st api.DirectorStatus) (rows [][]string) {
 	for i, svc := range st.Services {
 		var weight, active, inactive int
 		var connections uint64
@@ -175,7 +175,7 @@ func pageDrops(tab *pagetest.Tab) [][]string {
 }
 
 // dropRows is the same of a status.
-func dropRows(st control.DirectorStatus) (rows [][]string) {
+func dropRows(st api.DirectorStatus) (rows [][]string) {
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		rows = append(rows, []string{reason, grouped(st.Drops[reason])})
 	}
@@ -188,7 +188,7 @@ func row(name, how string, weight int, health string, active, inactive int, conn
 }
 
 // packetsOf is what was sent to all realservers of a service.
-func packetsOf(st control.DirectorStatus, service int) (n uint64) {
+func packetsOf(st api.DirectorStatus, service int) (n uint64) {
 	for _, r := range st.Services[service].Realservers {
 		n += r.Forwarded.Packets
 	}

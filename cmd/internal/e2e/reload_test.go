@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good
@@ -46,7 +46,7 @@ realserver = [ { address = "10.0.11.2" } ]
 			t.Errorf("reload: exit status %d, %d lines; want 1 and %d:\n%s%s", got.code, len(lines), len(bad.says),
 				got.stdout, got.stderr)
 		}
-		var answer control.Reload
+		var answer api.Reload
 		asJSON := s.ask("reload", "--json")
 		if err := json.Unmarshal([]byte(asJSON.stdout), &answer); err != nil || asJSON.code != 1 ||
 			answer.Changes == nil || len(answer.Changes) != 0 || len(answer.Errors) != len(bad.says) {

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -292,11 +292,11 @@ func (p *program) signal(sig unix.Signal) {
 func (p *program) get(into any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
-	return control.Get(ctx, p.socket, "/status", into)
+	return api.Get(ctx, p.socket, "/status", into)
 }
 
 // balance asks a director for its status.
-func (p *program) balance() (st control.DirectorStatus) {
+func (p *program) balance() (st api.DirectorStatus) {
 	p.t.Helper()
 	if err := p.get(&st); err != nil {
 		p.t.Fatalf("status of %s: %v", p, err)
@@ -305,7 +305,7 @@ func (p *program) balance() (st control.DirectorStatus) {
 }
 
 // intake asks an agent for its status.
-func (p *program) intake() (st control.RealserverStatus) {
+func (p *program) intake() (st api.RealserverStatus) {
 	p.t.Helper()
 	if err := p.get(&st); err != nil {
 		p.t.Fatalf("status of %s: %v", p, err)

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -33,7 +33,7 @@ func TestSetWeight(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.startWritten(drainTOML("", web1+", "+web2))
-	web := func() control.Realserver { return s.director.balance().Services[0].Realservers[0] }
+	web := func() api.Realserver { return s.director.balance().Services[0].Realservers[0] }
 
 	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: "+
 		"weight 1 -> 0, configured 1\n"; got != want {
@@ -59,7 +59,7 @@ func TestSetWeight(t *testing.T) {
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("after a reload with another weight status has %+v, want 3", r)
 	}
-	var answer control.Reload
+	var answer api.Reload
 	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")),
 		&answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
 		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" ||

@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -65,14 +65,14 @@ func (s *site) mustReload() (changes []string) {
 }
 
 // connections is what `director connections --json` prints with these filters.
-func (s *site) connections(filters ...string) (all []control.Connection) {
+func (s *site) connections(filters ...string) (all []api.Connection) {
 	s.t.Helper()
 	got := s.ask(append([]string{"connections", "--json"}, filters...)...)
 	if got.code != 0 || got.stderr != "" {
 		s.t.Fatalf("director connections %v: exit status %d: %s", filters, got.code, got.stderr)
 	}
 	for line := range strings.Lines(got.stdout) {
-		var c control.Connection
+		var c api.Connection
 		if err := json.Unmarshal([]byte(line), &c); err != nil {
 			s.t.Fatalf("director connections %v: %v: %s", filters, err, line)
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra/doc"
 
 	"vstun/cmd/internal/agent"
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director"
 )
@@ -16,7 +17,7 @@ import (
 func main() {
 	if err := write(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "manual:", err)
-		os.Exit(daemon.ExitFailure)
+		os.Exit(cli.ExitFailure)
 	}
 }
 
@@ -28,7 +29,7 @@ func write(args []string) error {
 		return err
 	}
 	for _, c := range []*cobra.Command{director.Command(), agent.Command()} {
-		daemon.Prepare(c)
+		cli.Prepare(c)
 		c.DisableAutoGenTag = true
 		header := &doc.GenManHeader{Section: "8", Source: "vstun " + daemon.Version(),
 			Manual: "LVS/TUN load balancing in user space"}
