@@ -58,8 +58,8 @@ bench: build
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
-	$(GO) vet ./...
-	$(GO) tool staticcheck ./...
+	$(GO) vet ./... ./testdata/testkit
+	$(GO) tool staticcheck ./... ./testdata/testkit
 
 fuzz:
 	.ci/fuzz $(FUZZTIME)

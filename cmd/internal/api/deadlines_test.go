@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // impatient is limits that a test can wait for.
@@ -64,7 +66,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 		s.Handle("GET /connections", JSONLines(endless(stopped)))
 	})
 	dialSocket(t, socket, "GET /connections HTTP/1.1\r\nHost: x\r\n\r\n")
-	await(t, "the answer stops", stopped)
+	testkit.Receive(t, "the answer stops", stopped)
 }
 
 // TestClientThatLeaves: the answer to it stops, though the server could wait longer.
@@ -76,7 +78,7 @@ func TestClientThatLeaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	await(t, "the answer stops", stopped)
+	testkit.Receive(t, "the answer stops", stopped)
 }
 
 // TestRunWaits: when Run returns, nobody is served any more, and who was has seen that the answer isn't whole.
@@ -127,5 +129,5 @@ func TestEachLineStops(t *testing.T) {
 	}); !errors.Is(err, enough) {
 		t.Error(err)
 	}
-	await(t, "the answer stops", stopped)
+	testkit.Receive(t, "the answer stops", stopped)
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // listen runs a server with the handlers that prepare adds, until the test ends, and returns its socket.
@@ -46,14 +45,5 @@ func endless(stopped chan<- struct{}) func(url.Values) (iter.Seq[any], error) {
 			for yield(Connection{Protocol: "tcp", State: "ESTABLISHED", Client: "192.0.2.7", Realserver: "10.0.11.2"}) {
 			}
 		}, nil
-	}
-}
-
-func await(t *testing.T, what string, done <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-done:
-	case <-time.After(10 * time.Second):
-		t.Fatalf("%s: not in 10 s", what)
 	}
 }

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 var someStates = []string{"ESTABLISHED", "UDP", "TEMPLATE"}
@@ -141,7 +141,7 @@ func TestPipeEnds(t *testing.T) {
 		if err := c.Execute(); err != nil {
 			t.Error(err)
 		}
-		await(t, "the answer stops", stopped)
+		testkit.Receive(t, "the answer stops", stopped)
 	}
 }
 
@@ -153,15 +153,6 @@ func endless(stopped chan<- struct{}) func(url.Values) (iter.Seq[any], error) {
 			for yield(someConnections()[0]) {
 			}
 		}, nil
-	}
-}
-
-func await(t *testing.T, what string, done <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-done:
-	case <-time.After(10 * time.Second):
-		t.Fatalf("%s: not in 10 s", what)
 	}
 }
 

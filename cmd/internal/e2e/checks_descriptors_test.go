@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestChecksBeyondDescriptors: 2,000 checks hang, and the director may have 1,024 descriptors. It answers all the
@@ -45,10 +47,10 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 
 	s.director.startAs(limited("run"))
 	tells("the start", s.director.Output()) // before changes of health fill what is kept of the log
-	eventually(t, "the realserver that works is up", 6*soon, func() bool {
+	testkit.Within(t, "the realserver that works is up", 6*soon, func() bool {
 		return s.director.balance().Services[0].Realservers[0].Health == "up" // each look needs the control socket
 	})
-	eventually(t, "most of those that hang are down", 6*soon, func() bool {
+	testkit.Within(t, "most of those that hang are down", 6*soon, func() bool {
 		down := 0
 		for _, r := range s.director.balance().Services[1].Realservers {
 			if strings.HasPrefix(r.Check.Reason, "not checked,") {

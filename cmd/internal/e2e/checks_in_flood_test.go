@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // overload is a flood beside health checks.
@@ -111,7 +112,7 @@ func testChecksInFlood(t *testing.T, o *overload) {
 	if err := servers[1].Stop(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the realserver that has died is out", o.outBound()+room, func() bool { return s.downCount() > 0 })
+	testkit.Within(t, "the realserver that has died is out", o.outBound()+room, func() bool { return s.downCount() > 0 })
 	if took := time.Since(begin); took > o.outBound() {
 		t.Errorf("a realserver that died was out after %v, want %v", took, o.outBound())
 	} else {
@@ -199,5 +200,5 @@ func (s *site) downCount() (n int) {
 // awaitUp waits until all realservers of all services are up.
 func (s *site) awaitUp() {
 	s.t.Helper()
-	eventually(s.t, "all realservers are up", 3*soon, func() bool { return s.downCount() == 0 })
+	testkit.Within(s.t, "all realservers are up", 3*soon, func() bool { return s.downCount() == 0 })
 }

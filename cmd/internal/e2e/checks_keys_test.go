@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestWeightsOfFiles: what files on the director's host say changes weights and takes a realserver out; an operator's
@@ -44,7 +46,7 @@ func TestWeightsOfFiles(t *testing.T) {
 		t.Helper()
 		is := ""
 		defer func() { t.Logf("%s: %s", when, is) }()
-		eventually(t, when+": "+want, 2*soon, func() bool {
+		testkit.Within(t, when+": "+want, 2*soon, func() bool {
 			is = ""
 			svc := s.director.balance().Services[0]
 			for _, r := range svc.Realservers {
@@ -142,7 +144,7 @@ func TestSorryRealserver(t *testing.T) {
 		t.Errorf("up, it is answered by %s", got)
 	}
 	servers[0].Close()
-	eventually(t, "the sorry server is in use", 2*soon, func() bool { return s.director.balance().Services[0].Sorry })
+	testkit.Within(t, "the sorry server is in use", 2*soon, func() bool { return s.director.balance().Services[0].Sorry })
 	if got := answeredBy(); got != "web3" {
 		t.Errorf("down, it is answered by %s", got)
 	}
@@ -161,7 +163,7 @@ func TestSorryRealserver(t *testing.T) {
 	}
 	servers[0], servers[2] = s.alive(s.Webs[0]), s.alive(s.Webs[2])
 	s.awaitHealth("up up up")
-	eventually(t, "the sorry server is not in "+
+	testkit.Within(t, "the sorry server is not in "+
 		"use", 2*soon, func() bool { return !s.director.balance().Services[0].Sorry })
 	if got := answeredBy(); got != "web1 web2 web3" {
 		t.Errorf("up again, it is answered by %s", got)
@@ -240,7 +242,7 @@ func TestClientCertificates(t *testing.T) {
 		"key "+key+" -> "+key+" with another key") {
 		t.Errorf("the reload says %s", changes)
 	}
-	eventually(t, "the server sees the third certificate", 2*soon, func() bool {
+	testkit.Within(t, "the server sees the third certificate", 2*soon, func() bool {
 		r := s.director.balance().Services[0].Realservers[0]
 		return r.Health == "up" && r.Check.Reason == "HTTP status 200"
 	})

@@ -6,13 +6,15 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"vstun/testdata/testkit"
 )
 
 // TestPortsInTheTable: connections in the table from all of the director's own ports, which have ended long ago or are
 // forged by a client, leave the checks ports enough: a realserver that dies is down.
 func TestPortsInTheTable(t *testing.T) {
 	t.Parallel()
-	families(t, testPortsInTheTable)
+	testkit.Families(t, testPortsInTheTable)
 }
 
 func testPortsInTheTable(t *testing.T, ipv6 bool) {
@@ -42,7 +44,7 @@ func testPortsInTheTable(t *testing.T, ipv6 bool) {
 		}
 		throw(build(t, ip, &layers.UDP{SrcPort: port, DstPort: 9}, gopacket.Payload("alive?")))
 	}
-	eventually(t, "the table has all ports", soon,
+	testkit.Within(t, "the table has all ports", soon,
 		func() bool { return len(s.connections("--client", s.Director.Addr.String())) > 200 })
 	dying.Close()
 	s.awaitHealth("down up")

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"vstun/testdata/testkit"
 )
 
 // TestCheckTypes has checks of each type that needs the network go through each tunnel, over both families, inside and
@@ -49,7 +51,7 @@ func TestCheckTypes(t *testing.T) {
 				t.Logf("%s: but\n%s", what, said)
 			}
 		}()
-		eventually(t, what, 3*soon, func() bool {
+		testkit.Within(t, what, 3*soon, func() bool {
 			said = ""
 			for i, svc := range s.director.balance().Services {
 				if r := svc.Realservers[0]; r.Health != want(i) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // TestConnectionsCommand lists known connections, all of them and through each filter.
@@ -52,7 +53,7 @@ realserver = [ { address = "10.0.12.2" } ]
 		}
 	}
 	askUDP(t, s.dial("udp4", 53))
-	eventually(t, "one connection is closing", soon,
+	testkit.Within(t, "one connection is closing", soon,
 		func() bool { return len(s.connections("--state", "FIN_WAIT")) == 1 })
 
 	all := s.connections()
@@ -147,7 +148,7 @@ func TestConnectionsIntoHead(t *testing.T) {
 		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0
 		client.throw(random)
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon,
+			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })
 		}
 	}
@@ -164,7 +165,7 @@ func TestConnectionsIntoHead(t *testing.T) {
 				got.stderr)
 		}
 	}
-	eventually(t, "the director has closed what nobody reads", soon,
+	testkit.Within(t, "the director has closed what nobody reads", soon,
 		func() bool { return s.director.descriptors() <= before })
 	if n := len(s.connections()); n != flows {
 		t.Errorf("%d connections, want %d", n, flows)

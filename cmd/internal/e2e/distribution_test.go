@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // expectedWRR is the order in which weighted round robin (Linux ip_vs_wrr.c) answers n requests, for realservers with
@@ -33,7 +34,7 @@ func expectedWRR(names []string, weights []int, n int) (order []string) {
 
 // TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server
 // answered each.
-func TestSpread(t *testing.T) { families(t, testSpread) }
+func TestSpread(t *testing.T) { testkit.Families(t, testSpread) }
 
 func testSpread(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
@@ -82,7 +83,7 @@ func testSpread(t *testing.T, ipv6 bool) {
 			st.Drops)
 	}
 	// A request is at least a SYN, an ACK, the request, and a FIN or two with their ACKs.
-	eventually(t, "every packet that reached the director has left it", soon, func() bool {
+	testkit.Within(t, "every packet that reached the director has left it", soon, func() bool {
 		st := s.director.balance()
 		return st.In.Packets == st.Out.Packets && st.In.Packets == asked()
 	})

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // TestDoctorCountsNothing: the probes of the director's doctor leave nothing among what the director itself counts.
@@ -76,7 +77,7 @@ func tcpService(name, port string, vips []netip.Addr, realservers ...netip.Addr)
 // mustParrotOnce has a client served.
 func (s *site) mustParrotOnce() {
 	s.t.Helper()
-	eventually(s.t, "a client is served", 3*soon, func() bool {
+	testkit.Within(s.t, "a client is served", 3*soon, func() bool {
 		c, err := s.Client.Dial("tcp", netip.AddrPortFrom(s.VIP, 80).String())
 		if err != nil {
 			return false

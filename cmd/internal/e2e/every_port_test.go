@@ -3,6 +3,8 @@ package e2e
 import (
 	"net/netip"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestEveryPort has a service of port 0 beside one with a port and one with a range: it gets what the others don't
@@ -67,6 +69,6 @@ realserver = [ { address = "10.0.14.2" } ]
 	if _, err := s.dial("udp4", 54).Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a datagram to a port that nobody has is dropped", soon,
+	testkit.Within(t, "a datagram to a port that nobody has is dropped", soon,
 		func() bool { return s.director.balance().Drops["no_service"] == 1 })
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestFirstStateIsTold: the command of [notify] is told the first known state of each service and realserver, once: at
@@ -53,7 +55,7 @@ func TestFirstStateIsTold(t *testing.T) {
 		return !slices.ContainsFunc(want, func(line string) bool { return !slices.Contains(lines, line+"\n") })
 	}
 	s.startWrittenDirector(toml)
-	eventually(t, "the first states are told", 2*soon, all)
+	testkit.Within(t, "the first states are told", 2*soon, all)
 
 	toml += more("later", 8006, tcp(80, "down")) + more("later-bad", 8007, tcp(9, "up")) + more("later-unchecked", 8008,
 		"")
@@ -64,7 +66,7 @@ func TestFirstStateIsTold(t *testing.T) {
 		"realserver later-unchecked "+at+" unknown up no check", "service later-unchecked - unknown up weight 1 is "+
 			"up, quorum 1")
 	s.reloadWritten(toml)
-	eventually(t, "the first states of what the reload has added are told", 2*soon, all)
+	testkit.Within(t, "the first states of what the reload has added are told", 2*soon, all)
 	s.reloadWritten(strings.Replace(toml, "8008", "8009", 1))
 	s.director.stop()
 	if lines := told(); len(lines) != len(want) {
@@ -84,7 +86,7 @@ func TestComingUp(t *testing.T) {
 	s.nginx(s.Webs[0])
 	s.startWrittenDirector(s.checkedTOML("", `type = "http", interval = "10s", timeout = "10s", rise = 1000`))
 	const want = "of 1000 successes (HTTP status 200)"
-	eventually(t, "a check succeeds", soon, func() bool {
+	testkit.Within(t, "a check succeeds", soon, func() bool {
 		return strings.Contains(s.director.balance().Services[0].Realservers[0].Check.Reason, want)
 	})
 	r := s.director.balance().Services[0].Realservers[0]
@@ -126,7 +128,7 @@ func TestReloadAddsRealservers(t *testing.T) {
 	for round := range 5 {
 		s.reloadWritten(toml(1, 0))
 		s.reloadWritten(toml(2, 500))
-		eventually(t, "the new realserver is up", 2*soon, func() bool {
+		testkit.Within(t, "the new realserver is up", 2*soon, func() bool {
 			r := s.director.balance().Services[0].Realservers[1]
 			if reason := r.Check.Reason; strings.Contains(reason, "fault") || strings.Contains(reason,
 				"no route to realserver") {

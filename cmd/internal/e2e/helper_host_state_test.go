@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // machine is everything that our programs could change on a host, a line each, sorted: links, addresses, routes of all
@@ -55,7 +56,7 @@ func (s *site) observeAll() map[string]machine {
 	s.t.Helper()
 	all := map[string]machine{}
 	for _, h := range append([]*lab.Host{s.Client, s.Router, s.Director}, s.Webs...) {
-		eventually(s.t, "the IPv6 addresses of "+h.Name+" are settled", soon, func() bool { return settled(s.t, h) })
+		testkit.Within(s.t, "the IPv6 addresses of "+h.Name+" are settled", soon, func() bool { return settled(s.t, h) })
 		all[h.Name] = observe(s.t, h)
 	}
 	return all

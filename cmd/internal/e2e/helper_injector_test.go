@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // crowd is how many packets a mob throws before it looks whether they have arrived: few enough for an agent's sockets
@@ -63,7 +64,7 @@ func (m *mob) throw(n int, pick func() *intruder) {
 		left -= len(frames)
 		m.send(frames...)
 		for _, agent := range m.s.agents {
-			eventually(m.s.t, agent.String()+" has received what was thrown", soon, func() bool {
+			testkit.Within(m.s.t, agent.String()+" has received what was thrown", soon, func() bool {
 				st := agent.intake()
 				if st.Overruns > 0 {
 					m.s.t.Fatalf("%s: %d overruns", agent, st.Overruns)

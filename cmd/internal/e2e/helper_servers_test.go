@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // at is a port of the VIP.
@@ -67,7 +68,7 @@ func (s *site) server(h *lab.Host, address netip.AddrPort, cmd *exec.Cmd) *lab.P
 			s.t.Logf("the end of what %s wrote on %s:\n%s", cmd.Path, h.Name, p.Output())
 		}
 	})
-	eventually(s.t, fmt.Sprintf("%s on %s accepts connections", cmd.Path, h.Name), soon, func() bool {
+	testkit.Within(s.t, fmt.Sprintf("%s on %s accepts connections", cmd.Path, h.Name), soon, func() bool {
 		select {
 		case <-p.Done():
 			s.t.Fatalf("%s on %s ended: %v\n%s", cmd.Path, h.Name, p.Wait(), p.Output())

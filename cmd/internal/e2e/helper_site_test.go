@@ -17,24 +17,13 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 const (
 	soon = 10 * time.Second      // deadline of what takes milliseconds on an idle machine
 	tick = 10 * time.Millisecond // between two looks at a condition
 )
-
-// eventually waits until cond holds, and fails the test when it doesn't within deadline.
-func eventually(t *testing.T, what string, deadline time.Duration, cond func() bool) {
-	t.Helper()
-	ticker := time.NewTicker(tick)
-	defer ticker.Stop()
-	for end := time.Now().Add(deadline); !cond(); <-ticker.C {
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s", deadline, what)
-		}
-	}
-}
 
 // short is n, or less with -short.
 func short[N int | time.Duration](n, less N) N {
@@ -77,15 +66,6 @@ func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
 // start.
 func (s *site) addIPv6() {
 	s.vips, s.sources = append(s.vips, s.VIP6), append(s.sources, s.Director.Addr6)
-}
-
-// families runs a test twice: with IPv4, and with IPv6 inside the tunnel and outside, then beside other tests.
-func families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
-	t.Run("IPv4", func(t *testing.T) { test(t, false) })
-	t.Run("IPv6", func(t *testing.T) {
-		t.Parallel()
-		test(t, true)
-	})
 }
 
 // speak lets the site's VIP and its hosts' addresses be those of IPv6, if that is wanted. It comes before everything
@@ -248,7 +228,7 @@ func (p *program) startAs(cmd *exec.Cmd) {
 			p.t.Logf("the end of what %s wrote:\n%s", p, process.Output())
 		}
 	})
-	eventually(p.t, p.String()+" is up", soon, func() bool {
+	testkit.Within(p.t, p.String()+" is up", soon, func() bool {
 		select {
 		case <-process.Done():
 			p.ending = true

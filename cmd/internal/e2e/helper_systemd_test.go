@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // booted is a systemd that runs on this machine's files, in namespaces of its own: with nothing but its journal, and
@@ -203,7 +205,7 @@ func makeCgroup() (string, error) {
 
 // removeCgroup waits until nothing is left in it.
 func removeCgroup(t *testing.T, root string) {
-	eventually(t, "the cgroup is removed", soon, func() bool {
+	testkit.Within(t, "the cgroup is removed", soon, func() bool {
 		var dirs []string
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error { // what goes meanwhile is gone
 			if err == nil && d.IsDir() {

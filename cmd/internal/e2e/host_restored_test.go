@@ -8,12 +8,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // TestRestore ends both programs in every way, with and without traffic, and compares the machines before and after.
 func TestRestore(t *testing.T) {
 	t.Parallel()
-	families(t, testRestore)
+	testkit.Families(t, testRestore)
 }
 
 func testRestore(t *testing.T, ipv6 bool) {
@@ -121,6 +123,6 @@ func (s *site) traffic(port uint16) (stop func()) {
 	}
 	s.t.Cleanup(stop)
 	begin := s.director.balance().In.Packets
-	eventually(s.t, "the traffic flows", soon, func() bool { return s.director.balance().In.Packets > begin+100 })
+	testkit.Within(s.t, "the traffic flows", soon, func() bool { return s.director.balance().In.Packets > begin+100 })
 	return stop
 }

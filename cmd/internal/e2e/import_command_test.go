@@ -17,6 +17,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/cmd/internal/config"
+	"vstun/testdata/testkit"
 )
 
 const fixtures = "../migrate/testdata/"
@@ -229,7 +230,7 @@ func TestInteropKeepalived(t *testing.T) {
 		t.Fatal(err)
 	}
 	var rules string
-	eventually(t, "keepalived has set all services up", 30*time.Second, func() bool {
+	testkit.Within(t, "keepalived has set all services up", 30*time.Second, func() bool {
 		rules = run(t, s.Director, exec.Command("ipvsadm", "-Sn")).stdout
 		realservers := 0
 		for _, l := range want {

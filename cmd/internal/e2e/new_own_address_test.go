@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestNewOwnAddress: an address that a realserver gets while its agent runs is its own within a moment, without waiting
@@ -29,7 +31,7 @@ func TestNewOwnAddress(t *testing.T) {
 		if err := s.Webs[0].Own(own); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, own.String()+" is the host's own", 4*time.Second, func() bool {
+		testkit.Within(t, own.String()+" is the host's own", 4*time.Second, func() bool {
 			evil.throwAll([]*intruder{liar})
 			return refused() > before
 		})

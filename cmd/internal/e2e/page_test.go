@@ -16,6 +16,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/page/pagetest"
+	"vstun/testdata/testkit"
 )
 
 // TestPage looks at a director's page with a browser while requests pass: its figures are those of the control socket,
@@ -64,7 +65,7 @@ func TestPage(t *testing.T) {
 			c.Close()
 		}
 	})
-	eventually(t, "both realservers have requests", soon, func() bool {
+	testkit.Within(t, "both realservers have requests", soon, func() bool {
 		rs := s.director.balance().Services[0].Realservers
 		return rs[0].Forwarded.Packets > 0 && rs[1].Forwarded.Packets > 0
 	})
@@ -113,7 +114,7 @@ func TestPage(t *testing.T) {
 			t.Logf("the page\n%q\nthe socket\n%q", got, want)
 		}
 	}()
-	eventually(t, "the page has the figures of the control socket", pagetest.Patience, func() bool {
+	testkit.Within(t, "the page has the figures of the control socket", pagetest.Patience, func() bool {
 		st := s.director.balance()
 		want, got = append(statusRows(st), dropRows(st)...), append(pageRows(tab), pageDrops(tab)...)
 		return slices.EqualFunc(want, got, slices.Equal)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // The director's ways to a realserver that has no agent: what leaves is caught and taken apart.
@@ -69,7 +70,7 @@ func addAddress6(t *testing.T, h *lab.Host, link string, a netip.Addr) {
 	if err != nil {
 		t.Fatalf("%s: %s: %v", h.Name, a, err)
 	}
-	eventually(t, fmt.Sprintf("%s has %v", h.Name, a), soon, func() (ready bool) {
+	testkit.Within(t, fmt.Sprintf("%s has %v", h.Name, a), soon, func() (ready bool) {
 		err := h.Do(func() error {
 			routes, err := netlink.RouteGet(a.AsSlice())
 			ready = err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
@@ -329,13 +330,13 @@ func TestNoRouteOverIPv6(t *testing.T) {
 	dropped := func() uint64 { return s.director.balance().Drops["send_error"] }
 	p := s.request(true, 1001, "hello")
 	throw(p)
-	eventually(t, "a packet to a realserver without a route is counted", soon, func() bool { return dropped() == 1 })
+	testkit.Within(t, "a packet to a realserver without a route is counted", soon, func() bool { return dropped() == 1 })
 	if log := s.director.Output(); !strings.Contains(log, "no route to realservers") || !strings.Contains(log,
 		ways6.web.String()) {
 		t.Errorf("the log does not say so:\n%s", log)
 	}
 	addRoute6(t, s.Director, everywhere, ways6.director.Prev())
-	eventually(t, "the director knows the route", soon, func() bool {
+	testkit.Within(t, "the director knows the route", soon, func() bool {
 		return strings.Contains(s.director.Output(),
 			"a route to every realserver again")
 	})

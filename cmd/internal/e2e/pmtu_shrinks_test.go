@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // TestPathShrinks lowers the MTU of the router's links to the realservers while uploads pass: it costs them time, and
@@ -124,7 +125,7 @@ func (s *site) setMTU(h *lab.Host, link string, mtu int) error {
 
 // TestPathToClientShrinks lowers the MTU of the router's link to the client while a download passes: what the router
 // says about it is for the VIP, and reaches the server through the director and the tunnel.
-func TestPathToClientShrinks(t *testing.T) { families(t, testPathToClientShrinks) }
+func TestPathToClientShrinks(t *testing.T) { testkit.Families(t, testPathToClientShrinks) }
 
 func testPathToClientShrinks(t *testing.T, ipv6 bool) {
 	s := newRunningSiteOf(t, ipv6, 2, service{"tcp", "80", "wrr", []int{1, 1}})

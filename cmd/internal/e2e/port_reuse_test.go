@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // TestPortReuse makes connections one after the other from the same port, at once after the server has closed the one
@@ -30,7 +31,7 @@ func TestPortReuse(t *testing.T) {
 	}
 	from := &net.TCPAddr{IP: s.Client.Addr.AsSlice(), Port: 40_000}
 	for i := range rounds {
-		eventually(t, "the kernel has let go of the port", soon, func() bool {
+		testkit.Within(t, "the kernel has let go of the port", soon, func() bool {
 			err := s.oneLiner(s.Client, from)
 			if errors.Is(err, unix.EADDRINUSE) { // until the server has acknowledged the last FIN
 				return false

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestReadOnlySysctls runs both programs where /proc/sys is read-only and the sysctls of `check --sysctls` are preset.
@@ -16,7 +18,7 @@ func TestReadOnlySysctls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	families(t, func(t *testing.T, ipv6 bool) {
+	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
 		s.director = s.prepare(s.Director, "director")
@@ -50,7 +52,7 @@ func TestReadOnlySysctls(t *testing.T) {
 		for _, p := range []*program{agent, s.director} {
 			p.startAs(private(readOnlySysctls, exec.Command(programPath(p.name), "run", "-c", p.config)))
 		}
-		eventually(t, "the check finds the realserver", soon, func() bool {
+		testkit.Within(t, "the check finds the realserver", soon, func() bool {
 			return s.director.balance().Services[0].Realservers[0].Health == "up"
 		})
 		s.mustParrot(80, s.Webs[0].Name)
@@ -86,7 +88,7 @@ func TestLogOfNetworkState(t *testing.T) {
 		{s.director, "ip link set vs0 mtu 1400", `name="device vs0 mtu" old=1400 new=65535`},
 	} {
 		s.shell(c.p.host, c.breaks)
-		eventually(t, c.breaks+" is in the log of "+c.p.String(), soon, func() bool {
+		testkit.Within(t, c.breaks+" is in the log of "+c.p.String(), soon, func() bool {
 			return strings.Contains(c.p.Output(), `level=INFO msg="network state changed" `) &&
 				strings.Contains(c.p.Output(), c.says) && strings.Contains(c.p.Output(),
 				`level=INFO msg="network state reconciled" changes=`)

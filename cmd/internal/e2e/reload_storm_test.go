@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // TestReloadStorm reloads up to ten times a second, by turns with the command and by SIGHUP, under 500 connections that
@@ -84,7 +86,7 @@ func TestReloadStorm(t *testing.T) {
 			s.director.configure(s.written(stormTOML(reloads)))
 			s.director.signal(unix.SIGHUP)
 		}
-		eventually(t, "the configuration is in force", soon, func() bool {
+		testkit.Within(t, "the configuration is in force", soon, func() bool {
 			return s.director.balance().Services[0].Realservers[0].Weight == stormWeight(reloads)
 		})
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start: whatever it had done by
@@ -86,7 +87,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 	}
 	director.Process, s.director = process, director
 	s.parrot(s.Webs[0], 80)
-	eventually(t, "the director is up", soon, func() bool { var ignored struct{}; return director.get(&ignored) == nil })
+	testkit.Within(t, "the director is up", soon, func() bool { var ignored struct{}; return director.get(&ignored) == nil })
 	s.reload("", service{"tcp", "[80, 81]", "wrr", []int{5}})
 	s.mustParrot(80, s.Webs[0].Name)
 	director.stop()
@@ -154,7 +155,7 @@ func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	if _, err := conn.Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the client is told that the VIP is unreachable", soon, func() bool { return told() > 0 })
+	testkit.Within(t, "the client is told that the VIP is unreachable", soon, func() bool { return told() > 0 })
 	if in, out := toDirector(), back(); in != 1 || out != 0 {
 		t.Errorf("%d packets reached the director and %d left it, want 1 and 0", in, out)
 	}
@@ -178,7 +179,7 @@ func TestServiceLeavesWithItsVIP(t *testing.T) {
 		s.VIP.String(), "198.51.100.99")
 	s.director.configure(strings.ReplaceAll(other, "s1", "s9"))
 	s.director.signal(unix.SIGHUP)
-	eventually(t, "the other service is in force", soon, func() bool {
+	testkit.Within(t, "the other service is in force", soon, func() bool {
 		st := s.director.balance()
 		return len(st.Services) == 1 && st.Services[0].Name == "s9"
 	})
@@ -189,7 +190,7 @@ func TestServiceLeavesWithItsVIP(t *testing.T) {
 		t.Errorf("leaving are %+v, want one connection", st.Leaving)
 	}
 	conn.Close()
-	eventually(t, "the VIP's routes are gone", 30*time.Second, func() bool {
+	testkit.Within(t, "the VIP's routes are gone", 30*time.Second, func() bool {
 		var left int
 		if err := s.Director.Do(func() error {
 			routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestSYNFlood floods a service with SYNs from random addresses and ports, while 200 clients make requests and another
@@ -59,14 +61,14 @@ realserver = [ { address = "10.0.11.2" } ]
 			t.Errorf("the upload that began before the flood: %q, %v; want %q", answer, err, want)
 		}
 	})
-	eventually(t, "the upload is under way", soon,
+	testkit.Within(t, "the upload is under way", soon,
 		func() bool { return s.director.balance().Services[1].Realservers[0].Forwarded.Packets > 10 })
 
 	watch := s.watchTable()
 	defer watch()
 	f := s.startFlood(80, rateOfFlood())
 	defer f.end()
-	eventually(t, "there are as many half-open connections as there may be", soon,
+	testkit.Within(t, "there are as many half-open connections as there may be", soon,
 		func() bool { return s.director.balance().Connections.Evicted > 0 })
 	served, failed := s.crowd(clients, length)
 	// A busy machine needs longer for as many SYNs.

@@ -1,6 +1,10 @@
 package e2e
 
-import "testing"
+import (
+	"testing"
+
+	"vstun/testdata/testkit"
+)
 
 // TestFullTable opens more flows than the connection table holds: new ones are refused, old ones stay.
 func TestFullTable(t *testing.T) {
@@ -21,7 +25,7 @@ func TestFullTable(t *testing.T) {
 	for i := range flows {
 		client.throw(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon, func() bool {
+			testkit.Within(t, "the director has read the datagrams", soon, func() bool {
 				return s.director.balance().In.Packets >= before.In.Packets+uint64(i)+1
 			})
 		}
@@ -42,7 +46,7 @@ func TestFullTable(t *testing.T) {
 	// A flow that is in the table is served as before, a new connection is not.
 	client.throw(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 53, "again"))
 	client.throw(udpPacket(t, s.Client.Addr, s.VIP, 20_000, 53, "new"))
-	eventually(t, "one more datagram is sent on and one is refused", soon, func() bool {
+	testkit.Within(t, "one more datagram is sent on and one is refused", soon, func() bool {
 		now := s.director.balance()
 		return now.Services[1].Realservers[0].Forwarded.Packets == room && now.Drops["table_full"] == refused+1
 	})
@@ -62,12 +66,12 @@ func TestTableEmpties(t *testing.T) {
 	for i := range 1100 {
 		client.throw(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon,
+			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets > uint64(i) })
 		}
 	}
-	eventually(t, "the table refuses", soon, func() bool { return s.director.balance().Drops["table_full"] > 0 })
-	eventually(t, "the table is empty again", soon, func() bool { return s.director.balance().Connections.Count == 0 })
+	testkit.Within(t, "the table refuses", soon, func() bool { return s.director.balance().Drops["table_full"] > 0 })
+	testkit.Within(t, "the table is empty again", soon, func() bool { return s.director.balance().Connections.Count == 0 })
 	if err := exchange(s.dial("udp4", 53), payload(10)); err != nil {
 		t.Error(err)
 	}

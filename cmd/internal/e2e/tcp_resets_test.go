@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // mustBeReset fails the test unless what a client sends on an established connection is answered with a RST.
@@ -31,7 +33,7 @@ func mustBeReset(t *testing.T, what string, c net.Conn, payload []byte) {
 // reload brings, they get nothing.
 func TestUnknownConnectionsAreReset(t *testing.T) {
 	t.Parallel()
-	families(t, func(t *testing.T, ipv6 bool) {
+	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
 		s.startAgents("")
@@ -53,7 +55,7 @@ func TestUnknownConnectionsAreReset(t *testing.T) {
 
 		forgotten := func() net.Conn {
 			c, _ := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
-			eventually(t, "the director has forgotten an idle connection", 2*soon, func() bool {
+			testkit.Within(t, "the director has forgotten an idle connection", 2*soon, func() bool {
 				return s.director.balance().Connections.Count == 0
 			})
 			return c
@@ -76,7 +78,7 @@ func TestUnknownConnectionsAreReset(t *testing.T) {
 		if _, err := c.Write([]byte("anybody?\n")); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the director has dropped the packet", soon, func() bool {
+		testkit.Within(t, "the director has dropped the packet", soon, func() bool {
 			return s.director.balance().Drops["no_connection"] > before.Drops["no_connection"]
 		})
 		if now := s.director.balance(); now.Out != before.Out || now.Resets != before.Resets {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // TestConnectionStays keeps one connection busy for 30 s, on a busy machine for longer, while others come and go and
@@ -95,7 +97,7 @@ func TestConnectionStays(t *testing.T) {
 	if said < want {
 		t.Errorf("only %d words were said on the long connection, want at least %d", said, want)
 	}
-	eventually(t, "only the long connection is active", soon, func() bool {
+	testkit.Within(t, "only the long connection is active", soon, func() bool {
 		active := 0
 		for _, r := range s.director.balance().Services[0].Realservers {
 			active += r.Active
@@ -122,7 +124,7 @@ func TestConnectionStays(t *testing.T) {
 	if err := long.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the realserver that left has no connection", soon,
+	testkit.Within(t, "the realserver that left has no connection", soon,
 		func() bool { return s.director.balance().Leaving.Connections == 0 })
 }
 
@@ -131,7 +133,7 @@ func (s *site) reload(more string, services ...service) {
 	s.t.Helper()
 	s.director.configure(s.directorTOML(s.director.socket, more, services...))
 	s.director.signal(unix.SIGHUP)
-	eventually(s.t, "the new configuration is in force", soon, func() bool {
+	testkit.Within(s.t, "the new configuration is in force", soon, func() bool {
 		st := s.director.balance()
 		if len(st.Services) != len(services) {
 			return false
@@ -168,7 +170,7 @@ func TestBadReload(t *testing.T) {
 		said := s.director.Output()
 		s.director.configure(c.config)
 		s.director.signal(unix.SIGHUP)
-		eventually(t, "the log speaks of "+c.says, soon, func() bool {
+		testkit.Within(t, "the log speaks of "+c.says, soon, func() bool {
 			return strings.Contains(strings.TrimPrefix(s.director.Output(), said), c.says)
 		})
 		if st := s.director.balance(); len(st.Services) != 1 || st.Services[0].Ports[0] != "80" || st.Queues == 7 {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // terminal is what a program has written to one.
@@ -116,19 +117,19 @@ func TestTop(t *testing.T) {
 			t.Logf("the terminal:\n%q", screen.written())
 		}
 	}()
-	eventually(t, "top shows the service", soon, func() bool {
+	testkit.Within(t, "top shows the service", soon, func() bool {
 		return screen.has("web tcp 198.51.100.80:80 rr", "10.0.11.2", "10.0.12.2", "WEIGHT", "CPS",
 			"sort: configuration")
 	})
 	screen.press(s, "s")
-	eventually(t, "it sorts by another column", soon, func() bool { return screen.has("bit/s") })
+	testkit.Within(t, "it sorts by another column", soon, func() bool { return screen.has("bit/s") })
 	drain, progress := s.startTerminal(80, 24, "drain", "web", "10.0.11.2", "--wait")
 	select {
 	case <-drain.Done():
 	case <-time.After(3 * soon):
 		t.Fatalf("drain --wait does not end: %q", progress.written())
 	}
-	eventually(t, "it says how far it is, on one line", soon, func() bool {
+	testkit.Within(t, "it says how far it is, on one line", soon, func() bool {
 		return progress.has("\r\x1b[Kdraining for ",
 			"\r\x1b[Kdrained in ")
 	})
@@ -141,7 +142,7 @@ func TestTop(t *testing.T) {
 	if err := p.Wait(); err != nil {
 		t.Errorf("top ends with %v", err)
 	}
-	eventually(t, "the terminal is as it was", soon, func() bool { return screen.has("\x1b[?1049l") })
+	testkit.Within(t, "the terminal is as it was", soon, func() bool { return screen.has("\x1b[?1049l") })
 
 	got := s.ask("top", "--once", "--every", "500ms")
 	if got.code != 0 || !strings.Contains(got.stdout, "web tcp 198.51.100.80:80 rr") || strings.Contains(got.stdout,
@@ -153,7 +154,7 @@ func TestTop(t *testing.T) {
 		Weight              int
 		CPS                 float64 `json:"connections_per_second"`
 	}
-	eventually(t, "as JSON there are rates", soon, func() bool {
+	testkit.Within(t, "as JSON there are rates", soon, func() bool {
 		err := json.Unmarshal([]byte(s.must("top", "--json")), &rows)
 		if err != nil || len(rows) != 3 || rows[1].Weight != 0 || rows[1].CPS != 0 {
 			t.Fatalf("as JSON: %+v, %v", rows, err)
@@ -170,7 +171,7 @@ func TestTop(t *testing.T) {
 	for _, command := range [][]string{{"status"}, {"connections"}, {"explain", "192.0.2.7:4711", s.at(80)}} {
 		p, screen = s.startTerminal(60, 24, command...)
 		<-p.Done()
-		eventually(t, "it is printed", soon, func() bool { return screen.has("10.0.12.2") })
+		testkit.Within(t, "it is printed", soon, func() bool { return screen.has("10.0.12.2") })
 		for _, line := range strings.Split(screen.written(), "\r\n") {
 			if utf8.RuneCountInString(line) > 60 {
 				t.Errorf("%v: in a terminal of 60 columns there is the line %q", command, line)
@@ -182,14 +183,14 @@ func TestTop(t *testing.T) {
 
 	// The director ends while somebody watches, whose connection is cut then.
 	p, screen = s.startTerminal(40, 10, "top", "--every", "200ms")
-	eventually(t, "top shows the service", soon, func() bool { return screen.has("10.0.11.2") })
+	testkit.Within(t, "top shows the service", soon, func() bool { return screen.has("10.0.11.2") })
 	s.director.stop()
-	eventually(t, "top says that the director is gone", soon, func() bool {
+	testkit.Within(t, "top says that the director is gone", soon, func() bool {
 		return screen.has("connect") ||
 			screen.has("c.sock")
 	})
 	if err := p.Stop(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("top at SIGTERM: %v", err)
 	}
-	eventually(t, "after SIGTERM the terminal is as it was", soon, func() bool { return screen.has("\x1b[?1049l") })
+	testkit.Within(t, "after SIGTERM the terminal is as it was", soon, func() bool { return screen.has("\x1b[?1049l") })
 }

@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestOperatorAndHealth: what an operator has set holds while realservers fail and come back, and what checks say holds
@@ -20,7 +22,7 @@ func TestOperatorAndHealth(t *testing.T) {
 	mustHave := func(when string, weights, effective [3]int) {
 		t.Helper()
 		// what a check has found is known a moment earlier
-		eventually(t, fmt.Sprintf("%s: weights %v, in effect %v", when, weights, effective), soon, func() bool {
+		testkit.Within(t, fmt.Sprintf("%s: weights %v, in effect %v", when, weights, effective), soon, func() bool {
 			var is, inEffect [3]int
 			for i, r := range s.director.balance().Services[0].Realservers {
 				is[i], inEffect[i] = r.Weight, r.Effective

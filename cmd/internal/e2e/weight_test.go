@@ -15,6 +15,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // must runs a command of the director's that ends well, and returns what it prints.
@@ -70,7 +71,7 @@ func TestSetWeight(t *testing.T) {
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("at the end status has %+v, want 3", r)
 	}
-	eventually(t, "the log has it", soon, func() bool { return strings.Contains(s.director.Output(), "weight 9 -> 3") })
+	testkit.Within(t, "the log has it", soon, func() bool { return strings.Contains(s.director.Output(), "weight 9 -> 3") })
 
 	for _, c := range []struct {
 		command string
@@ -155,7 +156,7 @@ func (l *load) end(t *testing.T) {
 func (l *load) more(t *testing.T, n int64) {
 	t.Helper()
 	want := l.requests.Load() + n
-	eventually(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
+	testkit.Within(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
 }
 
 // startDrain starts `director drain --wait` and returns once it waits.
@@ -170,7 +171,7 @@ func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "drain --wait says for what it waits", soon, func() bool {
+	testkit.Within(s.t, "drain --wait says for what it waits", soon, func() bool {
 		return strings.Contains(p.Output(),
 			"draining for ")
 	})
