@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // everyRoute has a case for each kind of route that `ip route` knows. A kernel without the feature may refuse a command
@@ -305,7 +307,7 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 	} {
 		order[0]()
 		order[1]()
-		eventually(t, "both routers are known", main(preferred, backup))
+		testkit.Eventually(t, "both routers are known", main(preferred, backup))
 		m := open(t)
 		must(t, m.Set(answers()))
 		stop := watch(t, m)
@@ -321,26 +323,26 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 				return true
 			}
 		}
-		eventually(t, "answers go by the preferred router", leadsBy(preferred))
+		testkit.Eventually(t, "answers go by the preferred router", leadsBy(preferred))
 		sameWays(t, "two routers", dsts)
 		// Unreachable, though its advertisement still counts.
 		mustIP(t, "-6 neigh replace "+preferred+" dev east nud failed")
-		eventually(t, "answers go by the other while the preferred router is unreachable", leadsBy(backup))
+		testkit.Eventually(t, "answers go by the other while the preferred router is unreachable", leadsBy(backup))
 		sameWays(t, "the preferred router is unreachable", dsts)
 		mustIP(t, "-6 neigh replace "+preferred+" lladdr 02:00:00:00:00:aa dev east nud permanent")
-		eventually(t, "answers go by the preferred router again", leadsBy(preferred))
+		testkit.Eventually(t, "answers go by the preferred router again", leadsBy(preferred))
 		router(0, preferred, high)()
-		eventually(t, "the preferred router has gone", main(backup))
-		eventually(t, "answers go by the other", leadsBy(backup))
+		testkit.Eventually(t, "the preferred router has gone", main(backup))
+		testkit.Eventually(t, "answers go by the other", leadsBy(backup))
 		sameWays(t, "the preferred router has gone", dsts)
 		router(1800, preferred, high)()
-		eventually(t, "answers go by the preferred router when it comes back", leadsBy(preferred))
+		testkit.Eventually(t, "answers go by the preferred router when it comes back", leadsBy(preferred))
 		router(0, backup, medium)()
-		eventually(t, "the other router has gone", main(preferred))
-		eventually(t, "answers go by the preferred router still", leadsBy(preferred))
+		testkit.Eventually(t, "the other router has gone", main(preferred))
+		testkit.Eventually(t, "answers go by the preferred router still", leadsBy(preferred))
 		sameWays(t, "the other router has gone", dsts)
 		router(0, preferred, high)()
-		eventually(t, "no router is left", main())
+		testkit.Eventually(t, "no router is left", main())
 		mustIP(t, "-6 neigh del "+preferred+" dev east")
 		stop()
 		must(t, m.Close())
@@ -356,11 +358,11 @@ func TestAnswersLeaveAnExpiredRoute(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(answers()))
 	watch(t, m)
-	eventually(t, "an answer takes the route", func() bool {
+	testkit.Eventually(t, "an answer takes the route", func() bool {
 		return strings.Contains(answerWay("2001:db8:40::1"),
 			"via fe80::9 ")
 	})
-	eventually(t, "an answer takes another route when that has expired", func() bool {
+	testkit.Eventually(t, "an answer takes another route when that has expired", func() bool {
 		return strings.Contains(answerWay("2001:db8:40::1"), "via fe80::8 ")
 	})
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 func forwardIPv6() State {
@@ -68,7 +70,7 @@ func hasRouter(t *testing.T) bool {
 func TestForwardingKeepsRouters(t *testing.T) {
 	newHost6(t)
 	advertise(t)
-	eventually(t, "the router is known", func() bool { return hasRouter(t) })
+	testkit.Eventually(t, "the router is known", func() bool { return hasRouter(t) })
 	before := machineState(t)
 	m := open(t)
 	must(t, m.Set(forwardIPv6()))
@@ -77,7 +79,7 @@ func TestForwardingKeepsRouters(t *testing.T) {
 	}
 	must(t, netlink.RouteDel(routeIn(t, unix.RT_TABLE_MAIN, "::/0")))
 	advertise(t)
-	eventually(t, "the router is known again", func() bool { return hasRouter(t) })
+	testkit.Eventually(t, "the router is known again", func() bool { return hasRouter(t) })
 	if n, err := m.mend(); n != 0 || err != nil {
 		t.Errorf("mending made %d changes, %v", n, err)
 	}

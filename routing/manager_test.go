@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 func TestSetAndClose(t *testing.T) {
@@ -75,7 +77,7 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	once := machineState(t)
 	journal, err := os.Stat(m.path)
 	must(t, err)
-	eventually(t, "the kernel has noticed that vs0 has no carrier", func() bool {
+	testkit.Eventually(t, "the kernel has noticed that vs0 has no carrier", func() bool {
 		return linkOf(t, "vs0").Attrs().OperState == netlink.OperDown
 	})
 	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
@@ -336,7 +338,7 @@ func TestIPv6(t *testing.T) {
 	must(t, netlink.AddrAdd(linkOf(t, "east"), &netlink.Addr{IPNet: cidr("2001:db8:1::1/64"), Flags: unix.IFA_F_NODAD}))
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("::/0"), Gw: net.ParseIP("2001:db8:1::fe"),
 		LinkIndex: linkOf(t, "east").Attrs().Index}))
-	eventually(t, "the address is in force", func() bool {
+	testkit.Eventually(t, "the address is in force", func() bool {
 		return routeIn(t, unix.RT_TABLE_LOCAL, "2001:db8:1::1/128") != nil
 	})
 	before := machineState(t)

@@ -9,16 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // A test's host is a network namespace of its own:
@@ -62,7 +61,7 @@ func newHost(t *testing.T) {
 	}
 	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs0"), Mode: netlink.TUNTAP_MODE_TUN}))
 	// Both ends have carrier by the time the second is up, but the kernel says so in its own time.
-	eventually(t, "carrier", func() bool {
+	testkit.Eventually(t, "carrier", func() bool {
 		return slices.IndexFunc([]string{"east", "west"}, func(n string) bool {
 			return linkOf(t, n).Attrs().OperState != netlink.OperUp
 		}) < 0
@@ -91,36 +90,12 @@ func enterNewHost(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make network namespaces")
 	}
-	enterNew(t)
+	testkit.NewNamespace(t)
 	for _, key := range []string{"net/ipv6/conf/default/disable_ipv6", "net/ipv6/conf/all/disable_ipv6"} {
 		if err := writeSysctl(key, "1"); err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
 		}
 	}
-}
-
-// enterNew puts the test's goroutine into a new, empty namespace until the test ends.
-func enterNew(t *testing.T) netns.NsHandle {
-	t.Helper()
-	runtime.LockOSThread()
-	old, err := netns.Get()
-	must(t, err)
-	ns, err := netns.New()
-	if err != nil {
-		old.Close()
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// A thread that can't go back stays locked, and ends with the test's goroutine.
-		if err := netns.Set(old); err != nil {
-			t.Errorf("leave the namespace: %v", err)
-			return
-		}
-		old.Close()
-		ns.Close()
-		runtime.UnlockOSThread()
-	})
-	return ns
 }
 
 // fullState uses everything there is.
@@ -259,20 +234,6 @@ func watch(t *testing.T, m *Manager) (stop func()) {
 	})
 	t.Cleanup(stop)
 	return stop
-}
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
 }
 
 func must(t *testing.T, err error) {

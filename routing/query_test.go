@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"vstun/testdata/testkit"
 )
 
 func TestLinkExists(t *testing.T) {
@@ -66,7 +68,7 @@ func TestDropped(t *testing.T) {
 	c, err := net.Dial("udp", "10.3.0.2:9")
 	must(t, err)
 	defer c.Close()
-	eventually(t, "packets are dropped and counted", func() bool {
+	testkit.Eventually(t, "packets are dropped and counted", func() bool {
 		for range 100 {
 			_, _ = c.Write([]byte("x")) // ENOBUFS is the kernel's answer to a drop
 		}

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // repliesOnly routes replies by table 5080 and nothing else.
@@ -123,7 +125,7 @@ func TestSynAckCarriesTheLoweredMSS(t *testing.T) {
 	server, err := netns.Get()
 	must(t, err)
 	defer server.Close()
-	client := enterNew(t)
+	client := testkit.NewNamespace(t)
 	must(t, netns.Set(server))
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("lan"), PeerName: "eth",
 		PeerNamespace: netlink.NsFd(client)}))

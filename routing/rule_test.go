@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 var (
@@ -42,7 +44,7 @@ func newLocalHost(t *testing.T) {
 	}
 	addAddr(t, "east", "fd00:1::1/64")
 	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs1"), Mode: netlink.TUNTAP_MODE_TUN}))
-	eventually(t, "the host has its IPv6 address", func() bool {
+	testkit.Eventually(t, "the host has its IPv6 address", func() bool {
 		hop, ok, err := Lookup(localClient6, netip.Addr{})
 		return err == nil && ok && hop.Source == netip.MustParseAddr("fd00:1::1")
 	})

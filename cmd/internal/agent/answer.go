@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/query"
@@ -23,7 +23,7 @@ const (
 // that asks. status returns what the agent accepts now. Each answer goes to the outer source of its question, which the
 // policy has let in, and is no longer than its question.
 func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
-	status func() control.RealserverStatus) error {
+	status func() api.RealserverStatus) error {
 	pace := time.NewTicker(answerPace)
 	defer pace.Stop()
 	for {
@@ -46,7 +46,7 @@ func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
 }
 
 // answerTo is the answer to q of an agent with this status.
-func answerTo(q endpoint.Asked, st *control.RealserverStatus) *query.Answer {
+func answerTo(q endpoint.Asked, st *api.RealserverStatus) *query.Answer {
 	a := &query.Answer{Version: query.Version, First: q.First, Nonce: q.Nonce, Age: query.NoAge,
 		Total: uint16(len(st.VIPs)), EncapPort: st.EncapPort, Program: st.Version}
 	for _, name := range st.Encap {

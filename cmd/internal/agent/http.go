@@ -1,7 +1,9 @@
 package agent
 
 import (
-	"vstun/cmd/internal/control"
+	"net/url"
+
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/metrics"
 	"vstun/encap/packet"
 )
@@ -13,6 +15,6 @@ func (a *agent) serveHTTP() {
 		batches = append(batches, w.Batches())
 	}
 	a.http.Handle("/metrics", metrics.Realserver(a.status, batches))
-	a.http.Handle("/status", control.JSON(func() (any, error) { return a.status(), nil }))
+	a.http.Handle("/status", api.JSON(func(url.Values) (any, error) { return a.status(), nil }))
 	a.http.Handle("/", metrics.Links("vstun realserver"))
 }

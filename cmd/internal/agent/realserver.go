@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -17,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
 	"vstun/encap"
@@ -36,7 +37,7 @@ type agent struct {
 	level     slog.LevelVar
 	flush     func() // of the log
 	start     time.Time
-	control   *control.Server
+	control   *api.Server
 	http      *metrics.Server
 	network   *routing.Manager
 	device    *tundev.Device
@@ -45,11 +46,11 @@ type agent struct {
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
-	questions chan endpoint.Asked                   // of directors
-	directors heard                                 // packets by outer source
-	strangers heard                                 // refused packets by outer source
-	absent    heard                                 // refused packets by inner destination
-	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+	questions chan endpoint.Asked               // of directors
+	directors heard                             // packets by outer source
+	strangers heard                             // refused packets by outer source
+	absent    heard                             // refused packets by inner destination
+	read      atomic.Pointer[api.Configuration] // what came of the last reload; nil: there was none
 
 	mu     sync.Mutex // of a reload, and of what is done when the machine has changed
 	setup  atomic.Pointer[setup]
@@ -90,7 +91,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := preflight(cfg); err != nil {
 		return nil, err
 	}
-	if a.control, err = control.Listen(cfg.Control); err != nil {
+	if a.control, err = api.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
 	l, err := a.http.Bind(cfg.Metrics)
@@ -434,12 +435,12 @@ const pathsEvery = 10 * time.Second
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
-	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
-	a.control.Lives(func() { a.status() })
-	a.control.Do("/reload", func() (any, error) {
+	a.control.Handle("GET /status", api.JSON(func(url.Values) (any, error) { return a.status(), nil }))
+	a.control.Handle("GET /alive", api.Alive(func() { a.status() }))
+	a.control.Handle("POST /reload", api.JSON(func(url.Values) (any, error) {
 		lines, err := a.reload()
-		return control.Reload{Changes: lines}, err
-	})
+		return api.Reload{Changes: lines}, err
+	}))
 	a.serveHTTP()
 	s := a.setup.Load()
 	a.log.Info("ready", "version", daemon.Version(), "tun", a.device.Name(), "queues", s.cfg.Queues,
@@ -454,7 +455,7 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		daemon.LogStop(a.log),
 		a.control.Run,
 		a.http.Run,
-		daemon.Watchdog(a.log, a.control.Alive, daemon.Standstill(nil, a.loops()...)),
+		daemon.Watchdog(a.log, a.control.CheckAlive, daemon.Standstill(nil, a.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)
 			return a.network.Watch(ctx)
@@ -528,7 +529,7 @@ func (a *agent) hear() {
 	}
 }
 
-func (a *agent) status() control.RealserverStatus {
+func (a *agent) status() api.RealserverStatus {
 	var t, answers packet.Tally
 	var merged, questions uint64
 	for _, w := range a.workers {
@@ -537,12 +538,12 @@ func (a *agent) status() control.RealserverStatus {
 		questions += w.Questions()
 	}
 	now, s := time.Now(), a.setup.Load()
-	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
+	st := api.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(a.start).Seconds(),
 		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
 		Configuration: a.configuration(),
-		In:            control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
+		In:            api.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		Out:           api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
 		Overruns: a.overruns(),
 		Encap:    s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
 		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
@@ -552,11 +553,11 @@ func (a *agent) status() control.RealserverStatus {
 			st.SendError = err.Error()
 		}
 	}
-	st.Answers = control.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
+	st.Answers = api.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
 	for d, n := range answers.Drops {
 		t.Drops[d] += n
 	}
-	st.Drops = control.Drops(&t)
+	st.Drops = api.Drops(&t)
 	if slices.ContainsFunc(exits(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
 		st.EncapPort = s.cfg.EncapPort
 	}

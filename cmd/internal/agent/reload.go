@@ -11,15 +11,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/routing"
 )
 
 // reload reads the configuration file again, puts it in force, and returns the changes. On an error
 // nothing changes. Both are logged.
-func (a *agent) reload() ([]control.Change, error) {
+func (a *agent) reload() ([]api.Change, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	read, was := time.Now(), a.setup.Load().cfg
@@ -33,10 +33,10 @@ func (a *agent) reload() ([]control.Change, error) {
 	}
 	if err != nil {
 		a.log.Error("reload: nothing changed", "file", a.file, "error", err)
-		a.read.Store(&control.Configuration{Read: a.configuration().Read, Error: err.Error()})
+		a.read.Store(&api.Configuration{Read: a.configuration().Read, Error: err.Error()})
 		return nil, err
 	}
-	a.read.Store(&control.Configuration{Read: read})
+	a.read.Store(&api.Configuration{Read: read})
 	all := changes(was, cfg)
 	for i, c := range all {
 		if i == loggedChanges {
@@ -54,11 +54,11 @@ func (a *agent) reload() ([]control.Change, error) {
 const loggedChanges = 100
 
 // configuration is the result of the last read of the file.
-func (a *agent) configuration() control.Configuration {
+func (a *agent) configuration() api.Configuration {
 	if c := a.read.Load(); c != nil {
 		return *c
 	}
-	return control.Configuration{Read: a.start}
+	return api.Configuration{Read: a.start}
 }
 
 // apply puts cfg in force. The fallible steps come first: the address of metrics, new sockets, and the machine with
@@ -131,17 +131,17 @@ func without[T comparable](all, some []T) []T {
 }
 
 // changes lists the differences between two configurations of a running agent.
-func changes(was, is *config.Realserver) (all []control.Change) {
+func changes(was, is *config.Realserver) (all []api.Change) {
 	compare := func(key string, was, is any) {
 		if was != is {
-			all = append(all, control.Change{Key: key, Old: was, New: is,
+			all = append(all, api.Change{Key: key, Old: was, New: is,
 				Text: fmt.Sprintf("%s %s -> %s", key, shown(was), shown(is))})
 		}
 	}
 	compareLists(&all, "vips", "vip", addrNames(was.VIPs), addrNames(is.VIPs))
 	compareLists(&all, "directors", "director", directorNames(was), directorNames(is))
 	if !slices.Equal(was.Encaps, is.Encaps) {
-		all = append(all, control.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,
+		all = append(all, api.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,
 			Text: fmt.Sprintf("encap %s -> %s", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))})
 	}
 	compare("encap_port", was.EncapPort, is.EncapPort)
@@ -154,12 +154,12 @@ func changes(was, is *config.Realserver) (all []control.Change) {
 }
 
 // compareLists adds to all a change for each element that has come to the list of a key, or gone from it.
-func compareLists(all *[]control.Change, key, element string, was, is []string) {
+func compareLists(all *[]api.Change, key, element string, was, is []string) {
 	for _, name := range without(is, was) {
-		*all = append(*all, control.Change{Key: key, New: name, Text: fmt.Sprintf("%s %s: added", element, name)})
+		*all = append(*all, api.Change{Key: key, New: name, Text: fmt.Sprintf("%s %s: added", element, name)})
 	}
 	for _, name := range without(was, is) {
-		*all = append(*all, control.Change{Key: key, Old: name, Text: fmt.Sprintf("%s %s: removed", element, name)})
+		*all = append(*all, api.Change{Key: key, Old: name, Text: fmt.Sprintf("%s %s: removed", element, name)})
 	}
 }
 

@@ -6,9 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // TestKeepOnly gives up everything in a process of its own, whoever runs it: no thread has a capability left, nor a way
@@ -33,11 +34,7 @@ func TestKeepOnly(t *testing.T) {
 		}
 		return all
 	}
-	for end := time.Now().Add(10 * time.Second); len(threads()) < 5; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("no threads")
-		}
-	}
+	testkit.Eventually(t, "there are five threads", func() bool { return len(threads()) >= 5 })
 	for range 2 { // what is gone already is no error
 		if err := KeepOnly(); err != nil {
 			t.Fatal(err)

@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/routing"
 )
 
 // answers examines the way of the answers: there is one to everywhere, and, while the agent runs, it is by the agent's
 // table, which lowers the MSS.
-func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
+func (e *exam) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 	running := st.Program != ""
 	for _, six := range []bool{false, true} {
 		var vips []netip.Addr
@@ -46,7 +46,7 @@ func (e *exam) answers(cfg *config.Realserver, st *control.RealserverStatus) {
 }
 
 // answersOf examines the way of the answers from one VIP, to clients as well as to the directors, who may be such.
-func (e *exam) answersOf(cfg *config.Realserver, st *control.RealserverStatus, vip netip.Addr) {
+func (e *exam) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip netip.Addr) {
 	if _, local, err := routing.LocalAddr(vip); err != nil || !local {
 		return // that is noted elsewhere
 	}

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/words"
 	"vstun/routing"
@@ -25,12 +25,12 @@ type Director struct {
 	Config *config.Director
 	// faults that keep it from starting, or, while it runs, from its next start; a line each
 	Obstacles func(running bool) error
-	Checks    func() (control.Checks, error) // number of descriptors for its checks, and their need
+	Checks    func() (api.Checks, error) // number of descriptors for its checks, and their need
 }
 
 // Examine examines the machine, and the ways to the realservers.
 func (d *Director) Examine(ctx context.Context) (*Report, error) {
-	var st control.DirectorStatus
+	var st api.DirectorStatus
 	running, silence, err := asked(ctx, d.Config.Control, &st)
 	if err != nil {
 		return nil, err
@@ -83,11 +83,11 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 // asked gets the status of the program whose control socket is at socket, and reports whether there is one that runs,
 // and if so, what is there when it does not answer.
 func asked(ctx context.Context, socket string, into any) (running bool, silence, err error) {
-	err = control.Get(ctx, socket, "/status", into)
+	err = api.Get(ctx, socket, "/status", into)
 	switch {
 	case err == nil:
 		return true, nil, nil
-	case errors.Is(err, control.ErrSilent):
+	case errors.Is(err, api.ErrSilent):
 		return true, err, nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // nobody has it
 		return false, nil, nil
@@ -224,7 +224,7 @@ func brief(list []string) string {
 }
 
 // descriptors examines whether health checks get the descriptors that they need.
-func (e *exam) descriptors(c control.Checks, err error) {
+func (e *exam) descriptors(c api.Checks, err error) {
 	switch {
 	case e.failed(err):
 	case c.Limit == 0:
@@ -239,7 +239,7 @@ func (e *exam) descriptors(c control.Checks, err error) {
 }
 
 // health tells which realservers their checks have taken out.
-func (e *exam) health(st *control.DirectorStatus) {
+func (e *exam) health(st *api.DirectorStatus) {
 	up := 0
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {

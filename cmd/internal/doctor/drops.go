@@ -6,7 +6,7 @@ import (
 	"maps"
 	"slices"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
 )
 
@@ -131,10 +131,10 @@ func (e *exam) overrun(before, after uint64) {
 }
 
 // directorDrops looks at the director's counters twice.
-func (e *exam) directorDrops(ctx context.Context, socket string, before *control.DirectorStatus) {
+func (e *exam) directorDrops(ctx context.Context, socket string, before *api.DirectorStatus) {
 	pause(ctx, sampled)
-	var after control.DirectorStatus
-	if e.failed(control.Get(ctx, socket, "/status", &after)) {
+	var after api.DirectorStatus
+	if e.failed(api.Get(ctx, socket, "/status", &after)) {
 		return
 	}
 	e.dropped(before.Drops, after.Drops, directorAdvice())

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
@@ -44,7 +44,7 @@ func loosen(devices []string) string {
 
 // directorFilters examines whether rp_filter drops clients' packets, or the answers to health checks, which come from a
 // VIP though the route to it leads to the director's own device.
-func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *control.DirectorStatus) {
+func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *api.DirectorStatus) {
 	if !v4 {
 		e.fine("IPv6 has none")
 		return
@@ -68,7 +68,7 @@ func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *con
 
 // answeredBy are those of devices by which answers to health checks through the tunnel come in, as far as realservers
 // answer by the way by which they are reached.
-func answeredBy(st *control.DirectorStatus, devices []string) (used []string) {
+func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
 			a, err := netip.ParseAddr(r.Address)

@@ -9,8 +9,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -27,7 +27,7 @@ type Realserver struct {
 
 // Examine examines the machine.
 func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
-	var st control.RealserverStatus
+	var st api.RealserverStatus
 	running, silence, err := asked(ctx, s.Config.Control, &st)
 	if err != nil {
 		return nil, err

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet"
 	"vstun/routing"
 )
@@ -25,7 +25,7 @@ const routerHops = 2
 // router examines whether this host's router sends the VIPs' packets here. The doctor gives it a packet for each VIP,
 // from this host's own address: one that comes back is seen before the kernel drops it, and gets neither to the
 // director nor to a realserver.
-func (d *Director) router(ctx context.Context, e *exam, running bool, before *control.DirectorStatus) {
+func (d *Director) router(ctx context.Context, e *exam, running bool, before *api.DirectorStatus) {
 	devices, err := routing.Devices()
 	if e.failed(err) {
 		return
@@ -48,9 +48,9 @@ func (d *Director) router(ctx context.Context, e *exam, running bool, before *co
 		}
 	}
 	p.volley(ctx, shots...)
-	var after control.DirectorStatus
+	var after api.DirectorStatus
 	if running {
-		_ = control.Get(ctx, d.Config.Control, "/status", &after) // a director that hangs has no figure
+		_ = api.Get(ctx, d.Config.Control, "/status", &after) // a director that hangs has no figure
 	}
 	for _, r := range all {
 		e.arrives(p, &r, before, &after)
@@ -91,7 +91,7 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 }
 
 // arrives notes whether a VIP's packets come here.
-func (e *exam) arrives(p *prober, r *routed, before, after *control.DirectorStatus) {
+func (e *exam) arrives(p *prober, r *routed, before, after *api.DirectorStatus) {
 	was, _ := forwarded(before, r.vip)
 	total, alone := forwarded(after, r.vip)
 	switch {
@@ -134,7 +134,7 @@ func (e *exam) arrives(p *prober, r *routed, before, after *control.DirectorStat
 
 // forwarded is the number of clients' packets of the services that have a VIP; alone reports whether each of them has
 // no other VIP.
-func forwarded(st *control.DirectorStatus, vip netip.Addr) (packets uint64, alone bool) {
+func forwarded(st *api.DirectorStatus, vip netip.Addr) (packets uint64, alone bool) {
 	alone = true
 	for _, s := range st.Services {
 		has := false

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // Ports of the services of TestAgentReload. Each has its tunnel.
@@ -164,7 +166,7 @@ func TestAgentReload(t *testing.T) {
 	configure(len(variants) - 1)
 	agent.mustReloadBySignal()
 	var afterAll leftovers
-	eventually(t, "nothing is left behind", 6*soon, func() bool {
+	testkit.Within(t, "nothing is left behind", 6*soon, func() bool {
 		afterAll = agent.leftovers()
 		return afterAll.goroutines <= beforeAll.goroutines && afterAll.descriptors <= beforeAll.descriptors
 	})
@@ -232,7 +234,7 @@ func (p *program) mustReloadBySignal() {
 	p.t.Helper()
 	was := p.intake().Configuration
 	p.signal(unix.SIGHUP)
-	eventually(p.t, p.String()+" has read its file", 3*soon, func() bool {
+	testkit.Within(p.t, p.String()+" has read its file", 3*soon, func() bool {
 		c := p.intake().Configuration
 		if c.Error != "" && c.Error != was.Error {
 			p.t.Fatalf("reload: %s", c.Error)

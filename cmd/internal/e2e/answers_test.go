@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // Answers that leave by the agent's device: their servers name it. A server by packet info answers with what came with
@@ -49,7 +50,7 @@ const (
 )
 
 // TestAnswersByDevice fetches small and large answers from servers of every kind that name the device.
-func TestAnswersByDevice(t *testing.T) { families(t, testAnswersByDevice) }
+func TestAnswersByDevice(t *testing.T) { testkit.Families(t, testAnswersByDevice) }
 
 func testAnswersByDevice(t *testing.T, ipv6 bool) {
 	for _, offload := range []string{"auto", "off"} {
@@ -63,7 +64,7 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 			by := s.byDevice()
 			s.mustFetch(t, 3_000_000)
 			// What follows counts no packets of this connection.
-			eventually(t, "the connection has ended", soon, func() bool {
+			testkit.Within(t, "the connection has ended", soon, func() bool {
 				out := run(t, s.Webs[0], exec.Command("ss", "-Htan", "sport = :80")).stdout
 				return !strings.Contains(out, "ESTAB") && !strings.Contains(out, "FIN-") && !strings.Contains(out,
 					"LAST-ACK")
@@ -94,7 +95,7 @@ func (s *site) byDevice() func(what string, want bool) {
 	var before uint64
 	return func(what string, want bool) {
 		s.t.Helper()
-		eventually(s.t, fmt.Sprintf("%s: answers have been counted: %v", what, want), soon, func() bool {
+		testkit.Within(s.t, fmt.Sprintf("%s: answers have been counted: %v", what, want), soon, func() bool {
 			return (s.agents[0].intake().Answers.Packets > before) == want
 		})
 		before = s.agents[0].intake().Answers.Packets
@@ -103,7 +104,7 @@ func (s *site) byDevice() func(what string, want bool) {
 
 // TestAnswersPathMTU: a path takes less than an answer: the realserver's own link, which its kernel knows, or the
 // client's, which a router reports.
-func TestAnswersPathMTU(t *testing.T) { families(t, testAnswersPathMTU) }
+func TestAnswersPathMTU(t *testing.T) { testkit.Families(t, testAnswersPathMTU) }
 
 func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 	for _, narrow := range []string{"web1", "client"} {
@@ -121,7 +122,7 @@ func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 			for _, port := range ports {
 				// The first answer of this size has DF, or is an IPv6 packet, and does not fit: its sender learns so.
 				// The next come in fragments.
-				eventually(t, fmt.Sprintf("the server at port %d has learned the path MTU", port), answerPatience,
+				testkit.Within(t, fmt.Sprintf("the server at port %d has learned the path MTU", port), answerPatience,
 					func() bool {
 						return s.answer(port, 1440, time.Second) == nil
 					})
@@ -173,7 +174,7 @@ func TestAnswersWithoutTable(t *testing.T) {
 
 // TestAnswerLoop: where the kernel routes the answers that the agent sends into the device again, each is refused when
 // it comes back.
-func TestAnswerLoop(t *testing.T) { families(t, testAnswerLoop) }
+func TestAnswerLoop(t *testing.T) { testkit.Families(t, testAnswerLoop) }
 
 func testAnswerLoop(t *testing.T, ipv6 bool) {
 	s := newSite(t, 1, nil)
@@ -182,7 +183,7 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 	s.startDirector("", service{"udp", "54", "rr", []int{1}})
 	s.serveUDP(s.Webs[0], portBound, func(fd int) error { return unix.BindToDevice(fd, "vs0") }, nil)
 	s.mustAsk(t, portBound, 100)
-	eventually(t, "the first answer has been counted", soon,
+	testkit.Within(t, "the first answer has been counted", soon,
 		func() bool { return s.agents[0].intake().Answers.Packets == 1 })
 	s.routeByDevice(s.Webs[0])
 	const n = 20
@@ -191,7 +192,7 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 			t.Fatal("an answer has found another way")
 		}
 	}
-	eventually(t, "all answers have come back", answerPatience,
+	testkit.Within(t, "all answers have come back", answerPatience,
 		func() bool { return s.agents[0].intake().Drops["answer_loop"] >= n })
 	st := s.agents[0].intake()
 	if sent := st.Answers.Packets - 1; sent != n || sum(st.Drops) != n {
@@ -218,7 +219,7 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 		<-asking
 	}()
 	says := symptom{"drops", []string{"answer_loop", "ip rule"}}
-	eventually(t, "the doctor names the loop", answerPatience,
+	testkit.Within(t, "the doctor names the loop", answerPatience,
 		func() bool { return slices.ContainsFunc(s.agents[0].examine().Findings, says.is) })
 }
 
@@ -245,7 +246,7 @@ func (s *site) routeByDevice(h *lab.Host) {
 
 // TestNoAnswers: what else this host sends into the agent's device is refused: from another address than a VIP, and to
 // what can't be a client.
-func TestNoAnswers(t *testing.T) { families(t, testNoAnswers) }
+func TestNoAnswers(t *testing.T) { testkit.Families(t, testNoAnswers) }
 
 func testNoAnswers(t *testing.T, ipv6 bool) {
 	s := newSite(t, 1, nil)
@@ -272,7 +273,7 @@ func testNoAnswers(t *testing.T, ipv6 bool) {
 		if err != nil {
 			t.Fatalf("%v -> %v: %v", c.from, c.to, err)
 		}
-		eventually(t, fmt.Sprintf("%v -> %v has been refused", c.from, c.to), soon,
+		testkit.Within(t, fmt.Sprintf("%v -> %v has been refused", c.from, c.to), soon,
 			func() bool { return s.agents[0].intake().Drops["not_answer"] == uint64(i+1) })
 	}
 	st := s.agents[0].intake()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // refusal is a machine on which a program can't run.
@@ -82,7 +83,7 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 	if wrap == nil {
 		wrap = func(c *exec.Cmd) *exec.Cmd { return c }
 	}
-	eventually(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, host) })
+	testkit.Within(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, host) })
 	before := observe(t, host)
 
 	got := run(t, host, wrap(exec.Command(programPath(program), "run", "-c", config)))

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // startCapture starts `director capture` into a file, and returns once it has begun.
@@ -31,7 +32,7 @@ func (s *site) startCapture(flags ...string) (p *lab.Process, file string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "the capture has begun", soon, func() bool {
+	testkit.Within(s.t, "the capture has begun", soon, func() bool {
 		info, err := os.Stat(file)
 		return err == nil && info.Size() > 0
 	})

@@ -14,8 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // checkedTOML is a service of HTTP at the site's VIP with a realserver on each web server: service and check are
@@ -40,9 +41,9 @@ func (s *site) health() string {
 }
 
 // awaitHealth waits until status says so, and returns it.
-func (s *site) awaitHealth(want string) control.Service {
+func (s *site) awaitHealth(want string) api.Service {
 	s.t.Helper()
-	eventually(s.t, "the realservers are "+want, 2*soon, func() bool { return s.health() == want })
+	testkit.Within(s.t, "the realservers are "+want, 2*soon, func() bool { return s.health() == want })
 	return s.director.balance().Services[0]
 }
 
@@ -68,7 +69,7 @@ const outWithin = 4 * time.Second
 const room = 4 * time.Second
 
 // awaitOut waits until the realservers are so, and fails when that takes longer than the bar from begin on.
-func (s *site) awaitOut(what, want string, begin time.Time) control.Service {
+func (s *site) awaitOut(what, want string, begin time.Time) api.Service {
 	s.t.Helper()
 	svc := s.awaitHealth(want)
 	took := time.Since(begin)
@@ -80,11 +81,11 @@ func (s *site) awaitOut(what, want string, begin time.Time) control.Service {
 }
 
 // awaitReason waits until the last check of a realserver of the first service says that.
-func (s *site) awaitReason(realserver int, reason string) (svc control.Service) {
+func (s *site) awaitReason(realserver int, reason string) (svc api.Service) {
 	s.t.Helper()
 	said := ""
 	defer func() { s.t.Logf("the check says %q", said) }()
-	eventually(s.t, "a check says "+reason, soon, func() bool {
+	testkit.Within(s.t, "a check says "+reason, soon, func() bool {
 		svc = s.director.balance().Services[0]
 		said = svc.Realservers[realserver].Check.Reason
 		return said == reason
@@ -151,7 +152,7 @@ func (s *site) visit(rate int) *visitors {
 func (c *visitors) finish() {
 	c.t.Helper()
 	now := time.Now()
-	eventually(c.t, "requests end", 2*soon, func() bool {
+	testkit.Within(c.t, "requests end", 2*soon, func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, begun := range c.waiting {
@@ -191,7 +192,7 @@ type span struct {
 // no request that begins from then on fails, and it comes back. In the end the machine is as it was.
 func TestDeathUnderLoad(t *testing.T) {
 	t.Parallel()
-	families(t, testDeathUnderLoad)
+	testkit.Families(t, testDeathUnderLoad)
 }
 
 func testDeathUnderLoad(t *testing.T, ipv6 bool) {
@@ -391,7 +392,7 @@ func TestFailureIsTold(t *testing.T) {
 		"service web - unknown up weight 2 is up, quorum 2",
 		"realserver web " + map[string]string{"web1": "10.0.11.2", "web2": "10.0.12.2"}[home] +
 			" up down port unreachable", "service web - up down weight 1 is up, quorum 2"} {
-		eventually(t, "the command is told: "+line, soon, func() bool {
+		testkit.Within(t, "the command is told: "+line, soon, func() bool {
 			text, err := os.ReadFile(told)
 			return err == nil && strings.Contains(string(text), line)
 		})
@@ -456,7 +457,8 @@ realserver = [ { address = %q }, { address = %q } ]
 		t.Errorf("answered by %s", got)
 	}
 	servers[0].Close()
-	eventually(t, "the sorry server is in use", 2*soon, func() bool { return s.director.balance().Services[0].Sorry })
+	testkit.Within(t, "the sorry server is in use", 2*soon,
+		func() bool { return s.director.balance().Services[0].Sorry })
 	if got := ask(); got != "web3" {
 		t.Errorf("without quorum the same client is answered by %s, want the sorry server", got)
 	}
@@ -466,7 +468,7 @@ realserver = [ { address = %q }, { address = %q } ]
 		t.Errorf("status has %+v", svc)
 	}
 	servers[0] = s.alive(s.Webs[0])
-	eventually(t, "the sorry server is not in use", 2*soon,
+	testkit.Within(t, "the sorry server is not in use", 2*soon,
 		func() bool { return !s.director.balance().Services[0].Sorry })
 	if got := ask(); got != "web1" && got != "web2" {
 		t.Errorf("with quorum the same client is answered by %s", got)
@@ -514,7 +516,7 @@ func TestLateAnswers(t *testing.T) {
 	s.startWrittenDirector(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = `+
 		`"100ms", timeout = "100ms", rise = 1, fall = 1`))
 	n := int64(short(60, 30))
-	eventually(t, "many late answers", 6*soon, func() bool {
+	testkit.Within(t, "many late answers", 6*soon, func() bool {
 		// the late one may be in time for once, on a busy machine
 		if got := s.health(); !strings.HasSuffix(got, " down") {
 			t.Fatalf("the realservers are %s after %d late answers", got, answered.Load())

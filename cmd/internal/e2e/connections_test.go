@@ -10,7 +10,8 @@ import (
 	"syscall"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // TestConnectionsCommand lists known connections, all of them and through each filter.
@@ -52,7 +53,7 @@ realserver = [ { address = "10.0.12.2" } ]
 		}
 	}
 	askUDP(t, s.dial("udp4", 53))
-	eventually(t, "one connection is closing", soon,
+	testkit.Within(t, "one connection is closing", soon,
 		func() bool { return len(s.connections("--state", "FIN_WAIT")) == 1 })
 
 	all := s.connections()
@@ -61,39 +62,39 @@ realserver = [ { address = "10.0.12.2" } ]
 	}
 	for _, c := range []struct {
 		filters string
-		want    func(c control.Connection) bool
+		want    func(c api.Connection) bool
 		count   int
 	}{
-		{"--client 10.200.1.1", func(c control.Connection) bool { return c.Client == "10.200.1.1" }, 4},
-		{"--client 10.200.1.0/24", func(c control.Connection) bool { return strings.HasPrefix(c.Client, "10.200.1.") },
+		{"--client 10.200.1.1", func(c api.Connection) bool { return c.Client == "10.200.1.1" }, 4},
+		{"--client 10.200.1.0/24", func(c api.Connection) bool { return strings.HasPrefix(c.Client, "10.200.1.") },
 			8},
 		{"--client 10.99.0.0/16", nil, 0},
-		{"--vip 198.51.100.81", func(c control.Connection) bool { return c.VIP == "198.51.100.81" || c.Template },
+		{"--vip 198.51.100.81", func(c api.Connection) bool { return c.VIP == "198.51.100.81" || c.Template },
 			4 + 4},
-		{"--vip 198.51.100.80:443", func(c control.Connection) bool {
+		{"--vip 198.51.100.80:443", func(c api.Connection) bool {
 			return c.VIP == "198.51.100.80" &&
 				c.Port == 443 || c.Template
 		}, 4 + 4},
-		{"--vip 198.51.100.80:53", func(c control.Connection) bool { return c.Protocol == "udp" && c.Port == 53 }, 1},
-		{"--realserver 10.0.11.2", func(c control.Connection) bool { return c.Realserver == "10.0.11.2" }, 8},
-		{"--realserver 10.0.12.2", func(c control.Connection) bool { return c.Realserver == "10.0.12.2" }, 9},
-		{"--service dns", func(c control.Connection) bool {
+		{"--vip 198.51.100.80:53", func(c api.Connection) bool { return c.Protocol == "udp" && c.Port == 53 }, 1},
+		{"--realserver 10.0.11.2", func(c api.Connection) bool { return c.Realserver == "10.0.11.2" }, 8},
+		{"--realserver 10.0.12.2", func(c api.Connection) bool { return c.Realserver == "10.0.12.2" }, 9},
+		{"--service dns", func(c api.Connection) bool {
 			return c.Service == "dns" && c.State == "UDP" && c.Client == s.Client.Addr.String()
 		}, 1},
-		{"--service web", func(c control.Connection) bool { return c.Service == "web" }, 16},
-		{"--state ESTABLISHED", func(c control.Connection) bool {
+		{"--service web", func(c api.Connection) bool { return c.Service == "web" }, 16},
+		{"--state ESTABLISHED", func(c api.Connection) bool {
 			return c.State == "ESTABLISHED" && c.ClientPort > 0 &&
 				c.Packets >= 3
 		}, 11},
-		{"--state template", func(c control.Connection) bool { return c.Template && c.ClientPort == 0 && c.Port == 0 },
+		{"--state template", func(c api.Connection) bool { return c.Template && c.ClientPort == 0 && c.Port == 0 },
 			4},
-		{"--state FIN_WAIT", func(c control.Connection) bool {
+		{"--state FIN_WAIT", func(c api.Connection) bool {
 			return c.Client == "10.200.1.1" && c.Port == 443 &&
 				c.Expires <= 120
 		}, 1},
-		{"--limit 5", func(control.Connection) bool { return true }, 5},
-		{"--limit 0", func(control.Connection) bool { return true }, 17},
-		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 --service web --limit 3", func(c control.Connection) bool {
+		{"--limit 5", func(api.Connection) bool { return true }, 5},
+		{"--limit 0", func(api.Connection) bool { return true }, 17},
+		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 --service web --limit 3", func(c api.Connection) bool {
 			return c.VIP == "198.51.100.80" && c.State == "ESTABLISHED" && c.Realserver == "10.0.11.2"
 		}, 3},
 	} {
@@ -147,7 +148,7 @@ func TestConnectionsIntoHead(t *testing.T) {
 		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0
 		client.throw(random)
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon,
+			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })
 		}
 	}
@@ -164,7 +165,7 @@ func TestConnectionsIntoHead(t *testing.T) {
 				got.stderr)
 		}
 	}
-	eventually(t, "the director has closed what nobody reads", soon,
+	testkit.Within(t, "the director has closed what nobody reads", soon,
 		func() bool { return s.director.descriptors() <= before })
 	if n := len(s.connections()); n != flows {
 		t.Errorf("%d connections, want %d", n, flows)

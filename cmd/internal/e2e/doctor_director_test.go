@@ -6,7 +6,8 @@ import (
 	"net/netip"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // TestDoctorCountsNothing: the probes of the director's doctor leave nothing among what the director itself counts.
@@ -76,7 +77,7 @@ func tcpService(name, port string, vips []netip.Addr, realservers ...netip.Addr)
 // mustParrotOnce has a client served.
 func (s *site) mustParrotOnce() {
 	s.t.Helper()
-	eventually(s.t, "a client is served", 3*soon, func() bool {
+	testkit.Within(s.t, "a client is served", 3*soon, func() bool {
 		c, err := s.Client.Dial("tcp", netip.AddrPortFrom(s.VIP, 80).String())
 		if err != nil {
 			return false
@@ -87,6 +88,6 @@ func (s *site) mustParrotOnce() {
 }
 
 // heardOf returns a function that reports whether a count is of a and of at least least packets.
-func heardOf(a netip.Addr, least uint64) func(control.Counted) bool {
-	return func(c control.Counted) bool { return c.Address == a.String() && c.Packets >= least }
+func heardOf(a netip.Addr, least uint64) func(api.Counted) bool {
+	return func(c api.Counted) bool { return c.Address == a.String() && c.Packets >= least }
 }

@@ -15,6 +15,7 @@ import (
 
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // examine runs the doctor of a program on its host, and wants the exit status that fits what it finds.
@@ -468,7 +469,8 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	agent.mustFindNothing("mended")
 
 	strangers := s.pesterRaw(s.Webs[1], 4, web.Addr)
-	eventually(t, "the agent refuses a stranger", soon, func() bool { return agent.intake().Drops["not_director"] > 0 })
+	testkit.Within(t, "the agent refuses a stranger", soon,
+		func() bool { return agent.intake().Drops["not_director"] > 0 })
 	agent.mustName(symptom{"drops", []string{"not_director", s.Webs[1].Addr.String(), "add"}})
 	strangers()
 	agent.mustName(symptom{"drops", []string{"not_director", "refused since the start"}})

@@ -11,7 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // drainTOML is the service of the tests here, with these [connections] and realservers.
@@ -94,15 +95,15 @@ func TestRemovedDrains(t *testing.T) {
 	}
 	mustStay(t, to1, "web1")
 	mustStay(t, to2, "web2")
-	leaving := func() (l control.Leaving) {
-		var st control.DirectorStatus
+	leaving := func() (l api.Leaving) {
+		var st api.DirectorStatus
 		got := s.ask("status", "--json")
 		if err := json.Unmarshal([]byte(got.stdout), &st); got.code != 0 || err != nil {
 			t.Fatalf("status: exit status %d, %v: %s", got.code, err, got.stderr)
 		}
 		return st.Leaving
 	}
-	want := control.LeavingRealserver{Service: "web", Address: "10.0.11.2", Active: 1}
+	want := api.LeavingRealserver{Service: "web", Address: "10.0.11.2", Active: 1}
 	if l := leaving(); l.Realservers != 1 || l.Connections != 1 || len(l.List) != 1 || l.List[0] != want {
 		t.Errorf("leaving are %+v, want %+v", l, want)
 	}
@@ -111,7 +112,7 @@ func TestRemovedDrains(t *testing.T) {
 		t.Errorf("connections to what leaves are %+v", all)
 	}
 	to1.Close()
-	eventually(t, "nothing leaves any more", soon, func() bool { return leaving().Realservers == 0 })
+	testkit.Within(t, "nothing leaves any more", soon, func() bool { return leaving().Realservers == 0 })
 	if l := leaving(); l.Connections != 0 || len(l.List) != 0 {
 		t.Errorf("leaving are %+v, want none", l)
 	}
@@ -131,7 +132,7 @@ func TestRemovedDrops(t *testing.T) {
 	if _, err := to1.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "packets to the removed realserver are dropped", soon,
+	testkit.Within(t, "packets to the removed realserver are dropped", soon,
 		func() bool { return s.director.balance().Drops["realserver_removed"] > 1 })
 	mustStay(t, to2, "web2")
 	s.mustParrot(80, "web2")
@@ -176,7 +177,7 @@ func TestExpireNodest(t *testing.T) {
 	if _, err := to2.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "packets of a forgotten connection are dropped", soon,
+	testkit.Within(t, "packets of a forgotten connection are dropped", soon,
 		func() bool { return s.director.balance().Drops["no_connection"] > 0 })
 }
 

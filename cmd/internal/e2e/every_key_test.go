@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/testkit"
+	"vstun/testdata/testkit"
 )
 
 // A file is the lines of TOML of each table: "director", "service.check".

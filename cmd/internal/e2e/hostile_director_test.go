@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // TestHostileDirector throws tens of thousands of broken and random packets at the VIP and balances the books.
@@ -25,7 +26,7 @@ func TestHostileDirector(t *testing.T) {
 	settle := func() {
 		t.Helper()
 		last := ^uint64(0)
-		eventually(t, "the director has read what the kernel gave to its device", soon, func() bool {
+		testkit.Within(t, "the director has read what the kernel gave to its device", soon, func() bool {
 			n := given()
 			settled := s.director.balance().In.Packets == n && n == last
 			last = n
@@ -94,7 +95,7 @@ func TestHostileDirector(t *testing.T) {
 	if now := s.director.balance().Pid; now != pid {
 		t.Errorf("the director's process is %d, was %d", now, pid)
 	}
-	eventually(t, fmt.Sprintf("no more than %d descriptors are open", descriptors), soon,
+	testkit.Within(t, fmt.Sprintf("no more than %d descriptors are open", descriptors), soon,
 		func() bool { return s.director.descriptors() <= descriptors })
 }
 

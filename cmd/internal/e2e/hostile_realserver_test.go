@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // trapPort is where the test waits for packets that should not get in.
@@ -56,7 +57,7 @@ func TestHostileRealserver(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, fmt.Sprintf("all %d of them have come through vs0", good), soon,
+	testkit.Within(t, fmt.Sprintf("all %d of them have come through vs0", good), soon,
 		func() bool { return entered() >= good })
 	if n := entered(); n != good {
 		t.Fatalf("%d packets came through vs0, want %d", n, good)
@@ -108,7 +109,7 @@ func TestHostileRealserver(t *testing.T) {
 		if agent.Pid() != pid[agent] || st.Pid != pid[agent] {
 			t.Errorf("%s is process %d, was %d", agent, st.Pid, pid[agent])
 		}
-		eventually(t, fmt.Sprintf("%s has no more than %d descriptors open", agent, descriptors[agent]), soon,
+		testkit.Within(t, fmt.Sprintf("%s has no more than %d descriptors open", agent, descriptors[agent]), soon,
 			func() bool { return agent.descriptors() <= descriptors[agent] })
 	}
 	if n := entered(); n != good {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // TestICMPv6 has a client over IPv6 hear of everything that it is to know: that nobody serves a port, that a
@@ -66,7 +68,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	if _, err := conn.Write(payload(1452)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the client has learned an MTU of 1448", soon, func() bool { // 1500 - 40 - 8 - 4
+	testkit.Within(t, "the client has learned an MTU of 1448", soon, func() bool { // 1500 - 40 - 8 - 4
 		mtu := 0
 		onSocket(t, conn, func(fd int) (err error) {
 			mtu, err = unix.GetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_MTU)

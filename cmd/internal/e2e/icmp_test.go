@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // TestTunnelErrorReachesClient: where a realserver's agent is gone, its kernel says so about the tunnel's packets, and
@@ -60,7 +61,7 @@ func TestTunnelSizeReachesClient(t *testing.T) {
 		})
 		return v
 	}
-	eventually(t, "the client has the ICMP error", soon, func() bool {
+	testkit.Within(t, "the client has the ICMP error", soon, func() bool {
 		return option(unix.SOL_SOCKET,
 			unix.SO_ERROR) == int(unix.EMSGSIZE)
 	})
@@ -112,7 +113,7 @@ func TestPathErrorReachesServer(t *testing.T) {
 	if _, err := web.WriteTo(payload(1400), client); err != nil {
 		t.Fatalf("the server knows too early that 1400 bytes are too many: %v", err)
 	}
-	eventually(t, "the server has learned that 1400 bytes are too many", soon, func() bool {
+	testkit.Within(t, "the server has learned that 1400 bytes are too many", soon, func() bool {
 		_, err := web.WriteTo(payload(1400), client)
 		return errors.Is(err, unix.EMSGSIZE)
 	})
@@ -176,7 +177,7 @@ realserver = [ { address = "10.0.11.2", weight = 0 } ]
 	if _, err := conn.Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the director has counted the datagram", soon, func() bool {
+	testkit.Within(t, "the director has counted the datagram", soon, func() bool {
 		return s.director.balance().Drops["no_service"] == before.Drops["no_service"]+1
 	})
 	if now := s.director.balance(); now.Out != before.Out {

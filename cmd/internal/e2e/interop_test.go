@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // interopBulk is how many bytes an upload has: enough for windows to open, little enough for a slow guest.
@@ -135,7 +136,7 @@ func TestInteropRemoteChecksum(t *testing.T) {
 		t.Fatal(err)
 	}
 	agent := s.agents[0]
-	eventually(t, "the agent has the packet", soon, func() bool { return agent.intake().In.Packets > 0 })
+	testkit.Within(t, "the agent has the packet", soon, func() bool { return agent.intake().In.Packets > 0 })
 	if in := agent.intake(); in.Drops["tunnel_header"] != in.In.Packets || in.Out.Packets != 0 {
 		t.Errorf("of %d packets the agent refused %v and let %d in, want all as tunnel_header", in.In.Packets, in.Drops,
 			in.Out.Packets)
@@ -201,7 +202,7 @@ func TestInteropQuiet(t *testing.T) {
 	web := s.Webs[0]
 	now := func() map[string]machine {
 		t.Helper()
-		eventually(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, web) })
+		testkit.Within(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, web) })
 		return map[string]machine{web.Name: observe(t, web)}
 	}
 	before := now()

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestIperf moves bulk both ways with iperf3, which needs its control and data connections to meet: one realserver.
@@ -38,7 +40,7 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			listens++
-			eventually(t, "the server listens again", soon, func() bool {
+			testkit.Within(t, "the server listens again", soon, func() bool {
 				return strings.Count(server.Output(),
 					ready) >= listens
 			})

@@ -15,7 +15,7 @@ import (
 const (
 	// directory of the programs: where it is set from outside, they have been built; else TestMain does both
 	binEnv    = "VSTUN_E2E_BIN"
-	helperEnv = "VSTUN_E2E_HELPER" // makes the test binary a helper, see helper_test.go
+	helperEnv = "VSTUN_E2E_HELPER" // makes the test binary a helper, see helper_process_test.go
 	// "must": the tests against the kernel's tunnels and IPVS fail, not skip, where it has none
 	kernelEnv = "VSTUN_E2E_KERNEL"
 )

@@ -16,8 +16,8 @@ import (
 	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
-	"vstun/cmd/internal/testkit"
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // keyRow is a row of a table of keys: | Key | Type | Default | Meaning |.

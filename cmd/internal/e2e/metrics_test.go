@@ -10,7 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // Where both programs answer over HTTP, each in its own namespace.
@@ -88,7 +89,7 @@ func TestMetrics(t *testing.T) {
 	for range 5 { // nobody has this port
 		client.throw(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
 	}
-	eventually(t, "what nobody has is refused", soon,
+	testkit.Within(t, "what nobody has is refused", soon,
 		func() bool { return s.director.balance().Drops["no_service"] == 5 })
 
 	for _, p := range append([]*program{s.director}, s.agents...) {
@@ -97,9 +98,9 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s does not name its metrics at /", p)
 		}
 	}
-	var st, over control.DirectorStatus
+	var st, over api.DirectorStatus
 	var m map[string]float64
-	eventually(t, "the director rests", soon, func() bool { // the connections' last packets are through
+	testkit.Within(t, "the director rests", soon, func() bool { // the connections' last packets are through
 		st = s.director.balance()
 		if err := json.Unmarshal([]byte(s.director.mustHTTPGet(metricsAddress, "/status")), &over); err != nil {
 			t.Fatal(err)
@@ -141,7 +142,7 @@ func TestMetrics(t *testing.T) {
 
 	sent := m[`vstun_realserver_packets_total{realserver="10.0.11.2",service="s1"}`]
 	var agent map[string]float64
-	eventually(t, "the agent has what the director has sent", soon, func() bool {
+	testkit.Within(t, "the agent has what the director has sent", soon, func() bool {
 		agent = s.agents[0].scrape()
 		return sent > 0 && agent["vstun_agent_received_packets_total"] == sent
 	})
@@ -182,7 +183,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("the reload prints %q", lines)
 	}
 	s.director.mustHTTPGet(elsewhere, "/metrics")
-	eventually(t, "the former address is left", soon, func() bool {
+	testkit.Within(t, "the former address is left", soon, func() bool {
 		_, err := s.director.httpGet(metricsAddress, "/metrics")
 		return err != nil
 	})

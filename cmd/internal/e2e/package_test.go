@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/testkit"
+	"vstun/testdata/testkit"
 )
 
 // TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at
@@ -210,10 +210,10 @@ func runPackages(t *testing.T, debs map[string]string) {
 	b.run("systemctl", "daemon-reload")
 	b.run("systemctl", "restart", director)
 	begin := b.property(director, "WatchdogTimestampMonotonic")
-	eventually(t, "the director gives signs of life", soon,
+	testkit.Within(t, "the director gives signs of life", soon,
 		func() bool { return b.property(director, "WatchdogTimestampMonotonic") != begin })
 	b.run("kill", "-STOP", b.property(director, "MainPID"))
-	eventually(t, "the director is started anew", 6*soon, func() bool {
+	testkit.Within(t, "the director is started anew", 6*soon, func() bool {
 		return b.property(director, "NRestarts") != "0" && b.property(director, "ActiveState") == "active"
 	})
 	b.run("director", "status")

@@ -14,8 +14,9 @@ import (
 	"sync"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/page/pagetest"
+	"vstun/testdata/testkit"
 )
 
 // TestPage looks at a director's page with a browser while requests pass: its figures are those of the control socket,
@@ -64,7 +65,7 @@ func TestPage(t *testing.T) {
 			c.Close()
 		}
 	})
-	eventually(t, "both realservers have requests", soon, func() bool {
+	testkit.Within(t, "both realservers have requests", soon, func() bool {
 		rs := s.director.balance().Services[0].Realservers
 		return rs[0].Forwarded.Packets > 0 && rs[1].Forwarded.Packets > 0
 	})
@@ -113,7 +114,7 @@ func TestPage(t *testing.T) {
 			t.Logf("the page\n%q\nthe socket\n%q", got, want)
 		}
 	}()
-	eventually(t, "the page has the figures of the control socket", pagetest.Patience, func() bool {
+	testkit.Within(t, "the page has the figures of the control socket", pagetest.Patience, func() bool {
 		st := s.director.balance()
 		want, got = append(statusRows(st), dropRows(st)...), append(pageRows(tab), pageDrops(tab)...)
 		return slices.EqualFunc(want, got, slices.Equal)
@@ -144,7 +145,7 @@ func pageRows(tab *pagetest.Tab) [][]string {
 }
 
 // statusRows is the same of a status.
-func statusRows(st control.DirectorStatus) (rows [][]string) {
+func statusRows(st api.DirectorStatus) (rows [][]string) {
 	for i, svc := range st.Services {
 		var weight, active, inactive int
 		var connections uint64
@@ -175,7 +176,7 @@ func pageDrops(tab *pagetest.Tab) [][]string {
 }
 
 // dropRows is the same of a status.
-func dropRows(st control.DirectorStatus) (rows [][]string) {
+func dropRows(st api.DirectorStatus) (rows [][]string) {
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		rows = append(rows, []string{reason, grouped(st.Drops[reason])})
 	}
@@ -188,7 +189,7 @@ func row(name, how string, weight int, health string, active, inactive int, conn
 }
 
 // packetsOf is what was sent to all realservers of a service.
-func packetsOf(st control.DirectorStatus, service int) (n uint64) {
+func packetsOf(st api.DirectorStatus, service int) (n uint64) {
 	for _, r := range st.Services[service].Realservers {
 		n += r.Forwarded.Packets
 	}

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // persistentTOML is a service over two VIPs and two ports, with this persistence.
@@ -73,7 +73,7 @@ func TestPersistence(t *testing.T) {
 		t.Fatalf("%d templates, want one for each of %d clients: %+v", len(templates), len(homes), templates)
 	}
 	for _, c := range templates {
-		want := control.Connection{Protocol: "tcp", State: "TEMPLATE", Expires: c.Expires, Client: c.Client,
+		want := api.Connection{Protocol: "tcp", State: "TEMPLATE", Expires: c.Expires, Client: c.Client,
 			VIP: "198.51.100.80", Realserver: c.Realserver,
 			Service: "shop", Template: true}
 		if c != want || c.Expires < 590 || c.Expires > 600 {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // What the tests of privileges reload: another VIP, by another tunnel, to a UDP port which may need a capability.
@@ -105,7 +107,7 @@ func TestPrivilegesThatStay(t *testing.T) {
 // mustLogReady waits until the program's log has what came before its being ready.
 func (p *program) mustLogReady() {
 	p.t.Helper()
-	eventually(p.t, p.String()+" logs that it is ready", soon, func() bool {
+	testkit.Within(p.t, p.String()+" logs that it is ready", soon, func() bool {
 		return strings.Contains(p.Output(),
 			"msg=ready")
 	})
@@ -195,7 +197,7 @@ func (s *site) mustCheck() {
 			s.t.Logf("not passed: %q", failed)
 		}
 	}()
-	eventually(s.t, "all checks pass", 2*soon, func() bool {
+	testkit.Within(s.t, "all checks pass", 2*soon, func() bool {
 		failed = nil
 		for _, svc := range s.director.balance().Services {
 			for _, r := range svc.Realservers {
@@ -221,7 +223,7 @@ func (p *program) mustRepair() {
 	}); err != nil {
 		p.t.Fatal(err)
 	}
-	eventually(p.t, p.String()+" puts its device and routes back", soon, func() bool {
+	testkit.Within(p.t, p.String()+" puts its device and routes back", soon, func() bool {
 		now := observe(p.t, p.host)
 		return fmt.Sprint(now) == fmt.Sprint(before)
 	})

@@ -7,7 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
 // TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good
@@ -46,7 +47,7 @@ realserver = [ { address = "10.0.11.2" } ]
 			t.Errorf("reload: exit status %d, %d lines; want 1 and %d:\n%s%s", got.code, len(lines), len(bad.says),
 				got.stdout, got.stderr)
 		}
-		var answer control.Reload
+		var answer api.Reload
 		asJSON := s.ask("reload", "--json")
 		if err := json.Unmarshal([]byte(asJSON.stdout), &answer); err != nil || asJSON.code != 1 ||
 			answer.Changes == nil || len(answer.Changes) != 0 || len(answer.Errors) != len(bad.says) {
@@ -58,7 +59,7 @@ realserver = [ { address = "10.0.11.2" } ]
 				t.Errorf("reload does not speak of %q:\n%s", word, got.stderr)
 			}
 			if word != ".toml:2:" { // the log is written behind the answer
-				eventually(t, "the log speaks of "+word, soon,
+				testkit.Within(t, "the log speaks of "+word, soon,
 					func() bool { return strings.Contains(s.director.Output(), word) })
 			}
 		}
@@ -141,7 +142,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	}
 	mustAnswer(t, conn)
 	// The last ACK may be on its way.
-	eventually(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
+	testkit.Within(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
 
 	// A director that knows nothing of the connection drops its packets, until it may take it over.
 	s.director.stop()
@@ -153,7 +154,8 @@ realserver = [ { address = "10.0.11.2" } ]
 	if _, err := conn.Write([]byte("hello\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the director drops it", soon, func() bool { return s.director.balance().Drops["no_connection"] > 0 })
+	testkit.Within(t, "the director drops it", soon,
+		func() bool { return s.director.balance().Drops["no_connection"] > 0 })
 	s.reloadWritten("connections.sloppy_tcp = true\n" + services)
 	b := make([]byte, 100)
 	if n, err := conn.Read(b); err != nil || string(b[:n]) != "web1 hello\n" { // the client sends it again

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestSoak is a day of a director's in seconds, or with VSTUN_FULL=1 (`make soak`) in ten minutes: checks of all kinds
@@ -68,7 +70,7 @@ func TestSoak(t *testing.T) {
 		s.awaitHealth("up up up")
 	}
 	s.reloadWritten(kinds[0])
-	eventually(t, "all are up, IPv6's table is there", 2*soon, func() bool {
+	testkit.Within(t, "all are up, IPv6's table is there", 2*soon, func() bool {
 		for _, svc := range s.director.balance().Services {
 			if svc.Health != "up" {
 				return false
@@ -94,7 +96,7 @@ func TestSoak(t *testing.T) {
 	clients.stop()
 	var after leftovers
 	defer func() { t.Logf("there are %+v, were %+v", after, before) }()
-	eventually(t, "all is as it was", 6*soon, func() bool {
+	testkit.Within(t, "all is as it was", 6*soon, func() bool {
 		after = s.director.leftovers()
 		return after.goroutines <= before.goroutines && after.descriptors <= before.descriptors &&
 			after.heap <= before.heap+heapRoom

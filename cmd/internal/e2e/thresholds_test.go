@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
 // TestThresholds fills a realserver that is preferred up to its upper threshold: the next connection goes elsewhere,
@@ -46,7 +48,7 @@ realserver = [ { address = "10.0.11.2", weight = 10, %s }, { address = "10.0.12.
 					t.Errorf("with %d connections it gets another one", left)
 				}
 				held[left-1].Close()
-				eventually(t, fmt.Sprintf("the realserver has %d connections", left-1), soon, func() bool {
+				testkit.Within(t, fmt.Sprintf("the realserver has %d connections", left-1), soon, func() bool {
 					r := s.director.balance().Services[0].Realservers[0]
 					return r.Active+r.Inactive == left-1
 				})

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // bulk is how many bytes are transferred.
@@ -28,7 +29,7 @@ func bulk() int { return short(100_000_000, 10_000_000) }
 func stream() io.Reader { return rand.NewChaCha8([32]byte{1}) }
 
 // TestDownload fetches 100 MB from nginx with curl.
-func TestDownload(t *testing.T) { families(t, testDownload) }
+func TestDownload(t *testing.T) { testkit.Families(t, testDownload) }
 
 func testDownload(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // exchange sends a datagram and compares the answer with it.
@@ -49,7 +50,7 @@ func discover(t *testing.T, conn net.Conn, mode int) {
 }
 
 // TestUDP sends datagrams of all sizes that one packet has and compares the answers.
-func TestUDP(t *testing.T) { families(t, testUDP) }
+func TestUDP(t *testing.T) { testkit.Families(t, testUDP) }
 
 func testUDP(t *testing.T, ipv6 bool) {
 	s := newRunningSiteOf(t, ipv6, 2, service{"udp", "53", "rr", []int{1, 1}})
@@ -71,7 +72,7 @@ func testUDP(t *testing.T, ipv6 bool) {
 		}
 	}
 	n := uint64(len(sizes))
-	eventually(t, "the director has counted the datagrams", soon,
+	testkit.Within(t, "the director has counted the datagrams", soon,
 		func() bool { return s.director.balance().In.Packets >= n })
 	st := s.director.balance()
 	if st.In.Packets != n || st.Out.Packets != n+fragments || len(st.Drops) != 0 {
@@ -79,7 +80,8 @@ func testUDP(t *testing.T, ipv6 bool) {
 			st.Out.Packets, st.Drops, n, n+fragments, fragments)
 	}
 	for i, a := range s.agents {
-		eventually(t, "the agent has counted its datagrams", soon, func() bool { return a.intake().Out.Packets >= n/2 })
+		testkit.Within(t, "the agent has counted its datagrams", soon,
+			func() bool { return a.intake().Out.Packets >= n/2 })
 		if in := a.intake(); in.In.Packets != n/2 || in.Out.Packets != n/2 {
 			t.Errorf("web%d received %d packets and let %d in, want %d", i+1, in.In.Packets, in.Out.Packets, n/2)
 		}
@@ -90,7 +92,7 @@ func testUDP(t *testing.T, ipv6 bool) {
 }
 
 // TestUDPPathMTU sends a datagram that fits the client's link but not the tunnel and may not be fragmented.
-func TestUDPPathMTU(t *testing.T) { families(t, testUDPPathMTU) }
+func TestUDPPathMTU(t *testing.T) { testkit.Families(t, testUDPPathMTU) }
 
 func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	s := newRunningSiteOf(t, ipv6, 1, service{"udp", "53", "rr", []int{1}})
@@ -113,7 +115,7 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 		})
 		return v
 	}
-	eventually(t, "the client has the ICMP error", soon, func() bool {
+	testkit.Within(t, "the client has the ICMP error", soon, func() bool {
 		return option(unix.SOL_SOCKET,
 			unix.SO_ERROR) == int(unix.EMSGSIZE)
 	})
@@ -126,7 +128,7 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	if err := exchange(conn, fits); err != nil {
 		t.Errorf("%d bytes: %v", len(fits), err)
 	}
-	eventually(t, "the director has counted the datagrams", soon,
+	testkit.Within(t, "the director has counted the datagrams", soon,
 		func() bool { return s.director.balance().In.Packets >= 2 })
 	st := s.director.balance()
 	// Out: the ICMP error, and the datagram that fits.

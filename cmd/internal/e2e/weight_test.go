@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // must runs a command of the director's that ends well, and returns what it prints.
@@ -33,7 +34,7 @@ func TestSetWeight(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.startWritten(drainTOML("", web1+", "+web2))
-	web := func() control.Realserver { return s.director.balance().Services[0].Realservers[0] }
+	web := func() api.Realserver { return s.director.balance().Services[0].Realservers[0] }
 
 	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: "+
 		"weight 1 -> 0, configured 1\n"; got != want {
@@ -59,7 +60,7 @@ func TestSetWeight(t *testing.T) {
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("after a reload with another weight status has %+v, want 3", r)
 	}
-	var answer control.Reload
+	var answer api.Reload
 	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")),
 		&answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
 		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" ||
@@ -70,7 +71,10 @@ func TestSetWeight(t *testing.T) {
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("at the end status has %+v, want 3", r)
 	}
-	eventually(t, "the log has it", soon, func() bool { return strings.Contains(s.director.Output(), "weight 9 -> 3") })
+	testkit.Within(t, "the log has it", soon, func() bool {
+		return strings.Contains(s.director.Output(),
+			"weight 9 -> 3")
+	})
 
 	for _, c := range []struct {
 		command string
@@ -155,7 +159,7 @@ func (l *load) end(t *testing.T) {
 func (l *load) more(t *testing.T, n int64) {
 	t.Helper()
 	want := l.requests.Load() + n
-	eventually(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
+	testkit.Within(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
 }
 
 // startDrain starts `director drain --wait` and returns once it waits.
@@ -170,7 +174,7 @@ func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "drain --wait says for what it waits", soon, func() bool {
+	testkit.Within(s.t, "drain --wait says for what it waits", soon, func() bool {
 		return strings.Contains(p.Output(),
 			"draining for ")
 	})

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // A detour: the router sends what comes from the client for an address to the director, and what comes from there to
@@ -84,7 +86,7 @@ func TestSinkIsCountedAndSilent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all packets at web1", func() bool {
+	testkit.Eventually(t, "all packets at web1", func() bool {
 		now, err := web.Received("eth0")
 		return err == nil && now >= before+sent
 	})

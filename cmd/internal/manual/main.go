@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra/doc"
 
 	"vstun/cmd/internal/agent"
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director"
 )
@@ -47,11 +48,11 @@ func programs() []program {
 func main() {
 	if len(os.Args) != 2 {
 		fmt.Fprintln(os.Stderr, "manual: want a directory")
-		os.Exit(daemon.ExitUsage)
+		os.Exit(cli.ExitUsage)
 	}
 	if err := write(".", os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "manual:", err)
-		os.Exit(daemon.ExitFailure)
+		os.Exit(cli.ExitFailure)
 	}
 }
 
@@ -73,7 +74,7 @@ func write(root, dir string) error {
 		return err
 	}
 	for _, p := range programs() {
-		daemon.Prepare(p.command)
+		cli.Prepare(p.command)
 		p.command.DisableAutoGenTag = true
 		header := &doc.GenManHeader{Section: "8", Source: "vstun " + daemon.Version(), Manual: manual, Date: &date}
 		if err := doc.GenManTree(p.command, header, dir); err != nil {

@@ -16,9 +16,9 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"vstun/cmd/internal/control"
-	"vstun/cmd/internal/testkit"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // ask returns what is answered to a scrape.
@@ -81,35 +81,35 @@ func must(t *testing.T, all, want map[string]float64) {
 }
 
 // fullDirector is a status with something everywhere.
-func fullDirector() control.DirectorStatus {
-	return control.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: control.Traffic{Packets: 1,
-		Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+func fullDirector() api.DirectorStatus {
+	return api.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: api.Traffic{Packets: 1,
+		Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17,
-		Checks:        control.Checks{Waiting: 18},
-		Connections:   control.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
-		Leaving:       control.Leaving{Realservers: 15, Connections: 16},
-		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
-		Services: []control.Service{
+		Checks:        api.Checks{Waiting: 18},
+		Connections:   api.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
+		Leaving:       api.Leaving{Realservers: 15, Connections: 16},
+		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
+		Services: []api.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp",
 				Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,
-				WeightUp: 3, Sorry: true, Realservers: []control.Realserver{
+				WeightUp: 3, Sorry: true, Realservers: []api.Realserver{
 					{Address: "10.0.11.2", Weight: 4, Effective: 5, Health: "up", Active: 6, Inactive: 7,
-						Connections: 8, Forwarded: control.Traffic{Packets: 9, Bytes: 10},
-						Check: &control.Check{Last: 1.5, Duration: 0.25, Since: 100}},
-					{Address: "2001:db8:11::2", Health: "down", Check: &control.Check{}},
+						Connections: 8, Forwarded: api.Traffic{Packets: 9, Bytes: 10},
+						Check: &api.Check{Last: 1.5, Duration: 0.25, Since: 100}},
+					{Address: "2001:db8:11::2", Health: "down", Check: &api.Check{}},
 				}},
-			{Name: `od"d\`, Protocol: "udp", Realservers: []control.Realserver{{Address: "10.0.11.2",
+			{Name: `od"d\`, Protocol: "udp", Realservers: []api.Realserver{{Address: "10.0.11.2",
 				Health: "unchecked"}}},
 		}}
 }
 
-func fullRealserver() control.RealserverStatus {
-	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80",
+func fullRealserver() api.RealserverStatus {
+	return api.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80",
 		"2001:db8::80"}, MSS: 1440, MSS6: 1420,
-		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
-		In:            control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
+		In:            api.Traffic{Packets: 1, Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
-		FromDirectors: []control.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
+		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
 // someBatches are two queues': of the second nothing was read.
@@ -244,7 +244,7 @@ func TestLint(t *testing.T) {
 // TestServicesThatLeftAreForgotten scrapes before and after a reload.
 func TestServicesThatLeftAreForgotten(t *testing.T) {
 	st := fullDirector()
-	h := Director(func() control.DirectorStatus { return st }, nil, new(packet.Batches))
+	h := Director(func() api.DirectorStatus { return st }, nil, new(packet.Batches))
 	if !strings.Contains(ask(t, h), `service="web"`) {
 		t.Error("the service is not there")
 	}
@@ -295,17 +295,17 @@ func TestManualNames(t *testing.T) {
 }
 
 // manyRealservers is the status of a large director.
-func manyRealservers() control.DirectorStatus {
+func manyRealservers() api.DirectorStatus {
 	st := fullDirector()
 	st.Services = nil
 	for i := range 1000 {
-		s := control.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250,
+		s := api.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250,
 			i%250)}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Health: "up"}
 		for j := range 10 {
-			s.Realservers = append(s.Realservers, control.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250),
+			s.Realservers = append(s.Realservers, api.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250),
 				Weight: 1, Effective: 1, Health: "up", Active: i, Inactive: j,
-				Connections: 1 << 30, Forwarded: control.Traffic{Packets: 1 << 40, Bytes: 1 << 50},
-				Check: &control.Check{Last: 1, Duration: 0.001, Since: 1000}})
+				Connections: 1 << 30, Forwarded: api.Traffic{Packets: 1 << 40, Bytes: 1 << 50},
+				Check: &api.Check{Last: 1, Duration: 0.001, Since: 1000}})
 		}
 		st.Services = append(st.Services, s)
 	}
@@ -316,7 +316,7 @@ func manyRealservers() control.DirectorStatus {
 // a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
+	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(packet.Batches))
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
 	}
@@ -324,7 +324,7 @@ func TestManyRealservers(t *testing.T) {
 
 func BenchmarkScrape(b *testing.B) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
+	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(packet.Batches))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.SetBytes(int64(len(ask(b, h))))

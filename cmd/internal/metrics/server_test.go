@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // freeAddress is one of loopback's that nobody listens on.
@@ -100,13 +102,10 @@ func TestServerMoves(t *testing.T) {
 	s := start(t, first, links)
 	answers := func(at netip.AddrPort, want bool) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			if _, _, _, err := request(t, "GET", at, "/status"); (err == nil) == want {
-				return
-			} else if time.Now().After(end) {
-				t.Fatalf("%v: %v, want an answer: %v", at, err, want)
-			}
-		}
+		testkit.Eventually(t, fmt.Sprintf("%v answers: %v", at, want), func() bool {
+			_, _, _, err := request(t, "GET", at, "/status")
+			return (err == nil) == want
+		})
 	}
 	move := func(at netip.AddrPort) {
 		t.Helper()

@@ -15,13 +15,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 )
 
 // Page is the status page of one director.
 type Page struct {
-	status func() control.DirectorStatus
+	status func() api.DirectorStatus
 	boot   string       // tells this run of the program from others
 	asked  atomic.Int64 // when a browser has asked last, in Unix nanoseconds
 
@@ -30,7 +30,7 @@ type Page struct {
 }
 
 // New returns a page that shows what status returns. It may be called by several goroutines.
-func New(status func() control.DirectorStatus) *Page {
+func New(status func() api.DirectorStatus) *Page {
 	return &Page{status: status, boot: rand.Text()}
 }
 

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/page/pagetest"
 )
 
@@ -70,14 +70,14 @@ func TestShows(t *testing.T) {
 		}
 	}
 
-	src.change(func(st *control.DirectorStatus) {
+	src.change(func(st *api.DirectorStatus) {
 		web := &st.Services[0]
 		r := &web.Realservers[2]
 		r.Health, r.Effective, r.Active, r.Connections = "up", r.Weight, 7, 1_000_000
-		r.Check = &control.Check{Type: "http", Via: "tunnel", Reason: "HTTP 204", Duration: 0.012, Since: 1}
+		r.Check = &api.Check{Type: "http", Via: "tunnel", Reason: "HTTP 204", Duration: 0.012, Since: 1}
 		two := 2
 		web.Realservers[3].Configured, st.Services[1].Realservers[0].Configured = &two, &two
-		st.Leaving = control.Leaving{}
+		st.Leaving = api.Leaving{}
 		st.Drops["table_full"] = 5
 		st.Services[2].Sorry, st.Services[2].Health = false, "up"
 	})
@@ -93,8 +93,8 @@ func TestShows(t *testing.T) {
 	tab.Wait("nobody leaves any more", "document.getElementById('leaving').hidden")
 	tab.Wait("another reason is there", "document.getElementById('drops').innerText.includes('table_full')")
 
-	src.change(func(st *control.DirectorStatus) { // a reload
-		st.Services = append(st.Services[:1:1], control.Service{Name: "empty", VIPs: []string{"198.51.100.9"},
+	src.change(func(st *api.DirectorStatus) { // a reload
+		st.Services = append(st.Services[:1:1], api.Service{Name: "empty", VIPs: []string{"198.51.100.9"},
 			Protocol: "sctp", Ports: []string{"0"}, Scheduler: "sh"})
 	})
 	tab.Wait("the services are others", "[...document.querySelectorAll('.service .title')].map(e => "+
@@ -111,7 +111,7 @@ func TestHistoryIsThere(t *testing.T) {
 	src := &source{st: small()}
 	p := New(src.status)
 	for at := time.Now().Add(-20 * stepTime); time.Since(at) > 0; at = at.Add(stepTime) {
-		src.change(func(st *control.DirectorStatus) { move(st, 100) })
+		src.change(func(st *api.DirectorStatus) { move(st, 100) })
 		p.take(at)
 	}
 	url, _ := serve(t, p)
@@ -168,7 +168,7 @@ func TestThousandRealservers(t *testing.T) {
 			const row = (m.target.closest ? m.target : m.target.parentNode).closest?.('tr');
 			if (row && !m.target.closest?.('.reason, .spark')) touched.add(row.querySelector('.title, .realserver .name').textContent);
 		})).observe(document.getElementById('services'), { subtree: true, childList: true, attributes: true })`)
-	src.change(func(st *control.DirectorStatus) {
+	src.change(func(st *api.DirectorStatus) {
 		st.Services[17].Realservers[3].Active = 4711
 		st.Services[17].Realservers[5].Health = "down"
 	})
@@ -192,11 +192,11 @@ func TestHostileNames(t *testing.T) {
 	st := small()
 	st.Services, st.Leaving.List, st.Drops = nil, nil, map[string]uint64{`<b>drop</b>`: 1}
 	for _, name := range evil {
-		st.Services = append(st.Services, control.Service{Name: name, VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+		st.Services = append(st.Services, api.Service{Name: name, VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80"}, Scheduler: name, Health: "down",
-			Realservers: []control.Realserver{{Address: "10.0.11.2", Encap: name, Health: "down",
-				Check: &control.Check{Type: name, Reason: name}}}})
-		st.Leaving.List = append(st.Leaving.List, control.LeavingRealserver{Service: name, Address: name})
+			Realservers: []api.Realserver{{Address: "10.0.11.2", Encap: name, Health: "down",
+				Check: &api.Check{Type: name, Reason: name}}}})
+		st.Leaving.List = append(st.Leaving.List, api.LeavingRealserver{Service: name, Address: name})
 	}
 	st.Leaving.Realservers, st.SendError, st.Version, st.TUN = len(evil), evil[0], evil[1], evil[0]
 	src := &source{st: st}
@@ -277,14 +277,14 @@ func TestServerGone(t *testing.T) {
 func TestLooks(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
-	src.change(func(st *control.DirectorStatus) { // as long as figures get
+	src.change(func(st *api.DirectorStatus) { // as long as figures get
 		r := &st.Services[0].Realservers[1]
 		most := 65534
 		r.Weight, r.Configured, r.Effective, r.Active, r.Inactive = 65535, &most, 65535, 999_000, 99_999_999
-		r.Connections, r.Forwarded = 9_500_000, control.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
+		r.Connections, r.Forwarded = 9_500_000, api.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
 		st.In, st.Out = r.Forwarded, r.Forwarded
 		st.Drops["no_connection"] = 1 << 60
-		st.Connections = control.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432,
+		st.Connections = api.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432,
 			HalfOpenMax: 33_554_432}
 	})
 	url, _ := serve(t, New(src.status))

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // sample is what the page shows, with the number of the sample in which each part of it changed last.
@@ -45,14 +45,14 @@ type directorState struct {
 
 // totals is what the director as a whole does.
 type totals struct {
-	In          traffic             `json:"in"`
-	Out         traffic             `json:"out"`
-	Drops       uint64              `json:"drops"`
-	DropRate    float64             `json:"drop_rate"`
-	Overruns    uint64              `json:"overruns"`
-	Waiting     int                 `json:"waiting"`
-	NewRate     float64             `json:"new_rate"`
-	Connections control.Connections `json:"connections"`
+	In          traffic         `json:"in"`
+	Out         traffic         `json:"out"`
+	Drops       uint64          `json:"drops"`
+	DropRate    float64         `json:"drop_rate"`
+	Overruns    uint64          `json:"overruns"`
+	Waiting     int             `json:"waiting"`
+	NewRate     float64         `json:"new_rate"`
+	Connections api.Connections `json:"connections"`
 }
 
 type traffic struct {
@@ -77,9 +77,9 @@ type drop struct {
 
 // leaving is the realservers that are not configured any more; of very many, the first.
 type leaving struct {
-	Realservers int                         `json:"realservers"`
-	Connections int                         `json:"connections"`
-	List        []control.LeavingRealserver `json:"list"`
+	Realservers int                     `json:"realservers"`
+	Connections int                     `json:"connections"`
+	List        []api.LeavingRealserver `json:"list"`
 }
 
 const leavingShown = 100
@@ -133,7 +133,7 @@ type realserverState struct {
 }
 
 // take takes st in, which is that of now.
-func (s *sample) take(st *control.DirectorStatus, now time.Time) {
+func (s *sample) take(st *api.DirectorStatus, now time.Time) {
 	if s.number > 0 {
 		s.seconds = now.Sub(s.at).Seconds()
 	} else {
@@ -152,10 +152,10 @@ func (s *sample) take(st *control.DirectorStatus, now time.Time) {
 
 // arrange brings the services and their realservers into the order of all, where they are not in it. Those that stay
 // keep what is known of them.
-func (s *sample) arrange(all []control.Service) {
-	same := slices.EqualFunc(s.services, all, func(a *service, b control.Service) bool {
+func (s *sample) arrange(all []api.Service) {
+	same := slices.EqualFunc(s.services, all, func(a *service, b api.Service) bool {
 		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers,
-			func(a *realserver, b control.Realserver) bool { return a.address == b.Address })
+			func(a *realserver, b api.Realserver) bool { return a.address == b.Address })
 	})
 	if same {
 		return
@@ -186,12 +186,12 @@ func (s *sample) arrange(all []control.Service) {
 	}
 }
 
-func counted(r *control.Realserver) counts {
+func counted(r *api.Realserver) counts {
 	return counts{r.Connections, r.Forwarded.Packets, r.Forwarded.Bytes}
 }
 
 // takeService takes one service in, and returns by how much its counters have grown.
-func (s *sample) takeService(svc *service, st *control.Service) (growth counts) {
+func (s *sample) takeService(svc *service, st *api.Service) (growth counts) {
 	var sum counts
 	var f figures
 	for i, r := range svc.realservers {
@@ -213,7 +213,7 @@ func (s *sample) takeService(svc *service, st *control.Service) (growth counts) 
 	return growth
 }
 
-func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth counts) {
+func (s *sample) takeRealserver(r *realserver, st *api.Realserver, c, growth counts) {
 	f := figures{active: float64(st.Active), inactive: float64(st.Inactive)}
 	f.set(c, growth, s.seconds)
 	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Configured: st.Weight,
@@ -262,7 +262,7 @@ func update[T comparable](at **T, value T, when *uint64, number uint64) {
 }
 
 // addresses is what the service listens on.
-func addresses(st *control.Service) string {
+func addresses(st *api.Service) string {
 	ports := strings.Join(st.Ports, ",")
 	var all []string
 	for _, vip := range st.VIPs {
@@ -271,7 +271,7 @@ func addresses(st *control.Service) string {
 	return strings.Join(all, " ")
 }
 
-func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
+func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 	now := totalCounts{in: counts{packets: st.In.Packets, bytes: st.In.Bytes}, out: counts{packets: st.Out.Packets,
 		bytes: st.Out.Bytes}}
 	was := map[string]uint64{}
@@ -302,7 +302,7 @@ func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
 		st.Leaving.List[:min(len(st.Leaving.List), leavingShown)]}
 }
 
-func trafficOf(t control.Traffic, growth counts, seconds float64) traffic {
+func trafficOf(t api.Traffic, growth counts, seconds float64) traffic {
 	return traffic{t.Packets, t.Bytes, rate(growth.packets, seconds), rate(8*growth.bytes, seconds)}
 }
 

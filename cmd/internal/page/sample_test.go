@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // moments is a clock that a test moves.
@@ -32,7 +32,7 @@ func TestRates(t *testing.T) {
 	if a := p.live(0, clock.now); a.Services[0].Figures[newRate] != 0 || a.Totals.In.PacketRate != 0 {
 		t.Errorf("rates after one sample: %v", a.Services[0].Figures)
 	}
-	src.change(func(st *control.DirectorStatus) {
+	src.change(func(st *api.DirectorStatus) {
 		r := &st.Services[0].Realservers[0]
 		r.Connections += 10
 		r.Forwarded.Packets += 101
@@ -60,7 +60,7 @@ func TestRates(t *testing.T) {
 		t.Errorf("the drops are %v, want %v", a.Drops, want)
 	}
 	// A realserver that left and came again counts from 0.
-	src.change(func(st *control.DirectorStatus) { st.Services[0].Realservers[0].Connections = 3 })
+	src.change(func(st *api.DirectorStatus) { st.Services[0].Realservers[0].Connections = 3 })
 	p.take(clock.after(time.Second))
 	if f := p.live(0, clock.now).Services[0].Figures; f[newRate] != 3 {
 		t.Errorf("%v new connections a second from a counter that began anew, want 3", f[newRate])
@@ -74,7 +74,7 @@ func TestHistory(t *testing.T) {
 	p, clock := New(src.status), newMoments()
 	flow := func(packets uint64, waits ...time.Duration) {
 		for _, d := range waits {
-			src.change(func(st *control.DirectorStatus) { st.Services[0].Realservers[0].Forwarded.Packets += packets })
+			src.change(func(st *api.DirectorStatus) { st.Services[0].Realservers[0].Forwarded.Packets += packets })
 			p.take(clock.after(d))
 		}
 	}
@@ -98,8 +98,8 @@ func TestHistory(t *testing.T) {
 		t.Errorf("after twenty minutes there are %d points, %v", len(got), got)
 	}
 	// Who comes later has no past.
-	src.change(func(st *control.DirectorStatus) {
-		st.Services = append(st.Services, control.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp",
+	src.change(func(st *api.DirectorStatus) {
+		st.Services = append(st.Services, api.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp",
 			Ports: []string{"0"}})
 	})
 	p.take(clock.after(5 * time.Second))
@@ -171,7 +171,7 @@ func TestChangesComeToTheWhole(t *testing.T) {
 	browsers := make([]known, 4)
 	partial := 0
 	for range 400 {
-		src.change(func(st *control.DirectorStatus) {
+		src.change(func(st *api.DirectorStatus) {
 			i := rng.IntN(len(st.Services))
 			svc := &st.Services[i]
 			j := rng.IntN(len(svc.Realservers))
@@ -186,7 +186,7 @@ func TestChangesComeToTheWhole(t *testing.T) {
 			case 2: // a service comes
 				st.Services = append(st.Services, large(50, 2).Services[rng.IntN(50)])
 				names := map[string]bool{}
-				st.Services = slices.DeleteFunc(st.Services, func(s control.Service) bool {
+				st.Services = slices.DeleteFunc(st.Services, func(s api.Service) bool {
 					again := names[s.Name]
 					names[s.Name] = true
 					return again
@@ -242,7 +242,7 @@ func TestUnchanged(t *testing.T) {
 	p, clock := New(src.status), newMoments()
 	p.take(clock.after(0))
 	for range 5 {
-		src.change(func(st *control.DirectorStatus) {
+		src.change(func(st *api.DirectorStatus) {
 			st.Uptime++
 			for i := range st.Services {
 				for j := range st.Services[i].Realservers {
@@ -265,7 +265,7 @@ func TestUnchanged(t *testing.T) {
 func TestNeverChecked(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
-	src.st.Services[0].Realservers[0].Check = &control.Check{Type: "http", Via: "direct", Reason: "not checked yet"}
+	src.st.Services[0].Realservers[0].Check = &api.Check{Type: "http", Via: "direct", Reason: "not checked yet"}
 	p, clock := New(src.status), newMoments()
 	p.take(clock.after(0))
 	if r := p.live(0, clock.now).Services[0].Realservers[0]; r.State.Since != 0 || r.Figures[checked] != 0 ||
@@ -280,7 +280,7 @@ func TestThousandsOfRealservers(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	p := New(func() control.DirectorStatus { return st })
+	p := New(func() api.DirectorStatus { return st })
 	for range 10 {
 		move(&st, 1)
 		p.take(clock.after(stepTime))

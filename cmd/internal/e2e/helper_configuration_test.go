@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/lab"
+)
+
+// The tests of what a configuration can say write it out: TOML without control, which every site has elsewhere. The VIP
+// is 198.51.100.80, and the web servers are 10.0.11.2, 10.0.12.2, ….
+
+// written is this TOML as the director's file has it.
+func (s *site) written(config string) string {
+	return fmt.Sprintf("director.control = %q\n%s", s.director.socket, config)
+}
+
+// startWritten starts the agents, a parrot on port 80 of the VIP at each web server, and a director with this TOML.
+func (s *site) startWritten(config string) {
+	s.t.Helper()
+	s.startAgents("")
+	for _, web := range s.Webs {
+		s.parrot(web, 80)
+	}
+	s.startWrittenDirector(config)
+}
+
+func (s *site) startWrittenDirector(config string) {
+	s.t.Helper()
+	s.director = s.prepare(s.Director, "director")
+	s.director.configure(s.written(config))
+	s.director.start()
+}
+
+// ask runs a command of the director's: `director status --json`.
+func (s *site) ask(command ...string) result {
+	s.t.Helper()
+	return run(s.t, s.Director, exec.Command(programPath("director"), append(command, "-c", s.director.config)...))
+}
+
+// reloadWritten gives the running director other TOML by `director reload`, and returns the changes that it prints.
+func (s *site) reloadWritten(config string) (changes []string) {
+	s.t.Helper()
+	s.director.configure(s.written(config))
+	return s.mustReload()
+}
+
+// mustReload has the running director read its file again, and returns the changes that it prints.
+func (s *site) mustReload() (changes []string) {
+	s.t.Helper()
+	got := s.ask("reload")
+	if got.code != 0 || got.stderr != "" {
+		s.t.Fatalf("director reload: exit status %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	return strings.Split(strings.TrimSuffix(got.stdout, "\n"), "\n")
+}
+
+// connections is what `director connections --json` prints with these filters.
+func (s *site) connections(filters ...string) (all []api.Connection) {
+	s.t.Helper()
+	got := s.ask(append([]string{"connections", "--json"}, filters...)...)
+	if got.code != 0 || got.stderr != "" {
+		s.t.Fatalf("director connections %v: exit status %d: %s", filters, got.code, got.stderr)
+	}
+	for line := range strings.Lines(got.stdout) {
+		var c api.Connection
+		if err := json.Unmarshal([]byte(line), &c); err != nil {
+			s.t.Fatalf("director connections %v: %v: %s", filters, err, line)
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// addVIP lets the site have another VIP. It comes before the agents' start.
+func (s *site) addVIP(vip netip.Addr) {
+	s.t.Helper()
+	if err := s.Router.Route(vip, s.Director.Addr); err != nil {
+		s.t.Fatal(err)
+	}
+	s.vips = append(s.vips, vip)
+}
+
+// addClients gives the client all addresses of a network, each of which it may dial from.
+func (s *site) addClients(network netip.Prefix) {
+	s.t.Helper()
+	dst := &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())}
+	for host, route := range map[*lab.Host]*netlink.Route{
+		// lo
+		s.Client: {Dst: dst, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST, LinkIndex: 1},
+		s.Router: {Dst: dst, Gw: s.Client.Addr.AsSlice()},
+	} {
+		if err := host.Do(func() error { return netlink.RouteAdd(route) }); err != nil {
+			s.t.Fatalf("route to %s on %s: %v", network, host.Name, err)
+		}
+	}
+}
+
+// dialFrom connects from an address of the client to one of the site; port 0 is any.
+func (s *site) dialFrom(from netip.AddrPort, to string) (net.Conn, error) {
+	var c net.Conn
+	err := s.Client.Do(func() (err error) {
+		c, err = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), Timeout: soon}).Dial("tcp", to)
+		return err
+	})
+	return c, err
+}
+
+// whoAnswers opens a connection, which ends with the test, and returns it with the name of its server.
+func (s *site) whoAnswers(from netip.AddrPort, to string) (net.Conn, string) {
+	s.t.Helper()
+	c, err := s.dialFrom(from, to)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	return c, mustAnswer(s.t, c)
+}
+
+// mustAnswer asks the parrot at the other end of a connection for its name.
+func mustAnswer(t *testing.T, c net.Conn) string {
+	t.Helper()
+	server, err := askParrot(c, "hello")
+	if err != nil {
+		t.Fatalf("the connection from %v: %v", c.LocalAddr(), err)
+	}
+	return server
+}
+
+// anyPort is any port of an address.
+func anyPort(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }
+
+// quoted is addresses in TOML.
+func quoted(all []netip.Addr) string {
+	var words []string
+	for _, a := range all {
+		words = append(words, fmt.Sprintf("%q", a))
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
+)
+
+// crowd is how many packets a mob throws before it looks whether they have arrived: few enough for an agent's sockets
+// to hold.
+const crowd = 2000
+
+// mob throws packets at agents from a host, many at once, with all headers of the test's making: it writes frames.
+type mob struct {
+	s       *site
+	host    *lab.Host
+	blaster *lab.Blaster
+	head    []byte                         // Ethernet header without its type
+	thrown  map[*program]uint64            // at each agent
+	want    map[*program]map[string]uint64 // of these, by the reason for which they must be refused
+}
+
+func (s *site) newMob(h *lab.Host) *mob {
+	s.t.Helper()
+	m := &mob{s: s, host: h, thrown: map[*program]uint64{}, want: map[*program]map[string]uint64{}}
+	for _, agent := range s.agents {
+		m.want[agent] = map[string]uint64{}
+	}
+	err := h.Do(func() (err error) {
+		m.blaster, err = lab.NewBlaster("")
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(m.blaster.Close)
+	gateway, err := s.Router.MAC(h.Name)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m.head = slices.Concat(gateway, m.blaster.MAC())
+	return m
+}
+
+// throw throws n packets, which agents receive one by one, and returns when those have.
+func (m *mob) throw(n int, pick func() *intruder) {
+	m.s.t.Helper()
+	frames := make([][]byte, 0, crowd)
+	for left := n; left > 0; {
+		frames = frames[:0]
+		for range min(left, crowd) {
+			i := pick()
+			m.thrown[i.gate.agent]++
+			m.want[i.gate.agent][i.reason]++
+			if i.frame == nil {
+				i.frame = m.frame(i.packet)
+			}
+			frames = append(frames, i.frame)
+		}
+		left -= len(frames)
+		m.send(frames...)
+		for _, agent := range m.s.agents {
+			testkit.Within(m.s.t, agent.String()+" has received what was thrown", soon, func() bool {
+				st := agent.intake()
+				if st.Overruns > 0 {
+					m.s.t.Fatalf("%s: %d overruns", agent, st.Overruns)
+				}
+				return st.In.Packets >= m.thrown[agent]
+			})
+		}
+	}
+}
+
+// send sends frames, all of them.
+func (m *mob) send(frames ...[]byte) {
+	m.s.t.Helper()
+	err := m.host.Do(func() error {
+		for len(frames) > 0 {
+			sent, err := m.blaster.Send(min(len(frames), lab.Burst), func(i int) []byte { return frames[i] })
+			if err != nil {
+				return err
+			}
+			frames = frames[sent:]
+		}
+		return nil
+	})
+	if err != nil {
+		m.s.t.Fatal(err)
+	}
+}
+
+// throwAll throws each packet of a list once.
+func (m *mob) throwAll(list []*intruder) {
+	m.s.t.Helper()
+	next := 0
+	m.throw(len(list), func() *intruder {
+		next++
+		return list[next-1]
+	})
+}
+
+// refused reports whether every packet so far has been refused for its reason, and no other.
+func (m *mob) refused() bool {
+	m.s.t.Helper()
+	for _, agent := range m.s.agents {
+		if st := agent.intake(); st.In.Packets != m.thrown[agent] || !maps.Equal(st.Drops, m.want[agent]) {
+			return false
+		}
+	}
+	return true
+}
+
+// frame is a packet in a frame.
+func (m *mob) frame(packet []byte) []byte {
+	etherType := uint16(unix.ETH_P_IP)
+	if packet[0]>>4 == 6 {
+		etherType = unix.ETH_P_IPV6
+	}
+	return slices.Concat(m.head, words(etherType), packet)
+}
