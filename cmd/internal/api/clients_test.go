@@ -44,16 +44,18 @@ func keep(socket string) error {
 		}
 		all = append(all, c)
 	}
-	closed, end := 0, time.Now().Add(2*time.Second)
-	for _, c := range all {
-		if err := c.SetReadDeadline(end); err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.Discard, c); err == nil {
-			closed++
+	gone := map[net.Conn]bool{}
+	for end := time.Now().Add(20 * time.Second); len(gone) < 10 && time.Now().Before(end); {
+		for _, c := range all {
+			if err := c.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+				return err
+			}
+			if _, err := io.Copy(io.Discard, c); err == nil {
+				gone[c] = true
+			}
 		}
 	}
-	fmt.Println(closed)
+	fmt.Println(len(gone))
 	return nil
 }
 
