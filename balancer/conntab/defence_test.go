@@ -11,8 +11,8 @@ import (
 )
 
 // TestFloodKeepsItsBound: under SYNs from everywhere the half-open stay within their bound, every new one gets in, the
-// clients that answer within a fifth of the time in which the bound is filled once get through, and nobody established
-// is harmed. With persistence, which makes a template for each client, it is the same.
+// clients that answer within a fifth of the time in which the bound is filled once get through, and no established
+// connection is harmed. With persistence, which makes a template for each client, it is the same.
 func TestFloodKeepsItsBound(t *testing.T) {
 	for _, c := range []struct {
 		maximum, half int

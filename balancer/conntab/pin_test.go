@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is said
-// to, and is nobody's connection.
+// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is told
+// to, and is no connection.
 func TestPinned(t *testing.T) {
 	six := tcp(1, 1, packet.FlagSYN)
 	six.Flow.Src, six.Flow.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("2001:db8::80")
