@@ -1,11 +1,11 @@
 package conntab
 
-// Under a SYN flood from random addresses a director can't tell an attacker from a client until the client's ACK comes.
-// So half-open connections have a bound of their own, which leaves the rest of the table to established ones, and a new
-// one beyond it takes the place of the oldest of its shard: a client that answers before the bound is filled once more
-// gets through, and an attacker's never get more room. From half of the bound on they also live shorter. A template
-// that has been made for a half-open connection counts as one too, until one of its connections has got through (Linux
-// ip_vs_core.c, IP_VS_CTPL_S_ASSURED). It is what IPVS's drop_entry and secure_tcp are for.
+// In a SYN flood from random addresses a director cannot distinguish attackers from clients until a client's ACK
+// arrives. Therefore half-open connections have a bound of their own, which leaves the rest of the table to established
+// ones. A new one beyond the bound replaces the oldest of its shard: a client that answers before the bound is filled
+// once more gets through, and an attacker never gets more room. From half of the bound on, half-open connections also
+// live shorter. A template that was made for a half-open connection counts as one, until one of its connections is
+// established (Linux ip_vs_core.c, IP_VS_CTPL_S_ASSURED). This takes the place of IPVS's drop_entry.
 
 // minHalfOpen is the least bound for each shard: the oldest of fewer is often a young one.
 const minHalfOpen = 8

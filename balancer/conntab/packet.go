@@ -8,7 +8,7 @@ type Result uint8
 const (
 	Hit      Result = iota // of a known connection
 	Miss                   // may open a connection: choose a destination, then Insert
-	Refused                // of no known connection, and it can't open one
+	Refused                // of no known connection, and it cannot open one
 	Gone                   // of a connection whose destination is gone, with Config.DropRemoved
 	Inserted               // opened a connection
 	Full                   // no room for another connection
@@ -54,7 +54,7 @@ func (s *store[A]) packet(p *packet.Info, dir Direction, by *rules, now Ticks) (
 			return dest, Hit
 		case begins(p) && (e.reused(by.Reuse) || by.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
 			s.expire(sh, e, now)
-		case by.judge && t.Counts(e.dest).Gone():
+		case by.checksDests && t.Counts(e.dest).Gone():
 			if !by.ExpireNodest {
 				dest = e.dest
 				sh.mu.Unlock()

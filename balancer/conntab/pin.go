@@ -2,9 +2,9 @@ package conntab
 
 import "vstun/encap/packet"
 
-// A pinned flow has a destination before its first packet, whatever the packets are: the director's own probes have
-// theirs so. It stands in the same slots as connections, in a state of its own, and is none of them: it takes nothing
-// of Config.Max, no flood drives it out, and no packet moves its state or its end.
+// A pinned flow gets its destination before its first packet. Health checks use it to reach one realserver. Pinned
+// flows share the slots of connections, in a state of their own, and are not counted as connections: they take nothing
+// of Config.Max, no flood evicts them, and no packet changes their state or end.
 
 // MaxPinned is how long a flow stays pinned without Unpin: no check takes longer.
 const MaxPinned = 25 * 3600 * PerSecond
@@ -12,8 +12,8 @@ const MaxPinned = 25 * 3600 * PerSecond
 // sweepGranularity is the Ticks, one less than a power of two, to which the removal of pinned flows is delayed.
 const sweepGranularity = 511
 
-// due is when a sweep has to remove e. Thousands of flows may be pinned and end every second: if each had its shard
-// swept, none would ever be passed by.
+// due is when a sweep removes e. Thousands of pinned flows may end every second: if each of them caused a sweep of its
+// shard, a sweep could never skip one.
 func (e *entry[A]) due() Ticks {
 	if e.state == Pinned {
 		return (e.expires | sweepGranularity) + 1
@@ -21,10 +21,9 @@ func (e *entry[A]) due() Ticks {
 	return e.expires
 }
 
-// Pin leads the packets of f to dest until Unpin. The answer is Inserted; Hit when the table has f already, as a
-// connection or as a flow that was pinned until some moments ago: take another port then; or Full when there is no slot
-// for it. With over, f takes the place of a connection: of one that has ended, if the port is free now, or that
-// another host has forged.
+// Pin leads the packets of f to dest until Unpin. The result is Inserted; Hit when f is a connection, or was pinned
+// until moments ago: try another port; or Full. With over, f replaces a connection of the same flow: one that has
+// ended, or one that another host has forged.
 func (t *Table) Pin(f packet.Flow, dest uint32, over bool, now Ticks) Result {
 	return t.of(f.Src, true).pin(f, dest, over, now)
 }

@@ -1,16 +1,16 @@
 package conntab
 
-// rules is a Config in the form that packets need. It is immutable: a change makes another one.
+// rules is a Config in the form that lookups need. It is immutable.
 type rules struct {
 	Config
-	times timeouts
-	tcp   *perDirection[tcpTable]
-	judge bool // removed or quiescent destinations have an effect on their connections
+	times       timeouts
+	tcp         *perDirection[tcpTable]
+	checksDests bool // removed or quiescent destinations have an effect on their connections
 }
 
 // newRules makes the rules of cfg for a table of at most maximum connections.
 func newRules(cfg Config, maximum int) *rules {
-	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcp: &tcpStates, judge: cfg.ExpireNodest || cfg.DropRemoved}
+	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcp: &tcpStates, checksDests: cfg.ExpireNodest || cfg.DropRemoved}
 	r.Max = maximum
 	if cfg.SecureTCP {
 		r.tcp = &tcpStatesSecure

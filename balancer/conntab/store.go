@@ -12,7 +12,7 @@ import (
 // address is the bytes of an IPv4 or IPv6 address.
 type address interface{ [4]byte | [16]byte }
 
-// store is the connections of one address family.
+// store has the connections of one address family.
 type store[A address] struct {
 	table  *Table
 	key    func(f packet.Flow, hash uint64) key[A] // hash 0: computed
@@ -22,7 +22,7 @@ type store[A address] struct {
 
 const (
 	maxShards = 256
-	minShard  = 64 // connections of Config.Max in a shard, so that what is true of the table is about true of each
+	minShard  = 64 // connections of Config.Max in a shard, so that bounds of the table hold about for each shard
 	// slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
 	perFlow = 2
 	slack   = 64 // slots more in each shard, since flows don't spread quite evenly

@@ -3,8 +3,8 @@ package conntab
 // sweepChunk is the number of slots looked at under one hold of a shard's lock: some microseconds.
 const sweepChunk = 512
 
-// Sweeper removes what has expired, a part of the table at a time, while workers go on. Lookups find nothing that has
-// expired, swept or not: it is for the counts, and for the room.
+// Sweeper removes expired entries, a part of the table at a time, while workers go on. Lookups never find an expired
+// entry, swept or not: sweeping keeps the counts true and frees slots.
 type Sweeper struct {
 	table *Table
 	at    [2]cursor // of each family
@@ -22,8 +22,8 @@ func (t *Table) Slots() int { return len(t.four.shards) * len(t.four.shards[0].s
 // never is so far after now that every timeout ends before.
 func never(now Ticks) Ticks { return now + 1<<30 }
 
-// Sweep looks at the next n slots of each address family. Shards in which nothing has expired yet are passed by, and
-// count as if they had been looked at.
+// Sweep visits the next n slots of each address family. It skips shards in which no entry has expired yet; their slots
+// count as visited.
 func (s *Sweeper) Sweep(now Ticks, n int) {
 	for i, f := range s.table.families() {
 		f.sweep(&s.at[i], now, n, false)

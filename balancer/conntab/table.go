@@ -1,5 +1,5 @@
-// Package conntab is the director's connection table: which realserver each flow has, in which state it is and when it
-// ends. It knows IPVS's states and timeouts, and nothing of services or schedulers.
+// Package conntab is the director's connection table. It maps each flow to a destination, and keeps the flow's state
+// and timeout as IPVS does. It knows neither services nor schedulers.
 //
 // The table is a fixed number of fixed-size entries without pointers, so that it costs the garbage collector nothing,
 // spread over shards with a short lock each. Within a shard it is a hash table with linear probing: a lookup touches
@@ -7,7 +7,7 @@
 // for at once and becomes resident as it is used; it never grows. IPv4 and IPv6 have a store each; that of IPv6 is made
 // when the first such connection is.
 //
-// Time is a parameter everywhere, so that tests and replays hold the clock.
+// Time is a parameter of each method, so that tests and replays control the clock.
 package conntab
 
 import (
@@ -19,8 +19,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Ticks is time in the table: hundredths of a second since some start. It wraps after 497 days; two of them are
-// compared by their difference, so that no timeout may reach half of that.
+// Ticks is a time in hundredths of a second. It wraps after 497 days. Two Ticks are compared by their difference, so a
+// timeout is less than half of that.
 type Ticks uint32
 
 // PerSecond is the number of Ticks in a second.
@@ -31,22 +31,21 @@ func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
 // Config is the settings of a table. Configure changes them. The names in brackets are IPVS's sysctls.
 type Config struct {
-	Max int // bound of the number of connections, persistence templates included; it stays
-	// bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none
+	Max int // most connections and persistence templates; Configure does not change it
+	// most half-open connections among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: no bound
 	HalfOpenMax int
 	SloppyTCP   bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
-	SecureTCP   bool  // the state table that distrusts clients is in use (secure_tcp 3)
+	SecureTCP   bool  // use the state table for SYN floods (secure_tcp 3)
 	Reuse       Reuse // of a client's port (conn_reuse_mode)
-	// a connection whose destination is gone is forgotten, and one to a quiescent destination at its next SYN
-	// (expire_nodest_conn)
+	// forget a connection whose destination is gone at its next packet, and one to a quiescent destination at its next
+	// SYN (expire_nodest_conn)
 	ExpireNodest bool
-	// packets of a connection whose destination is gone are dropped, as IPVS does; otherwise they are let through to
-	// the end
+	// drop packets of a connection whose destination is gone, as IPVS does; otherwise the connection goes on
 	DropRemoved bool
 	Timeouts    Timeouts
 }
 
-// Reuse says when a SYN of a known connection is a new connection: the client uses the port again.
+// Reuse is in which states of a connection its SYN opens a new one: the client uses the port again.
 type Reuse uint8
 
 const (
@@ -84,7 +83,7 @@ const MaxDests = maxDests
 // MaxConnections is the largest Config.Max.
 const MaxConnections = 1 << 27
 
-// Counts is how many connections a destination has, and what becomes of them.
+// Counts has the numbers of a destination's connections, and its state.
 type Counts struct {
 	active, inactive, templates atomic.Int32
 	gone, quiescent, replies    atomic.Bool
@@ -121,7 +120,7 @@ func New(cfg Config) *Table {
 	return t
 }
 
-// ipv6 is the store of IPv6, nil if there is none yet and create is false.
+// ipv6 returns the store of IPv6. Without create it is nil until the first IPv6 connection.
 func (t *Table) ipv6(create bool) *store[[16]byte] {
 	if s := t.six.Load(); s != nil || !create {
 		return s

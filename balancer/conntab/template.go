@@ -11,9 +11,8 @@ import (
 )
 
 // A template is a client's persistence: the destination of all its connections to a service (Linux ip_vs_core.c,
-// ip_vs_sched_persist). It stands in the same slots as connections, under a protocol number that no connection has,
-// with the service's number for a destination address. It outlives its timeout as long as connections live that were
-// made by it.
+// ip_vs_sched_persist). Templates share the slots of connections. Their protocol is 0, and their destination address is
+// the service's number. A template outlives its timeout while connections that it led to exist.
 
 // templateGrace is how long a template goes on, again and again, after its timeout while there are such connections
 // (Linux ip_vs_conn.c, ip_vs_conn_expire).
@@ -22,16 +21,15 @@ const templateGrace = 60 * PerSecond
 // MaxPersistence is the longest timeout of a template.
 const MaxPersistence = MaxTimeout
 
-// Template looks for the template of client, whose address is masked, at a service. With Hit, the template's timeout
-// begins again, and a hold on it, by its number, is given to the caller: for Insert or Release. Otherwise the answer is
-// Miss.
+// Template looks up the template of client, a masked address, at a service. With Hit it restarts the template's timeout
+// and gives the caller a hold on it, by its number, for Insert or Release. Otherwise the result is Miss.
 func (t *Table) Template(client netip.Addr, service uint32, now Ticks) (dest, number uint32, r Result) {
 	return t.of(client, false).template(client, service, now)
 }
 
-// PutTemplate makes the template for which Template said Miss, or replaces the one with the number former, on which the
-// caller has a hold and keeps it, and gives a hold on the new one. If another goroutine has made one meanwhile, that
-// one is taken, with Hit. Otherwise the answer is Inserted, or Full.
+// PutTemplate makes the template for which Template returned Miss, or replaces the one with the number former, on which
+// the caller keeps its hold. It gives a hold on the new one. If another goroutine has made one meanwhile, it returns
+// that one with Hit. Otherwise the result is Inserted, or Full.
 func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout time.Duration, former uint32,
 	now Ticks) (_, number uint32, r Result) {
 	n := newTemplate{dest: dest, timeout: ticks(timeout), former: former}
