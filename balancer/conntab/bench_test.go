@@ -36,8 +36,8 @@ func fill(n int) View {
 	return table
 }
 
-// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Touch, as the director does
-// it, and one by one.
+// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Prefetch, as the director
+// does it, and one by one.
 func BenchmarkLookup(b *testing.B) {
 	for _, flows := range []int{1, 10_000, 1_000_000, 10_000_000} {
 		table := fill(flows)
@@ -76,7 +76,7 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// BenchmarkInsert fills a table of 10 million flows, in batches as the director does: Touch, then Packet and Insert.
+// BenchmarkInsert fills a table of 10 million flows, in batches as the director does: Prefetch, then Packet and Insert.
 func BenchmarkInsert(b *testing.B) {
 	const flows = 10_000_000
 	table := New(Config{Max: flows}).View()
