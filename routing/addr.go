@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps []step, next []addrRecord) {
@@ -43,12 +45,12 @@ func (m *Manager) addAddr(l netlink.Link, p netip.Prefix) error {
 		return err
 	}
 	for deadline := time.Now().Add(addrPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		addrs, err := dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(l, unix.AF_INET6) })
+		addrs, err := kernel.Dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(l, unix.AF_INET6) })
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
 		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
-			return prefixOf(a.IPNet) == p &&
+			return kernel.PrefixOf(a.IPNet) == p &&
 				a.Flags&unix.IFA_F_TENTATIVE != 0
 		}) {
 			break
@@ -72,14 +74,14 @@ func (m *Manager) undoAddr(r addrRecord, snap snapshot) error {
 	if !ok || l.Attrs().Index != r.Index || !snap.hasAddr(r) {
 		return nil
 	}
-	if err := m.nl.AddrDel(l, kernelAddr(r.Prefix)); err != nil && !isGone(err) {
+	if err := m.nl.AddrDel(l, kernelAddr(r.Prefix)); err != nil && !kernel.IsGone(err) {
 		return fmt.Errorf("ip addr del %s dev %s: %w", r.Prefix, r.Link, err)
 	}
 	return nil
 }
 
 func kernelAddr(p netip.Prefix) *netlink.Addr {
-	a := &netlink.Addr{IPNet: ipNet(p), Scope: unix.RT_SCOPE_HOST}
+	a := &netlink.Addr{IPNet: kernel.IPNet(p), Scope: unix.RT_SCOPE_HOST}
 	if p.Addr().Is4() {
 		a.Broadcast = net.IPv4zero // none
 	} else {

@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // everyRoute has a case for each kind of route that `ip route` knows. A kernel without the feature may refuse a command
@@ -104,7 +106,8 @@ var (
 // answers is the state of an agent with a VIP of each family, which lo has. It lowers no MSS: the routes are the same.
 func answers() State {
 	return State{
-		Addrs: []Addr{{Link: "lo", Prefix: hostPrefix(answerVIP4)}, {Link: "lo", Prefix: hostPrefix(answerVIP6)}},
+		Addrs: []Addr{{Link: "lo", Prefix: kernel.HostPrefix(answerVIP4)},
+			{Link: "lo", Prefix: kernel.HostPrefix(answerVIP6)}},
 		Replies: &Replies{
 			From: []netip.Addr{answerVIP4, answerVIP6}, Table: 5080, Priority: 1080,
 		},

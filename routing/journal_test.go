@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 func fullRecords() records {
@@ -216,7 +218,7 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		for _, s := range j.Did.Sysctls {
-			if p := filepath.Join(sysctlRoot, s.Key); !strings.HasPrefix(p, sysctlRoot+"net/") {
+			if p := filepath.Join(kernel.SysctlRoot, s.Key); !strings.HasPrefix(p, kernel.SysctlRoot+"net/") {
 				t.Errorf("sysctl outside: %s", p)
 			}
 		}

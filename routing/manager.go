@@ -12,10 +12,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-)
 
-// answerTimeout bounds how long the kernel may take for one netlink request.
-const answerTimeout = 30 * time.Second
+	"vstun/routing/kernel"
+)
 
 // ErrClosed is the error of a Manager that has been closed.
 var ErrClosed = errors.New("routing: the manager is closed")
@@ -75,7 +74,7 @@ func (m *Manager) open() (err error) {
 		return err
 	}
 	err = m.ns.do(func() error {
-		if m.nl, err = newHandle(); err != nil {
+		if m.nl, err = kernel.Open(); err != nil {
 			return err
 		}
 		m.fib, err = openFib()
@@ -198,7 +197,7 @@ func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 }
 
 func isRace(err error) bool {
-	return isGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) ||
+	return kernel.IsGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) ||
 		errors.Is(err, unix.ENETDOWN)
 }
 

@@ -7,6 +7,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // quietLink is the device of Quiet.
@@ -26,14 +28,14 @@ const quietLink = "vstun-quiet"
 // answers as well, but ipip is asked before it: alone it can't be kept quiet, and neither can what answers packets of
 // protocol 41 once one of the two is loaded (tunnel64_rcv).
 func Quiet() (made bool, err error) {
-	h, err := newHandle()
+	h, err := kernel.Open()
 	if err != nil {
 		return false, err
 	}
 	defer h.Close()
-	links, err := dump(h.LinkList)
+	links, err := kernel.Links(h)
 	if err != nil {
-		return false, fmt.Errorf("list devices: %w", err)
+		return false, err
 	}
 	var quiet, ipip netlink.Link
 	for _, l := range links {
@@ -55,7 +57,7 @@ func Quiet() (made bool, err error) {
 			return false, fmt.Errorf("device %s, which keeps the kernel's IPIP driver quiet: %w", quietLink, err)
 		}
 	}
-	if isUp(quiet) {
+	if kernel.IsUp(quiet) {
 		return true, nil
 	}
 	if err := h.LinkSetUp(quiet); err != nil {
@@ -66,7 +68,7 @@ func Quiet() (made bool, err error) {
 
 // Unquiet removes the device of Quiet, if there is one.
 func Unquiet() error {
-	h, err := newHandle()
+	h, err := kernel.Open()
 	if err != nil {
 		return err
 	}
@@ -78,7 +80,7 @@ func Unquiet() error {
 	if err == nil && isQuiet(l) {
 		err = h.LinkDel(l)
 	}
-	if err != nil && !isGone(err) {
+	if err != nil && !kernel.IsGone(err) {
 		return fmt.Errorf("ip link del %s: %w", quietLink, err)
 	}
 	return nil

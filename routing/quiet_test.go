@@ -7,12 +7,14 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/query"
 )
 
 // TestQuietWithoutDriver makes nothing where the kernel has no tunnels of its own.
 func TestQuietWithoutDriver(t *testing.T) {
 	newHost(t)
-	if tunnels, err := KernelTunnels(false, 4); err != nil || len(tunnels) > 0 {
+	if tunnels, err := query.KernelTunnels(); err != nil || len(tunnels) > 0 {
 		t.Skipf("SKIPPED: this kernel has %v, %v", tunnels, err)
 	}
 	if made, err := Quiet(); made || err != nil {
@@ -77,7 +79,7 @@ func TestInteropQuiet(t *testing.T) {
 	if quiet.Attrs().Statistics.RxPackets != 0 {
 		t.Errorf("packets came out of %s", quietLink)
 	}
-	if tunnels, err := KernelTunnels(false, 4); err != nil || len(tunnels) == 0 {
+	if tunnels, err := query.KernelTunnels(); err != nil || len(tunnels) == 0 {
 		t.Errorf("KernelTunnels: %v, %v", tunnels, err)
 	} else {
 		for _, tun := range tunnels {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than %d routes, too many to copy; lower "+
@@ -64,13 +66,13 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	usable := map[int]netlink.Link{}
 	for _, l := range snap.links {
 		own := slices.ContainsFunc(owned, func(o Link) bool { return o.Name == l.Attrs().Name })
-		if isUp(l) && !own {
+		if kernel.IsUp(l) && !own {
 			usable[l.Attrs().Index] = l
 		}
 	}
 	families := map[int]bool{}
 	for _, a := range r.From {
-		families[family(a)] = true
+		families[kernel.Family(a)] = true
 	}
 	var list []route
 	for _, have := range snap.copied {
@@ -143,7 +145,7 @@ func (r *Replies) copyOf(have route, usable map[int]netlink.Link) (route, bool) 
 		// The kernel names the program of such a route, but takes only its descriptor. This leads to the main table.
 		c.leadNowhere(unix.RTN_THROW)
 	}
-	if leadsNowhere(int(c.Type)) {
+	if kernel.LeadsNowhere(int(c.Type)) {
 		return c, true
 	}
 	unusable := func(device int) bool { return usable[device] == nil }

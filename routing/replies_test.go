@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // repliesOnly routes replies by table 5080 and nothing else.
@@ -31,7 +33,7 @@ func TestRepliesCopyTheMainTable(t *testing.T) {
 	must(t, err)
 	have := map[string]netlink.Route{}
 	for _, c := range copies {
-		have[fmt.Sprintf("%s metric %d", prefixOf(c.Dst), c.Priority)] = c
+		have[fmt.Sprintf("%s metric %d", kernel.PrefixOf(c.Dst), c.Priority)] = c
 		if c.Protocol != Protocol {
 			t.Errorf("%s: proto %s", c.Dst, c.Protocol)
 		}

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // defaultMetric6 is what an IPv6 route gets that is added with metric 0: IP6_RT_PRIO_USER in net/ip6_fib.h.
@@ -27,7 +29,7 @@ func (r Route) record() routeRecord {
 // kernel returns the route that has the key r: what deletes it.
 func (r routeRecord) kernel() route {
 	k := route{attrs: attributes{}}
-	k.Family, k.Protocol, k.Tos = uint8(family(r.Dst.Addr())), Protocol, uint8(r.TOS)
+	k.Family, k.Protocol, k.Tos = uint8(kernel.Family(r.Dst.Addr())), Protocol, uint8(r.TOS)
 	k.attrs.setU32(unix.RTA_TABLE, uint32(r.Table))
 	if k.Dst_len = uint8(r.Dst.Bits()); k.Dst_len > 0 {
 		k.attrs[unix.RTA_DST] = r.Dst.Addr().AsSlice()
@@ -234,7 +236,7 @@ func (m *Manager) undoRoute(r routeRecord, snap snapshot) error {
 		if r.Dst.Addr().Is4() {
 			k.Scope = unix.RT_SCOPE_NOWHERE // any
 		}
-		if err := m.fib.remove(k); err != nil && !isGone(err) {
+		if err := m.fib.remove(k); err != nil && !kernel.IsGone(err) {
 			return fmt.Errorf("ip route del %s: %w", r, err)
 		}
 	}

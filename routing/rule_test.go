@@ -7,6 +7,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+	"vstun/routing/query"
 )
 
 var (
@@ -22,8 +25,8 @@ func localState() State {
 		Rules:   []Rule{{Table: 5081, Priority: 10}, {IPv6: true, Table: 5081, Priority: 10}},
 	}
 	for _, vip := range []netip.Addr{localVIP4, localVIP6} {
-		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"},
-			Route{Dst: hostPrefix(vip), Link: "vs1", Table: 5081})
+		s.Routes = append(s.Routes, Route{Dst: kernel.HostPrefix(vip), Link: "vs0"},
+			Route{Dst: kernel.HostPrefix(vip), Link: "vs1", Table: 5081})
 	}
 	return s
 }
@@ -43,7 +46,7 @@ func newLocalHost(t *testing.T) {
 	addAddr(t, "east", "fd00:1::1/64")
 	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs1"), Mode: netlink.TUNTAP_MODE_TUN}))
 	eventually(t, "the host has its IPv6 address", func() bool {
-		hop, ok, err := Lookup(localClient6, netip.Addr{})
+		hop, ok, err := query.Lookup(localClient6, netip.Addr{})
 		return err == nil && ok && hop.Source == netip.MustParseAddr("fd00:1::1")
 	})
 }
@@ -52,10 +55,10 @@ func newLocalHost(t *testing.T) {
 func mustLead(t *testing.T, when, local string) {
 	t.Helper()
 	for vip, client := range map[netip.Addr]netip.Addr{localVIP4: localClient4, localVIP6: localClient6} {
-		if hop, ok, err := Lookup(vip, netip.Addr{}); err != nil || !ok || hop.Link != local {
+		if hop, ok, err := query.Lookup(vip, netip.Addr{}); err != nil || !ok || hop.Link != local {
 			t.Errorf("%s: what this host sends to %v goes to %+v, %v, %v; want %s", when, vip, hop, ok, err, local)
 		}
-		if hop, ok, err := LookupForwarded(vip, client, "east"); err != nil || !ok || hop.Link != "vs0" {
+		if hop, ok, err := query.LookupForwarded(vip, client, "east"); err != nil || !ok || hop.Link != "vs0" {
 			t.Errorf("%s: what comes in for %v goes to %+v, %v, %v; want vs0", when, vip, hop, ok, err)
 		}
 	}
@@ -93,7 +96,8 @@ func TestRules(t *testing.T) {
 	less := localState()
 	less.Rules, less.Routes = less.Rules[1:], less.Routes[2:]
 	must(t, m.Set(less))
-	if hop, ok, err := Lookup(localVIP4, netip.Addr{}); err != nil || ok && (hop.Link == "vs0" || hop.Link == "vs1") {
+	if hop, ok, err := query.Lookup(localVIP4, netip.Addr{}); err != nil ||
+		ok && (hop.Link == "vs0" || hop.Link == "vs1") {
 		t.Errorf("a VIP that has left: %+v, %v, %v", hop, ok, err)
 	}
 	must(t, m.Set(localState()))
@@ -131,7 +135,7 @@ func TestRulesShared(t *testing.T) {
 	if n, err := second.mend(); n == 0 || err != nil { // the first one's rules, and the route that the device has lost
 		t.Errorf("mending made %d changes, %v", n, err)
 	}
-	if hop, ok, err := Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok ||
+	if hop, ok, err := query.Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok ||
 		hop.Link != "vs1" {
 		t.Errorf("the other's VIP: %+v, %v, %v", hop, ok, err)
 	}

@@ -21,6 +21,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // Protocol marks the routes and rules that this package creates (rtm_protocol in rtnetlink(7), FRA_PROTOCOL), so that
@@ -278,5 +280,5 @@ func validKey(key string) bool {
 }
 
 func validValue(v string) bool {
-	return v != "" && v == clean(v) && !strings.ContainsAny(v, "\x00\n")
+	return v != "" && v == kernel.CleanSysctl(v) && !strings.ContainsAny(v, "\x00\n")
 }

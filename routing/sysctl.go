@@ -11,37 +11,20 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
-
-const sysctlRoot = "/proc/sys/"
-
-func readSysctl(key string) (string, error) {
-	b, err := os.ReadFile(sysctlRoot + key)
-	return clean(string(b)), err
-}
-
-func writeSysctl(key, value string) error {
-	f, err := os.OpenFile(sysctlRoot+key, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value + "\n")
-	return errors.Join(err, f.Close())
-}
 
 // tryWriting says why a sysctl can't be written, without doing it. Only to open it asks the kernel itself, which lets
 // whoever has CAP_NET_ADMIN write what root owns (Linux net/sysctl_net.c, net_ctl_permissions): faccessat2(2) is not
 // there before 5.8, nor in every container and sandbox.
 func tryWriting(key string) error {
-	fd, err := unix.Open(sysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(kernel.SysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	return unix.Close(fd)
 }
-
-// clean makes values comparable: the kernel separates several numbers by tabs.
-func clean(v string) string { return strings.Join(strings.Fields(v), " ") }
 
 // planSysctls plans what of want differs. Values that a planned write will have changed by then count as changed.
 // A device of made takes its values from conf/default, so that is what an operator can set before it is there.
@@ -54,7 +37,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		if v, ok := pending[key]; ok {
 			return v, nil
 		}
-		return readSysctl(key)
+		return kernel.ReadSysctl(key)
 	}
 	for _, c := range withAdvertisements(want, own, links) {
 		cur, err := read(c.Key)
@@ -106,7 +89,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
 			name: "sysctl " + sysctlName(c.Key), old: cur, new: c.Value,
 			recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
-			do:       func() error { return writeSysctl(c.Key, c.Value) },
+			do:       func() error { return kernel.WriteSysctl(c.Key, c.Value) },
 		})
 		pending[c.Key] = c.Value
 		for _, e := range effects {
@@ -131,7 +114,7 @@ func Presets(s State) []Sysctl {
 	}
 	all := withAdvertisements(withLoose(s.Sysctls, s.Loose, nil), nil, linkSet{})
 	return slices.DeleteFunc(all, func(c Sysctl) bool {
-		_, err := readSysctl(c.Key)
+		_, err := kernel.ReadSysctl(c.Key)
 		return c.Cosmetic || c.Optional && errors.Is(err, fs.ErrNotExist)
 	})
 }
@@ -178,7 +161,7 @@ func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysc
 	var was sysctlRecord
 	if i := slices.IndexFunc(own, func(r sysctlRecord) bool { return r.Key == forwarding6 }); i >= 0 {
 		was = own[i]
-	} else if cur, err := readSysctl(forwarding6); err != nil || cur == "1" {
+	} else if cur, err := kernel.ReadSysctl(forwarding6); err != nil || cur == "1" {
 		return want
 	}
 	devices, err := perDevice("net/ipv6/conf/", "accept_ra", "2")
@@ -189,8 +172,8 @@ func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysc
 	for _, d := range devices {
 		device := sysctlLink(d.key)
 		forwards := path.Dir(d.key) + "/forwarding"
-		now, err1 := readSysctl(forwards)
-		cur, err2 := readSysctl(d.key)
+		now, err1 := kernel.ReadSysctl(forwards)
+		cur, err2 := kernel.ReadSysctl(d.key)
 		if err1 != nil || err2 != nil || device == "lo" { // or it went just now
 			continue
 		}
@@ -226,7 +209,7 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 	if name := sysctlLink(r.Key); name != "" && links.index(name) != r.Link {
 		return nil // the device is gone, and with it the value
 	}
-	cur, err := readSysctl(r.Key)
+	cur, err := kernel.ReadSysctl(r.Key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -242,15 +225,15 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 		return err
 	}
 	if cur != r.Old {
-		if err := writeSysctl(r.Key, r.Old); err != nil {
+		if err := kernel.WriteSysctl(r.Key, r.Old); err != nil {
 			return fmt.Errorf("restore sysctl %s=%s: %w", r.Key, r.Old, err)
 		}
 	}
 	var errs []error
 	for _, b := range back {
-		now, err := readSysctl(b.key)
+		now, err := kernel.ReadSysctl(b.key)
 		if err == nil && now != b.value {
-			err = writeSysctl(b.key, b.value)
+			err = kernel.WriteSysctl(b.key, b.value)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("restore sysctl %s=%s: %w", b.key, b.value, err))
@@ -268,7 +251,7 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 	}
 	var back []assignment
 	for _, e := range effects {
-		now, err := readSysctl(e.key)
+		now, err := kernel.ReadSysctl(e.key)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -334,7 +317,7 @@ func sideEffects(key, value string) ([]assignment, error) {
 }
 
 func perDevice(dir, name, value string) ([]assignment, error) {
-	entries, err := os.ReadDir(sysctlRoot + dir)
+	entries, err := os.ReadDir(kernel.SysctlRoot + dir)
 	if err != nil {
 		return nil, fmt.Errorf("sysctl %s: %w", dir, err)
 	}

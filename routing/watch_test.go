@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 func TestWatchMends(t *testing.T) {
@@ -46,7 +48,7 @@ func TestWatchMends(t *testing.T) {
 
 	must(t, netlink.LinkSetDown(linkOf(t, "vs0")))
 	eventually(t, "device is up again, with its route", func() bool {
-		return isUp(linkOf(t, "vs0")) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil
+		return kernel.IsUp(linkOf(t, "vs0")) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil
 	})
 
 	setSysctl(t, "net/ipv4/conf/vs0/rp_filter", "1")

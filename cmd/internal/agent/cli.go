@@ -1,4 +1,4 @@
-// Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes →
+// Package agent puts the realserver's agent together: configuration → sockets, device, addresses and routes →
 // worker; and its command line.
 package agent
 

@@ -7,6 +7,7 @@ import (
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // keepQuiet keeps the kernel's own drivers from answering packets that the agent takes, and warns of those that answer
@@ -22,12 +23,9 @@ func (a *agent) keepQuiet() {
 		err = a.endQuiet()
 		a.quiet = err != nil
 	}
-	var devices []routing.Tunnel
-	for _, over6 := range []bool{false, true} {
-		list, failed := routing.KernelTunnels(over6, packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE)
-		if devices = append(devices, list...); err == nil {
-			err = failed
-		}
+	devices, failed := query.KernelTunnels()
+	if err == nil {
+		err = failed
 	}
 	loud := strings.Join(answering(take, devices, quiet), " ")
 	warn := loud
@@ -51,7 +49,7 @@ func (a *agent) keepQuiet() {
 
 // answering are the drivers, known by their devices, that answer what is for sockets with ICMP port unreachable. quiet
 // tells that Quiet keeps them from that.
-func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (modules []string) {
+func answering(take []wire.Socket, devices []query.Tunnel, quiet bool) (modules []string) {
 	for _, s := range take {
 		if quiet && s == (wire.Socket{Protocol: packet.ProtoIPIP}) {
 			continue
