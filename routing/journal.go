@@ -21,6 +21,7 @@ import (
 // changes are made, so every entry may be one that never happened.
 type records struct {
 	Unreachable []routeRecord  `json:"unreachable,omitempty"`
+	Made        []string       `json:"made,omitempty"` // devices: QuietLink or none
 	Sysctls     []sysctlRecord `json:"sysctls,omitempty"`
 	Links       []linkRecord   `json:"links,omitempty"`
 	Addrs       []addrRecord   `json:"addrs,omitempty"`
@@ -90,7 +91,8 @@ type ruleRecord struct {
 }
 
 func (r records) count() int {
-	return len(r.Unreachable) + len(r.Sysctls) + len(r.Links) + len(r.Addrs) + len(r.Routes) + len(r.Rules)
+	return len(r.Unreachable) + len(r.Made) + len(r.Sysctls) + len(r.Links) + len(r.Addrs) + len(r.Routes) +
+		len(r.Rules)
 }
 
 func (r records) empty() bool { return r.count() == 0 }
@@ -101,6 +103,7 @@ func (r records) minus(o records) records {
 	routes := slices.Concat(o.Unreachable, o.Routes)
 	return records{
 		Unreachable: without(r.Unreachable, routes, func(r routeRecord) any { return r }),
+		Made:        without(r.Made, o.Made, func(name string) any { return name }),
 		Sysctls:     without(r.Sysctls, o.Sysctls, func(c sysctlRecord) any { return [2]any{c.Key, c.Link} }),
 		Links:       without(r.Links, o.Links, func(l linkRecord) any { return l.Index }),
 		Addrs:       without(r.Addrs, o.Addrs, func(a addrRecord) any { return a }),
@@ -113,6 +116,7 @@ func (r records) minus(o records) records {
 func (r records) plus(o records) records {
 	return records{
 		Unreachable: slices.Concat(r.Unreachable, o.Unreachable),
+		Made:        slices.Concat(r.Made, o.Made),
 		Sysctls:     slices.Concat(r.Sysctls, o.Sysctls),
 		Links:       slices.Concat(r.Links, o.Links),
 		Addrs:       slices.Concat(r.Addrs, o.Addrs),
@@ -143,6 +147,9 @@ func (r records) names() (names []string) {
 	for _, c := range r.Sysctls {
 		names = append(names, "sysctl "+sysctlName(c.Key))
 	}
+	for _, name := range r.Made {
+		names = append(names, "device "+name)
+	}
 	for _, l := range r.Links {
 		names = append(names, "device "+l.Name)
 	}
@@ -165,7 +172,7 @@ func (r records) String() string {
 		n    int
 		what string
 	}{
-		{len(r.Sysctls), "sysctls"}, {len(r.Links), "links"}, {len(r.Addrs), "addresses"},
+		{len(r.Sysctls), "sysctls"}, {len(r.Made) + len(r.Links), "links"}, {len(r.Addrs), "addresses"},
 		{len(r.Unreachable) + len(r.Routes), "routes"}, {len(r.Rules), "rules"},
 	} {
 		if c.n > 0 {
@@ -319,6 +326,11 @@ func parseJournal(b []byte) (journal, error) {
 }
 
 func (r records) validate() error {
+	for _, name := range r.Made {
+		if name != QuietLink {
+			return fmt.Errorf("bad device %q", name)
+		}
+	}
 	for _, c := range r.Sysctls {
 		if !validKey(c.Key) || !validValue(c.Old) || len(c.Wrote) == 0 {
 			return fmt.Errorf("bad sysctl %q", c.Key)

@@ -21,6 +21,9 @@ type step struct {
 	old, new string
 	recorded bool // the journal has what undoes it
 	do       func() error
+
+	// refused handles an error of do, and the pass goes on. nil: the error ends the pass.
+	refused func(err error, log *changeLog)
 }
 
 // linkSet is the devices of the machine by name.

@@ -37,8 +37,10 @@ type Manager struct {
 	own    records // what is undone at Close; never less than what the journal says
 	closed bool
 
-	journaled records       // what the journal says
-	expiry    time.Duration // from the last pass until the first copied route expires; 0: none does
+	journaled records                 // what the journal says
+	expiry    time.Duration           // from the last pass until the first copied route expires; 0: none does
+	refused   map[routeRecord]refusal // copies that the kernel refused at the last try
+	quietErr  string                  // the last error about QuietLink that was logged
 }
 
 // Open makes a Manager for the calling thread's network namespace. The file at path journals what it changes; if a
@@ -184,11 +186,11 @@ func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 		return 0, ErrClosed
 	}
 	err = m.ns.do(func() error {
-		changes, err = m.pass(level)
-		// Others change routes while we copy them: what was true a moment ago is looked up once more.
+		changes, err = m.pass(level, false)
+		// Others change routes while we copy them: a second pass sees the present state.
 		if changes > 0 && isRace(err) {
 			var more int
-			more, err = m.pass(level)
+			more, err = m.pass(level, true)
 			changes += more
 		}
 		return err
@@ -201,8 +203,9 @@ func isRace(err error) bool {
 		errors.Is(err, unix.ENETDOWN)
 }
 
-// pass makes what differs. Where the journal can't be written, it makes what the journal lists already, and fails.
-func (m *Manager) pass(level slog.Level) (changes int, err error) {
+// pass makes the changes that are missing. If the journal can't be written, it makes those that the journal lists
+// already, and fails. An error that another program's change may explain is a refusal only in the last pass.
+func (m *Manager) pass(level slog.Level, last bool) (changes int, err error) {
 	snap, err := m.takeSnapshot(scopeOf(m.state, m.own))
 	if err != nil {
 		return 0, err
@@ -223,18 +226,26 @@ func (m *Manager) pass(level slog.Level) (changes int, err error) {
 	}
 	log := changeLog{log: m.log, level: level}
 	defer log.end()
+	var raced error
 	for _, s := range steps {
 		if unwritten != nil && !s.recorded {
 			continue
 		}
-		changes++
-		if err := s.do(); err != nil {
-			return changes, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten)
+		switch err := s.do(); {
+		case err == nil:
+			changes++
+			log.add(s.name, s.old, s.new)
+		case s.refused == nil:
+			return changes + 1, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten, raced)
+		case !last && isRace(err):
+			changes++
+			raced = errors.Join(raced, fmt.Errorf("%s: %w", s.what, err))
+		default:
+			s.refused(err, &log)
 		}
-		log.add(s.name, s.old, s.new)
 	}
 	if unwritten != nil {
-		return changes, unwritten
+		return changes, errors.Join(unwritten, raced)
 	}
 	changes += stale.count()
 	left, err := m.undo(stale)
@@ -242,7 +253,7 @@ func (m *Manager) pass(level slog.Level) (changes int, err error) {
 		log.add(name, "set by this program", "undone")
 	}
 	m.own = next.plus(left)
-	return changes, errors.Join(err, m.writeJournal(m.own))
+	return changes, errors.Join(err, m.writeJournal(m.own), raced)
 }
 
 // plan compares the state with the machine. It returns what to do, and what is ours once that is done.
@@ -253,6 +264,7 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}
 	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
 	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
+	quiet, nextMade := m.planQuiet(s.QuietIPIP, snap.links)
 	wanted := withLoose(s.Sysctls, s.Loose, m.own.Sysctls)
 	sysctls, nextSysctls, err2 := planSysctls(wanted, m.own.Sysctls, snap.links, s.Links)
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
@@ -263,8 +275,9 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, records{}, err
 	}
-	return slices.Concat(unreachable, sysctls, links, addrs, routes, rules, replies), records{
+	return slices.Concat(unreachable, quiet, sysctls, links, addrs, routes, rules, replies), records{
 		Unreachable: nextUnreachable,
+		Made:        nextMade,
 		Sysctls:     nextSysctls,
 		Links:       nextLinks,
 		Addrs:       nextAddrs,
@@ -283,13 +296,14 @@ func (m *Manager) undo(r records) (left records, err error) {
 	if err != nil {
 		return r, err
 	}
-	var errs [6]error
+	var errs [7]error
 	left.Rules, errs[0] = undoEach(r.Rules, func(v ruleRecord) error { return m.undoRule(v, snap) })
 	left.Routes, errs[1] = undoEach(r.Routes, func(v routeRecord) error { return m.undoRoute(v, snap) })
 	left.Addrs, errs[2] = undoEach(r.Addrs, func(v addrRecord) error { return m.undoAddr(v, snap) })
 	left.Links, errs[3] = undoEach(r.Links, func(v linkRecord) error { return m.undoLink(v, snap.links) })
 	left.Sysctls, errs[4] = undoEach(r.Sysctls, func(v sysctlRecord) error { return undoSysctl(v, snap.links) })
-	left.Unreachable, errs[5] = undoEach(r.Unreachable, func(v routeRecord) error { return m.undoRoute(v, snap) })
+	left.Made, errs[5] = undoEach(r.Made, func(v string) error { return m.undoMade(v, snap.links) })
+	left.Unreachable, errs[6] = undoEach(r.Unreachable, func(v routeRecord) error { return m.undoRoute(v, snap) })
 	return left, errors.Join(errs[:]...)
 }
 

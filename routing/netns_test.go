@@ -62,6 +62,7 @@ func TestMain(m *testing.M) {
 func fullState() State {
 	vip := netip.MustParseAddr("198.51.100.80")
 	return State{
+		QuietIPIP: true,
 		Sysctls: []Sysctl{
 			{Key: "net/ipv4/ip_forward", Value: "1"},
 			{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},

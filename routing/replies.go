@@ -23,6 +23,7 @@ var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than
 func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoutes map[routeRecord]bool,
 	snap snapshot) (steps []step, routes []routeRecord, rules []ruleRecord, err error) {
 	if want == nil {
+		clear(m.refused)
 		return nil, nil, nil, nil
 	}
 	var errs []error
@@ -51,8 +52,9 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 		groups[key] = append(groups[key], c)
 	}
 	for _, key := range routes {
-		steps = append(steps, m.routeSteps(key, groups[key], ownRoutes[key], snap)...)
+		steps = append(steps, m.copySteps(key, groups[key], ownRoutes[key], snap)...)
 	}
+	maps.DeleteFunc(m.refused, func(key routeRecord, _ refusal) bool { return groups[key] == nil })
 	slices.SortFunc(routes, routeRecord.compare) // the journal of the same routes is the same
 	ruleSteps, rules, err := m.planReplyRules(want, own.Rules, snap)
 	if err != nil {

@@ -45,6 +45,13 @@ const (
 // State is how the machine shall be. It is applied in the order of the fields, and undone in the reverse order, save
 // for unreachable routes, which are made before and undone after everything else.
 type State struct {
+	// QuietIPIP keeps the kernel's own IPIP driver, whenever it is loaded, from answering packets of IP protocol 4 that
+	// fit none of its tunnels with ICMP port unreachable, as it does although a raw socket takes them (tunnel4_rcv in
+	// net/ipv4/tunnel4.c). The state needs no such driver, and works where the kernel refuses the device, QuietLink. It
+	// can do nothing about the driver sit alone, nor about the answers of both drivers to packets of protocol 41
+	// (tunnel64_rcv).
+	QuietIPIP bool
+
 	Sysctls []Sysctl
 	Links   []Link
 	Addrs   []Addr
@@ -120,7 +127,7 @@ type Sysctl struct {
 //
 // Copied are all routes that have not expired, of every type, with all their attributes and in the kernel's order of
 // preference. Of a multipath route the hops by devices that are down are left out. Where the kernel does not let a
-// route be copied (ip route … encap bpf), a throw route leads to the main table.
+// route be copied (ip route … encap bpf), or refuses the copy, a throw route leads to the main table.
 type Replies struct {
 	From     []netip.Addr
 	Table    int // 1–252, or above 255; must be empty

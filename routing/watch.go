@@ -156,9 +156,10 @@ const changeLines = 20
 
 // changeLog logs the changes of one pass.
 type changeLog struct {
-	log   *slog.Logger
-	level slog.Level
-	lines int
+	log      *slog.Logger
+	level    slog.Level
+	lines    int
+	warnings int
 }
 
 // add logs one change at c's level, or at debug when there have been changeLines.
@@ -170,8 +171,20 @@ func (c *changeLog) add(name, before, after string) {
 	c.log.Log(context.Background(), level, "network state changed", "name", name, "old", before, "new", after)
 }
 
-// end logs how many changes add has not logged at c's level.
+// warn logs a warning, or at debug when there have been changeLines.
+func (c *changeLog) warn(msg string, args ...any) {
+	level := slog.LevelWarn
+	if c.warnings++; c.warnings > changeLines {
+		level = slog.LevelDebug
+	}
+	c.log.Log(context.Background(), level, msg, args...)
+}
+
+// end logs how many changes and warnings are missing from the log.
 func (c *changeLog) end() {
+	if c.warnings > changeLines {
+		c.log.Warn("more such warnings", "warnings", c.warnings-changeLines)
+	}
 	if c.level > slog.LevelDebug && c.lines > changeLines {
 		c.log.Log(context.Background(), c.level, "more changes of network state", "changes", c.lines-changeLines)
 	}

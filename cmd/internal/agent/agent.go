@@ -42,8 +42,7 @@ type agent struct {
 	mu     sync.Mutex // of a reload, and of what is done when the machine has changed
 	setup  atomic.Pointer[setup]
 	own    []netip.Addr // addresses of this host
-	quiet  bool         // keepQuiet silences the kernel's own driver
-	warned string       // the last warning about drivers that it can't silence
+	warned string       // the last warning about the kernel's own drivers
 }
 
 // setup is the configuration in force, and the MSS that SYN-ACKs may advertise under it. It is immutable.

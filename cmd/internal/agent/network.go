@@ -67,7 +67,7 @@ const greOption = 4
 // network is the state of the machine that cfg needs.
 func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	_, vip6 := hasFamilies(slices.Values(cfg.VIPs))
-	s := routing.State{Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
+	s := routing.State{QuietIPIP: takesIPIP(cfg), Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
 	if conf := "net/ipv6/conf/" + cfg.TUN; vip6 {
 		s.Sysctls = append(s.Sysctls,
 			// no link-local address, and no router solicitations

@@ -73,19 +73,15 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := a.openAnswers(); err != nil {
 		return nil, err
 	}
-	// an agent that was killed has left it, and this one may have no use for it
-	if err := routing.Unquiet(); err != nil {
-		return nil, err
-	}
 	if a.own, err = query.HostAddrs(); err != nil {
 		return nil, err
 	}
 	v4, v6, _ := mss(cfg)
 	a.enforce(&setup{cfg, v4, v6})
-	a.keepQuiet()
 	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
 		return nil, err
 	}
+	a.warnLoudDrivers()
 	// The sockets are open. Routes and addresses still change: by a reload, when others change them, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
 		a.log.Warn("more privileges are left than the agent needs", "refused", err)
@@ -134,7 +130,7 @@ func (a *agent) close() error {
 	if a.network != nil {
 		errs = append(errs, a.network.Close())
 	}
-	errs = append(errs, a.closeIO(), a.endQuiet())
+	errs = append(errs, a.closeIO())
 	if a.control != nil {
 		errs = append(errs, a.control.Close())
 	}

@@ -92,6 +92,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	both := *cfg
 	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
 	before, after := network(was.cfg, was.mss4, was.mss6), network(&both, v4, v6)
+	after.QuietIPIP = after.QuietIPIP || before.QuietIPIP
 	steps := []routing.State{after}
 	if cfg.Table != was.cfg.Table { // the second table of one configuration can be the first of the other
 		steps = []routing.State{unbound(before), unbound(after), after}
@@ -106,13 +107,13 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return err // the agent is ending
 	}
 	a.level.Set(cfg.Log)
-	if len(both.VIPs) > len(cfg.VIPs) {
-		err := a.network.Set(network(cfg, v4, v6))
+	if now := network(cfg, v4, v6); len(both.VIPs) > len(cfg.VIPs) || now.QuietIPIP != after.QuietIPIP {
+		err := a.network.Set(now)
 		if err != nil && !errors.Is(err, routing.ErrClosed) { // it is tried again
-			a.log.Error("cannot remove VIPs that are not configured any more; retrying", "error", err)
+			a.log.Error("cannot undo what is not configured any more; retrying", "error", err)
 		}
 	}
-	a.keepQuiet()
+	a.warnLoudDrivers()
 	return nil
 }
 

@@ -89,7 +89,7 @@ func (a *agent) watch(ctx context.Context) error {
 		}
 		a.mu.Lock()
 		a.refresh()
-		a.keepQuiet()
+		a.warnLoudDrivers()
 		a.mu.Unlock()
 	}
 }
