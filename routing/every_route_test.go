@@ -217,15 +217,15 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
 	must(t, m.Set(answers()))
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("a second pass made %d changes, %v", n, err)
 	}
 	sameWays(t, "every route", dsts)
 
 	for _, compat := range []string{"0", "1"} { // the listing names nexthop objects only
 		setSysctl(t, "net/ipv4/nexthop_compat_mode", compat)
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("nexthop_compat_mode %s: mending made %d changes, %v", compat, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("nexthop_compat_mode %s: another pass made %d changes, %v", compat, n, err)
 		}
 	}
 
@@ -233,7 +233,7 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	s := answers()
 	s.Replies.AdvMSS, s.Replies.AdvMSS6 = 1200, 1180
 	must(t, m.Set(s))
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("with a lowered MSS a second pass made %d changes, %v", n, err)
 	}
 	for dst, want := range map[string]string{"203.0.112.1": "advmss 1200", "100.65.0.1": "advmss 1200",
@@ -261,7 +261,7 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 				made = append(made, command)
 			}
 		}
-		_, err := m.mend()
+		_, err := m.passAgain()
 		must(t, err)
 		sameWays(t, strings.Join(made, "; "), r.dsts)
 		for i := range made {
@@ -270,12 +270,12 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 				undo = strings.Join(strings.Fields(undo)[:4], " ")
 			}
 			_, _ = ip(undo) // one may take others with it
-			_, err := m.mend()
+			_, err := m.passAgain()
 			must(t, err)
 			sameWays(t, "after ip "+undo, r.dsts)
 		}
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("%v: mending made %d changes, %v", made, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("%v: another pass made %d changes, %v", made, n, err)
 		}
 	}
 }
@@ -385,7 +385,7 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 		t.Errorf("default routes of the copy:\n%s", out)
 	}
 	must(t, netlink.LinkSetDown(linkOf(t, "east")))
-	_, err = m.mend()
+	_, err = m.passAgain()
 	must(t, err)
 	sameWays(t, "the first gateway's device is down", dsts)
 	if w := answerWay(dsts[0]); !strings.Contains(w, "via 10.2.0.254") {
@@ -423,8 +423,8 @@ func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
 	must(t, m.Set(answers()))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	if w := answerWay("100.74.0.1"); !strings.Contains(w, "encap bpf") || !strings.Contains(w, "via 10.1.0.9 ") {
 		t.Errorf("answers go %s", w)

@@ -149,9 +149,9 @@ const (
 	nexthopGroupLen = 8 // struct nexthop_grp, which begins with the id of a member; groups have no groups
 )
 
-// occupied reports whether somebody has a route for one of dsts in t. It looks at every route of the table, but at no
-// more than its destination, which takes a quarter of the time that list takes for them. The calling thread's network
-// namespace counts.
+// occupied reports whether t has a route for one of dsts, whichever program made it. It looks at every route of the
+// table, but at its destination alone, which takes a quarter of the time of list. The table is that of the calling
+// thread's network namespace.
 func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 	var lengths [256]bool
 	for d := range dsts {
@@ -171,7 +171,7 @@ func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 	return found, nil
 }
 
-// scan calls f with each route message of t (struct rtmsg and what follows it), which it may not keep, until f returns
+// scan calls f with each route message of t (struct rtmsg and its attributes), which it may not keep, until f returns
 // false.
 func scan(t table, f func(msg []byte) bool) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
@@ -233,10 +233,10 @@ func answerError(msg []byte) error {
 	return nil
 }
 
-// destination returns where the route in the message leads, or the zero Prefix if that can't be told.
+// destination returns where the route in the message leads, or the zero Prefix if it can't be read.
 func destination(msg []byte) netip.Prefix {
 	rt := nl.DeserializeRtMsg(msg)
-	addr := netip.IPv4Unspecified() // what a default route leaves out
+	addr := netip.IPv4Unspecified() // a default route has no destination
 	if rt.Family == unix.AF_INET6 {
 		addr = netip.IPv6Unspecified()
 	}

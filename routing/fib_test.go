@@ -45,7 +45,7 @@ func TestAFullTableOfOthersCostsLittle(t *testing.T) {
 		set = min(set, quickest(1, func() { must(t, m.Set(s)) }))
 	}
 	pass := quickest(20, func() {
-		if n, err := m.mend(); n != 0 || err != nil {
+		if n, err := m.passAgain(); n != 0 || err != nil {
 			t.Fatalf("%d changes, %v", n, err)
 		}
 	})
@@ -62,7 +62,7 @@ func TestManyReplyRoutesAreQuick(t *testing.T) {
 	m := open(t)
 	set := quickest(1, func() { must(t, m.Set(repliesOnly())) })
 	pass := quickest(3, func() {
-		if n, err := m.mend(); n != 0 || err != nil {
+		if n, err := m.passAgain(); n != 0 || err != nil {
 			t.Fatalf("%d changes, %v", n, err)
 		}
 	})

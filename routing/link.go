@@ -19,7 +19,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 		}
 		was := rec
 		if w.MTU != 0 && w.MTU != at.MTU {
-			if rec.NewMTU != at.MTU { // not ours: this is what to go back to
+			if rec.NewMTU != at.MTU { // another program's value: the one to restore
 				rec.OldMTU = at.MTU
 			}
 			rec.NewMTU = w.MTU
@@ -57,7 +57,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 	return steps, next
 }
 
-// undoLink restores what is still as we set it.
+// undoLink restores the settings that are still as we made them.
 func (m *Manager) undoLink(r linkRecord, links linkSet) error {
 	l := links.byIndex(r.Index)
 	if l == nil || l.Attrs().Name != r.Name {

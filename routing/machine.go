@@ -17,9 +17,9 @@ import (
 // step is one change that is to be made.
 type step struct {
 	what     string // as a command line
-	name     string // of what changes, for the log, with its value before and after
+	name     string // of the changed object, for the log, with its value before and after
 	old, new string
-	recorded bool // the journal has what undoes it
+	recorded bool // the journal lists it already
 	do       func() error
 
 	// refused handles an error of do, and the pass goes on. nil: the error ends the pass.
@@ -59,7 +59,7 @@ func (s State) missingDevices(links linkSet) error {
 	seen := map[string]bool{"": true}
 	need := func(name string) {
 		if !seen[name] && links.index(name) == 0 {
-			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, somebody deleted it: "+
+			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, it has been deleted: "+
 				"restart the program that it belongs to", name))
 		}
 		seen[name] = true
@@ -81,13 +81,13 @@ func (s State) missingDevices(links linkSet) error {
 	return errors.Join(errs...)
 }
 
-// snapshot is what the kernel has, as far as a state or records are about it.
+// snapshot is the part of the kernel's state that a State or records are about.
 type snapshot struct {
 	links  linkSet
 	addrs  map[addrKey]bool
 	routes map[routeRecord][]route // in the order of the listing: the kernel's preference
 	rules  []netlink.Rule
-	plain  map[ruleRecord]uint8 // protocol of the rules that are no more than a record says
+	plain  map[ruleRecord]uint8 // protocol of the rules that a record describes whole
 	copied []route              // the main table, when Replies want it
 }
 
@@ -97,13 +97,13 @@ type addrKey struct {
 	prefix netip.Prefix
 }
 
-// scope says what a snapshot is to hold.
+// scope is the extent of a snapshot.
 type scope struct {
 	addrs  map[int]bool         // families
 	rules  map[int]bool         // families
 	tables map[table]int        // whole; how many routes they may have
-	routes map[routeRecord]bool // single routes; true: whoever made them, false: only ours
-	main   map[table]bool       // those of tables that Replies copy
+	routes map[routeRecord]bool // single routes; true: of any program, false: only ours
+	main   map[table]bool       // the tables that Replies copy
 }
 
 func scopeOf(s State, own records) scope {

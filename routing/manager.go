@@ -34,22 +34,22 @@ type Manager struct {
 
 	mu     sync.Mutex
 	state  State
-	own    records // what is undone at Close; never less than what the journal says
+	own    records // undone at Close; never less than the journal lists
 	closed bool
 
-	journaled records                 // what the journal says
+	journaled records                 // the records in the journal
 	expiry    time.Duration           // from the last pass until the first copied route expires; 0: none does
 	refused   map[routeRecord]refusal // copies that the kernel refused at the last try
 	quietErr  string                  // the last error about QuietLink that was logged
 }
 
-// Open makes a Manager for the calling thread's network namespace. The file at path journals what it changes; if a
-// predecessor left one there, its changes are undone first. A journal of another boot or namespace is just removed:
-// what it lists is gone or out of reach. The directory is made if it is missing (mode 0755).
+// Open makes a Manager for the calling thread's network namespace. The file at path is the journal of its changes. If a
+// killed program left a journal there, Open undoes that program's changes first. It removes a journal of another boot
+// or namespace: those changes are gone or out of reach. It makes the directory if it is missing (mode 0755).
 //
-// Only one program at a time may use a journal; the error for a second one names the process of the first. So Open
-// is also the lock that keeps a program from running twice, if it is called before anything is changed. When it fails
-// it has changed nothing, save that it may have undone a part of what the predecessor did. A nil log is silent.
+// Only one program at a time may use a journal: the error for a second one, an InUseError, names the process of the
+// first. So Open also keeps a program from running twice, if it is called before anything is changed. An Open that
+// fails has changed nothing, but may have undone a part of the killed program's changes. A nil log is silent.
 func Open(path string, log *slog.Logger) (*Manager, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -88,7 +88,7 @@ func (m *Manager) open() (err error) {
 	return m.recover()
 }
 
-// recover undoes what the journal lists.
+// recover undoes the changes that the journal lists.
 func (m *Manager) recover() error {
 	j, err := readJournal(m.path)
 	if err != nil {
@@ -109,9 +109,9 @@ func (m *Manager) recover() error {
 	return nil
 }
 
-// Set brings the machine into the state s. It makes only the changes that are missing, and undoes what an earlier Set
-// did and s no longer names. If s contradicts what others have set up, it changes nothing. If it fails later, what it
-// did stays until another Set or Close.
+// Set brings the machine into the state s. It makes the changes that are missing, and undoes changes of an earlier Set
+// that s no longer names. If s contradicts other programs' settings, it changes nothing. If it fails later, the changes
+// until then stay until another Set or Close.
 func (m *Manager) Set(s State) error {
 	if err := s.validate(); err != nil {
 		return err
@@ -127,9 +127,9 @@ func (m *Manager) Set(s State) error {
 	return err
 }
 
-// Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or,
-// if something could not be undone, left for the next Open to try again. Devices which are gone already have taken
-// their addresses, routes and sysctls with them, which is no error.
+// Close undoes every change, last first, as far as it can, and logs that. It removes the journal, or leaves it for the
+// next Open if a change could not be undone. A device that is gone has taken its addresses, routes and sysctls along,
+// which is no error.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -180,14 +180,15 @@ func (m *Manager) writeJournal(did records) error {
 	return err
 }
 
-// reconcile makes what differs from m.state, and returns how many changes it tried. It logs them at level.
+// reconcile makes the changes by which the machine differs from m.state. It returns how many it tried, and logs them at
+// level.
 func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 	if m.closed {
 		return 0, ErrClosed
 	}
 	err = m.ns.do(func() error {
 		changes, err = m.pass(level, false)
-		// Others change routes while we copy them: a second pass sees the present state.
+		// Other programs change routes while we copy them: a second pass sees the present state.
 		if changes > 0 && isRace(err) {
 			var more int
 			more, err = m.pass(level, true)
@@ -256,7 +257,7 @@ func (m *Manager) pass(level slog.Level, last bool) (changes int, err error) {
 	return changes, errors.Join(err, m.writeJournal(m.own), raced)
 }
 
-// plan compares the state with the machine. It returns what to do, and what is ours once that is done.
+// plan compares the state with the machine. It returns the steps to make, and the records of our changes after them.
 func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	s := m.state
 	if err := s.missingDevices(snap.links); err != nil {
@@ -286,8 +287,8 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}, nil
 }
 
-// undo takes back what r lists, last first. What is gone already is fine. It goes on after a failure, and returns what
-// is left to undo.
+// undo undoes the changes that r lists, last first. An object that is gone already is no error. After a failure it goes
+// on, and returns the changes that are left to undo.
 func (m *Manager) undo(r records) (left records, err error) {
 	if r.empty() {
 		return records{}, nil

@@ -88,8 +88,8 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	must(t, sub.SetReceiveTimeout(&unix.Timeval{Sec: 10}))
 
 	must(t, m.Set(fullState()))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	sameState(t, once, machineState(t))
 	if now, err := os.Stat(m.path); err != nil || !os.SameFile(journal, now) {
@@ -240,8 +240,8 @@ func TestConflicts(t *testing.T) {
 				t.Errorf("journal: %v", err)
 			}
 			// The state that failed is not tried again.
-			if n, err := m.mend(); n != 0 || err != nil {
-				t.Errorf("mend: %d changes, %v", n, err)
+			if n, err := m.passAgain(); n != 0 || err != nil {
+				t.Errorf("another pass: %d changes, %v", n, err)
 			}
 		})
 	}
@@ -369,8 +369,8 @@ func TestIPv6(t *testing.T) {
 		netip.MustParseAddr("2001:db8:1::1")) {
 		t.Errorf("addresses of this host: %v, %v", local, err)
 	}
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	must(t, m.Close())
 	sameState(t, before, machineState(t))

@@ -45,10 +45,10 @@ const (
 
 var errMalformed = errors.New("malformed answer of the kernel")
 
-// onlyOnlink is what a route keeps of the flags of struct rtmsg and rtnexthop: the others are the kernel's findings.
+// onlyOnlink masks the flag of struct rtmsg and rtnexthop that a route keeps: the kernel sets the others itself.
 const onlyOnlink = unix.RTNH_F_ONLINK
 
-// parseRoute reads a message: struct rtmsg and what follows it.
+// parseRoute reads a message: struct rtmsg and its attributes.
 func parseRoute(msg []byte) (route, error) {
 	if len(msg) < unix.SizeofRtMsg {
 		return route{}, errMalformed

@@ -122,7 +122,7 @@ func TestInteropQuiet(t *testing.T) {
 		}
 	}
 	must(t, netlink.LinkSetDown(quiet))
-	if n, err := m.mend(); n != 1 || err != nil || answered() {
+	if n, err := m.passAgain(); n != 1 || err != nil || answered() {
 		t.Errorf("set down and up again: %d changes, %v", n, err)
 	}
 	must(t, m.Close())

@@ -53,7 +53,7 @@ func (m *Manager) copySteps(key routeRecord, want []route, recorded bool, snap s
 			if !again {
 				again = true
 				log.warn("the kernel refuses to copy a route; replies that take it keep their MSS; retrying",
-					"route", key.String(), "copy", snap.describeWay(want[0]), "error", err,
+					"route", key.String(), "copy", snap.describePath(want[0]), "error", err,
 					"fix", "correct or remove it in the main table: ip route show "+key.Dst.String())
 			}
 		}

@@ -38,7 +38,7 @@ func TestRefusedCopy(t *testing.T) {
 		t.Errorf("in the place of the refused copy: %v", r)
 	}
 	for range 2 {
-		if n, err := m.mend(); n != 0 || err != nil {
+		if n, err := m.passAgain(); n != 0 || err != nil {
 			t.Errorf("another pass: %d changes, %v", n, err)
 		}
 	}
@@ -72,11 +72,11 @@ func TestRefusedCopiesOfOneKey(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(repliesOnly()))
 	for range 2 { // the first removes what the refused copy has left
-		if _, err := m.mend(); err != nil {
+		if _, err := m.passAgain(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("another pass: %d changes, %v", n, err)
 	}
 	routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: 5080, Dst: dst},

@@ -93,7 +93,7 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 }
 
 // separate raises metrics of IPv6 routes so that no two with a gateway have one metric, in the order in which the
-// kernel prefers them. Routers' advertisements make several default routes of one metric, of which the kernel takes the
+// kernel prefers them. Routers' advertisements make several default routes of one metric; the kernel takes the
 // first that is reachable, by preference (RFC 4191). The same routes, added by a program, would become one multipath
 // route, whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
 // rt6_qualify_for_ecmp). IPv4 keeps routes of one metric apart.

@@ -95,8 +95,8 @@ func TestRepliesLeaveOutWhatIsDown(t *testing.T) {
 	if r == nil || len(r.MultiPath) != 0 || !r.Gw.Equal(net.IPv4(10, 1, 0, 253)) {
 		t.Errorf("two nexthops, one of them down: %v", r)
 	}
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 }
 

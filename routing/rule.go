@@ -71,7 +71,7 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 	return steps, next, errors.Join(errs...)
 }
 
-// stepsForRules adds the rules that are not there. Of those that are there, next has the ones that are ours.
+// stepsForRules adds the rules that are missing. next has those, and the ones among the others that are ours.
 func (m *Manager) stepsForRules(want, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord) {
 	mine := setOf(own)
 	for _, rec := range want {

@@ -78,8 +78,8 @@ func TestRules(t *testing.T) {
 	must(t, m.Set(localState()))
 	mustLead(t, "set", "vs1")
 	up := machineState(t)
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 
 	for _, r := range localState().Rules {
@@ -87,10 +87,10 @@ func TestRules(t *testing.T) {
 	}
 	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("198.51.100.80/32"), Table: 5081, Scope: unix.RT_SCOPE_NOWHERE}))
 	mustLead(t, "without rules", "vs0")
-	if n, err := m.mend(); n != 3 || err != nil {
-		t.Errorf("mending made %d changes, %v; want 3", n, err)
+	if n, err := m.passAgain(); n != 3 || err != nil {
+		t.Errorf("another pass made %d changes, %v; want 3", n, err)
 	}
-	mustLead(t, "mended", "vs1")
+	mustLead(t, "after another pass", "vs1")
 	sameState(t, up, machineState(t))
 
 	less := localState()
@@ -132,8 +132,8 @@ func TestRulesShared(t *testing.T) {
 	mustLead(t, "both", "vs1")
 	must(t, first.Close())
 	must(t, netlink.LinkSetUp(linkOf(t, "vs1")))
-	if n, err := second.mend(); n == 0 || err != nil { // the first one's rules, and the route that the device has lost
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := second.passAgain(); n == 0 || err != nil { // its rules and the device's route
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	if hop, ok, err := query.Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok ||
 		hop.Link != "vs1" {

@@ -15,9 +15,9 @@ import (
 	"vstun/routing/kernel"
 )
 
-// tryWriting says why a sysctl can't be written, without doing it. Only to open it asks the kernel itself, which lets
-// whoever has CAP_NET_ADMIN write what root owns (Linux net/sysctl_net.c, net_ctl_permissions): faccessat2(2) is not
-// there before 5.8, nor in every container and sandbox.
+// tryWriting returns the error that writing a sysctl would give, without writing it. It opens the file, since only that
+// asks the kernel's own check, by which CAP_NET_ADMIN may write files of root (Linux net/sysctl_net.c,
+// net_ctl_permissions): faccessat2(2) is missing before Linux 5.8, and in some containers and sandboxes.
 func tryWriting(key string) error {
 	fd, err := unix.Open(kernel.SysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -26,8 +26,8 @@ func tryWriting(key string) error {
 	return unix.Close(fd)
 }
 
-// planSysctls plans what of want differs. Values that a planned write will have changed by then count as changed.
-// A device of made takes its values from conf/default, so that is what an operator can set before it is there.
+// planSysctls plans the values of want that differ. It sees the values that the planned writes will have changed by
+// then. A device of made takes its values from conf/default, which an operator can set before the device exists.
 func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) (
 	steps []step, next []sysctlRecord, err error,
 ) {
@@ -78,7 +78,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 			}
 		}
 		if i >= 0 && slices.Contains(own[i].Wrote, cur) {
-			// Ours with another value: what was before us stays what is restored.
+			// Ours with another value: the value before ours is still the one to restore.
 			rec = own[i]
 			if !slices.Contains(rec.Wrote, c.Value) {
 				rec.Wrote = append(slices.Clone(rec.Wrote), c.Value)
@@ -149,10 +149,10 @@ func sysctlName(key string) string {
 
 const forwarding6 = "net/ipv6/conf/all/forwarding"
 
-// withAdvertisements puts before IPv6 forwarding what keeps the devices that take router advertisements doing so: one
-// that forwards takes them only with an accept_ra of 2, and the kernel forgets its default routes at once
-// (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that forwarded before are left
-// alone, and so are those whose accept_ra is in want.
+// withAdvertisements puts an accept_ra of 2 before IPv6 forwarding for each device that takes router advertisements. A
+// device that forwards takes them only with that value, and the kernel drops its default routes at once otherwise
+// (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that forwarded before stay as they
+// are, and so do those whose accept_ra is in want.
 func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysctl {
 	at := slices.IndexFunc(want, func(c Sysctl) bool { return c.Key == forwarding6 && c.Value == "1" })
 	if at < 0 {
@@ -204,7 +204,7 @@ func (c Sysctl) satisfiedBy(cur string) (bool, error) {
 	return have >= want, err
 }
 
-// undoSysctl restores r if the value is still ours. If somebody else changed it since, theirs stays.
+// undoSysctl restores r if the value is still ours. If another program changed it since, its value stays.
 func undoSysctl(r sysctlRecord, links linkSet) error {
 	if name := sysctlLink(r.Key); name != "" && links.index(name) != r.Link {
 		return nil // the device is gone, and with it the value
@@ -216,7 +216,7 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 	if err != nil {
 		return fmt.Errorf("sysctl %s: %w", r.Key, err)
 	}
-	// With the old value there, we may have been killed half-way: the side effects are looked at all the same.
+	// The old value may mean that an undo was killed half-way: the side effects are checked all the same.
 	if cur != r.Old && !slices.Contains(r.Wrote, cur) {
 		return nil
 	}
@@ -242,8 +242,8 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 	return errors.Join(errs...)
 }
 
-// sidesAfter returns what the side effects of r's value shall be once r is restored; cur is r's value now. A device
-// which came in between took its value from conf/default, so it gets what conf/default was.
+// sidesAfter returns the values of the side effects of r for after r is restored; cur is r's value now. A device that
+// came in between took its value from conf/default, so it gets the former value of conf/default.
 func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error) {
 	effects, err := sideEffects(r.Key, cur)
 	if err != nil {
@@ -258,7 +258,7 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 		if err != nil {
 			return nil, fmt.Errorf("sysctl %s: %w", e.key, err)
 		}
-		if now == e.value { // as the kernel made it; otherwise somebody set it since
+		if now == e.value { // as the kernel made it; otherwise another program set it since
 			now = r.before(e.key, links, now)
 		}
 		back = append(back, assignment{e.key, now})
@@ -266,7 +266,7 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 	return back, nil
 }
 
-// before returns what the side effect key was when r was recorded.
+// before returns the value of the side effect key when r was recorded.
 func (r sysctlRecord) before(key string, links linkSet, otherwise string) string {
 	for _, s := range r.Sides {
 		if s.Key == key && s.Link == links.index(sysctlLink(key)) {
@@ -292,8 +292,8 @@ func (r sysctlRecord) before(key string, links linkSet, otherwise string) string
 
 type assignment struct{ key, value string }
 
-// sideEffects lists what else the kernel sets when it is told key=value: inet_forward_change and devinet_conf_proc in
-// net/ipv4/devinet.c, addrconf_fixup_forwarding in net/ipv6/addrconf.c.
+// sideEffects lists the other values that the kernel sets when key=value is written: inet_forward_change and
+// devinet_conf_proc in net/ipv4/devinet.c, addrconf_fixup_forwarding in net/ipv6/addrconf.c.
 func sideEffects(key, value string) ([]assignment, error) {
 	dir, name := path.Split(key)
 	switch {

@@ -56,7 +56,7 @@ func TestWatchMends(t *testing.T) {
 	stop()
 
 	must(t, m.Close())
-	// What somebody wrote in between is what is restored.
+	// The value that another program wrote in between is restored.
 	if got := sysctl(t, "net/ipv4/conf/vs0/rp_filter"); got != "1" {
 		t.Errorf("rp_filter = %s, want 1", got)
 	}

@@ -1,5 +1,5 @@
-// Package kernel is what the other routing packages share in their talks with the kernel: a netlink handle, listings,
-// the values below /proc/sys, and addresses in netlink's form.
+// Package kernel is the ground floor of the routing packages: a netlink handle, listings, the values below /proc/sys,
+// and addresses in netlink's form.
 package kernel
 
 import (

@@ -1,4 +1,4 @@
-// Package neigh asks the neighbours of this host: by ARP, who has an address.
+// Package neigh talks to the neighbours of this host. It resolves addresses by ARP.
 package neigh
 
 import (

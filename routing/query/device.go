@@ -60,7 +60,7 @@ func LinkExists(name string) (bool, error) {
 	})
 }
 
-// Dropped returns how many packets the kernel has dropped on their way out of the device since it was made: tx_dropped
+// Dropped returns how many packets the kernel has dropped on their way out of the device since its creation: tx_dropped
 // of rtnl_link_stats64 (linux/if_link.h). On a TUN device they are the packets that its program did not read fast
 // enough. It is an error if there is no such device.
 func Dropped(link string) (uint64, error) {

@@ -32,7 +32,7 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// Proxy ARP is that of a device for all that it routes elsewhere, or for one address.
+// A device has proxy ARP for all addresses that are routed elsewhere, or for one address.
 func TestAnswersFor(t *testing.T) {
 	newHost(t)
 	a, other := netip.MustParseAddr("10.1.0.80"), netip.MustParseAddr("10.1.0.81")
@@ -62,7 +62,7 @@ func TestLinkExists(t *testing.T) {
 	}
 }
 
-// vs0 is read by nobody and holds few packets, so the others are dropped.
+// No program reads tun1, which holds few packets: the others are dropped.
 func TestDropped(t *testing.T) {
 	newHost(t)
 	tun := &netlink.Tuntap{LinkAttrs: named("tun1"), Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, NonPersist: true}

@@ -15,7 +15,7 @@ import (
 
 const maxMTU = 65535 // total length of an IP packet
 
-// Path is the way by which the kernel sends a packet.
+// Path describes how the kernel sends a packet.
 type Path struct {
 	Link    string     // the device
 	Gateway netip.Addr // the zero Addr: the destination is on the link

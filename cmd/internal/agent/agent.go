@@ -37,21 +37,21 @@ type agent struct {
 	directors heard                                 // packets by outer source
 	strangers heard                                 // refused packets by outer source
 	absent    heard                                 // refused packets by inner destination
-	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+	read      atomic.Pointer[control.Configuration] // the result of the last reload; nil: there was none
 
-	mu     sync.Mutex // of a reload, and of what is done when the machine has changed
+	mu     sync.Mutex // held by a reload, and by a refresh
 	setup  atomic.Pointer[setup]
 	own    []netip.Addr // addresses of this host
 	warned string       // the last warning about the kernel's own drivers
 }
 
-// setup is the configuration in force, and the MSS that SYN-ACKs may advertise under it. It is immutable.
+// setup is the configuration in force and the MSS that SYN-ACKs may advertise with it. It is immutable.
 type setup struct {
 	cfg        *config.Realserver
 	mss4, mss6 int
 }
 
-// enforce puts s in force for the workers and the status. The caller sets the machine. After the start a.mu is held.
+// enforce puts s in force for the workers and the status. The caller sets a.network. After the start a.mu is held.
 func (a *agent) enforce(s *setup) {
 	a.setup.Store(s)
 	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,

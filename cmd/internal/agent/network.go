@@ -11,8 +11,8 @@ import (
 	"vstun/routing/query"
 )
 
-// mss is what the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients' packets fit the
-// tunnel. known is false for a guess: that the ways to the directors, none of which is known, are Ethernet's.
+// mss returns the MSS that the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients'
+// packets fit the tunnel. known is false if no path to a director is known: then the paths count as Ethernet's.
 func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 	if cfg.MSS > 0 {
 		return cfg.MSS, cfg.MSS, true
@@ -26,14 +26,14 @@ func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 		}
 		asked = append(asked, a)
 	}
-	// What the way to a director takes is the best guess for what the way back takes. An error is no reason to stop.
-	ways, _ := query.Paths(asked)
+	// The MTU of the path to a director is the best guess for the path back. An error is no reason to stop.
+	paths, _ := query.Paths(asked)
 	least := 0
 	for _, a := range asked {
 		mtu := 1500
-		if way, ok := ways[a]; ok {
-			mtu = way.MTU
-		} else if len(ways) > 0 {
+		if p, ok := paths[a]; ok {
+			mtu = p.MTU
+		} else if len(paths) > 0 {
 			continue
 		}
 		if room := mtu - overhead(cfg, a.Is6()); least == 0 || room < least {
@@ -41,10 +41,10 @@ func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 		}
 	}
 	const smallest = 88 // TCP_MIN_MSS of Linux
-	return max(least-headers4, smallest), max(least-headers6, smallest), len(ways) > 0
+	return max(least-headers4, smallest), max(least-headers6, smallest), len(paths) > 0
 }
 
-// overhead is the most that the tunnels of cfg add to a packet, in bytes. Directors may give GRE a checksum.
+// overhead returns the most bytes that the tunnels of cfg add to a packet. Directors may give GRE a checksum.
 func overhead(cfg *config.Realserver, over6 bool) (n int) {
 	for _, e := range exits(cfg) {
 		n = max(n, e.Kind.Overhead4())
@@ -64,7 +64,7 @@ func overhead(cfg *config.Realserver, over6 bool) (n int) {
 // greOption is the length of GRE's checksum, and of its key, in bytes (RFC 2784, RFC 2890).
 const greOption = 4
 
-// network is the state of the machine that cfg needs.
+// network returns the state of the host's network that cfg needs.
 func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	_, vip6 := hasFamilies(slices.Values(cfg.VIPs))
 	s := routing.State{QuietIPIP: takesIPIP(cfg), Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
@@ -78,10 +78,10 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true,
 			Cosmetic: true})
 	}
-	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and the way back to the clients is another
+	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and answers leave by another
 	s.Sysctls = append(s.Sysctls,
-		// Where director and realserver share a subnet, only the director may answer for the VIP. IPv6 answers for none
-		// but the device's own.
+		// Where director and realserver share a subnet, only the director may answer ARP requests for the VIP. IPv6
+		// needs no such setting: a device answers for its own addresses alone.
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
 		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
 	if cfg.MSS != config.MSSOff {
@@ -95,8 +95,8 @@ func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
 	return s
 }
 
-// boundRoutes lead the answers of sockets that are bound to the device into it. Without a route the kernel learns no
-// path MTU of their clients, and over IPv6 sends nothing.
+// boundRoutes returns the routes that lead the answers of sockets bound to the device into it. Without a route the
+// kernel learns no path MTU to their clients, and sends nothing over IPv6.
 func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
 	const mtu = 1500 // of a TUN device
 	to := routing.Route{Link: cfg.TUN, Table: cfg.Table + 1}

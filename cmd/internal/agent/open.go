@@ -20,7 +20,8 @@ import (
 	"vstun/tundev"
 )
 
-// open checks that the machine lets cfg run, and then, only then, makes what it needs. On an error nothing is left.
+// open checks that the agent can run with cfg on this host, and then opens and sets up what cfg needs. On an error it
+// leaves nothing behind.
 func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if err := daemon.CheckPrivileges(); err != nil {
 		return nil, err
@@ -35,13 +36,13 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
-	// First of all, since it reports whether another agent runs here, and clears away what a killed one has left.
+	// First of all, since it fails if another agent runs here, and undoes the changes of one that was killed.
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another "+
 				"path as control", used.PID, cfg.Control)
 		}
-		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the key by which it is moved elsewhere
+		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the journal lies beside the socket
 	}
 	if err := preflight(cfg); err != nil {
 		return nil, err
@@ -82,16 +83,17 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		return nil, err
 	}
 	a.warnLoudDrivers()
-	// The sockets are open. Routes and addresses still change: by a reload, when others change them, and at the end.
+	// The sockets are open. Routes and addresses still change: by a reload, with the main table, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		a.log.Warn("more privileges are left than the agent needs", "refused", err)
+		a.log.Warn("cannot drop all capabilities", "refused", err)
 	}
 	daemon.WarnUnreadable(a.log, file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
 	return a, nil
 }
 
-// openAnswers opens a worker for each queue of the device. Their sockets are of both families, whatever the VIPs are.
+// openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the
+// VIPs are.
 func (a *agent) openAnswers() error {
 	port, socket, err := wire.DevicePort(a.device.Name())
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"vstun/routing/query"
 )
 
-// preflight finds what would stop the agent, without touching the machine.
+// preflight returns the obstacles to a start of the agent, without touching the machine.
 func preflight(cfg *config.Realserver) error {
 	if taken, err := query.LinkExists(cfg.TUN); err != nil {
 		return err
@@ -21,7 +21,7 @@ func preflight(cfg *config.Realserver) error {
 	return checkMachine(cfg, nil)
 }
 
-// checkMachine returns what on this machine conflicts with cfg. The agent already owns the VIPs in had.
+// checkMachine returns the conflicts of this machine with cfg. The VIPs in had are the agent's already.
 func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 	if need := needsIPv6(cfg); need != "" && !query.HasIPv6() {
 		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
@@ -45,7 +45,7 @@ func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// needsIPv6 is the first VIP or director in cfg with an IPv6 address, "" where there is none.
+// needsIPv6 returns the first VIP or director in cfg with an IPv6 address, or "".
 func needsIPv6(cfg *config.Realserver) string {
 	for _, vip := range cfg.VIPs {
 		if vip.Is6() {
@@ -78,8 +78,7 @@ func otherTunnels(cfg *config.Realserver) error {
 	return nil
 }
 
-// obstacles is what preflight finds; while an agent runs, which has the device and the VIPs, what it would find beside
-// them.
+// obstacles is preflight for doctor. While an agent runs, the device and the VIPs are its own, and no obstacles.
 func obstacles(cfg *config.Realserver, running bool) error {
 	if running {
 		return otherTunnels(cfg)

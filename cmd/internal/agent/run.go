@@ -11,11 +11,11 @@ import (
 	"vstun/routing/query"
 )
 
-// pathsEvery is how often the ways to the directors, and this host's addresses, are asked for again when the kernel
+// pathsEvery is how often the agent looks up the paths to the directors and this host's addresses when the kernel
 // reports no change.
 const pathsEvery = 10 * time.Second
 
-// run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
+// run works until ctx is cancelled or a task fails. It leaves the host's network as it was before open.
 func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
 	a.control.Answer("/status", func() (any, error) { return a.status(), nil })
 	a.control.Lives(func() { a.status() })
@@ -29,10 +29,10 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		"offloads", a.device.Offloads(), "vips", s.cfg.VIPs, "directors", s.cfg.Directors,
 		"mss", s.mss4, "mss6", s.mss6, "control", s.cfg.Control, "metrics", metrics.Name(s.cfg.Metrics))
 	if err := daemon.Notify("READY=1"); err != nil {
-		a.log.Warn("service manager not told that we are ready", "error", err)
+		a.log.Warn("sd_notify failed", "error", err)
 	}
 	watched := make(chan struct{})
-	// A socket counts as overruns also what has a wrong checksum: they tell nothing of the workers.
+	// A socket counts packets with a wrong checksum as overruns, too: overruns say nothing about the workers.
 	tasks := []daemon.Task{
 		daemon.LogStop(a.log),
 		a.control.Run,
@@ -60,12 +60,12 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 	}
 	err := daemon.Run(ctx, tasks...)
 	if notify := daemon.Notify("STOPPING=1"); notify != nil {
-		a.log.Warn("service manager not told that we stop", "error", notify)
+		a.log.Warn("sd_notify failed", "error", notify)
 	}
 	return errors.Join(err, a.close())
 }
 
-// loops are the workers' for the watchdog.
+// loops returns the workers' loops for the watchdog.
 func (a *agent) loops() (all []daemon.Loop) {
 	for _, w := range a.workers {
 		all = append(all, w.Batches())
@@ -76,7 +76,7 @@ func (a *agent) loops() (all []daemon.Loop) {
 	return all
 }
 
-// watch refreshes when the machine has changed, so that a new address of this host is soon nobody else's.
+// watch refreshes when the host's network has changed, so that a new address of this host soon counts as its own.
 func (a *agent) watch(ctx context.Context) error {
 	t := time.NewTicker(pathsEvery)
 	defer t.Stop()
@@ -94,10 +94,11 @@ func (a *agent) watch(ctx context.Context) error {
 	}
 }
 
-// refresh takes over the MTU of the paths to the directors, and the addresses of this host. a.mu is held.
+// refresh looks up the MTU of the paths to the directors and the addresses of this host, and applies them. a.mu is
+// held.
 func (a *agent) refresh() {
 	if own, err := query.HostAddrs(); err != nil {
-		a.log.Error("this host's addresses not taken over", "error", err)
+		a.log.Error("cannot list this host's addresses", "error", err)
 	} else {
 		a.own = own
 	}
@@ -108,14 +109,14 @@ func (a *agent) refresh() {
 		return
 	}
 	if err := a.network.Set(network(is.cfg, v4, v6)); err != nil {
-		a.log.Error("new MSS not taken over", "mss", v4, "mss6", v6, "error", err)
+		a.log.Error("cannot apply a new MSS", "mss", v4, "mss6", v6, "error", err)
 		return
 	}
-	a.log.Info("the ways to the directors have changed", "mss", v4, "mss6", v6)
+	a.log.Info("paths to the directors changed", "mss", v4, "mss6", v6)
 	is.mss4, is.mss6 = v4, v6
 }
 
-// hear updates the times of addresses whose packets have come since its last call.
+// hear updates the times of the addresses with packets since its last call.
 func (a *agent) hear() {
 	for _, h := range []*heard{&a.directors, &a.strangers, &a.absent} {
 		h.look(a.workers, time.Now())

@@ -11,7 +11,7 @@ import (
 	"vstun/encap/wire"
 )
 
-// exits are where the tunnels of cfg end.
+// exits returns the far ends of the tunnels of cfg: one for each encapsulation.
 func exits(cfg *config.Realserver) (all []encap.Decapsulator) {
 	for _, name := range cfg.Encaps {
 		kind, _ := encap.ParseKind(name)
@@ -24,7 +24,7 @@ func exits(cfg *config.Realserver) (all []encap.Decapsulator) {
 	return all
 }
 
-// hasFamilies tells which families addrs are of.
+// hasFamilies reports which families addrs are of.
 func hasFamilies(addrs iter.Seq[netip.Addr]) (v4, v6 bool) {
 	for a := range addrs {
 		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
@@ -32,7 +32,7 @@ func hasFamilies(addrs iter.Seq[netip.Addr]) (v4, v6 bool) {
 	return v4, v6
 }
 
-// directors are the addresses and prefixes' addresses in cfg.
+// directors yields the address of each director, or of its prefix, in cfg.
 func directors(cfg *config.Realserver) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for _, d := range cfg.Directors {
@@ -43,7 +43,8 @@ func directors(cfg *config.Realserver) iter.Seq[netip.Addr] {
 	}
 }
 
-// sockets are what the tunnels of cfg come by: over the directors' families, and with protocols 4 and 41 for the VIPs'.
+// sockets returns the sockets that the tunnels of cfg need: over the directors' families, and with protocols 4 and 41
+// for the VIPs' families.
 func sockets(cfg *config.Realserver) (all []wire.Socket) {
 	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
 	over4, over6 := hasFamilies(directors(cfg))
@@ -70,7 +71,7 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 	return all
 }
 
-// spareSockets are the raw sockets of all tunnels.
+// spareSockets returns the raw sockets of all tunnels.
 func spareSockets() (all []wire.Socket) {
 	for _, over6 := range []bool{false, true} {
 		for _, protocol := range []uint8{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE} {

@@ -12,6 +12,7 @@ import (
 	"vstun/routing/query"
 )
 
+// status returns the counters and settings of the running agent.
 func (a *agent) status() control.RealserverStatus {
 	var t, answers packet.Tally
 	var merged, questions uint64
@@ -53,7 +54,8 @@ func (a *agent) status() control.RealserverStatus {
 	return st
 }
 
-// overruns is the packets that the kernel dropped because no worker took them, from the sockets or from the device.
+// overruns returns how many packets the kernel dropped because the workers did not read them fast enough, from the
+// sockets or from the device.
 func (a *agent) overruns() uint64 {
 	n, _ := query.Dropped(a.device.Name()) // an error: the device is gone
 	for _, r := range a.receivers {
