@@ -23,19 +23,18 @@ import (
 
 // The helpers of kerneltest by short names: a test's host is drawn at NewHost.
 var (
-	newHost      = kerneltest.NewHost
-	enterNewHost = kerneltest.EnterNewHost
-	enterNew     = kerneltest.EnterNew
-	eventually   = kerneltest.Eventually
-	must         = kerneltest.Must
-	named        = kerneltest.Named
-	cidr         = kerneltest.CIDR
-	linkOf       = kerneltest.LinkOf
-	linkUp       = kerneltest.LinkUp
-	addAddr      = kerneltest.AddAddr
-	sysctl       = kerneltest.Sysctl
-	setSysctl    = kerneltest.SetSysctl
-	quickest     = kerneltest.Quickest
+	newHost    = kerneltest.NewHost
+	enterNew   = kerneltest.EnterNew
+	eventually = kerneltest.Eventually
+	must       = kerneltest.Must
+	named      = kerneltest.Named
+	cidr       = kerneltest.CIDR
+	linkOf     = kerneltest.LinkOf
+	linkUp     = kerneltest.LinkUp
+	addAddr    = kerneltest.AddAddr
+	sysctl     = kerneltest.Sysctl
+	setSysctl  = kerneltest.SetSysctl
+	quickest   = kerneltest.Quickest
 )
 
 const childEnv = "VSTUN_ROUTING_TEST_CHILD"

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -33,7 +34,7 @@ func (m *Manager) planQuiet(want bool, links linkSet) (steps []step, made []stri
 		return nil, []string{QuietLink}
 	}
 	s := step{what: "ip link add " + QuietLink + " up type ipip external mode mplsip", name: "device " + QuietLink,
-		old: "none", new: "up", refused: m.quietRefused}
+		old: "none", new: "up", recorded: slices.Contains(m.own.Made, QuietLink), refused: m.quietRefused}
 	s.do = func() error {
 		if err := addQuiet(); err != nil {
 			return err

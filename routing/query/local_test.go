@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 )
 
 func TestLocalLinks(t *testing.T) {
@@ -38,5 +39,23 @@ func TestHostAddrs(t *testing.T) {
 		if !slices.Contains(got, netip.MustParseAddr(want)) {
 			t.Errorf("%v lacks %s", got, want)
 		}
+	}
+}
+
+// The addresses of all devices are listed once, however many addresses are asked for.
+func TestLocalLinksOfManyAreQuick(t *testing.T) {
+	newHost(t)
+	var addrs []netip.Addr
+	for a := netip.MustParseAddr("10.1.128.0"); len(addrs) < 10_000; a = a.Next() {
+		addrs = append(addrs, a)
+	}
+	took := quickest(3, func() {
+		if links, err := LocalLinks(addrs...); len(links) > 0 || err != nil {
+			t.Fatalf("%v, %v", links, err)
+		}
+	})
+	t.Logf("%d addresses in %v", len(addrs), took)
+	if took > 2*time.Second {
+		t.Errorf("%d addresses take %v", len(addrs), took)
 	}
 }
