@@ -187,12 +187,13 @@ func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 		return 0, ErrClosed
 	}
 	err = m.ns.do(func() error {
-		changes, err = m.pass(level, false)
+		raced := 0
+		changes, err = m.pass(level, &raced)
 		// Other programs change routes while we copy them: a second pass sees the present state.
 		if changes > 0 && isRace(err) {
 			var more int
-			more, err = m.pass(level, true)
-			changes += more
+			more, err = m.pass(level, nil)
+			changes += more - raced
 		}
 		return err
 	})
@@ -205,8 +206,9 @@ func isRace(err error) bool {
 }
 
 // pass makes the changes that are missing. If the journal can't be written, it makes those that the journal lists
-// already, and fails. An error that another program's change may explain is a refusal only in the last pass.
-func (m *Manager) pass(level slog.Level, last bool) (changes int, err error) {
+// already, and fails. Errors that another program's change may explain are no refusals yet: raced counts them. In the
+// last pass, raced is nil, they are refusals, too.
+func (m *Manager) pass(level slog.Level, raced *int) (changes int, err error) {
 	snap, err := m.takeSnapshot(scopeOf(m.state, m.own))
 	if err != nil {
 		return 0, err
@@ -227,7 +229,7 @@ func (m *Manager) pass(level slog.Level, last bool) (changes int, err error) {
 	}
 	log := changeLog{log: m.log, level: level}
 	defer log.end()
-	var raced error
+	var races error
 	for _, s := range steps {
 		if unwritten != nil && !s.recorded {
 			continue
@@ -237,16 +239,17 @@ func (m *Manager) pass(level slog.Level, last bool) (changes int, err error) {
 			changes++
 			log.add(s.name, s.old, s.new)
 		case s.refused == nil:
-			return changes + 1, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten, raced)
-		case !last && isRace(err):
+			return changes + 1, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten, races)
+		case raced != nil && isRace(err):
 			changes++
-			raced = errors.Join(raced, fmt.Errorf("%s: %w", s.what, err))
+			*raced++
+			races = errors.Join(races, fmt.Errorf("%s: %w", s.what, err))
 		default:
 			s.refused(err, &log)
 		}
 	}
 	if unwritten != nil {
-		return changes, errors.Join(unwritten, raced)
+		return changes, errors.Join(unwritten, races)
 	}
 	changes += stale.count()
 	left, err := m.undo(stale)
@@ -254,7 +257,7 @@ func (m *Manager) pass(level slog.Level, last bool) (changes int, err error) {
 		log.add(name, "set by this program", "undone")
 	}
 	m.own = next.plus(left)
-	return changes, errors.Join(err, m.writeJournal(m.own), raced)
+	return changes, errors.Join(err, m.writeJournal(m.own), races)
 }
 
 // plan compares the state with the machine. It returns the steps to make, and the records of our changes after them.

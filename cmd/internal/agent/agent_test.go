@@ -82,7 +82,7 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
-// TestKernelCantBeAsked: without a descriptor left, the MSS by what was known of the ways stays.
+// TestKernelCantBeAsked: without a descriptor left, the MSS by the paths known before stays.
 func TestKernelCantBeAsked(t *testing.T) {
 	var was unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
