@@ -79,8 +79,8 @@ var everyRoute = []struct {
 	{[]string{"-6 route add local 2001:db8:24::/64 dev lo table main"}, []string{"2001:db8:24::1"}},
 	{[]string{"-6 route add multicast ff0e::/16 dev west table main"}, []string{"ff0e::1"}},
 	{[]string{"-6 route add anycast 2001:db8:26::1 dev east table main"}, []string{"2001:db8:26::1"}},
-	{[]string{"-6 route add 2001:db8:30::/64 nexthop via 2001:db8:1::9 weight 3 nexthop via fe80::9 dev west weight 100"}, []string{
-		"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
+	{[]string{"-6 route add 2001:db8:30::/64 nexthop via 2001:db8:1::9 weight 3 nexthop via fe80::9 dev west " +
+		"weight 100"}, []string{"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
 	{[]string{"-6 route add 2001:db8:31::/64 dev west", "-6 route append 2001:db8:31::/64 dev east"}, []string{
 		"2001:db8:31::1", "2001:db8:31::1 oif east"}},
 	{[]string{"-6 route add 2001:db8:32::/64 via fe80::9 dev west pref low", "-6 route append 2001:db8:32::/64 dev " +

@@ -14,9 +14,9 @@ import (
 
 // takesIPIP reports whether the agent takes packets of IP protocol 4 over IPv4. Then the kernel's IPIP driver is kept
 // quiet.
-func takesIPIP(cfg *config.Realserver) bool { return slices.Contains(sockets(cfg), ipipSocket) }
+func takesIPIP(cfg *config.Realserver) bool { return slices.ContainsFunc(sockets(cfg), isIPIP) }
 
-var ipipSocket = wire.Socket{Protocol: packet.ProtoIPIP}
+func isIPIP(s wire.Socket) bool { return s == wire.Socket{Protocol: packet.ProtoIPIP} }
 
 // warnLoudDrivers warns of the kernel's drivers that answer packets that the agent takes, and that
 // routing.State.QuietIPIP does not keep quiet. It is called again and again, as drivers may be loaded at any time; a
@@ -45,7 +45,7 @@ func (a *agent) warnLoudDrivers() {
 // quiet is set, packets of protocol 4 are not answered.
 func answering(take []wire.Socket, devices []query.Tunnel, quiet bool) (modules []string) {
 	for _, s := range take {
-		if quiet && s == ipipSocket {
+		if quiet && isIPIP(s) {
 			continue
 		}
 		for _, d := range devices {
