@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"vstun/routing/kernel"
 	"vstun/testdata/testkit"
 )
 
@@ -79,8 +80,8 @@ var everyRoute = []struct {
 	{[]string{"-6 route add local 2001:db8:24::/64 dev lo table main"}, []string{"2001:db8:24::1"}},
 	{[]string{"-6 route add multicast ff0e::/16 dev west table main"}, []string{"ff0e::1"}},
 	{[]string{"-6 route add anycast 2001:db8:26::1 dev east table main"}, []string{"2001:db8:26::1"}},
-	{[]string{"-6 route add 2001:db8:30::/64 nexthop via 2001:db8:1::9 weight 3 nexthop via fe80::9 dev west weight 100"}, []string{
-		"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
+	{[]string{"-6 route add 2001:db8:30::/64 nexthop via 2001:db8:1::9 weight 3 nexthop via fe80::9 dev west " +
+		"weight 100"}, []string{"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
 	{[]string{"-6 route add 2001:db8:31::/64 dev west", "-6 route append 2001:db8:31::/64 dev east"}, []string{
 		"2001:db8:31::1", "2001:db8:31::1 oif east"}},
 	{[]string{"-6 route add 2001:db8:32::/64 via fe80::9 dev west pref low", "-6 route append 2001:db8:32::/64 dev " +
@@ -106,7 +107,8 @@ var (
 // answers is the state of an agent with a VIP of each family, which lo has. It lowers no MSS: the routes are the same.
 func answers() State {
 	return State{
-		Addrs: []Addr{{Link: "lo", Prefix: hostPrefix(answerVIP4)}, {Link: "lo", Prefix: hostPrefix(answerVIP6)}},
+		Addrs: []Addr{{Link: "lo", Prefix: kernel.HostPrefix(answerVIP4)},
+			{Link: "lo", Prefix: kernel.HostPrefix(answerVIP6)}},
 		Replies: &Replies{
 			From: []netip.Addr{answerVIP4, answerVIP6}, Table: 5080, Priority: 1080,
 		},
@@ -216,15 +218,15 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
 	must(t, m.Set(answers()))
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("a second pass made %d changes, %v", n, err)
 	}
 	sameWays(t, "every route", dsts)
 
 	for _, compat := range []string{"0", "1"} { // the listing names nexthop objects only
 		setSysctl(t, "net/ipv4/nexthop_compat_mode", compat)
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("nexthop_compat_mode %s: mending made %d changes, %v", compat, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("nexthop_compat_mode %s: another pass made %d changes, %v", compat, n, err)
 		}
 	}
 
@@ -232,7 +234,7 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	s := answers()
 	s.Replies.AdvMSS, s.Replies.AdvMSS6 = 1200, 1180
 	must(t, m.Set(s))
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("with a lowered MSS a second pass made %d changes, %v", n, err)
 	}
 	for dst, want := range map[string]string{"203.0.112.1": "advmss 1200", "100.65.0.1": "advmss 1200",
@@ -260,7 +262,7 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 				made = append(made, command)
 			}
 		}
-		_, err := m.mend()
+		_, err := m.passAgain()
 		must(t, err)
 		sameWays(t, strings.Join(made, "; "), r.dsts)
 		for i := range made {
@@ -269,12 +271,12 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 				undo = strings.Join(strings.Fields(undo)[:4], " ")
 			}
 			_, _ = ip(undo) // one may take others with it
-			_, err := m.mend()
+			_, err := m.passAgain()
 			must(t, err)
 			sameWays(t, "after ip "+undo, r.dsts)
 		}
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("%v: mending made %d changes, %v", made, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("%v: another pass made %d changes, %v", made, n, err)
 		}
 	}
 }
@@ -384,7 +386,7 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 		t.Errorf("default routes of the copy:\n%s", out)
 	}
 	must(t, netlink.LinkSetDown(linkOf(t, "east")))
-	_, err = m.mend()
+	_, err = m.passAgain()
 	must(t, err)
 	sameWays(t, "the first gateway's device is down", dsts)
 	if w := answerWay(dsts[0]); !strings.Contains(w, "via 10.2.0.254") {
@@ -422,8 +424,8 @@ func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
 	must(t, m.Set(answers()))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	if w := answerWay("100.74.0.1"); !strings.Contains(w, "encap bpf") || !strings.Contains(w, "via 10.1.0.9 ") {
 		t.Errorf("answers go %s", w)

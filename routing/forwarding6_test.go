@@ -80,8 +80,8 @@ func TestForwardingKeepsRouters(t *testing.T) {
 	must(t, netlink.RouteDel(routeIn(t, unix.RT_TABLE_MAIN, "::/0")))
 	advertise(t)
 	testkit.Eventually(t, "the router is known again", func() bool { return hasRouter(t) })
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	must(t, m.Close())
 	sameState(t, before, machineState(t))
@@ -107,7 +107,7 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 		}
 	}
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("new"), PeerName: "newer"}))
-	_, err := m.mend()
+	_, err := m.passAgain()
 	must(t, err)
 	if got := sysctl(t, "net/ipv6/conf/new/accept_ra"); got != "2" {
 		t.Errorf("a device that has come: accept_ra is %s", got)
@@ -125,7 +125,7 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestForwarding6ThatIsOnIsNotTouched: who routes already has said which advertisements he takes.
+// TestForwarding6ThatIsOnIsNotTouched: a host that forwards already keeps its choice of advertisements.
 func TestForwarding6ThatIsOnIsNotTouched(t *testing.T) {
 	newHost6(t)
 	setSysctl(t, forwarding6, "1")

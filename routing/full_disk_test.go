@@ -111,7 +111,7 @@ func damage(t *testing.T) (rule ruleRecord) {
 	return rule
 }
 
-func mendedAll(t *testing.T, rule ruleRecord) bool {
+func restoredAll(t *testing.T, rule ruleRecord) bool {
 	t.Helper()
 	return hasRule(t, rule) && hasAddr(t) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil &&
 		linkOf(t, "vs0").Attrs().MTU == 1480 && sysctl(t, "net/ipv4/conf/all/arp_ignore") == "1"
@@ -139,7 +139,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 		return r != nil && r.Gw.String() == "10.1.0.99"
 	})
 	rule := damage(t)
-	testkit.Eventually(t, "all is restored", func() bool { return mendedAll(t, rule) })
+	testkit.Eventually(t, "all is restored", func() bool { return restoredAll(t, rule) })
 	// These the journal has to list.
 	for i := range 20 {
 		must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i)), Gw: net.IPv4(10, 1, 0,
@@ -183,7 +183,7 @@ func TestWatchWithoutAJournal(t *testing.T) {
 			strings.Contains(log.String(), "journal") && strings.Contains(log.String(), "is a directory")
 	})
 	rule := damage(t)
-	testkit.Eventually(t, "what it lists is restored", func() bool { return mendedAll(t, rule) })
+	testkit.Eventually(t, "what it lists is restored", func() bool { return restoredAll(t, rule) })
 	if routeIn(t, 5080, "100.64.0.0/24") != nil {
 		t.Error("a route is copied that no journal lists: a kill would leave it")
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/routing/kernel"
 	"vstun/testdata/testkit"
 )
 
@@ -48,7 +49,7 @@ func TestWatchMends(t *testing.T) {
 
 	must(t, netlink.LinkSetDown(linkOf(t, "vs0")))
 	testkit.Eventually(t, "device is up again, with its route", func() bool {
-		return isUp(linkOf(t, "vs0")) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil
+		return kernel.IsUp(linkOf(t, "vs0")) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil
 	})
 
 	setSysctl(t, "net/ipv4/conf/vs0/rp_filter", "1")
@@ -56,7 +57,7 @@ func TestWatchMends(t *testing.T) {
 	stop()
 
 	must(t, m.Close())
-	// What somebody wrote in between is what is restored.
+	// The value that another program wrote in between is restored.
 	if got := sysctl(t, "net/ipv4/conf/vs0/rp_filter"); got != "1" {
 		t.Errorf("rp_filter = %s, want 1", got)
 	}

@@ -10,7 +10,8 @@ type rules struct {
 
 // newRules makes the rules of cfg for a table of at most maximum connections.
 func newRules(cfg Config, maximum int) *rules {
-	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcp: &tcpStates, checksDests: cfg.ExpireNodest || cfg.DropRemoved}
+	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcp: &tcpStates, checksDests: cfg.ExpireNodest ||
+		cfg.DropRemoved}
 	r.Max = maximum
 	if cfg.SecureTCP {
 		r.tcp = &tcpStatesSecure

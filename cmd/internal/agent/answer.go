@@ -12,16 +12,16 @@ import (
 	"vstun/encap/query"
 )
 
-// Bounds of answers to directors' questions: one each answerPace, and as many questions wait as questionsWaiting.
-// Workers drop the others.
+// Bounds of answers to directors' questions: one answer each answerPace, and questionsWaiting questions wait. Workers
+// drop further ones.
 const (
 	answerPace       = 10 * time.Millisecond
 	questionsWaiting = 64
 )
 
-// answerQuestions answers directors' questions until ctx ends: what this agent accepts, and what came from the director
-// that asks. status returns what the agent accepts now. Each answer goes to the outer source of its question, which the
-// policy has let in, and is no longer than its question.
+// answerQuestions answers directors' questions until ctx ends: which packets this agent accepts, and how many came from
+// the director that asks. status returns the agent's present status. Each answer goes to the outer source of its
+// question, which the policy has let in, and is no longer than its question.
 func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
 	status func() api.RealserverStatus) error {
 	pace := time.NewTicker(answerPace)
@@ -45,7 +45,7 @@ func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
 	}
 }
 
-// answerTo is the answer to q of an agent with this status.
+// answerTo returns the answer to q of an agent with this status.
 func answerTo(q endpoint.Asked, st *api.RealserverStatus) *query.Answer {
 	a := &query.Answer{Version: query.Version, First: q.First, Nonce: q.Nonce, Age: query.NoAge,
 		Total: uint16(len(st.VIPs)), EncapPort: st.EncapPort, Program: st.Version}

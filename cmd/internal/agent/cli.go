@@ -1,5 +1,5 @@
-// Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes →
-// worker; and its command line.
+// Package agent is the realserver's program: configuration → sockets, device, addresses and routes → workers. It has
+// the command line, too.
 package agent
 
 import (
@@ -104,7 +104,7 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	// the last for an encap_port below 1024; open says what is refused
+	// CAP_NET_BIND_SERVICE is for an encap_port below 1024. An error is ignored: open reports a refused operation.
 	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE)
 	a, err := open(file, cfg)
 	if err != nil {

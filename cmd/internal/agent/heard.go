@@ -11,8 +11,8 @@ import (
 	"vstun/encap/endpoint"
 )
 
-// heardEvery is the precision of the time of an address's last packet. Workers read no clock: their counts are compared
-// this often.
+// heardEvery is the precision of the time of an address's last packet. Workers read no clock, so the agent compares
+// their counts this often.
 const heardEvery = time.Second
 
 // heard adds up one kind of the workers' counts by address, with the time of each count's last change. Any
@@ -23,13 +23,13 @@ type heard struct {
 	seen map[netip.Addr]mark
 }
 
-// mark is a count, and when it was new.
+// mark is a count and the time of its last change.
 type mark struct {
 	packets uint64
 	at      time.Time
 }
 
-// look returns the present counts, the largest first.
+// look returns the current counts, the largest first.
 func (h *heard) look(workers []*endpoint.Worker, now time.Time) []api.Counted {
 	counts := map[netip.Addr]uint64{}
 	for _, w := range workers {

@@ -8,7 +8,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// serveHTTP says what is answered at the address of metrics.
+// serveHTTP registers the pages at the address of metrics.
 func (a *agent) serveHTTP() {
 	var batches []*packet.Batches
 	for _, w := range a.workers {

@@ -50,10 +50,10 @@ func (a *agent) reload() ([]api.Change, error) {
 	return all, nil
 }
 
-// loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
+// loggedChanges bounds the lines that a reload writes to the log at once.
 const loggedChanges = 100
 
-// configuration is the result of the last read of the file.
+// configuration returns the result of the last read of the file.
 func (a *agent) configuration() api.Configuration {
 	if c := a.read.Load(); c != nil {
 		return *c
@@ -61,9 +61,9 @@ func (a *agent) configuration() api.Configuration {
 	return api.Configuration{Read: a.start}
 }
 
-// apply puts cfg in force. The fallible steps come first: the address of metrics, new sockets, and the machine with
-// the VIPs of both configurations. Then one pointer changes the workers' policy. Removed VIPs leave the machine last:
-// a packet for one that came out of the device afterwards would be routed back to the director.
+// apply puts cfg in force. The steps that can fail come first: the address of metrics, new sockets, and the network
+// with the VIPs of both configurations. Then one pointer changes the workers' policy. Removed VIPs leave the host last:
+// a packet for a VIP that the host no longer has would be routed back to the director.
 func (a *agent) apply(cfg *config.Realserver) (err error) {
 	was := a.setup.Load()
 	if keys := was.cfg.NeedsRestart(cfg); len(keys) > 0 {
@@ -92,6 +92,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	both := *cfg
 	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
 	before, after := network(was.cfg, was.mss4, was.mss6), network(&both, v4, v6)
+	after.QuietIPIP = after.QuietIPIP || before.QuietIPIP
 	steps := []routing.State{after}
 	if cfg.Table != was.cfg.Table { // the second table of one configuration can be the first of the other
 		steps = []routing.State{unbound(before), unbound(after), after}
@@ -106,13 +107,13 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return err // the agent is ending
 	}
 	a.level.Set(cfg.Log)
-	if len(both.VIPs) > len(cfg.VIPs) {
-		err := a.network.Set(network(cfg, v4, v6))
+	if now := network(cfg, v4, v6); len(both.VIPs) > len(cfg.VIPs) || now.QuietIPIP != after.QuietIPIP {
+		err := a.network.Set(now)
 		if err != nil && !errors.Is(err, routing.ErrClosed) { // it is tried again
-			a.log.Error("cannot remove VIPs that are not configured any more; retrying", "error", err)
+			a.log.Error("cannot undo what is not configured any more; retrying", "error", err)
 		}
 	}
-	a.keepQuiet()
+	a.warnLoudDrivers()
 	return nil
 }
 
@@ -130,7 +131,7 @@ func without[T comparable](all, some []T) []T {
 	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return slices.Contains(some, v) })
 }
 
-// changes lists the differences between two configurations of a running agent.
+// changes returns the differences between two configurations of a running agent.
 func changes(was, is *config.Realserver) (all []api.Change) {
 	compare := func(key string, was, is any) {
 		if was != is {
@@ -153,7 +154,7 @@ func changes(was, is *config.Realserver) (all []api.Change) {
 	return all
 }
 
-// compareLists adds to all a change for each element that has come to the list of a key, or gone from it.
+// compareLists adds to all a change for each element that was added to the list of a key, or removed from it.
 func compareLists(all *[]api.Change, key, element string, was, is []string) {
 	for _, name := range without(is, was) {
 		*all = append(*all, api.Change{Key: key, New: name, Text: fmt.Sprintf("%s %s: added", element, name)})
@@ -184,7 +185,7 @@ func directorName(d netip.Prefix) string {
 	return d.String()
 }
 
-// shown is a value as a line has it; nil is a key that is not there.
+// shown returns a value as a line of the log has it; nil is an absent key.
 func shown(v any) string {
 	if v == nil {
 		return "none"

@@ -6,7 +6,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // answers examines the way of the answers: there is one to everywhere, and, while the agent runs, it is by the agent's
@@ -23,7 +23,7 @@ func (e *exam) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 		if len(vips) == 0 {
 			continue
 		}
-		hop, ok, err := routing.Lookup(outside[six], netip.Addr{})
+		hop, ok, err := query.Lookup(outside[six], netip.Addr{})
 		if e.failed(err) {
 			return
 		}
@@ -47,10 +47,10 @@ func (e *exam) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 
 // answersOf examines the way of the answers from one VIP, to clients as well as to the directors, who may be such.
 func (e *exam) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip netip.Addr) {
-	if _, local, err := routing.LocalAddr(vip); err != nil || !local {
+	if _, local, err := query.LocalLink(vip); err != nil || !local {
 		return // that is noted elsewhere
 	}
-	hop, ok, err := routing.Lookup(outside[vip.Is6()], vip)
+	hop, ok, err := query.Lookup(outside[vip.Is6()], vip)
 	if e.failed(err) {
 		return
 	}

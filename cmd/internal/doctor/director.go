@@ -16,7 +16,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/words"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // Director is the director of this machine, as it runs or would run.
@@ -179,7 +179,7 @@ func (e *exam) start(running bool, obstacles func(running bool) error) {
 // realserverRoutes examines whether there is a route to each realserver, and what it takes.
 func (e *exam) realserverRoutes(cfg *config.Director) {
 	all, services := realservers(cfg)
-	ways, err := routing.Paths(all)
+	ways, err := query.Paths(all)
 	if e.failed(err) {
 		return
 	}
@@ -275,11 +275,11 @@ func (e *exam) health(st *api.DirectorStatus) {
 // tunnels probes the realservers.
 func (d *Director) tunnels(ctx context.Context, e *exam) {
 	all, _ := realservers(d.Config)
-	ways, err := routing.Paths(all)
+	ways, err := query.Paths(all)
 	if e.failed(err) {
 		return
 	}
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if e.failed(err) {
 		return
 	}
@@ -304,11 +304,11 @@ var outside = map[bool]netip.Addr{false: netip.MustParseAddr("9.9.9.9"), true: n
 
 // ownAddress is an address of this host for answers to come to: the configured source, that of the default route, or
 // any.
-func ownAddress(cfg *config.Director, devices []routing.Device, six bool) netip.Addr {
+func ownAddress(cfg *config.Director, devices []query.Device, six bool) netip.Addr {
 	if a := cfg.Source.For(outside[six]); a.IsValid() {
 		return a
 	}
-	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && hop.Source.IsGlobalUnicast() {
+	if hop, ok, err := query.Lookup(outside[six], netip.Addr{}); err == nil && ok && hop.Source.IsGlobalUnicast() {
 		return hop.Source
 	}
 	for _, d := range devices {

@@ -12,7 +12,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // strict is the rp_filter that drops a packet whose source the host would reach by another device (RFC 3704, section
@@ -24,7 +24,7 @@ const sampled = 500 * time.Millisecond
 
 // strictDevices are the devices that are up and filter strictly, but for one.
 func strictDevices(but string) (names []string, err error) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	for _, d := range devices {
 		if d.Up && !d.Loopback && d.Name != but && hasIPv4(d) && sysctlOf(d.Name, "rp_filter") == strict {
 			names = append(names, d.Name)
@@ -75,7 +75,7 @@ func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 			if err != nil || !a.Is4() || r.Check == nil || r.Check.Via != "tunnel" {
 				continue
 			}
-			if hop, ok, err := routing.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices,
+			if hop, ok, err := query.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices,
 				hop.Link) && !slices.Contains(used, hop.Link) {
 				used = append(used, hop.Link)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // crossing is a kind of packets that must come through the firewall.
@@ -30,7 +30,7 @@ type crossing struct {
 // firewall examines whether crossings come through; legacy are the chains that matter of an iptables that is not
 // nftables.
 func (e *exam) firewall(crossings []crossing, legacy ...string) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if e.failed(err) {
 		return
 	}
@@ -189,7 +189,7 @@ func (e *exam) directorFirewall(d *Director) {
 	var all []crossing
 	for _, s := range d.Config.Services {
 		for _, vip := range s.VIPs {
-			hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{})
+			hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
 			if e.failed(err) {
 				return
 			}
@@ -222,7 +222,7 @@ func (d *Director) errorCrossings() (all []crossing) {
 	list, _ := realservers(d.Config)
 	seen := map[bool]bool{}
 	for _, a := range list {
-		hop, ok, err := routing.Lookup(a, netip.Addr{})
+		hop, ok, err := query.Lookup(a, netip.Addr{})
 		if seen[a.Is6()] || err != nil || !ok || !hop.Source.IsValid() {
 			continue
 		}

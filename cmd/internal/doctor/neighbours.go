@@ -6,13 +6,14 @@ import (
 	"net/netip"
 	"sync"
 
-	"vstun/routing"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
 )
 
 // neighbours examines whether somebody answers for a VIP that lies in a subnet of this host: there hosts and routers
 // ask for it by ARP or neighbour discovery, and the director's kernel does not have it.
 func (e *exam) neighbours(vips []netip.Addr) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if e.failed(err) {
 		return
 	}
@@ -23,7 +24,7 @@ func (e *exam) neighbours(vips []netip.Addr) {
 			if !in {
 				continue
 			}
-			answers, err := routing.AnswersFor(d.Name, vip)
+			answers, err := query.AnswersFor(d.Name, vip)
 			if e.failed(err) {
 				return
 			}
@@ -45,7 +46,7 @@ func (e *exam) neighbours(vips []netip.Addr) {
 
 // impostors examines whether somebody else answers ARP for a VIP: a realserver that does not keep from it, or a second
 // director.
-func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool) {
+func (e *exam) impostors(devices []query.Device, vips []netip.Addr) (good bool) {
 	type question struct {
 		device    string
 		vip, from netip.Addr
@@ -68,7 +69,7 @@ func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool
 	}
 	var wait sync.WaitGroup
 	for _, q := range all {
-		wait.Go(func() { q.answers, q.err = routing.WhoHas(q.device, q.vip, q.from, sampled) })
+		wait.Go(func() { q.answers, q.err = neigh.Resolve(q.device, q.vip, q.from, sampled) })
 	}
 	wait.Wait()
 	good = true
@@ -94,7 +95,7 @@ func (e *exam) impostors(devices []routing.Device, vips []netip.Addr) (good bool
 const mostQuestions = 256
 
 // subnetOf is the subnet of a device that a lies in.
-func subnetOf(d routing.Device, a netip.Addr) (netip.Prefix, bool) {
+func subnetOf(d query.Device, a netip.Addr) (netip.Prefix, bool) {
 	for _, p := range d.Addrs {
 		if d.Up && !d.Loopback && !p.IsSingleIP() && p.Contains(a) {
 			return p.Masked(), true

@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // Realserver is the agent of this machine, as it runs or would run.
@@ -74,7 +74,7 @@ func (e *exam) directors(cfg *config.Realserver) {
 			names = append(names, d.String())
 			continue
 		}
-		if link, local, err := routing.LocalAddr(d.Addr()); err == nil && local {
+		if link, local, err := query.LocalLink(d.Addr()); err == nil && local {
 			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()),
 				What: fmt.Sprintf("it is this host itself, on %s", link),
 				Why:  "a host drops packets that come from an address of its own", Fix: applyRealserver,
@@ -90,7 +90,7 @@ func (e *exam) directors(cfg *config.Realserver) {
 
 // ownVIPs examines whether the agent's device has the VIPs, so that the servers get their packets.
 func (e *exam) ownVIPs(cfg *config.Realserver) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if e.failed(err) {
 		return
 	}
@@ -163,7 +163,7 @@ func (e *exam) realserverFilters(ctx context.Context, cfg *config.Realserver) {
 
 // arp examines whether this host keeps from answering ARP for the VIPs where it shares a subnet with a director.
 func (e *exam) arp(cfg *config.Realserver) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if e.failed(err) {
 		return
 	}
@@ -217,7 +217,7 @@ func (e *exam) realserverFirewall(s *Realserver) {
 			if !d.IsSingleIP() {
 				from = from.Next()
 			}
-			hop, ok, err := routing.Lookup(from, netip.Addr{})
+			hop, ok, err := query.Lookup(from, netip.Addr{})
 			if err != nil || !ok || !hop.Source.IsValid() {
 				continue
 			}
@@ -250,7 +250,7 @@ func (e *exam) realserverFirewall(s *Realserver) {
 					state: expr.CtStateBitNEW},
 				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
 		}
-		if hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
+		if hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
 			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anybody[vip.Is6()], 1024), 0, 0, tcpSYN|tcpACK)
 			all = append(all, crossing{name: fmt.Sprintf("answers from %s", vip), grade: Error,
 				why: "clients hear nothing", hooks: out,

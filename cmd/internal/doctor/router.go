@@ -8,7 +8,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // routed is one VIP's packet that this host gives its router.
@@ -26,7 +26,7 @@ const routerHops = 2
 // from this host's own address: one that comes back is seen before the kernel drops it, and gets neither to the
 // director nor to a realserver.
 func (d *Director) router(ctx context.Context, e *exam, running bool, before *api.DirectorStatus) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if e.failed(err) {
 		return
 	}
@@ -59,7 +59,7 @@ func (d *Director) router(ctx context.Context, e *exam, running bool, before *ap
 
 // routed makes the packet for a VIP; why is the reason if there can't be one. A VIP in a subnet of this host gets none:
 // its neighbours ask for it there, which is examined elsewhere.
-func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, running bool) (r routed, why string) {
+func (d *Director) routed(p *prober, vip netip.Addr, devices []query.Device, running bool) (r routed, why string) {
 	for _, device := range devices {
 		if _, in := subnetOf(device, vip); in {
 			return r, ""
@@ -68,9 +68,9 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 	if vip.Is6() && !running { // a router may redirect it to this host itself, which a host that forwards does not heed
 		return r, "whether a router sends its packets here shows while the director runs"
 	}
-	hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{})
+	hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
 	if err != nil || !ok || !hop.Gateway.IsValid() ||
-		!slices.ContainsFunc(devices, func(d routing.Device) bool { return d.Name == hop.Link }) ||
+		!slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == hop.Link }) ||
 		hop.Link == d.Config.TUN || !hop.Source.IsValid() || hop.Source.IsLinkLocalUnicast() {
 		return r, "this host has no default route to a router, to ask whether it sends the VIP's packets here"
 	}
@@ -79,7 +79,7 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 		return r, err.Error()
 	}
 	r.via, r.device = hop.Gateway, devices[slices.IndexFunc(devices,
-		func(d routing.Device) bool { return d.Name == hop.Link })].Index
+		func(d query.Device) bool { return d.Name == hop.Link })].Index
 	if vip.Is4() {
 		h := packet.IPv4(r.packet)
 		h[8] = routerHops

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vstun/cmd/internal/config"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // A sorry server is probed as realservers are, by the tunnel that it has, and one that fails is a warning as long as
@@ -36,7 +36,7 @@ func TestSorryServerIsATarget(t *testing.T) {
 		map[string][]string{"10.0.11.2": services[server], "10.0.99.2": services[sorry]}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	ways := map[netip.Addr]routing.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
+	ways := map[netip.Addr]query.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
 		sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
 	found := map[string]Severity{}
 	for _, t := range targets(cfg, ways, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
@@ -89,7 +89,7 @@ func TestLinesOfThousands(t *testing.T) {
 				Tunnel: config.Tunnel{Encap: "ipip"}}}})
 	}
 	own := func(netip.Addr) netip.Addr { return netip.MustParseAddr("10.0.2.2") }
-	ways := map[netip.Addr]routing.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
+	ways := map[netip.Addr]query.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
 	all := targets(cfg, ways, own)
 	if where := all[0].where(); len(all) != 1 || len(where) > 200 {
 		t.Errorf("%d targets, %s", len(all), where)

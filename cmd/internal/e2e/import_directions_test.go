@@ -25,7 +25,12 @@ var mayImport = map[string][]string{
 	"balancer":          {"balancer/conntab", "encap", "encap/packet"},
 	"balancer/health":   {},
 	"balancer/forward":  {"balancer", "balancer/conntab", "encap", "encap/packet"},
-	"routing":           {},
+	"routing":           {"routing/kernel", "routing/query"},
+	"routing/query":     {"routing/kernel"},
+	"routing/neigh":     {},
+	"routing/kernel":    {},
+
+	"routing/kernel/kerneltest": {"routing/kernel"},
 }
 
 const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
@@ -51,6 +56,7 @@ var onlyBelow = map[string][]string{
 	"github.com/google/nftables/expr":   {"cmd/internal/doctor"},
 	"github.com/google/nftables/xt":     {"cmd/internal/doctor"},
 	"github.com/mdlayher/netlink":       {"cmd/internal/doctor"},
+	"github.com/mdlayher/packet":        {"routing/neigh"},
 	"github.com/google/gopacket":        {"cmd/internal/capture"},
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
 	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},

@@ -56,7 +56,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// The overhead is that of the largest packet that a director's tunnel makes.
+// The overhead is as large as the largest of a director's tunnel.
 func TestOverhead(t *testing.T) {
 	from4, from6 := netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00:0:2::2")
 	for _, c := range []struct {
@@ -82,7 +82,7 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
-// TestKernelCantBeAsked: without a descriptor left, the MSS by what was known of the ways stays.
+// TestKernelCantBeAsked: without a descriptor left, the MSS by the paths known before stays.
 func TestKernelCantBeAsked(t *testing.T) {
 	var was unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {

@@ -1,53 +1,48 @@
-package routing
+package query
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // Tunnel is a kernel device that takes tunnel packets off the wire.
 type Tunnel struct {
 	Name      string
 	Up        bool
-	Remote    netip.Addr // whose packets it takes; the zero Addr: anybody's
+	Remote    netip.Addr // the outer source of the packets that it takes; the zero Addr: any
 	Over6     bool       // IPv6 packets, else IPv4
 	Protocols []uint8    // IP protocols: 4 (RFC 2003), 41 (RFC 4213), 47 (GRE)
 	Module    string     // the driver's name
 }
 
-// KernelTunnels lists the kernel's tunnel devices that take one of protocols off the wire, over IPv6 or over IPv4. One
-// that is up takes a copy of each packet that a raw socket gets; one that is down still makes the kernel answer those
-// that fit no tunnel with ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in net/ipv6/tunnel6.c,
-// gre_rcv in net/ipv4/ip_gre.c).
-func KernelTunnels(over6 bool, protocols ...uint8) ([]Tunnel, error) {
-	h, err := newHandle()
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	links, err := dump(h.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	var found []Tunnel
-	for _, l := range links {
-		t := tunnelOf(l)
-		if t.Over6 == over6 && slices.ContainsFunc(t.Protocols, func(p uint8) bool {
-			return slices.Contains(protocols,
-				p)
-		}) {
-			found = append(found, t)
-		}
-	}
-	return found, nil
+// Takes reports whether t takes packets of an IP protocol off the wire, over IPv6 or over IPv4.
+func (t *Tunnel) Takes(protocol uint8, over6 bool) bool {
+	return t.Over6 == over6 && slices.Contains(t.Protocols, protocol)
 }
 
-// tunnelOf is l as a tunnel; another device has no protocols.
+// KernelTunnels lists the kernel's tunnel devices that take packets of one of the IP protocols 4, 41 and 47 off the
+// wire. One that is up takes a copy of each packet that a raw socket gets. One that is down still makes the kernel
+// answer the packets that fit no tunnel with ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in
+// net/ipv6/tunnel6.c, gre_rcv in net/ipv4/ip_gre.c).
+func KernelTunnels() ([]Tunnel, error) {
+	return ask(func(h *netlink.Handle) (found []Tunnel, err error) {
+		links, err := kernel.Links(h)
+		for _, l := range links {
+			if t := tunnelOf(l); len(t.Protocols) > 0 {
+				found = append(found, t)
+			}
+		}
+		return found, err
+	})
+}
+
+// tunnelOf returns l as a tunnel. Another device has no protocols.
 func tunnelOf(l netlink.Link) Tunnel {
 	t := Tunnel{Name: l.Attrs().Name}
 	var remote net.IP
@@ -74,7 +69,7 @@ func tunnelOf(l netlink.Link) Tunnel {
 	if t.Over6 && t.Module == "ip_gre" {
 		t.Module = "ip6_gre"
 	}
-	t.Up = isUp(l)
+	t.Up = kernel.IsUp(l)
 	if a, ok := netip.AddrFromSlice(remote); ok && !a.IsUnspecified() {
 		t.Remote = a.Unmap()
 	}
