@@ -604,7 +604,9 @@ func TestBegin(t *testing.T) {
 		t.Errorf("%d checks were made before Begin, told %q", n, log)
 	}
 	m.Begin()
-	testkit.Eventually(t, "all are up", func() bool { return weight(m) == 3 && strings.Count(told.String(), "\n") == 3 })
+	testkit.Eventually(t, "all are up", func() bool {
+		return weight(m) == 3 && strings.Count(told.String(), "\n") == 3
+	})
 
 	gone := tcpSubject(closed(t), 10*time.Millisecond)
 	gone.Service = "gone before it has begun"

@@ -41,12 +41,12 @@ func TestAgentReload(t *testing.T) {
 	before := s.observeAll()
 	agent := s.startShutIn()
 	initial := observe(t, web)
-	s.startWrittenDirector(s.reloadDirectorTOML(second, 7))
+	s.startDirectorWith(s.reloadDirectorTOML(second, 7))
 	s.acceptUploadsAt(web, s.at(webPort))
 	s.serveTCP(web, s.at(downloadPort), func(c net.Conn) { _, _ = io.CopyN(c, stream(), downloadSize) })
 	s.echoUDP(web, echoPort)
 	for _, port := range []int{grePort, guePort, fouPort, ipv6Port, bothVIP} {
-		s.parrotAt(web, fmt.Sprintf(":%d", port))
+		s.namedEchoAt(web, fmt.Sprintf(":%d", port))
 	}
 
 	load := s.putLoad()
@@ -101,7 +101,7 @@ func TestAgentReload(t *testing.T) {
 			if got := agent.command("reload"); got.stdout != "encap_key 7 -> 8\n" {
 				t.Errorf("another key: %+v", got)
 			}
-			s.reloadWritten(s.reloadDirectorTOML(second, 8))
+			s.reloadWith(s.reloadDirectorTOML(second, 8))
 			s.mustReach(v.reach)
 			agent.configure(s.agentTOML(agent.socket, v.more))
 			if got := agent.command("reload"); got.code != 0 {
@@ -252,7 +252,7 @@ func (s *site) mustReach(address string) {
 		return
 	}
 	defer c.Close()
-	if server, err := askParrot(c, "hello"); err != nil || server != s.Webs[0].Name {
+	if server, err := askName(c, "hello"); err != nil || server != s.Webs[0].Name {
 		s.t.Errorf("%s is answered by %q, %v", address, server, err)
 	}
 }

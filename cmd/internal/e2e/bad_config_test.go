@@ -86,8 +86,8 @@ colour = "red"
 				}
 			}
 		}
-		mustBe(t, "a bad configuration", map[string]machine{host.Name: before},
-			map[string]machine{host.Name: observe(t, host)})
+		mustBe(t, "a bad configuration", map[string]hostState{host.Name: before},
+			map[string]hostState{host.Name: observe(t, host)})
 	}
 }
 

@@ -100,7 +100,7 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 		}
 	}
 	t.Log(strings.TrimSpace(got.stderr))
-	mustBe(t, r.name, map[string]machine{host.Name: before}, map[string]machine{host.Name: observe(t, host)})
+	mustBe(t, r.name, map[string]hostState{host.Name: before}, map[string]hostState{host.Name: observe(t, host)})
 	if left, err := filepath.Glob(filepath.Join(dir, "control", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -199,7 +199,7 @@ func (s *site) refusals() []refusal {
 func TestSecondInstance(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	other := strings.NewReplacer(s.VIP.String(), "198.51.100.81")
 	before := s.observeAll()
 	for _, c := range []struct {
@@ -224,7 +224,7 @@ func TestSecondInstance(t *testing.T) {
 			t.Errorf("exit status %d, want 1 and one line that begins with %q:\n%s%s", got.code, want, got.stdout,
 				got.stderr)
 		}
-		s.mustParrot(80, "web1") // both answer status requests, and work
+		s.mustBeServedBy(80, "web1") // both answer status requests, and work
 		s.director.balance()
 		s.agents[0].intake()
 	}

@@ -29,7 +29,7 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	for i := range hanging {
 		text += fmt.Sprintf("[[service.realserver]]\naddress = \"10.99.%d.%d\"\n", i>>8, i&255)
 	}
-	s.director.configure(s.written(text))
+	s.director.configure(s.fileWith(text))
 	limited := func(arguments ...string) *exec.Cmd {
 		script := fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, limit)
 		return exec.Command("sh", append([]string{"-c", script, programPath("director")},
@@ -81,7 +81,7 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 		t.Errorf("check: exit status %d: %s", got.code, got.stderr)
 	}
 	// The doctor need not probe what hangs; it asks the running director.
-	s.director.configure(s.written(s.checkedTOML("", `type = "http"`)))
+	s.director.configure(s.fileWith(s.checkedTOML("", `type = "http"`)))
 	for _, f := range s.director.examineBy(limited("doctor", "--json")).Findings {
 		if f.Check == "descriptors" {
 			tells("doctor", f.What+strings.Join(f.Remarks, " "))

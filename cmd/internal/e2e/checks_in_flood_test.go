@@ -90,7 +90,7 @@ func testChecksInFlood(t *testing.T, o *overload) {
 	for _, web := range s.Webs {
 		servers = append(servers, s.nginxProcess(web))
 	}
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 	s.awaitUp()
 
 	rate := 200_000
@@ -112,7 +112,9 @@ func testChecksInFlood(t *testing.T, o *overload) {
 	if err := servers[1].Stop(); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Within(t, "the realserver that has died is out", o.outBound()+room, func() bool { return s.downCount() > 0 })
+	testkit.Within(t, "the realserver that has died is out", o.outBound()+room, func() bool {
+		return s.downCount() > 0
+	})
 	if took := time.Since(begin); took > o.outBound() {
 		t.Errorf("a realserver that died was out after %v, want %v", took, o.outBound())
 	} else {

@@ -67,7 +67,7 @@ func TestWeightsOfFiles(t *testing.T) {
 		}
 		return text
 	}
-	s.startWritten(toml("100ms"))
+	s.startWith(toml("100ms"))
 	mustHave("without files", "up 4/4, up 4/4, up with 8")
 	write(0, "-3")
 	write(1, "10\n")
@@ -75,7 +75,7 @@ func TestWeightsOfFiles(t *testing.T) {
 	if got := *s.director.balance().Services[0].Realservers[0].Configured; got != 4 {
 		t.Errorf("the configured weight is %d", got)
 	}
-	s.reloadWritten(toml("200ms"))
+	s.reloadWith(toml("200ms"))
 	mustHave("after a reload", "up 1/1, up 14/14, up with 15")
 	write(0, "-100")
 	write(1, "0")
@@ -117,7 +117,7 @@ func TestSorryRealserver(t *testing.T) {
 		"check = { type = \"udp\", port = 9, send_hex = \"61 6c 69 76 65 3f\", expect_hex = \"79 ?5 7?\", %s "+
 		"}\nrealserver = [ { address = %q }, { address = %q }, { address = %q } ]\n",
 		s.VIP, s.Webs[2].Addr, quick, s.Webs[0].Addr, s.Webs[1].Addr, s.Webs[2].Addr)
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	s.awaitHealth("up up up")
 	client := s.dial("udp", 53)
 	answeredBy := func() string {
@@ -144,7 +144,9 @@ func TestSorryRealserver(t *testing.T) {
 		t.Errorf("up, it is answered by %s", got)
 	}
 	servers[0].Close()
-	testkit.Within(t, "the sorry server is in use", 2*soon, func() bool { return s.director.balance().Services[0].Sorry })
+	testkit.Within(t, "the sorry server is in use", 2*soon, func() bool {
+		return s.director.balance().Services[0].Sorry
+	})
 	if got := answeredBy(); got != "web3" {
 		t.Errorf("down, it is answered by %s", got)
 	}
@@ -229,15 +231,15 @@ func TestClientCertificates(t *testing.T) {
 			"}\nrealserver = [ { address = %q } ]\n", s.VIP, body, keys, s.Webs[0].Addr)
 	}
 	both := fmt.Sprintf("cert = %q, key = %q", cert, key)
-	s.startWrittenDirector(toml("^first$", both))
+	s.startDirectorWith(toml("^first$", both))
 	s.awaitHealth("up")
-	s.reloadWritten(toml("^first$", `sni = "none"`))
+	s.reloadWith(toml("^first$", `sni = "none"`))
 	s.awaitHealth("down")
 	issue("second")
-	s.reloadWritten(toml("^second$", both))
+	s.reloadWith(toml("^second$", both))
 	s.awaitHealth("up")
 	issue("third")
-	if changes := strings.Join(s.reloadWritten(toml("^third$", both)), "\n"); !strings.Contains(changes,
+	if changes := strings.Join(s.reloadWith(toml("^third$", both)), "\n"); !strings.Contains(changes,
 		"cert "+cert+" -> "+cert+" with another certificate") || !strings.Contains(changes,
 		"key "+key+" -> "+key+" with another key") {
 		t.Errorf("the reload says %s", changes)
@@ -250,7 +252,7 @@ func TestClientCertificates(t *testing.T) {
 	if err := os.Chown(key, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	s.director.configure(s.written(toml("^third$", both+", rise = 1")))
+	s.director.configure(s.fileWith(toml("^third$", both+", rise = 1")))
 	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr,
 		"key: open "+key+": permission denied: want the absolute path of a PEM file with the private key of cert") {
 		t.Errorf("a key that it cannot read: exit status %d\n%s%s", got.code, got.stdout, got.stderr)

@@ -57,7 +57,7 @@ func (s *site) startChecked(service, check string) (servers []*lab.Process) {
 	for _, web := range s.Webs {
 		servers = append(servers, s.nginxProcess(web))
 	}
-	s.startWrittenDirector(s.checkedTOML(service, check))
+	s.startDirectorWith(s.checkedTOML(service, check))
 	s.awaitHealth(strings.TrimSpace(strings.Repeat("up ", len(s.Webs))))
 	return servers
 }
@@ -283,11 +283,11 @@ func TestTunnelIsChecked(t *testing.T) {
 	s.awaitOut("protocol 4 is blocked", "down up", begin)
 	s.awaitReason(0, "no connection within 1s")
 	direct := s.checkedTOML("", `type = "http", via = "direct", `+quick)
-	s.reloadWritten(direct)
+	s.reloadWith(direct)
 	if svc := s.awaitHealth("up up"); svc.Realservers[0].Check.Via != "direct" {
 		t.Errorf("status has %+v", svc.Realservers[0].Check)
 	}
-	s.reloadWritten(s.checkedTOML("", `type = "http", `+quick))
+	s.reloadWith(s.checkedTOML("", `type = "http", `+quick))
 	s.awaitHealth("down up")
 	block("-D")
 	s.awaitHealth("up up")
@@ -297,7 +297,7 @@ func TestTunnelIsChecked(t *testing.T) {
 	begin = time.Now()
 	s.agents[0].start()
 	s.awaitOut("the agent does not have the VIP", "down up", begin)
-	s.reloadWritten(direct)
+	s.reloadWith(direct)
 	s.awaitHealth("up up")
 }
 
@@ -306,10 +306,10 @@ func TestTunnelIsChecked(t *testing.T) {
 func TestRefusedReloadKeepsHealth(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
-	s.startWritten(s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s"`))
+	s.startWith(s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s"`))
 	s.awaitHealth("up")
 	begin := time.Now()
-	s.director.configure(s.written("director.metrics = \"192.0.2.99:9464\"\n" + strings.Replace(s.checkedTOML("",
+	s.director.configure(s.fileWith("director.metrics = \"192.0.2.99:9464\"\n" + strings.Replace(s.checkedTOML("",
 		`type = "ping"`), `"web"`, `"other"`, 1)))
 	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr, "192.0.2.99") {
 		t.Fatalf("reload: %+v", got)
@@ -319,7 +319,7 @@ func TestRefusedReloadKeepsHealth(t *testing.T) {
 	if r.Health != "up" || r.Check.Since < least {
 		t.Errorf("after the reload it is %s, for %v s, want up for %v s or more", r.Health, r.Check.Since, least)
 	}
-	s.mustParrot(80, "web1")
+	s.mustBeServedBy(80, "web1")
 }
 
 // agentTOMLOf is an agent's configuration with another VIP.
@@ -336,25 +336,25 @@ func TestStartsDown(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.startAgents("")
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	slow := func(initial string) string {
 		return s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s", rise = 1, fall = 1, initial = "`+initial+`"`)
 	}
-	s.startWrittenDirector(slow("down"))
+	s.startDirectorWith(slow("down"))
 	s.awaitHealth("up down") // the first checks come at once
 	s.awaitReason(1, "connection refused")
 	for range 4 {
-		s.mustParrot(80, "web1")
+		s.mustBeServedBy(80, "web1")
 	}
 	for _, same := range []string{slow("down"), slow("up"), strings.Replace(slow("down"), `"rr"`, `"wrr"`, 1)} {
-		s.reloadWritten(same)
+		s.reloadWith(same)
 		if got := s.health(); got != "up down" {
 			t.Errorf("after a reload the realservers are %s", got)
 		}
 	}
-	s.mustParrot(80, "web1")
-	s.parrot(s.Webs[1], 80)
-	s.reloadWritten(strings.NewReplacer("1h", "300ms", "5s", "300ms").Replace(slow("down")))
+	s.mustBeServedBy(80, "web1")
+	s.namedEcho(s.Webs[1], 80)
+	s.reloadWith(strings.NewReplacer("1h", "300ms", "5s", "300ms").Replace(slow("down")))
 	s.awaitHealth("up up")
 }
 
@@ -365,11 +365,11 @@ func TestFailureIsTold(t *testing.T) {
 	s := newSite(t, 2, nil)
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
 	alive := []net.PacketConn{s.alive(s.Webs[0]), s.alive(s.Webs[1])}
 	told := filepath.Join(s.dir, "told")
-	s.startWrittenDirector(s.checkedTOML("on_failure = \"drain\"\nquorum = 2\npersistence = { timeout = \"1h\" }",
+	s.startDirectorWith(s.checkedTOML("on_failure = \"drain\"\nquorum = 2\npersistence = { timeout = \"1h\" }",
 		`type = "udp", port = 9, send = "x", expect = "yes", `+quick) +
 		fmt.Sprintf("[notify]\ncommand = [\"/bin/sh\", \"-c\", 'echo \"$@\" >>%s', \"sh\"]\n", told))
 	s.awaitHealth("up up")
@@ -378,7 +378,7 @@ func TestFailureIsTold(t *testing.T) {
 	want := map[string]string{"web1": "down up", "web2": "up down"}[home]
 	s.awaitHealth(want)
 	mustStay(t, c, home)
-	if _, err := askParrot(s.dial("tcp", 80), "hello"); err != nil {
+	if _, err := askName(s.dial("tcp", 80), "hello"); err != nil {
 		t.Errorf("its persistent client: %v", err)
 	}
 	svc := s.director.balance().Services[0]
@@ -433,7 +433,7 @@ sorry_server = %q
 check = { type = "udp", port = 9, send = "alive?", expect = "yes", %s }
 realserver = [ { address = %q }, { address = %q } ]
 `, s.VIP, sorry.Addr, quick, s.Webs[0].Addr, s.Webs[1].Addr)
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	s.awaitHealth("up up")
 	client := s.dial("udp", 53)
 	ask := func() string {
@@ -457,7 +457,9 @@ realserver = [ { address = %q }, { address = %q } ]
 		t.Errorf("answered by %s", got)
 	}
 	servers[0].Close()
-	testkit.Within(t, "the sorry server is in use", 2*soon, func() bool { return s.director.balance().Services[0].Sorry })
+	testkit.Within(t, "the sorry server is in use", 2*soon, func() bool {
+		return s.director.balance().Services[0].Sorry
+	})
 	if got := ask(); got != "web3" {
 		t.Errorf("without quorum the same client is answered by %s, want the sorry server", got)
 	}
@@ -512,7 +514,7 @@ func TestLateAnswers(t *testing.T) {
 	})
 	t.Cleanup(func() { late.Close(); running.Wait() })
 	s.listenUDP(s.Webs[1], s.at(9)) // says nothing
-	s.startWrittenDirector(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = `+
+	s.startDirectorWith(s.checkedTOML("", `type = "udp", port = 9, send = "alive?", expect = "yes", interval = `+
 		`"100ms", timeout = "100ms", rise = 1, fall = 1`))
 	n := int64(short(60, 30))
 	testkit.Within(t, "many late answers", 6*soon, func() bool {

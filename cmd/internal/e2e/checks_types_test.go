@@ -42,7 +42,7 @@ func TestCheckTypes(t *testing.T) {
 	through := n
 	add("udp", `encap = "gue"`, `type = "ping", via = "direct"`)
 	add("tcp", `encap = "gue"`, `type = "tcp", via = "direct", port = 80`)
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	all := func(what string, want func(service int) string) {
 		t.Helper()
 		said := ""

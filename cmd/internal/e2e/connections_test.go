@@ -23,11 +23,11 @@ func TestConnectionsCommand(t *testing.T) {
 	s.addClients(netip.MustParsePrefix("10.200.0.0/16"))
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrotAt(web, ":80")
-		s.parrotAt(web, ":443")
+		s.namedEchoAt(web, ":80")
+		s.namedEchoAt(web, ":443")
 		s.nameUDP(web, 53)
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "web"
 vip = ["198.51.100.80", "198.51.100.81"]
@@ -141,12 +141,12 @@ func TestConnectionsIntoHead(t *testing.T) {
 	t.Parallel()
 	const flows = 20_000 // far more than any buffer on the way holds
 	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	random := udpPacket(t, s.Client.Addr, s.VIP, 0, 53, "?")
 	for i := range flows {
 		// source port, no checksum
 		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0
-		client.throw(random)
+		client.inject(random)
 		if i%300 == 299 {
 			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })

@@ -32,9 +32,9 @@ func expectedWRR(names []string, weights []int, n int) (order []string) {
 	}
 }
 
-// TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server
+// TestDistribution makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server
 // answered each.
-func TestSpread(t *testing.T) { testkit.Families(t, testSpread) }
+func TestDistribution(t *testing.T) { testkit.Families(t, testSpread) }
 
 func testSpread(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")

@@ -17,19 +17,19 @@ func TestDoctorCountsNothing(t *testing.T) {
 	s.addIPv6()
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrotAt(web, ":80")
+		s.namedEchoAt(web, ":80")
 	}
 	text := ""
 	for name, vip := range map[string]netip.Addr{"four": s.VIP, "six": s.VIP6} {
 		text += tcpService(name, "[80, 81]", []netip.Addr{vip}, s.Webs[0].Addr, s.Webs[1].Addr6)
 	}
-	s.startWrittenDirector(text)
-	s.mustParrotOnce()
+	s.startDirectorWith(text)
+	s.mustBeServedOnce()
 	before := s.director.balance()
 	for range 3 {
 		s.director.examine()
 	}
-	s.mustParrotOnce() // what the kernel has sent before is counted then
+	s.mustBeServedOnce() // what the kernel has sent before is counted then
 	after := s.director.balance()
 	if !maps.Equal(before.Drops, after.Drops) || before.Overruns != after.Overruns {
 		t.Errorf("dropped before %v, after %v", before.Drops, after.Drops)
@@ -43,8 +43,8 @@ func TestDoctorOfRouter(t *testing.T) {
 	s := newSite(t, 1, nil)
 	s.addIPv6()
 	s.startAgents("")
-	s.parrotAt(s.Webs[0], ":80")
-	s.startWrittenDirector(tcpService("four", "80", []netip.Addr{s.VIP}, s.Webs[0].Addr) +
+	s.namedEchoAt(s.Webs[0], ":80")
+	s.startDirectorWith(tcpService("four", "80", []netip.Addr{s.VIP}, s.Webs[0].Addr) +
 		tcpService("six", "80", []netip.Addr{s.VIP6}, s.Webs[0].Addr6))
 	// It comes first: once Linux has redirected a host it is slow to send it errors.
 	s.shell(s.Router, "ip route del "+s.VIP.String()+"; ip -6 route del "+s.VIP6.String())
@@ -74,8 +74,8 @@ func tcpService(name, port string, vips []netip.Addr, realservers ...netip.Addr)
 	return text
 }
 
-// mustParrotOnce has a client served.
-func (s *site) mustParrotOnce() {
+// mustBeServedOnce has a client served.
+func (s *site) mustBeServedOnce() {
 	s.t.Helper()
 	testkit.Within(s.t, "a client is served", 3*soon, func() bool {
 		c, err := s.Client.Dial("tcp", netip.AddrPortFrom(s.VIP, 80).String())

@@ -255,7 +255,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		web := s.Webs[i]
 		text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", web.Addr)
 		if !p.deaf {
-			s.parrotAt(web, ":80")
+			s.namedEchoAt(web, ":80")
 		}
 		if p.agent == "-" {
 			absent = web
@@ -302,7 +302,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		s.VIP6, absent.Addr6, s.Webs[0].Addr6)
 	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server",
 		"no program takes ipip (protocol 41)"}})
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 	begin := time.Now()
 	r := s.director.mustName(symptoms...)
 	if !testing.Short() && !slices.ContainsFunc(r.Unchecked, func(n doctor.Note) bool {
@@ -327,9 +327,9 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.vips = append(s.vips, near)
 	s.addIPv6()
 	s.startAgents(`encap = ["gue"]`)
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	s.shell(s.Director, "ip neigh add proxy "+near.String()+" dev eth0")
-	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = "+
+	s.startDirectorWith(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = "+
 		"80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n"+
 		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { "+
 		"address = %q } ]\n", s.VIP, near, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
@@ -341,7 +341,7 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.director.mustFindNothing("mended by the director")
 
 	// Answers that come from a VIP, to the director itself: as those to health checks.
-	pesky := s.pester(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
+	pesky := s.repeatUDP(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
 	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh del proxy 10.0.2.80 dev eth0
 nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'; nft add rule inet fw forward ct state established,related accept`)
 	r := s.director.mustName(
@@ -367,7 +367,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.mustFindNothing("mended by the doctor's commands")
 
 	// A VIP that goes elsewhere, one that is the host's own, and requests for what nobody serves.
-	asks := s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 9))
+	asks := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 9))
 	s.shell(s.Director, "ip rule add to "+s.VIP.String()+" lookup 100 priority 100; ip route add default via "+
 		"10.0.2.1 table 100")
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "its packets go to 10.0.2.1 by eth0", "ip rule"}})
@@ -383,7 +383,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, " +
 		"not to vs0-local", "ip rule"}})
 	s.shell(s.Director, "ip rule del priority 5; ip addr add "+s.VIP.String()+"/32 dev lo")
-	asks = s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
+	asks = s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
 	s.director.mustName(
 		symptom{"start", []string{s.VIP.String(), "lo", "ip addr del"}},
 		symptom{"device", []string{s.VIP.String(), "its packets go to lo"}},
@@ -426,7 +426,7 @@ func TestDoctorOfRealserver(t *testing.T) {
 	}
 	agent.start()
 	s.agents = append(s.agents, agent)
-	s.parrotAt(web, ":80")
+	s.namedEchoAt(web, ":80")
 	agent.mustFindNothing("healthy")
 
 	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1 "+
@@ -468,8 +468,10 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	s.shell(web, "ip route add default via "+web.Addr.Prev().String()+"; ip -6 rule del priority 100")
 	agent.mustFindNothing("mended")
 
-	strangers := s.pesterRaw(s.Webs[1], 4, web.Addr)
-	testkit.Within(t, "the agent refuses a stranger", soon, func() bool { return agent.intake().Drops["not_director"] > 0 })
+	strangers := s.repeatRaw(s.Webs[1], 4, web.Addr)
+	testkit.Within(t, "the agent refuses a stranger", soon, func() bool {
+		return agent.intake().Drops["not_director"] > 0
+	})
 	agent.mustName(symptom{"drops", []string{"not_director", s.Webs[1].Addr.String(), "add"}})
 	strangers()
 	agent.mustName(symptom{"drops", []string{"not_director", "refused since the start"}})
@@ -495,7 +497,7 @@ func TestDoctorOfSilentPrograms(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newRunningSite(t, 1, service{"tcp", "80", "rr", []int{1}})
-			s.parrot(s.Webs[0], 80)
+			s.namedEcho(s.Webs[0], 80)
 			p := of(s)
 			p.mustFindNothing("before")
 			p.signal(unix.SIGSTOP)
@@ -509,7 +511,7 @@ func TestDoctorOfSilentPrograms(t *testing.T) {
 func TestDoctorWithoutRights(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	director, agent := s.prepare(s.Director, "director"), s.prepare(s.Webs[0], "realserver")
 	director.configure(s.directorTOML(director.socket, `source = "10.0.2.9"`, service{"tcp", "80", "rr", nil}))
 	agent.configure(s.agentTOML(agent.socket, ""))
@@ -544,8 +546,8 @@ func (s *site) mend(p *program, r doctor.Report) {
 	}
 }
 
-// pester sends datagrams from one address to another, again and again, until the returned function is called.
-func (s *site) pester(h *lab.Host, from, to netip.AddrPort) (stop func()) {
+// repeatUDP sends datagrams from one address to another, again and again, until the returned function is called.
+func (s *site) repeatUDP(h *lab.Host, from, to netip.AddrPort) (stop func()) {
 	s.t.Helper()
 	c, err := h.ListenPacket("udp", from.String())
 	if err != nil {
@@ -554,8 +556,8 @@ func (s *site) pester(h *lab.Host, from, to netip.AddrPort) (stop func()) {
 	return repeat(c, net.UDPAddrFromAddrPort(to), []byte("hello"))
 }
 
-// pesterRaw does so with packets of a protocol.
-func (s *site) pesterRaw(h *lab.Host, protocol int, to netip.Addr) (stop func()) {
+// repeatRaw does so with packets of a protocol.
+func (s *site) repeatRaw(h *lab.Host, protocol int, to netip.Addr) (stop func()) {
 	s.t.Helper()
 	c, err := h.ListenPacket(fmt.Sprintf("ip4:%d", protocol), h.Addr.String())
 	if err != nil {

@@ -39,7 +39,7 @@ const (
 func twoConnections(t *testing.T, connections string) (s *site, to1, to2 net.Conn) {
 	t.Helper()
 	s = newSite(t, 2, nil)
-	s.startWritten(drainTOML(connections, web1+", "+web2))
+	s.startWith(drainTOML(connections, web1+", "+web2))
 	for range 2 {
 		switch c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80)); server {
 		case "web1":
@@ -57,7 +57,7 @@ func twoConnections(t *testing.T, connections string) (s *site, to1, to2 net.Con
 // mustStay fails the test unless a connection is answered by server.
 func mustStay(t *testing.T, c net.Conn, server string) {
 	t.Helper()
-	if got, err := askParrot(c, "still there?"); err != nil || got != server {
+	if got, err := askName(c, "still there?"); err != nil || got != server {
 		t.Errorf("the connection to %s is answered by %q, %v", server, got, err)
 	}
 }
@@ -67,16 +67,16 @@ func mustStay(t *testing.T, c net.Conn, server string) {
 func TestWeightZero(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
-	s.reloadWritten(drainTOML("", web1Drains+", "+web2))
+	s.reloadWith(drainTOML("", web1Drains+", "+web2))
 	for range 20 {
-		s.mustParrot(80, "web2")
+		s.mustBeServedBy(80, "web2")
 	}
 	mustStay(t, to1, "web1")
 	mustStay(t, to2, "web2")
 	if r := s.director.balance().Services[0].Realservers[0]; r.Weight != 0 || r.Active != 1 {
 		t.Errorf("status has %+v, want weight 0 and one active connection", r)
 	}
-	s.reloadWritten(drainTOML("", web1+", "+web2))
+	s.reloadWith(drainTOML("", web1+", "+web2))
 	_, first := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
 	_, second := s.whoAnswers(anyPort(s.Client.Addr), s.at(80))
 	if first == second {
@@ -89,9 +89,9 @@ func TestWeightZero(t *testing.T) {
 func TestRemovedDrains(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, `on_removal = "drain"`)
-	s.reloadWritten(drainTOML(`on_removal = "drain"`, web2))
+	s.reloadWith(drainTOML(`on_removal = "drain"`, web2))
 	for range 20 {
-		s.mustParrot(80, "web2")
+		s.mustBeServedBy(80, "web2")
 	}
 	mustStay(t, to1, "web1")
 	mustStay(t, to2, "web2")
@@ -128,19 +128,19 @@ func TestRemovedDrops(t *testing.T) {
 	t.Parallel()
 	const drop = `on_removal = "drop"`
 	s, to1, to2 := twoConnections(t, drop)
-	s.reloadWritten(drainTOML(drop, web2))
+	s.reloadWith(drainTOML(drop, web2))
 	if _, err := to1.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
 	}
 	testkit.Within(t, "packets to the removed realserver are dropped", soon,
 		func() bool { return s.director.balance().Drops["realserver_removed"] > 1 })
 	mustStay(t, to2, "web2")
-	s.mustParrot(80, "web2")
+	s.mustBeServedBy(80, "web2")
 	if drops := s.director.balance().Drops; len(drops) != 1 {
 		t.Errorf("dropped %v, want realserver_removed only", drops)
 	}
 	// What was lost is sent again once the realserver is back.
-	s.reloadWritten(drainTOML(drop, web1+", "+web2))
+	s.reloadWith(drainTOML(drop, web1+", "+web2))
 	if err := to1.SetReadDeadline(time.Now().Add(soon)); err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestExpireNodest(t *testing.T) {
 	t.Parallel()
 	const expire = "expire_nodest = true"
 	s, to1, to2 := twoConnections(t, expire)
-	s.reloadWritten(drainTOML(expire, web2))
+	s.reloadWith(drainTOML(expire, web2))
 	vanish(t, to1)
 	from := to1.LocalAddr().(*net.TCPAddr).AddrPort()
 	if _, server := s.whoAnswers(from, s.at(80)); server != "web2" {
@@ -173,7 +173,7 @@ func TestExpireNodest(t *testing.T) {
 	}
 
 	// A packet that begins nothing is of no connection.
-	s.reloadWritten(drainTOML(expire, web1))
+	s.reloadWith(drainTOML(expire, web1))
 	if _, err := to2.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -198,12 +198,12 @@ func TestVIPLeaves(t *testing.T) {
 	_, home := s.whoAnswers(anyPort(s.Client.Addr), doors[2])
 	toml := strings.Replace(persistentTOML(`timeout = "1s"`), `["198.51.100.80", "198.51.100.81"]`, `"198.51.100.80"`,
 		1)
-	s.reloadWritten(toml)
-	if _, err := askParrot(old, "still there?"); err != nil {
+	s.reloadWith(toml)
+	if _, err := askName(old, "still there?"); err != nil {
 		t.Errorf("the connection to the VIP that has left: %v (%s)", err, home)
 	}
-	s.reloadWritten(toml) // nothing changed
-	if _, err := askParrot(old, "still there?"); err != nil {
+	s.reloadWith(toml) // nothing changed
+	if _, err := askName(old, "still there?"); err != nil {
 		t.Errorf("the connection to the VIP that has left, after another reload: %v", err)
 	}
 	if c, err := s.dialFrom(anyPort(s.Client.Addr), doors[2]); !errors.Is(err, unix.ECONNREFUSED) {
@@ -212,7 +212,7 @@ func TestVIPLeaves(t *testing.T) {
 			c.Close()
 		}
 	}
-	if _, err := askParrot(old, "still there?"); err != nil {
+	if _, err := askName(old, "still there?"); err != nil {
 		t.Errorf("the connection to the VIP that has left, after a refused one: %v", err)
 	}
 }

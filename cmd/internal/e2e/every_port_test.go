@@ -17,10 +17,10 @@ func TestEveryPort(t *testing.T) {
 	s.startAgents("")
 	for _, web := range s.Webs {
 		for _, port := range []string{"22", "80", "8000", "8007", "8099", "8100", "65535"} {
-			s.parrotAt(web, ":"+port)
+			s.namedEchoAt(web, ":"+port)
 		}
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "all"
 vip = ["198.51.100.80", "198.51.100.81"]

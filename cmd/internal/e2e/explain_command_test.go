@@ -24,7 +24,7 @@ func (s *site) explain(client, vip string, flags ...string) (e api.Explanation) 
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(drainTOML("", web1+`, { address = "10.0.12.2", upper = 1000 }`))
+	s.startWith(drainTOML("", web1+`, { address = "10.0.12.2", upper = 1000 }`))
 	for i := range 6 { // rr: the one and the other
 		client := netip.AddrPortFrom(s.Client.Addr, uint16(20000+i))
 		foreseen := s.explain(client.String(), s.at(80))

@@ -32,7 +32,7 @@ func TestHashes(t *testing.T) {
 	const clients, webs = 200, 4
 	s := newSite(t, webs, nil)
 	s.addClients(netip.MustParsePrefix("10.200.0.0/16"))
-	s.startWritten(hashTOML("rr", "", webs))
+	s.startWith(hashTOML("rr", "", webs))
 	from := make([]netip.AddrPort, clients)
 	for i := range from {
 		from[i] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 200, byte(i / 8), byte(1 + i*7%250)}),
@@ -48,7 +48,7 @@ func TestHashes(t *testing.T) {
 		{"sh", `"sh-port"`, 0},
 	} {
 		name := c.scheduler + " " + c.flags
-		s.reloadWritten(hashTOML(c.scheduler, c.flags, webs))
+		s.reloadWith(hashTOML(c.scheduler, c.flags, webs))
 		before := s.answers(from)
 		used := map[string]int{}
 		for _, server := range before {
@@ -69,7 +69,7 @@ func TestHashes(t *testing.T) {
 			}
 		}
 
-		s.reloadWritten(hashTOML(c.scheduler, c.flags, webs-1))
+		s.reloadWith(hashTOML(c.scheduler, c.flags, webs-1))
 		stayed := 0
 		for i, server := range s.answers(from) {
 			if server == before[i] {

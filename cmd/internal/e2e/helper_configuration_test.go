@@ -20,24 +20,24 @@ import (
 // is 198.51.100.80, and the web servers are 10.0.11.2, 10.0.12.2, ….
 
 // written is this TOML as the director's file has it.
-func (s *site) written(config string) string {
+func (s *site) fileWith(config string) string {
 	return fmt.Sprintf("director.control = %q\n%s", s.director.socket, config)
 }
 
-// startWritten starts the agents, a parrot on port 80 of the VIP at each web server, and a director with this TOML.
-func (s *site) startWritten(config string) {
+// startWith starts the agents, a parrot on port 80 of the VIP at each web server, and a director with this TOML.
+func (s *site) startWith(config string) {
 	s.t.Helper()
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
-	s.startWrittenDirector(config)
+	s.startDirectorWith(config)
 }
 
-func (s *site) startWrittenDirector(config string) {
+func (s *site) startDirectorWith(config string) {
 	s.t.Helper()
 	s.director = s.prepare(s.Director, "director")
-	s.director.configure(s.written(config))
+	s.director.configure(s.fileWith(config))
 	s.director.start()
 }
 
@@ -47,10 +47,10 @@ func (s *site) ask(command ...string) result {
 	return run(s.t, s.Director, exec.Command(programPath("director"), append(command, "-c", s.director.config)...))
 }
 
-// reloadWritten gives the running director other TOML by `director reload`, and returns the changes that it prints.
-func (s *site) reloadWritten(config string) (changes []string) {
+// reloadWith gives the running director other TOML by `director reload`, and returns the changes that it prints.
+func (s *site) reloadWith(config string) (changes []string) {
 	s.t.Helper()
-	s.director.configure(s.written(config))
+	s.director.configure(s.fileWith(config))
 	return s.mustReload()
 }
 
@@ -129,7 +129,7 @@ func (s *site) whoAnswers(from netip.AddrPort, to string) (net.Conn, string) {
 // mustAnswer asks the parrot at the other end of a connection for its name.
 func mustAnswer(t *testing.T, c net.Conn) string {
 	t.Helper()
-	server, err := askParrot(c, "hello")
+	server, err := askName(c, "hello")
 	if err != nil {
 		t.Fatalf("the connection from %v: %v", c.LocalAddr(), err)
 	}

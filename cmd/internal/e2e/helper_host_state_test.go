@@ -21,12 +21,12 @@ import (
 
 // machine is everything that our programs could change on a host, a line each, sorted: links, addresses, routes of all
 // tables, rules, and the sysctls of IPv4 and of IPv6's devices.
-type machine []string
+type hostState []string
 
 // observe takes down the state of a host.
-func observe(t *testing.T, h *lab.Host) machine {
+func observe(t *testing.T, h *lab.Host) hostState {
 	t.Helper()
-	var m machine
+	var m hostState
 	err := h.Do(func() error {
 		for _, look := range []func() ([]string, error){links, addresses, routes, rules, sysctls} {
 			lines, err := look()
@@ -52,18 +52,20 @@ func observe(t *testing.T, h *lab.Host) machine {
 
 // observeAll takes down the state of all hosts, once IPv6 has its addresses: it takes its time to see whether they are
 // free.
-func (s *site) observeAll() map[string]machine {
+func (s *site) observeAll() map[string]hostState {
 	s.t.Helper()
-	all := map[string]machine{}
+	all := map[string]hostState{}
 	for _, h := range append([]*lab.Host{s.Client, s.Router, s.Director}, s.Webs...) {
-		testkit.Within(s.t, "the IPv6 addresses of "+h.Name+" are settled", soon, func() bool { return settled(s.t, h) })
+		testkit.Within(s.t, "the IPv6 addresses of "+h.Name+" are settled", soon, func() bool {
+			return settled(s.t, h)
+		})
 		all[h.Name] = observe(s.t, h)
 	}
 	return all
 }
 
 // mustBe fails the test if a host is not as it was.
-func mustBe(t *testing.T, when string, before, now map[string]machine) {
+func mustBe(t *testing.T, when string, before, now map[string]hostState) {
 	t.Helper()
 	for name := range before {
 		if diff := cmp.Diff(before[name], now[name]); diff != "" {

@@ -12,16 +12,16 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// thrower sends packets with headers of the test's making from a host (raw(7), IP_HDRINCL): the kernel fills in total
+// rawSender sends packets with headers of the test's making from a host (raw(7), IP_HDRINCL): the kernel fills in total
 // length and checksum of the outermost header only, and an ID or source of 0.
-type thrower struct {
+type rawSender struct {
 	t  *testing.T
 	fd int
 }
 
-func (s *site) thrower(h *lab.Host) *thrower {
+func (s *site) rawSender(h *lab.Host) *rawSender {
 	s.t.Helper()
-	w := &thrower{t: s.t}
+	w := &rawSender{t: s.t}
 	err := h.Do(func() (err error) {
 		w.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		return err
@@ -34,7 +34,7 @@ func (s *site) thrower(h *lab.Host) *thrower {
 }
 
 // throw sends one packet to where its header says.
-func (w *thrower) throw(b []byte) {
+func (w *rawSender) inject(b []byte) {
 	w.t.Helper()
 	if err := unix.Sendto(w.fd, b, 0, &unix.SockaddrInet4{Addr: [4]byte(b[16:20])}); err != nil {
 		w.t.Fatalf("send %x: %v", b[:min(len(b), 64)], err)

@@ -97,7 +97,7 @@ func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 		}
 		n, err := b.Send(lab.Burst, func(i int) []byte {
 			source := random.Uint64()
-			disguise(frames[i][header:], syn, uint32(source), uint16(source>>32))
+			spoof(frames[i][header:], syn, uint32(source), uint16(source>>32))
 			return frames[i]
 		})
 		if err != nil {
@@ -108,9 +108,9 @@ func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 	return nil
 }
 
-// disguise makes b, a copy of syn, come from another source. That of syn is the first of floodNetwork, and its port is
+// spoof makes b, a copy of syn, come from another source. That of syn is the first of floodNetwork, and its port is
 // 0: what is added to them is added to the checksums (RFC 1624).
-func disguise(b, syn []byte, random uint32, port uint16) {
+func spoof(b, syn []byte, random uint32, port uint16) {
 	high, low := random>>16&0x7f, random&0xffff
 	binary.BigEndian.PutUint16(b[12:], binary.BigEndian.Uint16(syn[12:])+uint16(high))
 	binary.BigEndian.PutUint16(b[14:], uint16(low))

@@ -12,8 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestRestore ends both programs in every way, with and without traffic, and compares the machines before and after.
-func TestRestore(t *testing.T) {
+// TestHostRestored ends both programs in every way, with and without traffic, and compares the machines before and after.
+func TestHostRestored(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, testRestore)
 }
@@ -26,8 +26,8 @@ func testRestore(t *testing.T, ipv6 bool) {
 	s.startAgents("")
 	s.startDirector("", services...)
 	agent, web := s.agents[0], s.Webs[0]
-	s.parrotAt(web, ":80")
-	s.mustParrot(80, web.Name)
+	s.namedEchoAt(web, ":80")
+	s.mustBeServedBy(80, web.Name)
 	up := s.observeAll()
 	for _, host := range []string{s.Director.Name, web.Name} {
 		if cmp.Equal(before[host], up[host]) {
@@ -53,12 +53,12 @@ func testRestore(t *testing.T, ipv6 bool) {
 		t.Helper()
 		agent.start()
 		s.director.start()
-		s.mustParrot(80, web.Name)
+		s.mustBeServedBy(80, web.Name)
 	}
 	end("after SIGTERM")
 
 	start()
-	mustBe(t, "started again", map[string]machine{s.Client.Name: up[s.Client.Name], s.Router.Name: up[s.Router.Name]},
+	mustBe(t, "started again", map[string]hostState{s.Client.Name: up[s.Client.Name], s.Router.Name: up[s.Router.Name]},
 		s.observeAll())
 	stopTraffic := s.traffic(80)
 	end("after SIGTERM under traffic")
@@ -110,7 +110,7 @@ func (s *site) traffic(port uint16) (stop func()) {
 				}
 				interrupt := context.AfterFunc(ctx, func() { c.Close() })
 				for err == nil {
-					_, err = askParrot(c, "hello")
+					_, err = askName(c, "hello")
 				}
 				interrupt()
 				c.Close()

@@ -19,7 +19,7 @@ func TestHostileDirector(t *testing.T) {
 	s.startDirector(`no_service = "drop"`, service{"tcp", "80", "wrr", []int{1, 1}}, service{"udp", "53", "rr",
 		[]int{1, 1}})
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 		s.echoUDP(web, 53)
 	}
 	given := s.count(s.Director, "vs0", lab.Filter{Direction: lab.Out})
@@ -33,15 +33,15 @@ func TestHostileDirector(t *testing.T) {
 			return settled
 		})
 	}
-	s.mustParrot(80, "")
+	s.mustBeServedBy(80, "")
 	settle()
 	// once it works: it begins to watch the network only after it is ready
 	pid, descriptors := s.director.Pid(), s.director.descriptors()
 
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	random := rand.New(rand.NewPCG(3, 4))
 	for i := range total {
-		client.throw(s.broken(random))
+		client.inject(s.broken(random))
 		if i%burst == burst-1 {
 			settle()
 		}
@@ -88,7 +88,7 @@ func TestHostileDirector(t *testing.T) {
 			received, st.Drops["send_error"])
 	}
 
-	s.mustParrot(80, "")
+	s.mustBeServedBy(80, "")
 	if err := exchange(s.dial("udp4", 53), payload(100)); err != nil {
 		t.Error(err)
 	}

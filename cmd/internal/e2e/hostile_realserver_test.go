@@ -23,22 +23,22 @@ const trapPort = 9999
 // have in every tunnel, over IPv4 and IPv6, and then a million of them, mixed.
 func TestHostileRealserver(t *testing.T) {
 	s := newSite(t, 3, nil)
-	s.startGates()
+	s.startTunnelEnds()
 	s.startDirector("", service{"tcp", "80", "wrr", []int{1, -1, -1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	traps := map[*program]net.PacketConn{}
 	for _, agent := range s.agents {
 		// on the VIPs and on the host's own addresses
 		traps[agent] = s.listenUDP(agent.host, ":"+strconv.Itoa(trapPort))
 	}
-	evil := s.newMob(s.Webs[2])
+	evil := s.newInjector(s.Webs[2])
 
 	// What all the packets below are like, were it not for their one fault, gets in.
-	gates, good := s.gates(), uint64(0)
-	for _, g := range gates {
+	tunnelEnds, good := s.tunnelEnds(), uint64(0)
+	for _, g := range tunnelEnds {
 		for version, way := range map[int][2]netip.Addr{4: {s.Client.Addr, s.VIP}, 6: {s.Client.Addr6, s.VIP6}} {
 			word := fmt.Sprintf("IPv%d by %s", version, &g)
-			evil.throwAll([]*intruder{{gate: g, packet: g.wrap(g.director, version, udpPacket(t, way[0], way[1], 1234,
+			evil.injectAll([]*badPacket{{end: g, packet: g.wrap(g.director, version, udpPacket(t, way[0], way[1], 1234,
 				trapPort, word))}})
 			if got := mustRead(t, traps[g.agent]); got != word {
 				t.Fatalf("%q came in, want %q", got, word)
@@ -67,14 +67,14 @@ func TestHostileRealserver(t *testing.T) {
 	for _, agent := range s.agents {
 		pid[agent], descriptors[agent], rejections[agent] = agent.Pid(), agent.descriptors(), s.rejections(agent.host)
 	}
-	var all []*intruder
-	for _, g := range gates {
-		all = append(all, s.intruders(g)...)
+	var all []*badPacket
+	for _, g := range tunnelEnds {
+		all = append(all, s.badPackets(g)...)
 	}
 	t.Logf("%d faults", len(all))
 	evil.mustBeRefused(all)
 	random := rand.New(rand.NewPCG(1, 2))
-	evil.throw(short(1_000_000, 100_000), func() *intruder { return all[random.IntN(len(all))] })
+	evil.inject(short(1_000_000, 100_000), func() *badPacket { return all[random.IntN(len(all))] })
 	if !evil.refused() {
 		for _, agent := range s.agents {
 			t.Errorf("%s refused %v, want %v", agent, agent.intake().Drops, evil.want[agent])
@@ -82,12 +82,12 @@ func TestHostileRealserver(t *testing.T) {
 	}
 
 	// Random bytes, and random ones that look a bit like a packet.
-	evil.throw(short(20_000, 5000), func() *intruder { return s.garbage(random, gates) })
+	evil.inject(short(20_000, 5000), func() *badPacket { return s.garbage(random, tunnelEnds) })
 	// A fragment whose rest never comes stays in the kernel.
-	fragment := gates[0].wrap(gates[0].director, 4, make([]byte, 24))
+	fragment := tunnelEnds[0].wrap(tunnelEnds[0].director, 4, make([]byte, 24))
 	fragment[6] = 1 << 5
 	fixChecksum(fragment)
-	s.thrower(s.Webs[2]).throw(fragment)
+	s.rawSender(s.Webs[2]).inject(fragment)
 
 	for _, agent := range s.agents {
 		st, thrown := agent.intake(), evil.thrown[agent]
@@ -115,21 +115,21 @@ func TestHostileRealserver(t *testing.T) {
 	if n := entered(); n != good {
 		t.Errorf("%d packets came in through vs0", n-good)
 	}
-	s.mustParrot(80, "web1")
+	s.mustBeServedBy(80, "web1")
 }
 
 // mustBeRefused throws each packet of a list once, and names those that are not refused for their reason.
-func (m *mob) mustBeRefused(list []*intruder) {
+func (m *injector) mustBeRefused(list []*badPacket) {
 	m.s.t.Helper()
-	m.throwAll(list)
+	m.injectAll(list)
 	if m.refused() {
 		return
 	}
 	m.s.t.Errorf("%d packets are not refused as they should be", len(list))
 	for _, i := range list {
-		before := i.gate.agent.intake()
-		m.throwAll([]*intruder{i})
-		now := i.gate.agent.intake()
+		before := i.end.agent.intake()
+		m.injectAll([]*badPacket{i})
+		now := i.end.agent.intake()
 		if now.Drops[i.reason] == before.Drops[i.reason]+1 {
 			continue
 		}
@@ -145,8 +145,8 @@ func (m *mob) mustBeRefused(list []*intruder) {
 }
 
 // garbage is random bytes in a tunnel, every other time with some of what a packet has.
-func (s *site) garbage(random *rand.Rand, gates []gate) *intruder {
-	g := gates[random.IntN(len(gates))]
+func (s *site) garbage(random *rand.Rand, tunnelEnds []tunnelEnd) *badPacket {
+	g := tunnelEnds[random.IntN(len(tunnelEnds))]
 	b := make([]byte, random.IntN(200))
 	for i := range b {
 		b[i] = byte(random.Uint32())
@@ -160,7 +160,7 @@ func (s *site) garbage(random *rand.Rand, gates []gate) *intruder {
 			copy(b[24:], s.VIP6.AsSlice())
 		}
 	}
-	return &intruder{gate: g, packet: g.wrap(g.director, version, b)}
+	return &badPacket{end: g, packet: g.wrap(g.director, version, b)}
 }
 
 // mustRead is the next datagram that comes.

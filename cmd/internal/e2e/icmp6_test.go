@@ -22,7 +22,7 @@ func TestICMPv6(t *testing.T) {
 	addAddress6(t, s.Client, "eth0", client)
 	addRoute6(t, s.Client, netip.PrefixFrom(netip.IPv6Unspecified(), 0), client.Prev())
 	addRoute6(t, s.Webs[0], netip.PrefixFrom(netip.IPv6Unspecified(), 0), ways6.web.Prev())
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "six"
 vip = "2001:db8:5a::80"

@@ -20,7 +20,7 @@ import (
 func TestTunnelErrorReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "dns"
 vip = "198.51.100.80"
@@ -126,9 +126,9 @@ func TestPathErrorReachesServer(t *testing.T) {
 	}
 }
 
-// TestNobodyServes: a port of the VIP without service, or without a realserver for it, is refused at once; with
+// TestUnserved: a port of the VIP without service, or without a realserver for it, is refused at once; with
 // no_service = "drop", which a reload brings, it is not answered at all.
-func TestNobodyServes(t *testing.T) {
+func TestUnserved(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startAgents("")
@@ -140,7 +140,7 @@ protocol = "udp"
 port = 53
 realserver = [ { address = "10.0.11.2", weight = 0 } ]
 `
-	s.startWrittenDirector(dns)
+	s.startDirectorWith(dns)
 	refused := func(network string, port int) error {
 		d := net.Dialer{Timeout: soon}
 		var err error
@@ -169,7 +169,7 @@ realserver = [ { address = "10.0.11.2", weight = 0 } ]
 		}
 	}
 	before := s.director.balance()
-	if changes := s.reloadWritten(`director.no_service = "drop"` + dns); !slices.Equal(changes,
+	if changes := s.reloadWith(`director.no_service = "drop"` + dns); !slices.Equal(changes,
 		[]string{"no_service reject -> drop"}) {
 		t.Errorf("changes are %q", changes)
 	}

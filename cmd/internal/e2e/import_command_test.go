@@ -143,7 +143,7 @@ func TestInteropImport(t *testing.T) {
 	s.startIPVS(interopPorts, kernelTunnel{"ipip", ""}, kernelTunnel{"gue", "--tun-csum"})
 	for _, web := range s.Webs {
 		s.echoUDP(web, 53)
-		s.parrot(web, 81)
+		s.namedEcho(web, 81)
 	}
 	serves := func() {
 		t.Helper()
@@ -168,7 +168,7 @@ func TestInteropImport(t *testing.T) {
 	}
 	s.command(s.Director, "", "ipvsadm", "-C")
 	s.command(s.Director, "", "ip", "addr", "del", s.VIP.String()+"/32", "dev", "lo")
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	serves()
 }
 

@@ -176,7 +176,7 @@ func datagram(t *testing.T, vip netip.Addr, text string) []byte {
 // TestInteropWrap has the kernel's devices take what encap.Tunnel wraps.
 func TestInteropWrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
-	over4 := s.thrower(s.Director)
+	over4 := s.rawSender(s.Director)
 	var over6 int
 	err := s.Director.Do(func() (err error) {
 		over6, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -208,7 +208,7 @@ func TestInteropWrap(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else {
-				over4.throw(b.Bytes())
+				over4.inject(b.Bytes())
 			}
 			if got := mustRead(t, server); got != text {
 				t.Errorf("%v: %q, want %q", &f, got, text)

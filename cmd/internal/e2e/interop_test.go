@@ -97,7 +97,7 @@ func TestInteropKernelRealserver(t *testing.T) {
 			t.Run(tunnel.kind+name, func(t *testing.T) {
 				s := newSite(t, 1, links)
 				device := s.kernelDevice(s.Webs[0], tunnel)
-				s.startWrittenDirector(interopServices(tunnel.kind, "{ address = \"10.0.11.2\" }"))
+				s.startDirectorWith(interopServices(tunnel.kind, "{ address = \"10.0.11.2\" }"))
 				s.acceptUploads(s.Webs[0], 80)
 				s.echoUDP(s.Webs[0], 53)
 				s.mustUpload(80, interopBulk)
@@ -164,11 +164,11 @@ func TestInteropMixed(t *testing.T) {
 						realservers = append(realservers, fmt.Sprintf("{ address = %q, encap = %q }", s.Webs[i].Addr,
 							k.kind))
 					}
-					s.startWrittenDirector(interopServices("ipip", realservers...))
+					s.startDirectorWith(interopServices("ipip", realservers...))
 				}
 				for _, web := range s.Webs {
 					s.acceptUploads(web, 80)
-					s.parrot(web, 81)
+					s.namedEcho(web, 81)
 					s.echoUDP(web, 53)
 				}
 				s.mustUpload(80, interopBulk)
@@ -200,10 +200,10 @@ func TestInteropQuiet(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 1, nil)
 	web := s.Webs[0]
-	now := func() map[string]machine {
+	now := func() map[string]hostState {
 		t.Helper()
 		testkit.Within(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, web) })
-		return map[string]machine{web.Name: observe(t, web)}
+		return map[string]hostState{web.Name: observe(t, web)}
 	}
 	before := now()
 	s.startAgents("")

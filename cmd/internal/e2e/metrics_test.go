@@ -77,17 +77,17 @@ func TestMetrics(t *testing.T) {
 	s := newSite(t, 2, nil)
 	s.startAgents(metricsKey)
 	s.startDirector(metricsKey, service{"tcp", "80", "rr", []int{3, 1}}, service{"udp", "53", "rr", []int{1, -1}})
-	s.parrot(s.Webs[0], 80)
-	s.parrot(s.Webs[1], 80)
+	s.namedEcho(s.Webs[0], 80)
+	s.namedEcho(s.Webs[1], 80)
 	const connections = 6
 	for range connections {
-		if _, err := askParrot(s.dial("tcp", 80), "?"); err != nil {
+		if _, err := askName(s.dial("tcp", 80), "?"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	for range 5 { // nobody has this port
-		client.throw(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
+		client.inject(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
 	}
 	testkit.Within(t, "what nobody has is refused", soon,
 		func() bool { return s.director.balance().Drops["no_service"] == 5 })

@@ -29,7 +29,7 @@ realserver = [ { address = "10.0.11.2" }, { address = "10.0.12.2" }, { address =
 	for _, web := range s.Webs {
 		s.nameUDP(web, 53)
 	}
-	s.startWrittenDirector(config)
+	s.startDirectorWith(config)
 	conn := s.dial("udp4", 53)
 	last := ""
 	for turn := range 30 {
@@ -45,7 +45,7 @@ realserver = [ { address = "10.0.11.2" }, { address = "10.0.12.2" }, { address =
 			st.Services[0].Realservers)
 	}
 
-	s.reloadWritten(strings.ReplaceAll(config, "true", "false"))
+	s.reloadWith(strings.ReplaceAll(config, "true", "false"))
 	home := askUDP(t, conn)
 	for range 10 {
 		if server := askUDP(t, conn); server != home || server == last {

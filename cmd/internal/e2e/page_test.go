@@ -37,7 +37,7 @@ func TestPage(t *testing.T) {
 	const metrics = "metrics = \"" + pageAddress + "\""
 	s.startDirector(metrics, service{"tcp", "80", "wrr", []int{2, 1}}, service{"udp", "53", "rr", []int{1, 0}})
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
 	tab := browser.Open(t, s.bringPage(), pagetest.Look{})
 	tab.Wait("the page is live", "document.body.dataset.state === 'live' && document.querySelector('#services tbody')")
@@ -59,7 +59,7 @@ func TestPage(t *testing.T) {
 				}
 				return
 			}
-			if _, err := askParrot(c, "hello"); err != nil {
+			if _, err := askName(c, "hello"); err != nil {
 				t.Error(err)
 			}
 			c.Close()

@@ -92,8 +92,8 @@ func addRoute6(t *testing.T, h *lab.Host, to netip.Prefix, via netip.Addr) {
 	}
 }
 
-// thrower6 is thrower for IPv6: nothing of the packet is filled in.
-func (s *site) thrower6(h *lab.Host) func(b []byte) {
+// rawSender6 is rawSender for IPv6: nothing of the packet is filled in.
+func (s *site) rawSender6(h *lab.Host) func(b []byte) {
 	s.t.Helper()
 	fd := -1
 	err := h.Do(func() (err error) {
@@ -210,13 +210,13 @@ func (s *site) request(six bool, port uint16, data string) []byte {
 	return build(s.t, ip, udp, gopacket.Payload(data))
 }
 
-// TestWays: a packet of each IP version leaves by each tunnel over each IP version, with the headers that the
+// TestTunnelPaths: a packet of each IP version leaves by each tunnel over each IP version, with the headers that the
 // configuration says.
-func TestWays(t *testing.T) {
+func TestTunnelPaths(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
-	s.startWrittenDirector("director.source = [\"10.0.2.2\", \"fd5a:2::2\"]\n" + s.waysTOML(s.VIP, ways6.vip))
-	throw4, throw6 := s.thrower(s.Router), s.thrower6(s.Router)
+	s.startDirectorWith("director.source = [\"10.0.2.2\", \"fd5a:2::2\"]\n" + s.waysTOML(s.VIP, ways6.vip))
+	throw4, throw6 := s.rawSender(s.Router), s.rawSender6(s.Router)
 	next := s.catcher(s.Webs[0], "eth0")
 	sent := 0
 	for i, w := range ways {
@@ -225,7 +225,7 @@ func TestWays(t *testing.T) {
 			if six {
 				throw6(p)
 			} else {
-				throw4.throw(p)
+				throw4.inject(p)
 			}
 			sent++
 			if err := s.tunnelled(w, next(), p); err != nil {
@@ -255,12 +255,12 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	s := newWays(t)
 	before := s.observeAll()
 	four, both := s.waysTOML(s.VIP), s.waysTOML(s.VIP, ways6.vip)
-	s.startWrittenDirector(four)
+	s.startDirectorWith(four)
 	without := s.observeAll()
-	throw := s.thrower6(s.Router)
+	throw := s.rawSender6(s.Router)
 	next := s.catcher(s.Webs[0], "eth0")
 	for range 2 {
-		s.reloadWritten(both)
+		s.reloadWith(both)
 		for key, want := range map[string]string{"all/forwarding": "1", "vs0/disable_ipv6": "0",
 			"vs0/addr_gen_mode": "1", "eth0/accept_ra": "2"} {
 			if got := readSysctl6(t, s.Director, key); got != want {
@@ -286,12 +286,12 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 		if led != 3 {
 			t.Errorf("%d routes to the VIP, want one by each device and one that is unreachable", led)
 		}
-		s.reloadWritten(four)
+		s.reloadWith(four)
 		mustBe(t, "after a reload without the IPv6 VIP", without, s.observeAll())
 	}
 	s.director.stop()
 	mustBe(t, "after SIGTERM", before, s.observeAll())
-	s.director.configure(s.written(both))
+	s.director.configure(s.fileWith(both))
 	s.director.start()
 	s.director.kill()
 	s.director.start()
@@ -324,13 +324,15 @@ func TestNoRouteOverIPv6(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	s.startWrittenDirector(s.waysTOML(s.VIP, ways6.vip))
-	throw := s.thrower6(s.Router)
+	s.startDirectorWith(s.waysTOML(s.VIP, ways6.vip))
+	throw := s.rawSender6(s.Router)
 	next := s.catcher(s.Webs[0], "eth0")
 	dropped := func() uint64 { return s.director.balance().Drops["send_error"] }
 	p := s.request(true, 1001, "hello")
 	throw(p)
-	testkit.Within(t, "a packet to a realserver without a route is counted", soon, func() bool { return dropped() == 1 })
+	testkit.Within(t, "a packet to a realserver without a route is counted", soon, func() bool {
+		return dropped() == 1
+	})
 	if log := s.director.Output(); !strings.Contains(log, "no route to realservers") || !strings.Contains(log,
 		ways6.web.String()) {
 		t.Errorf("the log does not say so:\n%s", log)

@@ -35,11 +35,11 @@ func startShop(t *testing.T, persistence string) (s *site, doors []string) {
 			door := netip.AddrPortFrom(vip, port).String()
 			doors = append(doors, door)
 			for _, web := range s.Webs {
-				s.parrotAt(web, door)
+				s.namedEchoAt(web, door)
 			}
 		}
 	}
-	s.startWrittenDirector(persistentTOML(persistence))
+	s.startDirectorWith(persistentTOML(persistence))
 	return s, doors
 }
 

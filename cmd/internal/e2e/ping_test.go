@@ -74,10 +74,12 @@ func testPing(t *testing.T, ipv6 bool) {
 	if ipv6 {
 		damaged[40] = 128
 	}
-	evil := s.newMob(s.Client)
+	evil := s.newInjector(s.Client)
 	evil.send(evil.frame(damaged))
 	in, out := uint64(len(sizes)+2), uint64(len(sizes))
-	testkit.Within(t, "the director has seen all of it", soon, func() bool { return s.director.balance().In.Packets >= in })
+	testkit.Within(t, "the director has seen all of it", soon, func() bool {
+		return s.director.balance().In.Packets >= in
+	})
 	st := s.director.balance()
 	if st.In.Packets != in || st.Out.Packets != out || st.Drops["bad_checksum"] != 1 || st.Drops["icmp"] != 1 ||
 		sum(st.Drops) != 2 {

@@ -45,7 +45,7 @@ func TestPathShrinks(t *testing.T) {
 					p.name, p.vip, 8000+i, p.encap, p.address)
 				s.acceptUploadsAt(p.web, fmt.Sprintf(":%d", 8000+i))
 			}
-			s.startWrittenDirector(text)
+			s.startDirectorWith(text)
 			size := short(20_000_000, 4_000_000)
 			for i, p := range paths {
 				t.Run(p.name, func(t *testing.T) {

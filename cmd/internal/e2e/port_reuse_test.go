@@ -58,7 +58,7 @@ func (s *site) oneLiner(h *lab.Host, from *net.TCPAddr) error {
 			return err
 		}
 		defer c.Close()
-		if _, err := askParrot(c, "hello"); err != nil {
+		if _, err := askName(c, "hello"); err != nil {
 			return err
 		}
 		if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {

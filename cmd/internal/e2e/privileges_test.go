@@ -60,8 +60,8 @@ func TestPrivileges(t *testing.T) {
 	s.addVIP(second)
 	before := s.observeAll()
 	s.startAgents(someTunnels(privilegedPort))
-	s.parrotAt(s.Webs[0], ":80")
-	s.startWrittenDirector(firstVIP)
+	s.namedEchoAt(s.Webs[0], ":80")
+	s.startDirectorWith(firstVIP)
 	programs := []*program{s.director, s.agents[0]}
 	for _, p := range programs {
 		p.mustHaveOnlyNetAdmin(p.startBounding())
@@ -100,8 +100,8 @@ func TestPrivilegesThatStay(t *testing.T) {
 			t.Errorf("%s gives %d warnings, want one, of its privileges:\n%s", p, warnings, p.Output())
 		}
 	}
-	s.parrot(s.Webs[0], 80)
-	s.mustParrot(80, "web1")
+	s.namedEcho(s.Webs[0], 80)
+	s.mustBeServedBy(80, "web1")
 }
 
 // mustLogReady waits until the program's log has what came before its being ready.
@@ -165,7 +165,7 @@ func field(t *testing.T, path, key string) string {
 // mustReloadSecond gives the director the second VIP too, makes a request to either, and takes it away again.
 func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 	s.t.Helper()
-	s.reloadWritten(firstVIP + secondVIP(udpPort))
+	s.reloadWith(firstVIP + secondVIP(udpPort))
 	for _, vip := range []netip.Addr{s.VIP, second} {
 		c, err := s.dialFrom(anyPort(s.Client.Addr), netip.AddrPortFrom(vip, 80).String())
 		if err != nil {
@@ -177,7 +177,7 @@ func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 		c.Close()
 	}
 	s.mustCheck()
-	s.reloadWritten(firstVIP)
+	s.reloadWith(firstVIP)
 }
 
 // mustCheck gives the director checks that need sockets of several kinds, and a program to start: all of them pass.
@@ -190,7 +190,7 @@ func (s *site) mustCheck() {
 			"%s, interval = \"500ms\" }\nrealserver = [ { address = %q } ]\n",
 			i, s.VIP, 9000+i, check, s.Webs[0].Addr)
 	}
-	s.reloadWritten(toml)
+	s.reloadWith(toml)
 	var failed []string
 	defer func() {
 		if len(failed) > 0 {
@@ -235,7 +235,7 @@ func TestForeignConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startAgents("")
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	s.director = s.prepare(s.Director, "director")
 	s.director.configure(s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{1}}))
 	if err := errors.Join(os.Chown(s.director.config, nobody, nobody), os.Chmod(s.director.config, 0o600)); err != nil {

@@ -29,7 +29,7 @@ func TestReadOnlySysctls(t *testing.T) {
 		agent := s.prepare(s.Webs[0], "realserver")
 		agent.configure(s.agentTOML(agent.socket, ""))
 		s.agents = []*program{agent}
-		s.parrotAt(s.Webs[0], ":80")
+		s.namedEchoAt(s.Webs[0], ":80")
 		for _, p := range []*program{s.director, agent} {
 			s.shell(p.host, "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1")
 			got := run(t, p.host, exec.Command(programPath(p.name), "check", "--sysctls", "-c", p.config))
@@ -55,7 +55,7 @@ func TestReadOnlySysctls(t *testing.T) {
 		testkit.Within(t, "the check finds the realserver", soon, func() bool {
 			return s.director.balance().Services[0].Realservers[0].Health == "up"
 		})
-		s.mustParrot(80, s.Webs[0].Name)
+		s.mustBeServedBy(80, s.Webs[0].Name)
 		for _, p := range []*program{agent, s.director} {
 			p.stop()
 		}

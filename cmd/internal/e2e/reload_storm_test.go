@@ -22,13 +22,13 @@ func TestReloadStorm(t *testing.T) {
 	const talkers = 500
 	length := short(20*time.Second, 6*time.Second)
 	s := newSite(t, 4, nil)
-	s.startWritten(stormTOML(0))
-	s.parrot(s.Webs[3], 81)
+	s.startWith(stormTOML(0))
+	s.namedEcho(s.Webs[3], 81)
 	conns := make([]net.Conn, talkers)
 	homes := map[string]int{}
 	for i := range conns {
 		conns[i] = s.dial("tcp", 80)
-		home, err := askParrot(conns[i], "hello")
+		home, err := askName(conns[i], "hello")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +48,7 @@ func TestReloadStorm(t *testing.T) {
 			defer every.Stop()
 			var home string
 			for n := 0; ; n++ {
-				server, err := askParrot(conn, fmt.Sprintf("word %d of %d", n, i))
+				server, err := askName(conn, fmt.Sprintf("word %d of %d", n, i))
 				if home == "" {
 					home = server
 				}
@@ -79,11 +79,11 @@ func TestReloadStorm(t *testing.T) {
 	for ; storms() && errs.Load() == 0; <-every.C {
 		reloads++
 		if reloads%2 == 0 {
-			if changes := s.reloadWritten(stormTOML(reloads)); len(changes) < 3 {
+			if changes := s.reloadWith(stormTOML(reloads)); len(changes) < 3 {
 				t.Errorf("reload %d changed only %q", reloads, changes)
 			}
 		} else {
-			s.director.configure(s.written(stormTOML(reloads)))
+			s.director.configure(s.fileWith(stormTOML(reloads)))
 			s.director.signal(unix.SIGHUP)
 		}
 		testkit.Within(t, "the configuration is in force", soon, func() bool {
@@ -99,7 +99,7 @@ func TestReloadStorm(t *testing.T) {
 	if words.Load() < wantWords {
 		t.Errorf("only %d words were said, want at least %d", words.Load(), wantWords)
 	}
-	s.reloadWritten(stormTOML(0))
+	s.reloadWith(stormTOML(0))
 	st := s.director.balance()
 	if n := s.scheduled(); n != scheduled || len(st.Drops) != 0 || st.Connections.Count != talkers {
 		t.Errorf("%d connections were scheduled, %d before the storm; %d are there, dropped %v; want no new one, %d "+

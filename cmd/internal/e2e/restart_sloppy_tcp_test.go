@@ -11,7 +11,7 @@ import (
 func TestRestartWithSloppyTCP(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(strings.Replace(drainTOML("sloppy_tcp = true", web1+", "+web2), `scheduler = "rr"`,
+	s.startWith(strings.Replace(drainTOML("sloppy_tcp = true", web1+", "+web2), `scheduler = "rr"`,
 		`scheduler = "sh"`+"\nscheduler_flags = [\"sh-port\"]\ncheck = { type = \"tcp\", initial = \"up\" }", 1))
 	to := map[string]net.Conn{}
 	for range 64 {

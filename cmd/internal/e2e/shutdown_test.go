@@ -65,8 +65,8 @@ func TestEndsWhileItStarts(t *testing.T) {
 	mustBe(t, "after all starts", before, s.observeAll())
 }
 
-// TestLogThatNobodyReads closes the pipe that the log goes to: the programs work on, reload and end as always.
-func TestLogThatNobodyReads(t *testing.T) {
+// TestLogWithoutReader closes the pipe that the log goes to: the programs work on, reload and end as always.
+func TestLogWithoutReader(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	before := s.observeAll()
@@ -86,10 +86,13 @@ func TestLogThatNobodyReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	director.Process, s.director = process, director
-	s.parrot(s.Webs[0], 80)
-	testkit.Within(t, "the director is up", soon, func() bool { var ignored struct{}; return director.get(&ignored) == nil })
+	s.namedEcho(s.Webs[0], 80)
+	testkit.Within(t, "the director is up", soon, func() bool {
+		var ignored struct{}
+		return director.get(&ignored) == nil
+	})
 	s.reload("", service{"tcp", "[80, 81]", "wrr", []int{5}})
-	s.mustParrot(80, s.Webs[0].Name)
+	s.mustBeServedBy(80, s.Webs[0].Name)
 	director.stop()
 	s.agents[0].stop()
 	mustBe(t, "at the end", before, s.observeAll())
@@ -137,8 +140,8 @@ func TestRemovedDevice(t *testing.T) {
 // see that it is gone.
 func (s *site) traffic80(t *testing.T) (stop func()) {
 	t.Helper()
-	s.parrot(s.Webs[0], 80)
-	s.mustParrot(80, s.Webs[0].Name)
+	s.namedEcho(s.Webs[0], 80)
+	s.mustBeServedBy(80, s.Webs[0].Name)
 	return s.traffic(80)
 }
 
@@ -170,9 +173,9 @@ func TestServiceLeavesWithItsVIP(t *testing.T) {
 	s.startAgents("")
 	const more = "[connections]\ntimeouts = { tcp_fin = \"1s\" }"
 	s.startDirector(more, service{"tcp", "80", "wrr", []int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	conn := s.dial("tcp", 80)
-	if _, err := askParrot(conn, "hello"); err != nil {
+	if _, err := askName(conn, "hello"); err != nil {
 		t.Fatal(err)
 	}
 	other := strings.ReplaceAll(s.directorTOML(s.director.socket, more, service{"tcp", "80", "wrr", []int{1}}),
@@ -183,7 +186,7 @@ func TestServiceLeavesWithItsVIP(t *testing.T) {
 		st := s.director.balance()
 		return len(st.Services) == 1 && st.Services[0].Name == "s9"
 	})
-	if server, err := askParrot(conn, "still there?"); err != nil || server != s.Webs[0].Name {
+	if server, err := askName(conn, "still there?"); err != nil || server != s.Webs[0].Name {
 		t.Errorf("the connection is answered by %q, %v", server, err)
 	}
 	if st := s.director.balance(); st.Leaving.Connections != 1 {

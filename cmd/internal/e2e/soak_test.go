@@ -51,7 +51,7 @@ func TestSoak(t *testing.T) {
 	}
 	round := func(n int) {
 		t.Helper()
-		s.reloadWritten(kinds[n%len(kinds)])
+		s.reloadWith(kinds[n%len(kinds)])
 		web := n % len(s.Webs)
 		switch n % 4 {
 		case 0:
@@ -66,10 +66,10 @@ func TestSoak(t *testing.T) {
 	}
 	settle := func() {
 		t.Helper()
-		s.reloadWritten(steady)
+		s.reloadWith(steady)
 		s.awaitHealth("up up up")
 	}
-	s.reloadWritten(kinds[0])
+	s.reloadWith(kinds[0])
 	testkit.Within(t, "all are up, IPv6's table is there", 2*soon, func() bool {
 		for _, svc := range s.director.balance().Services {
 			if svc.Health != "up" {

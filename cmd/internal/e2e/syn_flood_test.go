@@ -30,7 +30,7 @@ func TestSYNFlood(t *testing.T) {
 		s.swallow(web, floodNetwork)
 	}
 	s.startAgents("")
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 connections = { max = 200_000, half_open_max = 50_000 }
 [[service]]
 name = "web"

@@ -37,7 +37,7 @@ func TestUnknownConnectionsAreReset(t *testing.T) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
 		s.startAgents("")
-		s.parrot(s.Webs[0], 80)
+		s.namedEcho(s.Webs[0], 80)
 		const timeouts = "[connections]\ntimeouts = { tcp = \"1s\", tcp_syn = \"1s\" }\n"
 		web := service{"tcp", "80", "rr", []int{1}}
 		s.startDirector("", web)

@@ -22,12 +22,12 @@ func TestConnectionStays(t *testing.T) {
 	const more = "[connections]\ntimeouts = { tcp_fin = \"1s\" }"
 	s.startDirector(more, service{"tcp", "80", "wrr", []int{1, 1, -1}})
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
 	before := s.director.balance()
 
 	long := s.dial("tcp", 80)
-	home, err := askParrot(long, "hello")
+	home, err := askName(long, "hello")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestConnectionStays(t *testing.T) {
 		every := time.NewTicker(100 * time.Millisecond)
 		defer every.Stop()
 		for ; time.Now().Before(end) || said < want && time.Now().Before(end.Add(5*length)); <-every.C {
-			server, err := askParrot(long, "still there?")
+			server, err := askName(long, "still there?")
 			if err != nil || server != home {
 				t.Errorf("after %d words the connection to %s was answered by %q, %v", said, home, server, err)
 				return
@@ -82,7 +82,7 @@ func TestConnectionStays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			server, err := askParrot(conn, "hi")
+			server, err := askName(conn, "hi")
 			conn.Close()
 			if err != nil {
 				t.Fatal(err)
@@ -161,7 +161,7 @@ func (s *site) reload(more string, services ...service) {
 func TestBadReload(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	for _, c := range []struct{ config, says string }{
 		{"nonsense", ".toml:1:"},
 		{s.directorTOML(s.director.socket, "colour = 1", service{"tcp", "81", "wrr", []int{1}}), "colour"},
@@ -176,6 +176,6 @@ func TestBadReload(t *testing.T) {
 		if st := s.director.balance(); len(st.Services) != 1 || st.Services[0].Ports[0] != "80" || st.Queues == 7 {
 			t.Errorf("the services changed: %+v", st.Services)
 		}
-		s.mustParrot(80, "web1")
+		s.mustBeServedBy(80, "web1")
 	}
 }

@@ -24,7 +24,7 @@ func TestThresholds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, 2, nil)
-			s.startWritten(fmt.Sprintf(`
+			s.startWith(fmt.Sprintf(`
 connections = { timeouts = { tcp_fin = "1s" } }
 [[service]]
 name = "web"

@@ -39,14 +39,14 @@ func (t *terminal) read() {
 	}
 }
 
-func (t *terminal) written() string {
+func (t *terminal) fileWith() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.text.String()
 }
 
 func (t *terminal) has(words ...string) bool {
-	text := t.written()
+	text := t.fileWith()
 	for _, word := range words {
 		if !strings.Contains(text, word) {
 			return false
@@ -108,13 +108,13 @@ func TestTop(t *testing.T) {
 	for _, web := range s.Webs {
 		s.nginx(web)
 	}
-	s.startWrittenDirector(drainTOML("", web1+", "+web2))
+	s.startDirectorWith(drainTOML("", web1+", "+web2))
 	l := s.startLoad(2)
 	l.more(t, 10)
 	p, screen := s.startTerminal(80, 24, "top", "--every", "200ms")
 	defer func() {
 		if t.Failed() {
-			t.Logf("the terminal:\n%q", screen.written())
+			t.Logf("the terminal:\n%q", screen.fileWith())
 		}
 	}()
 	testkit.Within(t, "top shows the service", soon, func() bool {
@@ -127,7 +127,7 @@ func TestTop(t *testing.T) {
 	select {
 	case <-drain.Done():
 	case <-time.After(3 * soon):
-		t.Fatalf("drain --wait does not end: %q", progress.written())
+		t.Fatalf("drain --wait does not end: %q", progress.fileWith())
 	}
 	testkit.Within(t, "it says how far it is, on one line", soon, func() bool {
 		return progress.has("\r\x1b[Kdraining for ",
@@ -172,7 +172,7 @@ func TestTop(t *testing.T) {
 		p, screen = s.startTerminal(60, 24, command...)
 		<-p.Done()
 		testkit.Within(t, "it is printed", soon, func() bool { return screen.has("10.0.12.2") })
-		for _, line := range strings.Split(screen.written(), "\r\n") {
+		for _, line := range strings.Split(screen.fileWith(), "\r\n") {
 			if utf8.RuneCountInString(line) > 60 {
 				t.Errorf("%v: in a terminal of 60 columns there is the line %q", command, line)
 			}

@@ -64,7 +64,7 @@ func (s *site) startTunnels(more string) {
 			to.name, quoted([]netip.Addr{s.VIP, s.VIP6}), to.port, to.keys, to.address)
 		s.acceptUploadsAt(to.web, fmt.Sprintf(":%d", to.port))
 	}
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 }
 
 // TestTunnels sends uploads, byte-exact, through every tunnel over IPv4 and IPv6 with IPv4 and IPv6 inside, with and
@@ -142,9 +142,9 @@ func TestMixedTunnels(t *testing.T) {
 	s.startAgents(`encap = ["ipip", "gre", "gue"]
 encap_port = 7000`)
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "web"
 vip = "198.51.100.80"

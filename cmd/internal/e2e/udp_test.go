@@ -80,7 +80,9 @@ func testUDP(t *testing.T, ipv6 bool) {
 			st.Out.Packets, st.Drops, n, n+fragments, fragments)
 	}
 	for i, a := range s.agents {
-		testkit.Within(t, "the agent has counted its datagrams", soon, func() bool { return a.intake().Out.Packets >= n/2 })
+		testkit.Within(t, "the agent has counted its datagrams", soon, func() bool {
+			return a.intake().Out.Packets >= n/2
+		})
 		if in := a.intake(); in.In.Packets != n/2 || in.Out.Packets != n/2 {
 			t.Errorf("web%d received %d packets and let %d in, want %d", i+1, in.In.Packets, in.Out.Packets, n/2)
 		}

@@ -28,8 +28,8 @@ func TestWatchdog(t *testing.T) {
 		m.mustHear("READY=1")
 		m.mustHear("WATCHDOG=1")
 	}
-	s.parrot(s.Webs[0], 80)
-	s.mustParrot(80, "web1")
+	s.namedEcho(s.Webs[0], 80)
+	s.mustBeServedBy(80, "web1")
 	for p, m := range managers {
 		m.mustHear("WATCHDOG=1")
 		m.mustHear("WATCHDOG=1")

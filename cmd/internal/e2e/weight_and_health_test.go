@@ -7,9 +7,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestOperatorAndHealth: what an operator has set holds while realservers fail and come back, and what checks say holds
+// TestWeightAndHealth: what an operator has set holds while realservers fail and come back, and what checks say holds
 // whatever an operator sets.
-func TestOperatorAndHealth(t *testing.T) {
+func TestWeightAndHealth(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
 	servers := s.startChecked("", `type = "http", `+quick)

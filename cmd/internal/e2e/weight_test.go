@@ -33,7 +33,7 @@ func (s *site) must(command ...string) string {
 func TestSetWeight(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(drainTOML("", web1+", "+web2))
+	s.startWith(drainTOML("", web1+", "+web2))
 	web := func() api.Realserver { return s.director.balance().Services[0].Realservers[0] }
 
 	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: "+
@@ -47,13 +47,13 @@ func TestSetWeight(t *testing.T) {
 		t.Errorf("status does not say that the weight is an operator's:\n%s", got)
 	}
 	for range 4 {
-		s.mustParrot(80, "web2")
+		s.mustBeServedBy(80, "web2")
 	}
-	s.reloadWritten(drainTOML("", web1+`, { address = "10.0.12.2", weight = 2 }`))
+	s.reloadWith(drainTOML("", web1+`, { address = "10.0.12.2", weight = 2 }`))
 	if r := web(); r.Weight != 0 {
 		t.Errorf("after a reload status has %+v, want weight 0", r)
 	}
-	if changes := s.reloadWritten(drainTOML("", `{ address = "10.0.11.2", weight = 3 }, `+web2)); !slices.Contains(changes,
+	if changes := s.reloadWith(drainTOML("", `{ address = "10.0.11.2", weight = 3 }, `+web2)); !slices.Contains(changes,
 		`service "web": realserver 10.0.11.2: the weight 0 that an operator has set does not hold any longer`) {
 		t.Errorf("the reload prints %q", changes)
 	}
@@ -71,7 +71,9 @@ func TestSetWeight(t *testing.T) {
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("at the end status has %+v, want 3", r)
 	}
-	testkit.Within(t, "the log has it", soon, func() bool { return strings.Contains(s.director.Output(), "weight 9 -> 3") })
+	testkit.Within(t, "the log has it", soon, func() bool {
+		return strings.Contains(s.director.Output(), "weight 9 -> 3")
+	})
 
 	for _, c := range []struct {
 		command string
@@ -200,9 +202,9 @@ func TestDrainWait(t *testing.T) {
 	s.startAgents("")
 	for _, web := range s.Webs {
 		s.nginx(web)
-		s.parrotAt(web, ":81")
+		s.namedEchoAt(web, ":81")
 	}
-	s.startWrittenDirector(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
+	s.startDirectorWith(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
 	l := s.startLoad(8)
 	l.more(t, 100)
 	// A conversation that is longer than all requests, at each.
@@ -247,7 +249,7 @@ func TestDrainWait(t *testing.T) {
 func TestDrainActive(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(strings.Replace(drainTOML("", web1+", "+web2), `tcp_fin = "1s"`, `tcp_fin = "1h"`, 1))
+	s.startWith(strings.Replace(drainTOML("", web1+", "+web2), `tcp_fin = "1s"`, `tcp_fin = "1h"`, 1))
 	var to1 net.Conn
 	for range 2 {
 		if c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80)); server == "web1" {
@@ -278,7 +280,7 @@ func TestDrainActive(t *testing.T) {
 func TestDrainWaitForOneThatLeft(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
-	s.reloadWritten(drainTOML("", web2))
+	s.reloadWith(drainTOML("", web2))
 	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 ||
 		!strings.Contains(got.stderr, "1 active, 0 closing") {
 		t.Errorf("while a connection is open: exit status %d: %s", got.code, got.stderr)
@@ -288,9 +290,9 @@ func TestDrainWaitForOneThatLeft(t *testing.T) {
 	s.mustDrain(drain)
 	mustStay(t, to2, "web2")
 
-	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler",
+	s.reloadWith(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler",
 		"persistence = { timeout = \"1m\" }\nscheduler", 1), web2))
-	s.mustParrot(80, "web2")
+	s.mustBeServedBy(80, "web2")
 	if got := s.ask("drain", "web", "10.0.12.2", "--wait", "--timeout", "1s"); got.code != 1 ||
 		!strings.Contains(got.stderr, "1 persistent client") ||
 		!strings.Contains(got.stderr, "expire_quiescent_template") {

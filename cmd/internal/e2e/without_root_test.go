@@ -29,7 +29,7 @@ func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, 
 	s.agents = []*program{s.prepare(s.Webs[0], "realserver")}
 	s.agents[0].configure(s.agentTOML(s.agents[0].socket, someTunnels(udpPort)))
 	s.director = s.prepare(s.Director, "director")
-	s.director.configure(s.written(firstVIP))
+	s.director.configure(s.fileWith(firstVIP))
 	s.openDir()
 	programs := []*program{s.agents[0], s.director}
 	for _, p := range programs {
@@ -43,7 +43,7 @@ func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, 
 		p.startAs(command(p))
 		p.mustHaveOnlyNetAdmin(bounding(p))
 	}
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	s.mustReloadSecond(second, udpPort)
 	for _, p := range programs {
 		p.stop()

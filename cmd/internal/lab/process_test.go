@@ -87,7 +87,9 @@ func TestCloseEndsProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testkit.Eventually(t, "the grandchild's number is there", func() bool { return strings.HasSuffix(stubborn.Output(), "\n") })
+	testkit.Eventually(t, "the grandchild's number is there", func() bool {
+		return strings.HasSuffix(stubborn.Output(), "\n")
+	})
 	grandchild, err := strconv.Atoi(strings.TrimSpace(stubborn.Output()))
 	if err != nil {
 		t.Fatal(err)

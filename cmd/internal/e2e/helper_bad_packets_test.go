@@ -8,7 +8,7 @@ import (
 )
 
 // gate is one way into a realserver: the tunnel's kind and the outer header's family.
-type gate struct {
+type tunnelEnd struct {
 	agent    *program
 	kind     string     // "ipip", "gre", "gre-key", "gue", "fou"
 	address  netip.Addr // of the realserver
@@ -21,33 +21,33 @@ const (
 	gatePort = 6080                             // of gue and fou
 )
 
-// gates lists the ways into the agents that startGates starts.
-func (s *site) gates() (all []gate) {
+// tunnelEnds lists the ways into the agents that startTunnelEnds starts.
+func (s *site) tunnelEnds() (all []tunnelEnd) {
 	for i, kinds := range [][]string{{"ipip", "gre", "gue"}, {"gre-key", "fou"}} {
 		web := s.Webs[i]
 		for _, kind := range kinds {
-			all = append(all, gate{s.agents[i], kind, web.Addr, s.Director.Addr}, gate{s.agents[i], kind, web.Addr6,
-				s.Director.Addr6})
+			all = append(all, tunnelEnd{s.agents[i], kind, web.Addr, s.Director.Addr},
+				tunnelEnd{s.agents[i], kind, web.Addr6, s.Director.Addr6})
 		}
 	}
 	return all
 }
 
-// startGates starts agents that have all gates between them, on the first two web servers.
-func (s *site) startGates() {
+// startTunnelEnds starts agents that have all tunnelEnds between them, on the first two web servers.
+func (s *site) startTunnelEnds() {
 	s.t.Helper()
 	s.addIPv6()
 	s.startAgent(s.Webs[0], `encap = ["ipip", "gre", "gue"]`)
 	s.startAgent(s.Webs[1], fmt.Sprintf("encap = [\"gre\", \"fou\"]\nencap_key = %d", gateKey))
 }
 
-func (g *gate) String() string { return g.kind + " to " + g.address.String() }
+func (g *tunnelEnd) String() string { return g.kind + " to " + g.address.String() }
 
 // udp reports whether the tunnel is one over UDP.
-func (g *gate) udp() bool { return g.kind == "gue" || g.kind == "fou" }
+func (g *tunnelEnd) udp() bool { return g.kind == "gue" || g.kind == "fou" }
 
 // protocol is what the outer header says, with a packet of this IP version inside.
-func (g *gate) protocol(version int) uint8 {
+func (g *tunnelEnd) protocol(version int) uint8 {
 	switch {
 	case g.udp():
 		return 17
@@ -61,12 +61,12 @@ func (g *gate) protocol(version int) uint8 {
 
 // wrap makes a tunnel packet from an outer source, in which the tunnel's header says that a packet of this IP version
 // follows.
-func (g *gate) wrap(source netip.Addr, version int, inside []byte) []byte {
+func (g *tunnelEnd) wrap(source netip.Addr, version int, inside []byte) []byte {
 	return ipPacket(source, g.address, g.protocol(version), g.header(version, inside))
 }
 
 // header puts the tunnel's header before what is inside.
-func (g *gate) header(version int, inside []byte) []byte {
+func (g *tunnelEnd) header(version int, inside []byte) []byte {
 	etherType := uint16(0x0800)
 	if version == 6 {
 		etherType = 0x86dd
@@ -77,7 +77,7 @@ func (g *gate) header(version int, inside []byte) []byte {
 	case "gre-key":
 		return slices.Concat(words(0x2000, etherType, 0, gateKey), inside)
 	case "gue":
-		return toPort(slices.Concat([]byte{0, (&gate{kind: "ipip"}).protocol(version), 0, 0}, inside))
+		return toPort(slices.Concat([]byte{0, (&tunnelEnd{kind: "ipip"}).protocol(version), 0, 0}, inside))
 	case "fou":
 		return toPort(inside)
 	}
@@ -114,19 +114,19 @@ func ipPacket(src, dst netip.Addr, protocol uint8, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// intruder is a packet that a realserver must refuse.
-type intruder struct {
+// badPacket is a packet that a realserver must refuse.
+type badPacket struct {
 	name   string
-	gate   gate
+	end    tunnelEnd
 	packet []byte // from the outer header on
 	reason string // under which it is counted
 	frame  []byte // for who throws it again
 }
 
-// intruders lists everything that can be wrong with a tunnel packet, one fault each, for a way in.
-func (s *site) intruders(g gate) (list []*intruder) {
+// badPackets lists everything that can be wrong with a tunnel packet, one fault each, for a way in.
+func (s *site) badPackets(g tunnelEnd) (list []*badPacket) {
 	add := func(name, reason string, packet []byte) {
-		list = append(list, &intruder{name: fmt.Sprintf("%s: %s", &g, name), gate: g, packet: packet, reason: reason})
+		list = append(list, &badPacket{name: fmt.Sprintf("%s: %s", &g, name), end: g, packet: packet, reason: reason})
 	}
 	for _, version := range []int{4, 6} {
 		client, vip := s.Client.Addr, s.VIP
@@ -167,7 +167,7 @@ func (s *site) intruders(g gate) (list []*intruder) {
 }
 
 // strangers lists outer sources that no agent accepts, of the gate's family.
-func (s *site) strangers(g gate) []netip.Addr {
+func (s *site) strangers(g tunnelEnd) []netip.Addr {
 	addr := netip.MustParseAddr
 	if g.address.Is4() {
 		return []netip.Addr{s.Webs[2].Addr, s.Client.Addr, g.director.Next(), addr("203.0.113.9")}
@@ -176,7 +176,7 @@ func (s *site) strangers(g gate) []netip.Addr {
 }
 
 // inner4 lists what can be wrong with an IPv4 packet in a tunnel. Good is one without a fault.
-func (s *site) inner4(g gate, good []byte, add func(name, reason string, packet []byte)) {
+func (s *site) inner4(g tunnelEnd, good []byte, add func(name, reason string, packet []byte)) {
 	addr := netip.MustParseAddr
 	edited := func(edit func(b []byte)) []byte {
 		b := slices.Clone(good)
@@ -226,7 +226,7 @@ func (s *site) inner4(g gate, good []byte, add func(name, reason string, packet 
 }
 
 // inner6 lists what can be wrong with an IPv6 packet in a tunnel. Good is one without a fault.
-func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet []byte)) {
+func (s *site) inner6(g tunnelEnd, good []byte, add func(name, reason string, packet []byte)) {
 	addr := netip.MustParseAddr
 	edited := func(edit func(b []byte)) []byte {
 		b := slices.Clone(good)
@@ -295,7 +295,7 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 
 // headers lists what can be wrong with the header of a tunnel that has one. Good is a packet of that version without a
 // fault.
-func (s *site) headers(g gate, version int, good []byte, add func(name, reason string, packet []byte)) {
+func (s *site) headers(g tunnelEnd, version int, good []byte, add func(name, reason string, packet []byte)) {
 	throw := func(name, reason string, protocol uint8, parts ...[]byte) {
 		add(fmt.Sprintf("IPv%d in %s", version, name), reason, ipPacket(g.director, g.address, protocol,
 			slices.Concat(parts...)))
@@ -333,7 +333,7 @@ func (s *site) headers(g gate, version int, good []byte, add func(name, reason s
 			throw("GRE with a key", "tunnel_key", 47, gre(0x2000, etherType, 0, gateKey), good)
 		}
 	case "gue":
-		proto := (&gate{kind: "ipip"}).protocol(version)
+		proto := (&tunnelEnd{kind: "ipip"}).protocol(version)
 		gue := func(first, proto uint8, flags uint16) []byte {
 			return append([]byte{first, proto}, words(flags)...)
 		}
