@@ -18,13 +18,13 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// examine runs the doctor of a program on its host, and wants the exit status that fits what it finds.
+// examine runs the doctor of a program on its host, and checks that the exit status fits the findings.
 func (p *program) examine() doctor.Report {
 	p.t.Helper()
 	return p.examineBy(exec.Command(programPath(p.name), "doctor", "--json", "-c", p.config))
 }
 
-// examineBy is examine by a command that comes to the same.
+// examineBy is examine by another command, which runs the doctor.
 func (p *program) examineBy(cmd *exec.Cmd) (r doctor.Report) {
 	p.t.Helper()
 	got := run(p.t, p.host, cmd)
@@ -37,8 +37,7 @@ func (p *program) examineBy(cmd *exec.Cmd) (r doctor.Report) {
 	return r
 }
 
-// mustFindNothing examines until there is no finding: what a test has broken before may take the programs a moment to
-// get over.
+// mustFindNothing examines until there is no finding. The programs may need a moment to recover from former faults.
 func (p *program) mustFindNothing(when string) {
 	p.t.Helper()
 	var r doctor.Report
@@ -61,13 +60,13 @@ func findings(r doctor.Report) string {
 	return strings.Join(lines, "\n")
 }
 
-// symptom is what a finding must have.
+// symptom is what a finding must contain.
 type symptom struct {
 	check string
 	says  []string // in its facts, or in what fixes it; "error" and "warning" are its severity
 }
 
-// is reports whether a finding is of the symptom.
+// is reports whether a finding has the symptom.
 func (s symptom) is(f doctor.Finding) bool {
 	text := strings.Join(slices.Concat([]string{string(f.Severity), f.Where, f.What, f.Why,
 		"on " + f.On + ": " + f.Fix}, f.Causes, f.Remarks), "\n")
@@ -75,14 +74,14 @@ func (s symptom) is(f doctor.Finding) bool {
 		!slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
 }
 
-// mustName examines, and wants a finding for each symptom and none without one. A busy machine gets another chance or
-// two: it may answer too late.
+// mustName examines, and fails the test unless there is a finding for each symptom and no other. It tries again up to
+// twice, since a busy machine may answer too late.
 func (p *program) mustName(symptoms ...symptom) (r doctor.Report) {
 	p.t.Helper()
 	return p.mustNameBy(func() doctor.Report { return p.examine() }, symptoms...)
 }
 
-// mustNameBy is mustName by another examination.
+// mustNameBy is mustName with another examination.
 func (p *program) mustNameBy(examine func() doctor.Report, symptoms ...symptom) (r doctor.Report) {
 	p.t.Helper()
 	var wrong []string
@@ -96,7 +95,7 @@ func (p *program) mustNameBy(examine func() doctor.Report, symptoms ...symptom) 
 	return r
 }
 
-// misses says which symptoms no finding has, and which findings are of none.
+// misses returns the symptoms without a finding, and the findings without a symptom.
 func misses(r doctor.Report, symptoms []symptom) (wrong []string) {
 	left := slices.Clone(r.Findings)
 	for _, s := range symptoms {
@@ -107,13 +106,13 @@ func misses(r doctor.Report, symptoms []symptom) (wrong []string) {
 		}
 	}
 	if len(left) > 0 {
-		wrong = append(wrong, "nobody has broken this:\n"+findings(doctor.Report{Findings: left}))
+		wrong = append(wrong, "findings without a fault:\n"+findings(doctor.Report{Findings: left}))
 	}
 	return wrong
 }
 
-// mustNameInTime breaks what the program itself mends in a moment, until the doctor has seen each symptom, be it among
-// others.
+// mustNameInTime breaks what the program itself repairs in a moment, again and again, until the doctor has reported each
+// symptom. Other findings are allowed.
 func (p *program) mustNameInTime(breaks string, symptoms ...symptom) {
 	p.t.Helper()
 	var r doctor.Report
@@ -137,7 +136,7 @@ func (s *site) shell(h *lab.Host, commands string) {
 	}
 }
 
-// needDoctorsTools skips a test for want of the tools by which it breaks hosts, and which the doctor's commands are of.
+// needDoctorsTools skips a test if this machine lacks the tools for breaking hosts and for the doctor's commands.
 func needDoctorsTools(t *testing.T) {
 	t.Helper()
 	needTool(t, "nft", "nftables")
@@ -145,7 +144,7 @@ func needDoctorsTools(t *testing.T) {
 	needTool(t, "sysctl", "procps")
 }
 
-// needFirewall skips a test where the kernel lacks what its rules are made of.
+// needFirewall skips a test if the kernel lacks nftables expressions of its rules.
 func (s *site) needFirewall() {
 	s.t.Helper()
 	try := `nft add table inet try; nft add chain inet try f '{ type filter hook prerouting priority 0; }'; nft add ` +
@@ -155,8 +154,8 @@ func (s *site) needFirewall() {
 	}
 }
 
-// TestDoctorOnTheWay breaks each realserver, or the way to it, in its own manner: one examination by the director's
-// doctor names all.
+// TestDoctorOnTheWay breaks each realserver, or the path to it, in another way. One examination by the director's doctor
+// names all.
 func TestDoctorOnTheWay(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -166,7 +165,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		agent   string // TOML of its agent; "-": none runs
 		vips    []netip.Addr
 		sources []netip.Addr
-		deaf    bool // nobody listens
+		deaf    bool // without a listener
 		long    bool // not with -short
 		breaks  func(s *site, web *lab.Host)
 		symptom *symptom
@@ -316,8 +315,8 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 }
 
-// TestDoctorOfDirector breaks the director's host. The doctor names what is broken, its commands mend it, and then it
-// finds nothing.
+// TestDoctorOfDirector breaks the director's host. The doctor names the faults, its commands fix them, and then it finds
+// nothing.
 func TestDoctorOfDirector(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -340,7 +339,7 @@ func TestDoctorOfDirector(t *testing.T) {
 		symptom{"forwarding", []string{"net.ipv6.conf.all.forwarding is 0"}})
 	s.director.mustFindNothing("mended by the director")
 
-	// Answers that come from a VIP, to the director itself: as those to health checks.
+	// Answers from a VIP to the director itself, like those to health checks.
 	pesky := s.repeatUDP(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
 	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh del proxy 10.0.2.80 dev eth0
 nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'; nft add rule inet fw forward ct state established,related accept`)
@@ -366,13 +365,13 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.mend(s.director, r)
 	s.director.mustFindNothing("mended by the doctor's commands")
 
-	// A VIP that goes elsewhere, one that is the host's own, and requests for what nobody serves.
+	// A VIP with another route, one that is the host's own, and requests to ports without service.
 	asks := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 9))
 	s.shell(s.Director, "ip rule add to "+s.VIP.String()+" lookup 100 priority 100; ip route add default via "+
 		"10.0.2.1 table 100")
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "its packets go to 10.0.2.1 by eth0", "ip rule"}})
 	asks()
-	// answers ARP, as a realserver does that nobody keeps from it
+	// answers ARP, as a realserver does without arp_ignore
 	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director")
 	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(),
 		"answers ARP", "arp_ignore=1"}},
@@ -407,7 +406,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	}
 }
 
-// TestDoctorOfRealserver does likewise with a realserver.
+// TestDoctorOfRealserver is the same for a realserver.
 func TestDoctorOfRealserver(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -487,7 +486,7 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	agent.mustName(stopped, symptom{"directors", []string{web.Addr.String(), "this host itself"}})
 }
 
-// TestDoctorOfSilentPrograms: of a program that stands still the doctor says so, and examines what it can without it.
+// TestDoctorOfSilentPrograms: the doctor reports that a program hangs, and examines what it can without the program.
 func TestDoctorOfSilentPrograms(t *testing.T) {
 	t.Parallel()
 	for name, of := range map[string]func(s *site) *program{
@@ -507,7 +506,7 @@ func TestDoctorOfSilentPrograms(t *testing.T) {
 	}
 }
 
-// TestDoctorWithoutRights: neither program could start; both doctors say why, before anything else.
+// TestDoctorWithoutRights: no program could start. Both doctors report why, before other findings.
 func TestDoctorWithoutRights(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -536,7 +535,7 @@ func TestDoctorWithoutRights(t *testing.T) {
 	}
 }
 
-// mend follows the doctor's commands.
+// mend runs the doctor's commands.
 func (s *site) mend(p *program, r doctor.Report) {
 	s.t.Helper()
 	for _, f := range r.Findings {
@@ -546,7 +545,7 @@ func (s *site) mend(p *program, r doctor.Report) {
 	}
 }
 
-// repeatUDP sends datagrams from one address to another, again and again, until the returned function is called.
+// repeatUDP sends datagrams from one address to another until the returned function is called.
 func (s *site) repeatUDP(h *lab.Host, from, to netip.AddrPort) (stop func()) {
 	s.t.Helper()
 	c, err := h.ListenPacket("udp", from.String())
@@ -556,7 +555,7 @@ func (s *site) repeatUDP(h *lab.Host, from, to netip.AddrPort) (stop func()) {
 	return repeat(c, net.UDPAddrFromAddrPort(to), []byte("hello"))
 }
 
-// repeatRaw does so with packets of a protocol.
+// repeatRaw is repeatUDP with packets of an IP protocol.
 func (s *site) repeatRaw(h *lab.Host, protocol int, to netip.Addr) (stop func()) {
 	s.t.Helper()
 	c, err := h.ListenPacket(fmt.Sprintf("ip4:%d", protocol), h.Addr.String())

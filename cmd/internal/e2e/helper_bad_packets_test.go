@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// gate is one way into a realserver: the tunnel's kind and the outer header's family.
+// tunnelEnd is an end of a tunnel at a realserver: the tunnel's kind, and the outer addresses.
 type tunnelEnd struct {
 	agent    *program
 	kind     string     // "ipip", "gre", "gre-key", "gue", "fou"
@@ -21,7 +21,7 @@ const (
 	gatePort = 6080                             // of gue and fou
 )
 
-// tunnelEnds lists the ways into the agents that startTunnelEnds starts.
+// tunnelEnds returns the tunnel ends of the agents that startTunnelEnds starts.
 func (s *site) tunnelEnds() (all []tunnelEnd) {
 	for i, kinds := range [][]string{{"ipip", "gre", "gue"}, {"gre-key", "fou"}} {
 		web := s.Webs[i]
@@ -33,7 +33,7 @@ func (s *site) tunnelEnds() (all []tunnelEnd) {
 	return all
 }
 
-// startTunnelEnds starts agents that have all tunnelEnds between them, on the first two web servers.
+// startTunnelEnds starts agents on the first two web servers. Together they have all tunnel ends.
 func (s *site) startTunnelEnds() {
 	s.t.Helper()
 	s.addIPv6()
@@ -43,10 +43,10 @@ func (s *site) startTunnelEnds() {
 
 func (g *tunnelEnd) String() string { return g.kind + " to " + g.address.String() }
 
-// udp reports whether the tunnel is one over UDP.
+// udp reports whether the tunnel runs over UDP.
 func (g *tunnelEnd) udp() bool { return g.kind == "gue" || g.kind == "fou" }
 
-// protocol is what the outer header says, with a packet of this IP version inside.
+// protocol returns the outer header's protocol for an inner packet of this IP version.
 func (g *tunnelEnd) protocol(version int) uint8 {
 	switch {
 	case g.udp():
@@ -59,13 +59,12 @@ func (g *tunnelEnd) protocol(version int) uint8 {
 	return 4
 }
 
-// wrap makes a tunnel packet from an outer source, in which the tunnel's header says that a packet of this IP version
-// follows.
+// wrap returns a tunnel packet from an outer source. Its tunnel header announces an inner packet of this IP version.
 func (g *tunnelEnd) wrap(source netip.Addr, version int, inside []byte) []byte {
 	return ipPacket(source, g.address, g.protocol(version), g.header(version, inside))
 }
 
-// header puts the tunnel's header before what is inside.
+// header returns inside behind the tunnel's header.
 func (g *tunnelEnd) header(version int, inside []byte) []byte {
 	etherType := uint16(0x0800)
 	if version == 6 {
@@ -84,7 +83,7 @@ func (g *tunnelEnd) header(version int, inside []byte) []byte {
 	return inside
 }
 
-// words is 16-bit words as they go over the wire.
+// words returns 16-bit words in network byte order.
 func words(all ...uint16) (b []byte) {
 	for _, w := range all {
 		b = binary.BigEndian.AppendUint16(b, w)
@@ -92,12 +91,12 @@ func words(all ...uint16) (b []byte) {
 	return b
 }
 
-// toPort puts a UDP header for the tunnels' port before what is inside, without a checksum (RFC 6935).
+// toPort returns inside behind a UDP header to the tunnels' port, without a checksum (RFC 6935).
 func toPort(inside []byte) []byte {
 	return slices.Concat(words(40000, gatePort, uint16(8+len(inside)), 0), inside)
 }
 
-// ipPacket is an IPv4 or IPv6 packet, as its addresses are.
+// ipPacket returns an IPv4 or IPv6 packet, by the family of its addresses.
 func ipPacket(src, dst netip.Addr, protocol uint8, payload []byte) []byte {
 	var b []byte
 	if src.Is4() {
@@ -114,7 +113,7 @@ func ipPacket(src, dst netip.Addr, protocol uint8, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// badPacket is a packet that a realserver must refuse.
+// badPacket is a packet that a realserver must refuse, with the reason.
 type badPacket struct {
 	name   string
 	end    tunnelEnd
@@ -123,7 +122,7 @@ type badPacket struct {
 	frame  []byte // for who throws it again
 }
 
-// badPackets lists everything that can be wrong with a tunnel packet, one fault each, for a way in.
+// badPackets returns packets to a tunnel end with one fault each: everything that can be wrong with them.
 func (s *site) badPackets(g tunnelEnd) (list []*badPacket) {
 	add := func(name, reason string, packet []byte) {
 		list = append(list, &badPacket{name: fmt.Sprintf("%s: %s", &g, name), end: g, packet: packet, reason: reason})
@@ -146,13 +145,13 @@ func (s *site) badPackets(g tunnelEnd) (list []*badPacket) {
 		} else {
 			s.inner6(g, good, inner)
 		}
-		// What the tunnel's header says is not what comes. Without such a header the packet itself says it.
+		// The tunnel's header announces another IP version. Without such a header the packet itself has it.
 		other := 10 - version
 		if g.kind != "fou" {
 			add(fmt.Sprintf("IPv%d where the tunnel says IPv%d", version, other), "not_ipv4", g.wrap(g.director, other,
 				good))
 		}
-		// Explicit congestion on the way, and a packet that can't carry it (RFC 6040, section 4.2).
+		// The outer header has CE, and the inner packet is not ECN-capable (RFC 6040, section 4.2).
 		congested := g.wrap(g.director, version, good)
 		if g.address.Is4() {
 			congested[1] = 3
@@ -166,7 +165,7 @@ func (s *site) badPackets(g tunnelEnd) (list []*badPacket) {
 	return list
 }
 
-// strangers lists outer sources that no agent accepts, of the gate's family.
+// strangers returns outer sources of the tunnel end's family that no agent accepts.
 func (s *site) strangers(g tunnelEnd) []netip.Addr {
 	addr := netip.MustParseAddr
 	if g.address.Is4() {
@@ -175,7 +174,7 @@ func (s *site) strangers(g tunnelEnd) []netip.Addr {
 	return []netip.Addr{s.Webs[2].Addr6, s.Client.Addr6, g.director.Next(), addr("2001:db8:bad::9")}
 }
 
-// inner4 lists what can be wrong with an IPv4 packet in a tunnel. Good is one without a fault.
+// inner4 adds the faults of an inner IPv4 packet. good is a packet without a fault.
 func (s *site) inner4(g tunnelEnd, good []byte, add func(name, reason string, packet []byte)) {
 	addr := netip.MustParseAddr
 	edited := func(edit func(b []byte)) []byte {
@@ -225,7 +224,7 @@ func (s *site) inner4(g tunnelEnd, good []byte, add func(name, reason string, pa
 	add("an option of length 0", "bad_header", options(7, 0, 4, 0))
 }
 
-// inner6 lists what can be wrong with an IPv6 packet in a tunnel. Good is one without a fault.
+// inner6 adds the faults of an inner IPv6 packet. good is a packet without a fault.
 func (s *site) inner6(g tunnelEnd, good []byte, add func(name, reason string, packet []byte)) {
 	addr := netip.MustParseAddr
 	edited := func(edit func(b []byte)) []byte {
@@ -245,7 +244,7 @@ func (s *site) inner6(g tunnelEnd, good []byte, add func(name, reason string, pa
 	for _, src := range []netip.Addr{addr("::ffff:10.0.1.2"), addr("::ffff:127.0.0.1")} {
 		add("a packet that comes from "+src.String(), "bad_header", packet(src, s.VIP6))
 	}
-	// chain puts extension headers before the datagram: the first is of kind next.
+	// chain puts extension headers before the datagram. next is the kind of the first one.
 	chain := func(next uint8, headers ...[]byte) []byte {
 		return ipPacket(s.Client.Addr6, s.VIP6, next, slices.Concat(slices.Concat(headers...), good[40:]))
 	}
@@ -293,8 +292,7 @@ func (s *site) inner6(g tunnelEnd, good []byte, add func(name, reason string, pa
 	add("twenty headers", "bad_header", chain(60, append(long, options(17))...))
 }
 
-// headers lists what can be wrong with the header of a tunnel that has one. Good is a packet of that version without a
-// fault.
+// headers adds the faults of a tunnel's header. good is an inner packet of that version without a fault.
 func (s *site) headers(g tunnelEnd, version int, good []byte, add func(name, reason string, packet []byte)) {
 	throw := func(name, reason string, protocol uint8, parts ...[]byte) {
 		add(fmt.Sprintf("IPv%d in %s", version, name), reason, ipPacket(g.director, g.address, protocol,

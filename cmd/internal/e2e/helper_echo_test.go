@@ -11,15 +11,15 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// A parrot is a TCP server: every line comes back after the name of its host.
+// A named echo server is a TCP server that answers each line with its host's name and the line.
 
-// parrot starts a parrot on a port of the VIP on h.
+// namedEcho starts a named echo server on a port of the VIP on h.
 func (s *site) namedEcho(h *lab.Host, port uint16) {
 	s.t.Helper()
 	s.namedEchoAt(h, s.at(port))
 }
 
-// namedEchoAt starts a parrot on h on an address that it has, or on all (":80"): then it outlives the VIP.
+// namedEchoAt starts a named echo server on an address of h. On all addresses (":80") it outlives the VIP.
 func (s *site) namedEchoAt(h *lab.Host, address string) {
 	s.t.Helper()
 	s.serveTCP(h, address, func(c net.Conn) {
@@ -36,7 +36,7 @@ func (s *site) namedEchoAt(h *lab.Host, address string) {
 	})
 }
 
-// askName says a word to a parrot and returns the name of the server which repeats it.
+// askName sends a word to a named echo server and returns the server's name.
 func askName(c net.Conn, word string) (server string, err error) {
 	if err := c.SetDeadline(time.Now().Add(soon)); err != nil {
 		return "", err
@@ -55,8 +55,8 @@ func askName(c net.Conn, word string) (server string, err error) {
 	return server, nil
 }
 
-// mustBeServedBy makes one request to the parrot behind a port of the VIP, on a new connection, and wants the answer of
-// this server; "" is any.
+// mustBeServedBy sends one request to a port of the VIP, on a new connection. It fails the test unless the named server
+// answers; "" is any.
 func (s *site) mustBeServedBy(port uint16, server string) {
 	s.t.Helper()
 	c := s.dial("tcp", port)

@@ -10,11 +10,11 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// crowd is how many packets a mob throws before it looks whether they have arrived: few enough for an agent's sockets
-// to hold.
-const crowd = 2000
+// burst is the number of packets that an injector sends before it waits for their arrival. An agent's sockets can hold
+// them.
+const burst = 2000
 
-// mob throws packets at agents from a host, many at once, with all headers of the test's making: it writes frames.
+// injector sends packets from a host to agents, many at once, as frames: the test makes all headers.
 type injector struct {
 	s       *site
 	host    *lab.Host
@@ -46,13 +46,13 @@ func (s *site) newInjector(h *lab.Host) *injector {
 	return m
 }
 
-// throw throws n packets, which agents receive one by one, and returns when those have.
+// inject sends n packets that pick returns, and waits until the agents have received them.
 func (m *injector) inject(n int, pick func() *badPacket) {
 	m.s.t.Helper()
-	frames := make([][]byte, 0, crowd)
+	frames := make([][]byte, 0, burst)
 	for left := n; left > 0; {
 		frames = frames[:0]
-		for range min(left, crowd) {
+		for range min(left, burst) {
 			i := pick()
 			m.thrown[i.end.agent]++
 			m.want[i.end.agent][i.reason]++
@@ -64,7 +64,7 @@ func (m *injector) inject(n int, pick func() *badPacket) {
 		left -= len(frames)
 		m.send(frames...)
 		for _, agent := range m.s.agents {
-			testkit.Within(m.s.t, agent.String()+" has received what was thrown", soon, func() bool {
+			testkit.Within(m.s.t, agent.String()+" has received the packets", soon, func() bool {
 				st := agent.intake()
 				if st.Overruns > 0 {
 					m.s.t.Fatalf("%s: %d overruns", agent, st.Overruns)
@@ -75,7 +75,7 @@ func (m *injector) inject(n int, pick func() *badPacket) {
 	}
 }
 
-// send sends frames, all of them.
+// send sends all frames.
 func (m *injector) send(frames ...[]byte) {
 	m.s.t.Helper()
 	err := m.host.Do(func() error {
@@ -93,7 +93,7 @@ func (m *injector) send(frames ...[]byte) {
 	}
 }
 
-// throwAll throws each packet of a list once.
+// injectAll sends each packet of a list once.
 func (m *injector) injectAll(list []*badPacket) {
 	m.s.t.Helper()
 	next := 0
@@ -103,7 +103,7 @@ func (m *injector) injectAll(list []*badPacket) {
 	})
 }
 
-// refused reports whether every packet so far has been refused for its reason, and no other.
+// refused reports whether every packet so far has been refused for its own reason.
 func (m *injector) refused() bool {
 	m.s.t.Helper()
 	for _, agent := range m.s.agents {
@@ -114,7 +114,7 @@ func (m *injector) refused() bool {
 	return true
 }
 
-// frame is a packet in a frame.
+// frame returns a frame with packet.
 func (m *injector) frame(packet []byte) []byte {
 	etherType := uint16(unix.ETH_P_IP)
 	if packet[0]>>4 == 6 {

@@ -16,11 +16,11 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// trapPort is where the test waits for packets that should not get in.
+// trapPort is the port on which the test receives packets that should be refused.
 const trapPort = 9999
 
-// TestHostileRealserver throws at realservers, from another host, what must not get in: every fault that a packet can
-// have in every tunnel, over IPv4 and IPv6, and then a million of them, mixed.
+// TestHostileRealserver sends realservers, from another host, packets that must be refused: with every fault, by every
+// tunnel, over IPv4 and IPv6, and then a million of them in random order.
 func TestHostileRealserver(t *testing.T) {
 	s := newSite(t, 3, nil)
 	s.startTunnelEnds()
@@ -33,7 +33,7 @@ func TestHostileRealserver(t *testing.T) {
 	}
 	evil := s.newInjector(s.Webs[2])
 
-	// What all the packets below are like, were it not for their one fault, gets in.
+	// Packets without the faults below are accepted.
 	tunnelEnds, good := s.tunnelEnds(), uint64(0)
 	for _, g := range tunnelEnds {
 		for version, way := range map[int][2]netip.Addr{4: {s.Client.Addr, s.VIP}, 6: {s.Client.Addr6, s.VIP6}} {
@@ -81,9 +81,9 @@ func TestHostileRealserver(t *testing.T) {
 		}
 	}
 
-	// Random bytes, and random ones that look a bit like a packet.
+	// Random bytes, and random bytes with parts of a packet.
 	evil.inject(short(20_000, 5000), func() *badPacket { return s.garbage(random, tunnelEnds) })
-	// A fragment whose rest never comes stays in the kernel.
+	// A fragment without the other fragments stays in the kernel.
 	fragment := tunnelEnds[0].wrap(tunnelEnds[0].director, 4, make([]byte, 24))
 	fragment[6] = 1 << 5
 	fixChecksum(fragment)
@@ -95,7 +95,7 @@ func TestHostileRealserver(t *testing.T) {
 			t.Errorf("%s received %d packets, refused %d and let %d in, %d overruns; %d were thrown", agent,
 				st.In.Packets, refused, st.Out.Packets, st.Overruns, thrown)
 		}
-		// No ICMP told the sender anything.
+		// No ICMP error was sent.
 		if now := s.rejections(agent.host); !maps.Equal(now, rejections[agent]) {
 			t.Errorf("%s: the kernel's counters moved from %v to %v", agent.host.Name, rejections[agent], now)
 		}
@@ -118,7 +118,7 @@ func TestHostileRealserver(t *testing.T) {
 	s.mustBeServedBy(80, "web1")
 }
 
-// mustBeRefused throws each packet of a list once, and names those that are not refused for their reason.
+// mustBeRefused sends each packet of a list once, and reports the packets that are not refused for their reason.
 func (m *injector) mustBeRefused(list []*badPacket) {
 	m.s.t.Helper()
 	m.injectAll(list)
@@ -144,7 +144,7 @@ func (m *injector) mustBeRefused(list []*badPacket) {
 	m.s.t.FailNow()
 }
 
-// garbage is random bytes in a tunnel, every other time with some of what a packet has.
+// garbage returns random bytes in a tunnel, every other time with parts of a packet.
 func (s *site) garbage(random *rand.Rand, tunnelEnds []tunnelEnd) *badPacket {
 	g := tunnelEnds[random.IntN(len(tunnelEnds))]
 	b := make([]byte, random.IntN(200))
@@ -163,7 +163,7 @@ func (s *site) garbage(random *rand.Rand, tunnelEnds []tunnelEnd) *badPacket {
 	return &badPacket{end: g, packet: g.wrap(g.director, version, b)}
 }
 
-// mustRead is the next datagram that comes.
+// mustRead returns the next datagram.
 func mustRead(t *testing.T, c net.PacketConn) string {
 	t.Helper()
 	if err := c.SetReadDeadline(time.Now().Add(soon)); err != nil {
@@ -177,7 +177,7 @@ func mustRead(t *testing.T, c net.PacketConn) string {
 	return string(buf[:n])
 }
 
-// rejections is the kernel's counters of what a host has told senders by ICMP, and of datagrams for nobody.
+// rejections returns a host's counters of sent ICMP errors, and of datagrams to closed ports.
 func (s *site) rejections(h *lab.Host) map[string]uint64 {
 	s.t.Helper()
 	all, some := s.counters(h), map[string]uint64{}
@@ -192,7 +192,7 @@ func (s *site) rejections(h *lab.Host) map[string]uint64 {
 	return some
 }
 
-// counters is the kernel's counters of a host's protocols, proc(5): "Icmp:OutMsgs", "Icmp6OutMsgs".
+// counters returns the kernel's counters of a host's protocols, proc(5): "Icmp:OutMsgs", "Icmp6OutMsgs".
 func (s *site) counters(h *lab.Host) map[string]uint64 {
 	s.t.Helper()
 	var text, text6 []byte

@@ -155,7 +155,7 @@ func TestInteropMixed(t *testing.T) {
 				device := s.kernelDevice(s.Webs[0], tunnels[0])
 				s.startAgent(s.Webs[1], fmt.Sprintf("encap = [%q]", tunnels[1].kind))
 				if director == "kernel" {
-					// our director does not take the kernel's word for it that nobody takes GRE there
+					// our director ignores the kernel's ICMP error that the host does not take GRE
 					s.quietGRE(s.Webs[1])
 					s.startIPVS(interopPorts, tunnels[:]...)
 				} else {

@@ -86,10 +86,10 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	client := s.rawSender(s.Client)
-	for range 5 { // nobody has this port
+	for range 5 { // a port without service
 		client.inject(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
 	}
-	testkit.Within(t, "what nobody has is refused", soon,
+	testkit.Within(t, "packets to a port without service are refused", soon,
 		func() bool { return s.director.balance().Drops["no_service"] == 5 })
 
 	for _, p := range append([]*program{s.director}, s.agents...) {

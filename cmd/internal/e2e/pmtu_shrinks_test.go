@@ -157,7 +157,7 @@ func testPathToClientShrinks(t *testing.T, ipv6 bool) {
 		told = "Icmp6OutPktTooBigs"
 	}
 	if s.counters(s.Router)[told] == 0 {
-		t.Error("the router has told nobody anything: the path did not matter")
+		t.Error("the router has sent no error: the path's MTU did not matter")
 	}
 	if st := s.director.balance(); len(st.Drops) != 0 {
 		t.Errorf("the director dropped %v", st.Drops)

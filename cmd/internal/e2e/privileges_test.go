@@ -229,7 +229,7 @@ func (p *program) mustRepair() {
 	})
 }
 
-// TestForeignConfiguration has root start the director with a file that is somebody else's, in a home directory for
+// TestForeignConfiguration: root starts the director with a file of another user, in a home directory for
 // one: it runs, and says at once, and again when it is asked, that it won't be able to read the file again.
 func TestForeignConfiguration(t *testing.T) {
 	t.Parallel()

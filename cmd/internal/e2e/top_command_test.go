@@ -34,7 +34,7 @@ func (t *terminal) read() {
 		t.text.Write(buf[:n])
 		t.mu.Unlock()
 		if err != nil {
-			return // everybody has left it
+			return // all processes have closed it
 		}
 	}
 }
@@ -181,7 +181,7 @@ func TestTop(t *testing.T) {
 
 	l.end(t) // only now: without requests there are soon no connections to be listed
 
-	// The director ends while somebody watches, whose connection is cut then.
+	// The director ends while top runs: its connection is cut.
 	p, screen = s.startTerminal(40, 10, "top", "--every", "200ms")
 	testkit.Within(t, "top shows the service", soon, func() bool { return screen.has("10.0.11.2") })
 	s.director.stop()
