@@ -21,8 +21,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestWeightsOfFiles: what files on the director's host say changes weights and takes a realserver out; an operator's
-// weight comes first.
+// TestWeightsOfFiles: files on the director's host change weights and take a realserver out. An operator's weight has
+// precedence.
 func TestWeightsOfFiles(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -99,8 +99,8 @@ func TestWeightsOfFiles(t *testing.T) {
 	mustHave("not drained", "up 11/11, up 7/7, up with 18")
 }
 
-// TestSorryRealserver: a sorry server that is a realserver, too, has its share while the service is up, and
-// everything while it is down, even if its own check fails.
+// TestSorryRealserver: a sorry server that is also a realserver has its share while the service is up. It has all
+// clients while the service is down, even if its own check fails.
 func TestSorryRealserver(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -172,8 +172,8 @@ func TestSorryRealserver(t *testing.T) {
 	}
 }
 
-// issueCertificate writes a certificate of its own for name, and its private key, as PEM into these files. It returns
-// the certificate.
+// issueCertificate writes a self-signed certificate for name, and its private key, as PEM files. It returns the
+// certificate.
 func issueCertificate(t *testing.T, name, cert, key string) []byte {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -201,8 +201,8 @@ func issueCertificate(t *testing.T, name, cert, key string) []byte {
 	return certificate
 }
 
-// TestClientCertificates: a server that wants a certificate gets the director's. A renewed one comes with a reload,
-// and one that the director cannot read is refused.
+// TestClientCertificates: a server that requires a client certificate gets the director's. A reload brings a renewed
+// one, and refuses one that the director cannot read.
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -248,7 +248,7 @@ func TestClientCertificates(t *testing.T) {
 		r := s.director.balance().Services[0].Realservers[0]
 		return r.Health == "up" && r.Check.Reason == "HTTP status 200"
 	})
-	// another user's: the director has given up the right to read it
+	// another user's file: the director has dropped the right to read it
 	if err := os.Chown(key, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}

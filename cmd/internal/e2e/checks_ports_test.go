@@ -10,8 +10,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPortsInTheTable: connections in the table from all of the director's own ports, which have ended long ago or are
-// forged by a client, leave the checks ports enough: a realserver that dies is down.
+// TestPortsInTheTable: the table has connections from all of the director's own ports, which ended long ago or were
+// forged by a client. The checks still find ports: a realserver that dies goes down.
 func TestPortsInTheTable(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, testPortsInTheTable)

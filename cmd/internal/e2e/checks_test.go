@@ -62,8 +62,8 @@ func (s *site) startChecked(service, check string) (servers []*lab.Process) {
 	return servers
 }
 
-// outWithin bounds the time until a realserver that dies is out, with quick: three intervals and a timeout, with room for
-// a busy machine.
+// outWithin bounds the time until a realserver that dies is out, with quick: three intervals and a timeout, with room
+// for a busy machine.
 const outWithin = 4 * time.Second
 
 const room = 4 * time.Second
@@ -261,8 +261,8 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	mustBe(t, "after the end", before, s.observeAll())
 }
 
-// TestTunnelIsChecked breaks what only checks through the tunnel can find: protocol 4 is blocked on the path, and an agent
-// does not accept the VIP. Direct checks of the realserver's own address succeed.
+// TestTunnelIsChecked breaks what only checks through the tunnel can find: protocol 4 is blocked on the path, and an
+// agent does not accept the VIP. Direct checks of the realserver's own address succeed.
 func TestTunnelIsChecked(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -407,8 +407,8 @@ func TestFailureIsTold(t *testing.T) {
 	}
 }
 
-// TestSorryServer: when the weight that is up falls below the quorum, new clients go to the sorry server. When the quorum
-// is reached again, they go to the realservers.
+// TestSorryServer: when the weight that is up falls below the quorum, new clients go to the sorry server. When the
+// quorum is reached again, they go to the realservers.
 func TestSorryServer(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)

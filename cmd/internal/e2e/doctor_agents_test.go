@@ -9,8 +9,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestDoctorAsksAgents: through every tunnel, over and in both families, the director's doctor asks an agent, and names
-// the VIPs that it lacks.
+// TestDoctorAsksAgents: the director's doctor questions an agent through every tunnel, with both inner and outer
+// families, and names the VIPs that the agent lacks.
 func TestDoctorAsksAgents(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -18,7 +18,7 @@ func TestDoctorAsksAgents(t *testing.T) {
 	s.addIPv6()
 	s.startAgent(s.Webs[0], `encap = ["ipip", "gre", "gue"]`)
 	s.startAgent(s.Webs[1], fmt.Sprintf("encap = [\"gre\", \"fou\"]\nencap_key = %d", gateKey))
-	// Its VIPs are more than an answer has room for, and its port of gue is another.
+	// The agent has more VIPs than an answer has room for, and another port of gue.
 	vips, extra := s.vips, absent6
 	for range 100 {
 		extra = extra.Next()
@@ -67,8 +67,8 @@ func TestDoctorAsksAgents(t *testing.T) {
 	}
 }
 
-// TestDoctorOfWhatWasRefused: the agent names at any time whom it has refused since its start, and what for; where that
-// is all that came it is an error.
+// TestDoctorOfWhatWasRefused: the agent's doctor always names the sources and destinations that it has refused since
+// its start. It is an error if all packets were refused.
 func TestDoctorOfWhatWasRefused(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)

@@ -111,8 +111,8 @@ func misses(r doctor.Report, symptoms []symptom) (wrong []string) {
 	return wrong
 }
 
-// mustNameInTime breaks what the program itself repairs in a moment, again and again, until the doctor has reported each
-// symptom. Other findings are allowed.
+// mustNameInTime breaks what the program itself repairs in a moment, again and again, until the doctor has reported
+// each symptom. Other findings are allowed.
 func (p *program) mustNameInTime(breaks string, symptoms ...symptom) {
 	p.t.Helper()
 	var r doctor.Report
@@ -154,8 +154,8 @@ func (s *site) needFirewall() {
 	}
 }
 
-// TestDoctorOnTheWay breaks each realserver, or the path to it, in another way. One examination by the director's doctor
-// names all.
+// TestDoctorOnTheWay breaks each realserver, or the path to it, in another way. One examination by the director's
+// doctor names all.
 func TestDoctorOnTheWay(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -315,8 +315,8 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 }
 
-// TestDoctorOfDirector breaks the director's host. The doctor names the faults, its commands fix them, and then it finds
-// nothing.
+// TestDoctorOfDirector breaks the director's host. The doctor names the faults, its commands fix them, and then it
+// finds nothing.
 func TestDoctorOfDirector(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)

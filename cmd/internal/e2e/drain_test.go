@@ -15,7 +15,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// drainTOML is the service of the tests here, with these [connections] and realservers.
+// drainTOML returns the service of the tests here, with these [connections] and realservers.
 func drainTOML(connections, realservers string) string {
 	return fmt.Sprintf(`
 connections = { timeouts = { tcp_fin = "1s" }, %s }
@@ -62,8 +62,8 @@ func mustStay(t *testing.T, c net.Conn, server string) {
 	}
 }
 
-// TestWeightZero drains a realserver by the weight 0: its connection goes on, new ones go elsewhere, until it has a
-// weight again.
+// TestWeightZero drains a realserver by the weight 0: its connection goes on, and new ones go to the other realserver
+// until it has a weight again.
 func TestWeightZero(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
@@ -85,7 +85,7 @@ func TestWeightZero(t *testing.T) {
 }
 
 // TestRemovedDrains removes a realserver with on_removal = "drain": its connection goes on until it ends, and status
-// says so.
+// lists it.
 func TestRemovedDrains(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, `on_removal = "drain"`)
@@ -122,8 +122,8 @@ func TestRemovedDrains(t *testing.T) {
 	}
 }
 
-// TestRemovedDrops removes a realserver with on_removal = "drop": packets of its connection are dropped, all others go
-// on.
+// TestRemovedDrops removes a realserver with on_removal = "drop": packets of its connection are dropped, other
+// connections go on.
 func TestRemovedDrops(t *testing.T) {
 	t.Parallel()
 	const drop = `on_removal = "drop"`
@@ -139,7 +139,7 @@ func TestRemovedDrops(t *testing.T) {
 	if drops := s.director.balance().Drops; len(drops) != 1 {
 		t.Errorf("dropped %v, want realserver_removed only", drops)
 	}
-	// What was lost is sent again once the realserver is back.
+	// The lost bytes are sent again once the realserver is back.
 	s.reloadWith(drainTOML(drop, web1+", "+web2))
 	if err := to1.SetReadDeadline(time.Now().Add(soon)); err != nil {
 		t.Fatal(err)
@@ -150,8 +150,8 @@ func TestRemovedDrops(t *testing.T) {
 	}
 }
 
-// TestExpireNodest removes a realserver with expire_nodest = true: its connections are forgotten, and a client that
-// begins anew from the same port goes elsewhere.
+// TestExpireNodest removes a realserver with expire_nodest = true: its connections are removed from the table, and a
+// new connection from the same port goes to the other realserver.
 func TestExpireNodest(t *testing.T) {
 	t.Parallel()
 	const expire = "expire_nodest = true"
@@ -172,7 +172,7 @@ func TestExpireNodest(t *testing.T) {
 		t.Errorf("dropped %v, want nothing", drops)
 	}
 
-	// A packet that begins nothing is of no connection.
+	// A packet that begins no connection is dropped.
 	s.reloadWith(drainTOML(expire, web1))
 	if _, err := to2.Write([]byte("anybody?\n")); err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func TestExpireNodest(t *testing.T) {
 		func() bool { return s.director.balance().Drops["no_connection"] > 0 })
 }
 
-// vanish ends a connection without a packet, as a client does that loses its power. (TCP_REPAIR: Linux tcp_close)
+// vanish ends a connection without a packet, as a client that loses power does (TCP_REPAIR: Linux tcp_close).
 func vanish(t *testing.T, c net.Conn) {
 	t.Helper()
 	onSocket(t, c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, 1) })
@@ -190,7 +190,7 @@ func vanish(t *testing.T, c net.Conn) {
 	}
 }
 
-// TestVIPLeaves takes one of a service's VIPs away: its connection goes on, and new ones to it are refused.
+// TestVIPLeaves removes one of a service's VIPs: its connection goes on, and new ones to it are refused.
 func TestVIPLeaves(t *testing.T) {
 	t.Parallel()
 	s, doors := startShop(t, `timeout = "1s"`)

@@ -14,7 +14,7 @@ import (
 // A file is the lines of TOML of each table: "director", "service.check".
 type file map[string][]string
 
-// with is f with these lines in a table, each in place of the one with its key.
+// with returns f with these lines in a table. Each replaces the line with the same key.
 func (f file) with(table string, lines ...string) file {
 	next := maps.Clone(f)
 	next[table] = slices.Clone(f[table])
@@ -30,7 +30,7 @@ func keyOf(line string) string {
 	return strings.TrimSpace(key)
 }
 
-// toml is f, its tables in this order.
+// toml returns f as TOML, with the tables in this order.
 func (f file) toml(tables ...string) string {
 	var b strings.Builder
 	for _, table := range tables {
@@ -46,7 +46,7 @@ func (f file) toml(tables ...string) string {
 	return b.String()
 }
 
-// readmeKeys are the keys of a program's reference in the README, each behind its table.
+// readmeKeys returns the keys of a program's reference in the README, each behind its table.
 func readmeKeys(t *testing.T, name string) (keys []string) {
 	t.Helper()
 	_, block, _ := strings.Cut(readme(t), "\n`"+name+"`:\n\n```toml\n")
@@ -75,7 +75,7 @@ func readmeKeys(t *testing.T, name string) (keys []string) {
 	return slices.Compact(keys)
 }
 
-// readmeRestarts are the keys for which the README asks for a restart, in the sentence that begins so.
+// readmeRestarts returns the keys that need a restart, by the README's sentence that begins with sentence.
 func readmeRestarts(t *testing.T, sentence string) (keys []string) {
 	t.Helper()
 	_, text, found := strings.Cut(strings.Join(strings.Fields(readme(t)), " "), ". "+sentence)
@@ -258,7 +258,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	}, readmeRestarts(t, "A director needs a restart for "))
 }
 
-// TestReloadOfEveryKeyOfAgent is the same of an agent.
+// TestReloadOfEveryKeyOfAgent is the same for an agent.
 func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)

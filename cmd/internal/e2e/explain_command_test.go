@@ -10,7 +10,7 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// explain asks the director about a flow.
+// explain runs `director explain` for a flow.
 func (s *site) explain(client, vip string, flags ...string) (e api.Explanation) {
 	s.t.Helper()
 	if err := json.Unmarshal([]byte(s.must(append([]string{"explain", client, vip, "--json"}, flags...)...)),
@@ -20,7 +20,7 @@ func (s *site) explain(client, vip string, flags ...string) (e api.Explanation) 
 	return e
 }
 
-// TestExplain asks where flows go, and then lets them go there.
+// TestExplain compares the answers of explain with the realservers that the flows reach.
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)

@@ -11,8 +11,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestFirstStateIsTold: the command of [notify] is told the first known state of each service and realserver, once: at
-// the start, when all is well or nothing is, with initial = "up", without a check, and of what a reload adds.
+// TestFirstStateIsTold: the command of [notify] runs once for the first known state of each service and realserver: at
+// the start, up or down, with initial = "up", without a check, and for those that a reload adds.
 func TestFirstStateIsTold(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -78,7 +78,7 @@ func TestFirstStateIsTold(t *testing.T) {
 	}
 }
 
-// TestComingUp: of a realserver whose checks succeed, but not often enough yet, status, explain and doctor say so.
+// TestComingUp: status, explain and doctor report that the checks of a realserver succeed, but not often enough yet.
 func TestComingUp(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -102,8 +102,7 @@ func TestComingUp(t *testing.T) {
 	}
 }
 
-// TestReloadAddsRealservers: no check of realservers that a reload adds fails because the director does not know them
-// yet.
+// TestReloadAddsRealservers: no check of realservers that a reload adds is made before the director has added them.
 func TestReloadAddsRealservers(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -111,7 +110,7 @@ func TestReloadAddsRealservers(t *testing.T) {
 	for _, web := range s.Webs {
 		s.namedEcho(web, 80)
 	}
-	// Hundreds of dead ones make the reload take its time, and the first check is due at once.
+	// Hundreds of dead realservers make the reload slow, and the first check is due at once.
 	toml := func(webs, dead int) string {
 		text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\n", s.VIP) +
 			"check = { type = \"tcp\", interval = \"30s\", timeout = \"5s\", rise = 1 }\n"

@@ -24,7 +24,8 @@ func (s *site) fileWith(config string) string {
 	return fmt.Sprintf("director.control = %q\n%s", s.director.socket, config)
 }
 
-// startWith starts the agents, a named echo server on port 80 of the VIP at each web server, and a director with this TOML.
+// startWith starts the agents, a named echo server on port 80 of the VIP at each web server, and a director with this
+// TOML.
 func (s *site) startWith(config string) {
 	s.t.Helper()
 	s.startAgents("")

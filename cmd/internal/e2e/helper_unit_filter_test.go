@@ -20,7 +20,8 @@ const (
 	argument2 = 32
 )
 
-// filter returns the filter of SystemCallFilter, RestrictAddressFamilies, MemoryDenyWriteExecute and RestrictNamespaces of a unit.
+// filter returns the filter of SystemCallFilter, RestrictAddressFamilies, MemoryDenyWriteExecute and RestrictNamespaces
+// of a unit.
 func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 	t.Helper()
 	numbers, calls := callNumbers(t), u.systemCalls(t)

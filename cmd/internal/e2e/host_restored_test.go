@@ -12,7 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestHostRestored ends both programs in every way, with and without traffic, and compares the machines before and after.
+// TestHostRestored ends both programs in every way, with and without traffic, and compares the hosts' states before and
+// after.
 func TestHostRestored(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, testRestore)
@@ -64,7 +65,7 @@ func testRestore(t *testing.T, ipv6 bool) {
 	end("after SIGTERM under traffic")
 	stopTraffic()
 
-	// SIGKILL leaves the sysctls behind; the next start undoes them, and works, without any help.
+	// SIGKILL leaves the sysctls behind. The next start undoes them, and works.
 	for range 2 {
 		start()
 		stopTraffic := s.traffic(80)
@@ -82,7 +83,7 @@ func testRestore(t *testing.T, ipv6 bool) {
 	start()
 	end("after SIGKILL, start and SIGTERM")
 
-	// A program that is killed while it starts or ends leaves nothing that a start does not undo either.
+	// A start also undoes everything of a program that was killed while it started or ended.
 	for range short(8, 3) {
 		for _, p := range both {
 			p.start()
@@ -97,7 +98,7 @@ func testRestore(t *testing.T, ipv6 bool) {
 	end("after SIGTERM and SIGKILL, start and SIGTERM")
 }
 
-// traffic makes requests until the function that it returns is called. From some time on they may fail.
+// traffic sends requests until the returned function is called. From some time on they may fail.
 func (s *site) traffic(port uint16) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

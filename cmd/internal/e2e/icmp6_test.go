@@ -12,8 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestICMPv6: a client over IPv6 learns of a port without service, of a realserver whose agent is gone, by a tunnel over
-// either family, and of the size that fits. Its fragments are reassembled.
+// TestICMPv6: a client over IPv6 learns of a port without service, of a realserver whose agent is gone, by a tunnel
+// over either family, and of the size that fits. Its fragments are reassembled.
 func TestICMPv6(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)

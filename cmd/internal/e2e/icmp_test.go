@@ -15,8 +15,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestTunnelErrorReachesClient: the kernel of a realserver without agent answers the tunnel's packets with an ICMP error.
-// The client gets one at once.
+// TestTunnelErrorReachesClient: the kernel of a realserver without agent answers the tunnel's packets with an ICMP
+// error. The client gets one at once.
 func TestTunnelErrorReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -41,8 +41,8 @@ realserver = [ { address = "10.0.11.2" } ]
 	}
 }
 
-// TestTunnelSizeReachesClient: a router between director and realserver has a smaller MTU than both know. When it refuses
-// the first packet, the client learns the size, and the next packet fits.
+// TestTunnelSizeReachesClient: a router between director and realserver has a smaller MTU than both know. When it
+// refuses the first packet, the client learns the size, and the next packet fits.
 func TestTunnelSizeReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"web1": {MTU: 1400}})
@@ -76,9 +76,9 @@ func TestTunnelSizeReachesClient(t *testing.T) {
 	}
 }
 
-// TestPathErrorReachesServer: the client's link has a smaller MTU than the server's. A router's error about the server's
-// answer, which goes to the VIP, reaches the server through the tunnel. The next answer fits, in fragments or TCP
-// segments.
+// TestPathErrorReachesServer: the client's link has a smaller MTU than the server's. A router's error about the
+// server's answer, which goes to the VIP, reaches the server through the tunnel. The next answer fits, in fragments or
+// TCP segments.
 func TestPathErrorReachesServer(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"client": {MTU: 1300}})

@@ -14,13 +14,13 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// Where both programs answer over HTTP, each in its own namespace.
+// The addresses of both programs' HTTP servers, each in its own namespace.
 const (
 	metricsAddress = "127.0.0.1:9464"
 	metricsKey     = "metrics = \"" + metricsAddress + "\""
 )
 
-// httpGet asks a program over HTTP for path, from its own host, by curl, and returns what it answers.
+// httpGet requests path of a program over HTTP, by curl on the program's host, and returns the answer.
 func (p *program) httpGet(address, path string) (string, error) {
 	p.t.Helper()
 	got := run(p.t, p.host, exec.Command("curl", "-sS", "--fail", "--max-time", "20", "http://"+address+path))
@@ -39,7 +39,7 @@ func (p *program) mustHTTPGet(address, path string) string {
 	return text
 }
 
-// scrape returns the program's metrics by their names with labels, as they are written.
+// scrape returns the program's metrics, by names with labels as written.
 func (p *program) scrape() map[string]float64 {
 	p.t.Helper()
 	all := map[string]float64{}
@@ -54,7 +54,7 @@ func (p *program) scrape() map[string]float64 {
 	return all
 }
 
-// mustPassPromtool has Prometheus's own tool read the program's metrics.
+// mustPassPromtool lets Prometheus's own tool check the program's metrics.
 func (p *program) mustPassPromtool() {
 	p.t.Helper()
 	if _, err := exec.LookPath("promtool"); err != nil {
@@ -68,9 +68,9 @@ func (p *program) mustPassPromtool() {
 	}
 }
 
-// TestMetrics scrapes both programs behind traffic: the figures are those of the status, and of the traffic. A reload
-// that renames a service makes the former name go, one that is refused shows, and one that changes the address moves
-// it.
+// TestMetrics scrapes both programs after traffic: the figures are those of the status, and of the traffic. A reload
+// that renames a service removes the former name, a refused one is reported, and one that changes the address moves the
+// server.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	needTool(t, "curl", "curl")

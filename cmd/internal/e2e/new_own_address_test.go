@@ -8,8 +8,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestNewOwnAddress: an address that a realserver gets while its agent runs is its own within a moment, without waiting
-// for the next look at all addresses: no packet that claims to come from there gets in any more.
+// TestNewOwnAddress: when a realserver gets an address while its agent runs, the agent refuses packets with that inner
+// source within a moment, before the next look at all addresses.
 func TestNewOwnAddress(t *testing.T) {
 	s := newSite(t, 3, nil)
 	s.startTunnelEnds()

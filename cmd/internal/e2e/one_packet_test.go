@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestOnePacket sends the datagrams of one flow to a service with one_packet: round robin has its turn for each of
-// them, and none leaves a connection behind. Without, all go to one realserver.
+// TestOnePacket sends the datagrams of one flow to a service with one_packet: round robin chooses a realserver for
+// each, and none leaves a connection behind. Without one_packet, all go to one realserver.
 func TestOnePacket(t *testing.T) {
 	t.Parallel()
 	const config = `

@@ -13,7 +13,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPing pings the VIP. The director answers, no realserver hears of it.
+// TestPing pings the VIP. The director answers, and sends nothing to a realserver.
 func TestPing(t *testing.T) { testkit.Families(t, testPing) }
 
 func testPing(t *testing.T, ipv6 bool) {
@@ -62,7 +62,7 @@ func testPing(t *testing.T, ipv6 bool) {
 		}
 	}
 
-	// A damaged request has no answer, and neither has another kind of message.
+	// A damaged request, or another kind of message, gets no answer.
 	stranger, err := (&icmp.Message{Type: other, Body: &icmp.RawBody{Data: make([]byte, 16)}}).Marshal(there)
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// What the tests of privileges reload: another VIP, by another tunnel, to a UDP port which may need a capability.
+// The tests of privileges reload another VIP, by another tunnel, to a UDP port that may need a capability.
 const firstVIP = `
 [[service]]
 name = "first"
@@ -40,7 +40,7 @@ realserver = [ { address = "10.0.11.2" } ]
 `, udpPort)
 }
 
-// someTunnels are keys of the agent.
+// someTunnels returns keys of the agent.
 func someTunnels(udpPort int) string {
 	return fmt.Sprintf("encap = [\"ipip\", \"gre\", \"gue\"]\nencap_port = %d", udpPort)
 }
@@ -50,9 +50,8 @@ const (
 	privilegedPort = 443
 )
 
-// TestPrivileges looks at what both programs may still do once they are up: every thread of theirs has CAP_NET_ADMIN,
-// nothing else, and no way to more. That is enough for all that comes: a reload, watching over what is theirs, and
-// leaving the machine as it was.
+// TestPrivileges checks the capabilities of both programs once they are up: every thread has CAP_NET_ADMIN only, and no
+// way to more. That suffices for a reload, for repairs of the network state, and for undoing it at the end.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -79,8 +78,8 @@ func TestPrivileges(t *testing.T) {
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// TestPrivilegesThatStay refuses the programs every change of their privileges, as a container may: they say so, once,
-// and work.
+// TestPrivilegesThatStay: the programs may not change their privileges, as in some containers. They log it once, and
+// work.
 func TestPrivilegesThatStay(t *testing.T) {
 	t.Parallel()
 	if raceDetector {
@@ -104,7 +103,7 @@ func TestPrivilegesThatStay(t *testing.T) {
 	s.mustBeServedBy(80, "web1")
 }
 
-// mustLogReady waits until the program's log has what came before its being ready.
+// mustLogReady waits until the program's log has the lines before ready.
 func (p *program) mustLogReady() {
 	p.t.Helper()
 	testkit.Within(p.t, p.String()+" logs that it is ready", soon, func() bool {
@@ -113,7 +112,7 @@ func (p *program) mustLogReady() {
 	})
 }
 
-// startBounding is the bounding set of a program, as the kernel writes it: what it needs while it starts.
+// startBounding returns the bounding set that a program needs to start, in the kernel's format.
 func (p *program) startBounding() string {
 	set := 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW
 	if p.name == "realserver" {
@@ -122,8 +121,8 @@ func (p *program) startBounding() string {
 	return fmt.Sprintf("%016x", set)
 }
 
-// mustHaveOnlyNetAdmin reads what the kernel says of each thread of a program that is up. Their bounding set is as the
-// kernel writes it.
+// mustHaveOnlyNetAdmin checks the capabilities of each thread of a program that is up. bounding is in the kernel's
+// format.
 func (p *program) mustHaveOnlyNetAdmin(bounding string) {
 	p.t.Helper()
 	var st struct{ Pid int }
@@ -145,7 +144,7 @@ func (p *program) mustHaveOnlyNetAdmin(bounding string) {
 	}
 }
 
-// field is a field of a thread's status; proc(5).
+// field returns a field of a thread's status; proc(5).
 func field(t *testing.T, path, key string) string {
 	t.Helper()
 	f, err := os.Open(path)
@@ -162,7 +161,7 @@ func field(t *testing.T, path, key string) string {
 	return ""
 }
 
-// mustReloadSecond gives the director the second VIP too, makes a request to either, and takes it away again.
+// mustReloadSecond adds the second VIP to the director, sends a request to either, and removes it again.
 func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 	s.t.Helper()
 	s.reloadWith(firstVIP + secondVIP(udpPort))
@@ -180,7 +179,7 @@ func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 	s.reloadWith(firstVIP)
 }
 
-// mustCheck gives the director checks that need sockets of several kinds, and a program to start: all of them pass.
+// mustCheck gives the director checks with sockets of several kinds, and an exec check. All pass.
 func (s *site) mustCheck() {
 	s.t.Helper()
 	toml := firstVIP
@@ -210,7 +209,7 @@ func (s *site) mustCheck() {
 	})
 }
 
-// mustRepair takes addresses and routes from a program's device, by setting it down: the program puts them back.
+// mustRepair removes addresses and routes of a program's device by setting it down. The program restores them.
 func (p *program) mustRepair() {
 	p.t.Helper()
 	before := observe(p.t, p.host)
@@ -229,8 +228,8 @@ func (p *program) mustRepair() {
 	})
 }
 
-// TestForeignConfiguration: root starts the director with a file of another user, in a home directory for
-// one: it runs, and says at once, and again when it is asked, that it won't be able to read the file again.
+// TestForeignConfiguration: root starts the director with a file of another user, for example in a home directory. It
+// runs, and warns at once, and at a reload, that it can't read the file again.
 func TestForeignConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)

@@ -22,7 +22,7 @@ func TestReadOnlySysctls(t *testing.T) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
 		s.director = s.prepare(s.Director, "director")
-		// The check's answer comes in by eth0, from the VIP.
+		// The check's answer arrives by eth0, from the VIP.
 		text := s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{1}})
 		s.director.configure(strings.Replace(text, "scheduler = \"wrr\"\n",
 			"scheduler = \"wrr\"\ncheck = { type = \"tcp\", interval = \"1s\", timeout = \"1s\" }\n", 1))

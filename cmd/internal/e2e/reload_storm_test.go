@@ -14,10 +14,10 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestReloadStorm reloads up to ten times a second, by turns with the command and by SIGHUP, under 500 connections that
-// talk all the time. The configurations have other settings of connections, other weights, a service more or less, and
-// a realserver with connections more or less. Each connection hears from its own realserver only. A busy machine takes
-// longer for the same number of reloads and words.
+// TestReloadStorm reloads up to ten times a second, in turns by the command and by SIGHUP, under 500 active
+// connections. The configurations differ in settings of connections, weights, a service, and a realserver with
+// connections. Each connection gets answers of its own realserver only. A busy machine needs longer for the same number
+// of reloads and requests.
 func TestReloadStorm(t *testing.T) {
 	const talkers = 500
 	length := short(20*time.Second, 6*time.Second)
@@ -111,10 +111,10 @@ func TestReloadStorm(t *testing.T) {
 // every100 is the time from one reload to the next.
 const every100 = 100 * time.Millisecond
 
-// stormWeight is the weight of the first realserver in the n-th configuration, by which it is known.
+// stormWeight returns the weight of the first realserver in the n-th configuration, which identifies it.
 func stormWeight(n int) int { return 1 + n%97 }
 
-// stormTOML is the n-th configuration: an even one has the third realserver, every third one another service.
+// stormTOML returns the n-th configuration. An even one has a third realserver, every third one another service.
 func stormTOML(n int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `
@@ -149,7 +149,7 @@ realserver = [ { address = "10.0.14.2" } ]
 	return b.String()
 }
 
-// scheduled is how many connections the first service's realservers have got so far.
+// scheduled returns the connections scheduled to the first service's realservers so far.
 func (s *site) scheduled() (n uint64) {
 	s.t.Helper()
 	for _, r := range s.director.balance().Services[0].Realservers {

@@ -11,8 +11,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good
-// ones, of which it prints what is different.
+// TestReloadCommand: `director reload` names each fault of a file and changes nothing. It prints the changes of a valid
+// one.
 func TestReloadCommand(t *testing.T) {
 	t.Parallel()
 	const good = `
@@ -36,7 +36,7 @@ realserver = [ { address = "10.0.11.2" } ]
 			[]string{"lottery", "70000", "10.0.11.256"}},
 		{good + "colour = \"red\"\n", []string{"colour"}},
 		{"connections.max = 2000\n" + good, []string{"restart"}},
-		// no command finds the director's socket in such a file: it says so itself
+		// the command does not find the director's socket in such a file, and reports the fault itself
 		{"[[service\n", []string{".toml:2:"}},
 		{"", []string{"service"}},
 	} {
@@ -144,7 +144,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	// The last ACK may be on its way.
 	testkit.Within(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
 
-	// A director that knows nothing of the connection drops its packets, until it may take it over.
+	// A director that does not know the connection drops its packets, until a reload lets it take the connection over.
 	s.director.stop()
 	s.director.configure(s.fileWith("director.no_connection = \"drop\"\n" + services))
 	s.director.start()

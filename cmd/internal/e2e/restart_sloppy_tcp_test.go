@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestRestartWithSloppyTCP ends a director and starts it again: by a scheduler that goes by the client's address, and
-// with sloppy_tcp, connections that it has never seen the beginning of go on at their realservers.
+// TestRestartWithSloppyTCP restarts a director: with a scheduler that hashes the client's address, and with sloppy_tcp,
+// connections whose SYN it has not seen go on at their realservers.
 func TestRestartWithSloppyTCP(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)

@@ -17,8 +17,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start: whatever it had done by
-// then is undone.
+// TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start. The program undoes
+// everything that it had done by then.
 func TestEndsWhileItStarts(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -55,7 +55,7 @@ func TestEndsWhileItStarts(t *testing.T) {
 			case <-time.After(soon):
 				t.Fatalf("%s does not end with %v\n%s", p, sig, process.Output())
 			}
-			// In its first milliseconds, before it has touched anything, a signal may just end it.
+			// In its first milliseconds, before it changes anything, a signal may kill it.
 			if err := process.Wait(); err != nil && !strings.Contains(err.Error(), "signal: ") {
 				t.Errorf("%s, %v: %v\n%s", p, sig, err, process.Output())
 			}
@@ -65,7 +65,7 @@ func TestEndsWhileItStarts(t *testing.T) {
 	mustBe(t, "after all starts", before, s.observeAll())
 }
 
-// TestLogWithoutReader closes the pipe that the log goes to: the programs work on, reload and end as always.
+// TestLogWithoutReader closes the pipe of the log: the programs go on, reload and end as usual.
 func TestLogWithoutReader(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -98,8 +98,7 @@ func TestLogWithoutReader(t *testing.T) {
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// TestRemovedDevice deletes the TUN devices of running programs: each says so, ends with status 1 and cleans up what is
-// left.
+// TestRemovedDevice deletes the TUN devices of running programs: each logs it, cleans up and ends with status 1.
 func TestRemovedDevice(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -136,8 +135,8 @@ func TestRemovedDevice(t *testing.T) {
 	mustBe(t, "without the devices", before, s.observeAll())
 }
 
-// traffic80 keeps packets coming to the VIP, answered or not: a program that only writes to its device needs them to
-// see that it is gone.
+// traffic80 sends packets to the VIP, answered or not. A program that only writes to its device notices by them that
+// the device is gone.
 func (s *site) traffic80(t *testing.T) (stop func()) {
 	t.Helper()
 	s.namedEcho(s.Webs[0], 80)
@@ -145,8 +144,8 @@ func (s *site) traffic80(t *testing.T) (stop func()) {
 	return s.traffic(80)
 }
 
-// TestKilledDirectorDoesNotLoop sends packets to the VIP of a director that was killed: its kernel refuses them, and
-// does not send them back to the router, which would send them there again until their time to live is over.
+// TestKilledDirectorDoesNotLoop sends packets to the VIP of a director that was killed: its kernel rejects them instead
+// of sending them back to the router. Otherwise they would loop until their TTL is used up.
 func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
@@ -165,8 +164,8 @@ func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	s.director.start()
 }
 
-// TestServiceLeavesWithItsVIP takes the only service of a VIP out of the configuration: its connections go on until
-// they end, then the VIP's routes go too.
+// TestServiceLeavesWithItsVIP removes the only service of a VIP: its connections go on until they end. Then the VIP's
+// routes are removed.
 func TestServiceLeavesWithItsVIP(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)

@@ -43,7 +43,7 @@ func TestFullTable(t *testing.T) {
 	if _, err := askName(old, "after"); err != nil {
 		t.Errorf("the connection from before: %v", err)
 	}
-	// A flow that is in the table is served as before, a new connection is not.
+	// Flows in the table are served as before, new connections are not.
 	client.inject(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 53, "again"))
 	client.inject(udpPacket(t, s.Client.Addr, s.VIP, 20_000, 53, "new"))
 	testkit.Within(t, "one more datagram is sent on and one is refused", soon, func() bool {

@@ -8,8 +8,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestThresholds fills a realserver that is preferred up to its upper threshold: the next connection goes elsewhere,
-// and it gets none before it has fewer than its lower threshold.
+// TestThresholds fills the preferred realserver to its upper threshold: the next connection goes to another realserver,
+// until the preferred one has fewer connections than its lower threshold.
 func TestThresholds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

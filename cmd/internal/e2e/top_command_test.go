@@ -19,7 +19,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// terminal is what a program has written to one.
+// terminal is the output of a program on a terminal.
 type terminal struct {
 	*os.File // the master's end
 	mu       sync.Mutex
@@ -55,7 +55,7 @@ func (t *terminal) has(words ...string) bool {
 	return true
 }
 
-// startTerminal starts a director's command on a terminal of that size.
+// startTerminal starts a command of the director on a terminal of that size.
 func (s *site) startTerminal(columns, rows uint16, command ...string) (*lab.Process, *terminal) {
 	s.t.Helper()
 	master, slave, err := pty.Open()
@@ -99,7 +99,7 @@ func (t *terminal) press(s *site, keys string) {
 	}
 }
 
-// TestTop watches a director in a terminal, sorts, and ends it; without a terminal it is printed once.
+// TestTop runs top in a terminal, sorts, and ends it. Without a terminal top prints one screen.
 func TestTop(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nginx", "nginx-light")

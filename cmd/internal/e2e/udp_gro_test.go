@@ -10,9 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestUDPGRO: a server that asks the kernel to put datagrams together (UDP_GRO), as those of HTTP/3 do, gets
-// each as it was sent, although the realserver's network card hands them on in bursts (GRO): by raw sockets the agent
-// could not tell where one ends.
+// TestUDPGRO: a server with UDP_GRO, such as one of HTTP/3, gets each datagram as it was sent, although the
+// realserver's network card merges them (GRO). On raw sockets the agent could not see where a merged datagram ends.
 func TestUDPGRO(t *testing.T) {
 	for _, encap := range []string{"ipip", "gre", "gue"} {
 		t.Run(encap, func(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// must runs a command of the director's that ends well, and returns what it prints.
+// must runs a command of the director, which must succeed, and returns its output.
 func (s *site) must(command ...string) string {
 	s.t.Helper()
 	got := s.ask(command...)
@@ -28,8 +28,7 @@ func (s *site) must(command ...string) string {
 	return got.stdout
 }
 
-// TestSetWeight gives a realserver other weights than the configured one: reloads keep them until they bring another
-// one.
+// TestSetWeight sets weights of a realserver: reloads keep them until the configured weight changes.
 func TestSetWeight(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -109,7 +108,7 @@ func TestSetWeight(t *testing.T) {
 	}
 }
 
-// load makes requests of its own connections to the VIP, by many clients, until it is stopped.
+// load sends requests to the VIP, each on a new connection, by many clients, until it is stopped.
 type load struct {
 	stop     func()
 	clients  sync.WaitGroup
@@ -143,7 +142,7 @@ func (s *site) startLoad(clients int) *load {
 	return l
 }
 
-// end ends the load, none of whose requests may have failed.
+// end ends the load. No request may have failed.
 func (l *load) end(t *testing.T) {
 	t.Helper()
 	l.stop()
@@ -154,14 +153,14 @@ func (l *load) end(t *testing.T) {
 	}
 }
 
-// more waits for so many requests more.
+// more waits for n further requests.
 func (l *load) more(t *testing.T, n int64) {
 	t.Helper()
 	want := l.requests.Load() + n
 	testkit.Within(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
 }
 
-// startDrain starts `director drain --wait` and returns once it waits.
+// startDrain starts `director drain --wait` and returns when it waits.
 func (s *site) startDrain(service, realserver string) *lab.Process {
 	return s.startDrainBy("--wait", service, realserver)
 }
@@ -180,7 +179,7 @@ func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	return p
 }
 
-// mustDrain waits for its good end.
+// mustDrain waits for its end with exit status 0.
 func (s *site) mustDrain(p *lab.Process) {
 	s.t.Helper()
 	select {
@@ -207,7 +206,7 @@ func TestDrainWait(t *testing.T) {
 	s.startDirectorWith(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
 	l := s.startLoad(8)
 	l.more(t, 100)
-	// A conversation that is longer than all requests, at each.
+	// A connection to each server that is longer than all requests.
 	var long []io.Closer
 	at := map[string]bool{}
 	for !at["web1"] || !at["web2"] {
@@ -244,8 +243,7 @@ func TestDrainWait(t *testing.T) {
 	l.end(t)
 }
 
-// TestDrainActive: drain --active returns when no connection is established, while those that have ended are in
-// FIN_WAIT still.
+// TestDrainActive: drain --active returns when no connection is established, while closed ones are still in FIN_WAIT.
 func TestDrainActive(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -275,7 +273,7 @@ func TestDrainActive(t *testing.T) {
 	}
 }
 
-// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients, who
+// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients that
 // come back.
 func TestDrainWaitForOneThatLeft(t *testing.T) {
 	t.Parallel()
