@@ -188,8 +188,9 @@ func TestWatchWithoutAJournal(t *testing.T) {
 		t.Error("a route is copied that no journal lists: a kill would leave it")
 	}
 	must(t, os.Remove(tempName(m.path)))
-	testkit.Eventually(t, "the route is copied at last",
-		func() bool { return routeIn(t, 5080, "100.64.0.0/24") != nil })
+	testkit.Eventually(t, "the route is copied at last", func() bool {
+		return routeIn(t, 5080, "100.64.0.0/24") != nil
+	})
 	stop()
 	must(t, m.Close())
 }

@@ -90,8 +90,9 @@ func TestWatchFollowsTheMainTable(t *testing.T) {
 	testkit.Eventually(t, "deleted route is deleted", func() bool { return routeIn(t, 5080, "192.0.2.0/24") == nil })
 
 	must(t, netlink.LinkSetDown(linkOf(t, "west")))
-	testkit.Eventually(t, "routes by a device that is down go",
-		func() bool { return routeIn(t, 5080, "10.2.0.0/24") == nil })
+	testkit.Eventually(t, "routes by a device that is down go", func() bool {
+		return routeIn(t, 5080, "10.2.0.0/24") == nil
+	})
 	linkUp(t, "west")
 	testkit.Eventually(t, "and come with it", func() bool { return routeIn(t, 5080, "10.2.0.0/24") != nil })
 }

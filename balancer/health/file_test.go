@@ -124,8 +124,7 @@ func TestOffsets(t *testing.T) {
 	testkit.Eventually(t, "5", func() bool { return offset(0) == 5 && offset(1) == 5 && offset(2) == -5 })
 	write("nonsense")
 	testkit.Eventually(t, "the file is looked at", func() bool {
-		return strings.Contains(m.States()[0].Reason,
-			"nonsense")
+		return strings.Contains(m.States()[0].Reason, "nonsense")
 	})
 	if s := m.States()[0]; s.Offset != 5 || !s.Up {
 		t.Errorf("without a number it is %+v", s)

@@ -605,8 +605,7 @@ func TestBegin(t *testing.T) {
 	}
 	m.Begin()
 	testkit.Eventually(t, "all are up", func() bool {
-		return weight(m) == 3 && strings.Count(told.String(),
-			"\n") == 3
+		return weight(m) == 3 && strings.Count(told.String(), "\n") == 3
 	})
 
 	gone := tcpSubject(closed(t), 10*time.Millisecond)

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestAlive finds a program that answers, one whose status stands still, and says nothing where only the socket's file
-// has gone.
+// TestAlive: CheckAlive succeeds for a program that answers, fails for one whose status hangs, and succeeds where only
+// the socket's file has gone.
 func TestAlive(t *testing.T) {
 	var s *Server
 	still := make(chan struct{})

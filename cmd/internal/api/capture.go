@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Capture says what GET /capture on a director's control socket is to take.
+// Capture is the query of GET /capture on a director's control socket: which packets to write, and how many.
 type Capture struct {
 	Client     netip.Addr // the zero Addr: all
 	ClientPort uint16     // 0: all
@@ -21,11 +21,11 @@ type Capture struct {
 	Bytes      int
 }
 
-// Captured is what it has taken, in packets: the trailer of the answer.
+// Captured is the summary behind the answer to GET /capture, in packets.
 type Captured struct {
-	Before uint64 `json:"before"` // the tunnel
-	After  uint64 `json:"after"`
-	Lost   uint64 `json:"lost"` // for which there was no room
+	Before uint64 `json:"before"` // written as they came in
+	After  uint64 `json:"after"`  // written as they left
+	Lost   uint64 `json:"lost"`   // not written, since the buffer was full
 }
 
 // The bounds of a capture.
@@ -35,8 +35,8 @@ const (
 	maxMegabytes = 10_000
 )
 
-// ParseCapture reads the query of GET /capture, in which the keys are the flags of `director capture`. An error is one
-// line that names the flag.
+// ParseCapture reads the query of GET /capture, whose keys are the flags of `director capture`. An error is one line
+// that names the flag.
 func ParseCapture(q url.Values) (*Capture, error) {
 	c := &Capture{Packets: 1000, Time: time.Minute, Bytes: 64 << 20}
 	for key, values := range q {
@@ -50,7 +50,7 @@ func ParseCapture(q url.Values) (*Capture, error) {
 	return c, nil
 }
 
-// set sets what one flag says. The error says what is wrong with the value.
+// set sets the field of one flag. The error is about the value.
 func (c *Capture) set(key, value string) (err error) {
 	number := func(most int, what string) (n int) {
 		if n, err = strconv.Atoi(value); err != nil || n < 1 || n > most {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestParseCapture: what a capture is asked for, and each value that it can't be.
+// TestParseCapture: every key, the defaults, and invalid values.
 func TestParseCapture(t *testing.T) {
 	q, _ := url.ParseQuery(
 		"client=192.0.2.7:4711&vip=[2001:db8::80]&realserver=10.0.11.2&count=5&seconds=2&megabytes=3")

@@ -1,21 +1,19 @@
 package api
 
-import (
-	"fmt"
-)
+import "fmt"
 
-// Checks is the number of descriptors for health checks, and their need.
+// Checks is the descriptors that health checks have and need.
 type Checks struct {
 	Limit   int `json:"descriptor_limit"`   // of the program
-	Room    int `json:"descriptors"`        // that checks in flight may have
-	Needed  int `json:"descriptors_needed"` // where all checks are in flight at once
-	Waiting int `json:"waiting"`            // checks that are due, and wait for descriptors
+	Room    int `json:"descriptors"`        // left for checks in flight
+	Needed  int `json:"descriptors_needed"` // for all checks in flight at once
+	Waiting int `json:"waiting"`            // checks that are due and wait for descriptors
 }
 
 // Short reports whether checks may have to wait for descriptors.
 func (c Checks) Short() bool { return c.Needed > c.Room }
 
-// Shortage returns a message about that, with both numbers.
+// Shortage returns a message about the lack of descriptors, with both numbers.
 func (c Checks) Shortage() string {
 	return fmt.Sprintf("all at once need %d descriptors, and the limit of %d leaves %d: the others wait, "+
 		"and a realserver that dies is out later", c.Needed, c.Limit, c.Room)

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// keeperOf is the variable by which TestMain's program becomes a client that keeps connections to a socket.
+// keeperOf is the environment variable that makes the test binary a client that keeps connections to a socket.
 const keeperOf = "VSTUN_TEST_KEEPER_OF"
 
 func TestMain(m *testing.M) {
@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// keep opens more connections than a client may have, asks on each once, and prints how many of them the server has
-// closed.
+// keep opens more connections than a client may have, sends a request on each, and prints the number of connections
+// that the server has closed.
 func keep(socket string) error {
 	var all []net.Conn
 	for range maxClientConns + 10 {

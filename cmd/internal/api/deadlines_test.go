@@ -16,7 +16,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// impatient is limits that a test can wait for.
+// impatient gives the server deadlines for which a test can wait.
 func impatient(s *Server) {
 	s.limits = deadlines{read: 100 * time.Millisecond, write: 100 * time.Millisecond}
 }
@@ -34,7 +34,8 @@ func dialSocket(t *testing.T, socket, text string) net.Conn {
 	return c
 }
 
-// TestSilentClients: who says nothing, half a request, a part of a body or no second request is hung up on.
+// TestSilentClients: the server closes the connection of a client that sends nothing, half a request, a part of a body,
+// or no second request.
 func TestSilentClients(t *testing.T) {
 	socket := listen(t, func(s *Server) {
 		impatient(s)
@@ -58,7 +59,7 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
-// TestClientThatDoesNotRead: the answer to it stops.
+// TestClientThatDoesNotRead: its answer is stopped.
 func TestClientThatDoesNotRead(t *testing.T) {
 	stopped := make(chan struct{})
 	socket := listen(t, func(s *Server) {
@@ -69,7 +70,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	testkit.Receive(t, "the answer stops", stopped)
 }
 
-// TestClientThatLeaves: the answer to it stops, though the server could wait longer.
+// TestClientThatLeaves: its answer is stopped at once.
 func TestClientThatLeaves(t *testing.T) {
 	stopped := make(chan struct{})
 	socket := listen(t, func(s *Server) { s.Handle("GET /connections", JSONLines(endless(stopped))) })
@@ -81,7 +82,7 @@ func TestClientThatLeaves(t *testing.T) {
 	testkit.Receive(t, "the answer stops", stopped)
 }
 
-// TestRunWaits: when Run returns, nobody is served any more, and who was has seen that the answer isn't whole.
+// TestRunWaits: when Run returns, no handler runs any more, and the client of an unfinished answer has got an error.
 func TestRunWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.sock")
 	s, err := Listen(path)
@@ -118,7 +119,7 @@ func TestRunWaits(t *testing.T) {
 	}
 }
 
-// TestEachLineStops with the error of who takes the lines.
+// TestEachLineStops: EachLine ends with the error of its function.
 func TestEachLineStops(t *testing.T) {
 	stopped := make(chan struct{})
 	socket := listen(t, func(s *Server) { s.Handle("GET /connections", JSONLines(endless(stopped))) })

@@ -17,26 +17,26 @@ type Explanation struct {
 	ClientPort uint16      `json:"client_port"` // 0: any
 	VIP        string      `json:"vip"`
 	Port       uint16      `json:"port"`
-	Realserver string      `json:"realserver,omitempty"` // that it has, or would get; none: its packets are dropped
-	Drop       string      `json:"drop,omitempty"`       // the reason for which they are
-	Why        string      `json:"why"`                  // in one line
-	Service    string      `json:"service,omitempty"`    // that has the VIP, protocol and port
+	Realserver string      `json:"realserver,omitempty"` // none: the packets are dropped
+	Drop       string      `json:"drop,omitempty"`       // the reason of the drop
+	Why        string      `json:"why"`                  // the reason of the decision, in one line
+	Service    string      `json:"service,omitempty"`    // with the VIP, protocol and port
 	Scheduler  string      `json:"scheduler,omitempty"`
 	Connection *Connection `json:"connection,omitempty"`
 	Template   *Connection `json:"template,omitempty"`
 	Candidates []Candidate `json:"realservers,omitempty"` // of the service
-	// what there is, where no service has it: "tcp 198.51.100.80:80 (web)"
+	// similar virtual ports, if no service has this one: "tcp 198.51.100.80:80 (web)"
 	Near []string `json:"near,omitempty"`
 }
 
-// Candidate is a realserver as it stands for a new connection.
+// Candidate is a realserver that the scheduler considers for a new connection.
 type Candidate struct {
 	Realserver
-	PassedOver string `json:"passed_over,omitempty"` // why it can't have one
+	PassedOver string `json:"passed_over,omitempty"` // why the scheduler skips it
 	Reachable  bool   `json:"reachable"`
-	Link       string `json:"link,omitempty"`   // device by which the tunnel leaves; none: there is no route
+	Link       string `json:"link,omitempty"`   // device of the route to it; none: there is no route
 	Source     string `json:"source,omitempty"` // outer source address
-	MTU        int    `json:"mtu"`              // of the way to it
+	MTU        int    `json:"mtu"`              // of the path to it
 	InnerMTU   int    `json:"inner_mtu"`        // largest packet that fits the tunnel
 }
 
@@ -50,7 +50,7 @@ func parseEndpoint(what, s string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
-// parseClient reads a query's address of a client, with a port or without: then that is 0.
+// parseClient reads a client's address with or without a port. Without a port, the port is 0.
 func parseClient(s string) (netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil && a.Zone() == "" &&
 		!a.Is4In6() {
@@ -59,8 +59,8 @@ func parseClient(s string) (netip.AddrPort, error) {
 	return parseEndpoint("client", s)
 }
 
-// ParseFlow reads the query of GET /explain; protocol is "" if the director finds it. Without a client
-// port the query is about a new connection from any port.
+// ParseFlow reads the query of GET /explain. An empty protocol lets the director find it. Without a client port, the
+// query is about a new connection from any port.
 func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err error) {
 	if client, err = parseClient(q.Get("client")); err != nil {
 		return client, vip, "", err

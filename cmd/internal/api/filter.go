@@ -11,19 +11,19 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Filter says which connections are asked for. The zero value of each field but Port is all of them.
+// Filter is the query of GET /connections: which connections to list. A field's zero value means all, except Port's.
 type Filter struct {
 	Client     netip.Prefix
 	VIP        netip.Addr
-	Port       int // -1: every one
+	Port       int // -1: all
 	Realserver netip.Addr
 	Service    string
-	State      string // one of the states that ParseFilter was told of
-	Limit      int    // the most connections to answer with; 0: no bound
+	State      string // one of the states given to ParseFilter
+	Limit      int    // bound of the answer, in connections; 0: none
 }
 
-// ParseFilter reads the query of GET /connections, in which the keys are the flags of `director connections`. States
-// are all that there are. An error is one line that names the flag.
+// ParseFilter reads the query of GET /connections, whose keys are the flags of `director connections`. states are the
+// names of all states. An error is one line that names the flag.
 func ParseFilter(q url.Values, states []string) (*Filter, error) {
 	f := &Filter{Port: -1}
 	for key, values := range q {
@@ -37,7 +37,7 @@ func ParseFilter(q url.Values, states []string) (*Filter, error) {
 	return f, nil
 }
 
-// set sets the field of one flag. The error says what is wrong with the value.
+// set sets the field of one flag. The error is about the value.
 func (f *Filter) set(key, value string, states []string) (err error) {
 	switch key {
 	case "client":
@@ -66,7 +66,7 @@ func (f *Filter) set(key, value string, states []string) (err error) {
 	return err
 }
 
-// parseNetwork reads an address or a prefix; bits beyond its length don't matter.
+// parseNetwork reads an address or a prefix. It ignores the bits beyond the prefix's length.
 func parseNetwork(s string) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		return netip.PrefixFrom(a, a.BitLen()), nil
@@ -78,7 +78,8 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
-// parseVIP reads "198.51.100.80", "198.51.100.80:80", "2001:db8::1" or "[2001:db8::1]:80". Without a port that is -1.
+// parseVIP reads "198.51.100.80", "198.51.100.80:80", "2001:db8::1" or "[2001:db8::1]:80". Without a port, the port is
+// -1.
 func parseVIP(s string) (netip.Addr, int, error) {
 	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
 		return a, -1, nil

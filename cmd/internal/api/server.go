@@ -17,23 +17,23 @@ import (
 	"vstun/cmd/internal/connlimit"
 )
 
-// Bounds of the socket's connections at a time, in all and of one process. At a bound, idle ones are closed. The
-// watchdog's, which are the program's own, do not count.
+// Bounds of the connections open at a time: in all, and of one process. At a bound, an idle connection is closed. The
+// program's own connections, which its watchdog makes, do not count.
 const (
 	maxConns       = 256
 	maxClientConns = 64
 )
 
-// Server serves the control socket, by the handlers of its mux.
+// Server serves the control socket. It answers by the handlers that Handle has added.
 type Server struct {
 	listener net.Listener
 	mux      *http.ServeMux
 	limits   deadlines
 }
 
-// Listen makes the socket, with mode 0600, and its directory if that is missing. A socket that a killed program left
-// behind is replaced; one that a running program answers on is an error. Two programs with the same socket must not
-// call Listen at the same time.
+// Listen makes the socket, with mode 0600, and its directory if that is missing. It replaces a socket that a killed
+// program left behind, and refuses one on which a running program answers. Two programs with the same socket must not
+// call Listen at the same time. The server also has Go's profiles (net/http/pprof) below /debug/pprof/.
 func Listen(socket string) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", socket, err)
@@ -67,7 +67,7 @@ func Listen(socket string) (*Server, error) {
 	return s, nil
 }
 
-// Handle serves the requests that match a pattern of http.ServeMux. It must not be called after Run.
+// Handle lets h answer the requests that match pattern, as in http.ServeMux. It must be called before Run.
 func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
 // CheckAlive requests /alive over the socket itself, as any client does. It finds no fault where the socket's file has
@@ -99,7 +99,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close removes the socket. It is for all cases: after Run, and where Run was never called.
+// Close removes the socket. It may be called after Run, and without Run.
 func (s *Server) Close() error {
 	err := s.listener.Close() // which removes the socket's file
 	if errors.Is(err, net.ErrClosed) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// serve runs a server that has an answer and a fault.
+// serve runs a server with one answer and one error.
 func serve(t *testing.T) string {
 	t.Helper()
 	return listen(t, func(s *Server) {
@@ -50,7 +50,7 @@ func TestSecondListenerIsRefused(t *testing.T) {
 	}
 	var got map[string]int
 	if err := Get(t.Context(), socket, "/status", &got); err != nil {
-		t.Errorf("the first one is harmed: %v", err)
+		t.Errorf("the first server: %v", err)
 	}
 }
 

@@ -26,7 +26,7 @@ type DirectorStatus struct {
 	Out    Traffic           `json:"out"`
 	Resets uint64            `json:"resets"` // of those, TCP resets
 	Drops  map[string]uint64 `json:"drops"`  // packets refused, by reason; only reasons that occurred
-	// fragments that wait for the rest of their packets: neither sent nor refused yet
+	// fragments that wait for the rest of their packets
 	Waiting       int           `json:"waiting"`
 	Connections   Connections   `json:"connections"`
 	Services      []Service     `json:"services"`
@@ -39,28 +39,28 @@ type DirectorStatus struct {
 	SendError string `json:"send_error,omitempty"`
 }
 
-// Configuration is what came of reading the configuration file.
+// Configuration is the outcome of reading the configuration file.
 type Configuration struct {
-	Read time.Time `json:"read"` // when what is in force was read
-	// why a reload since then has changed nothing, a line for each fault
+	Read time.Time `json:"read"` // when the configuration in force was read
+	// why a later reload was refused, a line for each fault
 	Error string `json:"reload_error,omitempty"`
 }
 
-// Leaving is what remains of realservers that are not configured any more: they keep their connections until those end.
+// Leaving is the realservers that are not configured any more and still have connections.
 type Leaving struct {
 	Realservers int                 `json:"realservers"`
 	Connections int                 `json:"connections"`
 	List        []LeavingRealserver `json:"list,omitempty"`
 }
 
-// LeavingRealserver is one of them.
+// LeavingRealserver is a realserver of a service that is not configured any more.
 type LeavingRealserver struct {
 	Service  string `json:"service"`
 	Address  string `json:"address"`
 	Active   int    `json:"active"`
 	Inactive int    `json:"inactive"`
-
-	Templates int `json:"templates,omitempty"` // of clients that go elsewhere with their next connection
+	// persistent clients, whose next connections go to other realservers
+	Templates int `json:"templates,omitempty"`
 }
 
 // Traffic counts packets and their bytes, IP headers included.
@@ -74,12 +74,12 @@ type Connections struct {
 	Count       int `json:"count"`
 	Max         int `json:"max"`
 	HalfOpen    int `json:"half_open"`               // TCP connections whose client has not answered yet
-	HalfOpenMax int `json:"half_open_max,omitempty"` // 0: they have no bound of their own
-	// connections that made room for new ones: the oldest of the half-open
+	HalfOpenMax int `json:"half_open_max,omitempty"` // 0: none
+	// half-open connections that made room for new ones
 	Evicted uint64 `json:"evicted"`
 }
 
-// Service is one virtual service with its realservers, in the order of the configuration.
+// Service is a virtual service with its realservers, in the order of the configuration.
 type Service struct {
 	Name           string       `json:"name"`
 	VIPs           []string     `json:"vips"`
@@ -89,16 +89,16 @@ type Service struct {
 	SchedulerFlags []string     `json:"scheduler_flags,omitempty"` // as in the configuration
 	Persistence    *Persistence `json:"persistence,omitempty"`
 	OnePacket      bool         `json:"one_packet,omitempty"`
-	Health         string       `json:"health,omitempty"` // "up": its quorum is reached; or "down"
-	Quorum         int          `json:"quorum"`           // weight that must be up for that
-	// weights of the realservers that are up, or that nobody checks
+	Health         string       `json:"health,omitempty"` // "up": the quorum is reached; or "down"
+	Quorum         int          `json:"quorum"`           // weight that must be up
+	// sum of the weights of the realservers that are up or unchecked
 	WeightUp    int          `json:"weight_up"`
-	Sorry       bool         `json:"sorry"` // its sorry server is in use
+	Sorry       bool         `json:"sorry"` // the sorry server is in use
 	Realservers []Realserver `json:"realservers"`
 }
 
-// Ports are the ports of a service: "80", a range "8000-8099", or "0", which is every port. In JSON they are as in the
-// configuration: a port is a number, and a range is a string.
+// Ports are the ports of a service: "80", a range "8000-8099", or "0" for every port. In JSON, as in the configuration,
+// a port is a number and a range is a string.
 type Ports []string
 
 func (p Ports) String() string { return strings.Join(p, ",") }
@@ -115,7 +115,7 @@ func (p Ports) MarshalJSON() ([]byte, error) {
 	return json.Marshal(all)
 }
 
-// UnmarshalJSON reads what MarshalJSON writes.
+// UnmarshalJSON reads the JSON of MarshalJSON.
 func (p *Ports) UnmarshalJSON(text []byte) error {
 	var all []any
 	if err := json.Unmarshal(text, &all); err != nil {
@@ -128,52 +128,51 @@ func (p *Ports) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// Persistence is how long, and for what networks, clients stay at one realserver.
+// Persistence is a service's persistence: its timeout, and the prefix lengths of the networks that count as one client.
 type Persistence struct {
 	Timeout  float64 `json:"timeout_seconds"`
 	Netmask  int     `json:"netmask"`
 	Netmask6 int     `json:"netmask6"`
 }
 
-// Realserver is one realserver of one service.
+// Realserver is a realserver of a service.
 type Realserver struct {
 	Address       string  `json:"address"`
 	Encap         string  `json:"encap"`
 	EncapKey      *uint32 `json:"encap_key,omitempty"` // of GRE; nil: none
 	EncapChecksum bool    `json:"encap_checksum,omitempty"`
 	Weight        int     `json:"weight"`                      // 0: it drains
-	Configured    *int    `json:"configured_weight,omitempty"` // where an operator or a file has set another
-	Effective     int     `json:"effective_weight"`            // what its health leaves of it: the weight, or 0
+	Configured    *int    `json:"configured_weight,omitempty"` // if an operator or a file has set another weight
+	Effective     int     `json:"effective_weight"`            // by its health: the weight, or 0
 	Health        string  `json:"health,omitempty"`            // "up", "down" or "unchecked"
 	Check         *Check  `json:"check,omitempty"`             // nil: unchecked
 	Upper         int     `json:"upper,omitempty"`             // thresholds of connections
 	Lower         int     `json:"lower,omitempty"`
-	Active        int     `json:"active"`      // connections that IPVS counts as active
-	Inactive      int     `json:"inactive"`    // all others
-	Templates     int     `json:"templates"`   // clients that persistence sends there
+	Active        int     `json:"active"`      // connections, by IPVS's count
+	Inactive      int     `json:"inactive"`    // all other connections
+	Templates     int     `json:"templates"`   // persistent clients
 	Connections   uint64  `json:"connections"` // scheduled since the start
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
 }
 
-// Check is the last check of a realserver, and what its checks have come to.
+// Check is the last check of a realserver, and its state by all checks so far.
 type Check struct {
 	Type   string `json:"type"`   // tcp, http, https, dns, udp, ping, smtp, exec or file
 	Via    string `json:"via"`    // "tunnel" or "direct"
-	Reason string `json:"reason"` // why the last one went as it did, in one line
-	// results in a row that contradict the realserver's health, up to the last one
+	Reason string `json:"reason"` // result of the last check, in one line
+	// consecutive results, up to the last, that contradict the realserver's health
 	Streak   int     `json:"streak"`
-	Last     float64 `json:"last_seconds_ago"` // since it ended
-	Duration float64 `json:"duration_seconds"` // that it took
-	Since    float64 `json:"since_seconds"`    // that the realserver has been up, or down
+	Last     float64 `json:"last_seconds_ago"` // its end
+	Duration float64 `json:"duration_seconds"` // its length
+	Since    float64 `json:"since_seconds"`    // the realserver has been up, or down
 }
 
-// ComingUp reports whether r is down, and its last checks have succeeded.
+// ComingUp reports whether r is down while its last checks have succeeded.
 func (r *Realserver) ComingUp() bool {
 	return r.Health == "down" && r.Check != nil && r.Check.Streak > 0
 }
 
-// Trouble is the reason of the last check of a realserver that is down, or whose last checks contradict its health;
-// else "".
+// Trouble returns the reason of the last check if r is down, or if its last checks contradict its health; else "".
 func (r *Realserver) Trouble() string {
 	if r.Check == nil || r.Health != "down" && r.Check.Streak == 0 {
 		return ""
@@ -195,7 +194,7 @@ type RealserverStatus struct {
 	Directors []string `json:"directors"`
 	Encap     []string `json:"encap"`
 	EncapPort uint16   `json:"encap_port,omitempty"` // UDP port of gue and fou; 0: it has neither
-	MSS       int      `json:"mss"`                  // what servers advertise over IPv4
+	MSS       int      `json:"mss"`                  // that servers advertise over IPv4
 	MSS6      int      `json:"mss6"`                 // and over IPv6
 
 	Configuration Configuration `json:"configuration"`
@@ -204,30 +203,29 @@ type RealserverStatus struct {
 	Out     Traffic           `json:"out"`     // written to the TUN device
 	Answers Traffic           `json:"answers"` // answers that left by the TUN device and were forwarded
 	Drops   map[string]uint64 `json:"drops"`   // packets refused, by reason; only reasons that occurred
-	Merged  uint64            `json:"merged"`  // packets written as a part of another one, behind it
+	Merged  uint64            `json:"merged"`  // packets written behind another one, in the same write
 	// packets that the kernel dropped because the agent was too slow
 	Overruns uint64 `json:"overruns"`
 	// the kernel's reason for the last answer that it refused to send
 	SendError string `json:"send_error,omitempty"`
 
-	// outer sources that were let in, questions apart
+	// outer sources that were accepted, without questions
 	FromDirectors []Counted `json:"from_directors"`
-	// the last outer sources that are not in directors
+	// the last outer sources that were refused: not in directors
 	RefusedSources []Counted `json:"refused_sources,omitempty"`
-	// the last inner destinations that are not in vips
+	// the last inner destinations that were refused: not in vips
 	RefusedDestinations []Counted `json:"refused_destinations,omitempty"`
 	Questions           uint64    `json:"questions"` // of directors' doctors, answered
 }
 
-// Counted is the packets of one address since the start, or since the address took the place of another in the worker's
-// bounded list.
+// Counted is the packets of an address since the start, or since it entered the worker's bounded list.
 type Counted struct {
 	Address string  `json:"address"`
 	Packets uint64  `json:"packets"`
-	Last    float64 `json:"last_seconds_ago"` // exact to a second
+	Last    float64 `json:"last_seconds_ago"` // to a second
 }
 
-// Drops is the reasons of t that occurred, by name.
+// Drops returns the counts of the reasons in t that occurred.
 func Drops(t *packet.Tally) map[string]uint64 {
 	m := map[string]uint64{}
 	for d, n := range t.Drops {
@@ -238,7 +236,7 @@ func Drops(t *packet.Tally) map[string]uint64 {
 	return m
 }
 
-// Forward names the tunnel: "gre,key=7,csum".
+// Forward returns the tunnel's name: "gre,key=7,csum".
 func (r *Realserver) Forward() string {
 	name := r.Encap
 	if r.EncapKey != nil {
@@ -250,7 +248,7 @@ func (r *Realserver) Forward() string {
 	return name
 }
 
-// Title is a service's name with what it is found by: "web tcp 198.51.100.80:80 wlc".
+// Title returns the service's name, protocol, first virtual port and scheduler: "web tcp 198.51.100.80:80 wlc".
 func (s *Service) Title() string {
 	first := ""
 	if len(s.VIPs) > 0 {
@@ -262,8 +260,7 @@ func (s *Service) Title() string {
 	return strings.Join([]string{s.Name, s.Protocol, first, s.Scheduler}, " ")
 }
 
-// Settings is the scheduler and what else a service's line says, in the words of ipvsadm: "sh (sh-port) persistent 300
-// ops".
+// Settings returns the scheduler and the other settings, in the words of ipvsadm: "sh (sh-port) persistent 300 ops".
 func (s *Service) Settings() string {
 	words := []string{s.Scheduler}
 	if len(s.SchedulerFlags) > 0 {

@@ -6,8 +6,8 @@ type RealserverUsage struct {
 	Service    string `json:"service"`
 	Realserver string `json:"realserver"`
 	Weight     int    `json:"weight"`
-	Left       bool   `json:"left"` // it is not configured any more
+	Left       bool   `json:"left"` // not configured any more
 	Active     int    `json:"active"`
 	Inactive   int    `json:"inactive"`
-	Held       int    `json:"held"` // clients whose persistence leads there, whatever the weight is
+	Held       int    `json:"held"` // persistent clients that come back whatever the weight is
 }

@@ -8,7 +8,7 @@ import (
 // MaxWeight is the largest weight, as in the configuration.
 const MaxWeight = 65535
 
-// ParseWeight reads a weight of POST /weight, which is the flag of `director set`.
+// ParseWeight reads the weight in a query of POST /weight, the flag --weight of `director set`.
 func ParseWeight(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 0 || n > MaxWeight {

@@ -17,7 +17,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// CaptureCommand writes packets of the running director to a file.
+// CaptureCommand returns the command capture, which writes packets of the running director to a file.
 func CaptureCommand(socket *Socket) *cobra.Command {
 	filters := pflag.NewFlagSet("filters", pflag.ContinueOnError)
 	filters.String("client", "", "only of this client, `ADDRESS[:PORT]`")
@@ -72,7 +72,7 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 	return socket.Flag(c)
 }
 
-// capture writes what the director answers. SIGINT and SIGTERM end the capture, not the file.
+// capture writes the director's answer to file. SIGINT and SIGTERM end the capture; the file is complete then, too.
 func capture(c *cobra.Command, socket string, q url.Values, file string) (got api.Captured, err error) {
 	resp, err := api.Open(c.Context(), socket, "/capture?"+q.Encode(), 0)
 	if err != nil {
@@ -84,12 +84,12 @@ func capture(c *cobra.Command, socket string, q url.Values, file string) (got ap
 	defer context.AfterFunc(signalled, func() {
 		var ignored struct{}
 		if api.Post(c.Context(), socket, "/capture/end", 0, &ignored) != nil {
-			resp.Body.Close() // it doesn't answer
+			resp.Body.Close() // the director does not answer
 		}
 	})()
 	out := c.OutOrStdout()
 	if file != "-" {
-		f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) // it may hold what clients have sent
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) // the packets hold data of clients
 		if err != nil {
 			return got, err
 		}

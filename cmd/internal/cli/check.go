@@ -10,15 +10,15 @@ import (
 	"vstun/routing"
 )
 
-// Checked is a configuration file without faults.
+// Checked is the outcome of checking a configuration file without faults.
 type Checked struct {
 	Summary  string   // its contents, in a few words
 	Warnings []string // about its contents
 	Sysctls  func() ([]routing.Sysctl, error)
 }
 
-// CheckCommand is the command that validates a configuration file: that of its argument, or else that of the flag
-// --config, which is in file. With --sysctls it prints the sysctls that the program sets.
+// CheckCommand returns the command check, which validates a configuration file: its argument, or else that of the flag
+// --config, whose value is in file. With --sysctls it prints the sysctls that the program sets.
 func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra.Command {
 	var sysctls bool
 	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing",
@@ -62,7 +62,7 @@ func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra
 	return c
 }
 
-// printSysctls prints list in the format of sysctl.d(5), in the order in which to set it.
+// printSysctls prints list in the format of sysctl.d(5). They are to be set in this order.
 func printSysctls(w io.Writer, list []routing.Sysctl) error {
 	for _, c := range list {
 		if _, err := fmt.Fprintln(w, c); err != nil {

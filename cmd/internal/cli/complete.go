@@ -11,12 +11,13 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// The shell's completion of names asks the running director, and has none to offer where that doesn't answer at once.
+// The shell completes names that the running director knows. It offers none if the director does not answer within a
+// second.
 
-// completion is one of a command's argument or flag.
+// completion completes a command's argument or flag.
 type completion = func(c *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective)
 
-// complete offers what list makes of the director's services for the arguments that are there already.
+// complete offers the names that list returns for the director's services and the arguments so far.
 func complete(socket *Socket, list func(services []api.Service, args []string) []string) completion {
 	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		path, err := socket.Path()
@@ -35,12 +36,12 @@ func complete(socket *Socket, list func(services []api.Service, args []string) [
 	}
 }
 
-// completeFlags offers the director's names for those of c's flags that take some. It comes when c has them.
+// completeFlags completes c's flags --service, --realserver and --vip, if c has them.
 func completeFlags(c *cobra.Command, socket *Socket) {
 	for flag, list := range map[string]func([]api.Service, []string) []string{"service": serviceNames,
 		"realserver": realserverNames, "vip": vipNames} {
 		if c.Flags().Lookup(flag) != nil {
-			_ = c.RegisterFlagCompletionFunc(flag, complete(socket, list)) // the flag is there
+			_ = c.RegisterFlagCompletionFunc(flag, complete(socket, list)) // the flag exists
 		}
 	}
 }
@@ -52,7 +53,7 @@ func serviceNames(services []api.Service, _ []string) (names []string) {
 	return names
 }
 
-// realserverNames are those of the service that is the first argument, or all without one.
+// realserverNames returns the realservers of the service that is the first argument, or all without one.
 func realserverNames(services []api.Service, args []string) (names []string) {
 	for _, s := range services {
 		for _, r := range s.Realservers {
@@ -64,8 +65,8 @@ func realserverNames(services []api.Service, args []string) (names []string) {
 	return names
 }
 
-// seatNames are those of SERVICE REALSERVER.
-func seatNames(services []api.Service, args []string) []string {
+// serviceRealserverNames completes the arguments SERVICE REALSERVER.
+func serviceRealserverNames(services []api.Service, args []string) []string {
 	switch len(args) {
 	case 0:
 		return serviceNames(services, nil)
@@ -82,8 +83,8 @@ func vipNames(services []api.Service, _ []string) (names []string) {
 	return names
 }
 
-// doorNames are all VIP:PORT with one port, for the second argument.
-func doorNames(services []api.Service, args []string) (names []string) {
+// virtualPortNames returns all VIP:PORT of single ports, for the second argument.
+func virtualPortNames(services []api.Service, args []string) (names []string) {
 	if len(args) != 1 {
 		return nil
 	}

@@ -19,10 +19,10 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// connectionsRow is as wide as IPv4 needs. Rows are printed as they come, and so nobody knows the widest before.
+// connectionsRow has the widths that IPv4 needs. Rows are printed as they come, before the widest one is known.
 const connectionsRow = "%-4s %-6s %-11s %-21s %-21s %s\n"
 
-// row is one of the table's. Where it is wider than the terminal, it goes on below; width 0: it never is.
+// row returns a row of the table. A row wider than width has a second line. Width 0 is no bound.
 func row(width int, protocol, expire, state, client, vip, realserver string) string {
 	r := fmt.Sprintf(connectionsRow, protocol, expire, state, client, vip, realserver)
 	if width > 0 && len(r)-1 > width {
@@ -51,13 +51,13 @@ func printConnection(w io.Writer, line []byte, width int) error {
 	return err
 }
 
-// minutes is a time as "14:59", in whole seconds as ipvsadm cuts them.
+// minutes formats a time as "14:59", rounded down to seconds as by ipvsadm.
 func minutes(seconds float64) string {
 	s := int(time.Duration(seconds*float64(time.Second)) / time.Second)
 	return fmt.Sprintf("%02d:%02d", s/60, s%60)
 }
 
-// addressPort is "192.0.2.1:80" or "[2001:db8::1]:80".
+// addressPort returns "192.0.2.1:80" or "[2001:db8::1]:80".
 func addressPort(address string, port uint16) string {
 	if a, err := netip.ParseAddr(address); err == nil {
 		return netip.AddrPortFrom(a, port).String()
@@ -65,7 +65,8 @@ func addressPort(address string, port uint16) string {
 	return address + ":" + strconv.Itoa(int(port))
 }
 
-// ConnectionsCommand lists the connections of the running director, whose connections can be in states.
+// ConnectionsCommand returns the command connections, which lists the connections of the running director. states are
+// the names of all states.
 func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 	var asJSON bool
 	filters := pflag.NewFlagSet("filters", pflag.ContinueOnError)
@@ -92,20 +93,20 @@ func ConnectionsCommand(states []string, socket *Socket) *cobra.Command {
 				return err
 			}
 			err = listConnections(c, path, q, asJSON)
-			if errors.Is(err, syscall.EPIPE) { // whom we write to has enough
+			if errors.Is(err, syscall.EPIPE) { // the reader of the output has left
 				return nil
 			}
 			return plain(err)
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON, an object a line")
 	c.Flags().AddFlagSet(filters)
-	// the flag is there
+	// the flag exists
 	_ = c.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	completeFlags(c, socket)
 	return socket.Flag(c)
 }
 
-// listConnections prints what the director answers as it comes.
+// listConnections prints the director's answer as it comes.
 func listConnections(c *cobra.Command, socket string, q url.Values, asJSON bool) error {
 	out := bufio.NewWriterSize(c.OutOrStdout(), 64<<10)
 	width := Width(c.OutOrStdout())
@@ -117,7 +118,7 @@ func listConnections(c *cobra.Command, socket string, q url.Values, asJSON bool)
 	}
 	err := api.EachLine(c.Context(), socket, "/connections?"+q.Encode(),
 		func(line []byte) error { return print(out, line) })
-	if refused := (*api.RefusedError)(nil); errors.As(err, &refused) { // there is no table
+	if refused := (*api.RefusedError)(nil); errors.As(err, &refused) { // no rows will follow
 		return err
 	}
 	if flush := out.Flush(); err == nil {

@@ -28,7 +28,7 @@ func someConnections() []api.Connection {
 	}
 }
 
-// answering serves a director's GET /connections from a list, and notes the last query.
+// answering serves a director's GET /connections from list, and records the last query.
 func answering(t *testing.T, list []api.Connection) (*Socket, *url.Values) {
 	var query url.Values
 	return listen(t, func(s *api.Server) {
@@ -70,7 +70,7 @@ UDP  120:00 UDP         [2001:db8::7]:53      [2001:db8::1]:53      10.0.11.2:53
 	}
 }
 
-func TestConnectionsOfNobody(t *testing.T) {
+func TestNoConnections(t *testing.T) {
 	at, query := answering(t, nil)
 	if got, err := execute(ConnectionsCommand(someStates, at)); err != nil || strings.Count(got, "\n") != 1 ||
 		!strings.HasPrefix(got, "pro ") || len(*query) != 0 {
@@ -101,7 +101,7 @@ func TestConnectionsJSON(t *testing.T) {
 	}
 }
 
-// TestBadFilter: the filter is refused before anybody is asked, and by who is asked.
+// TestBadFilter: the command refuses a bad filter before it sends a request, and reports a refusal of the director.
 func TestBadFilter(t *testing.T) {
 	at := &Socket{Config: func() (string, error) { return "", errors.New("asked") }}
 	var usage UsageError
@@ -120,7 +120,7 @@ func TestBadFilter(t *testing.T) {
 	}
 }
 
-// closedPipe is an output that takes some bytes and then has nobody at its other end.
+// closedPipe is an output whose reader leaves after some bytes.
 type closedPipe struct{ room int }
 
 func (p *closedPipe) Write(b []byte) (int, error) {
@@ -130,7 +130,7 @@ func (p *closedPipe) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestPipeEnds: `director connections | head` ends without a word, and the director stops as well.
+// TestPipeEnds: `director connections | head` ends without an error, and the director ends its answer.
 func TestPipeEnds(t *testing.T) {
 	stopped := make(chan struct{})
 	at := listen(t, func(s *api.Server) { s.Handle("GET /connections", api.JSONLines(endless(stopped))) })
@@ -145,7 +145,7 @@ func TestPipeEnds(t *testing.T) {
 	}
 }
 
-// endless is a list of connections without end. That somebody has stopped it is told to stopped.
+// endless returns connections without end, and sends to stopped when their iteration has been stopped.
 func endless(stopped chan<- struct{}) func(url.Values) (iter.Seq[any], error) {
 	return func(url.Values) (iter.Seq[any], error) {
 		return func(yield func(any) bool) {
@@ -156,7 +156,7 @@ func endless(stopped chan<- struct{}) func(url.Values) (iter.Seq[any], error) {
 	}
 }
 
-// TestManyConnectionsTakeNoMemory passes a hundred thousand rows on, which would be tens of megabytes.
+// TestManyConnectionsTakeNoMemory lists a hundred thousand rows: tens of megabytes, if either side held them.
 func TestManyConnectionsTakeNoMemory(t *testing.T) {
 	const rows = 100_000
 	var before, now runtime.MemStats

@@ -26,10 +26,11 @@ func sum(all []api.RealserverUsage) (total api.RealserverUsage) {
 	return total
 }
 
-// DrainCommand gives a realserver of the running director the weight 0, and may wait until its connections have ended.
+// DrainCommand returns the command drain, which gives a realserver of the running director the weight 0 and may wait
+// until its connections have ended.
 func DrainCommand(socket *Socket) *cobra.Command {
 	d := drain{look: time.Second, report: 10 * time.Second}
-	var who seats
+	var who target
 	var wait bool
 	c := &cobra.Command{Use: "drain SERVICE REALSERVER",
 		Short: "Give a realserver the weight 0, so that it gets no new connections; --wait returns when the last " +
@@ -59,7 +60,7 @@ func DrainCommand(socket *Socket) *cobra.Command {
 	return who.flag(c, socket)
 }
 
-// drain is one use of the command.
+// drain is one run of the command.
 type drain struct {
 	socket       string
 	timeout      time.Duration // 0: none
@@ -67,7 +68,7 @@ type drain struct {
 	asJSON       bool
 	out          io.Writer
 	progress     io.Writer
-	look, report time.Duration // how often the director is asked, and a line is written where that is no terminal
+	look, report time.Duration // between two requests; between two lines of progress without a terminal
 }
 
 func (d *drain) run(c *cobra.Command, q url.Values, wait bool) error {
@@ -107,12 +108,12 @@ func (d *drain) ask(ctx context.Context, q url.Values) (all []api.RealserverUsag
 	return all, api.Get(ctx, d.socket, "/load?"+q.Encode(), &all)
 }
 
-// wait returns when nothing remains.
+// wait returns when no connection remains.
 func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 	f, _ := d.progress.(*os.File)
 	live := f != nil && term.IsTerminal(int(f.Fd()))
 	if live {
-		defer fmt.Fprint(d.progress, "\r\x1b[K") // for what is said at the end
+		defer fmt.Fprint(d.progress, "\r\x1b[K") // the next line is the result
 	}
 	ticker := time.NewTicker(d.look)
 	defer ticker.Stop()
@@ -123,12 +124,12 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		deadline = t.C
 	}
 	var written time.Time
-	// at the look before: a worker may have chosen by the weight before, and its connection counts a moment later
+	// at the look before: a worker may still have used the old weight, and its connection is counted a moment later
 	empty := false
 	for {
 		all, err := d.ask(ctx, q)
 		if refused := (*api.RefusedError)(nil); errors.As(err, &refused) {
-			all, err = nil, nil // it has left meanwhile, and with its last connection it is forgotten
+			all, err = nil, nil // it was removed meanwhile, and has no connection left
 		}
 		if err != nil {
 			return err
@@ -167,7 +168,7 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 	}
 }
 
-// late is the error after the timeout.
+// late returns the error after the timeout.
 func (d *drain) late(all []api.RealserverUsage) error {
 	left := sum(all)
 	what := remaining(left)
@@ -179,8 +180,7 @@ func (d *drain) late(all []api.RealserverUsage) error {
 		d.timeout, what)
 }
 
-// remaining describes l as "1 active, 316 closing". Inactive TCP connections are closing, except the few that are half
-// open.
+// remaining describes l: "1 active, 316 closing". Inactive TCP connections are closing, except a few half-open ones.
 func remaining(l api.RealserverUsage) string {
 	what := fmt.Sprintf("%d active, %d closing", l.Active, l.Inactive)
 	if l.Held > 0 {

@@ -13,7 +13,7 @@ import (
 
 type usage = api.RealserverUsage
 
-// drained runs `drain --wait` against a director whose loads are these, one after the other, the last again and again.
+// drained runs `drain --wait` against a director that answers with one of loads after the other, then repeats the last.
 func drained(t *testing.T, timeout time.Duration, active bool, loads ...[]usage) (out string, err error) {
 	t.Helper()
 	var n, set atomic.Int32
@@ -46,7 +46,7 @@ func drained(t *testing.T, timeout time.Duration, active bool, loads ...[]usage)
 	return text.String(), err
 }
 
-// TestDrainWaits: until nobody is left, a deadline has passed, or it makes no sense any more.
+// TestDrainWaits: drain --wait ends when no connection is left, at the deadline, or when the weight is set again.
 func TestDrainWaits(t *testing.T) {
 	load := func(weight, active, inactive, held int) []usage {
 		return []usage{{Service: "web", Realserver: "10.0.11.2", Weight: weight, Active: active, Inactive: inactive,
@@ -74,7 +74,7 @@ func TestDrainWaits(t *testing.T) {
 			"its weight is 5 again"},
 		{"it has left", 0, [][]usage{left, left, nil}, "drained in", ""},
 		{"it leaves meanwhile", 0, [][]usage{load(1, 1, 0, 0), load(0, 1, 0, 0), left, nil}, "drained in", ""},
-		{"nobody knows it", 0, [][]usage{nil}, "", "no service has a realserver 10.0.11.2"},
+		{"unknown", 0, [][]usage{nil}, "", "no service has a realserver 10.0.11.2"},
 	} {
 		out, err := drained(t, c.timeout, false, c.loads...)
 		if !strings.Contains(out, c.want) || c.err == "" && err != nil || c.err != "" &&
@@ -84,8 +84,7 @@ func TestDrainWaits(t *testing.T) {
 	}
 }
 
-// TestDrainOfActive: --active waits for established connections, neither for those that close nor for persistent
-// clients.
+// TestDrainOfActive: --active waits for established connections, not for closing ones and persistent clients.
 func TestDrainOfActive(t *testing.T) {
 	load := func(weight, active, inactive, held int) []usage {
 		return []usage{{Service: "web", Realserver: "10.0.11.2", Weight: weight, Active: active, Inactive: inactive,

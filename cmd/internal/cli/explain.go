@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// ExplainCommand says which realserver a flow has or would get, and why.
+// ExplainCommand returns the command explain, which prints the realserver that a flow has or would get, and why.
 func ExplainCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	var protocol string
@@ -45,14 +45,14 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a "+
 		"connection or a service)")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
-	// the flag is there
+	// the flag exists
 	_ = c.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "sctp"},
 		cobra.ShellCompDirectiveNoFileComp))
-	c.ValidArgsFunction = complete(socket, doorNames)
+	c.ValidArgsFunction = complete(socket, virtualPortNames)
 	return socket.Flag(c)
 }
 
-// printExplanation writes e for people.
+// printExplanation writes e as text.
 func printExplanation(out io.Writer, e *api.Explanation) error {
 	var w bytes.Buffer
 	width := Width(out)
@@ -105,7 +105,7 @@ func printExplanation(out io.Writer, e *api.Explanation) error {
 	return err
 }
 
-// candidateCells is c's row of the table.
+// candidateCells returns c's row of the table.
 func candidateCells(c *api.Candidate) []string {
 	link, remark := c.Link, remark(&c.Realserver)
 	if link == "" {
@@ -118,7 +118,7 @@ func candidateCells(c *api.Candidate) []string {
 		fmt.Sprintf("<= %d", c.InnerMTU), remark}
 }
 
-// remark is what is out of the ordinary with a realserver.
+// remark returns what is unusual about a realserver: failed checks, draining, another weight than configured.
 func remark(r *api.Realserver) string {
 	var remarks []string
 	if trouble := r.Trouble(); trouble != "" {

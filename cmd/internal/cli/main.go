@@ -14,7 +14,7 @@ import (
 	"vstun/cmd/internal/daemon"
 )
 
-// Exit statuses, as sysexits for scripts: promises to users.
+// Exit statuses. Scripts of users depend on them.
 const (
 	ExitFailure = 1 // while running
 	ExitUsage   = 2 // wrong usage or configuration
@@ -26,7 +26,7 @@ type UsageError struct{ Err error }
 func (e UsageError) Error() string { return e.Err.Error() }
 func (e UsageError) Unwrap() error { return e.Err }
 
-// Main runs a program's command line and returns its exit status. Every error is printed, one line a fault, after the
+// Main runs a program's command line and returns its exit status. It prints errors, a line for each fault, behind the
 // program's name.
 func Main(root *cobra.Command) int {
 	// A Go program that crashes ends with status 2, which here means a wrong configuration: systemd would not restart
@@ -38,7 +38,7 @@ func Main(root *cobra.Command) int {
 	for _, c := range root.Commands() {
 		if run := c.RunE; run != nil {
 			c.RunE = func(c *cobra.Command, args []string) error {
-				running = true // everything before is wrong usage
+				running = true // errors before are wrong usage
 				return run(c, args)
 			}
 		}
@@ -56,7 +56,7 @@ func Main(root *cobra.Command) int {
 	return ExitFailure
 }
 
-// VersionCommand is the version command.
+// VersionCommand returns the command version.
 func VersionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {

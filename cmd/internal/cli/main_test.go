@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// TestMainCrash wants a program that crashes not to end with the status of wrong usage.
+// TestMainCrash: a program that crashes does not end with the exit status of wrong usage.
 func TestMainCrash(t *testing.T) {
 	const crash = "VSTUN_TEST_CRASH"
 	if os.Getenv(crash) != "" {
@@ -67,7 +67,7 @@ func TestMainStatus(t *testing.T) {
 	}
 }
 
-// captureStderr sends standard error to a file; restore ends that, and stderr returns what came.
+// captureStderr redirects standard error to a file until restore is called. stderr returns the file's contents.
 func captureStderr(t *testing.T) (stderr func() string, restore func()) {
 	t.Helper()
 	f, err := os.CreateTemp(t.TempDir(), "stderr")

@@ -18,7 +18,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// PrintJSON writes v as all commands write JSON.
+// PrintJSON writes v as indented JSON. All commands use it.
 func PrintJSON(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
 	enc.SetIndent("", "  ")
@@ -26,7 +26,7 @@ func PrintJSON(out io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// Width is that of the terminal that out is; 0: it is none, and lines may have any length.
+// Width returns the width of the terminal out, or 0 if out is not a terminal. Width 0 means no bound.
 func Width(out io.Writer) int {
 	f, ok := out.(*os.File)
 	if !ok {
@@ -39,7 +39,7 @@ func Width(out io.Writer) int {
 	return width
 }
 
-// PrintDirector writes st for people: the services as `ipvsadm -Ln` shows them, then packets and drops.
+// PrintDirector writes st as text: the services as `ipvsadm -Ln` shows them, then packets and drops.
 func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
 	fmt.Fprintf(w, "%s\n\n", headline(width, "director "+st.Version,
@@ -66,7 +66,7 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 	return w.Flush()
 }
 
-// PrintRealserver writes st for people.
+// PrintRealserver writes st as text.
 func PrintRealserver(out io.Writer, st *api.RealserverStatus) error {
 	w, width := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), Width(out)
 	head := headline(width, "realserver "+st.Version, fact{fmt.Sprintf("pid %d", st.Pid), 2},
@@ -94,7 +94,7 @@ func printCounted(w io.Writer, what string, all []api.Counted) {
 	}
 }
 
-// printConfiguration writes why the last reload was refused, if it was.
+// printConfiguration writes the faults of the last reload if it was refused.
 func printConfiguration(w io.Writer, c api.Configuration) {
 	if c.Error == "" {
 		return
@@ -130,7 +130,7 @@ type fact struct {
 	weight int
 }
 
-// device is the fact about the TUN device.
+// device returns the fact about the TUN device.
 func device(tun string, queues int, names string) fact {
 	return fact{fmt.Sprintf("%s with %s (%s)", tun, words.Count(queues, "queue"), offloads(names)), 1}
 }

@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// printServices writes the services and their realservers: ipvsadm's columns, those of the thresholds where there are
-// any, and ours. A service's line runs across the columns.
+// printServices writes the services and their realservers, in ipvsadm's columns and our own. Thresholds and health have
+// columns if any realserver has them. A service's line ignores the columns.
 func printServices(w io.Writer, services []api.Service, width int) {
 	thresholds := slices.ContainsFunc(services, func(s api.Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Upper > 0 })
@@ -55,7 +55,7 @@ func printServices(w io.Writer, services []api.Service, width int) {
 	}
 }
 
-// realserverCells is r's row of the table.
+// realserverCells returns r's row of the table.
 func realserverCells(r *api.Realserver, thresholds bool) []string {
 	cells := []string{r.Address, r.Forward(), fmt.Sprint(r.Weight)}
 	if thresholds {
@@ -65,7 +65,7 @@ func realserverCells(r *api.Realserver, thresholds bool) []string {
 		fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark(r))
 }
 
-// serviceSettings is the part of a service's line behind its address.
+// serviceSettings returns the part of a service's line behind its address.
 func serviceSettings(s *api.Service) string {
 	words := []string{s.Settings(), "(" + s.Name + ")"}
 	if s.Health == "down" {

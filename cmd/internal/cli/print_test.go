@@ -76,7 +76,7 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// TestPrintSettings is about what only some services have.
+// TestPrintSettings prints optional settings of services.
 func TestPrintSettings(t *testing.T) {
 	key := uint32(7)
 	st := api.DirectorStatus{Services: []api.Service{
@@ -113,7 +113,7 @@ func TestPrintSettings(t *testing.T) {
 	}
 }
 
-// TestPrintHealth is about what only services with checks have.
+// TestPrintHealth prints services with checks.
 func TestPrintHealth(t *testing.T) {
 	st := api.DirectorStatus{Services: []api.Service{
 		{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "rr",
@@ -139,7 +139,7 @@ func TestPrintHealth(t *testing.T) {
 	}
 }
 
-// TestStatusCommand asks a program that says it is a director, by name and as another one, and for a profile.
+// TestStatusCommand prints a director's status, refuses to print it as a realserver's, and writes a profile.
 func TestStatusCommand(t *testing.T) {
 	at := listen(t, func(s *api.Server) {
 		s.Handle("GET /status", api.JSON(func(url.Values) (any, error) {

@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// ProfileCommand writes a profile of the running program to a file.
+// ProfileCommand returns the command profile, which writes a profile of the running program to a file.
 func ProfileCommand(socket *Socket) *cobra.Command {
 	var seconds int
 	var out string
@@ -53,7 +53,7 @@ func ProfileCommand(socket *Socket) *cobra.Command {
 	return socket.Flag(c)
 }
 
-// save writes what the program answers to a file.
+// save writes the program's answer to a file.
 func save(ctx context.Context, socket, path, file string, takes time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, takes+api.Patience)
 	defer cancel()

@@ -33,10 +33,11 @@ func printChanges(out io.Writer, r api.Reload, err error, asJSON bool) error {
 	return err
 }
 
-// reloadTakes is the longest that a reload may take: thousands of realservers, and a route for each of their VIPs.
+// reloadTakes bounds a reload with thousands of realservers, and a route for each of their VIPs.
 const reloadTakes = time.Minute
 
-// ReloadCommand lets the running program read its configuration again, and prints the changes, or why there are none.
+// ReloadCommand returns the command reload, which lets the running program read its configuration and prints the
+// changes, or why there are none.
 func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{Use: "reload", Args: cobra.NoArgs,
@@ -47,7 +48,7 @@ func ReloadCommand(socket *Socket) *cobra.Command {
 			if err == nil {
 				err = api.Post(c.Context(), path, "/reload", reloadTakes, &r)
 			}
-			return printChanges(c.OutOrStdout(), r, err, asJSON) // err is the faults of the file, a line each
+			return printChanges(c.OutOrStdout(), r, err, asJSON) // err has a line for each fault of the file
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return socket.Flag(c)

@@ -4,10 +4,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Socket is how a command finds the control socket of the running program: by --socket, else by the configuration file.
+// Socket finds the control socket of the running program for a command: by --socket, else by the configuration file.
 type Socket struct {
 	named  string
-	Config func() (path string, err error) // the one in the configuration file
+	Config func() (path string, err error) // the path in the configuration file
 }
 
 // Flag gives c the flag --socket.
@@ -16,7 +16,7 @@ func (s *Socket) Flag(c *cobra.Command) *cobra.Command {
 	return c
 }
 
-// Path is the control socket's path.
+// Path returns the control socket's path.
 func (s *Socket) Path() (string, error) {
 	if s.named != "" {
 		return s.named, nil

@@ -9,8 +9,8 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// StatusCommand shows the status of the running program, which has type T and calls itself program, by print or as
-// JSON.
+// StatusCommand returns the command status, which prints the running program's status, by print or as JSON. The program
+// must have the name program.
 func StatusCommand[T interface{ Name() string }](short, program string, socket *Socket,
 	print func(io.Writer, *T) error) *cobra.Command {
 	var asJSON bool

@@ -9,10 +9,10 @@ import (
 	"unicode/utf8"
 )
 
-// Printed tables fit the terminal. In a table that is too wide, numbers and titles become short, and each row's remark
-// goes below it. Then the least important columns are left out. At last addresses and tunnels get lines of their own.
+// Tables fit the terminal. In a table that is too wide, numbers and titles are shortened, and the remark of a row goes
+// below it. Then the least important columns are left out. At last addresses and tunnels get lines of their own.
 
-// margin is what stands before a row, chosen before one that is the answer, and below before what has no room in a row.
+// margin begins a row, chosen the row of the chosen realserver, and below the second line of a row.
 const (
 	margin = "  -> "
 	chosen = "  => "
@@ -27,14 +27,14 @@ type grid struct {
 	split  bool   // address and tunnel have lines of their own
 }
 
-// dispensable are the titles of columns that may be left out, the least important first.
+// dispensable is the titles of columns that may be left out, the least important first.
 var dispensable = []string{"InBytes", "InPkts", "Conns", "Lower", "Upper", "Forward"}
 
-// shortTitles are those of titles that can be shorter.
+// shortTitles has the short forms of titles.
 var shortTitles = map[string]string{"RemoteAddress": "Address", "ActiveConn": "Active", "InActConn": "InAct"}
 
-// layOut finds the layout of rows, which it shortens where it must. The first row has the titles. The last column is a
-// remark, the first two are address and tunnel.
+// layout finds the layout of rows, and shortens their cells if it must. The first row has the titles. The first two
+// columns are address and tunnel, the last one is a remark.
 func layout(width int, rows ...[]string) grid {
 	titles := slices.Clone(rows[0])
 	g := grid{width: width, hidden: make([]bool, len(titles))}
@@ -58,7 +58,7 @@ func layout(width int, rows ...[]string) grid {
 		}
 	}
 	if g.split = !g.fits(); g.split {
-		g.hidden[1] = false // it has room
+		g.hidden[1] = false // there is room for it
 	}
 	return g
 }
@@ -72,7 +72,7 @@ func (g *grid) measure(rows [][]string) {
 	}
 }
 
-// fits reports whether the rows do without their remarks.
+// fits reports whether the rows fit without their remarks.
 func (g *grid) fits() bool {
 	n := len(margin)
 	for i, w := range g.widths[:len(g.widths)-1] {
@@ -109,7 +109,7 @@ func (g *grid) print(w io.Writer, margin string, cells []string) {
 	fmt.Fprintln(w, strings.TrimRight(line+cells[last], " "))
 }
 
-// ipvsNumber is n as `ipvsadm -Ln --stats` shortens it: "123456", "12345K".
+// ipvsNumber returns n as `ipvsadm -Ln --stats` shortens it: "123456", "12345K".
 func ipvsNumber(n uint64) string {
 	for _, unit := range []string{"", "K", "M", "G", "T", "P"} {
 		if n < 100_000 {
@@ -120,8 +120,8 @@ func ipvsNumber(n uint64) string {
 	return strconv.FormatUint(n, 10) + "E"
 }
 
-// Wrapped breaks text between words into lines of at most width characters, the later ones behind indent; 0: not at
-// all.
+// Wrapped breaks text between words into lines of at most width characters. All lines but the first begin with indent.
+// Width 0 is no bound.
 func Wrapped(text string, width int, indent string) string {
 	if width == 0 || utf8.RuneCountInString(text) <= width {
 		return text

@@ -11,7 +11,7 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// wide is a status with everything that is long.
+// wide is services with long values.
 func wide() []api.Service {
 	key, configured := uint32(4294967295), 65535
 	return []api.Service{{Name: "a-service-with-a-long-name", VIPs: []string{"2001:db8:1111:2222:3333:4444:5555:6666"},
@@ -26,8 +26,8 @@ func wide() []api.Service {
 			{Address: "10.0.12.2", Encap: "ipip", Weight: 1}}}}
 }
 
-// TestTablesFit: no line of status is wider than a terminal of 80 columns, and each realserver has one; without a
-// terminal the table is whole.
+// TestTablesFit: no line of status is wider than a terminal of 80 columns, and each realserver has a line. Without a
+// terminal the table is complete.
 func TestTablesFit(t *testing.T) {
 	narrow := []api.Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp", Ports: []string{"80"},
 		Scheduler: "wlc", Realservers: []api.Realserver{
@@ -82,7 +82,7 @@ TCP [2001:db8:100::80]:80 wlc (web)
 	}
 }
 
-// TestHeadlineFits: the first line of status is one line; without a terminal it has all.
+// TestHeadlineFits: the first line of status fits the terminal. Without a terminal it has all facts.
 func TestHeadlineFits(t *testing.T) {
 	st := api.DirectorStatus{Version: "0.1.0+0123456789ab", Pid: 123456, Uptime: 3600 * 24 * 30, TUN: "vs0", Queues: 1,
 		Offloads: "csum tso uso", Connections: api.Connections{Count: 861, Max: 1_000_000}}
@@ -103,7 +103,7 @@ func TestHeadlineFits(t *testing.T) {
 	}
 }
 
-// TestConnectionsFit: a row that is wider than the terminal goes on below.
+// TestConnectionsFit: a row that is wider than the terminal has a second line.
 func TestConnectionsFit(t *testing.T) {
 	c := api.Connection{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "2001:db8::7", ClientPort: 4711,
 		VIP: "2001:db8:100::80", Port: 80, Realserver: "fd00:0:11::2"}

@@ -13,8 +13,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Prepare makes what the library of command lines prints read like the rest: errors, help and the shell's completion of
-// root and its commands.
+// Prepare rewords the command-line library's errors, help and shell completion of root and its commands, so that they
+// read like the rest.
 func Prepare(root *cobra.Command) {
 	root.Version = daemon.Version()
 	root.SetVersionTemplate("{{.DisplayName}} {{.Version}}\n")
@@ -25,12 +25,12 @@ func Prepare(root *cobra.Command) {
 		c.Flags().VisitAll(func(f *pflag.Flag) {
 			if name, usage := pflag.UnquoteUsage(f); usage != f.Usage {
 				f.Usage, f.Value = usage, named{f.Value, name}
-				if f.DefValue == "0s" { // which the help would show, as it no longer sees a duration
+				if f.DefValue == "0s" { // the help would show it: named hides that the value is a duration
 					f.DefValue = "0"
 				}
 			}
 			if _, has := c.GetFlagCompletionFunc(f.Name); !has && !files[f.Name] && f.NoOptDefVal == "" {
-				_ = c.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions) // the flag is there, and has none
+				_ = c.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions) // the flag exists and has none
 			}
 		})
 		check := c.Args
@@ -59,7 +59,7 @@ func each(c *cobra.Command, fn func(*cobra.Command)) {
 // files are the flags whose values are files.
 var files = map[string]bool{"config": true, "socket": true, "output": true, "write": true}
 
-// named is a flag's value whose kind has a name in the help.
+// named is a flag's value with a name for the help.
 type named struct {
 	pflag.Value
 	name string
@@ -67,7 +67,7 @@ type named struct {
 
 func (n named) Type() string { return n.name }
 
-// withHelp adds the command that prints the help.
+// withHelp adds to err the command that prints the help.
 func withHelp(c *cobra.Command, err error) error {
 	see := ": see"
 	if strings.HasSuffix(err.Error(), "?") {
@@ -101,7 +101,7 @@ func flagError(c *cobra.Command, err error) error {
 	return err
 }
 
-// wanted returns the fault of a flag's value.
+// wanted returns what is wrong with a flag's value.
 func wanted(e *pflag.InvalidValueError) string {
 	value := e.GetFlag().Value
 	if n, ok := value.(named); ok {
@@ -122,7 +122,7 @@ func wanted(e *pflag.InvalidValueError) string {
 	return e.Unwrap().Error()
 }
 
-// argsError rewords an error about arguments. Those that are not the library's own stay.
+// argsError rewords the library's error about arguments. It returns other errors as they are.
 func argsError(c *cobra.Command, args []string, err error) error {
 	text := err.Error()
 	switch {

@@ -15,11 +15,11 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// seats is how a command names the realserver that it is about: one of a service, or all of an address.
-type seats struct{ all bool }
+// target is the realserver that a command's arguments name: in one service, or, with all, in every service.
+type target struct{ all bool }
 
-// flag gives c the flag --all, and lets c complete the names.
-func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
+// flag gives c the flag --all and the completion of its arguments.
+func (s *target) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 	c.Flags().BoolVar(&s.all, "all", false, "the realserver in every service that has it: there is no SERVICE then")
 	c.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) == 2 && !s.all || len(args) == 1 && s.all {
@@ -31,7 +31,7 @@ func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 	c.ValidArgsFunction = complete(socket, func(services []api.Service, args []string) []string {
 		switch {
 		case !s.all:
-			return seatNames(services, args)
+			return serviceRealserverNames(services, args)
 		case len(args) == 0:
 			return realserverNames(services, nil)
 		}
@@ -40,8 +40,8 @@ func (s *seats) flag(c *cobra.Command, socket *Socket) *cobra.Command {
 	return socket.Flag(c)
 }
 
-// query is what the arguments name.
-func (s *seats) query(args []string) (url.Values, error) {
+// query returns the query that the arguments name.
+func (s *target) query(args []string) (url.Values, error) {
 	q := url.Values{}
 	address := args[len(args)-1]
 	a, err := netip.ParseAddr(address)
@@ -56,7 +56,7 @@ func (s *seats) query(args []string) (url.Values, error) {
 	return q, nil
 }
 
-// setWeight asks the running director for a weight, and prints what it has changed; "" is the configured one.
+// setWeight sets a weight in the running director and prints the changes. The weight "" is the configured one.
 func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out io.Writer, asJSON bool) error {
 	if q = maps.Clone(q); weight != "" {
 		q.Set("weight", weight)
@@ -66,7 +66,7 @@ func setWeight(c *cobra.Command, socket string, q url.Values, weight string, out
 	return printChanges(out, r, err, asJSON)
 }
 
-// plain is an error as the running program has said it, where it has.
+// plain returns the running program's own error, without socket and path, if err is one.
 func plain(err error) error {
 	if refused := (*api.RefusedError)(nil); errors.As(err, &refused) &&
 		refused.Status == http.StatusUnprocessableEntity {
@@ -75,9 +75,9 @@ func plain(err error) error {
 	return err
 }
 
-// SetCommand gives a realserver of the running director another weight.
+// SetCommand returns the command set, which gives a realserver of the running director another weight.
 func SetCommand(socket *Socket) *cobra.Command {
-	var who seats
+	var who target
 	var weight string
 	var asJSON bool
 	c := &cobra.Command{Use: "set SERVICE REALSERVER --weight N", Short: "Give a realserver another weight, until " +
@@ -97,9 +97,9 @@ func SetCommand(socket *Socket) *cobra.Command {
 	return who.flag(c, socket)
 }
 
-// UndrainCommand gives a realserver its configured weight back.
+// UndrainCommand returns the command undrain, which gives a realserver its configured weight back.
 func UndrainCommand(socket *Socket) *cobra.Command {
-	var who seats
+	var who target
 	var asJSON bool
 	c := &cobra.Command{Use: "undrain SERVICE REALSERVER", Short: "Give a realserver its configured weight back, " +
 		"after drain or set",
@@ -108,7 +108,7 @@ func UndrainCommand(socket *Socket) *cobra.Command {
 	return who.flag(c, socket)
 }
 
-func (s *seats) setWeight(c *cobra.Command, socket *Socket, args []string, weight string, asJSON bool) error {
+func (s *target) setWeight(c *cobra.Command, socket *Socket, args []string, weight string, asJSON bool) error {
 	q, err := s.query(args)
 	if err != nil {
 		return err

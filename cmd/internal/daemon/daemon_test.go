@@ -79,7 +79,7 @@ func TestEvery(t *testing.T) {
 	}
 }
 
-// serviceManager is the socket on which a service manager listens to this process.
+// serviceManager returns the socket of a service manager, to which this process reports.
 func serviceManager(t *testing.T) *net.UnixConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "n")
@@ -107,11 +107,11 @@ func TestNotify(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", os.Getenv("NOTIFY_SOCKET")+"x")
 	if err := Notify("READY=1"); err == nil {
-		t.Error("nobody listens, and no error")
+		t.Error("no error without a listener")
 	}
 }
 
-// TestLogNeverWaits: a reader that takes nothing costs lines, and no time.
+// TestLogNeverWaits: a reader that does not read costs lines, but no time.
 func TestLogNeverWaits(t *testing.T) {
 	r, w := io.Pipe()
 	q := newLineQueue(w)

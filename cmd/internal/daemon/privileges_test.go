@@ -12,8 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestKeepOnly gives up everything in a process of its own, whoever runs it: no thread has a capability left, nor a way
-// to one.
+// TestKeepOnly drops all capabilities in a child process, with and without root: no thread keeps one, or a way to get
+// one.
 func TestKeepOnly(t *testing.T) {
 	const child = "VSTUN_KEEP_ONLY"
 	if os.Getenv(child) == "" {

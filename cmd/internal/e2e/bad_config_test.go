@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// TestBadConfiguration gives the programs configurations with several faults: run and check report them all at once,
-// and change nothing.
+// TestBadConfiguration: run and check report all faults of a configuration at once, and change nothing.
 func TestBadConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -86,12 +85,12 @@ colour = "red"
 				}
 			}
 		}
-		mustBe(t, "a bad configuration", map[string]machine{host.Name: before},
-			map[string]machine{host.Name: observe(t, host)})
+		mustBe(t, "a bad configuration", map[string]hostState{host.Name: before},
+			map[string]hostState{host.Name: observe(t, host)})
 	}
 }
 
-// TestBadUsage calls the programs in wrong ways: one line, exit status 2.
+// TestBadUsage: a wrong command line gives one line and exit status 2.
 func TestBadUsage(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 0, nil)

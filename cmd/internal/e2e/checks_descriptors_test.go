@@ -10,9 +10,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestChecksBeyondDescriptors: 2,000 checks hang, and the director may have 1,024 descriptors. It answers all the
-// same, checks that wait count against no realserver, and those of the one that works are made. Start, check and
-// doctor say how many checks there are, and how many there is room for.
+// TestChecksBeyondDescriptors: 2,000 checks hang, and the director has a limit of 1,024 descriptors. It still answers,
+// waiting checks count against no realserver, and the realserver that works is checked. Start, check and doctor report
+// the descriptors that the checks have and need.
 func TestChecksBeyondDescriptors(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nginx", "nginx-light")
@@ -29,7 +29,7 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	for i := range hanging {
 		text += fmt.Sprintf("[[service.realserver]]\naddress = \"10.99.%d.%d\"\n", i>>8, i&255)
 	}
-	s.director.configure(s.written(text))
+	s.director.configure(s.fileWith(text))
 	limited := func(arguments ...string) *exec.Cmd {
 		script := fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, limit)
 		return exec.Command("sh", append([]string{"-c", script, programPath("director")},
@@ -80,8 +80,8 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	if tells("check", got.stderr); got.code != 0 {
 		t.Errorf("check: exit status %d: %s", got.code, got.stderr)
 	}
-	// The doctor need not probe what hangs; it asks the running director.
-	s.director.configure(s.written(s.checkedTOML("", `type = "http"`)))
+	// The doctor does not probe the realservers that hang: it asks the running director.
+	s.director.configure(s.fileWith(s.checkedTOML("", `type = "http"`)))
 	for _, f := range s.director.examineBy(limited("doctor", "--json")).Findings {
 		if f.Check == "descriptors" {
 			tells("doctor", f.What+strings.Join(f.Remarks, " "))

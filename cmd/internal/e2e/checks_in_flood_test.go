@@ -15,7 +15,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// overload is a flood beside health checks.
+// overload is a flood during health checks.
 type overload struct {
 	name     string
 	vips     int
@@ -32,12 +32,12 @@ type overload struct {
 // fall is the default of checks.
 const fall = 3
 
-// outBound is twice the time that a realserver that dies may take until it is out.
+// outBound returns twice the time until a realserver that dies is out.
 func (o *overload) outBound() time.Duration { return 2 * (fall*o.interval + o.timeout) }
 
-// TestChecksInFlood floods a service with more SYNs than the director takes, so that the kernel drops packets at the
-// TUN device. No realserver goes down: the director's own overload says nothing of them. One that really dies is out
-// in time. With VSTUN_FULL=1 it is all combinations, each for a minute.
+// TestChecksInFlood floods a service with more SYNs than the director can read, so that the kernel drops packets at the
+// TUN device. No realserver goes down for the director's own overload. A realserver that dies is out in time.
+// VSTUN_FULL=1 tests all combinations, each for a minute.
 func TestChecksInFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	length := short(15*time.Second, 10*time.Second)
@@ -90,7 +90,7 @@ func testChecksInFlood(t *testing.T, o *overload) {
 	for _, web := range s.Webs {
 		servers = append(servers, s.nginxProcess(web))
 	}
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 	s.awaitUp()
 
 	rate := rateOfFlood()
@@ -112,8 +112,9 @@ func testChecksInFlood(t *testing.T, o *overload) {
 	if err := servers[1].Stop(); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Within(t, "the realserver that has died is out", o.outBound()+room,
-		func() bool { return s.downCount() > 0 })
+	testkit.Within(t, "the realserver that has died is out", o.outBound()+room, func() bool {
+		return s.downCount() > 0
+	})
 	if took := time.Since(begin); took > o.outBound() {
 		t.Errorf("a realserver that died was out after %v, want %v", took, o.outBound())
 	} else {
@@ -132,7 +133,7 @@ func testChecksInFlood(t *testing.T, o *overload) {
 	}
 }
 
-// lostByQueues is how many packets the queueing disciplines of a host's network device have dropped.
+// lostByQueues returns the packets that the queueing disciplines of a host's network device have dropped.
 func (s *site) lostByQueues(h *lab.Host) (n uint64) {
 	s.t.Helper()
 	out := run(s.t, h, exec.Command("tc", "-s", "qdisc", "show", "dev", "eth0")).stdout
@@ -143,7 +144,7 @@ func (s *site) lostByQueues(h *lab.Host) (n uint64) {
 	return n
 }
 
-// floodedTOML is a service of HTTP at these VIPs with a realserver on each web server.
+// floodedTOML returns an HTTP service at these VIPs with a realserver on each web server.
 func (s *site) floodedTOML(name, vips string, o *overload) string {
 	text := fmt.Sprintf("[[service]]\nname = %q\nvip = [%s]\nprotocol = \"tcp\"\nport = 80\nencap = %q\n"+
 		"check = { type = \"http\", interval = %q, timeout = %q }\n", name, vips, o.encap, o.interval, o.timeout)
@@ -153,8 +154,8 @@ func (s *site) floodedTOML(name, vips string, o *overload) string {
 	return text
 }
 
-// mustStayUp wants that no realserver goes down for so long. It returns how many packets the kernel dropped at the
-// TUN devices meanwhile.
+// mustStayUp fails the test if a realserver goes down within the time. It returns the packets that the kernel dropped
+// at the TUN devices meanwhile.
 func (s *site) mustStayUp(length time.Duration) (lost uint64) {
 	s.t.Helper()
 	before := s.director.balance()
@@ -185,7 +186,7 @@ func (s *site) mustStayUp(length time.Duration) (lost uint64) {
 	return lost
 }
 
-// downCount is how many realservers of all services are down.
+// downCount returns the number of realservers of all services that are down.
 func (s *site) downCount() (n int) {
 	s.t.Helper()
 	for _, svc := range s.director.balance().Services {

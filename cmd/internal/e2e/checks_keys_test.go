@@ -21,8 +21,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestWeightsOfFiles: what files on the director's host say changes weights and takes a realserver out; an operator's
-// weight comes first.
+// TestWeightsOfFiles: files on the director's host change weights and take a realserver out. An operator's weight has
+// precedence.
 func TestWeightsOfFiles(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -67,7 +67,7 @@ func TestWeightsOfFiles(t *testing.T) {
 		}
 		return text
 	}
-	s.startWritten(toml("100ms"))
+	s.startWith(toml("100ms"))
 	mustHave("without files", "up 4/4, up 4/4, up with 8")
 	write(0, "-3")
 	write(1, "10\n")
@@ -75,7 +75,7 @@ func TestWeightsOfFiles(t *testing.T) {
 	if got := *s.director.balance().Services[0].Realservers[0].Configured; got != 4 {
 		t.Errorf("the configured weight is %d", got)
 	}
-	s.reloadWritten(toml("200ms"))
+	s.reloadWith(toml("200ms"))
 	mustHave("after a reload", "up 1/1, up 14/14, up with 15")
 	write(0, "-100")
 	write(1, "0")
@@ -99,8 +99,8 @@ func TestWeightsOfFiles(t *testing.T) {
 	mustHave("not drained", "up 11/11, up 7/7, up with 18")
 }
 
-// TestSorryRealserver: a sorry server that is a realserver, too, has its share while the service is up, and
-// everything while it is down, even if its own check fails.
+// TestSorryRealserver: a sorry server that is also a realserver has its share while the service is up. It has all
+// clients while the service is down, even if its own check fails.
 func TestSorryRealserver(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -117,7 +117,7 @@ func TestSorryRealserver(t *testing.T) {
 		"check = { type = \"udp\", port = 9, send_hex = \"61 6c 69 76 65 3f\", expect_hex = \"79 ?5 7?\", %s "+
 		"}\nrealserver = [ { address = %q }, { address = %q }, { address = %q } ]\n",
 		s.VIP, s.Webs[2].Addr, quick, s.Webs[0].Addr, s.Webs[1].Addr, s.Webs[2].Addr)
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	s.awaitHealth("up up up")
 	client := s.dial("udp", 53)
 	answeredBy := func() string {
@@ -144,8 +144,9 @@ func TestSorryRealserver(t *testing.T) {
 		t.Errorf("up, it is answered by %s", got)
 	}
 	servers[0].Close()
-	testkit.Within(t, "the sorry server is in use", 2*soon,
-		func() bool { return s.director.balance().Services[0].Sorry })
+	testkit.Within(t, "the sorry server is in use", 2*soon, func() bool {
+		return s.director.balance().Services[0].Sorry
+	})
 	if got := answeredBy(); got != "web3" {
 		t.Errorf("down, it is answered by %s", got)
 	}
@@ -171,8 +172,8 @@ func TestSorryRealserver(t *testing.T) {
 	}
 }
 
-// issueCertificate writes a certificate of its own for name, and its private key, as PEM into these files. It returns
-// the certificate.
+// issueCertificate writes a self-signed certificate for name, and its private key, as PEM files. It returns the
+// certificate.
 func issueCertificate(t *testing.T, name, cert, key string) []byte {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -200,8 +201,8 @@ func issueCertificate(t *testing.T, name, cert, key string) []byte {
 	return certificate
 }
 
-// TestClientCertificates: a server that wants a certificate gets the director's. A renewed one comes with a reload,
-// and one that the director cannot read is refused.
+// TestClientCertificates: a server that requires a client certificate gets the director's. A reload brings a renewed
+// one, and refuses one that the director cannot read.
 func TestClientCertificates(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -230,15 +231,15 @@ func TestClientCertificates(t *testing.T) {
 			"}\nrealserver = [ { address = %q } ]\n", s.VIP, body, keys, s.Webs[0].Addr)
 	}
 	both := fmt.Sprintf("cert = %q, key = %q", cert, key)
-	s.startWrittenDirector(toml("^first$", both))
+	s.startDirectorWith(toml("^first$", both))
 	s.awaitHealth("up")
-	s.reloadWritten(toml("^first$", `sni = "none"`))
+	s.reloadWith(toml("^first$", `sni = "none"`))
 	s.awaitHealth("down")
 	issue("second")
-	s.reloadWritten(toml("^second$", both))
+	s.reloadWith(toml("^second$", both))
 	s.awaitHealth("up")
 	issue("third")
-	if changes := strings.Join(s.reloadWritten(toml("^third$", both)), "\n"); !strings.Contains(changes,
+	if changes := strings.Join(s.reloadWith(toml("^third$", both)), "\n"); !strings.Contains(changes,
 		"cert "+cert+" -> "+cert+" with another certificate") || !strings.Contains(changes,
 		"key "+key+" -> "+key+" with another key") {
 		t.Errorf("the reload says %s", changes)
@@ -247,11 +248,11 @@ func TestClientCertificates(t *testing.T) {
 		r := s.director.balance().Services[0].Realservers[0]
 		return r.Health == "up" && r.Check.Reason == "HTTP status 200"
 	})
-	// another user's: the director has given up the right to read it
+	// another user's file: the director has dropped the right to read it
 	if err := os.Chown(key, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	s.director.configure(s.written(toml("^third$", both+", rise = 1")))
+	s.director.configure(s.fileWith(toml("^third$", both+", rise = 1")))
 	if got := s.ask("reload"); got.code != 1 || !strings.Contains(got.stderr,
 		"key: open "+key+": permission denied: want the absolute path of a PEM file with the private key of cert") {
 		t.Errorf("a key that it cannot read: exit status %d\n%s%s", got.code, got.stdout, got.stderr)

@@ -10,8 +10,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPortsInTheTable: connections in the table from all of the director's own ports, which have ended long ago or are
-// forged by a client, leave the checks ports enough: a realserver that dies is down.
+// TestPortsInTheTable: the table has connections from all of the director's own ports, which ended long ago or were
+// forged by a client. The checks still find ports: a realserver that dies goes down.
 func TestPortsInTheTable(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, testPortsInTheTable)
@@ -28,14 +28,14 @@ func testPortsInTheTable(t *testing.T, ipv6 bool) {
 	s.alive(s.Webs[1])
 	config := strings.Replace(s.checkedTOML("", `type = "udp", send = "alive?", expect = "yes", interval = "1s", `+
 		`timeout = "1s", rise = 1, fall = 2`), `"tcp"`, `"udp"`, 1)
-	s.startWrittenDirector(strings.Replace(config, "port = 80", "port = 9", 1))
+	s.startDirectorWith(strings.Replace(config, "port = 80", "port = 9", 1))
 	s.awaitHealth("up up")
 
 	var throw func([]byte)
 	if ipv6 {
-		throw = s.thrower6(s.Client) // of IPv6 the kernel takes also what says that it is from the host itself
+		throw = s.rawSender6(s.Client) // of IPv6 the kernel takes also what says that it is from the host itself
 	} else {
-		throw = s.thrower(s.Director).throw
+		throw = s.rawSender(s.Director).inject
 	}
 	for port := layers.UDPPort(40000); port < 40256; port++ {
 		var ip gopacket.SerializableLayer = ip4(s.Director.Addr, s.VIP, layers.IPProtocolUDP)

@@ -10,8 +10,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestCheckTypes has checks of each type that needs the network go through each tunnel, over both families, inside and
-// outside: all pass while the agent lives, and none without it but the direct ones.
+// TestCheckTypes makes checks of each network type through each tunnel, with both inner and outer families. All pass
+// while the agent runs. Without it only direct checks pass.
 func TestCheckTypes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -42,7 +42,7 @@ func TestCheckTypes(t *testing.T) {
 	through := n
 	add("udp", `encap = "gue"`, `type = "ping", via = "direct"`)
 	add("tcp", `encap = "gue"`, `type = "tcp", via = "direct", port = 80`)
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	all := func(what string, want func(service int) string) {
 		t.Helper()
 		said := ""
@@ -74,7 +74,7 @@ func TestCheckTypes(t *testing.T) {
 	all("all are up again", func(int) string { return "up" })
 }
 
-// nameServer answers every question for an address, on the first web server.
+// nameServer is a DNS server on the first web server that answers every query for an address.
 func (s *site) nameServer(address string) {
 	s.t.Helper()
 	srv := &dns.Server{PacketConn: s.listenUDP(s.Webs[0], address), Handler: dns.HandlerFunc(func(w dns.ResponseWriter,

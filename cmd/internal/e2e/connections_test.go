@@ -14,7 +14,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestConnectionsCommand lists known connections, all of them and through each filter.
+// TestConnectionsCommand lists connections, without and with each filter.
 func TestConnectionsCommand(t *testing.T) {
 	t.Parallel()
 	second := netip.MustParseAddr("198.51.100.81")
@@ -23,11 +23,11 @@ func TestConnectionsCommand(t *testing.T) {
 	s.addClients(netip.MustParsePrefix("10.200.0.0/16"))
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrotAt(web, ":80")
-		s.parrotAt(web, ":443")
+		s.namedEchoAt(web, ":80")
+		s.namedEchoAt(web, ":443")
 		s.nameUDP(web, 53)
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "web"
 vip = ["198.51.100.80", "198.51.100.81"]
@@ -43,7 +43,7 @@ protocol = "udp"
 port = 53
 realserver = [ { address = "10.0.12.2" } ]
 `)
-	// Each of four clients has a template and a connection by each of three doors; one of them is closing.
+	// Each of four clients has a template and a connection to each of three virtual ports. One of them is closing.
 	for i, client := range []string{"10.200.1.1", "10.200.1.2", "10.200.2.1", "10.200.2.2"} {
 		for _, door := range []string{"198.51.100.80:80", "198.51.100.80:443", "198.51.100.81:80"} {
 			c, _ := s.whoAnswers(anyPort(netip.MustParseAddr(client)), door)
@@ -136,17 +136,17 @@ realserver = [ { address = "10.0.12.2" } ]
 	}
 }
 
-// TestConnectionsIntoHead reads the first line of very many: the command ends quietly at once.
+// TestConnectionsIntoHead reads the first line of very many: the command ends at once, without an error.
 func TestConnectionsIntoHead(t *testing.T) {
 	t.Parallel()
 	const flows = 20_000 // far more than any buffer on the way holds
 	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	random := udpPacket(t, s.Client.Addr, s.VIP, 0, 53, "?")
 	for i := range flows {
 		// source port, no checksum
 		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0
-		client.throw(random)
+		client.inject(random)
 		if i%300 == 299 {
 			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })
@@ -165,14 +165,14 @@ func TestConnectionsIntoHead(t *testing.T) {
 				got.stderr)
 		}
 	}
-	testkit.Within(t, "the director has closed what nobody reads", soon,
+	testkit.Within(t, "the director has closed the connection that is not read", soon,
 		func() bool { return s.director.descriptors() <= before })
 	if n := len(s.connections()); n != flows {
 		t.Errorf("%d connections, want %d", n, flows)
 	}
 }
 
-// TestControlIsForItsOwner has nobody use the control sockets: they may not, whatever they ask.
+// TestControlIsForItsOwner: user nobody may not use the control sockets, whatever the command is.
 func TestControlIsForItsOwner(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
@@ -201,7 +201,7 @@ func TestControlIsForItsOwner(t *testing.T) {
 	}
 }
 
-// openDir lets everybody into the site's directory.
+// openDir lets all users enter the site's directory.
 func (s *site) openDir() {
 	s.t.Helper()
 	for dir := s.dir; len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestDeps lets .ci/deps install everything by an apt-get that has no chromium: the other packages come all the same,
-// nothing is started meanwhile, also not at the next boot, and what is missing is said.
+// TestDeps runs .ci/deps with an apt-get that lacks chromium. The other packages are installed, no service is started
+// or enabled, and the missing package is named.
 func TestDeps(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -11,11 +11,11 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// expectedWRR is the order in which weighted round robin (Linux ip_vs_wrr.c) answers n requests, for realservers with
-// these weights in the configuration's order: a slow and obvious model. They stand in the kernel's list in reverse,
-// since each is added at its front. A round goes once down from the highest weight to 1, in steps of 1, and takes at
-// each step those with at least that weight. The first round begins at step 1: when the first realserver was the only
-// one, that was the only step.
+// expectedWRR returns the servers of n requests by weighted round robin (Linux ip_vs_wrr.c), for realservers with these
+// weights in the configuration's order. It is a slow and obvious model. The kernel's list has the realservers in
+// reverse, since each is added at its front. A round goes from the highest weight down to 1, and takes at each step the
+// realservers with at least that weight. The first round begins at step 1: while the first realserver was the only one,
+// that was the only step.
 func expectedWRR(names []string, weights []int, n int) (order []string) {
 	step := 1
 	for {
@@ -32,9 +32,9 @@ func expectedWRR(names []string, weights []int, n int) (order []string) {
 	}
 }
 
-// TestSpread makes 1,000 requests to nginx on three web servers, with curl and with Go, and compares which server
-// answered each.
-func TestSpread(t *testing.T) { testkit.Families(t, testSpread) }
+// TestDistribution sends 1,000 requests to nginx on three web servers, with curl and with Go, and compares the server
+// of each with the model.
+func TestDistribution(t *testing.T) { testkit.Families(t, testSpread) }
 
 func testSpread(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
@@ -97,7 +97,7 @@ func testSpread(t *testing.T, ipv6 bool) {
 		t.Errorf("%d packets from the VIP passed the director: replies must go straight to the client", n)
 	}
 
-	// The status that people see has the same numbers.
+	// The text of status has the same numbers.
 	shown := run(t, s.Director, exec.Command(programPath("director"), "status", "-c", s.director.config))
 	for _, part := range []string{"TCP " + s.at(80) + " wrr", s.Webs[0].Addr.String(), " 500 ", " 333 ", " 167 "} {
 		if shown.code != 0 || !strings.Contains(shown.stdout, part) {
@@ -107,7 +107,7 @@ func testSpread(t *testing.T, ipv6 bool) {
 	}
 }
 
-// curl makes n requests, one process each, and returns which server answered each.
+// curl sends n requests, one process each, and returns the server of each.
 func (s *site) curl(n int) (answers []string) {
 	s.t.Helper()
 	for i := range n {

@@ -16,7 +16,7 @@ import (
 // A file is the lines of TOML of each table: "director", "service.check".
 type file map[string][]string
 
-// with is f with these lines in a table, each in place of the one with its key.
+// with returns f with these lines in a table. Each replaces the line with the same key.
 func (f file) with(table string, lines ...string) file {
 	next := maps.Clone(f)
 	next[table] = slices.Clone(f[table])
@@ -32,7 +32,7 @@ func keyOf(line string) string {
 	return strings.TrimSpace(key)
 }
 
-// toml is f, its tables in this order.
+// toml returns f as TOML, with the tables in this order.
 func (f file) toml(tables ...string) string {
 	var b strings.Builder
 	for _, table := range tables {
@@ -267,7 +267,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	}, restartKeys(t, "director", "A director needs a restart for "))
 }
 
-// TestReloadOfEveryKeyOfAgent is the same of an agent.
+// TestReloadOfEveryKeyOfAgent is the same for an agent.
 func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)

@@ -7,8 +7,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestEveryPort has a service of port 0 beside one with a port and one with a range: it gets what the others don't
-// have, of its protocol and VIPs.
+// TestEveryPort: beside a service with a port and one with a range, a service of port 0 gets all other ports of its
+// protocol and VIPs.
 func TestEveryPort(t *testing.T) {
 	t.Parallel()
 	second := netip.MustParseAddr("198.51.100.81")
@@ -17,10 +17,10 @@ func TestEveryPort(t *testing.T) {
 	s.startAgents("")
 	for _, web := range s.Webs {
 		for _, port := range []string{"22", "80", "8000", "8007", "8099", "8100", "65535"} {
-			s.parrotAt(web, ":"+port)
+			s.namedEchoAt(web, ":"+port)
 		}
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "all"
 vip = ["198.51.100.80", "198.51.100.81"]
@@ -65,10 +65,10 @@ realserver = [ { address = "10.0.14.2" } ]
 	if drops := s.director.balance().Drops; len(drops) != 0 {
 		t.Errorf("dropped %v", drops)
 	}
-	// Every port of TCP is none of UDP.
+	// The service of every TCP port has no UDP port.
 	if _, err := s.dial("udp4", 54).Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Within(t, "a datagram to a port that nobody has is dropped", soon,
+	testkit.Within(t, "a datagram to a port without service is dropped", soon,
 		func() bool { return s.director.balance().Drops["no_service"] == 1 })
 }

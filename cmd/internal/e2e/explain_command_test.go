@@ -10,7 +10,7 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// explain asks the director about a flow.
+// explain runs `director explain` for a flow.
 func (s *site) explain(client, vip string, flags ...string) (e api.Explanation) {
 	s.t.Helper()
 	if err := json.Unmarshal([]byte(s.must(append([]string{"explain", client, vip, "--json"}, flags...)...)),
@@ -20,11 +20,11 @@ func (s *site) explain(client, vip string, flags ...string) (e api.Explanation) 
 	return e
 }
 
-// TestExplain asks where flows go, and then lets them go there.
+// TestExplain compares the answers of explain with the realservers that the flows reach.
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(drainTOML("", web1+`, { address = "10.0.12.2", upper = 1000 }`))
+	s.startWith(drainTOML("", web1+`, { address = "10.0.12.2", upper = 1000 }`))
 	for i := range 6 { // rr: the one and the other
 		client := netip.AddrPortFrom(s.Client.Addr, uint16(20000+i))
 		foreseen := s.explain(client.String(), s.at(80))

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// hashTOML is a service with a scheduler that hashes, and web servers 1 to n.
+// hashTOML returns a service with a hashing scheduler and the first n web servers.
 func hashTOML(scheduler, flags string, n int) string {
 	realservers := ""
 	for i := range n {
@@ -25,14 +25,14 @@ realserver = [ %s ]
 `, scheduler, flags, realservers)
 }
 
-// TestHashes has 200 clients go where their hash says: the same in another director, and, with mh, mostly the same
-// without one realserver.
+// TestHashes: 200 clients reach the realservers of their hashes. A restarted director chooses the same ones, and mh
+// mostly the same ones without one realserver.
 func TestHashes(t *testing.T) {
 	t.Parallel()
 	const clients, webs = 200, 4
 	s := newSite(t, webs, nil)
 	s.addClients(netip.MustParsePrefix("10.200.0.0/16"))
-	s.startWritten(hashTOML("rr", "", webs))
+	s.startWith(hashTOML("rr", "", webs))
 	from := make([]netip.AddrPort, clients)
 	for i := range from {
 		from[i] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 200, byte(i / 8), byte(1 + i*7%250)}),
@@ -48,7 +48,7 @@ func TestHashes(t *testing.T) {
 		{"sh", `"sh-port"`, 0},
 	} {
 		name := c.scheduler + " " + c.flags
-		s.reloadWritten(hashTOML(c.scheduler, c.flags, webs))
+		s.reloadWith(hashTOML(c.scheduler, c.flags, webs))
 		before := s.answers(from)
 		used := map[string]int{}
 		for _, server := range before {
@@ -69,7 +69,7 @@ func TestHashes(t *testing.T) {
 			}
 		}
 
-		s.reloadWritten(hashTOML(c.scheduler, c.flags, webs-1))
+		s.reloadWith(hashTOML(c.scheduler, c.flags, webs-1))
 		stayed := 0
 		for i, server := range s.answers(from) {
 			if server == before[i] {
@@ -87,8 +87,8 @@ func TestHashes(t *testing.T) {
 	}
 }
 
-// answers says which server answers a new connection from each address and port. Each is ended by a RST, so that the
-// port is free at once, for the director too: a SYN in CLOSE begins a new connection.
+// answers returns the server of a new connection from each address and port. A RST ends each connection, so that its
+// port is free at once, for the director, too: a SYN in state CLOSE begins a new connection.
 func (s *site) answers(from []netip.AddrPort) (servers []string) {
 	s.t.Helper()
 	for _, f := range from {

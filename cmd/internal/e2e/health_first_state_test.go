@@ -11,8 +11,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestFirstStateIsTold: the command of [notify] is told the first known state of each service and realserver, once: at
-// the start, when all is well or nothing is, with initial = "up", without a check, and of what a reload adds.
+// TestFirstStateIsTold: the command of [notify] runs once for the first known state of each service and realserver: at
+// the start, up or down, with initial = "up", without a check, and for those that a reload adds.
 func TestFirstStateIsTold(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -54,7 +54,7 @@ func TestFirstStateIsTold(t *testing.T) {
 		lines := told()
 		return !slices.ContainsFunc(want, func(line string) bool { return !slices.Contains(lines, line+"\n") })
 	}
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	testkit.Within(t, "the first states are told", 2*soon, all)
 
 	toml += more("later", 8006, tcp(80, "down")) + more("later-bad", 8007, tcp(9, "up")) + more("later-unchecked", 8008,
@@ -65,9 +65,9 @@ func TestFirstStateIsTold(t *testing.T) {
 			"is up, quorum 1",
 		"realserver later-unchecked "+at+" unknown up no check", "service later-unchecked - unknown up weight 1 is "+
 			"up, quorum 1")
-	s.reloadWritten(toml)
+	s.reloadWith(toml)
 	testkit.Within(t, "the first states of what the reload has added are told", 2*soon, all)
-	s.reloadWritten(strings.Replace(toml, "8008", "8009", 1))
+	s.reloadWith(strings.Replace(toml, "8008", "8009", 1))
 	s.director.stop()
 	if lines := told(); len(lines) != len(want) {
 		t.Errorf("told %d events, want %d: %q", len(lines), len(want), lines)
@@ -78,13 +78,13 @@ func TestFirstStateIsTold(t *testing.T) {
 	}
 }
 
-// TestComingUp: of a realserver whose checks succeed, but not often enough yet, status, explain and doctor say so.
+// TestComingUp: status, explain and doctor report that the checks of a realserver succeed, but not often enough yet.
 func TestComingUp(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startAgents("")
 	s.nginx(s.Webs[0])
-	s.startWrittenDirector(s.checkedTOML("", `type = "http", interval = "10s", timeout = "10s", rise = 1000`))
+	s.startDirectorWith(s.checkedTOML("", `type = "http", interval = "10s", timeout = "10s", rise = 1000`))
 	const want = "of 1000 successes (HTTP status 200)"
 	testkit.Within(t, "a check succeeds", soon, func() bool {
 		return strings.Contains(s.director.balance().Services[0].Realservers[0].Check.Reason, want)
@@ -102,16 +102,15 @@ func TestComingUp(t *testing.T) {
 	}
 }
 
-// TestReloadAddsRealservers: no check of realservers that a reload adds fails because the director does not know them
-// yet.
+// TestReloadAddsRealservers: no check of realservers that a reload adds is made before the director has added them.
 func TestReloadAddsRealservers(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
-	// Hundreds of dead ones make the reload take its time, and the first check is due at once.
+	// Hundreds of dead realservers make the reload slow, and the first check is due at once.
 	toml := func(webs, dead int) string {
 		text := fmt.Sprintf("[[service]]\nname = \"web\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\n", s.VIP) +
 			"check = { type = \"tcp\", interval = \"30s\", timeout = \"5s\", rise = 1 }\n"
@@ -124,10 +123,10 @@ func TestReloadAddsRealservers(t *testing.T) {
 		}
 		return text
 	}
-	s.startWrittenDirector(toml(1, 0))
+	s.startDirectorWith(toml(1, 0))
 	for round := range 5 {
-		s.reloadWritten(toml(1, 0))
-		s.reloadWritten(toml(2, 500))
+		s.reloadWith(toml(1, 0))
+		s.reloadWith(toml(2, 500))
 		testkit.Within(t, "the new realserver is up", 2*soon, func() bool {
 			r := s.director.balance().Services[0].Realservers[1]
 			if reason := r.Check.Reason; strings.Contains(reason, "fault") || strings.Contains(reason,

@@ -16,45 +16,46 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// The tests of what a configuration can say write it out: TOML without control, which every site has elsewhere. The VIP
-// is 198.51.100.80, and the web servers are 10.0.11.2, 10.0.12.2, ….
+// Tests of the configuration write it out as TOML, without the key control, which differs from site to site. The VIP is
+// 198.51.100.80. The web servers are 10.0.11.2, 10.0.12.2, ….
 
-// written is this TOML as the director's file has it.
-func (s *site) written(config string) string {
+// fileWith returns the director's file with this TOML: it adds the key control.
+func (s *site) fileWith(config string) string {
 	return fmt.Sprintf("director.control = %q\n%s", s.director.socket, config)
 }
 
-// startWritten starts the agents, a parrot on port 80 of the VIP at each web server, and a director with this TOML.
-func (s *site) startWritten(config string) {
+// startWith starts the agents, a named echo server on port 80 of the VIP at each web server, and a director with this
+// TOML.
+func (s *site) startWith(config string) {
 	s.t.Helper()
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
-	s.startWrittenDirector(config)
+	s.startDirectorWith(config)
 }
 
-func (s *site) startWrittenDirector(config string) {
+func (s *site) startDirectorWith(config string) {
 	s.t.Helper()
 	s.director = s.prepare(s.Director, "director")
-	s.director.configure(s.written(config))
+	s.director.configure(s.fileWith(config))
 	s.director.start()
 }
 
-// ask runs a command of the director's: `director status --json`.
+// ask runs a command of the director, such as `director status --json`.
 func (s *site) ask(command ...string) result {
 	s.t.Helper()
 	return run(s.t, s.Director, exec.Command(programPath("director"), append(command, "-c", s.director.config)...))
 }
 
-// reloadWritten gives the running director other TOML by `director reload`, and returns the changes that it prints.
-func (s *site) reloadWritten(config string) (changes []string) {
+// reloadWith replaces the running director's TOML, runs `director reload` and returns the changes that it prints.
+func (s *site) reloadWith(config string) (changes []string) {
 	s.t.Helper()
-	s.director.configure(s.written(config))
+	s.director.configure(s.fileWith(config))
 	return s.mustReload()
 }
 
-// mustReload has the running director read its file again, and returns the changes that it prints.
+// mustReload runs `director reload` and returns the changes that it prints.
 func (s *site) mustReload() (changes []string) {
 	s.t.Helper()
 	got := s.ask("reload")
@@ -64,7 +65,7 @@ func (s *site) mustReload() (changes []string) {
 	return strings.Split(strings.TrimSuffix(got.stdout, "\n"), "\n")
 }
 
-// connections is what `director connections --json` prints with these filters.
+// connections returns the connections that `director connections --json` prints with these filters.
 func (s *site) connections(filters ...string) (all []api.Connection) {
 	s.t.Helper()
 	got := s.ask(append([]string{"connections", "--json"}, filters...)...)
@@ -81,7 +82,7 @@ func (s *site) connections(filters ...string) (all []api.Connection) {
 	return all
 }
 
-// addVIP lets the site have another VIP. It comes before the agents' start.
+// addVIP adds a VIP to the site. It must be called before the agents start.
 func (s *site) addVIP(vip netip.Addr) {
 	s.t.Helper()
 	if err := s.Router.Route(vip, s.Director.Addr); err != nil {
@@ -90,7 +91,7 @@ func (s *site) addVIP(vip netip.Addr) {
 	s.vips = append(s.vips, vip)
 }
 
-// addClients gives the client all addresses of a network, each of which it may dial from.
+// addClients gives the client all addresses of a network, so that it may dial from each.
 func (s *site) addClients(network netip.Prefix) {
 	s.t.Helper()
 	dst := &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())}
@@ -105,7 +106,7 @@ func (s *site) addClients(network netip.Prefix) {
 	}
 }
 
-// dialFrom connects from an address of the client to one of the site; port 0 is any.
+// dialFrom connects from an address of the client to an address of the site. Port 0 means any.
 func (s *site) dialFrom(from netip.AddrPort, to string) (net.Conn, error) {
 	var c net.Conn
 	err := s.Client.Do(func() (err error) {
@@ -115,7 +116,7 @@ func (s *site) dialFrom(from netip.AddrPort, to string) (net.Conn, error) {
 	return c, err
 }
 
-// whoAnswers opens a connection, which ends with the test, and returns it with the name of its server.
+// whoAnswers opens a connection until the end of the test, and returns it with the name of its server.
 func (s *site) whoAnswers(from netip.AddrPort, to string) (net.Conn, string) {
 	s.t.Helper()
 	c, err := s.dialFrom(from, to)
@@ -126,20 +127,20 @@ func (s *site) whoAnswers(from netip.AddrPort, to string) (net.Conn, string) {
 	return c, mustAnswer(s.t, c)
 }
 
-// mustAnswer asks the parrot at the other end of a connection for its name.
+// mustAnswer returns the name of the named echo server at the other end of c.
 func mustAnswer(t *testing.T, c net.Conn) string {
 	t.Helper()
-	server, err := askParrot(c, "hello")
+	server, err := askName(c, "hello")
 	if err != nil {
 		t.Fatalf("the connection from %v: %v", c.LocalAddr(), err)
 	}
 	return server
 }
 
-// anyPort is any port of an address.
+// anyPort returns the address with port 0.
 func anyPort(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }
 
-// quoted is addresses in TOML.
+// quoted returns addresses as a TOML array.
 func quoted(all []netip.Addr) string {
 	var words []string
 	for _, a := range all {

@@ -11,16 +11,16 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// A parrot is a TCP server: every line comes back after the name of its host.
+// A named echo server is a TCP server that answers each line with its host's name and the line.
 
-// parrot starts a parrot on a port of the VIP on h.
-func (s *site) parrot(h *lab.Host, port uint16) {
+// namedEcho starts a named echo server on a port of the VIP on h.
+func (s *site) namedEcho(h *lab.Host, port uint16) {
 	s.t.Helper()
-	s.parrotAt(h, s.at(port))
+	s.namedEchoAt(h, s.at(port))
 }
 
-// parrotAt starts a parrot on h on an address that it has, or on all (":80"): then it outlives the VIP.
-func (s *site) parrotAt(h *lab.Host, address string) {
+// namedEchoAt starts a named echo server on an address of h. On all addresses (":80") it outlives the VIP.
+func (s *site) namedEchoAt(h *lab.Host, address string) {
 	s.t.Helper()
 	s.serveTCP(h, address, func(c net.Conn) {
 		lines := bufio.NewReader(c)
@@ -36,8 +36,8 @@ func (s *site) parrotAt(h *lab.Host, address string) {
 	})
 }
 
-// askParrot says a word to a parrot and returns the name of the server which repeats it.
-func askParrot(c net.Conn, word string) (server string, err error) {
+// askName sends a word to a named echo server and returns the server's name.
+func askName(c net.Conn, word string) (server string, err error) {
 	if err := c.SetDeadline(time.Now().Add(soon)); err != nil {
 		return "", err
 	}
@@ -55,13 +55,13 @@ func askParrot(c net.Conn, word string) (server string, err error) {
 	return server, nil
 }
 
-// mustParrot makes one request to the parrot behind a port of the VIP, on a new connection, and wants the answer of
-// this server; "" is any.
-func (s *site) mustParrot(port uint16, server string) {
+// mustBeServedBy sends one request to a port of the VIP, on a new connection. It fails the test unless the named server
+// answers; "" is any.
+func (s *site) mustBeServedBy(port uint16, server string) {
 	s.t.Helper()
 	c := s.dial("tcp", port)
 	defer c.Close()
-	got, err := askParrot(c, "hello")
+	got, err := askName(c, "hello")
 	if err != nil || server != "" && got != server {
 		s.t.Errorf("a request was answered by %q, %v; want %s", got, err, server)
 	}

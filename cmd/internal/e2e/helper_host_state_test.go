@@ -19,14 +19,14 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// machine is everything that our programs could change on a host, a line each, sorted: links, addresses, routes of all
+// hostState is everything that our programs could change on a host, as sorted lines: links, addresses, routes of all
 // tables, rules, and the sysctls of IPv4 and of IPv6's devices.
-type machine []string
+type hostState []string
 
-// observe takes down the state of a host.
-func observe(t *testing.T, h *lab.Host) machine {
+// observe returns the state of a host.
+func observe(t *testing.T, h *lab.Host) hostState {
 	t.Helper()
-	var m machine
+	var m hostState
 	err := h.Do(func() error {
 		for _, look := range []func() ([]string, error){links, addresses, routes, rules, sysctls} {
 			lines, err := look()
@@ -50,21 +50,21 @@ func observe(t *testing.T, h *lab.Host) machine {
 	return m
 }
 
-// observeAll takes down the state of all hosts, once IPv6 has its addresses: it takes its time to see whether they are
-// free.
-func (s *site) observeAll() map[string]machine {
+// observeAll returns the state of all hosts, once duplicate address detection of IPv6 has ended.
+func (s *site) observeAll() map[string]hostState {
 	s.t.Helper()
-	all := map[string]machine{}
+	all := map[string]hostState{}
 	for _, h := range append([]*lab.Host{s.Client, s.Router, s.Director}, s.Webs...) {
-		testkit.Within(s.t, "the IPv6 addresses of "+h.Name+" are settled", soon,
-			func() bool { return settled(s.t, h) })
+		testkit.Within(s.t, "the IPv6 addresses of "+h.Name+" are settled", soon, func() bool {
+			return settled(s.t, h)
+		})
 		all[h.Name] = observe(s.t, h)
 	}
 	return all
 }
 
-// mustBe fails the test if a host is not as it was.
-func mustBe(t *testing.T, when string, before, now map[string]machine) {
+// mustBe fails the test if the state of a host has changed.
+func mustBe(t *testing.T, when string, before, now map[string]hostState) {
 	t.Helper()
 	for name := range before {
 		if diff := cmp.Diff(before[name], now[name]); diff != "" {
@@ -73,8 +73,8 @@ func mustBe(t *testing.T, when string, before, now map[string]machine) {
 	}
 }
 
-// settled says whether no IPv6 address of a host is still being tried, and each link that is up has one, unless IPv6 or
-// its addresses are off.
+// settled reports whether no IPv6 address of a host is tentative, and each link that is up has one, unless IPv6 or its
+// addresses are off.
 func settled(t *testing.T, h *lab.Host) (done bool) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -176,7 +176,7 @@ func sysctls() (lines []string, err error) {
 	return lines, nil
 }
 
-// mustBeEmpty fails the test if a directory has files in it.
+// mustBeEmpty fails the test if a directory has files.
 func mustBeEmpty(t *testing.T, when, dir string) {
 	t.Helper()
 	left, err := os.ReadDir(dir)

@@ -10,12 +10,12 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// crowd is how many packets a mob throws before it looks whether they have arrived: few enough for an agent's sockets
-// to hold.
-const crowd = 2000
+// burst is the number of packets that an injector sends before it waits for their arrival. An agent's sockets can hold
+// them.
+const burst = 2000
 
-// mob throws packets at agents from a host, many at once, with all headers of the test's making: it writes frames.
-type mob struct {
+// injector sends packets from a host to agents, many at once, as frames: the test makes all headers.
+type injector struct {
 	s       *site
 	host    *lab.Host
 	blaster *lab.Blaster
@@ -24,9 +24,9 @@ type mob struct {
 	want    map[*program]map[string]uint64 // of these, by the reason for which they must be refused
 }
 
-func (s *site) newMob(h *lab.Host) *mob {
+func (s *site) newInjector(h *lab.Host) *injector {
 	s.t.Helper()
-	m := &mob{s: s, host: h, thrown: map[*program]uint64{}, want: map[*program]map[string]uint64{}}
+	m := &injector{s: s, host: h, thrown: map[*program]uint64{}, want: map[*program]map[string]uint64{}}
 	for _, agent := range s.agents {
 		m.want[agent] = map[string]uint64{}
 	}
@@ -46,16 +46,16 @@ func (s *site) newMob(h *lab.Host) *mob {
 	return m
 }
 
-// throw throws n packets, which agents receive one by one, and returns when those have.
-func (m *mob) throw(n int, pick func() *intruder) {
+// inject sends n packets that pick returns, and waits until the agents have received them.
+func (m *injector) inject(n int, pick func() *badPacket) {
 	m.s.t.Helper()
-	frames := make([][]byte, 0, crowd)
+	frames := make([][]byte, 0, burst)
 	for left := n; left > 0; {
 		frames = frames[:0]
-		for range min(left, crowd) {
+		for range min(left, burst) {
 			i := pick()
-			m.thrown[i.gate.agent]++
-			m.want[i.gate.agent][i.reason]++
+			m.thrown[i.end.agent]++
+			m.want[i.end.agent][i.reason]++
 			if i.frame == nil {
 				i.frame = m.frame(i.packet)
 			}
@@ -64,7 +64,7 @@ func (m *mob) throw(n int, pick func() *intruder) {
 		left -= len(frames)
 		m.send(frames...)
 		for _, agent := range m.s.agents {
-			testkit.Within(m.s.t, agent.String()+" has received what was thrown", soon, func() bool {
+			testkit.Within(m.s.t, agent.String()+" has received the packets", soon, func() bool {
 				st := agent.intake()
 				if st.Overruns > 0 {
 					m.s.t.Fatalf("%s: %d overruns", agent, st.Overruns)
@@ -75,8 +75,8 @@ func (m *mob) throw(n int, pick func() *intruder) {
 	}
 }
 
-// send sends frames, all of them.
-func (m *mob) send(frames ...[]byte) {
+// send sends all frames.
+func (m *injector) send(frames ...[]byte) {
 	m.s.t.Helper()
 	err := m.host.Do(func() error {
 		for len(frames) > 0 {
@@ -93,18 +93,18 @@ func (m *mob) send(frames ...[]byte) {
 	}
 }
 
-// throwAll throws each packet of a list once.
-func (m *mob) throwAll(list []*intruder) {
+// injectAll sends each packet of a list once.
+func (m *injector) injectAll(list []*badPacket) {
 	m.s.t.Helper()
 	next := 0
-	m.throw(len(list), func() *intruder {
+	m.inject(len(list), func() *badPacket {
 		next++
 		return list[next-1]
 	})
 }
 
-// refused reports whether every packet so far has been refused for its reason, and no other.
-func (m *mob) refused() bool {
+// refused reports whether every packet so far has been refused for its own reason.
+func (m *injector) refused() bool {
 	m.s.t.Helper()
 	for _, agent := range m.s.agents {
 		if st := agent.intake(); st.In.Packets != m.thrown[agent] || !maps.Equal(st.Drops, m.want[agent]) {
@@ -114,8 +114,8 @@ func (m *mob) refused() bool {
 	return true
 }
 
-// frame is a packet in a frame.
-func (m *mob) frame(packet []byte) []byte {
+// frame returns a frame with packet.
+func (m *injector) frame(packet []byte) []byte {
 	etherType := uint16(unix.ETH_P_IP)
 	if packet[0]>>4 == 6 {
 		etherType = unix.ETH_P_IPV6

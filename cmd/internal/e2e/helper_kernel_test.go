@@ -14,9 +14,9 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// The kernel's own LVS/TUN, by ipvsadm(8) and ip(8): what the programs have to get on with.
+// The kernel's own LVS/TUN, by ipvsadm(8) and ip(8). The programs must interoperate with it.
 
-// needKernel skips a test on a machine whose kernel has no IPVS or not all tunnels.
+// needKernel skips a test if the kernel lacks IPVS or a tunnel.
 func needKernel(t *testing.T) {
 	t.Helper()
 	needMachine(t)
@@ -30,8 +30,7 @@ func needKernel(t *testing.T) {
 	t.Skip("SKIPPED: " + what + " (make interop runs this in a guest that has them)")
 }
 
-// kernelLacks says what the kernel, or the machine, lacks; "" if nothing. Each try is in a network namespace that ends
-// with it.
+// kernelLacks names what the kernel or the machine lacks; "" means nothing. Each attempt has its own network namespace.
 var kernelLacks = sync.OnceValue(func() string {
 	for _, try := range []struct{ module, pkg, command string }{
 		{"ip_vs", "ipvsadm", "ipvsadm -Ln"},
@@ -50,13 +49,13 @@ var kernelLacks = sync.OnceValue(func() string {
 	return ""
 })
 
-// kernelTunnel is a tunnel of the kernel's.
+// kernelTunnel is a tunnel of the kernel.
 type kernelTunnel struct {
 	kind string // "ipip", "gre", "gue" or, at a realserver only, "fou"
 	more string // further arguments of `ipvsadm -a`, or of the realserver's device
 }
 
-// udp reports whether it is over UDP, to port 6080.
+// udp reports whether the tunnel runs over UDP, to port 6080.
 func (k kernelTunnel) udp() bool { return k.kind == "gue" || k.kind == "fou" }
 
 // command runs a command on a host, with text as its standard input. It must succeed.
@@ -69,8 +68,8 @@ func (s *site) command(h *lab.Host, text, name string, args ...string) {
 	}
 }
 
-// startIPVS makes the director's kernel the director: round robin on these ports of the VIP, through tunnels[i] to web
-// server i.
+// startIPVS makes the director's kernel the director: round robin on these ports of the VIP. Web server i is reached
+// through tunnels[i].
 func (s *site) startIPVS(ports map[uint16]string, tunnels ...kernelTunnel) {
 	s.t.Helper()
 	if err := s.Director.Own(s.VIP); err != nil {
@@ -91,8 +90,8 @@ func (s *site) startIPVS(ports map[uint16]string, tunnels ...kernelTunnel) {
 	s.command(s.Director, rules.String(), "ipvsadm", "-R")
 }
 
-// kernelDevice makes a web server's kernel a realserver: the tunnel ends at a device that owns the VIP, whose name is
-// returned.
+// kernelDevice makes a web server's kernel a realserver: a device that owns the VIP ends the tunnel. It returns the
+// device's name.
 func (s *site) kernelDevice(h *lab.Host, k kernelTunnel) (device string) {
 	s.t.Helper()
 	var ip strings.Builder
@@ -107,7 +106,7 @@ func (s *site) kernelDevice(h *lab.Host, k kernelTunnel) (device string) {
 		fmt.Fprintln(&ip, "fou add port 6080 ipproto 4")
 	}
 	fmt.Fprintf(&ip, "addr add %s/32 dev %s\nlink set %s up\n", s.VIP, device, device)
-	// What the agent does by its mss: the way back is by eth0, where 1500 bytes fit.
+	// The agent does this by its key mss: replies leave by eth0, which takes 1500 bytes.
 	fmt.Fprintf(&ip, "route replace default via %s advmss 1400\n", h.Addr.Prev())
 	s.command(h, ip.String(), "ip", "-batch", "-")
 	if err := h.Sysctl("net.ipv4.conf."+device+".rp_filter", "2"); err != nil {
@@ -116,9 +115,9 @@ func (s *site) kernelDevice(h *lab.Host, k kernelTunnel) (device string) {
 	return device
 }
 
-// quietGRE keeps a host's kernel from answering the GRE packets that an agent takes: its driver is loaded, and what
-// fits none of its devices has ICMP port unreachable for an answer. This device takes them and drops them, since they
-// have no sequence numbers.
+// quietGRE keeps a host's kernel from answering the GRE packets of an agent. The loaded driver answers a packet that
+// fits none of its devices with ICMP port unreachable. This device takes them, and drops them for want of sequence
+// numbers.
 func (s *site) quietGRE(h *lab.Host) {
 	s.t.Helper()
 	s.command(h, fmt.Sprintf("link add quiet0 type gre local %s remote %s iseq\nlink set quiet0 up\n", h.Addr,

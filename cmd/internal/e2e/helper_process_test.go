@@ -12,19 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Roles of the test binary as a helper. It is started in a mount namespace of its own, see private.
+// Roles of the test binary as a helper, which runs in its own mount namespace; see private.
 const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
 	readOnlySysctls = "read-only-sysctls" // as in many containers
-	// with CAP_NET_ADMIN, CAP_NET_RAW and a /dev/net/tun that it may open, and nothing else
+	// runs the command with CAP_NET_ADMIN, CAP_NET_RAW and access to /dev/net/tun, and no other privilege
 	asNobody     = "as-nobody"
 	bootsSystemd = "boots-systemd" // see booted
 	sandboxed    = "sandboxed"     // see sandbox
-	// gives the command an empty /run, and fails if the command leaves something there
+	// runs the command with an empty /run, and fails if the command leaves a file there
 	withPrivateRun = "with-private-run"
 )
 
-// private makes cmd run through the helper in a mount namespace of its own.
+// private makes the helper run cmd, in its own mount namespace.
 func private(role string, cmd *exec.Cmd) *exec.Cmd {
 	self := exec.Command("/proc/self/exe", append([]string{cmd.Path}, cmd.Args[1:]...)...)
 	self.Env = append(os.Environ(), helperEnv+"="+role)
@@ -32,10 +32,10 @@ func private(role string, cmd *exec.Cmd) *exec.Cmd {
 	return self
 }
 
-// leftBehind is the exit status of withPrivateRun for a command that left something.
+// leftBehind is the exit status of withPrivateRun if the command has left files.
 const leftBehind = 99
 
-// helper runs in the helper's process and returns its exit status.
+// helper is the helper's main function. It returns the exit status.
 func helper(role string, args []string) int {
 	var err error
 	switch role {
@@ -75,11 +75,11 @@ func helper(role string, args []string) int {
 	return leftBehind
 }
 
-// nobody is a user without rights (Debian's nobody).
+// nobody is Debian's user nobody.
 const nobody = 65534
 
-// runAs runs a command as a user with the capabilities that our programs need, hands SIGTERM on to it, and returns its
-// exit status.
+// runAs runs a command as a user with the capabilities that our programs need, and forwards SIGTERM to it. It returns
+// the command's exit status.
 func runAs(uid uint32, args []string) int {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -101,7 +101,7 @@ func runAs(uid uint32, args []string) int {
 	return cmd.ProcessState.ExitCode()
 }
 
-// runAndLook runs a command, hands signals on to it, and looks what it has left in /run.
+// runAndLook runs a command, forwards signals to it, and checks what it has left in /run.
 func runAndLook(args []string) int {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

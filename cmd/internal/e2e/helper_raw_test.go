@@ -12,16 +12,16 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// thrower sends packets with headers of the test's making from a host (raw(7), IP_HDRINCL): the kernel fills in total
-// length and checksum of the outermost header only, and an ID or source of 0.
-type thrower struct {
+// rawSender sends packets with the test's own headers from a host (raw(7), IP_HDRINCL). The kernel only fills in total
+// length and checksum of the outermost header, and an ID or source of 0.
+type rawSender struct {
 	t  *testing.T
 	fd int
 }
 
-func (s *site) thrower(h *lab.Host) *thrower {
+func (s *site) rawSender(h *lab.Host) *rawSender {
 	s.t.Helper()
-	w := &thrower{t: s.t}
+	w := &rawSender{t: s.t}
 	err := h.Do(func() (err error) {
 		w.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		return err
@@ -33,25 +33,25 @@ func (s *site) thrower(h *lab.Host) *thrower {
 	return w
 }
 
-// throw sends one packet to where its header says.
-func (w *thrower) throw(b []byte) {
+// inject sends a packet to the destination in its header.
+func (w *rawSender) inject(b []byte) {
 	w.t.Helper()
 	if err := unix.Sendto(w.fd, b, 0, &unix.SockaddrInet4{Addr: [4]byte(b[16:20])}); err != nil {
 		w.t.Fatalf("send %x: %v", b[:min(len(b), 64)], err)
 	}
 }
 
-// ip4 is an IPv4 header. Length, checksum and the rest are filled in.
+// ip4 returns an IPv4 header. build fills in length and checksum.
 func ip4(src, dst netip.Addr, protocol layers.IPProtocol) *layers.IPv4 {
 	return &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
 }
 
-// ip6 is an IPv6 header. Length and the rest are filled in.
+// ip6 returns an IPv6 header. build fills in the length.
 func ip6(src, dst netip.Addr, protocol layers.IPProtocol) *layers.IPv6 {
 	return &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
 }
 
-// build puts layers together, with right lengths and checksums.
+// build returns a packet of these layers, with correct lengths and checksums.
 func build(t *testing.T, all ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	for i, l := range all {
@@ -72,7 +72,7 @@ func build(t *testing.T, all ...gopacket.SerializableLayer) []byte {
 	return buf.Bytes()
 }
 
-// udpPacket is a whole packet with a UDP datagram.
+// udpPacket returns an IP packet with a UDP datagram.
 func udpPacket(t *testing.T, src, dst netip.Addr, sport, dport uint16, data string) []byte {
 	t.Helper()
 	var ip gopacket.SerializableLayer = ip4(src, dst, layers.IPProtocolUDP)
@@ -83,8 +83,7 @@ func udpPacket(t *testing.T, src, dst netip.Addr, sport, dport uint16, data stri
 		gopacket.Payload(data))
 }
 
-// fixChecksum makes the checksum of an IPv4 header right again, of as many bytes as it says, as far as they are there.
-// (RFC 1071)
+// fixChecksum corrects the checksum of an IPv4 header, over its length or the bytes that there are (RFC 1071).
 func fixChecksum(b []byte) []byte {
 	b[10], b[11] = 0, 0
 	var total uint32

@@ -16,12 +16,12 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// sandbox is what a program is shut in with, as systemd does it (systemd.exec(5)): the parts that need no service
-// manager.
+// sandbox confines a program as systemd does (systemd.exec(5)), in the parts that need no service manager.
 type sandbox struct {
 	Nobody bool        // user and group nobody, with Caps
 	Caps   []cap.Value // AmbientCapabilities and CapabilityBoundingSet
-	// where files may be written; all else is read-only, and /dev has nothing but net/tun and null; nil: neither
+	// Folders where the program may write. Everything else is read-only, and /dev has only net/tun and null. nil: no
+	// such restriction.
 	Writable []string
 	Filter   []bpf.RawInstruction // of system calls; nil: none
 }
@@ -41,7 +41,7 @@ func (b *sandbox) command(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-// enterSandbox shuts the helper in and becomes the command.
+// enterSandbox confines the helper, which then becomes the command.
 func enterSandbox(args []string) error {
 	var b sandbox
 	if err := json.Unmarshal([]byte(os.Getenv(sandboxEnv)), &b); err != nil {
@@ -54,7 +54,7 @@ func enterSandbox(args []string) error {
 		}
 	}
 	if b.Nobody {
-		if err := b.becomeNobody(); err != nil {
+		if err := b.dropPrivileges(); err != nil {
 			return fmt.Errorf("become nobody: %w", err)
 		}
 	}
@@ -71,14 +71,14 @@ func enterSandbox(args []string) error {
 	return unix.Exec(args[0], args, os.Environ())
 }
 
-// mount is ProtectSystem=strict with ReadWritePaths, and PrivateDevices with BindPaths=/dev/net/tun.
+// mount does ProtectSystem=strict with ReadWritePaths, and PrivateDevices with BindPaths=/dev/net/tun.
 func (b *sandbox) mount() error {
 	err := errors.Join(
 		unix.Mount("none", "/dev", "tmpfs", 0, ""),
 		os.Mkdir("/dev/net", 0o755),
 		unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))),
 		os.Chmod("/dev/net/tun", 0o666), // whatever the umask
-		// which programs that are started have as their input
+		// the standard input of started programs
 		unix.Mknod("/dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))),
 		os.Chmod("/dev/null", 0o666),
 	)
@@ -96,8 +96,8 @@ func (b *sandbox) mount() error {
 	return err
 }
 
-// becomeNobody is User, AmbientCapabilities, CapabilityBoundingSet and NoNewPrivileges.
-func (b *sandbox) becomeNobody() error {
+// dropPrivileges does User, AmbientCapabilities, CapabilityBoundingSet and NoNewPrivileges.
+func (b *sandbox) dropPrivileges() error {
 	for c := range cap.MaxBits() {
 		if !slices.Contains(b.Caps, c) {
 			if err := cap.DropBound(c); err != nil {
@@ -125,7 +125,7 @@ func (b *sandbox) becomeNobody() error {
 	return nil
 }
 
-// refuse is a filter by which these system calls fail, and no other.
+// refuse returns a filter by which only these system calls fail.
 func refuse(t *testing.T, numbers ...uint32) []bpf.RawInstruction {
 	t.Helper()
 	program := []bpf.Instruction{bpf.LoadAbsolute{Off: callNumber, Size: 4}}

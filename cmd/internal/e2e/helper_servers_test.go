@@ -16,11 +16,11 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// at is a port of the VIP.
+// at returns the address of a port of the VIP.
 func (s *site) at(port uint16) string { return netip.AddrPortFrom(s.VIP, port).String() }
 
-// nginx starts the web server on h. It answers / with the host's name, and serves the files in its directory, which is
-// returned.
+// nginx starts the web server on h, and returns its directory. The server answers / with the host's name, and serves
+// the directory's files.
 func (s *site) nginx(h *lab.Host) string {
 	s.t.Helper()
 	s.nginxProcess(h)
@@ -152,7 +152,7 @@ func (s *site) echoUDP(h *lab.Host, port uint16) {
 	s.answerUDP(h, port, func(datagram []byte) []byte { return datagram })
 }
 
-// listenUDP opens a socket that ends with the test.
+// listenUDP opens a socket until the end of the test.
 func (s *site) listenUDP(h *lab.Host, address string) net.PacketConn {
 	s.t.Helper()
 	c, err := h.ListenPacket("udp", address)
@@ -174,13 +174,13 @@ func (s *site) dial(network string, port uint16) net.Conn {
 	return c
 }
 
-// browser is an HTTP client on the client.
+// browser returns an HTTP client on the client.
 func (s *site) browser() *http.Client {
 	return &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: s.Client.DialContext}}
 }
 
-// fetch makes one request on a new connection and returns the body of the answer. It is the client that closes the
-// connection, and so does not use its port again soon.
+// fetch sends a request on a new connection and returns the body of the answer. The client closes the connection first,
+// so that its port is not reused soon.
 func fetch(c *http.Client, url string) (string, error) {
 	defer c.CloseIdleConnections()
 	resp, err := c.Get(url)

@@ -25,7 +25,7 @@ const (
 	tick = 10 * time.Millisecond // between two looks at a condition
 )
 
-// short is n, or less with -short.
+// short returns n, or less with -short.
 func short[N int | time.Duration](n, less N) N {
 	if testing.Short() {
 		return less
@@ -33,7 +33,7 @@ func short[N int | time.Duration](n, less N) N {
 	return n
 }
 
-// site is a lab with our programs in it. Whatever is made through it ends with the test.
+// site is a lab with our programs. Everything that its methods start ends with the test.
 type site struct {
 	*lab.Lab
 	t        *testing.T
@@ -62,14 +62,13 @@ func newSite(t *testing.T, webs int, links map[string]lab.Link) *site {
 	return &site{Lab: l, t: t, dir: t.TempDir(), vips: []netip.Addr{l.VIP}, sources: []netip.Addr{l.Director.Addr}}
 }
 
-// addIPv6 lets the agents accept packets to the VIP of IPv6, and tunnels over IPv6, beside IPv4. It comes before their
+// addIPv6 lets the agents also accept packets to the IPv6 VIP, and tunnels over IPv6. It must be called before they
 // start.
 func (s *site) addIPv6() {
 	s.vips, s.sources = append(s.vips, s.VIP6), append(s.sources, s.Director.Addr6)
 }
 
-// speak lets the site's VIP and its hosts' addresses be those of IPv6, if that is wanted. It comes before everything
-// else.
+// speak replaces the site's VIP and its hosts' addresses by the IPv6 ones, if ipv6 is true. It must be called first.
 func (s *site) speak(ipv6 bool) {
 	if !ipv6 {
 		return
@@ -87,7 +86,7 @@ func newRunningSite(t *testing.T, webs int, services ...service) *site {
 	return newRunningSiteOf(t, false, webs, services...)
 }
 
-// newRunningSiteOf does so with IPv4 or with IPv6.
+// newRunningSiteOf is newRunningSite with IPv4 or IPv6.
 func newRunningSiteOf(t *testing.T, ipv6 bool, webs int, services ...service) *site {
 	t.Helper()
 	s := newSite(t, webs, nil)
@@ -97,8 +96,8 @@ func newRunningSiteOf(t *testing.T, ipv6 bool, webs int, services ...service) *s
 	return s
 }
 
-// service is a [[service]] on the VIP. The weights are those of the web servers in their order; a weight below 0 leaves
-// a web server out.
+// service is a [[service]] on the VIP. The weights belong to the web servers, in their order. A web server with a
+// negative weight is left out.
 type service struct {
 	protocol  string
 	ports     string // in TOML
@@ -106,7 +105,7 @@ type service struct {
 	weights   []int
 }
 
-// directorTOML is a director's configuration. More is further TOML between [director] and the services.
+// directorTOML returns a director's configuration. more is TOML between [director] and the services.
 func (s *site) directorTOML(socket, more string, services ...service) string {
 	text := fmt.Sprintf("[director]\ncontrol = %q\n%s\n", socket, more)
 	for i, svc := range services {
@@ -121,7 +120,7 @@ func (s *site) directorTOML(socket, more string, services ...service) string {
 	return text
 }
 
-// agentTOML is a realserver's configuration. More is further keys of [realserver].
+// agentTOML returns a realserver's configuration. more is further keys of [realserver].
 func (s *site) agentTOML(socket, more string) string {
 	return fmt.Sprintf("[realserver]\nvips = [%s]\ndirectors = [%s]\ncontrol = %q\n%s\n", quoted(s.vips),
 		quoted(s.sources), socket, more)
@@ -152,7 +151,7 @@ func (s *site) startAgent(web *lab.Host, more string) {
 	s.agents = append(s.agents, p)
 }
 
-// count starts a counter that ends with the test.
+// count counts packets until the end of the test.
 func (s *site) count(h *lab.Host, link string, f lab.Filter) func() uint64 {
 	s.t.Helper()
 	c, err := h.Count(link, f)
@@ -170,7 +169,7 @@ func (s *site) count(h *lab.Host, link string, f lab.Filter) func() uint64 {
 	}
 }
 
-// program is one of our programs on a host, with a directory for nothing but its control socket.
+// program is one of our programs on a host. Its control socket has a directory of its own.
 type program struct {
 	*lab.Process
 	t      *testing.T
@@ -181,7 +180,7 @@ type program struct {
 	ending bool   // the test has ended it
 }
 
-// prepare returns a program that is not started yet.
+// prepare returns a program that is not started.
 func (s *site) prepare(h *lab.Host, name string) *program {
 	s.t.Helper()
 	return newProgram(s.t, h, name, filepath.Join(s.dir, h.Name+".toml"), filepath.Join(s.dir, h.Name, "c.sock"))
@@ -202,14 +201,14 @@ func (p *program) configure(text string) {
 
 func (p *program) String() string { return p.host.Name + "'s " + p.name }
 
-// start starts the program and waits until it answers on its control socket. At the end of the test it must still run,
-// and end well.
+// start starts the program and waits until it answers on its control socket. At the end of the test the program must
+// still run, and end with exit status 0.
 func (p *program) start() {
 	p.t.Helper()
 	p.startAs(exec.Command(programPath(p.name), "run", "-c", p.config))
 }
 
-// startAs is start by a command that comes to the same.
+// startAs is start by another command, which runs the program.
 func (p *program) startAs(cmd *exec.Cmd) {
 	p.t.Helper()
 	process, err := p.host.Start(cmd)
@@ -275,7 +274,7 @@ func (p *program) get(into any) error {
 	return api.Get(ctx, p.socket, "/status", into)
 }
 
-// balance asks a director for its status.
+// balance returns a director's status.
 func (p *program) balance() (st api.DirectorStatus) {
 	p.t.Helper()
 	if err := p.get(&st); err != nil {
@@ -284,7 +283,7 @@ func (p *program) balance() (st api.DirectorStatus) {
 	return st
 }
 
-// intake asks an agent for its status.
+// intake returns an agent's status.
 func (p *program) intake() (st api.RealserverStatus) {
 	p.t.Helper()
 	if err := p.get(&st); err != nil {
@@ -293,7 +292,7 @@ func (p *program) intake() (st api.RealserverStatus) {
 	return st
 }
 
-// descriptors counts the files that a program has open.
+// descriptors returns the number of the program's open descriptors.
 func (p *program) descriptors() int {
 	p.t.Helper()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid()))
@@ -303,7 +302,7 @@ func (p *program) descriptors() int {
 	return len(fds)
 }
 
-// sum adds up what is counted by reason.
+// sum returns the total of all reasons.
 func sum(drops map[string]uint64) (n uint64) {
 	for _, d := range drops {
 		n += d
@@ -311,7 +310,7 @@ func sum(drops map[string]uint64) (n uint64) {
 	return n
 }
 
-// result is how a command ended.
+// result is the result of a command.
 type result struct {
 	code           int
 	stdout, stderr string

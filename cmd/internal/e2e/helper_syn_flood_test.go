@@ -16,10 +16,10 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// floodNetwork is where a flood pretends to come from. Nobody has these addresses.
+// floodNetwork is the network of a flood's source addresses. No host has them.
 var floodNetwork = netip.MustParsePrefix("10.128.0.0/9")
 
-// swallow lets everything vanish that a host sends to a network.
+// swallow discards all packets from a host to a network.
 func (s *site) swallow(h *lab.Host, network netip.Prefix) {
 	s.t.Helper()
 	dst := &net.IPNet{IP: network.Addr().AsSlice(), Mask: net.CIDRMask(network.Bits(), network.Addr().BitLen())}
@@ -31,7 +31,7 @@ func (s *site) swallow(h *lab.Host, network netip.Prefix) {
 	}
 }
 
-// flood is SYNs under way, each from another address and port.
+// flood is a stream of SYNs, each from another address and port.
 type flood struct {
 	begin time.Time
 	stop  atomic.Bool
@@ -41,9 +41,9 @@ type flood struct {
 	end   func() (sent uint64, perSecond float64, err error) // stops it
 }
 
-// startFlood sends SYNs from the router's link to the director to a port of the VIP: so many a second, or, for 0, as
-// fast as one CPU can beside other processes. The CPU that sends also carries them through the director's kernel. To
-// keep a rate, the sender goes before other processes.
+// startFlood sends SYNs from the router's link to the director to a port of the VIP: perSecond, or, for 0, as fast as
+// one CPU can beside other processes. The sending CPU also carries them through the director's kernel. To keep a rate,
+// the sender has precedence over other processes.
 func (s *site) startFlood(port uint16, perSecond int) *flood {
 	s.t.Helper()
 	director, err := s.Director.MAC("eth0")
@@ -71,7 +71,7 @@ func (s *site) startFlood(port uint16, perSecond int) *flood {
 	return f
 }
 
-// run sends, on a thread of the host's, until it is told to stop.
+// run sends until the flood is stopped. It must run on a thread in the host's namespace.
 func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 	b, err := lab.NewBlaster(link)
 	if err != nil {
@@ -97,7 +97,7 @@ func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 		}
 		n, err := b.Send(lab.Burst, func(i int) []byte {
 			source := random.Uint64()
-			disguise(frames[i][header:], syn, uint32(source), uint16(source>>32))
+			spoof(frames[i][header:], syn, uint32(source), uint16(source>>32))
 			return frames[i]
 		})
 		if err != nil {
@@ -108,9 +108,9 @@ func (f *flood) run(link string, to net.HardwareAddr, syn []byte) error {
 	return nil
 }
 
-// disguise makes b, a copy of syn, come from another source. That of syn is the first of floodNetwork, and its port is
-// 0: what is added to them is added to the checksums (RFC 1624).
-func disguise(b, syn []byte, random uint32, port uint16) {
+// spoof gives b, a copy of syn, another source. The source of syn is the first address of floodNetwork, and its port is
+// 0: the amounts added to both are added to the checksums, too (RFC 1624).
+func spoof(b, syn []byte, random uint32, port uint16) {
 	high, low := random>>16&0x7f, random&0xffff
 	binary.BigEndian.PutUint16(b[12:], binary.BigEndian.Uint16(syn[12:])+uint16(high))
 	binary.BigEndian.PutUint16(b[14:], uint16(low))

@@ -19,8 +19,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// booted is a systemd that runs on this machine's files, in namespaces of its own: with nothing but its journal, and
-// whatever is installed then. What it writes is in memory; of the kernel's settings it may change those of its network.
+// booted is a systemd on this machine's files, in its own namespaces: with its journal and the packages that the test
+// installs. Its writes are kept in memory. It can change the kernel settings of its own network only.
 type booted struct {
 	t   *testing.T
 	pid int // of systemd
@@ -28,7 +28,7 @@ type booted struct {
 
 const systemd = "/lib/systemd/systemd"
 
-// boot starts systemd, until the test ends, or skips the test where that can't be done.
+// boot starts systemd until the test ends, or skips the test if systemd can't be started.
 func boot(t *testing.T) *booted {
 	t.Helper()
 	if _, err := os.Stat(systemd); err != nil {
@@ -86,14 +86,14 @@ func boot(t *testing.T) *booted {
 	}
 }
 
-// try runs a command there, and returns what it prints.
+// try runs a command in it, and returns its output.
 func (b *booted) try(command ...string) (string, error) {
 	out, err := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(b.pid), "-p", "-m", "-u", "-i", "-n", "-C",
 		"-r", "-w"}, command...)...).CombinedOutput()
 	return string(out), err
 }
 
-// run is try for what must work.
+// run is try for a command that must succeed.
 func (b *booted) run(command ...string) string {
 	b.t.Helper()
 	out, err := b.try(command...)
@@ -104,7 +104,7 @@ func (b *booted) run(command ...string) string {
 	return out
 }
 
-// write makes a file there, with the directory.
+// write writes a file in it, and makes the directory.
 func (b *booted) write(path, text string) {
 	b.t.Helper()
 	path = filepath.Join(fmt.Sprintf("/proc/%d/root", b.pid), path)
@@ -113,13 +113,13 @@ func (b *booted) write(path, text string) {
 	}
 }
 
-// property is one of a unit, as systemctl show has it.
+// property returns a property of a unit, as systemctl show prints it.
 func (b *booted) property(unit, name string) string {
 	b.t.Helper()
 	return strings.TrimSpace(b.run("systemctl", "show", "--value", "-p", name, unit))
 }
 
-// bootSystemd is the helper that makes systemd's root in a directory and becomes systemd.
+// bootSystemd is a helper: it makes systemd's root in a directory and becomes systemd.
 func bootSystemd(dir string) error {
 	runtime.LockOSThread()
 	root := filepath.Join(dir, "root")
@@ -159,7 +159,7 @@ func bootSystemd(dir string) error {
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
 }
 
-// onlyJournal leaves systemd nothing to start but its journal, and lets packages start what they bring.
+// onlyJournal lets systemd start its journal only, and lets packages start their own units.
 func onlyJournal(root string) error {
 	errs := []error{os.RemoveAll(filepath.Join(root, "etc/fstab")),
 		os.RemoveAll(filepath.Join(root, "usr/sbin/policy-rc.d"))}
@@ -176,7 +176,7 @@ func onlyJournal(root string) error {
 	return errors.Join(errs...)
 }
 
-// makeDevices makes what every program may want, and the TUN driver's.
+// makeDevices makes the usual devices, and the TUN driver's.
 func makeDevices(dev string) error {
 	old := unix.Umask(0)
 	defer unix.Umask(old)
@@ -189,7 +189,7 @@ func makeDevices(dev string) error {
 	return errors.Join(append(errs, unix.Mknod(dev+"/tty", unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))))...)
 }
 
-// makeCgroup makes one in the hierarchy that systemd wants, wherever that is mounted.
+// makeCgroup makes a cgroup in the hierarchy that systemd uses, wherever it is mounted.
 func makeCgroup() (string, error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -203,7 +203,7 @@ func makeCgroup() (string, error) {
 	return "", errors.New("cgroup2 is not mounted")
 }
 
-// removeCgroup waits until nothing is left in it.
+// removeCgroup waits until the cgroup is empty, and removes it.
 func removeCgroup(t *testing.T, root string) {
 	testkit.Within(t, "the cgroup is removed", soon, func() bool {
 		var dirs []string

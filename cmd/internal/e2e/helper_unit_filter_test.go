@@ -20,12 +20,13 @@ const (
 	argument2 = 32
 )
 
-// filter is SystemCallFilter, RestrictAddressFamilies, MemoryDenyWriteExecute and RestrictNamespaces of a unit.
+// filter returns the filter of SystemCallFilter, RestrictAddressFamilies, MemoryDenyWriteExecute and RestrictNamespaces
+// of a unit.
 func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 	t.Helper()
 	numbers, calls := callNumbers(t), u.systemCalls(t)
 	var program []bpf.Instruction
-	// when has body look at a field of a system call, if it is this one. Body ends the program, or falls through.
+	// when lets body check a field of a system call, if it is this one. body ends the program or falls through.
 	when := func(call string, offset uint32, body ...bpf.Instruction) {
 		program = append(program, bpf.LoadAbsolute{Off: callNumber, Size: 4},
 			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: numbers[call], SkipTrue: uint8(len(body) + 1)},
@@ -59,8 +60,8 @@ func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 	return assemble(t, append(program, fail(unix.EPERM)))
 }
 
-// systemCalls are those that SystemCallFilter allows, by name: the first line says that the list is one of what is
-// allowed.
+// systemCalls returns the system calls that SystemCallFilter allows, by name. Its first line makes it a list of allowed
+// calls.
 func (u unit) systemCalls(t *testing.T) map[string]bool {
 	t.Helper()
 	groups := callGroups(t)
@@ -88,7 +89,7 @@ func (u unit) systemCalls(t *testing.T) map[string]bool {
 	return allowed
 }
 
-// callGroups are systemd's groups of system calls.
+// callGroups returns systemd's groups of system calls.
 func callGroups(t *testing.T) map[string][]string {
 	t.Helper()
 	cmd := exec.Command("systemd-analyze", "syscall-filter", "--no-pager")
@@ -112,7 +113,7 @@ func callGroups(t *testing.T) map[string][]string {
 	return groups
 }
 
-// callNumbers are the numbers of this machine's system calls, by name, from the source of x/sys.
+// callNumbers returns the numbers of this machine's system calls, by name, from the source of x/sys.
 func callNumbers(t *testing.T) map[string]uint32 {
 	t.Helper()
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()

@@ -12,8 +12,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestRestore ends both programs in every way, with and without traffic, and compares the machines before and after.
-func TestRestore(t *testing.T) {
+// TestHostRestored ends both programs in every way, with and without traffic, and compares the hosts' states before and
+// after.
+func TestHostRestored(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, testRestore)
 }
@@ -26,8 +27,8 @@ func testRestore(t *testing.T, ipv6 bool) {
 	s.startAgents("")
 	s.startDirector("", services...)
 	agent, web := s.agents[0], s.Webs[0]
-	s.parrotAt(web, ":80")
-	s.mustParrot(80, web.Name)
+	s.namedEchoAt(web, ":80")
+	s.mustBeServedBy(80, web.Name)
 	up := s.observeAll()
 	for _, host := range []string{s.Director.Name, web.Name} {
 		if cmp.Equal(before[host], up[host]) {
@@ -53,18 +54,18 @@ func testRestore(t *testing.T, ipv6 bool) {
 		t.Helper()
 		agent.start()
 		s.director.start()
-		s.mustParrot(80, web.Name)
+		s.mustBeServedBy(80, web.Name)
 	}
 	end("after SIGTERM")
 
 	start()
-	mustBe(t, "started again", map[string]machine{s.Client.Name: up[s.Client.Name], s.Router.Name: up[s.Router.Name]},
+	mustBe(t, "started again", map[string]hostState{s.Client.Name: up[s.Client.Name], s.Router.Name: up[s.Router.Name]},
 		s.observeAll())
 	stopTraffic := s.traffic(80)
 	end("after SIGTERM under traffic")
 	stopTraffic()
 
-	// SIGKILL leaves the sysctls behind; the next start undoes them, and works, without any help.
+	// SIGKILL leaves the sysctls behind. The next start undoes them, and works.
 	for range 2 {
 		start()
 		stopTraffic := s.traffic(80)
@@ -82,7 +83,7 @@ func testRestore(t *testing.T, ipv6 bool) {
 	start()
 	end("after SIGKILL, start and SIGTERM")
 
-	// A program that is killed while it starts or ends leaves nothing that a start does not undo either.
+	// A start also undoes everything of a program that was killed while it started or ended.
 	for range short(8, 3) {
 		for _, p := range both {
 			p.start()
@@ -97,7 +98,7 @@ func testRestore(t *testing.T, ipv6 bool) {
 	end("after SIGTERM and SIGKILL, start and SIGTERM")
 }
 
-// traffic makes requests until the function that it returns is called. From some time on they may fail.
+// traffic sends requests until the returned function is called. From some time on they may fail.
 func (s *site) traffic(port uint16) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -110,7 +111,7 @@ func (s *site) traffic(port uint16) (stop func()) {
 				}
 				interrupt := context.AfterFunc(ctx, func() { c.Close() })
 				for err == nil {
-					_, err = askParrot(c, "hello")
+					_, err = askName(c, "hello")
 				}
 				interrupt()
 				c.Close()

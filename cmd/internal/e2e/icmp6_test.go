@@ -12,8 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestICMPv6 has a client over IPv6 hear of everything that it is to know: that nobody serves a port, that a
-// realserver's agent is gone, by a tunnel over either family, and what size fits; and its fragments are put together.
+// TestICMPv6: a client over IPv6 learns of a port without service, of a realserver whose agent is gone, by a tunnel
+// over either family, and of the size that fits. Its fragments are reassembled.
 func TestICMPv6(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
@@ -22,7 +22,7 @@ func TestICMPv6(t *testing.T) {
 	addAddress6(t, s.Client, "eth0", client)
 	addRoute6(t, s.Client, netip.PrefixFrom(netip.IPv6Unspecified(), 0), client.Prev())
 	addRoute6(t, s.Webs[0], netip.PrefixFrom(netip.IPv6Unspecified(), 0), ways6.web.Prev())
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "six"
 vip = "2001:db8:5a::80"

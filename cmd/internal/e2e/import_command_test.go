@@ -34,7 +34,7 @@ func imports(t *testing.T, stdin []byte, args ...string) (code int, stdout, stde
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// TestImport imports configurations with the program, whose output it then takes as its own.
+// TestImport imports configurations with the program, which must accept its own output.
 func TestImport(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -62,7 +62,7 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// TestImportUsage has the command's exit status, output and errors for what can go wrong with its files.
+// TestImportUsage checks the command's exit status, output and errors for faults of its files.
 func TestImportUsage(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -133,7 +133,7 @@ func TestImportUsage(t *testing.T) {
 	}
 }
 
-// TestInteropImport moves a site from the kernel's IPVS to the director: what ipvsadm-save prints becomes its
+// TestInteropImport moves a site from the kernel's IPVS to the director: the output of ipvsadm-save becomes its
 // configuration, and both realservers go on serving through their tunnels.
 func TestInteropImport(t *testing.T) {
 	needKernel(t)
@@ -143,7 +143,7 @@ func TestInteropImport(t *testing.T) {
 	s.startIPVS(interopPorts, kernelTunnel{"ipip", ""}, kernelTunnel{"gue", "--tun-csum"})
 	for _, web := range s.Webs {
 		s.echoUDP(web, 53)
-		s.parrot(web, 81)
+		s.namedEcho(web, 81)
 	}
 	serves := func() {
 		t.Helper()
@@ -168,11 +168,11 @@ func TestInteropImport(t *testing.T) {
 	}
 	s.command(s.Director, "", "ipvsadm", "-C")
 	s.command(s.Director, "", "ip", "addr", "del", s.VIP.String()+"/32", "dev", "lo")
-	s.startWrittenDirector(toml)
+	s.startDirectorWith(toml)
 	serves()
 }
 
-// imported is what a director.toml says of one VIP and port.
+// imported is the settings of one VIP and port in a director.toml.
 type imported struct {
 	Scheduler   string
 	Flags       config.SchedulerFlags
@@ -182,7 +182,7 @@ type imported struct {
 	Realservers []config.RealserverRef
 }
 
-// listeners are all protocols, VIPs and ports of a director.toml.
+// listeners returns all protocols, VIPs and ports of a director.toml.
 func listeners(t *testing.T, toml string) map[string]imported {
 	t.Helper()
 	d, err := config.ParseDirector("x.toml", []byte(toml), config.Features{Schedulers: balancer.Schedulers()})
@@ -205,8 +205,8 @@ func listeners(t *testing.T, toml string) map[string]imported {
 	return all
 }
 
-// TestInteropKeepalived has keepalived itself load a configuration into the kernel: what the import of its file says of
-// each VIP and port is what the import of the kernel's rules does.
+// TestInteropKeepalived lets keepalived itself load a configuration into the kernel: the import of its file gives the
+// same settings of each VIP and port as the import of the kernel's rules.
 func TestInteropKeepalived(t *testing.T) {
 	needKernel(t)
 	needTool(t, "keepalived", "keepalived")
@@ -252,7 +252,7 @@ func TestInteropKeepalived(t *testing.T) {
 	}
 }
 
-// TestInteropRecorded restores the rules that were recorded into the kernel, which then prints the same.
+// TestInteropRecorded restores recorded rules into the kernel, which then prints the same.
 func TestInteropRecorded(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 0, nil)

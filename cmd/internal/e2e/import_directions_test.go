@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// mayImport is the house's directions: which packages of this module each package may import; "cmd/…" may import all. A
-// package that is not here fails the test: give it its place.
+// mayImport has the packages of this module that each package may import. Those in cmd may import all. Another package
+// fails the test until it has a line here.
 var mayImport = map[string][]string{
 	"encap/packet":      {},
 	"encap":             {"encap/packet"},
@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 
 const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
 
-// onlyBelow says which packages may import a library, tests apart.
+// onlyBelow has the packages that may import a library, or are below one that may. It does not apply to tests.
 var onlyBelow = map[string][]string{
 	"github.com/BurntSushi/toml": {"cmd/internal/config"},
 	"github.com/spf13/cobra": {"cmd/internal/cli", "cmd/internal/director", "cmd/internal/agent",
@@ -99,12 +99,12 @@ func TestImportDirections(t *testing.T) {
 		allowed, known := mayImport[p.ImportPath]
 		inCmd := strings.HasPrefix(p.ImportPath, "cmd/")
 		if !known && !inCmd {
-			t.Errorf("%s has no place in the house: add it to mayImport", p.ImportPath)
+			t.Errorf("%s has no import directions: add it to mayImport", p.ImportPath)
 		}
 		for _, i := range p.Imports {
 			if ours, ok := strings.CutPrefix(i, "vstun/"); ok {
 				if !inCmd && !slices.Contains(allowed, ours) {
-					t.Errorf("%s imports %s, against the directions of the house", p.ImportPath, ours)
+					t.Errorf("%s imports %s, against the import directions", p.ImportPath, ours)
 				}
 				if inCmd && strings.HasPrefix(ours, "cmd/") && !strings.HasPrefix(ours, "cmd/internal/") {
 					t.Errorf("%s imports the program %s", p.ImportPath, ours)

@@ -19,13 +19,13 @@ import (
 	"vstun/encap/packet"
 )
 
-// format is a tunnel between director and web1, as package encap has it and as ip(8) does.
+// format is a tunnel between director and web1, as in package encap and as in ip(8).
 type format struct {
 	encap.Config
 	inner6 bool
 }
 
-// formats is every kind of tunnel with all that it may have, over and with either IP. Each end has an address of both
+// formats is every kind of tunnel with all options, with both inner and outer families. Each end has an address of both
 // families.
 func formats(from, to [2]netip.Addr) (all []format) {
 	for _, c := range []encap.Config{
@@ -47,7 +47,7 @@ func formats(from, to [2]netip.Addr) (all []format) {
 
 func (f *format) outer6() bool { return !f.Destination.Is4() }
 
-// protocol is the IP protocol behind the outer IP header.
+// protocol returns the IP protocol behind the outer IP header.
 func (f *format) protocol() int {
 	switch {
 	case f.Kind.UDP():
@@ -78,7 +78,7 @@ func ipVersion(six bool) string {
 	return "IPv4"
 }
 
-// device is the command that makes the kernel's device of this format, with an end at local.
+// device returns the command that makes the kernel's device of this format, with an end at local.
 func (f *format) device(local, remote netip.Addr, sends bool) string {
 	kind := "ipip"
 	switch {
@@ -111,7 +111,7 @@ func (f *format) device(local, remote netip.Addr, sends bool) string {
 	return text + "\n"
 }
 
-// port is the command of `ip fou` that opens the UDP port, where there is one.
+// port returns the command of `ip fou` that opens the UDP port, if there is one.
 func (f *format) port(command string) []string {
 	args := []string{"fou", command, "port", fmt.Sprint(f.Port)}
 	if f.outer6() {
@@ -129,11 +129,11 @@ func (f *format) port(command string) []string {
 	return args
 }
 
-// tunnelSite is a site whose director and web1 reach each other over IPv6 as well, with the addresses of both.
+// tunnelSite returns a site whose director and web1 also reach each other over IPv6, with their addresses.
 func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 	t.Helper()
 	needKernel(t)
-	// The kernel loads what it is asked for by name, not what that needs for UDP over IPv6.
+	// The kernel loads the module of a tunnel by name, but not the module for UDP over IPv6.
 	if out, err := exec.Command("modprobe", "-a", "sit", "ip6_tunnel", "ip6_gre", "fou6").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: needs the kernel's sit, ip6_tunnel, ip6_gre and fou6: %s",
 			strings.Join(strings.Fields(string(out)), " "))
@@ -148,7 +148,7 @@ func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 	if err := s.Router.Sysctl("net.ipv6.conf.all.forwarding", "1"); err != nil {
 		t.Fatal(err)
 	}
-	// A device without an IPv4 address of its own lets nothing in by a loose check either (fib_validate_source in
+	// A device without its own IPv4 address accepts nothing, even with a loose check (fib_validate_source in
 	// net/ipv4/fib_frontend.c).
 	if err := s.Webs[0].Sysctl("net.ipv4.conf.all.rp_filter", "0"); err != nil {
 		t.Fatal(err)
@@ -160,7 +160,7 @@ func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 
 const vip6 = "2001:db8:100::80"
 
-// datagram is a packet with a UDP datagram from a client to port 53 of the VIP, which carries text.
+// datagram returns a packet with a UDP datagram of text from a client to port 53 of the VIP.
 func datagram(t *testing.T, vip netip.Addr, text string) []byte {
 	t.Helper()
 	udp := &layers.UDP{SrcPort: 1234, DstPort: 53}
@@ -173,10 +173,10 @@ func datagram(t *testing.T, vip netip.Addr, text string) []byte {
 	return build(t, ip, udp, gopacket.Payload(text))
 }
 
-// TestInteropWrap has the kernel's devices take what encap.Tunnel wraps.
+// TestInteropWrap: the kernel's devices accept the packets of encap.Tunnel.
 func TestInteropWrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
-	over4 := s.thrower(s.Director)
+	over4 := s.rawSender(s.Director)
 	var over6 int
 	err := s.Director.Do(func() (err error) {
 		over6, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -208,7 +208,7 @@ func TestInteropWrap(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else {
-				over4.throw(b.Bytes())
+				over4.inject(b.Bytes())
 			}
 			if got := mustRead(t, server); got != text {
 				t.Errorf("%v: %q, want %q", &f, got, text)
@@ -217,7 +217,7 @@ func TestInteropWrap(t *testing.T) {
 	}
 }
 
-// TestInteropUnwrap has encap.Exit take what the kernel's devices wrap, also with the destination options that they put
+// TestInteropUnwrap: encap.Decapsulator accepts the packets of the kernel's devices, also with the destination options
 // between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
 func TestInteropUnwrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
@@ -282,7 +282,7 @@ func TestInteropUnwrap(t *testing.T) {
 	}
 }
 
-// sendsUDP reports whether the kernel's own tunnels may be over UDP; IPVS's may in any case.
+// sendsUDP reports whether the kernel's own tunnels may run over UDP. IPVS's always may.
 func (s *site) sendsUDP() bool {
 	s.t.Helper()
 	add := run(s.t, s.Director, exec.Command("ip", strings.Fields("link add fou0 type ipip remote 192.0.2.1 encap "+
@@ -313,7 +313,7 @@ func (s *site) device(h *lab.Host, f format, sends bool, fn func()) {
 	fn()
 }
 
-// listen6 opens a UDP socket on an IPv6 address, which ends with the test.
+// listen6 opens a UDP socket on an IPv6 address until the end of the test.
 func (s *site) listen6(h *lab.Host, address string) net.PacketConn {
 	s.t.Helper()
 	c, err := h.ListenPacket("udp6", address)

@@ -12,7 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestIperf moves bulk both ways with iperf3, which needs its control and data connections to meet: one realserver.
+// TestIperf transfers in both directions with iperf3. Its control and data connections need the same realserver: there
+// is one.
 func TestIperf(t *testing.T) {
 	t.Run("IPv4", func(t *testing.T) { testIperf(t, false, short(2, 1)) })
 	t.Run("IPv6", func(t *testing.T) { testIperf(t, true, 1) })
@@ -21,10 +22,10 @@ func TestIperf(t *testing.T) {
 func testIperf(t *testing.T, ipv6 bool, length int) {
 	needTool(t, "iperf3", "iperf3")
 	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
-	// Bound to the VIP: a UDP server which is not answers from the host's own address.
+	// Bound to the VIP: else a UDP server answers from the host's own address.
 	server := s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String(),
 		"--forceflush"))
-	// it doesn't, for a moment, after each client, of which the one that found it up was the first
+	// after each client, the server refuses connections for a moment; the first client was the one that found it up
 	const ready = "Server listening"
 	listens := 1
 	seconds := strconv.Itoa(length)

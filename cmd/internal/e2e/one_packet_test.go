@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestOnePacket sends the datagrams of one flow to a service with one_packet: round robin has its turn for each of
-// them, and none leaves a connection behind. Without, all go to one realserver.
+// TestOnePacket sends the datagrams of one flow to a service with one_packet: round robin chooses a realserver for
+// each, and none leaves a connection behind. Without one_packet, all go to one realserver.
 func TestOnePacket(t *testing.T) {
 	t.Parallel()
 	const config = `
@@ -29,7 +29,7 @@ realserver = [ { address = "10.0.11.2" }, { address = "10.0.12.2" }, { address =
 	for _, web := range s.Webs {
 		s.nameUDP(web, 53)
 	}
-	s.startWrittenDirector(config)
+	s.startDirectorWith(config)
 	conn := s.dial("udp4", 53)
 	last := ""
 	for turn := range 30 {
@@ -45,7 +45,7 @@ realserver = [ { address = "10.0.11.2" }, { address = "10.0.12.2" }, { address =
 			st.Services[0].Realservers)
 	}
 
-	s.reloadWritten(strings.ReplaceAll(config, "true", "false"))
+	s.reloadWith(strings.ReplaceAll(config, "true", "false"))
 	home := askUDP(t, conn)
 	for range 10 {
 		if server := askUDP(t, conn); server != home || server == last {

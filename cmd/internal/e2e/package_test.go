@@ -11,8 +11,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at
-// them, and, where systemd runs in namespaces, runs them as an operator does, from their installation to their removal.
+// TestPackages makes both Debian packages and installs them in their own root. With VSTUN_FULL lintian checks them. If
+// systemd runs in namespaces, it runs them as an operator does, from installation to removal.
 func TestPackages(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -62,7 +62,7 @@ func makePackages(t *testing.T) map[string]string {
 	return debs
 }
 
-// installPackages looks at what an installation puts where, runs it, and wants nothing left of it in the end.
+// installPackages checks the files of an installation, runs the programs, and checks that removal leaves nothing.
 func installPackages(t *testing.T, debs map[string]string) {
 	root := t.TempDir()
 	dpkg := func(args ...string) {
@@ -130,7 +130,7 @@ func installPackages(t *testing.T, debs map[string]string) {
 	}
 }
 
-// installedUnit returns the unit of a program that make install puts below /usr.
+// installedUnit returns a program's unit that make install puts below /usr.
 func installedUnit(t *testing.T, program string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -146,7 +146,7 @@ func installedUnit(t *testing.T, program string) string {
 	return string(text)
 }
 
-// runPackages lets a systemd run both programs.
+// runPackages lets systemd run both programs.
 func runPackages(t *testing.T, debs map[string]string) {
 	needTool(t, "curl", "curl")
 	b := boot(t)
@@ -205,7 +205,7 @@ func runPackages(t *testing.T, debs map[string]string) {
 		t.Errorf("an upgrade restarts the director: its pid was %s and is %s", pid, now)
 	}
 
-	// Stopped, it gives no sign of life.
+	// A stopped program sends no sign of life.
 	b.write("/run/systemd/system/"+director+".d/test.conf", "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
 	b.run("systemctl", "daemon-reload")
 	b.run("systemctl", "restart", director)

@@ -22,7 +22,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// The director's ways to a realserver that has no agent: what leaves is caught and taken apart.
+// The director sends to a realserver without agent: the tests receive its packets and check their headers.
 //
 //	            router fd5a:2::1, fd5a:11::1
 //	           /                            \
@@ -34,7 +34,7 @@ var (
 	ways4 = netip.MustParseAddr("192.0.2.7") // the client
 )
 
-// newWays is a site whose links have these IPv6 addresses, with a VIP of each family.
+// newWays returns a site whose links have these IPv6 addresses, with a VIP of each family.
 func newWays(t *testing.T) *site {
 	t.Helper()
 	s := newSite(t, 1, nil)
@@ -56,7 +56,7 @@ func newWays(t *testing.T) *site {
 	return s
 }
 
-// addAddress6 adds an address, and waits until the kernel, which does it behind our back, has made it ready.
+// addAddress6 adds an address, and waits until the kernel has made it ready.
 func addAddress6(t *testing.T, h *lab.Host, link string, a netip.Addr) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -92,8 +92,8 @@ func addRoute6(t *testing.T, h *lab.Host, to netip.Prefix, via netip.Addr) {
 	}
 }
 
-// thrower6 is thrower for IPv6: nothing of the packet is filled in.
-func (s *site) thrower6(h *lab.Host) func(b []byte) {
+// rawSender6 is rawSender for IPv6: the kernel fills in nothing.
+func (s *site) rawSender6(h *lab.Host) func(b []byte) {
 	s.t.Helper()
 	fd := -1
 	err := h.Do(func() (err error) {
@@ -112,8 +112,8 @@ func (s *site) thrower6(h *lab.Host) func(b []byte) {
 	}
 }
 
-// catcher returns a function that gives the next IP packet which comes in by a link of a host, other than those by
-// which IPv6 finds its neighbours.
+// catcher returns a function that returns the next IP packet received by a host's link. It leaves out IPv6 neighbour
+// discovery.
 func (s *site) catcher(h *lab.Host, link string) func() []byte {
 	s.t.Helper()
 	fd := -1
@@ -156,7 +156,7 @@ func (s *site) catcher(h *lab.Host, link string) func() []byte {
 	}
 }
 
-// way is a tunnel of the director's to web1.
+// way is a tunnel of the director to web1.
 type way struct {
 	toml string // its keys
 	six  bool   // over IPv6
@@ -178,7 +178,7 @@ var ways = []way{
 	{`encap = "fou"`, true}, {`encap = "fou", encap_checksum = true`, false},
 }
 
-// waysTOML has a service for each of ways, on port 1000 and on, on both VIPs.
+// waysTOML returns a service for each of ways, on ports from 1000, on both VIPs.
 func (s *site) waysTOML(vips ...netip.Addr) string {
 	var toml strings.Builder
 	for i, w := range ways {
@@ -192,7 +192,8 @@ func (s *site) waysTOML(vips ...netip.Addr) string {
 	return toml.String()
 }
 
-// request is a UDP packet of a client's to port of a VIP, with a class and a hop limit that the director has to copy.
+// request returns a UDP packet of a client to a port of a VIP, with a class and a hop limit that the director must
+// copy.
 func (s *site) request(six bool, port uint16, data string) []byte {
 	s.t.Helper()
 	udp := &layers.UDP{SrcPort: 4711, DstPort: layers.UDPPort(port)}
@@ -210,13 +211,12 @@ func (s *site) request(six bool, port uint16, data string) []byte {
 	return build(s.t, ip, udp, gopacket.Payload(data))
 }
 
-// TestWays: a packet of each IP version leaves by each tunnel over each IP version, with the headers that the
-// configuration says.
-func TestWays(t *testing.T) {
+// TestTunnelPaths: packets of each IP version leave by each tunnel over each IP version, with the configured headers.
+func TestTunnelPaths(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
-	s.startWrittenDirector("director.source = [\"10.0.2.2\", \"fd5a:2::2\"]\n" + s.waysTOML(s.VIP, ways6.vip))
-	throw4, throw6 := s.thrower(s.Router), s.thrower6(s.Router)
+	s.startDirectorWith("director.source = [\"10.0.2.2\", \"fd5a:2::2\"]\n" + s.waysTOML(s.VIP, ways6.vip))
+	throw4, throw6 := s.rawSender(s.Router), s.rawSender6(s.Router)
 	next := s.catcher(s.Webs[0], "eth0")
 	sent := 0
 	for i, w := range ways {
@@ -225,7 +225,7 @@ func TestWays(t *testing.T) {
 			if six {
 				throw6(p)
 			} else {
-				throw4.throw(p)
+				throw4.inject(p)
 			}
 			sent++
 			if err := s.tunnelled(w, next(), p); err != nil {
@@ -247,20 +247,20 @@ func TestWays(t *testing.T) {
 	}
 }
 
-// TestIPv6ComesAndGoes: with the first IPv6 VIP that a reload brings, and only until the last one leaves, the
-// director's host forwards IPv6, its device has it, without an address, and the VIP leads there; nothing of that
-// outlives the program, however it ends.
+// TestIPv6ComesAndGoes: from the first IPv6 VIP, which a reload adds, until the last one is removed, the director's
+// host forwards IPv6, its device has IPv6 without an address, and the VIP's route leads there. Nothing of this outlives
+// the program, however it ends.
 func TestIPv6ComesAndGoes(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
 	before := s.observeAll()
 	four, both := s.waysTOML(s.VIP), s.waysTOML(s.VIP, ways6.vip)
-	s.startWrittenDirector(four)
+	s.startDirectorWith(four)
 	without := s.observeAll()
-	throw := s.thrower6(s.Router)
+	throw := s.rawSender6(s.Router)
 	next := s.catcher(s.Webs[0], "eth0")
 	for range 2 {
-		s.reloadWritten(both)
+		s.reloadWith(both)
 		for key, want := range map[string]string{"all/forwarding": "1", "vs0/disable_ipv6": "0",
 			"vs0/addr_gen_mode": "1", "eth0/accept_ra": "2"} {
 			if got := readSysctl6(t, s.Director, key); got != want {
@@ -286,12 +286,12 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 		if led != 3 {
 			t.Errorf("%d routes to the VIP, want one by each device and one that is unreachable", led)
 		}
-		s.reloadWritten(four)
+		s.reloadWith(four)
 		mustBe(t, "after a reload without the IPv6 VIP", without, s.observeAll())
 	}
 	s.director.stop()
 	mustBe(t, "after SIGTERM", before, s.observeAll())
-	s.director.configure(s.written(both))
+	s.director.configure(s.fileWith(both))
 	s.director.start()
 	s.director.kill()
 	s.director.start()
@@ -299,7 +299,7 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	mustBe(t, "after SIGKILL, start and SIGTERM", before, s.observeAll())
 }
 
-// readSysctl6 is a value of net/ipv6/conf on a host.
+// readSysctl6 returns a value of net/ipv6/conf on a host.
 func readSysctl6(t *testing.T, h *lab.Host, key string) (value string) {
 	t.Helper()
 	if err := h.Do(func() error {
@@ -312,8 +312,8 @@ func readSysctl6(t *testing.T, h *lab.Host, key string) (value string) {
 	return value
 }
 
-// TestNoRouteOverIPv6: what is for a realserver without a route is dropped and counted; once there is one, with an
-// address to send from, it is served.
+// TestNoRouteOverIPv6: packets to a realserver without a route are dropped and counted. Once there is a route, with a
+// source address, they are sent.
 func TestNoRouteOverIPv6(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
@@ -324,14 +324,15 @@ func TestNoRouteOverIPv6(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	s.startWrittenDirector(s.waysTOML(s.VIP, ways6.vip))
-	throw := s.thrower6(s.Router)
+	s.startDirectorWith(s.waysTOML(s.VIP, ways6.vip))
+	throw := s.rawSender6(s.Router)
 	next := s.catcher(s.Webs[0], "eth0")
 	dropped := func() uint64 { return s.director.balance().Drops["send_error"] }
 	p := s.request(true, 1001, "hello")
 	throw(p)
-	testkit.Within(t, "a packet to a realserver without a route is counted", soon,
-		func() bool { return dropped() == 1 })
+	testkit.Within(t, "a packet to a realserver without a route is counted", soon, func() bool {
+		return dropped() == 1
+	})
 	if log := s.director.Output(); !strings.Contains(log, "no route to realservers") || !strings.Contains(log,
 		ways6.web.String()) {
 		t.Errorf("the log does not say so:\n%s", log)
@@ -350,7 +351,7 @@ func TestNoRouteOverIPv6(t *testing.T) {
 	}
 }
 
-// tunnelled says what is wrong with the packet b that was to be p in the tunnel w.
+// tunnelled returns what is wrong with b, which should be the packet p in the tunnel w.
 func (s *site) tunnelled(w way, b, p []byte) error {
 	inner := bytes.Clone(p) // as it left the router and was forwarded into the device
 	six := p[0]>>4 == 6
@@ -438,14 +439,14 @@ func (s *site) tunnelled(w way, b, p []byte) error {
 			up = up[4:]
 		}
 	}
-	// The kernel's forwarding has taken one hop, the router none, as the packet is its own.
+	// The director's kernel has lowered the hop limit by one. The router has not: it is the sender.
 	if !bytes.Equal(up, inner) {
 		return fmt.Errorf("inside is\n%x, want\n%x", up, inner)
 	}
 	return nil
 }
 
-// sum16 is the sum of RFC 1071, not folded.
+// sum16 returns the sum of RFC 1071, not folded.
 func sum16(b []byte) (n uint32) {
 	for i := 0; i < len(b); i += 2 {
 		if i+1 < len(b) {

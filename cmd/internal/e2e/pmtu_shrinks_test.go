@@ -16,8 +16,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPathShrinks lowers the MTU of the router's links to the realservers while uploads pass: it costs them time, and
-// no byte.
+// TestPathShrinks lowers the MTU of the router's links to the realservers during uploads: they lose time, but no byte.
 func TestPathShrinks(t *testing.T) {
 	for _, offload := range []string{"auto", "off"} {
 		t.Run(offload, func(t *testing.T) {
@@ -45,7 +44,7 @@ func TestPathShrinks(t *testing.T) {
 					p.name, p.vip, 8000+i, p.encap, p.address)
 				s.acceptUploadsAt(p.web, fmt.Sprintf(":%d", 8000+i))
 			}
-			s.startWrittenDirector(text)
+			s.startDirectorWith(text)
 			size := short(20_000_000, 4_000_000)
 			for i, p := range paths {
 				t.Run(p.name, func(t *testing.T) {
@@ -79,8 +78,8 @@ func TestPathShrinks(t *testing.T) {
 	}
 }
 
-// TestIPv6sOwnMTU: the director's link takes less over IPv6 than its device does, as after a router's advertisement. It
-// knows before its kernel has to say so.
+// TestIPv6sOwnMTU: the director's link has a smaller MTU for IPv6 than its device, as after a router's advertisement.
+// The director uses it from the first packet.
 func TestIPv6sOwnMTU(t *testing.T) {
 	s := newSite(t, 1, nil)
 	s.speak(true)
@@ -95,13 +94,13 @@ func TestIPv6sOwnMTU(t *testing.T) {
 		t.Errorf("%d packets were too big for the director's kernel", n)
 	}
 	st := s.director.balance()
-	// where the client doesn't send super-packets, which are cut to what fits
+	// if the client sends no super-packets: those are segmented to the size that fits
 	if delete(st.Drops, "too_big"); len(st.Drops) != 0 {
 		t.Errorf("the director dropped %v", st.Drops)
 	}
 }
 
-// hook is an empty reader that calls something once when it is its turn.
+// hook is an empty reader that calls a function at its first read.
 type hook struct{ call func() error }
 
 // Read implements io.Reader.
@@ -123,8 +122,8 @@ func (s *site) setMTU(h *lab.Host, link string, mtu int) error {
 	})
 }
 
-// TestPathToClientShrinks lowers the MTU of the router's link to the client while a download passes: what the router
-// says about it is for the VIP, and reaches the server through the director and the tunnel.
+// TestPathToClientShrinks lowers the MTU of the router's link to the client during a download. The router's error goes
+// to the VIP, and reaches the server through the director and the tunnel.
 func TestPathToClientShrinks(t *testing.T) { testkit.Families(t, testPathToClientShrinks) }
 
 func testPathToClientShrinks(t *testing.T, ipv6 bool) {
@@ -157,7 +156,7 @@ func testPathToClientShrinks(t *testing.T, ipv6 bool) {
 		told = "Icmp6OutPktTooBigs"
 	}
 	if s.counters(s.Router)[told] == 0 {
-		t.Error("the router has told nobody anything: the path did not matter")
+		t.Error("the router has sent no error: the path's MTU did not matter")
 	}
 	if st := s.director.balance(); len(st.Drops) != 0 {
 		t.Errorf("the director dropped %v", st.Drops)

@@ -15,9 +15,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestPortReuse makes connections one after the other from the same port, at once after the server has closed the one
-// before: the director has that one in its table still, the server in TIME_WAIT, and the client has forgotten it. Each
-// of them must be served.
+// TestPortReuse makes connections from the same port, each as soon as the server has closed the one before. The
+// director still has the former connection in its table, the server has it in TIME_WAIT, and the client has none. Each
+// must be served.
 func TestPortReuse(t *testing.T) {
 	t.Parallel()
 	const rounds = 50
@@ -47,8 +47,8 @@ func TestPortReuse(t *testing.T) {
 	}
 }
 
-// oneLiner asks the parrot on the VIP once, from a given port, and waits for the other side to close the connection
-// first.
+// oneLiner sends one request to the named echo server on the VIP, from a given port, and waits until the server closes
+// the connection.
 func (s *site) oneLiner(h *lab.Host, from *net.TCPAddr) error {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
@@ -58,7 +58,7 @@ func (s *site) oneLiner(h *lab.Host, from *net.TCPAddr) error {
 			return err
 		}
 		defer c.Close()
-		if _, err := askParrot(c, "hello"); err != nil {
+		if _, err := askName(c, "hello"); err != nil {
 			return err
 		}
 		if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {

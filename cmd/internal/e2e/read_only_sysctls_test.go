@@ -19,14 +19,14 @@ func TestReadOnlySysctls(t *testing.T) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
 		s.director = s.prepare(s.Director, "director")
-		// The check's answer comes in by eth0, from the VIP.
+		// The check's answer arrives by eth0, from the VIP.
 		text := s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{1}})
 		s.director.configure(strings.Replace(text, "scheduler = \"wrr\"\n",
 			"scheduler = \"wrr\"\ncheck = { type = \"tcp\", interval = \"1s\", timeout = \"1s\" }\n", 1))
 		agent := s.prepare(s.Webs[0], "realserver")
 		agent.configure(s.agentTOML(agent.socket, ""))
 		s.agents = []*program{agent}
-		s.parrotAt(s.Webs[0], ":80")
+		s.namedEchoAt(s.Webs[0], ":80")
 		for _, p := range []*program{s.director, agent} {
 			s.shell(p.host, "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1")
 			got := run(t, p.host, exec.Command(programPath(p.name), "check", "--sysctls", "-c", p.config))
@@ -52,7 +52,7 @@ func TestReadOnlySysctls(t *testing.T) {
 		testkit.Within(t, "the check finds the realserver", soon, func() bool {
 			return s.director.balance().Services[0].Realservers[0].Health == "up"
 		})
-		s.mustParrot(80, s.Webs[0].Name)
+		s.mustBeServedBy(80, s.Webs[0].Name)
 		for _, p := range []*program{agent, s.director} {
 			p.stop()
 		}

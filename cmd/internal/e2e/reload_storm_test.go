@@ -14,21 +14,21 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestReloadStorm reloads up to ten times a second, by turns with the command and by SIGHUP, under 500 connections that
-// talk all the time. The configurations have other settings of connections, other weights, a service more or less, and
-// a realserver with connections more or less. Each connection hears from its own realserver only. A busy machine takes
-// longer for the same number of reloads and words.
+// TestReloadStorm reloads up to ten times a second, in turns by the command and by SIGHUP, under 500 active
+// connections. The configurations differ in settings of connections, weights, a service, and a realserver with
+// connections. Each connection gets answers of its own realserver only. A busy machine needs longer for the same number
+// of reloads and requests.
 func TestReloadStorm(t *testing.T) {
 	const talkers = 500
 	length := short(20*time.Second, 6*time.Second)
 	s := newSite(t, 4, nil)
-	s.startWritten(stormTOML(0))
-	s.parrot(s.Webs[3], 81)
+	s.startWith(stormTOML(0))
+	s.namedEcho(s.Webs[3], 81)
 	conns := make([]net.Conn, talkers)
 	homes := map[string]int{}
 	for i := range conns {
 		conns[i] = s.dial("tcp", 80)
-		home, err := askParrot(conns[i], "hello")
+		home, err := askName(conns[i], "hello")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +48,7 @@ func TestReloadStorm(t *testing.T) {
 			defer every.Stop()
 			var home string
 			for n := 0; ; n++ {
-				server, err := askParrot(conn, fmt.Sprintf("word %d of %d", n, i))
+				server, err := askName(conn, fmt.Sprintf("word %d of %d", n, i))
 				if home == "" {
 					home = server
 				}
@@ -79,11 +79,11 @@ func TestReloadStorm(t *testing.T) {
 	for ; storms() && errs.Load() == 0; <-every.C {
 		reloads++
 		if reloads%2 == 0 {
-			if changes := s.reloadWritten(stormTOML(reloads)); len(changes) < 3 {
+			if changes := s.reloadWith(stormTOML(reloads)); len(changes) < 3 {
 				t.Errorf("reload %d changed only %q", reloads, changes)
 			}
 		} else {
-			s.director.configure(s.written(stormTOML(reloads)))
+			s.director.configure(s.fileWith(stormTOML(reloads)))
 			s.director.signal(unix.SIGHUP)
 		}
 		testkit.Within(t, "the configuration is in force", soon, func() bool {
@@ -99,7 +99,7 @@ func TestReloadStorm(t *testing.T) {
 	if words.Load() < wantWords {
 		t.Errorf("only %d words were said, want at least %d", words.Load(), wantWords)
 	}
-	s.reloadWritten(stormTOML(0))
+	s.reloadWith(stormTOML(0))
 	st := s.director.balance()
 	if n := s.scheduled(); n != scheduled || len(st.Drops) != 0 || st.Connections.Count != talkers {
 		t.Errorf("%d connections were scheduled, %d before the storm; %d are there, dropped %v; want no new one, %d "+
@@ -111,10 +111,10 @@ func TestReloadStorm(t *testing.T) {
 // every100 is the time from one reload to the next.
 const every100 = 100 * time.Millisecond
 
-// stormWeight is the weight of the first realserver in the n-th configuration, by which it is known.
+// stormWeight returns the weight of the first realserver in the n-th configuration, which identifies it.
 func stormWeight(n int) int { return 1 + n%97 }
 
-// stormTOML is the n-th configuration: an even one has the third realserver, every third one another service.
+// stormTOML returns the n-th configuration. An even one has a third realserver, every third one another service.
 func stormTOML(n int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `
@@ -149,7 +149,7 @@ realserver = [ { address = "10.0.14.2" } ]
 	return b.String()
 }
 
-// scheduled is how many connections the first service's realservers have got so far.
+// scheduled returns the connections scheduled to the first service's realservers so far.
 func (s *site) scheduled() (n uint64) {
 	s.t.Helper()
 	for _, r := range s.director.balance().Services[0].Realservers {

@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-// TestRestartWithSloppyTCP ends a director and starts it again: by a scheduler that goes by the client's address, and
-// with sloppy_tcp, connections that it has never seen the beginning of go on at their realservers.
+// TestRestartWithSloppyTCP restarts a director: with a scheduler that hashes the client's address, and with sloppy_tcp,
+// connections whose SYN it has not seen go on at their realservers.
 func TestRestartWithSloppyTCP(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(strings.Replace(drainTOML("sloppy_tcp = true", web1+", "+web2), `scheduler = "rr"`,
+	s.startWith(strings.Replace(drainTOML("sloppy_tcp = true", web1+", "+web2), `scheduler = "rr"`,
 		`scheduler = "sh"`+"\nscheduler_flags = [\"sh-port\"]\ncheck = { type = \"tcp\", initial = \"up\" }", 1))
 	to := map[string]net.Conn{}
 	for range 64 {

@@ -17,8 +17,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start: whatever it had done by
-// then is undone.
+// TestEndsWhileItStarts sends each signal that ends a program at a random moment of its start. The program undoes
+// everything that it had done by then.
 func TestEndsWhileItStarts(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -55,7 +55,7 @@ func TestEndsWhileItStarts(t *testing.T) {
 			case <-time.After(soon):
 				t.Fatalf("%s does not end with %v\n%s", p, sig, process.Output())
 			}
-			// In its first milliseconds, before it has touched anything, a signal may just end it.
+			// In its first milliseconds, before it changes anything, a signal may kill it.
 			if err := process.Wait(); err != nil && !strings.Contains(err.Error(), "signal: ") {
 				t.Errorf("%s, %v: %v\n%s", p, sig, err, process.Output())
 			}
@@ -65,8 +65,8 @@ func TestEndsWhileItStarts(t *testing.T) {
 	mustBe(t, "after all starts", before, s.observeAll())
 }
 
-// TestLogThatNobodyReads closes the pipe that the log goes to: the programs work on, reload and end as always.
-func TestLogThatNobodyReads(t *testing.T) {
+// TestLogWithoutReader closes the pipe of the log: the programs go on, reload and end as usual.
+func TestLogWithoutReader(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	before := s.observeAll()
@@ -86,17 +86,19 @@ func TestLogThatNobodyReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	director.Process, s.director = process, director
-	s.parrot(s.Webs[0], 80)
-	testkit.Within(t, "the director is up", soon, func() bool { var ignored struct{}; return director.get(&ignored) == nil })
+	s.namedEcho(s.Webs[0], 80)
+	testkit.Within(t, "the director is up", soon, func() bool {
+		var ignored struct{}
+		return director.get(&ignored) == nil
+	})
 	s.reload("", service{"tcp", "[80, 81]", "wrr", []int{5}})
-	s.mustParrot(80, s.Webs[0].Name)
+	s.mustBeServedBy(80, s.Webs[0].Name)
 	director.stop()
 	s.agents[0].stop()
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// TestRemovedDevice deletes the TUN devices of running programs: each says so, ends with status 1 and cleans up what is
-// left.
+// TestRemovedDevice deletes the TUN devices of running programs: each logs it, cleans up and ends with status 1.
 func TestRemovedDevice(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -133,17 +135,17 @@ func TestRemovedDevice(t *testing.T) {
 	mustBe(t, "without the devices", before, s.observeAll())
 }
 
-// traffic80 keeps packets coming to the VIP, answered or not: a program that only writes to its device needs them to
-// see that it is gone.
+// traffic80 sends packets to the VIP, answered or not. A program that only writes to its device notices by them that
+// the device is gone.
 func (s *site) traffic80(t *testing.T) (stop func()) {
 	t.Helper()
-	s.parrot(s.Webs[0], 80)
-	s.mustParrot(80, s.Webs[0].Name)
+	s.namedEcho(s.Webs[0], 80)
+	s.mustBeServedBy(80, s.Webs[0].Name)
 	return s.traffic(80)
 }
 
-// TestKilledDirectorDoesNotLoop sends packets to the VIP of a director that was killed: its kernel refuses them, and
-// does not send them back to the router, which would send them there again until their time to live is over.
+// TestKilledDirectorDoesNotLoop sends packets to the VIP of a director that was killed: its kernel rejects them instead
+// of sending them back to the router. Otherwise they would loop until their TTL is used up.
 func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
@@ -162,17 +164,17 @@ func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	s.director.start()
 }
 
-// TestServiceLeavesWithItsVIP takes the only service of a VIP out of the configuration: its connections go on until
-// they end, then the VIP's routes go too.
+// TestServiceLeavesWithItsVIP removes the only service of a VIP: its connections go on until they end. Then the VIP's
+// routes are removed.
 func TestServiceLeavesWithItsVIP(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startAgents("")
 	const more = "[connections]\ntimeouts = { tcp_fin = \"1s\" }"
 	s.startDirector(more, service{"tcp", "80", "wrr", []int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	conn := s.dial("tcp", 80)
-	if _, err := askParrot(conn, "hello"); err != nil {
+	if _, err := askName(conn, "hello"); err != nil {
 		t.Fatal(err)
 	}
 	other := strings.ReplaceAll(s.directorTOML(s.director.socket, more, service{"tcp", "80", "wrr", []int{1}}),
@@ -183,7 +185,7 @@ func TestServiceLeavesWithItsVIP(t *testing.T) {
 		st := s.director.balance()
 		return len(st.Services) == 1 && st.Services[0].Name == "s9"
 	})
-	if server, err := askParrot(conn, "still there?"); err != nil || server != s.Webs[0].Name {
+	if server, err := askName(conn, "still there?"); err != nil || server != s.Webs[0].Name {
 		t.Errorf("the connection is answered by %q, %v", server, err)
 	}
 	if st := s.director.balance(); st.Leaving.Connections != 1 {

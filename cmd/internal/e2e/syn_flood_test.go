@@ -11,16 +11,15 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestSYNFlood floods a service with SYNs from random addresses and ports, while 200 clients make requests and another
-// one goes on with the upload that it has begun. All are served, and the table stays within its bounds.
+// TestSYNFlood floods a service with SYNs from random addresses and ports, while 200 clients send requests and another
+// one continues an upload. All are served, and the table stays within its bounds.
 //
-// It comes as fast as one CPU can make it, which is more than the rest of the machine takes: generator, director, web
-// servers and clients share its CPUs, and a third to a half of all packets are lost in front of the director. The table
-// is so large that at this rate a half-open connection lives for a fifth of a second.
+// The flood is as fast as one CPU can make it, faster than the director can read: generator, director, web servers and
+// clients share the machine's CPUs, and a third to a half of all packets are lost before the director. With this size
+// of the table, a half-open connection lives for a fifth of a second.
 //
-// The flood ends on the web servers, before TCP: a blackhole route to where it pretends to come from makes their
-// kernel's reverse-path filter refuse it. Otherwise it would be their SYN cookies that are tested, and their SYN-ACKs
-// to nowhere would come back to the VIP as ICMP errors.
+// On the web servers a blackhole route to the source addresses makes the kernel's reverse-path filter drop the flood
+// before TCP. Otherwise it would test their SYN cookies, and their SYN-ACKs would come back to the VIP as ICMP errors.
 func TestSYNFlood(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	const clients = 200
@@ -30,7 +29,7 @@ func TestSYNFlood(t *testing.T) {
 		s.swallow(web, floodNetwork)
 	}
 	s.startAgents("")
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 connections = { max = 200_000, half_open_max = 50_000 }
 [[service]]
 name = "web"
@@ -71,7 +70,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	testkit.Within(t, "there are as many half-open connections as there may be", soon,
 		func() bool { return s.director.balance().Connections.Evicted > 0 })
 	served, failed := s.crowd(clients, length)
-	// A busy machine needs longer for as many SYNs.
+	// A busy machine needs longer for the same number of SYNs.
 	for end := time.Now().Add(time.Minute); s.director.balance().Connections.Evicted < 10_000 &&
 		time.Now().Before(end); {
 		more, less := s.crowd(clients, time.Second)
@@ -111,7 +110,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	}
 }
 
-// rateOfFlood is in SYNs a second, 0 for as many as there can be: programs with the race detector bear a fraction.
+// rateOfFlood is in SYNs a second, 0 for no limit. Programs with the race detector can take a fraction only.
 func rateOfFlood() int {
 	if raceDetector {
 		return 50_000
@@ -119,7 +118,7 @@ func rateOfFlood() int {
 	return 0
 }
 
-// crowd lets clients make requests for so long, four a second, each on a new connection; at least one.
+// crowd lets each client send requests for a time, four a second and at least one, each on a new connection.
 func (s *site) crowd(clients int, length time.Duration) (served, failed int) {
 	var fine, bad atomic.Int64
 	end := time.Now().Add(length)
@@ -146,7 +145,7 @@ func (s *site) crowd(clients int, length time.Duration) (served, failed int) {
 	return int(fine.Load()), int(bad.Load())
 }
 
-// slow is a connection whose sender takes its time: 500,000 bytes a second.
+// slow is a connection whose sender is limited to 500,000 bytes a second.
 type slow struct{ net.Conn }
 
 // Write implements io.Writer.
@@ -155,8 +154,8 @@ func (c slow) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// watchTable looks at the director's table all the time, until the function is called that it returns: that says the
-// most that there was.
+// watchTable polls the size of the director's table until the returned function is called. That returns the largest
+// size.
 func (s *site) watchTable() (end func() (connections, halfOpen int)) {
 	s.t.Helper()
 	var connections, halfOpen int

@@ -14,16 +14,16 @@ func TestFullTable(t *testing.T) {
 	s.startAgents("")
 	s.startDirector("[connections]\nmax = 1024", service{"tcp", "80", "wrr", []int{1}}, service{"udp", "53", "rr",
 		[]int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	s.listenUDP(s.Webs[0], s.at(53)) // takes all, answers nothing
 	old := s.dial("tcp", 80)
-	if _, err := askParrot(old, "before"); err != nil {
+	if _, err := askName(old, "before"); err != nil {
 		t.Fatal(err)
 	}
 	before := s.director.balance()
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	for i := range flows {
-		client.throw(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
+		client.inject(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
 		if i%300 == 299 {
 			testkit.Within(t, "the director has read the datagrams", soon, func() bool {
 				return s.director.balance().In.Packets >= before.In.Packets+uint64(i)+1
@@ -40,12 +40,12 @@ func TestFullTable(t *testing.T) {
 	if n := st.Services[1].Realservers[0].Connections; n != room-1 {
 		t.Errorf("%d flows were let in, want %d", n, room-1)
 	}
-	if _, err := askParrot(old, "after"); err != nil {
+	if _, err := askName(old, "after"); err != nil {
 		t.Errorf("the connection from before: %v", err)
 	}
-	// A flow that is in the table is served as before, a new connection is not.
-	client.throw(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 53, "again"))
-	client.throw(udpPacket(t, s.Client.Addr, s.VIP, 20_000, 53, "new"))
+	// Flows in the table are served as before, new connections are not.
+	client.inject(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 53, "again"))
+	client.inject(udpPacket(t, s.Client.Addr, s.VIP, 20_000, 53, "new"))
 	testkit.Within(t, "one more datagram is sent on and one is refused", soon, func() bool {
 		now := s.director.balance()
 		return now.Services[1].Realservers[0].Forwarded.Packets == room && now.Drops["table_full"] == refused+1
@@ -62,17 +62,18 @@ func TestTableEmpties(t *testing.T) {
 	s.startAgents("")
 	s.startDirector("[connections]\nmax = 1024\ntimeouts = { udp = \"2s\" }", service{"udp", "53", "rr", []int{1}})
 	s.echoUDP(s.Webs[0], 53)
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	for i := range 1100 {
-		client.throw(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
+		client.inject(udpPacket(t, s.Client.Addr, s.VIP, uint16(10_000+i), 53, "?"))
 		if i%300 == 299 {
 			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets > uint64(i) })
 		}
 	}
 	testkit.Within(t, "the table refuses", soon, func() bool { return s.director.balance().Drops["table_full"] > 0 })
-	testkit.Within(t, "the table is empty again", soon,
-		func() bool { return s.director.balance().Connections.Count == 0 })
+	testkit.Within(t, "the table is empty again", soon, func() bool {
+		return s.director.balance().Connections.Count == 0
+	})
 	if err := exchange(s.dial("udp4", 53), payload(10)); err != nil {
 		t.Error(err)
 	}

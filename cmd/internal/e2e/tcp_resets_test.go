@@ -13,7 +13,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// mustBeReset fails the test unless what a client sends on an established connection is answered with a RST.
+// mustBeReset fails the test unless a client's packet on an established connection is answered with a RST.
 func mustBeReset(t *testing.T, what string, c net.Conn, payload []byte) {
 	t.Helper()
 	if err := c.SetDeadline(time.Now().Add(soon)); err != nil {
@@ -28,16 +28,16 @@ func mustBeReset(t *testing.T, what string, c net.Conn, payload []byte) {
 	}
 }
 
-// TestUnknownConnectionsAreReset: clients whose connections the director does not know, after its restart or after the
-// idle timeout, get a RST with their next packet, a small one or super-packets. With no_connection = "drop", which a
-// reload brings, they get nothing.
+// TestUnknownConnectionsAreReset: after the director's restart, or after the idle timeout, the next packet of a
+// client's connection, small or a super-packet, is answered with a RST. After a reload with no_connection = "drop" it
+// is dropped.
 func TestUnknownConnectionsAreReset(t *testing.T) {
 	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newSite(t, 1, nil)
 		s.speak(ipv6)
 		s.startAgents("")
-		s.parrot(s.Webs[0], 80)
+		s.namedEcho(s.Webs[0], 80)
 		const timeouts = "[connections]\ntimeouts = { tcp = \"1s\", tcp_syn = \"1s\" }\n"
 		web := service{"tcp", "80", "rr", []int{1}}
 		s.startDirector("", web)

@@ -11,8 +11,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestConnectionStays keeps one connection busy for 30 s, on a busy machine for longer, while others come and go and
-// reloads change the weights, add a realserver and remove the connection's own: it stays where it began.
+// TestConnectionStays keeps one connection active for 30 s, on a busy machine for longer, while others begin and end,
+// and reloads change the weights, add a realserver and remove the connection's own. It stays at its realserver.
 func TestConnectionStays(t *testing.T) {
 	t.Parallel()
 	const shortLived = 300
@@ -22,12 +22,12 @@ func TestConnectionStays(t *testing.T) {
 	const more = "[connections]\ntimeouts = { tcp_fin = \"1s\" }"
 	s.startDirector(more, service{"tcp", "80", "wrr", []int{1, 1, -1}})
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
 	before := s.director.balance()
 
 	long := s.dial("tcp", 80)
-	home, err := askParrot(long, "hello")
+	home, err := askName(long, "hello")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestConnectionStays(t *testing.T) {
 		every := time.NewTicker(100 * time.Millisecond)
 		defer every.Stop()
 		for ; time.Now().Before(end) || said < want && time.Now().Before(end.Add(5*length)); <-every.C {
-			server, err := askParrot(long, "still there?")
+			server, err := askName(long, "still there?")
 			if err != nil || server != home {
 				t.Errorf("after %d words the connection to %s was answered by %q, %v", said, home, server, err)
 				return
@@ -51,7 +51,7 @@ func TestConnectionStays(t *testing.T) {
 	if home == s.Webs[1].Name {
 		homeIndex = 1
 	}
-	// the client has 28,000 ports, each of which rests for a minute after its use
+	// the client has 28,000 ports, and each is blocked for a minute after its use
 	pace := time.NewTicker(5 * time.Millisecond)
 	defer pace.Stop()
 	without := []int{5, 5, 1}
@@ -82,7 +82,7 @@ func TestConnectionStays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			server, err := askParrot(conn, "hi")
+			server, err := askName(conn, "hi")
 			conn.Close()
 			if err != nil {
 				t.Fatal(err)
@@ -116,7 +116,7 @@ func TestConnectionStays(t *testing.T) {
 		t.Errorf("%d connections, dropped %v; want at least %d and nothing", scheduled, st.Drops, shortLived)
 	}
 
-	// Once more without its realserver: when the connection ends, nothing remains of that one.
+	// Once more without its realserver: when the connection ends, nothing remains of the realserver.
 	s.reload(more, service{"tcp", "80", "wrr", without})
 	if l := s.director.balance().Leaving; l.Connections < 1 {
 		t.Errorf("%d connections are leaving, want at least the long one", l.Connections)
@@ -128,7 +128,7 @@ func TestConnectionStays(t *testing.T) {
 		func() bool { return s.director.balance().Leaving.Connections == 0 })
 }
 
-// reload gives the director other services by SIGHUP, and waits until they are in force.
+// reload replaces the director's services by SIGHUP, and waits until they are in force.
 func (s *site) reload(more string, services ...service) {
 	s.t.Helper()
 	s.director.configure(s.directorTOML(s.director.socket, more, services...))
@@ -157,11 +157,11 @@ func (s *site) reload(more string, services ...service) {
 	})
 }
 
-// TestBadReload gives a running director a configuration with faults: nothing changes, and the log says why.
+// TestBadReload: a reload of a configuration with faults changes nothing, and the log has the faults.
 func TestBadReload(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	for _, c := range []struct{ config, says string }{
 		{"nonsense", ".toml:1:"},
 		{s.directorTOML(s.director.socket, "colour = 1", service{"tcp", "81", "wrr", []int{1}}), "colour"},
@@ -176,6 +176,6 @@ func TestBadReload(t *testing.T) {
 		if st := s.director.balance(); len(st.Services) != 1 || st.Services[0].Ports[0] != "80" || st.Queues == 7 {
 			t.Errorf("the services changed: %+v", st.Services)
 		}
-		s.mustParrot(80, "web1")
+		s.mustBeServedBy(80, "web1")
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestThresholds fills a realserver that is preferred up to its upper threshold: the next connection goes elsewhere,
-// and it gets none before it has fewer than its lower threshold.
+// TestThresholds fills the preferred realserver to its upper threshold: the next connection goes to another realserver,
+// until the preferred one has fewer connections than its lower threshold.
 func TestThresholds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -24,7 +24,7 @@ func TestThresholds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, 2, nil)
-			s.startWritten(fmt.Sprintf(`
+			s.startWith(fmt.Sprintf(`
 connections = { timeouts = { tcp_fin = "1s" } }
 [[service]]
 name = "web"

@@ -19,7 +19,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// terminal is what a program has written to one.
+// terminal is the output of a program on a terminal.
 type terminal struct {
 	*os.File // the master's end
 	mu       sync.Mutex
@@ -34,19 +34,19 @@ func (t *terminal) read() {
 		t.text.Write(buf[:n])
 		t.mu.Unlock()
 		if err != nil {
-			return // everybody has left it
+			return // all processes have closed it
 		}
 	}
 }
 
-func (t *terminal) written() string {
+func (t *terminal) fileWith() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.text.String()
 }
 
 func (t *terminal) has(words ...string) bool {
-	text := t.written()
+	text := t.fileWith()
 	for _, word := range words {
 		if !strings.Contains(text, word) {
 			return false
@@ -55,7 +55,7 @@ func (t *terminal) has(words ...string) bool {
 	return true
 }
 
-// startTerminal starts a director's command on a terminal of that size.
+// startTerminal starts a command of the director on a terminal of that size.
 func (s *site) startTerminal(columns, rows uint16, command ...string) (*lab.Process, *terminal) {
 	s.t.Helper()
 	master, slave, err := pty.Open()
@@ -99,7 +99,7 @@ func (t *terminal) press(s *site, keys string) {
 	}
 }
 
-// TestTop watches a director in a terminal, sorts, and ends it; without a terminal it is printed once.
+// TestTop runs top in a terminal, sorts, and ends it. Without a terminal top prints one screen.
 func TestTop(t *testing.T) {
 	t.Parallel()
 	needTool(t, "nginx", "nginx-light")
@@ -108,13 +108,13 @@ func TestTop(t *testing.T) {
 	for _, web := range s.Webs {
 		s.nginx(web)
 	}
-	s.startWrittenDirector(drainTOML("", web1+", "+web2))
+	s.startDirectorWith(drainTOML("", web1+", "+web2))
 	l := s.startLoad(2)
 	l.more(t, 10)
 	p, screen := s.startTerminal(80, 24, "top", "--every", "200ms")
 	defer func() {
 		if t.Failed() {
-			t.Logf("the terminal:\n%q", screen.written())
+			t.Logf("the terminal:\n%q", screen.fileWith())
 		}
 	}()
 	testkit.Within(t, "top shows the service", soon, func() bool {
@@ -127,7 +127,7 @@ func TestTop(t *testing.T) {
 	select {
 	case <-drain.Done():
 	case <-time.After(3 * soon):
-		t.Fatalf("drain --wait does not end: %q", progress.written())
+		t.Fatalf("drain --wait does not end: %q", progress.fileWith())
 	}
 	testkit.Within(t, "it says how far it is, on one line", soon, func() bool {
 		return progress.has("\r\x1b[Kdraining for ",
@@ -172,7 +172,7 @@ func TestTop(t *testing.T) {
 		p, screen = s.startTerminal(60, 24, command...)
 		<-p.Done()
 		testkit.Within(t, "it is printed", soon, func() bool { return screen.has("10.0.12.2") })
-		for _, line := range strings.Split(screen.written(), "\r\n") {
+		for _, line := range strings.Split(screen.fileWith(), "\r\n") {
 			if utf8.RuneCountInString(line) > 60 {
 				t.Errorf("%v: in a terminal of 60 columns there is the line %q", command, line)
 			}
@@ -181,7 +181,7 @@ func TestTop(t *testing.T) {
 
 	l.end(t) // only now: without requests there are soon no connections to be listed
 
-	// The director ends while somebody watches, whose connection is cut then.
+	// The director ends while top runs: its connection is cut.
 	p, screen = s.startTerminal(40, 10, "top", "--every", "200ms")
 	testkit.Within(t, "top shows the service", soon, func() bool { return screen.has("10.0.11.2") })
 	s.director.stop()

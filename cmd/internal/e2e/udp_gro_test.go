@@ -10,16 +10,15 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// TestGatheredDatagrams: a server that asks the kernel to put datagrams together (UDP_GRO), as those of HTTP/3 do, gets
-// each as it was sent, although the realserver's network card hands them on in bursts (GRO): by raw sockets the agent
-// could not tell where one ends.
-func TestGatheredDatagrams(t *testing.T) {
+// TestUDPGRO: a server with UDP_GRO, such as one of HTTP/3, gets each datagram as it was sent, although the
+// realserver's network card merges them (GRO). On raw sockets the agent could not see where a merged datagram ends.
+func TestUDPGRO(t *testing.T) {
 	for _, encap := range []string{"ipip", "gre", "gue"} {
 		t.Run(encap, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, 1, map[string]lab.Link{"web1": {Segmented: true, GRO: 2 * time.Millisecond}})
 			s.startAgents(`encap = ["` + encap + `"]`)
-			s.startWrittenDirector("[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"udp\"\nport " +
+			s.startDirectorWith("[[service]]\nname = \"web\"\nvip = \"198.51.100.80\"\nprotocol = \"udp\"\nport " +
 				"= 443\nencap = \"" + encap +
 				"\"\nrealserver = [ { address = \"10.0.11.2\" } ]\n")
 			server := s.listenUDP(s.Webs[0], s.at(443)).(*net.UDPConn)

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// usage runs a program on this host, where none runs, and returns exit status, standard output and standard error.
+// usage runs a program on this host, where no director or agent runs, and returns exit status, standard output and
+// standard error.
 func usage(t *testing.T, program string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -22,8 +23,7 @@ func usage(t *testing.T, program string, args ...string) (code int, stdout, stde
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// TestUsage: what is wrong with a command line is said in one line, in the words of the other errors, with what may be
-// meant.
+// TestUsage: the error about a command line is one line, in the words of other errors, with a suggestion.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ line, want string }{
@@ -111,8 +111,8 @@ func TestCheckOfFile(t *testing.T) {
 	}
 }
 
-// TestCompletion: flags with fixed values offer those, arguments that are no files offer none, and no description has a
-// backtick.
+// TestCompletion: flags with fixed values offer them, other arguments than files offer no files, and no description has
+// a backtick.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	const noFiles, files, filter = ":4", ":0", ":8"
@@ -149,7 +149,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestSecondStart: a program that runs already is named, with its process and socket, not the journal between the two.
+// TestSecondStart: the second start of a program names the running one with its process and socket, not their journal.
 func TestSecondStart(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})

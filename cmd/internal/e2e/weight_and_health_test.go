@@ -7,9 +7,9 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestOperatorAndHealth: what an operator has set holds while realservers fail and come back, and what checks say holds
-// whatever an operator sets.
-func TestOperatorAndHealth(t *testing.T) {
+// TestWeightAndHealth: an operator's weight stays while realservers fail and recover, and a failed realserver stays
+// down whatever weight an operator sets.
+func TestWeightAndHealth(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
 	servers := s.startChecked("", `type = "http", `+quick)
@@ -21,7 +21,7 @@ func TestOperatorAndHealth(t *testing.T) {
 	}
 	mustHave := func(when string, weights, effective [3]int) {
 		t.Helper()
-		// what a check has found is known a moment earlier
+		// the result of a check is in status a moment earlier
 		testkit.Within(t, fmt.Sprintf("%s: weights %v, in effect %v", when, weights, effective), soon, func() bool {
 			var is, inEffect [3]int
 			for i, r := range s.director.balance().Services[0].Realservers {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestWithoutRoot runs both programs as nobody, with no more than CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun.
+// TestWithoutRoot runs both programs as user nobody, with no more than CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun.
 func TestWithoutRoot(t *testing.T) {
 	t.Parallel()
 	newSite(t, 1, nil).mustWorkWithoutRoot(openPort, func(*program) string {
@@ -19,8 +19,8 @@ func TestWithoutRoot(t *testing.T) {
 	})
 }
 
-// mustWorkWithoutRoot starts both programs by these commands, which make them nobody's: they do all of their work, and
-// leave the machine as it was. Their bounding set is as the kernel writes it.
+// mustWorkWithoutRoot starts both programs by command, as user nobody. They must do all of their work, and restore the
+// machine. bounding returns their bounding set in the kernel's format.
 func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, command func(p *program) *exec.Cmd) {
 	s.t.Helper()
 	second := netip.MustParseAddr("198.51.100.81")
@@ -29,7 +29,7 @@ func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, 
 	s.agents = []*program{s.prepare(s.Webs[0], "realserver")}
 	s.agents[0].configure(s.agentTOML(s.agents[0].socket, someTunnels(udpPort)))
 	s.director = s.prepare(s.Director, "director")
-	s.director.configure(s.written(firstVIP))
+	s.director.configure(s.fileWith(firstVIP))
 	s.openDir()
 	programs := []*program{s.agents[0], s.director}
 	for _, p := range programs {
@@ -43,7 +43,7 @@ func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, 
 		p.startAs(command(p))
 		p.mustHaveOnlyNetAdmin(bounding(p))
 	}
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	s.mustReloadSecond(second, udpPort)
 	for _, p := range programs {
 		p.stop()

@@ -88,8 +88,7 @@ func TestCloseEndsProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	testkit.Eventually(t, "the grandchild's number is there", func() bool {
-		return strings.HasSuffix(stubborn.Output(),
-			"\n")
+		return strings.HasSuffix(stubborn.Output(), "\n")
 	})
 	grandchild, err := strconv.Atoi(strings.TrimSpace(stubborn.Output()))
 	if err != nil {

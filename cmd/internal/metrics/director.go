@@ -11,8 +11,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Director answers with the metrics of a director. status returns its state at each request, batches the counts of its
-// workers, and local the count of the worker for the host's own packets.
+// Director answers with the metrics of a director. status is called at each request. batches counts the batches of each
+// worker, local those of the worker for the host's own packets.
 func Director(status func() api.DirectorStatus, batches []*packet.Batches, local *packet.Batches) http.Handler {
 	return handler(&director{status, batches, local})
 }
@@ -29,7 +29,7 @@ var (
 	ofRealserver = []string{"service", "realserver"}
 )
 
-// directorSeries are the metrics of a director as a whole.
+// directorSeries is the metrics of a director as a whole.
 var directorSeries = []series[api.DirectorStatus]{
 	counter(nil, "vstun_director_received_packets_total", "Packets read from the TUN device.",
 		func(st *api.DirectorStatus) float64 { return float64(st.In.Packets) }),
@@ -66,24 +66,24 @@ var directorSeries = []series[api.DirectorStatus]{
 	gauge(nil, "vstun_director_leaving_connections", "Connections of those.",
 		func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Connections) }),
 	gauge(nil, "vstun_director_config_last_reload_successful", "Whether the last reload of the configuration went "+
-		"well: 1 or 0.", func(st *api.DirectorStatus) float64 { return yes(st.Configuration.Error == "") }),
+		"well: 1 or 0.", func(st *api.DirectorStatus) float64 { return boolean(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_director_config_last_reload_success_timestamp_seconds", "When the configuration in force was "+
 		"read.", func(st *api.DirectorStatus) float64 { return unixTime(st.Configuration.Read) }),
 }
 
-// serviceSeries are those of a service.
+// serviceSeries is the metrics of a service.
 var serviceSeries = []series[api.Service]{
-	gauge(ofService, "vstun_service_up", "Whether so much weight is up as its quorum wants: 1 or 0.",
+	gauge(ofService, "vstun_service_up", "Whether the weights that are up reach the quorum: 1 or 0.",
 		func(s *api.Service) float64 { return health(s.Health) }),
 	gauge(ofService, "vstun_service_quorum", "Weight that must be up.",
 		func(s *api.Service) float64 { return float64(s.Quorum) }),
-	gauge(ofService, "vstun_service_up_weight", "Weight of its realservers that are up, or that nobody checks.",
+	gauge(ofService, "vstun_service_up_weight", "Weight of its realservers that are up or unchecked.",
 		func(s *api.Service) float64 { return float64(s.WeightUp) }),
 	gauge(ofService, "vstun_service_sorry_server_in_use", "Whether its connections go to the sorry server: 1 or 0.",
-		func(s *api.Service) float64 { return yes(s.Sorry) }),
+		func(s *api.Service) float64 { return boolean(s.Sorry) }),
 }
 
-// realserverSeries are those of a realserver of a service.
+// realserverSeries is the metrics of a realserver of a service.
 var realserverSeries = []series[api.Realserver]{
 	counter(ofRealserver, "vstun_realserver_connections_total", "Connections scheduled to it.",
 		func(r *api.Realserver) float64 { return float64(r.Connections) }),
@@ -95,26 +95,26 @@ var realserverSeries = []series[api.Realserver]{
 		"0: it drains.", func(r *api.Realserver) float64 { return float64(r.Weight) }),
 	gauge(ofRealserver, "vstun_realserver_effective_weight", "What its health leaves of the weight.",
 		func(r *api.Realserver) float64 { return float64(r.Effective) }),
-	gauge(ofRealserver, "vstun_realserver_up", "Whether its checks find it well: 1 or 0. None without a check.",
+	gauge(ofRealserver, "vstun_realserver_up", "Whether it is up by its checks: 1 or 0. None without a check.",
 		func(r *api.Realserver) float64 { return health(r.Health) }),
 	gauge(ofRealserver, "vstun_realserver_check_duration_seconds", "Time that the last check took.",
 		func(r *api.Realserver) float64 {
 			if r.Check == nil || r.Check.Last == 0 {
-				return none()
+				return absent()
 			}
 			return r.Check.Duration
 		}),
 	gauge(ofRealserver, "vstun_realserver_last_check_timestamp_seconds", "When the last check ended. None before "+
 		"the first one.", func(r *api.Realserver) float64 {
 		if r.Check == nil || r.Check.Last == 0 {
-			return none()
+			return absent()
 		}
 		return ago(r.Check.Last)
 	}),
 	gauge(ofRealserver, "vstun_realserver_last_change_timestamp_seconds", "Since when it has been up, or down. None "+
 		"before it has changed.", func(r *api.Realserver) float64 {
 		if r.Check == nil || r.Check.Since == 0 {
-			return none()
+			return absent()
 		}
 		return ago(r.Check.Since)
 	}),
@@ -147,7 +147,7 @@ func describe[T any](ch chan<- *prometheus.Desc, all []series[T]) {
 	}
 }
 
-// Collect is for the registry. It asks for the status once.
+// Collect is for the registry. It takes the status once.
 func (c *director) Collect(ch chan<- prometheus.Metric) {
 	st := c.status()
 	ch <- buildInfo(st.Program, st.Version)
@@ -183,7 +183,7 @@ func directorReason(d packet.Drop) bool {
 	return d < packet.DropNotDirector || d == packet.DropSendError
 }
 
-// health is "up" or "down" as Prometheus has it; there is none of what nobody checks.
+// health returns "up" as 1 and "down" as 0. An unchecked realserver has no such metric.
 func health(state string) float64 {
 	switch state {
 	case "up":
@@ -191,8 +191,8 @@ func health(state string) float64 {
 	case "down":
 		return 0
 	}
-	return none()
+	return absent()
 }
 
-// unixTime is a time as Prometheus has it.
+// unixTime returns t as a metric's value.
 func unixTime(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }

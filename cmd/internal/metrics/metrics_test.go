@@ -21,7 +21,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// ask returns what is answered to a scrape.
+// ask returns the answer to a scrape.
 func ask(t testing.TB, h http.Handler) string {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -32,7 +32,7 @@ func ask(t testing.TB, h http.Handler) string {
 	return w.Body.String()
 }
 
-// values reads an answer: the values of our metrics, by "name{label=value,…}" with labels in their order.
+// values returns the values of our metrics in an answer, by "name{label=value,…}" with labels in their order.
 func values(t *testing.T, text string) map[string]float64 {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -70,7 +70,7 @@ func values(t *testing.T, text string) map[string]float64 {
 	return all
 }
 
-// must wants these values among all.
+// must checks that all has the values of want.
 func must(t *testing.T, all, want map[string]float64) {
 	t.Helper()
 	for _, key := range slices.Sorted(maps.Keys(want)) {
@@ -80,7 +80,7 @@ func must(t *testing.T, all, want map[string]float64) {
 	}
 }
 
-// fullDirector is a status with something everywhere.
+// fullDirector is a status without empty fields.
 func fullDirector() api.DirectorStatus {
 	return api.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: api.Traffic{Packets: 1,
 		Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
@@ -112,7 +112,7 @@ func fullRealserver() api.RealserverStatus {
 		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
-// someBatches are two queues': of the second nothing was read.
+// someBatches is the batches of two queues, the second of which is empty.
 func someBatches() []*packet.Batches {
 	var a, b packet.Batches
 	for _, n := range []int{1, 1, 2, 3, 63, 64} {
@@ -122,7 +122,7 @@ func someBatches() []*packet.Batches {
 	return []*packet.Batches{&a, &b}
 }
 
-// handlers answer for each program, with something everywhere.
+// handlers returns the handler of each program, with all metrics.
 func handlers() map[string]http.Handler {
 	return map[string]http.Handler{"director": Director(fullDirector, someBatches(), someBatches()[1]),
 		"realserver": Realserver(fullRealserver, someBatches())}
@@ -223,7 +223,7 @@ func TestRealserver(t *testing.T) {
 	})
 }
 
-// TestLint has Prometheus's own linter read the answers, and its strictest registry collect them.
+// TestLint lets Prometheus's linter check the answers, and its strictest registry collect them.
 func TestLint(t *testing.T) {
 	for name, h := range handlers() {
 		problems, err := promlint.New(strings.NewReader(ask(t, h))).Lint()
@@ -312,8 +312,7 @@ func manyRealservers() api.DirectorStatus {
 	return st
 }
 
-// TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half
-// a second.
+// TestManyRealservers: an answer has all of ten thousand realservers. BenchmarkScrape measures it: half a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
 	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(packet.Batches))

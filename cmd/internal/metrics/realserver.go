@@ -9,8 +9,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Realserver answers with the metrics of a realserver's agent, of which status tells at each request, and batches what
-// its workers count.
+// Realserver answers with the metrics of a realserver's agent. status is called at each request. batches counts the
+// batches of each worker.
 func Realserver(status func() api.RealserverStatus, batches []*packet.Batches) http.Handler {
 	return handler(&agent{status, batches})
 }
@@ -21,7 +21,7 @@ type agent struct {
 	batches []*packet.Batches
 }
 
-// agentSeries are the metrics of an agent as a whole.
+// agentSeries is the metrics of an agent as a whole.
 var agentSeries = []series[api.RealserverStatus]{
 	counter(nil, "vstun_agent_received_packets_total", "Packets received from tunnels.",
 		func(st *api.RealserverStatus) float64 { return float64(st.In.Packets) }),
@@ -43,7 +43,7 @@ var agentSeries = []series[api.RealserverStatus]{
 		func(st *api.RealserverStatus) float64 { return float64(st.Questions) }),
 	gauge(nil, "vstun_agent_config_last_reload_successful",
 		"Whether the last reload of the configuration went well: 1 or 0.",
-		func(st *api.RealserverStatus) float64 { return yes(st.Configuration.Error == "") }),
+		func(st *api.RealserverStatus) float64 { return boolean(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_agent_config_last_reload_success_timestamp_seconds", "When the configuration in force was read.",
 		func(st *api.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
 	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.",
@@ -72,7 +72,7 @@ func (c *agent) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is for the registry. It asks for the status once.
+// Collect is for the registry. It takes the status once.
 func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	st := c.status()
 	ch <- buildInfo(st.Program, st.Version)

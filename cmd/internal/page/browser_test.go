@@ -19,7 +19,7 @@ import (
 	"vstun/cmd/internal/page/pagetest"
 )
 
-// browser is the one for all tests.
+// browser is the browser of all tests.
 var browser = sync.OnceValues(pagetest.Start)
 
 var browserUsed atomic.Bool
@@ -93,7 +93,7 @@ func open(t *testing.T, url string, look pagetest.Look) *pagetest.Tab {
 	return tab
 }
 
-// small is the status of a director with a little of everything.
+// small is the status of a small director with every feature.
 func small() api.DirectorStatus {
 	rs := func(address string, weight int, health, reason string) api.Realserver {
 		r := api.Realserver{Address: address, Encap: "ipip", Weight: weight, Effective: weight, Health: health,
@@ -138,7 +138,7 @@ func small() api.DirectorStatus {
 	}
 }
 
-// large is one of a director with so many services and realservers.
+// large is the status of a director with many services and realservers.
 func large(services, realservers int) api.DirectorStatus {
 	st := small()
 	st.Services = nil
@@ -161,7 +161,7 @@ func large(services, realservers int) api.DirectorStatus {
 	return st
 }
 
-// move lets a moment's traffic pass.
+// move adds the traffic of a moment.
 func move(st *api.DirectorStatus, n uint64) {
 	for i := range st.Services {
 		for j := range st.Services[i].Realservers {

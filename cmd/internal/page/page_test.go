@@ -15,15 +15,14 @@ import (
 	"vstun/cmd/internal/page/pagetest"
 )
 
-// waitText waits until the first element of a selector shows this text.
+// waitText waits until the first element of a selector has the text.
 func waitText(tab *pagetest.Tab, selector, want string) {
 	tab.Wait(fmt.Sprintf("%s shows %q", selector, want),
 		fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim() === %q", selector,
 			want))
 }
 
-// TestShows has everything on the page that the status has, and what changes in it a moment later, without the page
-// being loaded again.
+// TestShows: the page shows the whole status, and its changes a moment later, without being loaded again.
 func TestShows(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -90,7 +89,7 @@ func TestShows(t *testing.T) {
 		".realserver:nth-of-type(5) .reason').innerText.endsWith(' ago; weight 0 is an operator\\'s, 2 is configured')")
 	waitText(tab, "tbody:nth-of-type(2) .realserver .reason", "weight 1 is an operator's, 2 is configured")
 	waitText(tab, "#notices", "2 realservers of 8 down, in 1 service Show")
-	tab.Wait("nobody leaves any more", "document.getElementById('leaving').hidden")
+	tab.Wait("no realserver is leaving any more", "document.getElementById('leaving').hidden")
 	tab.Wait("another reason is there", "document.getElementById('drops').innerText.includes('table_full')")
 
 	src.change(func(st *api.DirectorStatus) { // a reload
@@ -105,7 +104,7 @@ func TestShows(t *testing.T) {
 	}
 }
 
-// TestHistoryIsThere shows a freshly opened page the charts of what was before.
+// TestHistoryIsThere: a page that has just been opened shows the charts of the time before.
 func TestHistoryIsThere(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -131,8 +130,7 @@ func TestHistoryIsThere(t *testing.T) {
 		"260$/.test(document.querySelector('#services tbody .spark').getAttribute('aria-label'))")
 }
 
-// TestThousandRealservers finds what is wrong among 1,000 realservers, shows them all, and draws again only what has
-// changed.
+// TestThousandRealservers finds the realservers that are down among 1,000, shows all, and redraws only the changes.
 func TestThousandRealservers(t *testing.T) {
 	t.Parallel()
 	src := &source{st: large(100, 10)}
@@ -140,7 +138,7 @@ func TestThousandRealservers(t *testing.T) {
 	tab := open(t, url, pagetest.Look{})
 	const rows = "[...document.querySelectorAll('.realserver')].filter(e => e.checkVisibility()).length"
 	if n := pagetest.Eval[int](tab, rows); n != 0 {
-		t.Errorf("%d realservers are shown before somebody asks for them", n)
+		t.Errorf("%d realservers are shown before a service is opened", n)
 	}
 	tab.Do("document.dispatchEvent(new KeyboardEvent('keydown', { key: '/', cancelable: true }))")
 	tab.Type("10.0.42.7 wlc")
@@ -183,7 +181,7 @@ func TestThousandRealservers(t *testing.T) {
 	}
 }
 
-// TestHostileNames shows names for what they are, whatever is in them.
+// TestHostileNames: the page shows names as text, even if they contain markup.
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
 	evil := []string{`<img src=x onerror="window.evil=1">`, `"><script>window.evil=1</script>`,
@@ -220,8 +218,8 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// TestServerGone says at once that the figures are old ones when the director is gone, and goes on by itself when it is
-// there again.
+// TestServerGone: when the director has gone, the page says at once that its figures are old. It goes on when the
+// director is back.
 func TestServerGone(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -313,12 +311,12 @@ func TestLooks(t *testing.T) {
 	}
 }
 
-// outside lists figures that reach out of their cells or cells.
+// outside lists elements that reach beyond the screen, and cells that are too small for their figures.
 const outside = `[...document.querySelectorAll('#services tr:not([hidden]) > *, .tile b, .panels td')].filter(e => e.checkVisibility() && !e.closest('thead') &&
 	(e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).display !== 'inline'))
 	.map(e => e.className + ': ' + e.innerText)`
 
-// faintText lists text whose contrast to what is behind it is below WCAG's 4.5.
+// faintText lists text whose contrast to its background is below WCAG's 4.5.
 const faintText = `(() => {
 	const rgb = c => { const m = c.match(/[\d.]+/g).map(Number); return { c: m.slice(0, 3), a: m[3] ?? 1 }; };
 	const luminance = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
@@ -335,7 +333,7 @@ const faintText = `(() => {
 	return [...all];
 })()`
 
-// TestKeyboard does everything without a mouse, and everything has a name for those who don't see it.
+// TestKeyboard uses the page without a mouse. Every control has a name for screen readers.
 func TestKeyboard(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}

@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// moments is a clock that a test moves.
+// moments is a clock that tests set.
 type moments struct{ now time.Time }
 
 func newMoments() *moments { return &moments{time.Unix(1_700_000_000, 0)} }
@@ -23,7 +23,7 @@ func (m *moments) after(d time.Duration) time.Time {
 	return m.now
 }
 
-// TestRates has two samples a second apart, and looks at what has grown between them.
+// TestRates takes two samples a second apart, and checks the rates between them.
 func TestRates(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -67,7 +67,7 @@ func TestRates(t *testing.T) {
 	}
 }
 
-// TestHistory has a point for each five seconds, ten minutes of them, whatever the rhythm of the samples is.
+// TestHistory: the history has a point for each five seconds of ten minutes, whatever the period of the samples is.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -112,7 +112,7 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// TestHistoryOfADaySpentAsleep does not take longer for it.
+// TestHistoryOfADaySpentAsleep: a sample after a day without samples takes no longer.
 func TestHistoryOfADaySpentAsleep(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -124,13 +124,13 @@ func TestHistoryOfADaySpentAsleep(t *testing.T) {
 	}
 }
 
-// known is what a browser knows, by its answers.
+// known is the state of a browser, by its answers.
 type known struct {
 	number   uint64
 	services []serviceUpdate
 }
 
-// hear takes an answer in as the page's script does.
+// hear takes over an answer as the page's script does.
 func (k *known) hear(a *answer) {
 	k.number = a.Number
 	if a.Full {
@@ -161,8 +161,8 @@ func (k *known) hear(a *answer) {
 	}
 }
 
-// TestChangesComeToTheWhole lets browsers that ask now and then learn the changes; they know what one does that asks
-// for everything.
+// TestChangesComeToTheWhole: browsers that request changes now and then end up with the same state as one that requests
+// everything.
 func TestChangesComeToTheWhole(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -235,7 +235,7 @@ func text(t *testing.T, v any) []byte {
 	return b
 }
 
-// TestUnchanged has nothing to say about what stays: ages of checks grow with the time of day, and are no change.
+// TestUnchanged: an answer without changes has no services. The growing age of a check is no change.
 func TestUnchanged(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -261,7 +261,7 @@ func TestUnchanged(t *testing.T) {
 	}
 }
 
-// TestNeverChecked has no time of a check that was not made yet, nor of a change that there was not.
+// TestNeverChecked: before the first check there is no time of a check or of a change.
 func TestNeverChecked(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -274,7 +274,7 @@ func TestNeverChecked(t *testing.T) {
 	}
 }
 
-// TestThousandsOfRealservers bounds what a page of 1,000 services with 10 realservers each takes.
+// TestThousandsOfRealservers bounds the cost of a page of 1,000 services with 10 realservers each.
 func TestThousandsOfRealservers(t *testing.T) {
 	st, clock := large(1000, 10), newMoments()
 	var before, after runtime.MemStats

@@ -17,11 +17,11 @@ import (
 type screen struct {
 	tcell.Screen
 	view   view
-	scroll int   // the table's first line that is shown
-	err    error // why the director can't be asked; nil: it can
+	scroll int   // index of the first line of the table that is shown
+	err    error // of the last request; nil: it was answered
 }
 
-// watch shows the director until somebody ends it, or ctx ends.
+// watch shows the director until a key ends it, or ctx ends.
 func watch(ctx context.Context, socket string, every time.Duration, order int) error {
 	tty, err := tcell.NewStdIoTty()
 	if err != nil {
@@ -35,7 +35,7 @@ func watch(ctx context.Context, socket string, every time.Duration, order int) e
 		return fmt.Errorf("terminal %q: %w: use --once", os.Getenv("TERM"), err)
 	}
 	defer terminal.Fini()
-	// of a connection that is cut; no end leaves the terminal as it is now
+	// SIGHUP comes when the terminal's connection is cut. Every end has to restore the terminal.
 	ctx, stop := daemon.Signals(ctx, syscall.SIGHUP)
 	defer stop()
 	s := &screen{Screen: terminal, view: view{order: order}}
@@ -78,7 +78,7 @@ type look struct {
 	err    error
 }
 
-// lookOut asks again and again, and gives what it is told to looks.
+// lookOut requests the status every so often, and sends the answers to looks.
 func lookOut(ctx context.Context, socket string, every time.Duration, looks chan<- look) {
 	t := time.NewTicker(every)
 	defer t.Stop()
@@ -99,7 +99,7 @@ func lookOut(ctx context.Context, socket string, every time.Duration, looks chan
 	}
 }
 
-// react does what a key asks for, and returns false for the end.
+// react handles a key or a resize. It returns false for the end.
 func (s *screen) react(e tcell.Event) bool {
 	switch e := e.(type) {
 	case *tcell.EventResize:
@@ -148,7 +148,7 @@ var styles = map[style]tcell.Style{
 	title:  tcell.StyleDefault.Reverse(true),
 }
 
-// draw shows what there is: the head and the titles stay, the table scrolls below them.
+// draw shows the view. Its head and titles stay, the table scrolls below them.
 func (s *screen) draw() {
 	width, height := s.Size()
 	s.Clear()

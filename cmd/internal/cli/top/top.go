@@ -15,7 +15,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Command shows services, realservers and rates of the running director until somebody presses q.
+// Command returns the command top, which shows services, realservers and rates of the running director until the key q.
 func Command(socket *cli.Socket) *cobra.Command {
 	var once, asJSON bool
 	var every time.Duration
@@ -65,12 +65,12 @@ func Command(socket *cli.Socket) *cobra.Command {
 	c.Flags().BoolVar(&asJSON, "json", false, "print the rates once, as JSON")
 	c.Flags().DurationVar(&every, "every", time.Second, "how often the director is asked")
 	c.Flags().StringVar(&order, "sort", order, "what comes first, `COLUMN`: "+words.OneOf(orders))
-	// the flag is there
+	// the flag exists
 	_ = c.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(orders, cobra.ShellCompDirectiveNoFileComp))
 	return socket.Flag(c)
 }
 
-// look asks the director how it is.
+// look takes the director's status.
 func (v *view) look(ctx context.Context, socket string) error {
 	var st api.DirectorStatus
 	if err := api.Get(ctx, socket, "/status", &st); err != nil {

@@ -14,19 +14,19 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// view is what is shown: two looks at a director, and what makes lines of them.
+// view is the last two statuses of a director. Its methods make the lines to show.
 type view struct {
 	order    int // of orders
 	was, is  *api.DirectorStatus
 	at       time.Time // of is
 	passed   time.Duration
-	previous map[seat]*api.Realserver // of was
+	previous map[realserver]*api.Realserver // of was
 }
 
-// seat is a realserver of a service.
-type seat struct{ service, address string }
+// realserver is the identity of a realserver in a service.
+type realserver struct{ service, address string }
 
-// orders are those in which services and their realservers can be; the first is the configuration's.
+// orders is the names of the orders of services and realservers. The first is the configuration's order.
 var orders = []string{"configuration", "bit/s", "pps", "cps", "active", "name"}
 
 func orderOf(name string) (int, bool) {
@@ -34,26 +34,26 @@ func orderOf(name string) (int, bool) {
 	return max(i, 0), i >= 0
 }
 
-// take adds a look.
+// take adds a status.
 func (v *view) take(at time.Time, st *api.DirectorStatus) {
 	v.was, v.passed = v.is, at.Sub(v.at)
 	v.is, v.at = st, at
 	if v.was != nil && (v.was.Pid != st.Pid || v.was.Uptime > st.Uptime) {
-		v.was = nil // another one: nothing is known of its rates yet
+		v.was = nil // another director: it has no rates yet
 	}
-	v.previous = map[seat]*api.Realserver{}
+	v.previous = map[realserver]*api.Realserver{}
 	if v.was == nil {
 		return
 	}
 	for i := range v.was.Services {
 		s := &v.was.Services[i]
 		for j := range s.Realservers {
-			v.previous[seat{s.Name, s.Realservers[j].Address}] = &s.Realservers[j]
+			v.previous[realserver{s.Name, s.Realservers[j].Address}] = &s.Realservers[j]
 		}
 	}
 }
 
-// per is a count's rate by the second.
+// per returns a counter's rate by the second.
 func (v *view) per(was, is uint64) float64 {
 	if v.was == nil || is < was || v.passed <= 0 {
 		return 0
@@ -73,17 +73,17 @@ type row struct {
 	Packets    float64 `json:"packets_per_second"`
 	Bits       float64 `json:"bits_per_second"`
 
-	name   string // as it is shown
-	reason string // of its health, where that is bad
+	name   string // for the table
+	reason string // of bad health
 }
 
-// service is a service's rows: its own, and its realservers'.
+// service is the row of a service, and the rows of its realservers.
 type service struct {
 	row
 	realservers []row
 }
 
-// services are all, in the order that is wanted.
+// services returns all services, in v's order.
 func (v *view) services() (all []service) {
 	for i := range v.is.Services {
 		s := &v.is.Services[i]
@@ -95,7 +95,7 @@ func (v *view) services() (all []service) {
 			r := &s.Realservers[j]
 			now := row{Service: s.Name, Realserver: r.Address, Health: r.Health, Weight: r.Weight, Active: r.Active,
 				Inactive: r.Inactive, name: r.Address}
-			if was := v.previous[seat{s.Name, r.Address}]; was != nil {
+			if was := v.previous[realserver{s.Name, r.Address}]; was != nil {
 				now.Conns, now.Packets = v.per(was.Connections, r.Connections), v.per(was.Forwarded.Packets,
 					r.Forwarded.Packets)
 				now.Bits = 8 * v.per(was.Forwarded.Bytes, r.Forwarded.Bytes)
@@ -132,7 +132,7 @@ func (v *view) compare(a, b row) int {
 	return 0
 }
 
-// rates is all rows, for machines.
+// rates returns all rows, for --json.
 func (v *view) rates() (all []row) {
 	for _, s := range v.services() {
 		all = append(append(all, s.row), s.realservers...)
@@ -156,7 +156,7 @@ type line struct {
 	style style
 }
 
-// lines is everything, for a terminal of that width; 0: any. The first ones, up to head, always stay.
+// lines returns all lines, for a terminal of that width; 0: any.
 func (v *view) lines(width int) []line {
 	out := v.head(width)
 	return append(out, v.table(width)...)
@@ -165,7 +165,7 @@ func (v *view) lines(width int) []line {
 // headLines is the number of lines of head.
 const headLines = 5
 
-// head is what there is above the table, its title included.
+// head returns the lines above the table.
 func (v *view) head(width int) []line {
 	st := v.is
 	var was api.DirectorStatus
@@ -196,7 +196,7 @@ func (v *view) head(width int) []line {
 	}
 }
 
-// drops is the rates of those that occur, the most frequent first.
+// drops returns the rates of the drop reasons that occur, the most frequent first.
 func (v *view) drops(was map[string]uint64) string {
 	type reason struct {
 		name string
@@ -223,14 +223,14 @@ func sum(all map[string]uint64) (n uint64) {
 	return n
 }
 
-// column is one of the table's, beside the name.
+// column is a column of the table, beside the name.
 type column struct {
 	title string
 	width int
 	cell  func(r *row) string
 }
 
-// columns are all, those first that go last where the terminal is narrow.
+// columns is all columns. A narrow terminal has the first ones only.
 var columns = []column{
 	{"HEALTH", 9, func(r *row) string { return r.Health }},
 	{"WEIGHT", 6, func(r *row) string { return fmt.Sprint(r.Weight) }},
@@ -241,7 +241,7 @@ var columns = []column{
 	{"INACT", 6, func(r *row) string { return short(float64(r.Inactive)) }},
 }
 
-// table is services and realservers, below their titles.
+// table returns the titles, services and realservers.
 func (v *view) table(width int) []line {
 	services := v.services()
 	longest := len("SERVICE")
@@ -285,11 +285,11 @@ func (v *view) table(width int) []line {
 	return out
 }
 
-// indent is what realservers stand to the right of their service.
+// indent is the columns by which realservers are indented.
 const indent = 2
 
-// fit is the columns that a terminal has room for beside names of so many characters, three of them though names are
-// cut, and the room for names.
+// fit returns the columns for which a terminal has room beside names of length longest, and the room for names. There
+// are at least three columns, even if names are cut.
 func fit(width, longest int) (shown []column, name int) {
 	if width == 0 {
 		return columns, longest
@@ -314,7 +314,7 @@ func write(name string, room int, shown []column, cell func(*column) string) str
 	return text
 }
 
-// cut shortens s to so many characters; 0: not at all.
+// cut shortens s to width characters; 0: not at all.
 func cut(s string, width int) string {
 	if width == 0 || utf8.RuneCountInString(s) <= width {
 		return s

@@ -10,7 +10,7 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// status is of two services, after so many seconds of a steady load.
+// status is the status of two services after seconds of a steady load.
 func status(seconds uint64) *api.DirectorStatus {
 	return &api.DirectorStatus{Version: "1", Pid: 7, Uptime: float64(100 + seconds), TUN: "vs0", Queues: 2,
 		In:          api.Traffic{Packets: 5000 * seconds, Bytes: 1_000_000 * seconds},
@@ -43,7 +43,7 @@ func text(v *view, width int) (all string) {
 	return all
 }
 
-// TestRates: what two looks differ by, by the second, of a realserver and of its service.
+// TestRates: a realserver and its service have the rates between two statuses.
 func TestRates(t *testing.T) {
 	v := looked()
 	rows := v.rates()
@@ -76,7 +76,7 @@ func TestRates(t *testing.T) {
 	}
 }
 
-// TestOrders: services and realservers stand as is wanted.
+// TestOrders sorts services and realservers in every order.
 func TestOrders(t *testing.T) {
 	for order, want := range map[string]string{"configuration": "web 10.0.11.2 10.0.12.2 dns",
 		"bit/s": "dns web 10.0.12.2 10.0.11.2", "active": "web 10.0.12.2 10.0.11.2 dns",
@@ -106,8 +106,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestNarrow: no line is wider than the terminal, and a realserver and its weight, health and connections are to be
-// seen in all that have 40 columns.
+// TestNarrow: no line is wider than the terminal, and 40 columns suffice for a realserver's weight, health and
+// connections.
 func TestNarrow(t *testing.T) {
 	v := looked()
 	for _, width := range []int{20, 30, 40, 60, 80, 100, 132, 200} {

@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// gate is one way into a realserver: the tunnel's kind and the outer header's family.
-type gate struct {
+// tunnelEnd is an end of a tunnel at a realserver: the tunnel's kind, and the outer addresses.
+type tunnelEnd struct {
 	agent    *program
 	kind     string     // "ipip", "gre", "gre-key", "gue", "fou"
 	address  netip.Addr // of the realserver
@@ -21,33 +21,33 @@ const (
 	gatePort = 6080                             // of gue and fou
 )
 
-// gates lists the ways into the agents that startGates starts.
-func (s *site) gates() (all []gate) {
+// tunnelEnds returns the tunnel ends of the agents that startTunnelEnds starts.
+func (s *site) tunnelEnds() (all []tunnelEnd) {
 	for i, kinds := range [][]string{{"ipip", "gre", "gue"}, {"gre-key", "fou"}} {
 		web := s.Webs[i]
 		for _, kind := range kinds {
-			all = append(all, gate{s.agents[i], kind, web.Addr, s.Director.Addr}, gate{s.agents[i], kind, web.Addr6,
-				s.Director.Addr6})
+			all = append(all, tunnelEnd{s.agents[i], kind, web.Addr, s.Director.Addr},
+				tunnelEnd{s.agents[i], kind, web.Addr6, s.Director.Addr6})
 		}
 	}
 	return all
 }
 
-// startGates starts agents that have all gates between them, on the first two web servers.
-func (s *site) startGates() {
+// startTunnelEnds starts agents on the first two web servers. Together they have all tunnel ends.
+func (s *site) startTunnelEnds() {
 	s.t.Helper()
 	s.addIPv6()
 	s.startAgent(s.Webs[0], `encap = ["ipip", "gre", "gue"]`)
 	s.startAgent(s.Webs[1], fmt.Sprintf("encap = [\"gre\", \"fou\"]\nencap_key = %d", gateKey))
 }
 
-func (g *gate) String() string { return g.kind + " to " + g.address.String() }
+func (g *tunnelEnd) String() string { return g.kind + " to " + g.address.String() }
 
-// udp reports whether the tunnel is one over UDP.
-func (g *gate) udp() bool { return g.kind == "gue" || g.kind == "fou" }
+// udp reports whether the tunnel runs over UDP.
+func (g *tunnelEnd) udp() bool { return g.kind == "gue" || g.kind == "fou" }
 
-// protocol is what the outer header says, with a packet of this IP version inside.
-func (g *gate) protocol(version int) uint8 {
+// protocol returns the outer header's protocol for an inner packet of this IP version.
+func (g *tunnelEnd) protocol(version int) uint8 {
 	switch {
 	case g.udp():
 		return 17
@@ -59,14 +59,13 @@ func (g *gate) protocol(version int) uint8 {
 	return 4
 }
 
-// wrap makes a tunnel packet from an outer source, in which the tunnel's header says that a packet of this IP version
-// follows.
-func (g *gate) wrap(source netip.Addr, version int, inside []byte) []byte {
+// wrap returns a tunnel packet from an outer source. Its tunnel header announces an inner packet of this IP version.
+func (g *tunnelEnd) wrap(source netip.Addr, version int, inside []byte) []byte {
 	return ipPacket(source, g.address, g.protocol(version), g.header(version, inside))
 }
 
-// header puts the tunnel's header before what is inside.
-func (g *gate) header(version int, inside []byte) []byte {
+// header returns inside behind the tunnel's header.
+func (g *tunnelEnd) header(version int, inside []byte) []byte {
 	etherType := uint16(0x0800)
 	if version == 6 {
 		etherType = 0x86dd
@@ -77,14 +76,14 @@ func (g *gate) header(version int, inside []byte) []byte {
 	case "gre-key":
 		return slices.Concat(words(0x2000, etherType, 0, gateKey), inside)
 	case "gue":
-		return toPort(slices.Concat([]byte{0, (&gate{kind: "ipip"}).protocol(version), 0, 0}, inside))
+		return toPort(slices.Concat([]byte{0, (&tunnelEnd{kind: "ipip"}).protocol(version), 0, 0}, inside))
 	case "fou":
 		return toPort(inside)
 	}
 	return inside
 }
 
-// words is 16-bit words as they go over the wire.
+// words returns 16-bit words in network byte order.
 func words(all ...uint16) (b []byte) {
 	for _, w := range all {
 		b = binary.BigEndian.AppendUint16(b, w)
@@ -92,12 +91,12 @@ func words(all ...uint16) (b []byte) {
 	return b
 }
 
-// toPort puts a UDP header for the tunnels' port before what is inside, without a checksum (RFC 6935).
+// toPort returns inside behind a UDP header to the tunnels' port, without a checksum (RFC 6935).
 func toPort(inside []byte) []byte {
 	return slices.Concat(words(40000, gatePort, uint16(8+len(inside)), 0), inside)
 }
 
-// ipPacket is an IPv4 or IPv6 packet, as its addresses are.
+// ipPacket returns an IPv4 or IPv6 packet, by the family of its addresses.
 func ipPacket(src, dst netip.Addr, protocol uint8, payload []byte) []byte {
 	var b []byte
 	if src.Is4() {
@@ -114,19 +113,19 @@ func ipPacket(src, dst netip.Addr, protocol uint8, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// intruder is a packet that a realserver must refuse.
-type intruder struct {
+// badPacket is a packet that a realserver must refuse, with the reason.
+type badPacket struct {
 	name   string
-	gate   gate
+	end    tunnelEnd
 	packet []byte // from the outer header on
 	reason string // under which it is counted
 	frame  []byte // for who throws it again
 }
 
-// intruders lists everything that can be wrong with a tunnel packet, one fault each, for a way in.
-func (s *site) intruders(g gate) (list []*intruder) {
+// badPackets returns packets to a tunnel end with one fault each: everything that can be wrong with them.
+func (s *site) badPackets(g tunnelEnd) (list []*badPacket) {
 	add := func(name, reason string, packet []byte) {
-		list = append(list, &intruder{name: fmt.Sprintf("%s: %s", &g, name), gate: g, packet: packet, reason: reason})
+		list = append(list, &badPacket{name: fmt.Sprintf("%s: %s", &g, name), end: g, packet: packet, reason: reason})
 	}
 	for _, version := range []int{4, 6} {
 		client, vip := s.Client.Addr, s.VIP
@@ -146,13 +145,13 @@ func (s *site) intruders(g gate) (list []*intruder) {
 		} else {
 			s.inner6(g, good, inner)
 		}
-		// What the tunnel's header says is not what comes. Without such a header the packet itself says it.
+		// The tunnel's header announces another IP version. Without such a header the packet itself has it.
 		other := 10 - version
 		if g.kind != "fou" {
 			add(fmt.Sprintf("IPv%d where the tunnel says IPv%d", version, other), "not_ipv4", g.wrap(g.director, other,
 				good))
 		}
-		// Explicit congestion on the way, and a packet that can't carry it (RFC 6040, section 4.2).
+		// The outer header has CE, and the inner packet is not ECN-capable (RFC 6040, section 4.2).
 		congested := g.wrap(g.director, version, good)
 		if g.address.Is4() {
 			congested[1] = 3
@@ -166,8 +165,8 @@ func (s *site) intruders(g gate) (list []*intruder) {
 	return list
 }
 
-// strangers lists outer sources that no agent accepts, of the gate's family.
-func (s *site) strangers(g gate) []netip.Addr {
+// strangers returns outer sources of the tunnel end's family that no agent accepts.
+func (s *site) strangers(g tunnelEnd) []netip.Addr {
 	addr := netip.MustParseAddr
 	if g.address.Is4() {
 		return []netip.Addr{s.Webs[2].Addr, s.Client.Addr, g.director.Next(), addr("203.0.113.9")}
@@ -175,8 +174,8 @@ func (s *site) strangers(g gate) []netip.Addr {
 	return []netip.Addr{s.Webs[2].Addr6, s.Client.Addr6, g.director.Next(), addr("2001:db8:bad::9")}
 }
 
-// inner4 lists what can be wrong with an IPv4 packet in a tunnel. Good is one without a fault.
-func (s *site) inner4(g gate, good []byte, add func(name, reason string, packet []byte)) {
+// inner4 adds the faults of an inner IPv4 packet. good is a packet without a fault.
+func (s *site) inner4(g tunnelEnd, good []byte, add func(name, reason string, packet []byte)) {
 	addr := netip.MustParseAddr
 	edited := func(edit func(b []byte)) []byte {
 		b := slices.Clone(good)
@@ -225,8 +224,8 @@ func (s *site) inner4(g gate, good []byte, add func(name, reason string, packet 
 	add("an option of length 0", "bad_header", options(7, 0, 4, 0))
 }
 
-// inner6 lists what can be wrong with an IPv6 packet in a tunnel. Good is one without a fault.
-func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet []byte)) {
+// inner6 adds the faults of an inner IPv6 packet. good is a packet without a fault.
+func (s *site) inner6(g tunnelEnd, good []byte, add func(name, reason string, packet []byte)) {
 	addr := netip.MustParseAddr
 	edited := func(edit func(b []byte)) []byte {
 		b := slices.Clone(good)
@@ -245,7 +244,7 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 	for _, src := range []netip.Addr{addr("::ffff:10.0.1.2"), addr("::ffff:127.0.0.1")} {
 		add("a packet that comes from "+src.String(), "bad_header", packet(src, s.VIP6))
 	}
-	// chain puts extension headers before the datagram: the first is of kind next.
+	// chain puts extension headers before the datagram. next is the kind of the first one.
 	chain := func(next uint8, headers ...[]byte) []byte {
 		return ipPacket(s.Client.Addr6, s.VIP6, next, slices.Concat(slices.Concat(headers...), good[40:]))
 	}
@@ -293,9 +292,8 @@ func (s *site) inner6(g gate, good []byte, add func(name, reason string, packet 
 	add("twenty headers", "bad_header", chain(60, append(long, options(17))...))
 }
 
-// headers lists what can be wrong with the header of a tunnel that has one. Good is a packet of that version without a
-// fault.
-func (s *site) headers(g gate, version int, good []byte, add func(name, reason string, packet []byte)) {
+// headers adds the faults of a tunnel's header. good is an inner packet of that version without a fault.
+func (s *site) headers(g tunnelEnd, version int, good []byte, add func(name, reason string, packet []byte)) {
 	throw := func(name, reason string, protocol uint8, parts ...[]byte) {
 		add(fmt.Sprintf("IPv%d in %s", version, name), reason, ipPacket(g.director, g.address, protocol,
 			slices.Concat(parts...)))
@@ -333,7 +331,7 @@ func (s *site) headers(g gate, version int, good []byte, add func(name, reason s
 			throw("GRE with a key", "tunnel_key", 47, gre(0x2000, etherType, 0, gateKey), good)
 		}
 	case "gue":
-		proto := (&gate{kind: "ipip"}).protocol(version)
+		proto := (&tunnelEnd{kind: "ipip"}).protocol(version)
 		gue := func(first, proto uint8, flags uint16) []byte {
 			return append([]byte{first, proto}, words(flags)...)
 		}
