@@ -74,7 +74,8 @@ func TestReadmeKeys(t *testing.T) {
 		for _, list := range lists {
 			for _, key := range word.FindAllString(list[1], -1) {
 				// A key, or a table of its own.
-				if key != "or" && !regexp.MustCompile(`(?m)(^|[{,])\s*(`+key+`\s*=|\[+([a-z]+\.)?`+key+`\])`).MatchString(block) {
+				pattern := regexp.MustCompile(`(?m)(^|[{,])\s*(` + key + `\s*=|\[+([a-z]+\.)?` + key + `\])`)
+				if key != "or" && !pattern.MatchString(block) {
 					t.Errorf("%s: key %s is not in the README's reference", name, key)
 				}
 			}

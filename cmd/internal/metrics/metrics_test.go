@@ -266,7 +266,8 @@ func readme(t *testing.T) string {
 
 // TestReasons compares the drop reasons of each program with the README's table.
 func TestReasons(t *testing.T) {
-	rows := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|").FindAllStringSubmatch(readme(t), -1)
+	row := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|")
+	rows := row.FindAllStringSubmatch(readme(t), -1)
 	where := map[string]string{}
 	for _, row := range rows {
 		where[row[1]] = row[2]
