@@ -96,7 +96,7 @@ func TestAgentReload(t *testing.T) {
 				t.Errorf("with mss = 1000 segments have %d bytes", n)
 			}
 		}
-		if strings.Contains(v.more, "encap_key = 7") { // another key, and the director goes over to it
+		if strings.Contains(v.more, "encap_key = 7") { // another key, to which the director changes
 			agent.configure(s.agentTOML(agent.socket, strings.Replace(v.more, "7", "8", 1)))
 			if got := agent.command("reload"); got.stdout != "encap_key 7 -> 8\n" {
 				t.Errorf("another key: %+v", got)

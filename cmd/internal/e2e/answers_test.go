@@ -36,7 +36,7 @@ import (
 // Answers leave by the agent's device if their servers name it. A server by packet info answers with the question's
 // IP_PKTINFO, which includes the interface's index. A bound server has its socket on the device (SO_BINDTODEVICE).
 const (
-	answerPatience = 60 * time.Second // for what takes seconds on an idle machine
+	answerPatience = 60 * time.Second // for steps that take seconds on an idle machine
 
 	portWeb     = 80  // TCP, bound
 	portInfo    = 53  // UDP, by packet info
@@ -70,7 +70,7 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 			})
 			by("a bound TCP server", true)
 			s.mustFetch3(t, 3_000_000)
-			by("an HTTP/3 server", !ipv6) // over IPv6 the kernel takes the interface for a wish only
+			by("an HTTP/3 server", !ipv6) // over IPv6 the kernel may use another interface
 			for _, size := range []int{1, 1400, 20_000} {
 				s.mustAsk(t, portInfo, size)
 			}
@@ -187,7 +187,7 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 	const n = 20
 	for range n {
 		if err := s.answer(portBound, 100, tick); err == nil {
-			t.Fatal("an answer has found another way")
+			t.Fatal("an answer has arrived by another path")
 		}
 	}
 	testkit.Within(t, "all answers have come back", answerPatience,

@@ -24,11 +24,11 @@ type refusal struct {
 	name    string
 	program string                      // "director", "realserver", or "" for both
 	more    string                      // TOML in the program's own table
-	machine func(h *lab.Host) error     // makes the machine so; in the host's namespace
+	machine func(h *lab.Host) error     // brings the machine into this state, in the host's namespace
 	restore func(h *lab.Host) error     // undoes machine
 	wrap    func(c *exec.Cmd) *exec.Cmd // changes the command
-	says    []string                    // what the one line has
-	many    bool                        // several faults, and so several lines
+	says    []string                    // parts of the only line
+	many    bool                        // several faults, one line each
 }
 
 // TestBadMachine: where a program can't run, it prints one line for each fault, ends with status 1 and changes nothing.

@@ -172,7 +172,7 @@ func TestCapture(t *testing.T) {
 		if got := s.ask("capture", "-w", "-", "--vip", "198.51.100.88"); got.code != 1 || got.stderr != unknown {
 			t.Errorf("of a VIP that is not there: exit status %d: %s, want %s", got.code, got.stderr, unknown)
 		}
-		const size = 1_000_000 // before and after the tunnel, less than what a director keeps for whom is slow
+		const size = 1_000_000 // before and after the tunnel, less than a director keeps for a slow reader
 		s.mustTakeUpload(t, to, s.VIP, to.protocols[0], size)
 		said := s.endCapture(capture)
 		if !strings.Contains(said, " 0 lost") {

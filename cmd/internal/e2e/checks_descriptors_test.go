@@ -18,7 +18,7 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 	needTool(t, "nginx", "nginx-light")
 	const hanging, limit = 2000, 1024
 	s := newSite(t, 1, nil)
-	s.swallow(s.Router, netip.MustParsePrefix("10.99.0.0/16")) // what goes there vanishes
+	s.swallow(s.Router, netip.MustParsePrefix("10.99.0.0/16")) // packets to it vanish
 	s.startAgents("")
 	s.nginx(s.Webs[0])
 	s.director = s.prepare(s.Director, "director")
@@ -40,15 +40,15 @@ func TestChecksBeyondDescriptors(t *testing.T) {
 		for _, part := range []string{fmt.Sprint(hanging + 1), fmt.Sprintf("limit of %d leaves ", limit),
 			"LimitNOFILE"} {
 			if !strings.Contains(text, part) {
-				t.Errorf("%s does not say %q:\n%s", what, part, text)
+				t.Errorf("%s does not have %q:\n%s", what, part, text)
 			}
 		}
 	}
 
 	s.director.startAs(limited("run"))
-	tells("the start", s.director.Output()) // before changes of health fill what is kept of the log
+	tells("the start", s.director.Output()) // before changes of health fill the kept part of the log
 	testkit.Within(t, "the realserver that works is up", 6*soon, func() bool {
-		return s.director.balance().Services[0].Realservers[0].Health == "up" // each look needs the control socket
+		return s.director.balance().Services[0].Realservers[0].Health == "up" // each poll needs the control socket
 	})
 	testkit.Within(t, "most of those that hang are down", 6*soon, func() bool {
 		down := 0

@@ -242,7 +242,7 @@ func TestClientCertificates(t *testing.T) {
 	if changes := strings.Join(s.reloadWith(toml("^third$", both)), "\n"); !strings.Contains(changes,
 		"cert "+cert+" -> "+cert+" with another certificate") || !strings.Contains(changes,
 		"key "+key+" -> "+key+" with another key") {
-		t.Errorf("the reload says %s", changes)
+		t.Errorf("the reload prints %s", changes)
 	}
 	testkit.Within(t, "the server sees the third certificate", 2*soon, func() bool {
 		r := s.director.balance().Services[0].Realservers[0]

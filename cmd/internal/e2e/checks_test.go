@@ -85,7 +85,7 @@ func (s *site) awaitReason(realserver int, reason string) (svc api.Service) {
 	s.t.Helper()
 	said := ""
 	defer func() { s.t.Logf("the check says %q", said) }()
-	testkit.Within(s.t, "a check says "+reason, soon, func() bool {
+	testkit.Within(s.t, "a check has the reason "+reason, soon, func() bool {
 		svc = s.director.balance().Services[0]
 		said = svc.Realservers[realserver].Check.Reason
 		return said == reason
@@ -100,7 +100,7 @@ type visitors struct {
 
 	mu      sync.Mutex
 	asked   int
-	waiting map[int]time.Time // requests that are under way, since when
+	waiting map[int]time.Time // start times of the requests in flight
 	failed  []failure
 }
 
@@ -201,7 +201,7 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	before := s.observeAll()
 	servers := s.startChecked("", `type = "http", body = "web", `+quick)
 	clients := s.visit(short(500, 100))
-	calm := short(3*time.Second, 500*time.Millisecond) // that the load goes on
+	calm := short(3*time.Second, 500*time.Millisecond) // the load goes on
 	var spans []span
 	quiet := func(what string) {
 		from := time.Now()
@@ -251,7 +251,7 @@ func testDeathUnderLoad(t *testing.T, ipv6 bool) {
 	}
 	for _, word := range []string{"realserver down", "realserver up"} {
 		if !strings.Contains(s.director.Output(), word) {
-			t.Errorf("the log does not say %q", word)
+			t.Errorf("the log does not have %q", word)
 		}
 	}
 	s.director.stop()
@@ -338,7 +338,8 @@ func TestStartsDown(t *testing.T) {
 	s.startAgents("")
 	s.namedEcho(s.Webs[0], 80)
 	slow := func(initial string) string {
-		return s.checkedTOML("", `type = "tcp", interval = "1h", timeout = "5s", rise = 1, fall = 1, initial = "`+initial+`"`)
+		const check = `type = "tcp", interval = "1h", timeout = "5s", rise = 1, fall = 1, initial = `
+		return s.checkedTOML("", check+`"`+initial+`"`)
 	}
 	s.startDirectorWith(slow("down"))
 	s.awaitHealth("up down") // the first checks come at once
@@ -392,7 +393,7 @@ func TestFailureIsTold(t *testing.T) {
 		"service web - unknown up weight 2 is up, quorum 2",
 		"realserver web " + map[string]string{"web1": "10.0.11.2", "web2": "10.0.12.2"}[home] +
 			" up down port unreachable", "service web - up down weight 1 is up, quorum 2"} {
-		testkit.Within(t, "the command is told: "+line, soon, func() bool {
+		testkit.Within(t, "the command has run for: "+line, soon, func() bool {
 			text, err := os.ReadFile(told)
 			return err == nil && strings.Contains(string(text), line)
 		})

@@ -83,7 +83,7 @@ func (s *site) nameServer(address string) {
 		if rr, err := dns.NewRR(q.Question[0].Name + " A 192.0.2.1"); err == nil {
 			m.Answer = append(m.Answer, rr)
 		}
-		_ = w.WriteMsg(m) // who asks notices
+		_ = w.WriteMsg(m) // the client notices
 	})}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.ActivateAndServe() }() // ends with the socket

@@ -94,7 +94,8 @@ realserver = [ { address = "10.0.12.2" } ]
 		}, 1},
 		{"--limit 5", func(api.Connection) bool { return true }, 5},
 		{"--limit 0", func(api.Connection) bool { return true }, 17},
-		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 --service web --limit 3", func(c api.Connection) bool {
+		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 " +
+			"--service web --limit 3", func(c api.Connection) bool {
 			return c.VIP == "198.51.100.80" && c.State == "ESTABLISHED" && c.Realserver == "10.0.11.2"
 		}, 3},
 	} {
@@ -190,7 +191,7 @@ func TestControlIsForItsOwner(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 			if got := run(t, p.host, cmd); got.code != 1 || strings.Count(got.stderr, "\n") != 1 ||
 				!strings.Contains(got.stderr, p.socket+": connect: permission denied") {
-				t.Errorf("%s %s by nobody: exit status %d, %s; want 1 and a line that says that permission is denied",
+				t.Errorf("%s %s by nobody: exit status %d, %s; want 1 and one line: permission denied",
 					p.name, command, got.code, got.stderr)
 			}
 		}

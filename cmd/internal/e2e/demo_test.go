@@ -18,7 +18,7 @@ import (
 type demo struct {
 	*lab.Process
 	t   *testing.T
-	out *os.File // the other end of its standard output
+	out *os.File // the read end of its standard output
 	log strings.Builder
 }
 
@@ -126,7 +126,7 @@ func TestDemoInterrupted(t *testing.T) {
 		{"vstun demo:", unix.SIGINT},
 		{"Programs", unix.SIGTERM},
 		{"all up", unix.SIGINT},
-		{"requests for", unix.SIGHUP}, // not at the last, behind which the demo may be over
+		{"requests for", unix.SIGHUP}, // not at the last one: the demo may have ended
 	} {
 		d := startDemo(s)
 		d.read(c.stage)

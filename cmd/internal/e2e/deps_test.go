@@ -17,7 +17,10 @@ func TestDeps(t *testing.T) {
 	for name, text := range map[string]string{
 		"id": "echo 0",
 		"apt-get": `[ -x "$POLICY_RC_D" ] && ! "$POLICY_RC_D" || echo "services may be started" >>"$LOG"
-case " $* " in *" update "*) exit 100 ;; *" chromium "*) echo "E: Unable to locate package chromium" >&2; exit 100 ;; esac
+case " $* " in
+*" update "*) exit 100 ;;
+*" chromium "*) echo "E: Unable to locate package chromium" >&2; exit 100 ;;
+esac
 echo "$*" >>"$LOG"`,
 		"deb-systemd-helper": `echo "$*" >>"$LOG"`,
 	} {

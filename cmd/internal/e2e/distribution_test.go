@@ -67,7 +67,8 @@ func testSpread(t *testing.T, ipv6 bool) {
 	}
 	for i := range want {
 		if answers[i] != want[i] {
-			t.Fatalf("request %d was answered by %s, weighted round robin says %s; answers so far: %v", i+1, answers[i],
+			t.Fatalf("request %d was answered by %s, want %s by weighted round robin; answers so far: %v", i+1,
+				answers[i],
 				want[i], answers[:i+1])
 		}
 	}

@@ -88,7 +88,7 @@ func TestDoctorOfWhatWasRefused(t *testing.T) {
 	asks := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 5353))
 	more := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4712), netip.AddrPortFrom(s.VIP, 5353))
 	third := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4713), netip.AddrPortFrom(s.VIP, 5353))
-	testkit.Within(t, "both agents refuse what comes", 3*soon, func() bool {
+	testkit.Within(t, "both agents refuse packets", 3*soon, func() bool {
 		return s.agents[0].intake().Drops["not_director"] > 2 && s.agents[1].intake().Drops["inner_destination"] > 2
 	})
 	s.agents[2].mustName(symptom{"encap", []string{"error", "protocol 4 comes from 10.0.2.2, and encap has no ipip",

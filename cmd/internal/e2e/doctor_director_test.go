@@ -29,7 +29,7 @@ func TestDoctorCountsNothing(t *testing.T) {
 	for range 3 {
 		s.director.examine()
 	}
-	s.mustBeServedOnce() // what the kernel has sent before is counted then
+	s.mustBeServedOnce() // the kernel's earlier packets are counted by then
 	after := s.director.balance()
 	if !maps.Equal(before.Drops, after.Drops) || before.Overruns != after.Overruns {
 		t.Errorf("dropped before %v, after %v", before.Drops, after.Drops)

@@ -63,7 +63,7 @@ func findings(r doctor.Report) string {
 // symptom is what a finding must contain.
 type symptom struct {
 	check string
-	says  []string // in its facts, or in what fixes it; "error" and "warning" are its severity
+	says  []string // in its facts, or in its fix; "error" and "warning" are its severity
 }
 
 // is reports whether a finding has the symptom.
@@ -311,7 +311,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 	t.Logf("in %v:\n%s", time.Since(begin).Round(time.Millisecond), findings(r))
 	if !r.Running {
-		t.Error("the director is said not to run")
+		t.Error("the doctor reports that the director does not run")
 	}
 }
 
@@ -342,7 +342,9 @@ func TestDoctorOfDirector(t *testing.T) {
 	// Answers from a VIP to the director itself, like those to health checks.
 	pesky := s.repeatUDP(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
 	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh del proxy 10.0.2.80 dev eth0
-nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'; nft add rule inet fw forward ct state established,related accept`)
+nft add table inet fw
+nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'
+nft add rule inet fw forward ct state established,related accept`)
 	r := s.director.mustName(
 		symptom{"forwarding", []string{"net.ipv4.conf.eth0.forwarding is 0",
 			"sysctl -w net.ipv4.conf.eth0.forwarding=1"}},
@@ -356,8 +358,11 @@ nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward
 
 	// What a director sees of a connection is invalid to connection tracking; ICMP errors are let in by name, or not at
 	// all.
-	s.shell(s.Director, `nft add chain inet fw more '{ type filter hook forward priority 10; }'; nft add rule inet fw more ct state vmap '{ established : accept, invalid : drop }'
-nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input icmp type echo-request accept; nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
+	s.shell(s.Director, `nft add chain inet fw more '{ type filter hook forward priority 10; }'
+nft add rule inet fw more ct state vmap '{ established : accept, invalid : drop }'
+nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'
+nft add rule inet fw input icmp type echo-request accept
+nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
 	r = s.director.mustName(
 		symptom{"firewall", []string{"inet fw more", "what follows a client's SYN", "invalid"}},
 		symptom{"firewall", []string{"inet fw input", "ICMP errors", "nft insert rule inet fw input icmp type " +
@@ -394,14 +399,14 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.stop()
 	if r := s.director.mustName(symptom{"running",
 		[]string{"error", "the director does not run", "director run -c " + s.director.config}}); r.Running {
-		t.Error("the director is said to run")
+		t.Error("the doctor reports that the director runs")
 	}
 	s.director.start()
 	got := run(t, s.Director, exec.Command(programPath("director"), "doctor", "-v", "-c", s.director.config))
 	for _, part := range []string{"is running", "nothing found", "fine: forwarding: on", "fine: tunnels: realserver " +
 		s.Webs[0].Addr6.String(), "the way takes 1500 bytes"} {
 		if !strings.Contains(got.stdout, part) {
-			t.Errorf("%q is not in what it says:\n%s", part, got.stdout)
+			t.Errorf("%q is missing in its output:\n%s", part, got.stdout)
 		}
 	}
 }
@@ -421,7 +426,7 @@ func TestDoctorOfRealserver(t *testing.T) {
 	stopped := symptom{"running", []string{"error", "the agent does not run", "realserver run -c " + agent.config}}
 	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "no server listens"}},
 		symptom{"servers", []string{s.VIP6.String(), "no server listens"}}); r.Running {
-		t.Error("the agent is said to run")
+		t.Error("the doctor reports that the agent runs")
 	}
 	agent.start()
 	s.agents = append(s.agents, agent)
@@ -436,8 +441,11 @@ func TestDoctorOfRealserver(t *testing.T) {
 		symptom{"rp_filter", []string{"vs0", "sysctl -w net.ipv4.conf.vs0.rp_filter=2"}})
 	agent.mustFindNothing("mended by the agent")
 	s.listenUDP(web, ":5300")
-	s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input iifname lo accept
-nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft add rule inet fw raw meta nfproto ipv6 fib saddr . iif oif missing drop`)
+	s.shell(web, `nft add table inet fw
+nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'
+nft add rule inet fw input iifname lo accept
+nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'
+nft add rule inet fw raw meta nfproto ipv6 fib saddr . iif oif missing drop`)
 	r := agent.mustName(
 		symptom{"firewall", []string{"inet fw input", "tunnel packets (protocol 4)",
 			"nft insert rule inet fw input ip protocol 4 accept"}},

@@ -109,7 +109,7 @@ func TestRemovedDrains(t *testing.T) {
 	}
 	if all := s.connections("--realserver", "10.0.11.2"); len(all) != 1 || all[0].Service != "web" ||
 		all[0].State != "ESTABLISHED" {
-		t.Errorf("connections to what leaves are %+v", all)
+		t.Errorf("connections of removed realservers are %+v", all)
 	}
 	to1.Close()
 	testkit.Within(t, "nothing leaves any more", soon, func() bool { return leaving().Realservers == 0 })

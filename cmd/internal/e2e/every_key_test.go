@@ -124,7 +124,7 @@ func (p *program) mustChangeEach(base file, tables []string, changes map[string]
 				p.t.Errorf("%s: exit status %d, want a refusal:\n%s%s", key, got.code, got.stdout, got.stderr)
 			}
 			if got := reload(base); got.stdout != "nothing changed\n" {
-				p.t.Errorf("%s: the way back prints %s%s", key, got.stdout, got.stderr)
+				p.t.Errorf("%s: the reload back prints %s%s", key, got.stdout, got.stderr)
 			}
 			continue
 		case got.code != 0 || got.stdout == "nothing changed\n" ||
@@ -132,7 +132,7 @@ func (p *program) mustChangeEach(base file, tables []string, changes map[string]
 			p.t.Errorf("%s: exit status %d, want it changed:\n%s%s", key, got.code, got.stdout, got.stderr)
 		}
 		if got := reload(base); got.code != 0 || got.stdout == "nothing changed\n" {
-			p.t.Errorf("%s: the way back: exit status %d\n%s%s", key, got.code, got.stdout, got.stderr)
+			p.t.Errorf("%s: the reload back: exit status %d\n%s%s", key, got.code, got.stdout, got.stderr)
 		}
 	}
 	for _, key := range restarts {

@@ -55,7 +55,7 @@ func TestFirstStateIsTold(t *testing.T) {
 		return !slices.ContainsFunc(want, func(line string) bool { return !slices.Contains(lines, line+"\n") })
 	}
 	s.startDirectorWith(toml)
-	testkit.Within(t, "the first states are told", 2*soon, all)
+	testkit.Within(t, "there are events of the first states", 2*soon, all)
 
 	toml += more("later", 8006, tcp(80, "down")) + more("later-bad", 8007, tcp(9, "up")) + more("later-unchecked", 8008,
 		"")
@@ -66,11 +66,11 @@ func TestFirstStateIsTold(t *testing.T) {
 		"realserver later-unchecked "+at+" unknown up no check", "service later-unchecked - unknown up weight 1 is "+
 			"up, quorum 1")
 	s.reloadWith(toml)
-	testkit.Within(t, "the first states of what the reload has added are told", 2*soon, all)
+	testkit.Within(t, "there are events of the first states of the reload's additions", 2*soon, all)
 	s.reloadWith(strings.Replace(toml, "8008", "8009", 1))
 	s.director.stop()
 	if lines := told(); len(lines) != len(want) {
-		t.Errorf("told %d events, want %d: %q", len(lines), len(want), lines)
+		t.Errorf("%d events, want %d: %q", len(lines), len(want), lines)
 	}
 	if log := s.director.Output(); !strings.Contains(log, `msg="service down" service=bad`) ||
 		strings.Contains(log, "service=unchecked") {
@@ -97,7 +97,7 @@ func TestComingUp(t *testing.T) {
 		got := s.ask(command...)
 		if text := got.stdout; !strings.Contains(text, "coming up: ") || !strings.Contains(text, want) ||
 			strings.Contains(text, "check fails") || strings.Contains(text, "it is down: http") {
-			t.Errorf("%v says\n%s%s", command, got.stdout, got.stderr)
+			t.Errorf("%v prints\n%s%s", command, got.stdout, got.stderr)
 		}
 	}
 }

@@ -119,7 +119,7 @@ type badPacket struct {
 	end    tunnelEnd
 	packet []byte // from the outer header on
 	reason string // under which it is counted
-	frame  []byte // for who throws it again
+	frame  []byte // to send it again by itself
 }
 
 // badPackets returns packets to a tunnel end with one fault each: everything that can be wrong with them.

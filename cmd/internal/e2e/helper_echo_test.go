@@ -50,7 +50,7 @@ func askName(c net.Conn, word string) (server string, err error) {
 	}
 	server, back, _ := strings.Cut(strings.TrimSpace(line), " ")
 	if back != word {
-		return "", fmt.Errorf("said %q, and it came back as %q", word, line)
+		return "", fmt.Errorf("sent %q, received %q", word, line)
 	}
 	return server, nil
 }

@@ -30,7 +30,7 @@ func observe(t *testing.T, h *lab.Host) hostState {
 	err := h.Do(func() error {
 		for _, look := range []func() ([]string, error){links, addresses, routes, rules, sysctls} {
 			lines, err := look()
-			for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // it changed meanwhile
+			for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // the state has changed
 				lines, err = look()
 			}
 			if err != nil {

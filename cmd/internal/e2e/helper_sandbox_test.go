@@ -55,7 +55,7 @@ func enterSandbox(args []string) error {
 	}
 	if b.Nobody {
 		if err := b.dropPrivileges(); err != nil {
-			return fmt.Errorf("become nobody: %w", err)
+			return fmt.Errorf("drop privileges: %w", err)
 		}
 	}
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil { // another user has none

@@ -41,7 +41,8 @@ worker_rlimit_nofile 8192;
 events { worker_connections 4096; }
 http {
   access_log off; keepalive_timeout 60; sendfile on; default_type application/octet-stream;
-  client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
+  client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s;
+  scgi_temp_path %[1]s;
   server {
     listen [::]:80 ipv6only=off backlog=512;
     location = / { return 200 "%[2]s"; }
@@ -135,7 +136,7 @@ func (s *site) answerUDP(h *lab.Host, port uint16, answer func([]byte) []byte) n
 				return
 			}
 			if err == nil {
-				_, _ = c.WriteTo(answer(buf[:n]), from) // who asks notices
+				_, _ = c.WriteTo(answer(buf[:n]), from) // the client notices
 			}
 		}
 	})

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	soon = 10 * time.Second      // deadline of what takes milliseconds on an idle machine
-	tick = 10 * time.Millisecond // between two looks at a condition
+	soon = 10 * time.Second      // deadline of steps that take milliseconds on an idle machine
+	tick = 10 * time.Millisecond // between two polls
 )
 
 // short returns n, or less with -short.
@@ -38,8 +38,8 @@ type site struct {
 	*lab.Lab
 	t        *testing.T
 	dir      string
-	vips     []netip.Addr // what the agents accept
-	sources  []netip.Addr // from where the agents accept it
+	vips     []netip.Addr // destinations that the agents accept
+	sources  []netip.Addr // sources that the agents accept
 	director *program
 	agents   []*program // in the order of Webs
 }
@@ -249,7 +249,7 @@ func (p *program) stop() {
 	default:
 	}
 	if err := p.Stop(); err != nil {
-		p.t.Errorf("%s did not end well: %v", p, err)
+		p.t.Errorf("%s did not end with exit status 0: %v", p, err)
 	}
 }
 

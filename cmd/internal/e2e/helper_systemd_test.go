@@ -49,12 +49,13 @@ func boot(t *testing.T) *booted {
 	cmd := exec.Command("/proc/self/exe", t.TempDir())
 	cmd.Env = append(os.Environ(), helperEnv+"="+bootsSystemd)
 	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET,
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET,
 		UseCgroupFD: true, CgroupFD: int(group.Fd()), Pdeathsig: unix.SIGKILL}
 	started, ended := make(chan error), make(chan struct{})
 	go func() {
 		defer close(ended)
-		runtime.LockOSThread() // Pdeathsig is about the thread, and those that have been locked by others end with them
+		runtime.LockOSThread() // Pdeathsig depends on the thread; other locked threads end with their goroutines
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
@@ -207,14 +208,14 @@ func makeCgroup() (string, error) {
 func removeCgroup(t *testing.T, root string) {
 	testkit.Within(t, "the cgroup is removed", soon, func() bool {
 		var dirs []string
-		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error { // what goes meanwhile is gone
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error { // a folder may vanish meanwhile
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
 			}
 			return nil
 		})
 		for i := len(dirs) - 1; i >= 0; i-- {
-			_ = unix.Rmdir(dirs[i]) // the root's absence tells
+			_ = unix.Rmdir(dirs[i]) // the check is whether the root is absent
 		}
 		_, err := os.Stat(root)
 		return errors.Is(err, fs.ErrNotExist)

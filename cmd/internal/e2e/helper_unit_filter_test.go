@@ -45,7 +45,8 @@ func (u unit) filter(t *testing.T) []bpf.RawInstruction {
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PROT_WRITE | unix.PROT_EXEC, SkipTrue: 1}, fail(unix.EPERM))
 	when("mprotect", argument2, bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: unix.PROT_EXEC, SkipTrue: 1},
 		fail(unix.EPERM))
-	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER |
+		unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 	when("clone", argument0, bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: namespaces, SkipTrue: 1}, fail(unix.EPERM))
 	program = append(program, bpf.LoadAbsolute{Off: callNumber, Size: 4})
 	// The first two are RestrictNamespaces'; the last is one that an older systemd refuses, or an older kernel lacks.

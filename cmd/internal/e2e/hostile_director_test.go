@@ -26,7 +26,7 @@ func TestHostileDirector(t *testing.T) {
 	settle := func() {
 		t.Helper()
 		last := ^uint64(0)
-		testkit.Within(t, "the director has read what the kernel gave to its device", soon, func() bool {
+		testkit.Within(t, "the director has read all packets of its device", soon, func() bool {
 			n := given()
 			settled := s.director.balance().In.Packets == n && n == last
 			last = n

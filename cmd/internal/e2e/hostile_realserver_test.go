@@ -43,7 +43,7 @@ func TestHostileRealserver(t *testing.T) {
 			if got := mustRead(t, traps[g.agent]); got != word {
 				t.Fatalf("%q came in, want %q", got, word)
 			}
-			delete(evil.want[g.agent], "") // this one has no reason to be refused for
+			delete(evil.want[g.agent], "") // valid packets have no reason of a drop
 			good++
 		}
 	}

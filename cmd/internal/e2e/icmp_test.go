@@ -37,7 +37,7 @@ realserver = [ { address = "10.0.11.2" } ]
 		t.Fatal(err)
 	}
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("the client is told %v, want %v", err, unix.ECONNREFUSED)
+		t.Errorf("the client gets %v, want %v", err, unix.ECONNREFUSED)
 	}
 }
 

@@ -125,7 +125,7 @@ func TestImportUsage(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	if info, err := os.Stat(private); err != nil || info.Mode().Perm() != 0o644 {
-		t.Errorf("what a user with umask 077 has imported can't be read by the director: %v, %v", info, err)
+		t.Errorf("the director can't read the file that a user with umask 077 has imported: %v, %v", info, err)
 	}
 	want, err := os.ReadFile(filepath.Join(dir, "new"))
 	if got, e := os.ReadFile(there); err != nil || e != nil || !bytes.Equal(got, want) {

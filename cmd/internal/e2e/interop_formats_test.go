@@ -186,7 +186,8 @@ func TestInteropWrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(over6) })
-	s.command(s.Webs[0], "link add vips type dummy\naddr add "+s.VIP.String()+"/32 dev vips\naddr add "+vip6+"/128 dev vips nodad\nlink set vips up\n", "ip", "-batch", "-")
+	s.command(s.Webs[0], "link add vips type dummy\naddr add "+s.VIP.String()+"/32 dev vips\n"+
+		"addr add "+vip6+"/128 dev vips nodad\nlink set vips up\n", "ip", "-batch", "-")
 	in4, in6 := s.listenUDP(s.Webs[0], s.at(53)), s.listen6(s.Webs[0], "["+vip6+"]:53")
 	for _, f := range formats(director, web) {
 		s.device(s.Webs[0], f, false, func() {

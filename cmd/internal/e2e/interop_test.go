@@ -71,7 +71,7 @@ func (s *site) mustUpload(port uint16, n int) {
 	begin := time.Now()
 	answer, err := put(conn, n)
 	if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want || err != nil {
-		s.t.Fatalf("the server says %q, %v; want %q", answer, err, want)
+		s.t.Fatalf("the server answers %q, %v; want %q", answer, err, want)
 	}
 	s.t.Logf("%.0f Mbit/s", float64(n)*8/1e6/time.Since(begin).Seconds())
 }

@@ -142,7 +142,7 @@ func TestMetrics(t *testing.T) {
 
 	sent := m[`vstun_realserver_packets_total{realserver="10.0.11.2",service="s1"}`]
 	var agent map[string]float64
-	testkit.Within(t, "the agent has what the director has sent", soon, func() bool {
+	testkit.Within(t, "the agent has received the director's packets", soon, func() bool {
 		agent = s.agents[0].scrape()
 		return sent > 0 && agent["vstun_agent_received_packets_total"] == sent
 	})

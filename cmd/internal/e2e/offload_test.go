@@ -35,7 +35,7 @@ func TestOffloads(t *testing.T) {
 						t.Fatal(err)
 					}
 					if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want {
-						t.Errorf("the server says %q, want %q", answer, want)
+						t.Errorf("the server answers %q, want %q", answer, want)
 					}
 					t.Logf("%.0f Mbit/s", float64(n)*8/1e6/time.Since(begin).Seconds())
 					if st := s.director.balance(); (st.Offloads == "") != (director == "off") || len(st.Drops) != 0 {

@@ -47,7 +47,7 @@ func makePackages(t *testing.T) map[string]string {
 		t.Skipf("SKIPPED: nfpm can't be built here: %v\n%s", err, out)
 	}
 	cmd := exec.Command("../../../.ci/package", dir)
-	cmd.Env = append(os.Environ(), "NFPM="+nfpm, "DEBFULLNAME=", "DEBEMAIL=") // as whoever names no maintainer
+	cmd.Env = append(os.Environ(), "NFPM="+nfpm, "DEBFULLNAME=", "DEBEMAIL=") // as without a configured maintainer
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -91,7 +91,8 @@ func installPackages(t *testing.T, debs map[string]string) {
 			t.Errorf("the unit of the package:\n%s\nis not that of make install:\n%s", text, want)
 		}
 		about, _, _ := strings.Cut(string(text), "[Service]")
-		if !strings.Contains(about, "\nDocumentation=man:"+program+"(8) file:/usr/share/doc/vstun-"+program+"/README.md\n") {
+		documentation := "\nDocumentation=man:" + program + "(8) file:/usr/share/doc/vstun-" + program + "/README.md\n"
+		if !strings.Contains(about, documentation) {
 			t.Errorf("%s has no documentation:\n%s", unit, about)
 		}
 		if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") ||

@@ -141,7 +141,9 @@ func (s *site) bringPage() (url string) {
 // The page rounds bytes.
 func pageRows(tab *pagetest.Tab) [][]string {
 	return pagetest.Eval[[][]string](tab, `[...document.querySelectorAll('#services tbody tr')].map(tr =>
-		[(tr.querySelector('.title') ?? tr.querySelector('.name')).textContent, ...['how', 'weight', 'text', 'active', 'inactive', 'connections', 'packets'].map(c => tr.querySelector('.' + c).textContent)])`)
+		[(tr.querySelector('.title') ?? tr.querySelector('.name')).textContent,
+			...['how', 'weight', 'text', 'active', 'inactive', 'connections', 'packets']
+				.map(c => tr.querySelector('.' + c).textContent)])`)
 }
 
 // statusRows returns the same of a status.

@@ -139,7 +139,7 @@ func (s *site) catcher(h *lab.Host, link string) func() []byte {
 		b := make([]byte, 1<<16)
 		for {
 			n, from, err := unix.Recvfrom(fd, b, 0)
-			if err == unix.EINTR { // with a timeout, the kernel does not begin again by itself
+			if err == unix.EINTR { // with a timeout the kernel does not restart the call
 				continue
 			}
 			if err != nil {
@@ -243,7 +243,7 @@ func TestTunnelPaths(t *testing.T) {
 		}
 	}
 	if r := st.Services[4].Realservers[0]; r.EncapKey == nil || *r.EncapKey != 7 || !r.EncapChecksum {
-		t.Errorf("status says %+v", r)
+		t.Errorf("status has %+v", r)
 	}
 }
 
@@ -335,7 +335,7 @@ func TestNoRouteOverIPv6(t *testing.T) {
 	})
 	if log := s.director.Output(); !strings.Contains(log, "no route to realservers") || !strings.Contains(log,
 		ways6.web.String()) {
-		t.Errorf("the log does not say so:\n%s", log)
+		t.Errorf("the log does not have it:\n%s", log)
 	}
 	addRoute6(t, s.Director, everywhere, ways6.director.Prev())
 	testkit.Within(t, "the director knows the route", soon, func() bool {

@@ -65,7 +65,7 @@ func TestPersistence(t *testing.T) {
 		}
 		used[homes[client.String()][3]-'1']++
 	}
-	if used != [2]int{5, 5} { // round robin for those who are new
+	if used != [2]int{5, 5} { // round robin for new clients
 		t.Errorf("the realservers have %v clients, want 5 each", used)
 	}
 

@@ -29,7 +29,7 @@ func TestPathShrinks(t *testing.T) {
 				name, encap  string
 				vip, address netip.Addr
 				web          *lab.Host
-				told         string // the router's counter of what it tells the director
+				told         string // the router's counter of errors to the director
 			}
 			paths := []path{
 				{"ipip-4", "ipip", s.VIP, s.Webs[0].Addr, s.Webs[0], "Icmp:OutDestUnreachs"},
@@ -61,10 +61,10 @@ func TestPathShrinks(t *testing.T) {
 					answer, err := putFrom(conn, io.MultiReader(io.LimitReader(all, int64(size/2)), &hook{call: narrow},
 						all), size)
 					if want := fmt.Sprintf("%d bytes, all as they should be", size); answer != want || err != nil {
-						t.Fatalf("the server says %q, %v; want %q", answer, err, want)
+						t.Fatalf("the server answers %q, %v; want %q", answer, err, want)
 					}
 					if s.counters(s.Router)[p.told] == told {
-						t.Error("the router has told the director nothing: the path did not matter")
+						t.Error("the router has sent no error: the path's MTU did not matter")
 					}
 					t.Logf("%.0f Mbit/s", float64(size)*8/1e6/time.Since(begin).Seconds())
 				})

@@ -97,7 +97,7 @@ func TestReloadStorm(t *testing.T) {
 		t.Errorf("only %d reloads, want at least %d", reloads, wantReloads)
 	}
 	if words.Load() < wantWords {
-		t.Errorf("only %d words were said, want at least %d", words.Load(), wantWords)
+		t.Errorf("only %d words were sent, want at least %d", words.Load(), wantWords)
 	}
 	s.reloadWith(stormTOML(0))
 	st := s.director.balance()

@@ -102,7 +102,7 @@ port = 53
 	}
 	if changes := s.reloadWith(good); !slices.Contains(changes, `service "dns": removed`) ||
 		!slices.Contains(changes, `service "web": realserver 10.0.12.2: removed`) {
-		t.Errorf("the way back prints %q", changes)
+		t.Errorf("the reload back prints %q", changes)
 	}
 	if server := mustAnswer(t, conn); server != "web1" {
 		t.Errorf("the connection is answered by %s", server)

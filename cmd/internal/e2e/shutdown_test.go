@@ -128,7 +128,7 @@ func TestRemovedDevice(t *testing.T) {
 			t.Errorf("%s: %v, want exit status 1", p, err)
 		}
 		if !strings.Contains(p.Output(), "has been removed by somebody else") {
-			t.Errorf("%s does not say what happened:\n%s", p, p.Output())
+			t.Errorf("%s does not log the cause:\n%s", p, p.Output())
 		}
 	}
 	stop()
@@ -157,7 +157,7 @@ func TestKilledDirectorDoesNotLoop(t *testing.T) {
 	if _, err := conn.Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Within(t, "the client is told that the VIP is unreachable", soon, func() bool { return told() > 0 })
+	testkit.Within(t, "the client learns that the VIP is unreachable", soon, func() bool { return told() > 0 })
 	if in, out := toDirector(), back(); in != 1 || out != 0 {
 		t.Errorf("%d packets reached the director and %d left it, want 1 and 0", in, out)
 	}

@@ -60,7 +60,7 @@ realserver = [ { address = "10.0.11.2" } ]
 			t.Errorf("the upload that began before the flood: %q, %v; want %q", answer, err, want)
 		}
 	})
-	testkit.Within(t, "the upload is under way", soon,
+	testkit.Within(t, "the upload has begun", soon,
 		func() bool { return s.director.balance().Services[1].Realservers[0].Forwarded.Packets > 10 })
 
 	watch := s.watchTable()
@@ -99,7 +99,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	most, halfOpen := watch()
 	t.Logf("at most %d connections, %d of them half-open", most, halfOpen)
 	if c := now.Connections; c.Max != 200_000 || c.HalfOpenMax != 50_000 || most > c.Max || halfOpen > c.HalfOpenMax {
-		t.Errorf("there were %d connections, %d half-open ones; want at most 200000 (status says %d) and 50000 (%d)",
+		t.Errorf("there were %d connections, %d half-open ones; want at most 200000 (%d by status) and 50000 (%d)",
 			most, halfOpen, c.Max, c.HalfOpenMax)
 	}
 	// A client that answers so late that its half-open connection has been evicted has no connection.

@@ -95,7 +95,7 @@ func TestConnectionStays(t *testing.T) {
 	}
 	talk.Wait()
 	if said < want {
-		t.Errorf("only %d words were said on the long connection, want at least %d", said, want)
+		t.Errorf("only %d words were sent on the long connection, want at least %d", said, want)
 	}
 	testkit.Within(t, "only the long connection is active", soon, func() bool {
 		active := 0
@@ -170,7 +170,7 @@ func TestBadReload(t *testing.T) {
 		said := s.director.Output()
 		s.director.configure(c.config)
 		s.director.signal(unix.SIGHUP)
-		testkit.Within(t, "the log speaks of "+c.says, soon, func() bool {
+		testkit.Within(t, "the log has "+c.says, soon, func() bool {
 			return strings.Contains(strings.TrimPrefix(s.director.Output(), said), c.says)
 		})
 		if st := s.director.balance(); len(st.Services) != 1 || st.Services[0].Ports[0] != "80" || st.Queues == 7 {

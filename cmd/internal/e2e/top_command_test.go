@@ -129,7 +129,7 @@ func TestTop(t *testing.T) {
 	case <-time.After(3 * soon):
 		t.Fatalf("drain --wait does not end: %q", progress.fileWith())
 	}
-	testkit.Within(t, "it says how far it is, on one line", soon, func() bool {
+	testkit.Within(t, "it shows its progress, on one line", soon, func() bool {
 		return progress.has("\r\x1b[Kdraining for ",
 			"\r\x1b[Kdrained in ")
 	})
@@ -185,7 +185,7 @@ func TestTop(t *testing.T) {
 	p, screen = s.startTerminal(40, 10, "top", "--every", "200ms")
 	testkit.Within(t, "top shows the service", soon, func() bool { return screen.has("10.0.11.2") })
 	s.director.stop()
-	testkit.Within(t, "top says that the director is gone", soon, func() bool {
+	testkit.Within(t, "top shows that the director has gone", soon, func() bool {
 		return screen.has("connect") ||
 			screen.has("c.sock")
 	})

@@ -58,7 +58,7 @@ func testDownload(t *testing.T, ipv6 bool) {
 		t.Errorf("%d bytes came, want %d", size.n, bulk())
 	}
 	if a, b := hex.EncodeToString(sent.Sum(nil)), hex.EncodeToString(got.Sum(nil)); a != b {
-		t.Errorf("SHA-256 of what was sent is %s, of what came %s", a, b)
+		t.Errorf("SHA-256 of the sent bytes is %s, of the received ones %s", a, b)
 	}
 	if n := passed(); n != 0 {
 		t.Errorf("%d packets from the VIP passed the director", n)
@@ -124,7 +124,7 @@ func TestUpload(t *testing.T) {
 				t.Fatal(err)
 			}
 			if want := fmt.Sprintf("%d bytes, all as they should be", bulk()); answer != want {
-				t.Errorf("the server says %q, want %q", answer, want)
+				t.Errorf("the server answers %q, want %q", answer, want)
 			}
 			t.Logf("%.0f Mbit/s", float64(bulk())*8/1e6/time.Since(begin).Seconds())
 			if mss := sendMSS(t, conn); mss < c.least || mss > c.most {
@@ -165,7 +165,7 @@ func (s *site) acceptUploadsAt(h *lab.Host, address string) {
 			k, err := r.Body.Read(got)
 			_, _ = io.ReadFull(same, want[:k]) // never fails
 			if string(want[:k]) != string(got[:k]) {
-				http.Error(w, fmt.Sprintf("bytes %d to %d are not what was sent", n, n+k), http.StatusBadRequest)
+				http.Error(w, fmt.Sprintf("bytes %d to %d differ from the sent ones", n, n+k), http.StatusBadRequest)
 				return
 			}
 			if n += k; err == io.EOF {

@@ -128,7 +128,7 @@ func (s *site) mustTakeUpload(t *testing.T, to tunnel, vip netip.Addr, protocol 
 	}
 	answer, err := put(conn, n)
 	if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want || err != nil {
-		t.Errorf("the server says %q, %v; want %q", answer, err, want)
+		t.Errorf("the server answers %q, %v; want %q", answer, err, want)
 	}
 	if packets, err := wrapped.Packets(); err != nil || packets == 0 {
 		t.Errorf("%d packets came with protocol %d in the outer header, %v", packets, protocol, err)

@@ -30,7 +30,8 @@ func TestUsage(t *testing.T) {
 		{"director statuss", `director: there is no command "statuss": did you mean status? See director --help`},
 		{"director frobnicate", `director: there is no command "frobnicate": see director --help`},
 		{"realserver chekc", `realserver: there is no command "chekc": did you mean check? See realserver --help`},
-		{"director status --jsno", `director: there is no flag --jsno: did you mean --json? See director status --help`},
+		{"director status --jsno",
+			`director: there is no flag --jsno: did you mean --json? See director status --help`},
 		{"director status --colour", `director: there is no flag --colour: see director status --help`},
 		{"director status -x", `director: there is no flag -x: see director status --help`},
 		{"director status --socket", `director: --socket has no value: want one: see director status --help`},
@@ -161,7 +162,8 @@ func TestSecondStart(t *testing.T) {
 			pid = p.intake().Pid
 		}
 		got := run(t, p.host, exec.Command(programPath(p.name), "run", "-c", p.config))
-		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s): stop it, or set another path as control\n", p.name, what, pid, p.socket)
+		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s): stop it, or set another path "+
+			"as control\n", p.name, what, pid, p.socket)
 		if got.code != 1 || got.stderr != want {
 			t.Errorf("exit status %d, %s; want 1 and %s", got.code, got.stderr, want)
 		}

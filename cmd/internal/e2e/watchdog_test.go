@@ -70,7 +70,7 @@ func (m *serviceManager) mustHear(want string) string {
 		n, err = m.Read(b)
 	}
 	if err != nil || want != "" && string(b[:n]) != want {
-		m.t.Fatalf("the program says %q, want %q: %v", b[:n], want, err)
+		m.t.Fatalf("the program sends %q, want %q: %v", b[:n], want, err)
 	}
 	return string(b[:n])
 }

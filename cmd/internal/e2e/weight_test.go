@@ -43,7 +43,7 @@ func TestSetWeight(t *testing.T) {
 		t.Errorf("status has %+v, want weight 0, configured 1", r)
 	}
 	if got := s.must("status"); !strings.Contains(got, "draining (configured: 1)") {
-		t.Errorf("status does not say that the weight is an operator's:\n%s", got)
+		t.Errorf("status does not show the operator's weight:\n%s", got)
 	}
 	for range 4 {
 		s.mustBeServedBy(80, "web2")
@@ -172,7 +172,7 @@ func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	testkit.Within(s.t, "drain --wait says for what it waits", soon, func() bool {
+	testkit.Within(s.t, "drain --wait shows its progress", soon, func() bool {
 		return strings.Contains(p.Output(),
 			"draining for ")
 	})

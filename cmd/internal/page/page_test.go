@@ -164,7 +164,8 @@ func TestThousandRealservers(t *testing.T) {
 	tab.Do(`window.touched = new Set();
 		new MutationObserver(all => all.forEach(m => {
 			const row = (m.target.closest ? m.target : m.target.parentNode).closest?.('tr');
-			if (row && !m.target.closest?.('.reason, .spark')) touched.add(row.querySelector('.title, .realserver .name').textContent);
+			if (row && !m.target.closest?.('.reason, .spark'))
+				touched.add(row.querySelector('.title, .realserver .name').textContent);
 		})).observe(document.getElementById('services'), { subtree: true, childList: true, attributes: true })`)
 	src.change(func(st *api.DirectorStatus) {
 		st.Services[17].Realservers[3].Active = 4711
@@ -312,15 +313,25 @@ func TestLooks(t *testing.T) {
 }
 
 // outside lists elements that reach beyond the screen, and cells that are too small for their figures.
-const outside = `[...document.querySelectorAll('#services tr:not([hidden]) > *, .tile b, .panels td')].filter(e => e.checkVisibility() && !e.closest('thead') &&
-	(e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).display !== 'inline'))
+const outside = `[...document.querySelectorAll('#services tr:not([hidden]) > *, .tile b, .panels td')]
+	.filter(e => e.checkVisibility() && !e.closest('thead') && (e.getBoundingClientRect().right > innerWidth ||
+	e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).display !== 'inline'))
 	.map(e => e.className + ': ' + e.innerText)`
 
 // faintText lists text whose contrast to its background is below WCAG's 4.5.
 const faintText = `(() => {
 	const rgb = c => { const m = c.match(/[\d.]+/g).map(Number); return { c: m.slice(0, 3), a: m[3] ?? 1 }; };
-	const luminance = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
-	const behind = e => { for (; e; e = e.parentElement) { const b = rgb(getComputedStyle(e).backgroundColor); if (b.a === 1) return b.c; } return [255, 255, 255]; };
+	const luminance = c => {
+		const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+		return .2126 * r + .7152 * g + .0722 * b;
+	};
+	const behind = e => {
+		for (; e; e = e.parentElement) {
+			const b = rgb(getComputedStyle(e).backgroundColor);
+			if (b.a === 1) return b.c;
+		}
+		return [255, 255, 255];
+	};
 	const all = new Set();
 	const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 	while (walk.nextNode()) {
@@ -350,8 +361,10 @@ func TestKeyboard(t *testing.T) {
 		tab.Wait("the service opens or closes", fmt.Sprintf("%s.getAttribute('aria-expanded') === '%v' && "+
 			"(document.querySelectorAll('tbody')[0].rows.length === 5) === %v", focus, open, open))
 	}
-	nameless := pagetest.Eval[[]string](tab, `[...document.querySelectorAll('button, input, select, a, [role=img]')].filter(e => e.checkVisibility() &&
-		!(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.innerText.trim())).map(e => e.outerHTML)`)
+	nameless := pagetest.Eval[[]string](tab, `[...document.querySelectorAll('button, input, select, a, [role=img]')]
+		.filter(e => e.checkVisibility() &&
+		!(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.innerText.trim()))
+		.map(e => e.outerHTML)`)
 	if len(nameless) > 0 {
 		t.Errorf("without a name: %q", nameless)
 	}

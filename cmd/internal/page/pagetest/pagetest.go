@@ -108,7 +108,7 @@ func (b *Browser) Open(t *testing.T, url string, look Look) *Tab {
 		}
 		for _, r := range tab.requests {
 			if !strings.HasPrefix(r, server) {
-				t.Errorf("the page asks somebody else than %s: %s", server, r)
+				t.Errorf("the page sends a request to another server than %s: %s", server, r)
 			}
 		}
 	})
