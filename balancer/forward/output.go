@@ -10,6 +10,8 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Sink is where packets go: a raw socket.
@@ -38,7 +40,7 @@ type output struct {
 	sink    Sink
 	udp     SegmentSink // nil: none
 	ports   []uint16    // of udp
-	tally   *packet.Tally
+	tally   *stats.Tally
 	shared  *Shared
 	tap     *Capture     // of the batch; nil: nobody looks
 	refused int          // calls that udp can't, since one that it could
@@ -55,7 +57,7 @@ type output struct {
 	spare  []packet.Buf                     // one of them
 }
 
-func (o *output) init(sink Sink, udp SegmentSink, tally *packet.Tally, shared *Shared) {
+func (o *output) init(sink Sink, udp SegmentSink, tally *stats.Tally, shared *Shared) {
 	o.sink, o.udp, o.tally, o.shared = sink, udp, tally, shared
 	if udp != nil {
 		o.ports = udp.Ports()
@@ -259,10 +261,10 @@ func (o *output) send() {
 			o.lastErr.Store(int32(errno))
 		}
 		if errno == unix.EMSGSIZE {
-			o.tally.Drop(packet.DropTooBig)
+			o.tally.Drop(drop.TooBig)
 			o.shared.tooBig()
 		} else {
-			o.tally.Drop(packet.DropSendError)
+			o.tally.Drop(drop.SendError)
 		}
 		segs = segs[1:]
 	}
