@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -162,7 +161,7 @@ func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	if !w.policy.answers(p.Flow.Src, p.Flow.Dst) {
 		return drop.NotAnswer, nil
 	}
-	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !hop(b.Bytes()) {
+	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !lowerTTL(b.Bytes()) {
 		return drop.AnswerLoop, nil
 	}
 	if fragment {
@@ -347,9 +346,11 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 		})
 	}
 	q = q[:n+packet.UDPHeaderLen]
-	binary.BigEndian.PutUint16(q[n:], w.port)
-	binary.BigEndian.PutUint16(q[n+2:], p.Flow.DstPort)
-	binary.BigEndian.PutUint32(q[n+4:], packet.UDPHeaderLen<<16) // without checksum
+	u := packet.UDP(q[n:])
+	u.SetSrcPort(w.port)
+	u.SetDstPort(p.Flow.DstPort)
+	u.SetLen(packet.UDPHeaderLen)
+	u.ClearChecksum()
 	return w.write(q, mtu, true)
 }
 
@@ -364,10 +365,9 @@ func (w *AnswerWorker) write(b []byte, mtu int, anonymous bool) error {
 	} else {
 		e.SetLen(packet.PacketTooBig(room, b, dst, mtu))
 		if h := packet.IPv6(e.Bytes()); anonymous {
-			t := h[packet.IPv6HeaderLen:]
-			clear(t[2:4])   // the checksum
-			clear(t[16:32]) // the quoted source
-			packet.PutChecksum(t[2:], packet.Sum(t, h.PseudoSum(packet.ProtoICMPv6, len(t))), false)
+			t := packet.ICMP(h[packet.IPv6HeaderLen:])
+			packet.IPv6(t.Payload()).ClearSrc()
+			t.SetChecksum(h.PseudoSum(packet.ProtoICMPv6, len(t)))
 		}
 	}
 	_, _, err := w.tun.WriteBatch(w.errs)
@@ -383,19 +383,21 @@ func ends(p []byte) (src, dst netip.Addr, n int) {
 	return h.Src(), h.Dst(), h.TotalLen()
 }
 
-// hop takes one from a packet's TTL. It reports whether the packet may go on.
-func hop(p []byte) bool {
-	ttl := &p[8]
-	if p[0]>>4 == 6 {
-		ttl = &p[7]
+// lowerTTL takes 1 from a packet's TTL. It reports whether the packet may be forwarded.
+func lowerTTL(p []byte) bool {
+	if h := packet.IPv6(p); h.Version() == 6 {
+		if h.HopLimit() <= 1 {
+			return false
+		}
+		h.SetHopLimit(h.HopLimit() - 1)
+		return true
 	}
-	if *ttl <= 1 {
+	h := packet.IPv4(p)
+	if h.TTL() <= 1 {
 		return false
 	}
-	*ttl--
-	if h := packet.IPv4(p); h.Version() == 4 {
-		h.SetChecksum()
-	}
+	h.SetTTL(h.TTL() - 1)
+	h.SetChecksum()
 	return true
 }
 
@@ -434,14 +436,15 @@ func (s *Sent) has(b []byte, p *packet.Info) bool {
 // mark is a hash of IP and transport header, except an IPv4 header's ID and checksum, which the kernel may have
 // changed. The transport header's checksum stands for the payload.
 func (s *Sent) mark(b []byte, p *packet.Info) uint64 {
-	n := p.Offset + 8
+	n := p.Offset + packet.UDPHeaderLen
 	if p.Flow.Proto == packet.ProtoTCP {
-		n = p.Offset + 20
+		n = p.Offset + packet.TCPHeaderLen
 	}
 	var h [128]byte // the longest IPv4 and TCP header, or more IPv6 extension headers than servers send
 	n = copy(h[:], b[:min(n, len(b))])
-	if h[0]>>4 == 4 {
-		h[4], h[5], h[10], h[11] = 0, 0, 0, 0
+	if ip := packet.IPv4(h[:]); ip.Version() == 4 {
+		ip.SetID(0)
+		ip.ClearChecksum()
 	}
 	return maphash.Bytes(s.seed, h[:n])
 }

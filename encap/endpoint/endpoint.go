@@ -212,7 +212,7 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
 	if d == drop.Accept && !in.fragment {
 		mss := w.policy.mss4
-		if b.Bytes()[0]>>4 == 6 {
+		if packet.Version(b.Bytes()) == 6 {
 			mss = w.policy.mss6
 		}
 		d = offloaded(b, in, mss)

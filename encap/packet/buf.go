@@ -37,11 +37,11 @@ func (b *Buf) Room() []byte {
 	return b.mem[Headroom : Headroom+MaxLen]
 }
 
-// RoomVnet is Room with VnetLen more bytes in front, for a reader that puts a struct virtio_net_hdr there. SetLen takes
-// the length without it.
-func (b *Buf) RoomVnet() []byte {
+// RoomBehind is Room with n more bytes in front, at most Headroom, for a reader whose device puts a header of its own
+// there. SetLen takes the length without it.
+func (b *Buf) RoomBehind(n int) []byte {
 	b.Room()
-	return b.mem[Headroom-VnetLen : Headroom+MaxLen]
+	return b.mem[Headroom-n : Headroom+MaxLen]
 }
 
 // SetLen says that the packet has n bytes, which are in Room.

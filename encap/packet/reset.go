@@ -20,7 +20,7 @@ func Reset(dst []byte, b *Buf, p *Info) int {
 		return 0
 	}
 	six := Version(in) == 6
-	if !b.Offload.Partial && b.Offload.GSO == GSONone && Fold(Sum(t, tcpPseudoSum(in, six, len(t)))) != 0xffff {
+	if !b.Offload.Partial && b.Offload.GSO == GSONone && Fold(Sum(t, PseudoSum(in, ProtoTCP, len(t)))) != 0xffff {
 		return 0
 	}
 
@@ -59,14 +59,6 @@ func Reset(dst []byte, b *Buf, p *Info) int {
 		r.SetFlags(FlagRST | FlagACK)
 		r.SetAck(t.Seq() + length)
 	}
-	r.SetChecksum(tcpPseudoSum(dst, six, len(r)))
+	r.SetChecksum(PseudoSum(dst, ProtoTCP, len(r)))
 	return n
-}
-
-// tcpPseudoSum is the sum of the pseudo-header of the TCP packet in b, whose TCP header and payload have n bytes.
-func tcpPseudoSum(b []byte, six bool, n int) uint64 {
-	if six {
-		return IPv6(b).PseudoSum(ProtoTCP, n)
-	}
-	return IPv4(b).PseudoSum(n)
 }

@@ -110,10 +110,10 @@ func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
 		n := skip + int(r.msgs.hdrs[i].n)
 		if r.six {
 			var to [16]byte
-			const quotedSource = packet.IPv6HeaderLen + 8 + 8
+			const quote = packet.IPv6HeaderLen + packet.ICMPHeaderLen
 			b := bufs[i].Room()
-			if n >= quotedSource+16 {
-				to = [16]byte(b[quotedSource:])
+			if n >= quote+24 { // the end of the source
+				to = packet.IPv6(b[quote:]).Src().As16()
 			}
 			packet.IPv6(b).Encode(packet.IPv6Fields{
 				TotalLen: n, HopLimit: 255, NextHeader: packet.ProtoICMPv6, Src: r.names[i].Addr, Dst: to,

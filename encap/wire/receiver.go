@@ -133,7 +133,7 @@ func (s Socket) open(i, n int) (fd int, err error) {
 		}
 	}()
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
-	if err = s.believeNoError(fd); err != nil {
+	if err = s.ignorePMTUErrors(fd); err != nil {
 		return -1, err
 	}
 	if s.Over6 {
@@ -158,9 +158,9 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	return fd, s.bind(fd)
 }
 
-// believeNoError keeps the kernel from learning a path MTU from ICMP errors about packets that fd could have sent. It
-// sends none, so that every such error is forged.
-func (s Socket) believeNoError(fd int) error {
+// ignorePMTUErrors keeps the kernel from learning a path MTU from ICMP errors about packets of fd. The socket sends
+// none, so that every such error is forged.
+func (s Socket) ignorePMTUErrors(fd int) error {
 	if s.Over6 {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE)
 	}
@@ -329,14 +329,13 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 			TOS: class, TotalLen: headers + n, Protocol: s.Protocol,
 			Src: (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr,
 		})
-
 	}
 	if s.Protocol == packet.ProtoUDP {
-		u := h[headers-packet.UDPHeaderLen:]
+		u := packet.UDP(h[headers-packet.UDPHeaderLen:])
 		copy(u, (*[2]byte)(unsafe.Pointer(&name.Port))[:])
-		binary.BigEndian.PutUint16(u[2:], s.Port)
-		binary.BigEndian.PutUint16(u[4:], uint16(packet.UDPHeaderLen+n))
-		binary.BigEndian.PutUint16(u[6:], 0)
+		u.SetDstPort(s.Port)
+		u.SetLen(packet.UDPHeaderLen + n)
+		u.ClearChecksum()
 	}
 }
 

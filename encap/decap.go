@@ -85,8 +85,8 @@ func stripGUE(b *packet.Buf) (version int, d drop.Reason) {
 	return h.Version(), drop.Accept
 }
 
-// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP version
-// that it must have, 0 for either.
+// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP
+// version that it must have, 0 for either.
 func checkInner(b *packet.Buf, version int, class byte) drop.Reason {
 	p := b.Bytes()
 	if len(p) == 0 {
