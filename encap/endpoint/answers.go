@@ -32,7 +32,8 @@ type AnswerSink interface {
 // request's interface (IP_PKTINFO). The kernel routes most answers to the network, past this worker.
 //
 //	TUN queue → ReadBatch → check → Finish, or Split → Send → client
-//	                                                     └ too big: Fragment → client, or an ICMP error → TUN queue → server
+//	                                                     ├ too big, without DF: Fragment → client
+//	                                                     └ too big, with DF: ICMP error → TUN queue → server
 //
 // It works like a router: it takes 1 from the TTL, and respects the path MTU and DF. It keeps no packet longer than a
 // batch.
@@ -69,7 +70,7 @@ type AnswerWorker struct {
 type path struct {
 	src, dst netip.Addr
 	mtu      int
-	told     bool // a sender has been told in this batch
+	reported bool // an ICMP error with the MTU was sent in this batch
 }
 
 const (
@@ -194,7 +195,7 @@ func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
 	return nil
 }
 
-// split adds the segments of the super-packet in b to w.segs.
+// split adds the segments of the GSO packet in b to w.segs.
 func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error) {
 	cut, d := packet.NewCut(b, p, packet.MaxLen)
 	if d != drop.Accept {
@@ -274,11 +275,11 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (drop.Reason, error
 	if dst.Is4() && !packet.IPv4(b).DF() {
 		return w.fragment(b, mtu)
 	}
-	if w.large.told {
+	if w.large.reported {
 		return drop.TooBig, nil
 	}
-	w.large.told = true
-	return drop.TooBig, w.tell(b, mtu)
+	w.large.reported = true
+	return drop.TooBig, w.reportMTU(b, mtu)
 }
 
 // whole copies a packet into one piece.
@@ -316,9 +317,9 @@ func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (drop.Reason, error) {
 	return drop.Accept, nil
 }
 
-// tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket
-// that is bound to the device takes no other.
-func (w *AnswerWorker) tell(b []byte, mtu int) error {
+// reportMTU sends the sender of b, which has DF, an ICMP error with the MTU of its path. The ICMP error comes in by the
+// TUN device: a socket that is bound to the device takes no other.
+func (w *AnswerWorker) reportMTU(b []byte, mtu int) error {
 	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
 		return nil
 	}

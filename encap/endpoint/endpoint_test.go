@@ -37,7 +37,8 @@ func policyOf(own ...netip.Addr) *Policy {
 	return NewPolicy(Rules{
 		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.9.0.0/16"),
 			netip.MustParsePrefix("2001:db8:2::2/128"), netip.MustParsePrefix("2001:db8:9::/48")},
-		VIPs:          []netip.Addr{vip, netip.MustParseAddr("198.51.100.81"), vip6, netip.MustParseAddr("2001:db8:f::81")},
+		VIPs: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81"), vip6,
+			netip.MustParseAddr("2001:db8:f::81")},
 		Decapsulators: []encap.Decapsulator{{Kind: encap.KindIPIP}, {Kind: encap.KindGRE}, {Kind: encap.KindGUE}},
 		Port:          port,
 		LocalAddrs:    own,

@@ -12,8 +12,8 @@ type Buf struct {
 	mem      []byte
 	off, end int
 	Offload  Offload
-	// Next is the piece of the packet that comes behind Bytes, nil for none. A super-packet that has been made of
-	// several packets stays where those are. Len and Bytes are of the first piece, and Offload counts in that only.
+	// Next is the piece of the packet behind Bytes, nil for none. A GSO packet that was made of several packets stays
+	// in their memory. Len and Bytes are of the first piece. Only the first piece's Offload counts.
 	Next *Buf
 }
 

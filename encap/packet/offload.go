@@ -39,10 +39,10 @@ func (b *Buf) Finish() drop.Reason {
 	return drop.Accept
 }
 
-// Misplaced reports whether the checksum that is left to us is not the one in the packet's transport header, which p has
-// found: to compute it would change bytes that were checked already. The sender chooses its place, and can be a hostile
-// host on the same machine. A checksum inside a datagram, behind all headers that were checked, is not misplaced: it
-// belongs to a packet in a tunnel of the client's.
+// Misplaced reports whether the checksum that is left to us is not the one in the packet's transport header, which p
+// has found: to compute it would change bytes that were checked already. The sender chooses its place, and can be a
+// hostile host on the same machine. A checksum inside a datagram, behind all headers that were checked, is not
+// misplaced: it belongs to a packet in a tunnel of the client's.
 func (o *Offload) Misplaced(p *Info) bool {
 	if !o.Partial {
 		return false

@@ -7,7 +7,7 @@ const ResetRoom = IPv6HeaderLen + TCPHeaderLen
 
 // Reset writes to dst, of at least ResetRoom bytes, the RST with which the destination of the TCP segment in b answers
 // if it does not know the segment's connection (RFC 9293, section 3.10.7.1), and returns the RST's length in bytes. p
-// is what Parse has found in b. b may be a super-packet, or have an unfinished checksum.
+// is what Parse has found in b. b may be a GSO packet, or have an unfinished checksum.
 //
 // Reset returns 0 if the segment must not be answered: it is a RST, one of its addresses is not of a single host, its
 // header is longer than the packet, or its checksum is wrong. The IP header is as Linux makes it: the segment's DSCP,

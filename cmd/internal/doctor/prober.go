@@ -341,7 +341,8 @@ func (p *prober) listen(t *wire.Sniffer, over6 bool) {
 
 func (p *prober) take4(b []byte) {
 	h := packet.IPv4(b)
-	if len(b) < packet.IPv4HeaderLen || h.HeaderLen() < packet.IPv4HeaderLen || len(b) < h.HeaderLen()+packet.ICMPHeaderLen {
+	if len(b) < packet.IPv4HeaderLen || h.HeaderLen() < packet.IPv4HeaderLen ||
+		len(b) < h.HeaderLen()+packet.ICMPHeaderLen {
 		return
 	}
 	t := packet.ICMP(b[h.HeaderLen():])
@@ -393,7 +394,7 @@ func (p *prober) take6(b []byte) {
 
 // takeEcho takes an echo reply from the address of a request, or, with back, the request itself, which has come back.
 func (p *prober) takeEcho(of netip.Addr, t packet.ICMP, back bool) {
-	if len(t) < packet.ICMPHeaderLen+cookieLen || cookie(t[packet.ICMPHeaderLen:packet.ICMPHeaderLen+cookieLen]) != p.cookie {
+	if len(t) < packet.ICMPHeaderLen+cookieLen || cookie(t.Payload()) != p.cookie {
 		return
 	}
 	p.mu.Lock()
