@@ -55,5 +55,5 @@ type setup struct {
 func (a *agent) enforce(s *setup) {
 	a.setup.Store(s)
 	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
-		Exits: exits(s.cfg), Port: s.cfg.EncapPort, Own: a.own, MSS4: s.mss4, MSS6: s.mss6}))
+		Decapsulators: decapsulators(s.cfg), Port: s.cfg.EncapPort, LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6}))
 }

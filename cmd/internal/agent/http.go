@@ -5,12 +5,12 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/metrics"
-	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 )
 
 // serveHTTP registers the pages at the address of metrics.
 func (a *agent) serveHTTP() {
-	var batches []*packet.Batches
+	var batches []*stats.Batches
 	for _, w := range a.workers {
 		batches = append(batches, w.Batches())
 	}

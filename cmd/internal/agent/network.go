@@ -46,7 +46,7 @@ func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 
 // overhead returns the most bytes that the tunnels of cfg add to a packet. Directors may give GRE a checksum.
 func overhead(cfg *config.Realserver, over6 bool) (n int) {
-	for _, e := range exits(cfg) {
+	for _, e := range decapsulators(cfg) {
 		n = max(n, e.Kind.Overhead4())
 		if e.Kind == encap.KindGRE {
 			n = max(n, e.Kind.Overhead4()+greOption)

@@ -11,8 +11,8 @@ import (
 	"vstun/encap/wire"
 )
 
-// exits returns the far ends of the tunnels of cfg: one for each encapsulation.
-func exits(cfg *config.Realserver) (all []encap.Decapsulator) {
+// decapsulators returns the far ends of the tunnels of cfg: one for each encapsulation.
+func decapsulators(cfg *config.Realserver) (all []encap.Decapsulator) {
 	for _, name := range cfg.Encaps {
 		kind, _ := encap.ParseKind(name)
 		e := encap.Decapsulator{Kind: kind}
@@ -52,7 +52,7 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 		if six && !over6 || !six && !over4 {
 			continue
 		}
-		for _, e := range exits(cfg) {
+		for _, e := range decapsulators(cfg) {
 			switch {
 			case e.Kind.UDP():
 				all = append(all, wire.Socket{Protocol: packet.ProtoUDP, Over6: six, Port: cfg.EncapPort})

@@ -8,13 +8,13 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap"
-	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/routing/query"
 )
 
 // status returns the counters and settings of the running agent.
 func (a *agent) status() api.RealserverStatus {
-	var t, answers packet.Tally
+	var t, answers stats.Tally
 	var merged, questions uint64
 	for _, w := range a.workers {
 		w.Read(&t)
@@ -42,7 +42,7 @@ func (a *agent) status() api.RealserverStatus {
 		t.Drops[d] += n
 	}
 	st.Drops = api.Drops(&t)
-	if slices.ContainsFunc(exits(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
+	if slices.ContainsFunc(decapsulators(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
 		st.EncapPort = s.cfg.EncapPort
 	}
 	for _, v := range s.cfg.VIPs {

@@ -10,12 +10,13 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/api"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 func TestPrint(t *testing.T) {
-	var tally packet.Tally
-	tally.Drop(packet.DropNoService)
+	var tally stats.Tally
+	tally.Drop(drop.NoService)
 	st := api.DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2,
 		In:  api.Traffic{Packets: 3, Bytes: 100},
 		Out: api.Traffic{Packets: 2, Bytes: 140}, Drops: api.Drops(&tally),

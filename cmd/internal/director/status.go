@@ -10,13 +10,14 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/routing"
 	"vstun/tundev"
 )
 
 // status is what the control socket answers.
 func (d *director) status() api.DirectorStatus {
-	var t packet.Tally
+	var t stats.Tally
 	st := api.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(d.start).Seconds(),
 		TUN:    d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),

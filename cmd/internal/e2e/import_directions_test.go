@@ -14,22 +14,25 @@ import (
 // mayImport has the packages of this module that each package may import. Those in cmd may import all. Another package
 // fails the test until it has a line here.
 var mayImport = map[string][]string{
-	"encap/packet":      {},
-	"encap":             {"encap/packet"},
-	"encap/wire/pollfd": {},
-	"encap/wire":        {"encap/packet", "encap/wire/pollfd"},
-	"encap/query":       {"encap", "encap/packet"},
-	"encap/endpoint":    {"encap", "encap/packet", "encap/query"},
-	"tundev":            {"encap/packet", "encap/wire/pollfd"},
-	"balancer/conntab":  {"encap/packet"},
-	"balancer":          {"balancer/conntab", "encap", "encap/packet"},
-	"balancer/health":   {},
-	"balancer/forward":  {"balancer", "balancer/conntab", "encap", "encap/packet"},
-	"routing":           {"routing/kernel", "routing/query"},
-	"routing/query":     {"routing/kernel"},
-	"routing/neigh":     {},
-	"routing/kernel":    {},
-
+	"encap/packet/drop":  {},
+	"encap/packet/stats": {"encap/packet/drop"},
+	"encap/packet":       {"encap/packet/drop"},
+	"encap":              {"encap/packet", "encap/packet/drop"},
+	"encap/wire/pollfd":  {},
+	"encap/wire":         {"encap/packet", "encap/wire/pollfd"},
+	"encap/query":        {"encap", "encap/packet"},
+	"encap/endpoint":     {"encap", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query"},
+	"tundev":             {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
+	"balancer/conntab":   {"encap/packet"},
+	"balancer":           {"balancer/conntab", "encap", "encap/packet", "encap/packet/drop"},
+	"balancer/health":    {},
+	"balancer/forward": {
+		"balancer", "balancer/conntab", "encap", "encap/packet", "encap/packet/drop", "encap/packet/stats",
+	},
+	"routing":                   {"routing/kernel", "routing/query"},
+	"routing/query":             {"routing/kernel"},
+	"routing/neigh":             {},
+	"routing/kernel":            {},
 	"routing/kernel/kerneltest": {"routing/kernel"},
 }
 

@@ -16,7 +16,7 @@ import (
 	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/testdata/testkit"
 )
 
@@ -246,7 +246,7 @@ func TestManualDefaults(t *testing.T) {
 // TestManualIsComplete wants every reason of a drop, every scheduler and every command in the manual.
 func TestManualIsComplete(t *testing.T) {
 	text := testkit.ManualText(t)
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		if !strings.Contains(text, "| `"+d.String()+"` |") {
 			t.Errorf("drop reason %s is not in the manual", d)
 		}

@@ -17,7 +17,8 @@ import (
 	"github.com/prometheus/common/model"
 
 	"vstun/cmd/internal/api"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 	"vstun/testdata/testkit"
 )
 
@@ -113,13 +114,13 @@ func fullRealserver() api.RealserverStatus {
 }
 
 // someBatches is the batches of two queues, the second of which is empty.
-func someBatches() []*packet.Batches {
-	var a, b packet.Batches
+func someBatches() []*stats.Batches {
+	var a, b stats.Batches
 	for _, n := range []int{1, 1, 2, 3, 63, 64} {
 		a.Begin(n)
 		a.End()
 	}
-	return []*packet.Batches{&a, &b}
+	return []*stats.Batches{&a, &b}
 }
 
 // handlers returns the handler of each program, with all metrics.
@@ -244,7 +245,7 @@ func TestLint(t *testing.T) {
 // TestServicesThatLeftAreForgotten scrapes before and after a reload.
 func TestServicesThatLeftAreForgotten(t *testing.T) {
 	st := fullDirector()
-	h := Director(func() api.DirectorStatus { return st }, nil, new(packet.Batches))
+	h := Director(func() api.DirectorStatus { return st }, nil, new(stats.Batches))
 	if !strings.Contains(ask(t, h), `service="web"`) {
 		t.Error("the service is not there")
 	}
@@ -265,9 +266,9 @@ func TestReasons(t *testing.T) {
 		}
 		where[row[1]] = row[2]
 	}
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
-		if in := where[d.String()]; directorReason(d) != (in != "realserver") || agentReason(d) != (in != "director") {
-			t.Errorf("%v: of the director %v, of the agent %v; in the manual %q", d, directorReason(d), agentReason(d),
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
+		if in := where[d.String()]; d.Director() != (in != "realserver") || d.Realserver() != (in != "director") {
+			t.Errorf("%v: of the director %v, of the agent %v; in the manual %q", d, d.Director(), d.Realserver(),
 				in)
 		}
 	}
@@ -315,7 +316,7 @@ func manyRealservers() api.DirectorStatus {
 // TestManyRealservers: an answer has all of ten thousand realservers. BenchmarkScrape measures it: half a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
-	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(packet.Batches))
+	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(stats.Batches))
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
 	}
@@ -323,7 +324,7 @@ func TestManyRealservers(t *testing.T) {
 
 func BenchmarkScrape(b *testing.B) {
 	st := manyRealservers()
-	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(packet.Batches))
+	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(stats.Batches))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.SetBytes(int64(len(ask(b, h))))

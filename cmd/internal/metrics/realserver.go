@@ -6,19 +6,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"vstun/cmd/internal/api"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Realserver answers with the metrics of a realserver's agent. status is called at each request. batches counts the
 // batches of each worker.
-func Realserver(status func() api.RealserverStatus, batches []*packet.Batches) http.Handler {
+func Realserver(status func() api.RealserverStatus, batches []*stats.Batches) http.Handler {
 	return handler(&agent{status, batches})
 }
 
 // agent collects an agent's metrics.
 type agent struct {
 	status  func() api.RealserverStatus
-	batches []*packet.Batches
+	batches []*stats.Batches
 }
 
 // agentSeries is the metrics of an agent as a whole.
@@ -87,11 +88,6 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range st.FromDirectors {
 		ch <- prometheus.MustNewConstMetric(agentFrom, counterValue, float64(c.Packets), c.Address)
 	}
-	sendDrops(ch, agentDrops, agentReason, st.Drops)
+	sendDrops(ch, agentDrops, drop.Reason.Realserver, st.Drops)
 	sendBatches(ch, agentBatches, c.batches)
-}
-
-// agentReason reports whether an agent can refuse a packet for this reason.
-func agentReason(d packet.Drop) bool {
-	return d <= packet.DropSourceRoute || d >= packet.DropOffload
 }
