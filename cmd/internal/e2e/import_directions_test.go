@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {},
 	"routing/kernel":            {},
-	"routing/kernel/kerneltest": {"routing/kernel"},
+	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }
 
 const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
