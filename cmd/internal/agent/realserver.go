@@ -134,7 +134,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	}
 	// The sockets are open. Routes and addresses still change: by a reload, when others change them, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		a.log.Warn("more privileges are left than the agent needs", "refused", err)
+		a.log.Warn("cannot drop all capabilities", "refused", err)
 	}
 	daemon.WarnUnreadable(a.log, file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
