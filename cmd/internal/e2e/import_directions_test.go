@@ -29,7 +29,7 @@ var mayImport = map[string][]string{
 	"balancer/forward": {
 		"balancer", "balancer/conntab", "encap", "encap/packet", "encap/packet/drop", "encap/packet/stats",
 	},
-	"routing":                   {"routing/kernel", "routing/query"},
+	"routing":                   {"routing/kernel"},
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {},
 	"routing/kernel":            {},
