@@ -267,7 +267,9 @@ func TestNewRefuses(t *testing.T) {
 	for want, edit := range map[string]func(c *Config){
 		"kind 9: want one of [ipip gre gue fou]": func(c *Config) { c.Kind = 9 },
 		"destination invalid IP":                 func(c *Config) { c.Destination = netip.Addr{} },
-		"destination ::ffff:10.0.11.2":           func(c *Config) { c.Destination = netip.MustParseAddr("::ffff:10.0.11.2") },
+		"destination ::ffff:10.0.11.2": func(c *Config) {
+			c.Destination = netip.MustParseAddr("::ffff:10.0.11.2")
+		},
 		"destination fe80::1%eth0": func(c *Config) {
 			c.Source, c.Destination = director6,
 				netip.MustParseAddr("fe80::1%eth0")

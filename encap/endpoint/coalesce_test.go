@@ -319,7 +319,7 @@ func TestOffloaded(t *testing.T) {
 	}
 }
 
-// TestGatheredDatagramsAreRefused: what the kernel has put together, of datagrams whose sizes nobody knows, is no
+// TestGatheredDatagramsAreRefused: what the kernel has merged from datagrams of unknown sizes is no
 // datagram.
 func TestGatheredDatagramsAreRefused(t *testing.T) {
 	for _, c := range []struct {

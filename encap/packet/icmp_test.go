@@ -360,7 +360,7 @@ func TestQuotedPacket(t *testing.T) {
 	}
 }
 
-// TestEndOfTTL: a packet whose TTL or hop limit has ended is nobody's to send on.
+// TestEndOfTTL: a packet whose TTL or hop limit has ended is not forwarded.
 func TestEndOfTTL(t *testing.T) {
 	four := IPv4(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP}, &layers.UDP{SrcPort: 9, DstPort: 80},
 		gopacket.Payload("hello")))

@@ -322,7 +322,7 @@ func TestTakenPort(t *testing.T) {
 	})
 }
 
-// TestPrivilegedPort: without CAP_NET_BIND_SERVICE a port below 1024 is nobody else's, but refused.
+// TestPrivilegedPort: without CAP_NET_BIND_SERVICE a port below 1024 is refused, not used by another program.
 func TestPrivilegedPort(t *testing.T) {
 	inNamespace(t, func() { // whose ip_unprivileged_port_start is 1024
 		withoutBindService(t, func() {

@@ -52,7 +52,7 @@ func TestWrite(t *testing.T) {
 
 	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
 	if !shared.StartCapture(tap) {
-		t.Fatal("somebody else looks")
+		t.Fatal("another reader runs")
 	}
 	o := &once{bytes.Clone(in)}
 	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {

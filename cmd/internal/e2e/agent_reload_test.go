@@ -215,7 +215,7 @@ func (s *site) startShutIn() *program {
 	needTool(s.t, "systemd-analyze", "systemd")
 	s.openDir()
 	dir := filepath.Dir(p.socket)
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, nobody, nobody)); err != nil {
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, unprivileged, unprivileged)); err != nil {
 		s.t.Fatal(err)
 	}
 	p.startAs(p.inUnit())

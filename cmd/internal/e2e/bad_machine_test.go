@@ -154,7 +154,7 @@ func (s *site) refusals() []refusal {
 		}
 		return netlink.LinkSetUp(l)
 	}
-	nobody := func(c *exec.Cmd) *exec.Cmd {
+	unprivileged := func(c *exec.Cmd) *exec.Cmd {
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		return c
 	}
@@ -186,7 +186,7 @@ func (s *site) refusals() []refusal {
 			says:    []string{"30325"}, many: true},
 		{name: "kernel-tunnel", program: "realserver", machine: tunnel, restore: remove("kernel0"),
 			says: []string{"kernel0", "ip link set kernel0 down"}},
-		{name: "nobody", wrap: nobody, says: []string{"CAP_NET_ADMIN", "root"}},
+		{name: "unprivileged", wrap: unprivileged, says: []string{"CAP_NET_ADMIN", "root"}},
 		{name: "no-tun", wrap: helped(withoutTUN), says: []string{"/dev/net/tun", "modprobe tun"}},
 		{name: "sysctls", program: "director", wrap: helped(readOnlySysctls), says: []string{
 			"sysctl net.ipv4.ip_forward is 0, want 1, and can't be written: read-only file system", "check --sysctls"}},

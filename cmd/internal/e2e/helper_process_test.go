@@ -17,9 +17,9 @@ const (
 	withoutTUN      = "without-tun"       // hides /dev/net/tun and becomes the command
 	readOnlySysctls = "read-only-sysctls" // as in many containers
 	// runs the command with CAP_NET_ADMIN, CAP_NET_RAW and access to /dev/net/tun, and no other privilege
-	asNobody     = "as-nobody"
-	bootsSystemd = "boots-systemd" // see booted
-	sandboxed    = "sandboxed"     // see sandbox
+	asUnprivileged = "as-unprivileged"
+	bootsSystemd   = "boots-systemd" // see booted
+	sandboxed      = "sandboxed"     // see sandbox
 	// runs the command with an empty /run, and fails if the command leaves a file there
 	withPrivateRun = "with-private-run"
 )
@@ -50,7 +50,7 @@ func helper(role string, args []string) int {
 		if err == nil {
 			err = unix.Exec(args[0], args, os.Environ())
 		}
-	case asNobody:
+	case asUnprivileged:
 		if err = unix.Mount("none", "/dev/net", "tmpfs", 0, ""); err == nil {
 			err = unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200)))
 		}
@@ -58,7 +58,7 @@ func helper(role string, args []string) int {
 			err = os.Chmod("/dev/net/tun", 0o666) // whatever the umask
 		}
 		if err == nil {
-			return runAs(nobody, args)
+			return runAs(unprivileged, args)
 		}
 	case bootsSystemd:
 		err = bootSystemd(args[0])
@@ -75,8 +75,8 @@ func helper(role string, args []string) int {
 	return leftBehind
 }
 
-// nobody is Debian's user nobody.
-const nobody = 65534
+// unprivileged is the number of the user nobody, on Debian.
+const unprivileged = 65534
 
 // runAs runs a command as a user with the capabilities that our programs need, and forwards SIGTERM to it. It returns
 // the command's exit status.

@@ -18,8 +18,8 @@ import (
 
 // sandbox confines a program as systemd does (systemd.exec(5)), in the parts that need no service manager.
 type sandbox struct {
-	Nobody bool        // user and group nobody, with Caps
-	Caps   []cap.Value // AmbientCapabilities and CapabilityBoundingSet
+	Unprivileged bool        // user and group nobody, with Caps
+	Caps         []cap.Value // AmbientCapabilities and CapabilityBoundingSet
 	// Folders where the program may write. Everything else is read-only, and /dev has only net/tun and null. nil: no
 	// such restriction.
 	Writable []string
@@ -53,7 +53,7 @@ func enterSandbox(args []string) error {
 			return fmt.Errorf("mount: %w", err)
 		}
 	}
-	if b.Nobody {
+	if b.Unprivileged {
 		if err := b.dropPrivileges(); err != nil {
 			return fmt.Errorf("drop privileges: %w", err)
 		}
@@ -112,8 +112,8 @@ func (b *sandbox) dropPrivileges() error {
 		}
 	}
 	for _, step := range []func() error{
-		func() error { return cap.SetGroups(nobody) },
-		func() error { return cap.SetUID(nobody) },
+		func() error { return cap.SetGroups(unprivileged) },
+		func() error { return cap.SetUID(unprivileged) },
 		set.SetProc,
 		func() error { return cap.SetAmbient(true, b.Caps...) },
 		func() error { _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); return err },

@@ -88,13 +88,13 @@ func TestUnitsSandbox(t *testing.T) {
 	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, (*program).inUnit)
 }
 
-// inUnit returns the command that runs the program in its unit's sandbox. The folder of its socket must belong to user
-// nobody.
+// inUnit returns the command that runs the program in its sandbox of the unit. The user nobody owns the folder of its
+// socket.
 func (p *program) inUnit() *exec.Cmd {
 	p.t.Helper()
 	u := readUnit(p.t, p.name)
 	writable := append(u.words("ReadWritePaths"), filepath.Dir(p.socket))
-	box := &sandbox{Nobody: true, Writable: writable, Filter: u.filter(p.t)}
+	box := &sandbox{Unprivileged: true, Writable: writable, Filter: u.filter(p.t)}
 	for _, name := range u.words("AmbientCapabilities") {
 		c, err := cap.FromName(strings.ToLower(name))
 		if err != nil {

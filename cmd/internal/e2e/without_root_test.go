@@ -15,7 +15,7 @@ func TestWithoutRoot(t *testing.T) {
 		return field(t, "/proc/self/status",
 			"CapBnd")
 	}, func(p *program) *exec.Cmd {
-		return private(asNobody, exec.Command(programPath(p.name), "run", "-c", p.config))
+		return private(asUnprivileged, exec.Command(programPath(p.name), "run", "-c", p.config))
 	})
 }
 
@@ -37,7 +37,7 @@ func (s *site) mustWorkWithoutRoot(udpPort int, bounding func(*program) string, 
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			s.t.Fatal(err)
 		}
-		if err := os.Chown(dir, nobody, nobody); err != nil {
+		if err := os.Chown(dir, unprivileged, unprivileged); err != nil {
 			s.t.Fatal(err)
 		}
 		p.startAs(command(p))

@@ -258,7 +258,8 @@ func TestServicesThatLeftAreForgotten(t *testing.T) {
 
 // TestReasons compares the reasons that each program shows without having seen them with the manual's tables.
 func TestReasons(t *testing.T) {
-	rows := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|").FindAllStringSubmatch(testkit.ManualText(t), -1)
+	rows := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| (both|director|realserver) \\|").
+		FindAllStringSubmatch(testkit.ManualText(t), -1)
 	where := map[string]string{}
 	for _, row := range rows {
 		if other, twice := where[row[1]]; twice && other != row[2] {
