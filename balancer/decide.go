@@ -7,80 +7,81 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for
 // a new connection, the one that the service's scheduler chooses, which is remembered. What a realserver that is down
 // has can begin anew elsewhere if it is a datagram, or a SYN that nobody has answered, and does. It allocates nothing
 // and is called once for each packet of TCP, UDP or SCTP.
-func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	d, drop := s.decide(p, now)
-	if drop == packet.Accept && !d.Reachable() {
-		return nil, packet.DropSendError
+func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason) {
+	d, reason := s.decide(p, now)
+	if reason == drop.Accept && !d.Reachable() {
+		return nil, drop.SendError
 	}
-	return d, drop
+	return d, reason
 }
 
-func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason) {
 	n, result := s.table.Packet(p, now)
 	switch result {
 	case conntab.Hit:
-		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.table.Leave(p, n) {
-			return d, drop
+		if d, reason := s.dest(n); reason != drop.Accept || !d.Down || !s.table.Leave(p, n) {
+			return d, reason
 		}
 		result = conntab.Miss
 	case conntab.Gone:
-		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.table.Leave(p, n) {
+		if d, reason := s.dest(n); reason == drop.Accept && d.Down && s.table.Leave(p, n) {
 			result = conntab.Miss
 		}
 	}
 	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
 	switch {
 	case result == conntab.Gone:
-		return nil, packet.DropRemoved
+		return nil, drop.Removed
 	case svc == nil:
-		return nil, packet.DropNoService
+		return nil, drop.NoService
 	case result == conntab.Refused:
-		return nil, packet.DropNoConnection
+		return nil, drop.NoConnection
 	case svc.config.Persistence.Timeout > 0:
 		return s.persistent(svc, p, now)
 	}
 	d := svc.sched.pick(svc.list, p, now)
 	if d == nil {
-		return nil, packet.DropNoRealserver
+		return nil, drop.NoRealserver
 	}
 	return s.connect(svc, d, 0, p, now)
 }
 
 // connect remembers that p's connection goes to d. template is held, or 0.
 func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks) (*Dest,
-	packet.Drop) {
+	drop.Reason) {
 	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
 		if template != 0 {
 			s.table.Release(template)
 		}
 		d.stats.connections.Add(1)
-		return d, packet.Accept
+		return d, drop.Accept
 	}
 	switch n, result := s.table.Insert(p, d.number, template, now); result {
 	case conntab.Full:
-		return nil, packet.DropTableFull
+		return nil, drop.TableFull
 	case conntab.Hit: // another worker was faster
 		return s.dest(n)
 	}
 	d.bound()
 	d.stats.connections.Add(1)
-	return d, packet.Accept
+	return d, drop.Accept
 }
 
 // persistent is Decide for a new connection to a service whose clients stay where they are (Linux ip_vs_core.c,
 // ip_vs_sched_persist). One service has one template for a client, whatever its VIPs and ports.
-func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason) {
 	table := s.table
 	client := svc.client(p.Flow.Src)
 	n, template, result := table.Template(client, svc.number, now)
 	if result == conntab.Hit {
-		if d, drop := s.dest(n); drop == packet.Accept && s.keeps(d) {
+		if d, reason := s.dest(n); reason == drop.Accept && s.keeps(d) {
 			return s.connect(svc, d, template, p, now)
 		}
 		defer table.Release(template) // not before it is replaced: its number would be another's
@@ -91,17 +92,17 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (
 		if former != 0 {
 			table.Forget(client, svc.number, former)
 		}
-		return nil, packet.DropNoRealserver
+		return nil, drop.NoRealserver
 	}
 	n, template, result = table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, former, now)
 	switch result {
 	case conntab.Full:
-		return nil, packet.DropTableFull
+		return nil, drop.TableFull
 	case conntab.Hit: // another worker was faster
-		var drop packet.Drop
-		if d, drop = s.dest(n); drop != packet.Accept {
+		var reason drop.Reason
+		if d, reason = s.dest(n); reason != drop.Accept {
 			table.Release(template)
-			return nil, drop
+			return nil, reason
 		}
 	}
 	return s.connect(svc, d, template, p, now)
@@ -132,15 +133,15 @@ func (s *service) client(a netip.Addr) netip.Addr {
 func (s *Snapshot) Prefetch(p *packet.Info) uint8 { return s.table.Prefetch(p) }
 
 // dest is the realserver with number n of the connection table.
-func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
+func (s *Snapshot) dest(n uint32) (*Dest, drop.Reason) {
 	if int(n) < len(s.dests) && s.dests[n] != nil {
-		return s.dests[n], packet.Accept
+		return s.dests[n], drop.Accept
 	}
 	// A worker with a newer snapshot has made this connection since the batch began.
 	if latest := s.balancer.Snapshot(); latest != s {
 		return latest.dest(n)
 	}
-	return nil, packet.DropNoRealserver
+	return nil, drop.NoRealserver
 }
 
 // Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for

@@ -6,6 +6,7 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // Explanation is where a flow's packets go, and why: by its connection, or else as Decide would open one.
@@ -20,7 +21,7 @@ type Explanation struct {
 	Kept       bool           // the template holds
 	Chosen     netip.Addr     // the realserver that it would get; the zero Addr: none
 	ByChance   bool           // another one is as likely the next time
-	Drop       packet.Drop    // why its first packet would be dropped; Accept: it would not
+	Drop       drop.Reason    // why its first packet would be dropped; Accept: it would not
 	Candidates []Candidate    // the service's realservers, in the order of the configuration
 }
 
@@ -44,7 +45,7 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	}
 	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
 	if svc == nil {
-		e.Drop = packet.DropNoService
+		e.Drop = drop.NoService
 		return e
 	}
 	e.Service = svc.status()
@@ -61,7 +62,7 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	if svc.config.Persistence.Timeout > 0 {
 		if c, known := s.table.LookupTemplate(svc.client(p.Flow.Src), svc.number, now); known {
 			e.Template, _ = s.connection(c)
-			if d, drop := s.dest(c.Dest); drop == packet.Accept && s.keeps(d) {
+			if d, reason := s.dest(c.Dest); reason == drop.Accept && s.keeps(d) {
 				chosen, e.Kept = d, true
 			}
 		}
@@ -72,10 +73,10 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	}
 	switch {
 	case chosen == nil:
-		e.Drop = packet.DropNoRealserver
+		e.Drop = drop.NoRealserver
 		return e
 	case !chosen.Reachable():
-		e.Drop = packet.DropSendError
+		e.Drop = drop.SendError
 	}
 	e.Chosen = chosen.Address
 	return e

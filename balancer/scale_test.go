@@ -7,6 +7,7 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // manyServices makes n services, each with realservers of its own.
@@ -43,7 +44,7 @@ func BenchmarkDecide(b *testing.B) {
 		}
 		for i := range flows {
 			to(i)
-			if _, d := snap.Decide(p, 0); d != packet.Accept {
+			if _, d := snap.Decide(p, 0); d != drop.Accept {
 				b.Fatal(d)
 			}
 		}
@@ -53,7 +54,7 @@ func BenchmarkDecide(b *testing.B) {
 			for b.Loop() {
 				i++
 				to(i % flows)
-				if _, d := snap.Decide(p, 0); d != packet.Accept {
+				if _, d := snap.Decide(p, 0); d != drop.Accept {
 					b.Fatal(d)
 				}
 			}
@@ -70,7 +71,7 @@ func BenchmarkDecide(b *testing.B) {
 				}
 				to(i)
 				p.Flow.Src = netip.AddrFrom4([4]byte{193, byte(i >> 24), byte(i >> 16), 1})
-				if _, d := snap.Decide(p, 0); d != packet.Accept {
+				if _, d := snap.Decide(p, 0); d != drop.Accept {
 					b.Fatal(d)
 				}
 			}

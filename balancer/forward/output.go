@@ -10,6 +10,8 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Sink is where packets go: a raw socket.
@@ -38,7 +40,7 @@ type output struct {
 	sink    Sink
 	udp     SegmentSink // nil: none
 	ports   []uint16    // of udp
-	tally   *packet.Tally
+	tally   *stats.Tally
 	shared  *Shared
 	tap     *Capture     // of the batch; nil: nobody looks
 	refused int          // calls that udp can't, since one that it could
@@ -55,7 +57,7 @@ type output struct {
 	spare  []packet.Buf                     // one of them
 }
 
-func (o *output) init(sink Sink, udp SegmentSink, tally *packet.Tally, shared *Shared) {
+func (o *output) init(sink Sink, udp SegmentSink, tally *stats.Tally, shared *Shared) {
 	o.sink, o.udp, o.tally, o.shared = sink, udp, tally, shared
 	if udp != nil {
 		o.ports = udp.Ports()
@@ -113,16 +115,16 @@ func (o *output) port(hash uint64) uint16 {
 	return o.ports[n]
 }
 
-// segment appends the super-packet in b, wrapped for t, as packets of so many bytes of headers and payload.
-func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload int) {
-	pieces := (p.Len-headers+payload-1)/payload + 1
+// segment appends the segments that c cuts the GSO packet in b, wrapped for t, into.
+func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, c packet.Cut) {
+	pieces := c.Segments(p.Len) + 1
 	large := t.Kind().UDP() && o.udp != nil
 	if large {
 		o.flush() // what has come before goes before
 	}
-	o.reserve(pieces * (t.Overhead() + headers))
+	o.reserve(pieces * (c.Overhead + c.Headers))
 	before := len(o.segs)
-	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
+	o.segs, o.free = packet.Split(o.segs, b, p, c, o.free)
 	if large && o.sendLarge() {
 		return
 	}
@@ -199,10 +201,10 @@ func (o *output) sendLarge() bool {
 
 // segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough
 // for a copy.
-func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
+func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, c packet.Cut, mtu int) {
 	o.flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)
-	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
+	o.segs, o.free = packet.Split(o.segs, b, p, c, o.free)
 	datagrams := o.large[:copy(o.large[:], o.segs)]
 	o.segs = o.segs[:0]
 	for _, d := range datagrams {
@@ -259,10 +261,10 @@ func (o *output) send() {
 			o.lastErr.Store(int32(errno))
 		}
 		if errno == unix.EMSGSIZE {
-			o.tally.Drop(packet.DropTooBig)
+			o.tally.Drop(drop.TooBig)
 			o.shared.tooBig()
 		} else {
-			o.tally.Drop(packet.DropSendError)
+			o.tally.Drop(drop.SendError)
 		}
 		segs = segs[1:]
 	}

@@ -9,6 +9,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -58,7 +59,9 @@ func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
 func ip6(proto byte, payload []byte) packet.IPv6 {
 	b := make(packet.IPv6, 40+len(payload))
 	copy(b[40:], payload)
-	packet.PutIPv6(b, 0, len(b), 63, proto, client6.As16(), vip6.As16())
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TotalLen: len(b), HopLimit: 63, NextHeader: proto, Src: client6.As16(), Dst: vip6.As16(),
+	})
 	return b
 }
 
@@ -88,7 +91,7 @@ func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
 		from = router6
 	}
 	room := make([]byte, packet.ICMPRoom)
-	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, kind, code, mtu)]
+	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, packet.ICMPFields{Type: kind, Code: code, Rest: mtu})]
 }
 
 // TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words,
@@ -174,7 +177,7 @@ func TestRelay(t *testing.T) {
 				t.Fatalf("%d packets out", len(s.out))
 			}
 			var p packet.Info
-			if d := p.Parse(s.out[0]); d != packet.Accept {
+			if d := p.Parse(s.out[0]); d != drop.Accept {
 				t.Fatal(d)
 			}
 			m := s.out[0][p.Offset:]
@@ -186,7 +189,7 @@ func TestRelay(t *testing.T) {
 				!bytes.HasPrefix(c.in, m[8:]) || len(m) < 8+28 {
 				t.Errorf("out went %x, want %x", s.out[0], want)
 			}
-			if q, d := packet.QuotedFlow(s.out[0]); d != packet.Accept || q.Flow != in.Flow {
+			if q, d := packet.QuotedFlow(s.out[0]); d != drop.Accept || q.Flow != in.Flow {
 				t.Errorf("%v: about %v", d, q.Flow)
 			}
 		})

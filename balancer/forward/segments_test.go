@@ -11,6 +11,7 @@ import (
 	"vstun/balancer"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // segments is a SegmentSink that keeps what it gets, or refuses it.
@@ -76,7 +77,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 			}
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), p[28:]))
-			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != packet.Accept {
+			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != drop.Accept {
 				t.Fatalf("packet %d: %v", i, d)
 			}
 			in := packet.IPv4(b.Bytes())

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // udpHeaders is the length of the headers of a UDP packet over IPv4.
@@ -23,7 +24,9 @@ func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, pay
 			k = last
 		}
 		b := make(packet.IPv4, udpHeaders+k)
-		packet.PutIPv4(b, 0x2e, len(b), 64, packet.ProtoUDP, [4]byte{}, local)
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: 0x2e, TotalLen: len(b), TTL: 64, Protocol: packet.ProtoUDP, Dst: local,
+		})
 		binary.BigEndian.PutUint16(b[20:], from)
 		binary.BigEndian.PutUint16(b[22:], to)
 		for j := range b[udpHeaders:] {
@@ -71,7 +74,7 @@ func TestUDPSegments(t *testing.T) {
 				}
 				for i := range bufs[:n] {
 					h := packet.IPv4(bufs[i].Bytes())
-					if h.Check() != packet.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
+					if h.Check() != drop.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
 						h.TotalLen() != len(h) || h.TOS() != 0x2e ||
 						binary.BigEndian.Uint16(h[20:]) != port || binary.BigEndian.Uint16(h[22:]) != 6080 ||
 						int(binary.BigEndian.Uint16(h[24:])) != len(h)-20 {

@@ -16,6 +16,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // once is a source of one packet, and a sink for all.
@@ -44,7 +45,9 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := make(packet.IPv4, 40)
-	packet.PutIPv4(in, 0, len(in), 64, packet.ProtoUDP, client.As4(), vip.As4())
+	packet.IPv4(in).Encode(packet.IPv4Fields{
+		TotalLen: len(in), TTL: 64, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
+	})
 	copy(in[20:], []byte{0x12, 0x34, 0, 53, 0, 20})
 
 	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
@@ -88,7 +91,7 @@ func TestWrite(t *testing.T) {
 			continue
 		}
 		outer := packet.IPv4(data)
-		if outer.Check() != packet.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
+		if outer.Check() != drop.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
 			t.Errorf("after the tunnel: %x", data)
 		}
 		if p := gopacket.NewPacket(data, layers.LayerTypeIPv4, gopacket.Default); p.Layer(layers.LayerTypeUDP) == nil ||

@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/routing"
 )
 
@@ -76,7 +77,7 @@ func (d *director) explain(q url.Values) (any, error) {
 }
 
 // verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words.
-func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop, why string) {
+func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, reason, why string) {
 	gone := "not configured any more"
 	if e.Down {
 		gone = "down"
@@ -84,15 +85,15 @@ func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop,
 	switch c := e.Connection; {
 	case c == nil:
 	case e.Down && c.State.Movable():
-		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
+		realserver, reason, why = newConnection(e)
+		return realserver, reason, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
 			c.Realserver, why)
 	case e.Left && cfg.ExpireNoDest:
-		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
+		realserver, reason, why = newConnection(e)
+		return realserver, reason, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
 			"(expire_nodest); of a new one: %s", c.Realserver, gone, why)
 	case e.Left && cfg.DropOnRemoval:
-		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is %s (on_removal = "+
+		return "", drop.Removed.String(), fmt.Sprintf("its connection is to %v, which is %s (on_removal = "+
 			"\"drop\")", c.Realserver, gone)
 	case e.Left:
 		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is " + gone
@@ -109,14 +110,14 @@ func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop,
 }
 
 // newConnection is verdict for a packet that begins a connection.
-func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
+func newConnection(e *balancer.Explanation) (realserver, reason, why string) {
 	s := e.Service
 	switch {
 	case s == nil:
 		return "", e.Drop.String(), "no service has VIP, protocol and port"
-	case e.Drop == packet.DropNoRealserver:
+	case e.Drop == drop.NoRealserver:
 		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
-	case e.Drop != packet.Accept:
+	case e.Drop != drop.Accept:
 		return "", e.Drop.String(), fmt.Sprintf("it would get %v, to which there is no route, and no source is set",
 			e.Chosen)
 	case e.Kept:

@@ -8,7 +8,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestVerdict: what becomes of a connection whose realserver has left, or that has ended, and of a new one, by the
@@ -41,13 +41,13 @@ func TestVerdict(t *testing.T) {
 		{"down, a datagram", balancer.Explanation{Connection: conn(conntab.UDP), Left: true, Down: true, Service: web,
 			Chosen: other}, config.Connections{}, "10.0.11.2", "", "begins anew elsewhere"},
 		{"down, unanswered", balancer.Explanation{Connection: conn(conntab.SynRecv), Left: true, Down: true,
-			Service: web, Drop: packet.DropNoRealserver}, config.Connections{DropOnRemoval: true}, "", "no_realserver",
+			Service: web, Drop: drop.NoRealserver}, config.Connections{DropOnRemoval: true}, "", "no_realserver",
 			"begins anew elsewhere"},
-		{"none", balancer.Explanation{Drop: packet.DropNoService}, config.Connections{}, "", "no_service",
+		{"none", balancer.Explanation{Drop: drop.NoService}, config.Connections{}, "", "no_service",
 			"no service"},
-		{"no realserver", balancer.Explanation{Service: web, Drop: packet.DropNoRealserver}, config.Connections{}, "",
+		{"no realserver", balancer.Explanation{Service: web, Drop: drop.NoRealserver}, config.Connections{}, "",
 			"no_realserver", "wlc finds no realserver"},
-		{"no route", balancer.Explanation{Service: web, Chosen: rs, Drop: packet.DropSendError}, config.Connections{},
+		{"no route", balancer.Explanation{Service: web, Chosen: rs, Drop: drop.SendError}, config.Connections{},
 			"", "send_error", "no route"},
 		{"persistence", balancer.Explanation{Service: web, Chosen: rs, Kept: true,
 			Template: conn(conntab.TemplateState)}, config.Connections{}, "10.0.11.1", "", "persistence keeps"},
