@@ -25,7 +25,7 @@ func TestProbes(t *testing.T) {
 		from, to := netip.MustParseAddr(f.from), netip.MustParseAddr(f.to)
 		for _, inner := range [][]byte{
 			echoRequest(from, to, 1001, 0xdeadbeef, c),
-			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, tcpSYN|tcpACK),
+			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, packet.FlagSYN|packet.FlagACK),
 			datagram(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, query.Port),
 				query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
 		} {
@@ -65,8 +65,9 @@ func TestProbes(t *testing.T) {
 				if len(outside) != len(inner)+overhead(tunnel) || !bytes.HasSuffix(outside, inner) {
 					t.Errorf("%v: %d bytes about %d", kind, len(outside), len(inner))
 				}
-				if tunnel.Destination.Is4() && (outside[6]&0x40 == 0 || outside[9] != outer(tunnel, to)) ||
-					tunnel.Destination.Is6() && outside[6] != outer(tunnel, to) {
+				if tunnel.Destination.Is4() && (!packet.IPv4(outside).DF() ||
+					packet.IPv4(outside).Protocol() != outerProtocol(tunnel, to)) ||
+					tunnel.Destination.Is6() && packet.IPv6(outside).NextHeader() != outerProtocol(tunnel, to) {
 					t.Errorf("%v: %x", kind, outside[:20])
 				}
 			}
