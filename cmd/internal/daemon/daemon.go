@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -16,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -167,20 +166,13 @@ func OnHangup() func(fn func()) Task {
 	}
 }
 
-// Notify tells the service manager about the program's state (sd_notify(3)): "READY=1". Without a service manager it
-// does nothing.
+// Notify sends the program's state to the service manager (sd_notify(3)): "READY=1". Without a service manager it does
+// nothing.
 func Notify(state string) error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	c, err := net.Dial("unixgram", path) // "@name" is an abstract socket for both
-	if err != nil {
+	if _, err := systemd.SdNotify(false, state); err != nil {
 		return fmt.Errorf("NOTIFY_SOCKET: %w", err)
 	}
-	defer c.Close()
-	_, err = io.WriteString(c, state)
-	return err
+	return nil
 }
 
 // Every is a task that calls fn again and again, period apart.

@@ -59,7 +59,9 @@ var onlyBelow = map[string][]string{
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
 	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},
 	"github.com/gdamore/tcell/v2":       {"cmd/internal/top"},
-	"C":                                 {},
+
+	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
+	"C": {},
 }
 
 type goPackage struct {
