@@ -371,7 +371,7 @@ func (x *targetExam) explainSilence(ctx context.Context, first, direct *probe) {
 		}
 	}
 	if !direct.answered {
-		f.What = fmt.Sprintf("nothing comes back: neither to %s nor to a plain ping", x.tunnelName(x.Kind))
+		f.What = fmt.Sprintf("nothing comes back: neither through %s nor to a plain ping", x.tunnelName(x.Kind))
 		f.Causes = []string{"it is down", "there is no route to it, or none back: a realserver needs a default route",
 			"a firewall drops all packets from this host"}
 		f.Fix = fmt.Sprintf("ping -c 3 %s; ip route get %s", x.Destination, x.Destination)
