@@ -45,14 +45,14 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := make(packet.IPv4, 40)
-	packet.IPv4(in).Encode(packet.IPv4Fields{
+	in.Encode(packet.IPv4Fields{
 		TotalLen: len(in), TTL: 64, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
 	})
 	copy(in[20:], []byte{0x12, 0x34, 0, 53, 0, 20})
 
 	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
 	if !shared.StartCapture(tap) {
-		t.Fatal("somebody else looks")
+		t.Fatal("another capture runs")
 	}
 	o := &once{bytes.Clone(in)}
 	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {

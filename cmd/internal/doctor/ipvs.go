@@ -46,7 +46,7 @@ type kernelService struct {
 // [2001:0db8:…]:0050 wlc" (ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c).
 // Services by a mark have no address.
 //
-// It is hand-written: procfs lists only services that have realservers, and no kept library speaks IPVS's netlink protocol.
+// It is hand-written, as procfs lists only services that have realservers.
 func parseIPVS(text string) (all []kernelService) {
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)

@@ -89,8 +89,8 @@ func quotes(text string) (all []string) {
 	return all
 }
 
-// literals returns a pattern for each string of this package's sources, with any text for the verbs of fmt. Strings that
-// + joins are one.
+// literals returns a pattern for each string of this package's sources, with any text for the verbs of fmt. Strings
+// that + joins are one.
 func literals(t *testing.T) (all []*regexp.Regexp) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {

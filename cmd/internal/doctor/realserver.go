@@ -245,8 +245,9 @@ func (res *result) realserverFirewall(s *Realserver) {
 			to := netip.AddrPortFrom(vip, port)
 			all = append(all, pathCheck{name: fmt.Sprintf("requests for %s that come out of the tunnel", to),
 				grade: Error, why: "its server never gets them", hooks: in,
-				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], packet.ProtoTCP, to), UnknownSource: true, IIF: s.Config.TUN, State: nft.New},
-				nft:  fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
+				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], packet.ProtoTCP, to), UnknownSource: true,
+					IIF: s.Config.TUN, State: nft.New},
+				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
 		}
 		if hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
 			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anyClient[vip.Is6()], 1024), 0, 0,

@@ -168,10 +168,10 @@ func (x *targetExam) agentAnswer(ctx context.Context, c encap.Config, probes []*
 }
 
 // lostAnswers is the cause why answers from a VIP get lost though requests arrive.
-const lostAnswers = "its answers are dropped on the way back, as their source is the VIP (a cloud's source/destination " +
-	"check, a router's uRPF, rp_filter)"
+const lostAnswers = "its answers are dropped on the way back, as their source is the VIP (a cloud's " +
+	"source/destination check, a router's uRPF, rp_filter)"
 
-// lacks reports whether an agent that has answered does not have a VIP.
+// lacksVIP reports whether an agent that has answered does not have a VIP.
 func lacksVIP(agent *query.Answer, vip *targetVIP) bool {
 	return agent != nil && len(agent.VIPs) >= int(agent.Total) && !slices.Contains(agent.VIPs, vip.addr)
 }
@@ -466,8 +466,9 @@ func (x *targetExam) unanswered(f Finding, others []encap.Kind) {
 // refused returns the parts of a finding that explain why this host's kernel does not send.
 func (x *targetExam) refused(err error) (what, fix string, remarks []string) {
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Sprintf("this host's own firewall drops outgoing packets of %s", x.tunnelName(x.Kind)),
-			"nft list ruleset", []string{fmt.Sprintf("accept packets to it: iptables -I OUTPUT -d %s -j ACCEPT", x.Destination)}
+		what = fmt.Sprintf("this host's own firewall drops outgoing packets of %s", x.tunnelName(x.Kind))
+		remark := fmt.Sprintf("accept packets to it: iptables -I OUTPUT -d %s -j ACCEPT", x.Destination)
+		return what, "nft list ruleset", []string{remark}
 	}
 	return fmt.Sprintf("the kernel refuses to send to it: %v", err), fmt.Sprintf("ip route get %s", x.Destination), nil
 }
