@@ -90,7 +90,7 @@ func complete(b []byte, sources func(netip.Addr) netip.Addr) {
 	}
 	h := packet.IPv4(b)
 	if source := sources(h.Dst()); h.Src().IsUnspecified() && source.Is4() {
-		*(*[4]byte)(h[12:]) = source.As4()
+		h.SetSrc(source.As4())
 	}
 	h.SetChecksum()
 }
