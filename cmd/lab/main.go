@@ -37,9 +37,10 @@ func demoCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Requests through a director and two realservers; needs root",
-		Long: "demo makes five hosts out of network namespaces (client, router, director, two web servers), runs the\n" +
-			"programs director and realserver in them, makes requests to the virtual address, and counts the packets\n" +
-			"on their paths. It takes a few seconds and cleans up. Exit status 0: every request was answered as expected.",
+		Long: "demo makes five hosts out of network namespaces (client, router, director, two web servers), runs\n" +
+			"the programs director and realserver in them, makes requests to the virtual address, and counts the\n" +
+			"packets on their paths. It takes a few seconds and cleans up. Exit status 0: every request was\n" +
+			"answered as expected.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return demo(c.Context(), c.OutOrStdout(), o) },
 	}

@@ -124,8 +124,8 @@ func (p *program) status(ctx context.Context, into any) error {
 	return control.Get(ctx, p.socket, "/status", into)
 }
 
-// stopPrograms ends all programs at once, and returns an error for each that fails. The failure of a program that was not
-// up yet is no error here: it is known already, or SIGTERM came before the program's handler.
+// stopPrograms ends all programs at once, and returns an error for each that fails. The failure of a program that was
+// not up yet is no error here: it is known already, or SIGTERM came before the program's handler.
 func (s *show) stopPrograms() error {
 	all := s.programs()
 	errs := make([]error, len(all))
