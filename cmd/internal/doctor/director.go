@@ -236,7 +236,7 @@ func (res *result) descriptors(c control.Checks, err error) {
 			Why: fmt.Sprintf("%d checks wait now", c.Waiting), Fix: "systemctl edit vstun-director",
 			Remarks: []string{c.Fix()}})
 	default:
-		res.fine("health checks need %d, and have %d", c.Needed, c.Room)
+		res.fine("health checks need %d, and %d are free", c.Needed, c.Room)
 	}
 }
 

@@ -84,12 +84,12 @@ func (res *result) find(f Finding) {
 	res.findings = append(res.findings, f)
 }
 
-// fine records that the check found no fault, and what it saw.
+// fine records a fact that is no fault.
 func (res *result) fine(format string, args ...any) {
 	res.fines = append(res.fines, Note{res.check, fmt.Sprintf(format, args...)})
 }
 
-// skip records what could not be examined, and why.
+// skip records that a fact could not be examined, and why.
 func (res *result) skip(format string, args ...any) {
 	res.unchecked = append(res.unchecked, Note{res.check, fmt.Sprintf(format, args...)})
 }

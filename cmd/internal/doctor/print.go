@@ -22,7 +22,7 @@ const (
 )
 
 // print writes r as text, one fact a line, in lines of at most width characters (0: any). Findings that differ only in
-// their places are printed once. With verbose it lists all those places, and what the checks without findings saw.
+// their places are printed once. With verbose it lists all those places, and the facts that are no faults.
 func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
 	line := func(text string) {

@@ -105,7 +105,7 @@ func serialize(t *testing.T, p gopacket.Packet) []byte {
 	return buf.Bytes()
 }
 
-// What is advised on is counted somewhere.
+// Each reason with advice is a drop reason.
 func TestAdvice(t *testing.T) {
 	names := map[string]bool{}
 	for d := drop.Accept + 1; d < drop.NumReasons; d++ {

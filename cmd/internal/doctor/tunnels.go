@@ -71,7 +71,7 @@ func (x *targetExam) ping(c encap.Config, vip *targetVIP, size int) *probe {
 	return s
 }
 
-// examine probes the VIPs and asks the agent what it accepts.
+// examine probes the VIPs, asks the agent for its VIPs and tunnels, and records the result.
 func (x *targetExam) examine(ctx context.Context) {
 	asked := x.askAgent(x.Config, 0)
 	probes := slices.Clone(asked)

@@ -119,7 +119,7 @@ func openSocket(index int, program []bpf.RawInstruction) (fd int, err error) {
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
 		return -1, fmt.Errorf("attach the filter: %w", err)
 	}
-	// ETH_P_ALL in network byte order; only it sees what is sent, too.
+	// ETH_P_ALL in network byte order: no other protocol shows sent frames, too.
 	all := unix.SockaddrLinklayer{Protocol: unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8, Ifindex: index}
 	if err := unix.Bind(fd, &all); err != nil {
 		return -1, fmt.Errorf("bind the packet socket: %w", err)

@@ -161,7 +161,7 @@ func TestLinkOffloads(t *testing.T) {
 	for _, c := range []struct {
 		name            string
 		link            Link
-		atMost, atLeast float64 // bytes in a frame, on the average, as the host's taps see them
+		atMost, atLeast float64 // bytes in a frame, on the average, as packet sockets see them
 	}{
 		{name: "super-packets", link: Link{}, atLeast: 3000, atMost: 65536},
 		{name: "segments", link: Link{Segmented: true}, atLeast: 0, atMost: 1500},
