@@ -59,8 +59,8 @@ bench: build
 
 lint:
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
-	$(GO) vet ./...
-	$(GO) tool staticcheck ./...
+	$(GO) vet ./... ./testdata/testkit
+	$(GO) tool staticcheck ./... ./testdata/testkit
 	$(GO) run ./cmd/internal/lint
 
 fuzz:

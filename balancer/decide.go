@@ -23,7 +23,7 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason
 }
 
 func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason) {
-	n, result := s.table.Packet(p, now)
+	n, result := s.table.Packet(p, conntab.FromClient, now)
 	switch result {
 	case conntab.Hit:
 		if d, reason := s.dest(n); reason != drop.Accept || !d.Down || !s.table.Leave(p, n) {

@@ -136,7 +136,7 @@ func againstModel(t *testing.T, name string, model func(*service) *Dest) {
 					b.Snapshot().connect(svc, got, 0, p, 0)
 					if rnd.IntN(3) == 0 { // an inactive connection
 						p.TCPFlags = packet.FlagRST | packet.FlagSYN
-						b.table.View().Packet(p, 0)
+						b.table.View().Packet(p, conntab.FromClient, 0)
 					}
 				}
 				if rnd.IntN(20) == 0 {

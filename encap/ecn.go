@@ -1,7 +1,9 @@
 package encap
 
-import "vstun/encap/packet"
-import "vstun/encap/packet/drop"
+import (
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+)
 
 // ECN codepoints, the low two bits of TOS and traffic class (RFC 3168, section 5).
 const (

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps []step, next []addrRecord) {
@@ -35,20 +37,20 @@ func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps
 // addrPatience is how long addAddr waits for the kernel.
 const addrPatience = time.Second
 
-// addAddr adds an address, and waits until servers can be bound to it: with IPv6 the kernel makes it ready behind our
-// back (addrconf_dad_work in net/ipv6/addrconf.c), also where nobody is asked whether he has it. If that takes long,
-// something else is wrong, and not ours to mend.
+// addAddr adds an address, and waits until servers can be bound to it: the kernel makes an IPv6 address ready later
+// (addrconf_dad_work in net/ipv6/addrconf.c), even without duplicate address detection. After addrPatience it gives up,
+// which is no error.
 func (m *Manager) addAddr(l netlink.Link, p netip.Prefix) error {
 	if err := m.nl.AddrAdd(l, kernelAddr(p)); err != nil || p.Addr().Is4() {
 		return err
 	}
 	for deadline := time.Now().Add(addrPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		addrs, err := dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(l, unix.AF_INET6) })
+		addrs, err := kernel.Dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(l, unix.AF_INET6) })
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
 		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool {
-			return prefixOf(a.IPNet) == p &&
+			return kernel.PrefixOf(a.IPNet) == p &&
 				a.Flags&unix.IFA_F_TENTATIVE != 0
 		}) {
 			break
@@ -72,20 +74,20 @@ func (m *Manager) undoAddr(r addrRecord, snap snapshot) error {
 	if !ok || l.Attrs().Index != r.Index || !snap.hasAddr(r) {
 		return nil
 	}
-	if err := m.nl.AddrDel(l, kernelAddr(r.Prefix)); err != nil && !isGone(err) {
+	if err := m.nl.AddrDel(l, kernelAddr(r.Prefix)); err != nil && !kernel.IsGone(err) {
 		return fmt.Errorf("ip addr del %s dev %s: %w", r.Prefix, r.Link, err)
 	}
 	return nil
 }
 
 func kernelAddr(p netip.Prefix) *netlink.Addr {
-	a := &netlink.Addr{IPNet: ipNet(p), Scope: unix.RT_SCOPE_HOST}
+	a := &netlink.Addr{IPNet: kernel.IPNet(p), Scope: unix.RT_SCOPE_HOST}
 	if p.Addr().Is4() {
 		a.Broadcast = net.IPv4zero // none
 	} else {
-		a.Flags = unix.IFA_F_NODAD // nobody else answers for an address that every realserver has
-		// Deprecated from the beginning, which is for ever: no source of anything but answers (RFC 4862, section 5.5.4;
-		// RFC 6724, section 5, rule 3).
+		a.Flags = unix.IFA_F_NODAD // every realserver has the address
+		// Deprecated from the start and for ever: the kernel takes it as the source of answers alone (RFC 4862, section
+		// 5.5.4; RFC 6724, section 5, rule 3).
 		forever := uint32(math.MaxUint32)
 		a.ValidLft, a.PreferedLft = int(forever), 0
 	}

@@ -54,8 +54,8 @@ func TestRepliesOfBoundSockets(t *testing.T) {
 		t.Errorf("%d rules of the device, want one", n)
 	}
 	must(t, netlink.RuleDel(boundState().Replies.rules()[2].kernel()))
-	if n, err := m.mend(); n != 1 || err != nil || rules() != 1 {
-		t.Errorf("mending made %d changes, %v; %d rules", n, err, rules())
+	if n, err := m.passAgain(); n != 1 || err != nil || rules() != 1 {
+		t.Errorf("another pass made %d changes, %v; %d rules", n, err, rules())
 	}
 	j, err := readJournal(m.path)
 	must(t, err)

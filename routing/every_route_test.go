@@ -15,6 +15,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+	"vstun/testdata/testkit"
 )
 
 // everyRoute has a case for each kind of route that `ip route` knows. A kernel without the feature may refuse a command
@@ -77,8 +80,8 @@ var everyRoute = []struct {
 	{[]string{"-6 route add local 2001:db8:24::/64 dev lo table main"}, []string{"2001:db8:24::1"}},
 	{[]string{"-6 route add multicast ff0e::/16 dev west table main"}, []string{"ff0e::1"}},
 	{[]string{"-6 route add anycast 2001:db8:26::1 dev east table main"}, []string{"2001:db8:26::1"}},
-	{[]string{"-6 route add 2001:db8:30::/64 nexthop via 2001:db8:1::9 weight 3 nexthop via fe80::9 dev west weight 100"}, []string{
-		"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
+	{[]string{"-6 route add 2001:db8:30::/64 nexthop via 2001:db8:1::9 weight 3 nexthop via fe80::9 dev west " +
+		"weight 100"}, []string{"2001:db8:30::1", "2001:db8:30::2", "2001:db8:30::3", "2001:db8:30::4"}},
 	{[]string{"-6 route add 2001:db8:31::/64 dev west", "-6 route append 2001:db8:31::/64 dev east"}, []string{
 		"2001:db8:31::1", "2001:db8:31::1 oif east"}},
 	{[]string{"-6 route add 2001:db8:32::/64 via fe80::9 dev west pref low", "-6 route append 2001:db8:32::/64 dev " +
@@ -104,7 +107,8 @@ var (
 // answers is the state of an agent with a VIP of each family, which lo has. It lowers no MSS: the routes are the same.
 func answers() State {
 	return State{
-		Addrs: []Addr{{Link: "lo", Prefix: hostPrefix(answerVIP4)}, {Link: "lo", Prefix: hostPrefix(answerVIP6)}},
+		Addrs: []Addr{{Link: "lo", Prefix: kernel.HostPrefix(answerVIP4)},
+			{Link: "lo", Prefix: kernel.HostPrefix(answerVIP6)}},
 		Replies: &Replies{
 			From: []netip.Addr{answerVIP4, answerVIP6}, Table: 5080, Priority: 1080,
 		},
@@ -214,15 +218,15 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
 	must(t, m.Set(answers()))
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("a second pass made %d changes, %v", n, err)
 	}
 	sameWays(t, "every route", dsts)
 
 	for _, compat := range []string{"0", "1"} { // the listing names nexthop objects only
 		setSysctl(t, "net/ipv4/nexthop_compat_mode", compat)
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("nexthop_compat_mode %s: mending made %d changes, %v", compat, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("nexthop_compat_mode %s: another pass made %d changes, %v", compat, n, err)
 		}
 	}
 
@@ -230,7 +234,7 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	s := answers()
 	s.Replies.AdvMSS, s.Replies.AdvMSS6 = 1200, 1180
 	must(t, m.Set(s))
-	if n, err := m.mend(); n != 0 || err != nil {
+	if n, err := m.passAgain(); n != 0 || err != nil {
 		t.Errorf("with a lowered MSS a second pass made %d changes, %v", n, err)
 	}
 	for dst, want := range map[string]string{"203.0.112.1": "advmss 1200", "100.65.0.1": "advmss 1200",
@@ -258,7 +262,7 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 				made = append(made, command)
 			}
 		}
-		_, err := m.mend()
+		_, err := m.passAgain()
 		must(t, err)
 		sameWays(t, strings.Join(made, "; "), r.dsts)
 		for i := range made {
@@ -267,12 +271,12 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 				undo = strings.Join(strings.Fields(undo)[:4], " ")
 			}
 			_, _ = ip(undo) // one may take others with it
-			_, err := m.mend()
+			_, err := m.passAgain()
 			must(t, err)
 			sameWays(t, "after ip "+undo, r.dsts)
 		}
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("%v: mending made %d changes, %v", made, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("%v: another pass made %d changes, %v", made, n, err)
 		}
 	}
 }
@@ -305,7 +309,7 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 	} {
 		order[0]()
 		order[1]()
-		eventually(t, "both routers are known", main(preferred, backup))
+		testkit.Eventually(t, "both routers are known", main(preferred, backup))
 		m := open(t)
 		must(t, m.Set(answers()))
 		stop := watch(t, m)
@@ -321,26 +325,26 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 				return true
 			}
 		}
-		eventually(t, "answers go by the preferred router", leadsBy(preferred))
+		testkit.Eventually(t, "answers go by the preferred router", leadsBy(preferred))
 		sameWays(t, "two routers", dsts)
 		// Unreachable, though its advertisement still counts.
 		mustIP(t, "-6 neigh replace "+preferred+" dev east nud failed")
-		eventually(t, "answers go by the other while the preferred router is unreachable", leadsBy(backup))
+		testkit.Eventually(t, "answers go by the other while the preferred router is unreachable", leadsBy(backup))
 		sameWays(t, "the preferred router is unreachable", dsts)
 		mustIP(t, "-6 neigh replace "+preferred+" lladdr 02:00:00:00:00:aa dev east nud permanent")
-		eventually(t, "answers go by the preferred router again", leadsBy(preferred))
+		testkit.Eventually(t, "answers go by the preferred router again", leadsBy(preferred))
 		router(0, preferred, high)()
-		eventually(t, "the preferred router has gone", main(backup))
-		eventually(t, "answers go by the other", leadsBy(backup))
+		testkit.Eventually(t, "the preferred router has gone", main(backup))
+		testkit.Eventually(t, "answers go by the other", leadsBy(backup))
 		sameWays(t, "the preferred router has gone", dsts)
 		router(1800, preferred, high)()
-		eventually(t, "answers go by the preferred router when it comes back", leadsBy(preferred))
+		testkit.Eventually(t, "answers go by the preferred router when it comes back", leadsBy(preferred))
 		router(0, backup, medium)()
-		eventually(t, "the other router has gone", main(preferred))
-		eventually(t, "answers go by the preferred router still", leadsBy(preferred))
+		testkit.Eventually(t, "the other router has gone", main(preferred))
+		testkit.Eventually(t, "answers go by the preferred router still", leadsBy(preferred))
 		sameWays(t, "the other router has gone", dsts)
 		router(0, preferred, high)()
-		eventually(t, "no router is left", main())
+		testkit.Eventually(t, "no router is left", main())
 		mustIP(t, "-6 neigh del "+preferred+" dev east")
 		stop()
 		must(t, m.Close())
@@ -356,11 +360,11 @@ func TestAnswersLeaveAnExpiredRoute(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(answers()))
 	watch(t, m)
-	eventually(t, "an answer takes the route", func() bool {
+	testkit.Eventually(t, "an answer takes the route", func() bool {
 		return strings.Contains(answerWay("2001:db8:40::1"),
 			"via fe80::9 ")
 	})
-	eventually(t, "an answer takes another route when that has expired", func() bool {
+	testkit.Eventually(t, "an answer takes another route when that has expired", func() bool {
 		return strings.Contains(answerWay("2001:db8:40::1"), "via fe80::8 ")
 	})
 }
@@ -382,7 +386,7 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 		t.Errorf("default routes of the copy:\n%s", out)
 	}
 	must(t, netlink.LinkSetDown(linkOf(t, "east")))
-	_, err = m.mend()
+	_, err = m.passAgain()
 	must(t, err)
 	sameWays(t, "the first gateway's device is down", dsts)
 	if w := answerWay(dsts[0]); !strings.Contains(w, "via 10.2.0.254") {
@@ -420,8 +424,8 @@ func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
 	m := open(t)
 	must(t, m.Set(State{Addrs: answers().Addrs})) // for IPv6 they make routes of the main table
 	must(t, m.Set(answers()))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	if w := answerWay("100.74.0.1"); !strings.Contains(w, "encap bpf") || !strings.Contains(w, "via 10.1.0.9 ") {
 		t.Errorf("answers go %s", w)

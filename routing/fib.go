@@ -8,12 +8,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // table is one routing table. Each family has its own.
 type table struct{ family, id int }
 
-func (r routeRecord) in() table { return table{family(r.Dst.Addr()), r.Table} }
+func (r routeRecord) in() table { return table{kernel.Family(r.Dst.Addr()), r.Table} }
 
 // fib lists and changes routes, as the kernel's messages have them. It lists only the routes asked for: there may be a
 // million. The kernel heeds table and protocol in a listing only on a socket that checks strictly
@@ -26,7 +28,7 @@ func openFib() (*fib, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	timeout := unix.NsecToTimeval(int64(answerTimeout))
+	timeout := unix.NsecToTimeval(int64(kernel.AnswerTimeout))
 	err = errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout))
 	strict := unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	if strict != unix.ENOPROTOOPT {
@@ -47,7 +49,7 @@ const anyProtocol = unix.RTPROT_UNSPEC
 // list returns the routes in t of a protocol that keep wants, in the kernel's order of preference, and
 // errTooManyRoutes if they are more than most.
 func (f *fib) list(t table, protocol uint8, most int, keep func(routeRecord) bool) ([]route, error) {
-	routes, err := dump(func() ([]route, error) {
+	routes, err := kernel.Dump(func() ([]route, error) {
 		var routes []route
 		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 		req.Sockets = f.sockets
@@ -111,7 +113,7 @@ func (f *fib) change(kind, flags int, r route) error {
 // nexthopDevices returns the indexes of the devices of each nexthop object and group (ip nexthop), by its id.
 func (f *fib) nexthopDevices() (map[uint32][]int, error) {
 	devices, groups := map[uint32][]int{}, map[uint32][]byte{}
-	msgs, err := dump(func() ([][]byte, error) {
+	msgs, err := kernel.Dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETNEXTHOP, unix.NLM_F_DUMP)
 		req.Sockets = f.sockets
 		req.AddRawData(make([]byte, nhmsgLen))
@@ -147,9 +149,9 @@ const (
 	nexthopGroupLen = 8 // struct nexthop_grp, which begins with the id of a member; groups have no groups
 )
 
-// occupied reports whether somebody has a route for one of dsts in t. It looks at every route of the table, but at no
-// more than its destination, which takes a quarter of the time that list takes for them. The calling thread's network
-// namespace counts.
+// occupied reports whether t has a route for one of dsts, whichever program made it. It looks at every route of the
+// table, but at its destination alone, which takes a quarter of the time of list. The table is that of the calling
+// thread's network namespace.
 func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 	var lengths [256]bool
 	for d := range dsts {
@@ -169,7 +171,7 @@ func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 	return found, nil
 }
 
-// scan calls f with each route message of t (struct rtmsg and what follows it), which it may not keep, until f returns
+// scan calls f with each route message of t (struct rtmsg and its attributes), which it may not keep, until f returns
 // false.
 func scan(t table, f func(msg []byte) bool) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
@@ -177,7 +179,7 @@ func scan(t table, f func(msg []byte) bool) error {
 		return err
 	}
 	defer unix.Close(fd)
-	timeout := unix.NsecToTimeval(int64(answerTimeout))
+	timeout := unix.NsecToTimeval(int64(kernel.AnswerTimeout))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return err
 	}
@@ -231,10 +233,10 @@ func answerError(msg []byte) error {
 	return nil
 }
 
-// destination returns where the route in the message leads, or the zero Prefix if that can't be told.
+// destination returns where the route in the message leads, or the zero Prefix if it can't be read.
 func destination(msg []byte) netip.Prefix {
 	rt := nl.DeserializeRtMsg(msg)
-	addr := netip.IPv4Unspecified() // what a default route leaves out
+	addr := netip.IPv4Unspecified() // a default route has no destination
 	if rt.Family == unix.AF_INET6 {
 		addr = netip.IPv6Unspecified()
 	}

@@ -9,30 +9,14 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
-
-// quickest returns the least time that f keeps a processor busy, in this process and for it in the kernel, so that a
-// machine with other work to do doesn't matter.
-func quickest(tries int, f func()) time.Duration {
-	least := time.Hour
-	for range tries {
-		start := cpuTime()
-		f()
-		least = min(least, cpuTime()-start)
-	}
-	return least
-}
-
-func cpuTime() time.Duration {
-	var u unix.Rusage
-	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
 
 // fillMain adds n routes by east to the main table.
 func fillMain(t *testing.T, n int) {
 	t.Helper()
-	h, err := newHandle()
+	h, err := kernel.Open()
 	must(t, err)
 	defer h.Close()
 	east := linkOf(t, "east").Attrs().Index
@@ -50,7 +34,7 @@ func TestAFullTableOfOthersCostsLittle(t *testing.T) {
 	s := State{Links: []Link{{Name: "vs0", Up: true}}}
 	vip := netip.MustParseAddr("198.51.100.1")
 	for range 50 {
-		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"}, Route{Dst: hostPrefix(vip),
+		s.Routes = append(s.Routes, Route{Dst: kernel.HostPrefix(vip), Link: "vs0"}, Route{Dst: kernel.HostPrefix(vip),
 			Unreachable: true, Metric: 4294967294})
 		vip = vip.Next()
 	}
@@ -61,7 +45,7 @@ func TestAFullTableOfOthersCostsLittle(t *testing.T) {
 		set = min(set, quickest(1, func() { must(t, m.Set(s)) }))
 	}
 	pass := quickest(20, func() {
-		if n, err := m.mend(); n != 0 || err != nil {
+		if n, err := m.passAgain(); n != 0 || err != nil {
 			t.Fatalf("%d changes, %v", n, err)
 		}
 	})
@@ -78,7 +62,7 @@ func TestManyReplyRoutesAreQuick(t *testing.T) {
 	m := open(t)
 	set := quickest(1, func() { must(t, m.Set(repliesOnly())) })
 	pass := quickest(3, func() {
-		if n, err := m.mend(); n != 0 || err != nil {
+		if n, err := m.passAgain(); n != 0 || err != nil {
 			t.Fatalf("%d changes, %v", n, err)
 		}
 	})

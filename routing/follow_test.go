@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// passes runs follow for an hour of the bubble's time and returns how often it called mend.
-func passes(t *testing.T, log *slog.Logger, every time.Duration, mend func() (int, error)) (n int) {
+// passes runs follow for an hour of the bubble's time and returns how often it called reconcile.
+func passes(t *testing.T, log *slog.Logger, every time.Duration, reconcile func() (int, error)) (n int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
@@ -31,7 +31,7 @@ func passes(t *testing.T, log *slog.Logger, every time.Duration, mend func() (in
 				}
 			}()
 		}
-		err := follow(ctx, log, wake, nil, func() (int, error) { n++; return mend() })
+		err := follow(ctx, log, wake, nil, func() (int, error) { n++; return reconcile() })
 		if err != nil {
 			t.Error(err)
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 func forwardIPv6() State {
@@ -68,7 +70,7 @@ func hasRouter(t *testing.T) bool {
 func TestForwardingKeepsRouters(t *testing.T) {
 	newHost6(t)
 	advertise(t)
-	eventually(t, "the router is known", func() bool { return hasRouter(t) })
+	testkit.Eventually(t, "the router is known", func() bool { return hasRouter(t) })
 	before := machineState(t)
 	m := open(t)
 	must(t, m.Set(forwardIPv6()))
@@ -77,9 +79,9 @@ func TestForwardingKeepsRouters(t *testing.T) {
 	}
 	must(t, netlink.RouteDel(routeIn(t, unix.RT_TABLE_MAIN, "::/0")))
 	advertise(t)
-	eventually(t, "the router is known again", func() bool { return hasRouter(t) })
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	testkit.Eventually(t, "the router is known again", func() bool { return hasRouter(t) })
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	must(t, m.Close())
 	sameState(t, before, machineState(t))
@@ -105,7 +107,7 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 		}
 	}
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("new"), PeerName: "newer"}))
-	_, err := m.mend()
+	_, err := m.passAgain()
 	must(t, err)
 	if got := sysctl(t, "net/ipv6/conf/new/accept_ra"); got != "2" {
 		t.Errorf("a device that has come: accept_ra is %s", got)
@@ -123,7 +125,7 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestForwarding6ThatIsOnIsNotTouched: who routes already has said which advertisements he takes.
+// TestForwarding6ThatIsOnIsNotTouched: a host that forwards already keeps its choice of advertisements.
 func TestForwarding6ThatIsOnIsNotTouched(t *testing.T) {
 	newHost6(t)
 	setSysctl(t, forwarding6, "1")

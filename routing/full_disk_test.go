@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // mountsEnv names the test that runs in a mount namespace of its own.
@@ -109,7 +111,7 @@ func damage(t *testing.T) (rule ruleRecord) {
 	return rule
 }
 
-func mendedAll(t *testing.T, rule ruleRecord) bool {
+func restoredAll(t *testing.T, rule ruleRecord) bool {
 	t.Helper()
 	return hasRule(t, rule) && hasAddr(t) && routeIn(t, unix.RT_TABLE_MAIN, "203.0.113.0/24") != nil &&
 		linkOf(t, "vs0").Attrs().MTU == 1480 && sysctl(t, "net/ipv4/conf/all/arp_ignore") == "1"
@@ -132,18 +134,18 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	stop := watch(t, m)
 
 	must(t, netlink.RouteReplace(&netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: net.IPv4(10, 1, 0, 99)}))
-	eventually(t, "a changed default gateway is copied", func() bool {
+	testkit.Eventually(t, "a changed default gateway is copied", func() bool {
 		r := routeIn(t, 5080, "0.0.0.0/0")
 		return r != nil && r.Gw.String() == "10.1.0.99"
 	})
 	rule := damage(t)
-	eventually(t, "all is restored", func() bool { return mendedAll(t, rule) })
+	testkit.Eventually(t, "all is restored", func() bool { return restoredAll(t, rule) })
 	// These the journal has to list.
 	for i := range 20 {
 		must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i)), Gw: net.IPv4(10, 1, 0,
 			7)}))
 	}
-	eventually(t, "new routes are copied", func() bool { return routeIn(t, 5080, "100.64.19.0/24") != nil })
+	testkit.Eventually(t, "new routes are copied", func() bool { return routeIn(t, 5080, "100.64.19.0/24") != nil })
 	if strings.Contains(log.String(), "level=ERROR") {
 		t.Errorf("log:\n%s", log)
 	}
@@ -176,17 +178,19 @@ func TestWatchWithoutAJournal(t *testing.T) {
 	must(t, os.Mkdir(tempName(m.path), 0o700))
 	stop := watch(t, m)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("100.64.0.0/24"), Gw: net.IPv4(10, 1, 0, 7)}))
-	eventually(t, "the log names the journal", func() bool {
+	testkit.Eventually(t, "the log names the journal", func() bool {
 		return strings.Contains(log.String(), "cannot reconcile network state; retrying") &&
 			strings.Contains(log.String(), "journal") && strings.Contains(log.String(), "is a directory")
 	})
 	rule := damage(t)
-	eventually(t, "what it lists is restored", func() bool { return mendedAll(t, rule) })
+	testkit.Eventually(t, "what it lists is restored", func() bool { return restoredAll(t, rule) })
 	if routeIn(t, 5080, "100.64.0.0/24") != nil {
 		t.Error("a route is copied that no journal lists: a kill would leave it")
 	}
 	must(t, os.Remove(tempName(m.path)))
-	eventually(t, "the route is copied at last", func() bool { return routeIn(t, 5080, "100.64.0.0/24") != nil })
+	testkit.Eventually(t, "the route is copied at last", func() bool {
+		return routeIn(t, 5080, "100.64.0.0/24") != nil
+	})
 	stop()
 	must(t, m.Close())
 }

@@ -17,10 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// records lists what was changed and how it was before: enough to undo it in another process. It is written before the
-// changes are made, so every entry may be one that never happened.
+// records lists the changes and the values before them: enough to undo them in another process. It is written before
+// the changes are made, so each of them may never have happened.
 type records struct {
 	Unreachable []routeRecord  `json:"unreachable,omitempty"`
+	Made        []string       `json:"made,omitempty"` // devices: QuietLink or none
 	Sysctls     []sysctlRecord `json:"sysctls,omitempty"`
 	Links       []linkRecord   `json:"links,omitempty"`
 	Addrs       []addrRecord   `json:"addrs,omitempty"`
@@ -44,7 +45,7 @@ type sideRecord struct {
 	Old  string `json:"old"`
 }
 
-// linkRecord is what we changed on one device. The index tells it from a later device of the same name.
+// linkRecord is what we changed on one device. The index distinguishes it from a later device of the same name.
 type linkRecord struct {
 	Name     string `json:"name"`
 	Index    int    `json:"index"`
@@ -90,17 +91,19 @@ type ruleRecord struct {
 }
 
 func (r records) count() int {
-	return len(r.Unreachable) + len(r.Sysctls) + len(r.Links) + len(r.Addrs) + len(r.Routes) + len(r.Rules)
+	return len(r.Unreachable) + len(r.Made) + len(r.Sysctls) + len(r.Links) + len(r.Addrs) + len(r.Routes) +
+		len(r.Rules)
 }
 
 func (r records) empty() bool { return r.count() == 0 }
 
-// minus returns what of r is not in o. A route that was unreachable and is not any more, or the other way round, is the
-// same route: it was replaced.
+// minus returns the records of r that are not in o. A route that has become unreachable, or reachable, is the same
+// route: it was replaced.
 func (r records) minus(o records) records {
 	routes := slices.Concat(o.Unreachable, o.Routes)
 	return records{
 		Unreachable: without(r.Unreachable, routes, func(r routeRecord) any { return r }),
+		Made:        without(r.Made, o.Made, func(name string) any { return name }),
 		Sysctls:     without(r.Sysctls, o.Sysctls, func(c sysctlRecord) any { return [2]any{c.Key, c.Link} }),
 		Links:       without(r.Links, o.Links, func(l linkRecord) any { return l.Index }),
 		Addrs:       without(r.Addrs, o.Addrs, func(a addrRecord) any { return a }),
@@ -113,6 +116,7 @@ func (r records) minus(o records) records {
 func (r records) plus(o records) records {
 	return records{
 		Unreachable: slices.Concat(r.Unreachable, o.Unreachable),
+		Made:        slices.Concat(r.Made, o.Made),
 		Sysctls:     slices.Concat(r.Sysctls, o.Sysctls),
 		Links:       slices.Concat(r.Links, o.Links),
 		Addrs:       slices.Concat(r.Addrs, o.Addrs),
@@ -138,10 +142,13 @@ func without[T any](list, gone []T, key func(T) any) []T {
 	return rest
 }
 
-// names lists what was changed, for the log.
+// names returns the names of the changes, for the log.
 func (r records) names() (names []string) {
 	for _, c := range r.Sysctls {
 		names = append(names, "sysctl "+sysctlName(c.Key))
+	}
+	for _, name := range r.Made {
+		names = append(names, "device "+name)
 	}
 	for _, l := range r.Links {
 		names = append(names, "device "+l.Name)
@@ -165,7 +172,7 @@ func (r records) String() string {
 		n    int
 		what string
 	}{
-		{len(r.Sysctls), "sysctls"}, {len(r.Links), "links"}, {len(r.Addrs), "addresses"},
+		{len(r.Sysctls), "sysctls"}, {len(r.Made) + len(r.Links), "links"}, {len(r.Addrs), "addresses"},
 		{len(r.Unreachable) + len(r.Routes), "routes"}, {len(r.Rules), "rules"},
 	} {
 		if c.n > 0 {
@@ -189,11 +196,12 @@ type journal struct {
 // journalRoom is how much the journal can grow before it needs more space of the file system, in bytes.
 const journalRoom = 64 << 10
 
-// write replaces the file at path in one step, or removes it if there is nothing to undo. The machine forgets the
-// changes in a crash, but the file must not be found damaged after one.
+// write replaces the file at path in one step, or removes it if there is nothing to undo. A crash of the machine undoes
+// the changes, but it must not leave a damaged file.
 //
-// A second file beside it holds as much space: the two take turns, so a later write needs none on a file system that
-// writes in place and can exchange two files (renameat2(2)). Blanks fill both.
+// A second file beside it holds as much space. The two take turns, so a later write needs no new space on a file system
+// that writes in place and can exchange two files (renameat2(2)). Blanks fill both. This is why google/renameio does
+// not serve here: it makes a new file for each write, and so fails on a full disk.
 func (j journal) write(path string) (err error) {
 	if j.Did.empty() {
 		return removeJournal(path)
@@ -276,8 +284,8 @@ func removeJournal(path string) error {
 	return nil
 }
 
-// readJournal returns the journal at path, or a zero one if there is none. An empty file is none: it is what a crash of
-// the machine may leave of one, and then there is nothing to undo either.
+// readJournal returns the journal at path, or a zero one if there is none. An empty file counts as none: a crash of the
+// machine may leave one, and then there is nothing to undo.
 func readJournal(path string) (journal, error) {
 	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() { // a FIFO would wait for a writer
 		return journal{}, fmt.Errorf("journal %s is no regular file: remove it", path)
@@ -298,7 +306,7 @@ func readJournal(path string) (journal, error) {
 	return j, nil
 }
 
-// parseJournal is strict: what it returns can be acted on as root.
+// parseJournal is strict: root can act on the journal that it returns.
 func parseJournal(b []byte) (journal, error) {
 	var j journal
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -319,6 +327,11 @@ func parseJournal(b []byte) (journal, error) {
 }
 
 func (r records) validate() error {
+	for _, name := range r.Made {
+		if name != QuietLink {
+			return fmt.Errorf("bad device %q", name)
+		}
+	}
 	for _, c := range r.Sysctls {
 		if !validKey(c.Key) || !validValue(c.Old) || len(c.Wrote) == 0 {
 			return fmt.Errorf("bad sysctl %q", c.Key)

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 func fullRecords() records {
@@ -20,6 +22,7 @@ func fullRecords() records {
 		}},
 		Links: []linkRecord{{Name: "vs0", Index: 7, OldMTU: 1500, NewMTU: 1480, OldQueue: 500, NewQueue: 3000,
 			Raised: true}},
+		Made:        []string{QuietLink},
 		Unreachable: []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("198.51.100.80/32"), Metric: 4294967294}},
 		Addrs:       []addrRecord{{Link: "vs0", Index: 7, Prefix: netip.MustParsePrefix("198.51.100.80/32")}},
 		Routes:      []routeRecord{{Table: 254, Dst: netip.MustParsePrefix("0.0.0.0/0"), Metric: 50, TOS: 16}},
@@ -93,6 +96,7 @@ func TestDamagedJournal(t *testing.T) {
 		"no place":        `{"version":1}`,
 		"escaping sysctl": strings.Replace(string(good), "net/ipv4/ip_forward", "net/../kernel/core_pattern", 1),
 		"other sysctl":    strings.Replace(string(good), "net/ipv4/conf/eth0/forwarding", "kernel/core_pattern", 1),
+		"other device":    strings.Replace(string(good), QuietLink, "eth0", 1),
 		"bad device":      strings.Replace(string(good), `"name":"vs0"`, `"name":"a/b"`, 1),
 		"bad prefix":      strings.Replace(string(good), "198.51.100.80/32", "198.51.100.80/33", 1),
 		"bad table":       strings.Replace(string(good), `"table":254`, `"table":-1`, 1),
@@ -178,7 +182,7 @@ func TestRecordsMinus(t *testing.T) {
 	if rest := r.minus(records{}); !reflect.DeepEqual(rest, r) {
 		t.Errorf("r - nothing = %s", rest)
 	}
-	if s := r.String(); s != "1 sysctls, 1 links, 1 addresses, 2 routes, 2 rules" {
+	if s := r.String(); s != "1 sysctls, 2 links, 1 addresses, 2 routes, 2 rules" {
 		t.Errorf("summary %q", s)
 	}
 }
@@ -216,7 +220,7 @@ func FuzzJournal(f *testing.F) {
 			return
 		}
 		for _, s := range j.Did.Sysctls {
-			if p := filepath.Join(sysctlRoot, s.Key); !strings.HasPrefix(p, sysctlRoot+"net/") {
+			if p := filepath.Join(kernel.SysctlRoot, s.Key); !strings.HasPrefix(p, kernel.SysctlRoot+"net/") {
 				t.Errorf("sysctl outside: %s", p)
 			}
 		}

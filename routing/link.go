@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"vstun/routing/kernel"
 )
 
 func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps []step, next []linkRecord) {
@@ -17,7 +19,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 		}
 		was := rec
 		if w.MTU != 0 && w.MTU != at.MTU {
-			if rec.NewMTU != at.MTU { // not ours: this is what to go back to
+			if rec.NewMTU != at.MTU { // another program's value: the one to restore
 				rec.OldMTU = at.MTU
 			}
 			rec.NewMTU = w.MTU
@@ -40,7 +42,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 				do:       func() error { return m.nl.LinkSetTxQLen(l, w.TxQueueLen) },
 			})
 		}
-		if w.Up && !isUp(l) {
+		if w.Up && !kernel.IsUp(l) {
 			rec.Raised = true
 			steps = append(steps, step{
 				what: fmt.Sprintf("ip link set %s up", w.Name),
@@ -55,7 +57,7 @@ func (m *Manager) planLinks(want []Link, own []linkRecord, snap snapshot) (steps
 	return steps, next
 }
 
-// undoLink restores what is still as we set it.
+// undoLink restores the settings that are still as we made them.
 func (m *Manager) undoLink(r linkRecord, links linkSet) error {
 	l := links.byIndex(r.Index)
 	if l == nil || l.Attrs().Name != r.Name {
@@ -63,11 +65,11 @@ func (m *Manager) undoLink(r linkRecord, links linkSet) error {
 	}
 	var errs []error
 	try := func(what string, err error) {
-		if err != nil && !isGone(err) {
+		if err != nil && !kernel.IsGone(err) {
 			errs = append(errs, fmt.Errorf("restore device %s: %s: %w", r.Name, what, err))
 		}
 	}
-	if r.Raised && isUp(l) {
+	if r.Raised && kernel.IsUp(l) {
 		try("down", m.nl.LinkSetDown(l))
 	}
 	if r.NewQueue != 0 && l.Attrs().TxQLen == r.NewQueue {

@@ -28,7 +28,7 @@ func (e *InUseError) Error() string {
 		e.PID)
 }
 
-// acquireLock takes the lock of a journal, or says who has it.
+// acquireLock takes the lock of a journal. If another process has it, the error is an InUseError.
 func acquireLock(journal string) (*fileLock, error) {
 	path := journal + lockSuffix
 	for {
@@ -81,8 +81,8 @@ func isFile(f *os.File, path string) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// release gives the lock up and removes its file: in this order, so that whoever opened it in between sees that it is
-// gone and makes another. A file that somebody else put in its place stays.
+// release removes the file and then gives the lock up: in this order, so that a program that opened the file in between
+// sees that it is gone, and makes another. A file that another program put in its place stays.
 func (l *fileLock) release() {
 	if isFile(l.file, l.file.Name()) {
 		os.Remove(l.file.Name())

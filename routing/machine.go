@@ -4,22 +4,26 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // step is one change that is to be made.
 type step struct {
 	what     string // as a command line
-	name     string // of what changes, for the log, with its value before and after
+	name     string // of the changed object, for the log, with its value before and after
 	old, new string
-	recorded bool // the journal has what undoes it
+	recorded bool // the journal lists it already
 	do       func() error
+
+	// refused handles an error of do, and the pass goes on. nil: the error ends the pass.
+	refused func(err error, log *changeLog)
 }
 
 // linkSet is the devices of the machine by name.
@@ -55,7 +59,7 @@ func (s State) missingDevices(links linkSet) error {
 	seen := map[string]bool{"": true}
 	need := func(name string) {
 		if !seen[name] && links.index(name) == 0 {
-			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, somebody deleted it: "+
+			errs = append(errs, fmt.Errorf("no device %s: make it first; if it was there, it has been deleted: "+
 				"restart the program that it belongs to", name))
 		}
 		seen[name] = true
@@ -77,15 +81,13 @@ func (s State) missingDevices(links linkSet) error {
 	return errors.Join(errs...)
 }
 
-func isUp(l netlink.Link) bool { return l.Attrs().Flags&net.FlagUp != 0 }
-
-// snapshot is what the kernel has, as far as a state or records are about it.
+// snapshot is the part of the kernel's state that a State or records are about.
 type snapshot struct {
 	links  linkSet
 	addrs  map[addrKey]bool
 	routes map[routeRecord][]route // in the order of the listing: the kernel's preference
 	rules  []netlink.Rule
-	plain  map[ruleRecord]uint8 // protocol of the rules that are no more than a record says
+	plain  map[ruleRecord]uint8 // protocol of the rules that a record describes whole
 	copied []route              // the main table, when Replies want it
 }
 
@@ -95,13 +97,13 @@ type addrKey struct {
 	prefix netip.Prefix
 }
 
-// scope says what a snapshot is to hold.
+// scope is the extent of a snapshot.
 type scope struct {
 	addrs  map[int]bool         // families
 	rules  map[int]bool         // families
 	tables map[table]int        // whole; how many routes they may have
-	routes map[routeRecord]bool // single routes; true: whoever made them, false: only ours
-	main   map[table]bool       // those of tables that Replies copy
+	routes map[routeRecord]bool // single routes; true: of any program, false: only ours
+	main   map[table]bool       // the tables that Replies copy
 }
 
 func scopeOf(s State, own records) scope {
@@ -110,29 +112,29 @@ func scopeOf(s State, own records) scope {
 		tables: map[table]int{}, routes: map[routeRecord]bool{}, main: map[table]bool{},
 	}
 	for _, r := range own.Rules {
-		sc.rules[family(r.From)] = true
+		sc.rules[kernel.Family(r.From)] = true
 	}
 	for _, r := range slices.Concat(own.Unreachable, own.Routes) {
 		sc.routes[r] = false
 	}
 	for _, a := range own.Addrs {
-		sc.addrs[family(a.Prefix.Addr())] = true
+		sc.addrs[kernel.Family(a.Prefix.Addr())] = true
 	}
 	for _, a := range s.Addrs {
-		sc.addrs[family(a.Prefix.Addr())] = true
+		sc.addrs[kernel.Family(a.Prefix.Addr())] = true
 	}
 	for _, r := range s.Routes {
 		sc.routes[r.record()] = true
 	}
 	for _, r := range s.Rules {
 		rec := r.record()
-		sc.rules[family(rec.From)], sc.tables[rec.in()] = true, math.MaxInt
+		sc.rules[kernel.Family(rec.From)], sc.tables[rec.in()] = true, math.MaxInt
 	}
 	if s.Replies != nil {
 		for _, a := range s.Replies.From {
-			main := table{family(a), unix.RT_TABLE_MAIN}
-			sc.rules[family(a)], sc.main[main] = true, true
-			sc.tables[main], sc.tables[table{family(a), s.Replies.Table}] = 4*MaxReplyRoutes, 4*MaxReplyRoutes
+			main := table{kernel.Family(a), unix.RT_TABLE_MAIN}
+			sc.rules[kernel.Family(a)], sc.main[main] = true, true
+			sc.tables[main], sc.tables[table{kernel.Family(a), s.Replies.Table}] = 4*MaxReplyRoutes, 4*MaxReplyRoutes
 		}
 	}
 	return sc
@@ -143,26 +145,26 @@ func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
 		links: linkSet{}, addrs: map[addrKey]bool{},
 		routes: map[routeRecord][]route{}, plain: map[ruleRecord]uint8{},
 	}
-	links, err := dump(m.nl.LinkList)
+	links, err := kernel.Links(m.nl)
 	if err != nil {
-		return snapshot{}, fmt.Errorf("list devices: %w", err)
+		return snapshot{}, err
 	}
 	for _, l := range links {
 		snap.links[l.Attrs().Name] = l
 	}
 	for fam := range sc.addrs {
-		addrs, err := dump(func() ([]netlink.Addr, error) { return m.nl.AddrList(nil, fam) })
+		addrs, err := kernel.Addrs(m.nl, fam)
 		if err != nil {
-			return snapshot{}, fmt.Errorf("list addresses: %w", err)
+			return snapshot{}, err
 		}
 		for _, a := range addrs {
-			snap.addrs[addrKey{a.LinkIndex, prefixOf(a.IPNet)}] = true
+			snap.addrs[addrKey{a.LinkIndex, kernel.PrefixOf(a.IPNet)}] = true
 		}
 	}
 	for fam := range sc.rules {
-		rules, err := dump(func() ([]netlink.Rule, error) { return m.nl.RuleList(fam) })
+		rules, err := kernel.Rules(m.nl, fam)
 		if err != nil {
-			return snapshot{}, fmt.Errorf("list rules: %w", err)
+			return snapshot{}, err
 		}
 		snap.rules = append(snap.rules, rules...)
 		for _, r := range rules {
@@ -262,50 +264,4 @@ func (s *snapshot) add(routes []route) {
 		key := r.record()
 		s.routes[key] = append(s.routes[key], r)
 	}
-}
-
-// dump repeats a listing that the kernel says changed while it was made.
-func dump[T any](list func() ([]T, error)) (items []T, err error) {
-	for range 10 {
-		items, err = list()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return items, err
-}
-
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-// prefixOf returns the zero Prefix for nil.
-func prefixOf(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	if !ok {
-		return netip.Prefix{}
-	}
-	bits, size := n.Mask.Size()
-	if a.Is4In6() && size == 32 {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, bits)
-}
-
-// isGone says that what was to be removed, or its device, is not there any more.
-func isGone(err error) bool {
-	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) ||
-		errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENXIO)
 }

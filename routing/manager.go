@@ -12,10 +12,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-)
 
-// answerTimeout bounds how long the kernel may take for one netlink request.
-const answerTimeout = 30 * time.Second
+	"vstun/routing/kernel"
+)
 
 // ErrClosed is the error of a Manager that has been closed.
 var ErrClosed = errors.New("routing: the manager is closed")
@@ -35,20 +34,22 @@ type Manager struct {
 
 	mu     sync.Mutex
 	state  State
-	own    records // what is undone at Close; never less than what the journal says
+	own    records // undone at Close; never less than the journal lists
 	closed bool
 
-	journaled records       // what the journal says
-	expiry    time.Duration // from the last pass until the first copied route expires; 0: none does
+	journaled records                 // the records in the journal
+	expiry    time.Duration           // from the last pass until the first copied route expires; 0: none does
+	refused   map[routeRecord]refusal // copies that the kernel refused at the last try
+	quietErr  string                  // the last error about QuietLink that was logged
 }
 
-// Open makes a Manager for the calling thread's network namespace. The file at path journals what it changes; if a
-// predecessor left one there, its changes are undone first. A journal of another boot or namespace is just removed:
-// what it lists is gone or out of reach. The directory is made if it is missing (mode 0755).
+// Open makes a Manager for the calling thread's network namespace. The file at path is the journal of its changes. If a
+// killed program left a journal there, Open undoes that program's changes first. It removes a journal of another boot
+// or namespace: those changes are gone or out of reach. It makes the directory if it is missing (mode 0755).
 //
-// Only one program at a time may use a journal; the error for a second one names the process of the first. So Open
-// is also the lock that keeps a program from running twice, if it is called before anything is changed. When it fails
-// it has changed nothing, save that it may have undone a part of what the predecessor did. A nil log is silent.
+// Only one program at a time may use a journal: the error for a second one, an InUseError, names the process of the
+// first. So Open also keeps a program from running twice, if it is called before anything is changed. An Open that
+// fails has changed nothing, but may have undone a part of the killed program's changes. A nil log is silent.
 func Open(path string, log *slog.Logger) (*Manager, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -75,7 +76,7 @@ func (m *Manager) open() (err error) {
 		return err
 	}
 	err = m.ns.do(func() error {
-		if m.nl, err = newHandle(); err != nil {
+		if m.nl, err = kernel.Open(); err != nil {
 			return err
 		}
 		m.fib, err = openFib()
@@ -87,7 +88,7 @@ func (m *Manager) open() (err error) {
 	return m.recover()
 }
 
-// recover undoes what the journal lists.
+// recover undoes the changes that the journal lists.
 func (m *Manager) recover() error {
 	j, err := readJournal(m.path)
 	if err != nil {
@@ -108,9 +109,9 @@ func (m *Manager) recover() error {
 	return nil
 }
 
-// Set brings the machine into the state s. It makes only the changes that are missing, and undoes what an earlier Set
-// did and s no longer names. If s contradicts what others have set up, it changes nothing. If it fails later, what it
-// did stays until another Set or Close.
+// Set brings the machine into the state s. It makes the changes that are missing, and undoes changes of an earlier Set
+// that s no longer names. If s contradicts other programs' settings, it changes nothing. If it fails later, the changes
+// until then stay until another Set or Close.
 func (m *Manager) Set(s State) error {
 	if err := s.validate(); err != nil {
 		return err
@@ -126,9 +127,9 @@ func (m *Manager) Set(s State) error {
 	return err
 }
 
-// Close undoes every change, last first, as far as it can, logs that, and gives the journal up: it is removed, or,
-// if something could not be undone, left for the next Open to try again. Devices which are gone already have taken
-// their addresses, routes and sysctls with them, which is no error.
+// Close undoes every change, last first, as far as it can, and logs that. It removes the journal, or leaves it for the
+// next Open if a change could not be undone. A device that is gone has taken its addresses, routes and sysctls along,
+// which is no error.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -179,18 +180,20 @@ func (m *Manager) writeJournal(did records) error {
 	return err
 }
 
-// reconcile makes what differs from m.state, and returns how many changes it tried. It logs them at level.
+// reconcile makes the changes by which the machine differs from m.state. It returns how many it tried, and logs them at
+// level.
 func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 	if m.closed {
 		return 0, ErrClosed
 	}
 	err = m.ns.do(func() error {
-		changes, err = m.pass(level)
-		// Others change routes while we copy them: what was true a moment ago is looked up once more.
+		raced := 0
+		changes, err = m.pass(level, &raced)
+		// Other programs change routes while we copy them: a second pass sees the present state.
 		if changes > 0 && isRace(err) {
 			var more int
-			more, err = m.pass(level)
-			changes += more
+			more, err = m.pass(level, nil)
+			changes += more - raced
 		}
 		return err
 	})
@@ -198,12 +201,14 @@ func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 }
 
 func isRace(err error) bool {
-	return isGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) ||
+	return kernel.IsGone(err) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETUNREACH) ||
 		errors.Is(err, unix.ENETDOWN)
 }
 
-// pass makes what differs. Where the journal can't be written, it makes what the journal lists already, and fails.
-func (m *Manager) pass(level slog.Level) (changes int, err error) {
+// pass makes the changes that are missing. If the journal can't be written, it makes those that the journal lists
+// already, and fails. Errors that another program's change may explain are no refusals yet: raced counts them. In the
+// last pass, raced is nil, they are refusals, too.
+func (m *Manager) pass(level slog.Level, raced *int) (changes int, err error) {
 	snap, err := m.takeSnapshot(scopeOf(m.state, m.own))
 	if err != nil {
 		return 0, err
@@ -224,18 +229,27 @@ func (m *Manager) pass(level slog.Level) (changes int, err error) {
 	}
 	log := changeLog{log: m.log, level: level}
 	defer log.end()
+	var races error
 	for _, s := range steps {
 		if unwritten != nil && !s.recorded {
 			continue
 		}
-		changes++
-		if err := s.do(); err != nil {
-			return changes, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten)
+		switch err := s.do(); {
+		case err == nil:
+			changes++
+			log.add(s.name, s.old, s.new)
+		case s.refused == nil:
+			return changes + 1, errors.Join(fmt.Errorf("%s: %w", s.what, err), unwritten, races)
+		case raced != nil && isRace(err):
+			changes++
+			*raced++
+			races = errors.Join(races, fmt.Errorf("%s: %w", s.what, err))
+		default:
+			s.refused(err, &log)
 		}
-		log.add(s.name, s.old, s.new)
 	}
 	if unwritten != nil {
-		return changes, unwritten
+		return changes, errors.Join(unwritten, races)
 	}
 	changes += stale.count()
 	left, err := m.undo(stale)
@@ -243,10 +257,10 @@ func (m *Manager) pass(level slog.Level) (changes int, err error) {
 		log.add(name, "set by this program", "undone")
 	}
 	m.own = next.plus(left)
-	return changes, errors.Join(err, m.writeJournal(m.own))
+	return changes, errors.Join(err, m.writeJournal(m.own), races)
 }
 
-// plan compares the state with the machine. It returns what to do, and what is ours once that is done.
+// plan compares the state with the machine. It returns the steps to make, and the records of our changes after them.
 func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	s := m.state
 	if err := s.missingDevices(snap.links); err != nil {
@@ -254,6 +268,7 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}
 	ownRoutes := setOf(slices.Concat(m.own.Unreachable, m.own.Routes))
 	unreachable, nextUnreachable, err1 := m.planRoutes(s.Routes, true, ownRoutes, snap)
+	quiet, nextMade := m.planQuiet(s.QuietIPIP, snap.links)
 	wanted := withLoose(s.Sysctls, s.Loose, m.own.Sysctls)
 	sysctls, nextSysctls, err2 := planSysctls(wanted, m.own.Sysctls, snap.links, s.Links)
 	links, nextLinks := m.planLinks(s.Links, m.own.Links, snap)
@@ -264,8 +279,9 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, records{}, err
 	}
-	return slices.Concat(unreachable, sysctls, links, addrs, routes, rules, replies), records{
+	return slices.Concat(unreachable, quiet, sysctls, links, addrs, routes, rules, replies), records{
 		Unreachable: nextUnreachable,
+		Made:        nextMade,
 		Sysctls:     nextSysctls,
 		Links:       nextLinks,
 		Addrs:       nextAddrs,
@@ -274,8 +290,8 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}, nil
 }
 
-// undo takes back what r lists, last first. What is gone already is fine. It goes on after a failure, and returns what
-// is left to undo.
+// undo undoes the changes that r lists, last first. An object that is gone already is no error. After a failure it goes
+// on, and returns the changes that are left to undo.
 func (m *Manager) undo(r records) (left records, err error) {
 	if r.empty() {
 		return records{}, nil
@@ -284,13 +300,14 @@ func (m *Manager) undo(r records) (left records, err error) {
 	if err != nil {
 		return r, err
 	}
-	var errs [6]error
+	var errs [7]error
 	left.Rules, errs[0] = undoEach(r.Rules, func(v ruleRecord) error { return m.undoRule(v, snap) })
 	left.Routes, errs[1] = undoEach(r.Routes, func(v routeRecord) error { return m.undoRoute(v, snap) })
 	left.Addrs, errs[2] = undoEach(r.Addrs, func(v addrRecord) error { return m.undoAddr(v, snap) })
 	left.Links, errs[3] = undoEach(r.Links, func(v linkRecord) error { return m.undoLink(v, snap.links) })
 	left.Sysctls, errs[4] = undoEach(r.Sysctls, func(v sysctlRecord) error { return undoSysctl(v, snap.links) })
-	left.Unreachable, errs[5] = undoEach(r.Unreachable, func(v routeRecord) error { return m.undoRoute(v, snap) })
+	left.Made, errs[5] = undoEach(r.Made, func(v string) error { return m.undoMade(v, snap.links) })
+	left.Unreachable, errs[6] = undoEach(r.Unreachable, func(v routeRecord) error { return m.undoRoute(v, snap) })
 	return left, errors.Join(errs[:]...)
 }
 

@@ -14,6 +14,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 func TestSetAndClose(t *testing.T) {
@@ -31,7 +35,7 @@ func TestSetAndClose(t *testing.T) {
 		}
 	}
 	vs0 := linkOf(t, "vs0")
-	if a := vs0.Attrs(); a.MTU != 1480 || a.TxQLen != 3000 || !isUp(vs0) {
+	if a := vs0.Attrs(); a.MTU != 1480 || a.TxQLen != 3000 || !kernel.IsUp(vs0) {
 		t.Errorf("vs0: mtu %d, txqueuelen %d, %s", a.MTU, a.TxQLen, a.Flags)
 	}
 	addrs, err := netlink.AddrList(vs0, unix.AF_INET)
@@ -46,7 +50,7 @@ func TestSetAndClose(t *testing.T) {
 	must(t, err)
 	for _, from := range fullState().Replies.From {
 		if !slices.ContainsFunc(rules, func(r netlink.Rule) bool {
-			return r.Priority == 1080 && r.Table == 5080 && prefixOf(r.Src) == hostPrefix(from) &&
+			return r.Priority == 1080 && r.Table == 5080 && kernel.PrefixOf(r.Src) == kernel.HostPrefix(from) &&
 				r.Protocol == Protocol
 		}) {
 			t.Errorf("no rule from %s in %v", from, rules)
@@ -75,7 +79,7 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	once := machineState(t)
 	journal, err := os.Stat(m.path)
 	must(t, err)
-	eventually(t, "the kernel has noticed that vs0 has no carrier", func() bool {
+	testkit.Eventually(t, "the kernel has noticed that vs0 has no carrier", func() bool {
 		return linkOf(t, "vs0").Attrs().OperState == netlink.OperDown
 	})
 	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
@@ -85,8 +89,8 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	must(t, sub.SetReceiveTimeout(&unix.Timeval{Sec: 10}))
 
 	must(t, m.Set(fullState()))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	sameState(t, once, machineState(t))
 	if now, err := os.Stat(m.path); err != nil || !os.SameFile(journal, now) {
@@ -237,8 +241,8 @@ func TestConflicts(t *testing.T) {
 				t.Errorf("journal: %v", err)
 			}
 			// The state that failed is not tried again.
-			if n, err := m.mend(); n != 0 || err != nil {
-				t.Errorf("mend: %d changes, %v", n, err)
+			if n, err := m.passAgain(); n != 0 || err != nil {
+				t.Errorf("another pass: %d changes, %v", n, err)
 			}
 		})
 	}
@@ -316,7 +320,8 @@ func TestOpenLeavesANewDeviceOfTheOldNameAlone(t *testing.T) {
 	vs0 := linkOf(t, "vs0")
 	addrs, err := netlink.AddrList(vs0, unix.AF_INET)
 	must(t, err)
-	if vs0.Attrs().MTU != 1480 || !isUp(vs0) || len(addrs) != 1 || sysctl(t, "net/ipv4/conf/vs0/rp_filter") != "2" {
+	if vs0.Attrs().MTU != 1480 || !kernel.IsUp(vs0) || len(addrs) != 1 ||
+		sysctl(t, "net/ipv4/conf/vs0/rp_filter") != "2" {
 		t.Errorf("a predecessor's journal changed a device that it never saw: %+v, %v", vs0.Attrs(), addrs)
 	}
 	if got := sysctl(t, "net/ipv4/conf/all/arp_ignore"); got != "0" {
@@ -326,7 +331,7 @@ func TestOpenLeavesANewDeviceOfTheOldNameAlone(t *testing.T) {
 
 func TestIPv6(t *testing.T) {
 	newHost(t)
-	if _, err := readSysctl("net/ipv6/conf/all/disable_ipv6"); err != nil {
+	if _, err := kernel.ReadSysctl("net/ipv6/conf/all/disable_ipv6"); err != nil {
 		t.Skip("no IPv6 in this kernel")
 	}
 	setSysctl(t, "net/ipv6/conf/vs0/addr_gen_mode", "1") // no address that the kernel adds by itself
@@ -336,14 +341,14 @@ func TestIPv6(t *testing.T) {
 	must(t, netlink.AddrAdd(linkOf(t, "east"), &netlink.Addr{IPNet: cidr("2001:db8:1::1/64"), Flags: unix.IFA_F_NODAD}))
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("::/0"), Gw: net.ParseIP("2001:db8:1::fe"),
 		LinkIndex: linkOf(t, "east").Attrs().Index}))
-	eventually(t, "the address is in force", func() bool {
+	testkit.Eventually(t, "the address is in force", func() bool {
 		return routeIn(t, unix.RT_TABLE_LOCAL, "2001:db8:1::1/128") != nil
 	})
 	before := machineState(t)
 	vip := netip.MustParseAddr("2001:db8:80::1")
 	s := State{
 		Links: []Link{{Name: "vs0", Up: true}},
-		Addrs: []Addr{{Link: "vs0", Prefix: hostPrefix(vip)}},
+		Addrs: []Addr{{Link: "vs0", Prefix: kernel.HostPrefix(vip)}},
 		Routes: []Route{
 			{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Link: "vs0"},
 			{Dst: netip.MustParsePrefix("2001:db8:99::/64"), Unreachable: true, Metric: 4294967294},
@@ -361,12 +366,12 @@ func TestIPv6(t *testing.T) {
 		have[0].Flags&unix.IFA_F_TENTATIVE != 0 {
 		t.Errorf("addresses of vs0: %+v", have)
 	}
-	if local, err := LocalAddrs(); err != nil || !slices.Contains(local, vip) || !slices.Contains(local,
+	if local, err := query.HostAddrs(); err != nil || !slices.Contains(local, vip) || !slices.Contains(local,
 		netip.MustParseAddr("2001:db8:1::1")) {
 		t.Errorf("addresses of this host: %v, %v", local, err)
 	}
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	must(t, m.Close())
 	sameState(t, before, machineState(t))

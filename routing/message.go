@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // route is a route as rtnetlink(7) carries it: struct rtmsg and its attributes. Attributes that this package does not
@@ -43,10 +45,10 @@ const (
 
 var errMalformed = errors.New("malformed answer of the kernel")
 
-// onlyOnlink is what a route keeps of the flags of struct rtmsg and rtnexthop: the others are the kernel's findings.
+// onlyOnlink masks the flag of struct rtmsg and rtnexthop that a route keeps: the kernel sets the others itself.
 const onlyOnlink = unix.RTNH_F_ONLINK
 
-// parseRoute reads a message: struct rtmsg and what follows it.
+// parseRoute reads a message: struct rtmsg and its attributes.
 func parseRoute(msg []byte) (route, error) {
 	if len(msg) < unix.SizeofRtMsg {
 		return route{}, errMalformed
@@ -84,7 +86,7 @@ func parseRoute(msg []byte) (route, error) {
 		r.attrs.drop(unix.RTA_PREF)
 	}
 	switch {
-	case leadsNowhere(int(r.Type)): // IPv6 lists the loopback device with it
+	case kernel.LeadsNowhere(int(r.Type)): // IPv6 lists the loopback device with it
 		r.leadNowhere(r.Type)
 	case r.attrs[rtaNexthopID] != nil: // net.ipv4.nexthop_compat_mode lists the object's parts, too
 		r.dropHops()

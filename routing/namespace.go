@@ -12,7 +12,7 @@ import (
 const threadNetns = "/proc/thread-self/ns/net"
 
 // namespace is the network namespace in which a Manager was opened. In Linux it belongs to the thread, and a goroutine
-// may wake up on any of them; sockets keep theirs, but /proc/sys/net is always that of the thread which reads it.
+// may run on any of them. A socket keeps its namespace, but /proc/sys/net is always the reading thread's.
 type namespace struct {
 	file *os.File
 	id   string // the same for every process in it, and never used again until the next boot
@@ -52,8 +52,8 @@ func netnsID(f *os.File) (string, error) {
 	return fmt.Sprintf("inode:%d", st.Ino), nil
 }
 
-// do calls f on a thread in the namespace. Where the thread is there already, as in any program that never changes
-// namespaces, this needs no privilege.
+// do calls f on a thread in the namespace. It needs no privilege if the thread is there already, as in any program that
+// never changes namespaces.
 func (n *namespace) do(f func() error) error {
 	runtime.LockOSThread()
 	same, err := n.isCurrent()

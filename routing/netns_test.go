@@ -9,26 +9,31 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+	"vstun/routing/kernel/kerneltest"
 )
 
-// A test's host is a network namespace of its own:
-//
-//	 10.1.0.1/24      10.2.0.1/24
-//	┌──────────┐     ┌──────────┐     ┌─────┐
-//	│   east   │═════│   west   │     │ vs0 │  TUN, down
-//	└──────────┘veth └──────────┘     └─────┘
-//
-// main: default via 10.1.0.254, and one route of every kind that is copied.
+// The helpers of kerneltest by short names: a test's host is drawn at NewHost.
+var (
+	newHost   = kerneltest.NewHost
+	must      = kerneltest.Must
+	named     = kerneltest.Named
+	cidr      = kerneltest.CIDR
+	linkOf    = kerneltest.LinkOf
+	linkUp    = kerneltest.LinkUp
+	addAddr   = kerneltest.AddAddr
+	sysctl    = kerneltest.Sysctl
+	setSysctl = kerneltest.SetSysctl
+	quickest  = kerneltest.Quickest
+)
 
 const childEnv = "VSTUN_ROUTING_TEST_CHILD"
 
@@ -50,83 +55,11 @@ func TestMain(m *testing.M) {
 	select {}
 }
 
-// newHost moves the test into a new namespace, and out of it when the test ends.
-func newHost(t *testing.T) {
-	t.Helper()
-	enterNewHost(t)
-	linkUp(t, "lo")
-	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("east"), PeerName: "west"}))
-	for name, addr := range map[string]string{"east": "10.1.0.1/24", "west": "10.2.0.1/24"} {
-		linkUp(t, name)
-		addAddr(t, name, addr)
-	}
-	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs0"), Mode: netlink.TUNTAP_MODE_TUN}))
-	// Both ends have carrier by the time the second is up, but the kernel says so in its own time.
-	eventually(t, "carrier", func() bool {
-		return slices.IndexFunc([]string{"east", "west"}, func(n string) bool {
-			return linkOf(t, n).Attrs().OperState != netlink.OperUp
-		}) < 0
-	})
-	east, west := linkOf(t, "east").Attrs().Index, linkOf(t, "west").Attrs().Index
-	for _, r := range []netlink.Route{
-		{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("10.1.0.254")},
-		{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("10.2.0.254"), Priority: 50, AdvMSS: 1000},
-		{Dst: cidr("172.16.0.0/16"), LinkIndex: east, Scope: unix.RT_SCOPE_LINK, Src: net.ParseIP("10.2.0.1"),
-			MTU: 1300, Priority: 7},
-		{Dst: cidr("172.17.0.0/16"), LinkIndex: west, Gw: net.ParseIP("192.0.2.99"), Flags: int(netlink.FLAG_ONLINK)},
-		{Dst: cidr("172.18.0.0/16"), MultiPath: []*netlink.NexthopInfo{
-			{LinkIndex: east, Gw: net.ParseIP("10.1.0.253"), Hops: 2}, {LinkIndex: west, Gw: net.ParseIP("10.2.0.253")},
-		}},
-		{Dst: cidr("172.19.0.0/16"), Type: unix.RTN_BLACKHOLE},
-		{Dst: cidr("172.20.0.0/16"), Type: unix.RTN_UNREACHABLE},
-		{Dst: cidr("172.21.0.0/16"), Type: unix.RTN_PROHIBIT, Tos: 0x10},
-	} {
-		must(t, netlink.RouteAdd(&r))
-	}
-}
-
-// enterNewHost moves the test into a new namespace without addresses, routes and IPv6.
-func enterNewHost(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make network namespaces")
-	}
-	enterNew(t)
-	for _, key := range []string{"net/ipv6/conf/default/disable_ipv6", "net/ipv6/conf/all/disable_ipv6"} {
-		if err := writeSysctl(key, "1"); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-	}
-}
-
-// enterNew puts the test's goroutine into a new, empty namespace until the test ends.
-func enterNew(t *testing.T) netns.NsHandle {
-	t.Helper()
-	runtime.LockOSThread()
-	old, err := netns.Get()
-	must(t, err)
-	ns, err := netns.New()
-	if err != nil {
-		old.Close()
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// A thread that can't go back stays locked, and ends with the test's goroutine.
-		if err := netns.Set(old); err != nil {
-			t.Errorf("leave the namespace: %v", err)
-			return
-		}
-		old.Close()
-		ns.Close()
-		runtime.UnlockOSThread()
-	})
-	return ns
-}
-
 // fullState uses everything there is.
 func fullState() State {
 	vip := netip.MustParseAddr("198.51.100.80")
 	return State{
+		QuietIPIP: true,
 		Sysctls: []Sysctl{
 			{Key: "net/ipv4/ip_forward", Value: "1"},
 			{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
@@ -179,13 +112,13 @@ func machineState(t *testing.T) []string {
 			lines = append(lines, fmt.Sprintf("rule %s proto %d", r, r.Protocol))
 		}
 	}
-	keys, err := filepath.Glob(sysctlRoot + "net/ipv4/conf/*/*")
+	keys, err := filepath.Glob(kernel.SysctlRoot + "net/ipv4/conf/*/*")
 	must(t, err)
-	keys6, err := filepath.Glob(sysctlRoot + "net/ipv6/conf/*/*")
+	keys6, err := filepath.Glob(kernel.SysctlRoot + "net/ipv6/conf/*/*")
 	must(t, err)
-	for _, k := range append(slices.Concat(keys, keys6), sysctlRoot+"net/ipv4/ip_forward") {
-		key := strings.TrimPrefix(k, sysctlRoot)
-		if v, err := readSysctl(key); err == nil {
+	for _, k := range append(slices.Concat(keys, keys6), kernel.SysctlRoot+"net/ipv4/ip_forward") {
+		key := strings.TrimPrefix(k, kernel.SysctlRoot)
+		if v, err := kernel.ReadSysctl(key); err == nil {
 			lines = append(lines, "sysctl "+key+"="+v)
 		}
 	}
@@ -261,76 +194,17 @@ func watch(t *testing.T, m *Manager) (stop func()) {
 	return stop
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func named(name string) netlink.LinkAttrs {
-	a := netlink.NewLinkAttrs()
-	a.Name = name
-	return a
-}
-
-func cidr(s string) *net.IPNet { return ipNet(netip.MustParsePrefix(s)) }
-
-func linkOf(t *testing.T, name string) netlink.Link {
-	t.Helper()
-	l, err := netlink.LinkByName(name)
-	must(t, err)
-	return l
-}
-
-func linkUp(t *testing.T, name string) {
-	t.Helper()
-	must(t, netlink.LinkSetUp(linkOf(t, name)))
-}
-
-func addAddr(t *testing.T, link, prefix string) {
-	t.Helper()
-	a, err := netlink.ParseAddr(prefix)
-	must(t, err)
-	must(t, netlink.AddrAdd(linkOf(t, link), a))
-}
-
 // routeIn returns the route for dst with metric 0 (IPv4) in the table, or nil.
 func routeIn(t *testing.T, table int, dst string) *netlink.Route {
 	t.Helper()
 	p := netip.MustParsePrefix(dst)
-	routes, err := netlink.RouteListFiltered(family(p.Addr()), &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	routes, err := netlink.RouteListFiltered(kernel.Family(p.Addr()), &netlink.Route{Table: table},
+		netlink.RT_FILTER_TABLE)
 	must(t, err)
 	for _, r := range routes {
-		if prefixOf(r.Dst) == p && (r.Priority == 0 || p.Addr().Is6()) {
+		if kernel.PrefixOf(r.Dst) == p && (r.Priority == 0 || p.Addr().Is6()) {
 			return &r
 		}
 	}
 	return nil
-}
-
-func sysctl(t *testing.T, key string) string {
-	t.Helper()
-	v, err := readSysctl(key)
-	must(t, err)
-	return v
-}
-
-func setSysctl(t *testing.T, key, value string) {
-	t.Helper()
-	must(t, writeSysctl(key, value))
 }

@@ -1,100 +1,89 @@
 package routing
 
 import (
-	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
-// quietLink is the device of Quiet.
-const quietLink = "vstun-quiet"
+// QuietLink is the device of State.QuietIPIP. Every packet of IP protocol 4 fits it, since it is bound to no address
+// ("external"), and it drops them without an answer, since it is for MPLS in the tunnel (ipip_tunnel_rcv in
+// net/ipv4/ipip.c). Nothing comes out of it: the kernel takes MPLS only from devices where that is switched on.
+const QuietLink = "vstun-quiet"
 
-// Quiet keeps the kernel's own IPIP driver, where it is loaded, from answering packets of IP protocol 4 that fit none
-// of its tunnels with ICMP port unreachable, as it does although a raw socket takes them (tunnel4_rcv in
-// net/ipv4/tunnel4.c). Where the director is IPVS it relays such an answer to the client, who gives up; vstun's does
-// not believe it.
-//
-// It makes a device which every such packet fits, since it is bound to no address ("external"), and which drops them in
-// silence, since it is for MPLS in the tunnel (ipip_tunnel_rcv in net/ipv4/ipip.c). Nothing comes out of it: the kernel
-// takes MPLS from no device that it has not been told to.
-//
-// Quiet works on the calling thread's network namespace. Once the device is there it changes nothing; Unquiet removes
-// it, whoever made it. It returns whether there is such a device now: there is none without the driver. The driver sit
-// answers as well, but ipip is asked before it: alone it can't be kept quiet, and neither can what answers packets of
-// protocol 41 once one of the two is loaded (tunnel64_rcv).
-func Quiet() (made bool, err error) {
-	h, err := newHandle()
-	if err != nil {
-		return false, err
+// planQuiet plans the device of State.QuietIPIP, if the kernel's IPIP driver is loaded. It returns the devices that are
+// this package's then. A device that is there already is ours, too: only this package makes one like it.
+func (m *Manager) planQuiet(want bool, links linkSet) (steps []step, made []string) {
+	if !want {
+		return nil, nil
 	}
-	defer h.Close()
-	links, err := dump(h.LinkList)
-	if err != nil {
-		return false, fmt.Errorf("list devices: %w", err)
-	}
-	var quiet, ipip netlink.Link
+	quiet, loaded := links[QuietLink], false
 	for _, l := range links {
-		switch {
-		case isQuiet(l):
-			quiet = l
-		case l.Type() == "ipip":
-			ipip = l
-		}
+		loaded = loaded || l.Type() == "ipip"
 	}
 	switch {
-	case quiet == nil && ipip == nil:
-		return false, nil
-	case quiet == nil:
-		if err := addQuiet(); err != nil && !errors.Is(err, unix.EEXIST) {
-			return false, fmt.Errorf("ip link add %s type ipip external mode mplsip: %w", quietLink, err)
+	case quiet == nil && !loaded:
+		return nil, nil
+	case quiet != nil && isQuiet(quiet) && kernel.IsUp(quiet):
+		m.quietErr = ""
+		return nil, []string{QuietLink}
+	}
+	s := step{what: "ip link add " + QuietLink + " up type ipip external mode mplsip", name: "device " + QuietLink,
+		old: "none", new: "up", recorded: slices.Contains(m.own.Made, QuietLink), refused: m.quietRefused}
+	s.do = func() error {
+		if err := addQuiet(); err != nil {
+			return err
 		}
-		if quiet, err = h.LinkByName(quietLink); err != nil {
-			return false, fmt.Errorf("device %s, which keeps the kernel's IPIP driver quiet: %w", quietLink, err)
+		l, err := m.nl.LinkByName(QuietLink)
+		if err != nil {
+			return err
 		}
+		return m.nl.LinkSetUp(l)
 	}
-	if isUp(quiet) {
-		return true, nil
+	if quiet != nil && isQuiet(quiet) {
+		s.what, s.old = "ip link set "+QuietLink+" up", "down"
+		s.do = func() error { return m.nl.LinkSetUp(quiet) }
 	}
-	if err := h.LinkSetUp(quiet); err != nil {
-		return true, fmt.Errorf("ip link set %s up: %w", quietLink, err)
-	}
-	return true, nil
+	return []step{s}, []string{QuietLink}
 }
 
-// Unquiet removes the device of Quiet, if there is one.
-func Unquiet() error {
-	h, err := newHandle()
-	if err != nil {
-		return err
+// quietRefused logs err, the first time: the state works without the device.
+func (m *Manager) quietRefused(err error, log *changeLog) {
+	if err.Error() != m.quietErr {
+		m.quietErr = err.Error()
+		log.warn("cannot keep the kernel's IPIP driver from answering tunnel packets; retrying", "error", err)
 	}
-	defer h.Close()
-	l, err := h.LinkByName(quietLink)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
+}
+
+// undoMade removes a device that this package made.
+func (m *Manager) undoMade(name string, links linkSet) error {
+	l := links[name]
+	if l == nil || !isQuiet(l) {
 		return nil
 	}
-	if err == nil && isQuiet(l) {
-		err = h.LinkDel(l)
-	}
-	if err != nil && !isGone(err) {
-		return fmt.Errorf("ip link del %s: %w", quietLink, err)
+	if err := m.nl.LinkDel(l); err != nil && !kernel.IsGone(err) {
+		return fmt.Errorf("ip link del %s: %w", name, err)
 	}
 	return nil
 }
 
-// isQuiet reports whether l is the device of Quiet, and nobody else's.
+// isQuiet reports whether l is the device of State.QuietIPIP.
 func isQuiet(l netlink.Link) bool {
 	t, ok := l.(*netlink.Iptun)
-	return ok && t.Attrs().Name == quietLink && t.Proto == unix.IPPROTO_MPLS
+	return ok && t.Attrs().Name == QuietLink && t.Proto == unix.IPPROTO_MPLS
 }
 
-// addQuiet makes the device. netlink.Iptun can't say both that it is bound to no address and what it is for.
+// addQuiet makes the device. Its message is made by hand: netlink.Iptun can't have both IFLA_IPTUN_COLLECT_METADATA and
+// IFLA_IPTUN_PROTO.
 func addQuiet() error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(quietLink)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(QuietLink)))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("ipip"))
 	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)

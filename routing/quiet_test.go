@@ -7,26 +7,26 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
-// TestQuietWithoutDriver makes nothing where the kernel has no tunnels of its own.
+// TestQuietWithoutDriver: nothing is made on a host whose kernel has no tunnels of its own.
 func TestQuietWithoutDriver(t *testing.T) {
 	newHost(t)
-	if tunnels, err := KernelTunnels(false, 4); err != nil || len(tunnels) > 0 {
+	if tunnels, err := query.KernelTunnels(); err != nil || len(tunnels) > 0 {
 		t.Skipf("SKIPPED: this kernel has %v, %v", tunnels, err)
 	}
-	if made, err := Quiet(); made || err != nil {
-		t.Errorf("made %t, %v", made, err)
-	}
-	must(t, Unquiet())
-	if _, err := netlink.LinkByName(quietLink); err == nil {
-		t.Error("there is a device")
-	}
+	before := machineState(t)
+	m := open(t)
+	must(t, m.Set(State{QuietIPIP: true}))
+	sameState(t, before, machineState(t))
 }
 
-// TestInteropQuiet has the kernel's driver answer a packet that fits no tunnel, and not when it is kept quiet.
-func TestInteropQuiet(t *testing.T) {
-	newHost(t)
+// loadIPIP makes a tunnel of the kernel's IPIP driver, or skips the test.
+func loadIPIP(t *testing.T) {
+	t.Helper()
 	tunnel := &netlink.Iptun{LinkAttrs: named("kernel0"), Local: net.ParseIP("10.1.0.1"),
 		Remote: net.ParseIP("10.1.0.77"), PMtuDisc: 1}
 	if err := netlink.LinkAdd(tunnel); errors.Is(err, unix.EOPNOTSUPP) {
@@ -34,6 +34,43 @@ func TestInteropQuiet(t *testing.T) {
 	} else if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestInteropQuietAfterAKill: the next start removes the device of a program that was killed.
+func TestInteropQuietAfterAKill(t *testing.T) {
+	newHost(t)
+	loadIPIP(t)
+	before := machineState(t)
+	path := t.TempDir() + "/journal.json"
+	kill(startChild(t, path))
+	linkOf(t, QuietLink)
+	m, err := Open(path, nil)
+	must(t, err)
+	sameState(t, before, machineState(t))
+	must(t, m.Close())
+}
+
+// TestInteropQuietIsWatched: the device comes when the driver is loaded, and comes back when it is deleted.
+func TestInteropQuietIsWatched(t *testing.T) {
+	newHost(t)
+	m := open(t)
+	must(t, m.Set(State{QuietIPIP: true}))
+	watch(t, m)
+	loadIPIP(t)
+	there := func() bool { _, err := netlink.LinkByName(QuietLink); return err == nil }
+	testkit.Eventually(t, "the driver is kept quiet", there)
+	must(t, netlink.LinkDel(linkOf(t, QuietLink)))
+	testkit.Eventually(t, "the device is back", there)
+	must(t, m.Set(State{}))
+	if there() {
+		t.Error("the device is left although the state has no use for it")
+	}
+}
+
+// TestInteropQuiet has the kernel's driver answer a packet that fits no tunnel, and not while it is kept quiet.
+func TestInteropQuiet(t *testing.T) {
+	newHost(t)
+	loadIPIP(t)
 	raw, err := net.ListenPacket("ip4:4", "127.0.0.1") // as the agent does
 	must(t, err)
 	defer raw.Close()
@@ -62,36 +99,34 @@ func TestInteropQuiet(t *testing.T) {
 	if !answered() {
 		t.Error("the driver does not answer by itself")
 	}
+	m := open(t)
 	for range 2 {
-		if made, err := Quiet(); !made || err != nil {
-			t.Fatalf("made %t, %v", made, err)
-		}
+		must(t, m.Set(State{QuietIPIP: true}))
 		if answered() {
 			t.Error("the driver answers, though kept quiet")
 		}
 	}
-	quiet := linkOf(t, quietLink)
+	quiet := linkOf(t, QuietLink)
 	if addrs, err := netlink.AddrList(quiet, netlink.FAMILY_ALL); err != nil || len(addrs) > 0 {
-		t.Errorf("%s has addresses %v, %v", quietLink, addrs, err)
+		t.Errorf("%s has addresses %v, %v", QuietLink, addrs, err)
 	}
 	if quiet.Attrs().Statistics.RxPackets != 0 {
-		t.Errorf("packets came out of %s", quietLink)
+		t.Errorf("packets came out of %s", QuietLink)
 	}
-	if tunnels, err := KernelTunnels(false, 4); err != nil || len(tunnels) == 0 {
+	tunnels, err := query.KernelTunnels()
+	if err != nil || len(tunnels) == 0 {
 		t.Errorf("KernelTunnels: %v, %v", tunnels, err)
-	} else {
-		for _, tun := range tunnels {
-			if tun.Name == quietLink {
-				t.Errorf("%s counts as one of the kernel's tunnels", quietLink)
-			}
+	}
+	for _, tun := range tunnels {
+		if tun.Name == QuietLink {
+			t.Errorf("%s counts as one of the kernel's tunnels", QuietLink)
 		}
 	}
-	must(t, netlink.LinkSetDown(quiet)) // somebody meddles
-	if made, err := Quiet(); !made || err != nil || answered() {
-		t.Errorf("set down and up again: %t, %v", made, err)
+	must(t, netlink.LinkSetDown(quiet))
+	if n, err := m.passAgain(); n != 1 || err != nil || answered() {
+		t.Errorf("set down and up again: %d changes, %v", n, err)
 	}
-	must(t, Unquiet())
-	must(t, Unquiet())
+	must(t, m.Close())
 	if !answered() {
 		t.Error("the driver does not answer afterwards")
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than %d routes, too many to copy; lower "+
@@ -21,6 +23,7 @@ var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than
 func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoutes map[routeRecord]bool,
 	snap snapshot) (steps []step, routes []routeRecord, rules []ruleRecord, err error) {
 	if want == nil {
+		clear(m.refused)
 		return nil, nil, nil, nil
 	}
 	var errs []error
@@ -49,8 +52,9 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 		groups[key] = append(groups[key], c)
 	}
 	for _, key := range routes {
-		steps = append(steps, m.routeSteps(key, groups[key], ownRoutes[key], snap)...)
+		steps = append(steps, m.copySteps(key, groups[key], ownRoutes[key], snap)...)
 	}
+	maps.DeleteFunc(m.refused, func(key routeRecord, _ refusal) bool { return groups[key] == nil })
 	slices.SortFunc(routes, routeRecord.compare) // the journal of the same routes is the same
 	ruleSteps, rules, err := m.planReplyRules(want, own.Rules, snap)
 	if err != nil {
@@ -64,13 +68,13 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	usable := map[int]netlink.Link{}
 	for _, l := range snap.links {
 		own := slices.ContainsFunc(owned, func(o Link) bool { return o.Name == l.Attrs().Name })
-		if isUp(l) && !own {
+		if kernel.IsUp(l) && !own {
 			usable[l.Attrs().Index] = l
 		}
 	}
 	families := map[int]bool{}
 	for _, a := range r.From {
-		families[family(a)] = true
+		families[kernel.Family(a)] = true
 	}
 	var list []route
 	for _, have := range snap.copied {
@@ -89,7 +93,7 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 }
 
 // separate raises metrics of IPv6 routes so that no two with a gateway have one metric, in the order in which the
-// kernel prefers them. Routers' advertisements make several default routes of one metric, of which the kernel takes the
+// kernel prefers them. Routers' advertisements make several default routes of one metric; the kernel takes the
 // first that is reachable, by preference (RFC 4191). The same routes, added by a program, would become one multipath
 // route, whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
 // rt6_qualify_for_ecmp). IPv4 keeps routes of one metric apart.
@@ -143,7 +147,7 @@ func (r *Replies) copyOf(have route, usable map[int]netlink.Link) (route, bool) 
 		// The kernel names the program of such a route, but takes only its descriptor. This leads to the main table.
 		c.leadNowhere(unix.RTN_THROW)
 	}
-	if leadsNowhere(int(c.Type)) {
+	if kernel.LeadsNowhere(int(c.Type)) {
 		return c, true
 	}
 	unusable := func(device int) bool { return usable[device] == nil }

@@ -11,6 +11,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+	"vstun/testdata/testkit"
 )
 
 // repliesOnly routes replies by table 5080 and nothing else.
@@ -31,7 +34,7 @@ func TestRepliesCopyTheMainTable(t *testing.T) {
 	must(t, err)
 	have := map[string]netlink.Route{}
 	for _, c := range copies {
-		have[fmt.Sprintf("%s metric %d", prefixOf(c.Dst), c.Priority)] = c
+		have[fmt.Sprintf("%s metric %d", kernel.PrefixOf(c.Dst), c.Priority)] = c
 		if c.Protocol != Protocol {
 			t.Errorf("%s: proto %s", c.Dst, c.Protocol)
 		}
@@ -93,8 +96,8 @@ func TestRepliesLeaveOutWhatIsDown(t *testing.T) {
 	if r == nil || len(r.MultiPath) != 0 || !r.Gw.Equal(net.IPv4(10, 1, 0, 253)) {
 		t.Errorf("two nexthops, one of them down: %v", r)
 	}
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 }
 
@@ -123,7 +126,7 @@ func TestSynAckCarriesTheLoweredMSS(t *testing.T) {
 	server, err := netns.Get()
 	must(t, err)
 	defer server.Close()
-	client := enterNew(t)
+	client := testkit.NewNamespace(t)
 	must(t, netns.Set(server))
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("lan"), PeerName: "eth",
 		PeerNamespace: netlink.NsFd(client)}))

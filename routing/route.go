@@ -11,9 +11,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
-// defaultMetric6 is what an IPv6 route gets that is added with metric 0: IP6_RT_PRIO_USER in net/ip6_fib.h.
+// defaultMetric6 is the metric of an IPv6 route that is added with metric 0: IP6_RT_PRIO_USER in net/ip6_fib.h.
 const defaultMetric6 = 1024
 
 func (r Route) record() routeRecord {
@@ -24,10 +26,10 @@ func (r Route) record() routeRecord {
 	return rec
 }
 
-// kernel returns the route that has the key r: what deletes it.
+// kernel returns a route with the key r, enough to delete it.
 func (r routeRecord) kernel() route {
 	k := route{attrs: attributes{}}
-	k.Family, k.Protocol, k.Tos = uint8(family(r.Dst.Addr())), Protocol, uint8(r.TOS)
+	k.Family, k.Protocol, k.Tos = uint8(kernel.Family(r.Dst.Addr())), Protocol, uint8(r.TOS)
 	k.attrs.setU32(unix.RTA_TABLE, uint32(r.Table))
 	if k.Dst_len = uint8(r.Dst.Bits()); k.Dst_len > 0 {
 		k.attrs[unix.RTA_DST] = r.Dst.Addr().AsSlice()
@@ -78,8 +80,8 @@ func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord
 			if !theirs[0].same(r) {
 				errs = append(errs, fmt.Errorf("route %s in table %s exists already %s (proto %s), want it %s; "+
 					"remove it, "+
-					"or use another address", w.Dst, tableName(key.Table), snap.describeWay(theirs[0]),
-					netlink.RouteProtocol(theirs[0].Protocol), snap.describeWay(r)))
+					"or use another address", w.Dst, tableName(key.Table), snap.describePath(theirs[0]),
+					netlink.RouteProtocol(theirs[0].Protocol), snap.describePath(r)))
 			}
 			continue
 		}
@@ -100,17 +102,17 @@ func foreign(have []route, own bool) []route {
 	return theirs
 }
 
-// routeSteps makes the routes of key those of want, in this order. Routes that are there in this order stay; a single
+// routeSteps makes want the routes of key, in this order. Routes that exist in this order stay; a single
 // route is replaced at once, so that no packet misses it.
 func (m *Manager) routeSteps(key routeRecord, want []route, recorded bool, snap snapshot) (steps []step) {
 	change := func(verb string, old, to *route, do func() error) {
 		s := step{what: "ip route " + verb + " " + key.String(), name: "route " + key.String(),
 			old: "none", new: "none", recorded: recorded, do: do}
 		if old != nil {
-			s.old = snap.describeWay(*old)
+			s.old = snap.describePath(*old)
 		}
 		if to != nil {
-			s.new = snap.describeWay(*to)
+			s.new = snap.describePath(*to)
 		}
 		steps = append(steps, s)
 	}
@@ -180,8 +182,8 @@ var metricNames = map[uint16]string{
 	unix.RTAX_QUICKACK: "quickack", unix.RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie",
 }
 
-// describeWay describes the route's next hops, and its metrics with the numbers of rtnetlink(7).
-func (s snapshot) describeWay(r route) string {
+// describePath describes the route's next hops, and its metrics with the numbers of rtnetlink(7).
+func (s snapshot) describePath(r route) string {
 	var b strings.Builder
 	switch {
 	case r.Type != unix.RTN_UNICAST:
@@ -234,7 +236,7 @@ func (m *Manager) undoRoute(r routeRecord, snap snapshot) error {
 		if r.Dst.Addr().Is4() {
 			k.Scope = unix.RT_SCOPE_NOWHERE // any
 		}
-		if err := m.fib.remove(k); err != nil && !isGone(err) {
+		if err := m.fib.remove(k); err != nil && !kernel.IsGone(err) {
 			return fmt.Errorf("ip route del %s: %w", r, err)
 		}
 	}

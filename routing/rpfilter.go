@@ -1,6 +1,10 @@
 package routing
 
-import "slices"
+import (
+	"slices"
+
+	"vstun/routing/kernel"
+)
 
 // Of net/ipv4/conf/*/rp_filter.
 const (
@@ -8,18 +12,18 @@ const (
 	rpLoose  = "2"
 )
 
-// withLoose adds to want what makes the reverse-path filter of devices loose where it is strict. What counts is the
-// larger value of all's and the device's (Linux Documentation/networking/ip-sysctl.rst). IPv6 has no such filter. A
-// name with a dot, as VLANs have, is a directory like any other.
+// withLoose adds to want the sysctls that make a strict reverse-path filter of devices loose. The larger value of all's
+// and the device's is in force (Linux Documentation/networking/ip-sysctl.rst). IPv6 has no such filter. A name with a
+// dot, as VLANs have, is a directory like any other.
 func withLoose(want []Sysctl, devices []string, own []sysctlRecord) []Sysctl {
-	all, err := readSysctl("net/ipv4/conf/all/rp_filter")
+	all, err := kernel.ReadSysctl("net/ipv4/conf/all/rp_filter")
 	if err != nil {
 		return want // a kernel without it
 	}
 	want = slices.Clone(want)
 	for _, name := range devices {
 		key := "net/ipv4/conf/" + name + "/rp_filter"
-		cur, err := readSysctl(key)
+		cur, err := kernel.ReadSysctl(key)
 		if err != nil {
 			continue // deleted just now
 		}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
 // loopback is the input device of this host's own packets in the kernel's rules.
@@ -69,7 +71,7 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 	return steps, next, errors.Join(errs...)
 }
 
-// stepsForRules adds the rules that are not there. Of those that are there, next has the ones that are ours.
+// stepsForRules adds the rules that are missing. next has those, and the ones among the others that are ours.
 func (m *Manager) stepsForRules(want, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord) {
 	mine := setOf(own)
 	for _, rec := range want {
@@ -89,13 +91,13 @@ func (m *Manager) stepsForRules(want, own []ruleRecord, snap snapshot) (steps []
 	return steps, next
 }
 
-func (r ruleRecord) in() table { return table{family(r.From), r.Table} }
+func (r ruleRecord) in() table { return table{kernel.Family(r.From), r.Table} }
 
 func (r ruleRecord) kernel() *netlink.Rule {
 	k := netlink.NewRule()
-	k.Family, k.Priority, k.Table, k.Protocol, k.OifName = family(r.From), r.Priority, r.Table, Protocol, r.Link
+	k.Family, k.Priority, k.Table, k.Protocol, k.OifName = kernel.Family(r.From), r.Priority, r.Table, Protocol, r.Link
 	if !r.From.IsUnspecified() {
-		k.Src = ipNet(hostPrefix(r.From))
+		k.Src = kernel.IPNet(kernel.HostPrefix(r.From))
 	}
 	if r.Local {
 		k.IifName = loopback
@@ -107,7 +109,7 @@ func (r ruleRecord) kernel() *netlink.Rule {
 // or iif lo, and one table.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
 	rec := ruleRecord{Priority: have.Priority, Local: have.IifName == loopback, Link: have.OifName, Table: have.Table}
-	switch src := prefixOf(have.Src); {
+	switch src := kernel.PrefixOf(have.Src); {
 	case src.IsSingleIP():
 		rec.From = src.Addr()
 	case have.Src != nil:
@@ -126,7 +128,7 @@ func (m *Manager) undoRule(r ruleRecord, snap snapshot) error {
 	if snap.plain[r] != Protocol {
 		return nil
 	}
-	if err := m.nl.RuleDel(r.kernel()); err != nil && !isGone(err) {
+	if err := m.nl.RuleDel(r.kernel()); err != nil && !kernel.IsGone(err) {
 		return fmt.Errorf("ip rule del %s: %w", r, err)
 	}
 	return nil

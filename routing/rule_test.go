@@ -7,6 +7,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
+	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 var (
@@ -22,8 +26,8 @@ func localState() State {
 		Rules:   []Rule{{Table: 5081, Priority: 10}, {IPv6: true, Table: 5081, Priority: 10}},
 	}
 	for _, vip := range []netip.Addr{localVIP4, localVIP6} {
-		s.Routes = append(s.Routes, Route{Dst: hostPrefix(vip), Link: "vs0"},
-			Route{Dst: hostPrefix(vip), Link: "vs1", Table: 5081})
+		s.Routes = append(s.Routes, Route{Dst: kernel.HostPrefix(vip), Link: "vs0"},
+			Route{Dst: kernel.HostPrefix(vip), Link: "vs1", Table: 5081})
 	}
 	return s
 }
@@ -42,8 +46,8 @@ func newLocalHost(t *testing.T) {
 	}
 	addAddr(t, "east", "fd00:1::1/64")
 	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: named("vs1"), Mode: netlink.TUNTAP_MODE_TUN}))
-	eventually(t, "the host has its IPv6 address", func() bool {
-		hop, ok, err := Lookup(localClient6, netip.Addr{})
+	testkit.Eventually(t, "the host has its IPv6 address", func() bool {
+		hop, ok, err := query.Lookup(localClient6, netip.Addr{})
 		return err == nil && ok && hop.Source == netip.MustParseAddr("fd00:1::1")
 	})
 }
@@ -52,10 +56,10 @@ func newLocalHost(t *testing.T) {
 func mustLead(t *testing.T, when, local string) {
 	t.Helper()
 	for vip, client := range map[netip.Addr]netip.Addr{localVIP4: localClient4, localVIP6: localClient6} {
-		if hop, ok, err := Lookup(vip, netip.Addr{}); err != nil || !ok || hop.Link != local {
+		if hop, ok, err := query.Lookup(vip, netip.Addr{}); err != nil || !ok || hop.Link != local {
 			t.Errorf("%s: what this host sends to %v goes to %+v, %v, %v; want %s", when, vip, hop, ok, err, local)
 		}
-		if hop, ok, err := LookupForwarded(vip, client, "east"); err != nil || !ok || hop.Link != "vs0" {
+		if hop, ok, err := query.LookupForwarded(vip, client, "east"); err != nil || !ok || hop.Link != "vs0" {
 			t.Errorf("%s: what comes in for %v goes to %+v, %v, %v; want vs0", when, vip, hop, ok, err)
 		}
 	}
@@ -75,8 +79,8 @@ func TestRules(t *testing.T) {
 	must(t, m.Set(localState()))
 	mustLead(t, "set", "vs1")
 	up := machineState(t)
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 
 	for _, r := range localState().Rules {
@@ -84,16 +88,17 @@ func TestRules(t *testing.T) {
 	}
 	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("198.51.100.80/32"), Table: 5081, Scope: unix.RT_SCOPE_NOWHERE}))
 	mustLead(t, "without rules", "vs0")
-	if n, err := m.mend(); n != 3 || err != nil {
-		t.Errorf("mending made %d changes, %v; want 3", n, err)
+	if n, err := m.passAgain(); n != 3 || err != nil {
+		t.Errorf("another pass made %d changes, %v; want 3", n, err)
 	}
-	mustLead(t, "mended", "vs1")
+	mustLead(t, "after another pass", "vs1")
 	sameState(t, up, machineState(t))
 
 	less := localState()
 	less.Rules, less.Routes = less.Rules[1:], less.Routes[2:]
 	must(t, m.Set(less))
-	if hop, ok, err := Lookup(localVIP4, netip.Addr{}); err != nil || ok && (hop.Link == "vs0" || hop.Link == "vs1") {
+	if hop, ok, err := query.Lookup(localVIP4, netip.Addr{}); err != nil ||
+		ok && (hop.Link == "vs0" || hop.Link == "vs1") {
 		t.Errorf("a VIP that has left: %+v, %v, %v", hop, ok, err)
 	}
 	must(t, m.Set(localState()))
@@ -128,10 +133,10 @@ func TestRulesShared(t *testing.T) {
 	mustLead(t, "both", "vs1")
 	must(t, first.Close())
 	must(t, netlink.LinkSetUp(linkOf(t, "vs1")))
-	if n, err := second.mend(); n == 0 || err != nil { // the first one's rules, and the route that the device has lost
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := second.passAgain(); n == 0 || err != nil { // its rules and the device's route
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
-	if hop, ok, err := Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok ||
+	if hop, ok, err := query.Lookup(netip.MustParseAddr("198.51.100.81"), netip.Addr{}); err != nil || !ok ||
 		hop.Link != "vs1" {
 		t.Errorf("the other's VIP: %+v, %v, %v", hop, ok, err)
 	}

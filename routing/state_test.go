@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"vstun/routing/kernel"
 )
 
 func TestValidate(t *testing.T) {
@@ -11,16 +13,18 @@ func TestValidate(t *testing.T) {
 		t.Fatalf("good state: %v", err)
 	}
 	for want, spoil := range map[string]func(s *State){
-		"want a path below /proc/sys":     func(s *State) { s.Sysctls[0].Key = "net.ipv4.ip_forward" },
-		"want a path below":               func(s *State) { s.Sysctls[0].Key = "net/../kernel/core_pattern" },
-		"bad value":                       func(s *State) { s.Sysctls[0].Value = "1\n2" },
-		"must be a number":                func(s *State) { s.Sysctls[1].Value = "many" },
-		"arp_ignore: given twice":         func(s *State) { s.Sysctls[2].Key = s.Sysctls[1].Key },
-		"want a device name":              func(s *State) { s.Links[0].Name = "a-name-of-16-byte" },
-		"want 68 to 65535":                func(s *State) { s.Links[0].MTU = 67 },
-		"queue length":                    func(s *State) { s.Links[0].TxQueueLen = -1 },
-		"not an address":                  func(s *State) { s.Addrs[0].Prefix = netip.Prefix{} },
-		"address ::ffff:1.2.3.4/128":      func(s *State) { s.Addrs[0].Prefix = hostPrefix(netip.MustParseAddr("::ffff:1.2.3.4")) },
+		"want a path below /proc/sys": func(s *State) { s.Sysctls[0].Key = "net.ipv4.ip_forward" },
+		"want a path below":           func(s *State) { s.Sysctls[0].Key = "net/../kernel/core_pattern" },
+		"bad value":                   func(s *State) { s.Sysctls[0].Value = "1\n2" },
+		"must be a number":            func(s *State) { s.Sysctls[1].Value = "many" },
+		"arp_ignore: given twice":     func(s *State) { s.Sysctls[2].Key = s.Sysctls[1].Key },
+		"want a device name":          func(s *State) { s.Links[0].Name = "a-name-of-16-byte" },
+		"want 68 to 65535":            func(s *State) { s.Links[0].MTU = 67 },
+		"queue length":                func(s *State) { s.Links[0].TxQueueLen = -1 },
+		"not an address":              func(s *State) { s.Addrs[0].Prefix = netip.Prefix{} },
+		"address ::ffff:1.2.3.4/128": func(s *State) {
+			s.Addrs[0].Prefix = kernel.HostPrefix(netip.MustParseAddr("::ffff:1.2.3.4"))
+		},
 		"without host bits":               func(s *State) { s.Routes[0].Dst = netip.MustParsePrefix("203.0.113.1/24") },
 		"table 5080 is the one for":       func(s *State) { s.Routes[0].Table = 5080 },
 		"bad table -1":                    func(s *State) { s.Routes[0].Table = -1 },

@@ -11,40 +11,23 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/routing/kernel"
 )
 
-const sysctlRoot = "/proc/sys/"
-
-func readSysctl(key string) (string, error) {
-	b, err := os.ReadFile(sysctlRoot + key)
-	return clean(string(b)), err
-}
-
-func writeSysctl(key, value string) error {
-	f, err := os.OpenFile(sysctlRoot+key, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(value + "\n")
-	return errors.Join(err, f.Close())
-}
-
-// tryWriting says why a sysctl can't be written, without doing it. Only to open it asks the kernel itself, which lets
-// whoever has CAP_NET_ADMIN write what root owns (Linux net/sysctl_net.c, net_ctl_permissions): faccessat2(2) is not
-// there before 5.8, nor in every container and sandbox.
+// tryWriting returns the error that writing a sysctl would give, without writing it. It opens the file, since only that
+// asks the kernel's own check, by which CAP_NET_ADMIN may write files of root (Linux net/sysctl_net.c,
+// net_ctl_permissions): faccessat2(2) is missing before Linux 5.8, and in some containers and sandboxes.
 func tryWriting(key string) error {
-	fd, err := unix.Open(sysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(kernel.SysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	return unix.Close(fd)
 }
 
-// clean makes values comparable: the kernel separates several numbers by tabs.
-func clean(v string) string { return strings.Join(strings.Fields(v), " ") }
-
-// planSysctls plans what of want differs. Values that a planned write will have changed by then count as changed.
-// A device of made takes its values from conf/default, so that is what an operator can set before it is there.
+// planSysctls plans the values of want that differ. It sees the values that the planned writes will have changed by
+// then. A device of made takes its values from conf/default, which an operator can set before the device exists.
 func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) (
 	steps []step, next []sysctlRecord, err error,
 ) {
@@ -54,7 +37,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 		if v, ok := pending[key]; ok {
 			return v, nil
 		}
-		return readSysctl(key)
+		return kernel.ReadSysctl(key)
 	}
 	for _, c := range withAdvertisements(want, own, links) {
 		cur, err := read(c.Key)
@@ -95,7 +78,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 			}
 		}
 		if i >= 0 && slices.Contains(own[i].Wrote, cur) {
-			// Ours with another value: what was before us stays what is restored.
+			// Ours with another value: the value before ours is still the one to restore.
 			rec = own[i]
 			if !slices.Contains(rec.Wrote, c.Value) {
 				rec.Wrote = append(slices.Clone(rec.Wrote), c.Value)
@@ -106,7 +89,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 			what: fmt.Sprintf("sysctl %s=%s (was %s)", c.Key, c.Value, cur),
 			name: "sysctl " + sysctlName(c.Key), old: cur, new: c.Value,
 			recorded: i >= 0 && slices.Contains(own[i].Wrote, c.Value),
-			do:       func() error { return writeSysctl(c.Key, c.Value) },
+			do:       func() error { return kernel.WriteSysctl(c.Key, c.Value) },
 		})
 		pending[c.Key] = c.Value
 		for _, e := range effects {
@@ -131,7 +114,7 @@ func Presets(s State) []Sysctl {
 	}
 	all := withAdvertisements(withLoose(s.Sysctls, s.Loose, nil), nil, linkSet{})
 	return slices.DeleteFunc(all, func(c Sysctl) bool {
-		_, err := readSysctl(c.Key)
+		_, err := kernel.ReadSysctl(c.Key)
 		return c.Cosmetic || c.Optional && errors.Is(err, fs.ErrNotExist)
 	})
 }
@@ -166,10 +149,10 @@ func sysctlName(key string) string {
 
 const forwarding6 = "net/ipv6/conf/all/forwarding"
 
-// withAdvertisements puts before IPv6 forwarding what keeps the devices that take router advertisements doing so: one
-// that forwards takes them only with an accept_ra of 2, and the kernel forgets its default routes at once
-// (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that forwarded before are left
-// alone, and so are those whose accept_ra is in want.
+// withAdvertisements puts an accept_ra of 2 before IPv6 forwarding for each device that takes router advertisements. A
+// device that forwards takes them only with that value, and the kernel drops its default routes at once otherwise
+// (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that forwarded before stay as they
+// are, and so do those whose accept_ra is in want.
 func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysctl {
 	at := slices.IndexFunc(want, func(c Sysctl) bool { return c.Key == forwarding6 && c.Value == "1" })
 	if at < 0 {
@@ -178,7 +161,7 @@ func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysc
 	var was sysctlRecord
 	if i := slices.IndexFunc(own, func(r sysctlRecord) bool { return r.Key == forwarding6 }); i >= 0 {
 		was = own[i]
-	} else if cur, err := readSysctl(forwarding6); err != nil || cur == "1" {
+	} else if cur, err := kernel.ReadSysctl(forwarding6); err != nil || cur == "1" {
 		return want
 	}
 	devices, err := perDevice("net/ipv6/conf/", "accept_ra", "2")
@@ -189,8 +172,8 @@ func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysc
 	for _, d := range devices {
 		device := sysctlLink(d.key)
 		forwards := path.Dir(d.key) + "/forwarding"
-		now, err1 := readSysctl(forwards)
-		cur, err2 := readSysctl(d.key)
+		now, err1 := kernel.ReadSysctl(forwards)
+		cur, err2 := kernel.ReadSysctl(d.key)
 		if err1 != nil || err2 != nil || device == "lo" { // or it went just now
 			continue
 		}
@@ -221,19 +204,19 @@ func (c Sysctl) satisfiedBy(cur string) (bool, error) {
 	return have >= want, err
 }
 
-// undoSysctl restores r if the value is still ours. If somebody else changed it since, theirs stays.
+// undoSysctl restores r if the value is still ours. If another program changed it since, its value stays.
 func undoSysctl(r sysctlRecord, links linkSet) error {
 	if name := sysctlLink(r.Key); name != "" && links.index(name) != r.Link {
 		return nil // the device is gone, and with it the value
 	}
-	cur, err := readSysctl(r.Key)
+	cur, err := kernel.ReadSysctl(r.Key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("sysctl %s: %w", r.Key, err)
 	}
-	// With the old value there, we may have been killed half-way: the side effects are looked at all the same.
+	// The old value may mean that an undo was killed half-way: the side effects are checked all the same.
 	if cur != r.Old && !slices.Contains(r.Wrote, cur) {
 		return nil
 	}
@@ -242,15 +225,15 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 		return err
 	}
 	if cur != r.Old {
-		if err := writeSysctl(r.Key, r.Old); err != nil {
+		if err := kernel.WriteSysctl(r.Key, r.Old); err != nil {
 			return fmt.Errorf("restore sysctl %s=%s: %w", r.Key, r.Old, err)
 		}
 	}
 	var errs []error
 	for _, b := range back {
-		now, err := readSysctl(b.key)
+		now, err := kernel.ReadSysctl(b.key)
 		if err == nil && now != b.value {
-			err = writeSysctl(b.key, b.value)
+			err = kernel.WriteSysctl(b.key, b.value)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("restore sysctl %s=%s: %w", b.key, b.value, err))
@@ -259,8 +242,8 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 	return errors.Join(errs...)
 }
 
-// sidesAfter returns what the side effects of r's value shall be once r is restored; cur is r's value now. A device
-// which came in between took its value from conf/default, so it gets what conf/default was.
+// sidesAfter returns the values of the side effects of r for after r is restored; cur is r's value now. A device that
+// came in between took its value from conf/default, so it gets the former value of conf/default.
 func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error) {
 	effects, err := sideEffects(r.Key, cur)
 	if err != nil {
@@ -268,14 +251,14 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 	}
 	var back []assignment
 	for _, e := range effects {
-		now, err := readSysctl(e.key)
+		now, err := kernel.ReadSysctl(e.key)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("sysctl %s: %w", e.key, err)
 		}
-		if now == e.value { // as the kernel made it; otherwise somebody set it since
+		if now == e.value { // as the kernel made it; otherwise another program set it since
 			now = r.before(e.key, links, now)
 		}
 		back = append(back, assignment{e.key, now})
@@ -283,7 +266,7 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 	return back, nil
 }
 
-// before returns what the side effect key was when r was recorded.
+// before returns the value of the side effect key when r was recorded.
 func (r sysctlRecord) before(key string, links linkSet, otherwise string) string {
 	for _, s := range r.Sides {
 		if s.Key == key && s.Link == links.index(sysctlLink(key)) {
@@ -309,8 +292,8 @@ func (r sysctlRecord) before(key string, links linkSet, otherwise string) string
 
 type assignment struct{ key, value string }
 
-// sideEffects lists what else the kernel sets when it is told key=value: inet_forward_change and devinet_conf_proc in
-// net/ipv4/devinet.c, addrconf_fixup_forwarding in net/ipv6/addrconf.c.
+// sideEffects lists the other values that the kernel sets when key=value is written: inet_forward_change and
+// devinet_conf_proc in net/ipv4/devinet.c, addrconf_fixup_forwarding in net/ipv6/addrconf.c.
 func sideEffects(key, value string) ([]assignment, error) {
 	dir, name := path.Split(key)
 	switch {
@@ -334,7 +317,7 @@ func sideEffects(key, value string) ([]assignment, error) {
 }
 
 func perDevice(dir, name, value string) ([]assignment, error) {
-	entries, err := os.ReadDir(sysctlRoot + dir)
+	entries, err := os.ReadDir(kernel.SysctlRoot + dir)
 	if err != nil {
 		return nil, fmt.Errorf("sysctl %s: %w", dir, err)
 	}

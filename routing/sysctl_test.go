@@ -50,7 +50,7 @@ func TestForwardingWithDevicesThatComeAndGo(t *testing.T) {
 		"net/ipv4/ip_forward":           "0",
 		"net/ipv4/conf/lo/forwarding":   "0",
 		"net/ipv4/conf/new1/forwarding": "1", // what conf/default would have given it without us
-		"net/ipv4/conf/new2/forwarding": "0", // set by somebody since
+		"net/ipv4/conf/new2/forwarding": "0", // set by another program since
 	} {
 		if got := sysctl(t, key); got != want {
 			t.Errorf("%s = %s, want %s", key, got, want)
@@ -94,8 +94,8 @@ func TestSysctlOrder(t *testing.T) {
 		b != "1" {
 		t.Errorf("west/forwarding = %s, want 0; all/accept_redirects = %s, want 1", a, b)
 	}
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	must(t, m.Close())
 	sameState(t, before, machineState(t))
@@ -133,8 +133,8 @@ func TestSysctlSeveralNumbers(t *testing.T) {
 	s := State{Sysctls: []Sysctl{{Key: "net/ipv4/ip_local_port_range", Value: "20000 30000"}}}
 	old := sysctl(t, s.Sysctls[0].Key)
 	must(t, m.Set(s))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	must(t, m.Close())
 	if got := sysctl(t, s.Sysctls[0].Key); got != old {
@@ -232,8 +232,8 @@ func TestReadOnlySysctls(t *testing.T) {
 	readOnly(unix.MS_RDONLY)
 	device()
 	must(t, m.Set(s))
-	if n, err := m.mend(); n != 0 || err != nil {
-		t.Errorf("mending made %d changes, %v", n, err)
+	if n, err := m.passAgain(); n != 0 || err != nil {
+		t.Errorf("another pass made %d changes, %v", n, err)
 	}
 	if got := sysctl(t, "net/ipv6/conf/vs0/addr_gen_mode"); got == "1" {
 		t.Error("addr_gen_mode is as wanted: the test does not test cosmetic sysctls")

@@ -130,15 +130,15 @@ func TestRouteThatBecomesUnreachableAndBack(t *testing.T) {
 		if w := way(t); w != c.want {
 			t.Errorf("%+v: way to the VIP: %s", c.route, w)
 		}
-		if n, err := m.mend(); n != 0 || err != nil {
-			t.Errorf("%+v: mending made %d changes, %v", c.route, n, err)
+		if n, err := m.passAgain(); n != 0 || err != nil {
+			t.Errorf("%+v: another pass made %d changes, %v", c.route, n, err)
 		}
 	}
 	must(t, m.Close())
 	sameState(t, before, machineState(t))
 }
 
-func TestUnreachableOfSomebodyElseStays(t *testing.T) {
+func TestUnreachableOfAnotherProgramStays(t *testing.T) {
 	newHost(t)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("198.51.100.80/32"), Type: unix.RTN_UNREACHABLE,
 		Priority: lastMetric}))

@@ -14,20 +14,20 @@ import (
 )
 
 const (
-	settle      = 200 * time.Millisecond // what comes in a burst is handled together
+	settle      = 200 * time.Millisecond // events of a burst are handled together
 	breath      = time.Second            // from one look to the next when events never end
-	maxSettle   = 10 * time.Second       // between two tries in a fight with somebody, or when all fail
+	maxSettle   = 10 * time.Second       // between two tries against another program, or when all fail
 	patience    = 5                      // tries in a row before the pauses get longer
 	poll        = 30 * time.Second       // sysctls change without an event
 	eventBuffer = 4 << 20                // bytes; an overflow counts as an event, so it costs nothing but time
 )
 
-// Watch keeps the machine in the state that was last Set: it undoes what others do to it, and makes the table of
-// Replies follow the main table. It looks again 200 ms after the kernel reports a change of links, addresses, routes,
+// Watch keeps the machine in the state that was last Set: it reverts other programs' changes, and makes the table of
+// Replies follow the main table. It makes a pass 200 ms after the kernel reports a change of links, addresses, routes,
 // rules, nexthops or device settings, once a second while such reports don't end, and every 30 seconds without
 // any. A failure is logged and tried again, after up to 10 seconds if it lasts.
 //
-// It returns nil once ctx is cancelled, and an error if the kernel's events can't be had any more.
+// It returns nil once ctx is cancelled, and an error if the kernel's events can't be read any more.
 func (m *Manager) Watch(ctx context.Context) error {
 	var sub *nl.NetlinkSocket
 	err := m.ns.do(func() (err error) {
@@ -44,7 +44,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 		_ = sub.SetReceiveBufferSize(eventBuffer, false)
 	}
 	wake := make(chan struct{}, 1)
-	wake <- struct{}{} // for what happened before the subscription
+	wake <- struct{}{} // for changes before the subscription
 	failed := make(chan error, 1)
 	var receiver sync.WaitGroup
 	receiver.Go(func() { failed <- receiveEvents(sub, wake) })
@@ -54,7 +54,7 @@ func (m *Manager) Watch(ctx context.Context) error {
 	defer expired.Stop()
 	return follow(ctx, m.log, wake, failed, func() (int, error) {
 		defer signal(m.changed)
-		changes, err := m.mend()
+		changes, err := m.passAgain()
 		if d := m.untilExpiry(); d > 0 {
 			expired.Reset(d)
 		}
@@ -62,10 +62,10 @@ func (m *Manager) Watch(ctx context.Context) error {
 	})
 }
 
-// Changed gives a value when Watch has looked at the machine again, and so after any change of its routes or addresses.
+// Changed gives a value after each pass of Watch, and so after any change of the host's routes or addresses.
 func (m *Manager) Changed() <-chan struct{} { return m.changed }
 
-// receiveEvents wakes on every event, until the socket is closed. What the event is about doesn't matter.
+// receiveEvents wakes on every event, until the socket is closed, whatever the event is about.
 func receiveEvents(sub *nl.NetlinkSocket, wake chan<- struct{}) error {
 	for {
 		_, _, err := sub.Receive()
@@ -86,10 +86,10 @@ func signal(wake chan<- struct{}) {
 	}
 }
 
-// follow calls mend when it is woken, but not too often. It returns nil when ctx is cancelled, and else what it reads
-// from failed.
+// follow calls reconcile when it is woken, but not too often. It returns nil when ctx is cancelled, or else the error
+// that it reads from failed.
 func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-chan error,
-	mend func() (int, error)) error {
+	reconcile func() (int, error)) error {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
 	restless := 0 // passes in a row that failed or changed something
@@ -113,7 +113,7 @@ func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-
 		case <-wake:
 		default:
 		}
-		changes, err := mend()
+		changes, err := reconcile()
 		last = time.Now()
 		switch {
 		case errors.Is(err, ErrClosed):
@@ -138,7 +138,8 @@ func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-
 	}
 }
 
-func (m *Manager) mend() (int, error) {
+// passAgain reconciles the machine with the state that was last Set.
+func (m *Manager) passAgain() (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.reconcile(slog.LevelInfo)
@@ -156,9 +157,10 @@ const changeLines = 20
 
 // changeLog logs the changes of one pass.
 type changeLog struct {
-	log   *slog.Logger
-	level slog.Level
-	lines int
+	log      *slog.Logger
+	level    slog.Level
+	lines    int
+	warnings int
 }
 
 // add logs one change at c's level, or at debug when there have been changeLines.
@@ -170,8 +172,20 @@ func (c *changeLog) add(name, before, after string) {
 	c.log.Log(context.Background(), level, "network state changed", "name", name, "old", before, "new", after)
 }
 
-// end logs how many changes add has not logged at c's level.
+// warn logs a warning, or at debug when there have been changeLines.
+func (c *changeLog) warn(msg string, args ...any) {
+	level := slog.LevelWarn
+	if c.warnings++; c.warnings > changeLines {
+		level = slog.LevelDebug
+	}
+	c.log.Log(context.Background(), level, msg, args...)
+}
+
+// end logs how many changes and warnings are missing from the log.
 func (c *changeLog) end() {
+	if c.warnings > changeLines {
+		c.log.Warn("more such warnings", "warnings", c.warnings-changeLines)
+	}
 	if c.level > slog.LevelDebug && c.lines > changeLines {
 		c.log.Log(context.Background(), c.level, "more changes of network state", "changes", c.lines-changeLines)
 	}

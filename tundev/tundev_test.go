@@ -8,52 +8,27 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
+	"vstun/testdata/testkit"
 )
 
 // both runs fn for a device with offloads and one without, each in a network namespace of its own.
 func both(t *testing.T, fn func(t *testing.T, plain bool)) {
 	for name, plain := range map[string]bool{"vnet": false, "plain": true} {
-		t.Run(name, func(t *testing.T) { inNamespace(t, func() { fn(t, plain) }) })
+		t.Run(name, func(t *testing.T) {
+			if _, err := os.Stat("/dev/net/tun"); err != nil {
+				t.Skip("SKIPPED: needs /dev/net/tun")
+			}
+			testkit.InNamespace(t, func() { fn(t, plain) })
+		})
 	}
-}
-
-// inNamespace runs fn in a network namespace of its own.
-func inNamespace(t *testing.T, fn func()) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: needs root, to make a network namespace and a TUN device")
-	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skip("SKIPPED: needs /dev/net/tun")
-	}
-	runtime.LockOSThread()
-	back, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		ns.Close()
-		if err := netns.Set(back); err != nil {
-			t.Fatal(err) // the thread stays locked, and ends with the goroutine
-		}
-		runtime.UnlockOSThread()
-	}()
-	fn()
 }
 
 // TestPacketInPieces: a device with offloads takes it as one, another refuses it, and what has no bytes nobody takes.
@@ -127,21 +102,6 @@ func bufsOf(packets ...[]byte) []*packet.Buf {
 		out = append(out, &bufs[i])
 	}
 	return out
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, e := range entries {
-		if target, _ := os.Readlink("/proc/self/fd/" + e.Name()); target == "/dev/net/tun" {
-			n++
-		}
-	}
-	return n
 }
 
 func TestReadAndWrite(t *testing.T) {
@@ -225,13 +185,13 @@ func TestDownDeviceRefusesWrites(t *testing.T) {
 
 func TestQueuesAndClose(t *testing.T) {
 	both(t, func(t *testing.T, plain bool) {
-		before := descriptors(t)
+		before := testkit.Descriptors(t, "/dev/net/tun")
 		d, err := Open("vt0", Options{Queues: 4, Plain: plain})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(d.Queues()) != 4 || descriptors(t) != before+4 {
-			t.Errorf("%d queues, %d descriptors", len(d.Queues()), descriptors(t)-before)
+		if len(d.Queues()) != 4 || testkit.Descriptors(t, "/dev/net/tun") != before+4 {
+			t.Errorf("%d queues, %d descriptors", len(d.Queues()), testkit.Descriptors(t, "/dev/net/tun")-before)
 		}
 		ends := make(chan error)
 		for _, q := range d.Queues() {
@@ -260,8 +220,8 @@ func TestQueuesAndClose(t *testing.T) {
 		if _, err := netlink.LinkByName("vt0"); err == nil {
 			t.Error("the device is still there")
 		}
-		if descriptors(t) != before {
-			t.Errorf("%d descriptors are left", descriptors(t)-before)
+		if testkit.Descriptors(t, "/dev/net/tun") != before {
+			t.Errorf("%d descriptors are left", testkit.Descriptors(t, "/dev/net/tun")-before)
 		}
 	})
 }
@@ -303,7 +263,7 @@ func TestRemovedDeviceIsAnError(t *testing.T) {
 
 func TestOpenFailsCleanly(t *testing.T) {
 	both(t, func(t *testing.T, plain bool) {
-		before := descriptors(t)
+		before := testkit.Descriptors(t, "/dev/net/tun")
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "taken"}}); err != nil {
 			t.Fatal(err)
 		}
@@ -332,8 +292,8 @@ func TestOpenFailsCleanly(t *testing.T) {
 			strings.Contains(err.Error(), "\n") {
 			t.Errorf("without a descriptor left: %v", err)
 		}
-		if descriptors(t) != before {
-			t.Errorf("%d descriptors are left", descriptors(t)-before)
+		if testkit.Descriptors(t, "/dev/net/tun") != before {
+			t.Errorf("%d descriptors are left", testkit.Descriptors(t, "/dev/net/tun")-before)
 		}
 	})
 }

@@ -2,13 +2,13 @@ package conntab
 
 import "iter"
 
-// All walks over the connections and templates that have not expired, a part of a shard at a time, while workers go on:
-// a connection that moves meanwhile may be seen twice or not at all. What is pinned is none of them.
+// All iterates over the connections and templates that have not expired, a part of a shard at a time, while workers go
+// on: an entry that moves meanwhile may be seen twice or not at all. Pinned flows are left out.
 func (t *Table) All(now Ticks) iter.Seq[Conn] {
 	return func(yield func(Conn) bool) {
-		if t.four.all(now, yield) {
-			if six := t.ipv6(false); six != nil {
-				six.all(now, yield)
+		for _, f := range t.families() {
+			if !f.all(now, yield) {
+				return
 			}
 		}
 	}
@@ -22,7 +22,7 @@ func (s *store[A]) all(now Ticks, yield func(Conn) bool) bool {
 			chunk = chunk[:0]
 			sh.mu.Lock()
 			for j := at; j < min(at+sweepChunk, len(sh.slots)); j++ {
-				if e := &sh.slots[j]; e.state != stateEmpty && e.state != Pinned && !s.over(e, now) {
+				if e := &sh.slots[j]; e.state != stateEmpty && e.state != Pinned && !s.expired(e, now) {
 					chunk = append(chunk, e.conn(now))
 				}
 			}

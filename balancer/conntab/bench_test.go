@@ -36,8 +36,8 @@ func fill(n int) View {
 	return table
 }
 
-// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Touch, as the director does
-// it, and one by one.
+// BenchmarkLookup is Packet for a random one of the flows in a full table: in batches with Prefetch, as the director
+// does it, and one by one.
 func BenchmarkLookup(b *testing.B) {
 	for _, flows := range []int{1, 10_000, 1_000_000, 10_000_000} {
 		table := fill(flows)
@@ -56,7 +56,7 @@ func BenchmarkLookup(b *testing.B) {
 					sink |= table.Prefetch(&infos[i])
 				}
 				for i := range infos {
-					if _, r := table.Packet(&infos[i], 0); r != Hit {
+					if _, r := table.Packet(&infos[i], FromClient, 0); r != Hit {
 						b.Fatal("lost")
 					}
 				}
@@ -68,7 +68,7 @@ func BenchmarkLookup(b *testing.B) {
 			for b.Loop() {
 				p.Hash = 0
 				scatter(p, rnd.Uint32N(uint32(flows)))
-				if _, r := table.Packet(p, 0); r != Hit {
+				if _, r := table.Packet(p, FromClient, 0); r != Hit {
 					b.Fatal("lost")
 				}
 			}
@@ -76,7 +76,7 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// BenchmarkInsert fills a table of 10 million flows, in batches as the director does: Touch, then Packet and Insert.
+// BenchmarkInsert fills a table of 10 million flows, in batches as the director does: Prefetch, then Packet and Insert.
 func BenchmarkInsert(b *testing.B) {
 	const flows = 10_000_000
 	table := New(Config{Max: flows}).View()
@@ -103,7 +103,7 @@ func BenchmarkInsert(b *testing.B) {
 			sink |= table.Prefetch(&infos[j])
 		}
 		for j := range infos {
-			if _, r := table.Packet(&infos[j], 0); r != Miss {
+			if _, r := table.Packet(&infos[j], FromClient, 0); r != Miss {
 				b.Fatal(r)
 			}
 			if _, r := table.Insert(&infos[j], 1, 0, 0); r != Inserted {
@@ -166,7 +166,7 @@ func BenchmarkGCStop(b *testing.B) {
 				}
 				for range 1000 {
 					scatter(&p, rnd.Uint32N(10_000_000))
-					table.Packet(&p, 0)
+					table.Packet(&p, FromClient, 0)
 				}
 			}
 		})
@@ -199,7 +199,7 @@ func BenchmarkFull(b *testing.B) {
 				table.Insert(&syn, 1, 0, 0)
 				if c.ack {
 					scatter(&ack, uint32(i))
-					table.Packet(&ack, 0)
+					table.Packet(&ack, FromClient, 0)
 				}
 			}
 			i := uint32(1_000_000)

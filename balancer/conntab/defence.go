@@ -1,40 +1,40 @@
 package conntab
 
-// Under a SYN flood from random addresses a director can't tell an attacker from a client until the client's ACK comes.
-// So half-open connections have a bound of their own, which leaves the rest of the table to established ones, and a new
-// one beyond it takes the place of the oldest of its shard: a client that answers before the bound is filled once more
-// gets through, and an attacker's never get more room. From half of the bound on they also live shorter. A template
-// that has been made for a half-open connection counts as one too, until one of its connections has got through (Linux
-// ip_vs_core.c, IP_VS_CTPL_S_ASSURED). It is what IPVS's drop_entry and secure_tcp are for.
+// In a SYN flood from random addresses a director cannot distinguish attackers from clients until a client's ACK
+// arrives. Therefore half-open connections have a bound of their own, which leaves the rest of the table to established
+// ones. A new one beyond the bound replaces the oldest of its shard: a client that answers before the bound is filled
+// once more gets through, and an attacker never gets more room. From half of the bound on, half-open connections also
+// live shorter. A template that was made for a half-open connection counts as one, until one of its connections is
+// established (Linux ip_vs_core.c, IP_VS_CTPL_S_ASSURED). This takes the place of IPVS's drop_entry.
 
 // minHalfOpen is the least bound for each shard: the oldest of fewer is often a young one.
 const minHalfOpen = 8
 
-// hardened is how long half-open connections live under pressure.
-const hardened = 10 * PerSecond
+// shortTimeout is how long half-open connections live under pressure.
+const shortTimeout = 10 * PerSecond
 
-// pressed reports whether half-open connections take more than half of what they may.
-func (t *Table) pressed() bool {
+// underPressure reports whether half-open connections take more than half of what they may.
+func (t *Table) underPressure() bool {
 	bound := int64(t.rules.Load().HalfOpenMax)
 	return bound > 0 && t.half.Load()*2 > bound
 }
 
-// unproven reports whether e is half-open, or a template that nobody has got through with.
-func (s *store[A]) unproven(e *entry[A]) bool {
-	return e.state.halfOpen() || e.state == TemplateState && !s.table.children.assured(e.parent)
+// unassured reports whether e is half-open, or a template none of whose connections has got through.
+func (s *store[A]) unassured(e *entry[A]) bool {
+	return e.state.halfOpen() || e.state == TemplateState && !s.table.refs.assured(e.ref)
 }
 
-// tired reports whether e, unproven, has lived as long as it may under pressure. times are the timeouts in force. An
-// entry from before a change of its timeout counts as older or younger than it is, by the difference.
-func (s *store[A]) tired(e *entry[A], times *timeouts, now Ticks) bool {
+// expiredUnderPressure reports whether e, unassured, has outlived the shortened timeout. times are the timeouts in
+// force. An entry from before a change of its timeout counts as older or younger than it is, by the difference.
+func (s *store[A]) expiredUnderPressure(e *entry[A], times *timeouts, now Ticks) bool {
 	life := times[e.state]
 	if e.state == TemplateState {
-		life = Ticks(e.packets)
+		life = e.timeout()
 	}
-	return life > hardened && (e.expires - (life - hardened)).reached(now) && s.unproven(e)
+	return life > shortTimeout && (e.expires - (life - shortTimeout)).reached(now) && s.unassured(e)
 }
 
-// queue is a shard's newest unproven entries, as many as the bound allows it, by the upper half of their hashes. Those
+// queue is a shard's newest unassured entries, as many as the bound allows it, by the upper half of their hashes. Those
 // that have got through since, or are gone, are still in it.
 type queue struct {
 	hashes []uint32 // a ring
@@ -62,10 +62,10 @@ func (q *queue) pop() (upper uint32) {
 	return upper
 }
 
-// enqueue notes that an entry of that hash is unproven, and removes the one for which there is no place in the queue
+// enqueue notes that an entry of that hash is unassured, and removes the one for which there is no place in the queue
 // any more.
 func (s *store[A]) enqueue(sh *shard[A], hash uint64) {
-	q := &sh.unproven
+	q := &sh.unassured
 	if len(q.hashes) == 0 {
 		return
 	}
@@ -75,9 +75,9 @@ func (s *store[A]) enqueue(sh *shard[A], hash uint64) {
 	q.push(hash)
 }
 
-// evict takes the oldest entry out of sh's queue, and removes it, and returns true, if it is still unproven.
+// evict takes the oldest entry out of sh's queue, and removes it, and returns true, if it is still unassured.
 func (s *store[A]) evict(sh *shard[A]) bool {
-	i := s.locate(sh, sh.unproven.pop())
+	i := s.locate(sh, sh.unassured.pop())
 	if i < 0 {
 		return false
 	}
@@ -86,10 +86,10 @@ func (s *store[A]) evict(sh *shard[A]) bool {
 	return true
 }
 
-// makeRoom evicts an entry of sh, and returns false when it finds none within some microseconds.
-func (s *store[A]) makeRoom(sh *shard[A]) bool {
+// evictOne evicts an entry of sh, and returns false when it finds none within some microseconds.
+func (s *store[A]) evictOne(sh *shard[A]) bool {
 	for range 64 {
-		if sh.unproven.used == 0 {
+		if sh.unassured.used == 0 {
 			return false
 		}
 		if s.evict(sh) {
@@ -99,15 +99,15 @@ func (s *store[A]) makeRoom(sh *shard[A]) bool {
 	return false
 }
 
-// locate returns the slot of an unproven entry whose hash has that upper half, -1 when there is none.
+// locate returns the slot of an unassured entry whose hash has that upper half, -1 when there is none.
 func (s *store[A]) locate(sh *shard[A], upper uint32) int {
-	i := sh.home(uint64(upper) << 32) // or the next one, as the lower half isn't known
+	i := sh.homeSlot(uint64(upper) << 32) // or the next one, as the lower half isn't known
 	for n := range sh.slots {
 		e := &sh.slots[i]
 		if e.state == stateEmpty && n > 0 {
 			return -1
 		}
-		if e.state != stateEmpty && s.unproven(e) && uint32(s.hash(e)>>32) == upper {
+		if e.state != stateEmpty && s.unassured(e) && uint32(s.hash(e)>>32) == upper {
 			return i
 		}
 		if i++; i == len(sh.slots) {

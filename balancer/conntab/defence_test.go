@@ -11,8 +11,8 @@ import (
 )
 
 // TestFloodKeepsItsBound: under SYNs from everywhere the half-open stay within their bound, every new one gets in, the
-// clients that answer within a fifth of the time in which the bound is filled once get through, and nobody established
-// is harmed. With persistence, which makes a template for each client, it is the same.
+// clients that answer within a fifth of the time in which the bound is filled once get through, and no established
+// connection is harmed. With persistence, which makes a template for each client, it is the same.
 func TestFloodKeepsItsBound(t *testing.T) {
 	for _, c := range []struct {
 		maximum, half int
@@ -33,7 +33,7 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 	half = table.HalfOpenMax()
 	established := maximum / 10
 	open := func(p *packet.Info, now Ticks) Result {
-		if _, r := table.Packet(p, now); r != Miss {
+		if _, r := table.Packet(p, FromClient, now); r != Miss {
 			return r
 		}
 		var number uint32
@@ -53,7 +53,7 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 	for i := range uint32(established) {
 		syn, ack := tcp(1<<31+i, 7, packet.FlagSYN), tcp(1<<31+i, 7, packet.FlagACK)
 		open(&syn, 0)
-		table.Packet(&ack, 0)
+		table.Packet(&ack, FromClient, 0)
 	}
 	rnd := rand.New(rand.NewPCG(1, 1))
 	perTick := max(half/100, 1) // of SYNs; the time is stretched where that is more
@@ -78,7 +78,7 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 		clients = append(clients, syn)
 		if len(clients) > answerAfter {
 			tried++
-			if _, r := table.Packet(&clients[0], now); r == Hit {
+			if _, r := table.Packet(&clients[0], FromClient, now); r == Hit {
 				through++
 			}
 			clients = clients[1:]
@@ -105,13 +105,13 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 	end := Ticks(4 * ticks)
 	for i := range uint32(established) {
 		p := tcp(1<<31+i, 7, packet.FlagACK)
-		if _, r := table.Packet(&p, end); r != Hit {
+		if _, r := table.Packet(&p, FromClient, end); r != Hit {
 			t.Fatalf("established connection %d is lost", i)
 		}
 	}
-	table.Sweep(end + hardened + 1)
+	table.Sweep(end + shortTimeout + 1)
 	if n := table.HalfOpen(); n > half/2 {
-		t.Errorf("%d half-open connections are left %d s after the flood", n, hardened/PerSecond)
+		t.Errorf("%d half-open connections are left %d s after the flood", n, shortTimeout/PerSecond)
 	}
 }
 
@@ -144,7 +144,7 @@ func TestConcurrentTemplates(t *testing.T) {
 			for i := range 30_000 {
 				now := Ticks(i)
 				p := tcp(rnd.Uint32N(50), uint16(rnd.Uint32N(40)), uint8(rnd.Uint32N(32)))
-				if _, r := table.Packet(&p, now); r != Miss {
+				if _, r := table.Packet(&p, FromClient, now); r != Miss {
 					continue
 				}
 				dest, number, r := table.Template(p.Flow.Src, 1, now)

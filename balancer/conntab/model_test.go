@@ -61,8 +61,8 @@ func (m *model) sweep(now Ticks) {
 		case t.children == 0:
 			delete(m.templates, k)
 		default:
-			for t.timeout = keptFor; over(t.expires, now); {
-				t.expires += keptFor
+			for t.timeout = templateGrace; over(t.expires, now); {
+				t.expires += templateGrace
 			}
 		}
 	}
@@ -116,9 +116,9 @@ func (m *model) packet(p *packet.Info, fresh, service uint32, now Ticks) (uint32
 	}
 	switch f.Proto {
 	case packet.ProtoTCP:
-		c.state = tcpNext.next(c.state, p.TCPFlags)
+		c.state = tcpStates.clientOnly.next(c.state, p.TCPFlags)
 	case packet.ProtoSCTP:
-		c.state = c.state.nextSCTP(p.SCTPChunk)
+		c.state = c.state.nextSCTP(&sctpStates.clientOnly, p.SCTPChunk)
 	}
 	if c.template != nil && !c.state.halfOpen() {
 		c.template.assured = true
@@ -130,7 +130,7 @@ func (m *model) packet(p *packet.Info, fresh, service uint32, now Ticks) (uint32
 
 // play does the same with the table.
 func play(t View, p *packet.Info, fresh, service uint32, now Ticks) (uint32, Result) {
-	dest, r := t.Packet(p, now)
+	dest, r := t.Packet(p, FromClient, now)
 	if r != Miss {
 		return dest, r
 	}
@@ -251,8 +251,8 @@ func compare(t *testing.T, table View, m *model, now Ticks) {
 		if r != Hit || dest != c.dest {
 			t.Fatalf("template of %v: %d, result %d, want %d", k, dest, r, c.dest)
 		}
-		if n := table.children.count(number).Load() & countMask; int(n) != c.children+1 ||
-			table.children.assured(number) != c.assured {
+		if n := table.refs.count(number).Load() & countMask; int(n) != c.children+1 ||
+			table.refs.assured(number) != c.assured {
 			t.Errorf("template of %v has %d connections, want %d, assured %v", k, n-1, c.children, c.assured)
 		}
 		if !c.assured {
@@ -304,10 +304,10 @@ func empty(t *testing.T, table View) {
 		}
 	}
 	free := 0
-	for n := table.children.free; n != 0; n = uint32(table.children.count(n).Load()) {
+	for n := table.refs.free; n != 0; n = uint32(table.refs.count(n).Load()) {
 		free++
 	}
-	if free != int(table.children.last) {
-		t.Errorf("%d of %d templates' numbers are free", free, table.children.last)
+	if free != int(table.refs.last) {
+		t.Errorf("%d of %d templates' numbers are free", free, table.refs.last)
 	}
 }

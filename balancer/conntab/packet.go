@@ -2,54 +2,59 @@ package conntab
 
 import "vstun/encap/packet"
 
-// Result is what the table says about a packet.
+// Result is the outcome of a lookup or an addition.
 type Result uint8
 
 const (
 	Hit      Result = iota // of a known connection
 	Miss                   // may open a connection: choose a destination, then Insert
-	Refused                // of no known connection, and it can't open one
+	Refused                // of no known connection, and it cannot open one
 	Gone                   // of a connection whose destination is gone, with Config.DropRemoved
 	Inserted               // opened a connection
 	Full                   // no room for another connection
 )
 
-// Packet looks up the connection of a packet from the client, counts the packet, moves the connection's state and lets
-// its timeout begin again. dest is meaningful with Hit and Gone.
+// Direction is the way of a packet.
+type Direction uint8
+
+const (
+	FromClient Direction = iota // to the VIP
+	FromServer                  // a realserver's reply, of a connection whose replies pass the director
+)
+
+// Packet looks up the connection of a packet, moves the connection's state and restarts its timeout. It counts packets
+// from the client. The flow of p is that of the connection, from client to VIP, in both directions. dest is meaningful
+// with Hit and Gone.
 //
 // Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired
-// by now, but counts until Insert replaces it or it is swept, as in IPVS.
-func (v View) Packet(p *packet.Info, now Ticks) (dest uint32, r Result) {
-	if p.Flow.Src.Is4() {
-		k := v.key4(p)
-		return v.four.packet(&k, p, v.rules, now)
-	}
-	if s := v.ipv6(false); s != nil {
-		k := v.key6(p)
-		return s.packet(&k, p, v.rules, now)
-	}
-	return 0, v.rules.unknown(p)
+// by now, but counts until Insert replaces it or it is swept, as in IPVS. A packet from the server opens none.
+func (v View) Packet(p *packet.Info, dir Direction, now Ticks) (dest uint32, r Result) {
+	return v.of(p.Flow.Src, false).packet(p, dir, v.rules, now)
 }
 
 // unknown is the result for a packet of no connection.
-func (r *rules) unknown(p *packet.Info) Result {
-	if r.opens(p) {
+func (r *rules) unknown(p *packet.Info, dir Direction) Result {
+	if dir == FromClient && r.opens(p) {
 		return Miss
 	}
 	return Refused
 }
 
-func (s *store[A]) packet(k *key[A], p *packet.Info, by *rules, now Ticks) (dest uint32, r Result) {
-	t := s.table
+func (s *store[A]) packet(p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32, r Result) {
+	t, k := s.table, s.key(p.Flow, p.Hash)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
-	if i, found := sh.find(k); found {
+	if i, found := sh.find(&k); found {
 		e := &sh.slots[i]
 		switch {
 		case e.expires.reached(now):
+		case dir == FromServer:
+			dest = s.seen(sh, e, p, dir, by, now)
+			sh.mu.Unlock()
+			return dest, Hit
 		case begins(p) && (e.reused(by.Reuse) || by.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
 			s.expire(sh, e, now)
-		case by.judge && t.Counts(e.dest).Gone():
+		case by.checksDests && t.Counts(e.dest).Gone():
 			if !by.ExpireNodest {
 				dest = e.dest
 				sh.mu.Unlock()
@@ -57,7 +62,7 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, by *rules, now Ticks) (dest
 			}
 			s.expire(sh, e, now)
 		default:
-			dest = s.seen(sh, e, p, by, now)
+			dest = s.seen(sh, e, p, dir, by, now)
 			sh.mu.Unlock()
 			return dest, Hit
 		}
@@ -66,13 +71,13 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, by *rules, now Ticks) (dest
 		}
 	}
 	sh.mu.Unlock()
-	return 0, by.unknown(p)
+	return 0, by.unknown(p, dir)
 }
 
 // expire makes e end now. It is removed by Insert, which puts another in its place, or by a sweep.
 func (s *store[A]) expire(sh *shard[A], e *entry[A], now Ticks) {
 	e.expires = now
-	sh.expects(now)
+	sh.noteExpiry(now)
 }
 
 // begins reports whether p is the first packet of a connection, as its client sees it (Linux ip_vs_core.c,
@@ -90,7 +95,7 @@ func begins(p *packet.Info) bool {
 // reused reports whether a packet that begins a connection ends e, since the client uses the port again (Linux
 // ip_vs_core.c, is_new_conn_expected). A persistent client's connections go on where they are.
 func (e *entry[A]) reused(mode Reuse) bool {
-	if mode == ReuseNever || e.parent != 0 {
+	if mode == ReuseNever || e.ref != 0 {
 		return false
 	}
 	return e.state == TimeWait || e.state == Close || e.state == SCTPClosed || mode == ReuseClosing &&
@@ -98,32 +103,52 @@ func (e *entry[A]) reused(mode Reuse) bool {
 }
 
 // seen counts p in e, moves e's state and end, and returns its destination. e may have moved then.
-func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, by *rules, now Ticks) (dest uint32) {
-	t := s.table
+func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32) {
 	if e.state == Pinned {
-		e.packets++
+		e.value++
 		return e.dest
 	}
-	if next := by.after(e.state, p); next != e.state {
-		switch was := e.state.halfOpen(); {
-		case was == next.halfOpen():
-		case was:
-			t.half.Add(-1)
-			t.assure(e.parent)
-		default: // the client begins anew
-			k := key[A]{src: e.src, dst: e.dst, sport: e.sport, dport: e.dport, proto: e.proto, hash: s.hash(e)}
-			s.enqueue(sh, k.hash) // which may remove another
-			i, _ := sh.find(&k)
-			e = &sh.slots[i]
-			t.half.Add(1)
-		}
-		t.move(e.dest, e.state, next)
-		e.state = next
+	if dir == FromServer {
+		e.flags |= twoWay
 	}
-	e.expires = now + by.times[e.state]
-	sh.expects(e.expires)
-	e.packets++
+	if dir == FromClient {
+		e.value++
+	}
+	next := by.after(e.state, p, dir, e.flags&twoWay != 0)
+	e.expires = now + by.times[next]
+	sh.noteExpiry(e.expires)
+	if next != e.state {
+		e = s.transition(sh, e, next)
+	}
 	return e.dest
+}
+
+// transition moves the connection e, of which all else is up to date, to another state, and returns it: it may stand in
+// another slot then.
+func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
+	t, kind := s.table, Moved
+	switch was := e.state.halfOpen(); {
+	case was == next.halfOpen():
+	case was:
+		t.half.Add(-1)
+		t.assure(e.ref)
+		if next == Established {
+			kind = Assured
+		}
+	default: // the client begins anew
+		k := key[A]{src: e.src, dst: e.dst, sport: e.sport, dport: e.dport, proto: e.proto, hash: s.hash(e)}
+		s.enqueue(sh, k.hash) // which may remove another
+		i, _ := sh.find(&k)
+		e = &sh.slots[i]
+		t.half.Add(1)
+	}
+	if e.state.Active() != next.Active() {
+		t.adjustCounts(e.dest, e.state, -1)
+		t.adjustCounts(e.dest, next, 1)
+	}
+	e.state = next
+	sh.note(kind, e)
+	return e
 }
 
 // opens reports whether p may open a connection (Linux ip_vs_proto_tcp.c, tcp_conn_schedule, and ip_vs_proto_sctp.c,
@@ -138,62 +163,51 @@ func (r *rules) opens(p *packet.Info) bool {
 	return true
 }
 
-// after is the state of a connection in state st after p.
-func (r *rules) after(st State, p *packet.Info) State {
+// after is the state of a connection in state st after p. twoWay says that the connection's replies pass the director.
+func (r *rules) after(st State, p *packet.Info, dir Direction, twoWay bool) State {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
-		return r.tcpNext.next(st, p.TCPFlags)
+		return r.tcp.of(dir, twoWay).next(st, p.TCPFlags)
 	case packet.ProtoSCTP:
-		return st.nextSCTP(p.SCTPChunk)
+		return st.nextSCTP(sctpStates.of(dir, twoWay), p.SCTPChunk)
 	}
 	return UDP
 }
 
-// move changes the counts of dest by the step of one of its connections from one state to another.
-func (t *Table) move(dest uint32, from, to State) {
-	if from.Active() != to.Active() {
-		t.tally(dest, from, -1)
-		t.tally(dest, to, 1)
-	}
-}
-
-// Insert makes a connection of the flow of p, for which Packet said Miss, to dest. template is the number of the
+// Insert makes a connection of the flow of p, for which Packet returned Miss, to dest. template is the number of the
 // template that led there, 0 for none; the connection takes over the hold that Template or PutTemplate gave. If another
 // goroutine has made the connection meanwhile, that one stays, p is counted there, and its destination is returned with
-// Hit. Otherwise the answer is Inserted, or Full when the table holds as many connections as it may.
+// Hit. Otherwise the result is Inserted, or Full when the table holds as many connections as it may.
 func (v View) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
-	var r Result
-	if p.Flow.Src.Is4() {
-		k := v.key4(p)
-		dest, r = v.four.insert(&k, p, dest, template, v.rules, now)
-	} else {
-		k := v.key6(p)
-		dest, r = v.ipv6(true).insert(&k, p, dest, template, v.rules, now)
-	}
+	dest, r := v.of(p.Flow.Src, true).insert(p, dest, template, v.rules, now)
 	if r != Inserted && template != 0 {
-		v.children.release(template)
+		v.refs.release(template)
 	}
 	return dest, r
 }
 
-func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result) {
-	t := s.table
+func (s *store[A]) insert(p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result) {
+	t, k := s.table, s.key(p.Flow, p.Hash)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if i, found := sh.find(k); found {
+	if i, found := sh.find(&k); found {
 		e := &sh.slots[i]
 		if !e.expires.reached(now) {
-			return s.seen(sh, e, p, by, now), Hit
+			return s.seen(sh, e, p, FromClient, by, now), Hit
 		}
 		s.remove(sh, i)
 	}
-	state := by.after(begun(p.Flow.Proto), p)
-	e := entry[A]{state: state, dest: dest, parent: template, expires: now + by.times[state], packets: 1}
-	if s.put(sh, k, e) == nil {
+	e := entry[A]{dest: dest, ref: template, value: 1}
+	if t.Counts(dest).replies.Load() {
+		e.flags = twoWay
+	}
+	e.state = by.after(begun(p.Flow.Proto), p, FromClient, e.flags&twoWay != 0)
+	e.expires = now + by.times[e.state]
+	if s.add(sh, &k, e) == nil {
 		return 0, Full
 	}
-	if !state.halfOpen() {
+	if !e.state.halfOpen() {
 		t.assure(template)
 	}
 	return dest, Inserted
@@ -212,23 +226,15 @@ func begun(proto uint8) State {
 
 // Lookup returns the connection of f without touching it.
 func (t *Table) Lookup(f packet.Flow, now Ticks) (Conn, bool) {
-	p := packet.Info{Flow: f}
-	if f.Src.Is4() {
-		k := t.key4(&p)
-		return t.four.lookup(&k, now)
-	}
-	if s := t.ipv6(false); s != nil {
-		k := t.key6(&p)
-		return s.lookup(&k, now)
-	}
-	return Conn{}, false
+	return t.of(f.Src, false).lookup(f, now)
 }
 
-func (s *store[A]) lookup(k *key[A], now Ticks) (Conn, bool) {
+func (s *store[A]) lookup(f packet.Flow, now Ticks) (Conn, bool) {
+	k := s.key(f, 0)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	i, found := sh.find(k)
+	i, found := sh.find(&k)
 	if !found || sh.slots[i].expires.reached(now) {
 		return Conn{}, false
 	}

@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is said
-// to, and is nobody's connection.
+// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is told
+// to, and is no connection.
 func TestPinned(t *testing.T) {
 	six := tcp(1, 1, packet.FlagSYN)
 	six.Flow.Src, six.Flow.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("2001:db8::80")
@@ -26,7 +26,7 @@ func TestPinned(t *testing.T) {
 			packet.FlagRST, packet.FlagSYN, 0} {
 			p := first
 			p.TCPFlags = flags
-			if dest, r := table.Packet(&p, Ticks(i)*600*PerSecond/10); r != Hit || dest != 7 {
+			if dest, r := table.Packet(&p, FromClient, Ticks(i)*600*PerSecond/10); r != Hit || dest != 7 {
 				t.Errorf("%v: packet %d: destination %d, result %d", first.Flow, i, dest, r)
 			}
 		}
@@ -41,16 +41,16 @@ func TestPinned(t *testing.T) {
 		const now, rest = 1000, 10 * PerSecond
 		table.Unpin(first.Flow, now, rest)
 		p := first
-		if dest, r := table.Packet(&p, now+rest-1); r != Hit || dest != 7 {
+		if dest, r := table.Packet(&p, FromClient, now+rest-1); r != Hit || dest != 7 {
 			t.Errorf("%v: while it rests: destination %d, result %d", first.Flow, dest, r)
 		}
 		if r := table.Pin(first.Flow, 8, false, now+rest-1); r != Hit {
 			t.Errorf("%v: while it rests, Pin says %d", first.Flow, r)
 		}
-		if _, r := table.Packet(&p, now+rest); r != Miss {
+		if _, r := table.Packet(&p, FromClient, now+rest); r != Miss {
 			t.Errorf("%v: afterwards: result %d", first.Flow, r)
 		}
-		table.Sweep(now + rest + gather + 1)
+		table.Sweep(now + rest + sweepGranularity + 1)
 		if c := table.Counts(7); c.Inactive() != 0 {
 			t.Errorf("%v: %d left", first.Flow, c.Inactive())
 		}
@@ -75,14 +75,14 @@ func TestPinnedInAFullTable(t *testing.T) {
 	pin(1 << 24)
 	for i := range uint32(maximum) {
 		p := tcp(i, 1, packet.FlagSYN)
-		table.Packet(&p, 0)
+		table.Packet(&p, FromClient, 0)
 		table.Insert(&p, 2, 0, 0)
 		p.TCPFlags = packet.FlagACK // established: only a SYN flood can be driven out
-		table.Packet(&p, 0)
+		table.Packet(&p, FromClient, 0)
 	}
 	for i := range uint32(4 * maximum) {
 		p := tcp(1<<30+i, 1, packet.FlagSYN)
-		if _, r := table.Packet(&p, 0); r == Miss {
+		if _, r := table.Packet(&p, FromClient, 0); r == Miss {
 			table.Insert(&p, 2, 0, 0)
 		}
 	}
@@ -93,7 +93,7 @@ func TestPinnedInAFullTable(t *testing.T) {
 	for _, from := range []uint32{1 << 24, 1 << 25} {
 		for i := range uint32(pins) {
 			p := tcp(from+i, 2, packet.FlagACK)
-			if dest, r := table.Packet(&p, 1); r != Hit || dest != 1 {
+			if dest, r := table.Packet(&p, FromClient, 1); r != Hit || dest != 1 {
 				t.Fatalf("pinned flow %d: destination %d, result %d", i, dest, r)
 			}
 		}
@@ -113,7 +113,7 @@ func TestPinnedAreSweptTogether(t *testing.T) {
 		table.Unpin(f, i*step, 1000)
 	}
 	looks := map[Ticks]bool{}
-	end := Ticks(flows*step + 1000 + gather + 1)
+	end := Ticks(flows*step + 1000 + sweepGranularity + 1)
 	for now := Ticks(0); now <= end; now++ {
 		for i := range table.four.shards {
 			if sh := &table.four.shards[i]; sh.used > 0 && sh.next.reached(now) {
@@ -122,7 +122,7 @@ func TestPinnedAreSweptTogether(t *testing.T) {
 		}
 		table.Sweep(now)
 	}
-	if most := flows*step/(gather+1) + 3; len(looks) > most || len(looks) == 0 {
+	if most := flows*step/(sweepGranularity+1) + 3; len(looks) > most || len(looks) == 0 {
 		t.Errorf("%d ticks have a shard swept, want at most %d", len(looks), most)
 	}
 	if n := table.Counts(1).Inactive(); n != 0 {
@@ -137,7 +137,7 @@ func TestPinOver(t *testing.T) {
 		table := newSmall(Config{HalfOpenMax: 8})
 		p := tcp(1, 1, 0)
 		for _, p.TCPFlags = range flags {
-			if _, r := table.Packet(&p, 0); r == Miss {
+			if _, r := table.Packet(&p, FromClient, 0); r == Miss {
 				table.Insert(&p, 2, 0, 0)
 			}
 		}
@@ -151,7 +151,7 @@ func TestPinOver(t *testing.T) {
 			t.Errorf("%d connections, %d half-open, of the former destination %d", table.Len(), table.HalfOpen(),
 				c.Active()+c.Inactive())
 		}
-		if dest, r := table.Packet(&p, 1); r != Hit || dest != 7 {
+		if dest, r := table.Packet(&p, FromClient, 1); r != Hit || dest != 7 {
 			t.Errorf("destination %d, result %d", dest, r)
 		}
 		if r := table.Pin(p.Flow, 8, true, 1); r != Hit {
@@ -190,7 +190,7 @@ func TestLeave(t *testing.T) {
 	} {
 		table := newSmall(Config{})
 		for _, p := range append(c.before, c.last) {
-			if _, r := table.Packet(&p, 0); r == Miss {
+			if _, r := table.Packet(&p, FromClient, 0); r == Miss {
 				table.Insert(&p, 1, 0, 0)
 			}
 		}

@@ -1,19 +1,20 @@
 package conntab
 
-// rules is a Config in the form that packets need. It is immutable: a change makes another one.
+// rules is a Config in the form that lookups need. It is immutable.
 type rules struct {
 	Config
-	times   timeouts
-	tcpNext *tcpTable
-	judge   bool // removed or quiescent destinations have an effect on their connections
+	times       timeouts
+	tcp         *perDirection[tcpTable]
+	checksDests bool // removed or quiescent destinations have an effect on their connections
 }
 
 // newRules makes the rules of cfg for a table of at most maximum connections.
 func newRules(cfg Config, maximum int) *rules {
-	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcpNext: &tcpNext, judge: cfg.ExpireNodest || cfg.DropRemoved}
+	r := &rules{Config: cfg, times: cfg.Timeouts.ticks(), tcp: &tcpStates, checksDests: cfg.ExpireNodest ||
+		cfg.DropRemoved}
 	r.Max = maximum
 	if cfg.SecureTCP {
-		r.tcpNext = &tcpNextSecure
+		r.tcp = &tcpStatesSecure
 	}
 	if cfg.HalfOpenMax > 0 {
 		r.HalfOpenMax = max(cfg.HalfOpenMax, minHalfOpen*shards(maximum))
@@ -43,28 +44,27 @@ func (t *Table) Configure(cfg Config) View {
 	was, is := t.rules.Load(), newRules(cfg, t.Max())
 	t.rules.Store(is)
 	if was.HalfOpenMax != is.HalfOpenMax {
-		t.four.bound(is.HalfOpenMax)
-		if six := t.six.Load(); six != nil {
-			six.bound(is.HalfOpenMax)
+		for _, f := range t.families() {
+			f.bound(is.HalfOpenMax)
 		}
 	}
 	return View{t, is}
 }
 
-// bound gives each shard a queue for its part of half unproven entries, and keeps the newest of those queued now.
+// bound gives each shard a queue for its part of half unassured entries, and keeps the newest of those queued now.
 func (s *store[A]) bound(half int) {
 	n := half / len(s.shards)
 	hashes := make([]uint32, n*len(s.shards))
 	for i := range s.shards {
 		sh, next := &s.shards[i], queue{hashes: hashes[i*n : (i+1)*n : (i+1)*n]}
 		sh.mu.Lock()
-		for n > 0 && sh.unproven.used > n {
+		for n > 0 && sh.unassured.used > n {
 			s.evict(sh)
 		}
-		for n > 0 && sh.unproven.used > 0 {
-			next.push(uint64(sh.unproven.pop()) << 32)
+		for n > 0 && sh.unassured.used > 0 {
+			next.push(uint64(sh.unassured.pop()) << 32)
 		}
-		sh.unproven = next
+		sh.unassured = next
 		sh.mu.Unlock()
 	}
 }

@@ -14,14 +14,14 @@ import (
 func TestConfigure(t *testing.T) {
 	table := New(Config{Max: 1024, Timeouts: Timeouts{TCP: time.Minute}})
 	ack := tcp(1, 1, packet.FlagACK)
-	if _, r := table.View().Packet(&ack, 0); r != Refused {
+	if _, r := table.View().Packet(&ack, FromClient, 0); r != Refused {
 		t.Fatalf("an ACK of no connection: %v", r)
 	}
 	syn := tcp(1, 1, packet.FlagSYN)
 	if _, r := table.View().Insert(&syn, 7, 0, 0); r != Inserted {
 		t.Fatal(r)
 	}
-	if _, r := table.View().Packet(&ack, 0); r != Hit {
+	if _, r := table.View().Packet(&ack, FromClient, 0); r != Hit {
 		t.Fatal(r)
 	}
 	expires := func(now Ticks) time.Duration {
@@ -44,24 +44,24 @@ func TestConfigure(t *testing.T) {
 	if e := expires(100); e != 59*time.Second {
 		t.Errorf("before its next packet the connection ends in %v, want 59s", e)
 	}
-	if _, r := before.Packet(&ack, 100); r != Hit || expires(100) != time.Minute {
+	if _, r := before.Packet(&ack, FromClient, 100); r != Hit || expires(100) != time.Minute {
 		t.Errorf("a packet under the former Config: %v, ends in %v", r, expires(100))
 	}
-	if _, r := after.Packet(&ack, 100); r != Hit || expires(100) != 5*time.Minute {
+	if _, r := after.Packet(&ack, FromClient, 100); r != Hit || expires(100) != 5*time.Minute {
 		t.Errorf("a packet under the new Config: %v, ends in %v", r, expires(100))
 	}
 	stranger := tcp(2, 2, packet.FlagACK)
-	if _, r := before.Packet(&stranger, 100); r != Refused {
+	if _, r := before.Packet(&stranger, FromClient, 100); r != Refused {
 		t.Errorf("an ACK of no connection, under the former Config: %v", r)
 	}
-	if _, r := after.Packet(&stranger, 100); r != Miss {
+	if _, r := after.Packet(&stranger, FromClient, 100); r != Miss {
 		t.Errorf("an ACK of no connection, with SloppyTCP: %v", r)
 	}
 	table.Counts(7).SetState(true, false)
-	if _, r := before.Packet(&ack, 100); r != Hit {
+	if _, r := before.Packet(&ack, FromClient, 100); r != Hit {
 		t.Errorf("a packet to a realserver that left, under the former Config: %v", r)
 	}
-	if _, r := after.Packet(&ack, 100); r != Gone {
+	if _, r := after.Packet(&ack, FromClient, 100); r != Gone {
 		t.Errorf("a packet to a realserver that left, with DropRemoved: %v", r)
 	}
 }
@@ -72,7 +72,7 @@ func TestConfigureState(t *testing.T) {
 	state := func(p packet.Info) State {
 		t.Helper()
 		v := table.View()
-		if _, r := v.Packet(&p, 0); r == Miss {
+		if _, r := v.Packet(&p, FromClient, 0); r == Miss {
 			v.Insert(&p, 0, 0, 0)
 		}
 		c, _ := table.Lookup(p.Flow, 0)
@@ -169,7 +169,7 @@ func TestConfigureUnderTraffic(t *testing.T) {
 					if rnd.IntN(2) == 0 {
 						p.Flow.Src, p.Flow.SrcPort, p.Flow.Dst = client6, uint16(rnd.IntN(1<<16)), vip6
 					}
-					if _, r := v.Packet(&p, now); r == Miss {
+					if _, r := v.Packet(&p, FromClient, now); r == Miss {
 						v.Insert(&p, rnd.Uint32N(4), 0, now)
 					}
 				}

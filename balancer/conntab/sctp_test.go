@@ -32,7 +32,7 @@ func TestSCTP(t *testing.T) {
 		for i, st := range steps {
 			p := tcp(1, 1, 0)
 			p.Flow.Proto, p.SCTPChunk = packet.ProtoSCTP, st.chunk
-			if _, r := table.Packet(&p, 0); r == Miss {
+			if _, r := table.Packet(&p, FromClient, 0); r == Miss {
 				table.Insert(&p, 3, 0, 0)
 			}
 			c, ok := table.Lookup(p.Flow, 0)
@@ -45,7 +45,7 @@ func TestSCTP(t *testing.T) {
 	table := newSmall(Config{})
 	p := tcp(1, 1, 0)
 	p.Flow.Proto, p.SCTPChunk = packet.ProtoSCTP, packet.ChunkData
-	if _, r := table.Packet(&p, 0); r != Refused {
+	if _, r := table.Packet(&p, FromClient, 0); r != Refused {
 		t.Errorf("DATA of no association: result %d", r)
 	}
 }

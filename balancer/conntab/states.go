@@ -6,8 +6,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states). A director that sees only the way
-// from client to VIP knows no more than these packets tell.
+// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states), as far as the packets show it that
+// pass the director.
 type State uint8
 
 const (
@@ -68,27 +68,105 @@ func (s State) halfOpen() bool { return s == SynRecv || s == SynAck }
 // tcpTable is a state table of Linux net/netfilter/ipvs/ip_vs_proto_tcp.c: by kind of packet and state.
 type tcpTable [4][SynAck + 1]State
 
-// tcpNext is the INPUT-ONLY part of tcp_states.
-var tcpNext = tcpTable{
-	{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
-		TimeWait: SynRecv,
-		Close:    SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
-	{None: Close, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait, TimeWait: TimeWait,
-		Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
-	{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
-		TimeWait: TimeWait,
-		Close:    Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: Established}, // ACK
-	{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close, TimeWait: Close,
-		Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
+// perDirection has a state table for each view of a connection. The kernel's names are in brackets.
+type perDirection[T any] struct {
+	clientOnly T // packets from the client, of a connection whose replies do not pass the director (INPUT-ONLY)
+	client     T // packets from the client, of one whose replies pass (INPUT)
+	server     T // replies (OUTPUT)
 }
 
-// tcpNextSecure is the INPUT-ONLY part of tcp_states_dos, for secure_tcp: a SYN leads to SYNACK.
-var tcpNextSecure = tcpTable{
-	{None: SynAck, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynAck, TimeWait: SynAck,
-		Close: SynAck, CloseWait: SynAck, LastAck: SynAck, Listen: SynAck, SynAck: SynAck}, // SYN
-	tcpNext[1], // FIN
-	tcpNext[2], // ACK
-	tcpNext[3], // RST
+// of returns the table for a packet.
+func (p *perDirection[T]) of(dir Direction, twoWay bool) *T {
+	switch {
+	case dir == FromServer:
+		return &p.server
+	case twoWay:
+		return &p.client
+	}
+	return &p.clientOnly
+}
+
+// tcpStates is tcp_states.
+var tcpStates = perDirection[tcpTable]{
+	clientOnly: tcpTable{
+		{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
+			TimeWait: SynRecv,
+			Close:    SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv}, // SYN
+		{None: Close, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait, TimeWait: TimeWait,
+			Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait}, // FIN
+		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
+			TimeWait: TimeWait,
+			Close:    Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: Established}, // ACK
+		{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close, TimeWait: Close,
+			Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
+	},
+	client: tcpTable{
+		{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
+			// SYN
+			TimeWait: SynRecv, Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynRecv},
+		{None: Close, Established: CloseWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: TimeWait,
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait},
+		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen,
+			SynAck: Established},
+		{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close,
+			TimeWait: Close, Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: SynRecv}, // RST
+	},
+	server: tcpTable{
+		{None: SynSent, Established: Established, SynSent: SynSent, SynRecv: SynRecv, FinWait: SynSent,
+			// SYN
+			TimeWait: SynSent, Close: SynSent, CloseWait: SynSent, LastAck: SynSent, Listen: Listen, SynAck: SynRecv},
+		{None: TimeWait, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait,
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: TimeWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait},
+		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Established,
+			SynAck: Established},
+		{None: Close, Established: Close, SynSent: SynSent, SynRecv: Close, FinWait: Close,
+			TimeWait: TimeWait, Close: Close, CloseWait: Close, LastAck: Close, Listen: Close, SynAck: Close}, // RST
+	},
+}
+
+// tcpStatesSecure is tcp_states_dos, for secure_tcp: a SYN leads to SYNACK.
+var tcpStatesSecure = perDirection[tcpTable]{
+	clientOnly: tcpTable{
+		{None: SynAck, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynAck,
+			TimeWait: SynAck,
+			Close:    SynAck, CloseWait: SynAck, LastAck: SynAck, Listen: SynAck, SynAck: SynAck}, // SYN
+		tcpStates.clientOnly[1], // FIN
+		tcpStates.clientOnly[2], // ACK
+		tcpStates.clientOnly[3], // RST
+	},
+	client: tcpTable{
+		{None: SynRecv, Established: Established, SynSent: Established, SynRecv: SynRecv, FinWait: SynRecv,
+			// SYN
+			TimeWait: SynRecv, Close: SynRecv, CloseWait: SynRecv, LastAck: SynRecv, Listen: SynRecv, SynAck: SynAck},
+		{None: Close, Established: CloseWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: TimeWait,
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Listen, SynAck: SynAck},
+		{None: Established, Established: Established, SynSent: SynSent, SynRecv: SynRecv, FinWait: FinWait,
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: Close, Listen: Listen, SynAck: SynAck},
+		{None: Close, Established: Close, SynSent: Close, SynRecv: SynRecv, FinWait: Close,
+			TimeWait: Close, Close: Close, CloseWait: Close, LastAck: LastAck, Listen: Listen, SynAck: Close}, // RST
+	},
+	server: tcpTable{
+		{None: SynSent, Established: Established, SynSent: SynSent, SynRecv: SynAck, FinWait: SynSent,
+			// SYN
+			TimeWait: SynSent, Close: SynSent, CloseWait: SynSent, LastAck: SynSent, Listen: Listen, SynAck: SynAck},
+		{None: TimeWait, Established: FinWait, SynSent: SynSent, SynRecv: TimeWait, FinWait: FinWait,
+			// FIN
+			TimeWait: TimeWait, Close: Close, CloseWait: TimeWait, LastAck: LastAck, Listen: Listen, SynAck: TimeWait},
+		{None: Established, Established: Established, SynSent: SynSent, SynRecv: Established, FinWait: FinWait,
+			// ACK
+			TimeWait: TimeWait, Close: Close, CloseWait: CloseWait, LastAck: LastAck, Listen: Established,
+			SynAck: Established},
+		{None: Close, Established: Close, SynSent: SynSent, SynRecv: Close, FinWait: Close,
+			TimeWait: TimeWait, Close: Close, CloseWait: Close, LastAck: Close, Listen: Close, SynAck: Close}, // RST
+	},
 }
 
 // next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than

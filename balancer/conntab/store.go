@@ -12,16 +12,17 @@ import (
 // address is the bytes of an IPv4 or IPv6 address.
 type address interface{ [4]byte | [16]byte }
 
-// store is the connections of one address family.
+// store has the connections of one address family.
 type store[A address] struct {
 	table  *Table
+	key    func(f packet.Flow, hash uint64) key[A] // hash 0: computed
 	hash   func(*entry[A]) uint64
 	shards []shard[A]
 }
 
 const (
 	maxShards = 256
-	minShard  = 64 // connections of Config.Max in a shard, so that what is true of the table is about true of each
+	minShard  = 64 // connections of Config.Max in a shard, so that bounds of the table hold about for each shard
 	// slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
 	perFlow = 2
 	slack   = 64 // slots more in each shard, since flows don't spread quite evenly
@@ -30,13 +31,13 @@ const (
 // A shard is a part of the store under one lock. The slots are a ring: an entry stands at its home slot or behind it,
 // with no empty slot in between.
 type shard[A address] struct {
-	mu       sync.Mutex
-	slots    []entry[A]
-	used     int
-	next     Ticks // no entry expires before: until then a sweep passes by
-	_        [20]byte
-	unproven queue // with this the second of two cache lines: no two locks are in one, and the slots beside their lock
-	_        [24]byte
+	mu        sync.Mutex
+	slots     []entry[A]
+	used      int
+	next      Ticks // no entry expires before: until then a sweep passes by
+	_         [20]byte
+	unassured queue // with this the second of two cache lines: no two locks are in one, and the slots beside their lock
+	feeds     []*ring[A]
 }
 
 // entry is one connection or template, or an empty slot (state stateEmpty). Of IPv4 it has 32 bytes: two make a cache
@@ -46,11 +47,23 @@ type entry[A address] struct {
 	sport, dport uint16
 	proto        uint8
 	state        State
-	_            uint16
+	flags        uint16
 	dest         uint32
 	expires      Ticks
-	packets      uint32 // of a template: its timeout, in Ticks
-	parent       uint32 // number of the template that it was made by, or, of a template, its own; 0: none
+	value        uint32 // of a connection: packets from the client; of a template: see timeout
+	ref          uint32 // number of the template that led to the connection, 0 for none; of a template: its own
+}
+
+// twoWay is a flag of connections whose replies pass the director.
+const twoWay = 1
+
+// timeout is that of a template.
+func (e *entry[A]) timeout() Ticks { return Ticks(e.value) }
+
+// service is that of a template.
+func (e *entry[A]) service() uint32 {
+	n := len(e.dst)
+	return uint32(e.dst[n-4])<<24 | uint32(e.dst[n-3])<<16 | uint32(e.dst[n-2])<<8 | uint32(e.dst[n-1])
 }
 
 // key is a flow as the table keeps it, with its hash.
@@ -61,8 +74,8 @@ type key[A address] struct {
 	hash         uint64
 }
 
-func (s *store[A]) init(t *Table, hash func(*entry[A]) uint64) {
-	s.table, s.hash, s.shards = t, hash, make([]shard[A], shards(t.Max()))
+func (s *store[A]) init(t *Table, keyOf func(packet.Flow, uint64) key[A], hash func(*entry[A]) uint64) {
+	s.table, s.key, s.hash, s.shards = t, keyOf, hash, make([]shard[A], shards(t.Max()))
 	per := slotsPerShard(t.Max())
 	all := make([]entry[A], per*len(s.shards))
 	hugePages(unsafe.Pointer(unsafe.SliceData(all)), uintptr(len(all))*unsafe.Sizeof(all[0]))
@@ -94,22 +107,23 @@ func Bytes(maximum int) int {
 
 func (s *store[A]) shard(hash uint64) *shard[A] { return &s.shards[hash&uint64(len(s.shards)-1)] }
 
-func (s *store[A]) touch(hash uint64) uint8 {
-	sh := s.shard(hash)
-	i := sh.home(hash)
+func (s *store[A]) prefetch(p *packet.Info) uint8 {
+	p.Hash = s.key(p.Flow, 0).hash
+	sh := s.shard(p.Hash)
+	i := sh.homeSlot(p.Hash)
 	// Without the lock, as nothing is made of it; slots never move. The search may go on into the next cache line.
 	return loadByte(unsafe.Pointer(&sh.slots[i])) | loadByte(unsafe.Pointer(&sh.slots[min(i+2, len(sh.slots)-1)]))
 }
 
-// home is the slot at which the search for hash begins.
-func (s *shard[A]) home(hash uint64) int {
+// homeSlot is the slot at which the search for hash begins.
+func (s *shard[A]) homeSlot(hash uint64) int {
 	hi, _ := bits.Mul64(hash, uint64(len(s.slots)))
 	return int(hi)
 }
 
 // find returns the slot of k, or the empty slot at which it would be put, -1 when there is neither.
 func (s *shard[A]) find(k *key[A]) (slot int, found bool) {
-	i := s.home(k.hash)
+	i := s.homeSlot(k.hash)
 	for range s.slots {
 		e := &s.slots[i]
 		if e.state == stateEmpty {
@@ -125,18 +139,18 @@ func (s *shard[A]) find(k *key[A]) (slot int, found bool) {
 	return -1, false
 }
 
-// expects notes that an entry expires at t.
-func (s *shard[A]) expects(t Ticks) {
+// noteExpiry notes that an entry expires at t.
+func (s *shard[A]) noteExpiry(t Ticks) {
 	if int32(t-s.next) < 0 {
 		s.next = t
 	}
 }
 
-// put makes e, for k, and returns it; nil when the table is full and nothing unproven can make room.
-func (s *store[A]) put(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
+// add makes e, for k, and returns it; nil when the table is full and no unassured entry can make room.
+func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 	t := s.table
-	unproven := s.unproven(&e)
-	if unproven {
+	unassured := s.unassured(&e)
+	if unassured {
 		s.enqueue(sh, k.hash)
 	}
 	for {
@@ -148,36 +162,38 @@ func (s *store[A]) put(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 				e.src, e.dst, e.sport, e.dport, e.proto = k.src, k.dst, k.sport, k.dport, k.proto
 				sh.slots[i] = e
 				sh.used++
-				t.tally(e.dest, e.state, 1)
-				if unproven {
+				t.adjustCounts(e.dest, e.state, 1)
+				if unassured {
 					t.half.Add(1)
 				}
-				sh.expects(e.expires)
+				sh.noteExpiry(e.expires)
+				sh.note(Opened, &sh.slots[i])
 				return &sh.slots[i]
 			}
 			t.count.Add(-1)
 		}
-		if !s.makeRoom(sh) {
+		if !s.evictOne(sh) {
 			return nil
 		}
 	}
 }
 
-// remove empties slot i and moves up what stands behind it for want of a place nearer to its home.
+// remove empties slot i and moves up what stands behind it for want of a slot nearer to its home.
 func (s *store[A]) remove(sh *shard[A], i int) {
 	t := s.table
 	e := &sh.slots[i]
-	t.tally(e.dest, e.state, -1)
+	sh.note(Ended, e)
+	t.adjustCounts(e.dest, e.state, -1)
 	if e.state != Pinned {
 		t.count.Add(-1)
 	}
 	switch {
 	case e.state == TemplateState:
-		if !t.children.orphan(e.parent) {
+		if !t.refs.detach(e.ref) {
 			t.half.Add(-1)
 		}
-	case e.parent != 0:
-		t.children.release(e.parent)
+	case e.ref != 0:
+		t.refs.release(e.ref)
 	}
 	if e.state.halfOpen() {
 		t.half.Add(-1)
@@ -192,11 +208,11 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 		if e.state == stateEmpty {
 			break
 		}
-		home := sh.home(s.hash(e))
+		home := sh.homeSlot(s.hash(e))
 		// e may move to i unless its home lies behind i, on the way from i to j.
 		if (j-home+n)%n >= (j-i+n)%n {
 			sh.slots[i] = *e
-			sh.expects(e.due()) // a sweep that has passed i has not seen it
+			sh.noteExpiry(e.due()) // a sweep that has passed i has not seen it
 			i = j
 		}
 	}
@@ -208,24 +224,30 @@ func (e *entry[A]) flow() packet.Flow {
 	return packet.Flow{Src: addr(e.src), Dst: addr(e.dst), SrcPort: e.sport, DstPort: e.dport, Proto: e.proto}
 }
 
-// Conn is one connection, as people are shown it.
+// Conn is a connection or a template in its public form.
 type Conn struct {
-	Flow  packet.Flow
+	Flow  packet.Flow // from client to VIP
 	State State
 	Dest  uint32
-	// Template says that this is no connection but a client's persistence: all new connections from Flow.Src, masked,
-	// to the service go to Dest. Its Flow has nothing else.
+	// Template marks a client's persistence: all new connections from Flow.Src, masked, to the service go to Dest. Its
+	// Flow has nothing else.
 	Template bool
+	Service  uint32        // of a template
+	Timeout  time.Duration // of a template: from a new connection on
 	Expires  time.Duration // from now; never below 0
-	Packets  uint32        // from the client; wraps
+	Packets  uint32        // of a connection, from the client; wraps
 }
 
 func (e *entry[A]) conn(now Ticks) Conn {
-	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Packets: e.packets,
-		Expires: max(0, time.Duration(int32(e.expires-now))*time.Second/PerSecond)}
+	c := Conn{Flow: e.flow(), State: e.state, Dest: e.dest, Expires: max(0, duration(e.expires-now))}
 	if e.state == TemplateState {
-		c.Template, c.Packets = true, 0
+		c.Template, c.Service, c.Timeout = true, e.service(), duration(e.timeout())
 		c.Flow = packet.Flow{Src: c.Flow.Src}
+	} else {
+		c.Packets = e.value
 	}
 	return c
 }
+
+// duration is a difference of Ticks.
+func duration(t Ticks) time.Duration { return time.Duration(int32(t)) * time.Second / PerSecond }

@@ -3,16 +3,15 @@ package conntab
 // sweepChunk is the number of slots looked at under one hold of a shard's lock: some microseconds.
 const sweepChunk = 512
 
-// Sweeper removes what has expired, a part of the table at a time, while workers go on. Lookups find nothing that has
-// expired, swept or not: it is for the counts, and for the room.
+// Sweeper removes expired entries, a part of the table at a time, while workers go on. Lookups never find an expired
+// entry, swept or not: sweeping keeps the counts true and frees slots.
 type Sweeper struct {
 	table *Table
-	four  place
-	six   place
+	at    [2]cursor // of each family
 }
 
-// place is where a sweep of a store goes on.
-type place struct{ shard, slot int }
+// cursor is the position of a walk over a store.
+type cursor struct{ shard, slot int }
 
 // NewSweeper makes a sweeper. One goroutine uses it.
 func (t *Table) NewSweeper() *Sweeper { return &Sweeper{table: t} }
@@ -23,24 +22,23 @@ func (t *Table) Slots() int { return len(t.four.shards) * len(t.four.shards[0].s
 // never is so far after now that every timeout ends before.
 func never(now Ticks) Ticks { return now + 1<<30 }
 
-// Sweep looks at the next n slots of each address family. Shards in which nothing has expired yet are passed by, and
-// count as if they had been looked at.
+// Sweep visits the next n slots of each address family. It skips shards in which no entry has expired yet; their slots
+// count as visited.
 func (s *Sweeper) Sweep(now Ticks, n int) {
-	s.table.four.sweep(&s.four, now, n, false)
-	if six := s.table.ipv6(false); six != nil {
-		six.sweep(&s.six, now, n, false)
+	for i, f := range s.table.families() {
+		f.sweep(&s.at[i], now, n, false)
 	}
 }
 
 // sweep looks at the next n slots from at on; with connections only, it leaves templates alone.
-func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
-	pressed, times := s.table.pressed(), &s.table.rules.Load().times
+func (s *store[A]) sweep(at *cursor, now Ticks, n int, connections bool) {
+	pressure, times := s.table.underPressure(), &s.table.rules.Load().times
 	for n > 0 {
 		sh := &s.shards[at.shard]
 		sh.mu.Lock()
 		end := min(at.slot+sweepChunk, len(sh.slots))
 		if at.slot == 0 {
-			if sh.used == 0 || !sh.next.reached(now) && !pressed {
+			if sh.used == 0 || !sh.next.reached(now) && !pressure {
 				end = len(sh.slots)
 				at.slot = end
 				n -= end
@@ -54,10 +52,10 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 			switch {
 			case e.state == stateEmpty:
 				at.slot++
-			case pressed && s.tired(e, times, now) && !(connections && e.state == TemplateState):
+			case pressure && s.expiredUnderPressure(e, times, now) && !(connections && e.state == TemplateState):
 				s.remove(sh, at.slot) // something else may stand here now
-			case connections && e.state == TemplateState || !s.over(e, now):
-				sh.expects(e.due())
+			case connections && e.state == TemplateState || !s.expired(e, now):
+				sh.noteExpiry(e.due())
 				at.slot++
 			default:
 				s.remove(sh, at.slot)
@@ -74,9 +72,8 @@ func (s *store[A]) sweep(at *place, now Ticks, n int, connections bool) {
 // Sweep removes what has expired from all of the table: connections first, then the templates that had none but these.
 func (t *Table) Sweep(now Ticks) {
 	for _, connections := range []bool{true, false} {
-		t.four.sweep(new(place), now, t.Slots(), connections)
-		if six := t.ipv6(false); six != nil {
-			six.sweep(new(place), now, t.Slots(), connections)
+		for _, f := range t.families() {
+			f.sweep(new(cursor), now, t.Slots(), connections)
 		}
 	}
 }

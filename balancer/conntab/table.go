@@ -1,5 +1,5 @@
-// Package conntab is the director's connection table: which realserver each flow has, in which state it is and when it
-// ends. It knows IPVS's states and timeouts, and nothing of services or schedulers.
+// Package conntab is the director's connection table. It maps each flow to a destination, and keeps the flow's state
+// and timeout as IPVS does. It knows neither services nor schedulers.
 //
 // The table is a fixed number of fixed-size entries without pointers, so that it costs the garbage collector nothing,
 // spread over shards with a short lock each. Within a shard it is a hash table with linear probing: a lookup touches
@@ -7,7 +7,7 @@
 // for at once and becomes resident as it is used; it never grows. IPv4 and IPv6 have a store each; that of IPv6 is made
 // when the first such connection is.
 //
-// Time is a parameter everywhere, so that tests and replays hold the clock.
+// Time is a parameter of each method, so that tests and replays control the clock.
 package conntab
 
 import (
@@ -19,8 +19,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Ticks is time in the table: hundredths of a second since some start. It wraps after 497 days; two of them are
-// compared by their difference, so that no timeout may reach half of that.
+// Ticks is a time in hundredths of a second. It wraps after 497 days. Two Ticks are compared by their difference, so a
+// timeout is less than half of that.
 type Ticks uint32
 
 // PerSecond is the number of Ticks in a second.
@@ -31,22 +31,21 @@ func (t Ticks) reached(now Ticks) bool { return int32(now-t) >= 0 }
 
 // Config is the settings of a table. Configure changes them. The names in brackets are IPVS's sysctls.
 type Config struct {
-	Max int // bound of the number of connections, persistence templates included; it stays
-	// bound of the half-open among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: none
+	Max int // most connections and persistence templates; Configure does not change it
+	// most half-open connections among them, at least 8 a shard (2,048 in tables from 16,384 on); 0: no bound
 	HalfOpenMax int
 	SloppyTCP   bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
-	SecureTCP   bool  // the state table that distrusts clients is in use (secure_tcp 3)
+	SecureTCP   bool  // use the state table for SYN floods (secure_tcp 3)
 	Reuse       Reuse // of a client's port (conn_reuse_mode)
-	// a connection whose destination is gone is forgotten, and one to a quiescent destination at its next SYN
-	// (expire_nodest_conn)
+	// forget a connection whose destination is gone at its next packet, and one to a quiescent destination at its next
+	// SYN (expire_nodest_conn)
 	ExpireNodest bool
-	// packets of a connection whose destination is gone are dropped, as IPVS does; otherwise they are let through to
-	// the end
+	// drop packets of a connection whose destination is gone, as IPVS does; otherwise the connection goes on
 	DropRemoved bool
 	Timeouts    Timeouts
 }
 
-// Reuse says when a SYN of a known connection is a new connection: the client uses the port again.
+// Reuse is in which states of a connection its SYN opens a new one: the client uses the port again.
 type Reuse uint8
 
 const (
@@ -57,19 +56,20 @@ const (
 
 // Table is a connection table. All its methods may be called by any number of goroutines.
 type Table struct {
-	count    atomic.Int64
-	half     atomic.Int64 // unproven entries
-	evicted  atomic.Uint64
-	_        [40]byte // what follows is read for every packet, and not in a cache line with what is written
-	rules    atomic.Pointer[rules]
-	max      int64
-	seed     [2]uint64
-	four     store[[4]byte]
-	six      atomic.Pointer[store[[16]byte]]
-	dests    [maxDests / destBlock]atomic.Pointer[[destBlock]Counts]
-	children children
-	mu       sync.Mutex // making of a block of dests; taken under a shard's lock
-	setup    sync.Mutex // making of six, and change of rules; not taken under a shard's lock
+	count   atomic.Int64
+	half    atomic.Int64 // unassured entries
+	evicted atomic.Uint64
+	_       [40]byte // what follows is read for every packet, and not in a cache line with what is written
+	rules   atomic.Pointer[rules]
+	max     int64
+	seed    [2]uint64
+	four    store[[4]byte]
+	six     atomic.Pointer[store[[16]byte]]
+	dests   [maxDests / destBlock]atomic.Pointer[[destBlock]Counts]
+	refs    templateRefs
+	mu      sync.Mutex // making of a block of dests; taken under a shard's lock
+	setup   sync.Mutex // making of six, change of rules and of feeds; not taken under a shard's lock
+	feeds   []*Feed
 }
 
 const (
@@ -83,10 +83,10 @@ const MaxDests = maxDests
 // MaxConnections is the largest Config.Max.
 const MaxConnections = 1 << 27
 
-// Counts is how many connections a destination has, and what becomes of them.
+// Counts has the numbers of a destination's connections, and its state.
 type Counts struct {
 	active, inactive, templates atomic.Int32
-	gone, quiescent             atomic.Bool
+	gone, quiescent, replies    atomic.Bool
 }
 
 // Active is the number of connections that IPVS calls active: TCP from SYN to FIN, SCTP once established.
@@ -98,25 +98,29 @@ func (c *Counts) Inactive() int { return int(c.inactive.Load()) }
 // Templates is the number of clients whose persistence leads to the destination.
 func (c *Counts) Templates() int { return int(c.templates.Load()) }
 
-// SetState says whether the destination is configured no more, and whether it has the weight 0.
+// SetState sets whether the destination has been removed from the configuration, and whether its weight is 0.
 func (c *Counts) SetState(gone, quiescent bool) {
 	c.gone.Store(gone)
 	c.quiescent.Store(quiescent)
 }
 
-// Gone reports whether the destination is configured no more.
+// Gone reports whether the destination has been removed from the configuration.
 func (c *Counts) Gone() bool { return c.gone.Load() }
+
+// SetReplies sets whether the destination's replies pass this director: new connections then follow the state table of
+// both directions from their first packet on (Linux, IP_VS_CONN_F_NOOUTPUT not set). It is for forwarding by NAT.
+func (c *Counts) SetReplies(pass bool) { c.replies.Store(pass) }
 
 // New makes an empty table.
 func New(cfg Config) *Table {
 	t := &Table{max: int64(cfg.Max), seed: [2]uint64{rand.Uint64(), rand.Uint64()}}
 	t.rules.Store(newRules(cfg, cfg.Max))
-	t.children.init(cfg.Max)
-	t.four.init(t, func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
+	t.refs.init(cfg.Max)
+	t.four.init(t, t.key4, func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
 	return t
 }
 
-// ipv6 is the store of IPv6, nil if there is none yet and create is false.
+// ipv6 returns the store of IPv6. Without create it is nil until the first IPv6 connection.
 func (t *Table) ipv6(create bool) *store[[16]byte] {
 	if s := t.six.Load(); s != nil || !create {
 		return s
@@ -127,7 +131,10 @@ func (t *Table) ipv6(create bool) *store[[16]byte] {
 		return s
 	}
 	s := &store[[16]byte]{}
-	s.init(t, func(e *entry[[16]byte]) uint64 { return t.hash6(&e.src, &e.dst, e.sport, e.dport, e.proto) })
+	s.init(t, t.key6, func(e *entry[[16]byte]) uint64 { return t.hash6(&e.src, &e.dst, e.sport, e.dport, e.proto) })
+	for _, f := range t.feeds {
+		s.attach(f)
+	}
 	t.six.Store(s)
 	return s
 }
@@ -163,46 +170,32 @@ func (t *Table) Counts(dest uint32) *Counts {
 	return &p[dest%destBlock]
 }
 
-// key4 and key6 are p's flow as the table keeps it, with its hash.
-func (t *Table) key4(p *packet.Info) key[[4]byte] {
-	f := &p.Flow
+// Prefetch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than
+// the cache a lookup waits for memory longer than it works, and behind its lock the processor cannot begin with the
+// next one; the loads of several Prefetches in a row overlap. So a worker prefetches for a whole batch before the first
+// lookup. The result only keeps the load alive.
+func (t *Table) Prefetch(p *packet.Info) uint8 { return t.of(p.Flow.Src, false).prefetch(p) }
+
+// key4 and key6 are a flow as the table keeps it, with its hash, which is computed if it is 0.
+func (t *Table) key4(f packet.Flow, hash uint64) key[[4]byte] {
 	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
-		hash: p.Hash}
+		hash: hash}
 	if k.hash == 0 {
 		k.hash = t.hash4(k.src, k.dst, k.sport, k.dport, k.proto)
 	}
 	return k
 }
 
-func (t *Table) key6(p *packet.Info) key[[16]byte] {
-	f := &p.Flow
+func (t *Table) key6(f packet.Flow, hash uint64) key[[16]byte] {
 	k := key[[16]byte]{src: f.Src.As16(), dst: f.Dst.As16(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
-		hash: p.Hash}
+		hash: hash}
 	if k.hash == 0 {
 		k.hash = t.hash6(&k.src, &k.dst, k.sport, k.dport, k.proto)
 	}
 	return k
 }
 
-// Prefetch loads the place of p's flow in the table into the cache, and notes p's hash. In a table that is larger than
-// the cache a lookup waits for memory, longer than it works, and behind its lock the processor can't begin with the
-// next one; the loads of several Touches in a row overlap. So a worker touches for a whole batch before the first
-// lookup. What is returned only keeps the load alive.
-func (t *Table) Prefetch(p *packet.Info) uint8 {
-	f := &p.Flow
-	if f.Src.Is4() {
-		p.Hash = t.hash4(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
-		return t.four.touch(p.Hash)
-	}
-	src, dst := f.Src.As16(), f.Dst.As16()
-	p.Hash = t.hash6(&src, &dst, f.SrcPort, f.DstPort, f.Proto)
-	if s := t.ipv6(false); s != nil {
-		return s.touch(p.Hash)
-	}
-	return 0
-}
-
-// hash4 is keyed, so that nobody outside can fill one place of the table: two rounds of multiply and fold.
+// hash4 is keyed, so that no sender can fill one place of the table: two rounds of multiply and fold.
 func (t *Table) hash4(src, dst [4]byte, sport, dport uint16, proto uint8) uint64 {
 	a := uint64(src[0])<<24 | uint64(src[1])<<16 | uint64(src[2])<<8 | uint64(src[3])
 	a = a<<32 | uint64(dst[0])<<24 | uint64(dst[1])<<16 | uint64(dst[2])<<8 | uint64(dst[3])
@@ -229,8 +222,8 @@ func word(a *[16]byte, at int) (w uint64) {
 	return w
 }
 
-// tally adds n to the count of dest that a connection in state st belongs to.
-func (t *Table) tally(dest uint32, st State, n int32) {
+// adjustCounts adds n to the count of dest that a connection in state st belongs to.
+func (t *Table) adjustCounts(dest uint32, st State, n int32) {
 	c := t.Counts(dest)
 	switch {
 	case st == TemplateState:

@@ -56,14 +56,14 @@ func TestFullTableKeepsOldFlows(t *testing.T) {
 	inserted := 0
 	for i := range uint32(3 * maximum) {
 		p := tcp(i, 1, packet.FlagSYN)
-		if _, r := table.Packet(&p, 0); r != Miss {
+		if _, r := table.Packet(&p, FromClient, 0); r != Miss {
 			t.Fatalf("result %d for a new flow", r)
 		}
 		switch _, r := table.Insert(&p, 1, 0, 0); r {
 		case Inserted:
 			inserted++
 			ack := tcp(i, 1, packet.FlagACK)
-			table.Packet(&ack, 0) // half-open ones give way
+			table.Packet(&ack, FromClient, 0) // half-open ones give way
 		case Full:
 		default:
 			t.Fatalf("result %d", r)
@@ -74,7 +74,7 @@ func TestFullTableKeepsOldFlows(t *testing.T) {
 	}
 	for i := range uint32(maximum) {
 		p := tcp(i, 1, packet.FlagACK)
-		if _, r := table.Packet(&p, 1); r != Hit {
+		if _, r := table.Packet(&p, FromClient, 1); r != Hit {
 			t.Fatalf("flow %d was lost", i)
 		}
 	}
@@ -102,16 +102,16 @@ func TestReusedPortKeepsCounting(t *testing.T) {
 	table := newSmall(Config{})
 	for _, flags := range []uint8{packet.FlagSYN, packet.FlagRST | packet.FlagACK} {
 		p := tcp(1, 1, flags)
-		if _, r := table.Packet(&p, 0); r == Miss {
+		if _, r := table.Packet(&p, FromClient, 0); r == Miss {
 			table.Insert(&p, 3, 0, 0)
 		}
 	}
 	p := tcp(1, 1, packet.FlagACK)
-	table.Packet(&p, 0) // SYN_RECV → RST stays → ACK: ESTABLISHED
+	table.Packet(&p, FromClient, 0) // SYN_RECV → RST stays → ACK: ESTABLISHED
 	p = tcp(1, 1, packet.FlagRST)
-	table.Packet(&p, 0) // CLOSE
+	table.Packet(&p, FromClient, 0) // CLOSE
 	p = tcp(1, 1, packet.FlagSYN)
-	if _, r := table.Packet(&p, 0); r != Miss {
+	if _, r := table.Packet(&p, FromClient, 0); r != Miss {
 		t.Fatalf("SYN on a closed connection: result %d", r)
 	}
 	if n := table.Counts(3).Inactive(); n != 1 {
@@ -132,7 +132,7 @@ func TestConcurrentUse(t *testing.T) {
 			for i := range 50_000 {
 				p := tcp(rnd.Uint32N(3000), 1, uint8(rnd.Uint32N(32)))
 				now := Ticks(i)
-				if _, r := table.Packet(&p, now); r == Miss {
+				if _, r := table.Packet(&p, FromClient, now); r == Miss {
 					table.Insert(&p, rnd.Uint32N(8), 0, now)
 				}
 				if i%10_000 == 0 {
@@ -156,15 +156,19 @@ func TestConcurrentUse(t *testing.T) {
 func TestPacketAllocatesNothing(t *testing.T) {
 	table := newSmall(Config{Max: 100_000})
 	var i uint32
+	var p packet.Info // a worker has its own, too
 	if n := testing.AllocsPerRun(10_000, func() {
 		i++
-		p := tcp(i, 1, packet.FlagSYN)
-		if _, r := table.Packet(&p, 0); r == Miss {
+		p = tcp(i, 1, packet.FlagSYN)
+		if _, r := table.Packet(&p, FromClient, 0); r == Miss {
 			table.Insert(&p, 1, 0, 0)
 		}
 		p.TCPFlags = packet.FlagACK
-		table.Packet(&p, 0)
+		table.Packet(&p, FromClient, 0)
 	}); n != 0 {
 		t.Errorf("%v allocations a packet", n)
 	}
 }
+
+// address6 is an IPv6 address.
+func address6(n byte) netip.Addr { return netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 15: n}) }

@@ -6,118 +6,111 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"vstun/encap/packet"
 )
 
 // A template is a client's persistence: the destination of all its connections to a service (Linux ip_vs_core.c,
-// ip_vs_sched_persist). It stands in the same slots as connections, under a protocol number that no connection has,
-// with the service's number for a destination address. It outlives its timeout as long as connections live that were
-// made by it.
+// ip_vs_sched_persist). Templates share the slots of connections. Their protocol is 0, and their destination address is
+// the service's number. A template outlives its timeout while connections that it led to exist.
 
-// keptFor is how long a template goes on, again and again, after its timeout while there are such connections (Linux
-// ip_vs_conn.c, ip_vs_conn_expire).
-const keptFor = 60 * PerSecond
+// templateGrace is how long a template goes on, again and again, after its timeout while there are such connections
+// (Linux ip_vs_conn.c, ip_vs_conn_expire).
+const templateGrace = 60 * PerSecond
 
 // MaxPersistence is the longest timeout of a template.
 const MaxPersistence = MaxTimeout
 
-// Template looks for the template of client, whose address is masked, at a service. With Hit, the template's timeout
-// begins again, and a hold on it, by its number, is given to the caller: for Insert or Release. Otherwise the answer is
-// Miss.
+// Template looks up the template of client, a masked address, at a service. With Hit it restarts the template's timeout
+// and gives the caller a hold on it, by its number, for Insert or Release. Otherwise the result is Miss.
 func (t *Table) Template(client netip.Addr, service uint32, now Ticks) (dest, number uint32, r Result) {
-	if client.Is4() {
-		k := t.templateKey4(client, service)
-		return t.four.template(&k, now)
-	}
-	if s := t.ipv6(false); s != nil {
-		k := t.templateKey6(client, service)
-		return s.template(&k, now)
-	}
-	return 0, 0, Miss
+	return t.of(client, false).template(client, service, now)
 }
 
-// PutTemplate makes the template for which Template said Miss, or replaces the one with the number former, on which the
-// caller has a hold and keeps it, and gives a hold on the new one. If another goroutine has made one meanwhile, that
-// one is taken, with Hit. Otherwise the answer is Inserted, or Full.
+// PutTemplate makes the template for which Template returned Miss, or replaces the one with the number former, on which
+// the caller keeps its hold. It gives a hold on the new one. If another goroutine has made one meanwhile, it returns
+// that one with Hit. Otherwise the result is Inserted, or Full.
 func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout time.Duration, former uint32,
 	now Ticks) (_, number uint32, r Result) {
-	ticks := Ticks(min(timeout, MaxPersistence) * PerSecond / time.Second)
-	if client.Is4() {
-		k := t.templateKey4(client, service)
-		return t.four.putTemplate(&k, dest, ticks, former, now)
-	}
-	k := t.templateKey6(client, service)
-	return t.ipv6(true).putTemplate(&k, dest, ticks, former, now)
+	n := newTemplate{dest: dest, timeout: ticks(timeout), former: former}
+	return t.of(client, true).putTemplate(client, service, &n, now)
+}
+
+// newTemplate is what PutTemplate makes.
+type newTemplate struct {
+	dest    uint32
+	timeout Ticks
+	left    Ticks  // until it ends; 0 for timeout
+	former  uint32 // number of the one that it replaces, 0 for none
+}
+
+// ticks is a timeout in Ticks.
+func ticks(timeout time.Duration) Ticks {
+	return Ticks(min(timeout, MaxPersistence) * PerSecond / time.Second)
 }
 
 // Forget removes the template with the number former, on which the caller has a hold and keeps it.
 func (t *Table) Forget(client netip.Addr, service, former uint32) {
-	if client.Is4() {
-		k := t.templateKey4(client, service)
-		t.four.forget(&k, former)
-	} else if s := t.ipv6(false); s != nil {
-		k := t.templateKey6(client, service)
-		s.forget(&k, former)
-	}
+	t.of(client, false).forget(client, service, former)
 }
 
-func (s *store[A]) forget(k *key[A], former uint32) {
+func (s *store[A]) forget(client netip.Addr, service, former uint32) {
+	k := s.templateKey(client, service)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if i, found := sh.find(k); found && sh.slots[i].parent == former {
+	if i, found := sh.find(&k); found && sh.slots[i].ref == former {
 		s.remove(sh, i)
 	}
 }
 
 // Release gives back a hold on a template.
-func (t *Table) Release(number uint32) { t.children.release(number) }
+func (t *Table) Release(number uint32) { t.refs.release(number) }
 
-func (t *Table) templateKey4(client netip.Addr, service uint32) key[[4]byte] {
-	k := key[[4]byte]{src: client.As4()}
-	binary.BigEndian.PutUint32(k.dst[:], service)
-	k.hash = t.hash4(k.src, k.dst, 0, 0, 0)
-	return k
+// templateKey is the key under which a service's template of a client stands.
+func (s *store[A]) templateKey(client netip.Addr, service uint32) key[A] {
+	var to netip.Addr
+	if client.Is4() {
+		to = netip.AddrFrom4(binary4(service))
+	} else {
+		b := binary4(service)
+		to = netip.AddrFrom16([16]byte{12: b[0], 13: b[1], 14: b[2], 15: b[3]})
+	}
+	return s.key(packet.Flow{Src: client, Dst: to}, 0)
 }
 
-func (t *Table) templateKey6(client netip.Addr, service uint32) key[[16]byte] {
-	k := key[[16]byte]{src: client.As16()}
-	binary.BigEndian.PutUint32(k.dst[12:], service)
-	k.hash = t.hash6(&k.src, &k.dst, 0, 0, 0)
-	return k
+// binary4 is n in network byte order.
+func binary4(n uint32) (b [4]byte) {
+	binary.BigEndian.PutUint32(b[:], n)
+	return b
 }
 
-func (s *store[A]) template(k *key[A], now Ticks) (dest, number uint32, r Result) {
+func (s *store[A]) template(client netip.Addr, service uint32, now Ticks) (dest, number uint32, r Result) {
+	k := s.templateKey(client, service)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	i, found := sh.find(k)
-	if !found || s.over(&sh.slots[i], now) {
+	i, found := sh.find(&k)
+	if !found || s.expired(&sh.slots[i], now) {
 		return 0, 0, Miss
 	}
 	e := &sh.slots[i]
 	s.hold(sh, e, now)
-	return e.dest, e.parent, Hit
+	return e.dest, e.ref, Hit
 }
 
 // LookupTemplate returns the template of client at a service without touching it.
 func (t *Table) LookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool) {
-	if client.Is4() {
-		k := t.templateKey4(client, service)
-		return t.four.lookupTemplate(&k, now)
-	}
-	if s := t.ipv6(false); s != nil {
-		k := t.templateKey6(client, service)
-		return s.lookupTemplate(&k, now)
-	}
-	return Conn{}, false
+	return t.of(client, false).lookupTemplate(client, service, now)
 }
 
-func (s *store[A]) lookupTemplate(k *key[A], now Ticks) (Conn, bool) {
+func (s *store[A]) lookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool) {
+	k := s.templateKey(client, service)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	i, found := sh.find(k)
-	if !found || sh.slots[i].expires.reached(now) && !s.table.children.has(sh.slots[i].parent) {
+	i, found := sh.find(&k)
+	if !found || sh.slots[i].expires.reached(now) && !s.table.refs.has(sh.slots[i].ref) {
 		return Conn{}, false
 	}
 	return sh.slots[i].conn(now), true
@@ -125,61 +118,65 @@ func (s *store[A]) lookupTemplate(k *key[A], now Ticks) (Conn, bool) {
 
 // hold takes a hold on the template e, and lets its timeout begin again.
 func (s *store[A]) hold(sh *shard[A], e *entry[A], now Ticks) {
-	s.table.children.hold(e.parent)
-	e.expires = now + Ticks(e.packets)
-	sh.expects(e.expires)
+	s.table.refs.hold(e.ref)
+	e.expires = now + e.timeout()
+	sh.noteExpiry(e.expires)
 }
 
 // over reports whether e has ended. A template that has connections goes on.
-func (s *store[A]) over(e *entry[A], now Ticks) bool {
+func (s *store[A]) expired(e *entry[A], now Ticks) bool {
 	if !e.expires.reached(now) {
 		return false
 	}
-	if e.state != TemplateState || !s.table.children.has(e.parent) {
+	if e.state != TemplateState || !s.table.refs.has(e.ref) {
 		return true
 	}
-	e.packets = keptFor
+	e.value = templateGrace
 	for e.expires.reached(now) {
-		e.expires += keptFor
+		e.expires += templateGrace
 	}
 	return false
 }
 
-func (s *store[A]) putTemplate(k *key[A], dest uint32, timeout Ticks, former uint32, now Ticks) (_, number uint32,
+func (s *store[A]) putTemplate(client netip.Addr, service uint32, n *newTemplate, now Ticks) (dest, number uint32,
 	r Result) {
-	t := s.table
+	t, k := s.table, s.templateKey(client, service)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if i, found := sh.find(k); found {
+	if i, found := sh.find(&k); found {
 		e := &sh.slots[i]
-		if !s.over(e, now) && e.parent != former {
+		if !s.expired(e, now) && e.ref != n.former {
 			s.hold(sh, e, now)
-			return e.dest, e.parent, Hit
+			return e.dest, e.ref, Hit
 		}
 		s.remove(sh, i)
 	}
-	number = t.children.take()
-	e := s.put(sh, k, entry[A]{state: TemplateState, dest: dest, parent: number, packets: uint32(timeout),
-		expires: now + timeout})
+	number = t.refs.take()
+	e := s.add(sh, &k, entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout),
+		expires: now + n.timeout})
 	if e == nil {
-		t.children.orphan(number)
+		t.refs.detach(number)
 		return 0, 0, Full
 	}
 	s.hold(sh, e, now)
-	return dest, number, Inserted
+	if n.left > 0 {
+		e.expires = now + n.left
+		sh.noteExpiry(e.expires)
+	}
+	return n.dest, number, Inserted
 }
 
 // assure notes that a connection of the template with that number, 0 for none, has got through.
 func (t *Table) assure(number uint32) {
-	if number != 0 && t.children.assure(number) {
+	if number != 0 && t.refs.assure(number) {
 		t.half.Add(-1)
 	}
 }
 
-// children counts the connections of each template, by the template's number. A number is used again once its template
-// and all its connections are gone.
-type children struct {
+// templateRefs counts the connections of each template, by the template's number. A number is used again once its
+// template and all its connections are gone.
+type templateRefs struct {
 	mu     sync.Mutex
 	free   uint32 // the first free number; its count is the next; 0 for none
 	last   uint32
@@ -190,18 +187,18 @@ const (
 	childBlock = 1 << 12
 
 	// Beside the count, which is less:
-	orphanBit  = 1 << 30 // the template is gone
-	assuredBit = 1 << 29 // a connection has got through
-	countMask  = assuredBit - 1
+	detachedBit = 1 << 30 // the template is gone
+	assuredBit  = 1 << 29 // a connection has got through
+	countMask   = assuredBit - 1
 )
 
-func (c *children) init(maximum int) {
+func (c *templateRefs) init(maximum int) {
 	// a number may wait for its connections
 	c.blocks = make([]atomic.Pointer[[childBlock]atomic.Int32], 2*maximum/childBlock+2)
 }
 
 // take gives a number, from 1, without connections.
-func (c *children) take() uint32 {
+func (c *templateRefs) take() uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if number := c.free; number != 0 {
@@ -217,38 +214,38 @@ func (c *children) take() uint32 {
 	return c.last
 }
 
-func (c *children) count(number uint32) *atomic.Int32 {
+func (c *templateRefs) count(number uint32) *atomic.Int32 {
 	return &c.blocks[number/childBlock].Load()[number%childBlock]
 }
 
-func (c *children) has(number uint32) bool     { return c.count(number).Load()&countMask > 0 }
-func (c *children) assured(number uint32) bool { return c.count(number).Load()&assuredBit != 0 }
-func (c *children) hold(number uint32)         { c.count(number).Add(1) }
+func (c *templateRefs) has(number uint32) bool     { return c.count(number).Load()&countMask > 0 }
+func (c *templateRefs) assured(number uint32) bool { return c.count(number).Load()&assuredBit != 0 }
+func (c *templateRefs) hold(number uint32)         { c.count(number).Add(1) }
 
 // assure notes that a connection has got through, and reports whether it is the first, of a template that is still
 // there.
-func (c *children) assure(number uint32) bool {
+func (c *templateRefs) assure(number uint32) bool {
 	n := c.count(number)
-	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|orphanBit) == 0
+	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|detachedBit) == 0
 }
 
 // release notes that a connection of the template has ended.
-func (c *children) release(number uint32) {
-	if n := c.count(number).Add(-1); n&orphanBit != 0 && n&countMask == 0 {
+func (c *templateRefs) release(number uint32) {
+	if n := c.count(number).Add(-1); n&detachedBit != 0 && n&countMask == 0 {
 		c.reuse(number)
 	}
 }
 
-// orphan notes that the template is gone, and reports whether it was assured.
-func (c *children) orphan(number uint32) (assured bool) {
-	n := c.count(number).Or(orphanBit)
+// detach notes that the template is gone, and reports whether it was assured.
+func (c *templateRefs) detach(number uint32) (assured bool) {
+	n := c.count(number).Or(detachedBit)
 	if n&countMask == 0 {
 		c.reuse(number)
 	}
 	return n&assuredBit != 0
 }
 
-func (c *children) reuse(number uint32) {
+func (c *templateRefs) reuse(number uint32) {
 	c.mu.Lock()
 	c.count(number).Store(int32(c.free))
 	c.free = number

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 func shell(script string) Exec {
@@ -51,7 +53,7 @@ func TestExecKillsWhatItStarted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	within(t, "the child is gone", func() bool {
+	testkit.Eventually(t, "the child is gone", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(stat), ") Z ") || syscall.Kill(pid, 0) != nil
 	})

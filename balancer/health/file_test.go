@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // TestFile has the numbers of files, and what keepalived makes of them (process_track_file in its track_file.c).
@@ -119,9 +121,11 @@ func TestOffsets(t *testing.T) {
 	mustSet(t, m, subject("web", 1), subject("mail", 1), subject("half", -1))
 	write("5")
 	run(t, m)
-	within(t, "5", func() bool { return offset(0) == 5 && offset(1) == 5 && offset(2) == -5 })
+	testkit.Eventually(t, "5", func() bool { return offset(0) == 5 && offset(1) == 5 && offset(2) == -5 })
 	write("nonsense")
-	within(t, "the file is looked at", func() bool { return strings.Contains(m.States()[0].Reason, "nonsense") })
+	testkit.Eventually(t, "the file is looked at", func() bool {
+		return strings.Contains(m.States()[0].Reason, "nonsense")
+	})
 	if s := m.States()[0]; s.Offset != 5 || !s.Up {
 		t.Errorf("without a number it is %+v", s)
 	}
@@ -130,18 +134,18 @@ func TestOffsets(t *testing.T) {
 		t.Errorf("after a reload it is %+v", s)
 	}
 	write("-2147483648")
-	within(t, "down", func() bool { return !m.States()[1].Up })
+	testkit.Eventually(t, "down", func() bool { return !m.States()[1].Up })
 	write("-7")
-	within(t, "up with -7", func() bool { return m.States()[1].Up && offset(1) == -7 })
+	testkit.Eventually(t, "up with -7", func() bool { return m.States()[1].Up && offset(1) == -7 })
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	within(t, "0 without the file", func() bool { return offset(1) == 0 })
+	testkit.Eventually(t, "0 without the file", func() bool { return offset(1) == 0 })
 	mustSet(t, m, tcpSubject(closed(t), time.Hour))
 	if offset(0) != 0 {
 		t.Error("a check of another type keeps the offset")
 	}
-	within(t, "all is told", func() bool {
+	testkit.Eventually(t, "all is told", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		mail := told["mail"]

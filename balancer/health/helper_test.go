@@ -4,24 +4,15 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // patience is how long a test waits for what must come.
-const patience = 20 * time.Second
-
-// within waits until ok.
-func within(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v", what, patience)
-		}
-	}
-}
+const patience = testkit.Patience
 
 // once makes one check, as a Monitor does.
 func once(t *testing.T, p Probe, at netip.AddrPort, timeout time.Duration) (reason string, ok bool) {
@@ -113,21 +104,11 @@ func run(t testing.TB, m *Monitor) (stop func()) {
 	return stop
 }
 
-// descriptors is how many are open.
-func descriptors(t testing.TB) int {
-	t.Helper()
-	all, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(all)
-}
-
 // noneLeft wants as many goroutines and descriptors as there were.
 func noneLeft(t *testing.T, goroutines, fds int) {
 	t.Helper()
-	within(t, "goroutines and descriptors are let go", func() bool {
+	testkit.Eventually(t, "goroutines and descriptors are let go", func() bool {
 		return runtime.NumGoroutine() <= goroutines &&
-			descriptors(t) <= fds
+			testkit.Descriptors(t, "") <= fds
 	})
 }

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // tcpSubject is a realserver of web at that address, checked by connecting to it.
@@ -71,14 +73,14 @@ func TestDeadServerIsOut(t *testing.T) {
 	}
 	run(t, m)
 	up := func() bool { return m.States()[0].Up }
-	within(t, "up", up)
+	testkit.Eventually(t, "up", up)
 	if s := m.States()[0]; s.Reason != "connected" || s.Since.IsZero() || s.Checks < 2 || s.Failures != 0 {
 		t.Errorf("up: %+v", s)
 	}
-	within(t, "beyond its first checks", func() bool { return m.States()[0].Checks >= 5 })
+	testkit.Eventually(t, "beyond its first checks", func() bool { return m.States()[0].Checks >= 5 })
 	died := time.Now()
 	_ = l.Close()
-	within(t, "down", func() bool { return !up() })
+	testkit.Eventually(t, "down", func() bool { return !up() })
 	down := m.States()[0]
 	// what is late is made up for at once
 	if bar := 3*interval + down.Duration; down.Since.Sub(died) > bar+patience/10 || down.Since.Sub(died) < interval/2 {
@@ -91,10 +93,10 @@ func TestDeadServerIsOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	within(t, "up again", up)
+	testkit.Eventually(t, "up again", up)
 	want := fmt.Sprintf("web %[1]v true: connected\nweb %[1]v false: connection refused\nweb %[1]v true: connected\n",
 		at.Addr())
-	within(t, "told", func() bool { return told.String() == want })
+	testkit.Eventually(t, "told", func() bool { return told.String() == want })
 }
 
 // TestIntervals: the first checks follow each other within a second, later ones within the interval, and never far
@@ -168,7 +170,7 @@ func TestSameCheckIsMadeOnce(t *testing.T) {
 	m := New(told.add)
 	mustSet(t, m, all...)
 	stop := run(t, m)
-	within(t, "all are up", func() bool { return weight(m) == services+1 })
+	testkit.Eventually(t, "all are up", func() bool { return weight(m) == services+1 })
 	stop()
 	states := m.States()
 	made := int64(states[0].Checks + states[services].Checks)
@@ -199,7 +201,7 @@ func TestReloadKeepsState(t *testing.T) {
 	m := New(told.add)
 	mustSet(t, m, subject)
 	run(t, m)
-	within(t, "up", func() bool { return weight(m) == 1 })
+	testkit.Eventually(t, "up", func() bool { return weight(m) == 1 })
 	since, checks := m.States()[0].Since, m.States()[0].Checks
 	same := subject
 	// equal, not the same
@@ -224,7 +226,7 @@ func TestReloadKeepsState(t *testing.T) {
 	more := withCheck(same, func(c *Check) { c.Fall = 1 })
 	more.Port, more.Targets = bad.Port(), []netip.Addr{bad.Addr(), netip.MustParseAddr("127.0.0.2")}
 	mustSet(t, m, more)
-	within(t, "down", func() bool { return weight(m) == 0 })
+	testkit.Eventually(t, "down", func() bool { return weight(m) == 0 })
 	if got := m.States()[0].Reason; got != "127.0.0.1: connection refused" && got != "127.0.0.2: connection refused" {
 		t.Errorf("reason %q", got)
 	}
@@ -306,8 +308,8 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 		})
 		mustSet(t, m, s)
 		run(t, m)
-		within(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
-		within(t, "it is told", func() bool { return len(told) > 0 })
+		testkit.Eventually(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
+		testkit.Eventually(t, "it is told", func() bool { return len(told) > 0 })
 		if got := <-told; !got.Blind || !got.Up ||
 			got.Reason != "not checked, for a fault of this machine: "+c.reason || len(told) > 0 {
 			t.Errorf("told of %+v and %d more", got, len(told))
@@ -343,7 +345,7 @@ func TestOwnFaultIsNoFirstCheck(t *testing.T) {
 	m := New(func([]Change) {})
 	mustSet(t, m, s)
 	run(t, m)
-	within(t, "up", func() bool { return weight(m) == 1 })
+	testkit.Eventually(t, "up", func() bool { return weight(m) == 1 })
 }
 
 // TestNeverTwoAtOnce: a check that takes its whole timeout is over before it is made again; and none runs any more when
@@ -359,16 +361,16 @@ func TestNeverTwoAtOnce(t *testing.T) {
 	m := New(func([]Change) {})
 	mustSet(t, m, s)
 	stop := run(t, m)
-	within(t, "twenty checks", func() bool { return m.States()[0].Checks >= 20 })
+	testkit.Eventually(t, "twenty checks", func() bool { return m.States()[0].Checks >= 20 })
 	if got := open.most.Load(); got != 1 {
 		t.Errorf("%d checks at once", got)
 	}
 	mustSet(t, m, withCheck(s, func(c *Check) { c.Timeout, c.Interval = time.Hour, time.Hour }))
-	within(t, "one that hangs", func() bool { return open.now.Load() == 1 })
+	testkit.Eventually(t, "one that hangs", func() bool { return open.now.Load() == 1 })
 	mustSet(t, m)
-	within(t, "it is given up", func() bool { return open.now.Load() == 0 })
+	testkit.Eventually(t, "it is given up", func() bool { return open.now.Load() == 0 })
 	mustSet(t, m, withCheck(s, func(c *Check) { c.Timeout, c.Interval = time.Hour, time.Hour }))
-	within(t, "one that hangs", func() bool { return open.now.Load() == 1 })
+	testkit.Eventually(t, "one that hangs", func() bool { return open.now.Load() == 1 })
 	stop()
 	if got := open.now.Load(); got != 0 {
 		t.Errorf("%d checks go on after Run", got)
@@ -419,11 +421,11 @@ func TestSlowListener(t *testing.T) {
 	}
 	mustSet(t, m, all...)
 	run(t, m)
-	within(t, "all are up", func() bool { return weight(m) == n })
+	testkit.Eventually(t, "all are up", func() bool { return weight(m) == n })
 	checks := m.States()[0].Checks
-	within(t, "checks go on", func() bool { return m.States()[0].Checks > checks+3 })
+	testkit.Eventually(t, "checks go on", func() bool { return m.States()[0].Checks > checks+3 })
 	close(release)
-	within(t, "all are told", func() bool {
+	testkit.Eventually(t, "all are told", func() bool {
 		told.mu.Lock()
 		defer told.mu.Unlock()
 		return len(told.all) == n
@@ -440,7 +442,7 @@ func TestChurn(t *testing.T) {
 		DNS{Query: "www.example.com", Type: "A", Rcode: "NOERROR"}, UDP{Send: "x", Expect: "x"}, SMTP{}, Ping{},
 		shell("echo fine"), shell("sleep 10")}
 	m := New(func([]Change) {})
-	goroutines, fds := runtime.NumGoroutine(), descriptors(t)
+	goroutines, fds := runtime.NumGoroutine(), testkit.Descriptors(t, "")
 	var before, after runtime.MemStats
 	stop := run(t, m)
 	length := 6 * time.Second
@@ -551,7 +553,7 @@ func TestFirstState(t *testing.T) {
 		const both = "two places, one bad 127.0.0.1 false: "
 		return got[both+"127.0.0.1: connection refused"]+got[both+"127.0.0.2: connection refused"] == 1
 	}
-	within(t, "all first states are told", complete)
+	testkit.Eventually(t, "all first states are told", complete)
 
 	late := named("late", good, false)
 	subjects = append(subjects, late, Subject{Service: "unchecked, late", Realserver: late.Realserver},
@@ -559,9 +561,9 @@ func TestFirstState(t *testing.T) {
 	want["late 127.0.0.1 true: connected"], want["unchecked, late 127.0.0.1 true: no check"] = 1, 1
 	want["late, its check is known 127.0.0.1 true: connected"] = 1
 	mustSet(t, m, subjects...)
-	within(t, "the new ones' first states are told", complete)
+	testkit.Eventually(t, "the new ones' first states are told", complete)
 	checks := m.States()[0].Checks
-	within(t, "ten more checks", func() bool { return m.States()[0].Checks >= checks+10 })
+	testkit.Eventually(t, "ten more checks", func() bool { return m.States()[0].Checks >= checks+10 })
 	mustSet(t, m, subjects...)
 	subjects[0].Check = nil // its state is known already
 	mustSet(t, m, subjects...)
@@ -590,19 +592,21 @@ func TestBegin(t *testing.T) {
 	m := New(told.add)
 	mustSet(t, m, other)
 	run(t, m)
-	within(t, "the other is up", func() bool { return weight(m) == 1 && told.String() != "" })
+	testkit.Eventually(t, "the other is up", func() bool { return weight(m) == 1 && told.String() != "" })
 	for range 2 { // a reload that fails is followed by another
 		if err := m.Set([]Subject{other, s, {Service: "unchecked", Realserver: s.Realserver}}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before := others.Load()
-	within(t, "twenty checks of the other", func() bool { return others.Load() >= before+20 })
+	testkit.Eventually(t, "twenty checks of the other", func() bool { return others.Load() >= before+20 })
 	if n, log := asked.Load(), told.String(); n > 0 || strings.Count(log, "\n") != 1 {
 		t.Errorf("%d checks were made before Begin, told %q", n, log)
 	}
 	m.Begin()
-	within(t, "all are up", func() bool { return weight(m) == 3 && strings.Count(told.String(), "\n") == 3 })
+	testkit.Eventually(t, "all are up", func() bool {
+		return weight(m) == 3 && strings.Count(told.String(), "\n") == 3
+	})
 
 	gone := tcpSubject(closed(t), 10*time.Millisecond)
 	gone.Service = "gone before it has begun"

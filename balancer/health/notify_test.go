@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"vstun/testdata/testkit"
 )
 
 // teller is a Notifier that runs, and what it could not tell.
@@ -72,7 +74,7 @@ func TestNotifyCommand(t *testing.T) {
 own realserver web 10.0.0.2 up down HTTP status 503, want 200-399|realserver web 10.0.0.2 up down HTTP status 503, want 200-399
 own service web - up down weight 0 is up, want 1|service web - up down weight 0 is up, want 1
 `
-	within(t, "told", func() bool {
+	testkit.Eventually(t, "told", func() bool {
 		text, _ := os.ReadFile(file)
 		return string(text) == want
 	})
@@ -82,7 +84,7 @@ own service web - up down weight 0 is up, want 1|service web - up down weight 0 
 	n.Tell(event(4))
 	n.Set(Notify{Command: []string{"/bin/sh", "-c", "echo no mail; exit 7"}, Timeout: patience})
 	n.Tell(event(5))
-	within(t, "its failure is told", func() bool { return len(n.said()) > 0 })
+	testkit.Eventually(t, "its failure is told", func() bool { return len(n.said()) > 0 })
 	for _, s := range n.said() {
 		if !strings.Contains(s, `service "web": realserver 10.0.0.`) {
 			t.Errorf("%q", s)
@@ -131,7 +133,7 @@ func TestWebhook(t *testing.T) {
 	n := newTeller(t, Notify{Webhook: s.URL + "/secret", Timeout: patience})
 	want := []Event{event(1), event(2), event(3)}
 	n.Tell(want...)
-	within(t, "posted", func() bool { return len(h.got()) == 3 })
+	testkit.Eventually(t, "posted", func() bool { return len(h.got()) == 3 })
 	if diff := cmp.Diff(want, h.got()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -142,11 +144,11 @@ func TestWebhook(t *testing.T) {
 	h.status = []int{404}
 	h.mu.Unlock()
 	n.Tell(event(4))
-	within(t, "refused", func() bool { return len(n.said()) == 1 })
+	testkit.Eventually(t, "refused", func() bool { return len(n.said()) == 1 })
 	s.Close()
 	n.Set(Notify{Webhook: s.URL + "/secret", Timeout: 100 * time.Millisecond})
 	n.Tell(event(5))
-	within(t, "nobody there", func() bool { return len(n.said()) == 2 })
+	testkit.Eventually(t, "nobody there", func() bool { return len(n.said()) == 2 })
 	wantFaults := []string{`service "web": realserver 10.0.0.4 down: webhook ` + s.URL + `: HTTP status 404 Not Found`,
 		`service "web": realserver 10.0.0.5 down: webhook ` + s.URL + `: `}
 	for i, got := range n.said() {
@@ -216,7 +218,7 @@ func TestNotifyEnds(t *testing.T) {
 	n := newTeller(t, Notify{Webhook: "http://" + hook.String() + "/", Command: []string{"/bin/sh", "-c",
 		"touch " + begun + "; sleep 1000", "sh"}, Timeout: time.Hour})
 	n.Tell(event(1), event(2), event(3))
-	within(t, "both hang", func() bool {
+	testkit.Eventually(t, "both hang", func() bool {
 		_, err := os.Stat(begun)
 		return err == nil && len(asked) > 0
 	})

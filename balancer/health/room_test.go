@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // crowded is the direct path, which counts the connections that are open at once.
@@ -72,8 +74,8 @@ func TestRoom(t *testing.T) {
 	}
 	m.SetRoom(room)
 	run(t, m)
-	within(t, "checks wait", func() bool { return m.Waiting() > 0 })
-	within(t, "all are up", func() bool {
+	testkit.Eventually(t, "checks wait", func() bool { return m.Waiting() > 0 })
+	testkit.Eventually(t, "all are up", func() bool {
 		up := 0
 		for _, s := range m.States() {
 			if s.Up {
@@ -104,5 +106,5 @@ func TestRoomForOne(t *testing.T) {
 			Probe: Exec{Command: []string{"/bin/true"}}, Interval: patience, Timeout: patience, Rise: 1, Fall: 1}})
 	m.SetRoom(1)
 	run(t, m)
-	within(t, "up", func() bool { return m.States()[0].Up })
+	testkit.Eventually(t, "up", func() bool { return m.States()[0].Up })
 }

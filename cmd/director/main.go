@@ -4,8 +4,8 @@ package main
 import (
 	"os"
 
-	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/director"
 )
 
-func main() { os.Exit(daemon.Main(director.Command())) }
+func main() { os.Exit(cli.Main(director.Command())) }

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vstun/cmd/internal/bench"
-	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/cli"
 )
 
 func main() { os.Exit(run()) }
@@ -27,9 +27,9 @@ func run() int {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(demoCommand(), bench.Command(), bench.LoopCommand(), daemon.VersionCommand())
+	root.AddCommand(demoCommand(), bench.Command(), bench.LoopCommand(), cli.VersionCommand())
 	root.SetContext(ctx)
-	return daemon.Main(root)
+	return cli.Main(root)
 }
 
 func demoCommand() *cobra.Command {

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -121,7 +121,7 @@ func (p *program) awaitUp(ctx context.Context) error {
 func (p *program) status(ctx context.Context, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return control.Get(ctx, p.socket, "/status", into)
+	return api.Get(ctx, p.socket, "/status", into)
 }
 
 // stopPrograms ends all programs at once, and returns an error for each that fails. The failure of a program that was

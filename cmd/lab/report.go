@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -54,8 +54,8 @@ func (t *counters) Close() {
 
 // numbers are the values of all counters, read at about the same time.
 type numbers struct {
-	director                  control.DirectorStatus
-	agents                    []control.RealserverStatus
+	director                  api.DirectorStatus
+	agents                    []api.RealserverStatus
 	requests, passed, replies uint64
 }
 
@@ -63,7 +63,7 @@ func (s *show) read(ctx context.Context, t *counters) (n numbers, err error) {
 	if err := s.director.status(ctx, &n.director); err != nil {
 		return n, fmt.Errorf("status of %s: %w", s.director, err)
 	}
-	n.agents = make([]control.RealserverStatus, len(s.agents))
+	n.agents = make([]api.RealserverStatus, len(s.agents))
 	for i, p := range s.agents {
 		if err := p.status(ctx, &n.agents[i]); err != nil {
 			return n, fmt.Errorf("status of %s: %w", p, err)
@@ -129,7 +129,7 @@ func (s *show) report(ctx context.Context, t *counters) error {
 
 func (s *show) table(n *numbers) {
 	s.printf("Packets on their paths                              packets       bytes   counted by\n")
-	line := func(what string, t control.Traffic, by string) {
+	line := func(what string, t api.Traffic, by string) {
 		s.printf("  %-46s %10d  %10d   %s\n", what, t.Packets, t.Bytes, by)
 	}
 	kernel := func(what string, packets uint64) {

@@ -8,6 +8,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 func testShow(out *bytes.Buffer, ipv6 bool) *show {
@@ -23,13 +24,7 @@ func testShow(out *bytes.Buffer, ipv6 bool) *show {
 	}}
 }
 
-// families runs a test for the demo with IPv4 and with IPv6.
-func families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
-	t.Run("IPv4", func(t *testing.T) { test(t, false) })
-	t.Run("IPv6", func(t *testing.T) { test(t, true) })
-}
-
-func TestConfigurationsAreValid(t *testing.T) { families(t, testConfigurations) }
+func TestConfigurationsAreValid(t *testing.T) { testkit.Families(t, testConfigurations) }
 
 func testConfigurations(t *testing.T, ipv6 bool) {
 	s := testShow(nil, ipv6)
@@ -50,7 +45,7 @@ func testConfigurations(t *testing.T, ipv6 bool) {
 	}
 }
 
-func TestDrawingFits(t *testing.T) { families(t, testDrawing) }
+func TestDrawingFits(t *testing.T) { testkit.Families(t, testDrawing) }
 
 func testDrawing(t *testing.T, ipv6 bool) {
 	var out bytes.Buffer

@@ -5,7 +5,7 @@ import (
 	"os"
 
 	"vstun/cmd/internal/agent"
-	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/cli"
 )
 
-func main() { os.Exit(daemon.Main(agent.Command())) }
+func main() { os.Exit(cli.Main(agent.Command())) }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // TestReceiversLearnNoPathMTU: a realserver sends nothing through its tunnel sockets, so that an ICMP error about such
@@ -48,7 +49,7 @@ func TestReceiversLearnNoPathMTU(t *testing.T) {
 		send(packet.ProtoIPIP, director)
 		send(unix.IPPROTO_GRE, director)
 		send(unix.IPPROTO_IPV6, last)
-		await(t, "the error that is believed teaches an MTU", func() bool { return mtuTo(t, last) == 600 })
+		testkit.Eventually(t, "the error that is believed teaches an MTU", func() bool { return mtuTo(t, last) == 600 })
 		if got := mtuTo(t, director); got != 0 {
 			t.Errorf("MTU %d learned from a forged error", got)
 		}

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"testing"
 
@@ -13,6 +12,7 @@ import (
 
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
+	"vstun/testdata/testkit"
 )
 
 // everySocket is all that an agent may have.
@@ -310,13 +310,13 @@ func TestTakenPort(t *testing.T) {
 		if err := unix.Bind(fd, &unix.SockaddrInet6{Port: 6080}); err != nil {
 			t.Fatal(err)
 		}
-		before := descriptors(t)
+		before := testkit.Descriptors(t, "")
 		_, err = NewReceivers(2, everySocket()...)
 		if want := "UDP port 6080 over IPv4: address already in use: another program has it: end it, or set another " +
 			"encap_port here and at the directors"; fmt.Sprint(err) != want {
 			t.Errorf("%v, want %v", err, want)
 		}
-		if now := descriptors(t); now != before {
+		if now := testkit.Descriptors(t, ""); now != before {
 			t.Errorf("%d descriptors are open, were %d", now, before)
 		}
 	})
@@ -365,13 +365,4 @@ func without(t *testing.T, capability int, fn func()) {
 		}
 	}()
 	fn()
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // answers is sockets that get this host's own ICMP messages.
@@ -78,9 +79,9 @@ func TestSpare(t *testing.T) {
 		if err := rs.Spare(rawSockets()...); err != nil {
 			t.Fatal(err)
 		}
-		open := descriptors(t)
-		if err := rs.Spare(rawSockets()...); err != nil || descriptors(t) != open {
-			t.Errorf("once more: %v, %d descriptors, were %d", err, descriptors(t), open)
+		open := testkit.Descriptors(t, "")
+		if err := rs.Spare(rawSockets()...); err != nil || testkit.Descriptors(t, "") != open {
+			t.Errorf("once more: %v, %d descriptors, were %d", err, testkit.Descriptors(t, ""), open)
 		}
 		withoutRaw(t, func() {
 			for round := range 2 {
@@ -112,7 +113,7 @@ func TestSpare(t *testing.T) {
 				}
 			}
 		})
-		if now := descriptors(t); now != open {
+		if now := testkit.Descriptors(t, ""); now != open {
 			t.Errorf("%d descriptors are open, were %d", now, open)
 		}
 	})
@@ -127,7 +128,7 @@ func TestOpenForNaught(t *testing.T) {
 		if err := rs.Spare(rawSockets()...); err != nil {
 			t.Fatal(err)
 		}
-		open := descriptors(t)
+		open := testkit.Descriptors(t, "")
 		taken, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -146,7 +147,7 @@ func TestOpenForNaught(t *testing.T) {
 		}
 		o.Close()
 		o.Close()
-		if now := descriptors(t); now != open {
+		if now := testkit.Descriptors(t, ""); now != open {
 			t.Errorf("%d descriptors are open, were %d", now, open)
 		}
 		for _, s := range everySocket() {
@@ -214,7 +215,7 @@ func TestExchange(t *testing.T) {
 				t.Fatal(err)
 			}
 			mustUse(t, o)
-			if n := descriptors(t); round == 2 {
+			if n := testkit.Descriptors(t, ""); round == 2 {
 				open = n
 			} else if round%3 == 2 && n != open {
 				t.Fatalf("%d descriptors are open, were %d", n, open)
@@ -224,7 +225,7 @@ func TestExchange(t *testing.T) {
 		for _, r := range rs {
 			lost += r.Overruns()
 		}
-		await(t, "nothing waits in the sockets", func() bool { return waiting(rs) == 0 })
+		testkit.Eventually(t, "nothing waits in the sockets", func() bool { return waiting(rs) == 0 })
 		if err := rs.Close(); err != nil {
 			t.Error(err)
 		}
@@ -232,13 +233,13 @@ func TestExchange(t *testing.T) {
 		if got[0]+got[1] != sent || lost != 0 {
 			t.Errorf("%v packets came, %d overruns; %d were sent", got, lost, sent)
 		}
-		open = descriptors(t)
+		open = testkit.Descriptors(t, "")
 		o, err := rs.Open(Socket{Protocol: packet.ProtoUDP, Port: 6082}) // when the program ends meanwhile
 		if err == nil {
 			err = o.Use()
 		}
-		if !errors.Is(err, os.ErrClosed) || descriptors(t) != open {
-			t.Errorf("closed receivers: %v, %d descriptors are open, were %d", err, descriptors(t), open)
+		if !errors.Is(err, os.ErrClosed) || testkit.Descriptors(t, "") != open {
+			t.Errorf("closed receivers: %v, %d descriptors are open, were %d", err, testkit.Descriptors(t, ""), open)
 		}
 	})
 }

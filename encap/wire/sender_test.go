@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 var local6 = netip.IPv6Loopback().As16()
@@ -159,7 +160,7 @@ func TestOutOfDescriptors(t *testing.T) {
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
 			t.Fatal(err)
 		}
-		open := descriptors(t)
+		open := testkit.Descriptors(t, "")
 		for name, sender := range map[string]func() (io.Closer, error){
 			"raw": func() (io.Closer, error) { return NewSender() },
 			"UDP": func() (io.Closer, error) { return NewUDPSender(16) },
@@ -180,7 +181,7 @@ func TestOutOfDescriptors(t *testing.T) {
 					"lower queues, or raise LimitNOFILE") || strings.Contains(err.Error(), "\n") {
 					t.Errorf("%s, %d descriptors: %v", name, left, err)
 				}
-				if n := descriptors(t); n != open {
+				if n := testkit.Descriptors(t, ""); n != open {
 					t.Errorf("%s, %d descriptors: %d are open, were %d", name, left, n, open)
 				}
 			}
@@ -286,7 +287,7 @@ func TestLearnPathMTU(t *testing.T) {
 					if !learns {
 						continue // it has been treated when the next one has
 					}
-					await(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to),
+					testkit.Eventually(t, fmt.Sprintf("an MTU is learned for protocol %d to %v", protocol, to),
 						func() bool { return mtuTo(t, to) == 1333 })
 					if before := to.Prev(); mtuTo(t, before) != 0 {
 						t.Errorf("protocol %d to %v: MTU %d without sockets", protocol, before, mtuTo(t, before))
@@ -346,7 +347,7 @@ func mtuTo(t *testing.T, a netip.Addr) int {
 // address, and who looks before keeps another route.
 func awaitLocal(t *testing.T, address string) {
 	t.Helper()
-	await(t, "there is a way to "+address, func() bool {
+	testkit.Eventually(t, "there is a way to "+address, func() bool {
 		routes, err := netlink.RouteGet(net.ParseIP(address))
 		return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
 	})

@@ -5,51 +5,31 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
+	"vstun/testdata/testkit"
 )
 
 var local = netip.MustParseAddr("127.0.0.1").As4()
 
-// inNamespace runs fn in a network namespace of its own, whose loopback device is up with an MTU of 1500.
+// inNamespace runs fn in a new network namespace, whose loopback device is up with an MTU of 1500.
 func inNamespace(t *testing.T, fn func()) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: needs root, to make a network namespace and raw sockets")
-	}
-	runtime.LockOSThread()
-	back, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		ns.Close()
-		if err := netns.Set(back); err != nil {
-			t.Fatal(err) // the thread stays locked, and ends with the goroutine
+	testkit.InNamespace(t, func() {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
 		}
-		runtime.UnlockOSThread()
-	}()
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(netlink.LinkSetMTU(lo, 1500), netlink.LinkSetUp(lo)); err != nil {
-		t.Fatal(err)
-	}
-	fn()
+		if err := errors.Join(netlink.LinkSetMTU(lo, 1500), netlink.LinkSetUp(lo)); err != nil {
+			t.Fatal(err)
+		}
+		fn()
+	})
 }
 
 func open(t *testing.T) (*Sender, *Receiver) {
@@ -253,14 +233,4 @@ func mustReceivers(t *testing.T, n int, sockets ...Socket) Receivers {
 		}
 	})
 	return rs
-}
-
-// await waits for what the kernel does behind our back; what says what is missing otherwise.
-func await(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 10s: %s", what)
-		}
-	}
 }

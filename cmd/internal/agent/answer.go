@@ -6,24 +6,24 @@ import (
 	"net/netip"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/query"
 )
 
-// Bounds of answers to directors' questions: one each answerPace, and as many questions wait as questionsWaiting.
-// Workers drop the others.
+// Bounds of answers to directors' questions: one answer each answerPace, and questionsWaiting questions wait. Workers
+// drop further ones.
 const (
 	answerPace       = 10 * time.Millisecond
 	questionsWaiting = 64
 )
 
-// answerQuestions answers directors' questions until ctx ends: what this agent accepts, and what came from the director
-// that asks. status returns what the agent accepts now. Each answer goes to the outer source of its question, which the
-// policy has let in, and is no longer than its question.
+// answerQuestions answers directors' questions until ctx ends: which packets this agent accepts, and how many came from
+// the director that asks. status returns the agent's present status. Each answer goes to the outer source of its
+// question, which the policy has let in, and is no longer than its question.
 func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
-	status func() control.RealserverStatus) error {
+	status func() api.RealserverStatus) error {
 	pace := time.NewTicker(answerPace)
 	defer pace.Stop()
 	for {
@@ -45,8 +45,8 @@ func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
 	}
 }
 
-// answerTo is the answer to q of an agent with this status.
-func answerTo(q endpoint.Asked, st *control.RealserverStatus) *query.Answer {
+// answerTo returns the answer to q of an agent with this status.
+func answerTo(q endpoint.Asked, st *api.RealserverStatus) *query.Answer {
 	a := &query.Answer{Version: query.Version, First: q.First, Nonce: q.Nonce, Age: query.NoAge,
 		Total: uint16(len(st.VIPs)), EncapPort: st.EncapPort, Program: st.Version}
 	for _, name := range st.Encap {

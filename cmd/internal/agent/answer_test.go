@@ -10,17 +10,17 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/query"
 )
 
 // anAgent is the status of an agent that has something to tell.
-func anAgent() control.RealserverStatus {
-	return control.RealserverStatus{Version: "1.2.3", VIPs: []string{"198.51.100.80", "2001:db8::80"},
+func anAgent() api.RealserverStatus {
+	return api.RealserverStatus{Version: "1.2.3", VIPs: []string{"198.51.100.80", "2001:db8::80"},
 		Encap: []string{"ipip", "gue"}, EncapPort: 6080,
-		FromDirectors: []control.Counted{{Address: "10.0.2.9", Packets: 1},
+		FromDirectors: []api.Counted{{Address: "10.0.2.9", Packets: 1},
 			{Address: "127.0.0.1", Packets: 42, Last: 7.9}}}
 }
 
@@ -97,9 +97,9 @@ func TestHeard(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 	h.seen = map[netip.Addr]mark{addr: {packets: 5, at: now.Add(-time.Minute)}, addr.Next(): {packets: 1}}
-	counts := func(n uint64, at time.Time) []control.Counted { return h.counted(map[netip.Addr]uint64{addr: n}, at) }
-	want := func(n uint64, last float64) []control.Counted {
-		return []control.Counted{{Address: "10.0.2.2", Packets: n, Last: last}}
+	counts := func(n uint64, at time.Time) []api.Counted { return h.counted(map[netip.Addr]uint64{addr: n}, at) }
+	want := func(n uint64, last float64) []api.Counted {
+		return []api.Counted{{Address: "10.0.2.2", Packets: n, Last: last}}
 	}
 	for _, c := range []struct {
 		n    uint64

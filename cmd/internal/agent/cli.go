@@ -1,5 +1,5 @@
-// Package realserver puts the realserver's agent together: configuration → sockets, device, addresses and routes →
-// worker; and its command line.
+// Package agent is the realserver's program: configuration → sockets, device, addresses and routes → workers. It has
+// the command line, too.
 package agent
 
 import (
@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
 	"vstun/routing"
@@ -34,29 +34,29 @@ func Command() *cobra.Command {
 		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
-	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
+	socket := &cli.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Args: cobra.NoArgs,
 			Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads the configuration",
 			RunE:  func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(daemon.CheckCommand(&file, func(file string) (daemon.Checked, error) {
+		withFile(cli.CheckCommand(&file, func(file string) (cli.Checked, error) {
 			cfg, err := load(file)
 			if err != nil {
-				return daemon.Checked{}, err
+				return cli.Checked{}, err
 			}
 			var vips []string
 			for _, v := range cfg.VIPs {
 				vips = append(vips, v.String())
 			}
-			return daemon.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings,
+			return cli.Checked{Summary: strings.Join(vips, ", "), Warnings: cfg.Warnings,
 				Sysctls: func() ([]routing.Sysctl, error) {
 					mss4, mss6, _ := mss(cfg)
 					return routing.Presets(network(cfg, mss4, mss6)), nil
 				}}, nil
 		})),
-		withFile(control.StatusCommand("Show packets received, let in and refused", "realserver", socket,
-			control.PrintRealserver)),
-		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
+		withFile(cli.StatusCommand("Show packets received, let in and refused", "realserver", socket,
+			cli.PrintRealserver)),
+		withFile(cli.ReloadCommand(&cli.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
 				return "", faults // as the running agent would, with the exit status of a failed reload
@@ -72,8 +72,8 @@ func Command() *cobra.Command {
 				return (&doctor.Realserver{File: file, Config: cfg, Sockets: sockets(cfg),
 					Obstacles: func(running bool) error { return obstacles(cfg, running) }}).Examine(ctx)
 			})),
-		withFile(control.ProfileCommand(socket)),
-		daemon.VersionCommand(),
+		withFile(cli.ProfileCommand(socket)),
+		cli.VersionCommand(),
 	)
 	return root
 }
@@ -82,7 +82,7 @@ func Command() *cobra.Command {
 func load(file string) (*config.Realserver, error) {
 	cfg, err := config.LoadRealserver(file)
 	if err != nil {
-		return nil, daemon.UsageError{Err: err}
+		return nil, cli.UsageError{Err: err}
 	}
 	return cfg, nil
 }
@@ -91,7 +91,7 @@ func load(file string) (*config.Realserver, error) {
 func controlSocket(file string) (string, error) {
 	path, err := config.ControlSocket(file, "realserver")
 	if err != nil {
-		return "", daemon.UsageError{Err: err}
+		return "", cli.UsageError{Err: err}
 	}
 	return path, nil
 }
@@ -104,7 +104,7 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	// the last for an encap_port below 1024; open says what is refused
+	// CAP_NET_BIND_SERVICE is for an encap_port below 1024. An error is ignored: open reports a refused operation.
 	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE)
 	a, err := open(file, cfg)
 	if err != nil {

@@ -7,12 +7,12 @@ import (
 	"sync"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap/endpoint"
 )
 
-// heardEvery is the precision of the time of an address's last packet. Workers read no clock: their counts are compared
-// this often.
+// heardEvery is the precision of the time of an address's last packet. Workers read no clock, so the agent compares
+// their counts this often.
 const heardEvery = time.Second
 
 // heard adds up one kind of the workers' counts by address, with the time of each count's last change. Any
@@ -23,14 +23,14 @@ type heard struct {
 	seen map[netip.Addr]mark
 }
 
-// mark is a count, and when it was new.
+// mark is a count and the time of its last change.
 type mark struct {
 	packets uint64
 	at      time.Time
 }
 
-// look returns the present counts, the largest first.
-func (h *heard) look(workers []*endpoint.Worker, now time.Time) []control.Counted {
+// look returns the current counts, the largest first.
+func (h *heard) look(workers []*endpoint.Worker, now time.Time) []api.Counted {
 	counts := map[netip.Addr]uint64{}
 	for _, w := range workers {
 		h.of(w).Read(counts)
@@ -39,20 +39,20 @@ func (h *heard) look(workers []*endpoint.Worker, now time.Time) []control.Counte
 }
 
 // counted compares counts with those before.
-func (h *heard) counted(counts map[netip.Addr]uint64, now time.Time) []control.Counted {
+func (h *heard) counted(counts map[netip.Addr]uint64, now time.Time) []api.Counted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	next, all := make(map[netip.Addr]mark, len(counts)), make([]control.Counted, 0, len(counts))
+	next, all := make(map[netip.Addr]mark, len(counts)), make([]api.Counted, 0, len(counts))
 	for a, n := range counts {
 		m := h.seen[a]
 		if m.packets != n {
 			m = mark{n, now}
 		}
 		next[a] = m
-		all = append(all, control.Counted{Address: a.String(), Packets: n, Last: now.Sub(m.at).Seconds()})
+		all = append(all, api.Counted{Address: a.String(), Packets: n, Last: now.Sub(m.at).Seconds()})
 	}
 	h.seen = next
-	slices.SortFunc(all, func(a, b control.Counted) int {
+	slices.SortFunc(all, func(a, b api.Counted) int {
 		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Address, b.Address))
 	})
 	return all

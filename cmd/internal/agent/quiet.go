@@ -1,59 +1,51 @@
 package agent
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
+	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing"
+	"vstun/routing/query"
 )
 
-// keepQuiet keeps the kernel's own drivers from answering packets that the agent takes, and warns of those that answer
-// all the same. It is called again and again, as drivers may be loaded at any time. After the start a.mu is held.
-// vstun's director ignores such an answer; IPVS relays it to the client.
-func (a *agent) keepQuiet() {
-	take := sockets(a.setup.Load().cfg)
-	quiet, err := false, error(nil)
-	if slices.Contains(take, wire.Socket{Protocol: packet.ProtoIPIP}) {
-		quiet, err = routing.Quiet()
-		a.quiet = a.quiet || quiet
-	} else if a.quiet { // since a reload the agent doesn't take them any more
-		err = a.endQuiet()
-		a.quiet = err != nil
-	}
-	var devices []routing.Tunnel
-	for _, over6 := range []bool{false, true} {
-		list, failed := routing.KernelTunnels(over6, packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE)
-		if devices = append(devices, list...); err == nil {
-			err = failed
-		}
-	}
-	loud := strings.Join(answering(take, devices, quiet), " ")
-	warn := loud
-	if err != nil {
-		warn += err.Error()
+// takesIPIP reports whether the agent takes packets of IP protocol 4 over IPv4. Then the kernel's IPIP driver is kept
+// quiet.
+func takesIPIP(cfg *config.Realserver) bool { return slices.ContainsFunc(sockets(cfg), isIPIP) }
+
+func isIPIP(s wire.Socket) bool { return s == wire.Socket{Protocol: packet.ProtoIPIP} }
+
+// warnLoudDrivers warns of the kernel's drivers that answer packets that the agent takes, and that
+// routing.State.QuietIPIP does not keep quiet. It is called again and again, as drivers may be loaded at any time; a
+// warning is logged once. After the start a.mu is held. vstun's director ignores such an answer; IPVS relays it to the
+// client.
+func (a *agent) warnLoudDrivers() {
+	devices, err := query.KernelTunnels()
+	quiet, err2 := query.LinkExists(routing.QuietLink)
+	loud := strings.Join(answering(sockets(a.setup.Load().cfg), devices, quiet), " ")
+	warning := loud
+	if err = errors.Join(err, err2); err != nil {
+		warning += err.Error()
 	}
 	switch {
-	case warn == a.warned:
-	case loud != "":
-		args := []any{}
-		if err != nil {
-			args = append(args, "error", err)
-		}
-		a.log.Warn("the kernel's own tunnel drivers answer every tunnel packet with ICMP port unreachable, which a "+
-			"director that is IPVS tells the clients: remove them (modprobe -r "+loud+")", args...)
+	case warning == a.warned:
 	case err != nil:
-		a.log.Warn("it is not known whether the kernel's own tunnel drivers answer tunnel packets", "error", err)
+		a.log.Warn("cannot find out whether the kernel's own tunnel drivers answer tunnel packets", "error", err)
+	case loud != "":
+		a.log.Warn("the kernel's own tunnel drivers answer every tunnel packet with ICMP port unreachable, which a " +
+			"director that is IPVS relays to the clients: remove them (modprobe -r " + loud + ")")
 	}
-	a.warned = warn
+	a.warned = warning
 }
 
-// answering are the drivers, known by their devices, that answer what is for sockets with ICMP port unreachable. quiet
-// tells that Quiet keeps them from that.
-func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (modules []string) {
+// answering returns the drivers of devices that answer packets for the sockets take with ICMP port unreachable. If
+// quiet is set, packets of protocol 4 are not answered.
+func answering(take []wire.Socket, devices []query.Tunnel, quiet bool) (modules []string) {
 	for _, s := range take {
-		if quiet && s == (wire.Socket{Protocol: packet.ProtoIPIP}) {
+		if quiet && isIPIP(s) {
 			continue
 		}
 		for _, d := range devices {
@@ -65,8 +57,8 @@ func answering(take []wire.Socket, devices []routing.Tunnel, quiet bool) (module
 	return modules
 }
 
-// answers reports whether the kernel answers what is for s once this driver is loaded. What ipip and sit have in common
-// does it for both protocols (net/ipv4/tunnel4.c), over IPv6 net/ipv6/tunnel6.c.
+// answers reports whether the kernel answers packets for s once this driver is loaded. The code that ipip and sit share
+// answers both protocols (net/ipv4/tunnel4.c, over IPv6 net/ipv6/tunnel6.c).
 func answers(module string, s wire.Socket) bool {
 	plain, gre := s.Protocol == packet.ProtoIPIP || s.Protocol == packet.ProtoIPv6, s.Protocol == packet.ProtoGRE
 	switch module {
@@ -80,12 +72,4 @@ func answers(module string, s wire.Socket) bool {
 		return s.Over6 && gre
 	}
 	return false
-}
-
-// endQuiet undoes keepQuiet.
-func (a *agent) endQuiet() error {
-	if !a.quiet {
-		return nil
-	}
-	return routing.Unquiet()
 }

@@ -5,22 +5,22 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // TestAnswering: a warning names the drivers that answer what the agent takes, each once, and no others.
 func TestAnswering(t *testing.T) {
 	const v4, v6, from4, from6 = "198.51.100.80", "2001:db8:100::80", "10.0.2.2/32", "fd00:0:2::/64"
-	over4 := []routing.Tunnel{{Name: "tunl0", Module: "ipip", Protocols: []uint8{4}}, {Name: "sit0", Module: "sit",
+	over4 := []query.Tunnel{{Name: "tunl0", Module: "ipip", Protocols: []uint8{4}}, {Name: "sit0", Module: "sit",
 		Protocols: []uint8{4, 41}},
 		{Name: "ipip1", Module: "ipip", Protocols: []uint8{4}}, {Name: "gre0", Module: "ip_gre",
 			Protocols: []uint8{47}}}
-	over6 := []routing.Tunnel{{Name: "ip6tnl0", Module: "ip6_tunnel", Over6: true, Protocols: []uint8{4, 41}},
+	over6 := []query.Tunnel{{Name: "ip6tnl0", Module: "ip6_tunnel", Over6: true, Protocols: []uint8{4, 41}},
 		{Name: "ip6gre0", Module: "ip6_gre", Over6: true, Protocols: []uint8{47}}}
 	all := slices.Concat(over4, over6)
 	for _, c := range []struct {
 		vips, directors, encaps string
-		devices                 []routing.Tunnel
+		devices                 []query.Tunnel
 		quiet                   bool
 		want                    string
 	}{

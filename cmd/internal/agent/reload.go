@@ -11,15 +11,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/routing"
 )
 
 // reload reads the configuration file again, puts it in force, and returns the changes. On an error
 // nothing changes. Both are logged.
-func (a *agent) reload() ([]control.Change, error) {
+func (a *agent) reload() ([]api.Change, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	read, was := time.Now(), a.setup.Load().cfg
@@ -33,10 +33,10 @@ func (a *agent) reload() ([]control.Change, error) {
 	}
 	if err != nil {
 		a.log.Error("reload: nothing changed", "file", a.file, "error", err)
-		a.read.Store(&control.Configuration{Read: a.configuration().Read, Error: err.Error()})
+		a.read.Store(&api.Configuration{Read: a.configuration().Read, Error: err.Error()})
 		return nil, err
 	}
-	a.read.Store(&control.Configuration{Read: read})
+	a.read.Store(&api.Configuration{Read: read})
 	all := changes(was, cfg)
 	for i, c := range all {
 		if i == loggedChanges {
@@ -50,20 +50,20 @@ func (a *agent) reload() ([]control.Change, error) {
 	return all, nil
 }
 
-// loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
+// loggedChanges bounds the lines that a reload writes to the log at once.
 const loggedChanges = 100
 
-// configuration is the result of the last read of the file.
-func (a *agent) configuration() control.Configuration {
+// configuration returns the result of the last read of the file.
+func (a *agent) configuration() api.Configuration {
 	if c := a.read.Load(); c != nil {
 		return *c
 	}
-	return control.Configuration{Read: a.start}
+	return api.Configuration{Read: a.start}
 }
 
-// apply puts cfg in force. The fallible steps come first: the address of metrics, new sockets, and the machine with
-// the VIPs of both configurations. Then one pointer changes the workers' policy. Removed VIPs leave the machine last:
-// a packet for one that came out of the device afterwards would be routed back to the director.
+// apply puts cfg in force. The steps that can fail come first: the address of metrics, new sockets, and the network
+// with the VIPs of both configurations. Then one pointer changes the workers' policy. Removed VIPs leave the host last:
+// a packet for a VIP that the host no longer has would be routed back to the director.
 func (a *agent) apply(cfg *config.Realserver) (err error) {
 	was := a.setup.Load()
 	if keys := was.cfg.NeedsRestart(cfg); len(keys) > 0 {
@@ -92,6 +92,7 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 	both := *cfg
 	both.VIPs = slices.Concat(cfg.VIPs, without(was.cfg.VIPs, cfg.VIPs))
 	before, after := network(was.cfg, was.mss4, was.mss6), network(&both, v4, v6)
+	after.QuietIPIP = after.QuietIPIP || before.QuietIPIP
 	steps := []routing.State{after}
 	if cfg.Table != was.cfg.Table { // the second table of one configuration can be the first of the other
 		steps = []routing.State{unbound(before), unbound(after), after}
@@ -106,13 +107,13 @@ func (a *agent) apply(cfg *config.Realserver) (err error) {
 		return err // the agent is ending
 	}
 	a.level.Set(cfg.Log)
-	if len(both.VIPs) > len(cfg.VIPs) {
-		err := a.network.Set(network(cfg, v4, v6))
+	if now := network(cfg, v4, v6); len(both.VIPs) > len(cfg.VIPs) || now.QuietIPIP != after.QuietIPIP {
+		err := a.network.Set(now)
 		if err != nil && !errors.Is(err, routing.ErrClosed) { // it is tried again
-			a.log.Error("cannot remove VIPs that are not configured any more; retrying", "error", err)
+			a.log.Error("cannot undo what is not configured any more; retrying", "error", err)
 		}
 	}
-	a.keepQuiet()
+	a.warnLoudDrivers()
 	return nil
 }
 
@@ -130,18 +131,18 @@ func without[T comparable](all, some []T) []T {
 	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return slices.Contains(some, v) })
 }
 
-// changes lists the differences between two configurations of a running agent.
-func changes(was, is *config.Realserver) (all []control.Change) {
+// changes returns the differences between two configurations of a running agent.
+func changes(was, is *config.Realserver) (all []api.Change) {
 	compare := func(key string, was, is any) {
 		if was != is {
-			all = append(all, control.Change{Key: key, Old: was, New: is,
+			all = append(all, api.Change{Key: key, Old: was, New: is,
 				Text: fmt.Sprintf("%s %s -> %s", key, shown(was), shown(is))})
 		}
 	}
 	compareLists(&all, "vips", "vip", addrNames(was.VIPs), addrNames(is.VIPs))
 	compareLists(&all, "directors", "director", directorNames(was), directorNames(is))
 	if !slices.Equal(was.Encaps, is.Encaps) {
-		all = append(all, control.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,
+		all = append(all, api.Change{Key: "encap", Old: was.Encaps, New: is.Encaps,
 			Text: fmt.Sprintf("encap %s -> %s", strings.Join(was.Encaps, ","), strings.Join(is.Encaps, ","))})
 	}
 	compare("encap_port", was.EncapPort, is.EncapPort)
@@ -153,13 +154,13 @@ func changes(was, is *config.Realserver) (all []control.Change) {
 	return all
 }
 
-// compareLists adds to all a change for each element that has come to the list of a key, or gone from it.
-func compareLists(all *[]control.Change, key, element string, was, is []string) {
+// compareLists adds to all a change for each element that was added to the list of a key, or removed from it.
+func compareLists(all *[]api.Change, key, element string, was, is []string) {
 	for _, name := range without(is, was) {
-		*all = append(*all, control.Change{Key: key, New: name, Text: fmt.Sprintf("%s %s: added", element, name)})
+		*all = append(*all, api.Change{Key: key, New: name, Text: fmt.Sprintf("%s %s: added", element, name)})
 	}
 	for _, name := range without(was, is) {
-		*all = append(*all, control.Change{Key: key, Old: name, Text: fmt.Sprintf("%s %s: removed", element, name)})
+		*all = append(*all, api.Change{Key: key, Old: name, Text: fmt.Sprintf("%s %s: removed", element, name)})
 	}
 }
 
@@ -184,7 +185,7 @@ func directorName(d netip.Prefix) string {
 	return d.String()
 }
 
-// shown is a value as a line has it; nil is a key that is not there.
+// shown returns a value as a line of the log has it; nil is an absent key.
 func shown(v any) string {
 	if v == nil {
 		return "none"

@@ -24,7 +24,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vstun/cmd/internal/agent"
-	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/director"
 	"vstun/encap/packet"
 )
@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	root.SetContext(ctx)
-	os.Exit(daemon.Main(root))
+	os.Exit(cli.Main(root))
 }
 
 // options are for a run with this binary as the programs, which must leave nothing behind.
@@ -336,7 +336,7 @@ func TestLoopCommandUsage(t *testing.T) {
 	c := LoopCommand()
 	c.SetArgs([]string{Floor})
 	c.SilenceErrors, c.SilenceUsage = true, true
-	if err := c.Execute(); !errors.As(err, &daemon.UsageError{}) || !strings.Contains(err.Error(), "--vip") {
+	if err := c.Execute(); !errors.As(err, &cli.UsageError{}) || !strings.Contains(err.Error(), "--vip") {
 		t.Errorf("got %v", err)
 	}
 }

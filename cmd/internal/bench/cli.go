@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/cli"
 )
 
 // Command is the command bench of the lab.
@@ -65,7 +65,7 @@ func LoopCommand() *cobra.Command {
 		l.Kind = args[0]
 		for _, a := range addrs {
 			if !a.addr.Is4() {
-				return daemon.UsageError{Err: fmt.Errorf("--%s: want an IPv4 address", a.name)}
+				return cli.UsageError{Err: fmt.Errorf("--%s: want an IPv4 address", a.name)}
 			}
 		}
 		return l.Run(c.Context(), c.OutOrStdout())

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // floodKey is a way and the number of flows.
@@ -134,8 +134,8 @@ func (w *way) lastWords() string {
 	if w.socket != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		var st control.DirectorStatus
-		if err := control.Get(ctx, w.socket, "/status", &st); err != nil {
+		var st api.DirectorStatus
+		if err := api.Get(ctx, w.socket, "/status", &st); err != nil {
 			words = fmt.Sprintf("; its status: %v", err)
 		} else {
 			words = fmt.Sprintf("; it has read %d packets, sent %d, dropped %v, and the kernel refused with %q",

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
 )
 
@@ -266,7 +266,7 @@ func answers(ctx context.Context, socket string) func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		var ignored struct{}
-		return control.Get(ctx, socket, "/status", &ignored) == nil
+		return api.Get(ctx, socket, "/status", &ignored) == nil
 	}
 }
 

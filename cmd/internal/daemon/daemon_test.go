@@ -8,14 +8,10 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/spf13/cobra"
 )
 
 func TestRunEndsTogether(t *testing.T) {
@@ -83,7 +79,7 @@ func TestEvery(t *testing.T) {
 	}
 }
 
-// serviceManager is the socket on which a service manager listens to this process.
+// serviceManager returns the socket of a service manager, to which this process reports.
 func serviceManager(t *testing.T) *net.UnixConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "n")
@@ -111,88 +107,11 @@ func TestNotify(t *testing.T) {
 	}
 	t.Setenv("NOTIFY_SOCKET", os.Getenv("NOTIFY_SOCKET")+"x")
 	if err := Notify("READY=1"); err == nil {
-		t.Error("nobody listens, and no error")
+		t.Error("no error without a listener")
 	}
 }
 
-// TestMainCrash wants a program that crashes not to end with the status of wrong usage.
-func TestMainCrash(t *testing.T) {
-	const crash = "VSTUN_TEST_CRASH"
-	if os.Getenv(crash) != "" {
-		if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil { // no file is left
-			t.Fatal(err)
-		}
-		c := &cobra.Command{Use: "prog", Run: func(*cobra.Command, []string) { panic("a fault") }}
-		c.SetArgs([]string{})
-		os.Exit(Main(c))
-	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestMainCrash$")
-	cmd.Env = append(os.Environ(), crash+"=1")
-	out, err := cmd.CombinedOutput()
-	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if !ok || status.Signal() != syscall.SIGABRT || !strings.Contains(string(out), "a fault") {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-func TestMainStatus(t *testing.T) {
-	root := func(args ...string) *cobra.Command {
-		c := &cobra.Command{Use: "prog", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return nil }}
-		c.AddCommand(VersionCommand(),
-			&cobra.Command{Use: "fails", Args: cobra.NoArgs, RunE: func(*cobra.Command,
-				[]string) error {
-				return errors.New("one\ntwo")
-			}},
-			&cobra.Command{Use: "misused", RunE: func(*cobra.Command,
-				[]string) error {
-				return UsageError{errors.New("bad file")}
-			}})
-		c.SetArgs(args)
-		return c
-	}
-	for args, want := range map[string]int{"version": 0, "": 0, "fails": ExitFailure, "misused": ExitUsage,
-		"bogus": ExitUsage, "fails x": ExitUsage,
-		"fails --bogus": ExitUsage, "--help": 0} {
-		stderr, restore := captureStderr(t)
-		got := Main(root(strings.Fields(args)...))
-		restore()
-		text := stderr()
-		if got != want {
-			t.Errorf("%q: exit status %d, want %d", args, got, want)
-		}
-		if (got == 0) != (text == "") {
-			t.Errorf("%q: standard error has %q", args, text)
-		}
-		for line := range strings.Lines(text) {
-			if !strings.HasPrefix(line, "prog: ") {
-				t.Errorf("%q: line %q", args, line)
-			}
-		}
-	}
-}
-
-// captureStderr sends standard error to a file; restore ends that, and stderr returns what came.
-func captureStderr(t *testing.T) (stderr func() string, restore func()) {
-	t.Helper()
-	f, err := os.CreateTemp(t.TempDir(), "stderr")
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := os.Stderr
-	os.Stderr = f
-	return func() string {
-			text, err := os.ReadFile(f.Name())
-			if err != nil {
-				t.Fatal(err)
-			}
-			f.Close()
-			return string(text)
-		}, func() {
-			os.Stderr = old
-		}
-}
-
-// TestLogNeverWaits: a reader that takes nothing costs lines, and no time.
+// TestLogNeverWaits: a reader that does not read costs lines, but no time.
 func TestLogNeverWaits(t *testing.T) {
 	r, w := io.Pipe()
 	q := newLineQueue(w)

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Logger writes records of at least level, which may change at any time, to standard error. It never waits for a
-// reader: when too many lines are unread, further ones are lost, and the program works on, and ends, as if they had
-// been read. flush, at the end, waits a moment for the last ones.
+// Logger returns a log of records of at least level, which may change at any time, on standard error. It never waits
+// for a reader: when too many lines are unread, further lines are lost. flush waits a moment for the last lines, at the
+// program's end.
 func Logger(level slog.Leveler) (log *slog.Logger, flush func()) {
 	q := newLineQueue(os.Stderr)
 	return slog.New(slog.NewTextHandler(q, &slog.HandlerOptions{Level: level})), q.flush
@@ -18,13 +18,13 @@ func Logger(level slog.Leveler) (log *slog.Logger, flush func()) {
 
 const (
 	logLines  = 1000                   // lines that wait to be written
-	flushWait = 200 * time.Millisecond // how long the last ones may take
+	flushWait = 200 * time.Millisecond // for the last lines
 )
 
 // lineQueue is a Writer that never blocks.
 type lineQueue chan queued
 
-// queued is a line to be written, or, without one, somebody who waits until all before is.
+// queued is a line to be written. Without a line it is a mark: written is closed when all lines before are written.
 type queued struct {
 	line    []byte
 	written chan struct{}
@@ -35,7 +35,7 @@ func newLineQueue(out io.Writer) lineQueue {
 	go func() { // ends with the program
 		for next := range q {
 			if next.line != nil {
-				_, _ = out.Write(next.line) // there is nowhere to say so
+				_, _ = out.Write(next.line) // there is nowhere to report it
 			} else {
 				close(next.written)
 			}
@@ -67,7 +67,7 @@ func (q lineQueue) flush() {
 	}
 }
 
-// loggedWarnings is the most warnings of a configuration that are logged.
+// loggedWarnings bounds the warnings of a configuration that are logged.
 const loggedWarnings = 50
 
 // LogWarnings logs the warnings of a configuration.

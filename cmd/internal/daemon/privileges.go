@@ -13,8 +13,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// CheckPrivileges reports whether this process may do what both programs do, before they touch anything: it has
-// CAP_NET_ADMIN and CAP_NET_RAW, and can open /dev/net/tun.
+// CheckPrivileges returns an error if this process lacks a right that both programs need: CAP_NET_ADMIN, CAP_NET_RAW,
+// or access to /dev/net/tun. It changes nothing.
 func CheckPrivileges() error {
 	have, err := cap.GetPID(0)
 	if err != nil {
@@ -37,10 +37,10 @@ func CheckPrivileges() error {
 	return f.Close()
 }
 
-// KeepOnly takes every capability but keep from this process, from all of its threads and for good, and the ways to get
-// one back by running a program (capabilities(7), no_new_privs). Root too has no more rights to files then than any
-// other user. A capability of keep that the process does not have it does not get. The error says in one line what was
-// refused, by a container for one; all else is done.
+// KeepOnly drops every capability but keep from all threads of this process, for good: no program that it runs gets one
+// back (capabilities(7), no_new_privs). Then root has no more rights to files than other users. KeepOnly adds no
+// capability that the process lacks. The error is one line: the steps that were refused, for example by a container.
+// All other steps are done.
 func KeepOnly(keep ...cap.Value) error {
 	have, err := cap.GetPID(0)
 	if err != nil {
@@ -54,10 +54,10 @@ func KeepOnly(keep ...cap.Value) error {
 	}
 	_, err = cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1)
 	must("no_new_privs", err)
-	// Both need CAP_SETPCAP. Who lacks it gets nothing back anyway, with no_new_privs.
+	// Both need CAP_SETPCAP. A process without it gets no capability back anyway, by no_new_privs.
 	if may, err := have.GetFlag(cap.Effective, cap.SETPCAP); err == nil && may {
-		must("bounding set", cap.DropBound(bounded(keep)...))
-		must("securebits", rootIsNobody())
+		must("bounding set", cap.DropBound(boundedBeyond(keep)...))
+		must("securebits", withoutRootPrivileges())
 	}
 	must("ambient set", cap.ResetAmbient())
 	left := cap.NewSet() // nothing inheritable
@@ -73,16 +73,16 @@ func KeepOnly(keep ...cap.Value) error {
 	return errors.New(strings.Join(refused, "; "))
 }
 
-// WarnUnreadable logs a warning if the process, with the rights that it has kept, can't read the configuration file.
+// WarnUnreadable logs a warning if the process can't read the configuration file with the rights that it has kept.
 func WarnUnreadable(log *slog.Logger, file string) {
 	if err := unix.Access(file, unix.R_OK); err != nil {
-		log.Warn("a reload can't read the configuration file: let the user read it as whom the program runs: "+
-			"even root needs a file of its own, or one that everybody may read", "file", file, "error", err)
+		log.Warn("a reload can't read the configuration file: make it readable for the program's user: "+
+			"without capabilities, root too must own the file, or all users may read it", "file", file, "error", err)
 	}
 }
 
-// bounded is what the bounding set has beyond keep.
-func bounded(keep []cap.Value) (more []cap.Value) {
+// boundedBeyond returns the capabilities of the bounding set that are not in keep.
+func boundedBeyond(keep []cap.Value) (more []cap.Value) {
 	for c := range cap.MaxBits() {
 		if in, err := cap.GetBound(c); err == nil && in && !slices.Contains(keep, c) {
 			more = append(more, c)
@@ -91,8 +91,8 @@ func bounded(keep []cap.Value) (more []cap.Value) {
 	return more
 }
 
-// rootIsNobody makes a program that root runs start without capabilities, as one does that anybody else runs.
-func rootIsNobody() error {
+// withoutRootPrivileges lets programs that root runs start without capabilities, as programs of other users do.
+func withoutRootPrivileges() error {
 	bits, err := cap.Prctl(unix.PR_GET_SECUREBITS)
 	if err != nil {
 		return err

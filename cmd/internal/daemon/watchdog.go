@@ -12,10 +12,9 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// Watchdog is a task that tells the service manager again and again that the program works, for as long as each of
-// checks finds that it does: WatchdogSec= in systemd.service(5). Where none wants to know, it does nothing. One check
-// that fails is no end yet: only when all do, for as long as the service manager allows, it ends the program and starts
-// it anew. The log says what they found.
+// Watchdog returns a task that sends WATCHDOG=1 to the service manager (WatchdogSec= in systemd.service(5)) after each
+// round in which no check has failed. Without a service manager that expects it, the task does nothing. A failed round
+// is logged. The service manager restarts the program when all rounds fail for the time that it allows.
 func Watchdog(log *slog.Logger, checks ...func(context.Context) error) Task {
 	return func(ctx context.Context) error {
 		allowed := watchdogTime()
@@ -34,21 +33,21 @@ func Watchdog(log *slog.Logger, checks ...func(context.Context) error) Task {
 			switch {
 			case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled): // the program ends
 			case err != nil:
-				log.Error("watchdog: not well: will be restarted if it stays so", "error", err)
+				log.Error("watchdog check failed; systemd will restart the program if it persists", "error", err)
 			default:
 				if err := Notify("WATCHDOG=1"); err != nil {
-					log.Warn("watchdog: service manager not told that all is well", "error", err)
+					log.Warn("sd_notify failed", "state", "WATCHDOG=1", "error", err)
 				}
 			}
 		})(ctx)
 	}
 }
 
-// watchdogLooks is how often the checks are made in the time that the service manager allows between two signs of life.
+// watchdogLooks is the rounds of checks in the time that the service manager allows between two signs of life.
 const watchdogLooks = 4
 
-// watchdogTime is the time that the service manager allows between two signs of life, 0 for any
-// (sd_watchdog_enabled(3)).
+// watchdogTime returns the time that the service manager allows between two signs of life (sd_watchdog_enabled(3)). 0
+// means that it expects none.
 func watchdogTime() time.Duration {
 	allowed, err := systemd.SdWatchdogEnabled(false)
 	if err != nil || allowed < watchdogLooks*time.Microsecond {
@@ -57,14 +56,15 @@ func watchdogTime() time.Duration {
 	return allowed
 }
 
-// Loop is a worker that treats one batch after the other.
+// Loop is a worker that processes one batch after the other.
 type Loop interface {
-	// Progress returns how many batches have ended, and whether the worker is in the next one.
+	// Progress returns the number of batches that have ended, and whether the worker is in the next one.
 	Progress() (ended uint64, busy bool)
 }
 
-// Standstill makes a check that finds loops which have been in the same batch since the check before; and those that
-// all wait while lost, the packets that the kernel has dropped because nobody took them, grows. Lost may be nil.
+// Standstill returns a check for the watchdog. It fails if a loop has been in the same batch since the check before, or
+// if all loops wait while lost grows. lost counts packets that the kernel dropped because they were not read in time.
+// It may be nil.
 func Standstill(lost func() uint64, loops ...Loop) func(context.Context) error {
 	type state struct {
 		ended uint64

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// TestWatchdog gives signs of life for as long as the checks are well, and again once they are.
+// TestWatchdog sends signs of life while the checks succeed, and again when they have recovered.
 func TestWatchdog(t *testing.T) {
 	const often = 10 * time.Millisecond
 	manager := serviceManager(t)
@@ -58,11 +58,11 @@ func TestWatchdog(t *testing.T) {
 	for sign(time.Millisecond) == nil { // those from before
 	}
 	if err := sign(10 * often); err == nil {
-		t.Error("a sign of life from a program that is not well")
+		t.Error("a sign of life while a check fails")
 	}
 	ill.Store(false)
 	if err := sign(time.Minute); err != nil {
-		t.Error("no sign of life from a program that is well again:", err)
+		t.Error("no sign of life after the checks have recovered:", err)
 	}
 	cancel()
 	if err := <-end; err != nil {
@@ -73,8 +73,8 @@ func TestWatchdog(t *testing.T) {
 	}
 }
 
-// TestWatchdogThatNobodyWants waits for the end, and makes no check.
-func TestWatchdogThatNobodyWants(t *testing.T) {
+// TestWatchdogNotExpected: without a service manager that expects signs of life, no check is made.
+func TestWatchdogNotExpected(t *testing.T) {
 	for _, env := range [][2]string{{"", ""}, {"0", ""}, {"x", ""}, {"-7", ""}, {"1000", "1"}} {
 		t.Setenv("WATCHDOG_USEC", env[0])
 		t.Setenv("WATCHDOG_PID", env[1])

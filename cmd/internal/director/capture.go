@@ -8,18 +8,18 @@ import (
 	"net/url"
 
 	"vstun/balancer/forward"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/capture"
-	"vstun/cmd/internal/control"
 )
 
 // capture answers GET /capture: packets of the flows that are asked for, before and after the tunnel, as pcapng.
 func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error),
 	error) {
-	want, err := control.ParseCapture(q)
+	want, err := api.ParseCapture(q)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.checkNames(&control.Filter{VIP: want.VIP, Realserver: want.Realserver}); err != nil {
+	if err := d.checkNames(&api.Filter{VIP: want.VIP, Realserver: want.Realserver}); err != nil {
 		return nil, err
 	}
 	tap := forward.NewCapture(forward.CaptureFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP,
@@ -33,12 +33,12 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 		defer context.AfterFunc(ctx, func() { d.shared.StopCapture(tap) })() // also while w waits for its reader
 		defer d.shared.StopCapture(tap)
 		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
-		return control.Captured(n), err
+		return api.Captured(n), err
 	}, nil
 }
 
 // endCapture answers POST /capture/end: the capture that is running is over.
-func (d *director) endCapture() (any, error) {
+func (d *director) endCapture(url.Values) (any, error) {
 	d.shared.StopCurrentCapture()
 	return struct{}{}, nil
 }

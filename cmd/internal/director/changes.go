@@ -7,15 +7,15 @@ import (
 	"strings"
 	"time"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/words"
 )
 
 // changes returns the differences between two configurations of a running director.
-func changes(was, is *config.Director) []control.Change {
-	var all []control.Change
+func changes(was, is *config.Director) []api.Change {
+	var all []api.Change
 	l := difference{list: &all}
 	l.compare("table", was.Table, is.Table)
 	l.compare("source", sourceName(was.Source), sourceName(is.Source))
@@ -51,7 +51,7 @@ func changes(was, is *config.Director) []control.Change {
 
 // difference collects the changes of the director, of a service or of a realserver.
 type difference struct {
-	list                *[]control.Change
+	list                *[]api.Change
 	service, realserver string
 	table               string // in which the keys stand: "check"
 }
@@ -79,7 +79,7 @@ func (l difference) note(key string, was, is any) {
 	if l.table != "" {
 		key = l.table + "." + key
 	}
-	c := control.Change{Service: l.service, Realserver: l.realserver, Key: key, Old: jsonValue(was), New: jsonValue(is)}
+	c := api.Change{Service: l.service, Realserver: l.realserver, Key: key, Old: jsonValue(was), New: jsonValue(is)}
 	var parts []string
 	if c.Service != "" {
 		parts = append(parts, fmt.Sprintf("service %q", c.Service))
@@ -122,7 +122,7 @@ func (l difference) services(was, is *config.Service) {
 	l = l.of(is.Name, "")
 	l.compare("vip", names(was.VIPs), names(is.VIPs))
 	l.compare("protocol", was.Protocol, is.Protocol)
-	l.compare("port", control.Ports(names(was.Ports)), control.Ports(names(is.Ports)))
+	l.compare("port", api.Ports(names(was.Ports)), api.Ports(names(is.Ports)))
 	l.compare("scheduler", was.Scheduler, is.Scheduler)
 	l.compare("scheduler_flags", flagNames(was.Scheduler, was.Flags), flagNames(is.Scheduler, is.Flags))
 	l.compare("persistence", persistenceName(was.Persistence), persistenceName(is.Persistence))

@@ -9,8 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 )
 
 // running is a configuration to change.
@@ -114,7 +114,7 @@ func TestChanges(t *testing.T) {
 }
 
 // texts is the changes as people read them.
-func texts(changes []control.Change) (all []string) {
+func texts(changes []api.Change) (all []string) {
 	for _, c := range changes {
 		all = append(all, c.Text)
 	}
@@ -181,7 +181,7 @@ func TestChangesOfChecks(t *testing.T) {
 			config.Check{Type: "https", CertFile: "/c", Cert: "D", KeyFile: "/k", Key: "L"}, []string{
 				`check: cert /c -> /c with another certificate`, `check: key /k -> /k with another key`}},
 	} {
-		var got []control.Change
+		var got []api.Change
 		difference{list: &got}.check(&c.was, &c.is)
 		if diff := cmp.Diff(c.want, texts(got)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)

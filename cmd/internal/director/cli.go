@@ -10,11 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/cli"
+	"vstun/cmd/internal/cli/top"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/doctor"
-	"vstun/cmd/internal/top"
 	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
@@ -36,30 +37,30 @@ func Command() *cobra.Command {
 		_ = c.MarkFlagFilename("config", "toml") // the flag is there
 		return c
 	}
-	socket := &control.Socket{Config: func() (string, error) { return controlSocket(file) }}
+	socket := &cli.Socket{Config: func() (string, error) { return controlSocket(file) }}
 	root.AddCommand(
 		withFile(&cobra.Command{Use: "run", Short: "Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads " +
 			"the configuration", Args: cobra.NoArgs,
 			RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file) }}),
-		withFile(daemon.CheckCommand(&file, func(file string) (daemon.Checked, error) {
+		withFile(cli.CheckCommand(&file, func(file string) (cli.Checked, error) {
 			cfg, err := load(file)
 			if err != nil {
-				return daemon.Checked{}, err
+				return cli.Checked{}, err
 			}
 			warnings := cfg.Warnings
 			if warn, err := warning(file, cfg); err != nil {
-				return daemon.Checked{}, err
+				return cli.Checked{}, err
 			} else if warn != "" {
 				warnings = append(warnings, warn)
 			}
-			return daemon.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: warnings,
+			return cli.Checked{Summary: words.Count(len(cfg.Services), "service"), Warnings: warnings,
 				Sysctls: func() ([]routing.Sysctl, error) { return sysctls(cfg) }}, nil
 		})),
-		withFile(control.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket,
-			control.PrintDirector)),
+		withFile(cli.StatusCommand("Show services, realservers, connections, packets and drops", "director", socket,
+			cli.PrintDirector)),
 		withFile(top.Command(socket)),
-		withFile(control.ConnectionsCommand(states(), socket)),
-		withFile(control.ReloadCommand(&control.Socket{Config: func() (string, error) {
+		withFile(cli.ConnectionsCommand(states(), socket)),
+		withFile(cli.ReloadCommand(&cli.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
 				// what the running director would say of the file, with the exit status of a failed reload
@@ -75,16 +76,16 @@ func Command() *cobra.Command {
 			}
 			return (&doctor.Director{File: file, Config: cfg,
 				Obstacles: func(running bool) error { return obstacles(cfg, running) },
-				Checks:    func() (control.Checks, error) { return checksOf(cfg) }}).Examine(ctx)
+				Checks:    func() (api.Checks, error) { return checksOf(cfg) }}).Examine(ctx)
 		})),
-		withFile(control.SetCommand(socket)),
-		withFile(control.DrainCommand(socket)),
-		withFile(control.UndrainCommand(socket)),
-		withFile(control.ExplainCommand(socket)),
-		withFile(control.CaptureCommand(socket)),
-		withFile(control.ProfileCommand(socket)),
+		withFile(cli.SetCommand(socket)),
+		withFile(cli.DrainCommand(socket)),
+		withFile(cli.UndrainCommand(socket)),
+		withFile(cli.ExplainCommand(socket)),
+		withFile(cli.CaptureCommand(socket)),
+		withFile(cli.ProfileCommand(socket)),
 		importCommand(),
-		daemon.VersionCommand(),
+		cli.VersionCommand(),
 	)
 	return root
 }
@@ -93,7 +94,7 @@ func Command() *cobra.Command {
 func load(file string) (*config.Director, error) {
 	cfg, err := config.LoadDirector(file, config.Features{Schedulers: balancer.Schedulers()})
 	if err != nil {
-		return nil, daemon.UsageError{Err: err}
+		return nil, cli.UsageError{Err: err}
 	}
 	return cfg, nil
 }
@@ -102,7 +103,7 @@ func load(file string) (*config.Director, error) {
 func controlSocket(file string) (string, error) {
 	path, err := config.ControlSocket(file, "director")
 	if err != nil {
-		return "", daemon.UsageError{Err: err}
+		return "", cli.UsageError{Err: err}
 	}
 	return path, nil
 }

@@ -9,8 +9,8 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 )
@@ -24,15 +24,15 @@ func states() []string {
 			names = append(names, name)
 		}
 	}
-	if !slices.Contains(names, control.StateTemplate) {
-		names = append(names, control.StateTemplate)
+	if !slices.Contains(names, api.StateTemplate) {
+		names = append(names, api.StateTemplate)
 	}
 	return names
 }
 
 // connections answers GET /connections: the rows that the query asks for, made as they are taken.
 func (d *director) connections(q url.Values) (iter.Seq[any], error) {
-	f, err := control.ParseFilter(q, states())
+	f, err := api.ParseFilter(q, states())
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 }
 
 // checkNames refuses a filter by a name that is neither configured nor has connections: no connection would pass it.
-func (d *director) checkNames(f *control.Filter) error {
+func (d *director) checkNames(f *api.Filter) error {
 	d.mu.Lock()
 	cfg, vips := d.cfg, append(vips(d.cfg), d.leftVIPs...)
 	d.mu.Unlock()
@@ -100,7 +100,7 @@ func vipNames(cfg *config.Director) []string { return addressNames(vips(cfg)) }
 
 // lister makes rows of the connections that pass its filter.
 type lister struct {
-	*control.Filter
+	*api.Filter
 	services map[string]*balancer.Service // by name
 }
 
@@ -141,8 +141,8 @@ func (l *lister) wantsVIP(c *balancer.Connection) bool {
 		}))
 }
 
-func (l *lister) row(c *balancer.Connection) control.Connection {
-	row := control.Connection{State: stateName(c), Expires: c.Expires.Seconds(), Client: c.Flow.Src.String(),
+func (l *lister) row(c *balancer.Connection) api.Connection {
+	row := api.Connection{State: stateName(c), Expires: c.Expires.Seconds(), Client: c.Flow.Src.String(),
 		Realserver: c.Realserver.String(),
 		Service:    c.Service, Packets: c.Packets, Template: c.Template}
 	if c.Template {
@@ -169,7 +169,7 @@ func (l *lister) virtual(service string) (protocol, vip string, port uint16) {
 
 func stateName(c *balancer.Connection) string {
 	if c.Template {
-		return control.StateTemplate
+		return api.StateTemplate
 	}
 	return c.State.String()
 }

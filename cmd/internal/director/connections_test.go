@@ -11,7 +11,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet"
 )
 
@@ -35,13 +35,13 @@ func listed() []balancer.Connection {
 	}
 }
 
-func list(t *testing.T, query string) []control.Connection {
+func list(t *testing.T, query string) []api.Connection {
 	t.Helper()
 	q, err := url.ParseQuery(query)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := control.ParseFilter(q, states())
+	f, err := api.ParseFilter(q, states())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,15 +52,15 @@ func list(t *testing.T, query string) []control.Connection {
 		"dns": {Name: "dns", VIPs: vips[:1], Protocol: packet.ProtoUDP,
 			Ports: []balancer.PortRange{{First: 53, Last: 53}}},
 	}}
-	var rows []control.Connection
+	var rows []api.Connection
 	for row := range l.rows(slices.Values(listed())) {
-		rows = append(rows, row.(control.Connection))
+		rows = append(rows, row.(api.Connection))
 	}
 	return rows
 }
 
 func TestConnectionRows(t *testing.T) {
-	want := []control.Connection{
+	want := []api.Connection{
 		{Protocol: "tcp", State: "ESTABLISHED", Expires: 900, Client: "192.0.2.7", ClientPort: 4711,
 			VIP: "198.51.100.80", Port: 80, Realserver: "10.0.11.1", Service: "web", Packets: 9},
 		{Protocol: "udp", State: "UDP", Expires: 60, Client: "192.0.3.7", ClientPort: 4711, VIP: "198.51.100.80",
@@ -97,7 +97,7 @@ func TestConnectionFilters(t *testing.T) {
 		"limit=1&state=template":           {2},
 		"service=web&realserver=10.0.11.1": {0},
 	} {
-		var rows []control.Connection
+		var rows []api.Connection
 		for _, i := range want {
 			rows = append(rows, all[i])
 		}

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer/health"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 )
 
 // Each check in flight has a descriptor, and so has each connection to the program. Checks that hang must leave enough
@@ -50,19 +50,19 @@ func usualDescriptors(cfg *config.Director) int {
 }
 
 // checksOf returns need and number of descriptors for the checks of a director of cfg that this process would start.
-func checksOf(cfg *config.Director) (control.Checks, error) {
+func checksOf(cfg *config.Director) (api.Checks, error) {
 	m := health.New(nil)
 	way := func(s *config.Service, r *config.RealserverRef) (health.Path, string) { return nil, wayName(s, r) }
 	if err := m.Set(subjects(cfg, way)); err != nil {
-		return control.Checks{}, err
+		return api.Checks{}, err
 	}
 	limit := descriptorLimit()
-	return control.Checks{Limit: limit, Room: roomForChecks(limit, usualDescriptors(cfg)), Needed: m.Need()}, nil
+	return api.Checks{Limit: limit, Room: roomForChecks(limit, usualDescriptors(cfg)), Needed: m.Need()}, nil
 }
 
 // checks returns the same for this director, with the number of waiting checks.
-func (d *director) checks() control.Checks {
-	return control.Checks{Limit: d.limit, Room: d.room, Needed: d.monitor.Need(), Waiting: d.monitor.Waiting()}
+func (d *director) checks() api.Checks {
+	return api.Checks{Limit: d.limit, Room: d.room, Needed: d.monitor.Need(), Waiting: d.monitor.Waiting()}
 }
 
 // warnOfChecks logs that checks need more descriptors than there is room for.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -21,8 +22,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
 	"vstun/balancer/health"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/tunneldial"
@@ -40,7 +41,7 @@ type director struct {
 	flush   func() // of the log
 	start   time.Time
 	network *routing.Manager
-	control *control.Server
+	control *api.Server
 	http    *metrics.Server
 	table   *conntab.Table
 	device  *tundev.Device
@@ -52,9 +53,9 @@ type director struct {
 	workers []*forward.Worker // one for each queue of device, then that of local
 	relays  []*forward.Relay  // of ICMP errors about tunnel packets
 
-	reloads  sync.Mutex                            // one after the other
-	read     atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
-	mu       sync.Mutex                            // of what a reload changes
+	reloads  sync.Mutex                        // one after the other
+	read     atomic.Pointer[api.Configuration] // what came of the last reload; nil: there was none
+	mu       sync.Mutex                        // of what a reload changes
 	cfg      *config.Director
 	leftVIPs []netip.Addr // not configured any more, but with connections; in ascending order
 	// to the realservers, as the kernel knew them when it was asked last; nil: never
@@ -99,7 +100,7 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := preflight(cfg); err != nil {
 		return nil, err
 	}
-	if d.control, err = control.Listen(cfg.Control); err != nil {
+	if d.control, err = api.Listen(cfg.Control); err != nil {
 		return nil, err
 	}
 	if err := d.openHTTP(); err != nil {
@@ -231,18 +232,18 @@ const (
 
 // run works until ctx is cancelled or something fails, and leaves the machine as it was before open.
 func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) error {
-	d.control.Answer("/status", func() (any, error) { return d.status(), nil })
-	d.control.Lives(func() { d.status() })
-	d.control.Stream("/connections", d.connections)
-	d.control.Do("/reload", func() (any, error) {
+	d.control.Handle("GET /status", api.JSON(func(url.Values) (any, error) { return d.status(), nil }))
+	d.control.Handle("GET /alive", api.Alive(func() { d.status() }))
+	d.control.Handle("GET /connections", api.JSONLines(d.connections))
+	d.control.Handle("POST /reload", api.JSON(func(url.Values) (any, error) {
 		changed, err := d.reload()
-		return control.Reload{Changes: changed}, err
-	})
-	d.control.DoQuery("/weight", d.setWeight)
-	d.control.AnswerQuery("/load", d.load)
-	d.control.AnswerQuery("/explain", d.explain)
-	d.control.Feed("/capture", "application/x-pcapng", d.capture)
-	d.control.Do("/capture/end", d.endCapture)
+		return api.Reload{Changes: changed}, err
+	}))
+	d.control.Handle("POST /weight", api.JSON(d.setWeight))
+	d.control.Handle("GET /load", api.JSON(d.load))
+	d.control.Handle("GET /explain", api.JSON(d.explain))
+	d.control.Handle("GET /capture", api.Stream("application/x-pcapng", d.capture))
+	d.control.Handle("POST /capture/end", api.JSON(d.endCapture))
 	updatePage := d.serveHTTP()
 	sweeper, slots := d.table.NewSweeper(), min(d.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
 	watched := make(chan struct{})
@@ -251,7 +252,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		d.control.Run,
 		d.http.Run,
 		updatePage,
-		daemon.Watchdog(d.log, d.control.Alive, daemon.Standstill(d.overruns, d.loops()...)),
+		daemon.Watchdog(d.log, d.control.CheckAlive, daemon.Standstill(d.overruns, d.loops()...)),
 		func(ctx context.Context) error {
 			defer close(watched)
 			return d.network.Watch(ctx)

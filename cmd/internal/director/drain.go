@@ -4,7 +4,7 @@ import (
 	"net/url"
 
 	"vstun/balancer"
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 // load answers GET /load: what the realserver of an address has still, in the service of a name or in all, one that has
@@ -13,10 +13,10 @@ func (d *director) load(q url.Values) (any, error) {
 	d.mu.Lock()
 	cfg := d.cfg
 	d.mu.Unlock()
-	var all []control.Load
+	var all []api.RealserverUsage
 	for _, l := range d.bal.Leaving() {
 		if l.Address.String() == q.Get("realserver") && (!q.Has("service") || l.Service == q.Get("service")) {
-			all = append(all, control.Load{Service: l.Service, Realserver: l.Address.String(), Left: true,
+			all = append(all, api.RealserverUsage{Service: l.Service, Realserver: l.Address.String(), Left: true,
 				Active: l.Active, Inactive: l.Inactive})
 		}
 	}
@@ -29,7 +29,7 @@ func (d *director) load(q url.Values) (any, error) {
 		services[s.Name] = &s
 	}
 	for _, seat := range seats {
-		l := control.Load{Service: seat.service, Realserver: seat.address.String()}
+		l := api.RealserverUsage{Service: seat.service, Realserver: seat.address.String()}
 		if s := services[seat.service]; s != nil {
 			for _, r := range s.Realservers {
 				if r.Address != seat.address {

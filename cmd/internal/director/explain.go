@@ -9,8 +9,8 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
@@ -19,7 +19,7 @@ import (
 
 // explain answers GET /explain: where a flow's packets go, and why. It changes nothing.
 func (d *director) explain(q url.Values) (any, error) {
-	client, vip, protocol, err := control.ParseFlow(q)
+	client, vip, protocol, err := api.ParseFlow(q)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +40,7 @@ func (d *director) explain(q url.Values) (any, error) {
 			break
 		}
 	}
-	out := control.Explanation{Protocol: packet.ProtoName(first.Flow.Proto), Client: client.Addr().String(),
+	out := api.Explanation{Protocol: packet.ProtoName(first.Flow.Proto), Client: client.Addr().String(),
 		ClientPort: client.Port(), VIP: vip.Addr().String(), Port: vip.Port()}
 	l := lister{services: map[string]*balancer.Service{}}
 	if s := e.Service; s != nil {
@@ -52,7 +52,7 @@ func (d *director) explain(q url.Values) (any, error) {
 	} else {
 		out.Near = near(snap, vip.Addr())
 	}
-	for to, c := range map[**control.Connection]*balancer.Connection{&out.Connection: e.Connection,
+	for to, c := range map[**api.Connection]*balancer.Connection{&out.Connection: e.Connection,
 		&out.Template: e.Template} {
 		if c != nil {
 			row := l.row(c)
@@ -164,7 +164,7 @@ func renewed(s conntab.State, reuse int) bool {
 }
 
 // candidates are the realservers of the service, with the way to each as the kernel knows it now.
-func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, error) {
+func (d *director) candidates(e *balancer.Explanation) ([]api.Candidate, error) {
 	var all []netip.Addr
 	for _, c := range e.Candidates {
 		all = append(all, c.Address)
@@ -176,10 +176,10 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 	d.mu.Lock()
 	svc := d.described([]balancer.ServiceStatus{*e.Service}, time.Now())[0]
 	d.mu.Unlock()
-	var out []control.Candidate
+	var out []api.Candidate
 	for i, c := range e.Candidates {
 		way := ways[c.Address]
-		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link,
+		r := api.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link,
 			MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {
 			r.Source = source.String()

@@ -9,8 +9,8 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 )
 
 // standing is what the health of its realservers makes of a service.
@@ -202,7 +202,7 @@ func upDown(up bool) string {
 
 // healthStatus fills in what the checks of a service have come to. s is the service as it is in force, b as the
 // balancer has it: who is down there is told to be down, and not who will be in a moment. d.mu is held.
-func (d *director) healthStatus(svc *control.Service, s *config.Service, b *balancer.ServiceStatus,
+func (d *director) healthStatus(svc *api.Service, s *config.Service, b *balancer.ServiceStatus,
 	states map[seat]health.State, now time.Time) {
 	v := d.standings[s.Name]
 	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = upDown(v.up), s.Quorum, v.weightUp, v.sorry
@@ -225,7 +225,7 @@ func (d *director) healthStatus(svc *control.Service, s *config.Service, b *bala
 			continue
 		}
 		r.Health = upDown(!d.fallen[seat{s.Name, a}])
-		r.Check = &control.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"),
+		r.Check = &api.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(st.Reason, "not checked yet"),
 			Streak: st.Streak, Duration: st.Duration.Seconds(), Since: since(st.Since, now), Last: since(st.Last, now)}
 	}
 }

@@ -1,7 +1,9 @@
 package director
 
 import (
-	"vstun/cmd/internal/control"
+	"net/url"
+
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/page"
@@ -26,7 +28,7 @@ func (d *director) serveHTTP() daemon.Task {
 	}
 	clients, local := batches[:d.cfg.Queues], batches[d.cfg.Queues]
 	d.http.Handle("/metrics", metrics.Director(d.status, clients, local))
-	d.http.Handle("/status", control.JSON(func() (any, error) { return d.status(), nil }))
+	d.http.Handle("/status", api.JSON(func(url.Values) (any, error) { return d.status(), nil }))
 	p := page.New(d.status)
 	d.http.Handle("/", p.Handler())
 	return p.Run

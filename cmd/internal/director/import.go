@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"vstun/balancer"
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/migrate"
 	"vstun/cmd/internal/words"
 )
@@ -62,27 +62,27 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 		error){"keepalived": migrate.Keepalived, "ipvsadm": migrate.IPVSAdm}
 	read, known := importers[format]
 	if !known {
-		return daemon.UsageError{Err: fmt.Errorf("import %q: unknown: %s", format,
+		return cli.UsageError{Err: fmt.Errorf("import %q: unknown: %s", format,
 			words.Instead(format, importFormats))}
 	}
 	if out != "" && !force {
 		if _, err := os.Lstat(out); err == nil {
-			return daemon.UsageError{Err: errExists(out)}
+			return cli.UsageError{Err: errExists(out)}
 		}
 	}
 	name, text, err := readImport(c.InOrStdin(), file)
 	if err != nil {
-		return daemon.UsageError{Err: err}
+		return cli.UsageError{Err: err}
 	}
 	result, err := read(name, text, options)
 	if err != nil {
-		return daemon.UsageError{Err: err}
+		return cli.UsageError{Err: err}
 	}
 	for _, n := range result.Notes {
 		fmt.Fprintln(c.ErrOrStderr(), n)
 	}
 	if result.Services == 0 && result.Marks == 0 {
-		return daemon.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of "+
+		return cli.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of "+
 			"a keepalived.conf, or the output of ipvsadm-save -n", name)}
 	}
 	// Services of firewall marks alone are comments, which the notes say how to fill in.
@@ -126,7 +126,7 @@ func writeNew(path string, text []byte, force bool) error {
 	}
 	f, err := os.OpenFile(path, flags, 0o644)
 	if errors.Is(err, os.ErrExist) {
-		return daemon.UsageError{Err: errExists(path)}
+		return cli.UsageError{Err: errExists(path)}
 	}
 	if err != nil {
 		return fmt.Errorf("%w: name a file in a directory that is yours by -o", err)

@@ -11,13 +11,13 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // preflight finds what would stop the director, without touching the machine.
 func preflight(cfg *config.Director) error {
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
-		if taken, err := routing.LinkExists(name); err != nil {
+		if taken, err := query.LinkExists(name); err != nil {
 			return err
 		} else if taken {
 			return fmt.Errorf("TUN device %s: there is a device of this name: set another tun, or remove it (ip "+
@@ -43,13 +43,22 @@ func obstacles(cfg *config.Director, running bool) error {
 // checkAddresses refuses VIPs that are addresses of this host, as the kernel would take their packets itself,
 // realservers that are this host, and a source that is not.
 func checkAddresses(cfg *config.Director) error {
+	all := cfg.Source.List()
+	for _, s := range cfg.Services {
+		all = append(all, s.VIPs...)
+		for _, r := range s.Realservers {
+			all = append(all, r.Address)
+		}
+	}
+	local, err := query.LocalLinks(all...)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	six := routing.HasIPv6()
+	six := query.HasIPv6()
 	for _, a := range cfg.Source.List() {
-		if _, local, err := routing.LocalAddr(a); err != nil {
-			errs = append(errs, err)
-		} else if !local {
+		if local[a] == "" {
 			fault("source %s is no address of this host, so that realservers and routers refuse its packets: set "+
 				"one of its own, or none", a)
 		}
@@ -57,12 +66,9 @@ func checkAddresses(cfg *config.Director) error {
 	for _, s := range cfg.Services {
 		for _, vip := range s.VIPs {
 			if vip.Is6() && !six {
-				fault("service %q: VIP %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the VIP out", s.Name, vip)
-				continue
-			}
-			if link, local, err := routing.LocalAddr(vip); err != nil {
-				errs = append(errs, err)
-			} else if local {
+				fault("service %q: VIP %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the VIP "+
+					"out", s.Name, vip)
+			} else if link := local[vip]; link != "" {
 				fault("service %q: VIP %s is an address of this host, on %s, so that its packets never reach the "+
 					"director: remove it there (ip addr del %s dev %s)", s.Name, vip, link, vip, link)
 			}
@@ -71,11 +77,7 @@ func checkAddresses(cfg *config.Director) error {
 			if r.Address.Is6() && !six {
 				fault("service %q: realserver %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take "+
 					"the realserver out", s.Name, r.Address)
-				continue
-			}
-			if link, local, err := routing.LocalAddr(r.Address); err != nil {
-				errs = append(errs, err)
-			} else if local {
+			} else if link := local[r.Address]; link != "" {
 				fault("service %q: realserver %s is this host itself, on %s: a director can't be its own realserver",
 					s.Name, r.Address, link)
 			}

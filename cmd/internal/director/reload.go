@@ -9,15 +9,15 @@ import (
 	"time"
 
 	"vstun/balancer/health"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/routing"
 )
 
 // reload reads the configuration file again and puts it in force, and returns what has changed. A fault changes
 // nothing. The log says the same.
-func (d *director) reload() ([]control.Change, error) {
+func (d *director) reload() ([]api.Change, error) {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
 	read := time.Now()
@@ -35,10 +35,10 @@ func (d *director) reload() ([]control.Change, error) {
 	}
 	if err != nil {
 		d.log.Error("reload: nothing changed", "file", d.file, "error", err)
-		d.read.Store(&control.Configuration{Read: d.configuration().Read, Error: err.Error()})
+		d.read.Store(&api.Configuration{Read: d.configuration().Read, Error: err.Error()})
 		return nil, err
 	}
-	d.read.Store(&control.Configuration{Read: read})
+	d.read.Store(&api.Configuration{Read: read})
 	changed := append(changes(was, cfg), dropped(set, d.weights())...)
 	for i, c := range changed {
 		if i == loggedChanges {
@@ -53,11 +53,11 @@ func (d *director) reload() ([]control.Change, error) {
 }
 
 // configuration is what came of reading the file.
-func (d *director) configuration() control.Configuration {
+func (d *director) configuration() api.Configuration {
 	if c := d.read.Load(); c != nil {
 		return *c
 	}
-	return control.Configuration{Read: d.start}
+	return api.Configuration{Read: d.start}
 }
 
 // loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/routing"
@@ -149,11 +149,11 @@ func TestServiceStatus(t *testing.T) {
 		Realservers: []balancer.RealserverStatus{{Realserver: balancer.Realserver{Address: rs, Upper: 10, Lower: 5},
 			Active: 1, Inactive: 2, Connections: 3, Packets: 4, Bytes: 5}},
 	})
-	want := control.Service{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"0"},
+	want := api.Service{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"0"},
 		Scheduler: "sh", SchedulerFlags: []string{"sh-port"},
-		Persistence: &control.Persistence{Timeout: 60, Netmask: 24, Netmask6: 128}, OnePacket: true,
-		Realservers: []control.Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 10, Lower: 5, Active: 1,
-			Inactive: 2, Connections: 3, Forwarded: control.Traffic{Packets: 4, Bytes: 5}}}}
+		Persistence: &api.Persistence{Timeout: 60, Netmask: 24, Netmask6: 128}, OnePacket: true,
+		Realservers: []api.Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 10, Lower: 5, Active: 1,
+			Inactive: 2, Connections: 3, Forwarded: api.Traffic{Packets: 4, Bytes: 5}}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"vstun/balancer"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
 	"vstun/encap/packet/stats"
@@ -16,12 +16,12 @@ import (
 )
 
 // status is what the control socket answers.
-func (d *director) status() control.DirectorStatus {
+func (d *director) status() api.DirectorStatus {
 	var t stats.Tally
-	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
+	st := api.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(d.start).Seconds(),
 		TUN:    d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),
-		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(),
+		Connections: api.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(),
 			HalfOpenMax: d.table.HalfOpenMax(),
 			Evicted:     d.table.Evicted()}}
 	for _, w := range d.workers {
@@ -34,8 +34,8 @@ func (d *director) status() control.DirectorStatus {
 		r.Read(&t)
 	}
 	d.shared.Read(&t)
-	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
+	st.In, st.Out, st.Drops = api.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, api.Drops(&t)
 	st.Services = d.servicesStatus(time.Now())
 	st.Resets = t.Resets
 	st.Overruns = d.overruns()
@@ -48,7 +48,7 @@ func (d *director) status() control.DirectorStatus {
 
 // servicesStatus is the services as they are in force, with what their checks have come to. A sorry server is among the
 // realservers while it has clients.
-func (d *director) servicesStatus(now time.Time) []control.Service {
+func (d *director) servicesStatus(now time.Time) []api.Service {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	list, configured := d.bal.Snapshot().Status(), byName(d.cfg)
@@ -63,7 +63,7 @@ func (d *director) servicesStatus(now time.Time) []control.Service {
 }
 
 // described is the services of a snapshot as the control socket tells of them. d.mu is held.
-func (d *director) described(list []balancer.ServiceStatus, now time.Time) (all []control.Service) {
+func (d *director) described(list []balancer.ServiceStatus, now time.Time) (all []api.Service) {
 	configured, set, states := byName(d.inForce()), d.weights(), d.healthy()
 	for i := range list {
 		s := &list[i]
@@ -104,21 +104,21 @@ func (d *director) loops() (all []daemon.Loop) {
 	return all
 }
 
-func leaving(all []balancer.Leaving) (st control.Leaving) {
+func leaving(all []balancer.Leaving) (st api.Leaving) {
 	for _, l := range all {
 		st.Realservers++
 		st.Connections += l.Active + l.Inactive
-		st.List = append(st.List, control.LeavingRealserver{Service: l.Service, Address: l.Address.String(),
+		st.List = append(st.List, api.LeavingRealserver{Service: l.Service, Address: l.Address.String(),
 			Active: l.Active, Inactive: l.Inactive, Templates: l.Templates})
 	}
 	return st
 }
 
-func serviceStatus(s *balancer.ServiceStatus) control.Service {
-	svc := control.Service{Name: s.Name, Protocol: packet.ProtoName(s.Protocol), Scheduler: s.Scheduler,
+func serviceStatus(s *balancer.ServiceStatus) api.Service {
+	svc := api.Service{Name: s.Name, Protocol: packet.ProtoName(s.Protocol), Scheduler: s.Scheduler,
 		SchedulerFlags: flagList(s.Scheduler, s.Flags.Port, s.Flags.Fallback), OnePacket: s.OnePacket}
 	if p := s.Persistence; p.Timeout > 0 {
-		svc.Persistence = &control.Persistence{Timeout: p.Timeout.Seconds(), Netmask: p.Mask4, Netmask6: p.Mask6}
+		svc.Persistence = &api.Persistence{Timeout: p.Timeout.Seconds(), Netmask: p.Mask4, Netmask6: p.Mask6}
 	}
 	for _, vip := range s.VIPs {
 		svc.VIPs = append(svc.VIPs, vip.String())
@@ -127,10 +127,10 @@ func serviceStatus(s *balancer.ServiceStatus) control.Service {
 		svc.Ports = append(svc.Ports, p.String())
 	}
 	for _, r := range s.Realservers {
-		rs := control.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum,
+		rs := api.Realserver{Address: r.Address.String(), Encap: r.Encap.String(), EncapChecksum: r.Checksum,
 			Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
 			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections,
-			Forwarded: control.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+			Forwarded: api.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
 		if r.Down {
 			rs.Effective = 0
 		}

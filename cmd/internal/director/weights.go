@@ -8,8 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/words"
 )
 
@@ -41,7 +41,7 @@ func (w weights) still(cfg *config.Director) weights {
 }
 
 // note adds to a service's status which weights are not the configured ones.
-func (w weights) note(s *control.Service) {
+func (w weights) note(s *api.Service) {
 	if len(w) == 0 {
 		return
 	}
@@ -93,7 +93,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	weight := -1
 	if q.Has("weight") {
 		var err error
-		if weight, err = control.ParseWeight(q.Get("weight")); err != nil {
+		if weight, err = api.ParseWeight(q.Get("weight")); err != nil {
 			return nil, err
 		}
 	}
@@ -118,7 +118,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 		d.override.Store(former)
 		return nil, err
 	}
-	var changed []control.Change
+	var changed []api.Change
 	after := d.healthy()
 	for _, s := range seats {
 		is := configured[s].Weight
@@ -126,7 +126,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 		if now == old {
 			continue
 		}
-		c := control.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: old, New: now,
+		c := api.Change{Service: s.service, Realserver: s.address.String(), Key: "weight", Old: old, New: now,
 			Text: fmt.Sprintf("%v: weight %d -> %d", s, old, now)}
 		if now != is {
 			c.Configured, c.Text = &is, c.Text+", configured "+strconv.Itoa(is)
@@ -136,7 +136,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	for _, c := range changed {
 		d.log.Info("set: " + c.Text)
 	}
-	return control.Reload{Changes: changed}, nil
+	return api.Reload{Changes: changed}, nil
 }
 
 // weights are those in force that operators have set.
@@ -148,15 +148,15 @@ func (d *director) weights() weights {
 }
 
 // dropped returns a change for each weight that an operator has set and that no longer holds.
-func dropped(was, is weights) (changed []control.Change) {
+func dropped(was, is weights) (changed []api.Change) {
 	for s, o := range was {
 		if _, stays := is[s]; !stays {
-			changed = append(changed, control.Change{Service: s.service, Realserver: s.address.String(),
+			changed = append(changed, api.Change{Service: s.service, Realserver: s.address.String(),
 				Key: "set_weight", Old: o.weight,
 				Text: fmt.Sprintf("%v: the weight %d that an operator has set does not hold any longer", s, o.weight)})
 		}
 	}
-	slices.SortFunc(changed, func(a, b control.Change) int { return strings.Compare(a.Text, b.Text) })
+	slices.SortFunc(changed, func(a, b api.Change) int { return strings.Compare(a.Text, b.Text) })
 	return changed
 }
 

@@ -15,8 +15,8 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/health"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 )
 
 // operated is a director with the services of running, of which nothing but the balancer is there.
@@ -53,7 +53,7 @@ func (d *director) mustSet(t *testing.T, query string) []string {
 	if err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
-	return texts(v.(control.Reload).Changes)
+	return texts(v.(api.Reload).Changes)
 }
 
 // TestWeightOfOperator: it is in force until the configured one comes back, or changes.
@@ -69,7 +69,7 @@ func TestWeightOfOperator(t *testing.T) {
 	if got := d.mustSet(t, "service=web&realserver=10.0.11.1&weight=0"); len(got) != 0 {
 		t.Errorf("again: it says %q, want nothing", got)
 	}
-	st := control.Service{Name: "web", Realservers: []control.Realserver{{Address: "10.0.11.1"},
+	st := api.Service{Name: "web", Realservers: []api.Realserver{{Address: "10.0.11.1"},
 		{Address: "10.0.11.2"}}}
 	if d.weights().note(&st); st.Realservers[0].Configured == nil || *st.Realservers[0].Configured != 1 ||
 		st.Realservers[1].Configured != nil {

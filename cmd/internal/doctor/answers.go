@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // answers examines the routes of answers: there is a default route, and, if the agent runs, answers use the agent's
 // routing table, which lowers the MSS.
-func (res *result) answers(cfg *config.Realserver, st *control.RealserverStatus) {
+func (res *result) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 	running := st.Program != ""
 	for _, six := range []bool{false, true} {
 		var vips []netip.Addr
@@ -23,7 +23,7 @@ func (res *result) answers(cfg *config.Realserver, st *control.RealserverStatus)
 		if len(vips) == 0 {
 			continue
 		}
-		hop, ok, err := routing.Lookup(outside[six], netip.Addr{})
+		hop, ok, err := query.Lookup(outside[six], netip.Addr{})
 		if res.failed(err) {
 			return
 		}
@@ -46,11 +46,11 @@ func (res *result) answers(cfg *config.Realserver, st *control.RealserverStatus)
 }
 
 // answersOf examines the route of answers from one VIP.
-func (res *result) answersOf(cfg *config.Realserver, st *control.RealserverStatus, vip netip.Addr) {
-	if _, local, err := routing.LocalAddr(vip); err != nil || !local {
+func (res *result) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip netip.Addr) {
+	if _, local, err := query.LocalLink(vip); err != nil || !local {
 		return // another check records that
 	}
-	hop, ok, err := routing.Lookup(outside[vip.Is6()], vip)
+	hop, ok, err := query.Lookup(outside[vip.Is6()], vip)
 	if res.failed(err) {
 		return
 	}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/cli"
 )
 
 // patience bounds the time of an examination, which usually takes a few seconds.
@@ -27,9 +27,9 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 				return err
 			}
 			if asJSON {
-				err = control.PrintJSON(c.OutOrStdout(), r)
+				err = cli.PrintJSON(c.OutOrStdout(), r)
 			} else {
-				err = r.print(c.OutOrStdout(), control.Width(c.OutOrStdout()), verbose)
+				err = r.print(c.OutOrStdout(), cli.Width(c.OutOrStdout()), verbose)
 			}
 			if err == nil && len(r.Findings) > 0 {
 				err = fmt.Errorf("doctor: %s", r.summary())

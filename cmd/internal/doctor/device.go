@@ -6,18 +6,19 @@ import (
 	"slices"
 
 	"vstun/cmd/internal/words"
-	"vstun/routing"
+	"vstun/routing/kernel"
+	"vstun/routing/query"
 )
 
 // vipRoutes examines whether the VIPs' packets get to the director: packets from the network by the device tun, this
 // host's own packets, such as health checks, by the device local.
 func (res *result) vipRoutes(tun, local string, vips []netip.Addr) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
 	for _, name := range []string{tun, local} {
-		at := slices.IndexFunc(devices, func(d routing.Device) bool { return d.Name == name })
+		at := slices.IndexFunc(devices, func(d query.Device) bool { return d.Name == name })
 		if at >= 0 && devices[at].Up {
 			continue
 		}
@@ -63,7 +64,7 @@ func (res *result) vipRoutes(tun, local string, vips []netip.Addr) {
 
 // vipPath is a path by which packets come to a VIP.
 type vipPath struct {
-	lookup  func() (routing.Hop, bool, error)
+	lookup  func() (query.Path, bool, error)
 	device  string // that they must get to
 	packets string
 	of      string // " for …", if it is not all packets
@@ -73,17 +74,17 @@ type vipPath struct {
 
 // paths returns the paths by which packets come to vip: from the network, if the kernel can be asked about it, and from
 // this host.
-func (res *result) paths(tun, local string, vip netip.Addr, devices []routing.Device) (all []vipPath) {
+func (res *result) paths(tun, local string, vip netip.Addr, devices []query.Device) (all []vipPath) {
 	if from, link, ok := exampleClient(vip.Is6(), devices); ok {
 		all = append(all, vipPath{
-			lookup: func() (routing.Hop, bool, error) { return routing.LookupForwarded(vip, from, link) },
+			lookup: func() (query.Path, bool, error) { return query.LookupForwarded(vip, from, link) },
 			device: tun, packets: "its packets", why: "its packets never get to the director",
 			fix: fmt.Sprintf("ip route get %s from %s iif %s; ip rule", vip, from, link),
 		})
 	}
-	if routing.HasRules(vip.Is6()) {
+	if query.HasRules(vip.Is6()) {
 		all = append(all, vipPath{
-			lookup: func() (routing.Hop, bool, error) { return routing.Lookup(vip, netip.Addr{}) },
+			lookup: func() (query.Path, bool, error) { return query.Lookup(vip, netip.Addr{}) },
 			device: local, packets: "this host's own packets", of: " for this host's own packets",
 			why: "health checks fail, or share the clients' queues", fix: fmt.Sprintf("ip route get %s; ip rule", vip),
 		})
@@ -94,8 +95,8 @@ func (res *result) paths(tun, local string, vip netip.Addr, devices []routing.De
 // exampleClient returns the address of a client, and the device by which its packets come in and are forwarded: by the
 // default route, or from a subnet of this host. The kernel shows no route for a device that does not forward: see
 // forwarding.
-func exampleClient(six bool, devices []routing.Device) (from netip.Addr, link string, ok bool) {
-	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && forwards(hop.Link, six) {
+func exampleClient(six bool, devices []query.Device) (from netip.Addr, link string, ok bool) {
+	if hop, ok, err := query.Lookup(outside[six], netip.Addr{}); err == nil && ok && forwards(hop.Link, six) {
 		return outside[six], hop.Link, true
 	}
 	for _, d := range devices {
@@ -125,6 +126,6 @@ func forwards(link string, six bool) bool {
 	if six {
 		key = "net/ipv6/conf/" + link + "/forwarding"
 	}
-	value, err := routing.ReadSysctl(key)
+	value, err := kernel.ReadSysctl(key)
 	return err == nil && value == "1"
 }

@@ -12,11 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/words"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // Director is the director of this machine, as it runs or would run.
@@ -26,12 +26,12 @@ type Director struct {
 	// Obstacles returns the faults that keep it from starting, or, if it runs, from its next start; a line each.
 	Obstacles func(running bool) error
 	// Checks returns the number of descriptors that its health checks need and have.
-	Checks func() (control.Checks, error)
+	Checks func() (api.Checks, error)
 }
 
 // Examine examines the machine, and the paths to the realservers.
 func (d *Director) Examine(ctx context.Context) (*Report, error) {
-	var st control.DirectorStatus
+	var st api.DirectorStatus
 	running, silence, err := status(ctx, d.Config.Control, &st)
 	if err != nil {
 		return nil, err
@@ -84,11 +84,11 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 // status gets the status of the program whose control socket is at socket, and reports whether it runs. silence is the
 // error of a program that runs and does not answer.
 func status(ctx context.Context, socket string, into any) (running bool, silence, err error) {
-	err = control.Get(ctx, socket, "/status", into)
+	err = api.Get(ctx, socket, "/status", into)
 	switch {
 	case err == nil:
 		return true, nil, nil
-	case errors.Is(err, control.ErrSilent):
+	case errors.Is(err, api.ErrSilent):
 		return true, err, nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // no program listens
 		return false, nil, nil
@@ -180,7 +180,7 @@ func (res *result) start(running bool, obstacles func(running bool) error) {
 // realserverRoutes examines whether there is a route to each realserver, with a source address and a sufficient MTU.
 func (res *result) realserverRoutes(cfg *config.Director) {
 	all, services := realservers(cfg)
-	paths, err := routing.Paths(all)
+	paths, err := query.Paths(all)
 	if res.failed(err) {
 		return
 	}
@@ -226,7 +226,7 @@ func brief(list []string) string {
 }
 
 // descriptors examines whether health checks get the descriptors that they need.
-func (res *result) descriptors(c control.Checks, err error) {
+func (res *result) descriptors(c api.Checks, err error) {
 	switch {
 	case res.failed(err):
 	case c.Limit == 0:
@@ -241,7 +241,7 @@ func (res *result) descriptors(c control.Checks, err error) {
 }
 
 // health records the realservers that are down, and the services below their quorum.
-func (res *result) health(st *control.DirectorStatus) {
+func (res *result) health(st *api.DirectorStatus) {
 	up := 0
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
@@ -277,11 +277,11 @@ func (res *result) health(st *control.DirectorStatus) {
 // tunnels probes the realservers through their tunnels.
 func (d *Director) tunnels(ctx context.Context, res *result) {
 	all, _ := realservers(d.Config)
-	paths, err := routing.Paths(all)
+	paths, err := query.Paths(all)
 	if res.failed(err) {
 		return
 	}
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
@@ -307,11 +307,11 @@ var outside = map[bool]netip.Addr{false: netip.MustParseAddr("9.9.9.9"), true: n
 
 // ownAddress returns an address of this host for answers: the configured source, the default route's source, or any
 // other.
-func ownAddress(cfg *config.Director, devices []routing.Device, six bool) netip.Addr {
+func ownAddress(cfg *config.Director, devices []query.Device, six bool) netip.Addr {
 	if a := cfg.Source.For(outside[six]); a.IsValid() {
 		return a
 	}
-	if hop, ok, err := routing.Lookup(outside[six], netip.Addr{}); err == nil && ok && hop.Source.IsGlobalUnicast() {
+	if hop, ok, err := query.Lookup(outside[six], netip.Addr{}); err == nil && ok && hop.Source.IsGlobalUnicast() {
 		return hop.Source
 	}
 	for _, d := range devices {

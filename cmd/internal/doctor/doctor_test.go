@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
 func TestReport(t *testing.T) {
@@ -76,12 +76,12 @@ func TestRealserverOfManyServices(t *testing.T) {
 
 // The report has the results of a director's health checks.
 func TestHealth(t *testing.T) {
-	st := control.DirectorStatus{Services: []control.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1,
-		Realservers: []control.Realserver{
+	st := api.DirectorStatus{Services: []api.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1,
+		Realservers: []api.Realserver{
 			{Address: "10.0.11.2", Health: "up"},
-			{Address: "10.0.12.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel",
+			{Address: "10.0.12.2", Health: "down", Check: &api.Check{Type: "http", Via: "tunnel",
 				Reason: "status 503"}},
-			{Address: "10.0.13.2", Health: "down", Check: &control.Check{Type: "http", Via: "tunnel", Streak: 1,
+			{Address: "10.0.13.2", Health: "down", Check: &api.Check{Type: "http", Via: "tunnel", Streak: 1,
 				Reason: "coming up: 1 of 2 successes (HTTP status 200)"}},
 		}}}}
 	res := result{check: "health"}
@@ -97,19 +97,19 @@ func TestHealth(t *testing.T) {
 
 // A strict device drops answers to checks through the tunnel only if they come in by it.
 func TestAnsweredBy(t *testing.T) {
-	realserver := func(address, via string) control.Realserver {
-		return control.Realserver{Address: address, Check: &control.Check{Via: via}}
+	realserver := func(address, via string) api.Realserver {
+		return api.Realserver{Address: address, Check: &api.Check{Via: via}}
 	}
 	for _, c := range []struct {
-		realserver control.Realserver
+		realserver api.Realserver
 		strict     string
 		want       bool
 	}{
 		{realserver("127.0.0.2", "tunnel"), "lo", true}, {realserver("127.0.0.2", "direct"), "lo", false},
 		{realserver("127.0.0.2", "tunnel"), "eth7", false},
-		{control.Realserver{Address: "127.0.0.2"}, "lo", false}, {realserver("::1", "tunnel"), "lo", false},
+		{api.Realserver{Address: "127.0.0.2"}, "lo", false}, {realserver("::1", "tunnel"), "lo", false},
 	} {
-		st := control.DirectorStatus{Services: []control.Service{{Realservers: []control.Realserver{c.realserver}}}}
+		st := api.DirectorStatus{Services: []api.Service{{Realservers: []api.Realserver{c.realserver}}}}
 		if got := answeredBy(&st, []string{c.strict}); (len(got) > 0) != c.want {
 			t.Errorf("%+v: %v, want %v", c, got, c.want)
 		}

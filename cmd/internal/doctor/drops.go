@@ -6,7 +6,7 @@ import (
 	"maps"
 	"slices"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
 )
 
@@ -131,10 +131,10 @@ func (res *result) overrun(before, after uint64) {
 }
 
 // directorDrops reads the director's counters twice.
-func (res *result) directorDrops(ctx context.Context, socket string, before *control.DirectorStatus) {
+func (res *result) directorDrops(ctx context.Context, socket string, before *api.DirectorStatus) {
 	pause(ctx, sampled)
-	var after control.DirectorStatus
-	if res.failed(control.Get(ctx, socket, "/status", &after)) {
+	var after api.DirectorStatus
+	if res.failed(api.Get(ctx, socket, "/status", &after)) {
 		return
 	}
 	res.dropped(before.Drops, after.Drops, directorAdvice())

@@ -11,9 +11,9 @@ import (
 
 	"github.com/prometheus/procfs"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // strict is the value of rp_filter that drops packets from sources that the host reaches by another device (RFC 3704,
@@ -25,7 +25,7 @@ const sampled = 500 * time.Millisecond
 
 // strictDevices returns the devices that are up and filter strictly, except one.
 func strictDevices(but string) (names []string, err error) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	for _, d := range devices {
 		if d.Up && !d.Loopback && d.Name != but && hasIPv4(d) && sysctlOf(d.Name, "rp_filter") == strict {
 			names = append(names, d.Name)
@@ -45,7 +45,7 @@ func loosenRPFilter(devices []string) string {
 
 // directorFilters examines whether rp_filter drops clients' packets, or answers to health checks. Those come from a
 // VIP, though the route to it leads to the director's own device.
-func (res *result) directorFilters(ctx context.Context, tun string, v4 bool, st *control.DirectorStatus) {
+func (res *result) directorFilters(ctx context.Context, tun string, v4 bool, st *api.DirectorStatus) {
 	if !v4 {
 		res.fine("IPv6 has no rp_filter")
 		return
@@ -69,14 +69,14 @@ func (res *result) directorFilters(ctx context.Context, tun string, v4 bool, st 
 
 // answeredBy returns the devices by which answers to health checks through the tunnel come in, if realservers answer by
 // the route by which they are reached.
-func answeredBy(st *control.DirectorStatus, devices []string) (used []string) {
+func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
 			a, err := netip.ParseAddr(r.Address)
 			if err != nil || !a.Is4() || r.Check == nil || r.Check.Via != "tunnel" {
 				continue
 			}
-			if hop, ok, err := routing.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices,
+			if hop, ok, err := query.Lookup(a, netip.Addr{}); err == nil && ok && slices.Contains(devices,
 				hop.Link) && !slices.Contains(used, hop.Link) {
 				used = append(used, hop.Link)
 			}

@@ -11,7 +11,7 @@ import (
 
 	"vstun/cmd/internal/doctor/nft"
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // pathCheck is a kind of packets that the firewall must accept.
@@ -28,7 +28,7 @@ type pathCheck struct {
 // firewall examines whether the firewall accepts all packets of checks. legacy are the chains that matter of
 // iptables-legacy.
 func (res *result) firewall(checks []pathCheck, legacy ...string) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
@@ -172,7 +172,7 @@ func (res *result) directorFirewall(d *Director) {
 	var all []pathCheck
 	for _, s := range d.Config.Services {
 		for _, vip := range s.VIPs {
-			route, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{})
+			route, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
 			if res.failed(err) {
 				return
 			}
@@ -205,7 +205,7 @@ func (d *Director) errorChecks() (all []pathCheck) {
 	list, _ := realservers(d.Config)
 	seen := map[bool]bool{}
 	for _, a := range list {
-		route, ok, err := routing.Lookup(a, netip.Addr{})
+		route, ok, err := query.Lookup(a, netip.Addr{})
 		if seen[a.Is6()] || err != nil || !ok || !route.Source.IsValid() {
 			continue
 		}

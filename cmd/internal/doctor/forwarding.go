@@ -5,7 +5,8 @@ import (
 	"net/netip"
 	"strconv"
 
-	"vstun/routing"
+	"vstun/routing/kernel"
+	"vstun/routing/query"
 )
 
 // forwarding examines whether the kernel forwards the VIPs' packets to the director's device. A director that starts
@@ -24,7 +25,7 @@ func (res *result) forwarding(running bool, tun string, v4, v6 bool) {
 		if !c.on {
 			continue
 		}
-		if value, err := routing.ReadSysctl(c.key); !res.failed(err) && value != "1" {
+		if value, err := kernel.ReadSysctl(c.key); !res.failed(err) && value != "1" {
 			res.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value),
 				Why:     fmt.Sprintf("the kernel forwards no packet to %s", tun),
 				Fix:     fmt.Sprintf("sysctl -w %s=1", c.name),
@@ -42,14 +43,14 @@ func (res *result) forwarding(running bool, tun string, v4, v6 bool) {
 // forwardingOfDevices examines each device's own switch, which IPv4 has beside the host's (IN_DEV_FORWARD in
 // net/ipv4/route.c).
 func (res *result) forwardingOfDevices(tun string) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
-	clients, _, _ := routing.Lookup(outside[false], netip.Addr{}) // without a default route they may come by any device
+	clients, _, _ := query.Lookup(outside[false], netip.Addr{}) // without a default route they may come by any device
 	for _, d := range devices {
 		key := "net/ipv4/conf/" + d.Name + "/forwarding"
-		if value, err := routing.ReadSysctl(key); err == nil && value == "0" && d.Up && !d.Loopback && d.Name != tun &&
+		if value, err := kernel.ReadSysctl(key); err == nil && value == "0" && d.Up && !d.Loopback && d.Name != tun &&
 			hasIPv4(d) {
 			severity := Warning
 			if d.Name == clients.Link {
@@ -63,7 +64,7 @@ func (res *result) forwardingOfDevices(tun string) {
 	}
 }
 
-func hasIPv4(d routing.Device) bool {
+func hasIPv4(d query.Device) bool {
 	for _, p := range d.Addrs {
 		if p.Addr().Is4() {
 			return true
@@ -76,7 +77,7 @@ func hasIPv4(d routing.Device) bool {
 // in include/linux/inetdevice.h).
 func sysctlOf(device, name string) (n int) {
 	for _, d := range []string{"all", device} {
-		if v, err := routing.ReadSysctl("net/ipv4/conf/" + d + "/" + name); err == nil {
+		if v, err := kernel.ReadSysctl("net/ipv4/conf/" + d + "/" + name); err == nil {
 			if have, err := strconv.Atoi(v); err == nil {
 				n = max(n, have)
 			}

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // sizesAtOnce is the number of sizes that are tried at once.
@@ -69,7 +69,7 @@ func (x *targetExam) narrow(vip *targetVIP, size int) {
 // routeWithMTU returns the command that gives the route to a an MTU.
 func routeWithMTU(a netip.Addr, mtu int) string {
 	command := fmt.Sprintf("ip route replace %s", netip.PrefixFrom(a, a.BitLen()))
-	if hop, ok, err := routing.Lookup(a, netip.Addr{}); ok && err == nil {
+	if hop, ok, err := query.Lookup(a, netip.Addr{}); ok && err == nil {
 		if hop.Gateway.IsValid() {
 			command += fmt.Sprintf(" via %s", hop.Gateway)
 		}

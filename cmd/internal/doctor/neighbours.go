@@ -6,13 +6,14 @@ import (
 	"net/netip"
 	"sync"
 
-	"vstun/routing"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
 )
 
 // neighbours examines whether this host answers for each VIP that lies in one of its subnets. Hosts and routers there
 // ask for it by ARP or neighbour discovery, and the director's kernel does not own it.
 func (res *result) neighbours(vips []netip.Addr) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
@@ -23,7 +24,7 @@ func (res *result) neighbours(vips []netip.Addr) {
 			if !in {
 				continue
 			}
-			answers, err := routing.AnswersFor(d.Name, vip)
+			answers, err := query.AnswersFor(d.Name, vip)
 			if res.failed(err) {
 				return
 			}
@@ -44,7 +45,7 @@ func (res *result) neighbours(vips []netip.Addr) {
 }
 
 // impostors examines whether another host answers ARP for a VIP: a realserver without arp_ignore, or a second director.
-func (res *result) impostors(devices []routing.Device, vips []netip.Addr) (good bool) {
+func (res *result) impostors(devices []query.Device, vips []netip.Addr) (good bool) {
 	type question struct {
 		device    string
 		vip, from netip.Addr
@@ -67,7 +68,7 @@ func (res *result) impostors(devices []routing.Device, vips []netip.Addr) (good 
 	}
 	var wait sync.WaitGroup
 	for _, q := range all {
-		wait.Go(func() { q.answers, q.err = routing.WhoHas(q.device, q.vip, q.from, sampled) })
+		wait.Go(func() { q.answers, q.err = neigh.Resolve(q.device, q.vip, q.from, sampled) })
 	}
 	wait.Wait()
 	good = true
@@ -93,7 +94,7 @@ func (res *result) impostors(devices []routing.Device, vips []netip.Addr) (good 
 const mostQuestions = 256
 
 // subnetOf returns the subnet of a device that contains a.
-func subnetOf(d routing.Device, a netip.Addr) (netip.Prefix, bool) {
+func subnetOf(d query.Device, a netip.Addr) (netip.Prefix, bool) {
 	for _, p := range d.Addrs {
 		if d.Up && !d.Loopback && !p.IsSingleIP() && p.Contains(a) {
 			return p.Masked(), true

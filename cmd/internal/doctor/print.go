@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/words"
 )
 
@@ -27,7 +27,7 @@ func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
 	line := func(text string) {
 		if !strings.HasPrefix(text, command) { // a command stays in one line, to be copied
-			text = control.Wrapped(text, width, further)
+			text = cli.Wrapped(text, width, further)
 		}
 		fmt.Fprintln(&w, text)
 	}

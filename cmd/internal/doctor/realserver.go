@@ -6,12 +6,12 @@ import (
 	"net/netip"
 	"strings"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/doctor/nft"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // Realserver is the agent of this machine, as it runs or would run.
@@ -25,7 +25,7 @@ type Realserver struct {
 
 // Examine examines the machine.
 func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
-	var st control.RealserverStatus
+	var st api.RealserverStatus
 	running, silence, err := status(ctx, s.Config.Control, &st)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (res *result) directors(cfg *config.Realserver) {
 			names = append(names, d.String())
 			continue
 		}
-		if link, local, err := routing.LocalAddr(d.Addr()); err == nil && local {
+		if link, local, err := query.LocalLink(d.Addr()); err == nil && local {
 			res.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()),
 				What: fmt.Sprintf("it is this host itself, on %s", link),
 				Why:  "a host drops packets that come from an address of its own", Fix: applyRealserver,
@@ -88,7 +88,7 @@ func (res *result) directors(cfg *config.Realserver) {
 
 // ownVIPs examines whether the agent's device has the VIPs.
 func (res *result) ownVIPs(cfg *config.Realserver) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
@@ -161,7 +161,7 @@ func (res *result) realserverFilters(ctx context.Context, cfg *config.Realserver
 
 // arp examines whether this host leaves ARP requests for the VIPs unanswered where it shares a subnet with a director.
 func (res *result) arp(cfg *config.Realserver) {
-	devices, err := routing.Devices()
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
@@ -216,7 +216,7 @@ func (res *result) realserverFirewall(s *Realserver) {
 			if !d.IsSingleIP() {
 				from = from.Next()
 			}
-			hop, ok, err := routing.Lookup(from, netip.Addr{})
+			hop, ok, err := query.Lookup(from, netip.Addr{})
 			if err != nil || !ok || !hop.Source.IsValid() {
 				continue
 			}
@@ -249,7 +249,7 @@ func (res *result) realserverFirewall(s *Realserver) {
 					IIF: s.Config.TUN, State: nft.New},
 				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
 		}
-		if hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
+		if hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
 			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anyClient[vip.Is6()], 1024), 0, 0,
 				packet.FlagSYN|packet.FlagACK)
 			all = append(all, pathCheck{name: fmt.Sprintf("answers from %s", vip), grade: Error,

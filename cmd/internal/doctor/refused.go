@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
@@ -18,10 +18,10 @@ import (
 
 // realserverDrops reads the agent's counters twice. The agent itself has counted, since its start, which hosts it
 // refuses, and for which VIPs.
-func (res *result) realserverDrops(ctx context.Context, s *Realserver, before *control.RealserverStatus) {
+func (res *result) realserverDrops(ctx context.Context, s *Realserver, before *api.RealserverStatus) {
 	pause(ctx, sampled)
-	var after control.RealserverStatus
-	if res.failed(control.Get(ctx, s.Config.Control, "/status", &after)) {
+	var after api.RealserverStatus
+	if res.failed(api.Get(ctx, s.Config.Control, "/status", &after)) {
 		return
 	}
 	known := realserverAdvice()
@@ -49,14 +49,14 @@ func (res *result) realserverDrops(ctx context.Context, s *Realserver, before *c
 }
 
 // amount describes the number of counted packets, and the time since the last one.
-func amount(c control.Counted) string { return amountOf(c.Packets, uint64(c.Last)) }
+func amount(c api.Counted) string { return amountOf(c.Packets, uint64(c.Last)) }
 
 func amountOf(packets, seconds uint64) string {
 	return fmt.Sprintf("%s, the last %v ago", words.Count(packets, "packet"), time.Duration(seconds)*time.Second)
 }
 
 // strangerAdvice adds to a the hosts whose tunnel packets were refused.
-func (s *Realserver) strangerAdvice(a advice, st *control.RealserverStatus) advice {
+func (s *Realserver) strangerAdvice(a advice, st *api.RealserverStatus) advice {
 	if len(st.RefusedSources) == 0 {
 		return a
 	}
@@ -71,7 +71,7 @@ func (s *Realserver) strangerAdvice(a advice, st *control.RealserverStatus) advi
 }
 
 // vipAdvice adds to a the VIPs whose packets were refused.
-func (s *Realserver) vipAdvice(a advice, st *control.RealserverStatus) advice {
+func (s *Realserver) vipAdvice(a advice, st *api.RealserverStatus) advice {
 	if len(st.RefusedDestinations) == 0 {
 		return a
 	}
@@ -84,7 +84,7 @@ func (s *Realserver) vipAdvice(a advice, st *control.RealserverStatus) advice {
 	return a
 }
 
-func quoted(all []control.Counted) string {
+func quoted(all []api.Counted) string {
 	var names []string
 	for _, c := range all {
 		names = append(names, fmt.Sprintf("%q", c.Address))

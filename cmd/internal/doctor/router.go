@@ -6,9 +6,9 @@ import (
 	"net/netip"
 	"slices"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // routed is a probe for one VIP that this host sends to its router.
@@ -25,8 +25,8 @@ const routerHops = 2
 // router examines whether this host's router sends the VIPs' packets here. It sends the router a probe for each VIP,
 // from this host's own address. The sniffer sees a probe that comes back before the kernel drops it: neither the
 // director nor a realserver gets it.
-func (d *Director) router(ctx context.Context, res *result, running bool, before *control.DirectorStatus) {
-	devices, err := routing.Devices()
+func (d *Director) router(ctx context.Context, res *result, running bool, before *api.DirectorStatus) {
+	devices, err := query.Devices()
 	if res.failed(err) {
 		return
 	}
@@ -48,9 +48,9 @@ func (d *Director) router(ctx context.Context, res *result, running bool, before
 		}
 	}
 	p.sendAll(ctx, probes...)
-	var after control.DirectorStatus
+	var after api.DirectorStatus
 	if running {
-		_ = control.Get(ctx, d.Config.Control, "/status", &after) // a director that hangs has no counters
+		_ = api.Get(ctx, d.Config.Control, "/status", &after) // a director that hangs has no counters
 	}
 	for _, r := range all {
 		res.arrives(p, &r, before, &after)
@@ -59,7 +59,7 @@ func (d *Director) router(ctx context.Context, res *result, running bool, before
 
 // routed makes the probe for a VIP; why is the reason if there cannot be one. A VIP in a subnet of this host gets none:
 // the check neighbours examines those.
-func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, running bool) (r routed, why string) {
+func (d *Director) routed(p *prober, vip netip.Addr, devices []query.Device, running bool) (r routed, why string) {
 	for _, device := range devices {
 		if _, in := subnetOf(device, vip); in {
 			return r, ""
@@ -68,9 +68,9 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 	if vip.Is6() && !running { // a router may redirect it to this host itself; hosts that forward ignore that
 		return r, "whether a router sends its packets here can be examined only while the director runs"
 	}
-	hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{})
+	hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
 	if err != nil || !ok || !hop.Gateway.IsValid() ||
-		!slices.ContainsFunc(devices, func(d routing.Device) bool { return d.Name == hop.Link }) ||
+		!slices.ContainsFunc(devices, func(d query.Device) bool { return d.Name == hop.Link }) ||
 		hop.Link == d.Config.TUN || !hop.Source.IsValid() || hop.Source.IsLinkLocalUnicast() {
 		return r, "this host has no default route to a router that could send the VIP's packets here"
 	}
@@ -79,7 +79,7 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 		return r, err.Error()
 	}
 	r.via, r.device = hop.Gateway, devices[slices.IndexFunc(devices,
-		func(d routing.Device) bool { return d.Name == hop.Link })].Index
+		func(d query.Device) bool { return d.Name == hop.Link })].Index
 	if vip.Is4() {
 		h := packet.IPv4(r.packet)
 		h.SetTTL(routerHops)
@@ -91,7 +91,7 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 }
 
 // arrives records whether a VIP's packets come here.
-func (res *result) arrives(p *prober, r *routed, before, after *control.DirectorStatus) {
+func (res *result) arrives(p *prober, r *routed, before, after *api.DirectorStatus) {
 	was, _ := forwarded(before, r.vip)
 	total, alone := forwarded(after, r.vip)
 	switch {
@@ -135,7 +135,7 @@ func (res *result) arrives(p *prober, r *routed, before, after *control.Director
 
 // forwarded returns the number of forwarded packets of the services that have a VIP, and whether none of these has
 // another VIP.
-func forwarded(st *control.DirectorStatus, vip netip.Addr) (packets uint64, alone bool) {
+func forwarded(st *api.DirectorStatus, vip netip.Addr) (packets uint64, alone bool) {
 	alone = true
 	for _, s := range st.Services {
 		has := false

@@ -8,7 +8,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // target is a realserver's end of one tunnel.
@@ -71,7 +71,7 @@ func (t *target) grade() Severity {
 }
 
 // targets returns the ends of cfg's tunnels to which there is a route.
-func targets(cfg *config.Director, paths map[netip.Addr]routing.Path,
+func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 	own func(like netip.Addr) netip.Addr) (all []*target) {
 	known, tunnels := map[encap.Config]*target{}, map[netip.Addr]int{}
 	for _, s := range cfg.Services {

@@ -11,7 +11,7 @@ import (
 
 	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // A sorry server is probed through its own tunnel, as realservers are. Its failure is a warning.
@@ -36,7 +36,7 @@ func TestSorryServerIsATarget(t *testing.T) {
 		map[string][]string{"10.0.11.2": services[server], "10.0.99.2": services[sorry]}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	paths := map[netip.Addr]routing.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
+	paths := map[netip.Addr]query.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
 		sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
 	found := map[string]Severity{}
 	for _, t := range targets(cfg, paths, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
@@ -89,7 +89,7 @@ func TestLinesOfThousands(t *testing.T) {
 				Tunnel: config.Tunnel{Encap: "ipip"}}}})
 	}
 	own := func(netip.Addr) netip.Addr { return netip.MustParseAddr("10.0.2.2") }
-	paths := map[netip.Addr]routing.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
+	paths := map[netip.Addr]query.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
 	all := targets(cfg, paths, own)
 	if where := all[0].where(); len(all) != 1 || len(where) > 200 {
 		t.Errorf("%d targets, %s", len(all), where)

@@ -18,17 +18,19 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
-// Ports of the services of TestAgentReload. Each has its tunnel.
+// Ports of the services of TestAgentReload, one for each tunnel.
 const (
 	webPort, downloadPort, echoPort              = 80, 81, 53 // ipip, as the second VIP and that of IPv6
 	grePort, guePort, fouPort, ipv6Port, bothVIP = 1001, 1002, 1003, 1004, 1005
 )
 
 // TestAgentReload changes every key that a reload of an agent can change, in its unit's sandbox, while requests,
-// uploads, downloads and datagrams go through the VIP that stays. None is lost, added keys work, a refused file
-// changes nothing, and a hundred reloads leak nothing.
+// uploads, downloads and datagrams pass by another VIP. None is lost, added keys work, a refused file changes nothing,
+// and a hundred reloads leak nothing.
 func TestAgentReload(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -39,12 +41,12 @@ func TestAgentReload(t *testing.T) {
 	before := s.observeAll()
 	agent := s.startShutIn()
 	initial := observe(t, web)
-	s.startWrittenDirector(s.reloadDirectorTOML(second, 7))
+	s.startDirectorWith(s.reloadDirectorTOML(second, 7))
 	s.acceptUploadsAt(web, s.at(webPort))
 	s.serveTCP(web, s.at(downloadPort), func(c net.Conn) { _, _ = io.CopyN(c, stream(), downloadSize) })
 	s.echoUDP(web, echoPort)
 	for _, port := range []int{grePort, guePort, fouPort, ipv6Port, bothVIP} {
-		s.parrotAt(web, fmt.Sprintf(":%d", port))
+		s.namedEchoAt(web, fmt.Sprintf(":%d", port))
 	}
 
 	load := s.putLoad()
@@ -94,12 +96,12 @@ func TestAgentReload(t *testing.T) {
 				t.Errorf("with mss = 1000 segments have %d bytes", n)
 			}
 		}
-		if strings.Contains(v.more, "encap_key = 7") { // another key, and the director goes over to it
+		if strings.Contains(v.more, "encap_key = 7") { // another key, to which the director changes
 			agent.configure(s.agentTOML(agent.socket, strings.Replace(v.more, "7", "8", 1)))
 			if got := agent.command("reload"); got.stdout != "encap_key 7 -> 8\n" {
 				t.Errorf("another key: %+v", got)
 			}
-			s.reloadWritten(s.reloadDirectorTOML(second, 8))
+			s.reloadWith(s.reloadDirectorTOML(second, 8))
 			s.mustReach(v.reach)
 			agent.configure(s.agentTOML(agent.socket, v.more))
 			if got := agent.command("reload"); got.code != 0 {
@@ -164,7 +166,7 @@ func TestAgentReload(t *testing.T) {
 	configure(len(variants) - 1)
 	agent.mustReloadBySignal()
 	var afterAll leftovers
-	eventually(t, "nothing is left behind", 6*soon, func() bool {
+	testkit.Within(t, "nothing is left behind", 6*soon, func() bool {
 		afterAll = agent.leftovers()
 		return afterAll.goroutines <= beforeAll.goroutines && afterAll.descriptors <= beforeAll.descriptors
 	})
@@ -182,7 +184,7 @@ func TestAgentReload(t *testing.T) {
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// reloadDirectorTOML is a director's services by every tunnel, with this key of gre.
+// reloadDirectorTOML returns a director's services by every tunnel, with this key of gre.
 func (s *site) reloadDirectorTOML(second netip.Addr, key int) string {
 	rs := fmt.Sprintf("realserver = [ { address = %q } ]\n", s.Webs[0].Addr)
 	rs6 := fmt.Sprintf("realserver = [ { address = %q } ]\n", s.Webs[0].Addr6)
@@ -221,7 +223,7 @@ func (s *site) startShutIn() *program {
 	return p
 }
 
-// command runs a command of the program's: `realserver reload`.
+// command runs a command of the program, such as `realserver reload`.
 func (p *program) command(words ...string) result {
 	p.t.Helper()
 	return run(p.t, p.host, exec.Command(programPath(p.name), append(words, "-c", p.config)...))
@@ -232,7 +234,7 @@ func (p *program) mustReloadBySignal() {
 	p.t.Helper()
 	was := p.intake().Configuration
 	p.signal(unix.SIGHUP)
-	eventually(p.t, p.String()+" has read its file", 3*soon, func() bool {
+	testkit.Within(p.t, p.String()+" has read its file", 3*soon, func() bool {
 		c := p.intake().Configuration
 		if c.Error != "" && c.Error != was.Error {
 			p.t.Fatalf("reload: %s", c.Error)
@@ -241,7 +243,7 @@ func (p *program) mustReloadBySignal() {
 	})
 }
 
-// mustReach makes a request to the parrot at an address.
+// mustReach sends a request to the named echo server at an address.
 func (s *site) mustReach(address string) {
 	s.t.Helper()
 	c, err := s.Client.Dial("tcp", address)
@@ -250,7 +252,7 @@ func (s *site) mustReach(address string) {
 		return
 	}
 	defer c.Close()
-	if server, err := askParrot(c, "hello"); err != nil || server != s.Webs[0].Name {
+	if server, err := askName(c, "hello"); err != nil || server != s.Webs[0].Name {
 		s.t.Errorf("%s is answered by %q, %v", address, server, err)
 	}
 }
@@ -258,7 +260,7 @@ func (s *site) mustReach(address string) {
 // downloadSize and uploadSize are the bytes of one transfer.
 const downloadSize, uploadSize = 1 << 20, 1 << 20
 
-// steadyLoad is what clients do with the VIP until the test ends.
+// steadyLoad is the traffic of clients until the test ends.
 type steadyLoad struct {
 	t         *testing.T
 	requests  *visitors
@@ -269,7 +271,7 @@ type steadyLoad struct {
 	answered  atomic.Int64
 }
 
-// putLoad makes requests, uploads, downloads and datagrams, one after the other of each.
+// putLoad starts requests, uploads, downloads and datagrams, one of each at a time.
 func (s *site) putLoad() *steadyLoad {
 	s.t.Helper()
 	l := &steadyLoad{t: s.t, requests: s.visit(20)}
@@ -346,7 +348,7 @@ func (s *site) putLoad() *steadyLoad {
 	return l
 }
 
-// mustBeWhole ends the load, and fails the test if anything was lost of it.
+// mustBeWhole ends the load, and fails the test if a part of it was lost.
 func (l *steadyLoad) mustBeWhole() {
 	l.t.Helper()
 	l.stop()

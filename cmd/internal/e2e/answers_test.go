@@ -16,8 +16,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -28,13 +30,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// Answers that leave by the agent's device: their servers name it. A server by packet info answers with what came with
-// the question (IP_PKTINFO), the interface's index included; a bound one has its socket on the device
-// (SO_BINDTODEVICE).
+// Answers leave by the agent's device if their servers name it. A server by packet info answers with the question's
+// IP_PKTINFO, which includes the interface's index. A bound server has its socket on the device (SO_BINDTODEVICE).
 const (
-	answerPatience = 60 * time.Second // for what takes seconds on an idle machine
+	answerPatience = 60 * time.Second // for steps that take seconds on an idle machine
 
 	portWeb     = 80  // TCP, bound
 	portInfo    = 53  // UDP, by packet info
@@ -47,7 +49,7 @@ const (
 )
 
 // TestAnswersByDevice fetches small and large answers from servers of every kind that name the device.
-func TestAnswersByDevice(t *testing.T) { families(t, testAnswersByDevice) }
+func TestAnswersByDevice(t *testing.T) { testkit.Families(t, testAnswersByDevice) }
 
 func testAnswersByDevice(t *testing.T, ipv6 bool) {
 	for _, offload := range []string{"auto", "off"} {
@@ -60,9 +62,15 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 			s.deviceServers(s.Webs[0])
 			by := s.byDevice()
 			s.mustFetch(t, 3_000_000)
+			// What follows counts no packets of this connection.
+			testkit.Within(t, "the connection has ended", soon, func() bool {
+				out := run(t, s.Webs[0], exec.Command("ss", "-Htan", "sport = :80")).stdout
+				return !strings.Contains(out, "ESTAB") && !strings.Contains(out, "FIN-") && !strings.Contains(out,
+					"LAST-ACK")
+			})
 			by("a bound TCP server", true)
 			s.mustFetch3(t, 3_000_000)
-			by("an HTTP/3 server", !ipv6) // over IPv6 the kernel takes the interface for a wish only
+			by("an HTTP/3 server", !ipv6) // over IPv6 the kernel may use another interface
 			for _, size := range []int{1, 1400, 20_000} {
 				s.mustAsk(t, portInfo, size)
 			}
@@ -80,22 +88,22 @@ func testAnswersByDevice(t *testing.T, ipv6 bool) {
 	}
 }
 
-// byDevice returns a function that fails the test unless answers have left by the agent's device since its last call,
-// or have not.
+// byDevice returns a function that fails the test unless answers have, or have not, left by the agent's device since
+// its last call.
 func (s *site) byDevice() func(what string, want bool) {
 	var before uint64
 	return func(what string, want bool) {
 		s.t.Helper()
-		eventually(s.t, fmt.Sprintf("%s: answers have been counted: %v", what, want), soon, func() bool {
+		testkit.Within(s.t, fmt.Sprintf("%s: answers have been counted: %v", what, want), soon, func() bool {
 			return (s.agents[0].intake().Answers.Packets > before) == want
 		})
 		before = s.agents[0].intake().Answers.Packets
 	}
 }
 
-// TestAnswersPathMTU: a path takes less than an answer: the realserver's own link, which its kernel knows, or the
-// client's, which a router reports.
-func TestAnswersPathMTU(t *testing.T) { families(t, testAnswersPathMTU) }
+// TestAnswersPathMTU: an answer exceeds the MTU of the realserver's own link, which its kernel knows, or that of the
+// client's link, which a router reports.
+func TestAnswersPathMTU(t *testing.T) { testkit.Families(t, testAnswersPathMTU) }
 
 func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 	for _, narrow := range []string{"web1", "client"} {
@@ -105,15 +113,15 @@ func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 			s.startAgents("")
 			s.startDirector("", service{"tcp", "80", "rr", []int{1}}, service{"udp", "[53, 54, 443]", "rr", []int{1}})
 			s.deviceServers(s.Webs[0])
-			// the first is the one that learns: the kernel knows the MTU for the second
+			// the kernel learns the MTU by the first one
 			ports := []uint16{portInfo, portBound}
 			if ipv6 {
 				ports = []uint16{portBound, portInfo}
 			}
 			for _, port := range ports {
-				// The first answer of this size has DF, or is an IPv6 packet, and does not fit: its sender learns so.
-				// The next come in fragments.
-				eventually(t, fmt.Sprintf("the server at port %d has learned the path MTU", port), answerPatience,
+				// The first answer of this size has DF, or is an IPv6 packet, and does not fit: its sender learns the
+				// MTU. The next ones come in fragments.
+				testkit.Within(t, fmt.Sprintf("the server at port %d has learned the path MTU", port), answerPatience,
 					func() bool {
 						return s.answer(port, 1440, time.Second) == nil
 					})
@@ -129,8 +137,8 @@ func testAnswersPathMTU(t *testing.T, ipv6 bool) {
 	}
 }
 
-// TestAnswersWithoutDF: what may be fragmented goes on in fragments, also where the host's own link is narrower than
-// the agent's device.
+// TestAnswersWithoutDF: answers without DF are fragmented, also where the host's own link has a smaller MTU than the
+// agent's device.
 func TestAnswersWithoutDF(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"web1": {MTU: 1000}})
@@ -148,8 +156,8 @@ func TestAnswersWithoutDF(t *testing.T) {
 	}
 }
 
-// TestAnswersWithoutTable: with mss = "off" there is no table of answers. The kernel takes the client for a neighbour
-// on the device.
+// TestAnswersWithoutTable: with mss = "off" there is no routing table for answers. The kernel takes the client for a
+// neighbour on the device.
 func TestAnswersWithoutTable(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -163,9 +171,8 @@ func TestAnswersWithoutTable(t *testing.T) {
 	by("an HTTP/3 server", true)
 }
 
-// TestAnswerLoop: where the kernel routes the answers that the agent sends into the device again, each is refused when
-// it comes back.
-func TestAnswerLoop(t *testing.T) { families(t, testAnswerLoop) }
+// TestAnswerLoop: if the kernel routes the agent's answers back into the device, each is refused when it returns.
+func TestAnswerLoop(t *testing.T) { testkit.Families(t, testAnswerLoop) }
 
 func testAnswerLoop(t *testing.T, ipv6 bool) {
 	s := newSite(t, 1, nil)
@@ -174,16 +181,16 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 	s.startDirector("", service{"udp", "54", "rr", []int{1}})
 	s.serveUDP(s.Webs[0], portBound, func(fd int) error { return unix.BindToDevice(fd, "vs0") }, nil)
 	s.mustAsk(t, portBound, 100)
-	eventually(t, "the first answer has been counted", soon,
+	testkit.Within(t, "the first answer has been counted", soon,
 		func() bool { return s.agents[0].intake().Answers.Packets == 1 })
 	s.routeByDevice(s.Webs[0])
 	const n = 20
 	for range n {
 		if err := s.answer(portBound, 100, tick); err == nil {
-			t.Fatal("an answer has found another way")
+			t.Fatal("an answer has arrived by another path")
 		}
 	}
-	eventually(t, "all answers have come back", answerPatience,
+	testkit.Within(t, "all answers have come back", answerPatience,
 		func() bool { return s.agents[0].intake().Drops["answer_loop"] >= n })
 	st := s.agents[0].intake()
 	if sent := st.Answers.Packets - 1; sent != n || sum(st.Drops) != n {
@@ -210,11 +217,11 @@ func testAnswerLoop(t *testing.T, ipv6 bool) {
 		<-asking
 	}()
 	says := symptom{"drops", []string{"answer_loop", "ip rule"}}
-	eventually(t, "the doctor names the loop", answerPatience,
+	testkit.Within(t, "the doctor names the loop", answerPatience,
 		func() bool { return slices.ContainsFunc(s.agents[0].examine().Findings, says.is) })
 }
 
-// routeByDevice leads all that comes from the VIP, whichever socket sends it, into the agent's device.
+// routeByDevice routes all packets from the VIP, of any socket, into the agent's device.
 func (s *site) routeByDevice(h *lab.Host) {
 	s.t.Helper()
 	const table = 99
@@ -235,9 +242,9 @@ func (s *site) routeByDevice(h *lab.Host) {
 	}
 }
 
-// TestNoAnswers: what else this host sends into the agent's device is refused: from another address than a VIP, and to
-// what can't be a client.
-func TestNoAnswers(t *testing.T) { families(t, testNoAnswers) }
+// TestNoAnswers: the agent refuses other packets that the host sends into its device: from an address that is no VIP,
+// or to one that can't be a client's.
+func TestNoAnswers(t *testing.T) { testkit.Families(t, testNoAnswers) }
 
 func testNoAnswers(t *testing.T, ipv6 bool) {
 	s := newSite(t, 1, nil)
@@ -264,7 +271,7 @@ func testNoAnswers(t *testing.T, ipv6 bool) {
 		if err != nil {
 			t.Fatalf("%v -> %v: %v", c.from, c.to, err)
 		}
-		eventually(t, fmt.Sprintf("%v -> %v has been refused", c.from, c.to), soon,
+		testkit.Within(t, fmt.Sprintf("%v -> %v has been refused", c.from, c.to), soon,
 			func() bool { return s.agents[0].intake().Drops["not_answer"] == uint64(i+1) })
 	}
 	st := s.agents[0].intake()
@@ -308,7 +315,7 @@ func (s *site) deviceServers(h *lab.Host) {
 	s.t.Cleanup(func() { quicServer.Close() })
 }
 
-// anywhere is all addresses of the VIP's family.
+// anywhere returns the prefix of all addresses of the VIP's family.
 func (s *site) anywhere() string {
 	if s.VIP.Is6() {
 		return "::"
@@ -316,7 +323,7 @@ func (s *site) anywhere() string {
 	return "0.0.0.0"
 }
 
-// packetInfo makes a socket tell where each datagram came in.
+// packetInfo enables IP_PKTINFO, or its IPv6 equivalent, on a socket.
 func (s *site) packetInfo(fd int) error {
 	if s.VIP.Is6() {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
@@ -324,7 +331,7 @@ func (s *site) packetInfo(fd int) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
 }
 
-// serveStream answers with the first bytes of the stream, as many as the path says.
+// serveStream answers with the first bytes of the stream. Their number is the path.
 func serveStream(w http.ResponseWriter, r *http.Request) {
 	n, err := strconv.Atoi(r.URL.Path[1:])
 	if err != nil {
@@ -334,9 +341,9 @@ func serveStream(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.CopyN(w, stream(), int64(n)) // the client compares
 }
 
-// serveUDP answers each datagram, a number, with as many bytes of the stream, and with the packet info that came with
-// the question, if set has asked for it: then it listens on all addresses, else on the VIP, as the kernel would choose
-// another source. size is the value of UDP_SEGMENT for the answers, nil for none.
+// serveUDP answers each datagram, a number n, with n bytes of the stream. If set enables packet info, it listens on all
+// addresses and answers with the packet info of the question. Else it listens on the VIP, since the kernel would choose
+// another source. size is the control message UDP_SEGMENT for the answers, nil for none.
 func (s *site) serveUDP(h *lab.Host, port uint16, set func(fd int) error, size []byte) {
 	s.t.Helper()
 	address := s.VIP.String()
@@ -381,7 +388,7 @@ func (s *site) serveUDP(h *lab.Host, port uint16, set func(fd int) error, size [
 	}()
 }
 
-// segmented is the control message UDP_SEGMENT.
+// segmented returns the control message UDP_SEGMENT.
 func segmented(size []byte) []byte {
 	b := make([]byte, unix.CmsgSpace(2))
 	binary.NativeEndian.PutUint64(b, uint64(unix.CmsgLen(2)))
@@ -419,7 +426,7 @@ func (s *site) mustAsk(t *testing.T, port uint16, size int) {
 	}
 }
 
-// mustAskSegments asks for many datagrams, which the server sends by one call.
+// mustAskSegments requests many datagrams, which the server sends by one call.
 func (s *site) mustAskSegments(t *testing.T) {
 	t.Helper()
 	conn := s.dial("udp", portSegment)
@@ -470,7 +477,7 @@ func (s *site) mustFetch3(t *testing.T, n int) {
 	}
 }
 
-// selfSigned is a certificate that its client does not verify.
+// selfSigned returns a certificate for clients that do not verify it.
 func selfSigned(t *testing.T) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

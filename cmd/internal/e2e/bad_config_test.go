@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// TestBadConfiguration gives the programs configurations with several faults: run and check report them all at once,
-// and change nothing.
+// TestBadConfiguration: run and check report all faults of a configuration at once, and change nothing.
 func TestBadConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -48,7 +47,7 @@ colour = "red"
 `
 	for _, c := range []struct {
 		program, config string
-		faults          []string // what each line speaks of
+		faults          []string // a part of each line
 	}{
 		{"director", badDirector, []string{"queues: 1000", "colour", "source", "224.0.0.1", "icmp", "70000", "lottery",
 			"weight: -1",
@@ -82,16 +81,16 @@ colour = "red"
 			}
 			for _, fault := range c.faults {
 				if !strings.Contains(got.stderr, fault) {
-					t.Errorf("%s %s: nothing says %q in:\n%s", c.program, command, fault, got.stderr)
+					t.Errorf("%s %s: %q is missing in:\n%s", c.program, command, fault, got.stderr)
 				}
 			}
 		}
-		mustBe(t, "a bad configuration", map[string]machine{host.Name: before},
-			map[string]machine{host.Name: observe(t, host)})
+		mustBe(t, "a bad configuration", map[string]hostState{host.Name: before},
+			map[string]hostState{host.Name: observe(t, host)})
 	}
 }
 
-// TestBadUsage calls the programs in wrong ways: one line, exit status 2.
+// TestBadUsage: a wrong command line gives one line and exit status 2.
 func TestBadUsage(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 0, nil)
@@ -109,7 +108,7 @@ func TestBadUsage(t *testing.T) {
 			got := run(t, s.Director, exec.Command(programPath(program), c.args...))
 			if got.code != 2 || got.stdout != "" || strings.Count(got.stderr, "\n") != 1 ||
 				!strings.HasPrefix(got.stderr, program+": ") || !strings.Contains(got.stderr, c.says) {
-				t.Errorf("%s %v: exit status %d, want 2 and one line that says %q:\n%s%s", program, c.args, got.code,
+				t.Errorf("%s %v: exit status %d, want 2 and one line with %q:\n%s%s", program, c.args, got.code,
 					c.says, got.stdout, got.stderr)
 			}
 		}

@@ -16,21 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// refusal is a machine on which a program can't run.
+// refusal is a state of the machine in which a program can't run.
 type refusal struct {
 	name    string
 	program string                      // "director", "realserver", or "" for both
 	more    string                      // TOML in the program's own table
-	machine func(h *lab.Host) error     // makes the machine so; in the host's namespace
+	machine func(h *lab.Host) error     // brings the machine into this state, in the host's namespace
 	restore func(h *lab.Host) error     // undoes machine
 	wrap    func(c *exec.Cmd) *exec.Cmd // changes the command
-	says    []string                    // what the one line has
-	many    bool                        // several faults, and so several lines
+	says    []string                    // parts of the only line
+	many    bool                        // several faults, one line each
 }
 
-// TestBadMachine starts the programs where they can't run: one line a fault, exit status 1, nothing changed.
+// TestBadMachine: where a program can't run, it prints one line for each fault, ends with status 1 and changes nothing.
 func TestBadMachine(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -64,7 +65,8 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 			}
 		})
 	}
-	// In the programs' own directory, where everybody may read it. Nothing else is to be there afterwards.
+	// The file is in the programs' own directory, where all users may read it. The directory must not have more files
+	// afterwards.
 	dir, err := os.MkdirTemp(os.Getenv(binEnv), "")
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +84,7 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 	if wrap == nil {
 		wrap = func(c *exec.Cmd) *exec.Cmd { return c }
 	}
-	eventually(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, host) })
+	testkit.Within(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, host) })
 	before := observe(t, host)
 
 	got := run(t, host, wrap(exec.Command(programPath(program), "run", "-c", config)))
@@ -99,7 +101,7 @@ func (s *site) mustRefuse(t *testing.T, program string, r refusal) {
 		}
 	}
 	t.Log(strings.TrimSpace(got.stderr))
-	mustBe(t, r.name, map[string]machine{host.Name: before}, map[string]machine{host.Name: observe(t, host)})
+	mustBe(t, r.name, map[string]hostState{host.Name: before}, map[string]hostState{host.Name: observe(t, host)})
 	if left, err := filepath.Glob(filepath.Join(dir, "control", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -193,12 +195,12 @@ func (s *site) refusals() []refusal {
 	}
 }
 
-// TestSecondInstance starts each program a second time on the same control socket: that one ends, the first one is not
-// disturbed.
+// TestSecondInstance starts each program a second time on the same control socket: the second instance ends, the first
+// goes on.
 func TestSecondInstance(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	other := strings.NewReplacer(s.VIP.String(), "198.51.100.81")
 	before := s.observeAll()
 	for _, c := range []struct {
@@ -214,7 +216,7 @@ func TestSecondInstance(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := run(t, c.first.host, exec.Command(programPath(c.first.name), "run", "-c", path))
-		// It says where, by which key that can be changed, and who is there.
+		// The error names the path, the key that changes it, and the other program.
 		role := map[string]string{"director": "a director", "realserver": "an agent"}[c.first.name]
 		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s)", c.first.name, role, c.first.Pid(),
 			c.first.socket)
@@ -223,7 +225,7 @@ func TestSecondInstance(t *testing.T) {
 			t.Errorf("exit status %d, want 1 and one line that begins with %q:\n%s%s", got.code, want, got.stdout,
 				got.stderr)
 		}
-		s.mustParrot(80, "web1") // both answer status requests, and work
+		s.mustBeServedBy(80, "web1") // both answer status requests, and work
 		s.director.balance()
 		s.agents[0].intake()
 	}

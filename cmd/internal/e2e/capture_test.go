@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // startCapture starts `director capture` into a file, and returns once it has begun.
@@ -31,14 +32,14 @@ func (s *site) startCapture(flags ...string) (p *lab.Process, file string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "the capture has begun", soon, func() bool {
+	testkit.Within(s.t, "the capture has begun", soon, func() bool {
 		info, err := os.Stat(file)
 		return err == nil && info.Size() > 0
 	})
 	return p, file
 }
 
-// endCapture ends one as Ctrl-C does, and returns what it says.
+// endCapture ends a capture as Ctrl-C does, and returns its output.
 func (s *site) endCapture(p *lab.Process) string {
 	s.t.Helper()
 	if err := p.Signal(unix.SIGINT); err != nil {
@@ -55,11 +56,11 @@ func (s *site) endCapture(p *lab.Process) string {
 	return p.Output()
 }
 
-// stretch is a stretch of a TCP connection's bytes.
+// stretch is a range of a TCP connection's bytes.
 type stretch struct{ from, to uint32 }
 
-// sentBytes reads a capture and returns, for each of its interfaces, the stretches of bytes that the client sends by
-// the port, after checking that each packet is whole.
+// sentBytes reads a capture and returns, for each of its interfaces, the ranges of bytes that the client sends from the
+// port. It checks that each packet is complete.
 func sentBytes(t *testing.T, file string, port uint16) (byFace map[string][]stretch) {
 	t.Helper()
 	f, err := os.Open(file)
@@ -104,7 +105,7 @@ func sentBytes(t *testing.T, file string, port uint16) (byFace map[string][]stre
 	}
 }
 
-// innermost is the packet in a tunnel's.
+// innermost returns the packet inside a tunnel packet.
 func innermost(t *testing.T, b []byte) []byte {
 	t.Helper()
 	proto := b[9]
@@ -136,7 +137,7 @@ func checksum(b []byte) uint32 {
 	return sum>>16 + sum&0xffff
 }
 
-// union joins stretches that touch.
+// union joins adjacent ranges.
 func union(all []stretch) (joined []stretch) {
 	slices.SortFunc(all, func(a, b stretch) int { return int(int32(a.from - b.from)) })
 	for _, s := range all {
@@ -151,8 +152,8 @@ func union(all []stretch) (joined []stretch) {
 	return joined
 }
 
-// TestCapture uploads through each kind of tunnel while a capture looks at that flow: every byte is there before and
-// after the tunnel, and what others send is not. tshark understands the file.
+// TestCapture captures an upload through each kind of tunnel: the file has every byte of the flow, before and after the
+// tunnel, and no packet of other flows. tshark understands the file.
 func TestCapture(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
@@ -171,7 +172,7 @@ func TestCapture(t *testing.T) {
 		if got := s.ask("capture", "-w", "-", "--vip", "198.51.100.88"); got.code != 1 || got.stderr != unknown {
 			t.Errorf("of a VIP that is not there: exit status %d: %s, want %s", got.code, got.stderr, unknown)
 		}
-		const size = 1_000_000 // before and after the tunnel, less than what a director keeps for whom is slow
+		const size = 1_000_000 // before and after the tunnel, less than a director keeps for a slow reader
 		s.mustTakeUpload(t, to, s.VIP, to.protocols[0], size)
 		said := s.endCapture(capture)
 		if !strings.Contains(said, " 0 lost") {
@@ -212,7 +213,7 @@ func mustTshark(t *testing.T, file string, to tunnel) {
 		}
 		want := "raw:ip:tcp"
 		if fields[0] == "after" {
-			// it knows no GUE
+			// tshark does not know GUE
 			want = map[string]string{"ipip-over-4": "raw:ip:ip:tcp", "gre-over-6": "raw:ipv6:gre:ip:tcp",
 				"gue-over-4": "raw:ip:udp"}[to.name]
 		}

@@ -10,10 +10,11 @@ import (
 	"syscall"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
-// TestConnectionsCommand lists known connections, all of them and through each filter.
+// TestConnectionsCommand lists connections, without and with each filter.
 func TestConnectionsCommand(t *testing.T) {
 	t.Parallel()
 	second := netip.MustParseAddr("198.51.100.81")
@@ -22,11 +23,11 @@ func TestConnectionsCommand(t *testing.T) {
 	s.addClients(netip.MustParsePrefix("10.200.0.0/16"))
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrotAt(web, ":80")
-		s.parrotAt(web, ":443")
+		s.namedEchoAt(web, ":80")
+		s.namedEchoAt(web, ":443")
 		s.nameUDP(web, 53)
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "web"
 vip = ["198.51.100.80", "198.51.100.81"]
@@ -42,7 +43,7 @@ protocol = "udp"
 port = 53
 realserver = [ { address = "10.0.12.2" } ]
 `)
-	// Each of four clients has a template and a connection by each of three doors; one of them is closing.
+	// Each of four clients has a template and a connection to each of three virtual ports. One of them is closing.
 	for i, client := range []string{"10.200.1.1", "10.200.1.2", "10.200.2.1", "10.200.2.2"} {
 		for _, door := range []string{"198.51.100.80:80", "198.51.100.80:443", "198.51.100.81:80"} {
 			c, _ := s.whoAnswers(anyPort(netip.MustParseAddr(client)), door)
@@ -52,7 +53,7 @@ realserver = [ { address = "10.0.12.2" } ]
 		}
 	}
 	askUDP(t, s.dial("udp4", 53))
-	eventually(t, "one connection is closing", soon,
+	testkit.Within(t, "one connection is closing", soon,
 		func() bool { return len(s.connections("--state", "FIN_WAIT")) == 1 })
 
 	all := s.connections()
@@ -61,39 +62,40 @@ realserver = [ { address = "10.0.12.2" } ]
 	}
 	for _, c := range []struct {
 		filters string
-		want    func(c control.Connection) bool
+		want    func(c api.Connection) bool
 		count   int
 	}{
-		{"--client 10.200.1.1", func(c control.Connection) bool { return c.Client == "10.200.1.1" }, 4},
-		{"--client 10.200.1.0/24", func(c control.Connection) bool { return strings.HasPrefix(c.Client, "10.200.1.") },
+		{"--client 10.200.1.1", func(c api.Connection) bool { return c.Client == "10.200.1.1" }, 4},
+		{"--client 10.200.1.0/24", func(c api.Connection) bool { return strings.HasPrefix(c.Client, "10.200.1.") },
 			8},
 		{"--client 10.99.0.0/16", nil, 0},
-		{"--vip 198.51.100.81", func(c control.Connection) bool { return c.VIP == "198.51.100.81" || c.Template },
+		{"--vip 198.51.100.81", func(c api.Connection) bool { return c.VIP == "198.51.100.81" || c.Template },
 			4 + 4},
-		{"--vip 198.51.100.80:443", func(c control.Connection) bool {
+		{"--vip 198.51.100.80:443", func(c api.Connection) bool {
 			return c.VIP == "198.51.100.80" &&
 				c.Port == 443 || c.Template
 		}, 4 + 4},
-		{"--vip 198.51.100.80:53", func(c control.Connection) bool { return c.Protocol == "udp" && c.Port == 53 }, 1},
-		{"--realserver 10.0.11.2", func(c control.Connection) bool { return c.Realserver == "10.0.11.2" }, 8},
-		{"--realserver 10.0.12.2", func(c control.Connection) bool { return c.Realserver == "10.0.12.2" }, 9},
-		{"--service dns", func(c control.Connection) bool {
+		{"--vip 198.51.100.80:53", func(c api.Connection) bool { return c.Protocol == "udp" && c.Port == 53 }, 1},
+		{"--realserver 10.0.11.2", func(c api.Connection) bool { return c.Realserver == "10.0.11.2" }, 8},
+		{"--realserver 10.0.12.2", func(c api.Connection) bool { return c.Realserver == "10.0.12.2" }, 9},
+		{"--service dns", func(c api.Connection) bool {
 			return c.Service == "dns" && c.State == "UDP" && c.Client == s.Client.Addr.String()
 		}, 1},
-		{"--service web", func(c control.Connection) bool { return c.Service == "web" }, 16},
-		{"--state ESTABLISHED", func(c control.Connection) bool {
+		{"--service web", func(c api.Connection) bool { return c.Service == "web" }, 16},
+		{"--state ESTABLISHED", func(c api.Connection) bool {
 			return c.State == "ESTABLISHED" && c.ClientPort > 0 &&
 				c.Packets >= 3
 		}, 11},
-		{"--state template", func(c control.Connection) bool { return c.Template && c.ClientPort == 0 && c.Port == 0 },
+		{"--state template", func(c api.Connection) bool { return c.Template && c.ClientPort == 0 && c.Port == 0 },
 			4},
-		{"--state FIN_WAIT", func(c control.Connection) bool {
+		{"--state FIN_WAIT", func(c api.Connection) bool {
 			return c.Client == "10.200.1.1" && c.Port == 443 &&
 				c.Expires <= 120
 		}, 1},
-		{"--limit 5", func(control.Connection) bool { return true }, 5},
-		{"--limit 0", func(control.Connection) bool { return true }, 17},
-		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 --service web --limit 3", func(c control.Connection) bool {
+		{"--limit 5", func(api.Connection) bool { return true }, 5},
+		{"--limit 0", func(api.Connection) bool { return true }, 17},
+		{"--client 10.200.0.0/16 --vip 198.51.100.80 --state ESTABLISHED --realserver 10.0.11.2 " +
+			"--service web --limit 3", func(c api.Connection) bool {
 			return c.VIP == "198.51.100.80" && c.State == "ESTABLISHED" && c.Realserver == "10.0.11.2"
 		}, 3},
 	} {
@@ -135,19 +137,19 @@ realserver = [ { address = "10.0.12.2" } ]
 	}
 }
 
-// TestConnectionsIntoHead reads the first line of very many: the command ends quietly at once.
+// TestConnectionsIntoHead reads the first line of very many: the command ends at once, without an error.
 func TestConnectionsIntoHead(t *testing.T) {
 	t.Parallel()
 	const flows = 20_000 // far more than any buffer on the way holds
 	s := newRunningSite(t, 1, service{"udp", "53", "rr", []int{1}})
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	random := udpPacket(t, s.Client.Addr, s.VIP, 0, 53, "?")
 	for i := range flows {
 		// source port, no checksum
 		random[20], random[21], random[26], random[27] = byte((10_000+i)>>8), byte(10_000+i), 0, 0
-		client.throw(random)
+		client.inject(random)
 		if i%300 == 299 {
-			eventually(t, "the director has read the datagrams", soon,
+			testkit.Within(t, "the director has read the datagrams", soon,
 				func() bool { return s.director.balance().In.Packets >= uint64(i)+1 })
 		}
 	}
@@ -164,14 +166,14 @@ func TestConnectionsIntoHead(t *testing.T) {
 				got.stderr)
 		}
 	}
-	eventually(t, "the director has closed what nobody reads", soon,
+	testkit.Within(t, "the director has closed the connection that is not read", soon,
 		func() bool { return s.director.descriptors() <= before })
 	if n := len(s.connections()); n != flows {
 		t.Errorf("%d connections, want %d", n, flows)
 	}
 }
 
-// TestControlIsForItsOwner has nobody use the control sockets: they may not, whatever they ask.
+// TestControlIsForItsOwner: user nobody may not use the control sockets, whatever the command is.
 func TestControlIsForItsOwner(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
@@ -189,7 +191,7 @@ func TestControlIsForItsOwner(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 			if got := run(t, p.host, cmd); got.code != 1 || strings.Count(got.stderr, "\n") != 1 ||
 				!strings.Contains(got.stderr, p.socket+": connect: permission denied") {
-				t.Errorf("%s %s by nobody: exit status %d, %s; want 1 and a line that says that permission is denied",
+				t.Errorf("%s %s by nobody: exit status %d, %s; want 1 and one line: permission denied",
 					p.name, command, got.code, got.stderr)
 			}
 		}
@@ -200,7 +202,7 @@ func TestControlIsForItsOwner(t *testing.T) {
 	}
 }
 
-// openDir lets everybody into the site's directory.
+// openDir lets all users enter the site's directory.
 func (s *site) openDir() {
 	s.t.Helper()
 	for dir := s.dir; len(dir) > len(os.TempDir()); dir = filepath.Dir(dir) {

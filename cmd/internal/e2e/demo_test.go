@@ -13,16 +13,16 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// demo is a `lab demo` that runs on a host of another lab, and with a /run of its own, so that it meets no other demo
-// on this machine.
+// demo is a `lab demo` on a host of another lab, with its own /run: it does not collide with other demos on this
+// machine.
 type demo struct {
 	*lab.Process
 	t   *testing.T
-	out *os.File // the other end of its standard output
+	out *os.File // the read end of its standard output
 	log strings.Builder
 }
 
-// startDemo starts the demo with a standard output that holds only some lines: unread, it blocks the demo.
+// startDemo starts the demo. Its standard output holds a few lines only: unread, it blocks the demo.
 func startDemo(s *site, args ...string) *demo {
 	s.t.Helper()
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -32,7 +32,7 @@ func startDemo(s *site, args ...string) *demo {
 	ours, theirs := os.NewFile(uintptr(ends[0]), "demo"), os.NewFile(uintptr(ends[1]), "demo")
 	s.t.Cleanup(func() { ours.Close() })
 	defer theirs.Close()
-	// the kernel takes its least
+	// the kernel rounds up to its minimum
 	if err := unix.SetsockoptInt(ends[1], unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil {
 		s.t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func startDemo(s *site, args ...string) *demo {
 	return d
 }
 
-// read reads the demo's output until it has the text; "" is the end.
+// read reads the demo's output until it has the text. "" means to the end.
 func (d *demo) read(text string) {
 	d.t.Helper()
 	b := make([]byte, 1)
@@ -67,7 +67,7 @@ func (d *demo) read(text string) {
 	}
 }
 
-// end waits for the end of the demo and returns its exit status. That it left something in /run is one, too.
+// end waits for the end of the demo and returns its exit status, which also reports files left in /run.
 func (d *demo) end() int {
 	d.t.Helper()
 	late := time.NewTimer(30 * time.Second)
@@ -114,8 +114,8 @@ func mustPlay(t *testing.T, vip, web string, args ...string) {
 	mustBe(t, "after the demo", before, s.observeAll())
 }
 
-// TestDemoInterrupted sends SIGINT and SIGTERM to the demo at all its stages, and closes its output: it ends at once
-// and leaves nothing.
+// TestDemoInterrupted sends SIGINT and SIGTERM to the demo at all its stages, and closes its output. It ends at once
+// and leaves nothing behind.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 0, nil)
@@ -126,7 +126,7 @@ func TestDemoInterrupted(t *testing.T) {
 		{"vstun demo:", unix.SIGINT},
 		{"Programs", unix.SIGTERM},
 		{"all up", unix.SIGINT},
-		{"requests for", unix.SIGHUP}, // not at the last, behind which the demo may be over
+		{"requests for", unix.SIGHUP}, // not at the last one: the demo may have ended
 	} {
 		d := startDemo(s)
 		d.read(c.stage)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestDeps lets .ci/deps install everything by an apt-get that has no chromium: the other packages come all the same,
-// nothing is started meanwhile, also not at the next boot, and what is missing is said.
+// TestDeps runs .ci/deps with an apt-get that lacks chromium. The other packages are installed, no service is started
+// or enabled, and the missing package is named.
 func TestDeps(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -17,7 +17,10 @@ func TestDeps(t *testing.T) {
 	for name, text := range map[string]string{
 		"id": "echo 0",
 		"apt-get": `[ -x "$POLICY_RC_D" ] && ! "$POLICY_RC_D" || echo "services may be started" >>"$LOG"
-case " $* " in *" update "*) exit 100 ;; *" chromium "*) echo "E: Unable to locate package chromium" >&2; exit 100 ;; esac
+case " $* " in
+*" update "*) exit 100 ;;
+*" chromium "*) echo "E: Unable to locate package chromium" >&2; exit 100 ;;
+esac
 echo "$*" >>"$LOG"`,
 		"deb-systemd-helper": `echo "$*" >>"$LOG"`,
 	} {

@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
-// TestDoctorAsksAgents: through every tunnel, over and in both families, the director's doctor asks an agent, and names
-// the VIPs that it lacks.
+// TestDoctorAsksAgents: the director's doctor questions an agent through every tunnel, with both inner and outer
+// families, and names the VIPs that the agent lacks.
 func TestDoctorAsksAgents(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 3, nil)
@@ -16,7 +18,7 @@ func TestDoctorAsksAgents(t *testing.T) {
 	s.addIPv6()
 	s.startAgent(s.Webs[0], `encap = ["ipip", "gre", "gue"]`)
 	s.startAgent(s.Webs[1], fmt.Sprintf("encap = [\"gre\", \"fou\"]\nencap_key = %d", gateKey))
-	// Its VIPs are more than an answer has room for, and its port of gue is another.
+	// The agent has more VIPs than an answer has room for, and another port of gue.
 	vips, extra := s.vips, absent6
 	for range 100 {
 		extra = extra.Next()
@@ -24,7 +26,7 @@ func TestDoctorAsksAgents(t *testing.T) {
 	}
 	s.startAgent(s.Webs[2], "encap = [\"ipip\", \"gue\"]\nencap_port = 6081")
 	s.vips = vips
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	text, symptoms := "", []symptom(nil)
 	for i, kinds := range [][]string{{"ipip", "gre", "gue"}, {"gre-key", "fou"}} {
 		for n, kind := range kinds {
@@ -56,7 +58,7 @@ func TestDoctorAsksAgents(t *testing.T) {
 	if err := s.Router.Route(absent6, s.Director.Addr6); err != nil {
 		t.Fatal(err)
 	}
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 	s.director.mustName(symptoms...)
 	for _, a := range s.agents[:2] {
 		if st := a.intake(); st.Questions < 4 || !slices.ContainsFunc(st.RefusedDestinations, heardOf(absent, 1)) {
@@ -65,8 +67,8 @@ func TestDoctorAsksAgents(t *testing.T) {
 	}
 }
 
-// TestDoctorOfWhatWasRefused: the agent names at any time whom it has refused since its start, and what for; where that
-// is all that came it is an error.
+// TestDoctorOfWhatWasRefused: the agent's doctor always names the sources and destinations that it has refused since
+// its start. It is an error if all packets were refused.
 func TestDoctorOfWhatWasRefused(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -80,13 +82,13 @@ func TestDoctorOfWhatWasRefused(t *testing.T) {
 	s.vips = vips
 	s.startAgent(s.Webs[2], `encap = ["gre"]`)
 	for _, web := range s.Webs {
-		s.parrotAt(web, ":80")
+		s.namedEchoAt(web, ":80")
 	}
 	s.startDirector("", service{"udp", "5353", "rr", []int{1, 1, 1}})
-	asks := s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 5353))
-	more := s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr, 4712), netip.AddrPortFrom(s.VIP, 5353))
-	third := s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr, 4713), netip.AddrPortFrom(s.VIP, 5353))
-	eventually(t, "both agents refuse what comes", 3*soon, func() bool {
+	asks := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 5353))
+	more := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4712), netip.AddrPortFrom(s.VIP, 5353))
+	third := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4713), netip.AddrPortFrom(s.VIP, 5353))
+	testkit.Within(t, "both agents refuse packets", 3*soon, func() bool {
 		return s.agents[0].intake().Drops["not_director"] > 2 && s.agents[1].intake().Drops["inner_destination"] > 2
 	})
 	s.agents[2].mustName(symptom{"encap", []string{"error", "protocol 4 comes from 10.0.2.2, and encap has no ipip",

@@ -6,46 +6,48 @@ import (
 	"net/netip"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
-// TestDoctorCountsNothing: the probes of the director's doctor leave nothing among what the director itself counts.
+// TestDoctorCountsNothing: the probes of the director's doctor do not change the director's counters.
 func TestDoctorCountsNothing(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
 	s.addIPv6()
 	s.startAgents("")
 	for _, web := range s.Webs {
-		s.parrotAt(web, ":80")
+		s.namedEchoAt(web, ":80")
 	}
 	text := ""
 	for name, vip := range map[string]netip.Addr{"four": s.VIP, "six": s.VIP6} {
 		text += tcpService(name, "[80, 81]", []netip.Addr{vip}, s.Webs[0].Addr, s.Webs[1].Addr6)
 	}
-	s.startWrittenDirector(text)
-	s.mustParrotOnce()
+	s.startDirectorWith(text)
+	s.mustBeServedOnce()
 	before := s.director.balance()
 	for range 3 {
 		s.director.examine()
 	}
-	s.mustParrotOnce() // what the kernel has sent before is counted then
+	s.mustBeServedOnce() // the kernel's earlier packets are counted by then
 	after := s.director.balance()
 	if !maps.Equal(before.Drops, after.Drops) || before.Overruns != after.Overruns {
 		t.Errorf("dropped before %v, after %v", before.Drops, after.Drops)
 	}
 }
 
-// TestDoctorOfRouter: the director's doctor says where the router sends a VIP's packets, if not to the director.
+// TestDoctorOfRouter: the director's doctor names the destination of a VIP's packets if the router does not send them
+// to the director.
 func TestDoctorOfRouter(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
 	s := newSite(t, 1, nil)
 	s.addIPv6()
 	s.startAgents("")
-	s.parrotAt(s.Webs[0], ":80")
-	s.startWrittenDirector(tcpService("four", "80", []netip.Addr{s.VIP}, s.Webs[0].Addr) +
+	s.namedEchoAt(s.Webs[0], ":80")
+	s.startDirectorWith(tcpService("four", "80", []netip.Addr{s.VIP}, s.Webs[0].Addr) +
 		tcpService("six", "80", []netip.Addr{s.VIP6}, s.Webs[0].Addr6))
-	// It comes first: once Linux has redirected a host it is slow to send it errors.
+	// This comes first: once Linux has redirected a host, it limits the errors that it sends to it.
 	s.shell(s.Router, "ip route del "+s.VIP.String()+"; ip -6 route del "+s.VIP6.String())
 	s.director.mustName(
 		symptom{"router", []string{"warning", "VIP " + s.VIP.String(), "10.0.2.1 does not send its packets here",
@@ -64,7 +66,7 @@ func TestDoctorOfRouter(t *testing.T) {
 	s.director.mustFindNothing("routed again")
 }
 
-// tcpService is the TOML of a service; port may have more keys in further lines.
+// tcpService returns the TOML of a service. port may have more keys in further lines.
 func tcpService(name, port string, vips []netip.Addr, realservers ...netip.Addr) string {
 	text := fmt.Sprintf("[[service]]\nname = %q\nvip = [%s]\nprotocol = \"tcp\"\nport = %s\n", name, quoted(vips), port)
 	for _, r := range realservers {
@@ -73,10 +75,10 @@ func tcpService(name, port string, vips []netip.Addr, realservers ...netip.Addr)
 	return text
 }
 
-// mustParrotOnce has a client served.
-func (s *site) mustParrotOnce() {
+// mustBeServedOnce sends a request, which must be answered.
+func (s *site) mustBeServedOnce() {
 	s.t.Helper()
-	eventually(s.t, "a client is served", 3*soon, func() bool {
+	testkit.Within(s.t, "a client is served", 3*soon, func() bool {
 		c, err := s.Client.Dial("tcp", netip.AddrPortFrom(s.VIP, 80).String())
 		if err != nil {
 			return false
@@ -86,7 +88,7 @@ func (s *site) mustParrotOnce() {
 	})
 }
 
-// heardOf returns a function that reports whether a count is of a and of at least least packets.
-func heardOf(a netip.Addr, least uint64) func(control.Counted) bool {
-	return func(c control.Counted) bool { return c.Address == a.String() && c.Packets >= least }
+// heardOf returns a function that reports whether a Counted is of address a and has at least least packets.
+func heardOf(a netip.Addr, least uint64) func(api.Counted) bool {
+	return func(c api.Counted) bool { return c.Address == a.String() && c.Packets >= least }
 }

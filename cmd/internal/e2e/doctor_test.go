@@ -15,15 +15,16 @@ import (
 
 	"vstun/cmd/internal/doctor"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// examine runs the doctor of a program on its host, and wants the exit status that fits what it finds.
+// examine runs the doctor of a program on its host, and checks that the exit status fits the findings.
 func (p *program) examine() doctor.Report {
 	p.t.Helper()
 	return p.examineBy(exec.Command(programPath(p.name), "doctor", "--json", "-c", p.config))
 }
 
-// examineBy is examine by a command that comes to the same.
+// examineBy is examine by another command, which runs the doctor.
 func (p *program) examineBy(cmd *exec.Cmd) (r doctor.Report) {
 	p.t.Helper()
 	got := run(p.t, p.host, cmd)
@@ -36,8 +37,7 @@ func (p *program) examineBy(cmd *exec.Cmd) (r doctor.Report) {
 	return r
 }
 
-// mustFindNothing examines until there is no finding: what a test has broken before may take the programs a moment to
-// get over.
+// mustFindNothing examines until there is no finding. The programs may need a moment to recover from former faults.
 func (p *program) mustFindNothing(when string) {
 	p.t.Helper()
 	var r doctor.Report
@@ -60,13 +60,13 @@ func findings(r doctor.Report) string {
 	return strings.Join(lines, "\n")
 }
 
-// symptom is what a finding must have.
+// symptom is what a finding must contain.
 type symptom struct {
 	check string
-	says  []string // in its facts, or in what fixes it; "error" and "warning" are its severity
+	says  []string // in its facts, or in its fix; "error" and "warning" are its severity
 }
 
-// is reports whether a finding is of the symptom.
+// is reports whether a finding has the symptom.
 func (s symptom) is(f doctor.Finding) bool {
 	text := strings.Join(slices.Concat([]string{string(f.Severity), f.Where, f.What, f.Why,
 		"on " + f.On + ": " + f.Fix}, f.Causes, f.Remarks), "\n")
@@ -74,14 +74,14 @@ func (s symptom) is(f doctor.Finding) bool {
 		!slices.ContainsFunc(s.says, func(part string) bool { return !strings.Contains(text, part) })
 }
 
-// mustName examines, and wants a finding for each symptom and none without one. A busy machine gets another chance or
-// two: it may answer too late.
+// mustName examines, and fails the test unless there is a finding for each symptom and no other. It tries again up to
+// twice, since a busy machine may answer too late.
 func (p *program) mustName(symptoms ...symptom) (r doctor.Report) {
 	p.t.Helper()
 	return p.mustNameBy(func() doctor.Report { return p.examine() }, symptoms...)
 }
 
-// mustNameBy is mustName by another examination.
+// mustNameBy is mustName with another examination.
 func (p *program) mustNameBy(examine func() doctor.Report, symptoms ...symptom) (r doctor.Report) {
 	p.t.Helper()
 	var wrong []string
@@ -95,7 +95,7 @@ func (p *program) mustNameBy(examine func() doctor.Report, symptoms ...symptom) 
 	return r
 }
 
-// misses says which symptoms no finding has, and which findings are of none.
+// misses returns the symptoms without a finding, and the findings without a symptom.
 func misses(r doctor.Report, symptoms []symptom) (wrong []string) {
 	left := slices.Clone(r.Findings)
 	for _, s := range symptoms {
@@ -106,13 +106,13 @@ func misses(r doctor.Report, symptoms []symptom) (wrong []string) {
 		}
 	}
 	if len(left) > 0 {
-		wrong = append(wrong, "nobody has broken this:\n"+findings(doctor.Report{Findings: left}))
+		wrong = append(wrong, "findings without a fault:\n"+findings(doctor.Report{Findings: left}))
 	}
 	return wrong
 }
 
-// mustNameInTime breaks what the program itself mends in a moment, until the doctor has seen each symptom, be it among
-// others.
+// mustNameInTime breaks what the program itself repairs in a moment, again and again, until the doctor has reported
+// each symptom. Other findings are allowed.
 func (p *program) mustNameInTime(breaks string, symptoms ...symptom) {
 	p.t.Helper()
 	var r doctor.Report
@@ -136,7 +136,7 @@ func (s *site) shell(h *lab.Host, commands string) {
 	}
 }
 
-// needDoctorsTools skips a test for want of the tools by which it breaks hosts, and which the doctor's commands are of.
+// needDoctorsTools skips a test if this machine lacks the tools for breaking hosts and for the doctor's commands.
 func needDoctorsTools(t *testing.T) {
 	t.Helper()
 	needTool(t, "nft", "nftables")
@@ -144,7 +144,7 @@ func needDoctorsTools(t *testing.T) {
 	needTool(t, "sysctl", "procps")
 }
 
-// needFirewall skips a test where the kernel lacks what its rules are made of.
+// needFirewall skips a test if the kernel lacks nftables expressions of its rules.
 func (s *site) needFirewall() {
 	s.t.Helper()
 	try := `nft add table inet try; nft add chain inet try f '{ type filter hook prerouting priority 0; }'; nft add ` +
@@ -154,7 +154,7 @@ func (s *site) needFirewall() {
 	}
 }
 
-// TestDoctorOnTheWay breaks each realserver, or the way to it, in its own manner: one examination by the director's
+// TestDoctorOnTheWay breaks each realserver, or the path to it, in another way. One examination by the director's
 // doctor names all.
 func TestDoctorOnTheWay(t *testing.T) {
 	t.Parallel()
@@ -165,7 +165,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		agent   string // TOML of its agent; "-": none runs
 		vips    []netip.Addr
 		sources []netip.Addr
-		deaf    bool // nobody listens
+		deaf    bool // without a listener
 		long    bool // not with -short
 		breaks  func(s *site, web *lab.Host)
 		symptom *symptom
@@ -254,7 +254,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		web := s.Webs[i]
 		text += fmt.Sprintf("[[service.realserver]]\naddress = %q\n", web.Addr)
 		if !p.deaf {
-			s.parrotAt(web, ":80")
+			s.namedEchoAt(web, ":80")
 		}
 		if p.agent == "-" {
 			absent = web
@@ -301,7 +301,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		s.VIP6, absent.Addr6, s.Webs[0].Addr6)
 	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server",
 		"no program receives ipip (protocol 41)"}})
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 	begin := time.Now()
 	r := s.director.mustName(symptoms...)
 	if !testing.Short() && !slices.ContainsFunc(r.Unchecked, func(n doctor.Note) bool {
@@ -311,11 +311,11 @@ func TestDoctorOnTheWay(t *testing.T) {
 	}
 	t.Logf("in %v:\n%s", time.Since(begin).Round(time.Millisecond), findings(r))
 	if !r.Running {
-		t.Error("the director is said not to run")
+		t.Error("the doctor reports that the director does not run")
 	}
 }
 
-// TestDoctorOfDirector breaks the director's host. The doctor names what is broken, its commands mend it, and then it
+// TestDoctorOfDirector breaks the director's host. The doctor names the faults, its commands fix them, and then it
 // finds nothing.
 func TestDoctorOfDirector(t *testing.T) {
 	t.Parallel()
@@ -326,9 +326,9 @@ func TestDoctorOfDirector(t *testing.T) {
 	s.vips = append(s.vips, near)
 	s.addIPv6()
 	s.startAgents(`encap = ["gue"]`)
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	s.shell(s.Director, "ip neigh add proxy "+near.String()+" dev eth0")
-	s.startWrittenDirector(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = "+
+	s.startDirectorWith(fmt.Sprintf("[[service]]\nname = \"four\"\nvip = [%q, %q]\nprotocol = \"tcp\"\nport = "+
 		"80\nencap = \"gue\"\nrealserver = [ { address = %q } ]\n"+
 		"[[service]]\nname = \"six\"\nvip = %q\nprotocol = \"tcp\"\nport = 80\nencap = \"gue\"\nrealserver = [ { "+
 		"address = %q } ]\n", s.VIP, near, s.Webs[0].Addr, s.VIP6, s.Webs[0].Addr6))
@@ -339,10 +339,12 @@ func TestDoctorOfDirector(t *testing.T) {
 		symptom{"forwarding", []string{"net.ipv6.conf.all.forwarding is 0"}})
 	s.director.mustFindNothing("mended by the director")
 
-	// Answers that come from a VIP, to the director itself: as those to health checks.
-	pesky := s.pester(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
+	// Answers from a VIP to the director itself, like those to health checks.
+	pesky := s.repeatUDP(s.Webs[0], netip.AddrPortFrom(s.VIP, 4711), netip.AddrPortFrom(s.Director.Addr, 9))
 	s.shell(s.Director, `sysctl -qw net.ipv4.conf.eth0.forwarding=0; ip neigh del proxy 10.0.2.80 dev eth0
-nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'; nft add rule inet fw forward ct state established,related accept`)
+nft add table inet fw
+nft add chain inet fw forward '{ type filter hook forward priority 0; policy drop; }'
+nft add rule inet fw forward ct state established,related accept`)
 	r := s.director.mustName(
 		symptom{"forwarding", []string{"net.ipv4.conf.eth0.forwarding is 0",
 			"sysctl -w net.ipv4.conf.eth0.forwarding=1"}},
@@ -356,8 +358,11 @@ nft add table inet fw; nft add chain inet fw forward '{ type filter hook forward
 
 	// What a director sees of a connection is invalid to connection tracking; ICMP errors are let in by name, or not at
 	// all.
-	s.shell(s.Director, `nft add chain inet fw more '{ type filter hook forward priority 10; }'; nft add rule inet fw more ct state vmap '{ established : accept, invalid : drop }'
-nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input icmp type echo-request accept; nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
+	s.shell(s.Director, `nft add chain inet fw more '{ type filter hook forward priority 10; }'
+nft add rule inet fw more ct state vmap '{ established : accept, invalid : drop }'
+nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'
+nft add rule inet fw input icmp type echo-request accept
+nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
 	r = s.director.mustName(
 		symptom{"firewall", []string{"inet fw more", "packets after a client's SYN", "invalid"}},
 		symptom{"firewall", []string{"inet fw input", "ICMP errors", "nft insert rule inet fw input icmp type " +
@@ -365,13 +370,13 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.mend(s.director, r)
 	s.director.mustFindNothing("mended by the doctor's commands")
 
-	// A VIP that goes elsewhere, one that is the host's own, and requests for what nobody serves.
-	asks := s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 9))
+	// A VIP with another route, one that is the host's own, and requests to ports without service.
+	asks := s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr, 4711), netip.AddrPortFrom(s.VIP, 9))
 	s.shell(s.Director, "ip rule add to "+s.VIP.String()+" lookup 100 priority 100; ip route add default via "+
 		"10.0.2.1 table 100")
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "its packets go to 10.0.2.1 by eth0", "ip rule"}})
 	asks()
-	// answers ARP, as a realserver does that nobody keeps from it
+	// answers ARP, as a realserver does without arp_ignore
 	s.shell(s.Router, "ip addr add 10.0.2.80/32 dev director")
 	s.director.mustName(symptom{"device", []string{s.VIP.String()}}, symptom{"neighbours", []string{near.String(),
 		"answers ARP", "arp_ignore=1"}},
@@ -382,7 +387,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.mustName(symptom{"device", []string{s.VIP.String(), "this host's own packets go to 10.0.2.1 by eth0, " +
 		"not to vs0-local", "ip rule"}})
 	s.shell(s.Director, "ip rule del priority 5; ip addr add "+s.VIP.String()+"/32 dev lo")
-	asks = s.pester(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
+	asks = s.repeatUDP(s.Client, netip.AddrPortFrom(s.Client.Addr6, 4711), netip.AddrPortFrom(s.VIP6, 9))
 	s.director.mustName(
 		symptom{"start", []string{s.VIP.String(), "lo", "ip addr del"}},
 		symptom{"device", []string{s.VIP.String(), "its packets go to lo"}},
@@ -394,19 +399,19 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 	s.director.stop()
 	if r := s.director.mustName(symptom{"running",
 		[]string{"error", "the director does not run", "director run -c " + s.director.config}}); r.Running {
-		t.Error("the director is said to run")
+		t.Error("the doctor reports that the director runs")
 	}
 	s.director.start()
 	got := run(t, s.Director, exec.Command(programPath("director"), "doctor", "-v", "-c", s.director.config))
 	for _, part := range []string{"is running", "nothing found", "fine: forwarding: on", "fine: tunnels: realserver " +
 		s.Webs[0].Addr6.String(), "path MTU 1500"} {
 		if !strings.Contains(got.stdout, part) {
-			t.Errorf("%q is not in what it says:\n%s", part, got.stdout)
+			t.Errorf("%q is missing in its output:\n%s", part, got.stdout)
 		}
 	}
 }
 
-// TestDoctorOfRealserver does likewise with a realserver.
+// TestDoctorOfRealserver is the same for a realserver.
 func TestDoctorOfRealserver(t *testing.T) {
 	t.Parallel()
 	needDoctorsTools(t)
@@ -421,11 +426,11 @@ func TestDoctorOfRealserver(t *testing.T) {
 	stopped := symptom{"running", []string{"error", "the agent does not run", "realserver run -c " + agent.config}}
 	if r := agent.mustName(stopped, symptom{"servers", []string{s.VIP.String(), "no server listens"}},
 		symptom{"servers", []string{s.VIP6.String(), "no server listens"}}); r.Running {
-		t.Error("the agent is said to run")
+		t.Error("the doctor reports that the agent runs")
 	}
 	agent.start()
 	s.agents = append(s.agents, agent)
-	s.parrotAt(web, ":80")
+	s.namedEchoAt(web, ":80")
 	agent.mustFindNothing("healthy")
 
 	agent.mustNameInTime("ip addr del "+s.VIP.String()+"/32 dev vs0; sysctl -qw net.ipv4.conf.vs0.rp_filter=1 "+
@@ -436,8 +441,11 @@ func TestDoctorOfRealserver(t *testing.T) {
 		symptom{"rp_filter", []string{"vs0", "sysctl -w net.ipv4.conf.vs0.rp_filter=2"}})
 	agent.mustFindNothing("mended by the agent")
 	s.listenUDP(web, ":5300")
-	s.shell(web, `nft add table inet fw; nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'; nft add rule inet fw input iifname lo accept
-nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft add rule inet fw raw meta nfproto ipv6 fib saddr . iif oif missing drop`)
+	s.shell(web, `nft add table inet fw
+nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }'
+nft add rule inet fw input iifname lo accept
+nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'
+nft add rule inet fw raw meta nfproto ipv6 fib saddr . iif oif missing drop`)
 	r := agent.mustName(
 		symptom{"firewall", []string{"inet fw input", "tunnel packets (protocol 4)",
 			"nft insert rule inet fw input ip protocol 4 accept"}},
@@ -467,8 +475,10 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	s.shell(web, "ip route add default via "+web.Addr.Prev().String()+"; ip -6 rule del priority 100")
 	agent.mustFindNothing("mended")
 
-	strangers := s.pesterRaw(s.Webs[1], 4, web.Addr)
-	eventually(t, "the agent refuses a stranger", soon, func() bool { return agent.intake().Drops["not_director"] > 0 })
+	strangers := s.repeatRaw(s.Webs[1], 4, web.Addr)
+	testkit.Within(t, "the agent refuses a stranger", soon, func() bool {
+		return agent.intake().Drops["not_director"] > 0
+	})
 	agent.mustName(symptom{"drops", []string{"not_director", s.Webs[1].Addr.String(), "add"}})
 	strangers()
 	agent.mustName(symptom{"drops", []string{"not_director", "refused since the start"}})
@@ -484,7 +494,7 @@ nft add chain inet fw raw '{ type filter hook prerouting priority raw; }'; nft a
 	agent.mustName(stopped, symptom{"directors", []string{web.Addr.String(), "this host itself"}})
 }
 
-// TestDoctorOfSilentPrograms: of a program that stands still the doctor says so, and examines what it can without it.
+// TestDoctorOfSilentPrograms: the doctor reports that a program hangs, and examines what it can without the program.
 func TestDoctorOfSilentPrograms(t *testing.T) {
 	t.Parallel()
 	for name, of := range map[string]func(s *site) *program{
@@ -494,7 +504,7 @@ func TestDoctorOfSilentPrograms(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newRunningSite(t, 1, service{"tcp", "80", "rr", []int{1}})
-			s.parrot(s.Webs[0], 80)
+			s.namedEcho(s.Webs[0], 80)
 			p := of(s)
 			p.mustFindNothing("before")
 			p.signal(unix.SIGSTOP)
@@ -504,11 +514,11 @@ func TestDoctorOfSilentPrograms(t *testing.T) {
 	}
 }
 
-// TestDoctorWithoutRights: neither program could start; both doctors say why, before anything else.
+// TestDoctorWithoutRights: no program could start. Both doctors report why, before other findings.
 func TestDoctorWithoutRights(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	director, agent := s.prepare(s.Director, "director"), s.prepare(s.Webs[0], "realserver")
 	director.configure(s.directorTOML(director.socket, `source = "10.0.2.9"`, service{"tcp", "80", "rr", nil}))
 	agent.configure(s.agentTOML(agent.socket, ""))
@@ -533,7 +543,7 @@ func TestDoctorWithoutRights(t *testing.T) {
 	}
 }
 
-// mend follows the doctor's commands.
+// mend runs the doctor's commands.
 func (s *site) mend(p *program, r doctor.Report) {
 	s.t.Helper()
 	for _, f := range r.Findings {
@@ -543,8 +553,8 @@ func (s *site) mend(p *program, r doctor.Report) {
 	}
 }
 
-// pester sends datagrams from one address to another, again and again, until the returned function is called.
-func (s *site) pester(h *lab.Host, from, to netip.AddrPort) (stop func()) {
+// repeatUDP sends datagrams from one address to another until the returned function is called.
+func (s *site) repeatUDP(h *lab.Host, from, to netip.AddrPort) (stop func()) {
 	s.t.Helper()
 	c, err := h.ListenPacket("udp", from.String())
 	if err != nil {
@@ -553,8 +563,8 @@ func (s *site) pester(h *lab.Host, from, to netip.AddrPort) (stop func()) {
 	return repeat(c, net.UDPAddrFromAddrPort(to), []byte("hello"))
 }
 
-// pesterRaw does so with packets of a protocol.
-func (s *site) pesterRaw(h *lab.Host, protocol int, to netip.Addr) (stop func()) {
+// repeatRaw is repeatUDP with packets of an IP protocol.
+func (s *site) repeatRaw(h *lab.Host, protocol int, to netip.Addr) (stop func()) {
 	s.t.Helper()
 	c, err := h.ListenPacket(fmt.Sprintf("ip4:%d", protocol), h.Addr.String())
 	if err != nil {

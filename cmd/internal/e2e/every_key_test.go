@@ -10,13 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/testkit"
+	"vstun/testdata/testkit"
 )
 
 // A file is the lines of TOML of each table: "director", "service.check".
 type file map[string][]string
 
-// with is f with these lines in a table, each in place of the one with its key.
+// with returns f with these lines in a table. Each replaces the line with the same key.
 func (f file) with(table string, lines ...string) file {
 	next := maps.Clone(f)
 	next[table] = slices.Clone(f[table])
@@ -32,7 +32,7 @@ func keyOf(line string) string {
 	return strings.TrimSpace(key)
 }
 
-// toml is f, its tables in this order.
+// toml returns f as TOML, with the tables in this order.
 func (f file) toml(tables ...string) string {
 	var b strings.Builder
 	for _, table := range tables {
@@ -124,7 +124,7 @@ func (p *program) mustChangeEach(base file, tables []string, changes map[string]
 				p.t.Errorf("%s: exit status %d, want a refusal:\n%s%s", key, got.code, got.stdout, got.stderr)
 			}
 			if got := reload(base); got.stdout != "nothing changed\n" {
-				p.t.Errorf("%s: the way back prints %s%s", key, got.stdout, got.stderr)
+				p.t.Errorf("%s: the reload back prints %s%s", key, got.stdout, got.stderr)
 			}
 			continue
 		case got.code != 0 || got.stdout == "nothing changed\n" ||
@@ -132,7 +132,7 @@ func (p *program) mustChangeEach(base file, tables []string, changes map[string]
 			p.t.Errorf("%s: exit status %d, want it changed:\n%s%s", key, got.code, got.stdout, got.stderr)
 		}
 		if got := reload(base); got.code != 0 || got.stdout == "nothing changed\n" {
-			p.t.Errorf("%s: the way back: exit status %d\n%s%s", key, got.code, got.stdout, got.stderr)
+			p.t.Errorf("%s: the reload back: exit status %d\n%s%s", key, got.code, got.stdout, got.stderr)
 		}
 	}
 	for _, key := range restarts {
@@ -267,7 +267,7 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	}, restartKeys(t, "director", "A director needs a restart for "))
 }
 
-// TestReloadOfEveryKeyOfAgent is the same of an agent.
+// TestReloadOfEveryKeyOfAgent is the same for an agent.
 func TestReloadOfEveryKeyOfAgent(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)

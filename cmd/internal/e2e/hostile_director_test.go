@@ -7,9 +7,10 @@ import (
 	"testing"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// TestHostileDirector throws tens of thousands of broken and random packets at the VIP and balances the books.
+// TestHostileDirector sends tens of thousands of broken and random packets to the VIP. All of them are accounted for.
 func TestHostileDirector(t *testing.T) {
 	const burst = 400 // fits the TUN device's queue
 	total := short(60_000, 10_000)
@@ -18,29 +19,29 @@ func TestHostileDirector(t *testing.T) {
 	s.startDirector(`no_service = "drop"`, service{"tcp", "80", "wrr", []int{1, 1}}, service{"udp", "53", "rr",
 		[]int{1, 1}})
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 		s.echoUDP(web, 53)
 	}
 	given := s.count(s.Director, "vs0", lab.Filter{Direction: lab.Out})
 	settle := func() {
 		t.Helper()
 		last := ^uint64(0)
-		eventually(t, "the director has read what the kernel gave to its device", soon, func() bool {
+		testkit.Within(t, "the director has read all packets of its device", soon, func() bool {
 			n := given()
 			settled := s.director.balance().In.Packets == n && n == last
 			last = n
 			return settled
 		})
 	}
-	s.mustParrot(80, "")
+	s.mustBeServedBy(80, "")
 	settle()
-	// once it works: it begins to watch the network only after it is ready
+	// the director begins to watch the network after it is ready
 	pid, descriptors := s.director.Pid(), s.director.descriptors()
 
-	client := s.thrower(s.Client)
+	client := s.rawSender(s.Client)
 	random := rand.New(rand.NewPCG(3, 4))
 	for i := range total {
-		client.throw(s.broken(random))
+		client.inject(s.broken(random))
 		if i%burst == burst-1 {
 			settle()
 		}
@@ -48,7 +49,7 @@ func TestHostileDirector(t *testing.T) {
 	settle()
 
 	st := s.director.balance()
-	// a reset answers what is dropped
+	// dropped packets are answered by resets
 	in, out, drops := st.In.Packets, st.Out.Packets-st.Resets, sum(st.Drops)+uint64(st.Waiting)
 	if in < uint64(total)*5/6 {
 		t.Errorf("%d packets in, of %d that were thrown", in, total)
@@ -68,7 +69,7 @@ func TestHostileDirector(t *testing.T) {
 	}
 	t.Logf("%d in, %d out, dropped %v, %d connections, %s", in, out, st.Drops, st.Connections.Count, st.SendError)
 
-	// What the director sent on has all arrived, and each agent's books balance too.
+	// All packets that the director has sent have arrived, and each agent's counters add up, too.
 	var sent, received uint64
 	for _, svc := range st.Services {
 		for _, r := range svc.Realservers {
@@ -87,19 +88,19 @@ func TestHostileDirector(t *testing.T) {
 			received, st.Drops["send_error"])
 	}
 
-	s.mustParrot(80, "")
+	s.mustBeServedBy(80, "")
 	if err := exchange(s.dial("udp4", 53), payload(100)); err != nil {
 		t.Error(err)
 	}
 	if now := s.director.balance().Pid; now != pid {
 		t.Errorf("the director's process is %d, was %d", now, pid)
 	}
-	eventually(t, fmt.Sprintf("no more than %d descriptors are open", descriptors), soon,
+	testkit.Within(t, fmt.Sprintf("no more than %d descriptors are open", descriptors), soon,
 		func() bool { return s.director.descriptors() <= descriptors })
 }
 
-// broken makes a packet from the client, or from anywhere, to the VIP which is most likely no good. Its IP header is
-// good enough for the kernels on the way: what is wrong with that never reaches a director.
+// broken returns a packet to the VIP that is most likely invalid, from the client or a random source. Its IP header is
+// valid: routers drop packets with an invalid one.
 func (s *site) broken(random *rand.Rand) []byte {
 	const tcp, udp, icmp = 6, 17, 1
 	options := 0
@@ -145,7 +146,7 @@ func (s *site) broken(random *rand.Rand) []byte {
 	case 5:
 		b[9] = tcp
 		ports(80)
-	case 6: // a port that nobody serves
+	case 6: // a port without service
 		b[9] = []byte{tcp, udp}[random.IntN(2)]
 	case 7: // ICMP, half of it echo requests
 		b[9] = icmp

@@ -13,36 +13,37 @@ import (
 	"time"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// trapPort is where the test waits for packets that should not get in.
+// trapPort is the port on which the test receives packets that should be refused.
 const trapPort = 9999
 
-// TestHostileRealserver throws at realservers, from another host, what must not get in: every fault that a packet can
-// have in every tunnel, over IPv4 and IPv6, and then a million of them, mixed.
+// TestHostileRealserver sends realservers, from another host, packets that must be refused: with every fault, by every
+// tunnel, over IPv4 and IPv6, and then a million of them in random order.
 func TestHostileRealserver(t *testing.T) {
 	s := newSite(t, 3, nil)
-	s.startGates()
+	s.startTunnelEnds()
 	s.startDirector("", service{"tcp", "80", "wrr", []int{1, -1, -1}})
-	s.parrot(s.Webs[0], 80)
+	s.namedEcho(s.Webs[0], 80)
 	traps := map[*program]net.PacketConn{}
 	for _, agent := range s.agents {
 		// on the VIPs and on the host's own addresses
 		traps[agent] = s.listenUDP(agent.host, ":"+strconv.Itoa(trapPort))
 	}
-	evil := s.newMob(s.Webs[2])
+	evil := s.newInjector(s.Webs[2])
 
-	// What all the packets below are like, were it not for their one fault, gets in.
-	gates, good := s.gates(), uint64(0)
-	for _, g := range gates {
+	// Packets without the faults below are accepted.
+	tunnelEnds, good := s.tunnelEnds(), uint64(0)
+	for _, g := range tunnelEnds {
 		for version, way := range map[int][2]netip.Addr{4: {s.Client.Addr, s.VIP}, 6: {s.Client.Addr6, s.VIP6}} {
 			word := fmt.Sprintf("IPv%d by %s", version, &g)
-			evil.throwAll([]*intruder{{gate: g, packet: g.wrap(g.director, version, udpPacket(t, way[0], way[1], 1234,
+			evil.injectAll([]*badPacket{{end: g, packet: g.wrap(g.director, version, udpPacket(t, way[0], way[1], 1234,
 				trapPort, word))}})
 			if got := mustRead(t, traps[g.agent]); got != word {
 				t.Fatalf("%q came in, want %q", got, word)
 			}
-			delete(evil.want[g.agent], "") // this one has no reason to be refused for
+			delete(evil.want[g.agent], "") // valid packets have no reason of a drop
 			good++
 		}
 	}
@@ -56,7 +57,7 @@ func TestHostileRealserver(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, fmt.Sprintf("all %d of them have come through vs0", good), soon,
+	testkit.Within(t, fmt.Sprintf("all %d of them have come through vs0", good), soon,
 		func() bool { return entered() >= good })
 	if n := entered(); n != good {
 		t.Fatalf("%d packets came through vs0, want %d", n, good)
@@ -66,27 +67,27 @@ func TestHostileRealserver(t *testing.T) {
 	for _, agent := range s.agents {
 		pid[agent], descriptors[agent], rejections[agent] = agent.Pid(), agent.descriptors(), s.rejections(agent.host)
 	}
-	var all []*intruder
-	for _, g := range gates {
-		all = append(all, s.intruders(g)...)
+	var all []*badPacket
+	for _, g := range tunnelEnds {
+		all = append(all, s.badPackets(g)...)
 	}
 	t.Logf("%d faults", len(all))
 	evil.mustBeRefused(all)
 	random := rand.New(rand.NewPCG(1, 2))
-	evil.throw(short(1_000_000, 100_000), func() *intruder { return all[random.IntN(len(all))] })
+	evil.inject(short(1_000_000, 100_000), func() *badPacket { return all[random.IntN(len(all))] })
 	if !evil.refused() {
 		for _, agent := range s.agents {
 			t.Errorf("%s refused %v, want %v", agent, agent.intake().Drops, evil.want[agent])
 		}
 	}
 
-	// Random bytes, and random ones that look a bit like a packet.
-	evil.throw(short(20_000, 5000), func() *intruder { return s.garbage(random, gates) })
-	// A fragment whose rest never comes stays in the kernel.
-	fragment := gates[0].wrap(gates[0].director, 4, make([]byte, 24))
+	// Random bytes, and random bytes with parts of a packet.
+	evil.inject(short(20_000, 5000), func() *badPacket { return s.garbage(random, tunnelEnds) })
+	// A fragment without the other fragments stays in the kernel.
+	fragment := tunnelEnds[0].wrap(tunnelEnds[0].director, 4, make([]byte, 24))
 	fragment[6] = 1 << 5
 	fixChecksum(fragment)
-	s.thrower(s.Webs[2]).throw(fragment)
+	s.rawSender(s.Webs[2]).inject(fragment)
 
 	for _, agent := range s.agents {
 		st, thrown := agent.intake(), evil.thrown[agent]
@@ -94,7 +95,7 @@ func TestHostileRealserver(t *testing.T) {
 			t.Errorf("%s received %d packets, refused %d and let %d in, %d overruns; %d were thrown", agent,
 				st.In.Packets, refused, st.Out.Packets, st.Overruns, thrown)
 		}
-		// No ICMP told the sender anything.
+		// No ICMP error was sent.
 		if now := s.rejections(agent.host); !maps.Equal(now, rejections[agent]) {
 			t.Errorf("%s: the kernel's counters moved from %v to %v", agent.host.Name, rejections[agent], now)
 		}
@@ -108,27 +109,27 @@ func TestHostileRealserver(t *testing.T) {
 		if agent.Pid() != pid[agent] || st.Pid != pid[agent] {
 			t.Errorf("%s is process %d, was %d", agent, st.Pid, pid[agent])
 		}
-		eventually(t, fmt.Sprintf("%s has no more than %d descriptors open", agent, descriptors[agent]), soon,
+		testkit.Within(t, fmt.Sprintf("%s has no more than %d descriptors open", agent, descriptors[agent]), soon,
 			func() bool { return agent.descriptors() <= descriptors[agent] })
 	}
 	if n := entered(); n != good {
 		t.Errorf("%d packets came in through vs0", n-good)
 	}
-	s.mustParrot(80, "web1")
+	s.mustBeServedBy(80, "web1")
 }
 
-// mustBeRefused throws each packet of a list once, and names those that are not refused for their reason.
-func (m *mob) mustBeRefused(list []*intruder) {
+// mustBeRefused sends each packet of a list once, and reports the packets that are not refused for their reason.
+func (m *injector) mustBeRefused(list []*badPacket) {
 	m.s.t.Helper()
-	m.throwAll(list)
+	m.injectAll(list)
 	if m.refused() {
 		return
 	}
 	m.s.t.Errorf("%d packets are not refused as they should be", len(list))
 	for _, i := range list {
-		before := i.gate.agent.intake()
-		m.throwAll([]*intruder{i})
-		now := i.gate.agent.intake()
+		before := i.end.agent.intake()
+		m.injectAll([]*badPacket{i})
+		now := i.end.agent.intake()
 		if now.Drops[i.reason] == before.Drops[i.reason]+1 {
 			continue
 		}
@@ -143,9 +144,9 @@ func (m *mob) mustBeRefused(list []*intruder) {
 	m.s.t.FailNow()
 }
 
-// garbage is random bytes in a tunnel, every other time with some of what a packet has.
-func (s *site) garbage(random *rand.Rand, gates []gate) *intruder {
-	g := gates[random.IntN(len(gates))]
+// garbage returns random bytes in a tunnel, every other time with parts of a packet.
+func (s *site) garbage(random *rand.Rand, tunnelEnds []tunnelEnd) *badPacket {
+	g := tunnelEnds[random.IntN(len(tunnelEnds))]
 	b := make([]byte, random.IntN(200))
 	for i := range b {
 		b[i] = byte(random.Uint32())
@@ -159,10 +160,10 @@ func (s *site) garbage(random *rand.Rand, gates []gate) *intruder {
 			copy(b[24:], s.VIP6.AsSlice())
 		}
 	}
-	return &intruder{gate: g, packet: g.wrap(g.director, version, b)}
+	return &badPacket{end: g, packet: g.wrap(g.director, version, b)}
 }
 
-// mustRead is the next datagram that comes.
+// mustRead returns the next datagram.
 func mustRead(t *testing.T, c net.PacketConn) string {
 	t.Helper()
 	if err := c.SetReadDeadline(time.Now().Add(soon)); err != nil {
@@ -176,7 +177,7 @@ func mustRead(t *testing.T, c net.PacketConn) string {
 	return string(buf[:n])
 }
 
-// rejections is the kernel's counters of what a host has told senders by ICMP, and of datagrams for nobody.
+// rejections returns a host's counters of sent ICMP errors, and of datagrams to closed ports.
 func (s *site) rejections(h *lab.Host) map[string]uint64 {
 	s.t.Helper()
 	all, some := s.counters(h), map[string]uint64{}
@@ -191,7 +192,7 @@ func (s *site) rejections(h *lab.Host) map[string]uint64 {
 	return some
 }
 
-// counters is the kernel's counters of a host's protocols, proc(5): "Icmp:OutMsgs", "Icmp6OutMsgs".
+// counters returns the kernel's counters of a host's protocols, proc(5): "Icmp:OutMsgs", "Icmp6OutMsgs".
 func (s *site) counters(h *lab.Host) map[string]uint64 {
 	s.t.Helper()
 	var text, text6 []byte

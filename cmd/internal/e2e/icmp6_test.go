@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
-// TestICMPv6 has a client over IPv6 hear of everything that it is to know: that nobody serves a port, that a
-// realserver's agent is gone, by a tunnel over either family, and what size fits; and its fragments are put together.
+// TestICMPv6: a client over IPv6 learns of a port without service, of a realserver whose agent is gone, by a tunnel
+// over either family, and of the size that fits. Its fragments are reassembled.
 func TestICMPv6(t *testing.T) {
 	t.Parallel()
 	s := newWays(t)
@@ -20,7 +22,7 @@ func TestICMPv6(t *testing.T) {
 	addAddress6(t, s.Client, "eth0", client)
 	addRoute6(t, s.Client, netip.PrefixFrom(netip.IPv6Unspecified(), 0), client.Prev())
 	addRoute6(t, s.Webs[0], netip.PrefixFrom(netip.IPv6Unspecified(), 0), ways6.web.Prev())
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "six"
 vip = "2001:db8:5a::80"
@@ -66,7 +68,7 @@ realserver = [ { address = "10.0.11.2" } ]
 	if _, err := conn.Write(payload(1452)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the client has learned an MTU of 1448", soon, func() bool { // 1500 - 40 - 8 - 4
+	testkit.Within(t, "the client has learned an MTU of 1448", soon, func() bool { // 1500 - 40 - 8 - 4
 		mtu := 0
 		onSocket(t, conn, func(fd int) (err error) {
 			mtu, err = unix.GetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_MTU)

@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// TestTunnelErrorReachesClient: where a realserver's agent is gone, its kernel says so about the tunnel's packets, and
-// the client hears of it at once.
+// TestTunnelErrorReachesClient: the kernel of a realserver without agent answers the tunnel's packets with an ICMP
+// error. The client gets one at once.
 func TestTunnelErrorReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "dns"
 vip = "198.51.100.80"
@@ -36,12 +37,12 @@ realserver = [ { address = "10.0.11.2" } ]
 		t.Fatal(err)
 	}
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("the client is told %v, want %v", err, unix.ECONNREFUSED)
+		t.Errorf("the client gets %v, want %v", err, unix.ECONNREFUSED)
 	}
 }
 
-// TestTunnelSizeReachesClient: a router between director and realserver takes less than both think. The packet that it
-// refuses has the client told the right size already, and the next one fits.
+// TestTunnelSizeReachesClient: a router between director and realserver has a smaller MTU than both know. When it
+// refuses the first packet, the client learns the size, and the next packet fits.
 func TestTunnelSizeReachesClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"web1": {MTU: 1400}})
@@ -60,7 +61,7 @@ func TestTunnelSizeReachesClient(t *testing.T) {
 		})
 		return v
 	}
-	eventually(t, "the client has the ICMP error", soon, func() bool {
+	testkit.Within(t, "the client has the ICMP error", soon, func() bool {
 		return option(unix.SOL_SOCKET,
 			unix.SO_ERROR) == int(unix.EMSGSIZE)
 	})
@@ -75,9 +76,9 @@ func TestTunnelSizeReachesClient(t *testing.T) {
 	}
 }
 
-// TestPathErrorReachesServer: the client's link takes less than the server's. A router's word about the server's
-// answer, which is for the VIP, reaches the server through the tunnel, and its next answer comes in fragments, or as
-// TCP segments, that fit.
+// TestPathErrorReachesServer: the client's link has a smaller MTU than the server's. A router's error about the
+// server's answer, which goes to the VIP, reaches the server through the tunnel. The next answer fits, in fragments or
+// TCP segments.
 func TestPathErrorReachesServer(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, map[string]lab.Link{"client": {MTU: 1300}})
@@ -112,7 +113,7 @@ func TestPathErrorReachesServer(t *testing.T) {
 	if _, err := web.WriteTo(payload(1400), client); err != nil {
 		t.Fatalf("the server knows too early that 1400 bytes are too many: %v", err)
 	}
-	eventually(t, "the server has learned that 1400 bytes are too many", soon, func() bool {
+	testkit.Within(t, "the server has learned that 1400 bytes are too many", soon, func() bool {
 		_, err := web.WriteTo(payload(1400), client)
 		return errors.Is(err, unix.EMSGSIZE)
 	})
@@ -125,9 +126,9 @@ func TestPathErrorReachesServer(t *testing.T) {
 	}
 }
 
-// TestNobodyServes: a port of the VIP without service, or without a realserver for it, is refused at once; with
-// no_service = "drop", which a reload brings, it is not answered at all.
-func TestNobodyServes(t *testing.T) {
+// TestUnserved: packets to a port of the VIP without service, or without a realserver, are rejected at once. After a
+// reload with no_service = "drop" they are dropped.
+func TestUnserved(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startAgents("")
@@ -139,7 +140,7 @@ protocol = "udp"
 port = 53
 realserver = [ { address = "10.0.11.2", weight = 0 } ]
 `
-	s.startWrittenDirector(dns)
+	s.startDirectorWith(dns)
 	refused := func(network string, port int) error {
 		d := net.Dialer{Timeout: soon}
 		var err error
@@ -168,7 +169,7 @@ realserver = [ { address = "10.0.11.2", weight = 0 } ]
 		}
 	}
 	before := s.director.balance()
-	if changes := s.reloadWritten(`director.no_service = "drop"` + dns); !slices.Equal(changes,
+	if changes := s.reloadWith(`director.no_service = "drop"` + dns); !slices.Equal(changes,
 		[]string{"no_service reject -> drop"}) {
 		t.Errorf("changes are %q", changes)
 	}
@@ -176,7 +177,7 @@ realserver = [ { address = "10.0.11.2", weight = 0 } ]
 	if _, err := conn.Write([]byte("anybody?")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the director has counted the datagram", soon, func() bool {
+	testkit.Within(t, "the director has counted the datagram", soon, func() bool {
 		return s.director.balance().Drops["no_service"] == before.Drops["no_service"]+1
 	})
 	if now := s.director.balance(); now.Out != before.Out {
@@ -184,7 +185,7 @@ realserver = [ { address = "10.0.11.2", weight = 0 } ]
 	}
 }
 
-// TestFragments: datagrams that a client's kernel has cut reach the server whole, and so do its answers.
+// TestFragments: datagrams that a client's kernel has fragmented reach the server whole, and so do its answers.
 func TestFragments(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 2, service{"udp", "53", "rr", []int{1, 1}})

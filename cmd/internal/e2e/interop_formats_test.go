@@ -20,13 +20,13 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// format is a tunnel between director and web1, as package encap has it and as ip(8) does.
+// format is a tunnel between director and web1, as in package encap and as in ip(8).
 type format struct {
 	encap.Config
 	inner6 bool
 }
 
-// formats is every kind of tunnel with all that it may have, over and with either IP. Each end has an address of both
+// formats is every kind of tunnel with all options, with both inner and outer families. Each end has an address of both
 // families.
 func formats(from, to [2]netip.Addr) (all []format) {
 	for _, c := range []encap.Config{
@@ -48,7 +48,7 @@ func formats(from, to [2]netip.Addr) (all []format) {
 
 func (f *format) outer6() bool { return !f.Destination.Is4() }
 
-// protocol is the IP protocol behind the outer IP header.
+// protocol returns the IP protocol behind the outer IP header.
 func (f *format) protocol() int {
 	switch {
 	case f.Kind.UDP():
@@ -79,7 +79,7 @@ func ipVersion(six bool) string {
 	return "IPv4"
 }
 
-// device is the command that makes the kernel's device of this format, with an end at local.
+// device returns the command that makes the kernel's device of this format, with an end at local.
 func (f *format) device(local, remote netip.Addr, sends bool) string {
 	kind := "ipip"
 	switch {
@@ -112,7 +112,7 @@ func (f *format) device(local, remote netip.Addr, sends bool) string {
 	return text + "\n"
 }
 
-// port is the command of `ip fou` that opens the UDP port, where there is one.
+// port returns the command of `ip fou` that opens the UDP port, if there is one.
 func (f *format) port(command string) []string {
 	args := []string{"fou", command, "port", fmt.Sprint(f.Port)}
 	if f.outer6() {
@@ -130,11 +130,11 @@ func (f *format) port(command string) []string {
 	return args
 }
 
-// tunnelSite is a site whose director and web1 reach each other over IPv6 as well, with the addresses of both.
+// tunnelSite returns a site whose director and web1 also reach each other over IPv6, with their addresses.
 func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 	t.Helper()
 	needKernel(t)
-	// The kernel loads what it is asked for by name, not what that needs for UDP over IPv6.
+	// The kernel loads the module of a tunnel by name, but not the module for UDP over IPv6.
 	if out, err := exec.Command("modprobe", "-a", "sit", "ip6_tunnel", "ip6_gre", "fou6").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: needs the kernel's sit, ip6_tunnel, ip6_gre and fou6: %s",
 			strings.Join(strings.Fields(string(out)), " "))
@@ -149,7 +149,7 @@ func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 	if err := s.Router.Sysctl("net.ipv6.conf.all.forwarding", "1"); err != nil {
 		t.Fatal(err)
 	}
-	// A device without an IPv4 address of its own lets nothing in by a loose check either (fib_validate_source in
+	// A device without its own IPv4 address accepts nothing, even with a loose check (fib_validate_source in
 	// net/ipv4/fib_frontend.c).
 	if err := s.Webs[0].Sysctl("net.ipv4.conf.all.rp_filter", "0"); err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func tunnelSite(t *testing.T) (s *site, director, web [2]netip.Addr) {
 
 const vip6 = "2001:db8:100::80"
 
-// datagram is a packet with a UDP datagram from a client to port 53 of the VIP, which carries text.
+// datagram returns a packet with a UDP datagram of text from a client to port 53 of the VIP.
 func datagram(t *testing.T, vip netip.Addr, text string) []byte {
 	t.Helper()
 	udp := &layers.UDP{SrcPort: 1234, DstPort: 53}
@@ -174,10 +174,10 @@ func datagram(t *testing.T, vip netip.Addr, text string) []byte {
 	return build(t, ip, udp, gopacket.Payload(text))
 }
 
-// TestInteropWrap has the kernel's devices take what encap.Tunnel wraps.
+// TestInteropWrap: the kernel's devices accept the packets of encap.Tunnel.
 func TestInteropWrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
-	over4 := s.thrower(s.Director)
+	over4 := s.rawSender(s.Director)
 	var over6 int
 	err := s.Director.Do(func() (err error) {
 		over6, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -187,7 +187,8 @@ func TestInteropWrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(over6) })
-	s.command(s.Webs[0], "link add vips type dummy\naddr add "+s.VIP.String()+"/32 dev vips\naddr add "+vip6+"/128 dev vips nodad\nlink set vips up\n", "ip", "-batch", "-")
+	s.command(s.Webs[0], "link add vips type dummy\naddr add "+s.VIP.String()+"/32 dev vips\n"+
+		"addr add "+vip6+"/128 dev vips nodad\nlink set vips up\n", "ip", "-batch", "-")
 	in4, in6 := s.listenUDP(s.Webs[0], s.at(53)), s.listen6(s.Webs[0], "["+vip6+"]:53")
 	for _, f := range formats(director, web) {
 		s.device(s.Webs[0], f, false, func() {
@@ -209,7 +210,7 @@ func TestInteropWrap(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else {
-				over4.throw(b.Bytes())
+				over4.inject(b.Bytes())
 			}
 			if got := mustRead(t, server); got != text {
 				t.Errorf("%v: %q, want %q", &f, got, text)
@@ -218,8 +219,8 @@ func TestInteropWrap(t *testing.T) {
 	}
 }
 
-// TestInteropUnwrap has encap.Decapsulator take what the kernel's devices wrap, also with the destination options that
-// they put between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
+// TestInteropUnwrap: encap.Decapsulator accepts the packets of the kernel's devices, also with the destination options
+// between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
 func TestInteropUnwrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
 	udp := s.sendsUDP()
@@ -283,7 +284,7 @@ func TestInteropUnwrap(t *testing.T) {
 	}
 }
 
-// sendsUDP reports whether the kernel's own tunnels may be over UDP; IPVS's may in any case.
+// sendsUDP reports whether the kernel's own tunnels may run over UDP. IPVS's always may.
 func (s *site) sendsUDP() bool {
 	s.t.Helper()
 	add := run(s.t, s.Director, exec.Command("ip", strings.Fields("link add fou0 type ipip remote 192.0.2.1 encap "+
@@ -314,7 +315,7 @@ func (s *site) device(h *lab.Host, f format, sends bool, fn func()) {
 	fn()
 }
 
-// listen6 opens a UDP socket on an IPv6 address, which ends with the test.
+// listen6 opens a UDP socket on an IPv6 address until the end of the test.
 func (s *site) listen6(h *lab.Host, address string) net.PacketConn {
 	s.t.Helper()
 	c, err := h.ListenPacket("udp6", address)

@@ -9,16 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// interopBulk is how many bytes an upload has: enough for windows to open, little enough for a slow guest.
+// interopBulk is the bytes of an upload: enough for TCP windows to open, few enough for a slow guest.
 const interopBulk = 2_000_000
 
-// interopPorts are the services of the tests below.
+// interopPorts is the ports of the services of the tests below.
 var interopPorts = map[uint16]string{53: "udp", 80: "tcp", 81: "tcp"}
 
-// wired makes the links to these hosts carry packets of 1,500 bytes and no super-packets, gathered again where they
-// arrive.
+// wired makes the links to these hosts carry packets of 1,500 bytes instead of super-packets. GRO merges them on
+// arrival.
 func wired(names ...string) map[string]lab.Link {
 	links := map[string]lab.Link{}
 	for _, name := range names {
@@ -27,7 +28,7 @@ func wired(names ...string) map[string]lab.Link {
 	return links
 }
 
-// TestInteropKernelDirector balances by the kernel's IPVS to an agent: uploads and datagrams arrive byte-exact.
+// TestInteropKernelDirector: the kernel's IPVS sends to an agent. Uploads and datagrams arrive byte-exact.
 func TestInteropKernelDirector(t *testing.T) {
 	needKernel(t)
 	for _, c := range []struct {
@@ -59,7 +60,7 @@ func TestInteropKernelDirector(t *testing.T) {
 	}
 }
 
-// mustUpload sends n bytes to a port of the VIP by HTTP, all of which must arrive.
+// mustUpload sends n bytes to a port of the VIP by HTTP. All must arrive.
 func (s *site) mustUpload(port uint16, n int) {
 	s.t.Helper()
 	conn := s.dial("tcp", port)
@@ -70,13 +71,13 @@ func (s *site) mustUpload(port uint16, n int) {
 	begin := time.Now()
 	answer, err := put(conn, n)
 	if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want || err != nil {
-		s.t.Fatalf("the server says %q, %v; want %q", answer, err, want)
+		s.t.Fatalf("the server answers %q, %v; want %q", answer, err, want)
 	}
 	s.t.Logf("%.0f Mbit/s", float64(n)*8/1e6/time.Since(begin).Seconds())
 }
 
-// mustEcho sends datagrams of these sizes, without DF, to port 53 of the VIP, from a client's port each, which must
-// come back.
+// mustEcho sends datagrams of these sizes, without DF, to port 53 of the VIP, each from another port of the client.
+// They must come back.
 func (s *site) mustEcho(sizes ...int) {
 	s.t.Helper()
 	for _, size := range sizes {
@@ -88,7 +89,7 @@ func (s *site) mustEcho(sizes ...int) {
 	}
 }
 
-// TestInteropKernelRealserver balances by our director to the kernel's own tunnel devices.
+// TestInteropKernelRealserver: our director sends to the kernel's own tunnel devices.
 func TestInteropKernelRealserver(t *testing.T) {
 	needKernel(t)
 	for _, tunnel := range []kernelTunnel{{kind: "ipip"}, {kind: "gre"}, {kind: "gue"}, {kind: "fou"}} {
@@ -96,7 +97,7 @@ func TestInteropKernelRealserver(t *testing.T) {
 			t.Run(tunnel.kind+name, func(t *testing.T) {
 				s := newSite(t, 1, links)
 				device := s.kernelDevice(s.Webs[0], tunnel)
-				s.startWrittenDirector(interopServices(tunnel.kind, "{ address = \"10.0.11.2\" }"))
+				s.startDirectorWith(interopServices(tunnel.kind, "{ address = \"10.0.11.2\" }"))
 				s.acceptUploads(s.Webs[0], 80)
 				s.echoUDP(s.Webs[0], 53)
 				s.mustUpload(80, interopBulk)
@@ -112,7 +113,7 @@ func TestInteropKernelRealserver(t *testing.T) {
 	}
 }
 
-// interopServices is a director's TOML: interopPorts, round robin, with these realservers.
+// interopServices returns a director's TOML: interopPorts, round robin, with these realservers.
 func interopServices(encap string, realservers ...string) string {
 	var text strings.Builder
 	for port, protocol := range interopPorts {
@@ -123,8 +124,8 @@ func interopServices(encap string, realservers ...string) string {
 	return text.String()
 }
 
-// TestInteropRemoteChecksum has IPVS leave the checksums inside to the other end of the tunnel (GUE's remote checksum
-// offload), which the agent does not do: it refuses the packets.
+// TestInteropRemoteChecksum: IPVS leaves the inner checksums to the other end of the tunnel (GUE's remote checksum
+// offload). The agent does not support this, and refuses the packets.
 func TestInteropRemoteChecksum(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 1, nil)
@@ -135,15 +136,15 @@ func TestInteropRemoteChecksum(t *testing.T) {
 		t.Fatal(err)
 	}
 	agent := s.agents[0]
-	eventually(t, "the agent has the packet", soon, func() bool { return agent.intake().In.Packets > 0 })
+	testkit.Within(t, "the agent has the packet", soon, func() bool { return agent.intake().In.Packets > 0 })
 	if in := agent.intake(); in.Drops["tunnel_header"] != in.In.Packets || in.Out.Packets != 0 {
 		t.Errorf("of %d packets the agent refused %v and let %d in, want all as tunnel_header", in.In.Packets, in.Drops,
 			in.Out.Packets)
 	}
 }
 
-// TestInteropMixed has a kernel and an agent as realservers of the same services, reached by different tunnels, behind
-// the kernel's director and ours: both get their share, byte-exact.
+// TestInteropMixed: a kernel and an agent are realservers of the same services, by different tunnels, behind the
+// kernel's director and ours. Both get their share, byte-exact.
 func TestInteropMixed(t *testing.T) {
 	needKernel(t)
 	for _, tunnels := range [][2]kernelTunnel{{{kind: "ipip"}, {kind: "gue"}}, {{kind: "gue"}, {kind: "gre"}},
@@ -154,7 +155,7 @@ func TestInteropMixed(t *testing.T) {
 				device := s.kernelDevice(s.Webs[0], tunnels[0])
 				s.startAgent(s.Webs[1], fmt.Sprintf("encap = [%q]", tunnels[1].kind))
 				if director == "kernel" {
-					// our director does not take the kernel's word for it that nobody takes GRE there
+					// our director ignores the kernel's ICMP error that the host does not take GRE
 					s.quietGRE(s.Webs[1])
 					s.startIPVS(interopPorts, tunnels[:]...)
 				} else {
@@ -163,11 +164,11 @@ func TestInteropMixed(t *testing.T) {
 						realservers = append(realservers, fmt.Sprintf("{ address = %q, encap = %q }", s.Webs[i].Addr,
 							k.kind))
 					}
-					s.startWrittenDirector(interopServices("ipip", realservers...))
+					s.startDirectorWith(interopServices("ipip", realservers...))
 				}
 				for _, web := range s.Webs {
 					s.acceptUploads(web, 80)
-					s.parrot(web, 81)
+					s.namedEcho(web, 81)
 					s.echoUDP(web, 53)
 				}
 				s.mustUpload(80, interopBulk)
@@ -193,16 +194,16 @@ func TestInteropMixed(t *testing.T) {
 	}
 }
 
-// TestInteropQuiet has an agent keep the kernel's IPIP driver quiet, and give it its voice back, also after having been
-// killed.
+// TestInteropQuiet: an agent keeps the kernel's IPIP driver from answering, and restores it at its end, also after
+// SIGKILL.
 func TestInteropQuiet(t *testing.T) {
 	needKernel(t)
 	s := newSite(t, 1, nil)
 	web := s.Webs[0]
-	now := func() map[string]machine {
+	now := func() map[string]hostState {
 		t.Helper()
-		eventually(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, web) })
-		return map[string]machine{web.Name: observe(t, web)}
+		testkit.Within(t, "the IPv6 addresses are settled", soon, func() bool { return settled(t, web) })
+		return map[string]hostState{web.Name: observe(t, web)}
 	}
 	before := now()
 	s.startAgents("")

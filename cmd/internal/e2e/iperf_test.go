@@ -8,9 +8,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
-// TestIperf moves bulk both ways with iperf3, which needs its control and data connections to meet: one realserver.
+// TestIperf transfers in both directions with iperf3. Its control and data connections need the same realserver: there
+// is one.
 func TestIperf(t *testing.T) {
 	t.Run("IPv4", func(t *testing.T) { testIperf(t, false, short(2, 1)) })
 	t.Run("IPv6", func(t *testing.T) { testIperf(t, true, 1) })
@@ -19,10 +22,10 @@ func TestIperf(t *testing.T) {
 func testIperf(t *testing.T, ipv6 bool, length int) {
 	needTool(t, "iperf3", "iperf3")
 	s := newRunningSiteOf(t, ipv6, 1, service{"tcp", "5201", "wrr", []int{1}}, service{"udp", "5201", "wrr", []int{1}})
-	// Bound to the VIP: a UDP server which is not answers from the host's own address.
+	// Bound to the VIP: else a UDP server answers from the host's own address.
 	server := s.server(s.Webs[0], netip.AddrPortFrom(s.VIP, 5201), exec.Command("iperf3", "-s", "-B", s.VIP.String(),
 		"--forceflush"))
-	// it doesn't, for a moment, after each client, of which the one that found it up was the first
+	// after each client, the server refuses connections for a moment; the first client was the one that found it up
 	const ready = "Server listening"
 	listens := 1
 	seconds := strconv.Itoa(length)
@@ -37,40 +40,53 @@ func testIperf(t *testing.T, ipv6 bool, length int) {
 		{"udp-down", []string{"-u", "-b", "50M", "-R"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			listens++
-			eventually(t, "the server listens again", soon, func() bool {
-				return strings.Count(server.Output(),
-					ready) >= listens
-			})
-			got := runFor(t, s.Client, exec.Command("iperf3", append([]string{"-c", s.VIP.String(), "-t", seconds,
-				"-J"}, c.args...)...), time.Minute)
-			type sum struct {
-				Bytes         int     `json:"bytes"`
-				BitsPerSecond float64 `json:"bits_per_second"`
-				LostPercent   float64 `json:"lost_percent"`
+			for try := 1; ; try++ {
+				listens++
+				testkit.Eventually(t, "the server listens again", func() bool {
+					return strings.Count(server.Output(), ready) >= listens
+				})
+				r := s.iperf(t, append([]string{"-t", seconds}, c.args...)...)
+				t.Logf("%.0f Mbit/s, %.1f%% lost", r.BitsPerSecond/1e6, r.LostPercent)
+				if r.Bytes >= 100_000 && r.BitsPerSecond > 0 && r.LostPercent <= 50 {
+					break
+				}
+				// A busy machine may leave a receiver without a CPU.
+				if try == 3 {
+					t.Fatalf("moved %d bytes, %.1f%% lost", r.Bytes, r.LostPercent)
+				}
 			}
-			var report struct {
-				End struct {
-					Received sum `json:"sum_received"` // TCP, counted by the receiver
-					Sum      sum `json:"sum"`          // UDP
-				} `json:"end"`
-				Error string `json:"error"`
-			}
-			if err := json.Unmarshal([]byte(got.stdout), &report); err != nil || got.code != 0 {
-				t.Fatalf("iperf3: exit status %d, %s%v: %s", got.code, report.Error, err, got.stderr)
-			}
-			r := report.End.Received
-			if r.Bytes == 0 {
-				r = report.End.Sum
-			}
-			if r.Bytes < 100_000 || r.BitsPerSecond <= 0 || r.LostPercent > 50 {
-				t.Errorf("moved %d bytes with %.0f bit/s, %.1f%% lost", r.Bytes, r.BitsPerSecond, r.LostPercent)
-			}
-			t.Logf("%.0f Mbit/s, %.1f%% lost", r.BitsPerSecond/1e6, r.LostPercent)
 		})
 	}
 	if st := s.director.balance(); st.Services[0].Realservers[0].Connections < 9 || len(st.Drops) != 0 {
 		t.Errorf("%d connections and drops %v, want at least 9 connections and no drop",
 			st.Services[0].Realservers[0].Connections, st.Drops)
 	}
+}
+
+// transfer is what an iperf3 client reports.
+type transfer struct {
+	Bytes         int     `json:"bytes"`
+	BitsPerSecond float64 `json:"bits_per_second"`
+	LostPercent   float64 `json:"lost_percent"`
+}
+
+// iperf runs an iperf3 client to the VIP.
+func (s *site) iperf(t *testing.T, args ...string) transfer {
+	t.Helper()
+	got := runFor(t, s.Client, exec.Command("iperf3", append([]string{"-c", s.VIP.String(), "-J"}, args...)...),
+		time.Minute)
+	var report struct {
+		End struct {
+			Received transfer `json:"sum_received"` // TCP, counted by the receiver
+			Sum      transfer `json:"sum"`          // UDP
+		} `json:"end"`
+		Error string `json:"error"`
+	}
+	if err := json.Unmarshal([]byte(got.stdout), &report); err != nil || got.code != 0 {
+		t.Fatalf("iperf3: exit status %d, %s%v: %s", got.code, report.Error, err, got.stderr)
+	}
+	if report.End.Received.Bytes == 0 {
+		return report.End.Sum
+	}
+	return report.End.Received
 }

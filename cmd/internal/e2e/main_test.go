@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -12,19 +13,23 @@ import (
 )
 
 const (
-	// directory of the programs: where it is set from outside, they have been built; else TestMain does both
+	// directory of the built programs; if it is not set, TestMain builds them
 	binEnv    = "VSTUN_E2E_BIN"
-	helperEnv = "VSTUN_E2E_HELPER" // makes the test binary a helper, see helper_test.go
-	// "must": the tests against the kernel's tunnels and IPVS fail, not skip, where it has none
+	helperEnv = "VSTUN_E2E_HELPER" // makes the test binary a helper, see helper_process_test.go
+	// "must": tests against the kernel's tunnels and IPVS fail instead of skipping
 	kernelEnv = "VSTUN_E2E_KERNEL"
 )
 
-// TestMain builds the programs, once for all tests, unless that has been done.
+// TestMain builds the programs once for all tests, unless they are built.
 func TestMain(m *testing.M) {
 	if role := os.Getenv(helperEnv); role != "" {
 		os.Exit(helper(role, os.Args[1:]))
 	}
 	flag.Parse()
+	// A shell starts background jobs with SIGINT ignored, and so would be the programs that the tests start.
+	if signal.Ignored(os.Interrupt) {
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	}
 	if err := parallelize(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
@@ -51,8 +56,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// parallelize runs more parallel tests at once than there are CPUs, unless -parallel says how many: most of them wait
-// for time to pass.
+// parallelize runs more parallel tests at once than there are CPUs, unless -parallel is set: most of them wait for time
+// to pass.
 func parallelize() error {
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
@@ -62,7 +67,7 @@ func parallelize() error {
 	return flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
 }
 
-// buildPrograms makes the programs in a directory which everybody may enter, since one test runs them as nobody.
+// buildPrograms builds the programs in a directory that all users may enter, since a test runs them as user nobody.
 func buildPrograms() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "vstun-e2e-"); err != nil {
 		return "", err
@@ -83,10 +88,10 @@ func buildPrograms() (dir string, err error) {
 	return dir, nil
 }
 
-// programPath is the path of one of our programs.
+// programPath returns the path of one of our programs.
 func programPath(name string) string { return filepath.Join(os.Getenv(binEnv), name) }
 
-// missing says what keeps all these tests from running; "" if nothing does.
+// missing returns what all these tests need and the machine lacks; "" if nothing.
 func missing() string {
 	if os.Geteuid() != 0 {
 		return "needs root for network namespaces and TUN devices: run as root (sudo make test)"
@@ -100,7 +105,7 @@ func missing() string {
 	return ""
 }
 
-// needMachine skips a test on a machine that can't run the programs.
+// needMachine skips a test if this machine can't run the programs.
 func needMachine(t *testing.T) {
 	t.Helper()
 	if what := missing(); what != "" {
@@ -108,7 +113,7 @@ func needMachine(t *testing.T) {
 	}
 }
 
-// needTool skips a test for want of a program that is not ours.
+// needTool skips a test if this machine lacks a tool.
 func needTool(t *testing.T, tool, debianPackage string) {
 	t.Helper()
 	if _, err := exec.LookPath(tool); err != nil {

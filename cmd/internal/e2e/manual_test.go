@@ -16,8 +16,8 @@ import (
 	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
-	"vstun/cmd/internal/testkit"
 	"vstun/encap/packet/drop"
+	"vstun/testdata/testkit"
 )
 
 // keyRow is a row of a table of keys: | Key | Type | Default | Meaning |.
@@ -54,23 +54,8 @@ func manualKeys(t *testing.T, program string) map[string][]keyRow {
 			}
 		}
 	}
-	if len(rows) == 0 {
-		rows = readmeKeys(t, program)
-	}
 	if len(rows[program]) < 5 {
 		t.Fatalf("only %d keys of the %s", len(rows[program]), program)
-	}
-	return rows
-}
-
-// readmeKeys is for a program without a page of its own: its keys as README.md has them, in a TOML file.
-func readmeKeys(t *testing.T, program string) map[string][]keyRow {
-	t.Helper()
-	_, block, _ := strings.Cut(testkit.Manual(t)[0].Text, "\n`"+program+".toml`:\n\n```toml\n")
-	block, _, _ = strings.Cut(block, "```")
-	rows := map[string][]keyRow{}
-	for _, m := range regexp.MustCompile(`(?m)^([a-z0-9_]+)\s+= `).FindAllStringSubmatch(block, -1) {
-		rows[program] = append(rows[program], keyRow{key: m[1]})
 	}
 	return rows
 }

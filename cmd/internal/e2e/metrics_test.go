@@ -10,16 +10,17 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
-// Where both programs answer over HTTP, each in its own namespace.
+// The addresses of both programs' HTTP servers, each in its own namespace.
 const (
 	metricsAddress = "127.0.0.1:9464"
 	metricsKey     = "metrics = \"" + metricsAddress + "\""
 )
 
-// httpGet asks a program over HTTP for path, from its own host, by curl, and returns what it answers.
+// httpGet requests path of a program over HTTP, by curl on the program's host, and returns the answer.
 func (p *program) httpGet(address, path string) (string, error) {
 	p.t.Helper()
 	got := run(p.t, p.host, exec.Command("curl", "-sS", "--fail", "--max-time", "20", "http://"+address+path))
@@ -38,7 +39,7 @@ func (p *program) mustHTTPGet(address, path string) string {
 	return text
 }
 
-// scrape returns the program's metrics by their names with labels, as they are written.
+// scrape returns the program's metrics, by names with labels as written.
 func (p *program) scrape() map[string]float64 {
 	p.t.Helper()
 	all := map[string]float64{}
@@ -53,7 +54,7 @@ func (p *program) scrape() map[string]float64 {
 	return all
 }
 
-// mustPassPromtool has Prometheus's own tool read the program's metrics.
+// mustPassPromtool lets Prometheus's own tool check the program's metrics.
 func (p *program) mustPassPromtool() {
 	p.t.Helper()
 	if _, err := exec.LookPath("promtool"); err != nil {
@@ -67,28 +68,28 @@ func (p *program) mustPassPromtool() {
 	}
 }
 
-// TestMetrics scrapes both programs behind traffic: the figures are those of the status, and of the traffic. A reload
-// that renames a service makes the former name go, one that is refused shows, and one that changes the address moves
-// it.
+// TestMetrics scrapes both programs after traffic: the figures are those of the status, and of the traffic. A reload
+// that renames a service removes the former name, a refused one is reported, and one that changes the address moves the
+// server.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	needTool(t, "curl", "curl")
 	s := newSite(t, 2, nil)
 	s.startAgents(metricsKey)
 	s.startDirector(metricsKey, service{"tcp", "80", "rr", []int{3, 1}}, service{"udp", "53", "rr", []int{1, -1}})
-	s.parrot(s.Webs[0], 80)
-	s.parrot(s.Webs[1], 80)
+	s.namedEcho(s.Webs[0], 80)
+	s.namedEcho(s.Webs[1], 80)
 	const connections = 6
 	for range connections {
-		if _, err := askParrot(s.dial("tcp", 80), "?"); err != nil {
+		if _, err := askName(s.dial("tcp", 80), "?"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	client := s.thrower(s.Client)
-	for range 5 { // nobody has this port
-		client.throw(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
+	client := s.rawSender(s.Client)
+	for range 5 { // a port without service
+		client.inject(udpPacket(t, s.Client.Addr, s.VIP, 10_000, 99, "?"))
 	}
-	eventually(t, "what nobody has is refused", soon,
+	testkit.Within(t, "packets to a port without service are refused", soon,
 		func() bool { return s.director.balance().Drops["no_service"] == 5 })
 
 	for _, p := range append([]*program{s.director}, s.agents...) {
@@ -97,9 +98,9 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s does not name its metrics at /", p)
 		}
 	}
-	var st, over control.DirectorStatus
+	var st, over api.DirectorStatus
 	var m map[string]float64
-	eventually(t, "the director rests", soon, func() bool { // the connections' last packets are through
+	testkit.Within(t, "the director rests", soon, func() bool { // the connections' last packets are through
 		st = s.director.balance()
 		if err := json.Unmarshal([]byte(s.director.mustHTTPGet(metricsAddress, "/status")), &over); err != nil {
 			t.Fatal(err)
@@ -141,7 +142,7 @@ func TestMetrics(t *testing.T) {
 
 	sent := m[`vstun_realserver_packets_total{realserver="10.0.11.2",service="s1"}`]
 	var agent map[string]float64
-	eventually(t, "the agent has what the director has sent", soon, func() bool {
+	testkit.Within(t, "the agent has received the director's packets", soon, func() bool {
 		agent = s.agents[0].scrape()
 		return sent > 0 && agent["vstun_agent_received_packets_total"] == sent
 	})
@@ -182,7 +183,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("the reload prints %q", lines)
 	}
 	s.director.mustHTTPGet(elsewhere, "/metrics")
-	eventually(t, "the former address is left", soon, func() bool {
+	testkit.Within(t, "the former address is left", soon, func() bool {
 		_, err := s.director.httpGet(metricsAddress, "/metrics")
 		return err != nil
 	})

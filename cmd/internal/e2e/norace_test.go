@@ -2,5 +2,5 @@
 
 package e2e
 
-// raceDetector says that the tests run under the race detector: then the programs do, too.
+// raceDetector reports that the tests run under the race detector. Then the programs do, too.
 const raceDetector = false

@@ -12,8 +12,8 @@ import (
 )
 
 // TestOffloads uploads on every path that a packet can take: TUN devices with and without offloads at either end, and a
-// network card at the realserver that gathers segments (GRO), or not. Without an agent that understands what such a
-// card makes of tunnel packets, an upload comes to 0.3 Mbit/s there.
+// network card at the realserver with and without GRO. An agent that did not understand tunnel packets merged by GRO
+// would reach 0.3 Mbit/s there.
 func TestOffloads(t *testing.T) {
 	for _, director := range []string{"auto", "off"} {
 		for _, agent := range []string{"auto", "off"} {
@@ -35,7 +35,7 @@ func TestOffloads(t *testing.T) {
 						t.Fatal(err)
 					}
 					if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want {
-						t.Errorf("the server says %q, want %q", answer, want)
+						t.Errorf("the server answers %q, want %q", answer, want)
 					}
 					t.Logf("%.0f Mbit/s", float64(n)*8/1e6/time.Since(begin).Seconds())
 					if st := s.director.balance(); (st.Offloads == "") != (director == "off") || len(st.Drops) != 0 {
@@ -54,8 +54,8 @@ func TestOffloads(t *testing.T) {
 	}
 }
 
-// TestTunnelOfAClient: a client's tunnel to the VIP (VXLAN) carries TCP. Where the client is on the director's machine,
-// its kernel leaves the checksum of the packet inside to a network card, and the TUN device leaves it to the director.
+// TestTunnelOfAClient: a client's tunnel to the VIP (VXLAN) carries TCP. If the client is on the director's machine,
+// its kernel leaves the inner checksum to a network card, and the TUN device leaves it to the director.
 func TestTunnelOfAClient(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)

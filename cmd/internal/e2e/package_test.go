@@ -8,11 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	"vstun/cmd/internal/testkit"
+	"vstun/testdata/testkit"
 )
 
-// TestPackages makes both Debian packages, installs them in a root of their own, with VSTUN_FULL has lintian look at
-// them, and, where systemd runs in namespaces, runs them as an operator does, from their installation to their removal.
+// TestPackages makes both Debian packages and installs them in their own root. With VSTUN_FULL lintian checks them. If
+// systemd runs in namespaces, it runs them as an operator does, from installation to removal.
 func TestPackages(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -47,7 +47,7 @@ func makePackages(t *testing.T) map[string]string {
 		t.Skipf("SKIPPED: nfpm can't be built here: %v\n%s", err, out)
 	}
 	cmd := exec.Command("../../../.ci/package", dir)
-	cmd.Env = append(os.Environ(), "NFPM="+nfpm, "DEBFULLNAME=", "DEBEMAIL=") // as whoever names no maintainer
+	cmd.Env = append(os.Environ(), "NFPM="+nfpm, "DEBFULLNAME=", "DEBEMAIL=") // as without a configured maintainer
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -62,7 +62,7 @@ func makePackages(t *testing.T) map[string]string {
 	return debs
 }
 
-// installPackages looks at what an installation puts where, runs it, and wants nothing left of it in the end.
+// installPackages checks the files of an installation, runs the programs, and checks that removal leaves nothing.
 func installPackages(t *testing.T, debs map[string]string) {
 	root := t.TempDir()
 	dpkg := func(args ...string) {
@@ -91,7 +91,8 @@ func installPackages(t *testing.T, debs map[string]string) {
 			t.Errorf("the unit of the package:\n%s\nis not that of make install:\n%s", text, want)
 		}
 		about, _, _ := strings.Cut(string(text), "[Service]")
-		if !strings.Contains(about, "\nDocumentation=man:"+program+"(8) file:/usr/share/doc/vstun-"+program+"/README.md\n") {
+		documentation := "\nDocumentation=man:" + program + "(8) file:/usr/share/doc/vstun-" + program + "/README.md\n"
+		if !strings.Contains(about, documentation) {
 			t.Errorf("%s has no documentation:\n%s", unit, about)
 		}
 		if !strings.Contains(string(text), "\nExecStart=/usr/bin/"+program+" run -c /etc/vstun/"+program+".toml\n") ||
@@ -113,8 +114,9 @@ func installPackages(t *testing.T, debs map[string]string) {
 			example).CombinedOutput(); err != nil {
 			t.Errorf("the example of %s: %v\n%s", program, err, out)
 		}
-		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/bash-completion/completions/" +
-			program} {
+		for _, file := range []string{"share/man/man8/" + program + ".8.gz", "share/man/man8/" + program + "-run.8.gz",
+			"share/man/man5/" + program + ".toml.5.gz", "share/doc/vstun-" + program + "/cmd/director/overview.svg",
+			"share/bash-completion/completions/" + program} {
 			if info, err := os.Stat(filepath.Join(root, "usr", file)); err != nil || info.Size() == 0 ||
 				info.Mode().Perm() != 0o644 {
 				t.Errorf("%s: %v %v", file, info, err)
@@ -129,7 +131,7 @@ func installPackages(t *testing.T, debs map[string]string) {
 	}
 }
 
-// installedUnit returns the unit of a program that make install puts below /usr.
+// installedUnit returns a program's unit that make install puts below /usr.
 func installedUnit(t *testing.T, program string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -145,7 +147,7 @@ func installedUnit(t *testing.T, program string) string {
 	return string(text)
 }
 
-// runPackages lets a systemd run both programs.
+// runPackages lets systemd run both programs.
 func runPackages(t *testing.T, debs map[string]string) {
 	needTool(t, "curl", "curl")
 	b := boot(t)
@@ -204,15 +206,15 @@ func runPackages(t *testing.T, debs map[string]string) {
 		t.Errorf("an upgrade restarts the director: its pid was %s and is %s", pid, now)
 	}
 
-	// Stopped, it gives no sign of life.
+	// A stopped program sends no sign of life.
 	b.write("/run/systemd/system/"+director+".d/test.conf", "[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n")
 	b.run("systemctl", "daemon-reload")
 	b.run("systemctl", "restart", director)
 	begin := b.property(director, "WatchdogTimestampMonotonic")
-	eventually(t, "the director gives signs of life", soon,
+	testkit.Within(t, "the director gives signs of life", soon,
 		func() bool { return b.property(director, "WatchdogTimestampMonotonic") != begin })
 	b.run("kill", "-STOP", b.property(director, "MainPID"))
-	eventually(t, "the director is started anew", 6*soon, func() bool {
+	testkit.Within(t, "the director is started anew", 6*soon, func() bool {
 		return b.property(director, "NRestarts") != "0" && b.property(director, "ActiveState") == "active"
 	})
 	b.run("director", "status")

@@ -14,12 +14,13 @@ import (
 	"sync"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/page/pagetest"
+	"vstun/testdata/testkit"
 )
 
-// TestPage looks at a director's page with a browser while requests pass: its figures are those of the control socket,
-// and so they are at the end.
+// TestPage opens a director's page in a browser while requests pass: its figures are those of the control socket, then
+// and at the end.
 func TestPage(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -36,7 +37,7 @@ func TestPage(t *testing.T) {
 	const metrics = "metrics = \"" + pageAddress + "\""
 	s.startDirector(metrics, service{"tcp", "80", "wrr", []int{2, 1}}, service{"udp", "53", "rr", []int{1, 0}})
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
 	tab := browser.Open(t, s.bringPage(), pagetest.Look{})
 	tab.Wait("the page is live", "document.body.dataset.state === 'live' && document.querySelector('#services tbody')")
@@ -58,18 +59,18 @@ func TestPage(t *testing.T) {
 				}
 				return
 			}
-			if _, err := askParrot(c, "hello"); err != nil {
+			if _, err := askName(c, "hello"); err != nil {
 				t.Error(err)
 			}
 			c.Close()
 		}
 	})
-	eventually(t, "both realservers have requests", soon, func() bool {
+	testkit.Within(t, "both realservers have requests", soon, func() bool {
 		rs := s.director.balance().Services[0].Realservers
 		return rs[0].Forwarded.Packets > 0 && rs[1].Forwarded.Packets > 0
 	})
-	// While it goes on, the page is behind by a moment: what the socket has said before is there soon, and never more
-	// than it says then.
+	// Meanwhile the page is behind by a moment: it soon has at least the figures of an earlier status, and never more
+	// than a later one.
 	for range short(3, 1) {
 		before := s.director.balance()
 		for i, r := range before.Services[0].Realservers {
@@ -93,7 +94,7 @@ func TestPage(t *testing.T) {
 	tab.Wait("no packet passes any more", "document.querySelector('#services .service .packets').textContent === '0'")
 	tab.Click("input[value=totals]")
 
-	// A datagram and a reload, and the page is right again.
+	// The page follows a datagram and a reload.
 	c := s.dial("udp", 53)
 	if _, err := c.Write([]byte("lost")); err != nil {
 		t.Fatal(err)
@@ -113,17 +114,17 @@ func TestPage(t *testing.T) {
 			t.Logf("the page\n%q\nthe socket\n%q", got, want)
 		}
 	}()
-	eventually(t, "the page has the figures of the control socket", pagetest.Patience, func() bool {
+	testkit.Within(t, "the page has the figures of the control socket", pagetest.Patience, func() bool {
 		st := s.director.balance()
 		want, got = append(statusRows(st), dropRows(st)...), append(pageRows(tab), pageDrops(tab)...)
 		return slices.EqualFunc(want, got, slices.Equal)
 	})
 }
 
-// pageAddress is where a director serves its page: in its own namespace.
+// pageAddress is the address of a director's page, in its own namespace.
 const pageAddress = "127.0.0.1:9464"
 
-// bringPage brings what the director serves there to an address that the browser reaches.
+// bringPage forwards an address that the browser reaches to the director's page.
 func (s *site) bringPage() (url string) {
 	s.t.Helper()
 	server := httptest.NewServer(&httputil.ReverseProxy{
@@ -136,15 +137,17 @@ func (s *site) bringPage() (url string) {
 	return server.URL + "/"
 }
 
-// pageRows is the table of services and realservers: what, weight, active, inactive, connections, packets. Bytes are
-// rounded there.
+// pageRows returns the page's table of services and realservers: name, weight, active, inactive, connections, packets.
+// The page rounds bytes.
 func pageRows(tab *pagetest.Tab) [][]string {
 	return pagetest.Eval[[][]string](tab, `[...document.querySelectorAll('#services tbody tr')].map(tr =>
-		[(tr.querySelector('.title') ?? tr.querySelector('.name')).textContent, ...['how', 'weight', 'text', 'active', 'inactive', 'connections', 'packets'].map(c => tr.querySelector('.' + c).textContent)])`)
+		[(tr.querySelector('.title') ?? tr.querySelector('.name')).textContent,
+			...['how', 'weight', 'text', 'active', 'inactive', 'connections', 'packets']
+				.map(c => tr.querySelector('.' + c).textContent)])`)
 }
 
-// statusRows is the same of a status.
-func statusRows(st control.DirectorStatus) (rows [][]string) {
+// statusRows returns the same of a status.
+func statusRows(st api.DirectorStatus) (rows [][]string) {
 	for i, svc := range st.Services {
 		var weight, active, inactive int
 		var connections uint64
@@ -168,14 +171,14 @@ func statusRows(st control.DirectorStatus) (rows [][]string) {
 	return rows
 }
 
-// pageDrops is the packets refused: reason and number.
+// pageDrops returns the page's packets refused: reason and number.
 func pageDrops(tab *pagetest.Tab) [][]string {
 	return pagetest.Eval[[][]string](tab, "[...document.querySelectorAll('#drops tbody tr')].filter(tr => "+
 		"!tr.innerText.startsWith('overruns')).map(tr => [tr.cells[0].textContent, tr.cells[2].textContent])")
 }
 
-// dropRows is the same of a status.
-func dropRows(st control.DirectorStatus) (rows [][]string) {
+// dropRows returns the same of a status.
+func dropRows(st api.DirectorStatus) (rows [][]string) {
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		rows = append(rows, []string{reason, grouped(st.Drops[reason])})
 	}
@@ -187,15 +190,15 @@ func row(name, how string, weight int, health string, active, inactive int, conn
 		grouped(connections), grouped(packets)}
 }
 
-// packetsOf is what was sent to all realservers of a service.
-func packetsOf(st control.DirectorStatus, service int) (n uint64) {
+// packetsOf returns the packets sent to all realservers of a service.
+func packetsOf(st api.DirectorStatus, service int) (n uint64) {
 	for _, r := range st.Services[service].Realservers {
 		n += r.Forwarded.Packets
 	}
 	return n
 }
 
-// grouped is a number as the page writes it: "12,345".
+// grouped formats a number as the page does: "12,345".
 func grouped(n uint64) string {
 	s := strconv.FormatUint(n, 10)
 	for i := len(s) - 3; i > 0; i -= 3 {
@@ -204,7 +207,7 @@ func grouped(n uint64) string {
 	return s
 }
 
-// figure reads what grouped has written.
+// figure parses a number of grouped.
 func figure(t *testing.T, s string) uint64 {
 	t.Helper()
 	n, err := strconv.ParseUint(strings.ReplaceAll(s, ",", ""), 10, 64)

@@ -5,10 +5,10 @@ import (
 	"net/netip"
 	"testing"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
-// persistentTOML is a service over two VIPs and two ports, with this persistence.
+// persistentTOML returns a service on two VIPs and two ports, with this persistence.
 func persistentTOML(persistence string) string {
 	return fmt.Sprintf(`
 [[service]]
@@ -22,7 +22,8 @@ realserver = [ { address = "10.0.11.2" }, { address = "10.0.12.2" } ]
 `, persistence)
 }
 
-// startShop starts a director with the service, and parrots behind all of it. It returns the service's four addresses.
+// startShop starts a director with the service, and named echo servers behind it. It returns the service's four
+// addresses.
 func startShop(t *testing.T, persistence string) (s *site, doors []string) {
 	t.Helper()
 	second := netip.MustParseAddr("198.51.100.81")
@@ -35,16 +36,16 @@ func startShop(t *testing.T, persistence string) (s *site, doors []string) {
 			door := netip.AddrPortFrom(vip, port).String()
 			doors = append(doors, door)
 			for _, web := range s.Webs {
-				s.parrotAt(web, door)
+				s.namedEchoAt(web, door)
 			}
 		}
 	}
-	s.startWrittenDirector(persistentTOML(persistence))
+	s.startDirectorWith(persistentTOML(persistence))
 	return s, doors
 }
 
-// TestPersistence lets clients come through all doors of a service: each stays where it was first, and different ones
-// are spread.
+// TestPersistence: clients connect to all virtual ports of a service. Each client stays at its first realserver, and
+// different clients are spread.
 func TestPersistence(t *testing.T) {
 	t.Parallel()
 	s, doors := startShop(t, `timeout = "10m"`)
@@ -64,7 +65,7 @@ func TestPersistence(t *testing.T) {
 		}
 		used[homes[client.String()][3]-'1']++
 	}
-	if used != [2]int{5, 5} { // round robin for those who are new
+	if used != [2]int{5, 5} { // round robin for new clients
 		t.Errorf("the realservers have %v clients, want 5 each", used)
 	}
 
@@ -73,7 +74,7 @@ func TestPersistence(t *testing.T) {
 		t.Fatalf("%d templates, want one for each of %d clients: %+v", len(templates), len(homes), templates)
 	}
 	for _, c := range templates {
-		want := control.Connection{Protocol: "tcp", State: "TEMPLATE", Expires: c.Expires, Client: c.Client,
+		want := api.Connection{Protocol: "tcp", State: "TEMPLATE", Expires: c.Expires, Client: c.Client,
 			VIP: "198.51.100.80", Realserver: c.Realserver,
 			Service: "shop", Template: true}
 		if c != want || c.Expires < 590 || c.Expires > 600 {
@@ -89,7 +90,7 @@ func TestPersistence(t *testing.T) {
 	}
 }
 
-// TestPersistentNetworks keeps the clients of a /24 together, and has a place for each /24.
+// TestPersistentNetworks: clients of a /24 share a realserver, and different networks are spread.
 func TestPersistentNetworks(t *testing.T) {
 	t.Parallel()
 	s, doors := startShop(t, "netmask = 24")

@@ -13,9 +13,11 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
-// What the tests of privileges reload: another VIP, by another tunnel, to a UDP port which may need a capability.
+// The tests of privileges reload another VIP, by another tunnel, to a UDP port that may need a capability.
 const firstVIP = `
 [[service]]
 name = "first"
@@ -38,7 +40,7 @@ realserver = [ { address = "10.0.11.2" } ]
 `, udpPort)
 }
 
-// someTunnels are keys of the agent.
+// someTunnels returns keys of the agent.
 func someTunnels(udpPort int) string {
 	return fmt.Sprintf("encap = [\"ipip\", \"gre\", \"gue\"]\nencap_port = %d", udpPort)
 }
@@ -48,9 +50,8 @@ const (
 	privilegedPort = 443
 )
 
-// TestPrivileges looks at what both programs may still do once they are up: every thread of theirs has CAP_NET_ADMIN,
-// nothing else, and no way to more. That is enough for all that comes: a reload, watching over what is theirs, and
-// leaving the machine as it was.
+// TestPrivileges checks the capabilities of both programs once they are up: every thread has CAP_NET_ADMIN only, and no
+// way to more. That suffices for a reload, for repairs of the network state, and for undoing it at the end.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -58,8 +59,8 @@ func TestPrivileges(t *testing.T) {
 	s.addVIP(second)
 	before := s.observeAll()
 	s.startAgents(someTunnels(privilegedPort))
-	s.parrotAt(s.Webs[0], ":80")
-	s.startWrittenDirector(firstVIP)
+	s.namedEchoAt(s.Webs[0], ":80")
+	s.startDirectorWith(firstVIP)
 	programs := []*program{s.director, s.agents[0]}
 	for _, p := range programs {
 		p.mustHaveOnlyNetAdmin(p.startBounding())
@@ -77,8 +78,8 @@ func TestPrivileges(t *testing.T) {
 	mustBe(t, "at the end", before, s.observeAll())
 }
 
-// TestPrivilegesThatStay refuses the programs every change of their privileges, as a container may: they say so, once,
-// and work.
+// TestPrivilegesThatStay: the programs may not change their privileges, as in some containers. They log it once, and
+// work.
 func TestPrivilegesThatStay(t *testing.T) {
 	t.Parallel()
 	if raceDetector {
@@ -93,25 +94,25 @@ func TestPrivilegesThatStay(t *testing.T) {
 		}
 		p.startAs(box.command(t, exec.Command(programPath(p.name), "run", "-c", p.config)))
 		p.mustLogReady()
-		if warnings := strings.Count(p.Output(), "level=WARN"); warnings != 1 || !strings.Contains(p.Output(),
-			"privileges") || !strings.Contains(p.Output(), "no_new_privs") {
+		if warnings := strings.Count(p.Output(), "level=WARN"); warnings != 1 ||
+			!strings.Contains(p.Output(), "no_new_privs") {
 			t.Errorf("%s gives %d warnings, want one, of its privileges:\n%s", p, warnings, p.Output())
 		}
 	}
-	s.parrot(s.Webs[0], 80)
-	s.mustParrot(80, "web1")
+	s.namedEcho(s.Webs[0], 80)
+	s.mustBeServedBy(80, "web1")
 }
 
-// mustLogReady waits until the program's log has what came before its being ready.
+// mustLogReady waits until the program's log has the lines before ready.
 func (p *program) mustLogReady() {
 	p.t.Helper()
-	eventually(p.t, p.String()+" logs that it is ready", soon, func() bool {
+	testkit.Within(p.t, p.String()+" logs that it is ready", soon, func() bool {
 		return strings.Contains(p.Output(),
 			"msg=ready")
 	})
 }
 
-// startBounding is the bounding set of a program, as the kernel writes it: what it needs while it starts.
+// startBounding returns the bounding set that a program needs to start, in the kernel's format.
 func (p *program) startBounding() string {
 	set := 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW
 	if p.name == "realserver" {
@@ -120,8 +121,8 @@ func (p *program) startBounding() string {
 	return fmt.Sprintf("%016x", set)
 }
 
-// mustHaveOnlyNetAdmin reads what the kernel says of each thread of a program that is up. Their bounding set is as the
-// kernel writes it.
+// mustHaveOnlyNetAdmin checks the capabilities of each thread of a program that is up. bounding is in the kernel's
+// format.
 func (p *program) mustHaveOnlyNetAdmin(bounding string) {
 	p.t.Helper()
 	var st struct{ Pid int }
@@ -143,7 +144,7 @@ func (p *program) mustHaveOnlyNetAdmin(bounding string) {
 	}
 }
 
-// field is a field of a thread's status; proc(5).
+// field returns a field of a thread's status; proc(5).
 func field(t *testing.T, path, key string) string {
 	t.Helper()
 	f, err := os.Open(path)
@@ -160,10 +161,10 @@ func field(t *testing.T, path, key string) string {
 	return ""
 }
 
-// mustReloadSecond gives the director the second VIP too, makes a request to either, and takes it away again.
+// mustReloadSecond adds the second VIP to the director, sends a request to either, and removes it again.
 func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 	s.t.Helper()
-	s.reloadWritten(firstVIP + secondVIP(udpPort))
+	s.reloadWith(firstVIP + secondVIP(udpPort))
 	for _, vip := range []netip.Addr{s.VIP, second} {
 		c, err := s.dialFrom(anyPort(s.Client.Addr), netip.AddrPortFrom(vip, 80).String())
 		if err != nil {
@@ -175,10 +176,10 @@ func (s *site) mustReloadSecond(second netip.Addr, udpPort int) {
 		c.Close()
 	}
 	s.mustCheck()
-	s.reloadWritten(firstVIP)
+	s.reloadWith(firstVIP)
 }
 
-// mustCheck gives the director checks that need sockets of several kinds, and a program to start: all of them pass.
+// mustCheck gives the director checks with sockets of several kinds, and an exec check. All pass.
 func (s *site) mustCheck() {
 	s.t.Helper()
 	toml := firstVIP
@@ -188,14 +189,14 @@ func (s *site) mustCheck() {
 			"%s, interval = \"500ms\" }\nrealserver = [ { address = %q } ]\n",
 			i, s.VIP, 9000+i, check, s.Webs[0].Addr)
 	}
-	s.reloadWritten(toml)
+	s.reloadWith(toml)
 	var failed []string
 	defer func() {
 		if len(failed) > 0 {
 			s.t.Logf("not passed: %q", failed)
 		}
 	}()
-	eventually(s.t, "all checks pass", 2*soon, func() bool {
+	testkit.Within(s.t, "all checks pass", 2*soon, func() bool {
 		failed = nil
 		for _, svc := range s.director.balance().Services {
 			for _, r := range svc.Realservers {
@@ -208,7 +209,7 @@ func (s *site) mustCheck() {
 	})
 }
 
-// mustRepair takes addresses and routes from a program's device, by setting it down: the program puts them back.
+// mustRepair removes addresses and routes of a program's device by setting it down. The program restores them.
 func (p *program) mustRepair() {
 	p.t.Helper()
 	before := observe(p.t, p.host)
@@ -221,19 +222,19 @@ func (p *program) mustRepair() {
 	}); err != nil {
 		p.t.Fatal(err)
 	}
-	eventually(p.t, p.String()+" puts its device and routes back", soon, func() bool {
+	testkit.Within(p.t, p.String()+" puts its device and routes back", soon, func() bool {
 		now := observe(p.t, p.host)
 		return fmt.Sprint(now) == fmt.Sprint(before)
 	})
 }
 
-// TestForeignConfiguration has root start the director with a file that is somebody else's, in a home directory for
-// one: it runs, and says at once, and again when it is asked, that it won't be able to read the file again.
+// TestForeignConfiguration: root starts the director with a file of another user, for example in a home directory. It
+// runs, and warns at once, and at a reload, that it can't read the file again.
 func TestForeignConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
 	s.startAgents("")
-	s.parrotAt(s.Webs[0], ":80")
+	s.namedEchoAt(s.Webs[0], ":80")
 	s.director = s.prepare(s.Director, "director")
 	s.director.configure(s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{1}}))
 	if err := errors.Join(os.Chown(s.director.config, nobody, nobody), os.Chmod(s.director.config, 0o600)); err != nil {

@@ -7,11 +7,12 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
+	"vstun/testdata/testkit"
 )
 
-// TestReloadCommand has `director reload` read files with faults, of which it names each and changes nothing, and good
-// ones, of which it prints what is different.
+// TestReloadCommand: `director reload` names each fault of a file and changes nothing. It prints the changes of a valid
+// one.
 func TestReloadCommand(t *testing.T) {
 	t.Parallel()
 	const good = `
@@ -24,7 +25,7 @@ scheduler = "wrr"
 realserver = [ { address = "10.0.11.2" } ]
 `
 	s := newSite(t, 2, nil)
-	s.startWritten(good)
+	s.startWith(good)
 	conn := s.dial("tcp", 80)
 	mustAnswer(t, conn)
 	for _, bad := range []struct {
@@ -35,18 +36,18 @@ realserver = [ { address = "10.0.11.2" } ]
 			[]string{"lottery", "70000", "10.0.11.256"}},
 		{good + "colour = \"red\"\n", []string{"colour"}},
 		{"connections.max = 2000\n" + good, []string{"restart"}},
-		// no command finds the director's socket in such a file: it says so itself
+		// the command does not find the director's socket in such a file, and reports the fault itself
 		{"[[service\n", []string{".toml:2:"}},
 		{"", []string{"service"}},
 	} {
-		s.director.configure(s.written(bad.config))
+		s.director.configure(s.fileWith(bad.config))
 		got := s.ask("reload")
 		lines := strings.Split(strings.TrimSuffix(got.stderr, "\n"), "\n")
 		if got.code != 1 || got.stdout != "" || len(lines) != len(bad.says) {
 			t.Errorf("reload: exit status %d, %d lines; want 1 and %d:\n%s%s", got.code, len(lines), len(bad.says),
 				got.stdout, got.stderr)
 		}
-		var answer control.Reload
+		var answer api.Reload
 		asJSON := s.ask("reload", "--json")
 		if err := json.Unmarshal([]byte(asJSON.stdout), &answer); err != nil || asJSON.code != 1 ||
 			answer.Changes == nil || len(answer.Changes) != 0 || len(answer.Errors) != len(bad.says) {
@@ -58,7 +59,7 @@ realserver = [ { address = "10.0.11.2" } ]
 				t.Errorf("reload does not speak of %q:\n%s", word, got.stderr)
 			}
 			if word != ".toml:2:" { // the log is written behind the answer
-				eventually(t, "the log speaks of "+word, soon,
+				testkit.Within(t, "the log speaks of "+word, soon,
 					func() bool { return strings.Contains(s.director.Output(), word) })
 			}
 		}
@@ -66,16 +67,16 @@ realserver = [ { address = "10.0.11.2" } ]
 			st.Services[0].Ports[0] != "80" || len(st.Services[0].Realservers) != 1 {
 			t.Errorf("the services changed: %+v", st.Services)
 		}
-		s.mustParrot(80, "web1")
+		s.mustBeServedBy(80, "web1")
 		if server := mustAnswer(t, conn); server != "web1" {
 			t.Errorf("the connection is answered by %s", server)
 		}
 	}
 
-	if changes := s.reloadWritten(good); !slices.Equal(changes, []string{"nothing changed"}) {
+	if changes := s.reloadWith(good); !slices.Equal(changes, []string{"nothing changed"}) {
 		t.Errorf("a reload of the same file prints %q", changes)
 	}
-	changes := s.reloadWritten(`
+	changes := s.reloadWith(`
 [[service]]
 name = "web"
 vip = "198.51.100.80"
@@ -99,9 +100,9 @@ port = 53
 	if !slices.Equal(changes, want) {
 		t.Errorf("the reload prints\n%s\nwant\n%s", strings.Join(changes, "\n"), strings.Join(want, "\n"))
 	}
-	if changes := s.reloadWritten(good); !slices.Contains(changes, `service "dns": removed`) ||
+	if changes := s.reloadWith(good); !slices.Contains(changes, `service "dns": removed`) ||
 		!slices.Contains(changes, `service "web": realserver 10.0.12.2: removed`) {
-		t.Errorf("the way back prints %q", changes)
+		t.Errorf("the reload back prints %q", changes)
 	}
 	if server := mustAnswer(t, conn); server != "web1" {
 		t.Errorf("the connection is answered by %s", server)
@@ -121,7 +122,7 @@ scheduler = "sh"
 realserver = [ { address = "10.0.11.2" } ]
 `
 	s := newSite(t, 1, nil)
-	s.startWritten("connections.timeouts.tcp = \"15m\"\n" + services)
+	s.startWith("connections.timeouts.tcp = \"15m\"\n" + services)
 	conn := s.dial("tcp", 80)
 	mustAnswer(t, conn)
 	expires := func() float64 {
@@ -132,7 +133,7 @@ realserver = [ { address = "10.0.11.2" } ]
 		}
 		return all[0].Expires
 	}
-	changes := s.reloadWritten("connections.timeouts.tcp = \"2m\"\n" + services)
+	changes := s.reloadWith("connections.timeouts.tcp = \"2m\"\n" + services)
 	if !slices.Equal(changes, []string{"connections: timeouts: tcp 15m0s -> 2m0s"}) {
 		t.Errorf("the reload prints %q", changes)
 	}
@@ -141,11 +142,11 @@ realserver = [ { address = "10.0.11.2" } ]
 	}
 	mustAnswer(t, conn)
 	// The last ACK may be on its way.
-	eventually(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
+	testkit.Within(t, "the connection has its new timeout", soon, func() bool { return expires() <= 120 })
 
-	// A director that knows nothing of the connection drops its packets, until it may take it over.
+	// A director that does not know the connection drops its packets, until a reload lets it take the connection over.
 	s.director.stop()
-	s.director.configure(s.written("director.no_connection = \"drop\"\n" + services))
+	s.director.configure(s.fileWith("director.no_connection = \"drop\"\n" + services))
 	s.director.start()
 	if err := conn.SetDeadline(time.Now().Add(6 * soon)); err != nil {
 		t.Fatal(err)
@@ -153,13 +154,15 @@ realserver = [ { address = "10.0.11.2" } ]
 	if _, err := conn.Write([]byte("hello\n")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the director drops it", soon, func() bool { return s.director.balance().Drops["no_connection"] > 0 })
-	s.reloadWritten("connections.sloppy_tcp = true\n" + services)
+	testkit.Within(t, "the director drops it", soon, func() bool {
+		return s.director.balance().Drops["no_connection"] > 0
+	})
+	s.reloadWith("connections.sloppy_tcp = true\n" + services)
 	b := make([]byte, 100)
 	if n, err := conn.Read(b); err != nil || string(b[:n]) != "web1 hello\n" { // the client sends it again
 		t.Errorf("got %q, %v", b[:n], err)
 	}
-	changes = s.reloadWritten("connections.half_open_max = 5000\n" + services)
+	changes = s.reloadWith("connections.half_open_max = 5000\n" + services)
 	if bound := s.director.balance().Connections.HalfOpenMax; bound != 5000 {
 		t.Errorf("half_open_max is %d; the reload prints %q", bound, changes)
 	}

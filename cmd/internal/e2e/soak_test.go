@@ -12,11 +12,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
-// TestSoak is a day of a director's in seconds, or with VSTUN_FULL=1 (`make soak`) in ten minutes: checks of all kinds
-// many times a second, reloads that add, change and remove them, web servers and agents that die and come back, and
-// clients all the while. Nothing of it is left behind: no goroutine, no descriptor, no memory.
+// TestSoak is a director's day within seconds, or within ten minutes with VSTUN_FULL=1 (`make soak`): checks of all
+// kinds many times a second, reloads that add, change and remove them, web servers and agents that die and come back,
+// and clients all the time. No goroutine, descriptor or memory is left behind.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	length := short(20*time.Second, 8*time.Second)
@@ -49,7 +51,7 @@ func TestSoak(t *testing.T) {
 	}
 	round := func(n int) {
 		t.Helper()
-		s.reloadWritten(kinds[n%len(kinds)])
+		s.reloadWith(kinds[n%len(kinds)])
 		web := n % len(s.Webs)
 		switch n % 4 {
 		case 0:
@@ -64,11 +66,11 @@ func TestSoak(t *testing.T) {
 	}
 	settle := func() {
 		t.Helper()
-		s.reloadWritten(steady)
+		s.reloadWith(steady)
 		s.awaitHealth("up up up")
 	}
-	s.reloadWritten(kinds[0])
-	eventually(t, "all are up, IPv6's table is there", 2*soon, func() bool {
+	s.reloadWith(kinds[0])
+	testkit.Within(t, "all are up, IPv6's table is there", 2*soon, func() bool {
 		for _, svc := range s.director.balance().Services {
 			if svc.Health != "up" {
 				return false
@@ -94,7 +96,7 @@ func TestSoak(t *testing.T) {
 	clients.stop()
 	var after leftovers
 	defer func() { t.Logf("there are %+v, were %+v", after, before) }()
-	eventually(t, "all is as it was", 6*soon, func() bool {
+	testkit.Within(t, "all is as it was", 6*soon, func() bool {
 		after = s.director.leftovers()
 		return after.goroutines <= before.goroutines && after.descriptors <= before.descriptors &&
 			after.heap <= before.heap+heapRoom
@@ -105,14 +107,14 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// heapRoom is what the heap of a director may differ by from one look to the next: what the control socket's own
-// answers leave, and maps that have grown once.
+// heapRoom is the allowed difference between two measurements of a director's heap: garbage of the control socket's
+// answers, and maps that have grown once.
 const heapRoom = 1 << 20
 
-// leftovers is what a program has and should not have more of after hard times.
+// leftovers is the resources of a program that must not grow over time.
 type leftovers struct{ goroutines, descriptors, heap int }
 
-// leftovers asks a program, by its profiles.
+// leftovers measures a program by its profiles.
 func (p *program) leftovers() leftovers {
 	p.t.Helper()
 	number := func(path, pattern string) int {

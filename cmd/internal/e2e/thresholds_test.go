@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"net"
 	"testing"
+
+	"vstun/testdata/testkit"
 )
 
-// TestThresholds fills a realserver that is preferred up to its upper threshold: the next connection goes elsewhere,
-// and it gets none before it has fewer than its lower threshold.
+// TestThresholds fills the preferred realserver to its upper threshold: the next connection goes to another realserver,
+// until the preferred one has fewer connections than its lower threshold.
 func TestThresholds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -22,7 +24,7 @@ func TestThresholds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, 2, nil)
-			s.startWritten(fmt.Sprintf(`
+			s.startWith(fmt.Sprintf(`
 connections = { timeouts = { tcp_fin = "1s" } }
 [[service]]
 name = "web"
@@ -46,7 +48,7 @@ realserver = [ { address = "10.0.11.2", weight = 10, %s }, { address = "10.0.12.
 					t.Errorf("with %d connections it gets another one", left)
 				}
 				held[left-1].Close()
-				eventually(t, fmt.Sprintf("the realserver has %d connections", left-1), soon, func() bool {
+				testkit.Within(t, fmt.Sprintf("the realserver has %d connections", left-1), soon, func() bool {
 					r := s.director.balance().Services[0].Realservers[0]
 					return r.Active+r.Inactive == left-1
 				})

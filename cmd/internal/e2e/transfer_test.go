@@ -19,16 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// bulk is how many bytes are transferred.
+// bulk is the number of bytes of a transfer.
 func bulk() int { return short(100_000_000, 10_000_000) }
 
-// stream is an endless stream of bytes, always the same, that does not repeat.
+// stream is an endless, reproducible stream of bytes that does not repeat.
 func stream() io.Reader { return rand.NewChaCha8([32]byte{1}) }
 
 // TestDownload fetches 100 MB from nginx with curl.
-func TestDownload(t *testing.T) { families(t, testDownload) }
+func TestDownload(t *testing.T) { testkit.Families(t, testDownload) }
 
 func testDownload(t *testing.T, ipv6 bool) {
 	needTool(t, "nginx", "nginx-light")
@@ -57,7 +58,7 @@ func testDownload(t *testing.T, ipv6 bool) {
 		t.Errorf("%d bytes came, want %d", size.n, bulk())
 	}
 	if a, b := hex.EncodeToString(sent.Sum(nil)), hex.EncodeToString(got.Sum(nil)); a != b {
-		t.Errorf("SHA-256 of what was sent is %s, of what came %s", a, b)
+		t.Errorf("SHA-256 of the sent bytes is %s, of the received ones %s", a, b)
 	}
 	if n := passed(); n != 0 {
 		t.Errorf("%d packets from the VIP passed the director", n)
@@ -76,7 +77,7 @@ func (c *counter) Write(b []byte) (int, error) {
 	return c.w.Write(b)
 }
 
-// TestUpload puts 100 MB on a web server, full-size packets all the way, where each of them must fit a tunnel.
+// TestUpload uploads 100 MB to a web server. Its full-size packets must fit the tunnel.
 func TestUpload(t *testing.T) {
 	const offer, plain = "mss = 65495", `offload = "off"`
 	cases := []struct {
@@ -84,7 +85,7 @@ func TestUpload(t *testing.T) {
 		agent    string              // keys of [realserver]
 		director string              // keys of [director]
 		links    map[string]lab.Link // of the lab
-		// what the client's segments may carry at the end, in bytes; TCP's timestamps take 12 of the MSS
+		// payload of the client's segments at the end, in bytes; TCP's timestamps take 12 of the MSS
 		least int
 		most  int
 		icmp  bool // the client finds out by ICMP
@@ -92,16 +93,17 @@ func TestUpload(t *testing.T) {
 		// 1500 - 20 (outer) - 20 (inner) - 20 (TCP) = 1440
 		{name: "auto", least: 1400, most: 1440},
 		{name: "auto-plain", agent: plain, director: plain, least: 1400, most: 1440},
-		// The server offers 1460. A director with offloads cuts the client's super-packets to what fits the tunnel, so
-		// that the client need not know; one without tells it that 1480 bytes are the most.
+		// The server offers 1460. A director with offloads segments the client's super-packets to the size that fits
+		// the tunnel, unknown to the client. One without offloads reports an MTU of 1480 bytes to the client.
 		{name: "large", agent: offer, least: 1400, most: 1460},
 		{name: "icmp", agent: offer, director: plain, least: 1400, most: 1440, icmp: true},
-		// The way to the realserver takes less than the director's link and the client's: 1400 - 60 = 1340.
+		// The path to the realserver has a smaller MTU than the links of director and client: 1400 - 60 = 1340.
 		{name: "narrow", links: map[string]lab.Link{"web1": {MTU: 1400}}, least: 1300, most: 1340},
-		// The same, and the server offers too much: the director learns it from the router, and tells the client.
+		// The same, and the server offers too much: the director learns the MTU from the router, and reports it to the
+		// client.
 		{name: "narrow-icmp", agent: offer, director: plain, links: map[string]lab.Link{"web1": {MTU: 1400}},
 			least: 1300, most: 1340, icmp: true},
-		// The director's link takes less than all others.
+		// The director's link has the smallest MTU.
 		{name: "director", agent: offer, director: plain, links: map[string]lab.Link{"director": {MTU: 1400}},
 			least: 1300, most: 1340, icmp: true},
 	}
@@ -122,7 +124,7 @@ func TestUpload(t *testing.T) {
 				t.Fatal(err)
 			}
 			if want := fmt.Sprintf("%d bytes, all as they should be", bulk()); answer != want {
-				t.Errorf("the server says %q, want %q", answer, want)
+				t.Errorf("the server answers %q, want %q", answer, want)
 			}
 			t.Logf("%.0f Mbit/s", float64(bulk())*8/1e6/time.Since(begin).Seconds())
 			if mss := sendMSS(t, conn); mss < c.least || mss > c.most {
@@ -143,13 +145,13 @@ func TestUpload(t *testing.T) {
 	}
 }
 
-// acceptUploads serves HTTP on a port of the VIP on h, and compares what is PUT there with the stream.
+// acceptUploads serves HTTP on a port of the VIP on h, and compares the body of each PUT with the stream.
 func (s *site) acceptUploads(h *lab.Host, port uint16) {
 	s.t.Helper()
 	s.acceptUploadsAt(h, s.at(port))
 }
 
-// acceptUploadsAt does so on an address of h, or on all (":80").
+// acceptUploadsAt is acceptUploads on an address of h, or on all (":80").
 func (s *site) acceptUploadsAt(h *lab.Host, address string) {
 	s.t.Helper()
 	ln, err := h.Listen("tcp", address)
@@ -163,7 +165,7 @@ func (s *site) acceptUploadsAt(h *lab.Host, address string) {
 			k, err := r.Body.Read(got)
 			_, _ = io.ReadFull(same, want[:k]) // never fails
 			if string(want[:k]) != string(got[:k]) {
-				http.Error(w, fmt.Sprintf("bytes %d to %d are not what was sent", n, n+k), http.StatusBadRequest)
+				http.Error(w, fmt.Sprintf("bytes %d to %d differ from the sent ones", n, n+k), http.StatusBadRequest)
 				return
 			}
 			if n += k; err == io.EOF {
@@ -209,7 +211,7 @@ func putFrom(conn net.Conn, from io.Reader, n int) (string, error) {
 	return string(body), err
 }
 
-// sendMSS is the payload of the largest segments that the kernel sends on a TCP connection, in bytes.
+// sendMSS returns the largest payload of the segments that the kernel sends on a TCP connection, in bytes.
 func sendMSS(t *testing.T, conn net.Conn) int {
 	t.Helper()
 	var info *unix.TCPInfo

@@ -10,7 +10,7 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// tunnel is one of every kind: a service of its own, on both VIPs, with one realserver.
+// tunnel is a tunnel with its own service, on both VIPs, with one realserver.
 type tunnel struct {
 	name      string
 	keys      string // of its service
@@ -20,8 +20,8 @@ type tunnel struct {
 	protocols [2]uint8   // of the outer header, with IPv4 and with IPv6 inside
 }
 
-// tunnels lists every tunnel, with and without what can be chosen, over IPv4 and over IPv6. An agent takes gue or fou,
-// and gre with one key or with none: so web1 has some of them, and web2 the others.
+// tunnels returns every tunnel, with and without its options, over IPv4 and over IPv6. An agent takes either gue or
+// fou, and gre with one key or without: so web1 has some of them, and web2 the others.
 func (s *site) tunnels() (all []tunnel) {
 	for _, kind := range []struct {
 		name, keys string
@@ -50,7 +50,7 @@ encap_checksum = true`, 0, [2]uint8{17, 17}},
 	return all
 }
 
-// startTunnels starts the programs for all tunnels, with more keys in [director] and [realserver], and a server for
+// startTunnels starts the programs for all tunnels, with further keys of [director] and [realserver], and a server for
 // uploads behind each.
 func (s *site) startTunnels(more string) {
 	s.t.Helper()
@@ -64,12 +64,12 @@ func (s *site) startTunnels(more string) {
 			to.name, quoted([]netip.Addr{s.VIP, s.VIP6}), to.port, to.keys, to.address)
 		s.acceptUploadsAt(to.web, fmt.Sprintf(":%d", to.port))
 	}
-	s.startWrittenDirector(text)
+	s.startDirectorWith(text)
 }
 
 // TestTunnels sends uploads, byte-exact, through every tunnel over IPv4 and IPv6 with IPv4 and IPv6 inside, with and
-// without offloads at both ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. VSTUN_FULL=1 (`make
-// uploads`) makes each of them 100 MB, which needs minutes, and a -timeout of as much.
+// without offloads at both ends, over links of 1,500, 1,400 and 9,000 bytes to the realservers. With VSTUN_FULL=1
+// (`make uploads`) each has 100 MB. That takes minutes, and needs a longer -timeout.
 func TestTunnels(t *testing.T) {
 	for _, offload := range []string{"auto", "off"} {
 		for _, mtu := range []int{1500, 1400, 9000} {
@@ -128,7 +128,7 @@ func (s *site) mustTakeUpload(t *testing.T, to tunnel, vip netip.Addr, protocol 
 	}
 	answer, err := put(conn, n)
 	if want := fmt.Sprintf("%d bytes, all as they should be", n); answer != want || err != nil {
-		t.Errorf("the server says %q, %v; want %q", answer, err, want)
+		t.Errorf("the server answers %q, %v; want %q", answer, err, want)
 	}
 	if packets, err := wrapped.Packets(); err != nil || packets == 0 {
 		t.Errorf("%d packets came with protocol %d in the outer header, %v", packets, protocol, err)
@@ -142,9 +142,9 @@ func TestMixedTunnels(t *testing.T) {
 	s.startAgents(`encap = ["ipip", "gre", "gue"]
 encap_port = 7000`)
 	for _, web := range s.Webs {
-		s.parrot(web, 80)
+		s.namedEcho(web, 80)
 	}
-	s.startWrittenDirector(`
+	s.startDirectorWith(`
 [[service]]
 name = "web"
 vip = "198.51.100.80"

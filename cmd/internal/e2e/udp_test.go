@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
 // exchange sends a datagram and compares the answer with it.
@@ -30,15 +31,15 @@ func exchange(conn net.Conn, b []byte) error {
 	return err
 }
 
-// payload is n bytes of the stream.
+// payload returns n bytes of the stream.
 func payload(n int) []byte {
 	b := make([]byte, n)
 	_, _ = io.ReadFull(stream(), b) // never fails
 	return b
 }
 
-// discover sets whether a socket's packets have DF, or may not be fragmented by the host itself with IPv6:
-// unix.IP_PMTUDISC_DO or unix.IP_PMTUDISC_DONT.
+// discover sets DF on a socket's packets or, for IPv6, keeps the host from fragmenting them: unix.IP_PMTUDISC_DO or
+// unix.IP_PMTUDISC_DONT.
 func discover(t *testing.T, conn net.Conn, mode int) {
 	t.Helper()
 	level, name := unix.SOL_IP, unix.IP_MTU_DISCOVER
@@ -48,8 +49,8 @@ func discover(t *testing.T, conn net.Conn, mode int) {
 	onSocket(t, conn, func(fd int) error { return unix.SetsockoptInt(fd, level, name, mode) })
 }
 
-// TestUDP sends datagrams of all sizes that one packet has and compares the answers.
-func TestUDP(t *testing.T) { families(t, testUDP) }
+// TestUDP sends datagrams of all sizes of one packet and compares the answers.
+func TestUDP(t *testing.T) { testkit.Families(t, testUDP) }
 
 func testUDP(t *testing.T, ipv6 bool) {
 	s := newRunningSiteOf(t, ipv6, 2, service{"udp", "53", "rr", []int{1, 1}})
@@ -57,8 +58,7 @@ func testUDP(t *testing.T, ipv6 bool) {
 		s.echoUDP(web, 53)
 	}
 	passed := s.count(s.Director, "eth0", lab.Filter{Source: s.VIP})
-	// 1452 + 8 + 20 + 20 is 1500: what is above goes as two fragments to the realserver, which gets it as one packet
-	// again.
+	// 1452 + 8 + 20 + 20 is 1500: larger datagrams go to the realserver as two fragments, and arrive as one packet.
 	sizes, fragments := []int{0, 1, 512, 1452, 1453, 1472}, uint64(2)
 	if ipv6 { // 1412 + 8 + 40 + 40 is 1500, and routers don't fragment
 		sizes, fragments = []int{0, 1, 512, 1300, 1411, 1412}, 0
@@ -71,7 +71,7 @@ func testUDP(t *testing.T, ipv6 bool) {
 		}
 	}
 	n := uint64(len(sizes))
-	eventually(t, "the director has counted the datagrams", soon,
+	testkit.Within(t, "the director has counted the datagrams", soon,
 		func() bool { return s.director.balance().In.Packets >= n })
 	st := s.director.balance()
 	if st.In.Packets != n || st.Out.Packets != n+fragments || len(st.Drops) != 0 {
@@ -79,7 +79,9 @@ func testUDP(t *testing.T, ipv6 bool) {
 			st.Out.Packets, st.Drops, n, n+fragments, fragments)
 	}
 	for i, a := range s.agents {
-		eventually(t, "the agent has counted its datagrams", soon, func() bool { return a.intake().Out.Packets >= n/2 })
+		testkit.Within(t, "the agent has counted its datagrams", soon, func() bool {
+			return a.intake().Out.Packets >= n/2
+		})
 		if in := a.intake(); in.In.Packets != n/2 || in.Out.Packets != n/2 {
 			t.Errorf("web%d received %d packets and let %d in, want %d", i+1, in.In.Packets, in.Out.Packets, n/2)
 		}
@@ -90,7 +92,7 @@ func testUDP(t *testing.T, ipv6 bool) {
 }
 
 // TestUDPPathMTU sends a datagram that fits the client's link but not the tunnel and may not be fragmented.
-func TestUDPPathMTU(t *testing.T) { families(t, testUDPPathMTU) }
+func TestUDPPathMTU(t *testing.T) { testkit.Families(t, testUDPPathMTU) }
 
 func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	s := newRunningSiteOf(t, ipv6, 1, service{"udp", "53", "rr", []int{1}})
@@ -113,7 +115,7 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 		})
 		return v
 	}
-	eventually(t, "the client has the ICMP error", soon, func() bool {
+	testkit.Within(t, "the client has the ICMP error", soon, func() bool {
 		return option(unix.SOL_SOCKET,
 			unix.SO_ERROR) == int(unix.EMSGSIZE)
 	})
@@ -126,7 +128,7 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	if err := exchange(conn, fits); err != nil {
 		t.Errorf("%d bytes: %v", len(fits), err)
 	}
-	eventually(t, "the director has counted the datagrams", soon,
+	testkit.Within(t, "the director has counted the datagrams", soon,
 		func() bool { return s.director.balance().In.Packets >= 2 })
 	st := s.director.balance()
 	// Out: the ICMP error, and the datagram that fits.
@@ -135,8 +137,8 @@ func testUDPPathMTU(t *testing.T, ipv6 bool) {
 	}
 }
 
-// TestFragmentsIPv6 sends datagrams that the client's kernel cuts, as IPv6 lets only a sender do: at the MTU of its
-// link at first, and at the tunnel's once it knows it. They reach the server whole, and so do its answers.
+// TestFragmentsIPv6 sends datagrams that the client's kernel fragments, as only a sender may in IPv6: at the MTU of its
+// link at first, then at the tunnel's. They reach the server whole, and so do its answers.
 func TestFragmentsIPv6(t *testing.T) {
 	t.Parallel()
 	s := newRunningSiteOf(t, true, 2, service{"udp", "53", "rr", []int{1, 1}})

@@ -11,10 +11,10 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// unit is the assignments in a unit's [Service], in their order.
+// unit is the assignments in a unit's [Service], in order.
 type unit map[string][]string
 
-// unitFile is the path of a program's unit.
+// unitFile returns the path of a program's unit.
 func unitFile(program string) string {
 	return filepath.Join("..", "..", program, "vstun-"+program+".service")
 }
@@ -39,14 +39,14 @@ func readUnit(t *testing.T, program string) unit {
 	return u
 }
 
-// words are the words of all lines of a key.
+// words returns the words of all lines of a key.
 func (u unit) words(key string) []string { return strings.Fields(strings.Join(u[key], " ")) }
 
-// mostExposed is the exposure, of 100, that `systemd-analyze security` may find: 17 it finds now, and a newer one may
-// know more to ask for.
+// mostExposed bounds the exposure, of 100, that `systemd-analyze security` finds. It finds 17 now, and a newer version
+// may check more.
 const mostExposed = 20
 
-// TestUnits has systemd read both units, and judge how well they shut the programs in.
+// TestUnits lets systemd verify both units and rate their confinement.
 func TestUnits(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -56,7 +56,7 @@ func TestUnits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The program need not be installed.
+		// The program may be missing.
 		installed := "/usr/local/bin/" + program
 		if !strings.Contains(string(text), "ExecStart="+installed+" run -c /etc/vstun/"+program+".toml\n") {
 			t.Errorf("the unit of %s does not start it from where it is installed", program)
@@ -77,7 +77,7 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// TestUnitsSandbox runs both programs in what their units shut them in with: they do all of their work.
+// TestUnitsSandbox: both programs do all of their work in the sandboxes of their units.
 func TestUnitsSandbox(t *testing.T) {
 	t.Parallel()
 	if raceDetector {
@@ -88,7 +88,7 @@ func TestUnitsSandbox(t *testing.T) {
 	s.mustWorkWithoutRoot(privilegedPort, (*program).startBounding, (*program).inUnit)
 }
 
-// inUnit is the command that runs the program in its unit's sandbox. The directory of its socket must belong to user
+// inUnit returns the command that runs the program in its unit's sandbox. The folder of its socket must belong to user
 // nobody.
 func (p *program) inUnit() *exec.Cmd {
 	p.t.Helper()

@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// usage runs a program on this host, where none runs, and returns exit status, standard output and standard error.
+// usage runs a program on this host, where no director or agent runs, and returns exit status, standard output and
+// standard error.
 func usage(t *testing.T, program string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -22,15 +23,15 @@ func usage(t *testing.T, program string, args ...string) (code int, stdout, stde
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// TestUsage: what is wrong with a command line is said in one line, in the words of the other errors, with what may be
-// meant.
+// TestUsage: the error about a command line is one line, in the words of other errors, with a suggestion.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ line, want string }{
 		{"director statuss", `director: there is no command "statuss": did you mean status? See director --help`},
 		{"director frobnicate", `director: there is no command "frobnicate": see director --help`},
 		{"realserver chekc", `realserver: there is no command "chekc": did you mean check? See realserver --help`},
-		{"director status --jsno", `director: there is no flag --jsno: did you mean --json? See director status --help`},
+		{"director status --jsno",
+			`director: there is no flag --jsno: did you mean --json? See director status --help`},
 		{"director status --colour", `director: there is no flag --colour: see director status --help`},
 		{"director status -x", `director: there is no flag -x: see director status --help`},
 		{"director status --socket", `director: --socket has no value: want one: see director status --help`},
@@ -111,8 +112,8 @@ func TestCheckOfFile(t *testing.T) {
 	}
 }
 
-// TestCompletion: flags with fixed values offer those, arguments that are no files offer none, and no description has a
-// backtick.
+// TestCompletion: flags with fixed values offer them, other arguments than files offer no files, and no description has
+// a backtick.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	const noFiles, files, filter = ":4", ":0", ":8"
@@ -149,7 +150,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestSecondStart: a program that runs already is named, with its process and socket, not the journal between the two.
+// TestSecondStart: the second start of a program names the running one with its process and socket, not their journal.
 func TestSecondStart(t *testing.T) {
 	t.Parallel()
 	s := newRunningSite(t, 1, service{"tcp", "80", "wrr", []int{1}})
@@ -161,7 +162,8 @@ func TestSecondStart(t *testing.T) {
 			pid = p.intake().Pid
 		}
 		got := run(t, p.host, exec.Command(programPath(p.name), "run", "-c", p.config))
-		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s): stop it, or set another path as control\n", p.name, what, pid, p.socket)
+		want := fmt.Sprintf("%s: %s runs already (process %d, control socket %s): stop it, or set another path "+
+			"as control\n", p.name, what, pid, p.socket)
 		if got.code != 1 || got.stderr != want {
 			t.Errorf("exit status %d, %s; want 1 and %s", got.code, got.stderr, want)
 		}

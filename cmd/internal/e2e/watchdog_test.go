@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestWatchdog runs both programs under a service manager that wants signs of life: they say that they are ready, and
-// go on with the signs, idle and at work.
+// TestWatchdog runs both programs under a service manager that expects signs of life. They report READY=1, and send the
+// signs, idle and under load.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 1, nil)
@@ -28,22 +28,22 @@ func TestWatchdog(t *testing.T) {
 		m.mustHear("READY=1")
 		m.mustHear("WATCHDOG=1")
 	}
-	s.parrot(s.Webs[0], 80)
-	s.mustParrot(80, "web1")
+	s.namedEcho(s.Webs[0], 80)
+	s.mustBeServedBy(80, "web1")
 	for p, m := range managers {
 		m.mustHear("WATCHDOG=1")
 		m.mustHear("WATCHDOG=1")
 		p.stop()
 		// an answer may be late on a busy machine
 		if out := p.Output(); strings.Contains(out, "stands still") || strings.Contains(out, "lost while") {
-			t.Errorf("%s is not well:\n%s", p, out)
+			t.Errorf("a watchdog check of %s failed:\n%s", p, out)
 		}
 		for m.mustHear("") != "STOPPING=1" {
 		}
 	}
 }
 
-// serviceManager hears what a program says of its state (sd_notify(3)).
+// serviceManager receives a program's notifications (sd_notify(3)).
 type serviceManager struct {
 	*net.UnixConn
 	t    *testing.T
@@ -61,7 +61,7 @@ func newServiceManager(t *testing.T) *serviceManager {
 	return &serviceManager{c, t, path}
 }
 
-// mustHear waits for the next word, and returns it. It must be the wanted one, if one is.
+// mustHear waits for the next notification, and returns it. It must be want, unless that is "".
 func (m *serviceManager) mustHear(want string) string {
 	m.t.Helper()
 	b := make([]byte, 64)
@@ -70,7 +70,7 @@ func (m *serviceManager) mustHear(want string) string {
 		n, err = m.Read(b)
 	}
 	if err != nil || want != "" && string(b[:n]) != want {
-		m.t.Fatalf("the program says %q, want %q: %v", b[:n], want, err)
+		m.t.Fatalf("the program sends %q, want %q: %v", b[:n], want, err)
 	}
 	return string(b[:n])
 }

@@ -13,11 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/lab"
+	"vstun/testdata/testkit"
 )
 
-// must runs a command of the director's that ends well, and returns what it prints.
+// must runs a command of the director, which must succeed, and returns its output.
 func (s *site) must(command ...string) string {
 	s.t.Helper()
 	got := s.ask(command...)
@@ -27,13 +28,12 @@ func (s *site) must(command ...string) string {
 	return got.stdout
 }
 
-// TestSetWeight gives a realserver other weights than the configured one: reloads keep them until they bring another
-// one.
+// TestSetWeight sets weights of a realserver: reloads keep them until the configured weight changes.
 func TestSetWeight(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(drainTOML("", web1+", "+web2))
-	web := func() control.Realserver { return s.director.balance().Services[0].Realservers[0] }
+	s.startWith(drainTOML("", web1+", "+web2))
+	web := func() api.Realserver { return s.director.balance().Services[0].Realservers[0] }
 
 	if got, want := s.must("set", "web", "10.0.11.2", "--weight", "0"), "service \"web\": realserver 10.0.11.2: "+
 		"weight 1 -> 0, configured 1\n"; got != want {
@@ -43,23 +43,23 @@ func TestSetWeight(t *testing.T) {
 		t.Errorf("status has %+v, want weight 0, configured 1", r)
 	}
 	if got := s.must("status"); !strings.Contains(got, "draining (configured: 1)") {
-		t.Errorf("status does not say that the weight is an operator's:\n%s", got)
+		t.Errorf("status does not show the operator's weight:\n%s", got)
 	}
 	for range 4 {
-		s.mustParrot(80, "web2")
+		s.mustBeServedBy(80, "web2")
 	}
-	s.reloadWritten(drainTOML("", web1+`, { address = "10.0.12.2", weight = 2 }`))
+	s.reloadWith(drainTOML("", web1+`, { address = "10.0.12.2", weight = 2 }`))
 	if r := web(); r.Weight != 0 {
 		t.Errorf("after a reload status has %+v, want weight 0", r)
 	}
-	if changes := s.reloadWritten(drainTOML("", `{ address = "10.0.11.2", weight = 3 }, `+web2)); !slices.Contains(changes,
+	if changes := s.reloadWith(drainTOML("", `{ address = "10.0.11.2", weight = 3 }, `+web2)); !slices.Contains(changes,
 		`service "web": realserver 10.0.11.2: the weight 0 that an operator has set does not hold any longer`) {
 		t.Errorf("the reload prints %q", changes)
 	}
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("after a reload with another weight status has %+v, want 3", r)
 	}
-	var answer control.Reload
+	var answer api.Reload
 	if err := json.Unmarshal([]byte(s.must("set", "--all", "10.0.11.2", "--weight", "9", "--json")),
 		&answer); err != nil || len(answer.Changes) != 1 || web().Weight != 9 ||
 		answer.Changes[0].Service != "web" || answer.Changes[0].Realserver != "10.0.11.2" ||
@@ -70,7 +70,9 @@ func TestSetWeight(t *testing.T) {
 	if r := web(); r.Weight != 3 || r.Configured != nil {
 		t.Errorf("at the end status has %+v, want 3", r)
 	}
-	eventually(t, "the log has it", soon, func() bool { return strings.Contains(s.director.Output(), "weight 9 -> 3") })
+	testkit.Within(t, "the log has it", soon, func() bool {
+		return strings.Contains(s.director.Output(), "weight 9 -> 3")
+	})
 
 	for _, c := range []struct {
 		command string
@@ -106,7 +108,7 @@ func TestSetWeight(t *testing.T) {
 	}
 }
 
-// load makes requests of its own connections to the VIP, by many clients, until it is stopped.
+// load sends requests to the VIP, each on a new connection, by many clients, until it is stopped.
 type load struct {
 	stop     func()
 	clients  sync.WaitGroup
@@ -140,7 +142,7 @@ func (s *site) startLoad(clients int) *load {
 	return l
 }
 
-// end ends the load, none of whose requests may have failed.
+// end ends the load. No request may have failed.
 func (l *load) end(t *testing.T) {
 	t.Helper()
 	l.stop()
@@ -151,14 +153,14 @@ func (l *load) end(t *testing.T) {
 	}
 }
 
-// more waits for so many requests more.
+// more waits for n further requests.
 func (l *load) more(t *testing.T, n int64) {
 	t.Helper()
 	want := l.requests.Load() + n
-	eventually(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
+	testkit.Within(t, "requests are made", 3*soon, func() bool { return l.requests.Load() >= want })
 }
 
-// startDrain starts `director drain --wait` and returns once it waits.
+// startDrain starts `director drain --wait` and returns when it waits.
 func (s *site) startDrain(service, realserver string) *lab.Process {
 	return s.startDrainBy("--wait", service, realserver)
 }
@@ -170,14 +172,14 @@ func (s *site) startDrainBy(flag, service, realserver string) *lab.Process {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "drain --wait says for what it waits", soon, func() bool {
+	testkit.Within(s.t, "drain --wait shows its progress", soon, func() bool {
 		return strings.Contains(p.Output(),
 			"draining for ")
 	})
 	return p
 }
 
-// mustDrain waits for its good end.
+// mustDrain waits for its end with exit status 0.
 func (s *site) mustDrain(p *lab.Process) {
 	s.t.Helper()
 	select {
@@ -199,12 +201,12 @@ func TestDrainWait(t *testing.T) {
 	s.startAgents("")
 	for _, web := range s.Webs {
 		s.nginx(web)
-		s.parrotAt(web, ":81")
+		s.namedEchoAt(web, ":81")
 	}
-	s.startWrittenDirector(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
+	s.startDirectorWith(strings.Replace(drainTOML("", web1+", "+web2), "port = 80", "port = [80, 81]", 1))
 	l := s.startLoad(8)
 	l.more(t, 100)
-	// A conversation that is longer than all requests, at each.
+	// A connection to each server that is longer than all requests.
 	var long []io.Closer
 	at := map[string]bool{}
 	for !at["web1"] || !at["web2"] {
@@ -241,12 +243,11 @@ func TestDrainWait(t *testing.T) {
 	l.end(t)
 }
 
-// TestDrainActive: drain --active returns when no connection is established, while those that have ended are in
-// FIN_WAIT still.
+// TestDrainActive: drain --active returns when no connection is established, while closed ones are still in FIN_WAIT.
 func TestDrainActive(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, 2, nil)
-	s.startWritten(strings.Replace(drainTOML("", web1+", "+web2), `tcp_fin = "1s"`, `tcp_fin = "1h"`, 1))
+	s.startWith(strings.Replace(drainTOML("", web1+", "+web2), `tcp_fin = "1s"`, `tcp_fin = "1h"`, 1))
 	var to1 net.Conn
 	for range 2 {
 		if c, server := s.whoAnswers(anyPort(s.Client.Addr), s.at(80)); server == "web1" {
@@ -272,12 +273,12 @@ func TestDrainActive(t *testing.T) {
 	}
 }
 
-// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients, who
+// TestDrainWaitForOneThatLeft waits for a realserver that is not configured any more, and for persistent clients that
 // come back.
 func TestDrainWaitForOneThatLeft(t *testing.T) {
 	t.Parallel()
 	s, to1, to2 := twoConnections(t, "")
-	s.reloadWritten(drainTOML("", web2))
+	s.reloadWith(drainTOML("", web2))
 	if got := s.ask("drain", "web", "10.0.11.2", "--wait", "--timeout", "1s"); got.code != 1 ||
 		!strings.Contains(got.stderr, "1 active, 0 closing") {
 		t.Errorf("while a connection is open: exit status %d: %s", got.code, got.stderr)
@@ -287,9 +288,9 @@ func TestDrainWaitForOneThatLeft(t *testing.T) {
 	s.mustDrain(drain)
 	mustStay(t, to2, "web2")
 
-	s.reloadWritten(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler",
+	s.reloadWith(fmt.Sprintf(strings.Replace(drainTOML("", "%s"), "scheduler",
 		"persistence = { timeout = \"1m\" }\nscheduler", 1), web2))
-	s.mustParrot(80, "web2")
+	s.mustBeServedBy(80, "web2")
 	if got := s.ask("drain", "web", "10.0.12.2", "--wait", "--timeout", "1s"); got.code != 1 ||
 		!strings.Contains(got.stderr, "1 persistent client") ||
 		!strings.Contains(got.stderr, "expire_quiescent_template") {

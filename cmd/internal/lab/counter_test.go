@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 func packets(t *testing.T, c *Counter) uint64 {
@@ -75,7 +77,7 @@ func TestCounterIsExact(t *testing.T) {
 	}
 	for i, row := range table {
 		if row.want > 0 {
-			eventually(t, row.name, func() bool { return packets(t, counters[i]) >= row.want })
+			testkit.Eventually(t, row.name, func() bool { return packets(t, counters[i]) >= row.want })
 		}
 	}
 	for i, row := range table {
@@ -123,7 +125,7 @@ func TestCountIPv6(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "ten packets on lo", func() bool { return packets(t, both) == 10 })
+	testkit.Eventually(t, "ten packets on lo", func() bool { return packets(t, both) == 10 })
 	if got := packets(t, other); got != 0 {
 		t.Errorf("packets with another source: %d", got)
 	}

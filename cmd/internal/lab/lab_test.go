@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // victimEnv makes the test binary build a lab of that prefix and wait to be killed.
@@ -73,21 +75,6 @@ func namespaces(t *testing.T, prefix string) []string {
 		t.Fatal(err)
 	}
 	return names
-}
-
-// eventually fails the test if cond does not become true within ten seconds.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("after 10 s still not: %s", what)
-		}
-	}
 }
 
 // answer serves one TCP connection: it sends the name of the host and the address that it sees.
@@ -163,7 +150,7 @@ func passesVIP(t *testing.T, l *Lab, vip, client netip.Addr) {
 	if _, err := c.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "one packet at the director", func() bool { return packets(t, arrived) == 1 })
+	testkit.Eventually(t, "one packet at the director", func() bool { return packets(t, arrived) == 1 })
 
 	web := l.Webs[0]
 	if err := web.Own(vip); err != nil {
@@ -345,7 +332,7 @@ func TestNewAfterDeadLab(t *testing.T) {
 	if left := namespaces(t, prefix("dead")); len(left) != 4 {
 		t.Errorf("the dead lab left %v, want 4 namespaces for this test to mean anything", left)
 	}
-	eventually(t, "the dead lab's child is dead", func() bool { return !alive(child) })
+	testkit.Eventually(t, "the dead lab's child is dead", func() bool { return !alive(child) })
 
 	l := newLab(t, "dead")
 	answer(t, l.Webs[1])

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 func TestProcess(t *testing.T) {
@@ -55,7 +57,7 @@ func TestStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "up", func() bool { return p.Output() == "up\n" })
+	testkit.Eventually(t, "up", func() bool { return p.Output() == "up\n" })
 	if err := p.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -85,7 +87,9 @@ func TestCloseEndsProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the grandchild's number is there", func() bool { return strings.HasSuffix(stubborn.Output(), "\n") })
+	testkit.Eventually(t, "the grandchild's number is there", func() bool {
+		return strings.HasSuffix(stubborn.Output(), "\n")
+	})
 	grandchild, err := strconv.Atoi(strings.TrimSpace(stubborn.Output()))
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +110,7 @@ func TestCloseEndsProcesses(t *testing.T) {
 		t.Errorf("second Close: %v, first: %v", again, err)
 	}
 	for _, pid := range pids {
-		eventually(t, "process is gone", func() bool { return !alive(pid) })
+		testkit.Eventually(t, "process is gone", func() bool { return !alive(pid) })
 	}
 	if left := namespaces(t, prefix("close")); len(left) > 0 {
 		t.Errorf("Close left %v", left)

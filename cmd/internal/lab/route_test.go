@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
 )
 
 // The router routes packets from the client for an address to the director, and packets from the director to web1.
@@ -83,7 +85,7 @@ func TestSinkIsCountedAndSilent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all packets at web1", func() bool {
+	testkit.Eventually(t, "all packets at web1", func() bool {
 		now, err := web.Received("eth0")
 		return err == nil && now >= before+sent
 	})

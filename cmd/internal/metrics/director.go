@@ -7,20 +7,20 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
 )
 
-// Director answers with the metrics of a director. status returns its state at each request, batches the counts of its
-// workers, and local the count of the worker for the host's own packets.
-func Director(status func() control.DirectorStatus, batches []*stats.Batches, local *stats.Batches) http.Handler {
+// Director answers with the metrics of a director. status is called at each request. batches counts the batches of each
+// worker, local those of the worker for the host's own packets.
+func Director(status func() api.DirectorStatus, batches []*stats.Batches, local *stats.Batches) http.Handler {
 	return handler(&director{status, batches, local})
 }
 
 // director collects a director's metrics.
 type director struct {
-	status  func() control.DirectorStatus
+	status  func() api.DirectorStatus
 	batches []*stats.Batches
 	local   *stats.Batches
 }
@@ -30,92 +30,92 @@ var (
 	ofRealserver = []string{"service", "realserver"}
 )
 
-// directorSeries are the metrics of a director as a whole.
-var directorSeries = []series[control.DirectorStatus]{
+// directorSeries is the metrics of a director as a whole.
+var directorSeries = []series[api.DirectorStatus]{
 	counter(nil, "vstun_director_received_packets_total", "Packets read from the TUN device.",
-		func(st *control.DirectorStatus) float64 { return float64(st.In.Packets) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.In.Packets) }),
 	counter(nil, "vstun_director_received_bytes_total", "Bytes of packets read from the TUN device.",
-		func(st *control.DirectorStatus) float64 { return float64(st.In.Bytes) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.In.Bytes) }),
 	counter(nil, "vstun_director_sent_packets_total",
 		"Packets sent to realservers, and ICMP and TCP resets to clients.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Out.Packets) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Out.Packets) }),
 	counter(nil, "vstun_director_sent_bytes_total", "Bytes of packets sent, with the tunnels' headers.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Out.Bytes) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Out.Bytes) }),
 	counter(nil, "vstun_director_resets_total", "TCP resets sent to clients, for packets of unknown connections.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Resets) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Resets) }),
 	counter(nil, "vstun_director_overrun_packets_total", "Packets that the kernel dropped because the director was "+
-		"too slow.", func(st *control.DirectorStatus) float64 { return float64(st.Overruns) }),
+		"too slow.", func(st *api.DirectorStatus) float64 { return float64(st.Overruns) }),
 	gauge(nil, "vstun_director_waiting_fragments", "Fragments that wait for the rest of their packets.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Waiting) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Waiting) }),
 	gauge(nil, "vstun_director_waiting_checks", "Health checks that are due and wait for descriptors.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Checks.Waiting) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Checks.Waiting) }),
 	gauge(nil, "vstun_director_queues", "Workers, and queues of the TUN device.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Queues) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Queues) }),
 	gauge(nil, "vstun_director_table_entries", "Entries of the connection table.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Connections.Count) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Connections.Count) }),
 	gauge(nil, "vstun_director_table_max_entries", "Bound of the connection table (connections.max).",
-		func(st *control.DirectorStatus) float64 { return float64(st.Connections.Max) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Connections.Max) }),
 	gauge(nil, "vstun_director_table_half_open_entries", "TCP connections whose client has not answered yet.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Connections.HalfOpen) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Connections.HalfOpen) }),
 	gauge(nil, "vstun_director_table_max_half_open_entries", "Bound of half-open connections "+
 		"(connections.half_open_max); 0: none of their own.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Connections.HalfOpenMax) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Connections.HalfOpenMax) }),
 	counter(nil, "vstun_director_table_evictions_total", "Half-open connections that made room for new ones.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Connections.Evicted) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Connections.Evicted) }),
 	gauge(nil, "vstun_director_leaving_realservers", "Realservers that are not configured any more, but have "+
-		"connections.", func(st *control.DirectorStatus) float64 { return float64(st.Leaving.Realservers) }),
+		"connections.", func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Realservers) }),
 	gauge(nil, "vstun_director_leaving_connections", "Connections of those.",
-		func(st *control.DirectorStatus) float64 { return float64(st.Leaving.Connections) }),
+		func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Connections) }),
 	gauge(nil, "vstun_director_config_last_reload_successful", "Whether the last reload of the configuration went "+
-		"well: 1 or 0.", func(st *control.DirectorStatus) float64 { return yes(st.Configuration.Error == "") }),
+		"well: 1 or 0.", func(st *api.DirectorStatus) float64 { return boolean(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_director_config_last_reload_success_timestamp_seconds", "When the configuration in force was "+
-		"read.", func(st *control.DirectorStatus) float64 { return unixTime(st.Configuration.Read) }),
+		"read.", func(st *api.DirectorStatus) float64 { return unixTime(st.Configuration.Read) }),
 }
 
-// serviceSeries are those of a service.
-var serviceSeries = []series[control.Service]{
-	gauge(ofService, "vstun_service_up", "Whether so much weight is up as its quorum wants: 1 or 0.",
-		func(s *control.Service) float64 { return health(s.Health) }),
+// serviceSeries is the metrics of a service.
+var serviceSeries = []series[api.Service]{
+	gauge(ofService, "vstun_service_up", "Whether the weights that are up reach the quorum: 1 or 0.",
+		func(s *api.Service) float64 { return health(s.Health) }),
 	gauge(ofService, "vstun_service_quorum", "Weight that must be up.",
-		func(s *control.Service) float64 { return float64(s.Quorum) }),
-	gauge(ofService, "vstun_service_up_weight", "Weight of its realservers that are up, or that nobody checks.",
-		func(s *control.Service) float64 { return float64(s.WeightUp) }),
+		func(s *api.Service) float64 { return float64(s.Quorum) }),
+	gauge(ofService, "vstun_service_up_weight", "Weight of its realservers that are up or unchecked.",
+		func(s *api.Service) float64 { return float64(s.WeightUp) }),
 	gauge(ofService, "vstun_service_sorry_server_in_use", "Whether its connections go to the sorry server: 1 or 0.",
-		func(s *control.Service) float64 { return yes(s.Sorry) }),
+		func(s *api.Service) float64 { return boolean(s.Sorry) }),
 }
 
-// realserverSeries are those of a realserver of a service.
-var realserverSeries = []series[control.Realserver]{
+// realserverSeries is the metrics of a realserver of a service.
+var realserverSeries = []series[api.Realserver]{
 	counter(ofRealserver, "vstun_realserver_connections_total", "Connections scheduled to it.",
-		func(r *control.Realserver) float64 { return float64(r.Connections) }),
+		func(r *api.Realserver) float64 { return float64(r.Connections) }),
 	counter(ofRealserver, "vstun_realserver_packets_total", "Packets of clients sent to it.",
-		func(r *control.Realserver) float64 { return float64(r.Forwarded.Packets) }),
+		func(r *api.Realserver) float64 { return float64(r.Forwarded.Packets) }),
 	counter(ofRealserver, "vstun_realserver_bytes_total", "Bytes of those, without the tunnel's header.",
-		func(r *control.Realserver) float64 { return float64(r.Forwarded.Bytes) }),
+		func(r *api.Realserver) float64 { return float64(r.Forwarded.Bytes) }),
 	gauge(ofRealserver, "vstun_realserver_weight", "Its weight in the configuration, or as an operator has set it; "+
-		"0: it drains.", func(r *control.Realserver) float64 { return float64(r.Weight) }),
+		"0: it drains.", func(r *api.Realserver) float64 { return float64(r.Weight) }),
 	gauge(ofRealserver, "vstun_realserver_effective_weight", "What its health leaves of the weight.",
-		func(r *control.Realserver) float64 { return float64(r.Effective) }),
-	gauge(ofRealserver, "vstun_realserver_up", "Whether its checks find it well: 1 or 0. None without a check.",
-		func(r *control.Realserver) float64 { return health(r.Health) }),
+		func(r *api.Realserver) float64 { return float64(r.Effective) }),
+	gauge(ofRealserver, "vstun_realserver_up", "Whether it is up by its checks: 1 or 0. None without a check.",
+		func(r *api.Realserver) float64 { return health(r.Health) }),
 	gauge(ofRealserver, "vstun_realserver_check_duration_seconds", "Time that the last check took.",
-		func(r *control.Realserver) float64 {
+		func(r *api.Realserver) float64 {
 			if r.Check == nil || r.Check.Last == 0 {
-				return none()
+				return absent()
 			}
 			return r.Check.Duration
 		}),
 	gauge(ofRealserver, "vstun_realserver_last_check_timestamp_seconds", "When the last check ended. None before "+
-		"the first one.", func(r *control.Realserver) float64 {
+		"the first one.", func(r *api.Realserver) float64 {
 		if r.Check == nil || r.Check.Last == 0 {
-			return none()
+			return absent()
 		}
 		return ago(r.Check.Last)
 	}),
 	gauge(ofRealserver, "vstun_realserver_last_change_timestamp_seconds", "Since when it has been up, or down. None "+
-		"before it has changed.", func(r *control.Realserver) float64 {
+		"before it has changed.", func(r *api.Realserver) float64 {
 		if r.Check == nil || r.Check.Since == 0 {
-			return none()
+			return absent()
 		}
 		return ago(r.Check.Since)
 	}),
@@ -148,7 +148,7 @@ func describe[T any](ch chan<- *prometheus.Desc, all []series[T]) {
 	}
 }
 
-// Collect is for the registry. It asks for the status once.
+// Collect is for the registry. It takes the status once.
 func (c *director) Collect(ch chan<- prometheus.Metric) {
 	st := c.status()
 	ch <- buildInfo(st.Program, st.Version)
@@ -163,7 +163,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-func sendService(ch chan<- prometheus.Metric, s *control.Service) {
+func sendService(ch chan<- prometheus.Metric, s *api.Service) {
 	ch <- prometheus.MustNewConstMetric(serviceInfo, gaugeValue, 1, s.Name, s.Protocol, strings.Join(s.VIPs, ","),
 		strings.Join(s.Ports, ","), s.Scheduler)
 	for i := range serviceSeries {
@@ -179,7 +179,7 @@ func sendService(ch chan<- prometheus.Metric, s *control.Service) {
 	}
 }
 
-// health is "up" or "down" as Prometheus has it; there is none of what nobody checks.
+// health returns "up" as 1 and "down" as 0. An unchecked realserver has no such metric.
 func health(state string) float64 {
 	switch state {
 	case "up":
@@ -187,8 +187,8 @@ func health(state string) float64 {
 	case "down":
 		return 0
 	}
-	return none()
+	return absent()
 }
 
-// unixTime is a time as Prometheus has it.
+// unixTime returns t as a metric's value.
 func unixTime(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }

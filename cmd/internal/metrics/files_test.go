@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// What lies beside the units.
+// The files beside the units.
 const (
 	alertsFile    = "../../director/vstun-alerts.yml"
 	dashboardFile = "../../director/vstun-dashboard.json"
@@ -26,7 +26,7 @@ func read(t *testing.T, file string) string {
 	return string(text)
 }
 
-// promtool runs it.
+// promtool runs promtool.
 func promtool(t *testing.T, stdin string, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath("promtool")
@@ -40,7 +40,7 @@ func promtool(t *testing.T, stdin string, args ...string) {
 	}
 }
 
-// write makes a file for promtool.
+// write writes a file for promtool.
 func write(t *testing.T, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -50,14 +50,14 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-// TestPromtool has Prometheus's own tool read the answers.
+// TestPromtool lets Prometheus's own tool check the answers.
 func TestPromtool(t *testing.T) {
 	for _, h := range handlers() {
 		promtool(t, ask(t, h), "check", "metrics")
 	}
 }
 
-// TestAlerts raises each alert, and has it silent while all is well.
+// TestAlerts: each alert fires on its condition, and no alert fires without one.
 func TestAlerts(t *testing.T) {
 	rules, err := filepath.Abs(alertsFile)
 	if err != nil {
@@ -73,7 +73,7 @@ func TestAlerts(t *testing.T) {
 	promtool(t, "", "test", "rules", write(t, "test.yml", strings.Replace(cases, "[RULES]", "["+rules+"]", 1)))
 }
 
-// TestDashboard has Prometheus read each of its queries.
+// TestDashboard lets Prometheus parse each query of the dashboard.
 func TestDashboard(t *testing.T) {
 	var d struct {
 		Panels []struct {
@@ -106,7 +106,7 @@ func TestDashboard(t *testing.T) {
 	promtool(t, "", "check", "rules", write(t, "dashboard.yml", rules))
 }
 
-// TestFilesNameMetrics wants every metric, and every label, that dashboard and alerts ask for to exist.
+// TestFilesNameMetrics: every metric and label in the dashboard and in the alerts exists.
 func TestFilesNameMetrics(t *testing.T) {
 	var all strings.Builder
 	for _, h := range handlers() {

@@ -1,5 +1,5 @@
-// Package metrics is what Prometheus reads of both programs, and the HTTP server on which it does. Everything is
-// collected when somebody asks, from what the control socket answers too: the packet path knows nothing of it.
+// Package metrics is the Prometheus metrics of both programs and the HTTP server for them. They are collected at each
+// request, from the status that the control socket serves too: the packet path knows nothing of metrics.
 package metrics
 
 import (
@@ -18,10 +18,10 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// Metrics are asked for by a few servers every few seconds. With thousands of realservers an answer takes half a second
-// of a CPU: more at a time are refused.
+// A few servers request metrics every few seconds. With thousands of realservers an answer takes half a second of a
+// CPU: more than maxScrapes requests at a time are refused.
 const (
-	askedAtOnce  = 3
+	maxScrapes   = 3
 	counterValue = prometheus.CounterValue
 	gaugeValue   = prometheus.GaugeValue
 )
@@ -30,18 +30,18 @@ const (
 func handler(c prometheus.Collector) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: askedAtOnce})
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }
 
-// series is the metrics of one name, with a value of each T.
+// series is the metrics of one name, with a value for each T.
 type series[T any] struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
-	value func(*T) float64 // none: there is none of this T
+	value func(*T) float64 // NaN: this T has no such metric
 }
 
-// none is the value of what there is none of.
-func none() float64 { return math.NaN() }
+// absent is the value of a metric that does not exist.
+func absent() float64 { return math.NaN() }
 
 func (s *series[T]) send(ch chan<- prometheus.Metric, of *T, labels ...string) {
 	if v := s.value(of); !math.IsNaN(v) {
@@ -49,7 +49,7 @@ func (s *series[T]) send(ch chan<- prometheus.Metric, of *T, labels ...string) {
 	}
 }
 
-// counter is a series that only grows. Its name says so, and the unit.
+// counter returns a series that only grows. Its name ends with the unit and _total.
 func counter[T any](labels []string, name, help string, value func(*T) float64) series[T] {
 	return series[T]{prometheus.NewDesc(name, help, labels, nil), counterValue, value}
 }
@@ -58,21 +58,20 @@ func gauge[T any](labels []string, name, help string, value func(*T) float64) se
 	return series[T]{prometheus.NewDesc(name, help, labels, nil), gaugeValue, value}
 }
 
-// yes is a truth as Prometheus has it.
-func yes(b bool) float64 {
+// boolean returns b as a metric's value.
+func boolean(b bool) float64 {
 	if b {
 		return 1
 	}
 	return 0
 }
 
-// ago is when it was, in seconds of Unix time to a tenth: else the time that answering takes would make it another one
-// each time.
+// ago returns the Unix time in seconds, rounded to a tenth: else it would differ a little from request to request.
 func ago(seconds float64) float64 {
 	return math.Round((float64(time.Now().UnixMilli())/1000-seconds)*10) / 10
 }
 
-// buildInfo is a metric of value 1 whose labels say which program answers.
+// buildInfo returns the metric of value 1 whose labels name the program and its version.
 func buildInfo(program, version string) prometheus.Metric {
 	goVersion := ""
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -84,8 +83,8 @@ func buildInfo(program, version string) prometheus.Metric {
 var buildDesc = prometheus.NewDesc("vstun_build_info", "Which program answers: a constant 1.",
 	[]string{"program", "version", "goversion"}, nil)
 
-// sendDrops sends the packets refused, by reason: those of a program's reasons that have not occurred too, so that the
-// first one shows as a rise.
+// sendDrops sends the packets refused, by reason. A known reason that has not occurred has the value 0, so that its
+// first packet shows as a rise.
 func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(drop.Reason) bool,
 	drops map[string]uint64) {
 	all := map[string]uint64{}
@@ -107,7 +106,7 @@ func sendBatches(ch chan<- prometheus.Metric, desc *prometheus.Desc, queues []*s
 	}
 }
 
-// sendBatch sends the histogram of a queue. Its sum is the packets that were read from it.
+// sendBatch sends the histogram of a queue. Its sum is the packets read from the queue.
 func sendBatch(ch chan<- prometheus.Metric, desc *prometheus.Desc, queue string, q *stats.Batches) {
 	var count, sum uint64
 	buckets := map[float64]uint64{}

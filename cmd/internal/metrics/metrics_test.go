@@ -16,13 +16,13 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"vstun/cmd/internal/control"
-	"vstun/cmd/internal/testkit"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
+	"vstun/testdata/testkit"
 )
 
-// ask returns what is answered to a scrape.
+// ask returns the answer to a scrape.
 func ask(t testing.TB, h http.Handler) string {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -33,7 +33,7 @@ func ask(t testing.TB, h http.Handler) string {
 	return w.Body.String()
 }
 
-// values reads an answer: the values of our metrics, by "name{label=value,…}" with labels in their order.
+// values returns the values of our metrics in an answer, by "name{label=value,…}" with labels in their order.
 func values(t *testing.T, text string) map[string]float64 {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -71,7 +71,7 @@ func values(t *testing.T, text string) map[string]float64 {
 	return all
 }
 
-// must wants these values among all.
+// must checks that all has the values of want.
 func must(t *testing.T, all, want map[string]float64) {
 	t.Helper()
 	for _, key := range slices.Sorted(maps.Keys(want)) {
@@ -81,39 +81,39 @@ func must(t *testing.T, all, want map[string]float64) {
 	}
 }
 
-// fullDirector is a status with something everywhere.
-func fullDirector() control.DirectorStatus {
-	return control.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: control.Traffic{Packets: 1,
-		Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+// fullDirector is a status without empty fields.
+func fullDirector() api.DirectorStatus {
+	return api.DirectorStatus{Program: "director", Version: "1.2.3", Queues: 2, In: api.Traffic{Packets: 1,
+		Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"no_service": 5, "later": 9}, Waiting: 6, Overruns: 7, Resets: 17,
-		Checks:        control.Checks{Waiting: 18},
-		Connections:   control.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
-		Leaving:       control.Leaving{Realservers: 15, Connections: 16},
-		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
-		Services: []control.Service{
+		Checks:        api.Checks{Waiting: 18},
+		Connections:   api.Connections{Count: 10, Max: 11, HalfOpen: 12, HalfOpenMax: 13, Evicted: 14},
+		Leaving:       api.Leaving{Realservers: 15, Connections: 16},
+		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "x"},
+		Services: []api.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8::80"}, Protocol: "tcp",
 				Ports: []string{"80", "8000-8099"}, Scheduler: "wlc", Health: "up", Quorum: 2,
-				WeightUp: 3, Sorry: true, Realservers: []control.Realserver{
+				WeightUp: 3, Sorry: true, Realservers: []api.Realserver{
 					{Address: "10.0.11.2", Weight: 4, Effective: 5, Health: "up", Active: 6, Inactive: 7,
-						Connections: 8, Forwarded: control.Traffic{Packets: 9, Bytes: 10},
-						Check: &control.Check{Last: 1.5, Duration: 0.25, Since: 100}},
-					{Address: "2001:db8:11::2", Health: "down", Check: &control.Check{}},
+						Connections: 8, Forwarded: api.Traffic{Packets: 9, Bytes: 10},
+						Check: &api.Check{Last: 1.5, Duration: 0.25, Since: 100}},
+					{Address: "2001:db8:11::2", Health: "down", Check: &api.Check{}},
 				}},
-			{Name: `od"d\`, Protocol: "udp", Realservers: []control.Realserver{{Address: "10.0.11.2",
+			{Name: `od"d\`, Protocol: "udp", Realservers: []api.Realserver{{Address: "10.0.11.2",
 				Health: "unchecked"}}},
 		}}
 }
 
-func fullRealserver() control.RealserverStatus {
-	return control.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80",
+func fullRealserver() api.RealserverStatus {
+	return api.RealserverStatus{Program: "realserver", Version: "1.2.3", Queues: 2, VIPs: []string{"198.51.100.80",
 		"2001:db8::80"}, MSS: 1440, MSS6: 1420,
-		Configuration: control.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
-		In:            control.Traffic{Packets: 1, Bytes: 2}, Out: control.Traffic{Packets: 3, Bytes: 4},
+		Configuration: api.Configuration{Read: time.UnixMilli(1_700_000_000_500), Error: "faulty"},
+		In:            api.Traffic{Packets: 1, Bytes: 2}, Out: api.Traffic{Packets: 3, Bytes: 4},
 		Drops: map[string]uint64{"not_director": 5}, Merged: 6, Overruns: 7, Questions: 8,
-		FromDirectors: []control.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
+		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
-// someBatches are two queues': of the second nothing was read.
+// someBatches is the batches of two queues, the second of which is empty.
 func someBatches() []*stats.Batches {
 	var a, b stats.Batches
 	for _, n := range []int{1, 1, 2, 3, 63, 64} {
@@ -123,7 +123,7 @@ func someBatches() []*stats.Batches {
 	return []*stats.Batches{&a, &b}
 }
 
-// handlers answer for each program, with something everywhere.
+// handlers returns the handler of each program, with all metrics.
 func handlers() map[string]http.Handler {
 	return map[string]http.Handler{"director": Director(fullDirector, someBatches(), someBatches()[1]),
 		"realserver": Realserver(fullRealserver, someBatches())}
@@ -224,7 +224,7 @@ func TestRealserver(t *testing.T) {
 	})
 }
 
-// TestLint has Prometheus's own linter read the answers, and its strictest registry collect them.
+// TestLint lets Prometheus's linter check the answers, and its strictest registry collect them.
 func TestLint(t *testing.T) {
 	for name, h := range handlers() {
 		problems, err := promlint.New(strings.NewReader(ask(t, h))).Lint()
@@ -245,7 +245,7 @@ func TestLint(t *testing.T) {
 // TestServicesThatLeftAreForgotten scrapes before and after a reload.
 func TestServicesThatLeftAreForgotten(t *testing.T) {
 	st := fullDirector()
-	h := Director(func() control.DirectorStatus { return st }, nil, new(stats.Batches))
+	h := Director(func() api.DirectorStatus { return st }, nil, new(stats.Batches))
 	if !strings.Contains(ask(t, h), `service="web"`) {
 		t.Error("the service is not there")
 	}
@@ -296,28 +296,27 @@ func TestManualNames(t *testing.T) {
 }
 
 // manyRealservers is the status of a large director.
-func manyRealservers() control.DirectorStatus {
+func manyRealservers() api.DirectorStatus {
 	st := fullDirector()
 	st.Services = nil
 	for i := range 1000 {
-		s := control.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250,
+		s := api.Service{Name: fmt.Sprintf("service-%d", i), VIPs: []string{fmt.Sprintf("198.51.%d.%d", i/250,
 			i%250)}, Protocol: "tcp", Ports: []string{"80"}, Scheduler: "wlc", Health: "up"}
 		for j := range 10 {
-			s.Realservers = append(s.Realservers, control.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250),
+			s.Realservers = append(s.Realservers, api.Realserver{Address: fmt.Sprintf("10.%d.%d.2", j, i%250),
 				Weight: 1, Effective: 1, Health: "up", Active: i, Inactive: j,
-				Connections: 1 << 30, Forwarded: control.Traffic{Packets: 1 << 40, Bytes: 1 << 50},
-				Check: &control.Check{Last: 1, Duration: 0.001, Since: 1000}})
+				Connections: 1 << 30, Forwarded: api.Traffic{Packets: 1 << 40, Bytes: 1 << 50},
+				Check: &api.Check{Last: 1, Duration: 0.001, Since: 1000}})
 		}
 		st.Services = append(st.Services, s)
 	}
 	return st
 }
 
-// TestManyRealservers has all of ten thousand realservers in an answer. BenchmarkScrape shows how long that takes: half
-// a second.
+// TestManyRealservers: an answer has all of ten thousand realservers. BenchmarkScrape measures it: half a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(stats.Batches))
+	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(stats.Batches))
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
 	}
@@ -325,7 +324,7 @@ func TestManyRealservers(t *testing.T) {
 
 func BenchmarkScrape(b *testing.B) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(stats.Batches))
+	h := Director(func() api.DirectorStatus { return st }, someBatches(), new(stats.Batches))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.SetBytes(int64(len(ask(b, h))))

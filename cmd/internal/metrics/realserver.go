@@ -5,50 +5,50 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
 )
 
-// Realserver answers with the metrics of a realserver's agent, of which status tells at each request, and batches what
-// its workers count.
-func Realserver(status func() control.RealserverStatus, batches []*stats.Batches) http.Handler {
+// Realserver answers with the metrics of a realserver's agent. status is called at each request. batches counts the
+// batches of each worker.
+func Realserver(status func() api.RealserverStatus, batches []*stats.Batches) http.Handler {
 	return handler(&agent{status, batches})
 }
 
 // agent collects an agent's metrics.
 type agent struct {
-	status  func() control.RealserverStatus
+	status  func() api.RealserverStatus
 	batches []*stats.Batches
 }
 
-// agentSeries are the metrics of an agent as a whole.
-var agentSeries = []series[control.RealserverStatus]{
+// agentSeries is the metrics of an agent as a whole.
+var agentSeries = []series[api.RealserverStatus]{
 	counter(nil, "vstun_agent_received_packets_total", "Packets received from tunnels.",
-		func(st *control.RealserverStatus) float64 { return float64(st.In.Packets) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.In.Packets) }),
 	counter(nil, "vstun_agent_received_bytes_total", "Bytes of packets received, with the tunnels' headers.",
-		func(st *control.RealserverStatus) float64 { return float64(st.In.Bytes) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.In.Bytes) }),
 	counter(nil, "vstun_agent_injected_packets_total", "Packets written to the TUN device.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Out.Packets) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Out.Packets) }),
 	counter(nil, "vstun_agent_injected_bytes_total", "Bytes of packets written to the TUN device.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Out.Bytes) }),
 	counter(nil, "vstun_agent_answer_packets_total", "Answers that left by the TUN device and were forwarded.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Answers.Packets) }),
 	counter(nil, "vstun_agent_answer_bytes_total", "Bytes of those answers.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Answers.Bytes) }),
 	counter(nil, "vstun_agent_merged_packets_total", "Packets written as a part of another one, behind it, which "+
-		"saves a write each.", func(st *control.RealserverStatus) float64 { return float64(st.Merged) }),
+		"saves a write each.", func(st *api.RealserverStatus) float64 { return float64(st.Merged) }),
 	counter(nil, "vstun_agent_overrun_packets_total", "Packets that the kernel dropped because the agent was too slow.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Overruns) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Overruns) }),
 	counter(nil, "vstun_agent_questions_total", "Questions of directors' doctors, answered.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Questions) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Questions) }),
 	gauge(nil, "vstun_agent_config_last_reload_successful",
 		"Whether the last reload of the configuration went well: 1 or 0.",
-		func(st *control.RealserverStatus) float64 { return yes(st.Configuration.Error == "") }),
+		func(st *api.RealserverStatus) float64 { return boolean(st.Configuration.Error == "") }),
 	gauge(nil, "vstun_agent_config_last_reload_success_timestamp_seconds", "When the configuration in force was read.",
-		func(st *control.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
+		func(st *api.RealserverStatus) float64 { return unixTime(st.Configuration.Read) }),
 	gauge(nil, "vstun_agent_queues", "Workers, each with its sockets and a queue of the TUN device.",
-		func(st *control.RealserverStatus) float64 { return float64(st.Queues) }),
+		func(st *api.RealserverStatus) float64 { return float64(st.Queues) }),
 }
 
 var (
@@ -73,7 +73,7 @@ func (c *agent) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is for the registry. It asks for the status once.
+// Collect is for the registry. It takes the status once.
 func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	st := c.status()
 	ch <- buildInfo(st.Program, st.Version)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,38 +15,38 @@ import (
 	"vstun/cmd/internal/connlimit"
 )
 
-// What a client may take of the server, which everybody who reaches its address can be.
+// Bounds of the server. Its clients are not authenticated.
 const (
-	// connections at a time; beyond that, idle ones are closed. A browser keeps up to six for a while
+	// Connections at a time. Beyond that, idle ones are closed. A browser keeps up to six.
 	maxConns       = 256
-	maxClientConns = 64 // of one address: a browser's, and those of a proxy
-	// requests that are answered at a time; more wait. With thousands of realservers an answer has megabytes
+	maxClientConns = 64 // of one address, such as a proxy's
+	// Requests answered at a time. With thousands of realservers an answer has megabytes.
 	maxAnswers     = 8
 	maxHeaderBytes = 16 << 10 // of a request
 	readTime       = 5 * time.Second
-	writeTime      = time.Minute // for a whole answer; one that is longer sets itself another (http.ResponseController)
+	writeTime      = time.Minute // for a whole answer; a longer one sets its own (http.ResponseController)
 	idleTime       = time.Minute
-	turnTime       = 5 * time.Second // for which a request waits
+	waitTime       = 5 * time.Second // of a request beyond maxAnswers
 )
 
-// Server answers GET and HEAD at the address that is configured as metrics, if any. It changes nothing, and knows no
+// Server answers GET and HEAD at the configured address of metrics, if there is one. It changes nothing and exposes no
 // secret.
 type Server struct {
 	mux  *http.ServeMux
-	next chan net.Listener // to be used from now on; nil: none
+	next chan net.Listener // the listener to use from now on; nil: none
 	mu   sync.Mutex
 	at   netip.AddrPort // in use
 }
 
-// NewServer has nothing to serve yet, and no address.
+// NewServer returns a server without handlers and without address.
 func NewServer() *Server {
 	return &Server{mux: http.NewServeMux(), next: make(chan net.Listener, 1)}
 }
 
-// Handle serves what begins with path, as http.ServeMux has it. It is called before Run.
+// Handle lets h answer the requests that match path, as in http.ServeMux. It must be called before Run.
 func (s *Server) Handle(path string, h http.Handler) { s.mux.Handle(path, h) }
 
-// Bind takes an address, on which nothing is answered before Use. With the zero address there is nothing to bind.
+// Bind listens on an address. The server answers there after Use. For the zero address Bind returns nil.
 func (s *Server) Bind(at netip.AddrPort) (net.Listener, error) {
 	if !at.IsValid() {
 		return nil, nil
@@ -77,7 +76,8 @@ func (s *Server) Bind(at netip.AddrPort) (net.Listener, error) {
 	return nil, fmt.Errorf("metrics %v: %w: %s", at, err, hint)
 }
 
-// Use goes over to a listener that Bind has made of an address. Who has a connection to the former one loses it.
+// Use replaces the address: the server answers on l, which Bind has made for at. Connections to the former address are
+// closed.
 func (s *Server) Use(l net.Listener, at netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,8 +90,8 @@ func (s *Server) Use(l net.Listener, at netip.AddrPort) {
 	s.next <- l
 }
 
-// Move binds another address. The caller then calls end once: with nil it goes over to that address, with an error it
-// gives the address up. Where at is the address in use, end does nothing.
+// Move binds another address. The caller must call end once: with nil the server uses that address, with an error it
+// gives it up. If at is the address in use, end does nothing.
 func (s *Server) Move(at netip.AddrPort) (end func(error), err error) {
 	s.mu.Lock()
 	same := at == s.at
@@ -113,7 +113,7 @@ func (s *Server) Move(at netip.AddrPort) (end func(error), err error) {
 	}, nil
 }
 
-// Name is an address as people read it.
+// Name returns the address as text: "none" for the zero address.
 func Name(at netip.AddrPort) string {
 	if !at.IsValid() {
 		return "none"
@@ -148,7 +148,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// Close lets go of an address that Run has not taken.
+// Close closes a listener that Run has not taken.
 func (s *Server) Close() {
 	select {
 	case l := <-s.next:
@@ -163,14 +163,14 @@ func closeListener(l net.Listener) {
 	}
 }
 
-// serve answers on l, if that is not nil, until ctx is cancelled.
+// serve answers on l until ctx is cancelled. If l is nil it only waits.
 func (s *Server) serve(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		<-ctx.Done()
 		return nil
 	}
 	conns := connlimit.New(maxConns, maxClientConns, connlimit.ByAddress)
-	srv := http.Server{Handler: readOnly(inTurn(s.mux)), ReadHeaderTimeout: readTime, ReadTimeout: readTime,
+	srv := http.Server{Handler: readOnly(limitConcurrency(s.mux)), ReadHeaderTimeout: readTime, ReadTimeout: readTime,
 		WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeaderBytes, BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnState: conns.State}
@@ -184,8 +184,8 @@ func (s *Server) serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// readOnly lets requests to next that only read, and tells browsers to use the answers for nothing else. A handler that
-// wants more of them says so itself.
+// readOnly passes GET and HEAD requests to next, with headers that restrict what a browser does with the answers. A
+// handler may replace these headers.
 func readOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -209,24 +209,24 @@ func readOnly(next http.Handler) http.Handler {
 	})
 }
 
-// inTurn lets so many requests to next at a time. One whose turn does not come soon is refused.
-func inTurn(next http.Handler) http.Handler {
-	turns := make(chan struct{}, maxAnswers)
+// limitConcurrency passes maxAnswers requests to next at a time. Others wait up to waitTime, then they are refused.
+func limitConcurrency(next http.Handler) http.Handler {
+	slots := make(chan struct{}, maxAnswers)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		late := time.NewTimer(turnTime)
+		late := time.NewTimer(waitTime)
 		defer late.Stop()
 		select {
-		case turns <- struct{}{}:
-			defer func() { <-turns }()
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
 			next.ServeHTTP(w, r)
 		case <-late.C:
 			http.Error(w, "too many requests at a time: ask again", http.StatusServiceUnavailable)
-		case <-r.Context().Done(): // the client has gone: nobody to tell
+		case <-r.Context().Done(): // the client has gone
 		}
 	})
 }
 
-// Links is a page which says what else there is.
+// Links answers with a page of links to the metrics and the status.
 func Links(title string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -234,9 +234,8 @@ func Links(title string) http.Handler {
 			return
 		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = io.WriteString(w, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>"+title+"</title><h1>"+title+
-			// the client has gone: nobody to tell
-			"</h1><p><a href=\"metrics\">metrics</a> for Prometheus</p><p><a href=\"status\">status</a> as "+
-			"JSON</p></html>\n")
+		_, _ = fmt.Fprintf(w, `<!doctype html><html lang="en"><meta charset="utf-8"><title>%[1]s</title><h1>%[1]s</h1>`+
+			`<p><a href="metrics">metrics</a> for Prometheus</p><p><a href="status">status</a> as JSON</p></html>`+"\n",
+			title)
 	})
 }

@@ -11,9 +11,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
-// freeAddress is one of loopback's that nobody listens on.
+// freeAddress returns a loopback address with a free port.
 func freeAddress(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -24,7 +26,7 @@ func freeAddress(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// start runs a server at at until the test ends.
+// start runs a server at the address at until the test ends.
 func start(t *testing.T, at netip.AddrPort, prepare func(*Server)) *Server {
 	t.Helper()
 	s := NewServer()
@@ -47,7 +49,7 @@ func start(t *testing.T, at netip.AddrPort, prepare func(*Server)) *Server {
 	return s
 }
 
-// request sends one and returns status, header and body. Nothing else of it is kept.
+// request sends a request and returns status, header and body of the answer.
 func request(t *testing.T, method string, at netip.AddrPort, path string) (int, http.Header, string, error) {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
@@ -69,7 +71,7 @@ func links(s *Server) {
 	s.Handle("/status", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "fine") }))
 }
 
-// TestServerIsForReading tries each method, and looks at what browsers are told.
+// TestServerIsForReading sends each method, and checks the headers for browsers.
 func TestServerIsForReading(t *testing.T) {
 	at := freeAddress(t)
 	start(t, at, links)
@@ -94,19 +96,16 @@ func TestServerIsForReading(t *testing.T) {
 	}
 }
 
-// TestServerMoves goes from one address to another, to none and back, as a reload does.
+// TestServerMoves changes the address, to none and back, as a reload does.
 func TestServerMoves(t *testing.T) {
 	first, second := freeAddress(t), freeAddress(t)
 	s := start(t, first, links)
 	answers := func(at netip.AddrPort, want bool) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			if _, _, _, err := request(t, "GET", at, "/status"); (err == nil) == want {
-				return
-			} else if time.Now().After(end) {
-				t.Fatalf("%v: %v, want an answer: %v", at, err, want)
-			}
-		}
+		testkit.Eventually(t, fmt.Sprintf("%v answers: %v", at, want), func() bool {
+			_, _, _, err := request(t, "GET", at, "/status")
+			return (err == nil) == want
+		})
 	}
 	move := func(at netip.AddrPort) {
 		t.Helper()
@@ -130,7 +129,7 @@ func TestServerMoves(t *testing.T) {
 	answers(first, true)
 }
 
-// TestServerThatCannotBind says why, and what to do, in one line.
+// TestServerThatCannotBind: the error says why, and what to do, in one line.
 func TestServerThatCannotBind(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -149,8 +148,8 @@ func TestServerThatCannotBind(t *testing.T) {
 	}
 }
 
-// TestServerEndsWithItsClients has one client that sends nothing, one that stops in the middle of its header, and one
-// whose answer goes on.
+// TestServerEndsWithItsClients: Run returns despite a client that sends nothing, one that stops within its header, and
+// one whose answer has not ended.
 func TestServerEndsWithItsClients(t *testing.T) {
 	at := freeAddress(t)
 	begun, ended := make(chan bool, 1), make(chan bool, 1)
@@ -195,9 +194,9 @@ func TestServerEndsWithItsClients(t *testing.T) {
 	}
 }
 
-// TestIdleClientsLockNobodyOut: one client that keeps as many connections as the server takes, by a request on each now
-// and then, does not keep a scrape from its answer.
-func TestIdleClientsLockNobodyOut(t *testing.T) {
+// TestIdleClientsGiveWay: a client that keeps all of the server's connections, by a request on each now and then, does
+// not keep a scrape from its answer.
+func TestIdleClientsGiveWay(t *testing.T) {
 	at := freeAddress(t)
 	start(t, at, links)
 	for range maxConns {
@@ -228,8 +227,8 @@ func TestIdleClientsLockNobodyOut(t *testing.T) {
 	}
 }
 
-// TestServerBoundsItsAnswers holds as many answers as the server gives at a time: the others come when those have
-// ended.
+// TestServerBoundsItsAnswers holds as many answers as the server gives at a time. Further requests are answered when
+// those have ended.
 func TestServerBoundsItsAnswers(t *testing.T) {
 	at := freeAddress(t)
 	hold, begun := make(chan struct{}), make(chan struct{}, maxAnswers+3)

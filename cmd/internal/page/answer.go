@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// answer is what has changed since a sample, or everything.
+// answer is the changes since a sample, or everything.
 type answer struct {
 	Boot     string          `json:"boot"`
 	Page     string          `json:"page"`   // digest of the files
 	Number   uint64          `json:"number"` // of the sample
-	Full     bool            `json:"full"`   // everything: what is not here is not any more
+	Full     bool            `json:"full"`   // it is everything: the browser forgets the rest
 	Now      int64           `json:"now"`    // Unix milliseconds
 	Age      float64         `json:"age"`    // of the sample, in seconds
 	Step     uint64          `json:"step"`   // steps of the history that are complete
@@ -34,7 +34,7 @@ type realserverUpdate struct {
 	Figures *figures         `json:"figures,omitempty"`
 }
 
-// live is what has changed since that sample; nil when there is none yet.
+// live returns the changes since the sample of that number, or nil before the first sample.
 func (p *Page) live(since uint64, now time.Time) *answer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,7 +75,7 @@ func (p *Page) live(since uint64, now time.Time) *answer {
 	return a
 }
 
-// histories is points of the charts. Those of each end with step To.
+// histories is points of charts. The last point of each is of step To.
 type histories struct {
 	To       uint64                 `json:"to"`
 	Seconds  float64                `json:"seconds"` // a step
@@ -83,7 +83,7 @@ type histories struct {
 	Services map[string][][]float32 `json:"services"` // by id
 }
 
-// history is the points after the first so many steps, of the director and of these services.
+// history returns the points from step after on, of the director and of the services with these ids.
 func (p *Page) history(after uint64, ids []int) histories {
 	wanted := map[int]bool{}
 	for _, id := range ids {

@@ -14,12 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/page/pagetest"
 )
 
-// browser is the one for all tests.
+// browser is the browser of all tests.
 var browser = sync.OnceValues(pagetest.Start)
 
 var browserUsed atomic.Bool
@@ -37,10 +37,10 @@ func TestMain(m *testing.M) {
 // source is a status that tests change.
 type source struct {
 	mu sync.Mutex
-	st control.DirectorStatus
+	st api.DirectorStatus
 }
 
-func (s *source) status() control.DirectorStatus {
+func (s *source) status() api.DirectorStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.st // deep, as the program's own is
@@ -52,7 +52,7 @@ func (s *source) status() control.DirectorStatus {
 	return st
 }
 
-func (s *source) change(fn func(*control.DirectorStatus)) {
+func (s *source) change(fn func(*api.DirectorStatus)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fn(&s.st)
@@ -93,15 +93,15 @@ func open(t *testing.T, url string, look pagetest.Look) *pagetest.Tab {
 	return tab
 }
 
-// small is the status of a director with a little of everything.
-func small() control.DirectorStatus {
-	rs := func(address string, weight int, health, reason string) control.Realserver {
-		r := control.Realserver{Address: address, Encap: "ipip", Weight: weight, Effective: weight, Health: health,
+// small is the status of a small director with every feature.
+func small() api.DirectorStatus {
+	rs := func(address string, weight int, health, reason string) api.Realserver {
+		r := api.Realserver{Address: address, Encap: "ipip", Weight: weight, Effective: weight, Health: health,
 			Active: 41 * weight, Inactive: 160 * weight,
-			Connections: uint64(123_456 * weight), Forwarded: control.Traffic{Packets: uint64(1_234_567 * weight),
+			Connections: uint64(123_456 * weight), Forwarded: api.Traffic{Packets: uint64(1_234_567 * weight),
 				Bytes: uint64(812_345_678 * weight)}}
 		if health == "up" || health == "down" {
-			r.Check = &control.Check{Type: "http", Via: "tunnel", Reason: reason, Last: 2.2, Duration: 0.0034,
+			r.Check = &api.Check{Type: "http", Via: "tunnel", Reason: reason, Last: 2.2, Duration: 0.0034,
 				Since: 7300}
 		}
 		if health == "down" {
@@ -109,47 +109,47 @@ func small() control.DirectorStatus {
 		}
 		return r
 	}
-	return control.DirectorStatus{
+	return api.DirectorStatus{
 		Program: "director", Version: "v1.4.0", Pid: 4711, Uptime: 275_000, TUN: "vs0", Queues: 4,
 		Offloads: "csum tso uso",
-		In:       control.Traffic{Packets: 98_765_432, Bytes: 12_345_678_901}, Out: control.Traffic{Packets: 98_700_000,
+		In:       api.Traffic{Packets: 98_765_432, Bytes: 12_345_678_901}, Out: api.Traffic{Packets: 98_700_000,
 			Bytes: 14_345_678_901},
 		Drops:       map[string]uint64{"no_service": 1234, "too_big": 17, "send_error": 3},
-		Connections: control.Connections{Count: 48_213, Max: 1_000_000, HalfOpen: 312, HalfOpenMax: 250_000},
-		Services: []control.Service{
+		Connections: api.Connections{Count: 48_213, Max: 1_000_000, HalfOpen: 312, HalfOpenMax: 250_000},
+		Services: []api.Service{
 			{Name: "web", VIPs: []string{"198.51.100.80", "2001:db8:100::80"}, Protocol: "tcp",
 				Ports: []string{"80", "443"}, Scheduler: "wrr", Health: "up", Quorum: 1, WeightUp: 5,
-				Realservers: []control.Realserver{rs("10.0.11.2", 2, "up", "HTTP 200"), rs("10.0.12.2", 3, "up",
+				Realservers: []api.Realserver{rs("10.0.11.2", 2, "up", "HTTP 200"), rs("10.0.12.2", 3, "up",
 					"HTTP 200"), rs("10.0.13.2", 2, "down", "connect to 198.51.100.80:80: connection refused"),
 					rs("10.0.14.2", 0, "up", "HTTP 200")}},
 			{Name: "dns", VIPs: []string{"198.51.100.53"}, Protocol: "udp", Ports: []string{"53"}, Scheduler: "rr",
 				OnePacket: true,
-				Realservers: []control.Realserver{rs("fd00:0:11::2", 1, "unchecked", ""),
+				Realservers: []api.Realserver{rs("fd00:0:11::2", 1, "unchecked", ""),
 					rs("fd00:0:12::2", 1, "unchecked", "")}},
 			{Name: "mail", VIPs: []string{"198.51.100.25"}, Protocol: "tcp", Ports: []string{"25"}, Scheduler: "wlc",
-				Persistence: &control.Persistence{Timeout: 300, Netmask: 24, Netmask6: 128}, Health: "down", Quorum: 2,
+				Persistence: &api.Persistence{Timeout: 300, Netmask: 24, Netmask6: 128}, Health: "down", Quorum: 2,
 				WeightUp: 0,
-				Sorry:    true, Realservers: []control.Realserver{rs("10.0.21.2", 1, "down",
+				Sorry:    true, Realservers: []api.Realserver{rs("10.0.21.2", 1, "down",
 					"no answer through the tunnel within 2 s"), rs("10.0.22.2", 1, "down",
 					"no answer through the tunnel within 2 s")}},
 		},
-		Leaving: control.Leaving{Realservers: 1, Connections: 19, List: []control.LeavingRealserver{{Service: "web",
+		Leaving: api.Leaving{Realservers: 1, Connections: 19, List: []api.LeavingRealserver{{Service: "web",
 			Address: "10.0.15.2", Active: 12, Inactive: 7}}},
 	}
 }
 
-// large is one of a director with so many services and realservers.
-func large(services, realservers int) control.DirectorStatus {
+// large is the status of a director with many services and realservers.
+func large(services, realservers int) api.DirectorStatus {
 	st := small()
 	st.Services = nil
 	for i := range services {
-		svc := control.Service{Name: fmt.Sprintf("service-%04d", i),
+		svc := api.Service{Name: fmt.Sprintf("service-%04d", i),
 			VIPs: []string{fmt.Sprintf("198.51.%d.%d", 100+i/250, i%250+1)}, Protocol: "tcp", Ports: []string{"443"},
 			Scheduler: "wlc", Health: "up", Quorum: 1}
 		for j := range realservers {
-			r := control.Realserver{Address: fmt.Sprintf("10.%d.%d.%d", i/250, i%250, j+1), Encap: "gue", Weight: 10,
+			r := api.Realserver{Address: fmt.Sprintf("10.%d.%d.%d", i/250, i%250, j+1), Encap: "gue", Weight: 10,
 				Effective: 10, Health: "up", Active: i*j%97 + 3, Inactive: i % 89,
-				Check: &control.Check{Type: "tcp", Via: "tunnel", Reason: "connected", Last: 1, Duration: 0.001,
+				Check: &api.Check{Type: "tcp", Via: "tunnel", Reason: "connected", Last: 1, Duration: 0.001,
 					Since: 86_400}}
 			if (i*realservers+j)%97 == 96 {
 				r.Health, r.Effective, r.Check.Reason = "down", 0, "connection timed out"
@@ -161,8 +161,8 @@ func large(services, realservers int) control.DirectorStatus {
 	return st
 }
 
-// move lets a moment's traffic pass.
-func move(st *control.DirectorStatus, n uint64) {
+// move adds the traffic of a moment.
+func move(st *api.DirectorStatus, n uint64) {
 	for i := range st.Services {
 		for j := range st.Services[i].Realservers {
 			r := &st.Services[i].Realservers[j]
@@ -196,14 +196,14 @@ func TestPictures(t *testing.T) {
 	}
 	for _, size := range []struct {
 		name string
-		st   control.DirectorStatus
+		st   api.DirectorStatus
 	}{{"small", small()}, {"large", large(100, 10)}} {
 		src := &source{st: size.st}
 		p := New(src.status)
 		i := 0
 		pass := func(n uint64) {
 			i++
-			src.change(func(st *control.DirectorStatus) {
+			src.change(func(st *api.DirectorStatus) {
 				move(st, n*uint64(40+i%7*3+i/8%13*5+20*(i/60%2)))
 				st.Connections.Count += i%17*20 - 160
 				if i > 2*steps-30 {

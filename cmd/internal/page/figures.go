@@ -2,7 +2,7 @@ package page
 
 import "math"
 
-// figures is what moves of a service or a realserver. The page's script knows them by these numbers.
+// figures is the numbers of a service or a realserver that change often. The page's script has the same indexes.
 type figures [numFigures]float64
 
 const (
@@ -19,10 +19,10 @@ const (
 	numFigures
 )
 
-// counts is what a sample found of the counters, or by how much they have grown.
+// counts is values of counters, or their growth.
 type counts struct{ connections, packets, bytes uint64 }
 
-// since is the growth from old to c. A counter that is smaller than before has begun anew.
+// since returns the growth from old to c. A counter that is smaller than before has restarted at 0.
 func (c counts) since(old counts) counts {
 	return counts{grown(c.connections, old.connections), grown(c.packets, old.packets), grown(c.bytes, old.bytes)}
 }
@@ -40,14 +40,14 @@ func (c *counts) add(o counts) {
 	c.bytes += o.bytes
 }
 
-// set writes the counters and, from their growth in so many seconds, the rates.
+// set sets the counters c and the rates by their growth within seconds.
 func (f *figures) set(c, growth counts, seconds float64) {
 	f[connections], f[packets], f[bytes] = float64(c.connections), float64(c.packets), float64(c.bytes)
 	f[newRate], f[packetRate], f[bitRate] = rate(growth.connections, seconds), rate(growth.packets, seconds),
 		rate(8*growth.bytes, seconds)
 }
 
-// rate is n in so many seconds, to a tenth; 0 where there is no time yet.
+// rate returns n per second, to a tenth; 0 if seconds is 0.
 func rate(n uint64, seconds float64) float64 {
 	if seconds <= 0 {
 		return 0

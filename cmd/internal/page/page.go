@@ -1,11 +1,11 @@
-// Package page is the director's status page: what `director status` prints, live, with charts over the last minutes.
-// It is a page of HTML with its scripts and styles, which are embedded, and the data for it. It only reads.
+// Package page is the director's status page: the contents of `director status`, live, with charts over the last
+// minutes. It embeds the HTML page with its scripts and styles, and serves its data. It changes nothing.
 //
-//	status() ── each second ──> sample ──> services, realservers: what changed, and when
+//	status() ── each second ──> sample ──> services, realservers: state, and when it changed
 //	                                  └──> history: a point each five seconds
 //	GET /              the page
-//	GET /page/live     what has changed since the sample that the browser knows
-//	GET /page/history  the points that it does not know
+//	GET /page/live     the changes since the sample that the browser has
+//	GET /page/history  the points that it lacks
 package page
 
 import (
@@ -15,32 +15,32 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/daemon"
 )
 
 // Page is the status page of one director.
 type Page struct {
-	status func() control.DirectorStatus
-	boot   string       // tells this run of the program from others
-	asked  atomic.Int64 // when a browser has asked last, in Unix nanoseconds
+	status func() api.DirectorStatus
+	boot   string       // identifies this run of the program
+	asked  atomic.Int64 // time of the last request, in Unix nanoseconds
 
 	mu     sync.Mutex
 	sample sample
 }
 
-// New returns a page that shows what status returns. It may be called by several goroutines.
-func New(status func() control.DirectorStatus) *Page {
+// New returns a page of the status that status returns. status may be called by several goroutines at once.
+func New(status func() api.DirectorStatus) *Page {
 	return &Page{status: status, boot: rand.Text()}
 }
 
 const (
-	livePeriod  = time.Second     // between two samples while somebody looks
-	watchedTime = 5 * time.Second // so long after its last request a browser is taken to look still
+	livePeriod  = time.Second     // between two samples while a browser shows the page
+	watchedTime = 5 * time.Second // after its last request, a browser is still assumed to show the page
 )
 
-// Run takes the samples until ctx is cancelled; then it returns nil. While nobody looks there is one for each point of
-// the history.
+// Run takes the samples until ctx is cancelled; then it returns nil. While no browser shows the page, it takes one for
+// each point of the history.
 func (p *Page) Run(ctx context.Context) error {
 	p.take(time.Now())
 	return daemon.Every(livePeriod, func() {
@@ -51,7 +51,7 @@ func (p *Page) Run(ctx context.Context) error {
 	})(ctx)
 }
 
-// due reports whether the history wants a point.
+// due reports whether the next point of the history is due.
 func (p *Page) due(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,19 +11,18 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/page/pagetest"
 )
 
-// waitText waits until the first element of a selector shows this text.
+// waitText waits until the first element of a selector has the text.
 func waitText(tab *pagetest.Tab, selector, want string) {
 	tab.Wait(fmt.Sprintf("%s shows %q", selector, want),
 		fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim() === %q", selector,
 			want))
 }
 
-// TestShows has everything on the page that the status has, and what changes in it a moment later, without the page
-// being loaded again.
+// TestShows: the page shows the whole status, and its changes a moment later, without being loaded again.
 func TestShows(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -70,14 +69,14 @@ func TestShows(t *testing.T) {
 		}
 	}
 
-	src.change(func(st *control.DirectorStatus) {
+	src.change(func(st *api.DirectorStatus) {
 		web := &st.Services[0]
 		r := &web.Realservers[2]
 		r.Health, r.Effective, r.Active, r.Connections = "up", r.Weight, 7, 1_000_000
-		r.Check = &control.Check{Type: "http", Via: "tunnel", Reason: "HTTP 204", Duration: 0.012, Since: 1}
+		r.Check = &api.Check{Type: "http", Via: "tunnel", Reason: "HTTP 204", Duration: 0.012, Since: 1}
 		two := 2
 		web.Realservers[3].Configured, st.Services[1].Realservers[0].Configured = &two, &two
-		st.Leaving = control.Leaving{}
+		st.Leaving = api.Leaving{}
 		st.Drops["table_full"] = 5
 		st.Services[2].Sorry, st.Services[2].Health = false, "up"
 	})
@@ -90,11 +89,11 @@ func TestShows(t *testing.T) {
 		".realserver:nth-of-type(5) .reason').innerText.endsWith(' ago; weight 0 is an operator\\'s, 2 is configured')")
 	waitText(tab, "tbody:nth-of-type(2) .realserver .reason", "weight 1 is an operator's, 2 is configured")
 	waitText(tab, "#notices", "2 realservers of 8 down, in 1 service Show")
-	tab.Wait("nobody leaves any more", "document.getElementById('leaving').hidden")
+	tab.Wait("no realserver is leaving any more", "document.getElementById('leaving').hidden")
 	tab.Wait("another reason is there", "document.getElementById('drops').innerText.includes('table_full')")
 
-	src.change(func(st *control.DirectorStatus) { // a reload
-		st.Services = append(st.Services[:1:1], control.Service{Name: "empty", VIPs: []string{"198.51.100.9"},
+	src.change(func(st *api.DirectorStatus) { // a reload
+		st.Services = append(st.Services[:1:1], api.Service{Name: "empty", VIPs: []string{"198.51.100.9"},
 			Protocol: "sctp", Ports: []string{"0"}, Scheduler: "sh"})
 	})
 	tab.Wait("the services are others", "[...document.querySelectorAll('.service .title')].map(e => "+
@@ -105,13 +104,13 @@ func TestShows(t *testing.T) {
 	}
 }
 
-// TestHistoryIsThere shows a freshly opened page the charts of what was before.
+// TestHistoryIsThere: a page that has just been opened shows the charts of the time before.
 func TestHistoryIsThere(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
 	p := New(src.status)
 	for at := time.Now().Add(-20 * stepTime); time.Since(at) > 0; at = at.Add(stepTime) {
-		src.change(func(st *control.DirectorStatus) { move(st, 100) })
+		src.change(func(st *api.DirectorStatus) { move(st, 100) })
 		p.take(at)
 	}
 	url, _ := serve(t, p)
@@ -131,8 +130,7 @@ func TestHistoryIsThere(t *testing.T) {
 		"260$/.test(document.querySelector('#services tbody .spark').getAttribute('aria-label'))")
 }
 
-// TestThousandRealservers finds what is wrong among 1,000 realservers, shows them all, and draws again only what has
-// changed.
+// TestThousandRealservers finds the realservers that are down among 1,000, shows all, and redraws only the changes.
 func TestThousandRealservers(t *testing.T) {
 	t.Parallel()
 	src := &source{st: large(100, 10)}
@@ -140,7 +138,7 @@ func TestThousandRealservers(t *testing.T) {
 	tab := open(t, url, pagetest.Look{})
 	const rows = "[...document.querySelectorAll('.realserver')].filter(e => e.checkVisibility()).length"
 	if n := pagetest.Eval[int](tab, rows); n != 0 {
-		t.Errorf("%d realservers are shown before somebody asks for them", n)
+		t.Errorf("%d realservers are shown before a service is opened", n)
 	}
 	tab.Do("document.dispatchEvent(new KeyboardEvent('keydown', { key: '/', cancelable: true }))")
 	tab.Type("10.0.42.7 wlc")
@@ -166,9 +164,10 @@ func TestThousandRealservers(t *testing.T) {
 	tab.Do(`window.touched = new Set();
 		new MutationObserver(all => all.forEach(m => {
 			const row = (m.target.closest ? m.target : m.target.parentNode).closest?.('tr');
-			if (row && !m.target.closest?.('.reason, .spark')) touched.add(row.querySelector('.title, .realserver .name').textContent);
+			if (row && !m.target.closest?.('.reason, .spark'))
+				touched.add(row.querySelector('.title, .realserver .name').textContent);
 		})).observe(document.getElementById('services'), { subtree: true, childList: true, attributes: true })`)
-	src.change(func(st *control.DirectorStatus) {
+	src.change(func(st *api.DirectorStatus) {
 		st.Services[17].Realservers[3].Active = 4711
 		st.Services[17].Realservers[5].Health = "down"
 	})
@@ -183,7 +182,7 @@ func TestThousandRealservers(t *testing.T) {
 	}
 }
 
-// TestHostileNames shows names for what they are, whatever is in them.
+// TestHostileNames: the page shows names as text, even if they contain markup.
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
 	evil := []string{`<img src=x onerror="window.evil=1">`, `"><script>window.evil=1</script>`,
@@ -192,11 +191,11 @@ func TestHostileNames(t *testing.T) {
 	st := small()
 	st.Services, st.Leaving.List, st.Drops = nil, nil, map[string]uint64{`<b>drop</b>`: 1}
 	for _, name := range evil {
-		st.Services = append(st.Services, control.Service{Name: name, VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
+		st.Services = append(st.Services, api.Service{Name: name, VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80"}, Scheduler: name, Health: "down",
-			Realservers: []control.Realserver{{Address: "10.0.11.2", Encap: name, Health: "down",
-				Check: &control.Check{Type: name, Reason: name}}}})
-		st.Leaving.List = append(st.Leaving.List, control.LeavingRealserver{Service: name, Address: name})
+			Realservers: []api.Realserver{{Address: "10.0.11.2", Encap: name, Health: "down",
+				Check: &api.Check{Type: name, Reason: name}}}})
+		st.Leaving.List = append(st.Leaving.List, api.LeavingRealserver{Service: name, Address: name})
 	}
 	st.Leaving.Realservers, st.SendError, st.Version, st.TUN = len(evil), evil[0], evil[1], evil[0]
 	src := &source{st: st}
@@ -220,8 +219,8 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// TestServerGone says at once that the figures are old ones when the director is gone, and goes on by itself when it is
-// there again.
+// TestServerGone: when the director has gone, the page says at once that its figures are old. It goes on when the
+// director is back.
 func TestServerGone(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -277,14 +276,14 @@ func TestServerGone(t *testing.T) {
 func TestLooks(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
-	src.change(func(st *control.DirectorStatus) { // as long as figures get
+	src.change(func(st *api.DirectorStatus) { // as long as figures get
 		r := &st.Services[0].Realservers[1]
 		most := 65534
 		r.Weight, r.Configured, r.Effective, r.Active, r.Inactive = 65535, &most, 65535, 999_000, 99_999_999
-		r.Connections, r.Forwarded = 9_500_000, control.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
+		r.Connections, r.Forwarded = 9_500_000, api.Traffic{Packets: 1 << 60, Bytes: 1 << 60}
 		st.In, st.Out = r.Forwarded, r.Forwarded
 		st.Drops["no_connection"] = 1 << 60
-		st.Connections = control.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432,
+		st.Connections = api.Connections{Count: 134_217_728, Max: 134_217_728, HalfOpen: 33_554_432,
 			HalfOpenMax: 33_554_432}
 	})
 	url, _ := serve(t, New(src.status))
@@ -313,16 +312,26 @@ func TestLooks(t *testing.T) {
 	}
 }
 
-// outside lists figures that reach out of their cells or cells.
-const outside = `[...document.querySelectorAll('#services tr:not([hidden]) > *, .tile b, .panels td')].filter(e => e.checkVisibility() && !e.closest('thead') &&
-	(e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).display !== 'inline'))
+// outside lists elements that reach beyond the screen, and cells that are too small for their figures.
+const outside = `[...document.querySelectorAll('#services tr:not([hidden]) > *, .tile b, .panels td')]
+	.filter(e => e.checkVisibility() && !e.closest('thead') && (e.getBoundingClientRect().right > innerWidth ||
+	e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && getComputedStyle(e).display !== 'inline'))
 	.map(e => e.className + ': ' + e.innerText)`
 
-// faintText lists text whose contrast to what is behind it is below WCAG's 4.5.
+// faintText lists text whose contrast to its background is below WCAG's 4.5.
 const faintText = `(() => {
 	const rgb = c => { const m = c.match(/[\d.]+/g).map(Number); return { c: m.slice(0, 3), a: m[3] ?? 1 }; };
-	const luminance = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
-	const behind = e => { for (; e; e = e.parentElement) { const b = rgb(getComputedStyle(e).backgroundColor); if (b.a === 1) return b.c; } return [255, 255, 255]; };
+	const luminance = c => {
+		const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+		return .2126 * r + .7152 * g + .0722 * b;
+	};
+	const behind = e => {
+		for (; e; e = e.parentElement) {
+			const b = rgb(getComputedStyle(e).backgroundColor);
+			if (b.a === 1) return b.c;
+		}
+		return [255, 255, 255];
+	};
 	const all = new Set();
 	const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 	while (walk.nextNode()) {
@@ -335,7 +344,7 @@ const faintText = `(() => {
 	return [...all];
 })()`
 
-// TestKeyboard does everything without a mouse, and everything has a name for those who don't see it.
+// TestKeyboard uses the page without a mouse. Every control has a name for screen readers.
 func TestKeyboard(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -352,8 +361,10 @@ func TestKeyboard(t *testing.T) {
 		tab.Wait("the service opens or closes", fmt.Sprintf("%s.getAttribute('aria-expanded') === '%v' && "+
 			"(document.querySelectorAll('tbody')[0].rows.length === 5) === %v", focus, open, open))
 	}
-	nameless := pagetest.Eval[[]string](tab, `[...document.querySelectorAll('button, input, select, a, [role=img]')].filter(e => e.checkVisibility() &&
-		!(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.innerText.trim())).map(e => e.outerHTML)`)
+	nameless := pagetest.Eval[[]string](tab, `[...document.querySelectorAll('button, input, select, a, [role=img]')]
+		.filter(e => e.checkVisibility() &&
+		!(e.innerText?.trim() || e.getAttribute('aria-label') || e.labels?.[0]?.innerText.trim()))
+		.map(e => e.outerHTML)`)
 	if len(nameless) > 0 {
 		t.Errorf("without a name: %q", nameless)
 	}

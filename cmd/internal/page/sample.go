@@ -9,13 +9,13 @@ import (
 	"strings"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
-// sample is what the page shows, with the number of the sample in which each part of it changed last.
+// sample is the contents of the page. Each part has the number of the sample in which it changed last.
 type sample struct {
 	number   uint64 // of the last sample, from 1
-	layout   uint64 // in which services or realservers came or left
+	layout   uint64 // the last in which services or realservers were added or removed
 	at       time.Time
 	seconds  float64 // between the last two
 	director directorState
@@ -32,7 +32,7 @@ type sample struct {
 	total totalHistory
 }
 
-// directorState is what seldom changes.
+// directorState is the parts of the director's status that seldom change.
 type directorState struct {
 	Version   string  `json:"version"`
 	Pid       int     `json:"pid"`
@@ -43,16 +43,16 @@ type directorState struct {
 	SendError string  `json:"send_error,omitempty"`
 }
 
-// totals is what the director as a whole does.
+// totals is the numbers of the whole director.
 type totals struct {
-	In          traffic             `json:"in"`
-	Out         traffic             `json:"out"`
-	Drops       uint64              `json:"drops"`
-	DropRate    float64             `json:"drop_rate"`
-	Overruns    uint64              `json:"overruns"`
-	Waiting     int                 `json:"waiting"`
-	NewRate     float64             `json:"new_rate"`
-	Connections control.Connections `json:"connections"`
+	In          traffic         `json:"in"`
+	Out         traffic         `json:"out"`
+	Drops       uint64          `json:"drops"`
+	DropRate    float64         `json:"drop_rate"`
+	Overruns    uint64          `json:"overruns"`
+	Waiting     int             `json:"waiting"`
+	NewRate     float64         `json:"new_rate"`
+	Connections api.Connections `json:"connections"`
 }
 
 type traffic struct {
@@ -62,31 +62,31 @@ type traffic struct {
 	BitRate    float64 `json:"bit_rate"`
 }
 
-// totalCounts is what the charts of the whole director count.
+// totalCounts is the counters behind the charts of the whole director.
 type totalCounts struct {
 	in, out counts
 	drops   uint64
 }
 
-// drop is a reason that occurred.
+// drop is a drop reason that has occurred.
 type drop struct {
 	Reason string  `json:"reason"`
 	Total  uint64  `json:"total"`
 	Rate   float64 `json:"rate"`
 }
 
-// leaving is the realservers that are not configured any more; of very many, the first.
+// leaving is the realservers that are not configured any more. List has the first leavingShown of them.
 type leaving struct {
-	Realservers int                         `json:"realservers"`
-	Connections int                         `json:"connections"`
-	List        []control.LeavingRealserver `json:"list"`
+	Realservers int                     `json:"realservers"`
+	Connections int                     `json:"connections"`
+	List        []api.LeavingRealserver `json:"list"`
 }
 
 const leavingShown = 100
 
-// service is one service. What state and figures point to never changes: who has them may read on without the lock.
+// service is a service. The values behind state and figures never change: they may be read without the lock.
 type service struct {
-	id          int // never given twice
+	id          int // never used again
 	name        string
 	state       *serviceState
 	figures     *figures
@@ -102,8 +102,8 @@ type serviceState struct {
 	Name      string `json:"name"`
 	Protocol  string `json:"protocol"`
 	Addresses string `json:"addresses"` // "198.51.100.80:80,443 [2001:db8::1]:80,443"
-	Scheduler string `json:"scheduler"` // with what belongs to it, as status prints it
-	Health    string `json:"health"`    // "up", "down", or "" where nobody says
+	Scheduler string `json:"scheduler"` // with its settings, as status prints it
+	Health    string `json:"health"`    // "up", "down", or "" if unknown
 	Quorum    int    `json:"quorum"`
 	WeightUp  int    `json:"weight_up"`
 	Sorry     bool   `json:"sorry"`
@@ -122,18 +122,18 @@ type realserverState struct {
 	Address    string `json:"address"`
 	Tunnel     string `json:"tunnel"`
 	Weight     int    `json:"weight"`
-	Configured int    `json:"configured"` // weight, which is another where an operator or a file has set one
+	Configured int    `json:"configured"` // weight in the configuration
 	Effective  int    `json:"effective"`
 	Upper      int    `json:"upper"`
 	Lower      int    `json:"lower"`
 	Health     string `json:"health"` // "up", "down" or "unchecked"
 	Check      string `json:"check"`  // "http, through the tunnel"
 	Reason     string `json:"reason"`
-	Since      int64  `json:"since"` // up or down, in Unix seconds; 0: nobody says
+	Since      int64  `json:"since"` // up or down, in Unix seconds; 0: unknown
 }
 
-// take takes st in, which is that of now.
-func (s *sample) take(st *control.DirectorStatus, now time.Time) {
+// take takes over st, the status of now.
+func (s *sample) take(st *api.DirectorStatus, now time.Time) {
 	if s.number > 0 {
 		s.seconds = now.Sub(s.at).Seconds()
 	} else {
@@ -142,7 +142,7 @@ func (s *sample) take(st *control.DirectorStatus, now time.Time) {
 	s.number++
 	s.at = now
 	s.arrange(st.Services)
-	var scheduled counts // only its connections count
+	var scheduled counts // only its connections are used
 	for i, svc := range s.services {
 		scheduled.add(s.takeService(svc, &st.Services[i]))
 	}
@@ -150,12 +150,12 @@ func (s *sample) take(st *control.DirectorStatus, now time.Time) {
 	s.steps(now)
 }
 
-// arrange brings the services and their realservers into the order of all, where they are not in it. Those that stay
-// keep what is known of them.
-func (s *sample) arrange(all []control.Service) {
-	same := slices.EqualFunc(s.services, all, func(a *service, b control.Service) bool {
+// arrange makes services and realservers those of all, in the same order. Those that were there before keep their
+// state.
+func (s *sample) arrange(all []api.Service) {
+	same := slices.EqualFunc(s.services, all, func(a *service, b api.Service) bool {
 		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers,
-			func(a *realserver, b control.Realserver) bool { return a.address == b.Address })
+			func(a *realserver, b api.Realserver) bool { return a.address == b.Address })
 	})
 	if same {
 		return
@@ -186,12 +186,12 @@ func (s *sample) arrange(all []control.Service) {
 	}
 }
 
-func counted(r *control.Realserver) counts {
+func counted(r *api.Realserver) counts {
 	return counts{r.Connections, r.Forwarded.Packets, r.Forwarded.Bytes}
 }
 
-// takeService takes one service in, and returns by how much its counters have grown.
-func (s *sample) takeService(svc *service, st *control.Service) (growth counts) {
+// takeService takes over the status of a service, and returns the growth of its counters.
+func (s *sample) takeService(svc *service, st *api.Service) (growth counts) {
 	var sum counts
 	var f figures
 	for i, r := range svc.realservers {
@@ -213,7 +213,7 @@ func (s *sample) takeService(svc *service, st *control.Service) (growth counts) 
 	return growth
 }
 
-func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth counts) {
+func (s *sample) takeRealserver(r *realserver, st *api.Realserver, c, growth counts) {
 	f := figures{active: float64(st.Active), inactive: float64(st.Inactive)}
 	f.set(c, growth, s.seconds)
 	state := realserverState{Address: st.Address, Tunnel: st.Forward(), Weight: st.Weight, Configured: st.Weight,
@@ -241,8 +241,8 @@ func (s *sample) takeRealserver(r *realserver, st *control.Realserver, c, growth
 	update(&r.state, state, &r.stateAt, s.number)
 }
 
-// moment is the time so many seconds ago, in Unix seconds. One that is nearly the one that was said before is that:
-// what is measured twice differs a little. 0 seconds ago is never: since the start, or no check yet.
+// moment returns the time ago seconds before now, in Unix seconds. If that is within a second of before, it returns
+// before, since two measurements of one moment differ a little. An ago of 0 means never, and gives 0.
 func moment(now time.Time, ago, before float64) float64 {
 	if ago == 0 {
 		return 0
@@ -254,15 +254,15 @@ func moment(now time.Time, ago, before float64) float64 {
 	return at
 }
 
-// update replaces what at points to, if it is another now, and notes the sample.
+// update sets *at to value and *when to number, if the value has changed.
 func update[T comparable](at **T, value T, when *uint64, number uint64) {
 	if *at == nil || **at != value {
 		*at, *when = &value, number
 	}
 }
 
-// addresses is what the service listens on.
-func addresses(st *control.Service) string {
+// addresses returns the service's virtual addresses with ports.
+func addresses(st *api.Service) string {
 	ports := strings.Join(st.Ports, ",")
 	var all []string
 	for _, vip := range st.VIPs {
@@ -271,14 +271,14 @@ func addresses(st *control.Service) string {
 	return strings.Join(all, " ")
 }
 
-func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
+func (s *sample) takeTotals(st *api.DirectorStatus, scheduled uint64) {
 	now := totalCounts{in: counts{packets: st.In.Packets, bytes: st.In.Bytes}, out: counts{packets: st.Out.Packets,
 		bytes: st.Out.Bytes}}
 	was := map[string]uint64{}
 	for _, d := range s.drops {
 		was[d.Reason] = d.Total
 	}
-	s.drops = s.drops[:0:0] // who has the old ones may still read them
+	s.drops = s.drops[:0:0] // the old ones may still be read
 	for _, reason := range slices.Sorted(maps.Keys(st.Drops)) {
 		n := st.Drops[reason]
 		now.drops += n
@@ -302,12 +302,12 @@ func (s *sample) takeTotals(st *control.DirectorStatus, scheduled uint64) {
 		st.Leaving.List[:min(len(st.Leaving.List), leavingShown)]}
 }
 
-func trafficOf(t control.Traffic, growth counts, seconds float64) traffic {
+func trafficOf(t api.Traffic, growth counts, seconds float64) traffic {
 	return traffic{t.Packets, t.Bytes, rate(growth.packets, seconds), rate(8*growth.bytes, seconds)}
 }
 
-// steps gives the history its points, where a step is complete; more than one, all the same, if there was no sample for
-// so long.
+// steps adds points to the history for the steps that are complete. If there was no sample for several steps, their
+// points are equal.
 func (s *sample) steps(now time.Time) {
 	if now.Before(s.next) {
 		return

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/api"
 )
 
-// moments is a clock that a test moves.
+// moments is a clock that tests set.
 type moments struct{ now time.Time }
 
 func newMoments() *moments { return &moments{time.Unix(1_700_000_000, 0)} }
@@ -23,7 +23,7 @@ func (m *moments) after(d time.Duration) time.Time {
 	return m.now
 }
 
-// TestRates has two samples a second apart, and looks at what has grown between them.
+// TestRates takes two samples a second apart, and checks the rates between them.
 func TestRates(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -32,7 +32,7 @@ func TestRates(t *testing.T) {
 	if a := p.live(0, clock.now); a.Services[0].Figures[newRate] != 0 || a.Totals.In.PacketRate != 0 {
 		t.Errorf("rates after one sample: %v", a.Services[0].Figures)
 	}
-	src.change(func(st *control.DirectorStatus) {
+	src.change(func(st *api.DirectorStatus) {
 		r := &st.Services[0].Realservers[0]
 		r.Connections += 10
 		r.Forwarded.Packets += 101
@@ -60,21 +60,21 @@ func TestRates(t *testing.T) {
 		t.Errorf("the drops are %v, want %v", a.Drops, want)
 	}
 	// A realserver that left and came again counts from 0.
-	src.change(func(st *control.DirectorStatus) { st.Services[0].Realservers[0].Connections = 3 })
+	src.change(func(st *api.DirectorStatus) { st.Services[0].Realservers[0].Connections = 3 })
 	p.take(clock.after(time.Second))
 	if f := p.live(0, clock.now).Services[0].Figures; f[newRate] != 3 {
 		t.Errorf("%v new connections a second from a counter that began anew, want 3", f[newRate])
 	}
 }
 
-// TestHistory has a point for each five seconds, ten minutes of them, whatever the rhythm of the samples is.
+// TestHistory: the history has a point for each five seconds of ten minutes, whatever the period of the samples is.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
 	p, clock := New(src.status), newMoments()
 	flow := func(packets uint64, waits ...time.Duration) {
 		for _, d := range waits {
-			src.change(func(st *control.DirectorStatus) { st.Services[0].Realservers[0].Forwarded.Packets += packets })
+			src.change(func(st *api.DirectorStatus) { st.Services[0].Realservers[0].Forwarded.Packets += packets })
 			p.take(clock.after(d))
 		}
 	}
@@ -98,8 +98,8 @@ func TestHistory(t *testing.T) {
 		t.Errorf("after twenty minutes there are %d points, %v", len(got), got)
 	}
 	// Who comes later has no past.
-	src.change(func(st *control.DirectorStatus) {
-		st.Services = append(st.Services, control.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp",
+	src.change(func(st *api.DirectorStatus) {
+		st.Services = append(st.Services, api.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp",
 			Ports: []string{"0"}})
 	})
 	p.take(clock.after(5 * time.Second))
@@ -112,7 +112,7 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// TestHistoryOfADaySpentAsleep does not take longer for it.
+// TestHistoryOfADaySpentAsleep: a sample after a day without samples takes no longer.
 func TestHistoryOfADaySpentAsleep(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -124,13 +124,13 @@ func TestHistoryOfADaySpentAsleep(t *testing.T) {
 	}
 }
 
-// known is what a browser knows, by its answers.
+// known is the state of a browser, by its answers.
 type known struct {
 	number   uint64
 	services []serviceUpdate
 }
 
-// hear takes an answer in as the page's script does.
+// hear takes over an answer as the page's script does.
 func (k *known) hear(a *answer) {
 	k.number = a.Number
 	if a.Full {
@@ -161,8 +161,8 @@ func (k *known) hear(a *answer) {
 	}
 }
 
-// TestChangesComeToTheWhole lets browsers that ask now and then learn the changes; they know what one does that asks
-// for everything.
+// TestChangesComeToTheWhole: browsers that request changes now and then end up with the same state as one that requests
+// everything.
 func TestChangesComeToTheWhole(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -171,7 +171,7 @@ func TestChangesComeToTheWhole(t *testing.T) {
 	browsers := make([]known, 4)
 	partial := 0
 	for range 400 {
-		src.change(func(st *control.DirectorStatus) {
+		src.change(func(st *api.DirectorStatus) {
 			i := rng.IntN(len(st.Services))
 			svc := &st.Services[i]
 			j := rng.IntN(len(svc.Realservers))
@@ -186,7 +186,7 @@ func TestChangesComeToTheWhole(t *testing.T) {
 			case 2: // a service comes
 				st.Services = append(st.Services, large(50, 2).Services[rng.IntN(50)])
 				names := map[string]bool{}
-				st.Services = slices.DeleteFunc(st.Services, func(s control.Service) bool {
+				st.Services = slices.DeleteFunc(st.Services, func(s api.Service) bool {
 					again := names[s.Name]
 					names[s.Name] = true
 					return again
@@ -235,14 +235,14 @@ func text(t *testing.T, v any) []byte {
 	return b
 }
 
-// TestUnchanged has nothing to say about what stays: ages of checks grow with the time of day, and are no change.
+// TestUnchanged: an answer without changes has no services. The growing age of a check is no change.
 func TestUnchanged(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
 	p, clock := New(src.status), newMoments()
 	p.take(clock.after(0))
 	for range 5 {
-		src.change(func(st *control.DirectorStatus) {
+		src.change(func(st *api.DirectorStatus) {
 			st.Uptime++
 			for i := range st.Services {
 				for j := range st.Services[i].Realservers {
@@ -261,11 +261,11 @@ func TestUnchanged(t *testing.T) {
 	}
 }
 
-// TestNeverChecked has no time of a check that was not made yet, nor of a change that there was not.
+// TestNeverChecked: before the first check there is no time of a check or of a change.
 func TestNeverChecked(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
-	src.st.Services[0].Realservers[0].Check = &control.Check{Type: "http", Via: "direct", Reason: "not checked yet"}
+	src.st.Services[0].Realservers[0].Check = &api.Check{Type: "http", Via: "direct", Reason: "not checked yet"}
 	p, clock := New(src.status), newMoments()
 	p.take(clock.after(0))
 	if r := p.live(0, clock.now).Services[0].Realservers[0]; r.State.Since != 0 || r.Figures[checked] != 0 ||
@@ -274,13 +274,13 @@ func TestNeverChecked(t *testing.T) {
 	}
 }
 
-// TestThousandsOfRealservers bounds what a page of 1,000 services with 10 realservers each takes.
+// TestThousandsOfRealservers bounds the cost of a page of 1,000 services with 10 realservers each.
 func TestThousandsOfRealservers(t *testing.T) {
 	st, clock := large(1000, 10), newMoments()
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	p := New(func() control.DirectorStatus { return st })
+	p := New(func() api.DirectorStatus { return st })
 	for range 10 {
 		move(&st, 1)
 		p.take(clock.after(stepTime))

@@ -19,16 +19,16 @@ import (
 //go:embed assets
 var embedded embed.FS
 
-// policy lets the page load what comes from here, and nothing else: neither what others have, nor what stands in the
-// page itself. With Trusted Types even its own scripts can't make markup of a string.
+// policy lets the page load files of this server only: no inline scripts or styles, nothing of other servers. Trusted
+// Types keep even its own scripts from turning a string into markup.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; " +
 	"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// maxIDs is how many services' histories a request may ask for.
+// maxIDs bounds the services whose histories a request may ask for.
 const maxIDs = 200
 
-// Handler serves the page at "/" and what it needs below "/page/". The page's own addresses are relative: it may be
+// Handler serves the page at "/" and its files and data below "/page/". Addresses in the page are relative: it may be
 // served below a prefix that is stripped.
 func (p *Page) Handler() http.Handler {
 	files, err := fs.Sub(embedded, "assets")
@@ -95,7 +95,7 @@ func (p *Page) Handler() http.Handler {
 	})
 }
 
-// digest is one for all of the files: a browser that has other ones loads the page again.
+// digest returns one digest of all files. A browser whose page has another one loads the page again.
 func digest(files fs.FS) string {
 	sum := sha256.New()
 	err := fs.WalkDir(files, ".", func(name string, e fs.DirEntry, err error) error {
@@ -103,7 +103,7 @@ func digest(files fs.FS) string {
 			return err
 		}
 		content, err := fs.ReadFile(files, name)
-		_, _ = io.WriteString(sum, name) // a hash takes everything
+		_, _ = io.WriteString(sum, name) // writing to a hash never fails
 		_, _ = sum.Write(content)
 		return err
 	})
@@ -124,13 +124,13 @@ func sendJSON(w http.ResponseWriter, r *http.Request, v any) {
 	send(w, r, content)
 }
 
-// worthwhile is the size in bytes from which on an answer is compressed.
-const worthwhile = 1400
+// compressFrom is the size in bytes from which on an answer is compressed.
+const compressFrom = 1400
 
-// send writes the body of an answer. When the browser has gone there is nobody to tell.
+// send writes the body of an answer. A write fails if the browser has gone; that needs no report.
 func send(w http.ResponseWriter, r *http.Request, content []byte) {
 	w.Header().Set("Vary", "Accept-Encoding")
-	if len(content) < worthwhile || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+	if len(content) < compressFrom || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
 		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
 		_, _ = w.Write(content)
 		return

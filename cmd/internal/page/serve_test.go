@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// ask makes one request of the page's handler.
+// ask sends a request to the page's handler.
 func ask(t *testing.T, h http.Handler, method, target string, header ...string) (*http.Response, []byte) {
 	t.Helper()
 	r := httptest.NewRequest(method, target, nil)
@@ -29,8 +29,8 @@ func ask(t *testing.T, h http.Handler, method, target string, header ...string) 
 	return resp, body
 }
 
-// TestHandler has the page and all its files there, of the right kind, with a policy that lets nothing else in; and
-// nothing can be changed.
+// TestHandler: the page and all its files are served, with the right types and a policy that excludes everything else.
+// Methods that change something are refused.
 func TestHandler(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -75,7 +75,7 @@ func TestHandler(t *testing.T) {
 	}
 }
 
-// TestCompressed has the same answer small, for those who take it so.
+// TestCompressed: a browser that accepts it gets the same answer compressed.
 func TestCompressed(t *testing.T) {
 	t.Parallel()
 	src := &source{st: large(20, 10)}
@@ -103,7 +103,7 @@ func TestCompressed(t *testing.T) {
 	}
 }
 
-// TestOtherBoot gives a browser that knows another run of the director everything.
+// TestOtherBoot: a browser with the state of another run of the director gets everything.
 func TestOtherBoot(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -126,7 +126,7 @@ func TestOtherBoot(t *testing.T) {
 	}
 }
 
-// TestWatched takes samples in the rhythm of the history while nobody looks, and each second while somebody does.
+// TestWatched: samples are taken each second while a browser shows the page, else with the period of the history.
 func TestWatched(t *testing.T) {
 	t.Parallel()
 	src := &source{st: small()}
@@ -141,6 +141,6 @@ func TestWatched(t *testing.T) {
 	}
 	ask(t, p.Handler(), "GET", "/page/live")
 	if asked := time.Since(time.Unix(0, p.asked.Load())); asked > time.Minute {
-		t.Error(fmt.Sprint("nobody has asked for ", asked))
+		t.Error(fmt.Sprint("no request for ", asked))
 	}
 }

@@ -1,4 +1,4 @@
-// Package pagetest looks at pages as people do: with a browser. It is Chromium, without a window.
+// Package pagetest tests pages in a browser, Chromium without a window.
 package pagetest
 
 import (
@@ -21,16 +21,16 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// Patience is the deadline of what takes a second at the most on an idle machine.
+// Patience bounds steps that take at most a second on an idle machine.
 const Patience = 60 * time.Second
 
-// Pictures names the variable with the directory in which Picture keeps what it takes.
+// Pictures is the environment variable with the directory for the pictures of Picture.
 const Pictures = "VSTUN_PICTURES"
 
-// names are what Chromium calls itself.
+// names is the names of Chromium's program.
 var names = []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"}
 
-// Browser is one running browser.
+// Browser is a running browser.
 type Browser struct {
 	ctx context.Context
 	end func()
@@ -71,19 +71,18 @@ func Missing(err error) bool { return errors.Is(err, errMissing) }
 func (b *Browser) Close() {
 	ctx, cancel := context.WithTimeout(b.ctx, Patience)
 	defer cancel()
-	_ = chromedp.Cancel(ctx) // what did not end is killed
+	_ = chromedp.Cancel(ctx) // Cancel kills what does not end
 	b.end()
 }
 
-// Look is how a page is looked at.
+// Look is the settings of the browser for a page.
 type Look struct {
 	Width, Height int // 0: 1280, 900
 	Phone         bool
 	Dark          bool
 }
 
-// Tab is a page in the browser. At the end of the test it must have logged no error and asked nobody but its own
-// server.
+// Tab is a page in the browser. The test fails if the page logs an error or sends a request to another server.
 type Tab struct {
 	t   *testing.T
 	ctx context.Context
@@ -109,7 +108,7 @@ func (b *Browser) Open(t *testing.T, url string, look Look) *Tab {
 		}
 		for _, r := range tab.requests {
 			if !strings.HasPrefix(r, server) {
-				t.Errorf("the page asks somebody else than %s: %s", server, r)
+				t.Errorf("the page sends a request to another server than %s: %s", server, r)
 			}
 		}
 	})
@@ -149,7 +148,7 @@ func (b *Browser) Open(t *testing.T, url string, look Look) *Tab {
 	return tab
 }
 
-// hear notes what goes wrong in the page, and what it asks for.
+// hear records the errors and the requests of the page.
 func (tab *Tab) hear(event any) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -173,14 +172,14 @@ func describe(o *cdpruntime.RemoteObject) string {
 	return o.Description
 }
 
-// Tolerate lets requests fail from now on: the server is going to end.
+// Tolerate allows requests to fail from now on, since the server is going to end.
 func (tab *Tab) Tolerate() {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	tab.tolerant = true
 }
 
-// run runs what talks to the browser, with a deadline.
+// run runs actions in the browser, with a deadline.
 func (tab *Tab) run(talk func() error) {
 	tab.t.Helper()
 	done := make(chan error, 1)
@@ -207,20 +206,20 @@ func Eval[T any](tab *Tab, expression string) (value T) {
 	return value
 }
 
-// Do evaluates an expression in the page for what it does.
+// Do evaluates an expression in the page for its effect.
 func (tab *Tab) Do(expression string) {
 	tab.t.Helper()
 	Eval[chromedp.Void](tab, expression)
 }
 
-// Text is the text that the first element of a CSS selector shows, white space apart.
+// Text returns the text of the first element of a CSS selector, without surplus white space.
 func (tab *Tab) Text(selector string) string {
 	tab.t.Helper()
 	return Eval[string](tab, fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '').replace(/\\s+/g, ' ').trim()",
 		selector))
 }
 
-// Texts is that of all of its elements that can be seen.
+// Texts returns the texts of all visible elements of a CSS selector.
 func (tab *Tab) Texts(selector string) []string {
 	tab.t.Helper()
 	return Eval[[]string](tab, fmt.Sprintf("[...document.querySelectorAll(%q)].filter(e => "+
@@ -252,7 +251,7 @@ func (tab *Tab) Wait(what, expression string) {
 	}
 }
 
-// Picture keeps a picture of what is on the screen, if somebody wants pictures.
+// Picture stores a picture of the screen, if Pictures is set.
 func (tab *Tab) Picture(name string) {
 	tab.t.Helper()
 	dir := os.Getenv(Pictures)

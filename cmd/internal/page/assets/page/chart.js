@@ -9,7 +9,7 @@ export class Chart {
   #points = [];
   #top = 0;
 
-  // name is for those who don't see it; write writes one point's value; scale: the least that the top stands for.
+  // name is for screen readers; write formats a point's value; scale is the least value of the top.
   constructor(svg, { name, write, scale = 1, read = () => {} }) {
     Object.assign(this, { svg, name, write, scale, read });
     [this.area, this.line, this.cursor] = svg.querySelectorAll("path");
@@ -17,7 +17,7 @@ export class Chart {
     svg.addEventListener("pointerleave", () => this.#leave());
   }
 
-  // draw shows these points, the last of which is the newest, so many seconds apart.
+  // draw shows points, the newest last, that are seconds apart.
   draw(points, seconds) {
     this.#points = points.slice(-WIDTH);
     this.seconds = seconds;
@@ -54,7 +54,7 @@ function attribute(node, name, value) {
   if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
-// History fetches the points of what is to be seen.
+// History fetches the points of visible charts.
 export class History {
   #known = 0; // steps of the whole director's charts
   seconds = 5;
@@ -68,7 +68,7 @@ export class History {
 
   // fetch brings these services' points, and the director's, up to date: three lists each, of new connections, packets and bits.
   async fetch(services, step) {
-    // Those that were seen before want the newest only, others all.
+    // Services seen before need the newest points only, others all.
     const groups = Map.groupBy(services.filter((s) => s.points?.to !== step), (s) => s.points?.to ?? 0);
     if (this.#known !== step && !groups.has(this.#known)) groups.set(this.#known, []);
     for (const [after, group] of groups) {

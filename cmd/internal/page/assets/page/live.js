@@ -1,10 +1,10 @@
-// What the server says, again and again, and whether it still does.
+// Requests to the server, one after the other, and the state of the connection.
 
 const PERIOD = 1000; // milliseconds between two requests; more where they take long
 const TIMEOUT = 8000;
 const PATIENCE = 3000; // without an answer the page is stale
 
-// Live asks for what has changed.
+// Live requests the changes.
 export class Live {
   #boot = "";
   #number = 0;
@@ -36,7 +36,7 @@ export class Live {
   }
 
   async #ask() {
-    if (document.hidden && this.#number) return; // goes on when it is seen again
+    if (document.hidden && this.#number) return; // goes on when the page is visible again
     this.#asking = true;
     const began = performance.now();
     try {

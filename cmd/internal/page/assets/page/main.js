@@ -1,4 +1,4 @@
-// The page of the director: asks, and shows what it hears. It never makes markup of a string.
+// The page of the director: requests data and shows it. It never makes markup of a string.
 
 import { History } from "./chart.js";
 import { Live } from "./live.js";
@@ -38,7 +38,7 @@ function draw() {
   services.draw();
 }
 
-// What is chosen stands in the address, to be kept and passed on.
+// The choices are part of the address, so that they can be kept and passed on.
 function chosen() {
   const hash = new URLSearchParams();
   if ($("search").value) hash.set("find", $("search").value);

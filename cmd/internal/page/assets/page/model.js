@@ -1,4 +1,4 @@
-// What is known of the director: the answers, put together.
+// The state of the director: all answers, put together.
 
 // Where the figures of a service or realserver lie; see figures.go.
 export const F = { active: 0, inactive: 1, connections: 2, packets: 3, bytes: 4, newRate: 5, packetRate: 6, bitRate: 7, checked: 8, took: 9 };
@@ -8,7 +8,7 @@ export class Model {
   #byID = new Map();
   #offset = 0; // of the server's clock to ours, in milliseconds
 
-  // apply takes an answer in and returns what has changed: {full, services: Map from a service to its changed realservers}.
+  // apply takes over an answer and returns the changes: {full, services: Map from a service to its changed realservers}.
   apply(a) {
     this.#offset = a.now - performance.now();
     if (a.full) {
@@ -49,8 +49,8 @@ export class Model {
   }
 }
 
-// down tells whether a realserver fails its checks.
+// down reports whether a realserver fails its checks.
 export const down = (r) => r.state.health === "down";
 
-// lost tells whether a service is out of quorum, or served by its sorry server.
+// lost reports whether a service is out of quorum, or served by its sorry server.
 export const lost = (s) => s.state.health === "down" || s.state.sorry;

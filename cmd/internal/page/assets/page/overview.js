@@ -1,4 +1,4 @@
-// What the director as a whole does: notices, tiles, packets refused, realservers that leave.
+// The director as a whole: notices, tiles, packets refused, realservers that leave.
 
 import { Chart } from "./chart.js";
 import { clock, count, plural, present, rate, short, span, total } from "./format.js";
@@ -6,7 +6,7 @@ import { F, down, lost } from "./model.js";
 
 export const $ = (id) => document.getElementById(id);
 
-// text sets a node's text if it is another now: what stays must not be drawn again.
+// text sets a node's text if it has changed: other nodes are not drawn again.
 export function text(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
@@ -148,20 +148,20 @@ export class Overview {
     text($("more-leaving"), `and ${count(l.realservers - list.length)} more; ${plural(l.connections, "connection")} in all`);
   }
 
-  // link shows whether the figures are those of now.
+  // link shows whether the figures are up to date.
   link(m, { state, trouble, seconds }) {
     document.body.dataset.state = state;
     $("link").dataset.state = state;
     text($("link-text"), { connecting: "Connecting", live: "Live", stale: "Stale" }[state]);
     const stale = state === "stale";
-    // The words stay the same while it lasts, for those to whom they are read out.
+    // The words stay the same while it lasts, for screen readers.
     text($("stale"), !stale ? "" : seconds === null ? `No answer from the director: ${trouble}. Trying again.`
       : `No news from the director since ${clock(m.now() - seconds)}${trouble ? ` (${trouble})` : ""}: these are old figures. Trying again.`);
     $("stale").hidden = !stale;
   }
 }
 
-// row makes a row of so many cells, the first of which has this text; those from the first number on are figures.
+// row makes a row of cells. The first has the text; those from the first number on are figures.
 function row(n, first, figures = 1) {
   const tr = document.createElement("tr");
   for (let i = 0; i < n; i++) {

@@ -5,10 +5,10 @@ import { count, present, rate, short, span, total } from "./format.js";
 import { F, down, lost } from "./model.js";
 import { $, text } from "./overview.js";
 
-const SMALL = 100; // realservers in all: so few are shown from the beginning
+const SMALL = 100; // realservers in all: at most that many are shown from the beginning
 const FOUND = 300; // found realservers that are shown at once
 
-// columns of figures: of rates, and of what has come together since the start.
+// columns of figures: rates, and totals since the start.
 const columns = {
   rates: { connections: [F.newRate, rate, "New/s"], packets: [F.packetRate, rate, "Packets/s"], bytes: [F.bitRate, short, "bit/s"] },
   totals: { connections: [F.connections, total, "Connections"], packets: [F.packets, total, "Packets"], bytes: [F.bytes, short, "Bytes"] },
@@ -25,7 +25,7 @@ export class Services {
   #figures = "rates";
   #charted = 1;
 
-  // wanted is called when services come into view whose points may be missing.
+  // wanted is called when services come into view: their points may be missing.
   constructor(model, history, wanted) {
     Object.assign(this, { model, history });
     this.table = $("services");
@@ -65,7 +65,7 @@ export class Services {
     this.#ages();
   }
 
-  // search shows only what has all these words, and, with trouble, what is down.
+  // search shows only rows with all these words and, with trouble, only rows that are down.
   search(words, trouble) {
     this.#words = words.toLowerCase().split(/\s+/).filter(Boolean);
     this.#trouble = trouble;
@@ -145,7 +145,7 @@ export class Services {
     this.#service(s);
   }
 
-  // arrange decides what is to be seen.
+  // arrange decides which rows are shown.
   #arrange() {
     const searching = this.#searching();
     let found = 0, seen = 0, all = 0;
@@ -167,7 +167,7 @@ export class Services {
     text($("fold"), unfolded ? "Collapse all" : "Expand all");
   }
 
-  // match notes what of a service is searched for: itself, and so many of its realservers.
+  // match notes the matches of a service: itself, and the number of its realservers.
   #match(s) {
     s.text ??= haystack(s);
     const own = this.#words.every((w) => s.text.includes(w));
@@ -250,7 +250,7 @@ export class Services {
     this.#figuresOf(c, r.figures);
   }
 
-  // shares shows what part of its service's traffic each realserver gets.
+  // shares shows each realserver's share of its service's traffic.
   #shares(s) {
     const index = shared[this.#charted];
     const all = s.figures[index];
@@ -267,7 +267,7 @@ export class Services {
     for (const s of this.model.services) if (s.rows && !s.body.hidden) this.#age(s);
   }
 
-  // age writes what depends on the time of day.
+  // age updates the cells that depend on the time.
   #age(s) {
     const now = this.model.now();
     for (const r of s.realservers) {
@@ -284,7 +284,7 @@ export class Services {
   }
 }
 
-// figure writes a figure, and the exact one as its title where that says more.
+// figure writes a figure, with the exact number as its title if it is rounded.
 function figure(cell, n, write) {
   text(cell, write(n));
   const exact = write === rate || cell.textContent === count(n) ? "" : count(n);
@@ -304,10 +304,10 @@ function badge(c, kind, words) {
   text(c.text, words);
 }
 
-// operators says of a weight that an operator has set what the configuration has.
+// operators returns the configured weight, if an operator has set another.
 const operators = (st) => st.configured === st.weight ? "" : `weight ${st.weight} is an operator's, ${st.configured} is configured`;
 
-// haystack is what the search looks at, of a service and of its realservers.
+// haystack is the text of a service and of its realservers that the search looks at.
 function haystack(s) {
   for (const r of s.realservers) {
     const st = r.state;

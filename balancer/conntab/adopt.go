@@ -1,0 +1,112 @@
+package conntab
+
+import (
+	"time"
+
+	"vstun/encap/packet"
+)
+
+// Put adds a connection or template that another director has reported, with its state, destination and remaining
+// time; c.Expires is at most the timeout of its state. It changes a known connection to match (Linux ip_vs_sync.c,
+// ip_vs_proc_conn): where c leads to another destination, an active c replaces it, and any other c is ignored. A known
+// template stays. The result is Inserted; Hit for one that was known; Full; or Refused for a state that no connection
+// can have.
+func (t *Table) Put(c Conn, now Ticks) Result {
+	if c.Template {
+		return t.putKnownTemplate(&c, now)
+	}
+	if !c.State.connection(c.Flow.Proto) || c.Dest >= maxDests {
+		return Refused
+	}
+	return t.of(c.Flow.Src, true).put(&c, t.rules.Load(), now)
+}
+
+// putKnownTemplate is Put for a template.
+func (t *Table) putKnownTemplate(c *Conn, now Ticks) Result {
+	if c.Dest >= maxDests || c.Timeout <= 0 {
+		return Refused
+	}
+	family, former := t.of(c.Flow.Src, true), uint32(0)
+	n := newTemplate{dest: c.Dest, timeout: ticks(c.Timeout), former: former}
+	n.left = min(max(1, ticks(c.Expires)), n.timeout)
+	_, number, r := family.putTemplate(c.Flow.Src, c.Service, &n, now)
+	if r == Full {
+		return Full
+	}
+	// The other director's connections have proven the client: the template is no half-open one.
+	t.assure(number)
+	t.Release(number)
+	return r
+}
+
+// connection reports whether a connection of the protocol can be in this state.
+func (s State) connection(proto uint8) bool {
+	switch proto {
+	case packet.ProtoTCP:
+		return s >= None && s <= SynAck
+	case packet.ProtoSCTP:
+		return s >= SCTPNone && s <= SCTPClosed
+	case packet.ProtoUDP:
+		return s == UDP
+	}
+	return false
+}
+
+func (s *store[A]) put(c *Conn, by *rules, now Ticks) Result {
+	t, k := s.table, s.key(c.Flow, 0)
+	left := Ticks(max(0, min(c.Expires, MaxTimeout)) * PerSecond / time.Second)
+	expires := now + max(1, min(left, by.times[c.State]))
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if i, found := sh.find(&k); found {
+		e := &sh.slots[i]
+		live := !e.expires.reached(now)
+		switch {
+		case live && (e.state == Pinned || e.dest != c.Dest && !c.State.Active()):
+			return Hit
+		case live && e.dest == c.Dest:
+			e.expires, e.value = expires, c.Packets
+			sh.noteExpiry(expires)
+			if e.state != c.State {
+				s.transition(sh, e, c.State)
+			}
+			return Hit
+		}
+		s.remove(sh, i)
+	}
+	e := entry[A]{state: c.State, dest: c.Dest, value: c.Packets, expires: expires}
+	if t.Counts(c.Dest).replies.Load() {
+		e.flags = twoWay
+	}
+	if s.add(sh, &k, e) == nil {
+		return Full
+	}
+	return Inserted
+}
+
+// Refresh counts n packets of f from the client that have not passed Packet, the last of them at the time last, and
+// restarts the connection's timeout from then on. Its state stays. A connection that had ended before last stays ended.
+func (t *Table) Refresh(f packet.Flow, n uint32, last Ticks) {
+	t.of(f.Src, false).refresh(f, n, last, t.rules.Load())
+}
+
+func (s *store[A]) refresh(f packet.Flow, n uint32, last Ticks, by *rules) {
+	k := s.key(f, 0)
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	i, found := sh.find(&k)
+	if !found || sh.slots[i].expires.reached(last) {
+		return
+	}
+	e := &sh.slots[i]
+	e.value += n
+	if e.state == Pinned {
+		return
+	}
+	if end := last + by.times[e.state]; e.expires.reached(end) {
+		e.expires = end
+		sh.noteExpiry(end)
+	}
+}

@@ -1,0 +1,71 @@
+package conntab
+
+import (
+	"net/netip"
+
+	"vstun/encap/packet"
+)
+
+// family is the connections of one address family. Its methods are those of Table and View with the same names, for
+// flows of that family. A *store is one, and so is absent.
+type family interface {
+	prefetch(p *packet.Info) uint8
+	packet(p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32, r Result)
+	insert(p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result)
+	leave(p *packet.Info, dest uint32) bool
+	lookup(f packet.Flow, now Ticks) (Conn, bool)
+	put(c *Conn, by *rules, now Ticks) Result
+	refresh(f packet.Flow, n uint32, last Ticks, by *rules)
+
+	pin(f packet.Flow, dest uint32, over bool, now Ticks) Result
+	unpin(f packet.Flow, end Ticks)
+
+	template(client netip.Addr, service uint32, now Ticks) (dest, number uint32, r Result)
+	putTemplate(client netip.Addr, service uint32, n *newTemplate, now Ticks) (dest, number uint32, r Result)
+	forget(client netip.Addr, service, former uint32)
+	lookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool)
+
+	all(now Ticks, yield func(Conn) bool) bool
+	sweep(at *cursor, now Ticks, n int, connections bool)
+	bound(half int)
+	attach(f *Feed)
+	detach(f *Feed)
+	changes(f *Feed, at *cursor, now Ticks, into []Change) int
+}
+
+// of returns the family of an address. That of IPv6 is absent until a caller asks with create.
+func (t *Table) of(a netip.Addr, create bool) family {
+	if a.Is4() {
+		return &t.four
+	}
+	if s := t.ipv6(create); s != nil {
+		return s
+	}
+	return absent{}
+}
+
+// families returns the families that have connections.
+func (t *Table) families() []family {
+	if six := t.ipv6(false); six != nil {
+		return []family{&t.four, six}
+	}
+	return []family{&t.four}
+}
+
+// absent is a family without connections. Only methods that add none are called.
+type absent struct{ family }
+
+func (absent) prefetch(*packet.Info) uint8 { return 0 }
+
+func (absent) packet(p *packet.Info, dir Direction, by *rules, _ Ticks) (uint32, Result) {
+	return 0, by.unknown(p, dir)
+}
+
+func (absent) leave(*packet.Info, uint32) bool                       { return false }
+func (absent) lookup(packet.Flow, Ticks) (Conn, bool)                { return Conn{}, false }
+func (absent) refresh(packet.Flow, uint32, Ticks, *rules)            {}
+func (absent) unpin(packet.Flow, Ticks)                              {}
+func (absent) forget(netip.Addr, uint32, uint32)                     {}
+func (absent) lookupTemplate(netip.Addr, uint32, Ticks) (Conn, bool) { return Conn{}, false }
+
+func (absent) template(netip.Addr, uint32, Ticks) (dest, number uint32, r Result) { return 0, 0, Miss }

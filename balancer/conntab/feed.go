@@ -1,0 +1,154 @@
+package conntab
+
+import "sync/atomic"
+
+// ChangeKind is what has happened to a connection.
+type ChangeKind uint8
+
+const (
+	Opened  ChangeKind = iota // a connection or template has been made
+	Assured                   // the client of a half-open TCP connection has answered
+	Moved                     // its state has changed otherwise
+	Ended                     // it has been removed: expired, evicted, replaced or forgotten
+)
+
+// Change is an event of one connection, and the connection as it is after the event, or, with Ended, as it was before.
+type Change struct {
+	Kind ChangeKind
+	Conn Conn
+}
+
+// Feed has the changes of a table since they were last read, in order for each connection. A worker that makes a change
+// never waits for the reader: when a shard's part of the feed is full, its oldest change is lost, and counted. One
+// goroutine uses a Feed.
+type Feed struct {
+	table *Table
+	size  int // changes a shard
+	lost  atomic.Uint64
+	at    [2]cursor // of each family
+	turn  int       // family that is read first
+}
+
+// Changes starts a feed that holds at least n changes. Close ends it.
+func (t *Table) Changes(n int) *Feed {
+	t.setup.Lock()
+	defer t.setup.Unlock()
+	f := &Feed{table: t, size: max(1, (n+shards(t.Max())-1)/shards(t.Max()))}
+	t.feeds = append(t.feeds[:len(t.feeds):len(t.feeds)], f)
+	for _, family := range t.families() {
+		family.attach(f)
+	}
+	return f
+}
+
+// Close ends the feed. Changes that have not been read are lost.
+func (f *Feed) Close() {
+	t := f.table
+	t.setup.Lock()
+	defer t.setup.Unlock()
+	var rest []*Feed
+	for _, other := range t.feeds {
+		if other != f {
+			rest = append(rest, other)
+		}
+	}
+	t.feeds = rest
+	for _, family := range t.families() {
+		family.detach(f)
+	}
+}
+
+// Lost is the number of changes that were lost because they were not read in time.
+func (f *Feed) Lost() uint64 { return f.lost.Load() }
+
+// Next fills into with changes that have not been read yet, and returns their number, 0 when there are none. Its cost
+// is that of one short lock a shard.
+func (f *Feed) Next(now Ticks, into []Change) (n int) {
+	families := f.table.families()
+	for i := range families {
+		at := (f.turn + i) % len(families)
+		n += families[at].changes(f, &f.at[at], now, into[n:])
+	}
+	f.turn++
+	return n
+}
+
+// ring is a shard's part of a feed: its newest changes.
+type ring[A address] struct {
+	feed       *Feed
+	kinds      []ChangeKind
+	entries    []entry[A]
+	head, used int // of the oldest
+}
+
+// note adds a change of e to the shard's feeds. The shard's lock is held.
+func (s *shard[A]) note(kind ChangeKind, e *entry[A]) {
+	if len(s.feeds) == 0 || e.state == Pinned {
+		return
+	}
+	for _, r := range s.feeds {
+		r.push(kind, e)
+	}
+}
+
+func (r *ring[A]) push(kind ChangeKind, e *entry[A]) {
+	if r.used == len(r.kinds) {
+		r.head = (r.head + 1) % len(r.kinds)
+		r.used--
+		r.feed.lost.Add(1)
+	}
+	i := (r.head + r.used) % len(r.kinds)
+	r.kinds[i], r.entries[i] = kind, *e
+	r.used++
+}
+
+func (s *store[A]) attach(f *Feed) {
+	for i := range s.shards {
+		sh := &s.shards[i]
+		r := &ring[A]{feed: f, kinds: make([]ChangeKind, f.size), entries: make([]entry[A], f.size)}
+		sh.mu.Lock()
+		sh.feeds = append(sh.feeds, r)
+		sh.mu.Unlock()
+	}
+}
+
+func (s *store[A]) detach(f *Feed) {
+	for i := range s.shards {
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		var rest []*ring[A]
+		for _, r := range sh.feeds {
+			if r.feed != f {
+				rest = append(rest, r)
+			}
+		}
+		sh.feeds = rest
+		sh.mu.Unlock()
+	}
+}
+
+// changes moves changes of f into into, one shard after the other, beginning where the last call has ended.
+func (s *store[A]) changes(f *Feed, at *cursor, now Ticks, into []Change) (n int) {
+	for range s.shards {
+		if n == len(into) {
+			return n
+		}
+		sh := &s.shards[at.shard]
+		sh.mu.Lock()
+		for _, r := range sh.feeds {
+			if r.feed != f {
+				continue
+			}
+			for ; r.used > 0 && n < len(into); n++ {
+				into[n] = Change{r.kinds[r.head], r.entries[r.head].conn(now)}
+				r.head = (r.head + 1) % len(r.kinds)
+				r.used--
+			}
+		}
+		sh.mu.Unlock()
+		if n < len(into) {
+			at.shard = (at.shard + 1) % len(s.shards)
+		}
+	}
+	return n
+}

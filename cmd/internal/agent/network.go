@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+
+	"vstun/cmd/internal/config"
+	"vstun/encap"
+	"vstun/encap/packet"
+	"vstun/routing"
+	"vstun/routing/query"
+)
+
+// mss returns the MSS that the host's SYN-ACKs may advertise over IPv4 and over IPv6, in bytes, so that clients'
+// packets fit the tunnel. known is false if no path to a director is known: then the paths count as Ethernet's.
+func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
+	if cfg.MSS > 0 {
+		return cfg.MSS, cfg.MSS, true
+	}
+	const headers4, headers6 = 20 + 20, 40 + 20 // IP and TCP, without options
+	var asked []netip.Addr
+	for _, d := range cfg.Directors {
+		a := d.Addr()
+		if !d.IsSingleIP() {
+			a = a.Next() // the prefix's own address is no host's
+		}
+		asked = append(asked, a)
+	}
+	// The MTU of the path to a director is the best guess for the path back. An error is no reason to stop.
+	paths, _ := query.Paths(asked)
+	least := 0
+	for _, a := range asked {
+		mtu := 1500
+		if p, ok := paths[a]; ok {
+			mtu = p.MTU
+		} else if len(paths) > 0 {
+			continue
+		}
+		if room := mtu - overhead(cfg, a.Is6()); least == 0 || room < least {
+			least = room
+		}
+	}
+	const smallest = 88 // TCP_MIN_MSS of Linux
+	return max(least-headers4, smallest), max(least-headers6, smallest), len(paths) > 0
+}
+
+// overhead returns the most bytes that the tunnels of cfg add to a packet. Directors may give GRE a checksum.
+func overhead(cfg *config.Realserver, over6 bool) (n int) {
+	for _, e := range decapsulators(cfg) {
+		n = max(n, e.Kind.Overhead4())
+		if e.Kind == encap.KindGRE {
+			n = max(n, e.Kind.Overhead4()+greOption)
+			if e.HasKey {
+				n = max(n, e.Kind.Overhead4()+2*greOption)
+			}
+		}
+	}
+	if over6 {
+		n += packet.IPv6HeaderLen - packet.IPv4HeaderLen
+	}
+	return n
+}
+
+// greOption is the length of GRE's checksum, and of its key, in bytes (RFC 2784, RFC 2890).
+const greOption = 4
+
+// network returns the state of the host's network that cfg needs.
+func network(cfg *config.Realserver, mss4, mss6 int) routing.State {
+	_, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	s := routing.State{QuietIPIP: takesIPIP(cfg), Links: []routing.Link{{Name: cfg.TUN, Up: true}}}
+	if conf := "net/ipv6/conf/" + cfg.TUN; vip6 {
+		s.Sysctls = append(s.Sysctls,
+			// no link-local address, and no router solicitations
+			routing.Sysctl{Key: conf + "/addr_gen_mode", Value: "1", Cosmetic: true},
+			routing.Sysctl{Key: conf + "/accept_ra", Value: "0", Cosmetic: true},
+			routing.Sysctl{Key: conf + "/disable_ipv6", Value: "0"})
+	} else {
+		s.Sysctls = append(s.Sysctls, routing.Sysctl{Key: conf + "/disable_ipv6", Value: "1", Optional: true,
+			Cosmetic: true})
+	}
+	s.Loose = []string{cfg.TUN} // clients' packets come in by the device, and answers leave by another
+	s.Sysctls = append(s.Sysctls,
+		// Where director and realserver share a subnet, only the director may answer ARP requests for the VIP. IPv6
+		// needs no such setting: a device answers for its own addresses alone.
+		routing.Sysctl{Key: "net/ipv4/conf/all/arp_ignore", Value: "1", AtLeast: true},
+		routing.Sysctl{Key: "net/ipv4/conf/all/arp_announce", Value: "2", AtLeast: true})
+	if cfg.MSS != config.MSSOff {
+		s.Replies = &routing.Replies{From: cfg.VIPs, Table: cfg.Table, Priority: cfg.Table, AdvMSS: mss4, AdvMSS6: mss6,
+			Bound: cfg.TUN}
+		s.Routes = boundRoutes(cfg, mss4, mss6)
+	}
+	for _, vip := range cfg.VIPs {
+		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(vip, vip.BitLen())})
+	}
+	return s
+}
+
+// boundRoutes returns the routes that lead the answers of sockets bound to the device into it. Without a route the
+// kernel learns no path MTU to their clients, and sends nothing over IPv6.
+func boundRoutes(cfg *config.Realserver, mss4, mss6 int) (all []routing.Route) {
+	const mtu = 1500 // of a TUN device
+	to := routing.Route{Link: cfg.TUN, Table: cfg.Table + 1}
+	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	if vip4 {
+		to.Dst, to.AdvMSS = netip.PrefixFrom(netip.IPv4Unspecified(), 0), min(mss4, mtu-40)
+		all = append(all, to)
+	}
+	if vip6 {
+		to.Dst, to.AdvMSS = netip.PrefixFrom(netip.IPv6Unspecified(), 0), min(mss6, mtu-60)
+		all = append(all, to)
+	}
+	return all
+}

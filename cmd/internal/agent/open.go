@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/metrics"
+	"vstun/encap/endpoint"
+	"vstun/encap/wire"
+	"vstun/routing"
+	"vstun/routing/query"
+	"vstun/tundev"
+)
+
+// open checks that the agent can run with cfg on this host, and then opens and sets up what cfg needs. On an error it
+// leaves nothing behind.
+func open(file string, cfg *config.Realserver) (_ *agent, err error) {
+	if err := daemon.CheckPrivileges(); err != nil {
+		return nil, err
+	}
+	a := &agent{file: file, start: time.Now(), http: metrics.NewServer(),
+		directors: heard{of: (*endpoint.Worker).Directors},
+		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
+	a.level.Set(cfg.Log)
+	a.log, a.flush = daemon.Logger(&a.level)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	// First of all, since it fails if another agent runs here, and undoes the changes of one that was killed.
+	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
+		if used, ok := errors.AsType[*routing.InUseError](err); ok {
+			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another "+
+				"path as control", used.PID, cfg.Control)
+		}
+		return nil, fmt.Errorf("control %s: %w", cfg.Control, err) // the journal lies beside the socket
+	}
+	if err := preflight(cfg); err != nil {
+		return nil, err
+	}
+	if a.control, err = api.Listen(cfg.Control); err != nil {
+		return nil, err
+	}
+	l, err := a.http.Bind(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	a.http.Use(l, cfg.Metrics)
+	if a.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload}); err != nil {
+		return nil, err
+	}
+	// From here on the kernel doesn't answer tunnel packets with "protocol unreachable"; they wait in the sockets.
+	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
+		return nil, err
+	}
+	// A reload may need them, and can open no raw socket itself.
+	if err := a.receivers.Spare(spareSockets()...); err != nil {
+		return nil, err
+	}
+	a.questions = make(chan endpoint.Asked, questionsWaiting)
+	for i, r := range a.receivers {
+		a.workers = append(a.workers, endpoint.NewWorker(r, a.device.Queues()[i], &a.policy, a.device.Offloads() != ""))
+		a.workers[i].SendQuestions(a.questions)
+	}
+	if err := a.openAnswers(); err != nil {
+		return nil, err
+	}
+	if a.own, err = query.HostAddrs(); err != nil {
+		return nil, err
+	}
+	v4, v6, _ := mss(cfg)
+	a.enforce(&setup{cfg, v4, v6})
+	if err := a.network.Set(network(cfg, v4, v6)); err != nil {
+		return nil, err
+	}
+	a.warnLoudDrivers()
+	// The sockets are open. Routes and addresses still change: by a reload, with the main table, and at the end.
+	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
+		a.log.Warn("cannot drop all capabilities", "refused", err)
+	}
+	daemon.WarnUnreadable(a.log, file)
+	daemon.LogWarnings(a.log, cfg.Warnings)
+	return a, nil
+}
+
+// openAnswers opens an answer worker for each queue of the device. Their sockets are of both families, whatever the
+// VIPs are.
+func (a *agent) openAnswers() error {
+	port, socket, err := wire.DevicePort(a.device.Name())
+	if err != nil {
+		return err
+	}
+	a.senders = append(a.senders, socket)
+	sent := endpoint.NewSent()
+	for _, q := range a.device.Queues() {
+		s, err := wire.NewAnswerSender()
+		if err != nil {
+			return err
+		}
+		a.senders = append(a.senders, s)
+		a.answers = append(a.answers, endpoint.NewAnswerWorker(q, s, q.Writer(), &a.policy, sent, port))
+	}
+	return nil
+}
+
+// closeIO ends the workers.
+func (a *agent) closeIO() error {
+	errs := []error{a.receivers.Close()}
+	for _, s := range a.senders {
+		if err := s.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if a.device != nil {
+		errs = append(errs, a.device.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// close undoes open, as far as open came.
+func (a *agent) close() error {
+	var errs []error
+	if a.network != nil {
+		errs = append(errs, a.network.Close())
+	}
+	errs = append(errs, a.closeIO())
+	if a.control != nil {
+		errs = append(errs, a.control.Close())
+	}
+	a.http.Close()
+	a.flush()
+	return errors.Join(errs...)
+}

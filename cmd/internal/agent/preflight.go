@@ -1,0 +1,87 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"vstun/cmd/internal/config"
+	"vstun/routing/query"
+)
+
+// preflight returns the obstacles to a start of the agent, without touching the machine.
+func preflight(cfg *config.Realserver) error {
+	if taken, err := query.LinkExists(cfg.TUN); err != nil {
+		return err
+	} else if taken {
+		return fmt.Errorf("TUN device %s: there is a device of this name: set another one as tun, or remove it (ip "+
+			"link del %s)", cfg.TUN, cfg.TUN)
+	}
+	return checkMachine(cfg, nil)
+}
+
+// checkMachine returns the conflicts of this machine with cfg. The VIPs in had are the agent's already.
+func checkMachine(cfg *config.Realserver, had []netip.Addr) error {
+	if need := needsIPv6(cfg); need != "" && !query.HasIPv6() {
+		return fmt.Errorf("%s: this kernel has no IPv6: leave it out, or boot without ipv6.disable=1", need)
+	}
+	if err := otherTunnels(cfg); err != nil {
+		return err
+	}
+	vips := without(cfg.VIPs, had)
+	local, err := query.LocalLinks(vips...)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, vip := range vips {
+		if link := local[vip]; link != "" {
+			errs = append(errs, fmt.Errorf("VIP %s is already an address of this host, on %s: the agent gives it to "+
+				"%s itself: remove it there (ip addr del %s dev %s)",
+				vip, link, cfg.TUN, vip, link))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// needsIPv6 returns the first VIP or director in cfg with an IPv6 address, or "".
+func needsIPv6(cfg *config.Realserver) string {
+	for _, vip := range cfg.VIPs {
+		if vip.Is6() {
+			return fmt.Sprintf("VIP %s", vip)
+		}
+	}
+	for a := range directors(cfg) {
+		if a.Is6() {
+			return fmt.Sprintf("director %s", a)
+		}
+	}
+	return ""
+}
+
+// otherTunnels refuses a tunnel device of the kernel that takes the same packets as the agent.
+func otherTunnels(cfg *config.Realserver) error {
+	tunnels, err := query.KernelTunnels()
+	if err != nil {
+		return err
+	}
+	for _, s := range sockets(cfg) {
+		for _, t := range tunnels {
+			if t.Up && t.Takes(s.Protocol, s.Over6) && (!t.Remote.IsValid() ||
+				slices.ContainsFunc(cfg.Directors, func(d netip.Prefix) bool { return d.Contains(t.Remote) })) {
+				return fmt.Errorf("kernel tunnel %s is up and takes protocol %d, so that each packet would come in "+
+					"twice: set it down (ip link set %s down)", t.Name, s.Protocol, t.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// obstacles is preflight for doctor. While an agent runs, the device and the VIPs are its own, and no obstacles.
+func obstacles(cfg *config.Realserver, running bool) error {
+	if running {
+		return otherTunnels(cfg)
+	}
+	return preflight(cfg)
+}

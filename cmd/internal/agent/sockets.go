@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"iter"
+	"net/netip"
+	"slices"
+
+	"vstun/cmd/internal/config"
+	"vstun/encap"
+	"vstun/encap/packet"
+	"vstun/encap/wire"
+)
+
+// decapsulators returns the far ends of the tunnels of cfg: one for each encapsulation.
+func decapsulators(cfg *config.Realserver) (all []encap.Decapsulator) {
+	for _, name := range cfg.Encaps {
+		kind, _ := encap.ParseKind(name)
+		e := encap.Decapsulator{Kind: kind}
+		if kind == encap.KindGRE {
+			e.Key, e.HasKey = cfg.Key, cfg.HasKey
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// hasFamilies reports which families addrs are of.
+func hasFamilies(addrs iter.Seq[netip.Addr]) (v4, v6 bool) {
+	for a := range addrs {
+		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
+	}
+	return v4, v6
+}
+
+// directors yields the address of each director, or of its prefix, in cfg.
+func directors(cfg *config.Realserver) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, d := range cfg.Directors {
+			if !yield(d.Addr()) {
+				return
+			}
+		}
+	}
+}
+
+// sockets returns the sockets that the tunnels of cfg need: over the directors' families, and with protocols 4 and 41
+// for the VIPs' families.
+func sockets(cfg *config.Realserver) (all []wire.Socket) {
+	vip4, vip6 := hasFamilies(slices.Values(cfg.VIPs))
+	over4, over6 := hasFamilies(directors(cfg))
+	for _, six := range []bool{false, true} {
+		if six && !over6 || !six && !over4 {
+			continue
+		}
+		for _, e := range decapsulators(cfg) {
+			switch {
+			case e.Kind.UDP():
+				all = append(all, wire.Socket{Protocol: packet.ProtoUDP, Over6: six, Port: cfg.EncapPort})
+			case e.Kind == encap.KindGRE:
+				all = append(all, wire.Socket{Protocol: packet.ProtoGRE, Over6: six})
+			default:
+				if vip4 {
+					all = append(all, wire.Socket{Protocol: packet.ProtoIPIP, Over6: six})
+				}
+				if vip6 {
+					all = append(all, wire.Socket{Protocol: packet.ProtoIPv6, Over6: six})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// spareSockets returns the raw sockets of all tunnels.
+func spareSockets() (all []wire.Socket) {
+	for _, over6 := range []bool{false, true} {
+		for _, protocol := range []uint8{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE} {
+			all = append(all, wire.Socket{Protocol: protocol, Over6: over6})
+		}
+	}
+	return all
+}

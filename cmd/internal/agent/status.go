@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"os"
+	"slices"
+	"time"
+
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/daemon"
+	"vstun/encap"
+	"vstun/encap/packet/stats"
+	"vstun/routing/query"
+)
+
+// status returns the counters and settings of the running agent.
+func (a *agent) status() api.RealserverStatus {
+	var t, answers stats.Tally
+	var merged, questions uint64
+	for _, w := range a.workers {
+		w.Read(&t)
+		merged += w.Merged()
+		questions += w.Questions()
+	}
+	now, s := time.Now(), a.setup.Load()
+	st := api.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
+		Uptime: time.Since(a.start).Seconds(),
+		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
+		Configuration: a.configuration(),
+		In:            api.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
+		Out:           api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
+		Overruns: a.overruns(),
+		Encap:    s.cfg.Encaps, Questions: questions, FromDirectors: a.directors.look(a.workers, now),
+		RefusedSources: a.strangers.look(a.workers, now), RefusedDestinations: a.absent.look(a.workers, now)}
+	for _, w := range a.answers {
+		w.Read(&answers)
+		if err := w.LastError(); err != nil {
+			st.SendError = err.Error()
+		}
+	}
+	st.Answers = api.Traffic{Packets: answers.OutPackets, Bytes: answers.OutBytes}
+	for d, n := range answers.Drops {
+		t.Drops[d] += n
+	}
+	st.Drops = api.Drops(&t)
+	if slices.ContainsFunc(decapsulators(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
+		st.EncapPort = s.cfg.EncapPort
+	}
+	for _, v := range s.cfg.VIPs {
+		st.VIPs = append(st.VIPs, v.String())
+	}
+	for _, d := range s.cfg.Directors {
+		st.Directors = append(st.Directors, d.String())
+	}
+	return st
+}
+
+// overruns returns how many packets the kernel dropped because the workers did not read them fast enough, from the
+// sockets or from the device.
+func (a *agent) overruns() uint64 {
+	n, _ := query.Dropped(a.device.Name()) // an error: the device is gone
+	for _, r := range a.receivers {
+		n += r.Overruns()
+	}
+	return n
+}

@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+
+	"vstun/cmd/internal/api"
+)
+
+// printServices writes the services and their realservers, in ipvsadm's columns and our own. Thresholds and health have
+// columns if any realserver has them. A service's line ignores the columns.
+func printServices(w io.Writer, services []api.Service, width int) {
+	thresholds := slices.ContainsFunc(services, func(s api.Service) bool {
+		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Upper > 0 })
+	})
+	checked := slices.ContainsFunc(services, func(s api.Service) bool {
+		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Check != nil })
+	})
+	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes",
+		""}
+	if thresholds {
+		columns = slices.Insert(columns, 3, "Upper", "Lower")
+	}
+	if checked {
+		columns = slices.Insert(columns, 3, "Health")
+	}
+	rows := [][]string{columns}
+	for _, s := range services {
+		for _, r := range s.Realservers {
+			cells := realserverCells(&r, thresholds)
+			if checked {
+				cells = slices.Insert(cells, 3, r.Health)
+			}
+			rows = append(rows, cells)
+		}
+	}
+
+	g := layout(width, rows...)
+	fmt.Fprintln(w, "Prot Address:Port Scheduler Flags")
+	g.print(w, margin, columns)
+	rows = rows[1:]
+	for _, s := range services {
+		for _, vip := range s.VIPs {
+			fmt.Fprintln(w,
+				Wrapped(fmt.Sprintf("%s %s %s", strings.ToUpper(s.Protocol),
+					net.JoinHostPort(vip, strings.Join(s.Ports, ",")), serviceSettings(&s)), width, "    "))
+		}
+		for range s.Realservers {
+			g.print(w, margin, rows[0])
+			rows = rows[1:]
+		}
+	}
+}
+
+// realserverCells returns r's row of the table.
+func realserverCells(r *api.Realserver, thresholds bool) []string {
+	cells := []string{r.Address, r.Forward(), fmt.Sprint(r.Weight)}
+	if thresholds {
+		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
+	}
+	return append(cells, fmt.Sprint(r.Active), fmt.Sprint(r.Inactive), fmt.Sprint(r.Connections),
+		fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark(r))
+}
+
+// serviceSettings returns the part of a service's line behind its address.
+func serviceSettings(s *api.Service) string {
+	words := []string{s.Settings(), "(" + s.Name + ")"}
+	if s.Health == "down" {
+		words = append(words, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
+	}
+	if s.Sorry {
+		words = append(words, "sorry server")
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,55 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vstun/cmd/internal/api"
+)
+
+// printChanges writes the changes, or why there are none, as text or as JSON. It returns the error.
+func printChanges(out io.Writer, r api.Reload, err error, asJSON bool) error {
+	err = plain(err)
+	if asJSON {
+		r.Changes = append([]api.Change{}, r.Changes...) // never null
+		if err != nil {
+			r.Errors = strings.Split(err.Error(), "\n")
+		}
+		return errors.Join(err, PrintJSON(out, r))
+	}
+	if err != nil {
+		return err
+	}
+	lines := []string{"nothing changed"}
+	for i, c := range r.Changes {
+		lines = append(lines[:i], c.Text)
+	}
+	_, err = fmt.Fprintln(out, strings.Join(lines, "\n"))
+	return err
+}
+
+// reloadTakes bounds a reload with thousands of realservers, and a route for each of their VIPs.
+const reloadTakes = time.Minute
+
+// ReloadCommand returns the command reload, which lets the running program read its configuration and prints the
+// changes, or why there are none.
+func ReloadCommand(socket *Socket) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{Use: "reload", Args: cobra.NoArgs,
+		Short: "Let the running program read its configuration again, as SIGHUP does, and print what changes",
+		RunE: func(c *cobra.Command, _ []string) error {
+			var r api.Reload
+			path, err := socket.Path()
+			if err == nil {
+				err = api.Post(c.Context(), path, "/reload", reloadTakes, &r)
+			}
+			return printChanges(c.OutOrStdout(), r, err, asJSON) // err has a line for each fault of the file
+		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return socket.Flag(c)
+}

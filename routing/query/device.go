@@ -1,0 +1,112 @@
+package query
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+
+	"vstun/routing/kernel"
+)
+
+// Device is a network device.
+type Device struct {
+	Name     string
+	Index    int
+	Up       bool
+	Loopback bool
+	Addrs    []netip.Prefix // with the host's bits
+}
+
+// Devices lists the network devices with their addresses.
+func Devices() ([]Device, error) {
+	return ask(func(h *netlink.Handle) ([]Device, error) {
+		links, err := kernel.Links(h)
+		if err != nil {
+			return nil, err
+		}
+		addrs, err := kernel.Addrs(h, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, err
+		}
+		var all []Device
+		for _, l := range links {
+			at := l.Attrs()
+			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0}
+			for _, a := range addrs {
+				if a.LinkIndex == d.Index {
+					d.Addrs = append(d.Addrs, kernel.PrefixOf(a.IPNet))
+				}
+			}
+			all = append(all, d)
+		}
+		return all, nil
+	})
+}
+
+// LinkExists reports whether there is a device of this name.
+func LinkExists(name string) (bool, error) {
+	return ask(func(h *netlink.Handle) (bool, error) {
+		_, err := h.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("device %s: %w", name, err)
+		}
+		return true, nil
+	})
+}
+
+// Dropped returns how many packets the kernel has dropped on their way out of the device since its creation: tx_dropped
+// of rtnl_link_stats64 (linux/if_link.h). On a TUN device they are the packets that its program did not read fast
+// enough. It is an error if there is no such device.
+func Dropped(link string) (uint64, error) {
+	return ask(func(h *netlink.Handle) (uint64, error) {
+		l, err := h.LinkByName(link)
+		if err != nil {
+			return 0, fmt.Errorf("counters of device %s: %w", link, err)
+		}
+		stats := l.Attrs().Statistics
+		if stats == nil {
+			return 0, fmt.Errorf("counters of device %s: the kernel gives none", link)
+		}
+		return stats.TxDropped, nil
+	})
+}
+
+// AnswersFor reports whether the device answers its neighbours' questions for an address that the host does not have:
+// by proxy ARP or neighbour discovery, for that address (ip neigh add proxy) or, with IPv4, for all that are routed by
+// another device (proxy_arp).
+func AnswersFor(link string, a netip.Addr) (bool, error) {
+	if a.Is4() {
+		for _, device := range []string{"all", link} {
+			if v, err := kernel.ReadSysctl("net/ipv4/conf/" + device + "/proxy_arp"); err == nil && v != "0" {
+				return true, nil
+			}
+		}
+	}
+	return ask(func(h *netlink.Handle) (bool, error) {
+		l, err := h.LinkByName(link)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("device %s: %w", link, err)
+		}
+		list, err := kernel.Dump(func() ([]netlink.Neigh, error) {
+			return h.NeighProxyList(l.Attrs().Index, kernel.Family(a))
+		})
+		if err != nil {
+			return false, fmt.Errorf("list neighbours: %w", err)
+		}
+		for _, n := range list {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap() == a {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+}

@@ -1,0 +1,97 @@
+package query
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"vstun/routing/kernel"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vstun/testdata/testkit"
+)
+
+func TestDevices(t *testing.T) {
+	newHost(t)
+	all, err := Devices()
+	must(t, err)
+	at := func(name string) Device {
+		return all[slices.IndexFunc(all, func(d Device) bool { return d.Name == name })]
+	}
+	if d := at("east"); !d.Up || d.Loopback || !slices.Contains(d.Addrs, netip.MustParsePrefix("10.1.0.1/24")) ||
+		d.Index != linkOf(t, "east").Attrs().Index {
+		t.Errorf("%+v", d)
+	}
+	if d := at("vs0"); d.Up || len(d.Addrs) > 0 {
+		t.Errorf("%+v", d)
+	}
+	if d := at("lo"); !d.Loopback {
+		t.Errorf("%+v", d)
+	}
+}
+
+// A device has proxy ARP for all addresses that are routed elsewhere, or for one address.
+func TestAnswersFor(t *testing.T) {
+	newHost(t)
+	a, other := netip.MustParseAddr("10.1.0.80"), netip.MustParseAddr("10.1.0.81")
+	answers := func(link string, a netip.Addr, want bool) {
+		t.Helper()
+		if got, err := AnswersFor(link, a); got != want || err != nil {
+			t.Errorf("%s for %s: %v, %v", link, a, got, err)
+		}
+	}
+	answers("east", a, false)
+	must(t, netlink.NeighAdd(&netlink.Neigh{LinkIndex: linkOf(t, "east").Attrs().Index, Family: unix.AF_INET,
+		Flags: netlink.NTF_PROXY, IP: a.AsSlice()}))
+	answers("east", a, true)
+	answers("east", other, false)
+	answers("west", a, false)
+	must(t, kernel.WriteSysctl("net/ipv4/conf/west/proxy_arp", "1"))
+	answers("west", a, true)
+	answers("nosuch", a, false)
+}
+
+func TestLinkExists(t *testing.T) {
+	newHost(t)
+	for name, want := range map[string]bool{"east": true, "vs0": true, "nosuch": false} {
+		if got, err := LinkExists(name); got != want || err != nil {
+			t.Errorf("%s: %t, %v", name, got, err)
+		}
+	}
+}
+
+// No program reads tun1, which holds few packets: the others are dropped.
+func TestDropped(t *testing.T) {
+	newHost(t)
+	tun := &netlink.Tuntap{LinkAttrs: named("tun1"), Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, NonPersist: true}
+	tun.TxQLen = 10
+	must(t, netlink.LinkAdd(tun))
+	t.Cleanup(func() {
+		for _, f := range tun.Fds {
+			f.Close()
+		}
+	})
+	linkUp(t, "tun1")
+	addAddr(t, "tun1", "10.3.0.1/24")
+	if n, err := Dropped("tun1"); n != 0 || err != nil {
+		t.Errorf("nothing sent: %d dropped, %v", n, err)
+	}
+	c, err := net.Dial("udp", "10.3.0.2:9")
+	must(t, err)
+	defer c.Close()
+	testkit.Eventually(t, "packets are dropped and counted", func() bool {
+		for range 100 {
+			_, _ = c.Write([]byte("x")) // ENOBUFS is the kernel's answer to a drop
+		}
+		n, err := Dropped("tun1")
+		must(t, err)
+		return n >= 50
+	})
+	if _, err := Dropped("nosuch"); err == nil || !strings.Contains(err.Error(), "nosuch") {
+		t.Errorf("counters of no device: %v", err)
+	}
+}

@@ -1,0 +1,69 @@
+// Package testkit is the helpers that tests of several packages share. It lies in testdata, where tests of all packages
+// may import it and no program does; the wildcard ./... does not match it.
+package testkit
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// Patience bounds the time that Eventually and Receive wait.
+const Patience = 20 * time.Second
+
+// Eventually waits until cond holds, for Patience at most.
+func Eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	Within(t, what, Patience, cond)
+}
+
+// Within waits until cond holds. It fails the test when that takes longer than limit.
+func Within(t testing.TB, what string, limit time.Duration, cond func() bool) {
+	t.Helper()
+	pause := time.Millisecond
+	for end := time.Now().Add(limit); !cond(); time.Sleep(pause) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+		pause = min(2*pause, 10*time.Millisecond)
+	}
+}
+
+// Receive returns the next value of ch, for which it waits for Patience at most.
+func Receive[T any](t testing.TB, what string, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(Patience):
+		t.Fatalf("not within %v: %s", Patience, what)
+		panic("unreachable")
+	}
+}
+
+// Descriptors returns the number of this process's descriptors of the file at path, or of all if path is "".
+func Descriptors(t testing.TB, path string) (n int) {
+	t.Helper()
+	const dir = "/proc/self/fd"
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		// The descriptor with which the folder was read is closed by now.
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && (path == "" || to == path) {
+			n++
+		}
+	}
+	return n
+}
+
+// Families runs test with IPv4, then with IPv6 in parallel with other tests.
+func Families(t *testing.T, test func(t *testing.T, ipv6 bool)) {
+	t.Run("IPv4", func(t *testing.T) { test(t, false) })
+	t.Run("IPv6", func(t *testing.T) {
+		t.Parallel()
+		test(t, true)
+	})
+}
