@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/routing/query"
 	"vstun/testdata/testkit"
 )
 
@@ -20,7 +21,7 @@ func forwardIPv6() State {
 func newHost6(t *testing.T) {
 	t.Helper()
 	newHost(t)
-	if !HasIPv6() {
+	if !query.HasIPv6() {
 		t.Skip("no IPv6 in this kernel")
 	}
 	for _, device := range []string{"east", "west"} {

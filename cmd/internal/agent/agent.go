@@ -11,6 +11,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/reload"
 	"vstun/encap/endpoint"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -33,11 +34,11 @@ type agent struct {
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
-	questions chan endpoint.Asked               // of directors
-	directors heard                             // packets by outer source
-	strangers heard                             // refused packets by outer source
-	absent    heard                             // refused packets by inner destination
-	read      atomic.Pointer[api.Configuration] // the result of the last reload; nil: there was none
+	questions chan endpoint.Asked // of directors
+	directors heard               // packets by outer source
+	strangers heard               // refused packets by outer source
+	absent    heard               // refused packets by inner destination
+	reloader  *reload.Reloader
 
 	mu     sync.Mutex // held by a reload, and by a refresh
 	setup  atomic.Pointer[setup]

@@ -13,6 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/reload"
 	"vstun/encap/endpoint"
 	"vstun/encap/wire"
 	"vstun/routing"
@@ -31,6 +32,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
 	a.level.Set(cfg.Log)
 	a.log, a.flush = daemon.Logger(&a.level)
+	a.reloader = reload.New("agent", file, a.start, a.log)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())

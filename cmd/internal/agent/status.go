@@ -25,7 +25,7 @@ func (a *agent) status() api.RealserverStatus {
 	st := api.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(a.start).Seconds(),
 		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
-		Configuration: a.configuration(),
+		Configuration: a.reloader.Configuration(),
 		In:            api.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
 		Out:           api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
 		Overruns: a.overruns(),

@@ -10,4 +10,7 @@ type RealserverUsage struct {
 	Active     int    `json:"active"`
 	Inactive   int    `json:"inactive"`
 	Held       int    `json:"held"` // persistent clients that come back whatever the weight is
+
+	// a worker may still decide by a former weight, and open another connection
+	Settling bool `json:"settling,omitempty"`
 }

@@ -21,7 +21,9 @@ func sum(all []api.RealserverUsage) (total api.RealserverUsage) {
 	for _, l := range all {
 		total.Active += l.Active
 		total.Inactive += l.Inactive
+		total.Settling = total.Settling || l.Settling
 		total.Held += l.Held
+		total.Settling = total.Settling || l.Settling
 	}
 	return total
 }
@@ -124,8 +126,6 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		deadline = t.C
 	}
 	var written time.Time
-	// at the look before: a worker may still have used the old weight, and its connection is counted a moment later
-	empty := false
 	for {
 		all, err := d.ask(ctx, q)
 		if refused := (*api.RefusedError)(nil); errors.As(err, &refused) {
@@ -142,10 +142,9 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		}
 		left := sum(all)
 		unused := left.Active == 0 && (d.active || left.Inactive+left.Held == 0)
-		if unused && empty {
+		if unused && !left.Settling {
 			return nil
 		}
-		empty = unused
 		waited := time.Since(begin).Round(time.Second)
 		switch {
 		case unused:

@@ -7,9 +7,10 @@ import (
 
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 )
 
-// check notes what differs between two checks, either of which may be none.
+// check notes the differences of two checks. nil is no check.
 func (l difference) check(was, is *config.Check) {
 	switch {
 	case was == nil && is == nil:
@@ -40,7 +41,7 @@ type key struct {
 	value any
 }
 
-// checkKeys are the keys of a check.
+// checkKeys returns the keys of a check.
 func checkKeys(c *config.Check) []key {
 	quoted := func(s string) string {
 		if s == "" {
@@ -63,7 +64,8 @@ func checkKeys(c *config.Check) []key {
 		path, factor, reverse = c.File, c.Factor, c.Reverse
 	}
 	return []key{{"type", c.Type}, {"via", via(c)}, {"port", port}, {"interval", c.Interval}, {"timeout", c.Timeout},
-		{"rise", c.Rise}, {"fall", c.Fall}, {"initial", upDown(c.Up)}, {"path", none(path)}, {"host", none(c.Host)},
+		{"rise", c.Rise}, {"fall", c.Fall}, {"initial", plan.UpDown(c.Up)},
+		{"path", none(path)}, {"host", none(c.Host)},
 		{"status", none(statusName(c.Status))}, {"body", quoted(c.Body)}, {"sni", none(c.SNI)}, {"ca", none(c.CAFile)},
 		{"verify", verify},
 		{"cert", none(c.CertFile)}, {"key", none(c.KeyFile)},
@@ -93,7 +95,7 @@ func commandName(command []string) string {
 	return strings.Join(words, " ")
 }
 
-// sorry notes what differs of the sorry server.
+// sorry notes the differences of the sorry server.
 func (l difference) sorry(was, is *config.Service) {
 	l.compare("sorry_server", sorryName(was.SorryServer), sorryName(is.SorryServer))
 	if was.SorryServer.IsValid() && is.SorryServer.IsValid() {
@@ -115,11 +117,11 @@ func failureName(drain bool) string {
 	return "remove"
 }
 
-// notify notes who is told of changes now.
+// notify notes the differences of the receivers of notifications.
 func (l difference) notify(was, is *config.Notify) {
 	l = l.in("notify")
 	l.compare("command", none(commandName(was.Command)), none(commandName(is.Command)))
-	if was.Webhook != is.Webhook { // whose path may be a secret
+	if was.Webhook != is.Webhook { // its path may be a secret
 		l.note("webhook", none(health.WebhookHost(was.Webhook)), none(health.WebhookHost(is.Webhook)))
 	}
 	l.compare("timeout", was.Timeout, is.Timeout)

@@ -1,81 +1,32 @@
 package director
 
 import (
-	"fmt"
 	"net/netip"
 
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/tunneldial"
 )
 
-// subjects is the realservers of cfg as they are checked. To each that is checked, path gives the way that its check
-// wants, and the name of the way's kind.
-func subjects(cfg *config.Director, path func(s *config.Service, r *config.RealserverRef) (health.Path,
-	string)) []health.Subject {
-	var all []health.Subject
-	for i := range cfg.Services {
-		s := &cfg.Services[i]
-		checks := map[*config.Check]*health.Check{}
-		for j := range s.Realservers {
-			r := &s.Realservers[j]
-			subject := health.Subject{Service: s.Name, Realserver: r.Address}
-			if c := r.Check; c != nil {
-				if checks[c] == nil || c.Type == "exec" { // whose environment names the realserver
-					checks[c] = check(c, s, r)
-				}
-				subject.Check, subject.Port, subject.Targets = checks[c], c.Port, s.VIPs
-				if c.Direct {
-					subject.Targets = []netip.Addr{r.Address}
-				}
-				subject.Path, subject.Way = path(s, r)
-			}
-			all = append(all, subject)
-		}
-	}
-	return all
+// checks is what makes health checks and reports their results.
+type checks struct {
+	monitor  *health.Monitor
+	notifier *health.Notifier
+	pinger   *tunneldial.Pinger
+	limit    int // of the program's descriptors
+	room     int // descriptors that checks may have
 }
 
-func check(c *config.Check, s *config.Service, r *config.RealserverRef) *health.Check {
-	return &health.Check{Probe: probe(c, s, r), Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall,
-		Up: c.Up}
-}
-
-func probe(c *config.Check, s *config.Service, r *config.RealserverRef) health.Probe {
-	switch c.Type {
-	case "tcp":
-		return health.TCP{Send: sent(c), Expect: c.Expect, ExpectHex: c.ExpectHex}
-	case "udp":
-		return health.UDP{Send: sent(c), Expect: c.Expect, ExpectHex: c.ExpectHex}
-	case "http", "https":
-		p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Body: c.Body, SNI: c.SNI, CA: c.CA,
-			Verify: c.Verify, Cert: c.Cert, Key: c.Key}
-		if p.Host == "" && c.Direct {
-			p.Host = health.Host(s.VIPs[0], c.Port, p.TLS)
-		}
-		for _, status := range c.Status {
-			p.Status = append(p.Status, health.StatusRange(status))
-		}
-		return p
-	case "dns":
-		return health.DNS{TCP: s.Protocol == "tcp", Query: c.Query, Type: c.QueryType, Rcode: c.Rcode,
-			Records: c.Records}
-	case "smtp":
-		return health.SMTP{Helo: c.Helo}
-	case "exec":
-		return health.Exec{Command: c.Command, Env: []string{"VSTUN_SERVICE=" + s.Name, "VSTUN_VIP=" +
-			s.VIPs[0].String(),
-			fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String()}}
-	case "file":
-		return health.File{Path: c.File, Factor: c.Factor, Reverse: c.Reverse}
+// path returns the path by which r, a realserver of s, is checked.
+func (c *controller) path(s *config.Service, r *config.RealserverRef) health.Path {
+	if r.Check.Direct {
+		return health.Direct{Pinger: c.checks.pinger.Ping}
 	}
-	return health.Ping{}
-}
-
-// sent returns the bytes that a check sends.
-func sent(c *config.Check) string {
-	if c.SendHex == "" {
-		return c.Send
-	}
-	b, _ := health.ParseBytes(c.SendHex) // the configuration has validated it
-	return string(b)
+	address := r.Address
+	return &tunneldial.Tunnel{Pins: c.plane.balancer, Pinger: c.checks.pinger, Clock: c.plane.now,
+		Target: plan.Target(s, r), Source: func(vip netip.Addr) netip.Addr {
+			in := &c.state().inputs
+			return in.Paths.Source(in.Config.Source, vip, address)
+		}}
 }

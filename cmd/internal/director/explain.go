@@ -11,10 +11,11 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
-	"vstun/routing"
+	"vstun/routing/query"
 )
 
 // explain answers GET /explain: where a flow's packets go, and why. It changes nothing.
@@ -23,19 +24,17 @@ func (d *director) explain(q url.Values) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	cfg, leftVIPs := d.cfg, slices.Clone(d.leftVIPs)
-	d.mu.Unlock()
-	snap, now := d.bal.Snapshot(), d.now()
+	st := d.controller.state()
+	cfg, snap, now := st.Config, st.snapshot, d.plane.now()
 	var first packet.Info // of a packet that begins a connection
 	var e balancer.Explanation
-	for _, name := range []string{"tcp", "udp", "sctp", "tcp"} { // the last one where no protocol has it
+	for _, name := range []string{"tcp", "udp", "sctp", "tcp"} { // the last one if no protocol has it
 		if protocol != "" && name != protocol {
 			continue
 		}
 		first = packet.Info{Len: 60, TCPFlags: packet.FlagSYN, SCTPChunk: packet.ChunkInit,
 			Flow: packet.Flow{Src: client.Addr(), SrcPort: client.Port(), Dst: vip.Addr(), DstPort: vip.Port(),
-				Proto: protocols[name]}}
+				Proto: plan.Protocol(name)}}
 		if e = snap.Explain(&first, now); e.Service != nil || e.Connection != nil {
 			break
 		}
@@ -46,11 +45,11 @@ func (d *director) explain(q url.Values) (any, error) {
 	if s := e.Service; s != nil {
 		l.services[s.Name] = &s.Service
 		out.Service, out.Scheduler = s.Name, s.Scheduler
-		if out.Candidates, err = d.candidates(&e); err != nil {
+		if out.Candidates, err = d.candidates(st, &e); err != nil {
 			return nil, err
 		}
 	} else {
-		out.Near = near(snap, vip.Addr())
+		out.Near = suggestions(snap, vip.Addr())
 	}
 	for to, c := range map[**api.Connection]*balancer.Connection{&out.Connection: e.Connection,
 		&out.Template: e.Template} {
@@ -62,7 +61,7 @@ func (d *director) explain(q url.Values) (any, error) {
 	out.Realserver, out.Drop, out.Why = verdict(&e, cfg.Connections)
 	if e.Service == nil && e.Connection == nil {
 		switch {
-		case slices.Contains(leftVIPs, vip.Addr()):
+		case slices.Contains(st.inputs.RetiredVIPs, vip.Addr()):
 			out.Why = fmt.Sprintf("the VIP %v is not configured any more", vip.Addr())
 		case !snap.HasVIP(vip.Addr()):
 			out.Why = fmt.Sprintf("no service has the VIP %v", vip.Addr())
@@ -76,7 +75,7 @@ func (d *director) explain(q url.Values) (any, error) {
 	return out, nil
 }
 
-// verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words.
+// verdict returns the realserver that the flow's packets go to, or the reason of their drop, and an explanation.
 func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, reason, why string) {
 	gone := "not configured any more"
 	if e.Down {
@@ -109,7 +108,7 @@ func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, reaso
 	return newConnection(e)
 }
 
-// newConnection is verdict for a packet that begins a connection.
+// newConnection is verdict for a packet that opens a connection.
 func newConnection(e *balancer.Explanation) (realserver, reason, why string) {
 	s := e.Service
 	switch {
@@ -133,7 +132,7 @@ func newConnection(e *balancer.Explanation) (realserver, reason, why string) {
 	return e.Chosen.String(), "", why
 }
 
-// choices says what each scheduler looks for.
+// choices describes what each scheduler chooses.
 var choices = map[string]string{
 	"rr":   "the next in turn",
 	"wrr":  "the next in turn by weight",
@@ -152,7 +151,7 @@ var choices = map[string]string{
 		"else that of all",
 }
 
-// renewed reports whether a packet that begins a connection ends one in this state: see conntab.Reuse.
+// renewed reports whether a packet that opens a connection replaces one in this state, see conntab.Reuse.
 func renewed(s conntab.State, reuse int) bool {
 	switch s {
 	case conntab.TimeWait, conntab.Close, conntab.SCTPClosed:
@@ -163,28 +162,26 @@ func renewed(s conntab.State, reuse int) bool {
 	return false
 }
 
-// candidates are the realservers of the service, with the way to each as the kernel knows it now.
-func (d *director) candidates(e *balancer.Explanation) ([]api.Candidate, error) {
+// candidates returns the realservers of the service, with the path to each as the kernel knows it now.
+func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candidate, error) {
 	var all []netip.Addr
 	for _, c := range e.Candidates {
 		all = append(all, c.Address)
 	}
-	ways, err := routing.Paths(all)
+	paths, err := query.Paths(all)
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	svc := d.described([]balancer.ServiceStatus{*e.Service}, time.Now())[0]
-	d.mu.Unlock()
+	svc := d.describe(st, []balancer.ServiceStatus{*e.Service}, time.Now())[0]
 	var out []api.Candidate
 	for i, c := range e.Candidates {
-		way := ways[c.Address]
-		r := api.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link,
-			MTU: c.MTU, InnerMTU: c.Inner}
+		path := paths[c.Address]
+		r := api.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && path.Link != "",
+			Link: path.Link, MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {
 			r.Source = source.String()
-		} else if way.Source.IsValid() {
-			r.Source = way.Source.String()
+		} else if path.Source.IsValid() {
+			r.Source = path.Source.String()
 		}
 		switch {
 		case r.ComingUp():
@@ -206,7 +203,7 @@ func (d *director) candidates(e *balancer.Explanation) ([]api.Candidate, error) 
 	return out, nil
 }
 
-// relief is the number of connections below which a realserver gets new ones again.
+// relief returns the number of connections below which an overloaded realserver gets new ones again.
 func relief(lower, upper int) int {
 	if lower > 0 {
 		return lower
@@ -214,25 +211,26 @@ func relief(lower, upper int) int {
 	return (upper*3 + 3) / 4
 }
 
-// nearest is the most doors that are listed.
-const nearest = 20
+// maxSuggestions is the largest number of frontends that are listed.
+const maxSuggestions = 20
 
-// near lists what services have of the VIP, or, where none has it, of others, those with the longest common prefix
-// first.
-func near(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
-	doors := snap.VirtualPorts(vip)
-	slices.SortStableFunc(doors, func(a, b balancer.Frontend) int { return common(b.VIP, vip) - common(a.VIP, vip) })
-	for i, door := range doors {
-		if i == nearest {
-			return append(lines, fmt.Sprintf("and %d more", len(doors)-nearest))
+// suggestions lists the frontends of the VIP, or, if no service has it, those of other VIPs. The longest common prefix
+// comes first.
+func suggestions(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
+	frontends := snap.VirtualPorts(vip)
+	slices.SortStableFunc(frontends,
+		func(a, b balancer.Frontend) int { return common(b.VIP, vip) - common(a.VIP, vip) })
+	for i, f := range frontends {
+		if i == maxSuggestions {
+			return append(lines, fmt.Sprintf("and %d more", len(frontends)-maxSuggestions))
 		}
-		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(door.Protocol), door.VIP, door.Ports,
-			door.Service))
+		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(f.Protocol), f.VIP, f.Ports,
+			f.Service))
 	}
 	return lines
 }
 
-// common is the number of bits that two addresses begin with in common; -1: they are of two families.
+// common returns the length of the longest common prefix of two addresses in bits. Of two families it is -1.
 func common(a, b netip.Addr) int {
 	if a.BitLen() != b.BitLen() {
 		return -1

@@ -29,11 +29,11 @@ var mayImport = map[string][]string{
 	"balancer/forward": {
 		"balancer", "balancer/conntab", "encap", "encap/packet", "encap/packet/drop", "encap/packet/stats",
 	},
-	"routing":                   {"routing/kernel", "routing/query"},
+	"routing":                   {"routing/kernel"},
 	"routing/query":             {"routing/kernel"},
 	"routing/neigh":             {},
 	"routing/kernel":            {},
-	"routing/kernel/kerneltest": {"routing/kernel"},
+	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }
 
 const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"
