@@ -59,16 +59,13 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	if running {
 		checks = append(checks,
 			check{"device", func(_ context.Context, res *result) {
-				res.vipRoutes(d.Config.TUN, d.Config.LocalTUN(),
-					d.vips())
+				res.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips())
 			}})
 	}
 	switch {
 	case silence != nil:
-		checks = append(checks, check{"control", func(_ context.Context, res *result) {
-			res.silent("vstun-director",
-				silence)
-		}})
+		checks = append(checks,
+			check{"control", func(_ context.Context, res *result) { res.silent("vstun-director", silence) }})
 	case running:
 		checks = append(checks,
 			check{"health", func(_ context.Context, res *result) { res.health(&st) }},

@@ -47,10 +47,8 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 			check{"arp", func(_ context.Context, res *result) { res.arp(s.Config) }})
 	}
 	if silence != nil {
-		checks = append(checks, check{"control", func(_ context.Context, res *result) {
-			res.silent("vstun-realserver",
-				silence)
-		}})
+		checks = append(checks,
+			check{"control", func(_ context.Context, res *result) { res.silent("vstun-realserver", silence) }})
 	} else {
 		// its status names its process
 		checks = append(checks, check{"encap_port", func(_ context.Context, res *result) { res.encapPort(s, st.Pid) }})

@@ -106,10 +106,8 @@ func (res *result) encaps(ctx context.Context, s *Realserver) {
 	for _, over6 := range []bool{false, true} {
 		var filters []wire.SnifferFilter
 		for _, protocol := range slices.Sorted(maps.Keys(tunnelKinds)) {
-			if slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool {
-				return w.Protocol == protocol &&
-					w.Over6 == over6
-			}) {
+			if slices.ContainsFunc(s.Sockets,
+				func(w wire.Socket) bool { return w.Protocol == protocol && w.Over6 == over6 }) {
 				continue
 			}
 			f := wire.SnifferFilter{Protocol: protocol}
