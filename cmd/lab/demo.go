@@ -25,7 +25,7 @@ type options struct {
 	bin  string
 }
 
-// show is a demo that runs.
+// show is a running demo.
 type show struct {
 	out  io.Writer
 	bin  string // directory of the programs
@@ -42,7 +42,7 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	if err := s.check(); err != nil {
 		return err
 	}
-	// A reader of the output who goes away ends the demo as Ctrl-C does.
+	// A failed write, as after `lab demo | head`, ends the demo as Ctrl-C does.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.out = &watched{out, cancel}
@@ -55,7 +55,7 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	if !s.addr(s.lab.Director).IsValid() {
 		return errors.New("this kernel has no IPv6: leave --ipv6 out")
 	}
-	// What is there is a dead demo's: a living one would have the prefix.
+	// The directory is a dead demo's: a running one would have the prefix.
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return fmt.Errorf("directory for configurations and logs: %w", err)
 	}
@@ -69,12 +69,12 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	}
 	stopped := s.stopPrograms()
 	if stopped != nil || played != nil && !interrupted {
-		s.showLogs() // which are about to be deleted
+		s.showLogs() // they are about to be deleted
 	}
 	return errors.Join(played, stopped)
 }
 
-// play is the demo from the newcomer's point of view.
+// play draws the topology, starts the programs, makes requests and reports.
 func (s *show) play(ctx context.Context, stay bool) error {
 	s.draw()
 	if err := s.startPrograms(ctx); err != nil {
@@ -85,24 +85,24 @@ func (s *show) play(ctx context.Context, stay bool) error {
 		return err
 	}
 	defer servers.Close()
-	taps, err := s.tap()
+	counters, err := s.count()
 	if err != nil {
 		return err
 	}
-	defer taps.Close()
+	defer counters.Close()
 
 	faults := errors.Join(s.requests(ctx), s.datagrams(ctx))
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	faults = errors.Join(faults, s.report(ctx, taps))
+	faults = errors.Join(faults, s.report(ctx, counters))
 	if faults != nil || !stay {
 		return faults
 	}
 	return s.stay(ctx)
 }
 
-// check looks for what the demo can't do without.
+// check examines whether the demo has the rights and programs that it needs.
 func (s *show) check() error {
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces and TUN devices needs root: run it as root")
@@ -123,18 +123,18 @@ func (s *show) check() error {
 	}
 	for _, name := range []string{"director", "realserver"} {
 		if info, err := os.Stat(filepath.Join(s.bin, name)); err != nil {
-			return fmt.Errorf("%w: run make build, or say with --bin where the programs are", err)
+			return fmt.Errorf("%w: run make build, or set --bin to the programs' directory", err)
 		} else if info.IsDir() || info.Mode()&0o111 == 0 {
-			return fmt.Errorf("%s is not a program: say with --bin where the programs are", filepath.Join(s.bin, name))
+			return fmt.Errorf("%s is not a program: set --bin to the programs' directory", filepath.Join(s.bin, name))
 		}
 	}
 	return nil
 }
 
-// showLogs prints the end of what each program wrote.
+// showLogs prints the end of each program's log.
 func (s *show) showLogs() {
 	for _, p := range s.programs() {
-		s.printf("\nThe end of what %s wrote:\n%s", p, p.tail(logLines))
+		s.printf("\nThe end of the log of %s:\n%s", p, p.tail(logLines))
 	}
 }
 
@@ -145,7 +145,7 @@ func (s *show) stay(ctx context.Context) error {
 	ended := make(chan *program, 1+len(s.agents))
 	for _, p := range s.programs() {
 		go func() {
-			<-p.process.Done() // comes at the latest when the demo ends
+			<-p.process.Done() // at the latest when the demo ends
 			ended <- p
 		}()
 	}
@@ -158,7 +158,7 @@ func (s *show) stay(ctx context.Context) error {
 	}
 }
 
-// vip is the demo's virtual address.
+// vip returns the demo's virtual address.
 func (s *show) vip() netip.Addr {
 	if s.ipv6 {
 		return s.lab.VIP6
@@ -166,7 +166,7 @@ func (s *show) vip() netip.Addr {
 	return s.lab.VIP
 }
 
-// addr is the address of a host, outside the tunnel and, at the client, inside.
+// addr returns the address of a host in the demo's family.
 func (s *show) addr(h *lab.Host) netip.Addr {
 	if s.ipv6 {
 		return h.Addr6
@@ -176,7 +176,7 @@ func (s *show) addr(h *lab.Host) netip.Addr {
 
 func (s *show) printf(format string, args ...any) { fmt.Fprintf(s.out, format, args...) }
 
-// watched calls gone when writing fails.
+// watched is a writer that calls gone when writing fails.
 type watched struct {
 	io.Writer
 	gone func()

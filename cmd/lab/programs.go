@@ -40,7 +40,7 @@ func (p *program) String() string {
 	return p.host.Name + "'s " + p.name
 }
 
-// startPrograms starts the director and the agents and returns when all of them are up.
+// startPrograms starts the director and the agents, and returns when all of them are up.
 func (s *show) startPrograms(ctx context.Context) error {
 	s.printf("Programs, with their configurations:\n")
 	for _, web := range s.lab.Webs {
@@ -64,7 +64,7 @@ func (s *show) startPrograms(ctx context.Context) error {
 	return nil
 }
 
-// start writes a program's configuration, which depends on the path of its control socket, and starts it.
+// start writes a program's configuration and starts it. config returns the text for a path of the control socket.
 func (s *show) start(h *lab.Host, name string, config func(socket string) string) (*program, error) {
 	file := func(suffix string) string { return filepath.Join(dir, h.Name+suffix) }
 	p := &program{host: h, name: name, config: file(".toml"), log: file(".log"), socket: file(".sock")}
@@ -117,15 +117,15 @@ func (p *program) awaitUp(ctx context.Context) error {
 	}
 }
 
-// status asks a program for its status.
+// status gets a program's status.
 func (p *program) status(ctx context.Context, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	return api.Get(ctx, p.socket, "/status", into)
 }
 
-// stopPrograms ends the programs, all at once, and returns an error for each that does not end well. How one ends that
-// was not up yet is either known or, when SIGTERM came before it could know what to do with it, no fault.
+// stopPrograms ends all programs at once, and returns an error for each that fails. The failure of a program that was
+// not up yet is no error here: it is known already, or SIGTERM came before the program's handler.
 func (s *show) stopPrograms() error {
 	all := s.programs()
 	errs := make([]error, len(all))
@@ -134,7 +134,7 @@ func (s *show) stopPrograms() error {
 		stops.Go(func() {
 			err := p.process.Stop()
 			if err != nil && (p.up || errors.Is(err, lab.ErrKilled)) {
-				errs[i] = fmt.Errorf("%s did not end well: %w", p, err)
+				errs[i] = fmt.Errorf("%s failed at its end: %w", p, err)
 			}
 		})
 	}
@@ -142,7 +142,7 @@ func (s *show) stopPrograms() error {
 	return errors.Join(errs...)
 }
 
-// programs returns those that were started, the director first.
+// programs returns the started programs, the director first.
 func (s *show) programs() []*program {
 	if s.director == nil {
 		return s.agents

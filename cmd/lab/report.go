@@ -10,21 +10,21 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// settleTimeout is how long the counters may take to agree after the last answer: the last packets of a connection
-// travel after the client has its answer.
+// settleTimeout is the time for the counters to agree after the last answer: a connection's last packets are sent after
+// the client has its answer.
 const settleTimeout = 2 * time.Second
 
-// taps count packets on the hosts' links, independently of the programs.
-type taps struct {
+// counters count packets on the hosts' links, independently of the programs.
+type counters struct {
 	requests *lab.Counter // at the director, to the VIP
-	passed   *lab.Counter // at the director, from the VIP, either way
+	passed   *lab.Counter // at the director, from the VIP, in either direction
 	replies  *lab.Counter // at the client, from the VIP
 }
 
-// tap starts counting.
-func (s *show) tap() (*taps, error) {
-	t := &taps{}
-	for _, tap := range []struct {
+// count starts counting.
+func (s *show) count() (*counters, error) {
+	t := &counters{}
+	for _, link := range []struct {
 		counter **lab.Counter
 		host    *lab.Host
 		filter  lab.Filter
@@ -33,18 +33,18 @@ func (s *show) tap() (*taps, error) {
 		{&t.passed, s.lab.Director, lab.Filter{Source: s.vip()}},
 		{&t.replies, s.lab.Client, lab.Filter{Source: s.vip(), Direction: lab.In}},
 	} {
-		c, err := tap.host.Count("eth0", tap.filter)
+		c, err := link.host.Count("eth0", link.filter)
 		if err != nil {
 			t.Close()
 			return nil, err
 		}
-		*tap.counter = c
+		*link.counter = c
 	}
 	return t, nil
 }
 
 // Close ends the counting.
-func (t *taps) Close() {
+func (t *counters) Close() {
 	for _, c := range []*lab.Counter{t.requests, t.passed, t.replies} {
 		if c != nil {
 			c.Close()
@@ -52,14 +52,14 @@ func (t *taps) Close() {
 	}
 }
 
-// numbers is everything that is counted, read at about the same time.
+// numbers are the values of all counters, read at about the same time.
 type numbers struct {
 	director                  api.DirectorStatus
 	agents                    []api.RealserverStatus
 	requests, passed, replies uint64
 }
 
-func (s *show) read(ctx context.Context, t *taps) (n numbers, err error) {
+func (s *show) read(ctx context.Context, t *counters) (n numbers, err error) {
 	if err := s.director.status(ctx, &n.director); err != nil {
 		return n, fmt.Errorf("status of %s: %w", s.director, err)
 	}
@@ -76,7 +76,7 @@ func (s *show) read(ctx context.Context, t *taps) (n numbers, err error) {
 	return n, errors.Join(errs[:]...)
 }
 
-// settled says whether every packet that reached the director has come out of a tunnel.
+// settled reports whether every packet that reached the director has come out of a tunnel.
 func (n *numbers) settled() bool {
 	var unwrapped uint64
 	for _, a := range n.agents {
@@ -86,8 +86,8 @@ func (n *numbers) settled() bool {
 		n.director.Out.Packets == unwrapped
 }
 
-// report prints what was counted. Its error says what is not as it should be.
-func (s *show) report(ctx context.Context, t *taps) error {
+// report prints the counters. Its error names values that are not as expected.
+func (s *show) report(ctx context.Context, t *counters) error {
 	settle, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
@@ -128,21 +128,21 @@ func (s *show) report(ctx context.Context, t *taps) error {
 }
 
 func (s *show) table(n *numbers) {
-	s.printf("What went where                                     packets       bytes   counted by\n")
+	s.printf("Packets on their paths                              packets       bytes   counted by\n")
 	line := func(what string, t api.Traffic, by string) {
 		s.printf("  %-46s %10d  %10d   %s\n", what, t.Packets, t.Bytes, by)
 	}
-	tap := func(what string, packets uint64) {
+	kernel := func(what string, packets uint64) {
 		s.printf("  %-46s %10d  %10s   the kernel\n", what, packets, "")
 	}
-	tap("requests, on the director's eth0", n.requests)
+	kernel("requests, on the director's eth0", n.requests)
 	line("into the director", n.director.In, "director")
 	line("out of the director, encapsulated", n.director.Out, "director")
 	for i, a := range n.agents {
 		line("unwrapped by "+s.agents[i].host.Name, a.Out, "its realserver")
 	}
-	tap("replies, on the client's eth0", n.replies)
-	tap("replies that passed the director: on its eth0", n.passed)
+	kernel("replies, on the client's eth0", n.replies)
+	kernel("replies that passed the director: on its eth0", n.passed)
 
 	s.printf("\nService  Realserver      Weight  Active  Inactive  Connections  Packets\n")
 	for _, service := range n.director.Services {

@@ -30,7 +30,7 @@ const drawing = `vstun demo: a virtual address (VIP), one director, two web serv
 
 `
 
-// draw prints the topology and the way of request and reply.
+// draw prints the topology and the paths of request and reply.
 func (s *show) draw() {
 	s.printf(drawing, s.vip(), s.addr(s.lab.Client), s.addr(s.lab.Director), s.addr(s.lab.Webs[0]),
 		s.addr(s.lab.Webs[1]))
@@ -57,7 +57,7 @@ func (s *show) agentTOML(socket string) string {
 		s.vip(), s.addr(s.lab.Director), socket)
 }
 
-// tunnelFilter is the packets in the tunnel in tcpdump's words.
+// tunnelFilter returns tcpdump's filter for the tunnel's packets.
 func (s *show) tunnelFilter() string {
 	if s.ipv6 {
 		return "ip6 proto 41"
@@ -68,7 +68,7 @@ func (s *show) tunnelFilter() string {
 // stayText takes the prefix, the VIP, the director's program and configuration, the directory, the URL, and a filter
 // for the tunnel.
 const stayText = `
-All of it stays up until Ctrl-C. Look around, as root, from another terminal:
+Everything runs until Ctrl-C. Look around, as root, in another terminal:
 
   a request            ip netns exec %[1]s-client curl '%[6]s'
   into the director    ip netns exec %[1]s-director tcpdump -ni eth0 dst %[2]s

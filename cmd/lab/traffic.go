@@ -37,8 +37,8 @@ func (s *servers) Close() {
 	s.done.Wait()
 }
 
-// serve starts on each web host an HTTP and a UDP server, which listen on the VIP and answer with the name of their
-// host and the address of the client that they see.
+// serve starts an HTTP and a UDP server on each web host. They listen on the VIP and answer with the name of their host
+// and the client's address.
 func (s *show) serve() (*servers, error) {
 	all := &servers{}
 	for _, web := range s.lab.Webs {
@@ -80,13 +80,13 @@ func answerDatagrams(web *lab.Host, echo net.PacketConn) {
 
 // answer is one reply, as the client got it.
 type answer struct {
-	server string // by its own account
-	client string // the address that the server sees
+	server string // the name in its answer
+	client string // its address as the server sees it
 	from   string // the address at the other end of the client's socket
 }
 
-// requests makes HTTP requests, each on a new connection, and prints the answers. Its error says which are missing or
-// came from another address than the VIP.
+// requests makes HTTP requests, each on a new connection, and prints the answers. Its error names answers that are
+// missing, or came from another address than the VIP.
 func (s *show) requests(ctx context.Context) error {
 	vip := netip.AddrPortFrom(s.vip(), httpPort)
 	s.printf("%d requests for %s, each on a new connection (wrr, weights %d and %d):\n\n",
@@ -98,7 +98,7 @@ func (s *show) requests(ctx context.Context) error {
 	return s.ask(ctx, "request", requestCount, vip, func() (answer, error) { return get(ctx, client, s.url()) })
 }
 
-// url is where the web servers answer.
+// url returns the URL of the web servers.
 func (s *show) url() string {
 	if vip := s.vip(); vip.Is6() {
 		return "http://[" + vip.String() + "]/"
@@ -126,7 +126,7 @@ func get(ctx context.Context, client *http.Client, url string) (a answer, err er
 	return a, a.parse(body)
 }
 
-// datagrams does the same with UDP, one datagram from each of several sockets.
+// datagrams is requests for UDP: one datagram from each of several sockets.
 func (s *show) datagrams(ctx context.Context) error {
 	vip := netip.AddrPortFrom(s.vip(), echoPort)
 	s.printf("%d UDP datagrams to %s, each from a new socket (rr):\n\n", datagramCount, vip)
@@ -134,7 +134,7 @@ func (s *show) datagrams(ctx context.Context) error {
 }
 
 func (s *show) datagram(ctx context.Context, to netip.AddrPort) (a answer, err error) {
-	// Not connected, so that the socket takes and shows an answer from wherever it comes.
+	// Not connected, so that the socket receives answers from any address.
 	conn, err := s.lab.Client.ListenPacket("udp", netip.AddrPortFrom(s.addr(s.lab.Client), 0).String())
 	if err != nil {
 		return a, err
@@ -158,13 +158,13 @@ func (s *show) datagram(ctx context.Context, to netip.AddrPort) (a answer, err e
 
 func (a *answer) parse(body []byte) error {
 	if n, _ := fmt.Sscan(string(body), &a.server, &a.client); n != 2 {
-		return fmt.Errorf("an answer that no server of the demo gives: %.60q", body)
+		return fmt.Errorf("an unexpected answer: %.60q", body)
 	}
 	return nil
 }
 
-// ask calls once count times, prints a line for each answer and then how many each server gave. It gives up when many
-// are missing, so as not to keep the reader waiting for the rest.
+// ask calls once count times, prints a line for each answer and then each server's number of answers. It gives up when
+// enoughMissing answers are missing, which saves the other timeouts.
 func (s *show) ask(ctx context.Context, what string, count int, vip netip.AddrPort, once func() (answer, error)) error {
 	var errs []error
 	answers := map[string]int{}

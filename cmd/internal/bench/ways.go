@@ -158,7 +158,7 @@ func (b *bed) prepare() error {
 }
 
 func (b *bed) dropAtRouter(_ context.Context, w *way) error {
-	w.mac, w.host, w.link = lab.Nobody(), b.lab.Router, b.lab.Client.Name
+	w.mac, w.host, w.link = lab.UnknownMAC(), b.lab.Router, b.lab.Client.Name
 	return nil
 }
 

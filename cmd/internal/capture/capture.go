@@ -1,4 +1,4 @@
-// Package capture writes what a director's tap takes as a pcapng file.
+// Package capture writes the packets of a director's capture as a pcapng file.
 package capture
 
 import (
@@ -21,28 +21,27 @@ const (
 	after
 )
 
-// Counts is what a capture has come to, in packets.
+// Counts is the size of a capture, in packets. Lost counts packets that were not written.
 type Counts struct{ Before, After, Lost uint64 }
 
-// Write writes the packets of tap to w, as they come, and returns when there are no more, or with ctx. It calls flush
-// whenever what there is has been written. sources are the addresses that the kernel sends tunnel packets from, by
-// their destination, where the director leaves that to it.
-func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Capture,
+// Write writes the packets of from to w as they come. It returns when the capture has ended, or ctx. It calls flush
+// whenever it has written all packets so far. sources returns the kernel's source address of tunnel packets to a
+// destination, for packets whose source the director leaves to the kernel.
+func Write(ctx context.Context, w io.Writer, flush func() error, from *forward.Capture,
 	sources func(netip.Addr) netip.Addr) (c Counts, err error) {
-	const longest = 1 << 18 // what tcpdump takes for unlimited
+	const longest = 1 << 18 // tcpdump's unlimited
 	face := func(name, comment string) pcapgo.NgInterface {
 		return pcapgo.NgInterface{Name: name, Comment: comment, LinkType: layers.LinkTypeRaw, SnapLength: longest}
 	}
 	begin := time.Now()
-	ng, err := pcapgo.NewNgWriterInterface(w, face("before", "as the director has read them, super-packets whole, "+
-		"and with checksums that the kernel leaves to the network card"),
+	ng, err := pcapgo.NewNgWriterInterface(w, face("before", "as the director has read them: super-packets are whole, "+
+		"and some checksums are left to the network card"),
 		pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "vstun director"}})
 	if err != nil {
 		return c, err
 	}
-	if _, err := ng.AddInterface(face("after", "as the director has sent them; what the kernel fills in itself is "+
-		"made up: the outer IPv4 checksum, an ID of 0, and in UDP tunnels, where it makes all "+
-		"headers, the outer ones")); err != nil {
+	if _, err := ng.AddInterface(face("after", "as the director has sent them; headers that the kernel fills in are "+
+		"reconstructed: the outer IPv4 checksum, an ID of 0, and in UDP tunnels all outer headers")); err != nil {
 		return c, err
 	}
 	for {
@@ -52,7 +51,7 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ca
 		if err := flush(); err != nil {
 			return c, err
 		}
-		taken := tap.Next(ctx)
+		taken := from.Next(ctx)
 		if len(taken) == 0 {
 			break
 		}
@@ -70,7 +69,7 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ca
 			}
 		}
 	}
-	c.Lost = tap.Lost()
+	c.Lost = from.Lost()
 	for face, n := range []uint64{before: c.Before, after: c.After} {
 		stats := pcapgo.NgInterfaceStatistics{StartTime: begin, EndTime: time.Now(), LastUpdate: time.Now(),
 			PacketsReceived: n, PacketsDropped: c.Lost}
@@ -84,7 +83,7 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ca
 	return c, flush()
 }
 
-// complete fills in what the kernel would have in the IPv4 header of a packet that is sent.
+// complete fills in the fields of a sent packet's outer IPv4 header that the kernel fills in.
 func complete(b []byte, sources func(netip.Addr) netip.Addr) {
 	if packet.Version(b) != 4 {
 		return

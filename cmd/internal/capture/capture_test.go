@@ -33,7 +33,7 @@ func (o *once) ReadBatch(bufs []packet.Buf) (int, error) {
 
 func (o *once) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
 
-// TestWrite: a packet is in the file as it came and as it went, with what the kernel fills in.
+// TestWrite: the file has a packet as it was read and as it was sent, with the fields that the kernel fills in.
 func TestWrite(t *testing.T) {
 	client, vip, rs, own := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("198.51.100.80"),
 		netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("10.0.2.2")
@@ -45,23 +45,23 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := make(packet.IPv4, 40)
-	packet.IPv4(in).Encode(packet.IPv4Fields{
+	in.Encode(packet.IPv4Fields{
 		TotalLen: len(in), TTL: 64, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
 	})
 	copy(in[20:], []byte{0x12, 0x34, 0, 53, 0, 20})
 
-	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
-	if !shared.StartCapture(tap) {
-		t.Fatal("another reader runs")
+	shared, running := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
+	if !shared.StartCapture(running) {
+		t.Fatal("another capture runs")
 	}
 	o := &once{bytes.Clone(in)}
 	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {
 		t.Fatal(err)
 	}
-	shared.StopCapture(tap)
+	shared.StopCapture(running)
 	var file bytes.Buffer
 	flushed := 0
-	n, err := Write(t.Context(), &file, func() error { flushed++; return nil }, tap, func(a netip.Addr) netip.Addr {
+	n, err := Write(t.Context(), &file, func() error { flushed++; return nil }, running, func(a netip.Addr) netip.Addr {
 		if a != rs {
 			t.Errorf("asked for the way to %v", a)
 		}

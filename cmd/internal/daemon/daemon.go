@@ -6,15 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -117,17 +116,10 @@ func OnHangup() func(fn func()) Task {
 // Notify sends the program's state, such as "READY=1", to the service manager (sd_notify(3)). Without a service manager
 // it does nothing.
 func Notify(state string) error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return nil
-	}
-	c, err := net.Dial("unixgram", path) // "@name" is an abstract socket for systemd and for Go
-	if err != nil {
+	if _, err := systemd.SdNotify(false, state); err != nil {
 		return fmt.Errorf("NOTIFY_SOCKET: %w", err)
 	}
-	defer c.Close()
-	_, err = io.WriteString(c, state)
-	return err
+	return nil
 }
 
 // Every returns a task that calls fn once each period.

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strconv"
 	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 
 	"vstun/cmd/internal/words"
 )
@@ -49,14 +49,11 @@ const watchdogLooks = 4
 // watchdogTime returns the time that the service manager allows between two signs of life (sd_watchdog_enabled(3)). 0
 // means that it expects none.
 func watchdogTime() time.Duration {
-	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+	allowed, err := systemd.SdWatchdogEnabled(false)
+	if err != nil || allowed < watchdogLooks*time.Microsecond {
 		return 0
 	}
-	n, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
-	if err != nil || n < int64(watchdogLooks) {
-		return 0
-	}
-	return time.Duration(n) * time.Microsecond
+	return allowed
 }
 
 // Loop is a worker that processes one batch after the other.

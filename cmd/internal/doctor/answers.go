@@ -9,9 +9,9 @@ import (
 	"vstun/routing/query"
 )
 
-// answers examines the way of the answers: there is one to everywhere, and, while the agent runs, it is by the agent's
-// table, which lowers the MSS.
-func (e *exam) answers(cfg *config.Realserver, st *api.RealserverStatus) {
+// answers examines the routes of answers: there is a default route, and, if the agent runs, answers use the agent's
+// routing table, which lowers the MSS.
+func (res *result) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 	running := st.Program != ""
 	for _, six := range []bool{false, true} {
 		var vips []netip.Addr
@@ -24,11 +24,11 @@ func (e *exam) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 			continue
 		}
 		hop, ok, err := query.Lookup(outside[six], netip.Addr{})
-		if e.failed(err) {
+		if res.failed(err) {
 			return
 		}
 		if !ok || hop.Link == cfg.TUN {
-			e.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six],
+			res.find(Finding{Severity: Warning, Where: map[bool]string{false: "IPv4", true: "IPv6"}[six],
 				What: "there is no default route", Why: "answers reach no client beyond this host's own networks",
 				Fix: fmt.Sprintf("ip %sroute show", map[bool]string{true: "-6 "}[six]),
 				Remarks: []string{fmt.Sprintf("add one: ip %sroute add default via GATEWAY",
@@ -36,22 +36,22 @@ func (e *exam) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 			continue
 		}
 		if !running {
-			e.fine("clients are answered by %s", hop.Link)
+			res.fine("clients are answered by %s", hop.Link)
 			continue
 		}
 		for _, vip := range vips {
-			e.answersOf(cfg, st, vip)
+			res.answersOf(cfg, st, vip)
 		}
 	}
 }
 
-// answersOf examines the way of the answers from one VIP, to clients as well as to the directors, who may be such.
-func (e *exam) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip netip.Addr) {
+// answersOf examines the route of answers from one VIP.
+func (res *result) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip netip.Addr) {
 	if _, local, err := query.LocalLink(vip); err != nil || !local {
-		return // that is noted elsewhere
+		return // another check records that
 	}
 	hop, ok, err := query.Lookup(outside[vip.Is6()], vip)
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	mss := st.MSS
@@ -61,30 +61,31 @@ func (e *exam) answersOf(cfg *config.Realserver, st *api.RealserverStatus, vip n
 	where := fmt.Sprintf("VIP %s", vip)
 	switch {
 	case !ok:
-		e.find(Finding{Severity: Error, Where: where, What: "there is no way for its answers",
-			Why: "clients hear nothing",
+		res.find(Finding{Severity: Error, Where: where, What: "there is no route for its answers",
+			Why: "clients get no answer",
 			Fix: fmt.Sprintf("ip route get %s from %s; ip rule; ip route show table %d", outside[vip.Is6()], vip,
 				cfg.Table)})
 	case hop.Link == cfg.TUN:
-		e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN),
+		res.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("its answers go back into %s", cfg.TUN),
 			Why:     "the agent refuses them there: if it forwarded them, they would come back",
 			Fix:     fmt.Sprintf("ip rule; ip route get %s from %s", outside[vip.Is6()], vip),
 			Remarks: []string{"remove the rule that leads there"}})
 	case cfg.MSS == config.MSSOff:
-		e.fine("from %s by %s; mss is off", vip, hop.Link)
+		res.fine("from %s by %s; mss is off", vip, hop.Link)
 	case hop.Table != cfg.Table:
-		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers go by routing table %d, not "+
-			"by %d, the agent's", hop.Table, cfg.Table),
-			Why: "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are slow",
+		res.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("its answers use routing table %d, not "+
+			"%d, the agent's", hop.Table, cfg.Table),
+			Why: "servers advertise an MSS with which clients' packets do not fit the tunnel: uploads hang, or are " +
+				"slow",
 			Fix: "ip rule",
 			Remarks: []string{fmt.Sprintf("a rule before priority %d takes them: ip rule del priority NUMBER",
 				cfg.Table),
 				"or set table to a smaller number"}})
 	case hop.AdvMSS == 0 || hop.AdvMSS > mss:
-		e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d "+
+		res.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("servers advertise an MSS of %d, and %d "+
 			"fits the tunnel", hop.AdvMSS, mss), Why: "clients' packets do not fit the tunnel",
 			Fix: "systemctl restart vstun-realserver"})
 	default:
-		e.fine("from %s by %s, MSS %d", vip, hop.Link, hop.AdvMSS)
+		res.fine("from %s by %s, MSS %d", vip, hop.Link, hop.AdvMSS)
 	}
 }

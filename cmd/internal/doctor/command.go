@@ -10,15 +10,15 @@ import (
 	"vstun/cmd/internal/cli"
 )
 
-// patience is how long an examination may take; it takes a few seconds.
+// patience bounds the time of an examination, which usually takes a few seconds.
 const patience = time.Minute
 
-// Command is the command doctor of a program, whose report is made by examine.
+// Command returns a program's command doctor. examine makes the report.
 func Command(short string, examine func(ctx context.Context) (*Report, error)) *cobra.Command {
 	var asJSON, verbose bool
 	c := &cobra.Command{Use: "doctor", Short: short, Args: cobra.NoArgs,
-		Long: short + ".\n\nIt changes nothing, and works whether the program runs or not. It needs the rights that " +
-			"the program needs.\nExit status: 0 nothing found, 1 findings, 2 wrong usage or configuration.",
+		Long: short + ".\n\nIt changes nothing, and works whether the program runs or not. It needs the program's " +
+			"privileges.\nExit status: 0 nothing found, 1 findings, 2 wrong usage or configuration.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), patience)
 			defer cancel()
@@ -38,6 +38,6 @@ func Command(short string, examine func(ctx context.Context) (*Report, error)) *
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false,
-		"say also what is fine, and name all that suffers from the same")
+		"also list checks that found no fault, and all places of a finding")
 	return c
 }

@@ -10,11 +10,11 @@ import (
 	"vstun/routing/query"
 )
 
-// vipRoutes examines whether the VIPs' packets get to the director: those from the network by the device tun, those
-// that this host itself sends, as its health checks do, by the device local.
-func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
+// vipRoutes examines whether the VIPs' packets get to the director: packets from the network by the device tun, this
+// host's own packets, such as health checks, by the device local.
+func (res *result) vipRoutes(tun, local string, vips []netip.Addr) {
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	for _, name := range []string{tun, local} {
@@ -24,20 +24,20 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 		}
 		why := "no packet gets to the director"
 		if name == local {
-			why = "health checks share the clients' queues: a flood fails them"
+			why = "health checks share the clients' queues: a flood makes them fail"
 		}
-		e.find(Finding{Severity: Error, Where: name, What: "the device is gone, or down", Why: why,
+		res.find(Finding{Severity: Error, Where: name, What: "the device is gone, or down", Why: why,
 			Fix:     fmt.Sprintf("ip link set %s up", name),
-			Remarks: []string{"where it is gone: systemctl restart vstun-director"}})
+			Remarks: []string{"if it is gone: systemctl restart vstun-director"}})
 	}
-	if len(e.findings) > 0 {
+	if len(res.findings) > 0 {
 		return
 	}
 	good := true
 	for _, vip := range vips {
-		for _, p := range e.paths(tun, local, vip, devices) {
+		for _, p := range res.paths(tun, local, vip, devices) {
 			hop, ok, err := p.lookup()
-			if e.failed(err) {
+			if res.failed(err) {
 				return
 			}
 			if ok && hop.Link == p.device {
@@ -52,12 +52,12 @@ func (e *exam) vipRoutes(tun, local string, vips []netip.Addr) {
 					f.What = fmt.Sprintf("%s go to %s by %s, not to %s", p.packets, hop.Gateway, hop.Link, p.device)
 				}
 			}
-			e.find(f)
+			res.find(f)
 			break // the other path has the same cause
 		}
 	}
 	if good {
-		e.fine("%s is up, and takes the packets of %s; %s takes this host's own", tun, words.Count(len(vips), "VIP"),
+		res.fine("%s is up, and takes the packets of %s; %s takes this host's own", tun, words.Count(len(vips), "VIP"),
 			local)
 	}
 }
@@ -67,15 +67,15 @@ type vipPath struct {
 	lookup  func() (query.Path, bool, error)
 	device  string // that they must get to
 	packets string
-	of      string // " for …", where it is not all packets
-	why     string // it matters
+	of      string // " for …", if it is not all packets
+	why     string // the effect of its fault
 	fix     string
 }
 
-// paths returns the paths by which packets come to vip: from the network, as far as the kernel can be asked, and from
+// paths returns the paths by which packets come to vip: from the network, if the kernel can be asked about it, and from
 // this host.
-func (e *exam) paths(tun, local string, vip netip.Addr, devices []query.Device) (all []vipPath) {
-	if from, link, ok := visitor(vip.Is6(), devices); ok {
+func (res *result) paths(tun, local string, vip netip.Addr, devices []query.Device) (all []vipPath) {
+	if from, link, ok := exampleClient(vip.Is6(), devices); ok {
 		all = append(all, vipPath{
 			lookup: func() (query.Path, bool, error) { return query.LookupForwarded(vip, from, link) },
 			device: tun, packets: "its packets", why: "its packets never get to the director",
@@ -92,9 +92,10 @@ func (e *exam) paths(tun, local string, vip netip.Addr, devices []query.Device) 
 	return all
 }
 
-// visitor is the address of a client, and the device by which its packets come in and are forwarded: by the default
-// route, or from a subnet of this host. The kernel shows no route for a device that doesn't forward: see forwarding.
-func visitor(six bool, devices []query.Device) (from netip.Addr, link string, ok bool) {
+// exampleClient returns the address of a client, and the device by which its packets come in and are forwarded: by the
+// default route, or from a subnet of this host. The kernel shows no route for a device that does not forward: see
+// forwarding.
+func exampleClient(six bool, devices []query.Device) (from netip.Addr, link string, ok bool) {
 	if hop, ok, err := query.Lookup(outside[six], netip.Addr{}); err == nil && ok && forwards(hop.Link, six) {
 		return outside[six], hop.Link, true
 	}
@@ -109,7 +110,7 @@ func visitor(six bool, devices []query.Device) (from netip.Addr, link string, ok
 	return netip.Addr{}, "", false
 }
 
-// neighbour is another address of a subnet than that of this host; the zero Addr where there is none.
+// neighbour returns an address in p's subnet that is not p's own; the zero Addr if there is none.
 func neighbour(p netip.Prefix) netip.Addr {
 	for _, a := range []netip.Addr{p.Addr().Next(), p.Addr().Prev()} {
 		if a.IsValid() && p.Contains(a) && a != p.Masked().Addr() {

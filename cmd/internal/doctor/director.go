@@ -23,104 +23,102 @@ import (
 type Director struct {
 	File   string
 	Config *config.Director
-	// faults that keep it from starting, or, while it runs, from its next start; a line each
+	// Obstacles returns the faults that keep it from starting, or, if it runs, from its next start; a line each.
 	Obstacles func(running bool) error
-	Checks    func() (api.Checks, error) // number of descriptors for its checks, and their need
+	// Checks returns the number of descriptors that its health checks need and have.
+	Checks func() (api.Checks, error)
 }
 
-// Examine examines the machine, and the ways to the realservers.
+// Examine examines the machine, and the paths to the realservers.
 func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	var st api.DirectorStatus
-	running, silence, err := asked(ctx, d.Config.Control, &st)
+	running, silence, err := status(ctx, d.Config.Control, &st)
 	if err != nil {
 		return nil, err
 	}
 	r := newReport("director", d.File, running)
 	v4, v6 := d.families()
 	checks := []check{
-		{"running", func(_ context.Context, e *exam) { e.running(running, "director", d.File) }},
-		{"privileges", func(_ context.Context, e *exam) { e.privileges(running) }},
-		{"start", func(_ context.Context, e *exam) { e.start(running, d.Obstacles) }},
-		{"forwarding", func(_ context.Context, e *exam) { e.forwarding(running, d.Config.TUN, v4, v6) }},
-		{"firewall", func(_ context.Context, e *exam) { e.directorFirewall(d) }},
-		{"rp_filter", func(ctx context.Context, e *exam) { e.directorFilters(ctx, d.Config.TUN, v4, &st) }},
-		{"neighbours", func(_ context.Context, e *exam) { e.neighbours(d.vips()) }},
-		{"ip_vs", func(_ context.Context, e *exam) { e.kernelServices(d.vips()) }},
-		{"routes", func(_ context.Context, e *exam) { e.realserverRoutes(d.Config) }},
-		{"descriptors", func(_ context.Context, e *exam) {
+		{"running", func(_ context.Context, res *result) { res.running(running, "director", d.File) }},
+		{"privileges", func(_ context.Context, res *result) { res.privileges(running) }},
+		{"start", func(_ context.Context, res *result) { res.start(running, d.Obstacles) }},
+		{"forwarding", func(_ context.Context, res *result) { res.forwarding(running, d.Config.TUN, v4, v6) }},
+		{"firewall", func(_ context.Context, res *result) { res.directorFirewall(d) }},
+		{"rp_filter", func(ctx context.Context, res *result) { res.directorFilters(ctx, d.Config.TUN, v4, &st) }},
+		{"neighbours", func(_ context.Context, res *result) { res.neighbours(d.vips()) }},
+		{"ip_vs", func(_ context.Context, res *result) { res.kernelServices(d.vips()) }},
+		{"routes", func(_ context.Context, res *result) { res.realserverRoutes(d.Config) }},
+		{"descriptors", func(_ context.Context, res *result) {
 			c, err := st.Checks, error(nil)
 			if !running || silence != nil {
 				c, err = d.Checks()
 			}
-			e.descriptors(c, err)
+			res.descriptors(c, err)
 		}},
 	}
 	if running {
 		checks = append(checks,
-			check{"device", func(_ context.Context, e *exam) {
-				e.vipRoutes(d.Config.TUN, d.Config.LocalTUN(),
-					d.vips())
+			check{"device", func(_ context.Context, res *result) {
+				res.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips())
 			}})
 	}
 	switch {
 	case silence != nil:
-		checks = append(checks, check{"control", func(_ context.Context, e *exam) {
-			e.silent("vstun-director",
-				silence)
-		}})
+		checks = append(checks,
+			check{"control", func(_ context.Context, res *result) { res.silent("vstun-director", silence) }})
 	case running:
 		checks = append(checks,
-			check{"health", func(_ context.Context, e *exam) { e.health(&st) }},
-			check{"drops", func(ctx context.Context, e *exam) { e.directorDrops(ctx, d.Config.Control, &st) }})
+			check{"health", func(_ context.Context, res *result) { res.health(&st) }},
+			check{"drops", func(ctx context.Context, res *result) { res.directorDrops(ctx, d.Config.Control, &st) }})
 	}
 	r.run(ctx, checks...)
-	// The probes come last: what they do to the kernel's counters is nothing that was wrong.
+	// The probes come last, since they change the kernel's counters.
 	r.run(ctx, check{"tunnels", d.tunnels},
-		check{"router", func(ctx context.Context, e *exam) { d.router(ctx, e, running, &st) }})
+		check{"router", func(ctx context.Context, res *result) { d.router(ctx, res, running, &st) }})
 	return r.finish(), nil
 }
 
-// asked gets the status of the program whose control socket is at socket, and reports whether there is one that runs,
-// and if so, what is there when it does not answer.
-func asked(ctx context.Context, socket string, into any) (running bool, silence, err error) {
+// status gets the status of the program whose control socket is at socket, and reports whether it runs. silence is the
+// error of a program that runs and does not answer.
+func status(ctx context.Context, socket string, into any) (running bool, silence, err error) {
 	err = api.Get(ctx, socket, "/status", into)
 	switch {
 	case err == nil:
 		return true, nil, nil
 	case errors.Is(err, api.ErrSilent):
 		return true, err, nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // nobody has it
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED): // no program listens
 		return false, nil, nil
 	}
 	return false, nil, err
 }
 
-// running notes that a program does not run.
-func (e *exam) running(running bool, program, file string) {
+// running records that a program does not run.
+func (res *result) running(running bool, program, file string) {
 	if running {
-		e.fine("the %s runs", program)
+		res.fine("the %s runs", program)
 		return
 	}
 	f := Finding{Severity: Error, What: "the director does not run", Why: "no packet for a VIP gets to a realserver",
 		Fix:     fmt.Sprintf("%s run -c %s", program, file),
-		Remarks: []string{"the other findings are what it would meet"}}
+		Remarks: []string{"the other findings are faults that it would meet"}}
 	if program == "realserver" {
-		f.What, f.Why = "the agent does not run", "this host refuses or drops what directors send"
+		f.What, f.Why = "the agent does not run", "this host refuses or drops the directors' packets"
 	}
 	if d, err := os.Stat("/run/systemd/system"); err == nil && d.IsDir() { // sd_booted(3)
 		f.Fix = "systemctl start vstun-" + program
 	}
-	e.find(f)
+	res.find(f)
 }
 
-// silent notes that the program, of this unit, runs and does not answer.
-func (e *exam) silent(unit string, err error) {
-	e.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too",
+// silent records that the program of this unit runs and does not answer.
+func (res *result) silent(unit string, err error) {
+	res.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too",
 		Fix:     "systemctl restart " + unit,
-		Remarks: []string{"what it did last: journalctl -u " + unit}})
+		Remarks: []string{"its last log lines: journalctl -u " + unit}})
 }
 
-// vips are the VIPs, each once.
+// vips returns the VIPs, each once.
 func (d *Director) vips() (all []netip.Addr) {
 	for _, s := range d.Config.Services {
 		for _, vip := range s.VIPs {
@@ -132,7 +130,7 @@ func (d *Director) vips() (all []netip.Addr) {
 	return all
 }
 
-// families tells which families the VIPs are of.
+// families reports whether there are VIPs of IPv4, and of IPv6.
 func (d *Director) families() (v4, v6 bool) {
 	for _, vip := range d.vips() {
 		v4, v6 = v4 || vip.Is4(), v6 || vip.Is6()
@@ -140,7 +138,7 @@ func (d *Director) families() (v4, v6 bool) {
 	return v4, v6
 }
 
-// realservers are the addresses of realservers and sorry servers, each once, with the names of their services.
+// realservers returns the addresses of realservers and sorry servers, each once, and the names of their services.
 func realservers(cfg *config.Director) (all []netip.Addr, services map[netip.Addr][]string) {
 	services = map[netip.Addr][]string{}
 	for _, s := range cfg.Services {
@@ -154,67 +152,68 @@ func realservers(cfg *config.Director) (all []netip.Addr, services map[netip.Add
 	return all, services
 }
 
-// privileges examines whether the program could start as the user who asks.
-func (e *exam) privileges(running bool) {
+// privileges examines whether the program could start with the privileges of this process.
+func (res *result) privileges(running bool) {
 	err := daemon.CheckPrivileges()
 	switch {
 	case err == nil:
-		e.fine("CAP_NET_ADMIN, CAP_NET_RAW, /dev/net/tun")
+		res.fine("CAP_NET_ADMIN, CAP_NET_RAW, /dev/net/tun")
 	case running:
-		e.skip("the program runs, so it has what it needs; who asks does not: %v", err)
+		res.skip("the program runs with its own privileges; this command lacks them: %v", err)
 	default:
-		e.obstacles(err)
+		res.obstacles(err)
 	}
 }
 
-// start lets the program itself say what keeps it from starting.
-func (e *exam) start(running bool, obstacles func(running bool) error) {
+// start records the faults that the program itself finds before it starts.
+func (res *result) start(running bool, obstacles func(running bool) error) {
 	if err := obstacles(running); err != nil {
-		e.obstacles(err)
+		res.obstacles(err)
 		return
 	}
-	e.fine("addresses and devices")
+	res.fine("addresses and devices")
 }
 
-// realserverRoutes examines whether there is a route to each realserver, and what it takes.
-func (e *exam) realserverRoutes(cfg *config.Director) {
+// realserverRoutes examines whether there is a route to each realserver, with a source address and a sufficient MTU.
+func (res *result) realserverRoutes(cfg *config.Director) {
 	all, services := realservers(cfg)
-	ways, err := query.Paths(all)
-	if e.failed(err) {
+	paths, err := query.Paths(all)
+	if res.failed(err) {
 		return
 	}
-	const leastMTU = 1280 + 60 // what IPv6 needs, and the longest tunnel header
+	const leastMTU = 1280 + 60 // IPv6's minimum MTU, and the longest tunnel header
 	var names []string
 	for _, a := range all {
-		way, ok := ways[a]
+		path, ok := paths[a]
 		where := fmt.Sprintf("realserver %s (%s)", a, brief(services[a]))
 		switch {
 		case !ok:
-			e.find(Finding{Severity: Error, Where: where, What: "there is no route to it",
-				Why: "what is for it is dropped",
+			res.find(Finding{Severity: Error, Where: where, What: "there is no route to it",
+				Why: "packets for it are dropped",
 				Fix: fmt.Sprintf("ip route get %s", a),
 				Remarks: []string{fmt.Sprintf("add one: ip route add %s via GATEWAY",
 					netip.PrefixFrom(a, a.BitLen()))}})
 			continue
-		case !cfg.Source.For(a).IsValid() && (!way.Source.IsValid() || way.Source.IsLinkLocalUnicast()):
-			e.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no source but %v",
-				way.Source), Why: "no realserver can know the director by it",
+		case !cfg.Source.For(a).IsValid() && (!path.Source.IsValid() || path.Source.IsLinkLocalUnicast()):
+			res.find(Finding{Severity: Error, Where: where, What: fmt.Sprintf("the route to it gives no usable source "+
+				"address (%v)", path.Source), Why: "no realserver can recognize the director by it",
 				Fix: "director reload", Remarks: []string{"first set source in [director] to an address of this host"}})
 			continue
-		case way.MTU < leastMTU:
-			e.find(Finding{Severity: Warning, Where: where, What: fmt.Sprintf("the route to it takes packets of %d "+
-				"bytes at most, by %s", way.MTU, way.Link),
-				Why: "little is left for what is in the tunnel", Fix: fmt.Sprintf("ip link set %s mtu 1500", way.Link),
+		case path.MTU < leastMTU:
+			res.find(Finding{Severity: Warning, Where: where,
+				What:    fmt.Sprintf("the route to it, by %s, has an MTU of %d", path.Link, path.MTU),
+				Why:     "little of it is left for the packets in the tunnel",
+				Fix:     fmt.Sprintf("ip link set %s mtu 1500", path.Link),
 				Remarks: []string{fmt.Sprintf("or raise the mtu of the route: ip route get %s", a)}})
 		}
-		names = append(names, fmt.Sprintf("%s by %s, %d bytes", a, way.Link, way.MTU))
+		names = append(names, fmt.Sprintf("%s by %s, MTU %d", a, path.Link, path.MTU))
 	}
 	if len(names) > 0 {
-		e.fine("%s", brief(names))
+		res.fine("%s", brief(names))
 	}
 }
 
-// brief is a list for people: of a long one, its beginning.
+// brief joins a list for the report; a long one is cut.
 func brief(list []string) string {
 	const most = 8
 	if len(list) > most {
@@ -224,22 +223,22 @@ func brief(list []string) string {
 }
 
 // descriptors examines whether health checks get the descriptors that they need.
-func (e *exam) descriptors(c api.Checks, err error) {
+func (res *result) descriptors(c api.Checks, err error) {
 	switch {
-	case e.failed(err):
+	case res.failed(err):
 	case c.Limit == 0:
-		e.skip("the program that runs is an older one, and does not say what its checks need")
+		res.skip("the running program is of an older release, and does not report what its checks need")
 	case c.Short():
-		e.find(Finding{Severity: Warning, Where: "health checks", What: c.Shortage(),
-			Why: fmt.Sprintf("%d wait now", c.Waiting), Fix: "systemctl edit vstun-director",
+		res.find(Finding{Severity: Warning, Where: "health checks", What: c.Shortage(),
+			Why: fmt.Sprintf("%d checks wait now", c.Waiting), Fix: "systemctl edit vstun-director",
 			Remarks: []string{c.Fix()}})
 	default:
-		e.fine("%d for health checks, and room for %d", c.Needed, c.Room)
+		res.fine("health checks need %d, and %d are free", c.Needed, c.Room)
 	}
 }
 
-// health tells which realservers their checks have taken out.
-func (e *exam) health(st *api.DirectorStatus) {
+// health records the realservers that are down, and the services below their quorum.
+func (res *result) health(st *api.DirectorStatus) {
 	up := 0
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
@@ -252,39 +251,39 @@ func (e *exam) health(st *api.DirectorStatus) {
 				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
 			}
 			if r.ComingUp() {
-				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
+				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
 					What: "it is not up yet" + reason,
-					Why:  "it gets no connections before", Fix: "director status"})
+					Why:  "it gets no connections until it is up", Fix: "director status"})
 				continue
 			}
-			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
+			res.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
 				What: "it is down" + reason, Why: "it gets no connections",
 				On: r.Address, Fix: "realserver doctor"})
 		}
 		if s.Health == "down" {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name),
+			res.find(Finding{Severity: Error, Where: fmt.Sprintf("service %q", s.Name),
 				What: fmt.Sprintf("it is down: weight %d is up, its quorum is %d", s.WeightUp, s.Quorum),
 				Why:  "its clients are refused, or get the sorry server", Fix: "director status"})
 		}
 	}
-	if len(e.findings) == 0 {
-		e.fine("up, or not checked: %s", words.Count(up, "realserver"))
+	if len(res.findings) == 0 {
+		res.fine("up, or not checked: %s", words.Count(up, "realserver"))
 	}
 }
 
-// tunnels probes the realservers.
-func (d *Director) tunnels(ctx context.Context, e *exam) {
+// tunnels probes the realservers through their tunnels.
+func (d *Director) tunnels(ctx context.Context, res *result) {
 	all, _ := realservers(d.Config)
-	ways, err := query.Paths(all)
-	if e.failed(err) {
+	paths, err := query.Paths(all)
+	if res.failed(err) {
 		return
 	}
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	p, err := newProber()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	defer func() { _ = p.close() }()
@@ -292,18 +291,19 @@ func (d *Director) tunnels(ctx context.Context, e *exam) {
 	for _, six := range []bool{false, true} {
 		own[six] = ownAddress(d.Config, devices, six)
 		if v4, v6 := d.families(); !own[six].IsValid() && (six && v6 || !six && v4) {
-			e.skip("this host has no %s address of its own to ask VIPs of that family from",
+			res.skip("this host has no %s address of its own to probe VIPs of that family from",
 				map[bool]string{false: "IPv4", true: "IPv6"}[six])
 		}
 	}
-	p.probe(ctx, e, targets(d.Config, ways, func(vip netip.Addr) netip.Addr { return own[vip.Is6()] }))
+	p.examineTargets(ctx, res, targets(d.Config, paths, func(vip netip.Addr) netip.Addr { return own[vip.Is6()] }))
 }
 
-// outside are addresses of the Internet, to see which way a packet there would go. Nothing is sent to them.
+// outside are addresses of the Internet, by whether they are of IPv6, to look up the route to clients. No packet is
+// sent to them.
 var outside = map[bool]netip.Addr{false: netip.MustParseAddr("9.9.9.9"), true: netip.MustParseAddr("2620:fe::fe")}
 
-// ownAddress is an address of this host for answers to come to: the configured source, that of the default route, or
-// any.
+// ownAddress returns an address of this host for answers: the configured source, the default route's source, or any
+// other.
 func ownAddress(cfg *config.Director, devices []query.Device, six bool) netip.Addr {
 	if a := cfg.Source.For(outside[six]); a.IsValid() {
 		return a

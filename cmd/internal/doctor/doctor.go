@@ -1,8 +1,9 @@
-// Package doctor finds faults, on this machine and on the path between directors and realservers, that keep the
-// programs from doing their job, and the commands that fix them. The program need not run. A run takes seconds, and
+// Package doctor finds the faults that keep the programs from working, on this machine and on the path between
+// directors and realservers, and names commands that fix them. The program need not run. A run takes seconds and
 // changes nothing.
 //
-// director.go and realserver.go list what is examined at either end; each other file is one subject.
+// director.go and realserver.go list the checks of either end; each other file is one subject. README.md lists the
+// findings.
 package doctor
 
 import (
@@ -13,37 +14,37 @@ import (
 	"sync"
 )
 
-// Severity says how bad a finding is.
+// Severity is the severity of a finding.
 type Severity string
 
 const (
 	Error   Severity = "error"   // packets are lost
-	Warning Severity = "warning" // some are, or will be
-	Hint    Severity = "hint"    // worth a look: no finding by itself
+	Warning Severity = "warning" // some packets are lost, or will be
+	Hint    Severity = "hint"    // worth a look, but no finding
 )
 
-// Finding is one thing that is wrong.
+// Finding is one fault.
 type Finding struct {
 	Severity Severity `json:"severity"`
-	Check    string   `json:"check"`           // what was examined, a name of the list in README.md
+	Check    string   `json:"check"`           // the check that found it: a heading of README.md
 	Where    string   `json:"where,omitempty"` // the realserver, device or file
 	What     string   `json:"what"`
-	Why      string   `json:"why,omitempty"` // what it does to the packets
-	// possible causes, the likeliest first; several if they look alike from this host
+	Why      string   `json:"why,omitempty"` // its effect on packets
+	// Causes are the possible causes, the likeliest first: several if they look alike from this host.
 	Causes  []string `json:"causes,omitempty"`
-	On      string   `json:"on,omitempty"`      // the host that Fix is for, where it is not this one
-	Fix     string   `json:"fix"`               // shell commands; "" where none is known
-	Remarks []string `json:"remarks,omitempty"` // what to do beside Fix, or in its place
-	Mend    string   `json:"mend"`              // Fix under its former name, until version 0.2
+	On      string   `json:"on,omitempty"`      // the host to run Fix on, if it is not this one
+	Fix     string   `json:"fix"`               // shell commands; "" if none is known
+	Remarks []string `json:"remarks,omitempty"` // what to do besides Fix, or instead
+	Mend    string   `json:"mend"`              // Fix under its old name, for readers of version 0.1's JSON
 }
 
-// Note is what was examined and is fine, or could not be examined.
+// Note is about a check that found no fault, or that could not be made.
 type Note struct {
 	Check string `json:"check"`
 	Text  string `json:"text"`
 }
 
-// Report is what was found.
+// Report is the result of all checks.
 type Report struct {
 	Program   string    `json:"program"` // "director" or "realserver"
 	Config    string    `json:"config"`  // the file
@@ -59,7 +60,7 @@ func newReport(program, file string, running bool) *Report {
 		Fine: []Note{}, Unchecked: []Note{}}
 }
 
-// count is how many findings are of a severity.
+// count returns the number of findings of a severity.
 func (r *Report) count(s Severity) (n int) {
 	for _, f := range r.Findings {
 		if f.Severity == s {
@@ -69,41 +70,41 @@ func (r *Report) count(s Severity) (n int) {
 	return n
 }
 
-// exam is one check's page of the report. One goroutine writes it.
-type exam struct {
+// result is the result of one check. One goroutine writes it.
+type result struct {
 	check     string
 	findings  []Finding
 	fines     []Note
 	unchecked []Note
 }
 
-// find notes a finding.
-func (e *exam) find(f Finding) {
-	f.Check, f.Mend = e.check, f.Fix
-	e.findings = append(e.findings, f)
+// find records a finding.
+func (res *result) find(f Finding) {
+	f.Check, f.Mend = res.check, f.Fix
+	res.findings = append(res.findings, f)
 }
 
-// fine notes what was examined and is as it should be.
-func (e *exam) fine(format string, args ...any) {
-	e.fines = append(e.fines, Note{e.check, fmt.Sprintf(format, args...)})
+// fine records a fact that is no fault.
+func (res *result) fine(format string, args ...any) {
+	res.fines = append(res.fines, Note{res.check, fmt.Sprintf(format, args...)})
 }
 
-// skip notes what could not be examined, and why.
-func (e *exam) skip(format string, args ...any) {
-	e.unchecked = append(e.unchecked, Note{e.check, fmt.Sprintf(format, args...)})
+// skip records that a fact could not be examined, and why.
+func (res *result) skip(format string, args ...any) {
+	res.unchecked = append(res.unchecked, Note{res.check, fmt.Sprintf(format, args...)})
 }
 
-// failed notes that the kernel could not be asked, and reports whether that is so.
-func (e *exam) failed(err error) bool {
+// failed reports whether err is an error, and records it: the kernel could not be asked.
+func (res *result) failed(err error) bool {
 	if err != nil {
-		e.skip("%v", err)
+		res.skip("%v", err)
 	}
 	return err != nil
 }
 
-// obstacles notes the faults that a program itself finds before it starts, a line each. A line ends with the remedy.
-// The remedy ends with the command in parentheses, if there is one.
-func (e *exam) obstacles(err error) {
+// obstacles records the faults that a program itself finds before it starts, a line each. A line ends with the remedy,
+// and the remedy with a command in parentheses, if there is one.
+func (res *result) obstacles(err error) {
 	if err == nil {
 		return
 	}
@@ -116,44 +117,42 @@ func (e *exam) obstacles(err error) {
 				f.Fix, f.Remarks = command, []string{todo}
 			}
 		}
-		e.find(f)
+		res.find(f)
 	}
 }
 
-// check is one thing to examine.
+// check is one check, by its name.
 type check struct {
 	name    string
-	examine func(ctx context.Context, e *exam)
+	examine func(ctx context.Context, res *result)
 }
 
-// run makes checks side by side, and adds what they find to r in their order.
+// run makes checks at the same time, and adds their results to r in their order.
 func (r *Report) run(ctx context.Context, checks ...check) {
-	pages := make([]exam, len(checks))
+	results := make([]result, len(checks))
 	var wait sync.WaitGroup
 	for i, c := range checks {
-		pages[i].check = c.name
-		wait.Go(func() { c.examine(ctx, &pages[i]) })
+		results[i].check = c.name
+		wait.Go(func() { c.examine(ctx, &results[i]) })
 	}
 	wait.Wait()
-	for _, p := range pages {
-		for _, f := range p.findings {
+	for _, res := range results {
+		for _, f := range res.findings {
 			if f.Severity == Hint {
 				r.Hints = append(r.Hints, f)
 			} else {
 				r.Findings = append(r.Findings, f)
 			}
 		}
-		r.Fine = append(r.Fine, p.fines...)
-		r.Unchecked = append(r.Unchecked, p.unchecked...)
+		r.Fine = append(r.Fine, res.fines...)
+		r.Unchecked = append(r.Unchecked, res.unchecked...)
 	}
 }
 
-// finish puts what is worst first.
+// finish sorts the findings: errors before warnings, as the words are in the alphabet.
 func (r *Report) finish() *Report {
-	// "error", "warning"
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
-		return strings.Compare(string(a.Severity),
-			string(b.Severity))
+		return strings.Compare(string(a.Severity), string(b.Severity))
 	})
 	return r
 }

@@ -16,18 +16,18 @@ import (
 func TestReport(t *testing.T) {
 	r := newReport("director", "/etc/vstun/director.toml", true)
 	r.run(t.Context(),
-		check{"first", func(_ context.Context, e *exam) {
-			e.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Fix: "ethtool eth0",
+		check{"first", func(_ context.Context, res *result) {
+			res.find(Finding{Severity: Warning, Where: "eth0", What: "it is slow", Fix: "ethtool eth0",
 				Remarks: []string{"or the cable"}})
-			e.find(Finding{Severity: Hint, What: "look here", Fix: "ls"})
+			res.find(Finding{Severity: Hint, What: "look here", Fix: "ls"})
 		}},
-		check{"second", func(_ context.Context, e *exam) {
-			e.obstacles(errors.Join(errors.New("VIP 2001:db8::1 is an address of this host, on lo: remove it there "+
+		check{"second", func(_ context.Context, res *result) {
+			res.obstacles(errors.Join(errors.New("VIP 2001:db8::1 is an address of this host, on lo: remove it there "+
 				"(ip addr del 2001:db8::1 dev lo)"), errors.New("no advice")))
 		}},
-		check{"third", func(_ context.Context, e *exam) { e.fine("%d things", 3) }},
-		check{"fourth", func(_ context.Context, e *exam) { e.failed(errors.New("no rights")) }})
-	for verbose, fine := range map[bool]string{false: "fine: third (-v says more)", true: "fine: third: 3 things"} {
+		check{"third", func(_ context.Context, res *result) { res.fine("%d things", 3) }},
+		check{"fourth", func(_ context.Context, res *result) { res.failed(errors.New("no rights")) }})
+	for verbose, fine := range map[bool]string{false: "fine: third (-v shows more)", true: "fine: third: 3 things"} {
 		var text strings.Builder
 		if err := r.finish().print(&text, 0, verbose); err != nil {
 			t.Fatal(err)
@@ -62,7 +62,7 @@ hint: first
 	}
 }
 
-// A realserver of very many services does not fill the screen with their names.
+// The line about a realserver of a thousand services stays short.
 func TestRealserverOfManyServices(t *testing.T) {
 	var names []string
 	for i := range 1000 {
@@ -74,7 +74,7 @@ func TestRealserverOfManyServices(t *testing.T) {
 	}
 }
 
-// What a director's own checks have found is in the report.
+// The report has the results of a director's health checks.
 func TestHealth(t *testing.T) {
 	st := api.DirectorStatus{Services: []api.Service{{Name: "web", Health: "down", Quorum: 2, WeightUp: 1,
 		Realservers: []api.Realserver{
@@ -84,17 +84,18 @@ func TestHealth(t *testing.T) {
 			{Address: "10.0.13.2", Health: "down", Check: &api.Check{Type: "http", Via: "tunnel", Streak: 1,
 				Reason: "coming up: 1 of 2 successes (HTTP status 200)"}},
 		}}}}
-	e := exam{check: "health"}
-	e.health(&st)
-	if len(e.findings) != 3 || e.findings[0].Where != "realserver 10.0.12.2 (web)" ||
-		e.findings[0].What != "it is down: http check via tunnel: status 503" ||
-		e.findings[1].What != "it is not up yet: http check via tunnel: coming up: 1 of 2 successes (HTTP status 200)" ||
-		!strings.Contains(e.findings[2].What, "weight 1 is up, its quorum is 2") {
-		t.Errorf("%+v", e.findings)
+	res := result{check: "health"}
+	res.health(&st)
+	if len(res.findings) != 3 || res.findings[0].Where != "realserver 10.0.12.2 (web)" ||
+		res.findings[0].What != "it is down: http check via tunnel: status 503" ||
+		res.findings[1].What !=
+			"it is not up yet: http check via tunnel: coming up: 1 of 2 successes (HTTP status 200)" ||
+		!strings.Contains(res.findings[2].What, "weight 1 is up, its quorum is 2") {
+		t.Errorf("%+v", res.findings)
 	}
 }
 
-// The answers to checks through the tunnel are dropped by a strict device only if they come in there.
+// A strict device drops answers to checks through the tunnel only if they come in by it.
 func TestAnsweredBy(t *testing.T) {
 	realserver := func(address, via string) api.Realserver {
 		return api.Realserver{Address: address, Check: &api.Check{Via: via}}
@@ -115,33 +116,32 @@ func TestAnsweredBy(t *testing.T) {
 	}
 }
 
-// Counters that grow are findings, if somebody here can do something about it; those of the past are a note.
+// A counter that grows is a finding if there is a fix on this host. Other counters are a note.
 func TestDropped(t *testing.T) {
-	e := exam{check: "drops"}
-	e.dropped(map[string]uint64{"no_service": 1, "table_full": 5, "icmp": 1}, map[string]uint64{"no_service": 3,
+	res := result{check: "drops"}
+	res.dropped(map[string]uint64{"no_service": 1, "table_full": 5, "icmp": 1}, map[string]uint64{"no_service": 3,
 		"table_full": 5, "icmp": 7}, directorAdvice())
-	if len(e.findings) != 1 || e.findings[0].Where != "no_service" || len(e.fines) != 1 ||
-		!strings.Contains(e.fines[0].Text, "icmp 7, table_full 5") {
-		t.Errorf("%+v, %+v", e.findings, e.fines)
+	if len(res.findings) != 1 || res.findings[0].Where != "no_service" || len(res.fines) != 1 ||
+		!strings.Contains(res.fines[0].Text, "icmp 7, table_full 5") {
+		t.Errorf("%+v, %+v", res.findings, res.fines)
 	}
-	e = exam{}
-	e.overrun(1, 4)
-	if len(e.findings) != 1 {
-		t.Errorf("%+v", e.findings)
+	res = result{}
+	res.overrun(1, 4)
+	if len(res.findings) != 1 {
+		t.Errorf("%+v", res.findings)
 	}
 }
 
-// What several places have in common is said once, with the command for each host; -v names all places, and so does
-// JSON.
+// A finding of several places is printed once, with the command for each host; -v and JSON have all places.
 func TestManyAlike(t *testing.T) {
 	r := newReport("director", "d.toml", true)
-	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
+	r.run(t.Context(), check{"tunnels", func(_ context.Context, res *result) {
 		for i := range 7 {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down",
+			res.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %d", i), What: "it is down",
 				Causes: []string{"no power", "no network"},
 				On:     fmt.Sprintf("10.0.0.%d", i), Fix: "realserver doctor"})
 		}
-		e.find(Finding{Severity: Error, Where: "realserver 9", What: "it is slow", Causes: []string{"its disk"},
+		res.find(Finding{Severity: Error, Where: "realserver 9", What: "it is slow", Causes: []string{"its disk"},
 			Fix: "ping"})
 	}})
 	var text strings.Builder
@@ -157,7 +157,7 @@ error: tunnels
     at realserver 2
     at realserver 3
     at realserver 4
-    at 2 more (-v names them)
+    at 2 more (-v lists them)
     it is down
     possible cause: no power
     possible cause: no network
@@ -178,15 +178,15 @@ error: tunnels: realserver 9
 	}
 }
 
-// Lines are no wider than the terminal, but for commands, which are there to be copied.
+// Lines are no wider than the terminal, except commands, which are to be copied.
 func TestWidth(t *testing.T) {
 	r := newReport("director", "/etc/vstun/director.toml", true)
 	long := strings.Repeat("word ", 40)
-	r.run(t.Context(), check{"tunnels", func(_ context.Context, e *exam) {
-		e.find(Finding{Severity: Error, Where: "realserver 10.0.11.2", What: long, Why: long,
+	r.run(t.Context(), check{"tunnels", func(_ context.Context, res *result) {
+		res.find(Finding{Severity: Error, Where: "realserver 10.0.11.2", What: long, Why: long,
 			Causes: []string{long, long}, Fix: "one long command " + long, Remarks: []string{long}})
-		e.fine("%s", long)
-		e.skip("%s", long)
+		res.fine("%s", long)
+		res.skip("%s", long)
 	}})
 	var text strings.Builder
 	if err := r.print(&text, 60, true); err != nil {
@@ -200,11 +200,11 @@ func TestWidth(t *testing.T) {
 	}
 }
 
-// Readers of JSON find the command under its old name, too.
+// JSON has the command under its old name, too.
 func TestMendIsFix(t *testing.T) {
-	e := exam{check: "c"}
-	e.find(Finding{Fix: "ls"})
-	if b, err := json.Marshal(e.findings[0]); err != nil || !strings.Contains(string(b), `"fix":"ls"`) ||
+	res := result{check: "c"}
+	res.find(Finding{Fix: "ls"})
+	if b, err := json.Marshal(res.findings[0]); err != nil || !strings.Contains(string(b), `"fix":"ls"`) ||
 		!strings.Contains(string(b), `"mend":"ls"`) {
 		t.Errorf("%s, %v", b, err)
 	}

@@ -10,17 +10,17 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// advice is the meaning of a drop reason whose count grows, and the remedy. Reasons without advice have their causes at
+// advice is the meaning of a drop reason whose count grows, and its fix. Reasons without advice have their causes at
 // the senders.
 type advice struct {
 	why     string
 	causes  []string
 	fix     string
 	remarks []string
-	all     bool // no packet was let in
+	all     bool // no packet was accepted
 }
 
-// finding makes the finding that packets are refused for a reason.
+// finding returns the finding that packets are refused for a reason.
 func (a *advice) finding(reason, what string) Finding {
 	f := Finding{Severity: Warning, Where: reason, What: what, Why: a.why, Causes: a.causes, Fix: a.fix,
 		Remarks: a.remarks}
@@ -49,13 +49,13 @@ func directorAdvice() map[string]advice {
 			"first set on_removal = \"drain\", which lets them end"),
 		"table_full": restart("the connection table is full",
 			"first raise connections.max, or shorten its timeouts"),
-		"send_error": status("the kernel refuses what the director sends", "the command shows the last error"),
+		"send_error": status("the kernel refuses packets that the director sends", "the command shows the last error"),
 		"too_big": {why: "packets do not fit a tunnel, and their senders ignore the ICMP errors",
 			fix:     "realserver status",
 			remarks: []string{"run it on the realservers: mss = \"auto\" makes their servers advertise less"}},
-		"offload": restart("super-packets are not understood", "first set offload = \"off\"", "report this fault"),
+		"offload": restart("super-packets cannot be parsed", "first set offload = \"off\"", "report this fault"),
 		"reassembly": {why: "fragments wait for others that do not come", fix: "nstat -az IpReasmFails",
-			remarks: []string{"look for a firewall that drops fragments before this host"}},
+			remarks: []string{"look for a firewall on the path that drops fragments"}},
 	}
 }
 
@@ -66,26 +66,26 @@ func realserverAdvice() map[string]advice {
 	return map[string]advice{
 		"not_director": {why: "a host that is not in directors sends tunnel packets", fix: applyRealserver},
 		"outer_header": from("tunnel packets have headers that no director makes"),
-		"tunnel_header": {why: "the director's tunnel has options that the agent does not speak",
+		"tunnel_header": {why: "the director's tunnel has options that the agent does not implement",
 			fix: "realserver status", remarks: []string{"with IPVS: leave out --tun-remcsum"}},
 		"tunnel_key": {why: "the gre key is not the one configured here", fix: applyRealserver,
 			remarks: []string{"first set the same encap_key here and at the directors"}},
-		"tunnel_checksum": {why: "packets are damaged on the way, in the tunnel", fix: "ip -s link",
+		"tunnel_checksum": {why: "packets are damaged on the path, in the tunnel", fix: "ip -s link",
 			remarks: []string{"look for the device that damages them: ethtool -S"}},
 		"inner_destination": {why: "the director sends packets for an address that is not in vips",
 			fix: applyRealserver},
-		"inner_source": from("packets claim to come from this host or from nowhere: forged, or of a client on " +
-			"this host"),
-		"inner_protocol": from("tunnels are in the tunnel: a realserver can't be a director's client here"),
-		"tun_error": {why: "the kernel refuses what comes out of the tunnel",
+		"inner_source": from("packets have this host's own or an impossible source address: forged, or of a client " +
+			"on this host"),
+		"inner_protocol": from("a tunnel is in the tunnel: a realserver cannot be a director's client here"),
+		"tun_error": {why: "the kernel refuses packets that come out of the tunnel",
 			fix: "ip link show vs0; sysctl net.ipv6.conf.vs0.disable_ipv6"},
-		"trailing_bytes": from("tunnel packets have bytes behind the packet in them"),
+		"trailing_bytes": from("tunnel packets have bytes after the inner packet"),
 		"not_answer": {why: "this host sends packets into the agent's device from an address that is no VIP, or to " +
 			"no client",
 			fix: "tcpdump -ni vs0", remarks: []string{
 				"let the server that sends them listen on the VIP, not on all addresses, or delete the route that " +
 					"leads there"}},
-		"answer_loop": {why: "a rule or route leads the answers that the agent sends back into its device",
+		"answer_loop": {why: "a rule or route leads answers that the agent sends back into its device",
 			fix:     "ip rule; ip route show table all dev vs0",
 			remarks: []string{"delete the one that is not the agent's"}},
 		"send_error": {why: "the kernel refuses answers that the agent forwards", fix: "realserver status",
@@ -93,55 +93,55 @@ func realserverAdvice() map[string]advice {
 	}
 }
 
-// applyRealserver puts a changed realserver.toml in force.
+// applyRealserver is the command that applies a changed realserver.toml.
 const applyRealserver = "realserver reload"
 
-// many is the share of what has come in from which on drops of the past are a finding on a realserver, whom nobody but
-// directors should send anything: one part of so many.
-const many = 10
+// manyDrops is the share of a realserver's packets, 1/manyDrops, from which on past drops are a finding: only directors
+// should send it tunnel packets.
+const manyDrops = 10
 
-// dropped notes what is refused now. Before and after are the counters at two times.
-func (e *exam) dropped(before, after map[string]uint64, known map[string]advice) {
+// dropped records the reasons whose counters grow. before and after are the counters at two times.
+func (res *result) dropped(before, after map[string]uint64, known map[string]advice) {
 	var past []string
 	for _, reason := range slices.Sorted(maps.Keys(after)) {
 		n, now := after[reason], after[reason]-before[reason]
 		if a, ours := known[reason]; ours && now > 0 {
-			e.find(a.finding(reason, fmt.Sprintf("%s refused within %v, %d since the start", words.Count(now, "packet"),
-				sampled, n)))
+			res.find(a.finding(reason, fmt.Sprintf("%s refused within %v, %d since the start",
+				words.Count(now, "packet"), sampled, n)))
 			continue
 		}
 		past = append(past, fmt.Sprintf("%s %d", reason, n))
 	}
 	if len(past) > 0 {
-		e.fine("none now that this host could fix; since the start: %s", brief(past))
-	} else if len(e.findings) == 0 {
-		e.fine("none")
+		res.fine("none now with a fix on this host; since the start: %s", brief(past))
+	} else if len(res.findings) == 0 {
+		res.fine("none")
 	}
 }
 
-// overrun notes that the program does not keep up.
-func (e *exam) overrun(before, after uint64) {
+// overrun records that the program does not keep up.
+func (res *result) overrun(before, after uint64) {
 	if after > before {
-		e.find(Finding{Severity: Warning, Where: "overruns",
+		res.find(Finding{Severity: Warning, Where: "overruns",
 			What: fmt.Sprintf("the kernel has dropped %s within %v: the program did not read fast enough",
 				words.Count(after-before, "packet"), sampled),
-			Why: "there are more packets than the program's workers can take", Fix: "nproc",
+			Why: "there are more packets than the program's workers can process", Fix: "nproc",
 			Remarks: []string{"give it more CPUs, and set queues = 0 (one per CPU)"}})
 	}
 }
 
-// directorDrops looks at the director's counters twice.
-func (e *exam) directorDrops(ctx context.Context, socket string, before *api.DirectorStatus) {
+// directorDrops reads the director's counters twice.
+func (res *result) directorDrops(ctx context.Context, socket string, before *api.DirectorStatus) {
 	pause(ctx, sampled)
 	var after api.DirectorStatus
-	if e.failed(api.Get(ctx, socket, "/status", &after)) {
+	if res.failed(api.Get(ctx, socket, "/status", &after)) {
 		return
 	}
-	e.dropped(before.Drops, after.Drops, directorAdvice())
-	e.overrun(before.Overruns, after.Overruns)
+	res.dropped(before.Drops, after.Drops, directorAdvice())
+	res.overrun(before.Overruns, after.Overruns)
 	if c := after.Connections; c.Count*10 > c.Max*9 {
-		e.find(Finding{Severity: Warning, Where: "connections", What: fmt.Sprintf("the table has %d of %d", c.Count,
-			c.Max), Why: "when it is full new connections are refused",
+		res.find(Finding{Severity: Warning, Where: "connections", What: fmt.Sprintf("the table has %d of %d", c.Count,
+			c.Max), Why: "new connections are refused when it is full",
 			Fix: "systemctl restart vstun-director", Remarks: []string{"first raise connections.max"}})
 	}
 }

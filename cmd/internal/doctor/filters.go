@@ -2,27 +2,28 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/prometheus/procfs"
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/words"
 	"vstun/routing/query"
 )
 
-// strict is the rp_filter that drops a packet whose source the host would reach by another device (RFC 3704, section
-// 2.2); 2 is loose.
+// strict is the value of rp_filter that drops packets from sources that the host reaches by another device (RFC 3704,
+// section 2.2); 2 is loose.
 const strict = 1
 
-// sampled is how long counters are looked at, to see whether they grow.
+// sampled is the time between two readings of a counter, to see whether it grows.
 const sampled = 500 * time.Millisecond
 
-// strictDevices are the devices that are up and filter strictly, but for one.
+// strictDevices returns the devices that are up and filter strictly, except one.
 func strictDevices(but string) (names []string, err error) {
 	devices, err := query.Devices()
 	for _, d := range devices {
@@ -33,8 +34,8 @@ func strictDevices(but string) (names []string, err error) {
 	return names, err
 }
 
-// loosen is the command that makes devices filter loosely.
-func loosen(devices []string) string {
+// loosenRPFilter returns the command that makes devices filter loosely.
+func loosenRPFilter(devices []string) string {
 	var all []string
 	for _, d := range devices {
 		all = append(all, fmt.Sprintf("net.ipv4.conf.%s.rp_filter=2", d))
@@ -42,32 +43,32 @@ func loosen(devices []string) string {
 	return "sysctl -w " + strings.Join(all, " ")
 }
 
-// directorFilters examines whether rp_filter drops clients' packets, or the answers to health checks, which come from a
-// VIP though the route to it leads to the director's own device.
-func (e *exam) directorFilters(ctx context.Context, tun string, v4 bool, st *api.DirectorStatus) {
+// directorFilters examines whether rp_filter drops clients' packets, or answers to health checks. Those come from a
+// VIP, though the route to it leads to the director's own device.
+func (res *result) directorFilters(ctx context.Context, tun string, v4 bool, st *api.DirectorStatus) {
 	if !v4 {
-		e.fine("IPv6 has none")
+		res.fine("IPv6 has no rp_filter")
 		return
 	}
 	devices, err := strictDevices(tun)
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	if len(devices) == 0 {
-		e.fine("no device filters strictly")
+		res.fine("no device filters strictly")
 		return
 	}
 	if strict := answeredBy(st, devices); len(strict) > 0 {
-		e.find(Finding{Severity: Error, Where: strings.Join(strict, ", "), What: "rp_filter is strict",
+		res.find(Finding{Severity: Error, Where: strings.Join(strict, ", "), What: "rp_filter is strict",
 			Why: "the answers to health checks through the tunnel, which come from the VIP, are dropped",
-			Fix: loosen(strict)})
+			Fix: loosenRPFilter(strict)})
 		return
 	}
-	e.reversePath(ctx, devices)
+	res.reversePath(ctx, devices)
 }
 
-// answeredBy are those of devices by which answers to health checks through the tunnel come in, as far as realservers
-// answer by the way by which they are reached.
+// answeredBy returns the devices by which answers to health checks through the tunnel come in, if realservers answer by
+// the route by which they are reached.
 func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
@@ -84,30 +85,34 @@ func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 	return used
 }
 
-// reversePath examines whether the devices that filter strictly drop something, by the host's counter of it.
-func (e *exam) reversePath(ctx context.Context, devices []string) {
-	before, err := netstat("TcpExt", "IPReversePathFilter")
-	if e.failed(err) {
+// reversePath examines whether devices that filter strictly drop packets now, by the host's counter.
+func (res *result) reversePath(ctx context.Context, devices []string) {
+	self, err := procfs.Self()
+	if res.failed(err) {
+		return
+	}
+	before, err := reversePathDrops(self)
+	if res.failed(err) {
 		return
 	}
 	pause(ctx, sampled)
-	after, err := netstat("TcpExt", "IPReversePathFilter")
-	if e.failed(err) {
+	after, err := reversePathDrops(self)
+	if res.failed(err) {
 		return
 	}
 	where := strings.Join(devices, ", ")
 	if after > before {
-		e.find(Finding{Severity: Warning, Where: where,
+		res.find(Finding{Severity: Warning, Where: where,
 			What: fmt.Sprintf("rp_filter is strict, and has dropped %s within %v", words.Count(after-before, "packet"),
 				sampled),
 			Why: "packets from hosts that this one would reach by another device are dropped: clients', or directors'",
-			Fix: loosen(devices)})
+			Fix: loosenRPFilter(devices)})
 		return
 	}
-	e.fine("strict on %s, and drops nothing now", where)
+	res.fine("strict on %s, and drops no packets now", where)
 }
 
-// pause waits.
+// pause waits until d has passed or ctx is cancelled.
 func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
@@ -115,30 +120,14 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// netstat is a counter of /proc/net/netstat: two lines of a group, of names and of values.
-func netstat(group, name string) (int, error) {
-	text, err := os.ReadFile("/proc/net/netstat")
+// reversePathDrops returns the number of packets that rp_filter has dropped in the network namespace of a process.
+func reversePathDrops(p procfs.Proc) (int, error) {
+	stat, err := p.Netstat()
 	if err != nil {
 		return 0, err
 	}
-	return counter(string(text), group, name)
-}
-
-func counter(text, group, name string) (int, error) {
-	var names []string
-	for line := range strings.Lines(text) {
-		fields, ours := strings.CutPrefix(line, group+":")
-		switch {
-		case !ours:
-		case names == nil:
-			names = strings.Fields(fields)
-		default:
-			for i, value := range strings.Fields(fields) {
-				if i < len(names) && names[i] == name {
-					return strconv.Atoi(value)
-				}
-			}
-		}
+	if stat.IPReversePathFilter == nil {
+		return 0, errors.New("the kernel has no counter IPReversePathFilter")
 	}
-	return 0, fmt.Errorf("the kernel has no counter %s", name)
+	return int(*stat.IPReversePathFilter), nil
 }

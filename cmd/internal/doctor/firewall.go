@@ -9,120 +9,102 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-
+	"vstun/cmd/internal/doctor/nft"
 	"vstun/encap/packet"
 	"vstun/routing/query"
 )
 
-// crossing is a kind of packets that must come through the firewall.
-type crossing struct {
-	name    string // for people: "clients' requests for 198.51.100.80 port 80"
-	suspect suspect
-	hooks   []nftables.ChainHook
+// pathCheck is a kind of packets that the firewall must accept.
+type pathCheck struct {
+	name    string // for the report: "clients' requests for 198.51.100.80 port 80"
+	spec    nft.PacketSpec
+	hooks   []nft.Hook
 	grade   Severity
 	why     string
-	nft     string // what lets them pass, as a rule of nftables …
+	nft     string // the match of a rule of nftables that accepts them …
 	xtables string // … and of iptables
 }
 
-// firewall examines whether crossings come through; legacy are the chains that matter of an iptables that is not
-// nftables.
-func (e *exam) firewall(crossings []crossing, legacy ...string) {
+// firewall examines whether the firewall accepts all packets of checks. legacy are the chains that matter of
+// iptables-legacy.
+func (res *result) firewall(checks []pathCheck, legacy ...string) {
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	index := map[string]int{}
 	for _, d := range devices {
 		index[d.Name] = d.Index
 	}
-	r, err := readRules()
+	rules, err := nft.Read()
 	switch {
-	case errors.Is(err, errNoTables):
-	case e.failed(err):
+	case errors.Is(err, nft.ErrNoTables):
+	case res.failed(err):
 		return
 	default:
-		var reported []*nftables.Chain
-		for _, c := range crossings {
-			c.suspect.index = index
-			e.cross(r, c, &reported)
+		var reported []*nft.Chain
+		for _, c := range checks {
+			c.spec.Index = index
+			res.evaluate(rules, c, &reported)
 		}
 	}
-	e.legacyFirewall(legacy)
-	if len(e.findings) == 0 {
+	res.legacyFirewall(legacy)
+	if len(res.findings) == 0 {
 		var names []string
-		for _, c := range crossings {
+		for _, c := range checks {
 			if !slices.Contains(names, c.name) {
 				names = append(names, c.name)
 			}
 		}
-		e.fine("lets pass: %s", brief(names))
+		res.fine("accepts: %s", brief(names))
 	}
 }
 
-// cross examines one crossing. A chain is reported once for what it does to packets of the same kind.
-func (e *exam) cross(r *rules, c crossing, reported *[]*nftables.Chain) {
+// evaluate examines one pathCheck. Each chain is reported once.
+func (res *result) evaluate(rules *nft.Ruleset, c pathCheck, reported *[]*nft.Chain) {
 	for _, hook := range c.hooks {
-		s := c.suspect
+		spec := c.spec
 		switch hook {
-		case *nftables.ChainHookPrerouting, *nftables.ChainHookInput:
-			s.oif = ""
-		case *nftables.ChainHookOutput, *nftables.ChainHookPostrouting:
-			s.iif = ""
+		case nft.Prerouting, nft.Input:
+			spec.OIF = ""
+		case nft.Output, nft.Postrouting:
+			spec.IIF = ""
 		}
-		f := r.judge(&s, hook)
-		if f.drops == no || slices.Contains(*reported, f.where) {
+		v := rules.Evaluate(&spec, hook)
+		if v.Drops == nft.No || slices.Contains(*reported, v.Chain) {
 			continue
 		}
-		policy := f.where.Policy != nil && *f.where.Policy == nftables.ChainPolicyDrop
-		if f.drops == perhaps && !policy {
-			continue // a bound on a rate, a list of bad addresses: everybody has some
+		if v.Drops == nft.Maybe && !v.Chain.PolicyDrop {
+			continue // a bound on a rate, or a list of blocked addresses: most firewalls have one
 		}
-		*reported = append(*reported, f.where)
+		*reported = append(*reported, v.Chain)
 		verb, grade := "drops", c.grade
-		if f.drops == perhaps {
-			verb, grade = "may drop (its conditions can't all be judged from here)", Warning
+		if v.Drops == nft.Maybe {
+			verb, grade = "may drop (some of its conditions are not known here)", Warning
 		}
-		e.find(Finding{Severity: grade, Where: chainName(f.where),
-			What: fmt.Sprintf("the firewall %s %s", verb, c.name), Why: c.why, Fix: accept(f.where, c),
+		res.find(Finding{Severity: grade,
+			Where: fmt.Sprintf("nftables chain %s %s %s", v.Chain.Family, v.Chain.Table, v.Chain.Name),
+			What:  fmt.Sprintf("the firewall %s %s", verb, c.name), Why: c.why, Fix: accept(v.Chain, c),
 			Remarks: []string{"add the rule to the firewall's own files too"}})
 		return
 	}
 }
 
-// chainName is a chain as nft(8) names it.
-func chainName(c *nftables.Chain) string {
-	return fmt.Sprintf("nftables chain %s %s %s", familyName(c), c.Table.Name, c.Name)
-}
-
-func familyName(c *nftables.Chain) string {
-	switch c.Table.Family {
-	case nftables.TableFamilyIPv4:
-		return "ip"
-	case nftables.TableFamilyIPv6:
-		return "ip6"
-	}
-	return "inet"
-}
-
-// accept is the command that lets the crossing pass the chain.
-func accept(c *nftables.Chain, x crossing) string {
-	family := familyName(c)
-	if family != "inet" && slices.Contains([]string{"FORWARD", "INPUT", "OUTPUT", "PREROUTING", "POSTROUTING"},
+// accept returns the command that makes a chain accept the packets of a pathCheck.
+func accept(c *nft.Chain, check pathCheck) string {
+	if c.Family != "inet" && slices.Contains([]string{"FORWARD", "INPUT", "OUTPUT", "PREROUTING", "POSTROUTING"},
 		c.Name) {
-		command := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[family]
-		if c.Table.Name != "filter" {
-			command += " -t " + c.Table.Name
+		command := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[c.Family]
+		if c.Table != "filter" {
+			command += " -t " + c.Table
 		}
-		return fmt.Sprintf("%s -I %s %s -j ACCEPT", command, c.Name, x.xtables)
+		return fmt.Sprintf("%s -I %s %s -j ACCEPT", command, c.Name, check.xtables)
 	}
-	return fmt.Sprintf("nft insert rule %s %s %s %s accept", family, c.Table.Name, c.Name, x.nft)
+	return fmt.Sprintf("nft insert rule %s %s %s %s accept", c.Family, c.Table, c.Name, check.nft)
 }
 
-// legacyFirewall examines the iptables that is not nftables, by its program: it has no other reader.
-func (e *exam) legacyFirewall(chains []string) {
+// legacyFirewall examines iptables-legacy by its own program: no library reads its rules without cgo.
+func (res *result) legacyFirewall(chains []string) {
 	for _, family := range []struct{ names, program string }{
 		{"/proc/net/ip_tables_names", "iptables-legacy"}, {"/proc/net/ip6_tables_names", "ip6tables-legacy"},
 	} {
@@ -134,12 +116,12 @@ func (e *exam) legacyFirewall(chains []string) {
 			name, device, _ := strings.Cut(chain, " ")
 			rules, err := exec.Command(family.program, "-S", name).Output()
 			if err != nil {
-				e.skip("chain %s of %s: %v", name, family.program, err)
+				res.skip("chain %s of %s: %v", name, family.program, err)
 				continue
 			}
 			if dropsAll(string(rules), device) {
-				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("%s chain %s", family.program, name),
-					What: "its policy is DROP, and no rule of it accepts what is for " + device,
+				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("%s chain %s", family.program, name),
+					What: "its policy is DROP, and none of its rules accepts packets with " + device,
 					Why:  "packets of the VIPs are dropped, unless a chain that it jumps to accepts them",
 					Fix:  fmt.Sprintf("%s -I %s %s -j ACCEPT", family.program, name, device)})
 			}
@@ -147,8 +129,8 @@ func (e *exam) legacyFirewall(chains []string) {
 	}
 }
 
-// dropsAll reports whether a chain as iptables -S prints it drops what no rule accepts, and no rule accepts what is for
-// a device ("-o vs0"), or all.
+// dropsAll reports whether a chain, as iptables -S prints it, has the policy DROP and no rule that accepts all packets,
+// or those of a device ("-o vs0").
 func dropsAll(rules, device string) bool {
 	drops := false
 	for line := range strings.Lines(rules) {
@@ -164,83 +146,84 @@ func dropsAll(rules, device string) bool {
 	return drops
 }
 
-// anybody stands for a client in packets whose source is not known.
-var anybody = map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.1"), true: netip.MustParseAddr("2001:db8::1")}
+// anyClient is the source address of packets whose source is not known, by whether it is of IPv6.
+var anyClient = map[bool]netip.Addr{
+	false: netip.MustParseAddr("192.0.2.1"), true: netip.MustParseAddr("2001:db8::1"),
+}
 
-// request is the front of a client's packet to a VIP.
-func request(vip netip.Addr, protocol uint8, port uint16) []byte {
-	to := netip.AddrPortFrom(vip, port)
-	b := segment(netip.AddrPortFrom(anybody[vip.Is6()], 1024), to, 0, 0, packet.FlagSYN)
-	if vip.Is4() {
-		packet.IPv4(b).SetProtocol(protocol)
-	} else {
-		packet.IPv6(b).SetNextHeader(protocol)
-	}
+// request is the front of a packet of a protocol from src to a port of dst.
+func request(src netip.Addr, protocol uint8, dst netip.AddrPort) []byte {
+	b := newPacket(src, dst.Addr(), protocol, packet.TCPHeaderLen)
+	t := packet.TCP(transport(b))
+	t.SetSrcPort(1024)
+	t.SetDstPort(dst.Port())
+	t.SetHeaderLen(packet.TCPHeaderLen)
+	t.SetFlags(packet.FlagSYN)
 	return b
 }
 
-// protocolNumbers are those of services.
+// protocolNumbers are the protocols of services.
 var protocolNumbers = map[string]uint8{"tcp": packet.ProtoTCP, "udp": packet.ProtoUDP, "sctp": packet.ProtoSCTP}
 
 // directorFirewall examines whether the firewall lets clients' packets through to the director's device. The director
-// sees only one direction: for connection tracking, all that a client sends over TCP behind his SYN is invalid
+// sees only one direction of a connection: connection tracking takes all TCP packets after a client's SYN for invalid
 // (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK).
-func (e *exam) directorFirewall(d *Director) {
-	var all []crossing
+func (res *result) directorFirewall(d *Director) {
+	var all []pathCheck
 	for _, s := range d.Config.Services {
 		for _, vip := range s.VIPs {
-			hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
-			if e.failed(err) {
+			route, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{})
+			if res.failed(err) {
 				return
 			}
-			c := crossing{
-				name: fmt.Sprintf("clients' packets for %s", vip), grade: Error, why: "they never get to the director",
-				hooks: []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookForward,
-					*nftables.ChainHookPostrouting},
-				suspect: suspect{packet: request(vip, protocolNumbers[s.Protocol], s.Ports[0].First), anybody: true,
-					oif: d.Config.TUN, state: expr.CtStateBitNEW, back: true},
+			to := netip.AddrPortFrom(vip, s.Ports[0].First)
+			c := pathCheck{
+				name: fmt.Sprintf("clients' packets for %s", vip), grade: Error,
+				why:   "these packets never get to the director",
+				hooks: []nft.Hook{nft.Prerouting, nft.Forward, nft.Postrouting},
+				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], protocolNumbers[s.Protocol], to),
+					UnknownSource: true, OIF: d.Config.TUN, State: nft.New, ReversePath: true},
 				nft: fmt.Sprintf("oifname %q", d.Config.TUN), xtables: "-o " + d.Config.TUN,
 			}
 			if ok {
-				c.suspect.iif = hop.Link
+				c.spec.IIF = route.Link
 			}
 			all = append(all, c)
 			if s.Protocol == "tcp" {
-				c.suspect.state = expr.CtStateBitINVALID
-				c.name = fmt.Sprintf("what follows a client's SYN to %s", vip)
-				c.why = "connection tracking sees no answers here and takes it for invalid: connections hang"
+				c.spec.State = nft.Invalid
+				c.name = fmt.Sprintf("packets after a client's SYN to %s", vip)
+				c.why = "connection tracking sees no answers here and takes these packets for invalid: connections hang"
 				all = append(all, c)
 			}
 		}
 	}
-	e.firewall(append(all, d.errorCrossings()...), "FORWARD -o "+d.Config.TUN)
+	res.firewall(append(all, d.errorChecks()...), "FORWARD -o "+d.Config.TUN)
 }
 
-// errorCrossings are the ICMP errors about tunnel packets, by which the director learns what the ways to the
-// realservers take.
-func (d *Director) errorCrossings() (all []crossing) {
+// errorChecks are the ICMP errors about tunnel packets, from which the director learns the paths' MTU.
+func (d *Director) errorChecks() (all []pathCheck) {
 	list, _ := realservers(d.Config)
 	seen := map[bool]bool{}
 	for _, a := range list {
-		hop, ok, err := query.Lookup(a, netip.Addr{})
-		if seen[a.Is6()] || err != nil || !ok || !hop.Source.IsValid() {
+		route, ok, err := query.Lookup(a, netip.Addr{})
+		if seen[a.Is6()] || err != nil || !ok || !route.Source.IsValid() {
 			continue
 		}
 		seen[a.Is6()] = true
-		c := crossing{name: "ICMP errors about tunnel packets", grade: Warning,
-			why: "the director does not learn what the ways to the realservers take: uploads hang where that is " +
-				"less than this host's MTU",
-			hooks: []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookInput},
-			suspect: suspect{packet: request(hop.Source, packet.ProtoICMP, 0), anybody: true, iif: hop.Link,
-				state: expr.CtStateBitRELATED, back: true},
-			nft: "icmp type destination-unreachable", xtables: "-p icmp --icmp-type fragmentation-needed"}
-		t := packet.ICMP(c.suspect.packet[headerLen(a):])
-		t.Encode(packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodeFragNeeded})
+		protocol, f := uint8(packet.ProtoICMP), packet.ICMPFields{Type: packet.ICMPUnreachable,
+			Code: packet.ICMPCodeFragNeeded}
+		c := pathCheck{name: "ICMP errors about tunnel packets", grade: Warning,
+			why: "the director does not learn the MTU of paths to realservers: uploads hang if one is less than this " +
+				"host's MTU",
+			hooks: []nft.Hook{nft.Prerouting, nft.Input},
+			nft:   "icmp type destination-unreachable", xtables: "-p icmp --icmp-type fragmentation-needed"}
 		if a.Is6() {
+			protocol, f = packet.ProtoICMPv6, packet.ICMPFields{Type: packet.ICMPv6TooBig}
 			c.nft, c.xtables = "icmpv6 type packet-too-big", "-p icmpv6 --icmpv6-type packet-too-big"
-			packet.IPv6(c.suspect.packet).SetNextHeader(packet.ProtoICMPv6)
-			t.Encode(packet.ICMPFields{Type: packet.ICMPv6TooBig})
 		}
+		b := newPacket(anyClient[a.Is6()], route.Source, protocol, packet.TCPHeaderLen)
+		packet.ICMP(transport(b)).Encode(f)
+		c.spec = nft.PacketSpec{Packet: b, UnknownSource: true, IIF: route.Link, State: nft.Related, ReversePath: true}
 		all = append(all, c)
 	}
 	return all

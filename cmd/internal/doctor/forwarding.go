@@ -9,11 +9,11 @@ import (
 	"vstun/routing/query"
 )
 
-// forwarding examines whether the kernel hands the VIPs' packets on to the director's device. A director that starts
-// switches it on.
-func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
+// forwarding examines whether the kernel forwards the VIPs' packets to the director's device. A director that starts
+// switches forwarding on.
+func (res *result) forwarding(running bool, tun string, v4, v6 bool) {
 	if !running {
-		e.fine("the director switches it on when it starts")
+		res.fine("the director switches it on when it starts")
 		return
 	}
 	for _, c := range []struct {
@@ -25,29 +25,29 @@ func (e *exam) forwarding(running bool, tun string, v4, v6 bool) {
 		if !c.on {
 			continue
 		}
-		if value, err := kernel.ReadSysctl(c.key); !e.failed(err) && value != "1" {
-			e.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value),
-				Why:     fmt.Sprintf("the kernel hands no packet on to %s", tun),
+		if value, err := kernel.ReadSysctl(c.key); !res.failed(err) && value != "1" {
+			res.find(Finding{Severity: Error, What: fmt.Sprintf("%s is %s", c.name, value),
+				Why:     fmt.Sprintf("the kernel forwards no packet to %s", tun),
 				Fix:     fmt.Sprintf("sysctl -w %s=1", c.name),
-				Remarks: []string{"what switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d"}})
+				Remarks: []string{"find out what switches it off: grep -r forward /etc/sysctl.conf /etc/sysctl.d"}})
 		}
 	}
 	if v4 {
-		e.forwardingOfDevices(tun)
+		res.forwardingOfDevices(tun)
 	}
-	if len(e.findings) == 0 {
-		e.fine("on")
+	if len(res.findings) == 0 {
+		res.fine("on")
 	}
 }
 
-// forwardingOfDevices examines the switch that each device has beside that of the host, for IPv4 (IN_DEV_FORWARD in
+// forwardingOfDevices examines each device's own switch, which IPv4 has beside the host's (IN_DEV_FORWARD in
 // net/ipv4/route.c).
-func (e *exam) forwardingOfDevices(tun string) {
+func (res *result) forwardingOfDevices(tun string) {
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
-	clients, _, _ := query.Lookup(outside[false], netip.Addr{}) // without a default route they may come by any
+	clients, _, _ := query.Lookup(outside[false], netip.Addr{}) // without a default route they may come by any device
 	for _, d := range devices {
 		key := "net/ipv4/conf/" + d.Name + "/forwarding"
 		if value, err := kernel.ReadSysctl(key); err == nil && value == "0" && d.Up && !d.Loopback && d.Name != tun &&
@@ -56,9 +56,9 @@ func (e *exam) forwardingOfDevices(tun string) {
 			if d.Name == clients.Link {
 				severity = Error
 			}
-			e.find(Finding{Severity: severity, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0",
+			res.find(Finding{Severity: severity, Where: d.Name, What: fmt.Sprintf("net.ipv4.conf.%s.forwarding is 0",
 				d.Name),
-				Why: "what comes in there for a VIP is dropped",
+				Why: "packets for a VIP that come in there are dropped",
 				Fix: fmt.Sprintf("sysctl -w net.ipv4.conf.%s.forwarding=1", d.Name)})
 		}
 	}
@@ -73,8 +73,8 @@ func hasIPv4(d query.Device) bool {
 	return false
 }
 
-// sysctlOf is the number that a setting has for a device: the larger of its own and that for all (IN_DEV_MAXCONF in
-// include/linux/inetdevice.h).
+// sysctlOf returns a device's effective value of a setting: the larger of its own and the one for all (IN_DEV_MAXCONF
+// in include/linux/inetdevice.h).
 func sysctlOf(device, name string) (n int) {
 	for _, d := range []string{"all", device} {
 		if v, err := kernel.ReadSysctl("net/ipv4/conf/" + d + "/" + name); err == nil {

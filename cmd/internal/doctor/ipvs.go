@@ -11,39 +11,42 @@ import (
 	"strings"
 )
 
-// kernelServices examines whether the kernel's own IPVS has a service for a VIP: it would take the packets before they
-// come to the director.
-func (e *exam) kernelServices(vips []netip.Addr) {
+// kernelServices examines whether the kernel's own IPVS has a service for a VIP: it would take the packets before the
+// director.
+func (res *result) kernelServices(vips []netip.Addr) {
 	text, err := os.ReadFile("/proc/net/ip_vs")
 	if errors.Is(err, fs.ErrNotExist) {
-		e.fine("the kernel's IPVS is not loaded")
+		res.fine("the kernel's IPVS is not loaded")
 		return
 	}
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	for _, s := range parseIPVS(string(text)) {
 		if slices.Contains(vips, s.at.Addr()) {
 			flag := map[string]string{"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}[s.protocol]
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", s.at.Addr()),
+			res.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", s.at.Addr()),
 				What: fmt.Sprintf("the kernel's own IPVS has a service %s %s", s.protocol, s.at),
 				Why:  "it takes packets for the VIP before the director does",
 				Fix:  fmt.Sprintf("ipvsadm -D %s %s", flag, s.at)})
 		}
 	}
-	if len(e.findings) == 0 {
-		e.fine("the kernel's IPVS has no service for a VIP")
+	if len(res.findings) == 0 {
+		res.fine("the kernel's IPVS has no service for a VIP")
 	}
 }
 
-// kernelService is one of the kernel's IPVS.
+// kernelService is a service of the kernel's IPVS.
 type kernelService struct {
 	protocol string
 	at       netip.AddrPort
 }
 
 // parseIPVS reads /proc/net/ip_vs: its services have lines such as "TCP  C0A80001:0050 wlc" or, with IPv6, "TCP
-// [2001:0db8:…]:0050 wlc" (ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c). Those by a mark name no address.
+// [2001:0db8:…]:0050 wlc" (ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c).
+// Services by a mark have no address.
+//
+// It is hand-written, as procfs lists only services that have realservers.
 func parseIPVS(text string) (all []kernelService) {
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)

@@ -9,63 +9,64 @@ import (
 	"vstun/routing/query"
 )
 
-// sizesAtOnce is how many sizes are tried side by side.
+// sizesAtOnce is the number of sizes that are tried at once.
 const sizesAtOnce = 40
 
-// measure finds the largest packet that the way takes, tunnel included, notes it if that is less than the route says,
-// and returns it.
-func (v *visit) measure(ctx context.Context, vip *targetVIP) int {
-	most, headers := v.mtu, overhead(v.Config)
-	whole := v.ping(v.Config, vip, most-headers)
-	v.volley(ctx, whole)
+// measure returns the path MTU, in bytes with the tunnel's headers. It records a finding if it is less than the route's
+// MTU.
+func (x *targetExam) measure(ctx context.Context, vip *targetVIP) int {
+	most, headers := x.mtu, overhead(x.Config)
+	whole := x.ping(x.Config, vip, most-headers)
+	x.sendAll(ctx, whole)
 	if whole.answered || most <= probeSize+headers {
 		return most
 	}
 	least, most := probeSize+headers, most // the first is answered, the second is not
 	for most-least > 1 && ctx.Err() == nil {
 		step := max((most-least)/(sizesAtOnce+1), 1)
-		var shots []*shot
+		var probes []*probe
 		var sizes []int
 		for size := least + step; size < most; size += step {
-			shots, sizes = append(shots, v.ping(v.Config, vip, size-headers)), append(sizes, size)
+			probes, sizes = append(probes, x.ping(x.Config, vip, size-headers)), append(sizes, size)
 		}
-		v.volley(ctx, shots...)
-		for i := len(shots) - 1; i >= 0; i-- {
-			if shots[i].answered {
+		x.sendAll(ctx, probes...)
+		for i := len(probes) - 1; i >= 0; i-- {
+			if probes[i].answered {
 				least = sizes[i]
 				break
 			}
 			most = sizes[i]
 		}
 	}
-	v.narrow(vip, least)
+	x.narrow(vip, least)
 	return least
 }
 
-// narrow notes that the way takes packets of size bytes at most, less than the route says.
-func (v *visit) narrow(vip *targetVIP, size int) {
-	f := Finding{Severity: v.grade(), Where: v.where(),
-		What: fmt.Sprintf("packets of more than %d bytes vanish without a word, and the route says %d", size, v.mtu),
-		Why: "uploads hang: what lies between swallows large packets, or the answers to them, and nobody is told " +
-			"(a path MTU black hole)"}
-	for _, t := range v.about(roadOf(v.Config, vip.addr)) {
+// narrow records that the path MTU is only size bytes, less than the route's MTU.
+func (x *targetExam) narrow(vip *targetVIP, size int) {
+	f := Finding{Severity: x.grade(), Where: x.where(),
+		What: fmt.Sprintf("packets of more than %d bytes get lost without an ICMP error, and the route's MTU is %d",
+			size, x.mtu),
+		Why: "uploads hang: the network drops large packets, or the answers to them, and their senders get no ICMP " +
+			"error (a path MTU black hole)"}
+	for _, t := range x.errorsAbout(tunnelFlow(x.Config, vip.addr)) {
 		if tooBig(t) {
 			f.Severity = Warning
-			f.What = fmt.Sprintf("the way takes %d bytes, as %s says, and the route says %d", size, t.from, v.mtu)
-			f.Why = "each client's first large packets are lost until he is told"
+			f.What = fmt.Sprintf("the path MTU is %d, as %s reports, and the route's MTU is %d", size, t.from, x.mtu)
+			f.Why = "each client loses its first large packets, until it learns the path MTU"
 			break
 		}
 	}
-	f.Fix = routeWithMTU(v.Destination, size)
-	f.Remarks = []string{fmt.Sprintf("do the same on the realserver, for %s: its servers advertise an MSS by it",
-		v.Source)}
+	f.Fix = routeWithMTU(x.Destination, size)
+	f.Remarks = []string{fmt.Sprintf("do the same on the realserver, for %s: its servers derive their MSS from it",
+		x.Source)}
 	if f.Severity == Error {
 		f.Remarks = append(f.Remarks, "let ICMP (fragmentation needed, packet too big) pass on the way")
 	}
-	v.find(f)
+	x.find(f)
 }
 
-// routeWithMTU is the command that gives the route to a an MTU.
+// routeWithMTU returns the command that gives the route to a an MTU.
 func routeWithMTU(a netip.Addr, mtu int) string {
 	command := fmt.Sprintf("ip route replace %s", netip.PrefixFrom(a, a.BitLen()))
 	if hop, ok, err := query.Lookup(a, netip.Addr{}); ok && err == nil {
@@ -77,8 +78,8 @@ func routeWithMTU(a netip.Addr, mtu int) string {
 	return fmt.Sprintf("%s mtu %d", command, mtu)
 }
 
-// tooBig reports whether the error says that a packet was too big for what comes.
-func tooBig(t trouble) bool {
+// tooBig reports whether the error says that a packet was larger than the next link's MTU.
+func tooBig(t icmpError) bool {
 	if t.from.Is4() {
 		return t.kind == packet.ICMPUnreachable && t.code == packet.ICMPCodeFragNeeded
 	}

@@ -10,11 +10,11 @@ import (
 	"vstun/routing/query"
 )
 
-// neighbours examines whether somebody answers for a VIP that lies in a subnet of this host: there hosts and routers
-// ask for it by ARP or neighbour discovery, and the director's kernel does not have it.
-func (e *exam) neighbours(vips []netip.Addr) {
+// neighbours examines whether this host answers for each VIP that lies in one of its subnets. Hosts and routers there
+// ask for it by ARP or neighbour discovery, and the director's kernel does not own it.
+func (res *result) neighbours(vips []netip.Addr) {
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	good := true
@@ -25,28 +25,27 @@ func (e *exam) neighbours(vips []netip.Addr) {
 				continue
 			}
 			answers, err := query.AnswersFor(d.Name, vip)
-			if e.failed(err) {
+			if res.failed(err) {
 				return
 			}
 			if !answers {
 				good = false
-				e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
+				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
 					What: fmt.Sprintf("it is in %s, the subnet of %s, and this host does not answer for it there",
 						subnet, d.Name),
-					Why: "neighbours who ask who has it hear nothing, unless they have a route to it by this host",
+					Why: "neighbours that ask for it get no answer, unless they have a route to it by this host",
 					Fix: proxyFor(vip, d.Name), Remarks: []string{"or give the router a route to it by this host"}})
 			}
 		}
 	}
-	good = e.impostors(devices, vips) && good
+	good = res.impostors(devices, vips) && good
 	if good {
-		e.fine("nobody else answers ARP for a VIP, and this host does where one is in a subnet of its own")
+		res.fine("no other host answers ARP for a VIP, and this host answers for VIPs in its own subnets")
 	}
 }
 
-// impostors examines whether somebody else answers ARP for a VIP: a realserver that does not keep from it, or a second
-// director.
-func (e *exam) impostors(devices []query.Device, vips []netip.Addr) (good bool) {
+// impostors examines whether another host answers ARP for a VIP: a realserver without arp_ignore, or a second director.
+func (res *result) impostors(devices []query.Device, vips []netip.Addr) (good bool) {
 	type question struct {
 		device    string
 		vip, from netip.Addr
@@ -75,12 +74,12 @@ func (e *exam) impostors(devices []query.Device, vips []netip.Addr) (good bool) 
 	good = true
 	for _, q := range all {
 		if q.err != nil {
-			e.skip("who has %s: %v", q.vip, q.err)
+			res.skip("who has %s: %v", q.vip, q.err)
 			return false
 		}
 		for _, mac := range q.answers {
 			good = false
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip),
+			res.find(Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", q.vip),
 				What: fmt.Sprintf("the host with MAC address %s answers ARP for it on %s", mac, q.device),
 				Why:  "neighbours there send it the VIP's packets, past the director",
 				Fix:  fmt.Sprintf("ip neigh show dev %s | grep -i %s", q.device, mac),
@@ -91,10 +90,10 @@ func (e *exam) impostors(devices []query.Device, vips []netip.Addr) (good bool) 
 	return good
 }
 
-// mostQuestions is how often is asked by ARP at the most.
+// mostQuestions is the maximum number of ARP requests.
 const mostQuestions = 256
 
-// subnetOf is the subnet of a device that a lies in.
+// subnetOf returns the subnet of a device that contains a.
 func subnetOf(d query.Device, a netip.Addr) (netip.Prefix, bool) {
 	for _, p := range d.Addrs {
 		if d.Up && !d.Loopback && !p.IsSingleIP() && p.Contains(a) {
@@ -104,7 +103,7 @@ func subnetOf(d query.Device, a netip.Addr) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// proxyFor is the command that makes a host answer for an address that it does not have.
+// proxyFor returns the command that makes a host answer for an address that it does not own.
 func proxyFor(a netip.Addr, device string) string {
 	if a.Is6() {
 		return fmt.Sprintf("sysctl -w net.ipv6.conf.%s.proxy_ndp=1; ip neigh add proxy %s dev %s", device, a, device)

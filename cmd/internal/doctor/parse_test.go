@@ -2,10 +2,13 @@ package doctor
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/procfs"
 )
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
@@ -31,12 +34,13 @@ TCP  C6336450 wlc
 }
 
 func TestSocketsOfTheKernel(t *testing.T) {
+	const any6 = "00000000000000000000000000000000"
 	tcp := `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0
-   1: 506433C6:01BB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0000000000000000 100 0 0 10 0
-   2: 0100007F:9C40 0100007F:0050 01 00000000:00000000 00:00000000 00000000     0        0 4713 1 0000000000000000 20 4 30 10 -1
-   0: B80D0120000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4714 1
-   0: 00000000000000000000000000000000:0019 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4715 1
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0
+   1: 506433C6:01BB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0 0 10 0
+   2: 0100007F:9C40 0100007F:0050 01 00000000:00000000 00:00000000 00000000     0        0 4713 1 0 20 4 30 10 -1
+   0: B80D0120000000000000000001000000:1F90 ` + any6 + `:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4714 1
+   0: ` + any6 + `:0019 ` + any6 + `:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4715 1
    0: XX:0019 00000000:0000 0A 0 0 0 0 0 0 0
 `
 	all := parseSockets(tcp, true)
@@ -53,20 +57,40 @@ func TestSocketsOfTheKernel(t *testing.T) {
 	}
 }
 
-func TestCounter(t *testing.T) {
-	text := "TcpExt: SyncookiesSent IPReversePathFilter\nTcpExt: 3 42\nIpExt: IPReversePathFilter\nIpExt: 7\n"
-	if n, err := counter(text, "TcpExt", "IPReversePathFilter"); n != 42 || err != nil {
-		t.Errorf("%d, %v", n, err)
+func TestReversePathDrops(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "1", "net"), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	if n, err := counter(text, "TcpExt", "NoSuch"); err == nil {
-		t.Errorf("%d of a counter that is not there", n)
+	fs, err := procfs.NewFS(dir)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := netstat("TcpExt", "IPReversePathFilter"); err != nil {
+	p, err := fs.Proc(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]int{
+		"TcpExt: SyncookiesSent IPReversePathFilter\nTcpExt: 3 42\nIpExt: IPReversePathFilter\nIpExt: 7\n": 42,
+		"TcpExt: SyncookiesSent\nTcpExt: 3\n": -1,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "1", "net", "netstat"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := reversePathDrops(p); n != want && want >= 0 || (err != nil) != (want < 0) {
+			t.Errorf("%q: %d, %v", text, n, err)
+		}
+	}
+	self, err := procfs.Self()
+	if err == nil {
+		_, err = reversePathDrops(self)
+	}
+	if err != nil {
 		t.Errorf("this kernel: %v", err)
 	}
 }
 
-// An iptables that is not nftables is judged by what its program prints.
+// iptables-legacy is examined by the output of its own program.
 func TestLegacyChains(t *testing.T) {
 	for rules, want := range map[string]bool{
 		"-P FORWARD ACCEPT\n": false,

@@ -11,7 +11,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// mostAlike is the largest number of places, and of commands, that are printed for one finding.
+// mostAlike is the maximum number of places, and of commands, that are printed for one finding.
 const mostAlike = 5
 
 // Prefixes of a finding's lines, of their continuations, and of its commands.
@@ -21,8 +21,8 @@ const (
 	command = indent + "-> "
 )
 
-// print writes r as text, one fact a line, in lines of at most width characters (0: any). Findings that say the same
-// of several places are printed once. With verbose it names all those places, and what is fine.
+// print writes r as text, one fact a line, in lines of at most width characters (0: any). Findings that differ only in
+// their places are printed once. With verbose it lists all those places, and the facts that are no faults.
 func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
 	line := func(text string) {
@@ -49,7 +49,7 @@ func (r *Report) print(out io.Writer, width int, verbose bool) error {
 			line(fmt.Sprintf("fine: %s: %s", n.Check, n.Text))
 		}
 	} else if fine := r.fineChecks(); len(fine) > 0 {
-		line(fmt.Sprintf("fine: %s (-v says more)", strings.Join(fine, ", ")))
+		line(fmt.Sprintf("fine: %s (-v shows more)", strings.Join(fine, ", ")))
 	}
 	for _, n := range r.Unchecked {
 		line(fmt.Sprintf("not checked: %s: %s", n.Check, n.Text))
@@ -58,7 +58,7 @@ func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	return err
 }
 
-// alike groups findings that differ in place and commands alone, in the order of the first of each.
+// alike groups findings that differ only in place and commands, in the order of the first of each.
 func alike(all []Finding) (groups [][]Finding) {
 	same := func(a, b *Finding) bool {
 		return a.Severity == b.Severity && a.Check == b.Check && a.What == b.What && a.Why == b.Why &&
@@ -75,7 +75,7 @@ func alike(all []Finding) (groups [][]Finding) {
 	return groups
 }
 
-// printGroup writes findings that say the same.
+// printGroup prints one group of alike.
 func printGroup(line func(string), group []Finding, verbose bool) {
 	f := &group[0]
 	most := mostAlike
@@ -92,7 +92,7 @@ func printGroup(line func(string), group []Finding, verbose bool) {
 			line(indent + "at " + f.Where)
 		}
 		if more := len(group) - most; more > 0 {
-			line(fmt.Sprintf("%sat %d more (-v names them)", indent, more))
+			line(fmt.Sprintf("%sat %d more (-v lists them)", indent, more))
 		}
 	}
 	line(indent + f.What)
@@ -111,14 +111,14 @@ func printGroup(line func(string), group []Finding, verbose bool) {
 		line(command + c)
 	}
 	if more := len(commands) - most; more > 0 {
-		line(fmt.Sprintf("%s%d more commands (-v names them)", indent, more))
+		line(fmt.Sprintf("%s%d more commands (-v lists them)", indent, more))
 	}
 	for _, remark := range f.Remarks {
 		line(indent + "note: " + remark)
 	}
 }
 
-// fixes are the commands of a group, each once, with the hosts that it is for.
+// fixes returns the commands of a group, each once, with the hosts to run it on.
 func fixes(group []Finding) (commands []string) {
 	hosts := map[string][]string{}
 	var order []string
@@ -157,7 +157,7 @@ func (r *Report) summary() string {
 	return strings.Join(parts, ", ")
 }
 
-// fineChecks names the checks that found nothing wrong.
+// fineChecks returns the names of the checks that found no fault.
 func (r *Report) fineChecks() (names []string) {
 	for _, n := range r.Fine {
 		if !slices.Contains(names, n.Check) && !slices.ContainsFunc(r.Findings,

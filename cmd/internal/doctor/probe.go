@@ -10,21 +10,23 @@ import (
 	"vstun/encap/packet"
 )
 
-// Probes are packets of this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests (RFC
-// 792, RFC 4443), which the kernel there answers, TCP SYNs, which show whether a server listens, and questions to the
-// agent (package query).
+// Probes are packets from this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests
+// (RFC 792, RFC 4443), which the kernel there answers, TCP SYNs, which show whether a server listens, and questions to
+// the agent (package query).
+//
+// They are made with package packet's views, not with gopacket's layers: those would add 2 MB to the realserver.
 
 const (
 	probeTTL  = 64
 	probeSize = 84 // bytes of a small echo request, as ping(8) sends it
 
-	// Source ports of SYNs and questions: beyond those that Linux gives its own connections.
+	// Source ports of SYNs and questions: above those that Linux gives its own connections.
 	firstPort, lastPort = 61000, 65535
 
 	cookieLen = 8
 )
 
-// cookie is in every echo request, so that nobody else's answer is taken for one of ours.
+// cookie is in every echo request. It distinguishes the answers to this program from others.
 type cookie [cookieLen]byte
 
 func newCookie() (c cookie) {
@@ -32,56 +34,60 @@ func newCookie() (c cookie) {
 	return c
 }
 
-// ipHeader writes an IP header to the front of b, a packet of either family, and returns its length and the sum of the
-// pseudo-header behind it. An IPv4 packet may not be fragmented.
-func ipHeader(b []byte, src, dst netip.Addr, protocol uint8) (n int, pseudo uint64) {
+// newPacket makes an IP packet with n bytes of zeros behind its header. An IPv4 packet has DF set.
+func newPacket(src, dst netip.Addr, protocol uint8, n int) []byte {
 	if dst.Is4() {
-		h := packet.IPv4(b)
-		h.Encode(packet.IPv4Fields{
-			TotalLen: len(b), TTL: probeTTL, Protocol: protocol, Src: src.As4(), Dst: dst.As4(),
-		})
+		h := make(packet.IPv4, packet.IPv4HeaderLen+n)
+		h.Encode(packet.IPv4Fields{TotalLen: len(h), TTL: probeTTL, Protocol: protocol, Src: src.As4(),
+			Dst: dst.As4()})
 		h.SetDF(true)
 		h.SetChecksum()
-		return packet.IPv4HeaderLen, h.PseudoSum(len(b) - packet.IPv4HeaderLen)
+		return h
 	}
-	h := packet.IPv6(b)
-	h.Encode(packet.IPv6Fields{
-		TotalLen: len(b), HopLimit: probeTTL, NextHeader: protocol, Src: src.As16(), Dst: dst.As16(),
-	})
-	return packet.IPv6HeaderLen, h.PseudoSum(protocol, len(b)-packet.IPv6HeaderLen)
+	h := make(packet.IPv6, packet.IPv6HeaderLen+n)
+	h.Encode(packet.IPv6Fields{TotalLen: len(h), HopLimit: probeTTL, NextHeader: protocol, Src: src.As16(),
+		Dst: dst.As16()})
+	return h
 }
 
-// headerLen is the length of a plain IP header towards a.
-func headerLen(a netip.Addr) int {
-	if a.Is4() {
-		return packet.IPv4HeaderLen
+// transport is the part of newPacket's b behind the IP header.
+func transport(b []byte) []byte {
+	if packet.Version(b) == 4 {
+		return b[packet.IPv4HeaderLen:]
 	}
-	return packet.IPv6HeaderLen
+	return b[packet.IPv6HeaderLen:]
 }
 
-// echoRequest is an ICMP echo request of size bytes in all, whose identifier and sequence number are number.
+// pseudoSum is the sum of the pseudo-header of newPacket's b.
+func pseudoSum(b []byte) uint64 {
+	if packet.Version(b) == 4 {
+		return packet.IPv4(b).PseudoSum(len(transport(b)))
+	}
+	return packet.IPv6(b).PseudoSum(packet.IPv6(b).NextHeader(), len(transport(b)))
+}
+
+// echoRequest makes an ICMP echo request of size bytes in all, with number as its identifier and sequence number.
 func echoRequest(src, dst netip.Addr, size int, number uint32, c cookie) []byte {
-	protocol, kind := uint8(packet.ProtoICMP), byte(packet.ICMPEcho)
-	if !dst.Is4() {
-		protocol, kind = packet.ProtoICMPv6, packet.ICMPv6Echo
+	protocol, kind, header := uint8(packet.ProtoICMP), uint8(packet.ICMPEcho), packet.IPv4HeaderLen
+	if dst.Is6() {
+		protocol, kind, header = packet.ProtoICMPv6, packet.ICMPv6Echo, packet.IPv6HeaderLen
 	}
-	b := make([]byte, max(size, headerLen(dst)+packet.ICMPHeaderLen+cookieLen))
-	n, pseudo := ipHeader(b, src, dst, protocol)
-	t := packet.ICMP(b[n:])
+	b := newPacket(src, dst, protocol, max(size-header, packet.ICMPHeaderLen+cookieLen))
+	t := packet.ICMP(transport(b))
 	t.Encode(packet.ICMPFields{Type: kind, Rest: number})
 	copy(t.Payload(), c[:])
-	if dst.Is4() {
-		pseudo = 0
+	if dst.Is6() {
+		t.SetChecksum(pseudoSum(b))
+	} else {
+		t.SetChecksum(0)
 	}
-	t.SetChecksum(pseudo)
 	return b
 }
 
-// segment is a TCP segment without data.
-func segment(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
-	b := make([]byte, headerLen(dst.Addr())+packet.TCPHeaderLen)
-	n, pseudo := ipHeader(b, src.Addr(), dst.Addr(), packet.ProtoTCP)
-	t := packet.TCP(b[n:])
+// segment makes a TCP segment without data.
+func segment(src, dst netip.AddrPort, seq, ack uint32, flags uint8) []byte {
+	b := newPacket(src.Addr(), dst.Addr(), packet.ProtoTCP, packet.TCPHeaderLen)
+	t := packet.TCP(transport(b))
 	t.SetSrcPort(src.Port())
 	t.SetDstPort(dst.Port())
 	t.SetSeq(seq)
@@ -89,24 +95,23 @@ func segment(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
 	t.SetHeaderLen(packet.TCPHeaderLen)
 	t.SetFlags(flags)
 	t.SetWindow(1024)
-	t.SetChecksum(pseudo)
+	t.SetChecksum(pseudoSum(b))
 	return b
 }
 
-// datagram is a UDP datagram that asks a realserver's agent.
+// datagram makes a UDP datagram.
 func datagram(src, dst netip.AddrPort, payload []byte) []byte {
-	b := make([]byte, headerLen(dst.Addr())+packet.UDPHeaderLen+len(payload))
-	n, pseudo := ipHeader(b, src.Addr(), dst.Addr(), packet.ProtoUDP)
-	t := packet.UDP(b[n:])
+	b := newPacket(src.Addr(), dst.Addr(), packet.ProtoUDP, packet.UDPHeaderLen+len(payload))
+	t := packet.UDP(transport(b))
 	t.SetSrcPort(src.Port())
 	t.SetDstPort(dst.Port())
 	t.SetLen(len(t))
 	copy(t.Payload(), payload)
-	t.SetChecksum(pseudo)
+	t.SetChecksum(pseudoSum(b))
 	return b
 }
 
-// wrap puts the packet into the tunnel that c describes. The outer packet may not be fragmented either.
+// wrap puts a packet into the tunnel c. An outer IPv4 header has DF set.
 func wrap(c encap.Config, inner []byte) ([]byte, error) {
 	t, err := encap.New(c)
 	if err != nil {
@@ -121,7 +126,7 @@ func wrap(c encap.Config, inner []byte) ([]byte, error) {
 	return bytes.Clone(b.Bytes()), nil // b is far larger
 }
 
-// overhead is what the tunnel that c describes adds to a packet, in bytes.
+// overhead is the number of bytes that the tunnel c adds to a packet.
 func overhead(c encap.Config) int {
 	t, err := encap.New(c)
 	if err != nil {
@@ -130,8 +135,8 @@ func overhead(c encap.Config) int {
 	return t.Overhead()
 }
 
-// outer is the IP protocol number of the tunnel that c describes, for a VIP.
-func outer(c encap.Config, vip netip.Addr) uint8 {
+// outerProtocol is the IP protocol number of the tunnel c for packets to vip.
+func outerProtocol(c encap.Config, vip netip.Addr) uint8 {
 	switch {
 	case c.Kind.UDP():
 		return packet.ProtoUDP

@@ -65,8 +65,9 @@ func TestProbes(t *testing.T) {
 				if len(outside) != len(inner)+overhead(tunnel) || !bytes.HasSuffix(outside, inner) {
 					t.Errorf("%v: %d bytes about %d", kind, len(outside), len(inner))
 				}
-				if tunnel.Destination.Is4() && (outside[6]&0x40 == 0 || outside[9] != outer(tunnel, to)) ||
-					tunnel.Destination.Is6() && outside[6] != outer(tunnel, to) {
+				if tunnel.Destination.Is4() && (!packet.IPv4(outside).DF() ||
+					packet.IPv4(outside).Protocol() != outerProtocol(tunnel, to)) ||
+					tunnel.Destination.Is6() && packet.IPv6(outside).NextHeader() != outerProtocol(tunnel, to) {
 					t.Errorf("%v: %x", kind, outside[:20])
 				}
 			}
@@ -104,7 +105,7 @@ func serialize(t *testing.T, p gopacket.Packet) []byte {
 	return buf.Bytes()
 }
 
-// What is advised on is counted somewhere.
+// Each reason with advice is a drop reason.
 func TestAdvice(t *testing.T) {
 	names := map[string]bool{}
 	for d := drop.Accept + 1; d < drop.NumReasons; d++ {

@@ -18,8 +18,8 @@ import (
 	"vstun/encap/wire"
 )
 
-// shot is one probe, sent again and again until it is answered or given up.
-type shot struct {
+// probe is a packet that is sent up to three times until it is answered.
+type probe struct {
 	packet []byte // as it leaves this host
 	from   netip.Addr
 	number uint32 // of an echo request
@@ -27,26 +27,26 @@ type shot struct {
 	seq    uint32 // of a SYN
 	nonce  uint64 // of a question; 0: none
 
-	via    netip.Addr // neighbour that it goes to; the zero Addr: as the route says
+	via    netip.Addr // neighbour to send it to; the zero Addr: the route's
 	device int        // index of the device of via
 
 	answered bool
-	back     bool         // an echo request has come to this host again
-	flags    byte         // of the answer to a SYN
+	back     bool         // an echo request has returned to this host
+	flags    uint8        // of the answer to a SYN
 	answer   query.Answer // to a question
 	err      error
 }
 
-// trouble is an ICMP error about what this host has sent to one destination.
-type trouble struct {
+// icmpError is an ICMP error about a packet of this host.
+type icmpError struct {
 	from       netip.Addr
 	kind, code uint8
-	mtu        int // that the error names
-	size       int // of the packet that it is about
+	mtu        int // the MTU in the error
+	size       int // of the quoted packet
 }
 
-// road is what errors are told apart by: the destination and the IP protocol of the packet that they quote.
-type road struct {
+// flowKey identifies the flow of a packet that an ICMP error quotes: its destination, IP protocol and UDP port.
+type flowKey struct {
 	to       netip.Addr
 	protocol uint8
 	port     uint16 // of UDP
@@ -59,27 +59,27 @@ type synKey struct {
 	ack  uint32
 }
 
-func (s *shot) key() synKey { return synKey{s.port, s.seq + 1} }
+func (s *probe) key() synKey { return synKey{s.port, s.seq + 1} }
 
-// prober sends probes, and sees what comes back before this host's own filters do: while a director runs, a strict
-// rp_filter drops what a VIP answers.
+// prober sends probes and receives their answers before this host's own filters do: while a director runs, a strict
+// rp_filter drops answers from a VIP.
 type prober struct {
-	cookie cookie
-	sendMu sync.Mutex
-	sender *wire.Sender
-	taps   []*wire.Sniffer
-	sinks  []*wire.Sink    // they keep the kernel from answering the answers
-	asks   map[bool]uint16 // source port of questions, by whether their answers come over IPv6
-	read   sync.WaitGroup
+	cookie   cookie
+	sendMu   sync.Mutex
+	sender   *wire.Sender
+	sniffers []*wire.Sniffer
+	sinks    []*wire.Sink    // they keep the kernel from answering the answers
+	askPorts map[bool]uint16 // source port of questions, by whether their answers come over IPv6
+	readers  sync.WaitGroup
 
-	mu        sync.Mutex
-	next      uint32
-	echoes    map[uint32]*shot
-	syns      map[synKey]*shot
-	questions map[uint64]*shot
-	troubles  map[road][]trouble
-	ports     map[portKey]uint16 // source ports of SYNs
-	arrived   chan struct{}      // closed, and made anew, when something has come
+	mu         sync.Mutex
+	next       uint32
+	echoes     map[uint32]*probe
+	syns       map[synKey]*probe
+	questions  map[uint64]*probe
+	icmpErrors map[flowKey][]icmpError
+	ports      map[portKey]uint16 // source ports of SYNs
+	arrived    chan struct{}      // closed and replaced when a packet has come
 }
 
 // portKey identifies the source port of SYNs: their source, and a number.
@@ -102,7 +102,7 @@ func newProber() (*prober, error) {
 		}
 		filters := []wire.SnifferFilter{icmp, {Protocol: packet.ProtoTCP, First: firstPort, Last: lastPort}}
 		if port, err := p.sink(packet.ProtoUDP, unspecified(over6)); err == nil {
-			p.asks[over6] = port
+			p.askPorts[over6] = port
 			filters = append(filters, wire.SnifferFilter{Protocol: packet.ProtoUDP, First: port, Last: port})
 		} else if !over6 {
 			return nil, errors.Join(err, p.close())
@@ -111,18 +111,17 @@ func newProber() (*prober, error) {
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
-		p.taps = append(p.taps, t)
-		p.read.Go(func() { p.listen(t, over6) })
+		p.sniffers = append(p.sniffers, t)
+		p.readers.Go(func() { p.listen(t, over6) })
 	}
 	return p, nil
 }
 
-// emptyProber is a prober without sockets.
+// emptyProber returns a prober without sockets.
 func emptyProber() *prober {
-	return &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*shot{}, syns: map[synKey]*shot{},
-		questions: map[uint64]*shot{},
-		troubles:  map[road][]trouble{}, ports: map[portKey]uint16{}, asks: map[bool]uint16{},
-		arrived: make(chan struct{})}
+	return &prober{cookie: newCookie(), next: rand.Uint32(), echoes: map[uint32]*probe{}, syns: map[synKey]*probe{},
+		questions: map[uint64]*probe{}, icmpErrors: map[flowKey][]icmpError{}, ports: map[portKey]uint16{},
+		askPorts: map[bool]uint16{}, arrived: make(chan struct{})}
 }
 
 func unspecified(six bool) netip.Addr {
@@ -134,18 +133,18 @@ func unspecified(six bool) netip.Addr {
 
 func (p *prober) close() error {
 	err := p.sender.Close()
-	for _, t := range p.taps {
-		err = errors.Join(err, t.Close())
+	for _, s := range p.sniffers {
+		err = errors.Join(err, s.Close())
 	}
-	p.read.Wait()
+	p.readers.Wait()
 	for _, s := range p.sinks {
 		err = errors.Join(err, s.Close())
 	}
 	return err
 }
 
-// sink takes a port of a, in the range that the taps show. What comes to it gets no RST and no ICMP error of this
-// host's kernel: those would go into the director's device, and count there as packets of unknown connections.
+// sink binds a port of a, in the range that the sniffers show. This host's kernel answers no packet to it with a RST or
+// an ICMP error: those would go into the director's device, and count there as packets of unknown connections.
 func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
 	const tries = 32 // other programs have some ports
 	for range tries {
@@ -164,8 +163,8 @@ func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
 	return 0, err
 }
 
-// synPort is the source port of SYNs from a. SYNs of one number have one port: no host gets two of the same number for
-// the same VIP and port.
+// synPort returns the source port of SYNs from a with this number. No host gets two SYNs of the same number for the
+// same VIP and port.
 func (p *prober) synPort(a netip.Addr, number int) (uint16, error) {
 	key := portKey{a, number}
 	p.mu.Lock()
@@ -184,33 +183,33 @@ func (p *prober) synPort(a netip.Addr, number int) (uint16, error) {
 	return port, nil
 }
 
-// echo makes a shot of an echo request: wrapped makes what leaves this host of it.
-func (p *prober) echo(src, dst netip.Addr, size int, wrapped func([]byte) ([]byte, error)) (*shot, error) {
+// echo makes a probe of an echo request. wrapped puts the request into a tunnel.
+func (p *prober) echo(src, dst netip.Addr, size int, wrapped func([]byte) ([]byte, error)) (*probe, error) {
 	p.mu.Lock()
 	p.next++
-	s := &shot{from: dst, number: p.next}
+	s := &probe{from: dst, number: p.next}
 	p.mu.Unlock()
 	var err error
 	s.packet, err = wrapped(echoRequest(src, dst, size, s.number, p.cookie))
 	return s, err
 }
 
-// syn makes a shot of a TCP SYN. Sequence numbers count, from a random one on: those of two SYNs never are the same.
-func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*shot, error) {
+// syn makes a probe of a TCP SYN. Sequence numbers count up from a random one: no two SYNs have the same.
+func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*probe, error) {
 	p.mu.Lock()
 	p.next++
-	s := &shot{from: dst.Addr(), port: src.Port(), seq: p.next}
+	s := &probe{from: dst.Addr(), port: src.Port(), seq: p.next}
 	p.mu.Unlock()
 	var err error
 	s.packet, err = wrapped(segment(src, dst, s.seq, 0, packet.FlagSYN))
 	return s, err
 }
 
-// question makes a shot of a question to the agent at the end of a tunnel, which carries the family of vip, for its
-// VIPs from number first on.
-func (p *prober) question(c encap.Config, vip netip.Addr, first int) *shot {
-	s := &shot{nonce: max(rand.Uint64(), 1)}
-	port := p.asks[c.Destination.Is6()]
+// question makes a probe of a question to the agent at the far end of the tunnel c. It asks for the agent's VIPs from
+// number first on, in a packet of vip's family.
+func (p *prober) question(c encap.Config, vip netip.Addr, first int) *probe {
+	s := &probe{nonce: max(rand.Uint64(), 1)}
+	port := p.askPorts[c.Destination.Is6()]
 	if port == 0 {
 		s.err = unix.EAFNOSUPPORT
 		return s
@@ -221,79 +220,94 @@ func (p *prober) question(c encap.Config, vip netip.Addr, first int) *shot {
 	return s
 }
 
-// bare is for probes that go without a tunnel.
-func bare(b []byte) ([]byte, error) { return b, nil }
+// untunnelled leaves a probe as it is: it goes without a tunnel.
+func untunnelled(b []byte) ([]byte, error) { return b, nil }
 
-// How long a volley waits after each of its tries. What is answered costs no more than the way there and back.
+// waits are the times that sendAll waits after each try. An answered probe costs one round trip only.
 var waits = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond}
 
-// volley sends shots, those that are not answered three times, and returns when all are answered, or none of the others
-// will be. Then they do not change any more.
-func (p *prober) volley(ctx context.Context, shots ...*shot) {
-	p.expect(shots, true)
-	defer p.expect(shots, false)
+// sendAll sends probes, the unanswered ones three times. It returns when all are answered, or after the last wait. The
+// probes do not change any more then.
+func (p *prober) sendAll(ctx context.Context, probes ...*probe) {
+	p.register(probes)
+	defer p.unregister(probes)
 	for _, wait := range waits {
-		if p.settled(shots) || ctx.Err() != nil {
+		if p.settled(probes) || ctx.Err() != nil {
 			return
 		}
-		p.fire(shots)
-		late := time.NewTimer(wait)
-		for waiting := true; waiting; {
-			p.mu.Lock()
-			arrived := p.arrived
-			p.mu.Unlock()
-			if p.settled(shots) {
-				break
-			}
-			select {
-			case <-arrived:
-			case <-late.C:
-				waiting = false
-			case <-ctx.Done():
-				waiting = false
-			}
-		}
-		late.Stop()
+		p.sendUnanswered(probes)
+		p.await(ctx, probes, wait)
 	}
 }
 
-// expect lets answers to shots be taken, or no more.
-func (p *prober) expect(shots []*shot, on bool) {
+// await waits until all probes are answered, for at most this time.
+func (p *prober) await(ctx context.Context, probes []*probe, most time.Duration) {
+	late := time.NewTimer(most)
+	defer late.Stop()
+	for {
+		p.mu.Lock()
+		arrived := p.arrived
+		p.mu.Unlock()
+		if p.settled(probes) {
+			return
+		}
+		select {
+		case <-arrived:
+		case <-late.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// register makes the prober match answers to probes.
+func (p *prober) register(probes []*probe) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, s := range shots {
+	for _, s := range probes {
 		switch {
-		case s.nonce != 0 && on:
+		case s.nonce != 0:
 			p.questions[s.nonce] = s
+		case s.port != 0:
+			p.syns[s.key()] = s
+		default:
+			p.echoes[s.number] = s
+		}
+	}
+}
+
+// unregister undoes register.
+func (p *prober) unregister(probes []*probe) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range probes {
+		switch {
 		case s.nonce != 0:
 			delete(p.questions, s.nonce)
-		case s.port != 0 && on:
-			p.syns[s.key()] = s
 		case s.port != 0:
 			delete(p.syns, s.key())
-		case on:
-			p.echoes[s.number] = s
 		default:
 			delete(p.echoes, s.number)
 		}
 	}
 }
 
-// settled reports whether each shot is answered, or was refused by this host's kernel.
-func (p *prober) settled(shots []*shot) bool {
+// settled reports whether each probe is answered, or was refused by this host's kernel.
+func (p *prober) settled(probes []*probe) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !slices.ContainsFunc(shots, func(s *shot) bool { return !s.answered && s.err == nil })
+	return !slices.ContainsFunc(probes, func(s *probe) bool { return !s.answered && s.err == nil })
 }
 
-// fire sends the shots that are not answered.
-func (p *prober) fire(shots []*shot) {
-	for _, s := range shots {
+// sendUnanswered sends the probes that are not answered.
+func (p *prober) sendUnanswered(probes []*probe) {
+	for _, s := range probes {
 		p.mu.Lock()
 		done := s.answered || s.err != nil
 		p.mu.Unlock()
 		if !done {
-			if err := p.sendShot(s); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			if err := p.sendProbe(s); err != nil && !errors.Is(err, unix.ENOBUFS) {
 				p.mu.Lock()
 				s.err = err
 				p.mu.Unlock()
@@ -303,10 +317,10 @@ func (p *prober) fire(shots []*shot) {
 }
 
 // send sends one packet.
-func (p *prober) send(b []byte) error { return p.sendShot(&shot{packet: b}) }
+func (p *prober) send(b []byte) error { return p.sendProbe(&probe{packet: b}) }
 
-// sendShot sends the packet of a shot.
-func (p *prober) sendShot(s *shot) error {
+// sendProbe sends the packet of a probe.
+func (p *prober) sendProbe(s *probe) error {
 	p.sendMu.Lock()
 	defer p.sendMu.Unlock()
 	if s.via.IsValid() {
@@ -316,14 +330,14 @@ func (p *prober) sendShot(s *shot) error {
 	return err
 }
 
-// about returns the errors about packets of a road.
-func (p *prober) about(r road) []trouble {
+// errorsAbout returns the ICMP errors about packets of a flow.
+func (p *prober) errorsAbout(k flowKey) []icmpError {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Clone(p.troubles[r])
+	return slices.Clone(p.icmpErrors[k])
 }
 
-// listen takes what a tap shows, until it is closed.
+// listen handles the packets of a sniffer until it is closed.
 func (p *prober) listen(t *wire.Sniffer, over6 bool) {
 	buf := make([]byte, 2048)
 	for {
@@ -332,14 +346,14 @@ func (p *prober) listen(t *wire.Sniffer, over6 bool) {
 			return
 		}
 		if over6 {
-			p.take6(buf[:n])
+			p.handle6(buf[:n])
 		} else {
-			p.take4(buf[:n])
+			p.handle4(buf[:n])
 		}
 	}
 }
 
-func (p *prober) take4(b []byte) {
+func (p *prober) handle4(b []byte) {
 	h := packet.IPv4(b)
 	if len(b) < packet.IPv4HeaderLen || h.HeaderLen() < packet.IPv4HeaderLen ||
 		len(b) < h.HeaderLen()+packet.ICMPHeaderLen {
@@ -348,25 +362,24 @@ func (p *prober) take4(b []byte) {
 	t := packet.ICMP(b[h.HeaderLen():])
 	switch {
 	case h.Protocol() == packet.ProtoTCP:
-		p.takeTCP(h.Src(), packet.TCP(t))
+		p.handleTCP(h.Src(), packet.TCP(t))
 	case h.Protocol() == packet.ProtoUDP:
-		p.takeAnswer(packet.UDP(t))
+		p.handleAnswer(packet.UDP(t))
 	case t.Type() == packet.ICMPEchoReply:
-		p.takeEcho(h.Src(), t, false)
+		p.handleEcho(h.Src(), t, false)
 	case t.Type() == packet.ICMPEcho:
-		p.takeEcho(h.Dst(), t, true)
+		p.handleEcho(h.Dst(), t, true)
 	case t.Type() == packet.ICMPUnreachable || t.Type() == packet.ICMPTimeExceeded:
 		q := packet.IPv4(t.Payload())
 		if len(q) < packet.IPv4HeaderLen || len(q) < q.HeaderLen() {
 			return
 		}
-		p.takeTrouble(road{to: q.Dst(), protocol: q.Protocol()}, q[q.HeaderLen():],
-			trouble{from: h.Src(), kind: t.Type(), code: t.Code(), mtu: t.MTU4(),
-				size: q.TotalLen()})
+		p.handleError(flowKey{to: q.Dst(), protocol: q.Protocol()}, q[q.HeaderLen():],
+			icmpError{from: h.Src(), kind: t.Type(), code: t.Code(), mtu: t.MTU4(), size: q.TotalLen()})
 	}
 }
 
-func (p *prober) take6(b []byte) {
+func (p *prober) handle6(b []byte) {
 	h := packet.IPv6(b)
 	if len(b) < packet.IPv6HeaderLen+packet.ICMPHeaderLen {
 		return
@@ -374,39 +387,38 @@ func (p *prober) take6(b []byte) {
 	t := packet.ICMP(b[packet.IPv6HeaderLen:])
 	switch {
 	case h.NextHeader() == packet.ProtoTCP:
-		p.takeTCP(h.Src(), packet.TCP(t))
+		p.handleTCP(h.Src(), packet.TCP(t))
 	case h.NextHeader() == packet.ProtoUDP:
-		p.takeAnswer(packet.UDP(t))
+		p.handleAnswer(packet.UDP(t))
 	case t.Type() == packet.ICMPv6EchoReply:
-		p.takeEcho(h.Src(), t, false)
+		p.handleEcho(h.Src(), t, false)
 	case t.Type() == packet.ICMPv6Echo:
-		p.takeEcho(h.Dst(), t, true)
+		p.handleEcho(h.Dst(), t, true)
 	case t.Type() >= packet.ICMPv6Unreachable && t.Type() <= packet.ICMPv6ParamProblem:
 		q := packet.IPv6(t.Payload())
 		if len(q) < packet.IPv6HeaderLen {
 			return
 		}
-		p.takeTrouble(road{to: q.Dst(), protocol: q.NextHeader()}, q[packet.IPv6HeaderLen:],
-			trouble{from: h.Src(), kind: t.Type(), code: t.Code(), mtu: int(t.MTU6()),
-				size: q.TotalLen()})
+		p.handleError(flowKey{to: q.Dst(), protocol: q.NextHeader()}, q[packet.IPv6HeaderLen:],
+			icmpError{from: h.Src(), kind: t.Type(), code: t.Code(), mtu: int(t.MTU6()), size: q.TotalLen()})
 	}
 }
 
-// takeEcho takes an echo reply from the address of a request, or, with back, the request itself, which has come back.
-func (p *prober) takeEcho(of netip.Addr, t packet.ICMP, back bool) {
-	if len(t) < packet.ICMPHeaderLen+cookieLen || cookie(t.Payload()) != p.cookie {
+// handleEcho handles an echo reply from addr, or, with back, a request to addr that has returned to this host.
+func (p *prober) handleEcho(addr netip.Addr, t packet.ICMP, back bool) {
+	if data := t.Payload(); len(data) < cookieLen || cookie(data[:cookieLen]) != p.cookie {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.echoes[t.Rest()]; s != nil && s.from == of {
+	if s := p.echoes[t.Rest()]; s != nil && s.from == addr {
 		s.answered, s.back = true, s.back || back
 		p.wake()
 	}
 }
 
-// takeTCP takes a segment.
-func (p *prober) takeTCP(from netip.Addr, t packet.TCP) {
+// handleTCP handles a segment.
+func (p *prober) handleTCP(from netip.Addr, t packet.TCP) {
 	if len(t) < packet.TCPHeaderLen {
 		return
 	}
@@ -419,14 +431,14 @@ func (p *prober) takeTCP(from netip.Addr, t packet.TCP) {
 	}
 }
 
-// takeAnswer takes the answer of an agent. It is known by its nonce: the agent sends it from the address that its
+// handleAnswer handles the answer of an agent. Its nonce identifies it: the agent sends it from the address that its
 // host's route gives.
-func (p *prober) takeAnswer(t packet.UDP) {
+func (p *prober) handleAnswer(t packet.UDP) {
 	n := t.Len()
 	if n < packet.UDPHeaderLen || n > len(t) {
 		return
 	}
-	a, err := query.ParseAnswer(t[packet.UDPHeaderLen:n])
+	a, err := query.ParseAnswer(t[:n].Payload())
 	if err != nil {
 		return
 	}
@@ -438,24 +450,24 @@ func (p *prober) takeAnswer(t packet.UDP) {
 	}
 }
 
-// takeTrouble takes an ICMP error; t is what it quotes behind the IP header.
-func (p *prober) takeTrouble(r road, t []byte, what trouble) {
-	if r.protocol == packet.ProtoUDP {
-		if len(t) < 4 {
+// handleError handles an ICMP error. quoted is the part of the quoted packet behind the IP header.
+func (p *prober) handleError(k flowKey, quoted []byte, e icmpError) {
+	if k.protocol == packet.ProtoUDP {
+		if len(quoted) < 4 {
 			return
 		}
-		r.port = packet.UDP(t).DstPort()
+		k.port = packet.UDP(quoted).DstPort()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	const enough = 256 // others' errors come by as well
-	if len(p.troubles) < enough*enough && len(p.troubles[r]) < enough {
-		p.troubles[r] = append(p.troubles[r], what)
+	const enough = 256 // the sniffers show the errors of other programs as well
+	if len(p.icmpErrors) < enough*enough && len(p.icmpErrors[k]) < enough {
+		p.icmpErrors[k] = append(p.icmpErrors[k], e)
 	}
 	p.wake()
 }
 
-// wake lets volleys look.
+// wake wakes the callers of await. The caller must hold mu.
 func (p *prober) wake() {
 	close(p.arrived)
 	p.arrived = make(chan struct{})

@@ -6,11 +6,9 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/doctor/nft"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing/query"
@@ -20,54 +18,52 @@ import (
 type Realserver struct {
 	File    string
 	Config  *config.Realserver
-	Sockets []wire.Socket // by which its tunnels come
-	// what keeps it from starting, a line each; while it runs, what would from the next start on
+	Sockets []wire.Socket // the sockets of its tunnels
+	// Obstacles returns the faults that keep the agent from starting, or, if it runs, from its next start; a line each.
 	Obstacles func(running bool) error
 }
 
 // Examine examines the machine.
 func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	var st api.RealserverStatus
-	running, silence, err := asked(ctx, s.Config.Control, &st)
+	running, silence, err := status(ctx, s.Config.Control, &st)
 	if err != nil {
 		return nil, err
 	}
 	r := newReport("realserver", s.File, running)
 	checks := []check{
-		{"running", func(_ context.Context, e *exam) { e.running(running, "realserver", s.File) }},
-		{"privileges", func(_ context.Context, e *exam) { e.privileges(running) }},
-		{"start", func(_ context.Context, e *exam) { e.start(running, s.Obstacles) }},
-		{"directors", func(_ context.Context, e *exam) { e.directors(s.Config) }},
-		{"firewall", func(_ context.Context, e *exam) { e.realserverFirewall(s) }},
-		{"servers", func(_ context.Context, e *exam) { e.servers(s.Config) }},
-		{"answers", func(_ context.Context, e *exam) { e.answers(s.Config, &st) }},
+		{"running", func(_ context.Context, res *result) { res.running(running, "realserver", s.File) }},
+		{"privileges", func(_ context.Context, res *result) { res.privileges(running) }},
+		{"start", func(_ context.Context, res *result) { res.start(running, s.Obstacles) }},
+		{"directors", func(_ context.Context, res *result) { res.directors(s.Config) }},
+		{"firewall", func(_ context.Context, res *result) { res.realserverFirewall(s) }},
+		{"servers", func(_ context.Context, res *result) { res.servers(s.Config) }},
+		{"answers", func(_ context.Context, res *result) { res.answers(s.Config, &st) }},
 	}
 	if running {
 		checks = append(checks,
-			check{"vips", func(_ context.Context, e *exam) { e.ownVIPs(s.Config) }},
-			check{"rp_filter", func(ctx context.Context, e *exam) { e.realserverFilters(ctx, s.Config) }},
-			check{"arp", func(_ context.Context, e *exam) { e.arp(s.Config) }})
+			check{"vips", func(_ context.Context, res *result) { res.ownVIPs(s.Config) }},
+			check{"rp_filter", func(ctx context.Context, res *result) { res.realserverFilters(ctx, s.Config) }},
+			check{"arp", func(_ context.Context, res *result) { res.arp(s.Config) }})
 	}
 	if silence != nil {
-		checks = append(checks, check{"control", func(_ context.Context, e *exam) {
-			e.silent("vstun-realserver",
-				silence)
-		}})
+		checks = append(checks,
+			check{"control", func(_ context.Context, res *result) { res.silent("vstun-realserver", silence) }})
 	} else {
-		// who knows its process
-		checks = append(checks, check{"encap_port", func(_ context.Context, e *exam) { e.encapPort(s, st.Pid) }})
+		// its status names its process
+		checks = append(checks, check{"encap_port", func(_ context.Context, res *result) { res.encapPort(s, st.Pid) }})
 	}
 	if running && silence == nil {
 		checks = append(checks,
-			check{"encap", func(ctx context.Context, e *exam) { e.encaps(ctx, s) }},
-			check{"drops", func(ctx context.Context, e *exam) { e.realserverDrops(ctx, s, &st) }})
+			check{"encap", func(ctx context.Context, res *result) { res.encaps(ctx, s) }},
+			check{"drops", func(ctx context.Context, res *result) { res.realserverDrops(ctx, s, &st) }})
 	}
 	r.run(ctx, checks...)
 	return r.finish(), nil
 }
 
-// directors examines whether the directors are other hosts, which this one can reach.
-func (e *exam) directors(cfg *config.Realserver) {
+// directors examines whether the directors are other hosts than this one.
+func (res *result) directors(cfg *config.Realserver) {
 	var names []string
 	for _, d := range cfg.Directors {
 		if !d.IsSingleIP() {
@@ -75,7 +71,7 @@ func (e *exam) directors(cfg *config.Realserver) {
 			continue
 		}
 		if link, local, err := query.LocalLink(d.Addr()); err == nil && local {
-			e.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()),
+			res.find(Finding{Severity: Error, Where: fmt.Sprintf("director %s", d.Addr()),
 				What: fmt.Sprintf("it is this host itself, on %s", link),
 				Why:  "a host drops packets that come from an address of its own", Fix: applyRealserver,
 				Remarks: []string{"first set directors to the directors' own addresses"}})
@@ -83,15 +79,15 @@ func (e *exam) directors(cfg *config.Realserver) {
 		}
 		names = append(names, d.Addr().String())
 	}
-	if len(e.findings) == 0 {
-		e.fine("%s", brief(names))
+	if len(res.findings) == 0 {
+		res.fine("%s", brief(names))
 	}
 }
 
-// ownVIPs examines whether the agent's device has the VIPs, so that the servers get their packets.
-func (e *exam) ownVIPs(cfg *config.Realserver) {
+// ownVIPs examines whether the agent's device has the VIPs.
+func (res *result) ownVIPs(cfg *config.Realserver) {
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	owner := map[netip.Addr]string{}
@@ -105,10 +101,10 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 		}
 	}
 	if !up {
-		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down",
-			Why:     "nothing comes out of the tunnel",
+		res.find(Finding{Severity: Error, Where: cfg.TUN, What: "the device is gone, or down",
+			Why:     "no packet comes out of the tunnel",
 			Fix:     fmt.Sprintf("ip link set %s up", cfg.TUN),
-			Remarks: []string{"where it is gone: systemctl restart vstun-realserver"}})
+			Remarks: []string{"if it is gone: systemctl restart vstun-realserver"}})
 	}
 	for _, vip := range cfg.VIPs {
 		f := Finding{Severity: Error, Where: fmt.Sprintf("VIP %s", vip),
@@ -117,16 +113,16 @@ func (e *exam) ownVIPs(cfg *config.Realserver) {
 		case cfg.TUN:
 			continue
 		case "":
-			f.What, f.Why = "no device has it", "the kernel takes its packets for somebody else's"
+			f.What, f.Why = "no device has it", "the kernel takes its packets for another host's"
 		default:
 			f.What, f.Why = fmt.Sprintf("it is on %s, not on %s", owner[vip], cfg.TUN),
 				"that device may answer ARP for it in the director's place"
 			f.Fix = fmt.Sprintf("ip addr del %s dev %s; %s", vip, owner[vip], f.Fix)
 		}
-		e.find(f)
+		res.find(f)
 	}
-	if len(e.findings) == 0 {
-		e.fine("%s on %s", joinAddrs(cfg.VIPs), cfg.TUN)
+	if len(res.findings) == 0 {
+		res.fine("%s on %s", joinAddrs(cfg.VIPs), cfg.TUN)
 	}
 }
 
@@ -138,33 +134,33 @@ func joinAddrs(all []netip.Addr) string {
 	return strings.Join(names, ", ")
 }
 
-// realserverFilters examines whether rp_filter drops what comes out of the tunnel, or the tunnel's own packets.
-func (e *exam) realserverFilters(ctx context.Context, cfg *config.Realserver) {
+// realserverFilters examines whether rp_filter drops packets that come out of the tunnel, or the tunnel's packets.
+func (res *result) realserverFilters(ctx context.Context, cfg *config.Realserver) {
 	v4 := false
 	for _, vip := range cfg.VIPs {
 		v4 = v4 || vip.Is4()
 	}
 	if v4 && sysctlOf(cfg.TUN, "rp_filter") == strict {
-		e.find(Finding{Severity: Error, Where: cfg.TUN, What: "rp_filter is strict",
-			Why: "clients' packets, whom this host reaches by another device, are dropped",
-			Fix: loosen([]string{cfg.TUN})})
+		res.find(Finding{Severity: Error, Where: cfg.TUN, What: "rp_filter is strict",
+			Why: "packets from clients that this host reaches by another device are dropped",
+			Fix: loosenRPFilter([]string{cfg.TUN})})
 		return
 	}
 	devices, err := strictDevices(cfg.TUN)
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	if len(devices) == 0 {
-		e.fine("no device filters strictly")
+		res.fine("no device filters strictly")
 		return
 	}
-	e.reversePath(ctx, devices)
+	res.reversePath(ctx, devices)
 }
 
-// arp examines whether this host keeps from answering ARP for the VIPs where it shares a subnet with a director.
-func (e *exam) arp(cfg *config.Realserver) {
+// arp examines whether this host leaves ARP requests for the VIPs unanswered where it shares a subnet with a director.
+func (res *result) arp(cfg *config.Realserver) {
 	devices, err := query.Devices()
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	for _, d := range devices {
@@ -174,25 +170,26 @@ func (e *exam) arp(cfg *config.Realserver) {
 			}
 			where := fmt.Sprintf("%s, in %s", d.Name, p.Masked())
 			if sysctlOf(d.Name, "arp_ignore") < 1 {
-				e.find(Finding{Severity: Error, Where: where, What: "arp_ignore is 0, and a director is in that subnet",
-					Why: "this host answers ARP for the VIPs, and takes clients' packets past the director",
-					Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
+				res.find(Finding{Severity: Error, Where: where,
+					What: "arp_ignore is 0, and a director is in that subnet",
+					Why:  "this host answers ARP for the VIPs, and takes clients' packets past the director",
+					Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1"})
 			}
 			if sysctlOf(d.Name, "arp_announce") < 2 {
-				e.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in " +
-					"that subnet", Why: "this host asks for its neighbours in the VIPs' name, and they send the " +
+				res.find(Finding{Severity: Error, Where: where, What: "arp_announce is below 2, and a director is in " +
+					"that subnet", Why: "this host sends ARP requests from the VIPs, and neighbours send the " +
 					"VIPs' packets here",
 					Fix: "sysctl -w net.ipv4.conf.all.arp_announce=2"})
 			}
 			break
 		}
 	}
-	if len(e.findings) == 0 {
-		e.fine("no answers for the VIPs where a director may be")
+	if len(res.findings) == 0 {
+		res.fine("this host does not answer for the VIPs in a director's subnet")
 	}
 }
 
-// sharesSubnet reports whether a director is in a subnet, or may be.
+// sharesSubnet reports whether a director may be in a subnet.
 func sharesSubnet(subnet netip.Prefix, cfg *config.Realserver) bool {
 	for _, d := range cfg.Directors {
 		if d.Overlaps(subnet.Masked()) {
@@ -202,12 +199,12 @@ func sharesSubnet(subnet netip.Prefix, cfg *config.Realserver) bool {
 	return false
 }
 
-// realserverFirewall examines whether the firewall lets the tunnel's packets in, what comes out of it, and the answers
-// out.
-func (e *exam) realserverFirewall(s *Realserver) {
-	in := []nftables.ChainHook{*nftables.ChainHookPrerouting, *nftables.ChainHookInput}
-	out := []nftables.ChainHook{*nftables.ChainHookOutput, *nftables.ChainHookPostrouting}
-	var all []crossing
+// realserverFirewall examines whether the firewall accepts the tunnel's packets, the packets that come out of the
+// tunnel, and the answers.
+func (res *result) realserverFirewall(s *Realserver) {
+	in := []nft.Hook{nft.Prerouting, nft.Input}
+	out := []nft.Hook{nft.Output, nft.Postrouting}
+	var all []pathCheck
 	for _, d := range s.Config.Directors {
 		for _, socket := range s.Sockets {
 			from := d.Addr()
@@ -221,8 +218,7 @@ func (e *exam) realserverFirewall(s *Realserver) {
 			if err != nil || !ok || !hop.Source.IsValid() {
 				continue
 			}
-			b := request(hop.Source, socket.Protocol, socket.Port)
-			ipHeader(b, from, hop.Source, socket.Protocol)
+			b := request(from, socket.Protocol, netip.AddrPortFrom(hop.Source, socket.Port))
 			protocol, family := fmt.Sprintf("protocol %d", socket.Protocol), "ip protocol"
 			if socket.Over6 {
 				family = "ip6 nexthdr"
@@ -232,34 +228,35 @@ func (e *exam) realserverFirewall(s *Realserver) {
 				protocol = fmt.Sprintf("UDP port %d", socket.Port)
 				match, xtables = fmt.Sprintf("udp dport %d", socket.Port), fmt.Sprintf("-p udp --dport %d", socket.Port)
 			}
-			all = append(all, crossing{name: fmt.Sprintf("tunnel packets (%s) from %s", protocol, d), grade: Error,
-				why: "the agent never sees them", hooks: in,
-				suspect: suspect{packet: b, iif: hop.Link, state: expr.CtStateBitNEW, back: true}, nft: match,
+			all = append(all, pathCheck{name: fmt.Sprintf("tunnel packets (%s) from %s", protocol, d), grade: Error,
+				why: "the agent never receives them", hooks: in,
+				spec: nft.PacketSpec{Packet: b, IIF: hop.Link, State: nft.New, ReversePath: true}, nft: match,
 				xtables: fmt.Sprintf("%s -s %s", xtables, d)})
 		}
 	}
 	listeners, err := listening("tcp")
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	for _, vip := range s.Config.VIPs {
 		for _, port := range portsFor(listeners, vip) {
-			all = append(all, crossing{name: fmt.Sprintf("requests for %s that come out of the tunnel",
-				netip.AddrPortFrom(vip, port)), grade: Error, why: "its server never gets them", hooks: in,
-				suspect: suspect{packet: request(vip, packet.ProtoTCP, port), anybody: true, iif: s.Config.TUN,
-					state: expr.CtStateBitNEW},
+			to := netip.AddrPortFrom(vip, port)
+			all = append(all, pathCheck{name: fmt.Sprintf("requests for %s that come out of the tunnel", to),
+				grade: Error, why: "its server never gets them", hooks: in,
+				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], packet.ProtoTCP, to), UnknownSource: true,
+					IIF: s.Config.TUN, State: nft.New},
 				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
 		}
 		if hop, ok, err := query.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
-			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anybody[vip.Is6()], 1024), 0, 0,
+			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anyClient[vip.Is6()], 1024), 0, 0,
 				packet.FlagSYN|packet.FlagACK)
-			all = append(all, crossing{name: fmt.Sprintf("answers from %s", vip), grade: Error,
-				why: "clients hear nothing", hooks: out,
-				suspect: suspect{packet: b, oif: hop.Link, state: expr.CtStateBitESTABLISHED},
-				nft:     fmt.Sprintf("%s saddr %s", ipFamily(vip), vip), xtables: fmt.Sprintf("-s %s", vip)})
+			all = append(all, pathCheck{name: fmt.Sprintf("answers from %s", vip), grade: Error,
+				why: "clients get no answer", hooks: out,
+				spec: nft.PacketSpec{Packet: b, OIF: hop.Link, State: nft.Established},
+				nft:  fmt.Sprintf("%s saddr %s", ipFamily(vip), vip), xtables: fmt.Sprintf("-s %s", vip)})
 		}
 	}
-	e.firewall(all, "INPUT -i "+s.Config.TUN)
+	res.firewall(all, "INPUT -i "+s.Config.TUN)
 }
 
 func ipFamily(a netip.Addr) string {

@@ -16,36 +16,36 @@ import (
 	"vstun/encap/wire"
 )
 
-// realserverDrops looks at the agent's counters twice. Which hosts it refuses, and for which VIPs, the agent has
-// counted since its start.
-func (e *exam) realserverDrops(ctx context.Context, s *Realserver, before *api.RealserverStatus) {
+// realserverDrops reads the agent's counters twice. The agent itself has counted, since its start, which hosts it
+// refuses, and for which VIPs.
+func (res *result) realserverDrops(ctx context.Context, s *Realserver, before *api.RealserverStatus) {
 	pause(ctx, sampled)
 	var after api.RealserverStatus
-	if e.failed(api.Get(ctx, s.Config.Control, "/status", &after)) {
+	if res.failed(api.Get(ctx, s.Config.Control, "/status", &after)) {
 		return
 	}
 	known := realserverAdvice()
-	known["not_director"] = s.aboutStrangers(known["not_director"], &after)
-	known["inner_destination"] = s.aboutVIPs(known["inner_destination"], &after)
-	e.dropped(before.Drops, after.Drops, known)
+	known["not_director"] = s.strangerAdvice(known["not_director"], &after)
+	known["inner_destination"] = s.vipAdvice(known["inner_destination"], &after)
+	res.dropped(before.Drops, after.Drops, known)
 	for _, reason := range slices.Sorted(maps.Keys(known)) {
-		if n := after.Drops[reason]; n > 0 && n == before.Drops[reason] && n > after.In.Packets/many {
+		if n := after.Drops[reason]; n > 0 && n == before.Drops[reason] && n > after.In.Packets/manyDrops {
 			a := known[reason]
-			e.find(a.finding(reason, fmt.Sprintf("%d of %s refused since the start", n,
+			res.find(a.finding(reason, fmt.Sprintf("%d of %s refused since the start", n,
 				words.Count(after.In.Packets, "packet"))))
 		}
 	}
 	if len(after.FromDirectors) == 0 && len(after.RefusedSources) == 0 {
-		e.find(Finding{Severity: Hint, Where: "directors",
+		res.find(Finding{Severity: Hint, Where: "directors",
 			What: fmt.Sprintf("no tunnel packet has come since the start, %v ago",
 				time.Duration(after.Uptime)*time.Second),
 			Why:     "no director sends any, or the network drops them",
 			Remarks: []string{"on the director: director doctor"}})
 	}
 	for _, c := range after.FromDirectors {
-		e.fine("from %s: %s", c.Address, amount(c))
+		res.fine("from %s: %s", c.Address, amount(c))
 	}
-	e.overrun(before.Overruns, after.Overruns)
+	res.overrun(before.Overruns, after.Overruns)
 }
 
 // amount describes the number of counted packets, and the time since the last one.
@@ -55,8 +55,8 @@ func amountOf(packets, seconds uint64) string {
 	return fmt.Sprintf("%s, the last %v ago", words.Count(packets, "packet"), time.Duration(seconds)*time.Second)
 }
 
-// aboutStrangers names the hosts whose tunnel packets were refused.
-func (s *Realserver) aboutStrangers(a advice, st *api.RealserverStatus) advice {
+// strangerAdvice adds to a the hosts whose tunnel packets were refused.
+func (s *Realserver) strangerAdvice(a advice, st *api.RealserverStatus) advice {
 	if len(st.RefusedSources) == 0 {
 		return a
 	}
@@ -66,12 +66,12 @@ func (s *Realserver) aboutStrangers(a advice, st *api.RealserverStatus) advice {
 	a.all = st.Out.Packets == 0
 	a.remarks = []string{fmt.Sprintf("if that is a director, first add %s to directors in %s",
 		quoted(st.RefusedSources), s.File),
-		"if it is a stranger, filter it at your network's border"}
+		"if it is not, filter it at your network's border"}
 	return a
 }
 
-// aboutVIPs names the VIPs whose packets were refused.
-func (s *Realserver) aboutVIPs(a advice, st *api.RealserverStatus) advice {
+// vipAdvice adds to a the VIPs whose packets were refused.
+func (s *Realserver) vipAdvice(a advice, st *api.RealserverStatus) advice {
 	if len(st.RefusedDestinations) == 0 {
 		return a
 	}
@@ -92,23 +92,22 @@ func quoted(all []api.Counted) string {
 	return strings.Join(names, ", ")
 }
 
-// tunnelKinds are the tunnels by their IP protocol, as encap names them.
+// tunnelKinds are the names of tunnels, by their IP protocol.
 var tunnelKinds = map[uint8]string{packet.ProtoIPIP: "ipip", packet.ProtoIPv6: "ipip", packet.ProtoGRE: "gre",
 	packet.ProtoUDP: "gue"}
 
-// encaps watches for a moment whether a director sends tunnel packets of a kind that the agent does not accept.
-func (e *exam) encaps(ctx context.Context, s *Realserver) {
+// encaps examines whether a director sends tunnel packets of a kind that the agent does not accept, for the time
+// sampled.
+func (res *result) encaps(ctx context.Context, s *Realserver) {
 	var mu sync.Mutex
 	var wait sync.WaitGroup
-	var taps []*wire.Sniffer
+	var sniffers []*wire.Sniffer
 	seen := map[uint8][]netip.Addr{}
 	for _, over6 := range []bool{false, true} {
 		var filters []wire.SnifferFilter
 		for _, protocol := range slices.Sorted(maps.Keys(tunnelKinds)) {
-			if slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool {
-				return w.Protocol == protocol &&
-					w.Over6 == over6
-			}) {
+			if slices.ContainsFunc(s.Sockets,
+				func(w wire.Socket) bool { return w.Protocol == protocol && w.Over6 == over6 }) {
 				continue
 			}
 			f := wire.SnifferFilter{Protocol: protocol}
@@ -121,10 +120,10 @@ func (e *exam) encaps(ctx context.Context, s *Realserver) {
 			continue
 		}
 		t, err := wire.NewSniffer(over6, filters...)
-		if e.failed(err) {
+		if res.failed(err) {
 			break
 		}
-		taps = append(taps, t)
+		sniffers = append(sniffers, t)
 		wait.Go(func() {
 			b := make([]byte, packet.IPv6HeaderLen)
 			for {
@@ -134,7 +133,7 @@ func (e *exam) encaps(ctx context.Context, s *Realserver) {
 				}
 				from, protocol := sender(b[:n])
 				mu.Lock()
-				if s.knows(from) && !slices.Contains(seen[protocol], from) && len(seen[protocol]) < mostSenders {
+				if s.isDirector(from) && !slices.Contains(seen[protocol], from) && len(seen[protocol]) < mostSenders {
 					seen[protocol] = append(seen[protocol], from)
 				}
 				mu.Unlock()
@@ -142,26 +141,26 @@ func (e *exam) encaps(ctx context.Context, s *Realserver) {
 		})
 	}
 	pause(ctx, sampled)
-	for _, t := range taps {
+	for _, t := range sniffers {
 		_ = t.Close()
 	}
 	wait.Wait()
 	for _, protocol := range slices.Sorted(maps.Keys(seen)) {
-		e.unaccepted(s, protocol, seen[protocol])
+		res.unaccepted(s, protocol, seen[protocol])
 	}
-	if len(e.findings) == 0 && len(e.unchecked) == 0 {
-		e.fine("no director sends tunnel packets now that encap = %q does not accept", s.Config.Encaps)
+	if len(res.findings) == 0 && len(res.unchecked) == 0 {
+		res.fine("no director sends tunnel packets now that encap = %q does not accept", s.Config.Encaps)
 	}
 }
 
-// unaccepted notes that directors send tunnel packets of a protocol for which the agent has no socket.
-func (e *exam) unaccepted(s *Realserver, protocol uint8, from []netip.Addr) {
+// unaccepted records that directors send tunnel packets of a protocol for which the agent has no socket.
+func (res *result) unaccepted(s *Realserver, protocol uint8, from []netip.Addr) {
 	kind, what := tunnelKinds[protocol], fmt.Sprintf("protocol %d", protocol)
 	if protocol == packet.ProtoUDP {
 		what = fmt.Sprintf("UDP port %d", s.Config.EncapPort)
 	}
 	f := Finding{Severity: Error, Where: kind, Why: "the kernel refuses these tunnel packets", Fix: applyRealserver}
-	if slices.Contains(s.Config.Encaps, kind) { // of this family of VIPs there is none
+	if slices.Contains(s.Config.Encaps, kind) { // no VIP is of the family that the protocol carries
 		f.What = fmt.Sprintf("%s comes from %s, and vips has no address of the family that it carries", what,
 			joinAddrs(from))
 		f.Remarks = []string{fmt.Sprintf("first add the VIP to vips in %s", s.File)}
@@ -169,13 +168,13 @@ func (e *exam) unaccepted(s *Realserver, protocol uint8, from []netip.Addr) {
 		f.What = fmt.Sprintf("%s comes from %s, and encap has no %s", what, joinAddrs(from), kind)
 		f.Remarks = []string{fmt.Sprintf("first add %q to encap in %s", kind, s.File)}
 	}
-	e.find(f)
+	res.find(f)
 }
 
-// mostSenders is how many senders of one protocol are named.
+// mostSenders is the maximum number of senders of one protocol in the report.
 const mostSenders = 5
 
-// sender is source address and protocol of an IP packet.
+// sender returns the source address and the protocol of an IP packet.
 func sender(b []byte) (netip.Addr, uint8) {
 	switch {
 	case len(b) >= packet.IPv4HeaderLen && packet.Version(b) == 4:
@@ -186,7 +185,7 @@ func sender(b []byte) (netip.Addr, uint8) {
 	return netip.Addr{}, 0
 }
 
-// knows reports whether a is a director's address.
-func (s *Realserver) knows(a netip.Addr) bool {
+// isDirector reports whether a is a director's address.
+func (s *Realserver) isDirector(a netip.Addr) bool {
 	return slices.ContainsFunc(s.Config.Directors, func(d netip.Prefix) bool { return d.Contains(a) })
 }

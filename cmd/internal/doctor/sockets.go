@@ -8,23 +8,28 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/prometheus/procfs"
 
 	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 )
 
-// listener is a socket that waits for clients.
+// listener is a socket that receives from any client.
 type listener struct {
 	at    netip.AddrPort
 	inode string // "0": the kernel's own
 }
 
-// listening lists the sockets of a protocol, "tcp" or "udp", that wait for clients, from /proc/net.
+// listening lists the sockets of a protocol, "tcp" or "udp", that receive from any client.
+//
+// It reads /proc/net itself, which every kernel has. Socket diagnosis (netlink) needs the modules tcp_diag and
+// udp_diag, which a kernel may lack (CONFIG_INET_UDP_DIAG is off by default), and would load them. procfs reads only
+// little-endian machines' addresses.
 func listening(protocol string) (all []listener, err error) {
 	for _, name := range []string{protocol, protocol + "6"} {
 		text, err := os.ReadFile("/proc/net/" + name)
@@ -39,8 +44,8 @@ func listening(protocol string) (all []listener, err error) {
 	return all, nil
 }
 
-// parseSockets reads what /proc/net/tcp and its like have: "0: 0100007F:0050 00000000:0000 0A … inode …" (get_tcp4_sock
-// in net/ipv4/tcp_ipv4.c). Of TCP it keeps those in state LISTEN, of UDP those that are not connected.
+// parseSockets parses /proc/net/tcp and its like: "0: 0100007F:0050 00000000:0000 0A … inode …" (get_tcp4_sock in
+// net/ipv4/tcp_ipv4.c). It returns TCP sockets in state LISTEN, and UDP sockets that are not connected.
 func parseSockets(text string, tcp bool) (all []listener) {
 	const (
 		listen      = "0A" // TCP_LISTEN
@@ -67,8 +72,8 @@ func parseSockets(text string, tcp bool) (all []listener) {
 	return all
 }
 
-// portsFor are the ports at which listeners take what is for a. One on all addresses of IPv6 is taken to be for IPv4 as
-// well, as is the default.
+// portsFor returns the ports at which a listener receives packets to a. A listener on all addresses of IPv6 counts for
+// IPv4 as well, which is the kernel's default.
 func portsFor(all []listener, a netip.Addr) (ports []uint16) {
 	for _, l := range all {
 		to := l.at.Addr()
@@ -80,30 +85,30 @@ func portsFor(all []listener, a netip.Addr) (ports []uint16) {
 	return ports
 }
 
-// servers examines whether somebody listens on the VIPs. Which ports should be served the agent does not know.
-func (e *exam) servers(cfg *config.Realserver) {
+// servers examines whether servers listen on the VIPs. The agent does not know the services' ports.
+func (res *result) servers(cfg *config.Realserver) {
 	tcp, err := listening("tcp")
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	udp, err := listening("udp")
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
 	for _, vip := range cfg.VIPs {
 		ports := portsFor(tcp, vip)
 		served := slices.ContainsFunc(udp, func(l listener) bool { return l.at.Addr() == vip })
 		if len(ports) == 0 && !served {
-			e.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
+			res.find(Finding{Severity: Warning, Where: fmt.Sprintf("VIP %s", vip),
 				What: "no server listens on it, nor, over TCP, on all addresses", Why: "its clients are refused",
 				Fix: "ss -ltn",
 				Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", vip),
 					"one on the VIP itself starts after the agent (After=vstun-realserver.service)"}})
 			continue
 		}
-		e.fine("%s: TCP ports %s", vip, portList(ports))
+		res.fine("%s: TCP ports %s", vip, portList(ports))
 	}
-	e.wildcardUDP(cfg, udp)
+	res.wildcardUDP(cfg, udp)
 }
 
 func portList(ports []uint16) string {
@@ -117,12 +122,12 @@ func portList(ports []uint16) string {
 	return brief(names)
 }
 
-// ownUDP are UDP ports that a host has for itself: DHCP, NTP, mDNS, LLMNR, portmap.
+// ownUDP returns the UDP ports of a host's own services: DHCP, NTP, mDNS, LLMNR, portmap.
 func ownUDP() []uint16 { return []uint16{67, 68, 546, 547, 123, 323, 5353, 5355, 111} }
 
-// wildcardUDP hints at UDP servers on all addresses: without packet info they answer from the address that the route
-// gives, not from the VIP that was asked.
-func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
+// wildcardUDP records hints at UDP servers on all addresses: without IP_PKTINFO they answer from the route's source
+// address, not from the VIP.
+func (res *result) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	for _, l := range udp {
 		at := l.at
 		agents := at.Port() == cfg.EncapPort && (slices.Contains(cfg.Encaps, "gue") || slices.Contains(cfg.Encaps,
@@ -131,7 +136,7 @@ func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 			l.inode == "0" {
 			continue
 		}
-		e.find(Finding{Severity: Hint, Where: fmt.Sprintf("UDP port %d", at.Port()),
+		res.find(Finding{Severity: Hint, Where: fmt.Sprintf("UDP port %d", at.Port()),
 			What: fmt.Sprintf("%s listens on all addresses", owner(l.inode)),
 			Why: "if it serves a VIP, it must answer from the address that was asked (IP_PKTINFO), as HTTP/3 " +
 				"servers do: clients drop answers from another one",
@@ -139,65 +144,69 @@ func (e *exam) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	}
 }
 
-// encapPort examines whether another program has the UDP port of gue or fou; pid is the agent's, 0 where it does not
-// run.
-func (e *exam) encapPort(s *Realserver, pid int) {
+// encapPort examines whether another program has the UDP port of gue or fou. pid is the agent's process, 0 if it does
+// not run.
+func (res *result) encapPort(s *Realserver, pid int) {
 	if !slices.ContainsFunc(s.Sockets, func(w wire.Socket) bool { return w.Protocol == packet.ProtoUDP }) {
 		return
 	}
 	udp, err := listening("udp")
-	if e.failed(err) {
+	if res.failed(err) {
 		return
 	}
-	if _, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)); pid != 0 && err != nil {
-		e.skip("which sockets the agent has: %v", err)
-		return
+	var agent procfs.Proc
+	if pid != 0 {
+		if agent, err = procfs.NewProc(pid); res.failed(err) {
+			return
+		}
 	}
 	for _, l := range udp {
-		if l.at.Port() != s.Config.EncapPort || pid != 0 && owns(pid, l.inode) {
+		if l.at.Port() != s.Config.EncapPort {
 			continue
 		}
-		e.find(Finding{Severity: Error, Where: fmt.Sprintf("UDP port %d", l.at.Port()),
+		if pid != 0 {
+			owned, err := owns(agent, l.inode)
+			if err != nil {
+				res.skip("the agent's sockets: %v", err)
+				return
+			}
+			if owned {
+				continue
+			}
+		}
+		res.find(Finding{Severity: Error, Where: fmt.Sprintf("UDP port %d", l.at.Port()),
 			What:    fmt.Sprintf("%s has it, on %s", owner(l.inode), l.at.Addr()),
 			Why:     "it takes the tunnel's packets, or keeps the agent from starting",
 			Fix:     fmt.Sprintf("ss -lunp sport = :%d", l.at.Port()),
 			Remarks: []string{"end it, or set another encap_port here and at the directors"}})
 	}
-	if len(e.findings) == 0 {
-		e.fine("UDP port %d is the agent's, or free", s.Config.EncapPort)
+	if len(res.findings) == 0 {
+		res.fine("UDP port %d is the agent's, or free", s.Config.EncapPort)
 	}
 }
 
-// owner names the program that has a socket.
+// owner returns the name of the program that has a socket.
 func owner(inode string) string {
 	if inode == "0" {
 		return "the kernel (ip fou show)"
 	}
-	dirs, _ := filepath.Glob("/proc/[0-9]*") // a wrong pattern is the only error
-	for _, dir := range dirs {
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		if !owns(pid, inode) {
+	all, err := procfs.AllProcs()
+	if err != nil {
+		return "a program"
+	}
+	for _, p := range all {
+		if owned, err := owns(p, inode); err != nil || !owned {
 			continue
 		}
-		name, err := os.ReadFile(dir + "/comm")
-		if err == nil {
-			return fmt.Sprintf("%s (process %d)", strings.TrimSpace(string(name)), pid)
+		if name, err := p.Comm(); err == nil {
+			return fmt.Sprintf("%s (process %d)", name, p.PID)
 		}
 	}
 	return "a program"
 }
 
 // owns reports whether a process has a socket.
-func owns(pid int, inode string) bool {
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		return false
-	}
-	for _, fd := range fds {
-		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); err == nil &&
-			to == "socket:["+inode+"]" {
-			return true
-		}
-	}
-	return false
+func owns(p procfs.Proc, inode string) (bool, error) {
+	targets, err := p.FileDescriptorTargets()
+	return slices.Contains(targets, "socket:["+inode+"]"), err
 }

@@ -15,28 +15,28 @@ import (
 type target struct {
 	encap.Config
 	mtu      int    // of the route to it
-	spare    uint16 // UDP port to try gue at
+	spare    uint16 // UDP port to try gue on
 	number   int    // of the tunnel, among those to the same realserver
 	vips     []*targetVIP
 	services []string
 	drained  bool // its weight is 0 everywhere, or it is a sorry server only
 }
 
-// targetVIP is a VIP that is asked for through a target's tunnel.
+// targetVIP is a VIP that is probed through a target's tunnel.
 type targetVIP struct {
-	addr   netip.Addr
-	source netip.Addr // this host's address that asks: of the VIP's family
-	ports  []uint16   // of services over TCP
-	there  bool       // it answers pings
+	addr    netip.Addr
+	source  netip.Addr // of this host's addresses, in the VIP's family
+	ports   []uint16   // of services over TCP
+	answers bool       // it answers pings
 }
 
-// where names the target in a finding.
+// where returns the place of a finding about the target.
 func (t *target) where() string {
 	return fmt.Sprintf("realserver %s (%s)", t.Destination, brief(t.services))
 }
 
-// what names its tunnel.
-func (t *target) what(kind encap.Kind) string {
+// tunnelName names its tunnel, as one of this kind.
+func (t *target) tunnelName(kind encap.Kind) string {
 	switch {
 	case kind.UDP() && kind == t.Kind:
 		return fmt.Sprintf("%s (UDP port %d)", kind, t.Port)
@@ -45,10 +45,10 @@ func (t *target) what(kind encap.Kind) string {
 	case kind == encap.KindGRE:
 		return fmt.Sprintf("gre (protocol %d)", packet.ProtoGRE)
 	}
-	return fmt.Sprintf("ipip (protocol %d)", outer(encap.Config{Kind: kind}, t.vips[0].addr))
+	return fmt.Sprintf("ipip (protocol %d)", outerProtocol(encap.Config{Kind: kind}, t.vips[0].addr))
 }
 
-// as is the target's tunnel as another kind.
+// as returns the target's tunnel as another kind.
 func (t *target) as(kind encap.Kind) encap.Config {
 	c := encap.Config{Kind: kind, Source: t.Source, Destination: t.Destination}
 	if kind.UDP() {
@@ -57,12 +57,12 @@ func (t *target) as(kind encap.Kind) encap.Config {
 	return c
 }
 
-// road is what errors about the target's tunnel quote.
-func roadOf(c encap.Config, vip netip.Addr) road {
-	return road{to: c.Destination, protocol: outer(c, vip), port: c.Port}
+// tunnelFlow is the flow of the tunnel c's packets for a VIP.
+func tunnelFlow(c encap.Config, vip netip.Addr) flowKey {
+	return flowKey{to: c.Destination, protocol: outerProtocol(c, vip), port: c.Port}
 }
 
-// grade is how bad it is what befalls the target.
+// grade is the severity of a fault of the target.
 func (t *target) grade() Severity {
 	if t.drained {
 		return Warning
@@ -70,13 +70,13 @@ func (t *target) grade() Severity {
 	return Error
 }
 
-// targets are the ends of the tunnels of cfg, as far as there is a route to them.
-func targets(cfg *config.Director, ways map[netip.Addr]query.Path,
+// targets returns the ends of cfg's tunnels to which there is a route.
+func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 	own func(like netip.Addr) netip.Addr) (all []*target) {
 	known, tunnels := map[encap.Config]*target{}, map[netip.Addr]int{}
 	for _, s := range cfg.Services {
 		for _, r := range ends(&s) {
-			way, reachable := ways[r.Address]
+			path, reachable := paths[r.Address]
 			if !reachable {
 				continue
 			}
@@ -87,11 +87,11 @@ func targets(cfg *config.Director, ways map[netip.Addr]query.Path,
 				c.Port = s.EncapPort
 			}
 			if !c.Source.IsValid() {
-				c.Source = way.Source
+				c.Source = path.Source
 			}
 			t := known[c]
 			if t == nil {
-				t = &target{Config: c, mtu: way.MTU, spare: s.EncapPort, number: tunnels[c.Destination], drained: true}
+				t = &target{Config: c, mtu: path.MTU, spare: s.EncapPort, number: tunnels[c.Destination], drained: true}
 				tunnels[c.Destination]++
 				known[c] = t
 				all = append(all, t)
@@ -99,15 +99,15 @@ func targets(cfg *config.Director, ways map[netip.Addr]query.Path,
 			t.services = append(t.services, role(&s, r))
 			t.drained = t.drained && r.Weight == 0
 			for _, vip := range s.VIPs {
-				t.ask(vip, own(vip), s)
+				t.addVIP(vip, own(vip), s)
 			}
 		}
 	}
 	return slices.DeleteFunc(all, func(t *target) bool { return len(t.vips) == 0 })
 }
 
-// ends are all that a service may send connections to: its realservers, and its sorry server, which has the weight 0
-// here as it seldom gets any.
+// ends returns all hosts that a service may send connections to: its realservers, and its sorry server, with weight 0,
+// since it rarely gets any.
 func ends(s *config.Service) []config.RealserverRef {
 	if !s.SorryServer.IsValid() || s.IsRealserver(s.SorryServer) {
 		return s.Realservers
@@ -115,7 +115,7 @@ func ends(s *config.Service) []config.RealserverRef {
 	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
 }
 
-// role names what one of ends is there for.
+// role names the role of one of ends.
 func role(s *config.Service, r config.RealserverRef) string {
 	if r.Address == s.SorryServer && !s.IsRealserver(r.Address) {
 		return s.Name + ": sorry server"
@@ -123,11 +123,11 @@ func role(s *config.Service, r config.RealserverRef) string {
 	return s.Name
 }
 
-// askedPorts is how many ports of a VIP are asked for at a realserver.
+// askedPorts is the maximum number of a VIP's ports that are probed at a realserver.
 const askedPorts = 8
 
-// ask lets the target be asked for a VIP of a service, from source.
-func (t *target) ask(addr, source netip.Addr, s config.Service) {
+// addVIP adds a VIP of a service to the target's VIPs. Its probes come from source.
+func (t *target) addVIP(addr, source netip.Addr, s config.Service) {
 	if !source.IsValid() {
 		return
 	}

@@ -14,8 +14,7 @@ import (
 	"vstun/routing/query"
 )
 
-// A sorry server is probed as realservers are, by the tunnel that it has, and one that fails is a warning as long as
-// nobody needs it.
+// A sorry server is probed through its own tunnel, as realservers are. Its failure is a warning.
 func TestSorryServerIsATarget(t *testing.T) {
 	addr := netip.MustParseAddr
 	gue, ipip := config.Tunnel{Encap: "gue"}, config.Tunnel{Encap: "ipip"}
@@ -37,11 +36,11 @@ func TestSorryServerIsATarget(t *testing.T) {
 		map[string][]string{"10.0.11.2": services[server], "10.0.99.2": services[sorry]}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	ways := map[netip.Addr]query.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
+	paths := map[netip.Addr]query.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
 		sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
 	found := map[string]Severity{}
-	for _, t := range targets(cfg, ways, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
-		found[t.where()+" by "+t.what(t.Kind)] = t.grade()
+	for _, t := range targets(cfg, paths, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
+		found[t.where()+" by "+t.tunnelName(t.Kind)] = t.grade()
 	}
 	want := map[string]Severity{"realserver 10.0.11.2 (web, mail: sorry server) by ipip (protocol 4)": Error,
 		"realserver 10.0.99.2 (web: sorry server) by gue (UDP port 6080)": Warning}
@@ -50,35 +49,35 @@ func TestSorryServerIsATarget(t *testing.T) {
 	}
 }
 
-// Thousands of SYNs may be under way from one port: each takes the answer that is its own, from wherever else answers
-// come.
+// Thousands of SYNs from one port may be unanswered at the same time: each gets its own answer.
 func TestMoreSYNsThanPorts(t *testing.T) {
 	p := emptyProber()
 	src := netip.MustParseAddr("10.0.2.2")
-	var shots []*shot
+	var probes []*probe
 	vip := netip.MustParseAddr("198.18.0.1")
 	for range 3 * (lastPort - firstPort) {
-		s, err := p.syn(netip.AddrPortFrom(src, firstPort), netip.AddrPortFrom(vip, 80), bare)
+		s, err := p.syn(netip.AddrPortFrom(src, firstPort), netip.AddrPortFrom(vip, 80), untunnelled)
 		if err != nil {
 			t.Fatal(err)
 		}
-		shots, vip = append(shots, s), vip.Next()
+		probes, vip = append(probes, s), vip.Next()
 	}
-	p.expect(shots, true)
-	for _, s := range shots {
-		p.takeTCP(s.from, segment(netip.AddrPortFrom(s.from, 80), netip.AddrPortFrom(src, s.port), 1, s.seq+1,
-			packet.FlagSYN|packet.FlagACK)[headerLen(src):])
+	p.register(probes)
+	for _, s := range probes {
+		p.handleTCP(s.from, segment(netip.AddrPortFrom(s.from, 80), netip.AddrPortFrom(src, s.port), 1, s.seq+1,
+			packet.FlagSYN|packet.FlagACK)[packet.IPv4HeaderLen:])
 	}
-	if !p.settled(shots) {
-		t.Error("answers have gone to others")
+	if !p.settled(probes) {
+		t.Error("some SYNs have not got their answers")
 	}
-	p.expect(shots, false)
+	p.unregister(probes)
 	if len(p.syns) > 0 {
-		t.Errorf("%d SYNs wait still", len(p.syns))
+		t.Errorf("%d SYNs still wait", len(p.syns))
 	}
 }
 
-// A realserver of a thousand services has a line that can be read, and so have thousands for which there was no time.
+// The line about a realserver of a thousand services stays short, and so does the one about a thousand realservers for
+// which there was no time.
 func TestLinesOfThousands(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -90,19 +89,19 @@ func TestLinesOfThousands(t *testing.T) {
 				Tunnel: config.Tunnel{Encap: "ipip"}}}})
 	}
 	own := func(netip.Addr) netip.Addr { return netip.MustParseAddr("10.0.2.2") }
-	ways := map[netip.Addr]query.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
-	all := targets(cfg, ways, own)
+	paths := map[netip.Addr]query.Path{netip.MustParseAddr("10.0.11.2"): {MTU: 1500, Source: own(netip.Addr{})}}
+	all := targets(cfg, paths, own)
 	if where := all[0].where(); len(all) != 1 || len(where) > 200 {
 		t.Errorf("%d targets, %s", len(all), where)
 	}
-	e := exam{check: "tunnels"}
+	res := result{check: "tunnels"}
 	p := emptyProber()
 	var many []*target // each its own
 	for range 1000 {
-		many = append(many, targets(cfg, ways, own)...)
+		many = append(many, targets(cfg, paths, own)...)
 	}
-	p.probe(ctx, &e, many)
-	if len(e.unchecked) != 1 || len(e.findings) > 0 || !strings.HasSuffix(e.unchecked[0].Text, "and 992 more") {
-		t.Errorf("%d notes: %.300v; %v", len(e.unchecked), e.unchecked, e.findings)
+	p.examineTargets(ctx, &res, many)
+	if len(res.unchecked) != 1 || len(res.findings) > 0 || !strings.HasSuffix(res.unchecked[0].Text, "and 992 more") {
+		t.Errorf("%d notes: %.300v; %v", len(res.unchecked), res.unchecked, res.findings)
 	}
 }

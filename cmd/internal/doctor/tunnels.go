@@ -16,145 +16,145 @@ import (
 	"vstun/encap/query"
 )
 
-// atOnce is how many targets are probed side by side: a thousand that are all silent take some twenty seconds.
+// atOnce is the number of targets that are probed at once. A thousand that do not answer take some twenty seconds.
 const atOnce = 256
 
-// probe asks for every VIP at every realserver, through the tunnel and from this host's own address, so that the
-// realserver's kernel answers us.
-func (p *prober) probe(ctx context.Context, e *exam, all []*target) {
-	pages, known := make([]exam, len(all)), make([]bool, len(all))
+// examineTargets probes every VIP at every realserver, through the tunnel and from this host's own address, so that the
+// realserver's kernel answers this host.
+func (p *prober) examineTargets(ctx context.Context, res *result, all []*target) {
+	results, done := make([]result, len(all)), make([]bool, len(all))
 	slots := make(chan struct{}, atOnce)
 	var wait sync.WaitGroup
 	for i, t := range all {
-		pages[i].check = e.check
+		results[i].check = res.check
 		wait.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			(&visit{prober: p, exam: &pages[i], target: t}).look(ctx)
-			known[i] = ctx.Err() == nil // what time does not suffice for is not
+			(&targetExam{prober: p, result: &results[i], target: t}).examine(ctx)
+			done[i] = ctx.Err() == nil
 		})
 	}
 	wait.Wait()
 	var late []string
-	for i, page := range pages {
-		if !known[i] {
+	for i, r := range results {
+		if !done[i] {
 			late = append(late, all[i].where())
 			continue
 		}
-		e.findings = append(e.findings, page.findings...)
-		e.fines = append(e.fines, page.fines...)
-		e.unchecked = append(e.unchecked, page.unchecked...)
+		res.findings = append(res.findings, r.findings...)
+		res.fines = append(res.fines, r.fines...)
+		res.unchecked = append(res.unchecked, r.unchecked...)
 	}
 	if len(late) > 0 {
-		e.skip("there was not enough time for %s", brief(late))
+		res.skip("there was not enough time for %s", brief(late))
 	}
 }
 
-// visit is the probing of one target.
-type visit struct {
+// targetExam is the examination of one target.
+type targetExam struct {
 	*prober
-	*exam
+	*result
 	*target
 }
 
-// through wraps probes into a tunnel.
-func through(c encap.Config) func([]byte) ([]byte, error) {
+// tunnelled returns a function that puts probes into the tunnel c.
+func tunnelled(c encap.Config) func([]byte) ([]byte, error) {
 	return func(b []byte) ([]byte, error) { return wrap(c, b) }
 }
 
-// ping makes a shot of an echo request for a VIP of size bytes, the tunnel's headers apart.
-func (v *visit) ping(c encap.Config, vip *targetVIP, size int) *shot {
-	s, err := v.prober.echo(vip.source, vip.addr, size, through(c))
+// ping makes a probe of an echo request for a VIP, of size bytes without the tunnel's headers.
+func (x *targetExam) ping(c encap.Config, vip *targetVIP, size int) *probe {
+	s, err := x.prober.echo(vip.source, vip.addr, size, tunnelled(c))
 	if err != nil { // there is no such tunnel
 		s.err = err
 	}
 	return s
 }
 
-// look asks for the VIPs, and the agent for what it accepts.
-func (v *visit) look(ctx context.Context) {
-	asked := v.ask(v.Config, 0)
-	shots := slices.Clone(asked)
-	for _, vip := range v.vips {
-		shots = append(shots, v.ping(v.Config, vip, probeSize))
+// examine probes the VIPs, asks the agent for its VIPs and tunnels, and records the result.
+func (x *targetExam) examine(ctx context.Context) {
+	asked := x.askAgent(x.Config, 0)
+	probes := slices.Clone(asked)
+	for _, vip := range x.vips {
+		probes = append(probes, x.ping(x.Config, vip, probeSize))
 	}
-	direct, _ := v.prober.echo(v.Source, v.Destination, probeSize, bare)
-	v.volley(ctx, append(shots, direct)...)
-	pings := shots[len(asked):]
-	var good *targetVIP
-	for i, vip := range v.vips {
-		if vip.there = pings[i].answered; vip.there && good == nil {
-			good = vip
+	direct, _ := x.prober.echo(x.Source, x.Destination, probeSize, untunnelled)
+	x.sendAll(ctx, append(probes, direct)...)
+	pings := probes[len(asked):]
+	var responding *targetVIP
+	for i, vip := range x.vips {
+		if vip.answers = pings[i].answered; vip.answers && responding == nil {
+			responding = vip
 		}
 	}
-	agent := v.heard(ctx, v.Config, asked)
-	if good == nil && agent == nil {
-		v.silence(ctx, pings[0], direct)
+	agent := x.agentAnswer(ctx, x.Config, asked)
+	if responding == nil && agent == nil {
+		x.explainSilence(ctx, pings[0], direct)
 		return
 	}
-	accepted := v.accepted(ctx, func(vip *targetVIP) bool { return !vip.there && !lacks(agent, vip) })
-	for _, vip := range v.vips {
+	accepted := x.accepted(ctx, func(vip *targetVIP) bool { return !vip.answers && !lacksVIP(agent, vip) })
+	for _, vip := range x.vips {
 		switch {
-		case vip.there:
-		case lacks(agent, vip):
-			v.lacking(vip)
-		case accepted[vip], good == nil && !direct.answered && len(vip.ports) == 0:
-			v.noPings()
+		case vip.answers:
+		case lacksVIP(agent, vip):
+			x.lacking(vip)
+		case accepted[vip], responding == nil && !direct.answered && len(vip.ports) == 0:
+			x.noPings()
 		default:
-			v.missing(vip, good, agent)
+			x.missing(vip, responding, agent)
 		}
 	}
 	largest := 0
-	if good != nil {
-		largest = v.measure(ctx, good)
+	if responding != nil {
+		largest = x.measure(ctx, responding)
 	}
-	v.servers(ctx)
-	if len(v.findings) == 0 && good != nil {
+	x.servers(ctx)
+	if len(x.findings) == 0 && responding != nil {
 		about := ""
 		if agent != nil {
-			about = fmt.Sprintf("; its agent is %s and has let in from here %s", agent.Program,
+			about = fmt.Sprintf("; its agent is %s and has accepted from here %s", agent.Program,
 				amountOf(agent.Packets, uint64(agent.Age)))
 			if agent.Age == query.NoAge {
 				about = fmt.Sprintf("; its agent is %s", agent.Program)
 			}
 		}
-		v.fine("%s: answers through %s for %s; the way takes %d bytes%s", v.where(), v.target.what(v.Kind), v.names(),
+		x.fine("%s: answers through %s for %s; path MTU %d%s", x.where(), x.tunnelName(x.Kind), x.names(),
 			largest, about)
 	}
 }
 
-// ask makes a question for each family that the tunnel carries for the target's VIPs: an agent takes protocols 4 and 41
-// as its own VIPs need them.
-func (v *visit) ask(c encap.Config, first int) (shots []*shot) {
-	for _, six := range []bool{v.Destination.Is6(), v.Destination.Is4()} {
-		if at := slices.IndexFunc(v.vips, func(vip *targetVIP) bool { return vip.addr.Is6() == six }); at >= 0 {
-			shots = append(shots, v.question(c, v.vips[at].addr, first))
+// askAgent makes a question for each family that the tunnel carries for the target's VIPs: an agent accepts protocols 4
+// and 41 as its own VIPs need them.
+func (x *targetExam) askAgent(c encap.Config, first int) (probes []*probe) {
+	for _, six := range []bool{x.Destination.Is6(), x.Destination.Is4()} {
+		if at := slices.IndexFunc(x.vips, func(vip *targetVIP) bool { return vip.addr.Is6() == six }); at >= 0 {
+			probes = append(probes, x.question(c, x.vips[at].addr, first))
 		}
 	}
-	return shots
+	return probes
 }
 
-// mostQuestioned is the largest number of VIPs that an agent is asked for.
+// mostQuestioned is the maximum number of VIPs that an agent is asked for.
 const mostQuestioned = 4096
 
-// heard returns the agent's answer to one of shots, which came by c, with all its VIPs; nil: there is none, or one in a
-// format that is not known here.
-func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query.Answer {
-	at := slices.IndexFunc(shots, func(s *shot) bool { return s.answered && s.answer.Version == query.Version })
+// agentAnswer returns the agent's answer to one of probes, which went by the tunnel c, completed with all its VIPs. It
+// returns nil if there is none, or only one of another version.
+func (x *targetExam) agentAnswer(ctx context.Context, c encap.Config, probes []*probe) *query.Answer {
+	at := slices.IndexFunc(probes, func(s *probe) bool { return s.answered && s.answer.Version == query.Version })
 	if at < 0 {
-		if slices.ContainsFunc(shots, func(s *shot) bool { return s.answered }) {
-			v.skip("%s: its agent is of another release, whose answers this one does not know", v.where())
+		if slices.ContainsFunc(probes, func(s *probe) bool { return s.answered }) {
+			x.skip("%s: its agent is of another release, and its answers cannot be read", x.where())
 		}
 		return nil
 	}
-	all := &shots[at].answer
+	all := &probes[at].answer
 	for n := len(all.VIPs); n < min(int(all.Total), mostQuestioned); n = len(all.VIPs) {
-		if !slices.ContainsFunc(v.vips,
-			func(vip *targetVIP) bool { return !vip.there && !slices.Contains(all.VIPs, vip.addr) }) {
+		if !slices.ContainsFunc(x.vips,
+			func(vip *targetVIP) bool { return !vip.answers && !slices.Contains(all.VIPs, vip.addr) }) {
 			break
 		}
-		more := v.ask(c, n)
-		v.volley(ctx, more...)
+		more := x.askAgent(c, n)
+		x.sendAll(ctx, more...)
 		for _, s := range more {
 			if s.answered && int(s.answer.First) == len(all.VIPs) {
 				all.VIPs = append(all.VIPs, s.answer.VIPs...)
@@ -167,245 +167,246 @@ func (v *visit) heard(ctx context.Context, c encap.Config, shots []*shot) *query
 	return all
 }
 
-// back is why answers from a VIP vanish though requests arrive.
-const back = "its answers are dropped on the way back, as they come from the VIP (a cloud's source/destination check, " +
-	"a router's uRPF, rp_filter)"
+// lostAnswers is the cause why answers from a VIP get lost though requests arrive.
+const lostAnswers = "its answers are dropped on the way back, as their source is the VIP (a cloud's " +
+	"source/destination check, a router's uRPF, rp_filter)"
 
-// lacks reports whether an agent that has answered does not have a VIP.
-func lacks(agent *query.Answer, vip *targetVIP) bool {
+// lacksVIP reports whether an agent that has answered does not have a VIP.
+func lacksVIP(agent *query.Answer, vip *targetVIP) bool {
 	return agent != nil && len(agent.VIPs) >= int(agent.Total) && !slices.Contains(agent.VIPs, vip.addr)
 }
 
-// noPings notes that the host answers, but no pings.
-func (v *visit) noPings() {
-	v.skip("%s: it answers through %s, but no pings: what its way takes is not known", v.where(), v.target.what(v.Kind))
+// noPings records that the host answers, but no pings.
+func (x *targetExam) noPings() {
+	x.skip("%s: it answers through %s, but no pings: its path MTU is not known", x.where(), x.tunnelName(x.Kind))
 }
 
-// missing notes that nothing comes back from a VIP, where another one answers, or the agent.
-func (v *visit) missing(vip, good *targetVIP, agent *query.Answer) {
-	f := Finding{Severity: v.grade(), Where: v.where(), On: v.Destination.String(), Fix: "realserver doctor"}
+// missing records that a VIP does not answer, but another one, responding, or the agent does.
+func (x *targetExam) missing(vip, responding *targetVIP, agent *query.Answer) {
+	f := Finding{Severity: x.grade(), Where: x.where(), On: x.Destination.String(), Fix: "realserver doctor"}
 	switch {
 	case agent != nil && slices.Contains(agent.VIPs, vip.addr):
 		f.What, f.Why = fmt.Sprintf("its agent accepts %s, and no answer from %s comes back", vip.addr,
-			vip.addr), "requests arrive there, and clients hear nothing"
-	case good != nil:
-		f.What, f.Why = fmt.Sprintf("it answers for %s, and not for %s", good.addr,
-			vip.addr), "its host does not take the VIP's packets, or its answers are dropped"
+			vip.addr), "requests arrive there, and clients get no answer"
+	case responding != nil:
+		f.What, f.Why = fmt.Sprintf("it answers for %s, and not for %s", responding.addr,
+			vip.addr), "its host does not accept the VIP's packets, or its answers are dropped"
 		f.Causes = []string{fmt.Sprintf("%s is neither in vips of realserver.toml there, nor on the kernel's tunnel "+
 			"device", vip.addr)}
 	default:
 		f.What, f.Why = fmt.Sprintf("its agent answers, and nothing from %s comes back",
-			vip.addr), "clients hear nothing"
+			vip.addr), "clients get no answer"
 		f.Causes = []string{fmt.Sprintf("%s is not in its vips", vip.addr)}
 	}
 	f.Causes = append(f.Causes,
-		back,
-		"a firewall of its own drops what comes out of the tunnel, or the answers")
+		lostAnswers,
+		"its own firewall drops packets that come out of the tunnel, or the answers")
 	f.Remarks = []string{"the command finds faults of that host",
-		"where it finds none: switch off the source/destination check there, and uRPF at its router"}
-	v.find(f)
+		"if it finds none: switch off the source/destination check there, and uRPF at its router"}
+	x.find(f)
 }
 
-// lacking notes that the agent does not have a VIP.
-func (v *visit) lacking(vip *targetVIP) {
-	v.find(Finding{Severity: v.grade(), Where: v.where(),
+// lacking records that the agent does not have a VIP.
+func (x *targetExam) lacking(vip *targetVIP) {
+	x.find(Finding{Severity: x.grade(), Where: x.where(),
 		What: fmt.Sprintf("its agent does not have the VIP %s", vip.addr),
 		Why:  "the agent refuses the VIP's packets (inner_destination)",
-		On:   v.Destination.String(), Fix: applyRealserver,
+		On:   x.Destination.String(), Fix: applyRealserver,
 		Remarks: []string{fmt.Sprintf("first add %q to vips in realserver.toml there", vip.addr)}})
 }
 
-// accepted returns which of the VIPs that are asked for answer a SYN.
-func (v *visit) accepted(ctx context.Context, asked func(*targetVIP) bool) map[*targetVIP]bool {
-	shots, some := map[*targetVIP][]*shot{}, map[*targetVIP]bool{}
-	var all []*shot
-	for _, vip := range v.vips {
+// accepted probes the TCP ports of some VIPs and returns the VIPs that answer a SYN.
+func (x *targetExam) accepted(ctx context.Context, asked func(*targetVIP) bool) map[*targetVIP]bool {
+	probes, some := map[*targetVIP][]*probe{}, map[*targetVIP]bool{}
+	var all []*probe
+	for _, vip := range x.vips {
 		if asked(vip) {
-			shots[vip] = v.syns(vip)
-			all = append(all, shots[vip]...)
+			probes[vip] = x.syns(vip)
+			all = append(all, probes[vip]...)
 		}
 	}
-	v.volley(ctx, all...)
-	for vip, shots := range shots {
-		v.hangUp(vip, shots)
-		some[vip] = slices.ContainsFunc(shots, func(s *shot) bool { return s.answered })
+	x.sendAll(ctx, all...)
+	for vip, probes := range probes {
+		x.reset(vip, probes)
+		some[vip] = slices.ContainsFunc(probes, func(s *probe) bool { return s.answered })
 	}
 	return some
 }
 
-// syns makes a shot of a SYN for each port of the VIP that is asked for.
-func (v *visit) syns(vip *targetVIP) (shots []*shot) {
+// syns makes a probe of a SYN for each port of the VIP.
+func (x *targetExam) syns(vip *targetVIP) (probes []*probe) {
 	if len(vip.ports) == 0 {
 		return nil
 	}
-	from, err := v.synPort(vip.source, v.number)
+	from, err := x.synPort(vip.source, x.number)
 	if err != nil {
-		v.skip("%s: TCP ports of %s: %v", v.where(), vip.addr, err)
+		x.skip("%s: TCP ports of %s: %v", x.where(), vip.addr, err)
 		return nil
 	}
 	for _, port := range vip.ports {
-		s, err := v.syn(netip.AddrPortFrom(vip.source, from), netip.AddrPortFrom(vip.addr, port), through(v.Config))
+		s, err := x.syn(netip.AddrPortFrom(vip.source, from), netip.AddrPortFrom(vip.addr, port), tunnelled(x.Config))
 		if err != nil {
 			s.err = err
 		}
-		shots = append(shots, s)
+		probes = append(probes, s)
 	}
-	return shots
+	return probes
 }
 
-// names lists the VIPs.
-func (v *visit) names() string {
+// names joins the VIPs for the report.
+func (x *targetExam) names() string {
 	var names []string
-	for _, vip := range v.vips {
+	for _, vip := range x.vips {
 		names = append(names, vip.addr.String())
 	}
 	return strings.Join(names, ", ")
 }
 
-// servers asks whether servers listen on the VIPs' ports.
-func (v *visit) servers(ctx context.Context) {
-	var all [][]*shot
-	for _, vip := range v.vips {
-		if vip.there {
-			all = append(all, v.syns(vip))
+// servers examines whether servers listen on the VIPs' ports.
+func (x *targetExam) servers(ctx context.Context) {
+	var all [][]*probe
+	for _, vip := range x.vips {
+		if vip.answers {
+			all = append(all, x.syns(vip))
 		} else {
 			all = append(all, nil)
 		}
 	}
-	v.volley(ctx, slices.Concat(all...)...)
-	for i, vip := range v.vips {
-		v.hangUp(vip, all[i])
+	x.sendAll(ctx, slices.Concat(all...)...)
+	for i, vip := range x.vips {
+		x.reset(vip, all[i])
 		for k, s := range all[i] {
 			at := netip.AddrPortFrom(vip.addr, vip.ports[k])
 			switch {
 			case s.answered && s.flags&packet.FlagRST != 0:
-				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("no server listens on %s there",
+				x.find(Finding{Severity: Warning, Where: x.where(), What: fmt.Sprintf("no server listens on %s there",
 					at),
 					Why: "its clients are refused",
-					On:  v.Destination.String(), Fix: "ss -ltn",
+					On:  x.Destination.String(), Fix: "ss -ltn",
 					Remarks: []string{fmt.Sprintf("start the server, on %s or on all addresses", at)}})
 			case !s.answered && s.err == nil:
-				v.find(Finding{Severity: v.grade(), Where: v.where(),
+				x.find(Finding{Severity: x.grade(), Where: x.where(),
 					What: fmt.Sprintf("the VIP answers pings there, and no SYN to %s", at),
-					Why:  "a firewall there drops the requests that come out of the tunnel", On: v.Destination.String(),
-					Fix:     "realserver doctor",
-					Remarks: []string{"the command names the rule: vs0, the agent's device, must be let in"}})
+					Why:  "a firewall there drops requests that come out of the tunnel", On: x.Destination.String(),
+					Fix: "realserver doctor",
+					Remarks: []string{"the command names the rule: the firewall must accept packets from vs0, the " +
+						"agent's device"}})
 			}
 		}
 	}
 }
 
-// hangUp ends connections that servers have accepted, or may yet.
-func (v *visit) hangUp(vip *targetVIP, shots []*shot) {
-	for i, s := range shots {
+// reset ends connections that servers have accepted, or may yet accept, with a RST.
+func (x *targetExam) reset(vip *targetVIP, probes []*probe) {
+	for i, s := range probes {
 		if s.err != nil || s.answered && s.flags&packet.FlagRST != 0 {
 			continue
 		}
-		b, err := wrap(v.Config,
+		b, err := wrap(x.Config,
 			segment(netip.AddrPortFrom(vip.source, s.port), netip.AddrPortFrom(vip.addr, vip.ports[i]), s.seq+1, 0,
 				packet.FlagRST))
 		if err == nil {
-			_ = v.send(b) // else the server gives up by itself
+			_ = x.send(b) // on an error the server's own timeout ends it
 		}
 	}
 }
 
-// silence finds out why neither a VIP nor an agent answers.
-func (v *visit) silence(ctx context.Context, first, direct *shot) {
-	vip := v.vips[0]
+// explainSilence finds out why neither a VIP nor an agent answers.
+func (x *targetExam) explainSilence(ctx context.Context, first, direct *probe) {
+	vip := x.vips[0]
 	if first.err != nil {
-		f := Finding{Severity: v.grade(), Where: v.where()}
-		f.What, f.Fix, f.Remarks = v.refused(first.err)
-		v.find(f)
+		f := Finding{Severity: x.grade(), Where: x.where()}
+		f.What, f.Fix, f.Remarks = x.refused(first.err)
+		x.find(f)
 		return
 	}
-	// A realserver may refuse pings alone, and other tunnels may come through.
+	// A realserver may refuse only pings, and other tunnels may arrive.
 	var others []encap.Kind
-	var shots, asked []*shot
+	var probes, asked []*probe
 	for _, kind := range []encap.Kind{encap.KindGUE, encap.KindGRE, encap.KindIPIP} {
-		if kind != v.Kind && !(kind.UDP() && v.Kind.UDP()) {
-			others, shots, asked = append(others, kind), append(shots,
-				v.ping(v.as(kind), vip, probeSize)), append(asked, v.ask(v.as(kind), 0)...)
+		if kind != x.Kind && !(kind.UDP() && x.Kind.UDP()) {
+			others, probes, asked = append(others, kind), append(probes,
+				x.ping(x.as(kind), vip, probeSize)), append(asked, x.askAgent(x.as(kind), 0)...)
 		}
 	}
-	syns := map[*targetVIP][]*shot{}
-	all := slices.Concat(shots, asked)
-	for _, vip := range v.vips {
-		syns[vip] = v.syns(vip)
+	syns := map[*targetVIP][]*probe{}
+	all := slices.Concat(probes, asked)
+	for _, vip := range x.vips {
+		syns[vip] = x.syns(vip)
 		all = append(all, syns[vip]...)
 	}
-	v.volley(ctx, all...)
+	x.sendAll(ctx, all...)
 	accepted := false
-	for vip, shots := range syns {
-		v.hangUp(vip, shots)
-		accepted = accepted || slices.ContainsFunc(shots, func(s *shot) bool { return s.answered })
+	for vip, probes := range syns {
+		x.reset(vip, probes)
+		accepted = accepted || slices.ContainsFunc(probes, func(s *probe) bool { return s.answered })
 	}
-	if !direct.answered { // that a neighbour does not answer ARP, a router says after three seconds
-		v.volley(ctx, direct)
+	if !direct.answered { // a router reports a neighbour that does not answer ARP after three seconds
+		x.sendAll(ctx, direct)
 	}
-	if accepted { // whatever a kernel's own tunnel driver has said meanwhile
-		v.noPings()
+	if accepted { // whatever error a kernel's own tunnel driver has sent meanwhile
+		x.noPings()
 		return
 	}
-	if v.otherwise(asked) {
+	if x.explainByOtherTunnel(asked) {
 		return
 	}
-	f := Finding{Severity: v.grade(), Where: v.where()}
-	said := v.about(roadOf(v.Config, vip.addr))
+	f := Finding{Severity: x.grade(), Where: x.where()}
+	icmpErrors := x.errorsAbout(tunnelFlow(x.Config, vip.addr))
 	if !direct.answered {
-		plain := road{to: v.Destination, protocol: packet.ProtoICMP}
-		if v.Destination.Is6() {
+		plain := flowKey{to: x.Destination, protocol: packet.ProtoICMP}
+		if x.Destination.Is6() {
 			plain.protocol = packet.ProtoICMPv6
 		}
-		said = append(said, v.about(plain)...)
+		icmpErrors = append(icmpErrors, x.errorsAbout(plain)...)
 	}
-	if v.judge(&f, said) {
-		v.find(f)
+	if x.explainByErrors(&f, icmpErrors) {
+		x.find(f)
 		return
 	}
 	for i, kind := range others {
-		if shots[i].answered {
-			v.dropped(kind)
+		if probes[i].answered {
+			x.dropped(kind)
 			return
 		}
 	}
 	if !direct.answered {
-		f.What = fmt.Sprintf("nothing comes back: neither to %s nor to a plain ping", v.target.what(v.Kind))
-		f.Causes = []string{"it is down", "there is no way to it, or none back: a realserver needs a default route",
-			"a firewall drops everything from this host"}
-		f.Fix = fmt.Sprintf("ping -c 3 %s; ip route get %s", v.Destination, v.Destination)
+		f.What = fmt.Sprintf("nothing comes back: neither through %s nor to a plain ping", x.tunnelName(x.Kind))
+		f.Causes = []string{"it is down", "there is no route to it, or none back: a realserver needs a default route",
+			"a firewall drops all packets from this host"}
+		f.Fix = fmt.Sprintf("ping -c 3 %s; ip route get %s", x.Destination, x.Destination)
 		f.Remarks = []string{"on that host: realserver doctor"}
-		v.find(f)
+		x.find(f)
 		return
 	}
-	v.mute(f, others)
+	x.unanswered(f, others)
 }
 
-// otherwise explains silence by what an agent has answered through another tunnel, and reports whether it has.
-func (v *visit) otherwise(asked []*shot) bool {
-	at := slices.IndexFunc(asked, func(s *shot) bool { return s.answered && s.answer.Version == query.Version })
+// explainByOtherTunnel explains the silence by an agent's answer through another tunnel, and reports whether it could.
+func (x *targetExam) explainByOtherTunnel(asked []*probe) bool {
+	at := slices.IndexFunc(asked, func(s *probe) bool { return s.answered && s.answer.Version == query.Version })
 	if at < 0 {
 		return false
 	}
 	a := &asked[at].answer
-	f := Finding{Severity: v.grade(), Where: v.where(), Why: "its kernel refuses the tunnel's packets",
-		On: v.Destination.String(), Fix: applyRealserver}
-	lacking := slices.IndexFunc(v.vips, func(vip *targetVIP) bool { return lacks(a, vip) })
+	f := Finding{Severity: x.grade(), Where: x.where(), Why: "its kernel refuses the tunnel's packets",
+		On: x.Destination.String(), Fix: applyRealserver}
+	lacking := slices.IndexFunc(x.vips, func(vip *targetVIP) bool { return lacksVIP(a, vip) })
 	switch {
-	case !a.Has(v.Kind):
-		f.What = fmt.Sprintf("its agent does not accept %s", v.target.what(v.Kind))
-		f.Remarks = []string{fmt.Sprintf("first add %q to encap in realserver.toml there", v.Kind)}
-		v.find(f)
-	case v.Kind.UDP() && a.EncapPort != v.Port:
-		f.What = fmt.Sprintf("its agent accepts %s at UDP port %d, and not at %d", v.Kind, a.EncapPort, v.Port)
+	case !a.Has(x.Kind):
+		f.What = fmt.Sprintf("its agent does not accept %s", x.tunnelName(x.Kind))
+		f.Remarks = []string{fmt.Sprintf("first add %q to encap in realserver.toml there", x.Kind)}
+		x.find(f)
+	case x.Kind.UDP() && a.EncapPort != x.Port:
+		f.What = fmt.Sprintf("its agent accepts %s at UDP port %d, and not at %d", x.Kind, a.EncapPort, x.Port)
 		f.Remarks = []string{"first set the same encap_port there and here"}
-		v.find(f)
+		x.find(f)
 	case lacking >= 0:
-		v.lacking(v.vips[lacking])
+		x.lacking(x.vips[lacking])
 	default:
 		for _, kind := range []encap.Kind{encap.KindGUE, encap.KindGRE, encap.KindIPIP} {
-			if a.Has(kind) && kind != v.Kind {
-				v.dropped(kind)
+			if a.Has(kind) && kind != x.Kind {
+				x.dropped(kind)
 				return true
 			}
 		}
@@ -414,62 +415,66 @@ func (v *visit) otherwise(asked []*shot) bool {
 	return true
 }
 
-// dropped notes that packets of the target's tunnel vanish, and those of another kind arrive.
-func (v *visit) dropped(other encap.Kind) {
-	protocol := outer(v.Config, v.vips[0].addr)
-	v.find(Finding{Severity: v.grade(), Where: v.where(),
-		What: fmt.Sprintf("packets of %s do not arrive, those of %s do", v.target.what(v.Kind), v.target.what(other)),
-		Why:  "something on the way drops them, as some clouds do", Fix: "director reload",
+// dropped records that packets of the target's tunnel get lost, and packets of another kind arrive.
+func (x *targetExam) dropped(other encap.Kind) {
+	protocol := outerProtocol(x.Config, x.vips[0].addr)
+	x.find(Finding{Severity: x.grade(), Where: x.where(),
+		What: fmt.Sprintf("packets of %s do not arrive, packets of %s do", x.tunnelName(x.Kind), x.tunnelName(other)),
+		Why:  "the network drops the protocol, as some clouds do", Fix: "director reload",
 		Remarks: []string{fmt.Sprintf("first set encap = %q for it", other),
-			fmt.Sprintf("or let protocol %d pass from %s to it", protocol, v.Source)}})
+			fmt.Sprintf("or let protocol %d pass from %s to it", protocol, x.Source)}})
 }
 
-// mute notes that the host answers plain pings, and nothing that comes through the tunnel.
-func (v *visit) mute(f Finding, others []encap.Kind) {
-	vip := v.vips[0]
-	f.What = fmt.Sprintf("it answers a plain ping, and nothing that comes through %s", v.target.what(v.Kind))
-	f.On, f.Fix = v.Destination.String(), "realserver doctor"
-	asked := road{to: v.Destination, protocol: packet.ProtoUDP, port: query.Port}
-	if slices.ContainsFunc(v.about(asked), func(t trouble) bool { return nobody(t) && t.from == v.Destination }) {
-		f.Causes = []string{"it has no agent: its kernel takes the tunnel's packets, and has no VIP", back}
-		v.find(f)
+// unanswered records that the host answers plain pings, but no packet through the tunnel.
+func (x *targetExam) unanswered(f Finding, others []encap.Kind) {
+	vip := x.vips[0]
+	f.What = fmt.Sprintf("it answers a plain ping, but no packet through %s", x.tunnelName(x.Kind))
+	f.On, f.Fix = x.Destination.String(), "realserver doctor"
+	question := flowKey{to: x.Destination, protocol: packet.ProtoUDP, port: query.Port}
+	if slices.ContainsFunc(x.errorsAbout(question),
+		func(t icmpError) bool { return noReceiver(t) && t.from == x.Destination }) {
+		f.Causes = []string{"it has no agent: its kernel decapsulates the tunnel's packets, and has no VIP",
+			lostAnswers}
+		x.find(f)
 		return
 	}
 	var arrive []string
 	for _, kind := range others {
-		for _, t := range v.about(roadOf(v.as(kind), vip.addr)) {
-			if nobody(t) && t.from == v.Destination {
-				arrive = append(arrive, v.target.what(kind))
+		for _, t := range x.errorsAbout(tunnelFlow(x.as(kind), vip.addr)) {
+			if noReceiver(t) && t.from == x.Destination {
+				arrive = append(arrive, x.tunnelName(kind))
 				break
 			}
 		}
 	}
 	if len(arrive) > 0 {
-		f.Why = fmt.Sprintf("%s does arrive: its kernel says that no program takes it", strings.Join(arrive, " and "))
+		f.Why = fmt.Sprintf("packets of %s arrive: its kernel reports that no program receives them",
+			strings.Join(arrive, " and "))
 	}
-	f.Causes = []string{fmt.Sprintf("its agent refuses this director, as %s is not in its directors (not_director)",
-		v.Source)}
-	if v.Kind == encap.KindGRE {
+	f.Causes = []string{fmt.Sprintf("its agent refuses this director: %s is not in its directors (not_director)",
+		x.Source)}
+	if x.Kind == encap.KindGRE {
 		f.Causes = append(f.Causes, "its agent refuses the encap_key (tunnel_key)")
 	}
 	f.Causes = append(f.Causes, fmt.Sprintf("protocol %d is dropped on the way, by a cloud or a firewall",
-		outer(v.Config, vip.addr)), back+", and its agent is too old to say so")
-	f.Remarks = []string{"the command there shows whether this director's packets arrive: refused, or none",
-		"where none arrive: try encap = \"gue\" at both ends"}
-	v.find(f)
+		outerProtocol(x.Config, vip.addr)), lostAnswers+", and its agent is too old to report that")
+	f.Remarks = []string{"the command shows there whether this director's packets arrive",
+		"if none arrive: try encap = \"gue\" at both ends"}
+	x.find(f)
 }
 
-// refused says why this host's kernel does not send.
-func (v *visit) refused(err error) (what, fix string, remarks []string) {
+// refused returns the parts of a finding that explain why this host's kernel does not send.
+func (x *targetExam) refused(err error) (what, fix string, remarks []string) {
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Sprintf("this host's own firewall lets no %s out", v.target.what(v.Kind)), "nft list ruleset",
-			[]string{fmt.Sprintf("let what is for it out: iptables -I OUTPUT -d %s -j ACCEPT", v.Destination)}
+		what = fmt.Sprintf("this host's own firewall drops outgoing packets of %s", x.tunnelName(x.Kind))
+		remark := fmt.Sprintf("accept packets to it: iptables -I OUTPUT -d %s -j ACCEPT", x.Destination)
+		return what, "nft list ruleset", []string{remark}
 	}
-	return fmt.Sprintf("the kernel refuses to send to it: %v", err), fmt.Sprintf("ip route get %s", v.Destination), nil
+	return fmt.Sprintf("the kernel refuses to send to it: %v", err), fmt.Sprintf("ip route get %s", x.Destination), nil
 }
 
-// nobody reports whether the error says that nobody takes such packets.
-func nobody(t trouble) bool {
+// noReceiver reports whether the error says that no program receives such packets.
+func noReceiver(t icmpError) bool {
 	if t.from.Is4() {
 		// of protocol, of port
 		return t.kind == packet.ICMPUnreachable && (t.code == 2 || t.code == packet.ICMPCodePort)
@@ -479,45 +484,45 @@ func nobody(t trouble) bool {
 		t.kind == packet.ICMPv6ParamProblem && t.code == 1
 }
 
-// judge explains the ICMP errors that came instead of answers, and reports whether there were some that do.
-func (v *visit) judge(f *Finding, all []trouble) bool {
-	tunnel := v.target.what(v.Kind)
+// explainByErrors explains the silence by the ICMP errors that came instead of answers, and reports whether it could.
+func (x *targetExam) explainByErrors(f *Finding, all []icmpError) bool {
+	tunnel := x.tunnelName(x.Kind)
 	for _, t := range all {
 		switch {
-		case nobody(t) && t.from == v.Destination:
-			f.What = fmt.Sprintf("its kernel says that no program takes %s", tunnel)
-			f.Causes = []string{"its agent does not run", fmt.Sprintf("its agent has no %q in encap", v.Kind)}
-			if v.Kind.UDP() {
-				f.Causes = append(f.Causes, fmt.Sprintf("its agent has another encap_port than %d", v.Port))
+		case noReceiver(t) && t.from == x.Destination:
+			f.What = fmt.Sprintf("its kernel reports that no program receives %s", tunnel)
+			f.Causes = []string{"its agent does not run", fmt.Sprintf("its agent has no %q in encap", x.Kind)}
+			if x.Kind.UDP() {
+				f.Causes = append(f.Causes, fmt.Sprintf("its agent has another encap_port than %d", x.Port))
 			}
-			f.On, f.Fix = v.Destination.String(), "systemctl start vstun-realserver; realserver doctor"
+			f.On, f.Fix = x.Destination.String(), "systemctl start vstun-realserver; realserver doctor"
 			return true
-		case prohibited(t) || nobody(t):
-			f.What, f.Why = fmt.Sprintf("%s refuses %s on the way", t.from, tunnel), "a firewall does not let it pass"
+		case prohibited(t) || noReceiver(t):
+			f.What, f.Why = fmt.Sprintf("%s refuses %s on the way", t.from, tunnel), "a firewall there rejects it"
 			f.Fix = "director reload"
-			f.Remarks = []string{fmt.Sprintf("first let this pass there from %s", v.Source),
+			f.Remarks = []string{fmt.Sprintf("first accept it there from %s", x.Source),
 				"or set encap = \"gue\", which is UDP"}
 			return true
 		case unreachable(t):
-			who := t.from.String()
-			if t.from == v.Source {
-				who = "this host's kernel"
+			reporter := t.from.String()
+			if t.from == x.Source {
+				reporter = "this host's kernel"
 			}
-			f.What, f.Why = who+" says that it can't be reached", "it is down, or the way to it is broken"
-			f.Fix = fmt.Sprintf("ping -c 3 %s; ip route get %s", v.Destination, v.Destination)
+			f.What, f.Why = reporter+" reports that it is unreachable", "it is down, or the path to it is broken"
+			f.Fix = fmt.Sprintf("ping -c 3 %s; ip route get %s", x.Destination, x.Destination)
 			f.Remarks = []string{fmt.Sprintf("look at routes and neighbours of %s", t.from)}
 			return true
 		case expired(t):
-			f.What, f.Why = fmt.Sprintf("packets go round in a circle until their TTL ends at %s", t.from),
+			f.What, f.Why = fmt.Sprintf("packets loop until their TTL ends at %s", t.from),
 				"routers there send them back and forth"
-			f.Fix = fmt.Sprintf("traceroute %s", v.Destination)
+			f.Fix = fmt.Sprintf("traceroute %s", x.Destination)
 			return true
 		}
 	}
 	return false
 }
 
-func prohibited(t trouble) bool {
+func prohibited(t icmpError) bool {
 	if t.from.Is4() {
 		// RFC 1812, section 5.2.7.1
 		return t.kind == packet.ICMPUnreachable && (t.code == 9 || t.code == 10 || t.code == 13)
@@ -525,14 +530,14 @@ func prohibited(t trouble) bool {
 	return t.kind == packet.ICMPv6Unreachable && (t.code == 1 || t.code == 5 || t.code == 6)
 }
 
-func unreachable(t trouble) bool {
+func unreachable(t icmpError) bool {
 	if t.from.Is4() {
 		return t.kind == packet.ICMPUnreachable && t.code != packet.ICMPCodeFragNeeded
 	}
 	return t.kind == packet.ICMPv6Unreachable
 }
 
-func expired(t trouble) bool {
+func expired(t icmpError) bool {
 	if t.from.Is4() {
 		return t.kind == packet.ICMPTimeExceeded && t.code == 0
 	}

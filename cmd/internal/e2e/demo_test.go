@@ -148,7 +148,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 
 	d = startDemo(s, "--stay")
-	d.read("stays up until Ctrl-C")
+	d.read("runs until Ctrl-C")
 	if err := d.Signal(unix.SIGINT); err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 			s.shell(web,
 				"sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
 		}},
-		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"no program takes ipip (protocol 4)",
+		{name: "no agent", agent: "-", symptom: &symptom{"tunnels", []string{"no program receives ipip (protocol 4)",
 			"agent does not run", "systemctl start vstun-realserver"}}},
 		{name: "agent of another director", sources: []netip.Addr{netip.MustParseAddr("10.0.2.9")},
 			symptom: &symptom{"tunnels", []string{"answers a plain ping", "10.0.2.2 is not in its directors",
@@ -205,14 +205,14 @@ func TestDoctorOnTheWay(t *testing.T) {
 			narrow(s, web)
 			s.shell(s.Router, "nft add rule inet doctor output icmp type destination-unreachable icmp code "+
 				"frag-needed @nh,352,32 "+fmt.Sprintf("0x%x", web.Addr.As4())+" drop")
-		}, symptom: &symptom{"tunnels", []string{"more than 1400 bytes vanish", "mtu 1400", "ip route replace"}}},
+		}, symptom: &symptom{"tunnels", []string{"more than 1400 bytes get lost", "mtu 1400", "ip route replace"}}},
 		{name: "narrow way", long: true, breaks: narrow, symptom: &symptom{"tunnels",
-			[]string{"1400 bytes, as 10.0.2.1 says", "mtu 1400"}}},
+			[]string{"the path MTU is 1400, as 10.0.2.1 reports", "mtu 1400"}}},
 		{name: "down", breaks: func(s *site, web *lab.Host) {
 			s.shell(web,
 				"ip addr del "+web.Addr.String()+"/24 dev eth0")
 		},
-			symptom: &symptom{"tunnels", []string{"can't be reached", "ping"}}},
+			symptom: &symptom{"tunnels", []string{"is unreachable", "ping"}}},
 		{name: "silent", long: true, breaks: drop("ip daddr WEB"), symptom: &symptom{"tunnels",
 			[]string{"nothing comes back", "plain ping"}}},
 		{name: "no server", deaf: true, symptom: &symptom{"tunnels", []string{"no server listens on 198.51.100.80:80",
@@ -300,7 +300,7 @@ func TestDoctorOnTheWay(t *testing.T) {
 		"%q\nrealserver = [ { address = %q } ]\n",
 		s.VIP6, absent.Addr6, s.Webs[0].Addr6)
 	symptoms = append(symptoms, symptom{"tunnels", []string{absent.Addr6.String(), "six, sorry: sorry server",
-		"no program takes ipip (protocol 41)"}})
+		"no program receives ipip (protocol 41)"}})
 	s.startDirectorWith(text)
 	begin := time.Now()
 	r := s.director.mustName(symptoms...)
@@ -364,7 +364,7 @@ nft add chain inet fw input '{ type filter hook input priority 0; policy drop; }
 nft add rule inet fw input icmp type echo-request accept
 nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
 	r = s.director.mustName(
-		symptom{"firewall", []string{"inet fw more", "what follows a client's SYN", "invalid"}},
+		symptom{"firewall", []string{"inet fw more", "packets after a client's SYN", "invalid"}},
 		symptom{"firewall", []string{"inet fw input", "ICMP errors", "nft insert rule inet fw input icmp type " +
 			"destination-unreachable accept"}})
 	s.mend(s.director, r)
@@ -404,7 +404,7 @@ nft add rule inet fw input meta l4proto '{ icmpv6 }' accept`)
 	s.director.start()
 	got := run(t, s.Director, exec.Command(programPath("director"), "doctor", "-v", "-c", s.director.config))
 	for _, part := range []string{"is running", "nothing found", "fine: forwarding: on", "fine: tunnels: realserver " +
-		s.Webs[0].Addr6.String(), "the way takes 1500 bytes"} {
+		s.Webs[0].Addr6.String(), "path MTU 1500"} {
 		if !strings.Contains(got.stdout, part) {
 			t.Errorf("%q is missing in its output:\n%s", part, got.stdout)
 		}

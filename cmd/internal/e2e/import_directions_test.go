@@ -55,16 +55,19 @@ var onlyBelow = map[string][]string{
 	"golang.org/x/net/bpf":              {"encap/wire", "cmd/internal/lab"},
 	capLibrary:                          {"cmd/internal/daemon"},
 	"github.com/chromedp/chromedp":      {"cmd/internal/page/pagetest"},
-	"github.com/google/nftables":        {"cmd/internal/doctor"},
-	"github.com/google/nftables/expr":   {"cmd/internal/doctor"},
-	"github.com/google/nftables/xt":     {"cmd/internal/doctor"},
-	"github.com/mdlayher/netlink":       {"cmd/internal/doctor"},
+	"github.com/google/nftables":        {"cmd/internal/doctor/nft"},
+	"github.com/google/nftables/expr":   {"cmd/internal/doctor/nft"},
+	"github.com/google/nftables/xt":     {"cmd/internal/doctor/nft"},
+	"github.com/mdlayher/netlink":       {"cmd/internal/doctor/nft"},
 	"github.com/mdlayher/packet":        {"routing/neigh"},
+	"github.com/prometheus/procfs":      {"cmd/internal/doctor"},
 	"github.com/google/gopacket":        {"cmd/internal/capture"},
 	"github.com/google/gopacket/layers": {"cmd/internal/capture"},
 	"github.com/google/gopacket/pcapgo": {"cmd/internal/capture"},
 	"github.com/gdamore/tcell/v2":       {"cmd/internal/cli/top"},
 	"C":                                 {},
+
+	"github.com/coreos/go-systemd/v22/daemon": {"cmd/internal/daemon"},
 }
 
 type goPackage struct {

@@ -12,8 +12,8 @@ import (
 // Burst is the number of frames that a Blaster sends in one system call.
 const Burst = 64
 
-// Blaster sends frames by a packet socket: past the host's IP, but through everything from its link on. It belongs to
-// one thread.
+// Blaster sends frames by a packet socket: they bypass the host's IP stack, and pass its link. It must be used by one
+// thread only.
 type Blaster struct {
 	fd   int
 	mac  net.HardwareAddr
@@ -28,8 +28,8 @@ type Mmsghdr struct {
 	_   [4]byte
 }
 
-// NewBlaster opens the packet socket on a link of the host whose thread this is: see Host.Do. The link "" is the one
-// to the router.
+// NewBlaster opens the packet socket on a link of the host in whose namespace this thread is: see Host.Do. The link ""
+// is the one to the router.
 func NewBlaster(link string) (*Blaster, error) {
 	if link == "" {
 		link = uplink
@@ -58,24 +58,25 @@ func NewBlaster(link string) (*Blaster, error) {
 	return b, nil
 }
 
-// MAC is the address of the link.
+// MAC returns the MAC address of the link.
 func (b *Blaster) MAC() net.HardwareAddr { return b.mac }
 
-// Send sends frames, whole Ethernet ones, at most Burst of them, and returns how many went out, from the first on.
+// Send sends count frames, at most Burst, and returns the number sent, from the first on. frame returns frame i with
+// its Ethernet header.
 func (b *Blaster) Send(count int, frame func(i int) []byte) (int, error) {
 	for i := range count {
 		f := frame(i)
 		b.iovs[i].Base = &f[0]
 		b.iovs[i].SetLen(len(f))
 	}
-	// Raw: the Go scheduler has nothing to do meanwhile, and the thread is nobody else's.
+	// Raw: the call does not block, and no other goroutine needs the thread.
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(b.fd), uintptr(unsafe.Pointer(&b.msgs[0])),
 		uintptr(count), 0, 0, 0)
 	runtime.KeepAlive(b)
 	switch errno {
 	case 0:
 		return int(n), nil
-	case unix.EINTR, unix.EAGAIN, unix.ENOBUFS: // a signal, or nobody took the frames in time
+	case unix.EINTR, unix.EAGAIN, unix.ENOBUFS: // a signal, or the link's queue is full
 		return 0, nil
 	}
 	return 0, fmt.Errorf("blaster: send: %w", errno)

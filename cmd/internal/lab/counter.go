@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Direction is the way of a frame as the host with the counter sees it.
+// Direction is the direction of a frame at the host with the counter.
 type Direction int
 
 // Directions of a Filter.
@@ -22,8 +22,8 @@ const (
 	Out            // sent on the link
 )
 
-// Filter says which frames to count: those that agree with all fields which are not zero. An address, or else the zero
-// Filter's IPv4, chooses the version of IP; both addresses must be of one.
+// Filter selects the frames to count: those that match all fields that are not zero. The addresses, which must be of
+// one family, select the version of IP; without one it is IPv4.
 type Filter struct {
 	Source      netip.Addr
 	Destination netip.Addr
@@ -31,16 +31,15 @@ type Filter struct {
 	Direction   Direction
 }
 
-// Counter counts frames on one link. The kernel counts, so that none is missed however many there are.
+// Counter counts frames on one link. The kernel counts, so that no frame is missed.
 type Counter struct {
 	mu    sync.Mutex
 	fd    int // -1 once closed
 	total uint64
 }
 
-// Count starts to count the frames on a link of the host ("eth0"). They are counted as the kernel's taps see them
-// (packet(7)): a super-packet of segmentation offload is one frame, and one with several IP headers goes by the
-// outermost.
+// Count starts to count the frames on a link of the host ("eth0"). They are counted as packet sockets see them
+// (packet(7)): a super-packet of segmentation offload is one frame, and the filter looks at the outermost IP header.
 func (h *Host) Count(link string, filter Filter) (*Counter, error) {
 	c := &Counter{}
 	err := h.Do(func() error {
@@ -52,7 +51,7 @@ func (h *Host) Count(link string, filter Filter) (*Counter, error) {
 		if err != nil {
 			return err
 		}
-		c.fd, err = openTap(dev.Index, program)
+		c.fd, err = openSocket(dev.Index, program)
 		return err
 	})
 	if err != nil {
@@ -73,7 +72,7 @@ func (c *Counter) packets() (uint64, error) {
 	if c.fd < 0 {
 		return c.total, os.ErrClosed
 	}
-	// Reading sets the kernel's numbers to 0. Packets has those that were dropped because the socket was full, too.
+	// Reading sets the kernel's counters to 0. Packets includes frames that were dropped because the socket was full.
 	stats, err := unix.GetsockoptTpacketStats(c.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err != nil {
 		return c.total, fmt.Errorf("read a counter: %w", err)
@@ -95,9 +94,9 @@ func (c *Counter) Close() error {
 	return err
 }
 
-// openTap opens a packet socket in this thread's namespace which nobody will read: it fills at once, and from then on
-// the kernel just counts.
-func openTap(index int, program []bpf.RawInstruction) (fd int, err error) {
+// openSocket opens a packet socket in this thread's namespace. It is never read: it fills at once, and from then on the
+// kernel only counts.
+func openSocket(index int, program []bpf.RawInstruction) (fd int, err error) {
 	// SOCK_DGRAM lets filters see the packet from its IP header on, on links of every type. Protocol 0 receives nothing
 	// until bind, when the filter is in place.
 	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -120,7 +119,7 @@ func openTap(index int, program []bpf.RawInstruction) (fd int, err error) {
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
 		return -1, fmt.Errorf("attach the filter: %w", err)
 	}
-	// ETH_P_ALL in network byte order; only it sees what is sent, too.
+	// ETH_P_ALL in network byte order: no other protocol shows sent frames, too.
 	all := unix.SockaddrLinklayer{Protocol: unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8, Ifindex: index}
 	if err := unix.Bind(fd, &all); err != nil {
 		return -1, fmt.Errorf("bind the packet socket: %w", err)
@@ -128,7 +127,7 @@ func openTap(index int, program []bpf.RawInstruction) (fd int, err error) {
 	return fd, nil
 }
 
-// program translates the filter to classic BPF: a list of comparisons, any of which ends it with "no".
+// program translates the filter to classic BPF: a list of comparisons. The first that fails rejects the frame.
 func (f Filter) program() ([]bpf.RawInstruction, error) {
 	const outgoing = 4 // PACKET_OUTGOING, linux/if_packet.h
 	var code []bpf.Instruction

@@ -97,7 +97,7 @@ func TestCounterIsExact(t *testing.T) {
 
 func TestCountIPv6(t *testing.T) {
 	l := newLab(t, "count6")
-	// On lo every packet passes the tap twice, out and in.
+	// On lo a packet socket sees each packet twice, out and in.
 	loopback := netip.IPv6Loopback()
 	both, err := l.Client.Count("lo", Filter{Source: loopback, Destination: loopback, Protocol: unix.IPPROTO_UDP,
 		Direction: In})

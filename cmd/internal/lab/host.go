@@ -14,7 +14,7 @@ import (
 // Host is one host of a lab: a network namespace.
 type Host struct {
 	Name      string     // "client", "router", "director", "web1", …
-	Namespace string     // as `ip netns exec` takes it
+	Namespace string     // the name for `ip netns exec`
 	Addr      netip.Addr // on its link to the router
 	Addr6     netip.Addr // the same with IPv6; not valid where the link or the kernel has no IPv6
 
@@ -23,9 +23,9 @@ type Host struct {
 }
 
 // Do runs fn on an operating system thread inside the host's namespace and returns fn's error. Sockets that fn makes
-// stay in the namespace wherever they are used later. Not in the namespace are goroutines that fn starts, and /proc/net
-// (use /proc/thread-self/net; /proc/sys/net is right). In a test fn must return its failures, not call t.Fatal, since
-// it runs on another goroutine.
+// stay in the namespace wherever they are used later. Goroutines that fn starts are not in the namespace, and /proc/net
+// does not show it (use /proc/thread-self/net; /proc/sys/net is right). In a test fn must return its failures, not call
+// t.Fatal, since it runs on another goroutine.
 func (h *Host) Do(fn func() error) error {
 	err := fmt.Errorf("%s: the function did not return: it ended its goroutine", h.Name)
 	onThread(func() {
@@ -92,8 +92,8 @@ func in[S any](h *Host, address string, open func() (S, error)) (socket S, err e
 	return socket, nil
 }
 
-// literal refuses an address that the net package would have to resolve: it does so on other goroutines, which are not
-// in the namespace.
+// literal refuses an address that the net package would have to resolve. It resolves names on other goroutines, which
+// are not in the namespace.
 func literal(address string) error {
 	host := address
 	if _, err := netip.ParseAddr(address); err != nil && strings.Contains(address, ":") {

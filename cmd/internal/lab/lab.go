@@ -1,5 +1,5 @@
 // Package lab builds a small internet out of network namespaces: hosts for the demo, the end-to-end tests and
-// benchmarks. It needs root and a kernel with veth, and no program beside itself.
+// benchmarks. It needs root and a kernel with veth, and no other program.
 //
 //	              client 10.0.1.2
 //	                 |
@@ -9,9 +9,9 @@
 //	director 10.0.2.2         web1 10.0.11.2     web2 10.0.12.2     …
 //
 // Each host has a /24 of its own on the one link to the router, where it is called eth0; the router has .1 in each
-// subnet and names the links after the hosts. The router sends the virtual address, 198.51.100.80, to the director. All
-// of it is there a second time with IPv6: who is 10.0.11.2 is fd00:0:11::2 as well, in a /64, and the virtual address
-// 2001:db8:100::80. Nothing is made in, and nothing leads to, the network namespace of the caller.
+// subnet and names the links after the hosts. The router routes the virtual address, 198.51.100.80, to the director.
+// IPv6 mirrors all of it: the host 10.0.11.2 is fd00:0:11::2 as well, in a /64, and the virtual address is
+// 2001:db8:100::80. The caller's network namespace is neither changed nor connected.
 package lab
 
 import (
@@ -26,7 +26,7 @@ import (
 	"time"
 )
 
-// Spec says which lab to build.
+// Spec describes the lab to build.
 type Spec struct {
 	// Prefix begins the names of the namespaces: Prefix-client, Prefix-router, Prefix-director, Prefix-web1, ….
 	// Labs with different prefixes can be up at the same time. 1 to 40 letters, digits, dots, dashes and underscores,
@@ -43,12 +43,12 @@ type Link struct {
 	// at both ends, in bytes without the Ethernet header; 0 means 1500; below 1280 the link has no IPv6 (RFC 8200,
 	// section 5)
 	MTU int
-	// Segmented makes the router cut what it sends on this link into packets of the MTU, as a wire demands it. Without
-	// it a super-packet of segmentation offload passes the link as one.
+	// Segmented makes the router cut super-packets that it sends on this link into packets of the MTU, as a network
+	// card does. Without it a super-packet passes the link as one.
 	Segmented bool
-	// GRO makes the host's end gather the segments that come in within that time into super-packets, as a network card
-	// does (generic receive offload): 50 µs is usual. It finds something to gather only with Segmented. 0 leaves it
-	// off.
+	// GRO makes the host's end merge the segments that come in within that time into super-packets, as a network card
+	// does (generic receive offload): 50 µs is usual. It needs Segmented, since there are no segments otherwise. 0
+	// leaves it off.
 	GRO time.Duration
 }
 
@@ -58,7 +58,7 @@ type Lab struct {
 	Router   *Host // its Addr is the one that the client sees
 	Director *Host
 	Webs     []*Host
-	VIP      netip.Addr // 198.51.100.80, routed to the director; nobody owns it yet
+	VIP      netip.Addr // 198.51.100.80, routed to the director; no host owns it yet
 	VIP6     netip.Addr // 2001:db8:100::80, likewise, if the director has IPv6
 
 	lock    net.Listener // claims the prefix
@@ -73,8 +73,8 @@ type Lab struct {
 	closeOnce sync.Once
 }
 
-// New builds a lab and returns when all its links carry packets. Namespaces that a dead lab of the same prefix left are
-// removed first; a lab of this prefix that another process keeps up is an error. On an error nothing is left.
+// New builds a lab and returns when all its links carry packets. It first removes namespaces that a dead lab of the
+// same prefix has left. It is an error if another process has a lab of this prefix. On an error no namespace is left.
 func New(spec Spec) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("making network namespaces needs root: run as root")
@@ -118,7 +118,7 @@ func plan(spec Spec) ([]*Host, error) {
 			Name:      name,
 			Namespace: spec.Prefix + "-" + name,
 			Addr:      netip.AddrFrom4([4]byte{10, 0, byte(subnet), byte(last)}),
-			// the same digits, though these are hexadecimal
+			// the same digits, here hexadecimal
 			Addr6: netip.MustParseAddr(fmt.Sprintf("fd00:0:%d::%d", subnet, last)),
 			work:  make(chan func()),
 		}
@@ -189,10 +189,10 @@ func (l *Lab) build(spec Spec, hosts []*Host) error {
 	return nil
 }
 
-// Close ends the processes that the lab's hosts run, with SIGTERM, and SIGKILL five seconds later, and deletes the
-// namespaces. It returns an error when a process had to be killed or a namespace could not be deleted. Calling it again
-// does nothing and returns the same error. Sockets and counters which the caller made in the lab are the caller's to
-// close: they keep their namespace, then without links, alive.
+// Close ends the processes of the lab's hosts, with SIGTERM, and SIGKILL five seconds later, and deletes the
+// namespaces. It returns an error if a process had to be killed or a namespace could not be deleted. Calling it again
+// does nothing and returns the same error. The caller must close its own sockets and counters in the lab: they keep
+// their namespace, then without links, alive.
 func (l *Lab) Close() error {
 	l.closeOnce.Do(func() { l.closeErr = l.close() })
 	return l.closeErr

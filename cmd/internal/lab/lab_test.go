@@ -128,8 +128,8 @@ func TestEveryHostReachesEveryOther(t *testing.T) {
 	}
 }
 
-// What the lab exists for: packets to the VIP reach the director, and replies with the VIP as source pass the router
-// from a web server's link.
+// The lab's purpose: packets to the VIP reach the director, and the router forwards replies from the VIP that come from
+// a web server's link.
 func TestVIP(t *testing.T) {
 	l := newLab(t, "vip")
 	t.Run("IPv4", func(t *testing.T) { passesVIP(t, l, l.VIP, l.Client.Addr) })
@@ -192,7 +192,8 @@ func TestDoIsolates(t *testing.T) {
 		}
 		seen[got] = h.Name
 	}
-	// No thread that Go will use again is in a namespace of the lab: many goroutines at once see only the caller's.
+	// No thread that Go will use again is in a namespace of the lab: many goroutines at once see only the caller's
+	// namespace.
 	results := make(chan string, 64)
 	for range cap(results) {
 		go func() {
@@ -340,7 +341,7 @@ func TestNewAfterDeadLab(t *testing.T) {
 	}
 }
 
-// alive says whether a process runs; a zombie does not.
+// alive reports whether a process runs; a zombie does not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

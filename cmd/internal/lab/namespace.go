@@ -18,7 +18,7 @@ const namespaceDir = "/run/netns"
 
 // prepareNamespaceDir makes namespaceDir a shared mount, as ip-netns(8) does before it makes the first name. Without
 // that, the first `ip netns add` of another program makes it one, with a second mount of each name that is there
-// already: then no name can be deleted any more (EBUSY). The lock is the one that ip-netns(8) takes for the same.
+// already: then no name can be deleted any more (EBUSY). ip-netns(8) takes the same lock.
 func prepareNamespaceDir() error {
 	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
 		return fmt.Errorf("directory of namespaces: %w", err)
@@ -44,9 +44,9 @@ func prepareNamespaceDir() error {
 	return nil
 }
 
-// onThread runs fn on an operating system thread of its own and returns after fn. The thread is never used again: it
-// stays locked to a goroutine that ends, so Go throws it away, in whatever namespace fn has left it. It is never the
-// main thread, which Go can't throw away and which /proc/self/net speaks of.
+// onThread runs fn on an operating system thread of its own and returns after fn. The thread is never used again,
+// whatever namespace fn has left it in: it stays locked to a goroutine that ends, so Go ends the thread. It is never
+// the main thread, which Go cannot end and whose namespace /proc/self/net shows.
 func onThread(fn func()) {
 	done := make(chan struct{})
 	go func() {
@@ -62,7 +62,7 @@ func onThread(fn func()) {
 	<-done
 }
 
-// claim makes sure that one process at a time has a lab of this prefix. The claim is an abstract Unix socket, which
+// claim ensures that only one process at a time has a lab of this prefix. The claim is an abstract Unix socket, which
 // ends with its process and leaves no file.
 func claim(prefix string) (net.Listener, error) {
 	address := "@vstun-lab-" + prefix
@@ -76,7 +76,7 @@ func claim(prefix string) (net.Listener, error) {
 	return lock, nil
 }
 
-// owner names the process that listens on a Unix socket, as far as it can be found out.
+// owner names the process that listens on a Unix socket; "" if it is not known.
 func owner(address string) string {
 	conn, err := net.Dial("unix", address)
 	if err != nil {
@@ -113,8 +113,8 @@ func removeStale(prefix string) error {
 	return errors.Join(errs...)
 }
 
-// deleteNamespace takes the name from a namespace; what nobody uses any more the kernel then frees. A name that is
-// already gone, or a file to which no namespace was ever bound, is no error.
+// deleteNamespace deletes the name of a namespace. The kernel frees the namespace when it is unused. A name that does
+// not exist, or a file to which no namespace was ever bound, is no error.
 func deleteNamespace(name string) error {
 	path := filepath.Join(namespaceDir, name)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
@@ -126,7 +126,7 @@ func deleteNamespace(name string) error {
 	return nil
 }
 
-// create makes the host's namespace and starts its thread. On an error nothing is left.
+// create makes the host's namespace and starts its thread. On an error no namespace is left.
 func (h *Host) create() error {
 	started := make(chan error)
 	h.lab.threads.Go(func() {
@@ -145,7 +145,7 @@ func (h *Host) create() error {
 	return <-started
 }
 
-// serve runs on the host's own thread, inside its namespace, what must come from a thread that lives as long as the
+// serve runs the functions from h.work on the host's own thread, inside its namespace. The thread lives as long as the
 // lab.
 func (h *Host) serve() {
 	for {

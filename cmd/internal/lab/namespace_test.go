@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountsEnv makes the test binary run one test in the mount namespace that it has been given.
+// mountsEnv makes the test binary run one test in its own mount namespace.
 const mountsEnv = "VSTUN_LAB_TEST_MOUNTS"
 
 // TestFirstNamespaceOfAnotherProgram: another program's first `ip netns add` does not keep a lab from deleting its
-// namespaces, whether it comes before, beside or after the lab's.
+// namespaces, whether it comes before, during or after the lab's.
 func TestFirstNamespaceOfAnotherProgram(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make namespaces")

@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deferIRQs is how many polls may find nothing before a held super-packet goes up: napi_defer_hard_irqs of a link with
-// GRO.
+// deferIRQs is the number of empty polls after which a link with GRO delivers a held super-packet:
+// napi_defer_hard_irqs.
 const deferIRQs = 4
 
-// segmentation is what makes super-packets of TCP leave a link as they are, by ethtool's names.
+// segmentation are the features that let super-packets of TCP leave a link unsegmented, by ethtool's names.
 var segmentation = []string{"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation",
 	"tx-tcp6-segmentation", "tx-generic-segmentation"}
 
-// offload sets what Link says about super-packets on the link between a host and the router.
+// offload applies Link's Segmented and GRO to the link between a host and the router.
 func (l *Lab) offload(h *Host, link Link) error {
 	if link.Segmented {
 		if err := l.Router.Do(func() error { return setFeatures(h.Name, false, segmentation...) }); err != nil {
@@ -64,8 +64,9 @@ func setFeatures(link string, on bool, features ...string) error {
 	return e.Change(link, set)
 }
 
-// holdGRO sets how long a link of this thread's namespace holds super-packets back to make them larger. It spoils the
-// thread for everything but Do: the values are in sysfs only, where this namespace's devices are in a mount of its own.
+// holdGRO sets the time for which a link of this thread's namespace holds super-packets to make them larger. The values
+// are only in sysfs, which shows this namespace's devices only in a mount of its own. So the thread gets a mount
+// namespace, and must be used for Do only.
 func holdGRO(link string, hold time.Duration) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// grace is how long a process may take to end after SIGTERM.
+// grace is the time that a process has to end after SIGTERM.
 const grace = 5 * time.Second
 
 // ErrKilled is in the error of Stop when the process had to be killed.
@@ -29,24 +29,23 @@ type Process struct {
 	err    error // valid once done is closed
 }
 
-// Start starts a command on the host. Standard output and error go to Process.Output where the command has no writer
-// for them. The command must not have been started, and its Wait must not be called: use the Process.
+// Start starts a command on the host. Standard output and error go to Process.Output if the command has no writer for
+// them. The command must not have been started, and its Wait must not be called: use the Process.
 //
-// The child leads a process group of its own, so that a Ctrl-C at the terminal goes to the caller only, and what is
-// left of the group is killed when the child ends. The child is killed when the caller dies, however it dies; a
-// grandchild is not, so start servers in the foreground and, where they can, as one process. It has the host's network
-// and everything else of the caller's machine, /sys/class/net included.
+// The child leads a process group of its own, so that a Ctrl-C at the terminal goes to the caller only. The rest of the
+// group is killed when the child ends. The child is killed when the caller dies for whatever reason; a grandchild is
+// not, so start servers in the foreground and, if they can, as one process. The child has the host's network, but
+// otherwise the caller's machine, /sys/class/net included.
 func (h *Host) Start(cmd *exec.Cmd) (*Process, error) { return h.launch(cmd, nil) }
 
-// StartOn is Start with a process whose threads, from the first on, run on one CPU only: 0, 1, … as the kernel numbers
-// them.
+// StartOn is Start for a process whose threads all run on one CPU: 0, 1, … as the kernel numbers them.
 func (h *Host) StartOn(cpu int, cmd *exec.Cmd) (*Process, error) {
 	cpus := &unix.CPUSet{}
 	cpus.Set(cpu)
 	return h.launch(cmd, cpus)
 }
 
-// launch starts cmd on these CPUs, nil for all that the caller has.
+// launch starts cmd on these CPUs; nil: the caller's CPUs.
 func (h *Host) launch(cmd *exec.Cmd, cpus *unix.CPUSet) (*Process, error) {
 	p := &Process{name: h.Name + ": " + filepath.Base(cmd.Path), cmd: cmd, done: make(chan struct{})}
 	if cmd.Stdout == nil {
@@ -56,7 +55,7 @@ func (h *Host) launch(cmd *exec.Cmd, cpus *unix.CPUSet) (*Process, error) {
 		cmd.Stderr = &p.output
 	}
 	if cmd.WaitDelay == 0 {
-		cmd.WaitDelay = grace // somebody who outlived the process may hold the pipe of its output
+		cmd.WaitDelay = grace // a grandchild may hold the pipe of its output
 	}
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
@@ -80,8 +79,8 @@ func (h *Host) launch(cmd *exec.Cmd, cpus *unix.CPUSet) (*Process, error) {
 	return p, nil
 }
 
-// Run starts a command on the host, waits for its end and returns what it wrote to standard output. Its error has the
-// end of what it wrote to standard error. The command must not have writers for either.
+// Run starts a command on the host, waits for its end and returns its standard output. Its error contains the end of
+// its standard error. The command must not have writers for either.
 func (h *Host) Run(cmd *exec.Cmd) ([]byte, error) {
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
@@ -95,7 +94,7 @@ func (h *Host) Run(cmd *exec.Cmd) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-// start forks, unless the lab is closed, and sees to it that Close knows the process until it has ended.
+// start forks, unless the lab is closed, and keeps the process in l.processes until it has ended, for Close.
 func (l *Lab) start(p *Process, cpus *unix.CPUSet) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,7 +103,7 @@ func (l *Lab) start(p *Process, cpus *unix.CPUSet) error {
 		return errors.New("the lab is closed")
 	default:
 	}
-	if cpus != nil { // a child has the CPUs of the thread that forks: sched_setaffinity(2)
+	if cpus != nil { // a child inherits the CPUs of the thread that forks: sched_setaffinity(2)
 		var own unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &own); err != nil {
 			return fmt.Errorf("CPUs of this thread: %w", err)
@@ -112,7 +111,7 @@ func (l *Lab) start(p *Process, cpus *unix.CPUSet) error {
 		if err := unix.SchedSetaffinity(0, cpus); err != nil {
 			return fmt.Errorf("choose the CPU: %w", err)
 		}
-		defer func() { _ = unix.SchedSetaffinity(0, &own) }() // it had them before
+		defer func() { _ = unix.SchedSetaffinity(0, &own) }() // it cannot fail: the thread had them before
 	}
 	if err := p.cmd.Start(); err != nil {
 		return err
@@ -127,8 +126,8 @@ func (l *Lab) start(p *Process, cpus *unix.CPUSet) error {
 	return nil
 }
 
-// reap waits for the process and kills what it leaves of its group: before it takes the exit status, since from then on
-// the number of the group may be somebody else's.
+// reap waits for the process and kills the rest of its group. It does so before it takes the exit status, since then
+// the kernel may reuse the group's number.
 func (p *Process) reap() {
 	pid := p.cmd.Process.Pid
 	err := unix.EINTR
@@ -142,10 +141,10 @@ func (p *Process) reap() {
 	close(p.done)
 }
 
-// Pid is the process's number.
+// Pid returns the process's number.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended and all its output is there.
+// Done returns a channel that is closed when the process has ended and all its output has been read.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Wait waits for the end of the process and returns nil if its exit status was 0. It may be called more than once.
@@ -181,7 +180,7 @@ func (p *Process) Stop() error {
 // Output returns the last 64 KiB that the process has written to standard output and error so far.
 func (p *Process) Output() string { return p.output.String() }
 
-// tail keeps the end of what is written to it.
+// tail is a writer that keeps the end of its input.
 type tail struct {
 	mu  sync.Mutex
 	buf []byte

@@ -69,7 +69,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// Close ends children and grandchildren, those that ignore SIGTERM as well, and says which it had to kill.
+// Close ends children and grandchildren, also if they ignore SIGTERM. Its error names those that it had to kill.
 func TestCloseEndsProcesses(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces")

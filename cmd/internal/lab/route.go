@@ -11,19 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nobody is a MAC address that no host of a lab has: the kernel that gets a frame for it counts the frame on its link
-// and drops it before it looks at the packet (ip_rcv in net/ipv4/ip_input.c, PACKET_OTHERHOST), the cheapest end there
-// is.
-func Nobody() net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01} }
+// UnknownMAC returns a MAC address that no host of a lab has. The kernel counts a frame to it on its link and drops it
+// before it parses the packet (ip_rcv in net/ipv4/ip_input.c, PACKET_OTHERHOST), at the least cost.
+func UnknownMAC() net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01} }
 
-const policyTables = 1000 // a table of RouteFrom is this and the link's index; the rules' priority, too
+// policyTables plus a link's index is the number of RouteFrom's table for the link. It is also the rules' priority.
+const policyTables = 1000
 
-// Route sends the host's packets for addr by way of via, its neighbour.
+// Route routes the host's packets to addr via its neighbour via.
 func (h *Host) Route(addr, via netip.Addr) error {
 	return h.do("route", func() error { return addRoute(netip.PrefixFrom(addr, addr.BitLen()), via) })
 }
 
-// RouteFrom does so with packets that come in by link only.
+// RouteFrom is Route for packets that come in by link only.
 func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
 	return h.do("route", func() error {
 		dev, err := net.InterfaceByName(link)
@@ -37,18 +37,18 @@ func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
 			rule.Family = unix.AF_INET6
 		}
 		if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("rule for what comes in by %s: %w", link, err)
+			return fmt.Errorf("rule for packets that come in by %s: %w", link, err)
 		}
 		route := &netlink.Route{Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Gw: via.AsSlice(), Table: table}
 		if err := netlink.RouteAdd(route); err != nil {
-			return fmt.Errorf("route to %s via %s for what comes in by %s: %w", addr, via, link, err)
+			return fmt.Errorf("route to %s via %s for packets that come in by %s: %w", addr, via, link, err)
 		}
 		return nil
 	})
 }
 
-// Sink makes addr, in a link's subnet, a place where packets end: they leave by the link to Nobody, so that the host at
-// its other end counts and drops them.
+// Sink makes packets to addr, in a link's subnet, leave by the link to UnknownMAC, so that the host at its other end
+// counts and drops them.
 func (h *Host) Sink(link string, addr netip.Addr) error {
 	return h.do("sink", func() error {
 		dev, err := net.InterfaceByName(link)
@@ -56,7 +56,7 @@ func (h *Host) Sink(link string, addr netip.Addr) error {
 			return fmt.Errorf("find %s: %w", link, err)
 		}
 		neighbour := &netlink.Neigh{LinkIndex: dev.Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(),
-			HardwareAddr: Nobody()}
+			HardwareAddr: UnknownMAC()}
 		if err := netlink.NeighSet(neighbour); err != nil {
 			return fmt.Errorf("neighbour %s on %s: %w", addr, link, err)
 		}
@@ -64,7 +64,7 @@ func (h *Host) Sink(link string, addr netip.Addr) error {
 	})
 }
 
-// Own gives the host an address, on lo.
+// Own adds an address to the host's lo, and returns when servers can be bound to it.
 func (h *Host) Own(addr netip.Addr) error {
 	err := h.do("own address", func() error {
 		lo, err := netlink.LinkByName("lo")
@@ -104,7 +104,7 @@ func (h *Host) Sysctl(key, value string) error {
 	return h.do("sysctl", func() error { return setSysctl(key, value) })
 }
 
-// MAC is the MAC address of a link of the host.
+// MAC returns the MAC address of a link of the host.
 func (h *Host) MAC(link string) (mac net.HardwareAddr, err error) {
 	err = h.do("MAC address", func() error {
 		dev, err := net.InterfaceByName(link)
@@ -117,8 +117,8 @@ func (h *Host) MAC(link string) (mac net.HardwareAddr, err error) {
 	return mac, err
 }
 
-// Received is how many frames have come in by a link of the host since it was made, by the link's own statistics:
-// unlike a Counter it costs them nothing, and tells none from another.
+// Received returns the number of frames that a link of the host has received since it was made, from the link's own
+// statistics. Unlike a Counter it costs the frames no time, and has no filter.
 func (h *Host) Received(link string) (frames uint64, err error) {
 	err = h.do("frames received", func() error {
 		dev, err := netlink.LinkByName(link)
@@ -134,7 +134,7 @@ func (h *Host) Received(link string) (frames uint64, err error) {
 	return frames, err
 }
 
-// do is Do with an error that says where and what.
+// do is Do with an error that names the host and the operation.
 func (h *Host) do(what string, fn func() error) error {
 	if err := h.Do(fn); err != nil {
 		return fmt.Errorf("%s: %s: %w", h.Name, what, err)

@@ -16,8 +16,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// A detour: the router sends what comes from the client for an address to the director, and what comes from there to
-// web1.
+// The router routes packets from the client for an address to the director, and packets from the director to web1.
 func TestRoutes(t *testing.T) {
 	l := newLab(t, "route")
 	t.Run("IPv4", func(t *testing.T) {
@@ -94,7 +93,7 @@ func TestSinkIsCountedAndSilent(t *testing.T) {
 		t.Errorf("web1 sent %d packets", n)
 	}
 	if _, err := web.Received("eth9"); err == nil {
-		t.Error("frames received by a link that is not there")
+		t.Error("frames received by a link that does not exist: no error")
 	}
 }
 
@@ -109,8 +108,8 @@ func TestMAC(t *testing.T) {
 		t.Errorf("both ends of a link have %v, %v", far, err)
 	}
 	for _, mac := range []net.HardwareAddr{near, far} {
-		if mac.String() == Nobody().String() {
-			t.Errorf("%v is not nobody's", mac)
+		if mac.String() == UnknownMAC().String() {
+			t.Errorf("%v is a host's", mac)
 		}
 	}
 }
@@ -151,11 +150,11 @@ func TestStartOn(t *testing.T) {
 		t.Errorf("the next process is bound as well, to %q", got)
 	}
 	if _, err := l.Client.StartOn(1023, exec.Command("true")); err == nil {
-		t.Error("a process on a CPU that is not there")
+		t.Error("a process on a CPU that does not exist: no error")
 	}
 }
 
-// With Segmented the link carries packets of the MTU, and with GRO the host puts them together again.
+// With Segmented the link carries packets of the MTU, and with GRO the host merges them again.
 func TestLinkOffloads(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces")
@@ -164,7 +163,7 @@ func TestLinkOffloads(t *testing.T) {
 	for _, c := range []struct {
 		name            string
 		link            Link
-		atMost, atLeast float64 // bytes in a frame, on the average, as the host's taps see them
+		atMost, atLeast float64 // bytes in a frame, on the average, as packet sockets see them
 	}{
 		{name: "super-packets", link: Link{}, atLeast: 3000, atMost: 65536},
 		{name: "segments", link: Link{Segmented: true}, atLeast: 0, atMost: 1500},

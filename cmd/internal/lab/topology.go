@@ -23,9 +23,8 @@ const (
 	minMTU6        = 1280 // IPv6 is off on links with less
 )
 
-// ipv6Sysctls is what IPv6 hosts in a lab are like: their addresses can be used at once, since duplicate address
-// detection (RFC 4862, section 5.4) is off, and they look for no other router. Otherwise they are as the kernel makes
-// them.
+// ipv6Sysctls returns the IPv6 settings of a lab's hosts: their addresses can be used at once, since duplicate address
+// detection (RFC 4862, section 5.4) is off, and they solicit no other router. Other settings are the kernel's defaults.
 func ipv6Sysctls(forward string) [][2]string {
 	return [][2]string{
 		{"net.ipv6.conf.all.forwarding", forward}, // first: changing it resets others
@@ -37,18 +36,18 @@ func ipv6Sysctls(forward string) [][2]string {
 	}
 }
 
-// hasIPv6 says whether the kernel does.
+// hasIPv6 reports whether the kernel has IPv6.
 func hasIPv6() bool {
 	_, err := os.Stat("/proc/sys/net/ipv6/conf")
 	return err == nil
 }
 
-// prepare sets what must be so before the host gets a link. Every value is written, for a new namespace may inherit
-// some from the machine that it is made on.
+// prepare sets the values that the host needs before it gets a link. It writes every value, since a new namespace may
+// inherit some from the machine.
 func (h *Host) prepare(router bool) error {
 	// The router must not check where packets come from: replies enter from the web servers' links with the VIP as
 	// source, and its route to the VIP leads to the director; a strict check drops them (RFC 3704, section 2.2). The
-	// other hosts are strict, as many machines are, which is the hardest setting for what comes out of a tunnel.
+	// other hosts are strict, as many machines are, which is the hardest setting for packets that come out of a tunnel.
 	forward, filter := "0", "1"
 	if router {
 		forward, filter = "1", "0"
@@ -100,7 +99,7 @@ func (l *Lab) connect(h *Host, link Link) error {
 		defer peer.Close()
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = h.Name, link.MTU
-		// Both ends are made where they belong, so that no name is ever taken on the machine itself.
+		// Each end is made in its own namespace, so that no name is taken on the machine itself.
 		veth := &netlink.Veth{
 			LinkAttrs: attrs, PeerName: uplink, PeerMTU: uint32(link.MTU), PeerNamespace: netlink.NsFd(int(peer)),
 		}
@@ -141,8 +140,8 @@ func (l *Lab) routeVIP() error {
 	return nil
 }
 
-// awaitCarrier waits until both ends of a host's link are up: until then the kernel may drop what is sent, even
-// though both have been set up.
+// awaitCarrier waits until both ends of a host's link are up. Until then the kernel may drop packets, although both
+// have been set up.
 func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 	tick := time.NewTicker(carrierPoll)
 	defer tick.Stop()
@@ -163,15 +162,15 @@ func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 	}
 }
 
-// operational reports whether a link is up, and its addresses are there: IPv6 ones the kernel makes ready a moment
-// after they were added.
+// operational reports whether a link is up and its addresses are usable. IPv6 addresses are usable a moment after they
+// were added.
 func (h *Host) operational(name string) (up bool, err error) {
 	err = h.Do(func() error {
 		link, err := netlink.LinkByName(name)
 		if err != nil || link.Attrs().OperState != netlink.OperUp {
 			return err
 		}
-		if up, err = settled(link); errors.Is(err, netlink.ErrDumpInterrupted) { // they are just changing
+		if up, err = settled(link); errors.Is(err, netlink.ErrDumpInterrupted) { // the addresses are changing
 			return nil
 		}
 		return err
@@ -186,14 +185,14 @@ func settled(link netlink.Link) (bool, error) {
 		func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }), err
 }
 
-// disconnect deletes all links, so that nothing flows any more even when something keeps a namespace alive.
+// disconnect deletes all links, so that no packet passes any more even if a socket keeps a namespace alive.
 func (l *Lab) disconnect() error {
 	if len(l.hosts) == 0 {
 		return nil
 	}
 	return l.Router.Do(func() error {
 		links, err := netlink.LinkList()
-		for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // they are just changing
+		for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ { // the links are changing
 			links, err = netlink.LinkList()
 		}
 		if err != nil {

@@ -19,7 +19,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// Pinger sends ICMP echo requests of both families and hands their answers out.
+// Pinger sends ICMP echo requests of both families and matches their answers.
 type Pinger struct {
 	four, six *icmp.PacketConn // six is nil where the kernel has no IPv6
 	id        atomic.Uint32
@@ -29,8 +29,8 @@ type Pinger struct {
 	waiting map[token]waiter
 }
 
-// token is what a request carries and its answer brings back. It tells who has asked: an identifier has 16 bits, which
-// come again.
+// token is the data of a request and of its answer. It identifies the request: identifiers have only 16 bits and are
+// reused.
 type token [16]byte
 
 type waiter struct {
@@ -71,7 +71,7 @@ func NewPinger() (*Pinger, error) {
 	return p, nil
 }
 
-// Close closes the sockets. Nobody may ping any more.
+// Close closes the sockets. Ping must not be called any more.
 func (p *Pinger) Close() error {
 	err := p.four.Close()
 	if p.six != nil {
@@ -81,14 +81,14 @@ func (p *Pinger) Close() error {
 	return err
 }
 
-// Ping sends an echo request to a, an address of another host, by the machine's own routes, and waits for the answer.
+// Ping sends an echo request to a, by the machine's own routes, and waits for the answer.
 func (p *Pinger) Ping(ctx context.Context, a netip.Addr) error {
 	return p.ping(ctx, a, netip.Addr{}, p.nextID())
 }
 
 func (p *Pinger) nextID() uint16 { return uint16(p.id.Add(1)) }
 
-// ping sends an echo request with that identifier from source, the zero Addr for the kernel's choice.
+// ping sends an echo request with the identifier id from source; the zero Addr: the kernel chooses the source.
 func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) error {
 	conn, kind := p.four, icmp.Type(ipv4.ICMPTypeEcho)
 	if to.Is6() {
@@ -108,7 +108,7 @@ func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) err
 		delete(p.waiting, t)
 		p.mu.Unlock()
 	}()
-	// ICMPv6's checksum is the kernel's
+	// the kernel computes ICMPv6's checksum
 	b, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(id), Seq: 1, Data: t[:]}}).Marshal(nil)
 	if err != nil {
 		return err
@@ -133,18 +133,19 @@ func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) err
 	}
 }
 
+// readAgain is the pause after a failed read.
 const readAgain = 100 * time.Millisecond
 
-// read hands answers out until conn is closed.
+// read matches the answers that come to conn, until it is closed.
 func (p *Pinger) read(conn *icmp.PacketConn, proto int) {
-	buf := make([]byte, 256) // all of an answer to a request of ours
+	buf := make([]byte, 256) // longer than any answer to a token
 	for {
 		n, from, err := conn.ReadFrom(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			time.Sleep(readAgain) // nothing that a socket for answers alone is told; whoever waits has a deadline
+			time.Sleep(readAgain) // rare, and callers of ping have a deadline
 			continue
 		}
 		m, err := icmp.ParseMessage(proto, buf[:n])
@@ -159,7 +160,7 @@ func (p *Pinger) read(conn *icmp.PacketConn, proto int) {
 	}
 }
 
-// answer tells who waits for t.
+// answer wakes the caller that waits for t.
 func (p *Pinger) answer(t token, from net.Addr) {
 	ip, ok := from.(*net.IPAddr)
 	if !ok {

@@ -1,5 +1,5 @@
-// Package prober is how health checks reach their realservers: through the tunnel, as connections of this host to the
-// VIP whose flows are pinned to one realserver, and pings either way.
+// Package tunneldial connects health checks to their realservers through the tunnel: as connections of this host to the
+// VIP whose flows are pinned to one realserver. It also pings, through the tunnel and directly.
 //
 //	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
 //	                                          ↑                                                │
@@ -21,45 +21,46 @@ import (
 	"vstun/encap/packet"
 )
 
-// Pins leads flows of this host to a realserver: a *balancer.Balancer.
+// Pins pins flows of this host to a realserver: a *balancer.Balancer.
 type Pins interface {
 	Pin(f packet.Flow, t balancer.Target, over bool, now conntab.Ticks) error
 	Unpin(f packet.Flow, now, rest conntab.Ticks)
 }
 
-// Tunnel is the way to one realserver through its tunnel. Its methods may be called by any number of goroutines.
+// Tunnel connects to one realserver through its tunnel. Its methods may be called by any number of goroutines.
 type Tunnel struct {
 	Pins   Pins
 	Pinger *Pinger
 	Clock  func() conntab.Ticks
 	Target balancer.Target
-	// Source returns the address of this host that probes of a VIP come from; the zero Addr: it has none of the VIP's
+	// Source returns the address of this host from which a VIP is checked; the zero Addr: it has none of the VIP's
 	// family.
 	Source func(vip netip.Addr) netip.Addr
 }
 
-// How long a flow rests when its probe has ended: it still leads to its realserver, and no probe of another one gets
-// it, so that nobody takes a late answer for its own. A TCP answer is known by its sequence numbers as well, and a
-// ping's by its contents; a datagram's by nothing.
+// The time for which a flow stays pinned after its check, in ticks. A check of another realserver cannot get its port
+// meanwhile, and so no late answer of this one. Sequence numbers identify TCP's answers as well, and data a ping's; a
+// datagram has no such mark.
 const (
 	rest    = 3 * conntab.PerSecond
 	restUDP = 60 * conntab.PerSecond
 )
 
-// tries is how many ports are tried that turn out to be in use: at rest, or by a connection in the table. A free one is
-// best; but of so many, the later ones are taken from connections: the kernel has just said that no socket of this host
-// has the port, and else a program here that often asks a VIP, or whoever forges this host's address, could leave no
-// port for the checks, and every realserver as it is.
+// The number of ports to try. A port may be in use: by a flow that is still pinned, or by a connection in the table.
+// The first triesFree ports must be free; later ones may be taken from a connection in the table, since no socket of
+// this host has the port any more. Otherwise a program on this host that often connects to a VIP, or an attacker who
+// forges this host's address, could use up the ports, and no check could find a realserver's state.
+//
+// Linux gives bound TCP sockets only every other port (net/ipv4/inet_connection_sock.c, inet_csk_find_open_port):
+// 14,116 of the usual range.
 const (
-	// Linux gives sockets of TCP that are bound every other port alone (net/ipv4/inet_connection_sock.c,
-	// inet_csk_find_open_port): 14,116 of the usual range.
 	tries     = 32
 	triesFree = 16
 )
 
-// DialContext connects to address, a VIP and a port, at the realserver; network is "tcp" or "udp". A connection of TCP
-// ends with a RST when it is closed, as those of other balancers' checks do: one that has died keeps sending nothing,
-// and no port is in TIME_WAIT. The connection is a *TCPConn or a *UDPConn.
+// DialContext connects to address, a VIP and a port, at the realserver; network is "tcp" or "udp". The connection is a
+// *TCPConn or a *UDPConn. Closing a TCP connection sends a RST, as other balancers' checks do: the kernel retransmits
+// nothing afterwards, and no port is in TIME_WAIT.
 func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -75,14 +76,14 @@ func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.
 	for try := range tries {
 		c, err := t.dial(ctx, network, address, f, try >= triesFree)
 		if !errors.Is(err, balancer.ErrPinned) {
-			return c, ownFault(err)
+			return c, localError(err)
 		}
 	}
-	return nil, ownFault(balancer.ErrPinned)
+	return nil, localError(balancer.ErrPinned)
 }
 
-// ownFault gives errors that say nothing of the realserver the number of one that checkers know to be this host's.
-func ownFault(err error) error {
+// localError replaces errors that are not the realserver's fault by error numbers that checks attribute to this host.
+func localError(err error) error {
 	switch {
 	case errors.Is(err, balancer.ErrPinned): // every port that was tried
 		return unix.EADDRNOTAVAIL
@@ -106,15 +107,15 @@ func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
 	if vip.Is6() {
 		family = "IPv6"
 	}
-	// What its clients send gets there all the same.
+	// Clients' packets reach the realserver nevertheless.
 	return netip.Addr{}, noAddress{fmt.Errorf("the director has no %s address to check VIP %v from: give it one, "+
 		"and set source", family, vip)}
 }
 
-// noAddress is this host's own fault: see ownFault.
+// noAddress is an error that is this host's own fault: see localError.
 type noAddress struct{ error }
 
-// Unwrap is errors.Is's.
+// Unwrap lets errors.Is find the error number.
 func (noAddress) Unwrap() error { return unix.EADDRNOTAVAIL }
 
 // dial tries one port, which the kernel chooses.
@@ -154,9 +155,9 @@ func (t *Tunnel) unpin(f packet.Flow) {
 	t.Pins.Unpin(f, t.Clock(), after)
 }
 
-// bind gives the socket fd the address a, and a free port, which it returns.
+// bind binds the socket fd to the address a and a free port, which it returns.
 func bind(fd int, a netip.Addr) (port uint16, err error) {
-	// those of x/sys/unix ask for the protocol each time
+	// x/sys/unix's Getsockname asks for the protocol each time
 	var sa syscall.Sockaddr = &syscall.SockaddrInet6{Addr: a.As16()}
 	if a.Is4() {
 		sa = &syscall.SockaddrInet4{Addr: a.As4()}
@@ -182,10 +183,10 @@ type TCPConn struct {
 	end func()
 }
 
-// SetLinger does nothing, as Close says how the connection ends.
+// SetLinger does nothing: Close always sends a RST.
 func (c *TCPConn) SetLinger(int) error { return nil }
 
-// Close ends the connection with a RST, and its flow.
+// Close ends the connection with a RST, and unpins its flow.
 func (c *TCPConn) Close() error {
 	_ = c.TCPConn.SetLinger(0)
 	err := c.TCPConn.Close()
@@ -199,7 +200,7 @@ type UDPConn struct {
 	end func()
 }
 
-// Close closes the socket, and ends its flow.
+// Close closes the socket, and unpins its flow.
 func (c *UDPConn) Close() error {
 	err := c.UDPConn.Close()
 	c.end()
@@ -223,10 +224,10 @@ func (t *Tunnel) Ping(ctx context.Context, vip netip.Addr) error {
 			continue
 		}
 		if err != nil {
-			return ownFault(err)
+			return localError(err)
 		}
 		defer t.unpin(f)
 		return t.Pinger.ping(ctx, vip, f.Src, f.SrcPort)
 	}
-	return ownFault(balancer.ErrPinned)
+	return localError(balancer.ErrPinned)
 }

@@ -16,12 +16,12 @@ import (
 	"vstun/encap/packet"
 )
 
-// ledger keeps which flows are pinned, and answers the first pins with what is in refuse.
+// ledger records which flows are pinned, and returns the errors in refuse for the first pins.
 type ledger struct {
 	mu     sync.Mutex
 	refuse []error
 	pinned map[packet.Flow]bool
-	over   bool // the last one may have been in the place of a connection
+	over   bool // the last pin may replace a connection
 	rests  map[packet.Flow]conntab.Ticks
 	tried  int
 }
@@ -44,7 +44,7 @@ func (l *ledger) Unpin(f packet.Flow, _, rest conntab.Ticks) {
 	l.rests[f] = rest
 }
 
-// within returns a tunnel that ends in this host, so that a VIP is what it is not: an address of its own.
+// within returns a tunnel that ends in this host: the VIP is an address of this host.
 func within(t *testing.T, refuse ...error) (*Tunnel, *ledger) {
 	t.Helper()
 	l := &ledger{refuse: refuse, pinned: map[packet.Flow]bool{}, rests: map[packet.Flow]conntab.Ticks{}}
@@ -59,8 +59,8 @@ func deadline(t *testing.T) context.Context {
 	return ctx
 }
 
-// TestDialPinsFirst: the flow of a connection is pinned when its first packet goes out, whichever port it has got, and
-// ends with the connection. It rests longer for UDP.
+// TestDialPinsFirst: the flow of a connection is pinned before its first packet is sent, whichever port it has, and
+// unpinned with the connection. It rests longer for UDP.
 func TestDialPinsFirst(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -88,13 +88,13 @@ func TestDialPinsFirst(t *testing.T) {
 			t.Error(err)
 		}
 		if len(l.pinned) != 0 || l.rests[f] != rests {
-			t.Errorf("%s: when it is closed %v are pinned, and it rests for %d", network, l.pinned, l.rests[f])
+			t.Errorf("%s: after Close %v are pinned, and it rests for %d", network, l.pinned, l.rests[f])
 		}
 	}
 }
 
-// TestDialFails: nothing stays pinned of what comes to nothing, and what is not the realserver's fault can be told from
-// what is.
+// TestDialFails: no flow of a failed connection stays pinned, and errors distinguish the realserver's faults from this
+// host's.
 func TestDialFails(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -111,11 +111,11 @@ func TestDialFails(t *testing.T) {
 		refuse []error
 		want   error
 	}{
-		"nobody listens": {nil, syscall.ECONNREFUSED},
+		"no listener":    {nil, syscall.ECONNREFUSED},
 		"all ports rest": {many, syscall.EADDRNOTAVAIL},
 		"a reload":       {[]error{balancer.ErrUnknown}, syscall.EAGAIN},
 		"a full table":   {[]error{balancer.ErrFull}, syscall.ENOBUFS},
-		"no way there":   {[]error{other}, other},
+		"no route":       {[]error{other}, other},
 	} {
 		tunnel, l := within(t, c.refuse...)
 		conn, err := tunnel.DialContext(deadline(t), "tcp", address)
@@ -142,7 +142,7 @@ func TestDialFails(t *testing.T) {
 	}
 }
 
-// TestPortsOfConnections: after some ports that connections in the table have, the next one is taken from such a
+// TestPortsOfConnections: after some ports that connections in the table have, the next port is taken from its
 // connection.
 func TestPortsOfConnections(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
@@ -166,8 +166,7 @@ func TestPortsOfConnections(t *testing.T) {
 	}
 }
 
-// TestPing pings this host over both families, directly and as through a tunnel. An answer with other contents is
-// nobody's.
+// TestPing pings this host over both families, directly and as through a tunnel. An answer with other data is ignored.
 func TestPing(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: raw sockets need root")
@@ -210,9 +209,9 @@ func TestPing(t *testing.T) {
 	p.mu.Lock()
 	p.waiting[token{1}] = waiter{own[0], make(chan struct{})}
 	p.mu.Unlock()
-	p.answer(token{1}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 2)}) // another's
+	p.answer(token{1}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 2)}) // of another host
 	p.answer(token{2}, &net.IPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if len(p.waiting) != 1 {
-		t.Error("the answer of another was taken")
+		t.Error("the answer of another host was accepted")
 	}
 }
