@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"vstun/balancer/conntab"
-	"vstun/encap"
 	"vstun/encap/packet"
 )
 
@@ -156,26 +155,23 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	return nil
 }
 
-// DestsByAddr returns what stands for the realserver with address a, those that have left included: one for each tunnel
-// that services have to it. Of those with one tunnel it is that with the largest MTU: of a realserver that has left, it
-// may be an old one.
+// DestsByAddr returns the Dests for the realserver with address a, those that have left included: one for each method
+// that services have for it. Of those with one method it is that with the largest MTU, since the MTU of a realserver
+// that has left may be an old one.
 func (s *Snapshot) DestsByAddr(a netip.Addr) []*Dest {
-	s.makeTowards.Do(func() { s.towards = towards(s.dests) })
-	return s.towards[a]
+	s.indexDests.Do(func() { s.byAddr = destsByAddr(s.dests) })
+	return s.byAddr[a]
 }
 
-func towards(dests []*Dest) map[netip.Addr][]*Dest {
-	type key struct {
-		address netip.Addr
-		tunnel  encap.Tunnel
-	}
+func destsByAddr(dests []*Dest) map[netip.Addr][]*Dest {
 	all := make(map[netip.Addr][]*Dest, len(dests))
-	at := make(map[key]int, len(dests)) // in all[address]
+	at := make(map[Target]int, len(dests)) // in the list of all
 	for _, d := range dests {
 		if d == nil {
 			continue
 		}
-		list, k := all[d.Address], key{d.Address, d.Tunnel}
+		list, k := all[d.Address], d.Target()
+		k.MTU = 0
 		i, known := at[k]
 		switch {
 		case !known:

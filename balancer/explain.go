@@ -53,7 +53,7 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 		c := Candidate{RealserverStatus: r}
 		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
 			d := all[i]
-			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.MTU-d.Tunnel.Overhead()
+			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.Inner()
 		}
 		e.Candidates = append(e.Candidates, c)
 	}

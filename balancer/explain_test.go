@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -103,7 +104,7 @@ func snapshotOf(b *Balancer, now conntab.Ticks) (all []string) {
 // TestExplainRefusals: what keeps realservers from being chosen, and packets from going anywhere.
 func TestExplainRefusals(t *testing.T) {
 	four, six := web("rr", rs(1, 0), rs(2, 1)), web("rr", Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1,
-		MTU: 1500})
+		Config: method.Config{MTU: 1500}})
 	four.Realservers[1].Upper = 1
 	six.Name, six.Ports = "six", []PortRange{{8000, 8099}}
 	b := newBalancer(t, four, six)
