@@ -40,7 +40,7 @@ func TestWrite(t *testing.T) {
 	b := balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)
 	err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "dns", VIPs: []netip.Addr{vip},
 		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}},
-		Scheduler: "rr",
+		Scheduler:   "rr",
 		Realservers: []balancer.Realserver{{Address: rs, Weight: 1, Config: method.Config{MTU: 1500}}}}}})
 	if err != nil {
 		t.Fatal(err)
