@@ -108,7 +108,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range cfg.Services {
-		if schedulers[cfg.Services[i].Scheduler] == nil {
+		if schedulers[cfg.Services[i].Scheduler].make == nil {
 			return fmt.Errorf("service %q: there is no scheduler %q", cfg.Services[i].Name, cfg.Services[i].Scheduler)
 		}
 	}
@@ -200,7 +200,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil && former.config.kind() == c.kind() {
 		s.sched = former.sched.clone()
 	} else {
-		s.sched = schedulers[c.Scheduler](c.kind())
+		s.sched = schedulers[c.Scheduler].make(c.kind())
 		s.sched.edited(s.list)
 	}
 
