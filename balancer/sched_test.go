@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // choices are slow and obvious models of the schedulers whose choice depends on nothing but the list.
@@ -348,7 +349,7 @@ func TestConcurrentPicks(t *testing.T) {
 						default:
 						}
 						p := flow(i, packet.FlagSYN)
-						if d, drop := b.Snapshot().Decide(p, conntab.Ticks(i)); drop == packet.Accept && d == nil {
+						if d, reason := b.Snapshot().Decide(p, conntab.Ticks(i)); reason == drop.Accept && d == nil {
 							t.Error("no realserver and no reason")
 						}
 					}

@@ -2,6 +2,7 @@ package encap
 
 import (
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // Decapsulator is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of
@@ -16,16 +17,16 @@ type Decapsulator struct {
 // the tunnel has one: the kernel, or the caller, has judged those. protocol is the IP protocol number in the outer IP
 // header, class its TOS or traffic class, 0 if it is not known. What is left is one whole, checked IP packet, of the
 // version that the tunnel header names, with nothing behind it.
-func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) packet.Drop {
+func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) drop.Reason {
 	var version int // 0: what the packet says
-	d := packet.DropOuter
+	d := drop.Outer
 	switch e.Kind {
 	case KindIPIP:
 		switch protocol {
 		case packet.ProtoIPIP:
-			version, d = 4, packet.Accept
+			version, d = 4, drop.Accept
 		case packet.ProtoIPv6:
-			version, d = 6, packet.Accept
+			version, d = 6, drop.Accept
 		}
 	case KindGRE:
 		if protocol == packet.ProtoGRE {
@@ -37,77 +38,77 @@ func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) packet.Drop {
 		}
 	case KindFOU:
 		if protocol == packet.ProtoUDP {
-			d = packet.Accept
+			d = drop.Accept
 		}
 	}
-	if d != packet.Accept {
+	if d != drop.Accept {
 		return d
 	}
 	return arrive(b, version, class)
 }
 
 // stripGRE takes the GRE header off the packet in b, and returns the IP version that comes behind it.
-func (e *Decapsulator) stripGRE(b *packet.Buf) (version int, d packet.Drop) {
+func (e *Decapsulator) stripGRE(b *packet.Buf) (version int, d drop.Reason) {
 	h := gre(b.Bytes())
 	if len(h) < greMinLen {
-		return 0, packet.DropTunnelHeader
+		return 0, drop.TunnelHeader
 	}
 	hasKey := h.flags()&greKey != 0
 	switch {
 	case h.flags()&^(greChecksum|greKey|greIgnored) != 0 || len(h) < h.len() || h.version() == 0:
-		return 0, packet.DropTunnelHeader
+		return 0, drop.TunnelHeader
 	case h.flags()&greChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff && !h.unfinished():
-		return 0, packet.DropTunnelChecksum
+		return 0, drop.TunnelChecksum
 	case hasKey != e.HasKey || hasKey && h.key() != e.Key:
-		return 0, packet.DropTunnelKey
+		return 0, drop.TunnelKey
 	}
 	b.Strip(h.len())
-	return h.version(), packet.Accept
+	return h.version(), drop.Accept
 }
 
 // stripGUE takes the GUE header, if there is one, off the UDP payload in b, and returns the IP version that comes
 // behind it, 0 for either.
-func stripGUE(b *packet.Buf) (version int, d packet.Drop) {
+func stripGUE(b *packet.Buf) (version int, d drop.Reason) {
 	h := gue(b.Bytes())
 	if len(h) < gueHeaderLen {
-		return 0, packet.DropTunnelHeader
+		return 0, drop.TunnelHeader
 	}
 	if h.variant() == 1 {
-		return 0, packet.Accept
+		return 0, drop.Accept
 	}
 	if !h.plain() || h.version() == 0 {
-		return 0, packet.DropTunnelHeader
+		return 0, drop.TunnelHeader
 	}
 	b.Strip(gueHeaderLen)
-	return h.version(), packet.Accept
+	return h.version(), drop.Accept
 }
 
 // arrive checks the packet in b, which has come out of a tunnel with an outer header of this class. version is the one
 // it must have, 0 for either.
-func arrive(b *packet.Buf, version int, class byte) packet.Drop {
+func arrive(b *packet.Buf, version int, class byte) drop.Reason {
 	p := b.Bytes()
 	if len(p) == 0 {
-		return packet.DropTruncated
+		return drop.Truncated
 	}
 	if version == 0 {
 		version = int(p[0] >> 4)
 	}
 	if version == 6 {
 		inner := packet.IPv6(p)
-		if d := inner.Check(); d != packet.Accept {
+		if d := inner.Check(); d != drop.Accept {
 			return d
 		}
 		if inner.TotalLen() != len(inner) {
-			return packet.DropTrailing
+			return drop.Trailing
 		}
 		return mergeECN6(class, inner)
 	}
 	inner := packet.IPv4(p)
-	if d := inner.Check(); d != packet.Accept {
+	if d := inner.Check(); d != drop.Accept {
 		return d
 	}
 	if inner.TotalLen() != len(inner) {
-		return packet.DropTrailing
+		return drop.Trailing
 	}
 	return mergeECN(class, inner)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // gre is a view over a GRE header (RFC 2784, section 2.1; RFC 2890, section 2), and what it carries.
@@ -83,18 +84,18 @@ func (h gre) unfinished() bool {
 	switch h.version() {
 	case 4:
 		in := packet.IPv4(p)
-		if in.Check() != packet.Accept || in.Fragment() {
+		if in.Check() != drop.Accept || in.Fragment() {
 			return false
 		}
 		proto, t = in.Protocol(), in.Payload()
 		pseudo = in.PseudoSum(len(t))
 	case 6:
 		in := packet.IPv6(p)
-		if in.Check() != packet.Accept {
+		if in.Check() != drop.Accept {
 			return false
 		}
 		at, d := in.Transport()
-		if d != packet.Accept || at.Fragment {
+		if d != drop.Accept || at.Fragment {
 			return false
 		}
 		proto, t = at.Proto, in[at.Offset:in.TotalLen()]

@@ -10,6 +10,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // super makes a TCP or UDP super-packet from the client to the VIP, as a TUN device with offloads gives it: the
@@ -46,7 +47,7 @@ func super(t testing.TB, proto byte, n, size int, flags byte, tcpOptions int) (*
 	buf := buf(b)
 	buf.Offload = o
 	var p packet.Info
-	if d := p.Parse(buf.Bytes()); d != packet.Accept {
+	if d := p.Parse(buf.Bytes()); d != drop.Accept {
 		t.Fatal(d)
 	}
 	return buf, &p
@@ -61,7 +62,7 @@ func checkSegment(t *testing.T, s packet.Segment) (*layers.IPv4, gopacket.Packet
 		t.Fatalf("outer header %x of %d bytes", b[:20], len(b))
 	}
 	in := packet.IPv4(b[20:])
-	if d := in.Check(); d != packet.Accept || in.TotalLen() != len(in) {
+	if d := in.Check(); d != drop.Accept || in.TotalLen() != len(in) {
 		t.Fatalf("inner header: %v %x", d, in[:20])
 	}
 	pseudo := in.PseudoSum(len(in) - 20)
@@ -88,7 +89,7 @@ func TestSplitTCP(t *testing.T) {
 			b, p := super(t, packet.ProtoTCP, c.n, c.size, allFlags, c.options)
 			want := bytes.Clone(b.Bytes()[40+c.options:])
 			headers, payload, d := packet.SplitSize(b, p, c.mtu)
-			if d != packet.Accept || headers != 40+c.options || payload != min(c.size, c.mtu-headers) {
+			if d != drop.Accept || headers != 40+c.options || payload != min(c.size, c.mtu-headers) {
 				t.Fatal(headers, payload, d)
 			}
 			tunnel.Wrap(b, 0)
@@ -127,7 +128,7 @@ func TestSplitUDP(t *testing.T) {
 		b, p := super(t, packet.ProtoUDP, c.n, c.size, 0, 0)
 		want := bytes.Clone(b.Bytes()[28:])
 		headers, payload, d := packet.SplitSize(b, p, 1480)
-		if d != packet.Accept || headers != 28 || payload != c.size {
+		if d != drop.Accept || headers != 28 || payload != c.size {
 			t.Fatal(headers, payload, d)
 		}
 		tunnel.Wrap(b, 0)
@@ -159,7 +160,7 @@ func TestSplitRefuses(t *testing.T) {
 	} {
 		b, p := super(t, packet.ProtoTCP, 20000, 1440, 0, 0)
 		edit(b, p)
-		if _, _, d := packet.SplitSize(b, p, 1480); d != packet.DropOffload {
+		if _, _, d := packet.SplitSize(b, p, 1480); d != drop.Offload {
 			t.Errorf("%s: %v", name, d)
 		}
 	}
@@ -172,7 +173,7 @@ func BenchmarkSplit(b *testing.B) {
 	b.SetBytes(64000)
 	for b.Loop() {
 		headers, payload, d := packet.SplitSize(buf, p, 1480)
-		if d != packet.Accept {
+		if d != drop.Accept {
 			b.Fatal(d)
 		}
 		tunnel.Wrap(buf, 0)
@@ -204,7 +205,7 @@ func FuzzSplit(f *testing.F) {
 			h.SetChecksum() // else hardly anything passes
 		}
 		var info packet.Info
-		if info.Parse(p.Bytes()) != packet.Accept {
+		if info.Parse(p.Bytes()) != drop.Accept {
 			return
 		}
 		p.SetLen(info.Len)
@@ -214,7 +215,7 @@ func FuzzSplit(f *testing.F) {
 			return
 		}
 		headers, payload, d := packet.SplitSize(p, &info, 1480)
-		if d != packet.Accept {
+		if d != drop.Accept {
 			return
 		}
 		whole := info.Len - headers

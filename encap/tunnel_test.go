@@ -13,6 +13,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -69,7 +70,7 @@ func mustNew(t testing.TB, c Config) *Tunnel {
 }
 
 // deliver takes the outer headers off the wrapped packet in b, and takes it through the exit.
-func deliver(c Config, b *packet.Buf) packet.Drop {
+func deliver(c Config, b *packet.Buf) drop.Reason {
 	e := Decapsulator{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey}
 	p := b.Bytes()
 	var class, proto byte
@@ -173,7 +174,7 @@ func TestWrapUnwrap(t *testing.T) {
 					if want := reference(t, c, in, SourcePort(hash)); !bytes.Equal(got, want) {
 						t.Fatalf("TOS %d:\n%x, gopacket has\n%x", tos, got, want)
 					}
-					if d := deliver(c, b); d != packet.Accept || !bytes.Equal(b.Bytes(), in) {
+					if d := deliver(c, b); d != drop.Accept || !bytes.Equal(b.Bytes(), in) {
 						t.Fatalf("TOS %d: unwrapping gives %v %d", tos, d, d)
 					}
 				}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/wire/pollfd"
 )
 
@@ -231,13 +232,13 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 		return false
 	}
 	if b.Offload.GSO == packet.GSONone {
-		return b.Finish() == packet.Accept && q.writePieces(fd, b.Bytes(), nil)
+		return b.Finish() == drop.Accept && q.writePieces(fd, b.Bytes(), nil)
 	}
-	if out.info.Parse(b.Bytes()) != packet.Accept {
+	if out.info.Parse(b.Bytes()) != drop.Accept {
 		return false
 	}
 	headers, payload, d := packet.SplitSize(b, &out.info, packet.MaxLen)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		return false
 	}
 	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, 0, headers, payload, out.room)

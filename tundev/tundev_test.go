@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // both runs fn for a device with offloads and one without, each in a network namespace of its own.
@@ -169,7 +170,7 @@ func TestReadAndWrite(t *testing.T) {
 			}
 			for i := range bufs[:got] {
 				var p packet.Info
-				if d := p.Parse(bufs[i].Bytes()); d != packet.Accept || p.Flow.Dst.Is6() {
+				if d := p.Parse(bufs[i].Bytes()); d != drop.Accept || p.Flow.Dst.Is6() {
 					continue // IPv6's greetings
 				}
 				if p.Flow.Dst != netip.MustParseAddr("10.99.0.7") || p.Flow.DstPort != 9 ||

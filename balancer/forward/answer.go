@@ -7,6 +7,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // answers are the ICMP errors that a worker sends to clients, in the name of the VIP: bounded by limiters, and in
@@ -41,14 +42,14 @@ func (a *answers) reserve(l *limiter, client netip.Addr, now conntab.Ticks) []by
 }
 
 // tooBig tells the sender of the packet in b how large a packet may be.
-func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
+func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
 	if !packet.MayAnswer(b.Bytes()) {
-		return packet.DropTooBig
+		return drop.TooBig
 	}
 	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
 		w.out.add(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)])
 	}
-	return packet.DropTooBig
+	return drop.TooBig
 }
 
 // putTooBig writes "fragmentation needed" or "packet too big", by the family of b, to room.
@@ -66,13 +67,13 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 //	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
 //
 // A RST is never answered. VIPs that have left count as VIPs here.
-func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
+func (w *Worker) refuse(snap *balancer.Snapshot, d drop.Reason, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	switch d {
-	case packet.DropNoConnection:
+	case drop.NoConnection:
 		if !snap.NoResets() {
 			w.reset(b, p, now)
 		}
-	case packet.DropNoService:
+	case drop.NoService:
 		switch {
 		case snap.Silent() || !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst):
 		case p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN == 0:
@@ -80,7 +81,7 @@ func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p
 		default:
 			w.portUnreachable(b, p, now)
 		}
-	case packet.DropNoRealserver:
+	case drop.NoRealserver:
 		if !snap.Silent() {
 			w.portUnreachable(b, p, now)
 		}

@@ -11,6 +11,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // CaptureFilter says which packets a Tap wants: the zero value all. It is about the connection that they belong to, as
@@ -196,14 +197,14 @@ func (t *Capture) sent(segs []packet.Segment) {
 // flow is the connection that the packet in b, of which the front suffices, belongs to, as its client sees it, if that
 // is wanted.
 func (t *Capture) flow(b []byte) (packet.Flow, bool) {
-	if q, d := packet.QuotedFlow(b); d == packet.Accept {
+	if q, d := packet.QuotedFlow(b); d == drop.Accept {
 		// A client's error is about an answer, the director's own about a client's packet.
 		f := q.Flow.Reverse()
 		return f, t.match(f, true) || t.match(q.Flow, true)
 	}
 	q, d := packet.QuotedPacket(b)
 	switch {
-	case d == packet.Accept:
+	case d == drop.Accept:
 		switch f := q.Flow; f.Proto {
 		case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 			return f, t.match(f, true)
@@ -211,9 +212,9 @@ func (t *Capture) flow(b []byte) (packet.Flow, bool) {
 			return f, t.filter.ClientPort == 0 && t.filter.Port == 0 &&
 				(t.match(f, false) || t.match(f.Reverse(), false))
 		}
-	case d == packet.DropFragment && b[0]>>4 == 6:
+	case d == drop.Fragment && b[0]>>4 == 6:
 		q.Flow = packet.Flow{Src: packet.IPv6(b).Src(), Dst: packet.IPv6(b).Dst()}
-	case d == packet.DropFragment:
+	case d == drop.Fragment:
 		q.Flow = packet.Flow{Src: packet.IPv4(b).Src(), Dst: packet.IPv4(b).Dst()}
 	default:
 		return q.Flow, false
@@ -277,7 +278,7 @@ func (t *Capture) wants(s packet.Segment) bool {
 		h = s.Head // no tunnel: an answer to a client
 	case packet.ProtoTCP: // likewise: a reset
 		q, d := packet.QuotedPacket(s.Head)
-		return d == packet.Accept && !t.filter.Realserver.IsValid() && t.match(q.Flow.Reverse(), true)
+		return d == drop.Accept && !t.filter.Realserver.IsValid() && t.match(q.Flow.Reverse(), true)
 	}
 	if t.filter.Realserver.IsValid() && t.filter.Realserver != dst {
 		return false

@@ -12,6 +12,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Source is where packets come from: a queue of a TUN device.
@@ -21,7 +23,7 @@ type Source interface {
 }
 
 // batch is the number of packets that are read before any is sent.
-const batch = packet.MaxBatch
+const batch = stats.MaxBatch
 
 // Worker forwards the packets of one queue.
 //
@@ -39,15 +41,15 @@ type Worker struct {
 	source   Source
 	balancer *balancer.Balancer
 	clock    func() conntab.Ticks
-	counters packet.Counters
-	batches  packet.Batches
+	counters stats.Counters
+	batches  stats.Batches
 	out      output
 
 	bufs  []packet.Buf
 	infos []packet.Info // of the packets of a batch: here, since a scheduler behind an interface would let them escape
-	drops []packet.Drop // what parsing them found
+	drops []drop.Reason // what parsing them found
 	sink  uint8
-	tally packet.Tally
+	tally stats.Tally
 
 	answers answers
 	resets  resets
@@ -58,7 +60,7 @@ type Worker struct {
 func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balancer.Balancer, shared *Shared,
 	clock func() conntab.Ticks) *Worker {
 	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch),
-		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch)}
+		infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch)}
 	w.answers.init()
 	w.resets.init()
 	w.out.init(sink, segments, &w.tally, shared)
@@ -66,10 +68,10 @@ func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balanc
 }
 
 // Read adds what the worker has counted to t.
-func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
+func (w *Worker) Read(t *stats.Tally) { w.counters.Read(t) }
 
 // Batches is what the worker has counted of its batches.
-func (w *Worker) Batches() *packet.Batches { return &w.batches }
+func (w *Worker) Batches() *stats.Batches { return &w.batches }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
 func (w *Worker) LastError() error {
@@ -107,7 +109,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		w.drops[i] = p.Parse(b.Bytes())
 	}
 	for i := range bufs { // a loop of its own, so short that the processor is ahead by several loads
-		if w.drops[i] == packet.Accept {
+		if w.drops[i] == drop.Accept {
 			w.sink |= snap.Prefetch(&w.infos[i])
 		}
 	}
@@ -115,15 +117,15 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		b, p, d := &bufs[i], &w.infos[i], w.drops[i]
 		later := tap != nil && tap.read(snap, b.Bytes(), now)
 		switch d {
-		case packet.Accept:
+		case drop.Accept:
 			d = w.packet(snap, b, p, now)
-		case packet.DropFragment:
+		case drop.Fragment:
 			d = w.fragment(snap, b, p, now)
 		}
-		if later && d == packet.Accept {
+		if later && d == drop.Accept {
 			tap.opened(snap, b, p, now)
 		}
-		if d != packet.Accept {
+		if d != drop.Accept {
 			w.tally.Drop(d)
 		}
 	}
@@ -133,20 +135,20 @@ func (w *Worker) forward(bufs []packet.Buf) {
 }
 
 // packet treats one packet, p its headers: what is to be sent is added to w.out.
-func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
+func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
 	b.SetLen(p.Len) // a link's padding goes
 	if b.Offload.Misplaced(p) {
-		return packet.DropOffload
+		return drop.Offload
 	}
 	switch p.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	case packet.ProtoICMP, packet.ProtoICMPv6:
 		return w.icmp(snap, b, p, packet.MaxLen, now)
 	default:
-		return packet.DropProtocol
+		return drop.Protocol
 	}
 	dest, d := snap.Decide(p, now)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		w.refuse(snap, d, b, p, now)
 		return d
 	}
@@ -157,40 +159,40 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	if p.Len > inner && p.DF && p.Len > smallest(p) {
 		return w.tooBig(b, p, max(inner, smallest(p)), now)
 	}
-	if d := b.Finish(); d != packet.Accept {
+	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
 	return w.send(b, p, dest)
 }
 
 // send wraps the packet in b for dest, and adds it to w.out, in outer fragments if it doesn't fit.
-func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) packet.Drop {
+func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.Reason {
 	n := p.Len + dest.Via.Overhead()
 	if n > packet.MaxLen {
-		return packet.DropTooBig // no packet is that large, fragments or not
+		return drop.TooBig // no packet is that large, fragments or not
 	}
 	dest.Count(w.id, p.Len)
 	dest.Via.Out(b, p, w.out.port(p.Hash))
 	w.out.apart(dest.Encap.UDP(), p, b.Bytes())
 	if n > dest.MTU {
 		w.out.fragment(b.Bytes(), dest.MTU)
-		return packet.Accept
+		return drop.Accept
 	}
 	w.out.addWrapped(dest.Encap.UDP(), b.Bytes())
-	return packet.Accept
+	return drop.Accept
 }
 
 // super treats a super-packet: it has been looked up once, and becomes packets now.
-func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) packet.Drop {
+func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
 	headers, payload, d := packet.SplitSize(b, p, inner)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		return d
 	}
 	if n := headers + payload; n > inner && p.DF && n > smallest(p) {
 		return w.tooBig(b, p, max(inner, smallest(p)), now)
 	}
 	if headers+payload+dest.Via.Overhead() > packet.MaxLen {
-		return packet.DropTooBig
+		return drop.TooBig
 	}
 	dest.Count(w.id, p.Len)
 	dest.Via.Out(b, p, w.out.port(p.Hash))
@@ -199,16 +201,16 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	} else {
 		w.out.segment(dest.Via, dest.Encap.UDP(), b, p, headers, payload)
 	}
-	return packet.Accept
+	return drop.Accept
 }
 
 // fragment treats a fragment: with the last that was missing, the packet goes the way of all. What its sender has cut
 // already needn't fit the tunnel.
-func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
+func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
 	if !w.out.shared.fragments.add(b, now, &w.tally) {
-		return packet.Accept // it waits, or is counted
+		return drop.Accept // it waits, or is counted
 	}
-	if d := p.Parse(b.Bytes()); d != packet.Accept {
+	if d := p.Parse(b.Bytes()); d != drop.Accept {
 		return d
 	}
 	if p.Flow.Proto == packet.ProtoICMP || p.Flow.Proto == packet.ProtoICMPv6 {
@@ -225,19 +227,19 @@ const pingMTU = encap.MinMTU6
 // icmp answers a ping of the VIP in its name, unless it is one of the director's own that checks a realserver, and
 // takes an error from a client's path to the realserver whose answer it is about. The answer goes out in fragments of
 // mtu bytes.
-func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
-	if d := b.Finish(); d != packet.Accept {
+func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
+	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
 	q, d := packet.QuotedFlow(b.Bytes())
-	if d == packet.Accept {
+	if d == drop.Accept {
 		dest := snap.Find(q.Flow.Reverse(), now)
 		if dest == nil {
-			return packet.DropNoConnection
+			return drop.NoConnection
 		}
 		return w.send(b, p, dest)
 	}
-	if d != packet.DropICMP {
+	if d != drop.ICMP {
 		return d
 	}
 	if f, ok := packet.EchoFlow(b.Bytes(), p); ok {
@@ -246,9 +248,9 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 		}
 	}
 	if !snap.HasVIP(p.Flow.Dst) {
-		return packet.DropNoService
+		return drop.NoService
 	}
-	if d := packet.EchoReply(b.Bytes()); d != packet.Accept {
+	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}
 	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
@@ -256,5 +258,5 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	} else {
 		w.out.add(b.Bytes())
 	}
-	return packet.Accept
+	return drop.Accept
 }

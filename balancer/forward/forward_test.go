@@ -13,6 +13,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 var (
@@ -111,7 +113,7 @@ func udp(port uint16, df bool, n int) packet.IPv4 {
 }
 
 // run forwards packets and returns what went out and what was counted.
-func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, packet.Tally,
+func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, stats.Tally,
 	*Worker) {
 	t.Helper()
 	s := &script{fail: fail}
@@ -122,7 +124,7 @@ func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	var got packet.Tally
+	var got stats.Tally
 	w.Read(&got)
 	return s.out, got, w
 }
@@ -171,10 +173,10 @@ func TestDropsAreCounted(t *testing.T) {
 		tcp(80, packet.FlagACK, 0), tcp(8080, packet.FlagSYN, 0), tcp(81, packet.FlagSYN, 0), udp(54, false, 0),
 		ip(47, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken,
 		packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
-	want := packet.Tally{InPackets: 10, InBytes: got.InBytes}
-	for _, d := range []packet.Drop{packet.DropNoConnection, packet.DropNoService, packet.DropNoService,
-		packet.DropNoRealserver, packet.DropProtocol,
-		packet.DropICMP, packet.DropFragment, packet.DropBadChecksum, packet.DropTruncated, packet.DropNotIPv4} {
+	want := stats.Tally{InPackets: 10, InBytes: got.InBytes}
+	for _, d := range []drop.Reason{drop.NoConnection, drop.NoService, drop.NoService,
+		drop.NoRealserver, drop.Protocol,
+		drop.ICMP, drop.Fragment, drop.BadChecksum, drop.Truncated, drop.NotIPv4} {
 		want.Drops[d]++
 	}
 	if got.Drops != want.Drops || len(out) != 3 { // no_service and no_realserver are answered
@@ -192,7 +194,7 @@ func TestPing(t *testing.T) {
 	out, got, _ := run(t, 1500, nil, ip(packet.ProtoICMP, false, echo), stranger)
 	if len(out) != 1 || packet.IPv4(out[0]).Src() != vip || packet.IPv4(out[0]).Dst() != client ||
 		out[0][20] != packet.ICMPEchoReply ||
-		packet.Checksum(out[0][20:]) != 0 || got.OutPackets != 1 || got.Drops[packet.DropNoService] != 1 {
+		packet.Checksum(out[0][20:]) != 0 || got.OutPackets != 1 || got.Drops[drop.NoService] != 1 {
 		t.Errorf("%x %+v", out, got)
 	}
 }
@@ -267,7 +269,7 @@ func TestPingOfARealserver(t *testing.T) {
 func TestTooBigWithDF(t *testing.T) {
 	fits, tooBig := udp(53, true, 1480-28), udp(53, true, 1480-27)
 	out, got, _ := run(t, 1500, nil, fits, tooBig, tooBig)
-	if len(out) != 3 || got.Drops[packet.DropTooBig] != 2 {
+	if len(out) != 3 || got.Drops[drop.TooBig] != 2 {
 		t.Fatalf("%d packets, %+v", len(out), got)
 	}
 	e := packet.IPv4(out[1])
@@ -294,7 +296,7 @@ func TestTooBigWithoutDF(t *testing.T) {
 			whole[i] = append(whole[i], o[20:]...)
 		}
 		if !bytes.Equal(whole[0], in) || !bytes.Equal(whole[1], in) || got.OutPackets != uint64(len(out)) ||
-			got.Drops != ([packet.NumDrops]uint64{}) {
+			got.Drops != ([drop.NumReasons]uint64{}) {
 			t.Errorf("MTU %d: %d packets, %+v", mtu, len(out), got)
 		}
 	}
@@ -314,8 +316,8 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 		}
 		return nil
 	}, in...)
-	if len(out) != 160 || got.OutPackets != 160 || got.Drops[packet.DropTooBig] != 20 ||
-		got.Drops[packet.DropSendError] != 20 {
+	if len(out) != 160 || got.OutPackets != 160 || got.Drops[drop.TooBig] != 20 ||
+		got.Drops[drop.SendError] != 20 {
 		t.Errorf("%d packets, %+v", len(out), got)
 	}
 	select {
@@ -378,19 +380,19 @@ func TestMisplacedChecksum(t *testing.T) {
 	for _, c := range []struct {
 		in            []byte
 		start, offset uint16
-		want          packet.Drop
+		want          drop.Reason
 	}{
-		{tcp(80, packet.FlagSYN, 0), 20, 16, packet.Accept},
-		{udp(53, false, 10), 20, 6, packet.Accept},
-		{udp(53, false, 10), 28, 6, packet.Accept}, // of what the datagram carries
-		{udp(53, false, 10), 28, 9, packet.DropOffload},
-		{udp(53, false, 10), 27, 8, packet.DropOffload},
-		{tcp(80, packet.FlagSYN, 0), 20, 2, packet.DropOffload},
-		{tcp(80, packet.FlagSYN, 0), 0, 16, packet.DropOffload},
-		{udp(53, false, 10), 20, 16, packet.DropOffload},
-		{udp6(53, 10), 20, 6, packet.DropOffload},
-		{udp(53, false, 10), 65535, 6, packet.DropOffload},
-		{ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), 20, 2, packet.DropOffload},
+		{tcp(80, packet.FlagSYN, 0), 20, 16, drop.Accept},
+		{udp(53, false, 10), 20, 6, drop.Accept},
+		{udp(53, false, 10), 28, 6, drop.Accept}, // of what the datagram carries
+		{udp(53, false, 10), 28, 9, drop.Offload},
+		{udp(53, false, 10), 27, 8, drop.Offload},
+		{tcp(80, packet.FlagSYN, 0), 20, 2, drop.Offload},
+		{tcp(80, packet.FlagSYN, 0), 0, 16, drop.Offload},
+		{udp(53, false, 10), 20, 16, drop.Offload},
+		{udp6(53, 10), 20, 6, drop.Offload},
+		{udp(53, false, 10), 65535, 6, drop.Offload},
+		{ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), 20, 2, drop.Offload},
 	} {
 		s := &offloading{script: script{in: [][]byte{c.in}}, offload: packet.Offload{Partial: true, CsumStart: c.start,
 			CsumOffset: c.offset}}
@@ -399,9 +401,9 @@ func TestMisplacedChecksum(t *testing.T) {
 		if err := w.Run(); err != nil {
 			t.Fatal(err)
 		}
-		var got packet.Tally
+		var got stats.Tally
 		w.Read(&got)
-		if ok := c.want == packet.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok &&
+		if ok := c.want == drop.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok &&
 			got.Drops[c.want] != 1 {
 			t.Errorf("checksum at %d + %d: %+v, want %v", c.start, c.offset, got, c.want)
 		}

@@ -13,6 +13,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // offloading is a script whose packets come with what a TUN device says of each.
@@ -175,7 +176,7 @@ func FuzzRelay(f *testing.F) {
 		}
 		for _, o := range s.out {
 			var p packet.Info
-			if d := p.Parse(o); d != packet.Accept || p.Len != len(o) || p.Flow.Src != vip && p.Flow.Src != vip6 {
+			if d := p.Parse(o); d != drop.Accept || p.Len != len(o) || p.Flow.Src != vip && p.Flow.Src != vip6 {
 				t.Errorf("%v: out went %x", d, o)
 			}
 		}

@@ -11,6 +11,8 @@ import (
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Sink is where packets go: a raw socket.
@@ -39,7 +41,7 @@ type output struct {
 	sink    Sink
 	udp     SegmentSink // nil: none
 	ports   []uint16    // of udp
-	tally   *packet.Tally
+	tally   *stats.Tally
 	shared  *Shared
 	tap     *Capture     // of the batch; nil: nobody looks
 	refused int          // calls that udp can't, since one that it could
@@ -56,7 +58,7 @@ type output struct {
 	spare  []packet.Buf                     // one of them
 }
 
-func (o *output) init(sink Sink, udp SegmentSink, tally *packet.Tally, shared *Shared) {
+func (o *output) init(sink Sink, udp SegmentSink, tally *stats.Tally, shared *Shared) {
 	o.sink, o.udp, o.tally, o.shared = sink, udp, tally, shared
 	if udp != nil {
 		o.ports = udp.Ports()
@@ -258,10 +260,10 @@ func (o *output) send() {
 			o.lastErr.Store(int32(errno))
 		}
 		if errno == unix.EMSGSIZE {
-			o.tally.Drop(packet.DropTooBig)
+			o.tally.Drop(drop.TooBig)
 			o.shared.tooBig()
 		} else {
-			o.tally.Drop(packet.DropSendError)
+			o.tally.Drop(drop.SendError)
 		}
 		segs = segs[1:]
 	}

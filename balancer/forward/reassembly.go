@@ -6,6 +6,8 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // reassembler puts clients' packets together from their fragments, before a service is looked for: only the first
@@ -89,10 +91,10 @@ func (r *reassembler) init() {
 
 // add takes the fragment in b. It returns true when the packet is whole, and stands in b. Otherwise the fragment waits,
 // or is counted in t as refused, with those that it makes useless.
-func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (whole bool) {
+func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (whole bool) {
 	f, ok := readFragment(b.Bytes())
 	if !ok {
-		t.Drop(packet.DropFragment)
+		t.Drop(drop.Fragment)
 		return false
 	}
 	r.mu.Lock()
@@ -108,11 +110,11 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 	s := &r.slots[i]
 	switch r.place(i, &f, t) {
 	case useless:
-		t.Drop(packet.DropFragment)
+		t.Drop(drop.Fragment)
 		return false
 	case wrong:
-		t.Drop(packet.DropFragment)
-		r.drop(i, packet.DropFragment, t)
+		t.Drop(drop.Fragment)
+		r.drop(i, drop.Fragment, t)
 		return false
 	}
 	s.fragments++
@@ -122,7 +124,7 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 	}
 	whole = r.finish(s, b)
 	if !whole {
-		r.drop(i, packet.DropFragment, t)
+		r.drop(i, drop.Fragment, t)
 		return false
 	}
 	r.release(i)
@@ -130,7 +132,7 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 }
 
 // sweep drops what has waited too long.
-func (r *reassembler) sweep(now conntab.Ticks, t *packet.Tally) {
+func (r *reassembler) sweep(now conntab.Ticks, t *stats.Tally) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.slots != nil {
@@ -161,7 +163,7 @@ func readFragment(b []byte) (f piece, ok bool) {
 	if b[0]>>4 == 6 {
 		h := packet.IPv6(b)
 		x, d := h.Transport()
-		if d != packet.Accept || h.HopLimit() == 0 {
+		if d != drop.Accept || h.HopLimit() == 0 {
 			return f, false
 		}
 		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id}
@@ -192,7 +194,7 @@ const (
 // place puts f into slot i. An overlap is no accident, and a packet with one is dropped as a whole (RFC 5722); what has
 // come already as a whole is a duplicate, and the first one counts (Linux net/ipv4/inet_fragment.c,
 // inet_frag_queue_insert).
-func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
+func (r *reassembler) place(i int16, f *piece, t *stats.Tally) verdict {
 	s := &r.slots[i]
 	end := f.offset + len(f.data)
 	if f.more && s.total > 0 && end > s.total || !f.more && (end < s.end || s.total > 0 && end != s.total) {
@@ -220,7 +222,7 @@ func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
 			if oldest == i {
 				oldest = s.younger // there is one: a packet alone never takes all pages
 			}
-			r.drop(oldest, packet.DropReassembly, t)
+			r.drop(oldest, drop.Reassembly, t)
 		}
 		s.page[at] = 1 + r.spare[len(r.spare)-1]
 		r.spare = r.spare[:len(r.spare)-1]
@@ -300,9 +302,9 @@ func (r *reassembler) find(k *fragKey) int16 {
 }
 
 // begin gives a packet a slot, that of the oldest if need be.
-func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *packet.Tally) int16 {
+func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *stats.Tally) int16 {
 	if r.free == none {
-		r.drop(r.oldest, packet.DropReassembly, t)
+		r.drop(r.oldest, drop.Reassembly, t)
 	}
 	i, chain := r.free, r.chain(k)
 	s := &r.slots[i]
@@ -320,7 +322,7 @@ func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *packet.Tally) int1
 
 // expire drops the packets whose time has come. They are in order of their beginning, though not quite of their end:
 // IPv6 waits longer.
-func (r *reassembler) expire(now conntab.Ticks, t *packet.Tally) {
+func (r *reassembler) expire(now conntab.Ticks, t *stats.Tally) {
 	if now == r.swept {
 		return
 	}
@@ -335,14 +337,14 @@ func (r *reassembler) expire(now conntab.Ticks, t *packet.Tally) {
 			wait = wait6
 		}
 		if age >= wait {
-			r.drop(i, packet.DropReassembly, t)
+			r.drop(i, drop.Reassembly, t)
 		}
 		i = younger
 	}
 }
 
 // drop gives up the packet in slot i, and counts its fragments.
-func (r *reassembler) drop(i int16, d packet.Drop, t *packet.Tally) {
+func (r *reassembler) drop(i int16, d drop.Reason, t *stats.Tally) {
 	for range r.slots[i].fragments {
 		t.Drop(d)
 	}

@@ -10,6 +10,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the way
@@ -29,11 +31,11 @@ type Relay struct {
 	balancer *balancer.Balancer
 	shared   *Shared
 	clock    func() conntab.Ticks
-	counters packet.Counters
+	counters stats.Counters
 
 	bufs    []packet.Buf
 	answers answers
-	tally   packet.Tally
+	tally   stats.Tally
 }
 
 // NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to sink.
@@ -45,7 +47,7 @@ func NewRelay(source Source, sink Sink, b *balancer.Balancer, shared *Shared, cl
 
 // Read adds what the relay has sent to t. It counts nothing else: what it reads is the host's, and most of it not for
 // us.
-func (r *Relay) Read(t *packet.Tally) { r.counters.Read(t) }
+func (r *Relay) Read(t *stats.Tally) { r.counters.Read(t) }
 
 // Run relays until source or sink is closed.
 func (r *Relay) Run() error {
@@ -73,7 +75,7 @@ func (r *Relay) Run() error {
 func (r *Relay) send(p []byte) error {
 	_, err := r.sink.Send([]packet.Segment{{Head: p}})
 	if err != nil {
-		r.tally.Drop(packet.DropSendError)
+		r.tally.Drop(drop.SendError)
 		return err
 	}
 	r.tally.OutPackets++
@@ -84,7 +86,7 @@ func (r *Relay) send(p []byte) error {
 // answer returns what a client is to be told of the ICMP error in b, nil for nothing.
 func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []byte {
 	outer, d := packet.QuotedFlow(b)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		return nil
 	}
 	dest, inner := ours(snap, &outer, b)
@@ -105,7 +107,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 		return nil
 	}
 	in, d := packet.QuotedPacket(inner)
-	if d != packet.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
+	if d != drop.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
 		return nil // too little of it for the client to know it by (RFC 792), or nothing to answer
 	}
 	switch in.Flow.Proto {

@@ -10,6 +10,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -175,7 +176,7 @@ func TestRelay(t *testing.T) {
 				t.Fatalf("%d packets out", len(s.out))
 			}
 			var p packet.Info
-			if d := p.Parse(s.out[0]); d != packet.Accept {
+			if d := p.Parse(s.out[0]); d != drop.Accept {
 				t.Fatal(d)
 			}
 			m := s.out[0][p.Offset:]
@@ -187,7 +188,7 @@ func TestRelay(t *testing.T) {
 				!bytes.HasPrefix(c.in, m[8:]) || len(m) < 8+28 {
 				t.Errorf("out went %x, want %x", s.out[0], want)
 			}
-			if q, d := packet.QuotedFlow(s.out[0]); d != packet.Accept || q.Flow != in.Flow {
+			if q, d := packet.QuotedFlow(s.out[0]); d != drop.Accept || q.Flow != in.Flow {
 				t.Errorf("%v: about %v", d, q.Flow)
 			}
 		})

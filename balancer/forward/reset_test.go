@@ -11,6 +11,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 const (
@@ -65,7 +67,7 @@ func checkReset(t *testing.T, name string, out [][]byte, six bool, port uint16, 
 	if six {
 		want.Src, want.Dst = vip6, client6
 	}
-	if d != packet.Accept || p.Flow != want || p.Len != len(out[0]) || p.Len-p.Offset != 20 {
+	if d != drop.Accept || p.Flow != want || p.Len != len(out[0]) || p.Len-p.Offset != 20 {
 		t.Errorf("%s: %v, flow %v, want %v: %x", name, d, p.Flow, want, out[0])
 		return
 	}
@@ -125,8 +127,8 @@ func TestReset(t *testing.T) {
 		{name: "from multicast", flags: ack, mend: mended(func(b []byte, _ int) { fromMany(b) }), want: none},
 	} {
 		for _, six := range []bool{false, true} {
-			for _, drop := range []bool{false, true} {
-				name := fmt.Sprintf("%s, six %v, drop %v", c.name, six, drop)
+			for _, silent := range []bool{false, true} {
+				name := fmt.Sprintf("%s, six %v, drop %v", c.name, six, silent)
 				b := segment(six, 81, c.flags, c.n, c.offload.Partial)
 				at := 20
 				if six {
@@ -137,7 +139,7 @@ func TestReset(t *testing.T) {
 				}
 				var s script
 				cfg := siteConfig(real1, encap.KindIPIP, 1500)
-				cfg.Options.NoResets = drop
+				cfg.Options.NoResets = silent
 				w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 				w.bufs[0].SetLen(copy(w.bufs[0].Room(), b))
 				w.bufs[0].Offload = c.offload
@@ -145,10 +147,10 @@ func TestReset(t *testing.T) {
 					w.bufs[0].Offload.CsumStart = uint16(at)
 				}
 				w.forward(w.bufs[:1])
-				var tally packet.Tally
+				var tally stats.Tally
 				w.Read(&tally)
-				answered := c.want != none && !drop
-				if tally.Drops[packet.DropNoConnection] != 1 || tally.Resets != uint64(len(s.out)) ||
+				answered := c.want != none && !silent
+				if tally.Drops[drop.NoConnection] != 1 || tally.Resets != uint64(len(s.out)) ||
 					tally.OutPackets != tally.Resets {
 					t.Errorf("%s: counted %+v", name, tally)
 				}
@@ -219,9 +221,9 @@ func TestResetOnlyOfTCP(t *testing.T) {
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	var tally packet.Tally
+	var tally stats.Tally
 	w.Read(&tally)
-	if len(s.out) != 0 || tally.Drops[packet.DropNoConnection] != 1 {
+	if len(s.out) != 0 || tally.Drops[drop.NoConnection] != 1 {
 		t.Errorf("%d answers, counted %v", len(s.out), tally.Drops)
 	}
 }
@@ -275,9 +277,9 @@ func TestResetWithoutService(t *testing.T) {
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}
-			var tally packet.Tally
+			var tally stats.Tally
 			w.Read(&tally)
-			if tally.Drops[packet.DropNoService] != 1 {
+			if tally.Drops[drop.NoService] != 1 {
 				t.Errorf("counted %v", tally.Drops)
 			}
 			if silent {
@@ -317,9 +319,9 @@ func TestVIPThatHasLeft(t *testing.T) {
 				if err := w.Run(); err != nil {
 					t.Fatal(err)
 				}
-				var tally packet.Tally
+				var tally stats.Tally
 				w.Read(&tally)
-				if tally.Drops[packet.DropNoService] != 1 {
+				if tally.Drops[drop.NoService] != 1 {
 					t.Errorf("left %v: counted %v", left, tally.Drops)
 				}
 				resets += int(tally.Resets)

@@ -12,6 +12,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // segments is a SegmentSink that keeps what it gets, or refuses it.
@@ -77,7 +78,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 			}
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), p[28:]))
-			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != packet.Accept {
+			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != drop.Accept {
 				t.Fatalf("packet %d: %v", i, d)
 			}
 			in := packet.IPv4(b.Bytes())

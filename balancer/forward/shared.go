@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 
 	"vstun/balancer/conntab"
-	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 )
 
 // Shared is what all workers of a director have in common. It is only touched for packets that are out of the ordinary.
@@ -15,7 +15,7 @@ type Shared struct {
 	TooBig chan struct{}
 
 	fragments reassembler
-	counters  packet.Counters         // of what no worker counts
+	counters  stats.Counters          // of what no worker counts
 	tap       atomic.Pointer[Capture] // nil: nobody looks
 
 	id  atomic.Uint32 // of the last packet that was sent in fragments
@@ -32,7 +32,7 @@ func NewShared() *Shared {
 // Sweep gives up what has waited too long for its missing fragments, which workers do otherwise when they get a
 // fragment. One goroutine calls it.
 func (s *Shared) Sweep(now conntab.Ticks) {
-	var t packet.Tally
+	var t stats.Tally
 	s.fragments.sweep(now, &t)
 	s.counters.Add(&t)
 }
@@ -45,7 +45,7 @@ func (s *Shared) Waiting() int {
 }
 
 // Read adds what no worker counts to t.
-func (s *Shared) Read(t *packet.Tally) { s.counters.Read(t) }
+func (s *Shared) Read(t *stats.Tally) { s.counters.Read(t) }
 
 func (s *Shared) tooBig() {
 	select {

@@ -14,6 +14,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 )
 
 // cars is a SegmentSink that minds what it is promised, and keeps what it gets.
@@ -99,7 +100,7 @@ func TestTrains(t *testing.T) {
 				return nil
 			}
 		}
-		var tally packet.Tally
+		var tally stats.Tally
 		var o output
 		o.init(raw, sink, &tally, NewShared())
 		want := map[string][]uint32{}
@@ -148,7 +149,7 @@ func TestTrainsOfAFlow(t *testing.T) {
 		"one":              {[]int{100}, 0, 1},
 	} {
 		raw, sink := &script{}, &cars{t: t, limit: sendBatch}
-		var tally packet.Tally
+		var tally stats.Tally
 		var o output
 		o.init(raw, sink, &tally, NewShared())
 		for i, size := range c.sizes {
@@ -165,7 +166,7 @@ func TestTrainsOfAFlow(t *testing.T) {
 func TestTrainsNeverTaken(t *testing.T) {
 	raw := &script{}
 	sink := &cars{t: t, limit: sendBatch, fail: func(packet.Segment) error { return unix.EIO }}
-	var tally packet.Tally
+	var tally stats.Tally
 	var o output
 	o.init(raw, sink, &tally, NewShared())
 	const batches = 2 * refusals
@@ -188,7 +189,7 @@ func TestTrainsTakenAgain(t *testing.T) {
 	for _, why := range []unix.Errno{unix.ENETUNREACH, unix.EMSGSIZE, unix.EINVAL, unix.EPERM, unix.ENOBUFS} {
 		raw := &script{}
 		sink := &cars{t: t, limit: sendBatch, fail: func(packet.Segment) error { return why }}
-		var tally packet.Tally
+		var tally stats.Tally
 		var o output
 		o.init(raw, sink, &tally, NewShared())
 		p := inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1)

@@ -7,6 +7,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestTUN: over both families and in every format, Out adds Overhead bytes, Seal finishes what Out leaves open of a GSO
@@ -35,7 +36,7 @@ func TestTUN(t *testing.T) {
 			var p packet.Info
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), request))
-			if d := p.Parse(b.Bytes()); d != packet.Accept {
+			if d := p.Parse(b.Bytes()); d != drop.Accept {
 				t.Fatal(d)
 			}
 			m.Out(b, &p, 40000)

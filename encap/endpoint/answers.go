@@ -14,6 +14,8 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // AnswerSink is where answers leave this host: raw sockets whose packets are routed by source and destination.
@@ -42,8 +44,8 @@ type AnswerWorker struct {
 	inForce  *atomic.Pointer[Policy]
 	sent     *Sent
 	port     uint16
-	counters packet.Counters
-	batches  packet.Batches
+	counters stats.Counters
+	batches  stats.Batches
 	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
 
 	policy *Policy // of this batch
@@ -52,7 +54,7 @@ type AnswerWorker struct {
 	segs   []packet.Segment
 	room   []byte // for the headers of segments
 	free   []byte // the rest of it
-	tally  packet.Tally
+	tally  stats.Tally
 
 	large  path                             // of the last packet of this batch that was too big
 	spare  []packet.Buf                     // two: that packet in one piece, and an ICMP error
@@ -93,10 +95,10 @@ func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.P
 }
 
 // Read adds the worker's counts to t: In is packets read, Out is packets sent.
-func (w *AnswerWorker) Read(t *packet.Tally) { w.counters.Read(t) }
+func (w *AnswerWorker) Read(t *stats.Tally) { w.counters.Read(t) }
 
 // Batches returns the sizes of the worker's batches.
-func (w *AnswerWorker) Batches() *packet.Batches { return &w.batches }
+func (w *AnswerWorker) Batches() *stats.Batches { return &w.batches }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
 func (w *AnswerWorker) LastError() error {
@@ -130,7 +132,7 @@ func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 		w.tally.InPackets++
 		w.tally.InBytes += uint64(bufs[i].Len())
 		d, closed := w.packet(&bufs[i])
-		if d != packet.Accept {
+		if d != drop.Accept {
 			w.tally.Drop(d)
 		}
 		if err = errors.Join(err, closed); err != nil {
@@ -144,41 +146,41 @@ func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 }
 
 // packet processes one packet. It adds the packets to send to w.segs. An error ends the loop.
-func (w *AnswerWorker) packet(b *packet.Buf) (packet.Drop, error) {
+func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	p := &w.info
 	d := p.Parse(b.Bytes())
-	fragment := d == packet.DropFragment
+	fragment := d == drop.Fragment
 	if fragment {
 		p.Flow.Src, p.Flow.Dst, p.Len = ends(b.Bytes())
 		p.Flow.Proto, p.Offset = 0, ipHeaderLen(b.Bytes())
-	} else if d == packet.DropProtocol { // ICMP of the other family
-		return packet.DropNotAnswer, nil
-	} else if d != packet.Accept {
+	} else if d == drop.Protocol { // ICMP of the other family
+		return drop.NotAnswer, nil
+	} else if d != drop.Accept {
 		return d, nil
 	}
 	b.SetLen(p.Len)
 	if !w.policy.answers(p.Flow.Src, p.Flow.Dst) {
-		return packet.DropNotAnswer, nil
+		return drop.NotAnswer, nil
 	}
 	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !hop(b.Bytes()) {
-		return packet.DropAnswerLoop, nil
+		return drop.AnswerLoop, nil
 	}
 	if fragment {
 		if b.Offload != (packet.Offload{}) {
-			return packet.DropOffload, nil
+			return drop.Offload, nil
 		}
-		return packet.Accept, w.add(b.Bytes(), p)
+		return drop.Accept, w.add(b.Bytes(), p)
 	}
 	if b.Offload.Misplaced(p) {
-		return packet.DropOffload, nil
+		return drop.Offload, nil
 	}
 	if b.Offload.GSO != packet.GSONone {
 		return w.split(b, p)
 	}
-	if d := b.Finish(); d != packet.Accept {
+	if d := b.Finish(); d != drop.Accept {
 		return d, nil
 	}
-	return packet.Accept, w.add(b.Bytes(), p)
+	return drop.Accept, w.add(b.Bytes(), p)
 }
 
 // add adds a whole packet to w.segs.
@@ -194,15 +196,15 @@ func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
 }
 
 // split adds the segments of the super-packet in b to w.segs.
-func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (packet.Drop, error) {
+func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error) {
 	headers, payload, d := packet.SplitSize(b, p, packet.MaxLen)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		return d, nil
 	}
 	n := (p.Len-headers+payload-1)/payload + 1
 	if len(w.segs) >= answerBatch || len(w.free) < n*headers {
 		if err := w.flush(); err != nil {
-			return packet.Accept, err
+			return drop.Accept, err
 		}
 	}
 	before := len(w.segs)
@@ -210,7 +212,7 @@ func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (packet.Drop, error)
 	for _, s := range w.segs[before:] {
 		w.sent.put(s.Head, p)
 	}
-	return packet.Accept, nil
+	return drop.Accept, nil
 }
 
 // flush sends w.segs. An error ends the loop.
@@ -221,8 +223,8 @@ func (w *AnswerWorker) flush() (err error) {
 			w.count(&rest[i])
 		}
 		if refused != nil {
-			var d packet.Drop
-			if d, err = w.refused(&rest[0], refused); d != packet.Accept {
+			var d drop.Reason
+			if d, err = w.refused(&rest[0], refused); d != drop.Accept {
 				w.tally.Drop(d)
 			}
 			n = 1
@@ -240,17 +242,17 @@ func (w *AnswerWorker) count(s *packet.Segment) {
 
 // refused processes a packet that the kernel refused with err. One that is too big for its path is fragmented, or its
 // sender gets an ICMP error with the MTU. It returns an error that ends the loop.
-func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error) {
+func (w *AnswerWorker) refused(s *packet.Segment, err error) (drop.Reason, error) {
 	if errors.Is(err, os.ErrClosed) {
-		return packet.Accept, err
+		return drop.Accept, err
 	}
 	errno, ok := err.(unix.Errno)
 	if !ok {
-		return packet.Accept, err
+		return drop.Accept, err
 	}
 	if errno != unix.EMSGSIZE {
 		w.lastErr.Store(int32(errno))
-		return packet.DropSendError, nil
+		return drop.SendError, nil
 	}
 	src, dst, _ := ends(s.Head)
 	if w.large.src != src || w.large.dst != dst {
@@ -260,24 +262,24 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error
 				errno = cause
 			}
 			w.lastErr.Store(int32(errno))
-			return packet.DropSendError, nil
+			return drop.SendError, nil
 		}
 		w.large = path{src: src, dst: dst, mtu: max(mtu, smallestMTU(dst))}
 	}
 	mtu := w.large.mtu
 	if s.Len() <= mtu { // a route with an MTU above its device's
 		w.lastErr.Store(int32(unix.EMSGSIZE))
-		return packet.DropSendError, nil
+		return drop.SendError, nil
 	}
 	b := w.whole(s)
 	if dst.Is4() && !packet.IPv4(b).DF() {
 		return w.fragment(b, mtu)
 	}
 	if w.large.told {
-		return packet.DropTooBig, nil
+		return drop.TooBig, nil
 	}
 	w.large.told = true
-	return packet.DropTooBig, w.tell(b, mtu)
+	return drop.TooBig, w.tell(b, mtu)
 }
 
 // whole copies a packet into one piece.
@@ -290,9 +292,9 @@ func (w *AnswerWorker) whole(s *packet.Segment) []byte {
 }
 
 // fragment sends the IPv4 packet b in fragments of at most mtu bytes.
-func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
+func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (drop.Reason, error) {
 	if b.HeaderLen() > packet.IPv4HeaderLen {
-		return packet.DropTooBig, nil // options would have to be sorted: RFC 791, section 3.1
+		return drop.TooBig, nil // options would have to be sorted: RFC 791, section 3.1
 	}
 	id := b.ID()
 	for ; id == 0 && !b.Fragment(); id = w.id { // all fragments of a datagram have one ID
@@ -303,16 +305,16 @@ func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
 		n, err := w.sink.Send(pieces)
 		if errno, ok := err.(unix.Errno); ok {
 			w.lastErr.Store(int32(errno))
-			return packet.DropSendError, nil
+			return drop.SendError, nil
 		} else if err != nil {
-			return packet.Accept, err
+			return drop.Accept, err
 		}
 		for i := range pieces[:n] {
 			w.count(&pieces[i])
 		}
 		pieces = pieces[n:]
 	}
-	return packet.Accept, nil
+	return drop.Accept, nil
 }
 
 // tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket
@@ -326,7 +328,7 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 		return err
 	}
 	var p packet.Info // not w.info, which may be in use
-	if p.Parse(b) != packet.Accept || p.Flow.Proto != packet.ProtoUDP {
+	if p.Parse(b) != drop.Accept || p.Flow.Proto != packet.ProtoUDP {
 		return nil
 	}
 	// From an error about another socket's datagram the kernel may learn the MTU of the route to the network, which the

@@ -6,6 +6,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // coalescer makes super-packets of the consecutive segments of a TCP connection, as the kernel's GRO does for packets
@@ -173,7 +174,7 @@ func (c *coalescer) finish() {
 // in b.Offload: such packets come out of a raw socket as they are. The checksum is that of the pseudo-header only. A
 // TCP packet with more payload than a segment of size mss can have has been made of several by GRO, and so has a
 // datagram that is longer than its way takes, whatever its tunnel: nobody knows of what sizes, and it is refused.
-func offloaded(b *packet.Buf, in inside, mss int) packet.Drop {
+func offloaded(b *packet.Buf, in inside, mss int) drop.Reason {
 	p := b.Bytes()
 	t := p[in.offset:]
 	at := 16
@@ -182,22 +183,22 @@ func offloaded(b *packet.Buf, in inside, mss int) packet.Drop {
 	case in.proto == packet.ProtoUDP && len(t) >= 8:
 		at = 6
 	default:
-		return packet.Accept
+		return drop.Accept
 	}
 	pseudo := pseudoSum(p, in.proto, len(t))
 	if binary.BigEndian.Uint16(t[at:]) != uint16(pseudo) || packet.Fold(packet.Sum(t, pseudo)) == 0xffff {
-		return packet.Accept
+		return drop.Accept
 	}
 	b.Offload = packet.Offload{Partial: true, CsumStart: uint16(in.offset), CsumOffset: uint16(at)}
 	if at == 6 {
 		if len(p) > max(ipHeaderLen(p)+20+mss, ethernet)+encap.MaxOverhead {
-			return packet.DropGathered
+			return drop.Gathered
 		}
-		return packet.Accept
+		return drop.Accept
 	}
 	header := int(t[12]>>4) * 4
 	if size := mss + 20 - header; header >= 20 && size > 0 && len(t)-header > size {
 		b.Offload.GSO, b.Offload.Size = packet.GSOTCP, uint16(size)
 	}
-	return packet.Accept
+	return drop.Accept
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // segment is what the tests make TCP packets of.
@@ -163,7 +164,7 @@ func TestCoalesce(t *testing.T) {
 			var got []int
 			for _, b := range coalesce(c.in...) {
 				var info packet.Info
-				if d := info.Parse(b.Bytes()); d != packet.Accept {
+				if d := info.Parse(b.Bytes()); d != drop.Accept {
 					t.Fatal(d)
 				}
 				got = append(got, info.Len-info.Offset-int(b.Bytes()[info.Offset+12]>>4)*4)
@@ -258,18 +259,18 @@ func TestCoalesceThenSplit(t *testing.T) {
 				continue
 			}
 			var info packet.Info
-			if d := info.Parse(b.Bytes()); d != packet.Accept {
+			if d := info.Parse(b.Bytes()); d != drop.Accept {
 				t.Fatal(d)
 			}
 			headers, payload, d := packet.SplitSize(&b, &info, packet.MaxLen)
-			if d != packet.Accept {
+			if d != drop.Accept {
 				t.Fatal(d)
 			}
 			segs, _ := packet.Split(nil, &b, &info, 0, headers, payload, make([]byte, packet.PieceRoom))
 			for _, s := range segs {
 				count++
 				p := append(bytes.Clone(s.Head), s.Body...)
-				if info.Parse(p) != packet.Accept || info.Len != len(p) || !valid(p, ip) {
+				if info.Parse(p) != drop.Accept || info.Len != len(p) || !valid(p, ip) {
 					t.Fatal("a merged segment has a wrong checksum")
 				}
 				got[port] = append(got[port], s.Body...)
@@ -320,11 +321,11 @@ func TestGatheredDatagramsAreRefused(t *testing.T) {
 		size     int // with all headers
 		finished bool
 		mss      int
-		want     packet.Drop
-	}{{1480, false, 1440, packet.Accept}, {1480, false, 536, packet.Accept}, {2428, false, 1440, packet.DropGathered},
-		{2428, true, 1440, packet.Accept},
-		{8976, false, 8932, packet.Accept}, {9100, false, 8932, packet.DropGathered},
-		{64000, false, 1440, packet.DropGathered}} {
+		want     drop.Reason
+	}{{1480, false, 1440, drop.Accept}, {1480, false, 536, drop.Accept}, {2428, false, 1440, drop.Gathered},
+		{2428, true, 1440, drop.Accept},
+		{8976, false, 8932, drop.Accept}, {9100, false, 8932, drop.Gathered},
+		{64000, false, 1440, drop.Gathered}} {
 		b := &packet.NewBufs(1)[0]
 		b.SetLen(c.size)
 		p := packet.IPv4(b.Bytes())
@@ -389,7 +390,7 @@ func FuzzCoalesce(f *testing.F) {
 		for _, p := range out {
 			h := whole(p)
 			var info packet.Info
-			if d := info.Parse(h); (d != packet.Accept && d != packet.DropBadHeader) || d == packet.Accept &&
+			if d := info.Parse(h); (d != drop.Accept && d != drop.BadHeader) || d == drop.Accept &&
 				info.Len != len(h) {
 				t.Fatalf("no packet: %v: %x", d, h)
 			}

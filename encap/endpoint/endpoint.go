@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Source is where tunnel packets come from: sockets.
@@ -26,7 +28,7 @@ type Sink interface {
 
 const (
 	// batch is the number of packets that are received before any is written.
-	batch = packet.MaxBatch
+	batch = stats.MaxBatch
 
 	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is
 	// written. The cache still has them then.
@@ -39,8 +41,8 @@ type Worker struct {
 	sink     Sink
 	inForce  *atomic.Pointer[Policy]
 	merge    bool
-	counters packet.Counters
-	batches  packet.Batches
+	counters stats.Counters
+	batches  stats.Batches
 	merged   atomic.Uint64 // packets that went behind another one of their connection into one piece with it
 
 	questions      chan<- Asked
@@ -55,7 +57,7 @@ type Worker struct {
 	accepted int // packets of out, each piece one
 	parts    []packet.Buf
 	used     int // of parts
-	tally    packet.Tally
+	tally    stats.Tally
 	coalesce coalescer
 }
 
@@ -79,10 +81,10 @@ func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge 
 func (w *Worker) SendQuestions(ch chan<- Asked) { w.questions = ch }
 
 // Read adds what the worker has counted to t.
-func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
+func (w *Worker) Read(t *stats.Tally) { w.counters.Read(t) }
 
 // Batches is what the worker has counted of its batches.
-func (w *Worker) Batches() *packet.Batches { return &w.batches }
+func (w *Worker) Batches() *stats.Batches { return &w.batches }
 
 // Merged is the number of packets that have been written as a part of another one, behind it.
 func (w *Worker) Merged() uint64 { return w.merged.Load() }
@@ -146,7 +148,7 @@ func (w *Worker) packet(b *packet.Buf) {
 	w.tally.InPackets++
 	w.tally.InBytes += uint64(b.Len())
 	t, d := w.policy.outer(b)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		w.refuse(&t, d, 1)
 		return
 	}
@@ -154,9 +156,9 @@ func (w *Worker) packet(b *packet.Buf) {
 }
 
 // refuse counts n packets that the policy refuses by their outer headers.
-func (w *Worker) refuse(t *arrival, d packet.Drop, n uint64) {
+func (w *Worker) refuse(t *arrival, d drop.Reason, n uint64) {
 	w.tally.DropN(d, n)
-	if d == packet.DropNotDirector {
+	if d == drop.NotDirector {
 		w.strangers.add(t.from, n)
 	} else if t.from.IsValid() {
 		w.directors.add(t.from, n)
@@ -166,7 +168,7 @@ func (w *Worker) refuse(t *arrival, d packet.Drop, n uint64) {
 // inner treats the packet in b, whose outer headers are gone, and reports whether b is in use until flush.
 func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	in, d := w.policy.inner(b, t)
-	if d == packet.DropInnerDestination {
+	if d == drop.InnerDestination {
 		if w.asked(b, t.from, in) {
 			return false
 		}
@@ -181,7 +183,7 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 func (w *Worker) datagrams(b *packet.Buf) error {
 	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		n := uint64((b.Len() - headers + size - 1) / size)
 		w.tally.InPackets += n
 		w.tally.InBytes += n*uint64(headers) + uint64(b.Len()-headers)
@@ -207,15 +209,15 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 }
 
 // enter hands on or drops the packet in b, of which the policy says d, and reports whether b is in use until flush.
-func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
-	if d == packet.Accept && !in.fragment {
+func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
+	if d == drop.Accept && !in.fragment {
 		mss := w.policy.mss4
 		if b.Bytes()[0]>>4 == 6 {
 			mss = w.policy.mss6
 		}
 		d = offloaded(b, in, mss)
 	}
-	if d != packet.Accept {
+	if d != drop.Accept {
 		w.tally.Drop(d)
 		return false
 	}
@@ -244,7 +246,7 @@ func (w *Worker) flush() error {
 		w.tally.OutPackets += uint64(n)
 		w.tally.OutBytes += uint64(bytes)
 		for range w.accepted - n {
-			w.tally.Drop(packet.DropTUNError)
+			w.tally.Drop(drop.TUNError)
 		}
 	}
 	w.out, w.accepted, w.used = w.out[:0], 0, 0

@@ -6,6 +6,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // Rules say who may send what by which tunnels.
@@ -100,7 +101,7 @@ type inside struct {
 
 // outer takes the outer IP header off the packet in b, and the UDP header behind it. The outer source is checked before
 // any of the inner packet is read.
-func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
+func (p *Policy) outer(b *packet.Buf) (t arrival, d drop.Reason) {
 	whole := b.Bytes()
 	var n int
 	var right bool // lengths that agree
@@ -112,10 +113,10 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 		t.from, t.proto, t.class, n = h6.Src(), h6.NextHeader(), h6.TrafficClass(), packet.IPv6HeaderLen
 		right = h6.TotalLen() == len(h6)
 	default:
-		return t, packet.DropOuter
+		return t, drop.Outer
 	}
 	if !p.director(t.from) {
-		return t, packet.DropNotDirector
+		return t, drop.NotDirector
 	}
 	switch t.proto {
 	case packet.ProtoIPIP, packet.ProtoIPv6:
@@ -127,16 +128,16 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 		n += packet.UDPHeaderLen
 	}
 	if t.exit == nil || !right || n > len(whole) {
-		return t, packet.DropOuter
+		return t, drop.Outer
 	}
 	b.Strip(n)
-	return t, packet.Accept
+	return t, drop.Accept
 }
 
 // inner takes the tunnel header off, and checks the packet behind it. It returns Accept when that packet may enter this
 // host.
-func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
-	if d = t.exit.Decap(b, t.proto, t.class); d != packet.Accept {
+func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
+	if d = t.exit.Decap(b, t.proto, t.class); d != drop.Accept {
 		return in, d
 	}
 	var src, dst netip.Addr
@@ -150,7 +151,7 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 	} else {
 		h := packet.IPv6(h)
 		x, d := h.Transport()
-		if d != packet.Accept {
+		if d != drop.Accept {
 			return in, d
 		}
 		src, dst = h.Src(), h.Dst()
@@ -160,24 +161,24 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 	if src != t.src || dst != t.dst {
 		if _, ok := p.vips[dst]; !ok {
 			t.refused = dst
-			return in, packet.DropInnerDestination
+			return in, drop.InnerDestination
 		}
 		if !p.host(src) {
-			return in, packet.DropInnerSource
+			return in, drop.InnerSource
 		}
 		t.src, t.dst = src, dst
 	}
 	if tunnelled(in.proto) {
-		return in, packet.DropInnerProtocol
+		return in, drop.InnerProtocol
 	}
 	if in.proto == packet.ProtoUDP && p.udp != nil && offset == 0 {
 		// To this agent's own port: what is in it would come back to it, with whatever outer source somebody has made
 		// up.
 		if u := b.Bytes()[in.offset:]; len(u) < 4 || binary.BigEndian.Uint16(u[2:]) == p.port {
-			return in, packet.DropInnerProtocol
+			return in, drop.InnerProtocol
 		}
 	}
-	return in, packet.Accept
+	return in, drop.Accept
 }
 
 // tunnelled reports whether packets of this protocol carry other packets (IANA).

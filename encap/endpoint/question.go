@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/query"
 )
 
@@ -28,7 +29,7 @@ func (w *Worker) asked(b *packet.Buf, from netip.Addr, in inside) bool {
 	case w.questions <- Asked{q, netip.AddrPortFrom(from, port)}:
 		w.questionsTaken.Add(1)
 	default:
-		w.tally.Drop(packet.DropQuestion)
+		w.tally.Drop(drop.Question)
 	}
 	return true
 }

@@ -1,6 +1,10 @@
 package packet
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"vstun/encap/packet/drop"
+)
 
 // MayAnswer reports whether an ICMP error may be sent about the packet in b, whatever that holds. RFC 1122, section
 // 3.2.2, and RFC 4443, section 2.4 (e), forbid one about an ICMP error, about a fragment other than the first, to a
@@ -11,7 +15,7 @@ func MayAnswer(b []byte) bool {
 		return mayAnswer6(b)
 	}
 	h := IPv4(b)
-	if h.Check() != Accept || h.frag()&fragOffset != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+	if h.Check() != drop.Accept || h.frag()&fragOffset != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
 		return false
 	}
 	return h.Protocol() != ProtoICMP || icmpQuery(h.Payload())
@@ -19,7 +23,7 @@ func MayAnswer(b []byte) bool {
 
 func mayAnswer6(h IPv6) bool {
 	t, d := h.parse()
-	if d != Accept || t.FragOffset > 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+	if d != drop.Accept || t.FragOffset > 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
 		return false
 	}
 	if t.Proto != ProtoICMPv6 {

@@ -1,6 +1,10 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"vstun/encap/packet/drop"
+)
 
 // Extension headers (RFC 8200, section 4; IANA).
 const (
@@ -35,10 +39,10 @@ type Transport struct {
 
 // Transport walks over the extension headers of a whole packet.
 //
-// It returns DropTruncated where a header ends behind the packet, also in a first fragment, which must hold them all
-// (RFC 7112, section 5); DropSourceRoute for a routing header of type 0 (RFC 5095), or of another type that has
-// segments left; and DropBadHeader for headers in an impossible order or number, broken options, and jumbograms.
-func (h IPv6) Transport() (Transport, Drop) { return h.walk(h.TotalLen()) }
+// It returns drop.Truncated where a header ends behind the packet, also in a first fragment, which must hold them all
+// (RFC 7112, section 5); drop.SourceRoute for a routing header of type 0 (RFC 5095), or of another type that has
+// segments left; and drop.BadHeader for headers in an impossible order or number, broken options, and jumbograms.
+func (h IPv6) Transport() (Transport, drop.Reason) { return h.walk(h.TotalLen()) }
 
 // extension reports whether proto is an extension header that can be walked over.
 func extension(proto uint8) bool {
@@ -50,16 +54,16 @@ func extension(proto uint8) bool {
 }
 
 // walk is Transport for a packet of which the first end bytes are there.
-func (h IPv6) walk(end int) (t Transport, d Drop) {
+func (h IPv6) walk(end int) (t Transport, d drop.Reason) {
 	t.Proto, t.Offset = h.NextHeader(), IPv6HeaderLen
 	name := 6 // offset of the byte that names the header at t.Offset
 	for count := 0; extension(t.Proto); count++ {
 		x := h[t.Offset:end]
 		if count == maxExtension {
-			return t, DropBadHeader
+			return t, drop.BadHeader
 		}
 		if len(x) < 8 { // the shortest of each kind
-			return t, DropTruncated
+			return t, drop.Truncated
 		}
 		n := 8 + int(x[1])*8
 		switch t.Proto {
@@ -68,34 +72,34 @@ func (h IPv6) walk(end int) (t Transport, d Drop) {
 		case extAuth:
 			n = 8 + int(x[1])*4
 			if n < 16 || n%8 != 0 { // RFC 4302, sections 2.2 and 3.3.3.2.1
-				return t, DropBadHeader
+				return t, drop.BadHeader
 			}
 		}
 		if n > len(x) {
-			return t, DropTruncated
+			return t, drop.Truncated
 		}
 		switch t.Proto {
 		case extHopByHop:
 			if count > 0 { // RFC 8200, section 4.1
-				return t, DropBadHeader
+				return t, drop.BadHeader
 			}
 			d = checkOptions6(x[2:n])
 		case extDestOpts:
 			d = checkOptions6(x[2:n])
 		case extRouting:
 			if kind, left := x[2], x[3]; kind == 0 || left > 0 {
-				d = DropSourceRoute
+				d = drop.SourceRoute
 			}
 		case extFragment:
 			if t.FragHeader != 0 {
-				return t, DropBadHeader
+				return t, drop.BadHeader
 			}
 			field := binary.BigEndian.Uint16(x[2:])
 			t.FragHeader, t.FragName, t.FragProto = t.Offset, name, x[0]
 			t.FragOffset, t.More, t.FragID = int(field&^7), field&1 != 0, binary.BigEndian.Uint32(x[4:])
 			t.Fragment = t.More || t.FragOffset > 0
 		}
-		if d != Accept {
+		if d != drop.Accept {
 			return t, d
 		}
 		t.Proto, name, t.Offset = x[0], t.Offset, t.Offset+n
@@ -103,20 +107,20 @@ func (h IPv6) walk(end int) (t Transport, d Drop) {
 			break // what follows is no header
 		}
 	}
-	return t, Accept
+	return t, drop.Accept
 }
 
 // checkOptions6 walks the options of a hop-by-hop or destination options header (RFC 8200, section 4.2).
-func checkOptions6(o []byte) Drop {
+func checkOptions6(o []byte) drop.Reason {
 	for len(o) > 0 {
 		if o[0] == optPad1 {
 			o = o[1:]
 			continue
 		}
 		if len(o) < 2 || int(o[1])+2 > len(o) || o[0] == optJumbo {
-			return DropBadHeader
+			return drop.BadHeader
 		}
 		o = o[int(o[1])+2:]
 	}
-	return Accept
+	return drop.Accept
 }

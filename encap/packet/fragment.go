@@ -1,5 +1,7 @@
 package packet
 
+import "vstun/encap/packet/drop"
+
 // FragmentInfo tells what who puts packets together has to know of the packet in b, of either family, which has been
 // checked or not. ok is false for a packet that is whole, for a bad one, and for a fragment that fits no packet: not
 // the last one, but with a number of bytes that is no multiple of 8, or reaching beyond the 65,535 bytes that a packet
@@ -13,7 +15,7 @@ func FragmentInfo(b []byte) (id uint32, offset int, more bool, proto uint8, ok b
 	if len(b) > 0 && b[0]>>4 == 6 {
 		h := IPv6(b)
 		t, d := h.parse()
-		if d != Accept || !t.Fragment {
+		if d != drop.Accept || !t.Fragment {
 			return 0, 0, false, 0, false
 		}
 		data := t.FragHeader + fragmentLen
@@ -21,7 +23,7 @@ func FragmentInfo(b []byte) (id uint32, offset int, more bool, proto uint8, ok b
 		id, offset, more, proto = t.FragID, t.FragOffset, t.More, t.FragProto
 	} else {
 		h := IPv4(b)
-		if h.Check() != Accept || !h.Fragment() {
+		if h.Check() != drop.Accept || !h.Fragment() {
 			return 0, 0, false, 0, false
 		}
 		field := h.frag()

@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
 // ICMP types and codes (RFC 792).
@@ -27,19 +29,19 @@ const (
 const ICMPRoom = icmp6MaxLen
 
 // EchoReply turns the ICMP echo request in b, a packet of either family that Parse has accepted, into its answer (RFC
-// 792, page 14; RFC 4443, section 4.2), in place. It returns DropBadChecksum for a request that was damaged, DropICMP
+// 792, page 14; RFC 4443, section 4.2), in place. It returns drop.BadChecksum for a request that was damaged, drop.ICMP
 // for any other ICMP message.
-func EchoReply(b []byte) Drop {
+func EchoReply(b []byte) drop.Reason {
 	if b[0]>>4 == 6 {
 		return echoReply6(b)
 	}
 	h := IPv4(b)
 	t := h.Payload()
 	if t[0] != ICMPEcho || t[1] != 0 {
-		return DropICMP
+		return drop.ICMP
 	}
 	if Checksum(t) != 0 {
-		return DropBadChecksum
+		return drop.BadChecksum
 	}
 	t[0] = ICMPEchoReply
 	t[2], t[3] = 0, 0
@@ -51,7 +53,7 @@ func EchoReply(b []byte) Drop {
 	h[4], h[5], h[6], h[7] = 0, 0, 0, 0 // the kernel gives it an ID
 	h[8] = ownTTL
 	h.SetChecksum()
-	return Accept
+	return drop.Accept
 }
 
 // EchoFlow is the flow of the ICMP echo request in b, of either family, p its headers: as a port of its source it has

@@ -1,6 +1,10 @@
 package packet
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"vstun/encap/packet/drop"
+)
 
 // ICMPv6 types and codes (RFC 4443). Types below 128 are errors.
 const (
@@ -24,15 +28,15 @@ func PacketTooBig(dst, b []byte, from netip.Addr, mtu int) int {
 }
 
 // echoReply6 is EchoReply for IPv6. A request with extension headers is refused: its answer would be a shorter packet.
-func echoReply6(b []byte) Drop {
+func echoReply6(b []byte) drop.Reason {
 	h := IPv6(b)
 	t := b[IPv6HeaderLen:h.TotalLen()]
 	if h.NextHeader() != ProtoICMPv6 || t[0] != ICMPv6Echo || t[1] != 0 {
-		return DropICMP
+		return drop.ICMP
 	}
 	pseudo := h.PseudoSum(ProtoICMPv6, len(t))
 	if Fold(Sum(t, pseudo)) != 0xffff {
-		return DropBadChecksum
+		return drop.BadChecksum
 	}
 	t[0] = ICMPv6EchoReply
 	t[2], t[3] = 0, 0
@@ -43,7 +47,7 @@ func echoReply6(b []byte) Drop {
 	copy(h[24:40], src[:])
 	h[1], h[2], h[3] = h[1]&0xf0, 0, 0 // a flow label of ours: none
 	h[7] = ownTTL
-	return Accept
+	return drop.Accept
 }
 
 // icmpError6 is ICMPError for IPv6.

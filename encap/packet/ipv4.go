@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
 // Protocol numbers (IANA) and sizes.
@@ -70,49 +72,49 @@ func (h IPv4) SetChecksum() {
 
 // Check reports whether h holds one whole IPv4 packet with a right header: version, lengths, checksum, and no source
 // route. The packet may be shorter than h (a link's padding); it is never longer.
-func (h IPv4) Check() Drop {
+func (h IPv4) Check() drop.Reason {
 	if len(h) < IPv4HeaderLen {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if h.Version() != 4 {
-		return DropNotIPv4
+		return drop.NotIPv4
 	}
 	n := h.HeaderLen()
 	if n < IPv4HeaderLen || h.TotalLen() < n {
-		return DropBadHeader
+		return drop.BadHeader
 	}
 	if h.TotalLen() > len(h) {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if Fold(Sum(h[:n], 0)) != 0xffff {
-		return DropBadChecksum
+		return drop.BadChecksum
 	}
 	if n > IPv4HeaderLen {
 		return h.checkOptions()
 	}
-	return Accept
+	return drop.Accept
 }
 
 // checkOptions walks the options (RFC 791, section 3.1) and refuses source routes, with which a sender would choose the
 // path.
-func (h IPv4) checkOptions() Drop {
+func (h IPv4) checkOptions() drop.Reason {
 	const end, nop, looseRoute, strictRoute = 0, 1, 131, 137
 	for o := h[IPv4HeaderLen:h.HeaderLen()]; len(o) > 0; {
 		switch o[0] {
 		case end:
-			return Accept
+			return drop.Accept
 		case nop:
 			o = o[1:]
 			continue
 		case looseRoute, strictRoute:
-			return DropSourceRoute
+			return drop.SourceRoute
 		}
 		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
-			return DropBadHeader
+			return drop.BadHeader
 		}
 		o = o[o[1]:]
 	}
-	return Accept
+	return drop.Accept
 }
 
 // PutIPv4 writes an IPv4 header without options, ID or flags, with its checksum, to the front of dst. n is the packet's

@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
 // Protocol numbers that belong to IPv6 (IANA), and sizes.
@@ -47,34 +49,34 @@ func (h IPv6) SetTrafficClass(v byte) {
 // Check reports whether h holds one whole IPv6 packet with right headers: version, lengths, no IPv4-mapped address,
 // extension headers that can be walked (Transport). The packet may be shorter than h (a link's padding); it is never
 // longer. A jumbogram (RFC 2675) is refused.
-func (h IPv6) Check() Drop {
+func (h IPv6) Check() drop.Reason {
 	_, d := h.parse()
 	return d
 }
 
 // parse is Check, and what the walk has found.
-func (h IPv6) parse() (Transport, Drop) {
-	if d := h.checkHeader(); d != Accept {
+func (h IPv6) parse() (Transport, drop.Reason) {
+	if d := h.checkHeader(); d != drop.Accept {
 		return Transport{}, d
 	}
 	return h.walk(h.TotalLen())
 }
 
 // checkHeader is Check without extension headers.
-func (h IPv6) checkHeader() Drop {
+func (h IPv6) checkHeader() drop.Reason {
 	if len(h) < IPv6HeaderLen {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if h.Version() != 6 {
-		return DropNotIPv4
+		return drop.NotIPv4
 	}
 	if h.TotalLen() > len(h) {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if mapped(h[8:]) || mapped(h[24:]) {
-		return DropBadHeader
+		return drop.BadHeader
 	}
-	return Accept
+	return drop.Accept
 }
 
 // mapped reports whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -102,7 +104,7 @@ func TestIPv6View(t *testing.T) {
 func TestParse6(t *testing.T) {
 	b := tcp6(80)
 	var p Info
-	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != Accept { // padding of a link
+	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != drop.Accept { // padding of a link
 		t.Fatal(d)
 	}
 	want := Info{Len: len(b), Offset: 40, TCPFlags: FlagSYN | FlagACK, DF: true,
@@ -118,11 +120,11 @@ func TestParse6(t *testing.T) {
 		t.Error(r)
 	}
 	b = six(extHopByHop, options(extDestOpts), options(ProtoSCTP), ports(1, 2, 8), []byte{ChunkInit, 0, 0, 4})
-	if d := p.Parse(b); d != Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 ||
+	if d := p.Parse(b); d != drop.Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 ||
 		p.TCPFlags != 0 {
 		t.Errorf("%v %+v", d, p)
 	}
-	if d := p.Parse(six(ProtoICMPv6, []byte{ICMPv6Echo, 0, 0, 0, 1, 2, 3, 4})); d != Accept ||
+	if d := p.Parse(six(ProtoICMPv6, []byte{ICMPv6Echo, 0, 0, 0, 1, 2, 3, 4})); d != drop.Accept ||
 		p.Flow.Proto != ProtoICMPv6 ||
 		p.Flow.SrcPort != 0 || p.SCTPChunk != 0 {
 		t.Errorf("%v %+v", d, p)
@@ -141,77 +143,77 @@ func TestParse6Refuses(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		b    []byte
-		want Drop
+		want drop.Reason
 	}{
-		"one byte":          {[]byte{0x60}, DropTruncated},
-		"39 bytes":          {udp[:39], DropTruncated},
-		"cut":               {udp[:47], DropTruncated},
-		"longer than there": {edit(func(h IPv6) { h.SetPayloadLen(9) }), DropTruncated},
-		"UDP of 7 bytes":    {edit(func(h IPv6) { h.SetPayloadLen(7) }), DropTruncated},
-		"no payload":        {edit(func(h IPv6) { h.SetPayloadLen(0) }), DropTruncated},
-		"TCP of 19 bytes":   {six(ProtoTCP, make([]byte, 19)), DropTruncated},
-		"TCP of 20 bytes":   {six(ProtoTCP, make([]byte, 20)), Accept},
-		"SCTP of 15 bytes":  {six(ProtoSCTP, make([]byte, 15)), DropTruncated},
-		"ICMPv6 of 7 bytes": {six(ProtoICMPv6, make([]byte, 7)), DropTruncated},
+		"one byte":          {[]byte{0x60}, drop.Truncated},
+		"39 bytes":          {udp[:39], drop.Truncated},
+		"cut":               {udp[:47], drop.Truncated},
+		"longer than there": {edit(func(h IPv6) { h.SetPayloadLen(9) }), drop.Truncated},
+		"UDP of 7 bytes":    {edit(func(h IPv6) { h.SetPayloadLen(7) }), drop.Truncated},
+		"no payload":        {edit(func(h IPv6) { h.SetPayloadLen(0) }), drop.Truncated},
+		"TCP of 19 bytes":   {six(ProtoTCP, make([]byte, 19)), drop.Truncated},
+		"TCP of 20 bytes":   {six(ProtoTCP, make([]byte, 20)), drop.Accept},
+		"SCTP of 15 bytes":  {six(ProtoSCTP, make([]byte, 15)), drop.Truncated},
+		"ICMPv6 of 7 bytes": {six(ProtoICMPv6, make([]byte, 7)), drop.Truncated},
 		"mapped source": {edit(func(h IPv6) {
 			copy(h[8:],
 				"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff")
-		}), DropBadHeader},
+		}), drop.BadHeader},
 		"mapped destination": {edit(func(h IPv6) {
 			copy(h[24:],
 				"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff")
-		}), DropBadHeader},
+		}), drop.BadHeader},
 		"not quite mapped": {edit(func(h IPv6) {
 			copy(h[8:],
 				"\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\xff\xff")
-		}), Accept},
-		"IPv4's ICMP":           {six(ProtoICMP, make([]byte, 8)), DropProtocol},
-		"unknown protocol":      {six(200), Accept},
-		"no next header":        {six(protoNoNext), Accept},
-		"ESP":                   {six(protoESP, []byte{1}), Accept},
-		"fragment":              {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), DropFragment},
-		"last fragment":         {six(extFragment, fragment(ProtoUDP, 8, false, 1), []byte{0}), DropFragment},
-		"atomic fragment":       {six(extFragment, fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), Accept},
-		"source route":          {six(extRouting, routing(ProtoUDP, 0, 1), ports(1, 2, 4)), DropSourceRoute},
-		"ended source route":    {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), DropSourceRoute},
-		"segment routing":       {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), DropSourceRoute},
-		"ended segment routing": {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), Accept},
+		}), drop.Accept},
+		"IPv4's ICMP":           {six(ProtoICMP, make([]byte, 8)), drop.Protocol},
+		"unknown protocol":      {six(200), drop.Accept},
+		"no next header":        {six(protoNoNext), drop.Accept},
+		"ESP":                   {six(protoESP, []byte{1}), drop.Accept},
+		"fragment":              {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), drop.Fragment},
+		"last fragment":         {six(extFragment, fragment(ProtoUDP, 8, false, 1), []byte{0}), drop.Fragment},
+		"atomic fragment":       {six(extFragment, fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), drop.Accept},
+		"source route":          {six(extRouting, routing(ProtoUDP, 0, 1), ports(1, 2, 4)), drop.SourceRoute},
+		"ended source route":    {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), drop.SourceRoute},
+		"segment routing":       {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), drop.SourceRoute},
+		"ended segment routing": {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), drop.Accept},
 		"late hop-by-hop": {six(extDestOpts, options(extHopByHop), options(ProtoUDP), ports(1, 2, 4)),
-			DropBadHeader},
+			drop.BadHeader},
 		"two fragment headers": {six(extFragment, fragment(extFragment, 0, false, 1), fragment(ProtoUDP, 0, false,
-			1), ports(1, 2, 4)), DropBadHeader},
-		"extension of 7 bytes": {six(extDestOpts, options(ProtoUDP)[:7]), DropTruncated},
-		"extension beyond end": {six(extDestOpts, []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), DropTruncated},
-		"nothing behind it":    {six(extDestOpts, options(ProtoUDP)), DropTruncated},
+			1), ports(1, 2, 4)), drop.BadHeader},
+		"extension of 7 bytes": {six(extDestOpts, options(ProtoUDP)[:7]), drop.Truncated},
+		"extension beyond end": {six(extDestOpts, []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), drop.Truncated},
+		"nothing behind it":    {six(extDestOpts, options(ProtoUDP)), drop.Truncated},
 		"option beyond its end": {six(extDestOpts, options(ProtoUDP, 1, 5, 0, 0, 0, 0), ports(1, 2, 4)),
-			DropBadHeader},
+			drop.BadHeader},
 		"option of one byte": {six(extDestOpts, options(ProtoUDP, 1, 3, 0, 0, 0, 1), ports(1, 2, 4)),
-			DropBadHeader},
+			drop.BadHeader},
 		"jumbogram": {six(extHopByHop, options(ProtoUDP, optJumbo, 4, 0, 1, 0, 0), ports(1, 2, 4)),
-			DropBadHeader},
-		"unknown option": {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), Accept},
-		"AH":             {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), Accept},
-		"AH of 12 bytes": {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), DropBadHeader},
-		"AH of 20 bytes": {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), DropBadHeader},
-		"AH beyond end":  {six(extAuth, auth(ProtoUDP, 24)[:16]), DropTruncated},
+			drop.BadHeader},
+		"unknown option": {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), drop.Accept},
+		"AH":             {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), drop.Accept},
+		"AH of 12 bytes": {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), drop.BadHeader},
+		"AH of 20 bytes": {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), drop.BadHeader},
+		"AH beyond end":  {six(extAuth, auth(ProtoUDP, 24)[:16]), drop.Truncated},
 		"8 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 7),
-			options(ProtoUDP), ports(1, 2, 4))), Accept},
+			options(ProtoUDP), ports(1, 2, 4))), drop.Accept},
 		"9 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 8),
-			options(ProtoUDP), ports(1, 2, 4))), DropBadHeader},
+			options(ProtoUDP), ports(1, 2, 4))), drop.BadHeader},
 		"first without all heads": {six(extFragment, fragment(extDestOpts, 0, true, 1), []byte{ProtoUDP, 1, 0, 0, 0, 0,
-			0, 0}), DropTruncated},
+			0, 0}), drop.Truncated},
 	} {
 		var p Info
 		if got := p.Parse(c.b); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
-		if c.want == DropBadHeader || c.want == DropSourceRoute {
+		if c.want == drop.BadHeader || c.want == drop.SourceRoute {
 			if got := IPv6(c.b).Check(); got != c.want {
 				t.Errorf("%s: Check says %v, want %v", name, got, c.want)
 			}
 		}
 	}
-	if d := IPv6(tcpPacket(t)).Check(); d != DropNotIPv4 {
+	if d := IPv6(tcpPacket(t)).Check(); d != drop.NotIPv4 {
 		t.Error("IPv4:", d)
 	}
 }
@@ -236,7 +238,7 @@ func TestTransport(t *testing.T) {
 		"ESP": {six(extDestOpts, options(protoESP), []byte{1, 2, 3}), Transport{Proto: protoESP, Offset: 48}},
 		"end": {six(extDestOpts, options(protoNoNext)), Transport{Proto: protoNoNext, Offset: 48}},
 	} {
-		if got, d := c.b.Transport(); d != Accept || got != c.want {
+		if got, d := c.b.Transport(); d != drop.Accept || got != c.want {
 			t.Errorf("%s: %v %+v, want %+v", name, d, got, c.want)
 		}
 	}

@@ -1,6 +1,10 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"vstun/encap/packet/drop"
+)
 
 // GSO is the kind of a super-packet: one packet that stands for several with the same headers.
 type GSO uint8
@@ -83,21 +87,21 @@ func (b *Buf) PutVnet(h *[VnetLen]byte) {
 	}
 }
 
-// Finish computes the transport checksum that the kernel left to us. It returns DropOffload where that lies outside the
+// Finish computes the transport checksum that the kernel left to us. It returns drop.Offload if that lies outside the
 // packet.
-func (b *Buf) Finish() Drop {
+func (b *Buf) Finish() drop.Reason {
 	o := &b.Offload
 	if !o.Partial {
-		return Accept
+		return drop.Accept
 	}
 	p := b.Bytes()
 	start, at := int(o.CsumStart), int(o.CsumStart)+int(o.CsumOffset)
 	if start > len(p) || at+2 > len(p) {
-		return DropOffload
+		return drop.Offload
 	}
 	PutChecksum(p[at:], Sum(p[start:], 0), o.CsumOffset == udpChecksumAt)
 	o.Partial = false
-	return Accept
+	return drop.Accept
 }
 
 // Misplaced reports whether the checksum that is left to us is another one than that of the packet's transport header,

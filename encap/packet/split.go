@@ -1,6 +1,10 @@
 package packet
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"vstun/encap/packet/drop"
+)
 
 // MaxPieces is the largest number of pieces that a packet is cut into: the largest packet, cut for the smallest MTU of
 // IPv4 (RFC 791, section 3.2), 68.
@@ -13,29 +17,29 @@ const PieceRoom = MaxPieces * (Headroom + 60 + 60)
 // SplitSize tells how Split will cut the super-packet in b, p its headers: the length of its headers from the inner IP
 // header on, and the largest payload of a segment that fits mtu bytes. TCP may be cut finer than it came, UDP may not:
 // its payload can be larger than what fits.
-func SplitSize(b *Buf, p *Info, mtu int) (headers, payload int, d Drop) {
+func SplitSize(b *Buf, p *Info, mtu int) (headers, payload int, d drop.Reason) {
 	in := b.Bytes()
 	o := &b.Offload
 	switch {
 	case o.GSO == GSOTCP && p.Flow.Proto == ProtoTCP:
 		headers = p.Offset + int(in[p.Offset+12]>>4)*4
 		if headers < p.Offset+20 {
-			return 0, 0, DropOffload
+			return 0, 0, drop.Offload
 		}
 		payload = min(int(o.Size), mtu-headers)
 	case o.GSO == GSOUDP && p.Flow.Proto == ProtoUDP:
 		headers, payload = p.Offset+8, int(o.Size)
 	default:
-		return 0, 0, DropOffload
+		return 0, 0, drop.Offload
 	}
 	if payload <= 0 || headers > len(in) {
-		return 0, 0, DropOffload
+		return 0, 0, drop.Offload
 	}
 	if pieces := (len(in) - headers + payload - 1) / payload; pieces > MaxPieces ||
 		pieces*(Headroom+headers) > PieceRoom {
-		return 0, 0, DropOffload
+		return 0, 0, drop.Offload
 	}
-	return headers, payload, Accept
+	return headers, payload, drop.Accept
 }
 
 // Split cuts the wrapped super-packet in b into packets of at most payload bytes behind their headers, and appends them

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"vstun/encap/packet/drop"
 )
 
 // super is a TCP or UDP super-packet of n bytes of payload, as a TUN device with offloads gives it: the transport
@@ -50,7 +52,7 @@ func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byt
 	buf.SetLen(copy(buf.Room(), b))
 	buf.Offload = o
 	var p Info
-	if d := p.Parse(buf.Bytes()); d != Accept || p.Offset != int(o.CsumStart) {
+	if d := p.Parse(buf.Bytes()); d != drop.Accept || p.Offset != int(o.CsumStart) {
 		t.Fatal(d, p)
 	}
 	return buf, &p
@@ -79,7 +81,7 @@ func TestSplit6(t *testing.T) {
 				b, p := super(t, true, c.proto, c.n, c.size, c.extensions...)
 				whole := IPv6(bytes.Clone(b.Bytes()))
 				headers, payload, d := SplitSize(b, p, c.mtu)
-				if d != Accept || payload != c.out && c.n > c.out || headers != len(whole)-c.n {
+				if d != drop.Accept || payload != c.out && c.n > c.out || headers != len(whole)-c.n {
 					t.Fatal(headers, payload, d)
 				}
 				switch overhead {
@@ -103,13 +105,14 @@ func TestSplit6(t *testing.T) {
 							t.Fatalf("the outer header says %d of %d bytes", n, len(outer))
 						}
 					case IPv6HeaderLen:
-						if IPv6(outer).TotalLen() != len(outer) || IPv6(outer).Check() != Accept {
+						if IPv6(outer).TotalLen() != len(outer) || IPv6(outer).Check() != drop.Accept {
 							t.Fatalf("the outer header says %d of %d bytes", IPv6(outer).TotalLen(), len(outer))
 						}
 					}
 					in := IPv6(outer[overhead:])
 					var q Info
-					if d := q.Parse(in); d != Accept || q.Len != len(in) || q.Flow != p.Flow || q.Offset != p.Offset {
+					if d := q.Parse(in); d != drop.Accept || q.Len != len(in) || q.Flow != p.Flow ||
+					q.Offset != p.Offset {
 						t.Fatalf("segment %d: %v %+v", i, d, q)
 					}
 					if !checkParsed(t, in, &q) {
@@ -178,7 +181,7 @@ func TestSplitSizeHasRoom(t *testing.T) {
 		for _, extensions := range [][][]byte{nil, {long}} {
 			b, p := super(t, true, ProtoTCP, 64000, size, extensions...)
 			headers, payload, d := SplitSize(b, p, 9000)
-			if d != Accept {
+			if d != drop.Accept {
 				continue
 			}
 			accepted++
@@ -235,7 +238,7 @@ func TestFinish6(t *testing.T) {
 		for n := range 70 {
 			b, p := super(t, true, proto, n, 1400, options(proto))
 			b.Offload.GSO = GSONone
-			if d := b.Finish(); d != Accept || b.Offload.Partial {
+			if d := b.Finish(); d != drop.Accept || b.Offload.Partial {
 				t.Fatal(d)
 			}
 			if in := IPv6(b.Bytes()); plainChecksum(in, proto, in[p.Offset:]) != 0 {
@@ -254,7 +257,7 @@ func TestFinish6(t *testing.T) {
 	}
 	b, _ = super(t, true, ProtoUDP, 2, 1400)
 	b.Offload.CsumStart = 48
-	if d := b.Finish(); d != DropOffload {
+	if d := b.Finish(); d != drop.Offload {
 		t.Error("a checksum behind the packet:", d)
 	}
 }
@@ -296,7 +299,7 @@ func FuzzSplit6(f *testing.F) {
 		b.TakeVnet()
 		fixHeader(b.Bytes())
 		var p Info
-		if p.Parse(b.Bytes()) != Accept {
+		if p.Parse(b.Bytes()) != drop.Accept {
 			return
 		}
 		b.SetLen(p.Len)
@@ -306,14 +309,14 @@ func FuzzSplit6(f *testing.F) {
 			return
 		}
 		headers, payload, d := SplitSize(b, &p, 1460)
-		if d != Accept {
+		if d != drop.Accept {
 			return
 		}
 		want := bytes.Clone(b.Bytes()[headers:])
 		segs, _ = Split(segs[:0], b, &p, 0, headers, payload, room)
 		for _, s := range segs {
 			var q Info
-			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != Accept || q.Len != s.Len() || q.Flow != p.Flow ||
+			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != drop.Accept || q.Len != s.Len() || q.Flow != p.Flow ||
 				!bytes.HasPrefix(want, s.Body) {
 				t.Fatalf("%v %+v of %+v", d, q, p)
 			}

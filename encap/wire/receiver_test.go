@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // everySocket is all that an agent may have.
@@ -99,13 +100,13 @@ func TestEverySocket(t *testing.T) {
 			if s.Over6 {
 				h := packet.IPv6(b)
 				proto, class, src, rest = h.NextHeader(), h.TrafficClass(), h.Src(), b[40:]
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) {
+				if h.Check() != drop.Accept || h.TotalLen() != len(h) {
 					t.Errorf("%s: header %x", s, b[:40])
 				}
 			} else {
 				h := packet.IPv4(b)
 				proto, class, src, rest = h.Protocol(), h.TOS(), h.Src(), b[20:]
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) {
+				if h.Check() != drop.Accept || h.TotalLen() != len(h) {
 					t.Errorf("%s: header %x", s, b[:20])
 				}
 			}

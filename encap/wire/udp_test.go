@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // udpHeaders is the length of the headers of a UDP packet over IPv4.
@@ -71,7 +72,7 @@ func TestUDPSegments(t *testing.T) {
 				}
 				for i := range bufs[:n] {
 					h := packet.IPv4(bufs[i].Bytes())
-					if h.Check() != packet.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
+					if h.Check() != drop.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
 						h.TotalLen() != len(h) || h.TOS() != 0x2e ||
 						binary.BigEndian.Uint16(h[20:]) != port || binary.BigEndian.Uint16(h[22:]) != 6080 ||
 						int(binary.BigEndian.Uint16(h[24:])) != len(h)-20 {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var local = netip.MustParseAddr("127.0.0.1").As4()
@@ -95,7 +96,7 @@ func TestSendAndReceive(t *testing.T) {
 			for i := range bufs[:k] {
 				h := packet.IPv4(bufs[i].Bytes())
 				want := bytes.Repeat([]byte{byte(seen)}, 100+seen)
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) ||
+				if h.Check() != drop.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) ||
 					h.TTL() != 9 || h.TOS() != 0x28 || !bytes.Equal(h.Payload(), want) {
 					t.Fatalf("packet %d: %x", seen, []byte(h))
 				}

@@ -24,6 +24,7 @@ import (
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/encap/wire"
 	"vstun/routing"
 	"vstun/tundev"
@@ -529,7 +530,7 @@ func (a *agent) hear() {
 }
 
 func (a *agent) status() control.RealserverStatus {
-	var t, answers packet.Tally
+	var t, answers stats.Tally
 	var merged, questions uint64
 	for _, w := range a.workers {
 		w.Read(&t)

@@ -17,6 +17,7 @@ import (
 	"vstun/balancer/forward"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // once is a source of one packet, and a sink for all.
@@ -90,7 +91,7 @@ func TestWrite(t *testing.T) {
 			continue
 		}
 		outer := packet.IPv4(data)
-		if outer.Check() != packet.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
+		if outer.Check() != drop.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
 			t.Errorf("after the tunnel: %x", data)
 		}
 		if p := gopacket.NewPacket(data, layers.LayerTypeIPv4, gopacket.Default); p.Layer(layers.LayerTypeUDP) == nil ||

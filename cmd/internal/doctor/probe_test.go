@@ -10,6 +10,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/query"
 )
 
@@ -29,7 +30,7 @@ func TestProbes(t *testing.T) {
 				query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
 		} {
 			var info packet.Info
-			if d := info.Parse(inner); d != packet.Accept || info.Flow.Src != from || info.Flow.Dst != to {
+			if d := info.Parse(inner); d != drop.Accept || info.Flow.Src != from || info.Flow.Dst != to {
 				t.Errorf("%s to %s: %v, %v", from, to, d, info.Flow)
 			}
 			first := layers.LayerTypeIPv4
@@ -106,7 +107,7 @@ func serialize(t *testing.T, p gopacket.Packet) []byte {
 // What is advised on is counted somewhere.
 func TestAdvice(t *testing.T) {
 	names := map[string]bool{}
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		names[d.String()] = true
 	}
 	for _, all := range []map[string]advice{directorAdvice(), realserverAdvice()} {

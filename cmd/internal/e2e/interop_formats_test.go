@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/lab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // format is a tunnel between director and web1, as package encap has it and as ip(8) does.
@@ -274,7 +275,7 @@ func TestInteropUnwrap(t *testing.T) {
 			}
 			b.SetLen(n)
 			exit := encap.Decapsulator{Kind: f.Kind, Key: f.Key, HasKey: f.HasKey}
-			if d := exit.Decap(b, byte(f.protocol()), 0); d != packet.Accept || !bytes.HasSuffix(b.Bytes(),
+			if d := exit.Decap(b, byte(f.protocol()), 0); d != drop.Accept || !bytes.HasSuffix(b.Bytes(),
 				[]byte(text)) {
 				t.Errorf("%v: %v, %x", &f, d, b.Bytes())
 			}

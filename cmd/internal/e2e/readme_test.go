@@ -11,7 +11,7 @@ import (
 	"vstun/cmd/internal/agent"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 func readme(t *testing.T) string {
@@ -85,7 +85,7 @@ func TestReadmeKeys(t *testing.T) {
 // TestReadmeIsComplete wants every reason of a drop, every scheduler and every command in the README's reference.
 func TestReadmeIsComplete(t *testing.T) {
 	text := readme(t)
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		if !strings.Contains(text, "| `"+d.String()+"` |") {
 			t.Errorf("drop reason %s is not in the README", d)
 		}
