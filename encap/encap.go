@@ -54,20 +54,14 @@ func (k Kind) UDP() bool { return k == KindGUE || k == KindFOU }
 func (k Kind) Overhead4() int {
 	switch k {
 	case KindGRE:
-		return packet.IPv4HeaderLen + greMinLen
+		return packet.IPv4HeaderLen + packet.GREMinLen
 	case KindGUE:
-		return packet.IPv4HeaderLen + packet.UDPHeaderLen + gueHeaderLen
+		return packet.IPv4HeaderLen + packet.UDPHeaderLen + packet.GUEHeaderLen
 	case KindFOU:
 		return packet.IPv4HeaderLen + packet.UDPHeaderLen
 	}
 	return packet.IPv4HeaderLen
 }
-
-// Protocol types of GRE (RFC 7042, appendix B).
-const (
-	etherIPv4 = 0x0800
-	etherIPv6 = 0x86dd
-)
 
 // MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with GRE, checksum and key, or with UDP and GUE.
 const MaxOverhead = packet.IPv6HeaderLen + 12

@@ -26,7 +26,9 @@ func inner(n int, tos, ttl byte, df bool) packet.IPv4 {
 	for i := range b {
 		b[i] = byte(i)
 	}
-	packet.PutIPv4(b, tos, n, ttl, packet.ProtoUDP, client.As4(), vip.As4())
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: tos, TotalLen: n, TTL: ttl, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
+	})
 	if df {
 		b[6] = 0x40
 		b.SetChecksum()
@@ -81,9 +83,9 @@ func TestECN(t *testing.T) {
 	const dropped = 9
 	want := [4][4]byte{
 		0: {0, 0, 0, dropped}, // inner Not-ECT
-		1: {1, 1, 1, 3},    // inner ECT(1)
-		2: {2, 1, 2, 3},    // inner ECT(0)
-		3: {3, 3, 3, 3},    // inner CE
+		1: {1, 1, 1, 3},       // inner ECT(1)
+		2: {2, 1, 2, 3},       // inner ECT(0)
+		3: {3, 3, 3, 3},       // inner CE
 	}
 	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	for in := range byte(4) {

@@ -44,54 +44,56 @@ func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) drop.Reason {
 	if d != drop.Accept {
 		return d
 	}
-	return arrive(b, version, class)
+	return checkInner(b, version, class)
 }
 
 // stripGRE takes the GRE header off the packet in b, and returns the IP version that comes behind it.
 func (e *Decapsulator) stripGRE(b *packet.Buf) (version int, d drop.Reason) {
-	h := gre(b.Bytes())
-	if len(h) < greMinLen {
+	h := packet.GRE(b.Bytes())
+	if len(h) < packet.GREMinLen {
 		return 0, drop.TunnelHeader
 	}
-	hasKey := h.flags()&greKey != 0
+	flags := h.Flags()
+	hasKey := flags&packet.GREKey != 0
 	switch {
-	case h.flags()&^(greChecksum|greKey|greIgnored) != 0 || len(h) < h.len() || h.version() == 0:
+	case flags&^(packet.GREChecksum|packet.GREKey|packet.GREIgnored) != 0 || len(h) < h.HeaderLen() || h.Version() == 0:
 		return 0, drop.TunnelHeader
-	case h.flags()&greChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff && !h.unfinished():
+	case flags&packet.GREChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff && !unfinishedGRE(h):
 		return 0, drop.TunnelChecksum
-	case hasKey != e.HasKey || hasKey && h.key() != e.Key:
+	case hasKey != e.HasKey || hasKey && h.Key() != e.Key:
 		return 0, drop.TunnelKey
 	}
-	b.Strip(h.len())
-	return h.version(), drop.Accept
+	version = h.Version()
+	b.Strip(h.HeaderLen())
+	return version, drop.Accept
 }
 
 // stripGUE takes the GUE header, if there is one, off the UDP payload in b, and returns the IP version that comes
 // behind it, 0 for either.
 func stripGUE(b *packet.Buf) (version int, d drop.Reason) {
-	h := gue(b.Bytes())
-	if len(h) < gueHeaderLen {
+	h := packet.GUE(b.Bytes())
+	if len(h) < packet.GUEHeaderLen {
 		return 0, drop.TunnelHeader
 	}
-	if h.variant() == 1 {
+	if h.Variant() == 1 {
 		return 0, drop.Accept
 	}
-	if !h.plain() || h.version() == 0 {
+	if !h.Plain() || h.Version() == 0 {
 		return 0, drop.TunnelHeader
 	}
-	b.Strip(gueHeaderLen)
-	return h.version(), drop.Accept
+	b.Strip(packet.GUEHeaderLen)
+	return h.Version(), drop.Accept
 }
 
-// arrive checks the packet in b, which has come out of a tunnel with an outer header of this class. version is the one
-// it must have, 0 for either.
-func arrive(b *packet.Buf, version int, class byte) drop.Reason {
+// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP version
+// that it must have, 0 for either.
+func checkInner(b *packet.Buf, version int, class byte) drop.Reason {
 	p := b.Bytes()
 	if len(p) == 0 {
 		return drop.Truncated
 	}
 	if version == 0 {
-		version = int(p[0] >> 4)
+		version = packet.Version(p)
 	}
 	if version == 6 {
 		inner := packet.IPv6(p)

@@ -1,8 +1,7 @@
 package encap
 
 import (
-	"bytes"
-	"encoding/binary"
+	"net/netip"
 
 	"vstun/encap/packet"
 )
@@ -15,11 +14,11 @@ func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) 
 	if t.overhead == 0 {
 		return nil, false
 	}
-	ip, up := t.header[:t.ip], outer[payload:]
+	up := outer[payload:]
 	proto, version := t.protocol(), 0 // version: that the headers name, 0 where they name none
 	if t.outerIs4() {
-		h := packet.IPv4(outer)
-		if h.Version() != 4 || !bytes.Equal(h[16:20], ip[16:20]) || !from(h[12:16], ip[12:16]) {
+		h, ours := packet.IPv4(outer), packet.IPv4(t.header[:])
+		if h.Version() != 4 || h.Dst() != ours.Dst() || !sourceMatches(h.Src(), ours.Src()) {
 			return nil, false
 		}
 		if t.kind == KindIPIP && h.Protocol() == packet.ProtoIPv6 {
@@ -27,13 +26,13 @@ func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) 
 		}
 		ok = h.Protocol() == proto
 	} else {
-		h := packet.IPv6(outer)
-		if h.Version() != 6 || !bytes.Equal(h[24:40], ip[24:40]) || !from(h[8:24], ip[8:24]) {
+		h, ours := packet.IPv6(outer), packet.IPv6(t.header[:])
+		if h.Version() != 6 || h.Dst() != ours.Dst() || !sourceMatches(h.Src(), ours.Src()) {
 			return nil, false
 		}
 		next := h.NextHeader()
-		if next == protoFragment && payload == Fragment6HeadLen {
-			next = outer[packet.IPv6HeaderLen] // the first fragment of what Fragment6 has cut
+		if next == packet.ProtoFragment && payload == Fragment6HeadLen {
+			next = packet.IPv6Fragment(outer[packet.IPv6HeaderLen:]).NextHeader() // of a packet that Fragment6 has cut
 		}
 		if t.kind == KindIPIP && next == packet.ProtoIPv6 {
 			proto, version = packet.ProtoIPv6, 6
@@ -51,24 +50,24 @@ func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) 
 			version = 4
 		}
 	case KindGRE:
-		if len(up) >= greMinLen {
-			h := gre(up)
-			version = h.version()
-			if version == 0 || h.flags() != gre(made).flags() {
+		if len(up) >= packet.GREMinLen {
+			h, ours := packet.GRE(up), packet.GRE(made)
+			version = h.Version()
+			if version == 0 || h.Flags() != ours.Flags() {
 				return nil, false
 			}
-			if len(up) >= n && h.flags()&greKey != 0 && h.key() != gre(made).key() {
+			if len(up) >= n && h.Flags()&packet.GREKey != 0 && h.Key() != ours.Key() {
 				return nil, false
 			}
 		}
 	case KindGUE, KindFOU:
-		if len(up) >= 4 && binary.BigEndian.Uint16(up[2:]) != binary.BigEndian.Uint16(made[2:]) {
+		if len(up) >= 4 && packet.UDP(up).DstPort() != packet.UDP(made).DstPort() {
 			return nil, false
 		}
 		if t.kind == KindGUE && len(up) >= n {
-			h := gue(up[packet.UDPHeaderLen:])
-			version = h.version()
-			if version == 0 || !h.plain() || h.variant() != 0 {
+			h := packet.GUE(up[packet.UDPHeaderLen:])
+			version = h.Version()
+			if version == 0 || !h.Plain() || h.Variant() != 0 {
 				return nil, false
 			}
 		}
@@ -77,19 +76,12 @@ func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) 
 		return nil, true
 	}
 	inner = up[n:]
-	if v := int(inner[0] >> 4); v != 4 && v != 6 || version != 0 && v != version {
+	if v := packet.Version(inner); v != 4 && v != 6 || version != 0 && v != version {
 		return nil, false
 	}
 	return inner, true
 }
 
-// from reports whether a packet of that source can be one of the tunnel's: its header names none where the kernel puts
-// in the route's.
-func from(source, ours []byte) bool {
-	for _, b := range ours {
-		if b != 0 {
-			return bytes.Equal(source, ours)
-		}
-	}
-	return true
-}
+// sourceMatches reports whether a packet with this source can be the tunnel's. The tunnel's header names none where the
+// kernel puts in the source of the route.
+func sourceMatches(source, ours netip.Addr) bool { return ours.IsUnspecified() || source == ours }

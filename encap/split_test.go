@@ -39,7 +39,9 @@ func super(t testing.TB, proto byte, n, size int, flags byte, tcpOptions int) (*
 	for i := range n {
 		tr[header+i] = byte(i * 31 >> 3)
 	}
-	packet.PutIPv4(b, 0x28, len(b), 63, proto, client.As4(), vip.As4())
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: 0x28, TotalLen: len(b), TTL: 63, Protocol: proto, Src: client.As4(), Dst: vip.As4(),
+	})
 	binary.BigEndian.PutUint16(b[4:], 0xfffe)
 	b[6] = 0x40
 	b.SetChecksum()
@@ -88,13 +90,14 @@ func TestSplitTCP(t *testing.T) {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			b, p := super(t, packet.ProtoTCP, c.n, c.size, allFlags, c.options)
 			want := bytes.Clone(b.Bytes()[40+c.options:])
-			headers, payload, d := packet.SplitSize(b, p, c.mtu)
-			if d != drop.Accept || headers != 40+c.options || payload != min(c.size, c.mtu-headers) {
-				t.Fatal(headers, payload, d)
+			cut, d := packet.NewCut(b, p, c.mtu)
+			if d != drop.Accept || cut.Headers != 40+c.options || cut.Payload != min(c.size, c.mtu-cut.Headers) {
+				t.Fatal(cut, d)
 			}
 			tunnel.Wrap(b, 0)
-			segs, _ := packet.Split(nil, b, p, packet.IPv4HeaderLen, headers, payload, make([]byte, packet.PieceRoom))
-			if n := (c.n + payload - 1) / payload; len(segs) != n {
+			cut.Overhead = packet.IPv4HeaderLen
+			segs, _ := packet.Split(nil, b, p, cut, make([]byte, packet.PieceRoom))
+			if n := (c.n + cut.Payload - 1) / cut.Payload; len(segs) != n {
 				t.Fatalf("%d segments, want %d", len(segs), n)
 			}
 			var got []byte
@@ -109,7 +112,7 @@ func TestSplitTCP(t *testing.T) {
 					len(tcp.Contents) != 20+c.options || int(ip.Length) > c.mtu {
 					t.Fatalf("segment %d of %d: %+v %+v", i, len(segs), ip, tcp)
 				}
-				if !last && len(body) != payload {
+				if !last && len(body) != cut.Payload {
 					t.Fatalf("segment %d has %d bytes of payload", i, len(body))
 				}
 				seq += uint32(len(body))
@@ -127,12 +130,13 @@ func TestSplitUDP(t *testing.T) {
 	for _, c := range []struct{ n, size int }{{1200 * 10, 1200}, {1200*10 + 1, 1200}, {100, 1200}, {65000, 1400}} {
 		b, p := super(t, packet.ProtoUDP, c.n, c.size, 0, 0)
 		want := bytes.Clone(b.Bytes()[28:])
-		headers, payload, d := packet.SplitSize(b, p, 1480)
-		if d != drop.Accept || headers != 28 || payload != c.size {
-			t.Fatal(headers, payload, d)
+		cut, d := packet.NewCut(b, p, 1480)
+		if d != drop.Accept || cut.Headers != 28 || cut.Payload != c.size {
+			t.Fatal(cut, d)
 		}
 		tunnel.Wrap(b, 0)
-		segs, _ := packet.Split(nil, b, p, packet.IPv4HeaderLen, headers, payload, make([]byte, packet.PieceRoom))
+		cut.Overhead = packet.IPv4HeaderLen
+		segs, _ := packet.Split(nil, b, p, cut, make([]byte, packet.PieceRoom))
 		var got []byte
 		for i, s := range segs {
 			ip, pk, body := checkSegment(t, s)
@@ -160,7 +164,7 @@ func TestSplitRefuses(t *testing.T) {
 	} {
 		b, p := super(t, packet.ProtoTCP, 20000, 1440, 0, 0)
 		edit(b, p)
-		if _, _, d := packet.SplitSize(b, p, 1480); d != drop.Offload {
+		if _, d := packet.NewCut(b, p, 1480); d != drop.Offload {
 			t.Errorf("%s: %v", name, d)
 		}
 	}
@@ -172,12 +176,13 @@ func BenchmarkSplit(b *testing.B) {
 	room, segs := make([]byte, packet.PieceRoom), make([]packet.Segment, 0, 100)
 	b.SetBytes(64000)
 	for b.Loop() {
-		headers, payload, d := packet.SplitSize(buf, p, 1480)
+		cut, d := packet.NewCut(buf, p, 1480)
 		if d != drop.Accept {
 			b.Fatal(d)
 		}
 		tunnel.Wrap(buf, 0)
-		segs, _ = packet.Split(segs[:0], buf, p, packet.IPv4HeaderLen, headers, payload, room)
+		cut.Overhead = packet.IPv4HeaderLen
+		segs, _ = packet.Split(segs[:0], buf, p, cut, room)
 		buf.Strip(packet.IPv4HeaderLen)
 	}
 }
@@ -214,13 +219,14 @@ func FuzzSplit(f *testing.F) {
 			p.PutVnet(new([packet.VnetLen]byte))
 			return
 		}
-		headers, payload, d := packet.SplitSize(p, &info, 1480)
+		cut, d := packet.NewCut(p, &info, 1480)
 		if d != drop.Accept {
 			return
 		}
-		whole := info.Len - headers
+		whole := info.Len - cut.Headers
 		tunnel.Wrap(p, 0)
-		segs, _ = packet.Split(segs[:0], p, &info, packet.IPv4HeaderLen, headers, payload, room)
+		cut.Overhead = packet.IPv4HeaderLen
+		segs, _ = packet.Split(segs[:0], p, &info, cut, room)
 		for _, s := range segs {
 			whole -= len(s.Body)
 			if h := packet.IPv4(s.Head); h.TotalLen() != s.Len() || innerLen(s.Head[20:]) != s.Len()-20 {

@@ -237,11 +237,11 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 	if out.info.Parse(b.Bytes()) != drop.Accept {
 		return false
 	}
-	headers, payload, d := packet.SplitSize(b, &out.info, packet.MaxLen)
+	cut, d := packet.NewCut(b, &out.info, packet.MaxLen)
 	if d != drop.Accept {
 		return false
 	}
-	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, 0, headers, payload, out.room)
+	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, cut, out.room)
 	ok := true
 	for _, s := range out.segs {
 		ok = q.writePieces(fd, s.Head, s.Body) && ok

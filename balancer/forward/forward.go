@@ -184,22 +184,24 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.R
 
 // super treats a super-packet: it has been looked up once, and becomes packets now.
 func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
-	headers, payload, d := packet.SplitSize(b, p, inner)
+	cut, d := packet.NewCut(b, p, inner)
 	if d != drop.Accept {
 		return d
 	}
-	if n := headers + payload; n > inner && p.DF && n > smallest(p) {
+	n := cut.Headers + cut.Payload
+	if n > inner && p.DF && n > smallest(p) {
 		return w.tooBig(b, p, max(inner, smallest(p)), now)
 	}
-	if headers+payload+dest.Via.Overhead() > packet.MaxLen {
+	cut.Overhead = dest.Via.Overhead()
+	if cut.Overhead+n > packet.MaxLen {
 		return drop.TooBig
 	}
 	dest.Count(w.id, p.Len)
 	dest.Via.Out(b, p, w.out.port(p.Hash))
-	if headers+payload > inner {
-		w.out.segmentAndFragment(dest.Via, b, p, headers, payload, dest.MTU)
+	if n > inner {
+		w.out.segmentAndFragment(dest.Via, b, p, cut, dest.MTU)
 	} else {
-		w.out.segment(dest.Via, dest.Encap.UDP(), b, p, headers, payload)
+		w.out.segment(dest.Via, dest.Encap.UDP(), b, p, cut)
 	}
 	return drop.Accept
 }

@@ -86,7 +86,9 @@ func newWorker(t testing.TB, s *script, mtu int) *Worker {
 func ip(proto byte, df bool, payload []byte) packet.IPv4 {
 	b := make(packet.IPv4, 20+len(payload))
 	copy(b[20:], payload)
-	packet.PutIPv4(b, 0, len(b), 63, proto, client.As4(), vip.As4())
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TotalLen: len(b), TTL: 63, Protocol: proto, Src: client.As4(), Dst: vip.As4(),
+	})
 	if df {
 		b[6] = 0x40
 		b.SetChecksum()

@@ -116,16 +116,16 @@ func (o *output) port(hash uint64) uint16 {
 	return o.ports[n]
 }
 
-// segment appends the super-packet in b, wrapped for t, as packets of so many bytes of headers and payload.
-func (o *output) segment(t method.Method, inUDP bool, b *packet.Buf, p *packet.Info, headers, payload int) {
-	pieces := (p.Len-headers+payload-1)/payload + 1
+// segment appends the segments that c cuts the GSO packet in b, wrapped for t, into.
+func (o *output) segment(t method.Method, inUDP bool, b *packet.Buf, p *packet.Info, c packet.Cut) {
+	pieces := c.Segments(p.Len) + 1
 	large := inUDP && o.udp != nil
 	if large {
 		o.flush() // what has come before goes before
 	}
-	o.reserve(pieces * (t.Overhead() + headers))
+	o.reserve(pieces * (c.Overhead + c.Headers))
 	before := len(o.segs)
-	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
+	o.segs, o.free = packet.Split(o.segs, b, p, c, o.free)
 	if large && o.sendLarge() {
 		return
 	}
@@ -200,10 +200,10 @@ func (o *output) sendLarge() bool {
 
 // segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough
 // for a copy.
-func (o *output) segmentAndFragment(t method.Method, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
+func (o *output) segmentAndFragment(t method.Method, b *packet.Buf, p *packet.Info, c packet.Cut, mtu int) {
 	o.flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)
-	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)
+	o.segs, o.free = packet.Split(o.segs, b, p, c, o.free)
 	datagrams := o.large[:copy(o.large[:], o.segs)]
 	o.segs = o.segs[:0]
 	for _, d := range datagrams {

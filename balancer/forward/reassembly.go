@@ -155,24 +155,24 @@ type piece struct {
 
 // readFragment takes the fragment b apart; ok is false for one that fits no packet.
 func readFragment(b []byte) (f piece, ok bool) {
-	id, offset, more, proto, ok := packet.FragmentInfo(b)
+	at, ok := packet.ParseFragment(b)
 	if !ok {
 		return f, false
 	}
-	f = piece{offset: offset, more: more}
+	f = piece{offset: at.Offset, more: at.More}
 	if b[0]>>4 == 6 {
 		h := packet.IPv6(b)
 		x, d := h.Transport()
 		if d != drop.Accept || h.HopLimit() == 0 {
 			return f, false
 		}
-		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id}
+		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: at.ID}
 		f.ecn = h.TrafficClass() & 3
 		f.head, f.data = b[:x.FragHeader], b[x.FragHeader+8:h.TotalLen()]
-		f.proto, f.name = proto, x.FragName
+		f.proto, f.name = at.Proto, x.FragName
 	} else {
 		h := packet.IPv4(b)
-		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id, proto: proto}
+		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: at.ID, proto: at.Proto}
 		f.ecn, f.df = h.TOS()&3, h.DF()
 		f.head, f.data = b[:h.HeaderLen()], h.Payload()
 		if h.TTL() == 0 {

@@ -69,7 +69,7 @@ type model struct {
 
 // add returns whether the fragment is a duplicate, contradicts what has come, or completes the packet.
 func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
-	_, offset, more, _, _ := packet.FragmentInfo(f)
+	at, _ := packet.ParseFragment(f)
 	data := packet.IPv4(f).Payload
 	var d []byte
 	if f[0]>>4 == 6 {
@@ -77,9 +77,9 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 	} else {
 		d = data()
 	}
-	end := offset + len(d)
+	end := at.Offset + len(d)
 	had := 0
-	for i := offset; i < end; i++ {
+	for i := at.Offset; i < end; i++ {
 		if _, ok := m.data[i]; ok {
 			had++
 		}
@@ -89,7 +89,7 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 		far = max(far, i+1)
 	}
 	switch {
-	case more && m.last >= 0 && end > m.last, !more && (end < far || m.last >= 0 && end != m.last):
+	case at.More && m.last >= 0 && end > m.last, !at.More && (end < far || m.last >= 0 && end != m.last):
 		return false, true, false
 	case had == len(d):
 		return true, false, false
@@ -97,9 +97,9 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 		return false, true, false
 	}
 	for i, b := range d {
-		m.data[offset+i] = b
+		m.data[at.Offset+i] = b
 	}
-	if !more {
+	if !at.More {
 		m.last = end
 	}
 	return false, false, len(m.data) == m.last
@@ -394,8 +394,8 @@ func putTogether(t *testing.T, fragments [][]byte, mtu int) []byte {
 	t.Helper()
 	var whole []byte
 	for i, f := range fragments {
-		id, offset, more, _, ok := packet.FragmentInfo(checked(f))
-		if !ok || id == 0 || len(f) > mtu || more != (i < len(fragments)-1) {
+		at, ok := packet.ParseFragment(checked(f))
+		if !ok || at.ID == 0 || len(f) > mtu || at.More != (i < len(fragments)-1) {
 			t.Fatalf("fragment %d of %d: %x", i, len(fragments), f)
 		}
 		head, skip := 20, 0
@@ -405,8 +405,8 @@ func putTogether(t *testing.T, fragments [][]byte, mtu int) []byte {
 		if i == 0 {
 			whole = bytes.Clone(f[:head])
 		}
-		if offset != len(whole)-head {
-			t.Fatalf("fragment %d begins at %d, want %d", i, offset, len(whole)-head)
+		if at.Offset != len(whole)-head {
+			t.Fatalf("fragment %d begins at %d, want %d", i, at.Offset, len(whole)-head)
 		}
 		whole = append(whole, f[head+skip:]...)
 	}

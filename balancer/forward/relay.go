@@ -121,7 +121,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 		return nil
 	}
 	e := relayed(&outer, inner, dest.Via.Overhead())
-	if e.kind == 0 {
+	if e.Type == 0 {
 		return nil
 	}
 	limit := &r.answers.others
@@ -132,7 +132,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	if room == nil {
 		return nil
 	}
-	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e.kind, e.code, e.rest)]
+	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)]
 }
 
 // ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for
@@ -165,38 +165,32 @@ func from(b []byte) netip.Addr {
 	return packet.IPv4(b).Src()
 }
 
-// told is type, code and third field of an ICMP error.
-type told struct {
-	kind, code uint8
-	rest       uint32
-}
-
 // relayed is what the sender of inner is told, in its family's words, of an error about the tunnel packet that it was
 // in; type 0: nothing.
-func relayed(outer *packet.Quoted, inner []byte, overhead int) told {
+func relayed(outer *packet.Quoted, inner []byte, overhead int) packet.ICMPFields {
 	six, outer6 := inner[0]>>4 == 6, !outer.Flow.Src.Is4()
 	if outer.TooBig() {
 		return size(inner, six, outer.MTU-overhead)
 	}
 	switch {
 	case !six && !outer6 && (outer.Type == packet.ICMPUnreachable || outer.Type == packet.ICMPTimeExceeded):
-		return told{kind: outer.Type, code: outer.Code}
+		return packet.ICMPFields{Type: outer.Type, Code: outer.Code}
 	case six && outer6 && (outer.Type == packet.ICMPv6Unreachable || outer.Type == packet.ICMPv6TimeExceeded):
-		return told{kind: outer.Type, code: outer.Code}
+		return packet.ICMPFields{Type: outer.Type, Code: outer.Code}
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable && outer.Code == packet.ICMPCodePort:
-		return told{kind: packet.ICMPv6Unreachable, code: packet.ICMPv6CodePort}
+		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: packet.ICMPv6CodePort}
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable:
-		return told{kind: packet.ICMPv6Unreachable, code: addressUnreachable}
+		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: addressUnreachable}
 	case six && !outer6 && outer.Type == packet.ICMPTimeExceeded:
-		return told{kind: packet.ICMPv6TimeExceeded}
+		return packet.ICMPFields{Type: packet.ICMPv6TimeExceeded}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable && outer.Code == packet.ICMPv6CodePort:
-		return told{kind: packet.ICMPUnreachable, code: packet.ICMPCodePort}
+		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodePort}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable:
-		return told{kind: packet.ICMPUnreachable, code: hostUnreachable}
+		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: hostUnreachable}
 	case !six && outer6 && outer.Type == packet.ICMPv6TimeExceeded:
-		return told{kind: packet.ICMPTimeExceeded}
+		return packet.ICMPFields{Type: packet.ICMPTimeExceeded}
 	}
-	return told{}
+	return packet.ICMPFields{}
 }
 
 const (
@@ -206,16 +200,16 @@ const (
 
 // size is what the sender of inner is told of a way that takes mtu bytes of it: nothing if it may be fragmented, or is
 // no larger than that, or than every way takes.
-func size(inner []byte, six bool, mtu int) told {
+func size(inner []byte, six bool, mtu int) packet.ICMPFields {
 	if six {
 		mtu = max(mtu, encap.MinMTU6)
 		if packet.IPv6(inner).TotalLen() <= mtu {
-			return told{}
+			return packet.ICMPFields{}
 		}
-		return told{kind: packet.ICMPv6TooBig, rest: uint32(mtu)}
+		return packet.ICMPFields{Type: packet.ICMPv6TooBig, Rest: uint32(mtu)}
 	}
 	if h := packet.IPv4(inner); mtu < encap.MinMTU || !h.DF() || h.TotalLen() <= mtu {
-		return told{}
+		return packet.ICMPFields{}
 	}
-	return told{kind: packet.ICMPUnreachable, code: packet.ICMPCodeFragNeeded, rest: uint32(mtu)}
+	return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodeFragNeeded, Rest: uint32(mtu)}
 }

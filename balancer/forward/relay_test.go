@@ -60,7 +60,9 @@ func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
 func ip6(proto byte, payload []byte) packet.IPv6 {
 	b := make(packet.IPv6, 40+len(payload))
 	copy(b[40:], payload)
-	packet.PutIPv6(b, 0, len(b), 63, proto, client6.As16(), vip6.As16())
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TotalLen: len(b), HopLimit: 63, NextHeader: proto, Src: client6.As16(), Dst: vip6.As16(),
+	})
 	return b
 }
 
@@ -90,7 +92,7 @@ func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
 		from = router6
 	}
 	room := make([]byte, packet.ICMPRoom)
-	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, kind, code, mtu)]
+	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, packet.ICMPFields{Type: kind, Code: code, Rest: mtu})]
 }
 
 // TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words,

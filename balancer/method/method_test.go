@@ -14,7 +14,8 @@ import (
 // packet, and Quoted finds the packet again. A configuration without a source that is needed is refused.
 func TestTUN(t *testing.T) {
 	request := make(packet.IPv4, 60)
-	packet.PutIPv4(request, 0, len(request), 63, packet.ProtoTCP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+	request.Encode(packet.IPv4Fields{TotalLen: len(request), TTL: 63, Protocol: packet.ProtoTCP,
+		Src: [4]byte{192, 0, 2, 1}, Dst: [4]byte{198, 51, 100, 80}})
 	copy(request[20:], []byte{0x12, 0x34, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, packet.FlagSYN})
 	for _, address := range []string{"10.0.11.2", "fd00::2"} {
 		for kind := encap.KindIPIP; kind <= encap.KindFOU; kind++ {

@@ -197,18 +197,18 @@ func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
 
 // split adds the segments of the super-packet in b to w.segs.
 func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error) {
-	headers, payload, d := packet.SplitSize(b, p, packet.MaxLen)
+	cut, d := packet.NewCut(b, p, packet.MaxLen)
 	if d != drop.Accept {
 		return d, nil
 	}
-	n := (p.Len-headers+payload-1)/payload + 1
-	if len(w.segs) >= answerBatch || len(w.free) < n*headers {
+	n := cut.Segments(p.Len) + 1
+	if len(w.segs) >= answerBatch || len(w.free) < n*cut.Headers {
 		if err := w.flush(); err != nil {
 			return drop.Accept, err
 		}
 	}
 	before := len(w.segs)
-	w.segs, w.free = packet.Split(w.segs, b, p, 0, headers, payload, w.free)
+	w.segs, w.free = packet.Split(w.segs, b, p, cut, w.free)
 	for _, s := range w.segs[before:] {
 		w.sent.put(s.Head, p)
 	}
@@ -335,10 +335,16 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 	// socket's datagrams do not take.
 	q, n := w.quote[:], packet.IPv4HeaderLen
 	if p.Flow.Dst.Is4() {
-		packet.PutIPv4(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As4(), p.Flow.Dst.As4())
+		packet.IPv4(q).Encode(packet.IPv4Fields{
+			TotalLen: n + packet.UDPHeaderLen, TTL: 64, Protocol: packet.ProtoUDP, Src: p.Flow.Src.As4(),
+			Dst: p.Flow.Dst.As4(),
+		})
 	} else {
 		n = packet.IPv6HeaderLen
-		packet.PutIPv6(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As16(), p.Flow.Dst.As16())
+		packet.IPv6(q).Encode(packet.IPv6Fields{
+			TotalLen: n + packet.UDPHeaderLen, HopLimit: 64, NextHeader: packet.ProtoUDP, Src: p.Flow.Src.As16(),
+			Dst: p.Flow.Dst.As16(),
+		})
 	}
 	q = q[:n+packet.UDPHeaderLen]
 	binary.BigEndian.PutUint16(q[n:], w.port)

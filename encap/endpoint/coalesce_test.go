@@ -57,10 +57,15 @@ func (s segment) bytes() []byte {
 		t[header+i] = byte(s.seq + uint32(i))
 	}
 	if s.six {
-		packet.PutIPv6(b, s.tos, len(b), 63, packet.ProtoTCP, client6.As16(), vip6.As16())
+		packet.IPv6(b).Encode(packet.IPv6Fields{
+			TrafficClass: s.tos, TotalLen: len(b), HopLimit: 63, NextHeader: packet.ProtoTCP, Src: client6.As16(),
+			Dst: vip6.As16(),
+		})
 		b[3] = s.label
 	} else {
-		packet.PutIPv4(b, s.tos, len(b), 63, packet.ProtoTCP, client.As4(), vip.As4())
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: s.tos, TotalLen: len(b), TTL: 63, Protocol: packet.ProtoTCP, Src: client.As4(), Dst: vip.As4(),
+		})
 	}
 	switch {
 	case s.more && s.six:
@@ -262,11 +267,11 @@ func TestCoalesceThenSplit(t *testing.T) {
 			if d := info.Parse(b.Bytes()); d != drop.Accept {
 				t.Fatal(d)
 			}
-			headers, payload, d := packet.SplitSize(&b, &info, packet.MaxLen)
+			cut, d := packet.NewCut(&b, &info, packet.MaxLen)
 			if d != drop.Accept {
 				t.Fatal(d)
 			}
-			segs, _ := packet.Split(nil, &b, &info, 0, headers, payload, make([]byte, packet.PieceRoom))
+			segs, _ := packet.Split(nil, &b, &info, cut, make([]byte, packet.PieceRoom))
 			for _, s := range segs {
 				count++
 				p := append(bytes.Clone(s.Head), s.Body...)
@@ -329,7 +334,10 @@ func TestGatheredDatagramsAreRefused(t *testing.T) {
 		b := &packet.NewBufs(1)[0]
 		b.SetLen(c.size)
 		p := packet.IPv4(b.Bytes())
-		packet.PutIPv4(p, 0, c.size, 64, packet.ProtoUDP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+		packet.IPv4(p).Encode(packet.IPv4Fields{
+			TotalLen: c.size, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{192, 0, 2, 1},
+			Dst: [4]byte{198, 51, 100, 80},
+		})
 		u := p.Payload()
 		binary.BigEndian.PutUint16(u[2:], 443)
 		sum := p.PseudoSum(len(u))

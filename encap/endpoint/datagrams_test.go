@@ -36,12 +36,14 @@ func (g *gro) ReadBatch(bufs []packet.Buf) (int, error) {
 	}
 	if g.over6 {
 		h := b.Prepend(48)
-		packet.PutIPv6(h, 0, len(g.payload)+48, 0, packet.ProtoUDP, director6.As16(), [16]byte{})
+		packet.IPv6(h).Encode(packet.IPv6Fields{
+			TotalLen: len(g.payload) + 48, NextHeader: packet.ProtoUDP, Src: director6.As16(),
+		})
 		clear(h[40:48])
 		return 1, nil
 	}
 	h := b.Prepend(28)
-	packet.PutIPv4(h, 0, len(g.payload)+28, 0, packet.ProtoUDP, from.As4(), [4]byte{})
+	packet.IPv4(h).Encode(packet.IPv4Fields{TotalLen: len(g.payload) + 28, Protocol: packet.ProtoUDP, Src: from.As4()})
 	clear(h[20:28])
 	return 1, nil
 }

@@ -66,11 +66,15 @@ func (p *Policy) unwrap(b *packet.Buf) (inside, drop.Reason) {
 func ip(src, dst netip.Addr, proto byte, payload []byte) []byte {
 	if src.Is4() {
 		b := make([]byte, 20, 20+len(payload))
-		packet.PutIPv4(b, 0, 20+len(payload), 64, proto, src.As4(), dst.As4())
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TotalLen: 20 + len(payload), TTL: 64, Protocol: proto, Src: src.As4(), Dst: dst.As4(),
+		})
 		return append(b, payload...)
 	}
 	b := make([]byte, 40, 40+len(payload))
-	packet.PutIPv6(b, 0, 40+len(payload), 64, proto, src.As16(), dst.As16())
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TotalLen: 40 + len(payload), HopLimit: 64, NextHeader: proto, Src: src.As16(), Dst: dst.As16(),
+	})
 	return append(b, payload...)
 }
 

@@ -11,11 +11,11 @@ import (
 // source that is no single host, and about a packet to many; and nobody answers what is no whole packet. How many are
 // sent is the caller's business.
 func MayAnswer(b []byte) bool {
-	if len(b) > 0 && b[0]>>4 == 6 {
+	if Version(b) == 6 {
 		return mayAnswer6(b)
 	}
 	h := IPv4(b)
-	if h.Check() != drop.Accept || h.frag()&fragOffset != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+	if h.Check() != drop.Accept || h.FragOffset() != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
 		return false
 	}
 	return h.Protocol() != ProtoICMP || icmpQuery(h.Payload())
@@ -29,8 +29,8 @@ func mayAnswer6(h IPv6) bool {
 	if t.Proto != ProtoICMPv6 {
 		return true
 	}
-	m := h[t.Offset:h.TotalLen()]
-	return len(m) > 0 && m[0] >= 128 && m[0] != icmp6Redirect
+	m := ICMP(h[t.Offset:h.TotalLen()])
+	return len(m) > 0 && m.Type() >= ICMPv6Echo && m.Type() != icmp6Redirect
 }
 
 // OneToOne reports whether f is between two addresses that can be of one host each: nobody answers what is not.
@@ -52,7 +52,7 @@ func icmpQuery(t []byte) bool {
 	if len(t) == 0 {
 		return false
 	}
-	switch t[0] {
+	switch ICMP(t).Type() {
 	case ICMPEchoReply, ICMPEcho, 13, 14, 15, 16, 17,
 		18: // timestamp, information and address mask, each with its answer
 		return true

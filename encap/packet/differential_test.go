@@ -180,7 +180,7 @@ func fixHeader(b []byte) {
 func FuzzParse(f *testing.F) {
 	f.Add(tcpPacket(f))
 	f.Add([]byte(tcp6(80)))
-	f.Add([]byte(six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4))))
+	f.Add([]byte(six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4))))
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for range 20 {
 		f.Add(randomPacket(f, rnd))
@@ -189,13 +189,13 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b)
 		fixHeader(b)
-		id, offset, more, _, isFragment := FragmentInfo(b)
+		fragment, isFragment := ParseFragment(b)
 		_, quotedDrop := QuotedFlow(b)
 		may := MayAnswer(b)
 		var p Info
 		d := p.Parse(b)
-		if isFragment && (d != drop.Fragment || !more && offset == 0) {
-			t.Fatalf("fragment %d at %d, but %v", id, offset, d)
+		if isFragment && (d != drop.Fragment || !fragment.More && fragment.Offset == 0) {
+			t.Fatalf("fragment %+v, but %v", fragment, d)
 		}
 		if quotedDrop == drop.Accept && (d != drop.Accept || may) {
 			t.Fatalf("an ICMP error: %v, answered %v", d, may)
@@ -249,8 +249,8 @@ func FuzzQuoted(f *testing.F) {
 	f.Add(bytes.Clone(room[:FragmentationNeeded(room, tcpPacket(f), four, 1400)]))
 	f.Add(bytes.Clone(room[:PacketTooBig(room, tcp6(80), six6, 1400)]))
 	f.Add(bytes.Clone(room[:ICMPError(room, six(extHopByHop, options(ProtoUDP), ports(1, 2, 4)), six6,
-		ICMPv6TimeExceeded, 0, 0)]))
-	f.Add(bytes.Clone(room[:PortUnreachable(room, six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)),
+		ICMPFields{Type: ICMPv6TimeExceeded})]))
+	f.Add(bytes.Clone(room[:PortUnreachable(room, six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)),
 		six6)]))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b)

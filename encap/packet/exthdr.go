@@ -1,24 +1,19 @@
 package packet
 
-import (
-	"encoding/binary"
-
-	"vstun/encap/packet/drop"
-)
+import "vstun/encap/packet/drop"
 
 // Extension headers (RFC 8200, section 4; IANA).
 const (
-	extHopByHop  = 0
-	extRouting   = 43
-	extFragment  = 44
-	extAuth      = 51 // RFC 4302
-	extDestOpts  = 60
-	protoNoNext  = 59 // nothing follows
-	protoESP     = 50 // what follows can't be read
-	optPad1      = 0
-	optJumbo     = 0xc2 // RFC 2675
-	fragmentLen  = 8    // length of a fragment header, in bytes
-	maxExtension = 8    // headers in one packet; RFC 8200, section 4.1, knows of six places
+	extHopByHop   = 0
+	extRouting    = 43
+	ProtoFragment = 44
+	extAuth       = 51 // RFC 4302
+	extDestOpts   = 60
+	protoNoNext   = 59 // nothing follows
+	protoESP      = 50 // what follows can't be read
+	optPad1       = 0
+	optJumbo      = 0xc2 // RFC 2675
+	maxExtension  = 8    // headers in one packet; RFC 8200, section 4.1, knows of six places
 )
 
 // Transport is where an IPv6 packet's transport header is, and what the extension headers before it say.
@@ -47,7 +42,7 @@ func (h IPv6) Transport() (Transport, drop.Reason) { return h.walk(h.TotalLen())
 // extension reports whether proto is an extension header that can be walked over.
 func extension(proto uint8) bool {
 	switch proto {
-	case extHopByHop, extRouting, extFragment, extAuth, extDestOpts:
+	case extHopByHop, extRouting, ProtoFragment, extAuth, extDestOpts:
 		return true
 	}
 	return false
@@ -67,8 +62,8 @@ func (h IPv6) walk(end int) (t Transport, d drop.Reason) {
 		}
 		n := 8 + int(x[1])*8
 		switch t.Proto {
-		case extFragment:
-			n = fragmentLen
+		case ProtoFragment:
+			n = IPv6FragmentLen
 		case extAuth:
 			n = 8 + int(x[1])*4
 			if n < 16 || n%8 != 0 { // RFC 4302, sections 2.2 and 3.3.3.2.1
@@ -90,13 +85,13 @@ func (h IPv6) walk(end int) (t Transport, d drop.Reason) {
 			if kind, left := x[2], x[3]; kind == 0 || left > 0 {
 				d = drop.SourceRoute
 			}
-		case extFragment:
+		case ProtoFragment:
 			if t.FragHeader != 0 {
 				return t, drop.BadHeader
 			}
-			field := binary.BigEndian.Uint16(x[2:])
-			t.FragHeader, t.FragName, t.FragProto = t.Offset, name, x[0]
-			t.FragOffset, t.More, t.FragID = int(field&^7), field&1 != 0, binary.BigEndian.Uint32(x[4:])
+			f := IPv6Fragment(x)
+			t.FragHeader, t.FragName, t.FragProto = t.Offset, name, f.NextHeader()
+			t.FragOffset, t.More, t.FragID = f.Offset(), f.More(), f.ID()
 			t.Fragment = t.More || t.FragOffset > 0
 		}
 		if d != drop.Accept {

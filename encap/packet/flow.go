@@ -44,16 +44,6 @@ func ProtoName(p uint8) string {
 	return fmt.Sprint(p)
 }
 
-// TCP flags (RFC 9293, section 3.1).
-const (
-	FlagFIN = 1 << iota
-	FlagSYN
-	FlagRST
-	FlagPSH
-	FlagACK
-	FlagURG
-)
-
 // Info is what one walk over a packet's headers finds.
 type Info struct {
 	Flow      Flow
@@ -73,7 +63,7 @@ func (i *Info) Parse(b []byte) drop.Reason {
 	h := IPv4(b)
 	d := h.Check()
 	if d != drop.Accept {
-		if d == drop.NotIPv4 && b[0]>>4 == 6 {
+		if d == drop.NotIPv4 && Version(b) == 6 {
 			return i.parse6(b)
 		}
 		return d
@@ -123,11 +113,12 @@ func (i *Info) parse6(b []byte) drop.Reason {
 
 // tcp fills i from the TCP header at the front of t.
 func (i *Info) tcp(t []byte) drop.Reason {
-	if len(t) < 20 {
+	if len(t) < TCPHeaderLen {
 		return drop.Truncated
 	}
-	i.TCPFlags = t[13] & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
-	i.Flow.SrcPort, i.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
+	h := TCP(t)
+	i.TCPFlags = h.Flags() & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
+	i.Flow.SrcPort, i.Flow.DstPort = h.SrcPort(), h.DstPort()
 	return drop.Accept
 }
 
@@ -141,14 +132,14 @@ func (i *Info) transport(t []byte, icmp uint8) drop.Reason {
 		}
 		i.SCTPChunk = sctpChunk(t)
 	case ProtoUDP:
-		if len(t) < 8 {
+		if len(t) < UDPHeaderLen {
 			return drop.Truncated
 		}
 	case ProtoICMP, ProtoICMPv6:
 		if i.Flow.Proto != icmp {
 			return drop.Protocol
 		}
-		if len(t) < 8 {
+		if len(t) < ICMPHeaderLen {
 			return drop.Truncated
 		}
 		return drop.Accept

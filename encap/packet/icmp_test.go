@@ -75,7 +75,7 @@ func TestICMPErrors(t *testing.T) {
 				[8]byte{3, 3}},
 			{"port unreachable", six, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) },
 				[8]byte{1, 4}},
-			{"another", four, func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, 12, 1, 7<<24) },
+			{"another", four, func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, ICMPFields{12, 1, 7 << 24}) },
 				[8]byte{12, 1, 4: 7}},
 		} {
 			from := vip4
@@ -104,7 +104,10 @@ func TestICMPErrors(t *testing.T) {
 func TestMayAnswer(t *testing.T) {
 	four := func(src, dst string, proto byte, frag uint16, payload ...byte) []byte {
 		b := append(make(IPv4, IPv4HeaderLen), payload...)
-		PutIPv4(b, 0, len(b), 64, proto, netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4())
+		IPv4(b).Encode(IPv4Fields{
+			TotalLen: len(b), TTL: 64, Protocol: proto, Src: netip.MustParseAddr(src).As4(),
+			Dst: netip.MustParseAddr(dst).As4(),
+		})
 		binary.BigEndian.PutUint16(b[6:], frag)
 		b.SetChecksum()
 		return b
@@ -143,14 +146,14 @@ func TestMayAnswer(t *testing.T) {
 		"nothing":                   {nil, false},
 		"6, TCP":                    {tcp6(80), true},
 		"6, no next header":         {six(protoNoNext), true},
-		"6, first fragment":         {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), true},
-		"6, later fragment":         {six(extFragment, fragment(ProtoUDP, 8, false, 1), ports(1, 2, 4)), false},
+		"6, first fragment":         {six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), true},
+		"6, later fragment":         {six(ProtoFragment, fragment(ProtoUDP, 8, false, 1), ports(1, 2, 4)), false},
 		"6, echo request":           {icmp6(ICMPv6Echo, 0, 0, 0, 0, 0), true},
 		"6, unreachable":            {icmp6(ICMPv6Unreachable, 0, 0, 0, 0, 0), false},
 		"6, unknown error":          {icmp6(127, 0, 0, 0, 0, 0), false},
 		"6, redirect":               {icmp6(icmp6Redirect, 0, 0, 0, 0, 0), false},
 		"6, error behind options":   {six(extDestOpts, options(ProtoICMPv6), []byte{ICMPv6TooBig, 0, 0, 0}), false},
-		"6, error as fragment":      {six(extFragment, fragment(ProtoICMPv6, 0, true, 1), make([]byte, 8)), false},
+		"6, error as fragment":      {six(ProtoFragment, fragment(ProtoICMPv6, 0, true, 1), make([]byte, 8)), false},
 		"6, ICMPv6 of no bytes":     {six(ProtoICMPv6), false},
 		"6, from ::":                {between("::", "2001:db8::1"), false},
 		"6, from ::1":               {between("::1", "2001:db8::1"), false},
@@ -188,7 +191,7 @@ func TestQuotedFlow(t *testing.T) {
 		if b[0]>>4 == 6 {
 			from = router6
 		}
-		return bytes.Clone(room[:ICMPError(room, b, from, kind, code, rest)])
+		return bytes.Clone(room[:ICMPError(room, b, from, ICMPFields{kind, code, rest})])
 	}
 	fix := func(b []byte) []byte { // after the ICMP message has been changed or cut
 		if b[0]>>4 == 6 {
@@ -266,13 +269,13 @@ func TestQuotedFlow(t *testing.T) {
 				b[83] = 0xff, 0xff
 		})),
 			Quoted{}, drop.BadHeader},
-		"6, is a fragment": {reversed(six(extFragment, fragment(ProtoICMPv6, 0, true, 1), quote6[40:])), Quoted{},
+		"6, is a fragment": {reversed(six(ProtoFragment, fragment(ProtoICMPv6, 0, true, 1), quote6[40:])), Quoted{},
 			drop.Fragment},
-		"6, quotes a fragment": {about(reversed(six(extFragment, fragment(ProtoTCP, 8, true, 1),
+		"6, quotes a fragment": {about(reversed(six(ProtoFragment, fragment(ProtoTCP, 8, true, 1),
 			ports(80, 4711, 100))), 3, 0, 0), Quoted{}, drop.Fragment},
 		"6, quotes source rout": {about(reversed(six(extRouting, routing(ProtoTCP, 0, 1), ports(80, 4711, 100))), 3, 0,
 			0), Quoted{}, drop.SourceRoute},
-		"6, quotes headers": {about(reversed(six(extDestOpts, options(extFragment), fragment(ProtoTCP, 0, true, 1),
+		"6, quotes headers": {about(reversed(six(extDestOpts, options(ProtoFragment), fragment(ProtoTCP, 0, true, 1),
 			ports(80, 4711, 100))), 3, 0, 0),
 			Quoted{flow6, 3, 0, 0, 48, 48 + 56}, drop.Accept},
 		"6, headers end outside": {fix(about(reversed(six(extDestOpts, options(extDestOpts), options(ProtoTCP),
@@ -301,14 +304,14 @@ func TestQuotedFlow(t *testing.T) {
 // TestNoAllocations: what a worker calls for a packet, and for an error, allocates nothing.
 func TestNoAllocations(t *testing.T) {
 	four, room := tcpPacket(t), make([]byte, ICMPRoom)
-	chain := []byte(six(extHopByHop, options(extFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
+	chain := []byte(six(extHopByHop, options(ProtoFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
 	quote4 := bytes.Clone(room[:FragmentationNeeded(room, four, vip4, 1400)])
 	quote6 := bytes.Clone(room[:PacketTooBig(room, chain, vip6, 1400)])
 	var p Info
 	n := testing.AllocsPerRun(100, func() {
 		for _, b := range [][]byte{four, chain, quote4, quote6} {
 			p.Parse(b)
-			FragmentInfo(b)
+			ParseFragment(b)
 			QuotedFlow(b)
 			MayAnswer(b)
 		}

@@ -99,7 +99,7 @@ func (b *Buf) Finish() drop.Reason {
 	if start > len(p) || at+2 > len(p) {
 		return drop.Offload
 	}
-	PutChecksum(p[at:], Sum(p[start:], 0), o.CsumOffset == udpChecksumAt)
+	PutChecksum(p[at:], Sum(p[start:], 0), o.CsumOffset == UDPChecksumAt)
 	o.Partial = false
 	return drop.Accept
 }
@@ -112,36 +112,16 @@ func (o *Offload) Misplaced(p *Info) bool {
 	if !o.Partial {
 		return false
 	}
-	at := uint16(tcpChecksumAt)
+	at := uint16(TCPChecksumAt)
 	switch p.Flow.Proto {
 	case ProtoTCP:
 	case ProtoUDP:
 		if o.GSO == GSONone && int(o.CsumStart) >= p.Offset+UDPHeaderLen {
 			return false
 		}
-		at = udpChecksumAt
+		at = UDPChecksumAt
 	default:
 		return true
 	}
 	return int(o.CsumStart) != p.Offset || o.CsumOffset != at
 }
-
-// Offsets of the checksum in TCP's and UDP's header, in bytes.
-const (
-	tcpChecksumAt = 16
-	udpChecksumAt = 6
-)
-
-// PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would
-// mean none, which is illegal over IPv6 (RFC 8200, section 8.1).
-func PutChecksum(b []byte, sum uint64, udp bool) {
-	c := ^Fold(sum)
-	if udp && c == 0 {
-		c = 0xffff
-	}
-	binary.BigEndian.PutUint16(b, c)
-}
-
-// PseudoSum is the sum of the pseudo-header of a TCP or UDP packet over IPv4 (RFC 9293, section 3.1): n is the length
-// of the transport header with its payload, in bytes. It is folded, so that a little more may be added to it.
-func (h IPv4) PseudoSum(n int) uint64 { return uint64(Fold(Sum(h[12:20], uint64(h[9])+uint64(n)))) }

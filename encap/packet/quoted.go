@@ -37,7 +37,7 @@ func (q *Quoted) TooBig() bool {
 // that another address has sent than it goes to; drop.BadChecksum for a damaged one; drop.Fragment where it is a
 // fragment, or the quote is one without ports; drop.Truncated and drop.BadHeader for error and quote alike.
 func QuotedFlow(b []byte) (q Quoted, d drop.Reason) {
-	if len(b) > 0 && b[0]>>4 == 6 {
+	if Version(b) == 6 {
 		d = q.parse6(b)
 	} else {
 		d = q.parse4(b)
@@ -54,7 +54,7 @@ func QuotedFlow(b []byte) (q Quoted, d drop.Reason) {
 // looked at, since what is quoted need not be whole.
 func QuotedPacket(b []byte) (q Quoted, d drop.Reason) {
 	switch {
-	case len(b) >= IPv6HeaderLen && b[0]>>4 == 6:
+	case len(b) >= IPv6HeaderLen && Version(b) == 6:
 		d = q.packet6(b, IPv6(b).Src())
 	case len(b) >= IPv4HeaderLen:
 		d = q.packet4(b, IPv4(b).Src())
@@ -74,14 +74,14 @@ func (q *Quoted) parse4(h IPv4) drop.Reason {
 	if h.Fragment() {
 		return drop.Fragment
 	}
-	t := h.Payload()
+	t := ICMP(h.Payload())
 	if h.Protocol() != ProtoICMP {
 		return drop.ICMP
 	}
-	if len(t) < icmpHeaderLen {
+	if len(t) < ICMPHeaderLen {
 		return drop.Truncated
 	}
-	q.Type, q.Code = t[0], t[1]
+	q.Type, q.Code = t.Type(), t.Code()
 	switch q.Type {
 	case ICMPUnreachable, ICMPSourceQuench, ICMPTimeExceeded:
 	default:
@@ -91,10 +91,10 @@ func (q *Quoted) parse4(h IPv4) drop.Reason {
 		return drop.BadChecksum
 	}
 	if q.Type == ICMPUnreachable && q.Code == ICMPCodeFragNeeded {
-		q.MTU = int(binary.BigEndian.Uint16(t[6:]))
+		q.MTU = t.MTU4()
 	}
-	q.Offset = h.HeaderLen() + icmpHeaderLen
-	return q.packet4(IPv4(t[icmpHeaderLen:]), h.Dst())
+	q.Offset = h.HeaderLen() + ICMPHeaderLen
+	return q.packet4(t.Payload(), h.Dst())
 }
 
 // packet4 reads the front of a packet that from must have sent, at q.Offset.
@@ -108,7 +108,7 @@ func (q *Quoted) packet4(in IPv4, from netip.Addr) drop.Reason {
 	if in.Src() != from {
 		return drop.ICMP
 	}
-	if in.frag()&fragOffset != 0 {
+	if in.FragOffset() != 0 {
 		return drop.Fragment
 	}
 	q.Flow = Flow{Src: in.Src(), Dst: in.Dst(), Proto: in.Protocol()}
@@ -124,14 +124,14 @@ func (q *Quoted) parse6(h IPv6) drop.Reason {
 	if x.Fragment {
 		return drop.Fragment
 	}
-	t := h[x.Offset:h.TotalLen()]
+	t := ICMP(h[x.Offset:h.TotalLen()])
 	if x.Proto != ProtoICMPv6 {
 		return drop.ICMP
 	}
-	if len(t) < icmpHeaderLen {
+	if len(t) < ICMPHeaderLen {
 		return drop.Truncated
 	}
-	q.Type, q.Code = t[0], t[1]
+	q.Type, q.Code = t.Type(), t.Code()
 	if q.Type < ICMPv6Unreachable || q.Type > ICMPv6ParamProblem {
 		return drop.ICMP
 	}
@@ -139,10 +139,10 @@ func (q *Quoted) parse6(h IPv6) drop.Reason {
 		return drop.BadChecksum
 	}
 	if q.Type == ICMPv6TooBig {
-		q.MTU = int(min(binary.BigEndian.Uint32(t[4:]), MaxLen))
+		q.MTU = int(min(t.MTU6(), MaxLen))
 	}
-	q.Offset = x.Offset + icmpHeaderLen
-	return q.packet6(t[icmpHeaderLen:], h.Dst())
+	q.Offset = x.Offset + ICMPHeaderLen
+	return q.packet6(t.Payload(), h.Dst())
 }
 
 // packet6 is packet4 for IPv6.

@@ -37,7 +37,10 @@ func TestParseSCTP(t *testing.T) {
 		}
 		binary.BigEndian.PutUint16(b[IPv4HeaderLen:], 4711)
 		binary.BigEndian.PutUint16(b[IPv4HeaderLen+2:], 9899)
-		PutIPv4(b, 0, len(b), 64, ProtoSCTP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+		IPv4(b).Encode(IPv4Fields{
+			TotalLen: len(b), TTL: 64, Protocol: ProtoSCTP, Src: [4]byte{192, 0, 2, 1},
+			Dst: [4]byte{198, 51, 100, 80},
+		})
 		IPv4(b).SetChecksum()
 		var p Info
 		if d := p.Parse(b); d != c.drop || d == drop.Accept && (p.SCTPChunk != c.want || p.Flow.SrcPort != 4711 ||

@@ -15,12 +15,12 @@ import (
 func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byte) (*Buf, *Info) {
 	t.Helper()
 	tr := ports(4711, 80, 4+n)
-	o := Offload{GSO: GSOUDP, Size: uint16(size), Partial: true, CsumOffset: udpChecksumAt}
+	o := Offload{GSO: GSOUDP, Size: uint16(size), Partial: true, CsumOffset: UDPChecksumAt}
 	if proto == ProtoTCP {
 		tr = ports(4711, 80, 16+12+n)                       // with timestamps
 		binary.BigEndian.PutUint32(tr[4:], 0xffffff00)      // wraps on the way
 		tr[12], tr[13] = 0x80, FlagFIN|FlagPSH|FlagACK|0x80 // CWR
-		o.GSO, o.CsumOffset = GSOTCP, tcpChecksumAt
+		o.GSO, o.CsumOffset = GSOTCP, TCPChecksumAt
 	} else {
 		binary.BigEndian.PutUint16(tr[4:], uint16(8+n))
 	}
@@ -37,7 +37,9 @@ func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byt
 		b[3] = 0x99 // a flow label
 	} else {
 		b = make(IPv4, 20+len(tr))
-		PutIPv4(b, 0x28, len(b), 63, proto, [4]byte{192, 0, 2, 1}, vip4.As4())
+		IPv4(b).Encode(IPv4Fields{
+			TOS: 0x28, TotalLen: len(b), TTL: 63, Protocol: proto, Src: [4]byte{192, 0, 2, 1}, Dst: vip4.As4(),
+		})
 		binary.BigEndian.PutUint16(b[4:], 0xfffe)
 		IPv4(b).SetChecksum()
 		copy(b[20:], tr)
@@ -80,18 +82,24 @@ func TestSplit6(t *testing.T) {
 			t.Run(fmt.Sprint(c.proto, c.n, c.size, len(c.extensions), overhead), func(t *testing.T) {
 				b, p := super(t, true, c.proto, c.n, c.size, c.extensions...)
 				whole := IPv6(bytes.Clone(b.Bytes()))
-				headers, payload, d := SplitSize(b, p, c.mtu)
-				if d != drop.Accept || payload != c.out && c.n > c.out || headers != len(whole)-c.n {
-					t.Fatal(headers, payload, d)
+				cut, d := NewCut(b, p, c.mtu)
+				if d != drop.Accept || cut.Payload != c.out && c.n > c.out || cut.Headers != len(whole)-c.n {
+					t.Fatal(cut, d)
 				}
 				switch overhead {
 				case IPv4HeaderLen:
-					PutIPv4(b.Prepend(overhead), 0, 0, 64, ProtoIPv6, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
+					IPv4(b.Prepend(overhead)).Encode(IPv4Fields{
+						TTL: 64, Protocol: ProtoIPv6, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
+					})
 				case IPv6HeaderLen:
-					PutIPv6(b.Prepend(overhead), 0, IPv6HeaderLen, 64, ProtoIPv6, client6.As16(), vip6.As16())
+					IPv6(b.Prepend(overhead)).Encode(IPv6Fields{
+						TotalLen: IPv6HeaderLen, HopLimit: 64, NextHeader: ProtoIPv6, Src: client6.As16(),
+						Dst: vip6.As16(),
+					})
 				}
-				segs, rest := Split(nil, b, p, overhead, headers, payload, make([]byte, PieceRoom))
-				if n := (c.n + payload - 1) / payload; len(segs) != n || len(rest) != PieceRoom-n*(overhead+headers) {
+				cut.Overhead = overhead
+				segs, rest := Split(nil, b, p, cut, make([]byte, PieceRoom))
+				if n := (c.n + cut.Payload - 1) / cut.Payload; len(segs) != n || len(rest) != PieceRoom-n*(overhead+cut.Headers) {
 					t.Fatalf("%d segments, want %d; %d bytes of room left", len(segs), n, len(rest))
 				}
 				var got []byte
@@ -112,7 +120,7 @@ func TestSplit6(t *testing.T) {
 					in := IPv6(outer[overhead:])
 					var q Info
 					if d := q.Parse(in); d != drop.Accept || q.Len != len(in) || q.Flow != p.Flow ||
-					q.Offset != p.Offset {
+						q.Offset != p.Offset {
 						t.Fatalf("segment %d: %v %+v", i, d, q)
 					}
 					if !checkParsed(t, in, &q) {
@@ -125,8 +133,8 @@ func TestSplit6(t *testing.T) {
 					if !bytes.Equal(in[:4], whole[:4]) || !bytes.Equal(in[6:q.Offset], whole[6:q.Offset]) {
 						t.Fatalf("segment %d: headers %x, want %x", i, in[:q.Offset], whole[:q.Offset])
 					}
-					body := in[headers:]
-					if !last && len(body) != payload || len(body) == 0 || c.proto == ProtoTCP && len(in) > c.mtu {
+					body := in[cut.Headers:]
+					if !last && len(body) != cut.Payload || len(body) == 0 || c.proto == ProtoTCP && len(in) > c.mtu {
 						t.Fatalf("segment %d has %d bytes of payload", i, len(body))
 					}
 					if c.proto == ProtoTCP {
@@ -146,7 +154,7 @@ func TestSplit6(t *testing.T) {
 					}
 					got = append(got, body...)
 				}
-				if !bytes.Equal(got, whole[headers:]) {
+				if !bytes.Equal(got, whole[cut.Headers:]) {
 					t.Error("the payload is not the same")
 				}
 			})
@@ -159,12 +167,12 @@ func TestSplitUDPWithoutChecksum(t *testing.T) {
 	for _, six6 := range []bool{false, true} {
 		b, p := super(t, six6, ProtoUDP, 3000, 1000)
 		b.Offload.Partial = false
-		clear(b.Bytes()[p.Offset+udpChecksumAt:][:2])
-		headers, payload, _ := SplitSize(b, p, 1460)
-		segs, _ := Split(nil, b, p, 0, headers, payload, make([]byte, PieceRoom))
+		clear(b.Bytes()[p.Offset+UDPChecksumAt:][:2])
+		cut, _ := NewCut(b, p, 1460)
+		segs, _ := Split(nil, b, p, cut, make([]byte, PieceRoom))
 		for _, s := range segs {
 			in := slices.Concat(s.Head, s.Body)
-			sum := binary.BigEndian.Uint16(in[p.Offset+udpChecksumAt:])
+			sum := binary.BigEndian.Uint16(in[p.Offset+UDPChecksumAt:])
 			if six6 && plainChecksum(in, ProtoUDP, in[p.Offset:]) != 0 || !six6 && sum != 0 {
 				t.Errorf("IPv6 %v: checksum %04x", six6, sum)
 			}
@@ -172,21 +180,24 @@ func TestSplitUDPWithoutChecksum(t *testing.T) {
 	}
 }
 
-// TestSplitSizeHasRoom: what SplitSize accepts fits PieceRoom, under the longest tunnel header, however long the
+// TestNewCutHasRoom: what NewCut accepts fits PieceRoom, under the longest tunnel header, however long the
 // extension headers.
-func TestSplitSizeHasRoom(t *testing.T) {
+func TestNewCutHasRoom(t *testing.T) {
 	long := options(ProtoTCP, bytes.Repeat([]byte{0x1e, 100, 101: 0}, 10)...)
 	accepted := 0
 	for size := 1; size < 1400; size += 3 {
 		for _, extensions := range [][][]byte{nil, {long}} {
 			b, p := super(t, true, ProtoTCP, 64000, size, extensions...)
-			headers, payload, d := SplitSize(b, p, 9000)
+			cut, d := NewCut(b, p, 9000)
 			if d != drop.Accept {
 				continue
 			}
 			accepted++
-			PutIPv6(b.Prepend(Headroom), 0, Headroom, 64, extDestOpts, client6.As16(), vip6.As16())
-			if segs, _ := Split(nil, b, p, Headroom, headers, payload, make([]byte, PieceRoom)); len(segs) > MaxPieces {
+			IPv6(b.Prepend(Headroom)).Encode(IPv6Fields{
+				TotalLen: Headroom, HopLimit: 64, NextHeader: extDestOpts, Src: client6.As16(), Dst: vip6.As16(),
+			})
+			cut.Overhead = Headroom
+			if segs, _ := Split(nil, b, p, cut, make([]byte, PieceRoom)); len(segs) > MaxPieces {
 				t.Fatal(len(segs), "pieces")
 			}
 		}
@@ -251,7 +262,7 @@ func TestFinish6(t *testing.T) {
 	in := IPv6(b.Bytes())
 	clear(in[p.Offset+8:])
 	binary.BigEndian.PutUint16(in[p.Offset+8:], ^Fold(Sum(in[p.Offset:], 0)))
-	if b.Finish(); binary.BigEndian.Uint16(in[p.Offset+udpChecksumAt:]) != 0xffff || plainChecksum(in, ProtoUDP,
+	if b.Finish(); binary.BigEndian.Uint16(in[p.Offset+UDPChecksumAt:]) != 0xffff || plainChecksum(in, ProtoUDP,
 		in[p.Offset:]) != 0 {
 		t.Errorf("%x", in[p.Offset:])
 	}
@@ -274,8 +285,8 @@ func TestSplitAllocatesNothing(t *testing.T) {
 	segs, room := make([]Segment, 0, MaxPieces), make([]byte, PieceRoom)
 	var vnet [VnetLen]byte
 	if n := testing.AllocsPerRun(20, func() {
-		headers, payload, _ := SplitSize(b, p, 1460)
-		Split(segs, b, p, 0, headers, payload, room)
+		cut, _ := NewCut(b, p, 1460)
+		Split(segs, b, p, cut, room)
 		b.PutVnet(&vnet)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -308,12 +319,12 @@ func FuzzSplit6(f *testing.F) {
 			b.Finish()
 			return
 		}
-		headers, payload, d := SplitSize(b, &p, 1460)
+		cut, d := NewCut(b, &p, 1460)
 		if d != drop.Accept {
 			return
 		}
-		want := bytes.Clone(b.Bytes()[headers:])
-		segs, _ = Split(segs[:0], b, &p, 0, headers, payload, room)
+		want := bytes.Clone(b.Bytes()[cut.Headers:])
+		segs, _ = Split(segs[:0], b, &p, cut, room)
 		for _, s := range segs {
 			var q Info
 			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != drop.Accept || q.Len != s.Len() || q.Flow != p.Flow ||
@@ -333,7 +344,7 @@ func BenchmarkSplit6(b *testing.B) {
 	room, segs := make([]byte, PieceRoom), make([]Segment, 0, 100)
 	b.SetBytes(64000)
 	for b.Loop() {
-		headers, payload, _ := SplitSize(buf, p, 1460)
-		segs, _ = Split(segs[:0], buf, p, 0, headers, payload, room)
+		cut, _ := NewCut(buf, p, 1460)
+		segs, _ = Split(segs[:0], buf, p, cut, room)
 	}
 }

@@ -60,9 +60,13 @@ func TestAnswerSender(t *testing.T) {
 			a, b := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 			p := make([]byte, 100)
 			if a.Is4() {
-				packet.PutIPv4(p, 0, len(p), 64, packet.ProtoUDP, a.As4(), b.As4())
+				packet.IPv4(p).Encode(packet.IPv4Fields{
+					TotalLen: len(p), TTL: 64, Protocol: packet.ProtoUDP, Src: a.As4(), Dst: b.As4(),
+				})
 			} else {
-				packet.PutIPv6(p, 0, len(p), 64, packet.ProtoUDP, a.As16(), b.As16())
+				packet.IPv6(p).Encode(packet.IPv6Fields{
+					TotalLen: len(p), HopLimit: 64, NextHeader: packet.ProtoUDP, Src: a.As16(), Dst: b.As16(),
+				})
 			}
 			segs = append(segs, packet.Segment{Head: p[:50], Body: p[50:]}, packet.Segment{Head: p})
 			if mtu, err := s.PathMTU(a, b); mtu != 1400 || err != nil {

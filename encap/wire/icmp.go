@@ -115,7 +115,9 @@ func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
 			if n >= quotedSource+16 {
 				to = [16]byte(b[quotedSource:])
 			}
-			packet.PutIPv6(b, 0, n, 255, packet.ProtoICMPv6, r.names[i].Addr, to)
+			packet.IPv6(b).Encode(packet.IPv6Fields{
+				TotalLen: n, HopLimit: 255, NextHeader: packet.ProtoICMPv6, Src: r.names[i].Addr, Dst: to,
+			})
 		}
 		bufs[i].SetLen(n)
 	}

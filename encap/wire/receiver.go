@@ -321,10 +321,15 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 	headers, name := s.headers(), &r.names[i] // the ports of both families' names are at one place
 	h := b.Prepend(headers)
 	if s.Over6 {
-		packet.PutIPv6(h, class, headers+n, 0, s.Protocol, name.Addr, [16]byte{})
+		packet.IPv6(h).Encode(packet.IPv6Fields{
+			TrafficClass: class, TotalLen: headers + n, NextHeader: s.Protocol, Src: name.Addr,
+		})
 	} else {
-		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr,
-			[4]byte{})
+		packet.IPv4(h).Encode(packet.IPv4Fields{
+			TOS: class, TotalLen: headers + n, Protocol: s.Protocol,
+			Src: (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr,
+		})
+
 	}
 	if s.Protocol == packet.ProtoUDP {
 		u := h[headers-packet.UDPHeaderLen:]

@@ -72,11 +72,16 @@ func (s Socket) packetFor(class byte, payload []byte) []byte {
 	if s.Over6 {
 		b := make([]byte, packet.IPv6HeaderLen, packet.IPv6HeaderLen+len(payload))
 		one := netip.IPv6Loopback().As16()
-		packet.PutIPv6(b, class, len(b)+len(payload), 64, s.Protocol, one, one)
+		packet.IPv6(b).Encode(packet.IPv6Fields{
+			TrafficClass: class, TotalLen: len(b) + len(payload), HopLimit: 64, NextHeader: s.Protocol, Src: one,
+			Dst: one,
+		})
 		return append(b, payload...)
 	}
 	b := make([]byte, packet.IPv4HeaderLen, packet.IPv4HeaderLen+len(payload))
-	packet.PutIPv4(b, class, len(b)+len(payload), 64, s.Protocol, local, local)
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: class, TotalLen: len(b) + len(payload), TTL: 64, Protocol: s.Protocol, Src: local, Dst: local,
+	})
 	return append(b, payload...)
 }
 

@@ -24,7 +24,10 @@ var local6 = netip.IPv6Loopback().As16()
 // in each field of its header.
 func outer6(n int, fill byte) packet.IPv6 {
 	b := make(packet.IPv6, packet.IPv6HeaderLen+n)
-	packet.PutIPv6(b, 0x2b, len(b), 9, unix.IPPROTO_IPV6, netip.MustParseAddr("2001:db8::1").As16(), local6)
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TrafficClass: 0x2b, TotalLen: len(b), HopLimit: 9, NextHeader: unix.IPPROTO_IPV6,
+		Src: netip.MustParseAddr("2001:db8::1").As16(), Dst: local6,
+	})
 	b[1], b[2], b[3] = b[1]|1, 2, 3 // flow label
 	copy(b[packet.IPv6HeaderLen:], bytes.Repeat([]byte{fill}, n))
 	return b
@@ -266,12 +269,17 @@ func TestLearnPathMTU(t *testing.T) {
 					answer := make([]byte, packet.MaxLen)
 					if four {
 						h := packet.IPv4(about)
-						packet.PutIPv4(h, 0, len(h), 64, protocol, from[four].As4(), to.As4())
+						packet.IPv4(h).Encode(packet.IPv4Fields{
+							TotalLen: len(h), TTL: 64, Protocol: protocol, Src: from[four].As4(), Dst: to.As4(),
+						})
 						h[6] = 0x40
 						h.SetChecksum()
 						answer = answer[:packet.FragmentationNeeded(answer, about, router[four], 1333)]
 					} else {
-						packet.PutIPv6(about, 0, len(about), 64, protocol, from[four].As16(), to.As16())
+						packet.IPv6(about).Encode(packet.IPv6Fields{
+							TotalLen: len(about), HopLimit: 64, NextHeader: protocol, Src: from[four].As16(),
+							Dst: to.As16(),
+						})
 						answer = answer[:packet.PacketTooBig(answer, about, router[four], 1333)]
 					}
 					inject(t, far, near, answer)
@@ -454,9 +462,14 @@ func wrapUDP(from, to netip.Addr, sport, dport uint16, size int) []byte {
 	}
 	b := make([]byte, at+8+size)
 	if to.Is4() {
-		packet.PutIPv4(b, 0x2b, len(b), 33, packet.ProtoUDP, from.As4(), to.As4())
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: 0x2b, TotalLen: len(b), TTL: 33, Protocol: packet.ProtoUDP, Src: from.As4(), Dst: to.As4(),
+		})
 	} else {
-		packet.PutIPv6(b, 0x2b, len(b), 33, packet.ProtoUDP, from.As16(), to.As16())
+		packet.IPv6(b).Encode(packet.IPv6Fields{
+			TrafficClass: 0x2b, TotalLen: len(b), HopLimit: 33, NextHeader: packet.ProtoUDP, Src: from.As16(),
+			Dst: to.As16(),
+		})
 	}
 	binary.BigEndian.PutUint16(b[at:], sport)
 	binary.BigEndian.PutUint16(b[at+2:], dport)

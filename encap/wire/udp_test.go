@@ -24,7 +24,9 @@ func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, pay
 			k = last
 		}
 		b := make(packet.IPv4, udpHeaders+k)
-		packet.PutIPv4(b, 0x2e, len(b), 64, packet.ProtoUDP, [4]byte{}, local)
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: 0x2e, TotalLen: len(b), TTL: 64, Protocol: packet.ProtoUDP, Dst: local,
+		})
 		binary.BigEndian.PutUint16(b[20:], from)
 		binary.BigEndian.PutUint16(b[22:], to)
 		for j := range b[udpHeaders:] {

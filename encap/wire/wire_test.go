@@ -61,7 +61,9 @@ func open(t *testing.T) (*Sender, *Receiver) {
 // outer makes a packet of protocol 4 from and to this host, with n bytes of payload that all are fill.
 func outer(n int, fill byte) packet.IPv4 {
 	b := make(packet.IPv4, 20+n)
-	packet.PutIPv4(b, 0x28, len(b), 9, packet.ProtoIPIP, [4]byte{}, local)
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: 0x28, TotalLen: len(b), TTL: 9, Protocol: packet.ProtoIPIP, Dst: local,
+	})
 	copy(b[20:], bytes.Repeat([]byte{fill}, n))
 	b[10], b[11] = 0, 0
 	return b

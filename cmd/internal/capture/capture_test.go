@@ -47,7 +47,9 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := make(packet.IPv4, 40)
-	packet.PutIPv4(in, 0, len(in), 64, packet.ProtoUDP, client.As4(), vip.As4())
+	packet.IPv4(in).Encode(packet.IPv4Fields{
+		TotalLen: len(in), TTL: 64, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
+	})
 	copy(in[20:], []byte{0x12, 0x34, 0, 53, 0, 20})
 
 	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)

@@ -42,13 +42,17 @@ func newCookie() (c cookie) {
 func ipHeader(b []byte, src, dst netip.Addr, protocol uint8) (n int, pseudo uint64) {
 	if dst.Is4() {
 		h := packet.IPv4(b)
-		packet.PutIPv4(h, 0, len(b), probeTTL, protocol, src.As4(), dst.As4())
+		h.Encode(packet.IPv4Fields{
+			TotalLen: len(b), TTL: probeTTL, Protocol: protocol, Src: src.As4(), Dst: dst.As4(),
+		})
 		h[6] = 0x40
 		h.SetChecksum()
 		return packet.IPv4HeaderLen, h.PseudoSum(len(b) - packet.IPv4HeaderLen)
 	}
 	h := packet.IPv6(b)
-	packet.PutIPv6(h, 0, len(b), probeTTL, protocol, src.As16(), dst.As16())
+	h.Encode(packet.IPv6Fields{
+		TotalLen: len(b), HopLimit: probeTTL, NextHeader: protocol, Src: src.As16(), Dst: dst.As16(),
+	})
 	return packet.IPv6HeaderLen, h.PseudoSum(protocol, len(b)-packet.IPv6HeaderLen)
 }
 
