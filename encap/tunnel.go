@@ -88,6 +88,12 @@ func SourcePort(hash uint64) uint16 {
 	return uint16(first + n)
 }
 
+// Outer is what the outer IP header that Wrap makes says of the packet.
+type Outer struct {
+	Class, TTL uint8 // TOS or traffic class; TTL or hop limit
+	DF         bool  // routers won't fragment the packet: always over IPv6
+}
+
 // Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is
 // the UDP source port, for the kinds that have one. DSCP and ECN are copied (RFC 6040, section 4.1, normal mode), so is
 // the TTL or hop limit, as IPVS does. An outer IPv4 header has DF as the IPv4 packet inside has (RFC 2003, section
@@ -98,7 +104,7 @@ func SourcePort(hash uint64) uint16 {
 // a realserver's socket has to agree (UDP_NO_CHECK6_RX).
 //
 // Of a super-packet, lengths and checksums are left open: each packet that it is cut into needs Seal.
-func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
+func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])
@@ -131,6 +137,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 	if b.Offload.GSO == packet.GSONone {
 		t.seal(b.Bytes(), nil)
 	}
+	return Outer{Class: class, TTL: ttl, DF: df || !t.outerIs4()}
 }
 
 // Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP

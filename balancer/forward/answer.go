@@ -47,7 +47,7 @@ func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Tick
 		return drop.TooBig
 	}
 	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
-		w.out.add(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)])
+		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], p)
 	}
 	return drop.TooBig
 }
@@ -94,13 +94,13 @@ func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Tick
 		return
 	}
 	if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
-		w.out.add(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)])
+		w.answer(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)], p)
 	}
 }
 
-// smallest is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and
+// minMTU is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and
 // still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
-func smallest(p *packet.Info) int {
+func minMTU(p *packet.Info) int {
 	if p.Flow.Dst.Is4() {
 		return encap.MinMTU
 	}

@@ -9,6 +9,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
@@ -27,7 +28,7 @@ import (
 // sent to one client, and not too many to all.
 type Relay struct {
 	source   Source
-	sink     Sink
+	port     egress.Port
 	balancer *balancer.Balancer
 	shared   *Shared
 	clock    func() conntab.Ticks
@@ -38,9 +39,9 @@ type Relay struct {
 	tally   stats.Tally
 }
 
-// NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to sink.
-func NewRelay(source Source, sink Sink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Relay {
-	r := &Relay{source: source, sink: sink, balancer: b, shared: shared, clock: clock, bufs: packet.NewBufs(8)}
+// NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to port.
+func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Relay {
+	r := &Relay{source: source, port: port, balancer: b, shared: shared, clock: clock, bufs: packet.NewBufs(8)}
 	r.answers.init()
 	return r
 }
@@ -49,7 +50,7 @@ func NewRelay(source Source, sink Sink, b *balancer.Balancer, shared *Shared, cl
 // us.
 func (r *Relay) Read(t *stats.Tally) { r.counters.Read(t) }
 
-// Run relays until source or sink is closed.
+// Run relays until source or port is closed.
 func (r *Relay) Run() error {
 	for {
 		n, err := r.source.ReadBatch(r.bufs)
@@ -62,18 +63,20 @@ func (r *Relay) Run() error {
 		snap, now := r.balancer.Snapshot(), r.clock()
 		r.answers.free = r.answers.room
 		for i := range r.bufs[:n] {
-			if answer := r.answer(snap, r.bufs[i].Bytes(), now); answer != nil {
-				if err := r.send(answer); errors.Is(err, os.ErrClosed) {
-					return nil
-				}
+			answer, hop := r.answer(snap, r.bufs[i].Bytes(), now)
+			if answer == nil {
+				continue
+			}
+			if err := r.send(answer, hop); errors.Is(err, os.ErrClosed) {
+				return nil
 			}
 		}
 		r.counters.Add(&r.tally)
 	}
 }
 
-func (r *Relay) send(p []byte) error {
-	_, err := r.sink.Send([]packet.Segment{{Head: p}})
+func (r *Relay) send(p []byte, hop egress.Hop) error {
+	_, err := r.port.Send([]egress.Outgoing{{Segment: packet.Segment{Head: p}, Hop: hop}})
 	if err != nil {
 		r.tally.Drop(drop.SendError)
 		return err
@@ -83,19 +86,19 @@ func (r *Relay) send(p []byte) error {
 	return nil
 }
 
-// answer returns what a client is to be told of the ICMP error in b, nil for nothing.
-func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []byte {
+// answer returns the ICMP error that a client gets for the one in b, and where it goes; nil: none.
+func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ []byte, to egress.Hop) {
 	outer, d := packet.QuotedFlow(b)
 	if d != drop.Accept {
-		return nil
+		return nil, to
 	}
 	dest, inner := ours(snap, &outer, b)
 	if dest == nil {
-		return nil
+		return nil, to
 	}
 	if outer.TooBig() {
 		if !dest.Address.Is4() && outer.MTU < encap.MinMTU6 {
-			return nil // no way over IPv6 takes so little (RFC 8201, section 4)
+			return nil, to // no way over IPv6 takes so little (RFC 8201, section 4)
 		}
 		if outer.MTU < dest.MTU {
 			r.shared.tooBig()
@@ -104,25 +107,25 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	if !dest.Encap.UDP() && portUnreachable(&outer) && from(b) == dest.Address {
 		// its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux
 		// net/ipv4/tunnel4.c, ip_gre.c)
-		return nil
+		return nil, to
 	}
 	in, d := packet.QuotedPacket(inner)
 	if d != drop.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
-		return nil // too little of it for the client to know it by (RFC 792), or nothing to answer
+		return nil, to // too little of it for the client to know it by (RFC 792), or nothing to answer
 	}
 	switch in.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	default:
-		return nil // of ICMP, only errors are sent through tunnels
+		return nil, to // of ICMP, only errors are sent through tunnels
 	}
 	if (outer.TooBig() || !snap.HasVIP(in.Flow.Dst)) && snap.Find(in.Flow, now) == nil {
 		// without a connection nobody is told a size, which may be forged: the next packet that is too big is answered
 		// anyway
-		return nil
+		return nil, to
 	}
 	e := relayed(&outer, inner, dest.Via.Overhead())
 	if e.Type == 0 {
-		return nil
+		return nil, to
 	}
 	limit := &r.answers.others
 	if outer.TooBig() {
@@ -130,9 +133,9 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	}
 	room := r.answers.reserve(limit, in.Flow.Src, now)
 	if room == nil {
-		return nil
+		return nil, to
 	}
-	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)]
+	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Plain(in.Flow.Dst, in.Flow.Src)
 }
 
 // ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for

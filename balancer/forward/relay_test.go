@@ -73,7 +73,7 @@ func udp6(port uint16, n int) packet.IPv6 {
 // wrapped is what goes out to a realserver of one packet that fits.
 func wrapped(t testing.TB, b *balancer.Balancer, in []byte) []byte {
 	s := &script{in: [][]byte{in}}
-	if err := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
+	if err := testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.out) != 1 {

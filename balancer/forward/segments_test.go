@@ -11,11 +11,12 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/method"
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
 
-// segments is a SegmentSink that keeps what it gets, or refuses it.
+// segments is a port of UDP sockets that keeps what it gets, or refuses it.
 type segments struct {
 	calls int
 	out   [][]byte
@@ -24,13 +25,13 @@ type segments struct {
 
 func (s *segments) Ports() []uint16 { return []uint16{40001, 40002, 40003} }
 
-func (s *segments) Send(segs []packet.Segment) (int, error) {
+func (s *segments) Send(out []egress.Outgoing) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
 	s.calls++
-	n := min(len(segs), 20) // a short count
-	for _, seg := range segs[:n] {
+	n := min(len(out), 20) // a short count
+	for _, seg := range out[:n] {
 		s.out = append(s.out, append(bytes.Clone(seg.Head), seg.Body...))
 	}
 	return n, nil
@@ -50,7 +51,8 @@ func TestSegmentsOverUDP(t *testing.T) {
 				Config: method.Config{Source: source, Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}}); err != nil {
 			t.Fatal(err)
 		}
-		w.out.init(&s, udp, &w.tally, NewShared())
+		w.out = egress.Output{}
+		w.out.Init(egress.Config{Raw: &s, UDP: udp, UDPPorts: udp.Ports(), IDs: w.shared.ids, Tally: &w.tally})
 		w.bufs[0].SetLen(copy(w.bufs[0].Room(), tcp(80, packet.FlagSYN, 0)))
 		const n = 50_000
 		w.bufs[1].SetLen(copy(w.bufs[1].Room(), tcp(80, packet.FlagACK, n)))

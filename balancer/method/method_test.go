@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -40,7 +41,11 @@ func TestTUN(t *testing.T) {
 			if d := p.Parse(b.Bytes()); d != drop.Accept {
 				t.Fatal(d)
 			}
-			m.Out(b, &p, 40000)
+			h := m.Out(b, &p, 40000)
+			if (h.Kind == egress.UDP) != kind.UDP() || h.DstPort != c.Port || h.SrcPort != 40000 || h.Dst != to ||
+				h.Src != c.Source || h.Class != 0 || h.TTL != 63 || h.DF != to.Is6() {
+				t.Errorf("%v to %v: hop %+v", kind, to, h)
+			}
 			n := b.Len() - len(request)
 			if m.Kind() != TUN || n != m.Overhead() || !bytes.Equal(b.Bytes()[n:], request) {
 				t.Fatalf("%v to %v: %x", kind, to, b.Bytes())

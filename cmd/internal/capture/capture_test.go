@@ -16,6 +16,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
 	"vstun/balancer/method"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -32,7 +33,7 @@ func (o *once) ReadBatch(bufs []packet.Buf) (int, error) {
 	return 1, nil
 }
 
-func (o *once) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (o *once) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 
 // TestWrite: a packet is in the file as it came and as it went, with what the kernel fills in.
 func TestWrite(t *testing.T) {
@@ -57,7 +58,8 @@ func TestWrite(t *testing.T) {
 		t.Fatal("somebody else looks")
 	}
 	o := &once{bytes.Clone(in)}
-	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {
+	if err := forward.NewWorker(forward.WorkerConfig{Source: o, Raw: o, Balancer: b, Shared: shared,
+		Clock: func() conntab.Ticks { return 1 }}).Run(); err != nil {
 		t.Fatal(err)
 	}
 	shared.StopCapture(tap)

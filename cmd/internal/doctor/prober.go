@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/query"
 	"vstun/encap/wire"
@@ -313,7 +314,7 @@ func (p *prober) sendShot(s *shot) error {
 	if s.via.IsValid() {
 		return p.sender.SendVia(s.via, s.device, s.packet)
 	}
-	_, err := p.sender.Send([]packet.Segment{{Head: s.packet}})
+	_, err := p.sender.Send([]egress.Outgoing{egress.Packet(s.packet)})
 	return err
 }
 
