@@ -54,8 +54,10 @@ type Worker struct {
 	capture  *Capture // of the batch; nil: none
 	interest interest // of the capture in the packet at hand
 
-	answers answers
-	resets  resets
+	answers  answers
+	resets   resets
+	clients  [batch]egress.Peer // that get answers
+	answered int                // number of them in this batch
 }
 
 // WorkerConfig is what a Worker works with.
@@ -110,7 +112,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.Begin(len(bufs))
 	snap, now := w.balancer.Snapshot(), w.clock()
 	w.observe(w.shared.capture.Load())
-	w.answers.free, w.resets.free = w.answers.room, w.resets.room
+	w.answers.free, w.resets.free, w.answered = w.answers.room, w.resets.room, 0
 	for i := range bufs {
 		b, p := &bufs[i], &w.infos[i]
 		w.tally.InPackets++
@@ -186,7 +188,7 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.R
 	}
 	dest.Count(w.id, p.Len)
 	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
-	w.out.AddWrapped(b, p, &hop, dest.MTU)
+	w.out.AddWrapped(b, p, hop, dest.MTU)
 	return drop.Accept
 }
 
@@ -206,7 +208,7 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	}
 	dest.Count(w.id, p.Len)
 	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
-	w.out.AddSegments(dest.Via, b, p, &hop, cut, dest.MTU)
+	w.out.AddSegments(dest.Via, b, p, hop, cut, dest.MTU)
 	return drop.Accept
 }
 
@@ -264,18 +266,25 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}
-	hop := egress.Plain(p.Flow.Dst, p.Flow.Src)
+	hop := w.toClient(p)
 	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
-		w.out.AddFragments(b.Bytes(), &hop, mtu)
+		w.out.AddFragments(b.Bytes(), hop, mtu)
 	} else {
-		w.out.Add(b.Bytes(), &hop)
+		w.out.Add(b.Bytes(), hop)
 	}
 	return drop.Accept
 }
 
-// answer adds b, an answer to the client whose packet p describes, to w.out.
+// answer adds b, an answer to the packet that p describes, to w.out.
 func (w *Worker) answer(b []byte, p *packet.Info) {
 	w.out.Mark = w.interest == wanted
-	hop := egress.Plain(p.Flow.Dst, p.Flow.Src)
-	w.out.Add(b, &hop)
+	w.out.Add(b, w.toClient(p))
+}
+
+// toClient is the hop of an answer to the packet that p describes. It is called once for a packet at most.
+func (w *Worker) toClient(p *packet.Info) egress.Hop {
+	to := &w.clients[w.answered]
+	w.answered++
+	*to = egress.Peer{Dst: p.Flow.Src, Src: p.Flow.Dst}
+	return egress.Hop{To: to}
 }

@@ -68,25 +68,26 @@ func (s *script) Send(out []egress.Outgoing) (int, error) {
 
 // mustAgree panics unless the hop of o says what its bytes say.
 func mustAgree(o *egress.Outgoing) {
-	h := &o.Hop
-	is := egress.Hop{Kind: h.Kind, DF: true}
+	h := o.Hop
+	var to egress.Peer
+	is := egress.Hop{To: h.To, Kind: h.Kind, DF: true}
 	var transport packet.UDP
 	whole := false // UDP, and no fragment
 	if ip := packet.IPv6(o.Head); ip.Version() == 6 {
-		is.Src, is.Dst, is.Class, is.TTL = ip.Src(), ip.Dst(), ip.TrafficClass(), ip.HopLimit()
+		to.Src, to.Dst, is.Class, is.TTL = ip.Src(), ip.Dst(), ip.TrafficClass(), ip.HopLimit()
 		transport, whole = packet.UDP(o.Head[packet.IPv6HeaderLen:]), ip.NextHeader() == packet.ProtoUDP
 	} else {
 		ip := packet.IPv4(o.Head)
-		is.Src, is.Dst, is.Class, is.TTL, is.DF = ip.Src(), ip.Dst(), ip.TOS(), ip.TTL(), ip.DF()
+		to.Src, to.Dst, is.Class, is.TTL, is.DF = ip.Src(), ip.Dst(), ip.TOS(), ip.TTL(), ip.DF()
 		transport, whole = packet.UDP(o.Head[packet.IPv4HeaderLen:]), ip.Protocol() == packet.ProtoUDP && !ip.Fragment()
 	}
-	if h.Kind != egress.UDP { // nothing else is used
-		is.Class, is.TTL, is.DF, is.SrcPort, is.DstPort = h.Class, h.TTL, h.DF, h.SrcPort, h.DstPort
-	} else if whole {
-		is.SrcPort, is.DstPort = transport.SrcPort(), transport.DstPort()
+	if whole {
+		to.DstPort, is.SrcPort = transport.DstPort(), transport.SrcPort()
+	} else { // nothing else is used
+		to.DstPort, is.Class, is.TTL, is.DF, is.SrcPort = h.To.DstPort, h.Class, h.TTL, h.DF, h.SrcPort
 	}
-	if *h != is || whole != (h.Kind == egress.UDP) {
-		panic(fmt.Sprintf("hop %+v of a packet with %+v", *h, is))
+	if *h.To != to || h != is || whole != (h.Kind == egress.UDP) {
+		panic(fmt.Sprintf("hop %+v to %+v of a packet with %+v to %+v", h, *h.To, is, to))
 	}
 }
 

@@ -87,8 +87,9 @@ func (c *cars) Send(out []egress.Outgoing) (int, error) {
 		if len(o.Body) == 0 { // else the kernel makes headers that are open still
 			mustAgree(&o)
 		}
-		if o.Hop != out[0].Hop && (len(o.Body) == 0 && o.Len() > 576 && !o.Hop.DF) || o.Hop.SrcPort != out[0].Hop.SrcPort ||
-			o.Len() > out[0].Len() || o.Len() < out[0].Len() && i < len(out)-1 {
+		first := &out[0]
+		if *o.To != *first.To || o.SrcPort != first.SrcPort || o.Class != first.Class || o.TTL != first.TTL ||
+			len(o.Body) == 0 && o.Len() > 576 && !o.DF || o.Len() > first.Len() || o.Len() < first.Len() && i < len(out)-1 {
 			c.t.Errorf("packet %d of %d, %x, does not go with %x", i, len(out), o.Head, out[0].Head)
 		}
 		c.out = append(c.out, append(bytes.Clone(o.Head), o.Body...))

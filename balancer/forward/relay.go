@@ -135,7 +135,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 	if room == nil {
 		return nil, to
 	}
-	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Plain(in.Flow.Dst, in.Flow.Src)
+	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Hop{To: &egress.Peer{Dst: in.Flow.Src, Src: in.Flow.Dst}}
 }
 
 // ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for

@@ -42,8 +42,8 @@ func TestTUN(t *testing.T) {
 				t.Fatal(d)
 			}
 			h := m.Out(b, &p, 40000)
-			if (h.Kind == egress.UDP) != kind.UDP() || h.DstPort != c.Port || h.SrcPort != 40000 || h.Dst != to ||
-				h.Src != c.Source || h.Class != 0 || h.TTL != 63 || h.DF != to.Is6() {
+			if (h.Kind == egress.UDP) != kind.UDP() || h.To.DstPort != c.Port || h.SrcPort != 40000 || h.To.Dst != to ||
+				h.To.Src != c.Source || h.Class != 0 || h.TTL != 63 || h.DF != to.Is6() {
 				t.Errorf("%v to %v: hop %+v", kind, to, h)
 			}
 			n := b.Len() - len(request)

@@ -11,7 +11,8 @@ import (
 // tun is the method TUN (Linux ip_vs_xmit.c, ip_vs_tunnel_xmit).
 type tun struct {
 	tunnel encap.Tunnel
-	hop    egress.Hop // of every packet, except its source port and what its own header decides
+	kind   egress.Kind
+	end    egress.Peer // of the tunnel
 }
 
 func newTUN(address netip.Addr, c Config) (Method, error) {
@@ -20,12 +21,12 @@ func newTUN(address netip.Addr, c Config) (Method, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tun{tunnel: tunnel, hop: egress.Plain(c.Source, address)}
+	t := &tun{tunnel: tunnel, end: egress.Peer{Dst: address, Src: c.Source, DstPort: c.Port}}
 	if !c.Source.IsValid() {
-		t.hop.Src = netip.IPv4Unspecified()
+		t.end.Src = netip.IPv4Unspecified()
 	}
 	if c.Encap.UDP() {
-		t.hop.Kind, t.hop.DstPort = egress.UDP, c.Port
+		t.kind = egress.UDP
 	}
 	return t, nil
 }
@@ -35,9 +36,8 @@ func (t *tun) Kind() Kind { return TUN }
 func (t *tun) Overhead() int { return t.tunnel.Overhead() }
 
 func (t *tun) Out(b *packet.Buf, _ *packet.Info, port uint16) egress.Hop {
-	outer, h := t.tunnel.Wrap(b, port), t.hop
-	h.SrcPort, h.Class, h.TTL, h.DF = port, outer.Class, outer.TTL, outer.DF
-	return h
+	o := t.tunnel.Wrap(b, port)
+	return egress.Hop{To: &t.end, Kind: t.kind, SrcPort: port, Class: o.Class, TTL: o.TTL, DF: o.DF}
 }
 
 func (t *tun) Seal(s packet.Segment) { t.tunnel.Seal(s) }

@@ -26,42 +26,44 @@ const (
 	UDP
 )
 
-// Hop is where a packet goes, and what its outermost headers say.
-type Hop struct {
-	// Src and Dst are of one family. The kernel replaces an unspecified Src by the source of its route.
-	Src, Dst         netip.Addr
-	SrcPort, DstPort uint16 // of Kind UDP, as are class, TTL and DF
-	Kind             Kind
-	Class            uint8 // TOS or traffic class
-	TTL              uint8 // or hop limit
-	DF               bool  // routers won't fragment the packet: always over IPv6
+// Peer is the receiver of packets: the end of a tunnel, or a client. It is immutable while a Hop refers to it.
+type Peer struct {
+	Dst     netip.Addr
+	Src     netip.Addr // of Dst's family; the kernel replaces an unspecified one by the source of its route
+	DstPort uint16     // of UDP
 }
 
-// Plain is the hop of a packet that is in no tunnel.
-func Plain(src, dst netip.Addr) Hop { return Hop{Src: src, Dst: dst} }
+// Hop is where a packet goes, and what its outermost headers say.
+type Hop struct {
+	To         *Peer
+	Kind       Kind
+	SrcPort    uint16 // of Kind UDP, as are class, TTL and DF
+	Class, TTL uint8  // TOS or traffic class; TTL or hop limit
+	DF         bool   // routers won't fragment the packet: always over IPv6
+}
 
 // sameTuple reports whether packets with the hops h and o, of Kind UDP, have one five-tuple.
 func (h *Hop) sameTuple(o *Hop) bool {
-	return h.SrcPort == o.SrcPort && h.DstPort == o.DstPort && h.Dst == o.Dst && h.Src == o.Src
+	return h.SrcPort == o.SrcPort && (h.To == o.To || *h.To == *o.To)
 }
 
 // Outgoing is a packet to send. Its bytes are borrowed until it is sent.
 type Outgoing struct {
 	packet.Segment
-	Hop  Hop
+	Hop
 	Mark bool // as Output.Mark was
 }
 
 // Packet returns b as Outgoing, to where its own IP header says. It is for packets that no decision made, such as probes.
 func Packet(b []byte) Outgoing {
-	o := Outgoing{Segment: packet.Segment{Head: b}}
+	var to Peer
 	if h := packet.IPv6(b); h.Version() == 6 {
-		o.Hop = Plain(h.Src(), h.Dst())
+		to.Src, to.Dst = h.Src(), h.Dst()
 	} else {
 		h := packet.IPv4(b)
-		o.Hop = Plain(h.Src(), h.Dst())
+		to.Src, to.Dst = h.Src(), h.Dst()
 	}
-	return o
+	return Outgoing{Segment: packet.Segment{Head: b}, Hop: Hop{To: &to}}
 }
 
 // Port is where packets leave this host: sockets. One goroutine uses it.

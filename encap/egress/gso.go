@@ -26,15 +26,15 @@ type gsoBatch struct {
 const wholePathMTU = 576
 
 // mayHaveDF reports whether p can go out by a socket that sets DF.
-func mayHaveDF(p *Outgoing) bool { return p.Hop.DF || p.Len() <= wholePathMTU }
+func mayHaveDF(p *Outgoing) bool { return p.DF || p.Len() <= wholePathMTU }
 
 // canBatch reports whether b can share a's GSO send: what the kernel puts into all headers is one.
-func canBatch(a, b *Outgoing) bool { return a.Hop.Class == b.Hop.Class && a.Hop.TTL == b.Hop.TTL }
+func canBatch(a, b *Outgoing) bool { return a.Class == b.Class && a.TTL == b.TTL }
 
 // slot is where the group of h is looked for first.
 func (h *Hop) slot() uint32 {
-	dst := h.Dst.As16()
-	n := binary.LittleEndian.Uint32(dst[12:]) ^ uint32(h.SrcPort)<<16 ^ uint32(h.DstPort)
+	dst := h.To.Dst.As16()
+	n := binary.LittleEndian.Uint32(dst[12:]) ^ uint32(h.SrcPort)<<16 ^ uint32(h.To.DstPort)
 	return n * 0x9e3779b1 >> 25
 }
 
@@ -47,10 +47,10 @@ func (g *gsoBatch) group(out []Outgoing) {
 	for i := range out {
 		p := &out[i]
 		g.next[i] = -1
-		if p.Hop.Kind != UDP {
+		if p.Kind != UDP {
 			continue
 		}
-		for at := p.Hop.slot(); ; at = (at + 1) % uint32(len(g.slots)) {
+		for at := p.slot(); ; at = (at + 1) % uint32(len(g.slots)) {
 			c := g.slots[at]
 			if c < 0 {
 				c = int8(g.groups)

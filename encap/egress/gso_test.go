@@ -51,7 +51,7 @@ func (c *together) Send(out []Outgoing) (int, error) {
 	out = out[:min(len(out), c.limit)]
 	for i := range out {
 		o, first := &out[i], &out[0]
-		if o.Hop.Kind != UDP || len(o.Body) == 0 && !mayHaveDF(o) || !o.Hop.sameTuple(&first.Hop) || !canBatch(first, o) ||
+		if o.Kind != UDP || len(o.Body) == 0 && !mayHaveDF(o) || !o.Hop.sameTuple(&first.Hop) || !canBatch(first, o) ||
 			o.Len() > first.Len() || o.Len() < first.Len() && i < len(out)-1 {
 			c.t.Errorf("packet %d of %d, %x, does not go with %x", i, len(out), o.Head, first.Head)
 		}
@@ -69,7 +69,7 @@ func output(raw, udp Port) (*Output, *stats.Tally) {
 
 // inTunnel is a datagram in a GUE tunnel to a realserver known by the last byte of its address; number tells it from
 // others.
-func inTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) ([]byte, *Hop) {
+func inTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) ([]byte, Hop) {
 	t.Helper()
 	c := encap.Config{Kind: encap.KindGUE, Source: netip.MustParseAddr("10.0.2.2"),
 		Destination: netip.AddrFrom4([4]byte{10, 0, 11, last}), Port: 6080}
@@ -84,8 +84,8 @@ func inTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte
 	p := datagram(size, tos, df, number)
 	b.SetLen(copy(b.Room(), p))
 	w := tunnel.Wrap(b, port)
-	return bytes.Clone(b.Bytes()), &Hop{Src: c.Source, Dst: c.Destination, SrcPort: port, DstPort: c.Port, Kind: UDP,
-		Class: w.Class, TTL: w.TTL, DF: w.DF}
+	return bytes.Clone(b.Bytes()), Hop{To: &Peer{Src: c.Source, Dst: c.Destination, DstPort: c.Port}, SrcPort: port,
+		Kind: UDP, Class: w.Class, TTL: w.TTL, DF: w.DF}
 }
 
 // datagram is a UDP packet with size bytes of payload.
@@ -140,8 +140,7 @@ func TestBatches(t *testing.T) {
 				4+600*rnd.IntN(2)+rnd.IntN(3)*4, byte(rnd.IntN(8)/7), rnd.IntN(30) > 0, uint32(i))
 			if rnd.IntN(20) == 0 {
 				p := datagram(4, 0, true, uint32(i)) // in no tunnel
-				plain := Plain(p.Src(), p.Dst())
-				b, h = p, &plain
+				b, h = p, Hop{To: &Peer{Src: p.Src(), Dst: p.Dst()}}
 			}
 			want[tuple(b)] = append(want[tuple(b)], number(b))
 			o.Add(b, h)
@@ -240,7 +239,7 @@ func BenchmarkGroup(b *testing.B) {
 			var out [sendBatch]Outgoing
 			for i := range out {
 				p, h := inTunnel(b, false, 2, uint16(1000+i%ports), 32, 0, true, 0)
-				out[i] = Outgoing{Segment: packet.Segment{Head: p}, Hop: *h}
+				out[i] = Outgoing{Segment: packet.Segment{Head: p}, Hop: h}
 			}
 			var g gsoBatch
 			for b.Loop() {

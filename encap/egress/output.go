@@ -91,24 +91,24 @@ func (o *Output) SourcePort(hash uint64) uint16 {
 }
 
 // Add adds the packet b.
-func (o *Output) Add(b []byte, h *Hop) {
+func (o *Output) Add(b []byte, h Hop) {
 	if len(o.batch) >= sendBatch {
 		o.Flush()
 	}
-	o.batch = append(o.batch, Outgoing{Segment: packet.Segment{Head: b}, Hop: *h, Mark: o.Mark})
+	o.batch = append(o.batch, Outgoing{Segment: packet.Segment{Head: b}, Hop: h, Mark: o.Mark})
 	if h.Kind == UDP {
 		o.inUDP++
 	}
 }
 
 // AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu bytes.
-func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
+func (o *Output) AddFragments(b []byte, h Hop, mtu int) {
 	o.reserve(fragmentRoom)
 	o.fragment(b, h, mtu)
 }
 
 // AddWrapped adds the packet in b, which p described before it was wrapped: in fragments if it is larger than mtu.
-func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
+func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h Hop, mtu int) {
 	o.defeatGRO(b.Bytes(), p, h)
 	if b.Len() > mtu {
 		o.AddFragments(b.Bytes(), h, mtu)
@@ -119,7 +119,7 @@ func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
 
 // AddSegments adds the segments that c cuts the super-packet in b into, which p described before it was wrapped in t.
 // Segments that are larger than mtu are fragmented.
-func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
+func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c packet.Cut, mtu int) {
 	if c.Overhead+c.Headers+c.Payload > mtu {
 		o.addFragmentedSegments(t, b, p, h, c, mtu)
 		return
@@ -143,14 +143,14 @@ func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c 
 }
 
 // queue appends segs to the batch.
-func (o *Output) queue(segs []packet.Segment, h *Hop) {
+func (o *Output) queue(segs []packet.Segment, h Hop) {
 	for _, s := range segs {
-		o.batch = append(o.batch, Outgoing{Segment: s, Hop: *h, Mark: o.Mark})
+		o.batch = append(o.batch, Outgoing{Segment: s, Hop: h, Mark: o.Mark})
 	}
 }
 
 // addFragmentedSegments is AddSegments for datagrams that are larger than mtu. That is rare enough for a copy.
-func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
+func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c packet.Cut, mtu int) {
 	o.Flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)
 	o.segments, o.free = packet.Split(o.segments[:0], b, p, c, o.free)
@@ -172,17 +172,16 @@ func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, 
 const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
 
 // fragment is AddFragments where there is room.
-func (o *Output) fragment(b []byte, h *Hop, mtu int) {
-	if h.Dst.Is4() {
+func (o *Output) fragment(b []byte, h Hop, mtu int) {
+	if h.To.Dst.Is4() {
 		o.fragments = encap.Fragment(o.fragments[:0], b, max(mtu, encap.MinMTU), o.ids.next(), o.free)
 		o.free = o.free[(len(o.fragments)-1)*packet.IPv4HeaderLen:]
 	} else {
 		o.fragments = encap.Fragment6(o.fragments[:0], b, max(mtu, encap.MinMTU6), o.ids.next6(), o.free)
 		o.free = o.free[len(o.fragments)*encap.Fragment6HeadLen:]
 	}
-	raw := *h
-	raw.Kind = Raw
-	o.queue(o.fragments, &raw)
+	h.Kind = Raw
+	o.queue(o.fragments, h)
 }
 
 // defeatGRO varies the outer TTL so that GRO at the tunnel's far end does not merge datagrams of a flow. b is the datagram
@@ -190,13 +189,13 @@ func (o *Output) fragment(b []byte, h *Hop, mtu int) {
 // they are out of the tunnel, and gives raw sockets no word of where each ends, as it gives UDP sockets. So each datagram
 // has another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
 // udp_gro_receive_segment, respects the TTL since 6.9).
-func (o *Output) defeatGRO(b []byte, p *packet.Info, h *Hop) {
+func (o *Output) defeatGRO(b []byte, p *packet.Info, h Hop) {
 	if p.Flow.Proto != packet.ProtoUDP || h.Kind == UDP {
 		return
 	}
 	lower := &o.groTTL[p.Hash%uint64(len(o.groTTL))]
 	const least = 32
-	if h.Dst.Is6() {
+	if h.To.Dst.Is6() {
 		if ip := packet.IPv6(b); ip.HopLimit() > least {
 			ip.SetHopLimit(ip.HopLimit() - *lower)
 		}

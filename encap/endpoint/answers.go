@@ -46,14 +46,16 @@ type AnswerWorker struct {
 	batches  stats.Batches
 	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
 
-	policy *Policy // of this batch
-	bufs   []packet.Buf
-	info   packet.Info // of a packet: here, since an interface would let it escape
-	out    []egress.Outgoing
-	segs   []packet.Segment // of one super-packet, or fragments of a packet
-	room   []byte           // for the headers of segments
-	free   []byte           // the rest of it
-	tally  stats.Tally
+	policy   *Policy // of this batch
+	bufs     []packet.Buf
+	info     packet.Info // of a packet: here, since an interface would let it escape
+	out      []egress.Outgoing
+	clients  [batch]egress.Peer
+	accepted int              // number of clients in this batch
+	segs     []packet.Segment // of one super-packet, or fragments of a packet
+	room     []byte           // for the headers of segments
+	free     []byte           // the rest of it
+	tally    stats.Tally
 
 	large  path              // of the last packet of this batch that was too big
 	spare  []packet.Buf      // two: that packet in one piece, and an ICMP error
@@ -127,7 +129,7 @@ func (w *AnswerWorker) Run() error {
 // move processes one batch.
 func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	w.batches.Begin(len(bufs))
-	w.policy, w.large, w.errors = w.inForce.Load(), path{}, 0
+	w.policy, w.large, w.errors, w.accepted = w.inForce.Load(), path{}, 0, 0
 	for i := range bufs {
 		w.tally.InPackets++
 		w.tally.InBytes += uint64(bufs[i].Len())
@@ -191,7 +193,7 @@ func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
 		}
 	}
 	w.sent.put(b, p)
-	w.out = append(w.out, egress.Outgoing{Segment: packet.Segment{Head: b}, Hop: egress.Plain(p.Flow.Src, p.Flow.Dst)})
+	w.out = append(w.out, egress.Outgoing{Segment: packet.Segment{Head: b}, Hop: w.toClient(p)})
 	return nil
 }
 
@@ -211,8 +213,16 @@ func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error)
 	for _, s := range w.segs {
 		w.sent.put(s.Head, p)
 	}
-	w.out = appendAll(w.out, w.segs, egress.Plain(p.Flow.Src, p.Flow.Dst))
+	w.out = appendAll(w.out, w.segs, w.toClient(p))
 	return drop.Accept, nil
+}
+
+// toClient is the hop of the answer that p describes. It is called once for a packet at most.
+func (w *AnswerWorker) toClient(p *packet.Info) egress.Hop {
+	to := &w.clients[w.accepted]
+	w.accepted++
+	*to = egress.Peer{Dst: p.Flow.Dst, Src: p.Flow.Src}
+	return egress.Hop{To: to}
 }
 
 // appendAll appends segs, which all go to h, to out.
@@ -262,7 +272,7 @@ func (w *AnswerWorker) refused(s *egress.Outgoing, err error) (drop.Reason, erro
 		w.lastErr.Store(int32(errno))
 		return drop.SendError, nil
 	}
-	src, dst := s.Hop.Src, s.Hop.Dst
+	src, dst := s.To.Src, s.To.Dst
 	if w.large.src != src || w.large.dst != dst {
 		mtu, err := w.sink.PathMTU(src, dst)
 		if err != nil {

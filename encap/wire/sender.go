@@ -50,8 +50,8 @@ func newSender(bySource bool) (*Sender, error) {
 // returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU, EAFNOSUPPORT for an IPv6
 // packet where the kernel has no IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
 func (s *Sender) Send(out []egress.Outgoing) (int, error) {
-	n, four := 1, out[0].Hop.Dst.Is4()
-	for n < min(len(out), Batch) && out[n].Hop.Dst.Is4() == four {
+	n, four := 1, out[0].To.Dst.Is4()
+	for n < min(len(out), Batch) && out[n].To.Dst.Is4() == four {
 		n++
 	}
 	switch {
@@ -178,9 +178,9 @@ func (s *rawSender) send(out []egress.Outgoing) (int, error) {
 	for i := range out {
 		p := &out[i]
 		name := (*[unix.SizeofSockaddrInet6]byte)(unsafe.Pointer(&s.names[i]))
-		putAddr(name[s.at:], p.Hop.Dst)
+		putAddr(name[s.at:], p.To.Dst)
 		if s.bySource {
-			putAddr(s.sources[i][s.info:], p.Hop.Src)
+			putAddr(s.sources[i][s.info:], p.To.Src)
 		}
 		iov := &s.iovs[i]
 		iov[0].Base = &p.Head[0]

@@ -174,7 +174,7 @@ func (s *UDPSender) Send(out []egress.Outgoing) (int, error) {
 		return 0, unix.EOPNOTSUPP
 	}
 	h, c, headers := &out[0].Hop, &s.four, packet.IPv4HeaderLen+packet.UDPHeaderLen
-	if h.Dst.Is6() {
+	if h.To.Dst.Is6() {
 		if s.six.hdr.Name == nil {
 			return 0, unix.EAFNOSUPPORT
 		}
@@ -184,9 +184,9 @@ func (s *UDPSender) Send(out []egress.Outgoing) (int, error) {
 	if f == nil {
 		return 0, fmt.Errorf("UDP port %d is none of ours", h.SrcPort)
 	}
-	putAddr(c.src, h.Src)
-	putAddr(c.dst, h.Dst)
-	binary.BigEndian.PutUint16(c.name[2:], h.DstPort)
+	putAddr(c.src, h.To.Src)
+	putAddr(c.dst, h.To.Dst)
+	binary.BigEndian.PutUint16(c.name[2:], h.To.DstPort)
 	size := out[0].Len() - headers
 	binary.NativeEndian.PutUint16(c.size, uint16(size))
 	binary.NativeEndian.PutUint32(c.class, uint32(h.Class))

@@ -276,13 +276,13 @@ func split(b []byte, n int) egress.Outgoing {
 // udpPacket is o, a packet of UDP without options, for a UDPSender.
 func udpPacket(o egress.Outgoing) egress.Outgoing {
 	h, u := &o.Hop, packet.UDP(o.Head)
-	if h.Dst.Is4() {
+	if h.To.Dst.Is4() {
 		ip := packet.IPv4(o.Head)
 		h.Class, h.TTL, h.DF, u = ip.TOS(), ip.TTL(), ip.DF(), u[packet.IPv4HeaderLen:]
 	} else {
 		ip := packet.IPv6(o.Head)
 		h.Class, h.TTL, h.DF, u = ip.TrafficClass(), ip.HopLimit(), true, u[packet.IPv6HeaderLen:]
 	}
-	h.Kind, h.SrcPort, h.DstPort = egress.UDP, u.SrcPort(), u.DstPort()
+	h.Kind, h.SrcPort, h.To.DstPort = egress.UDP, u.SrcPort(), u.DstPort()
 	return o
 }
