@@ -34,7 +34,13 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 
 // choose is decide, whether packets can get to the realserver or not.
 func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
-	n, result := s.lookup(p, now, t)
+	var n uint32
+	var result conntab.Result
+	if t == nil {
+		n, result = s.table.Packet(p, now)
+	} else {
+		n, result = t.lookup(s, p, now)
+	}
 	switch result {
 	case conntab.Hit:
 		if d, reason := s.dest(n); reason != drop.Accept || !d.Down || !s.restart(p, n, t) {
@@ -67,14 +73,6 @@ func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 // service returns the service that p is for, nil for none.
 func (s *Snapshot) service(p *packet.Info) *service {
 	return s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
-}
-
-// lookup looks for the connection of p's flow.
-func (s *Snapshot) lookup(p *packet.Info, now conntab.Ticks, t *Trace) (uint32, conntab.Result) {
-	if t != nil {
-		return t.lookup(s, p, now)
-	}
-	return s.table.Packet(p, now)
 }
 
 // restart ends the connection of p's flow to the realserver with number n, which is down, if p can restart the flow.

@@ -66,7 +66,8 @@ var schedulers = map[string]struct {
 	"dh":   {newDH, "the hash of the VIP"},
 	"sh":   {newSH, "the hash of the client"},
 	"mh":   {newMH, "the Maglev hash of the client"},
-	"lblc": {newLBLC, "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight"},
+	"lblc": {newLBLC, "the one that the VIP had last, if it is not crowded, else the fewest connections for its " +
+		"weight"},
 	"lblcr": {newLBLCR, "of those that the VIP has the one with the fewest connections for its weight, if it is not " +
 		"crowded, else that of all"},
 }

@@ -28,8 +28,8 @@ type CaptureFilter struct {
 //
 // A worker looks at a packet when it reads it, and again when the decision has named a realserver. What is sent because
 // of the packet is taken with it. An ICMP error belongs to the connection that it is about. Without a realserver in the
-// filter, the director's own answers are taken, and the fragments in which a client's packet comes, which have no ports.
-// With one, a packet in fragments is taken when it is complete.
+// filter, the director's own answers are taken, and the fragments in which a client's packet comes, which have no
+// ports. With one, a packet in fragments is taken when it is complete.
 type Capture struct {
 	filter CaptureFilter
 	ready  chan struct{} // something is there, or nothing more will be
@@ -89,8 +89,8 @@ func (s *Shared) StopCurrentCapture() {
 	}
 }
 
-// Next waits for packets and returns them. They are valid until the next call. It returns none at the end: when c has as
-// many packets as it takes, after StopCapture, or when ctx is done. One goroutine calls it.
+// Next waits for packets and returns them. They are valid until the next call. It returns none at the end: when c has
+// as many packets as it takes, after StopCapture, or when ctx is done. One goroutine calls it.
 func (c *Capture) Next(ctx context.Context) []Captured {
 	for {
 		ended := ctx.Err() != nil // before the last look

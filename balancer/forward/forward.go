@@ -212,8 +212,8 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	return drop.Accept
 }
 
-// fragment processes a fragment: with the last that was missing, the packet goes the way of all. What its sender has cut
-// already needn't fit the tunnel.
+// fragment processes a fragment: with the last that was missing, the packet goes the way of all. What its sender has
+// cut already needn't fit the tunnel.
 func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
 	if !w.shared.fragments.add(b, now, &w.tally) {
 		return drop.Accept // it waits, or is counted

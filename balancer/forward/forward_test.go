@@ -92,7 +92,8 @@ func mustAgree(o *egress.Outgoing) {
 }
 
 // testWorker is a worker number 0. udp may have source ports.
-func testWorker(source Source, raw, udp egress.Port, b *balancer.Balancer, s *Shared, clock func() conntab.Ticks) *Worker {
+func testWorker(source Source, raw, udp egress.Port, b *balancer.Balancer, s *Shared,
+	clock func() conntab.Ticks) *Worker {
 	c := WorkerConfig{Source: source, Raw: raw, UDP: udp, Balancer: b, Shared: s, Clock: clock}
 	if p, ok := udp.(interface{ Ports() []uint16 }); ok {
 		c.UDPPorts = p.Ports()

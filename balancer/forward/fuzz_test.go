@@ -89,7 +89,8 @@ func (c *cars) Send(out []egress.Outgoing) (int, error) {
 		}
 		first := &out[0]
 		if *o.To != *first.To || o.SrcPort != first.SrcPort || o.Class != first.Class || o.TTL != first.TTL ||
-			len(o.Body) == 0 && o.Len() > 576 && !o.DF || o.Len() > first.Len() || o.Len() < first.Len() && i < len(out)-1 {
+			len(o.Body) == 0 && o.Len() > 576 && !o.DF || o.Len() > first.Len() ||
+			o.Len() < first.Len() && i < len(out)-1 {
 			c.t.Errorf("packet %d of %d, %x, does not go with %x", i, len(out), o.Head, out[0].Head)
 		}
 		c.out = append(c.out, append(bytes.Clone(o.Head), o.Body...))

@@ -40,7 +40,8 @@ type Relay struct {
 }
 
 // NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to port.
-func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Relay {
+func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Shared,
+	clock func() conntab.Ticks) *Relay {
 	r := &Relay{source: source, port: port, balancer: b, shared: shared, clock: clock, bufs: packet.NewBufs(8)}
 	r.answers.init()
 	return r
@@ -135,7 +136,8 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 	if room == nil {
 		return nil, to
 	}
-	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Hop{To: &egress.Peer{Dst: in.Flow.Src, Src: in.Flow.Dst}}
+	client := &egress.Peer{Dst: in.Flow.Src, Src: in.Flow.Dst}
+	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Hop{To: client}
 }
 
 // ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for

@@ -21,8 +21,8 @@ type Kind uint8
 const (
 	// Raw packets leave by raw sockets, with the IP header that they have.
 	Raw Kind = iota
-	// UDP packets are whole IP packets of UDP. Those of one five-tuple may leave together by a UDP socket, for which the
-	// kernel makes the IP and UDP headers. Otherwise they leave like Raw ones.
+	// UDP packets are whole IP packets of UDP. Those of one five-tuple may leave together by a UDP socket, for which
+	// the kernel makes the IP and UDP headers. Otherwise they leave like Raw ones.
 	UDP
 )
 
@@ -54,7 +54,8 @@ type Outgoing struct {
 	Mark bool // as Output.Mark was
 }
 
-// Packet returns b as Outgoing, to where its own IP header says. It is for packets that no decision made, such as probes.
+// Packet returns b as Outgoing, to where its own IP header says. It is for packets that no decision made, such as
+// probes.
 func Packet(b []byte) Outgoing {
 	var to Peer
 	if h := packet.IPv6(b); h.Version() == 6 {
@@ -68,20 +69,21 @@ func Packet(b []byte) Outgoing {
 
 // Port is where packets leave this host: sockets. One goroutine uses it.
 type Port interface {
-	// Send sends the first packets of out, which is not empty, and returns how many went out. If the first is refused, it
-	// returns 0 and a unix.Errno, not wrapped, since each refused packet has one: EMSGSIZE for a packet that is larger
-	// than its path takes. It returns os.ErrClosed after Close.
+	// Send sends the first packets of out, which is not empty, and returns how many went out. If the first is refused,
+	// it returns 0 and a unix.Errno, not wrapped, since each refused packet has one: EMSGSIZE for a packet that is
+	// larger than its path takes. It returns os.ErrClosed after Close.
 	//
-	// A port of UDP sockets takes packets of Kind UDP with one five-tuple, class and TTL, and with one length except the
-	// last, which may be shorter. Its error is about all of them: EOPNOTSUPP or EIO where they can't be sent together.
+	// A port of UDP sockets takes packets of Kind UDP with one five-tuple, class and TTL, and with one length except
+	// the last, which may be shorter. Its error is about all of them: EOPNOTSUPP or EIO where they can't be sent
+	// together.
 	Send(out []Outgoing) (int, error)
 }
 
 // A Tunnel finishes the segments of a super-packet that has been wrapped in it: lengths and checksums of its headers.
 type Tunnel interface{ Seal(s packet.Segment) }
 
-// IDs gives IDs to packets that are sent in fragments. All outputs of a host share it: if two of them used one ID at the
-// same time, the receiver would put together what doesn't belong together.
+// IDs gives IDs to packets that are sent in fragments. All outputs of a host share it: if two of them used one ID at
+// the same time, the receiver would put together what doesn't belong together.
 type IDs struct{ four, six atomic.Uint32 }
 
 // NewIDs returns an IDs whose IPv6 IDs can't be foreseen (RFC 7739).

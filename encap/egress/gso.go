@@ -91,8 +91,8 @@ func (o *Output) sendTogether() {
 	o.batch = rest
 }
 
-// sendGroup sends the packets of the group that begins with number i, by as few calls as can be, and takes them out of the
-// batch. Where the kernel refuses that, the rest stays in the batch, in its order.
+// sendGroup sends the packets of the group that begins with number i, by as few calls as can be, and takes them out of
+// the batch. Where the kernel refuses that, the rest stays in the batch, in its order.
 func (o *Output) sendGroup(i int8) {
 	g := &o.gso
 	for i >= 0 {

@@ -69,7 +69,8 @@ func output(raw, udp Port) (*Output, *stats.Tally) {
 
 // inTunnel is a datagram in a GUE tunnel to a realserver known by the last byte of its address; number tells it from
 // others.
-func inTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool, number uint32) ([]byte, Hop) {
+func inTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool,
+	number uint32) ([]byte, Hop) {
 	t.Helper()
 	c := encap.Config{Kind: encap.KindGUE, Source: netip.MustParseAddr("10.0.2.2"),
 		Destination: netip.AddrFrom4([4]byte{10, 0, 11, last}), Port: 6080}
@@ -118,8 +119,8 @@ func tuple(b []byte) string {
 	return string(b[12:24])
 }
 
-// TestBatches sends random batches: each packet goes out once, each flow's in their order, and as few calls as a look at
-// the flows allows.
+// TestBatches sends random batches: each packet goes out once, each flow's in their order, and as few calls as a look
+// at the flows allows.
 func TestBatches(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for round := range 2000 {
@@ -186,7 +187,8 @@ func TestBatchesOfAFlow(t *testing.T) {
 	}
 }
 
-// TestBatchesNeverTaken: a kernel that can send no packets together is not asked for ever, and each packet goes out by itself.
+// TestBatchesNeverTaken: a kernel that can send no packets together is not asked for ever, and each packet goes out by
+// itself.
 func TestBatchesNeverTaken(t *testing.T) {
 	raw := &wires{}
 	sink := &together{t: t, limit: sendBatch, fail: func(*Outgoing) error { return unix.EIO }}

@@ -101,7 +101,8 @@ func (o *Output) Add(b []byte, h Hop) {
 	}
 }
 
-// AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu bytes.
+// AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu
+// bytes.
 func (o *Output) AddFragments(b []byte, h Hop, mtu int) {
 	o.reserve(fragmentRoom)
 	o.fragment(b, h, mtu)
@@ -109,7 +110,9 @@ func (o *Output) AddFragments(b []byte, h Hop, mtu int) {
 
 // AddWrapped adds the packet in b, which p described before it was wrapped: in fragments if it is larger than mtu.
 func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h Hop, mtu int) {
-	o.defeatGRO(b.Bytes(), p, h)
+	if mayMerge(p, h) {
+		o.defeatGRO(b.Bytes(), p, h)
+	}
 	if b.Len() > mtu {
 		o.AddFragments(b.Bytes(), h, mtu)
 		return
@@ -137,7 +140,9 @@ func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c p
 	}
 	for i := before; i < len(o.batch); i++ {
 		s := &o.batch[i]
-		o.defeatGRO(s.Head, p, h)
+		if mayMerge(p, h) {
+			o.defeatGRO(s.Head, p, h)
+		}
 		t.Seal(s.Segment)
 	}
 }
@@ -184,15 +189,15 @@ func (o *Output) fragment(b []byte, h Hop, mtu int) {
 	o.queue(o.fragments, h)
 }
 
-// defeatGRO varies the outer TTL so that GRO at the tunnel's far end does not merge datagrams of a flow. b is the datagram
-// p in a tunnel. The kernel there merges datagrams as soon as a server asks for it (UDP_GRO: HTTP/3, WireGuard), before
-// they are out of the tunnel, and gives raw sockets no word of where each ends, as it gives UDP sockets. So each datagram
-// has another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
-// udp_gro_receive_segment, respects the TTL since 6.9).
+// mayMerge reports whether GRO at the tunnel's far end may merge p with other packets.
+func mayMerge(p *packet.Info, h Hop) bool { return p.Flow.Proto == packet.ProtoUDP && h.Kind != UDP }
+
+// defeatGRO varies the outer TTL so that GRO at the tunnel's far end does not merge datagrams of a flow. b is the
+// datagram p in a tunnel. The kernel there merges datagrams as soon as a server asks for it (UDP_GRO: HTTP/3,
+// WireGuard), before they are out of the tunnel, and gives raw sockets no word of where each ends, as it gives UDP
+// sockets. So each datagram has another outer TTL than the three before it, if it is not near its end (Linux
+// net/ipv4/udp_offload.c, udp_gro_receive_segment, respects the TTL since 6.9).
 func (o *Output) defeatGRO(b []byte, p *packet.Info, h Hop) {
-	if p.Flow.Proto != packet.ProtoUDP || h.Kind == UDP {
-		return
-	}
 	lower := &o.groTTL[p.Hash%uint64(len(o.groTTL))]
 	const least = 32
 	if h.To.Dst.Is6() {

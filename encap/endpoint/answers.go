@@ -89,7 +89,8 @@ func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.P
 	port uint16) *AnswerWorker {
 	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port,
 		bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
-		out: make([]egress.Outgoing, 0, answerBatch+packet.MaxPieces), segs: make([]packet.Segment, 0, packet.MaxPieces),
+		out:    make([]egress.Outgoing, 0, answerBatch+packet.MaxPieces),
+		segs:   make([]packet.Segment, 0, packet.MaxPieces),
 		pieces: make([]egress.Outgoing, 0, packet.MaxPieces), room: make([]byte, packet.PieceRoom),
 		id: uint16(rand.Uint32())}
 	w.free, w.heads, w.errs = w.room, make([]byte, packet.MaxPieces*packet.IPv4HeaderLen), []*packet.Buf{&w.spare[1]}

@@ -44,11 +44,12 @@ func newSender(bySource bool) (*Sender, error) {
 	return &Sender{four, six}, nil
 }
 
-// Send sends the first packets of out, Batch of them and those of one IP version at the most, in their order, and returns
-// how many went out. Of an IPv4 packet the kernel fills in total length, checksum, an ID of 0 and a source of 0; of an
-// IPv6 packet nothing. When a packet is refused, the ones before it have gone out, and the next call that begins with it
-// returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU, EAFNOSUPPORT for an IPv6
-// packet where the kernel has no IPv6. Send waits while the socket is full; it returns os.ErrClosed after Close.
+// Send sends the first packets of out, Batch of them and those of one IP version at the most, in their order, and
+// returns how many went out. Of an IPv4 packet the kernel fills in total length, checksum, an ID of 0 and a source of
+// 0; of an IPv6 packet nothing. When a packet is refused, the ones before it have gone out, and the next call that
+// begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
+// EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns
+// os.ErrClosed after Close.
 func (s *Sender) Send(out []egress.Outgoing) (int, error) {
 	n, four := 1, out[0].To.Dst.Is4()
 	for n < min(len(out), Batch) && out[n].To.Dst.Is4() == four {

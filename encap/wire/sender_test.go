@@ -139,7 +139,8 @@ func TestSendGoesOnBehindRefused6(t *testing.T) {
 		next := capture(t, "lo")
 		unreachable := outer6(10, 3)
 		copy(unreachable[24:], netip.MustParseAddr("2001:db8::2").AsSlice())
-		errs := sendAll(t, s, []egress.Outgoing{egress.Packet(outer6(10, 1)), egress.Packet(outer6(1461, 2)), egress.Packet(unreachable),
+		errs := sendAll(t, s, []egress.Outgoing{egress.Packet(outer6(10, 1)), egress.Packet(outer6(1461, 2)),
+			egress.Packet(unreachable),
 			egress.Packet(outer(10, 4)), egress.Packet(outer(1481, 5)), egress.Packet(outer6(1460, 6))})
 		if len(errs) != 3 || !errors.Is(errs[0], unix.EMSGSIZE) || !errors.Is(errs[1], unix.ENETUNREACH) ||
 			!errors.Is(errs[2], unix.EMSGSIZE) {
@@ -419,7 +420,7 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 				}
 			}
 		}
-		segs := []egress.Outgoing{udpPacket(egress.Packet(wrapUDP(netip.IPv6Loopback(), netip.IPv6Loopback(), s.Ports()[0], 9, 100)))}
+		segs := []egress.Outgoing{udpTo(s, netip.IPv6Loopback())}
 		if n := testing.AllocsPerRun(100, func() {
 			if _, err := s.Send(segs); err != nil {
 				t.Fatal(err)
@@ -440,7 +441,7 @@ func TestUDPWithoutIPv6(t *testing.T) {
 		defer s.Close()
 		next := capture(t, "lo")
 		lo := netip.MustParseAddr("127.0.0.1")
-		if n, err := s.Send([]egress.Outgoing{udpPacket(egress.Packet(wrapUDP(lo, lo, s.Ports()[0], 9, 100)))}); n != 1 || err != nil {
+		if n, err := s.Send([]egress.Outgoing{udpTo(s, lo)}); n != 1 || err != nil {
 			t.Errorf("over IPv4: %d %v", n, err)
 		}
 		if h := packet.IPv4(next()); h.Src() != lo || h.Dst() != lo || h.TotalLen() != 128 || h.TTL() != 33 ||
@@ -448,11 +449,16 @@ func TestUDPWithoutIPv6(t *testing.T) {
 			t.Errorf("sent is %x", []byte(h))
 		}
 		six := netip.IPv6Loopback()
-		if _, err := s.Send([]egress.Outgoing{udpPacket(egress.Packet(wrapUDP(six, six, s.Ports()[0], 9, 100)))}); !errors.Is(err,
+		if _, err := s.Send([]egress.Outgoing{udpTo(s, six)}); !errors.Is(err,
 			unix.EAFNOSUPPORT) {
 			t.Errorf("over IPv6: %v", err)
 		}
 	})
+}
+
+// udpTo is a UDP packet from and to a, an address of this host, for s.
+func udpTo(s *UDPSender, a netip.Addr) egress.Outgoing {
+	return udpPacket(egress.Packet(wrapUDP(a, a, s.Ports()[0], 9, 100)))
 }
 
 // wrapUDP makes a UDP packet with size bytes of payload.

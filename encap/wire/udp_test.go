@@ -92,7 +92,8 @@ func TestUDPSegments(t *testing.T) {
 				t.Errorf("%+v: %d datagrams of %d bytes, want %d of %d", c, datagrams, len(got), c.n, len(want))
 			}
 		}
-		if _, err := s.Send(func() []egress.Outgoing { s, _ := udpSegments(1, 6080, 1, 9, 9); return s }()); err == nil {
+		foreign, _ := udpSegments(1, 6080, 1, 9, 9)
+		if _, err := s.Send(foreign); err == nil {
 			t.Error("sent from a port that is not ours")
 		}
 		big, _ := udpSegments(s.Ports()[0], 6080, 2, 1473, 1473)

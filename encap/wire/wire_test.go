@@ -114,7 +114,8 @@ func TestSendGoesOnBehindRefused(t *testing.T) {
 		s, r := open(t)
 		unreachable := outer(10, 1)
 		copy(unreachable[16:20], []byte{192, 0, 2, 1})
-		segs := []egress.Outgoing{egress.Packet(outer(10, 1)), egress.Packet(outer(1481, 2)), egress.Packet(unreachable),
+		segs := []egress.Outgoing{egress.Packet(outer(10, 1)), egress.Packet(outer(1481, 2)),
+			egress.Packet(unreachable),
 			egress.Packet(outer(10, 3))}
 		var errs []error
 		for out := segs; len(out) > 0; {
