@@ -12,8 +12,8 @@ const (
 	ecnCE   = 0x03
 )
 
-// exitECN is the class that a packet leaves a tunnel with: what the tunnel's path said about congestion comes into it,
-// as RFC 6040, section 4.2, prescribes for every tunnel exit. A packet that can't carry the mark on is dropped.
+// exitECN returns the class with which a packet leaves a tunnel: congestion on the tunnel's path is marked in it, as
+// RFC 6040, section 4.2, prescribes for every tunnel exit. A packet that cannot carry the mark is dropped.
 func exitECN(outer, inner byte) (class byte, d drop.Reason) {
 	o, i := outer&ecnMask, inner&ecnMask
 	switch {

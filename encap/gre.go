@@ -5,12 +5,12 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// unfinishedGRE reports whether the checksum of a header that has one may be wrong without damage. Packets that have met
-// no wire since a kernel sent them, and GSO packets that GRO has made, come out of a raw socket with unfinished
+// unfinishedGRE reports whether the checksum of a header that has one may be wrong without damage. Packets that have
+// met no wire since a kernel sent them, and GSO packets that GRO has made, come out of a raw socket with unfinished
 // checksums. A GRE checksum that a network card was to compute is 0 then (gre_build_header in include/net/gre.h). One
 // that was computed already becomes right when the checksum of the TCP or UDP packet inside is finished (lco_csum in
-// include/linux/skbuff.h); that of a GSO packet is none at all. In both of these cases the checksum inside is the sum of
-// the pseudo-header.
+// include/linux/skbuff.h); that of a GSO packet is none at all. In both of these cases the checksum inside is the sum
+// of the pseudo-header.
 func unfinishedGRE(h packet.GRE) bool {
 	if h.Checksum() == 0 {
 		return true

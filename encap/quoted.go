@@ -6,72 +6,25 @@ import (
 	"vstun/encap/packet"
 )
 
-// MatchQuoted finds the packet in outer, the front of a packet as an ICMP error quotes it, which packet.QuotedPacket or
-// QuotedFlow has accepted: as much of it as is there, which may be nothing. payload is the offset of what follows the
-// outer IP headers. ok reports whether Wrap of this tunnel can have made the packet, as far as it is there: source,
-// destination, protocol, UDP destination port, and GRE's and GUE's header.
+// MatchQuoted finds the packet inside the tunnel packet in outer, the front of a packet as an ICMP error quotes it,
+// which packet.QuotedPacket or QuotedFlow has accepted. payload is the offset of the bytes behind the outer IP headers.
+// inner is as much of the packet as outer has, which may be nothing. ok reports whether Wrap of this tunnel can have
+// made the tunnel packet, as far as outer has it: source, destination, protocol, UDP destination port, and GRE's and
+// GUE's header.
 func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) {
 	if t.overhead == 0 {
 		return nil, false
 	}
-	up := outer[payload:]
-	proto, version := t.protocol(), 0 // version: that the headers name, 0 where they name none
-	if t.outerIs4() {
-		h, ours := packet.IPv4(outer), packet.IPv4(t.header[:])
-		if h.Version() != 4 || h.Dst() != ours.Dst() || !sourceMatches(h.Src(), ours.Src()) {
-			return nil, false
-		}
-		if t.kind == KindIPIP && h.Protocol() == packet.ProtoIPv6 {
-			proto, version = packet.ProtoIPv6, 6
-		}
-		ok = h.Protocol() == proto
-	} else {
-		h, ours := packet.IPv6(outer), packet.IPv6(t.header[:])
-		if h.Version() != 6 || h.Dst() != ours.Dst() || !sourceMatches(h.Src(), ours.Src()) {
-			return nil, false
-		}
-		next := h.NextHeader()
-		if next == packet.ProtoFragment && payload == Fragment6HeadLen {
-			next = packet.IPv6Fragment(outer[packet.IPv6HeaderLen:]).NextHeader() // of a packet that Fragment6 has cut
-		}
-		if t.kind == KindIPIP && next == packet.ProtoIPv6 {
-			proto, version = packet.ProtoIPv6, 6
-		}
-		ok = next == proto
-	}
+	proto, ok := t.matchIP(outer, payload)
 	if !ok {
 		return nil, false
 	}
-	n := int(t.overhead - t.ip) // of what stands between the IP headers
-	made := t.header[t.ip:t.overhead]
-	switch t.kind {
-	case KindIPIP:
-		if version == 0 {
-			version = 4
-		}
-	case KindGRE:
-		if len(up) >= packet.GREMinLen {
-			h, ours := packet.GRE(up), packet.GRE(made)
-			version = h.Version()
-			if version == 0 || h.Flags() != ours.Flags() {
-				return nil, false
-			}
-			if len(up) >= n && h.Flags()&packet.GREKey != 0 && h.Key() != ours.Key() {
-				return nil, false
-			}
-		}
-	case KindGUE, KindFOU:
-		if len(up) >= 4 && packet.UDP(up).DstPort() != packet.UDP(made).DstPort() {
-			return nil, false
-		}
-		if t.kind == KindGUE && len(up) >= n {
-			h := packet.GUE(up[packet.UDPHeaderLen:])
-			version = h.Version()
-			if version == 0 || !h.Plain() || h.Variant() != 0 {
-				return nil, false
-			}
-		}
+	up := outer[payload:]
+	version, ok := t.matchHeader(up, proto)
+	if !ok {
+		return nil, false
 	}
+	n := int(t.overhead - t.ip)
 	if len(up) <= n {
 		return nil, true
 	}
@@ -80,6 +33,61 @@ func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) 
 		return nil, false
 	}
 	return inner, true
+}
+
+// matchIP returns the protocol behind the outer IP headers. ok reports whether they can be the tunnel's.
+func (t *Tunnel) matchIP(outer []byte, payload int) (proto uint8, ok bool) {
+	var source, ours netip.Addr
+	if t.outerIs4() {
+		h, made := packet.IPv4(outer), packet.IPv4(t.header[:])
+		if h.Version() != 4 || h.Dst() != made.Dst() {
+			return 0, false
+		}
+		source, ours, proto = h.Src(), made.Src(), h.Protocol()
+	} else {
+		h, made := packet.IPv6(outer), packet.IPv6(t.header[:])
+		if h.Version() != 6 || h.Dst() != made.Dst() {
+			return 0, false
+		}
+		source, ours, proto = h.Src(), made.Src(), h.NextHeader()
+		if proto == packet.ProtoFragment && payload == Fragment6HeadLen { // of a packet that Fragment6 has cut
+			proto = packet.IPv6Fragment(outer[packet.IPv6HeaderLen:]).NextHeader()
+		}
+	}
+	return proto, sourceMatches(source, ours) &&
+		(proto == t.protocol() || t.kind == KindIPIP && proto == packet.ProtoIPv6)
+}
+
+// matchHeader returns the IP version that the tunnel header at the front of up names, 0 for none; proto is the protocol
+// before it. ok reports whether the header, as far as up has it, can be the tunnel's.
+func (t *Tunnel) matchHeader(up []byte, proto uint8) (version int, ok bool) {
+	made := t.header[t.ip:t.overhead]
+	whole := len(up) >= len(made)
+	switch t.kind {
+	case KindIPIP:
+		if proto == packet.ProtoIPv6 {
+			return 6, true
+		}
+		return 4, true
+	case KindGRE:
+		if len(up) < packet.GREMinLen {
+			return 0, true
+		}
+		h, ours := packet.GRE(up), packet.GRE(made)
+		if h.Version() == 0 || h.Flags() != ours.Flags() {
+			return 0, false
+		}
+		return h.Version(), !whole || h.Flags()&packet.GREKey == 0 || h.Key() == ours.Key()
+	case KindGUE, KindFOU:
+		if len(up) >= 4 && packet.UDP(up).DstPort() != packet.UDP(made).DstPort() {
+			return 0, false
+		}
+		if t.kind == KindGUE && whole {
+			h := packet.GUE(up[packet.UDPHeaderLen:])
+			return h.Version(), h.Version() != 0 && h.Plain() && h.Variant() == 0
+		}
+	}
+	return 0, true
 }
 
 // sourceMatches reports whether a packet with this source can be the tunnel's. The tunnel's header names none where the

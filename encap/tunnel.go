@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Tunnel is the ready-made headers towards one realserver. It is not changed after New, so that any number of
-// goroutines may use it. The zero value is no tunnel.
+// Tunnel is the ready-made headers towards one realserver. It does not change after New: any number of goroutines may
+// use it. The zero value is no tunnel.
 type Tunnel struct {
 	header   [MaxOverhead]byte
 	pseudo   uint16 // sum of UDP's pseudo-header without the length
@@ -59,7 +59,7 @@ func New(c Config) (Tunnel, error) {
 	return t, nil
 }
 
-// protocol is the outer header's protocol number; IPIP's is that of IPv4 inside.
+// protocol is the outer header's protocol number; for IPIP the one with IPv4 inside.
 func (t *Tunnel) protocol() byte {
 	switch t.kind {
 	case KindGRE:
@@ -80,8 +80,7 @@ func (t *Tunnel) Overhead() int { return int(t.overhead) }
 func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 
 // SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and
-// realserver tell flows apart (draft-ietf-intarea-gue, "flow entropy"). Only who knows the key of the hash can foresee
-// it.
+// realserver tell flows apart (draft-ietf-intarea-gue, "flow entropy"). It cannot be foreseen without the hash's key.
 func SourcePort(hash uint64) uint16 {
 	const first, last = 32768, 60999 // Linux's own range of ephemeral ports
 	n, _ := bits.Mul64(hash, last-first+1)
@@ -103,7 +102,7 @@ type Outer struct {
 // Without Config.Checksum a UDP checksum is 0, also over IPv6, as IPVS sends it: RFC 6935 allows that for tunnels, but
 // a realserver's socket has to agree (UDP_NO_CHECK6_RX).
 //
-// Of a super-packet, lengths and checksums are left open: each packet that it is cut into needs Seal.
+// Lengths and checksums of a GSO packet are left open: each packet that it is cut into needs Seal.
 func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	h := b.Prepend(int(t.overhead))

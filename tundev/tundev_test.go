@@ -291,11 +291,11 @@ func TestRemovedDeviceIsAnError(t *testing.T) {
 		if err := netlink.LinkDel(link); err != nil {
 			t.Fatal(err)
 		}
-		if err := <-end; !strings.Contains(err.Error(), "removed by somebody else") {
+		if err := <-end; !strings.Contains(err.Error(), "removed by another program") {
 			t.Errorf("a reader ends with %v", err)
 		}
 		if _, _, err := d.Queues()[0].WriteBatch(bufsOf(make([]byte, 40))); err == nil || !strings.Contains(err.Error(),
-			"removed by somebody else") {
+			"removed by another program") {
 			t.Errorf("write: %v", err)
 		}
 	})

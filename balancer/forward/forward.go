@@ -192,7 +192,7 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.R
 	return drop.Accept
 }
 
-// super processes a super-packet: it has been looked up once, and becomes packets now.
+// super processes a GSO packet: it has been looked up once, and becomes packets now.
 func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
 	cut, d := packet.NewCut(b, p, inner)
 	if d != drop.Accept {

@@ -92,7 +92,8 @@ func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
 		from = router6
 	}
 	room := make([]byte, packet.ICMPRoom)
-	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, packet.ICMPFields{Type: kind, Code: code, Rest: mtu})]
+	f := packet.ICMPFields{Type: kind, Code: code, Rest: mtu}
+	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, f)]
 }
 
 // TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words,

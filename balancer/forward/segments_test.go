@@ -37,7 +37,7 @@ func (s *segments) Send(out []egress.Outgoing) (int, error) {
 	return n, nil
 }
 
-// TestSegmentsOverUDP: a super-packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
+// TestSegmentsOverUDP: a GSO packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
 // the source port that the flow's other packets have; where the kernel refuses that, it goes out packet by packet.
 func TestSegmentsOverUDP(t *testing.T) {
 	for _, refuse := range []error{nil, unix.EIO} {
@@ -95,7 +95,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 	}
 }
 
-// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a super-packet, no two have the same outer TTL,
+// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a GSO packet, no two have the same outer TTL,
 // where UDP is not the tunnel's own; nothing else is lowered, and no TTL that is small.
 func TestDatagramsStayApart(t *testing.T) {
 	for _, c := range []struct {

@@ -36,7 +36,7 @@ type Method interface {
 	Overhead() int
 	// Out makes the packet in b, whose headers p describes and whose checksums are finished, one to the realserver, in
 	// place, and returns where it goes. port is the UDP source port, for tunnels over UDP. Each segment of a
-	// super-packet still needs Seal.
+	// GSO packet still needs Seal.
 	Out(b *packet.Buf, p *packet.Info, port uint16) egress.Hop
 	// Seal sets lengths and checksums in the headers that Out has put before the segment s.
 	Seal(s packet.Segment)

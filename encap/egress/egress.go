@@ -1,4 +1,4 @@
-// Package egress is the sending half of a tunnel end. It cuts super-packets into segments, fragments packets that are
+// Package egress is the sending half of a tunnel end. It cuts GSO packets into segments, fragments packets that are
 // larger than their path takes, and sends packets in batches.
 //
 //	decision → Hop ┐
@@ -79,7 +79,7 @@ type Port interface {
 	Send(out []Outgoing) (int, error)
 }
 
-// A Tunnel finishes the segments of a super-packet that has been wrapped in it: lengths and checksums of its headers.
+// A Tunnel finishes the segments of a GSO packet that has been wrapped in it: lengths and checksums of its headers.
 type Tunnel interface{ Seal(s packet.Segment) }
 
 // IDs gives IDs to packets that are sent in fragments. All outputs of a host share it: if two of them used one ID at

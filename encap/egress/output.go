@@ -54,9 +54,9 @@ type Output struct {
 
 	groTTL    [256]uint8 // what the next datagram's TTL is lowered by, by the hash of its flow
 	gso       gsoBatch
-	segments  []packet.Segment // of one super-packet
+	segments  []packet.Segment // of one GSO packet
 	fragments []packet.Segment // of one packet
-	whole     []packet.Buf     // one datagram of a super-packet that has to be fragmented
+	whole     []packet.Buf     // one datagram of a GSO packet that has to be fragmented
 }
 
 // Init prepares o. It is called once, before all other methods.
@@ -81,7 +81,7 @@ func (o *Output) LastError() error {
 	return nil
 }
 
-// SourcePort is the UDP source port for a flow of this hash. All packets of a flow have it, super-packets or not.
+// SourcePort is the UDP source port for a flow of this hash. All packets of a flow have it, GSO packets or not.
 func (o *Output) SourcePort(hash uint64) uint16 {
 	if len(o.ports) == 0 {
 		return encap.SourcePort(hash)
@@ -120,7 +120,7 @@ func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h Hop, mtu int) {
 	o.Add(b.Bytes(), h)
 }
 
-// AddSegments adds the segments that c cuts the super-packet in b into, which p described before it was wrapped in t.
+// AddSegments adds the segments that c cuts the GSO packet in b into, which p described before it was wrapped in t.
 // Segments that are larger than mtu are fragmented.
 func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c packet.Cut, mtu int) {
 	if c.Overhead+c.Headers+c.Payload > mtu {
@@ -230,7 +230,7 @@ func (o *Output) sendUDP(out []Outgoing) (int, error) {
 	return n, err
 }
 
-// sendSegments sends the batch, the segments of one super-packet, by as few calls as can be. It returns false, with the
+// sendSegments sends the batch, the segments of one GSO packet, by as few calls as can be. It returns false, with the
 // rest in the batch, where the kernel refuses that.
 func (o *Output) sendSegments() bool {
 	for len(o.batch) > 0 {

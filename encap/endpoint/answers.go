@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -31,7 +30,8 @@ type AnswerSink interface {
 // request's interface (IP_PKTINFO). The kernel routes most answers to the network, past this worker.
 //
 //	TUN queue → ReadBatch → check → Finish, or Split → Send → client
-//	                                                     └ too big: Fragment → client, or an ICMP error → TUN queue → server
+//	                                                     ├ too big, without DF: Fragment → client
+//	                                                     └ too big, with DF: ICMP error → TUN queue → server
 //
 // It works like a router: it takes 1 from the TTL, and respects the path MTU and DF. It keeps no packet longer than a
 // batch.
@@ -71,7 +71,7 @@ type AnswerWorker struct {
 type path struct {
 	src, dst netip.Addr
 	mtu      int
-	told     bool // a sender has been told in this batch
+	reported bool // an ICMP error with the MTU was sent in this batch
 }
 
 const (
@@ -165,7 +165,7 @@ func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	if !w.policy.answers(p.Flow.Src, p.Flow.Dst) {
 		return drop.NotAnswer, nil
 	}
-	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !hop(b.Bytes()) {
+	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !lowerTTL(b.Bytes()) {
 		return drop.AnswerLoop, nil
 	}
 	if fragment {
@@ -198,7 +198,7 @@ func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
 	return nil
 }
 
-// split adds the segments of the super-packet in b to w.out.
+// split adds the segments of the GSO packet in b to w.out.
 func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error) {
 	cut, d := packet.NewCut(b, p, packet.MaxLen)
 	if d != drop.Accept {
@@ -294,11 +294,11 @@ func (w *AnswerWorker) refused(s *egress.Outgoing, err error) (drop.Reason, erro
 	if dst.Is4() && !packet.IPv4(b).DF() {
 		return w.fragment(b, s.Hop, mtu)
 	}
-	if w.large.told {
+	if w.large.reported {
 		return drop.TooBig, nil
 	}
-	w.large.told = true
-	return drop.TooBig, w.tell(b, mtu)
+	w.large.reported = true
+	return drop.TooBig, w.reportMTU(b, mtu)
 }
 
 // whole copies a packet into one piece.
@@ -336,9 +336,9 @@ func (w *AnswerWorker) fragment(b packet.IPv4, h egress.Hop, mtu int) (drop.Reas
 	return drop.Accept, nil
 }
 
-// tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket
-// that is bound to the device takes no other.
-func (w *AnswerWorker) tell(b []byte, mtu int) error {
+// reportMTU sends the sender of b, which has DF, an ICMP error with the MTU of its path. The ICMP error comes in by the
+// TUN device: a socket that is bound to the device takes no other.
+func (w *AnswerWorker) reportMTU(b []byte, mtu int) error {
 	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
 		return nil
 	}
@@ -366,9 +366,11 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 		})
 	}
 	q = q[:n+packet.UDPHeaderLen]
-	binary.BigEndian.PutUint16(q[n:], w.port)
-	binary.BigEndian.PutUint16(q[n+2:], p.Flow.DstPort)
-	binary.BigEndian.PutUint32(q[n+4:], packet.UDPHeaderLen<<16) // without checksum
+	u := packet.UDP(q[n:])
+	u.SetSrcPort(w.port)
+	u.SetDstPort(p.Flow.DstPort)
+	u.SetLen(packet.UDPHeaderLen)
+	u.ClearChecksum()
 	return w.write(q, mtu, true)
 }
 
@@ -383,10 +385,9 @@ func (w *AnswerWorker) write(b []byte, mtu int, anonymous bool) error {
 	} else {
 		e.SetLen(packet.PacketTooBig(room, b, dst, mtu))
 		if h := packet.IPv6(e.Bytes()); anonymous {
-			t := h[packet.IPv6HeaderLen:]
-			clear(t[2:4])   // the checksum
-			clear(t[16:32]) // the quoted source
-			packet.PutChecksum(t[2:], packet.Sum(t, h.PseudoSum(packet.ProtoICMPv6, len(t))), false)
+			t := packet.ICMP(h[packet.IPv6HeaderLen:])
+			packet.IPv6(t.Payload()).ClearSrc()
+			t.SetChecksum(h.PseudoSum(packet.ProtoICMPv6, len(t)))
 		}
 	}
 	_, _, err := w.tun.WriteBatch(w.errs)
@@ -402,19 +403,21 @@ func ends(p []byte) (src, dst netip.Addr, n int) {
 	return h.Src(), h.Dst(), h.TotalLen()
 }
 
-// hop takes one from a packet's TTL. It reports whether the packet may go on.
-func hop(p []byte) bool {
-	ttl := &p[8]
-	if p[0]>>4 == 6 {
-		ttl = &p[7]
+// lowerTTL takes 1 from a packet's TTL. It reports whether the packet may be forwarded.
+func lowerTTL(p []byte) bool {
+	if h := packet.IPv6(p); h.Version() == 6 {
+		if h.HopLimit() <= 1 {
+			return false
+		}
+		h.SetHopLimit(h.HopLimit() - 1)
+		return true
 	}
-	if *ttl <= 1 {
+	h := packet.IPv4(p)
+	if h.TTL() <= 1 {
 		return false
 	}
-	*ttl--
-	if h := packet.IPv4(p); h.Version() == 4 {
-		h.SetChecksum()
-	}
+	h.SetTTL(h.TTL() - 1)
+	h.SetChecksum()
 	return true
 }
 
@@ -453,14 +456,15 @@ func (s *Sent) has(b []byte, p *packet.Info) bool {
 // mark is a hash of IP and transport header, except an IPv4 header's ID and checksum, which the kernel may have
 // changed. The transport header's checksum stands for the payload.
 func (s *Sent) mark(b []byte, p *packet.Info) uint64 {
-	n := p.Offset + 8
+	n := p.Offset + packet.UDPHeaderLen
 	if p.Flow.Proto == packet.ProtoTCP {
-		n = p.Offset + 20
+		n = p.Offset + packet.TCPHeaderLen
 	}
 	var h [128]byte // the longest IPv4 and TCP header, or more IPv6 extension headers than servers send
 	n = copy(h[:], b[:min(n, len(b))])
-	if h[0]>>4 == 4 {
-		h[4], h[5], h[10], h[11] = 0, 0, 0, 0
+	if ip := packet.IPv4(h[:]); ip.Version() == 4 {
+		ip.SetID(0)
+		ip.ClearChecksum()
 	}
 	return maphash.Bytes(s.seed, h[:n])
 }

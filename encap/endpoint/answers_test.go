@@ -105,7 +105,8 @@ func answerOf(src, dst netip.Addr, proto byte, n int, df bool) []byte {
 		h.SetChecksum()
 	}
 	offset := ipHeaderLen(b)
-	packet.PutChecksum(b[offset+at:], packet.Sum(b[offset:], pseudoSum(b, proto, len(t))), proto == packet.ProtoUDP)
+	pseudo := packet.PseudoSum(b, proto, len(t))
+	packet.PutChecksum(b[offset+at:], packet.Sum(b[offset:], pseudo), proto == packet.ProtoUDP)
 	return b
 }
 
@@ -187,7 +188,7 @@ func TestAnswersFinished(t *testing.T) {
 					}
 				}
 				p := b.Bytes()
-				binary.BigEndian.PutUint16(p[offset+at:], packet.Fold(pseudoSum(p, proto, len(p)-offset)))
+				binary.BigEndian.PutUint16(p[offset+at:], packet.Fold(packet.PseudoSum(p, proto, len(p)-offset)))
 				w, out, _ := answerWorker(9000)
 				tally := moved(t, w, *b)
 				if len(out.sent) != want || tally.OutPackets != uint64(want) {
@@ -197,7 +198,7 @@ func TestAnswersFinished(t *testing.T) {
 				payload := 0
 				for _, s := range out.sent {
 					n := len(s) - offset
-					if packet.Fold(packet.Sum(s[offset:], pseudoSum(s, proto, n))) != 0xffff || s[0]>>4 == 4 &&
+					if packet.Fold(packet.Sum(s[offset:], packet.PseudoSum(s, proto, n))) != 0xffff || s[0]>>4 == 4 &&
 						packet.IPv4(s).Check() != drop.Accept {
 						t.Errorf("protocol %d, segments of %d: wrong checksum in %x", proto, size, s[:offset+header])
 					}

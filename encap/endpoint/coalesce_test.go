@@ -87,7 +87,7 @@ func refinish(b []byte, ip int) []byte {
 	}
 	t := b[ip:]
 	t[16], t[17] = 0, 0
-	packet.PutChecksum(t[16:], packet.Sum(t, pseudoSum(b, packet.ProtoTCP, len(t))), false)
+	packet.PutChecksum(t[16:], packet.Sum(t, packet.PseudoSum(b, packet.ProtoTCP, len(t))), false)
 	return b
 }
 
@@ -298,7 +298,7 @@ func TestOffloaded(t *testing.T) {
 		unfinished := func(s segment) packet.Offload {
 			s.six = six
 			b := s.bytes()
-			binary.BigEndian.PutUint16(b[ip+16:], packet.Fold(pseudoSum(b, packet.ProtoTCP, len(b)-int(ip))))
+			binary.BigEndian.PutUint16(b[ip+16:], packet.Fold(packet.PseudoSum(b, packet.ProtoTCP, len(b)-int(ip))))
 			return offloadOf(b)
 		}
 		if o := unfinished(segment{n: 14280, options: 12,

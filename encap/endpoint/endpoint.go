@@ -1,4 +1,5 @@
-// Package endpoint is the realserver's loop: receive → unwrap → check → coalesce → write to the TUN device.
+// Package endpoint is the receiving half of a tunnel end: receive → decapsulate → check → coalesce → write to the TUN
+// device. It also forwards servers' answers that the kernel routes into the TUN device.
 package endpoint
 
 import (
@@ -14,15 +15,15 @@ import (
 
 // Source is where tunnel packets come from: sockets.
 type Source interface {
-	// ReadBatch waits for packets and puts them into bufs, each with its outer headers; where the kernel has put UDP
-	// datagrams together, the headers of one, and Offload with GSOUDP. It returns os.ErrClosed to end the loop.
+	// ReadBatch waits for packets and puts them into bufs, each with its outer headers. UDP datagrams that the kernel
+	// has merged (GRO) are one GSO packet. ReadBatch returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
 // Sink takes the packets that were in the tunnel: a queue of a TUN device.
 type Sink interface {
-	// WriteBatch returns how many packets of bufs it took, one in several pieces counting as so many, and their bytes;
-	// what their Offload names is left to it. It returns os.ErrClosed to end the loop.
+	// WriteBatch writes packets and completes them as their Offload says. It returns the number of packets that it
+	// took, each piece counting as one, and their bytes. It returns os.ErrClosed to end the loop.
 	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
@@ -30,8 +31,8 @@ const (
 	// batch is the number of packets that are received before any is written.
 	batch = stats.MaxBatch
 
-	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is
-	// written. The cache still has them then.
+	// maxParts is the number of datagrams of GSO packets that are processed before any is written. The cache still
+	// has them then.
 	maxParts = 256
 )
 
@@ -118,7 +119,7 @@ func (w *Worker) Run() error {
 	}
 }
 
-// move treats one batch.
+// move processes one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
 	w.batches.Begin(len(bufs))
 	w.policy = w.inForce.Load()
@@ -143,7 +144,7 @@ func (w *Worker) move(bufs []packet.Buf) error {
 	return err
 }
 
-// packet treats one tunnel packet.
+// packet processes one tunnel packet.
 func (w *Worker) packet(b *packet.Buf) {
 	w.tally.InPackets++
 	w.tally.InBytes += uint64(b.Len())
@@ -165,7 +166,7 @@ func (w *Worker) refuse(t *arrival, d drop.Reason, n uint64) {
 	}
 }
 
-// inner treats the packet in b, whose outer headers are gone, and reports whether b is in use until flush.
+// inner processes the packet in b, behind its outer headers, and reports whether b is in use until flush.
 func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	in, d := w.policy.inner(b, t)
 	if d == drop.InnerDestination {
@@ -178,8 +179,8 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	return w.enter(b, in, d)
 }
 
-// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the
-// payloads of all. The packets in them stay where they are.
+// datagrams processes a GSO packet that the kernel has made of UDP tunnel packets of one flow (UDP_GRO). The packets in
+// them are not copied.
 func (w *Worker) datagrams(b *packet.Buf) error {
 	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
@@ -212,7 +213,7 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
 	if d == drop.Accept && !in.fragment {
 		mss := w.policy.mss4
-		if b.Bytes()[0]>>4 == 6 {
+		if packet.Version(b.Bytes()) == 6 {
 			mss = w.policy.mss6
 		}
 		d = offloaded(b, in, mss)

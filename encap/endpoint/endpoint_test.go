@@ -37,12 +37,13 @@ func policyOf(own ...netip.Addr) *Policy {
 	return NewPolicy(Rules{
 		Directors: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/32"), netip.MustParsePrefix("10.9.0.0/16"),
 			netip.MustParsePrefix("2001:db8:2::2/128"), netip.MustParsePrefix("2001:db8:9::/48")},
-		VIPs:  []netip.Addr{vip, netip.MustParseAddr("198.51.100.81"), vip6, netip.MustParseAddr("2001:db8:f::81")},
-		Exits: []encap.Decapsulator{{Kind: encap.KindIPIP}, {Kind: encap.KindGRE}, {Kind: encap.KindGUE}},
-		Port:  port,
-		Own:   own,
-		MSS4:  1440,
-		MSS6:  1420,
+		VIPs: []netip.Addr{vip, netip.MustParseAddr("198.51.100.81"), vip6,
+			netip.MustParseAddr("2001:db8:f::81")},
+		Decapsulators: []encap.Decapsulator{{Kind: encap.KindIPIP}, {Kind: encap.KindGRE}, {Kind: encap.KindGUE}},
+		Port:          port,
+		LocalAddrs:    own,
+		MSS4:          1440,
+		MSS6:          1420,
 	})
 }
 
@@ -301,7 +302,7 @@ func TestPolicyOutside(t *testing.T) {
 func TestPolicyOfOneTunnel(t *testing.T) {
 	inner := ip(client, vip, 6, make([]byte, 28))
 	p := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(director, 32)}, VIPs: []netip.Addr{vip},
-		Exits: []encap.Decapsulator{{Kind: encap.KindGRE, Key: 7, HasKey: true}}})
+		Decapsulators: []encap.Decapsulator{{Kind: encap.KindGRE, Key: 7, HasKey: true}}})
 	for kind, want := range map[encap.Kind]drop.Reason{encap.KindIPIP: drop.Outer,
 		encap.KindGRE: drop.TunnelKey, encap.KindGUE: drop.Outer} {
 		if _, d := p.unwrap(buf(wrap(kind, director, inner))); d != want {
@@ -597,7 +598,7 @@ func (c *changing) ReadBatch(bufs []packet.Buf) (int, error) {
 // TestPolicyInForce: the policy in force at a batch's arrival applies to all of the batch.
 func TestPolicyInForce(t *testing.T) {
 	other := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(client, 32)}, VIPs: []netip.Addr{vip},
-		Exits: []encap.Decapsulator{{Kind: encap.KindIPIP}}})
+		Decapsulators: []encap.Decapsulator{{Kind: encap.KindIPIP}}})
 	c := changing{policies: []*Policy{policy(), other, policy()}, at: inForce(other)}
 	w := NewWorker(&c, &c, c.at, true)
 	if err := w.Run(); err != nil {

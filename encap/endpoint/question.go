@@ -21,7 +21,7 @@ func (w *Worker) asked(b *packet.Buf, from netip.Addr, in inside) bool {
 		return false
 	}
 	u := b.Bytes()[in.offset:]
-	q, port, ok := query.FromUDP(u, pseudoSum(b.Bytes(), packet.ProtoUDP, len(u)))
+	q, port, ok := query.FromUDP(u, packet.PseudoSum(b.Bytes(), packet.ProtoUDP, len(u)))
 	if !ok {
 		return false
 	}

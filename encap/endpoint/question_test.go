@@ -24,7 +24,7 @@ func question(src, dst netip.Addr, q query.Question, port uint16) []byte {
 	u = query.AppendQuestion(append(u, 0, 0), q)
 	p := ip(src, dst, packet.ProtoUDP, u)
 	t := p[len(p)-len(u):]
-	packet.PutChecksum(t[6:], packet.Sum(t, pseudoSum(p, packet.ProtoUDP, len(t))), true)
+	packet.PutChecksum(t[6:], packet.Sum(t, packet.PseudoSum(p, packet.ProtoUDP, len(t))), true)
 	return p
 }
 

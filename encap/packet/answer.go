@@ -6,10 +6,10 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// MayAnswer reports whether an ICMP error may be sent about the packet in b, whatever that holds. RFC 1122, section
-// 3.2.2, and RFC 4443, section 2.4 (e), forbid one about an ICMP error, about a fragment other than the first, to a
-// source that is no single host, and about a packet to many; and nobody answers what is no whole packet. How many are
-// sent is the caller's business.
+// MayAnswer reports whether an ICMP error may be sent about the packet in b, which may be any bytes. RFC 1122, section
+// 3.2.2, and RFC 4443, section 2.4 (e), forbid errors about an ICMP error, about a fragment other than the first, to a
+// source that is no single host, and about a packet to many hosts. MayAnswer refuses an incomplete packet, too. The
+// caller limits the rate.
 func MayAnswer(b []byte) bool {
 	if Version(b) == 6 {
 		return mayAnswer6(b)
@@ -33,7 +33,7 @@ func mayAnswer6(h IPv6) bool {
 	return len(m) > 0 && m.Type() >= ICMPv6Echo && m.Type() != icmp6Redirect
 }
 
-// OneToOne reports whether f is between two addresses that can be of one host each: nobody answers what is not.
+// OneToOne reports whether f is between two addresses that can belong to one host each. Other flows get no answers.
 func (f *Flow) OneToOne() bool { return oneHost(f.Src) && oneHost(f.Dst) }
 
 // oneHost reports whether a can be the address of one host on a network: no multicast, broadcast (as far as an address

@@ -18,14 +18,13 @@ const (
 
 // Transport is where an IPv6 packet's transport header is, and what the extension headers before it say.
 type Transport struct {
-	Proto    uint8 // of what stands at Offset, also ESP (50) and "no next header" (59), behind which nobody can walk
+	Proto    uint8 // of the header at Offset; also ESP (50) and "no next header" (59), which end the walk
 	Offset   int   // from the IPv6 header on, in bytes
 	Fragment bool  // a part of a packet, not a whole one with a fragment header (RFC 6946)
 
 	// With a fragment header, else 0. Of a fragment that is not the first, Offset is where its data begins.
-	FragHeader int // offset of the fragment header, in bytes
-	// offset of the byte that names it: what stands in it is the packet's next header when it has been put together
-	FragName   int
+	FragHeader int    // offset of the fragment header, in bytes
+	FragName   int    // offset of the Next Header byte that names the fragment header; reassembly overwrites that byte
 	FragProto  uint8  // the next header that the fragment header names, an extension header or the protocol
 	FragOffset int    // of the data in the whole packet's fragmentable part, in bytes
 	FragID     uint32 // the same for all fragments of a packet
@@ -34,9 +33,10 @@ type Transport struct {
 
 // Transport walks over the extension headers of a whole packet.
 //
-// It returns drop.Truncated where a header ends behind the packet, also in a first fragment, which must hold them all
-// (RFC 7112, section 5); drop.SourceRoute for a routing header of type 0 (RFC 5095), or of another type that has
-// segments left; and drop.BadHeader for headers in an impossible order or number, broken options, and jumbograms.
+// It returns drop.Truncated for a header that ends behind the packet, also in a first fragment, which must hold all
+// headers (RFC 7112, section 5). It returns drop.SourceRoute for a routing header of type 0 (RFC 5095), or of another
+// type that has segments left. It returns drop.BadHeader for headers in an impossible order or number, broken options,
+// and jumbograms.
 func (h IPv6) Transport() (Transport, drop.Reason) { return h.walk(h.TotalLen()) }
 
 // extension reports whether proto is an extension header that can be walked over.

@@ -8,7 +8,8 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// Flow is what the packets of one connection have in common, seen from the client: the key of the connection table.
+// Flow is the addresses, ports and protocol of the packets of one connection, as the client sends them: the key of the
+// connection table.
 // Ports are 0 where the protocol has none.
 type Flow struct {
 	Src, Dst         netip.Addr
@@ -22,7 +23,7 @@ func (f Flow) String() string {
 		netip.AddrPortFrom(f.Dst, f.DstPort))
 }
 
-// Reverse is the flow of the packets that go the other way.
+// Reverse is the flow of the packets in the other direction.
 func (f Flow) Reverse() Flow {
 	return Flow{Src: f.Dst, Dst: f.Src, SrcPort: f.DstPort, DstPort: f.SrcPort, Proto: f.Proto}
 }
@@ -52,7 +53,7 @@ type Info struct {
 	TCPFlags  uint8  // FIN to URG
 	SCTPChunk uint8  // type of the chunk that the packet is about
 	DF        bool   // routers won't fragment it: always over IPv6
-	Hash      uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
+	Hash      uint64 // of Flow, for a table of flows; 0: not computed yet
 }
 
 // Parse fills i from the packet in b, of either family. It returns drop.Accept, or why the packet cannot be balanced:

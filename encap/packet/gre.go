@@ -59,7 +59,7 @@ func (h GRE) Checksum() uint16 { return binary.BigEndian.Uint16(h[GREMinLen:]) }
 // SetChecksum computes the checksum of a header that has one, and of the packet h behind it, and puts it in place. rest
 // is the sum of the bytes behind h, whose length is even then.
 func (h GRE) SetChecksum(rest uint64) {
-	clear(h[GREMinLen : GREMinLen+2])
+	h[GREMinLen], h[GREMinLen+1] = 0, 0
 	PutChecksum(h[GREMinLen:], Sum(h, rest), false)
 }
 

@@ -65,7 +65,7 @@ func (h ICMP) MTU6() uint32 { return h.Rest() }
 // SetChecksum computes the checksum of the message h and puts it in place. pseudo is the sum of the pseudo-header over
 // IPv6, 0 over IPv4, which has none.
 func (h ICMP) SetChecksum(pseudo uint64) {
-	clear(h[2:4])
+	h[2], h[3] = 0, 0
 	PutChecksum(h[2:], Sum(h, pseudo), false)
 }
 

@@ -75,7 +75,8 @@ func TestICMPErrors(t *testing.T) {
 				[8]byte{3, 3}},
 			{"port unreachable", six, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) },
 				[8]byte{1, 4}},
-			{"another", four, func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, ICMPFields{12, 1, 7 << 24}) },
+			{"another", four,
+				func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, ICMPFields{12, 1, 7 << 24}) },
 				[8]byte{12, 1, 4: 7}},
 		} {
 			from := vip4

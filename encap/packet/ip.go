@@ -7,3 +7,12 @@ func Version(b []byte) int {
 	}
 	return int(b[0] >> 4)
 }
+
+// PseudoSum is the sum of the pseudo-header of the packet in b, of either family, for the checksum of TCP or UDP: proto
+// is that protocol, n the length of its header and payload in bytes.
+func PseudoSum(b []byte, proto uint8, n int) uint64 {
+	if Version(b) == 6 {
+		return IPv6(b).PseudoSum(proto, n)
+	}
+	return IPv4(b).PseudoSum(n)
+}

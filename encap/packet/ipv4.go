@@ -72,6 +72,9 @@ func (h IPv4) More() bool { return h.frag()&flagMF != 0 }
 // FragOffset is the offset of a fragment's data in the data of the whole packet, in bytes.
 func (h IPv4) FragOffset() int { return int(h.frag()&fragOffset) * 8 }
 
+// SetSrc writes the source.
+func (h IPv4) SetSrc(a [4]byte) { copy(h[12:16], a[:]) }
+
 // SetDF sets or clears the flag DF.
 func (h IPv4) SetDF(df bool) {
 	h[6] &^= flagDF >> 8

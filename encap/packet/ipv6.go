@@ -48,6 +48,9 @@ func (h IPv6) SetTrafficClass(v byte) {
 	h[0], h[1] = h[0]&0xf0|v>>4, h[1]&0x0f|v<<4
 }
 
+// ClearSrc makes the source ::.
+func (h IPv6) ClearSrc() { clear(h[8:24]) }
+
 // Addrs is source and destination as they stand in the header.
 func (h IPv6) Addrs() []byte { return h[8:40] }
 

@@ -202,8 +202,8 @@ func TestParse6Refuses(t *testing.T) {
 			options(ProtoUDP), ports(1, 2, 4))), drop.Accept},
 		"9 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 8),
 			options(ProtoUDP), ports(1, 2, 4))), drop.BadHeader},
-		"first without all heads": {six(ProtoFragment, fragment(extDestOpts, 0, true, 1), []byte{ProtoUDP, 1, 0, 0, 0, 0,
-			0, 0}), drop.Truncated},
+		"first without all heads": {six(ProtoFragment, fragment(extDestOpts, 0, true, 1),
+			[]byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), drop.Truncated},
 	} {
 		var p Info
 		if got := p.Parse(c.b); got != c.want {

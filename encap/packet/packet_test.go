@@ -228,3 +228,13 @@ func BenchmarkSum(b *testing.B) {
 		Sum(p, 1)
 	}
 }
+
+func TestHeaderChecksum(t *testing.T) {
+	header := IPv4{0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7}
+	if got := Checksum(header); got != 0xb861 {
+		t.Errorf("%#x, want 0xb861", got)
+	}
+	if header.SetChecksum(); Checksum(header) != 0 {
+		t.Errorf("%x", []byte(header))
+	}
+}

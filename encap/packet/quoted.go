@@ -29,13 +29,13 @@ func (q *Quoted) TooBig() bool {
 	return q.Type == ICMPv6TooBig
 }
 
-// QuotedFlow reads the ICMP error in b, which may be any bytes, of either family. The quote's IP headers suffice, with
-// four bytes behind them where the protocol has ports. A checksum that the kernel has left to us must have been
-// finished (Buf.Finish).
+// QuotedFlow reads the ICMP error in b, of either family, which may be any bytes. The quote's IP headers suffice, with
+// four bytes behind them if the protocol has ports. An unfinished checksum must have been finished (Buf.Finish).
 //
-// It returns drop.ICMP for what is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for one about a packet
-// that another address has sent than it goes to; drop.BadChecksum for a damaged one; drop.Fragment where it is a
-// fragment, or the quote is one without ports; drop.Truncated and drop.BadHeader for error and quote alike.
+// It returns drop.ICMP for a packet that is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for an error
+// that goes to another address than the source of the quoted packet. It returns drop.BadChecksum for a damaged error,
+// and drop.Fragment for an error that is a fragment, or quotes one without ports. drop.Truncated and drop.BadHeader
+// apply to error and quote alike.
 func QuotedFlow(b []byte) (q Quoted, d drop.Reason) {
 	if Version(b) == 6 {
 		d = q.parse6(b)
@@ -48,10 +48,10 @@ func QuotedFlow(b []byte) (q Quoted, d drop.Reason) {
 	return q, drop.Accept
 }
 
-// QuotedPacket reads the front of a packet of either family, b, as a quote holds it, which may be any bytes: what it
-// was in a tunnel that an ICMP error quotes. Type, Code and MTU of the answer mean nothing. IP headers suffice, with
-// four bytes behind them where the protocol has ports. The reasons are QuotedFlow's; the IP header's checksum is not
-// looked at, since what is quoted need not be whole.
+// QuotedPacket reads the front of a packet of either family, b, which may be any bytes: one that was in a tunnel packet
+// that an ICMP error quotes. Type, Code and MTU of the result are not set. IP headers suffice, with four bytes behind
+// them if the protocol has ports. The reasons are QuotedFlow's. The IP header's checksum is not checked: the quote need
+// not be complete.
 func QuotedPacket(b []byte) (q Quoted, d drop.Reason) {
 	switch {
 	case len(b) >= IPv6HeaderLen && Version(b) == 6:

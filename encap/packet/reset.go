@@ -7,7 +7,7 @@ const ResetRoom = IPv6HeaderLen + TCPHeaderLen
 
 // Reset writes to dst, of at least ResetRoom bytes, the RST with which the destination of the TCP segment in b answers
 // if it does not know the segment's connection (RFC 9293, section 3.10.7.1), and returns the RST's length in bytes. p
-// is what Parse has found in b. b may be a super-packet, or have an unfinished checksum.
+// is what Parse has found in b. b may be a GSO packet, or have an unfinished checksum.
 //
 // Reset returns 0 if the segment must not be answered: it is a RST, one of its addresses is not of a single host, its
 // header is longer than the packet, or its checksum is wrong. The IP header is as Linux makes it: the segment's DSCP,
@@ -20,7 +20,7 @@ func Reset(dst []byte, b *Buf, p *Info) int {
 		return 0
 	}
 	six := Version(in) == 6
-	if !b.Offload.Partial && b.Offload.GSO == GSONone && Fold(Sum(t, tcpPseudoSum(in, six, len(t)))) != 0xffff {
+	if !b.Offload.Partial && b.Offload.GSO == GSONone && Fold(Sum(t, PseudoSum(in, ProtoTCP, len(t)))) != 0xffff {
 		return 0
 	}
 
@@ -59,14 +59,6 @@ func Reset(dst []byte, b *Buf, p *Info) int {
 		r.SetFlags(FlagRST | FlagACK)
 		r.SetAck(t.Seq() + length)
 	}
-	r.SetChecksum(tcpPseudoSum(dst, six, len(r)))
+	r.SetChecksum(PseudoSum(dst, ProtoTCP, len(r)))
 	return n
-}
-
-// tcpPseudoSum is the sum of the pseudo-header of the TCP packet in b, whose TCP header and payload have n bytes.
-func tcpPseudoSum(b []byte, six bool, n int) uint64 {
-	if six {
-		return IPv6(b).PseudoSum(ProtoTCP, n)
-	}
-	return IPv4(b).PseudoSum(n)
 }

@@ -99,7 +99,8 @@ func TestSplit6(t *testing.T) {
 				}
 				cut.Overhead = overhead
 				segs, rest := Split(nil, b, p, cut, make([]byte, PieceRoom))
-				if n := (c.n + cut.Payload - 1) / cut.Payload; len(segs) != n || len(rest) != PieceRoom-n*(overhead+cut.Headers) {
+				if n := (c.n + cut.Payload - 1) / cut.Payload; len(segs) != n ||
+					len(rest) != PieceRoom-n*(overhead+cut.Headers) {
 					t.Fatalf("%d segments, want %d; %d bytes of room left", len(segs), n, len(rest))
 				}
 				var got []byte
@@ -207,43 +208,6 @@ func TestNewCutHasRoom(t *testing.T) {
 	}
 }
 
-// TestVnet: the struct virtio_net_hdr of each kind and family is as linux/virtio_net.h has it, and reads back as it
-// was.
-func TestVnet(t *testing.T) {
-	for _, c := range []struct {
-		six      bool
-		proto    byte
-		kind     byte
-		headers  uint16
-		ext      [][]byte
-		wantSize uint16
-	}{
-		{false, ProtoTCP, vnetTCPv4, 52, nil, 1428},
-		{true, ProtoTCP, vnetTCPv6, 72, nil, 1428},
-		{true, ProtoTCP, vnetTCPv6, 80, [][]byte{options(ProtoTCP)}, 1428},
-		{false, ProtoUDP, vnetUDPL4, 28, nil, 1200},
-		{true, ProtoUDP, vnetUDPL4, 48, nil, 1200},
-	} {
-		b, p := super(t, c.six, c.proto, 5000, int(c.wantSize), c.ext...)
-		want, pk := b.Offload, bytes.Clone(b.Bytes())
-		got := withVnet(b)
-		h := got[:VnetLen]
-		native := binary.NativeEndian
-		if h[0] != vnetNeedsCsum || h[1] != c.kind || native.Uint16(h[2:]) != c.headers ||
-			native.Uint16(h[4:]) != c.wantSize ||
-			native.Uint16(h[6:]) != uint16(p.Offset) || native.Uint16(h[8:]) != want.CsumOffset ||
-			!bytes.Equal(got[VnetLen:], pk) {
-			t.Errorf("%+v: %x", c, h)
-		}
-		back := &NewBufs(1)[0]
-		back.SetLen(copy(back.RoomVnet(), got) - VnetLen)
-		back.TakeVnet()
-		if back.Offload != want || !bytes.Equal(back.Bytes(), pk) {
-			t.Errorf("read back: %+v, want %+v", back.Offload, want)
-		}
-	}
-}
-
 func TestFinish6(t *testing.T) {
 	for _, proto := range []byte{ProtoTCP, ProtoUDP} {
 		for n := range 70 {
@@ -273,70 +237,15 @@ func TestFinish6(t *testing.T) {
 	}
 }
 
-// withVnet is the packet in b behind its struct virtio_net_hdr.
-func withVnet(b *Buf) []byte {
-	var h [VnetLen]byte
-	b.PutVnet(&h)
-	return append(h[:], b.Bytes()...)
-}
-
 func TestSplitAllocatesNothing(t *testing.T) {
 	b, p := super(t, true, ProtoTCP, 64000, 1400)
 	segs, room := make([]Segment, 0, MaxPieces), make([]byte, PieceRoom)
-	var vnet [VnetLen]byte
 	if n := testing.AllocsPerRun(20, func() {
 		cut, _ := NewCut(b, p, 1460)
 		Split(segs, b, p, cut, room)
-		b.PutVnet(&vnet)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-}
-
-// FuzzSplit6: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is
-// packets of the same flow that together are what came.
-func FuzzSplit6(f *testing.F) {
-	for _, proto := range []byte{ProtoTCP, ProtoUDP} {
-		b, _ := super(f, true, proto, 5000, 1200, options(proto))
-		f.Add(withVnet(b))
-	}
-	bufs, room, segs := NewBufs(1), make([]byte, PieceRoom), make([]Segment, 0, MaxPieces)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) < VnetLen || len(data) > MaxLen {
-			return
-		}
-		b := &bufs[0]
-		b.SetLen(copy(b.RoomVnet(), data) - VnetLen)
-		b.TakeVnet()
-		fixHeader(b.Bytes())
-		var p Info
-		if p.Parse(b.Bytes()) != drop.Accept {
-			return
-		}
-		b.SetLen(p.Len)
-		b.PutVnet(new([VnetLen]byte))
-		if b.Offload.GSO == GSONone {
-			b.Finish()
-			return
-		}
-		cut, d := NewCut(b, &p, 1460)
-		if d != drop.Accept {
-			return
-		}
-		want := bytes.Clone(b.Bytes()[cut.Headers:])
-		segs, _ = Split(segs[:0], b, &p, cut, room)
-		for _, s := range segs {
-			var q Info
-			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != drop.Accept || q.Len != s.Len() || q.Flow != p.Flow ||
-				!bytes.HasPrefix(want, s.Body) {
-				t.Fatalf("%v %+v of %+v", d, q, p)
-			}
-			want = want[len(s.Body):]
-		}
-		if len(want) != 0 {
-			t.Fatalf("%d bytes of payload are missing", len(want))
-		}
-	})
 }
 
 func BenchmarkSplit6(b *testing.B) {

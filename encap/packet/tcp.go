@@ -59,6 +59,9 @@ func (h TCP) SetHeaderLen(n int)  { h[12] = byte(n/4)<<4 | h[12]&0x0f }
 func (h TCP) SetFlags(v uint8)    { h[13] = v }
 func (h TCP) SetWindow(v uint16)  { binary.BigEndian.PutUint16(h[14:], v) }
 
+// Reserved is the four bits between data offset and flags. Accurate ECN has one of them (RFC 9768).
+func (h TCP) Reserved() uint8 { return h[12] & 0x0f }
+
 // Ports is source and destination port as they stand in the header: equal for the packets of one connection.
 func (h TCP) Ports() uint32 { return binary.BigEndian.Uint32(h) }
 

@@ -25,7 +25,7 @@ func TestProbes(t *testing.T) {
 		from, to := netip.MustParseAddr(f.from), netip.MustParseAddr(f.to)
 		for _, inner := range [][]byte{
 			echoRequest(from, to, 1001, 0xdeadbeef, c),
-			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, tcpSYN|tcpACK),
+			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, packet.FlagSYN|packet.FlagACK),
 			datagram(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, query.Port),
 				query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
 		} {

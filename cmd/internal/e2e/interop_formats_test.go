@@ -218,8 +218,8 @@ func TestInteropWrap(t *testing.T) {
 	}
 }
 
-// TestInteropUnwrap has encap.Exit take what the kernel's devices wrap, also with the destination options that they put
-// between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
+// TestInteropUnwrap has encap.Decapsulator take what the kernel's devices wrap, also with the destination options that
+// they put between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
 func TestInteropUnwrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
 	udp := s.sendsUDP()

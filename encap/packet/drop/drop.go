@@ -25,7 +25,7 @@ const (
 	Removed      // the realserver of its connection is no longer configured
 	NoRealserver // no realserver can get a new connection
 	TableFull    // a new connection beyond connections.max, and no entry can be evicted for it
-	Offload      // a super-packet, or an unfinished checksum, that contradicts its own headers
+	Offload      // a GSO packet, or an unfinished checksum, that contradicts its own headers
 	TooBig       // with DF, larger than the path takes; the sender gets an ICMP error with the MTU
 
 	// Packets that the realserver's agent refuses.

@@ -5,7 +5,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// Decapsulator is where packets leave tunnels of one kind. It is not changed while it is in use, so that any number of
+// Decapsulator takes packets out of tunnels of one kind. It does not change while it is in use: any number of
 // goroutines may use it.
 type Decapsulator struct {
 	Kind   Kind
@@ -13,9 +13,9 @@ type Decapsulator struct {
 	HasKey bool
 }
 
-// Decap takes the tunnel header off the packet in b, which begins behind the outer IP header, and behind UDP's where
-// the tunnel has one: the kernel, or the caller, has judged those. protocol is the IP protocol number in the outer IP
-// header, class its TOS or traffic class, 0 if it is not known. What is left is one whole, checked IP packet, of the
+// Decap takes the tunnel header off the packet in b. The kernel, or the caller, has checked the outer IP header, and
+// the UDP header of a tunnel that has one; b begins behind them. protocol is the IP protocol number in the outer IP
+// header, class its TOS or traffic class, 0 if it is not known. b then holds one whole, checked IP packet of the
 // version that the tunnel header names, with nothing behind it.
 func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) drop.Reason {
 	var version int // 0: what the packet says
@@ -85,8 +85,8 @@ func stripGUE(b *packet.Buf) (version int, d drop.Reason) {
 	return h.Version(), drop.Accept
 }
 
-// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP version
-// that it must have, 0 for either.
+// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP
+// version that it must have, 0 for either.
 func checkInner(b *packet.Buf, version int, class byte) drop.Reason {
 	p := b.Bytes()
 	if len(p) == 0 {

@@ -156,9 +156,9 @@ func wellFormed(t *testing.T, p []byte) {
 	}
 }
 
-// fuzzExit lets f find packets that an exit should not have let through. seeds are wrapped packets, of which strip
+// fuzzDecap lets f find packets that a Decapsulator should have refused. seeds are wrapped packets, of which strip
 // bytes are not delivered.
-func fuzzExit(f *testing.F, kinds ...Kind) {
+func fuzzDecap(f *testing.F, kinds ...Kind) {
 	for _, c := range configs() {
 		for _, k := range kinds {
 			if c.Kind != k || !c.Destination.Is4() {
@@ -191,6 +191,6 @@ func fuzzExit(f *testing.F, kinds ...Kind) {
 	})
 }
 
-func FuzzUnwrapIPIP(f *testing.F) { fuzzExit(f, KindIPIP) }
-func FuzzUnwrapGRE(f *testing.F)  { fuzzExit(f, KindGRE) }
-func FuzzUnwrapUDP(f *testing.F)  { fuzzExit(f, KindGUE, KindFOU) }
+func FuzzUnwrapIPIP(f *testing.F) { fuzzDecap(f, KindIPIP) }
+func FuzzUnwrapGRE(f *testing.F)  { fuzzDecap(f, KindGRE) }
+func FuzzUnwrapUDP(f *testing.F)  { fuzzDecap(f, KindGUE, KindFOU) }
