@@ -55,10 +55,11 @@ type service struct {
 // for its counts, which it shares with those that stand for the same realserver in other snapshots.
 type Dest struct {
 	Realserver
-	Via    method.Method // how packets get to it; nil: they can't, see Reachable
-	number uint32        // in the connection table
-	counts *conntab.Counts
-	stats  *destStats
+	Via      method.Method // how packets get to it; nil: they can't, see Reachable
+	overhead int           // Via's
+	number   uint32        // in the connection table
+	counts   *conntab.Counts
+	stats    *destStats
 }
 
 // destStats is counted from the realserver's first snapshot to its last.
@@ -82,8 +83,8 @@ func (d *Dest) Count(worker, n int) {
 	t.bytes.Add(uint64(n))
 }
 
-// overhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
-func (d *Dest) overhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
+// connOverhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
+func (d *Dest) connOverhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
 
 // forgetAfter is how long a realserver that has left keeps its number after its last connection. It is far longer than
 // any packet takes that was begun under an old snapshot.

@@ -48,7 +48,7 @@ func (s *leastLoad) clone() scheduler {
 	return &c
 }
 
-// leastOverhead chooses the realserver with the least overhead by weight, see Dest.overhead, the first in the list
+// leastOverhead chooses the realserver with the least overhead by weight, see Dest.connOverhead, the first in the list
 // where several have it.
 func leastOverhead(loads []load, list []*Dest) *Dest {
 	var best *Dest

@@ -47,32 +47,31 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	if r.Upper == 0 || r.Upper > d.Upper { // Linux ip_vs_ctl.c, __ip_vs_update_dest
 		d.stats.overloaded.Store(false)
 	}
-	next := &Dest{Realserver: r, Via: via(r.Target()), number: d.number, counts: d.counts, stats: d.stats}
+	next := &Dest{number: d.number, counts: d.counts, stats: d.stats}
+	next.reachAs(r)
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
 	b.numbers[d.number] = next
 	return next
 }
 
-// via is the method by which t gets packets, nil without a source where one is needed: see Dest.Reachable.
-func via(t Target) method.Method {
-	m, err := method.New(t.Address, t.Config)
-	if err != nil {
-		return nil
+// reachAs lets d have r's parameters, and the method by which r gets packets. There is none without a source where one is
+// needed.
+func (d *Dest) reachAs(r Realserver) {
+	d.Realserver, d.Via, d.overhead = r, nil, 0
+	if m, err := method.New(r.Address, r.Config); err == nil {
+		d.Via, d.overhead = m, m.Overhead()
 	}
-	return m
 }
 
 // Reachable reports whether packets can get to d. Over IPv6, and with a UDP checksum over IPv4, they can't without a
 // source address: while none is configured and the kernel has no route. Otherwise the kernel refuses each packet then.
 func (d *Dest) Reachable() bool { return d.Via != nil }
 
+// Overhead is the number of bytes that packets to d get longer by.
+func (d *Dest) Overhead() int { return d.overhead }
+
 // Inner is the largest packet that gets to d whole, in bytes.
-func (d *Dest) Inner() int {
-	if d.Via == nil {
-		return d.MTU
-	}
-	return d.MTU - d.Via.Overhead()
-}
+func (d *Dest) Inner() int { return d.MTU - d.overhead }
 
 // leave notes that d has left the configuration. Its connections go on.
 func (b *Balancer) leave(d *Dest) {

@@ -32,7 +32,7 @@ func (b *Balancer) Reroute(ways map[netip.Addr]Path) {
 			continue
 		}
 		next := *l.dest
-		next.Realserver, next.Via = r, via(r.Target())
+		next.reachAs(r)
 		l.dest, b.numbers[next.number] = &next, &next
 		changed = true
 	}

@@ -37,7 +37,7 @@ func (b *Balancer) probe(targets []Target) {
 			continue
 		}
 		next := *p.dest
-		next.Realserver, next.Via = Realserver{Address: t.Address, Config: t.Config}, via(t)
+		next.reachAs(Realserver{Address: t.Address, Config: t.Config})
 		p.dest, b.numbers[next.number] = &next, &next
 	}
 	for key, p := range b.probed {

@@ -14,9 +14,11 @@ import (
 
 // choices are slow and obvious models of the schedulers whose choice depends on nothing but the list.
 var choices = map[string]func(list []*Dest) *Dest{
-	"lc": func(list []*Dest) *Dest { return lowest(list, func(d *Dest) float64 { return float64(d.overhead()) }) },
+	"lc": func(list []*Dest) *Dest {
+		return lowest(list, func(d *Dest) float64 { return float64(d.connOverhead()) })
+	},
 	"wlc": func(list []*Dest) *Dest {
-		return lowest(list, func(d *Dest) float64 { return float64(d.overhead()) / float64(d.Weight) })
+		return lowest(list, func(d *Dest) float64 { return float64(d.connOverhead()) / float64(d.Weight) })
 	},
 	"sed": func(list []*Dest) *Dest { return lowest(list, delay) },
 	"nq": func(list []*Dest) *Dest {

@@ -183,12 +183,12 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 
 // send adds the packet in b, on its way to dest, to w.out, in outer fragments if it doesn't fit.
 func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.Reason {
-	if p.Len+dest.Via.Overhead() > packet.MaxLen {
+	if p.Len+dest.Overhead() > packet.MaxLen {
 		return drop.TooBig // no packet is that large, fragments or not
 	}
 	dest.Count(w.id, p.Len)
 	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
-	w.out.AddWrapped(b, p, hop, dest.MTU)
+	w.out.AddWrapped(b, p, &hop, dest.MTU)
 	return drop.Accept
 }
 
@@ -202,13 +202,13 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	if n > inner && p.DF && n > minMTU(p) {
 		return w.tooBig(b, p, max(inner, minMTU(p)), now)
 	}
-	cut.Overhead = dest.Via.Overhead()
+	cut.Overhead = dest.Overhead()
 	if cut.Overhead+n > packet.MaxLen {
 		return drop.TooBig
 	}
 	dest.Count(w.id, p.Len)
 	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
-	w.out.AddSegments(dest.Via, b, p, hop, cut, dest.MTU)
+	w.out.AddSegments(dest.Via, b, p, &hop, cut, dest.MTU)
 	return drop.Accept
 }
 
@@ -268,9 +268,9 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	}
 	hop := w.toClient(p)
 	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
-		w.out.AddFragments(b.Bytes(), hop, mtu)
+		w.out.AddFragments(b.Bytes(), &hop, mtu)
 	} else {
-		w.out.Add(b.Bytes(), hop)
+		w.out.Add(b.Bytes(), &hop)
 	}
 	return drop.Accept
 }
@@ -278,7 +278,8 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 // answer adds b, an answer to the packet that p describes, to w.out.
 func (w *Worker) answer(b []byte, p *packet.Info) {
 	w.out.Mark = w.interest == wanted
-	w.out.Add(b, w.toClient(p))
+	hop := w.toClient(p)
+	w.out.Add(b, &hop)
 }
 
 // toClient is the hop of an answer to the packet that p describes. It is called once for a packet at most.

@@ -124,7 +124,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 		// anyway
 		return nil, to
 	}
-	e := relayed(&outer, inner, dest.Via.Overhead())
+	e := relayed(&outer, inner, dest.Overhead())
 	if e.Type == 0 {
 		return nil, to
 	}

@@ -67,6 +67,9 @@ func output(raw, udp Port) (*Output, *stats.Tally) {
 	return o, tally
 }
 
+// addTo is o.Add for what inTunnel returns.
+func addTo(o *Output) func(b []byte, h Hop) { return func(b []byte, h Hop) { o.Add(b, &h) } }
+
 // inTunnel is a datagram in a GUE tunnel to a realserver known by the last byte of its address; number tells it from
 // others.
 func inTunnel(t testing.TB, six bool, last byte, port uint16, size int, tos byte, df bool,
@@ -144,7 +147,7 @@ func TestBatches(t *testing.T) {
 				b, h = p, Hop{To: &Peer{Src: p.Src(), Dst: p.Dst()}}
 			}
 			want[tuple(b)] = append(want[tuple(b)], number(b))
-			o.Add(b, h)
+			o.Add(b, &h)
 		}
 		o.Flush()
 		got := map[string][]uint32{}
@@ -178,7 +181,7 @@ func TestBatchesOfAFlow(t *testing.T) {
 		raw, sink := &wires{}, &together{t: t, limit: sendBatch}
 		o, _ := output(raw, sink)
 		for i, size := range c.sizes {
-			o.Add(inTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
+			addTo(o)(inTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
 		}
 		o.Flush()
 		if sink.calls != c.calls || len(raw.out) != c.raw || len(sink.out)+len(raw.out) != len(c.sizes) {
@@ -195,10 +198,10 @@ func TestBatchesNeverTaken(t *testing.T) {
 	o, _ := output(raw, sink)
 	const batches = 2 * maxRefusals
 	for range batches {
-		o.Add(inTunnel(t, false, 2, 1000, 100, 0, true, 1))
-		o.Add(inTunnel(t, false, 2, 1000, 100, 0, true, 2))
+		addTo(o)(inTunnel(t, false, 2, 1000, 100, 0, true, 1))
+		addTo(o)(inTunnel(t, false, 2, 1000, 100, 0, true, 2))
 		for _, port := range []uint16{1001, 1001, 1002, 1002} {
-			o.Add(inTunnel(t, false, 2, port, 100, 0, true, 3))
+			addTo(o)(inTunnel(t, false, 2, port, 100, 0, true, 3))
 		}
 		o.Flush()
 	}
@@ -217,7 +220,7 @@ func TestBatchesTakenAgain(t *testing.T) {
 		p, h := inTunnel(t, false, 2, 1000, 100, 0, true, 1)
 		send := func() {
 			for range 3 {
-				o.Add(p, h)
+				o.Add(p, &h)
 			}
 			o.Flush()
 		}

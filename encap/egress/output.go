@@ -91,25 +91,34 @@ func (o *Output) SourcePort(hash uint64) uint16 {
 }
 
 // Add adds the packet b.
-func (o *Output) Add(b []byte, h Hop) {
+func (o *Output) Add(b []byte, h *Hop) {
 	if len(o.batch) >= sendBatch {
 		o.Flush()
 	}
-	o.batch = append(o.batch, Outgoing{Segment: packet.Segment{Head: b}, Hop: h, Mark: o.Mark})
+	o.push(b, nil, h)
 	if h.Kind == UDP {
 		o.inUDP++
 	}
 }
 
+// push appends a packet to the batch. It copies h field by field: a wide load of a Hop whose fields were just stored
+// waits for the processor's store buffer.
+func (o *Output) push(head, body []byte, h *Hop) {
+	o.batch = append(o.batch, Outgoing{})
+	p := &o.batch[len(o.batch)-1]
+	p.Head, p.Body, p.Mark = head, body, o.Mark
+	p.To, p.Kind, p.SrcPort, p.Class, p.TTL, p.DF = h.To, h.Kind, h.SrcPort, h.Class, h.TTL, h.DF
+}
+
 // AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu
 // bytes.
-func (o *Output) AddFragments(b []byte, h Hop, mtu int) {
+func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
 	o.reserve(fragmentRoom)
 	o.fragment(b, h, mtu)
 }
 
 // AddWrapped adds the packet in b, which p described before it was wrapped: in fragments if it is larger than mtu.
-func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h Hop, mtu int) {
+func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
 	if mayMerge(p, h) {
 		o.defeatGRO(b.Bytes(), p, h)
 	}
@@ -122,7 +131,7 @@ func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h Hop, mtu int) {
 
 // AddSegments adds the segments that c cuts the GSO packet in b into, which p described before it was wrapped in t.
 // Segments that are larger than mtu are fragmented.
-func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c packet.Cut, mtu int) {
+func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
 	if c.Overhead+c.Headers+c.Payload > mtu {
 		o.addFragmentedSegments(t, b, p, h, c, mtu)
 		return
@@ -148,14 +157,14 @@ func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c p
 }
 
 // queue appends segs to the batch.
-func (o *Output) queue(segs []packet.Segment, h Hop) {
+func (o *Output) queue(segs []packet.Segment, h *Hop) {
 	for _, s := range segs {
-		o.batch = append(o.batch, Outgoing{Segment: s, Hop: h, Mark: o.Mark})
+		o.push(s.Head, s.Body, h)
 	}
 }
 
 // addFragmentedSegments is AddSegments for datagrams that are larger than mtu. That is rare enough for a copy.
-func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, h Hop, c packet.Cut, mtu int) {
+func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
 	o.Flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)
 	o.segments, o.free = packet.Split(o.segments[:0], b, p, c, o.free)
@@ -177,7 +186,7 @@ func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, 
 const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
 
 // fragment is AddFragments where there is room.
-func (o *Output) fragment(b []byte, h Hop, mtu int) {
+func (o *Output) fragment(b []byte, h *Hop, mtu int) {
 	if h.To.Dst.Is4() {
 		o.fragments = encap.Fragment(o.fragments[:0], b, max(mtu, encap.MinMTU), o.ids.next(), o.free)
 		o.free = o.free[(len(o.fragments)-1)*packet.IPv4HeaderLen:]
@@ -185,19 +194,20 @@ func (o *Output) fragment(b []byte, h Hop, mtu int) {
 		o.fragments = encap.Fragment6(o.fragments[:0], b, max(mtu, encap.MinMTU6), o.ids.next6(), o.free)
 		o.free = o.free[len(o.fragments)*encap.Fragment6HeadLen:]
 	}
-	h.Kind = Raw
-	o.queue(o.fragments, h)
+	raw := *h
+	raw.Kind = Raw
+	o.queue(o.fragments, &raw)
 }
 
 // mayMerge reports whether GRO at the tunnel's far end may merge p with other packets.
-func mayMerge(p *packet.Info, h Hop) bool { return p.Flow.Proto == packet.ProtoUDP && h.Kind != UDP }
+func mayMerge(p *packet.Info, h *Hop) bool { return p.Flow.Proto == packet.ProtoUDP && h.Kind != UDP }
 
 // defeatGRO varies the outer TTL so that GRO at the tunnel's far end does not merge datagrams of a flow. b is the
 // datagram p in a tunnel. The kernel there merges datagrams as soon as a server asks for it (UDP_GRO: HTTP/3,
 // WireGuard), before they are out of the tunnel, and gives raw sockets no word of where each ends, as it gives UDP
 // sockets. So each datagram has another outer TTL than the three before it, if it is not near its end (Linux
 // net/ipv4/udp_offload.c, udp_gro_receive_segment, respects the TTL since 6.9).
-func (o *Output) defeatGRO(b []byte, p *packet.Info, h Hop) {
+func (o *Output) defeatGRO(b []byte, p *packet.Info, h *Hop) {
 	lower := &o.groTTL[p.Hash%uint64(len(o.groTTL))]
 	const least = 32
 	if h.To.Dst.Is6() {
