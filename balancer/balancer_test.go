@@ -344,7 +344,7 @@ func TestNumbersAreFreed(t *testing.T) {
 		t.Fatal("a number is freed too early")
 	}
 	b.forget(time.Now().Add(5 * forgetAfter))
-	if b.numbers[0] != nil || len(b.leaving) != 0 {
+	if b.numbers[0] != nil || len(b.retired) != 0 {
 		t.Fatal("the number is not freed")
 	}
 	apply(t, b, web("rr", rs(2, 1), rs(3, 1)))

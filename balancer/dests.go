@@ -7,14 +7,14 @@ import (
 	"vstun/balancer/method"
 )
 
-// seatKey is what a realserver of a service is known by.
-type seatKey struct {
+// realserverID is the identity of a realserver of a service.
+type realserverID struct {
 	service string
 	address netip.Addr
 }
 
-// leaver is a realserver that has left the configuration, and when it was last known to have connections.
-type leaver struct {
+// retired is a realserver that has left the configuration, and when it was last known to have connections.
+type retired struct {
 	dest  *Dest
 	since time.Time
 }
@@ -22,15 +22,15 @@ type leaver struct {
 // enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and
 // counts, or a fresh one.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
-	if l := b.leaving[seatKey{service, r.Address}]; l != nil {
-		delete(b.leaving, seatKey{service, r.Address})
+	if l := b.retired[realserverID{service, r.Address}]; l != nil {
+		delete(b.retired, realserverID{service, r.Address})
 		return b.replace(l.dest, r)
 	}
-	return b.replace(b.seat(service), r)
+	return b.replace(b.newDest(service), r)
 }
 
-// seat returns a Dest with a number of its own, and nothing else.
-func (b *Balancer) seat(service string) *Dest {
+// newDest returns a Dest with a number of its own, and nothing else.
+func (b *Balancer) newDest(service string) *Dest {
 	n := uint32(len(b.numbers))
 	if last := len(b.free) - 1; last >= 0 {
 		n = b.free[last]
@@ -54,8 +54,7 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	return next
 }
 
-// reachAs lets d have r's parameters, and the method by which r gets packets. There is none without a source where one is
-// needed.
+// reachAs gives d r's parameters, and the method by which r gets packets: none without a source where one is needed.
 func (d *Dest) reachAs(r Realserver) {
 	d.Realserver, d.Via, d.overhead = r, nil, 0
 	if m, err := method.New(r.Address, r.Config); err == nil {
@@ -73,26 +72,26 @@ func (d *Dest) Overhead() int { return d.overhead }
 // Inner is the largest packet that gets to d whole, in bytes.
 func (d *Dest) Inner() int { return d.MTU - d.overhead }
 
-// leave notes that d has left the configuration. Its connections go on.
-func (b *Balancer) leave(d *Dest) {
-	b.leaving[seatKey{d.stats.service, d.Address}] = &leaver{d, time.Now()}
+// retire notes that d has left the configuration. Its connections go on.
+func (b *Balancer) retire(d *Dest) {
+	b.retired[realserverID{d.stats.service, d.Address}] = &retired{d, time.Now()}
 	d.counts.SetState(true, false)
 }
 
-// forget frees the numbers of those that have left, and have no connections any more.
+// forget frees the numbers of retired realservers that have no connections any more.
 func (b *Balancer) forget(now time.Time) {
-	for key, l := range b.leaving {
+	for key, l := range b.retired {
 		c := l.dest.counts
 		switch {
 		case c.Active()+c.Inactive()+c.Templates() > 0:
 			l.since = now
 		case now.Sub(l.since) > forgetAfter:
-			delete(b.leaving, key)
+			delete(b.retired, key)
 			b.release(l.dest)
 		}
 	}
 	for key, p := range b.probed {
-		if p.left.IsZero() || now.Sub(p.left) <= forgetAfter || p.dest.counts.Inactive() > 0 {
+		if p.endedAt.IsZero() || now.Sub(p.endedAt) <= forgetAfter || p.dest.counts.Inactive() > 0 {
 			continue
 		}
 		delete(b.probed, key)

@@ -9,11 +9,11 @@ import (
 )
 
 // A scheduler chooses a realserver for a new connection. pick may be called by any number of goroutines; the other
-// methods are called while nobody else has the scheduler, on a clone.
+// methods are called on a clone that no other goroutine has.
 //
 // list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one
-// added last. It has as many realservers, with the same weights, at a pick as it had at the last change that the
-// scheduler was told of; everything else of a Dest may be another.
+// added last. At a pick it has as many realservers, with the same weights, as at the last call of added, removed or
+// edited; everything else of a Dest may be another.
 type scheduler interface {
 	// pick returns nil when no realserver may have the connection.
 	pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest
@@ -27,7 +27,7 @@ type scheduler interface {
 	clone() scheduler
 }
 
-// settle tells a scheduler that wants to know it that no change follows before the next pick.
+// settle calls the settle method of a scheduler that has one: no change follows before the next pick.
 func settle(s scheduler) {
 	if s, wants := s.(interface{ settle() }); wants {
 		s.settle()

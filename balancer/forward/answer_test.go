@@ -96,7 +96,8 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 			b := newSite(t, real, encap.KindIPIP, mtu)
 			if err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "web", VIPs: []netip.Addr{vip6},
 				Protocol: packet.ProtoTCP,
-				Ports:    []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr", Realservers: []balancer.Realserver{
+				Ports:    []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
+				Realservers: []balancer.Realserver{
 					b.Snapshot().Status()[0].Realservers[0].Realserver}}}}); err != nil {
 				t.Fatal(err)
 			}

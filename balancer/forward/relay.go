@@ -15,17 +15,17 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the way
-// to the realservers, or from a realserver's host. What they say of the way's MTU is looked up again at once, and what
-// concerns a client is told to it, about its own packet, in the name of the VIP (Linux net/netfilter/ipvs/ip_vs_core.c,
-// ip_vs_in_icmp).
+// Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the path
+// to the realservers, or from a realserver's host. If one names a smaller MTU, the path is looked up again at once. If
+// one concerns a client, the client gets an error about its own packet, from the VIP (Linux
+// net/netfilter/ipvs/ip_vs_core.c, ip_vs_in_icmp).
 //
 //	router → [ICMP error [outer IP, tunnel header [client's packet …]]]
 //	                                              └ [ICMP error [client's packet …]] → client
 //
-// Anybody may send such an error, and forge what it quotes. So it has to quote a packet that is of a tunnel of ours,
-// and in it one that a client may have sent to a VIP; what it says of sizes is only believed within bounds; and few are
-// sent to one client, and not too many to all.
+// Any host may send such an error, and forge what it quotes. So the error must quote a packet of a tunnel of ours, and
+// in it one that a client may have sent to a VIP. Sizes count only within bounds. The number of errors is bounded, to
+// one client and to all.
 type Relay struct {
 	source   Source
 	port     egress.Port
@@ -99,15 +99,15 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 	}
 	if outer.TooBig() {
 		if !dest.Address.Is4() && outer.MTU < encap.MinMTU6 {
-			return nil, to // no way over IPv6 takes so little (RFC 8201, section 4)
+			return nil, to // every path over IPv6 takes more (RFC 8201, section 4)
 		}
 		if outer.MTU < dest.MTU {
 			r.shared.tooBig()
 		}
 	}
 	if !dest.Encap.UDP() && portUnreachable(&outer) && from(b) == dest.Address {
-		// its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux
-		// net/ipv4/tunnel4.c, ip_gre.c)
+		// The realserver's kernel has a tunnel driver. It sends this error also about packets that the agent beside it
+		// takes (Linux net/ipv4/tunnel4.c, ip_gre.c).
 		return nil, to
 	}
 	in, d := packet.QuotedPacket(inner)
@@ -120,8 +120,8 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 		return nil, to // of ICMP, only errors are sent through tunnels
 	}
 	if (outer.TooBig() || !snap.HasVIP(in.Flow.Dst)) && snap.Find(in.Flow, now) == nil {
-		// without a connection nobody is told a size, which may be forged: the next packet that is too big is answered
-		// anyway
+		// A size may be forged. Without a connection it is not relayed: the next packet that is too big is answered
+		// anyway.
 		return nil, to
 	}
 	e := relayed(&outer, inner, dest.Overhead())
@@ -154,7 +154,7 @@ func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.De
 	return nil, nil
 }
 
-// portUnreachable reports whether the error says that nobody takes what is for the tunnel's end.
+// portUnreachable reports whether the error says that the tunnel's end does not take the packet.
 func portUnreachable(q *packet.Quoted) bool {
 	if q.Flow.Src.Is4() {
 		return q.Type == packet.ICMPUnreachable && q.Code == packet.ICMPCodePort
@@ -164,16 +164,16 @@ func portUnreachable(q *packet.Quoted) bool {
 
 // from is the source of the packet b.
 func from(b []byte) netip.Addr {
-	if b[0]>>4 == 6 {
+	if packet.Version(b) == 6 {
 		return packet.IPv6(b).Src()
 	}
 	return packet.IPv4(b).Src()
 }
 
-// relayed is what the sender of inner is told, in its family's words, of an error about the tunnel packet that it was
-// in; type 0: nothing.
+// relayed is the ICMP error, of inner's family, that the sender of inner gets for an error about the tunnel packet that
+// inner was in; type 0: none.
 func relayed(outer *packet.Quoted, inner []byte, overhead int) packet.ICMPFields {
-	six, outer6 := inner[0]>>4 == 6, !outer.Flow.Src.Is4()
+	six, outer6 := packet.Version(inner) == 6, !outer.Flow.Src.Is4()
 	if outer.TooBig() {
 		return size(inner, six, outer.MTU-overhead)
 	}
@@ -203,8 +203,8 @@ const (
 	addressUnreachable = 3 // code of ICMPv6Unreachable
 )
 
-// size is what the sender of inner is told of a way that takes mtu bytes of it: nothing if it may be fragmented, or is
-// no larger than that, or than every way takes.
+// size is the ICMP error that the sender of inner gets for a path that takes mtu bytes of it; type 0: none, since inner
+// may be fragmented, or is no larger than mtu or than the smallest MTU of all paths.
 func size(inner []byte, six bool, mtu int) packet.ICMPFields {
 	if six {
 		mtu = max(mtu, encap.MinMTU6)

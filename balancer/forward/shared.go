@@ -11,8 +11,8 @@ import (
 
 // Shared is what all workers of a director have in common. It is only touched for packets that are out of the ordinary.
 type Shared struct {
-	// TooBig gets a value when the kernel says, or a router, that a packet is larger than the way to its realserver
-	// takes: the MTU that the balancer was told is not the way's any more.
+	// TooBig gets a value when the kernel, or a router, says that a packet is larger than the path to its realserver
+	// takes: the MTU in the balancer's configuration is not the path's any more.
 	TooBig chan struct{}
 
 	fragments reassembler
