@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
@@ -20,7 +21,8 @@ import (
 var vip = netip.MustParseAddr("198.51.100.80")
 
 func rs(n, weight int) Realserver {
-	return Realserver{Address: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Weight: weight, MTU: 1500}
+	return Realserver{Address: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Weight: weight,
+		Config: method.Config{MTU: 1500}}
 }
 
 func web(scheduler string, realservers ...Realserver) Service {
@@ -85,7 +87,7 @@ func TestWRRSequences(t *testing.T) {
 
 // TestNoWayOverIPv6: a realserver without an outer source gets nothing, and keeps its connections until there is one.
 func TestNoWayOverIPv6(t *testing.T) {
-	six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, MTU: 1500}
+	six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Config: method.Config{MTU: 1500}}
 	b := newBalancer(t, web("rr", six))
 	for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK} {
 		if got := to(b, flow(1, flags)); got != "send_error" {
@@ -95,7 +97,7 @@ func TestNoWayOverIPv6(t *testing.T) {
 	six.Source = netip.MustParseAddr("fd00::1")
 	apply(t, b, web("rr", six))
 	d, reason := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
-	if reason != drop.Accept || !d.Reachable() || d.Tunnel.Overhead() != 40 {
+	if reason != drop.Accept || !d.Reachable() || d.Overhead() != 40 || d.Inner() != 1460 {
 		t.Errorf("with a source: %v", reason)
 	}
 }
@@ -228,7 +230,8 @@ func TestReroute(t *testing.T) {
 func TestRerouteOverIPv6(t *testing.T) {
 	way := Path{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
 	for name, last := range map[string]netip.Addr{"route away": {}, "route changed": netip.MustParseAddr("fd00::9")} {
-		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Source: way.Source, MTU: 1500}
+		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1,
+			Config: method.Config{Source: way.Source, MTU: 1500}}
 		b := newBalancer(t, web("rr", six))
 		if _, reason := b.Snapshot().Decide(flow(1, packet.FlagSYN), 0); reason != drop.Accept {
 			t.Fatal(reason)
@@ -239,7 +242,7 @@ func TestRerouteOverIPv6(t *testing.T) {
 		b.Reroute(map[netip.Addr]Path{six.Address: way})
 		six.Source = way.Source
 		d, reason := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
-		if reason != drop.Accept || d.Realserver != six || d.Tunnel != tunnel(six) {
+		if reason != drop.Accept || d.Realserver != six || !d.Reachable() || d.Source != way.Source {
 			t.Errorf("%s: %v, %+v", name, reason, d)
 		}
 		if s := b.Snapshot(); s.Find(flow(1, packet.FlagACK).Flow, 0) != d || s.DestsByAddr(six.Address)[0] != d {
@@ -341,7 +344,7 @@ func TestNumbersAreFreed(t *testing.T) {
 		t.Fatal("a number is freed too early")
 	}
 	b.forget(time.Now().Add(5 * forgetAfter))
-	if b.numbers[0] != nil || len(b.leaving) != 0 {
+	if b.numbers[0] != nil || len(b.retired) != 0 {
 		t.Fatal("the number is not freed")
 	}
 	apply(t, b, web("rr", rs(2, 1), rs(3, 1)))
@@ -443,7 +446,8 @@ func TestManyHaveLeft(t *testing.T) {
 			s.Name = fmt.Sprintf("%d-%d", round, i)
 			for j := range 10 {
 				s.Realservers = append(s.Realservers,
-					Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1, MTU: 1500})
+					Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1,
+						Config: method.Config{MTU: 1500}})
 			}
 			cfg.Services = append(cfg.Services, s)
 		}

@@ -48,7 +48,7 @@ func (s *leastLoad) clone() scheduler {
 	return &c
 }
 
-// leastOverhead chooses the realserver with the least overhead by weight, see Dest.overhead, the first in the list
+// leastOverhead chooses the realserver with the least overhead by weight, see Dest.connOverhead, the first in the list
 // where several have it.
 func leastOverhead(loads []load, list []*Dest) *Dest {
 	var best *Dest
@@ -95,7 +95,8 @@ func fold(a netip.Addr) uint32 {
 		return binary.BigEndian.Uint32(b[:])
 	}
 	b := a.As16()
-	return binary.BigEndian.Uint32(b[0:]) ^ binary.BigEndian.Uint32(b[4:]) ^ binary.BigEndian.Uint32(b[8:]) ^ binary.BigEndian.Uint32(b[12:])
+	return binary.BigEndian.Uint32(b[0:]) ^ binary.BigEndian.Uint32(b[4:]) ^
+		binary.BigEndian.Uint32(b[8:]) ^ binary.BigEndian.Uint32(b[12:])
 }
 
 // buckets is the table of sh and dh: each bucket's realserver, as its place in the list; nil: the list is empty. It is

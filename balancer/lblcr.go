@@ -49,7 +49,7 @@ func (p *place) least(list []*Dest) (best *Dest) {
 	for i := range p.servers {
 		d := p.servers[i].find(list)
 		if d != nil && d.available() && (best == nil ||
-			best.overhead()*int64(d.Weight) > d.overhead()*int64(best.Weight)) {
+			best.connOverhead()*int64(d.Weight) > d.connOverhead()*int64(best.Weight)) {
 			best = d
 		}
 	}
@@ -63,7 +63,7 @@ func (p *place) shrink(list []*Dest, now conntab.Ticks) {
 	for i := range p.servers {
 		d := p.servers[i].find(list)
 		if d != nil && d.Weight > 0 && (most == nil ||
-			most.overhead()*int64(d.Weight) < d.overhead()*int64(most.Weight)) {
+			most.connOverhead()*int64(d.Weight) < d.connOverhead()*int64(most.Weight)) {
 			most, at = d, i
 		}
 	}

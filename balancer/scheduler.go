@@ -9,11 +9,11 @@ import (
 )
 
 // A scheduler chooses a realserver for a new connection. pick may be called by any number of goroutines; the other
-// methods are called while nobody else has the scheduler, on a clone.
+// methods are called on a clone that no other goroutine has.
 //
 // list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one
-// added last. It has as many realservers, with the same weights, at a pick as it had at the last change that the
-// scheduler was told of; everything else of a Dest may be another.
+// added last. At a pick it has as many realservers, with the same weights, as at the last call of added, removed or
+// edited; everything else of a Dest may be another.
 type scheduler interface {
 	// pick returns nil when no realserver may have the connection.
 	pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest
@@ -27,7 +27,7 @@ type scheduler interface {
 	clone() scheduler
 }
 
-// settle tells a scheduler that wants to know it that no change follows before the next pick.
+// settle calls the settle method of a scheduler that has one: no change follows before the next pick.
 func settle(s scheduler) {
 	if s, wants := s.(interface{ settle() }); wants {
 		s.settle()
@@ -49,23 +49,31 @@ func (s *Service) kind() kind {
 	return k
 }
 
-// schedulers is the table of all schedulers, by the name that users know.
-var schedulers = map[string]func(kind) scheduler{
-	"rr":    newRR,
-	"wrr":   newWRR,
-	"lc":    newLC,
-	"wlc":   newWLC,
-	"sed":   newSED,
-	"nq":    newNQ,
-	"fo":    newFO,
-	"ovf":   newOVF,
-	"twos":  newTwos,
-	"dh":    newDH,
-	"sh":    newSH,
-	"mh":    newMH,
-	"lblc":  newLBLC,
-	"lblcr": newLBLCR,
+// schedulers is the table of all schedulers, by the name that users know: how one is made, and what it looks for.
+var schedulers = map[string]struct {
+	make   func(kind) scheduler
+	choice string
+}{
+	"rr":   {newRR, "the next in turn"},
+	"wrr":  {newWRR, "the next in turn by weight"},
+	"lc":   {newLC, "the fewest connections"},
+	"wlc":  {newWLC, "the fewest connections for its weight"},
+	"sed":  {newSED, "the fewest active connections for its weight, with this one"},
+	"nq":   {newNQ, "the first without an active connection, else the fewest for its weight"},
+	"fo":   {newFO, "the highest weight"},
+	"ovf":  {newOVF, "the highest weight that has no more active connections than that"},
+	"twos": {newTwos, "the better of two that are drawn by chance, so that it may be another one the next time"},
+	"dh":   {newDH, "the hash of the VIP"},
+	"sh":   {newSH, "the hash of the client"},
+	"mh":   {newMH, "the Maglev hash of the client"},
+	"lblc": {newLBLC, "the one that the VIP had last, if it is not crowded, else the fewest connections for its " +
+		"weight"},
+	"lblcr": {newLBLCR, "of those that the VIP has the one with the fewest connections for its weight, if it is not " +
+		"crowded, else that of all"},
 }
+
+// Choice says which realserver the scheduler of that name chooses.
+func Choice(scheduler string) string { return schedulers[scheduler].choice }
 
 // Schedulers are the names of all schedulers, sorted.
 func Schedulers() []string { return slices.Sorted(maps.Keys(schedulers)) }

@@ -49,8 +49,8 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	}
 }
 
-// descend leaves out the rounds in which nobody can be chosen, after a whole one in which all with the current weight
-// were overloaded. It tells whether there is a realserver that can.
+// descend leaves out the rounds in which no realserver can be chosen, after a whole round in which all with the current
+// weight were overloaded. It reports whether a realserver can be chosen.
 func (s *wrr) descend(list []*Dest) bool {
 	heaviest := 0
 	for i, w := range s.weights {

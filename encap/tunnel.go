@@ -87,6 +87,12 @@ func SourcePort(hash uint64) uint16 {
 	return uint16(first + n)
 }
 
+// Outer is what the outer IP header that Wrap makes says of the packet.
+type Outer struct {
+	Class, TTL uint8 // TOS or traffic class; TTL or hop limit
+	DF         bool  // routers won't fragment the packet: always over IPv6
+}
+
 // Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is
 // the UDP source port, for the kinds that have one. DSCP and ECN are copied (RFC 6040, section 4.1, normal mode), so is
 // the TTL or hop limit, as IPVS does. An outer IPv4 header has DF as the IPv4 packet inside has (RFC 2003, section
@@ -97,11 +103,11 @@ func SourcePort(hash uint64) uint16 {
 // a realserver's socket has to agree (UDP_NO_CHECK6_RX).
 //
 // Lengths and checksums of a GSO packet are left open: each packet that it is cut into needs Seal.
-func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
+func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])
-	ip, up := h[:t.ip], h[t.ip:]
+	up := h[t.ip:]
 	switch t.kind {
 	case KindGRE:
 		packet.GRE(up).SetVersion(version)
@@ -112,7 +118,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 		packet.UDP(up).SetSrcPort(port)
 	}
 	if t.outerIs4() {
-		ip := packet.IPv4(ip)
+		ip := packet.IPv4(h[:packet.IPv4HeaderLen]) // one bounds check for all fields
 		ip.SetTOS(class)
 		ip.SetDF(df)
 		ip.SetTTL(ttl)
@@ -120,7 +126,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 			ip.SetProtocol(protocol(version))
 		}
 	} else {
-		ip := packet.IPv6(ip)
+		ip := packet.IPv6(h[:packet.IPv6HeaderLen])
 		ip.SetTrafficClass(class)
 		ip.SetHopLimit(ttl)
 		if t.kind == KindIPIP {
@@ -130,6 +136,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
 	if b.Offload.GSO == packet.GSONone {
 		t.seal(b.Bytes(), nil)
 	}
+	return Outer{Class: class, TTL: ttl, DF: df || !t.outerIs4()}
 }
 
 // Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP

@@ -31,7 +31,8 @@ func both(t *testing.T, fn func(t *testing.T, plain bool)) {
 	}
 }
 
-// TestPacketInPieces: a device with offloads takes it as one, another refuses it, and a packet without bytes is refused by both.
+// TestPacketInPieces: a device with offloads takes it as one, another refuses it, and a packet without bytes is refused
+// by both.
 func TestPacketInPieces(t *testing.T) {
 	both(t, func(t *testing.T, plain bool) {
 		d, err := Open("tun0", Options{Queues: 1, Plain: plain})

@@ -11,6 +11,7 @@ import (
 type family interface {
 	prefetch(p *packet.Info) uint8
 	packet(p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32, r Result)
+	peek(p *packet.Info, by *rules, now Ticks) (c Conn, f Fate, r Result)
 	insert(p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result)
 	leave(p *packet.Info, dest uint32) bool
 	lookup(f packet.Flow, now Ticks) (Conn, bool)
@@ -59,6 +60,10 @@ func (absent) prefetch(*packet.Info) uint8 { return 0 }
 
 func (absent) packet(p *packet.Info, dir Direction, by *rules, _ Ticks) (uint32, Result) {
 	return 0, by.unknown(p, dir)
+}
+
+func (absent) peek(p *packet.Info, by *rules, _ Ticks) (Conn, Fate, Result) {
+	return Conn{}, NoConnection, by.unknown(p, FromClient)
 }
 
 func (absent) leave(*packet.Info, uint32) bool                       { return false }

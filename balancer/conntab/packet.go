@@ -41,30 +41,26 @@ func (r *rules) unknown(p *packet.Info, dir Direction) Result {
 }
 
 func (s *store[A]) packet(p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32, r Result) {
-	t, k := s.table, s.key(p.Flow, p.Hash)
+	k := s.key(p.Flow, p.Hash)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	if i, found := sh.find(&k); found {
 		e := &sh.slots[i]
-		switch {
-		case e.expires.reached(now):
-		case dir == FromServer:
+		f := Followed
+		if by.checksDests || begins(p) || e.expires.reached(now) { // else it is, without a call
+			f = s.fate(e, p, dir, by, now)
+		}
+		switch f {
+		case Followed:
 			dest = s.seen(sh, e, p, dir, by, now)
 			sh.mu.Unlock()
 			return dest, Hit
-		case begins(p) && (e.reused(by.Reuse) || by.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
-			s.expire(sh, e, now)
-		case by.checksDests && t.Counts(e.dest).Gone():
-			if !by.ExpireNodest {
-				dest = e.dest
-				sh.mu.Unlock()
-				return dest, Gone
-			}
-			s.expire(sh, e, now)
-		default:
-			dest = s.seen(sh, e, p, dir, by, now)
+		case Removed:
+			dest = e.dest
 			sh.mu.Unlock()
-			return dest, Hit
+			return dest, Gone
+		case Reused, Forgotten:
+			s.expire(sh, e, now)
 		}
 		if !by.opens(p) {
 			s.remove(sh, i)

@@ -41,13 +41,13 @@ func (a *answers) reserve(l *limiter, client netip.Addr, now conntab.Ticks) []by
 	return room
 }
 
-// tooBig tells the sender of the packet in b how large a packet may be.
+// tooBig sends the sender of the packet in b an ICMP error with the MTU.
 func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
 	if !packet.MayAnswer(b.Bytes()) {
 		return drop.TooBig
 	}
 	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
-		w.out.add(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)])
+		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], p)
 	}
 	return drop.TooBig
 }
@@ -94,13 +94,13 @@ func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Tick
 		return
 	}
 	if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
-		w.out.add(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)])
+		w.answer(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)], p)
 	}
 }
 
-// smallest is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and
-// still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
-func smallest(p *packet.Info) int {
+// minMTU is the smallest MTU of any path for p, and so the smallest that an ICMP error names. A packet that is no
+// larger and still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
+func minMTU(p *packet.Info) int {
 	if p.Flow.Dst.Is4() {
 		return encap.MinMTU
 	}

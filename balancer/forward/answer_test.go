@@ -23,7 +23,7 @@ func TestSizes(t *testing.T) {
 		for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE, encap.KindFOU} {
 			for _, mtu := range []int{1280, 1300, 1500, 9000} {
 				b := newSite(t, real, kind, mtu)
-				inner := mtu - b.Snapshot().DestsByAddr(real)[0].Tunnel.Overhead()
+				inner := b.Snapshot().DestsByAddr(real)[0].Inner()
 				for _, in := range []struct {
 					name  string
 					n     int // the largest packet that goes out whole
@@ -39,7 +39,7 @@ func TestSizes(t *testing.T) {
 						name := fmt.Sprintf("%s in %v over %v, MTU %d, %d bytes", in.name, kind, real, mtu, n)
 						p := in.make(n)
 						s := script{in: [][]byte{bytes.Clone(p)}}
-						w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+						w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 						if err := w.Run(); err != nil {
 							t.Fatal(err)
 						}
@@ -102,7 +102,7 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 				t.Fatal(err)
 			}
 			var s script
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			const n = 30_000
 			syn, data := ip6(packet.ProtoTCP, tcp(80, packet.FlagSYN, 0)[20:]),
 				ip6(packet.ProtoTCP, tcp(80, packet.FlagACK, n)[20:])
@@ -166,7 +166,7 @@ func TestNobodyThere(t *testing.T) {
 			if err := b.Apply(cfg); err != nil {
 				t.Fatal(err)
 			}
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}
@@ -195,7 +195,7 @@ func TestNobodyThere(t *testing.T) {
 func TestAnswersAreBounded(t *testing.T) {
 	var s script
 	now := conntab.Ticks(1)
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return now })
+	w := testWorker(&s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return now })
 	for range 2000 {
 		s.in = append(s.in, udp(9, false, 10), udp(53, true, 1480))
 	}
@@ -245,7 +245,7 @@ func TestErrorsReachTheirRealserver(t *testing.T) {
 			b := newSite(t, real6, encap.KindIPIP, 1500)
 			var s script
 			now := conntab.Ticks(1)
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return now })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return now })
 			request := []byte(udp(53, true, 20))
 			if six {
 				request = udp6(53, 20)
@@ -326,7 +326,7 @@ func flipped(b []byte) []byte {
 func TestNothingAllocatesOutOfTheOrdinary(t *testing.T) {
 	for _, real := range []netip.Addr{real1, real6} {
 		now := conntab.Ticks(1)
-		w := NewWorker(0, &script{}, discard{}, nil, newSite(t, real, encap.KindGRE, 1300), NewShared(),
+		w := testWorker(&script{}, discard{}, nil, newSite(t, real, encap.KindGRE, 1300), NewShared(),
 			func() conntab.Ticks { now += 100; return now })
 		request, request6 := udp(53, true, 20), udp6(53, 20)
 		echo := make([]byte, 64)

@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"testing"
@@ -11,6 +12,8 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
@@ -43,9 +46,10 @@ func (s *script) ReadBatch(bufs []packet.Buf) (int, error) {
 	return n, nil
 }
 
-func (s *script) Send(segs []packet.Segment) (int, error) {
-	for i, seg := range segs {
-		p := append(bytes.Clone(seg.Head), seg.Body...)
+func (s *script) Send(out []egress.Outgoing) (int, error) {
+	for i, o := range out {
+		p := append(bytes.Clone(o.Head), o.Body...)
+		mustAgree(&o)
 		if s.fail != nil {
 			if err := s.fail(p); err != nil {
 				if i > 0 {
@@ -59,7 +63,48 @@ func (s *script) Send(segs []packet.Segment) (int, error) {
 			return 10, nil // a short count, as sendmmsg may give
 		}
 	}
-	return len(segs), nil
+	return len(out), nil
+}
+
+// mustAgree panics unless the hop of o says what its bytes say.
+func mustAgree(o *egress.Outgoing) {
+	h := o.Hop
+	var to egress.Peer
+	is := egress.Hop{To: h.To, Kind: h.Kind, DF: true}
+	var transport packet.UDP
+	whole := false // UDP, and no fragment
+	if ip := packet.IPv6(o.Head); ip.Version() == 6 {
+		to.Src, to.Dst, is.Class, is.TTL = ip.Src(), ip.Dst(), ip.TrafficClass(), ip.HopLimit()
+		transport, whole = packet.UDP(o.Head[packet.IPv6HeaderLen:]), ip.NextHeader() == packet.ProtoUDP
+	} else {
+		ip := packet.IPv4(o.Head)
+		to.Src, to.Dst, is.Class, is.TTL, is.DF = ip.Src(), ip.Dst(), ip.TOS(), ip.TTL(), ip.DF()
+		transport, whole = packet.UDP(o.Head[packet.IPv4HeaderLen:]), ip.Protocol() == packet.ProtoUDP && !ip.Fragment()
+	}
+	if whole {
+		to.DstPort, is.SrcPort = transport.DstPort(), transport.SrcPort()
+	} else { // nothing else is used
+		to.DstPort, is.Class, is.TTL, is.DF, is.SrcPort = h.To.DstPort, h.Class, h.TTL, h.DF, h.SrcPort
+	}
+	if *h.To != to || h != is || whole != (h.Kind == egress.UDP) {
+		panic(fmt.Sprintf("hop %+v to %+v of a packet with %+v to %+v", h, *h.To, is, to))
+	}
+}
+
+// testWorker is a worker number 0. udp may have source ports.
+func testWorker(source Source, raw, udp egress.Port, b *balancer.Balancer, s *Shared,
+	clock func() conntab.Ticks) *Worker {
+	c := WorkerConfig{Source: source, Raw: raw, UDP: udp, Balancer: b, Shared: s, Clock: clock}
+	if p, ok := udp.(interface{ Ports() []uint16 }); ok {
+		c.UDPPorts = p.Ports()
+	}
+	return NewWorker(c)
+}
+
+// sendBy lets w send by raw and nothing else.
+func (w *Worker) sendBy(raw egress.Port) {
+	w.out = egress.Output{}
+	w.out.Init(egress.Config{Raw: raw, IDs: w.shared.ids, Tally: &w.tally, TooBig: w.shared.tooBig})
 }
 
 func newWorker(t testing.TB, s *script, mtu int) *Worker {
@@ -67,16 +112,18 @@ func newWorker(t testing.TB, s *script, mtu int) *Worker {
 	if err := b.Apply(balancer.Config{Services: []balancer.Service{
 		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
-			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
+				Config: method.Config{Source: source, MTU: mtu}}}},
 		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP,
 			Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
-			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
+				Config: method.Config{Source: source, MTU: mtu}}}},
 		{Name: "empty", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	return NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+	return testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 }
 
 // ip makes an IPv4 packet from the client to the VIP.
@@ -203,7 +250,7 @@ func TestPing(t *testing.T) {
 func TestPingOfARealserver(t *testing.T) {
 	for _, to := range []netip.Addr{real1, real6} {
 		s := &script{}
-		r := balancer.Realserver{Address: to, Weight: 1, Source: source, MTU: 1500}
+		r := balancer.Realserver{Address: to, Weight: 1, Config: method.Config{Source: source, MTU: 1500}}
 		if to.Is6() {
 			r.Source = source6
 		}
@@ -217,7 +264,7 @@ func TestPingOfARealserver(t *testing.T) {
 			Probed: []balancer.Target{r.Target()}}); err != nil {
 			t.Fatal(err)
 		}
-		w := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+		w := testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 		var in [][]byte
 		for id := range byte(2) {
 			echo := make([]byte, 24)
@@ -253,7 +300,7 @@ func TestPingOfARealserver(t *testing.T) {
 				t.Errorf("to %v: packet %d became %x", to, i, o)
 			}
 		}
-		w = NewWorker(0, s, discard{}, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+		w = testWorker(s, discard{}, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 		if n := testing.AllocsPerRun(100, func() {
 			for i, p := range in {
 				w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
@@ -320,7 +367,7 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 		t.Errorf("%d packets, %+v", len(out), got)
 	}
 	select {
-	case <-w.out.shared.TooBig:
+	case <-w.shared.TooBig:
 	default:
 		t.Error("nobody is told that the MTU is another one")
 	}
@@ -336,7 +383,7 @@ func TestClosedSinkEnds(t *testing.T) {
 func TestForwardAllocatesNothing(t *testing.T) {
 	s := &script{}
 	w := newWorker(t, s, 1500)
-	w.out.sink = discard{}
+	w.sendBy(discard{})
 	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), udp(53, false, 40), udp(53, false, 1480), udp(53, true, 1480),
 		tcp(82, packet.FlagSYN, 0)}
 	if n := testing.AllocsPerRun(1000, func() {
@@ -352,7 +399,7 @@ func TestForwardAllocatesNothing(t *testing.T) {
 // TestRefusalsAllocateNothing: nor do packets that the kernel refuses, as all are while there is no route.
 func TestRefusalsAllocateNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
-	w.out.sink = refusal{}
+	w.sendBy(refusal{})
 	in := udp(53, false, 40)
 	if n := testing.AllocsPerRun(1000, func() {
 		w.bufs[0].SetLen(copy(w.bufs[0].Room(), in))
@@ -367,11 +414,11 @@ func TestRefusalsAllocateNothing(t *testing.T) {
 
 type refusal struct{}
 
-func (refusal) Send([]packet.Segment) (int, error) { return 0, unix.ENETUNREACH }
+func (refusal) Send([]egress.Outgoing) (int, error) { return 0, unix.ENETUNREACH }
 
 type discard struct{}
 
-func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (discard) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 
 // TestMisplacedChecksum: what a TUN device says of a checksum may not change what the packet has been judged by: its
 // port, its addresses.
@@ -412,7 +459,7 @@ func TestMisplacedChecksum(t *testing.T) {
 // BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
 func BenchmarkForward(b *testing.B) {
 	w := newWorker(b, &script{}, 1500)
-	w.out.sink = discard{}
+	w.sendBy(discard{})
 	p := udp(53, false, 32)
 	for b.Loop() {
 		for i := range w.bufs {

@@ -17,6 +17,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -172,7 +173,7 @@ func replay(t *testing.T, c *oracleCase) (differ []string) {
 		SloppyTCP:    c.Setup.Sysctl["sloppy_tcp"] != 0,
 		ExpireNodest: c.Setup.Sysctl["expire_nodest_conn"] != 0}), 1)
 	shared, clock := NewShared(), func() conntab.Ticks { return r.now }
-	r.worker = NewWorker(0, &r.in, &r.out, nil, r.balancer, shared, clock)
+	r.worker = testWorker(&r.in, &r.out, nil, r.balancer, shared, clock)
 	r.relay = NewRelay(&r.errors, &r.out, r.balancer, shared, clock)
 	for _, line := range c.Setup.Ipvsadm {
 		r.ipvsadm(line)
@@ -224,9 +225,10 @@ func (r *oracleRun) ipvsadm(line string) {
 	case "-D":
 		r.config.Services = slices.Delete(r.config.Services, i, i+1)
 	case "-a":
-		rs := balancer.Realserver{Address: real, Weight: 1, Source: netip.MustParseAddr("10.0.3.2"), MTU: r.least,
+		rs := balancer.Realserver{Address: real, Weight: 1, Config: method.Config{
+			Source: netip.MustParseAddr("10.0.3.2"), MTU: r.least,
 			// Remote checksum offload leaves a checksum where, as here, there is nothing to offload.
-			Checksum: slices.Contains(f, "--tun-csum") || slices.Contains(f, "--tun-remcsum")}
+			Checksum: slices.Contains(f, "--tun-csum") || slices.Contains(f, "--tun-remcsum")}}
 		if w := option("-w"); w != "" {
 			rs.Weight, _ = strconv.Atoi(w)
 		}
@@ -291,7 +293,7 @@ func (r *oracleRun) step(s *oracleStep, vip netip.Addr) string {
 			return ""
 		}
 		r.in.in = [][]byte{in}
-		clear(r.worker.out.turns[:])
+		r.worker.sendBy(&r.out) // which also begins TTLs anew
 		if err := r.worker.Run(); err != nil {
 			r.t.Fatal(err)
 		}
@@ -308,7 +310,7 @@ func (r *oracleRun) step(s *oracleStep, vip netip.Addr) string {
 			r.t.Fatal(err)
 		}
 		select {
-		case <-r.worker.out.shared.TooBig: // the kernel has learned, and is asked
+		case <-r.worker.shared.TooBig: // the kernel has learned, and is asked
 			q, _ := packet.QuotedFlow(in)
 			const minPMTU = 552 // net.ipv4.route.min_pmtu
 			r.mtu[q.Flow.Dst] = max(q.MTU, minPMTU)

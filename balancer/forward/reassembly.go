@@ -160,7 +160,7 @@ func readFragment(b []byte) (f piece, ok bool) {
 		return f, false
 	}
 	f = piece{offset: at.Offset, more: at.More}
-	if b[0]>>4 == 6 {
+	if packet.Version(b) == 6 {
 		h := packet.IPv6(b)
 		x, d := h.Transport()
 		if d != drop.Accept || h.HopLimit() == 0 {
@@ -265,7 +265,7 @@ func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	for at := 0; at < s.total; at += pageSize {
 		copy(p[s.head+at:], r.pages[s.page[at/pageSize]-1][:])
 	}
-	if p[0]>>4 == 6 {
+	if packet.Version(p) == 6 {
 		h := packet.IPv6(p)
 		h.SetPayloadLen(n - packet.IPv6HeaderLen)
 		if s.ecn&(1<<ce) != 0 {
@@ -274,10 +274,8 @@ func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	} else {
 		h := packet.IPv4(p)
 		h.SetTotalLen(n)
-		h[6], h[7] = 0, 0
-		if s.df {
-			h[6] = 0x40
-		}
+		h.SetFragment(0, false)
+		h.SetDF(s.df)
 		if s.ecn&(1<<ce) != 0 {
 			h.SetTOS(h.TOS() | ce)
 		}

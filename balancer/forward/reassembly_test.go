@@ -333,7 +333,7 @@ func TestFragmentsGoOn(t *testing.T) {
 		for _, six := range []bool{false, true} {
 			b := newSite(t, to, 0, 1500)
 			var s script
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			whole := []byte(udp(53, false, 5000))
 			if six {
 				whole = udp6(53, 5000)
@@ -361,7 +361,7 @@ func TestFragmentsGoOn(t *testing.T) {
 				int(tally.OutPackets) != len(s.out) {
 				t.Errorf("to %v, six %v: %+v", to, six, tally)
 			}
-			w.out.sink = discard{}
+			w.sendBy(discard{})
 			in := [][]byte{cut(whole, 9, 2000, n), cut(whole, 9, 0, 1000), cut(whole, 9, 1000, 2000)}
 			if n := testing.AllocsPerRun(100, func() {
 				for i := range in {
@@ -374,7 +374,7 @@ func TestFragmentsGoOn(t *testing.T) {
 		}
 	}
 	var s script
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return 1 })
+	w := testWorker(&s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return 1 })
 	echo := make([]byte, 3000)
 	echo[0] = packet.ICMPEcho
 	binary.BigEndian.PutUint16(echo[2:], packet.Checksum(echo))

@@ -7,6 +7,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
@@ -39,7 +40,7 @@ func balancerOf(t testing.TB, cfg balancer.Config) *balancer.Balancer {
 
 // siteConfig is the configuration of newSite.
 func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
-	rs := balancer.Realserver{Address: real, Weight: 1, Source: source, Encap: kind, MTU: mtu}
+	rs := balancer.Realserver{Address: real, Weight: 1, Config: method.Config{Source: source, Encap: kind, MTU: mtu}}
 	if !real.Is4() {
 		rs.Source = source6
 	}
@@ -72,7 +73,7 @@ func udp6(port uint16, n int) packet.IPv6 {
 // wrapped is what goes out to a realserver of one packet that fits.
 func wrapped(t testing.TB, b *balancer.Balancer, in []byte) []byte {
 	s := &script{in: [][]byte{in}}
-	if err := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
+	if err := testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.out) != 1 {

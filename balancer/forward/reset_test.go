@@ -140,7 +140,7 @@ func TestReset(t *testing.T) {
 				var s script
 				cfg := siteConfig(real1, encap.KindIPIP, 1500)
 				cfg.Options.NoResets = silent
-				w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
+				w := testWorker(&s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 				w.bufs[0].SetLen(copy(w.bufs[0].Room(), b))
 				w.bufs[0].Offload = c.offload
 				if c.offload.Partial {
@@ -197,7 +197,7 @@ func TestResetOfFragments(t *testing.T) {
 		f.SetChecksum()
 	}
 	s := script{in: [][]byte{first, second}}
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
+	w := testWorker(&s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
 		func() conntab.Ticks { return 1 })
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func TestResetOnlyOfTCP(t *testing.T) {
 	data := make([]byte, 32)
 	data[1], data[3], data[15] = 1, 81, 16 // ports; a DATA chunk of 16 bytes
 	s := script{in: [][]byte{ip(packet.ProtoSCTP, true, data)}}
-	w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+	w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestResetOnlyOfTCP(t *testing.T) {
 func TestResetsAreBounded(t *testing.T) {
 	now := conntab.Ticks(1)
 	var s script
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
+	w := testWorker(&s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
 		func() conntab.Ticks { return now })
 	in := segment(false, 81, packet.FlagACK, 100, false)
 	fill := func() {
@@ -259,7 +259,7 @@ func TestResetsAreBounded(t *testing.T) {
 		t.Errorf("%d resets in two seconds, want 2000", n)
 	}
 	site := newSite(t, real1, encap.KindIPIP, 1500)
-	w = NewWorker(0, &s, discard{}, nil, site, NewShared(), func() conntab.Ticks { now++; return now })
+	w = testWorker(&s, discard{}, nil, site, NewShared(), func() conntab.Ticks { now++; return now })
 	if n := testing.AllocsPerRun(200, fill); n != 0 {
 		t.Errorf("%v allocations a batch", n)
 	}
@@ -273,7 +273,7 @@ func TestResetWithoutService(t *testing.T) {
 			s := script{in: [][]byte{segment(six, 9, packet.FlagACK, 10, false)}}
 			cfg := siteConfig(real1, encap.KindIPIP, 1500)
 			cfg.Options = balancer.Options{Silent: silent, NoResets: true} // NoResets is of no meaning here
-			w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}
@@ -315,7 +315,7 @@ func TestVIPThatHasLeft(t *testing.T) {
 			var unreachable, resets int
 			for _, p := range in { // each by itself: the answers to one client are bounded
 				s := script{in: [][]byte{bytes.Clone(p)}}
-				w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+				w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 				if err := w.Run(); err != nil {
 					t.Fatal(err)
 				}

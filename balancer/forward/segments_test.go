@@ -9,12 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
 
-// segments is a SegmentSink that keeps what it gets, or refuses it.
+// segments is a port of UDP sockets that keeps what it gets, or refuses it.
 type segments struct {
 	calls int
 	out   [][]byte
@@ -23,19 +25,19 @@ type segments struct {
 
 func (s *segments) Ports() []uint16 { return []uint16{40001, 40002, 40003} }
 
-func (s *segments) Send(segs []packet.Segment) (int, error) {
+func (s *segments) Send(out []egress.Outgoing) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
 	s.calls++
-	n := min(len(segs), 20) // a short count
-	for _, seg := range segs[:n] {
+	n := min(len(out), 20) // a short count
+	for _, seg := range out[:n] {
 		s.out = append(s.out, append(bytes.Clone(seg.Head), seg.Body...))
 	}
 	return n, nil
 }
 
-// TestSegmentsOverUDP: a super-packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
+// TestSegmentsOverUDP: a GSO packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
 // the source port that the flow's other packets have; where the kernel refuses that, it goes out packet by packet.
 func TestSegmentsOverUDP(t *testing.T) {
 	for _, refuse := range []error{nil, unix.EIO} {
@@ -45,11 +47,12 @@ func TestSegmentsOverUDP(t *testing.T) {
 		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web",
 			VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
-			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source,
-				Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}); err != nil {
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
+				Config: method.Config{Source: source, Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}}); err != nil {
 			t.Fatal(err)
 		}
-		w.out.init(&s, udp, &w.tally, NewShared())
+		w.out = egress.Output{}
+		w.out.Init(egress.Config{Raw: &s, UDP: udp, UDPPorts: udp.Ports(), IDs: w.shared.ids, Tally: &w.tally})
 		w.bufs[0].SetLen(copy(w.bufs[0].Room(), tcp(80, packet.FlagSYN, 0)))
 		const n = 50_000
 		w.bufs[1].SetLen(copy(w.bufs[1].Room(), tcp(80, packet.FlagACK, n)))
@@ -92,7 +95,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 	}
 }
 
-// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a super-packet, no two have the same outer TTL,
+// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a GSO packet, no two have the same outer TTL,
 // where UDP is not the tunnel's own; nothing else is lowered, and no TTL that is small.
 func TestDatagramsStayApart(t *testing.T) {
 	for _, c := range []struct {
@@ -110,7 +113,8 @@ func TestDatagramsStayApart(t *testing.T) {
 		{encap.KindFOU, true, false, 63, false},
 		{encap.KindIPIP, false, true, 63, false},
 	} {
-		rs := balancer.Realserver{Address: real1, Weight: 1, Source: source, Encap: c.kind, MTU: 1500}
+		rs := balancer.Realserver{Address: real1, Weight: 1,
+			Config: method.Config{Source: source, Encap: c.kind, MTU: 1500}}
 		if c.six {
 			rs.Address, rs.Source = netip.MustParseAddr("fd00::2"), netip.MustParseAddr("fd00::1")
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
@@ -19,10 +20,7 @@ import (
 
 // AnswerSink is where answers leave this host: raw sockets whose packets are routed by source and destination.
 type AnswerSink interface {
-	// Send sends the first packets of segs and returns how many went out. If the first is refused, it returns 0 and a
-	// unix.Errno, not wrapped: EMSGSIZE for a packet that is larger than its path takes. It returns os.ErrClosed to end
-	// the loop.
-	Send(segs []packet.Segment) (int, error)
+	egress.Port
 	// PathMTU returns the size of the largest packet that the path from src to dst takes, in bytes.
 	PathMTU(src, dst netip.Addr) (int, error)
 }
@@ -48,18 +46,21 @@ type AnswerWorker struct {
 	batches  stats.Batches
 	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
 
-	policy *Policy // of this batch
-	bufs   []packet.Buf
-	info   packet.Info // of a packet: here, since an interface would let it escape
-	segs   []packet.Segment
-	room   []byte // for the headers of segments
-	free   []byte // the rest of it
-	tally  stats.Tally
+	policy   *Policy // of this batch
+	bufs     []packet.Buf
+	info     packet.Info // of a packet: here, since an interface would let it escape
+	out      []egress.Outgoing
+	clients  [batch]egress.Peer
+	accepted int              // number of clients in this batch
+	segs     []packet.Segment // of one super-packet, or fragments of a packet
+	room     []byte           // for the headers of segments
+	free     []byte           // the rest of it
+	tally    stats.Tally
 
-	large  path                             // of the last packet of this batch that was too big
-	spare  []packet.Buf                     // two: that packet in one piece, and an ICMP error
-	pieces [packet.MaxPieces]packet.Segment // its fragments
-	heads  []byte                           // and their headers
+	large  path              // of the last packet of this batch that was too big
+	spare  []packet.Buf      // two: that packet in one piece, and an ICMP error
+	pieces []egress.Outgoing // its fragments
+	heads  []byte            // and their headers
 	quote  [packet.IPv6HeaderLen + packet.UDPHeaderLen]byte
 	errs   []*packet.Buf // the ICMP error
 	id     uint16        // of the last packet that had none and was sent in fragments
@@ -88,7 +89,9 @@ func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.P
 	port uint16) *AnswerWorker {
 	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port,
 		bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
-		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom),
+		out:    make([]egress.Outgoing, 0, answerBatch+packet.MaxPieces),
+		segs:   make([]packet.Segment, 0, packet.MaxPieces),
+		pieces: make([]egress.Outgoing, 0, packet.MaxPieces), room: make([]byte, packet.PieceRoom),
 		id: uint16(rand.Uint32())}
 	w.free, w.heads, w.errs = w.room, make([]byte, packet.MaxPieces*packet.IPv4HeaderLen), []*packet.Buf{&w.spare[1]}
 	return w
@@ -127,7 +130,7 @@ func (w *AnswerWorker) Run() error {
 // move processes one batch.
 func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	w.batches.Begin(len(bufs))
-	w.policy, w.large, w.errors = w.inForce.Load(), path{}, 0
+	w.policy, w.large, w.errors, w.accepted = w.inForce.Load(), path{}, 0, 0
 	for i := range bufs {
 		w.tally.InPackets++
 		w.tally.InBytes += uint64(bufs[i].Len())
@@ -145,7 +148,7 @@ func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	return err
 }
 
-// packet processes one packet. It adds the packets to send to w.segs. An error ends the loop.
+// packet processes one packet. It adds the packets to send to w.out. An error ends the loop.
 func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	p := &w.info
 	d := p.Parse(b.Bytes())
@@ -183,41 +186,57 @@ func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	return drop.Accept, w.add(b.Bytes(), p)
 }
 
-// add adds a whole packet to w.segs.
+// add adds a whole packet to w.out.
 func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
-	if len(w.segs) >= answerBatch {
+	if len(w.out) >= answerBatch {
 		if err := w.flush(); err != nil {
 			return err
 		}
 	}
 	w.sent.put(b, p)
-	w.segs = append(w.segs, packet.Segment{Head: b})
+	w.out = append(w.out, egress.Outgoing{Segment: packet.Segment{Head: b}, Hop: w.toClient(p)})
 	return nil
 }
 
-// split adds the segments of the GSO packet in b to w.segs.
+// split adds the segments of the GSO packet in b to w.out.
 func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error) {
 	cut, d := packet.NewCut(b, p, packet.MaxLen)
 	if d != drop.Accept {
 		return d, nil
 	}
 	n := cut.Segments(p.Len) + 1
-	if len(w.segs) >= answerBatch || len(w.free) < n*cut.Headers {
+	if len(w.out) >= answerBatch || len(w.free) < n*cut.Headers {
 		if err := w.flush(); err != nil {
 			return drop.Accept, err
 		}
 	}
-	before := len(w.segs)
-	w.segs, w.free = packet.Split(w.segs, b, p, cut, w.free)
-	for _, s := range w.segs[before:] {
+	w.segs, w.free = packet.Split(w.segs[:0], b, p, cut, w.free)
+	for _, s := range w.segs {
 		w.sent.put(s.Head, p)
 	}
+	w.out = appendAll(w.out, w.segs, w.toClient(p))
 	return drop.Accept, nil
 }
 
-// flush sends w.segs. An error ends the loop.
+// toClient is the hop of the answer that p describes. It is called once for a packet at most.
+func (w *AnswerWorker) toClient(p *packet.Info) egress.Hop {
+	to := &w.clients[w.accepted]
+	w.accepted++
+	*to = egress.Peer{Dst: p.Flow.Dst, Src: p.Flow.Src}
+	return egress.Hop{To: to}
+}
+
+// appendAll appends segs, which all go to h, to out.
+func appendAll(out []egress.Outgoing, segs []packet.Segment, h egress.Hop) []egress.Outgoing {
+	for _, s := range segs {
+		out = append(out, egress.Outgoing{Segment: s, Hop: h})
+	}
+	return out
+}
+
+// flush sends w.out. An error ends the loop.
 func (w *AnswerWorker) flush() (err error) {
-	for rest := w.segs; len(rest) > 0 && err == nil; {
+	for rest := w.out; len(rest) > 0 && err == nil; {
 		n, refused := w.sink.Send(rest)
 		for i := range rest[:n] {
 			w.count(&rest[i])
@@ -231,18 +250,18 @@ func (w *AnswerWorker) flush() (err error) {
 		}
 		rest = rest[n:]
 	}
-	w.segs, w.free = w.segs[:0], w.room
+	w.out, w.free = w.out[:0], w.room
 	return err
 }
 
-func (w *AnswerWorker) count(s *packet.Segment) {
+func (w *AnswerWorker) count(s *egress.Outgoing) {
 	w.tally.OutPackets++
 	w.tally.OutBytes += uint64(s.Len())
 }
 
 // refused processes a packet that the kernel refused with err. One that is too big for its path is fragmented, or its
 // sender gets an ICMP error with the MTU. It returns an error that ends the loop.
-func (w *AnswerWorker) refused(s *packet.Segment, err error) (drop.Reason, error) {
+func (w *AnswerWorker) refused(s *egress.Outgoing, err error) (drop.Reason, error) {
 	if errors.Is(err, os.ErrClosed) {
 		return drop.Accept, err
 	}
@@ -254,7 +273,7 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (drop.Reason, error
 		w.lastErr.Store(int32(errno))
 		return drop.SendError, nil
 	}
-	src, dst, _ := ends(s.Head)
+	src, dst := s.To.Src, s.To.Dst
 	if w.large.src != src || w.large.dst != dst {
 		mtu, err := w.sink.PathMTU(src, dst)
 		if err != nil {
@@ -271,9 +290,9 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (drop.Reason, error
 		w.lastErr.Store(int32(unix.EMSGSIZE))
 		return drop.SendError, nil
 	}
-	b := w.whole(s)
+	b := w.whole(&s.Segment)
 	if dst.Is4() && !packet.IPv4(b).DF() {
-		return w.fragment(b, mtu)
+		return w.fragment(b, s.Hop, mtu)
 	}
 	if w.large.reported {
 		return drop.TooBig, nil
@@ -291,8 +310,8 @@ func (w *AnswerWorker) whole(s *packet.Segment) []byte {
 	return b.Bytes()
 }
 
-// fragment sends the IPv4 packet b in fragments of at most mtu bytes.
-func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (drop.Reason, error) {
+// fragment sends the IPv4 packet b to h in fragments of at most mtu bytes.
+func (w *AnswerWorker) fragment(b packet.IPv4, h egress.Hop, mtu int) (drop.Reason, error) {
 	if b.HeaderLen() > packet.IPv4HeaderLen {
 		return drop.TooBig, nil // options would have to be sorted: RFC 791, section 3.1
 	}
@@ -300,8 +319,8 @@ func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (drop.Reason, error) {
 	for ; id == 0 && !b.Fragment(); id = w.id { // all fragments of a datagram have one ID
 		w.id++
 	}
-	pieces := encap.Fragment(w.pieces[:0], b, mtu, id, w.heads)
-	for len(pieces) > 0 {
+	w.segs = encap.Fragment(w.segs[:0], b, mtu, id, w.heads)
+	for pieces := appendAll(w.pieces[:0], w.segs, h); len(pieces) > 0; {
 		n, err := w.sink.Send(pieces)
 		if errno, ok := err.(unix.Errno); ok {
 			w.lastErr.Store(int32(errno))

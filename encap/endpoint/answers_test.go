@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/encap/packet/stats"
@@ -25,8 +26,8 @@ type link struct {
 	sent   [][]byte
 }
 
-func (l *link) Send(segs []packet.Segment) (n int, err error) {
-	for _, s := range segs {
+func (l *link) Send(out []egress.Outgoing) (n int, err error) {
+	for _, s := range out {
 		err = l.err
 		if err == nil && s.Len() > l.mtu {
 			err = unix.EMSGSIZE
@@ -379,7 +380,7 @@ func TestAnswersAllocateNothing(t *testing.T) {
 // sinkhole is an AnswerSink that takes everything.
 type sinkhole struct{}
 
-func (sinkhole) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (sinkhole) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 func (sinkhole) PathMTU(_, _ netip.Addr) (int, error)    { return packet.MaxLen, nil }
 
 // FuzzAnswers wants of all that the kernel may read from the device: what is sent is a whole packet from a VIP to a

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 )
 
@@ -55,7 +56,7 @@ func TestAnswerSender(t *testing.T) {
 			}
 		}
 		next := capture(t, "chosen-peer")
-		var segs []packet.Segment
+		var segs []egress.Outgoing
 		for src, dst := range all {
 			a, b := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 			p := make([]byte, 100)
@@ -68,7 +69,7 @@ func TestAnswerSender(t *testing.T) {
 					TotalLen: len(p), HopLimit: 64, NextHeader: packet.ProtoUDP, Src: a.As16(), Dst: b.As16(),
 				})
 			}
-			segs = append(segs, packet.Segment{Head: p[:50], Body: p[50:]}, packet.Segment{Head: p})
+			segs = append(segs, split(p, 50), egress.Packet(p))
 			if mtu, err := s.PathMTU(a, b); mtu != 1400 || err != nil {
 				t.Errorf("path MTU from %v: %d, %v", a, mtu, err)
 			}

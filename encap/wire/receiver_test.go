@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/testdata/testkit"
@@ -163,7 +164,7 @@ func TestReceiverAllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
 		rs := mustReceivers(t, 1, everySocket()...)
 		s := mustSender(t)
-		segs := []packet.Segment{{Head: outer(100, 1)}, {Head: outer(100, 2)}}
+		segs := []egress.Outgoing{egress.Packet(outer(100, 1)), egress.Packet(outer(100, 2))}
 		bufs := packet.NewBufs(2)
 		if n := testing.AllocsPerRun(100, func() {
 			if _, err := s.Send(segs); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -17,7 +18,7 @@ import (
 const udpHeaders = packet.IPv4HeaderLen + packet.UDPHeaderLen
 
 // udpSegments makes n wrapped packets of one flow to this host, of size bytes of payload each but the last.
-func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, payload []byte) {
+func udpSegments(from, to uint16, n, size, last int) (segs []egress.Outgoing, payload []byte) {
 	for i := range n {
 		k := size
 		if i == n-1 {
@@ -34,7 +35,7 @@ func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, pay
 		}
 		payload = append(payload, b[udpHeaders:]...)
 		cut := min(udpHeaders+10, len(b))
-		segs = append(segs, packet.Segment{Head: b[:cut], Body: b[cut:]})
+		segs = append(segs, udpPacket(split(b, cut)))
 	}
 	return segs, payload
 }
@@ -91,7 +92,8 @@ func TestUDPSegments(t *testing.T) {
 				t.Errorf("%+v: %d datagrams of %d bytes, want %d of %d", c, datagrams, len(got), c.n, len(want))
 			}
 		}
-		if _, err := s.Send(func() []packet.Segment { s, _ := udpSegments(1, 6080, 1, 9, 9); return s }()); err == nil {
+		foreign, _ := udpSegments(1, 6080, 1, 9, 9)
+		if _, err := s.Send(foreign); err == nil {
 			t.Error("sent from a port that is not ours")
 		}
 		big, _ := udpSegments(s.Ports()[0], 6080, 2, 1473, 1473)

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 	"vstun/testdata/testkit"
@@ -53,13 +54,13 @@ func TestSendAndReceive(t *testing.T) {
 	inNamespace(t, func() {
 		s, r := open(t)
 		const n = 150 // more than two batches
-		var segs []packet.Segment
+		var segs []egress.Outgoing
 		for i := range n {
 			b := outer(100+i, byte(i))
 			if i%2 == 0 {
-				segs = append(segs, packet.Segment{Head: b})
+				segs = append(segs, egress.Packet(b))
 			} else {
-				segs = append(segs, packet.Segment{Head: b[:20+i/2], Body: b[20+i/2:]})
+				segs = append(segs, split(b, 20+i/2))
 			}
 		}
 		for sent := 0; sent < n; {
@@ -93,8 +94,9 @@ func TestSendGoesOnBehindRefused(t *testing.T) {
 		s, r := open(t)
 		unreachable := outer(10, 1)
 		copy(unreachable[16:20], []byte{192, 0, 2, 1})
-		segs := []packet.Segment{{Head: outer(10, 1)}, {Head: outer(1481, 2)}, {Head: unreachable},
-			{Head: outer(10, 3)}}
+		segs := []egress.Outgoing{egress.Packet(outer(10, 1)), egress.Packet(outer(1481, 2)),
+			egress.Packet(unreachable),
+			egress.Packet(outer(10, 3))}
 		var errs []error
 		for out := segs; len(out) > 0; {
 			n, err := s.Send(out)
@@ -137,7 +139,7 @@ func TestKernelReassembles(t *testing.T) {
 				b[6] |= 0x20
 			}
 			want = append(want, b[20:]...)
-			if n, err := s.Send([]packet.Segment{{Head: b}}); n != 1 || err != nil {
+			if n, err := s.Send([]egress.Outgoing{egress.Packet(b)}); n != 1 || err != nil {
 				t.Fatal(n, err)
 			}
 		}
@@ -162,7 +164,7 @@ func TestCloseEndsReader(t *testing.T) {
 			t.Errorf("the reader ends with %v", err)
 		}
 		s.Close()
-		if _, err := s.Send([]packet.Segment{{Head: outer(1, 1)}}); !errors.Is(err, os.ErrClosed) {
+		if _, err := s.Send([]egress.Outgoing{egress.Packet(outer(1, 1))}); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("Send after Close: %v", err)
 		}
 	})
@@ -174,7 +176,7 @@ func TestOverruns(t *testing.T) {
 		if n := r.Overruns(); n != 0 {
 			t.Fatalf("%d overruns before any packet", n)
 		}
-		seg := []packet.Segment{{Head: outer(1400, 1)}}
+		seg := []egress.Outgoing{egress.Packet(outer(1400, 1))}
 		for range 50_000 { // 70 MB, far beyond the socket's buffer
 			if _, err := s.Send(seg); err != nil {
 				t.Fatal(err)
@@ -190,7 +192,7 @@ func TestOverruns(t *testing.T) {
 func TestBatchesAllocateNothing(t *testing.T) {
 	inNamespace(t, func() {
 		s, r := open(t)
-		segs := []packet.Segment{{Head: outer(100, 1)}, {Head: outer(100, 2)}}
+		segs := []egress.Outgoing{egress.Packet(outer(100, 1)), egress.Packet(outer(100, 2))}
 		bufs := packet.NewBufs(2)
 		if n := testing.AllocsPerRun(100, func() {
 			if _, err := s.Send(segs); err != nil {
@@ -233,4 +235,25 @@ func mustReceivers(t *testing.T, n int, sockets ...Socket) Receivers {
 		}
 	})
 	return rs
+}
+
+// split is the packet b in two pieces, the first of n bytes.
+func split(b []byte, n int) egress.Outgoing {
+	o := egress.Packet(b)
+	o.Head, o.Body = b[:n], b[n:]
+	return o
+}
+
+// udpPacket is o, a packet of UDP without options, for a UDPSender.
+func udpPacket(o egress.Outgoing) egress.Outgoing {
+	h, u := &o.Hop, packet.UDP(o.Head)
+	if h.To.Dst.Is4() {
+		ip := packet.IPv4(o.Head)
+		h.Class, h.TTL, h.DF, u = ip.TOS(), ip.TTL(), ip.DF(), u[packet.IPv4HeaderLen:]
+	} else {
+		ip := packet.IPv6(o.Head)
+		h.Class, h.TTL, h.DF, u = ip.TrafficClass(), ip.HopLimit(), true, u[packet.IPv6HeaderLen:]
+	}
+	h.Kind, h.SrcPort, h.To.DstPort = egress.UDP, u.SrcPort(), u.DstPort()
+	return o
 }

@@ -15,6 +15,8 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
+	"vstun/balancer/method"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -31,7 +33,7 @@ func (o *once) ReadBatch(bufs []packet.Buf) (int, error) {
 	return 1, nil
 }
 
-func (o *once) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (o *once) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 
 // TestWrite: the file has a packet as it was read and as it was sent, with the fields that the kernel fills in.
 func TestWrite(t *testing.T) {
@@ -40,7 +42,8 @@ func TestWrite(t *testing.T) {
 	b := balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)
 	err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "dns", VIPs: []netip.Addr{vip},
 		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}},
-		Scheduler: "rr", Realservers: []balancer.Realserver{{Address: rs, Weight: 1, MTU: 1500}}}}})
+		Scheduler:   "rr",
+		Realservers: []balancer.Realserver{{Address: rs, Weight: 1, Config: method.Config{MTU: 1500}}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +58,8 @@ func TestWrite(t *testing.T) {
 		t.Fatal("another capture runs")
 	}
 	o := &once{bytes.Clone(in)}
-	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {
+	if err := forward.NewWorker(forward.WorkerConfig{Source: o, Raw: o, Balancer: b, Shared: shared,
+		Clock: func() conntab.Ticks { return 1 }}).Run(); err != nil {
 		t.Fatal(err)
 	}
 	shared.StopCapture(running)

@@ -72,7 +72,8 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 			return err
 		}
 		p.senders = append(p.senders, u)
-		p.workers = append(p.workers, forward.NewWorker(i, q, s, u, p.balancer, p.shared, p.now))
+		p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
+			UDPPorts: u.Ports(), Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	}
 	return p.openLocal(cfg, log)
 }
@@ -112,8 +113,8 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 	if err := s.SetPriority(urgent); err != nil {
 		return err
 	}
-	p.workers = append(p.workers,
-		forward.NewWorker(cfg.Queues, p.local.Queues()[0], s, nil, p.balancer, p.shared, p.now))
+	p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: cfg.Queues, Source: p.local.Queues()[0],
+		Raw: s, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	for _, ipv6 := range []bool{false, true} {
 		if !query.HasRules(ipv6) && (!ipv6 || query.HasIPv6()) {
 			log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+

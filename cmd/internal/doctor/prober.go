@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/query"
 	"vstun/encap/wire"
@@ -326,7 +327,7 @@ func (p *prober) sendProbe(s *probe) error {
 	if s.via.IsValid() {
 		return p.sender.SendVia(s.via, s.device, s.packet)
 	}
-	_, err := p.sender.Send([]packet.Segment{{Head: s.packet}})
+	_, err := p.sender.Send([]egress.Outgoing{egress.Packet(s.packet)})
 	return err
 }
 

@@ -188,7 +188,8 @@ func TestControlIsForItsOwner(t *testing.T) {
 		for _, command := range commands {
 			cmd := exec.Command(programPath(p.name), append(strings.Fields(command), "-c", p.config)...)
 			cmd.Dir = "/"
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: unprivileged, Gid: unprivileged}}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: unprivileged,
+				Gid: unprivileged}}
 			if got := run(t, p.host, cmd); got.code != 1 || strings.Count(got.stderr, "\n") != 1 ||
 				!strings.Contains(got.stderr, p.socket+": connect: permission denied") {
 				t.Errorf("%s %s by user nobody: exit status %d, %s; want 1 and one line: permission denied",

@@ -237,7 +237,8 @@ func TestForeignConfiguration(t *testing.T) {
 	s.namedEchoAt(s.Webs[0], ":80")
 	s.director = s.prepare(s.Director, "director")
 	s.director.configure(s.directorTOML(s.director.socket, "", service{"tcp", "80", "wrr", []int{1}}))
-	if err := errors.Join(os.Chown(s.director.config, unprivileged, unprivileged), os.Chmod(s.director.config, 0o600)); err != nil {
+	if err := errors.Join(os.Chown(s.director.config, unprivileged, unprivileged), os.Chmod(s.director.config,
+		0o600)); err != nil {
 		t.Fatal(err)
 	}
 	s.director.start()

@@ -52,7 +52,7 @@ func TestTargets(t *testing.T) {
 		{Name: "e", EncapPort: 6080, Realservers: []config.RealserverRef{ref("fou", nil)}},
 	}}
 	got := Paths(nil).targets(cfg)
-	if len(got) != 2 || got[0].Encap.String() != "ipip" || got[1].Encap.String() != "gue" || got[0].Weight != 0 {
+	if len(got) != 2 || got[0].Encap.String() != "ipip" || got[1].Encap.String() != "gue" {
 		t.Errorf("%+v", got)
 	}
 	name := func(i int) string { return pathName(&cfg.Services[i], &cfg.Services[i].Realservers[0]) }

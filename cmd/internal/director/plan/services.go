@@ -7,6 +7,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/health"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/encap/packet"
@@ -64,8 +65,9 @@ func service(s *config.Service, sources config.Sources, paths Paths) balancer.Se
 
 // realserver returns r, a realserver of s, as the balancer takes it.
 func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources, paths Paths) balancer.Realserver {
-	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key,
-		HasKey: r.HasKey, Checksum: r.Checksum, Source: sources.For(r.Address), MTU: paths.mtu(r.Address)}
+	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+		Config: method.Config{Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum, Source: sources.For(r.Address),
+			MTU: paths.mtu(r.Address)}}
 	rs.Encap, _ = encap.ParseKind(r.Encap) // the configuration is validated
 	if rs.Encap.UDP() {
 		rs.Port = s.EncapPort
