@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -136,4 +138,34 @@ func under(pkg string, folders []string) bool {
 		}
 	}
 	return false
+}
+
+// TestTour wants every package in the tour of the code, and no other there.
+func TestTour(t *testing.T) {
+	text, err := os.ReadFile("../../lab/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "\n### Packages\n")
+	table, _, _ = strings.Cut(table, "\nImports go one way")
+	names := map[string]bool{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 2 {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`([a-z0-9/]+)`").FindAllStringSubmatch(cells[1], -1) {
+			names[m[1]] = true
+		}
+	}
+	for _, p := range list(t) {
+		if !names[p.ImportPath] {
+			t.Errorf("%s is not in the tour of cmd/lab/README.md", p.ImportPath)
+		}
+		delete(names, p.ImportPath)
+	}
+	delete(names, "testdata/testkit") // which vstun/... does not match
+	for name := range names {
+		t.Errorf("the tour of cmd/lab/README.md has %s, which is no package", name)
+	}
 }
