@@ -96,16 +96,57 @@ func (m *Monitor) Set(subjects []Subject) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	former := make(map[name]*subject, len(m.subjects))
+	next := m.arrange(subjects, checkers)
 	for _, s := range m.subjects {
-		former[s.name()] = s
 		for _, t := range s.targets {
 			t.users = nil
 		}
 	}
-	was := m.targets
-	m.targets = make(map[spot][]*target, len(was))
-	m.subjects = make([]*subject, 0, len(subjects))
+	for _, s := range next.subjects {
+		for _, t := range s.targets {
+			t.path = s.Path
+			t.users = append(t.users, s)
+		}
+	}
+	for _, list := range m.targets {
+		for _, t := range list {
+			if len(t.users) == 0 {
+				m.drop(t)
+			}
+		}
+	}
+	m.subjects, m.targets, m.added = next.subjects, next.targets, append(m.added, next.added...)
+	return nil
+}
+
+// Preview returns the states that Set would give these subjects now, in their order. Its error is the one of Set. It
+// changes nothing.
+func (m *Monitor) Preview(subjects []Subject) ([]State, error) {
+	checkers, err := prepare(subjects)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return states(m.arrange(subjects, checkers).subjects), nil
+}
+
+// arrangement is what Set makes of its subjects.
+type arrangement struct {
+	subjects []*subject
+	targets  map[spot][]*target
+	added    []*target // those of targets that are new
+}
+
+// arrange finds or makes the targets of subjects, and the states that follow from them. It changes nothing that m has.
+// The caller holds m.mu.
+func (m *Monitor) arrange(subjects []Subject, checkers map[*Check]checker) arrangement {
+	former := make(map[name]*subject, len(m.subjects))
+	for _, s := range m.subjects {
+		former[s.name()] = s
+	}
+	next := arrangement{subjects: make([]*subject, 0, len(subjects)),
+		targets: make(map[spot][]*target, len(m.targets))}
 	for i := range subjects {
 		s := &subject{Subject: subjects[i], up: true}
 		old := former[s.name()]
@@ -114,16 +155,14 @@ func (m *Monitor) Set(subjects []Subject) error {
 		}
 		if s.Check != nil {
 			for _, to := range s.Targets {
-				t, isNew := m.target(was, s, old, to)
+				t, isNew := m.target(next.targets, s, old, to)
 				if isNew {
 					t.checker = checkers[s.Check]
 					if _, ok := t.checker.(weigher); ok && old != nil {
 						t.offset = old.offset()
 					}
-					m.added = append(m.added, t)
+					next.added = append(next.added, t)
 				}
-				t.path = s.Path
-				t.users = append(t.users, s)
 				s.targets = append(s.targets, t)
 			}
 			s.up = s.allUp()
@@ -132,16 +171,9 @@ func (m *Monitor) Set(subjects []Subject) error {
 		if old != nil && old.up != s.up { // what it has in common with others now is known already
 			s.since = time.Now()
 		}
-		m.subjects = append(m.subjects, s)
+		next.subjects = append(next.subjects, s)
 	}
-	for _, list := range was {
-		for _, t := range list {
-			if len(t.users) == 0 {
-				m.drop(t)
-			}
-		}
-	}
-	return nil
+	return next
 }
 
 // Begin starts the checks that Set has added, and notes the states that are known without them.
@@ -172,17 +204,17 @@ func prepare(subjects []Subject) (map[*Check]checker, error) {
 	return checkers, nil
 }
 
-// target finds the check of s at one of its targets, among those that s has in common with others or has had before, or
-// else makes it.
-func (m *Monitor) target(was map[spot][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
+// target finds the check of s at one of its targets in next, which s has in common with others, or among those that m
+// has, or else makes it. It is in next then.
+func (m *Monitor) target(next map[spot][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
 	at := spot{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
 	same := func(t *target) bool { return reflect.DeepEqual(t.config, *s.Check) }
-	if i := slices.IndexFunc(m.targets[at], same); i >= 0 {
-		return m.targets[at][i], false
+	if i := slices.IndexFunc(next[at], same); i >= 0 {
+		return next[at][i], false
 	}
 	var t *target
-	if i := slices.IndexFunc(was[at], same); i >= 0 {
-		t = was[at][i]
+	if i := slices.IndexFunc(m.targets[at], same); i >= 0 {
+		t = m.targets[at][i]
 	} else {
 		t, isNew = &target{spot: at, config: *s.Check, index: -1, damper: damper{up: s.Check.Up}, quick: s.Check.Rise},
 			true
@@ -193,7 +225,7 @@ func (m *Monitor) target(was map[spot][]*target, s, old *subject, to netip.Addr)
 			}
 		}
 	}
-	m.targets[at] = append(m.targets[at], t)
+	next[at] = append(next[at], t)
 	return t, isNew
 }
 
@@ -515,8 +547,12 @@ func (m *Monitor) tell(ctx context.Context) {
 func (m *Monitor) States() []State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := make([]State, 0, len(m.subjects))
-	for _, s := range m.subjects {
+	return states(m.subjects)
+}
+
+func states(subjects []*subject) []State {
+	all := make([]State, 0, len(subjects))
+	for _, s := range subjects {
 		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Known: s.known,
 			Offset: s.offset(), Since: s.since}
 		if t := s.telling(); t != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -247,6 +248,47 @@ func withCheck(s Subject, change func(*Check)) Subject {
 	change(&c)
 	s.Check = &c
 	return s
+}
+
+// TestPreview: it returns the states that Set would give, a known one of a check in common among them, and changes
+// nothing.
+func TestPreview(t *testing.T) {
+	t.Parallel()
+	const never = time.Hour
+	web := tcpSubject(listen(t, silence), never)
+	web.Check.Rise = 1
+	m := New(func([]Change) {})
+	mustSet(t, m, web)
+	run(t, m)
+	within(t, "up", func() bool { return weight(m) == 1 })
+	before := m.States()
+	same, other, unchecked := web, web, Subject{Service: "unchecked", Realserver: web.Realserver}
+	same.Service = "same"
+	other = withCheck(other, func(c *Check) { c.Interval = never - 1 })
+	other.Service = "other"
+	next := []Subject{same, other, unchecked}
+	previewed, err := m.Preview(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.States(); !slices.Equal(got, before) {
+		t.Errorf("afterwards the states are %+v, were %+v", got, before)
+	}
+	for i, want := range []struct{ up, known bool }{{true, true}, {false, false}, {true, true}} {
+		if got := previewed[i]; got.Up != want.up || got.Known != want.known {
+			t.Errorf("%s: %+v", next[i].Service, got)
+		}
+	}
+	if err := m.Set(next); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.States(); !slices.Equal(got, previewed) {
+		t.Errorf("Set gives %+v, Preview %+v", got, previewed)
+	}
+	faulty := withCheck(web, func(c *Check) { c.Probe = TCP{Expect: "("} })
+	if _, err := m.Preview([]Subject{faulty}); err == nil {
+		t.Error("a faulty probe is taken")
+	}
 }
 
 // TestSetRefusesFaultyProbes: and nothing changes.
