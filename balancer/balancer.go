@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vstun/balancer/conntab"
-	"vstun/encap"
+	"vstun/balancer/method"
 )
 
 // Balancer holds the configuration in force, as a snapshot that packets read without a lock, and replaces it in one
@@ -38,8 +38,8 @@ type Snapshot struct {
 	leftVIPs []netip.Addr
 	dests    []*Dest // by number; those that are leaving included
 
-	towards     map[netip.Addr][]*Dest // dests by address, made when it is asked for
-	makeTowards sync.Once
+	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr
+	indexDests sync.Once
 }
 
 // service is a Service of a snapshot. Its list is in the kernel's order.
@@ -55,8 +55,8 @@ type service struct {
 // for its counts, which it shares with those that stand for the same realserver in other snapshots.
 type Dest struct {
 	Realserver
-	Tunnel encap.Tunnel // the headers towards it
-	number uint32       // in the connection table
+	Via    method.Method // how packets get to it; nil: they can't, see Reachable
+	number uint32        // in the connection table
 	counts *conntab.Counts
 	stats  *destStats
 }
@@ -108,7 +108,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range cfg.Services {
-		if schedulers[cfg.Services[i].Scheduler] == nil {
+		if schedulers[cfg.Services[i].Scheduler].make == nil {
 			return fmt.Errorf("service %q: there is no scheduler %q", cfg.Services[i].Name, cfg.Services[i].Scheduler)
 		}
 	}
@@ -200,7 +200,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil && former.config.kind() == c.kind() {
 		s.sched = former.sched.clone()
 	} else {
-		s.sched = schedulers[c.Scheduler](c.kind())
+		s.sched = schedulers[c.Scheduler].make(c.kind())
 		s.sched.edited(s.list)
 	}
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -19,7 +20,8 @@ import (
 var vip = netip.MustParseAddr("198.51.100.80")
 
 func rs(n, weight int) Realserver {
-	return Realserver{Address: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Weight: weight, MTU: 1500}
+	return Realserver{Address: netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), Weight: weight,
+		Config: method.Config{MTU: 1500}}
 }
 
 func web(scheduler string, realservers ...Realserver) Service {
@@ -84,7 +86,7 @@ func TestWRRSequences(t *testing.T) {
 
 // TestNoWayOverIPv6: a realserver without an outer source gets nothing, and keeps its connections until there is one.
 func TestNoWayOverIPv6(t *testing.T) {
-	six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, MTU: 1500}
+	six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Config: method.Config{MTU: 1500}}
 	b := newBalancer(t, web("rr", six))
 	for _, flags := range []uint8{packet.FlagSYN, packet.FlagACK} {
 		if got := to(b, flow(1, flags)); got != "send_error" {
@@ -94,7 +96,7 @@ func TestNoWayOverIPv6(t *testing.T) {
 	six.Source = netip.MustParseAddr("fd00::1")
 	apply(t, b, web("rr", six))
 	d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
-	if drop != packet.Accept || !d.Reachable() || d.Tunnel.Overhead() != 40 {
+	if drop != packet.Accept || !d.Reachable() || d.Via.Overhead() != 40 || d.Inner() != 1460 {
 		t.Errorf("with a source: %v", drop)
 	}
 }
@@ -227,7 +229,8 @@ func TestReroute(t *testing.T) {
 func TestRerouteOverIPv6(t *testing.T) {
 	way := Path{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
 	for name, last := range map[string]netip.Addr{"route away": {}, "route changed": netip.MustParseAddr("fd00::9")} {
-		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Source: way.Source, MTU: 1500}
+		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1,
+			Config: method.Config{Source: way.Source, MTU: 1500}}
 		b := newBalancer(t, web("rr", six))
 		if _, drop := b.Snapshot().Decide(flow(1, packet.FlagSYN), 0); drop != packet.Accept {
 			t.Fatal(drop)
@@ -238,7 +241,7 @@ func TestRerouteOverIPv6(t *testing.T) {
 		b.Reroute(map[netip.Addr]Path{six.Address: way})
 		six.Source = way.Source
 		d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
-		if drop != packet.Accept || d.Realserver != six || d.Tunnel != tunnel(six) {
+		if drop != packet.Accept || d.Realserver != six || !reflect.DeepEqual(d.Via, via(six.Target())) {
 			t.Errorf("%s: %v, %+v", name, drop, d)
 		}
 		if s := b.Snapshot(); s.Find(flow(1, packet.FlagACK).Flow, 0) != d || s.DestsByAddr(six.Address)[0] != d {
@@ -442,7 +445,8 @@ func TestManyHaveLeft(t *testing.T) {
 			s.Name = fmt.Sprintf("%d-%d", round, i)
 			for j := range 10 {
 				s.Realservers = append(s.Realservers,
-					Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1, MTU: 1500})
+					Realserver{Address: netip.AddrFrom4([4]byte{10, byte(round), byte(j), 1}), Weight: 1,
+						Config: method.Config{MTU: 1500}})
 			}
 			cfg.Services = append(cfg.Services, s)
 		}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"vstun/balancer/conntab"
-	"vstun/encap"
+	"vstun/balancer/method"
 )
 
 // Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no
@@ -32,17 +32,16 @@ type Options struct {
 	NoResets bool // a TCP packet of an unknown connection is dropped without a RST
 }
 
-// Target is a realserver that is probed through its tunnel: what of a Realserver says how to reach it, and nothing
-// else.
-type Target Realserver
-
-// Target is r as what it is probed by.
-func (r Realserver) Target() Target {
-	r.Weight, r.Upper, r.Lower, r.Down = 0, 0, 0, false
-	return Target(r)
+// Target is the reachability part of a Realserver. Checks that take the path of clients' packets are sent to it.
+type Target struct {
+	Address netip.Addr
+	method.Config
 }
 
-// key is what a target is known by, whatever the way to it is.
+// Target is the reachability part of r.
+func (r Realserver) Target() Target { return Target{r.Address, r.Config} }
+
+// key is the identity of a target: everything except what its path gives.
 func (t Target) key() Target {
 	t.Source, t.MTU = netip.Addr{}, 0
 	return t
@@ -100,14 +99,6 @@ type Realserver struct {
 	Weight  int        // 0: existing connections stay, new ones go elsewhere
 	Upper   int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
 	Lower   int        // until it has fewer than these; 0: than three quarters of Upper
-	// it has failed: as if it were not here, but what can begin anew elsewhere does, see Snapshot.Decide
-	Down     bool
-	Encap    encap.Kind
-	Port     uint16 // UDP destination port of encap.KindGUE and KindFOU
-	Key      uint32 // of encap.KindGRE, where HasKey is set
-	HasKey   bool   // encap.KindGRE only
-	Checksum bool   // GRE's or UDP's
-	// outer source address; the zero Addr: what the kernel's route gives, where encap.Config can do without one
-	Source netip.Addr
-	MTU    int // largest outer packet on the way to it, in bytes
+	Down    bool       // failed: gets no new connections; see Snapshot.Decide for existing ones
+	method.Config
 }

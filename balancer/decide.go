@@ -5,36 +5,47 @@ import (
 	"slices"
 
 	"vstun/balancer/conntab"
-	"vstun/encap"
 	"vstun/encap/packet"
 )
 
-// Decide returns the realserver that a packet goes to, or why it goes nowhere: the one that its connection has, or, for
-// a new connection, the one that the service's scheduler chooses, which is remembered. What a realserver that is down
-// has can begin anew elsewhere if it is a datagram, or a SYN that nobody has answered, and does. It allocates nothing
-// and is called once for each packet of TCP, UDP or SCTP.
+// Decide returns the realserver that a packet goes to, or why the packet is dropped. Packets of a known connection go to
+// its realserver. For a new connection the service's scheduler chooses one, and the connection table remembers it. Flows
+// of a down realserver that can be restarted (UDP datagrams, unanswered SYNs) are rescheduled. It allocates nothing and
+// is called once for each packet of TCP, UDP or SCTP.
 func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	d, drop := s.decide(p, now)
-	if drop == packet.Accept && !d.Reachable() {
-		return nil, packet.DropSendError
-	}
-	return d, drop
+	return s.decide(p, now, nil)
 }
 
-func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	n, result := s.table.Packet(p, now)
+// decide is Decide. With a trace, it notes there how it decides, and changes nothing: neither table nor scheduler.
+func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, packet.Drop) {
+	d, drop := s.choose(p, now, t)
+	if drop != packet.Accept {
+		return nil, drop
+	}
+	if t != nil {
+		t.Chosen = d.Address
+	}
+	if !d.Reachable() {
+		return nil, packet.DropSendError
+	}
+	return d, packet.Accept
+}
+
+// choose is decide, whether packets can get to the realserver or not.
+func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, packet.Drop) {
+	n, result := s.lookup(p, now, t)
 	switch result {
 	case conntab.Hit:
-		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.table.Leave(p, n) {
+		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.restart(p, n, t) {
 			return d, drop
 		}
 		result = conntab.Miss
 	case conntab.Gone:
-		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.table.Leave(p, n) {
+		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.restart(p, n, t) {
 			result = conntab.Miss
 		}
 	}
-	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
+	svc := s.service(p)
 	switch {
 	case result == conntab.Gone:
 		return nil, packet.DropRemoved
@@ -43,18 +54,51 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop
 	case result == conntab.Refused:
 		return nil, packet.DropNoConnection
 	case svc.config.Persistence.Timeout > 0:
-		return s.persistent(svc, p, now)
+		return s.persistent(svc, p, now, t)
 	}
-	d := svc.sched.pick(svc.list, p, now)
+	d := svc.pick(p, now, t)
 	if d == nil {
 		return nil, packet.DropNoRealserver
 	}
-	return s.connect(svc, d, 0, p, now)
+	return s.connect(svc, d, 0, p, now, t)
+}
+
+// service returns the service that p is for, nil for none.
+func (s *Snapshot) service(p *packet.Info) *service {
+	return s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
+}
+
+// lookup looks for the connection of p's flow.
+func (s *Snapshot) lookup(p *packet.Info, now conntab.Ticks, t *Trace) (uint32, conntab.Result) {
+	if t != nil {
+		return t.lookup(s, p, now)
+	}
+	return s.table.Packet(p, now)
+}
+
+// restart ends the connection of p's flow to the realserver with number n, which is down, if p can restart the flow.
+func (s *Snapshot) restart(p *packet.Info, n uint32, t *Trace) bool {
+	if t != nil {
+		t.Restarted = s.table.Leaves(p, t.conn)
+		return t.Restarted
+	}
+	return s.table.Leave(p, n)
+}
+
+// pick lets the service's scheduler choose a realserver for a new connection; nil: none may have it.
+func (svc *service) pick(p *packet.Info, now conntab.Ticks, t *Trace) *Dest {
+	if t != nil {
+		return trial(svc.sched, p).pick(svc.list, p, now)
+	}
+	return svc.sched.pick(svc.list, p, now)
 }
 
 // connect remembers that p's connection goes to d. template is held, or 0.
-func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks) (*Dest,
-	packet.Drop) {
+func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks,
+	t *Trace) (*Dest, packet.Drop) {
+	if t != nil {
+		return d, packet.Accept
+	}
 	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
 		if template != 0 {
 			s.table.Release(template)
@@ -73,38 +117,55 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 	return d, packet.Accept
 }
 
-// persistent is Decide for a new connection to a service whose clients stay where they are (Linux ip_vs_core.c,
+// persistent is choose for a new connection to a service whose clients stay with their realservers (Linux ip_vs_core.c,
 // ip_vs_sched_persist). One service has one template for a client, whatever its VIPs and ports.
-func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
-	table := s.table
+func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, packet.Drop) {
 	client := svc.client(p.Flow.Src)
-	n, template, result := table.Template(client, svc.number, now)
+	n, template, result := s.template(client, svc, now, t)
 	if result == conntab.Hit {
 		if d, drop := s.dest(n); drop == packet.Accept && s.keeps(d) {
-			return s.connect(svc, d, template, p, now)
+			if t != nil {
+				t.Kept = true
+			}
+			return s.connect(svc, d, template, p, now, t)
 		}
-		defer table.Release(template) // not before it is replaced: its number would be another's
+		if t == nil {
+			defer s.table.Release(template) // not before it is replaced: its number would be another's
+		}
 	}
-	former := template
-	d := svc.sched.pick(svc.list, p, now)
-	if d == nil {
-		if former != 0 {
-			table.Forget(client, svc.number, former)
-		}
+	d := svc.pick(p, now, t)
+	switch {
+	case d == nil && template != 0:
+		s.table.Forget(client, svc.number, template)
+		fallthrough
+	case d == nil:
 		return nil, packet.DropNoRealserver
+	case t != nil:
+		return d, packet.Accept
 	}
-	n, template, result = table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, former, now)
+	n, template, result = s.table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, template, now)
 	switch result {
 	case conntab.Full:
 		return nil, packet.DropTableFull
 	case conntab.Hit: // another worker was faster
 		var drop packet.Drop
 		if d, drop = s.dest(n); drop != packet.Accept {
-			table.Release(template)
+			s.table.Release(template)
 			return nil, drop
 		}
 	}
-	return s.connect(svc, d, template, p, now)
+	return s.connect(svc, d, template, p, now, t)
+}
+
+// template looks for the template that client has at the service. It is held afterwards, except with a trace: then its
+// number is 0.
+func (s *Snapshot) template(client netip.Addr, svc *service, now conntab.Ticks,
+	t *Trace) (dest, number uint32, r conntab.Result) {
+	if t != nil {
+		dest, r = t.template(s, client, svc, now)
+		return dest, 0, r
+	}
+	return s.table.Template(client, svc.number, now)
 }
 
 // keeps reports whether d's persistent clients stay (Linux ip_vs_conn.c, ip_vs_check_template).
@@ -156,26 +217,23 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	return nil
 }
 
-// DestsByAddr returns what stands for the realserver with address a, those that have left included: one for each tunnel
-// that services have to it. Of those with one tunnel it is that with the largest MTU: of a realserver that has left, it
-// may be an old one.
+// DestsByAddr returns the Dests for the realserver with address a, those that have left included: one for each method
+// that services have for it. Of those with one method it is that with the largest MTU, since the MTU of a realserver
+// that has left may be an old one.
 func (s *Snapshot) DestsByAddr(a netip.Addr) []*Dest {
-	s.makeTowards.Do(func() { s.towards = towards(s.dests) })
-	return s.towards[a]
+	s.indexDests.Do(func() { s.byAddr = destsByAddr(s.dests) })
+	return s.byAddr[a]
 }
 
-func towards(dests []*Dest) map[netip.Addr][]*Dest {
-	type key struct {
-		address netip.Addr
-		tunnel  encap.Tunnel
-	}
+func destsByAddr(dests []*Dest) map[netip.Addr][]*Dest {
 	all := make(map[netip.Addr][]*Dest, len(dests))
-	at := make(map[key]int, len(dests)) // in all[address]
+	at := make(map[Target]int, len(dests)) // in the list of all
 	for _, d := range dests {
 		if d == nil {
 			continue
 		}
-		list, k := all[d.Address], key{d.Address, d.Tunnel}
+		list, k := all[d.Address], d.Target()
+		k.MTU = 0
 		i, known := at[k]
 		switch {
 		case !known:

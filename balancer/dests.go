@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"time"
 
-	"vstun/encap"
+	"vstun/balancer/method"
 )
 
 // seatKey is what a realserver of a service is known by.
@@ -47,27 +47,32 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	if r.Upper == 0 || r.Upper > d.Upper { // Linux ip_vs_ctl.c, __ip_vs_update_dest
 		d.stats.overloaded.Store(false)
 	}
-	next := &Dest{Realserver: r, Tunnel: tunnel(r), number: d.number, counts: d.counts, stats: d.stats}
+	next := &Dest{Realserver: r, Via: via(r.Target()), number: d.number, counts: d.counts, stats: d.stats}
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
 	b.numbers[d.number] = next
 	return next
 }
 
-// tunnel is the headers towards r. There are none, the zero Tunnel, without a Source where one is needed: see
-// Dest.Reachable.
-func tunnel(r Realserver) encap.Tunnel {
-	t, err := encap.New(encap.Config{Kind: r.Encap, Source: r.Source, Destination: r.Address, Port: r.Port, Key: r.Key,
-		HasKey: r.HasKey, Checksum: r.Checksum})
+// via is the method by which t gets packets, nil without a source where one is needed: see Dest.Reachable.
+func via(t Target) method.Method {
+	m, err := method.New(t.Address, t.Config)
 	if err != nil {
-		return encap.Tunnel{}
+		return nil
 	}
-	return t
+	return m
 }
 
-// Reachable reports whether there is a tunnel to d. Over IPv6, and with a UDP checksum over IPv4, there is none without
-// a source address: while none is configured and the kernel has no route. Otherwise it is the kernel that refuses each
-// packet then.
-func (d *Dest) Reachable() bool { return d.Tunnel.Overhead() > 0 }
+// Reachable reports whether packets can get to d. Over IPv6, and with a UDP checksum over IPv4, they can't without a
+// source address: while none is configured and the kernel has no route. Otherwise the kernel refuses each packet then.
+func (d *Dest) Reachable() bool { return d.Via != nil }
+
+// Inner is the largest packet that gets to d whole, in bytes.
+func (d *Dest) Inner() int {
+	if d.Via == nil {
+		return d.MTU
+	}
+	return d.MTU - d.Via.Overhead()
+}
 
 // leave notes that d has left the configuration. Its connections go on.
 func (b *Balancer) leave(d *Dest) {

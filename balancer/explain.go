@@ -8,43 +8,67 @@ import (
 	"vstun/encap/packet"
 )
 
-// Explanation is where a flow's packets go, and why: by its connection, or else as Decide would open one.
-type Explanation struct {
-	Connection *Connection // of the flow; nil: it has none, or has one no longer
-	Left       bool        // the connection's realserver is not configured any more, or down
-	Down       bool        // it is down
+// Trace is how a decision comes about.
+type Trace struct {
+	// Connection is the one that the packet's flow has; nil: none. Fate is its fate with the packet.
+	Connection *Connection
+	Fate       conntab.Fate
+	Left       bool // the connection's realserver is not configured any more, or down
+	Down       bool // it is down
+	Restarted  bool // it is down, and the packet restarts the flow elsewhere
+	conn       conntab.Conn
 
-	// Of a new connection:
+	Template *Connection // the client's at the service; nil: none, or not looked for
+	Kept     bool        // the template leads the new connection
+	Chosen   netip.Addr  // realserver that the packet goes to; the zero Addr: none
+}
+
+// lookup is the connection table's answer to p. It notes the connection.
+func (t *Trace) lookup(s *Snapshot, p *packet.Info, now conntab.Ticks) (uint32, conntab.Result) {
+	c, fate, result := s.table.Peek(p, now)
+	t.conn = c
+	if fate != conntab.NoConnection {
+		t.Connection, t.Left = s.connection(c)
+		t.Fate = fate
+		if d, _ := s.dest(c.Dest); d != nil {
+			t.Down = d.Down
+		}
+	}
+	return c.Dest, result
+}
+
+// template is the connection table's answer to a client. It notes the template.
+func (t *Trace) template(s *Snapshot, client netip.Addr, svc *service, now conntab.Ticks) (uint32, conntab.Result) {
+	c, known := s.table.LookupTemplate(client, svc.number, now)
+	if !known {
+		return 0, conntab.Miss
+	}
+	t.Template, _ = s.connection(c)
+	return c.Dest, conntab.Hit
+}
+
+// Explanation is where a packet goes, and why.
+type Explanation struct {
+	Trace
+	Drop       packet.Drop    // why the packet is dropped; Accept: it is not
 	Service    *ServiceStatus // nil: no service has VIP, protocol and port
-	Template   *Connection    // that the client has there; nil: none
-	Kept       bool           // the template holds
-	Chosen     netip.Addr     // the realserver that it would get; the zero Addr: none
-	ByChance   bool           // another one is as likely the next time
-	Drop       packet.Drop    // why its first packet would be dropped; Accept: it would not
 	Candidates []Candidate    // the service's realservers, in the order of the configuration
 }
 
-// Candidate is a realserver as the scheduler of its service sees it, and the way to it.
+// Candidate is a realserver as the scheduler of its service sees it, and the path to it.
 type Candidate struct {
 	RealserverStatus
-	Overloaded bool // it has had Upper connections, and not yet few enough again
-	Reachable  bool // there is a tunnel to it: see Dest.Reachable
-	Inner      int  // largest packet that fits the tunnel, in bytes
+	Overloaded bool // it has had Upper connections, and not yet few enough again: see Realserver.Relief
+	Reachable  bool // see Dest.Reachable
+	Inner      int  // largest packet that gets to it whole, in bytes
 }
 
-// Explain says what becomes of the packet p, which begins a connection, if its flow has none. It changes nothing:
-// neither table nor scheduler.
+// Explain says what Decide would make of p. It changes nothing: neither table nor scheduler.
 func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	var e Explanation
-	if c, known := s.table.Lookup(p.Flow, now); known {
-		e.Connection, e.Left = s.connection(c)
-		if d, _ := s.dest(c.Dest); d != nil {
-			e.Down = d.Down
-		}
-	}
-	svc := s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
+	_, e.Drop = s.decide(p, now, &e.Trace)
+	svc := s.service(p)
 	if svc == nil {
-		e.Drop = packet.DropNoService
 		return e
 	}
 	e.Service = svc.status()
@@ -53,31 +77,10 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 		c := Candidate{RealserverStatus: r}
 		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
 			d := all[i]
-			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.MTU-d.Tunnel.Overhead()
+			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.Inner()
 		}
 		e.Candidates = append(e.Candidates, c)
 	}
-	var chosen *Dest
-	if svc.config.Persistence.Timeout > 0 {
-		if c, known := s.table.LookupTemplate(svc.client(p.Flow.Src), svc.number, now); known {
-			e.Template, _ = s.connection(c)
-			if d, drop := s.dest(c.Dest); drop == packet.Accept && s.keeps(d) {
-				chosen, e.Kept = d, true
-			}
-		}
-	}
-	if chosen == nil {
-		chosen = trial(svc.sched, p).pick(svc.list, p, now)
-		e.ByChance = svc.config.Scheduler == "twos"
-	}
-	switch {
-	case chosen == nil:
-		e.Drop = packet.DropNoRealserver
-		return e
-	case !chosen.Reachable():
-		e.Drop = packet.DropSendError
-	}
-	e.Chosen = chosen.Address
 	return e
 }
 

@@ -32,7 +32,7 @@ func (b *Balancer) Reroute(ways map[netip.Addr]Path) {
 			continue
 		}
 		next := *l.dest
-		next.Realserver, next.Tunnel = r, tunnel(r)
+		next.Realserver, next.Via = r, via(r.Target())
 		l.dest, b.numbers[next.number] = &next, &next
 		changed = true
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -241,7 +242,7 @@ func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) (to, r
 
 func oracleReal(r oracleRealserver) Realserver {
 	rs := Realserver{Address: netip.MustParseAddr(r.Address), Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
-		MTU: 1500}
+		Config: method.Config{MTU: 1500}}
 	if rs.Address.Is6() {
 		rs.Source = netip.MustParseAddr("fd00::1")
 	}

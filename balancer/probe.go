@@ -33,11 +33,11 @@ func (b *Balancer) probe(targets []Target) {
 			b.probed[t.key()] = p
 		}
 		p.left = time.Time{}
-		if p.dest.Realserver == Realserver(t) {
+		if p.dest.Target() == t {
 			continue
 		}
 		next := *p.dest
-		next.Realserver, next.Tunnel = Realserver(t), tunnel(Realserver(t))
+		next.Realserver, next.Via = Realserver{Address: t.Address, Config: t.Config}, via(t)
 		p.dest, b.numbers[next.number] = &next, &next
 	}
 	for key, p := range b.probed {
@@ -57,7 +57,7 @@ func (b *Balancer) probes(targets []Target) bool {
 	}
 	return n == len(targets) && !slices.ContainsFunc(targets, func(t Target) bool {
 		p := b.probed[t.key()]
-		return p == nil || !p.left.IsZero() || p.dest.Realserver != Realserver(t)
+		return p == nil || !p.left.IsZero() || p.dest.Target() != t
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -18,7 +19,7 @@ func manyServices(n, realservers int) Config {
 			Ports: []PortRange{{80, 80}}, Scheduler: "wrr"}
 		for j := range realservers {
 			s.Realservers = append(s.Realservers, Realserver{Address: netip.AddrFrom4([4]byte{10, byte(j), byte(i >> 8),
-				byte(i)}), Weight: 1 + j%5, MTU: 1500})
+				byte(i)}), Weight: 1 + j%5, Config: method.Config{MTU: 1500}})
 		}
 		cfg.Services = append(cfg.Services, s)
 	}

@@ -132,7 +132,7 @@ func againstModel(t *testing.T, name string, model func(*service) *Dest) {
 				}
 				if got != nil {
 					p := flow(n, packet.FlagSYN)
-					b.Snapshot().connect(svc, got, 0, p, 0)
+					b.Snapshot().connect(svc, got, 0, p, 0, nil)
 					if rnd.IntN(3) == 0 { // an inactive connection
 						p.TCPFlags = packet.FlagRST | packet.FlagSYN
 						b.table.View().Packet(p, 0)
@@ -220,7 +220,7 @@ func TestTwosDistribution(t *testing.T) {
 	full.Upper = 1
 	b := newBalancer(t, web("twos", rs(1, 10), rs(2, 20), rs(3, 30), rs(4, 0), full))
 	svc := b.services["web"]
-	b.Snapshot().connect(svc, svc.list[0], 0, flow(1, packet.FlagSYN), 0)
+	b.Snapshot().connect(svc, svc.list[0], 0, flow(1, packet.FlagSYN), 0, nil)
 	const n = 60_000
 	drawn := map[string]int{}
 	for range n {
@@ -232,7 +232,7 @@ func TestTwosDistribution(t *testing.T) {
 		}
 	}
 	for i := range 10 { // 3 has most connections by weight: only what is drawn twice is its
-		b.Snapshot().connect(svc, svc.list[2], 0, flow(10+i, packet.FlagSYN), 0)
+		b.Snapshot().connect(svc, svc.list[2], 0, flow(10+i, packet.FlagSYN), 0, nil)
 	}
 	clear(drawn)
 	for range n {
@@ -260,7 +260,7 @@ func TestLocalityForgets(t *testing.T) {
 		if got := pick(1, 0); got != "2" {
 			t.Fatal(got)
 		}
-		b.Snapshot().connect(svc, svc.list[0], 0, flow(1, packet.FlagSYN), 0)
+		b.Snapshot().connect(svc, svc.list[0], 0, flow(1, packet.FlagSYN), 0, nil)
 		now := conntab.Ticks(day - 1)
 		if got := pick(1, now) + pick(2, now); got != "21" {
 			t.Errorf("%s: 1 and 2 are at %s", name, got)
@@ -306,7 +306,7 @@ func TestReplicationShrinks(t *testing.T) {
 	for range 12 {
 		d := svc.sched.pick(svc.list, place9(1), 0)
 		n++
-		b.Snapshot().connect(svc, d, 0, flow(n, packet.FlagSYN), 0)
+		b.Snapshot().connect(svc, d, 0, flow(n, packet.FlagSYN), 0, nil)
 		got += fmt.Sprint(d.Address.As4()[3])
 	}
 	// More than the weight, and somebody is idle: another joins, and is the first in the set.

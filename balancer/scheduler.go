@@ -49,23 +49,30 @@ func (s *Service) kind() kind {
 	return k
 }
 
-// schedulers is the table of all schedulers, by the name that users know.
-var schedulers = map[string]func(kind) scheduler{
-	"rr":    newRR,
-	"wrr":   newWRR,
-	"lc":    newLC,
-	"wlc":   newWLC,
-	"sed":   newSED,
-	"nq":    newNQ,
-	"fo":    newFO,
-	"ovf":   newOVF,
-	"twos":  newTwos,
-	"dh":    newDH,
-	"sh":    newSH,
-	"mh":    newMH,
-	"lblc":  newLBLC,
-	"lblcr": newLBLCR,
+// schedulers is the table of all schedulers, by the name that users know: how one is made, and what it looks for.
+var schedulers = map[string]struct {
+	make   func(kind) scheduler
+	choice string
+}{
+	"rr":   {newRR, "the next in turn"},
+	"wrr":  {newWRR, "the next in turn by weight"},
+	"lc":   {newLC, "the fewest connections"},
+	"wlc":  {newWLC, "the fewest connections for its weight"},
+	"sed":  {newSED, "the fewest active connections for its weight, with this one"},
+	"nq":   {newNQ, "the first without an active connection, else the fewest for its weight"},
+	"fo":   {newFO, "the highest weight"},
+	"ovf":  {newOVF, "the highest weight that has no more active connections than that"},
+	"twos": {newTwos, "the better of two that are drawn by chance, so that it may be another one the next time"},
+	"dh":   {newDH, "the hash of the VIP"},
+	"sh":   {newSH, "the hash of the client"},
+	"mh":   {newMH, "the Maglev hash of the client"},
+	"lblc": {newLBLC, "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight"},
+	"lblcr": {newLBLCR, "of those that the VIP has the one with the fewest connections for its weight, if it is not " +
+		"crowded, else that of all"},
 }
+
+// Choice says which realserver the scheduler of that name chooses.
+func Choice(scheduler string) string { return schedulers[scheduler].choice }
 
 // Schedulers are the names of all schedulers, sorted.
 func Schedulers() []string { return slices.Sorted(maps.Keys(schedulers)) }

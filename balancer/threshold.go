@@ -10,9 +10,17 @@ func (d *Dest) overloaded() bool {
 	return d.Upper > 0 && d.stats.overloaded.Load() && !d.relieved(d.counts.Active()+d.counts.Inactive())
 }
 
+// Relief is the number of connections below which an overloaded realserver gets new ones again.
+func (r *Realserver) Relief() int {
+	if r.Lower > 0 {
+		return r.Lower
+	}
+	return (r.Upper*3 + 3) / 4
+}
+
 // relieved reports whether n connections are few enough, and if so notes it.
 func (d *Dest) relieved(n int) bool {
-	if d.Lower > 0 && n >= d.Lower || d.Lower == 0 && n*4 >= d.Upper*3 {
+	if n >= d.Relief() {
 		return false
 	}
 	d.stats.overloaded.Store(false)

@@ -40,26 +40,21 @@ func (r *rules) unknown(p *packet.Info) Result {
 }
 
 func (s *store[A]) packet(k *key[A], p *packet.Info, by *rules, now Ticks) (dest uint32, r Result) {
-	t := s.table
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
-		switch {
-		case e.expires.reached(now):
-		case begins(p) && (e.reused(by.Reuse) || by.ExpireNodest && t.Counts(e.dest).quiescent.Load()):
-			s.expire(sh, e, now)
-		case by.judge && t.Counts(e.dest).Gone():
-			if !by.ExpireNodest {
-				dest = e.dest
-				sh.mu.Unlock()
-				return dest, Gone
-			}
-			s.expire(sh, e, now)
-		default:
+		switch s.fate(e, p, by, now) {
+		case Followed:
 			dest = s.seen(sh, e, p, by, now)
 			sh.mu.Unlock()
 			return dest, Hit
+		case Removed:
+			dest = e.dest
+			sh.mu.Unlock()
+			return dest, Gone
+		case Reused, Forgotten:
+			s.expire(sh, e, now)
 		}
 		if !by.opens(p) {
 			s.remove(sh, i)

@@ -21,7 +21,7 @@ func TestSizes(t *testing.T) {
 		for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE, encap.KindFOU} {
 			for _, mtu := range []int{1280, 1300, 1500, 9000} {
 				b := newSite(t, real, kind, mtu)
-				inner := mtu - b.Snapshot().DestsByAddr(real)[0].Tunnel.Overhead()
+				inner := b.Snapshot().DestsByAddr(real)[0].Inner()
 				for _, in := range []struct {
 					name  string
 					n     int // the largest packet that goes out whole

@@ -179,7 +179,7 @@ func (t *Capture) opened(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info,
 	if d == nil || d.Address != t.filter.Realserver {
 		return
 	}
-	if n := d.Tunnel.Overhead(); b.Len() == p.Len+n {
+	if n := d.Via.Overhead(); b.Len() == p.Len+n {
 		t.put(false, b.Bytes()[n:], nil)
 	}
 }

@@ -150,7 +150,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		w.refuse(snap, d, b, p, now)
 		return d
 	}
-	inner := dest.MTU - dest.Tunnel.Overhead()
+	inner := dest.Inner()
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner, now)
 	}
@@ -165,18 +165,18 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 
 // send wraps the packet in b for dest, and adds it to w.out, in outer fragments if it doesn't fit.
 func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) packet.Drop {
-	n := p.Len + dest.Tunnel.Overhead()
+	n := p.Len + dest.Via.Overhead()
 	if n > packet.MaxLen {
 		return packet.DropTooBig // no packet is that large, fragments or not
 	}
 	dest.Count(w.id, p.Len)
-	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
-	w.out.apart(&dest.Tunnel, p, b.Bytes())
+	dest.Via.Out(b, p, w.out.port(p.Hash))
+	w.out.apart(dest.Encap.UDP(), p, b.Bytes())
 	if n > dest.MTU {
 		w.out.fragment(b.Bytes(), dest.MTU)
 		return packet.Accept
 	}
-	w.out.addWrapped(&dest.Tunnel, b.Bytes())
+	w.out.addWrapped(dest.Encap.UDP(), b.Bytes())
 	return packet.Accept
 }
 
@@ -189,15 +189,15 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	if n := headers + payload; n > inner && p.DF && n > smallest(p) {
 		return w.tooBig(b, p, max(inner, smallest(p)), now)
 	}
-	if headers+payload+dest.Tunnel.Overhead() > packet.MaxLen {
+	if headers+payload+dest.Via.Overhead() > packet.MaxLen {
 		return packet.DropTooBig
 	}
 	dest.Count(w.id, p.Len)
-	dest.Tunnel.Wrap(b, w.out.port(p.Hash))
+	dest.Via.Out(b, p, w.out.port(p.Hash))
 	if headers+payload > inner {
-		w.out.segmentAndFragment(&dest.Tunnel, b, p, headers, payload, dest.MTU)
+		w.out.segmentAndFragment(dest.Via, b, p, headers, payload, dest.MTU)
 	} else {
-		w.out.segment(&dest.Tunnel, b, p, headers, payload)
+		w.out.segment(dest.Via, dest.Encap.UDP(), b, p, headers, payload)
 	}
 	return packet.Accept
 }

@@ -11,6 +11,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -65,10 +66,12 @@ func newWorker(t testing.TB, s *script, mtu int) *Worker {
 	if err := b.Apply(balancer.Config{Services: []balancer.Service{
 		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
-			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
+				Config: method.Config{Source: source, MTU: mtu}}}},
 		{Name: "dns", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP,
 			Ports: []balancer.PortRange{{First: 53, Last: 53}}, Scheduler: "rr",
-			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source, MTU: mtu}}},
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
+				Config: method.Config{Source: source, MTU: mtu}}}},
 		{Name: "empty", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 81, Last: 81}}, Scheduler: "rr"},
 	}}); err != nil {
@@ -199,7 +202,7 @@ func TestPing(t *testing.T) {
 func TestPingOfARealserver(t *testing.T) {
 	for _, to := range []netip.Addr{real1, real6} {
 		s := &script{}
-		r := balancer.Realserver{Address: to, Weight: 1, Source: source, MTU: 1500}
+		r := balancer.Realserver{Address: to, Weight: 1, Config: method.Config{Source: source, MTU: 1500}}
 		if to.Is6() {
 			r.Source = source6
 		}

@@ -10,6 +10,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -41,7 +42,7 @@ type fuzzSite struct {
 func newFuzzSite(t testing.TB, kind uint8, mtu int, now *conntab.Ticks) *fuzzSite {
 	t.Helper()
 	s := &fuzzSite{real: real1, mtu: mtu}
-	r := balancer.Realserver{Weight: 1, Source: source, Encap: encap.Kind(kind & 3)}
+	r := balancer.Realserver{Weight: 1, Config: method.Config{Source: source, Encap: encap.Kind(kind & 3)}}
 	if kind&4 != 0 {
 		s.real, r.Source, s.mtu = real6, source6, max(mtu, encap.MinMTU6)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -224,9 +225,10 @@ func (r *oracleRun) ipvsadm(line string) {
 	case "-D":
 		r.config.Services = slices.Delete(r.config.Services, i, i+1)
 	case "-a":
-		rs := balancer.Realserver{Address: real, Weight: 1, Source: netip.MustParseAddr("10.0.3.2"), MTU: r.least,
+		rs := balancer.Realserver{Address: real, Weight: 1, Config: method.Config{
+			Source: netip.MustParseAddr("10.0.3.2"), MTU: r.least,
 			// Remote checksum offload leaves a checksum where, as here, there is nothing to offload.
-			Checksum: slices.Contains(f, "--tun-csum") || slices.Contains(f, "--tun-remcsum")}
+			Checksum: slices.Contains(f, "--tun-csum") || slices.Contains(f, "--tun-remcsum")}}
 		if w := option("-w"); w != "" {
 			rs.Weight, _ = strconv.Atoi(w)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -75,9 +76,9 @@ func (o *output) add(p []byte) {
 }
 
 // addWrapped is add for a packet in a tunnel.
-func (o *output) addWrapped(t *encap.Tunnel, p []byte) {
+func (o *output) addWrapped(inUDP bool, p []byte) {
 	o.add(p)
-	if t.Kind().UDP() {
+	if inUDP {
 		o.inUDP++
 	}
 }
@@ -114,9 +115,9 @@ func (o *output) port(hash uint64) uint16 {
 }
 
 // segment appends the super-packet in b, wrapped for t, as packets of so many bytes of headers and payload.
-func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload int) {
+func (o *output) segment(t method.Method, inUDP bool, b *packet.Buf, p *packet.Info, headers, payload int) {
 	pieces := (p.Len-headers+payload-1)/payload + 1
-	large := t.Kind().UDP() && o.udp != nil
+	large := inUDP && o.udp != nil
 	if large {
 		o.flush() // what has come before goes before
 	}
@@ -127,10 +128,8 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 		return
 	}
 	for _, s := range o.segs[before:] {
-		o.apart(t, p, s.Head)
-		if t.Kind() != encap.KindIPIP { // for that, Split has done it all
-			t.Seal(s)
-		}
+		o.apart(inUDP, p, s.Head)
+		t.Seal(s)
 	}
 }
 
@@ -139,8 +138,8 @@ func (o *output) segment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers
 // of the tunnel, and does not tell the agent's raw sockets where each ends, as it tells UDP sockets. So each has
 // another outer TTL than the three before it, if it is not near its end (Linux net/ipv4/udp_offload.c,
 // udp_gro_receive_segment, minds that since 6.9).
-func (o *output) apart(t *encap.Tunnel, p *packet.Info, head []byte) {
-	if p.Flow.Proto != packet.ProtoUDP || t.Kind().UDP() {
+func (o *output) apart(inUDP bool, p *packet.Info, head []byte) {
+	if p.Flow.Proto != packet.ProtoUDP || inUDP {
 		return
 	}
 	turn := &o.turns[p.Hash%uint64(len(o.turns))]
@@ -199,7 +198,7 @@ func (o *output) sendLarge() bool {
 
 // segmentAndFragment is segment for datagrams that are larger than mtu: each goes out in fragments. That is rare enough
 // for a copy.
-func (o *output) segmentAndFragment(t *encap.Tunnel, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
+func (o *output) segmentAndFragment(t method.Method, b *packet.Buf, p *packet.Info, headers, payload, mtu int) {
 	o.flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)
 	o.segs, o.free = packet.Split(o.segs, b, p, t.Overhead(), headers, payload, o.free)

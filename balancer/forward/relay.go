@@ -99,7 +99,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 			r.shared.tooBig()
 		}
 	}
-	if !dest.Tunnel.Kind().UDP() && portUnreachable(&outer) && from(b) == dest.Address {
+	if !dest.Encap.UDP() && portUnreachable(&outer) && from(b) == dest.Address {
 		// its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux
 		// net/ipv4/tunnel4.c, ip_gre.c)
 		return nil
@@ -118,7 +118,7 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 		// anyway
 		return nil
 	}
-	e := relayed(&outer, inner, dest.Tunnel.Overhead())
+	e := relayed(&outer, inner, dest.Via.Overhead())
 	if e.kind == 0 {
 		return nil
 	}
@@ -137,7 +137,10 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 // none, and as much as is there of the packet inside.
 func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.Dest, []byte) {
 	for _, d := range snap.DestsByAddr(outer.Flow.Dst) {
-		if inner, ok := d.Tunnel.MatchQuoted(b[outer.Offset:], outer.Payload-outer.Offset); ok {
+		if !d.Reachable() {
+			continue
+		}
+		if inner, ok := d.Via.Quoted(b[outer.Offset:], outer.Payload-outer.Offset); ok {
 			return d, inner
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -38,7 +39,7 @@ func balancerOf(t testing.TB, cfg balancer.Config) *balancer.Balancer {
 
 // siteConfig is the configuration of newSite.
 func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
-	rs := balancer.Realserver{Address: real, Weight: 1, Source: source, Encap: kind, MTU: mtu}
+	rs := balancer.Realserver{Address: real, Weight: 1, Config: method.Config{Source: source, Encap: kind, MTU: mtu}}
 	if !real.Is4() {
 		rs.Source = source6
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -44,8 +45,8 @@ func TestSegmentsOverUDP(t *testing.T) {
 		if err := w.balancer.Apply(balancer.Config{Services: []balancer.Service{{Name: "web",
 			VIPs: w.balancer.Snapshot().Status()[0].VIPs, Protocol: packet.ProtoTCP,
 			Ports: []balancer.PortRange{{First: 80, Last: 80}}, Scheduler: "rr",
-			Realservers: []balancer.Realserver{{Address: real1, Weight: 1, Source: source,
-				Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}); err != nil {
+			Realservers: []balancer.Realserver{{Address: real1, Weight: 1,
+				Config: method.Config{Source: source, Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}}); err != nil {
 			t.Fatal(err)
 		}
 		w.out.init(&s, udp, &w.tally, NewShared())
@@ -109,7 +110,8 @@ func TestDatagramsStayApart(t *testing.T) {
 		{encap.KindFOU, true, false, 63, false},
 		{encap.KindIPIP, false, true, 63, false},
 	} {
-		rs := balancer.Realserver{Address: real1, Weight: 1, Source: source, Encap: c.kind, MTU: 1500}
+		rs := balancer.Realserver{Address: real1, Weight: 1,
+			Config: method.Config{Source: source, Encap: c.kind, MTU: 1500}}
 		if c.six {
 			rs.Address, rs.Source = netip.MustParseAddr("fd00::2"), netip.MustParseAddr("fd00::1")
 		}

@@ -152,7 +152,7 @@ func TestTrainsOfAFlow(t *testing.T) {
 		var o output
 		o.init(raw, sink, &tally, NewShared())
 		for i, size := range c.sizes {
-			o.addWrapped(tunnelOverUDP(t, false, 2), inUDPTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
+			o.addWrapped(true, inUDPTunnel(t, false, 2, 1000, size, 0, true, uint32(i)))
 		}
 		o.flush()
 		if sink.calls != c.calls || len(raw.out) != c.raw || len(sink.out)+len(raw.out) != len(c.sizes) {
@@ -169,12 +169,11 @@ func TestTrainsNeverTaken(t *testing.T) {
 	var o output
 	o.init(raw, sink, &tally, NewShared())
 	const batches = 2 * refusals
-	tunnel := tunnelOverUDP(t, false, 2)
 	for range batches {
-		o.addWrapped(tunnel, inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1))
-		o.addWrapped(tunnel, inUDPTunnel(t, false, 2, 1000, 100, 0, true, 2))
+		o.addWrapped(true, inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1))
+		o.addWrapped(true, inUDPTunnel(t, false, 2, 1000, 100, 0, true, 2))
 		for _, port := range []uint16{1001, 1001, 1002, 1002} {
-			o.addWrapped(tunnel, inUDPTunnel(t, false, 2, port, 100, 0, true, 3))
+			o.addWrapped(true, inUDPTunnel(t, false, 2, port, 100, 0, true, 3))
 		}
 		o.flush()
 	}
@@ -192,11 +191,10 @@ func TestTrainsTakenAgain(t *testing.T) {
 		var tally packet.Tally
 		var o output
 		o.init(raw, sink, &tally, NewShared())
-		tunnel := tunnelOverUDP(t, false, 2)
 		p := inUDPTunnel(t, false, 2, 1000, 100, 0, true, 1)
 		send := func() {
 			for range 3 {
-				o.addWrapped(tunnel, p)
+				o.addWrapped(true, p)
 			}
 			o.flush()
 		}

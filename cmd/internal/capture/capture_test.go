@@ -15,6 +15,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 )
 
@@ -39,7 +40,8 @@ func TestWrite(t *testing.T) {
 	b := balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)
 	err := b.Apply(balancer.Config{Services: []balancer.Service{{Name: "dns", VIPs: []netip.Addr{vip},
 		Protocol: packet.ProtoUDP, Ports: []balancer.PortRange{{First: 53, Last: 53}},
-		Scheduler: "rr", Realservers: []balancer.Realserver{{Address: rs, Weight: 1, MTU: 1500}}}}})
+		Scheduler:   "rr",
+		Realservers: []balancer.Realserver{{Address: rs, Weight: 1, Config: method.Config{MTU: 1500}}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}

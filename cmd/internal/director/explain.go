@@ -9,7 +9,6 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
-	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
@@ -58,7 +57,7 @@ func (d *director) explain(q url.Values) (any, error) {
 			*to = &row
 		}
 	}
-	out.Realserver, out.Drop, out.Why = verdict(&e, cfg.Connections)
+	out.Realserver, out.Drop, out.Why = verdict(&e)
 	if e.Service == nil && e.Connection == nil {
 		switch {
 		case slices.Contains(leftVIPs, vip.Addr()):
@@ -75,41 +74,44 @@ func (d *director) explain(q url.Values) (any, error) {
 	return out, nil
 }
 
-// verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words.
-func verdict(e *balancer.Explanation, cfg config.Connections) (realserver, drop, why string) {
+// verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words. It renders
+// the trace of the decision on a packet that begins a connection.
+func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
+	c := e.Connection
+	if c == nil {
+		return newConnection(e)
+	}
 	gone := "not configured any more"
 	if e.Down {
 		gone = "down"
 	}
-	switch c := e.Connection; {
-	case c == nil:
-	case e.Down && c.State.Movable():
-		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
-			c.Realserver, why)
-	case e.Left && cfg.ExpireNoDest:
-		realserver, drop, why = newConnection(e)
-		return realserver, drop, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
-			"(expire_nodest); of a new one: %s", c.Realserver, gone, why)
-	case e.Left && cfg.DropOnRemoval:
-		return "", packet.DropRemoved.String(), fmt.Sprintf("its connection is to %v, which is %s (on_removal = "+
-			"\"drop\")", c.Realserver, gone)
+	realserver, dropped, fresh := newConnection(e)
+	switch {
+	case e.Restarted:
+		return realserver, dropped, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
+			c.Realserver, fresh)
+	case e.Fate == conntab.Removed:
+		return "", dropped, fmt.Sprintf("its connection is to %v, which is %s (on_removal = \"drop\")", c.Realserver, gone)
+	case e.Fate == conntab.Forgotten && e.Left:
+		return realserver, dropped, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
+			"(expire_nodest); of a new one: %s", c.Realserver, gone, fresh)
+	case e.Fate == conntab.Forgotten:
+		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has the weight 0: a packet that "+
+			"begins a connection opens a new one (expire_nodest), to %s%s: %s", realserver, dropped, fresh)
+	case e.Fate == conntab.Reused:
+		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has ended: a packet that begins "+
+			"a connection opens a new one, to %s%s: %s", realserver, dropped, fresh)
+	case e.Drop == packet.DropSendError:
+		return "", dropped, fmt.Sprintf("it has a connection to %v, to which there is no route, and no source is set",
+			c.Realserver)
 	case e.Left:
 		return c.Realserver.String(), "", "it has a connection to it, which goes on, though it is " + gone
-	default:
-		why = "it has a connection to it"
-		if renewed(c.State, cfg.ConnReuse) && e.Template == nil {
-			fresh, refused, because := newConnection(e)
-			why += fmt.Sprintf(", which has ended: a packet that begins a connection opens a new one, to %s%s: %s",
-				fresh, refused, because)
-		}
-		return c.Realserver.String(), "", why
 	}
-	return newConnection(e)
+	return c.Realserver.String(), "", "it has a connection to it"
 }
 
-// newConnection is verdict for a packet that begins a connection.
-func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
+// newConnection is verdict for a new connection.
+func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	s := e.Service
 	switch {
 	case s == nil:
@@ -122,7 +124,7 @@ func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
 	case e.Kept:
 		return e.Chosen.String(), "", "persistence keeps the client there"
 	}
-	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, choices[s.Scheduler])
+	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, balancer.Choice(s.Scheduler))
 	if s.Flags.Port && (s.Scheduler == "sh" || s.Scheduler == "mh") {
 		why += " and its port, so that another port may have another realserver"
 	}
@@ -130,36 +132,6 @@ func newConnection(e *balancer.Explanation) (realserver, drop, why string) {
 		why += fmt.Sprintf("; persistence does not keep the client at %v any longer", e.Template.Realserver)
 	}
 	return e.Chosen.String(), "", why
-}
-
-// choices says what each scheduler looks for.
-var choices = map[string]string{
-	"rr":   "the next in turn",
-	"wrr":  "the next in turn by weight",
-	"lc":   "the fewest connections",
-	"wlc":  "the fewest connections for its weight",
-	"sed":  "the fewest active connections for its weight, with this one",
-	"nq":   "the first without an active connection, else the fewest for its weight",
-	"fo":   "the highest weight",
-	"ovf":  "the highest weight that has no more active connections than that",
-	"twos": "the better of two that are drawn by chance, so that it may be another one the next time",
-	"dh":   "the hash of the VIP",
-	"sh":   "the hash of the client",
-	"mh":   "the Maglev hash of the client",
-	"lblc": "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight",
-	"lblcr": "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, " +
-		"else that of all",
-}
-
-// renewed reports whether a packet that begins a connection ends one in this state: see conntab.Reuse.
-func renewed(s conntab.State, reuse int) bool {
-	switch s {
-	case conntab.TimeWait, conntab.Close, conntab.SCTPClosed:
-		return reuse >= 1
-	case conntab.FinWait:
-		return reuse == 2
-	}
-	return false
 }
 
 // candidates are the realservers of the service, with the way to each as the kernel knows it now.
@@ -198,19 +170,11 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 			r.PassedOver = "weight 0"
 		case c.Overloaded:
 			r.PassedOver = fmt.Sprintf("%s, and upper is %d: it gets new ones when it has fewer than %d",
-				words.Count(c.Active+c.Inactive, "connection"), c.Upper, relief(c.Lower, c.Upper))
+				words.Count(c.Active+c.Inactive, "connection"), c.Upper, c.Relief())
 		}
 		out = append(out, r)
 	}
 	return out, nil
-}
-
-// relief is the number of connections below which a realserver gets new ones again.
-func relief(lower, upper int) int {
-	if lower > 0 {
-		return lower
-	}
-	return (upper*3 + 3) / 4
 }
 
 // nearest is the most doors that are listed.

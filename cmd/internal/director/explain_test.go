@@ -7,7 +7,6 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
-	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
 )
 
@@ -19,50 +18,53 @@ func TestVerdict(t *testing.T) {
 		return &balancer.Connection{Conn: conntab.Conn{State: s}, Service: "web", Realserver: rs}
 	}
 	web := &balancer.ServiceStatus{Service: balancer.Service{Name: "web", Scheduler: "wlc"}}
+	type trace = balancer.Trace
+	of := func(t trace, d packet.Drop) balancer.Explanation {
+		return balancer.Explanation{Trace: t, Drop: d, Service: web}
+	}
+	tcp, udp := conn(conntab.Established), conn(conntab.UDP)
 	for _, c := range []struct {
 		name             string
 		e                balancer.Explanation
-		cfg              config.Connections
 		realserver, drop string
 		says             string
 	}{
-		{"connection", balancer.Explanation{Connection: conn(conntab.Established), Service: web, Chosen: other},
-			config.Connections{ConnReuse: 1}, "10.0.11.1", "", "it has a connection to it"},
-		{"that has ended", balancer.Explanation{Connection: conn(conntab.TimeWait), Service: web, Chosen: other},
-			config.Connections{ConnReuse: 1}, "10.0.11.1", "", "opens a new one, to 10.0.11.2"},
-		{"left", balancer.Explanation{Connection: conn(conntab.Established), Left: true}, config.Connections{},
-			"10.0.11.1", "", "not configured any more"},
-		{"left, drop", balancer.Explanation{Connection: conn(conntab.Established), Left: true},
-			config.Connections{DropOnRemoval: true}, "", "realserver_removed", "on_removal"},
-		{"left, expire", balancer.Explanation{Connection: conn(conntab.Established), Left: true, Service: web,
-			Chosen: other}, config.Connections{ExpireNoDest: true}, "10.0.11.2", "", "expire_nodest"},
-		{"down", balancer.Explanation{Connection: conn(conntab.Established), Left: true, Down: true, Service: web,
-			Chosen: other}, config.Connections{}, "10.0.11.1", "", "goes on, though it is down"},
-		{"down, a datagram", balancer.Explanation{Connection: conn(conntab.UDP), Left: true, Down: true, Service: web,
-			Chosen: other}, config.Connections{}, "10.0.11.2", "", "begins anew elsewhere"},
-		{"down, unanswered", balancer.Explanation{Connection: conn(conntab.SynRecv), Left: true, Down: true,
-			Service: web, Drop: packet.DropNoRealserver}, config.Connections{DropOnRemoval: true}, "", "no_realserver",
-			"begins anew elsewhere"},
-		{"none", balancer.Explanation{Drop: packet.DropNoService}, config.Connections{}, "", "no_service",
-			"no service"},
-		{"no realserver", balancer.Explanation{Service: web, Drop: packet.DropNoRealserver}, config.Connections{}, "",
-			"no_realserver", "wlc finds no realserver"},
-		{"no route", balancer.Explanation{Service: web, Chosen: rs, Drop: packet.DropSendError}, config.Connections{},
+		{"connection", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, packet.Accept),
+			"10.0.11.1", "", "it has a connection to it"},
+		{"without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, packet.DropSendError),
 			"", "send_error", "no route"},
-		{"persistence", balancer.Explanation{Service: web, Chosen: rs, Kept: true,
-			Template: conn(conntab.TemplateState)}, config.Connections{}, "10.0.11.1", "", "persistence keeps"},
-		{"persistence no more", balancer.Explanation{Service: web, Chosen: other,
-			Template: conn(conntab.TemplateState)}, config.Connections{}, "10.0.11.2", "",
-			"does not keep the client at 10.0.11.1"},
+		{"that has ended", of(trace{Connection: conn(conntab.TimeWait), Fate: conntab.Reused, Chosen: other}, packet.Accept),
+			"10.0.11.1", "", "opens a new one, to 10.0.11.2"},
+		{"weight 0, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Chosen: other}, packet.Accept),
+			"10.0.11.1", "", "(expire_nodest), to 10.0.11.2"},
+		{"left", balancer.Explanation{Trace: trace{Connection: tcp, Fate: conntab.Followed, Left: true, Chosen: rs}},
+			"10.0.11.1", "", "not configured any more"},
+		{"left, drop", of(trace{Connection: tcp, Fate: conntab.Removed, Left: true}, packet.DropRemoved),
+			"", "realserver_removed", "on_removal"},
+		{"left, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Left: true, Chosen: other}, packet.Accept),
+			"10.0.11.2", "", "expire_nodest"},
+		{"down", of(trace{Connection: tcp, Fate: conntab.Followed, Left: true, Down: true, Chosen: rs}, packet.Accept),
+			"10.0.11.1", "", "goes on, though it is down"},
+		{"down, a datagram", of(trace{Connection: udp, Fate: conntab.Followed, Left: true, Down: true, Restarted: true,
+			Chosen: other}, packet.Accept), "10.0.11.2", "", "begins anew elsewhere"},
+		{"down, unanswered", of(trace{Connection: conn(conntab.SynRecv), Fate: conntab.Removed, Left: true, Down: true,
+			Restarted: true}, packet.DropNoRealserver), "", "no_realserver", "begins anew elsewhere"},
+		{"none", balancer.Explanation{Drop: packet.DropNoService}, "", "no_service", "no service"},
+		{"no realserver", of(trace{}, packet.DropNoRealserver), "", "no_realserver", "wlc finds no realserver"},
+		{"no route", of(trace{Chosen: rs}, packet.DropSendError), "", "send_error", "no route"},
+		{"persistence", of(trace{Chosen: rs, Kept: true, Template: conn(conntab.TemplateState)}, packet.Accept),
+			"10.0.11.1", "", "persistence keeps"},
+		{"persistence no more", of(trace{Chosen: other, Template: conn(conntab.TemplateState)}, packet.Accept),
+			"10.0.11.2", "", "does not keep the client at 10.0.11.1"},
 	} {
-		realserver, drop, why := verdict(&c.e, c.cfg)
-		if realserver != c.realserver || drop != c.drop || !strings.Contains(why, c.says) ||
+		realserver, dropped, why := verdict(&c.e)
+		if realserver != c.realserver || dropped != c.drop || !strings.Contains(why, c.says) ||
 			strings.Contains(why, "\n") {
-			t.Errorf("%s: %q, %q, %s; want %q, %q and %q", c.name, realserver, drop, why, c.realserver, c.drop, c.says)
+			t.Errorf("%s: %q, %q, %s; want %q, %q and %q", c.name, realserver, dropped, why, c.realserver, c.drop, c.says)
 		}
 	}
 	for _, s := range balancer.Schedulers() {
-		if choices[s] == "" {
+		if balancer.Choice(s) == "" {
 			t.Errorf("nothing says what %s looks for", s)
 		}
 	}

@@ -201,7 +201,7 @@ func TestTargets(t *testing.T) {
 		{Name: "e", EncapPort: 6080, Realservers: []config.RealserverRef{ref("fou", nil)}},
 	}}
 	got := (&ways{}).targets(cfg)
-	if len(got) != 2 || got[0].Encap.String() != "ipip" || got[1].Encap.String() != "gue" || got[0].Weight != 0 {
+	if len(got) != 2 || got[0].Encap.String() != "ipip" || got[1].Encap.String() != "gue" {
 		t.Errorf("%+v", got)
 	}
 	d := &director{bal: balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)}

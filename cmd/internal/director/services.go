@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/routing"
@@ -120,9 +121,9 @@ func service(s *config.Service, sources config.Sources, ways map[netip.Addr]rout
 // realserver is r, of s, as the balancer takes it.
 func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources,
 	ways map[netip.Addr]routing.Path) balancer.Realserver {
-	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower, Key: r.Key,
-		HasKey: r.HasKey, Checksum: r.Checksum,
-		Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}
+	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
+		Config: method.Config{Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+			Source: sources.For(r.Address), MTU: pathMTU(ways, r.Address)}}
 	rs.Encap, _ = encap.ParseKind(r.Encap)
 	if rs.Encap.UDP() {
 		rs.Port = s.EncapPort

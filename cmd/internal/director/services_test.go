@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/encap"
@@ -32,7 +33,8 @@ func TestService(t *testing.T) {
 		Scheduler: "mh",
 		Flags:     balancer.Flags{Fallback: true}, Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24,
 			Mask6: 64}, OnePacket: true,
-		Realservers: []balancer.Realserver{{Address: rs, Weight: 3, Upper: 10, Lower: 5, Source: source, MTU: 1500}}}
+		Realservers: []balancer.Realserver{{Address: rs, Weight: 3, Upper: 10, Lower: 5,
+			Config: method.Config{Source: source, MTU: 1500}}}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -22,9 +22,10 @@ var mayImport = map[string][]string{
 	"encap/endpoint":    {"encap", "encap/packet", "encap/query"},
 	"tundev":            {"encap/packet", "encap/wire/pollfd"},
 	"balancer/conntab":  {"encap/packet"},
-	"balancer":          {"balancer/conntab", "encap", "encap/packet"},
+	"balancer/method":   {"encap", "encap/packet"},
+	"balancer":          {"balancer/conntab", "balancer/method", "encap/packet"},
 	"balancer/health":   {},
-	"balancer/forward":  {"balancer", "balancer/conntab", "encap", "encap/packet"},
+	"balancer/forward":  {"balancer", "balancer/conntab", "balancer/method", "encap", "encap/packet"},
 	"routing":           {},
 }
 

@@ -1,0 +1,65 @@
+package conntab
+
+import "vstun/encap/packet"
+
+// Fate is what a packet makes of the connection that its flow has.
+type Fate uint8
+
+const (
+	NoConnection Fate = iota // the flow has none
+	Followed                 // the packet goes to its destination
+	Reused                   // it has ended, and the packet begins another (Config.Reuse)
+	Forgotten                // its destination is gone, or quiescent where the packet begins another (Config.ExpireNodest)
+	Removed                  // its destination is gone, and the packet is dropped (Config.DropRemoved)
+)
+
+// fate is the fate of e with p.
+func (s *store[A]) fate(e *entry[A], p *packet.Info, by *rules, now Ticks) Fate {
+	switch {
+	case e.expires.reached(now):
+		return NoConnection
+	case begins(p) && e.reused(by.Reuse):
+		return Reused
+	case begins(p) && by.ExpireNodest && s.table.Counts(e.dest).quiescent.Load():
+		return Forgotten
+	case by.judge && s.table.Counts(e.dest).Gone():
+		if by.ExpireNodest {
+			return Forgotten
+		}
+		return Removed
+	}
+	return Followed
+}
+
+// Peek returns what Packet would return for p, the connection of p's flow, and its fate with p. It changes nothing.
+func (v View) Peek(p *packet.Info, now Ticks) (c Conn, f Fate, r Result) {
+	if p.Flow.Src.Is4() {
+		k := v.key4(p)
+		return v.four.peek(&k, p, v.rules, now)
+	}
+	if s := v.ipv6(false); s != nil {
+		k := v.key6(p)
+		return s.peek(&k, p, v.rules, now)
+	}
+	return Conn{}, NoConnection, v.rules.unknown(p)
+}
+
+func (s *store[A]) peek(k *key[A], p *packet.Info, by *rules, now Ticks) (c Conn, f Fate, r Result) {
+	sh := s.shard(k.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if i, found := sh.find(k); found {
+		e := &sh.slots[i]
+		c, f = e.conn(now), s.fate(e, p, by, now)
+	}
+	switch f {
+	case Followed:
+		return c, f, Hit
+	case Removed:
+		return c, f, Gone
+	}
+	return c, f, by.unknown(p)
+}
+
+// Leaves reports whether Leave would remove the connection c, which Peek has returned for p.
+func (v View) Leaves(p *packet.Info, c Conn) bool { return v.rules.opens(p) && c.State.Movable() }

@@ -1,0 +1,61 @@
+package method
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+)
+
+// TestTUN: over both families and in every format, Out adds Overhead bytes, Seal finishes what Out leaves open of a GSO
+// packet, and Quoted finds the packet again. A configuration without a source that is needed is refused.
+func TestTUN(t *testing.T) {
+	request := make(packet.IPv4, 60)
+	packet.PutIPv4(request, 0, len(request), 63, packet.ProtoTCP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+	copy(request[20:], []byte{0x12, 0x34, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, packet.FlagSYN})
+	for _, address := range []string{"10.0.11.2", "fd00::2"} {
+		for kind := encap.KindIPIP; kind <= encap.KindFOU; kind++ {
+			c := Config{Encap: kind, Source: netip.MustParseAddr("10.0.2.2"), MTU: 1500}
+			if kind.UDP() {
+				c.Port = 6080
+			}
+			to := netip.MustParseAddr(address)
+			if to.Is6() {
+				if _, err := New(to, c); err == nil {
+					t.Error("a source of the other family is accepted")
+				}
+				c.Source = netip.MustParseAddr("fd00::1")
+			}
+			m, err := New(to, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var p packet.Info
+			b := &packet.NewBufs(1)[0]
+			b.SetLen(copy(b.Room(), request))
+			if d := p.Parse(b.Bytes()); d != packet.Accept {
+				t.Fatal(d)
+			}
+			m.Out(b, &p, 40000)
+			n := b.Len() - len(request)
+			if m.Kind() != TUN || n != m.Overhead() || !bytes.Equal(b.Bytes()[n:], request) {
+				t.Fatalf("%v to %v: %x", kind, to, b.Bytes())
+			}
+			whole := bytes.Clone(b.Bytes())
+			b.SetLen(n + len(request))
+			m.Seal(packet.Segment{Head: b.Bytes()[:n+40], Body: b.Bytes()[n+40:]})
+			if !bytes.Equal(b.Bytes(), whole) {
+				t.Errorf("%v to %v: Seal has made %x of %x", kind, to, b.Bytes(), whole)
+			}
+			ip := packet.IPv4HeaderLen
+			if to.Is6() {
+				ip = packet.IPv6HeaderLen
+			}
+			if inner, ok := m.Quoted(whole, ip); !ok || !bytes.Equal(inner, request) {
+				t.Errorf("%v to %v: quoted is %x, %v", kind, to, inner, ok)
+			}
+		}
+	}
+}
