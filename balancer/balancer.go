@@ -108,7 +108,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range cfg.Services {
-		if schedulers[cfg.Services[i].Scheduler].make == nil {
+		if _, ok := LookupScheduler(cfg.Services[i].Scheduler); !ok {
 			return fmt.Errorf("service %q: there is no scheduler %q", cfg.Services[i].Name, cfg.Services[i].Scheduler)
 		}
 	}
@@ -200,8 +200,9 @@ func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil && former.config.kind() == c.kind() {
 		s.sched = former.sched.clone()
 	} else {
-		s.sched = schedulers[c.Scheduler].make(c.kind())
-		s.sched.edited(s.list)
+		row, _ := LookupScheduler(c.Scheduler)
+		s.sched = row.make(c.kind())
+		s.sched.changed(s.list, change{kind: changeWeight})
 	}
 
 	want := make(map[netip.Addr]Realserver, len(c.Realservers))
@@ -224,7 +225,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		d := s.list[i]
 		if _, stays := want[d.Address]; !stays {
 			s.list = append(s.list[:i:i], s.list[i+1:]...)
-			s.sched.removed(s.list, i)
+			s.sched.changed(s.list, change{changeRemoved, i})
 			b.leave(d)
 		}
 	}
@@ -234,7 +235,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		if r != d.Realserver {
 			s.list[i] = b.replace(d, r)
 			if r.Weight != d.Weight {
-				s.sched.edited(s.list)
+				s.sched.changed(s.list, change{kind: changeWeight})
 			}
 		}
 	}
@@ -252,7 +253,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 	for _, r := range c.Realservers {
 		if _, isNew := want[r.Address]; isNew {
 			s.list = append([]*Dest{b.enter(c.Name, r)}, s.list...)
-			s.sched.added(s.list)
+			s.sched.changed(s.list, change{kind: changeAdded})
 		}
 	}
 	settle(s.sched)
