@@ -39,6 +39,16 @@ func LookupScheduler(name string) (row Scheduler, ok bool) {
 	return schedulers[i], true
 }
 
+// SchedulersWithFlags returns the names of the schedulers that have flags.
+func SchedulersWithFlags() (names []string) {
+	for _, row := range schedulers {
+		if row.Flags {
+			names = append(names, row.Name)
+		}
+	}
+	return names
+}
+
 // Choice says which realserver the service's scheduler chooses.
 func (s *Service) Choice() string {
 	row, _ := LookupScheduler(s.Scheduler)

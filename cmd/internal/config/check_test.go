@@ -22,7 +22,7 @@ import (
 
 // TestChecks: every key of every type, with its defaults, and what a realserver says instead of its service.
 func TestChecks(t *testing.T) {
-	d, err := config.ParseDirector("x.toml", readTestdata(t, "checks.toml"), features())
+	d, err := config.ParseDirector("x.toml", readTestdata(t, "checks.toml"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestCheckDefaults(t *testing.T) {
 			File: "/a"},
 	} {
 		want.Interval, want.Timeout, want.Rise, want.Fall = 5*time.Second, 2*time.Second, 2, 3
-		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"), features())
+		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"))
 		if err != nil {
 			t.Error(err)
 			continue
@@ -136,7 +136,7 @@ func TestCheckDefaults(t *testing.T) {
 // service's runs a program here is no wish.
 func TestCheckAfterExec(t *testing.T) {
 	for via, direct := range map[string]bool{"": false, `, via = "direct"`: true} {
-		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"exec\", command = [\"/a\"]"+via+" }\nrealserver = [ { address = \"10.0.11.1\", check = { type = \"tcp\" } } ]\n"), features())
+		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"exec\", command = [\"/a\"]"+via+" }\nrealserver = [ { address = \"10.0.11.1\", check = { type = \"tcp\" } } ]\n"))
 		if err != nil {
 			t.Error(err)
 			continue
@@ -277,7 +277,7 @@ func TestCheckFaults(t *testing.T) {
 		)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			_, err := config.ParseDirector("x.toml", []byte(c.text))
 			wantFaults(t, err, c.want...)
 		})
 	}
@@ -300,8 +300,7 @@ func TestCA(t *testing.T) {
 	if err := os.WriteFile(path, []byte(ca), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"https\", ca = \""+path+"\" }\n"),
-		features())
+	d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"https\", ca = \""+path+"\" }\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +395,7 @@ func TestClientCertificate(t *testing.T) {
 			`cert: "cert.pem" is not an absolute path: ` + wantCert},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			d, err := config.ParseDirector("x.toml", []byte(c.text))
 			if c.fault != "" {
 				wantFaults(t, err, `service "web": check: `+c.fault)
 				return
@@ -463,7 +462,7 @@ func TestQuorumAndNotifyFaults(t *testing.T) {
 			[]string{`notify: mail: unknown key: want command, webhook or timeout`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			_, err := config.ParseDirector("x.toml", []byte(c.text))
 			if c.want == nil {
 				if err != nil {
 					t.Error(err)

@@ -13,15 +13,18 @@ package config
 import (
 	"errors"
 	"fmt"
-	"golang.org/x/sys/unix"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/balancer"
+	"vstun/encap"
 )
 
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
@@ -110,7 +113,7 @@ type Service struct {
 	VIPs           []netip.Addr // at least one, each once
 	Protocol       string       // "tcp", "udp" or "sctp"
 	Ports          []PortRange  // at least one; they do not overlap
-	Scheduler      string       // one of Features.Schedulers
+	Scheduler      string       // one of balancer.Schedulers
 	Flags          SchedulerFlags
 	Persistence    Persistence
 	OnePacket      bool            // UDP only: each packet is scheduled by itself
@@ -129,11 +132,8 @@ func (s *Service) IsRealserver(a netip.Addr) bool {
 	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.Address == a })
 }
 
-// SchedulerFlags are those of schedulers sh and mh; to others they mean nothing.
-type SchedulerFlags struct {
-	Port     bool // "sh-port", "mh-port"
-	Fallback bool // "sh-fallback", "mh-fallback"
-}
+// SchedulerFlags are the flags of schedulers that have any.
+type SchedulerFlags = balancer.Flags
 
 // Persistence sends all connections of a client to one realserver. The zero value is none.
 type Persistence struct {
@@ -142,17 +142,8 @@ type Persistence struct {
 	Netmask6 int           // and of IPv6 addresses, 1 to 128
 }
 
-// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last; or 0 and 0, which is every port.
-type PortRange struct{ First, Last uint16 }
-
-// String is "80", or "8000-8099" for a range of several ports.
-func (r PortRange) String() string {
-	first := strconv.Itoa(int(r.First))
-	if r.First == r.Last {
-		return first
-	}
-	return first + "-" + strconv.Itoa(int(r.Last))
-}
+// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last; or balancer.EveryPort.
+type PortRange = balancer.PortRange
 
 // RealserverRef is one [[service.realserver]]: a realserver as a service sees it.
 type RealserverRef struct {
@@ -165,53 +156,6 @@ type RealserverRef struct {
 
 	DrainOnFailure bool // when it fails it gets weight 0; else it leaves the service
 }
-
-// Check is how one finds out whether a realserver works: a [service.check], with what a [service.realserver.check] says
-// instead. Of what its type does not have it has the zero value.
-type Check struct {
-	Type     string        // tcp, http, https, dns, udp, ping, smtp, exec or file
-	Direct   bool          // the realserver's own address is checked; else the VIPs, through its tunnel
-	Port     uint16        // of all but ping, exec and file
-	Interval time.Duration // 100 ms to 24 h
-	Timeout  time.Duration // at most Interval
-	Rise     int           // so many successes in a row make it up
-	Fall     int           // so many failures in a row make it down
-	Up       bool          // what it is before its first results
-
-	Path   string        // of http and https
-	Host   string        // header; "": what is checked
-	Status []StatusRange // codes that are a success, at least one
-	Body   string        // regular expression; "": any
-	SNI    string        // of https; "": Host
-	CAFile string        // "": the system's authorities
-	CA     string        // what CAFile holds, PEM
-	Verify bool          // the certificate
-
-	CertFile string // of https: the client's own certificate; "": it has none
-	Cert     string // content of CertFile, PEM
-	KeyFile  string // "": CertFile
-	Key      string // its private key, PEM
-
-	Send      string // of tcp and udp
-	SendHex   string // in place of Send: "00 1f"
-	Expect    string // regular expression; "": nothing
-	ExpectHex string // in place of Expect: "00 1? ??"
-
-	Query     string // of dns: a domain name
-	QueryType string // "A"
-	Rcode     string // "NOERROR"
-	Records   int    // least number of records with NOERROR, 0 to 1000
-
-	Helo    string   // of smtp; "": the director's address
-	Command []string // of exec: an absolute path, and arguments
-
-	File    string // of file: an absolute path
-	Factor  int    // times the file's number is an offset of the weight. 0: a number other than 0 is a failure
-	Reverse bool   // use -Factor; with Factor 0, the number 0 alone is a failure
-}
-
-// StatusRange is HTTP status codes from First to Last, within 100 to 599.
-type StatusRange struct{ First, Last int }
 
 // Notify is the [notify] table: who is told of changes of health. The zero value but for Timeout is nobody.
 type Notify struct {
@@ -228,8 +172,8 @@ type Tunnel struct {
 	Checksum bool   // GRE's own, or UDP's; not of "ipip"
 }
 
-// Encaps are the tunnels' names.
-func Encaps() []string { return []string{"ipip", "gre", "gue", "fou"} }
+// Encaps returns the tunnels' names.
+func Encaps() []string { return encapsWith(func(encap.Kind) bool { return true }) }
 
 // MSSOff leaves the MSS, and the routes of answers, alone.
 const MSSOff = -1
@@ -255,18 +199,13 @@ type Realserver struct {
 	Warnings []string       // what of the file does not do what it seems to do, a line each in the form of Errors
 }
 
-// Features is what the program around this package can do, told by those who do it.
-type Features struct {
-	Schedulers []string // names of the schedulers
-}
-
 // LoadDirector reads and validates director.toml. Once the file can be read, an error is of type *Errors.
-func LoadDirector(path string, features Features) (*Director, error) {
+func LoadDirector(path string) (*Director, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return ParseDirector(path, text, features)
+	return ParseDirector(path, text)
 }
 
 // LoadRealserver reads and validates realserver.toml. Once the file can be read, an error is of type *Errors.

@@ -34,7 +34,7 @@ func checkQuorum(t *table, s *Service) {
 	sum, open := 0, false
 	for _, rs := range s.Realservers {
 		sum += rs.Weight
-		open = open || rs.Weight == 0 || rs.Check != nil && rs.Check.Type == "file"
+		open = open || rs.Weight == 0 || rs.Check != nil && rs.Check.Row().Weighs
 	}
 	if need := s.Quorum + s.Hysteresis; len(s.Realservers) > 0 && !open && need > sum && need > 1 {
 		t.faultAt("quorum", "%s is more than the weights of all realservers, %d: want at most that", quorumName(s), sum)
@@ -44,7 +44,7 @@ func checkQuorum(t *table, s *Service) {
 // warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight, or with one
 // that a file may raise, nor a sorry server.
 func warnUnserved(t *table, s *Service) {
-	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Type == "file" }
+	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Row().Weighs }
 	switch {
 	case s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, weighs):
 	case len(s.Realservers) == 0:

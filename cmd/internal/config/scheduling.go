@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/words"
 )
 
@@ -30,7 +31,10 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 // meaning for a scheduler that has none.
 func readFlags(t *table, scheduler string) SchedulerFlags {
 	var flags SchedulerFlags
-	offered := []string{"sh-port", "sh-fallback", "mh-port", "mh-fallback"}
+	var offered []string
+	for _, name := range balancer.SchedulersWithFlags() {
+		offered = append(offered, name+"-port", name+"-fallback")
+	}
 	v, _ := t.value("scheduler_flags")
 	list, ok := v.([]any)
 	if v != nil && !ok {
@@ -53,9 +57,9 @@ func readFlags(t *table, scheduler string) SchedulerFlags {
 		}
 		seen = append(seen, name)
 	}
-	if hasFlags := []string{"sh", "mh"}; len(list) > 0 && scheduler != "" && !slices.Contains(hasFlags, scheduler) {
+	if row, ok := balancer.LookupScheduler(scheduler); ok && !row.Flags && len(list) > 0 {
 		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler,
-			words.OneOf(hasFlags))
+			words.OneOf(balancer.SchedulersWithFlags()))
 	}
 	return flags
 }

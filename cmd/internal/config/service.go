@@ -8,12 +8,12 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/words"
 )
 
 // serviceReader reads the [[service]] tables and keeps what must be compared between them.
 type serviceReader struct {
-	features    Features
 	names       map[string]string     // name → position of the service that has it
 	vips        map[netip.Addr]*table // VIP → the first service that has it
 	claims      map[listener][]claim  // sorted and disjoint
@@ -39,12 +39,11 @@ type located struct {
 	address netip.Addr
 }
 
-func newServiceReader(features Features) *serviceReader {
+func newServiceReader() *serviceReader {
 	return &serviceReader{
-		features: features,
-		names:    map[string]string{},
-		vips:     map[netip.Addr]*table{},
-		claims:   map[listener][]claim{},
+		names:  map[string]string{},
+		vips:   map[netip.Addr]*table{},
+		claims: map[listener][]claim{},
 	}
 }
 
@@ -148,7 +147,7 @@ func (r *serviceReader) scheduler(t *table) string {
 	if !ok {
 		v = "wlc"
 	}
-	name, _ := t.choice("scheduler", v, r.features.Schedulers)
+	name, _ := t.choice("scheduler", v, balancer.Schedulers())
 	return name
 }
 

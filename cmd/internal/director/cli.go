@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vstun/balancer"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
@@ -91,7 +90,7 @@ func Command() *cobra.Command {
 
 // load reads and validates the configuration file.
 func load(file string) (*config.Director, error) {
-	cfg, err := config.LoadDirector(file, config.Features{Schedulers: balancer.Schedulers()})
+	cfg, err := config.LoadDirector(file)
 	if err != nil {
 		return nil, daemon.UsageError{Err: err}
 	}

@@ -109,7 +109,7 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	next := was.still(d.cfg)
 	for _, s := range seats {
 		is := configured[s]
-		if delete(next, s); weight >= 0 && (weight != is.Weight || is.Check != nil && is.Check.Type == "file") {
+		if delete(next, s); weight >= 0 && (weight != is.Weight || is.Check != nil && is.Check.Row().Weighs) {
 			next[s] = override{weight, is.Weight}
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // IPVSAdm imports what ipvsadm-save, or ipvsadm -S, prints, and what ipvsadm -R reads: a line for each service, "-A",
 // and each realserver, "-a". It also takes lines that begin with the program's name, as scripts have them.
 func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
-	p := &ipvsadm{plan: &plan{program: "ipvsadm", schedulers: options.Schedulers}, known: map[string]*service{},
+	p := &ipvsadm{plan: &plan{program: "ipvsadm"}, known: map[string]*service{},
 		lost: map[string]bool{}}
 	n := 0
 	for raw := range strings.Lines(string(text)) {

@@ -14,15 +14,14 @@ import (
 
 // Options is what an import has to know.
 type Options struct {
-	Schedulers []string // names of those that the director has
-	ConfigID   string   // keepalived's, for lines that begin with @
-	Include    bool     // keepalived's include may read files
+	ConfigID string // keepalived's, for lines that begin with @
+	Include  bool   // keepalived's include may read files
 }
 
 // Keepalived imports a keepalived.conf; file is its name in messages, and where files that it includes are looked for
 // from. Its syntax is that of keepalived.conf(5), its defaults are those of keepalived 2.
 func Keepalived(file string, text []byte, options Options) (*Import, error) {
-	p := &plan{program: "keepalived", schedulers: options.Schedulers}
+	p := &plan{program: "keepalived"}
 	r := &lineReader{id: options.ConfigID, include: options.Include, plan: p,
 		defs: map[string]string{"_INSTANCE": options.ConfigID, "_HASH": "#", "_BANG": "!"}}
 	if err := r.file(file, filepath.Dir(file), text, 0); err != nil {

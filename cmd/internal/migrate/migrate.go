@@ -45,19 +45,18 @@ func (p Place) fault(format string, args ...any) error {
 
 // plan is what is known of the new configuration while the old one is read.
 type plan struct {
-	program    string   // that made the source: "keepalived" or "ipvsadm"
-	schedulers []string // that the director has
-	services   []*service
-	marks      []*service // whose VIPs and ports only firewall marks know
-	timeouts   timeouts
-	scripts    []script
-	notes      []Note
-	said       map[Note]bool
-	noted      int   // notes, with those that are there twice
-	noteBytes  int   // of notes
-	more       bool  // there are more notes than are shown
-	work       int   // done for groups, see spend
-	tooMuch    error // of spend
+	program   string // that made the source: "keepalived" or "ipvsadm"
+	services  []*service
+	marks     []*service // whose VIPs and ports only firewall marks know
+	timeouts  timeouts
+	scripts   []script
+	notes     []Note
+	said      map[Note]bool
+	noted     int   // notes, with those that are there twice
+	noteBytes int   // of notes
+	more      bool  // there are more notes than are shown
+	work      int   // done for groups, see spend
+	tooMuch   error // of spend
 }
 
 // Bounds of the notes of an import.

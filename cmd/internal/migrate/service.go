@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/config"
 )
 
@@ -244,9 +245,9 @@ func unique(name string, taken map[string]int) string {
 
 // setScheduler takes a scheduler's name.
 func (p *plan) setScheduler(s *service, at Place, name string) {
-	if !slices.Contains(p.schedulers, name) {
+	if _, ok := balancer.LookupScheduler(name); !ok {
 		p.noteOf(s, at, "scheduler %q is unknown: wlc is in its place: choose among %s", name,
-			strings.Join(p.schedulers, " "))
+			strings.Join(balancer.Schedulers(), " "))
 		name = ""
 	}
 	s.scheduler = name
@@ -268,7 +269,7 @@ func (p *plan) addFlag(s *service, at Place, flag string) {
 
 // settledFlags are the flags as the service's scheduler calls them; one that has none gets none.
 func (s *service) settledFlags() (list []string) {
-	if s.scheduler != "sh" && s.scheduler != "mh" {
+	if row, _ := balancer.LookupScheduler(s.scheduler); !row.Flags {
 		return nil
 	}
 	for _, bit := range []struct{ flag, meaning string }{{"flag-2", "port"}, {"flag-1", "fallback"}} {
