@@ -169,7 +169,7 @@ func TestPortRangeString(t *testing.T) {
 	}
 }
 
-// TestFIFO: a FIFO that nobody writes to is an empty file, not a program that hangs at a reload.
+// TestFIFO: a FIFO without a writer is an empty file, not a program that hangs at a reload.
 func TestFIFO(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {

@@ -281,7 +281,8 @@ func TestDirectorFaults(t *testing.T) {
 			`path: ` + wantSocket}},
 		{"control long", director(`control = "/` + strings.Repeat("x", 107) + `"`), []string{`director: control: "/` +
 			strings.Repeat("x", 63) + `…" has 108 bytes: ` + wantSocket}},
-		{"log", director(`log = "INFO"`), []string{`director: log: "INFO" is unknown: want debug, info, warn or error`}},
+		{"log", director(`log = "INFO"`),
+			[]string{`director: log: "INFO" is unknown: want debug, info, warn or error`}},
 		{"log type", director(`log = 2021-01-01`), []string{`director: log: a date or time is of the wrong type: ` +
 			`want debug, info, warn or error`}},
 		{"metrics", director(`metrics = ":9464"`),
@@ -391,7 +392,8 @@ func TestDirectorFaults(t *testing.T) {
 		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip, ` +
 			`gre, gue or fou`}},
 		{"unknown in service", web("vips = 1"), []string{`service "web": vips: unknown key: did you mean vip?`}},
-		{"encap_port", web("encap_port = 0"), []string{`service "web": encap_port: 0 is out of range: want 1 to 65535`}},
+		{"encap_port", web("encap_port = 0"),
+			[]string{`service "web": encap_port: 0 is out of range: want 1 to 65535`}},
 
 		// Services against each other.
 		{"same service", second("b", `"198.51.100.80"`, "tcp", "80"), []string{
@@ -447,7 +449,8 @@ func TestDirectorFaults(t *testing.T) {
 				`the realserver's own address`,
 		}},
 		{"weight high", realserver("address = \"10.0.0.1\"\nweight = 65536"),
-			[]string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to 65535`}},
+			[]string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to ` +
+				`65535`}},
 		{"weight type", realserver("address = \"10.0.0.1\"\nweight = \"1\""),
 			[]string{`service "web": realserver "10.0.0.1": weight: "1" is of the wrong type: want 0 (drains it) to ` +
 				`65535`}},

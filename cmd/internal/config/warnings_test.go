@@ -129,7 +129,8 @@ func TestPrivilegedPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	for port, refused := range map[int]bool{1: least > 1, 80: least > 80, max(1, least): false, 9464: false} {
-		_, err := config.ParseDirector("x.toml", []byte("[director]\nmetrics = \"127.0.0.1:"+strconv.Itoa(port)+"\"\n"+served))
+		text := "[director]\nmetrics = \"127.0.0.1:" + strconv.Itoa(port) + "\"\n" + served
+		_, err := config.ParseDirector("x.toml", []byte(text))
 		if !refused {
 			if err != nil {
 				t.Error(err)

@@ -268,7 +268,8 @@ func TestInclude(t *testing.T) {
 		}
 	}
 	for name, text := range map[string]string{
-		"sub/service.conf":   "virtual_server 192.0.2.1 80 {\n protocol TCP\n lb_kind TUN\n include realserver.inc\n}\n",
+		"sub/service.conf": "virtual_server 192.0.2.1 80 {\n protocol TCP\n lb_kind TUN\n" +
+			" include realserver.inc\n}\n",
 		"sub/realserver.inc": "real_server 10.0.0.1 80 {\n}\n",
 		"sub/itself.inc":     "include *.inc\n",
 		"all.conf":           "includer sub\ninclude fifo\ninclude /dev/zero\nincludea sub/*.conf\n",

@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// service becomes a [[service]].
+// service is to be a [[service]].
 type service struct {
 	Place
 	source      string // what it was, for its comment
@@ -39,7 +39,7 @@ type persistence struct {
 	netmask6 int // of IPv6
 }
 
-// realserver becomes a [[service.realserver]].
+// realserver is to be a [[service.realserver]].
 type realserver struct {
 	Place
 	address      netip.Addr
