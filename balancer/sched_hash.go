@@ -68,8 +68,8 @@ func (s *dh) changed(list []*Dest, _ change) { s.table = fill(list, func(*Dest) 
 
 func (s *dh) clone() scheduler { return &dh{s.table} }
 
-// sh is source hashing (Linux net/netfilter/ipvs/ip_vs_sh.c): the realserver of the source's bucket. A realserver has as
-// many buckets as its weight, and one if that is 0.
+// sh is source hashing (Linux net/netfilter/ipvs/ip_vs_sh.c): the realserver of the source's bucket. A realserver has
+// as many buckets as its weight, and one if that is 0.
 type sh struct {
 	flags Flags
 	table *buckets

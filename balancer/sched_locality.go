@@ -10,10 +10,11 @@ import (
 )
 
 var local = []Scheduler{
-	{Name: "lblc", Choice: "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight",
-		make: func(kind) scheduler { return &lblc{newLocality()} }},
-	{Name: "lblcr", Choice: "of those that the VIP has the one with the fewest connections for its weight, if it is not " +
-		"crowded, else that of all", make: func(kind) scheduler { return &lblcr{newLocality()} }},
+	{Name: "lblc", make: func(kind) scheduler { return &lblc{newLocality()} },
+		Choice: "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight"},
+	{Name: "lblcr", make: func(kind) scheduler { return &lblcr{newLocality()} },
+		Choice: "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, " +
+			"else that of all"},
 }
 
 // locality is wlc with a memory of each destination address.

@@ -136,7 +136,8 @@ func TestCheckDefaults(t *testing.T) {
 // service's runs a program here is no wish.
 func TestCheckAfterExec(t *testing.T) {
 	for via, direct := range map[string]bool{"": false, `, via = "direct"`: true} {
-		d, err := config.ParseDirector("x.toml", []byte(goodService+`check = { type = "exec", command = ["/a"]`+via+" }\n"+
+		d, err := config.ParseDirector("x.toml", []byte(goodService+
+			`check = { type = "exec", command = ["/a"]`+via+" }\n"+
 			`realserver = [ { address = "10.0.11.1", check = { type = "tcp" } } ]`+"\n"))
 		if err != nil {
 			t.Error(err)

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer"
+	"vstun/balancer/health/notify"
 	"vstun/encap"
 )
 
@@ -161,11 +162,7 @@ type RealserverRef struct {
 }
 
 // Notify is the [notify] table: the receivers of changes of health. By default there is none.
-type Notify struct {
-	Command []string      // an absolute path, and arguments; nil: none
-	Webhook string        // URL; "": none
-	Timeout time.Duration // 100 ms to 5 min
-}
+type Notify = notify.Config
 
 // Tunnel is a tunnel to a realserver.
 type Tunnel struct {

@@ -88,7 +88,8 @@ func TestSchedulingFaults(t *testing.T) {
 func TestEveryPort(t *testing.T) {
 	all := strings.Replace(goodService, "port = 80", "port = 0", 1)
 	other := strings.Replace(all, `"web"`, `"other"`, 1)
-	if _, err := config.ParseDirector("x.toml", []byte(all+strings.Replace(goodService, `"web"`, `"http"`, 1))); err != nil {
+	http := strings.Replace(goodService, `"web"`, `"http"`, 1)
+	if _, err := config.ParseDirector("x.toml", []byte(all+http)); err != nil {
 		t.Errorf("a port of every port: %v", err)
 	}
 	_, err := config.ParseDirector("x.toml", []byte(all+other))

@@ -79,8 +79,8 @@ func checkTunnels(t *table, n Tunnel, realservers []RealserverRef) {
 			only(encap.Kind.UDP))
 	}
 	if n.Checksum && !some(encap.Kind.HasChecksum) {
-		t.faultAt("encap_checksum", "%s has no checksum, and all tunnels of this service are %s: leave it out, or use %s",
-			n.Encap, n.Encap, words.OneOf(encapsWith(encap.Kind.HasChecksum)))
+		t.faultAt("encap_checksum", "%s has no checksum, and all tunnels of this service are %s: leave it out, or use "+
+			"%s", n.Encap, n.Encap, words.OneOf(encapsWith(encap.Kind.HasChecksum)))
 	}
 }
 

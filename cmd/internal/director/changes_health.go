@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 )
 
@@ -63,7 +63,7 @@ func (l difference) notify(was, is *config.Notify) {
 	l = l.in("notify")
 	l.compare("command", none(config.CommandLine(was.Command)), none(config.CommandLine(is.Command)))
 	if was.Webhook != is.Webhook { // whose path may be a secret
-		l.note("webhook", none(health.WebhookHost(was.Webhook)), none(health.WebhookHost(is.Webhook)))
+		l.note("webhook", none(notify.WebhookHost(was.Webhook)), none(notify.WebhookHost(is.Webhook)))
 	}
 	l.compare("timeout", was.Timeout, is.Timeout)
 }

@@ -21,6 +21,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
@@ -68,7 +69,7 @@ type director struct {
 	monitor  *health.Monitor
 	limit    int // of descriptors
 	room     int // of them for checks
-	notifier *health.Notifier
+	notifier *notify.Notifier
 	pinger   *tunneldial.Pinger
 	known    atomic.Pointer[ways] // for probes
 
@@ -140,11 +141,11 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 		return nil, err
 	}
 	d.monitor = health.New(d.healthChanged)
-	d.notifier = health.NewNotifier(func(err error) {
+	d.notifier = notify.New(func(err error) {
 		d.log.Error("somebody is not told of a change of health", "error",
 			err)
 	})
-	d.notifier.Set(health.Notify(cfg.Notify))
+	d.notifier.Set(cfg.Notify)
 	if err := d.monitor.Set(subjects(cfg, d.wayOf)); err != nil {
 		return nil, err
 	}

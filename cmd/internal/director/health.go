@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 )
@@ -124,7 +125,7 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 	case c.Weighed:
 		d.log.Info("realserver weight", "service", c.Service, "realserver", c.Realserver, "offset", c.Offset, "check",
 			c.Reason)
-	case c.Blind:
+	case c.Inconclusive:
 		d.log.Error("a realserver is not checked any more, and stays "+upDown(c.Up), "service", c.Service, "realserver",
 			c.Realserver, "check", c.Reason)
 	case c.Up:
@@ -132,14 +133,14 @@ func (d *director) realserverChanged(c health.Change, logged bool) {
 	default:
 		d.log.Warn("realserver down", "service", c.Service, "realserver", c.Realserver, "check", c.Reason)
 	}
-	if c.Blind || c.Weighed {
+	if c.Inconclusive || c.Weighed {
 		return
 	}
 	old := upDown(!c.Up)
 	if c.First {
 		old = unknown
 	}
-	d.tell(health.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(),
+	d.tell(notify.Event{Time: c.Time, Kind: "realserver", Service: c.Service, Realserver: c.Realserver.String(),
 		Old: old, New: upDown(c.Up), Reason: c.Reason})
 }
 
@@ -165,7 +166,7 @@ func (d *director) serviceChanged(s *config.Service, was *standing, is standing)
 	default:
 		d.log.Warn("service down", "service", s.Name, "reason", reason)
 	}
-	d.tell(health.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: old, New: upDown(is.up),
+	d.tell(notify.Event{Time: time.Now(), Kind: "service", Service: s.Name, Old: old, New: upDown(is.up),
 		Reason: reason})
 }
 
@@ -187,9 +188,9 @@ func watched(s *config.Service) bool {
 }
 
 // tell tells the outside about an event.
-func (d *director) tell(e health.Event) {
+func (d *director) tell(e notify.Event) {
 	if d.notifier != nil {
-		d.notifier.Tell(e)
+		d.notifier.Send(e)
 	}
 }
 

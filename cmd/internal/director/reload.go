@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
@@ -104,7 +103,7 @@ func (d *director) apply(cfg *config.Director) (err error) {
 	d.monitor.Begin() // not before the balancer and probes know the paths to new realservers
 	d.cfg = cfg
 	d.level.Set(cfg.Log)
-	d.notifier.Set(health.Notify(cfg.Notify))
+	d.notifier.Set(cfg.Notify)
 	d.releaseVIPs()
 	d.loosen()
 	d.warnOfChecks()

@@ -226,8 +226,8 @@ func (k *keepalived) virtualServer(block *statement) {
 	case "group":
 		group, ok := k.groups[block.arg(2)]
 		if !ok {
-			k.note(block.Place, "%s: there is no such virtual_server_group: left out: write the group, or its addresses",
-				source)
+			k.note(block.Place, "%s: there is no such virtual_server_group: left out: write the group, or its "+
+				"addresses", source)
 			return
 		}
 		parts := k.group(group)
