@@ -22,7 +22,7 @@ type Balancer struct {
 	mu       sync.Mutex // Apply, and what follows
 	numbers  []*Dest    // by number; nil: free
 	free     []uint32   // numbers
-	leaving  map[seatKey]*leaver
+	retired  map[realserverID]*retired
 	probed   map[Target]*probed // by key
 	services map[string]*service
 	last     uint32 // number of the service that was named last
@@ -55,10 +55,11 @@ type service struct {
 // for its counts, which it shares with those that stand for the same realserver in other snapshots.
 type Dest struct {
 	Realserver
-	Via    method.Method // how packets get to it; nil: they can't, see Reachable
-	number uint32        // in the connection table
-	counts *conntab.Counts
-	stats  *destStats
+	Via      method.Method // how packets get to it; nil: they can't, see Reachable
+	overhead int           // Via's
+	number   uint32        // in the connection table
+	counts   *conntab.Counts
+	stats    *destStats
 }
 
 // destStats is counted from the realserver's first snapshot to its last.
@@ -82,8 +83,8 @@ func (d *Dest) Count(worker, n int) {
 	t.bytes.Add(uint64(n))
 }
 
-// overhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
-func (d *Dest) overhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
+// connOverhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
+func (d *Dest) connOverhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
 
 // forgetAfter is how long a realserver that has left keeps its number after its last connection. It is far longer than
 // any packet takes that was begun under an old snapshot.
@@ -92,7 +93,7 @@ const forgetAfter = time.Minute
 // New makes a Balancer without services over table, for packets of so many workers.
 func New(table *conntab.Table, workers int) *Balancer {
 	b := &Balancer{table: table, workers: workers,
-		leaving: map[seatKey]*leaver{}, probed: map[Target]*probed{}, services: map[string]*service{}}
+		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
 }
@@ -132,7 +133,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	for name, s := range former {
 		if b.services[name] == nil {
 			for _, d := range slices.Concat(s.list, s.down) {
-				b.leave(d)
+				b.retire(d)
 			}
 		}
 	}
@@ -158,7 +159,7 @@ func (b *Balancer) unchanged(cfg Config) bool {
 
 // needs is the most numbers that cfg can take, beside those that are leaving.
 func (b *Balancer) needs(cfg Config) int {
-	n := len(b.leaving) + len(b.probed) + len(cfg.Probed)
+	n := len(b.retired) + len(b.probed) + len(cfg.Probed)
 	for i := range b.services {
 		n += len(b.services[i].list) + len(b.services[i].down)
 	}
@@ -218,7 +219,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		if _, stays := fail[d.Address]; stays {
 			return false
 		}
-		b.leave(d) // and comes back at once if it is up again
+		b.retire(d) // and comes back at once if it is up again
 		return true
 	})
 	for i := len(s.list) - 1; i >= 0; i-- {
@@ -226,7 +227,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		if _, stays := want[d.Address]; !stays {
 			s.list = append(s.list[:i:i], s.list[i+1:]...)
 			s.sched.changed(s.list, change{changeRemoved, i})
-			b.leave(d)
+			b.retire(d)
 		}
 	}
 	for i, d := range s.list {

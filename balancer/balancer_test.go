@@ -15,6 +15,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var vip = netip.MustParseAddr("198.51.100.80")
@@ -51,9 +52,9 @@ func flow(n int, flags uint8) *packet.Info {
 
 // to is the last byte of the realserver's address that a packet goes to, or the reason of its drop.
 func to(b *Balancer, p *packet.Info) string {
-	d, drop := b.Snapshot().Decide(p, 0)
-	if drop != packet.Accept {
-		return drop.String()
+	d, reason := b.Snapshot().Decide(p, 0)
+	if reason != drop.Accept {
+		return reason.String()
 	}
 	return fmt.Sprint(d.Address.As4()[3])
 }
@@ -95,9 +96,9 @@ func TestNoWayOverIPv6(t *testing.T) {
 	}
 	six.Source = netip.MustParseAddr("fd00::1")
 	apply(t, b, web("rr", six))
-	d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
-	if drop != packet.Accept || !d.Reachable() || d.Via.Overhead() != 40 || d.Inner() != 1460 {
-		t.Errorf("with a source: %v", drop)
+	d, reason := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
+	if reason != drop.Accept || !d.Reachable() || d.Overhead() != 40 || d.Inner() != 1460 {
+		t.Errorf("with a source: %v", reason)
 	}
 }
 
@@ -232,17 +233,17 @@ func TestRerouteOverIPv6(t *testing.T) {
 		six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1,
 			Config: method.Config{Source: way.Source, MTU: 1500}}
 		b := newBalancer(t, web("rr", six))
-		if _, drop := b.Snapshot().Decide(flow(1, packet.FlagSYN), 0); drop != packet.Accept {
-			t.Fatal(drop)
+		if _, reason := b.Snapshot().Decide(flow(1, packet.FlagSYN), 0); reason != drop.Accept {
+			t.Fatal(reason)
 		}
 		six.Source = last
 		apply(t, b, web("rr", six))
 		apply(t, b, web("rr"))
 		b.Reroute(map[netip.Addr]Path{six.Address: way})
 		six.Source = way.Source
-		d, drop := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
-		if drop != packet.Accept || d.Realserver != six || !reflect.DeepEqual(d.Via, via(six.Target())) {
-			t.Errorf("%s: %v, %+v", name, drop, d)
+		d, reason := b.Snapshot().Decide(flow(1, packet.FlagACK), 0)
+		if reason != drop.Accept || d.Realserver != six || !d.Reachable() || d.Source != way.Source {
+			t.Errorf("%s: %v, %+v", name, reason, d)
 		}
 		if s := b.Snapshot(); s.Find(flow(1, packet.FlagACK).Flow, 0) != d || s.DestsByAddr(six.Address)[0] != d {
 			t.Errorf("%s: it is not what is found", name)
@@ -343,7 +344,7 @@ func TestNumbersAreFreed(t *testing.T) {
 		t.Fatal("a number is freed too early")
 	}
 	b.forget(time.Now().Add(5 * forgetAfter))
-	if b.numbers[0] != nil || len(b.leaving) != 0 {
+	if b.numbers[0] != nil || len(b.retired) != 0 {
 		t.Fatal("the number is not freed")
 	}
 	apply(t, b, web("rr", rs(2, 1), rs(3, 1)))
@@ -474,11 +475,11 @@ func TestOptionsOfSnapshot(t *testing.T) {
 	if before.Silent() || !after.Silent() {
 		t.Error("both snapshots have the same options")
 	}
-	if _, drop := before.Decide(flow(1, packet.FlagACK), 0); drop != packet.DropNoConnection {
-		t.Errorf("an ACK of no connection: %v", drop)
+	if _, reason := before.Decide(flow(1, packet.FlagACK), 0); reason != drop.NoConnection {
+		t.Errorf("an ACK of no connection: %v", reason)
 	}
-	if _, drop := after.Decide(flow(1, packet.FlagACK), 0); drop != packet.Accept {
-		t.Errorf("an ACK of no connection, with SloppyTCP: %v", drop)
+	if _, reason := after.Decide(flow(1, packet.FlagACK), 0); reason != drop.Accept {
+		t.Errorf("an ACK of no connection, with SloppyTCP: %v", reason)
 	}
 	if err := b.Apply(cfg); err != nil || b.Snapshot() != after {
 		t.Errorf("the same again makes another snapshot, %v", err)
@@ -489,7 +490,7 @@ func TestOptionsOfSnapshot(t *testing.T) {
 	if err := b.Apply(cfg); err == nil || b.Snapshot() != after {
 		t.Errorf("a refused configuration: %v", err)
 	}
-	if _, drop := b.Snapshot().Decide(flow(2, packet.FlagACK), 0); drop != packet.Accept {
-		t.Errorf("after it an ACK of no connection: %v", drop)
+	if _, reason := b.Snapshot().Decide(flow(2, packet.FlagACK), 0); reason != drop.Accept {
+		t.Errorf("after it an ACK of no connection: %v", reason)
 	}
 }

@@ -6,59 +6,66 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
-// Decide returns the realserver that a packet goes to, or why the packet is dropped. Packets of a known connection go to
-// its realserver. For a new connection the service's scheduler chooses one, and the connection table remembers it. Flows
-// of a down realserver that can be restarted (UDP datagrams, unanswered SYNs) are rescheduled. It allocates nothing and
-// is called once for each packet of TCP, UDP or SCTP.
-func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, packet.Drop) {
+// Decide returns the realserver that a packet goes to, or why the packet is dropped. Packets of a known connection go
+// to its realserver. For a new connection the service's scheduler chooses one, and the connection table remembers it.
+// Flows of a down realserver that can be restarted (UDP datagrams, unanswered SYNs) are rescheduled. Decide allocates
+// nothing and is called once for each packet of TCP, UDP or SCTP.
+func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason) {
 	return s.decide(p, now, nil)
 }
 
 // decide is Decide. With a trace, it notes there how it decides, and changes nothing: neither table nor scheduler.
-func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, packet.Drop) {
-	d, drop := s.choose(p, now, t)
-	if drop != packet.Accept {
-		return nil, drop
+func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
+	d, reason := s.choose(p, now, t)
+	if reason != drop.Accept {
+		return nil, reason
 	}
 	if t != nil {
 		t.Chosen = d.Address
 	}
 	if !d.Reachable() {
-		return nil, packet.DropSendError
+		return nil, drop.SendError
 	}
-	return d, packet.Accept
+	return d, drop.Accept
 }
 
 // choose is decide, whether packets can get to the realserver or not.
-func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, packet.Drop) {
-	n, result := s.lookup(p, now, t)
+func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
+	var n uint32
+	var result conntab.Result
+	if t == nil {
+		n, result = s.table.Packet(p, now)
+	} else {
+		n, result = t.lookup(s, p, now)
+	}
 	switch result {
 	case conntab.Hit:
-		if d, drop := s.dest(n); drop != packet.Accept || !d.Down || !s.restart(p, n, t) {
-			return d, drop
+		if d, reason := s.dest(n); reason != drop.Accept || !d.Down || !s.restart(p, n, t) {
+			return d, reason
 		}
 		result = conntab.Miss
 	case conntab.Gone:
-		if d, drop := s.dest(n); drop == packet.Accept && d.Down && s.restart(p, n, t) {
+		if d, reason := s.dest(n); reason == drop.Accept && d.Down && s.restart(p, n, t) {
 			result = conntab.Miss
 		}
 	}
 	svc := s.service(p)
 	switch {
 	case result == conntab.Gone:
-		return nil, packet.DropRemoved
+		return nil, drop.Removed
 	case svc == nil:
-		return nil, packet.DropNoService
+		return nil, drop.NoService
 	case result == conntab.Refused:
-		return nil, packet.DropNoConnection
+		return nil, drop.NoConnection
 	case svc.config.Persistence.Timeout > 0:
 		return s.persistent(svc, p, now, t)
 	}
 	d := svc.pick(p, now, t)
 	if d == nil {
-		return nil, packet.DropNoRealserver
+		return nil, drop.NoRealserver
 	}
 	return s.connect(svc, d, 0, p, now, t)
 }
@@ -66,14 +73,6 @@ func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, p
 // service returns the service that p is for, nil for none.
 func (s *Snapshot) service(p *packet.Info) *service {
 	return s.vips[p.Flow.Dst].find(p.Flow.Proto, p.Flow.DstPort)
-}
-
-// lookup looks for the connection of p's flow.
-func (s *Snapshot) lookup(p *packet.Info, now conntab.Ticks, t *Trace) (uint32, conntab.Result) {
-	if t != nil {
-		return t.lookup(s, p, now)
-	}
-	return s.table.Packet(p, now)
 }
 
 // restart ends the connection of p's flow to the realserver with number n, which is down, if p can restart the flow.
@@ -95,35 +94,35 @@ func (svc *service) pick(p *packet.Info, now conntab.Ticks, t *Trace) *Dest {
 
 // connect remembers that p's connection goes to d. template is held, or 0.
 func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks,
-	t *Trace) (*Dest, packet.Drop) {
+	t *Trace) (*Dest, drop.Reason) {
 	if t != nil {
-		return d, packet.Accept
+		return d, drop.Accept
 	}
 	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
 		if template != 0 {
 			s.table.Release(template)
 		}
 		d.stats.connections.Add(1)
-		return d, packet.Accept
+		return d, drop.Accept
 	}
 	switch n, result := s.table.Insert(p, d.number, template, now); result {
 	case conntab.Full:
-		return nil, packet.DropTableFull
+		return nil, drop.TableFull
 	case conntab.Hit: // another worker was faster
 		return s.dest(n)
 	}
 	d.bound()
 	d.stats.connections.Add(1)
-	return d, packet.Accept
+	return d, drop.Accept
 }
 
 // persistent is choose for a new connection to a service whose clients stay with their realservers (Linux ip_vs_core.c,
 // ip_vs_sched_persist). One service has one template for a client, whatever its VIPs and ports.
-func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, packet.Drop) {
+func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
 	client := svc.client(p.Flow.Src)
 	n, template, result := s.template(client, svc, now, t)
 	if result == conntab.Hit {
-		if d, drop := s.dest(n); drop == packet.Accept && s.keeps(d) {
+		if d, reason := s.dest(n); reason == drop.Accept && s.keeps(d) {
 			if t != nil {
 				t.Kept = true
 			}
@@ -139,19 +138,20 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks, t
 		s.table.Forget(client, svc.number, template)
 		fallthrough
 	case d == nil:
-		return nil, packet.DropNoRealserver
+		return nil, drop.NoRealserver
 	case t != nil:
-		return d, packet.Accept
+		return d, drop.Accept
 	}
-	n, template, result = s.table.PutTemplate(client, svc.number, d.number, svc.config.Persistence.Timeout, template, now)
+	timeout := svc.config.Persistence.Timeout
+	n, template, result = s.table.PutTemplate(client, svc.number, d.number, timeout, template, now)
 	switch result {
 	case conntab.Full:
-		return nil, packet.DropTableFull
+		return nil, drop.TableFull
 	case conntab.Hit: // another worker was faster
-		var drop packet.Drop
-		if d, drop = s.dest(n); drop != packet.Accept {
+		var reason drop.Reason
+		if d, reason = s.dest(n); reason != drop.Accept {
 			s.table.Release(template)
-			return nil, drop
+			return nil, reason
 		}
 	}
 	return s.connect(svc, d, template, p, now, t)
@@ -193,15 +193,15 @@ func (s *service) client(a netip.Addr) netip.Addr {
 func (s *Snapshot) Prefetch(p *packet.Info) uint8 { return s.table.Prefetch(p) }
 
 // dest is the realserver with number n of the connection table.
-func (s *Snapshot) dest(n uint32) (*Dest, packet.Drop) {
+func (s *Snapshot) dest(n uint32) (*Dest, drop.Reason) {
 	if int(n) < len(s.dests) && s.dests[n] != nil {
-		return s.dests[n], packet.Accept
+		return s.dests[n], drop.Accept
 	}
 	// A worker with a newer snapshot has made this connection since the batch began.
 	if latest := s.balancer.Snapshot(); latest != s {
 		return latest.dest(n)
 	}
-	return nil, packet.DropNoRealserver
+	return nil, drop.NoRealserver
 }
 
 // Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for

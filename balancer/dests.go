@@ -7,14 +7,14 @@ import (
 	"vstun/balancer/method"
 )
 
-// seatKey is what a realserver of a service is known by.
-type seatKey struct {
+// realserverID is the identity of a realserver of a service.
+type realserverID struct {
 	service string
 	address netip.Addr
 }
 
-// leaver is a realserver that has left the configuration, and when it was last known to have connections.
-type leaver struct {
+// retired is a realserver that has left the configuration, and when it was last known to have connections.
+type retired struct {
 	dest  *Dest
 	since time.Time
 }
@@ -22,15 +22,15 @@ type leaver struct {
 // enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and
 // counts, or a fresh one.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
-	if l := b.leaving[seatKey{service, r.Address}]; l != nil {
-		delete(b.leaving, seatKey{service, r.Address})
+	if l := b.retired[realserverID{service, r.Address}]; l != nil {
+		delete(b.retired, realserverID{service, r.Address})
 		return b.replace(l.dest, r)
 	}
-	return b.replace(b.seat(service), r)
+	return b.replace(b.newDest(service), r)
 }
 
-// seat returns a Dest with a number of its own, and nothing else.
-func (b *Balancer) seat(service string) *Dest {
+// newDest returns a Dest with a number of its own, and nothing else.
+func (b *Balancer) newDest(service string) *Dest {
 	n := uint32(len(b.numbers))
 	if last := len(b.free) - 1; last >= 0 {
 		n = b.free[last]
@@ -47,53 +47,51 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	if r.Upper == 0 || r.Upper > d.Upper { // Linux ip_vs_ctl.c, __ip_vs_update_dest
 		d.stats.overloaded.Store(false)
 	}
-	next := &Dest{Realserver: r, Via: via(r.Target()), number: d.number, counts: d.counts, stats: d.stats}
+	next := &Dest{number: d.number, counts: d.counts, stats: d.stats}
+	next.reachAs(r)
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
 	b.numbers[d.number] = next
 	return next
 }
 
-// via is the method by which t gets packets, nil without a source where one is needed: see Dest.Reachable.
-func via(t Target) method.Method {
-	m, err := method.New(t.Address, t.Config)
-	if err != nil {
-		return nil
+// reachAs gives d r's parameters, and the method by which r gets packets: none without a source where one is needed.
+func (d *Dest) reachAs(r Realserver) {
+	d.Realserver, d.Via, d.overhead = r, nil, 0
+	if m, err := method.New(r.Address, r.Config); err == nil {
+		d.Via, d.overhead = m, m.Overhead()
 	}
-	return m
 }
 
 // Reachable reports whether packets can get to d. Over IPv6, and with a UDP checksum over IPv4, they can't without a
 // source address: while none is configured and the kernel has no route. Otherwise the kernel refuses each packet then.
 func (d *Dest) Reachable() bool { return d.Via != nil }
 
-// Inner is the largest packet that gets to d whole, in bytes.
-func (d *Dest) Inner() int {
-	if d.Via == nil {
-		return d.MTU
-	}
-	return d.MTU - d.Via.Overhead()
-}
+// Overhead is the number of bytes that packets to d get longer by.
+func (d *Dest) Overhead() int { return d.overhead }
 
-// leave notes that d has left the configuration. Its connections go on.
-func (b *Balancer) leave(d *Dest) {
-	b.leaving[seatKey{d.stats.service, d.Address}] = &leaver{d, time.Now()}
+// Inner is the largest packet that gets to d whole, in bytes.
+func (d *Dest) Inner() int { return d.MTU - d.overhead }
+
+// retire notes that d has left the configuration. Its connections go on.
+func (b *Balancer) retire(d *Dest) {
+	b.retired[realserverID{d.stats.service, d.Address}] = &retired{d, time.Now()}
 	d.counts.SetState(true, false)
 }
 
-// forget frees the numbers of those that have left, and have no connections any more.
+// forget frees the numbers of retired realservers that have no connections any more.
 func (b *Balancer) forget(now time.Time) {
-	for key, l := range b.leaving {
+	for key, l := range b.retired {
 		c := l.dest.counts
 		switch {
 		case c.Active()+c.Inactive()+c.Templates() > 0:
 			l.since = now
 		case now.Sub(l.since) > forgetAfter:
-			delete(b.leaving, key)
+			delete(b.retired, key)
 			b.release(l.dest)
 		}
 	}
 	for key, p := range b.probed {
-		if p.left.IsZero() || now.Sub(p.left) <= forgetAfter || p.dest.counts.Inactive() > 0 {
+		if p.endedAt.IsZero() || now.Sub(p.endedAt) <= forgetAfter || p.dest.counts.Inactive() > 0 {
 			continue
 		}
 		delete(b.probed, key)

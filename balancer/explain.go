@@ -6,6 +6,7 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // Trace is how a decision comes about.
@@ -50,7 +51,7 @@ func (t *Trace) template(s *Snapshot, client netip.Addr, svc *service, now connt
 // Explanation is where a packet goes, and why.
 type Explanation struct {
 	Trace
-	Drop       packet.Drop    // why the packet is dropped; Accept: it is not
+	Drop       drop.Reason    // why the packet is dropped; Accept: it is not
 	Service    *ServiceStatus // nil: no service has VIP, protocol and port
 	Candidates []Candidate    // the service's realservers, in the order of the configuration
 }

@@ -12,6 +12,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestExplainForesees: for every scheduler, with and without persistence, Explain says what Decide does next, and
@@ -63,23 +64,23 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 				t.Fatalf("step %d: the table has changed:\n%v\n%v", step, before, after)
 			}
 		}
-		d, drop := asked.Snapshot().Decide(p, now)
+		d, reason := asked.Snapshot().Decide(p, now)
 		fresh := e.Connection == nil || e.Fate != conntab.Followed
 		if scheduler != "twos" || !fresh {
-			if drop != e.Drop || drop == packet.Accept && d.Address != e.Chosen {
-				t.Fatalf("step %d: %v, %v is foreseen, and it is %+v, %v", step, e.Chosen, e.Drop, d, drop)
+			if reason != e.Drop || reason == drop.Accept && d.Address != e.Chosen {
+				t.Fatalf("step %d: %v, %v is foreseen, and it is %+v, %v", step, e.Chosen, e.Drop, d, reason)
 			}
 			if !fresh && e.Chosen != e.Connection.Realserver {
 				t.Fatalf("step %d: a connection to %v, but %v is foreseen", step, e.Connection.Realserver, e.Chosen)
 			}
 		}
-		if drop == packet.Accept {
+		if reason == drop.Accept {
 			chosen[d.Address]++
 		}
 		if scheduler != "twos" {
-			if d2, drop2 := other.Snapshot().Decide(p, now); drop2 != drop || drop == packet.Accept &&
+			if d2, drop2 := other.Snapshot().Decide(p, now); drop2 != reason || reason == drop.Accept &&
 				d2.Address != d.Address {
-				t.Fatalf("step %d: %v, %v; the one that nobody asks has %v, %v", step, d, drop, d2, drop2)
+				t.Fatalf("step %d: %v, %v; the one that nobody asks has %v, %v", step, d, reason, d2, drop2)
 			}
 		}
 		if step%20 == 0 {
@@ -110,7 +111,7 @@ func TestExplainRefusals(t *testing.T) {
 	b := newBalancer(t, four, six)
 	to(b, flow(1, packet.FlagSYN))
 	e := b.Snapshot().Explain(flow(2, packet.FlagSYN), 0)
-	if e.Drop != packet.DropNoRealserver || e.Chosen.IsValid() || e.Connection != nil || !e.Candidates[1].Overloaded ||
+	if e.Drop != drop.NoRealserver || e.Chosen.IsValid() || e.Connection != nil || !e.Candidates[1].Overloaded ||
 		e.Candidates[0].Overloaded || e.Candidates[1].Inner != 1480 {
 		t.Errorf("all are drained or full: %+v", e)
 	}
@@ -119,12 +120,12 @@ func TestExplainRefusals(t *testing.T) {
 		t.Errorf("a connection: %+v", e)
 	}
 	p.Flow.DstPort = 8001
-	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropSendError || e.Candidates[0].Reachable ||
+	if e := b.Snapshot().Explain(p, 0); e.Drop != drop.SendError || e.Candidates[0].Reachable ||
 		e.Service.Name != "six" {
 		t.Errorf("without a source: %+v", e)
 	}
 	p.Flow.DstPort = 81
-	if e := b.Snapshot().Explain(p, 0); e.Drop != packet.DropNoService || e.Service != nil {
+	if e := b.Snapshot().Explain(p, 0); e.Drop != drop.NoService || e.Service != nil {
 		t.Errorf("without a service: %+v", e)
 	}
 	if doors := b.Snapshot().VirtualPorts(vip); len(doors) != 2 || doors[1].Service != "six" ||

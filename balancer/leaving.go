@@ -5,34 +5,34 @@ import (
 	"slices"
 )
 
-// Path is what the kernel knows of the way to a realserver.
+// Path is what the kernel knows of the path to a realserver.
 type Path struct {
 	MTU int // largest packet, in bytes
-	// that a tunnel has as its source which has one already, or needs one; the zero Addr: none is known
+	// Source is for tunnels that have a source already, or need one; the zero Addr: none is known.
 	Source netip.Addr
 }
 
-// Reroute takes over the ways to realservers that have left, by address: Apply knows those of the others. What is not
-// in ways stays.
-func (b *Balancer) Reroute(ways map[netip.Addr]Path) {
+// Reroute takes over new paths to retired realservers, by address. Paths to the others come with Apply. Realservers
+// that are not in paths keep theirs.
+func (b *Balancer) Reroute(paths map[netip.Addr]Path) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	changed := false
-	for _, l := range b.leaving {
+	for _, l := range b.retired {
 		r := l.dest.Realserver
-		way, known := ways[r.Address]
+		path, known := paths[r.Address]
 		if !known {
 			continue
 		}
-		r.MTU = way.MTU
-		if way.Source.IsValid() && (r.Source.IsValid() || !l.dest.Reachable()) {
-			r.Source = way.Source
+		r.MTU = path.MTU
+		if path.Source.IsValid() && (r.Source.IsValid() || !l.dest.Reachable()) {
+			r.Source = path.Source
 		}
 		if r == l.dest.Realserver {
 			continue
 		}
 		next := *l.dest
-		next.Realserver, next.Via = r, via(r.Target())
+		next.reachAs(r)
 		l.dest, b.numbers[next.number] = &next, &next
 		changed = true
 	}

@@ -17,6 +17,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // The recordings in testdata/oracle/sched hold what a real kernel's IPVS decided; each is replayed event by event.
@@ -226,15 +227,15 @@ func decide(b *Balancer, svc *Service, e *oracleEvent, now conntab.Ticks) (to, r
 	} else {
 		p.TCPFlags = tcpFlags(e.Flags)
 	}
-	d, drop := b.Snapshot().Decide(&p, now)
+	d, reason := b.Snapshot().Decide(&p, now)
 	switch {
-	case drop == packet.Accept:
+	case reason == drop.Accept:
 		return d.Address.String(), ""
-	case drop == packet.DropNoConnection && p.TCPFlags&packet.FlagRST == 0:
+	case reason == drop.NoConnection && p.TCPFlags&packet.FlagRST == 0:
 		return "none", "tcp-rst"
-	case drop == packet.DropNoRealserver && src.Addr().Is4():
+	case reason == drop.NoRealserver && src.Addr().Is4():
 		return "none", "icmp 3/3"
-	case drop == packet.DropNoRealserver:
+	case reason == drop.NoRealserver:
 		return "none", "icmp 1/4"
 	}
 	return "none", ""

@@ -10,14 +10,14 @@ import (
 	"vstun/encap/packet"
 )
 
-// A probe travels the way of a client's packets, through the tunnel of the realserver that it is for: its flow is
-// pinned in the connection table before it begins. What it is pinned to is a Dest of its own, in no service's list,
-// which weights, thresholds and the end of a service don't touch, and whose flows are nobody's connections.
+// A probe takes the path of a client's packets, through the tunnel of the realserver that it checks: its flow is pinned
+// in the connection table before it begins. It is pinned to a Dest of its own, in no service's list. Weights,
+// thresholds and the end of a service don't touch that Dest, and its flows count as no service's connections.
 
 // probed is a target, and since when it is none any more.
 type probed struct {
-	dest *Dest
-	left time.Time
+	dest    *Dest
+	endedAt time.Time
 }
 
 // probe takes over which targets there are. Flows that are pinned to one that has left end there.
@@ -28,21 +28,21 @@ func (b *Balancer) probe(targets []Target) {
 		stays[t.key()] = true
 		p := b.probed[t.key()]
 		if p == nil {
-			p = &probed{dest: b.seat("")}
+			p = &probed{dest: b.newDest("")}
 			p.dest.counts.SetState(false, false)
 			b.probed[t.key()] = p
 		}
-		p.left = time.Time{}
+		p.endedAt = time.Time{}
 		if p.dest.Target() == t {
 			continue
 		}
 		next := *p.dest
-		next.Realserver, next.Via = Realserver{Address: t.Address, Config: t.Config}, via(t)
+		next.reachAs(Realserver{Address: t.Address, Config: t.Config})
 		p.dest, b.numbers[next.number] = &next, &next
 	}
 	for key, p := range b.probed {
-		if !stays[key] && p.left.IsZero() {
-			p.left = now
+		if !stays[key] && p.endedAt.IsZero() {
+			p.endedAt = now
 		}
 	}
 }
@@ -51,17 +51,17 @@ func (b *Balancer) probe(targets []Target) {
 func (b *Balancer) probes(targets []Target) bool {
 	n := 0
 	for _, p := range b.probed {
-		if p.left.IsZero() {
+		if p.endedAt.IsZero() {
 			n++
 		}
 	}
 	return n == len(targets) && !slices.ContainsFunc(targets, func(t Target) bool {
 		p := b.probed[t.key()]
-		return p == nil || !p.left.IsZero() || p.dest.Target() != t
+		return p == nil || !p.endedAt.IsZero() || p.dest.Target() != t
 	})
 }
 
-// What Pin says, beside that there is no way to the target.
+// Errors of Pin, beside that there is no route to the target.
 var (
 	ErrPinned  = errors.New("the flow is in use")            // or was a moment ago: another port will do
 	ErrUnknown = errors.New("the realserver is not checked") // any more, or yet
@@ -74,7 +74,7 @@ func (b *Balancer) Pin(f packet.Flow, t Target, over bool, now conntab.Ticks) er
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.probed[t.key()]
-	if p == nil || !p.left.IsZero() {
+	if p == nil || !p.endedAt.IsZero() {
 		return ErrUnknown
 	}
 	if !p.dest.Reachable() {

@@ -8,6 +8,7 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, when the service has gone, and when it is
@@ -47,8 +48,8 @@ func TestProbesGoTheirOwnWay(t *testing.T) {
 		func() { put([]Target{two.Target()}) },
 	} {
 		step()
-		if d, drop := b.Snapshot().Decide(p, 1); drop != packet.Accept || d.Address != one.Address {
-			t.Errorf("the probe goes to %v (%v)", d, drop)
+		if d, reason := b.Snapshot().Decide(p, 1); reason != drop.Accept || d.Address != one.Address {
+			t.Errorf("the probe goes to %v (%v)", d, reason)
 		}
 	}
 	if d, _ := b.Snapshot().Decide(p, 1); d.MTU != 1300 || d.Source != moved.Source {

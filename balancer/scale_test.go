@@ -8,6 +8,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // manyServices makes n services, each with realservers of its own.
@@ -44,7 +45,7 @@ func BenchmarkDecide(b *testing.B) {
 		}
 		for i := range flows {
 			to(i)
-			if _, d := snap.Decide(p, 0); d != packet.Accept {
+			if _, d := snap.Decide(p, 0); d != drop.Accept {
 				b.Fatal(d)
 			}
 		}
@@ -54,7 +55,7 @@ func BenchmarkDecide(b *testing.B) {
 			for b.Loop() {
 				i++
 				to(i % flows)
-				if _, d := snap.Decide(p, 0); d != packet.Accept {
+				if _, d := snap.Decide(p, 0); d != drop.Accept {
 					b.Fatal(d)
 				}
 			}
@@ -71,7 +72,7 @@ func BenchmarkDecide(b *testing.B) {
 				}
 				to(i)
 				p.Flow.Src = netip.AddrFrom4([4]byte{193, byte(i >> 24), byte(i >> 16), 1})
-				if _, d := snap.Decide(p, 0); d != packet.Accept {
+				if _, d := snap.Decide(p, 0); d != drop.Accept {
 					b.Fatal(d)
 				}
 			}

@@ -53,8 +53,8 @@ func (s *leastLoad) clone() scheduler {
 	return &c
 }
 
-// leastOverhead chooses the realserver with the least overhead by weight, see Dest.overhead. Of equal ones it is the
-// first in the list.
+// leastOverhead chooses the realserver with the least overhead by weight, see Dest.connOverhead. Of equal ones it is
+// the first in the list.
 func leastOverhead(loads []load, list []*Dest) *Dest {
 	var best *Dest
 	least, weight := int64(1), int64(0) // infinite; a weight of 0 never is below

@@ -192,7 +192,7 @@ func (t *destination) least(list []*Dest) (best *Dest) {
 	for i := range t.members {
 		d := t.members[i].find(list)
 		if d != nil && d.available() && (best == nil ||
-			best.overhead()*int64(d.Weight) > d.overhead()*int64(best.Weight)) {
+			best.connOverhead()*int64(d.Weight) > d.connOverhead()*int64(best.Weight)) {
 			best = d
 		}
 	}
@@ -206,7 +206,7 @@ func (t *destination) shrink(list []*Dest, now conntab.Ticks) {
 	for i := range t.members {
 		d := t.members[i].find(list)
 		if d != nil && d.Weight > 0 && (most == nil ||
-			most.overhead()*int64(d.Weight) < d.overhead()*int64(most.Weight)) {
+			most.connOverhead()*int64(d.Weight) < d.connOverhead()*int64(most.Weight)) {
 			most, at = d, i
 		}
 	}

@@ -10,13 +10,16 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // choices are slow and obvious models of the schedulers whose choice depends on nothing but the list.
 var choices = map[string]func(list []*Dest) *Dest{
-	"lc": func(list []*Dest) *Dest { return lowest(list, func(d *Dest) float64 { return float64(d.overhead()) }) },
+	"lc": func(list []*Dest) *Dest {
+		return lowest(list, func(d *Dest) float64 { return float64(d.connOverhead()) })
+	},
 	"wlc": func(list []*Dest) *Dest {
-		return lowest(list, func(d *Dest) float64 { return float64(d.overhead()) / float64(d.Weight) })
+		return lowest(list, func(d *Dest) float64 { return float64(d.connOverhead()) / float64(d.Weight) })
 	},
 	"sed": func(list []*Dest) *Dest { return lowest(list, delay) },
 	"nq": func(list []*Dest) *Dest {
@@ -366,7 +369,7 @@ func TestConcurrentPicks(t *testing.T) {
 						default:
 						}
 						p := flow(i, packet.FlagSYN)
-						if d, drop := b.Snapshot().Decide(p, conntab.Ticks(i)); drop == packet.Accept && d == nil {
+						if d, reason := b.Snapshot().Decide(p, conntab.Ticks(i)); reason == drop.Accept && d == nil {
 							t.Error("no realserver and no reason")
 						}
 					}

@@ -21,7 +21,7 @@ type twos struct {
 
 func (s *twos) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	a, b := s.draw(list), s.draw(list)
-	if a != nil && b != nil && a.overhead()*int64(b.Weight) > b.overhead()*int64(a.Weight) {
+	if a != nil && b != nil && a.connOverhead()*int64(b.Weight) > b.connOverhead()*int64(a.Weight) {
 		return b
 	}
 	return a

@@ -64,7 +64,7 @@ func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Leaving
-	for _, left := range b.leaving {
+	for _, left := range b.retired {
 		d := left.dest
 		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(),
 			Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}

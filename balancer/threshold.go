@@ -5,7 +5,7 @@ func (d *Dest) available() bool { return d.Weight > 0 && !d.overloaded() }
 
 // overloaded reports whether d has had as many connections as Upper allows and not yet few enough again (Linux
 // ip_vs_conn.c, ip_vs_bind_dest and ip_vs_unbind_dest). IPVS looks whenever a connection ends; between two new
-// connections the number only falls, so that to look when somebody asks, and before each new one, gives the same.
+// connections the number only falls, so that a look at each call, and before each new connection, gives the same.
 func (d *Dest) overloaded() bool {
 	return d.Upper > 0 && d.stats.overloaded.Load() && !d.relieved(d.counts.Active()+d.counts.Inactive())
 }

@@ -1,5 +1,6 @@
-// Package encap is the tunnel formats: it puts a tunnel's headers before a packet (Tunnel) and takes them off again
-// (Exit), in place.
+// Package encap is everything about a tunnel end: formats here; both halves, sockets and views in the packages below.
+//
+// A Tunnel puts headers before a packet, and a Decapsulator takes them off, in place.
 package encap
 
 import (
@@ -81,25 +82,19 @@ func (k Kind) HasChecksum() bool { return int(k) < len(formats) && formats[k].ch
 func (k Kind) Overhead4() int {
 	switch k {
 	case KindGRE:
-		return packet.IPv4HeaderLen + greMinLen
+		return packet.IPv4HeaderLen + packet.GREMinLen
 	case KindGUE:
-		return packet.IPv4HeaderLen + packet.UDPHeaderLen + gueHeaderLen
+		return packet.IPv4HeaderLen + packet.UDPHeaderLen + packet.GUEHeaderLen
 	case KindFOU:
 		return packet.IPv4HeaderLen + packet.UDPHeaderLen
 	}
 	return packet.IPv4HeaderLen
 }
 
-// Protocol types of GRE (RFC 7042, appendix B).
-const (
-	etherIPv4 = 0x0800
-	etherIPv6 = 0x86dd
-)
-
 // MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with GRE, checksum and key, or with UDP and GUE.
 const MaxOverhead = packet.IPv6HeaderLen + 12
 
-// Config says what a Tunnel is to be.
+// Config is what a Tunnel is made of.
 type Config struct {
 	Kind Kind
 	// of one family. Without Source the kernel puts in the one of its route: over IPv4 and without a UDP checksum only

@@ -10,6 +10,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -25,7 +26,9 @@ func inner(n int, tos, ttl byte, df bool) packet.IPv4 {
 	for i := range b {
 		b[i] = byte(i)
 	}
-	packet.PutIPv4(b, tos, n, ttl, packet.ProtoUDP, client.As4(), vip.As4())
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: tos, TotalLen: n, TTL: ttl, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
+	})
 	if df {
 		b[6] = 0x40
 		b.SetChecksum()
@@ -58,7 +61,7 @@ func TestWrap(t *testing.T) {
 			if !bytes.Equal(b.Bytes()[20:], in) {
 				t.Fatal("the inner packet was changed")
 			}
-			if d := deliver(Config{Destination: realserver}, b); d != packet.Accept || !bytes.Equal(b.Bytes(), in) {
+			if d := deliver(Config{Destination: realserver}, b); d != drop.Accept || !bytes.Equal(b.Bytes(), in) {
 				t.Fatalf("TOS %d: unwrapping gives %v, %x", tos, d, b.Bytes())
 			}
 		}
@@ -77,12 +80,12 @@ func TestWrapLeavesSourceToKernel(t *testing.T) {
 // TestECN is the table of RFC 6040, section 4.2: inner ECN down, outer ECN across; the rows are Not-ECT, ECT(1),
 // ECT(0), CE in their codepoints' order.
 func TestECN(t *testing.T) {
-	const drop = 9
+	const dropped = 9
 	want := [4][4]byte{
-		0: {0, 0, 0, drop}, // inner Not-ECT
-		1: {1, 1, 1, 3},    // inner ECT(1)
-		2: {2, 1, 2, 3},    // inner ECT(0)
-		3: {3, 3, 3, 3},    // inner CE
+		0: {0, 0, 0, dropped}, // inner Not-ECT
+		1: {1, 1, 1, 3},       // inner ECT(1)
+		2: {2, 1, 2, 3},       // inner ECT(0)
+		3: {3, 3, 3, 3},       // inner CE
 	}
 	tunnel := mustNew(t, Config{Source: director, Destination: realserver})
 	for in := range byte(4) {
@@ -92,14 +95,14 @@ func TestECN(t *testing.T) {
 			o := packet.IPv4(b.Bytes())
 			o.SetTOS(0x20 | out) // another DSCP on the way is of no matter
 			d := deliver(Config{Destination: realserver}, b)
-			if want[in][out] == drop {
-				if d != packet.DropCongestion {
+			if want[in][out] == dropped {
+				if d != drop.Congestion {
 					t.Errorf("inner %d, outer %d: %v, want a drop", in, out, d)
 				}
 				continue
 			}
 			h := packet.IPv4(b.Bytes())
-			if d != packet.Accept || h.TOS() != 0xb8|want[in][out] || h.Check() != packet.Accept {
+			if d != drop.Accept || h.TOS() != 0xb8|want[in][out] || h.Check() != drop.Accept {
 				t.Errorf("inner %d, outer %d: %v TOS %02x, want ECN %d", in, out, d, h.TOS(), want[in][out])
 			}
 		}
@@ -110,15 +113,15 @@ func TestUnwrapRefuses(t *testing.T) {
 	good := inner(60, 0, 64, false)
 	for name, c := range map[string]struct {
 		b    []byte
-		want packet.Drop
+		want drop.Reason
 	}{
-		"good":               {good, packet.Accept},
-		"no inner packet":    {nil, packet.DropTruncated},
-		"inner of 19 bytes":  {good[:19], packet.DropTruncated},
-		"inner cut":          {good[:59], packet.DropTruncated},
-		"bytes behind":       {append(bytes.Clone(good), 1), packet.DropTrailing},
-		"inner is version 6": {append([]byte{0x60}, good[1:]...), packet.DropNotIPv4},
-		"inner checksum":     {append([]byte{0x45, 4}, good[2:]...), packet.DropBadChecksum},
+		"good":               {good, drop.Accept},
+		"no inner packet":    {nil, drop.Truncated},
+		"inner of 19 bytes":  {good[:19], drop.Truncated},
+		"inner cut":          {good[:59], drop.Truncated},
+		"bytes behind":       {append(bytes.Clone(good), 1), drop.Trailing},
+		"inner is version 6": {append([]byte{0x60}, good[1:]...), drop.NotIPv4},
+		"inner checksum":     {append([]byte{0x45, 4}, good[2:]...), drop.BadChecksum},
 	} {
 		if d := new(Decapsulator).Decap(buf(c.b), packet.ProtoIPIP, 0); d != c.want {
 			t.Errorf("%s: %v, want %v", name, d, c.want)

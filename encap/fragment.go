@@ -1,8 +1,6 @@
 package encap
 
 import (
-	"encoding/binary"
-
 	"vstun/encap/packet"
 )
 
@@ -13,13 +11,7 @@ const (
 )
 
 // Fragment6HeadLen is the room that Fragment6 needs for each piece, in bytes.
-const Fragment6HeadLen = packet.IPv6HeaderLen + fragmentHeaderLen
-
-// Extension header of a fragment (RFC 8200, section 4.5): next header, 0, offset and M, ID.
-const (
-	protoFragment     = 44
-	fragmentHeaderLen = 8
-)
+const Fragment6HeadLen = packet.IPv6HeaderLen + packet.IPv6FragmentLen
 
 // Fragment cuts an outer IPv4 packet without options, whatever tunnel it is of, into pieces of at most mtu bytes (RFC
 // 791, section 3.2) and appends them to segs. The headers of all but the first stand in room, 20 bytes each; the
@@ -30,9 +22,8 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 	const hl = packet.IPv4HeaderLen
 	step := (mtu - hl) &^ 7
 	payload := outer[hl:]
-	before := binary.BigEndian.Uint16(outer[6:])
-	more, first := before&0x2000, before&0x1fff
-	binary.BigEndian.PutUint16(outer[4:], id)
+	more, first := outer.More(), outer.FragOffset()
+	outer.SetID(id)
 	for off := 0; off < len(payload); off += step {
 		h := packet.IPv4(outer[:hl])
 		if off > 0 {
@@ -41,12 +32,8 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 			copy(h, outer[:hl])
 		}
 		body := payload[off:min(off+step, len(payload))]
-		frag := more | first + uint16(off/8)
-		if off+step < len(payload) {
-			frag |= 0x2000
-		}
 		h.SetTotalLen(hl + len(body))
-		binary.BigEndian.PutUint16(h[6:], frag)
+		h.SetFragment(first+off, more || off+step < len(payload))
 		segs = append(segs, packet.Segment{Head: h, Body: body})
 	}
 	return segs
@@ -63,16 +50,12 @@ func Fragment6(segs []packet.Segment, outer []byte, mtu int, id uint32, room []b
 		room = room[Fragment6HeadLen:]
 		copy(h, outer[:packet.IPv6HeaderLen])
 		body := payload[off:min(off+step, len(payload))]
-		frag := uint16(off) // units of 8 bytes, above three other bits
-		if off+step < len(payload) {
-			frag |= 1
-		}
-		ip, f := packet.IPv6(h), h[packet.IPv6HeaderLen:]
-		ip.SetPayloadLen(fragmentHeaderLen + len(body))
-		f[0], f[1] = ip.NextHeader(), 0
-		ip[6] = protoFragment
-		binary.BigEndian.PutUint16(f[2:], frag)
-		binary.BigEndian.PutUint32(f[4:], id)
+		ip, f := packet.IPv6(h), packet.IPv6Fragment(h[packet.IPv6HeaderLen:])
+		ip.SetPayloadLen(packet.IPv6FragmentLen + len(body))
+		f.Encode(packet.IPv6FragmentFields{
+			NextHeader: ip.NextHeader(), Offset: off, More: off+step < len(payload), ID: id,
+		})
+		ip.SetNextHeader(packet.ProtoFragment)
 		segs = append(segs, packet.Segment{Head: h, Body: body})
 	}
 	return segs

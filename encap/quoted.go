@@ -1,95 +1,95 @@
 package encap
 
 import (
-	"bytes"
-	"encoding/binary"
+	"net/netip"
 
 	"vstun/encap/packet"
 )
 
-// MatchQuoted finds the packet in outer, the front of a packet as an ICMP error quotes it, which packet.QuotedPacket or
-// QuotedFlow has accepted: as much of it as is there, which may be nothing. payload is the offset of what follows the
-// outer IP headers. ok reports whether Wrap of this tunnel can have made the packet, as far as it is there: source,
-// destination, protocol, UDP destination port, and GRE's and GUE's header.
+// MatchQuoted finds the packet inside the tunnel packet in outer, the front of a packet as an ICMP error quotes it,
+// which packet.QuotedPacket or QuotedFlow has accepted. payload is the offset of the bytes behind the outer IP headers.
+// inner is as much of the packet as outer has, which may be nothing. ok reports whether Wrap of this tunnel can have
+// made the tunnel packet, as far as outer has it: source, destination, protocol, UDP destination port, and GRE's and
+// GUE's header.
 func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) {
 	if t.overhead == 0 {
 		return nil, false
 	}
-	ip, up := t.header[:t.ip], outer[payload:]
-	proto, version := t.protocol(), 0 // version: that the headers name, 0 where they name none
-	if t.outerIs4() {
-		h := packet.IPv4(outer)
-		if h.Version() != 4 || !bytes.Equal(h[16:20], ip[16:20]) || !from(h[12:16], ip[12:16]) {
-			return nil, false
-		}
-		if t.kind == KindIPIP && h.Protocol() == packet.ProtoIPv6 {
-			proto, version = packet.ProtoIPv6, 6
-		}
-		ok = h.Protocol() == proto
-	} else {
-		h := packet.IPv6(outer)
-		if h.Version() != 6 || !bytes.Equal(h[24:40], ip[24:40]) || !from(h[8:24], ip[8:24]) {
-			return nil, false
-		}
-		next := h.NextHeader()
-		if next == protoFragment && payload == Fragment6HeadLen {
-			next = outer[packet.IPv6HeaderLen] // the first fragment of what Fragment6 has cut
-		}
-		if t.kind == KindIPIP && next == packet.ProtoIPv6 {
-			proto, version = packet.ProtoIPv6, 6
-		}
-		ok = next == proto
-	}
+	proto, ok := t.matchIP(outer, payload)
 	if !ok {
 		return nil, false
 	}
-	n := int(t.overhead - t.ip) // of what stands between the IP headers
-	made := t.header[t.ip:t.overhead]
-	switch t.kind {
-	case KindIPIP:
-		if version == 0 {
-			version = 4
-		}
-	case KindGRE:
-		if len(up) >= greMinLen {
-			h := gre(up)
-			version = h.version()
-			if version == 0 || h.flags() != gre(made).flags() {
-				return nil, false
-			}
-			if len(up) >= n && h.flags()&greKey != 0 && h.key() != gre(made).key() {
-				return nil, false
-			}
-		}
-	case KindGUE, KindFOU:
-		if len(up) >= 4 && binary.BigEndian.Uint16(up[2:]) != binary.BigEndian.Uint16(made[2:]) {
-			return nil, false
-		}
-		if t.kind == KindGUE && len(up) >= n {
-			h := gue(up[packet.UDPHeaderLen:])
-			version = h.version()
-			if version == 0 || !h.plain() || h.variant() != 0 {
-				return nil, false
-			}
-		}
+	up := outer[payload:]
+	version, ok := t.matchHeader(up, proto)
+	if !ok {
+		return nil, false
 	}
+	n := int(t.overhead - t.ip)
 	if len(up) <= n {
 		return nil, true
 	}
 	inner = up[n:]
-	if v := int(inner[0] >> 4); v != 4 && v != 6 || version != 0 && v != version {
+	if v := packet.Version(inner); v != 4 && v != 6 || version != 0 && v != version {
 		return nil, false
 	}
 	return inner, true
 }
 
-// from reports whether a packet of that source can be one of the tunnel's: its header names none where the kernel puts
-// in the route's.
-func from(source, ours []byte) bool {
-	for _, b := range ours {
-		if b != 0 {
-			return bytes.Equal(source, ours)
+// matchIP returns the protocol behind the outer IP headers. ok reports whether they can be the tunnel's.
+func (t *Tunnel) matchIP(outer []byte, payload int) (proto uint8, ok bool) {
+	var source, ours netip.Addr
+	if t.outerIs4() {
+		h, made := packet.IPv4(outer), packet.IPv4(t.header[:])
+		if h.Version() != 4 || h.Dst() != made.Dst() {
+			return 0, false
+		}
+		source, ours, proto = h.Src(), made.Src(), h.Protocol()
+	} else {
+		h, made := packet.IPv6(outer), packet.IPv6(t.header[:])
+		if h.Version() != 6 || h.Dst() != made.Dst() {
+			return 0, false
+		}
+		source, ours, proto = h.Src(), made.Src(), h.NextHeader()
+		if proto == packet.ProtoFragment && payload == Fragment6HeadLen { // of a packet that Fragment6 has cut
+			proto = packet.IPv6Fragment(outer[packet.IPv6HeaderLen:]).NextHeader()
 		}
 	}
-	return true
+	return proto, sourceMatches(source, ours) &&
+		(proto == t.protocol() || t.kind == KindIPIP && proto == packet.ProtoIPv6)
 }
+
+// matchHeader returns the IP version that the tunnel header at the front of up names, 0 for none; proto is the protocol
+// before it. ok reports whether the header, as far as up has it, can be the tunnel's.
+func (t *Tunnel) matchHeader(up []byte, proto uint8) (version int, ok bool) {
+	made := t.header[t.ip:t.overhead]
+	whole := len(up) >= len(made)
+	switch t.kind {
+	case KindIPIP:
+		if proto == packet.ProtoIPv6 {
+			return 6, true
+		}
+		return 4, true
+	case KindGRE:
+		if len(up) < packet.GREMinLen {
+			return 0, true
+		}
+		h, ours := packet.GRE(up), packet.GRE(made)
+		if h.Version() == 0 || h.Flags() != ours.Flags() {
+			return 0, false
+		}
+		return h.Version(), !whole || h.Flags()&packet.GREKey == 0 || h.Key() == ours.Key()
+	case KindGUE, KindFOU:
+		if len(up) >= 4 && packet.UDP(up).DstPort() != packet.UDP(made).DstPort() {
+			return 0, false
+		}
+		if t.kind == KindGUE && whole {
+			h := packet.GUE(up[packet.UDPHeaderLen:])
+			return h.Version(), h.Version() != 0 && h.Plain() && h.Variant() == 0
+		}
+	}
+	return 0, true
+}
+
+// sourceMatches reports whether a packet with this source can be the tunnel's. The tunnel's header names none where the
+// kernel puts in the source of the route.
+func sourceMatches(source, ours netip.Addr) bool { return ours.IsUnspecified() || source == ours }

@@ -13,10 +13,16 @@ func TestInner(t *testing.T) {
 	to4, to6 := netip.MustParseAddr("10.0.11.2"), netip.MustParseAddr("2001:db8:11::2")
 	from4, from6 := netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("2001:db8:2::2")
 	four := make(packet.IPv4, 60)
-	packet.PutIPv4(four, 0, len(four), 63, packet.ProtoUDP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+	packet.IPv4(four).Encode(packet.IPv4Fields{
+		TotalLen: len(four), TTL: 63, Protocol: packet.ProtoUDP, Src: [4]byte{192, 0, 2, 1},
+		Dst: [4]byte{198, 51, 100, 80},
+	})
 	six := make(packet.IPv6, 80)
-	packet.PutIPv6(six, 0, len(six), 63, packet.ProtoUDP, netip.MustParseAddr("2001:db8::1").As16(),
-		netip.MustParseAddr("2001:db8::80").As16())
+	packet.IPv6(six).Encode(packet.IPv6Fields{
+		TotalLen: len(six), HopLimit: 63, NextHeader: packet.ProtoUDP, Src: netip.MustParseAddr("2001:db8::1").As16(),
+		Dst: netip.MustParseAddr("2001:db8::80").As16(),
+	})
+
 	var tunnels []Tunnel
 	for _, c := range []Config{
 		{Kind: KindIPIP}, {Kind: KindGRE}, {Kind: KindGRE, HasKey: true, Key: 7}, {Kind: KindGRE, HasKey: true, Key: 8},

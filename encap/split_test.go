@@ -10,6 +10,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // super makes a TCP or UDP super-packet from the client to the VIP, as a TUN device with offloads gives it: the
@@ -38,7 +39,9 @@ func super(t testing.TB, proto byte, n, size int, flags byte, tcpOptions int) (*
 	for i := range n {
 		tr[header+i] = byte(i * 31 >> 3)
 	}
-	packet.PutIPv4(b, 0x28, len(b), 63, proto, client.As4(), vip.As4())
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: 0x28, TotalLen: len(b), TTL: 63, Protocol: proto, Src: client.As4(), Dst: vip.As4(),
+	})
 	binary.BigEndian.PutUint16(b[4:], 0xfffe)
 	b[6] = 0x40
 	b.SetChecksum()
@@ -46,7 +49,7 @@ func super(t testing.TB, proto byte, n, size int, flags byte, tcpOptions int) (*
 	buf := buf(b)
 	buf.Offload = o
 	var p packet.Info
-	if d := p.Parse(buf.Bytes()); d != packet.Accept {
+	if d := p.Parse(buf.Bytes()); d != drop.Accept {
 		t.Fatal(d)
 	}
 	return buf, &p
@@ -61,7 +64,7 @@ func checkSegment(t *testing.T, s packet.Segment) (*layers.IPv4, gopacket.Packet
 		t.Fatalf("outer header %x of %d bytes", b[:20], len(b))
 	}
 	in := packet.IPv4(b[20:])
-	if d := in.Check(); d != packet.Accept || in.TotalLen() != len(in) {
+	if d := in.Check(); d != drop.Accept || in.TotalLen() != len(in) {
 		t.Fatalf("inner header: %v %x", d, in[:20])
 	}
 	pseudo := in.PseudoSum(len(in) - 20)
@@ -87,13 +90,14 @@ func TestSplitTCP(t *testing.T) {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			b, p := super(t, packet.ProtoTCP, c.n, c.size, allFlags, c.options)
 			want := bytes.Clone(b.Bytes()[40+c.options:])
-			headers, payload, d := packet.SplitSize(b, p, c.mtu)
-			if d != packet.Accept || headers != 40+c.options || payload != min(c.size, c.mtu-headers) {
-				t.Fatal(headers, payload, d)
+			cut, d := packet.NewCut(b, p, c.mtu)
+			if d != drop.Accept || cut.Headers != 40+c.options || cut.Payload != min(c.size, c.mtu-cut.Headers) {
+				t.Fatal(cut, d)
 			}
 			tunnel.Wrap(b, 0)
-			segs, _ := packet.Split(nil, b, p, packet.IPv4HeaderLen, headers, payload, make([]byte, packet.PieceRoom))
-			if n := (c.n + payload - 1) / payload; len(segs) != n {
+			cut.Overhead = packet.IPv4HeaderLen
+			segs, _ := packet.Split(nil, b, p, cut, make([]byte, packet.PieceRoom))
+			if n := (c.n + cut.Payload - 1) / cut.Payload; len(segs) != n {
 				t.Fatalf("%d segments, want %d", len(segs), n)
 			}
 			var got []byte
@@ -108,7 +112,7 @@ func TestSplitTCP(t *testing.T) {
 					len(tcp.Contents) != 20+c.options || int(ip.Length) > c.mtu {
 					t.Fatalf("segment %d of %d: %+v %+v", i, len(segs), ip, tcp)
 				}
-				if !last && len(body) != payload {
+				if !last && len(body) != cut.Payload {
 					t.Fatalf("segment %d has %d bytes of payload", i, len(body))
 				}
 				seq += uint32(len(body))
@@ -126,12 +130,13 @@ func TestSplitUDP(t *testing.T) {
 	for _, c := range []struct{ n, size int }{{1200 * 10, 1200}, {1200*10 + 1, 1200}, {100, 1200}, {65000, 1400}} {
 		b, p := super(t, packet.ProtoUDP, c.n, c.size, 0, 0)
 		want := bytes.Clone(b.Bytes()[28:])
-		headers, payload, d := packet.SplitSize(b, p, 1480)
-		if d != packet.Accept || headers != 28 || payload != c.size {
-			t.Fatal(headers, payload, d)
+		cut, d := packet.NewCut(b, p, 1480)
+		if d != drop.Accept || cut.Headers != 28 || cut.Payload != c.size {
+			t.Fatal(cut, d)
 		}
 		tunnel.Wrap(b, 0)
-		segs, _ := packet.Split(nil, b, p, packet.IPv4HeaderLen, headers, payload, make([]byte, packet.PieceRoom))
+		cut.Overhead = packet.IPv4HeaderLen
+		segs, _ := packet.Split(nil, b, p, cut, make([]byte, packet.PieceRoom))
 		var got []byte
 		for i, s := range segs {
 			ip, pk, body := checkSegment(t, s)
@@ -159,7 +164,7 @@ func TestSplitRefuses(t *testing.T) {
 	} {
 		b, p := super(t, packet.ProtoTCP, 20000, 1440, 0, 0)
 		edit(b, p)
-		if _, _, d := packet.SplitSize(b, p, 1480); d != packet.DropOffload {
+		if _, d := packet.NewCut(b, p, 1480); d != drop.Offload {
 			t.Errorf("%s: %v", name, d)
 		}
 	}
@@ -171,71 +176,13 @@ func BenchmarkSplit(b *testing.B) {
 	room, segs := make([]byte, packet.PieceRoom), make([]packet.Segment, 0, 100)
 	b.SetBytes(64000)
 	for b.Loop() {
-		headers, payload, d := packet.SplitSize(buf, p, 1480)
-		if d != packet.Accept {
+		cut, d := packet.NewCut(buf, p, 1480)
+		if d != drop.Accept {
 			b.Fatal(d)
 		}
 		tunnel.Wrap(buf, 0)
-		segs, _ = packet.Split(segs[:0], buf, p, packet.IPv4HeaderLen, headers, payload, room)
+		cut.Overhead = packet.IPv4HeaderLen
+		segs, _ = packet.Split(segs[:0], buf, p, cut, room)
 		buf.Strip(packet.IPv4HeaderLen)
 	}
-}
-
-// FuzzSplit: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is
-// packets that together are no more than what came.
-func FuzzSplit(f *testing.F) {
-	tcp, _ := super(f, packet.ProtoTCP, 5000, 1428, packet.FlagACK, 12)
-	udp, _ := super(f, packet.ProtoUDP, 5000, 1200, 0, 0)
-	f.Add([]byte{1, 1, 54, 0, 148, 5, 20, 0, 16, 0}, tcp.Bytes())
-	f.Add([]byte{1, 5, 28, 0, 176, 4, 20, 0, 6, 0}, udp.Bytes())
-	room, segs := make([]byte, packet.PieceRoom), make([]packet.Segment, 0, packet.MaxPieces)
-	bufs := packet.NewBufs(1)
-	tunnel := mustNew(f, Config{Source: director, Destination: realserver})
-	f.Fuzz(func(t *testing.T, vnet, b []byte) {
-		if len(vnet) != packet.VnetLen || len(b) > packet.MaxLen {
-			return
-		}
-		p := &bufs[0]
-		n := copy(p.RoomVnet(), vnet)
-		n += copy(p.RoomVnet()[n:], b)
-		p.SetLen(n - packet.VnetLen)
-		p.TakeVnet()
-		if h := packet.IPv4(p.Bytes()); len(h) >= 20 && h.HeaderLen() >= 20 && h.HeaderLen() <= len(h) {
-			h.SetChecksum() // else hardly anything passes
-		}
-		var info packet.Info
-		if info.Parse(p.Bytes()) != packet.Accept {
-			return
-		}
-		p.SetLen(info.Len)
-		if p.Offload.GSO == packet.GSONone {
-			p.Finish()
-			p.PutVnet(new([packet.VnetLen]byte))
-			return
-		}
-		headers, payload, d := packet.SplitSize(p, &info, 1480)
-		if d != packet.Accept {
-			return
-		}
-		whole := info.Len - headers
-		tunnel.Wrap(p, 0)
-		segs, _ = packet.Split(segs[:0], p, &info, packet.IPv4HeaderLen, headers, payload, room)
-		for _, s := range segs {
-			whole -= len(s.Body)
-			if h := packet.IPv4(s.Head); h.TotalLen() != s.Len() || innerLen(s.Head[20:]) != s.Len()-20 {
-				t.Fatalf("a segment of %d bytes says otherwise: %x", s.Len(), s.Head)
-			}
-		}
-		if whole != 0 {
-			t.Fatalf("%d bytes of payload are missing", whole)
-		}
-	})
-}
-
-// innerLen is what the IP header in b says of the packet's length, of either family.
-func innerLen(b []byte) int {
-	if b[0]>>4 == 6 {
-		return packet.IPv6(b).TotalLen()
-	}
-	return packet.IPv4(b).TotalLen()
 }

@@ -1,15 +1,14 @@
 package encap
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/bits"
 
 	"vstun/encap/packet"
 )
 
-// Tunnel is the ready-made headers towards one realserver. It is not changed after New, so that any number of
-// goroutines may use it. The zero value is no tunnel.
+// Tunnel is the ready-made headers towards one realserver. It does not change after New: any number of goroutines may
+// use it. The zero value is no tunnel.
 type Tunnel struct {
 	header   [MaxOverhead]byte
 	pseudo   uint16 // sum of UDP's pseudo-header without the length
@@ -32,12 +31,14 @@ func New(c Config) (Tunnel, error) {
 			from = c.Source.As4()
 		}
 		h := packet.IPv4(t.header[:])
-		packet.PutIPv4(h, 0, 0, 0, proto, from, c.Destination.As4())
-		h[10], h[11] = 0, 0 // the checksum is the kernel's
+		h.Encode(packet.IPv4Fields{Protocol: proto, Src: from, Dst: c.Destination.As4()})
+		h.ClearChecksum() // the kernel computes it
 		t.ip, t.pseudo = packet.IPv4HeaderLen, packet.Fold(h.PseudoSum(0))
 	} else {
 		h := packet.IPv6(t.header[:])
-		packet.PutIPv6(h, 0, packet.IPv6HeaderLen, 0, proto, c.Source.As16(), c.Destination.As16())
+		h.Encode(packet.IPv6Fields{
+			TotalLen: packet.IPv6HeaderLen, NextHeader: proto, Src: c.Source.As16(), Dst: c.Destination.As16(),
+		})
 		t.ip, t.pseudo = packet.IPv6HeaderLen, packet.Fold(h.PseudoSum(proto, 0))
 	}
 	h := t.header[t.ip:]
@@ -45,19 +46,20 @@ func New(c Config) (Tunnel, error) {
 	case KindIPIP:
 		t.overhead = t.ip
 	case KindGRE:
-		t.overhead = t.ip + uint8(putGRE(h, c.Checksum, c.HasKey, c.Key))
+		n := packet.GRE(h).Encode(packet.GREFields{Checksum: c.Checksum, HasKey: c.HasKey, Key: c.Key})
+		t.overhead = t.ip + uint8(n)
 	case KindGUE:
-		t.overhead = t.ip + packet.UDPHeaderLen + gueHeaderLen
+		t.overhead = t.ip + packet.UDPHeaderLen + packet.GUEHeaderLen
 	case KindFOU:
 		t.overhead = t.ip + packet.UDPHeaderLen
 	}
 	if c.Kind.UDP() {
-		binary.BigEndian.PutUint16(h[2:], c.Port)
+		packet.UDP(h).SetDstPort(c.Port)
 	}
 	return t, nil
 }
 
-// protocol is the outer header's protocol number; IPIP's is that of IPv4 inside.
+// protocol is the outer header's protocol number; for IPIP the one with IPv4 inside.
 func (t *Tunnel) protocol() byte {
 	switch t.kind {
 	case KindGRE:
@@ -78,12 +80,17 @@ func (t *Tunnel) Overhead() int { return int(t.overhead) }
 func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 
 // SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and
-// realserver tell flows apart (draft-ietf-intarea-gue, "flow entropy"). Only who knows the key of the hash can foresee
-// it.
+// realserver tell flows apart (draft-ietf-intarea-gue, "flow entropy"). It cannot be foreseen without the hash's key.
 func SourcePort(hash uint64) uint16 {
 	const first, last = 32768, 60999 // Linux's own range of ephemeral ports
 	n, _ := bits.Mul64(hash, last-first+1)
 	return uint16(first + n)
+}
+
+// Outer is what the outer IP header that Wrap makes says of the packet.
+type Outer struct {
+	Class, TTL uint8 // TOS or traffic class; TTL or hop limit
+	DF         bool  // routers won't fragment the packet: always over IPv6
 }
 
 // Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is
@@ -95,36 +102,41 @@ func SourcePort(hash uint64) uint16 {
 // Without Config.Checksum a UDP checksum is 0, also over IPv6, as IPVS sends it: RFC 6935 allows that for tunnels, but
 // a realserver's socket has to agree (UDP_NO_CHECK6_RX).
 //
-// Of a super-packet, lengths and checksums are left open: each packet that it is cut into needs Seal.
-func (t *Tunnel) Wrap(b *packet.Buf, port uint16) {
-	class, ttl, df, version := look(b.Bytes())
+// Lengths and checksums of a GSO packet are left open: each packet that it is cut into needs Seal.
+func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
+	class, ttl, df, version := outerFields(b.Bytes())
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])
 	ip, up := h[:t.ip], h[t.ip:]
 	switch t.kind {
 	case KindGRE:
-		gre(up).setVersion(version)
+		packet.GRE(up).SetVersion(version)
 	case KindGUE:
-		binary.BigEndian.PutUint16(up, port)
-		gue(up[packet.UDPHeaderLen:]).setProto(protocol(version))
+		packet.UDP(up).SetSrcPort(port)
+		packet.GUE(up[packet.UDPHeaderLen:]).SetProto(protocol(version))
 	case KindFOU:
-		binary.BigEndian.PutUint16(up, port)
+		packet.UDP(up).SetSrcPort(port)
 	}
 	if t.outerIs4() {
-		ip[1], ip[6], ip[8] = class, df, ttl
+		ip := packet.IPv4(ip)
+		ip.SetTOS(class)
+		ip.SetDF(df)
+		ip.SetTTL(ttl)
 		if t.kind == KindIPIP {
-			ip[9] = protocol(version)
+			ip.SetProtocol(protocol(version))
 		}
 	} else {
-		packet.IPv6(ip).SetTrafficClass(class)
-		ip[7] = ttl
+		ip := packet.IPv6(ip)
+		ip.SetTrafficClass(class)
+		ip.SetHopLimit(ttl)
 		if t.kind == KindIPIP {
-			ip[6] = protocol(version)
+			ip.SetNextHeader(protocol(version))
 		}
 	}
 	if b.Offload.GSO == packet.GSONone {
 		t.seal(b.Bytes(), nil)
 	}
+	return Outer{Class: class, TTL: ttl, DF: df || !t.outerIs4()}
 }
 
 // Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP
@@ -143,22 +155,21 @@ func (t *Tunnel) seal(h, body []byte) {
 	h, n = h[t.ip:], n-int(t.ip)
 	switch {
 	case t.kind.UDP():
-		binary.BigEndian.PutUint16(h[4:], uint16(n))
+		u := packet.UDP(h)
+		u.SetLen(n)
 		if t.checksum {
-			h[6], h[7] = 0, 0
-			packet.PutChecksum(h[6:], packet.Sum(body, packet.Sum(h, uint64(t.pseudo)+uint64(n))), true)
+			u.SetChecksum(packet.Sum(body, uint64(t.pseudo)+uint64(n)))
 		}
 	case t.checksum:
-		h[4], h[5] = 0, 0
-		packet.PutChecksum(h[4:], packet.Sum(body, packet.Sum(h, 0)), false)
+		packet.GRE(h).SetChecksum(packet.Sum(body, 0))
 	}
 }
 
-// look finds what an outer header takes over from the IP packet p: class is TOS or traffic class, df is 0x40 or 0.
-func look(p []byte) (class, ttl, df byte, version int) {
+// outerFields returns what an outer header takes over from the IP packet p. class is TOS or traffic class.
+func outerFields(p []byte) (class, ttl byte, df bool, version int) {
 	if h := packet.IPv6(p); h.Version() == 6 {
-		return h.TrafficClass(), h.HopLimit(), 0, 6
+		return h.TrafficClass(), h.HopLimit(), false, 6
 	}
 	h := packet.IPv4(p)
-	return h.TOS(), h.TTL(), h[6] & 0x40, 4
+	return h.TOS(), h.TTL(), h.DF(), 4
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -28,7 +29,9 @@ func inner6(n int, class, hops byte) []byte {
 	for i := range b {
 		b[i] = byte(i)
 	}
-	packet.PutIPv6(b, 0, packet.IPv6HeaderLen, 0, packet.ProtoUDP, client6.As16(), vip6.As16())
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TotalLen: packet.IPv6HeaderLen, NextHeader: packet.ProtoUDP, Src: client6.As16(), Dst: vip6.As16(),
+	})
 	b.SetTrafficClass(class)
 	b.SetPayloadLen(n - packet.IPv6HeaderLen)
 	b[7] = hops
@@ -69,7 +72,7 @@ func mustNew(t testing.TB, c Config) *Tunnel {
 }
 
 // deliver takes the outer headers off the wrapped packet in b, and takes it through the exit.
-func deliver(c Config, b *packet.Buf) packet.Drop {
+func deliver(c Config, b *packet.Buf) drop.Reason {
 	e := Decapsulator{Kind: c.Kind, Key: c.Key, HasKey: c.HasKey}
 	p := b.Bytes()
 	var class, proto byte
@@ -173,7 +176,7 @@ func TestWrapUnwrap(t *testing.T) {
 					if want := reference(t, c, in, SourcePort(hash)); !bytes.Equal(got, want) {
 						t.Fatalf("TOS %d:\n%x, gopacket has\n%x", tos, got, want)
 					}
-					if d := deliver(c, b); d != packet.Accept || !bytes.Equal(b.Bytes(), in) {
+					if d := deliver(c, b); d != drop.Accept || !bytes.Equal(b.Bytes(), in) {
 						t.Fatalf("TOS %d: unwrapping gives %v %d", tos, d, d)
 					}
 				}
@@ -318,9 +321,10 @@ func TestSeal(t *testing.T) {
 			}
 			tunnel := mustNew(t, c)
 			b, p := super(t, packet.ProtoTCP, 9001, 1000, packet.FlagACK, 12)
-			headers, payload, _ := packet.SplitSize(b, p, 1400)
+			cut, _ := packet.NewCut(b, p, 1400)
 			tunnel.Wrap(b, 99)
-			segs, _ := packet.Split(nil, b, p, tunnel.Overhead(), headers, payload,
+			cut.Overhead = tunnel.Overhead()
+			segs, _ := packet.Split(nil, b, p, cut,
 				make([]byte, packet.PieceRoom+10*MaxOverhead))
 			if len(segs) != 10 {
 				t.Fatal(len(segs))

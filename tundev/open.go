@@ -86,9 +86,8 @@ func openVnet(name string) (int, error) {
 	return fd, nil
 }
 
-// noMulticast tells the kernel that nobody at the other end of the device wants multicast (netdevice(7),
-// IFF_MULTICAST): else it reports through it which groups this host has joined (RFC 3810), as soon as the device has
-// IPv6.
+// noMulticast clears the device's IFF_MULTICAST (netdevice(7)). Otherwise the kernel sends the groups that this host
+// has joined into the device (RFC 3810), as soon as it has IPv6.
 func noMulticast(name string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

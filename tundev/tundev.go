@@ -1,6 +1,6 @@
-// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches. Where the kernel
-// has offloads, one packet may be a super-packet: packet.Buf's Offload says so. What a device without offloads can't
-// take is done here.
+// Package tundev opens TUN devices with several queues, and reads and writes their packets in batches. With offloads a
+// packet may be a GSO packet or have an unfinished checksum (packet.Offload). For a device without offloads the package
+// completes and splits packets itself.
 package tundev
 
 import (
@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/wire/pollfd"
 )
 
@@ -28,7 +29,7 @@ type Device struct {
 }
 
 // Open makes the TUN device called name, of 1 to 15 bytes. It needs CAP_NET_ADMIN and /dev/net/tun. The device is down
-// and has no address. The name must be free: a TUN device that somebody made to persist would be taken over.
+// and has no address. The name must be free: a persistent TUN device of that name would be taken over.
 func Open(name string, o Options) (*Device, error) {
 	if len(name) == 0 || len(name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("TUN device %q: want a name of 1 to %d bytes", name, unix.IFNAMSIZ-1)
@@ -124,15 +125,14 @@ func (q *Queue) Writer() *Queue { return newQueue(q.fd, q.vnet) }
 // writing is what a writer needs.
 type writing struct {
 	err  error            // with which the device can't be used any more
-	info packet.Info      // for a device without offloads: of a super-packet
+	info packet.Info      // for a device without offloads: of a GSO packet
 	segs []packet.Segment // its segments
 	room []byte           // their headers
-	vnet [packet.VnetLen]byte
+	vnet vnetHeader
 	iovs [1 + packet.MaxChain]unix.Iovec
 }
 
-// batchBytes is how many bytes are read before the reader returns: super-packets are treated while the cache still has
-// them.
+// batchBytes is how many bytes are read before the reader returns: the cache still has the batch when it is processed.
 const batchBytes = 192 << 10
 
 // ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1
@@ -160,20 +160,20 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 		b := &bufs[n]
 		room := b.Room()
 		if q.vnet {
-			room = b.RoomVnet()
+			room = b.RoomBehind(vnetLen)
 		}
-		// It never waits, so that Go's scheduler need not be told.
+		// The call never waits, so that it bypasses Go's scheduler.
 		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))),
 			uintptr(len(room)))
 		switch errno {
 		case 0:
 			length := int(r)
 			if q.vnet {
-				if length -= packet.VnetLen; length < 0 {
+				if length -= vnetLen; length < 0 {
 					continue
 				}
 				b.SetLen(length)
-				b.TakeVnet()
+				b.Offload = (*vnetHeader)(room).offload()
 			} else {
 				b.SetLen(length)
 			}
@@ -192,11 +192,11 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 	return n, nil
 }
 
-// WriteBatch gives IP packets to the kernel, as if they had come in through the device, and returns how many it took
-// and their bytes. It refuses, without harm to the others, what is no IP packet, and everything while the device is
-// down. An error means that the device can't be used any more. A super-packet, which counts as one, is split for a
-// device without offloads, and is taken when all its segments are; one in several pieces (packet.Buf, Next), which
-// counts as so many, is for a device with offloads, others refuse it.
+// WriteBatch gives IP packets to the kernel, as if they had come in through the device. It returns the number of
+// packets that the kernel took, and their bytes. A packet that the kernel refuses does no harm to the others; while the
+// device is down it refuses all. An error means that the device can no longer be used. A GSO packet counts as one. A
+// device without offloads gets its segments, and it counts as taken if all of them are. A packet in several pieces
+// (packet.Buf, Next) counts as that number of packets; a device without offloads refuses it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -216,8 +216,8 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 
 // gone explains an error with which the device can't be used any more.
 func gone(op string, err unix.Errno) error {
-	if err == unix.EBADFD || err == unix.EFAULT { // the second from a read that the removal finds under way
-		return errors.New("the TUN device has been removed by somebody else: start the program again")
+	if err == unix.EBADFD || err == unix.EFAULT { // EFAULT from a read that waits during the removal
+		return errors.New("the TUN device has been removed by another program: start this program again")
 	}
 	return fmt.Errorf("TUN device: %s: %w", op, err)
 }
@@ -231,16 +231,16 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 		return false
 	}
 	if b.Offload.GSO == packet.GSONone {
-		return b.Finish() == packet.Accept && q.writePieces(fd, b.Bytes(), nil)
+		return b.Finish() == drop.Accept && q.writePieces(fd, b.Bytes(), nil)
 	}
-	if out.info.Parse(b.Bytes()) != packet.Accept {
+	if out.info.Parse(b.Bytes()) != drop.Accept {
 		return false
 	}
-	headers, payload, d := packet.SplitSize(b, &out.info, packet.MaxLen)
-	if d != packet.Accept {
+	cut, d := packet.NewCut(b, &out.info, packet.MaxLen)
+	if d != drop.Accept {
 		return false
 	}
-	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, 0, headers, payload, out.room)
+	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, cut, out.room)
 	ok := true
 	for _, s := range out.segs {
 		ok = q.writePieces(fd, s.Head, s.Body) && ok
@@ -251,7 +251,7 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 // writeVnet writes a packet of any number of pieces behind its struct virtio_net_hdr.
 func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
 	iovs, n := &q.out.iovs, 1
-	b.PutVnet(&q.out.vnet)
+	q.out.vnet.encode(b)
 	iovs[0] = iovec(q.out.vnet[:])
 	for ; b != nil; b = b.Next {
 		if b.Len() == 0 || n == len(iovs) {

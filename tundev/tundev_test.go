@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // both runs fn for a device with offloads and one without, each in a network namespace of its own.
@@ -71,7 +72,10 @@ func TestPacketInPieces(t *testing.T) {
 		defer c.Close()
 		const pieces = packet.MaxChain
 		p := make(packet.IPv4, 28+pieces-1)
-		packet.PutIPv4(p, 0, len(p), 64, packet.ProtoUDP, [4]byte{10, 99, 0, 7}, [4]byte{10, 99, 0, 1})
+		packet.IPv4(p).Encode(packet.IPv4Fields{
+			TotalLen: len(p), TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 99, 0, 7},
+			Dst: [4]byte{10, 99, 0, 1},
+		})
 		binary.BigEndian.PutUint16(p[22:], 9)
 		binary.BigEndian.PutUint16(p[24:], uint16(len(p)-20))
 		for i := range p[28:] {
@@ -169,7 +173,7 @@ func TestReadAndWrite(t *testing.T) {
 			}
 			for i := range bufs[:got] {
 				var p packet.Info
-				if d := p.Parse(bufs[i].Bytes()); d != packet.Accept || p.Flow.Dst.Is6() {
+				if d := p.Parse(bufs[i].Bytes()); d != drop.Accept || p.Flow.Dst.Is6() {
 					continue // IPv6's greetings
 				}
 				if p.Flow.Dst != netip.MustParseAddr("10.99.0.7") || p.Flow.DstPort != 9 ||
@@ -182,7 +186,10 @@ func TestReadAndWrite(t *testing.T) {
 
 		local := c.LocalAddr().(*net.UDPAddr)
 		answer := make(packet.IPv4, 28+5)
-		packet.PutIPv4(answer, 0, len(answer), 64, packet.ProtoUDP, [4]byte{10, 99, 0, 7}, [4]byte{10, 99, 0, 1})
+		packet.IPv4(answer).Encode(packet.IPv4Fields{
+			TotalLen: len(answer), TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 99, 0, 7},
+			Dst: [4]byte{10, 99, 0, 1},
+		})
 		binary.BigEndian.PutUint16(answer[20:], 9)
 		binary.BigEndian.PutUint16(answer[22:], uint16(local.Port))
 		binary.BigEndian.PutUint16(answer[24:], 13)
@@ -207,7 +214,9 @@ func TestDownDeviceRefusesWrites(t *testing.T) {
 		}
 		defer d.Close()
 		p := make([]byte, 40)
-		packet.PutIPv4(p, 0, 40, 64, packet.ProtoUDP, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
+		packet.IPv4(p).Encode(packet.IPv4Fields{
+			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
+		})
 		if n, _, err := d.Queues()[0].WriteBatch(bufsOf(p)); n != 0 || err != nil {
 			t.Errorf("%d packets taken, %v", n, err)
 		}
@@ -282,11 +291,11 @@ func TestRemovedDeviceIsAnError(t *testing.T) {
 		if err := netlink.LinkDel(link); err != nil {
 			t.Fatal(err)
 		}
-		if err := <-end; !strings.Contains(err.Error(), "removed by somebody else") {
+		if err := <-end; !strings.Contains(err.Error(), "removed by another program") {
 			t.Errorf("a reader ends with %v", err)
 		}
 		if _, _, err := d.Queues()[0].WriteBatch(bufsOf(make([]byte, 40))); err == nil || !strings.Contains(err.Error(),
-			"removed by somebody else") {
+			"removed by another program") {
 			t.Errorf("write: %v", err)
 		}
 	})

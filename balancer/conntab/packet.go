@@ -44,7 +44,11 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, by *rules, now Ticks) (dest
 	sh.mu.Lock()
 	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
-		switch s.fate(e, p, by, now) {
+		f := Followed
+		if by.judge || begins(p) || e.expires.reached(now) { // else it is, without a call
+			f = s.fate(e, p, by, now)
+		}
+		switch f {
 		case Followed:
 			dest = s.seen(sh, e, p, by, now)
 			sh.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // answers are the ICMP errors that a worker sends to clients, in the name of the VIP: bounded by limiters, and in
@@ -40,15 +41,15 @@ func (a *answers) reserve(l *limiter, client netip.Addr, now conntab.Ticks) []by
 	return room
 }
 
-// tooBig tells the sender of the packet in b how large a packet may be.
-func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
+// tooBig sends the sender of the packet in b an ICMP error with the MTU.
+func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
 	if !packet.MayAnswer(b.Bytes()) {
-		return packet.DropTooBig
+		return drop.TooBig
 	}
 	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
-		w.out.add(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)])
+		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], p)
 	}
-	return packet.DropTooBig
+	return drop.TooBig
 }
 
 // putTooBig writes "fragmentation needed" or "packet too big", by the family of b, to room.
@@ -66,13 +67,13 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 //	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
 //
 // A RST is never answered. VIPs that have left count as VIPs here.
-func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
+func (w *Worker) refuse(snap *balancer.Snapshot, d drop.Reason, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	switch d {
-	case packet.DropNoConnection:
+	case drop.NoConnection:
 		if !snap.NoResets() {
 			w.reset(b, p, now)
 		}
-	case packet.DropNoService:
+	case drop.NoService:
 		switch {
 		case snap.Silent() || !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst):
 		case p.Flow.Proto == packet.ProtoTCP && p.TCPFlags&packet.FlagSYN == 0:
@@ -80,7 +81,7 @@ func (w *Worker) refuse(snap *balancer.Snapshot, d packet.Drop, b *packet.Buf, p
 		default:
 			w.portUnreachable(b, p, now)
 		}
-	case packet.DropNoRealserver:
+	case drop.NoRealserver:
 		if !snap.Silent() {
 			w.portUnreachable(b, p, now)
 		}
@@ -93,13 +94,13 @@ func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Tick
 		return
 	}
 	if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
-		w.out.add(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)])
+		w.answer(room[:packet.PortUnreachable(room, b.Bytes(), p.Flow.Dst)], p)
 	}
 }
 
-// smallest is the MTU below which nobody is told to go, since every way has as much. A packet that is no larger and
-// still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
-func smallest(p *packet.Info) int {
+// minMTU is the smallest MTU of any path for p, and so the smallest that an ICMP error names. A packet that is no
+// larger and still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
+func minMTU(p *packet.Info) int {
 	if p.Flow.Dst.Is4() {
 		return encap.MinMTU
 	}

@@ -11,6 +11,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // TestSizes: at every MTU and size, in and over both families, a packet goes out whole where it fits, in outer
@@ -37,15 +39,15 @@ func TestSizes(t *testing.T) {
 						name := fmt.Sprintf("%s in %v over %v, MTU %d, %d bytes", in.name, kind, real, mtu, n)
 						p := in.make(n)
 						s := script{in: [][]byte{bytes.Clone(p)}}
-						w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+						w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 						if err := w.Run(); err != nil {
 							t.Fatal(err)
 						}
-						var tally packet.Tally
+						var tally stats.Tally
 						w.Read(&tally)
 						whole, refused := n <= in.n, n > in.n && in.told > 0 && n > in.least
-						if refused != (tally.Drops[packet.DropTooBig] == 1) || !refused &&
-							tally.Drops != ([packet.NumDrops]uint64{}) {
+						if refused != (tally.Drops[drop.TooBig] == 1) || !refused &&
+							tally.Drops != ([drop.NumReasons]uint64{}) {
 							t.Errorf("%s: counted %v", name, tally.Drops)
 							continue
 						}
@@ -81,8 +83,8 @@ func checkTold(t *testing.T, name string, out [][]byte, p []byte, size int) {
 	q, d := packet.QuotedFlow(out[0])
 	var in, answer packet.Info
 	in.Parse(p)
-	if d != packet.Accept || !q.TooBig() || q.MTU != size || q.Flow != in.Flow ||
-		answer.Parse(out[0]) != packet.Accept || answer.Flow.Src != in.Flow.Dst {
+	if d != drop.Accept || !q.TooBig() || q.MTU != size || q.Flow != in.Flow ||
+		answer.Parse(out[0]) != drop.Accept || answer.Flow.Src != in.Flow.Dst {
 		t.Errorf("%s: %v, size %d, want %d: %x", name, d, q.MTU, size, out[0])
 	}
 }
@@ -100,7 +102,7 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 				t.Fatal(err)
 			}
 			var s script
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			const n = 30_000
 			syn, data := ip6(packet.ProtoTCP, tcp(80, packet.FlagSYN, 0)[20:]),
 				ip6(packet.ProtoTCP, tcp(80, packet.FlagACK, n)[20:])
@@ -116,7 +118,7 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 					overhead = 40
 				}
 				in := packet.IPv6(o[overhead:])
-				if len(o) > mtu || in.Check() != packet.Accept || in.TotalLen() != len(in) ||
+				if len(o) > mtu || in.Check() != drop.Accept || in.TotalLen() != len(in) ||
 					packet.Fold(packet.Sum(in[40:], in.PseudoSum(packet.ProtoTCP, len(in)-40))) != 0xffff {
 					t.Fatalf("MTU %d: packet %d is %x", mtu, i, o)
 				}
@@ -143,19 +145,19 @@ func TestNobodyThere(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		in     []byte
-		d      packet.Drop
+		d      drop.Reason
 		answer bool
 	}{
-		{"TCP, no service", tcp(9, packet.FlagSYN, 0), packet.DropNoService, true},
-		{"UDP, no service", udp(9, true, 3000), packet.DropNoService, true},
-		{"TCP over IPv6, no service", tcp6(9, packet.FlagSYN), packet.DropNoService, true},
-		{"UDP over IPv6, no service", udp6(9, 3000), packet.DropNoService, true},
-		{"no realserver", tcp(81, packet.FlagSYN, 0), packet.DropNoRealserver, true},
-		{"no realserver over IPv6", tcp6(81, packet.FlagSYN), packet.DropNoRealserver, true},
-		{"RST", rst, packet.DropNoService, false},
-		{"multicast", toMany, packet.DropNoService, false},
-		{"from broadcast", fromMany, packet.DropNoService, false},
-		{"no VIP", stranger, packet.DropNoService, false},
+		{"TCP, no service", tcp(9, packet.FlagSYN, 0), drop.NoService, true},
+		{"UDP, no service", udp(9, true, 3000), drop.NoService, true},
+		{"TCP over IPv6, no service", tcp6(9, packet.FlagSYN), drop.NoService, true},
+		{"UDP over IPv6, no service", udp6(9, 3000), drop.NoService, true},
+		{"no realserver", tcp(81, packet.FlagSYN, 0), drop.NoRealserver, true},
+		{"no realserver over IPv6", tcp6(81, packet.FlagSYN), drop.NoRealserver, true},
+		{"RST", rst, drop.NoService, false},
+		{"multicast", toMany, drop.NoService, false},
+		{"from broadcast", fromMany, drop.NoService, false},
+		{"no VIP", stranger, drop.NoService, false},
 	} {
 		for _, silent := range []bool{false, true} {
 			s := script{in: [][]byte{bytes.Clone(c.in)}}
@@ -164,11 +166,11 @@ func TestNobodyThere(t *testing.T) {
 			if err := b.Apply(cfg); err != nil {
 				t.Fatal(err)
 			}
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}
-			var tally packet.Tally
+			var tally stats.Tally
 			w.Read(&tally)
 			if tally.Drops[c.d] != 1 || len(s.out) > 1 || (len(s.out) == 1) != (c.answer && !silent) {
 				t.Errorf("%s, silent %v: %d answers, counted %v", c.name, silent, len(s.out), tally.Drops)
@@ -178,9 +180,9 @@ func TestNobodyThere(t *testing.T) {
 				q, d := packet.QuotedFlow(s.out[0])
 				var in, answer packet.Info
 				in.Parse(c.in)
-				if kind := [2]uint8{q.Type, q.Code}; d != packet.Accept || kind != [2]uint8{3, 3} &&
+				if kind := [2]uint8{q.Type, q.Code}; d != drop.Accept || kind != [2]uint8{3, 3} &&
 					kind != [2]uint8{1, 4} || q.Flow != in.Flow ||
-					answer.Parse(s.out[0]) != packet.Accept || answer.Flow.Src != in.Flow.Dst {
+					answer.Parse(s.out[0]) != drop.Accept || answer.Flow.Src != in.Flow.Dst {
 					t.Errorf("%s: %v, %x", c.name, d, s.out[0])
 				}
 			}
@@ -193,7 +195,7 @@ func TestNobodyThere(t *testing.T) {
 func TestAnswersAreBounded(t *testing.T) {
 	var s script
 	now := conntab.Ticks(1)
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return now })
+	w := testWorker(&s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return now })
 	for range 2000 {
 		s.in = append(s.in, udp(9, false, 10), udp(53, true, 1480))
 	}
@@ -243,7 +245,7 @@ func TestErrorsReachTheirRealserver(t *testing.T) {
 			b := newSite(t, real6, encap.KindIPIP, 1500)
 			var s script
 			now := conntab.Ticks(1)
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return now })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return now })
 			request := []byte(udp(53, true, 20))
 			if six {
 				request = udp6(53, 20)
@@ -273,9 +275,9 @@ func TestErrorsReachTheirRealserver(t *testing.T) {
 			if len(s.out) < 2 || !bytes.Equal(s.out[1][40:], e) {
 				t.Fatalf("six %v: %d packets out", six, len(s.out))
 			}
-			var tally packet.Tally
+			var tally stats.Tally
 			w.Read(&tally)
-			if tally.Drops[packet.DropNoConnection] != 2 || tally.Drops[packet.DropBadChecksum] != 1 {
+			if tally.Drops[drop.NoConnection] != 2 || tally.Drops[drop.BadChecksum] != 1 {
 				t.Errorf("six %v: counted %v", six, tally.Drops)
 			}
 			if left {
@@ -324,7 +326,7 @@ func flipped(b []byte) []byte {
 func TestNothingAllocatesOutOfTheOrdinary(t *testing.T) {
 	for _, real := range []netip.Addr{real1, real6} {
 		now := conntab.Ticks(1)
-		w := NewWorker(0, &script{}, discard{}, nil, newSite(t, real, encap.KindGRE, 1300), NewShared(),
+		w := testWorker(&script{}, discard{}, nil, newSite(t, real, encap.KindGRE, 1300), NewShared(),
 			func() conntab.Ticks { now += 100; return now })
 		request, request6 := udp(53, true, 20), udp6(53, 20)
 		echo := make([]byte, 64)
@@ -343,9 +345,9 @@ func TestNothingAllocatesOutOfTheOrdinary(t *testing.T) {
 		}); n != 0 {
 			t.Errorf("%v allocations a batch", n)
 		}
-		var tally packet.Tally
+		var tally stats.Tally
 		w.Read(&tally)
-		if tally.Drops[packet.DropSendError]+tally.Drops[packet.DropBadChecksum]+tally.Drops[packet.DropNoConnection] != 0 {
+		if tally.Drops[drop.SendError]+tally.Drops[drop.BadChecksum]+tally.Drops[drop.NoConnection] != 0 {
 			t.Errorf("counted %v", tally.Drops)
 		}
 	}

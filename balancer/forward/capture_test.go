@@ -17,13 +17,13 @@ func tapped(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after
 	s := &script{in: in}
 	w := newWorker(t, s, mtu)
 	tap := NewCapture(f, 1000, 1<<20)
-	if !w.out.shared.StartCapture(tap) || w.out.shared.StartCapture(NewCapture(f, 1, 1)) {
+	if !w.shared.StartCapture(tap) || w.shared.StartCapture(NewCapture(f, 1, 1)) {
 		t.Fatal("not one tap at a time")
 	}
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	w.out.shared.StopCapture(tap)
+	w.shared.StopCapture(tap)
 	for {
 		taken := tap.Next(context.Background())
 		if len(taken) == 0 {
@@ -145,12 +145,12 @@ func TestTapIsBounded(t *testing.T) {
 // TestTapAllocatesNothing: neither does a worker that finds a tap, nor one that finds none.
 func TestTapAllocatesNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
-	w.out.sink = discard{}
+	w.sendBy(discard{})
 	p := tcp(80, packet.FlagSYN, 100)
 	tap := NewCapture(CaptureFilter{Realserver: real1}, 1<<30, 1<<40)
 	for _, on := range []bool{false, true} {
 		if on {
-			w.out.shared.StartCapture(tap)
+			w.shared.StartCapture(tap)
 		}
 		if n := testing.AllocsPerRun(50, func() {
 			for i := range w.bufs {

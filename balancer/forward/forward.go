@@ -1,4 +1,4 @@
-// Package forward is the director's loop: read → decide → wrap → send.
+// Package forward is the director's loop: read → decide → make it a packet to the realserver → send.
 package forward
 
 import (
@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Source is where packets come from: a queue of a TUN device.
@@ -21,63 +22,75 @@ type Source interface {
 }
 
 // batch is the number of packets that are read before any is sent.
-const batch = packet.MaxBatch
+const batch = stats.MaxBatch
 
 // Worker forwards the packets of one queue.
 //
 //	             ┌──────────────────── a batch ─────────────────────┐
-//	TUN queue →  ReadBatch → Parse ⇒ Decide → Wrap → (Segment, Fragment) → Send → realserver
-//	                           │  ↑     │                                   ↑
-//	                 fragments └──┘     └ counted reason                    │
-//	             echo request, too big, no server, unknown connection ──────┘ answers to the client
+//	TUN queue →  ReadBatch → Parse ⇒ Decide → Out → (Split, Fragment) → Send → realserver
+//	                           │  ↑     │                                ↑
+//	                 fragments └──┘     └ counted reason                 │
+//	          echo request, too big, no server, unknown connection ──────┘ answers to the client
 //
 // The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache
-// meanwhile. Nothing on this way allocates, logs, or waits for another worker longer than a shard of the connection
+// meanwhile. Nothing on this path allocates, logs, or waits for another worker longer than a shard of the connection
 // table is locked; only fragments wait for the reassembler, which all workers share.
 type Worker struct {
 	id       int
 	source   Source
 	balancer *balancer.Balancer
+	shared   *Shared
 	clock    func() conntab.Ticks
-	counters packet.Counters
-	batches  packet.Batches
-	out      output
+	counters stats.Counters
+	batches  stats.Batches
+	out      egress.Output
 
 	bufs  []packet.Buf
 	infos []packet.Info // of the packets of a batch: here, since a scheduler behind an interface would let them escape
-	drops []packet.Drop // what parsing them found
+	drops []drop.Reason // what parsing them found
 	sink  uint8
-	tally packet.Tally
+	tally stats.Tally
 
-	answers answers
-	resets  resets
+	capture  *Capture // of the batch; nil: none
+	interest interest // of the capture in the packet at hand
+
+	answers  answers
+	resets   resets
+	clients  [batch]egress.Peer // that get answers
+	answered int                // number of them in this batch
 }
 
-// NewWorker makes worker number id, from 0, which forwards from source to sink, and super-packets for tunnels over UDP
-// to segments, if that is not nil.
-func NewWorker(id int, source Source, sink Sink, segments SegmentSink, b *balancer.Balancer, shared *Shared,
-	clock func() conntab.Ticks) *Worker {
-	w := &Worker{id: id, source: source, balancer: b, clock: clock, bufs: packet.NewBufs(batch),
-		infos: make([]packet.Info, batch), drops: make([]packet.Drop, batch)}
+// WorkerConfig is what a Worker works with.
+type WorkerConfig struct {
+	ID       int // from 0, less than the balancer's number of workers
+	Source   Source
+	Raw      egress.Port
+	UDP      egress.Port // for tunnels over UDP; nil: Raw sends their packets, too
+	UDPPorts []uint16    // source ports of UDP
+	Balancer *balancer.Balancer
+	Shared   *Shared
+	Clock    func() conntab.Ticks
+}
+
+// NewWorker makes the worker that c describes.
+func NewWorker(c WorkerConfig) *Worker {
+	w := &Worker{id: c.ID, source: c.Source, balancer: c.Balancer, shared: c.Shared, clock: c.Clock,
+		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch)}
 	w.answers.init()
 	w.resets.init()
-	w.out.init(sink, segments, &w.tally, shared)
+	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, IDs: c.Shared.ids, Tally: &w.tally,
+		TooBig: c.Shared.tooBig})
 	return w
 }
 
 // Read adds what the worker has counted to t.
-func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
+func (w *Worker) Read(t *stats.Tally) { w.counters.Read(t) }
 
 // Batches is what the worker has counted of its batches.
-func (w *Worker) Batches() *packet.Batches { return &w.batches }
+func (w *Worker) Batches() *stats.Batches { return &w.batches }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
-func (w *Worker) LastError() error {
-	if e := w.out.lastErr.Load(); e != 0 {
-		return unix.Errno(e)
-	}
-	return nil
-}
+func (w *Worker) LastError() error { return w.out.LastError() }
 
 // Run forwards until source or sink is closed. It waits in the source's system call, so that the thread that the kernel
 // wakes goes on with it.
@@ -94,12 +107,12 @@ func (w *Worker) Run() error {
 	}
 }
 
-// forward treats one batch.
+// forward processes one batch.
 func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.Begin(len(bufs))
-	snap, now, tap := w.balancer.Snapshot(), w.clock(), w.out.shared.tap.Load()
-	w.out.tap = tap
-	w.answers.free, w.resets.free = w.answers.room, w.resets.room
+	snap, now := w.balancer.Snapshot(), w.clock()
+	w.observe(w.shared.capture.Load())
+	w.answers.free, w.resets.free, w.answered = w.answers.room, w.resets.room, 0
 	for i := range bufs {
 		b, p := &bufs[i], &w.infos[i]
 		w.tally.InPackets++
@@ -107,109 +120,109 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		w.drops[i] = p.Parse(b.Bytes())
 	}
 	for i := range bufs { // a loop of its own, so short that the processor is ahead by several loads
-		if w.drops[i] == packet.Accept {
+		if w.drops[i] == drop.Accept {
 			w.sink |= snap.Prefetch(&w.infos[i])
 		}
 	}
 	for i := range bufs {
 		b, p, d := &bufs[i], &w.infos[i], w.drops[i]
-		later := tap != nil && tap.read(snap, b.Bytes(), now)
+		if w.capture != nil {
+			w.look(b.Bytes())
+		}
 		switch d {
-		case packet.Accept:
+		case drop.Accept:
 			d = w.packet(snap, b, p, now)
-		case packet.DropFragment:
+		case drop.Fragment:
 			d = w.fragment(snap, b, p, now)
 		}
-		if later && d == packet.Accept {
-			tap.opened(snap, b, p, now)
-		}
-		if d != packet.Accept {
+		if d != drop.Accept {
 			w.tally.Drop(d)
 		}
 	}
-	w.out.flush()
+	w.out.Flush()
 	w.counters.Add(&w.tally)
 	w.batches.End()
 }
 
-// packet treats one packet, p its headers: what is to be sent is added to w.out.
-func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
+// packet processes one packet, p its headers. It adds what is to be sent to w.out.
+func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
 	b.SetLen(p.Len) // a link's padding goes
 	if b.Offload.Misplaced(p) {
-		return packet.DropOffload
+		return drop.Offload
 	}
 	switch p.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	case packet.ProtoICMP, packet.ProtoICMPv6:
 		return w.icmp(snap, b, p, packet.MaxLen, now)
 	default:
-		return packet.DropProtocol
+		return drop.Protocol
 	}
 	dest, d := snap.Decide(p, now)
-	if d != packet.Accept {
+	if d != drop.Accept {
+		if w.interest == byRealserver {
+			w.dropped(snap, b, p, now)
+		}
 		w.refuse(snap, d, b, p, now)
 		return d
+	}
+	if w.interest == byRealserver {
+		w.decided(dest, b.Bytes())
 	}
 	inner := dest.Inner()
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner, now)
 	}
-	if p.Len > inner && p.DF && p.Len > smallest(p) {
-		return w.tooBig(b, p, max(inner, smallest(p)), now)
+	if p.Len > inner && p.DF && p.Len > minMTU(p) {
+		return w.tooBig(b, p, max(inner, minMTU(p)), now)
 	}
-	if d := b.Finish(); d != packet.Accept {
+	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
 	return w.send(b, p, dest)
 }
 
-// send wraps the packet in b for dest, and adds it to w.out, in outer fragments if it doesn't fit.
-func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) packet.Drop {
-	n := p.Len + dest.Via.Overhead()
-	if n > packet.MaxLen {
-		return packet.DropTooBig // no packet is that large, fragments or not
+// send adds the packet in b, on its way to dest, to w.out, in outer fragments if it doesn't fit.
+func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.Reason {
+	if p.Len+dest.Overhead() > packet.MaxLen {
+		return drop.TooBig // no packet is that large, fragments or not
 	}
 	dest.Count(w.id, p.Len)
-	dest.Via.Out(b, p, w.out.port(p.Hash))
-	w.out.apart(dest.Encap.UDP(), p, b.Bytes())
-	if n > dest.MTU {
-		w.out.fragment(b.Bytes(), dest.MTU)
-		return packet.Accept
-	}
-	w.out.addWrapped(dest.Encap.UDP(), b.Bytes())
-	return packet.Accept
+	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
+	w.out.AddWrapped(b, p, &hop, dest.MTU)
+	return drop.Accept
 }
 
-// super treats a super-packet: it has been looked up once, and becomes packets now.
-func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) packet.Drop {
-	headers, payload, d := packet.SplitSize(b, p, inner)
-	if d != packet.Accept {
+// super processes a GSO packet: it has been looked up once, and becomes packets now.
+func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
+	cut, d := packet.NewCut(b, p, inner)
+	if d != drop.Accept {
 		return d
 	}
-	if n := headers + payload; n > inner && p.DF && n > smallest(p) {
-		return w.tooBig(b, p, max(inner, smallest(p)), now)
+	n := cut.Headers + cut.Payload
+	if n > inner && p.DF && n > minMTU(p) {
+		return w.tooBig(b, p, max(inner, minMTU(p)), now)
 	}
-	if headers+payload+dest.Via.Overhead() > packet.MaxLen {
-		return packet.DropTooBig
+	cut.Overhead = dest.Overhead()
+	if cut.Overhead+n > packet.MaxLen {
+		return drop.TooBig
 	}
 	dest.Count(w.id, p.Len)
-	dest.Via.Out(b, p, w.out.port(p.Hash))
-	if headers+payload > inner {
-		w.out.segmentAndFragment(dest.Via, b, p, headers, payload, dest.MTU)
-	} else {
-		w.out.segment(dest.Via, dest.Encap.UDP(), b, p, headers, payload)
-	}
-	return packet.Accept
+	hop := dest.Via.Out(b, p, w.out.SourcePort(p.Hash))
+	w.out.AddSegments(dest.Via, b, p, &hop, cut, dest.MTU)
+	return drop.Accept
 }
 
-// fragment treats a fragment: with the last that was missing, the packet goes the way of all. What its sender has cut
-// already needn't fit the tunnel.
-func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) packet.Drop {
-	if !w.out.shared.fragments.add(b, now, &w.tally) {
-		return packet.Accept // it waits, or is counted
+// fragment processes a fragment: with the last that was missing, the packet goes the way of all. What its sender has
+// cut already needn't fit the tunnel.
+func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
+	if !w.shared.fragments.add(b, now, &w.tally) {
+		return drop.Accept // it waits, or is counted
 	}
-	if d := p.Parse(b.Bytes()); d != packet.Accept {
+	if d := p.Parse(b.Bytes()); d != drop.Accept {
 		return d
+	}
+	if w.capture != nil {
+		w.lookAgain(b.Bytes())
 	}
 	if p.Flow.Proto == packet.ProtoICMP || p.Flow.Proto == packet.ProtoICMPv6 {
 		return w.icmp(snap, b, p, pingMTU, now)
@@ -225,36 +238,54 @@ const pingMTU = encap.MinMTU6
 // icmp answers a ping of the VIP in its name, unless it is one of the director's own that checks a realserver, and
 // takes an error from a client's path to the realserver whose answer it is about. The answer goes out in fragments of
 // mtu bytes.
-func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) packet.Drop {
-	if d := b.Finish(); d != packet.Accept {
+func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
+	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
 	q, d := packet.QuotedFlow(b.Bytes())
-	if d == packet.Accept {
+	if d == drop.Accept {
 		dest := snap.Find(q.Flow.Reverse(), now)
 		if dest == nil {
-			return packet.DropNoConnection
+			return drop.NoConnection
 		}
+		w.decided(dest, b.Bytes())
 		return w.send(b, p, dest)
 	}
-	if d != packet.DropICMP {
+	if d != drop.ICMP {
 		return d
 	}
 	if f, ok := packet.EchoFlow(b.Bytes(), p); ok {
 		if dest := snap.Pinned(f, now); dest != nil {
+			w.decided(dest, b.Bytes())
 			return w.send(b, p, dest)
 		}
 	}
 	if !snap.HasVIP(p.Flow.Dst) {
-		return packet.DropNoService
+		return drop.NoService
 	}
-	if d := packet.EchoReply(b.Bytes()); d != packet.Accept {
+	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}
+	hop := w.toClient(p)
 	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
-		w.out.fragment(b.Bytes(), mtu)
+		w.out.AddFragments(b.Bytes(), &hop, mtu)
 	} else {
-		w.out.add(b.Bytes())
+		w.out.Add(b.Bytes(), &hop)
 	}
-	return packet.Accept
+	return drop.Accept
+}
+
+// answer adds b, an answer to the packet that p describes, to w.out.
+func (w *Worker) answer(b []byte, p *packet.Info) {
+	w.out.Mark = w.interest == wanted
+	hop := w.toClient(p)
+	w.out.Add(b, &hop)
+}
+
+// toClient is the hop of an answer to the packet that p describes. It is called once for a packet at most.
+func (w *Worker) toClient(p *packet.Info) egress.Hop {
+	to := &w.clients[w.answered]
+	w.answered++
+	*to = egress.Peer{Dst: p.Flow.Src, Src: p.Flow.Dst}
+	return egress.Hop{To: to}
 }

@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"testing"
@@ -12,7 +13,10 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/method"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 var (
@@ -42,9 +46,10 @@ func (s *script) ReadBatch(bufs []packet.Buf) (int, error) {
 	return n, nil
 }
 
-func (s *script) Send(segs []packet.Segment) (int, error) {
-	for i, seg := range segs {
-		p := append(bytes.Clone(seg.Head), seg.Body...)
+func (s *script) Send(out []egress.Outgoing) (int, error) {
+	for i, o := range out {
+		p := append(bytes.Clone(o.Head), o.Body...)
+		mustAgree(&o)
 		if s.fail != nil {
 			if err := s.fail(p); err != nil {
 				if i > 0 {
@@ -58,7 +63,48 @@ func (s *script) Send(segs []packet.Segment) (int, error) {
 			return 10, nil // a short count, as sendmmsg may give
 		}
 	}
-	return len(segs), nil
+	return len(out), nil
+}
+
+// mustAgree panics unless the hop of o says what its bytes say.
+func mustAgree(o *egress.Outgoing) {
+	h := o.Hop
+	var to egress.Peer
+	is := egress.Hop{To: h.To, Kind: h.Kind, DF: true}
+	var transport packet.UDP
+	whole := false // UDP, and no fragment
+	if ip := packet.IPv6(o.Head); ip.Version() == 6 {
+		to.Src, to.Dst, is.Class, is.TTL = ip.Src(), ip.Dst(), ip.TrafficClass(), ip.HopLimit()
+		transport, whole = packet.UDP(o.Head[packet.IPv6HeaderLen:]), ip.NextHeader() == packet.ProtoUDP
+	} else {
+		ip := packet.IPv4(o.Head)
+		to.Src, to.Dst, is.Class, is.TTL, is.DF = ip.Src(), ip.Dst(), ip.TOS(), ip.TTL(), ip.DF()
+		transport, whole = packet.UDP(o.Head[packet.IPv4HeaderLen:]), ip.Protocol() == packet.ProtoUDP && !ip.Fragment()
+	}
+	if whole {
+		to.DstPort, is.SrcPort = transport.DstPort(), transport.SrcPort()
+	} else { // nothing else is used
+		to.DstPort, is.Class, is.TTL, is.DF, is.SrcPort = h.To.DstPort, h.Class, h.TTL, h.DF, h.SrcPort
+	}
+	if *h.To != to || h != is || whole != (h.Kind == egress.UDP) {
+		panic(fmt.Sprintf("hop %+v to %+v of a packet with %+v to %+v", h, *h.To, is, to))
+	}
+}
+
+// testWorker is a worker number 0. udp may have source ports.
+func testWorker(source Source, raw, udp egress.Port, b *balancer.Balancer, s *Shared,
+	clock func() conntab.Ticks) *Worker {
+	c := WorkerConfig{Source: source, Raw: raw, UDP: udp, Balancer: b, Shared: s, Clock: clock}
+	if p, ok := udp.(interface{ Ports() []uint16 }); ok {
+		c.UDPPorts = p.Ports()
+	}
+	return NewWorker(c)
+}
+
+// sendBy lets w send by raw and nothing else.
+func (w *Worker) sendBy(raw egress.Port) {
+	w.out = egress.Output{}
+	w.out.Init(egress.Config{Raw: raw, IDs: w.shared.ids, Tally: &w.tally, TooBig: w.shared.tooBig})
 }
 
 func newWorker(t testing.TB, s *script, mtu int) *Worker {
@@ -77,14 +123,16 @@ func newWorker(t testing.TB, s *script, mtu int) *Worker {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	return NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+	return testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 }
 
 // ip makes an IPv4 packet from the client to the VIP.
 func ip(proto byte, df bool, payload []byte) packet.IPv4 {
 	b := make(packet.IPv4, 20+len(payload))
 	copy(b[20:], payload)
-	packet.PutIPv4(b, 0, len(b), 63, proto, client.As4(), vip.As4())
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TotalLen: len(b), TTL: 63, Protocol: proto, Src: client.As4(), Dst: vip.As4(),
+	})
 	if df {
 		b[6] = 0x40
 		b.SetChecksum()
@@ -111,7 +159,7 @@ func udp(port uint16, df bool, n int) packet.IPv4 {
 }
 
 // run forwards packets and returns what went out and what was counted.
-func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, packet.Tally,
+func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, stats.Tally,
 	*Worker) {
 	t.Helper()
 	s := &script{fail: fail}
@@ -122,7 +170,7 @@ func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	var got packet.Tally
+	var got stats.Tally
 	w.Read(&got)
 	return s.out, got, w
 }
@@ -171,10 +219,10 @@ func TestDropsAreCounted(t *testing.T) {
 		tcp(80, packet.FlagACK, 0), tcp(8080, packet.FlagSYN, 0), tcp(81, packet.FlagSYN, 0), udp(54, false, 0),
 		ip(47, false, make([]byte, 20)), ip(packet.ProtoICMP, false, make([]byte, 8)), fragment, broken,
 		packet.IPv4{0x60, 1, 2}, make(packet.IPv4, 40))
-	want := packet.Tally{InPackets: 10, InBytes: got.InBytes}
-	for _, d := range []packet.Drop{packet.DropNoConnection, packet.DropNoService, packet.DropNoService,
-		packet.DropNoRealserver, packet.DropProtocol,
-		packet.DropICMP, packet.DropFragment, packet.DropBadChecksum, packet.DropTruncated, packet.DropNotIPv4} {
+	want := stats.Tally{InPackets: 10, InBytes: got.InBytes}
+	for _, d := range []drop.Reason{drop.NoConnection, drop.NoService, drop.NoService,
+		drop.NoRealserver, drop.Protocol,
+		drop.ICMP, drop.Fragment, drop.BadChecksum, drop.Truncated, drop.NotIPv4} {
 		want.Drops[d]++
 	}
 	if got.Drops != want.Drops || len(out) != 3 { // no_service and no_realserver are answered
@@ -192,7 +240,7 @@ func TestPing(t *testing.T) {
 	out, got, _ := run(t, 1500, nil, ip(packet.ProtoICMP, false, echo), stranger)
 	if len(out) != 1 || packet.IPv4(out[0]).Src() != vip || packet.IPv4(out[0]).Dst() != client ||
 		out[0][20] != packet.ICMPEchoReply ||
-		packet.Checksum(out[0][20:]) != 0 || got.OutPackets != 1 || got.Drops[packet.DropNoService] != 1 {
+		packet.Checksum(out[0][20:]) != 0 || got.OutPackets != 1 || got.Drops[drop.NoService] != 1 {
 		t.Errorf("%x %+v", out, got)
 	}
 }
@@ -216,7 +264,7 @@ func TestPingOfARealserver(t *testing.T) {
 			Probed: []balancer.Target{r.Target()}}); err != nil {
 			t.Fatal(err)
 		}
-		w := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+		w := testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 		var in [][]byte
 		for id := range byte(2) {
 			echo := make([]byte, 24)
@@ -252,7 +300,7 @@ func TestPingOfARealserver(t *testing.T) {
 				t.Errorf("to %v: packet %d became %x", to, i, o)
 			}
 		}
-		w = NewWorker(0, s, discard{}, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+		w = testWorker(s, discard{}, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 		if n := testing.AllocsPerRun(100, func() {
 			for i, p := range in {
 				w.bufs[i].SetLen(copy(w.bufs[i].Room(), p))
@@ -267,7 +315,7 @@ func TestPingOfARealserver(t *testing.T) {
 func TestTooBigWithDF(t *testing.T) {
 	fits, tooBig := udp(53, true, 1480-28), udp(53, true, 1480-27)
 	out, got, _ := run(t, 1500, nil, fits, tooBig, tooBig)
-	if len(out) != 3 || got.Drops[packet.DropTooBig] != 2 {
+	if len(out) != 3 || got.Drops[drop.TooBig] != 2 {
 		t.Fatalf("%d packets, %+v", len(out), got)
 	}
 	e := packet.IPv4(out[1])
@@ -294,7 +342,7 @@ func TestTooBigWithoutDF(t *testing.T) {
 			whole[i] = append(whole[i], o[20:]...)
 		}
 		if !bytes.Equal(whole[0], in) || !bytes.Equal(whole[1], in) || got.OutPackets != uint64(len(out)) ||
-			got.Drops != ([packet.NumDrops]uint64{}) {
+			got.Drops != ([drop.NumReasons]uint64{}) {
 			t.Errorf("MTU %d: %d packets, %+v", mtu, len(out), got)
 		}
 	}
@@ -314,12 +362,12 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 		}
 		return nil
 	}, in...)
-	if len(out) != 160 || got.OutPackets != 160 || got.Drops[packet.DropTooBig] != 20 ||
-		got.Drops[packet.DropSendError] != 20 {
+	if len(out) != 160 || got.OutPackets != 160 || got.Drops[drop.TooBig] != 20 ||
+		got.Drops[drop.SendError] != 20 {
 		t.Errorf("%d packets, %+v", len(out), got)
 	}
 	select {
-	case <-w.out.shared.TooBig:
+	case <-w.shared.TooBig:
 	default:
 		t.Error("nobody is told that the MTU is another one")
 	}
@@ -335,7 +383,7 @@ func TestClosedSinkEnds(t *testing.T) {
 func TestForwardAllocatesNothing(t *testing.T) {
 	s := &script{}
 	w := newWorker(t, s, 1500)
-	w.out.sink = discard{}
+	w.sendBy(discard{})
 	in := []packet.IPv4{tcp(80, packet.FlagSYN, 0), udp(53, false, 40), udp(53, false, 1480), udp(53, true, 1480),
 		tcp(82, packet.FlagSYN, 0)}
 	if n := testing.AllocsPerRun(1000, func() {
@@ -351,7 +399,7 @@ func TestForwardAllocatesNothing(t *testing.T) {
 // TestRefusalsAllocateNothing: nor do packets that the kernel refuses, as all are while there is no route.
 func TestRefusalsAllocateNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
-	w.out.sink = refusal{}
+	w.sendBy(refusal{})
 	in := udp(53, false, 40)
 	if n := testing.AllocsPerRun(1000, func() {
 		w.bufs[0].SetLen(copy(w.bufs[0].Room(), in))
@@ -366,11 +414,11 @@ func TestRefusalsAllocateNothing(t *testing.T) {
 
 type refusal struct{}
 
-func (refusal) Send([]packet.Segment) (int, error) { return 0, unix.ENETUNREACH }
+func (refusal) Send([]egress.Outgoing) (int, error) { return 0, unix.ENETUNREACH }
 
 type discard struct{}
 
-func (discard) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (discard) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 
 // TestMisplacedChecksum: what a TUN device says of a checksum may not change what the packet has been judged by: its
 // port, its addresses.
@@ -378,19 +426,19 @@ func TestMisplacedChecksum(t *testing.T) {
 	for _, c := range []struct {
 		in            []byte
 		start, offset uint16
-		want          packet.Drop
+		want          drop.Reason
 	}{
-		{tcp(80, packet.FlagSYN, 0), 20, 16, packet.Accept},
-		{udp(53, false, 10), 20, 6, packet.Accept},
-		{udp(53, false, 10), 28, 6, packet.Accept}, // of what the datagram carries
-		{udp(53, false, 10), 28, 9, packet.DropOffload},
-		{udp(53, false, 10), 27, 8, packet.DropOffload},
-		{tcp(80, packet.FlagSYN, 0), 20, 2, packet.DropOffload},
-		{tcp(80, packet.FlagSYN, 0), 0, 16, packet.DropOffload},
-		{udp(53, false, 10), 20, 16, packet.DropOffload},
-		{udp6(53, 10), 20, 6, packet.DropOffload},
-		{udp(53, false, 10), 65535, 6, packet.DropOffload},
-		{ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), 20, 2, packet.DropOffload},
+		{tcp(80, packet.FlagSYN, 0), 20, 16, drop.Accept},
+		{udp(53, false, 10), 20, 6, drop.Accept},
+		{udp(53, false, 10), 28, 6, drop.Accept}, // of what the datagram carries
+		{udp(53, false, 10), 28, 9, drop.Offload},
+		{udp(53, false, 10), 27, 8, drop.Offload},
+		{tcp(80, packet.FlagSYN, 0), 20, 2, drop.Offload},
+		{tcp(80, packet.FlagSYN, 0), 0, 16, drop.Offload},
+		{udp(53, false, 10), 20, 16, drop.Offload},
+		{udp6(53, 10), 20, 6, drop.Offload},
+		{udp(53, false, 10), 65535, 6, drop.Offload},
+		{ip(packet.ProtoICMP, false, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}), 20, 2, drop.Offload},
 	} {
 		s := &offloading{script: script{in: [][]byte{c.in}}, offload: packet.Offload{Partial: true, CsumStart: c.start,
 			CsumOffset: c.offset}}
@@ -399,9 +447,9 @@ func TestMisplacedChecksum(t *testing.T) {
 		if err := w.Run(); err != nil {
 			t.Fatal(err)
 		}
-		var got packet.Tally
+		var got stats.Tally
 		w.Read(&got)
-		if ok := c.want == packet.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok &&
+		if ok := c.want == drop.Accept; ok != (got.OutPackets == 1 && len(s.out) == 1) || !ok &&
 			got.Drops[c.want] != 1 {
 			t.Errorf("checksum at %d + %d: %+v, want %v", c.start, c.offset, got, c.want)
 		}
@@ -411,7 +459,7 @@ func TestMisplacedChecksum(t *testing.T) {
 // BenchmarkForward is a batch of 60-byte UDP packets, without the system calls.
 func BenchmarkForward(b *testing.B) {
 	w := newWorker(b, &script{}, 1500)
-	w.out.sink = discard{}
+	w.sendBy(discard{})
 	p := udp(53, false, 32)
 	for b.Loop() {
 		for i := range w.bufs {

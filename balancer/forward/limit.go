@@ -11,11 +11,10 @@ import (
 
 // limiter bounds the ICMP errors of one kind that one worker sends: so many a second in all, as Linux's
 // icmp_msgs_per_sec and icmp_msgs_burst, and far fewer to one client, as its icmp_ratelimit. A client is an IPv4
-// address or an IPv6 network of 64 bits; it is known by a hash that nobody else can foresee, so that some share their
-// bound.
+// address or an IPv6 network of 64 bits; it is known by a hash that can't be foreseen, so that some share their bound.
 //
-// One address, forged or not, uses up no more than its own bound: what is refused for its sake doesn't count against
-// all.
+// One address, forged or not, uses up no more than its own bound: errors that are refused because of it don't count
+// against all.
 type limiter struct {
 	all     bucket
 	clients [clientBuckets]bucket
@@ -24,7 +23,7 @@ type limiter struct {
 	seed    seed
 }
 
-// seed makes a hash of addresses that nobody else can foresee.
+// seed makes a hash of addresses that can't be foreseen.
 type seed [2]uint64
 
 func newSeed() seed { return seed{rand.Uint64(), rand.Uint64() | 1} }

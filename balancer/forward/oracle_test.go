@@ -173,7 +173,7 @@ func replay(t *testing.T, c *oracleCase) (differ []string) {
 		SloppyTCP:    c.Setup.Sysctl["sloppy_tcp"] != 0,
 		ExpireNodest: c.Setup.Sysctl["expire_nodest_conn"] != 0}), 1)
 	shared, clock := NewShared(), func() conntab.Ticks { return r.now }
-	r.worker = NewWorker(0, &r.in, &r.out, nil, r.balancer, shared, clock)
+	r.worker = testWorker(&r.in, &r.out, nil, r.balancer, shared, clock)
 	r.relay = NewRelay(&r.errors, &r.out, r.balancer, shared, clock)
 	for _, line := range c.Setup.Ipvsadm {
 		r.ipvsadm(line)
@@ -293,7 +293,7 @@ func (r *oracleRun) step(s *oracleStep, vip netip.Addr) string {
 			return ""
 		}
 		r.in.in = [][]byte{in}
-		clear(r.worker.out.turns[:])
+		r.worker.sendBy(&r.out) // which also begins TTLs anew
 		if err := r.worker.Run(); err != nil {
 			r.t.Fatal(err)
 		}
@@ -310,7 +310,7 @@ func (r *oracleRun) step(s *oracleStep, vip netip.Addr) string {
 			r.t.Fatal(err)
 		}
 		select {
-		case <-r.worker.out.shared.TooBig: // the kernel has learned, and is asked
+		case <-r.worker.shared.TooBig: // the kernel has learned, and is asked
 			q, _ := packet.QuotedFlow(in)
 			const minPMTU = 552 // net.ipv4.route.min_pmtu
 			r.mtu[q.Flow.Dst] = max(q.MTU, minPMTU)

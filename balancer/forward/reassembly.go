@@ -6,6 +6,8 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // reassembler puts clients' packets together from their fragments, before a service is looked for: only the first
@@ -89,10 +91,10 @@ func (r *reassembler) init() {
 
 // add takes the fragment in b. It returns true when the packet is whole, and stands in b. Otherwise the fragment waits,
 // or is counted in t as refused, with those that it makes useless.
-func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (whole bool) {
+func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (whole bool) {
 	f, ok := readFragment(b.Bytes())
 	if !ok {
-		t.Drop(packet.DropFragment)
+		t.Drop(drop.Fragment)
 		return false
 	}
 	r.mu.Lock()
@@ -108,11 +110,11 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 	s := &r.slots[i]
 	switch r.place(i, &f, t) {
 	case useless:
-		t.Drop(packet.DropFragment)
+		t.Drop(drop.Fragment)
 		return false
 	case wrong:
-		t.Drop(packet.DropFragment)
-		r.drop(i, packet.DropFragment, t)
+		t.Drop(drop.Fragment)
+		r.drop(i, drop.Fragment, t)
 		return false
 	}
 	s.fragments++
@@ -122,7 +124,7 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 	}
 	whole = r.finish(s, b)
 	if !whole {
-		r.drop(i, packet.DropFragment, t)
+		r.drop(i, drop.Fragment, t)
 		return false
 	}
 	r.release(i)
@@ -130,7 +132,7 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *packet.Tally) (wh
 }
 
 // sweep drops what has waited too long.
-func (r *reassembler) sweep(now conntab.Ticks, t *packet.Tally) {
+func (r *reassembler) sweep(now conntab.Ticks, t *stats.Tally) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.slots != nil {
@@ -153,24 +155,24 @@ type piece struct {
 
 // readFragment takes the fragment b apart; ok is false for one that fits no packet.
 func readFragment(b []byte) (f piece, ok bool) {
-	id, offset, more, proto, ok := packet.FragmentInfo(b)
+	at, ok := packet.ParseFragment(b)
 	if !ok {
 		return f, false
 	}
-	f = piece{offset: offset, more: more}
-	if b[0]>>4 == 6 {
+	f = piece{offset: at.Offset, more: at.More}
+	if packet.Version(b) == 6 {
 		h := packet.IPv6(b)
 		x, d := h.Transport()
-		if d != packet.Accept || h.HopLimit() == 0 {
+		if d != drop.Accept || h.HopLimit() == 0 {
 			return f, false
 		}
-		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id}
+		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: at.ID}
 		f.ecn = h.TrafficClass() & 3
 		f.head, f.data = b[:x.FragHeader], b[x.FragHeader+8:h.TotalLen()]
-		f.proto, f.name = proto, x.FragName
+		f.proto, f.name = at.Proto, x.FragName
 	} else {
 		h := packet.IPv4(b)
-		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: id, proto: proto}
+		f.key = fragKey{src: h.Src(), dst: h.Dst(), id: at.ID, proto: at.Proto}
 		f.ecn, f.df = h.TOS()&3, h.DF()
 		f.head, f.data = b[:h.HeaderLen()], h.Payload()
 		if h.TTL() == 0 {
@@ -192,7 +194,7 @@ const (
 // place puts f into slot i. An overlap is no accident, and a packet with one is dropped as a whole (RFC 5722); what has
 // come already as a whole is a duplicate, and the first one counts (Linux net/ipv4/inet_fragment.c,
 // inet_frag_queue_insert).
-func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
+func (r *reassembler) place(i int16, f *piece, t *stats.Tally) verdict {
 	s := &r.slots[i]
 	end := f.offset + len(f.data)
 	if f.more && s.total > 0 && end > s.total || !f.more && (end < s.end || s.total > 0 && end != s.total) {
@@ -220,7 +222,7 @@ func (r *reassembler) place(i int16, f *piece, t *packet.Tally) verdict {
 			if oldest == i {
 				oldest = s.younger // there is one: a packet alone never takes all pages
 			}
-			r.drop(oldest, packet.DropReassembly, t)
+			r.drop(oldest, drop.Reassembly, t)
 		}
 		s.page[at] = 1 + r.spare[len(r.spare)-1]
 		r.spare = r.spare[:len(r.spare)-1]
@@ -263,7 +265,7 @@ func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	for at := 0; at < s.total; at += pageSize {
 		copy(p[s.head+at:], r.pages[s.page[at/pageSize]-1][:])
 	}
-	if p[0]>>4 == 6 {
+	if packet.Version(p) == 6 {
 		h := packet.IPv6(p)
 		h.SetPayloadLen(n - packet.IPv6HeaderLen)
 		if s.ecn&(1<<ce) != 0 {
@@ -272,10 +274,8 @@ func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	} else {
 		h := packet.IPv4(p)
 		h.SetTotalLen(n)
-		h[6], h[7] = 0, 0
-		if s.df {
-			h[6] = 0x40
-		}
+		h.SetFragment(0, false)
+		h.SetDF(s.df)
 		if s.ecn&(1<<ce) != 0 {
 			h.SetTOS(h.TOS() | ce)
 		}
@@ -300,9 +300,9 @@ func (r *reassembler) find(k *fragKey) int16 {
 }
 
 // begin gives a packet a slot, that of the oldest if need be.
-func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *packet.Tally) int16 {
+func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *stats.Tally) int16 {
 	if r.free == none {
-		r.drop(r.oldest, packet.DropReassembly, t)
+		r.drop(r.oldest, drop.Reassembly, t)
 	}
 	i, chain := r.free, r.chain(k)
 	s := &r.slots[i]
@@ -320,7 +320,7 @@ func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *packet.Tally) int1
 
 // expire drops the packets whose time has come. They are in order of their beginning, though not quite of their end:
 // IPv6 waits longer.
-func (r *reassembler) expire(now conntab.Ticks, t *packet.Tally) {
+func (r *reassembler) expire(now conntab.Ticks, t *stats.Tally) {
 	if now == r.swept {
 		return
 	}
@@ -335,14 +335,14 @@ func (r *reassembler) expire(now conntab.Ticks, t *packet.Tally) {
 			wait = wait6
 		}
 		if age >= wait {
-			r.drop(i, packet.DropReassembly, t)
+			r.drop(i, drop.Reassembly, t)
 		}
 		i = younger
 	}
 }
 
 // drop gives up the packet in slot i, and counts its fragments.
-func (r *reassembler) drop(i int16, d packet.Drop, t *packet.Tally) {
+func (r *reassembler) drop(i int16, d drop.Reason, t *stats.Tally) {
 	for range r.slots[i].fragments {
 		t.Drop(d)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // cut makes the fragment of a whole packet, of either family, that holds its data from one offset to another.
@@ -67,7 +69,7 @@ type model struct {
 
 // add returns whether the fragment is a duplicate, contradicts what has come, or completes the packet.
 func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
-	_, offset, more, _, _ := packet.FragmentInfo(f)
+	at, _ := packet.ParseFragment(f)
 	data := packet.IPv4(f).Payload
 	var d []byte
 	if f[0]>>4 == 6 {
@@ -75,9 +77,9 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 	} else {
 		d = data()
 	}
-	end := offset + len(d)
+	end := at.Offset + len(d)
 	had := 0
-	for i := offset; i < end; i++ {
+	for i := at.Offset; i < end; i++ {
 		if _, ok := m.data[i]; ok {
 			had++
 		}
@@ -87,7 +89,7 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 		far = max(far, i+1)
 	}
 	switch {
-	case more && m.last >= 0 && end > m.last, !more && (end < far || m.last >= 0 && end != m.last):
+	case at.More && m.last >= 0 && end > m.last, !at.More && (end < far || m.last >= 0 && end != m.last):
 		return false, true, false
 	case had == len(d):
 		return true, false, false
@@ -95,9 +97,9 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 		return false, true, false
 	}
 	for i, b := range d {
-		m.data[offset+i] = b
+		m.data[at.Offset+i] = b
 	}
-	if !more {
+	if !at.More {
 		m.last = end
 	}
 	return false, false, len(m.data) == m.last
@@ -109,7 +111,7 @@ func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 func TestReassemblyAgainstModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var r reassembler
-	var tally packet.Tally
+	var tally stats.Tally
 	b := &packet.NewBufs(1)[0]
 	for round := range 1500 {
 		var packets [][]byte
@@ -184,7 +186,7 @@ func TestReassemblyAgainstModel(t *testing.T) {
 				}
 			}
 		}
-		if got := tally.Drops[packet.DropFragment] - before[packet.DropFragment]; got != want {
+		if got := tally.Drops[drop.Fragment] - before[drop.Fragment]; got != want {
 			t.Fatalf("round %d: %d fragments counted, want %d", round, got, want)
 		}
 		r.sweep(1+wait6, &tally) // what is not complete
@@ -193,7 +195,7 @@ func TestReassemblyAgainstModel(t *testing.T) {
 				r.waiting)
 		}
 	}
-	if tally.Drops[packet.DropReassembly] == 0 || tally.Drops[packet.DropFragment] == 0 {
+	if tally.Drops[drop.Reassembly] == 0 || tally.Drops[drop.Fragment] == 0 {
 		t.Error("the test tests nothing")
 	}
 }
@@ -204,7 +206,7 @@ func TestReassemblyIsBounded(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for _, size := range []int{64, 65000} { // slots run out, or pages
 		var r reassembler
-		var tally packet.Tally
+		var tally stats.Tally
 		b := &packet.NewBufs(1)[0]
 		add := func(f []byte, now conntab.Ticks) bool {
 			b.SetLen(copy(b.Room(), f))
@@ -228,7 +230,7 @@ func TestReassemblyIsBounded(t *testing.T) {
 				}
 			}
 		}
-		if got := tally.Drops[packet.DropReassembly]; got != uint64(n-waiting()) || got == 0 {
+		if got := tally.Drops[drop.Reassembly]; got != uint64(n-waiting()) || got == 0 {
 			t.Errorf("%d counted, %d wait, of %d", got, waiting(), n)
 		}
 		// IPv4's time comes before IPv6's.
@@ -242,8 +244,8 @@ func TestReassemblyIsBounded(t *testing.T) {
 			t.Errorf("%d of %d wait after IPv4's time", six, total)
 		}
 		r.sweep(1+wait6, &tally)
-		if waiting() != 0 || tally.Drops[packet.DropReassembly] != n || len(r.spare) != maxPages {
-			t.Errorf("%d wait after IPv6's time, %d counted", waiting(), tally.Drops[packet.DropReassembly])
+		if waiting() != 0 || tally.Drops[drop.Reassembly] != n || len(r.spare) != maxPages {
+			t.Errorf("%d wait after IPv6's time, %d counted", waiting(), tally.Drops[drop.Reassembly])
 		}
 	}
 }
@@ -268,13 +270,13 @@ func TestReassembledHeaders(t *testing.T) {
 					}
 				}
 				var r reassembler
-				var tally packet.Tally
+				var tally stats.Tally
 				b := &packet.NewBufs(1)[0]
 				b.SetLen(copy(b.Room(), fs[1]))
 				r.add(b, 1, &tally)
 				b.SetLen(copy(b.Room(), fs[0]))
 				whole := r.add(b, 1, &tally)
-				if whole != (c.want >= 0) || !whole && tally.Drops[packet.DropFragment] != 2 {
+				if whole != (c.want >= 0) || !whole && tally.Drops[drop.Fragment] != 2 {
 					t.Fatalf("whole: %v, counted %v", whole, tally.Drops)
 				}
 				if !whole {
@@ -285,7 +287,7 @@ func TestReassembledHeaders(t *testing.T) {
 				if !six {
 					class = packet.IPv4(b.Bytes()).TOS()
 				}
-				if d := i.Parse(b.Bytes()); d != packet.Accept || !i.DF || class != 0xb8|byte(c.want) {
+				if d := i.Parse(b.Bytes()); d != drop.Accept || !i.DF || class != 0xb8|byte(c.want) {
 					t.Errorf("%v, %+v, class %x", d, i, class)
 				}
 			})
@@ -296,7 +298,7 @@ func TestReassembledHeaders(t *testing.T) {
 	whole := ip6(60, append(options, udp(53, true, 200)[20:]...))
 	// It stands before the fragment header in one packet, behind it in another.
 	var r reassembler
-	var tally packet.Tally
+	var tally stats.Tally
 	b := &packet.NewBufs(1)[0]
 	for _, before := range []bool{false, true} {
 		fs := [][]byte{cut(whole, 1, 0, 48), cut(whole, 1, 48, len(whole)-40)}
@@ -331,7 +333,7 @@ func TestFragmentsGoOn(t *testing.T) {
 		for _, six := range []bool{false, true} {
 			b := newSite(t, to, 0, 1500)
 			var s script
-			w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 			whole := []byte(udp(53, false, 5000))
 			if six {
 				whole = udp6(53, 5000)
@@ -353,13 +355,13 @@ func TestFragmentsGoOn(t *testing.T) {
 			if overhead != 20 && overhead != 40 || !bytes.Equal(got[overhead:], whole) {
 				t.Errorf("to %v, six %v: %x", to, six, got)
 			}
-			var tally packet.Tally
+			var tally stats.Tally
 			w.Read(&tally)
-			if tally.Drops != ([packet.NumDrops]uint64{}) || tally.InPackets != 3 ||
+			if tally.Drops != ([drop.NumReasons]uint64{}) || tally.InPackets != 3 ||
 				int(tally.OutPackets) != len(s.out) {
 				t.Errorf("to %v, six %v: %+v", to, six, tally)
 			}
-			w.out.sink = discard{}
+			w.sendBy(discard{})
 			in := [][]byte{cut(whole, 9, 2000, n), cut(whole, 9, 0, 1000), cut(whole, 9, 1000, 2000)}
 			if n := testing.AllocsPerRun(100, func() {
 				for i := range in {
@@ -372,7 +374,7 @@ func TestFragmentsGoOn(t *testing.T) {
 		}
 	}
 	var s script
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return 1 })
+	w := testWorker(&s, &s, nil, newSite(t, real1, 0, 1500), NewShared(), func() conntab.Ticks { return 1 })
 	echo := make([]byte, 3000)
 	echo[0] = packet.ICMPEcho
 	binary.BigEndian.PutUint16(echo[2:], packet.Checksum(echo))
@@ -392,8 +394,8 @@ func putTogether(t *testing.T, fragments [][]byte, mtu int) []byte {
 	t.Helper()
 	var whole []byte
 	for i, f := range fragments {
-		id, offset, more, _, ok := packet.FragmentInfo(checked(f))
-		if !ok || id == 0 || len(f) > mtu || more != (i < len(fragments)-1) {
+		at, ok := packet.ParseFragment(checked(f))
+		if !ok || at.ID == 0 || len(f) > mtu || at.More != (i < len(fragments)-1) {
 			t.Fatalf("fragment %d of %d: %x", i, len(fragments), f)
 		}
 		head, skip := 20, 0
@@ -403,8 +405,8 @@ func putTogether(t *testing.T, fragments [][]byte, mtu int) []byte {
 		if i == 0 {
 			whole = bytes.Clone(f[:head])
 		}
-		if offset != len(whole)-head {
-			t.Fatalf("fragment %d begins at %d, want %d", i, offset, len(whole)-head)
+		if at.Offset != len(whole)-head {
+			t.Fatalf("fragment %d begins at %d, want %d", i, at.Offset, len(whole)-head)
 		}
 		whole = append(whole, f[head+skip:]...)
 	}
@@ -434,10 +436,10 @@ func FuzzReassembly(f *testing.F) {
 	bufs := packet.NewBufs(1)
 	var now conntab.Ticks
 	f.Fuzz(func(t *testing.T, all []byte, size uint8) {
-		var tally packet.Tally
+		var tally stats.Tally
 		in, out := uint64(0), uint64(0)
 		now += wait6 + 1
-		r.sweep(now, &packet.Tally{})
+		r.sweep(now, &stats.Tally{})
 		for n := int(size) + 1; len(all) > 0; {
 			part := bytes.Clone(all[:min(n, len(all))])
 			all = all[len(part):]
@@ -447,14 +449,14 @@ func FuzzReassembly(f *testing.F) {
 				h.SetChecksum()
 			}
 			var i packet.Info
-			if i.Parse(part) != packet.DropFragment {
+			if i.Parse(part) != drop.Fragment {
 				continue
 			}
 			in++
 			b := &bufs[0]
 			b.SetLen(copy(b.Room(), part))
 			if r.add(b, now, &tally) {
-				if d := i.Parse(b.Bytes()); d == packet.DropFragment || i.Len != b.Len() && d == packet.Accept {
+				if d := i.Parse(b.Bytes()); d == drop.Fragment || i.Len != b.Len() && d == drop.Accept {
 					t.Errorf("%v: %x", d, b.Bytes())
 				}
 				out = 1
@@ -462,7 +464,7 @@ func FuzzReassembly(f *testing.F) {
 		}
 		now += wait6 + 1
 		r.sweep(now, &tally)
-		if lost := tally.Drops[packet.DropFragment] + tally.Drops[packet.DropReassembly]; out == 0 && lost != in {
+		if lost := tally.Drops[drop.Fragment] + tally.Drops[drop.Reassembly]; out == 0 && lost != in {
 			t.Errorf("%d fragments in, %d counted", in, lost)
 		}
 		if len(r.spare) != maxPages && r.pages != nil {

@@ -9,45 +9,49 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
-// Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the way
-// to the realservers, or from a realserver's host. What they say of the way's MTU is looked up again at once, and what
-// concerns a client is told to it, about its own packet, in the name of the VIP (Linux net/netfilter/ipvs/ip_vs_core.c,
-// ip_vs_in_icmp).
+// Relay reads the ICMP errors that reach the director itself: those about its tunnel packets, from routers on the path
+// to the realservers, or from a realserver's host. If one names a smaller MTU, the path is looked up again at once. If
+// one concerns a client, the client gets an error about its own packet, from the VIP (Linux
+// net/netfilter/ipvs/ip_vs_core.c, ip_vs_in_icmp).
 //
 //	router → [ICMP error [outer IP, tunnel header [client's packet …]]]
 //	                                              └ [ICMP error [client's packet …]] → client
 //
-// Anybody may send such an error, and forge what it quotes. So it has to quote a packet that is of a tunnel of ours,
-// and in it one that a client may have sent to a VIP; what it says of sizes is only believed within bounds; and few are
-// sent to one client, and not too many to all.
+// Any host may send such an error, and forge what it quotes. So the error must quote a packet of a tunnel of ours, and
+// in it one that a client may have sent to a VIP. Sizes count only within bounds. The number of errors is bounded, to
+// one client and to all.
 type Relay struct {
 	source   Source
-	sink     Sink
+	port     egress.Port
 	balancer *balancer.Balancer
 	shared   *Shared
 	clock    func() conntab.Ticks
-	counters packet.Counters
+	counters stats.Counters
 
 	bufs    []packet.Buf
 	answers answers
-	tally   packet.Tally
+	tally   stats.Tally
 }
 
-// NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to sink.
-func NewRelay(source Source, sink Sink, b *balancer.Balancer, shared *Shared, clock func() conntab.Ticks) *Relay {
-	r := &Relay{source: source, sink: sink, balancer: b, shared: shared, clock: clock, bufs: packet.NewBufs(8)}
+// NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to port.
+func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Shared,
+	clock func() conntab.Ticks) *Relay {
+	r := &Relay{source: source, port: port, balancer: b, shared: shared, clock: clock, bufs: packet.NewBufs(8)}
 	r.answers.init()
 	return r
 }
 
 // Read adds what the relay has sent to t. It counts nothing else: what it reads is the host's, and most of it not for
 // us.
-func (r *Relay) Read(t *packet.Tally) { r.counters.Read(t) }
+func (r *Relay) Read(t *stats.Tally) { r.counters.Read(t) }
 
-// Run relays until source or sink is closed.
+// Run relays until source or port is closed.
 func (r *Relay) Run() error {
 	for {
 		n, err := r.source.ReadBatch(r.bufs)
@@ -60,20 +64,22 @@ func (r *Relay) Run() error {
 		snap, now := r.balancer.Snapshot(), r.clock()
 		r.answers.free = r.answers.room
 		for i := range r.bufs[:n] {
-			if answer := r.answer(snap, r.bufs[i].Bytes(), now); answer != nil {
-				if err := r.send(answer); errors.Is(err, os.ErrClosed) {
-					return nil
-				}
+			answer, hop := r.answer(snap, r.bufs[i].Bytes(), now)
+			if answer == nil {
+				continue
+			}
+			if err := r.send(answer, hop); errors.Is(err, os.ErrClosed) {
+				return nil
 			}
 		}
 		r.counters.Add(&r.tally)
 	}
 }
 
-func (r *Relay) send(p []byte) error {
-	_, err := r.sink.Send([]packet.Segment{{Head: p}})
+func (r *Relay) send(p []byte, hop egress.Hop) error {
+	_, err := r.port.Send([]egress.Outgoing{{Segment: packet.Segment{Head: p}, Hop: hop}})
 	if err != nil {
-		r.tally.Drop(packet.DropSendError)
+		r.tally.Drop(drop.SendError)
 		return err
 	}
 	r.tally.OutPackets++
@@ -81,46 +87,46 @@ func (r *Relay) send(p []byte) error {
 	return nil
 }
 
-// answer returns what a client is to be told of the ICMP error in b, nil for nothing.
-func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []byte {
+// answer returns the ICMP error that a client gets for the one in b, and where it goes; nil: none.
+func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ []byte, to egress.Hop) {
 	outer, d := packet.QuotedFlow(b)
-	if d != packet.Accept {
-		return nil
+	if d != drop.Accept {
+		return nil, to
 	}
 	dest, inner := ours(snap, &outer, b)
 	if dest == nil {
-		return nil
+		return nil, to
 	}
 	if outer.TooBig() {
 		if !dest.Address.Is4() && outer.MTU < encap.MinMTU6 {
-			return nil // no way over IPv6 takes so little (RFC 8201, section 4)
+			return nil, to // every path over IPv6 takes more (RFC 8201, section 4)
 		}
 		if outer.MTU < dest.MTU {
 			r.shared.tooBig()
 		}
 	}
 	if !dest.Encap.UDP() && portUnreachable(&outer) && from(b) == dest.Address {
-		// its kernel has a tunnel driver, which says so also of what the agent beside it takes (Linux
-		// net/ipv4/tunnel4.c, ip_gre.c)
-		return nil
+		// The realserver's kernel has a tunnel driver. It sends this error also about packets that the agent beside it
+		// takes (Linux net/ipv4/tunnel4.c, ip_gre.c).
+		return nil, to
 	}
 	in, d := packet.QuotedPacket(inner)
-	if d != packet.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
-		return nil // too little of it for the client to know it by (RFC 792), or nothing to answer
+	if d != drop.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
+		return nil, to // too little of it for the client to know it by (RFC 792), or nothing to answer
 	}
 	switch in.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	default:
-		return nil // of ICMP, only errors are sent through tunnels
+		return nil, to // of ICMP, only errors are sent through tunnels
 	}
 	if (outer.TooBig() || !snap.HasVIP(in.Flow.Dst)) && snap.Find(in.Flow, now) == nil {
-		// without a connection nobody is told a size, which may be forged: the next packet that is too big is answered
-		// anyway
-		return nil
+		// A size may be forged. Without a connection it is not relayed: the next packet that is too big is answered
+		// anyway.
+		return nil, to
 	}
-	e := relayed(&outer, inner, dest.Via.Overhead())
-	if e.kind == 0 {
-		return nil
+	e := relayed(&outer, inner, dest.Overhead())
+	if e.Type == 0 {
+		return nil, to
 	}
 	limit := &r.answers.others
 	if outer.TooBig() {
@@ -128,9 +134,10 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) []b
 	}
 	room := r.answers.reserve(limit, in.Flow.Src, now)
 	if room == nil {
-		return nil
+		return nil, to
 	}
-	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e.kind, e.code, e.rest)]
+	client := &egress.Peer{Dst: in.Flow.Src, Src: in.Flow.Dst}
+	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Hop{To: client}
 }
 
 // ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for
@@ -147,7 +154,7 @@ func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.De
 	return nil, nil
 }
 
-// portUnreachable reports whether the error says that nobody takes what is for the tunnel's end.
+// portUnreachable reports whether the error says that the tunnel's end does not take the packet.
 func portUnreachable(q *packet.Quoted) bool {
 	if q.Flow.Src.Is4() {
 		return q.Type == packet.ICMPUnreachable && q.Code == packet.ICMPCodePort
@@ -157,44 +164,38 @@ func portUnreachable(q *packet.Quoted) bool {
 
 // from is the source of the packet b.
 func from(b []byte) netip.Addr {
-	if b[0]>>4 == 6 {
+	if packet.Version(b) == 6 {
 		return packet.IPv6(b).Src()
 	}
 	return packet.IPv4(b).Src()
 }
 
-// told is type, code and third field of an ICMP error.
-type told struct {
-	kind, code uint8
-	rest       uint32
-}
-
-// relayed is what the sender of inner is told, in its family's words, of an error about the tunnel packet that it was
-// in; type 0: nothing.
-func relayed(outer *packet.Quoted, inner []byte, overhead int) told {
-	six, outer6 := inner[0]>>4 == 6, !outer.Flow.Src.Is4()
+// relayed is the ICMP error, of inner's family, that the sender of inner gets for an error about the tunnel packet that
+// inner was in; type 0: none.
+func relayed(outer *packet.Quoted, inner []byte, overhead int) packet.ICMPFields {
+	six, outer6 := packet.Version(inner) == 6, !outer.Flow.Src.Is4()
 	if outer.TooBig() {
 		return size(inner, six, outer.MTU-overhead)
 	}
 	switch {
 	case !six && !outer6 && (outer.Type == packet.ICMPUnreachable || outer.Type == packet.ICMPTimeExceeded):
-		return told{kind: outer.Type, code: outer.Code}
+		return packet.ICMPFields{Type: outer.Type, Code: outer.Code}
 	case six && outer6 && (outer.Type == packet.ICMPv6Unreachable || outer.Type == packet.ICMPv6TimeExceeded):
-		return told{kind: outer.Type, code: outer.Code}
+		return packet.ICMPFields{Type: outer.Type, Code: outer.Code}
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable && outer.Code == packet.ICMPCodePort:
-		return told{kind: packet.ICMPv6Unreachable, code: packet.ICMPv6CodePort}
+		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: packet.ICMPv6CodePort}
 	case six && !outer6 && outer.Type == packet.ICMPUnreachable:
-		return told{kind: packet.ICMPv6Unreachable, code: addressUnreachable}
+		return packet.ICMPFields{Type: packet.ICMPv6Unreachable, Code: addressUnreachable}
 	case six && !outer6 && outer.Type == packet.ICMPTimeExceeded:
-		return told{kind: packet.ICMPv6TimeExceeded}
+		return packet.ICMPFields{Type: packet.ICMPv6TimeExceeded}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable && outer.Code == packet.ICMPv6CodePort:
-		return told{kind: packet.ICMPUnreachable, code: packet.ICMPCodePort}
+		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodePort}
 	case !six && outer6 && outer.Type == packet.ICMPv6Unreachable:
-		return told{kind: packet.ICMPUnreachable, code: hostUnreachable}
+		return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: hostUnreachable}
 	case !six && outer6 && outer.Type == packet.ICMPv6TimeExceeded:
-		return told{kind: packet.ICMPTimeExceeded}
+		return packet.ICMPFields{Type: packet.ICMPTimeExceeded}
 	}
-	return told{}
+	return packet.ICMPFields{}
 }
 
 const (
@@ -202,18 +203,18 @@ const (
 	addressUnreachable = 3 // code of ICMPv6Unreachable
 )
 
-// size is what the sender of inner is told of a way that takes mtu bytes of it: nothing if it may be fragmented, or is
-// no larger than that, or than every way takes.
-func size(inner []byte, six bool, mtu int) told {
+// size is the ICMP error that the sender of inner gets for a path that takes mtu bytes of it; type 0: none, since inner
+// may be fragmented, or is no larger than mtu or than the smallest MTU of all paths.
+func size(inner []byte, six bool, mtu int) packet.ICMPFields {
 	if six {
 		mtu = max(mtu, encap.MinMTU6)
 		if packet.IPv6(inner).TotalLen() <= mtu {
-			return told{}
+			return packet.ICMPFields{}
 		}
-		return told{kind: packet.ICMPv6TooBig, rest: uint32(mtu)}
+		return packet.ICMPFields{Type: packet.ICMPv6TooBig, Rest: uint32(mtu)}
 	}
 	if h := packet.IPv4(inner); mtu < encap.MinMTU || !h.DF() || h.TotalLen() <= mtu {
-		return told{}
+		return packet.ICMPFields{}
 	}
-	return told{kind: packet.ICMPUnreachable, code: packet.ICMPCodeFragNeeded, rest: uint32(mtu)}
+	return packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodeFragNeeded, Rest: uint32(mtu)}
 }

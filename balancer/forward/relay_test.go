@@ -10,6 +10,7 @@ import (
 	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -59,7 +60,9 @@ func siteConfig(real netip.Addr, kind encap.Kind, mtu int) balancer.Config {
 func ip6(proto byte, payload []byte) packet.IPv6 {
 	b := make(packet.IPv6, 40+len(payload))
 	copy(b[40:], payload)
-	packet.PutIPv6(b, 0, len(b), 63, proto, client6.As16(), vip6.As16())
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TotalLen: len(b), HopLimit: 63, NextHeader: proto, Src: client6.As16(), Dst: vip6.As16(),
+	})
 	return b
 }
 
@@ -70,7 +73,7 @@ func udp6(port uint16, n int) packet.IPv6 {
 // wrapped is what goes out to a realserver of one packet that fits.
 func wrapped(t testing.TB, b *balancer.Balancer, in []byte) []byte {
 	s := &script{in: [][]byte{in}}
-	if err := NewWorker(0, s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
+	if err := testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.out) != 1 {
@@ -89,7 +92,8 @@ func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
 		from = router6
 	}
 	room := make([]byte, packet.ICMPRoom)
-	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, kind, code, mtu)]
+	f := packet.ICMPFields{Type: kind, Code: code, Rest: mtu}
+	return room[:packet.ICMPError(room, b[:min(quote, len(b))], from, f)]
 }
 
 // TestRelay: an error about a tunnel packet reaches the client as one about its own packet, in its family's words,
@@ -175,7 +179,7 @@ func TestRelay(t *testing.T) {
 				t.Fatalf("%d packets out", len(s.out))
 			}
 			var p packet.Info
-			if d := p.Parse(s.out[0]); d != packet.Accept {
+			if d := p.Parse(s.out[0]); d != drop.Accept {
 				t.Fatal(d)
 			}
 			m := s.out[0][p.Offset:]
@@ -187,7 +191,7 @@ func TestRelay(t *testing.T) {
 				!bytes.HasPrefix(c.in, m[8:]) || len(m) < 8+28 {
 				t.Errorf("out went %x, want %x", s.out[0], want)
 			}
-			if q, d := packet.QuotedFlow(s.out[0]); d != packet.Accept || q.Flow != in.Flow {
+			if q, d := packet.QuotedFlow(s.out[0]); d != drop.Accept || q.Flow != in.Flow {
 				t.Errorf("%v: about %v", d, q.Flow)
 			}
 		})

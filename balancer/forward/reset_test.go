@@ -11,6 +11,8 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 const (
@@ -65,7 +67,7 @@ func checkReset(t *testing.T, name string, out [][]byte, six bool, port uint16, 
 	if six {
 		want.Src, want.Dst = vip6, client6
 	}
-	if d != packet.Accept || p.Flow != want || p.Len != len(out[0]) || p.Len-p.Offset != 20 {
+	if d != drop.Accept || p.Flow != want || p.Len != len(out[0]) || p.Len-p.Offset != 20 {
 		t.Errorf("%s: %v, flow %v, want %v: %x", name, d, p.Flow, want, out[0])
 		return
 	}
@@ -125,8 +127,8 @@ func TestReset(t *testing.T) {
 		{name: "from multicast", flags: ack, mend: mended(func(b []byte, _ int) { fromMany(b) }), want: none},
 	} {
 		for _, six := range []bool{false, true} {
-			for _, drop := range []bool{false, true} {
-				name := fmt.Sprintf("%s, six %v, drop %v", c.name, six, drop)
+			for _, silent := range []bool{false, true} {
+				name := fmt.Sprintf("%s, six %v, drop %v", c.name, six, silent)
 				b := segment(six, 81, c.flags, c.n, c.offload.Partial)
 				at := 20
 				if six {
@@ -137,18 +139,18 @@ func TestReset(t *testing.T) {
 				}
 				var s script
 				cfg := siteConfig(real1, encap.KindIPIP, 1500)
-				cfg.Options.NoResets = drop
-				w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
+				cfg.Options.NoResets = silent
+				w := testWorker(&s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 				w.bufs[0].SetLen(copy(w.bufs[0].Room(), b))
 				w.bufs[0].Offload = c.offload
 				if c.offload.Partial {
 					w.bufs[0].Offload.CsumStart = uint16(at)
 				}
 				w.forward(w.bufs[:1])
-				var tally packet.Tally
+				var tally stats.Tally
 				w.Read(&tally)
-				answered := c.want != none && !drop
-				if tally.Drops[packet.DropNoConnection] != 1 || tally.Resets != uint64(len(s.out)) ||
+				answered := c.want != none && !silent
+				if tally.Drops[drop.NoConnection] != 1 || tally.Resets != uint64(len(s.out)) ||
 					tally.OutPackets != tally.Resets {
 					t.Errorf("%s: counted %+v", name, tally)
 				}
@@ -195,7 +197,7 @@ func TestResetOfFragments(t *testing.T) {
 		f.SetChecksum()
 	}
 	s := script{in: [][]byte{first, second}}
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
+	w := testWorker(&s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
 		func() conntab.Ticks { return 1 })
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
@@ -215,13 +217,13 @@ func TestResetOnlyOfTCP(t *testing.T) {
 	data := make([]byte, 32)
 	data[1], data[3], data[15] = 1, 81, 16 // ports; a DATA chunk of 16 bytes
 	s := script{in: [][]byte{ip(packet.ProtoSCTP, true, data)}}
-	w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+	w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	var tally packet.Tally
+	var tally stats.Tally
 	w.Read(&tally)
-	if len(s.out) != 0 || tally.Drops[packet.DropNoConnection] != 1 {
+	if len(s.out) != 0 || tally.Drops[drop.NoConnection] != 1 {
 		t.Errorf("%d answers, counted %v", len(s.out), tally.Drops)
 	}
 }
@@ -231,7 +233,7 @@ func TestResetOnlyOfTCP(t *testing.T) {
 func TestResetsAreBounded(t *testing.T) {
 	now := conntab.Ticks(1)
 	var s script
-	w := NewWorker(0, &s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
+	w := testWorker(&s, &s, nil, newSite(t, real1, encap.KindIPIP, 1500), NewShared(),
 		func() conntab.Ticks { return now })
 	in := segment(false, 81, packet.FlagACK, 100, false)
 	fill := func() {
@@ -257,7 +259,7 @@ func TestResetsAreBounded(t *testing.T) {
 		t.Errorf("%d resets in two seconds, want 2000", n)
 	}
 	site := newSite(t, real1, encap.KindIPIP, 1500)
-	w = NewWorker(0, &s, discard{}, nil, site, NewShared(), func() conntab.Ticks { now++; return now })
+	w = testWorker(&s, discard{}, nil, site, NewShared(), func() conntab.Ticks { now++; return now })
 	if n := testing.AllocsPerRun(200, fill); n != 0 {
 		t.Errorf("%v allocations a batch", n)
 	}
@@ -271,13 +273,13 @@ func TestResetWithoutService(t *testing.T) {
 			s := script{in: [][]byte{segment(six, 9, packet.FlagACK, 10, false)}}
 			cfg := siteConfig(real1, encap.KindIPIP, 1500)
 			cfg.Options = balancer.Options{Silent: silent, NoResets: true} // NoResets is of no meaning here
-			w := NewWorker(0, &s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
+			w := testWorker(&s, &s, nil, balancerOf(t, cfg), NewShared(), func() conntab.Ticks { return 1 })
 			if err := w.Run(); err != nil {
 				t.Fatal(err)
 			}
-			var tally packet.Tally
+			var tally stats.Tally
 			w.Read(&tally)
-			if tally.Drops[packet.DropNoService] != 1 {
+			if tally.Drops[drop.NoService] != 1 {
 				t.Errorf("counted %v", tally.Drops)
 			}
 			if silent {
@@ -313,13 +315,13 @@ func TestVIPThatHasLeft(t *testing.T) {
 			var unreachable, resets int
 			for _, p := range in { // each by itself: the answers to one client are bounded
 				s := script{in: [][]byte{bytes.Clone(p)}}
-				w := NewWorker(0, &s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
+				w := testWorker(&s, &s, nil, b, NewShared(), func() conntab.Ticks { return 1 })
 				if err := w.Run(); err != nil {
 					t.Fatal(err)
 				}
-				var tally packet.Tally
+				var tally stats.Tally
 				w.Read(&tally)
-				if tally.Drops[packet.DropNoService] != 1 {
+				if tally.Drops[drop.NoService] != 1 {
 					t.Errorf("left %v: counted %v", left, tally.Drops)
 				}
 				resets += int(tally.Resets)

@@ -11,10 +11,12 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/method"
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
-// segments is a SegmentSink that keeps what it gets, or refuses it.
+// segments is a port of UDP sockets that keeps what it gets, or refuses it.
 type segments struct {
 	calls int
 	out   [][]byte
@@ -23,19 +25,19 @@ type segments struct {
 
 func (s *segments) Ports() []uint16 { return []uint16{40001, 40002, 40003} }
 
-func (s *segments) Send(segs []packet.Segment) (int, error) {
+func (s *segments) Send(out []egress.Outgoing) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
 	s.calls++
-	n := min(len(segs), 20) // a short count
-	for _, seg := range segs[:n] {
+	n := min(len(out), 20) // a short count
+	for _, seg := range out[:n] {
 		s.out = append(s.out, append(bytes.Clone(seg.Head), seg.Body...))
 	}
 	return n, nil
 }
 
-// TestSegmentsOverUDP: a super-packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
+// TestSegmentsOverUDP: a GSO packet for a tunnel over UDP goes to the segment sink as it would go out by itself, with
 // the source port that the flow's other packets have; where the kernel refuses that, it goes out packet by packet.
 func TestSegmentsOverUDP(t *testing.T) {
 	for _, refuse := range []error{nil, unix.EIO} {
@@ -49,7 +51,8 @@ func TestSegmentsOverUDP(t *testing.T) {
 				Config: method.Config{Source: source, Encap: encap.KindGUE, Port: 6080, MTU: 1500}}}}}}); err != nil {
 			t.Fatal(err)
 		}
-		w.out.init(&s, udp, &w.tally, NewShared())
+		w.out = egress.Output{}
+		w.out.Init(egress.Config{Raw: &s, UDP: udp, UDPPorts: udp.Ports(), IDs: w.shared.ids, Tally: &w.tally})
 		w.bufs[0].SetLen(copy(w.bufs[0].Room(), tcp(80, packet.FlagSYN, 0)))
 		const n = 50_000
 		w.bufs[1].SetLen(copy(w.bufs[1].Room(), tcp(80, packet.FlagACK, n)))
@@ -77,7 +80,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 			}
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), p[28:]))
-			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != packet.Accept {
+			if d := exit.Decap(b, packet.ProtoUDP, h.TOS()); d != drop.Accept {
 				t.Fatalf("packet %d: %v", i, d)
 			}
 			in := packet.IPv4(b.Bytes())
@@ -92,7 +95,7 @@ func TestSegmentsOverUDP(t *testing.T) {
 	}
 }
 
-// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a super-packet, no two have the same outer TTL,
+// TestDatagramsStayApart: of four datagrams of a flow in a row, or of a GSO packet, no two have the same outer TTL,
 // where UDP is not the tunnel's own; nothing else is lowered, and no TTL that is small.
 func TestDatagramsStayApart(t *testing.T) {
 	for _, c := range []struct {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 )
 
@@ -34,8 +35,9 @@ type Method interface {
 	// Overhead is the number of bytes that Out adds to a packet.
 	Overhead() int
 	// Out makes the packet in b, whose headers p describes and whose checksums are finished, one to the realserver, in
-	// place. port is the UDP source port, for tunnels over UDP. Each segment of a GSO packet still needs Seal.
-	Out(b *packet.Buf, p *packet.Info, port uint16)
+	// place, and returns where it goes. port is the UDP source port, for tunnels over UDP. Each segment of a
+	// GSO packet still needs Seal.
+	Out(b *packet.Buf, p *packet.Info, port uint16) egress.Hop
 	// Seal sets lengths and checksums in the headers that Out has put before the segment s.
 	Seal(s packet.Segment)
 	// Quoted finds the client's packet in q, the front of a packet that an ICMP error quotes, as far as it is there.

@@ -6,14 +6,17 @@ import (
 	"testing"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestTUN: over both families and in every format, Out adds Overhead bytes, Seal finishes what Out leaves open of a GSO
 // packet, and Quoted finds the packet again. A configuration without a source that is needed is refused.
 func TestTUN(t *testing.T) {
 	request := make(packet.IPv4, 60)
-	packet.PutIPv4(request, 0, len(request), 63, packet.ProtoTCP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+	request.Encode(packet.IPv4Fields{TotalLen: len(request), TTL: 63, Protocol: packet.ProtoTCP,
+		Src: [4]byte{192, 0, 2, 1}, Dst: [4]byte{198, 51, 100, 80}})
 	copy(request[20:], []byte{0x12, 0x34, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, packet.FlagSYN})
 	for _, address := range []string{"10.0.11.2", "fd00::2"} {
 		for kind := encap.KindIPIP; kind <= encap.KindFOU; kind++ {
@@ -35,10 +38,14 @@ func TestTUN(t *testing.T) {
 			var p packet.Info
 			b := &packet.NewBufs(1)[0]
 			b.SetLen(copy(b.Room(), request))
-			if d := p.Parse(b.Bytes()); d != packet.Accept {
+			if d := p.Parse(b.Bytes()); d != drop.Accept {
 				t.Fatal(d)
 			}
-			m.Out(b, &p, 40000)
+			h := m.Out(b, &p, 40000)
+			if (h.Kind == egress.UDP) != kind.UDP() || h.To.DstPort != c.Port || h.SrcPort != 40000 || h.To.Dst != to ||
+				h.To.Src != c.Source || h.Class != 0 || h.TTL != 63 || h.DF != to.Is6() {
+				t.Errorf("%v to %v: hop %+v", kind, to, h)
+			}
 			n := b.Len() - len(request)
 			if m.Kind() != TUN || n != m.Overhead() || !bytes.Equal(b.Bytes()[n:], request) {
 				t.Fatalf("%v to %v: %x", kind, to, b.Bytes())

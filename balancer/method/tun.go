@@ -4,26 +4,41 @@ import (
 	"net/netip"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 )
 
 // tun is the method TUN (Linux ip_vs_xmit.c, ip_vs_tunnel_xmit).
-type tun struct{ tunnel encap.Tunnel }
+type tun struct {
+	tunnel encap.Tunnel
+	kind   egress.Kind
+	end    egress.Peer // of the tunnel
+}
 
 func newTUN(address netip.Addr, c Config) (Method, error) {
-	t, err := encap.New(encap.Config{Kind: c.Encap, Source: c.Source, Destination: address, Port: c.Port, Key: c.Key,
-		HasKey: c.HasKey, Checksum: c.Checksum})
+	tunnel, err := encap.New(encap.Config{Kind: c.Encap, Source: c.Source, Destination: address, Port: c.Port,
+		Key: c.Key, HasKey: c.HasKey, Checksum: c.Checksum})
 	if err != nil {
 		return nil, err
 	}
-	return &tun{t}, nil
+	t := &tun{tunnel: tunnel, end: egress.Peer{Dst: address, Src: c.Source, DstPort: c.Port}}
+	if !c.Source.IsValid() {
+		t.end.Src = netip.IPv4Unspecified()
+	}
+	if c.Encap.UDP() {
+		t.kind = egress.UDP
+	}
+	return t, nil
 }
 
 func (t *tun) Kind() Kind { return TUN }
 
 func (t *tun) Overhead() int { return t.tunnel.Overhead() }
 
-func (t *tun) Out(b *packet.Buf, _ *packet.Info, port uint16) { t.tunnel.Wrap(b, port) }
+func (t *tun) Out(b *packet.Buf, _ *packet.Info, port uint16) egress.Hop {
+	o := t.tunnel.Wrap(b, port)
+	return egress.Hop{To: &t.end, Kind: t.kind, SrcPort: port, Class: o.Class, TTL: o.TTL, DF: o.DF}
+}
 
 func (t *tun) Seal(s packet.Segment) { t.tunnel.Seal(s) }
 

@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -13,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // AnswerSink is where answers leave this host: raw sockets whose packets are routed by source and destination.
 type AnswerSink interface {
-	// Send sends the first packets of segs and returns how many went out. If the first is refused, it returns 0 and a
-	// unix.Errno, not wrapped: EMSGSIZE for a packet that is larger than its path takes. It returns os.ErrClosed to end
-	// the loop.
-	Send(segs []packet.Segment) (int, error)
+	egress.Port
 	// PathMTU returns the size of the largest packet that the path from src to dst takes, in bytes.
 	PathMTU(src, dst netip.Addr) (int, error)
 }
@@ -31,7 +30,8 @@ type AnswerSink interface {
 // request's interface (IP_PKTINFO). The kernel routes most answers to the network, past this worker.
 //
 //	TUN queue → ReadBatch → check → Finish, or Split → Send → client
-//	                                                     └ too big: Fragment → client, or an ICMP error → TUN queue → server
+//	                                                     ├ too big, without DF: Fragment → client
+//	                                                     └ too big, with DF: ICMP error → TUN queue → server
 //
 // It works like a router: it takes 1 from the TTL, and respects the path MTU and DF. It keeps no packet longer than a
 // batch.
@@ -42,22 +42,25 @@ type AnswerWorker struct {
 	inForce  *atomic.Pointer[Policy]
 	sent     *Sent
 	port     uint16
-	counters packet.Counters
-	batches  packet.Batches
+	counters stats.Counters
+	batches  stats.Batches
 	lastErr  atomic.Int32 // errno of the last packet that the kernel refused
 
-	policy *Policy // of this batch
-	bufs   []packet.Buf
-	info   packet.Info // of a packet: here, since an interface would let it escape
-	segs   []packet.Segment
-	room   []byte // for the headers of segments
-	free   []byte // the rest of it
-	tally  packet.Tally
+	policy   *Policy // of this batch
+	bufs     []packet.Buf
+	info     packet.Info // of a packet: here, since an interface would let it escape
+	out      []egress.Outgoing
+	clients  [batch]egress.Peer
+	accepted int              // number of clients in this batch
+	segs     []packet.Segment // of one super-packet, or fragments of a packet
+	room     []byte           // for the headers of segments
+	free     []byte           // the rest of it
+	tally    stats.Tally
 
-	large  path                             // of the last packet of this batch that was too big
-	spare  []packet.Buf                     // two: that packet in one piece, and an ICMP error
-	pieces [packet.MaxPieces]packet.Segment // its fragments
-	heads  []byte                           // and their headers
+	large  path              // of the last packet of this batch that was too big
+	spare  []packet.Buf      // two: that packet in one piece, and an ICMP error
+	pieces []egress.Outgoing // its fragments
+	heads  []byte            // and their headers
 	quote  [packet.IPv6HeaderLen + packet.UDPHeaderLen]byte
 	errs   []*packet.Buf // the ICMP error
 	id     uint16        // of the last packet that had none and was sent in fragments
@@ -68,7 +71,7 @@ type AnswerWorker struct {
 type path struct {
 	src, dst netip.Addr
 	mtu      int
-	told     bool // a sender has been told in this batch
+	reported bool // an ICMP error with the MTU was sent in this batch
 }
 
 const (
@@ -86,17 +89,19 @@ func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.P
 	port uint16) *AnswerWorker {
 	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port,
 		bufs: packet.NewBufs(batch), spare: packet.NewBufs(2),
-		segs: make([]packet.Segment, 0, answerBatch+packet.MaxPieces), room: make([]byte, packet.PieceRoom),
+		out:    make([]egress.Outgoing, 0, answerBatch+packet.MaxPieces),
+		segs:   make([]packet.Segment, 0, packet.MaxPieces),
+		pieces: make([]egress.Outgoing, 0, packet.MaxPieces), room: make([]byte, packet.PieceRoom),
 		id: uint16(rand.Uint32())}
 	w.free, w.heads, w.errs = w.room, make([]byte, packet.MaxPieces*packet.IPv4HeaderLen), []*packet.Buf{&w.spare[1]}
 	return w
 }
 
 // Read adds the worker's counts to t: In is packets read, Out is packets sent.
-func (w *AnswerWorker) Read(t *packet.Tally) { w.counters.Read(t) }
+func (w *AnswerWorker) Read(t *stats.Tally) { w.counters.Read(t) }
 
 // Batches returns the sizes of the worker's batches.
-func (w *AnswerWorker) Batches() *packet.Batches { return &w.batches }
+func (w *AnswerWorker) Batches() *stats.Batches { return &w.batches }
 
 // LastError is the kernel's reason for the last packet that it refused to send, nil for none.
 func (w *AnswerWorker) LastError() error {
@@ -125,12 +130,12 @@ func (w *AnswerWorker) Run() error {
 // move processes one batch.
 func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	w.batches.Begin(len(bufs))
-	w.policy, w.large, w.errors = w.inForce.Load(), path{}, 0
+	w.policy, w.large, w.errors, w.accepted = w.inForce.Load(), path{}, 0, 0
 	for i := range bufs {
 		w.tally.InPackets++
 		w.tally.InBytes += uint64(bufs[i].Len())
 		d, closed := w.packet(&bufs[i])
-		if d != packet.Accept {
+		if d != drop.Accept {
 			w.tally.Drop(d)
 		}
 		if err = errors.Join(err, closed); err != nil {
@@ -143,116 +148,132 @@ func (w *AnswerWorker) move(bufs []packet.Buf) (err error) {
 	return err
 }
 
-// packet processes one packet. It adds the packets to send to w.segs. An error ends the loop.
-func (w *AnswerWorker) packet(b *packet.Buf) (packet.Drop, error) {
+// packet processes one packet. It adds the packets to send to w.out. An error ends the loop.
+func (w *AnswerWorker) packet(b *packet.Buf) (drop.Reason, error) {
 	p := &w.info
 	d := p.Parse(b.Bytes())
-	fragment := d == packet.DropFragment
+	fragment := d == drop.Fragment
 	if fragment {
 		p.Flow.Src, p.Flow.Dst, p.Len = ends(b.Bytes())
 		p.Flow.Proto, p.Offset = 0, ipHeaderLen(b.Bytes())
-	} else if d == packet.DropProtocol { // ICMP of the other family
-		return packet.DropNotAnswer, nil
-	} else if d != packet.Accept {
+	} else if d == drop.Protocol { // ICMP of the other family
+		return drop.NotAnswer, nil
+	} else if d != drop.Accept {
 		return d, nil
 	}
 	b.SetLen(p.Len)
 	if !w.policy.answers(p.Flow.Src, p.Flow.Dst) {
-		return packet.DropNotAnswer, nil
+		return drop.NotAnswer, nil
 	}
-	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !hop(b.Bytes()) {
-		return packet.DropAnswerLoop, nil
+	if b.Offload.GSO == packet.GSONone && w.sent.has(b.Bytes(), p) || !lowerTTL(b.Bytes()) {
+		return drop.AnswerLoop, nil
 	}
 	if fragment {
 		if b.Offload != (packet.Offload{}) {
-			return packet.DropOffload, nil
+			return drop.Offload, nil
 		}
-		return packet.Accept, w.add(b.Bytes(), p)
+		return drop.Accept, w.add(b.Bytes(), p)
 	}
 	if b.Offload.Misplaced(p) {
-		return packet.DropOffload, nil
+		return drop.Offload, nil
 	}
 	if b.Offload.GSO != packet.GSONone {
 		return w.split(b, p)
 	}
-	if d := b.Finish(); d != packet.Accept {
+	if d := b.Finish(); d != drop.Accept {
 		return d, nil
 	}
-	return packet.Accept, w.add(b.Bytes(), p)
+	return drop.Accept, w.add(b.Bytes(), p)
 }
 
-// add adds a whole packet to w.segs.
+// add adds a whole packet to w.out.
 func (w *AnswerWorker) add(b []byte, p *packet.Info) error {
-	if len(w.segs) >= answerBatch {
+	if len(w.out) >= answerBatch {
 		if err := w.flush(); err != nil {
 			return err
 		}
 	}
 	w.sent.put(b, p)
-	w.segs = append(w.segs, packet.Segment{Head: b})
+	w.out = append(w.out, egress.Outgoing{Segment: packet.Segment{Head: b}, Hop: w.toClient(p)})
 	return nil
 }
 
-// split adds the segments of the super-packet in b to w.segs.
-func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (packet.Drop, error) {
-	headers, payload, d := packet.SplitSize(b, p, packet.MaxLen)
-	if d != packet.Accept {
+// split adds the segments of the GSO packet in b to w.out.
+func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error) {
+	cut, d := packet.NewCut(b, p, packet.MaxLen)
+	if d != drop.Accept {
 		return d, nil
 	}
-	n := (p.Len-headers+payload-1)/payload + 1
-	if len(w.segs) >= answerBatch || len(w.free) < n*headers {
+	n := cut.Segments(p.Len) + 1
+	if len(w.out) >= answerBatch || len(w.free) < n*cut.Headers {
 		if err := w.flush(); err != nil {
-			return packet.Accept, err
+			return drop.Accept, err
 		}
 	}
-	before := len(w.segs)
-	w.segs, w.free = packet.Split(w.segs, b, p, 0, headers, payload, w.free)
-	for _, s := range w.segs[before:] {
+	w.segs, w.free = packet.Split(w.segs[:0], b, p, cut, w.free)
+	for _, s := range w.segs {
 		w.sent.put(s.Head, p)
 	}
-	return packet.Accept, nil
+	w.out = appendAll(w.out, w.segs, w.toClient(p))
+	return drop.Accept, nil
 }
 
-// flush sends w.segs. An error ends the loop.
+// toClient is the hop of the answer that p describes. It is called once for a packet at most.
+func (w *AnswerWorker) toClient(p *packet.Info) egress.Hop {
+	to := &w.clients[w.accepted]
+	w.accepted++
+	*to = egress.Peer{Dst: p.Flow.Dst, Src: p.Flow.Src}
+	return egress.Hop{To: to}
+}
+
+// appendAll appends segs, which all go to h, to out.
+func appendAll(out []egress.Outgoing, segs []packet.Segment, h egress.Hop) []egress.Outgoing {
+	for _, s := range segs {
+		out = append(out, egress.Outgoing{Segment: s, Hop: h})
+	}
+	return out
+}
+
+// flush sends w.out. An error ends the loop.
 func (w *AnswerWorker) flush() (err error) {
-	for rest := w.segs; len(rest) > 0 && err == nil; {
+	for rest := w.out; len(rest) > 0 && err == nil; {
 		n, refused := w.sink.Send(rest)
 		for i := range rest[:n] {
 			w.count(&rest[i])
 		}
 		if refused != nil {
-			var d packet.Drop
-			if d, err = w.refused(&rest[0], refused); d != packet.Accept {
+			var d drop.Reason
+			if d, err = w.refused(&rest[0], refused); d != drop.Accept {
 				w.tally.Drop(d)
 			}
 			n = 1
 		}
 		rest = rest[n:]
 	}
-	w.segs, w.free = w.segs[:0], w.room
+	w.out, w.free = w.out[:0], w.room
 	return err
 }
 
-func (w *AnswerWorker) count(s *packet.Segment) {
+func (w *AnswerWorker) count(s *egress.Outgoing) {
 	w.tally.OutPackets++
 	w.tally.OutBytes += uint64(s.Len())
 }
 
 // refused processes a packet that the kernel refused with err. One that is too big for its path is fragmented, or its
 // sender gets an ICMP error with the MTU. It returns an error that ends the loop.
-func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error) {
+func (w *AnswerWorker) refused(s *egress.Outgoing, err error) (drop.Reason, error) {
 	if errors.Is(err, os.ErrClosed) {
-		return packet.Accept, err
+		return drop.Accept, err
 	}
 	errno, ok := err.(unix.Errno)
 	if !ok {
-		return packet.Accept, err
+		return drop.Accept, err
 	}
 	if errno != unix.EMSGSIZE {
 		w.lastErr.Store(int32(errno))
-		return packet.DropSendError, nil
+		return drop.SendError, nil
 	}
-	src, dst, _ := ends(s.Head)
+	src, dst := s.To.Src, s.To.Dst
 	if w.large.src != src || w.large.dst != dst {
 		mtu, err := w.sink.PathMTU(src, dst)
 		if err != nil {
@@ -260,24 +281,24 @@ func (w *AnswerWorker) refused(s *packet.Segment, err error) (packet.Drop, error
 				errno = cause
 			}
 			w.lastErr.Store(int32(errno))
-			return packet.DropSendError, nil
+			return drop.SendError, nil
 		}
 		w.large = path{src: src, dst: dst, mtu: max(mtu, smallestMTU(dst))}
 	}
 	mtu := w.large.mtu
 	if s.Len() <= mtu { // a route with an MTU above its device's
 		w.lastErr.Store(int32(unix.EMSGSIZE))
-		return packet.DropSendError, nil
+		return drop.SendError, nil
 	}
-	b := w.whole(s)
+	b := w.whole(&s.Segment)
 	if dst.Is4() && !packet.IPv4(b).DF() {
-		return w.fragment(b, mtu)
+		return w.fragment(b, s.Hop, mtu)
 	}
-	if w.large.told {
-		return packet.DropTooBig, nil
+	if w.large.reported {
+		return drop.TooBig, nil
 	}
-	w.large.told = true
-	return packet.DropTooBig, w.tell(b, mtu)
+	w.large.reported = true
+	return drop.TooBig, w.reportMTU(b, mtu)
 }
 
 // whole copies a packet into one piece.
@@ -289,35 +310,35 @@ func (w *AnswerWorker) whole(s *packet.Segment) []byte {
 	return b.Bytes()
 }
 
-// fragment sends the IPv4 packet b in fragments of at most mtu bytes.
-func (w *AnswerWorker) fragment(b packet.IPv4, mtu int) (packet.Drop, error) {
+// fragment sends the IPv4 packet b to h in fragments of at most mtu bytes.
+func (w *AnswerWorker) fragment(b packet.IPv4, h egress.Hop, mtu int) (drop.Reason, error) {
 	if b.HeaderLen() > packet.IPv4HeaderLen {
-		return packet.DropTooBig, nil // options would have to be sorted: RFC 791, section 3.1
+		return drop.TooBig, nil // options would have to be sorted: RFC 791, section 3.1
 	}
 	id := b.ID()
 	for ; id == 0 && !b.Fragment(); id = w.id { // all fragments of a datagram have one ID
 		w.id++
 	}
-	pieces := encap.Fragment(w.pieces[:0], b, mtu, id, w.heads)
-	for len(pieces) > 0 {
+	w.segs = encap.Fragment(w.segs[:0], b, mtu, id, w.heads)
+	for pieces := appendAll(w.pieces[:0], w.segs, h); len(pieces) > 0; {
 		n, err := w.sink.Send(pieces)
 		if errno, ok := err.(unix.Errno); ok {
 			w.lastErr.Store(int32(errno))
-			return packet.DropSendError, nil
+			return drop.SendError, nil
 		} else if err != nil {
-			return packet.Accept, err
+			return drop.Accept, err
 		}
 		for i := range pieces[:n] {
 			w.count(&pieces[i])
 		}
 		pieces = pieces[n:]
 	}
-	return packet.Accept, nil
+	return drop.Accept, nil
 }
 
-// tell sends the sender of b, which has DF, the MTU of its path. The ICMP error comes in by the TUN device: a socket
-// that is bound to the device takes no other.
-func (w *AnswerWorker) tell(b []byte, mtu int) error {
+// reportMTU sends the sender of b, which has DF, an ICMP error with the MTU of its path. The ICMP error comes in by the
+// TUN device: a socket that is bound to the device takes no other.
+func (w *AnswerWorker) reportMTU(b []byte, mtu int) error {
 	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
 		return nil
 	}
@@ -326,22 +347,30 @@ func (w *AnswerWorker) tell(b []byte, mtu int) error {
 		return err
 	}
 	var p packet.Info // not w.info, which may be in use
-	if p.Parse(b) != packet.Accept || p.Flow.Proto != packet.ProtoUDP {
+	if p.Parse(b) != drop.Accept || p.Flow.Proto != packet.ProtoUDP {
 		return nil
 	}
 	// From an error about another socket's datagram the kernel may learn the MTU of the route to the network, which the
 	// socket's datagrams do not take.
 	q, n := w.quote[:], packet.IPv4HeaderLen
 	if p.Flow.Dst.Is4() {
-		packet.PutIPv4(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As4(), p.Flow.Dst.As4())
+		packet.IPv4(q).Encode(packet.IPv4Fields{
+			TotalLen: n + packet.UDPHeaderLen, TTL: 64, Protocol: packet.ProtoUDP, Src: p.Flow.Src.As4(),
+			Dst: p.Flow.Dst.As4(),
+		})
 	} else {
 		n = packet.IPv6HeaderLen
-		packet.PutIPv6(q, 0, n+packet.UDPHeaderLen, 64, packet.ProtoUDP, p.Flow.Src.As16(), p.Flow.Dst.As16())
+		packet.IPv6(q).Encode(packet.IPv6Fields{
+			TotalLen: n + packet.UDPHeaderLen, HopLimit: 64, NextHeader: packet.ProtoUDP, Src: p.Flow.Src.As16(),
+			Dst: p.Flow.Dst.As16(),
+		})
 	}
 	q = q[:n+packet.UDPHeaderLen]
-	binary.BigEndian.PutUint16(q[n:], w.port)
-	binary.BigEndian.PutUint16(q[n+2:], p.Flow.DstPort)
-	binary.BigEndian.PutUint32(q[n+4:], packet.UDPHeaderLen<<16) // without checksum
+	u := packet.UDP(q[n:])
+	u.SetSrcPort(w.port)
+	u.SetDstPort(p.Flow.DstPort)
+	u.SetLen(packet.UDPHeaderLen)
+	u.ClearChecksum()
 	return w.write(q, mtu, true)
 }
 
@@ -356,10 +385,9 @@ func (w *AnswerWorker) write(b []byte, mtu int, anonymous bool) error {
 	} else {
 		e.SetLen(packet.PacketTooBig(room, b, dst, mtu))
 		if h := packet.IPv6(e.Bytes()); anonymous {
-			t := h[packet.IPv6HeaderLen:]
-			clear(t[2:4])   // the checksum
-			clear(t[16:32]) // the quoted source
-			packet.PutChecksum(t[2:], packet.Sum(t, h.PseudoSum(packet.ProtoICMPv6, len(t))), false)
+			t := packet.ICMP(h[packet.IPv6HeaderLen:])
+			packet.IPv6(t.Payload()).ClearSrc()
+			t.SetChecksum(h.PseudoSum(packet.ProtoICMPv6, len(t)))
 		}
 	}
 	_, _, err := w.tun.WriteBatch(w.errs)
@@ -375,19 +403,21 @@ func ends(p []byte) (src, dst netip.Addr, n int) {
 	return h.Src(), h.Dst(), h.TotalLen()
 }
 
-// hop takes one from a packet's TTL. It reports whether the packet may go on.
-func hop(p []byte) bool {
-	ttl := &p[8]
-	if p[0]>>4 == 6 {
-		ttl = &p[7]
+// lowerTTL takes 1 from a packet's TTL. It reports whether the packet may be forwarded.
+func lowerTTL(p []byte) bool {
+	if h := packet.IPv6(p); h.Version() == 6 {
+		if h.HopLimit() <= 1 {
+			return false
+		}
+		h.SetHopLimit(h.HopLimit() - 1)
+		return true
 	}
-	if *ttl <= 1 {
+	h := packet.IPv4(p)
+	if h.TTL() <= 1 {
 		return false
 	}
-	*ttl--
-	if h := packet.IPv4(p); h.Version() == 4 {
-		h.SetChecksum()
-	}
+	h.SetTTL(h.TTL() - 1)
+	h.SetChecksum()
 	return true
 }
 
@@ -426,14 +456,15 @@ func (s *Sent) has(b []byte, p *packet.Info) bool {
 // mark is a hash of IP and transport header, except an IPv4 header's ID and checksum, which the kernel may have
 // changed. The transport header's checksum stands for the payload.
 func (s *Sent) mark(b []byte, p *packet.Info) uint64 {
-	n := p.Offset + 8
+	n := p.Offset + packet.UDPHeaderLen
 	if p.Flow.Proto == packet.ProtoTCP {
-		n = p.Offset + 20
+		n = p.Offset + packet.TCPHeaderLen
 	}
 	var h [128]byte // the longest IPv4 and TCP header, or more IPv6 extension headers than servers send
 	n = copy(h[:], b[:min(n, len(b))])
-	if h[0]>>4 == 4 {
-		h[4], h[5], h[10], h[11] = 0, 0, 0, 0
+	if ip := packet.IPv4(h[:]); ip.Version() == 4 {
+		ip.SetID(0)
+		ip.ClearChecksum()
 	}
 	return maphash.Bytes(s.seed, h[:n])
 }

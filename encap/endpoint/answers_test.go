@@ -11,7 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // link is an AnswerSink whose paths take mtu bytes. It keeps what it has sent.
@@ -23,8 +26,8 @@ type link struct {
 	sent   [][]byte
 }
 
-func (l *link) Send(segs []packet.Segment) (n int, err error) {
-	for _, s := range segs {
+func (l *link) Send(out []egress.Outgoing) (n int, err error) {
+	for _, s := range out {
 		err = l.err
 		if err == nil && s.Len() > l.mtu {
 			err = unix.EMSGSIZE
@@ -57,7 +60,7 @@ func answerWorker(mtu int) (*AnswerWorker, *link, *gro) {
 }
 
 // moved is what the worker has counted after packets.
-func moved(t *testing.T, w *AnswerWorker, bufs ...packet.Buf) (tally packet.Tally) {
+func moved(t *testing.T, w *AnswerWorker, bufs ...packet.Buf) (tally stats.Tally) {
 	t.Helper()
 	if err := w.move(bufs); err != nil {
 		t.Fatal(err)
@@ -67,14 +70,14 @@ func moved(t *testing.T, w *AnswerWorker, bufs ...packet.Buf) (tally packet.Tall
 }
 
 // dropped is the only reason in tally, and how often it occurred.
-func dropped(t *testing.T, tally packet.Tally) (d packet.Drop, n uint64) {
+func dropped(t *testing.T, tally stats.Tally) (d drop.Reason, n uint64) {
 	t.Helper()
 	for i, count := range tally.Drops {
 		if count > 0 && n > 0 {
-			t.Errorf("dropped %v, and %v", d, packet.Drop(i))
+			t.Errorf("dropped %v, and %v", d, drop.Reason(i))
 		}
 		if count > 0 {
-			d, n = packet.Drop(i), count
+			d, n = drop.Reason(i), count
 		}
 	}
 	return d, n
@@ -102,7 +105,8 @@ func answerOf(src, dst netip.Addr, proto byte, n int, df bool) []byte {
 		h.SetChecksum()
 	}
 	offset := ipHeaderLen(b)
-	packet.PutChecksum(b[offset+at:], packet.Sum(b[offset:], pseudoSum(b, proto, len(t))), proto == packet.ProtoUDP)
+	pseudo := packet.PseudoSum(b, proto, len(t))
+	packet.PutChecksum(b[offset+at:], packet.Sum(b[offset:], pseudo), proto == packet.ProtoUDP)
 	return b
 }
 
@@ -111,39 +115,39 @@ func TestAnswers(t *testing.T) {
 	addr := netip.MustParseAddr
 	for name, c := range map[string]struct {
 		b    []byte
-		want packet.Drop
+		want drop.Reason
 	}{
-		"UDP":              {answerOf(vip, client, packet.ProtoUDP, 9, true), packet.Accept},
-		"TCP":              {answerOf(vip, client, packet.ProtoTCP, 9, true), packet.Accept},
-		"6 UDP":            {answerOf(vip6, client6, packet.ProtoUDP, 9, true), packet.Accept},
-		"6 TCP":            {answerOf(vip6, client6, packet.ProtoTCP, 9, true), packet.Accept},
-		"another protocol": {ip(vip, client, 50, make([]byte, 9)), packet.Accept},
-		"from the host":    {answerOf(realserver, client, packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"6 from the host":  {answerOf(realserver6, client6, packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"to the host":      {answerOf(vip, realserver, packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"to a VIP":         {answerOf(vip, addr("198.51.100.81"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"6 to a VIP":       {answerOf(vip6, addr("2001:db8:f::81"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"to loopback":      {answerOf(vip, addr("127.0.0.1"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"to a group":       {answerOf(vip, addr("224.0.0.1"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"to all":           {answerOf(vip, addr("255.255.255.255"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"6 to a group":     {answerOf(vip6, addr("ff02::1"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
-		"6 to link-local":  {answerOf(vip6, addr("fe80::1"), packet.ProtoUDP, 9, true), packet.DropNotAnswer},
+		"UDP":              {answerOf(vip, client, packet.ProtoUDP, 9, true), drop.Accept},
+		"TCP":              {answerOf(vip, client, packet.ProtoTCP, 9, true), drop.Accept},
+		"6 UDP":            {answerOf(vip6, client6, packet.ProtoUDP, 9, true), drop.Accept},
+		"6 TCP":            {answerOf(vip6, client6, packet.ProtoTCP, 9, true), drop.Accept},
+		"another protocol": {ip(vip, client, 50, make([]byte, 9)), drop.Accept},
+		"from the host":    {answerOf(realserver, client, packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"6 from the host":  {answerOf(realserver6, client6, packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"to the host":      {answerOf(vip, realserver, packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"to a VIP":         {answerOf(vip, addr("198.51.100.81"), packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"6 to a VIP":       {answerOf(vip6, addr("2001:db8:f::81"), packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"to loopback":      {answerOf(vip, addr("127.0.0.1"), packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"to a group":       {answerOf(vip, addr("224.0.0.1"), packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"to all":           {answerOf(vip, addr("255.255.255.255"), packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"6 to a group":     {answerOf(vip6, addr("ff02::1"), packet.ProtoUDP, 9, true), drop.NotAnswer},
+		"6 to link-local":  {answerOf(vip6, addr("fe80::1"), packet.ProtoUDP, 9, true), drop.NotAnswer},
 		"6 solicitation": {ip(addr("::"), addr("ff02::2"), packet.ProtoICMPv6, make([]byte, 8)),
-			packet.DropNotAnswer},
-		"ICMP over IPv6": {ip(vip6, client6, packet.ProtoICMP, make([]byte, 8)), packet.DropNotAnswer},
-		"half a header":  {answerOf(vip, client, packet.ProtoUDP, 9, true)[:19], packet.DropTruncated},
-		"nothing":        {nil, packet.DropTruncated},
+			drop.NotAnswer},
+		"ICMP over IPv6": {ip(vip6, client6, packet.ProtoICMP, make([]byte, 8)), drop.NotAnswer},
+		"half a header":  {answerOf(vip, client, packet.ProtoUDP, 9, true)[:19], drop.Truncated},
+		"nothing":        {nil, drop.Truncated},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, out, _ := answerWorker(1500)
 			tally := moved(t, w, *buf(c.b))
-			if d, n := dropped(t, tally); d != c.want || c.want != packet.Accept && n != 1 || tally.InPackets != 1 {
+			if d, n := dropped(t, tally); d != c.want || c.want != drop.Accept && n != 1 || tally.InPackets != 1 {
 				t.Errorf("%v, %d times of %d; want %v", d, n, tally.InPackets, c.want)
 			}
-			if (len(out.sent) == 1) != (c.want == packet.Accept) || tally.OutPackets != uint64(len(out.sent)) {
+			if (len(out.sent) == 1) != (c.want == drop.Accept) || tally.OutPackets != uint64(len(out.sent)) {
 				t.Fatalf("%d packets were sent, %d counted", len(out.sent), tally.OutPackets)
 			}
-			if c.want != packet.Accept {
+			if c.want != drop.Accept {
 				return
 			}
 			want := bytes.Clone(c.b)
@@ -184,7 +188,7 @@ func TestAnswersFinished(t *testing.T) {
 					}
 				}
 				p := b.Bytes()
-				binary.BigEndian.PutUint16(p[offset+at:], packet.Fold(pseudoSum(p, proto, len(p)-offset)))
+				binary.BigEndian.PutUint16(p[offset+at:], packet.Fold(packet.PseudoSum(p, proto, len(p)-offset)))
 				w, out, _ := answerWorker(9000)
 				tally := moved(t, w, *b)
 				if len(out.sent) != want || tally.OutPackets != uint64(want) {
@@ -194,8 +198,8 @@ func TestAnswersFinished(t *testing.T) {
 				payload := 0
 				for _, s := range out.sent {
 					n := len(s) - offset
-					if packet.Fold(packet.Sum(s[offset:], pseudoSum(s, proto, n))) != 0xffff || s[0]>>4 == 4 &&
-						packet.IPv4(s).Check() != packet.Accept {
+					if packet.Fold(packet.Sum(s[offset:], packet.PseudoSum(s, proto, n))) != 0xffff || s[0]>>4 == 4 &&
+						packet.IPv4(s).Check() != drop.Accept {
 						t.Errorf("protocol %d, segments of %d: wrong checksum in %x", proto, size, s[:offset+header])
 					}
 					payload += n - header
@@ -213,7 +217,7 @@ func TestAnswersTooBig(t *testing.T) {
 	w, out, tun := answerWorker(1300)
 	large := answerOf(vip, client, packet.ProtoUDP, 1400, true)
 	tally := moved(t, w, *buf(large), *buf(large), *buf(answerOf(vip, client, packet.ProtoUDP, 1200, true)))
-	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 2 || len(out.sent) != 1 || out.asked != 1 {
+	if d, n := dropped(t, tally); d != drop.TooBig || n != 2 || len(out.sent) != 1 || out.asked != 1 {
 		t.Errorf("dropped %d as %v, sent %d, asked %d times", n, d, len(out.sent), out.asked)
 	}
 	if len(tun.out) != 2 { // the second about the worker's own port: see DevicePort
@@ -222,8 +226,8 @@ func TestAnswersTooBig(t *testing.T) {
 	for i, port := range []uint16{443, 4711} {
 		h := packet.IPv4(tun.out[i])
 		q, d := packet.QuotedFlow(h)
-		if h.Check() != packet.Accept || h.Src() != client || h.Dst() != vip || packet.Checksum(h.Payload()) != 0 ||
-			d != packet.Accept || !q.TooBig() || q.MTU != 1300 ||
+		if h.Check() != drop.Accept || h.Src() != client || h.Dst() != vip || packet.Checksum(h.Payload()) != 0 ||
+			d != drop.Accept || !q.TooBig() || q.MTU != 1300 ||
 			q.Flow.SrcPort != port || q.Flow.Src != vip || q.Flow.Dst != client {
 			t.Errorf("ICMP error %d: %x: %+v, %v", i, []byte(h), q, d)
 		}
@@ -244,10 +248,10 @@ func TestAnswersTooBig(t *testing.T) {
 
 	w, _, tun = answerWorker(1300)
 	tally = moved(t, w, *buf(answerOf(vip6, client6, packet.ProtoTCP, 1400, true)))
-	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 1 || len(tun.out) != 1 {
+	if d, n := dropped(t, tally); d != drop.TooBig || n != 1 || len(tun.out) != 1 {
 		t.Fatalf("dropped %d as %v, %d ICMP errors", n, d, len(tun.out))
 	}
-	if q, d := packet.QuotedFlow(tun.out[0]); d != packet.Accept || !q.TooBig() || q.MTU != 1300 ||
+	if q, d := packet.QuotedFlow(tun.out[0]); d != drop.Accept || !q.TooBig() || q.MTU != 1300 ||
 		q.Flow.SrcPort != 443 {
 		t.Errorf("%+v, %v", q, d)
 	}
@@ -256,7 +260,7 @@ func TestAnswersTooBig(t *testing.T) {
 	w, _, tun = answerWorker(1300)
 	tally = moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 1400, false)),
 		*buf(answerOf(vip, client, packet.ProtoTCP, 1400, true)))
-	if d, n := dropped(t, tally); d != packet.DropTooBig || n != 1 || len(tun.out) != 1 {
+	if d, n := dropped(t, tally); d != drop.TooBig || n != 1 || len(tun.out) != 1 {
 		t.Errorf("behind fragments: dropped %d as %v, %d ICMP errors", n, d, len(tun.out))
 	}
 
@@ -276,7 +280,7 @@ func TestAnswersTooBig(t *testing.T) {
 	for _, f := range narrow.sent {
 		h := packet.IPv4(f)
 		at := int(binary.BigEndian.Uint16(h[6:])&0x1fff) * 8
-		if h.ID() != 99 || len(f) > 200 || h.Check() != packet.Accept {
+		if h.ID() != 99 || len(f) > 200 || h.Check() != drop.Accept {
 			t.Errorf("fragment %x", f[:20])
 		}
 		copy(data[at:], h.Payload())
@@ -298,7 +302,7 @@ func TestAnswerErrorsAreBounded(t *testing.T) {
 		to = to.Next()
 		bufs = append(bufs, *buf(answerOf(vip, to, packet.ProtoTCP, 1400, true)))
 	}
-	if d, n := dropped(t, moved(t, w, bufs...)); d != packet.DropTooBig || n != batch || len(tun.out) != errorsInBatch {
+	if d, n := dropped(t, moved(t, w, bufs...)); d != drop.TooBig || n != batch || len(tun.out) != errorsInBatch {
 		t.Errorf("dropped %d as %v, %d ICMP errors", n, d, len(tun.out))
 	}
 }
@@ -324,14 +328,14 @@ func TestAnswerLoops(t *testing.T) {
 			back[4], back[5] = 1, 2 // the kernel has given it an ID
 			packet.IPv4(back).SetChecksum()
 		}
-		if d, n := dropped(t, moved(t, two, *buf(back))); d != packet.DropAnswerLoop || n != 1 || len(out.sent) != 2 {
+		if d, n := dropped(t, moved(t, two, *buf(back))); d != drop.AnswerLoop || n != 1 || len(out.sent) != 2 {
 			t.Errorf("%s: came back: %d dropped as %v, %d sent", name, n, d, len(out.sent))
 		}
 	}
 	w, out, _ := answerWorker(1500)
 	old := answerOf(vip6, client6, packet.ProtoUDP, 9, true)
 	old[7] = 1
-	if d, n := dropped(t, moved(t, w, *buf(old))); d != packet.DropAnswerLoop || n != 1 || len(out.sent) != 0 {
+	if d, n := dropped(t, moved(t, w, *buf(old))); d != drop.AnswerLoop || n != 1 || len(out.sent) != 0 {
 		t.Errorf("hop limit 1: %d dropped as %v", n, d)
 	}
 }
@@ -341,12 +345,12 @@ func TestAnswersRefused(t *testing.T) {
 	w, out, _ := answerWorker(1500)
 	out.err = unix.ENETUNREACH
 	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9,
-		true)))); d != packet.DropSendError || n != 1 || w.LastError() != unix.ENETUNREACH {
+		true)))); d != drop.SendError || n != 1 || w.LastError() != unix.ENETUNREACH {
 		t.Errorf("%d dropped as %v, %v", n, d, w.LastError())
 	}
 	out.err, out.mtuErr = unix.EMSGSIZE, fmt.Errorf("path MTU: UDP socket: %w", unix.EMFILE)
 	if d, n := dropped(t, moved(t, w, *buf(answerOf(vip, client, packet.ProtoUDP, 9,
-		true)))); d != packet.DropSendError ||
+		true)))); d != drop.SendError ||
 		n != 2 || w.LastError() != unix.EMFILE {
 		t.Errorf("unknown path MTU: %d dropped as %v, %v", n, d, w.LastError())
 	}
@@ -376,7 +380,7 @@ func TestAnswersAllocateNothing(t *testing.T) {
 // sinkhole is an AnswerSink that takes everything.
 type sinkhole struct{}
 
-func (sinkhole) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (sinkhole) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 func (sinkhole) PathMTU(_, _ netip.Addr) (int, error)    { return packet.MaxLen, nil }
 
 // FuzzAnswers wants of all that the kernel may read from the device: what is sent is a whole packet from a VIP to a
@@ -392,7 +396,7 @@ func FuzzAnswers(f *testing.F) {
 			return
 		}
 		in.SetLen(copy(in.Room(), b))
-		out.sent, w.counters, w.sent = nil, packet.Counters{}, NewSent()
+		out.sent, w.counters, w.sent = nil, stats.Counters{}, NewSent()
 		in.Offload = packet.Offload{GSO: packet.GSO(gso % 4), Size: size, Partial: start > 0, CsumStart: start,
 			CsumOffset: 6 + 10*(start&1)}
 		tun.out = nil

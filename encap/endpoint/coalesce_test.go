@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // segment is what the tests make TCP packets of.
@@ -56,10 +57,15 @@ func (s segment) bytes() []byte {
 		t[header+i] = byte(s.seq + uint32(i))
 	}
 	if s.six {
-		packet.PutIPv6(b, s.tos, len(b), 63, packet.ProtoTCP, client6.As16(), vip6.As16())
+		packet.IPv6(b).Encode(packet.IPv6Fields{
+			TrafficClass: s.tos, TotalLen: len(b), HopLimit: 63, NextHeader: packet.ProtoTCP, Src: client6.As16(),
+			Dst: vip6.As16(),
+		})
 		b[3] = s.label
 	} else {
-		packet.PutIPv4(b, s.tos, len(b), 63, packet.ProtoTCP, client.As4(), vip.As4())
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: s.tos, TotalLen: len(b), TTL: 63, Protocol: packet.ProtoTCP, Src: client.As4(), Dst: vip.As4(),
+		})
 	}
 	switch {
 	case s.more && s.six:
@@ -81,7 +87,7 @@ func refinish(b []byte, ip int) []byte {
 	}
 	t := b[ip:]
 	t[16], t[17] = 0, 0
-	packet.PutChecksum(t[16:], packet.Sum(t, pseudoSum(b, packet.ProtoTCP, len(t))), false)
+	packet.PutChecksum(t[16:], packet.Sum(t, packet.PseudoSum(b, packet.ProtoTCP, len(t))), false)
 	return b
 }
 
@@ -163,7 +169,7 @@ func TestCoalesce(t *testing.T) {
 			var got []int
 			for _, b := range coalesce(c.in...) {
 				var info packet.Info
-				if d := info.Parse(b.Bytes()); d != packet.Accept {
+				if d := info.Parse(b.Bytes()); d != drop.Accept {
 					t.Fatal(d)
 				}
 				got = append(got, info.Len-info.Offset-int(b.Bytes()[info.Offset+12]>>4)*4)
@@ -258,18 +264,18 @@ func TestCoalesceThenSplit(t *testing.T) {
 				continue
 			}
 			var info packet.Info
-			if d := info.Parse(b.Bytes()); d != packet.Accept {
+			if d := info.Parse(b.Bytes()); d != drop.Accept {
 				t.Fatal(d)
 			}
-			headers, payload, d := packet.SplitSize(&b, &info, packet.MaxLen)
-			if d != packet.Accept {
+			cut, d := packet.NewCut(&b, &info, packet.MaxLen)
+			if d != drop.Accept {
 				t.Fatal(d)
 			}
-			segs, _ := packet.Split(nil, &b, &info, 0, headers, payload, make([]byte, packet.PieceRoom))
+			segs, _ := packet.Split(nil, &b, &info, cut, make([]byte, packet.PieceRoom))
 			for _, s := range segs {
 				count++
 				p := append(bytes.Clone(s.Head), s.Body...)
-				if info.Parse(p) != packet.Accept || info.Len != len(p) || !valid(p, ip) {
+				if info.Parse(p) != drop.Accept || info.Len != len(p) || !valid(p, ip) {
 					t.Fatal("a merged segment has a wrong checksum")
 				}
 				got[port] = append(got[port], s.Body...)
@@ -292,7 +298,7 @@ func TestOffloaded(t *testing.T) {
 		unfinished := func(s segment) packet.Offload {
 			s.six = six
 			b := s.bytes()
-			binary.BigEndian.PutUint16(b[ip+16:], packet.Fold(pseudoSum(b, packet.ProtoTCP, len(b)-int(ip))))
+			binary.BigEndian.PutUint16(b[ip+16:], packet.Fold(packet.PseudoSum(b, packet.ProtoTCP, len(b)-int(ip))))
 			return offloadOf(b)
 		}
 		if o := unfinished(segment{n: 14280, options: 12,
@@ -320,15 +326,18 @@ func TestGatheredDatagramsAreRefused(t *testing.T) {
 		size     int // with all headers
 		finished bool
 		mss      int
-		want     packet.Drop
-	}{{1480, false, 1440, packet.Accept}, {1480, false, 536, packet.Accept}, {2428, false, 1440, packet.DropGathered},
-		{2428, true, 1440, packet.Accept},
-		{8976, false, 8932, packet.Accept}, {9100, false, 8932, packet.DropGathered},
-		{64000, false, 1440, packet.DropGathered}} {
+		want     drop.Reason
+	}{{1480, false, 1440, drop.Accept}, {1480, false, 536, drop.Accept}, {2428, false, 1440, drop.Gathered},
+		{2428, true, 1440, drop.Accept},
+		{8976, false, 8932, drop.Accept}, {9100, false, 8932, drop.Gathered},
+		{64000, false, 1440, drop.Gathered}} {
 		b := &packet.NewBufs(1)[0]
 		b.SetLen(c.size)
 		p := packet.IPv4(b.Bytes())
-		packet.PutIPv4(p, 0, c.size, 64, packet.ProtoUDP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+		packet.IPv4(p).Encode(packet.IPv4Fields{
+			TotalLen: c.size, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{192, 0, 2, 1},
+			Dst: [4]byte{198, 51, 100, 80},
+		})
 		u := p.Payload()
 		binary.BigEndian.PutUint16(u[2:], 443)
 		sum := p.PseudoSum(len(u))
@@ -389,7 +398,7 @@ func FuzzCoalesce(f *testing.F) {
 		for _, p := range out {
 			h := whole(p)
 			var info packet.Info
-			if d := info.Parse(h); (d != packet.Accept && d != packet.DropBadHeader) || d == packet.Accept &&
+			if d := info.Parse(h); (d != drop.Accept && d != drop.BadHeader) || d == drop.Accept &&
 				info.Len != len(h) {
 				t.Fatalf("no packet: %v: %x", d, h)
 			}

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // gro is a source of one super-packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put
@@ -34,12 +36,14 @@ func (g *gro) ReadBatch(bufs []packet.Buf) (int, error) {
 	}
 	if g.over6 {
 		h := b.Prepend(48)
-		packet.PutIPv6(h, 0, len(g.payload)+48, 0, packet.ProtoUDP, director6.As16(), [16]byte{})
+		packet.IPv6(h).Encode(packet.IPv6Fields{
+			TotalLen: len(g.payload) + 48, NextHeader: packet.ProtoUDP, Src: director6.As16(),
+		})
 		clear(h[40:48])
 		return 1, nil
 	}
 	h := b.Prepend(28)
-	packet.PutIPv4(h, 0, len(g.payload)+28, 0, packet.ProtoUDP, from.As4(), [4]byte{})
+	packet.IPv4(h).Encode(packet.IPv4Fields{TotalLen: len(g.payload) + 28, Protocol: packet.ProtoUDP, Src: from.As4()})
 	clear(h[20:28])
 	return 1, nil
 }
@@ -69,13 +73,13 @@ func gue(p []byte) []byte {
 	return append([]byte{0, proto, 0, 0}, p...)
 }
 
-func runGRO(t *testing.T, g *gro) packet.Tally {
+func runGRO(t *testing.T, g *gro) stats.Tally {
 	t.Helper()
 	w := NewWorker(g, g, inForce(policy()), true)
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	var got packet.Tally
+	var got stats.Tally
 	w.Read(&got)
 	return got
 }
@@ -109,7 +113,7 @@ func TestDatagrams(t *testing.T) {
 // TestDatagramsOfAStranger: each of them is counted.
 func TestDatagramsOfAStranger(t *testing.T) {
 	g := gro{payload: make([]byte, 1000), size: 100, stranger: true}
-	if got := runGRO(t, &g); len(g.out) != 0 || got.InPackets != 10 || got.Drops[packet.DropNotDirector] != 10 ||
+	if got := runGRO(t, &g); len(g.out) != 0 || got.InPackets != 10 || got.Drops[drop.NotDirector] != 10 ||
 		got.InBytes != 1000+10*28 {
 		t.Errorf("%d packets, counted %+v", len(g.out), got)
 	}
@@ -161,8 +165,8 @@ func TestDatagramsOfSeveralFlows(t *testing.T) {
 	g.payload = append(g.payload, 0, 4, 0) // a last one that is cut short
 	got := runGRO(t, &g)
 	if len(g.out) != len(want) || got.InPackets != n+1 || got.OutPackets != n-3 ||
-		got.Drops[packet.DropInnerDestination] != 1 ||
-		got.Drops[packet.DropInnerSource] != 2 || got.Drops[packet.DropTunnelHeader] != 1 {
+		got.Drops[drop.InnerDestination] != 1 ||
+		got.Drops[drop.InnerSource] != 2 || got.Drops[drop.TunnelHeader] != 1 {
 		t.Fatalf("%d packets, counted %+v", len(g.out), got)
 	}
 	for i := range want {

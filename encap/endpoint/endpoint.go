@@ -1,4 +1,5 @@
-// Package endpoint is the realserver's loop: receive → unwrap → check → coalesce → write to the TUN device.
+// Package endpoint is the receiving half of a tunnel end: receive → decapsulate → check → coalesce → write to the TUN
+// device. It also forwards servers' answers that the kernel routes into the TUN device.
 package endpoint
 
 import (
@@ -8,28 +9,30 @@ import (
 	"sync/atomic"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Source is where tunnel packets come from: sockets.
 type Source interface {
-	// ReadBatch waits for packets and puts them into bufs, each with its outer headers; where the kernel has put UDP
-	// datagrams together, the headers of one, and Offload with GSOUDP. It returns os.ErrClosed to end the loop.
+	// ReadBatch waits for packets and puts them into bufs, each with its outer headers. UDP datagrams that the kernel
+	// has merged (GRO) are one GSO packet. ReadBatch returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
 // Sink takes the packets that were in the tunnel: a queue of a TUN device.
 type Sink interface {
-	// WriteBatch returns how many packets of bufs it took, one in several pieces counting as so many, and their bytes;
-	// what their Offload names is left to it. It returns os.ErrClosed to end the loop.
+	// WriteBatch writes packets and completes them as their Offload says. It returns the number of packets that it
+	// took, each piece counting as one, and their bytes. It returns os.ErrClosed to end the loop.
 	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
 const (
 	// batch is the number of packets that are received before any is written.
-	batch = packet.MaxBatch
+	batch = stats.MaxBatch
 
-	// maxParts is the number of datagrams, of those that the kernel has put together, that are treated before any is
-	// written. The cache still has them then.
+	// maxParts is the number of datagrams of GSO packets that are processed before any is written. The cache still
+	// has them then.
 	maxParts = 256
 )
 
@@ -39,8 +42,8 @@ type Worker struct {
 	sink     Sink
 	inForce  *atomic.Pointer[Policy]
 	merge    bool
-	counters packet.Counters
-	batches  packet.Batches
+	counters stats.Counters
+	batches  stats.Batches
 	merged   atomic.Uint64 // packets that went behind another one of their connection into one piece with it
 
 	questions      chan<- Asked
@@ -55,7 +58,7 @@ type Worker struct {
 	accepted int // packets of out, each piece one
 	parts    []packet.Buf
 	used     int // of parts
-	tally    packet.Tally
+	tally    stats.Tally
 	coalesce coalescer
 }
 
@@ -79,10 +82,10 @@ func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge 
 func (w *Worker) SendQuestions(ch chan<- Asked) { w.questions = ch }
 
 // Read adds what the worker has counted to t.
-func (w *Worker) Read(t *packet.Tally) { w.counters.Read(t) }
+func (w *Worker) Read(t *stats.Tally) { w.counters.Read(t) }
 
 // Batches is what the worker has counted of its batches.
-func (w *Worker) Batches() *packet.Batches { return &w.batches }
+func (w *Worker) Batches() *stats.Batches { return &w.batches }
 
 // Merged is the number of packets that have been written as a part of another one, behind it.
 func (w *Worker) Merged() uint64 { return w.merged.Load() }
@@ -116,7 +119,7 @@ func (w *Worker) Run() error {
 	}
 }
 
-// move treats one batch.
+// move processes one batch.
 func (w *Worker) move(bufs []packet.Buf) error {
 	w.batches.Begin(len(bufs))
 	w.policy = w.inForce.Load()
@@ -141,12 +144,12 @@ func (w *Worker) move(bufs []packet.Buf) error {
 	return err
 }
 
-// packet treats one tunnel packet.
+// packet processes one tunnel packet.
 func (w *Worker) packet(b *packet.Buf) {
 	w.tally.InPackets++
 	w.tally.InBytes += uint64(b.Len())
 	t, d := w.policy.outer(b)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		w.refuse(&t, d, 1)
 		return
 	}
@@ -154,19 +157,19 @@ func (w *Worker) packet(b *packet.Buf) {
 }
 
 // refuse counts n packets that the policy refuses by their outer headers.
-func (w *Worker) refuse(t *arrival, d packet.Drop, n uint64) {
+func (w *Worker) refuse(t *arrival, d drop.Reason, n uint64) {
 	w.tally.DropN(d, n)
-	if d == packet.DropNotDirector {
+	if d == drop.NotDirector {
 		w.strangers.add(t.from, n)
 	} else if t.from.IsValid() {
 		w.directors.add(t.from, n)
 	}
 }
 
-// inner treats the packet in b, whose outer headers are gone, and reports whether b is in use until flush.
+// inner processes the packet in b, behind its outer headers, and reports whether b is in use until flush.
 func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	in, d := w.policy.inner(b, t)
-	if d == packet.DropInnerDestination {
+	if d == drop.InnerDestination {
 		if w.asked(b, t.from, in) {
 			return false
 		}
@@ -176,12 +179,12 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	return w.enter(b, in, d)
 }
 
-// datagrams treats what the kernel has made of UDP tunnel packets of one flow (UDP_GRO): the headers of one, and the
-// payloads of all. The packets in them stay where they are.
+// datagrams processes a GSO packet that the kernel has made of UDP tunnel packets of one flow (UDP_GRO). The packets in
+// them are not copied.
 func (w *Worker) datagrams(b *packet.Buf) error {
 	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
-	if d != packet.Accept {
+	if d != drop.Accept {
 		n := uint64((b.Len() - headers + size - 1) / size)
 		w.tally.InPackets += n
 		w.tally.InBytes += n*uint64(headers) + uint64(b.Len()-headers)
@@ -207,15 +210,15 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 }
 
 // enter hands on or drops the packet in b, of which the policy says d, and reports whether b is in use until flush.
-func (w *Worker) enter(b *packet.Buf, in inside, d packet.Drop) (kept bool) {
-	if d == packet.Accept && !in.fragment {
+func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
+	if d == drop.Accept && !in.fragment {
 		mss := w.policy.mss4
-		if b.Bytes()[0]>>4 == 6 {
+		if packet.Version(b.Bytes()) == 6 {
 			mss = w.policy.mss6
 		}
 		d = offloaded(b, in, mss)
 	}
-	if d != packet.Accept {
+	if d != drop.Accept {
 		w.tally.Drop(d)
 		return false
 	}
@@ -244,7 +247,7 @@ func (w *Worker) flush() error {
 		w.tally.OutPackets += uint64(n)
 		w.tally.OutBytes += uint64(bytes)
 		for range w.accepted - n {
-			w.tally.Drop(packet.DropTUNError)
+			w.tally.Drop(drop.TUNError)
 		}
 	}
 	w.out, w.accepted, w.used = w.out[:0], 0, 0

@@ -7,6 +7,8 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 	"vstun/encap/query"
 )
 
@@ -51,7 +53,7 @@ func FuzzWorker(f *testing.F) {
 			want += datagramsIn(q)
 		}
 		w.sink = inspector{t}
-		var before, after packet.Tally
+		var before, after stats.Tally
 		w.Read(&before)
 		if err := w.move(w.bufs[:2]); err != nil {
 			t.Fatal(err)
@@ -126,7 +128,7 @@ func (s inspector) WriteBatch(bufs []*packet.Buf) (n, size int, err error) {
 			if packet.IPv6(p).TotalLen() != len(p) {
 				s.t.Errorf("says %d bytes: %x", packet.IPv6(p).TotalLen(), p)
 			}
-		case packet.IPv4(p).Check() != packet.Accept || packet.IPv4(p).TotalLen() != len(p):
+		case packet.IPv4(p).Check() != drop.Accept || packet.IPv4(p).TotalLen() != len(p):
 			s.t.Errorf("%v: %x", packet.IPv4(p).Check(), p)
 		}
 		if o.Partial && int(o.CsumStart)+int(o.CsumOffset)+2 > b.Len() {

@@ -6,50 +6,51 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
-// Rules say who may send what by which tunnels.
+// Rules are the tunnel packets that a Policy accepts.
 type Rules struct {
-	Directors []netip.Prefix       // outer sources
-	VIPs      []netip.Addr         // inner destinations
-	Exits     []encap.Decapsulator // one for each kind; GUE and FOU are one
-	Port      uint16               // UDP port of GUE and FOU
-	Own       []netip.Addr         // addresses of this host, beside the VIPs: packets from them come from nowhere else
-	MSS4      int                  // what this host's servers advertise over IPv4, in bytes
-	MSS6      int                  // and over IPv6
+	Directors     []netip.Prefix       // outer sources
+	VIPs          []netip.Addr         // inner destinations
+	Decapsulators []encap.Decapsulator // one for each kind; GUE and FOU are one
+	Port          uint16               // UDP port of GUE and FOU
+	LocalAddrs    []netip.Addr         // addresses of this host, beside the VIPs: not valid as inner sources
+	MSS4          int                  // what this host's servers advertise over IPv4, in bytes
+	MSS6          int                  // and over IPv6
 }
 
-// Policy lets in what its rules allow. It is immutable.
+// Policy accepts the tunnel packets that its rules allow. It is immutable.
 type Policy struct {
-	vips     map[netip.Addr]struct{}
-	hosts    map[netip.Addr]struct{} // directors that are one address
-	prefixes []netip.Prefix          // directors that are more
-	own      map[netip.Addr]struct{} // this host's addresses, VIPs included
-	port     uint16
-	mss4     int
-	mss6     int
+	vips       map[netip.Addr]struct{}
+	directors  map[netip.Addr]struct{} // directors given as one address
+	prefixes   []netip.Prefix          // directors given as a longer prefix
+	localAddrs map[netip.Addr]struct{} // this host's addresses, VIPs included
+	port       uint16
+	mss4       int
+	mss6       int
 
 	ipip, gre, udp *encap.Decapsulator // nil: none
 }
 
 // NewPolicy makes the policy of r.
 func NewPolicy(r Rules) *Policy {
-	p := &Policy{vips: map[netip.Addr]struct{}{}, hosts: map[netip.Addr]struct{}{}, own: map[netip.Addr]struct{}{},
-		mss4: r.MSS4, mss6: r.MSS6}
+	p := &Policy{vips: map[netip.Addr]struct{}{}, directors: map[netip.Addr]struct{}{},
+		localAddrs: map[netip.Addr]struct{}{}, mss4: r.MSS4, mss6: r.MSS6}
 	for _, v := range r.VIPs {
-		p.vips[v], p.own[v] = struct{}{}, struct{}{}
+		p.vips[v], p.localAddrs[v] = struct{}{}, struct{}{}
 	}
-	for _, a := range r.Own {
-		p.own[a] = struct{}{}
+	for _, a := range r.LocalAddrs {
+		p.localAddrs[a] = struct{}{}
 	}
 	for _, d := range r.Directors {
 		if d.IsSingleIP() {
-			p.hosts[d.Addr()] = struct{}{}
+			p.directors[d.Addr()] = struct{}{}
 		} else {
 			p.prefixes = append(p.prefixes, d)
 		}
 	}
-	for _, e := range r.Exits {
+	for _, e := range r.Decapsulators {
 		switch {
 		case e.Kind == encap.KindIPIP:
 			p.ipip = &e
@@ -62,9 +63,9 @@ func NewPolicy(r Rules) *Policy {
 	return p
 }
 
-// director reports whether a is a director's address.
-func (p *Policy) director(a netip.Addr) bool {
-	if _, ok := p.hosts[a]; ok {
+// isDirector reports whether a is a director's address.
+func (p *Policy) isDirector(a netip.Addr) bool {
+	if _, ok := p.directors[a]; ok {
 		return true
 	}
 	for _, d := range p.prefixes {
@@ -78,17 +79,19 @@ func (p *Policy) director(a netip.Addr) bool {
 // answers reports whether a packet from src to dst can be an answer of this host's servers: from a VIP, to a client.
 func (p *Policy) answers(src, dst netip.Addr) bool {
 	_, vip := p.vips[src]
-	return vip && p.host(dst)
+	return vip && p.isClient(dst)
 }
 
 // arrival is what is known of a packet before its tunnel header is read.
 type arrival struct {
-	exit         *encap.Decapsulator
+	decap        *encap.Decapsulator
 	proto, class byte       // of the outer header
 	from         netip.Addr // outer source
-	// of the last packet in it that may have them: of datagrams that came together, nearly always those of all
-	src, dst netip.Addr
-	refused  netip.Addr // inner destination, with DropInnerDestination
+	refused      netip.Addr // inner destination, with drop.InnerDestination
+
+	// lastAccepted is the addresses of the last packet in it that the policy accepted: nearly always those of all
+	// datagrams that GRO has merged.
+	lastAccepted struct{ src, dst netip.Addr }
 }
 
 // inside is what is known of a packet that was in a tunnel.
@@ -100,7 +103,7 @@ type inside struct {
 
 // outer takes the outer IP header off the packet in b, and the UDP header behind it. The outer source is checked before
 // any of the inner packet is read.
-func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
+func (p *Policy) outer(b *packet.Buf) (t arrival, d drop.Reason) {
 	whole := b.Bytes()
 	var n int
 	var right bool // lengths that agree
@@ -112,31 +115,31 @@ func (p *Policy) outer(b *packet.Buf) (t arrival, d packet.Drop) {
 		t.from, t.proto, t.class, n = h6.Src(), h6.NextHeader(), h6.TrafficClass(), packet.IPv6HeaderLen
 		right = h6.TotalLen() == len(h6)
 	default:
-		return t, packet.DropOuter
+		return t, drop.Outer
 	}
-	if !p.director(t.from) {
-		return t, packet.DropNotDirector
+	if !p.isDirector(t.from) {
+		return t, drop.NotDirector
 	}
 	switch t.proto {
 	case packet.ProtoIPIP, packet.ProtoIPv6:
-		t.exit = p.ipip
+		t.decap = p.ipip
 	case packet.ProtoGRE:
-		t.exit = p.gre
+		t.decap = p.gre
 	case packet.ProtoUDP:
-		t.exit = p.udp
+		t.decap = p.udp
 		n += packet.UDPHeaderLen
 	}
-	if t.exit == nil || !right || n > len(whole) {
-		return t, packet.DropOuter
+	if t.decap == nil || !right || n > len(whole) {
+		return t, drop.Outer
 	}
 	b.Strip(n)
-	return t, packet.Accept
+	return t, drop.Accept
 }
 
-// inner takes the tunnel header off, and checks the packet behind it. It returns Accept when that packet may enter this
-// host.
-func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
-	if d = t.exit.Decap(b, t.proto, t.class); d != packet.Accept {
+// inner takes the tunnel header off and checks the packet behind it. It returns drop.Accept if that packet may enter
+// this host.
+func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
+	if d = t.decap.Decap(b, t.proto, t.class); d != drop.Accept {
 		return in, d
 	}
 	var src, dst netip.Addr
@@ -145,39 +148,38 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d packet.Drop) {
 		src, dst = h.Src(), h.Dst()
 		in = inside{offset: h.HeaderLen(), proto: h.Protocol(), fragment: h.Fragment()}
 		if in.fragment {
-			offset = int(binary.BigEndian.Uint16(h[6:]) & 0x1fff)
+			offset = h.FragOffset()
 		}
 	} else {
 		h := packet.IPv6(h)
 		x, d := h.Transport()
-		if d != packet.Accept {
+		if d != drop.Accept {
 			return in, d
 		}
 		src, dst = h.Src(), h.Dst()
 		in = inside{offset: x.Offset, proto: x.Proto, fragment: x.Fragment}
 		offset = x.FragOffset
 	}
-	if src != t.src || dst != t.dst {
+	if last := &t.lastAccepted; src != last.src || dst != last.dst {
 		if _, ok := p.vips[dst]; !ok {
 			t.refused = dst
-			return in, packet.DropInnerDestination
+			return in, drop.InnerDestination
 		}
-		if !p.host(src) {
-			return in, packet.DropInnerSource
+		if !p.isClient(src) {
+			return in, drop.InnerSource
 		}
-		t.src, t.dst = src, dst
+		last.src, last.dst = src, dst
 	}
 	if tunnelled(in.proto) {
-		return in, packet.DropInnerProtocol
+		return in, drop.InnerProtocol
 	}
 	if in.proto == packet.ProtoUDP && p.udp != nil && offset == 0 {
-		// To this agent's own port: what is in it would come back to it, with whatever outer source somebody has made
-		// up.
-		if u := b.Bytes()[in.offset:]; len(u) < 4 || binary.BigEndian.Uint16(u[2:]) == p.port {
-			return in, packet.DropInnerProtocol
+		// To this agent's own port: the packet in it would reach the agent again, with a forged outer source.
+		if u := packet.UDP(b.Bytes()[in.offset:]); len(u) < 4 || u.DstPort() == p.port {
+			return in, drop.InnerProtocol
 		}
 	}
-	return in, packet.Accept
+	return in, drop.Accept
 }
 
 // tunnelled reports whether packets of this protocol carry other packets (IANA).
@@ -196,9 +198,9 @@ func tunnelled(proto uint8) bool {
 	return false
 }
 
-// host reports whether a can be the address of a client: one host, and not this one.
-func (p *Policy) host(a netip.Addr) bool {
-	if _, own := p.own[a]; own {
+// isClient reports whether a can be the address of a client: of one host, and not of this one.
+func (p *Policy) isClient(a netip.Addr) bool {
+	if _, local := p.localAddrs[a]; local {
 		return false
 	}
 	if a.Is4() {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/query"
 )
 
@@ -20,7 +21,7 @@ func (w *Worker) asked(b *packet.Buf, from netip.Addr, in inside) bool {
 		return false
 	}
 	u := b.Bytes()[in.offset:]
-	q, port, ok := query.FromUDP(u, pseudoSum(b.Bytes(), packet.ProtoUDP, len(u)))
+	q, port, ok := query.FromUDP(u, packet.PseudoSum(b.Bytes(), packet.ProtoUDP, len(u)))
 	if !ok {
 		return false
 	}
@@ -28,7 +29,7 @@ func (w *Worker) asked(b *packet.Buf, from netip.Addr, in inside) bool {
 	case w.questions <- Asked{q, netip.AddrPortFrom(from, port)}:
 		w.questionsTaken.Add(1)
 	default:
-		w.tally.Drop(packet.DropQuestion)
+		w.tally.Drop(drop.Question)
 	}
 	return true
 }

@@ -11,6 +11,8 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 	"vstun/encap/query"
 )
 
@@ -22,7 +24,7 @@ func question(src, dst netip.Addr, q query.Question, port uint16) []byte {
 	u = query.AppendQuestion(append(u, 0, 0), q)
 	p := ip(src, dst, packet.ProtoUDP, u)
 	t := p[len(p)-len(u):]
-	packet.PutChecksum(t[6:], packet.Sum(t, pseudoSum(p, packet.ProtoUDP, len(t))), true)
+	packet.PutChecksum(t[6:], packet.Sum(t, packet.PseudoSum(p, packet.ProtoUDP, len(t))), true)
 	return p
 }
 
@@ -44,7 +46,7 @@ func receive(t *testing.T, w *Worker, all ...[]byte) {
 	}
 }
 
-func tallied(w *Worker) (t packet.Tally) {
+func tallied(w *Worker) (t stats.Tally) {
 	w.Read(&t)
 	return t
 }
@@ -70,7 +72,7 @@ func TestQuestions(t *testing.T) {
 				default:
 					t.Errorf("%v from %v to %v: no question; %v", kind, from, dst, tallied(w))
 				}
-				if st := tallied(w); st.InPackets != 1 || st.OutPackets != 0 || st.Drops != [packet.NumDrops]uint64{} ||
+				if st := tallied(w); st.InPackets != 1 || st.OutPackets != 0 || st.Drops != [drop.NumReasons]uint64{} ||
 					w.Questions() != 1 {
 					t.Errorf("%v from %v to %v: %+v", kind, from, dst, st)
 				}
@@ -92,21 +94,21 @@ func TestNoQuestions(t *testing.T) {
 	for name, c := range map[string]struct {
 		from  netip.Addr
 		inner []byte
-		want  packet.Drop
+		want  drop.Reason
 	}{
-		"from a stranger":  {netip.MustParseAddr("10.0.2.3"), good, packet.DropNotDirector},
-		"a wrong checksum": {director, edited(func(p []byte) { p[26] ^= 1 }), packet.DropInnerDestination},
-		"no checksum":      {director, edited(func(p []byte) { p[26], p[27] = 0, 0 }), packet.DropInnerDestination},
-		"another port":     {director, edited(func(p []byte) { p[23]++; p[27]-- }), packet.DropInnerDestination},
+		"from a stranger":  {netip.MustParseAddr("10.0.2.3"), good, drop.NotDirector},
+		"a wrong checksum": {director, edited(func(p []byte) { p[26] ^= 1 }), drop.InnerDestination},
+		"no checksum":      {director, edited(func(p []byte) { p[26], p[27] = 0, 0 }), drop.InnerDestination},
+		"another port":     {director, edited(func(p []byte) { p[23]++; p[27]-- }), drop.InnerDestination},
 		"from port 0": {director, question(director, realserver, query.Question{Version: query.Version}, 0),
-			packet.DropInnerDestination},
-		"a fragment": {director, edited(func(p []byte) { p[6] = 0x20 }), packet.DropInnerDestination},
-		"TCP":        {director, edited(func(p []byte) { p[9] = 6 }), packet.DropInnerDestination},
+			drop.InnerDestination},
+		"a fragment": {director, edited(func(p []byte) { p[6] = 0x20 }), drop.InnerDestination},
+		"TCP":        {director, edited(func(p []byte) { p[9] = 6 }), drop.InnerDestination},
 		"version 0": {director, question(director, realserver, query.Question{}, 40001),
-			packet.DropInnerDestination},
-		"one too many":      {director, good, packet.DropQuestion},
-		"a small datagram":  {director, ip(director, realserver, 17, make([]byte, 7)), packet.DropInnerDestination},
-		"nothing behind IP": {director, ip(director, realserver, 17, nil), packet.DropInnerDestination},
+			drop.InnerDestination},
+		"one too many":      {director, good, drop.Question},
+		"a small datagram":  {director, ip(director, realserver, 17, make([]byte, 7)), drop.InnerDestination},
+		"nothing behind IP": {director, ip(director, realserver, 17, nil), drop.InnerDestination},
 	} {
 		w, _ := asking(0)
 		receive(t, w, wrap(encap.KindIPIP, c.from, c.inner))
@@ -161,8 +163,8 @@ func TestAddressesAreCounted(t *testing.T) {
 			t.Errorf("%s: %s, want %v", name, got, c.want)
 		}
 	}
-	if st := tallied(w); st.InPackets != 12 || st.Drops[packet.DropNotDirector] != 4 ||
-		st.Drops[packet.DropInnerDestination] != 3 {
+	if st := tallied(w); st.InPackets != 12 || st.Drops[drop.NotDirector] != 4 ||
+		st.Drops[drop.InnerDestination] != 3 {
 		t.Errorf("%+v", st)
 	}
 }

@@ -1,17 +1,21 @@
 package packet
 
-import "net/netip"
+import (
+	"net/netip"
 
-// MayAnswer reports whether an ICMP error may be sent about the packet in b, whatever that holds. RFC 1122, section
-// 3.2.2, and RFC 4443, section 2.4 (e), forbid one about an ICMP error, about a fragment other than the first, to a
-// source that is no single host, and about a packet to many; and nobody answers what is no whole packet. How many are
-// sent is the caller's business.
+	"vstun/encap/packet/drop"
+)
+
+// MayAnswer reports whether an ICMP error may be sent about the packet in b, which may be any bytes. RFC 1122, section
+// 3.2.2, and RFC 4443, section 2.4 (e), forbid errors about an ICMP error, about a fragment other than the first, to a
+// source that is no single host, and about a packet to many hosts. MayAnswer refuses an incomplete packet, too. The
+// caller limits the rate.
 func MayAnswer(b []byte) bool {
-	if len(b) > 0 && b[0]>>4 == 6 {
+	if Version(b) == 6 {
 		return mayAnswer6(b)
 	}
 	h := IPv4(b)
-	if h.Check() != Accept || h.frag()&fragOffset != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+	if h.Check() != drop.Accept || h.FragOffset() != 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
 		return false
 	}
 	return h.Protocol() != ProtoICMP || icmpQuery(h.Payload())
@@ -19,17 +23,17 @@ func MayAnswer(b []byte) bool {
 
 func mayAnswer6(h IPv6) bool {
 	t, d := h.parse()
-	if d != Accept || t.FragOffset > 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
+	if d != drop.Accept || t.FragOffset > 0 || !oneHost(h.Src()) || !oneHost(h.Dst()) {
 		return false
 	}
 	if t.Proto != ProtoICMPv6 {
 		return true
 	}
-	m := h[t.Offset:h.TotalLen()]
-	return len(m) > 0 && m[0] >= 128 && m[0] != icmp6Redirect
+	m := ICMP(h[t.Offset:h.TotalLen()])
+	return len(m) > 0 && m.Type() >= ICMPv6Echo && m.Type() != icmp6Redirect
 }
 
-// OneToOne reports whether f is between two addresses that can be of one host each: nobody answers what is not.
+// OneToOne reports whether f is between two addresses that can belong to one host each. Other flows get no answers.
 func (f *Flow) OneToOne() bool { return oneHost(f.Src) && oneHost(f.Dst) }
 
 // oneHost reports whether a can be the address of one host on a network: no multicast, broadcast (as far as an address
@@ -48,7 +52,7 @@ func icmpQuery(t []byte) bool {
 	if len(t) == 0 {
 		return false
 	}
-	switch t[0] {
+	switch ICMP(t).Type() {
 	case ICMPEchoReply, ICMPEcho, 13, 14, 15, 16, 17,
 		18: // timestamp, information and address mask, each with its answer
 		return true

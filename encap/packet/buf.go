@@ -12,8 +12,8 @@ type Buf struct {
 	mem      []byte
 	off, end int
 	Offload  Offload
-	// Next is the piece of the packet that comes behind Bytes, nil for none. A super-packet that has been made of
-	// several packets stays where those are. Len and Bytes are of the first piece, and Offload counts in that only.
+	// Next is the piece of the packet behind Bytes, nil for none. A GSO packet that was made of several packets stays
+	// in their memory. Len and Bytes are of the first piece. Only the first piece's Offload counts.
 	Next *Buf
 }
 
@@ -37,11 +37,11 @@ func (b *Buf) Room() []byte {
 	return b.mem[Headroom : Headroom+MaxLen]
 }
 
-// RoomVnet is Room with VnetLen more bytes in front, for a reader that puts a struct virtio_net_hdr there. SetLen takes
-// the length without it.
-func (b *Buf) RoomVnet() []byte {
+// RoomBehind is Room with n more bytes in front, at most Headroom, for a reader whose device puts a header of its own
+// there. SetLen takes the length without it.
+func (b *Buf) RoomBehind(n int) []byte {
 	b.Room()
-	return b.mem[Headroom-VnetLen : Headroom+MaxLen]
+	return b.mem[Headroom-n : Headroom+MaxLen]
 }
 
 // SetLen says that the packet has n bytes, which are in Room.

@@ -64,3 +64,13 @@ func Fold(partial uint64) uint16 {
 // Checksum is the Internet checksum of b (RFC 1071), as it stands in a header whose checksum field is 0 in b; over a
 // header with a right checksum in place it is 0.
 func Checksum(b []byte) uint16 { return ^Fold(Sum(b, 0)) }
+
+// PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would
+// mean none, which is illegal over IPv6 (RFC 8200, section 8.1).
+func PutChecksum(b []byte, sum uint64, udp bool) {
+	c := ^Fold(sum)
+	if udp && c == 0 {
+		c = 0xffff
+	}
+	binary.BigEndian.PutUint16(b, c)
+}

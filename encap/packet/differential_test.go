@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"vstun/encap/packet/drop"
 )
 
 // checkParsed compares what Parse made of b with gopacket's view, an implementation that has nothing in common with
@@ -140,7 +142,7 @@ func TestParseAgainstGopacket(t *testing.T) {
 	for range 20000 {
 		b := randomPacket(t, rnd)
 		var p Info
-		if d := p.Parse(b); d != Accept {
+		if d := p.Parse(b); d != drop.Accept {
 			t.Fatalf("%v: %x", d, b)
 		}
 		if !checkParsed(t, b, &p) {
@@ -151,7 +153,7 @@ func TestParseAgainstGopacket(t *testing.T) {
 		}
 		b = b[:len(b)-rnd.IntN(2)*rnd.IntN(len(b))]
 		fixHeader(b)
-		if p.Parse(b) == Accept {
+		if p.Parse(b) == drop.Accept {
 			accepted++
 			checkParsed(t, b, &p)
 		}
@@ -178,7 +180,7 @@ func fixHeader(b []byte) {
 func FuzzParse(f *testing.F) {
 	f.Add(tcpPacket(f))
 	f.Add([]byte(tcp6(80)))
-	f.Add([]byte(six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4))))
+	f.Add([]byte(six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4))))
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for range 20 {
 		f.Add(randomPacket(f, rnd))
@@ -187,18 +189,18 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b)
 		fixHeader(b)
-		id, offset, more, _, isFragment := FragmentInfo(b)
+		fragment, isFragment := ParseFragment(b)
 		_, quotedDrop := QuotedFlow(b)
 		may := MayAnswer(b)
 		var p Info
 		d := p.Parse(b)
-		if isFragment && (d != DropFragment || !more && offset == 0) {
-			t.Fatalf("fragment %d at %d, but %v", id, offset, d)
+		if isFragment && (d != drop.Fragment || !fragment.More && fragment.Offset == 0) {
+			t.Fatalf("fragment %+v, but %v", fragment, d)
 		}
-		if quotedDrop == Accept && (d != Accept || may) {
+		if quotedDrop == drop.Accept && (d != drop.Accept || may) {
 			t.Fatalf("an ICMP error: %v, answered %v", d, may)
 		}
-		if d == Accept {
+		if d == drop.Accept {
 			checkParsed(t, b, &p)
 		}
 		if may {
@@ -208,9 +210,9 @@ func FuzzParse(f *testing.F) {
 			}
 			checkError(t, room[:PortUnreachable(room, b, from)], b)
 		}
-		if d == Accept && (p.Flow.Proto == ProtoICMP || p.Flow.Proto == ProtoICMPv6) {
+		if d == drop.Accept && (p.Flow.Proto == ProtoICMP || p.Flow.Proto == ProtoICMPv6) {
 			c := bytes.Clone(b)
-			if EchoReply(c) == Accept && (p.Parse(c) != Accept || EchoReply(c) != DropICMP) {
+			if EchoReply(c) == drop.Accept && (p.Parse(c) != drop.Accept || EchoReply(c) != drop.ICMP) {
 				t.Error("the answer to an echo request is none")
 			}
 		}
@@ -221,7 +223,7 @@ func FuzzParse(f *testing.F) {
 func checkError(t *testing.T, e, b []byte) {
 	t.Helper()
 	var p Info
-	if d := p.Parse(e); d != Accept || p.Len != len(e) {
+	if d := p.Parse(e); d != drop.Accept || p.Len != len(e) {
 		t.Fatalf("%v: %x", d, e)
 	}
 	proto, limit, sum := uint8(ProtoICMP), 576, uint16(0)
@@ -247,15 +249,15 @@ func FuzzQuoted(f *testing.F) {
 	f.Add(bytes.Clone(room[:FragmentationNeeded(room, tcpPacket(f), four, 1400)]))
 	f.Add(bytes.Clone(room[:PacketTooBig(room, tcp6(80), six6, 1400)]))
 	f.Add(bytes.Clone(room[:ICMPError(room, six(extHopByHop, options(ProtoUDP), ports(1, 2, 4)), six6,
-		ICMPv6TimeExceeded, 0, 0)]))
-	f.Add(bytes.Clone(room[:PortUnreachable(room, six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)),
+		ICMPFields{Type: ICMPv6TimeExceeded})]))
+	f.Add(bytes.Clone(room[:PortUnreachable(room, six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)),
 		six6)]))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = bytes.Clone(b)
 		fixHeader(b)
 		var p Info
-		if p.Parse(b) != Accept {
-			if _, d := QuotedFlow(b); d == Accept {
+		if p.Parse(b) != drop.Accept {
+			if _, d := QuotedFlow(b); d == drop.Accept {
 				t.Fatal("accepted, but no packet")
 			}
 			return
@@ -270,7 +272,7 @@ func FuzzQuoted(f *testing.F) {
 			binary.BigEndian.PutUint16(m[2:], plainChecksum(b, ProtoICMPv6, m))
 		}
 		q, d := QuotedFlow(b)
-		if d != Accept {
+		if d != drop.Accept {
 			if q != (Quoted{}) {
 				t.Fatalf("%v, but %+v", d, q)
 			}
@@ -287,7 +289,7 @@ func FuzzQuoted(f *testing.F) {
 		in := b[q.Offset:p.Len]
 		var i Info
 		fixHeader(in)
-		if i.Parse(in) == Accept && (i.Flow != q.Flow || i.Offset != q.Payload-q.Offset) {
+		if i.Parse(in) == drop.Accept && (i.Flow != q.Flow || i.Offset != q.Payload-q.Offset) {
 			t.Fatalf("%+v, but parsed %+v", q, i)
 		}
 	})

@@ -1,3 +1,5 @@
-// Package packet is bytes: a buffer with room for tunnel headers, views over headers, checksums, the key of a flow, and
-// the reasons for which a packet is refused. It imports nothing else of vstun.
+// Package packet is a packet's bytes: buffers, views over headers, checksums, flows, splitting and ICMP errors.
+//
+// A GSO packet stands for several packets with the same headers (generic segmentation offload): the headers of one, and
+// the payloads of all. The kernel gives and takes such packets of up to 64 KB; Offload says what is left to do in one.
 package packet

@@ -1,32 +1,30 @@
 package packet
 
-import "encoding/binary"
+import "vstun/encap/packet/drop"
 
 // Extension headers (RFC 8200, section 4; IANA).
 const (
-	extHopByHop  = 0
-	extRouting   = 43
-	extFragment  = 44
-	extAuth      = 51 // RFC 4302
-	extDestOpts  = 60
-	protoNoNext  = 59 // nothing follows
-	protoESP     = 50 // what follows can't be read
-	optPad1      = 0
-	optJumbo     = 0xc2 // RFC 2675
-	fragmentLen  = 8    // length of a fragment header, in bytes
-	maxExtension = 8    // headers in one packet; RFC 8200, section 4.1, knows of six places
+	extHopByHop   = 0
+	extRouting    = 43
+	ProtoFragment = 44
+	extAuth       = 51 // RFC 4302
+	extDestOpts   = 60
+	protoNoNext   = 59 // nothing follows
+	protoESP      = 50 // what follows can't be read
+	optPad1       = 0
+	optJumbo      = 0xc2 // RFC 2675
+	maxExtension  = 8    // headers in one packet; RFC 8200, section 4.1, knows of six places
 )
 
 // Transport is where an IPv6 packet's transport header is, and what the extension headers before it say.
 type Transport struct {
-	Proto    uint8 // of what stands at Offset, also ESP (50) and "no next header" (59), behind which nobody can walk
+	Proto    uint8 // of the header at Offset; also ESP (50) and "no next header" (59), which end the walk
 	Offset   int   // from the IPv6 header on, in bytes
 	Fragment bool  // a part of a packet, not a whole one with a fragment header (RFC 6946)
 
 	// With a fragment header, else 0. Of a fragment that is not the first, Offset is where its data begins.
-	FragHeader int // offset of the fragment header, in bytes
-	// offset of the byte that names it: what stands in it is the packet's next header when it has been put together
-	FragName   int
+	FragHeader int    // offset of the fragment header, in bytes
+	FragName   int    // offset of the Next Header byte that names the fragment header; reassembly overwrites that byte
 	FragProto  uint8  // the next header that the fragment header names, an extension header or the protocol
 	FragOffset int    // of the data in the whole packet's fragmentable part, in bytes
 	FragID     uint32 // the same for all fragments of a packet
@@ -35,67 +33,68 @@ type Transport struct {
 
 // Transport walks over the extension headers of a whole packet.
 //
-// It returns DropTruncated where a header ends behind the packet, also in a first fragment, which must hold them all
-// (RFC 7112, section 5); DropSourceRoute for a routing header of type 0 (RFC 5095), or of another type that has
-// segments left; and DropBadHeader for headers in an impossible order or number, broken options, and jumbograms.
-func (h IPv6) Transport() (Transport, Drop) { return h.walk(h.TotalLen()) }
+// It returns drop.Truncated for a header that ends behind the packet, also in a first fragment, which must hold all
+// headers (RFC 7112, section 5). It returns drop.SourceRoute for a routing header of type 0 (RFC 5095), or of another
+// type that has segments left. It returns drop.BadHeader for headers in an impossible order or number, broken options,
+// and jumbograms.
+func (h IPv6) Transport() (Transport, drop.Reason) { return h.walk(h.TotalLen()) }
 
 // extension reports whether proto is an extension header that can be walked over.
 func extension(proto uint8) bool {
 	switch proto {
-	case extHopByHop, extRouting, extFragment, extAuth, extDestOpts:
+	case extHopByHop, extRouting, ProtoFragment, extAuth, extDestOpts:
 		return true
 	}
 	return false
 }
 
 // walk is Transport for a packet of which the first end bytes are there.
-func (h IPv6) walk(end int) (t Transport, d Drop) {
+func (h IPv6) walk(end int) (t Transport, d drop.Reason) {
 	t.Proto, t.Offset = h.NextHeader(), IPv6HeaderLen
 	name := 6 // offset of the byte that names the header at t.Offset
 	for count := 0; extension(t.Proto); count++ {
 		x := h[t.Offset:end]
 		if count == maxExtension {
-			return t, DropBadHeader
+			return t, drop.BadHeader
 		}
 		if len(x) < 8 { // the shortest of each kind
-			return t, DropTruncated
+			return t, drop.Truncated
 		}
 		n := 8 + int(x[1])*8
 		switch t.Proto {
-		case extFragment:
-			n = fragmentLen
+		case ProtoFragment:
+			n = IPv6FragmentLen
 		case extAuth:
 			n = 8 + int(x[1])*4
 			if n < 16 || n%8 != 0 { // RFC 4302, sections 2.2 and 3.3.3.2.1
-				return t, DropBadHeader
+				return t, drop.BadHeader
 			}
 		}
 		if n > len(x) {
-			return t, DropTruncated
+			return t, drop.Truncated
 		}
 		switch t.Proto {
 		case extHopByHop:
 			if count > 0 { // RFC 8200, section 4.1
-				return t, DropBadHeader
+				return t, drop.BadHeader
 			}
 			d = checkOptions6(x[2:n])
 		case extDestOpts:
 			d = checkOptions6(x[2:n])
 		case extRouting:
 			if kind, left := x[2], x[3]; kind == 0 || left > 0 {
-				d = DropSourceRoute
+				d = drop.SourceRoute
 			}
-		case extFragment:
+		case ProtoFragment:
 			if t.FragHeader != 0 {
-				return t, DropBadHeader
+				return t, drop.BadHeader
 			}
-			field := binary.BigEndian.Uint16(x[2:])
-			t.FragHeader, t.FragName, t.FragProto = t.Offset, name, x[0]
-			t.FragOffset, t.More, t.FragID = int(field&^7), field&1 != 0, binary.BigEndian.Uint32(x[4:])
+			f := IPv6Fragment(x)
+			t.FragHeader, t.FragName, t.FragProto = t.Offset, name, f.NextHeader()
+			t.FragOffset, t.More, t.FragID = f.Offset(), f.More(), f.ID()
 			t.Fragment = t.More || t.FragOffset > 0
 		}
-		if d != Accept {
+		if d != drop.Accept {
 			return t, d
 		}
 		t.Proto, name, t.Offset = x[0], t.Offset, t.Offset+n
@@ -103,20 +102,20 @@ func (h IPv6) walk(end int) (t Transport, d Drop) {
 			break // what follows is no header
 		}
 	}
-	return t, Accept
+	return t, drop.Accept
 }
 
 // checkOptions6 walks the options of a hop-by-hop or destination options header (RFC 8200, section 4.2).
-func checkOptions6(o []byte) Drop {
+func checkOptions6(o []byte) drop.Reason {
 	for len(o) > 0 {
 		if o[0] == optPad1 {
 			o = o[1:]
 			continue
 		}
 		if len(o) < 2 || int(o[1])+2 > len(o) || o[0] == optJumbo {
-			return DropBadHeader
+			return drop.BadHeader
 		}
 		o = o[int(o[1])+2:]
 	}
-	return Accept
+	return drop.Accept
 }

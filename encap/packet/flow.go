@@ -4,9 +4,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
-// Flow is what the packets of one connection have in common, seen from the client: the key of the connection table.
+// Flow is the addresses, ports and protocol of the packets of one connection, as the client sends them: the key of the
+// connection table.
 // Ports are 0 where the protocol has none.
 type Flow struct {
 	Src, Dst         netip.Addr
@@ -20,7 +23,7 @@ func (f Flow) String() string {
 		netip.AddrPortFrom(f.Dst, f.DstPort))
 }
 
-// Reverse is the flow of the packets that go the other way.
+// Reverse is the flow of the packets in the other direction.
 func (f Flow) Reverse() Flow {
 	return Flow{Src: f.Dst, Dst: f.Src, SrcPort: f.DstPort, DstPort: f.SrcPort, Proto: f.Proto}
 }
@@ -42,16 +45,6 @@ func ProtoName(p uint8) string {
 	return fmt.Sprint(p)
 }
 
-// TCP flags (RFC 9293, section 3.1).
-const (
-	FlagFIN = 1 << iota
-	FlagSYN
-	FlagRST
-	FlagPSH
-	FlagACK
-	FlagURG
-)
-
 // Info is what one walk over a packet's headers finds.
 type Info struct {
 	Flow      Flow
@@ -60,27 +53,27 @@ type Info struct {
 	TCPFlags  uint8  // FIN to URG
 	SCTPChunk uint8  // type of the chunk that the packet is about
 	DF        bool   // routers won't fragment it: always over IPv6
-	Hash      uint64 // of Flow, for who keeps flows in a table; 0: not computed yet
+	Hash      uint64 // of Flow, for a table of flows; 0: not computed yet
 }
 
-// Parse fills i from the packet in b, of either family, and returns Accept, or why the packet can't be balanced: it is
-// no whole IP packet, is a fragment, has come to the end of its TTL (RFC 1812, section 5.3.1), or lacks the part of its
-// transport header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). Checksums and lengths of the
-// transport protocol are the realserver's business, as in IPVS. Of an unknown protocol the ports are 0.
-func (i *Info) Parse(b []byte) Drop {
+// Parse fills i from the packet in b, of either family. It returns drop.Accept, or why the packet cannot be balanced:
+// it is no whole IP packet, is a fragment, has a TTL of 0 (RFC 1812, section 5.3.1), or lacks the part of its transport
+// header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). It does not check checksums and lengths of
+// the transport protocol: the realserver does, as with IPVS. The ports of an unknown protocol are 0.
+func (i *Info) Parse(b []byte) drop.Reason {
 	h := IPv4(b)
 	d := h.Check()
-	if d != Accept {
-		if d == DropNotIPv4 && b[0]>>4 == 6 {
+	if d != drop.Accept {
+		if d == drop.NotIPv4 && Version(b) == 6 {
 			return i.parse6(b)
 		}
 		return d
 	}
 	if h.Fragment() {
-		return DropFragment
+		return drop.Fragment
 	}
 	if h.TTL() == 0 {
-		return DropBadHeader
+		return drop.BadHeader
 	}
 	proto := h.Protocol()
 	i.Flow = Flow{Src: h.Src(), Dst: h.Dst(), Proto: proto}
@@ -92,22 +85,22 @@ func (i *Info) Parse(b []byte) Drop {
 }
 
 // parse6 is Parse for IPv6. No router fragments such packets: DF is true.
-func (i *Info) parse6(b []byte) Drop {
+func (i *Info) parse6(b []byte) drop.Reason {
 	h := IPv6(b)
-	if d := h.checkHeader(); d != Accept {
+	if d := h.checkHeader(); d != drop.Accept {
 		return d
 	}
 	if h.HopLimit() == 0 {
-		return DropBadHeader
+		return drop.BadHeader
 	}
 	proto, offset := h.NextHeader(), IPv6HeaderLen
 	if extension(proto) {
 		t, d := h.Transport()
-		if d != Accept {
+		if d != drop.Accept {
 			return d
 		}
 		if t.Fragment {
-			return DropFragment
+			return drop.Fragment
 		}
 		proto, offset = t.Proto, t.Offset
 	}
@@ -120,39 +113,40 @@ func (i *Info) parse6(b []byte) Drop {
 }
 
 // tcp fills i from the TCP header at the front of t.
-func (i *Info) tcp(t []byte) Drop {
-	if len(t) < 20 {
-		return DropTruncated
+func (i *Info) tcp(t []byte) drop.Reason {
+	if len(t) < TCPHeaderLen {
+		return drop.Truncated
 	}
-	i.TCPFlags = t[13] & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
-	i.Flow.SrcPort, i.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
-	return Accept
+	h := TCP(t)
+	i.TCPFlags = h.Flags() & (FlagFIN | FlagSYN | FlagRST | FlagPSH | FlagACK | FlagURG)
+	i.Flow.SrcPort, i.Flow.DstPort = h.SrcPort(), h.DstPort()
+	return drop.Accept
 }
 
 // transport fills i from the header of another protocol at the front of t. icmp is the family's ICMP: the other one's
 // has no place here.
-func (i *Info) transport(t []byte, icmp uint8) Drop {
+func (i *Info) transport(t []byte, icmp uint8) drop.Reason {
 	switch i.Flow.Proto {
 	case ProtoSCTP:
 		if len(t) < sctpHeaderLen+chunkHeaderLen {
-			return DropTruncated
+			return drop.Truncated
 		}
 		i.SCTPChunk = sctpChunk(t)
 	case ProtoUDP:
-		if len(t) < 8 {
-			return DropTruncated
+		if len(t) < UDPHeaderLen {
+			return drop.Truncated
 		}
 	case ProtoICMP, ProtoICMPv6:
 		if i.Flow.Proto != icmp {
-			return DropProtocol
+			return drop.Protocol
 		}
-		if len(t) < 8 {
-			return DropTruncated
+		if len(t) < ICMPHeaderLen {
+			return drop.Truncated
 		}
-		return Accept
+		return drop.Accept
 	default:
-		return Accept
+		return drop.Accept
 	}
 	i.Flow.SrcPort, i.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
-	return Accept
+	return drop.Accept
 }

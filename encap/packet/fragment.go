@@ -1,35 +1,41 @@
 package packet
 
-// FragmentInfo tells what who puts packets together has to know of the packet in b, of either family, which has been
-// checked or not. ok is false for a packet that is whole, for a bad one, and for a fragment that fits no packet: not
-// the last one, but with a number of bytes that is no multiple of 8, or reaching beyond the 65,535 bytes that a packet
-// may have (RFC 8200, section 4.5; for IPv4, RFC 791, section 3.2).
-//
-// offset is that of the fragment's data in the data of the whole packet, in bytes. With source, destination and id, for
-// IPv4 with proto too, it names its place. proto is what the fragment names: over IPv6 that may be an extension header,
-// and only the first fragment's counts. Where the data is, IPv4's Payload and IPv6's Transport say.
-func FragmentInfo(b []byte) (id uint32, offset int, more bool, proto uint8, ok bool) {
+import "vstun/encap/packet/drop"
+
+// Fragment is what reassembly needs to know of a fragment. With source and destination, ID names its packet; over IPv4
+// Proto does, too.
+type Fragment struct {
+	ID     uint32
+	Offset int   // of the fragment's data in the data of the whole packet, in bytes
+	More   bool  // not the last fragment
+	Proto  uint8 // over IPv6 possibly an extension header, and only the first fragment's counts
+}
+
+// ParseFragment reads the fragment in b, of either family, which may be any bytes. Its data is at IPv4's Payload or
+// IPv6's Transport. ok is false for a whole packet, for a bad one, and for a fragment that fits no packet: one that is
+// not the last but has a number of bytes that is no multiple of 8, or one that reaches beyond the 65,535 bytes that a
+// packet may have (RFC 8200, section 4.5; for IPv4, RFC 791, section 3.2).
+func ParseFragment(b []byte) (f Fragment, ok bool) {
 	var size, before int // of the data here; of headers in the packet's length field
-	if len(b) > 0 && b[0]>>4 == 6 {
+	if Version(b) == 6 {
 		h := IPv6(b)
 		t, d := h.parse()
-		if d != Accept || !t.Fragment {
-			return 0, 0, false, 0, false
+		if d != drop.Accept || !t.Fragment {
+			return Fragment{}, false
 		}
-		data := t.FragHeader + fragmentLen
-		size, before = h.TotalLen()-data, data-fragmentLen-IPv6HeaderLen
-		id, offset, more, proto = t.FragID, t.FragOffset, t.More, t.FragProto
+		data := t.FragHeader + IPv6FragmentLen
+		size, before = h.TotalLen()-data, data-IPv6FragmentLen-IPv6HeaderLen
+		f = Fragment{ID: t.FragID, Offset: t.FragOffset, More: t.More, Proto: t.FragProto}
 	} else {
 		h := IPv4(b)
-		if h.Check() != Accept || !h.Fragment() {
-			return 0, 0, false, 0, false
+		if h.Check() != drop.Accept || !h.Fragment() {
+			return Fragment{}, false
 		}
-		field := h.frag()
 		size, before = len(h.Payload()), h.HeaderLen()
-		id, offset, more, proto = uint32(h.ID()), int(field&fragOffset)*8, field&flagMF != 0, h.Protocol()
+		f = Fragment{ID: uint32(h.ID()), Offset: h.FragOffset(), More: h.More(), Proto: h.Protocol()}
 	}
-	if size == 0 || more && size%8 != 0 || before+offset+size > MaxLen {
-		return 0, 0, false, 0, false
+	if size == 0 || f.More && size%8 != 0 || before+f.Offset+size > MaxLen {
+		return Fragment{}, false
 	}
-	return id, offset, more, proto, true
+	return f, true
 }

@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
 // ICMP types and codes (RFC 792).
@@ -16,92 +18,141 @@ const (
 	ICMPCodePort       = 3
 	ICMPCodeFragNeeded = 4
 
-	icmpHeaderLen = 8
-	icmpMaxLen    = 576  // of an ICMP error in all, RFC 1812, section 4.3.2.3
-	icmpErrorTOS  = 0xc0 // precedence "internetwork control", RFC 1812, section 4.3.2.5 …
-	icmpKeepTOS   = 0x1e // … and of the packet's TOS what is no precedence (Linux net/ipv4/icmp.c, __icmp_send)
-	ownTTL        = 64   // RFC 1700; packets that we begin ourselves
+	icmpMaxLen   = 576  // of an ICMP error in all, RFC 1812, section 4.3.2.3
+	icmpErrorTOS = 0xc0 // precedence "internetwork control", RFC 1812, section 4.3.2.5 …
+	icmpKeepTOS  = 0x1e // … and of the packet's TOS what is no precedence (Linux net/ipv4/icmp.c, __icmp_send)
+	ownTTL       = 64   // RFC 1700; packets that we begin ourselves
 )
+
+// ICMPHeaderLen is the length of the header of an ICMP message of either family, in bytes.
+const ICMPHeaderLen = 8
+
+// ICMP is a view over an ICMP message of either family (RFC 792; RFC 4443, section 2.1). Its methods need the first 8
+// bytes to be there, but for Type, which needs 1.
+//
+//	 0                   1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+---------------+---------------+-------------------------------+
+//	|     Type      |     Code      |           Checksum            |  0
+//	+---------------+---------------+-------------------------------+
+//	|     Rest: identifier and sequence number, MTU, or unused      |  4
+//	+---------------------------------------------------------------+
+//	|            Data: of an error, the packet it is about          |  8
+//	+---------------------------------------------------------------+
+type ICMP []byte
+
+// ICMPFields is what the header of an ICMP message of either family says.
+type ICMPFields struct {
+	Type, Code uint8
+	Rest       uint32
+}
+
+func (h ICMP) Type() uint8      { return h[0] }
+func (h ICMP) Code() uint8      { return h[1] }
+func (h ICMP) Checksum() uint16 { return binary.BigEndian.Uint16(h[2:]) }
+func (h ICMP) Rest() uint32     { return binary.BigEndian.Uint32(h[4:]) }
+func (h ICMP) ID() uint16       { return binary.BigEndian.Uint16(h[4:]) }
+func (h ICMP) Seq() uint16      { return binary.BigEndian.Uint16(h[6:]) }
+func (h ICMP) Payload() []byte  { return h[ICMPHeaderLen:] }
+func (h ICMP) SetType(v uint8)  { h[0] = v }
+
+// MTU4 is the MTU in "fragmentation needed", in bytes. 0: the router does not say it (RFC 1191, section 5).
+func (h ICMP) MTU4() int { return int(binary.BigEndian.Uint16(h[6:])) }
+
+// MTU6 is the MTU in "packet too big" (RFC 4443, section 3.2), in bytes.
+func (h ICMP) MTU6() uint32 { return h.Rest() }
+
+// SetChecksum computes the checksum of the message h and puts it in place. pseudo is the sum of the pseudo-header over
+// IPv6, 0 over IPv4, which has none.
+func (h ICMP) SetChecksum(pseudo uint64) {
+	h[2], h[3] = 0, 0
+	PutChecksum(h[2:], Sum(h, pseudo), false)
+}
+
+// Encode writes a header without checksum.
+func (h ICMP) Encode(f ICMPFields) {
+	h[0], h[1], h[2], h[3] = f.Type, f.Code, 0, 0
+	binary.BigEndian.PutUint32(h[4:], f.Rest)
+}
 
 // ICMPRoom is the length of the longest ICMP error that is made here, in bytes.
 const ICMPRoom = icmp6MaxLen
 
 // EchoReply turns the ICMP echo request in b, a packet of either family that Parse has accepted, into its answer (RFC
-// 792, page 14; RFC 4443, section 4.2), in place. It returns DropBadChecksum for a request that was damaged, DropICMP
+// 792, page 14; RFC 4443, section 4.2), in place. It returns drop.BadChecksum for a request that was damaged, drop.ICMP
 // for any other ICMP message.
-func EchoReply(b []byte) Drop {
-	if b[0]>>4 == 6 {
+func EchoReply(b []byte) drop.Reason {
+	if Version(b) == 6 {
 		return echoReply6(b)
 	}
 	h := IPv4(b)
-	t := h.Payload()
-	if t[0] != ICMPEcho || t[1] != 0 {
-		return DropICMP
+	t := ICMP(h.Payload())
+	if t.Type() != ICMPEcho || t.Code() != 0 {
+		return drop.ICMP
 	}
 	if Checksum(t) != 0 {
-		return DropBadChecksum
+		return drop.BadChecksum
 	}
-	t[0] = ICMPEchoReply
-	t[2], t[3] = 0, 0
-	binary.BigEndian.PutUint16(t[2:], Checksum(t))
+	t.SetType(ICMPEchoReply)
+	t.SetChecksum(0)
 	var src [4]byte
 	copy(src[:], h[12:16])
 	copy(h[12:16], h[16:20])
 	copy(h[16:20], src[:])
-	h[4], h[5], h[6], h[7] = 0, 0, 0, 0 // the kernel gives it an ID
-	h[8] = ownTTL
+	h.SetID(0) // the kernel gives it one
+	h.SetFragment(0, false)
+	h.SetTTL(ownTTL)
 	h.SetChecksum()
-	return Accept
+	return drop.Accept
 }
 
 // EchoFlow is the flow of the ICMP echo request in b, of either family, p its headers: as a port of its source it has
 // its identifier. It is false for any other message.
 func EchoFlow(b []byte, p *Info) (Flow, bool) {
-	t := b[p.Offset:p.Len]
-	if p.Flow.Proto == ProtoICMP && t[0] != ICMPEcho || p.Flow.Proto == ProtoICMPv6 && t[0] != ICMPv6Echo {
+	t := ICMP(b[p.Offset:p.Len])
+	if p.Flow.Proto == ProtoICMP && t.Type() != ICMPEcho || p.Flow.Proto == ProtoICMPv6 && t.Type() != ICMPv6Echo {
 		return Flow{}, false
 	}
 	f := p.Flow
-	f.SrcPort = binary.BigEndian.Uint16(t[4:])
+	f.SrcPort = t.ID()
 	return f, true
 }
 
-// ICMPError writes into dst, of at least ICMPRoom bytes, an ICMP error about the packet b to its sender, with as much
-// of b as it may quote. b is a checked packet of either family, for which MayAnswer says true, or the front of one that
-// QuotedPacket has read; kind, code and the four bytes called rest are of its family's ICMP, and from is the error's
-// source. It returns the error's length in bytes.
-func ICMPError(dst, b []byte, from netip.Addr, kind, code uint8, rest uint32) int {
-	if b[0]>>4 == 6 {
-		return icmpError6(dst, b, from, kind, code, rest)
+// ICMPError writes an ICMP error about the packet b into dst, of at least ICMPRoom bytes, with as much of b as it may
+// quote. from is the error's source, and b's source its destination. b is a checked packet of either family that
+// MayAnswer allows errors about, or the front of one that QuotedPacket has read; f is of its family's ICMP. ICMPError
+// returns the error's length in bytes.
+func ICMPError(dst, b []byte, from netip.Addr, f ICMPFields) int {
+	if Version(b) == 6 {
+		return icmpError6(dst, b, from, f)
 	}
-	quote := b[:min(len(b), IPv4(b).TotalLen(), icmpMaxLen-IPv4HeaderLen-icmpHeaderLen)]
-	n := IPv4HeaderLen + icmpHeaderLen + len(quote)
-	h, to := IPv4(dst[:n]), IPv4(b).Src().As4()
-	PutIPv4(h, icmpErrorTOS|b[1]&icmpKeepTOS, n, ownTTL, ProtoICMP, from.As4(), to)
-	t := h[IPv4HeaderLen:]
-	putICMP(t, kind, code, rest, quote)
-	binary.BigEndian.PutUint16(t[2:], Checksum(t))
+	about := IPv4(b)
+	quote := b[:min(len(b), about.TotalLen(), icmpMaxLen-IPv4HeaderLen-ICMPHeaderLen)]
+	n := IPv4HeaderLen + ICMPHeaderLen + len(quote)
+	h := IPv4(dst[:n])
+	h.Encode(IPv4Fields{
+		TOS: icmpErrorTOS | about.TOS()&icmpKeepTOS, TotalLen: n, TTL: ownTTL, Protocol: ProtoICMP,
+		Src: from.As4(), Dst: about.Src().As4(),
+	})
+	t := ICMP(h[IPv4HeaderLen:])
+	t.Encode(f)
+	copy(t.Payload(), quote)
+	t.SetChecksum(0)
 	return n
 }
 
-// putICMP writes an ICMP error to t, of either family, with 0 as checksum.
-func putICMP(t []byte, kind, code uint8, rest uint32, quote []byte) {
-	t[0], t[1], t[2], t[3] = kind, code, 0, 0
-	binary.BigEndian.PutUint32(t[4:], rest)
-	copy(t[icmpHeaderLen:], quote)
-}
-
-// FragmentationNeeded is the ICMPError (RFC 1191, section 4) that tells the sender of the IPv4 packet b that what leads
-// on takes packets of at most mtu bytes.
+// FragmentationNeeded is the ICMPError (RFC 1191, section 4) that tells the sender of the IPv4 packet b that the path
+// takes packets of at most mtu bytes.
 func FragmentationNeeded(dst, b []byte, from netip.Addr, mtu int) int {
-	return ICMPError(dst, b, from, ICMPUnreachable, ICMPCodeFragNeeded, uint32(uint16(mtu)))
+	f := ICMPFields{Type: ICMPUnreachable, Code: ICMPCodeFragNeeded, Rest: uint32(uint16(mtu))}
+	return ICMPError(dst, b, from, f)
 }
 
 // PortUnreachable is the ICMPError (RFC 792, page 4; RFC 4443, section 3.1) that tells the sender of b, of either
-// family, that nobody serves the port.
+// family, that no program serves the port.
 func PortUnreachable(dst, b []byte, from netip.Addr) int {
-	if b[0]>>4 == 6 {
-		return ICMPError(dst, b, from, ICMPv6Unreachable, ICMPv6CodePort, 0)
+	if Version(b) == 6 {
+		return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6Unreachable, Code: ICMPv6CodePort})
 	}
-	return ICMPError(dst, b, from, ICMPUnreachable, ICMPCodePort, 0)
+	return ICMPError(dst, b, from, ICMPFields{Type: ICMPUnreachable, Code: ICMPCodePort})
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"vstun/encap/packet/drop"
 )
 
 var vip4 = netip.MustParseAddr("198.51.100.80")
@@ -23,11 +25,12 @@ func TestEchoReply6(t *testing.T) {
 	request := icmp6(ICMPv6Echo, 0, 0, 77, 0, 3, 'o', 'd', 'd')
 	request[3] = 0x11 // a flow label
 	b := bytes.Clone(request)
-	if d := EchoReply(b); d != Accept {
+	if d := EchoReply(b); d != drop.Accept {
 		t.Fatal(d)
 	}
 	h := IPv6(b)
-	if h.Check() != Accept || h.Src() != vip6 || h.Dst() != client6 || h.HopLimit() != 64 || h.TrafficClass() != 0xb8 ||
+	if h.Check() != drop.Accept || h.Src() != vip6 || h.Dst() != client6 || h.HopLimit() != 64 ||
+		h.TrafficClass() != 0xb8 ||
 		h.FlowLabel() != 0 ||
 		plainChecksum(h, ProtoICMPv6, b[40:]) != 0 || !bytes.Equal(b[44:], request[44:]) || b[40] != ICMPv6EchoReply ||
 		b[41] != 0 {
@@ -35,7 +38,7 @@ func TestEchoReply6(t *testing.T) {
 	}
 	b = bytes.Clone(request)
 	b[len(b)-1]++
-	if d := EchoReply(b); d != DropBadChecksum {
+	if d := EchoReply(b); d != drop.BadChecksum {
 		t.Errorf("a damaged request: %v", d)
 	}
 	for name, b := range map[string][]byte{
@@ -43,7 +46,7 @@ func TestEchoReply6(t *testing.T) {
 		"code 1":                 icmp6(ICMPv6Echo, 1, 0, 77, 0, 3),
 		"with extension headers": six(extDestOpts, options(ProtoICMPv6), request[40:]),
 	} {
-		if d := EchoReply(b); d != DropICMP {
+		if d := EchoReply(b); d != drop.ICMP {
 			t.Errorf("%s: %v", name, d)
 		}
 	}
@@ -72,7 +75,8 @@ func TestICMPErrors(t *testing.T) {
 				[8]byte{3, 3}},
 			{"port unreachable", six, func(b []byte, from netip.Addr) int { return PortUnreachable(room, b, from) },
 				[8]byte{1, 4}},
-			{"another", four, func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, 12, 1, 7<<24) },
+			{"another", four,
+				func(b []byte, from netip.Addr) int { return ICMPError(room, b, from, ICMPFields{12, 1, 7 << 24}) },
 				[8]byte{12, 1, 4: 7}},
 		} {
 			from := vip4
@@ -101,7 +105,10 @@ func TestICMPErrors(t *testing.T) {
 func TestMayAnswer(t *testing.T) {
 	four := func(src, dst string, proto byte, frag uint16, payload ...byte) []byte {
 		b := append(make(IPv4, IPv4HeaderLen), payload...)
-		PutIPv4(b, 0, len(b), 64, proto, netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4())
+		IPv4(b).Encode(IPv4Fields{
+			TotalLen: len(b), TTL: 64, Protocol: proto, Src: netip.MustParseAddr(src).As4(),
+			Dst: netip.MustParseAddr(dst).As4(),
+		})
 		binary.BigEndian.PutUint16(b[6:], frag)
 		b.SetChecksum()
 		return b
@@ -140,14 +147,14 @@ func TestMayAnswer(t *testing.T) {
 		"nothing":                   {nil, false},
 		"6, TCP":                    {tcp6(80), true},
 		"6, no next header":         {six(protoNoNext), true},
-		"6, first fragment":         {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), true},
-		"6, later fragment":         {six(extFragment, fragment(ProtoUDP, 8, false, 1), ports(1, 2, 4)), false},
+		"6, first fragment":         {six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), true},
+		"6, later fragment":         {six(ProtoFragment, fragment(ProtoUDP, 8, false, 1), ports(1, 2, 4)), false},
 		"6, echo request":           {icmp6(ICMPv6Echo, 0, 0, 0, 0, 0), true},
 		"6, unreachable":            {icmp6(ICMPv6Unreachable, 0, 0, 0, 0, 0), false},
 		"6, unknown error":          {icmp6(127, 0, 0, 0, 0, 0), false},
 		"6, redirect":               {icmp6(icmp6Redirect, 0, 0, 0, 0, 0), false},
 		"6, error behind options":   {six(extDestOpts, options(ProtoICMPv6), []byte{ICMPv6TooBig, 0, 0, 0}), false},
-		"6, error as fragment":      {six(extFragment, fragment(ProtoICMPv6, 0, true, 1), make([]byte, 8)), false},
+		"6, error as fragment":      {six(ProtoFragment, fragment(ProtoICMPv6, 0, true, 1), make([]byte, 8)), false},
 		"6, ICMPv6 of no bytes":     {six(ProtoICMPv6), false},
 		"6, from ::":                {between("::", "2001:db8::1"), false},
 		"6, from ::1":               {between("::1", "2001:db8::1"), false},
@@ -185,7 +192,7 @@ func TestQuotedFlow(t *testing.T) {
 		if b[0]>>4 == 6 {
 			from = router6
 		}
-		return bytes.Clone(room[:ICMPError(room, b, from, kind, code, rest)])
+		return bytes.Clone(room[:ICMPError(room, b, from, ICMPFields{kind, code, rest})])
 	}
 	fix := func(b []byte) []byte { // after the ICMP message has been changed or cut
 		if b[0]>>4 == 6 {
@@ -205,85 +212,85 @@ func TestQuotedFlow(t *testing.T) {
 	for name, c := range map[string]struct {
 		b    []byte
 		want Quoted
-		drop Drop
+		drop drop.Reason
 	}{
-		"fragmentation needed": {quote4, Quoted{flow4, 3, 4, 1400, 28, 48}, Accept},
-		"of an old router":     {about(answer4, 3, 4, 0), Quoted{flow4, 3, 4, 0, 28, 48}, Accept},
-		"port unreachable":     {about(answer4, 3, 3, 1400), Quoted{flow4, 3, 3, 0, 28, 48}, Accept},
-		"source quench":        {about(answer4, 4, 0, 0), Quoted{flow4, 4, 0, 0, 28, 48}, Accept},
-		"time exceeded":        {about(answer4, 11, 0, 0), Quoted{flow4, 11, 0, 0, 28, 48}, Accept},
-		"quote of 24 bytes":    {fix(bytes.Clone(quote4[:52])), Quoted{flow4, 3, 4, 1400, 28, 48}, Accept},
-		"quote of 23 bytes":    {fix(bytes.Clone(quote4[:51])), Quoted{}, DropTruncated},
-		"quote of 19 bytes":    {fix(bytes.Clone(quote4[:47])), Quoted{}, DropTruncated},
-		"no quote":             {fix(bytes.Clone(quote4[:28])), Quoted{}, DropTruncated},
-		"ICMP of 7 bytes":      {fix(bytes.Clone(quote4[:27])), Quoted{}, DropTruncated},
-		"cut":                  {quote4[:100], Quoted{}, DropTruncated},
-		"checksum":             {edit(bytes.Clone(quote4), func(b []byte) { b[100]++ }), Quoted{}, DropBadChecksum},
-		"redirect":             {about(answer4, 5, 0, 0), Quoted{}, DropICMP},
-		"echo":                 {about(answer4, 8, 0, 0), Quoted{}, DropICMP},
-		"TCP":                  {answer4, Quoted{}, DropICMP},
+		"fragmentation needed": {quote4, Quoted{flow4, 3, 4, 1400, 28, 48}, drop.Accept},
+		"of an old router":     {about(answer4, 3, 4, 0), Quoted{flow4, 3, 4, 0, 28, 48}, drop.Accept},
+		"port unreachable":     {about(answer4, 3, 3, 1400), Quoted{flow4, 3, 3, 0, 28, 48}, drop.Accept},
+		"source quench":        {about(answer4, 4, 0, 0), Quoted{flow4, 4, 0, 0, 28, 48}, drop.Accept},
+		"time exceeded":        {about(answer4, 11, 0, 0), Quoted{flow4, 11, 0, 0, 28, 48}, drop.Accept},
+		"quote of 24 bytes":    {fix(bytes.Clone(quote4[:52])), Quoted{flow4, 3, 4, 1400, 28, 48}, drop.Accept},
+		"quote of 23 bytes":    {fix(bytes.Clone(quote4[:51])), Quoted{}, drop.Truncated},
+		"quote of 19 bytes":    {fix(bytes.Clone(quote4[:47])), Quoted{}, drop.Truncated},
+		"no quote":             {fix(bytes.Clone(quote4[:28])), Quoted{}, drop.Truncated},
+		"ICMP of 7 bytes":      {fix(bytes.Clone(quote4[:27])), Quoted{}, drop.Truncated},
+		"cut":                  {quote4[:100], Quoted{}, drop.Truncated},
+		"checksum":             {edit(bytes.Clone(quote4), func(b []byte) { b[100]++ }), Quoted{}, drop.BadChecksum},
+		"redirect":             {about(answer4, 5, 0, 0), Quoted{}, drop.ICMP},
+		"echo":                 {about(answer4, 8, 0, 0), Quoted{}, drop.ICMP},
+		"TCP":                  {answer4, Quoted{}, drop.ICMP},
 		"quotes IPv6": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[28] = 0x65 })), Quoted{},
-			DropBadHeader},
+			drop.BadHeader},
 		"quotes header of 16": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[28] = 0x44 })), Quoted{},
-			DropBadHeader},
+			drop.BadHeader},
 		"quotes long header": {fix(edit(bytes.Clone(quote4[:60]), func(b []byte) { b[28] = 0x4f })), Quoted{},
-			DropTruncated},
-		"quotes fragment": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[35] = 1 })), Quoted{}, DropFragment},
+			drop.Truncated},
+		"quotes fragment": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[35] = 1 })), Quoted{}, drop.Fragment},
 		"quotes the first": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[34] = 0x20 })),
-			Quoted{flow4, 3, 4, 1400, 28, 48}, Accept},
-		"from another VIP": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[43]++ })), Quoted{}, DropICMP},
+			Quoted{flow4, 3, 4, 1400, 28, 48}, drop.Accept},
+		"from another VIP": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[43]++ })), Quoted{}, drop.ICMP},
 		"is a fragment": {fix(edit(bytes.Clone(quote4), func(b []byte) { b[6] = 0x20 })), Quoted{},
-			DropFragment},
+			drop.Fragment},
 		"quotes options": {about(build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, SrcIP: vip4.AsSlice(),
 			DstIP:   client.AsSlice(),
 			Options: []layers.IPv4Option{{OptionType: 1}}}, &layers.UDP{SrcPort: 53, DstPort: 5}), 3, 1, 0),
-			Quoted{Flow{vip4, client, 53, 5, ProtoUDP}, 3, 1, 0, 28, 52}, Accept},
+			Quoted{Flow{vip4, client, 53, 5, ProtoUDP}, 3, 1, 0, 28, 52}, drop.Accept},
 		"quotes a tunnel": {fix(edit(bytes.Clone(quote4[:48]), func(b []byte) { b[37] = ProtoIPIP })),
-			Quoted{Flow{Src: vip4, Dst: client, Proto: ProtoIPIP}, 3, 4, 1400, 28, 48}, Accept},
+			Quoted{Flow{Src: vip4, Dst: client, Proto: ProtoIPIP}, 3, 4, 1400, 28, 48}, drop.Accept},
 
-		"6, too big":           {quote6, Quoted{flow6, 2, 0, 1280, 48, 88}, Accept},
-		"6, MTU out of reason": {about(answer6, 2, 0, 0xffffffff), Quoted{flow6, 2, 0, MaxLen, 48, 88}, Accept},
-		"6, unreachable":       {about(answer6, 1, 3, 7), Quoted{flow6, 1, 3, 0, 48, 88}, Accept},
-		"6, time exceeded":     {about(answer6, 3, 0, 7), Quoted{flow6, 3, 0, 0, 48, 88}, Accept},
-		"6, parameter problem": {about(answer6, 4, 1, 40), Quoted{flow6, 4, 1, 0, 48, 88}, Accept},
-		"6, unknown error":     {about(answer6, 5, 0, 0), Quoted{}, DropICMP},
-		"6, echo":              {about(answer6, 128, 0, 0), Quoted{}, DropICMP},
-		"6, TCP":               {answer6, Quoted{}, DropICMP},
-		"6, quote of 44 bytes": {fix(bytes.Clone(quote6[:92])), Quoted{flow6, 2, 0, 1280, 48, 88}, Accept},
-		"6, quote of 43 bytes": {fix(bytes.Clone(quote6[:91])), Quoted{}, DropTruncated},
-		"6, quote of 39 bytes": {fix(bytes.Clone(quote6[:87])), Quoted{}, DropTruncated},
-		"6, ICMPv6 of 7 bytes": {fix(bytes.Clone(quote6[:47])), Quoted{}, DropTruncated},
-		"6, checksum":          {edit(bytes.Clone(quote6), func(b []byte) { b[100]++ }), Quoted{}, DropBadChecksum},
+		"6, too big":           {quote6, Quoted{flow6, 2, 0, 1280, 48, 88}, drop.Accept},
+		"6, MTU out of reason": {about(answer6, 2, 0, 0xffffffff), Quoted{flow6, 2, 0, MaxLen, 48, 88}, drop.Accept},
+		"6, unreachable":       {about(answer6, 1, 3, 7), Quoted{flow6, 1, 3, 0, 48, 88}, drop.Accept},
+		"6, time exceeded":     {about(answer6, 3, 0, 7), Quoted{flow6, 3, 0, 0, 48, 88}, drop.Accept},
+		"6, parameter problem": {about(answer6, 4, 1, 40), Quoted{flow6, 4, 1, 0, 48, 88}, drop.Accept},
+		"6, unknown error":     {about(answer6, 5, 0, 0), Quoted{}, drop.ICMP},
+		"6, echo":              {about(answer6, 128, 0, 0), Quoted{}, drop.ICMP},
+		"6, TCP":               {answer6, Quoted{}, drop.ICMP},
+		"6, quote of 44 bytes": {fix(bytes.Clone(quote6[:92])), Quoted{flow6, 2, 0, 1280, 48, 88}, drop.Accept},
+		"6, quote of 43 bytes": {fix(bytes.Clone(quote6[:91])), Quoted{}, drop.Truncated},
+		"6, quote of 39 bytes": {fix(bytes.Clone(quote6[:87])), Quoted{}, drop.Truncated},
+		"6, ICMPv6 of 7 bytes": {fix(bytes.Clone(quote6[:47])), Quoted{}, drop.Truncated},
+		"6, checksum":          {edit(bytes.Clone(quote6), func(b []byte) { b[100]++ }), Quoted{}, drop.BadChecksum},
 		"6, quotes IPv4": {fix(edit(bytes.Clone(quote6), func(b []byte) { b[48] = 0x45 })), Quoted{},
-			DropBadHeader},
-		"6, from another VIP": {fix(edit(bytes.Clone(quote6), func(b []byte) { b[71]++ })), Quoted{}, DropICMP},
+			drop.BadHeader},
+		"6, from another VIP": {fix(edit(bytes.Clone(quote6), func(b []byte) { b[71]++ })), Quoted{}, drop.ICMP},
 		"6, quotes mapped": {fix(edit(bytes.Clone(quote6), func(b []byte) {
 			copy(b[72:], make([]byte, 10))
 			b[82],
 				b[83] = 0xff, 0xff
 		})),
-			Quoted{}, DropBadHeader},
-		"6, is a fragment": {reversed(six(extFragment, fragment(ProtoICMPv6, 0, true, 1), quote6[40:])), Quoted{},
-			DropFragment},
-		"6, quotes a fragment": {about(reversed(six(extFragment, fragment(ProtoTCP, 8, true, 1),
-			ports(80, 4711, 100))), 3, 0, 0), Quoted{}, DropFragment},
+			Quoted{}, drop.BadHeader},
+		"6, is a fragment": {reversed(six(ProtoFragment, fragment(ProtoICMPv6, 0, true, 1), quote6[40:])), Quoted{},
+			drop.Fragment},
+		"6, quotes a fragment": {about(reversed(six(ProtoFragment, fragment(ProtoTCP, 8, true, 1),
+			ports(80, 4711, 100))), 3, 0, 0), Quoted{}, drop.Fragment},
 		"6, quotes source rout": {about(reversed(six(extRouting, routing(ProtoTCP, 0, 1), ports(80, 4711, 100))), 3, 0,
-			0), Quoted{}, DropSourceRoute},
-		"6, quotes headers": {about(reversed(six(extDestOpts, options(extFragment), fragment(ProtoTCP, 0, true, 1),
+			0), Quoted{}, drop.SourceRoute},
+		"6, quotes headers": {about(reversed(six(extDestOpts, options(ProtoFragment), fragment(ProtoTCP, 0, true, 1),
 			ports(80, 4711, 100))), 3, 0, 0),
-			Quoted{flow6, 3, 0, 0, 48, 48 + 56}, Accept},
+			Quoted{flow6, 3, 0, 0, 48, 48 + 56}, drop.Accept},
 		"6, headers end outside": {fix(about(reversed(six(extDestOpts, options(extDestOpts), options(ProtoTCP),
 			ports(80, 4711, 100))), 3, 0, 0)[:48+52]),
-			Quoted{}, DropTruncated},
+			Quoted{}, drop.Truncated},
 		"6, quotes ICMPv6": {about(reversed(icmp6(ICMPv6EchoReply, 0, 0, 0, 0, 1)), 1, 0, 0),
-			Quoted{Flow{Src: vip6, Dst: client6, Proto: ProtoICMPv6}, 1, 0, 0, 48, 88}, Accept},
-		"nothing": {nil, Quoted{}, DropTruncated},
+			Quoted{Flow{Src: vip6, Dst: client6, Proto: ProtoICMPv6}, 1, 0, 0, 48, 88}, drop.Accept},
+		"nothing": {nil, Quoted{}, drop.Truncated},
 	} {
 		got, d := QuotedFlow(c.b)
 		if d != c.drop || got != c.want {
 			t.Errorf("%s: %v %+v, want %v %+v", name, d, got, c.drop, c.want)
 		}
-		if d == Accept {
+		if d == drop.Accept {
 			if big := got.Type == 2 && got.Flow.Src.Is6() || got.Type == 3 && got.Code == 4; got.TooBig() != big {
 				t.Errorf("%s: too big is %v", name, got.TooBig())
 			}
@@ -298,14 +305,14 @@ func TestQuotedFlow(t *testing.T) {
 // TestNoAllocations: what a worker calls for a packet, and for an error, allocates nothing.
 func TestNoAllocations(t *testing.T) {
 	four, room := tcpPacket(t), make([]byte, ICMPRoom)
-	chain := []byte(six(extHopByHop, options(extFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
+	chain := []byte(six(extHopByHop, options(ProtoFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
 	quote4 := bytes.Clone(room[:FragmentationNeeded(room, four, vip4, 1400)])
 	quote6 := bytes.Clone(room[:PacketTooBig(room, chain, vip6, 1400)])
 	var p Info
 	n := testing.AllocsPerRun(100, func() {
 		for _, b := range [][]byte{four, chain, quote4, quote6} {
 			p.Parse(b)
-			FragmentInfo(b)
+			ParseFragment(b)
 			QuotedFlow(b)
 			MayAnswer(b)
 		}
@@ -331,12 +338,12 @@ func TestQuotedPacket(t *testing.T) {
 		"IPv6 with extension headers": {six(extDestOpts, options(ProtoUDP), ports(9, 80, 9)), 48},
 	} {
 		var whole Info
-		if d := whole.Parse(c.b); d != Accept {
+		if d := whole.Parse(c.b); d != drop.Accept {
 			t.Fatal(d)
 		}
 		for n := range len(c.b) + 1 {
 			q, d := QuotedPacket(c.b[:n])
-			if want := n >= c.payload+4; (d == Accept) != want {
+			if want := n >= c.payload+4; (d == drop.Accept) != want {
 				t.Errorf("%s, %d bytes: %v", name, n, d)
 			} else if want && (q.Flow != whole.Flow || q.Payload != c.payload || q.Offset != 0) {
 				t.Errorf("%s, %d bytes: %+v", name, n, q)
@@ -347,7 +354,7 @@ func TestQuotedPacket(t *testing.T) {
 	later[7] = 1
 	for name, b := range map[string][]byte{"a later fragment": later, "version 5": {0x55, 39: 0},
 		"an impossible header length": {0x44, 39: 0}} {
-		if _, d := QuotedPacket(b); d == Accept {
+		if _, d := QuotedPacket(b); d == drop.Accept {
 			t.Errorf("%s is accepted", name)
 		}
 	}
@@ -359,7 +366,7 @@ func TestEndOfTTL(t *testing.T) {
 		gopacket.Payload("hello")))
 	six := six(ProtoUDP, ports(9, 80, 9))
 	var i Info
-	for ttl, want := range map[byte]Drop{0: DropBadHeader, 1: Accept, 255: Accept} {
+	for ttl, want := range map[byte]drop.Reason{0: drop.BadHeader, 1: drop.Accept, 255: drop.Accept} {
 		four[8], six[7] = ttl, ttl
 		four.SetChecksum()
 		if d := i.Parse(four); d != want {

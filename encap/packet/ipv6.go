@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
 // Protocol numbers that belong to IPv6 (IANA), and sizes.
@@ -30,51 +32,59 @@ const (
 //	+---------------------------------------------------------------+
 type IPv6 []byte
 
-func (h IPv6) Version() int        { return int(h[0] >> 4) }
-func (h IPv6) TrafficClass() byte  { return h[0]<<4 | h[1]>>4 }
-func (h IPv6) FlowLabel() uint32   { return binary.BigEndian.Uint32(h) & 0xfffff }
-func (h IPv6) PayloadLen() int     { return int(binary.BigEndian.Uint16(h[4:])) }
-func (h IPv6) TotalLen() int       { return IPv6HeaderLen + h.PayloadLen() }
-func (h IPv6) NextHeader() byte    { return h[6] }
-func (h IPv6) HopLimit() byte      { return h[7] }
-func (h IPv6) Src() netip.Addr     { return netip.AddrFrom16([16]byte(h[8:24])) }
-func (h IPv6) Dst() netip.Addr     { return netip.AddrFrom16([16]byte(h[24:40])) }
-func (h IPv6) SetPayloadLen(n int) { binary.BigEndian.PutUint16(h[4:], uint16(n)) }
+func (h IPv6) Version() int         { return int(h[0] >> 4) }
+func (h IPv6) TrafficClass() byte   { return h[0]<<4 | h[1]>>4 }
+func (h IPv6) FlowLabel() uint32    { return binary.BigEndian.Uint32(h) & 0xfffff }
+func (h IPv6) PayloadLen() int      { return int(binary.BigEndian.Uint16(h[4:])) }
+func (h IPv6) TotalLen() int        { return IPv6HeaderLen + h.PayloadLen() }
+func (h IPv6) NextHeader() byte     { return h[6] }
+func (h IPv6) HopLimit() byte       { return h[7] }
+func (h IPv6) Src() netip.Addr      { return netip.AddrFrom16([16]byte(h[8:24])) }
+func (h IPv6) Dst() netip.Addr      { return netip.AddrFrom16([16]byte(h[24:40])) }
+func (h IPv6) SetPayloadLen(n int)  { binary.BigEndian.PutUint16(h[4:], uint16(n)) }
+func (h IPv6) SetNextHeader(v byte) { h[6] = v }
+func (h IPv6) SetHopLimit(v byte)   { h[7] = v }
 func (h IPv6) SetTrafficClass(v byte) {
 	h[0], h[1] = h[0]&0xf0|v>>4, h[1]&0x0f|v<<4
 }
 
+// ClearSrc makes the source ::.
+func (h IPv6) ClearSrc() { clear(h[8:24]) }
+
+// Addrs is source and destination as they stand in the header.
+func (h IPv6) Addrs() []byte { return h[8:40] }
+
 // Check reports whether h holds one whole IPv6 packet with right headers: version, lengths, no IPv4-mapped address,
 // extension headers that can be walked (Transport). The packet may be shorter than h (a link's padding); it is never
 // longer. A jumbogram (RFC 2675) is refused.
-func (h IPv6) Check() Drop {
+func (h IPv6) Check() drop.Reason {
 	_, d := h.parse()
 	return d
 }
 
 // parse is Check, and what the walk has found.
-func (h IPv6) parse() (Transport, Drop) {
-	if d := h.checkHeader(); d != Accept {
+func (h IPv6) parse() (Transport, drop.Reason) {
+	if d := h.checkHeader(); d != drop.Accept {
 		return Transport{}, d
 	}
 	return h.walk(h.TotalLen())
 }
 
 // checkHeader is Check without extension headers.
-func (h IPv6) checkHeader() Drop {
+func (h IPv6) checkHeader() drop.Reason {
 	if len(h) < IPv6HeaderLen {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if h.Version() != 6 {
-		return DropNotIPv4
+		return drop.NotIPv4
 	}
 	if h.TotalLen() > len(h) {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if mapped(h[8:]) || mapped(h[24:]) {
-		return DropBadHeader
+		return drop.BadHeader
 	}
-	return Accept
+	return drop.Accept
 }
 
 // mapped reports whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section
@@ -90,12 +100,19 @@ func (h IPv6) PseudoSum(proto uint8, n int) uint64 {
 	return uint64(Fold(Sum(h[8:40], uint64(proto)+uint64(n))))
 }
 
-// PutIPv6 writes an IPv6 header without flow label to the front of dst. n is the packet's length in bytes, this header
-// included.
-func PutIPv6(dst IPv6, class byte, n int, hops, next byte, src, to [16]byte) {
-	binary.BigEndian.PutUint32(dst, 6<<28|uint32(class)<<20)
-	dst.SetPayloadLen(n - IPv6HeaderLen)
-	dst[6], dst[7] = next, hops
-	copy(dst[8:24], src[:])
-	copy(dst[24:40], to[:])
+// IPv6Fields is the fields of an IPv6 header that Encode does not know itself.
+type IPv6Fields struct {
+	TrafficClass         byte
+	TotalLen             int // of the packet with this header, in bytes
+	HopLimit, NextHeader byte
+	Src, Dst             [16]byte
+}
+
+// Encode writes a header without flow label to the front of h.
+func (h IPv6) Encode(f IPv6Fields) {
+	binary.BigEndian.PutUint32(h, 6<<28|uint32(f.TrafficClass)<<20)
+	h.SetPayloadLen(f.TotalLen - IPv6HeaderLen)
+	h[6], h[7] = f.NextHeader, f.HopLimit
+	copy(h[8:24], f.Src[:])
+	copy(h[24:40], f.Dst[:])
 }

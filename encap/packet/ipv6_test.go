@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"vstun/encap/packet/drop"
 )
 
 var (
@@ -16,7 +18,9 @@ var (
 // six is an IPv6 packet from the client to the VIP, next the protocol of the first of parts.
 func six(next byte, parts ...[]byte) IPv6 {
 	b := append(make(IPv6, IPv6HeaderLen), slices.Concat(parts...)...)
-	PutIPv6(b, 0xb8, len(b), 63, next, client6.As16(), vip6.As16())
+	IPv6(b).Encode(IPv6Fields{
+		TrafficClass: 0xb8, TotalLen: len(b), HopLimit: 63, NextHeader: next, Src: client6.As16(), Dst: vip6.As16(),
+	})
 	return b
 }
 
@@ -74,7 +78,7 @@ func tcp6(port uint16) IPv6 {
 	t := ports(4711, port, 21)
 	t[12], t[13] = 0x50, FlagSYN|FlagACK
 	b := six(ProtoTCP, t)
-	binary.BigEndian.PutUint16(b[IPv6HeaderLen+tcpChecksumAt:], plainChecksum(b, ProtoTCP, b[IPv6HeaderLen:]))
+	binary.BigEndian.PutUint16(b[IPv6HeaderLen+TCPChecksumAt:], plainChecksum(b, ProtoTCP, b[IPv6HeaderLen:]))
 	return b
 }
 
@@ -102,7 +106,7 @@ func TestIPv6View(t *testing.T) {
 func TestParse6(t *testing.T) {
 	b := tcp6(80)
 	var p Info
-	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != Accept { // padding of a link
+	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != drop.Accept { // padding of a link
 		t.Fatal(d)
 	}
 	want := Info{Len: len(b), Offset: 40, TCPFlags: FlagSYN | FlagACK, DF: true,
@@ -118,11 +122,11 @@ func TestParse6(t *testing.T) {
 		t.Error(r)
 	}
 	b = six(extHopByHop, options(extDestOpts), options(ProtoSCTP), ports(1, 2, 8), []byte{ChunkInit, 0, 0, 4})
-	if d := p.Parse(b); d != Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 ||
+	if d := p.Parse(b); d != drop.Accept || p.Offset != 56 || p.SCTPChunk != ChunkInit || p.Flow.DstPort != 2 ||
 		p.TCPFlags != 0 {
 		t.Errorf("%v %+v", d, p)
 	}
-	if d := p.Parse(six(ProtoICMPv6, []byte{ICMPv6Echo, 0, 0, 0, 1, 2, 3, 4})); d != Accept ||
+	if d := p.Parse(six(ProtoICMPv6, []byte{ICMPv6Echo, 0, 0, 0, 1, 2, 3, 4})); d != drop.Accept ||
 		p.Flow.Proto != ProtoICMPv6 ||
 		p.Flow.SrcPort != 0 || p.SCTPChunk != 0 {
 		t.Errorf("%v %+v", d, p)
@@ -141,77 +145,77 @@ func TestParse6Refuses(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		b    []byte
-		want Drop
+		want drop.Reason
 	}{
-		"one byte":          {[]byte{0x60}, DropTruncated},
-		"39 bytes":          {udp[:39], DropTruncated},
-		"cut":               {udp[:47], DropTruncated},
-		"longer than there": {edit(func(h IPv6) { h.SetPayloadLen(9) }), DropTruncated},
-		"UDP of 7 bytes":    {edit(func(h IPv6) { h.SetPayloadLen(7) }), DropTruncated},
-		"no payload":        {edit(func(h IPv6) { h.SetPayloadLen(0) }), DropTruncated},
-		"TCP of 19 bytes":   {six(ProtoTCP, make([]byte, 19)), DropTruncated},
-		"TCP of 20 bytes":   {six(ProtoTCP, make([]byte, 20)), Accept},
-		"SCTP of 15 bytes":  {six(ProtoSCTP, make([]byte, 15)), DropTruncated},
-		"ICMPv6 of 7 bytes": {six(ProtoICMPv6, make([]byte, 7)), DropTruncated},
+		"one byte":          {[]byte{0x60}, drop.Truncated},
+		"39 bytes":          {udp[:39], drop.Truncated},
+		"cut":               {udp[:47], drop.Truncated},
+		"longer than there": {edit(func(h IPv6) { h.SetPayloadLen(9) }), drop.Truncated},
+		"UDP of 7 bytes":    {edit(func(h IPv6) { h.SetPayloadLen(7) }), drop.Truncated},
+		"no payload":        {edit(func(h IPv6) { h.SetPayloadLen(0) }), drop.Truncated},
+		"TCP of 19 bytes":   {six(ProtoTCP, make([]byte, 19)), drop.Truncated},
+		"TCP of 20 bytes":   {six(ProtoTCP, make([]byte, 20)), drop.Accept},
+		"SCTP of 15 bytes":  {six(ProtoSCTP, make([]byte, 15)), drop.Truncated},
+		"ICMPv6 of 7 bytes": {six(ProtoICMPv6, make([]byte, 7)), drop.Truncated},
 		"mapped source": {edit(func(h IPv6) {
 			copy(h[8:],
 				"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff")
-		}), DropBadHeader},
+		}), drop.BadHeader},
 		"mapped destination": {edit(func(h IPv6) {
 			copy(h[24:],
 				"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff")
-		}), DropBadHeader},
+		}), drop.BadHeader},
 		"not quite mapped": {edit(func(h IPv6) {
 			copy(h[8:],
 				"\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\xff\xff")
-		}), Accept},
-		"IPv4's ICMP":           {six(ProtoICMP, make([]byte, 8)), DropProtocol},
-		"unknown protocol":      {six(200), Accept},
-		"no next header":        {six(protoNoNext), Accept},
-		"ESP":                   {six(protoESP, []byte{1}), Accept},
-		"fragment":              {six(extFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), DropFragment},
-		"last fragment":         {six(extFragment, fragment(ProtoUDP, 8, false, 1), []byte{0}), DropFragment},
-		"atomic fragment":       {six(extFragment, fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), Accept},
-		"source route":          {six(extRouting, routing(ProtoUDP, 0, 1), ports(1, 2, 4)), DropSourceRoute},
-		"ended source route":    {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), DropSourceRoute},
-		"segment routing":       {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), DropSourceRoute},
-		"ended segment routing": {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), Accept},
+		}), drop.Accept},
+		"IPv4's ICMP":           {six(ProtoICMP, make([]byte, 8)), drop.Protocol},
+		"unknown protocol":      {six(200), drop.Accept},
+		"no next header":        {six(protoNoNext), drop.Accept},
+		"ESP":                   {six(protoESP, []byte{1}), drop.Accept},
+		"fragment":              {six(ProtoFragment, fragment(ProtoUDP, 0, true, 1), ports(1, 2, 4)), drop.Fragment},
+		"last fragment":         {six(ProtoFragment, fragment(ProtoUDP, 8, false, 1), []byte{0}), drop.Fragment},
+		"atomic fragment":       {six(ProtoFragment, fragment(ProtoUDP, 0, false, 1), ports(1, 2, 4)), drop.Accept},
+		"source route":          {six(extRouting, routing(ProtoUDP, 0, 1), ports(1, 2, 4)), drop.SourceRoute},
+		"ended source route":    {six(extRouting, routing(ProtoUDP, 0, 0), ports(1, 2, 4)), drop.SourceRoute},
+		"segment routing":       {six(extRouting, routing(ProtoUDP, 4, 1), ports(1, 2, 4)), drop.SourceRoute},
+		"ended segment routing": {six(extRouting, routing(ProtoUDP, 4, 0), ports(1, 2, 4)), drop.Accept},
 		"late hop-by-hop": {six(extDestOpts, options(extHopByHop), options(ProtoUDP), ports(1, 2, 4)),
-			DropBadHeader},
-		"two fragment headers": {six(extFragment, fragment(extFragment, 0, false, 1), fragment(ProtoUDP, 0, false,
-			1), ports(1, 2, 4)), DropBadHeader},
-		"extension of 7 bytes": {six(extDestOpts, options(ProtoUDP)[:7]), DropTruncated},
-		"extension beyond end": {six(extDestOpts, []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), DropTruncated},
-		"nothing behind it":    {six(extDestOpts, options(ProtoUDP)), DropTruncated},
+			drop.BadHeader},
+		"two fragment headers": {six(ProtoFragment, fragment(ProtoFragment, 0, false, 1), fragment(ProtoUDP, 0, false,
+			1), ports(1, 2, 4)), drop.BadHeader},
+		"extension of 7 bytes": {six(extDestOpts, options(ProtoUDP)[:7]), drop.Truncated},
+		"extension beyond end": {six(extDestOpts, []byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), drop.Truncated},
+		"nothing behind it":    {six(extDestOpts, options(ProtoUDP)), drop.Truncated},
 		"option beyond its end": {six(extDestOpts, options(ProtoUDP, 1, 5, 0, 0, 0, 0), ports(1, 2, 4)),
-			DropBadHeader},
+			drop.BadHeader},
 		"option of one byte": {six(extDestOpts, options(ProtoUDP, 1, 3, 0, 0, 0, 1), ports(1, 2, 4)),
-			DropBadHeader},
+			drop.BadHeader},
 		"jumbogram": {six(extHopByHop, options(ProtoUDP, optJumbo, 4, 0, 1, 0, 0), ports(1, 2, 4)),
-			DropBadHeader},
-		"unknown option": {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), Accept},
-		"AH":             {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), Accept},
-		"AH of 12 bytes": {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), DropBadHeader},
-		"AH of 20 bytes": {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), DropBadHeader},
-		"AH beyond end":  {six(extAuth, auth(ProtoUDP, 24)[:16]), DropTruncated},
+			drop.BadHeader},
+		"unknown option": {six(extHopByHop, options(ProtoUDP, 0x1e, 4, 0, 1, 0, 0), ports(1, 2, 4)), drop.Accept},
+		"AH":             {six(extAuth, auth(ProtoUDP, 24), ports(1, 2, 4)), drop.Accept},
+		"AH of 12 bytes": {six(extAuth, auth(ProtoUDP, 12), ports(1, 2, 4)), drop.BadHeader},
+		"AH of 20 bytes": {six(extAuth, auth(ProtoUDP, 20), ports(1, 2, 4)), drop.BadHeader},
+		"AH beyond end":  {six(extAuth, auth(ProtoUDP, 24)[:16]), drop.Truncated},
 		"8 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 7),
-			options(ProtoUDP), ports(1, 2, 4))), Accept},
+			options(ProtoUDP), ports(1, 2, 4))), drop.Accept},
 		"9 extension headers": {six(extDestOpts, slices.Concat(slices.Repeat(options(extDestOpts), 8),
-			options(ProtoUDP), ports(1, 2, 4))), DropBadHeader},
-		"first without all heads": {six(extFragment, fragment(extDestOpts, 0, true, 1), []byte{ProtoUDP, 1, 0, 0, 0, 0,
-			0, 0}), DropTruncated},
+			options(ProtoUDP), ports(1, 2, 4))), drop.BadHeader},
+		"first without all heads": {six(ProtoFragment, fragment(extDestOpts, 0, true, 1),
+			[]byte{ProtoUDP, 1, 0, 0, 0, 0, 0, 0}), drop.Truncated},
 	} {
 		var p Info
 		if got := p.Parse(c.b); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
-		if c.want == DropBadHeader || c.want == DropSourceRoute {
+		if c.want == drop.BadHeader || c.want == drop.SourceRoute {
 			if got := IPv6(c.b).Check(); got != c.want {
 				t.Errorf("%s: Check says %v, want %v", name, got, c.want)
 			}
 		}
 	}
-	if d := IPv6(tcpPacket(t)).Check(); d != DropNotIPv4 {
+	if d := IPv6(tcpPacket(t)).Check(); d != drop.NotIPv4 {
 		t.Error("IPv4:", d)
 	}
 }
@@ -223,36 +227,31 @@ func TestTransport(t *testing.T) {
 	}{
 		"plain": {tcp6(80), Transport{Proto: ProtoTCP, Offset: 40}},
 		"all": {six(extHopByHop, options(extDestOpts),
-			options(extRouting, append([]byte{1, 12}, make([]byte, 12)...)...), routing(extFragment, 3, 0),
+			options(extRouting, append([]byte{1, 12}, make([]byte, 12)...)...), routing(ProtoFragment, 3, 0),
 			fragment(extAuth, 0, true, 0xdeadbeef),
 			auth(extDestOpts, 24), options(ProtoUDP), ports(1, 2, 4)),
 			Transport{Proto: ProtoUDP, Offset: 40 + 8 + 16 + 24 + 8 + 24 + 8, Fragment: true,
 				FragHeader: 88, FragName: 64, FragProto: extAuth, FragID: 0xdeadbeef, More: true}},
-		"atomic": {six(extFragment, fragment(ProtoUDP, 0, false, 5), ports(1, 2, 4)),
+		"atomic": {six(ProtoFragment, fragment(ProtoUDP, 0, false, 5), ports(1, 2, 4)),
 			Transport{Proto: ProtoUDP, Offset: 48, FragHeader: 40, FragName: 6, FragProto: ProtoUDP, FragID: 5}},
-		"later": {six(extFragment, fragment(extDestOpts, 1400, true, 5), make([]byte, 8)), // no header, but data
+		"later": {six(ProtoFragment, fragment(extDestOpts, 1400, true, 5), make([]byte, 8)), // no header, but data
 			Transport{Proto: extDestOpts, Offset: 48, Fragment: true,
 				FragHeader: 40, FragName: 6, FragProto: extDestOpts, FragOffset: 1400, FragID: 5, More: true}},
 		"ESP": {six(extDestOpts, options(protoESP), []byte{1, 2, 3}), Transport{Proto: protoESP, Offset: 48}},
 		"end": {six(extDestOpts, options(protoNoNext)), Transport{Proto: protoNoNext, Offset: 48}},
 	} {
-		if got, d := c.b.Transport(); d != Accept || got != c.want {
+		if got, d := c.b.Transport(); d != drop.Accept || got != c.want {
 			t.Errorf("%s: %v %+v, want %+v", name, d, got, c.want)
 		}
 	}
 }
 
-func TestFragmentInfo(t *testing.T) {
-	type info struct {
-		id     uint32
-		offset int
-		more   bool
-		proto  uint8
-		ok     bool
-	}
+func TestParseFragment(t *testing.T) {
 	four := func(field uint16, n int) []byte {
 		b := make(IPv4, 20+n)
-		PutIPv4(b, 0, len(b), 64, ProtoUDP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+		IPv4(b).Encode(IPv4Fields{
+			TotalLen: len(b), TTL: 64, Protocol: ProtoUDP, Src: [4]byte{192, 0, 2, 1}, Dst: [4]byte{198, 51, 100, 80},
+		})
 		binary.BigEndian.PutUint16(b[4:], 0xabcd)
 		binary.BigEndian.PutUint16(b[6:], field)
 		b.SetChecksum()
@@ -260,38 +259,37 @@ func TestFragmentInfo(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		b    []byte
-		want info
+		want Fragment
 	}{
-		"first":          {four(flagMF, 16), info{0xabcd, 0, true, ProtoUDP, true}},
-		"middle":         {four(flagMF|2, 16), info{0xabcd, 16, true, ProtoUDP, true}},
-		"last":           {four(4, 3), info{0xabcd, 32, false, ProtoUDP, true}},
-		"whole":          {four(flagDF, 16), info{}},
-		"middle of 15":   {four(flagMF|2, 15), info{}},
-		"empty":          {four(4, 0), info{}},
-		"to the end":     {four(8189, 3), info{0xabcd, 65512, false, ProtoUDP, true}},
-		"beyond the end": {four(8189, 4), info{}},
-		"short":          {four(flagMF, 16)[:30], info{}},
-		"nothing":        {nil, info{}},
-		"6, first": {six(extFragment, fragment(ProtoUDP, 0, true, 0xabcdef01), make([]byte, 16)),
-			info{0xabcdef01, 0, true, ProtoUDP, true}},
-		"6, last": {six(extFragment, fragment(ProtoUDP, 1400, false, 1), make([]byte, 3)),
-			info{1, 1400, false, ProtoUDP, true}},
-		"6, atomic":       {six(extFragment, fragment(ProtoUDP, 0, false, 1), make([]byte, 8)), info{}},
-		"6, whole":        {tcp6(80), info{}},
-		"6, middle of 15": {six(extFragment, fragment(ProtoUDP, 8, true, 1), make([]byte, 15)), info{}},
-		"6, empty":        {six(extFragment, fragment(ProtoUDP, 8, false, 1)), info{}},
-		"6, to the end": {six(extFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 7)),
-			info{1, 65528, false, ProtoUDP, true}},
-		"6, beyond the end": {six(extFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 8)), info{}},
-		"6, beyond, by header": {six(extDestOpts, options(extFragment), fragment(ProtoUDP, 65528, false, 1),
-			make([]byte, 1)), info{}},
-		"6, headers behind": {six(extHopByHop, options(extFragment), fragment(extDestOpts, 0, true, 1),
+		"first":          {four(flagMF, 16), Fragment{0xabcd, 0, true, ProtoUDP}},
+		"middle":         {four(flagMF|2, 16), Fragment{0xabcd, 16, true, ProtoUDP}},
+		"last":           {four(4, 3), Fragment{0xabcd, 32, false, ProtoUDP}},
+		"whole":          {four(flagDF, 16), Fragment{}},
+		"middle of 15":   {four(flagMF|2, 15), Fragment{}},
+		"empty":          {four(4, 0), Fragment{}},
+		"to the end":     {four(8189, 3), Fragment{0xabcd, 65512, false, ProtoUDP}},
+		"beyond the end": {four(8189, 4), Fragment{}},
+		"short":          {four(flagMF, 16)[:30], Fragment{}},
+		"nothing":        {nil, Fragment{}},
+		"6, first": {six(ProtoFragment, fragment(ProtoUDP, 0, true, 0xabcdef01), make([]byte, 16)),
+			Fragment{0xabcdef01, 0, true, ProtoUDP}},
+		"6, last": {six(ProtoFragment, fragment(ProtoUDP, 1400, false, 1), make([]byte, 3)),
+			Fragment{1, 1400, false, ProtoUDP}},
+		"6, atomic":       {six(ProtoFragment, fragment(ProtoUDP, 0, false, 1), make([]byte, 8)), Fragment{}},
+		"6, whole":        {tcp6(80), Fragment{}},
+		"6, middle of 15": {six(ProtoFragment, fragment(ProtoUDP, 8, true, 1), make([]byte, 15)), Fragment{}},
+		"6, empty":        {six(ProtoFragment, fragment(ProtoUDP, 8, false, 1)), Fragment{}},
+		"6, to the end": {six(ProtoFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 7)),
+			Fragment{1, 65528, false, ProtoUDP}},
+		"6, beyond the end": {six(ProtoFragment, fragment(ProtoUDP, 65528, false, 1), make([]byte, 8)), Fragment{}},
+		"6, beyond, by header": {six(extDestOpts, options(ProtoFragment), fragment(ProtoUDP, 65528, false, 1),
+			make([]byte, 1)), Fragment{}},
+		"6, headers behind": {six(extHopByHop, options(ProtoFragment), fragment(extDestOpts, 0, true, 1),
 			options(ProtoUDP), ports(1, 2, 4)),
-			info{1, 0, true, extDestOpts, true}},
+			Fragment{1, 0, true, extDestOpts}},
 	} {
-		var got info
-		if got.id, got.offset, got.more, got.proto, got.ok = FragmentInfo(c.b); got != c.want {
-			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		if got, ok := ParseFragment(c.b); got != c.want || ok != (c.want != Fragment{}) {
+			t.Errorf("%s: %+v %v, want %+v", name, got, ok, c.want)
 		}
 	}
 }

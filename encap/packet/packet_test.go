@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+
+	"vstun/encap/packet/drop"
 )
 
 // build makes a packet with gopacket, an implementation that has nothing in common with ours.
@@ -47,7 +49,7 @@ func tcpPacket(t testing.TB) []byte {
 func TestParse(t *testing.T) {
 	b := tcpPacket(t)
 	var p Info
-	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != Accept { // padding of a link
+	if d := p.Parse(append(bytes.Clone(b), 0, 0, 0)); d != drop.Accept { // padding of a link
 		t.Fatal(d)
 	}
 	want := Info{Len: len(b), Offset: 20, TCPFlags: FlagSYN | FlagACK, DF: true, Flow: Flow{Proto: ProtoTCP,
@@ -62,7 +64,7 @@ func TestParse(t *testing.T) {
 	b = build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1},
 		{OptionType: 1}, {OptionType: 1}, {OptionType: 0}}},
 		&layers.UDP{SrcPort: 1, DstPort: 65535})
-	if d := p.Parse(b); d != Accept || p.Flow.SrcPort != 1 || p.Flow.DstPort != 65535 || p.Offset != 24 ||
+	if d := p.Parse(b); d != drop.Accept || p.Flow.SrcPort != 1 || p.Flow.DstPort != 65535 || p.Offset != 24 ||
 		p.TCPFlags != 0 {
 		t.Errorf("%v %+v", d, p)
 	}
@@ -90,29 +92,29 @@ func TestParseRefuses(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		b    []byte
-		want Drop
+		want drop.Reason
 	}{
-		"empty":             {nil, DropTruncated},
-		"19 bytes":          {good[:19], DropTruncated},
-		"cut":               {good[:len(good)-1], DropTruncated},
-		"version 5":         {edit(good, true, func(h IPv4) { h[0] = 0x55 }), DropNotIPv4},
-		"short version 5":   {edit(good[:24], true, func(h IPv4) { h[0] = 0x55 }), DropNotIPv4},
-		"ICMPv6":            {edit(good, true, func(h IPv4) { h[9] = ProtoICMPv6 }), DropProtocol},
-		"header of 16":      {edit(good, false, func(h IPv4) { h[0] = 0x44 }), DropBadHeader},
-		"total below head":  {edit(good, true, func(h IPv4) { h.SetTotalLen(19) }), DropBadHeader},
-		"head beyond end":   {edit(udp[:20], false, func(h IPv4) { h[0] = 0x4f; h.SetTotalLen(20) }), DropBadHeader},
-		"checksum":          {edit(good, false, func(h IPv4) { h[10]++ }), DropBadChecksum},
-		"more fragments":    {edit(good, true, func(h IPv4) { h[6] = 0x20 }), DropFragment},
-		"last fragment":     {edit(good, true, func(h IPv4) { h[7] = 1 }), DropFragment},
-		"TCP of 19 bytes":   {edit(good[:39], true, func(h IPv4) { h.SetTotalLen(39) }), DropTruncated},
-		"UDP of 7 bytes":    {edit(udp[:27], true, func(h IPv4) { h.SetTotalLen(27) }), DropTruncated},
-		"loose route":       {options(131, 3, 4, 0), DropSourceRoute},
-		"strict route":      {options(1, 137, 3, 4), DropSourceRoute},
-		"option of 0 bytes": {options(7, 0, 0, 0), DropBadHeader},
-		"option too long":   {options(7, 5, 0, 0), DropBadHeader},
-		"option cut":        {options(1, 1, 1, 7), DropBadHeader},
-		"end of options":    {options(0, 131, 3, 4), Accept},
-		"record route":      {options(7, 4, 4, 0), Accept},
+		"empty":             {nil, drop.Truncated},
+		"19 bytes":          {good[:19], drop.Truncated},
+		"cut":               {good[:len(good)-1], drop.Truncated},
+		"version 5":         {edit(good, true, func(h IPv4) { h[0] = 0x55 }), drop.NotIPv4},
+		"short version 5":   {edit(good[:24], true, func(h IPv4) { h[0] = 0x55 }), drop.NotIPv4},
+		"ICMPv6":            {edit(good, true, func(h IPv4) { h[9] = ProtoICMPv6 }), drop.Protocol},
+		"header of 16":      {edit(good, false, func(h IPv4) { h[0] = 0x44 }), drop.BadHeader},
+		"total below head":  {edit(good, true, func(h IPv4) { h.SetTotalLen(19) }), drop.BadHeader},
+		"head beyond end":   {edit(udp[:20], false, func(h IPv4) { h[0] = 0x4f; h.SetTotalLen(20) }), drop.BadHeader},
+		"checksum":          {edit(good, false, func(h IPv4) { h[10]++ }), drop.BadChecksum},
+		"more fragments":    {edit(good, true, func(h IPv4) { h[6] = 0x20 }), drop.Fragment},
+		"last fragment":     {edit(good, true, func(h IPv4) { h[7] = 1 }), drop.Fragment},
+		"TCP of 19 bytes":   {edit(good[:39], true, func(h IPv4) { h.SetTotalLen(39) }), drop.Truncated},
+		"UDP of 7 bytes":    {edit(udp[:27], true, func(h IPv4) { h.SetTotalLen(27) }), drop.Truncated},
+		"loose route":       {options(131, 3, 4, 0), drop.SourceRoute},
+		"strict route":      {options(1, 137, 3, 4), drop.SourceRoute},
+		"option of 0 bytes": {options(7, 0, 0, 0), drop.BadHeader},
+		"option too long":   {options(7, 5, 0, 0), drop.BadHeader},
+		"option cut":        {options(1, 1, 1, 7), drop.BadHeader},
+		"end of options":    {options(0, 131, 3, 4), drop.Accept},
+		"record route":      {options(7, 4, 4, 0), drop.Accept},
 	} {
 		var p Info
 		if got := p.Parse(c.b); got != c.want {
@@ -151,7 +153,7 @@ func TestEchoReply(t *testing.T) {
 	request := build(t, &layers.IPv4{Protocol: layers.IPProtocolICMPv4, TOS: 4},
 		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 77, Seq: 3}, gopacket.Payload("odd"))
 	b := bytes.Clone(request)
-	if d := EchoReply(b); d != Accept {
+	if d := EchoReply(b); d != drop.Accept {
 		t.Fatal(d)
 	}
 	got := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.Default)
@@ -161,16 +163,16 @@ func TestEchoReply(t *testing.T) {
 		string(icmp.Payload) != "odd" || ip.TTL != 64 {
 		t.Errorf("answer is %v", got)
 	}
-	if IPv4(b).Check() != Accept || Checksum(IPv4(b).Payload()) != 0 {
+	if IPv4(b).Check() != drop.Accept || Checksum(IPv4(b).Payload()) != 0 {
 		t.Error("a checksum of the answer is wrong")
 	}
 	b = bytes.Clone(request)
 	b[len(b)-1]++
-	if d := EchoReply(b); d != DropBadChecksum {
+	if d := EchoReply(b); d != drop.BadChecksum {
 		t.Errorf("a damaged request: %v", d)
 	}
 	if d := EchoReply(build(t, &layers.IPv4{Protocol: layers.IPProtocolICMPv4},
-		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(0, 0)})); d != DropICMP {
+		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(0, 0)})); d != drop.ICMP {
 		t.Errorf("an echo reply: %v", d)
 	}
 }
@@ -182,7 +184,7 @@ func TestFragmentationNeeded(t *testing.T) {
 			gopacket.Payload(make([]byte, size)))
 		e := make([]byte, 576)
 		e = e[:FragmentationNeeded(e, b, netip.MustParseAddr("198.51.100.80"), 1480)]
-		if IPv4(e).Check() != Accept || IPv4(e).TOS() != 0xc0 || Checksum(IPv4(e).Payload()) != 0 {
+		if IPv4(e).Check() != drop.Accept || IPv4(e).TOS() != 0xc0 || Checksum(IPv4(e).Payload()) != 0 {
 			t.Fatalf("%d bytes: the error is not well formed: %x", size, e)
 		}
 		if IPv4(e).Dst() != netip.MustParseAddr("192.0.2.1") || e[20] != 3 || e[21] != 4 ||
@@ -195,40 +197,11 @@ func TestFragmentationNeeded(t *testing.T) {
 	}
 }
 
-func TestDropNames(t *testing.T) {
-	seen := map[string]bool{}
-	for d := range NumDrops {
-		if d.String() == "" || seen[d.String()] {
-			t.Errorf("reason %d has no name of its own: %q", d, d.String())
-		}
-		seen[d.String()] = true
-	}
-}
-
-func TestCounters(t *testing.T) {
-	var c Counters
-	for range 3 {
-		tally := Tally{InPackets: 2, InBytes: 10, OutPackets: 1, OutBytes: 7}
-		tally.Drop(DropFragment)
-		c.Add(&tally)
-		if tally != (Tally{}) {
-			t.Fatal("the tally is not emptied")
-		}
-	}
-	var sum Tally
-	c.Read(&sum)
-	want := Tally{InPackets: 6, InBytes: 30, OutPackets: 3, OutBytes: 21}
-	want.Drops[DropFragment] = 3
-	if sum != want {
-		t.Errorf("%+v", sum)
-	}
-}
-
 func BenchmarkParse(b *testing.B) {
 	pk := tcpPacket(b)
 	var p Info
 	for b.Loop() {
-		if p.Parse(pk) != Accept {
+		if p.Parse(pk) != drop.Accept {
 			b.Fatal()
 		}
 	}
@@ -240,7 +213,7 @@ func BenchmarkParse6(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			var p Info
 			for b.Loop() {
-				if p.Parse(pk) != Accept {
+				if p.Parse(pk) != drop.Accept {
 					b.Fatal()
 				}
 			}
@@ -253,5 +226,15 @@ func BenchmarkSum(b *testing.B) {
 	b.SetBytes(1440)
 	for b.Loop() {
 		Sum(p, 1)
+	}
+}
+
+func TestHeaderChecksum(t *testing.T) {
+	header := IPv4{0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7}
+	if got := Checksum(header); got != 0xb861 {
+		t.Errorf("%#x, want 0xb861", got)
+	}
+	if header.SetChecksum(); Checksum(header) != 0 {
+		t.Errorf("%x", []byte(header))
 	}
 }

@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"vstun/encap/packet/drop"
 )
 
 // Quoted is what an ICMP error says of the packet that it is about.
@@ -27,139 +29,139 @@ func (q *Quoted) TooBig() bool {
 	return q.Type == ICMPv6TooBig
 }
 
-// QuotedFlow reads the ICMP error in b, which may be any bytes, of either family. The quote's IP headers suffice, with
-// four bytes behind them where the protocol has ports. A checksum that the kernel has left to us must have been
-// finished (Buf.Finish).
+// QuotedFlow reads the ICMP error in b, of either family, which may be any bytes. The quote's IP headers suffice, with
+// four bytes behind them if the protocol has ports. An unfinished checksum must have been finished (Buf.Finish).
 //
-// It returns DropICMP for what is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for one about a packet
-// that another address has sent than it goes to; DropBadChecksum for a damaged one; DropFragment where it is a
-// fragment, or the quote is one without ports; DropTruncated and DropBadHeader for error and quote alike.
-func QuotedFlow(b []byte) (q Quoted, d Drop) {
-	if len(b) > 0 && b[0]>>4 == 6 {
+// It returns drop.ICMP for a packet that is no error of ICMP's types 3, 4 and 11 or ICMPv6's 1 to 4, and for an error
+// that goes to another address than the source of the quoted packet. It returns drop.BadChecksum for a damaged error,
+// and drop.Fragment for an error that is a fragment, or quotes one without ports. drop.Truncated and drop.BadHeader
+// apply to error and quote alike.
+func QuotedFlow(b []byte) (q Quoted, d drop.Reason) {
+	if Version(b) == 6 {
 		d = q.parse6(b)
 	} else {
 		d = q.parse4(b)
 	}
-	if d != Accept {
+	if d != drop.Accept {
 		return Quoted{}, d
 	}
-	return q, Accept
+	return q, drop.Accept
 }
 
-// QuotedPacket reads the front of a packet of either family, b, as a quote holds it, which may be any bytes: what it
-// was in a tunnel that an ICMP error quotes. Type, Code and MTU of the answer mean nothing. IP headers suffice, with
-// four bytes behind them where the protocol has ports. The reasons are QuotedFlow's; the IP header's checksum is not
-// looked at, since what is quoted need not be whole.
-func QuotedPacket(b []byte) (q Quoted, d Drop) {
+// QuotedPacket reads the front of a packet of either family, b, which may be any bytes: one that was in a tunnel packet
+// that an ICMP error quotes. Type, Code and MTU of the result are not set. IP headers suffice, with four bytes behind
+// them if the protocol has ports. The reasons are QuotedFlow's. The IP header's checksum is not checked: the quote need
+// not be complete.
+func QuotedPacket(b []byte) (q Quoted, d drop.Reason) {
 	switch {
-	case len(b) >= IPv6HeaderLen && b[0]>>4 == 6:
+	case len(b) >= IPv6HeaderLen && Version(b) == 6:
 		d = q.packet6(b, IPv6(b).Src())
 	case len(b) >= IPv4HeaderLen:
 		d = q.packet4(b, IPv4(b).Src())
 	default:
-		d = DropTruncated
+		d = drop.Truncated
 	}
-	if d != Accept {
+	if d != drop.Accept {
 		return Quoted{}, d
 	}
-	return q, Accept
+	return q, drop.Accept
 }
 
-func (q *Quoted) parse4(h IPv4) Drop {
-	if d := h.Check(); d != Accept {
+func (q *Quoted) parse4(h IPv4) drop.Reason {
+	if d := h.Check(); d != drop.Accept {
 		return d
 	}
 	if h.Fragment() {
-		return DropFragment
+		return drop.Fragment
 	}
-	t := h.Payload()
+	t := ICMP(h.Payload())
 	if h.Protocol() != ProtoICMP {
-		return DropICMP
+		return drop.ICMP
 	}
-	if len(t) < icmpHeaderLen {
-		return DropTruncated
+	if len(t) < ICMPHeaderLen {
+		return drop.Truncated
 	}
-	q.Type, q.Code = t[0], t[1]
+	q.Type, q.Code = t.Type(), t.Code()
 	switch q.Type {
 	case ICMPUnreachable, ICMPSourceQuench, ICMPTimeExceeded:
 	default:
-		return DropICMP
+		return drop.ICMP
 	}
 	if Checksum(t) != 0 {
-		return DropBadChecksum
+		return drop.BadChecksum
 	}
 	if q.Type == ICMPUnreachable && q.Code == ICMPCodeFragNeeded {
-		q.MTU = int(binary.BigEndian.Uint16(t[6:]))
+		q.MTU = t.MTU4()
 	}
-	q.Offset = h.HeaderLen() + icmpHeaderLen
-	return q.packet4(IPv4(t[icmpHeaderLen:]), h.Dst())
+	q.Offset = h.HeaderLen() + ICMPHeaderLen
+	return q.packet4(t.Payload(), h.Dst())
 }
 
 // packet4 reads the front of a packet that from must have sent, at q.Offset.
-func (q *Quoted) packet4(in IPv4, from netip.Addr) Drop {
+func (q *Quoted) packet4(in IPv4, from netip.Addr) drop.Reason {
 	if len(in) < IPv4HeaderLen || in.HeaderLen() > len(in) {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if in.Version() != 4 || in.HeaderLen() < IPv4HeaderLen {
-		return DropBadHeader
+		return drop.BadHeader
 	}
 	if in.Src() != from {
-		return DropICMP
+		return drop.ICMP
 	}
-	if in.frag()&fragOffset != 0 {
-		return DropFragment
+	if in.FragOffset() != 0 {
+		return drop.Fragment
 	}
 	q.Flow = Flow{Src: in.Src(), Dst: in.Dst(), Proto: in.Protocol()}
 	q.Payload = q.Offset + in.HeaderLen()
 	return q.ports(in[in.HeaderLen():])
 }
 
-func (q *Quoted) parse6(h IPv6) Drop {
+func (q *Quoted) parse6(h IPv6) drop.Reason {
 	x, d := h.parse()
-	if d != Accept {
+	if d != drop.Accept {
 		return d
 	}
 	if x.Fragment {
-		return DropFragment
+		return drop.Fragment
 	}
-	t := h[x.Offset:h.TotalLen()]
+	t := ICMP(h[x.Offset:h.TotalLen()])
 	if x.Proto != ProtoICMPv6 {
-		return DropICMP
+		return drop.ICMP
 	}
-	if len(t) < icmpHeaderLen {
-		return DropTruncated
+	if len(t) < ICMPHeaderLen {
+		return drop.Truncated
 	}
-	q.Type, q.Code = t[0], t[1]
+	q.Type, q.Code = t.Type(), t.Code()
 	if q.Type < ICMPv6Unreachable || q.Type > ICMPv6ParamProblem {
-		return DropICMP
+		return drop.ICMP
 	}
 	if Fold(Sum(t, h.PseudoSum(ProtoICMPv6, len(t)))) != 0xffff {
-		return DropBadChecksum
+		return drop.BadChecksum
 	}
 	if q.Type == ICMPv6TooBig {
-		q.MTU = int(min(binary.BigEndian.Uint32(t[4:]), MaxLen))
+		q.MTU = int(min(t.MTU6(), MaxLen))
 	}
-	q.Offset = x.Offset + icmpHeaderLen
-	return q.packet6(t[icmpHeaderLen:], h.Dst())
+	q.Offset = x.Offset + ICMPHeaderLen
+	return q.packet6(t.Payload(), h.Dst())
 }
 
 // packet6 is packet4 for IPv6.
-func (q *Quoted) packet6(in IPv6, from netip.Addr) Drop {
+func (q *Quoted) packet6(in IPv6, from netip.Addr) drop.Reason {
 	if len(in) < IPv6HeaderLen {
-		return DropTruncated
+		return drop.Truncated
 	}
 	if in.Version() != 6 || mapped(in[8:]) || mapped(in[24:]) {
-		return DropBadHeader
+		return drop.BadHeader
 	}
 	if in.Src() != from {
-		return DropICMP
+		return drop.ICMP
 	}
 	y, d := in.walk(min(len(in), in.TotalLen()))
-	if d != Accept {
+	if d != drop.Accept {
 		return d
 	}
 	if y.FragOffset > 0 {
-		return DropFragment
+		return drop.Fragment
 	}
 	q.Flow = Flow{Src: in.Src(), Dst: in.Dst(), Proto: y.Proto}
 	q.Payload = q.Offset + y.Offset
@@ -167,13 +169,13 @@ func (q *Quoted) packet6(in IPv6, from netip.Addr) Drop {
 }
 
 // ports reads them from the front of the quoted transport header t.
-func (q *Quoted) ports(t []byte) Drop {
+func (q *Quoted) ports(t []byte) drop.Reason {
 	switch q.Flow.Proto {
 	case ProtoTCP, ProtoUDP, ProtoSCTP:
 		if len(t) < 4 {
-			return DropTruncated
+			return drop.Truncated
 		}
 		q.Flow.SrcPort, q.Flow.DstPort = binary.BigEndian.Uint16(t), binary.BigEndian.Uint16(t[2:])
 	}
-	return Accept
+	return drop.Accept
 }

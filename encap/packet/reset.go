@@ -1,52 +1,53 @@
 package packet
 
-import "encoding/binary"
-
-const (
-	tcpHeaderLen = 20   // without options
-	ecnMask      = 0x03 // of the TOS and the traffic class, RFC 3168
-)
+const ecnMask = 0x03 // of TOS and traffic class, RFC 3168
 
 // ResetRoom is the length of the longest TCP reset that Reset makes, in bytes.
-const ResetRoom = IPv6HeaderLen + tcpHeaderLen
+const ResetRoom = IPv6HeaderLen + TCPHeaderLen
 
 // Reset writes to dst, of at least ResetRoom bytes, the RST with which the destination of the TCP segment in b answers
 // if it does not know the segment's connection (RFC 9293, section 3.10.7.1), and returns the RST's length in bytes. p
-// is what Parse has found in b. b may be a super-packet, or have an unfinished checksum.
+// is what Parse has found in b. b may be a GSO packet, or have an unfinished checksum.
 //
 // Reset returns 0 if the segment must not be answered: it is a RST, one of its addresses is not of a single host, its
 // header is longer than the packet, or its checksum is wrong. The IP header is as Linux makes it: the segment's DSCP,
 // DF, and neither an ID nor a flow label (Linux net/ipv4/tcp_ipv4.c, tcp_v4_send_reset, net/ipv6/tcp_ipv6.c).
 func Reset(dst []byte, b *Buf, p *Info) int {
 	in := b.Bytes()[:p.Len]
-	t := in[p.Offset:]
-	header := int(t[12]>>4) * 4
-	if p.TCPFlags&FlagRST != 0 || !p.Flow.OneToOne() || header < tcpHeaderLen || header > len(t) {
+	t := TCP(in[p.Offset:])
+	header := t.HeaderLen()
+	if p.TCPFlags&FlagRST != 0 || !p.Flow.OneToOne() || header < TCPHeaderLen || header > len(t) {
 		return 0
 	}
-	six := in[0]>>4 == 6
-	if !b.Offload.Partial && b.Offload.GSO == GSONone && Fold(Sum(t, tcpPseudoSum(in, six, len(t)))) != 0xffff {
+	six := Version(in) == 6
+	if !b.Offload.Partial && b.Offload.GSO == GSONone && Fold(Sum(t, PseudoSum(in, ProtoTCP, len(t)))) != 0xffff {
 		return 0
 	}
 
-	n := IPv4HeaderLen + tcpHeaderLen
+	n := IPv4HeaderLen + TCPHeaderLen
 	if six {
-		n = IPv6HeaderLen + tcpHeaderLen
-		h := IPv6(in)
-		PutIPv6(dst, h.TrafficClass()&^ecnMask, n, ownTTL, ProtoTCP, p.Flow.Dst.As16(), p.Flow.Src.As16())
+		n = IPv6HeaderLen + TCPHeaderLen
+		IPv6(dst).Encode(IPv6Fields{
+			TrafficClass: IPv6(in).TrafficClass() &^ ecnMask, TotalLen: n, HopLimit: ownTTL, NextHeader: ProtoTCP,
+			Src: p.Flow.Dst.As16(), Dst: p.Flow.Src.As16(),
+		})
 	} else {
 		h := IPv4(dst)
-		PutIPv4(h, IPv4(in).TOS()&^ecnMask, n, ownTTL, ProtoTCP, p.Flow.Dst.As4(), p.Flow.Src.As4())
-		binary.BigEndian.PutUint16(h[6:], flagDF)
+		h.Encode(IPv4Fields{
+			TOS: IPv4(in).TOS() &^ ecnMask, TotalLen: n, TTL: ownTTL, Protocol: ProtoTCP,
+			Src: p.Flow.Dst.As4(), Dst: p.Flow.Src.As4(),
+		})
+		h.SetDF(true)
 		h.SetChecksum()
 	}
-	r := dst[n-tcpHeaderLen : n]
+	r := TCP(dst[n-TCPHeaderLen : n])
 	clear(r)
-	copy(r[0:2], t[2:4])
-	copy(r[2:4], t[0:2])
-	r[12], r[13] = tcpHeaderLen/4<<4, FlagRST
+	r.SetSrcPort(t.DstPort())
+	r.SetDstPort(t.SrcPort())
+	r.SetHeaderLen(TCPHeaderLen)
 	if p.TCPFlags&FlagACK != 0 {
-		copy(r[4:8], t[8:12])
+		r.SetFlags(FlagRST)
+		r.SetSeq(t.Ack())
 	} else {
 		length := uint32(len(t) - header) // SEG.LEN: SYN and FIN count
 		if p.TCPFlags&FlagSYN != 0 {
@@ -55,17 +56,9 @@ func Reset(dst []byte, b *Buf, p *Info) int {
 		if p.TCPFlags&FlagFIN != 0 {
 			length++
 		}
-		binary.BigEndian.PutUint32(r[8:], binary.BigEndian.Uint32(t[4:])+length)
-		r[13] |= FlagACK
+		r.SetFlags(FlagRST | FlagACK)
+		r.SetAck(t.Seq() + length)
 	}
-	PutChecksum(r[tcpChecksumAt:], Sum(r, tcpPseudoSum(dst, six, len(r))), false)
+	r.SetChecksum(PseudoSum(dst, ProtoTCP, len(r)))
 	return n
-}
-
-// tcpPseudoSum is the sum of the pseudo-header of the TCP packet in b, whose TCP header and payload have n bytes.
-func tcpPseudoSum(b []byte, six bool, n int) uint64 {
-	if six {
-		return IPv6(b).PseudoSum(ProtoTCP, n)
-	}
-	return IPv4(b).PseudoSum(n)
 }

@@ -3,6 +3,8 @@ package packet
 import (
 	"encoding/binary"
 	"testing"
+
+	"vstun/encap/packet/drop"
 )
 
 // TestParseSCTP: ports and the chunk that counts.
@@ -17,17 +19,17 @@ func TestParseSCTP(t *testing.T) {
 		name   string
 		chunks [][]byte
 		want   uint8
-		drop   Drop
+		drop   drop.Reason
 	}{
-		{"init", [][]byte{chunk(ChunkInit, 20)}, ChunkInit, Accept},
-		{"cookie and data", [][]byte{chunk(ChunkCookieEcho, 9), chunk(ChunkData, 20)}, ChunkCookieEcho, Accept},
-		{"cookie and abort", [][]byte{chunk(ChunkCookieEcho, 9), chunk(ChunkAbort, 4)}, ChunkAbort, Accept},
-		{"abort behind data is none", [][]byte{chunk(ChunkData, 20), chunk(ChunkAbort, 4)}, ChunkData, Accept},
-		{"cookie that ends outside", [][]byte{{ChunkCookieAck, 0, 0xff, 0xff}}, ChunkCookieAck, Accept},
-		{"cookie of no length", [][]byte{{ChunkCookieAck, 0, 0, 0}, chunk(ChunkAbort, 4)}, ChunkCookieAck, Accept},
-		{"cookie too short", [][]byte{{ChunkCookieAck, 0, 0, 3}, chunk(ChunkAbort, 4)}, ChunkCookieAck, Accept},
-		{"no chunk", nil, 0, DropTruncated},
-		{"half a chunk", [][]byte{{1, 0, 0}}, 0, DropTruncated},
+		{"init", [][]byte{chunk(ChunkInit, 20)}, ChunkInit, drop.Accept},
+		{"cookie and data", [][]byte{chunk(ChunkCookieEcho, 9), chunk(ChunkData, 20)}, ChunkCookieEcho, drop.Accept},
+		{"cookie and abort", [][]byte{chunk(ChunkCookieEcho, 9), chunk(ChunkAbort, 4)}, ChunkAbort, drop.Accept},
+		{"abort behind data is none", [][]byte{chunk(ChunkData, 20), chunk(ChunkAbort, 4)}, ChunkData, drop.Accept},
+		{"cookie that ends outside", [][]byte{{ChunkCookieAck, 0, 0xff, 0xff}}, ChunkCookieAck, drop.Accept},
+		{"cookie of no length", [][]byte{{ChunkCookieAck, 0, 0, 0}, chunk(ChunkAbort, 4)}, ChunkCookieAck, drop.Accept},
+		{"cookie too short", [][]byte{{ChunkCookieAck, 0, 0, 3}, chunk(ChunkAbort, 4)}, ChunkCookieAck, drop.Accept},
+		{"no chunk", nil, 0, drop.Truncated},
+		{"half a chunk", [][]byte{{1, 0, 0}}, 0, drop.Truncated},
 	} {
 		b := make([]byte, IPv4HeaderLen+sctpHeaderLen)
 		for _, x := range c.chunks {
@@ -35,10 +37,13 @@ func TestParseSCTP(t *testing.T) {
 		}
 		binary.BigEndian.PutUint16(b[IPv4HeaderLen:], 4711)
 		binary.BigEndian.PutUint16(b[IPv4HeaderLen+2:], 9899)
-		PutIPv4(b, 0, len(b), 64, ProtoSCTP, [4]byte{192, 0, 2, 1}, [4]byte{198, 51, 100, 80})
+		IPv4(b).Encode(IPv4Fields{
+			TotalLen: len(b), TTL: 64, Protocol: ProtoSCTP, Src: [4]byte{192, 0, 2, 1},
+			Dst: [4]byte{198, 51, 100, 80},
+		})
 		IPv4(b).SetChecksum()
 		var p Info
-		if d := p.Parse(b); d != c.drop || d == Accept && (p.SCTPChunk != c.want || p.Flow.SrcPort != 4711 ||
+		if d := p.Parse(b); d != c.drop || d == drop.Accept && (p.SCTPChunk != c.want || p.Flow.SrcPort != 4711 ||
 			p.Flow.DstPort != 9899) {
 			t.Errorf("%s: %v, %+v, want chunk %d, %v", c.name, d, p, c.want, c.drop)
 		}

@@ -1,6 +1,6 @@
 package packet
 
-import "encoding/binary"
+import "vstun/encap/packet/drop"
 
 // MaxPieces is the largest number of pieces that a packet is cut into: the largest packet, cut for the smallest MTU of
 // IPv4 (RFC 791, section 3.2), 68.
@@ -10,123 +10,146 @@ const MaxPieces = (MaxLen-IPv4HeaderLen)/(68-IPv4HeaderLen) + 1
 // and the longest IPv4 and TCP header each. A packet with longer ones, which IPv6 allows, may have fewer pieces.
 const PieceRoom = MaxPieces * (Headroom + 60 + 60)
 
-// SplitSize tells how Split will cut the super-packet in b, p its headers: the length of its headers from the inner IP
-// header on, and the largest payload of a segment that fits mtu bytes. TCP may be cut finer than it came, UDP may not:
-// its payload can be larger than what fits.
-func SplitSize(b *Buf, p *Info, mtu int) (headers, payload int, d Drop) {
-	in := b.Bytes()
-	o := &b.Offload
-	switch {
-	case o.GSO == GSOTCP && p.Flow.Proto == ProtoTCP:
-		headers = p.Offset + int(in[p.Offset+12]>>4)*4
-		if headers < p.Offset+20 {
-			return 0, 0, DropOffload
-		}
-		payload = min(int(o.Size), mtu-headers)
-	case o.GSO == GSOUDP && p.Flow.Proto == ProtoUDP:
-		headers, payload = p.Offset+8, int(o.Size)
-	default:
-		return 0, 0, DropOffload
-	}
-	if payload <= 0 || headers > len(in) {
-		return 0, 0, DropOffload
-	}
-	if pieces := (len(in) - headers + payload - 1) / payload; pieces > MaxPieces ||
-		pieces*(Headroom+headers) > PieceRoom {
-		return 0, 0, DropOffload
-	}
-	return headers, payload, Accept
+// Cut is how a GSO packet is cut into packets.
+type Cut struct {
+	Overhead int // length of what a tunnel has put before the packet, an IP header first; 0 without a tunnel
+	Headers  int // length of the packet's own headers
+	Payload  int // largest payload of a segment
 }
 
-// Split cuts the wrapped super-packet in b into packets of at most payload bytes behind their headers, and appends them
-// to segs; their headers stand in room, the payload is not copied. overhead is the length of what a tunnel has put
-// before the packet, an IP header first, whose length is made right; 0 without one. headers and payload are
-// SplitSize's. What is left of room is returned.
+// Segments is the number of packets that a packet of n bytes, without Overhead, is cut into.
+func (c *Cut) Segments(n int) int { return (n - c.Headers + c.Payload - 1) / c.Payload }
+
+// NewCut returns how Split is to cut the GSO packet in b, whose headers are p, so that its segments fit mtu bytes. The
+// caller sets Overhead. TCP may be cut finer than it came, UDP may not: its payload can be larger than what fits.
+func NewCut(b *Buf, p *Info, mtu int) (Cut, drop.Reason) {
+	in := b.Bytes()
+	o := &b.Offload
+	var c Cut
+	switch {
+	case o.GSO == GSOTCP && p.Flow.Proto == ProtoTCP:
+		c.Headers = p.Offset + TCP(in[p.Offset:]).HeaderLen()
+		if c.Headers < p.Offset+TCPHeaderLen {
+			return Cut{}, drop.Offload
+		}
+		c.Payload = min(int(o.Size), mtu-c.Headers)
+	case o.GSO == GSOUDP && p.Flow.Proto == ProtoUDP:
+		c.Headers, c.Payload = p.Offset+UDPHeaderLen, int(o.Size)
+	default:
+		return Cut{}, drop.Offload
+	}
+	if c.Payload <= 0 || c.Headers > len(in) {
+		return Cut{}, drop.Offload
+	}
+	if n := c.Segments(len(in)); n > MaxPieces || n*(Headroom+c.Headers) > PieceRoom {
+		return Cut{}, drop.Offload
+	}
+	return c, drop.Accept
+}
+
+// Split cuts the GSO packet in b, whose headers are p, into packets and appends them to segs. Their headers stand in
+// room; the payload is not copied. The length in the outer IP header is set, if c.Overhead is not 0. Split returns the
+// rest of room.
 //
 // It does what Linux does for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, net/ipv6/ip6_offload.c
 // ipv6_gso_segment, tcp_offload.c tcp_gso_segment, udp_offload.c __udp_gso_segment. Extension headers are the same in
 // each packet.
-func Split(segs []Segment, b *Buf, p *Info, overhead, headers, payload int, room []byte) ([]Segment, []byte) {
+func Split(segs []Segment, b *Buf, p *Info, c Cut, room []byte) ([]Segment, []byte) {
 	whole := b.Bytes()
-	n := overhead + headers
+	n := c.Overhead + c.Headers
 	head, body := whole[:n], whole[n:]
-	ip := head[overhead:]
-	t := ip[p.Offset:]
-	tcp := p.Flow.Proto == ProtoTCP
-	six := ip[0]>>4 == 6
-
-	// What all segments' headers have in common is summed once, with the fields that differ as 0.
-	var id uint16
-	var ipSum, pseudo uint64
-	if six {
-		pseudo = IPv6(ip).PseudoSum(p.Flow.Proto, 0)
-	} else {
-		ip := IPv4(ip)
-		id = ip.ID()
-		ip.SetTotalLen(0)
-		ip[4], ip[5], ip[10], ip[11] = 0, 0, 0, 0
-		ipSum = uint64(Fold(Sum(ip[:p.Offset], 0)))
-		pseudo = ip.PseudoSum(0)
-	}
-	var seq uint32
-	var flags byte
-	checksumAt := udpChecksumAt
-	if tcp {
-		checksumAt = tcpChecksumAt
-		seq, flags = binary.BigEndian.Uint32(t[4:]), t[13]
-	} else {
-		t[4], t[5] = 0, 0
-	}
-	// illegal over IPv6: RFC 8200, section 8.1
-	unchecked := !tcp && !six && t[6] == 0 && t[7] == 0 && !b.Offload.Partial
-	t[checksumAt], t[checksumAt+1] = 0, 0
-
-	const fin, psh, cwr = 0x01, 0x08, 0x80
+	s := newSplitter(b, p, head[c.Overhead:])
 	for first := true; first || len(body) > 0; first = false {
-		part := body[:min(payload, len(body))]
+		part := body[:min(c.Payload, len(body))]
 		body = body[len(part):]
 		h := room[:n:n]
 		room = room[n:]
 		copy(h, head)
-
-		if overhead > 0 {
+		if c.Overhead > 0 {
 			setTotalLen(h, n+len(part))
 		}
-		ip, t := h[overhead:], h[overhead+p.Offset:]
-		inner := headers + len(part)
-		setTotalLen(ip, inner)
-		if !six {
-			binary.BigEndian.PutUint16(ip[4:], id)
-			PutChecksum(ip[10:], ipSum+uint64(inner)+uint64(id), false)
-			id++
-		}
-
-		if tcp {
-			binary.BigEndian.PutUint32(t[4:], seq)
-			seq += uint32(len(part))
-			f := flags
-			if len(body) > 0 {
-				f &^= fin | psh
-			}
-			if !first {
-				f &^= cwr
-			}
-			t[13] = f
-		} else {
-			binary.BigEndian.PutUint16(t[4:], uint16(8+len(part)))
-		}
-		if !unchecked {
-			sum := Sum(part, Sum(t, pseudo+uint64(inner-p.Offset)))
-			PutChecksum(t[checksumAt:], sum, !tcp)
-		}
+		s.segment(h[c.Overhead:], part, first, len(body) == 0)
 		segs = append(segs, Segment{Head: h, Body: part})
 	}
 	return segs, room
 }
 
+// splitter makes the headers of segments. What the headers of all have in common is summed once.
+type splitter struct {
+	offset    int // of the transport header
+	tcp, six  bool
+	unchecked bool // UDP without checksum
+	flags     uint8
+	id        uint16 // of the next segment
+	seq       uint32 // of the next segment
+	ipSum     uint64 // of an IPv4 header without length, ID and checksum
+	pseudo    uint64 // of the pseudo-header without length
+}
+
+// newSplitter returns the splitter of the packet in b, whose headers are ip. It clears the fields in ip that differ
+// between segments.
+func newSplitter(b *Buf, p *Info, ip []byte) splitter {
+	s := splitter{offset: p.Offset, tcp: p.Flow.Proto == ProtoTCP, six: Version(ip) == 6}
+	if s.six {
+		s.pseudo = IPv6(ip).PseudoSum(p.Flow.Proto, 0)
+	} else {
+		h := IPv4(ip)
+		s.id = h.ID()
+		h.SetTotalLen(0)
+		h.SetID(0)
+		h.ClearChecksum()
+		s.ipSum = uint64(Fold(Sum(h[:p.Offset], 0)))
+		s.pseudo = h.PseudoSum(0)
+	}
+	if s.tcp {
+		t := TCP(ip[p.Offset:])
+		s.seq, s.flags = t.Seq(), t.Flags()
+		t.ClearChecksum()
+		return s
+	}
+	u := UDP(ip[p.Offset:])
+	s.unchecked = !s.six && u.Checksum() == 0 && !b.Offload.Partial // illegal over IPv6: RFC 8200, section 8.1
+	u.SetLen(0)
+	u.ClearChecksum()
+	return s
+}
+
+// segment completes h, a copy of the packet's headers, for the segment with this payload.
+func (s *splitter) segment(h, payload []byte, first, last bool) {
+	t := h[s.offset:]
+	n := len(h) + len(payload)
+	setTotalLen(h, n)
+	if !s.six {
+		ip := IPv4(h)
+		ip.SetID(s.id)
+		PutChecksum(ip[10:], s.ipSum+uint64(n)+uint64(s.id), false)
+		s.id++
+	}
+	checksumAt := UDPChecksumAt
+	if s.tcp {
+		checksumAt = TCPChecksumAt
+		t := TCP(t)
+		t.SetSeq(s.seq)
+		s.seq += uint32(len(payload))
+		flags := s.flags
+		if !last {
+			flags &^= FlagFIN | FlagPSH
+		}
+		if !first {
+			flags &^= FlagCWR
+		}
+		t.SetFlags(flags)
+	} else {
+		UDP(t).SetLen(UDPHeaderLen + len(payload))
+	}
+	if !s.unchecked {
+		PutChecksum(t[checksumAt:], Sum(payload, Sum(t, s.pseudo+uint64(n-s.offset))), !s.tcp)
+	}
+}
+
 // setTotalLen writes the length of the packet in h, of either family, to its header.
 func setTotalLen(h []byte, n int) {
-	if h[0]>>4 == 6 {
+	if Version(h) == 6 {
 		IPv6(h).SetPayloadLen(n - IPv6HeaderLen)
 	} else {
 		IPv4(h).SetTotalLen(n)

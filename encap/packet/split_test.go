@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"vstun/encap/packet/drop"
 )
 
 // super is a TCP or UDP super-packet of n bytes of payload, as a TUN device with offloads gives it: the transport
@@ -13,12 +15,12 @@ import (
 func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byte) (*Buf, *Info) {
 	t.Helper()
 	tr := ports(4711, 80, 4+n)
-	o := Offload{GSO: GSOUDP, Size: uint16(size), Partial: true, CsumOffset: udpChecksumAt}
+	o := Offload{GSO: GSOUDP, Size: uint16(size), Partial: true, CsumOffset: UDPChecksumAt}
 	if proto == ProtoTCP {
 		tr = ports(4711, 80, 16+12+n)                       // with timestamps
 		binary.BigEndian.PutUint32(tr[4:], 0xffffff00)      // wraps on the way
 		tr[12], tr[13] = 0x80, FlagFIN|FlagPSH|FlagACK|0x80 // CWR
-		o.GSO, o.CsumOffset = GSOTCP, tcpChecksumAt
+		o.GSO, o.CsumOffset = GSOTCP, TCPChecksumAt
 	} else {
 		binary.BigEndian.PutUint16(tr[4:], uint16(8+n))
 	}
@@ -35,7 +37,9 @@ func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byt
 		b[3] = 0x99 // a flow label
 	} else {
 		b = make(IPv4, 20+len(tr))
-		PutIPv4(b, 0x28, len(b), 63, proto, [4]byte{192, 0, 2, 1}, vip4.As4())
+		IPv4(b).Encode(IPv4Fields{
+			TOS: 0x28, TotalLen: len(b), TTL: 63, Protocol: proto, Src: [4]byte{192, 0, 2, 1}, Dst: vip4.As4(),
+		})
 		binary.BigEndian.PutUint16(b[4:], 0xfffe)
 		IPv4(b).SetChecksum()
 		copy(b[20:], tr)
@@ -50,7 +54,7 @@ func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byt
 	buf.SetLen(copy(buf.Room(), b))
 	buf.Offload = o
 	var p Info
-	if d := p.Parse(buf.Bytes()); d != Accept || p.Offset != int(o.CsumStart) {
+	if d := p.Parse(buf.Bytes()); d != drop.Accept || p.Offset != int(o.CsumStart) {
 		t.Fatal(d, p)
 	}
 	return buf, &p
@@ -78,18 +82,25 @@ func TestSplit6(t *testing.T) {
 			t.Run(fmt.Sprint(c.proto, c.n, c.size, len(c.extensions), overhead), func(t *testing.T) {
 				b, p := super(t, true, c.proto, c.n, c.size, c.extensions...)
 				whole := IPv6(bytes.Clone(b.Bytes()))
-				headers, payload, d := SplitSize(b, p, c.mtu)
-				if d != Accept || payload != c.out && c.n > c.out || headers != len(whole)-c.n {
-					t.Fatal(headers, payload, d)
+				cut, d := NewCut(b, p, c.mtu)
+				if d != drop.Accept || cut.Payload != c.out && c.n > c.out || cut.Headers != len(whole)-c.n {
+					t.Fatal(cut, d)
 				}
 				switch overhead {
 				case IPv4HeaderLen:
-					PutIPv4(b.Prepend(overhead), 0, 0, 64, ProtoIPv6, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
+					IPv4(b.Prepend(overhead)).Encode(IPv4Fields{
+						TTL: 64, Protocol: ProtoIPv6, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
+					})
 				case IPv6HeaderLen:
-					PutIPv6(b.Prepend(overhead), 0, IPv6HeaderLen, 64, ProtoIPv6, client6.As16(), vip6.As16())
+					IPv6(b.Prepend(overhead)).Encode(IPv6Fields{
+						TotalLen: IPv6HeaderLen, HopLimit: 64, NextHeader: ProtoIPv6, Src: client6.As16(),
+						Dst: vip6.As16(),
+					})
 				}
-				segs, rest := Split(nil, b, p, overhead, headers, payload, make([]byte, PieceRoom))
-				if n := (c.n + payload - 1) / payload; len(segs) != n || len(rest) != PieceRoom-n*(overhead+headers) {
+				cut.Overhead = overhead
+				segs, rest := Split(nil, b, p, cut, make([]byte, PieceRoom))
+				if n := (c.n + cut.Payload - 1) / cut.Payload; len(segs) != n ||
+					len(rest) != PieceRoom-n*(overhead+cut.Headers) {
 					t.Fatalf("%d segments, want %d; %d bytes of room left", len(segs), n, len(rest))
 				}
 				var got []byte
@@ -103,13 +114,14 @@ func TestSplit6(t *testing.T) {
 							t.Fatalf("the outer header says %d of %d bytes", n, len(outer))
 						}
 					case IPv6HeaderLen:
-						if IPv6(outer).TotalLen() != len(outer) || IPv6(outer).Check() != Accept {
+						if IPv6(outer).TotalLen() != len(outer) || IPv6(outer).Check() != drop.Accept {
 							t.Fatalf("the outer header says %d of %d bytes", IPv6(outer).TotalLen(), len(outer))
 						}
 					}
 					in := IPv6(outer[overhead:])
 					var q Info
-					if d := q.Parse(in); d != Accept || q.Len != len(in) || q.Flow != p.Flow || q.Offset != p.Offset {
+					if d := q.Parse(in); d != drop.Accept || q.Len != len(in) || q.Flow != p.Flow ||
+						q.Offset != p.Offset {
 						t.Fatalf("segment %d: %v %+v", i, d, q)
 					}
 					if !checkParsed(t, in, &q) {
@@ -122,8 +134,8 @@ func TestSplit6(t *testing.T) {
 					if !bytes.Equal(in[:4], whole[:4]) || !bytes.Equal(in[6:q.Offset], whole[6:q.Offset]) {
 						t.Fatalf("segment %d: headers %x, want %x", i, in[:q.Offset], whole[:q.Offset])
 					}
-					body := in[headers:]
-					if !last && len(body) != payload || len(body) == 0 || c.proto == ProtoTCP && len(in) > c.mtu {
+					body := in[cut.Headers:]
+					if !last && len(body) != cut.Payload || len(body) == 0 || c.proto == ProtoTCP && len(in) > c.mtu {
 						t.Fatalf("segment %d has %d bytes of payload", i, len(body))
 					}
 					if c.proto == ProtoTCP {
@@ -143,7 +155,7 @@ func TestSplit6(t *testing.T) {
 					}
 					got = append(got, body...)
 				}
-				if !bytes.Equal(got, whole[headers:]) {
+				if !bytes.Equal(got, whole[cut.Headers:]) {
 					t.Error("the payload is not the same")
 				}
 			})
@@ -156,12 +168,12 @@ func TestSplitUDPWithoutChecksum(t *testing.T) {
 	for _, six6 := range []bool{false, true} {
 		b, p := super(t, six6, ProtoUDP, 3000, 1000)
 		b.Offload.Partial = false
-		clear(b.Bytes()[p.Offset+udpChecksumAt:][:2])
-		headers, payload, _ := SplitSize(b, p, 1460)
-		segs, _ := Split(nil, b, p, 0, headers, payload, make([]byte, PieceRoom))
+		clear(b.Bytes()[p.Offset+UDPChecksumAt:][:2])
+		cut, _ := NewCut(b, p, 1460)
+		segs, _ := Split(nil, b, p, cut, make([]byte, PieceRoom))
 		for _, s := range segs {
 			in := slices.Concat(s.Head, s.Body)
-			sum := binary.BigEndian.Uint16(in[p.Offset+udpChecksumAt:])
+			sum := binary.BigEndian.Uint16(in[p.Offset+UDPChecksumAt:])
 			if six6 && plainChecksum(in, ProtoUDP, in[p.Offset:]) != 0 || !six6 && sum != 0 {
 				t.Errorf("IPv6 %v: checksum %04x", six6, sum)
 			}
@@ -169,21 +181,24 @@ func TestSplitUDPWithoutChecksum(t *testing.T) {
 	}
 }
 
-// TestSplitSizeHasRoom: what SplitSize accepts fits PieceRoom, under the longest tunnel header, however long the
+// TestNewCutHasRoom: what NewCut accepts fits PieceRoom, under the longest tunnel header, however long the
 // extension headers.
-func TestSplitSizeHasRoom(t *testing.T) {
+func TestNewCutHasRoom(t *testing.T) {
 	long := options(ProtoTCP, bytes.Repeat([]byte{0x1e, 100, 101: 0}, 10)...)
 	accepted := 0
 	for size := 1; size < 1400; size += 3 {
 		for _, extensions := range [][][]byte{nil, {long}} {
 			b, p := super(t, true, ProtoTCP, 64000, size, extensions...)
-			headers, payload, d := SplitSize(b, p, 9000)
-			if d != Accept {
+			cut, d := NewCut(b, p, 9000)
+			if d != drop.Accept {
 				continue
 			}
 			accepted++
-			PutIPv6(b.Prepend(Headroom), 0, Headroom, 64, extDestOpts, client6.As16(), vip6.As16())
-			if segs, _ := Split(nil, b, p, Headroom, headers, payload, make([]byte, PieceRoom)); len(segs) > MaxPieces {
+			IPv6(b.Prepend(Headroom)).Encode(IPv6Fields{
+				TotalLen: Headroom, HopLimit: 64, NextHeader: extDestOpts, Src: client6.As16(), Dst: vip6.As16(),
+			})
+			cut.Overhead = Headroom
+			if segs, _ := Split(nil, b, p, cut, make([]byte, PieceRoom)); len(segs) > MaxPieces {
 				t.Fatal(len(segs), "pieces")
 			}
 		}
@@ -193,49 +208,12 @@ func TestSplitSizeHasRoom(t *testing.T) {
 	}
 }
 
-// TestVnet: the struct virtio_net_hdr of each kind and family is as linux/virtio_net.h has it, and reads back as it
-// was.
-func TestVnet(t *testing.T) {
-	for _, c := range []struct {
-		six      bool
-		proto    byte
-		kind     byte
-		headers  uint16
-		ext      [][]byte
-		wantSize uint16
-	}{
-		{false, ProtoTCP, vnetTCPv4, 52, nil, 1428},
-		{true, ProtoTCP, vnetTCPv6, 72, nil, 1428},
-		{true, ProtoTCP, vnetTCPv6, 80, [][]byte{options(ProtoTCP)}, 1428},
-		{false, ProtoUDP, vnetUDPL4, 28, nil, 1200},
-		{true, ProtoUDP, vnetUDPL4, 48, nil, 1200},
-	} {
-		b, p := super(t, c.six, c.proto, 5000, int(c.wantSize), c.ext...)
-		want, pk := b.Offload, bytes.Clone(b.Bytes())
-		got := withVnet(b)
-		h := got[:VnetLen]
-		native := binary.NativeEndian
-		if h[0] != vnetNeedsCsum || h[1] != c.kind || native.Uint16(h[2:]) != c.headers ||
-			native.Uint16(h[4:]) != c.wantSize ||
-			native.Uint16(h[6:]) != uint16(p.Offset) || native.Uint16(h[8:]) != want.CsumOffset ||
-			!bytes.Equal(got[VnetLen:], pk) {
-			t.Errorf("%+v: %x", c, h)
-		}
-		back := &NewBufs(1)[0]
-		back.SetLen(copy(back.RoomVnet(), got) - VnetLen)
-		back.TakeVnet()
-		if back.Offload != want || !bytes.Equal(back.Bytes(), pk) {
-			t.Errorf("read back: %+v, want %+v", back.Offload, want)
-		}
-	}
-}
-
 func TestFinish6(t *testing.T) {
 	for _, proto := range []byte{ProtoTCP, ProtoUDP} {
 		for n := range 70 {
 			b, p := super(t, true, proto, n, 1400, options(proto))
 			b.Offload.GSO = GSONone
-			if d := b.Finish(); d != Accept || b.Offload.Partial {
+			if d := b.Finish(); d != drop.Accept || b.Offload.Partial {
 				t.Fatal(d)
 			}
 			if in := IPv6(b.Bytes()); plainChecksum(in, proto, in[p.Offset:]) != 0 {
@@ -248,81 +226,26 @@ func TestFinish6(t *testing.T) {
 	in := IPv6(b.Bytes())
 	clear(in[p.Offset+8:])
 	binary.BigEndian.PutUint16(in[p.Offset+8:], ^Fold(Sum(in[p.Offset:], 0)))
-	if b.Finish(); binary.BigEndian.Uint16(in[p.Offset+udpChecksumAt:]) != 0xffff || plainChecksum(in, ProtoUDP,
+	if b.Finish(); binary.BigEndian.Uint16(in[p.Offset+UDPChecksumAt:]) != 0xffff || plainChecksum(in, ProtoUDP,
 		in[p.Offset:]) != 0 {
 		t.Errorf("%x", in[p.Offset:])
 	}
 	b, _ = super(t, true, ProtoUDP, 2, 1400)
 	b.Offload.CsumStart = 48
-	if d := b.Finish(); d != DropOffload {
+	if d := b.Finish(); d != drop.Offload {
 		t.Error("a checksum behind the packet:", d)
 	}
-}
-
-// withVnet is the packet in b behind its struct virtio_net_hdr.
-func withVnet(b *Buf) []byte {
-	var h [VnetLen]byte
-	b.PutVnet(&h)
-	return append(h[:], b.Bytes()...)
 }
 
 func TestSplitAllocatesNothing(t *testing.T) {
 	b, p := super(t, true, ProtoTCP, 64000, 1400)
 	segs, room := make([]Segment, 0, MaxPieces), make([]byte, PieceRoom)
-	var vnet [VnetLen]byte
 	if n := testing.AllocsPerRun(20, func() {
-		headers, payload, _ := SplitSize(b, p, 1460)
-		Split(segs, b, p, 0, headers, payload, room)
-		b.PutVnet(&vnet)
+		cut, _ := NewCut(b, p, 1460)
+		Split(segs, b, p, cut, room)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-}
-
-// FuzzSplit6: whatever bytes come with whatever struct virtio_net_hdr, nothing panics, and what is made of them is
-// packets of the same flow that together are what came.
-func FuzzSplit6(f *testing.F) {
-	for _, proto := range []byte{ProtoTCP, ProtoUDP} {
-		b, _ := super(f, true, proto, 5000, 1200, options(proto))
-		f.Add(withVnet(b))
-	}
-	bufs, room, segs := NewBufs(1), make([]byte, PieceRoom), make([]Segment, 0, MaxPieces)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) < VnetLen || len(data) > MaxLen {
-			return
-		}
-		b := &bufs[0]
-		b.SetLen(copy(b.RoomVnet(), data) - VnetLen)
-		b.TakeVnet()
-		fixHeader(b.Bytes())
-		var p Info
-		if p.Parse(b.Bytes()) != Accept {
-			return
-		}
-		b.SetLen(p.Len)
-		b.PutVnet(new([VnetLen]byte))
-		if b.Offload.GSO == GSONone {
-			b.Finish()
-			return
-		}
-		headers, payload, d := SplitSize(b, &p, 1460)
-		if d != Accept {
-			return
-		}
-		want := bytes.Clone(b.Bytes()[headers:])
-		segs, _ = Split(segs[:0], b, &p, 0, headers, payload, room)
-		for _, s := range segs {
-			var q Info
-			if d := q.Parse(slices.Concat(s.Head, s.Body)); d != Accept || q.Len != s.Len() || q.Flow != p.Flow ||
-				!bytes.HasPrefix(want, s.Body) {
-				t.Fatalf("%v %+v of %+v", d, q, p)
-			}
-			want = want[len(s.Body):]
-		}
-		if len(want) != 0 {
-			t.Fatalf("%d bytes of payload are missing", len(want))
-		}
-	})
 }
 
 func BenchmarkSplit6(b *testing.B) {
@@ -330,7 +253,7 @@ func BenchmarkSplit6(b *testing.B) {
 	room, segs := make([]byte, PieceRoom), make([]Segment, 0, 100)
 	b.SetBytes(64000)
 	for b.Loop() {
-		headers, payload, _ := SplitSize(buf, p, 1460)
-		segs, _ = Split(segs[:0], buf, p, 0, headers, payload, room)
+		cut, _ := NewCut(buf, p, 1460)
+		segs, _ = Split(segs[:0], buf, p, cut, room)
 	}
 }

@@ -210,14 +210,15 @@ func Inner(director, realserver, vip netip.Addr) (src, dst netip.Addr) {
 // the sum of the pseudo-header for len(u) bytes. ok is false where u is no whole question with a right checksum. It
 // does not allocate.
 func FromUDP(u []byte, pseudo uint64) (q Question, port uint16, ok bool) {
-	const header = packet.UDPHeaderLen
-	if len(u) < header || binary.BigEndian.Uint16(u[2:]) != Port || int(binary.BigEndian.Uint16(u[4:])) != len(u) {
+	if len(u) < packet.UDPHeaderLen {
 		return q, 0, false
 	}
-	port = binary.BigEndian.Uint16(u)
-	if port == 0 || binary.BigEndian.Uint16(u[6:]) == 0 || packet.Fold(packet.Sum(u, pseudo)) != 0xffff {
+	h := packet.UDP(u)
+	port = h.SrcPort()
+	if port == 0 || h.DstPort() != Port || h.Len() != len(u) || h.Checksum() == 0 ||
+		packet.Fold(packet.Sum(u, pseudo)) != 0xffff {
 		return q, 0, false
 	}
-	q, err := ParseQuestion(u[header:])
+	q, err := ParseQuestion(h.Payload())
 	return q, port, err == nil
 }

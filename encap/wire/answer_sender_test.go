@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 )
 
@@ -55,16 +56,20 @@ func TestAnswerSender(t *testing.T) {
 			}
 		}
 		next := capture(t, "chosen-peer")
-		var segs []packet.Segment
+		var segs []egress.Outgoing
 		for src, dst := range all {
 			a, b := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 			p := make([]byte, 100)
 			if a.Is4() {
-				packet.PutIPv4(p, 0, len(p), 64, packet.ProtoUDP, a.As4(), b.As4())
+				packet.IPv4(p).Encode(packet.IPv4Fields{
+					TotalLen: len(p), TTL: 64, Protocol: packet.ProtoUDP, Src: a.As4(), Dst: b.As4(),
+				})
 			} else {
-				packet.PutIPv6(p, 0, len(p), 64, packet.ProtoUDP, a.As16(), b.As16())
+				packet.IPv6(p).Encode(packet.IPv6Fields{
+					TotalLen: len(p), HopLimit: 64, NextHeader: packet.ProtoUDP, Src: a.As16(), Dst: b.As16(),
+				})
 			}
-			segs = append(segs, packet.Segment{Head: p[:50], Body: p[50:]}, packet.Segment{Head: p})
+			segs = append(segs, split(p, 50), egress.Packet(p))
 			if mtu, err := s.PathMTU(a, b); mtu != 1400 || err != nil {
 				t.Errorf("path MTU from %v: %d, %v", a, mtu, err)
 			}

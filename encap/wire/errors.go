@@ -11,7 +11,7 @@ import (
 )
 
 // LearnPathMTU makes the kernel take ICMP errors about packets of protocol that this host sends, over IPv4 and over
-// IPv6: from "fragmentation needed" and "packet too big" it learns the MTU of the way (Linux net/ipv4/raw.c, raw_err;
+// IPv6: from "fragmentation needed" and "packet too big" it learns the path MTU (Linux net/ipv4/raw.c, raw_err;
 // net/ipv6/raw.c, rawv6_err), which a socket of IPPROTO_RAW doesn't do. It is raw sockets that receive nothing, until
 // they are closed. It needs CAP_NET_RAW.
 func LearnPathMTU(protocol int) (io.Closer, error) {
@@ -21,8 +21,8 @@ func LearnPathMTU(protocol int) (io.Closer, error) {
 			if err := filter(fd, []bpf.Instruction{bpf.RetConstant{Val: 0}}); err != nil || family == unix.AF_INET {
 				return err
 			}
-			// Over IPv6 the kernel learns only what it also tells the socket. Nobody reads that: of the buffer's little
-			// room it is, then.
+			// Over IPv6 the kernel learns only from errors that it queues to the socket, too. They are not read: the
+			// smallest buffer bounds them.
 			return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0), unix.SetsockoptInt(fd,
 				unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
 		})

@@ -36,7 +36,9 @@ func TestReceiversLearnNoPathMTU(t *testing.T) {
 		send := func(protocol byte, to netip.Addr) {
 			about, answer := make([]byte, 1400), make([]byte, packet.MaxLen)
 			h := packet.IPv4(about)
-			packet.PutIPv4(h, 0, len(h), 64, protocol, from.As4(), to.As4())
+			packet.IPv4(h).Encode(packet.IPv4Fields{
+				TotalLen: len(h), TTL: 64, Protocol: protocol, Src: from.As4(), Dst: to.As4(),
+			})
 			h[6] = 0x40
 			h.SetChecksum()
 			inject(t, far, near, answer[:packet.FragmentationNeeded(answer, about, router, 600)])

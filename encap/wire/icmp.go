@@ -86,11 +86,11 @@ func newErrorReceiver(family, protocol int, program []bpf.Instruction) (*ErrorRe
 	return r, nil
 }
 
-// ReadBatch waits for errors and puts them into bufs as whole packets, a few at the most. It returns how many it read,
+// ReadBatch waits for errors and puts them into bufs as whole packets, at most errorBatch. It returns how many it read,
 // or os.ErrClosed after Close.
 //
-// An IPv6 socket gives no IPv6 header. The one that is put before the error is as if it had come to the source of the
-// packet that it quotes, as it should: else its checksum is wrong then.
+// An IPv6 socket gives no IPv6 header. ReadBatch puts one before the error, with the source of the quoted packet as
+// destination. The checksum is wrong then if the error went to another address.
 func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	n, skip := min(len(bufs), errorBatch), 0
 	if r.six {
@@ -110,12 +110,14 @@ func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
 		n := skip + int(r.msgs.hdrs[i].n)
 		if r.six {
 			var to [16]byte
-			const quotedSource = packet.IPv6HeaderLen + 8 + 8
+			const quote = packet.IPv6HeaderLen + packet.ICMPHeaderLen
 			b := bufs[i].Room()
-			if n >= quotedSource+16 {
-				to = [16]byte(b[quotedSource:])
+			if n >= quote+24 { // the end of the source
+				to = packet.IPv6(b[quote:]).Src().As16()
 			}
-			packet.PutIPv6(b, 0, n, 255, packet.ProtoICMPv6, r.names[i].Addr, to)
+			packet.IPv6(b).Encode(packet.IPv6Fields{
+				TotalLen: n, HopLimit: 255, NextHeader: packet.ProtoICMPv6, Src: r.names[i].Addr, Dst: to,
+			})
 		}
 		bufs[i].SetLen(n)
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestErrorReceivers: of what the kernel answers on the loopback device, both receivers give the errors as whole
@@ -45,7 +46,7 @@ func TestErrorReceivers(t *testing.T) {
 				t.Fatalf("%s: %d packets, %v", to, n, err)
 			}
 			q, d := packet.QuotedFlow(bufs[0].Bytes())
-			if d != packet.Accept || q.Flow.DstPort != 9 || q.Flow.Proto != packet.ProtoUDP ||
+			if d != drop.Accept || q.Flow.DstPort != 9 || q.Flow.Proto != packet.ProtoUDP ||
 				q.Flow.SrcPort != uint16(c.LocalAddr().(*net.UDPAddr).Port) {
 				t.Errorf("%s: %v, %+v, %x", to, d, q, bufs[0].Bytes())
 			}

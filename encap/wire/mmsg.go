@@ -1,6 +1,5 @@
-// Package wire is the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6: by
-// raw sockets (raw(7), ipv6(7)) and, where a tunnel goes over UDP, by UDP sockets. And it receives the ICMP errors
-// about them.
+// Package wire is the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6, by
+// raw sockets (raw(7), ipv6(7)) and UDP sockets, and receives the ICMP errors about them.
 package wire
 
 import (
@@ -18,7 +17,7 @@ type mmsghdr struct {
 	n   uint32
 }
 
-// mmsg is one system call for a batch, that waits when the socket is not ready. One goroutine uses it at a time.
+// mmsg is one system call for a batch. It waits if the socket is not ready. One goroutine uses it at a time.
 type mmsg struct {
 	fd     *pollfd.FD
 	trap   uintptr // SYS_SENDMMSG or SYS_RECVMMSG
@@ -26,8 +25,8 @@ type mmsg struct {
 	hdrs   []mmsghdr
 }
 
-// do makes the call for the first n of hdrs, and returns how many it was good for; the error is that of the first, or
-// os.ErrClosed.
+// do makes the call for the first n of hdrs and returns how many messages it sent or received. The error is the first
+// message's, or os.ErrClosed.
 func (m *mmsg) do(n int) (int, error) {
 	fd, err := m.fd.Acquire()
 	if err != nil {
@@ -35,8 +34,8 @@ func (m *mmsg) do(n int) (int, error) {
 	}
 	defer m.fd.Release()
 	for {
-		// It never waits, so that Go's scheduler need not be told: told, it would take the processor away from a worker
-		// whose batch takes longer than some 20 µs, and wake a thread to use it.
+		// The call never waits, so that it bypasses Go's scheduler, which would take the processor from a worker whose
+		// batch takes longer than some 20 µs, and wake a thread to use it.
 		got, _, errno := unix.RawSyscall6(m.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(m.hdrs))), uintptr(n),
 			unix.MSG_DONTWAIT, 0, 0)
 		switch errno {

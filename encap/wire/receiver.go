@@ -16,16 +16,16 @@ const (
 	// recvBuffer is the room that a receiver's socket asks for, in bytes: bursts wait there.
 	recvBuffer = 8 << 20
 
-	// recvBytes is about what a receiver takes in one batch, in bytes: so much the cache still holds when it is
-	// treated.
+	// recvBytes is roughly the most that a receiver takes in one batch, in bytes. The cache still holds the batch when
+	// it is processed.
 	recvBytes = 256 << 10
 
 	// controlLen is the room for the control messages of a packet: class and UDP_GRO, 24 bytes each.
 	controlLen = 64
 )
 
-// Socket is what a receiver gets packets of: those of IP protocol Protocol that reach this host over IPv4, or over
-// IPv6; of UDP those to Port.
+// Socket is the packets of one socket: those of IP protocol Protocol that reach this host over IPv4, or over IPv6; with
+// UDP only those to Port.
 type Socket struct {
 	Protocol uint8
 	Over6    bool
@@ -56,8 +56,8 @@ func (s Socket) headers() int {
 	return 0
 }
 
-// Receiver receives the packets of several sockets, put together if they came in fragments. While it is open the kernel
-// does not answer them with "protocol unreachable". One goroutine reads from it.
+// Receiver receives the packets of several sockets, reassembled by the kernel. While it is open the kernel does not
+// answer them with "protocol unreachable". One goroutine reads from it.
 type Receiver struct {
 	fds     *pollfd.Group
 	sockets []Socket // in the order of fds: those in use first; behind them raw sockets that are parked
@@ -133,7 +133,7 @@ func (s Socket) open(i, n int) (fd int, err error) {
 		}
 	}()
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
-	if err = s.believeNoError(fd); err != nil {
+	if err = s.ignorePMTUErrors(fd); err != nil {
 		return -1, err
 	}
 	if s.Over6 {
@@ -158,9 +158,9 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	return fd, s.bind(fd)
 }
 
-// believeNoError keeps the kernel from learning a path MTU from ICMP errors about packets that fd could have sent. It
-// sends none, so that every such error is forged.
-func (s Socket) believeNoError(fd int) error {
+// ignorePMTUErrors keeps the kernel from learning a path MTU from ICMP errors about packets of fd. The socket sends
+// none, so that every such error is forged.
+func (s Socket) ignorePMTUErrors(fd int) error {
 	if s.Over6 {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE)
 	}
@@ -182,12 +182,12 @@ func (s Socket) checkFree() error {
 	return s.bindTo(fd)
 }
 
-// bind makes fd a socket at a UDP port, which others of this program have too, each for its share of the flows.
+// bind binds fd to its UDP port. The program's sockets at that port share the flows (SO_REUSEPORT).
 func (s Socket) bind(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return err
 	}
-	// Linux has it since 5.0; without it, packets come one by one
+	// Linux has UDP_GRO since 5.0; without it, packets come one by one.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	return s.bindTo(fd)
 }
@@ -222,10 +222,10 @@ func (s Socket) bindTo(fd int) error {
 // allows for tunnels.
 const udpNoCheck6RX = 102
 
-// ReadBatch waits for packets and puts them into bufs, Batch of them at the most, all of one socket. Each begins with
-// an outer IP header, as on the wire or with the source and class that it came with; UDP packets have a UDP header
-// behind that, with the right ports. Where the kernel has put datagrams of one flow together (UDP_GRO), Offload has
-// GSOUDP, and the size of each but the last. It returns how many it read, or os.ErrClosed after Close.
+// ReadBatch waits for packets and puts them into bufs, at most Batch, all of one socket. Each begins with an outer IP
+// header, as on the wire or with the packet's source and class. UDP packets have a UDP header behind it, with the right
+// ports. Datagrams of one flow that the kernel has merged (UDP_GRO) are one GSO packet. ReadBatch returns the number of
+// packets, or os.ErrClosed after Close.
 func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	for {
 		if n, err := r.readBatch(bufs); err != pollfd.ErrChanged {
@@ -280,11 +280,11 @@ func (r *Receiver) read(i int, bufs []packet.Buf) (int, error) {
 			h.SetControllen(0)
 		}
 		if s.Protocol == packet.ProtoUDP {
-			room = room[headers:] // so that headers and payload are no longer than a packet may be
+			room = room[headers:] // headers and payload must fit a packet
 		}
 		r.iovs[i].SetLen(len(room))
 	}
-	// It never waits, so that Go's scheduler need not be told.
+	// The call never waits, so that it bypasses Go's scheduler.
 	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, r.fds.Num(i), uintptr(unsafe.Pointer(&r.hdrs)), uintptr(n),
 		unix.MSG_DONTWAIT, 0, 0)
 	switch errno {
@@ -321,17 +321,21 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 	headers, name := s.headers(), &r.names[i] // the ports of both families' names are at one place
 	h := b.Prepend(headers)
 	if s.Over6 {
-		packet.PutIPv6(h, class, headers+n, 0, s.Protocol, name.Addr, [16]byte{})
+		packet.IPv6(h).Encode(packet.IPv6Fields{
+			TrafficClass: class, TotalLen: headers + n, NextHeader: s.Protocol, Src: name.Addr,
+		})
 	} else {
-		packet.PutIPv4(h, class, headers+n, 0, s.Protocol, (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr,
-			[4]byte{})
+		packet.IPv4(h).Encode(packet.IPv4Fields{
+			TOS: class, TotalLen: headers + n, Protocol: s.Protocol,
+			Src: (*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr,
+		})
 	}
 	if s.Protocol == packet.ProtoUDP {
-		u := h[headers-packet.UDPHeaderLen:]
+		u := packet.UDP(h[headers-packet.UDPHeaderLen:])
 		copy(u, (*[2]byte)(unsafe.Pointer(&name.Port))[:])
-		binary.BigEndian.PutUint16(u[2:], s.Port)
-		binary.BigEndian.PutUint16(u[4:], uint16(packet.UDPHeaderLen+n))
-		binary.BigEndian.PutUint16(u[6:], 0)
+		u.SetDstPort(s.Port)
+		u.SetLen(packet.UDPHeaderLen + n)
+		u.ClearChecksum()
 	}
 }
 
@@ -359,7 +363,7 @@ func (r *Receiver) ancillary(i int) (class byte, size int) {
 	return class, size
 }
 
-// Overruns is the number of packets that the kernel dropped because nobody read them in time.
+// Overruns is the number of packets that the kernel dropped because they were not read in time.
 func (r *Receiver) Overruns() (n uint64) {
 	if r.fds.Acquire() != nil {
 		return 0

@@ -11,7 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // everySocket is all that an agent may have.
@@ -71,11 +73,16 @@ func (s Socket) packetFor(class byte, payload []byte) []byte {
 	if s.Over6 {
 		b := make([]byte, packet.IPv6HeaderLen, packet.IPv6HeaderLen+len(payload))
 		one := netip.IPv6Loopback().As16()
-		packet.PutIPv6(b, class, len(b)+len(payload), 64, s.Protocol, one, one)
+		packet.IPv6(b).Encode(packet.IPv6Fields{
+			TrafficClass: class, TotalLen: len(b) + len(payload), HopLimit: 64, NextHeader: s.Protocol, Src: one,
+			Dst: one,
+		})
 		return append(b, payload...)
 	}
 	b := make([]byte, packet.IPv4HeaderLen, packet.IPv4HeaderLen+len(payload))
-	packet.PutIPv4(b, class, len(b)+len(payload), 64, s.Protocol, local, local)
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: class, TotalLen: len(b) + len(payload), TTL: 64, Protocol: s.Protocol, Src: local, Dst: local,
+	})
 	return append(b, payload...)
 }
 
@@ -99,13 +106,13 @@ func TestEverySocket(t *testing.T) {
 			if s.Over6 {
 				h := packet.IPv6(b)
 				proto, class, src, rest = h.NextHeader(), h.TrafficClass(), h.Src(), b[40:]
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) {
+				if h.Check() != drop.Accept || h.TotalLen() != len(h) {
 					t.Errorf("%s: header %x", s, b[:40])
 				}
 			} else {
 				h := packet.IPv4(b)
 				proto, class, src, rest = h.Protocol(), h.TOS(), h.Src(), b[20:]
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) {
+				if h.Check() != drop.Accept || h.TotalLen() != len(h) {
 					t.Errorf("%s: header %x", s, b[:20])
 				}
 			}
@@ -157,7 +164,7 @@ func TestReceiverAllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
 		rs := mustReceivers(t, 1, everySocket()...)
 		s := mustSender(t)
-		segs := []packet.Segment{{Head: outer(100, 1)}, {Head: outer(100, 2)}}
+		segs := []egress.Outgoing{egress.Packet(outer(100, 1)), egress.Packet(outer(100, 2))}
 		bufs := packet.NewBufs(2)
 		if n := testing.AllocsPerRun(100, func() {
 			if _, err := s.Send(segs); err != nil {

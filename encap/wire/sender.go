@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vstun/encap/packet"
+	"vstun/encap/egress"
 	"vstun/encap/wire/pollfd"
 )
 
@@ -18,7 +18,7 @@ const Batch = 64
 // sendBuffer is the room that a sender's socket asks for, in bytes: bursts wait there and not in the TUN device.
 const sendBuffer = 4 << 20
 
-// Sender sends whole IPv4 and IPv6 packets to where their own headers say. One goroutine uses it.
+// Sender sends whole IPv4 and IPv6 packets to where their hops say: an egress.Port. One goroutine uses it.
 type Sender struct {
 	four *rawSender
 	six  *rawSender // nil: the kernel has no IPv6
@@ -44,24 +44,24 @@ func newSender(bySource bool) (*Sender, error) {
 	return &Sender{four, six}, nil
 }
 
-// Send sends the first packets of segs, Batch of them and those of one IP version at the most, in their order, and
+// Send sends the first packets of out, Batch of them and those of one IP version at the most, in their order, and
 // returns how many went out. Of an IPv4 packet the kernel fills in total length, checksum, an ID of 0 and a source of
 // 0; of an IPv6 packet nothing. When a packet is refused, the ones before it have gone out, and the next call that
 // begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
 // EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns
 // os.ErrClosed after Close.
-func (s *Sender) Send(segs []packet.Segment) (int, error) {
-	n, six := 1, isIPv6(&segs[0])
-	for n < min(len(segs), Batch) && isIPv6(&segs[n]) == six {
+func (s *Sender) Send(out []egress.Outgoing) (int, error) {
+	n, four := 1, out[0].To.Dst.Is4()
+	for n < min(len(out), Batch) && out[n].To.Dst.Is4() == four {
 		n++
 	}
 	switch {
-	case !six:
-		return s.four.send(segs[:n])
+	case four:
+		return s.four.send(out[:n])
 	case s.six == nil:
 		return 0, unix.EAFNOSUPPORT
 	}
-	return s.six.send(segs[:n])
+	return s.six.send(out[:n])
 }
 
 // SendVia sends one packet to a neighbour, of its own family, whatever route the packet's destination has. device is
@@ -107,8 +107,6 @@ func (s *rawSender) setPriority(priority int) error {
 	return nil
 }
 
-func isIPv6(s *packet.Segment) bool { return s.Head[0]>>4 == 6 }
-
 // Close closes the sockets; a Send that waits returns.
 func (s *Sender) Close() error {
 	err := s.four.fd.Close()
@@ -127,12 +125,10 @@ type rawSender struct {
 	// or, in their first bytes, struct sockaddr_in; port, flow label and scope stay 0
 	names [Batch]unix.RawSockaddrInet6
 	at    int // of the address in names
-	dst   int // of the destination in packets
-	size  int // of an address
 
-	sources [Batch]sourceMessage // nothing in them: packets are routed by their destination alone
-	src     int                  // of the source in packets, 0 for that
-	info    int                  // of the address in sources
+	bySource bool // packets are routed by their source, too
+	sources  [Batch]sourceMessage
+	info     int // of the address in sources
 }
 
 // sourceMessage is a control message, IP_PKTINFO or IPV6_PKTINFO, that names the source by which a packet is routed.
@@ -157,10 +153,10 @@ func newRawSender(family int, bySource bool) (*rawSender, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &rawSender{fd: fd, at: 4, dst: 16, size: 4}
+	s := &rawSender{fd: fd, at: 4, bySource: bySource}
 	namelen := uint32(unix.SizeofSockaddrInet4)
 	if family == unix.AF_INET6 {
-		s.at, s.dst, s.size, namelen = 8, 24, 16, unix.SizeofSockaddrInet6
+		s.at, namelen = 8, unix.SizeofSockaddrInet6
 	}
 	s.msgs = mmsg{fd: fd, trap: unix.SYS_SENDMMSG, events: unix.POLLOUT, hdrs: make([]mmsghdr, Batch)}
 	for i := range s.msgs.hdrs {
@@ -175,33 +171,39 @@ func newRawSender(family int, bySource bool) (*rawSender, error) {
 			h.SetControllen(n)
 		}
 	}
-	if bySource {
-		s.src = s.dst - s.size
-	}
 	return s, nil
 }
 
 // send is Sender.Send for packets of the socket's family.
-func (s *rawSender) send(segs []packet.Segment) (int, error) {
-	for i := range segs {
-		seg := &segs[i]
+func (s *rawSender) send(out []egress.Outgoing) (int, error) {
+	for i := range out {
+		p := &out[i]
 		name := (*[unix.SizeofSockaddrInet6]byte)(unsafe.Pointer(&s.names[i]))
-		copy(name[s.at:], seg.Head[s.dst:s.dst+s.size])
-		if s.src > 0 {
-			copy(s.sources[i][s.info:], seg.Head[s.src:s.dst])
+		putAddr(name[s.at:], p.To.Dst)
+		if s.bySource {
+			putAddr(s.sources[i][s.info:], p.To.Src)
 		}
 		iov := &s.iovs[i]
-		iov[0].Base = &seg.Head[0]
-		iov[0].SetLen(len(seg.Head))
+		iov[0].Base = &p.Head[0]
+		iov[0].SetLen(len(p.Head))
 		h := &s.msgs.hdrs[i].hdr
 		h.SetIovlen(1)
-		if len(seg.Body) > 0 {
-			iov[1].Base = &seg.Body[0]
-			iov[1].SetLen(len(seg.Body))
+		if len(p.Body) > 0 {
+			iov[1].Base = &p.Body[0]
+			iov[1].SetLen(len(p.Body))
 			h.SetIovlen(2)
 		}
 	}
-	return s.msgs.do(len(segs))
+	return s.msgs.do(len(out))
+}
+
+// putAddr writes the bytes of a to the front of b.
+func putAddr(b []byte, a netip.Addr) {
+	if a.Is4() {
+		*(*[4]byte)(b) = a.As4()
+	} else {
+		*(*[16]byte)(b) = a.As16()
+	}
 }
 
 // openRaw opens a raw socket of a family. An IPv4 one gives and takes whole packets, and so does an IPv6 one of

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 )
 
@@ -24,7 +25,10 @@ var local6 = netip.IPv6Loopback().As16()
 // in each field of its header.
 func outer6(n int, fill byte) packet.IPv6 {
 	b := make(packet.IPv6, packet.IPv6HeaderLen+n)
-	packet.PutIPv6(b, 0x2b, len(b), 9, unix.IPPROTO_IPV6, netip.MustParseAddr("2001:db8::1").As16(), local6)
+	packet.IPv6(b).Encode(packet.IPv6Fields{
+		TrafficClass: 0x2b, TotalLen: len(b), HopLimit: 9, NextHeader: unix.IPPROTO_IPV6,
+		Src: netip.MustParseAddr("2001:db8::1").As16(), Dst: local6,
+	})
 	b[1], b[2], b[3] = b[1]|1, 2, 3 // flow label
 	copy(b[packet.IPv6HeaderLen:], bytes.Repeat([]byte{fill}, n))
 	return b
@@ -81,7 +85,7 @@ func quiet(t *testing.T) {
 }
 
 // sendAll sends all of segs but those that are refused, and returns the errors.
-func sendAll(t *testing.T, s *Sender, segs []packet.Segment) (errs []error) {
+func sendAll(t *testing.T, s *Sender, segs []egress.Outgoing) (errs []error) {
 	t.Helper()
 	for len(segs) > 0 {
 		n, err := s.Send(segs)
@@ -103,14 +107,14 @@ func TestSendBothFamilies(t *testing.T) {
 		s := mustSender(t)
 		quiet(t)
 		next := capture(t, "lo")
-		var segs []packet.Segment
+		var segs []egress.Outgoing
 		var want [][]byte
 		for i := range 300 {
 			b := []byte(outer(100+i, byte(i)))
 			if i%7 > 2 || i > 200 {
 				b = outer6(100+i, byte(i))
 			}
-			segs = append(segs, packet.Segment{Head: b[:60+i/3], Body: b[60+i/3:]})
+			segs = append(segs, split(b, 60+i/3))
 			want = append(want, b)
 		}
 		if errs := sendAll(t, s, segs); len(errs) > 0 {
@@ -135,8 +139,9 @@ func TestSendGoesOnBehindRefused6(t *testing.T) {
 		next := capture(t, "lo")
 		unreachable := outer6(10, 3)
 		copy(unreachable[24:], netip.MustParseAddr("2001:db8::2").AsSlice())
-		errs := sendAll(t, s, []packet.Segment{{Head: outer6(10, 1)}, {Head: outer6(1461, 2)}, {Head: unreachable},
-			{Head: outer(10, 4)}, {Head: outer(1481, 5)}, {Head: outer6(1460, 6)}})
+		errs := sendAll(t, s, []egress.Outgoing{egress.Packet(outer6(10, 1)), egress.Packet(outer6(1461, 2)),
+			egress.Packet(unreachable),
+			egress.Packet(outer(10, 4)), egress.Packet(outer(1481, 5)), egress.Packet(outer6(1460, 6))})
 		if len(errs) != 3 || !errors.Is(errs[0], unix.EMSGSIZE) || !errors.Is(errs[1], unix.ENETUNREACH) ||
 			!errors.Is(errs[2], unix.EMSGSIZE) {
 			t.Errorf("errors are %v", errs)
@@ -203,8 +208,8 @@ func TestSendWithoutIPv6(t *testing.T) {
 		six := s.six
 		s.six = nil
 		defer six.fd.Close()
-		if errs := sendAll(t, s, []packet.Segment{{Head: outer(1, 1)}, {Head: outer6(1, 2)},
-			{Head: outer(1, 3)}}); len(errs) != 1 || !errors.Is(errs[0], unix.EAFNOSUPPORT) {
+		if errs := sendAll(t, s, []egress.Outgoing{egress.Packet(outer(1, 1)), egress.Packet(outer6(1, 2)),
+			egress.Packet(outer(1, 3))}); len(errs) != 1 || !errors.Is(errs[0], unix.EAFNOSUPPORT) {
 			t.Errorf("errors are %v", errs)
 		}
 	})
@@ -213,7 +218,7 @@ func TestSendWithoutIPv6(t *testing.T) {
 func TestSend6AllocatesNothing(t *testing.T) {
 	inNamespace(t, func() {
 		s := mustSender(t)
-		segs := []packet.Segment{{Head: outer6(100, 1)}, {Head: outer(100, 2)}}
+		segs := []egress.Outgoing{egress.Packet(outer6(100, 1)), egress.Packet(outer(100, 2))}
 		if n := testing.AllocsPerRun(100, func() {
 			for i := range segs {
 				if _, err := s.Send(segs[i:]); err != nil {
@@ -266,12 +271,17 @@ func TestLearnPathMTU(t *testing.T) {
 					answer := make([]byte, packet.MaxLen)
 					if four {
 						h := packet.IPv4(about)
-						packet.PutIPv4(h, 0, len(h), 64, protocol, from[four].As4(), to.As4())
+						packet.IPv4(h).Encode(packet.IPv4Fields{
+							TotalLen: len(h), TTL: 64, Protocol: protocol, Src: from[four].As4(), Dst: to.As4(),
+						})
 						h[6] = 0x40
 						h.SetChecksum()
 						answer = answer[:packet.FragmentationNeeded(answer, about, router[four], 1333)]
 					} else {
-						packet.PutIPv6(about, 0, len(about), 64, protocol, from[four].As16(), to.As16())
+						packet.IPv6(about).Encode(packet.IPv6Fields{
+							TotalLen: len(about), HopLimit: 64, NextHeader: protocol, Src: from[four].As16(),
+							Dst: to.As16(),
+						})
 						answer = answer[:packet.PacketTooBig(answer, about, router[four], 1333)]
 					}
 					inject(t, far, near, answer)
@@ -378,11 +388,11 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 		} {
 			from, to := netip.MustParseAddr(c.from), netip.MustParseAddr(c.to)
 			port := s.Ports()[i%2]
-			var segs []packet.Segment
+			var segs []egress.Outgoing
 			for k := range n {
 				b := wrapUDP(from, to, port, 6080, size)
 				b[len(b)-1] = byte(k)
-				segs = append(segs, packet.Segment{Head: b[:80], Body: b[80:]})
+				segs = append(segs, udpPacket(split(b, 80)))
 			}
 			if sent, err := s.Send(segs); sent != n || err != nil {
 				t.Fatalf("%+v: %d %v", c, sent, err)
@@ -410,7 +420,7 @@ func TestUDPSendsOverBothFamilies(t *testing.T) {
 				}
 			}
 		}
-		segs := []packet.Segment{{Head: wrapUDP(netip.IPv6Loopback(), netip.IPv6Loopback(), s.Ports()[0], 9, 100)}}
+		segs := []egress.Outgoing{udpTo(s, netip.IPv6Loopback())}
 		if n := testing.AllocsPerRun(100, func() {
 			if _, err := s.Send(segs); err != nil {
 				t.Fatal(err)
@@ -431,7 +441,7 @@ func TestUDPWithoutIPv6(t *testing.T) {
 		defer s.Close()
 		next := capture(t, "lo")
 		lo := netip.MustParseAddr("127.0.0.1")
-		if n, err := s.Send([]packet.Segment{{Head: wrapUDP(lo, lo, s.Ports()[0], 9, 100)}}); n != 1 || err != nil {
+		if n, err := s.Send([]egress.Outgoing{udpTo(s, lo)}); n != 1 || err != nil {
 			t.Errorf("over IPv4: %d %v", n, err)
 		}
 		if h := packet.IPv4(next()); h.Src() != lo || h.Dst() != lo || h.TotalLen() != 128 || h.TTL() != 33 ||
@@ -439,11 +449,16 @@ func TestUDPWithoutIPv6(t *testing.T) {
 			t.Errorf("sent is %x", []byte(h))
 		}
 		six := netip.IPv6Loopback()
-		if _, err := s.Send([]packet.Segment{{Head: wrapUDP(six, six, s.Ports()[0], 9, 100)}}); !errors.Is(err,
+		if _, err := s.Send([]egress.Outgoing{udpTo(s, six)}); !errors.Is(err,
 			unix.EAFNOSUPPORT) {
 			t.Errorf("over IPv6: %v", err)
 		}
 	})
+}
+
+// udpTo is a UDP packet from and to a, an address of this host, for s.
+func udpTo(s *UDPSender, a netip.Addr) egress.Outgoing {
+	return udpPacket(egress.Packet(wrapUDP(a, a, s.Ports()[0], 9, 100)))
 }
 
 // wrapUDP makes a UDP packet with size bytes of payload.
@@ -454,9 +469,14 @@ func wrapUDP(from, to netip.Addr, sport, dport uint16, size int) []byte {
 	}
 	b := make([]byte, at+8+size)
 	if to.Is4() {
-		packet.PutIPv4(b, 0x2b, len(b), 33, packet.ProtoUDP, from.As4(), to.As4())
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: 0x2b, TotalLen: len(b), TTL: 33, Protocol: packet.ProtoUDP, Src: from.As4(), Dst: to.As4(),
+		})
 	} else {
-		packet.PutIPv6(b, 0x2b, len(b), 33, packet.ProtoUDP, from.As16(), to.As16())
+		packet.IPv6(b).Encode(packet.IPv6Fields{
+			TrafficClass: 0x2b, TotalLen: len(b), HopLimit: 33, NextHeader: packet.ProtoUDP, Src: from.As16(),
+			Dst: to.As16(),
+		})
 	}
 	binary.BigEndian.PutUint16(b[at:], sport)
 	binary.BigEndian.PutUint16(b[at+2:], dport)

@@ -10,13 +10,13 @@ import (
 	"vstun/encap/packet"
 )
 
-// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: every
-// raw socket of a protocol is given every packet (Linux net/ipv4/raw.c, raw_v4_input). The flow is known by the inner
-// source address, of IPv6 half of it, and the first four bytes behind an inner header without options or extension
-// headers: the ports.
+// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: the
+// kernel gives every packet to every raw socket of its protocol (Linux net/ipv4/raw.c, raw_v4_input). The filter hashes
+// the inner source address, half of an IPv6 one, and the ports: the first four bytes behind an inner header without
+// options or extension headers. Of a packet that is too short for that it hashes the length. Reading past the end would
+// drop the packet in every socket, uncounted.
 //
-// What is too short for that is known by its length. Reading past the end would drop the packet in every socket,
-// uncounted.
+// The BPF programs of this package name header fields by numeric offsets: the kernel runs them, where no view applies.
 func share(s Socket, i, n int) []bpf.Instruction {
 	// Scratch 0 is the sum so far, 1 the offset of the inner header, which X has nearly always.
 	mix := func(off uint32) []bpf.Instruction {
@@ -79,30 +79,35 @@ func share(s Socket, i, n int) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: uint8(len(four))})
 	inner = slices.Concat(inner, four, six)
 	if s.Protocol == packet.ProtoGRE {
-		// RFC 2784 and 2890: checksum and key, 4 bytes each where their bits are set.
-		gre := []bpf.Instruction{
-			bpf.LoadIndirect{Off: 0, Size: 1},
-			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x80},
-			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
-			bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: 4},
-			bpf.ALUOpX{Op: bpf.ALUOpAdd},
-			bpf.StoreScratch{Src: bpf.RegA, N: 1},
-			bpf.LoadIndirect{Off: 0, Size: 1},
-			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x20},
-			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 3},
-			bpf.LoadScratch{Dst: bpf.RegX, N: 1},
-			bpf.ALUOpX{Op: bpf.ALUOpAdd},
-			bpf.TAX{},
-			// len - X would be below 0, which is large.
-			bpf.LoadExtension{Num: bpf.ExtLen},
-			bpf.JumpIfX{Cond: bpf.JumpLessThan, SkipTrue: uint8(len(inner))},
-		}
+		gre := greOffset(len(inner))
 		program = slices.Concat(program, unless(4, len(gre)+len(inner)), gre)
 	}
 	return slices.Concat(program, inner, length, end)
 }
 
-// filter gives the socket fd a filter, and throws away what it received before.
+// greOffset adds the length of the GRE header at X to X and scratch 1 (RFC 2784 and 2890): checksum and key have 4
+// bytes each, if their bits are set. It jumps over skip instructions if the packet ends before that.
+func greOffset(skip int) []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadIndirect{Off: 0, Size: 1},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: packet.GREChecksum >> 8},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: packet.GREMinLen},
+		bpf.ALUOpX{Op: bpf.ALUOpAdd},
+		bpf.StoreScratch{Src: bpf.RegA, N: 1},
+		bpf.LoadIndirect{Off: 0, Size: 1},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: packet.GREKey >> 8},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 3},
+		bpf.LoadScratch{Dst: bpf.RegX, N: 1},
+		bpf.ALUOpX{Op: bpf.ALUOpAdd},
+		bpf.TAX{},
+		// len - X would be below 0, which is large.
+		bpf.LoadExtension{Num: bpf.ExtLen},
+		bpf.JumpIfX{Cond: bpf.JumpLessThan, SkipTrue: uint8(skip)},
+	}
+}
+
+// filter sets the filter of the socket fd, and discards packets that it received before.
 func filter(fd int, program []bpf.Instruction) error {
 	raw, err := bpf.Assemble(program)
 	if err != nil {
@@ -120,7 +125,7 @@ func filter(fd int, program []bpf.Instruction) error {
 	return nil
 }
 
-// drain throws away what the socket fd has received.
+// drain discards the packets that the socket fd has received.
 func drain(fd int) {
 	var b [1]byte
 	for {

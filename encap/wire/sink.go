@@ -11,7 +11,7 @@ import (
 )
 
 // Sink has a port of this host and discards its packets: the kernel answers them with neither RST nor ICMP port
-// unreachable. A Tap shows them.
+// unreachable. A Sniffer receives them.
 type Sink struct{ fd int }
 
 // NewSink takes the port at of TCP or UDP, whose address is one of this host or unspecified.

@@ -10,33 +10,33 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// Sniffer shows the packets of one family as they come in by any device, before the host has judged them (packet(7)):
-// neither rp_filter nor a firewall hides one. The host gets them too. One goroutine reads from it.
+// Sniffer receives copies of the packets of one family that come in by any device, before rp_filter and the firewall
+// (packet(7)). The host gets the packets, too. One goroutine reads from it.
 type Sniffer struct{ fd *pollfd.FD }
 
-// SnifferFilter is packets of one IP protocol that a Tap shows: all, or, where Last is not 0, those to the ports from
-// First to Last.
+// SnifferFilter is the packets of one IP protocol that a Sniffer receives: all, or, if Last is not 0, those to the
+// ports from First to Last.
 type SnifferFilter struct {
 	Protocol    uint8
 	First, Last uint16
 }
 
-// tapLen is how much a Tap shows of a packet, in bytes.
-const tapLen = 512
+// sniffLen is the number of bytes that a Sniffer reads of a packet.
+const sniffLen = 512
 
-// NewSniffer opens a tap for what one of filters wants. It needs CAP_NET_RAW.
+// NewSniffer opens a sniffer for the packets of all filters. It needs CAP_NET_RAW.
 func NewSniffer(over6 bool, filters ...SnifferFilter) (*Sniffer, error) {
 	protocol := uint16(unix.ETH_P_IP)
 	if over6 {
 		protocol = unix.ETH_P_IPV6
 	}
-	// It is told what it is to show before it is told the protocol, and so misses nothing and shows nothing else.
+	// The filter is set before the protocol: the socket receives no other packet, and misses none.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", advise(err))
 	}
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, recvBuffer)
-	if err = filter(fd, tapProgram(over6, filters)); err == nil {
+	if err = filter(fd, sniffProgram(over6, filters)); err == nil {
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: protocol<<8 | protocol>>8})
 	}
 	if err != nil {
@@ -50,15 +50,15 @@ func NewSniffer(over6 bool, filters ...SnifferFilter) (*Sniffer, error) {
 	return &Sniffer{f}, nil
 }
 
-// tapProgram is the socket filter for packets that begin with an IP header.
-func tapProgram(over6 bool, filters []SnifferFilter) (program []bpf.Instruction) {
+// sniffProgram is the socket filter for packets that begin with an IP header.
+func sniffProgram(over6 bool, filters []SnifferFilter) (program []bpf.Instruction) {
 	protocolAt := uint32(9)
 	var ports bpf.Instruction = bpf.LoadMemShift{Off: 0} // X = length of the IP header
 	if over6 {
 		protocolAt, ports = 6, bpf.LoadConstant{Dst: bpf.RegX, Val: packet.IPv6HeaderLen}
 	}
 	for _, f := range filters {
-		take := []bpf.Instruction{bpf.RetConstant{Val: tapLen}}
+		take := []bpf.Instruction{bpf.RetConstant{Val: sniffLen}}
 		if f.Last > 0 {
 			take = []bpf.Instruction{
 				ports,

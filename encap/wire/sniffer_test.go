@@ -47,7 +47,7 @@ func TestTap(t *testing.T) {
 					t.Fatal(err)
 				}
 				if want == "" {
-					if n != tapLen {
+					if n != sniffLen {
 						t.Errorf("%s: %d bytes of a large packet", to, n)
 					}
 				} else if got := string(b[n-4 : n]); got != want {

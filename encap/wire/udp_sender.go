@@ -9,6 +9,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/wire/pollfd"
 )
@@ -163,54 +164,43 @@ func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
 // Ports are the sockets' source ports.
 func (s *UDPSender) Ports() []uint16 { return s.ports }
 
-// Send sends the first packets of segs, which are wrapped in IPv4 without options, or IPv6 without extension headers,
-// and UDP, from one of Ports, to one destination, and of one size but for the last, and returns how many went out. The
-// kernel makes the IP and UDP headers: of those in the packets only TOS or traffic class, TTL or hop limit, addresses
-// and ports count. The UDP checksum is always there, as UDP_SEGMENT wants it. An error is about all of them, a bare
-// unix.Errno: EOPNOTSUPP from a kernel without UDP_SEGMENT, EIO where the way's device stands in its way; os.ErrClosed
-// after Close.
-func (s *UDPSender) Send(segs []packet.Segment) (int, error) {
+// Send sends the first packets of out, which have the Kind egress.UDP, neither IP options nor extension headers, one
+// five-tuple from one of Ports, one class and TTL, and one size except the last, and returns how many went out. The
+// kernel makes the IP and UDP headers by their Hop. The UDP checksum is always there, as UDP_SEGMENT wants it. An error
+// is about all of them, a bare unix.Errno: EOPNOTSUPP from a kernel without UDP_SEGMENT, EIO where the path's device
+// stands in its way; os.ErrClosed after Close.
+func (s *UDPSender) Send(out []egress.Outgoing) (int, error) {
 	if !s.able {
 		return 0, unix.EOPNOTSUPP
 	}
-	first := segs[0].Head
-	var c *udpCall
-	var headers int
-	var class, ttl byte
-	if isIPv6(&segs[0]) {
+	h, c, headers := &out[0].Hop, &s.four, packet.IPv4HeaderLen+packet.UDPHeaderLen
+	if h.To.Dst.Is6() {
 		if s.six.hdr.Name == nil {
 			return 0, unix.EAFNOSUPPORT
 		}
-		h := packet.IPv6(first)
-		c, headers, class, ttl = &s.six, packet.IPv6HeaderLen, h.TrafficClass(), h.HopLimit()
-		copy(c.src, first[8:24])
-		copy(c.dst, first[24:40])
-	} else {
-		h := packet.IPv4(first)
-		c, headers, class, ttl = &s.four, packet.IPv4HeaderLen, h.TOS(), h.TTL()
-		copy(c.src, first[12:16])
-		copy(c.dst, first[16:20])
+		c, headers = &s.six, packet.IPv6HeaderLen+packet.UDPHeaderLen
 	}
-	f := s.socket(binary.BigEndian.Uint16(first[headers:]))
+	f := s.socket(h.SrcPort)
 	if f == nil {
-		return 0, fmt.Errorf("UDP port %d is none of ours", binary.BigEndian.Uint16(first[headers:]))
+		return 0, fmt.Errorf("UDP port %d is none of ours", h.SrcPort)
 	}
-	copy(c.name[2:4], first[headers+2:]) // the port
-	headers += 8
-	size := segs[0].Len() - headers
+	putAddr(c.src, h.To.Src)
+	putAddr(c.dst, h.To.Dst)
+	binary.BigEndian.PutUint16(c.name[2:], h.To.DstPort)
+	size := out[0].Len() - headers
 	binary.NativeEndian.PutUint16(c.size, uint16(size))
-	binary.NativeEndian.PutUint32(c.class, uint32(class))
-	binary.NativeEndian.PutUint32(c.ttl, uint32(max(ttl, 1)))
+	binary.NativeEndian.PutUint32(c.class, uint32(h.Class))
+	binary.NativeEndian.PutUint32(c.ttl, uint32(max(h.TTL, 1)))
 	n, iovs := 0, 0
-	for n < len(segs) && n < maxSegments && (n+1)*size <= maxPayload {
-		seg := &segs[n]
-		head := seg.Head[headers:]
+	for n < len(out) && n < maxSegments && (n+1)*size <= maxPayload {
+		p := &out[n]
+		head := p.Head[headers:]
 		s.iovs[iovs].Base = &head[0]
 		s.iovs[iovs].SetLen(len(head))
 		iovs++
-		if len(seg.Body) > 0 {
-			s.iovs[iovs].Base = &seg.Body[0]
-			s.iovs[iovs].SetLen(len(seg.Body))
+		if len(p.Body) > 0 {
+			s.iovs[iovs].Base = &p.Body[0]
+			s.iovs[iovs].SetLen(len(p.Body))
 			iovs++
 		}
 		n++

@@ -9,21 +9,25 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // udpHeaders is the length of the headers of a UDP packet over IPv4.
 const udpHeaders = packet.IPv4HeaderLen + packet.UDPHeaderLen
 
 // udpSegments makes n wrapped packets of one flow to this host, of size bytes of payload each but the last.
-func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, payload []byte) {
+func udpSegments(from, to uint16, n, size, last int) (segs []egress.Outgoing, payload []byte) {
 	for i := range n {
 		k := size
 		if i == n-1 {
 			k = last
 		}
 		b := make(packet.IPv4, udpHeaders+k)
-		packet.PutIPv4(b, 0x2e, len(b), 64, packet.ProtoUDP, [4]byte{}, local)
+		packet.IPv4(b).Encode(packet.IPv4Fields{
+			TOS: 0x2e, TotalLen: len(b), TTL: 64, Protocol: packet.ProtoUDP, Dst: local,
+		})
 		binary.BigEndian.PutUint16(b[20:], from)
 		binary.BigEndian.PutUint16(b[22:], to)
 		for j := range b[udpHeaders:] {
@@ -31,7 +35,7 @@ func udpSegments(from, to uint16, n, size, last int) (segs []packet.Segment, pay
 		}
 		payload = append(payload, b[udpHeaders:]...)
 		cut := min(udpHeaders+10, len(b))
-		segs = append(segs, packet.Segment{Head: b[:cut], Body: b[cut:]})
+		segs = append(segs, udpPacket(split(b, cut)))
 	}
 	return segs, payload
 }
@@ -71,7 +75,7 @@ func TestUDPSegments(t *testing.T) {
 				}
 				for i := range bufs[:n] {
 					h := packet.IPv4(bufs[i].Bytes())
-					if h.Check() != packet.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
+					if h.Check() != drop.Accept || h.Src().As4() != local || h.Protocol() != packet.ProtoUDP ||
 						h.TotalLen() != len(h) || h.TOS() != 0x2e ||
 						binary.BigEndian.Uint16(h[20:]) != port || binary.BigEndian.Uint16(h[22:]) != 6080 ||
 						int(binary.BigEndian.Uint16(h[24:])) != len(h)-20 {
@@ -88,7 +92,8 @@ func TestUDPSegments(t *testing.T) {
 				t.Errorf("%+v: %d datagrams of %d bytes, want %d of %d", c, datagrams, len(got), c.n, len(want))
 			}
 		}
-		if _, err := s.Send(func() []packet.Segment { s, _ := udpSegments(1, 6080, 1, 9, 9); return s }()); err == nil {
+		foreign, _ := udpSegments(1, 6080, 1, 9, 9)
+		if _, err := s.Send(foreign); err == nil {
 			t.Error("sent from a port that is not ours")
 		}
 		big, _ := udpSegments(s.Ports()[0], 6080, 2, 1473, 1473)

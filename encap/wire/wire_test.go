@@ -13,7 +13,9 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 var local = netip.MustParseAddr("127.0.0.1").As4()
@@ -60,7 +62,9 @@ func open(t *testing.T) (*Sender, *Receiver) {
 // outer makes a packet of protocol 4 from and to this host, with n bytes of payload that all are fill.
 func outer(n int, fill byte) packet.IPv4 {
 	b := make(packet.IPv4, 20+n)
-	packet.PutIPv4(b, 0x28, len(b), 9, packet.ProtoIPIP, [4]byte{}, local)
+	packet.IPv4(b).Encode(packet.IPv4Fields{
+		TOS: 0x28, TotalLen: len(b), TTL: 9, Protocol: packet.ProtoIPIP, Dst: local,
+	})
 	copy(b[20:], bytes.Repeat([]byte{fill}, n))
 	b[10], b[11] = 0, 0
 	return b
@@ -70,13 +74,13 @@ func TestSendAndReceive(t *testing.T) {
 	inNamespace(t, func() {
 		s, r := open(t)
 		const n = 150 // more than two batches
-		var segs []packet.Segment
+		var segs []egress.Outgoing
 		for i := range n {
 			b := outer(100+i, byte(i))
 			if i%2 == 0 {
-				segs = append(segs, packet.Segment{Head: b})
+				segs = append(segs, egress.Packet(b))
 			} else {
-				segs = append(segs, packet.Segment{Head: b[:20+i/2], Body: b[20+i/2:]})
+				segs = append(segs, split(b, 20+i/2))
 			}
 		}
 		for sent := 0; sent < n; {
@@ -95,7 +99,7 @@ func TestSendAndReceive(t *testing.T) {
 			for i := range bufs[:k] {
 				h := packet.IPv4(bufs[i].Bytes())
 				want := bytes.Repeat([]byte{byte(seen)}, 100+seen)
-				if h.Check() != packet.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) ||
+				if h.Check() != drop.Accept || h.TotalLen() != len(h) || h.Src() != netip.AddrFrom4(local) ||
 					h.TTL() != 9 || h.TOS() != 0x28 || !bytes.Equal(h.Payload(), want) {
 					t.Fatalf("packet %d: %x", seen, []byte(h))
 				}
@@ -110,8 +114,9 @@ func TestSendGoesOnBehindRefused(t *testing.T) {
 		s, r := open(t)
 		unreachable := outer(10, 1)
 		copy(unreachable[16:20], []byte{192, 0, 2, 1})
-		segs := []packet.Segment{{Head: outer(10, 1)}, {Head: outer(1481, 2)}, {Head: unreachable},
-			{Head: outer(10, 3)}}
+		segs := []egress.Outgoing{egress.Packet(outer(10, 1)), egress.Packet(outer(1481, 2)),
+			egress.Packet(unreachable),
+			egress.Packet(outer(10, 3))}
 		var errs []error
 		for out := segs; len(out) > 0; {
 			n, err := s.Send(out)
@@ -154,7 +159,7 @@ func TestKernelReassembles(t *testing.T) {
 				b[6] |= 0x20
 			}
 			want = append(want, b[20:]...)
-			if n, err := s.Send([]packet.Segment{{Head: b}}); n != 1 || err != nil {
+			if n, err := s.Send([]egress.Outgoing{egress.Packet(b)}); n != 1 || err != nil {
 				t.Fatal(n, err)
 			}
 		}
@@ -179,7 +184,7 @@ func TestCloseEndsReader(t *testing.T) {
 			t.Errorf("the reader ends with %v", err)
 		}
 		s.Close()
-		if _, err := s.Send([]packet.Segment{{Head: outer(1, 1)}}); !errors.Is(err, os.ErrClosed) {
+		if _, err := s.Send([]egress.Outgoing{egress.Packet(outer(1, 1))}); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("Send after Close: %v", err)
 		}
 	})
@@ -191,7 +196,7 @@ func TestOverruns(t *testing.T) {
 		if n := r.Overruns(); n != 0 {
 			t.Fatalf("%d overruns before any packet", n)
 		}
-		seg := []packet.Segment{{Head: outer(1400, 1)}}
+		seg := []egress.Outgoing{egress.Packet(outer(1400, 1))}
 		for range 50_000 { // 70 MB, far beyond the socket's buffer
 			if _, err := s.Send(seg); err != nil {
 				t.Fatal(err)
@@ -207,7 +212,7 @@ func TestOverruns(t *testing.T) {
 func TestBatchesAllocateNothing(t *testing.T) {
 	inNamespace(t, func() {
 		s, r := open(t)
-		segs := []packet.Segment{{Head: outer(100, 1)}, {Head: outer(100, 2)}}
+		segs := []egress.Outgoing{egress.Packet(outer(100, 1)), egress.Packet(outer(100, 2))}
 		bufs := packet.NewBufs(2)
 		if n := testing.AllocsPerRun(100, func() {
 			if _, err := s.Send(segs); err != nil {
@@ -260,4 +265,25 @@ func await(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("not within 10s: %s", what)
 		}
 	}
+}
+
+// split is the packet b in two pieces, the first of n bytes.
+func split(b []byte, n int) egress.Outgoing {
+	o := egress.Packet(b)
+	o.Head, o.Body = b[:n], b[n:]
+	return o
+}
+
+// udpPacket is o, a packet of UDP without options, for a UDPSender.
+func udpPacket(o egress.Outgoing) egress.Outgoing {
+	h, u := &o.Hop, packet.UDP(o.Head)
+	if h.To.Dst.Is4() {
+		ip := packet.IPv4(o.Head)
+		h.Class, h.TTL, h.DF, u = ip.TOS(), ip.TTL(), ip.DF(), u[packet.IPv4HeaderLen:]
+	} else {
+		ip := packet.IPv6(o.Head)
+		h.Class, h.TTL, h.DF, u = ip.TrafficClass(), ip.HopLimit(), true, u[packet.IPv6HeaderLen:]
+	}
+	h.Kind, h.SrcPort, h.To.DstPort = egress.UDP, u.SrcPort(), u.DstPort()
+	return o
 }

@@ -3,12 +3,12 @@ package agent
 import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/metrics"
-	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 )
 
 // serveHTTP says what is answered at the address of metrics.
 func (a *agent) serveHTTP() {
-	var batches []*packet.Batches
+	var batches []*stats.Batches
 	for _, w := range a.workers {
 		batches = append(batches, w.Batches())
 	}

@@ -24,6 +24,7 @@ import (
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/encap/wire"
 	"vstun/routing"
 	"vstun/tundev"
@@ -162,7 +163,7 @@ func (a *agent) openAnswers() error {
 func (a *agent) enforce(s *setup) {
 	a.setup.Store(s)
 	a.policy.Store(endpoint.NewPolicy(endpoint.Rules{Directors: s.cfg.Directors, VIPs: s.cfg.VIPs,
-		Exits: exits(s.cfg), Port: s.cfg.EncapPort, Own: a.own, MSS4: s.mss4, MSS6: s.mss6}))
+		Decapsulators: decapsulators(s.cfg), Port: s.cfg.EncapPort, LocalAddrs: a.own, MSS4: s.mss4, MSS6: s.mss6}))
 }
 
 // needsIPv6 is the first VIP or director in cfg with an IPv6 address, "" where there is none.
@@ -180,8 +181,8 @@ func needsIPv6(cfg *config.Realserver) string {
 	return ""
 }
 
-// exits are where the tunnels of cfg end.
-func exits(cfg *config.Realserver) (all []encap.Decapsulator) {
+// decapsulators returns a decapsulator for each kind of tunnel of cfg.
+func decapsulators(cfg *config.Realserver) (all []encap.Decapsulator) {
 	for _, name := range cfg.Encaps {
 		kind, _ := encap.ParseKind(name)
 		e := encap.Decapsulator{Kind: kind}
@@ -220,7 +221,7 @@ func sockets(cfg *config.Realserver) (all []wire.Socket) {
 		if six && !over6 || !six && !over4 {
 			continue
 		}
-		for _, e := range exits(cfg) {
+		for _, e := range decapsulators(cfg) {
 			switch {
 			case e.Kind.UDP():
 				all = append(all, wire.Socket{Protocol: packet.ProtoUDP, Over6: six, Port: cfg.EncapPort})
@@ -362,7 +363,7 @@ func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 
 // overhead is the most that the tunnels of cfg add to a packet, in bytes. Directors may give GRE a checksum.
 func overhead(cfg *config.Realserver, over6 bool) (n int) {
-	for _, e := range exits(cfg) {
+	for _, e := range decapsulators(cfg) {
 		n = max(n, e.Kind.Overhead4())
 		if e.Kind == encap.KindGRE {
 			n = max(n, e.Kind.Overhead4()+greOption)
@@ -529,7 +530,7 @@ func (a *agent) hear() {
 }
 
 func (a *agent) status() control.RealserverStatus {
-	var t, answers packet.Tally
+	var t, answers stats.Tally
 	var merged, questions uint64
 	for _, w := range a.workers {
 		w.Read(&t)
@@ -557,7 +558,7 @@ func (a *agent) status() control.RealserverStatus {
 		t.Drops[d] += n
 	}
 	st.Drops = control.Drops(&t)
-	if slices.ContainsFunc(exits(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
+	if slices.ContainsFunc(decapsulators(s.cfg), func(e encap.Decapsulator) bool { return e.Kind.UDP() }) {
 		st.EncapPort = s.cfg.EncapPort
 	}
 	for _, v := range s.cfg.VIPs {

@@ -2,24 +2,21 @@ package bench
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vstun/cmd/internal/lab"
+	"vstun/encap/packet"
 )
 
 // The generator's frames: Ethernet 14 + IPv4 20 + UDP 8 + payload 18 bytes = 60, the smallest that Ethernet has,
 // without its checksum.
 const (
 	frameLen   = 60
-	etherLen   = 14
-	ipLen      = 20
+	ipLen      = packet.IPv4HeaderLen
 	manyFlows  = 10_000
 	firstPort  = 1024 // source port of flow 0; the others' follow
 	udpPort    = 9    // destination port
@@ -122,35 +119,23 @@ func datagrams(source, mac net.HardwareAddr, from, to netip.Addr, flows int) [][
 	frames := make([][]byte, flows)
 	for i := range frames {
 		f := all[i*frameLen : (i+1)*frameLen]
-		copy(f, mac)
-		copy(f[6:], source)
-		binary.BigEndian.PutUint16(f[12:], unix.ETH_P_IP)
-		ip := f[etherLen:]
-		ip[0], ip[8], ip[9] = 4<<4|ipLen/4, 64, unix.IPPROTO_UDP
-		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
-		binary.BigEndian.PutUint16(ip[4:], uint16(i))
-		copy(ip[12:], from.AsSlice())
-		copy(ip[16:], to.AsSlice())
-		binary.BigEndian.PutUint16(ip[10:], headerChecksum(ip[:ipLen]))
-		udp := ip[ipLen:]
-		binary.BigEndian.PutUint16(udp, uint16(firstPort+i))
-		binary.BigEndian.PutUint16(udp[2:], udpPort)
-		binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+		ether := packet.Ethernet(f)
+		ether.SetDst([6]byte(mac))
+		ether.SetSrc([6]byte(source))
+		ether.SetType(packet.EtherTypeIPv4)
+		ip := packet.IPv4(ether.Payload())
+		ip.Encode(packet.IPv4Fields{
+			TotalLen: len(ip), TTL: 64, Protocol: packet.ProtoUDP, Src: from.As4(), Dst: to.As4(),
+		})
+		ip.SetID(uint16(i))
+		ip.SetChecksum()
+		udp := packet.UDP(ip[packet.IPv4HeaderLen:])
+		udp.SetSrcPort(uint16(firstPort + i))
+		udp.SetDstPort(udpPort)
+		udp.SetLen(len(udp))
 		frames[i] = f
 	}
 	return frames
-}
-
-// headerChecksum is the Internet checksum (RFC 1071) of a header whose checksum is 0.
-func headerChecksum(header []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(header); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(header[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 // send sends the next frames, at most lab.Burst, and returns how many went out.

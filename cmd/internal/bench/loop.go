@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
+	"vstun/encap/packet"
 	"vstun/routing"
 )
 
@@ -104,10 +104,9 @@ func openTUN(name string) (int, error) {
 
 // outerHeader is an IPv4 header for IPIP (RFC 2003); the kernel fills in total length and checksum.
 func (l *Loop) outerHeader() (h [ipLen]byte) {
-	h[0], h[8], h[9] = 4<<4|ipLen/4, 64, unix.IPPROTO_IPIP
-	binary.BigEndian.PutUint16(h[6:], 0x4000) // don't fragment
-	copy(h[12:], l.From.AsSlice())
-	copy(h[16:], l.To.AsSlice())
+	ip := packet.IPv4(h[:])
+	ip.Encode(packet.IPv4Fields{TTL: 64, Protocol: packet.ProtoIPIP, Src: l.From.As4(), Dst: l.To.As4()})
+	ip.SetDF(true)
 	return h
 }
 

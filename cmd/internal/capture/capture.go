@@ -86,12 +86,12 @@ func Write(ctx context.Context, w io.Writer, flush func() error, tap *forward.Ca
 
 // complete fills in what the kernel would have in the IPv4 header of a packet that is sent.
 func complete(b []byte, sources func(netip.Addr) netip.Addr) {
-	if b[0]>>4 != 4 {
+	if packet.Version(b) != 4 {
 		return
 	}
 	h := packet.IPv4(b)
 	if source := sources(h.Dst()); h.Src().IsUnspecified() && source.Is4() {
-		*(*[4]byte)(h[12:]) = source.As4()
+		h.SetSrc(source.As4())
 	}
 	h.SetChecksum()
 }

@@ -16,7 +16,9 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
 	"vstun/balancer/method"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // once is a source of one packet, and a sink for all.
@@ -31,7 +33,7 @@ func (o *once) ReadBatch(bufs []packet.Buf) (int, error) {
 	return 1, nil
 }
 
-func (o *once) Send(segs []packet.Segment) (int, error) { return len(segs), nil }
+func (o *once) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 
 // TestWrite: a packet is in the file as it came and as it went, with what the kernel fills in.
 func TestWrite(t *testing.T) {
@@ -46,7 +48,9 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := make(packet.IPv4, 40)
-	packet.PutIPv4(in, 0, len(in), 64, packet.ProtoUDP, client.As4(), vip.As4())
+	packet.IPv4(in).Encode(packet.IPv4Fields{
+		TotalLen: len(in), TTL: 64, Protocol: packet.ProtoUDP, Src: client.As4(), Dst: vip.As4(),
+	})
 	copy(in[20:], []byte{0x12, 0x34, 0, 53, 0, 20})
 
 	shared, tap := forward.NewShared(), forward.NewCapture(forward.CaptureFilter{VIP: vip, Port: 53}, 10, 1<<20)
@@ -54,7 +58,8 @@ func TestWrite(t *testing.T) {
 		t.Fatal("somebody else looks")
 	}
 	o := &once{bytes.Clone(in)}
-	if err := forward.NewWorker(0, o, o, nil, b, shared, func() conntab.Ticks { return 1 }).Run(); err != nil {
+	if err := forward.NewWorker(forward.WorkerConfig{Source: o, Raw: o, Balancer: b, Shared: shared,
+		Clock: func() conntab.Ticks { return 1 }}).Run(); err != nil {
 		t.Fatal(err)
 	}
 	shared.StopCapture(tap)
@@ -90,7 +95,7 @@ func TestWrite(t *testing.T) {
 			continue
 		}
 		outer := packet.IPv4(data)
-		if outer.Check() != packet.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
+		if outer.Check() != drop.Accept || outer.Src() != own || outer.Dst() != rs || !bytes.Equal(data[20:], in) {
 			t.Errorf("after the tunnel: %x", data)
 		}
 		if p := gopacket.NewPacket(data, layers.LayerTypeIPv4, gopacket.Default); p.Layer(layers.LayerTypeUDP) == nil ||

@@ -12,7 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // serve runs a server on a socket in a directory of its own until the test ends.
@@ -104,8 +105,8 @@ func TestSocketOfKilledProgramIsReplaced(t *testing.T) {
 }
 
 func TestPrint(t *testing.T) {
-	var tally packet.Tally
-	tally.Drop(packet.DropNoService)
+	var tally stats.Tally
+	tally.Drop(drop.NoService)
 	st := DirectorStatus{Version: "1", Pid: 2, Uptime: 61.2, TUN: "vs0", Queues: 2, In: Traffic{3, 100},
 		Out: Traffic{2, 140}, Drops: Drops(&tally),
 		Connections: Connections{Count: 5, Max: 1000, HalfOpen: 3, HalfOpenMax: 250, Evicted: 7},

@@ -9,7 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // DirectorStatus is what GET /status on a director's control socket returns, and what `director status --json`
@@ -229,11 +230,11 @@ type Counted struct {
 }
 
 // Drops is the reasons of t that occurred, by name.
-func Drops(t *packet.Tally) map[string]uint64 {
+func Drops(t *stats.Tally) map[string]uint64 {
 	m := map[string]uint64{}
 	for d, n := range t.Drops {
 		if n > 0 {
-			m[packet.Drop(d).String()] = n
+			m[drop.Reason(d).String()] = n
 		}
 	}
 	return m

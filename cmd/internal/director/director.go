@@ -135,7 +135,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 			return nil, err
 		}
 		d.senders = append(d.senders, u)
-		d.workers = append(d.workers, forward.NewWorker(i, q, s, u, d.bal, d.shared, d.now))
+		d.workers = append(d.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
+			UDPPorts: u.Ports(), Balancer: d.bal, Shared: d.shared, Clock: d.now}))
 	}
 	if err = d.openLocal(); err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/routing"
 )
 
@@ -91,17 +92,18 @@ func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 		return realserver, dropped, fmt.Sprintf("it was led to %v, which is down, and begins anew elsewhere: %s",
 			c.Realserver, fresh)
 	case e.Fate == conntab.Removed:
-		return "", dropped, fmt.Sprintf("its connection is to %v, which is %s (on_removal = \"drop\")", c.Realserver, gone)
+		return "", dropped, fmt.Sprintf("its connection is to %v, which is %s (on_removal = \"drop\")", c.Realserver,
+			gone)
 	case e.Fate == conntab.Forgotten && e.Left:
 		return realserver, dropped, fmt.Sprintf("its connection is to %v, which is %s, and so it is forgotten "+
 			"(expire_nodest); of a new one: %s", c.Realserver, gone, fresh)
 	case e.Fate == conntab.Forgotten:
-		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has the weight 0: a packet that "+
-			"begins a connection opens a new one (expire_nodest), to %s%s: %s", realserver, dropped, fresh)
+		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has the weight 0: a packet "+
+			"that begins a connection opens a new one (expire_nodest), to %s%s: %s", realserver, dropped, fresh)
 	case e.Fate == conntab.Reused:
-		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has ended: a packet that begins "+
-			"a connection opens a new one, to %s%s: %s", realserver, dropped, fresh)
-	case e.Drop == packet.DropSendError:
+		return c.Realserver.String(), "", fmt.Sprintf("it has a connection to it, which has ended: a packet that "+
+			"begins a connection opens a new one, to %s%s: %s", realserver, dropped, fresh)
+	case e.Drop == drop.SendError:
 		return "", dropped, fmt.Sprintf("it has a connection to %v, to which there is no route, and no source is set",
 			c.Realserver)
 	case e.Left:
@@ -116,9 +118,9 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	switch {
 	case s == nil:
 		return "", e.Drop.String(), "no service has VIP, protocol and port"
-	case e.Drop == packet.DropNoRealserver:
+	case e.Drop == drop.NoRealserver:
 		return "", e.Drop.String(), fmt.Sprintf("%s finds no realserver that may have a new connection", s.Scheduler)
-	case e.Drop != packet.Accept:
+	case e.Drop != drop.Accept:
 		return "", e.Drop.String(), fmt.Sprintf("it would get %v, to which there is no route, and no source is set",
 			e.Chosen)
 	case e.Kept:

@@ -7,7 +7,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // TestVerdict: what becomes of a connection whose realserver has left, or that has ended, and of a new one, by the
@@ -19,7 +19,7 @@ func TestVerdict(t *testing.T) {
 	}
 	web := &balancer.ServiceStatus{Service: balancer.Service{Name: "web", Scheduler: "wlc"}}
 	type trace = balancer.Trace
-	of := func(t trace, d packet.Drop) balancer.Explanation {
+	of := func(t trace, d drop.Reason) balancer.Explanation {
 		return balancer.Explanation{Trace: t, Drop: d, Service: web}
 	}
 	tcp, udp := conn(conntab.Established), conn(conntab.UDP)
@@ -29,38 +29,39 @@ func TestVerdict(t *testing.T) {
 		realserver, drop string
 		says             string
 	}{
-		{"connection", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, packet.Accept),
+		{"connection", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, drop.Accept),
 			"10.0.11.1", "", "it has a connection to it"},
-		{"without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, packet.DropSendError),
+		{"without a route", of(trace{Connection: tcp, Fate: conntab.Followed, Chosen: rs}, drop.SendError),
 			"", "send_error", "no route"},
-		{"that has ended", of(trace{Connection: conn(conntab.TimeWait), Fate: conntab.Reused, Chosen: other}, packet.Accept),
-			"10.0.11.1", "", "opens a new one, to 10.0.11.2"},
-		{"weight 0, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Chosen: other}, packet.Accept),
+		{"that has ended", of(trace{Connection: conn(conntab.TimeWait), Fate: conntab.Reused, Chosen: other},
+			drop.Accept), "10.0.11.1", "", "opens a new one, to 10.0.11.2"},
+		{"weight 0, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Chosen: other}, drop.Accept),
 			"10.0.11.1", "", "(expire_nodest), to 10.0.11.2"},
 		{"left", balancer.Explanation{Trace: trace{Connection: tcp, Fate: conntab.Followed, Left: true, Chosen: rs}},
 			"10.0.11.1", "", "not configured any more"},
-		{"left, drop", of(trace{Connection: tcp, Fate: conntab.Removed, Left: true}, packet.DropRemoved),
+		{"left, drop", of(trace{Connection: tcp, Fate: conntab.Removed, Left: true}, drop.Removed),
 			"", "realserver_removed", "on_removal"},
-		{"left, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Left: true, Chosen: other}, packet.Accept),
+		{"left, expire", of(trace{Connection: tcp, Fate: conntab.Forgotten, Left: true, Chosen: other}, drop.Accept),
 			"10.0.11.2", "", "expire_nodest"},
-		{"down", of(trace{Connection: tcp, Fate: conntab.Followed, Left: true, Down: true, Chosen: rs}, packet.Accept),
+		{"down", of(trace{Connection: tcp, Fate: conntab.Followed, Left: true, Down: true, Chosen: rs}, drop.Accept),
 			"10.0.11.1", "", "goes on, though it is down"},
 		{"down, a datagram", of(trace{Connection: udp, Fate: conntab.Followed, Left: true, Down: true, Restarted: true,
-			Chosen: other}, packet.Accept), "10.0.11.2", "", "begins anew elsewhere"},
+			Chosen: other}, drop.Accept), "10.0.11.2", "", "begins anew elsewhere"},
 		{"down, unanswered", of(trace{Connection: conn(conntab.SynRecv), Fate: conntab.Removed, Left: true, Down: true,
-			Restarted: true}, packet.DropNoRealserver), "", "no_realserver", "begins anew elsewhere"},
-		{"none", balancer.Explanation{Drop: packet.DropNoService}, "", "no_service", "no service"},
-		{"no realserver", of(trace{}, packet.DropNoRealserver), "", "no_realserver", "wlc finds no realserver"},
-		{"no route", of(trace{Chosen: rs}, packet.DropSendError), "", "send_error", "no route"},
-		{"persistence", of(trace{Chosen: rs, Kept: true, Template: conn(conntab.TemplateState)}, packet.Accept),
+			Restarted: true}, drop.NoRealserver), "", "no_realserver", "begins anew elsewhere"},
+		{"none", balancer.Explanation{Drop: drop.NoService}, "", "no_service", "no service"},
+		{"no realserver", of(trace{}, drop.NoRealserver), "", "no_realserver", "wlc finds no realserver"},
+		{"no route", of(trace{Chosen: rs}, drop.SendError), "", "send_error", "no route"},
+		{"persistence", of(trace{Chosen: rs, Kept: true, Template: conn(conntab.TemplateState)}, drop.Accept),
 			"10.0.11.1", "", "persistence keeps"},
-		{"persistence no more", of(trace{Chosen: other, Template: conn(conntab.TemplateState)}, packet.Accept),
+		{"persistence no more", of(trace{Chosen: other, Template: conn(conntab.TemplateState)}, drop.Accept),
 			"10.0.11.2", "", "does not keep the client at 10.0.11.1"},
 	} {
 		realserver, dropped, why := verdict(&c.e)
 		if realserver != c.realserver || dropped != c.drop || !strings.Contains(why, c.says) ||
 			strings.Contains(why, "\n") {
-			t.Errorf("%s: %q, %q, %s; want %q, %q and %q", c.name, realserver, dropped, why, c.realserver, c.drop, c.says)
+			t.Errorf("%s: %q, %q, %s; want %q, %q and %q", c.name, realserver, dropped, why, c.realserver, c.drop,
+				c.says)
 		}
 	}
 }

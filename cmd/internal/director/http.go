@@ -5,7 +5,7 @@ import (
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/page"
-	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 )
 
 // openHTTP takes the address of metrics, if there is one.
@@ -20,7 +20,7 @@ func (d *director) openHTTP() error {
 
 // serveHTTP says what is answered there, and returns what keeps the page up to date.
 func (d *director) serveHTTP() daemon.Task {
-	var batches []*packet.Batches
+	var batches []*stats.Batches
 	for _, w := range d.workers {
 		batches = append(batches, w.Batches())
 	}

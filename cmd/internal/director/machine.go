@@ -41,7 +41,8 @@ func (d *director) openLocal() (err error) {
 	if err := s.SetPriority(urgent); err != nil {
 		return err
 	}
-	d.workers = append(d.workers, forward.NewWorker(d.cfg.Queues, d.local.Queues()[0], s, nil, d.bal, d.shared, d.now))
+	d.workers = append(d.workers, forward.NewWorker(forward.WorkerConfig{ID: d.cfg.Queues,
+		Source: d.local.Queues()[0], Raw: s, Balancer: d.bal, Shared: d.shared, Clock: d.now}))
 	for _, ipv6 := range []bool{false, true} {
 		if !routing.HasRules(ipv6) && (!ipv6 || routing.HasIPv6()) {
 			d.log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+

@@ -10,13 +10,14 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/encap/packet"
+	"vstun/encap/packet/stats"
 	"vstun/routing"
 	"vstun/tundev"
 )
 
 // status is what the control socket answers.
 func (d *director) status() control.DirectorStatus {
-	var t packet.Tally
+	var t stats.Tally
 	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(d.start).Seconds(),
 		TUN:    d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),

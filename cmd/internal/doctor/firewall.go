@@ -170,11 +170,11 @@ var anybody = map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.1"), true:
 // request is the front of a client's packet to a VIP.
 func request(vip netip.Addr, protocol uint8, port uint16) []byte {
 	to := netip.AddrPortFrom(vip, port)
-	b := segment(netip.AddrPortFrom(anybody[vip.Is6()], 1024), to, 0, 0, tcpSYN)
+	b := segment(netip.AddrPortFrom(anybody[vip.Is6()], 1024), to, 0, 0, packet.FlagSYN)
 	if vip.Is4() {
-		b[9] = protocol
+		packet.IPv4(b).SetProtocol(protocol)
 	} else {
-		b[6] = protocol
+		packet.IPv6(b).SetNextHeader(protocol)
 	}
 	return b
 }
@@ -234,12 +234,12 @@ func (d *Director) errorCrossings() (all []crossing) {
 			suspect: suspect{packet: request(hop.Source, packet.ProtoICMP, 0), anybody: true, iif: hop.Link,
 				state: expr.CtStateBitRELATED, back: true},
 			nft: "icmp type destination-unreachable", xtables: "-p icmp --icmp-type fragmentation-needed"}
-		t := c.suspect.packet[headerLen(a):]
-		t[0], t[1] = packet.ICMPUnreachable, packet.ICMPCodeFragNeeded
+		t := packet.ICMP(c.suspect.packet[headerLen(a):])
+		t.Encode(packet.ICMPFields{Type: packet.ICMPUnreachable, Code: packet.ICMPCodeFragNeeded})
 		if a.Is6() {
 			c.nft, c.xtables = "icmpv6 type packet-too-big", "-p icmpv6 --icmpv6-type packet-too-big"
-			c.suspect.packet[6] = packet.ProtoICMPv6
-			t[0], t[1] = packet.ICMPv6TooBig, 0
+			packet.IPv6(c.suspect.packet).SetNextHeader(packet.ProtoICMPv6)
+			t.Encode(packet.ICMPFields{Type: packet.ICMPv6TooBig})
 		}
 		all = append(all, c)
 	}

@@ -21,12 +21,7 @@ const (
 	// Source ports of SYNs and questions: beyond those that Linux gives its own connections.
 	firstPort, lastPort = 61000, 65535
 
-	icmpLen   = 8
-	tcpLen    = 20
 	cookieLen = 8
-	tcpSYN    = 0x02
-	tcpRST    = 0x04
-	tcpACK    = 0x10
 )
 
 // cookie is in every echo request, so that nobody else's answer is taken for one of ours.
@@ -42,13 +37,17 @@ func newCookie() (c cookie) {
 func ipHeader(b []byte, src, dst netip.Addr, protocol uint8) (n int, pseudo uint64) {
 	if dst.Is4() {
 		h := packet.IPv4(b)
-		packet.PutIPv4(h, 0, len(b), probeTTL, protocol, src.As4(), dst.As4())
-		h[6] = 0x40
+		h.Encode(packet.IPv4Fields{
+			TotalLen: len(b), TTL: probeTTL, Protocol: protocol, Src: src.As4(), Dst: dst.As4(),
+		})
+		h.SetDF(true)
 		h.SetChecksum()
 		return packet.IPv4HeaderLen, h.PseudoSum(len(b) - packet.IPv4HeaderLen)
 	}
 	h := packet.IPv6(b)
-	packet.PutIPv6(h, 0, len(b), probeTTL, protocol, src.As16(), dst.As16())
+	h.Encode(packet.IPv6Fields{
+		TotalLen: len(b), HopLimit: probeTTL, NextHeader: protocol, Src: src.As16(), Dst: dst.As16(),
+	})
 	return packet.IPv6HeaderLen, h.PseudoSum(protocol, len(b)-packet.IPv6HeaderLen)
 }
 
@@ -66,31 +65,31 @@ func echoRequest(src, dst netip.Addr, size int, number uint32, c cookie) []byte 
 	if !dst.Is4() {
 		protocol, kind = packet.ProtoICMPv6, packet.ICMPv6Echo
 	}
-	b := make([]byte, max(size, headerLen(dst)+icmpLen+cookieLen))
+	b := make([]byte, max(size, headerLen(dst)+packet.ICMPHeaderLen+cookieLen))
 	n, pseudo := ipHeader(b, src, dst, protocol)
-	t := b[n:]
-	t[0] = kind
-	binary.BigEndian.PutUint32(t[4:], number)
-	copy(t[icmpLen:], c[:])
+	t := packet.ICMP(b[n:])
+	t.Encode(packet.ICMPFields{Type: kind, Rest: number})
+	copy(t.Payload(), c[:])
 	if dst.Is4() {
 		pseudo = 0
 	}
-	packet.PutChecksum(t[2:], packet.Sum(t, pseudo), false)
+	t.SetChecksum(pseudo)
 	return b
 }
 
 // segment is a TCP segment without data.
 func segment(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
-	b := make([]byte, headerLen(dst.Addr())+tcpLen)
+	b := make([]byte, headerLen(dst.Addr())+packet.TCPHeaderLen)
 	n, pseudo := ipHeader(b, src.Addr(), dst.Addr(), packet.ProtoTCP)
-	t := b[n:]
-	binary.BigEndian.PutUint16(t, src.Port())
-	binary.BigEndian.PutUint16(t[2:], dst.Port())
-	binary.BigEndian.PutUint32(t[4:], seq)
-	binary.BigEndian.PutUint32(t[8:], ack)
-	t[12], t[13] = tcpLen/4<<4, flags
-	binary.BigEndian.PutUint16(t[14:], 1024) // window
-	packet.PutChecksum(t[16:], packet.Sum(t, pseudo), false)
+	t := packet.TCP(b[n:])
+	t.SetSrcPort(src.Port())
+	t.SetDstPort(dst.Port())
+	t.SetSeq(seq)
+	t.SetAck(ack)
+	t.SetHeaderLen(packet.TCPHeaderLen)
+	t.SetFlags(flags)
+	t.SetWindow(1024)
+	t.SetChecksum(pseudo)
 	return b
 }
 
@@ -98,12 +97,12 @@ func segment(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
 func datagram(src, dst netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, headerLen(dst.Addr())+packet.UDPHeaderLen+len(payload))
 	n, pseudo := ipHeader(b, src.Addr(), dst.Addr(), packet.ProtoUDP)
-	t := b[n:]
-	binary.BigEndian.PutUint16(t, src.Port())
-	binary.BigEndian.PutUint16(t[2:], dst.Port())
-	binary.BigEndian.PutUint16(t[4:], uint16(len(t)))
-	copy(t[packet.UDPHeaderLen:], payload)
-	packet.PutChecksum(t[6:], packet.Sum(t, pseudo), true)
+	t := packet.UDP(b[n:])
+	t.SetSrcPort(src.Port())
+	t.SetDstPort(dst.Port())
+	t.SetLen(len(t))
+	copy(t.Payload(), payload)
+	t.SetChecksum(pseudo)
 	return b
 }
 
@@ -117,7 +116,7 @@ func wrap(c encap.Config, inner []byte) ([]byte, error) {
 	b.SetLen(copy(b.Room(), inner))
 	t.Wrap(b, firstPort)
 	if c.Destination.Is4() {
-		b.Bytes()[6] |= 0x40 // the checksum is the kernel's
+		packet.IPv4(b.Bytes()).SetDF(true) // the kernel computes the checksum
 	}
 	return bytes.Clone(b.Bytes()), nil // b is far larger
 }

@@ -10,6 +10,7 @@ import (
 
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 	"vstun/encap/query"
 )
 
@@ -24,12 +25,12 @@ func TestProbes(t *testing.T) {
 		from, to := netip.MustParseAddr(f.from), netip.MustParseAddr(f.to)
 		for _, inner := range [][]byte{
 			echoRequest(from, to, 1001, 0xdeadbeef, c),
-			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, tcpSYN|tcpACK),
+			segment(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, 80), 7, 8, packet.FlagSYN|packet.FlagACK),
 			datagram(netip.AddrPortFrom(from, 61001), netip.AddrPortFrom(to, query.Port),
 				query.AppendQuestion(nil, query.Question{Version: query.Version, Nonce: 9})),
 		} {
 			var info packet.Info
-			if d := info.Parse(inner); d != packet.Accept || info.Flow.Src != from || info.Flow.Dst != to {
+			if d := info.Parse(inner); d != drop.Accept || info.Flow.Src != from || info.Flow.Dst != to {
 				t.Errorf("%s to %s: %v, %v", from, to, d, info.Flow)
 			}
 			first := layers.LayerTypeIPv4
@@ -106,7 +107,7 @@ func serialize(t *testing.T, p gopacket.Packet) []byte {
 // What is advised on is counted somewhere.
 func TestAdvice(t *testing.T) {
 	names := map[string]bool{}
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		names[d.String()] = true
 	}
 	for _, all := range []map[string]advice{directorAdvice(), realserverAdvice()} {

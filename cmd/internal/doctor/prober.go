@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"net/netip"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/encap"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/query"
 	"vstun/encap/wire"
@@ -203,7 +203,7 @@ func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, erro
 	s := &shot{from: dst.Addr(), port: src.Port(), seq: p.next}
 	p.mu.Unlock()
 	var err error
-	s.packet, err = wrapped(segment(src, dst, s.seq, 0, tcpSYN))
+	s.packet, err = wrapped(segment(src, dst, s.seq, 0, packet.FlagSYN))
 	return s, err
 }
 
@@ -313,7 +313,7 @@ func (p *prober) sendShot(s *shot) error {
 	if s.via.IsValid() {
 		return p.sender.SendVia(s.via, s.device, s.packet)
 	}
-	_, err := p.sender.Send([]packet.Segment{{Head: s.packet}})
+	_, err := p.sender.Send([]egress.Outgoing{egress.Packet(s.packet)})
 	return err
 }
 
@@ -342,87 +342,88 @@ func (p *prober) listen(t *wire.Sniffer, over6 bool) {
 
 func (p *prober) take4(b []byte) {
 	h := packet.IPv4(b)
-	if len(b) < packet.IPv4HeaderLen || h.HeaderLen() < packet.IPv4HeaderLen || len(b) < h.HeaderLen()+icmpLen {
+	if len(b) < packet.IPv4HeaderLen || h.HeaderLen() < packet.IPv4HeaderLen ||
+		len(b) < h.HeaderLen()+packet.ICMPHeaderLen {
 		return
 	}
-	t := b[h.HeaderLen():]
+	t := packet.ICMP(b[h.HeaderLen():])
 	switch {
 	case h.Protocol() == packet.ProtoTCP:
-		p.takeTCP(h.Src(), t)
+		p.takeTCP(h.Src(), packet.TCP(t))
 	case h.Protocol() == packet.ProtoUDP:
-		p.takeAnswer(t)
-	case t[0] == packet.ICMPEchoReply:
+		p.takeAnswer(packet.UDP(t))
+	case t.Type() == packet.ICMPEchoReply:
 		p.takeEcho(h.Src(), t, false)
-	case t[0] == packet.ICMPEcho:
+	case t.Type() == packet.ICMPEcho:
 		p.takeEcho(h.Dst(), t, true)
-	case t[0] == packet.ICMPUnreachable || t[0] == packet.ICMPTimeExceeded:
-		q := packet.IPv4(t[icmpLen:])
+	case t.Type() == packet.ICMPUnreachable || t.Type() == packet.ICMPTimeExceeded:
+		q := packet.IPv4(t.Payload())
 		if len(q) < packet.IPv4HeaderLen || len(q) < q.HeaderLen() {
 			return
 		}
 		p.takeTrouble(road{to: q.Dst(), protocol: q.Protocol()}, q[q.HeaderLen():],
-			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint16(t[6:])),
+			trouble{from: h.Src(), kind: t.Type(), code: t.Code(), mtu: t.MTU4(),
 				size: q.TotalLen()})
 	}
 }
 
 func (p *prober) take6(b []byte) {
 	h := packet.IPv6(b)
-	if len(b) < packet.IPv6HeaderLen+icmpLen {
+	if len(b) < packet.IPv6HeaderLen+packet.ICMPHeaderLen {
 		return
 	}
-	t := b[packet.IPv6HeaderLen:]
+	t := packet.ICMP(b[packet.IPv6HeaderLen:])
 	switch {
 	case h.NextHeader() == packet.ProtoTCP:
-		p.takeTCP(h.Src(), t)
+		p.takeTCP(h.Src(), packet.TCP(t))
 	case h.NextHeader() == packet.ProtoUDP:
-		p.takeAnswer(t)
-	case t[0] == packet.ICMPv6EchoReply:
+		p.takeAnswer(packet.UDP(t))
+	case t.Type() == packet.ICMPv6EchoReply:
 		p.takeEcho(h.Src(), t, false)
-	case t[0] == packet.ICMPv6Echo:
+	case t.Type() == packet.ICMPv6Echo:
 		p.takeEcho(h.Dst(), t, true)
-	case t[0] >= packet.ICMPv6Unreachable && t[0] <= packet.ICMPv6ParamProblem:
-		q := packet.IPv6(t[icmpLen:])
+	case t.Type() >= packet.ICMPv6Unreachable && t.Type() <= packet.ICMPv6ParamProblem:
+		q := packet.IPv6(t.Payload())
 		if len(q) < packet.IPv6HeaderLen {
 			return
 		}
 		p.takeTrouble(road{to: q.Dst(), protocol: q.NextHeader()}, q[packet.IPv6HeaderLen:],
-			trouble{from: h.Src(), kind: t[0], code: t[1], mtu: int(binary.BigEndian.Uint32(t[4:])),
+			trouble{from: h.Src(), kind: t.Type(), code: t.Code(), mtu: int(t.MTU6()),
 				size: q.TotalLen()})
 	}
 }
 
 // takeEcho takes an echo reply from the address of a request, or, with back, the request itself, which has come back.
-func (p *prober) takeEcho(of netip.Addr, t []byte, back bool) {
-	if len(t) < icmpLen+cookieLen || cookie(t[icmpLen:icmpLen+cookieLen]) != p.cookie {
+func (p *prober) takeEcho(of netip.Addr, t packet.ICMP, back bool) {
+	if len(t) < packet.ICMPHeaderLen+cookieLen || cookie(t.Payload()) != p.cookie {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s := p.echoes[binary.BigEndian.Uint32(t[4:])]; s != nil && s.from == of {
+	if s := p.echoes[t.Rest()]; s != nil && s.from == of {
 		s.answered, s.back = true, s.back || back
 		p.wake()
 	}
 }
 
 // takeTCP takes a segment.
-func (p *prober) takeTCP(from netip.Addr, t []byte) {
-	if len(t) < tcpLen {
+func (p *prober) takeTCP(from netip.Addr, t packet.TCP) {
+	if len(t) < packet.TCPHeaderLen {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.syns[synKey{binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint32(t[8:])}]
-	if s != nil && s.from == from && t[13]&tcpACK != 0 {
-		s.answered, s.flags = true, t[13]
+	s := p.syns[synKey{t.DstPort(), t.Ack()}]
+	if s != nil && s.from == from && t.Flags()&packet.FlagACK != 0 {
+		s.answered, s.flags = true, t.Flags()
 		p.wake()
 	}
 }
 
 // takeAnswer takes the answer of an agent. It is known by its nonce: the agent sends it from the address that its
 // host's route gives.
-func (p *prober) takeAnswer(t []byte) {
-	n := int(binary.BigEndian.Uint16(t[4:]))
+func (p *prober) takeAnswer(t packet.UDP) {
+	n := t.Len()
 	if n < packet.UDPHeaderLen || n > len(t) {
 		return
 	}
@@ -444,7 +445,7 @@ func (p *prober) takeTrouble(r road, t []byte, what trouble) {
 		if len(t) < 4 {
 			return
 		}
-		r.port = binary.BigEndian.Uint16(t[2:])
+		r.port = packet.UDP(t).DstPort()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

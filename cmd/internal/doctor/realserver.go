@@ -251,7 +251,8 @@ func (e *exam) realserverFirewall(s *Realserver) {
 				nft: fmt.Sprintf("iifname %q", s.Config.TUN), xtables: "-i " + s.Config.TUN})
 		}
 		if hop, ok, err := routing.Lookup(outside[vip.Is6()], netip.Addr{}); err == nil && ok {
-			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anybody[vip.Is6()], 1024), 0, 0, tcpSYN|tcpACK)
+			b := segment(netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(anybody[vip.Is6()], 1024), 0, 0,
+				packet.FlagSYN|packet.FlagACK)
 			all = append(all, crossing{name: fmt.Sprintf("answers from %s", vip), grade: Error,
 				why: "clients hear nothing", hooks: out,
 				suspect: suspect{packet: b, oif: hop.Link, state: expr.CtStateBitESTABLISHED},

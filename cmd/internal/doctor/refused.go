@@ -178,7 +178,7 @@ const mostSenders = 5
 // sender is source address and protocol of an IP packet.
 func sender(b []byte) (netip.Addr, uint8) {
 	switch {
-	case len(b) >= packet.IPv4HeaderLen && b[0]>>4 == 4:
+	case len(b) >= packet.IPv4HeaderLen && packet.Version(b) == 4:
 		return packet.IPv4(b).Src(), packet.IPv4(b).Protocol()
 	case len(b) >= packet.IPv6HeaderLen:
 		return packet.IPv6(b).Src(), packet.IPv6(b).NextHeader()

@@ -82,10 +82,10 @@ func (d *Director) routed(p *prober, vip netip.Addr, devices []routing.Device, r
 		func(d routing.Device) bool { return d.Name == hop.Link })].Index
 	if vip.Is4() {
 		h := packet.IPv4(r.packet)
-		h[8] = routerHops
+		h.SetTTL(routerHops)
 		h.SetChecksum()
 	} else {
-		r.packet[7] = routerHops
+		packet.IPv6(r.packet).SetHopLimit(routerHops)
 	}
 	return r, ""
 }

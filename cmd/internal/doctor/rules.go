@@ -105,7 +105,7 @@ type fate struct {
 // until one drops it.
 func (r *rules) judge(s *suspect, hook nftables.ChainHook) fate {
 	family := nftables.TableFamilyIPv4
-	if s.packet[0]>>4 == 6 {
+	if packet.Version(s.packet) == 6 {
 		family = nftables.TableFamilyIPv6
 	}
 	var bases []*nftables.Chain
@@ -278,7 +278,7 @@ func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 // meta is what is known of the packet beside its bytes; nil is nothing.
 func (w *walk) meta(key expr.MetaKey) []byte {
 	name := func(device string) []byte { return append([]byte(device), make([]byte, unix.IFNAMSIZ-len(device))...) }
-	six := w.packet[0]>>4 == 6
+	six := packet.Version(w.packet) == 6
 	switch key {
 	case expr.MetaKeyIIFNAME:
 		return name(w.iif)
@@ -290,19 +290,16 @@ func (w *walk) meta(key expr.MetaKey) []byte {
 		return native(uint32(w.index[w.oif]))
 	case expr.MetaKeyL4PROTO:
 		if six {
-			return w.packet[6:7]
+			return []byte{packet.IPv6(w.packet).NextHeader()}
 		}
-		return w.packet[9:10]
+		return []byte{packet.IPv4(w.packet).Protocol()}
 	case expr.MetaKeyNFPROTO:
 		if six {
 			return []byte{unix.NFPROTO_IPV6}
 		}
 		return []byte{unix.NFPROTO_IPV4}
 	case expr.MetaKeyPROTOCOL:
-		if six {
-			return []byte{0x86, 0xdd}
-		}
-		return []byte{0x08, 0x00}
+		return binary.BigEndian.AppendUint16(nil, packet.EtherType(packet.Version(w.packet)))
 	}
 	return nil
 }
@@ -310,7 +307,7 @@ func (w *walk) meta(key expr.MetaKey) []byte {
 // payload is bytes of the packet; nil where they are not known.
 func (w *walk) payload(e *expr.Payload) []byte {
 	source, at, transport := [2]uint32{12, 16}, e.Offset, uint32(20)
-	if w.packet[0]>>4 == 6 {
+	if packet.Version(w.packet) == 6 {
 		source, transport = [2]uint32{8, 24}, 40
 	}
 	switch e.Base {

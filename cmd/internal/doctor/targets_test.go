@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vstun/cmd/internal/config"
+	"vstun/encap/packet"
 	"vstun/routing"
 )
 
@@ -66,7 +67,7 @@ func TestMoreSYNsThanPorts(t *testing.T) {
 	p.expect(shots, true)
 	for _, s := range shots {
 		p.takeTCP(s.from, segment(netip.AddrPortFrom(s.from, 80), netip.AddrPortFrom(src, s.port), 1, s.seq+1,
-			tcpSYN|tcpACK)[headerLen(src):])
+			packet.FlagSYN|packet.FlagACK)[headerLen(src):])
 	}
 	if !p.settled(shots) {
 		t.Error("answers have gone to others")

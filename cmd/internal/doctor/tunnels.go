@@ -278,7 +278,7 @@ func (v *visit) servers(ctx context.Context) {
 		for k, s := range all[i] {
 			at := netip.AddrPortFrom(vip.addr, vip.ports[k])
 			switch {
-			case s.answered && s.flags&tcpRST != 0:
+			case s.answered && s.flags&packet.FlagRST != 0:
 				v.find(Finding{Severity: Warning, Where: v.where(), What: fmt.Sprintf("no server listens on %s there",
 					at),
 					Why: "its clients are refused",
@@ -298,12 +298,12 @@ func (v *visit) servers(ctx context.Context) {
 // hangUp ends connections that servers have accepted, or may yet.
 func (v *visit) hangUp(vip *targetVIP, shots []*shot) {
 	for i, s := range shots {
-		if s.err != nil || s.answered && s.flags&tcpRST != 0 {
+		if s.err != nil || s.answered && s.flags&packet.FlagRST != 0 {
 			continue
 		}
 		b, err := wrap(v.Config,
 			segment(netip.AddrPortFrom(vip.source, s.port), netip.AddrPortFrom(vip.addr, vip.ports[i]), s.seq+1, 0,
-				tcpRST))
+				packet.FlagRST))
 		if err == nil {
 			_ = v.send(b) // else the server gives up by itself
 		}

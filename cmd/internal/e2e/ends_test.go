@@ -124,7 +124,7 @@ func TestRemovedDevice(t *testing.T) {
 		if err := p.Wait(); err == nil || err.Error() != "exit status 1" {
 			t.Errorf("%s: %v, want exit status 1", p, err)
 		}
-		if !strings.Contains(p.Output(), "has been removed by somebody else") {
+		if !strings.Contains(p.Output(), "has been removed by another program") {
 			t.Errorf("%s does not say what happened:\n%s", p, p.Output())
 		}
 	}

@@ -14,21 +14,29 @@ import (
 // mayImport is the house's directions: which packages of this module each package may import; "cmd/…" may import all. A
 // package that is not here fails the test: give it its place.
 var mayImport = map[string][]string{
-	"encap/packet":            {},
-	"encap":                   {"encap/packet"},
-	"encap/wire/pollfd":       {},
-	"encap/wire":              {"encap/packet", "encap/wire/pollfd"},
-	"encap/query":             {"encap", "encap/packet"},
-	"encap/endpoint":          {"encap", "encap/packet", "encap/query"},
-	"tundev":                  {"encap/packet", "encap/wire/pollfd"},
+	"encap/packet/drop":  {},
+	"encap/packet/stats": {"encap/packet/drop"},
+	"encap/packet":       {"encap/packet/drop"},
+	"encap":              {"encap/packet", "encap/packet/drop"},
+	"encap/wire/pollfd":  {},
+	"encap/egress":       {"encap", "encap/packet", "encap/packet/drop", "encap/packet/stats"},
+	"encap/wire":         {"encap/egress", "encap/packet", "encap/wire/pollfd"},
+	"encap/query":        {"encap", "encap/packet"},
+	"encap/endpoint": {
+		"encap", "encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query",
+	},
+	"tundev":                  {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
 	"balancer/conntab":        {"encap/packet"},
-	"balancer/method":         {"encap", "encap/packet"},
-	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet"},
+	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
+	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
 	"balancer/health":         {"balancer/health/command"},
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
-	"balancer/forward":        {"balancer", "balancer/conntab", "balancer/method", "encap", "encap/packet"},
-	"routing":                 {},
+	"balancer/forward": {
+		"balancer", "balancer/conntab", "encap", "encap/egress", "encap/packet", "encap/packet/drop",
+		"encap/packet/stats",
+	},
+	"routing": {},
 }
 
 const capLibrary = "kernel.org/pub/linux/libs/security/libcap/cap"

@@ -17,6 +17,7 @@ import (
 	"vstun/cmd/internal/lab"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // format is a tunnel between director and web1, as package encap has it and as ip(8) does.
@@ -217,8 +218,8 @@ func TestInteropWrap(t *testing.T) {
 	}
 }
 
-// TestInteropUnwrap has encap.Exit take what the kernel's devices wrap, also with the destination options that they put
-// between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
+// TestInteropUnwrap has encap.Decapsulator take what the kernel's devices wrap, also with the destination options that
+// they put between outer IPv6 header and tunnel (RFC 2473, section 4.1.1).
 func TestInteropUnwrap(t *testing.T) {
 	s, director, web := tunnelSite(t)
 	udp := s.sendsUDP()
@@ -274,7 +275,7 @@ func TestInteropUnwrap(t *testing.T) {
 			}
 			b.SetLen(n)
 			exit := encap.Decapsulator{Kind: f.Kind, Key: f.Key, HasKey: f.HasKey}
-			if d := exit.Decap(b, byte(f.protocol()), 0); d != packet.Accept || !bytes.HasSuffix(b.Bytes(),
+			if d := exit.Decap(b, byte(f.protocol()), 0); d != drop.Accept || !bytes.HasSuffix(b.Bytes(),
 				[]byte(text)) {
 				t.Errorf("%v: %v, %x", &f, d, b.Bytes())
 			}

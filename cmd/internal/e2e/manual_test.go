@@ -17,7 +17,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director"
 	"vstun/cmd/internal/testkit"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
 )
 
 // keyRow is a row of a table of keys: | Key | Type | Default | Meaning |.
@@ -258,7 +258,7 @@ func TestManualDefaults(t *testing.T) {
 // TestManualIsComplete wants every reason of a drop, every scheduler, every type of check and every command in the manual.
 func TestManualIsComplete(t *testing.T) {
 	text := testkit.ManualText(t)
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		if !strings.Contains(text, "| `"+d.String()+"` |") {
 			t.Errorf("drop reason %s is not in the manual", d)
 		}

@@ -8,20 +8,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"vstun/cmd/internal/control"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Director answers with the metrics of a director. status returns its state at each request, batches the counts of its
 // workers, and local the count of the worker for the host's own packets.
-func Director(status func() control.DirectorStatus, batches []*packet.Batches, local *packet.Batches) http.Handler {
+func Director(status func() control.DirectorStatus, batches []*stats.Batches, local *stats.Batches) http.Handler {
 	return handler(&director{status, batches, local})
 }
 
 // director collects a director's metrics.
 type director struct {
 	status  func() control.DirectorStatus
-	batches []*packet.Batches
-	local   *packet.Batches
+	batches []*stats.Batches
+	local   *stats.Batches
 }
 
 var (
@@ -154,7 +155,7 @@ func (c *director) Collect(ch chan<- prometheus.Metric) {
 	for i := range directorSeries {
 		directorSeries[i].send(ch, &st)
 	}
-	sendDrops(ch, directorDrops, directorReason, st.Drops)
+	sendDrops(ch, directorDrops, drop.Reason.Director, st.Drops)
 	sendBatches(ch, directorBatches, c.batches)
 	sendBatch(ch, directorBatches, "local", c.local)
 	for i := range st.Services {
@@ -176,11 +177,6 @@ func sendService(ch chan<- prometheus.Metric, s *control.Service) {
 		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Active), s.Name, r.Address, "active")
 		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Inactive), s.Name, r.Address, "inactive")
 	}
-}
-
-// directorReason reports whether a director can refuse a packet for this reason.
-func directorReason(d packet.Drop) bool {
-	return d < packet.DropNotDirector || d == packet.DropSendError
 }
 
 // health is "up" or "down" as Prometheus has it; there is none of what nobody checks.

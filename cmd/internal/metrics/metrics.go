@@ -14,7 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Metrics are asked for by a few servers every few seconds. With thousands of realservers an answer takes half a second
@@ -85,10 +86,10 @@ var buildDesc = prometheus.NewDesc("vstun_build_info", "Which program answers: a
 
 // sendDrops sends the packets refused, by reason: those of a program's reasons that have not occurred too, so that the
 // first one shows as a rise.
-func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(packet.Drop) bool,
+func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(drop.Reason) bool,
 	drops map[string]uint64) {
 	all := map[string]uint64{}
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
 		if known(d) {
 			all[d.String()] = 0
 		}
@@ -100,14 +101,14 @@ func sendDrops(ch chan<- prometheus.Metric, desc *prometheus.Desc, known func(pa
 }
 
 // sendBatches sends a histogram of the sizes of batches for each queue.
-func sendBatches(ch chan<- prometheus.Metric, desc *prometheus.Desc, queues []*packet.Batches) {
+func sendBatches(ch chan<- prometheus.Metric, desc *prometheus.Desc, queues []*stats.Batches) {
 	for i, q := range queues {
 		sendBatch(ch, desc, strconv.Itoa(i), q)
 	}
 }
 
 // sendBatch sends the histogram of a queue. Its sum is the packets that were read from it.
-func sendBatch(ch chan<- prometheus.Metric, desc *prometheus.Desc, queue string, q *packet.Batches) {
+func sendBatch(ch chan<- prometheus.Metric, desc *prometheus.Desc, queue string, q *stats.Batches) {
 	var count, sum uint64
 	buckets := map[float64]uint64{}
 	for n, times := range q.Read() {

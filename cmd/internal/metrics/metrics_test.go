@@ -18,7 +18,8 @@ import (
 
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/testkit"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // ask returns what is answered to a scrape.
@@ -113,13 +114,13 @@ func fullRealserver() control.RealserverStatus {
 }
 
 // someBatches are two queues': of the second nothing was read.
-func someBatches() []*packet.Batches {
-	var a, b packet.Batches
+func someBatches() []*stats.Batches {
+	var a, b stats.Batches
 	for _, n := range []int{1, 1, 2, 3, 63, 64} {
 		a.Begin(n)
 		a.End()
 	}
-	return []*packet.Batches{&a, &b}
+	return []*stats.Batches{&a, &b}
 }
 
 // handlers answer for each program, with something everywhere.
@@ -244,7 +245,7 @@ func TestLint(t *testing.T) {
 // TestServicesThatLeftAreForgotten scrapes before and after a reload.
 func TestServicesThatLeftAreForgotten(t *testing.T) {
 	st := fullDirector()
-	h := Director(func() control.DirectorStatus { return st }, nil, new(packet.Batches))
+	h := Director(func() control.DirectorStatus { return st }, nil, new(stats.Batches))
 	if !strings.Contains(ask(t, h), `service="web"`) {
 		t.Error("the service is not there")
 	}
@@ -265,9 +266,9 @@ func TestReasons(t *testing.T) {
 		}
 		where[row[1]] = row[2]
 	}
-	for d := packet.Accept + 1; d < packet.NumDrops; d++ {
-		if in := where[d.String()]; directorReason(d) != (in != "realserver") || agentReason(d) != (in != "director") {
-			t.Errorf("%v: of the director %v, of the agent %v; in the manual %q", d, directorReason(d), agentReason(d),
+	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
+		if in := where[d.String()]; d.Director() != (in != "realserver") || d.Realserver() != (in != "director") {
+			t.Errorf("%v: of the director %v, of the agent %v; in the manual %q", d, d.Director(), d.Realserver(),
 				in)
 		}
 	}
@@ -316,7 +317,7 @@ func manyRealservers() control.DirectorStatus {
 // a second.
 func TestManyRealservers(t *testing.T) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
+	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(stats.Batches))
 	if n := strings.Count(ask(t, h), "\nvstun_realserver_up{"); n != 10_000 {
 		t.Errorf("%d of 10,000 realservers", n)
 	}
@@ -324,7 +325,7 @@ func TestManyRealservers(t *testing.T) {
 
 func BenchmarkScrape(b *testing.B) {
 	st := manyRealservers()
-	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(packet.Batches))
+	h := Director(func() control.DirectorStatus { return st }, someBatches(), new(stats.Batches))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.SetBytes(int64(len(ask(b, h))))

@@ -6,19 +6,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"vstun/cmd/internal/control"
-	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
 )
 
 // Realserver answers with the metrics of a realserver's agent, of which status tells at each request, and batches what
 // its workers count.
-func Realserver(status func() control.RealserverStatus, batches []*packet.Batches) http.Handler {
+func Realserver(status func() control.RealserverStatus, batches []*stats.Batches) http.Handler {
 	return handler(&agent{status, batches})
 }
 
 // agent collects an agent's metrics.
 type agent struct {
 	status  func() control.RealserverStatus
-	batches []*packet.Batches
+	batches []*stats.Batches
 }
 
 // agentSeries are the metrics of an agent as a whole.
@@ -87,11 +88,6 @@ func (c *agent) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range st.FromDirectors {
 		ch <- prometheus.MustNewConstMetric(agentFrom, counterValue, float64(c.Packets), c.Address)
 	}
-	sendDrops(ch, agentDrops, agentReason, st.Drops)
+	sendDrops(ch, agentDrops, drop.Reason.Realserver, st.Drops)
 	sendBatches(ch, agentBatches, c.batches)
-}
-
-// agentReason reports whether an agent can refuse a packet for this reason.
-func agentReason(d packet.Drop) bool {
-	return d <= packet.DropSourceRoute || d >= packet.DropOffload
 }

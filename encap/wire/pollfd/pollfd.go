@@ -45,7 +45,7 @@ func (f *FD) Wait(events int16) error {
 	return f.wait(fds[:])
 }
 
-// Close ends all waiting, waits until nobody uses the descriptor, and closes it.
+// Close ends all waiting, waits for users of the descriptor, and closes it.
 func (f *FD) Close() error { return f.shut(func() []int { return []int{f.num} }) }
 
 // Group is several descriptors for which one goroutine waits together. Others may use them at the same time; Close
@@ -104,7 +104,8 @@ func (g *Group) Change(fn func(nums []int) (next []int, n int)) error {
 	return nil
 }
 
-// Acquire makes the descriptors good until Release; os.ErrClosed after Close. It is for a batch, not for a packet.
+// Acquire keeps the descriptors open until Release. It returns os.ErrClosed after Close. Call it once a batch, not once
+// a packet.
 func (g *Group) Acquire() error { return g.enter() }
 
 // Num is the number of descriptor i, in New's order, to be used between Acquire and Release.
@@ -119,13 +120,13 @@ func (g *Group) Wait(events int16) error {
 	return g.wait(g.fds)
 }
 
-// Ready tells what the last Wait has found of descriptor i.
+// Ready reports whether the last Wait found descriptor i ready or in error.
 func (g *Group) Ready(i int) bool { return g.fds[1+i].Revents != 0 }
 
-// Close ends all waiting, waits until nobody uses the descriptors, and closes them.
+// Close ends all waiting, waits for users of the descriptors, and closes them.
 func (g *Group) Close() error { return g.shut(func() []int { return g.nums }) }
 
-// gate lets users in until it is shut.
+// gate counts users of the descriptors; shut waits for them.
 type gate struct {
 	bell    int // an eventfd(2): readable once shut has been called, or while Change waits
 	use     sync.RWMutex

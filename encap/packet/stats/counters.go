@@ -1,29 +1,34 @@
-package packet
+// Package stats counts what a worker does with packets: forwarded and dropped ones, and batches.
+package stats
 
-import "sync/atomic"
+import (
+	"sync/atomic"
 
-// Counters is what one worker counts: packets in and out with their bytes, and refused ones by reason. The worker adds
-// to a Tally of its own and puts it here once a batch; anybody may read at any time.
+	"vstun/encap/packet/drop"
+)
+
+// Counters is what one worker has counted: packets in and out with their bytes, and dropped ones by reason. The worker
+// counts in a Tally and adds that once a batch. Any goroutine may read at any time.
 type Counters struct {
 	inPackets, inBytes, outPackets, outBytes atomic.Uint64
 	resets                                   atomic.Uint64
-	drops                                    [NumDrops]atomic.Uint64
+	drops                                    [drop.NumReasons]atomic.Uint64
 }
 
 // Tally is what a worker counts in one batch, without synchronisation.
 type Tally struct {
 	InPackets, InBytes, OutPackets, OutBytes uint64
 	Resets                                   uint64 // TCP resets sent to clients; they are among OutPackets
-	Drops                                    [NumDrops]uint64
+	Drops                                    [drop.NumReasons]uint64
 	dropped                                  bool
 }
 
-// Drop counts one packet refused.
-func (t *Tally) Drop(d Drop) { t.DropN(d, 1) }
+// Drop counts one dropped packet.
+func (t *Tally) Drop(r drop.Reason) { t.DropN(r, 1) }
 
-// DropN counts n packets refused.
-func (t *Tally) DropN(d Drop, n uint64) {
-	t.Drops[d] += n
+// DropN counts n dropped packets.
+func (t *Tally) DropN(r drop.Reason, n uint64) {
+	t.Drops[r] += n
 	t.dropped = true
 }
 
@@ -46,7 +51,7 @@ func (c *Counters) Add(t *Tally) {
 	*t = Tally{}
 }
 
-// Read adds what c holds to t: the sum over several workers is made by several calls.
+// Read adds the counts of c to t, so that several calls sum up several workers.
 func (c *Counters) Read(t *Tally) {
 	t.InPackets += c.inPackets.Load()
 	t.InBytes += c.inBytes.Load()

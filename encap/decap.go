@@ -1,0 +1,116 @@
+package encap
+
+import (
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+)
+
+// Decapsulator takes packets out of tunnels of one kind. It does not change while it is in use: any number of
+// goroutines may use it.
+type Decapsulator struct {
+	Kind   Kind
+	Key    uint32 // that GRE packets must have, where HasKey is set; else they must have none
+	HasKey bool
+}
+
+// Decap takes the tunnel header off the packet in b. The kernel, or the caller, has checked the outer IP header, and
+// the UDP header of a tunnel that has one; b begins behind them. protocol is the IP protocol number in the outer IP
+// header, class its TOS or traffic class, 0 if it is not known. b then holds one whole, checked IP packet of the
+// version that the tunnel header names, with nothing behind it.
+func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) drop.Reason {
+	var version int // 0: what the packet says
+	d := drop.Outer
+	switch e.Kind {
+	case KindIPIP:
+		switch protocol {
+		case packet.ProtoIPIP:
+			version, d = 4, drop.Accept
+		case packet.ProtoIPv6:
+			version, d = 6, drop.Accept
+		}
+	case KindGRE:
+		if protocol == packet.ProtoGRE {
+			version, d = e.stripGRE(b)
+		}
+	case KindGUE:
+		if protocol == packet.ProtoUDP {
+			version, d = stripGUE(b)
+		}
+	case KindFOU:
+		if protocol == packet.ProtoUDP {
+			d = drop.Accept
+		}
+	}
+	if d != drop.Accept {
+		return d
+	}
+	return checkInner(b, version, class)
+}
+
+// stripGRE takes the GRE header off the packet in b, and returns the IP version that comes behind it.
+func (e *Decapsulator) stripGRE(b *packet.Buf) (version int, d drop.Reason) {
+	h := packet.GRE(b.Bytes())
+	if len(h) < packet.GREMinLen {
+		return 0, drop.TunnelHeader
+	}
+	flags := h.Flags()
+	hasKey := flags&packet.GREKey != 0
+	switch {
+	case flags&^(packet.GREChecksum|packet.GREKey|packet.GREIgnored) != 0 || len(h) < h.HeaderLen() || h.Version() == 0:
+		return 0, drop.TunnelHeader
+	case flags&packet.GREChecksum != 0 && packet.Fold(packet.Sum(h, 0)) != 0xffff && !unfinishedGRE(h):
+		return 0, drop.TunnelChecksum
+	case hasKey != e.HasKey || hasKey && h.Key() != e.Key:
+		return 0, drop.TunnelKey
+	}
+	version = h.Version()
+	b.Strip(h.HeaderLen())
+	return version, drop.Accept
+}
+
+// stripGUE takes the GUE header, if there is one, off the UDP payload in b, and returns the IP version that comes
+// behind it, 0 for either.
+func stripGUE(b *packet.Buf) (version int, d drop.Reason) {
+	h := packet.GUE(b.Bytes())
+	if len(h) < packet.GUEHeaderLen {
+		return 0, drop.TunnelHeader
+	}
+	if h.Variant() == 1 {
+		return 0, drop.Accept
+	}
+	if !h.Plain() || h.Version() == 0 {
+		return 0, drop.TunnelHeader
+	}
+	b.Strip(packet.GUEHeaderLen)
+	return h.Version(), drop.Accept
+}
+
+// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP
+// version that it must have, 0 for either.
+func checkInner(b *packet.Buf, version int, class byte) drop.Reason {
+	p := b.Bytes()
+	if len(p) == 0 {
+		return drop.Truncated
+	}
+	if version == 0 {
+		version = packet.Version(p)
+	}
+	if version == 6 {
+		inner := packet.IPv6(p)
+		if d := inner.Check(); d != drop.Accept {
+			return d
+		}
+		if inner.TotalLen() != len(inner) {
+			return drop.Trailing
+		}
+		return mergeECN6(class, inner)
+	}
+	inner := packet.IPv4(p)
+	if d := inner.Check(); d != drop.Accept {
+		return d
+	}
+	if inner.TotalLen() != len(inner) {
+		return drop.Trailing
+	}
+	return mergeECN(class, inner)
+}

@@ -1,0 +1,106 @@
+// Package egress is the sending half of a tunnel end. It cuts GSO packets into segments, fragments packets that are
+// larger than their path takes, and sends packets in batches.
+//
+//	decision → Hop ┐
+//	wrapped packet ┴→ Output: (Split, Fragment) → batch ─┬→ packets of one five-tuple → Port of UDP sockets (GSO)
+//	                                                     └→ packets one by one ──────→ Port of raw sockets
+//
+// A Hop says what has been decided of a packet. Nothing of it is read from the packet's bytes again.
+package egress
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"vstun/encap/packet"
+)
+
+// Kind is the kind of socket by which a packet leaves.
+type Kind uint8
+
+const (
+	// Raw packets leave by raw sockets, with the IP header that they have.
+	Raw Kind = iota
+	// UDP packets are whole IP packets of UDP. Those of one five-tuple may leave together by a UDP socket, for which
+	// the kernel makes the IP and UDP headers. Otherwise they leave like Raw ones.
+	UDP
+)
+
+// Peer is the receiver of packets: the end of a tunnel, or a client. It is immutable while a Hop refers to it.
+type Peer struct {
+	Dst     netip.Addr
+	Src     netip.Addr // of Dst's family; the kernel replaces an unspecified one by the source of its route
+	DstPort uint16     // of UDP
+}
+
+// Hop is where a packet goes, and what its outermost headers say.
+type Hop struct {
+	To         *Peer
+	Kind       Kind
+	SrcPort    uint16 // of Kind UDP, as are class, TTL and DF
+	Class, TTL uint8  // TOS or traffic class; TTL or hop limit
+	DF         bool   // routers won't fragment the packet: always over IPv6
+}
+
+// sameTuple reports whether packets with the hops h and o, of Kind UDP, have one five-tuple.
+func (h *Hop) sameTuple(o *Hop) bool {
+	return h.SrcPort == o.SrcPort && (h.To == o.To || *h.To == *o.To)
+}
+
+// Outgoing is a packet to send. Its bytes are borrowed until it is sent.
+type Outgoing struct {
+	packet.Segment
+	Hop
+	Mark bool // as Output.Mark was
+}
+
+// Packet returns b as Outgoing, to where its own IP header says. It is for packets that no decision made, such as
+// probes.
+func Packet(b []byte) Outgoing {
+	var to Peer
+	if h := packet.IPv6(b); h.Version() == 6 {
+		to.Src, to.Dst = h.Src(), h.Dst()
+	} else {
+		h := packet.IPv4(b)
+		to.Src, to.Dst = h.Src(), h.Dst()
+	}
+	return Outgoing{Segment: packet.Segment{Head: b}, Hop: Hop{To: &to}}
+}
+
+// Port is where packets leave this host: sockets. One goroutine uses it.
+type Port interface {
+	// Send sends the first packets of out, which is not empty, and returns how many went out. If the first is refused,
+	// it returns 0 and a unix.Errno, not wrapped, since each refused packet has one: EMSGSIZE for a packet that is
+	// larger than its path takes. It returns os.ErrClosed after Close.
+	//
+	// A port of UDP sockets takes packets of Kind UDP with one five-tuple, class and TTL, and with one length except
+	// the last, which may be shorter. Its error is about all of them: EOPNOTSUPP or EIO where they can't be sent
+	// together.
+	Send(out []Outgoing) (int, error)
+}
+
+// A Tunnel finishes the segments of a GSO packet that has been wrapped in it: lengths and checksums of its headers.
+type Tunnel interface{ Seal(s packet.Segment) }
+
+// IDs gives IDs to packets that are sent in fragments. All outputs of a host share it: if two of them used one ID at
+// the same time, the receiver would put together what doesn't belong together.
+type IDs struct{ four, six atomic.Uint32 }
+
+// NewIDs returns an IDs whose IPv6 IDs can't be foreseen (RFC 7739).
+func NewIDs(seed uint32) *IDs {
+	i := &IDs{}
+	i.six.Store(seed)
+	return i
+}
+
+// next is the next ID over IPv4. It is never 0, which the kernel would replace.
+func (i *IDs) next() uint16 {
+	for {
+		if id := uint16(i.four.Add(1)); id != 0 {
+			return id
+		}
+	}
+}
+
+// next6 is the next ID over IPv6.
+func (i *IDs) next6() uint32 { return i.six.Add(1) }

@@ -1,0 +1,318 @@
+package egress
+
+import (
+	"errors"
+	"math/bits"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/encap"
+	"vstun/encap/packet"
+	"vstun/encap/packet/drop"
+	"vstun/encap/packet/stats"
+)
+
+// sendBatch is the number of packets that wait for one system call.
+const sendBatch = 64
+
+// Config is what an Output sends by.
+type Config struct {
+	Raw      Port
+	UDP      Port     // nil: none
+	UDPPorts []uint16 // source ports of UDP, at least one
+	IDs      *IDs
+	Tally    *stats.Tally // counts packets that are sent or refused
+	TooBig   func()       // called when the kernel refuses a packet that is larger than its path takes
+}
+
+// An Observer sees packets that have gone out.
+type Observer interface {
+	// Sent is called with packets that the kernel has taken. They are borrowed until it returns.
+	Sent(out []Outgoing)
+}
+
+// Output is what one worker has to send. The bytes of a packet that is added must stay as they are until Flush. One
+// goroutine uses it, except LastError.
+type Output struct {
+	Observer Observer // nil: none
+	Mark     bool     // of packets that are added from now on, for the Observer
+
+	raw, udp   Port
+	ports      []uint16 // of udp
+	ids        *IDs
+	tally      *stats.Tally
+	pathShrunk func()
+	refusals   int          // calls that udp has refused since the last one that it has not
+	lastErr    atomic.Int32 // errno of the last packet that the kernel refused
+
+	batch       []Outgoing
+	inUDP       int    // packets of Kind UDP in batch
+	headerArena []byte // for the headers of segments and fragments
+	free        []byte // the rest of it
+
+	groTTL    [256]uint8 // what the next datagram's TTL is lowered by, by the hash of its flow
+	gso       gsoBatch
+	segments  []packet.Segment // of one GSO packet
+	fragments []packet.Segment // of one packet
+	whole     []packet.Buf     // one datagram of a GSO packet that has to be fragmented
+}
+
+// Init prepares o. It is called once, before all other methods.
+func (o *Output) Init(c Config) {
+	o.raw, o.udp, o.ids, o.tally, o.pathShrunk = c.Raw, c.UDP, c.IDs, c.Tally, c.TooBig
+	if c.UDP != nil {
+		o.ports = c.UDPPorts
+	}
+	o.batch = make([]Outgoing, 0, sendBatch+packet.MaxPieces)
+	o.segments = make([]packet.Segment, 0, packet.MaxPieces)
+	o.fragments = make([]packet.Segment, 0, packet.MaxPieces)
+	o.headerArena = make([]byte, packet.PieceRoom+fragmentRoom)
+	o.free = o.headerArena
+	o.whole = packet.NewBufs(1)
+}
+
+// LastError is the kernel's reason for the last packet that it refused to send, nil for none.
+func (o *Output) LastError() error {
+	if e := o.lastErr.Load(); e != 0 {
+		return unix.Errno(e)
+	}
+	return nil
+}
+
+// SourcePort is the UDP source port for a flow of this hash. All packets of a flow have it, GSO packets or not.
+func (o *Output) SourcePort(hash uint64) uint16 {
+	if len(o.ports) == 0 {
+		return encap.SourcePort(hash)
+	}
+	n, _ := bits.Mul64(hash, uint64(len(o.ports)))
+	return o.ports[n]
+}
+
+// Add adds the packet b.
+func (o *Output) Add(b []byte, h *Hop) {
+	if len(o.batch) >= sendBatch {
+		o.Flush()
+	}
+	o.push(b, nil, h)
+	if h.Kind == UDP {
+		o.inUDP++
+	}
+}
+
+// push appends a packet to the batch. It copies h field by field: a wide load of a Hop whose fields were just stored
+// waits for the processor's store buffer.
+func (o *Output) push(head, body []byte, h *Hop) {
+	o.batch = append(o.batch, Outgoing{})
+	p := &o.batch[len(o.batch)-1]
+	p.Head, p.Body, p.Mark = head, body, o.Mark
+	p.To, p.Kind, p.SrcPort, p.Class, p.TTL, p.DF = h.To, h.Kind, h.SrcPort, h.Class, h.TTL, h.DF
+}
+
+// AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu
+// bytes.
+func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
+	o.reserve(fragmentRoom)
+	o.fragment(b, h, mtu)
+}
+
+// AddWrapped adds the packet in b, which p described before it was wrapped: in fragments if it is larger than mtu.
+func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
+	if mayMerge(p, h) {
+		o.defeatGRO(b.Bytes(), p, h)
+	}
+	if b.Len() > mtu {
+		o.AddFragments(b.Bytes(), h, mtu)
+		return
+	}
+	o.Add(b.Bytes(), h)
+}
+
+// AddSegments adds the segments that c cuts the GSO packet in b into, which p described before it was wrapped in t.
+// Segments that are larger than mtu are fragmented.
+func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
+	if c.Overhead+c.Headers+c.Payload > mtu {
+		o.addFragmentedSegments(t, b, p, h, c, mtu)
+		return
+	}
+	together := h.Kind == UDP && o.udp != nil
+	if together {
+		o.Flush() // packets that were added before go out before
+	}
+	o.reserve((c.Segments(p.Len) + 1) * (c.Overhead + c.Headers))
+	before := len(o.batch)
+	o.segments, o.free = packet.Split(o.segments[:0], b, p, c, o.free)
+	o.queue(o.segments, h)
+	if together && o.sendSegments() {
+		return
+	}
+	for i := before; i < len(o.batch); i++ {
+		s := &o.batch[i]
+		if mayMerge(p, h) {
+			o.defeatGRO(s.Head, p, h)
+		}
+		t.Seal(s.Segment)
+	}
+}
+
+// queue appends segs to the batch.
+func (o *Output) queue(segs []packet.Segment, h *Hop) {
+	for _, s := range segs {
+		o.push(s.Head, s.Body, h)
+	}
+}
+
+// addFragmentedSegments is AddSegments for datagrams that are larger than mtu. That is rare enough for a copy.
+func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
+	o.Flush()
+	o.reserve(packet.PieceRoom + fragmentRoom)
+	o.segments, o.free = packet.Split(o.segments[:0], b, p, c, o.free)
+	for _, s := range o.segments {
+		w := &o.whole[0]
+		room := w.Room()
+		n := copy(room, s.Head)
+		w.SetLen(n + copy(room[n:], s.Body))
+		t.Seal(packet.Segment{Head: w.Bytes()})
+		left := o.free
+		o.fragment(w.Bytes(), h, mtu)
+		o.send()
+		o.free = left
+	}
+	o.Flush()
+}
+
+// fragmentRoom is what the headers of one packet's fragments may need, in bytes.
+const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
+
+// fragment is AddFragments where there is room.
+func (o *Output) fragment(b []byte, h *Hop, mtu int) {
+	if h.To.Dst.Is4() {
+		o.fragments = encap.Fragment(o.fragments[:0], b, max(mtu, encap.MinMTU), o.ids.next(), o.free)
+		o.free = o.free[(len(o.fragments)-1)*packet.IPv4HeaderLen:]
+	} else {
+		o.fragments = encap.Fragment6(o.fragments[:0], b, max(mtu, encap.MinMTU6), o.ids.next6(), o.free)
+		o.free = o.free[len(o.fragments)*encap.Fragment6HeadLen:]
+	}
+	raw := *h
+	raw.Kind = Raw
+	o.queue(o.fragments, &raw)
+}
+
+// mayMerge reports whether GRO at the tunnel's far end may merge p with other packets.
+func mayMerge(p *packet.Info, h *Hop) bool { return p.Flow.Proto == packet.ProtoUDP && h.Kind != UDP }
+
+// defeatGRO varies the outer TTL so that GRO at the tunnel's far end does not merge datagrams of a flow. b is the
+// datagram p in a tunnel. The kernel there merges datagrams as soon as a server asks for it (UDP_GRO: HTTP/3,
+// WireGuard), before they are out of the tunnel, and gives raw sockets no word of where each ends, as it gives UDP
+// sockets. So each datagram has another outer TTL than the three before it, if it is not near its end (Linux
+// net/ipv4/udp_offload.c, udp_gro_receive_segment, respects the TTL since 6.9).
+func (o *Output) defeatGRO(b []byte, p *packet.Info, h *Hop) {
+	lower := &o.groTTL[p.Hash%uint64(len(o.groTTL))]
+	const least = 32
+	if h.To.Dst.Is6() {
+		if ip := packet.IPv6(b); ip.HopLimit() > least {
+			ip.SetHopLimit(ip.HopLimit() - *lower)
+		}
+	} else if ip := packet.IPv4(b); ip.TTL() > least {
+		ip.SetTTL(ip.TTL() - *lower)
+	}
+	*lower = (*lower + 1) % 4
+}
+
+// maxRefusals is the number of refused calls in a row after which a port of UDP sockets is not used any more.
+const maxRefusals = 1000
+
+// sendUDP is udp.Send. udp can't send packets together where the kernel is too old, or, before Linux 6.11, where the
+// device leaves checksums to the kernel or there is IPsec on the path. Other errors are about a packet or the moment,
+// however long that lasts: no route, a path that has shrunk, a firewall.
+func (o *Output) sendUDP(out []Outgoing) (int, error) {
+	n, err := o.udp.Send(out)
+	switch err {
+	case nil:
+		o.refusals = 0
+		o.sent(out[:n])
+	case unix.EOPNOTSUPP, unix.EIO:
+		if o.refusals++; o.refusals == maxRefusals {
+			o.udp = nil
+		}
+	}
+	return n, err
+}
+
+// sendSegments sends the batch, the segments of one GSO packet, by as few calls as can be. It returns false, with the
+// rest in the batch, where the kernel refuses that.
+func (o *Output) sendSegments() bool {
+	for len(o.batch) > 0 {
+		n, err := o.sendUDP(o.batch)
+		if errors.Is(err, os.ErrClosed) {
+			break
+		}
+		if err != nil {
+			return false
+		}
+		o.batch = o.batch[:copy(o.batch, o.batch[n:])]
+	}
+	o.batch = o.batch[:0]
+	return true
+}
+
+// reserve makes sure that there is room for n bytes of headers.
+func (o *Output) reserve(n int) {
+	if len(o.batch) >= sendBatch || len(o.free) < n {
+		o.Flush()
+	}
+}
+
+// Flush sends all packets that have been added.
+func (o *Output) Flush() {
+	o.send()
+	o.free = o.headerArena
+}
+
+// send sends the batch. A packet that the kernel refuses costs that packet alone.
+func (o *Output) send() {
+	if o.inUDP > 1 && o.udp != nil && len(o.batch) <= sendBatch {
+		o.sendTogether()
+	}
+	o.inUDP = 0
+	for out := o.batch; len(out) > 0; {
+		n, err := o.raw.Send(out)
+		o.sent(out[:n])
+		out = out[n:]
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, os.ErrClosed) {
+			break
+		}
+		o.refused(err)
+		out = out[1:]
+	}
+	o.batch = o.batch[:0]
+}
+
+// sent counts packets that the kernel has taken.
+func (o *Output) sent(out []Outgoing) {
+	if o.Observer != nil {
+		o.Observer.Sent(out)
+	}
+	for i := range out {
+		o.tally.OutPackets++
+		o.tally.OutBytes += uint64(out[i].Len())
+	}
+}
+
+// refused counts a packet that the kernel has refused with err.
+func (o *Output) refused(err error) {
+	errno, ok := err.(unix.Errno)
+	if ok {
+		o.lastErr.Store(int32(errno))
+	}
+	if errno == unix.EMSGSIZE {
+		o.tally.Drop(drop.TooBig)
+		o.pathShrunk()
+	} else {
+		o.tally.Drop(drop.SendError)
+	}
+}

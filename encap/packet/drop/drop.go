@@ -1,0 +1,115 @@
+// Package drop is the reasons for which a packet is dropped.
+package drop
+
+// Reason is why a packet was dropped.
+type Reason uint8
+
+// Accept is the zero value: the packet is forwarded. The others are counted, each under its name.
+const (
+	Accept Reason = iota
+
+	// Faults of the packet itself; at a realserver, of the packet in the tunnel.
+	Truncated   // shorter than its headers say
+	NotIPv4     // another IP version
+	BadHeader   // lengths, options or extension headers that contradict each other; an IPv4-mapped IPv6 address
+	BadChecksum // IP header checksum; ICMP checksum of an echo request or an error
+	SourceRoute // a source route among the IP options, or an IPv6 routing header
+	Fragment    // a fragment of a wrong length, overlapping another, beyond the end; or its other fragments are
+	Reassembly  // a fragment whose packet was not complete in time, or gave its place to a later one
+
+	// Packets that the director cannot forward.
+	Protocol     // neither TCP, UDP, SCTP nor ICMP
+	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
+	NoService    // no service has this address, protocol and port
+	NoConnection // TCP or SCTP without a known connection, and no SYN or INIT; an ICMP error about such a connection
+	Removed      // the realserver of its connection is no longer configured
+	NoRealserver // no realserver can get a new connection
+	TableFull    // a new connection beyond connections.max, and no entry can be evicted for it
+	Offload      // a GSO packet, or an unfinished checksum, that contradicts its own headers
+	TooBig       // with DF, larger than the path takes; the sender gets an ICMP error with the MTU
+
+	// Packets that the realserver's agent refuses.
+	NotDirector      // outer source is not in directors
+	Outer            // the outer header does not belong to a configured tunnel
+	TunnelHeader     // a GRE or GUE header that is cut short or has flags or fields that the agent does not know
+	TunnelKey        // another GRE key than the configured one, none, or one where none is configured
+	TunnelChecksum   // a wrong GRE checksum
+	Trailing         // bytes behind the packet in the tunnel
+	InnerDestination // inner destination is not in vips
+	InnerSource      // inner source is this host, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
+	InnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
+	Gathered         // several datagrams that the kernel has merged, of unknown sizes
+	Question         // a question of a director's doctor, beyond the bound of answers
+	Congestion       // outer ECN says CE, but the inner packet is not ECN-capable (RFC 6040)
+	NotAnswer        // from this host by the TUN device: its source is no VIP, or its destination cannot be a client
+	AnswerLoop       // an answer that the kernel has routed back to the agent, or one whose TTL is used up
+
+	// Packets that the kernel refuses.
+	SendError // no route, or no memory for it: see the log for the last error
+	TUNError  // the TUN device did not take it
+
+	NumReasons
+)
+
+// side is the programs that drop packets for a reason, one bit each.
+type side uint8
+
+const (
+	director side = 1 << iota
+	realserver
+	both = director | realserver
+)
+
+// reasons is each reason's name, and the programs that count it.
+var reasons = [NumReasons]struct {
+	name string
+	side side
+}{
+	Accept:           {"accept", 0},
+	Truncated:        {"truncated", both},
+	NotIPv4:          {"not_ipv4", both},
+	BadHeader:        {"bad_header", both},
+	BadChecksum:      {"bad_checksum", both},
+	SourceRoute:      {"source_route", both},
+	Fragment:         {"fragment", director},
+	Reassembly:       {"reassembly", director},
+	Protocol:         {"protocol", director},
+	ICMP:             {"icmp", director},
+	NoService:        {"no_service", director},
+	NoConnection:     {"no_connection", director},
+	Removed:          {"realserver_removed", director},
+	NoRealserver:     {"no_realserver", director},
+	TableFull:        {"table_full", director},
+	Offload:          {"offload", both},
+	TooBig:           {"too_big", both},
+	NotDirector:      {"not_director", realserver},
+	Outer:            {"outer_header", realserver},
+	TunnelHeader:     {"tunnel_header", realserver},
+	TunnelKey:        {"tunnel_key", realserver},
+	TunnelChecksum:   {"tunnel_checksum", realserver},
+	Trailing:         {"trailing_bytes", realserver},
+	InnerDestination: {"inner_destination", realserver},
+	InnerSource:      {"inner_source", realserver},
+	InnerProtocol:    {"inner_protocol", realserver},
+	Gathered:         {"gathered", realserver},
+	Question:         {"question", realserver},
+	Congestion:       {"congestion", realserver},
+	NotAnswer:        {"not_answer", realserver},
+	AnswerLoop:       {"answer_loop", realserver},
+	SendError:        {"send_error", both},
+	TUNError:         {"tun_error", realserver},
+}
+
+// String is the name under which the reason is counted.
+func (r Reason) String() string {
+	if r < NumReasons {
+		return reasons[r].name
+	}
+	return "unknown"
+}
+
+// Director reports whether a director can drop a packet for this reason.
+func (r Reason) Director() bool { return r < NumReasons && reasons[r].side&director != 0 }
+
+// Realserver reports whether a realserver's agent can drop a packet for this reason.
+func (r Reason) Realserver() bool { return r < NumReasons && reasons[r].side&realserver != 0 }
