@@ -21,6 +21,7 @@ import (
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/reload"
 	"vstun/encap"
 	"vstun/encap/endpoint"
 	"vstun/encap/packet"
@@ -46,11 +47,11 @@ type agent struct {
 	policy    atomic.Pointer[endpoint.Policy] // made from setup and own
 	workers   []*endpoint.Worker
 	answers   []*endpoint.AnswerWorker
-	questions chan endpoint.Asked                   // of directors
-	directors heard                                 // packets by outer source
-	strangers heard                                 // refused packets by outer source
-	absent    heard                                 // refused packets by inner destination
-	read      atomic.Pointer[control.Configuration] // what came of the last reload; nil: there was none
+	questions chan endpoint.Asked // of directors
+	directors heard               // packets by outer source
+	strangers heard               // refused packets by outer source
+	absent    heard               // refused packets by inner destination
+	reloader  *reload.Reloader
 
 	mu     sync.Mutex // of a reload, and of what is done when the machine has changed
 	setup  atomic.Pointer[setup]
@@ -75,6 +76,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 		strangers: heard{of: (*endpoint.Worker).Strangers}, absent: heard{of: (*endpoint.Worker).Destinations}}
 	a.level.Set(cfg.Log)
 	a.log, a.flush = daemon.Logger(&a.level)
+	a.reloader = reload.New("agent", file, a.start, a.log)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
@@ -133,7 +135,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	}
 	// The sockets are open. Routes and addresses still change: by a reload, when others change them, and at the end.
 	if err := daemon.KeepOnly(unix.CAP_NET_ADMIN); err != nil {
-		a.log.Warn("more privileges are left than the agent needs", "refused", err)
+		a.log.Warn("cannot drop all capabilities", "refused", err)
 	}
 	daemon.WarnUnreadable(a.log, file)
 	daemon.LogWarnings(a.log, cfg.Warnings)
@@ -541,7 +543,7 @@ func (a *agent) status() control.RealserverStatus {
 	st := control.RealserverStatus{Program: "realserver", Version: daemon.Version(), Pid: os.Getpid(),
 		Uptime: time.Since(a.start).Seconds(),
 		TUN:    a.device.Name(), Queues: len(a.workers), Offloads: a.device.Offloads(), MSS: s.mss4, MSS6: s.mss6,
-		Configuration: a.configuration(),
+		Configuration: a.reloader.Configuration(),
 		In:            control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
 		Out:           control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, Merged: merged,
 		Overruns: a.overruns(),

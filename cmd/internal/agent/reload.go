@@ -4,61 +4,34 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
-	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/reload"
 	"vstun/routing"
 )
 
-// reload reads the configuration file again, puts it in force, and returns the changes. On an error
-// nothing changes. Both are logged.
+// reload reads the configuration file again, puts it in force, and returns the changes. On an error nothing has
+// changed. The log has the same.
 func (a *agent) reload() ([]control.Change, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	read, was := time.Now(), a.setup.Load().cfg
-	cfg, err := load(a.file)
-	if err == nil {
-		err = a.apply(cfg)
-	}
-	if errors.Is(err, routing.ErrClosed) || errors.Is(err, os.ErrClosed) {
-		a.log.Info("reload given up: the agent is ending")
-		return nil, errors.New("nothing changed: the agent is ending")
-	}
-	if err != nil {
-		a.log.Error("reload: nothing changed", "file", a.file, "error", err)
-		a.read.Store(&control.Configuration{Read: a.configuration().Read, Error: err.Error()})
-		return nil, err
-	}
-	a.read.Store(&control.Configuration{Read: read})
-	all := changes(was, cfg)
-	for i, c := range all {
-		if i == loggedChanges {
-			a.log.Info("reload: more changes, not logged", "changes", len(all)-i)
-			break
+	return a.reloader.Reload(func() (reload.Result, error) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		was := a.setup.Load().cfg
+		cfg, err := load(a.file)
+		if err != nil {
+			return reload.Result{}, err
 		}
-		a.log.Info("reload: " + c.Text)
-	}
-	daemon.LogWarnings(a.log, cfg.Warnings)
-	a.log.Info("reloaded", "file", a.file, "vips", len(cfg.VIPs), "changes", len(all))
-	return all, nil
-}
-
-// loggedChanges is the most lines that a reload writes to the log: no more than the log takes at once.
-const loggedChanges = 100
-
-// configuration is the result of the last read of the file.
-func (a *agent) configuration() control.Configuration {
-	if c := a.read.Load(); c != nil {
-		return *c
-	}
-	return control.Configuration{Read: a.start}
+		if err := a.apply(cfg); err != nil {
+			return reload.Result{}, err
+		}
+		return reload.Result{Changes: changes(was, cfg), Summary: []any{"vips", len(cfg.VIPs)},
+			Warnings: cfg.Warnings}, nil
+	})
 }
 
 // apply puts cfg in force. The fallible steps come first: the address of metrics, new sockets, and the machine with

@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/reload"
 	"vstun/encap/wire"
 	"vstun/routing"
 )
@@ -63,6 +65,7 @@ func TestReloadAtEnd(t *testing.T) {
 	}
 	var log bytes.Buffer
 	a := &agent{file: file, log: slog.New(slog.NewTextHandler(&log, nil)), http: metrics.NewServer()}
+	a.reloader = reload.New("agent", file, time.Now(), a.log)
 	a.setup.Store(&setup{cfg: cfg})
 	if a.receivers, err = wire.NewReceivers(1, sockets(cfg)...); err != nil {
 		t.Fatal(err)

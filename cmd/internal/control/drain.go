@@ -25,6 +25,9 @@ type Load struct {
 	Active     int    `json:"active"`
 	Inactive   int    `json:"inactive"`
 	Held       int    `json:"held"` // clients whose persistence leads there, whatever the weight is
+
+	// a worker may still decide by a former weight, and open another connection
+	Settling bool `json:"settling,omitempty"`
 }
 
 // sum returns the total of all realservers.
@@ -33,6 +36,7 @@ func sum(all []Load) (total Load) {
 		total.Active += l.Active
 		total.Inactive += l.Inactive
 		total.Held += l.Held
+		total.Settling = total.Settling || l.Settling
 	}
 	return total
 }
@@ -134,8 +138,6 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		deadline = t.C
 	}
 	var written time.Time
-	// at the look before: a worker may have chosen by the weight before, and its connection counts a moment later
-	empty := false
 	for {
 		all, err := d.ask(ctx, q)
 		if refused := (*refusal)(nil); errors.As(err, &refused) {
@@ -152,10 +154,9 @@ func (d *drain) wait(ctx context.Context, q url.Values, begin time.Time) error {
 		}
 		left := sum(all)
 		unused := left.Active == 0 && (d.active || left.Inactive+left.Held == 0)
-		if unused && empty {
+		if unused && !left.Settling {
 			return nil
 		}
-		empty = unused
 		waited := time.Since(begin).Round(time.Second)
 		switch {
 		case unused:

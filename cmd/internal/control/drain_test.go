@@ -57,6 +57,9 @@ func TestDrainWaits(t *testing.T) {
 		err     string
 	}{
 		{"at once", 0, [][]Load{load(1, 0, 0, 0), load(0, 0, 0, 0)}, "drained in", ""},
+		{"one look is enough", 0, [][]Load{load(1, 0, 0, 0), load(0, 0, 0, 0), load(0, 1, 0, 0)}, "drained in", ""},
+		{"a worker is late", 0, [][]Load{load(1, 0, 0, 0), {{Realserver: "10.0.11.2", Settling: true}}, load(0, 1, 0, 0),
+			load(0, 0, 0, 0)}, "draining for 0s: 1 active, 0 closing\ndrained in", ""},
 		{"active, then inactive", 0, [][]Load{load(1, 2, 0, 0), load(0, 2, 0, 0), load(0, 0, 2, 0), load(0, 0, 0, 0)},
 			"draining for 0s: 2 active, 0 closing\ndrained in", ""},
 		{"persistent clients", 0, [][]Load{load(1, 0, 0, 1), load(0, 0, 0, 1), load(0, 0, 0, 0)},

@@ -12,7 +12,8 @@ import (
 	"vstun/cmd/internal/control"
 )
 
-// capture answers GET /capture: packets of the flows that are asked for, before and after the tunnel, as pcapng.
+// capture answers GET /capture: packets of the flows that the query asks for, before and after encapsulation, as
+// pcapng.
 func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error),
 	error) {
 	want, err := control.ParseCapture(q)
@@ -24,28 +25,26 @@ func (d *director) capture(q url.Values) (func(ctx context.Context, w io.Writer,
 	}
 	tap := forward.NewCapture(forward.CaptureFilter{Client: want.Client, ClientPort: want.ClientPort, VIP: want.VIP,
 		Port: want.Port, Realserver: want.Realserver}, want.Packets, want.Bytes)
-	if !d.shared.StartCapture(tap) {
+	if !d.plane.shared.StartCapture(tap) {
 		return nil, errors.New("another capture is running: wait for its end")
 	}
 	return func(ctx context.Context, w io.Writer, flush func() error) (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, want.Time)
 		defer cancel()
-		defer context.AfterFunc(ctx, func() { d.shared.StopCapture(tap) })() // also while w waits for its reader
-		defer d.shared.StopCapture(tap)
+		defer context.AfterFunc(ctx, func() { d.plane.shared.StopCapture(tap) })() // also while w waits for its reader
+		defer d.plane.shared.StopCapture(tap)
 		n, err := capture.Write(ctx, w, flush, tap, d.sourceTo)
 		return control.Captured(n), err
 	}, nil
 }
 
-// endCapture answers POST /capture/end: the capture that is running is over.
+// endCapture answers POST /capture/end: it ends the running capture.
 func (d *director) endCapture() (any, error) {
-	d.shared.StopCurrentCapture()
+	d.plane.shared.StopCurrentCapture()
 	return struct{}{}, nil
 }
 
-// sourceTo is the address that the kernel gives a tunnel packet to a realserver as its source, as far as it is known.
+// sourceTo returns the source address that the kernel gives a tunnel packet to a realserver, as far as it is known.
 func (d *director) sourceTo(a netip.Addr) netip.Addr {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.ways[a].Source
+	return d.controller.state().inputs.Paths[a].Source
 }

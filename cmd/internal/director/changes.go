@@ -54,7 +54,7 @@ func changes(was, is *config.Director) []control.Change {
 type difference struct {
 	list                *[]control.Change
 	service, realserver string
-	table               string // in which the keys stand: "check"
+	table               string // of the keys: "check"
 }
 
 // of returns a difference of a service, or of a realserver of it, with the same list.
@@ -153,7 +153,7 @@ func (l difference) realservers(was, is *config.Service) {
 			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure {
 				l.compare("on_failure", failureName(old.DrainOnFailure), failureName(r.DrainOnFailure))
 			}
-			if old.Check != was.Check || r.Check != is.Check { // else the service has said it
+			if old.Check != was.Check || r.Check != is.Check { // else a change of the service says the same
 				l.check(old.Check, r.Check)
 			}
 			delete(former, r.Address)

@@ -8,7 +8,7 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// check notes what differs between two checks, either of which may be none.
+// check notes the differences of two checks. nil is no check.
 func (l difference) check(was, is *config.Check) {
 	switch {
 	case was == nil && is == nil:
@@ -36,7 +36,7 @@ func orNone(v any) any {
 	return v
 }
 
-// sorry notes what differs of the sorry server.
+// sorry notes the differences of the sorry server.
 func (l difference) sorry(was, is *config.Service) {
 	l.compare("sorry_server", sorryName(was.SorryServer), sorryName(is.SorryServer))
 	if was.SorryServer.IsValid() && is.SorryServer.IsValid() {
@@ -58,11 +58,11 @@ func failureName(drain bool) string {
 	return "remove"
 }
 
-// notify notes who is told of changes now.
+// notify notes the differences of the receivers of notifications.
 func (l difference) notify(was, is *config.Notify) {
 	l = l.in("notify")
 	l.compare("command", none(config.CommandLine(was.Command)), none(config.CommandLine(is.Command)))
-	if was.Webhook != is.Webhook { // whose path may be a secret
+	if was.Webhook != is.Webhook { // its path may be a secret
 		l.note("webhook", none(notify.WebhookHost(was.Webhook)), none(notify.WebhookHost(is.Webhook)))
 	}
 	l.compare("timeout", was.Timeout, is.Timeout)

@@ -4,37 +4,30 @@ import (
 	"net/netip"
 
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/tunneldial"
 )
 
-// subjects is the realservers of cfg as they are checked. To each that is checked, path gives the way that its check
-// wants, and the name of the way's kind.
-func subjects(cfg *config.Director, path func(s *config.Service, r *config.RealserverRef) (health.Path,
-	string)) []health.Subject {
-	var all []health.Subject
-	for i := range cfg.Services {
-		s := &cfg.Services[i]
-		checks := map[*config.Check]*health.Check{}
-		for j := range s.Realservers {
-			r := &s.Realservers[j]
-			subject := health.Subject{Service: s.Name, Realserver: r.Address}
-			if c := r.Check; c != nil {
-				if checks[c] == nil || c.Row().PerRealserver {
-					checks[c] = check(c, s, r)
-				}
-				subject.Check, subject.Port, subject.Targets = checks[c], c.Port, s.VIPs
-				if c.Direct {
-					subject.Targets = []netip.Addr{r.Address}
-				}
-				subject.Path, subject.Way = path(s, r)
-			}
-			all = append(all, subject)
-		}
-	}
-	return all
+// checks is what makes health checks and reports their results.
+type checks struct {
+	monitor  *health.Monitor
+	notifier *notify.Notifier
+	pinger   *tunneldial.Pinger
+	limit    int // of the program's descriptors
+	room     int // descriptors that checks may have
 }
 
-func check(c *config.Check, s *config.Service, r *config.RealserverRef) *health.Check {
-	return &health.Check{Probe: c.Probe(s, r), Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall,
-		Up: c.Up}
+// path returns the path by which r, a realserver of s, is checked.
+func (c *controller) path(s *config.Service, r *config.RealserverRef) health.Path {
+	if r.Check.Direct {
+		return health.Direct{Pinger: c.checks.pinger.Ping}
+	}
+	address := r.Address
+	return &tunneldial.Tunnel{Pins: c.plane.balancer, Pinger: c.checks.pinger, Clock: c.plane.now,
+		Target: plan.Target(s, r), Source: func(vip netip.Addr) netip.Addr {
+			in := &c.state().inputs
+			return in.Paths.Source(in.Config.Source, vip, address)
+		}}
 }

@@ -1,5 +1,5 @@
-// Package director puts the director together: configuration → devices, sockets and routes → balancer → workers; and
-// its command line.
+// Package director puts the director together: the data plane, which forwards packets; the controller, which puts the
+// plan for configuration, weights, health and paths in force; and the command line.
 package director
 
 import (

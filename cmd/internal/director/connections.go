@@ -11,11 +11,12 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 )
 
-// states are the names of all states that a connection can have, that of templates among them.
+// states returns the names of all states that a connection can have, the one of templates included.
 func states() []string {
 	var names []string
 	unknown := conntab.State(255).String()
@@ -30,7 +31,7 @@ func states() []string {
 	return names
 }
 
-// connections answers GET /connections: the rows that the query asks for, made as they are taken.
+// connections answers GET /connections: the rows that the query asks for, each made when it is taken.
 func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 	f, err := control.ParseFilter(q, states())
 	if err != nil {
@@ -40,17 +41,16 @@ func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 		return nil, err
 	}
 	l := lister{Filter: f, services: map[string]*balancer.Service{}}
-	for _, s := range d.bal.Snapshot().Status() {
+	for _, s := range d.plane.balancer.Snapshot().Status() {
 		l.services[s.Name] = &s.Service
 	}
-	return l.rows(d.bal.Connections(d.now())), nil
+	return l.rows(d.plane.balancer.Connections(d.plane.now())), nil
 }
 
 // checkNames refuses a filter by a name that is neither configured nor has connections: no connection would pass it.
 func (d *director) checkNames(f *control.Filter) error {
-	d.mu.Lock()
-	cfg, vips := d.cfg, append(vips(d.cfg), d.leftVIPs...)
-	d.mu.Unlock()
+	st := d.controller.state()
+	cfg, vips := st.Config, append(plan.VIPs(st.Config), st.inputs.RetiredVIPs...)
 	var services []string
 	var realservers []netip.Addr
 	for _, s := range cfg.Services {
@@ -62,7 +62,7 @@ func (d *director) checkNames(f *control.Filter) error {
 			realservers = append(realservers, r.Address)
 		}
 	}
-	for _, l := range d.bal.Leaving() {
+	for _, l := range d.plane.balancer.Leaving() {
 		services, realservers = append(services, l.Service), append(realservers, l.Address)
 	}
 	if f.Service != "" && !slices.Contains(services, f.Service) {
@@ -79,7 +79,7 @@ func (d *director) checkNames(f *control.Filter) error {
 	return nil
 }
 
-// noAddress is the error about an address that is none of known.
+// noAddress returns the error about an address that is none of known.
 func noAddress(what string, address netip.Addr, known []netip.Addr) error {
 	names := addressNames(known)
 	if near, ok := words.Nearest(address.String(), names); ok {
@@ -95,8 +95,8 @@ func addressNames(all []netip.Addr) (names []string) {
 	return names
 }
 
-// vipNames are the VIPs of cfg.
-func vipNames(cfg *config.Director) []string { return addressNames(vips(cfg)) }
+// vipNames returns the VIPs of cfg as text.
+func vipNames(cfg *config.Director) []string { return addressNames(plan.VIPs(cfg)) }
 
 // lister makes rows of the connections that pass its filter.
 type lister struct {
@@ -126,7 +126,8 @@ func (l *lister) wants(c *balancer.Connection) bool {
 		(l.State == "" || l.State == stateName(c))
 }
 
-// wantsVIP reports whether c goes to the VIP and port that are asked for. A template is for all of its service's.
+// wantsVIP reports whether c goes to the VIP and port that are asked for. A template goes to all VIPs and ports of its
+// service.
 func (l *lister) wantsVIP(c *balancer.Connection) bool {
 	if !l.VIP.IsValid() {
 		return true
@@ -154,8 +155,8 @@ func (l *lister) row(c *balancer.Connection) control.Connection {
 	return row
 }
 
-// virtual is what stands for the whole service in a template's row: its first VIP, and its port, or 0 for several. A
-// service that has left has none any more.
+// virtual returns what stands for a service in a template's row: its protocol, its first VIP, and its port, or 0 for
+// several ports. A service that is not configured any more has none of them.
 func (l *lister) virtual(service string) (protocol, vip string, port uint16) {
 	s := l.services[service]
 	if s == nil {

@@ -2,6 +2,7 @@ package director
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -9,6 +10,7 @@ import (
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/director/plan"
 )
 
 // Each check in flight has a descriptor, and so has each connection to the program. Checks that hang must leave enough
@@ -43,36 +45,43 @@ func openDescriptors() int {
 	return len(fds)
 }
 
-// usualDescriptors returns the number that a director of cfg has open before its first check: for each queue its own,
-// the raw sockets of its worker and those for tunnels over UDP, each with an eventfd; and what every director has.
+// usualDescriptors returns the number of descriptors that a director of cfg has open before its first check. For each
+// queue these are its own, and the worker's raw sockets and sockets for tunnels over UDP, each with an eventfd. The
+// rest is the same for every director.
 func usualDescriptors(cfg *config.Director) int {
 	return cfg.Queues*(2+4+2*udpPorts) + 64
 }
 
-// checksOf returns need and number of descriptors for the checks of a director of cfg that this process would start.
+// checksOf returns need and number of descriptors for checks, of a director that this process would start with cfg.
 func checksOf(cfg *config.Director) (control.Checks, error) {
 	m := health.New(nil)
-	way := func(s *config.Service, r *config.RealserverRef) (health.Path, string) { return nil, wayName(s, r) }
-	if err := m.Set(subjects(cfg, way)); err != nil {
+	if err := m.Set(plan.Subjects(cfg, nil)); err != nil {
 		return control.Checks{}, err
 	}
 	limit := descriptorLimit()
 	return control.Checks{Limit: limit, Room: roomForChecks(limit, usualDescriptors(cfg)), Needed: m.Need()}, nil
 }
 
-// checks returns the same for this director, with the number of waiting checks.
-func (d *director) checks() control.Checks {
-	return control.Checks{Limit: d.limit, Room: d.room, Needed: d.monitor.Need(), Waiting: d.monitor.Waiting()}
+// descriptors returns need and number of descriptors for the checks of this director, and the number of waiting checks.
+func (c *checks) descriptors() control.Checks {
+	return control.Checks{Limit: c.limit, Room: c.room, Needed: c.monitor.Need(), Waiting: c.monitor.Waiting()}
 }
 
-// warnOfChecks logs that checks need more descriptors than there is room for.
-func (d *director) warnOfChecks() {
-	if c := d.checks(); c.Short() {
-		d.log.Warn("health checks: "+c.Shortage(), "fix", c.Fix())
+// setRoom gives the checks the descriptors that the program does not need for other things.
+func (c *checks) setRoom() {
+	c.limit = descriptorLimit()
+	c.room = roomForChecks(c.limit, openDescriptors())
+	c.monitor.SetRoom(c.room)
+}
+
+// warnShort logs that checks need more descriptors than there is room for.
+func (c *checks) warnShort(log *slog.Logger) {
+	if d := c.descriptors(); d.Short() {
+		log.Warn("health checks: "+d.Shortage(), "fix", d.Fix())
 	}
 }
 
-// warning returns the warning of the command check about cfg, one line; "": there is none.
+// warning returns the warning that the command check prints about cfg, in one line, or "".
 func warning(file string, cfg *config.Director) (string, error) {
 	c, err := checksOf(cfg)
 	if err != nil || !c.Short() {

@@ -10,6 +10,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
@@ -22,19 +23,17 @@ func (d *director) explain(q url.Values) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	cfg, leftVIPs := d.cfg, slices.Clone(d.leftVIPs)
-	d.mu.Unlock()
-	snap, now := d.bal.Snapshot(), d.now()
+	st := d.controller.state()
+	cfg, snap, now := st.Config, st.snapshot, d.plane.now()
 	var first packet.Info // of a packet that begins a connection
 	var e balancer.Explanation
-	for _, name := range []string{"tcp", "udp", "sctp", "tcp"} { // the last one where no protocol has it
+	for _, name := range []string{"tcp", "udp", "sctp", "tcp"} { // the last one if no protocol has it
 		if protocol != "" && name != protocol {
 			continue
 		}
 		first = packet.Info{Len: 60, TCPFlags: packet.FlagSYN, SCTPChunk: packet.ChunkInit,
 			Flow: packet.Flow{Src: client.Addr(), SrcPort: client.Port(), Dst: vip.Addr(), DstPort: vip.Port(),
-				Proto: protocols[name]}}
+				Proto: plan.Protocol(name)}}
 		if e = snap.Explain(&first, now); e.Service != nil || e.Connection != nil {
 			break
 		}
@@ -45,11 +44,11 @@ func (d *director) explain(q url.Values) (any, error) {
 	if s := e.Service; s != nil {
 		l.services[s.Name] = &s.Service
 		out.Service, out.Scheduler = s.Name, s.Scheduler
-		if out.Candidates, err = d.candidates(&e); err != nil {
+		if out.Candidates, err = d.candidates(st, &e); err != nil {
 			return nil, err
 		}
 	} else {
-		out.Near = near(snap, vip.Addr())
+		out.Near = suggestions(snap, vip.Addr())
 	}
 	for to, c := range map[**control.Connection]*balancer.Connection{&out.Connection: e.Connection,
 		&out.Template: e.Template} {
@@ -61,7 +60,7 @@ func (d *director) explain(q url.Values) (any, error) {
 	out.Realserver, out.Drop, out.Why = verdict(&e)
 	if e.Service == nil && e.Connection == nil {
 		switch {
-		case slices.Contains(leftVIPs, vip.Addr()):
+		case slices.Contains(st.inputs.RetiredVIPs, vip.Addr()):
 			out.Why = fmt.Sprintf("the VIP %v is not configured any more", vip.Addr())
 		case !snap.HasVIP(vip.Addr()):
 			out.Why = fmt.Sprintf("no service has the VIP %v", vip.Addr())
@@ -75,8 +74,8 @@ func (d *director) explain(q url.Values) (any, error) {
 	return out, nil
 }
 
-// verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words. It renders
-// the trace of the decision on a packet that begins a connection.
+// verdict returns the realserver that the flow's packets go to, or the reason of their drop, and an explanation. It
+// renders the trace of the decision on a packet that begins a connection.
 func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 	c := e.Connection
 	if c == nil {
@@ -112,7 +111,7 @@ func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 	return c.Realserver.String(), "", "it has a connection to it"
 }
 
-// newConnection is verdict for a new connection.
+// newConnection is verdict for a packet that opens a connection.
 func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	s := e.Service
 	switch {
@@ -133,28 +132,26 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	return e.Chosen.String(), "", why
 }
 
-// candidates are the realservers of the service, with the way to each as the kernel knows it now.
-func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, error) {
+// candidates returns the realservers of the service, with the path to each as the kernel knows it now.
+func (d *director) candidates(st *state, e *balancer.Explanation) ([]control.Candidate, error) {
 	var all []netip.Addr
 	for _, c := range e.Candidates {
 		all = append(all, c.Address)
 	}
-	ways, err := routing.Paths(all)
+	paths, err := routing.Paths(all)
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	svc := d.described([]balancer.ServiceStatus{*e.Service}, time.Now())[0]
-	d.mu.Unlock()
+	svc := d.describe(st, []balancer.ServiceStatus{*e.Service}, time.Now())[0]
 	var out []control.Candidate
 	for i, c := range e.Candidates {
-		way := ways[c.Address]
-		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && way.Link != "", Link: way.Link,
-			MTU: c.MTU, InnerMTU: c.Inner}
+		path := paths[c.Address]
+		r := control.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && path.Link != "",
+			Link: path.Link, MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {
 			r.Source = source.String()
-		} else if way.Source.IsValid() {
-			r.Source = way.Source.String()
+		} else if path.Source.IsValid() {
+			r.Source = path.Source.String()
 		}
 		switch {
 		case r.ComingUp():
@@ -176,25 +173,26 @@ func (d *director) candidates(e *balancer.Explanation) ([]control.Candidate, err
 	return out, nil
 }
 
-// nearest is the most doors that are listed.
-const nearest = 20
+// maxSuggestions is the largest number of frontends that are listed.
+const maxSuggestions = 20
 
-// near lists what services have of the VIP, or, where none has it, of others, those with the longest common prefix
-// first.
-func near(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
-	doors := snap.VirtualPorts(vip)
-	slices.SortStableFunc(doors, func(a, b balancer.Frontend) int { return common(b.VIP, vip) - common(a.VIP, vip) })
-	for i, door := range doors {
-		if i == nearest {
-			return append(lines, fmt.Sprintf("and %d more", len(doors)-nearest))
+// suggestions lists the frontends of the VIP, or, if no service has it, those of other VIPs. The longest common prefix
+// comes first.
+func suggestions(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
+	frontends := snap.VirtualPorts(vip)
+	slices.SortStableFunc(frontends,
+		func(a, b balancer.Frontend) int { return common(b.VIP, vip) - common(a.VIP, vip) })
+	for i, f := range frontends {
+		if i == maxSuggestions {
+			return append(lines, fmt.Sprintf("and %d more", len(frontends)-maxSuggestions))
 		}
-		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(door.Protocol), door.VIP, door.Ports,
-			door.Service))
+		lines = append(lines, fmt.Sprintf("%s %s port %v (%s)", packet.ProtoName(f.Protocol), f.VIP, f.Ports,
+			f.Service))
 	}
 	return lines
 }
 
-// common is the number of bits that two addresses begin with in common; -1: they are of two families.
+// common returns the length of the longest common prefix of two addresses in bits. Of two families it is -1.
 func common(a, b netip.Addr) int {
 	if a.BitLen() != b.BitLen() {
 		return -1

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/metrics"
@@ -9,22 +10,23 @@ import (
 )
 
 // openHTTP takes the address of metrics, if there is one.
-func (d *director) openHTTP() error {
-	l, err := d.http.Bind(d.cfg.Metrics)
+func (d *director) openHTTP(cfg *config.Director) error {
+	l, err := d.http.Bind(cfg.Metrics)
 	if err != nil {
 		return err
 	}
-	d.http.Use(l, d.cfg.Metrics)
+	d.http.Use(l, cfg.Metrics)
 	return nil
 }
 
-// serveHTTP says what is answered there, and returns what keeps the page up to date.
+// serveHTTP sets what that address answers, and returns the task that keeps the page up to date.
 func (d *director) serveHTTP() daemon.Task {
 	var batches []*stats.Batches
-	for _, w := range d.workers {
+	for _, w := range d.plane.workers {
 		batches = append(batches, w.Batches())
 	}
-	clients, local := batches[:d.cfg.Queues], batches[d.cfg.Queues]
+	last := len(batches) - 1
+	clients, local := batches[:last], batches[last]
 	d.http.Handle("/metrics", metrics.Director(d.status, clients, local))
 	d.http.Handle("/status", control.JSON(func() (any, error) { return d.status(), nil }))
 	p := page.New(d.status)

@@ -11,10 +11,11 @@ import (
 
 	"vstun/balancer/conntab"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
 	"vstun/routing"
 )
 
-// preflight finds what would stop the director, without touching the machine.
+// preflight returns what would keep the director from starting. It changes nothing.
 func preflight(cfg *config.Director) error {
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
 		if taken, err := routing.LinkExists(name); err != nil {
@@ -31,8 +32,8 @@ func preflight(cfg *config.Director) error {
 	return checkAddresses(cfg)
 }
 
-// obstacles is what preflight finds; while a director runs, whose device is there, what it would find of its
-// configuration.
+// obstacles returns what preflight does. While a director runs, which has the device, it checks the configuration
+// only.
 func obstacles(cfg *config.Director, running bool) error {
 	if running {
 		return checkAddresses(cfg)
@@ -40,8 +41,8 @@ func obstacles(cfg *config.Director, running bool) error {
 	return preflight(cfg)
 }
 
-// checkAddresses refuses VIPs that are addresses of this host, as the kernel would take their packets itself,
-// realservers that are this host, and a source that is not.
+// checkAddresses refuses VIPs that are addresses of this host, since the kernel would take their packets itself;
+// realservers that are this host; and a source that is no address of this host.
 func checkAddresses(cfg *config.Director) error {
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -57,7 +58,8 @@ func checkAddresses(cfg *config.Director) error {
 	for _, s := range cfg.Services {
 		for _, vip := range s.VIPs {
 			if vip.Is6() && !six {
-				fault("service %q: VIP %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the VIP out", s.Name, vip)
+				fault("service %q: VIP %s: this kernel has no IPv6: boot it without ipv6.disable=1, or take the VIP "+
+					"out", s.Name, vip)
 				continue
 			}
 			if link, local, err := routing.LocalAddr(vip); err != nil {
@@ -84,8 +86,21 @@ func checkAddresses(cfg *config.Director) error {
 	return errors.Join(errs...)
 }
 
-// availableMemory is what the kernel could give us, in bytes: MemAvailable of /proc/meminfo, and the process's own
-// limit (RLIMIT_AS).
+// sysctls returns the sysctls to set before a director with cfg starts on a machine whose /proc/sys is read-only.
+func sysctls(cfg *config.Director) ([]routing.Sysctl, error) {
+	ask := newQuestions(&dataPlane{})
+	in := plan.Inputs{Config: cfg, Rules: ask.rules()}
+	paths, err := ask.paths(plan.Destinations(cfg))
+	if err != nil {
+		return nil, err
+	}
+	in.Paths = paths
+	in.ReplyLinks = ask.replyLinks(in)
+	return routing.Presets(plan.Machine(in)), nil
+}
+
+// availableMemory returns the memory that the kernel can give this process, in bytes: MemAvailable of /proc/meminfo, or
+// the process's limit (RLIMIT_AS), if that is less.
 func availableMemory() int {
 	have := 1<<63 - 1
 	if f, err := os.Open("/proc/meminfo"); err == nil {

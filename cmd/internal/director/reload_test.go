@@ -7,16 +7,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"vstun/balancer"
-	"vstun/balancer/conntab"
-	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
-	"vstun/cmd/internal/metrics"
 	"vstun/routing"
 )
 
@@ -26,8 +22,7 @@ func TestReloadOfFaultyFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte("[director]\nqueues = -1\ncolour = 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg := &config.Director{}
-	d := &director{file: file, log: slog.New(slog.DiscardHandler), cfg: cfg}
+	d := operate(t, running(), func(o *operated) { o.file = file })
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
@@ -38,8 +33,11 @@ func TestReloadOfFaultyFile(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if d.cfg != cfg {
+	if cfg := d.controller.state().Config; cfg.TUN != "vs0" || len(cfg.Services) != 2 {
 		t.Error("another configuration is in force")
+	}
+	if c := d.reloader.Configuration(); !c.Read.Equal(d.plane.start) || strings.Count(c.Error, "\n") != 2 {
+		t.Errorf("status has %+v", c)
 	}
 }
 
@@ -55,7 +53,7 @@ func TestSameProgram(t *testing.T) {
 		is := running()
 		change(is)
 		is.Connections.ConnReuse = 2
-		err := (&director{file: "x.toml", cfg: running()}).sameProgram(is)
+		err := sameProgram("x.toml", running(), is)
 		if err == nil || !strings.HasPrefix(err.Error(), "x.toml: "+name+" changed, ") ||
 			!strings.Contains(err.Error(), "restart") {
 			t.Errorf("%s: %v", name, err)
@@ -71,7 +69,7 @@ func TestSameProgram(t *testing.T) {
 	} {
 		is := running()
 		change(is)
-		if err := (&director{cfg: running()}).sameProgram(is); err != nil {
+		if err := sameProgram("x.toml", running(), is); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if lines := texts(changes(running(), is)); len(lines) != 1 || !strings.HasPrefix(lines[0], name) {
@@ -102,28 +100,39 @@ func TestReloadAtTheEnd(t *testing.T) {
 	}
 	former := *cfg
 	former.Metrics = netip.AddrPort{}
+	former.Services = slices.Clone(cfg.Services)
+	former.Services[0].VIPs = []netip.Addr{vip2}
 	var lines strings.Builder
-	table := conntab.New(conntab.Config{Max: 1024})
-	d := &director{file: file, log: slog.New(slog.NewTextHandler(&lines, nil)), cfg: &former, start: time.Now(),
-		table: table, http: metrics.NewServer(),
-		bal: balancer.New(table, 1), monitor: health.New(nil)}
-	if d.network, err = routing.Open(filepath.Join(dir, "journal"), nil); err != nil {
+	d := operate(t, &former, func(o *operated) {
+		o.file, o.log = file, slog.New(slog.NewTextHandler(&lines, nil))
+		o.controller.log = o.log
+	})
+	d.network.mu.Lock()
+	d.network.set = func(routing.State) error { return routing.ErrClosed }
+	d.network.mu.Unlock()
+	reload := func() {
+		t.Helper()
+		if _, err := d.reload(); err == nil || !strings.Contains(err.Error(), "the director is ending") ||
+			strings.Contains(err.Error(), "\n") {
+			t.Errorf("the reload: %v", err)
+		}
+		if l, err := net.Listen("tcp", free.Addr().String()); err != nil {
+			t.Errorf("after the reload the address of metrics is taken: %v", err)
+		} else {
+			l.Close()
+		}
+	}
+	reload()
+	if err := d.controller.do(func() { // a VIP whose route would be removed
+		st := *d.controller.state()
+		st.inputs.RetiredVIPs = []netip.Addr{vip2}
+		d.controller.current.Store(&st)
+		d.controller.refresh()
+	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.network.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.reload(); err == nil || !strings.Contains(err.Error(), "the director is ending") ||
-		strings.Contains(err.Error(), "\n") {
-		t.Errorf("the reload: %v", err)
-	}
-	if l, err := net.Listen("tcp", free.Addr().String()); err != nil {
-		t.Errorf("after the reload the address of metrics is taken: %v", err)
-	} else {
-		l.Close()
-	}
-	d.leftVIPs = vips(cfg) // whose routes would be let go
-	d.refresh()
+	d.end()
+	reload()
 	if got := lines.String(); strings.Contains(got, "level=ERROR") || !strings.Contains(got,
 		`level=INFO msg="reload given up: the director is ending"`) {
 		t.Errorf("the log:\n%s", got)

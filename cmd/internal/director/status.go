@@ -1,57 +1,59 @@
 package director
 
 import (
+	"cmp"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
 
 	"vstun/balancer"
+	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/control"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director/plan"
 	"vstun/encap/packet"
 	"vstun/encap/packet/stats"
-	"vstun/routing"
-	"vstun/tundev"
 )
 
-// status is what the control socket answers.
+// status is the answer to GET /status.
 func (d *director) status() control.DirectorStatus {
+	p := &d.plane
 	var t stats.Tally
 	st := control.DirectorStatus{Program: "director", Version: daemon.Version(), Pid: os.Getpid(),
-		Uptime: time.Since(d.start).Seconds(),
-		TUN:    d.device.Name(), Queues: max(len(d.workers)-1, 0), Offloads: d.device.Offloads(),
-		Connections: control.Connections{Count: d.table.Len(), Max: d.table.Max(), HalfOpen: d.table.HalfOpen(),
-			HalfOpenMax: d.table.HalfOpenMax(),
-			Evicted:     d.table.Evicted()}}
-	for _, w := range d.workers {
+		Uptime: time.Since(p.start).Seconds(),
+		TUN:    p.device.Name(), Queues: max(len(p.workers)-1, 0), Offloads: p.device.Offloads(),
+		Connections: control.Connections{Count: p.table.Len(), Max: p.table.Max(), HalfOpen: p.table.HalfOpen(),
+			HalfOpenMax: p.table.HalfOpenMax(), Evicted: p.table.Evicted()}}
+	for _, w := range p.workers {
 		w.Read(&t)
 		if err := w.LastError(); err != nil {
 			st.SendError = err.Error()
 		}
 	}
-	for _, r := range d.relays {
+	for _, r := range p.relays {
 		r.Read(&t)
 	}
-	d.shared.Read(&t)
-	st.In, st.Out, st.Drops = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes},
-		control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}, control.Drops(&t)
+	p.shared.Read(&t)
+	st.In = control.Traffic{Packets: t.InPackets, Bytes: t.InBytes}
+	st.Out = control.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}
+	st.Drops = control.Drops(&t)
 	st.Services = d.servicesStatus(time.Now())
 	st.Resets = t.Resets
-	st.Overruns = d.overruns()
-	st.Checks = d.checks()
-	st.Configuration = d.configuration()
-	st.Waiting = d.shared.Waiting()
-	st.Leaving = leaving(d.bal.Leaving())
+	st.Overruns = p.overruns()
+	st.Checks = d.checks.descriptors()
+	st.Configuration = d.reloader.Configuration()
+	st.Waiting = p.shared.Waiting()
+	st.Leaving = leaving(p.balancer.Leaving())
 	return st
 }
 
-// servicesStatus is the services as they are in force, with what their checks have come to. A sorry server is among the
-// realservers while it has clients.
+// servicesStatus returns the services as they are in force, with the results of their checks. A sorry server is among
+// the realservers while it has clients.
 func (d *director) servicesStatus(now time.Time) []control.Service {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	list, configured := d.bal.Snapshot().Status(), byName(d.cfg)
+	st := d.controller.state()
+	list, configured := st.snapshot.Status(), byName(st.Config)
 	for i := range list {
 		s := &list[i]
 		c := configured[s.Name]
@@ -59,47 +61,84 @@ func (d *director) servicesStatus(now time.Time) []control.Service {
 			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0 && !c.IsRealserver(r.Address)
 		})
 	}
-	return d.described(list, now)
+	return d.describe(st, list, now)
 }
 
-// described is the services of a snapshot as the control socket tells of them. d.mu is held.
-func (d *director) described(list []balancer.ServiceStatus, now time.Time) (all []control.Service) {
-	configured, set, states := byName(d.inForce()), d.weights(), d.healthy()
+// describe returns services of the state's snapshot as the control socket has them.
+func (d *director) describe(st *state, list []balancer.ServiceStatus, now time.Time) (all []control.Service) {
+	configured, states := byName(st.Config), plan.Health(d.checks.monitor.States(), st.inputs.Weights)
 	for i := range list {
 		s := &list[i]
 		svc := serviceStatus(s)
-		set.note(&svc)
-		if c := configured[s.Name]; c != nil { // else a reload has taken it away since
-			d.healthStatus(&svc, c, s, states, now)
+		noteWeights(&svc, st.inputs.Weights)
+		if c := configured[s.Name]; c != nil { // nil: another snapshot had it
+			st.noteHealth(&svc, c, s, states, now)
 		}
 		all = append(all, svc)
 	}
 	return all
 }
 
-// byName is the services of cfg.
+// noteWeights adds to a service's status the configured weights that operators have replaced.
+func noteWeights(s *control.Service, set plan.Weights) {
+	if len(set) == 0 {
+		return
+	}
+	for i := range s.Realservers {
+		r := &s.Realservers[i]
+		if a, err := netip.ParseAddr(r.Address); err == nil {
+			if o, has := set[plan.RealserverID{Service: s.Name, Address: a}]; has {
+				r.Configured = &o.Configured
+			}
+		}
+	}
+}
+
+// noteHealth adds the results of a service's checks to its status. s is the service in the configuration in force, b
+// the one of the balancer. A realserver is down from the moment on that the balancer takes it for down, not from the
+// check's end on.
+func (st *state) noteHealth(svc *control.Service, s *config.Service, b *balancer.ServiceStatus,
+	states map[plan.RealserverID]health.State, now time.Time) {
+	is := st.Services[s.Name]
+	svc.Health, svc.Quorum, svc.WeightUp, svc.Sorry = plan.UpDown(is.Up), s.Quorum, is.UpWeight, is.Sorry
+	configured := make(map[netip.Addr]*config.RealserverRef, len(s.Realservers))
+	for i := range s.Realservers {
+		configured[s.Realservers[i].Address] = &s.Realservers[i]
+	}
+	for i := range svc.Realservers {
+		r, id := &svc.Realservers[i], plan.RealserverID{Service: s.Name, Address: b.Realservers[i].Address}
+		r.Health = "unchecked"
+		c := configured[id.Address]
+		if c == nil {
+			continue // the sorry server
+		}
+		found := states[id]
+		if r.Weight = plan.Weight(c.Weight, found); r.Weight != c.Weight { // the balancer's weight is 0 after a failure
+			r.Configured = &c.Weight
+		}
+		if c.Check == nil {
+			continue
+		}
+		r.Health = plan.UpDown(!st.Down[id])
+		r.Check = &control.Check{Type: c.Check.Type, Via: c.Check.Via(), Reason: cmp.Or(found.Reason, "not checked yet"),
+			Streak: found.Streak, Duration: found.Duration.Seconds(), Since: since(found.Since, now),
+			Last: since(found.Last, now)}
+	}
+}
+
+// since returns the seconds from t on, 0 for the zero Time.
+func since(t, now time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return now.Sub(t).Seconds()
+}
+
+// byName returns the services of cfg by their names.
 func byName(cfg *config.Director) map[string]*config.Service {
 	all := make(map[string]*config.Service, len(cfg.Services))
 	for i := range cfg.Services {
 		all[cfg.Services[i].Name] = &cfg.Services[i]
-	}
-	return all
-}
-
-// overruns is the packets that the kernel dropped because no worker took them.
-func (d *director) overruns() (n uint64) {
-	for _, device := range []*tundev.Device{d.device, d.local} {
-		if dropped, err := routing.Dropped(device.Name()); err == nil {
-			n += dropped
-		}
-	}
-	return n
-}
-
-// loops are the workers' for the watchdog.
-func (d *director) loops() (all []daemon.Loop) {
-	for _, w := range d.workers {
-		all = append(all, w.Batches())
 	}
 	return all
 }

@@ -94,7 +94,7 @@ func TestPrivilegesThatStay(t *testing.T) {
 		p.startAs(box.command(t, exec.Command(programPath(p.name), "run", "-c", p.config)))
 		p.mustLogReady()
 		if warnings := strings.Count(p.Output(), "level=WARN"); warnings != 1 || !strings.Contains(p.Output(),
-			"privileges") || !strings.Contains(p.Output(), "no_new_privs") {
+			"cannot drop all capabilities") || !strings.Contains(p.Output(), "no_new_privs") {
 			t.Errorf("%s gives %d warnings, want one, of its privileges:\n%s", p, warnings, p.Output())
 		}
 	}

@@ -1,0 +1,237 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/director/plan"
+	"vstun/cmd/internal/reload"
+	"vstun/routing"
+)
+
+// controller owns the director's state. One goroutine, run, changes an input, plans, applies the plan, and then reports
+// what has happened:
+//
+//	reload, weights, health, paths → plan.Inputs → plan.Plan → apply → state, events
+//
+// Everything else reads the state, which is replaced in one step.
+type controller struct {
+	log     *slog.Logger
+	plane   *dataPlane
+	checks  *checks
+	network network
+	ask     questions
+	tell    func(events ...notify.Event) // notifies
+
+	requests chan func()          // that run calls, one after the other
+	changes  chan []health.Change // that the monitor has found
+	ended    chan struct{}        // closed when run has ended
+	current  atomic.Pointer[state]
+
+	// The following belong to run, and to start before it.
+	unreported []health.Change   // that are not in force yet
+	failures   map[string]string // the last error by activity, see logFailure
+}
+
+// network is the part of a routing.Manager that the controller needs.
+type network interface {
+	Set(s routing.State) error
+	Changed() <-chan struct{}
+}
+
+// state is what is in force. It is immutable, except for the counts that its snapshot leads to.
+type state struct {
+	inputs plan.Inputs
+	plan.Desired
+	snapshot *balancer.Snapshot
+	grace    grace // over: no worker decides by a former snapshot
+}
+
+// newController returns a controller without a state. The caller calls start, and then run.
+func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network) *controller {
+	return &controller{log: log, plane: plane, checks: checks, network: network,
+		ask: newQuestions(plane), tell: func(...notify.Event) {}, requests: make(chan func()),
+		changes: make(chan []health.Change), ended: make(chan struct{}), failures: map[string]string{}}
+}
+
+// start puts the first configuration in force.
+func (c *controller) start(cfg *config.Director) error {
+	in := plan.Inputs{}.Reconfigured(cfg)
+	in.Rules = c.ask.rules()
+	c.resolvePaths(&in)
+	in.ReplyLinks = c.ask.replyLinks(in)
+	return c.converge(in)
+}
+
+// state returns what is in force, nil before start.
+func (c *controller) state() *state { return c.current.Load() }
+
+// betweenChanges is the least time from one snapshot for changes of health to the next: when a thousand realservers
+// fail at once, one snapshot takes them all out.
+const betweenChanges = 50 * time.Millisecond
+
+// pathsEvery is the time between two looks at the paths to the realservers, and the longest pause. After a look that
+// was caused by a packet too big for its path, or by a change of routes, the pause is pathsAtOnce at least, and looking
+// takes a pathsShare-th of the time at most.
+const (
+	pathsEvery  = 10 * time.Second
+	pathsAtOnce = 100 * time.Millisecond
+	pathsShare  = 10
+)
+
+// run works until ctx is cancelled.
+func (c *controller) run(ctx context.Context) error {
+	defer close(c.ended)
+	ticker := time.NewTicker(pathsEvery)
+	defer ticker.Stop()
+	var healthPause, pathsPause <-chan time.Time // nil: there is none
+	for {
+		changes := c.changes
+		if healthPause != nil {
+			changes = nil
+		}
+		due, tooBig, changed := ticker.C, c.plane.shared.TooBig, c.network.Changed()
+		if pathsPause != nil {
+			due, tooBig, changed = nil, nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case fn := <-c.requests:
+			fn()
+		case list := <-changes:
+			c.takeHealth(list)
+			healthPause = time.After(betweenChanges)
+		case <-healthPause:
+			healthPause = nil
+		case <-due:
+			pathsPause = c.refresh()
+		case <-tooBig:
+			pathsPause = c.refresh()
+		case <-changed:
+			if len(c.state().Unreachable) > 0 {
+				pathsPause = c.refresh()
+			}
+		case <-pathsPause:
+			pathsPause = nil
+		}
+	}
+}
+
+// do has run call fn, and returns when fn has. It returns reload.ErrEnding, without a call, if run has ended.
+func (c *controller) do(fn func()) error {
+	done := make(chan struct{})
+	select {
+	case c.requests <- func() { defer close(done); fn() }:
+		<-done
+		return nil
+	case <-c.ended:
+		return reload.ErrEnding
+	}
+}
+
+// healthChanged hands the monitor's findings over to run. It waits while run is busy. The monitor goes on meanwhile,
+// and collects what changes.
+func (c *controller) healthChanged(list []health.Change) {
+	select {
+	case c.changes <- list:
+	case <-c.ended:
+	}
+}
+
+// takeHealth puts the health of the realservers in force.
+func (c *controller) takeHealth(changes []health.Change) {
+	c.unreported = append(c.unreported, changes...)
+	c.logFailure(slog.LevelError, "cannot apply the health of realservers", c.converge(c.state().inputs))
+}
+
+// configure puts cfg in force, and returns the states before and after. On an error nothing has changed.
+func (c *controller) configure(cfg *config.Director) (was, is *state, err error) {
+	ending := c.do(func() {
+		was = c.state()
+		in := was.inputs.Reconfigured(cfg)
+		in.Rules = c.ask.rules()
+		c.resolvePaths(&in)
+		if err = c.converge(in); err == nil {
+			is = c.state()
+			c.trim()
+		}
+	})
+	return was, is, errors.Join(ending, err)
+}
+
+// refresh puts the kernel's present knowledge of the paths in force, and trims the machine. It returns the end of the
+// pause until the next refresh: anyone can forge the ICMP errors that cause one, and they must not keep a CPU busy with
+// thousands of realservers.
+func (c *controller) refresh() (pause <-chan time.Time) {
+	begin := time.Now()
+	in := c.state().inputs
+	c.resolvePaths(&in)
+	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.converge(in))
+	c.trim()
+	return time.After(pathsPause(time.Since(begin)))
+}
+
+// pathsPause returns the pause after a refresh that took so long.
+func pathsPause(took time.Duration) time.Duration {
+	return min(max(pathsAtOnce, pathsShare*took), pathsEvery)
+}
+
+// converge plans by in, puts the plan in force and reports the events. On an error nothing has changed.
+func (c *controller) converge(in plan.Inputs) (err error) {
+	was := c.state()
+	reconfigured := was == nil || was.inputs.Config != in.Config
+	var before map[string]plan.ServiceState
+	var subjects []health.Subject
+	if was != nil {
+		before = was.Services
+	}
+	if reconfigured {
+		subjects = plan.Subjects(in.Config, c.path)
+		if in.Health, err = c.checks.monitor.Preview(subjects); err != nil {
+			return err
+		}
+	} else {
+		in.Health = c.checks.monitor.States()
+	}
+	desired, events := plan.Plan(in, before)
+	moves := was == nil || !in.SameMachine(&was.inputs)
+	if err := c.apply(was, &desired, moves); err != nil {
+		return err
+	}
+	c.current.Store(&state{inputs: in, Desired: desired, snapshot: c.plane.balancer.Snapshot(),
+		grace: newGrace(c.plane.loops())})
+	if reconfigured { // the balancer and the state have the paths of new checks now
+		_ = c.checks.monitor.Set(subjects) // Preview has accepted them
+		c.checks.monitor.Begin()
+	}
+	c.report(was, events)
+	return nil
+}
+
+// apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. It is
+// the only place that does so. Routes of new VIPs come first, since they can fail; routes of retired VIPs go before the
+// balancer forgets the VIPs. On an error nothing has changed.
+func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error {
+	var err error
+	if moves {
+		err = c.network.Set(desired.Machine)
+	}
+	if err == nil {
+		err = c.plane.balancer.Apply(desired.Balancer)
+	}
+	if err != nil && moves && was != nil {
+		return errors.Join(err, c.network.Set(was.Machine))
+	}
+	if err == nil && len(desired.Reroute) > 0 {
+		c.plane.balancer.Reroute(desired.Reroute)
+	}
+	return err
+}

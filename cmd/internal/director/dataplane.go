@@ -1,0 +1,177 @@
+package director
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/balancer/forward"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director/plan"
+	"vstun/encap/packet"
+	"vstun/encap/wire"
+	"vstun/routing"
+	"vstun/tundev"
+)
+
+// dataPlane is the devices, sockets and workers that packets pass through, and the tables that they are looked up in.
+type dataPlane struct {
+	start    time.Time // the clock's zero
+	table    *conntab.Table
+	balancer *balancer.Balancer
+	shared   *forward.Shared
+	device   *tundev.Device    // for packets of clients
+	local    *tundev.Device    // for this host's own packets to VIPs
+	workers  []*forward.Worker // one for each queue of device, then the one of local
+	relays   []*forward.Relay  // of ICMP errors about tunnel packets
+	senders  []io.Closer
+	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and clients are told.
+	receivers []io.Closer
+}
+
+// udpPorts is the number of source ports that a worker has for tunnels over UDP. Routers and network cards on the path
+// spread flows by them.
+const udpPorts = 16
+
+// urgent is the priority of packets that a full queue of the network device must not delay: TC_PRIO_INTERACTIVE in
+// linux/pkt_sched.h, the first band of pfifo_fast and prio.
+const urgent = 6
+
+// open makes what cfg needs. On an error the caller calls close.
+func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
+	p.shared = forward.NewShared()
+	p.table = conntab.New(plan.Table(cfg.Connections))
+	p.balancer = balancer.New(p.table, cfg.Queues+1)
+	if err := p.openRelays(); err != nil {
+		return err
+	}
+	p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
+	if err != nil {
+		return err
+	}
+	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
+		r, err := wire.LearnPathMTU(protocol)
+		if err != nil {
+			return err
+		}
+		p.receivers = append(p.receivers, r)
+	}
+	for i, q := range p.device.Queues() {
+		s, err := wire.NewSender()
+		if err != nil {
+			return err
+		}
+		p.senders = append(p.senders, s)
+		u, err := wire.NewUDPSender(udpPorts)
+		if err != nil {
+			return err
+		}
+		p.senders = append(p.senders, u)
+		p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
+			UDPPorts: u.Ports(), Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+	}
+	return p.openLocal(cfg, log)
+}
+
+// openRelays makes a relay for each family's ICMP errors. Each sends its messages to clients by a socket of its own.
+func (p *dataPlane) openRelays() error {
+	receivers, err := wire.NewErrorReceivers()
+	if err != nil {
+		return err
+	}
+	for _, r := range receivers {
+		p.receivers = append(p.receivers, r)
+	}
+	for _, r := range receivers {
+		s, err := wire.NewSender()
+		if err != nil {
+			return err
+		}
+		p.senders = append(p.senders, s)
+		p.relays = append(p.relays, forward.NewRelay(r, s, p.balancer, p.shared, p.now))
+	}
+	return nil
+}
+
+// openLocal opens the device for this host's own packets, and makes its worker. The worker has a socket of its own,
+// which no flood fills.
+func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error) {
+	p.local, err = tundev.Open(cfg.LocalTUN(), tundev.Options{Queues: 1, Plain: !cfg.Offload})
+	if err != nil {
+		return err
+	}
+	s, err := wire.NewSender()
+	if err != nil {
+		return err
+	}
+	p.senders = append(p.senders, s)
+	if err := s.SetPriority(urgent); err != nil {
+		return err
+	}
+	p.workers = append(p.workers,
+		forward.NewWorker(forward.WorkerConfig{ID: cfg.Queues, Source: p.local.Queues()[0], Raw: s,
+			Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+	for _, ipv6 := range []bool{false, true} {
+		if !routing.HasRules(ipv6) && (!ipv6 || routing.HasIPv6()) {
+			log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+
+				"and a flood can fail them", "ipv6", ipv6)
+		}
+	}
+	return nil
+}
+
+// close ends the workers and relays.
+func (p *dataPlane) close() error {
+	var errs []error
+	for _, d := range []*tundev.Device{p.device, p.local} {
+		if d != nil {
+			errs = append(errs, d.Close())
+		}
+	}
+	for _, s := range p.senders {
+		errs = append(errs, s.Close())
+	}
+	p.senders = nil
+	for _, r := range p.receivers {
+		errs = append(errs, r.Close())
+	}
+	p.receivers = nil
+	return errors.Join(errs...)
+}
+
+// now is the time in the connection table's unit.
+func (p *dataPlane) now() conntab.Ticks {
+	return conntab.Ticks(time.Since(p.start) / (time.Second / conntab.PerSecond))
+}
+
+// usedVIPs returns the VIPs that have connections. It walks over the connection table.
+func (p *dataPlane) usedVIPs() map[netip.Addr]bool {
+	used := map[netip.Addr]bool{}
+	for c := range p.table.All(p.now()) {
+		used[c.Flow.Dst] = true
+	}
+	return used
+}
+
+// overruns returns the number of packets that the kernel dropped because no worker took them.
+func (p *dataPlane) overruns() (n uint64) {
+	for _, device := range []*tundev.Device{p.device, p.local} {
+		if dropped, err := routing.Dropped(device.Name()); err == nil {
+			n += dropped
+		}
+	}
+	return n
+}
+
+// loops returns the workers' loops.
+func (p *dataPlane) loops() (all []daemon.Loop) {
+	for _, w := range p.workers {
+		all = append(all, w.Batches())
+	}
+	return all
+}

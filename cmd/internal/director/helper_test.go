@@ -1,0 +1,152 @@
+package director
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"vstun/balancer"
+	"vstun/balancer/conntab"
+	"vstun/balancer/forward"
+	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/metrics"
+	"vstun/cmd/internal/reload"
+	"vstun/routing"
+)
+
+// fakeNetwork is a routing.Manager that only remembers.
+type fakeNetwork struct {
+	mu   sync.Mutex
+	sets []routing.State
+	set  func(s routing.State) error // nil: it succeeds
+}
+
+func (n *fakeNetwork) Changed() <-chan struct{} { return nil }
+
+func (n *fakeNetwork) Set(s routing.State) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sets = append(n.sets, s)
+	if n.set == nil {
+		return nil
+	}
+	return n.set(s)
+}
+
+// last returns the state that was set last, and how many there were.
+func (n *fakeNetwork) last() (s routing.State, sets int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sets[len(n.sets)-1], len(n.sets)
+}
+
+// events collects events.
+type events struct {
+	mu  sync.Mutex
+	all []notify.Event
+}
+
+func (e *events) tell(list ...notify.Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.all = append(e.all, list...)
+}
+
+// take returns the events since the last call, as "web 10.0.11.1 up down".
+func (e *events) take() (lines []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, event := range e.all {
+		name := event.Service
+		if event.Realserver != "" {
+			name += " " + event.Realserver
+		}
+		lines = append(lines, name+" "+event.Old+" "+event.New)
+	}
+	e.all = nil
+	return lines
+}
+
+// operated is a director in a made-up network: a controller with a balancer and checks, without devices and workers.
+type operated struct {
+	*director
+	network *fakeNetwork
+	told    *events
+	end     func() // ends what runs
+}
+
+// operate runs a director with cfg until the test ends. Before it starts, prepare may change it.
+func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *operated {
+	t.Helper()
+	o := &operated{network: &fakeNetwork{}, told: &events{}, director: &director{
+		log: slog.New(slog.DiscardHandler), http: metrics.NewServer(),
+		plane: dataPlane{start: time.Now(), shared: forward.NewShared(),
+			table: conntab.New(conntab.Config{Max: 1024})}}}
+	o.plane.balancer = balancer.New(o.plane.table, 1)
+	o.controller = newController(o.log, &o.plane, &o.checks, o.network)
+	o.controller.tell = o.told.tell
+	o.controller.ask = questions{
+		paths: func(to []netip.Addr) (map[netip.Addr]routing.Path, error) {
+			all := map[netip.Addr]routing.Path{}
+			for _, a := range to {
+				all[a] = routing.Path{Link: "eth0", MTU: 1500}
+			}
+			return all, nil
+		},
+		local:    func(netip.Addr) (string, bool, error) { return "eth0", true, nil },
+		hasRules: func(bool) bool { return true },
+		usedVIPs: o.plane.usedVIPs,
+	}
+	o.checks.monitor = health.New(o.controller.healthChanged)
+	o.checks.notifier = notify.New(func(error) {})
+	if prepare != nil {
+		prepare(o)
+	}
+	o.reloader = reload.New("director", o.file, o.plane.start, o.log)
+	if err := o.controller.start(cfg); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() { _ = o.controller.run(ctx) })     // it returns nil
+	all.Go(func() { _ = o.checks.monitor.Run(ctx) }) // and so does this
+	o.end = func() {
+		cancel()
+		all.Wait()
+	}
+	t.Cleanup(o.end)
+	return o
+}
+
+// awaitFirstStates returns when the first states of a director with running have been told.
+func (o *operated) awaitFirstStates(t *testing.T) {
+	t.Helper()
+	eventually(t, "the first states", func() bool {
+		return slices.Contains(o.told.take(), "web 10.0.11.2 unknown up")
+	})
+}
+
+// eventually fails the test if ok does not hold within ten seconds.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// withChecks gives the realservers of a service a check that never runs again after its first time.
+func withChecks(s *config.Service, c config.Check) {
+	c.Interval, c.Timeout, c.Rise, c.Fall = time.Hour, time.Minute, 1, 1
+	s.Check = &c
+	for i := range s.Realservers {
+		s.Realservers[i].Check = s.Check
+	}
+}

@@ -1,0 +1,100 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"vstun/cmd/internal/director/plan"
+	"vstun/routing"
+)
+
+// questions are what the controller asks the kernel and the connection table. The answers may take their time.
+type questions struct {
+	paths    func(to []netip.Addr) (map[netip.Addr]routing.Path, error)
+	local    func(a netip.Addr) (device string, local bool, err error)
+	hasRules func(ipv6 bool) bool
+	usedVIPs func() map[netip.Addr]bool
+}
+
+func newQuestions(plane *dataPlane) questions {
+	return questions{paths: routing.Paths, local: routing.LocalAddr, hasRules: routing.HasRules,
+		usedVIPs: plane.usedVIPs}
+}
+
+// rules returns for which families the kernel has policy rules.
+func (q questions) rules() plan.Rules {
+	return plan.Rules{IPv4: q.hasRules(false), IPv6: q.hasRules(true)}
+}
+
+// replyLinks returns the devices by which the replies to checks come in.
+func (q questions) replyLinks(in plan.Inputs) []string {
+	var devices []string // that have the addresses that checks come from
+	for _, a := range plan.CheckSources(in.Config, in.Paths) {
+		if device, local, err := q.local(a); err == nil && local {
+			devices = append(devices, device)
+		}
+	}
+	return plan.ReplyLinks(in.Config, in.Paths, devices)
+}
+
+// resolvePaths asks the kernel for all paths that in needs. If the kernel cannot be asked, the paths that were known
+// before stay.
+func (c *controller) resolvePaths(in *plan.Inputs) {
+	in.Retired = nil
+	for _, r := range c.plane.balancer.Leaving() {
+		in.Retired = append(in.Retired, r.Address)
+	}
+	to := append(plan.Destinations(in.Config), in.Retired...)
+	answer, err := c.ask.paths(to)
+	message := "cannot ask the kernel for the paths to realservers: the former ones stay"
+	if in.Paths == nil {
+		message = "the paths to realservers are not known: their MTU is taken to be 1500"
+	}
+	c.logFailure(slog.LevelWarn, message, err)
+	if err != nil {
+		return
+	}
+	in.Paths = make(plan.Paths, len(to))
+	for _, a := range to {
+		in.Paths[a] = answer[a] // the zero Path: there is no route
+	}
+}
+
+// trim removes from the machine the routes of retired VIPs whose last connections have ended, and relaxes the
+// reverse-path filters of the devices that replies to checks come in by. A failure is tried again with the next
+// refresh.
+func (c *controller) trim() {
+	in := c.state().inputs
+	if len(in.RetiredVIPs) > 0 {
+		used := c.ask.usedVIPs()
+		unused := func(vip netip.Addr) bool { return !used[vip] }
+		in.RetiredVIPs = slices.DeleteFunc(slices.Clone(in.RetiredVIPs), unused)
+		if len(in.RetiredVIPs) < len(c.state().inputs.RetiredVIPs) {
+			c.logFailure(slog.LevelError, "cannot remove routes of VIPs that are not configured any more; retrying",
+				c.converge(in))
+		}
+	}
+	in = c.state().inputs
+	in.ReplyLinks = c.ask.replyLinks(in)
+	if !slices.Equal(in.ReplyLinks, c.state().inputs.ReplyLinks) {
+		c.logFailure(slog.LevelError, "replies to health checks may be dropped by the reverse-path filter: "+
+			"set rp_filter to 2 for these devices", c.converge(in), "devices", in.ReplyLinks)
+	}
+}
+
+// logFailure logs the failure of an activity that is repeated. The same error is logged once in a row. When the
+// director ends, it is no failure.
+func (c *controller) logFailure(level slog.Level, message string, err error, args ...any) {
+	if err == nil {
+		delete(c.failures, message)
+		return
+	}
+	if errors.Is(err, routing.ErrClosed) || c.failures[message] == err.Error() {
+		return
+	}
+	c.failures[message] = err.Error()
+	c.log.Log(context.Background(), level, message, append(args, "error", err)...)
+}

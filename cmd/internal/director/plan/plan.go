@@ -1,0 +1,189 @@
+// Package plan computes what a director wants of its machine and its balancer from what it knows: the configuration,
+// weights that operators have set, the health of realservers, the paths to them. It is pure: it does no I/O, logs
+// nothing and takes no lock.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"vstun/balancer"
+	"vstun/balancer/health"
+	"vstun/cmd/internal/config"
+	"vstun/routing"
+)
+
+// RealserverID names a realserver of a service.
+type RealserverID struct {
+	Service string
+	Address netip.Addr
+}
+
+func (id RealserverID) String() string {
+	return fmt.Sprintf("service %q: realserver %v", id.Service, id.Address)
+}
+
+// Inputs is everything that a plan depends on.
+type Inputs struct {
+	Config  *config.Director // as the file has it
+	Weights Weights
+	Health  []health.State // of all realservers that are monitored
+	Paths   Paths          // to Destinations, and to Retired
+
+	// RetiredVIPs are former VIPs, in ascending order. They keep their routes while they have connections.
+	RetiredVIPs []netip.Addr
+	// Retired are the addresses of realservers that are not configured any more, and still have connections.
+	Retired []netip.Addr
+
+	ReplyLinks []string // see ReplyLinks
+	Rules      Rules
+}
+
+// Rules reports for which families the kernel has policy rules (CONFIG_IP_MULTIPLE_TABLES,
+// CONFIG_IPV6_MULTIPLE_TABLES).
+type Rules struct{ IPv4, IPv6 bool }
+
+// Desired is the state that inputs lead to.
+type Desired struct {
+	Config      *config.Director // with the weights that operators have set
+	Machine     routing.State
+	Balancer    balancer.Config
+	Reroute     map[netip.Addr]balancer.Path // paths to retired realservers
+	Services    map[string]ServiceState      // by name
+	Down        map[RealserverID]bool        // the realservers that their checks have found down
+	Unreachable []netip.Addr                 // realservers without a route, in ascending order
+}
+
+// Event is a change of a service's known state, or the beginning of a service whose state is not known yet.
+type Event struct {
+	Service  string
+	Old, New string // Up, Down or Unknown
+	Reason   string
+	Expected bool // the service is up because nothing can make it down: only its configuration matters
+}
+
+// The states of a service and of a realserver, as events and the status have them.
+const (
+	Up      = "up"
+	Down    = "down"
+	Unknown = "unknown"
+)
+
+// UpDown returns Up or Down.
+func UpDown(up bool) string {
+	if up {
+		return Up
+	}
+	return Down
+}
+
+// Plan returns the state that in leads to, and the events that lead there from the services' states before. The events
+// have happened once the desired state is in force.
+func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
+	cfg := in.Weights.effective(in.Config)
+	table := Table(cfg.Connections)
+	d := Desired{
+		Config:  cfg,
+		Machine: Machine(in),
+		Balancer: balancer.Config{Probed: in.Paths.targets(cfg), Options: options(cfg), Table: &table,
+			LeftVIPs: in.RetiredVIPs},
+		Reroute:     in.Paths.reroute(cfg.Source, in.Retired),
+		Services:    make(map[string]ServiceState, len(cfg.Services)),
+		Down:        map[RealserverID]bool{},
+		Unreachable: in.Paths.unreachable(cfg),
+	}
+	states := Health(in.Health, in.Weights)
+	for id, st := range states {
+		if !st.Up {
+			d.Down[id] = true
+		}
+	}
+	var events []Event
+	for i := range cfg.Services {
+		s := &cfg.Services[i]
+		var was *ServiceState
+		if st, known := before[s.Name]; known {
+			was = &st
+		}
+		b := service(s, cfg.Source, in.Paths)
+		is := applyHealth(&b, s, states, was)
+		if s.SorryServer.IsValid() && !s.IsRealserver(s.SorryServer) {
+			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths, is.Sorry))
+		}
+		d.Balancer.Services = append(d.Balancer.Services, b)
+		d.Services[s.Name] = is
+		if e, happened := event(s, was, is); happened {
+			events = append(events, e)
+		}
+	}
+	return d, events
+}
+
+// Reconfigured returns in for another configuration: with the weights that still hold under cfg, and with all VIPs
+// that are not configured any more as retired ones.
+func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
+	var stay []netip.Addr
+	if in.Config != nil {
+		stay = VIPs(in.Config)
+	}
+	vips := VIPs(cfg)
+	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(stay, in.RetiredVIPs)),
+		func(vip netip.Addr) bool { return slices.Contains(vips, vip) })
+	in.Config, in.Weights = cfg, in.Weights.kept(cfg)
+	return in
+}
+
+// Health returns the states of realservers by their names. A realserver whose weight an operator has set has no offset.
+func Health(states []health.State, set Weights) map[RealserverID]health.State {
+	all := make(map[RealserverID]health.State, len(states))
+	for _, st := range states {
+		id := RealserverID{st.Service, st.Realserver}
+		if _, fixed := set[id]; fixed {
+			st.Offset = 0
+		}
+		all[id] = st
+	}
+	return all
+}
+
+// Realservers returns the realservers of cfg by their names, sorry servers excluded.
+func Realservers(cfg *config.Director) map[RealserverID]config.RealserverRef {
+	all := map[RealserverID]config.RealserverRef{}
+	for i := range cfg.Services {
+		for _, r := range cfg.Services[i].Realservers {
+			all[RealserverID{cfg.Services[i].Name, r.Address}] = r
+		}
+	}
+	return all
+}
+
+// VIPs returns the VIPs of cfg in ascending order, each once.
+func VIPs(cfg *config.Director) []netip.Addr {
+	var all []netip.Addr
+	for _, s := range cfg.Services {
+		all = append(all, s.VIPs...)
+	}
+	return unique(all)
+}
+
+// unique sorts addresses and removes repeated ones.
+func unique(all []netip.Addr) []netip.Addr {
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// reroute returns the paths to those retired realservers to which there is a route.
+func (p Paths) reroute(sources config.Sources, retired []netip.Addr) map[netip.Addr]balancer.Path {
+	if len(retired) == 0 {
+		return nil
+	}
+	known := make(map[netip.Addr]balancer.Path, len(retired))
+	for _, a := range retired {
+		if p.has(a) {
+			known[a] = balancer.Path{MTU: p.mtu(a), Source: cmp.Or(sources.For(a), p.ownAddress(a))}
+		}
+	}
+	return known
+}

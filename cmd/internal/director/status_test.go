@@ -1,0 +1,36 @@
+package director
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vstun/balancer"
+	"vstun/cmd/internal/control"
+	"vstun/encap/packet"
+)
+
+func TestServiceStatus(t *testing.T) {
+	vip, rs := netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("10.0.11.2")
+	got := serviceStatus(&balancer.ServiceStatus{
+		Service: balancer.Service{Name: "web", VIPs: []netip.Addr{vip}, Protocol: packet.ProtoUDP,
+			Ports: []balancer.PortRange{{}}, Scheduler: "sh",
+			Flags: balancer.Flags{Port: true}, Persistence: balancer.Persistence{Timeout: time.Minute, Mask4: 24,
+				Mask6: 128}, OnePacket: true},
+		Realservers: []balancer.RealserverStatus{{Realserver: balancer.Realserver{Address: rs, Upper: 10, Lower: 5},
+			Active: 1, Inactive: 2, Connections: 3, Packets: 4, Bytes: 5}},
+	})
+	want := control.Service{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "udp", Ports: []string{"0"},
+		Scheduler: "sh", SchedulerFlags: []string{"sh-port"},
+		Persistence: &control.Persistence{Timeout: 60, Netmask: 24, Netmask6: 128}, OnePacket: true,
+		Realservers: []control.Realserver{{Address: "10.0.11.2", Encap: "ipip", Upper: 10, Lower: 5, Active: 1,
+			Inactive: 2, Connections: 3, Forwarded: control.Traffic{Packets: 4, Bytes: 5}}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if plain := serviceStatus(&balancer.ServiceStatus{}); plain.Persistence != nil || plain.SchedulerFlags != nil {
+		t.Errorf("%+v", plain)
+	}
+}

@@ -1,0 +1,57 @@
+package director
+
+import (
+	"net/url"
+	"time"
+
+	"vstun/balancer"
+	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/control"
+	"vstun/cmd/internal/director/plan"
+)
+
+// settleTime is how long an answer waits for the workers, which take much less for a batch.
+const settleTime = 100 * time.Millisecond
+
+// usage answers GET /load: the connections of the realserver of an address, in the service of a name or in all. A
+// realserver that is not configured any more has an entry as long as it has connections.
+func (d *director) usage(q url.Values) (any, error) {
+	st := d.controller.state()
+	settling := !st.grace.wait(settleTime) // before the counts are read
+	var all []control.Load
+	for _, l := range d.plane.balancer.Leaving() {
+		if l.Address.String() == q.Get("realserver") && (!q.Has("service") || l.Service == q.Get("service")) {
+			all = append(all, control.Load{Service: l.Service, Realserver: l.Address.String(), Left: true,
+				Active: l.Active, Inactive: l.Inactive, Settling: settling})
+		}
+	}
+	ids, err := findRealservers(st.Config, q)
+	if err != nil && len(all) == 0 {
+		return nil, err
+	}
+	services := map[string]*balancer.ServiceStatus{}
+	for _, s := range st.snapshot.Status() {
+		services[s.Name] = &s
+	}
+	for _, id := range ids {
+		l := realserverUsage(st.Config, services[id.Service], id)
+		l.Settling = settling
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// realserverUsage returns the connections of the realserver id of s.
+func realserverUsage(cfg *config.Director, s *balancer.ServiceStatus, id plan.RealserverID) control.Load {
+	l := control.Load{Service: id.Service, Realserver: id.Address.String()}
+	for _, r := range s.Realservers {
+		if r.Address != id.Address {
+			continue
+		}
+		l.Weight, l.Active, l.Inactive = r.Weight, r.Active, r.Inactive
+		if s.Persistence.Timeout > 0 && !cfg.Connections.ExpireQuiescentTemplate {
+			l.Held = r.Templates
+		}
+	}
+	return l
+}
