@@ -13,7 +13,7 @@ import (
 type checkReader struct {
 	service *Service
 	table   *table // [service.check]
-	check   *Check // what it says; nil: there is none
+	check   *Check // of the service; nil: none
 }
 
 func newCheckReader(t *table, s *Service) *checkReader {
@@ -27,7 +27,7 @@ func newCheckReader(t *table, s *Service) *checkReader {
 
 const wantCheck = "a table such as { type = \"http\" }"
 
-// readFor reads a realserver's check, which is its service's where the realserver says nothing else.
+// readFor reads a realserver's check. A realserver without a key check has its service's, the same pointer.
 func (r *checkReader) readFor(t *table) *Check {
 	if _, ok := t.value("check"); !ok {
 		return r.check
@@ -35,7 +35,7 @@ func (r *checkReader) readFor(t *table) *Check {
 	return r.read(t.table("check", wantCheck), r.check)
 }
 
-// read reads a check from t; of what t does not have it is the base, if there is one.
+// read reads a check from t. A missing key has the value of base, if there is one.
 func (r *checkReader) read(t *table, base *Check) *Check {
 	types := CheckTypes()
 	c := Check{Interval: 5 * time.Second, Rise: 2, Fall: 3}

@@ -10,7 +10,7 @@ import (
 type CheckKey struct {
 	Name  string
 	Value any // nil: none
-	// Changed says how to write that the file that Value names has another content, such as "other certificates".
+	// Changed is the words for a new content of the file that Value names, such as "other certificates".
 	Changed string
 	content string
 }

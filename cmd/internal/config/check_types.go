@@ -103,11 +103,10 @@ var checkTypes = []*CheckType{
 
 // keyGroup is keys that one or more types of checks have together.
 type keyGroup struct {
-	names []string
-	// private says that another type gives the keys another meaning, and does not inherit them.
-	private bool
-	// read reads the keys for every type of check. own says that c's type has them: else read checks their values, and
-	// the caller reports the keys. nil: the caller reads them.
+	names   []string
+	private bool // a realserver's check of another type does not inherit the keys
+	// read reads the keys for every type of check. own means that c's type has them: else read only checks their
+	// values, and the caller reports the keys. nil: the caller reads them.
 	read     func(t *table, c *Check, own bool)
 	defaults func(c *Check)         // sets defaults; nil: zero values
 	inherit  func(c, former *Check) // copies the keys' fields

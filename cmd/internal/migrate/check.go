@@ -199,8 +199,8 @@ const (
 // queryTypes are the types of records that both keepalived and a check can ask for.
 var queryTypes = []string{"A", "AAAA", "NS", "CNAME", "SOA", "MX", "TXT"}
 
-// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due, explicit where
-// delay_before_retry says when.
+// settleTimes turns retries into fall. keepalived retries before the next check is due. explicit means that
+// delay_before_retry sets the time.
 func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration, explicit bool) {
 	bound := func(name string, d *time.Duration, least, most time.Duration) {
 		if within := min(max(*d, least), most); within != *d {
