@@ -107,7 +107,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	h := b.Prepend(int(t.overhead))
 	copy(h, t.header[:])
-	ip, up := h[:t.ip], h[t.ip:]
+	up := h[t.ip:]
 	switch t.kind {
 	case KindGRE:
 		packet.GRE(up).SetVersion(version)
@@ -118,7 +118,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 		packet.UDP(up).SetSrcPort(port)
 	}
 	if t.outerIs4() {
-		ip := packet.IPv4(ip)
+		ip := packet.IPv4(h[:packet.IPv4HeaderLen]) // one bounds check for all fields
 		ip.SetTOS(class)
 		ip.SetDF(df)
 		ip.SetTTL(ttl)
@@ -126,7 +126,7 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 			ip.SetProtocol(protocol(version))
 		}
 	} else {
-		ip := packet.IPv6(ip)
+		ip := packet.IPv6(h[:packet.IPv6HeaderLen])
 		ip.SetTrafficClass(class)
 		ip.SetHopLimit(ttl)
 		if t.kind == KindIPIP {

@@ -10,22 +10,21 @@ import (
 	"vstun/encap/packet"
 )
 
-// tapped forwards packets while a tap of f looks, and returns what it took before and after the tunnel, and what went
-// out.
-func tapped(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
+// captured forwards packets under a Capture of f. It returns what that took as read and as sent, and what went out.
+func captured(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
 	t.Helper()
 	s := &script{in: in}
 	w := newWorker(t, s, mtu)
-	tap := NewCapture(f, 1000, 1<<20)
-	if !w.shared.StartCapture(tap) || w.shared.StartCapture(NewCapture(f, 1, 1)) {
-		t.Fatal("not one tap at a time")
+	c := NewCapture(f, 1000, 1<<20)
+	if !w.shared.StartCapture(c) || w.shared.StartCapture(NewCapture(f, 1, 1)) {
+		t.Fatal("not one Capture at a time")
 	}
 	if err := w.Run(); err != nil {
 		t.Fatal(err)
 	}
-	w.shared.StopCapture(tap)
+	w.shared.StopCapture(c)
 	for {
-		taken := tap.Next(context.Background())
+		taken := c.Next(context.Background())
 		if len(taken) == 0 {
 			return before, after, s.out
 		}
@@ -39,8 +38,8 @@ func tapped(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after
 	}
 }
 
-// TestTap: what a filter wants is taken as it came and as it goes out, and nothing else.
-func TestTap(t *testing.T) {
+// TestCapture: what a filter wants is taken as it came and as it goes out, and nothing else.
+func TestCapture(t *testing.T) {
 	syn, data, other, dns, none := tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 100), tcp(80, packet.FlagSYN, 0),
 		udp(53, false, 200), tcp(99, packet.FlagSYN, 0)
 	copy(other[12:], []byte{192, 0, 2, 9})
@@ -66,7 +65,7 @@ func TestTap(t *testing.T) {
 		{"realserver and port", CaptureFilter{Realserver: real1, Port: 53}, 1, 1},
 		{"no such realserver", CaptureFilter{Realserver: away}, 0, 0},
 	} {
-		before, after, out := tapped(t, c.filter, 1500, clone(all)...)
+		before, after, out := captured(t, c.filter, 1500, clone(all)...)
 		if len(before) != c.before || len(after) != c.after {
 			t.Errorf("%s: %d before and %d after the tunnel, want %d and %d", c.name, len(before), len(after), c.before,
 				c.after)
@@ -91,22 +90,22 @@ func clone(all [][]byte) (c [][]byte) {
 	return c
 }
 
-// TestTapFragments: all outer fragments of a packet are taken that is wanted.
-func TestTapFragments(t *testing.T) {
+// TestCaptureFragments: all outer fragments of a packet are taken that is wanted.
+func TestCaptureFragments(t *testing.T) {
 	big, other := udp(53, false, 1400), udp(53, false, 1400)
 	copy(other[12:], []byte{192, 0, 2, 9})
 	other.SetChecksum()
-	before, after, out := tapped(t, CaptureFilter{Client: client}, 600, big, other)
+	before, after, out := captured(t, CaptureFilter{Client: client}, 600, big, other)
 	if len(before) != 1 || len(after) != 3 || len(out) != 6 {
 		t.Errorf("%d before and %d after the tunnel, want 1 and 3 of %d", len(before), len(after), len(out))
 	}
 }
 
-// TestTapIsBounded: in packets, bytes and room; what finds none is counted.
-func TestTapIsBounded(t *testing.T) {
-	take := func(tap *Capture) (n int) {
+// TestCaptureIsBounded: in packets, bytes and room; what finds none is counted.
+func TestCaptureIsBounded(t *testing.T) {
+	take := func(c *Capture) (n int) {
 		for {
-			taken := tap.Next(context.Background())
+			taken := c.Next(context.Background())
 			if len(taken) == 0 {
 				return n
 			}
@@ -142,15 +141,15 @@ func TestTapIsBounded(t *testing.T) {
 	}
 }
 
-// TestTapAllocatesNothing: neither does a worker that finds a tap, nor one that finds none.
-func TestTapAllocatesNothing(t *testing.T) {
+// TestCaptureAllocatesNothing: a worker allocates nothing with a Capture, nor without one.
+func TestCaptureAllocatesNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
 	w.sendBy(discard{})
 	p := tcp(80, packet.FlagSYN, 100)
-	tap := NewCapture(CaptureFilter{Realserver: real1}, 1<<30, 1<<40)
+	c := NewCapture(CaptureFilter{Realserver: real1}, 1<<30, 1<<40)
 	for _, on := range []bool{false, true} {
 		if on {
-			w.shared.StartCapture(tap)
+			w.shared.StartCapture(c)
 		}
 		if n := testing.AllocsPerRun(50, func() {
 			for i := range w.bufs {
@@ -158,10 +157,10 @@ func TestTapAllocatesNothing(t *testing.T) {
 			}
 			w.forward(w.bufs)
 		}); n != 0 {
-			t.Errorf("with a tap %v: %v allocations a batch", on, n)
+			t.Errorf("with a Capture %v: %v allocations a batch", on, n)
 		}
 	}
-	if len(tap.Next(context.Background())) == 0 {
-		t.Error("the tap took nothing")
+	if len(c.Next(context.Background())) == 0 {
+		t.Error("the Capture took nothing")
 	}
 }

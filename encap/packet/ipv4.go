@@ -77,10 +77,11 @@ func (h IPv4) SetSrc(a [4]byte) { copy(h[12:16], a[:]) }
 
 // SetDF sets or clears the flag DF.
 func (h IPv4) SetDF(df bool) {
-	h[6] &^= flagDF >> 8
+	var bit byte
 	if df {
-		h[6] |= flagDF >> 8
+		bit = flagDF >> 8
 	}
+	h[6] = h[6]&^(flagDF>>8) | bit
 }
 
 // SetFragment makes h the header of a fragment, or of a whole packet if offset is 0 and more is false. offset is in
