@@ -198,14 +198,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		b.last++
 		s.number = b.last
 	}
-	if former != nil && former.config.kind() == c.kind() {
-		s.sched = former.sched.clone()
-	} else {
-		row, _ := LookupScheduler(c.Scheduler)
-		s.sched = row.make(c.kind())
-		s.sched.changed(s.list, change{kind: changeWeight})
-	}
-
+	s.sched = newScheduler(s, former)
 	want := make(map[netip.Addr]Realserver, len(c.Realservers))
 	fail := make(map[netip.Addr]Realserver)
 	for _, r := range c.Realservers {
@@ -259,4 +252,17 @@ func (b *Balancer) service(former *service, c Service) *service {
 	}
 	settle(s.sched)
 	return s
+}
+
+// newScheduler returns the scheduler of s, which has the list of former, the service that it follows: a copy of
+// former's if its kind is the same.
+func newScheduler(s, former *service) scheduler {
+	k := s.config.kind()
+	if former != nil && former.config.kind() == k {
+		return former.sched.clone()
+	}
+	row, _ := LookupScheduler(k.name)
+	sched := row.make(k)
+	sched.changed(s.list, change{kind: changeWeight})
+	return sched
 }

@@ -120,7 +120,8 @@ func (st *state) noteHealth(svc *control.Service, s *config.Service, b *balancer
 			continue
 		}
 		r.Health = plan.UpDown(!st.Down[id])
-		r.Check = &control.Check{Type: c.Check.Type, Via: c.Check.Via(), Reason: cmp.Or(found.Reason, "not checked yet"),
+		r.Check = &control.Check{Type: c.Check.Type, Via: c.Check.Via(),
+			Reason: cmp.Or(found.Reason, "not checked yet"),
 			Streak: found.Streak, Duration: found.Duration.Seconds(), Since: since(found.Since, now),
 			Last: since(found.Last, now)}
 	}
