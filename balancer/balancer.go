@@ -183,6 +183,19 @@ func (s *Snapshot) add(svc *service) {
 	}
 }
 
+// byState is the realservers that are up and those that are down, by address.
+func (s *Service) byState() (up, down map[netip.Addr]Realserver) {
+	up, down = make(map[netip.Addr]Realserver, len(s.Realservers)), make(map[netip.Addr]Realserver)
+	for _, r := range s.Realservers {
+		if r.Down {
+			down[r.Address] = r
+		} else {
+			up[r.Address] = r
+		}
+	}
+	return up, down
+}
+
 // service makes the service that c describes from the one it follows, nil for none, by the steps in which an
 // administrator would do it with ipvsadm: remove, edit, add.
 func (b *Balancer) service(former *service, c Service) *service {
@@ -199,15 +212,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		s.number = b.last
 	}
 	s.sched = newScheduler(s, former)
-	want := make(map[netip.Addr]Realserver, len(c.Realservers))
-	fail := make(map[netip.Addr]Realserver)
-	for _, r := range c.Realservers {
-		if r.Down {
-			fail[r.Address] = r
-		} else {
-			want[r.Address] = r
-		}
-	}
+	want, fail := c.byState()
 	s.down = slices.DeleteFunc(s.down, func(d *Dest) bool {
 		if _, stays := fail[d.Address]; stays {
 			return false

@@ -9,7 +9,7 @@ const (
 	NoConnection Fate = iota // the flow has none
 	Followed                 // the packet goes to its destination
 	Reused                   // it has ended, and the packet begins another (Config.Reuse)
-	Forgotten                // its destination is gone, or quiescent and the packet begins another (Config.ExpireNodest)
+	Forgotten                // its destination is gone, or quiescent and the packet is the first (Config.ExpireNodest)
 	Removed                  // its destination is gone, and the packet is dropped (Config.DropRemoved)
 )
 

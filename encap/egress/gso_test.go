@@ -245,6 +245,7 @@ func BenchmarkGroup(b *testing.B) {
 			for i := range out {
 				p, h := inTunnel(b, false, 2, uint16(1000+i%ports), 32, 0, true, 0)
 				out[i] = Outgoing{Segment: packet.Segment{Head: p}, Hop: h}
+				out[i].To = out[0].To // as a method's packets have it
 			}
 			var g gsoBatch
 			for b.Loop() {
