@@ -109,7 +109,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range cfg.Services {
-		if schedulers[cfg.Services[i].Scheduler].make == nil {
+		if _, ok := LookupScheduler(cfg.Services[i].Scheduler); !ok {
 			return fmt.Errorf("service %q: there is no scheduler %q", cfg.Services[i].Name, cfg.Services[i].Scheduler)
 		}
 	}
@@ -183,6 +183,19 @@ func (s *Snapshot) add(svc *service) {
 	}
 }
 
+// byState is the realservers that are up and those that are down, by address.
+func (s *Service) byState() (up, down map[netip.Addr]Realserver) {
+	up, down = make(map[netip.Addr]Realserver, len(s.Realservers)), make(map[netip.Addr]Realserver)
+	for _, r := range s.Realservers {
+		if r.Down {
+			down[r.Address] = r
+		} else {
+			up[r.Address] = r
+		}
+	}
+	return up, down
+}
+
 // service makes the service that c describes from the one it follows, nil for none, by the steps in which an
 // administrator would do it with ipvsadm: remove, edit, add.
 func (b *Balancer) service(former *service, c Service) *service {
@@ -198,22 +211,8 @@ func (b *Balancer) service(former *service, c Service) *service {
 		b.last++
 		s.number = b.last
 	}
-	if former != nil && former.config.kind() == c.kind() {
-		s.sched = former.sched.clone()
-	} else {
-		s.sched = schedulers[c.Scheduler].make(c.kind())
-		s.sched.edited(s.list)
-	}
-
-	want := make(map[netip.Addr]Realserver, len(c.Realservers))
-	fail := make(map[netip.Addr]Realserver)
-	for _, r := range c.Realservers {
-		if r.Down {
-			fail[r.Address] = r
-		} else {
-			want[r.Address] = r
-		}
-	}
+	s.sched = newScheduler(s, former)
+	want, fail := c.byState()
 	s.down = slices.DeleteFunc(s.down, func(d *Dest) bool {
 		if _, stays := fail[d.Address]; stays {
 			return false
@@ -225,7 +224,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		d := s.list[i]
 		if _, stays := want[d.Address]; !stays {
 			s.list = append(s.list[:i:i], s.list[i+1:]...)
-			s.sched.removed(s.list, i)
+			s.sched.changed(s.list, change{changeRemoved, i})
 			b.retire(d)
 		}
 	}
@@ -235,7 +234,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 		if r != d.Realserver {
 			s.list[i] = b.replace(d, r)
 			if r.Weight != d.Weight {
-				s.sched.edited(s.list)
+				s.sched.changed(s.list, change{kind: changeWeight})
 			}
 		}
 	}
@@ -253,9 +252,22 @@ func (b *Balancer) service(former *service, c Service) *service {
 	for _, r := range c.Realservers {
 		if _, isNew := want[r.Address]; isNew {
 			s.list = append([]*Dest{b.enter(c.Name, r)}, s.list...)
-			s.sched.added(s.list)
+			s.sched.changed(s.list, change{kind: changeAdded})
 		}
 	}
 	settle(s.sched)
 	return s
+}
+
+// newScheduler returns the scheduler of s, which has the list of former, the service that it follows: a copy of
+// former's if its kind is the same.
+func newScheduler(s, former *service) scheduler {
+	k := s.config.kind()
+	if former != nil && former.config.kind() == k {
+		return former.sched.clone()
+	}
+	row, _ := LookupScheduler(k.name)
+	sched := row.make(k)
+	sched.changed(s.list, change{kind: changeWeight})
+	return sched
 }

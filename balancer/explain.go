@@ -94,28 +94,6 @@ func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.Address}, d.counts.Gone()
 }
 
-// trial is a scheduler that chooses for p as s does, and has nothing in common with it.
-func trial(s scheduler, p *packet.Info) scheduler {
-	switch s := s.(type) {
-	case *lblc:
-		return &lblc{s.leastLoad, s.seen.only(p.Flow.Dst)}
-	case *lblcr:
-		return &lblcr{s.leastLoad, s.seen.only(p.Flow.Dst)}
-	}
-	return s.clone()
-}
-
-// only is a copy of what is remembered of a.
-func (l *locality) only(a netip.Addr) *locality {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	c := &locality{places: map[netip.Addr]*place{}, swept: l.swept}
-	if p := l.places[a]; p != nil {
-		c.places[a] = &place{servers: slices.Clone(p.servers), used: p.used, modified: p.modified}
-	}
-	return c
-}
-
 // Frontend is where a service is to be found.
 type Frontend struct {
 	VIP      netip.Addr

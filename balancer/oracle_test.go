@@ -175,7 +175,7 @@ func replay(t *testing.T, file string) {
 					if svc.Realservers[i].Weight == e.Weight {
 						// ipvsadm -e with the weight that it has: a configuration that is read again has no such step,
 						// but it moves wrr's position.
-						b.services["s"].sched.edited(b.services["s"].list)
+						b.services["s"].sched.changed(b.services["s"].list, change{kind: changeWeight})
 						settle(b.services["s"].sched)
 					}
 					svc.Realservers[i] = oracleReal(e.oracleRealserver)

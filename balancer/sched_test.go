@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
@@ -54,8 +55,7 @@ func lowest(list []*Dest, f func(*Dest) float64) (best *Dest) {
 	return best
 }
 
-// wrrModel lists all places where the kernel's search comes by, one after the other: position in the list and weight
-// asked for.
+// wrrModel lists the steps of the kernel's search, one after the other: index in the list and least weight.
 type wrrModel struct{ position, current, top, step int }
 
 func (m *wrrModel) pick(list []*Dest) *Dest {
@@ -63,9 +63,9 @@ func (m *wrrModel) pick(list []*Dest) *Dest {
 		return nil
 	}
 	type stop struct{ position, current int }
-	var way []stop
+	var path []stop
 	for i := m.position + 1; i < len(list); i++ {
-		way = append(way, stop{i, m.current})
+		path = append(path, stop{i, m.current})
 	}
 	down := func(from, last int) {
 		for current := from; current > 0; current -= m.step {
@@ -73,7 +73,7 @@ func (m *wrrModel) pick(list []*Dest) *Dest {
 				if current <= m.step && i > last {
 					return
 				}
-				way = append(way, stop{i, current})
+				path = append(path, stop{i, current})
 			}
 		}
 	}
@@ -84,7 +84,7 @@ func (m *wrrModel) pick(list []*Dest) *Dest {
 	} else {
 		down(m.current-m.step, len(list))
 	}
-	for _, s := range way {
+	for _, s := range path {
 		if d := list[s.position]; d.Weight >= s.current && !d.overloaded() {
 			m.position, m.current = s.position, s.current
 			return d
@@ -246,7 +246,7 @@ func TestTwosDistribution(t *testing.T) {
 	}
 }
 
-func place9(i int) *packet.Info {
+func toAddress(i int) *packet.Info {
 	p := flow(1, 0)
 	p.Flow.Dst = netip.AddrFrom4([4]byte{9, byte(i >> 16), byte(i >> 8), byte(i)})
 	return p
@@ -258,7 +258,7 @@ func TestLocalityForgets(t *testing.T) {
 		svc := b.services["web"]
 		pick := func(i int, now conntab.Ticks) string {
 			svc := b.services["web"]
-			return fmt.Sprint(svc.sched.pick(svc.list, place9(i), now).Address.As4()[3])
+			return fmt.Sprint(svc.sched.pick(svc.list, toAddress(i), now).Address.As4()[3])
 		}
 		if got := pick(1, 0); got != "2" {
 			t.Fatal(got)
@@ -284,18 +284,18 @@ func TestLocalityIsBounded(t *testing.T) {
 	svc := b.services["web"]
 	s := svc.sched.(*lblc)
 	now := conntab.Ticks(1 << 31) // as after 249 days
-	for i := range maxPlaces + 1000 {
-		if svc.sched.pick(svc.list, place9(i), now) == nil {
+	for i := range maxDestinations + 1000 {
+		if svc.sched.pick(svc.list, toAddress(i), now) == nil {
 			t.Fatal("no realserver")
 		}
 	}
-	if n := len(s.seen.places); n != maxPlaces {
-		t.Errorf("%d addresses are remembered, want %d", n, maxPlaces)
+	if n := len(s.memory.destinations); n != maxDestinations {
+		t.Errorf("%d addresses are remembered, want %d", n, maxDestinations)
 	}
 	now += idle
-	svc.sched.pick(svc.list, place9(5), now-1)
-	svc.sched.pick(svc.list, place9(1<<20), now)
-	if n := len(s.seen.places); n != 2 {
+	svc.sched.pick(svc.list, toAddress(5), now-1)
+	svc.sched.pick(svc.list, toAddress(1<<20), now)
+	if n := len(s.memory.destinations); n != 2 {
 		t.Errorf("%d addresses are remembered, want the 2 in use", n)
 	}
 }
@@ -303,24 +303,42 @@ func TestLocalityIsBounded(t *testing.T) {
 func TestReplicationShrinks(t *testing.T) {
 	b := newBalancer(t, web("lblcr", rs(1, 2), rs(2, 2), rs(3, 2)))
 	svc := b.services["web"]
-	known := func() *place { return svc.sched.(*lblcr).seen.places[place9(1).Flow.Dst] }
+	known := func() *destination { return svc.sched.(*lblcr).memory.destinations[toAddress(1).Flow.Dst] }
 	var got string
 	n := 0
 	for range 12 {
-		d := svc.sched.pick(svc.list, place9(1), 0)
+		d := svc.sched.pick(svc.list, toAddress(1), 0)
 		n++
 		b.Snapshot().connect(svc, d, 0, flow(n, packet.FlagSYN), 0, nil)
 		got += fmt.Sprint(d.Address.As4()[3])
 	}
-	// More than the weight, and somebody is idle: another joins, and is the first in the set.
-	if want := "333222111123"; got != want || len(known().servers) != 3 {
-		t.Errorf("%s, want %s; %d in the set", got, want, len(known().servers))
+	// More than the weight, and another one is idle: that joins, and is the first in the set.
+	if want := "333222111123"; got != want || len(known().members) != 3 {
+		t.Errorf("%s, want %s; %d in the set", got, want, len(known().members))
 	}
 	for i, want := range []int{3, 3, 2, 2, 1} { // one a day
 		now := conntab.Ticks(i) * (day/2 + 1)
-		if svc.sched.pick(svc.list, place9(1), now); len(known().servers) != want {
-			t.Errorf("after %d half days there are %d in the set, want %d", i, len(known().servers), want)
+		if svc.sched.pick(svc.list, toAddress(1), now); len(known().members) != want {
+			t.Errorf("after %d half days there are %d in the set, want %d", i, len(known().members), want)
 		}
+	}
+}
+
+// TestSchedulerTable: each row is complete, and has a name of its own.
+func TestSchedulerTable(t *testing.T) {
+	names := map[string]bool{}
+	for _, row := range schedulers {
+		if row.Name == "" || row.Choice == "" || row.make == nil || names[row.Name] {
+			t.Errorf("%+v", row)
+		}
+		names[row.Name] = true
+		s := Service{Scheduler: row.Name, Flags: Flags{Port: true}}
+		if got := strings.Contains(s.Choice(), "and its port"); got != row.Flags {
+			t.Errorf("%s with its port: %s", row.Name, s.Choice())
+		}
+	}
+	if _, ok := LookupScheduler("wlcx"); ok {
+		t.Error("an unknown scheduler has a row")
 	}
 }
 

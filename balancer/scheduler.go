@@ -1,82 +1,131 @@
 package balancer
 
 import (
-	"maps"
 	"slices"
 
 	"vstun/balancer/conntab"
 	"vstun/encap/packet"
 )
 
-// A scheduler chooses a realserver for a new connection. pick may be called by any number of goroutines; the other
-// methods are called on a clone that no other goroutine has.
+// Scheduler is a row of the table of schedulers: what the programs need to know of one.
+type Scheduler struct {
+	Name   string
+	Choice string // which realserver it chooses, as the end of "gives it to a new connection: "
+	// Flags says that the scheduler hashes the client's address, and has the flags NAME-port and NAME-fallback.
+	Flags bool
+
+	make func(kind) scheduler
+	port bool // it takes the service's port into account, see kind.port
+}
+
+// schedulers are all schedulers. Each family has its rows in its own file.
+var schedulers = slices.Concat(roundRobin, leastLoaded, ranked, hashed, maglev, local, random)
+
+// Schedulers returns the names of all schedulers, sorted.
+func Schedulers() (names []string) {
+	for _, row := range schedulers {
+		names = append(names, row.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// LookupScheduler returns the row of the named scheduler. ok is false for an unknown name.
+func LookupScheduler(name string) (row Scheduler, ok bool) {
+	i := slices.IndexFunc(schedulers, func(row Scheduler) bool { return row.Name == name })
+	if i < 0 {
+		return Scheduler{}, false
+	}
+	return schedulers[i], true
+}
+
+// SchedulersWithFlags returns the names of the schedulers that have flags.
+func SchedulersWithFlags() (names []string) {
+	for _, row := range schedulers {
+		if row.Flags {
+			names = append(names, row.Name)
+		}
+	}
+	return names
+}
+
+// Choice says which realserver the service's scheduler chooses.
+func (s *Service) Choice() string {
+	row, _ := LookupScheduler(s.Scheduler)
+	if row.Flags && s.Flags.Port {
+		return row.Choice + " and its port, so that another port may have another realserver"
+	}
+	return row.Choice
+}
+
+// scheduler chooses a realserver for a new connection. Any number of goroutines may call pick. The other methods are
+// called on a clone that no other goroutine uses.
 //
 // list is the service's realservers in the kernel's order: a new one is put at the head, so that "the first" is the one
-// added last. At a pick it has as many realservers, with the same weights, as at the last call of added, removed or
-// edited; everything else of a Dest may be another.
+// added last. At a pick, list has the same number of realservers, with the same weights, as at the last change. Every
+// other field of a Dest may differ.
 type scheduler interface {
 	// pick returns nil when no realserver may have the connection.
 	pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest
-	// added says that list[0] is new.
-	added(list []*Dest)
-	// removed says that the realserver at index i of the former list has gone.
-	removed(list []*Dest, i int)
-	// edited says that a realserver's weight is another one, or that this scheduler is new to the list.
-	edited(list []*Dest)
-	// clone returns a copy of its own state.
+	// changed updates the scheduler after c has changed list.
+	changed(list []*Dest, c change)
+	// clone returns a copy with its own state.
 	clone() scheduler
 }
 
-// settle calls the settle method of a scheduler that has one: no change follows before the next pick.
+// change is one change of a service's list of realservers.
+type change struct {
+	kind  changeKind
+	index int // of the realserver in the list before it was removed
+}
+
+type changeKind uint8
+
+const (
+	changeWeight  changeKind = iota // a weight has changed, or the scheduler is new to the list
+	changeAdded                     // list[0] is new
+	changeRemoved                   // the realserver at index of the former list is gone
+)
+
+// settle finishes a series of changes: the next call is a pick. It is for schedulers that rebuild a costly table.
 func settle(s scheduler) {
-	if s, wants := s.(interface{ settle() }); wants {
+	if s, ok := s.(interface{ settle() }); ok {
 		s.settle()
 	}
 }
 
-// kind is what a scheduler is made for. As long as it stays the same, the service keeps its scheduler.
+// trial returns a scheduler that chooses for p as s does and shares no state with it.
+func trial(s scheduler, p *packet.Info) scheduler {
+	if s, ok := s.(interface {
+		trial(p *packet.Info) scheduler
+	}); ok {
+		return s.trial(p)
+	}
+	return s.clone()
+}
+
+// kind is what a scheduler is made for. A service keeps its scheduler as long as its kind is the same.
 type kind struct {
 	name string
 	Flags
-	port uint16 // of mh, which takes the realservers' into account: the service's, 0 where that has several
+	port uint16 // the service's, for a scheduler that takes it into account; 0 where the service has several
 }
 
 func (s *Service) kind() kind {
 	k := kind{name: s.Scheduler, Flags: s.Flags}
-	if s.Scheduler == "mh" && len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
+	if row, _ := LookupScheduler(s.Scheduler); row.port && len(s.Ports) == 1 && s.Ports[0].First == s.Ports[0].Last {
 		k.port = s.Ports[0].First
 	}
 	return k
 }
 
-// schedulers is the table of all schedulers, by the name that users know: how one is made, and what it looks for.
-var schedulers = map[string]struct {
-	make   func(kind) scheduler
-	choice string
-}{
-	"rr":   {newRR, "the next in turn"},
-	"wrr":  {newWRR, "the next in turn by weight"},
-	"lc":   {newLC, "the fewest connections"},
-	"wlc":  {newWLC, "the fewest connections for its weight"},
-	"sed":  {newSED, "the fewest active connections for its weight, with this one"},
-	"nq":   {newNQ, "the first without an active connection, else the fewest for its weight"},
-	"fo":   {newFO, "the highest weight"},
-	"ovf":  {newOVF, "the highest weight that has no more active connections than that"},
-	"twos": {newTwos, "the better of two that are drawn by chance, so that it may be another one the next time"},
-	"dh":   {newDH, "the hash of the VIP"},
-	"sh":   {newSH, "the hash of the client"},
-	"mh":   {newMH, "the Maglev hash of the client"},
-	"lblc": {newLBLC, "the one that the VIP had last, if it is not crowded, else the fewest connections for its " +
-		"weight"},
-	"lblcr": {newLBLCR, "of those that the VIP has the one with the fewest connections for its weight, if it is not " +
-		"crowded, else that of all"},
-}
-
-// Choice says which realserver the scheduler of that name chooses.
-func Choice(scheduler string) string { return schedulers[scheduler].choice }
-
-// Schedulers are the names of all schedulers, sorted.
-func Schedulers() []string { return slices.Sorted(maps.Keys(schedulers)) }
-
 // head is the position before a list's first realserver.
 const head = -1
+
+// gcd returns the greatest common divisor of a and b. gcd(0, b) is b.
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}

@@ -32,24 +32,51 @@ const (
 	KindFOU
 )
 
-var kindNames = []string{KindIPIP: "ipip", KindGRE: "gre", KindGUE: "gue", KindFOU: "fou"}
+// format is a row of the table of tunnel formats: what the programs need to know of one.
+type format struct {
+	name     string // in configurations
+	udp      bool   // it goes over UDP, to a port
+	key      bool   // it may have a key
+	checksum bool   // it may have a checksum
+}
 
-// String is the format's name in configurations.
+var formats = []format{
+	KindIPIP: {name: "ipip"},
+	KindGRE:  {name: "gre", key: true, checksum: true},
+	KindGUE:  {name: "gue", udp: true, checksum: true},
+	KindFOU:  {name: "fou", udp: true, checksum: true},
+}
+
+// Kinds returns all kinds.
+func Kinds() (all []Kind) {
+	for k := range formats {
+		all = append(all, Kind(k))
+	}
+	return all
+}
+
+// String returns the format's name in configurations.
 func (k Kind) String() string {
-	if int(k) < len(kindNames) {
-		return kindNames[k]
+	if int(k) < len(formats) {
+		return formats[k].name
 	}
 	return "unknown"
 }
 
-// ParseKind is the reverse of String.
-func ParseKind(name string) (Kind, bool) {
-	i := slices.Index(kindNames, name)
+// ParseKind is the reverse of String. ok is false for an unknown name.
+func ParseKind(name string) (k Kind, ok bool) {
+	i := slices.IndexFunc(formats, func(f format) bool { return f.name == name })
 	return Kind(max(i, 0)), i >= 0
 }
 
 // UDP reports whether k goes over UDP.
-func (k Kind) UDP() bool { return k == KindGUE || k == KindFOU }
+func (k Kind) UDP() bool { return int(k) < len(formats) && formats[k].udp }
+
+// HasKey reports whether a tunnel of kind k may have a key.
+func (k Kind) HasKey() bool { return int(k) < len(formats) && formats[k].key }
+
+// HasChecksum reports whether a tunnel of kind k may have a checksum.
+func (k Kind) HasChecksum() bool { return int(k) < len(formats) && formats[k].checksum }
 
 // Overhead4 is what a tunnel of kind k over IPv4, without checksum and key, adds to a packet, in bytes.
 func (k Kind) Overhead4() int {
@@ -86,7 +113,7 @@ func (c *Config) check() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	refuse(int(c.Kind) >= len(kindNames), "kind %d: want one of %v", c.Kind, kindNames)
+	refuse(int(c.Kind) >= len(formats), "kind %d: want one of %v", c.Kind, Kinds())
 	refuse(!plain(c.Destination), "destination %v: want an IPv4 or IPv6 address without zone", c.Destination)
 	if c.Source.IsValid() {
 		refuse(!plain(c.Source) || c.Source.BitLen() != c.Destination.BitLen(),
@@ -96,8 +123,8 @@ func (c *Config) check() error {
 		refuse(c.Kind.UDP() && c.Checksum, "no source: needed for a UDP checksum")
 	}
 	refuse(c.Kind.UDP() != (c.Port != 0), "port %d: want one from 1 on for gue and fou, none for others", c.Port)
-	refuse(c.Kind == KindIPIP && c.Checksum, "checksum: ipip has none")
-	refuse(c.Kind != KindGRE && c.HasKey, "key: only gre has one")
+	refuse(!c.Kind.HasChecksum() && c.Checksum, "checksum: %v has none", c.Kind)
+	refuse(!c.Kind.HasKey() && c.HasKey, "key: only gre has one")
 	return errors.Join(errs...)
 }
 

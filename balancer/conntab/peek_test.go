@@ -21,9 +21,9 @@ func TestPeek(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(1, 2))
 		for step := range Ticks(5000) {
 			now := step * 20
-			p := packet.Info{TCPFlags: uint8(rnd.IntN(32)), Flow: packet.Flow{SrcPort: uint16(rnd.IntN(50)),
-				DstPort: 80,
-				Proto:   []uint8{packet.ProtoTCP, packet.ProtoUDP}[rnd.IntN(2)]}}
+			p := packet.Info{TCPFlags: uint8(rnd.IntN(32)), Flow: packet.Flow{
+				SrcPort: uint16(rnd.IntN(50)), DstPort: 80,
+				Proto: []uint8{packet.ProtoTCP, packet.ProtoUDP}[rnd.IntN(2)]}}
 			p.Flow.Src, p.Flow.Dst = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.80")
 			if rnd.IntN(2) == 0 {
 				p.Flow.Src, p.Flow.Dst = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::80")

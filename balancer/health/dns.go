@@ -40,13 +40,13 @@ func (p DNS) prepare() (checker, error) {
 }
 
 const (
-	untilDone = 1000 * time.Hour // in effect as long as the check may take
-	// without EDNS there are 512 bytes (RFC 1035, section 2.3.4): room for servers that don't mind. It is taken for
-	// each check that waits
+	untilDone = 1000 * time.Hour // longer than any check
+	// maxDatagram is room for servers that exceed the 512 bytes without EDNS (RFC 1035, section 2.3.4). Each check in
+	// flight takes it.
 	maxDatagram = 4096
 )
 
-func (c dnsChecker) check(ctx context.Context, at place) (string, error) {
+func (c dnsChecker) check(ctx context.Context, at endpoint) (string, error) {
 	network := "udp"
 	if c.TCP {
 		network = "tcp"

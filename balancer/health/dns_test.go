@@ -83,8 +83,8 @@ func TestDNS(t *testing.T) {
 		{"another's answer first", ask("other.example.com"), udp, true, "NOERROR, 1 in the answer"},
 		{"silent", ask("silent.example.com"), udp, false, "no answer within 300ms"},
 		{"garbage, slow", ask("garbage.example.com"), udp, false, "…"},
-		{"nobody there", ask("www.example.com"), closedUDP(t), false, "port unreachable"},
-		{"nobody there over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, closed(t),
+		{"closed", ask("www.example.com"), closedUDP(t), false, "port unreachable"},
+		{"closed over TCP", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, closed(t),
 			false, "connection refused"},
 		{"closes", DNS{TCP: true, Query: "www.example.com.", Type: "MX", Rcode: "NOERROR"}, listen(t, says("")), false,
 			"connection closed without an answer"},
@@ -109,7 +109,7 @@ func TestSlowDNS(t *testing.T) {
 	}
 }
 
-// closedUDP is an address where nobody listens.
+// closedUDP is an address without a listener.
 func closedUDP(t *testing.T) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")

@@ -32,7 +32,7 @@ func (p File) prepare() (checker, error) {
 	return p, nil
 }
 
-func (p File) check(ctx context.Context, _ place) (string, error) {
+func (p File) check(ctx context.Context, _ endpoint) (string, error) {
 	reason, _, err := p.weigh(ctx)
 	return reason, err
 }
@@ -40,7 +40,7 @@ func (p File) check(ctx context.Context, _ place) (string, error) {
 func (p File) weigh(ctx context.Context) (string, int, error) {
 	number, err := p.read(ctx)
 	if err != nil {
-		return "", 0, ownFault{err}
+		return "", 0, localError{err}
 	}
 	factor := p.Factor
 	if p.Reverse {
@@ -104,8 +104,8 @@ func readNumber(ctx context.Context, path string) (string, error) {
 	return string(text), err
 }
 
-// leadingNumber reads the integer that text begins with, as strtol(3) does with base 0: white space, a sign, digits,
-// of which 0x are hexadecimal and 0 octal.
+// leadingNumber reads the integer at the beginning of text, as strtol(3) does with base 0: white space, a sign, digits.
+// Digits after 0x are hexadecimal, digits after 0 octal.
 func leadingNumber(text string) (number int64, ok bool) {
 	text = strings.TrimLeft(text, " \t\n\v\f\r")
 	end := 0

@@ -62,25 +62,25 @@ func TestFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			reason, offset, err := attempt(t.Context(), File{Path: path, Factor: c.factor, Reverse: c.reverse},
-				place{}, patience)
+				endpoint{}, patience)
 			want := path + c.reason
 			if c.reason == own {
 				want = own
 			}
 			if (err == nil) != c.ok || offset != c.offset || !strings.HasPrefix(reason, want) || c.reason != own &&
-				reason != want || isOwn(err) != (c.reason == own) {
+				reason != want || isLocal(err) != (c.reason == own) {
 				t.Errorf("offset %d, %v, %q; want %d, %v, %q", offset, err, reason, c.offset, c.ok, want)
 			}
 		})
 	}
 	for name, path := range map[string]string{"missing": filepath.Join(dir, "missing"), "a FIFO without writer": fifo} {
-		reason, offset, err := attempt(t.Context(), File{Path: path, Factor: 1}, place{}, patience)
+		reason, offset, err := attempt(t.Context(), File{Path: path, Factor: 1}, endpoint{}, patience)
 		if err != nil || offset != 0 || reason != path+" has 0: weight +0" {
 			t.Errorf("%s: offset %d, %v, %q", name, offset, err, reason)
 		}
 	}
 	for name, path := range map[string]string{"a directory": dir, "a device": "/dev/zero"} {
-		if reason, _, err := attempt(t.Context(), File{Path: path, Factor: 1}, place{}, patience); !isOwn(err) {
+		if reason, _, err := attempt(t.Context(), File{Path: path, Factor: 1}, endpoint{}, patience); !isLocal(err) {
 			t.Errorf("%s: %v, %q, want a fault of this machine", name, err, reason)
 		}
 	}

@@ -1,8 +1,9 @@
-// Package health finds out which realservers work: it checks them over and over, weighs the results, says which
-// services have enough of them, and tells about changes.
+// Package health finds out which realservers work. It checks them periodically, counts the results, and reports
+// changes. Package health/notify sends notifications of changes.
 //
-// A Monitor runs the checks of its Subjects, each a realserver of a service, along the Path that the subject comes
-// with: the package knows nothing of tunnels. Each check is a Probe, by a library that speaks its protocol.
+// A Monitor runs the checks of its Subjects. A Subject is a realserver of a service, with the Path of its check: the
+// package knows nothing of tunnels. Each type of check is a Probe in a file of its own, which uses a library for its
+// protocol.
 package health
 
 import (
@@ -12,55 +13,55 @@ import (
 	"time"
 )
 
-// Path is the way by which one realserver is checked. What comes back by it is that realserver's own answer. Its
-// methods are called by several goroutines at once.
+// Path connects to one realserver. An answer on it is that realserver's own. Any number of goroutines may call its
+// methods.
 type Path interface {
-	// DialContext opens a connection: network is "tcp" or "udp", address an IP address and a port. What it returns has
-	// the methods SetLinger and CloseWrite of a *net.TCPConn if it can.
+	// DialContext opens a connection: network is "tcp" or "udp", address an IP address and a port. If possible, the
+	// connection has the methods SetLinger and CloseWrite of a *net.TCPConn.
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
-	// Ping sends an ICMP echo request and returns once its answer is there.
+	// Ping sends an ICMP echo request and returns when its answer has arrived.
 	Ping(ctx context.Context, to netip.Addr) error
 }
 
-// Check is what a realserver must pass, and how its results are weighed.
+// Check is a realserver's check, and how its results are counted.
 type Check struct {
 	Probe    Probe
-	Interval time.Duration // from one start to the next, at the most; at random up to a tenth less
-	Timeout  time.Duration // that one may take; at most Interval
-	Rise     int           // so many successes in a row make it up
-	Fall     int           // so many failures in a row make it down
-	Up       bool          // what it is before its first results
+	Interval time.Duration // the most from one start to the next; a random part, up to a tenth, is subtracted
+	Timeout  time.Duration // of one check; at most Interval
+	Rise     int           // consecutive successes until the realserver is up
+	Fall     int           // consecutive failures until it is down
+	Up       bool          // state before the first results
 }
 
 // Probe is a type of check: TCP, HTTP, DNS, UDP, Ping, SMTP, Exec or File. Probes are compared by their fields.
 type Probe interface {
-	// prepare returns what makes the checks, or says what is wrong with the probe.
+	// prepare returns the checker, or an error that names the probe's fault.
 	prepare() (checker, error)
 }
 
 // checker makes checks.
 type checker interface {
-	// check makes one, and ends when ctx does. The reason says what has answered.
-	check(ctx context.Context, at place) (reason string, err error)
+	// check makes one check. It returns when ctx ends. reason describes the answer.
+	check(ctx context.Context, at endpoint) (reason string, err error)
 }
 
-// weigher is a checker that also returns an offset of the realserver's weight.
+// weigher is a checker whose result has an offset of the realserver's weight.
 type weigher interface {
 	checker
 	// weigh is check that also returns the offset, which fits an int32.
 	weigh(ctx context.Context) (reason string, offset int, err error)
 }
 
-// place is where a check is made.
-type place struct {
+// endpoint is the address of a check, and the path to it.
+type endpoint struct {
 	path Path
 	to   netip.Addr
 	port uint16
 }
 
-// dial connects, for as long as ctx lasts: when it ends, so do reading and writing. end closes the connection.
-func (p place) dial(ctx context.Context, network string) (conn net.Conn, end func(), err error) {
-	conn, err = p.path.DialContext(ctx, network, netip.AddrPortFrom(p.to, p.port).String())
+// dial connects. Reading and writing fail when ctx ends. end closes the connection.
+func (e endpoint) dial(ctx context.Context, network string) (conn net.Conn, end func(), err error) {
+	conn, err = e.path.DialContext(ctx, network, netip.AddrPortFrom(e.to, e.port).String())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -71,35 +72,36 @@ func (p place) dial(ctx context.Context, network string) (conn net.Conn, end fun
 	return conn, func() { stop(); conn.Close() }, nil
 }
 
-// Subject is one realserver of one service, and how it is checked.
+// Subject is one realserver of one service, and its check.
 type Subject struct {
 	Service    string
 	Realserver netip.Addr
 	Check      *Check // nil: it is not checked, and always up
-	// where it is checked: VIPs, through the tunnel, or its own address; it is up when all of them are
+	// Targets are the addresses to check: VIPs, through the tunnel, or the realserver's own. It is up when all are.
 	Targets []netip.Addr
-	Port    uint16 // there; of no meaning for Ping and Exec
-	Path    Path   // the way to Targets; of no meaning for Exec
-	// the name of Path's kind: checks that are equal, by ways of the same name to the same realserver, are made once
+	Port    uint16 // of Targets; unused by Ping, Exec and File
+	Path    Path   // to Targets; unused by Exec and File
+	// Way names the kind of Path. Equal checks of a realserver along paths of the same Way are made once.
 	Way string
 }
 
-// State is what a Monitor knows of a subject.
+// State is a subject's state.
 type State struct {
 	Service    string
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
 	Known      bool      // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
-	Offset     int       // of the realserver's weight; 0 where its check gives none, or is down
+	Offset     int       // of the realserver's weight; 0 for a check without one, and while the realserver is down
 	Since      time.Time // of Up; the zero Time: since the start
-	// why the last check went as it did, in one line; "" before the first. Of a subject that is down it says why
+	// Reason explains the result of the last check in one line; "" before the first. For a subject that is down it is
+	// the reason for that.
 	Reason   string
-	Streak   int           // results in a row that contradict Up, up to that check, as Reason says
+	Streak   int           // consecutive results that contradict Up, up to that check
 	Last     time.Time     // end of that check; the zero Time: there was none
 	Duration time.Duration // of that check
-	Checks   uint64        // made so far
-	Failures uint64        // of them
+	Checks   uint64        // number of checks so far
+	Failures uint64        // number of failures among Checks
 }
 
 // Change is an event of a subject: it comes up or goes down, its state is known for the first time, the offset of its
@@ -109,10 +111,11 @@ type Change struct {
 	Realserver netip.Addr
 	Checked    bool
 	Up         bool
-	First      bool   // Up is known for the first time: see State.Known
-	Weighed    bool   // only Offset has changed
-	Offset     int    // of the realserver's weight
-	Blind      bool   // Fall checks in a row could not be made, by a fault of this machine: Up is what was known before
-	Reason     string // of the check that made the difference
-	Time       time.Time
+	First      bool // Up is known for the first time: see State.Known
+	Weighed    bool // only Offset has changed
+	Offset     int  // of the realserver's weight
+	// Inconclusive says that Fall consecutive checks have failed because of this machine. Up has its former value.
+	Inconclusive bool
+	Reason       string // of the check that has caused the change
+	Time         time.Time
 }

@@ -24,7 +24,7 @@ func once(t *testing.T, p Probe, at netip.AddrPort, timeout time.Duration) (reas
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	begin := time.Now()
-	reason, _, err = attempt(ctx, c, place{path: Direct{}, to: at.Addr(), port: at.Port()}, timeout)
+	reason, _, err = attempt(ctx, c, endpoint{path: Direct{}, to: at.Addr(), port: at.Port()}, timeout)
 	if took := time.Since(begin); took > timeout+5*time.Second {
 		t.Errorf("it took %v", took)
 	}
@@ -54,7 +54,7 @@ func listen(t testing.TB, fn func(net.Conn)) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// closed is an address where nobody listens.
+// closed is an address without a listener.
 func closed(t testing.TB) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

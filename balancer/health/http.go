@@ -18,11 +18,11 @@ import (
 	"sync"
 )
 
-// HTTP sends GET, and looks at the answer itself: it follows no redirect.
+// HTTP sends GET and examines the first answer. It follows no redirect.
 type HTTP struct {
 	TLS    bool
 	Path   string // "/", with a query if need be
-	Host   string // of the header; "": where the check is made
+	Host   string // header; "": the address that is checked
 	Status []StatusRange
 	Body   string // regular expression, which must match in the first 64 KB of the body; "": the body does not matter
 	SNI    string // server name, and the name that the certificate must be for; "": that of Host
@@ -83,14 +83,14 @@ func (p HTTP) prepare() (checker, error) {
 	return c, nil
 }
 
-// hostname is a Host header without its port.
+// hostname returns a Host header without its port.
 func hostname(host string) string {
 	return (&url.URL{Host: host}).Hostname()
 }
 
-// check writes the request and reads the answer itself: an http.Client, for one request a connection, costs twice as
-// much.
-func (c httpChecker) check(ctx context.Context, at place) (string, error) {
+// check writes the request and reads the answer without http.Client, which costs twice as much for one request a
+// connection.
+func (c httpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
 		return "", err
@@ -159,7 +159,7 @@ func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (n
 }
 
 // host is the Host header.
-func (c httpChecker) host(at place) string {
+func (c httpChecker) host(at endpoint) string {
 	if c.Host != "" {
 		return c.Host
 	}

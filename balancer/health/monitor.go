@@ -18,18 +18,18 @@ type Monitor struct {
 
 	mu       sync.Mutex
 	subjects []*subject
-	targets  map[spot][]*target
+	targets  map[checkKey][]*target
 	added    []*target // by Set; Begin starts them
 	queue    queue
-	room     int  // descriptors that checks in flight may have; 0: no bound
-	taken    int  // descriptors that checks in flight have
-	full     bool // a check that is due waits for room
+	room     int  // bound of taken; 0: none
+	taken    int  // descriptors of checks in flight
+	full     bool // a due check waits for room
 	pending  []Change
 	wake     chan struct{} // the queue has another first target
 	deliver  chan struct{} // there are pending changes
 }
 
-// subject is a Subject with what its checks have come to.
+// subject is a Subject and its state.
 type subject struct {
 	Subject
 	targets []*target // of each of Targets; none: it is not checked
@@ -38,57 +38,57 @@ type subject struct {
 	since   time.Time
 
 	noted   bool // the state has been noted at least once
-	notedUp bool // up, as it was noted last
+	notedUp bool // up when it was last noted
 }
 
-// spot is what checks must have in common to be one, beside the Check.
-type spot struct {
+// checkKey identifies a check, beside its Check. Subjects with equal keys and Checks share a target.
+type checkKey struct {
 	realserver, to netip.Addr
 	port           uint16
 	way            string
 }
 
-// target is one check in one place, for the subjects that have it in common.
+// target is one check of one address, for the subjects that share it.
 type target struct {
-	spot    spot
-	config  Check
-	checker checker
-	path    Path
-	users   []*subject
+	key      checkKey
+	config   Check
+	checker  checker
+	path     Path
+	subjects []*subject
 
-	damper damper
-	offset int           // of the realserver's weight, by its last successful check; 0 while that is down
-	blind  int           // checks in a row that could not be made
-	quick  int           // checks to come that follow each other quickly
-	pace   time.Duration // of those
-	due    time.Time     // of the next check, or of the one that runs
-	index  int           // in the queue; -1: it runs, or is gone
-	cancel context.CancelFunc
-	gone   bool
-	last   result
-	checks uint64
-	failed uint64
+	counter       counter
+	offset        int // of the realserver's weight, by its last successful check; 0 while it is down
+	inconclusive  int // consecutive inconclusive checks
+	burst         int // number of checks to come at burstInterval
+	burstInterval time.Duration
+	due           time.Time // of the next check, or of the running one
+	index         int       // in the queue; -1: its check runs, or it is gone
+	cancel        context.CancelFunc
+	gone          bool
+	last          result
+	checks        uint64
+	failed        uint64
 }
 
-// result is how one check went.
+// result is the result of one check.
 type result struct {
 	reason string
-	streak int // of the damper; 0: the result is inconclusive
+	streak int // of the counter; 0: the result is inconclusive
 	end    time.Time
 	took   time.Duration
 }
 
-// New is a Monitor without subjects. It calls changed with what has changed, in order and from one goroutine, which may
-// take its time: checks go on, and what changes meanwhile comes with the next call.
+// New returns a Monitor without subjects. It calls changed with the changes, in order and from one goroutine. changed
+// may block: checks go on, and the next call has the changes since.
 func New(changed func([]Change)) *Monitor {
-	return &Monitor{changed: changed, targets: map[spot][]*target{}, wake: make(chan struct{}, 1),
+	return &Monitor{changed: changed, targets: map[checkKey][]*target{}, wake: make(chan struct{}, 1),
 		deliver: make(chan struct{}, 1)}
 }
 
-// Set replaces the subjects. What is checked as before goes on as if nothing had happened. A subject that is checked in
-// another way now begins with the state that it had. On an error nothing has changed.
+// Set replaces the subjects. An unchanged check goes on undisturbed. A subject whose check is new begins with the state
+// that it had. On an error nothing has changed.
 //
-// Checks that are new wait for Begin, which the caller calls when the subjects' paths lead to their realservers.
+// New checks wait for Begin. The caller calls it when the subjects' paths lead to their realservers.
 func (m *Monitor) Set(subjects []Subject) error {
 	checkers, err := prepare(subjects)
 	if err != nil {
@@ -99,18 +99,18 @@ func (m *Monitor) Set(subjects []Subject) error {
 	next := m.arrange(subjects, checkers)
 	for _, s := range m.subjects {
 		for _, t := range s.targets {
-			t.users = nil
+			t.subjects = nil
 		}
 	}
 	for _, s := range next.subjects {
 		for _, t := range s.targets {
 			t.path = s.Path
-			t.users = append(t.users, s)
+			t.subjects = append(t.subjects, s)
 		}
 	}
 	for _, list := range m.targets {
 		for _, t := range list {
-			if len(t.users) == 0 {
+			if len(t.subjects) == 0 {
 				m.drop(t)
 			}
 		}
@@ -119,8 +119,7 @@ func (m *Monitor) Set(subjects []Subject) error {
 	return nil
 }
 
-// Preview returns the states that Set would give these subjects now, in their order. Its error is the one of Set. It
-// changes nothing.
+// Preview returns the states that Set would give the subjects now, in their order, or Set's error. It changes nothing.
 func (m *Monitor) Preview(subjects []Subject) ([]State, error) {
 	checkers, err := prepare(subjects)
 	if err != nil {
@@ -131,25 +130,25 @@ func (m *Monitor) Preview(subjects []Subject) ([]State, error) {
 	return states(m.arrange(subjects, checkers).subjects), nil
 }
 
-// arrangement is what Set makes of its subjects.
+// arrangement is Set's subjects and their targets.
 type arrangement struct {
 	subjects []*subject
-	targets  map[spot][]*target
-	added    []*target // those of targets that are new
+	targets  map[checkKey][]*target
+	added    []*target // the new ones of targets
 }
 
-// arrange finds or makes the targets of subjects, and the states that follow from them. It changes nothing that m has.
-// The caller holds m.mu.
+// arrange finds or makes the targets of subjects, and derives the subjects' states. It does not change m. The caller
+// must hold m.mu.
 func (m *Monitor) arrange(subjects []Subject, checkers map[*Check]checker) arrangement {
-	former := make(map[name]*subject, len(m.subjects))
+	former := make(map[subjectKey]*subject, len(m.subjects))
 	for _, s := range m.subjects {
-		former[s.name()] = s
+		former[s.key()] = s
 	}
 	next := arrangement{subjects: make([]*subject, 0, len(subjects)),
-		targets: make(map[spot][]*target, len(m.targets))}
+		targets: make(map[checkKey][]*target, len(m.targets))}
 	for i := range subjects {
 		s := &subject{Subject: subjects[i], up: true}
-		old := former[s.name()]
+		old := former[s.key()]
 		if old != nil {
 			s.known, s.since, s.noted, s.notedUp = old.known, old.since, old.noted, old.notedUp
 		}
@@ -168,7 +167,7 @@ func (m *Monitor) arrange(subjects []Subject, checkers map[*Check]checker) arran
 			s.up = s.allUp()
 		}
 		s.known = s.known || s.allKnown()
-		if old != nil && old.up != s.up { // what it has in common with others now is known already
+		if old != nil && old.up != s.up { // the state of a target that it now shares
 			s.since = time.Now()
 		}
 		next.subjects = append(next.subjects, s)
@@ -176,7 +175,7 @@ func (m *Monitor) arrange(subjects []Subject, checkers map[*Check]checker) arran
 	return next
 }
 
-// Begin starts the checks that Set has added, and notes the states that are known without them.
+// Begin starts the checks that Set has added, and notes the states that are known already.
 func (m *Monitor) Begin() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -188,7 +187,7 @@ func (m *Monitor) Begin() {
 	}
 }
 
-// prepare makes what the checks of all subjects are made with.
+// prepare returns a checker for each Check of the subjects.
 func prepare(subjects []Subject) (map[*Check]checker, error) {
 	checkers := map[*Check]checker{}
 	for _, s := range subjects {
@@ -204,10 +203,10 @@ func prepare(subjects []Subject) (map[*Check]checker, error) {
 	return checkers, nil
 }
 
-// target finds the check of s at one of its targets in next, which s has in common with others, or among those that m
-// has, or else makes it. It is in next then.
-func (m *Monitor) target(next map[spot][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
-	at := spot{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
+// target returns the target for the check of s at one of its addresses, and adds it to next: one that is in next
+// already, one of m, or a new one. old is the former subject of the same realserver, or nil.
+func (m *Monitor) target(next map[checkKey][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
+	at := checkKey{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
 	same := func(t *target) bool { return reflect.DeepEqual(t.config, *s.Check) }
 	if i := slices.IndexFunc(next[at], same); i >= 0 {
 		return next[at][i], false
@@ -216,12 +215,12 @@ func (m *Monitor) target(next map[spot][]*target, s, old *subject, to netip.Addr
 	if i := slices.IndexFunc(m.targets[at], same); i >= 0 {
 		t = m.targets[at][i]
 	} else {
-		t, isNew = &target{spot: at, config: *s.Check, index: -1, damper: damper{up: s.Check.Up}, quick: s.Check.Rise},
+		t, isNew = &target{key: at, config: *s.Check, index: -1, counter: counter{up: s.Check.Up}, burst: s.Check.Rise},
 			true
 		if old != nil {
-			t.damper.up, t.damper.known = old.up, old.known
+			t.counter.up, t.counter.known = old.up, old.known
 			if old.up {
-				t.quick = 1
+				t.burst = 1
 			}
 		}
 	}
@@ -229,26 +228,26 @@ func (m *Monitor) target(next map[spot][]*target, s, old *subject, to netip.Addr
 	return t, isNew
 }
 
-// name is what a subject is known by.
-type name struct {
+// subjectKey identifies a subject.
+type subjectKey struct {
 	service    string
 	realserver netip.Addr
 }
 
-func (s *subject) name() name { return name{s.Service, s.Realserver} }
+func (s *subject) key() subjectKey { return subjectKey{s.Service, s.Realserver} }
 
 func (s *subject) allUp() bool {
-	return !slices.ContainsFunc(s.targets, func(t *target) bool { return !t.damper.up })
+	return !slices.ContainsFunc(s.targets, func(t *target) bool { return !t.counter.up })
 }
 
 // allKnown reports whether the known states of the targets decide the state of s: all are known, or one is down.
 func (s *subject) allKnown() bool {
 	all := true
 	for _, t := range s.targets {
-		if t.damper.known && !t.damper.up {
+		if t.counter.known && !t.counter.up {
 			return true
 		}
-		all = all && t.damper.known
+		all = all && t.counter.known
 	}
 	return all
 }
@@ -261,7 +260,7 @@ func (s *subject) offset() (sum int) {
 	return sum
 }
 
-// drop ends what nobody wants to know any more.
+// drop ends the checks of a target without subjects.
 func (m *Monitor) drop(t *target) {
 	t.gone = true
 	if t.index >= 0 {
@@ -272,8 +271,8 @@ func (m *Monitor) drop(t *target) {
 	}
 }
 
-// The first checks of new targets are spread over a second, and over more from startRate targets on: so many begin in a
-// second.
+// The first checks of new targets are spread over startSpread, or, if there are more than startRate, over the time in
+// which startRate checks begin in each second.
 const (
 	startSpread = time.Second
 	startRate   = 1000
@@ -285,18 +284,18 @@ func (m *Monitor) start(added []*target) {
 	n := time.Duration(len(added))
 	spread := max(startSpread, n*time.Second/startRate)
 	for i, t := range added {
-		t.pace = min(t.config.Interval, spread)
-		t.due = now.Add(t.pace * time.Duration(i) / n)
+		t.burstInterval = min(t.config.Interval, spread)
+		t.due = now.Add(t.burstInterval * time.Duration(i) / n)
 		heap.Push(&m.queue, t)
 	}
 	signal(m.wake)
 }
 
-// Run makes the checks until ctx is cancelled. When it returns, none is running any more.
+// Run makes the checks until ctx is cancelled. It returns nil, when no check is running any more.
 func (m *Monitor) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
-	running.Go(func() { m.tell(ctx) })
+	running.Go(func() { m.deliverChanges(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -310,7 +309,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-// SetRoom bounds the descriptors that checks in flight have together; 0: no bound. Beyond the bound, due checks wait
+// SetRoom bounds the total number of descriptors of checks in flight; 0: no bound. Beyond the bound, due checks wait
 // for others to end. A check's timeout begins when the check begins.
 func (m *Monitor) SetRoom(descriptors int) {
 	m.mu.Lock()
@@ -347,18 +346,15 @@ func (m *Monitor) Waiting() (checks int) {
 	return checks
 }
 
-// descriptors returns the largest number of descriptors that a check of t has.
+// descriptors returns the largest number of descriptors that a check of t has: its checker's, else 1.
 func (t *target) descriptors() int {
-	switch t.config.Probe.(type) {
-	case Ping:
-		return 0 // all have one socket
-	case Exec:
-		return 6 // /dev/null, a pipe for the output, one for a failure to start, a pidfd
+	if c, ok := t.checker.(interface{ descriptors() int }); ok {
+		return c.descriptors()
 	}
 	return 1
 }
 
-// fits reports whether there are descriptors for a check of t. With none in flight there always are.
+// fits reports whether there are descriptors for a check of t. A check always fits when no other one is in flight.
 func (m *Monitor) fits(t *target) bool {
 	return m.room == 0 || m.taken == 0 || m.taken+t.descriptors() <= m.room
 }
@@ -366,14 +362,14 @@ func (m *Monitor) fits(t *target) bool {
 // idle is how long Run waits when there is nothing to check.
 const idle = time.Hour
 
-// together is how much too early a check may start, with others: that many fewer times do processors, workers and the
-// runtime's own threads wake up. Of its interval it is no more than an earlyShare-th.
+// A check may start early, together with others, by at most together and an earlyShare-th of its interval: so
+// processors, workers and the runtime's own threads wake up less often.
 const (
 	together   = 50 * time.Millisecond
 	earlyShare = 20
 )
 
-// startDue starts the checks that are due, and says when the next one is.
+// startDue starts the due checks, and returns the time until the next one.
 func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -392,18 +388,18 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 		heap.Pop(&m.queue)
 		m.taken += t.descriptors()
 		if wait > 0 {
-			t.due = now // for the next one to be no later than an interval after this one
+			t.due = now // the next check follows within an interval of this one
 		}
 		var bounded context.Context
 		bounded, t.cancel = context.WithTimeout(ctx, t.config.Timeout)
-		at := place{path: t.path, to: t.spot.to, port: t.spot.port}
+		at := endpoint{path: t.path, to: t.key.to, port: t.key.port}
 		running.Go(func() { m.run(bounded, t, at) })
 	}
 	return idle
 }
 
 // run makes one check of t, and queues the next one.
-func (m *Monitor) run(ctx context.Context, t *target, at place) {
+func (m *Monitor) run(ctx context.Context, t *target, at endpoint) {
 	begin := time.Now()
 	reason, offset, err := attempt(ctx, t.checker, at, t.config.Timeout)
 	end := time.Now()
@@ -423,21 +419,21 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	if err != nil {
 		t.failed++
 	}
-	if isOwn(err) {
-		if t.quick > 0 {
-			t.quick++ // that was none: a reload was under way, for instance
+	if isLocal(err) {
+		if t.burst > 0 {
+			t.burst++ // this check does not count
 		}
-		if t.blind++; t.blind == t.config.Fall {
-			for _, s := range t.users {
-				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Blind: true,
+		if t.inconclusive++; t.inconclusive == t.config.Fall {
+			for _, s := range t.subjects {
+				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Inconclusive: true,
 					Reason: s.reason(t), Time: end})
 			}
 		}
 	} else {
-		t.blind = 0
-		known := t.damper.known
-		if t.damper.add(err == nil, t.config.Rise, t.config.Fall) || t.damper.known != known {
-			for _, s := range t.users {
+		t.inconclusive = 0
+		known := t.counter.known
+		if t.counter.add(err == nil, t.config.Rise, t.config.Fall) || t.counter.known != known {
+			for _, s := range t.subjects {
 				if up := s.allUp(); up != s.up {
 					s.up, s.since = up, end
 				}
@@ -445,17 +441,17 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 				m.noteState(s, end)
 			}
 		}
-		if err != nil && !t.damper.up {
+		if err != nil && !t.counter.up {
 			t.offset = 0
 		}
-		if err == nil && t.damper.up && offset != t.offset {
+		if err == nil && t.counter.up && offset != t.offset {
 			t.offset = offset
-			for _, s := range t.users {
+			for _, s := range t.subjects {
 				m.note(Change{Service: s.Service, Realserver: s.Realserver, Checked: true, Up: s.up, Weighed: true,
 					Offset: s.offset(), Reason: s.reason(t), Time: end})
 			}
 		}
-		t.last.reason, t.last.streak = t.damper.progress(reason, t.config.Rise, t.config.Fall), t.damper.streak
+		t.last.reason, t.last.streak = t.counter.progress(reason, t.config.Rise, t.config.Fall), t.counter.streak
 	}
 	t.due = t.next(end)
 	heap.Push(&m.queue, t)
@@ -464,9 +460,10 @@ func (m *Monitor) run(ctx context.Context, t *target, at place) {
 	}
 }
 
-// attempt makes one check and returns in one line how it went, with the offset of the realserver's weight, 0 where c
+// attempt makes one check and returns its reason in one line, and the offset of the realserver's weight, 0 where c
 // gives none.
-func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (reason string, offset int, err error) {
+func attempt(ctx context.Context, c checker, at endpoint, timeout time.Duration) (reason string, offset int,
+	err error) {
 	if w, ok := c.(weigher); ok {
 		reason, offset, err = w.weigh(ctx)
 	} else {
@@ -478,17 +475,17 @@ func attempt(ctx context.Context, c checker, at place, timeout time.Duration) (r
 	return oneLine(reason), offset, err
 }
 
-// next is when t is checked again.
+// next returns the time of the next check of t.
 func (t *target) next(now time.Time) time.Time {
 	interval := t.config.Interval
 	var due time.Time
-	switch t.quick--; {
-	case t.quick > 0:
-		due = t.due.Add(t.pace)
-	case t.quick == 0: // those that began together part
-		due = t.due.Add(min(t.pace, interval/10) + rand.N(interval-min(t.pace, interval/10)))
+	switch t.burst--; {
+	case t.burst > 0:
+		due = t.due.Add(t.burstInterval)
+	case t.burst == 0: // spread checks that began together
+		due = t.due.Add(min(t.burstInterval, interval/10) + rand.N(interval-min(t.burstInterval, interval/10)))
 	default:
-		t.quick = -1
+		t.burst = -1
 		due = t.due.Add(interval - rand.N(interval/10+1))
 	}
 	if due.Before(now) {
@@ -497,36 +494,36 @@ func (t *target) next(now time.Time) time.Time {
 	return due
 }
 
-// noteState notes the state of s if it is known, and differs from what was noted last.
+// noteState notes the state of s if it is known, and differs from the last one that it has noted.
 func (m *Monitor) noteState(s *subject, now time.Time) {
 	if !s.known || s.noted && s.notedUp == s.up {
 		return
 	}
 	c := Change{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, First: !s.noted,
 		Reason: "no check", Time: now}
-	if t := s.telling(); t != nil {
+	if t := s.representative(); t != nil {
 		c.Reason = s.reason(t)
 	}
 	s.noted, s.notedUp = true, s.up
 	m.note(c)
 }
 
-// note has c told.
+// note queues c for deliverChanges.
 func (m *Monitor) note(c Change) {
 	m.pending = append(m.pending, c)
 	signal(m.deliver)
 }
 
-// reason is t's last one, with the place when there are several.
+// reason returns t's last reason, with the address if s has several.
 func (s *subject) reason(t *target) string {
 	if len(s.targets) > 1 && t.last.reason != "" {
-		return t.spot.to.String() + ": " + t.last.reason
+		return t.key.to.String() + ": " + t.last.reason
 	}
 	return t.last.reason
 }
 
-// tell hands the changes over.
-func (m *Monitor) tell(ctx context.Context) {
+// deliverChanges calls m.changed with pending changes until ctx ends.
+func (m *Monitor) deliverChanges(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -543,7 +540,7 @@ func (m *Monitor) tell(ctx context.Context) {
 	}
 }
 
-// States is what is known of the subjects, in the order of Set.
+// States returns the subjects' states, in the order of Set.
 func (m *Monitor) States() []State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -555,7 +552,7 @@ func states(subjects []*subject) []State {
 	for _, s := range subjects {
 		st := State{Service: s.Service, Realserver: s.Realserver, Checked: len(s.targets) > 0, Up: s.up, Known: s.known,
 			Offset: s.offset(), Since: s.since}
-		if t := s.telling(); t != nil {
+		if t := s.representative(); t != nil {
 			st.Reason, st.Streak, st.Last, st.Duration = s.reason(t), t.last.streak, t.last.end, t.last.took
 		}
 		for _, t := range s.targets {
@@ -567,12 +564,12 @@ func states(subjects []*subject) []State {
 	return all
 }
 
-// telling is the target whose last check says most about s: the first one that is down, or else the one that was
-// checked last.
-func (s *subject) telling() *target {
+// representative returns the target that best explains s's state: if s is down, the first one that is down; else the
+// one whose check is the latest. It is nil without targets.
+func (s *subject) representative() *target {
 	var latest *target
 	for _, t := range s.targets {
-		if !t.damper.up && !s.up {
+		if !t.counter.up && !s.up {
 			return t
 		}
 		if latest == nil || t.last.end.After(latest.last.end) {
@@ -582,7 +579,7 @@ func (s *subject) telling() *target {
 	return latest
 }
 
-// signal makes a waiting goroutine look, once.
+// signal wakes the goroutine that waits for c, at once or at its next receive.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -590,7 +587,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// queue is the targets that wait, the next one first: container/heap.
+// queue is the waiting targets, the next one first. It implements heap.Interface.
 type queue []*target
 
 func (q queue) Len() int           { return len(q) }
@@ -600,14 +597,14 @@ func (q queue) Swap(i, j int) {
 	q[i].index, q[j].index = i, j
 }
 
-// Push is heap's.
+// Push implements heap.Interface.
 func (q *queue) Push(x any) {
 	t := x.(*target)
 	t.index = len(*q)
 	*q = append(*q, t)
 }
 
-// Pop is heap's.
+// Pop implements heap.Interface.
 func (q *queue) Pop() any {
 	old := *q
 	t := old[len(old)-1]

@@ -105,7 +105,8 @@ func TestDeadServerIsOut(t *testing.T) {
 func TestIntervals(t *testing.T) {
 	for range 1000 {
 		now := time.Now()
-		target := &target{config: Check{Interval: 5 * time.Second, Rise: 3}, quick: 3, pace: time.Second, due: now}
+		target := &target{config: Check{Interval: 5 * time.Second, Rise: 3}, burst: 3, burstInterval: time.Second,
+			due: now}
 		for i := range 20 {
 			was := target.due
 			target.due = target.next(was.Add(10 * time.Millisecond))
@@ -352,7 +353,7 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 		run(t, m)
 		testkit.Eventually(t, "five checks", func() bool { return m.States()[0].Checks >= 5 })
 		testkit.Eventually(t, "it is told", func() bool { return len(told) > 0 })
-		if got := <-told; !got.Blind || !got.Up ||
+		if got := <-told; !got.Inconclusive || !got.Up ||
 			got.Reason != "not checked, for a fault of this machine: "+c.reason || len(told) > 0 {
 			t.Errorf("told of %+v and %d more", got, len(told))
 		}

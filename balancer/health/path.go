@@ -7,19 +7,19 @@ import (
 	"net/netip"
 )
 
-// Direct is the way that the machine's routes give, to a realserver's own address.
+// Direct is the Path along this machine's routes, to a realserver's own address.
 type Direct struct {
-	Pinger func(ctx context.Context, to netip.Addr) error // nil: there is none
+	Pinger func(ctx context.Context, to netip.Addr) error // nil: Ping fails
 }
 
-// DialContext is Path's.
+// DialContext implements Path.
 func (Direct) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	// Keep-alives would be for connections that last; off, they cost two system calls less.
+	// Without keep-alives, which a short connection does not need, there are two system calls less.
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
 	return d.DialContext(ctx, network, address)
 }
 
-// Ping is Path's.
+// Ping implements Path.
 func (d Direct) Ping(ctx context.Context, to netip.Addr) error {
 	if d.Pinger == nil {
 		return errors.New("this director can't ping")

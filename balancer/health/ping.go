@@ -7,6 +7,9 @@ type Ping struct{}
 
 func (p Ping) prepare() (checker, error) { return p, nil }
 
-func (Ping) check(ctx context.Context, at place) (string, error) {
+func (Ping) check(ctx context.Context, at endpoint) (string, error) {
 	return "answered", at.path.Ping(ctx, at.to)
 }
+
+// descriptors is 0: all checks share one socket.
+func (Ping) descriptors() int { return 0 }

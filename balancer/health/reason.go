@@ -14,10 +14,10 @@ import (
 	"unicode"
 )
 
-// maxReason is how many characters of a reason are kept.
+// maxReason is the number of characters of a reason that are kept.
 const maxReason = 200
 
-// oneLine makes one printable line of what a server, or a program, may have said.
+// oneLine makes one printable line of the output of a server or a program.
 func oneLine(s string) string {
 	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "\uFFFD"),
 		func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
@@ -27,7 +27,7 @@ func oneLine(s string) string {
 	return s
 }
 
-// explain says in few words why a check has failed.
+// explain returns the reason of a failed check in few words.
 func explain(err error, timeout time.Duration) string {
 	var expired x509.CertificateInvalidError
 	var number syscall.Errno
@@ -38,7 +38,7 @@ func explain(err error, timeout time.Duration) string {
 		return late(err, timeout)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "connection closed without an answer"
-	case isOwn(err):
+	case isLocal(err):
 		return "not checked, for a fault of this machine: " + err.Error()
 	case errors.As(err, &number):
 		return networkReason(err, number)
@@ -46,7 +46,7 @@ func explain(err error, timeout time.Duration) string {
 	return strings.TrimPrefix(err.Error(), "tls: failed to verify certificate: ")
 }
 
-// late says what has not come in time.
+// late returns the reason of a check that took longer than timeout.
 func late(err error, timeout time.Duration) string {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
@@ -55,7 +55,7 @@ func late(err error, timeout time.Duration) string {
 	return fmt.Sprintf("no answer within %v", timeout)
 }
 
-// networkReason says what the network said, and how far a check had come then.
+// networkReason returns the reason of an error of the network, and how far the check had come.
 func networkReason(err error, number syscall.Errno) string {
 	op, ok := errors.AsType[*net.OpError](err)
 	switch {
@@ -75,9 +75,9 @@ func expiry(c *x509.Certificate, now time.Time) string {
 	return "certificate has expired: it was valid until " + c.NotAfter.UTC().Format(day)
 }
 
-// isOwn says whether this machine is to blame for an error: then nothing is known of the realserver.
-func isOwn(err error) bool {
-	if _, ok := errors.AsType[ownFault](err); ok {
+// isLocal reports whether an error is this machine's fault, and says nothing about the realserver.
+func isLocal(err error) bool {
+	if _, ok := errors.AsType[localError](err); ok {
 		return true
 	}
 	for _, own := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
@@ -89,8 +89,8 @@ func isOwn(err error) bool {
 	return false
 }
 
-// ownFault is an error of which the realserver knows nothing.
-type ownFault struct{ error }
+// localError is an error of this machine, not of the realserver.
+type localError struct{ error }
 
-// Unwrap is errors.Is's.
-func (f ownFault) Unwrap() error { return f.error }
+// Unwrap returns the error without the mark.
+func (f localError) Unwrap() error { return f.error }

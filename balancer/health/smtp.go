@@ -12,7 +12,7 @@ import (
 
 // SMTP greets a mail server: 220, EHLO or HELO, QUIT (RFC 5321).
 type SMTP struct {
-	Helo string // the name that it gives itself; "": its address, as in section 4.1.3
+	Helo string // the director's name; "": its address, as in section 4.1.3
 }
 
 func (p SMTP) prepare() (checker, error) {
@@ -22,7 +22,7 @@ func (p SMTP) prepare() (checker, error) {
 	return p, nil
 }
 
-func (p SMTP) check(ctx context.Context, at place) (string, error) {
+func (p SMTP) check(ctx context.Context, at endpoint) (string, error) {
 	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
 		return "", err
@@ -40,11 +40,11 @@ func (p SMTP) check(ctx context.Context, at place) (string, error) {
 	if err := client.Hello(helo); err != nil {
 		return "", refused("HELO", err, bound)
 	}
-	_ = client.Text.PrintfLine("QUIT") // and no wait for the answer: it has said all that we want to know
+	_ = client.Text.PrintfLine("QUIT") // without waiting for its answer: the check is done
 	return "250 to HELO", nil
 }
 
-// refused says what a server did not like.
+// refused returns the error of a step of the dialogue.
 func refused(what string, err error, bound *limit) error {
 	if bound.left == 0 {
 		return fmt.Errorf("%s: no end of a line after %d KB", what, maxAnswer>>10)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestDamper: '+' and '-' are results, 'U' and 'D' what the state is after each.
-func TestDamper(t *testing.T) {
+// TestCounter: '+' and '-' are results, 'U' and 'D' what the state is after each.
+func TestCounter(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		up            bool
@@ -20,7 +20,7 @@ func TestDamper(t *testing.T) {
 		{"at once", false, 1, 1, "+-+", "UDU"},
 		{"both ways", true, 2, 2, "--++--", "UDDUUD"},
 	} {
-		d := damper{up: c.up}
+		d := counter{up: c.up}
 		got := ""
 		for _, r := range c.results {
 			was := d.up
@@ -39,9 +39,9 @@ func TestDamper(t *testing.T) {
 	}
 }
 
-// TestDamperIsKnown: the state is known once a result has confirmed it, or enough results have changed it. Of results
+// TestCounterIsKnown: the state is known once a result has confirmed it, or enough results have changed it. Of results
 // that contradict it the reason says how many there are.
-func TestDamperIsKnown(t *testing.T) {
+func TestCounterIsKnown(t *testing.T) {
 	for _, c := range []struct {
 		up      bool
 		results string
@@ -62,7 +62,7 @@ func TestDamperIsKnown(t *testing.T) {
 		{true, "-+", true, "R"},
 		{true, "--+", true, "coming up: 1 of 3 successes (R)"},
 	} {
-		d := damper{up: c.up}
+		d := counter{up: c.up}
 		for _, r := range c.results {
 			d.add(r == '+', 3, 2)
 		}
@@ -72,13 +72,13 @@ func TestDamperIsKnown(t *testing.T) {
 	}
 }
 
-// TestDamperModel holds the damper against the plain rule: up when the last rise results are successes, down when the
+// TestCounterModel holds the counter against the plain rule: up when the last rise results are successes, down when the
 // last fall ones are failures, and otherwise as before.
-func TestDamperModel(t *testing.T) {
+func TestCounterModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
 		rise, fall := 1+r.IntN(4), 1+r.IntN(4)
-		d := damper{up: r.IntN(2) == 0}
+		d := counter{up: r.IntN(2) == 0}
 		model := d.up
 		var all []bool
 		for range 50 {

@@ -8,11 +8,11 @@ import (
 	"regexp"
 )
 
-// TCP opens a connection, and more where Send or Expect say so.
+// TCP opens a connection, sends Send and waits for Expect.
 type TCP struct {
 	Send      string // bytes that are sent at once; "": none
-	Expect    string // regular expression, which must match in the first 64 KB that come back; "": none
-	ExpectHex string // in place of Expect: what must come back first, as ParseBytePattern reads it
+	Expect    string // regular expression, which must match in the first 64 KB of the answer; "": none
+	ExpectHex string // in place of Expect: the answer's beginning, as ParseBytePattern reads it
 }
 
 type tcpChecker struct {
@@ -25,17 +25,18 @@ func (p TCP) prepare() (checker, error) {
 	return tcpChecker{send: []byte(p.Send), expect: expect}, err
 }
 
-// expectation is what an answer must match.
+// expectation is a pattern that an answer must match.
 type expectation struct {
-	key string // of the configuration
+	key string // in the configuration
 	matcher
-	format string // of an answer's beginning
+	format string // for the beginning of an answer
 }
 
 // matcher is a *regexp.Regexp or a *BytePattern.
 type matcher interface{ Match(answer []byte) bool }
 
-// newExpectation returns what an answer must match: expression, or else hex. It returns nil without either.
+// newExpectation returns the expectation of an answer that matches hex or, if that is empty, expression. It returns nil
+// without either.
 func newExpectation(expression, hex string) (*expectation, error) {
 	if hex == "" {
 		r, err := pattern("expect", expression)
@@ -68,7 +69,7 @@ func pattern(key, expression string) (*regexp.Regexp, error) {
 	return r, nil
 }
 
-func (c tcpChecker) check(ctx context.Context, at place) (string, error) {
+func (c tcpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
 		return "", err
@@ -94,7 +95,7 @@ func resetAtEnd(conn net.Conn) {
 	}
 }
 
-// maxAnswer is how much of an answer is looked at, in bytes.
+// maxAnswer is the number of bytes of an answer that are read.
 const maxAnswer = 64 << 10
 
 // expectFrom reads until the bytes read so far match.

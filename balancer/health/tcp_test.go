@@ -44,7 +44,7 @@ func TestTCP(t *testing.T) {
 	for _, o := range []outcome{
 		{"open", TCP{}, listen(t, silence), true, "connected"},
 		{"closed", TCP{}, closed(t), false, "connection refused"},
-		{"nobody answers", TCP{}, deaf(t), false, "no connection within 300ms"},
+		{"no answer", TCP{}, deaf(t), false, "no connection within 300ms"},
 		{"greets", TCP{Expect: "^SSH-2"}, listen(t, func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")) }), true,
 			"answer as expected"},
 		{"asked", TCP{Send: "PING\r\n", Expect: `^\+PONG`}, listen(t, says("+PONG\r\n")), true, "answer as expected"},

@@ -10,8 +10,8 @@ import (
 // MaxDatagram is the largest size of a UDP datagram's payload over IPv4, in bytes (RFC 768, RFC 791).
 const MaxDatagram = 65535 - 20 - 8
 
-// UDP sends a datagram. Without Expect a realserver passes that answers with anything, and also one that says nothing
-// until the timeout; one fails whose machine says that nobody listens there (ICMP port unreachable).
+// UDP sends a datagram. Without Expect any answer is a success, and so is no answer until the timeout. An ICMP port
+// unreachable is a failure.
 type UDP struct {
 	Send      string // the datagram's bytes
 	Expect    string // regular expression, which must match an answer; "": no answer is needed
@@ -21,7 +21,7 @@ type UDP struct {
 type udpChecker struct {
 	send   []byte
 	expect *expectation
-	room   int // for an answer: it is taken for each check that waits
+	room   int // bytes for an answer, which each check in flight takes
 }
 
 func (p UDP) prepare() (checker, error) {
@@ -33,7 +33,7 @@ func (p UDP) prepare() (checker, error) {
 	return c, err
 }
 
-func (c udpChecker) check(ctx context.Context, at place) (string, error) {
+func (c udpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	conn, end, err := at.dial(ctx, "udp")
 	if err != nil {
 		return "", err
@@ -41,7 +41,7 @@ func (c udpChecker) check(ctx context.Context, at place) (string, error) {
 	defer end()
 	switch _, err := conn.Write(c.send); {
 	case errors.Is(err, syscall.EMSGSIZE): // this host's kernel has sent nothing
-		return "", ownFault{err}
+		return "", localError{err}
 	case err != nil:
 		return "", err
 	}

@@ -28,8 +28,7 @@ func TestConfigurationsAreValid(t *testing.T) { testkit.Families(t, testConfigur
 
 func testConfigurations(t *testing.T, ipv6 bool) {
 	s := testShow(nil, ipv6)
-	d, err := config.ParseDirector("director.toml", []byte(s.directorTOML("/tmp/d.sock")),
-		config.Features{Schedulers: []string{"rr", "wrr"}})
+	d, err := config.ParseDirector("director.toml", []byte(s.directorTOML("/tmp/d.sock")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,69 +1,19 @@
 package config
 
 import (
-	"errors"
-	"io/fs"
-	"math"
-	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"vstun/cmd/internal/words"
 )
-
-// checkTypes are the types of checks, with the keys that are each one's own.
-var checkTypes = []struct {
-	name string
-	keys []string
-	here bool // it examines the director's host, and sends the realserver nothing
-}{
-	{"tcp", []string{"port", "send", "send_hex", "expect", "expect_hex"}, false},
-	{"http", []string{"port", "path", "host", "status", "body"}, false},
-	{"https", []string{"port", "path", "host", "status", "body", "sni", "ca", "verify", "cert", "key"}, false},
-	{"dns", []string{"port", "query", "query_type", "rcode", "records"}, false},
-	{"udp", []string{"port", "send", "send_hex", "expect", "expect_hex"}, false},
-	{"ping", nil, false},
-	{"smtp", []string{"port", "helo"}, false},
-	{"exec", []string{"command"}, true},
-	{"file", []string{"path", "factor", "reverse"}, true},
-}
-
-// checkTypesWith are the types that have a key; with "" all of them.
-func checkTypesWith(key string) []string {
-	var names []string
-	for _, c := range checkTypes {
-		if key == "" || slices.Contains(c.keys, key) {
-			names = append(names, c.name)
-		}
-	}
-	return names
-}
-
-// has says whether the check's type has a key.
-func (c *Check) has(key string) bool { return slices.Contains(checkTypesWith(key), c.Type) }
-
-// here reports whether the check examines the director's host.
-func (c *Check) here() bool {
-	for _, t := range checkTypes {
-		if t.name == c.Type {
-			return t.here
-		}
-	}
-	return false
-}
 
 // checkReader reads the checks of one service.
 type checkReader struct {
 	service *Service
 	table   *table // [service.check]
-	check   *Check // what it says; nil: there is none
+	check   *Check // of the service; nil: none
 }
 
 func newCheckReader(t *table, s *Service) *checkReader {
@@ -77,7 +27,7 @@ func newCheckReader(t *table, s *Service) *checkReader {
 
 const wantCheck = "a table such as { type = \"http\" }"
 
-// readFor reads a realserver's check, which is its service's where the realserver says nothing else.
+// readFor reads a realserver's check. A realserver without a key check has its service's, the same pointer.
 func (r *checkReader) readFor(t *table) *Check {
 	if _, ok := t.value("check"); !ok {
 		return r.check
@@ -85,9 +35,9 @@ func (r *checkReader) readFor(t *table) *Check {
 	return r.read(t.table("check", wantCheck), r.check)
 }
 
-// read reads a check from t; of what t does not have it is the base, if there is one.
+// read reads a check from t. A missing key has the value of base, if there is one.
 func (r *checkReader) read(t *table, base *Check) *Check {
-	types := checkTypesWith("")
+	types := CheckTypes()
 	c := Check{Interval: 5 * time.Second, Rise: 2, Fall: 3}
 	if base != nil {
 		c = *base
@@ -106,22 +56,11 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	c.Up = t.word("initial", pick(c.Up, "up", "down"), "down", "up") == "up"
 	r.readVia(t, &c, base)
 	r.readPort(t, &c, base)
-	readPath(t, &c)
-	c.Host = t.graphic("host", c.Host, `a host's name such as "www.example.com"`)
-	c.Status = readStatus(t, c.Status)
-	c.Body = t.pattern("body", c.Body)
-	c.SNI = t.graphic("sni", c.SNI, `a host's name such as "www.example.com"`)
-	readCA(t, &c)
-	c.Verify = t.boolean("verify", c.Verify)
-	readCertificate(t, &c)
-	readSend(t, &c)
-	readExpect(t, &c)
-	readQuery(t, &c)
-	c.Helo = t.graphic("helo", c.Helo, `a host's name such as "lb.example.com"`)
-	c.Command = readCommand(t, c.Command)
-	readFactor(t, &c)
-	if c.Type == "exec" && len(c.Command) == 0 && t.values["command"] == nil {
-		t.faultAt("command", "missing: want %s", wantCommand)
+	row := c.Row()
+	for _, g := range keyGroups {
+		if g.read != nil {
+			g.read(t, &c, slices.Contains(row.keys, g))
+		}
 	}
 	for _, key := range t.known {
 		if of := checkTypesWith(key); len(of) > 0 && c.Type != "" && t.values[key] != nil && !c.has(key) {
@@ -133,47 +72,17 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	return &c
 }
 
-// resetOthers gives what the check's type alone has its defaults, unless the base has it too.
+// resetOthers gives the keys that not every type has their defaults, unless the base's type has them too.
 func (c *Check) resetOthers(base *Check) {
-	inherits := func(key string) bool { return base != nil && base.has(key) && c.has(key) }
 	own := Check{Type: c.Type, Direct: c.Direct, Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall,
 		Up: c.Up}
-	if inherits("port") {
-		own.Port = c.Port
-	}
-	if c.has("status") {
-		own.Path, own.Status = "/", []StatusRange{{200, 399}}
-	}
-	if c.has("verify") {
-		own.Verify = true
-	}
-	if c.has("query") {
-		own.QueryType, own.Rcode, own.Records = "A", "NOERROR", 1
-	}
-	if c.has("factor") {
-		own.Factor = 1
-	}
-	if inherits("status") {
-		own.Path, own.Host, own.Status, own.Body = c.Path, c.Host, c.Status, c.Body
-	}
-	if inherits("verify") {
-		own.SNI, own.CA, own.CAFile, own.Verify = c.SNI, c.CA, c.CAFile, c.Verify
-		own.CertFile, own.Cert, own.KeyFile, own.Key = c.CertFile, c.Cert, c.KeyFile, c.Key
-	}
-	if inherits("send") && c.Type == base.Type {
-		own.Send, own.SendHex, own.Expect, own.ExpectHex = c.Send, c.SendHex, c.Expect, c.ExpectHex
-	}
-	if inherits("query") {
-		own.Query, own.QueryType, own.Rcode, own.Records = c.Query, c.QueryType, c.Rcode, c.Records
-	}
-	if inherits("helo") {
-		own.Helo = c.Helo
-	}
-	if inherits("command") {
-		own.Command = c.Command
-	}
-	if inherits("factor") {
-		own.File, own.Factor, own.Reverse = c.File, c.Factor, c.Reverse
+	for _, g := range c.Row().keys {
+		switch {
+		case base != nil && slices.Contains(base.Row().keys, g) && (!g.private || c.Type == base.Type):
+			g.inherit(&own, c)
+		case g.defaults != nil:
+			g.defaults(&own)
+		}
 	}
 	*c = own
 }
@@ -193,17 +102,17 @@ func (r *checkReader) readTimes(t *table, c *Check) {
 
 // readVia reads the path of the check. A check of the director's host has none, and counts as direct.
 func (r *checkReader) readVia(t *table, c, base *Check) {
-	if base != nil && base.here() && !c.here() {
+	if base != nil && base.Row().Local && !c.Row().Local {
 		c.Direct = r.table.values["via"] == "direct" // a check of the director's host has no key via
 	}
 	written, ok := t.value("via")
-	c.Direct = t.word("via", pick(c.Direct, "direct", "tunnel"), "tunnel", "direct") == "direct"
-	if !c.here() {
+	c.Direct = t.word("via", c.Via(), "tunnel", "direct") == "direct"
+	if !c.Row().Local {
 		return
 	}
 	if ok && written == "tunnel" {
 		t.faultAt("via", "%s %s check runs on the director, by no tunnel: want direct, or leave it out",
-			pick(c.Type == "exec", "an", "a"), c.Type)
+			pick(strings.ContainsRune("aeiou", rune(c.Type[0])), "an", "a"), c.Type)
 	}
 	c.Direct = true
 }
@@ -218,24 +127,6 @@ func (r *checkReader) readPort(t *table, c, base *Check) {
 	c.Port = r.service.Ports[0].First
 	if c.Port == 0 && (base == nil || !base.has("port")) { // else the service's check has said it
 		t.faultAt("port", "missing, as the service has every port: want the one to check, %s", want)
-	}
-}
-
-// readPath reads the path of a GET, or that of a file.
-func readPath(t *table, c *Check) {
-	if c.Type == "file" {
-		readNumberFile(t, c)
-		return
-	}
-	const want = `a path such as "/health?full=1"`
-	c.Path = t.graphic("path", c.Path, want)
-	if t.values["path"] == nil || c.Path == "" {
-		return
-	}
-	if !strings.HasPrefix(c.Path, "/") {
-		t.faultAt("path", "%s does not begin with /: want %s", show(c.Path), want)
-	} else if _, err := url.ParseRequestURI(c.Path); err != nil {
-		t.faultAt("path", "%s has a %% that two hexadecimal digits do not follow: want %s", show(c.Path), want)
 	}
 }
 
@@ -261,124 +152,11 @@ func (t *table) pattern(key, absent string) string {
 	return s
 }
 
-// readStatus reads the codes that a check of HTTP takes for a success.
-func readStatus(t *table, absent []StatusRange) []StatusRange {
-	const want = `an array of codes, 100 to 599, and ranges of them: [200, "300-399"]`
-	list, ok := t.array("status", want)
-	if !ok {
-		return absent
-	}
-	var all []StatusRange
-	for _, v := range t.elements("status", list) {
-		r, ok := parseStatus(v)
-		if !ok {
-			t.faultAt("status", "%s is no code and no range: want %s", show(v), want)
-		}
-		all = append(all, r)
-	}
-	return all
-}
-
-func parseStatus(value any) (r StatusRange, ok bool) {
-	switch v := value.(type) {
-	case int64:
-		r = StatusRange{int(min(max(v, 0), math.MaxInt32)), int(min(max(v, 0), math.MaxInt32))}
-	case string:
-		low, high, isRange := strings.Cut(v, "-")
-		if !isRange {
-			high = low
-		}
-		var errA, errB error
-		r.First, errA = strconv.Atoi(low)
-		r.Last, errB = strconv.Atoi(high)
-		if errA != nil || errB != nil {
-			return r, false
-		}
-	}
-	return r, r.First >= 100 && r.First <= r.Last && r.Last <= 599
-}
-
-func readQuery(t *table, c *Check) {
-	const want = `a domain name such as "www.example.com"`
-	c.Query = t.graphic("query", c.Query, want)
-	if _, ok := dns.IsDomainName(c.Query); !ok && t.values["query"] != nil && c.Query != "" {
-		t.faultAt("query", "%s is not a domain name: want %s", show(c.Query), want)
-	}
-	if c.Type == "dns" && c.Query == "" && t.values["query"] == nil {
-		t.faultAt("query", "missing: want %s", want)
-	}
-	c.QueryType = t.word("query_type", c.QueryType, "A", "AAAA", "CAA", "CNAME", "DNSKEY", "DS", "HTTPS", "MX", "NAPTR",
-		"NS", "PTR", "SOA", "SRV", "SVCB", "TXT")
-	c.Records = t.integer("records", c.Records, 0, 1000, "0 (any NOERROR) to 1000")
-	c.Rcode = t.word("rcode", c.Rcode, "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
-}
-
-const wantCommand = `an array of an absolute path and arguments: ["/usr/local/bin/check", "arg"]`
-
-// readCommand reads a program with its arguments. Its absence is a warning: it may be installed later.
-func readCommand(t *table, absent []string) []string {
-	list, ok := t.array("command", wantCommand)
-	if !ok {
-		return absent
-	}
-	var command []string
-	for i, v := range t.elements("command", list) {
-		s, ok := v.(string)
-		switch {
-		case !ok:
-			t.wrongType("command", v, wantCommand)
-		case strings.ContainsRune(s, 0):
-			t.faultAt("command", "%s has a NUL: want %s", show(s), wantCommand)
-		case i == 0 && !filepath.IsAbs(s):
-			t.faultAt("command", "%s is not an absolute path: want %s", show(s), wantCommand)
-		case i == 0:
-			if why := unfit(s); why != "" {
-				t.warnAt("command", "%s %s: install it, or name another program", show(s), why)
-			}
-		}
-		command = append(command, s)
-	}
-	return command
-}
-
-// unfit returns why a file can't be run as a program, or "".
-func unfit(program string) string {
-	info, err := os.Stat(program)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "is not there"
-	case err != nil:
-		return "can't be run: " + errors.Unwrap(err).Error()
-	case !info.Mode().IsRegular():
-		return "is no program"
-	case info.Mode()&0o111 == 0:
-		return "is not executable"
-	}
-	return ""
-}
-
-// transport returns the transport protocol of a check's type, or "" if it has none. DNS uses the service's, or else
-// UDP.
-func transport(checkType, service string) string {
-	switch checkType {
-	case "tcp", "http", "https", "smtp":
-		return "tcp"
-	case "udp":
-		return "udp"
-	case "dns":
-		if service == "tcp" {
-			return "tcp"
-		}
-		return "udp"
-	}
-	return ""
-}
-
 // warnTransport warns of a check of the service's port over another protocol than the service's. A check with a port of
 // its own gets no warning.
 func (r *checkReader) warnTransport(t *table, c *Check) {
 	protocol := r.service.Protocol
-	over := transport(c.Type, protocol)
+	over := c.transport(protocol)
 	if t.values["type"] == nil || over == "" || protocol == "" || over == protocol || t.values["port"] != nil ||
 		r.table.values["port"] != nil {
 		return

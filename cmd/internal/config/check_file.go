@@ -26,8 +26,11 @@ func readNumberFile(t *table, c *Check) {
 	c.File = path
 }
 
-// readFactor reads the factor of a file's number.
-func readFactor(t *table, c *Check) {
+// readFileKeys reads the keys of a check of type file.
+func readFileKeys(t *table, c *Check, own bool) {
+	if own { // else path is a request's
+		readNumberFile(t, c)
+	}
 	c.Factor = t.integer("factor", c.Factor, -math.MaxInt32, math.MaxInt32,
 		"-2147483647 to 2147483647; with 0 a number other than 0 is a failure")
 	c.Reverse = t.boolean("reverse", c.Reverse)

@@ -22,7 +22,7 @@ import (
 
 // TestChecks: every key of every type, with its defaults, and what a realserver says instead of its service.
 func TestChecks(t *testing.T) {
-	d, err := config.ParseDirector("x.toml", readTestdata(t, "checks.toml"), features())
+	d, err := config.ParseDirector("x.toml", readTestdata(t, "checks.toml"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestCheckDefaults(t *testing.T) {
 			File: "/a"},
 	} {
 		want.Interval, want.Timeout, want.Rise, want.Fall = 5*time.Second, 2*time.Second, 2, 3
-		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"), features())
+		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { "+text+" }\n"))
 		if err != nil {
 			t.Error(err)
 			continue
@@ -136,7 +136,9 @@ func TestCheckDefaults(t *testing.T) {
 // service's runs a program here is no wish.
 func TestCheckAfterExec(t *testing.T) {
 	for via, direct := range map[string]bool{"": false, `, via = "direct"`: true} {
-		d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"exec\", command = [\"/a\"]"+via+" }\nrealserver = [ { address = \"10.0.11.1\", check = { type = \"tcp\" } } ]\n"), features())
+		d, err := config.ParseDirector("x.toml", []byte(goodService+
+			`check = { type = "exec", command = ["/a"]`+via+" }\n"+
+			`realserver = [ { address = "10.0.11.1", check = { type = "tcp" } } ]`+"\n"))
 		if err != nil {
 			t.Error(err)
 			continue
@@ -206,7 +208,8 @@ func TestCheckFaults(t *testing.T) {
 			)},
 		{"ping has no port", check(`type = "ping", port = 1`), at("port: is of tcp, http, https, dns, udp or smtp " +
 			"checks only, and this one is ping: leave it out")},
-		{"http", check(`type = "http", path = "health", host = "a b", status = [99, "600", "300-200", true], body = "("`), at(
+		{"http", check(`type = "http", path = "health", host = "a b", status = [99, "600", "300-200", true], ` +
+			`body = "("`), at(
 			`path: "health" does not begin with /: want a path such as "/health?full=1"`,
 			`host: "a b" is empty, or has other than printable ASCII characters: want a host's name such as `+
 				`"www.example.com"`,
@@ -252,7 +255,8 @@ func TestCheckFaults(t *testing.T) {
 		{"records", check(`type = "dns", query = "a", records = -1`),
 			at("records: -1 is out of range: want 0 (any NOERROR) to 1000")},
 		{"percent", check(`type = "http", path = "/a%zz"`),
-			at(`path: "/a%zz" has a % that two hexadecimal digits do not follow: want a path such as "/health?full=1"`)},
+			at(`path: "/a%zz" has a % that two hexadecimal digits do not follow: want a path such as ` +
+				`"/health?full=1"`)},
 		{"file", check(`type = "file", via = "tunnel", factor = 2147483648, reverse = 1`), at(
 			"via: a file check runs on the director, by no tunnel: want direct, or leave it out",
 			`path: missing: want the absolute path of a file that has a number, such as "/run/web.weight"`,
@@ -277,7 +281,7 @@ func TestCheckFaults(t *testing.T) {
 		)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			_, err := config.ParseDirector("x.toml", []byte(c.text))
 			wantFaults(t, err, c.want...)
 		})
 	}
@@ -300,8 +304,7 @@ func TestCA(t *testing.T) {
 	if err := os.WriteFile(path, []byte(ca), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"https\", ca = \""+path+"\" }\n"),
-		features())
+	d, err := config.ParseDirector("x.toml", []byte(goodService+"check = { type = \"https\", ca = \""+path+"\" }\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +399,7 @@ func TestClientCertificate(t *testing.T) {
 			`cert: "cert.pem" is not an absolute path: ` + wantCert},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			d, err := config.ParseDirector("x.toml", []byte(c.text))
 			if c.fault != "" {
 				wantFaults(t, err, `service "web": check: `+c.fault)
 				return
@@ -457,13 +460,13 @@ func TestQuorumAndNotifyFaults(t *testing.T) {
 			`notify: webhook: "hooks.example.com" is not a URL of http or https: ` + wantHook,
 			`notify: timeout: "1h" is out of range: want 100ms to 5m`,
 		}},
-		{"notify nobody", notify(""), []string{`notify: neither command nor webhook is there: want one of them or ` +
+		{"notify none", notify(""), []string{`notify: neither command nor webhook is there: want one of them or ` +
 			`both, or leave the table out`}},
 		{"notify unknown", notify("webhook = \"http://[::1]:80/x\"\nmail = \"root\""),
 			[]string{`notify: mail: unknown key: want command, webhook or timeout`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			_, err := config.ParseDirector("x.toml", []byte(c.text))
 			if c.want == nil {
 				if err != nil {
 					t.Error(err)

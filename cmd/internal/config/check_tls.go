@@ -9,11 +9,19 @@ import (
 	"strings"
 )
 
-// readCA reads the file of authorities.
-func readCA(t *table, c *Check) {
+// readTLS reads how https verifies the server, and its own certificate.
+func readTLS(t *table, c *Check, own bool) {
+	c.SNI = t.graphic("sni", c.SNI, `a host's name such as "www.example.com"`)
+	readCA(t, c, own)
+	c.Verify = t.boolean("verify", c.Verify)
+	readCertificate(t, c, own)
+}
+
+// readCA reads the file of authorities. own is keyGroup.read's.
+func readCA(t *table, c *Check, own bool) {
 	path, text := c.CAFile, c.CA
 	const want = "the absolute path of a PEM file with certificates of authorities"
-	if readPEM(t, "ca", want, c.has("ca"), &path, &text) && path != "" && !holdsCertificate(text) {
+	if readPEM(t, "ca", want, own, &path, &text) && path != "" && !holdsCertificate(text) {
 		t.faultAt("ca", "%s holds no certificate: want %s", show(path), want)
 		return
 	}
@@ -49,16 +57,16 @@ func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 }
 
 // readCertificate reads the client's own certificate and its key, which may be in the certificate's file.
-func readCertificate(t *table, c *Check) {
+func readCertificate(t *table, c *Check, own bool) {
 	const (
 		wantCert = "the absolute path of a PEM file with the client's certificate"
 		wantKey  = "the absolute path of a PEM file with the private key of cert, without a password"
 	)
-	readCert := readPEM(t, "cert", wantCert, c.has("cert"), &c.CertFile, &c.Cert)
+	readCert := readPEM(t, "cert", wantCert, own, &c.CertFile, &c.Cert)
 	if readCert && t.values["key"] == nil {
 		c.KeyFile, c.Key = "", ""
 	}
-	readKey := readPEM(t, "key", wantKey, c.has("key"), &c.KeyFile, &c.Key)
+	readKey := readPEM(t, "key", wantKey, own, &c.KeyFile, &c.Key)
 	if !readCert && !readKey || t.values["key"] != nil && !readKey || t.values["cert"] != nil && !readCert {
 		return // nothing new, or a fault
 	}

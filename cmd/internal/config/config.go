@@ -1,27 +1,34 @@
 // Package config turns the TOML files of both programs into typed and validated values.
 //
-// A file is decoded into plain maps first, and then read key by key by a reader which collects every fault instead of
-// stopping at the first. Nothing outside this package ever sees a key's name or an unchecked value. A fault is one
-// line that says where, what and what would be right:
+// A file is decoded into plain maps first. A reader then reads it key by key, and collects every fault instead of
+// stopping at the first. Other packages see no unchecked value. A fault is one line with the place, the fault and
+// the legal values:
 //
-//	director.toml:7: service "web": port: 70000 is out of range: want 0 (every port), 1 to 65535, a range "8000-8099" or an array of them
+//	director.toml:7: service "web": quorum: 0 is out of range: want 1 to 2147483647, a sum of weights
 //
-// A service or realserver that has no usable name or address yet is named by its position in the file, counted from
-// 1: service[2] is the second [[service]].
+// A service or realserver without a valid name or address is named by its position in the file, counted from 1:
+// service[2] is the second [[service]].
+//
+// The tables of schedulers (package balancer), tunnels (package encap) and types of checks (check_types.go) say which
+// names and keys there are.
 package config
 
 import (
 	"errors"
 	"fmt"
-	"golang.org/x/sys/unix"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vstun/balancer"
+	"vstun/balancer/health/notify"
+	"vstun/encap"
 )
 
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
@@ -34,12 +41,12 @@ type Director struct {
 	Control     string         // absolute path of the control socket, at most 107 bytes
 	Metrics     netip.AddrPort // where HTTP is served; the zero value: nowhere
 	Log         slog.Level     // least level that is logged
-	Silent      bool           // clients are not told that nobody serves them
+	Silent      bool           // clients without a service get no answer
 	NoResets    bool           // TCP packets of unknown connections get no RST
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
-	Warnings    []string // what of the file does not do what it seems to do, a line each in the form of Errors
+	Warnings    []string // keys without the effect that they seem to have, a line each in the form of Errors
 }
 
 // LocalTUN returns the name of the TUN device for the host's own packets to VIPs. It begins with TUN's name, and
@@ -53,11 +60,11 @@ func (d *Director) LocalTUN() string {
 	return name
 }
 
-// Sources are the outer source addresses, of each family one at the most. Without one it is what the route to each
-// realserver gives.
+// Sources are the outer source addresses, at most one of each family. Without one, the route to each realserver gives
+// its source.
 type Sources struct{ V4, V6 netip.Addr }
 
-// For is the one towards a, or the zero Addr.
+// For returns the source of a's family, or the zero Addr.
 func (s Sources) For(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return s.V4
@@ -65,7 +72,7 @@ func (s Sources) For(a netip.Addr) netip.Addr {
 	return s.V6
 }
 
-// List is those that there are.
+// List returns the configured sources.
 func (s Sources) List() []netip.Addr {
 	return slices.DeleteFunc([]netip.Addr{s.V4, s.V6}, func(a netip.Addr) bool { return !a.IsValid() })
 }
@@ -75,14 +82,14 @@ type Connections struct {
 	Max                     int  // entries, 1024 to 2^27
 	SloppyTCP               bool // a TCP packet other than a SYN may open a connection
 	Timeouts                Timeouts
-	ExpireNoDest            bool // connections of a realserver that has left are forgotten at their next packet
+	ExpireNoDest            bool // a packet of a removed realserver's connection removes the connection
 	ExpireQuiescentTemplate bool // persistence does not hold to a realserver of weight 0
-	// a SYN opens a new connection: 0 never, 1 in TIME_WAIT and CLOSE, 2 in FIN_WAIT too
+	// ConnReuse says in which states a SYN opens a new connection: 0 none, 1 TIME_WAIT and CLOSE, 2 FIN_WAIT too.
 	ConnReuse int
-	// packets to a realserver that has left are dropped; else its connections go on until they end
+	// DropOnRemoval drops packets to a removed realserver. Else its connections go on until they end.
 	DropOnRemoval bool
 	SecureTCP     SecureTCP // the defence against SYN floods
-	HalfOpenMax   int       // half-open TCP connections, from which on SecureAuto defends; at most Max
+	HalfOpenMax   int       // half-open TCP connections from which SecureAuto defends; at most Max
 }
 
 // SecureTCP says when the defence against SYN floods is on.
@@ -94,7 +101,7 @@ const (
 	SecureOff    SecureTCP = "off"
 )
 
-// Timeouts is how long a connection lives after its last packet, by state. Each is 1 s to 31 days.
+// Timeouts are the lifetimes of connections after their last packet, by state. Each is 1 s to 31 days.
 type Timeouts struct {
 	TCP    time.Duration // ESTABLISHED
 	TCPFin time.Duration // FIN_WAIT
@@ -104,13 +111,13 @@ type Timeouts struct {
 }
 
 // Service is one [[service]]: the same realservers for each of its VIPs and ports. No two services share a VIP,
-// protocol and port; a port that one has by itself is not among every port, PortRange{0, 0}, of another.
+// protocol and port. A port that one service names is not among balancer.EveryPort of another.
 type Service struct {
 	Name           string       // unique; 1 to 64 printable characters without whitespace
 	VIPs           []netip.Addr // at least one, each once
 	Protocol       string       // "tcp", "udp" or "sctp"
 	Ports          []PortRange  // at least one; they do not overlap
-	Scheduler      string       // one of Features.Schedulers
+	Scheduler      string       // one of balancer.Schedulers
 	Flags          SchedulerFlags
 	Persistence    Persistence
 	OnePacket      bool            // UDP only: each packet is scheduled by itself
@@ -119,7 +126,7 @@ type Service struct {
 	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
 	Quorum         int             // weight that must be up for the service to be up, at least 1
 	Hysteresis     int             // less than Quorum
-	SorryServer    netip.Addr      // has the connections while the service is down; the zero Addr: none
+	SorryServer    netip.Addr      // gets new connections while the service is down; the zero Addr: none
 	SorryTunnel    Tunnel          // to it, unless it is one of Realservers
 	DrainOnFailure bool            // default of the realservers
 }
@@ -129,11 +136,8 @@ func (s *Service) IsRealserver(a netip.Addr) bool {
 	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.Address == a })
 }
 
-// SchedulerFlags are those of schedulers sh and mh; to others they mean nothing.
-type SchedulerFlags struct {
-	Port     bool // "sh-port", "mh-port"
-	Fallback bool // "sh-fallback", "mh-fallback"
-}
+// SchedulerFlags are the flags of schedulers that have any.
+type SchedulerFlags = balancer.Flags
 
 // Persistence sends all connections of a client to one realserver. The zero value is none.
 type Persistence struct {
@@ -142,85 +146,25 @@ type Persistence struct {
 	Netmask6 int           // and of IPv6 addresses, 1 to 128
 }
 
-// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last; or 0 and 0, which is every port.
-type PortRange struct{ First, Last uint16 }
+// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last; or balancer.EveryPort.
+type PortRange = balancer.PortRange
 
-// String is "80", or "8000-8099" for a range of several ports.
-func (r PortRange) String() string {
-	first := strconv.Itoa(int(r.First))
-	if r.First == r.Last {
-		return first
-	}
-	return first + "-" + strconv.Itoa(int(r.Last))
-}
-
-// RealserverRef is one [[service.realserver]]: a realserver as a service sees it.
+// RealserverRef is one [[service.realserver]]: a realserver in a service.
 type RealserverRef struct {
-	Address netip.Addr // where its tunnel ends; never a VIP of any service
+	Address netip.Addr // the tunnel's destination; never a VIP of any service
 	Tunnel
-	Check  *Check // its own, or the very one of its service; nil: nobody checks it, and it is always up
+	Check  *Check // its own, or its service's, the same pointer; nil: it is not checked, and always up
 	Weight int    // 0 to 65535; 0 drains it
-	Upper  int    // with so many connections it gets no new ones; 0: no bound
-	Lower  int    // until it has fewer than these, at most Upper; 0: than three quarters of Upper
+	Upper  int    // number of connections from which it gets no new ones; 0: no bound
+	Lower  int    // until it has fewer than this, at most Upper; 0: three quarters of Upper
 
 	DrainOnFailure bool // when it fails it gets weight 0; else it leaves the service
 }
 
-// Check is how one finds out whether a realserver works: a [service.check], with what a [service.realserver.check] says
-// instead. Of what its type does not have it has the zero value.
-type Check struct {
-	Type     string        // tcp, http, https, dns, udp, ping, smtp, exec or file
-	Direct   bool          // the realserver's own address is checked; else the VIPs, through its tunnel
-	Port     uint16        // of all but ping, exec and file
-	Interval time.Duration // 100 ms to 24 h
-	Timeout  time.Duration // at most Interval
-	Rise     int           // so many successes in a row make it up
-	Fall     int           // so many failures in a row make it down
-	Up       bool          // what it is before its first results
+// Notify is the [notify] table: the receivers of changes of health. By default there is none.
+type Notify = notify.Config
 
-	Path   string        // of http and https
-	Host   string        // header; "": what is checked
-	Status []StatusRange // codes that are a success, at least one
-	Body   string        // regular expression; "": any
-	SNI    string        // of https; "": Host
-	CAFile string        // "": the system's authorities
-	CA     string        // what CAFile holds, PEM
-	Verify bool          // the certificate
-
-	CertFile string // of https: the client's own certificate; "": it has none
-	Cert     string // content of CertFile, PEM
-	KeyFile  string // "": CertFile
-	Key      string // its private key, PEM
-
-	Send      string // of tcp and udp
-	SendHex   string // in place of Send: "00 1f"
-	Expect    string // regular expression; "": nothing
-	ExpectHex string // in place of Expect: "00 1? ??"
-
-	Query     string // of dns: a domain name
-	QueryType string // "A"
-	Rcode     string // "NOERROR"
-	Records   int    // least number of records with NOERROR, 0 to 1000
-
-	Helo    string   // of smtp; "": the director's address
-	Command []string // of exec: an absolute path, and arguments
-
-	File    string // of file: an absolute path
-	Factor  int    // times the file's number is an offset of the weight. 0: a number other than 0 is a failure
-	Reverse bool   // use -Factor; with Factor 0, the number 0 alone is a failure
-}
-
-// StatusRange is HTTP status codes from First to Last, within 100 to 599.
-type StatusRange struct{ First, Last int }
-
-// Notify is the [notify] table: who is told of changes of health. The zero value but for Timeout is nobody.
-type Notify struct {
-	Command []string      // an absolute path, and arguments; nil: none
-	Webhook string        // URL; "": none
-	Timeout time.Duration // 100 ms to 5 min
-}
-
-// Tunnel is how packets get to a realserver.
+// Tunnel is a tunnel to a realserver.
 type Tunnel struct {
 	Encap    string // one of Encaps
 	Key      uint32 // of GRE, where HasKey is set
@@ -228,10 +172,10 @@ type Tunnel struct {
 	Checksum bool   // GRE's own, or UDP's; not of "ipip"
 }
 
-// Encaps are the tunnels' names.
-func Encaps() []string { return []string{"ipip", "gre", "gue", "fou"} }
+// Encaps returns the tunnels' names.
+func Encaps() []string { return encapsWith(func(encap.Kind) bool { return true }) }
 
-// MSSOff leaves the MSS, and the routes of answers, alone.
+// MSSOff leaves the MSS and the routes of answers unchanged.
 const MSSOff = -1
 
 // Realserver is the configuration of the realserver agent, realserver.toml. Every value is in force: defaults are
@@ -245,28 +189,23 @@ type Realserver struct {
 	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which have one port
 	EncapPort uint16         // UDP port of gue and fou
 	Key       uint32         // of GRE, where HasKey is set
-	HasKey    bool           // packets by "gre" must have this key; else they must have none
-	// bytes that its SYN-ACKs may advertise, 88 to 65495; 0: whatever fits the tunnel; or MSSOff
+	HasKey    bool           // GRE packets must have Key; else they must have none
+	// MSS is the most that SYN-ACKs may advertise, 88 to 65495 bytes; 0: what fits the tunnel; or MSSOff.
 	MSS      int
 	Table    int            // routing table for replies, and priority of the rule that leads to it
 	Control  string         // absolute path of the control socket, at most 107 bytes
 	Metrics  netip.AddrPort // where HTTP is served; the zero value: nowhere
 	Log      slog.Level     // least level that is logged
-	Warnings []string       // what of the file does not do what it seems to do, a line each in the form of Errors
-}
-
-// Features is what the program around this package can do, told by those who do it.
-type Features struct {
-	Schedulers []string // names of the schedulers
+	Warnings []string       // keys without the effect that they seem to have, a line each in the form of Errors
 }
 
 // LoadDirector reads and validates director.toml. Once the file can be read, an error is of type *Errors.
-func LoadDirector(path string, features Features) (*Director, error) {
+func LoadDirector(path string) (*Director, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return ParseDirector(path, text, features)
+	return ParseDirector(path, text)
 }
 
 // LoadRealserver reads and validates realserver.toml. Once the file can be read, an error is of type *Errors.
@@ -278,9 +217,9 @@ func LoadRealserver(path string) (*Realserver, error) {
 	return ParseRealserver(path, text)
 }
 
-// Errors is every fault of one file, a line each, in the form "file:line: path of the key: what is wrong: what to do".
-// A key that is missing has the line of its table's header, or 1. Of faults in TOML's own syntax only the first one is
-// known, with its column: "file:line:column: …".
+// Errors are all faults of one file, a line each, in the form "file:line: path of the key: what is wrong: what to do".
+// A missing key has the line of its table's header, or 1. Of faults in TOML's own syntax there is only the first one,
+// with its column: "file:line:column: …".
 type Errors []string
 
 // Error joins the lines by newlines.
@@ -310,7 +249,7 @@ func readFile(path string) ([]byte, error) {
 
 // readBounded reads a file that may be a FIFO or a device, in bounded time and memory.
 func readBounded(path string) ([]byte, error) {
-	// a FIFO that nobody writes to is an empty file, and no wait
+	// O_NONBLOCK: a FIFO without a writer is an empty file
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err

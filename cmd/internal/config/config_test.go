@@ -12,12 +12,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 )
 
-func features() config.Features {
-	return config.Features{Schedulers: []string{"rr", "wrr", "wlc", "sh", "mh"}}
-}
+// schedulers is the list of all schedulers as a fault has it.
+var schedulers = words.OneOf(balancer.Schedulers())
 
 // position is what each line of Errors begins with.
 var position = regexp.MustCompile(`^x\.toml:[1-9][0-9]*(:[1-9][0-9]*)?: `)
@@ -59,7 +60,7 @@ func TestLoadNamesTheFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("bogus = 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, errDirector := config.LoadDirector(path, features())
+	_, errDirector := config.LoadDirector(path)
 	_, errRealserver := config.LoadRealserver(path)
 	for _, err := range []error{errDirector, errRealserver} {
 		var faults *config.Errors
@@ -78,7 +79,7 @@ func TestLoadNamesTheFile(t *testing.T) {
 }
 
 func TestLoadGood(t *testing.T) {
-	d, err := config.LoadDirector("testdata/director.toml", features())
+	d, err := config.LoadDirector("testdata/director.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func TestLoadGood(t *testing.T) {
 
 func TestLoadUnreadable(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.toml")
-	_, err := config.LoadDirector(missing, features())
+	_, err := config.LoadDirector(missing)
 	var faults *config.Errors
 	if !errors.Is(err, fs.ErrNotExist) || errors.As(err, &faults) || !strings.Contains(err.Error(), missing) {
 		t.Errorf("missing file: got %v", err)
@@ -145,7 +146,7 @@ func TestSyntax(t *testing.T) {
 		{"a = \"\xff\"\n", `1:5: a: invalid UTF-8 byte: 0xff: want TOML (https://toml.io)`},
 		{"a = " + strings.Repeat("[{a=", 501), `1: more than 1000 brackets are open at once: close them`},
 	} {
-		_, errDirector := config.ParseDirector("x.toml", []byte(c.text), features())
+		_, errDirector := config.ParseDirector("x.toml", []byte(c.text))
 		_, errRealserver := config.ParseRealserver("x.toml", []byte(c.text))
 		for _, err := range []error{errDirector, errRealserver} {
 			if err == nil || err.Error() != "x.toml:"+c.want {
@@ -168,7 +169,7 @@ func TestPortRangeString(t *testing.T) {
 	}
 }
 
-// TestFIFO: a FIFO that nobody writes to is an empty file, not a program that hangs at a reload.
+// TestFIFO: a FIFO without a writer is an empty file, not a program that hangs at a reload.
 func TestFIFO(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -218,7 +219,7 @@ func TestEndlessFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer writer.Close()
-	if _, err := config.LoadDirector(path, features()); err == nil || !strings.Contains(err.Error(), "has no end") {
+	if _, err := config.LoadDirector(path); err == nil || !strings.Contains(err.Error(), "has no end") {
 		t.Errorf("got %v", err)
 	}
 }

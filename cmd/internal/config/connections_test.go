@@ -30,7 +30,7 @@ func TestConnectionsFaults(t *testing.T) {
 		{"misspelt", `expire_nodes = true`, `expire_nodes: unknown key: did you mean expire_nodest?`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte("[connections]\n"+c.line+"\n"+goodService), features())
+			_, err := config.ParseDirector("x.toml", []byte("[connections]\n"+c.line+"\n"+goodService))
 			wantFaults(t, err, "connections: "+c.want)
 		})
 	}
@@ -43,7 +43,7 @@ func TestHalfOpenMax(t *testing.T) {
 		"max = 4096\nhalf_open_max = 1":    1,
 		"max = 4096\nhalf_open_max = 4096": 4096,
 	} {
-		d, err := config.ParseDirector("x.toml", []byte("[connections]\n"+lines+"\n"+goodService), features())
+		d, err := config.ParseDirector("x.toml", []byte("[connections]\n"+lines+"\n"+goodService))
 		if err != nil {
 			t.Fatal(err)
 		}

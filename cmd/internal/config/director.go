@@ -13,7 +13,7 @@ const maxQueues = 256
 
 // ParseDirector validates the text of a director.toml; name stands for the file in the messages. An error is of type
 // *Errors and holds every fault.
-func ParseDirector(name string, text []byte, features Features) (*Director, error) {
+func ParseDirector(name string, text []byte) (*Director, error) {
 	root, ok := parse(name, text)
 	if !ok {
 		return nil, &root.file.faults
@@ -37,7 +37,7 @@ func ParseDirector(name string, text []byte, features Features) (*Director, erro
 	d.Queues = onePerCPU(d.Queues)
 
 	d.Connections = readConnections(root.table("connections", "a [connections] table"))
-	services := newServiceReader(features)
+	services := newServiceReader()
 	d.Services = services.read(root)
 	services.checkSource(t, d.Source)
 	d.Notify = readNotify(root)

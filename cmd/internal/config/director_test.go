@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/config"
 )
 
@@ -24,7 +25,7 @@ port = 80
 `
 
 func TestDirectorDefaults(t *testing.T) {
-	got, err := config.ParseDirector("x.toml", []byte(goodService), features())
+	got, err := config.ParseDirector("x.toml", []byte(goodService))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +77,7 @@ func TestLocalTUN(t *testing.T) {
 }
 
 func TestDirectorEveryKey(t *testing.T) {
-	got, err := config.ParseDirector("x.toml", readTestdata(t, "director.toml"), features())
+	got, err := config.ParseDirector("x.toml", readTestdata(t, "director.toml"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +184,7 @@ func TestDirectorEveryKey(t *testing.T) {
 
 // The documented file as a whole.
 func TestDirectorReference(t *testing.T) {
-	if _, err := config.ParseDirector("x.toml", readTestdata(t, "reference-director.toml"), features()); err != nil {
+	if _, err := config.ParseDirector("x.toml", readTestdata(t, "reference-director.toml")); err != nil {
 		t.Error(err)
 	}
 }
@@ -280,7 +281,8 @@ func TestDirectorFaults(t *testing.T) {
 			`path: ` + wantSocket}},
 		{"control long", director(`control = "/` + strings.Repeat("x", 107) + `"`), []string{`director: control: "/` +
 			strings.Repeat("x", 63) + `…" has 108 bytes: ` + wantSocket}},
-		{"log", director(`log = "INFO"`), []string{`director: log: "INFO" is unknown: want debug, info, warn or error`}},
+		{"log", director(`log = "INFO"`),
+			[]string{`director: log: "INFO" is unknown: want debug, info, warn or error`}},
 		{"log type", director(`log = 2021-01-01`), []string{`director: log: a date or time is of the wrong type: ` +
 			`want debug, info, warn or error`}},
 		{"metrics", director(`metrics = ":9464"`),
@@ -381,16 +383,17 @@ func TestDirectorFaults(t *testing.T) {
 			`service "web": port: 50 overlaps 1-100: want each port once`,
 			`service "web": port: 60 overlaps 1-100: want each port once`,
 		}},
-		{"scheduler of another version", web(`scheduler = "lc"`), []string{`service "web": scheduler: "lc" is ` +
-			`unknown: want rr, wrr, wlc, sh or mh`}},
+		{"scheduler of another version", web(`scheduler = "wlib"`), []string{`service "web": scheduler: "wlib" is ` +
+			`unknown: want ` + schedulers}},
 		{"scheduler unknown", web(`scheduler = "best"`), []string{`service "web": scheduler: "best" is unknown: ` +
-			`want rr, wrr, wlc, sh or mh`}},
+			`want ` + schedulers}},
 		{"scheduler type", web(`scheduler = ["rr"]`), []string{`service "web": scheduler: an array is of the wrong ` +
-			`type: want rr, wrr, wlc, sh or mh`}},
+			`type: want ` + schedulers}},
 		{"encap unknown", web(`encap = "vxlan"`), []string{`service "web": encap: "vxlan" is unknown: want ipip, ` +
 			`gre, gue or fou`}},
 		{"unknown in service", web("vips = 1"), []string{`service "web": vips: unknown key: did you mean vip?`}},
-		{"encap_port", web("encap_port = 0"), []string{`service "web": encap_port: 0 is out of range: want 1 to 65535`}},
+		{"encap_port", web("encap_port = 0"),
+			[]string{`service "web": encap_port: 0 is out of range: want 1 to 65535`}},
 
 		// Services against each other.
 		{"same service", second("b", `"198.51.100.80"`, "tcp", "80"), []string{
@@ -446,7 +449,8 @@ func TestDirectorFaults(t *testing.T) {
 				`the realserver's own address`,
 		}},
 		{"weight high", realserver("address = \"10.0.0.1\"\nweight = 65536"),
-			[]string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to 65535`}},
+			[]string{`service "web": realserver "10.0.0.1": weight: 65536 is out of range: want 0 (drains it) to ` +
+				`65535`}},
 		{"weight type", realserver("address = \"10.0.0.1\"\nweight = \"1\""),
 			[]string{`service "web": realserver "10.0.0.1": weight: "1" is of the wrong type: want 0 (drains it) to ` +
 				`65535`}},
@@ -454,7 +458,7 @@ func TestDirectorFaults(t *testing.T) {
 			[]string{`service "web": realserver "10.0.0.1": weigth: unknown key: did you mean weight?`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			_, err := config.ParseDirector("x.toml", []byte(c.text))
 			wantFaults(t, err, c.want...)
 		})
 	}
@@ -480,7 +484,7 @@ port = [80, 70000]
 [[service]]
 vip = "198.51.100.81"
 port = 1
-`), features())
+`))
 	wantFaults(t, err,
 		`director: queues: 1000 is out of range: want 0 (one per CPU) to 256`,
 		`director: log: "loud" is unknown: want debug, info, warn or error`,
@@ -524,18 +528,19 @@ func TestDirectorAccepts(t *testing.T) {
 			"134217728\ntimeouts = { tcp = \"744h\" }\n" + goodService,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := config.ParseDirector("x.toml", []byte(text), features()); err != nil {
+			if _, err := config.ParseDirector("x.toml", []byte(text)); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-func TestSchedulersComeFromTheProgram(t *testing.T) {
-	text := []byte(goodService + "scheduler = \"lc\"\n")
-	if _, err := config.ParseDirector("x.toml", text, config.Features{Schedulers: []string{"lc"}}); err != nil {
-		t.Error(err)
+// TestEveryScheduler: the file may name each scheduler that there is.
+func TestEveryScheduler(t *testing.T) {
+	for _, name := range balancer.Schedulers() {
+		d, err := config.ParseDirector("x.toml", []byte(goodService+"scheduler = \""+name+"\"\n"))
+		if err != nil || d.Services[0].Scheduler != name {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
-	_, err := config.ParseDirector("x.toml", []byte(goodService), config.Features{Schedulers: []string{"rr"}})
-	wantFaults(t, err, `service "web": scheduler: "wlc" is unknown: want rr`)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/config"
 )
 
@@ -54,7 +55,7 @@ func FuzzParseDirector(f *testing.F) {
 	f.Add([]byte("service = [{ name = \"a\", vip = [\"192.0.2.1\"], protocol = \"udp\", port = [1, \"2-3\"], " +
 		"realserver = [{ address = \"10.0.0.1\" }] }]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		d, err := config.ParseDirector("x.toml", text, features())
+		d, err := config.ParseDirector("x.toml", text)
 		if err != nil {
 			if d != nil {
 				t.Error("both a configuration and an error")
@@ -104,7 +105,7 @@ func checkServices(t *testing.T, services []config.Service) {
 	}
 	for _, s := range services {
 		if s.Name == "" || names[s.Name] || len(s.VIPs) == 0 || len(s.Ports) == 0 || s.EncapPort == 0 ||
-			!slices.Contains([]string{"tcp", "udp", "sctp"}, s.Protocol) || !slices.Contains(features().Schedulers,
+			!slices.Contains([]string{"tcp", "udp", "sctp"}, s.Protocol) || !slices.Contains(balancer.Schedulers(),
 			s.Scheduler) {
 			t.Errorf("service %+v", s)
 		}

@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// readQuorum reads what makes a service up, and what it does without it.
+// readQuorum reads when a service is up, and what it does when it is not.
 func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
 	s.Quorum = t.integer("quorum", 1, 1, math.MaxInt32, "1 to 2147483647, a sum of weights")
 	s.Hysteresis = t.integer("hysteresis", 0, 0, math.MaxInt32, "0 to quorum - 1")
@@ -28,23 +28,23 @@ func readOnFailure(t *table, absent bool) (drain bool) {
 	return t.word("on_failure", pick(absent, "drain", "remove"), "remove", "drain") == "drain"
 }
 
-// checkQuorum refuses a quorum that is beyond the realservers' weights, unless one of them drains, or has a weight
-// that a file may raise.
+// checkQuorum refuses a quorum above the sum of the realservers' weights, unless one of them drains or has a check that
+// may raise its weight.
 func checkQuorum(t *table, s *Service) {
 	sum, open := 0, false
 	for _, rs := range s.Realservers {
 		sum += rs.Weight
-		open = open || rs.Weight == 0 || rs.Check != nil && rs.Check.Type == "file"
+		open = open || rs.Weight == 0 || rs.Check != nil && rs.Check.Row().Weighs
 	}
 	if need := s.Quorum + s.Hysteresis; len(s.Realservers) > 0 && !open && need > sum && need > 1 {
 		t.faultAt("quorum", "%s is more than the weights of all realservers, %d: want at most that", quorumName(s), sum)
 	}
 }
 
-// warnUnserved warns of a service that has nothing for its clients: neither a realserver with a weight, or with one
-// that a file may raise, nor a sorry server.
+// warnUnserved warns of a service without a sorry server and without a realserver that has a weight, or a check that
+// may raise it.
 func warnUnserved(t *table, s *Service) {
-	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Type == "file" }
+	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Row().Weighs }
 	switch {
 	case s.SorryServer.IsValid() || slices.ContainsFunc(s.Realservers, weighs):
 	case len(s.Realservers) == 0:

@@ -3,8 +3,10 @@ package config
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"vstun/cmd/internal/words"
+	"vstun/encap"
 )
 
 const (
@@ -45,12 +47,15 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}
-	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !slices.Contains(r.Encaps, "gre") {
-		t.faultAt("encap_key", "only gre has a key, and encap has no gre: leave it out")
+	some := func(property func(encap.Kind) bool) bool {
+		return slices.ContainsFunc(r.Encaps, func(name string) bool { return has(name, property) })
 	}
-	if _, written := t.values["encap_port"]; written && !slices.Contains(r.Encaps, "gue") &&
-		!slices.Contains(r.Encaps, "fou") {
-		t.warnAt("encap_port", "only gue and fou have a port, and encap has neither: leave it out")
+	if r.Key, r.HasKey = readKey(t); r.HasKey && len(r.Encaps) > 0 && !some(encap.Kind.HasKey) {
+		t.faultAt("encap_key", "%s a key, and encap has no %s: leave it out", only(encap.Kind.HasKey),
+			words.OneOf(encapsWith(encap.Kind.HasKey)))
+	}
+	if _, written := t.values["encap_port"]; written && !some(encap.Kind.UDP) {
+		t.warnAt("encap_port", "%s a port, and encap has neither: leave it out", only(encap.Kind.UDP))
 	}
 	for _, vip := range r.VIPs {
 		if slices.Contains(r.Directors, netip.PrefixFrom(vip, vip.BitLen())) {
@@ -106,8 +111,9 @@ func readEncaps(t *table) []string {
 			names = append(names, name)
 		}
 	}
-	if slices.Contains(names, "gue") && slices.Contains(names, "fou") {
-		t.faultAt("encap", "gue and fou can't share encap_port: want one of them")
+	overUDP := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !has(name, encap.Kind.UDP) })
+	if len(overUDP) > 1 {
+		t.faultAt("encap", "%s can't share encap_port: want one of them", strings.Join(overUDP, " and "))
 	}
 	return names
 }

@@ -173,7 +173,8 @@ func TestRealserverFaults(t *testing.T) {
 		{"key", with("encap = [\"gre\"]\nencap_key = -1"), []string{`realserver: encap_key: -1 is out of range: ` +
 			`want 0 to 4294967295`}},
 		{"metrics", with(`metrics = ""`), []string{`realserver: metrics: "" is not an address and a port: want an ` +
-			`address of this host and a port, such as "127.0.0.1:9465", or "0.0.0.0" or "[::]" for all of its addresses`}},
+			`address of this host and a port, such as "127.0.0.1:9465", or "0.0.0.0" or "[::]" for all of its ` +
+			`addresses`}},
 		{"mss small", with("mss = 87"), []string{`realserver: mss: 87 is out of range: ` + wantMSS}},
 		{"mss big", with("mss = 65496"), []string{`realserver: mss: 65496 is out of range: ` + wantMSS}},
 		{"mss text", with(`mss = "1400"`), []string{`realserver: mss: "1400" is not a size: ` + wantMSS}},
@@ -187,12 +188,14 @@ func TestRealserverFaults(t *testing.T) {
 			wantTable}},
 		{"many", "[realserver]\ntun = \"a/b\"\nvips = [\"127.0.0.1\"]\nmss = 1\ncontrol = \"x\"\nlog = \"\"\n[extra]",
 			[]string{
-				`realserver: tun: "a/b" is not a device's name: want 1 to 15 letters, digits or signs other than / : % ` +
+				`realserver: tun: "a/b" is not a device's name: want 1 to 15 letters, digits or signs other than / ` +
+					`: % ` +
 					`(not ".", "..", "all" or "default")`,
 				`realserver: vips: "127.0.0.1" is a loopback address: want a unicast address`,
 				`realserver: directors: missing: ` + wantList,
 				`realserver: mss: 1 is out of range: ` + wantMSS,
-				`realserver: control: "x" is not a socket's path: want an absolute path of at most 107 bytes, such as ` +
+				`realserver: control: "x" is not a socket's path: want an absolute path of at most 107 bytes, such ` +
+					`as ` +
 					`"/run/vstun/NAME.sock"`,
 				`realserver: log: "" is unknown: want debug, info, warn or error`,
 				`extra: unknown key: want realserver`,

@@ -6,16 +6,17 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/words"
 )
 
-// maxTimeout is the longest that an entry of the connection table lasts after its last packet.
+// maxTimeout is the longest lifetime of an entry of the connection table after its last packet.
 const (
 	maxTimeout  = 31 * 24 * time.Hour
 	wantTimeout = "1s to 744h (31 days)"
 )
 
-// readScheduling reads what says how a service spreads its connections; its VIPs, protocol and ports are in s already.
+// readScheduling reads how a service spreads its connections. s has its VIPs, protocol and ports already.
 func (r *serviceReader) readScheduling(t *table, s *Service) {
 	s.Scheduler = r.scheduler(t)
 	s.Flags = readFlags(t, s.Scheduler)
@@ -26,11 +27,14 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 	}
 }
 
-// readFlags reads the flags of a scheduler. As with ipvsadm, a flag is the same under both of its names, and without
-// meaning for a scheduler that has none.
+// readFlags reads the flags of a scheduler. As in ipvsadm, the names of all schedulers mean the same flag, and a flag
+// has no effect on a scheduler without flags.
 func readFlags(t *table, scheduler string) SchedulerFlags {
 	var flags SchedulerFlags
-	offered := []string{"sh-port", "sh-fallback", "mh-port", "mh-fallback"}
+	var offered []string
+	for _, name := range balancer.SchedulersWithFlags() {
+		offered = append(offered, name+"-port", name+"-fallback")
+	}
 	v, _ := t.value("scheduler_flags")
 	list, ok := v.([]any)
 	if v != nil && !ok {
@@ -53,14 +57,14 @@ func readFlags(t *table, scheduler string) SchedulerFlags {
 		}
 		seen = append(seen, name)
 	}
-	if hasFlags := []string{"sh", "mh"}; len(list) > 0 && scheduler != "" && !slices.Contains(hasFlags, scheduler) {
+	if row, ok := balancer.LookupScheduler(scheduler); ok && !row.Flags && len(list) > 0 {
 		t.warnAt("scheduler_flags", "scheduler %s has no flags and ignores them: leave them out, or use %s", scheduler,
-			words.OneOf(hasFlags))
+			words.OneOf(balancer.SchedulersWithFlags()))
 	}
 	return flags
 }
 
-// readPersistence reads the table that makes a service persistent, by being there. Its defaults are those of ipvsadm.
+// readPersistence reads the table persistence. A service is persistent if the table exists. The defaults are ipvsadm's.
 func readPersistence(service *table, vips []netip.Addr) Persistence {
 	if _, ok := service.value("persistence"); !ok {
 		return Persistence{}
@@ -88,8 +92,8 @@ func onlyIPv6(vips []netip.Addr) bool {
 	return len(vips) > 0 && !slices.ContainsFunc(vips, netip.Addr.Is4)
 }
 
-// readThresholds reads how many connections a realserver may have, and how many it must fall below to get new ones
-// again.
+// readThresholds reads the number of connections from which a realserver gets no new ones, and the number below which
+// it gets new ones again.
 func readThresholds(t *table) (upper, lower int) {
 	const want = "0 (none) to 2147483647 connections"
 	upper = t.integer("upper", 0, 0, 1<<31-1, want)

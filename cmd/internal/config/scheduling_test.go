@@ -40,7 +40,7 @@ func TestSchedulingFaults(t *testing.T) {
 		{"flag twice", "scheduler = \"sh\"\nscheduler_flags = [\"sh-port\", \"sh-port\"]",
 			[]string{at(`scheduler_flags: "sh-port" is there twice: want each once`)}},
 		{"flag of a faulty scheduler", "scheduler = \"best\"\nscheduler_flags = [\"mh-port\"]",
-			[]string{at(`scheduler: "best" is unknown: want rr, wrr, wlc, sh or mh`)}},
+			[]string{at(`scheduler: "best" is unknown: want ` + schedulers)}},
 
 		{"persistence type", "persistence = true", []string{at(`persistence: true is of the wrong type: want a ` +
 			`table such as { timeout = "5m", netmask = 32 }`)}},
@@ -79,7 +79,7 @@ func TestSchedulingFaults(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := config.ParseDirector("x.toml", []byte(goodService+c.lines+"\n"), features())
+			_, err := config.ParseDirector("x.toml", []byte(goodService+c.lines+"\n"))
 			wantFaults(t, err, c.want...)
 		})
 	}
@@ -88,11 +88,11 @@ func TestSchedulingFaults(t *testing.T) {
 func TestEveryPort(t *testing.T) {
 	all := strings.Replace(goodService, "port = 80", "port = 0", 1)
 	other := strings.Replace(all, `"web"`, `"other"`, 1)
-	if _, err := config.ParseDirector("x.toml", []byte(all+strings.Replace(goodService, `"web"`, `"http"`, 1)),
-		features()); err != nil {
+	http := strings.Replace(goodService, `"web"`, `"http"`, 1)
+	if _, err := config.ParseDirector("x.toml", []byte(all+http)); err != nil {
 		t.Errorf("a port of every port: %v", err)
 	}
-	_, err := config.ParseDirector("x.toml", []byte(all+other), features())
+	_, err := config.ParseDirector("x.toml", []byte(all+other))
 	wantFaults(t, err, `service "other": port: 0 of tcp "198.51.100.80" belongs to service "web" (port 0): want a `+
 		`VIP, protocol and port in one service only`)
 	for port, want := range map[string]string{
@@ -101,8 +101,7 @@ func TestEveryPort(t *testing.T) {
 		`"0-0"`: `service "web": port: "0-0" is out of range: want 0 (every port), 1 to 65535, a range ` +
 			`"8000-8099" or an array of them`,
 	} {
-		_, err := config.ParseDirector("x.toml", []byte(strings.Replace(goodService, "port = 80", "port = "+port, 1)),
-			features())
+		_, err := config.ParseDirector("x.toml", []byte(strings.Replace(goodService, "port = 80", "port = "+port, 1)))
 		wantFaults(t, err, want)
 	}
 }
@@ -133,7 +132,7 @@ func TestSchedulingAccepts(t *testing.T) {
 			func(s config.Service) bool { return s.Protocol == "sctp" }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			d, err := config.ParseDirector("x.toml", []byte(c.text))
 			if err != nil {
 				t.Fatal(err)
 			}

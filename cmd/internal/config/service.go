@@ -8,19 +8,19 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/words"
 )
 
-// serviceReader reads the [[service]] tables and keeps what must be compared between them.
+// serviceReader reads the [[service]] tables and keeps the values that must differ between them.
 type serviceReader struct {
-	features    Features
 	names       map[string]string     // name → position of the service that has it
 	vips        map[netip.Addr]*table // VIP → the first service that has it
 	claims      map[listener][]claim  // sorted and disjoint
 	realservers []located
 }
 
-// listener is where ports can be claimed.
+// listener is a VIP and a protocol.
 type listener struct {
 	protocol string
 	vip      netip.Addr
@@ -32,19 +32,18 @@ type claim struct {
 	service *table
 }
 
-// located is a realserver's address and the table that it stands in.
+// located is a realserver's address and its table and key.
 type located struct {
 	t       *table
 	key     string
 	address netip.Addr
 }
 
-func newServiceReader(features Features) *serviceReader {
+func newServiceReader() *serviceReader {
 	return &serviceReader{
-		features: features,
-		names:    map[string]string{},
-		vips:     map[netip.Addr]*table{},
-		claims:   map[listener][]claim{},
+		names:  map[string]string{},
+		vips:   map[netip.Addr]*table{},
+		claims: map[listener][]claim{},
 	}
 }
 
@@ -148,11 +147,11 @@ func (r *serviceReader) scheduler(t *table) string {
 	if !ok {
 		v = "wlc"
 	}
-	name, _ := t.choice("scheduler", v, r.features.Schedulers)
+	name, _ := t.choice("scheduler", v, balancer.Schedulers())
 	return name
 }
 
-// readEncap reads a tunnel's name, which is otherwise where there is none.
+// readEncap reads a tunnel's name. The default is otherwise.
 func readEncap(t *table, otherwise string) string {
 	v, ok := t.value("encap")
 	if !ok {
@@ -167,8 +166,8 @@ func readEncapPort(t *table) uint16 {
 	return uint16(t.integer("encap_port", 6080, 1, 65535, "1 to 65535"))
 }
 
-// claimPorts gives ports to a service unless another one has them already. Port 0, every port, is one beside the
-// others: a service that has a port of its own comes before the one that has them all.
+// claimPorts gives ports to a service unless another one has them already. Port 0, every port, is a port like others
+// here: a service with the port itself precedes the one with every port.
 func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	for _, p := range ports {
 		claims := r.claims[at]

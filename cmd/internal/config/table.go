@@ -16,20 +16,20 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// table reads one TOML table. Its methods take a key and what is allowed there, note a fault for a value that is not,
-// and remember which keys they were asked for; finish then reports the keys that nobody asked for.
+// table reads one TOML table. Its methods take a key and its legal values, and note a fault for any other value. finish
+// then reports the keys that no method has read.
 //
-// A reading method returns false when the value is missing or has been reported, and its caller goes on with the
-// next key: the configuration is thrown away when there is any fault.
+// A reading method returns false when the value is missing or has been reported. Its caller goes on with the next key:
+// a configuration with a fault is discarded.
 type table struct {
 	file   *file
-	label  string // what it is called in a line about another table
+	label  string // its name in a line about another table
 	path   string // of this table in the file, such as `service "web": `
 	values map[string]any
 	at     *place
-	known  []string // keys that were asked for
-	key    string   // whose elements are being read, and the place of the one that is
-	item   *place
+	known  []string // keys that a method has read
+	key    string   // of the array that is being read; "": none
+	item   *place   // of its current element
 }
 
 // file is the file that is read, with its faults.
@@ -39,11 +39,11 @@ type file struct {
 	warnings []string
 }
 
-// maxNesting is more than a configuration needs, and less than what overflows the stack of the TOML parser, which ends
+// maxNesting is more than a configuration needs. Far deeper nesting overflows the stack of the TOML parser, which ends
 // the program beyond recovery.
 const maxNesting = 1000
 
-// nesting is how many brackets are open at once in a text, roughly: those in strings and comments count too.
+// nesting returns the largest number of open brackets in a text. It counts those in strings and comments, too.
 func nesting(text []byte) int {
 	depth, deepest := 0, 0
 	for _, c := range text {
@@ -107,7 +107,7 @@ func (t *table) faultAt(key, format string, args ...any) {
 	t.file.faults = append(t.file.faults, t.about(key, format, args...))
 }
 
-// warnAt notes one line about a key of t that is allowed, and does not have the effect that it seems to have.
+// warnAt notes one line about a legal key of t without the effect that it seems to have.
 func (t *table) warnAt(key, format string, args ...any) {
 	t.file.warnings = append(t.file.warnings, t.about(key, format, args...))
 }
@@ -159,7 +159,7 @@ func (t *table) required(key, want string) (any, bool) {
 	return v, ok
 }
 
-// text reads an optional string; absent is what it returns when the key is not there.
+// text reads an optional string. It returns absent for a missing key.
 func (t *table) text(key, absent, want string) (string, bool) {
 	v, ok := t.value(key)
 	if !ok {
@@ -235,7 +235,7 @@ func duration(v any) string {
 	return `"15m"`
 }
 
-// choice checks that a value is one of the offered names, and tells names that are yet to come from unknown ones.
+// choice checks that a value is one of the offered names.
 func (t *table) choice(key string, value any, offered []string) (string, bool) {
 	want := words.OneOf(offered)
 	s, ok := value.(string)
@@ -298,7 +298,7 @@ func (t *table) table(key, want string) *table {
 	return t.child(key, values, t.at.key(key))
 }
 
-// row is a table of an array of tables, and its place.
+// row is an element of an array of tables, and its place.
 type row struct {
 	values map[string]any
 	at     *place

@@ -3,54 +3,84 @@ package config
 import (
 	"math"
 	"slices"
+	"strings"
+
+	"vstun/cmd/internal/words"
+	"vstun/encap"
 )
 
-// readTunnel reads what a service says of the tunnels to its realservers.
+// encapsWith returns the names of the tunnels that have a property.
+func encapsWith(has func(encap.Kind) bool) (names []string) {
+	for _, k := range encap.Kinds() {
+		if has(k) {
+			names = append(names, k.String())
+		}
+	}
+	return names
+}
+
+// has reports whether the named tunnel has a property.
+func has(name string, property func(encap.Kind) bool) bool {
+	k, ok := encap.ParseKind(name)
+	return ok && property(k)
+}
+
+// only returns the names of the tunnels that have a property, as the subject of a sentence: "only gue and fou have".
+func only(has func(encap.Kind) bool) string {
+	names := encapsWith(has)
+	if len(names) == 1 {
+		return "only " + names[0] + " has"
+	}
+	return "only " + strings.Join(names, " and ") + " have"
+}
+
+// readTunnel reads a service's tunnel, the default of its realservers'.
 func readTunnel(t *table) Tunnel {
 	n := Tunnel{Encap: readEncap(t, "ipip"), Checksum: t.boolean("encap_checksum", false)}
 	n.Key, n.HasKey = readKey(t)
 	return n
 }
 
-// readFor reads a realserver's tunnel, which is its service's where the realserver says nothing else. What the service
-// says of a key or a checksum is for those of its realservers that can have one.
+// readFor reads a realserver's tunnel. Its default is n, the service's. A key or a checksum of the service is for those
+// of its realservers whose tunnel can have one.
 func (n Tunnel) readFor(t *table) Tunnel {
 	n.Encap = readEncap(t, n.Encap)
 	switch key, own := readKey(t); {
-	case own && n.Encap != "gre" && n.Encap != "":
-		t.faultAt("encap_key", "only gre has a key, and this tunnel is %s: leave it out", n.Encap)
+	case own && n.Encap != "" && !has(n.Encap, encap.Kind.HasKey):
+		t.faultAt("encap_key", "%s a key, and this tunnel is %s: leave it out", only(encap.Kind.HasKey), n.Encap)
 	case own:
 		n.Key, n.HasKey = key, true
-	case n.Encap != "gre":
+	case !has(n.Encap, encap.Kind.HasKey):
 		n.Key, n.HasKey = 0, false
 	}
 	n.Checksum = t.boolean("encap_checksum", n.Checksum)
-	if n.Encap == "ipip" && n.Checksum {
+	if n.Encap != "" && !has(n.Encap, encap.Kind.HasChecksum) && n.Checksum {
 		if _, own := t.values["encap_checksum"]; own {
-			t.faultAt("encap_checksum", "ipip has no checksum: leave it out, or use gre, gue or fou")
+			t.faultAt("encap_checksum", "%s has no checksum: leave it out, or use %s", n.Encap,
+				words.OneOf(encapsWith(encap.Kind.HasChecksum)))
 		}
 		n.Checksum = false
 	}
 	return n
 }
 
-// checkTunnels refuses what a service says of its tunnels when it is for none of them.
+// checkTunnels refuses a service's keys that fit none of its tunnels.
 func checkTunnels(t *table, n Tunnel, realservers []RealserverRef) {
-	some := func(has func(encap string) bool) bool {
-		return has(n.Encap) || slices.ContainsFunc(realservers, func(r RealserverRef) bool { return has(r.Encap) })
+	some := func(property func(encap.Kind) bool) bool {
+		fits := func(name string) bool { return name == "" || has(name, property) } // "" is a fault already
+		return fits(n.Encap) || slices.ContainsFunc(realservers, func(r RealserverRef) bool { return fits(r.Encap) })
 	}
-	if n.HasKey && !some(func(encap string) bool { return encap == "gre" || encap == "" }) {
-		t.faultAt("encap_key", "only gre has a key, and no tunnel of this service is gre: leave it out")
+	if n.HasKey && !some(encap.Kind.HasKey) {
+		t.faultAt("encap_key", "%s a key, and no tunnel of this service is %s: leave it out", only(encap.Kind.HasKey),
+			words.OneOf(encapsWith(encap.Kind.HasKey)))
 	}
-	if _, written := t.values["encap_port"]; written && !some(func(encap string) bool {
-		return encap == "gue" || encap == "fou" || encap == ""
-	}) {
-		t.warnAt("encap_port", "only gue and fou have a port, and no tunnel of this service is one of them: leave "+
-			"it out")
+	if _, written := t.values["encap_port"]; written && !some(encap.Kind.UDP) {
+		t.warnAt("encap_port", "%s a port, and no tunnel of this service is one of them: leave it out",
+			only(encap.Kind.UDP))
 	}
-	if n.Checksum && !some(func(encap string) bool { return encap != "ipip" }) {
-		t.faultAt("encap_checksum", "ipip has no checksum, and all tunnels of this service are ipip: leave it out, "+
-			"or use gre, gue or fou")
+	if n.Checksum && !some(encap.Kind.HasChecksum) {
+		t.faultAt("encap_checksum", "%s has no checksum, and all tunnels of this service are %s: leave it out, or use "+
+			"%s", n.Encap, n.Encap, words.OneOf(encapsWith(encap.Kind.HasChecksum)))
 	}
 }
 

@@ -42,8 +42,7 @@ func (t *table) socket(key, absent string) string {
 	return path
 }
 
-// listen reads the address and port on which to answer; without the key it is the zero value. Such says what one looks
-// like.
+// listen reads the address and port of a server; the zero value for a missing key. such is an example.
 func (t *table) listen(key, such string) netip.AddrPort {
 	want := fmt.Sprintf("an address of this host and a port, such as %q, or \"0.0.0.0\" or \"[::]\" for all of its "+
 		"addresses", such)
@@ -109,7 +108,7 @@ func (t *table) level(key string) slog.Level {
 	return slog.LevelInfo
 }
 
-// address checks one value to be the IPv4 or IPv6 address that one host can have.
+// address checks that a value is an IPv4 or IPv6 address that one host can have.
 func (t *table) address(key string, value any) (netip.Addr, bool) {
 	const want = `an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 	s, ok := value.(string)
@@ -133,7 +132,7 @@ func (t *table) address(key string, value any) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// NotUnicast says why an address cannot be a host's own on more networks than one; "" when it can.
+// NotUnicast returns why an address cannot be a host's own address on more than one network, or "".
 func NotUnicast(a netip.Addr) string {
 	switch {
 	case a.IsUnspecified():
@@ -170,9 +169,8 @@ func (t *table) addresses(key string, values []any) []netip.Addr {
 	return list
 }
 
-// source checks one value to be an address or prefix that tunnel packets may come from. Prefixes wider than these would
-// make the agent an open decapsulator: CVE-2020-10136. What the largest providers have is a /8, and a /32 of IPv6 (RFC
-// 6177).
+// source checks that a value is an address or prefix for the sources of tunnel packets. A wider prefix than /8 or, for
+// IPv6, /32, the largest of a provider (RFC 6177), would make the agent an open decapsulator: CVE-2020-10136.
 func (t *table) source(key string, value any) (netip.Prefix, bool) {
 	const want = `an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
 	const widest, widest6 = 8, 32
@@ -240,7 +238,7 @@ func (t *table) ports(key string) []PortRange {
 	return list
 }
 
-// parsePorts makes a range of a number or of "first-last", or says what is wrong with the value.
+// parsePorts returns the range of a number or of "first-last", or the value's fault.
 func parsePorts(value any) (r PortRange, fault string) {
 	var first, last int64
 	switch v := value.(type) {

@@ -99,7 +99,7 @@ func TestWarnings(t *testing.T) {
 		{"ping of UDP", udp + `check = { type = "ping" }`, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, err := config.ParseDirector("x.toml", []byte(c.text), features())
+			d, err := config.ParseDirector("x.toml", []byte(c.text))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -129,7 +129,8 @@ func TestPrivilegedPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	for port, refused := range map[int]bool{1: least > 1, 80: least > 80, max(1, least): false, 9464: false} {
-		_, err := config.ParseDirector("x.toml", []byte("[director]\nmetrics = \"127.0.0.1:"+strconv.Itoa(port)+"\"\n"+served), features())
+		text := "[director]\nmetrics = \"127.0.0.1:" + strconv.Itoa(port) + "\"\n" + served
+		_, err := config.ParseDirector("x.toml", []byte(text))
 		if !refused {
 			if err != nil {
 				t.Error(err)
@@ -176,7 +177,7 @@ realserver = [
   { address = "10.0.11.2" },
   { address = "198.51.100.80" },
 ]
-`), features())
+`))
 	_, errRealserver := config.ParseRealserver("x.toml", []byte(`[realserver]
 vips = ["198.51.100.80"]
 directors = [

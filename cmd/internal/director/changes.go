@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/metrics"
@@ -203,8 +204,8 @@ func flagNames(scheduler string, f config.SchedulerFlags) string {
 // flagList names the flags that are set, as the scheduler's if it has any.
 func flagList(scheduler string, port, fallback bool) []string {
 	var names []string
-	if scheduler != "mh" {
-		scheduler = "sh"
+	if row, _ := balancer.LookupScheduler(scheduler); !row.Flags {
+		scheduler = balancer.SchedulersWithFlags()[0] // the flags are set without effect
 	}
 	if port {
 		names = append(names, scheduler+"-port")

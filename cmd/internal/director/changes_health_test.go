@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vstun/balancer"
 	"vstun/cmd/internal/config"
 )
 
@@ -19,7 +18,7 @@ func checked(t *testing.T) *config.Director {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := config.ParseDirector("checks.toml", text, config.Features{Schedulers: balancer.Schedulers()})
+	cfg, err := config.ParseDirector("checks.toml", text)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/tunneldial"
@@ -12,7 +13,7 @@ import (
 // checks is what makes health checks and reports their results.
 type checks struct {
 	monitor  *health.Monitor
-	notifier *health.Notifier
+	notifier *notify.Notifier
 	pinger   *tunneldial.Pinger
 	limit    int // of the program's descriptors
 	room     int // descriptors that checks may have

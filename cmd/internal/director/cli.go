@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"vstun/balancer"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/cli/top"
@@ -92,7 +91,7 @@ func Command() *cobra.Command {
 
 // load reads and validates the configuration file.
 func load(file string) (*config.Director, error) {
-	cfg, err := config.LoadDirector(file, config.Features{Schedulers: balancer.Schedulers()})
+	cfg, err := config.LoadDirector(file)
 	if err != nil {
 		return nil, cli.UsageError{Err: err}
 	}

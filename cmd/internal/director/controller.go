@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
@@ -27,7 +28,7 @@ type controller struct {
 	checks  *checks
 	network network
 	ask     questions
-	tell    func(events ...health.Event) // notifies
+	tell    func(events ...notify.Event) // notifies
 
 	requests chan func()          // that run calls, one after the other
 	changes  chan []health.Change // that the monitor has found
@@ -56,7 +57,7 @@ type state struct {
 // newController returns a controller without a state. The caller calls start, and then run.
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network,
-		ask: newQuestions(plane), tell: func(...health.Event) {}, requests: make(chan func()),
+		ask: newQuestions(plane), tell: func(...notify.Event) {}, requests: make(chan func()),
 		changes: make(chan []health.Change), ended: make(chan struct{}), failures: map[string]string{}}
 }
 

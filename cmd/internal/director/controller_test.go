@@ -17,6 +17,7 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/conntab"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/director/plan"
@@ -98,7 +99,7 @@ func TestEventsAfterApply(t *testing.T) {
 	)
 	var inForce []string // at each event
 	o := operate(t, cfg, func(o *operated) {
-		o.controller.tell = func(list ...health.Event) {
+		o.controller.tell = func(list ...notify.Event) {
 			for range list {
 				inForce = append(inForce, fmt.Sprint(o.weightsOf("web")))
 			}

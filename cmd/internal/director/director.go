@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
@@ -79,9 +80,9 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	}
 	d.controller = newController(d.log, &d.plane, &d.checks, d.network)
 	d.checks.monitor = health.New(d.controller.healthChanged)
-	d.checks.notifier = health.NewNotifier(func(err error) { d.log.Error("notification failed", "error", err) })
-	d.checks.notifier.Set(health.Notify(cfg.Notify))
-	d.controller.tell = d.checks.notifier.Tell
+	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
+	d.checks.notifier.Set(cfg.Notify)
+	d.controller.tell = d.checks.notifier.Send
 	if err := d.controller.start(cfg); err != nil {
 		return nil, err
 	}

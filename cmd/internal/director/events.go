@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
 )
@@ -39,21 +40,21 @@ func (c *controller) reportRealserver(change health.Change, logged bool) {
 	case !logged:
 	case change.Weighed:
 		c.log.Info("realserver weight", slices.Insert(args, 4, any("offset"), any(change.Offset))...)
-	case change.Blind:
+	case change.Inconclusive:
 		c.log.Error("a realserver is not checked any more, and stays "+plan.UpDown(change.Up), args...)
 	case change.Up:
 		c.log.Info("realserver up", args...)
 	default:
 		c.log.Warn("realserver down", args...)
 	}
-	if change.Blind || change.Weighed {
+	if change.Inconclusive || change.Weighed {
 		return
 	}
 	old := plan.UpDown(!change.Up)
 	if change.First {
 		old = plan.Unknown
 	}
-	c.tell(health.Event{Time: change.Time, Kind: "realserver", Service: change.Service,
+	c.tell(notify.Event{Time: change.Time, Kind: "realserver", Service: change.Service,
 		Realserver: change.Realserver.String(), Old: old, New: plan.UpDown(change.Up), Reason: change.Reason})
 }
 
@@ -70,7 +71,7 @@ func (c *controller) reportService(e plan.Event) {
 	default:
 		c.log.Warn("service down", args...)
 	}
-	c.tell(health.Event{Time: time.Now(), Kind: "service", Service: e.Service, Old: e.Old, New: e.New,
+	c.tell(notify.Event{Time: time.Now(), Kind: "service", Service: e.Service, Old: e.Old, New: e.New,
 		Reason: e.Reason})
 }
 

@@ -125,10 +125,7 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	case e.Kept:
 		return e.Chosen.String(), "", "persistence keeps the client there"
 	}
-	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, balancer.Choice(s.Scheduler))
-	if s.Flags.Port && (s.Scheduler == "sh" || s.Scheduler == "mh") {
-		why += " and its port, so that another port may have another realserver"
-	}
+	why = fmt.Sprintf("%s gives it to a new connection: %s", s.Scheduler, s.Choice())
 	if e.Template != nil {
 		why += fmt.Sprintf("; persistence does not keep the client at %v any longer", e.Template.Realserver)
 	}

@@ -13,6 +13,7 @@ import (
 	"vstun/balancer/conntab"
 	"vstun/balancer/forward"
 	"vstun/balancer/health"
+	"vstun/balancer/health/notify"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/metrics"
 	"vstun/cmd/internal/reload"
@@ -49,10 +50,10 @@ func (n *fakeNetwork) last() (s routing.State, sets int) {
 // events collects events.
 type events struct {
 	mu  sync.Mutex
-	all []health.Event
+	all []notify.Event
 }
 
-func (e *events) tell(list ...health.Event) {
+func (e *events) tell(list ...notify.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.all = append(e.all, list...)
@@ -104,7 +105,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 		usedVIPs: o.plane.usedVIPs,
 	}
 	o.checks.monitor = health.New(o.controller.healthChanged)
-	o.checks.notifier = health.NewNotifier(func(error) {})
+	o.checks.notifier = notify.New(func(error) {})
 	if prepare != nil {
 		prepare(o)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"vstun/balancer"
 	"vstun/cmd/internal/cli"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/migrate"
@@ -20,7 +19,7 @@ import (
 func importCommand() *cobra.Command {
 	var out string
 	var force bool
-	options := migrate.Options{Schedulers: balancer.Schedulers(), Include: true}
+	options := migrate.Options{Include: true}
 	c := &cobra.Command{
 		Use:   "import keepalived|ipvsadm FILE",
 		Short: "Make a configuration of keepalived's, or of what ipvsadm-save -n prints",
@@ -86,8 +85,7 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 			"a keepalived.conf, or the output of ipvsadm-save -n", name)}
 	}
 	// Services of firewall marks alone are comments, which the notes say how to fill in.
-	if _, err := config.ParseDirector("director.toml", result.TOML,
-		config.Features{Schedulers: options.Schedulers}); err != nil && result.Services > 0 {
+	if _, err := config.ParseDirector("director.toml", result.TOML); err != nil && result.Services > 0 {
 		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend "+
 			"what is named in it by hand", err, name)
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"vstun/balancer/health"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/reload"
@@ -47,7 +46,7 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 		return nil, nil, err
 	}
 	d.level.Set(cfg.Log)
-	d.checks.notifier.Set(health.Notify(cfg.Notify))
+	d.checks.notifier.Set(cfg.Notify)
 	d.checks.warnShort(d.log)
 	return was, is, nil
 }

@@ -120,7 +120,7 @@ func (st *state) noteHealth(svc *api.Service, s *config.Service, b *balancer.Ser
 			continue
 		}
 		r.Health = plan.UpDown(!st.Down[id])
-		r.Check = &api.Check{Type: c.Check.Type, Via: via(c.Check), Reason: cmp.Or(found.Reason, "not checked yet"),
+		r.Check = &api.Check{Type: c.Check.Type, Via: c.Check.Via(), Reason: cmp.Or(found.Reason, "not checked yet"),
 			Streak: found.Streak, Duration: found.Duration.Seconds(), Since: since(found.Since, now),
 			Last: since(found.Last, now)}
 	}
@@ -132,13 +132,6 @@ func since(t, now time.Time) float64 {
 		return 0
 	}
 	return now.Sub(t).Seconds()
-}
-
-func via(c *config.Check) string {
-	if c.Direct {
-		return "direct"
-	}
-	return "tunnel"
 }
 
 // byName returns the services of cfg by their names.

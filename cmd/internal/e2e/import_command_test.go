@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"vstun/balancer"
 	"vstun/cmd/internal/config"
 	"vstun/testdata/testkit"
 )
@@ -185,7 +184,7 @@ type imported struct {
 // listeners returns all protocols, VIPs and ports of a director.toml.
 func listeners(t *testing.T, toml string) map[string]imported {
 	t.Helper()
-	d, err := config.ParseDirector("x.toml", []byte(toml), config.Features{Schedulers: balancer.Schedulers()})
+	d, err := config.ParseDirector("x.toml", []byte(toml))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,11 +27,13 @@ var mayImport = map[string][]string{
 	"encap/endpoint": {
 		"encap", "encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query",
 	},
-	"tundev":           {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
-	"balancer/conntab": {"encap/packet"},
-	"balancer/method":  {"encap", "encap/egress", "encap/packet"},
-	"balancer":         {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
-	"balancer/health":  {},
+	"tundev":                  {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
+	"balancer/conntab":        {"encap/packet"},
+	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
+	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},
+	"balancer/health":         {"balancer/health/command"},
+	"balancer/health/command": {},
+	"balancer/health/notify":  {"balancer/health/command"},
 	"balancer/forward": {
 		"balancer", "balancer/conntab", "encap", "encap/egress", "encap/packet", "encap/packet/drop",
 		"encap/packet/stats",

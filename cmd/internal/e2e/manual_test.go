@@ -60,9 +60,6 @@ func manualKeys(t *testing.T, program string) map[string][]keyRow {
 	return rows
 }
 
-// configFeatures are those of the director that this module builds.
-func configFeatures() config.Features { return config.Features{Schedulers: balancer.Schedulers()} }
-
 // parseConfig parses a configuration of a program.
 func parseConfig(program, text string) (any, error) {
 	if program == "realserver" {
@@ -72,7 +69,7 @@ func parseConfig(program, text string) (any, error) {
 		}
 		return c, err
 	}
-	c, err := config.ParseDirector(program+".toml", []byte(text), configFeatures())
+	c, err := config.ParseDirector(program+".toml", []byte(text))
 	if c != nil {
 		c.Warnings = nil
 	}
@@ -243,7 +240,8 @@ func TestManualDefaults(t *testing.T) {
 	}
 }
 
-// TestManualIsComplete wants every reason of a drop, every scheduler and every command in the manual.
+// TestManualIsComplete wants every reason of a drop, every scheduler, every type of check and every command in the
+// manual.
 func TestManualIsComplete(t *testing.T) {
 	text := testkit.ManualText(t)
 	for d := drop.Accept + 1; d < drop.NumReasons; d++ {
@@ -254,6 +252,11 @@ func TestManualIsComplete(t *testing.T) {
 	for _, s := range balancer.Schedulers() {
 		if !strings.Contains(text, "`"+s+"`") {
 			t.Errorf("scheduler %s is not in the manual", s)
+		}
+	}
+	for _, c := range config.CheckTypes() {
+		if !strings.Contains(text, "`"+c+"`") {
+			t.Errorf("check type %s is not in the manual", c)
 		}
 	}
 	for _, c := range director.Command().Commands() {

@@ -8,16 +8,16 @@ import (
 // statement is one keyword of a keepalived.conf, with its arguments and its block.
 type statement struct {
 	Place
-	text     string // as it stands there
+	text     string // the whole line
 	words    []string
 	hasBlock bool
 	block    []*statement
 }
 
-// name is the keyword.
+// name returns the keyword.
 func (s *statement) name() string { return s.words[0] }
 
-// arg is the n-th argument, counted from 1, or "".
+// arg returns the n-th argument, counted from 1, or "".
 func (s *statement) arg(n int) string {
 	if n < len(s.words) {
 		return s.words[n]
@@ -25,7 +25,7 @@ func (s *statement) arg(n int) string {
 	return ""
 }
 
-// rest is the first argument of those that may be quoted and escaped as in a shell, and the others.
+// rest returns the first argument and the others. They may be quoted and escaped as in a shell.
 func (s *statement) rest() (first string, others []string) {
 	list := shellWords(s.text)
 	if len(list) < 2 {
@@ -34,7 +34,7 @@ func (s *statement) rest() (first string, others []string) {
 	return list[1], list[2:]
 }
 
-// find is the last statement of this name in the block, or nil.
+// find returns the last statement of this name in the block, or nil.
 func (s *statement) find(name string) (found *statement) {
 	for _, in := range s.block {
 		if in.name() == name {
@@ -44,7 +44,7 @@ func (s *statement) find(name string) (found *statement) {
 	return found
 }
 
-// size is the length of the statement with its block, in bytes of the source; a statement counts as 16 at least.
+// size returns the length of the statement with its block, in bytes of the source. A statement counts as 16 at least.
 func (s *statement) size() int {
 	n := max(len(s.text), 16)
 	for _, in := range s.block {
@@ -53,7 +53,7 @@ func (s *statement) size() int {
 	return n
 }
 
-// blockLevels is how deep keepalived's blocks stand that a missing brace can put elsewhere: 0 is outside of all others.
+// blockLevels are the depths of keepalived's blocks which a missing brace can move elsewhere. 0 is outside of others.
 var blockLevels = map[string]int{
 	"virtual_server": 0, "virtual_server_group": 0, "global_defs": 0, "SSL": 0,
 	"static_ipaddress": 0, "static_routes": 0, "static_rules": 0,
@@ -64,7 +64,7 @@ var blockLevels = map[string]int{
 	"url": 3,
 }
 
-// blockReader makes a tree of lines. Where braces are wrong it goes on as keepalived does (process_stream in its
+// blockReader makes a tree of lines. After a wrong brace it goes on as keepalived does (process_stream in its
 // lib/parser.c), and notes it.
 type blockReader struct {
 	*plan
@@ -73,7 +73,7 @@ type blockReader struct {
 
 const asKeepalived = "keepalived goes on, and so does the import"
 
-// parseBlocks makes a tree of lines. Braces stand anywhere in a line, and belong to the keyword before them.
+// parseBlocks makes a tree of lines. A brace may be anywhere in a line, and belongs to the keyword before it.
 func (p *plan) parseBlocks(lines []line) (*statement, error) {
 	root := &statement{hasBlock: true}
 	r := blockReader{p, []*statement{root}}
@@ -91,7 +91,7 @@ func (p *plan) parseBlocks(lines []line) (*statement, error) {
 	return root, nil
 }
 
-// take takes a brace or a statement.
+// take adds a brace or a statement.
 func (r *blockReader) take(at Place, part string) error {
 	in := r.open[len(r.open)-1]
 	switch part {
@@ -118,7 +118,7 @@ func (r *blockReader) take(at Place, part string) error {
 	return nil
 }
 
-// begin takes a { in a block.
+// begin opens the block of a {.
 func (r *blockReader) begin(at Place, in *statement) error {
 	last := in.last()
 	level, isBlock := blockLevels[name(last)]
@@ -141,13 +141,13 @@ func (r *blockReader) begin(at Place, in *statement) error {
 	return nil
 }
 
-// fits reports whether s is of a block that stands as deep as it should.
+// fits reports whether s is the keyword of a block that belongs at this depth.
 func (r *blockReader) fits(s *statement) bool {
 	level, isBlock := blockLevels[s.name()]
 	return isBlock && level == len(r.open)-1
 }
 
-// last is the last statement of the block, or nil.
+// last returns the last statement of the block, or nil.
 func (s *statement) last() *statement {
 	if len(s.block) == 0 {
 		return nil
@@ -162,8 +162,8 @@ func name(s *statement) string {
 	return s.name()
 }
 
-// splitBraces splits a line before and after each brace that is neither quoted nor part of "${NAME}", which nothing
-// defines.
+// splitBraces splits a line before and after each brace. It does not split at quoted braces and at those of "${NAME}"
+// without a definition.
 func splitBraces(text string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		begin, quoted := 0, false

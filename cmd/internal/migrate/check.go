@@ -9,32 +9,34 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"vstun/cmd/internal/config"
 )
 
-// check becomes a [service.check] or [service.realserver.check].
+// check is to be a [service.check] or [service.realserver.check].
 type check struct {
 	Place
 	kind     string
 	via      string // "tunnel" or "direct"
 	port     uint16 // 0: the service's
-	keys     []key  // those that only this kind has
+	keys     []key  // of this kind alone
 	interval time.Duration
 	timeout  time.Duration
 	rise     int
 	fall     int
-	up       bool // until a check says otherwise
+	up       bool // before the first results
 }
 
-// onDirector reports whether the check looks at the director's host.
-func (c *check) onDirector() bool { return c.kind == "exec" || c.kind == "file" }
+// local reports whether the check examines the director's host.
+func (c *check) local() bool { return config.LookupCheckType(c.kind).Local }
 
-// key is one key of a table, with its value as TOML, and what stands behind it.
+// key is a key of a table, its value as TOML, and the comment after it.
 type key struct{ name, value, comment string }
 
-// checker is what becomes of one of keepalived's, and its defaults for retry and delay_before_retry.
+// checker is one of keepalived's checkers: the type of check for it, and its defaults for retry and delay_before_retry.
 type checker struct {
-	kind       string // "": nothing
-	rank       int    // that of the highest stays, where a realserver has several
+	kind       string // "": none
+	rank       int    // of several checkers of a realserver the one with the highest rank stays
 	retry      int
 	retryDelay time.Duration // 0: delay_loop
 	read       func(*keepalived, *service, *check, *statement, settings) bool
@@ -53,8 +55,7 @@ var checkers = map[string]checker{
 	"BFD_CHECK":  {},
 }
 
-// check reads the checkers of a realserver, of which one can stay, and says nil for none. port is that of the
-// real_server.
+// check reads the checkers of a realserver and returns the one that stays, or nil. port is the real_server's.
 func (k *keepalived) check(s *service, r *realserver, port uint16, found []*statement, general settings) *check {
 	found = slices.Clone(found)
 	slices.SortStableFunc(found, func(a, b *statement) int { return checkers[b.name()].rank - checkers[a.name()].rank })
@@ -82,7 +83,7 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	of := checkers[block.name()]
 	c := &check{Place: block.Place, kind: of.kind, via: "tunnel", rise: 1}
 	var connectPort uint16
-	var own []*statement // what only this kind has
+	var own []*statement // of this kind alone
 	t.leastRetry = 0
 	for _, st := range k.flatten(s, block) {
 		if k.ignores(s, block.name(), st) {
@@ -136,8 +137,8 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 // (smtp_check_end_handler in keepalived's check_smtp.c).
 var hostKeywords = []string{"connect_ip", "connect_port", "bindto", "bind_if", "bind_port", "fwmark", "connect_timeout"}
 
-// flatten is the statements of a checker, with those of the first "host" block that old versions have. Each other
-// host is a check of its own in keepalived.
+// flatten returns the statements of a checker, and those of the first "host" block, which old versions have. In
+// keepalived each other host is a check of its own.
 func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	var hosts []*statement
 	first := true
@@ -160,19 +161,19 @@ func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	return list
 }
 
-// settlePort says where a check goes. keepalived connects to the realserver's own address; where it does so at a port
-// of the service, the same server is meant that clients reach by the VIP.
+// settlePort sets via and port of a check. keepalived connects to the realserver's own address. A port of the service
+// means the server that clients reach by the VIP.
 func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool {
-	if c.onDirector() {
+	if c.local() {
 		c.via = "direct"
 		return true
 	}
-	if c.kind == "ping" || len(s.vips) == 0 && connect == 0 {
+	if !config.LookupCheckType(c.kind).Has("port") || len(s.vips) == 0 && connect == 0 {
 		return true
 	}
 	port := connect
 	if port == 0 && slices.Contains(s.ports, 0) {
-		port = own // else the VIP's own, which notePort spoke of
+		port = own // else the VIP's own, see notePort
 	}
 	switch {
 	case port == 0 && slices.Contains(s.ports, 0):
@@ -195,11 +196,11 @@ const (
 	mostFall      = 1000
 )
 
-// queryTypes are the types of records that a check can ask for, of those that keepalived can.
+// queryTypes are the types of records that both keepalived and a check can ask for.
 var queryTypes = []string{"A", "AAAA", "NS", "CNAME", "SOA", "MX", "TXT"}
 
-// settleTimes turns retries into fall. keepalived makes them sooner than the next check is due, explicit where
-// delay_before_retry says when.
+// settleTimes turns retries into fall. keepalived retries before the next check is due. explicit means that
+// delay_before_retry sets the time.
 func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration, explicit bool) {
 	bound := func(name string, d *time.Duration, least, most time.Duration) {
 		if within := min(max(*d, least), most); within != *d {
@@ -219,7 +220,7 @@ func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay tim
 	}
 }
 
-// noMore is for checkers that have no keywords of their own.
+// noMore reads a checker without keywords of its own.
 func (k *keepalived) noMore(s *service, _ *check, block *statement, _ settings) bool {
 	for _, st := range block.block {
 		k.unknown(s, block, st)
@@ -240,10 +241,50 @@ func (c *check) add(name, value string) {
 	c.keys = append(c.keys, key{name: name, value: value})
 }
 
-// httpGet reads HTTP_GET and SSL_GET. Of several URLs the first one stays.
+// httpGet reads HTTP_GET and SSL_GET.
 func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings) bool {
-	var url *statement
-	sni := false
+	url, sni := k.firstURL(s, block)
+	if url == nil {
+		k.noteOf(s, block.Place, "%s without a url: left out, as by keepalived: write a check of type %s",
+			block.name(), c.kind)
+		return false
+	}
+	u := k.readURL(s, url, t.host)
+	if !strings.HasPrefix(u.path, "/") {
+		k.noteOf(s, u.pathAt, "path %q: is none that can be asked for: the check is left out: write a check with a "+
+			"path that begins with /", u.path)
+		return false
+	}
+	if encoded := percentEncoded(u.path); encoded != u.path {
+		k.noteOf(s, u.pathAt, "path %q: keepalived asks for it as it is, which is no HTTP: %q is in its place: look "+
+			"whether that is the page", u.path, encoded)
+		u.path = encoded
+	}
+	c.add("path", quote(u.path))
+	if u.host != "" && !isHost(u.host) {
+		k.noteOf(s, url.Place, "virtualhost %q: is no name: left out: write host in the check", u.host)
+		u.host = ""
+	}
+	if u.host != "" {
+		c.add("host", quote(u.host))
+	}
+	c.add("status", statusArray(u.status))
+	k.body(s, c, url.Place, u.body, u.bodyOptions, u.noMatch)
+	if c.kind == "https" {
+		if sni && u.host != "" {
+			c.add("sni", quote(u.host))
+		}
+		c.add("verify", "false")
+		if k.ssl != nil {
+			c.add("cert", quote(k.ssl.cert))
+			c.add("key", quote(k.ssl.key))
+		}
+	}
+	return true
+}
+
+// firstURL returns the first url of the block, or nil, and whether the block enables SNI.
+func (k *keepalived) firstURL(s *service, block *statement) (url *statement, sni bool) {
 	for _, st := range block.block {
 		switch st.name() {
 		case "url":
@@ -268,92 +309,74 @@ func (k *keepalived) httpGet(s *service, c *check, block *statement, t settings)
 			k.unknown(s, block, st)
 		}
 	}
-	if url == nil {
-		k.noteOf(s, block.Place, "%s without a url: left out, as by keepalived: write a check of type %s",
-			block.name(), c.kind)
-		return false
-	}
-	path, host := "", t.host
-	var pathAt Place
-	var status []string
-	body, options, noMatch := "", "", false
+	return url, sni
+}
+
+// urlBlock is the content of a url block.
+type urlBlock struct {
+	path, host        string
+	pathAt            Place
+	status            []string // codes and ranges
+	body, bodyOptions string   // a regular expression
+	noMatch           bool     // the body must not match
+}
+
+// readURL reads a url block. host is the default of its virtualhost.
+func (k *keepalived) readURL(s *service, url *statement, host string) urlBlock {
+	u := urlBlock{host: host}
 	for _, st := range url.block {
 		first, _ := st.rest()
 		switch st.name() {
 		case "path":
-			path, pathAt = first, st.Place
+			u.path, u.pathAt = first, st.Place
 		case "virtualhost":
-			host = first
+			u.host = first
 		case "status_code":
 			for _, w := range st.words[1:] {
 				if !isStatus(w) {
 					k.noteOf(s, st.Place, "status_code %q: is none: left out: want 200, or a range 200-299", w)
 					continue
 				}
-				status = append(status, w)
+				u.status = append(u.status, w)
 			}
 		case "digest":
 			k.noteOf(s, st.Place, "digest: no counterpart: left out: write body, a regular expression that a good "+
 				"page matches")
 		case "regex":
-			body = first
+			u.body = first
 		case "regex_no_match":
-			noMatch = true
+			u.noMatch = true
 		case "regex_options":
 			for _, w := range st.words[1:] {
 				flag, ok := map[string]string{"caseless": "i", "dotall": "s", "multiline": "m", "ungreedy": "U"}[w]
 				if !ok {
 					k.noteOf(s, st.Place, "regex_options %s: no counterpart: left out: look at body", w)
 				}
-				options += flag
+				u.bodyOptions += flag
 			}
 		default:
 			k.unknown(s, url, st)
 		}
 	}
-	if !strings.HasPrefix(path, "/") {
-		k.noteOf(s, pathAt, "path %q: is none that can be asked for: the check is left out: write a check with a "+
-			"path that begins with /", path)
-		return false
-	}
-	if encoded := percentEncoded(path); encoded != path {
-		k.noteOf(s, pathAt, "path %q: keepalived asks for it as it is, which is no HTTP: %q is in its place: look "+
-			"whether that is the page", path, encoded)
-		path = encoded
-	}
-	c.add("path", quote(path))
-	if host != "" {
-		if isHost(host) {
-			c.add("host", quote(host))
-		} else {
-			k.noteOf(s, url.Place, "virtualhost %q: is no name: left out: write host in the check", host)
-			host = ""
-		}
-	}
-	if len(status) == 0 {
-		status = []string{"200-299"} // keepalived's default
-	}
-	for i, w := range status {
-		if status[i] = w; strings.Contains(w, "-") {
-			status[i] = quote(w)
-		}
-	}
-	c.add("status", "["+strings.Join(status, ", ")+"]")
-	k.body(s, c, url.Place, body, options, noMatch)
-	if c.kind == "https" {
-		if sni && host != "" {
-			c.add("sni", quote(host))
-		}
-		c.add("verify", "false")
-		if k.ssl != nil {
-			c.add("cert", quote(k.ssl.cert))
-			c.add("key", quote(k.ssl.key))
-		}
-	}
-	return true
+	return u
 }
 
-// isStatus reports whether it is "200" or "200-299".
+// statusArray writes codes and ranges as the value of the key status. The default is keepalived's.
+func statusArray(status []string) string {
+	if len(status) == 0 {
+		status = []string{"200-299"}
+	}
+	var values []string
+	for _, w := range status {
+		if strings.Contains(w, "-") {
+			w = quote(w)
+		}
+		values = append(values, w)
+	}
+	return "[" + strings.Join(values, ", ") + "]"
+}
+
+// isStatus reports whether text is a code or a range, such as "200" or "200-299".
 func isStatus(text string) bool {
 	low, high, isRange := strings.Cut(text, "-")
 	if !isRange {
@@ -364,7 +387,7 @@ func isStatus(text string) bool {
 	return errA == nil && errB == nil && 100 <= a && a <= b && b <= 599 && len(low) == 3 && len(high) == 3
 }
 
-// isHost reports whether it can be a Host header: a name or an address, with or without a port.
+// isHost reports whether text can be a Host header: a name or an address, with or without a port.
 func isHost(text string) bool {
 	return text != "" && len(text) <= 253 && strings.IndexFunc(text, func(r rune) bool {
 		return r >= 0x80 || lower(byte(r)) < 'a' && (r < '0' || r > '9') && !strings.ContainsRune(".:-_[]", r) ||
@@ -372,7 +395,7 @@ func isHost(text string) bool {
 	}) < 0
 }
 
-// percentEncoded is a path and a query in the characters that an HTTP request can have (RFC 3986, section 2.1).
+// percentEncoded returns a path and a query in the characters that an HTTP request can have (RFC 3986, section 2.1).
 func percentEncoded(path string) string {
 	var b strings.Builder
 	for i := range len(path) {
@@ -387,16 +410,15 @@ func percentEncoded(path string) string {
 	return b.String()
 }
 
-// isDomain reports whether it is a domain name (RFC 1035, section 2.3.4).
+// isDomain reports whether text is a domain name (RFC 1035, section 2.3.4).
 func isDomain(text string) bool {
 	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
 	return text == "." || isHost(text) && !slices.ContainsFunc(labels, func(l string) bool {
-		return l == "" ||
-			len(l) > 63
+		return l == "" || len(l) > 63
 	})
 }
 
-// body takes a regular expression, which keepalived reads as PCRE2 does, and we as RE2.
+// body adds the key body. keepalived's regular expressions are PCRE2's, those of the key RE2's.
 func (k *keepalived) body(s *service, c *check, at Place, expression, options string, noMatch bool) {
 	if expression == "" {
 		return

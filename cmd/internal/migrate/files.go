@@ -18,7 +18,7 @@ type trackFile struct {
 	used bool // by a FILE_CHECK
 }
 
-// factor is the factor of a file's number, which keepalived calls its weight.
+// factor is the factor of a file's number. keepalived calls it weight.
 type factor struct {
 	times   int
 	reverse bool
@@ -37,7 +37,7 @@ func (k *keepalived) defineFile(block *statement) {
 	k.files[block.arg(1)] = f
 }
 
-// The weights that keepalived takes for a file: where it is defined, and in FILE_CHECK.
+// The largest weights of a file in keepalived: in its definition, and in FILE_CHECK.
 const (
 	maxFileWeight  = 254
 	maxCheckWeight = 1<<31 - 1
@@ -54,7 +54,7 @@ func (f *factor) read(k *keepalived, s *service, st *statement, most int64) {
 	f.times, f.reverse = int(n), st.arg(2) == "reverse"
 }
 
-// fileName is the name of the track_file that a FILE_CHECK has, or "".
+// fileName returns the name of a FILE_CHECK's track_file, or "".
 func fileName(check *statement) string {
 	if st := check.find("track_file"); st != nil {
 		return st.arg(1)
@@ -62,7 +62,7 @@ func fileName(check *statement) string {
 	return ""
 }
 
-// fileInterval is the interval of reading a file. keepalived reads it when it changes.
+// fileInterval is the interval of a check of a file. keepalived reads a file when it changes.
 const fileInterval = time.Second
 
 func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ settings) bool {
@@ -109,8 +109,8 @@ func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ setting
 // clientCertificate is the content of keepalived's SSL block, for every SSL_GET.
 type clientCertificate struct{ cert, key string }
 
-// defineSSL reads the SSL block. Its files become part of the checks where they can be read here: else the director
-// would refuse its configuration.
+// defineSSL reads the SSL block. The checks get its files only if they can be read here: else the director would refuse
+// its configuration.
 func (k *keepalived) defineSSL(block *statement) {
 	var own clientCertificate
 	for _, st := range block.block {

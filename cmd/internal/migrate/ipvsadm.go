@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// IPVSAdm imports what ipvsadm-save, or ipvsadm -S, prints, and what ipvsadm -R reads: a line for each service, "-A",
-// and each realserver, "-a". It also takes lines that begin with the program's name, as scripts have them.
+// IPVSAdm imports the output of ipvsadm-save or ipvsadm -S, the input of ipvsadm -R: a line for each service, "-A", and
+// each realserver, "-a". Lines may begin with the program's name, as in scripts.
 func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
-	p := &ipvsadm{plan: &plan{program: "ipvsadm", schedulers: options.Schedulers}, known: map[string]*service{},
+	p := &ipvsadm{plan: &plan{program: "ipvsadm"}, known: map[string]*service{},
 		lost: map[string]bool{}}
 	n := 0
 	for raw := range strings.Lines(string(text)) {
@@ -39,10 +39,10 @@ func IPVSAdm(file string, text []byte, options Options) (*Import, error) {
 type ipvsadm struct {
 	*plan
 	known map[string]*service // by its -t, -u or -f
-	lost  map[string]bool     // those that have been left out
+	lost  map[string]bool     // services that have been left out
 }
 
-// ruleOptions are ipvsadm's options: the short names, and whether a value follows: 'n'o, 'y'es, or 'm'aybe. See
+// ruleOptions are ipvsadm's options with their short names, and whether a value follows: 'n'o, 'y'es, or 'm'aybe. See
 // ipvsadm(8).
 var ruleOptions = map[string]struct {
 	short string
@@ -78,7 +78,7 @@ var longOptions = func() map[string]string {
 	return long
 }()
 
-// rule is a line: its options by their long names, and what is none.
+// rule is a line: its options by their long names, and the other words.
 type rule struct {
 	options map[string]string
 	others  []string
@@ -141,7 +141,7 @@ var commandsOfRules = []string{"add-service", "add-server", "edit-service", "edi
 	"delete-server", "clear", "restore", "save", "list",
 	"zero", "set", "start-daemon", "stop-daemon"}
 
-// rule takes a line.
+// rule imports a line.
 func (p *ipvsadm) rule(at Place, r rule) {
 	switch {
 	case r.has("add-service"):
@@ -159,10 +159,10 @@ func (p *ipvsadm) rule(at Place, r rule) {
 			"another realserver gets")
 	case r.has("edit-service"), r.has("edit-server"), r.has("delete-service"), r.has("delete-server"):
 		p.note(at, "changes what is there: left out: import what ipvsadm-save -n prints once it has run")
-	} // The others change no rule, or are for a table that is empty.
+	} // The other commands change no rule, or need an earlier one.
 }
 
-// key is the option that names a service, and its value.
+// key returns the option that names a service, and its value.
 func (r rule) key() (option, value string) {
 	for _, option := range []string{"tcp-service", "udp-service", "sctp-service", "fwmark-service"} {
 		if value, ok := r.options[option]; ok {
@@ -229,7 +229,7 @@ func (p *ipvsadm) addService(at Place, r rule) {
 var shortFor = map[string]string{"tcp-service": "-t", "udp-service": "-u", "sctp-service": "--sctp-service",
 	"fwmark-service": "-f"}
 
-// hostPort reads "192.0.2.1:80", "[2001:db8::1]:80", and the same without a port, which is every port.
+// hostPort reads "192.0.2.1:80" or "[2001:db8::1]:80". A missing port is every port.
 func hostPort(text string) (netip.Addr, uint16, error) {
 	host, port := text, "0"
 	if i := strings.LastIndexByte(text, ':'); i >= 0 && (strings.HasPrefix(text, "[") && strings.HasSuffix(text[:i],

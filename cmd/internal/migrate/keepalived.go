@@ -12,17 +12,16 @@ import (
 	"time"
 )
 
-// Options is what an import has to know.
+// Options are the settings of an import.
 type Options struct {
-	Schedulers []string // names of those that the director has
-	ConfigID   string   // keepalived's, for lines that begin with @
-	Include    bool     // keepalived's include may read files
+	ConfigID string // keepalived's, for lines that begin with @
+	Include  bool   // keepalived's include may read files
 }
 
-// Keepalived imports a keepalived.conf; file is its name in messages, and where files that it includes are looked for
-// from. Its syntax is that of keepalived.conf(5), its defaults are those of keepalived 2.
+// Keepalived imports a keepalived.conf. file is its name in messages; paths of included files begin in its directory.
+// The syntax is keepalived.conf(5)'s, the defaults are keepalived 2's.
 func Keepalived(file string, text []byte, options Options) (*Import, error) {
-	p := &plan{program: "keepalived", schedulers: options.Schedulers}
+	p := &plan{program: "keepalived"}
 	r := &lineReader{id: options.ConfigID, include: options.Include, plan: p,
 		defs: map[string]string{"_INSTANCE": options.ConfigID, "_HASH": "#", "_BANG": "!"}}
 	if err := r.file(file, filepath.Dir(file), text, 0); err != nil {
@@ -52,7 +51,7 @@ type keepalived struct {
 	include bool // files may be read
 }
 
-// Blocks that others refer to are read first, then those that become something; all others are named.
+// Blocks that others refer to are read first, then those with a counterpart. All others become notes.
 var (
 	definitions = map[string]func(*keepalived, *statement){
 		"virtual_server_group": (*keepalived).defineGroup,
@@ -119,7 +118,7 @@ func (k *keepalived) defineGroup(s *statement) {
 	k.groups[s.arg(1)] = s
 }
 
-// other names a block that is none of a director's.
+// other notes a block that has no counterpart.
 func (k *keepalived) other(s *statement) {
 	title := s.name()
 	if s.arg(1) != "" && s.hasBlock {
@@ -137,7 +136,7 @@ func (k *keepalived) other(s *statement) {
 // maxGlobals is how many keywords of global_defs a note names.
 const maxGlobals = 100
 
-// globals reads global_defs, of which only the timeouts of connections have a counterpart.
+// globals reads global_defs. Only the timeouts of connections have a counterpart.
 func (k *keepalived) globals(block *statement) {
 	var others []string
 	said := map[string]bool{}
@@ -167,7 +166,7 @@ func (k *keepalived) globals(block *statement) {
 	}
 }
 
-// timeout takes one of lvs_timeouts, or of ipvsadm --set; 0 leaves it as it is.
+// timeout sets a timeout of lvs_timeouts or of ipvsadm --set. 0 leaves it unchanged.
 func (p *plan) timeout(at Place, name, seconds string) {
 	n, err := strconv.ParseUint(seconds, 10, 32)
 	to, known := map[string]*time.Duration{"tcp": &p.timeouts.tcp, "tcpfin": &p.timeouts.tcpFin,
@@ -210,7 +209,7 @@ func (k *keepalived) checkVRRPAddresses() {
 	}
 }
 
-// virtualServer reads a virtual_server: one service, or, of a group, one for each set of ports.
+// virtualServer reads a virtual_server: one service, or one for each set of ports of a group.
 func (k *keepalived) virtualServer(block *statement) {
 	source := "virtual_server " + strings.TrimSpace(block.arg(1)+" "+block.arg(2))
 	base := service{Place: block.Place, source: printable(source)}
@@ -227,7 +226,8 @@ func (k *keepalived) virtualServer(block *statement) {
 	case "group":
 		group, ok := k.groups[block.arg(2)]
 		if !ok {
-			k.note(block.Place, "%s: there is no such virtual_server_group: left out: write the group, or its addresses", source)
+			k.note(block.Place, "%s: there is no such virtual_server_group: left out: write the group, or its "+
+				"addresses", source)
 			return
 		}
 		parts := k.group(group)
@@ -259,14 +259,14 @@ func (k *keepalived) virtualServer(block *statement) {
 	}
 }
 
-// addMark keeps a service that can't be one yet, for a comment that can become one.
+// addMark keeps the service of a firewall mark for a comment, which a user can complete.
 func (p *plan) addMark(s *service, at Place) {
 	p.note(at, "%s: only the firewall's rules know a mark's addresses and ports: left out, but as a comment: give "+
 		"it the VIPs and ports that get the mark (iptables -t mangle -S, nft list ruleset)", s.source)
 	p.marks = append(p.marks, s)
 }
 
-// port reads an optional port, of which there is 0, every port.
+// port reads an optional port. A missing one is 0, every port.
 func (k *keepalived) port(at Place, what, text string) (uint16, bool) {
 	if text == "" {
 		return 0, true
@@ -278,7 +278,7 @@ func (k *keepalived) port(at Place, what, text string) (uint16, bool) {
 	return uint16(n), err == nil
 }
 
-// groupPart is those addresses of a group that have the same ports.
+// groupPart is the addresses of a group that have the same ports.
 type groupPart struct {
 	vips  []netip.Addr
 	ports []uint16

@@ -11,26 +11,26 @@ import (
 	"strings"
 )
 
-// Bounds of what a source may grow to by including files, and by definitions that hold others.
+// Bounds of a source with its included files and its definitions.
 const (
 	maxFile   = 16 << 20  // bytes of one file
 	maxSteps  = 1 << 23   // lines in all
 	maxBytes  = 256 << 20 // of all lines
-	maxLine   = 64 << 10  // bytes, once definitions are put in
+	maxLine   = 64 << 10  // bytes of a line after substitution
 	maxDepth  = 32        // files that include each other, sequences in sequences
-	maxBlocks = 100_000   // repetitions of what stands behind ~SEQ and ~LST
-	maxUses   = 400_000   // of definitions that have several lines
-	maxCopied = 4 << 30   // bytes that are read from files, and copied to put definitions in
+	maxBlocks = 100_000   // repetitions by ~SEQ and ~LST
+	maxUses   = 400_000   // uses of definitions of several lines
+	maxCopied = 4 << 30   // bytes read from files and copied by substitution
 )
 
-// TooLargeError is the error of a file that is larger than an import reads.
+// TooLargeError is the error of a file larger than 16 MiB.
 type TooLargeError struct{ Name string }
 
 func (e TooLargeError) Error() string {
 	return fmt.Sprintf("%s: is larger than %d MiB", e.Name, maxFile>>20)
 }
 
-// ReadFile reads a file that is to be imported.
+// ReadFile reads a file for an import.
 func ReadFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -40,7 +40,7 @@ func ReadFile(path string) ([]byte, error) {
 	return ReadAll(path, f)
 }
 
-// ReadAll is ReadFile of what is open already.
+// ReadAll is ReadFile for an open file. name is its name in errors.
 func ReadAll(name string, r io.Reader) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err == nil && len(text) > maxFile {
@@ -49,7 +49,7 @@ func ReadAll(name string, r io.Reader) ([]byte, error) {
 	return text, err
 }
 
-// line is one line as it is meant: without comments, definitions put in.
+// line is one line without comments, after substitution.
 type line struct {
 	Place
 	text string
@@ -58,7 +58,7 @@ type line struct {
 // lineReader reads keepalived's lines: comments, conditions, definitions, sequences and included files (read_line in
 // its lib/parser.c).
 type lineReader struct {
-	id      string // as keepalived's -i
+	id      string // keepalived's -i
 	include bool   // files may be read
 	plan    *plan
 	defs    map[string]string // names are case sensitive; the lines of a definition of several are joined by newlines
@@ -66,7 +66,7 @@ type lineReader struct {
 	steps   int
 	bytes   int
 	blocks  int // made by ~SEQ and ~LST
-	uses    int // of definitions that have several lines
+	uses    int // of definitions of several lines
 	copied  int // bytes
 	saidID  bool
 }
@@ -74,10 +74,10 @@ type lineReader struct {
 var errTooMuch = errors.New("grows beyond all measure: look for a file that includes itself, or a definition that " +
 	"holds itself")
 
-// file reads the text of a file; dir is where paths in it begin.
+// file reads the text of a file. Relative paths in it begin at dir.
 func (r *lineReader) file(name, dir string, text []byte, depth int) error {
 	var definition struct {
-		name  string // of those of several lines; "": none is open
+		name  string // of the open definition of several lines; "": none
 		lines []string
 	}
 	closeDefinition := func() {
@@ -129,7 +129,7 @@ func (r *lineReader) file(name, dir string, text []byte, depth int) error {
 	return nil
 }
 
-// uncomment takes comments, their escapes, and white space at both ends away. more says that the line ends with a
+// uncomment removes comments, their escapes, and white space at both ends. more reports that the line ends with a
 // backslash.
 func uncomment(text string) (_ string, more bool, _ error) {
 	var b strings.Builder
@@ -168,7 +168,7 @@ func asDefinition(text string) (name, value string, ok bool) {
 	return rest[:n], strings.TrimLeft(rest[n+1:], blank), true
 }
 
-// nameLength is how much of the text is the name of a definition.
+// nameLength returns the length of the name of a definition at the beginning of text.
 func nameLength(text string) int {
 	for i := range len(text) {
 		if c := lower(text[i]); c != '_' && (c < 'a' || c > 'z') && (i == 0 || c < '0' || c > '9') {
@@ -178,7 +178,7 @@ func nameLength(text string) int {
 	return len(text)
 }
 
-// condition resolves "@ID line" and "@^ID line": the line, or nothing.
+// condition resolves "@ID line" and "@^ID line" to the line or "".
 func (r *lineReader) condition(at Place, text string) string {
 	rest, ok := strings.CutPrefix(text, "@")
 	if !ok {
@@ -197,7 +197,7 @@ func (r *lineReader) condition(at Place, text string) string {
 	return strings.TrimLeft(rest[end:], blank)
 }
 
-// step takes one line on: it is a definition, a sequence, an included file, or stays.
+// step processes one line: a definition, a sequence, an included file, or a line that stays.
 func (r *lineReader) step(at Place, dir, text string, depth int) error {
 	r.steps++
 	r.bytes += len(text)
@@ -238,8 +238,8 @@ func (r *lineReader) step(at Place, dir, text string, depth int) error {
 	return nil
 }
 
-// substitute puts definitions in, those of several lines where the line ends with them; then the lines after the first
-// are to be taken on by themselves.
+// substitute replaces names by their definitions. One of several lines is replaced only at the end of a line; its lines
+// after the first are then lines of their own.
 func (r *lineReader) substitute(text string) (_ string, ok bool) {
 	for i, tries := 0, 0; ; {
 		dollar := strings.IndexByte(text[i:], '$')
@@ -269,8 +269,7 @@ func (r *lineReader) substitute(text string) (_ string, ok bool) {
 	}
 }
 
-// reference reads NAME, if white space follows, or {NAME}: what stands behind a dollar sign. length is 0 for anything
-// else.
+// reference reads the text after a dollar sign: {NAME}, or NAME before white space. length is 0 for anything else.
 func reference(text string) (name string, length int) {
 	if inner, ok := strings.CutPrefix(text, "{"); ok {
 		if n := nameLength(inner); n > 0 && n < len(inner) && inner[n] == '}' {
@@ -285,8 +284,8 @@ func reference(text string) (name string, length int) {
 	return text[:n], n
 }
 
-// sequence repeats a line: "~SEQ(NAME, FIRST, STEP, LAST) line", of which FIRST and STEP may be missing; ~SEQx counts
-// in hexadecimal.
+// sequence repeats a line: "~SEQ(NAME, FIRST, STEP, LAST) line". FIRST and STEP may be missing. ~SEQx writes
+// hexadecimal numbers.
 func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 	head, rest, ok := strings.Cut(text, ")")
 	head, bounded := r.substitute(head)
@@ -346,7 +345,7 @@ func (r *lineReader) sequence(at Place, dir, text string, depth int) error {
 	return nil
 }
 
-// repeat reads the text that a sequence or a list repeats, with the present definitions.
+// repeat reads the text of a sequence or a list once, with the current definitions.
 func (r *lineReader) repeat(at Place, dir, text string, depth int) error {
 	if r.blocks++; r.blocks > maxBlocks {
 		return at.fault("%v: ~SEQ and ~LST make more than %d blocks", errTooMuch, maxBlocks)
@@ -414,8 +413,7 @@ func splitList(list string) (groups [][]string, ok bool) {
 	}
 }
 
-// includeFiles reads the files that a pattern stands for. As with keepalived, one that can't be read does not stop the
-// rest.
+// includeFiles reads the files that match a pattern. As in keepalived, the import goes on after one that can't be read.
 func (r *lineReader) includeFiles(at Place, dir, pattern string, depth int) error {
 	if !filepath.IsAbs(pattern) {
 		pattern = filepath.Join(dir, pattern)

@@ -2,8 +2,8 @@
 // ipvsadm-save prints it.
 //
 // Both are read into the same services, see service.go, and written by write.go. Nothing is left out silently: each
-// line that has no counterpart, or does something else here, is a Note that says what to do, and stands in the file
-// as a comment, too. The file is one that the director takes if it has a service.
+// line without an exact counterpart has a Note with a remedy, which is also a comment in the file. The director accepts
+// the file if it has a service.
 package migrate
 
 import (
@@ -13,19 +13,19 @@ import (
 	"strings"
 )
 
-// Import is what became of a configuration.
+// Import is the result of an import.
 type Import struct {
 	TOML     []byte // director.toml
 	Services int    // in it; 0: TOML is no configuration
-	Marks    int    // services of firewall marks, which are comments in it that wait for their VIPs
-	Notes    []Note // in the order of the source, those of included files behind it
+	Marks    int    // services of firewall marks, which are comments in it, without VIPs
+	Notes    []Note // in the order of the source, then of included files
 }
 
-// Note says of a line what has no counterpart, and what to do.
+// Note is a remark on a line of the source: what has no counterpart, and what to do.
 type Note struct {
 	Place
 	Text string
-	of   *service // whose comment it becomes; nil: the file's
+	of   *service // that it is a comment of; nil: of the file
 }
 
 func (n Note) String() string { return n.Place.String() + ": " + n.Text }
@@ -38,38 +38,37 @@ type Place struct {
 
 func (p Place) String() string { return fmt.Sprintf("%s:%d", p.File, p.Line) }
 
-// fault is the error of a source that can't be understood at all.
+// fault returns the error of a source that can't be imported.
 func (p Place) fault(format string, args ...any) error {
 	return fmt.Errorf("%s: %s", p, shorten(fmt.Sprintf(format, args...)))
 }
 
-// plan is what is known of the new configuration while the old one is read.
+// plan is the new configuration, as far as the source has been read.
 type plan struct {
-	program    string   // that made the source: "keepalived" or "ipvsadm"
-	schedulers []string // that the director has
-	services   []*service
-	marks      []*service // whose VIPs and ports only firewall marks know
-	timeouts   timeouts
-	scripts    []script
-	notes      []Note
-	said       map[Note]bool
-	noted      int   // notes, with those that are there twice
-	noteBytes  int   // of notes
-	more       bool  // there are more notes than are shown
-	work       int   // done for groups, see spend
-	tooMuch    error // of spend
+	program   string // of the source: "keepalived" or "ipvsadm"
+	services  []*service
+	marks     []*service // services of firewall marks, without VIPs and ports
+	timeouts  timeouts
+	scripts   []script
+	notes     []Note
+	said      map[Note]bool
+	noted     int   // notes, repeated ones included
+	noteBytes int   // total size of notes
+	more      bool  // there are too many notes
+	work      int   // done for groups, see spend
+	tooMuch   error // of spend
 }
 
 // Bounds of the notes of an import.
 const (
 	maxNotes     = 10_000
-	maxNoted     = 1_000_000 // with those that are there twice
+	maxNoted     = 1_000_000 // repeated ones included
 	maxNoteBytes = 4 << 20   // of all notes
 	maxNote      = 4 << 10   // bytes of one
 )
 
-// maxWork bounds what groups of addresses make of their virtual_servers' blocks: in bytes of blocks that are read once
-// more, of which an address counts as addressWork.
+// maxWork bounds the work for groups of addresses, in bytes of virtual_server blocks that are read again. An address
+// counts as addressWork.
 const (
 	maxWork     = 64 << 20
 	addressWork = 64
@@ -84,10 +83,10 @@ func (p *plan) spend(at Place, n int) bool {
 	return p.tooMuch == nil
 }
 
-// note names what has no counterpart in a line.
+// note adds a Note on a line.
 func (p *plan) note(at Place, format string, args ...any) { p.noteOf(nil, at, format, args...) }
 
-// noteOf is note about something of a service.
+// noteOf adds a Note on a line of a service.
 func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 	if p.more {
 		return
@@ -118,7 +117,7 @@ func shorten(text string) string {
 	return strings.ToValidUTF8(text[:maxNote], "") + "…"
 }
 
-// finish makes what was read consistent, and writes it. A file that the director would not read is an error.
+// finish makes the plan consistent and writes it. A file too large for the director is an error.
 func (p *plan) finish(source string) (*Import, error) {
 	p.settle()
 	notify := p.dispatcher()
@@ -131,7 +130,7 @@ func (p *plan) finish(source string) (*Import, error) {
 			p.notes[i].of = nil // the service has been left out
 		}
 	}
-	files := map[string]int{} // in the order in which they came
+	files := map[string]int{} // → position in the order of their first notes
 	for _, n := range p.notes {
 		if _, known := files[n.File]; !known {
 			files[n.File] = len(files)
@@ -146,7 +145,7 @@ func (p *plan) finish(source string) (*Import, error) {
 	return &Import{TOML: toml, Services: len(p.services), Marks: len(p.marks), Notes: p.notes}, nil
 }
 
-// printable keeps what a source may hold out of messages and comments, which are one line.
+// printable replaces control characters, so that messages and comments stay one line.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\uFFFD' {

@@ -18,7 +18,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"vstun/balancer"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/migrate"
 )
@@ -26,7 +25,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew; then look at what has changed in them")
 
 func options() migrate.Options {
-	return migrate.Options{Schedulers: balancer.Schedulers(), ConfigID: "blue", Include: true}
+	return migrate.Options{ConfigID: "blue", Include: true}
 }
 
 type importer func(string, []byte, migrate.Options) (*migrate.Import, error)
@@ -47,7 +46,7 @@ func checkImport(t *testing.T, i *migrate.Import) *config.Director {
 	if i.Services == 0 {
 		return nil
 	}
-	d, err := config.ParseDirector("x.toml", i.TOML, config.Features{Schedulers: balancer.Schedulers()})
+	d, err := config.ParseDirector("x.toml", i.TOML)
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, i.TOML)
 	}
@@ -269,7 +268,8 @@ func TestInclude(t *testing.T) {
 		}
 	}
 	for name, text := range map[string]string{
-		"sub/service.conf":   "virtual_server 192.0.2.1 80 {\n protocol TCP\n lb_kind TUN\n include realserver.inc\n}\n",
+		"sub/service.conf": "virtual_server 192.0.2.1 80 {\n protocol TCP\n lb_kind TUN\n" +
+			" include realserver.inc\n}\n",
 		"sub/realserver.inc": "real_server 10.0.0.1 80 {\n}\n",
 		"sub/itself.inc":     "include *.inc\n",
 		"all.conf":           "includer sub\ninclude fifo\ninclude /dev/zero\nincludea sub/*.conf\n",

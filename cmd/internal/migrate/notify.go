@@ -14,7 +14,7 @@ type script struct {
 	command    []string
 }
 
-// script takes a statement that names a script: of a realserver, or, without one, of the service.
+// script keeps the script that a statement names. Without a realserver it is the service's.
 func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, state string) {
 	first, others := st.rest()
 	command := shellWords(first)
@@ -30,12 +30,13 @@ func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, st
 	k.scripts = append(k.scripts, script{st.Place, s, realserver, state, command})
 }
 
-// maxDispatcher is less than an argument of a command can have: MAX_ARG_STRLEN in the kernel's
-// include/uapi/linux/binfmts.h, 128 KiB.
+// maxDispatcher is a little less than the longest argument of a command, 128 KiB: MAX_ARG_STRLEN in the kernel's
+// include/uapi/linux/binfmts.h.
 const maxDispatcher = 120 << 10
 
-// dispatcher is a shell's program that runs the script of what has changed, told by the arguments that [notify] gives:
-// kind, service, realserver or "-", old state, new state. It is "" without scripts, or where they are too many.
+// dispatcher returns a shell script that runs the script of the service or realserver that has changed. Its arguments
+// are those of [notify]: kind, service, realserver or "-", old state, new state. It is "" without scripts, or where
+// they are too many.
 func (p *plan) dispatcher() string {
 	type subject struct {
 		*service
@@ -55,7 +56,7 @@ func (p *plan) dispatcher() string {
 			kind, address = "realserver", s.realserver.String()
 		}
 		if !kept[subject{s.of, s.realserver}] {
-			continue // what it is about has been left out
+			continue // its subject has been left out
 		}
 		var words []string
 		for _, w := range s.command {
@@ -75,11 +76,10 @@ func (p *plan) dispatcher() string {
 	return "case \"$1 $2 $3 $5\" in\n" + b.String() + "esac\n"
 }
 
-// shellQuote quotes a word for a shell, where it needs that.
+// shellQuote quotes a word for a shell, if needed.
 func shellQuote(word string) string {
-	safe := word != "" && strings.IndexFunc(word, func(r rune) bool {
-		return r >= 0x80 || !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_", r)
-	}) < 0
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_"
+	safe := word != "" && strings.IndexFunc(word, func(r rune) bool { return !strings.ContainsRune(plain, r) }) < 0
 	if safe {
 		return word
 	}

@@ -10,8 +10,7 @@ import (
 // maxPattern is the largest length of a pattern, in bytes.
 const maxPattern = 1500
 
-// payloadCheck reads UDP_CHECK, and TCP_CHECK, which has the same keywords in versions of keepalived that are yet to
-// come.
+// payloadCheck reads UDP_CHECK and TCP_CHECK. Coming versions of keepalived have the same keywords for both.
 func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ settings) bool {
 	send, expect, required, least := "", "", false, 0
 	for _, st := range block.block {
@@ -71,8 +70,8 @@ func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ sett
 // anyDigit writes keepalived's X, any digit, as "?".
 var anyDigit = strings.NewReplacer("x", "?", "X", "?")
 
-// pairs splits keepalived's bytes, "48 656c6C f", in two digits each, where one that is left over at the end of a
-// word has a 0 before it, and X is any digit.
+// pairs splits keepalived's bytes, such as "48 656c6C f", into two digits each. A single digit at the end of a word
+// gets a 0 before it. X is any digit.
 func pairs(list []string) string {
 	var bytes []string
 	for _, word := range list {

@@ -283,8 +283,7 @@ func TestOnlyMarks(t *testing.T) {
 	}
 	filled := regexp.MustCompile(`(?m)^#(\[|[a-z]|  )`).ReplaceAllString(string(i.TOML), "$1")
 	filled = strings.NewReplacer(`["…"]`, `["192.0.2.1"]`, "[ … ]", "[80]").Replace(filled)
-	if _, err := config.ParseDirector("x.toml", []byte(filled),
-		config.Features{Schedulers: options().Schedulers}); err != nil {
+	if _, err := config.ParseDirector("x.toml", []byte(filled)); err != nil {
 		t.Errorf("filled in, it is no configuration: %v in\n%s", err, filled)
 	}
 }

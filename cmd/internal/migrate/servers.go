@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// fill reads the block of a virtual_server into s, whose VIPs and ports are known. every says that an address of the
+// fill reads the block of a virtual_server into s, which has its VIPs and ports. every means that an address of the
 // virtual_server has every port.
 func (k *keepalived) fill(s *service, block *statement, every bool) {
 	if s.protocol = "udp"; block.find("protocol") == nil && len(s.vips) > 0 {
@@ -25,7 +25,7 @@ func (k *keepalived) fill(s *service, block *statement, every bool) {
 			switch st.arg(1) {
 			case "":
 				s.persistence.timeout = usualPersistence
-			case "0": // keepalived leaves it as it is
+			case "0": // unchanged, as in keepalived
 			default:
 				k.setPersistence(s, st.Place, st.arg(1))
 			}
@@ -33,7 +33,7 @@ func (k *keepalived) fill(s *service, block *statement, every bool) {
 			k.setNetmask(s, st.Place, st.arg(1))
 		case "weight":
 			k.setWeight(s, s.source, &general.weight, st.Place, st.arg(1))
-		case "real_server": // once all else is known
+		case "real_server": // read last, see below
 		default:
 			if !general.read(k, s, "virtual_server", st) {
 				k.serviceStatement(s, st)
@@ -104,7 +104,7 @@ func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
 	return method
 }
 
-// serviceKeywords are those of a virtual_server, beside settings, real_server and what fill reads itself.
+// serviceKeywords are the keywords of a virtual_server that are no settings and that fill does not read itself.
 var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 	"lb_algo":   func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
 	"lvs_sched": func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
@@ -137,7 +137,7 @@ var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 	"hashed":    without("hashed: no counterpart, and none needed"),
 }
 
-// without reads a keyword that has no counterpart.
+// without returns a reader of a keyword without a counterpart.
 func without(note string) func(*keepalived, *service, *statement) {
 	return func(k *keepalived, s *service, st *statement) { k.noteOf(s, st.Place, "%s", note) }
 }
@@ -201,7 +201,7 @@ func (k *keepalived) smtpAlert(s *service, st *statement) {
 	}
 }
 
-// realServer reads a real_server, and reports whether it names its own lvs_method.
+// realServer reads a real_server, and reports whether it has its own lvs_method.
 func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
 	a, err := unicast(block.arg(1))
 	if err != nil {

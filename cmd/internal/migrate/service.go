@@ -9,14 +9,15 @@ import (
 	"strings"
 	"time"
 
+	"vstun/balancer"
 	"vstun/cmd/internal/config"
 )
 
-// service becomes a [[service]].
+// service is to be a [[service]].
 type service struct {
 	Place
-	source      string // what it was, for its comment
-	want        string // the name that the source has for it, or ""
+	source      string // its line in the source, for its comment
+	want        string // its name in the source, or ""
 	name        string
 	vips        []netip.Addr
 	protocol    string
@@ -38,7 +39,7 @@ type persistence struct {
 	netmask6 int // of IPv6
 }
 
-// realserver becomes a [[service.realserver]].
+// realserver is to be a [[service.realserver]].
 type realserver struct {
 	Place
 	address      netip.Addr
@@ -49,7 +50,7 @@ type realserver struct {
 	check        *check // nil: none
 }
 
-// tunnel is how packets get to a realserver, and becomes encap, encap_port and encap_checksum.
+// tunnel is the keys encap, encap_port and encap_checksum.
 type tunnel struct {
 	encap    string // "ipip", "gre" or "gue"
 	port     uint16 // of gue
@@ -59,10 +60,10 @@ type tunnel struct {
 // timeouts are those of connections; 0 is the default.
 type timeouts struct{ tcp, tcpFin, udp time.Duration }
 
-// maxTimeout is the longest that director.toml has for a connection or a template.
+// maxTimeout is the longest timeout of connections and templates in director.toml.
 const maxTimeout = 31 * 24 * time.Hour
 
-// unicast reads an address that a host can have, or says why it is none.
+// unicast reads an address that a host can have. Its error names the reason why it is none.
 func unicast(text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
 	a = a.Unmap()
@@ -77,8 +78,7 @@ func unicast(text string) (netip.Addr, error) {
 	return a, nil
 }
 
-// settle keeps what can stand in one director.toml: services of their own VIPs and ports, and realservers that are no
-// VIPs.
+// settle removes what one director.toml cannot hold: VIPs and ports of another service, realservers that are VIPs.
 func (p *plan) settle() {
 	type listener struct {
 		protocol string
@@ -159,7 +159,7 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 	}
 }
 
-// settleQuorum keeps a quorum within reach, as keepalived does, and a sorry server that is no VIP.
+// settleQuorum lowers a quorum above the sum of weights, as keepalived does, and removes a sorry server that is a VIP.
 func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 	sum, drains := 0, len(s.realservers) == 0
 	for _, r := range s.realservers {
@@ -181,7 +181,7 @@ func (p *plan) settleQuorum(s *service, vips map[netip.Addr]bool) {
 	}
 }
 
-// settleTunnels gives all realservers of a service one port of GUE, as a service has one.
+// settleTunnels gives all realservers of a service the same GUE port.
 func (p *plan) settleTunnels(s *service) {
 	var port uint16
 	for _, r := range s.realservers {
@@ -206,7 +206,7 @@ func (p *plan) settleTunnels(s *service) {
 	}
 }
 
-// title is what a service would be called: by its source's name, or by protocol, VIP and port.
+// title returns a name for a service: its name in the source, or one of protocol, VIP and port.
 func (s *service) title() string {
 	if s.want != "" {
 		name := strings.Map(func(r rune) rune {
@@ -225,11 +225,11 @@ func (s *service) title() string {
 	return s.protocol + "-" + s.vips[0].String() + "-" + port
 }
 
-// maxTitle leaves room for what makes a name unique in the 64 characters that it may have.
+// maxTitle leaves room in the 64 characters of a name for the number that makes it unique.
 const maxTitle = 56
 
-// unique returns name, or name with the first number behind it that makes it another than those in taken. taken holds
-// the names, and of each the last number that stands behind it.
+// unique returns name, or name with the first number after it that is not in taken. taken maps each name to the last
+// number after it.
 func unique(name string, taken map[string]int) string {
 	n, isTaken := taken[name]
 	candidate := name
@@ -242,22 +242,22 @@ func unique(name string, taken map[string]int) string {
 	return candidate
 }
 
-// setScheduler takes a scheduler's name.
+// setScheduler sets the scheduler.
 func (p *plan) setScheduler(s *service, at Place, name string) {
-	if !slices.Contains(p.schedulers, name) {
+	if _, ok := balancer.LookupScheduler(name); !ok {
 		p.noteOf(s, at, "scheduler %q is unknown: wlc is in its place: choose among %s", name,
-			strings.Join(p.schedulers, " "))
+			strings.Join(balancer.Schedulers(), " "))
 		name = ""
 	}
 	s.scheduler = name
 }
 
-// addFlag takes a flag of a scheduler, under any of its names: flag-1 and flag-2 are the bits that ip_vs_sh.c and
-// ip_vs_mh.c call fallback and port.
+// addFlag adds a flag of a scheduler, under any of its names. flag-1 and flag-2 are the bits fallback and port of
+// ip_vs_sh.c and ip_vs_mh.c.
 func (p *plan) addFlag(s *service, at Place, flag string) {
 	switch flag {
 	case "flag-1", "flag-2":
-		s.flags = append(s.flags, flag) // which of the names it is depends on the scheduler, see settledFlags
+		s.flags = append(s.flags, flag) // settledFlags finds its name
 	case "sh-port", "sh-fallback", "mh-port", "mh-fallback":
 		s.flags = append(s.flags, flag)
 	default:
@@ -266,9 +266,9 @@ func (p *plan) addFlag(s *service, at Place, flag string) {
 	}
 }
 
-// settledFlags are the flags as the service's scheduler calls them; one that has none gets none.
+// settledFlags returns the flags under the names of the service's scheduler; nil if it has none.
 func (s *service) settledFlags() (list []string) {
-	if s.scheduler != "sh" && s.scheduler != "mh" {
+	if row, _ := balancer.LookupScheduler(s.scheduler); !row.Flags {
 		return nil
 	}
 	for _, bit := range []struct{ flag, meaning string }{{"flag-2", "port"}, {"flag-1", "fallback"}} {
@@ -280,7 +280,7 @@ func (s *service) settledFlags() (list []string) {
 	return list
 }
 
-// setPersistence takes a timeout in seconds.
+// setPersistence sets the timeout, in seconds.
 func (p *plan) setPersistence(s *service, at Place, seconds string) {
 	n, err := strconv.ParseUint(seconds, 10, 32)
 	switch {
@@ -295,8 +295,8 @@ func (p *plan) setPersistence(s *service, at Place, seconds string) {
 	}
 }
 
-// setNetmask takes the granularity of persistence: a netmask for IPv4, or the length of a prefix, which is for IPv6
-// where there is any.
+// setNetmask sets the granularity of persistence: a netmask for IPv4, or the length of a prefix, for IPv6 if there are
+// such VIPs.
 func (p *plan) setNetmask(s *service, at Place, mask string) {
 	four := slices.ContainsFunc(s.vips, netip.Addr.Is4) || len(s.vips) == 0
 	six := slices.ContainsFunc(s.vips, netip.Addr.Is6) || len(s.vips) == 0
@@ -322,7 +322,7 @@ func (p *plan) setNetmask(s *service, at Place, mask string) {
 		"netmask in persistence", mask)
 }
 
-// maskLength is how many bits of a netmask are set, or 0 where they are not its first.
+// maskLength returns the length of the prefix that a netmask means, or 0 if it means none.
 func maskLength(mask [4]byte) (n int) {
 	bits := binary.BigEndian.Uint32(mask[:])
 	for ; bits&(1<<31) != 0; bits <<= 1 {
@@ -334,7 +334,7 @@ func maskLength(mask [4]byte) (n int) {
 	return n
 }
 
-// setWeight and setThreshold take numbers of a realserver. A weight that is none stays as it is.
+// setWeight and setThreshold set numbers of a realserver. An illegal weight changes nothing.
 func (p *plan) setWeight(s *service, what string, to *int, at Place, text string) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 0 || n > 65535 {
@@ -352,7 +352,7 @@ func (p *plan) setThreshold(s *service, r *realserver, at Place, to *int, text s
 	*to = int(n)
 }
 
-// noteMethod says what becomes of a realserver that is reached otherwise than through a tunnel.
+// noteMethod notes that a realserver of another forwarding method becomes one behind a tunnel.
 func (p *plan) noteMethod(s *service, at Place, method, address string) {
 	const agent = "the realserver needs vstun's agent, or a tunnel device of its own, with the VIP"
 	switch method {
@@ -364,7 +364,7 @@ func (p *plan) noteMethod(s *service, at Place, method, address string) {
 	}
 }
 
-// notePort says that a tunnel changes no port.
+// notePort notes that a tunnel changes no port.
 func (p *plan) notePort(s *service, at Place, address string, port uint16) {
 	if !slices.Contains(s.ports, port) && !slices.Contains(s.ports, 0) {
 		p.noteOf(s, at, "%s port %d: a tunnel leaves ports as they are: let the server listen at the VIP's port %d",

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// settings are a virtual_server's defaults for its real_servers, and theirs for their checks.
+// settings are a virtual_server's defaults for its real_servers, and a real_server's for its checks.
 type settings struct {
 	delay      time.Duration // delay_loop
 	timeout    time.Duration // connect_timeout
 	retry      int           // -1: the checker's default
-	leastRetry int           // that keepalived takes
+	leastRetry int           // the least that keepalived accepts
 	retryDelay time.Duration // 0: the checker's default
-	alpha      bool          // down until a check says otherwise
+	alpha      bool          // down before the first results
 	inhibit    bool
 	host       string // virtualhost
 	weight     int
@@ -29,7 +29,7 @@ var (
 	checking   = append(slices.Clip(connecting), "MISC_CHECK")
 )
 
-// knownIn has the blocks that know a general keyword: keepalived ignores it in others.
+// knownIn are the blocks that know a general keyword. keepalived ignores it in others.
 var knownIn = map[string][]string{
 	"delay_loop":         slices.Concat(servers, checking),
 	"connect_timeout":    slices.Concat(servers, connecting),
@@ -51,7 +51,7 @@ var knownIn = map[string][]string{
 	"log_all_failures":   checking,
 }
 
-// read takes a statement of that block, if it is one of settings, or one that keepalived ignores there.
+// read reads a statement of a block, and reports whether it is one of settings, or one that keepalived ignores there.
 func (t *settings) read(k *keepalived, s *service, block string, st *statement) bool {
 	if k.ignores(s, block, st) {
 		return true
@@ -79,7 +79,7 @@ func (t *settings) read(k *keepalived, s *service, block string, st *statement) 
 	return true
 }
 
-// ignores reports whether keepalived ignores a statement since the block does not know its keyword, and notes it.
+// ignores reports whether keepalived ignores a statement because the block does not know its keyword, and notes that.
 func (k *keepalived) ignores(s *service, block string, st *statement) bool {
 	known, general := knownIn[st.name()]
 	if !general || slices.Contains(known, block) {

@@ -6,8 +6,8 @@ import (
 
 const blank = " \t\n\v\f\r"
 
-// words splits a line as keepalived does: at white space, and before and after what is in double quotes (alloc_strvec_r
-// in its lib/parser.c).
+// words splits a line as keepalived does: at white space, and before and after double quotes (alloc_strvec_r in its
+// lib/parser.c).
 func words(text string) (list []string) {
 	for {
 		text = strings.TrimLeft(text, blank)
@@ -27,7 +27,7 @@ func words(text string) (list []string) {
 	}
 }
 
-// shellWords splits a line in which quotes and backslashes are those of a shell, as keepalived does with scripts, paths
+// shellWords splits a line with quotes and backslashes like those of a shell, as keepalived does with scripts, paths
 // and regular expressions (alloc_strvec_quoted_escaped in its lib/parser.c).
 func shellWords(text string) (list []string) {
 	var word strings.Builder
@@ -62,7 +62,7 @@ func shellWords(text string) (list []string) {
 	return list
 }
 
-// escape reads what follows a backslash, and says how many bytes of it were meant.
+// escape reads the escape after a backslash, and returns its length in bytes.
 func escape(text string) (c byte, n int) {
 	digits := func(of string, base byte, most int) (value byte, n int) {
 		for n < most && n < len(text) {

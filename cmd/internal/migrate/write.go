@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// writer writes TOML as people do: keys in the order of the manual, aligned, defaults left out, comments before their
+// writer writes TOML as people do: keys in the order of the manual, aligned, without defaults, comments before their
 // subject.
 type writer struct {
 	strings.Builder
@@ -43,7 +43,7 @@ func (w *writer) table(indent, header string, keys []key) {
 	}
 }
 
-// notes writes notes as comments. Those of several lines that say the same are one.
+// notes writes notes as comments. Equal notes of several lines of the source are one comment.
 func (w *writer) notes(indent string, notes []Note) {
 	lines := map[string][]string{}
 	for _, n := range notes {
@@ -59,7 +59,7 @@ func (w *writer) notes(indent string, notes []Note) {
 	}
 }
 
-// write writes the director.toml; notify is the shell's program that hears of changes, or "".
+// write writes the director.toml. notify is the shell script for [notify], or "".
 func (p *plan) write(source, notify string) []byte {
 	w := &writer{}
 	w.line("# From %s, by director import %s.", printable(filepath.Base(source)), p.program)
@@ -73,12 +73,12 @@ func (p *plan) write(source, notify string) []byte {
 			"find more than keepalived's, which go to the")
 		w.line("# realserver's own address: that is via = \"direct\". As with keepalived, realservers begin as up " +
 			"(initial) but for those with alpha,")
-		w.line("# one success makes them up again (rise), and nobody looks at certificates (verify).")
+		w.line("# one success makes them up again (rise), and certificates are not verified (verify).")
 	}
 	if p.program == "ipvsadm" {
 		w.line("# ipvsadm-save leaves thresholds out (-x, -y), which ipvsadm -Ln --thresholds shows: they are upper " +
-			"and lower of a realserver. And IPVS checks")
-		w.line("# nobody: a [service.check] takes realservers out that don't work.")
+			"and lower of a realserver. IPVS")
+		w.line("# itself checks no realserver: a [service.check] takes those out that don't work.")
 	}
 	of := map[*service][]Note{}
 	for _, n := range p.notes {
@@ -132,15 +132,38 @@ func (p *plan) hasChecks() bool {
 	})
 }
 
-// source says where a service comes from.
+// source writes the line of the source that a service comes from.
 func (w *writer) source(s *service) {
 	w.line("# %s:%d: %s", printable(filepath.Base(s.File)), s.Line, s.source)
 }
 
-// service writes a service; one without VIPs is for a comment, with what is to be filled in.
+// service writes a service. One without VIPs is for a comment, with marks where values are to be filled in.
 func (w *writer) service(s *service) {
-	keys := []key{{"name", quote(s.name), ""}}
-	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
+	tunnel, drain, common := s.tunnel(), s.drain(), s.check()
+	keys := slices.Concat([]key{{"name", quote(s.name), ""}}, s.addressKeys(), s.schedulingKeys(), s.tunnelKeys(tunnel),
+		s.healthKeys(drain))
+	w.table("", "[[service]]", keys)
+	if common != nil {
+		w.line("")
+		w.check("  ", "[service.check]", common)
+	}
+	for _, r := range s.realservers {
+		w.line("")
+		w.realserver(r, tunnel, drain)
+		if common == nil && r.check != nil {
+			w.line("")
+			w.check("    ", "[service.realserver.check]", r.check)
+		}
+	}
+}
+
+// addressKeys returns the keys vip, protocol and port.
+func (s *service) addressKeys() []key {
+	protocol := key{"protocol", quote(s.protocol), ""}
+	if len(s.vips) == 0 {
+		return []key{{"vip", `["…"]`, "the addresses that get the mark"}, protocol, {"port", "[ … ]",
+			"the ports that get it"}}
+	}
 	var vips, ports []string
 	for _, vip := range s.vips {
 		vips = append(vips, vip.String())
@@ -148,23 +171,19 @@ func (w *writer) service(s *service) {
 	for _, port := range s.ports {
 		ports = append(ports, strconv.Itoa(int(port)))
 	}
-	switch {
-	case len(vips) == 0:
-		keys = append(keys, key{"vip", `["…"]`, "the addresses that get the mark"}, key{"protocol", quote(s.protocol),
-			""}, key{"port", "[ … ]", "the ports that get it"})
-	case len(vips) == 1:
-		add("vip", quote(vips[0]))
-	default:
-		add("vip", list(vips))
+	vip, port := list(vips), "["+strings.Join(ports, ", ")+"]"
+	if len(vips) == 1 {
+		vip = quote(vips[0])
 	}
-	if len(vips) > 0 {
-		add("protocol", quote(s.protocol))
-		if len(ports) == 1 {
-			add("port", ports[0])
-		} else {
-			add("port", "["+strings.Join(ports, ", ")+"]")
-		}
+	if len(ports) == 1 {
+		port = ports[0]
 	}
+	return []key{{"vip", vip, ""}, protocol, {"port", port, ""}}
+}
+
+// schedulingKeys returns the keys of the scheduler and of persistence.
+func (s *service) schedulingKeys() (keys []key) {
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	if s.scheduler != "" {
 		add("scheduler", quote(s.scheduler))
 	}
@@ -184,7 +203,12 @@ func (w *writer) service(s *service) {
 	if s.onePacket {
 		add("one_packet", "true")
 	}
-	tunnel := s.tunnel()
+	return keys
+}
+
+// tunnelKeys returns the keys of the service's tunnel.
+func (s *service) tunnelKeys(tunnel tunnel) (keys []key) {
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	if tunnel.encap != "ipip" {
 		add("encap", quote(tunnel.encap))
 	}
@@ -197,33 +221,25 @@ func (w *writer) service(s *service) {
 	if tunnel.checksum {
 		add("encap_checksum", "true")
 	}
+	return keys
+}
+
+// healthKeys returns the keys that say when the service is up, and what it does when it is down.
+func (s *service) healthKeys(drain bool) (keys []key) {
+	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	if s.quorum > 1 {
 		add("quorum", strconv.Itoa(s.quorum))
 	}
 	if s.hysteresis > 0 {
 		add("hysteresis", strconv.Itoa(s.hysteresis))
 	}
-	drain := s.drain()
 	if drain {
 		add("on_failure", quote("drain"))
 	}
 	if s.sorry.IsValid() {
 		add("sorry_server", quote(s.sorry.String()))
 	}
-	w.table("", "[[service]]", keys)
-	common := s.check()
-	if common != nil {
-		w.line("")
-		w.check("  ", "[service.check]", common)
-	}
-	for _, r := range s.realservers {
-		w.line("")
-		w.realserver(r, tunnel, drain)
-		if common == nil && r.check != nil {
-			w.line("")
-			w.check("    ", "[service.realserver.check]", r.check)
-		}
-	}
+	return keys
 }
 
 func (w *writer) realserver(r *realserver, tunnel tunnel, drain bool) {
@@ -247,7 +263,7 @@ func (w *writer) realserver(r *realserver, tunnel tunnel, drain bool) {
 	w.table("  ", "[[service.realserver]]", keys)
 }
 
-// tunnel is what a service says of tunnels, and its realservers where theirs are different: the first one's.
+// tunnel returns the service's tunnel: its first realserver's. Realservers with another one have keys of their own.
 func (s *service) tunnel() tunnel {
 	if len(s.realservers) == 0 {
 		return tunnel{encap: "ipip"}
@@ -255,12 +271,12 @@ func (s *service) tunnel() tunnel {
 	return s.realservers[0].tunnel
 }
 
-// drain reports whether all realservers drain when they fail; else those that do say so themselves.
+// drain reports whether all realservers drain when they fail. If not, those that do have a key of their own.
 func (s *service) drain() bool {
 	return len(s.realservers) > 0 && !slices.ContainsFunc(s.realservers, func(r *realserver) bool { return !r.drain })
 }
 
-// check is the one that all realservers of a service have, or nil where there is none.
+// check returns the check that all realservers of a service have in common, or nil.
 func (s *service) check() *check {
 	if len(s.realservers) == 0 || s.realservers[0].check == nil {
 		return nil
@@ -279,11 +295,11 @@ func (s *service) check() *check {
 	return s.realservers[0].check
 }
 
-// check writes a check. Its values are all there, also those that are defaults, as keepalived's defaults are others.
+// check writes a check with all its values, as keepalived's defaults differ.
 func (w *writer) check(indent, header string, c *check) {
 	keys := []key{{"type", quote(c.kind), ""}}
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
-	if !c.onDirector() {
+	if !c.local() {
 		add("via", quote(c.via))
 	}
 	if c.port != 0 {
@@ -338,7 +354,7 @@ func quote(text string) string {
 	return b.String()
 }
 
-// block writes a string of several lines, as it is where that can be: between ”' (TOML, "literal strings").
+// block writes a string of several lines, where possible unchanged: between three ' (TOML, "literal strings").
 func block(text string) string {
 	control := func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }
 	if strings.Contains(text, "'''") || strings.HasSuffix(text, "'") || strings.ContainsFunc(text, control) ||
@@ -348,7 +364,7 @@ func block(text string) string {
 	return "'''\n" + text + "'''"
 }
 
-// list writes an array of strings, on lines of their own where they are many.
+// list writes an array of strings. A long one has a line for each.
 func list(texts []string) string {
 	var quoted []string
 	for _, t := range texts {

@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
 )
@@ -23,7 +22,7 @@ func checked(t *testing.T) *config.Director {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := config.ParseDirector("checks.toml", text, config.Features{Schedulers: balancer.Schedulers()})
+	cfg, err := config.ParseDirector("checks.toml", text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +116,7 @@ func TestDirectHost(t *testing.T) {
 		{config.Check{Type: "http", Direct: true, Port: 8080, Host: "www"}, "www"},
 		{config.Check{Type: "http", Port: 8080}, ""},
 	} {
-		if got := probe(&c.check, s, &config.RealserverRef{}).(health.HTTP).Host; got != c.want {
+		if got := c.check.Probe(s, &config.RealserverRef{}).(health.HTTP).Host; got != c.want {
 			t.Errorf("%+v: %q, want %q", c.check, got, c.want)
 		}
 	}

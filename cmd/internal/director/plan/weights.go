@@ -29,7 +29,7 @@ func (w Weights) With(cfg *config.Director, ids []RealserverID, weight int) Weig
 	for _, id := range ids {
 		r := configured[id]
 		delete(next, id)
-		if weight >= 0 && (weight != r.Weight || r.Check != nil && r.Check.Type == "file") {
+		if weight >= 0 && (weight != r.Weight || r.Check != nil && r.Check.Row().Weighs) {
 			next[id] = Override{weight, r.Weight}
 		}
 	}

@@ -1,10 +1,9 @@
-package health
+package notify
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,7 +18,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// teller is a Notifier that runs, and what it could not tell.
+// teller is a running Notifier and its failures.
 type teller struct {
 	*Notifier
 	mu     sync.Mutex
@@ -27,10 +26,10 @@ type teller struct {
 	stop   func() // and wait for its end
 }
 
-func newTeller(t *testing.T, c Notify) *teller {
+func newTeller(t *testing.T, c Config) *teller {
 	t.Helper()
 	n := &teller{}
-	n.Notifier = NewNotifier(func(err error) {
+	n.Notifier = New(func(err error) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.faults = append(n.faults, err.Error())
@@ -67,23 +66,25 @@ func TestNotifyCommand(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "told")
 	script := fmt.Sprintf(`echo "$*|$VSTUN_KIND $VSTUN_SERVICE $VSTUN_REALSERVER $VSTUN_OLD $VSTUN_NEW `+
 		`$VSTUN_REASON" >>%s`, file)
-	n := newTeller(t, Notify{Command: []string{"/bin/sh", "-c", script, "sh", "own"}, Timeout: patience})
-	n.Tell(event(1), event(2))
-	n.Tell(Event{Kind: "service", Service: "web", Old: "up", New: "down", Reason: "weight 0 is up, want 1"})
-	want := `own realserver web 10.0.0.1 up down HTTP status 503, want 200-399|realserver web 10.0.0.1 up down HTTP status 503, want 200-399
-own realserver web 10.0.0.2 up down HTTP status 503, want 200-399|realserver web 10.0.0.2 up down HTTP status 503, want 200-399
-own service web - up down weight 0 is up, want 1|service web - up down weight 0 is up, want 1
-`
+	n := newTeller(t, Config{Command: []string{"/bin/sh", "-c", script, "sh", "own"}, Timeout: patience})
+	n.Send(event(1), event(2))
+	n.Send(Event{Kind: "service", Service: "web", Old: "up", New: "down", Reason: "weight 0 is up, want 1"})
+	want := ""
+	for _, e := range []string{"realserver web 10.0.0.1 up down HTTP status 503, want 200-399",
+		"realserver web 10.0.0.2 up down HTTP status 503, want 200-399",
+		"service web - up down weight 0 is up, want 1"} {
+		want += "own " + e + "|" + e + "\n"
+	}
 	testkit.Eventually(t, "told", func() bool {
 		text, _ := os.ReadFile(file)
 		return string(text) == want
 	})
-	n.Set(Notify{Timeout: time.Second})
-	n.Tell(event(3)) // to nobody
-	n.Set(Notify{Command: []string{"/nonexistent/tell"}, Timeout: time.Second})
-	n.Tell(event(4))
-	n.Set(Notify{Command: []string{"/bin/sh", "-c", "echo no mail; exit 7"}, Timeout: patience})
-	n.Tell(event(5))
+	n.Set(Config{Timeout: time.Second})
+	n.Send(event(3)) // without a receiver
+	n.Set(Config{Command: []string{"/nonexistent/tell"}, Timeout: time.Second})
+	n.Send(event(4))
+	n.Set(Config{Command: []string{"/bin/sh", "-c", "echo no mail; exit 7"}, Timeout: patience})
+	n.Send(event(5))
 	testkit.Eventually(t, "its failure is told", func() bool { return len(n.said()) > 0 })
 	for _, s := range n.said() {
 		if !strings.Contains(s, `service "web": realserver 10.0.0.`) {
@@ -130,9 +131,9 @@ func TestWebhook(t *testing.T) {
 	h := &hook{status: []int{503}}
 	s := httptest.NewServer(h)
 	defer s.Close()
-	n := newTeller(t, Notify{Webhook: s.URL + "/secret", Timeout: patience})
+	n := newTeller(t, Config{Webhook: s.URL + "/secret", Timeout: patience})
 	want := []Event{event(1), event(2), event(3)}
-	n.Tell(want...)
+	n.Send(want...)
 	testkit.Eventually(t, "posted", func() bool { return len(h.got()) == 3 })
 	if diff := cmp.Diff(want, h.got()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -143,12 +144,12 @@ func TestWebhook(t *testing.T) {
 	h.mu.Lock()
 	h.status = []int{404}
 	h.mu.Unlock()
-	n.Tell(event(4))
+	n.Send(event(4))
 	testkit.Eventually(t, "refused", func() bool { return len(n.said()) == 1 })
 	s.Close()
-	n.Set(Notify{Webhook: s.URL + "/secret", Timeout: 100 * time.Millisecond})
-	n.Tell(event(5))
-	testkit.Eventually(t, "nobody there", func() bool { return len(n.said()) == 2 })
+	n.Set(Config{Webhook: s.URL + "/secret", Timeout: 100 * time.Millisecond})
+	n.Send(event(5))
+	testkit.Eventually(t, "no server", func() bool { return len(n.said()) == 2 })
 	wantFaults := []string{`service "web": realserver 10.0.0.4 down: webhook ` + s.URL + `: HTTP status 404 Not Found`,
 		`service "web": realserver 10.0.0.5 down: webhook ` + s.URL + `: `}
 	for i, got := range n.said() {
@@ -174,12 +175,12 @@ func TestNotifyNeverWaits(t *testing.T) {
 		h.ServeHTTP(w, r)
 	}))
 	defer s.Close()
-	n := newTeller(t, Notify{Webhook: s.URL, Timeout: patience})
-	n.Tell(event(0))
+	n := newTeller(t, Config{Webhook: s.URL, Timeout: patience})
+	n.Send(event(0))
 	<-asked
 	const more = 20
 	for i := range maxQueue + more {
-		n.Tell(event(i % 250))
+		n.Send(event(i % 250))
 	}
 	n.stopWhile(t, func() { close(hangs) })
 	if got := h.got(); len(got) < 2 || got[1] != event(more) { // the first one is that which hung
@@ -211,13 +212,10 @@ func (n *teller) stopWhile(t *testing.T, letGo func()) {
 func TestNotifyEnds(t *testing.T) {
 	t.Parallel()
 	begun, asked := filepath.Join(t.TempDir(), "begun"), make(chan struct{}, 1)
-	hook := listen(t, func(c net.Conn) {
-		asked <- struct{}{}
-		silence(c)
-	})
-	n := newTeller(t, Notify{Webhook: "http://" + hook.String() + "/", Command: []string{"/bin/sh", "-c",
+	hook := listenSilently(t, func() { asked <- struct{}{} })
+	n := newTeller(t, Config{Webhook: "http://" + hook.String() + "/", Command: []string{"/bin/sh", "-c",
 		"touch " + begun + "; sleep 1000", "sh"}, Timeout: time.Hour})
-	n.Tell(event(1), event(2), event(3))
+	n.Send(event(1), event(2), event(3))
 	testkit.Eventually(t, "both hang", func() bool {
 		_, err := os.Stat(begun)
 		return err == nil && len(asked) > 0

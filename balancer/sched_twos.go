@@ -8,13 +8,16 @@ import (
 	"vstun/encap/packet"
 )
 
+var random = []Scheduler{
+	{Name: "twos", Choice: "the better of two that are drawn by chance, so that it may be another one the next time",
+		make: func(kind) scheduler { return &twos{} }},
+}
+
 // twos is the power of two choices (Linux net/netfilter/ipvs/ip_vs_twos.c): of two realservers, drawn at random by
 // weight, the one with the lower overhead by weight; the first drawn where it is the same.
 type twos struct {
-	sums []int // of the weights up to each realserver, in list order; a slice that is made anew for each change
+	sums []int // of the weights up to each realserver, in list order; a new slice for each change
 }
-
-func newTwos(kind) scheduler { return &twos{} }
 
 func (s *twos) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	a, b := s.draw(list), s.draw(list)
@@ -24,8 +27,8 @@ func (s *twos) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	return a
 }
 
-// draw draws a realserver by weight; nil when none may have the connection. The kernel draws from 0 to the sum, both
-// included, so that the first with a weight has one chance more.
+// draw draws a realserver by weight. It returns nil when none may have the connection. The kernel draws from 0 to the
+// sum, both included, so that the first with a weight has one chance more.
 func (s *twos) draw(list []*Dest) *Dest {
 	if len(s.sums) == 0 || s.sums[len(s.sums)-1] == 0 {
 		return nil
@@ -39,7 +42,7 @@ func (s *twos) draw(list []*Dest) *Dest {
 	return drawAvailable(list)
 }
 
-// drawAvailable is draw by looking at all.
+// drawAvailable is draw by a scan of the whole list.
 func drawAvailable(list []*Dest) *Dest {
 	sum := 0
 	var last *Dest
@@ -60,7 +63,7 @@ func drawAvailable(list []*Dest) *Dest {
 	return last
 }
 
-func (s *twos) changed(list []*Dest) {
+func (s *twos) changed(list []*Dest, _ change) {
 	s.sums = make([]int, len(list))
 	sum := 0
 	for i, d := range list {
@@ -68,9 +71,5 @@ func (s *twos) changed(list []*Dest) {
 		s.sums[i] = sum
 	}
 }
-
-func (s *twos) added(list []*Dest)          { s.changed(list) }
-func (s *twos) removed(list []*Dest, _ int) { s.changed(list) }
-func (s *twos) edited(list []*Dest)         { s.changed(list) }
 
 func (s *twos) clone() scheduler { return &twos{s.sums} }

@@ -7,19 +7,56 @@ import (
 	"vstun/encap/packet"
 )
 
+var roundRobin = []Scheduler{
+	{Name: "rr", Choice: "the next in turn", make: func(kind) scheduler { return &rr{position: head} }},
+	{Name: "wrr", Choice: "the next in turn by weight", make: func(kind) scheduler { return &wrr{position: head} }},
+}
+
+// rr is round robin (Linux net/netfilter/ipvs/ip_vs_rr.c): the next realserver in list order after the last choice.
+type rr struct {
+	mu       sync.Mutex
+	position int // of the last choice; head: before the first
+}
+
+func (s *rr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := range list {
+		i := (s.position + 1 + n) % len(list)
+		if list[i].available() {
+			s.position = i
+			return list[i]
+		}
+	}
+	return nil
+}
+
+func (s *rr) changed(_ []*Dest, c change) {
+	switch {
+	case c.kind == changeAdded && s.position != head:
+		s.position++
+	case c.kind == changeRemoved && s.position >= c.index:
+		s.position--
+	}
+}
+
+func (s *rr) clone() scheduler {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &rr{position: s.position}
+}
+
 // wrr is weighted round robin (Linux net/netfilter/ipvs/ip_vs_wrr.c): the current weight walks down from the highest in
 // steps of the greatest common divisor, and the next realserver in list order with at least that weight is chosen.
 type wrr struct {
-	weights []int // in list order; a slice that is made anew for each change
+	weights []int // in list order; a new slice for each change
 	top     int   // where current begins: highest weight - (step - 1)
 	step    int   // greatest common divisor of the weights
 
 	mu       sync.Mutex
-	position int // of the last one chosen; head: before the first
-	current  int // weight that a realserver must have
+	position int // of the last choice; head: before the first
+	current  int // least weight of the next choice
 }
-
-func newWRR(kind) scheduler { return &wrr{position: head} }
 
 func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	s.mu.Lock()
@@ -36,8 +73,7 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 			}
 		}
 		if from == 0 && !s.descend(list) {
-			// Where the kernel's search ends: back at the start if it began in the last round, else where a cycle
-			// begins.
+			// The kernel's search ends at its start if that is in the last round, else where a cycle begins.
 			if s.position, s.current = head, s.top; position != head && current <= s.step {
 				s.position, s.current = position, current
 			}
@@ -49,8 +85,8 @@ func (s *wrr) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 	}
 }
 
-// descend leaves out the rounds in which no realserver can be chosen, after a whole round in which all with the current
-// weight were overloaded. It reports whether a realserver can be chosen.
+// descend skips the rounds without a choice, after a whole round in which every realserver with the current weight was
+// overloaded. It reports whether any realserver can be chosen.
 func (s *wrr) descend(list []*Dest) bool {
 	heaviest := 0
 	for i, w := range s.weights {
@@ -66,7 +102,7 @@ func (s *wrr) descend(list []*Dest) bool {
 
 // changed is ip_vs_wrr_dest_changed: back to the head of the list, with the current weight moved to one that the new
 // steps reach.
-func (s *wrr) changed(list []*Dest) {
+func (s *wrr) changed(list []*Dest, _ change) {
 	s.weights = make([]int, len(list))
 	highest, divisor := 0, 0
 	for i, d := range list {
@@ -83,20 +119,8 @@ func (s *wrr) changed(list []*Dest) {
 	}
 }
 
-func (s *wrr) added(list []*Dest)          { s.changed(list) }
-func (s *wrr) removed(list []*Dest, _ int) { s.changed(list) }
-func (s *wrr) edited(list []*Dest)         { s.changed(list) }
-
 func (s *wrr) clone() scheduler {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &wrr{weights: s.weights, top: s.top, step: s.step, position: s.position, current: s.current}
-}
-
-// gcd is the greatest common divisor; that of 0 and a is a.
-func gcd(a, b int) int {
-	for b != 0 {
-		a, b = b, a%b
-	}
-	return a
 }

@@ -8,27 +8,32 @@ import (
 	"vstun/encap/packet"
 )
 
+var maglev = []Scheduler{
+	{Name: "mh", Choice: "the Maglev hash of the client", Flags: true, port: true,
+		make: func(k kind) scheduler { return &mh{flags: k.Flags, port: k.port} }},
+}
+
 // mh is Maglev hashing (Linux net/netfilter/ipvs/ip_vs_mh.c; Eisenbud et al., Maglev, NSDI 2016, section 3.4): the
-// realserver of the source's slot in a table in which each realserver has slots of its own liking, so that most stay as
-// they are when another comes or goes.
+// realserver of the source's slot in a table. Each realserver has its own permutation of slots, so that most slots stay
+// as they are when another realserver comes or goes.
 type mh struct {
 	flags Flags
 	port  uint16   // of the realservers, part of their hash in the kernel: the service's, or 0 where that has several
-	dests []mhDest // in list order; a slice that is made anew for each change
-	table *mhTable // made anew for each change; nil: no realserver has ever had a weight
-	stale bool     // the table is not made of dests: only while changes come
+	dests []mhDest // in list order; a new slice for each change
+	table *mhTable // a new table for each change; nil: no realserver has ever had a weight
+	stale bool     // the table is older than dests: only until settle
 }
 
-// mhTable is each slot's realserver, as its place in the list. Its size is the kernel's default, a prime number; where
+// mhTable is the index in the list of each slot's realserver. Its size is the kernel's default, a prime number. Where
 // there are more realservers than slots, which the kernel refuses, the last in the list have none.
 type mhTable [4093]int32
 
 const mhSlots = uint32(len(mhTable{}))
 
-// mhDest is a realserver's liking: the slot at offset, then each skip slots on.
+// mhDest is a realserver's permutation of slots: the one at offset, then the one skip slots on, and so forth.
 type mhDest struct {
 	offset, skip uint32
-	weight       int // the last that was not 0: one that drains keeps its slots, for when it comes back
+	weight       int // the last one above 0: a realserver that drains keeps its slots, for when it comes back
 }
 
 // The keys of the two hashes; either is both halves of a key.
@@ -37,10 +42,8 @@ const (
 	mhKey2 = 2654446892
 )
 
-// mhTurnBits bounds the slots that a realserver takes in a row: 6 bits.
+// mhTurnBits bounds the number of slots that a realserver takes in a turn: 6 bits.
 const mhTurnBits = 6
-
-func newMH(k kind) scheduler { return &mh{flags: k.Flags, port: k.port} }
 
 func (s *mh) pick(list []*Dest, p *packet.Info, _ conntab.Ticks) *Dest {
 	if s.table == nil {
@@ -70,28 +73,24 @@ func (s *mh) mhDest(d *Dest) mhDest {
 	return mhDest{hsiphash(key, mhKey1) % mhSlots, hsiphash(key, mhKey2)%(mhSlots-1) + 1, d.Weight}
 }
 
-func (s *mh) added(list []*Dest) {
-	s.dests = slices.Insert(slices.Clone(s.dests), 0, s.mhDest(list[0]))
-	s.stale = true
-}
-
-func (s *mh) removed(_ []*Dest, i int) {
-	s.dests = slices.Delete(slices.Clone(s.dests), i, i+1)
-	s.stale = true
-}
-
-func (s *mh) edited(list []*Dest) {
+func (s *mh) changed(list []*Dest, c change) {
 	former := s.dests
-	s.dests = make([]mhDest, len(list))
-	for i, d := range list {
-		if s.dests[i] = s.mhDest(d); d.Weight == 0 && i < len(former) {
-			s.dests[i].weight = former[i].weight
+	switch s.stale = true; c.kind {
+	case changeAdded:
+		s.dests = slices.Insert(slices.Clone(former), 0, s.mhDest(list[0]))
+	case changeRemoved:
+		s.dests = slices.Delete(slices.Clone(former), c.index, c.index+1)
+	default:
+		s.dests = make([]mhDest, len(list))
+		for i, d := range list {
+			if s.dests[i] = s.mhDest(d); d.Weight == 0 && i < len(former) {
+				s.dests[i].weight = former[i].weight
+			}
 		}
 	}
-	s.stale = true
 }
 
-// settle makes the table anew after changes, once for all: a thousand of them would take seconds.
+// settle rebuilds the table once after all changes: a rebuild for each of a thousand would take seconds.
 func (s *mh) settle() {
 	if s.stale {
 		s.stale = false
@@ -99,8 +98,8 @@ func (s *mh) settle() {
 	}
 }
 
-// populate makes the table: in turns, each realserver takes as many slots as its weight says, in bounds, of those that
-// are free the one that it likes best.
+// populate builds the table: in turns, each realserver takes a number of slots in proportion to its weight, within
+// bounds, each time the first free one of its permutation.
 func (s *mh) populate() {
 	s.table = nil
 	divisor, highest := 0, 0
@@ -139,7 +138,7 @@ func (s *mh) populate() {
 func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table, s.stale} }
 
 // hsiphash is the kernel's hsiphash of one 32-bit number on 64-bit machines (include/linux/siphash.h): SipHash-1-3
-// (Aumasson and Bernstein, 2012), of which the lower half is taken, with the same number as both halves of the key.
+// (Aumasson and Bernstein, 2012), the lower half, with the same number as both halves of the key.
 func hsiphash(n uint32, key uint64) uint32 {
 	v0, v1, v2, v3 := key^0x736f6d6570736575, key^0x646f72616e646f6d, key^0x6c7967656e657261, key^0x7465646279746573
 	m := 4<<56 | uint64(n) // its length in bytes on top
