@@ -16,7 +16,7 @@ import (
 )
 
 // TestExplainForesees: for every scheduler, with and without persistence, Explain says what Decide does next, and
-// whether it is asked or not makes no difference: a second balancer, which nobody asks, decides alike.
+// whether it is asked or not makes no difference: a second balancer without questions decides alike.
 func TestExplainForesees(t *testing.T) {
 	for _, name := range Schedulers() {
 		for _, persistent := range []bool{false, true} {
@@ -80,7 +80,7 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 		if scheduler != "twos" {
 			if d2, drop2 := other.Snapshot().Decide(p, now); drop2 != reason || reason == drop.Accept &&
 				d2.Address != d.Address {
-				t.Fatalf("step %d: %v, %v; the one that nobody asks has %v, %v", step, d, reason, d2, drop2)
+				t.Fatalf("step %d: %v, %v; the one without questions has %v, %v", step, d, reason, d2, drop2)
 			}
 		}
 		if step%20 == 0 {

@@ -12,7 +12,7 @@ import (
 )
 
 // TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, when the service has gone, and when it is
-// down; takes over another way to it; and is nobody's connection.
+// down; takes over another path to it; and is no connection.
 func TestProbesGoTheirOwnWay(t *testing.T) {
 	b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: true}), 1)
 	put := func(probed []Target, services ...Service) {
@@ -117,7 +117,7 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// TestDownFromTheStart: nobody goes to a realserver that has not been up yet, and its place is its own when it is.
+// TestDownFromTheStart: no client goes to a realserver that has not been up yet, and its place is its own when it is.
 func TestDownFromTheStart(t *testing.T) {
 	down := rs(1, 1)
 	down.Down = true
@@ -161,7 +161,7 @@ func TestManyFail(t *testing.T) {
 			t.Errorf("%s: it took %v", sched, took)
 		}
 		if got := to(b, flow(1, packet.FlagSYN)); got == "no_realserver" {
-			t.Errorf("%s: nobody serves", sched)
+			t.Errorf("%s: no realserver serves", sched)
 		}
 	}
 }

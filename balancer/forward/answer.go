@@ -63,7 +63,7 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 // refuse answers the packet in b, which Decide refuses for the reason d, if d and the configuration want an answer.
 //
 //	no_connection   TCP: RST
-//	no_service      if it is for a VIP: to TCP without SYN a RST, which ends the connection; else ICMP port unreachable
+//	no_service      if it is for a VIP: to TCP without SYN a RST, which ends the connection; else port unreachable
 //	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
 //
 // A RST is never answered. VIPs that have left count as VIPs here.

@@ -29,7 +29,7 @@ func TestSizes(t *testing.T) {
 					n     int // the largest packet that goes out whole
 					told  int // the size that a larger one is answered with; 0: none, it goes out in fragments
 					make  func(n int) []byte
-					least int // below which nobody is told to go
+					least int // below which no sender is told to go
 				}{
 					{"4", inner, 0, func(n int) []byte { return udp(53, false, n-28) }, 0},
 					{"4 with DF", inner, inner, func(n int) []byte { return udp(53, true, n-28) }, 68},

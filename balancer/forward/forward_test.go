@@ -369,7 +369,7 @@ func TestRefusedPacketCostsItselfAlone(t *testing.T) {
 	select {
 	case <-w.shared.TooBig:
 	default:
-		t.Error("nobody is told that the MTU is another one")
+		t.Error("the sender is not told of the new MTU")
 	}
 	if w.LastError() == nil {
 		t.Error("no last error")

@@ -46,7 +46,7 @@ var differences = []struct {
 	steps  []int
 	reason string
 }{
-	{"gre/router-fragneeded-quote-48", []int{2}, "a quote without 8 bytes behind the IP header is of no use to a client"},
+	{"gre/router-fragneeded-quote-48", []int{2}, "a quote without 8 bytes behind the IP header does not help a client"},
 	{"gre/router-fragneeded-quote-80", []int{2}, sizeAtOnce},
 	{"gre/router-fragneeded-quote-all", []int{2}, sizeAtOnce},
 	{"gre/router-fragneeded-tiny", []int{2}, sizeTiny},
@@ -60,7 +60,7 @@ var differences = []struct {
 	{"ipip/router-fragneeded-quote-80", []int{2}, sizeAtOnce},
 	{"ipip/router-fragneeded-quote-all", []int{2}, sizeAtOnce},
 	{"ipip/router-fragneeded-tiny", []int{2}, sizeTiny},
-	{"ipip/frag-no-last", []int{2}, "nobody is told that the rest of a packet has not come"},
+	{"ipip/frag-no-last", []int{2}, "no sender is told that the rest of a packet has not come"},
 	{"ipip/options-rr", []int{0}, "the host that forwards into the TUN device fills in options, with the address " +
 		"that it has there"},
 	{"ipip/options-ts", []int{0}, "the host that forwards into the TUN device fills in options"},
@@ -88,7 +88,7 @@ const (
 //   - So a "port unreachable" quotes a packet whose TTL is lowered already.
 //   - A packet marked CE has an outer header with CE (RFC 6040), and not with ECT(0).
 //   - ICMPv6 errors have the VIP as source, as those of IPv4 have, and not an address of the host's.
-//   - The outer TTLs of a flow's datagrams take turns (TestDatagramsStayApart); here each is taken for the flow's first.
+//   - The outer TTLs of a flow's datagrams take turns (TestDatagramsStayApart); here each is the flow's first.
 func TestOracle(t *testing.T) {
 	files, err := filepath.Glob("../../testdata/oracle/wire/*.jsonl")
 	if err != nil || len(files) < 7 {

@@ -265,7 +265,7 @@ func TestRelayKernelDriver(t *testing.T) {
 		{encap.KindGRE, real1, udp6(53, 100), real1, false},
 		{encap.KindIPIP, real6, udp6(53, 100), real6, false},
 		{encap.KindIPIP, router, udp(53, true, 100), real1, true},
-		{encap.KindGUE, real1, udp(53, true, 100), real1, true}, // nobody has the UDP port
+		{encap.KindGUE, real1, udp(53, true, 100), real1, true}, // no socket has the UDP port
 		{encap.KindFOU, real6, udp6(53, 100), real6, true},
 	} {
 		b := newSite(t, c.real, c.kind, 1500)

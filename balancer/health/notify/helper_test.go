@@ -10,16 +10,6 @@ import (
 // patience bounds the time that a test waits for a condition.
 const patience = 20 * time.Second
 
-// within waits until ok.
-func within(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v", what, patience)
-		}
-	}
-}
-
 // listenSilently starts a TCP server that reads and never answers. It calls accepted for each connection.
 func listenSilently(t testing.TB, accepted func()) netip.AddrPort {
 	t.Helper()
