@@ -172,11 +172,16 @@ func (r records) String() string {
 		n    int
 		what string
 	}{
-		{len(r.Sysctls), "sysctls"}, {len(r.Made) + len(r.Links), "links"}, {len(r.Addrs), "addresses"},
-		{len(r.Unreachable) + len(r.Routes), "routes"}, {len(r.Rules), "rules"},
+		{len(r.Sysctls), "sysctl"}, {len(r.Made) + len(r.Links), "link"}, {len(r.Addrs), "address"},
+		{len(r.Unreachable) + len(r.Routes), "route"}, {len(r.Rules), "rule"},
 	} {
-		if c.n > 0 {
-			s = append(s, fmt.Sprintf("%d %s", c.n, c.what))
+		switch {
+		case c.n == 1:
+			s = append(s, "1 "+c.what)
+		case c.n > 1 && c.what == "address":
+			s = append(s, fmt.Sprintf("%d addresses", c.n))
+		case c.n > 1:
+			s = append(s, fmt.Sprintf("%d %ss", c.n, c.what))
 		}
 	}
 	return strings.Join(s, ", ")

@@ -182,7 +182,7 @@ func TestRecordsMinus(t *testing.T) {
 	if rest := r.minus(records{}); !reflect.DeepEqual(rest, r) {
 		t.Errorf("r - nothing = %s", rest)
 	}
-	if s := r.String(); s != "1 sysctls, 2 links, 1 addresses, 2 routes, 2 rules" {
+	if s := r.String(); s != "1 sysctl, 2 links, 1 address, 2 routes, 2 rules" {
 		t.Errorf("summary %q", s)
 	}
 }

@@ -21,7 +21,6 @@ func sum(all []api.RealserverUsage) (total api.RealserverUsage) {
 	for _, l := range all {
 		total.Active += l.Active
 		total.Inactive += l.Inactive
-		total.Settling = total.Settling || l.Settling
 		total.Held += l.Held
 		total.Settling = total.Settling || l.Settling
 	}
