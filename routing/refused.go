@@ -68,7 +68,8 @@ func (m *Manager) refuse(key routeRecord, want []route, snap snapshot) {
 	}
 	m.refused[key] = refusal{want, time.Now()}
 	throw := key.throw()
-	if have := snap.routes[key]; len(have) != 1 || !have[0].same(throw) {
+	// One of several routes may have taken the place of a throw route since snap.
+	if have := snap.routes[key]; len(want) > 1 || len(have) != 1 || !have[0].same(throw) {
 		_ = m.fib.replace(throw)
 	}
 }

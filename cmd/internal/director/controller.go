@@ -30,9 +30,8 @@ type controller struct {
 	ask     questions
 	tell    func(events ...notify.Event) // notifies
 
-	requests chan func()          // that run calls, one after the other
-	changes  chan []health.Change // that the monitor has found
-	ended    chan struct{}        // closed when run has ended
+	requests chan func()   // that run calls, one after the other
+	ended    chan struct{} // closed when run has ended
 	current  atomic.Pointer[state]
 
 	// The following belong to run, and to start before it.
@@ -58,7 +57,7 @@ type state struct {
 func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network) *controller {
 	return &controller{log: log, plane: plane, checks: checks, network: network,
 		ask: newQuestions(plane), tell: func(...notify.Event) {}, requests: make(chan func()),
-		changes: make(chan []health.Change), ended: make(chan struct{}), failures: map[string]string{}}
+		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
 // start puts the first configuration in force.
@@ -91,12 +90,8 @@ func (c *controller) run(ctx context.Context) error {
 	defer close(c.ended)
 	ticker := time.NewTicker(pathsEvery)
 	defer ticker.Stop()
-	var healthPause, pathsPause <-chan time.Time // nil: there is none
+	var pathsPause <-chan time.Time // nil: there is none
 	for {
-		changes := c.changes
-		if healthPause != nil {
-			changes = nil
-		}
 		due, tooBig, changed := ticker.C, c.plane.shared.TooBig, c.network.Changed()
 		if pathsPause != nil {
 			due, tooBig, changed = nil, nil, nil
@@ -106,11 +101,6 @@ func (c *controller) run(ctx context.Context) error {
 			return nil
 		case fn := <-c.requests:
 			fn()
-		case list := <-changes:
-			c.takeHealth(list)
-			healthPause = time.After(betweenChanges)
-		case <-healthPause:
-			healthPause = nil
 		case <-due:
 			pathsPause = c.refresh()
 		case <-tooBig:
@@ -137,11 +127,14 @@ func (c *controller) do(fn func()) error {
 	}
 }
 
-// healthChanged hands the monitor's findings over to run. It waits while run is busy. The monitor goes on meanwhile,
-// and collects what changes.
+// healthChanged has run put the monitor's findings in force, and returns after a pause. The monitor collects what
+// changes meanwhile: no change waits in a list while a later state of its realserver is in force.
 func (c *controller) healthChanged(list []health.Change) {
+	if c.do(func() { c.takeHealth(list) }) != nil {
+		return
+	}
 	select {
-	case c.changes <- list:
+	case <-time.After(betweenChanges):
 	case <-c.ended:
 	}
 }
@@ -206,10 +199,12 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 	if err := c.apply(was, &desired, moves); err != nil {
 		return err
 	}
+	if reconfigured { // removed checks end before the state loses their paths
+		_ = c.checks.monitor.Set(subjects) // Preview has accepted them
+	}
 	c.current.Store(&state{inputs: in, Desired: desired, snapshot: c.plane.balancer.Snapshot(),
 		grace: newGrace(c.plane.loops())})
 	if reconfigured { // the balancer and the state have the paths of new checks now
-		_ = c.checks.monitor.Set(subjects) // Preview has accepted them
 		c.checks.monitor.Begin()
 	}
 	c.report(was, events)

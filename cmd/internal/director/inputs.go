@@ -75,7 +75,7 @@ func (c *controller) trim() {
 		in.RetiredVIPs = slices.DeleteFunc(slices.Clone(in.RetiredVIPs), unused)
 		if len(in.RetiredVIPs) < len(c.state().inputs.RetiredVIPs) {
 			c.logFailure(slog.LevelError, "cannot remove routes of VIPs that are not configured any more; retrying",
-				c.converge(in))
+				c.converge(in), "vips", c.state().inputs.RetiredVIPs)
 		}
 	}
 	in = c.state().inputs
