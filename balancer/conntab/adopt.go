@@ -23,12 +23,12 @@ func (t *Table) Put(c Conn, now Ticks) Result {
 
 // putKnownTemplate is Put for a template.
 func (t *Table) putKnownTemplate(c *Conn, now Ticks) Result {
-	if c.Dest >= maxDests || c.Timeout <= 0 {
+	if c.Dest >= maxDests || c.Timeout < time.Second/PerSecond {
 		return Refused
 	}
 	family, former := t.of(c.Flow.Src, true), uint32(0)
 	n := newTemplate{dest: c.Dest, timeout: ticks(c.Timeout), former: former}
-	n.left = min(max(1, ticks(c.Expires)), n.timeout)
+	n.left = min(max(1, ticks(max(0, c.Expires))), n.timeout)
 	_, number, r := family.putTemplate(c.Flow.Src, c.Service, &n, now)
 	if r == Full {
 		return Full
@@ -97,7 +97,7 @@ func (s *store[A]) refresh(f packet.Flow, n uint32, last Ticks, by *rules) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	i, found := sh.find(&k)
-	if !found || sh.slots[i].expires.reached(last) {
+	if !found || sh.slots[i].expires.reached(last) || sh.slots[i].flags&ended != 0 {
 		return
 	}
 	e := &sh.slots[i]

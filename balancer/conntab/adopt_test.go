@@ -139,3 +139,39 @@ func TestRefresh(t *testing.T) {
 		})
 	}
 }
+
+// TestRefreshOfEnded: a connection that a SYN has ended stays ended, whatever was seen of it before.
+func TestRefreshOfEnded(t *testing.T) {
+	table := newSmall(Config{})
+	p := tcp(1, 1, packet.FlagSYN)
+	table.Insert(&p, 1, 0, 0)
+	for _, flags := range []uint8{packet.FlagACK, packet.FlagRST} {
+		p.TCPFlags = flags
+		table.Packet(&p, FromClient, 0)
+	}
+	p.TCPFlags = packet.FlagSYN
+	if _, r := table.Packet(&p, FromClient, 200); r != Miss {
+		t.Fatalf("a SYN of a closed connection: result %d", r)
+	}
+	table.Refresh(p.Flow, 3, 199)
+	if dest, r := table.Insert(&p, 2, 0, 200); dest != 2 || r != Inserted {
+		t.Errorf("the new connection: destination %d, result %d", dest, r)
+	}
+}
+
+// TestPutEndedTemplate: a template without time left gets no new timeout, and the feed has the time that it gets.
+func TestPutEndedTemplate(t *testing.T) {
+	table := newSmall(Config{})
+	f := table.Changes(1000)
+	c := Conn{Flow: packet.Flow{Src: tcp(1, 1, 0).Flow.Src}, Template: true, State: TemplateState, Service: 1,
+		Timeout: 300 * time.Second, Expires: -time.Second}
+	table.Put(c, 0)
+	got, ok := table.LookupTemplate(c.Flow.Src, 1, 0)
+	if _, conns := kinds(f, 0); !ok || got.Expires > time.Second || len(conns) != 1 || conns[0].Expires != got.Expires {
+		t.Errorf("%+v, %v; in the feed %+v", got, ok, conns)
+	}
+	c.Timeout, c.Service = time.Millisecond, 2
+	if r := table.Put(c, 0); r != Refused {
+		t.Errorf("a timeout of less than a tick: result %d", r)
+	}
+}

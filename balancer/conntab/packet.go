@@ -73,6 +73,7 @@ func (s *store[A]) packet(p *packet.Info, dir Direction, by *rules, now Ticks) (
 // expire makes e end now. It is removed by Insert, which puts another in its place, or by a sweep.
 func (s *store[A]) expire(sh *shard[A], e *entry[A], now Ticks) {
 	e.expires = now
+	e.flags |= ended
 	sh.noteExpiry(now)
 }
 

@@ -54,8 +54,11 @@ type entry[A address] struct {
 	ref          uint32 // number of the template that led to the connection, 0 for none; of a template: its own
 }
 
-// twoWay is a flag of connections whose replies pass the director.
-const twoWay = 1
+// Flags of connections.
+const (
+	twoWay = 1 << iota // replies pass the director
+	ended              // expire has ended it before its timeout
+)
 
 // timeout is that of a template.
 func (e *entry[A]) timeout() Ticks { return Ticks(e.value) }

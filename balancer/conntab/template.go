@@ -153,17 +153,16 @@ func (s *store[A]) putTemplate(client netip.Addr, service uint32, n *newTemplate
 		s.remove(sh, i)
 	}
 	number = t.refs.take()
-	e := s.add(sh, &k, entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout),
-		expires: now + n.timeout})
-	if e == nil {
+	left := n.timeout
+	if n.left > 0 {
+		left = n.left
+	}
+	e := entry[A]{state: TemplateState, dest: n.dest, ref: number, value: uint32(n.timeout), expires: now + left}
+	if s.add(sh, &k, e) == nil {
 		t.refs.detach(number)
 		return 0, 0, Full
 	}
-	s.hold(sh, e, now)
-	if n.left > 0 {
-		e.expires = now + n.left
-		sh.noteExpiry(e.expires)
-	}
+	t.refs.hold(number)
 	return n.dest, number, Inserted
 }
 
