@@ -53,7 +53,7 @@ func (s State) connection(proto uint8) bool {
 }
 
 func (s *store[A]) put(c *Conn, by *rules, now Ticks) Result {
-	t, k := s.table, s.key(c.Flow, 0)
+	t, k := s.table, s.key(c.Flow)
 	left := Ticks(max(0, min(c.Expires, MaxTimeout)) * PerSecond / time.Second)
 	expires := now + max(1, min(left, by.times[c.State]))
 	sh := s.shard(k.hash)
@@ -92,7 +92,7 @@ func (t *Table) Refresh(f packet.Flow, n uint32, last Ticks) {
 }
 
 func (s *store[A]) refresh(f packet.Flow, n uint32, last Ticks, by *rules) {
-	k := s.key(f, 0)
+	k := s.key(f)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -29,7 +29,15 @@ const (
 // Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired
 // by now, but counts until Insert replaces it or it is swept, as in IPVS. A packet from the server opens none.
 func (v View) Packet(p *packet.Info, dir Direction, now Ticks) (dest uint32, r Result) {
-	return v.of(p.Flow.Src, false).packet(p, dir, v.rules, now)
+	if p.Flow.Src.Is4() {
+		k := v.key4(&p.Flow, p.Hash)
+		return v.four.packet(&k, p, dir, v.rules, now)
+	}
+	if s := v.ipv6(false); s != nil {
+		k := v.key6(&p.Flow, p.Hash)
+		return s.packet(&k, p, dir, v.rules, now)
+	}
+	return 0, v.rules.unknown(p, dir)
 }
 
 // unknown is the result for a packet of no connection.
@@ -40,11 +48,10 @@ func (r *rules) unknown(p *packet.Info, dir Direction) Result {
 	return Refused
 }
 
-func (s *store[A]) packet(p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32, r Result) {
-	k := s.key(p.Flow, p.Hash)
+func (s *store[A]) packet(k *key[A], p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32, r Result) {
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
-	if i, found := sh.find(&k); found {
+	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
 		f := Followed
 		if by.checksDests || begins(p) || e.expires.reached(now) { // else it is, without a call
@@ -176,19 +183,26 @@ func (r *rules) after(st State, p *packet.Info, dir Direction, twoWay bool) Stat
 // goroutine has made the connection meanwhile, that one stays, p is counted there, and its destination is returned with
 // Hit. Otherwise the result is Inserted, or Full when the table holds as many connections as it may.
 func (v View) Insert(p *packet.Info, dest, template uint32, now Ticks) (uint32, Result) {
-	dest, r := v.of(p.Flow.Src, true).insert(p, dest, template, v.rules, now)
+	var r Result
+	if p.Flow.Src.Is4() {
+		k := v.key4(&p.Flow, p.Hash)
+		dest, r = v.four.insert(&k, p, dest, template, v.rules, now)
+	} else {
+		k := v.key6(&p.Flow, p.Hash)
+		dest, r = v.ipv6(true).insert(&k, p, dest, template, v.rules, now)
+	}
 	if r != Inserted && template != 0 {
 		v.refs.release(template)
 	}
 	return dest, r
 }
 
-func (s *store[A]) insert(p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result) {
-	t, k := s.table, s.key(p.Flow, p.Hash)
+func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, by *rules, now Ticks) (uint32, Result) {
+	t := s.table
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if i, found := sh.find(&k); found {
+	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
 		if !e.expires.reached(now) {
 			return s.seen(sh, e, p, FromClient, by, now), Hit
@@ -201,7 +215,7 @@ func (s *store[A]) insert(p *packet.Info, dest, template uint32, by *rules, now 
 	}
 	e.state = by.after(begun(p.Flow.Proto), p, FromClient, e.flags&twoWay != 0)
 	e.expires = now + by.times[e.state]
-	if s.add(sh, &k, e) == nil {
+	if s.add(sh, k, e) == nil {
 		return 0, Full
 	}
 	if !e.state.halfOpen() {
@@ -227,7 +241,7 @@ func (t *Table) Lookup(f packet.Flow, now Ticks) (Conn, bool) {
 }
 
 func (s *store[A]) lookup(f packet.Flow, now Ticks) (Conn, bool) {
-	k := s.key(f, 0)
+	k := s.key(f)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -41,7 +41,7 @@ func (v View) Peek(p *packet.Info, now Ticks) (c Conn, f Fate, r Result) {
 }
 
 func (s *store[A]) peek(p *packet.Info, by *rules, now Ticks) (c Conn, f Fate, r Result) {
-	k := s.key(p.Flow, p.Hash)
+	k := s.key(p.Flow)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

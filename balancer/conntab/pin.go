@@ -29,7 +29,7 @@ func (t *Table) Pin(f packet.Flow, dest uint32, over bool, now Ticks) Result {
 }
 
 func (s *store[A]) pin(f packet.Flow, dest uint32, over bool, now Ticks) Result {
-	k := s.key(f, 0)
+	k := s.key(f)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -50,7 +50,7 @@ func (s *store[A]) pin(f packet.Flow, dest uint32, over bool, now Ticks) Result 
 func (t *Table) Unpin(f packet.Flow, now, rest Ticks) { t.of(f.Src, false).unpin(f, now+rest) }
 
 func (s *store[A]) unpin(f packet.Flow, end Ticks) {
-	k := s.key(f, 0)
+	k := s.key(f)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -71,7 +71,7 @@ func (v View) Leave(p *packet.Info, dest uint32) bool {
 }
 
 func (s *store[A]) leave(p *packet.Info, dest uint32) bool {
-	k := s.key(p.Flow, p.Hash)
+	k := s.key(p.Flow)
 	sh := s.shard(k.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -15,7 +15,7 @@ type address interface{ [4]byte | [16]byte }
 // store has the connections of one address family.
 type store[A address] struct {
 	table  *Table
-	key    func(f packet.Flow, hash uint64) key[A] // hash 0: computed
+	key    func(packet.Flow) key[A]
 	hash   func(*entry[A]) uint64
 	shards []shard[A]
 }
@@ -77,7 +77,7 @@ type key[A address] struct {
 	hash         uint64
 }
 
-func (s *store[A]) init(t *Table, keyOf func(packet.Flow, uint64) key[A], hash func(*entry[A]) uint64) {
+func (s *store[A]) init(t *Table, keyOf func(packet.Flow) key[A], hash func(*entry[A]) uint64) {
 	s.table, s.key, s.hash, s.shards = t, keyOf, hash, make([]shard[A], shards(t.Max()))
 	per := slotsPerShard(t.Max())
 	all := make([]entry[A], per*len(s.shards))
@@ -110,10 +110,9 @@ func Bytes(maximum int) int {
 
 func (s *store[A]) shard(hash uint64) *shard[A] { return &s.shards[hash&uint64(len(s.shards)-1)] }
 
-func (s *store[A]) prefetch(p *packet.Info) uint8 {
-	p.Hash = s.key(p.Flow, 0).hash
-	sh := s.shard(p.Hash)
-	i := sh.homeSlot(p.Hash)
+func (s *store[A]) prefetch(hash uint64) uint8 {
+	sh := s.shard(hash)
+	i := sh.homeSlot(hash)
 	// Without the lock, as nothing is made of it; slots never move. The search may go on into the next cache line.
 	return loadByte(unsafe.Pointer(&sh.slots[i])) | loadByte(unsafe.Pointer(&sh.slots[min(i+2, len(sh.slots)-1)]))
 }

@@ -116,7 +116,8 @@ func New(cfg Config) *Table {
 	t := &Table{max: int64(cfg.Max), seed: [2]uint64{rand.Uint64(), rand.Uint64()}}
 	t.rules.Store(newRules(cfg, cfg.Max))
 	t.refs.init(cfg.Max)
-	t.four.init(t, t.key4, func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
+	t.four.init(t, func(f packet.Flow) key[[4]byte] { return t.key4(&f, 0) },
+		func(e *entry[[4]byte]) uint64 { return t.hash4(e.src, e.dst, e.sport, e.dport, e.proto) })
 	return t
 }
 
@@ -131,7 +132,8 @@ func (t *Table) ipv6(create bool) *store[[16]byte] {
 		return s
 	}
 	s := &store[[16]byte]{}
-	s.init(t, t.key6, func(e *entry[[16]byte]) uint64 { return t.hash6(&e.src, &e.dst, e.sport, e.dport, e.proto) })
+	s.init(t, func(f packet.Flow) key[[16]byte] { return t.key6(&f, 0) },
+		func(e *entry[[16]byte]) uint64 { return t.hash6(&e.src, &e.dst, e.sport, e.dport, e.proto) })
 	for _, f := range t.feeds {
 		s.attach(f)
 	}
@@ -174,10 +176,22 @@ func (t *Table) Counts(dest uint32) *Counts {
 // the cache a lookup waits for memory longer than it works, and behind its lock the processor cannot begin with the
 // next one; the loads of several Prefetches in a row overlap. So a worker prefetches for a whole batch before the first
 // lookup. The result only keeps the load alive.
-func (t *Table) Prefetch(p *packet.Info) uint8 { return t.of(p.Flow.Src, false).prefetch(p) }
+func (t *Table) Prefetch(p *packet.Info) uint8 {
+	f := &p.Flow
+	if f.Src.Is4() {
+		p.Hash = t.hash4(f.Src.As4(), f.Dst.As4(), f.SrcPort, f.DstPort, f.Proto)
+		return t.four.prefetch(p.Hash)
+	}
+	src, dst := f.Src.As16(), f.Dst.As16()
+	p.Hash = t.hash6(&src, &dst, f.SrcPort, f.DstPort, f.Proto)
+	if s := t.ipv6(false); s != nil {
+		return s.prefetch(p.Hash)
+	}
+	return 0
+}
 
 // key4 and key6 are a flow as the table keeps it, with its hash, which is computed if it is 0.
-func (t *Table) key4(f packet.Flow, hash uint64) key[[4]byte] {
+func (t *Table) key4(f *packet.Flow, hash uint64) key[[4]byte] {
 	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
 		hash: hash}
 	if k.hash == 0 {
@@ -186,7 +200,7 @@ func (t *Table) key4(f packet.Flow, hash uint64) key[[4]byte] {
 	return k
 }
 
-func (t *Table) key6(f packet.Flow, hash uint64) key[[16]byte] {
+func (t *Table) key6(f *packet.Flow, hash uint64) key[[16]byte] {
 	k := key[[16]byte]{src: f.Src.As16(), dst: f.Dst.As16(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
 		hash: hash}
 	if k.hash == 0 {

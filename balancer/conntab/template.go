@@ -76,7 +76,7 @@ func (s *store[A]) templateKey(client netip.Addr, service uint32) key[A] {
 		b := binary4(service)
 		to = netip.AddrFrom16([16]byte{12: b[0], 13: b[1], 14: b[2], 15: b[3]})
 	}
-	return s.key(packet.Flow{Src: client, Dst: to}, 0)
+	return s.key(packet.Flow{Src: client, Dst: to})
 }
 
 // binary4 is n in network byte order.

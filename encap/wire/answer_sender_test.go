@@ -11,6 +11,7 @@ import (
 
 	"vstun/encap/egress"
 	"vstun/encap/packet"
+	"vstun/testdata/testkit"
 )
 
 // TestAnswerSender: packets are routed by their source, of either family, also beside each other in one call; the path
@@ -38,6 +39,10 @@ func TestAnswerSender(t *testing.T) {
 			other, err := netlink.LinkByName(peer)
 			must(err)
 			must(errors.Join(netlink.LinkSetARPOff(link), netlink.LinkSetUp(link), netlink.LinkSetUp(other)))
+			testkit.Eventually(t, "carrier, without which the kernel drops packets", func() bool {
+				now, err := netlink.LinkByName(name)
+				return err == nil && now.Attrs().OperState == netlink.OperUp
+			})
 			for src := range all {
 				a := netip.MustParseAddr(src)
 				everywhere := &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
