@@ -13,7 +13,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// super makes a TCP or UDP super-packet from the client to the VIP, as a TUN device with offloads gives it: the
+// super makes a TCP or UDP GSO packet from the client to the VIP, as a TUN device with offloads gives it: the
 // transport checksum is that of the pseudo-header.
 func super(t testing.TB, proto byte, n, size int, flags byte, tcpOptions int) (*packet.Buf, *packet.Info) {
 	t.Helper()
@@ -159,7 +159,7 @@ func TestSplitRefuses(t *testing.T) {
 		"data offset of 16":   func(b *packet.Buf, _ *packet.Info) { b.Bytes()[32] = 0x40 },
 		"header beyond end":   func(b *packet.Buf, p *packet.Info) { b.SetLen(45); b.Bytes()[32] = 0xf0 },
 		"too many pieces":     func(b *packet.Buf, _ *packet.Info) { b.Offload.Size = 1 },
-		"no super-packet":     func(b *packet.Buf, _ *packet.Info) { b.Offload.GSO = packet.GSONone },
+		"no GSO packet":       func(b *packet.Buf, _ *packet.Info) { b.Offload.GSO = packet.GSONone },
 		"larger than the MTU": func(_ *packet.Buf, p *packet.Info) { p.Offset = 1480 - 12 },
 	} {
 		b, p := super(t, packet.ProtoTCP, 20000, 1440, 0, 0)

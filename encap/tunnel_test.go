@@ -313,7 +313,7 @@ func TestSourcePort(t *testing.T) {
 	}
 }
 
-// TestSeal cuts a super-packet in every kind of tunnel: what arrives is what goes in when packets are wrapped one by
+// TestSeal cuts a GSO packet in every kind of tunnel: what arrives is what goes in when packets are wrapped one by
 // one.
 func TestSeal(t *testing.T) {
 	for name, c := range configs() {

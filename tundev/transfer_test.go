@@ -43,7 +43,7 @@ func (e *end) do(fn func() error) error {
 	return <-c
 }
 
-// join makes two ends, and moves packets between them until the test ends. super counts the super-packets.
+// join makes two ends, and moves packets between them until the test ends. super counts the GSO packets.
 func join(t *testing.T, plainA, plainB bool) (a, b *end, super *sync.Map) {
 	t.Helper()
 	super = new(sync.Map)
@@ -187,7 +187,7 @@ func TestTCPTransfer(t *testing.T) {
 			t.Error("what came is not what was sent")
 		}
 		if _, seen := super.Load(packet.GSOTCP); seen == plain {
-			t.Errorf("super-packets: %v", seen)
+			t.Errorf("GSO packets: %v", seen)
 		}
 	})
 }

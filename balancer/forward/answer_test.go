@@ -89,7 +89,7 @@ func checkTold(t *testing.T, name string, out [][]byte, p []byte, size int) {
 	}
 }
 
-// TestSuperPacketFitsIPv6: a super-packet over IPv6 is cut to what fits the tunnel, also below 1280 bytes.
+// TestSuperPacketFitsIPv6: a GSO packet over IPv6 is cut to what fits the tunnel, also below 1280 bytes.
 func TestSuperPacketFitsIPv6(t *testing.T) {
 	for _, mtu := range []int{1280, 1500} {
 		for _, real := range []netip.Addr{real1, real6} {

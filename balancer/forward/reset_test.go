@@ -115,8 +115,8 @@ func TestReset(t *testing.T) {
 		{name: "no flags", n: 100, want: rst | ack, ack: 100 - 16},
 		{name: "FIN", flags: fin, n: 3, want: rst | ack, ack: segmentSeq + 4},
 		{name: "unfinished checksum", flags: fin, n: 5, offload: partial, want: rst | ack, ack: segmentSeq + 6},
-		{name: "super-packet", flags: psh, n: 40_000, offload: super, want: rst | ack, ack: 40_000 - 16},
-		{name: "super-packet with ACK", flags: ack, n: 40_000, offload: super, want: rst, seq: segmentAck},
+		{name: "GSO packet", flags: psh, n: 40_000, offload: super, want: rst | ack, ack: 40_000 - 16},
+		{name: "GSO packet with ACK", flags: ack, n: 40_000, offload: super, want: rst, seq: segmentAck},
 
 		{name: "RST", flags: rst, want: none},
 		{name: "RST and ACK", flags: rst | ack, want: none},

@@ -52,7 +52,7 @@ type AnswerWorker struct {
 	out      []egress.Outgoing
 	clients  [batch]egress.Peer
 	accepted int              // number of clients in this batch
-	segs     []packet.Segment // of one super-packet, or fragments of a packet
+	segs     []packet.Segment // of one GSO packet, or fragments of a packet
 	room     []byte           // for the headers of segments
 	free     []byte           // the rest of it
 	tally    stats.Tally

@@ -165,7 +165,7 @@ func TestAnswers(t *testing.T) {
 }
 
 // TestAnswersFinished: a checksum that the kernel has left unfinished is right in what is sent, also in each segment of
-// a super-packet.
+// a GSO packet.
 func TestAnswersFinished(t *testing.T) {
 	for _, src := range []netip.Addr{vip, vip6} {
 		dst := client

@@ -197,7 +197,7 @@ func TestCoalesceFlowLabel(t *testing.T) {
 	}
 }
 
-// TestCoalesceBounds: a super-packet has no more pieces than a sink takes, and no more bytes than a packet has.
+// TestCoalesceBounds: a GSO packet has no more pieces than a sink takes, and no more bytes than a packet has.
 func TestCoalesceBounds(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		for _, size := range []int{1, 100, 8000} {
@@ -304,7 +304,7 @@ func TestOffloaded(t *testing.T) {
 		if o := unfinished(segment{n: 14280, options: 12,
 			flags: packet.FlagACK}); o != (packet.Offload{GSO: packet.GSOTCP, Size: 1428, Partial: true,
 			CsumStart: ip, CsumOffset: 16}) {
-			t.Errorf("super-packet: %+v", o)
+			t.Errorf("GSO packet: %+v", o)
 		}
 		if o := unfinished(segment{n: 1428, options: 12, flags: packet.FlagACK}); o != (packet.Offload{Partial: true,
 			CsumStart: ip, CsumOffset: 16}) {

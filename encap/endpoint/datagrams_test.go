@@ -11,7 +11,7 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// gro is a source of one super-packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put
+// gro is a source of one GSO packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put
 // together.
 type gro struct {
 	payload  []byte
@@ -84,7 +84,7 @@ func runGRO(t *testing.T, g *gro) stats.Tally {
 	return got
 }
 
-// TestDatagrams: segments of one connection become one super-packet again, in order, and each is counted.
+// TestDatagrams: segments of one connection become one GSO packet again, in order, and each is counted.
 func TestDatagrams(t *testing.T) {
 	for _, c := range []struct{ over6, six bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
 		const n, size = 40, 1400
@@ -176,7 +176,7 @@ func TestDatagramsOfSeveralFlows(t *testing.T) {
 	}
 }
 
-// BenchmarkDatagrams is a super-packet of 44 segments of one connection, from the socket's buffer to the TUN device.
+// BenchmarkDatagrams is a GSO packet of 44 segments of one connection, from the socket's buffer to the TUN device.
 func BenchmarkDatagrams(b *testing.B) {
 	var g gro
 	for i := range 44 {

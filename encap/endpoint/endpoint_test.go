@@ -434,7 +434,7 @@ func TestWorkerKeepsOrder(t *testing.T) {
 	}
 }
 
-// TestWorkerCountsRefusedSegments: each segment of a super-packet that the sink does not take is one packet refused.
+// TestWorkerCountsRefusedSegments: each segment of a GSO packet that the sink does not take is one packet refused.
 func TestWorkerCountsRefusedSegments(t *testing.T) {
 	var s script
 	for i := range 12 {

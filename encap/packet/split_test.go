@@ -10,7 +10,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// super is a TCP or UDP super-packet of n bytes of payload, as a TUN device with offloads gives it: the transport
+// super is a TCP or UDP GSO packet of n bytes of payload, as a TUN device with offloads gives it: the transport
 // checksum is that of the pseudo-header. Over IPv6 extension headers stand before the transport header.
 func super(t testing.TB, six6 bool, proto byte, n, size int, extensions ...[]byte) (*Buf, *Info) {
 	t.Helper()

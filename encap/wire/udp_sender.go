@@ -14,7 +14,7 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// UDPSender sends the segments of super-packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux
+// UDPSender sends the segments of GSO packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux
 // net/ipv4/udp.c, udp_send_skb): they stay one packet in the kernel until the network card, or all the way on a virtual
 // network. It has some sockets, so that flows have different source ports; each sends over IPv4 and IPv6. One goroutine
 // uses it.

@@ -34,7 +34,7 @@ func Write(ctx context.Context, w io.Writer, flush func() error, from *forward.C
 		return pcapgo.NgInterface{Name: name, Comment: comment, LinkType: layers.LinkTypeRaw, SnapLength: longest}
 	}
 	begin := time.Now()
-	ng, err := pcapgo.NewNgWriterInterface(w, face("before", "as the director has read them: super-packets are whole, "+
+	ng, err := pcapgo.NewNgWriterInterface(w, face("before", "as the director has read them: GSO packets are whole, "+
 		"and some checksums are left to the network card"),
 		pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "vstun director"}})
 	if err != nil {

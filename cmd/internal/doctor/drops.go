@@ -53,7 +53,7 @@ func directorAdvice() map[string]advice {
 		"too_big": {why: "packets do not fit a tunnel, and their senders ignore the ICMP errors",
 			fix:     "realserver status",
 			remarks: []string{"run it on the realservers: mss = \"auto\" makes their servers advertise less"}},
-		"offload": restart("super-packets cannot be parsed", "first set offload = \"off\"", "report this fault"),
+		"offload": restart("GSO packets cannot be parsed", "first set offload = \"off\"", "report this fault"),
 		"reassembly": {why: "fragments wait for others that do not come", fix: "nstat -az IpReasmFails",
 			remarks: []string{"look for a firewall on the path that drops fragments"}},
 	}

@@ -18,7 +18,7 @@ const interopBulk = 2_000_000
 // interopPorts is the ports of the services of the tests below.
 var interopPorts = map[uint16]string{53: "udp", 80: "tcp", 81: "tcp"}
 
-// wired makes the links to these hosts carry packets of 1,500 bytes instead of super-packets. GRO merges them on
+// wired makes the links to these hosts carry packets of 1,500 bytes instead of GSO packets. GRO merges them on
 // arrival.
 func wired(names ...string) map[string]lab.Link {
 	links := map[string]lab.Link{}

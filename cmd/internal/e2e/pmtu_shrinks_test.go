@@ -94,7 +94,7 @@ func TestIPv6sOwnMTU(t *testing.T) {
 		t.Errorf("%d packets were too big for the director's kernel", n)
 	}
 	st := s.director.balance()
-	// if the client sends no super-packets: those are segmented to the size that fits
+	// if the client sends no GSO packets: those are segmented to the size that fits
 	if delete(st.Drops, "too_big"); len(st.Drops) != 0 {
 		t.Errorf("the director dropped %v", st.Drops)
 	}

@@ -29,7 +29,7 @@ func mustBeReset(t *testing.T, what string, c net.Conn, payload []byte) {
 }
 
 // TestUnknownConnectionsAreReset: after the director's restart, or after the idle timeout, the next packet of a
-// client's connection, small or a super-packet, is answered with a RST. After a reload with no_connection = "drop" it
+// client's connection, small or a GSO packet, is answered with a RST. After a reload with no_connection = "drop" it
 // is dropped.
 func TestUnknownConnectionsAreReset(t *testing.T) {
 	t.Parallel()

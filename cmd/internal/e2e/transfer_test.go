@@ -93,7 +93,7 @@ func TestUpload(t *testing.T) {
 		// 1500 - 20 (outer) - 20 (inner) - 20 (TCP) = 1440
 		{name: "auto", least: 1400, most: 1440},
 		{name: "auto-plain", agent: plain, director: plain, least: 1400, most: 1440},
-		// The server offers 1460. A director with offloads segments the client's super-packets to the size that fits
+		// The server offers 1460. A director with offloads segments the client's GSO packets to the size that fits
 		// the tunnel, unknown to the client. One without offloads reports an MTU of 1480 bytes to the client.
 		{name: "large", agent: offer, least: 1400, most: 1460},
 		{name: "icmp", agent: offer, director: plain, least: 1400, most: 1440, icmp: true},

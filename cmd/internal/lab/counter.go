@@ -39,7 +39,7 @@ type Counter struct {
 }
 
 // Count starts to count the frames on a link of the host ("eth0"). They are counted as packet sockets see them
-// (packet(7)): a super-packet of segmentation offload is one frame, and the filter looks at the outermost IP header.
+// (packet(7)): a GSO packet of segmentation offload is one frame, and the filter looks at the outermost IP header.
 func (h *Host) Count(link string, filter Filter) (*Counter, error) {
 	c := &Counter{}
 	err := h.Do(func() error {

@@ -43,10 +43,10 @@ type Link struct {
 	// at both ends, in bytes without the Ethernet header; 0 means 1500; below 1280 the link has no IPv6 (RFC 8200,
 	// section 5)
 	MTU int
-	// Segmented makes the router cut super-packets that it sends on this link into packets of the MTU, as a network
-	// card does. Without it a super-packet passes the link as one.
+	// Segmented makes the router cut GSO packets that it sends on this link into packets of the MTU, as a network
+	// card does. Without it a GSO packet passes the link as one.
 	Segmented bool
-	// GRO makes the host's end merge the segments that come in within that time into super-packets, as a network card
+	// GRO makes the host's end merge the segments that come in within that time into GSO packets, as a network card
 	// does (generic receive offload): 50 µs is usual. It needs Segmented, since there are no segments otherwise. 0
 	// leaves it off.
 	GRO time.Duration

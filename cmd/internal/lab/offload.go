@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deferIRQs is the number of empty polls after which a link with GRO delivers a held super-packet:
+// deferIRQs is the number of empty polls after which a link with GRO delivers a held GSO packet:
 // napi_defer_hard_irqs.
 const deferIRQs = 4
 
-// segmentation are the features that let super-packets of TCP leave a link unsegmented, by ethtool's names.
+// segmentation are the features that let GSO packets of TCP leave a link unsegmented, by ethtool's names.
 var segmentation = []string{"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation",
 	"tx-tcp6-segmentation", "tx-generic-segmentation"}
 
@@ -64,7 +64,7 @@ func setFeatures(link string, on bool, features ...string) error {
 	return e.Change(link, set)
 }
 
-// holdGRO sets the time for which a link of this thread's namespace holds super-packets to make them larger. The values
+// holdGRO sets the time for which a link of this thread's namespace holds GSO packets to make them larger. The values
 // are only in sysfs, which shows this namespace's devices only in a mount of its own. So the thread gets a mount
 // namespace, and must be used for Do only.
 func holdGRO(link string, hold time.Duration) error {

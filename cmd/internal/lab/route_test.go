@@ -165,7 +165,7 @@ func TestLinkOffloads(t *testing.T) {
 		link            Link
 		atMost, atLeast float64 // bytes in a frame, on the average, as packet sockets see them
 	}{
-		{name: "super-packets", link: Link{}, atLeast: 3000, atMost: 65536},
+		{name: "GSO packets", link: Link{}, atLeast: 3000, atMost: 65536},
 		{name: "segments", link: Link{Segmented: true}, atLeast: 0, atMost: 1500},
 		{name: "gathered", link: Link{Segmented: true, GRO: 50 * time.Microsecond}, atLeast: 1501, atMost: 65536},
 	} {
