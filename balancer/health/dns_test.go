@@ -1,12 +1,12 @@
 package health
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // nameServer is a real one, over UDP and TCP.
@@ -109,13 +109,8 @@ func TestSlowDNS(t *testing.T) {
 	}
 }
 
-// closedUDP is an address without a listener.
+// closedUDP returns an address that answers with port unreachable until the test ends.
 func closedUDP(t *testing.T) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return netip.MustParseAddrPort(c.LocalAddr().String())
+	return bind(t, unix.SOCK_DGRAM)
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vstun/testdata/testkit"
 )
 
@@ -54,15 +56,34 @@ func listen(t testing.TB, fn func(net.Conn)) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// closed is an address without a listener.
+// closed returns an address that refuses connections until the test ends: a socket has the port and does not listen, so
+// that no other test's server gets the port.
 func closed(t testing.TB) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return bind(t, unix.SOCK_STREAM)
+}
+
+// bind returns the address of a socket that has a port of loopback until the test ends.
+func bind(t testing.TB, kind int) netip.AddrPort {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if kind == unix.SOCK_DGRAM { // then it receives from this peer only, and others get port unreachable
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 9}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(name.(*unix.SockaddrInet4).Port))
 }
 
 // silence takes what comes and says nothing.
