@@ -174,7 +174,9 @@ func TestAgentReload(t *testing.T) {
 
 	load.mustBeWhole()
 	now := agent.intake()
-	delete(now.Drops, "tunnel_key") // the end of a connection under the former key comes behind the new one
+	// The end of a connection by a former key or tunnel may arrive after the reload that replaced it.
+	delete(now.Drops, "tunnel_key")
+	delete(now.Drops, "not_ipv4") // by gue, where now fou is expected
 	if len(now.Drops) != 0 || now.Overruns != 0 {
 		t.Errorf("the agent has dropped %v, and lost %d", now.Drops, now.Overruns)
 	}
