@@ -19,13 +19,13 @@ type Balancer struct {
 	workers int
 	current atomic.Pointer[Snapshot]
 
-	mu       sync.Mutex // Apply, and what follows
+	mu       sync.Mutex // held by Apply; guards the fields below
 	numbers  []*Dest    // by number; nil: free
 	free     []uint32   // numbers
 	retired  map[realserverID]*retired
-	probed   map[Target]*probed // by key
+	probed   map[Target]*probed // by Target.key
 	services map[string]*service
-	last     uint32 // number of the service that was named last
+	last     uint32 // the highest service number in use so far
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -36,7 +36,7 @@ type Snapshot struct {
 	list     []*service // in the order of the configuration
 	vips     map[netip.Addr]*ports
 	leftVIPs []netip.Addr
-	dests    []*Dest // by number; those that are leaving included
+	dests    []*Dest // by number; retired ones included
 
 	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr
 	indexDests sync.Once
@@ -45,24 +45,24 @@ type Snapshot struct {
 // service is a Service of a snapshot. Its list is in the kernel's order.
 type service struct {
 	config Service
-	number uint32 // of its name, from 1; no other has ever had it
+	number uint32 // from 1; unique to the service's name, never used again
 	sched  scheduler
 	list   []*Dest
-	down   []*Dest // those that have failed
+	down   []*Dest // realservers that have failed
 }
 
-// Dest is a realserver of a service: what a packet needs to be sent there, and what was sent. It doesn't change, but
-// for its counts, which it shares with those that stand for the same realserver in other snapshots.
+// Dest is a realserver of a service: how packets are sent to it, and counts of sent packets. It is immutable except for
+// its counts. Dests for the same realserver in several snapshots share these counts.
 type Dest struct {
 	Realserver
-	Via      method.Method // how packets get to it; nil: they can't, see Reachable
+	Via      method.Method // how packets get to it; nil: it is unreachable, see Reachable
 	overhead int           // Via's
 	number   uint32        // in the connection table
 	counts   *conntab.Counts
 	stats    *destStats
 }
 
-// destStats is counted from the realserver's first snapshot to its last.
+// destStats has a realserver's counts. They run from its first snapshot to its last.
 type destStats struct {
 	service     string
 	connections atomic.Uint64
@@ -86,11 +86,11 @@ func (d *Dest) Count(worker, n int) {
 // connOverhead is what the least-connection schedulers compare (Linux ip_vs_wlc.c).
 func (d *Dest) connOverhead() int64 { return int64(d.counts.Active())<<8 + int64(d.counts.Inactive()) }
 
-// forgetAfter is how long a realserver that has left keeps its number after its last connection. It is far longer than
-// any packet takes that was begun under an old snapshot.
+// forgetAfter is how long a retired realserver keeps its number after its last connection. A worker processes a packet
+// under one snapshot; forgetAfter is far longer than that takes.
 const forgetAfter = time.Minute
 
-// New makes a Balancer without services over table, for packets of so many workers.
+// New returns a Balancer without services. Its connections are in table. workers is the number of workers.
 func New(table *conntab.Table, workers int) *Balancer {
 	b := &Balancer{table: table, workers: workers,
 		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{}}
@@ -98,13 +98,12 @@ func New(table *conntab.Table, workers int) *Balancer {
 	return b
 }
 
-// Snapshot is the configuration in force.
+// Snapshot returns the configuration in force.
 func (b *Balancer) Snapshot() *Snapshot { return b.current.Load() }
 
-// Apply puts cfg in force. What it has in common with the configuration before keeps its state: a realserver that stays
-// keeps its connections and counts, a service its scheduler's position. Realservers that are not in cfg keep the
-// connections they have until those end, and come back to them when they are configured again. An error changes
-// nothing.
+// Apply puts cfg in force. A realserver that stays keeps its connections and counts. An unchanged service keeps its
+// scheduler's position. Realservers that are not in cfg keep their connections until those end. A realserver that is
+// configured again gets its old connections and counts back. After an error the former configuration stays in force.
 func (b *Balancer) Apply(cfg Config) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -146,7 +145,7 @@ func (b *Balancer) Apply(cfg Config) error {
 	return nil
 }
 
-// unchanged reports whether cfg is what is in force.
+// unchanged reports whether cfg equals the configuration in force.
 func (b *Balancer) unchanged(cfg Config) bool {
 	s := b.current.Load()
 	if s.options != cfg.Options || cfg.Table != nil && !s.table.Follows(*cfg.Table) {
@@ -157,7 +156,7 @@ func (b *Balancer) unchanged(cfg Config) bool {
 		slices.Equal(s.leftVIPs, cfg.LeftVIPs)
 }
 
-// needs is the most numbers that cfg can take, beside those that are leaving.
+// needs returns the most numbers that cfg can take, the numbers of retired realservers included.
 func (b *Balancer) needs(cfg Config) int {
 	n := len(b.retired) + len(b.probed) + len(cfg.Probed)
 	for i := range b.services {
@@ -183,7 +182,7 @@ func (s *Snapshot) add(svc *service) {
 	}
 }
 
-// byState is the realservers that are up and those that are down, by address.
+// byState returns the realservers that are up and the realservers that are down, by address.
 func (s *Service) byState() (up, down map[netip.Addr]Realserver) {
 	up, down = make(map[netip.Addr]Realserver, len(s.Realservers)), make(map[netip.Addr]Realserver)
 	for _, r := range s.Realservers {
@@ -196,11 +195,11 @@ func (s *Service) byState() (up, down map[netip.Addr]Realserver) {
 	return up, down
 }
 
-// service makes the service that c describes from the one it follows, nil for none, by the steps in which an
-// administrator would do it with ipvsadm: remove, edit, add.
+// service makes the service that c describes. former is the service of the same name in force, nil for none. The
+// changes come in the order of an administrator's ipvsadm commands: remove, edit, add.
 func (b *Balancer) service(former *service, c Service) *service {
 	if former != nil && former.config.equal(&c) {
-		return former // with its scheduler as it is at this moment: not one choice is made twice
+		return former // with its scheduler: a copy could repeat a choice
 	}
 	s := &service{config: c}
 	if former != nil {
@@ -259,8 +258,8 @@ func (b *Balancer) service(former *service, c Service) *service {
 	return s
 }
 
-// newScheduler returns the scheduler of s, which has the list of former, the service that it follows: a copy of
-// former's if its kind is the same.
+// newScheduler returns a scheduler for s, whose list is former's. It is a copy of former's scheduler if that has the
+// same kind.
 func newScheduler(s, former *service) scheduler {
 	k := s.config.kind()
 	if former != nil && former.config.kind() == k {

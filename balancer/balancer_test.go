@@ -50,7 +50,7 @@ func flow(n int, flags uint8) *packet.Info {
 		Src:     netip.AddrFrom4([4]byte{192, 0, byte(n >> 24), byte(n >> 16)}), Dst: vip}}
 }
 
-// to is the last byte of the realserver's address that a packet goes to, or the reason of its drop.
+// to returns the last byte of the address of the packet's realserver, or the drop reason.
 func to(b *Balancer, p *packet.Info) string {
 	d, reason := b.Snapshot().Decide(p, 0)
 	if reason != drop.Accept {
@@ -85,7 +85,8 @@ func TestWRRSequences(t *testing.T) {
 	}
 }
 
-// TestNoWayOverIPv6: a realserver without an outer source gets nothing, and keeps its connections until there is one.
+// TestNoWayOverIPv6: a realserver without an outer source gets no packets. It keeps its connections until it has a
+// source.
 func TestNoWayOverIPv6(t *testing.T) {
 	six := Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1, Config: method.Config{MTU: 1500}}
 	b := newBalancer(t, web("rr", six))
@@ -154,8 +155,8 @@ func TestServiceThatLeavesKeepsItsConnections(t *testing.T) {
 	}
 }
 
-// TestFind: the realserver of a known connection is found without touching it, and those that an address stands for,
-// also when they have left.
+// TestFind: Find returns the realserver of a known connection and does not change the connection. DestsByAddr returns
+// retired realservers, too.
 func TestFind(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
 	sequence(b, 1, 1)
@@ -177,7 +178,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestTowards: a thousand services with one tunnel to a realserver are looked at once, and each other tunnel is there.
+// TestTowards: DestsByAddr returns one Dest for a thousand services with the same tunnel, and one for each other
+// tunnel.
 func TestTowards(t *testing.T) {
 	keyed := rs(1, 1)
 	keyed.Encap, keyed.Key, keyed.HasKey = encap.KindGRE, 7, true
@@ -201,7 +203,7 @@ func TestTowards(t *testing.T) {
 	}
 }
 
-// TestReroute: a realserver that has left has the MTU that its way has now, and nothing else changes.
+// TestReroute: a retired realserver gets its path's new MTU, and nothing else changes.
 func TestReroute(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
 	sequence(b, 1, 2) // the first is 2's
@@ -225,8 +227,7 @@ func TestReroute(t *testing.T) {
 	}
 }
 
-// TestRerouteOverIPv6: a realserver whose route was away when it left gets its tunnel back, and has the source that the
-// route gives.
+// TestRerouteOverIPv6: a realserver that had no route when it was retired gets its tunnel and the route's source.
 func TestRerouteOverIPv6(t *testing.T) {
 	way := Path{MTU: 1500, Source: netip.MustParseAddr("fd00::1")}
 	for name, last := range map[string]netip.Addr{"route away": {}, "route changed": netip.MustParseAddr("fd00::9")} {
@@ -353,7 +354,7 @@ func TestNumbersAreFreed(t *testing.T) {
 	}
 }
 
-// TestReloadUnderLoad: packets of known connections stay where they are, whatever is read again meanwhile.
+// TestReloadUnderLoad: packets of known connections go to the same realserver during reloads.
 func TestReloadUnderLoad(t *testing.T) {
 	b := newBalancer(t, web("rr", rs(1, 1), rs(2, 1)))
 	const n = 100
@@ -386,8 +387,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestSameConfigurationKeepsTheTurn: a configuration that is read again while connections come does not let wrr choose
-// one twice.
+// TestSameConfigurationKeepsTheTurn: a reload of the same configuration under load does not make wrr repeat a choice.
 func TestSameConfigurationKeepsTheTurn(t *testing.T) {
 	b := newBalancer(t, web("wrr", rs(1, 2), rs(2, 1)))
 	done := make(chan struct{})
@@ -435,7 +435,7 @@ func TestStatusKeepsOrder(t *testing.T) {
 	}
 }
 
-// TestManyHaveLeft: reloads take no longer for all that has left before.
+// TestManyHaveLeft: retired realservers do not make reloads slower.
 func TestManyHaveLeft(t *testing.T) {
 	b := New(conntab.New(conntab.Config{Max: 1024}), 1)
 	const n = 20_000
@@ -461,7 +461,7 @@ func TestManyHaveLeft(t *testing.T) {
 	}
 }
 
-// TestOptionsOfSnapshot: a snapshot decides by its own options and table Config, whatever is in force meanwhile.
+// TestOptionsOfSnapshot: a snapshot decides by its own options and table Config, even after a later Apply.
 func TestOptionsOfSnapshot(t *testing.T) {
 	cfg := Config{Services: []Service{web("wrr", rs(1, 1))}}
 	b := newBalancer(t, cfg.Services...)

@@ -12,11 +12,11 @@ import (
 	"vstun/balancer/method"
 )
 
-// Config is what a Balancer balances. Names are unique among services, addresses among a service's realservers, and no
-// two services have VIP, protocol and port in common: who makes a Config sees to that.
+// Config is the configuration of a Balancer. The caller ensures that service names are unique, that a service's
+// realservers have different addresses, and that no two services share VIP, protocol and port.
 type Config struct {
 	Services []Service
-	Probed   []Target // what Pin can lead flows to, beside all services: each once
+	Probed   []Target // targets of Pin, independent of services; each once
 	// LeftVIPs are former VIPs whose packets still arrive, in ascending order: see Snapshot.WasVIP.
 	LeftVIPs []netip.Addr
 	Options  Options
@@ -47,7 +47,7 @@ func (t Target) key() Target {
 	return t
 }
 
-// Service is one virtual service: everything that its scheduler spreads together.
+// Service is one virtual service: one scheduler spreads its connections over its realservers.
 type Service struct {
 	Name        string
 	VIPs        []netip.Addr // IPv4 and IPv6
@@ -56,11 +56,11 @@ type Service struct {
 	Scheduler   string // one of Schedulers
 	Flags       Flags  // of the scheduler
 	Persistence Persistence
-	OnePacket   bool         // each UDP datagram is scheduled by itself, and no connection remembered
+	OnePacket   bool         // each UDP datagram is scheduled by itself, without a connection
 	Realservers []Realserver // in the order of `ipvsadm -a`
 }
 
-// Flags change what a scheduler does. Of the schedulers here, those that hash the source know them: sh and mh.
+// Flags change how a scheduler works. Only sh and mh have flags.
 type Flags struct {
 	Port     bool // the source port is part of the key ("sh-port", "mh-port")
 	Fallback bool // a realserver that may not be chosen is replaced by another ("sh-fallback", "mh-fallback")
@@ -68,9 +68,9 @@ type Flags struct {
 
 // Persistence sends all connections of a client, or of a network of clients, to one realserver. The zero value is none.
 type Persistence struct {
-	Timeout time.Duration // after the last new connection; while connections live it begins again
-	Mask4   int           // prefix length of what is one client, of IPv4 addresses
-	Mask6   int           // and of IPv6 addresses
+	Timeout time.Duration // after the last new connection; while connections exist, the template stays
+	Mask4   int           // prefix length of one client's network, IPv4
+	Mask6   int           // the same for IPv6
 }
 
 func (s *Service) equal(o *Service) bool {
@@ -82,10 +82,10 @@ func (s *Service) equal(o *Service) bool {
 // PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
-// EveryPort is the ports that no other service of the VIP and protocol has.
+// EveryPort stands for all ports that no other service of the VIP and protocol has.
 var EveryPort = PortRange{}
 
-// String is "80", or "8000-8099", or "0" for EveryPort.
+// String returns "80", or "8000-8099", or "0" for EveryPort.
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return fmt.Sprint(r.First)
@@ -97,8 +97,8 @@ func (r PortRange) String() string {
 type Realserver struct {
 	Address netip.Addr // IPv4 or IPv6, whatever the VIPs are
 	Weight  int        // 0: existing connections stay, new ones go elsewhere
-	Upper   int        // with so many connections, active and inactive, it gets no new ones; 0: no bound
-	Lower   int        // until it has fewer than these; 0: than three quarters of Upper
+	Upper   int        // at this number of connections, active and inactive, it gets no new ones; 0: no bound
+	Lower   int        // below this number it gets new ones again; 0: three quarters of Upper
 	Down    bool       // failed: gets no new connections; see Snapshot.Decide for existing ones
 	method.Config
 }

@@ -7,15 +7,16 @@ import (
 	"vstun/balancer/conntab"
 )
 
-// Connection is one connection, or one persistence template, with what it belongs to.
+// Connection is one connection or persistence template, with its service and realserver.
 type Connection struct {
 	conntab.Conn
 	Service    string     // name
 	Realserver netip.Addr // its address
 }
 
-// Connections walks over all connections, those of realservers that have left included. Workers go on meanwhile: what
-// is opened or ends during the walk may be seen or not. The walk takes no memory that grows with the table.
+// Connections iterates over all connections, those of retired realservers included. Workers go on meanwhile: a
+// connection that is opened or ends during the iteration may be seen or not. The memory of an iteration does not grow
+// with the table.
 func (b *Balancer) Connections(now conntab.Ticks) iter.Seq[Connection] {
 	return func(yield func(Connection) bool) {
 		for c := range b.table.All(now) {

@@ -17,7 +17,7 @@ func (s *Snapshot) Decide(p *packet.Info, now conntab.Ticks) (*Dest, drop.Reason
 	return s.decide(p, now, nil)
 }
 
-// decide is Decide. With a trace, it notes there how it decides, and changes nothing: neither table nor scheduler.
+// decide is Decide. With a trace, it records its steps there and changes neither table nor scheduler.
 func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
 	d, reason := s.choose(p, now, t)
 	if reason != drop.Accept {
@@ -32,7 +32,7 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 	return d, drop.Accept
 }
 
-// choose is decide, whether packets can get to the realserver or not.
+// choose is decide without the check that the realserver is reachable.
 func (s *Snapshot) choose(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, drop.Reason) {
 	var n uint32
 	var result conntab.Result
@@ -84,7 +84,7 @@ func (s *Snapshot) restart(p *packet.Info, n uint32, t *Trace) bool {
 	return s.table.Leave(p, n)
 }
 
-// pick lets the service's scheduler choose a realserver for a new connection; nil: none may have it.
+// pick returns the scheduler's choice for a new connection; nil: no realserver may have it.
 func (svc *service) pick(p *packet.Info, now conntab.Ticks, t *Trace) *Dest {
 	if t != nil {
 		return trial(svc.sched, p).pick(svc.list, p, now)
@@ -92,7 +92,8 @@ func (svc *service) pick(p *packet.Info, now conntab.Ticks, t *Trace) *Dest {
 	return svc.sched.pick(svc.list, p, now)
 }
 
-// connect remembers that p's connection goes to d. template is held, or 0.
+// connect adds p's connection to d to the table. template is the number of a template on which the caller has a hold,
+// or 0.
 func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Info, now conntab.Ticks,
 	t *Trace) (*Dest, drop.Reason) {
 	if t != nil {
@@ -129,7 +130,7 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks, t
 			return s.connect(svc, d, template, p, now, t)
 		}
 		if t == nil {
-			defer s.table.Release(template) // not before it is replaced: its number would be another's
+			defer s.table.Release(template) // only after its replacement, which must not get the same number
 		}
 	}
 	d := svc.pick(p, now, t)
@@ -157,8 +158,8 @@ func (s *Snapshot) persistent(svc *service, p *packet.Info, now conntab.Ticks, t
 	return s.connect(svc, d, template, p, now, t)
 }
 
-// template looks for the template that client has at the service. It is held afterwards, except with a trace: then its
-// number is 0.
+// template looks up client's template at the service. The caller gets a hold on it. With a trace there is no hold, and
+// the number is 0.
 func (s *Snapshot) template(client netip.Addr, svc *service, now conntab.Ticks,
 	t *Trace) (dest, number uint32, r conntab.Result) {
 	if t != nil {
@@ -173,7 +174,7 @@ func (s *Snapshot) keeps(d *Dest) bool {
 	return !d.counts.Gone() && (d.Weight > 0 || !s.options.ExpireQuiescentTemplate)
 }
 
-// client is what is one client to the service: the network of an address.
+// client returns the network of an address, which is one client to the service.
 func (s *service) client(a netip.Addr) netip.Addr {
 	bits := s.config.Persistence.Mask4
 	if !a.Is4() {
@@ -204,8 +205,8 @@ func (s *Snapshot) dest(n uint32) (*Dest, drop.Reason) {
 	return nil, drop.NoRealserver
 }
 
-// Find returns the realserver of the connection f, also one that has left, without touching the connection; nil for
-// none.
+// Find returns the realserver of the connection f, retired ones included, without a change to the connection. It
+// returns nil if there is no connection or the realserver is unreachable.
 func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	c, known := s.table.Lookup(f, now)
 	if !known {
@@ -217,9 +218,9 @@ func (s *Snapshot) Find(f packet.Flow, now conntab.Ticks) *Dest {
 	return nil
 }
 
-// DestsByAddr returns the Dests for the realserver with address a, those that have left included: one for each method
-// that services have for it. Of those with one method it is that with the largest MTU, since the MTU of a realserver
-// that has left may be an old one.
+// DestsByAddr returns the Dests with address a, retired ones included: one for each different Target, whatever its MTU.
+// Of several that differ in their MTU only, it returns the Dest with the largest: a retired realserver's MTU may be out
+// of date.
 func (s *Snapshot) DestsByAddr(a netip.Addr) []*Dest {
 	s.indexDests.Do(func() { s.byAddr = destsByAddr(s.dests) })
 	return s.byAddr[a]

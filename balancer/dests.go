@@ -19,8 +19,8 @@ type retired struct {
 	since time.Time
 }
 
-// enter returns a Dest for a realserver that is new to the service: one that left it before, with its number and
-// counts, or a fresh one.
+// enter returns a Dest for a realserver that is new to the service. A retired realserver gets its number and counts
+// back.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
 	if l := b.retired[realserverID{service, r.Address}]; l != nil {
 		delete(b.retired, realserverID{service, r.Address})
@@ -29,7 +29,7 @@ func (b *Balancer) enter(service string, r Realserver) *Dest {
 	return b.replace(b.newDest(service), r)
 }
 
-// newDest returns a Dest with a number of its own, and nothing else.
+// newDest returns a Dest with a new number. All else is unset.
 func (b *Balancer) newDest(service string) *Dest {
 	n := uint32(len(b.numbers))
 	if last := len(b.free) - 1; last >= 0 {
@@ -54,7 +54,7 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	return next
 }
 
-// reachAs gives d r's parameters, and the method by which r gets packets: none without a source where one is needed.
+// reachAs sets d's parameters to r and makes its method. Via stays nil if the method needs a source and r has none.
 func (d *Dest) reachAs(r Realserver) {
 	d.Realserver, d.Via, d.overhead = r, nil, 0
 	if m, err := method.New(r.Address, r.Config); err == nil {
@@ -62,14 +62,15 @@ func (d *Dest) reachAs(r Realserver) {
 	}
 }
 
-// Reachable reports whether packets can get to d. Over IPv6, and with a UDP checksum over IPv4, they can't without a
-// source address: while none is configured and the kernel has no route. Otherwise the kernel refuses each packet then.
+// Reachable reports whether d has a method. Tunnels over IPv6, and those with a UDP checksum over IPv4, need a source
+// address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable without a
+// route; the kernel then refuses each packet.
 func (d *Dest) Reachable() bool { return d.Via != nil }
 
-// Overhead is the number of bytes that packets to d get longer by.
+// Overhead returns the number of bytes that d's method adds to a packet.
 func (d *Dest) Overhead() int { return d.overhead }
 
-// Inner is the largest packet that gets to d whole, in bytes.
+// Inner returns the size of the largest packet that fits d's path without outer fragments, in bytes.
 func (d *Dest) Inner() int { return d.MTU - d.overhead }
 
 // retire notes that d has left the configuration. Its connections go on.
@@ -99,7 +100,7 @@ func (b *Balancer) forget(now time.Time) {
 	}
 }
 
-// release lets another have d's number.
+// release frees d's number for another Dest.
 func (b *Balancer) release(d *Dest) {
 	b.numbers[d.number] = nil
 	b.free = append(b.free, d.number)

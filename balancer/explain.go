@@ -9,22 +9,22 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// Trace is how a decision comes about.
+// Trace records the steps of a decision.
 type Trace struct {
-	// Connection is the one that the packet's flow has; nil: none. Fate is its fate with the packet.
+	// Connection is the connection of the packet's flow; nil: none. Fate is the packet's effect on it.
 	Connection *Connection
 	Fate       conntab.Fate
 	Left       bool // the connection's realserver is not configured any more, or down
 	Down       bool // it is down
-	Restarted  bool // it is down, and the packet restarts the flow elsewhere
+	Restarted  bool // it is down, and the packet restarts the flow at another realserver
 	conn       conntab.Conn
 
-	Template *Connection // the client's at the service; nil: none, or not looked for
+	Template *Connection // the client's template at the service; nil: none, or not looked up
 	Kept     bool        // the template leads the new connection
 	Chosen   netip.Addr  // realserver that the packet goes to; the zero Addr: none
 }
 
-// lookup is the connection table's answer to p. It notes the connection.
+// lookup looks p up in the connection table and records the connection.
 func (t *Trace) lookup(s *Snapshot, p *packet.Info, now conntab.Ticks) (uint32, conntab.Result) {
 	c, fate, result := s.table.Peek(p, now)
 	t.conn = c
@@ -38,7 +38,7 @@ func (t *Trace) lookup(s *Snapshot, p *packet.Info, now conntab.Ticks) (uint32, 
 	return c.Dest, result
 }
 
-// template is the connection table's answer to a client. It notes the template.
+// template looks up a client's template and records it.
 func (t *Trace) template(s *Snapshot, client netip.Addr, svc *service, now conntab.Ticks) (uint32, conntab.Result) {
 	c, known := s.table.LookupTemplate(client, svc.number, now)
 	if !known {
@@ -48,7 +48,7 @@ func (t *Trace) template(s *Snapshot, client netip.Addr, svc *service, now connt
 	return c.Dest, conntab.Hit
 }
 
-// Explanation is where a packet goes, and why.
+// Explanation is a packet's destination, and the reasons for it.
 type Explanation struct {
 	Trace
 	Drop       drop.Reason    // why the packet is dropped; Accept: it is not
@@ -59,12 +59,12 @@ type Explanation struct {
 // Candidate is a realserver as the scheduler of its service sees it, and the path to it.
 type Candidate struct {
 	RealserverStatus
-	Overloaded bool // it has had Upper connections, and not yet few enough again: see Realserver.Relief
+	Overloaded bool // it has reached Upper and is not below Realserver.Relief again
 	Reachable  bool // see Dest.Reachable
-	Inner      int  // largest packet that gets to it whole, in bytes
+	Inner      int  // see Dest.Inner
 }
 
-// Explain says what Decide would make of p. It changes nothing: neither table nor scheduler.
+// Explain returns the result of Decide for p, and the reasons. It changes neither table nor scheduler.
 func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	var e Explanation
 	_, e.Drop = s.decide(p, now, &e.Trace)
@@ -85,7 +85,8 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	return e
 }
 
-// connection is c with what it belongs to, nil where that is forgotten, and whether its realserver has left.
+// connection returns c with its service and realserver, nil if the realserver is forgotten. left reports whether the
+// realserver is retired or down.
 func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 	d, _ := s.dest(c.Dest)
 	if d == nil {
@@ -94,7 +95,7 @@ func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.Address}, d.counts.Gone()
 }
 
-// Frontend is where a service is to be found.
+// Frontend is a VIP with a range of ports, and its service.
 type Frontend struct {
 	VIP      netip.Addr
 	Protocol uint8
@@ -102,7 +103,7 @@ type Frontend struct {
 	Service  string
 }
 
-// VirtualPorts lists those of all services, or those of one VIP where it has any.
+// VirtualPorts lists the Frontends of vip. If vip is no VIP, it lists the Frontends of all services.
 func (s *Snapshot) VirtualPorts(vip netip.Addr) (all []Frontend) {
 	for _, svc := range s.list {
 		for _, a := range svc.config.VIPs {

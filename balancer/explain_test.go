@@ -15,8 +15,8 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// TestExplainForesees: for every scheduler, with and without persistence, Explain says what Decide does next, and
-// whether it is asked or not makes no difference: a second balancer without questions decides alike.
+// TestExplainForesees: for every scheduler, with and without persistence, Explain returns the result of the next
+// Decide. A second balancer without calls of Explain decides the same.
 func TestExplainForesees(t *testing.T) {
 	for _, name := range Schedulers() {
 		for _, persistent := range []bool{false, true} {
@@ -93,7 +93,7 @@ func explainForesees(t *testing.T, scheduler string, persistent bool) {
 	}
 }
 
-// snapshotOf is all connections and templates, with their ends.
+// snapshotOf returns all connections and templates, with their times of expiry.
 func snapshotOf(b *Balancer, now conntab.Ticks) (all []string) {
 	for c := range b.Connections(now) {
 		all = append(all, fmt.Sprint(c))
@@ -102,7 +102,7 @@ func snapshotOf(b *Balancer, now conntab.Ticks) (all []string) {
 	return all
 }
 
-// TestExplainRefusals: what keeps realservers from being chosen, and packets from going anywhere.
+// TestExplainRefusals covers the reasons why a realserver is not chosen and a packet is dropped.
 func TestExplainRefusals(t *testing.T) {
 	four, six := web("rr", rs(1, 0), rs(2, 1)), web("rr", Realserver{Address: netip.MustParseAddr("fd00::2"), Weight: 1,
 		Config: method.Config{MTU: 1500}})

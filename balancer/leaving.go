@@ -5,14 +5,14 @@ import (
 	"slices"
 )
 
-// Path is what the kernel knows of the path to a realserver.
+// Path is the kernel's data about the path to a realserver.
 type Path struct {
 	MTU int // largest packet, in bytes
-	// Source is for tunnels that have a source already, or need one; the zero Addr: none is known.
+	// Source is the source address for tunnels that have one already or need one; the zero Addr: unknown.
 	Source netip.Addr
 }
 
-// Reroute takes over new paths to retired realservers, by address. Paths to the others come with Apply. Realservers
+// Reroute sets the paths to retired realservers, by address. Apply sets the paths to the others. Retired realservers
 // that are not in paths keep theirs.
 func (b *Balancer) Reroute(paths map[netip.Addr]Path) {
 	b.mu.Lock()

@@ -2,8 +2,8 @@ package balancer
 
 import "slices"
 
-// ports finds the service of a port of one VIP: single ports in a map, ranges in a sorted list, so that neither their
-// number nor their width costs a packet much, or a reload; then the service of every port.
+// ports finds the service of a port of one VIP. Single ports are in a map, ranges in a sorted list: a lookup or a
+// reload stays cheap, however many or wide the ranges are. A port in neither belongs to the service of EveryPort.
 type ports struct {
 	single map[portKey]*service
 	ranges []portRange // by protocol and first port; they don't overlap
@@ -39,7 +39,7 @@ func (p *ports) add(s *service, r PortRange) {
 	p.ranges = slices.Insert(p.ranges, i, n)
 }
 
-// compare is the order of ranges, by their first port.
+// compare compares r with a range of proto that begins at port.
 func (r portRange) compare(proto uint8, port uint16) int {
 	if r.proto != proto {
 		return int(r.proto) - int(proto)

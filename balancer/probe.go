@@ -10,17 +10,17 @@ import (
 	"vstun/encap/packet"
 )
 
-// A probe takes the path of a client's packets, through the tunnel of the realserver that it checks: its flow is pinned
-// in the connection table before it begins. It is pinned to a Dest of its own, in no service's list. Weights,
-// thresholds and the end of a service don't touch that Dest, and its flows count as no service's connections.
+// A probe takes the path of a client's packets, through the tunnel of the realserver that it checks. Its flow is pinned
+// in the connection table before its first packet. The flow's Dest is in no service's list. Weights, thresholds and the
+// end of a service don't touch that Dest, and its flows count as no service's connections.
 
-// probed is a target, and since when it is none any more.
+// probed is a target of probes. endedAt is when it was removed, zero before.
 type probed struct {
 	dest    *Dest
 	endedAt time.Time
 }
 
-// probe takes over which targets there are. Flows that are pinned to one that has left end there.
+// probe sets the targets. Flows that are pinned to a removed target stay pinned to it until they end.
 func (b *Balancer) probe(targets []Target) {
 	now := time.Now()
 	stays := make(map[Target]bool, len(targets))
@@ -47,7 +47,7 @@ func (b *Balancer) probe(targets []Target) {
 	}
 }
 
-// probes reports whether targets are those that there are.
+// probes reports whether targets are the targets in force.
 func (b *Balancer) probes(targets []Target) bool {
 	n := 0
 	for _, p := range b.probed {
@@ -61,15 +61,14 @@ func (b *Balancer) probes(targets []Target) bool {
 	})
 }
 
-// Errors of Pin, beside that there is no route to the target.
+// Errors of Pin. It has another for a target without a route.
 var (
-	ErrPinned  = errors.New("the flow is in use")            // or was a moment ago: another port will do
-	ErrUnknown = errors.New("the realserver is not checked") // any more, or yet
+	ErrPinned  = errors.New("the flow is in use")            // or was a moment ago; try another port
+	ErrUnknown = errors.New("the realserver is not checked") // its target is not, or no longer, in Config.Probed
 	ErrFull    = errors.New("no room in the connection table for a check: set a larger connections.max")
 )
 
-// Pin leads f, a flow of this host's own, to t, until Unpin. With over it does so in place of a connection that the
-// table has still.
+// Pin directs f, a flow of this host's own, to t until Unpin. With over it replaces a connection of the same flow.
 func (b *Balancer) Pin(f packet.Flow, t Target, over bool, now conntab.Ticks) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -89,10 +88,10 @@ func (b *Balancer) Pin(f packet.Flow, t Target, over bool, now conntab.Ticks) er
 	return nil
 }
 
-// Unpin ends the pinned flow f after rest, for as long as something of it may still be on its way.
+// Unpin ends the pinned flow f after rest. Until then its last packets may still be on their way.
 func (b *Balancer) Unpin(f packet.Flow, now, rest conntab.Ticks) { b.table.Unpin(f, now, rest) }
 
-// Pinned returns where the packets of f go if it is pinned, nil otherwise.
+// Pinned returns the Dest to which f is pinned, nil if f is not pinned or the Dest is unreachable.
 func (s *Snapshot) Pinned(f packet.Flow, now conntab.Ticks) *Dest {
 	c, known := s.table.Lookup(f, now)
 	if !known || c.State != conntab.Pinned {

@@ -11,8 +11,8 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, when the service has gone, and when it is
-// down; takes over another path to it; and is no connection.
+// TestProbesGoTheirOwnWay: a pinned flow goes to its target with weight 0, without the service, and when the target is
+// down. It uses a new path of the target. It does not count as a connection.
 func TestProbesGoTheirOwnWay(t *testing.T) {
 	b := New(conntab.New(conntab.Config{Max: 1024, DropRemoved: true}), 1)
 	put := func(probed []Target, services ...Service) {
@@ -117,7 +117,8 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// TestDownFromTheStart: no client goes to a realserver that has not been up yet, and its place is its own when it is.
+// TestDownFromTheStart: a realserver that was never up gets no clients. When it comes up, it has its own place in the
+// list.
 func TestDownFromTheStart(t *testing.T) {
 	down := rs(1, 1)
 	down.Down = true

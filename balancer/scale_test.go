@@ -11,7 +11,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// manyServices makes n services, each with realservers of its own.
+// manyServices returns n services, each with its own realservers.
 func manyServices(n, realservers int) Config {
 	var cfg Config
 	for i := range n {

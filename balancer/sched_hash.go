@@ -14,8 +14,8 @@ var hashed = []Scheduler{
 		make: func(k kind) scheduler { return &sh{flags: k.Flags} }},
 }
 
-// fold returns an address as the hashes take it: an IPv4 address as a number, of an IPv6 address the XOR of its four
-// words.
+// fold returns an address in the form that the hashes take: an IPv4 address as a number, an IPv6 address as the XOR of
+// its four words.
 func fold(a netip.Addr) uint32 {
 	if a.Is4() {
 		b := a.As4()
@@ -26,15 +26,15 @@ func fold(a netip.Addr) uint32 {
 		binary.BigEndian.Uint32(b[8:]) ^ binary.BigEndian.Uint32(b[12:])
 }
 
-// buckets is the table of sh and dh: the index in the list of each bucket's realserver; nil: the list is empty. It is a
-// new table for each change.
+// buckets is the table of sh and dh. It has the list index of each bucket's realserver. It is nil for an empty list.
+// Each change makes a new table.
 type buckets [256]int32
 
 // bucket returns the bucket of a key (Linux include/linux/hash.h, hash_32 with 8 bits).
 func bucket(key uint32) uint8 { return uint8(key * 0x61C88647 >> 24) }
 
-// fill gives each realserver in list order its share of buckets in a row, at least one, and begins again until no
-// bucket is left.
+// fill gives each realserver, in list order, its share of adjacent buckets, at least one. It goes round the list until
+// no bucket is left.
 func fill(list []*Dest, share func(*Dest) int) *buckets {
 	if len(list) == 0 {
 		return nil

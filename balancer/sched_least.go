@@ -57,7 +57,7 @@ func (s *leastLoad) clone() scheduler {
 // the first in the list.
 func leastOverhead(loads []load, list []*Dest) *Dest {
 	var best *Dest
-	least, weight := int64(1), int64(0) // infinite; a weight of 0 never is below
+	least, weight := int64(1), int64(0) // infinite; a realserver of weight 0 is never below
 	for i := range loads {
 		l := &loads[i]
 		overhead := int64(l.counts.Active())<<8 + int64(l.counts.Inactive())

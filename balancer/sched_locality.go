@@ -27,8 +27,8 @@ func newLocality() locality {
 	return locality{leastLoad{choose: leastOverhead}, &memory{destinations: map[netip.Addr]*destination{}}}
 }
 
-// memory is what lblc and lblcr remember of each destination address. A service's snapshots share it. It knows
-// realservers by their destStats, which outlive a reload.
+// memory has the realservers of each destination address, for lblc and lblcr. A service's snapshots share it. Its
+// realservers are identified by their destStats, which outlive a reload.
 type memory struct {
 	mu           sync.Mutex
 	destinations map[netip.Addr]*destination
@@ -52,11 +52,11 @@ type member struct {
 const (
 	maxDestinations = 1 << 14                          // addresses that are remembered
 	day             = 24 * 60 * 60 * conntab.PerSecond // an address is forgotten after a day without use
-	idle            = 6 * 60 * conntab.PerSecond       // and after this where the memory is full
+	idle            = 6 * 60 * conntab.PerSecond       // and after this when the memory is full
 	sweepInterval   = 60 * conntab.PerSecond           // between two sweeps of a full memory
 )
 
-// age is the time from t to now; 0 where t is a little after now, as one worker's now may be before another's.
+// age returns the time from t to now. It is 0 if t is a little after now, since the workers' clocks may differ.
 func age(t, now conntab.Ticks) conntab.Ticks {
 	const little = 60 * conntab.PerSecond
 	if t-now < little {
@@ -65,7 +65,7 @@ func age(t, now conntab.Ticks) conntab.Ticks {
 	return now - t
 }
 
-// get returns a's entry, or nil. The caller must hold m.mu as long as it uses the entry.
+// get returns a's entry, or nil. The caller must hold m.mu while it uses the entry.
 func (m *memory) get(a netip.Addr, now conntab.Ticks) *destination {
 	d := m.destinations[a]
 	if d == nil || age(d.used, now) >= day {
@@ -75,7 +75,7 @@ func (m *memory) get(a netip.Addr, now conntab.Ticks) *destination {
 	return d
 }
 
-// put remembers d alone for a, if there is room. The caller must hold m.mu.
+// put makes an entry for a with d alone, if there is room. The caller must hold m.mu.
 func (m *memory) put(a netip.Addr, d *Dest, now conntab.Ticks) {
 	if len(m.destinations) >= maxDestinations && m.destinations[a] == nil {
 		if age(m.swept, now) < sweepInterval {
@@ -116,14 +116,16 @@ func (m *member) find(list []*Dest) *Dest {
 	return list[m.index]
 }
 
-// crowded reports whether d has more active connections than its weight while another has less than half of its own.
+// crowded reports whether d has more active connections than its weight, and another realserver has fewer than half of
+// its own weight.
 func (s *leastLoad) crowded(d *Dest) bool {
 	return d.counts.Active() > d.Weight && slices.ContainsFunc(s.loads,
 		func(l load) bool { return 2*int64(l.counts.Active()) < l.weight })
 }
 
 // lblc is locality-based least connection (Linux net/netfilter/ipvs/ip_vs_lblc.c): the destination address's last
-// realserver, unless it is crowded; else as wlc. As in the kernel its threshold is not looked at again.
+// realserver, unless it is crowded, else the choice of wlc. As in the kernel, the last realserver's threshold is not
+// checked again.
 type lblc struct{ locality }
 
 func (s *lblc) pick(list []*Dest, p *packet.Info, now conntab.Ticks) *Dest {

@@ -18,14 +18,14 @@ var maglev = []Scheduler{
 // as they are when another realserver comes or goes.
 type mh struct {
 	flags Flags
-	port  uint16   // of the realservers, part of their hash in the kernel: the service's, or 0 where that has several
+	port  uint16   // the service's port, 0 if it has several; part of the realservers' hash, as in the kernel
 	dests []mhDest // in list order; a new slice for each change
 	table *mhTable // a new table for each change; nil: no realserver has ever had a weight
 	stale bool     // the table is older than dests: only until settle
 }
 
-// mhTable is the index in the list of each slot's realserver. Its size is the kernel's default, a prime number. Where
-// there are more realservers than slots, which the kernel refuses, the last in the list have none.
+// mhTable has the list index of each slot's realserver. Its size is the kernel's default, a prime number. The kernel
+// refuses more realservers than slots; here the last in the list get no slot.
 type mhTable [4093]int32
 
 const mhSlots = uint32(len(mhTable{}))
@@ -36,7 +36,7 @@ type mhDest struct {
 	weight       int // the last one above 0: a realserver that drains keeps its slots, for when it comes back
 }
 
-// The keys of the two hashes; either is both halves of a key.
+// The keys of the two hashes. Each number is both halves of its key.
 const (
 	mhKey1 = 2654435761
 	mhKey2 = 2654446892
@@ -141,7 +141,7 @@ func (s *mh) clone() scheduler { return &mh{s.flags, s.port, s.dests, s.table, s
 // (Aumasson and Bernstein, 2012), the lower half, with the same number as both halves of the key.
 func hsiphash(n uint32, key uint64) uint32 {
 	v0, v1, v2, v3 := key^0x736f6d6570736575, key^0x646f72616e646f6d, key^0x6c7967656e657261, key^0x7465646279746573
-	m := 4<<56 | uint64(n) // its length in bytes on top
+	m := 4<<56 | uint64(n) // the top byte is its length in bytes
 	v3 ^= m
 	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 	v0 ^= m

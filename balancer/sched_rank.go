@@ -19,8 +19,8 @@ type rank struct {
 	index int
 }
 
-// ranking is the realservers with a weight, the heaviest first, and equal ones in list order. It is a new slice for
-// each change.
+// ranking has the realservers with a weight, the heaviest first, and equal ones in list order. Each change makes a new
+// slice.
 type ranking []rank
 
 func (r *ranking) changed(list []*Dest, _ change) {
@@ -49,7 +49,7 @@ func (s *fo) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 func (s *fo) clone() scheduler { return &fo{s.ranking} }
 
 // ovf is weighted overflow (Linux net/netfilter/ipvs/ip_vs_ovf.c): as fo, but a realserver with more active connections
-// than its weight is full, and the next gets them. When all are full it chooses none.
+// than its weight is full, and new connections go to the next. When all are full, ovf chooses none.
 type ovf struct{ ranking }
 
 func (s *ovf) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {

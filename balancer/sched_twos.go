@@ -28,7 +28,7 @@ func (s *twos) pick(list []*Dest, _ *packet.Info, _ conntab.Ticks) *Dest {
 }
 
 // draw draws a realserver by weight. It returns nil when none may have the connection. The kernel draws from 0 to the
-// sum, both included, so that the first with a weight has one chance more.
+// sum, both included; so the first realserver with a weight has one more chance.
 func (s *twos) draw(list []*Dest) *Dest {
 	if len(s.sums) == 0 || s.sums[len(s.sums)-1] == 0 {
 		return nil

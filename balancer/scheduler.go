@@ -7,15 +7,15 @@ import (
 	"vstun/encap/packet"
 )
 
-// Scheduler is a row of the table of schedulers: what the programs need to know of one.
+// Scheduler is a row of the table of schedulers. It describes one scheduler to the programs.
 type Scheduler struct {
 	Name   string
 	Choice string // which realserver it chooses, as the end of "gives it to a new connection: "
-	// Flags says that the scheduler hashes the client's address, and has the flags NAME-port and NAME-fallback.
+	// Flags is true if the scheduler hashes the client's address and has the flags NAME-port and NAME-fallback.
 	Flags bool
 
 	make func(kind) scheduler
-	port bool // it takes the service's port into account, see kind.port
+	port bool // it uses the service's port, see kind.port
 }
 
 // schedulers are all schedulers. Each family has its rows in its own file.
@@ -49,7 +49,7 @@ func SchedulersWithFlags() (names []string) {
 	return names
 }
 
-// Choice says which realserver the service's scheduler chooses.
+// Choice describes the realserver that the service's scheduler chooses.
 func (s *Service) Choice() string {
 	row, _ := LookupScheduler(s.Scheduler)
 	if row.Flags && s.Flags.Port {
@@ -104,11 +104,11 @@ func trial(s scheduler, p *packet.Info) scheduler {
 	return s.clone()
 }
 
-// kind is what a scheduler is made for. A service keeps its scheduler as long as its kind is the same.
+// kind has the parameters of a scheduler. A service keeps its scheduler while its kind is the same.
 type kind struct {
 	name string
 	Flags
-	port uint16 // the service's, for a scheduler that takes it into account; 0 where the service has several
+	port uint16 // the service's port, for a scheduler that uses it; 0 if the service has several
 }
 
 func (s *Service) kind() kind {

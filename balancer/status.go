@@ -19,10 +19,10 @@ type RealserverStatus struct {
 	Active, Inactive int    // connections, as IPVS counts them
 	Templates        int    // clients whose persistence leads to it
 	Connections      uint64 // scheduled to it since it was configured first
-	Packets, Bytes   uint64 // of clients, sent to it
+	Packets, Bytes   uint64 // of clients, without tunnel headers
 }
 
-// Status is the services in the order of the configuration.
+// Status returns the services in the order of the configuration.
 func (s *Snapshot) Status() []ServiceStatus {
 	out := make([]ServiceStatus, 0, len(s.list))
 	for _, svc := range s.list {
@@ -56,10 +56,10 @@ type Leaving struct {
 	Service          string
 	Address          netip.Addr
 	Active, Inactive int
-	Templates        int // of clients who go elsewhere with their next connection
+	Templates        int // clients whose next connection goes to another realserver
 }
 
-// Leaving lists those that have connections, by service and address.
+// Leaving lists the retired realservers that have connections, by service and address.
 func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()

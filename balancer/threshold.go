@@ -3,9 +3,9 @@ package balancer
 // available reports whether d may get a new connection: it has a weight, and is not overloaded.
 func (d *Dest) available() bool { return d.Weight > 0 && !d.overloaded() }
 
-// overloaded reports whether d has had as many connections as Upper allows and not yet few enough again (Linux
-// ip_vs_conn.c, ip_vs_bind_dest and ip_vs_unbind_dest). IPVS looks whenever a connection ends; between two new
-// connections the number only falls, so that a look at each call, and before each new connection, gives the same.
+// overloaded reports whether d has reached Upper connections and is not below Relief again (Linux ip_vs_conn.c,
+// ip_vs_bind_dest and ip_vs_unbind_dest). IPVS checks whenever a connection ends. A check at each call and at each new
+// connection gives the same result, since the number only falls between two new connections.
 func (d *Dest) overloaded() bool {
 	return d.Upper > 0 && d.stats.overloaded.Load() && !d.relieved(d.counts.Active()+d.counts.Inactive())
 }
@@ -18,7 +18,7 @@ func (r *Realserver) Relief() int {
 	return (r.Upper*3 + 3) / 4
 }
 
-// relieved reports whether n connections are few enough, and if so notes it.
+// relieved reports whether n connections are below Relief. If so it clears the overload.
 func (d *Dest) relieved(n int) bool {
 	if n >= d.Relief() {
 		return false
@@ -27,7 +27,7 @@ func (d *Dest) relieved(n int) bool {
 	return true
 }
 
-// bound notes that d has a connection more.
+// bound updates the overload of d after a new connection.
 func (d *Dest) bound() {
 	if d.Upper == 0 {
 		return

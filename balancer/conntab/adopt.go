@@ -6,11 +6,11 @@ import (
 	"vstun/encap/packet"
 )
 
-// Put adds a connection or template that another director has reported, with its state, destination and remaining
-// time; c.Expires is at most the timeout of its state. It changes a known connection to match (Linux ip_vs_sync.c,
-// ip_vs_proc_conn): where c leads to another destination, an active c replaces it, and any other c is ignored. A known
-// template stays. The result is Inserted; Hit for one that was known; Full; or Refused for a state that no connection
-// can have.
+// Put adds a connection or template that another director has reported, with its state, destination and remaining time.
+// It reduces c.Expires to the timeout of c's state. A known connection to the same destination takes c's state, packets
+// and time (Linux ip_vs_sync.c, ip_vs_proc_conn). One to another destination is replaced if c is active, else it stays.
+// A known template stays, and its timeout begins again. The result is Inserted, Hit if a known one stays, or Full. It
+// is Refused if the state, destination or timeout is invalid.
 func (t *Table) Put(c Conn, now Ticks) Result {
 	if c.Template {
 		return t.putKnownTemplate(&c, now)
@@ -33,7 +33,7 @@ func (t *Table) putKnownTemplate(c *Conn, now Ticks) Result {
 	if r == Full {
 		return Full
 	}
-	// The other director's connections have proven the client: the template is no half-open one.
+	// The client has connections at the other director: the template does not count as half-open.
 	t.assure(number)
 	t.Release(number)
 	return r
@@ -85,8 +85,9 @@ func (s *store[A]) put(c *Conn, by *rules, now Ticks) Result {
 	return Inserted
 }
 
-// Refresh counts n packets of f from the client that have not passed Packet, the last of them at the time last, and
-// restarts the connection's timeout from then on. Its state stays. A connection that had ended before last stays ended.
+// Refresh counts n packets of f from the client that were forwarded without a call of Packet. The last was forwarded at
+// the time last. The connection's timeout begins again at last. Its state stays. A connection that had ended before
+// last stays ended.
 func (t *Table) Refresh(f packet.Flow, n uint32, last Ticks) {
 	t.of(f.Src, false).refresh(f, n, last, t.rules.Load())
 }

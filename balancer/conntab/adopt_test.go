@@ -7,14 +7,14 @@ import (
 	"vstun/encap/packet"
 )
 
-// tcp6 is a packet of an IPv6 connection from this port.
+// tcp6 returns a packet of an IPv6 connection from this port.
 func tcp6(port uint16, flags uint8) packet.Info {
 	p := tcp(1, port, flags)
 	p.Flow.Src, p.Flow.Dst = address6(1), address6(2)
 	return p
 }
 
-// TestPut adds a connection of another director: its packets go where it says, in its state, for its time.
+// TestPut adds a connection of another director. It has the reported destination, state and time.
 func TestPut(t *testing.T) {
 	for name, p := range map[string]packet.Info{"IPv4": tcp(1, 1, packet.FlagACK), "IPv6": tcp6(1, packet.FlagACK)} {
 		t.Run(name, func(t *testing.T) {
@@ -46,7 +46,7 @@ func TestPut(t *testing.T) {
 	}
 }
 
-// TestPutElsewhere: an active connection to another destination replaces the known one; what has ended does not.
+// TestPutElsewhere: an active connection to another destination replaces the known one; an inactive one does not.
 func TestPutElsewhere(t *testing.T) {
 	table := newSmall(Config{})
 	p := tcp(1, 1, packet.FlagSYN)
@@ -62,7 +62,7 @@ func TestPutElsewhere(t *testing.T) {
 	}
 }
 
-// TestPutNonsense refuses what no connection can be, and bounds times.
+// TestPutNonsense: Put refuses impossible states and destinations, and bounds times.
 func TestPutNonsense(t *testing.T) {
 	table := newSmall(Config{})
 	flow := tcp(1, 1, 0).Flow
@@ -140,7 +140,7 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
-// TestRefreshOfEnded: a connection that a SYN has ended stays ended, whatever was seen of it before.
+// TestRefreshOfEnded: a connection that a SYN has ended stays ended after a Refresh with earlier packets.
 func TestRefreshOfEnded(t *testing.T) {
 	table := newSmall(Config{})
 	p := tcp(1, 1, packet.FlagSYN)

@@ -2,8 +2,8 @@ package conntab
 
 import "iter"
 
-// All iterates over the connections and templates that have not expired, a part of a shard at a time, while workers go
-// on: an entry that moves meanwhile may be seen twice or not at all. Pinned flows are left out.
+// All iterates over the connections and templates that have not expired, a part of a shard at a time. Workers go on
+// meanwhile: an entry that moves may be seen twice or not at all. Pinned flows are left out.
 func (t *Table) All(now Ticks) iter.Seq[Conn] {
 	return func(yield func(Conn) bool) {
 		for _, f := range t.families() {

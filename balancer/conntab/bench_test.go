@@ -125,7 +125,7 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// resident is the process's memory, in bytes.
+// resident returns the process's resident memory, in bytes.
 func resident(b *testing.B) int {
 	b.Helper()
 	debug.FreeOSMemory()
@@ -149,7 +149,7 @@ func BenchmarkSweep(b *testing.B) {
 }
 
 // BenchmarkGCStop collects garbage while two goroutines use a full table of 10 million flows, and reports the longest
-// time for which everything stood still.
+// stop of the program.
 func BenchmarkGCStop(b *testing.B) {
 	table := fill(10_000_000)
 	stop := make(chan struct{})

@@ -19,13 +19,13 @@ func (t *Table) underPressure() bool {
 	return bound > 0 && t.half.Load()*2 > bound
 }
 
-// unassured reports whether e is half-open, or a template none of whose connections has got through.
+// unassured reports whether e is half-open, or a template without a connection that was ever established.
 func (s *store[A]) unassured(e *entry[A]) bool {
 	return e.state.halfOpen() || e.state == TemplateState && !s.table.refs.assured(e.ref)
 }
 
 // expiredUnderPressure reports whether e, unassured, has outlived the shortened timeout. times are the timeouts in
-// force. An entry from before a change of its timeout counts as older or younger than it is, by the difference.
+// force. After a change of the timeouts, an entry's age is wrong by the difference until its next packet.
 func (s *store[A]) expiredUnderPressure(e *entry[A], times *timeouts, now Ticks) bool {
 	life := times[e.state]
 	if e.state == TemplateState {
@@ -34,8 +34,8 @@ func (s *store[A]) expiredUnderPressure(e *entry[A], times *timeouts, now Ticks)
 	return life > shortTimeout && (e.expires - (life - shortTimeout)).reached(now) && s.unassured(e)
 }
 
-// queue is a shard's newest unassured entries, as many as the bound allows it, by the upper half of their hashes. Those
-// that have got through since, or are gone, are still in it.
+// queue has the upper halves of the hashes of a shard's newest unassured entries, as many as the shard's bound. Entries
+// that have since been assured or removed are still in it.
 type queue struct {
 	hashes []uint32 // a ring
 	head   int      // of the oldest
@@ -62,8 +62,7 @@ func (q *queue) pop() (upper uint32) {
 	return upper
 }
 
-// enqueue notes that an entry of that hash is unassured, and removes the one for which there is no place in the queue
-// any more.
+// enqueue adds the hash of an unassured entry to the queue. If the queue is full, it evicts the oldest entry first.
 func (s *store[A]) enqueue(sh *shard[A], hash uint64) {
 	q := &sh.unassured
 	if len(q.hashes) == 0 {
@@ -75,7 +74,7 @@ func (s *store[A]) enqueue(sh *shard[A], hash uint64) {
 	q.push(hash)
 }
 
-// evict takes the oldest entry out of sh's queue, and removes it, and returns true, if it is still unassured.
+// evict takes the oldest entry out of sh's queue. If the entry is still unassured, evict removes it and returns true.
 func (s *store[A]) evict(sh *shard[A]) bool {
 	i := s.locate(sh, sh.unassured.pop())
 	if i < 0 {
@@ -86,7 +85,7 @@ func (s *store[A]) evict(sh *shard[A]) bool {
 	return true
 }
 
-// evictOne evicts an entry of sh, and returns false when it finds none within some microseconds.
+// evictOne evicts an entry of sh. It returns false when it finds none in 64 places of the queue, some microseconds.
 func (s *store[A]) evictOne(sh *shard[A]) bool {
 	for range 64 {
 		if sh.unassured.used == 0 {
@@ -99,7 +98,7 @@ func (s *store[A]) evictOne(sh *shard[A]) bool {
 	return false
 }
 
-// locate returns the slot of an unassured entry whose hash has that upper half, -1 when there is none.
+// locate returns the slot of an unassured entry whose hash has the upper half upper, -1 when there is none.
 func (s *store[A]) locate(sh *shard[A], upper uint32) int {
 	i := sh.homeSlot(uint64(upper) << 32) // or the next one, as the lower half isn't known
 	for n := range sh.slots {

@@ -115,7 +115,7 @@ func flood(t *testing.T, maximum, half int, persistent bool) {
 	}
 }
 
-// TestFullTableTakesFromHalfOpen: what may never become a connection makes room for what does.
+// TestFullTableTakesFromHalfOpen: in a full table, half-open connections are evicted for established ones.
 func TestFullTableTakesFromHalfOpen(t *testing.T) {
 	table := New(Config{Max: 30_000, HalfOpenMax: 30_000}).View()
 	for i := range uint32(30_000) {

@@ -7,8 +7,8 @@ import (
 )
 
 // family is the connections of one address family. Its methods are those of Table and View with the same names, for
-// flows of that family. A *store is one, and so is absent. Prefetch, Packet and Insert, which are called for each
-// packet or connection, call the stores without it: two indirect calls double the time of a look-up.
+// flows of that family. Its implementations are *store and absent. Prefetch, Packet and Insert run for each packet or
+// connection. They call the stores directly: two indirect calls double the time of a look-up.
 type family interface {
 	peek(p *packet.Info, by *rules, now Ticks) (c Conn, f Fate, r Result)
 	leave(p *packet.Info, dest uint32) bool
@@ -32,7 +32,7 @@ type family interface {
 	changes(f *Feed, at *cursor, now Ticks, into []Change) int
 }
 
-// of returns the family of an address. That of IPv6 is absent until a caller asks with create.
+// of returns the family of an address. The family of IPv6 is absent until a call with create.
 func (t *Table) of(a netip.Addr, create bool) family {
 	if a.Is4() {
 		return &t.four

@@ -2,7 +2,7 @@ package conntab
 
 import "sync/atomic"
 
-// ChangeKind is what has happened to a connection.
+// ChangeKind is the kind of a connection's change.
 type ChangeKind uint8
 
 const (
@@ -12,7 +12,7 @@ const (
 	Ended                     // it has been removed: expired, evicted, replaced or forgotten
 )
 
-// Change is an event of one connection, and the connection as it is after the event, or, with Ended, as it was before.
+// Change is an event of one connection. Conn is the connection after the event, with Ended the connection before it.
 type Change struct {
 	Kind ChangeKind
 	Conn Conn
@@ -61,8 +61,8 @@ func (f *Feed) Close() {
 // Lost is the number of changes that were lost because they were not read in time.
 func (f *Feed) Lost() uint64 { return f.lost.Load() }
 
-// Next fills into with changes that have not been read yet, and returns their number, 0 when there are none. Its cost
-// is that of one short lock a shard.
+// Next fills into with changes that have not been read yet, and returns their number, 0 when there are none. It takes
+// each shard's lock once, for a short time.
 func (f *Feed) Next(now Ticks, into []Change) (n int) {
 	families := f.table.families()
 	for i := range families {
@@ -81,7 +81,7 @@ type ring[A address] struct {
 	head, used int // of the oldest
 }
 
-// note adds a change of e to the shard's feeds. The shard's lock is held.
+// note adds a change of e to the shard's feeds. The caller must hold the shard's lock.
 func (s *shard[A]) note(kind ChangeKind, e *entry[A]) {
 	if len(s.feeds) == 0 || e.state == Pinned {
 		return
@@ -127,7 +127,7 @@ func (s *store[A]) detach(f *Feed) {
 	}
 }
 
-// changes moves changes of f into into, one shard after the other, beginning where the last call has ended.
+// changes moves changes of f to into, one shard after the other. It begins where the last call ended.
 func (s *store[A]) changes(f *Feed, at *cursor, now Ticks, into []Change) (n int) {
 	for range s.shards {
 		if n == len(into) {

@@ -8,7 +8,8 @@ import (
 )
 
 // hugePages asks the kernel to back size bytes from p with huge pages (madvise(2), MADV_HUGEPAGE): a random lookup in a
-// large table then doesn't miss the TLB. A kernel that has none says no, and all works as well, slower.
+// large table then doesn't miss the TLB. Without huge pages the table works the same, but slower; so an error is
+// ignored.
 func hugePages(p unsafe.Pointer, size uintptr) {
 	const huge = 2 << 20
 	skip := -uintptr(p) % huge
@@ -19,13 +20,13 @@ func hugePages(p unsafe.Pointer, size uintptr) {
 	_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(p, skip)), size), unix.MADV_HUGEPAGE)
 }
 
-// loadByte reads the byte at p, whoever may write it: its value is of no account.
+// loadByte reads the byte at p. A concurrent write is harmless, since the value is not used.
 //
 //go:norace
 //go:noinline
 func loadByte(p unsafe.Pointer) uint8 { return *(*uint8)(p) }
 
-// addr is a in its public form.
+// addr returns a in its public form.
 func addr[A address](a A) netip.Addr {
 	if b, ok := any(a).([4]byte); ok {
 		return netip.AddrFrom4(b)

@@ -9,8 +9,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// model is the table as one would write it without a thought for speed: maps, and everything that has expired removed
-// at each step of the clock.
+// model is a simple, slow table. It consists of maps, and removes all expired entries at each step of the clock.
 type model struct {
 	cfg       Config
 	times     timeouts
@@ -48,7 +47,7 @@ func (m *model) remove(f packet.Flow) {
 	delete(m.conns, f)
 }
 
-// sweep is what time does.
+// sweep removes expired entries.
 func (m *model) sweep(now Ticks) {
 	for f, c := range m.conns {
 		if over(c.expires, now) {
@@ -149,7 +148,7 @@ func play(t View, p *packet.Info, fresh, service uint32, now Ticks) (uint32, Res
 }
 
 // TestAgainstModel plays random packets of all protocols and both families, with a clock that runs and wraps, and
-// destinations that come and go, to the table and to the model, and wants the same of both.
+// destinations that come and go, to the table and to the model, and expects the same of both.
 func TestAgainstModel(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		"default": {}, "sloppy": {SloppyTCP: true}, "reuse-0": {Reuse: ReuseNever}, "reuse-2": {Reuse: ReuseClosing},
@@ -221,7 +220,7 @@ func againstModel(t *testing.T, cfg Config) {
 	empty(t, table)
 }
 
-// compare wants the table to hold just what the model does.
+// compare checks that the table and the model hold the same entries.
 func compare(t *testing.T, table View, m *model, now Ticks) {
 	t.Helper()
 	counts := map[uint32][3]int{}
@@ -284,7 +283,7 @@ func compare(t *testing.T, table View, m *model, now Ticks) {
 	}
 }
 
-// empty wants nothing to be left, not a slot, a count, or a template's number.
+// empty checks that no slot, count or template number is in use.
 func empty(t *testing.T, table View) {
 	t.Helper()
 	if table.Len() != 0 || table.HalfOpen() != 0 {

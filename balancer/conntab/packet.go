@@ -7,14 +7,14 @@ type Result uint8
 
 const (
 	Hit      Result = iota // of a known connection
-	Miss                   // may open a connection: choose a destination, then Insert
+	Miss                   // of no known connection, but it may open one: choose a destination, then Insert
 	Refused                // of no known connection, and it cannot open one
 	Gone                   // of a connection whose destination is gone, with Config.DropRemoved
 	Inserted               // opened a connection
 	Full                   // no room for another connection
 )
 
-// Direction is the way of a packet.
+// Direction is the direction of a packet.
 type Direction uint8
 
 const (
@@ -22,12 +22,13 @@ const (
 	FromServer                  // a realserver's reply, of a connection whose replies pass the director
 )
 
-// Packet looks up the connection of a packet, moves the connection's state and restarts its timeout. It counts packets
-// from the client. The flow of p is that of the connection, from client to VIP, in both directions. dest is meaningful
-// with Hit and Gone.
+// Packet looks up the connection of a packet, updates the connection's state and restarts its timeout. It counts
+// packets from the client. The flow of p is that of the connection, from client to VIP, in both directions. dest is
+// meaningful with Hit and Gone.
 //
-// Where the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), the old one has expired
-// by now, but counts until Insert replaces it or it is swept, as in IPVS. A packet from the server opens none.
+// If the packet opens a new connection in place of an old one (Config.Reuse, ExpireNodest), Packet expires the old one.
+// As in IPVS, the old one counts until Insert replaces it or a sweep removes it. A packet from the server opens no
+// connection.
 func (v View) Packet(p *packet.Info, dir Direction, now Ticks) (dest uint32, r Result) {
 	if p.Flow.Src.Is4() {
 		k := v.key4(&p.Flow, p.Hash)
@@ -40,7 +41,7 @@ func (v View) Packet(p *packet.Info, dir Direction, now Ticks) (dest uint32, r R
 	return 0, v.rules.unknown(p, dir)
 }
 
-// unknown is the result for a packet of no connection.
+// unknown returns the result for a packet of no connection.
 func (r *rules) unknown(p *packet.Info, dir Direction) Result {
 	if dir == FromClient && r.opens(p) {
 		return Miss
@@ -54,7 +55,7 @@ func (s *store[A]) packet(k *key[A], p *packet.Info, dir Direction, by *rules, n
 	if i, found := sh.find(k); found {
 		e := &sh.slots[i]
 		f := Followed
-		if by.checksDests || begins(p) || e.expires.reached(now) { // else it is, without a call
+		if by.checksDests || begins(p) || e.expires.reached(now) { // otherwise fate would return Followed
 			f = s.fate(e, p, dir, by, now)
 		}
 		switch f {
@@ -106,7 +107,7 @@ func (e *entry[A]) reused(mode Reuse) bool {
 		e.state == FinWait
 }
 
-// seen counts p in e, moves e's state and end, and returns its destination. e may have moved then.
+// seen counts p in e, updates e's state and end, and returns its destination. Afterwards e may be in another slot.
 func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction, by *rules, now Ticks) (dest uint32) {
 	if e.state == Pinned {
 		e.value++
@@ -127,8 +128,8 @@ func (s *store[A]) seen(sh *shard[A], e *entry[A], p *packet.Info, dir Direction
 	return e.dest
 }
 
-// transition moves the connection e, of which all else is up to date, to another state, and returns it: it may stand in
-// another slot then.
+// transition changes the state of the connection e and returns e, which may then be in another slot. All other fields
+// of e must be up to date.
 func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
 	t, kind := s.table, Moved
 	switch was := e.state.halfOpen(); {
@@ -139,7 +140,7 @@ func (s *store[A]) transition(sh *shard[A], e *entry[A], next State) *entry[A] {
 		if next == Established {
 			kind = Assured
 		}
-	default: // the client begins anew
+	default: // a new SYN on an old connection
 		k := key[A]{src: e.src, dst: e.dst, sport: e.sport, dport: e.dport, proto: e.proto, hash: s.hash(e)}
 		s.enqueue(sh, k.hash) // which may remove another
 		i, _ := sh.find(&k)
@@ -167,7 +168,8 @@ func (r *rules) opens(p *packet.Info) bool {
 	return true
 }
 
-// after is the state of a connection in state st after p. twoWay says that the connection's replies pass the director.
+// after returns the state of a connection in state st after p. twoWay reports whether the connection's replies pass the
+// director.
 func (r *rules) after(st State, p *packet.Info, dir Direction, twoWay bool) State {
 	switch p.Flow.Proto {
 	case packet.ProtoTCP:
@@ -224,7 +226,7 @@ func (s *store[A]) insert(k *key[A], p *packet.Info, dest, template uint32, by *
 	return dest, Inserted
 }
 
-// begun is the state of a connection before its first packet.
+// begun returns the state of a connection before its first packet.
 func begun(proto uint8) State {
 	switch proto {
 	case packet.ProtoTCP:
@@ -235,7 +237,7 @@ func begun(proto uint8) State {
 	return UDP
 }
 
-// Lookup returns the connection of f without touching it.
+// Lookup returns the connection of f and does not change it.
 func (t *Table) Lookup(f packet.Flow, now Ticks) (Conn, bool) {
 	return t.of(f.Src, false).lookup(f, now)
 }

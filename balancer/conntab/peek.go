@@ -2,19 +2,19 @@ package conntab
 
 import "vstun/encap/packet"
 
-// Fate is what a packet makes of the connection that its flow has.
+// Fate is the effect of a packet on its flow's connection.
 type Fate uint8
 
 const (
 	NoConnection Fate = iota // the flow has none
-	Followed                 // the packet goes to its destination
+	Followed                 // the packet goes to the connection's destination
 	Reused                   // it has ended, and the packet begins another (Config.Reuse)
 	// its destination is gone, or quiescent and the packet begins another (Config.ExpireNodest)
 	Forgotten
 	Removed // its destination is gone, and the packet is dropped (Config.DropRemoved)
 )
 
-// fate is the fate of e with p. A packet from the server ends no connection.
+// fate returns the effect of p on e. A packet from the server ends no connection.
 func (s *store[A]) fate(e *entry[A], p *packet.Info, dir Direction, by *rules, now Ticks) Fate {
 	switch {
 	case e.expires.reached(now):

@@ -3,17 +3,17 @@ package conntab
 import "vstun/encap/packet"
 
 // A pinned flow gets its destination before its first packet. Health checks use it to reach one realserver. Pinned
-// flows share the slots of connections, in a state of their own, and are not counted as connections: they take nothing
-// of Config.Max, no flood evicts them, and no packet changes their state or end.
+// flows share the slots of connections, in a state of their own, and are not counted as connections. They do not count
+// towards Config.Max, no flood evicts them, and no packet changes their state or end.
 
 // MaxPinned is how long a flow stays pinned without Unpin: no check takes longer.
 const MaxPinned = 25 * 3600 * PerSecond
 
-// sweepGranularity is the Ticks, one less than a power of two, to which the removal of pinned flows is delayed.
+// sweepGranularity plus 1, a power of two, is the multiple of Ticks to which the removal of pinned flows is delayed.
 const sweepGranularity = 511
 
-// due is when a sweep removes e. Thousands of pinned flows may end every second: if each of them caused a sweep of its
-// shard, a sweep could never skip one.
+// due returns the time from which a sweep removes e. Thousands of pinned flows may end every second: if each of them
+// caused a sweep of its shard, a sweep could never skip one.
 func (e *entry[A]) due() Ticks {
 	if e.state == Pinned {
 		return (e.expires | sweepGranularity) + 1
@@ -21,9 +21,9 @@ func (e *entry[A]) due() Ticks {
 	return e.expires
 }
 
-// Pin leads the packets of f to dest until Unpin. The result is Inserted; Hit when f is a connection, or was pinned
-// until moments ago: try another port; or Full. With over, f replaces a connection of the same flow: one that has
-// ended, or one that another host has forged.
+// Pin directs the packets of f to dest until Unpin. The result is Inserted, Full, or Hit when f is a connection or
+// pinned, or was until moments ago: try another port. With over, f replaces a connection of the same flow, which has
+// ended or was forged by another host.
 func (t *Table) Pin(f packet.Flow, dest uint32, over bool, now Ticks) Result {
 	return t.of(f.Src, true).pin(f, dest, over, now)
 }
@@ -60,12 +60,12 @@ func (s *store[A]) unpin(f packet.Flow, end Ticks) {
 	}
 }
 
-// Movable reports whether a connection in this state can as well begin anew at another destination: it is not answered
-// yet, or it is none but in name.
+// Movable reports whether a connection in this state can begin again at another destination: its handshake is not
+// complete, or its protocol is UDP.
 func (s State) Movable() bool { return s.halfOpen() || s == UDP || s == SCTPInit1 || s == SCTPInit }
 
-// Leave removes the connection of p to dest, which Packet has just said with Hit or Gone, if it is Movable, and p can
-// begin it: a datagram, or a SYN that is sent again without an answer. Otherwise it returns false.
+// Leave removes the connection of p to dest if it is Movable and p can begin it: a datagram, or a repeated SYN. Packet
+// has just returned dest with Hit or Gone. Leave returns false if the connection stays.
 func (v View) Leave(p *packet.Info, dest uint32) bool {
 	return v.rules.opens(p) && v.of(p.Flow.Src, false).leave(p, dest)
 }
@@ -77,7 +77,7 @@ func (s *store[A]) leave(p *packet.Info, dest uint32) bool {
 	defer sh.mu.Unlock()
 	i, found := sh.find(&k)
 	if !found || sh.slots[i].dest != dest {
-		return true // another worker was faster: Insert finds what it has made
+		return true // another worker was faster: Insert finds its connection
 	}
 	if !sh.slots[i].state.Movable() {
 		return false

@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// TestPinned: a pinned flow has its destination before its first packet, and whatever comes; it ends when it is told
-// to, and is no connection.
+// TestPinned: a pinned flow has its destination before its first packet, and no packet changes it. It ends with Unpin.
+// It does not count as a connection.
 func TestPinned(t *testing.T) {
 	six := tcp(1, 1, packet.FlagSYN)
 	six.Flow.Src, six.Flow.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("2001:db8::80")
@@ -60,7 +60,7 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-// TestPinnedInAFullTable: neither a full table nor a flood of SYNs keeps a flow from being pinned, or drives it out.
+// TestPinnedInAFullTable: a flow can be pinned in a full table and in a SYN flood, and is not evicted.
 func TestPinnedInAFullTable(t *testing.T) {
 	const maximum, pins = 20_000, 2000
 	table := newSmall(Config{Max: maximum, HalfOpenMax: maximum / 4})
@@ -164,7 +164,7 @@ func TestPinOver(t *testing.T) {
 	}
 }
 
-// TestLeave: what can begin anew elsewhere leaves its destination, the rest stays.
+// TestLeave: Leave removes Movable connections only.
 func TestLeave(t *testing.T) {
 	udp := tcp(1, 1, 0)
 	udp.Flow.Proto = packet.ProtoUDP

@@ -29,7 +29,7 @@ type View struct {
 	rules *rules
 }
 
-// View is t under the Config in force.
+// View returns t under the Config in force.
 func (t *Table) View() View { return View{t, t.rules.Load()} }
 
 // Follows reports whether v is a view under cfg, whatever its Max is.
@@ -51,7 +51,8 @@ func (t *Table) Configure(cfg Config) View {
 	return View{t, is}
 }
 
-// bound gives each shard a queue for its part of half unassured entries, and keeps the newest of those queued now.
+// bound gives each shard a queue for its part of half, the bound of unassured entries. The newest queued entries stay
+// queued; the others are evicted. With 0, no entry is queued or evicted.
 func (s *store[A]) bound(half int) {
 	n := half / len(s.shards)
 	hashes := make([]uint32, n*len(s.shards))

@@ -12,7 +12,7 @@ var sctpStates = perDirection[sctpTable]{
 	server:     newSCTPTable(sctpServer),
 }
 
-// sctpClientOnly is the INPUT-ONLY part of sctp_states: for each chunk, the states whose next is another one.
+// sctpClientOnly is the INPUT-ONLY part of sctp_states. It has the states that each chunk changes.
 var sctpClientOnly = map[uint8]map[State]State{
 	packet.ChunkData: {SCTPNone: SCTPEstablished, SCTPCookieWait: SCTPEstablished},
 	packet.ChunkInit: {SCTPNone: SCTPInit1, SCTPInit1: SCTPInit, SCTPCookieSent: SCTPInit, SCTPCookieReplied: SCTPInit,
@@ -111,7 +111,7 @@ func newSCTPTable(changes map[uint8]map[State]State) (t sctpTable) {
 	return t
 }
 
-// nextSCTP is the state after an SCTP packet that begins with a chunk of that type.
+// nextSCTP returns the state after an SCTP packet whose first chunk has the type chunk.
 func (s State) nextSCTP(t *sctpTable, chunk uint8) State {
 	if int(chunk) >= len(t) {
 		chunk = packet.ChunkData

@@ -6,7 +6,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states), as far as the packets show it that
+// State is a connection's state (Linux include/net/ip_vs.h, enum ip_vs_tcp_states). It is derived from the packets that
 // pass the director.
 type State uint8
 
@@ -48,7 +48,7 @@ var stateNames = [numStates]string{"", "NONE", "ESTABLISHED", "SYN_SENT", "SYN_R
 	"COOKIE", "C-ECHOED",
 	"ESTABLISHED", "S-SENT", "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED", "TEMPLATE", "PROBE"}
 
-// String is the name under which ipvsadm shows the state.
+// String returns ipvsadm's name of the state.
 func (s State) String() string {
 	if s < numStates {
 		return stateNames[s]
@@ -169,8 +169,8 @@ var tcpStatesSecure = perDirection[tcpTable]{
 	},
 }
 
-// next is the state after a TCP packet with these flags; RST weighs more than SYN, that more than FIN, that more than
-// ACK.
+// next returns the state after a TCP packet with these flags. Of several flags, the first of RST, SYN, FIN and ACK
+// decides.
 func (t *tcpTable) next(s State, flags uint8) State {
 	switch {
 	case flags&packet.FlagRST != 0:
@@ -185,8 +185,8 @@ func (t *tcpTable) next(s State, flags uint8) State {
 	return Close
 }
 
-// Timeouts are those that users set, as with `ipvsadm --set`. Each is at least a second and at most MaxTimeout; 0
-// stands for IPVS's own.
+// Timeouts are the timeouts that users can set, as with `ipvsadm --set`. Each is at least a second and at most
+// MaxTimeout; 0 stands for IPVS's default.
 type Timeouts struct {
 	TCP    time.Duration // ESTABLISHED
 	TCPFin time.Duration // FIN_WAIT
@@ -200,8 +200,8 @@ const MaxTimeout = 31 * 24 * time.Hour
 
 type timeouts [numStates]Ticks
 
-// ticks is the time that each state lasts without a packet: Linux ip_vs_proto_tcp.c, tcp_timeouts, ip_vs_proto_udp.c,
-// and ip_vs_proto_sctp.c, sctp_timeouts.
+// ticks returns each state's timeout: Linux ip_vs_proto_tcp.c, tcp_timeouts, ip_vs_proto_udp.c, and ip_vs_proto_sctp.c,
+// sctp_timeouts.
 func (c Timeouts) ticks() timeouts {
 	seconds := [numStates]int{None: 2, Established: 900, SynSent: 120, SynRecv: 60, FinWait: 120, TimeWait: 120,
 		Close:     10,
@@ -222,7 +222,7 @@ func (c Timeouts) ticks() timeouts {
 	set(Established, c.TCP)
 	set(FinWait, c.TCPFin)
 	set(SynRecv, c.TCPSyn)
-	set(SynAck, c.TCPSyn) // which stands for it with Config.SecureTCP
+	set(SynAck, c.TCPSyn) // SynAck takes the place of SynRecv with Config.SecureTCP
 	set(UDP, c.UDP)
 	set(SCTPEstablished, c.SCTP)
 	return t

@@ -22,14 +22,14 @@ type store[A address] struct {
 
 const (
 	maxShards = 256
-	minShard  = 64 // connections of Config.Max in a shard, so that bounds of the table hold about for each shard
-	// slots for each connection of Config.Max: a search ends soon, mostly in the cache line in which it begins
+	minShard  = 64 // least connections of Config.Max a shard; in smaller shards the table's bounds would be too uneven
+	// slots for each connection of Config.Max: most searches end in the cache line in which they begin
 	perFlow = 2
-	slack   = 64 // slots more in each shard, since flows don't spread quite evenly
+	slack   = 64 // additional slots in each shard, since flows don't spread quite evenly
 )
 
-// A shard is a part of the store under one lock. The slots are a ring: an entry stands at its home slot or behind it,
-// with no empty slot in between.
+// A shard is a part of the store under one lock. The slots are a ring. An entry is in its home slot or behind it, with
+// no empty slot in between.
 type shard[A address] struct {
 	mu        sync.Mutex
 	slots     []entry[A]
@@ -40,8 +40,8 @@ type shard[A address] struct {
 	feeds     []*ring[A]
 }
 
-// entry is one connection or template, or an empty slot (state stateEmpty). Of IPv4 it has 32 bytes: two make a cache
-// line.
+// entry is one connection or template, or an empty slot (state stateEmpty). An IPv4 entry has 32 bytes: two fill a
+// cache line.
 type entry[A address] struct {
 	src, dst     A
 	sport, dport uint16
@@ -60,16 +60,16 @@ const (
 	ended              // expire has ended it before its timeout
 )
 
-// timeout is that of a template.
+// timeout returns the timeout of a template.
 func (e *entry[A]) timeout() Ticks { return Ticks(e.value) }
 
-// service is that of a template.
+// service returns the service's number of a template.
 func (e *entry[A]) service() uint32 {
 	n := len(e.dst)
 	return uint32(e.dst[n-4])<<24 | uint32(e.dst[n-3])<<16 | uint32(e.dst[n-2])<<8 | uint32(e.dst[n-1])
 }
 
-// key is a flow as the table keeps it, with its hash.
+// key is a flow in the table's form, with its hash.
 type key[A address] struct {
 	src, dst     A
 	sport, dport uint16
@@ -88,7 +88,7 @@ func (s *store[A]) init(t *Table, keyOf func(packet.Flow) key[A], hash func(*ent
 	s.bound(t.rules.Load().HalfOpenMax)
 }
 
-// shards is the number of shards, a power of two.
+// shards returns the number of shards, a power of two.
 func shards(maximum int) int {
 	n := maxShards
 	for n > 1 && maximum/n < minShard {
@@ -97,13 +97,13 @@ func shards(maximum int) int {
 	return n
 }
 
-// slotsPerShard is even, so that every shard begins with a cache line.
+// slotsPerShard returns an even number, so that every shard's slots begin at a cache line.
 func slotsPerShard(maximum int) int {
 	n := shards(maximum)
 	return ((maximum*perFlow+n-1)/n + slack + 1) &^ 1
 }
 
-// Bytes is the memory that a table of max connections, all of IPv4, takes at the most.
+// Bytes returns the most memory that the slots of a table for maximum connections take, all of IPv4.
 func Bytes(maximum int) int {
 	return slotsPerShard(maximum) * shards(maximum) * int(unsafe.Sizeof(entry[[4]byte]{}))
 }
@@ -113,17 +113,18 @@ func (s *store[A]) shard(hash uint64) *shard[A] { return &s.shards[hash&uint64(l
 func (s *store[A]) prefetch(hash uint64) uint8 {
 	sh := s.shard(hash)
 	i := sh.homeSlot(hash)
-	// Without the lock, as nothing is made of it; slots never move. The search may go on into the next cache line.
+	// This needs no lock: the value is not used, and the slots' memory never moves. A search may go on into the next
+	// cache line.
 	return loadByte(unsafe.Pointer(&sh.slots[i])) | loadByte(unsafe.Pointer(&sh.slots[min(i+2, len(sh.slots)-1)]))
 }
 
-// homeSlot is the slot at which the search for hash begins.
+// homeSlot returns the slot at which the search for hash begins.
 func (s *shard[A]) homeSlot(hash uint64) int {
 	hi, _ := bits.Mul64(hash, uint64(len(s.slots)))
 	return int(hi)
 }
 
-// find returns the slot of k, or the empty slot at which it would be put, -1 when there is neither.
+// find returns the slot of k, else the empty slot for k, -1 when there is neither.
 func (s *shard[A]) find(k *key[A]) (slot int, found bool) {
 	i := s.homeSlot(k.hash)
 	for range s.slots {
@@ -148,7 +149,8 @@ func (s *shard[A]) noteExpiry(t Ticks) {
 	}
 }
 
-// add makes e, for k, and returns it; nil when the table is full and no unassured entry can make room.
+// add puts e with the key k into a slot and returns it. It returns nil when there is no room and no unassured entry can
+// be evicted.
 func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 	t := s.table
 	unassured := s.unassured(&e)
@@ -157,7 +159,7 @@ func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 	}
 	for {
 		i, _ := sh.find(k)
-		// One slot stays empty, for every search to end at.
+		// One slot stays empty, so that every search ends.
 		full := i < 0 || sh.used+1 >= len(sh.slots)
 		if !full {
 			if e.state == Pinned || t.count.Add(1) <= t.max {
@@ -180,7 +182,7 @@ func (s *store[A]) add(sh *shard[A], k *key[A], e entry[A]) *entry[A] {
 	}
 }
 
-// remove empties slot i and moves up what stands behind it for want of a slot nearer to its home.
+// remove empties slot i, and moves entries behind it nearer to their home slots.
 func (s *store[A]) remove(sh *shard[A], i int) {
 	t := s.table
 	e := &sh.slots[i]
@@ -221,7 +223,7 @@ func (s *store[A]) remove(sh *shard[A], i int) {
 	sh.slots[i] = entry[A]{}
 }
 
-// flow is e's key in its public form.
+// flow returns e's key in its public form.
 func (e *entry[A]) flow() packet.Flow {
 	return packet.Flow{Src: addr(e.src), Dst: addr(e.dst), SrcPort: e.sport, DstPort: e.dport, Proto: e.proto}
 }
@@ -251,5 +253,5 @@ func (e *entry[A]) conn(now Ticks) Conn {
 	return c
 }
 
-// duration is a difference of Ticks.
+// duration converts a difference of Ticks.
 func duration(t Ticks) time.Duration { return time.Duration(int32(t)) * time.Second / PerSecond }

@@ -3,8 +3,8 @@ package conntab
 // sweepChunk is the number of slots looked at under one hold of a shard's lock: some microseconds.
 const sweepChunk = 512
 
-// Sweeper removes expired entries, a part of the table at a time, while workers go on. Lookups never find an expired
-// entry, swept or not: sweeping keeps the counts true and frees slots.
+// Sweeper removes expired entries, a part of the table at a time, while workers go on. Lookups never return an expired
+// entry, even before its removal. Sweeping keeps the counts correct and frees slots.
 type Sweeper struct {
 	table *Table
 	at    [2]cursor // of each family
@@ -16,10 +16,10 @@ type cursor struct{ shard, slot int }
 // NewSweeper makes a sweeper. One goroutine uses it.
 func (t *Table) NewSweeper() *Sweeper { return &Sweeper{table: t} }
 
-// Slots is the number of slots of the table, those of one address family.
+// Slots returns the number of slots of one address family.
 func (t *Table) Slots() int { return len(t.four.shards) * len(t.four.shards[0].slots) }
 
-// never is so far after now that every timeout ends before.
+// never returns a time after the end of every timeout.
 func never(now Ticks) Ticks { return now + 1<<30 }
 
 // Sweep visits the next n slots of each address family. It skips shards in which no entry has expired yet; their slots
@@ -30,7 +30,7 @@ func (s *Sweeper) Sweep(now Ticks, n int) {
 	}
 }
 
-// sweep looks at the next n slots from at on; with connections only, it leaves templates alone.
+// sweep visits the next n slots, beginning at the position at. With connections set, it skips templates.
 func (s *store[A]) sweep(at *cursor, now Ticks, n int, connections bool) {
 	pressure, times := s.table.underPressure(), &s.table.rules.Load().times
 	for n > 0 {
@@ -43,7 +43,7 @@ func (s *store[A]) sweep(at *cursor, now Ticks, n int, connections bool) {
 				at.slot = end
 				n -= end
 			} else {
-				sh.next = never(now) // until entries say otherwise
+				sh.next = never(now) // until noteExpiry sets an earlier time
 			}
 		}
 		n -= end - at.slot
@@ -69,7 +69,7 @@ func (s *store[A]) sweep(at *cursor, now Ticks, n int, connections bool) {
 	}
 }
 
-// Sweep removes what has expired from all of the table: connections first, then the templates that had none but these.
+// Sweep removes all expired entries: first connections, then the templates that have no connection left.
 func (t *Table) Sweep(now Ticks) {
 	for _, connections := range []bool{true, false} {
 		for _, f := range t.families() {

@@ -3,9 +3,9 @@
 //
 // The table is a fixed number of fixed-size entries without pointers, so that it costs the garbage collector nothing,
 // spread over shards with a short lock each. Within a shard it is a hash table with linear probing: a lookup touches
-// one or two cache lines, and a removal moves later entries up, so that there are no tombstones. The memory is asked
-// for at once and becomes resident as it is used; it never grows. IPv4 and IPv6 have a store each; that of IPv6 is made
-// when the first such connection is.
+// one or two cache lines, and a removal moves later entries up, so that there are no tombstones. The memory is
+// allocated at once and becomes resident with its use; it never grows. IPv4 and IPv6 have a store each. The first IPv6
+// connection makes the IPv6 store.
 //
 // Time is a parameter of each method, so that tests and replays control the clock.
 package conntab
@@ -37,15 +37,15 @@ type Config struct {
 	SloppyTCP   bool  // a packet other than SYN may open a TCP connection (sloppy_tcp)
 	SecureTCP   bool  // use the state table for SYN floods (secure_tcp 3)
 	Reuse       Reuse // of a client's port (conn_reuse_mode)
-	// forget a connection whose destination is gone at its next packet, and one to a quiescent destination at its next
-	// SYN (expire_nodest_conn)
+	// end a connection with its next packet if its destination is gone, and with its next SYN if its destination is
+	// quiescent (expire_nodest_conn)
 	ExpireNodest bool
 	// drop packets of a connection whose destination is gone, as IPVS does; otherwise the connection goes on
 	DropRemoved bool
 	Timeouts    Timeouts
 }
 
-// Reuse is in which states of a connection its SYN opens a new one: the client uses the port again.
+// Reuse selects the states of a connection in which a SYN opens a new one: the client uses the port again.
 type Reuse uint8
 
 const (
@@ -59,7 +59,7 @@ type Table struct {
 	count   atomic.Int64
 	half    atomic.Int64 // unassured entries
 	evicted atomic.Uint64
-	_       [40]byte // what follows is read for every packet, and not in a cache line with what is written
+	_       [40]byte // keeps the fields above, which are written, out of the cache lines of those below
 	rules   atomic.Pointer[rules]
 	max     int64
 	seed    [2]uint64
@@ -92,19 +92,19 @@ type Counts struct {
 // Active is the number of connections that IPVS calls active: TCP from SYN to FIN, SCTP once established.
 func (c *Counts) Active() int { return int(c.active.Load()) }
 
-// Inactive is the number of all others, UDP among them.
+// Inactive is the number of all others, UDP and pinned flows among them.
 func (c *Counts) Inactive() int { return int(c.inactive.Load()) }
 
 // Templates is the number of clients whose persistence leads to the destination.
 func (c *Counts) Templates() int { return int(c.templates.Load()) }
 
-// SetState sets whether the destination has been removed from the configuration, and whether its weight is 0.
+// SetState sets whether the destination is gone, that is removed or down, and whether its weight is 0.
 func (c *Counts) SetState(gone, quiescent bool) {
 	c.gone.Store(gone)
 	c.quiescent.Store(quiescent)
 }
 
-// Gone reports whether the destination has been removed from the configuration.
+// Gone reports whether the destination has been removed from the configuration, or is down.
 func (c *Counts) Gone() bool { return c.gone.Load() }
 
 // SetReplies sets whether the destination's replies pass this director: new connections then follow the state table of
@@ -141,8 +141,8 @@ func (t *Table) ipv6(create bool) *store[[16]byte] {
 	return s
 }
 
-// Len is the number of connections and templates, those that have expired but are not swept yet included, and pinned
-// flows not.
+// Len returns the number of connections and templates. Expired ones count until they are removed; pinned flows never
+// count.
 func (t *Table) Len() int { return int(t.count.Load()) }
 
 // Max is the bound of Len.
@@ -151,13 +151,13 @@ func (t *Table) Max() int { return int(t.max) }
 // HalfOpenMax is the bound of HalfOpen, 0 for none.
 func (t *Table) HalfOpenMax() int { return t.rules.Load().HalfOpenMax }
 
-// HalfOpen is the number of half-open TCP connections, and of the templates that were made for such.
+// HalfOpen returns the number of half-open TCP connections and of unassured templates.
 func (t *Table) HalfOpen() int { return int(t.half.Load()) }
 
-// Evicted is the number of half-open connections and their templates that had to make room for new ones.
+// Evicted returns the number of half-open connections and unassured templates that were removed for new entries.
 func (t *Table) Evicted() uint64 { return t.evicted.Load() }
 
-// Counts is the number of connections of destination dest, which is below MaxDests. The pointer stays valid.
+// Counts returns the counts of the destination dest, which must be below MaxDests. The pointer stays valid.
 func (t *Table) Counts(dest uint32) *Counts {
 	block := &t.dests[dest/destBlock]
 	p := block.Load()
@@ -190,7 +190,7 @@ func (t *Table) Prefetch(p *packet.Info) uint8 {
 	return 0
 }
 
-// key4 and key6 are a flow as the table keeps it, with its hash, which is computed if it is 0.
+// key4 and key6 return a flow in the table's form, with its hash. A hash of 0 is computed.
 func (t *Table) key4(f *packet.Flow, hash uint64) key[[4]byte] {
 	k := key[[4]byte]{src: f.Src.As4(), dst: f.Dst.As4(), sport: f.SrcPort, dport: f.DstPort, proto: f.Proto,
 		hash: hash}
@@ -209,7 +209,8 @@ func (t *Table) key6(f *packet.Flow, hash uint64) key[[16]byte] {
 	return k
 }
 
-// hash4 is keyed, so that no sender can fill one place of the table: two rounds of multiply and fold.
+// hash4 returns a keyed hash: two rounds of multiply and fold. The key keeps a sender from filling one place of the
+// table.
 func (t *Table) hash4(src, dst [4]byte, sport, dport uint16, proto uint8) uint64 {
 	a := uint64(src[0])<<24 | uint64(src[1])<<16 | uint64(src[2])<<8 | uint64(src[3])
 	a = a<<32 | uint64(dst[0])<<24 | uint64(dst[1])<<16 | uint64(dst[2])<<8 | uint64(dst[3])
@@ -236,7 +237,7 @@ func word(a *[16]byte, at int) (w uint64) {
 	return w
 }
 
-// adjustCounts adds n to the count of dest that a connection in state st belongs to.
+// adjustCounts adds n to the count of dest for entries in state st.
 func (t *Table) adjustCounts(dest uint32, st State, n int32) {
 	c := t.Counts(dest)
 	switch {

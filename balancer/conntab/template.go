@@ -14,7 +14,7 @@ import (
 // ip_vs_sched_persist). Templates share the slots of connections. Their protocol is 0, and their destination address is
 // the service's number. A template outlives its timeout while connections that it led to exist.
 
-// templateGrace is how long a template goes on, again and again, after its timeout while there are such connections
+// templateGrace is the time by which an expired template is extended, repeatedly, while there are such connections
 // (Linux ip_vs_conn.c, ip_vs_conn_expire).
 const templateGrace = 60 * PerSecond
 
@@ -36,20 +36,20 @@ func (t *Table) PutTemplate(client netip.Addr, service, dest uint32, timeout tim
 	return t.of(client, true).putTemplate(client, service, &n, now)
 }
 
-// newTemplate is what PutTemplate makes.
+// newTemplate has the parameters of putTemplate.
 type newTemplate struct {
 	dest    uint32
 	timeout Ticks
-	left    Ticks  // until it ends; 0 for timeout
+	left    Ticks  // time until it ends; 0: timeout
 	former  uint32 // number of the one that it replaces, 0 for none
 }
 
-// ticks is a timeout in Ticks.
+// ticks converts a timeout, and bounds it by MaxPersistence.
 func ticks(timeout time.Duration) Ticks {
 	return Ticks(min(timeout, MaxPersistence) * PerSecond / time.Second)
 }
 
-// Forget removes the template with the number former, on which the caller has a hold and keeps it.
+// Forget removes the template with the number former. The caller has a hold on it and keeps the hold.
 func (t *Table) Forget(client netip.Addr, service, former uint32) {
 	t.of(client, false).forget(client, service, former)
 }
@@ -67,7 +67,7 @@ func (s *store[A]) forget(client netip.Addr, service, former uint32) {
 // Release gives back a hold on a template.
 func (t *Table) Release(number uint32) { t.refs.release(number) }
 
-// templateKey is the key under which a service's template of a client stands.
+// templateKey returns the key of a client's template at a service.
 func (s *store[A]) templateKey(client netip.Addr, service uint32) key[A] {
 	var to netip.Addr
 	if client.Is4() {
@@ -79,7 +79,7 @@ func (s *store[A]) templateKey(client netip.Addr, service uint32) key[A] {
 	return s.key(packet.Flow{Src: client, Dst: to})
 }
 
-// binary4 is n in network byte order.
+// binary4 returns n in network byte order.
 func binary4(n uint32) (b [4]byte) {
 	binary.BigEndian.PutUint32(b[:], n)
 	return b
@@ -99,7 +99,7 @@ func (s *store[A]) template(client netip.Addr, service uint32, now Ticks) (dest,
 	return e.dest, e.ref, Hit
 }
 
-// LookupTemplate returns the template of client at a service without touching it.
+// LookupTemplate returns the template of client at a service and does not change it.
 func (t *Table) LookupTemplate(client netip.Addr, service uint32, now Ticks) (Conn, bool) {
 	return t.of(client, false).lookupTemplate(client, service, now)
 }
@@ -123,7 +123,7 @@ func (s *store[A]) hold(sh *shard[A], e *entry[A], now Ticks) {
 	sh.noteExpiry(e.expires)
 }
 
-// over reports whether e has ended. A template that has connections goes on.
+// expired reports whether e has ended. A template that has connections goes on: expired extends it by templateGrace.
 func (s *store[A]) expired(e *entry[A], now Ticks) bool {
 	if !e.expires.reached(now) {
 		return false
@@ -166,7 +166,7 @@ func (s *store[A]) putTemplate(client netip.Addr, service uint32, n *newTemplate
 	return n.dest, number, Inserted
 }
 
-// assure notes that a connection of the template with that number, 0 for none, has got through.
+// assure marks the template with that number, 0 for none, after a connection of it was established.
 func (t *Table) assure(number uint32) {
 	if number != 0 && t.refs.assure(number) {
 		t.half.Add(-1)
@@ -177,7 +177,7 @@ func (t *Table) assure(number uint32) {
 // template and all its connections are gone.
 type templateRefs struct {
 	mu     sync.Mutex
-	free   uint32 // the first free number; its count is the next; 0 for none
+	free   uint32 // the first free number, 0 for none; a free number's count is the next free number
 	last   uint32
 	blocks []atomic.Pointer[[childBlock]atomic.Int32]
 }
@@ -187,16 +187,16 @@ const (
 
 	// Beside the count, which is less:
 	detachedBit = 1 << 30 // the template is gone
-	assuredBit  = 1 << 29 // a connection has got through
+	assuredBit  = 1 << 29 // a connection was established
 	countMask   = assuredBit - 1
 )
 
 func (c *templateRefs) init(maximum int) {
-	// a number may wait for its connections
+	// Twice: the number of a removed template stays in use while its connections exist.
 	c.blocks = make([]atomic.Pointer[[childBlock]atomic.Int32], 2*maximum/childBlock+2)
 }
 
-// take gives a number, from 1, without connections.
+// take returns a free number, from 1 on. Its count is 0.
 func (c *templateRefs) take() uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,8 +221,7 @@ func (c *templateRefs) has(number uint32) bool     { return c.count(number).Load
 func (c *templateRefs) assured(number uint32) bool { return c.count(number).Load()&assuredBit != 0 }
 func (c *templateRefs) hold(number uint32)         { c.count(number).Add(1) }
 
-// assure notes that a connection has got through, and reports whether it is the first, of a template that is still
-// there.
+// assure marks a template as assured. It reports whether the template exists and was unassured before.
 func (c *templateRefs) assure(number uint32) bool {
 	n := c.count(number)
 	return n.Load()&assuredBit == 0 && n.Or(assuredBit)&(assuredBit|detachedBit) == 0

@@ -10,28 +10,28 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// answers are the ICMP errors that a worker sends to clients, in the name of the VIP: bounded by limiters, and in
-// number by room, which is free again with every batch.
+// answers are the ICMP errors that a worker sends to clients, with the VIP as source. The limiters bound their rate.
+// room bounds their number in a batch; the next batch uses it again.
 type answers struct {
-	// of "fragmentation needed" and "packet too big": connections stall without them, and other errors must not use
-	// them up
+	// limits "fragmentation needed" and "packet too big": connections stall without them, and other errors must not use
+	// up their limit
 	sizes  limiter
 	others limiter
 	room   []byte
 	free   []byte
 }
 
-// answersInBatch is the most errors that a worker sends in a batch.
+// answersInBatch is the largest number of errors that a worker sends in a batch.
 const answersInBatch = 16
 
 func (a *answers) init() {
-	a.sizes.init(10, 20) // a client may be many behind one address
+	a.sizes.init(10, 20) // one address may be that of many clients behind a NAT
 	a.others.init(1, 6)  // Linux's icmp_ratelimit, with XRLIM_BURST_FACTOR
 	a.room = make([]byte, answersInBatch*packet.ICMPRoom)
 	a.free = a.room
 }
 
-// reserve returns room for an answer to client, which may be sent now; nil: none may.
+// reserve returns room for an answer to client. It returns nil if no answer may be sent now.
 func (a *answers) reserve(l *limiter, client netip.Addr, now conntab.Ticks) []byte {
 	if len(a.free) < packet.ICMPRoom || !l.allow(client, now) {
 		return nil
@@ -52,7 +52,8 @@ func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Tick
 	return drop.TooBig
 }
 
-// putTooBig writes "fragmentation needed" or "packet too big", by the family of b, to room.
+// putTooBig writes "fragmentation needed" or "packet too big" to room, and returns its length. The choice depends on
+// from's family, which is that of b.
 func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 	if from.Is4() {
 		return packet.FragmentationNeeded(room, b, from, mtu)
@@ -60,13 +61,14 @@ func putTooBig(room, b []byte, from netip.Addr, mtu int) int {
 	return packet.PacketTooBig(room, b, from, mtu)
 }
 
-// refuse answers the packet in b, which Decide refuses for the reason d, if d and the configuration want an answer.
+// refuse answers the packet in b, which Decide refuses for the reason d. d and the configuration decide whether there
+// is an answer.
 //
 //	no_connection   TCP: RST
 //	no_service      if it is for a VIP: to TCP without SYN a RST, which ends the connection; else port unreachable
 //	no_realserver   ICMP port unreachable, as IPVS (Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave)
 //
-// A RST is never answered. VIPs that have left count as VIPs here.
+// A RST is never answered. Former VIPs (balancer.Config.LeftVIPs) count as VIPs here.
 func (w *Worker) refuse(snap *balancer.Snapshot, d drop.Reason, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	switch d {
 	case drop.NoConnection:
@@ -98,8 +100,8 @@ func (w *Worker) portUnreachable(b *packet.Buf, p *packet.Info, now conntab.Tick
 	}
 }
 
-// minMTU is the smallest MTU of any path for p, and so the smallest that an ICMP error names. A packet that is no
-// larger and still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
+// minMTU returns the smallest MTU of any path for p. No ICMP error names a smaller one. A packet that is no larger and
+// still doesn't fit a tunnel is sent in outer fragments, DF or not (RFC 2473, section 7.1).
 func minMTU(p *packet.Info) int {
 	if p.Flow.Dst.Is4() {
 		return encap.MinMTU

@@ -15,9 +15,9 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// TestSizes: at every MTU and size, in and over both families, a packet goes out whole where it fits, in outer
-// fragments where it may be fragmented or is no larger than what every way takes, and otherwise its sender is told the
-// right size.
+// TestSizes: at every MTU and size, in and over both families, a packet that fits is sent whole. One that may be
+// fragmented, or is no larger than the smallest MTU, is sent in outer fragments. For any other the sender gets an ICMP
+// error with the right MTU.
 func TestSizes(t *testing.T) {
 	for _, real := range []netip.Addr{real1, real6} {
 		for _, kind := range []encap.Kind{encap.KindIPIP, encap.KindGRE, encap.KindGUE, encap.KindFOU} {
@@ -73,7 +73,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// checkTold checks that out is one ICMP error about p that tells a size.
+// checkTold checks that out is one ICMP error about p with an MTU.
 func checkTold(t *testing.T, name string, out [][]byte, p []byte, size int) {
 	t.Helper()
 	if len(out) != 1 {
@@ -132,7 +132,7 @@ func TestSuperPacketFitsIPv6(t *testing.T) {
 }
 
 // TestNobodyThere: a packet to a VIP's port without service, or without a realserver for it, is answered with "port
-// unreachable" from the VIP, where an answer is right, and if one is wanted.
+// unreachable" from the VIP, unless an answer is forbidden or the configuration wants none.
 func TestNobodyThere(t *testing.T) {
 	rst, toMany, fromMany, stranger := tcp(9, packet.FlagRST, 0), udp(9, false, 9), udp(9, false, 9), udp(9, false, 9)
 	copy(toMany[16:20], []byte{224, 0, 0, 1})
@@ -190,8 +190,8 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestAnswersAreBounded: one client's floods are answered a few times, and take nothing from what another is told;
-// errors take nothing from sizes.
+// TestAnswersAreBounded: one client's floods get a few answers, and do not reduce another client's. Other errors do not
+// use up the limit of MTU errors.
 func TestAnswersAreBounded(t *testing.T) {
 	var s script
 	now := conntab.Ticks(1)
@@ -237,8 +237,8 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 }
 
-// TestErrorsReachTheirRealserver: an ICMP error from a client's path goes to the realserver that has the connection,
-// whole and unchanged, whatever has become of the service, and neither makes nor prolongs a connection.
+// TestErrorsReachTheirRealserver: an ICMP error from a client's path goes to the connection's realserver, whole and
+// unchanged, even if the service has changed. It neither makes nor prolongs a connection.
 func TestErrorsReachTheirRealserver(t *testing.T) {
 	for _, six := range []bool{false, true} {
 		for _, left := range []bool{false, true} {
@@ -305,7 +305,7 @@ func TestErrorsReachTheirRealserver(t *testing.T) {
 	}
 }
 
-// flipped is a realserver's answer to the UDP packet b, addresses and ports exchanged.
+// flipped returns a realserver's answer to the UDP packet b: addresses and ports are exchanged.
 func flipped(b []byte) []byte {
 	r := bytes.Clone(b)
 	n, at, size := 20, 12, 4
@@ -322,7 +322,7 @@ func flipped(b []byte) []byte {
 	return r
 }
 
-// TestNothingAllocatesOutOfTheOrdinary: what is answered, relayed or fragmented costs no allocation either.
+// TestNothingAllocatesOutOfTheOrdinary: answers, relayed errors and fragments need no allocation.
 func TestNothingAllocatesOutOfTheOrdinary(t *testing.T) {
 	for _, real := range []netip.Addr{real1, real6} {
 		now := conntab.Ticks(1)

@@ -13,8 +13,8 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// CaptureFilter says which packets a Capture takes: the zero value all. It is about the connection that they belong to,
-// as its client sees it.
+// CaptureFilter selects the packets of a Capture by their connection, as its client sees it. The zero value selects
+// all.
 type CaptureFilter struct {
 	Client     netip.Addr // the zero Addr: all
 	ClientPort uint16     // 0: all
@@ -23,26 +23,27 @@ type CaptureFilter struct {
 	Realserver netip.Addr
 }
 
-// Capture takes copies of packets, as a director's workers read them and as they send them. Workers never wait for its
-// reader: packets for which there is no room are lost, and counted. Shared.StartCapture begins it.
+// Capture takes copies of packets as workers read them, and as they send them. Workers never wait for the reader:
+// packets for which there is no room are lost, and counted. Shared.StartCapture begins it.
 //
-// A worker looks at a packet when it reads it, and again when the decision has named a realserver. What is sent because
-// of the packet is taken with it. An ICMP error belongs to the connection that it is about. Without a realserver in the
-// filter, the director's own answers are taken, and the fragments in which a client's packet comes, which have no
-// ports. With one, a packet in fragments is taken when it is complete.
+// A worker checks the filter when it reads a packet, and again when the packet has a realserver. The packets that it
+// sends for a captured packet are captured, too. An ICMP error belongs to the connection that it quotes. Without a
+// realserver in the filter, the capture has also the director's own answers, and a client's fragments, for which the
+// ports of the filter do not count. With a realserver in the filter, a packet in fragments is captured when it is
+// complete.
 type Capture struct {
 	filter CaptureFilter
-	ready  chan struct{} // something is there, or nothing more will be
+	ready  chan struct{} // has a value when there are packets, or the capture has ended
 
 	mu    sync.Mutex
 	left  int // packets that it still takes
-	bytes int // room for them in all
+	bytes int // bytes that it still takes
 	page  page
 	taken page // by Next
 	lost  uint64
 }
 
-// page is as much as a Capture holds at once: workers fill it, and Next takes it whole.
+// page has the packets that a Capture holds at once. Workers fill it, and Next takes it whole.
 type page struct {
 	data []byte
 	list []Captured
@@ -58,22 +59,22 @@ func newPage() page { return page{make([]byte, 0, pageBytes), make([]Captured, 0
 // Captured is one packet of a Capture.
 type Captured struct {
 	Time time.Time
-	Sent bool // into the tunnel, or to a client; else it is as it was read
-	// Bytes is the packet from its IP header on. The IPv4 header of a packet that is sent has no checksum, and may have
-	// neither source nor ID: those are the kernel's.
+	Sent bool // as sent into the tunnel or to a client; false: as read
+	// Bytes is the packet from its IP header on. The IPv4 header of a sent packet has no checksum, and may lack source
+	// and ID: the kernel fills them in.
 	Bytes []byte
 }
 
-// NewCapture makes a Capture of at most so many packets, of so many bytes together.
+// NewCapture makes a Capture that takes at most the given number of packets, and of bytes in all.
 func NewCapture(f CaptureFilter, packets, bytes int) *Capture {
 	return &Capture{filter: f, ready: make(chan struct{}, 1), left: packets, bytes: bytes, page: newPage(),
 		taken: newPage()}
 }
 
-// StartCapture lets c take packets from now on. It returns false while another Capture does.
+// StartCapture makes c the Capture of all workers. It returns false if there is one already.
 func (s *Shared) StartCapture(c *Capture) bool { return s.capture.CompareAndSwap(nil, c) }
 
-// StopCapture ends c. Packets of batches that workers have begun may still come.
+// StopCapture ends c. It takes no more packets; Next still returns those that it has.
 func (s *Shared) StopCapture(c *Capture) {
 	s.capture.CompareAndSwap(c, nil)
 	c.mu.Lock()
@@ -90,7 +91,7 @@ func (s *Shared) StopCurrentCapture() {
 }
 
 // Next waits for packets and returns them. They are valid until the next call. It returns none at the end: when c has
-// as many packets as it takes, after StopCapture, or when ctx is done. One goroutine calls it.
+// reached its bound of packets or bytes, after StopCapture, or when ctx is done. Only one goroutine may call it.
 func (c *Capture) Next(ctx context.Context) []Captured {
 	for {
 		ended := ctx.Err() != nil // before the last look
@@ -124,7 +125,7 @@ func (c *Capture) wake() {
 	}
 }
 
-// put copies a packet.
+// put adds a copy of a packet, if there is room.
 func (c *Capture) put(sent bool, head, body []byte) {
 	now, n := time.Now(), len(head)+len(body)
 	c.mu.Lock()
@@ -149,16 +150,16 @@ func (c *Capture) put(sent bool, head, body []byte) {
 	c.wake()
 }
 
-// interest is a capture's in a packet that a worker has at hand.
+// interest is how a capture selects the worker's current packet.
 type interest uint8
 
 const (
 	ignored      interest = iota
-	byRealserver          // the packet, if it goes to the realserver of the filter
-	wanted                // the packet, and what is sent because of it
+	byRealserver          // take the packet if it goes to the realserver of the filter
+	wanted                // take the packet, and all packets that are sent for it
 )
 
-// interest is that in the packet in b, of which the front suffices.
+// interest returns the interest in the packet in b. The beginning of the packet suffices.
 func (c *Capture) interest(b []byte) interest {
 	switch {
 	case !c.matches(b):
@@ -169,7 +170,7 @@ func (c *Capture) interest(b []byte) interest {
 	return wanted
 }
 
-// Sent takes packets that have gone out.
+// Sent captures the marked packets of out, which have been sent.
 func (c *Capture) Sent(out []egress.Outgoing) {
 	for i := range out {
 		if p := &out[i]; p.Mark {
@@ -178,7 +179,7 @@ func (c *Capture) Sent(out []egress.Outgoing) {
 	}
 }
 
-// observe lets c, nil for none, take packets of the batch.
+// observe makes c, nil for none, the capture of the batch.
 func (w *Worker) observe(c *Capture) {
 	w.capture, w.interest, w.out.Mark = c, ignored, false
 	w.out.Observer = nil
@@ -187,7 +188,7 @@ func (w *Worker) observe(c *Capture) {
 	}
 }
 
-// look begins a packet with what was read, b.
+// look sets the capture's interest in the packet b, and captures it if it is wanted.
 func (w *Worker) look(b []byte) {
 	w.lookAgain(b)
 	if w.interest == wanted {
@@ -195,13 +196,13 @@ func (w *Worker) look(b []byte) {
 	}
 }
 
-// lookAgain is look for a packet whose fragments have been taken as they were read.
+// lookAgain is look for a reassembled packet, whose fragments have been captured already.
 func (w *Worker) lookAgain(b []byte) {
 	w.interest = w.capture.interest(b)
 	w.out.Mark = w.interest == wanted
 }
 
-// decided notes that the packet in b goes to d.
+// decided captures the packet in b, which goes to d, if d is the realserver of the filter.
 func (w *Worker) decided(d *balancer.Dest, b []byte) {
 	if w.interest == byRealserver && d.Address == w.capture.filter.Realserver {
 		w.capture.put(false, b, nil)
@@ -209,15 +210,15 @@ func (w *Worker) decided(d *balancer.Dest, b []byte) {
 	}
 }
 
-// dropped notes that no decision leads the packet in b to a realserver.
+// dropped captures the packet in b, which is dropped, if its connection's realserver is that of the filter.
 func (w *Worker) dropped(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) {
-	if d := snap.Find(p.Flow, now); d != nil { // of its connection, which it may not use any more
+	if d := snap.Find(p.Flow, now); d != nil { // its connection may exist, though the packet is refused
 		w.decided(d, b.Bytes())
 	}
 }
 
-// matches reports whether the filter, except for its realserver, has the connection that the packet in b belongs to, as
-// its client sees it. The front of the packet suffices.
+// matches reports whether the filter, except for its realserver, matches the connection of the packet in b, as its
+// client sees it. The beginning of the packet suffices.
 func (c *Capture) matches(b []byte) bool {
 	if q, d := packet.QuotedFlow(b); d == drop.Accept {
 		return c.match(q.Flow.Reverse(), true) // a client's error is about an answer
@@ -239,7 +240,7 @@ func (c *Capture) matches(b []byte) bool {
 	return c.match(packet.Flow{Src: packet.IPv4(b).Src(), Dst: packet.IPv4(b).Dst()}, false)
 }
 
-// match reports whether the filter, except for its realserver, has f, with or without its ports.
+// match reports whether the filter, except for its realserver, matches f, with or without its ports.
 func (c *Capture) match(f packet.Flow, ports bool) bool {
 	w := &c.filter
 	return (!w.Client.IsValid() || w.Client == f.Src) && (!w.VIP.IsValid() || w.VIP == f.Dst) &&

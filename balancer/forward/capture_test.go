@@ -10,7 +10,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// captured forwards packets under a Capture of f. It returns what that took as read and as sent, and what went out.
+// captured forwards packets under a Capture of f. It returns the captured packets, as read and as sent, and all packets
+// that were sent.
 func captured(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, after, out [][]byte) {
 	t.Helper()
 	s := &script{in: in}
@@ -38,7 +39,7 @@ func captured(t *testing.T, f CaptureFilter, mtu int, in ...[]byte) (before, aft
 	}
 }
 
-// TestCapture: what a filter wants is taken as it came and as it goes out, and nothing else.
+// TestCapture: packets that match the filter are captured as read and as sent, others not.
 func TestCapture(t *testing.T) {
 	syn, data, other, dns, none := tcp(80, packet.FlagSYN, 0), tcp(80, packet.FlagACK, 100), tcp(80, packet.FlagSYN, 0),
 		udp(53, false, 200), tcp(99, packet.FlagSYN, 0)
@@ -90,7 +91,7 @@ func clone(all [][]byte) (c [][]byte) {
 	return c
 }
 
-// TestCaptureFragments: all outer fragments of a packet are taken that is wanted.
+// TestCaptureFragments: all outer fragments of a matching packet are captured.
 func TestCaptureFragments(t *testing.T) {
 	big, other := udp(53, false, 1400), udp(53, false, 1400)
 	copy(other[12:], []byte{192, 0, 2, 9})
@@ -101,7 +102,7 @@ func TestCaptureFragments(t *testing.T) {
 	}
 }
 
-// TestCaptureIsBounded: in packets, bytes and room; what finds none is counted.
+// TestCaptureIsBounded: packets, bytes and room are bounded. Packets without room are counted.
 func TestCaptureIsBounded(t *testing.T) {
 	take := func(c *Capture) (n int) {
 		for {

@@ -1,4 +1,4 @@
-// Package forward is the director's loop: read → decide → make it a packet to the realserver → send.
+// Package forward is the director's loop: read → decide → encapsulate for the realserver → send.
 package forward
 
 import (
@@ -15,7 +15,7 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// Source is where packets come from: a queue of a TUN device.
+// Source returns packets, as a queue of a TUN device does.
 type Source interface {
 	// ReadBatch waits for packets and puts them into bufs. It returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
@@ -32,9 +32,9 @@ const batch = stats.MaxBatch
 //	                 fragments └──┘     └ counted reason                 │
 //	          echo request, too big, no server, unknown connection ──────┘ answers to the client
 //
-// The whole batch is parsed before the first decision (⇒), so that the table's memory is on its way to the cache
-// meanwhile. Nothing on this path allocates, logs, or waits for another worker longer than a shard of the connection
-// table is locked; only fragments wait for the reassembler, which all workers share.
+// The whole batch is parsed and prefetched before the first decision (⇒), so that the table's memory is in the cache by
+// then. Nothing on this path allocates, logs, or waits for another worker longer than a shard of the connection table
+// is locked; only fragments wait for the reassembler, which all workers share.
 type Worker struct {
 	id       int
 	source   Source
@@ -46,21 +46,21 @@ type Worker struct {
 	out      egress.Output
 
 	bufs  []packet.Buf
-	infos []packet.Info // of the packets of a batch: here, since a scheduler behind an interface would let them escape
-	drops []drop.Reason // what parsing them found
+	infos []packet.Info // of a batch; local variables would escape to the heap through the scheduler interface
+	drops []drop.Reason // results of parsing them
 	sink  uint8
 	tally stats.Tally
 
 	capture  *Capture // of the batch; nil: none
-	interest interest // of the capture in the packet at hand
+	interest interest // of the capture in the current packet
 
 	answers  answers
 	resets   resets
-	clients  [batch]egress.Peer // that get answers
-	answered int                // number of them in this batch
+	clients  [batch]egress.Peer // clients that get answers
+	answered int                // number of clients in use in this batch
 }
 
-// WorkerConfig is what a Worker works with.
+// WorkerConfig has the parameters of a Worker.
 type WorkerConfig struct {
 	ID       int // from 0, less than the balancer's number of workers
 	Source   Source
@@ -83,17 +83,17 @@ func NewWorker(c WorkerConfig) *Worker {
 	return w
 }
 
-// Read adds what the worker has counted to t.
+// Read adds the worker's counts to t.
 func (w *Worker) Read(t *stats.Tally) { w.counters.Read(t) }
 
-// Batches is what the worker has counted of its batches.
+// Batches returns the worker's counts of its batches.
 func (w *Worker) Batches() *stats.Batches { return &w.batches }
 
-// LastError is the kernel's reason for the last packet that it refused to send, nil for none.
+// LastError returns the kernel's error for the last packet that it refused to send, nil for none.
 func (w *Worker) LastError() error { return w.out.LastError() }
 
-// Run forwards until source or sink is closed. It waits in the source's system call, so that the thread that the kernel
-// wakes goes on with it.
+// Run forwards packets until the source is closed. It waits in the source's system call, so that the thread that the
+// kernel wakes processes the batch.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
@@ -119,7 +119,7 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		w.tally.InBytes += uint64(b.Len())
 		w.drops[i] = p.Parse(b.Bytes())
 	}
-	for i := range bufs { // a loop of its own, so short that the processor is ahead by several loads
+	for i := range bufs { // a short loop of its own, so that several loads overlap
 		if w.drops[i] == drop.Accept {
 			w.sink |= snap.Prefetch(&w.infos[i])
 		}
@@ -144,9 +144,9 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.End()
 }
 
-// packet processes one packet, p its headers. It adds what is to be sent to w.out.
+// packet processes the packet in b. p describes its headers. It adds the packets to send to w.out.
 func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
-	b.SetLen(p.Len) // a link's padding goes
+	b.SetLen(p.Len) // removes a link's padding
 	if b.Offload.Misplaced(p) {
 		return drop.Offload
 	}
@@ -181,7 +181,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	return w.send(b, p, dest)
 }
 
-// send adds the packet in b, on its way to dest, to w.out, in outer fragments if it doesn't fit.
+// send encapsulates the packet in b for dest and adds it to w.out, in outer fragments if it doesn't fit.
 func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.Reason {
 	if p.Len+dest.Overhead() > packet.MaxLen {
 		return drop.TooBig // no packet is that large, fragments or not
@@ -192,7 +192,7 @@ func (w *Worker) send(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.R
 	return drop.Accept
 }
 
-// super processes a GSO packet: it has been looked up once, and becomes packets now.
+// super processes a GSO packet. One look-up serves all its segments.
 func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
 	cut, d := packet.NewCut(b, p, inner)
 	if d != drop.Accept {
@@ -212,11 +212,11 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 	return drop.Accept
 }
 
-// fragment processes a fragment: with the last that was missing, the packet goes the way of all. What its sender has
-// cut already needn't fit the tunnel.
+// fragment processes a fragment. When its packet is complete, the packet is processed like any other. Its DF bit is
+// ignored: a packet that came in fragments is sent in outer fragments if it doesn't fit the tunnel.
 func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
 	if !w.shared.fragments.add(b, now, &w.tally) {
-		return drop.Accept // it waits, or is counted
+		return drop.Accept // it waits, or is counted as dropped
 	}
 	if d := p.Parse(b.Bytes()); d != drop.Accept {
 		return d
@@ -231,13 +231,13 @@ func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info
 	return w.packet(snap, b, p, now)
 }
 
-// pingMTU is the size of the fragments in which a ping is answered that came in fragments: all that is known of the way
-// back is that IPv6 could use it.
+// pingMTU is the size of the fragments of an echo reply, if the request came in fragments. The path MTU to the client
+// is unknown; pingMTU is IPv6's minimum.
 const pingMTU = encap.MinMTU6
 
-// icmp answers a ping of the VIP in its name, unless it is one of the director's own that checks a realserver, and
-// takes an error from a client's path to the realserver whose answer it is about. The answer goes out in fragments of
-// mtu bytes.
+// icmp answers a ping of a VIP. A ping of the director's own checks goes to its realserver instead. An error from a
+// client's path goes to the realserver whose packet it quotes. The echo reply is sent in fragments of mtu bytes if it
+// is longer and has no options.
 func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
 	if d := b.Finish(); d != drop.Accept {
 		return d
@@ -282,7 +282,7 @@ func (w *Worker) answer(b []byte, p *packet.Info) {
 	w.out.Add(b, &hop)
 }
 
-// toClient is the hop of an answer to the packet that p describes. It is called once for a packet at most.
+// toClient returns the hop of an answer to the packet that p describes. It is called at most once for a packet.
 func (w *Worker) toClient(p *packet.Info) egress.Hop {
 	to := &w.clients[w.answered]
 	w.answered++

@@ -26,7 +26,7 @@ var (
 	source = netip.MustParseAddr("10.0.2.2")
 )
 
-// script is a source that gives what is in it and ends, and a sink that keeps what it gets.
+// script is a source that returns its packets and then ends, and a sink that keeps all packets.
 type script struct {
 	in   [][]byte
 	out  [][]byte
@@ -66,7 +66,7 @@ func (s *script) Send(out []egress.Outgoing) (int, error) {
 	return len(out), nil
 }
 
-// mustAgree panics unless the hop of o says what its bytes say.
+// mustAgree panics unless the hop of o agrees with its bytes.
 func mustAgree(o *egress.Outgoing) {
 	h := o.Hop
 	var to egress.Peer
@@ -91,7 +91,7 @@ func mustAgree(o *egress.Outgoing) {
 	}
 }
 
-// testWorker is a worker number 0. udp may have source ports.
+// testWorker returns a worker with number 0. udp may have source ports.
 func testWorker(source Source, raw, udp egress.Port, b *balancer.Balancer, s *Shared,
 	clock func() conntab.Ticks) *Worker {
 	c := WorkerConfig{Source: source, Raw: raw, UDP: udp, Balancer: b, Shared: s, Clock: clock}
@@ -101,7 +101,7 @@ func testWorker(source Source, raw, udp egress.Port, b *balancer.Balancer, s *Sh
 	return NewWorker(c)
 }
 
-// sendBy lets w send by raw and nothing else.
+// sendBy makes w send by raw only.
 func (w *Worker) sendBy(raw egress.Port) {
 	w.out = egress.Output{}
 	w.out.Init(egress.Config{Raw: raw, IDs: w.shared.ids, Tally: &w.tally, TooBig: w.shared.tooBig})
@@ -158,7 +158,7 @@ func udp(port uint16, df bool, n int) packet.IPv4 {
 	return ip(packet.ProtoUDP, df, u)
 }
 
-// run forwards packets and returns what went out and what was counted.
+// run forwards packets and returns the sent packets and the counts.
 func run(t *testing.T, mtu int, fail func(packet.IPv4) error, packets ...packet.IPv4) ([][]byte, stats.Tally,
 	*Worker) {
 	t.Helper()
@@ -245,8 +245,8 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestPingOfARealserver: a ping whose flow is pinned goes through the tunnel, others of the same sender are answered in
-// the VIP's name; neither allocates.
+// TestPingOfARealserver: a ping whose flow is pinned goes through the tunnel. Other pings of the same sender get an
+// answer from the VIP. Neither allocates.
 func TestPingOfARealserver(t *testing.T) {
 	for _, to := range []netip.Addr{real1, real6} {
 		s := &script{}
@@ -396,7 +396,7 @@ func TestForwardAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestRefusalsAllocateNothing: nor do packets that the kernel refuses, as all are while there is no route.
+// TestRefusalsAllocateNothing: packets that the kernel refuses need no allocation. Without a route it refuses all.
 func TestRefusalsAllocateNothing(t *testing.T) {
 	w := newWorker(t, &script{}, 1500)
 	w.sendBy(refusal{})
@@ -420,7 +420,7 @@ type discard struct{}
 
 func (discard) Send(out []egress.Outgoing) (int, error) { return len(out), nil }
 
-// TestMisplacedChecksum: what a TUN device says of a checksum may not change what the packet has been judged by: its
+// TestMisplacedChecksum: a TUN device's checksum offset must not change the fields by which the packet was decided: its
 // port, its addresses.
 func TestMisplacedChecksum(t *testing.T) {
 	for _, c := range []struct {

@@ -17,7 +17,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// offloading is a script whose packets come with what a TUN device says of each.
+// offloading is a script whose packets have a TUN device's offload header each.
 type offloading struct {
 	script
 	offload packet.Offload
@@ -68,7 +68,7 @@ func newFuzzSite(t testing.TB, kind uint8, mtu int, now *conntab.Ticks) *fuzzSit
 	return s
 }
 
-// cars is a port of UDP sockets that checks what it is promised, and keeps what it gets.
+// cars is a port of UDP sockets that checks its callers' guarantees, and keeps all packets.
 type cars struct {
 	t     testing.TB
 	limit int // packets of one call
@@ -112,8 +112,8 @@ func toVIP(b []byte) {
 	}
 }
 
-// FuzzForward: whatever a TUN device gives, and says of it, the worker goes on, and what goes out is whole packets that
-// fit the way: through each tunnel, and where sockets refuse some.
+// FuzzForward: the worker survives any packet and offload header of a TUN device. It sends only whole packets that fit
+// the path, through each tunnel, even if sockets refuse some.
 func FuzzForward(f *testing.F) {
 	f.Add([]byte(tcp(80, packet.FlagSYN, 10)), []byte{}, uint8(0), uint16(0), uint16(4), uint8(0), true)
 	f.Add([]byte(udp(53, false, 1480)), []byte(udp(53, false, 100)), uint8(2), uint16(0), uint16(4), uint8(0), true)
@@ -162,7 +162,7 @@ func FuzzForward(f *testing.F) {
 	})
 }
 
-// check wants o to be a whole packet, and one to the realserver to fit its way.
+// check checks that o is a whole packet, and that one to the realserver fits its path.
 func (s *fuzzSite) check(t *testing.T, o []byte) {
 	t.Helper()
 	n, dst := 0, netip.Addr{}
@@ -177,7 +177,7 @@ func (s *fuzzSite) check(t *testing.T, o []byte) {
 	}
 }
 
-// FuzzRelay: whatever arrives about whatever tunnel, the relay goes on, and what goes out is a whole packet of a VIP's.
+// FuzzRelay: the relay survives any packet about any tunnel. It sends only whole packets with a VIP as source.
 func FuzzRelay(f *testing.F) {
 	var sites []*balancer.Balancer
 	for _, real := range []netip.Addr{real1, real6} {
@@ -214,7 +214,7 @@ func FuzzRelay(f *testing.F) {
 	})
 }
 
-// mendICMP makes lengths and checksums of the ICMP packet b right, where it is one without options.
+// mendICMP corrects lengths and checksums of the ICMP packet b, if that has no IP options.
 func mendICMP(b []byte) {
 	switch {
 	case len(b) > 28 && b[0] == 0x45:

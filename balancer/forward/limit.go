@@ -9,26 +9,26 @@ import (
 	"vstun/balancer/conntab"
 )
 
-// limiter bounds the ICMP errors of one kind that one worker sends: so many a second in all, as Linux's
-// icmp_msgs_per_sec and icmp_msgs_burst, and far fewer to one client, as its icmp_ratelimit. A client is an IPv4
-// address or an IPv6 network of 64 bits; it is known by a hash that can't be foreseen, so that some share their bound.
+// limiter bounds the rate of one worker's ICMP errors of one kind. all bounds it in total, as Linux's icmp_msgs_per_sec
+// and icmp_msgs_burst. clients bounds the rate to each client, as Linux's icmp_ratelimit. A client is an IPv4 address
+// or an IPv6 /64 network. Its bucket depends on a keyed hash, so some clients share a bucket.
 //
-// One address, forged or not, uses up no more than its own bound: errors that are refused because of it don't count
-// against all.
+// An error that a client's bucket refuses does not count against all. So one address, forged or not, uses up no more
+// than its own bound.
 type limiter struct {
 	all     bucket
 	clients [clientBuckets]bucket
-	gain    int32 // of a client's bucket in a tick
-	cap     int32 // and the most that it holds
+	gain    int32 // tokens that a client's bucket gains in a tick
+	cap     int32 // the most tokens that it holds
 	seed    seed
 }
 
-// seed makes a hash of addresses that can't be foreseen.
+// seed is the random key of a hash of addresses.
 type seed [2]uint64
 
 func newSeed() seed { return seed{rand.Uint64(), rand.Uint64() | 1} }
 
-// hash is that of an IPv4 address or an IPv6 network of 64 bits.
+// hash returns the hash of an IPv4 address or of an IPv6 address's /64 network.
 func (s *seed) hash(a netip.Addr) uint64 {
 	net := a.As16()
 	x := binary.BigEndian.Uint64(net[:])
@@ -43,10 +43,10 @@ func (s *seed) mix(x uint64) uint64 {
 	return hi ^ lo
 }
 
-// bucket is what may be sent still, in hundredths of a message.
+// bucket is a token bucket. A token is a hundredth of a message.
 type bucket struct {
 	tokens int32
-	last   conntab.Ticks // when it was so
+	last   conntab.Ticks // time of tokens
 }
 
 const (
@@ -57,7 +57,7 @@ const (
 	allCap  = 50 * message
 )
 
-// init makes l give each client so many messages a second, and burst at once.
+// init sets the bound to perSecond messages a second for each client, and a burst of burst messages.
 func (l *limiter) init(perSecond, burst int32) {
 	l.gain, l.cap = perSecond*message/conntab.PerSecond, burst*message
 	l.seed = newSeed()
@@ -81,7 +81,7 @@ func (l *limiter) allow(a netip.Addr, now conntab.Ticks) bool {
 	return true
 }
 
-// ready reports whether b, which bounds all messages of a kind, holds one at the time now. The caller takes it.
+// ready reports whether b, which bounds all messages of a kind, has tokens for a message. The caller takes them.
 func (b *bucket) ready(now conntab.Ticks) bool {
 	b.fill(now, allGain, allCap)
 	return b.tokens >= message
@@ -90,7 +90,7 @@ func (b *bucket) ready(now conntab.Ticks) bool {
 func (b *bucket) fill(now conntab.Ticks, gain, most int32) {
 	passed := int64(int32(now - b.last))
 	if passed < 0 {
-		passed = 1 << 31 // so long ago that the clock has wrapped meanwhile
+		passed = 1 << 31 // so long ago that the difference has overflowed
 	}
 	b.tokens = int32(min(int64(b.tokens)+passed*int64(gain), int64(most)))
 	b.last = now

@@ -7,7 +7,7 @@ import (
 	"vstun/balancer/conntab"
 )
 
-// TestLimitOfAClient: a burst, then so many a second, and none for the sake of another.
+// TestLimitOfAClient: a client gets a burst, then its rate. Other clients do not reduce it.
 func TestLimitOfAClient(t *testing.T) {
 	for _, c := range []struct{ perSecond, burst int32 }{{1, 6}, {10, 10}} {
 		var l limiter
@@ -35,7 +35,7 @@ func TestLimitOfAClient(t *testing.T) {
 	}
 }
 
-// TestLimitOfAll: many clients get 1000 a second together, and one that is refused takes nothing from the others.
+// TestLimitOfAll: many clients get 1000 messages a second together. A refused client does not reduce the others' rate.
 func TestLimitOfAll(t *testing.T) {
 	var l limiter
 	l.init(1, 6)

@@ -22,7 +22,7 @@ import (
 	"vstun/encap/packet"
 )
 
-// oracleCase is one case of the recordings of what a kernel's IPVS sends: see differences for where we do otherwise.
+// oracleCase is one case of the recordings of a kernel's IPVS. differences lists the deviations.
 type oracleCase struct {
 	Case  string
 	Setup struct {
@@ -40,7 +40,7 @@ type oracleStep struct {
 	Out          []struct{ To, Hex string }
 }
 
-// differences is where we do otherwise on purpose: by file and case, with the steps at which our packets differ.
+// differences lists the deliberate deviations by file and case, with the steps at which the packets differ.
 var differences = []struct {
 	name   string
 	steps  []int
@@ -123,7 +123,7 @@ func TestOracle(t *testing.T) {
 	}
 }
 
-// listed is the reason for a difference at that step that is on purpose.
+// listed returns the reason for a deliberate difference at that step.
 func listed(name string, step int) string {
 	for _, d := range differences {
 		if d.name == name && slices.Contains(d.steps, step) {
@@ -166,7 +166,7 @@ type oracleRun struct {
 	last     []byte // the first packet towards the realservers of the latest step that sent any
 }
 
-// replay returns what differs at each step, "" for nothing.
+// replay returns the differences at each step, "" for none.
 func replay(t *testing.T, c *oracleCase) (differ []string) {
 	r := &oracleRun{t: t, now: 1000, mtu: map[netip.Addr]int{}, least: c.Setup.MTU}
 	r.balancer = balancer.New(conntab.New(conntab.Config{Max: 2048, DropRemoved: true,
@@ -280,7 +280,7 @@ func (r *oracleRun) apply() {
 	}
 }
 
-// step does one step and returns what differs.
+// step does one step and returns the differences.
 func (r *oracleRun) step(s *oracleStep, vip netip.Addr) string {
 	in, err := hex.DecodeString(s.In)
 	if err != nil {
@@ -345,7 +345,7 @@ func (r *oracleRun) step(s *oracleStep, vip netip.Addr) string {
 	return fmt.Sprintf("in %x\n got %s\nwant %s", in, strings.Join(got, "\n     "), strings.Join(want, "\n     "))
 }
 
-// hop is what the host does to a packet that it forwards into the TUN device: nil for one that it answers itself.
+// hop returns a packet as the host forwards it into the TUN device: nil for one that it answers itself.
 func (r *oracleRun) hop(in []byte) []byte {
 	b := bytes.Clone(in)
 	switch {
@@ -366,7 +366,7 @@ func (r *oracleRun) hop(in []byte) []byte {
 	return b
 }
 
-// whole is b with what a kernel fills in on a raw socket.
+// whole returns b with the fields that a kernel fills in on a raw socket.
 func whole(b []byte) []byte {
 	b = bytes.Clone(b)
 	if b[0]>>4 == 4 {
@@ -416,8 +416,8 @@ func destination(b []byte) netip.Addr {
 	return packet.IPv4(b).Dst()
 }
 
-// plain is b without what differs from run to run: IDs and UDP source ports of tunnels, and so checksums, which are
-// checked.
+// plain returns b without the fields that differ from run to run: IDs and UDP source ports of tunnels, and so
+// checksums, which are checked.
 func plain(t *testing.T, b []byte) []byte {
 	b = bytes.Clone(b)
 	if b[0]>>4 == 6 {
@@ -438,8 +438,8 @@ func plain(t *testing.T, b []byte) []byte {
 	return b
 }
 
-// asDirector is what a director that is no host for the VIP sends in place of the recorded b, in answer to in; nil:
-// nothing.
+// asDirector returns the packet that a director sends in answer to in, in place of the recorded b, since it is no host
+// for the VIP; nil: none.
 func asDirector(b []byte, vip netip.Addr, in []byte) []byte {
 	if toRealserver(b) == "realserver" {
 		if h := packet.IPv6(b); b[0]>>4 == 6 && len(in) >= 40 && packet.IPv6(in).TrafficClass()&3 == 3 {

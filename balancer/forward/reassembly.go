@@ -10,24 +10,25 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// reassembler puts clients' packets together from their fragments, before a service is looked for: only the first
-// fragment has ports, and all of a packet go to one realserver, in whatever order they come and by whatever queue (RFC
-// 791, section 3.2; RFC 8200, section 4.5). Only workers that have a fragment use it, one at a time.
+// reassembler reassembles clients' packets from their fragments (RFC 791, section 3.2; RFC 8200, section 4.5). Only the
+// first fragment has ports, and all fragments must go to one realserver. So a packet is reassembled before the look-up
+// of its service. Its fragments may come in any order and by any queue. Workers use it only for fragments, one worker
+// at a time.
 //
-// Its memory is made at the first fragment and never grows: packets that are not complete yet stand in slots, their
-// bytes in pages. The oldest packet gives way where either runs out, and any packet after its time.
+// Its memory is allocated at the first fragment and never grows. Slots have the incomplete packets, pages have their
+// bytes. When either runs out, the oldest packet is dropped. Each packet is dropped after its timeout.
 type reassembler struct {
 	mu      sync.Mutex
 	slots   []slot
 	pages   [][pageSize]byte
-	spare   []uint16      // pages that nothing stands in
-	free    int16         // slots likewise, by next; none: there are none
-	heads   [chains]int16 // slots of one hash, by next
-	oldest  int16         // slots in order of their age, by younger
+	spare   []uint16      // free pages
+	free    int16         // first free slot, linked by next; none: no slot is free
+	heads   [chains]int16 // first slot of each hash, linked by next
+	oldest  int16         // slots in order of their age, linked by younger
 	newest  int16
 	waiting int // fragments in slots
 	seed    seed
-	swept   conntab.Ticks // when expire has looked last
+	swept   conntab.Ticks // time of the last expire
 }
 
 const (
@@ -39,39 +40,38 @@ const (
 
 	headRoom = 256 // bytes of a packet's headers before its fragmented part; longer ones are refused
 
-	// How long a packet's fragments are waited for: Linux's ipfrag_time (RFC 1122, section 3.3.2), and RFC 8200,
-	// section 4.5.
+	// Timeouts of incomplete packets: Linux's ipfrag_time (RFC 1122, section 3.3.2), and RFC 8200, section 4.5.
 	wait4 = 30 * conntab.PerSecond
 	wait6 = 60 * conntab.PerSecond
 )
 
-// fragKey is what all fragments of a packet have in common. Of IPv6, proto is 0.
+// fragKey identifies the packet of a fragment. For IPv6, proto is 0.
 type fragKey struct {
 	src, dst netip.Addr
 	id       uint32
 	proto    uint8
 }
 
-// slot is a packet that is not complete yet.
+// slot is an incomplete packet.
 type slot struct {
 	key            fragKey
-	next           int16 // in its chain, or of the free ones
+	next           int16 // next slot in its chain, or next free slot
 	older, younger int16
 	begun          conntab.Ticks
-	fragments      uint16 // that are in it
+	fragments      uint16 // number of fragments in it
 	total          int    // bytes of data; 0: the last fragment has not come
-	end            int    // of the data that has come
+	end            int    // end of the data that has come
 	have           int    // bytes of it
-	head           int    // bytes in header: 0: the first fragment has not come
+	head           int    // bytes in header; 0: the first fragment has not come
 	ecn            uint8  // a bit for each codepoint that a fragment had
 	df             bool   // all fragments have it
 	header         [headRoom]byte
-	// 1 + the page in which this part of the data stands; 0: none yet
+	// 1 + the index of the page with this part of the data; 0: none yet
 	page  [(packet.MaxLen + pageSize - 1) / pageSize]uint16
 	units [packet.MaxLen/8/64 + 1]uint64 // a bit for every 8 bytes of data that have come
 }
 
-// init makes the memory.
+// init allocates the memory.
 func (r *reassembler) init() {
 	r.slots, r.pages = make([]slot, maxSlots), make([][pageSize]byte, maxPages)
 	r.spare = make([]uint16, maxPages)
@@ -89,8 +89,8 @@ func (r *reassembler) init() {
 	r.seed = newSeed()
 }
 
-// add takes the fragment in b. It returns true when the packet is whole, and stands in b. Otherwise the fragment waits,
-// or is counted in t as refused, with those that it makes useless.
+// add adds the fragment in b. When its packet is complete, add puts the packet into b and returns true. Otherwise the
+// fragment waits, or is refused. t counts refused fragments, together with those whose packet they end.
 func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (whole bool) {
 	f, ok := readFragment(b.Bytes())
 	if !ok {
@@ -131,7 +131,7 @@ func (r *reassembler) add(b *packet.Buf, now conntab.Ticks, t *stats.Tally) (who
 	return true
 }
 
-// sweep drops what has waited too long.
+// sweep drops the packets that have waited too long.
 func (r *reassembler) sweep(now conntab.Ticks, t *stats.Tally) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -140,11 +140,11 @@ func (r *reassembler) sweep(now conntab.Ticks, t *stats.Tally) {
 	}
 }
 
-// piece is a fragment: its headers, and its data with where it belongs.
+// piece is a parsed fragment: its headers, and its data with the data's offset in the packet.
 type piece struct {
 	key    fragKey
 	head   []byte // of the first fragment: the packet's headers, without a fragment header
-	proto  uint8  // IPv6: the header behind them
+	proto  uint8  // IPv6: the type of the header behind head
 	name   int    // IPv6: the offset in head of the byte that names it
 	data   []byte
 	offset int
@@ -153,7 +153,7 @@ type piece struct {
 	df     bool
 }
 
-// readFragment takes the fragment b apart; ok is false for one that fits no packet.
+// readFragment parses the fragment b. ok is false if it is malformed, its TTL is 0, or its headers exceed headRoom.
 func readFragment(b []byte) (f piece, ok bool) {
 	at, ok := packet.ParseFragment(b)
 	if !ok {
@@ -182,18 +182,17 @@ func readFragment(b []byte) (f piece, ok bool) {
 	return f, len(f.head) <= headRoom
 }
 
-// verdict is what a fragment is to its packet.
+// verdict is the result of place.
 type verdict uint8
 
 const (
 	useful  verdict = iota
-	useless         // all of it has come before
-	wrong           // it overlaps or contradicts another: the packet is lost
+	useless         // all of its data has come before
+	wrong           // it overlaps or contradicts another fragment: the packet is dropped
 )
 
-// place puts f into slot i. An overlap is no accident, and a packet with one is dropped as a whole (RFC 5722); what has
-// come already as a whole is a duplicate, and the first one counts (Linux net/ipv4/inet_fragment.c,
-// inet_frag_queue_insert).
+// place puts f into slot i. A packet with overlapping fragments is dropped as a whole (RFC 5722). A fragment whose data
+// has all come before is a duplicate and is ignored (Linux net/ipv4/inet_fragment.c, inet_frag_queue_insert).
 func (r *reassembler) place(i int16, f *piece, t *stats.Tally) verdict {
 	s := &r.slots[i]
 	end := f.offset + len(f.data)
@@ -220,7 +219,7 @@ func (r *reassembler) place(i int16, f *piece, t *stats.Tally) verdict {
 		for len(r.spare) == 0 {
 			oldest := r.oldest
 			if oldest == i {
-				oldest = s.younger // there is one: a packet alone never takes all pages
+				oldest = s.younger // it exists: one packet never takes all pages
 			}
 			r.drop(oldest, drop.Reassembly, t)
 		}
@@ -250,13 +249,13 @@ func (r *reassembler) place(i int16, f *piece, t *stats.Tally) verdict {
 	return useful
 }
 
-// finish puts the whole packet of s into b. It returns false for one that is no packet: longer than packets are, or
-// marked in contradiction.
+// finish puts the complete packet of s into b. It returns false if the packet is too long, or its fragments' ECN marks
+// contradict each other.
 func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	const notECT, ce = 0, 3
 	n := s.head + s.total
-	// RFC 3168, section 5.3: congestion that one fragment met is the packet's, and can't be where another says that it
-	// bears none.
+	// RFC 3168, section 5.3: a CE mark on one fragment applies to the packet. CE and Not-ECT in one packet contradict
+	// each other.
 	if n > packet.MaxLen || s.ecn&(1<<ce) != 0 && s.ecn&(1<<notECT) != 0 {
 		return false
 	}
@@ -285,7 +284,7 @@ func (r *reassembler) finish(s *slot, b *packet.Buf) bool {
 	return true
 }
 
-// chain is where a packet's slot is looked for.
+// chain returns the head of the chain of k's slot.
 func (r *reassembler) chain(k *fragKey) *int16 {
 	return &r.heads[r.seed.mix(r.seed.hash(k.src)^uint64(k.id)<<8^uint64(k.proto))%chains]
 }
@@ -299,7 +298,7 @@ func (r *reassembler) find(k *fragKey) int16 {
 	return none
 }
 
-// begin gives a packet a slot, that of the oldest if need be.
+// begin returns a slot for a new packet. If none is free, it drops the oldest packet.
 func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *stats.Tally) int16 {
 	if r.free == none {
 		r.drop(r.oldest, drop.Reassembly, t)
@@ -318,8 +317,8 @@ func (r *reassembler) begin(k *fragKey, now conntab.Ticks, t *stats.Tally) int16
 	return i
 }
 
-// expire drops the packets whose time has come. They are in order of their beginning, though not quite of their end:
-// IPv6 waits longer.
+// expire drops the packets whose timeout has passed. The slots are in order of their first fragment, not of their
+// timeout: that of IPv6 is longer.
 func (r *reassembler) expire(now conntab.Ticks, t *stats.Tally) {
 	if now == r.swept {
 		return
@@ -341,7 +340,7 @@ func (r *reassembler) expire(now conntab.Ticks, t *stats.Tally) {
 	}
 }
 
-// drop gives up the packet in slot i, and counts its fragments.
+// drop drops the packet in slot i, and counts its fragments.
 func (r *reassembler) drop(i int16, d drop.Reason, t *stats.Tally) {
 	for range r.slots[i].fragments {
 		t.Drop(d)
@@ -355,7 +354,7 @@ func (r *reassembler) release(i int16) {
 	r.waiting -= int(s.fragments)
 	for at := range s.page {
 		if s.page[at] != 0 {
-			r.spare = append(r.spare, s.page[at]-1) // there is room: they came from there
+			r.spare = append(r.spare, s.page[at]-1) // never grows: all pages come from it
 		}
 	}
 	p := r.chain(&s.key)

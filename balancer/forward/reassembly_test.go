@@ -13,7 +13,7 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// cut makes the fragment of a whole packet, of either family, that holds its data from one offset to another.
+// cut returns the fragment of a whole packet, of either family, with its data from one offset to another.
 func cut(whole []byte, id uint32, from, to int) []byte {
 	if whole[0]>>4 == 6 {
 		data := whole[40:]
@@ -46,7 +46,7 @@ func cut(whole []byte, id uint32, from, to int) []byte {
 	return f
 }
 
-// sample is a whole packet of n bytes of random data, with an ID as its fragments have it.
+// sample returns a whole packet of n bytes of random data, with its fragments' ID.
 func sample(rnd *rand.Rand, six bool, n int, id uint32) []byte {
 	data := make([]byte, n)
 	for i := range data {
@@ -61,13 +61,13 @@ func sample(rnd *rand.Rand, six bool, n int, id uint32) []byte {
 	return p
 }
 
-// model is the slow and obvious way: all fragments of one packet, their data byte by byte.
+// model is a slow and simple reassembly: all fragments of one packet, their data byte by byte.
 type model struct {
 	data map[int]byte // by offset
 	last int          // the packet's length, as far as known; -1: unknown
 }
 
-// add returns whether the fragment is a duplicate, contradicts what has come, or completes the packet.
+// add reports whether the fragment is a duplicate, contradicts earlier ones, or completes the packet.
 func (m *model) add(f []byte) (duplicate, wrong, whole bool) {
 	at, _ := packet.ParseFragment(f)
 	data := packet.IPv4(f).Payload
@@ -200,8 +200,8 @@ func TestReassemblyAgainstModel(t *testing.T) {
 	}
 }
 
-// TestReassemblyIsBounded: a flood of fragments whose rest never comes takes no more memory than there is, the oldest
-// give way and are counted, and a packet that comes meanwhile is put together.
+// TestReassemblyIsBounded: a flood of fragments of incomplete packets takes no more than the fixed memory. The oldest
+// are dropped and counted. A packet that comes meanwhile is reassembled.
 func TestReassemblyIsBounded(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for _, size := range []int{64, 65000} { // slots run out, or pages
@@ -389,7 +389,7 @@ func TestFragmentsGoOn(t *testing.T) {
 	}
 }
 
-// putTogether makes one packet of the fragments, in their order, of which none is larger than mtu.
+// putTogether makes one packet of the fragments, in their order. None may be larger than mtu.
 func putTogether(t *testing.T, fragments [][]byte, mtu int) []byte {
 	t.Helper()
 	var whole []byte
@@ -416,7 +416,7 @@ func putTogether(t *testing.T, fragments [][]byte, mtu int) []byte {
 	return whole
 }
 
-// checked is f with the checksum that the kernel fills in.
+// checked returns f with the checksum that the kernel fills in.
 func checked(f []byte) []byte {
 	f = bytes.Clone(f)
 	if f[0]>>4 == 4 {

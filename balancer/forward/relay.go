@@ -23,9 +23,9 @@ import (
 //	router → [ICMP error [outer IP, tunnel header [client's packet …]]]
 //	                                              └ [ICMP error [client's packet …]] → client
 //
-// Any host may send such an error, and forge what it quotes. So the error must quote a packet of a tunnel of ours, and
-// in it one that a client may have sent to a VIP. Sizes count only within bounds. The number of errors is bounded, to
-// one client and to all.
+// Any host may send such an error with a forged quotation. So the error must quote a tunnel packet of this director,
+// and in it a packet that a client may have sent to a VIP. MTUs count only within bounds. The rate of errors is
+// bounded, for one client and in total.
 type Relay struct {
 	source   Source
 	port     egress.Port
@@ -39,7 +39,7 @@ type Relay struct {
 	tally   stats.Tally
 }
 
-// NewRelay makes a relay of the errors that source gives, whole packets of IPv4 or IPv6, whose answers go to port.
+// NewRelay makes a relay. source returns the errors as whole IP packets. The relay sends its own errors to port.
 func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Shared,
 	clock func() conntab.Ticks) *Relay {
 	r := &Relay{source: source, port: port, balancer: b, shared: shared, clock: clock, bufs: packet.NewBufs(8)}
@@ -47,11 +47,11 @@ func NewRelay(source Source, port egress.Port, b *balancer.Balancer, shared *Sha
 	return r
 }
 
-// Read adds what the relay has sent to t. It counts nothing else: what it reads is the host's, and most of it not for
-// us.
+// Read adds the relay's counts of sent packets and send errors to t. The relay does not count packets that it reads:
+// most are of no concern to the director.
 func (r *Relay) Read(t *stats.Tally) { r.counters.Read(t) }
 
-// Run relays until source or port is closed.
+// Run relays errors until source or port is closed.
 func (r *Relay) Run() error {
 	for {
 		n, err := r.source.ReadBatch(r.bufs)
@@ -87,7 +87,7 @@ func (r *Relay) send(p []byte, hop egress.Hop) error {
 	return nil
 }
 
-// answer returns the ICMP error that a client gets for the one in b, and where it goes; nil: none.
+// answer returns the ICMP error that a client gets for the error in b, and its hop; nil: none.
 func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ []byte, to egress.Hop) {
 	outer, d := packet.QuotedFlow(b)
 	if d != drop.Accept {
@@ -99,29 +99,29 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 	}
 	if outer.TooBig() {
 		if !dest.Address.Is4() && outer.MTU < encap.MinMTU6 {
-			return nil, to // every path over IPv6 takes more (RFC 8201, section 4)
+			return nil, to // every IPv6 path has a larger MTU (RFC 8201, section 4)
 		}
 		if outer.MTU < dest.MTU {
 			r.shared.tooBig()
 		}
 	}
 	if !dest.Encap.UDP() && portUnreachable(&outer) && from(b) == dest.Address {
-		// The realserver's kernel has a tunnel driver. It sends this error also about packets that the agent beside it
-		// takes (Linux net/ipv4/tunnel4.c, ip_gre.c).
+		// The realserver's kernel has a tunnel driver. It sends this error even if the agent on the same host takes the
+		// packet (Linux net/ipv4/tunnel4.c, ip_gre.c).
 		return nil, to
 	}
 	in, d := packet.QuotedPacket(inner)
 	if d != drop.Accept || len(inner) < in.Payload+8 || !in.Flow.OneToOne() {
-		return nil, to // too little of it for the client to know it by (RFC 792), or nothing to answer
+		return nil, to // the quotation is too short to identify the flow (RFC 792), or an address is not unicast
 	}
 	switch in.Flow.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP:
 	default:
-		return nil, to // of ICMP, only errors are sent through tunnels
+		return nil, to // ICMP in a tunnel is an error or a ping of the director's own checks: neither gets an answer
 	}
 	if (outer.TooBig() || !snap.HasVIP(in.Flow.Dst)) && snap.Find(in.Flow, now) == nil {
-		// A size may be forged. Without a connection it is not relayed: the next packet that is too big is answered
-		// anyway.
+		// An MTU may be forged. Without a connection it is not relayed: the worker answers the next packet that is too
+		// big.
 		return nil, to
 	}
 	e := relayed(&outer, inner, dest.Overhead())
@@ -140,8 +140,8 @@ func (r *Relay) answer(snap *balancer.Snapshot, b []byte, now conntab.Ticks) (_ 
 	return room[:packet.ICMPError(room, inner, in.Flow.Dst, e)], egress.Hop{To: client}
 }
 
-// ours returns the realserver to which the packet that the error in b quotes was sent through a tunnel of ours, nil for
-// none, and as much as is there of the packet inside.
+// ours returns the realserver whose tunnel packet the error in b quotes, nil for none, and the quoted part of the
+// packet inside.
 func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.Dest, []byte) {
 	for _, d := range snap.DestsByAddr(outer.Flow.Dst) {
 		if !d.Reachable() {
@@ -154,7 +154,7 @@ func ours(snap *balancer.Snapshot, outer *packet.Quoted, b []byte) (*balancer.De
 	return nil, nil
 }
 
-// portUnreachable reports whether the error says that the tunnel's end does not take the packet.
+// portUnreachable reports whether q is port unreachable: the tunnel's far end has no receiver for the packet.
 func portUnreachable(q *packet.Quoted) bool {
 	if q.Flow.Src.Is4() {
 		return q.Type == packet.ICMPUnreachable && q.Code == packet.ICMPCodePort
@@ -162,7 +162,7 @@ func portUnreachable(q *packet.Quoted) bool {
 	return q.Type == packet.ICMPv6Unreachable && q.Code == packet.ICMPv6CodePort
 }
 
-// from is the source of the packet b.
+// from returns the source of the packet b.
 func from(b []byte) netip.Addr {
 	if packet.Version(b) == 6 {
 		return packet.IPv6(b).Src()
@@ -170,8 +170,8 @@ func from(b []byte) netip.Addr {
 	return packet.IPv4(b).Src()
 }
 
-// relayed is the ICMP error, of inner's family, that the sender of inner gets for an error about the tunnel packet that
-// inner was in; type 0: none.
+// relayed translates an error about a tunnel packet into an ICMP error about inner, the packet inside, in inner's
+// family; type 0: none.
 func relayed(outer *packet.Quoted, inner []byte, overhead int) packet.ICMPFields {
 	six, outer6 := packet.Version(inner) == 6, !outer.Flow.Src.Is4()
 	if outer.TooBig() {
@@ -203,8 +203,8 @@ const (
 	addressUnreachable = 3 // code of ICMPv6Unreachable
 )
 
-// size is the ICMP error that the sender of inner gets for a path that takes mtu bytes of it; type 0: none, since inner
-// may be fragmented, or is no larger than mtu or than the smallest MTU of all paths.
+// size returns the ICMP error about inner for a path with an MTU of mtu. It returns type 0, none, if inner fits, if it
+// is IPv4 without DF, or if an IPv4 mtu is below encap.MinMTU.
 func size(inner []byte, six bool, mtu int) packet.ICMPFields {
 	if six {
 		mtu = max(mtu, encap.MinMTU6)

@@ -22,7 +22,7 @@ var (
 	router  = netip.MustParseAddr("10.0.77.1")
 )
 
-// newSite is a balancer with a UDP service on port 53 of both VIPs, at one realserver.
+// newSite returns a balancer with a UDP service on port 53 of both VIPs, at one realserver.
 func newSite(t testing.TB, real netip.Addr, kind encap.Kind, mtu int) *balancer.Balancer {
 	t.Helper()
 	return balancerOf(t, siteConfig(real, kind, mtu))
@@ -70,7 +70,7 @@ func udp6(port uint16, n int) packet.IPv6 {
 	return ip6(packet.ProtoUDP, udp(port, true, n)[20:])
 }
 
-// wrapped is what goes out to a realserver of one packet that fits.
+// wrapped returns the packet to a realserver for one packet that fits.
 func wrapped(t testing.TB, b *balancer.Balancer, in []byte) []byte {
 	s := &script{in: [][]byte{in}}
 	if err := testWorker(s, s, nil, b, NewShared(), func() conntab.Ticks { return 1 }).Run(); err != nil {
@@ -85,7 +85,7 @@ func wrapped(t testing.TB, b *balancer.Balancer, in []byte) []byte {
 	return s.out[0]
 }
 
-// errorAbout is an error of a router about the packet b, of which it quotes so many bytes.
+// errorAbout returns a router's error about the packet b, of which it quotes quote bytes.
 func errorAbout(b []byte, quote int, kind, code uint8, mtu uint32) []byte {
 	from := router
 	if b[0]>>4 == 6 {
@@ -198,8 +198,7 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestRelayIsNotFooled: errors that quote what we have not sent, are damaged, or come too often, tell no client
-// anything.
+// TestRelayIsNotFooled: errors that quote unsent packets, are damaged, or come too often, are not relayed.
 func TestRelayIsNotFooled(t *testing.T) {
 	b := newSite(t, real1, encap.KindGUE, 1500)
 	good := wrapped(t, b, udp(53, true, 1000))
@@ -251,8 +250,8 @@ func TestRelayIsNotFooled(t *testing.T) {
 
 var errorAboutGood = errorAbout(udp(53, true, 10), 100, 3, 1, 0)
 
-// TestRelayKernelDriver: a realserver whose kernel has a tunnel driver of its own says "port unreachable" of what its
-// agent takes. No client is told.
+// TestRelayKernelDriver: a realserver whose kernel has its own tunnel driver sends "port unreachable" about packets
+// that its agent takes. No client gets an error.
 func TestRelayKernelDriver(t *testing.T) {
 	for _, c := range []struct {
 		kind encap.Kind

@@ -20,7 +20,7 @@ func (r *resets) init() {
 	r.free = r.room
 }
 
-// reset answers the TCP packet in b, of a connection that the director does not know, with a RST.
+// reset answers the TCP packet in b, which belongs to no known connection, with a RST.
 func (w *Worker) reset(b *packet.Buf, p *packet.Info, now conntab.Ticks) {
 	r := &w.resets
 	if p.Flow.Proto != packet.ProtoTCP || !r.all.ready(now) {

@@ -166,7 +166,7 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// finish makes the checksums of the TCP packet b right, whose TCP header begins at at.
+// finish computes the checksums of the TCP packet b, whose TCP header begins at at.
 func finish(b []byte, at int) {
 	t := b[at:]
 	t[16], t[17] = 0, 0

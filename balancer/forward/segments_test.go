@@ -16,7 +16,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// segments is a port of UDP sockets that keeps what it gets, or refuses it.
+// segments is a port of UDP sockets that keeps all packets, or refuses them.
 type segments struct {
 	calls int
 	out   [][]byte

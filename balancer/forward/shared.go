@@ -9,39 +9,39 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// Shared is what all workers of a director have in common. It is only touched for packets that are out of the ordinary.
+// Shared is the common state of a director's workers. Ordinary packets read only its capture.
 type Shared struct {
-	// TooBig gets a value when the kernel, or a router, says that a packet is larger than the path to its realserver
-	// takes: the MTU in the balancer's configuration is not the path's any more.
+	// TooBig gets a value when the kernel or a router reports that a packet exceeds the path MTU to its realserver. The
+	// MTU in the balancer's configuration is then out of date.
 	TooBig chan struct{}
 
 	fragments reassembler
-	counters  stats.Counters          // of what no worker counts
+	counters  stats.Counters          // of fragments that Sweep drops
 	capture   atomic.Pointer[Capture] // nil: there is none
 	ids       *egress.IDs
 }
 
-// NewShared is for all workers of one director.
+// NewShared makes the Shared for all workers of one director.
 func NewShared() *Shared {
 	return &Shared{TooBig: make(chan struct{}, 1), ids: egress.NewIDs(rand.Uint32())}
 }
 
-// Sweep gives up what has waited too long for its missing fragments, which workers do otherwise when they get a
-// fragment. One goroutine calls it.
+// Sweep drops packets that have waited too long for missing fragments. Otherwise workers do so only when they get a
+// fragment. Only one goroutine may call it.
 func (s *Shared) Sweep(now conntab.Ticks) {
 	var t stats.Tally
 	s.fragments.sweep(now, &t)
 	s.counters.Add(&t)
 }
 
-// Waiting is the number of fragments that wait for the rest of their packets.
+// Waiting returns the number of fragments in incomplete packets.
 func (s *Shared) Waiting() int {
 	s.fragments.mu.Lock()
 	defer s.fragments.mu.Unlock()
 	return s.fragments.waiting
 }
 
-// Read adds what no worker counts to t.
+// Read adds the counts of Sweep to t.
 func (s *Shared) Read(t *stats.Tally) { s.counters.Read(t) }
 
 func (s *Shared) tooBig() {
