@@ -86,7 +86,8 @@ type Tunnel interface{ Seal(s packet.Segment) }
 // ID at the same time, the receiver would mix their fragments.
 type IDs struct{ four, six atomic.Uint32 }
 
-// NewIDs returns an IDs whose IPv6 IDs begin at seed. With a random seed they are hard to predict (RFC 7739).
+// NewIDs returns an IDs whose IPv6 IDs begin at seed. With a random seed, hosts that see none of them cannot predict
+// them (RFC 7739).
 func NewIDs(seed uint32) *IDs {
 	i := &IDs{}
 	i.six.Store(seed)

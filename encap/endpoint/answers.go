@@ -33,7 +33,7 @@ type AnswerSink interface {
 //	                                                     ├ too big, without DF: Fragment → client
 //	                                                     └ too big, with DF: ICMP error → TUN queue → server
 //
-// It works like a router: it takes 1 from the TTL, and respects the path MTU and DF. It keeps no packet longer than a
+// It works like a router: it decrements the TTL, and respects the path MTU and DF. It holds no packet longer than a
 // batch.
 type AnswerWorker struct {
 	source   Source
