@@ -13,12 +13,12 @@ import (
 // share is a socket filter that accepts part i, from 0, of n equal parts of the flows in the tunnel of s. The kernel
 // delivers every packet to every raw socket of its protocol (Linux net/ipv4/raw.c, raw_v4_input). The filter hashes the
 // inner source address, half of an IPv6 one, and the ports: the first four bytes behind an inner header without options
-// or extension headers. It hashes the length of a packet that is too short. A read past the end would drop the packet
-// in every socket, uncounted.
+// or extension headers. It hashes only the address of a packet that is too short for ports, and the length of one that
+// is too short for the address. A read past the end would drop the packet in every socket, uncounted.
 //
 // The BPF programs of this package use numeric offsets of header fields: the kernel runs them.
 func share(s Socket, i, n int) []bpf.Instruction {
-	// Scratch 0 is the sum so far, 1 the offset of the inner header, which X has nearly always.
+	// Scratch 0 is the sum so far, 1 the offset of the inner header. X has this offset, too, except inside mix.
 	mix := func(off uint32) []bpf.Instruction {
 		return []bpf.Instruction{
 			bpf.LoadIndirect{Off: off, Size: 4},
@@ -46,8 +46,8 @@ func share(s Socket, i, n int) []bpf.Instruction {
 		bpf.RetConstant{Val: 0xffffffff},
 		bpf.RetConstant{Val: 0},
 	}
-	// flow jumps over as many instructions as are between it and end. It goes on behind itself for a packet without
-	// ports, to those then.
+	// flow mixes in the source, and the ports if the packet is long enough. It then skips the next between
+	// instructions, which are those before end.
 	flow := func(between int, ports uint32, source ...uint32) (p []bpf.Instruction) {
 		for _, off := range source {
 			p = append(p, mix(off)...)
