@@ -9,16 +9,16 @@ import (
 // goroutines may use it.
 type Decapsulator struct {
 	Kind   Kind
-	Key    uint32 // that GRE packets must have, where HasKey is set; else they must have none
+	Key    uint32 // GRE packets must have this key if HasKey is set, and no key otherwise
 	HasKey bool
 }
 
-// Decap takes the tunnel header off the packet in b. The kernel, or the caller, has checked the outer IP header, and
-// the UDP header of a tunnel that has one; b begins behind them. protocol is the IP protocol number in the outer IP
-// header, class its TOS or traffic class, 0 if it is not known. b then holds one whole, checked IP packet of the
-// version that the tunnel header names, with nothing behind it.
+// Decap takes the tunnel header off the packet in b. b begins behind the outer IP header, and behind the UDP header of
+// a tunnel that has one. The kernel or the caller has checked them. protocol is the IP protocol number in the outer IP
+// header, class its TOS or traffic class, 0 if it is not known. If Decap returns drop.Accept, b holds one whole,
+// checked IP packet of the version that the tunnel header names, with nothing behind it.
 func (e *Decapsulator) Decap(b *packet.Buf, protocol, class byte) drop.Reason {
-	var version int // 0: what the packet says
+	var version int // 0: the version in the inner header
 	d := drop.Outer
 	switch e.Kind {
 	case KindIPIP:
@@ -85,8 +85,8 @@ func stripGUE(b *packet.Buf) (version int, d drop.Reason) {
 	return h.Version(), drop.Accept
 }
 
-// checkInner checks the packet in b, which was in a tunnel with an outer header of this class. version is the IP
-// version that it must have, 0 for either.
+// checkInner checks the inner packet in b and merges the ECN bits of class, the outer header's TOS or traffic class.
+// version is the IP version that it must have, 0 for either.
 func checkInner(b *packet.Buf, version int, class byte) drop.Reason {
 	p := b.Bytes()
 	if len(p) == 0 {

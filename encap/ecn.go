@@ -14,8 +14,8 @@ const (
 	ecnCE   = 0x03
 )
 
-// exitECN returns the class with which a packet leaves a tunnel: congestion on the tunnel's path is marked in it, as
-// RFC 6040, section 4.2, prescribes for every tunnel exit. A packet that cannot carry the mark is dropped.
+// exitECN returns the inner class with the congestion mark of the outer one (RFC 6040, section 4.2). A packet that
+// cannot carry the mark is dropped.
 func exitECN(outer, inner byte) (class byte, d drop.Reason) {
 	o, i := outer&ecnMask, inner&ecnMask
 	switch {
@@ -27,7 +27,7 @@ func exitECN(outer, inner byte) (class byte, d drop.Reason) {
 	return inner, drop.Accept
 }
 
-// mergeECN gives the IPv4 packet inner the class it leaves the tunnel with. The header's checksum follows.
+// mergeECN applies exitECN to the IPv4 packet inner, and updates the header's checksum.
 func mergeECN(outer byte, inner packet.IPv4) drop.Reason {
 	class, d := exitECN(outer, inner.TOS())
 	if class != inner.TOS() {

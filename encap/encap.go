@@ -1,4 +1,5 @@
-// Package encap is everything about a tunnel end: formats here; both halves, sockets and views in the packages below.
+// Package encap implements a tunnel end. It has the tunnel formats. The packages below it have the sending half
+// (egress), the receiving half (endpoint), the sockets (wire) and the views over headers (packet).
 //
 // A Tunnel puts headers before a packet, and a Decapsulator takes them off, in place.
 package encap
@@ -21,7 +22,7 @@ import (
 //	          ├──────────┼─────┼──────────┤         │
 //	KindGUE   │ outer IP │ UDP │ GUE      │ inner IP     draft-ietf-intarea-gue
 //	          ├──────────┼─────┼──────────┤         │
-//	KindFOU   │ outer IP │ UDP │            inner IP     UDP's port says what is in it
+//	KindFOU   │ outer IP │ UDP │            inner IP     the UDP port selects the format
 //	          └──────────┴─────┴──────────┴ ─ ─ ─ ─ ┘
 type Kind uint8
 
@@ -32,7 +33,7 @@ const (
 	KindFOU
 )
 
-// format is a row of the table of tunnel formats: what the programs need to know of one.
+// format is a row of the table of tunnel formats.
 type format struct {
 	name     string // in configurations
 	udp      bool   // it goes over UDP, to a port
@@ -94,10 +95,11 @@ func (k Kind) Overhead4() int {
 // MaxOverhead is the largest Tunnel.Overhead, in bytes: IPv6 with GRE, checksum and key, or with UDP and GUE.
 const MaxOverhead = packet.IPv6HeaderLen + 12
 
-// Config is what a Tunnel is made of.
+// Config describes a Tunnel for New.
 type Config struct {
 	Kind Kind
-	// of one family. Without Source the kernel puts in the one of its route: over IPv4 and without a UDP checksum only
+	// Source and Destination are of one family. An invalid Source leaves the choice to the kernel's route: possible
+	// only over IPv4 and without a UDP checksum.
 	Source, Destination netip.Addr
 	Port                uint16 // UDP destination port of KindGUE and KindFOU
 	Checksum            bool   // GRE: with checksum; GUE and FOU: with UDP checksum
@@ -128,7 +130,7 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// plain reports whether a is an address as it stands in an IP header.
+// plain reports whether a can stand in an IP header: it is neither IPv4-mapped nor has a zone.
 func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
 // protocol is the IP protocol number of packets of version 4 or 6.

@@ -10,14 +10,14 @@ const (
 	MinMTU6 = 1280 // IPv6: RFC 8200, section 5
 )
 
-// Fragment6HeadLen is the room that Fragment6 needs for each piece, in bytes.
+// Fragment6HeadLen is the length of the headers of each piece that Fragment6 makes, in bytes.
 const Fragment6HeadLen = packet.IPv6HeaderLen + packet.IPv6FragmentLen
 
-// Fragment cuts an outer IPv4 packet without options, whatever tunnel it is of, into pieces of at most mtu bytes (RFC
-// 791, section 3.2) and appends them to segs. The headers of all but the first stand in room, 20 bytes each; the
-// payload is not copied. id is the packet's ID, not 0, else the kernel would give each piece one of its own. mtu is at
-// least MinMTU. The realserver's kernel puts the pieces together before its socket sees them. A packet that is a
-// fragment itself becomes smaller ones of the same packet, if id is its own.
+// Fragment cuts an IPv4 packet without options into fragments of at most mtu bytes (RFC 791, section 3.2) and appends
+// them to segs. It writes the headers of all fragments but the first to room, 20 bytes each. It does not copy the
+// payload. id is the packet's ID. It is not 0: the kernel would replace 0 by another ID in each fragment. mtu is at
+// least MinMTU. The receiver's kernel reassembles the fragments before its socket gets them. A packet that is itself a
+// fragment becomes smaller fragments of the same packet if id is its own ID.
 func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room []byte) []packet.Segment {
 	const hl = packet.IPv4HeaderLen
 	step := (mtu - hl) &^ 7
@@ -39,9 +39,9 @@ func Fragment(segs []packet.Segment, outer packet.IPv4, mtu int, id uint16, room
 	return segs
 }
 
-// Fragment6 is Fragment for an outer IPv6 packet without extension headers (RFC 8200, section 4.5), larger than mtu,
-// which is at least MinMTU6. The headers of all pieces stand in room, Fragment6HeadLen bytes each. id must not come
-// again soon for the same addresses. The kernel fills in nothing.
+// Fragment6 is Fragment for an IPv6 packet without extension headers (RFC 8200, section 4.5) that is larger than mtu.
+// mtu is at least MinMTU6. Fragment6 writes the headers of all fragments to room, Fragment6HeadLen bytes each. The
+// caller must not reuse id soon for the same addresses. The kernel fills in nothing.
 func Fragment6(segs []packet.Segment, outer []byte, mtu int, id uint32, room []byte) []packet.Segment {
 	step := (mtu - Fragment6HeadLen) &^ 7
 	payload := outer[packet.IPv6HeaderLen:]

@@ -5,12 +5,12 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// unfinishedGRE reports whether the checksum of a header that has one may be wrong without damage. Packets that have
-// met no wire since a kernel sent them, and GSO packets that GRO has made, come out of a raw socket with unfinished
-// checksums. A GRE checksum that a network card was to compute is 0 then (gre_build_header in include/net/gre.h). One
-// that was computed already becomes right when the checksum of the TCP or UDP packet inside is finished (lco_csum in
-// include/linux/skbuff.h); that of a GSO packet is none at all. In both of these cases the checksum inside is the sum
-// of the pseudo-header.
+// unfinishedGRE reports whether the checksum of a header that has one may be wrong without damage. A raw socket
+// delivers two kinds of packets with unfinished checksums: packets from a kernel on the same machine, and GSO packets
+// that GRO has made. A GRE checksum that was left to the network card is 0 (gre_build_header in include/net/gre.h). A
+// GRE checksum that the kernel computed is right only once the inner TCP or UDP checksum is finished (lco_csum in
+// include/linux/skbuff.h). The GRE checksum of a GSO packet has no meaning. In the last two cases the inner checksum is
+// the sum of the pseudo-header.
 func unfinishedGRE(h packet.GRE) bool {
 	if h.Checksum() == 0 {
 		return true

@@ -6,11 +6,11 @@ import (
 	"vstun/encap/packet"
 )
 
-// MatchQuoted finds the packet inside the tunnel packet in outer, the front of a packet as an ICMP error quotes it,
-// which packet.QuotedPacket or QuotedFlow has accepted. payload is the offset of the bytes behind the outer IP headers.
-// inner is as much of the packet as outer has, which may be nothing. ok reports whether Wrap of this tunnel can have
-// made the tunnel packet, as far as outer has it: source, destination, protocol, UDP destination port, and GRE's and
-// GUE's header.
+// MatchQuoted finds the inner packet in outer, a tunnel packet that an ICMP error quotes. outer may be cut short.
+// packet.QuotedPacket or QuotedFlow has accepted it. payload is the offset of the bytes behind the outer IP headers.
+// inner is the part of the inner packet that outer has; it may be empty. ok reports whether Wrap of this tunnel can
+// have made the tunnel packet. MatchQuoted compares the fields that outer has: source, destination, protocol, UDP
+// destination port, and the GRE or GUE header.
 func (t *Tunnel) MatchQuoted(outer []byte, payload int) (inner []byte, ok bool) {
 	if t.overhead == 0 {
 		return nil, false
@@ -50,7 +50,7 @@ func (t *Tunnel) matchIP(outer []byte, payload int) (proto uint8, ok bool) {
 			return 0, false
 		}
 		source, ours, proto = h.Src(), made.Src(), h.NextHeader()
-		if proto == packet.ProtoFragment && payload == Fragment6HeadLen { // of a packet that Fragment6 has cut
+		if proto == packet.ProtoFragment && payload == Fragment6HeadLen { // Fragment6 cut the packet
 			proto = packet.IPv6Fragment(outer[packet.IPv6HeaderLen:]).NextHeader()
 		}
 	}
@@ -58,8 +58,8 @@ func (t *Tunnel) matchIP(outer []byte, payload int) (proto uint8, ok bool) {
 		(proto == t.protocol() || t.kind == KindIPIP && proto == packet.ProtoIPv6)
 }
 
-// matchHeader returns the IP version that the tunnel header at the front of up names, 0 for none; proto is the protocol
-// before it. ok reports whether the header, as far as up has it, can be the tunnel's.
+// matchHeader returns the IP version that the tunnel header at the front of up names, 0 for none. proto is the protocol
+// number in the outer IP header. ok reports whether the header, which up may have only in part, can be the tunnel's.
 func (t *Tunnel) matchHeader(up []byte, proto uint8) (version int, ok bool) {
 	made := t.header[t.ip:t.overhead]
 	whole := len(up) >= len(made)
@@ -90,6 +90,6 @@ func (t *Tunnel) matchHeader(up []byte, proto uint8) (version int, ok bool) {
 	return 0, true
 }
 
-// sourceMatches reports whether a packet with this source can be the tunnel's. The tunnel's header names none where the
-// kernel puts in the source of the route.
+// sourceMatches reports whether a packet with this source can be the tunnel's. ours is unspecified if the kernel fills
+// in the source.
 func sourceMatches(source, ours netip.Addr) bool { return ours.IsUnspecified() || source == ours }

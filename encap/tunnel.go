@@ -7,8 +7,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// Tunnel is the ready-made headers towards one realserver. It does not change after New: any number of goroutines may
-// use it. The zero value is no tunnel.
+// Tunnel is the ready-made headers towards one realserver. It is immutable after New. Any number of goroutines may use
+// it. The zero value is no tunnel.
 type Tunnel struct {
 	header   [MaxOverhead]byte
 	pseudo   uint16 // sum of UDP's pseudo-header without the length
@@ -59,7 +59,7 @@ func New(c Config) (Tunnel, error) {
 	return t, nil
 }
 
-// protocol is the outer header's protocol number; for IPIP the one with IPv4 inside.
+// protocol is the outer header's protocol number. For KindIPIP it is the number for IPv4 inside.
 func (t *Tunnel) protocol() byte {
 	switch t.kind {
 	case KindGRE:
@@ -79,30 +79,30 @@ func (t *Tunnel) Overhead() int { return int(t.overhead) }
 // outerIs4 reports whether the outer header is IPv4, and not IPv6.
 func (t *Tunnel) outerIs4() bool { return t.ip == packet.IPv4HeaderLen }
 
-// SourcePort is the UDP source port for a flow of this hash: it lets routers and network cards between director and
-// realserver tell flows apart (draft-ietf-intarea-gue, "flow entropy"). It cannot be foreseen without the hash's key.
+// SourcePort is the UDP source port for a flow with this hash. Routers (ECMP) and network cards (RSS) spread flows by
+// it (draft-ietf-intarea-gue, "flow entropy"). It cannot be predicted without the hash's key.
 func SourcePort(hash uint64) uint16 {
 	const first, last = 32768, 60999 // Linux's own range of ephemeral ports
 	n, _ := bits.Mul64(hash, last-first+1)
 	return uint16(first + n)
 }
 
-// Outer is what the outer IP header that Wrap makes says of the packet.
+// Outer is the fields of the outer IP header that Wrap takes over from the inner packet.
 type Outer struct {
 	Class, TTL uint8 // TOS or traffic class; TTL or hop limit
 	DF         bool  // routers won't fragment the packet: always over IPv6
 }
 
-// Wrap puts all headers before the IP packet in b, which has been checked and has its checksums (Buf.Finish); port is
-// the UDP source port, for the kinds that have one. DSCP and ECN are copied (RFC 6040, section 4.1, normal mode), so is
-// the TTL or hop limit, as IPVS does. An outer IPv4 header has DF as the IPv4 packet inside has (RFC 2003, section
-// 3.1), and none for IPv6 inside (RFC 4213, section 3.2.1), as in IPVS; ID and checksum are left to the kernel, which
-// fills them in on a raw socket (raw(7)). The flow label of an outer IPv6 header is 0.
+// Wrap puts all headers before the IP packet in b. The packet has been checked and its checksums are finished
+// (Buf.Finish). port is the UDP source port of the kinds that use UDP. Wrap copies DSCP and ECN (RFC 6040, section 4.1,
+// normal mode) and the TTL or hop limit, as IPVS does. It copies DF from an inner IPv4 packet to an outer IPv4 header
+// (RFC 2003, section 3.1). DF is clear for an inner IPv6 packet (RFC 4213, section 3.2.1), as in IPVS. The kernel fills
+// in ID and checksum of an outer IPv4 header (raw(7)). The flow label of an outer IPv6 header is 0.
 //
-// Without Config.Checksum a UDP checksum is 0, also over IPv6, as IPVS sends it: RFC 6935 allows that for tunnels, but
-// a realserver's socket has to agree (UDP_NO_CHECK6_RX).
+// Without Config.Checksum the UDP checksum is 0, also over IPv6, as in IPVS. RFC 6935 allows 0 for tunnels. The
+// realserver's socket must accept it (UDP_NO_CHECK6_RX).
 //
-// Lengths and checksums of a GSO packet are left open: each packet that it is cut into needs Seal.
+// Wrap does not set lengths and checksums for a GSO packet. The caller calls Seal for each of its segments.
 func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	class, ttl, df, version := outerFields(b.Bytes())
 	h := b.Prepend(int(t.overhead))
@@ -139,9 +139,10 @@ func (t *Tunnel) Wrap(b *packet.Buf, port uint16) Outer {
 	return Outer{Class: class, TTL: ttl, DF: df || !t.outerIs4()}
 }
 
-// Seal sets what depends on length and contents of the wrapped packet s: total length or payload length of the outer IP
-// header, the length in the UDP header, and the checksum, if there is one, over Head and Body. Nothing else that Wrap
-// wrote is touched. Head holds the tunnel's headers and an even number of bytes; the packet inside is finished.
+// Seal sets the fields that depend on the length and contents of the wrapped packet s: the total length or payload
+// length of the outer IP header, the length in the UDP header, and the checksum, if there is one. It changes no other
+// field. Head holds the tunnel's headers and has an even number of bytes. The checksums of the inner packet are
+// finished.
 func (t *Tunnel) Seal(s packet.Segment) { t.seal(s.Head, s.Body) }
 
 // seal is Seal, of a packet in two pieces.
@@ -165,7 +166,7 @@ func (t *Tunnel) seal(h, body []byte) {
 	}
 }
 
-// outerFields returns what an outer header takes over from the IP packet p. class is TOS or traffic class.
+// outerFields returns the fields of the IP packet p that an outer header takes over. class is TOS or traffic class.
 func outerFields(p []byte) (class, ttl byte, df bool, version int) {
 	if h := packet.IPv6(p); h.Version() == 6 {
 		return h.TrafficClass(), h.HopLimit(), false, 6

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openMu keeps the moment short in which a descriptor without O_CLOEXEC exists: water opens it so.
+// openMu serialises openPlain. Package water opens a descriptor without O_CLOEXEC.
 var openMu sync.Mutex
 
-// openPlain opens a queue without offloads, with water. Its file, which Go's poller watches, is closed in favour of a
-// duplicate.
+// openPlain opens a queue without offloads, with water. It closes water's file, which is in Go's poller, and returns a
+// duplicate of the descriptor.
 func openPlain(name string) (int, error) {
 	openMu.Lock()
 	defer openMu.Unlock()
@@ -105,7 +105,7 @@ func noMulticast(name string) error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
 
-// offloadSteps are the sets of offloads that are tried, the best first (linux/if_tun.h). Linux has USO since 6.2.
+// offloadSteps are the sets of offloads to try, the best first (linux/if_tun.h). Linux has USO since 6.2.
 var offloadSteps = [...]uint{
 	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6,
 	unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6,
@@ -113,7 +113,8 @@ var offloadSteps = [...]uint{
 	0,
 }
 
-// setOffloads tells the kernel which work it may leave to the reader of this device, and returns what it agreed to.
+// setOffloads sets which work the kernel may leave to the reader of this device. It returns the set of offloads that
+// the kernel accepted.
 func setOffloads(fd int) (set uint, err error) {
 	for _, set = range offloadSteps {
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETOFFLOAD, uintptr(set)); errno == 0 {
@@ -139,7 +140,7 @@ func offloadNames(set uint) string {
 	return strings.Join(names, " ")
 }
 
-// explain says what to do about err.
+// explain adds a remedy to err.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):

@@ -15,10 +15,10 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// Options are how a device is opened.
+// Options are the options of Open.
 type Options struct {
 	Queues int  // at least 1
-	Plain  bool // without offloads, also where the kernel has them
+	Plain  bool // without offloads, even if the kernel has them
 }
 
 // Device is a TUN device, which exists as long as it is open.
@@ -89,8 +89,8 @@ func (d *Device) Name() string { return d.name }
 // Queues are the device's queues. The kernel spreads packets over them by flow.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// Offloads names what the kernel leaves to us: checksums ("csum"), TCP ("tso") and UDP ("uso") segmentation; "" for a
-// plain device.
+// Offloads names the work that the kernel leaves to the reader: checksums ("csum"), TCP ("tso") and UDP ("uso")
+// segmentation. It is "" for a plain device.
 func (d *Device) Offloads() string { return d.offloads }
 
 // Close closes all queues, and so removes the device. Reads that wait return.
@@ -119,12 +119,12 @@ func newQueue(fd *pollfd.FD, vnet bool) *Queue {
 	return q
 }
 
-// Writer returns q for another goroutine, which may write while the one of q does. The device closes it with q.
+// Writer returns a queue for another writing goroutine. It shares q's descriptor, and the device closes it with q.
 func (q *Queue) Writer() *Queue { return newQueue(q.fd, q.vnet) }
 
-// writing is what a writer needs.
+// writing is the state of a writer.
 type writing struct {
-	err  error            // with which the device can't be used any more
+	err  error            // after which the device cannot be used any more
 	info packet.Info      // for a device without offloads: of a GSO packet
 	segs []packet.Segment // its segments
 	room []byte           // their headers
@@ -132,11 +132,12 @@ type writing struct {
 	iovs [1 + packet.MaxChain]unix.Iovec
 }
 
-// batchBytes is how many bytes are read before the reader returns: the cache still has the batch when it is processed.
+// batchBytes is the number of bytes after which a read returns. A batch of this size is still in the processor's cache
+// when it is processed.
 const batchBytes = 192 << 10
 
-// ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1
-// without error; os.ErrClosed after Close.
+// ReadBatch waits for packets and puts them into bufs, as many as are there. It returns how many it read, at least 1 if
+// there is no error. It returns os.ErrClosed after Close.
 func (q *Queue) ReadBatch(bufs []packet.Buf) (int, error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -162,7 +163,7 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 		if q.vnet {
 			room = b.RoomBehind(vnetLen)
 		}
-		// The call never waits, so that it bypasses Go's scheduler.
+		// The call never waits, so it may bypass Go's scheduler.
 		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))),
 			uintptr(len(room)))
 		switch errno {
@@ -193,10 +194,10 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 }
 
 // WriteBatch gives IP packets to the kernel, as if they had come in through the device. It returns the number of
-// packets that the kernel took, and their bytes. A packet that the kernel refuses does no harm to the others; while the
-// device is down it refuses all. An error means that the device can no longer be used. A GSO packet counts as one. A
-// device without offloads gets its segments, and it counts as taken if all of them are. A packet in several pieces
-// (packet.Buf, Next) counts as that number of packets; a device without offloads refuses it.
+// packets that the kernel took, and their bytes. A packet that the kernel refuses does not affect the others. While the
+// device is down, the kernel refuses all packets. An error means that the device can no longer be used. A GSO packet
+// counts as one packet. A device without offloads gets its segments; the packet counts if the kernel took all of them.
+// A packet in several pieces (packet.Buf, Next) counts as that number of packets; a device without offloads refuses it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {
@@ -214,7 +215,7 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	return n, bytes, q.out.err
 }
 
-// gone explains an error with which the device can't be used any more.
+// gone describes an error after which the device cannot be used any more.
 func gone(op string, err unix.Errno) error {
 	if err == unix.EBADFD || err == unix.EFAULT { // EFAULT from a read that waits during the removal
 		return errors.New("the TUN device has been removed by another program: start this program again")

@@ -26,7 +26,7 @@ const (
 //	       flags │ GSO type │ hdr_len │ gso_size │ csum_start │ csum_offset
 type vnetHeader [vnetLen]byte
 
-// offload returns what the header says that the kernel has left to do.
+// offload returns the work that the kernel has left to do, by the header.
 func (h *vnetHeader) offload() (o packet.Offload) {
 	switch h[1] &^ vnetECN {
 	case vnetNone:
@@ -47,7 +47,7 @@ func (h *vnetHeader) offload() (o packet.Offload) {
 	return o
 }
 
-// encode writes the header of the packet in b, which says what the kernel has to do.
+// encode writes the header for the packet in b: the work that the kernel has to do.
 func (h *vnetHeader) encode(b *packet.Buf) {
 	clear(h[:])
 	o := &b.Offload

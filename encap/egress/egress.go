@@ -5,7 +5,7 @@
 //	wrapped packet ┴→ Output: (Split, Fragment) → batch ─┬→ packets of one five-tuple → Port of UDP sockets (GSO)
 //	                                                     └→ packets one by one ──────→ Port of raw sockets
 //
-// A Hop says what has been decided of a packet. Nothing of it is read from the packet's bytes again.
+// A Hop is the decision about a packet. Output does not read these fields from the packet's bytes again.
 package egress
 
 import (
@@ -21,8 +21,8 @@ type Kind uint8
 const (
 	// Raw packets leave by raw sockets, with the IP header that they have.
 	Raw Kind = iota
-	// UDP packets are whole IP packets of UDP. Those of one five-tuple may leave together by a UDP socket, for which
-	// the kernel makes the IP and UDP headers. Otherwise they leave like Raw ones.
+	// UDP packets are whole IP packets with a UDP header. Packets of one five-tuple may leave together by a UDP socket;
+	// the kernel then makes the IP and UDP headers. Otherwise they leave like Raw packets.
 	UDP
 )
 
@@ -33,11 +33,11 @@ type Peer struct {
 	DstPort uint16     // of UDP
 }
 
-// Hop is where a packet goes, and what its outermost headers say.
+// Hop is a packet's receiver, and fields of its outermost headers.
 type Hop struct {
 	To         *Peer
 	Kind       Kind
-	SrcPort    uint16 // of Kind UDP, as are class, TTL and DF
+	SrcPort    uint16 // SrcPort, Class, TTL and DF are only for Kind UDP
 	Class, TTL uint8  // TOS or traffic class; TTL or hop limit
 	DF         bool   // routers won't fragment the packet: always over IPv6
 }
@@ -51,11 +51,11 @@ func (h *Hop) sameTuple(o *Hop) bool {
 type Outgoing struct {
 	packet.Segment
 	Hop
-	Mark bool // as Output.Mark was
+	Mark bool // Output.Mark at the time of Add
 }
 
-// Packet returns b as Outgoing, to where its own IP header says. It is for packets that no decision made, such as
-// probes.
+// Packet returns the packet b as Outgoing, with the addresses of its IP header. It is for packets without a Hop, such
+// as probes.
 func Packet(b []byte) Outgoing {
 	var to Peer
 	if h := packet.IPv6(b); h.Version() == 6 {
@@ -67,26 +67,27 @@ func Packet(b []byte) Outgoing {
 	return Outgoing{Segment: packet.Segment{Head: b}, Hop: Hop{To: &to}}
 }
 
-// Port is where packets leave this host: sockets. One goroutine uses it.
+// Port sends packets by sockets. One goroutine uses it.
 type Port interface {
-	// Send sends the first packets of out, which is not empty, and returns how many went out. If the first is refused,
-	// it returns 0 and a unix.Errno, not wrapped, since each refused packet has one: EMSGSIZE for a packet that is
-	// larger than its path takes. It returns os.ErrClosed after Close.
+	// Send sends the first packets of out, which is not empty, and returns how many it sent. If the kernel refuses the
+	// first packet, Send returns 0 and an unwrapped unix.Errno: EMSGSIZE for a packet that is larger than the path MTU.
+	// It returns os.ErrClosed after Close.
 	//
-	// A port of UDP sockets takes packets of Kind UDP with one five-tuple, class and TTL, and with one length except
-	// the last, which may be shorter. Its error is about all of them: EOPNOTSUPP or EIO where they can't be sent
-	// together.
+	// A port of UDP sockets takes packets of Kind UDP with the same five-tuple, class and TTL. They have the same
+	// length, except that the last may be shorter. An error applies to all of them: EOPNOTSUPP or EIO if they cannot be
+	// sent together.
 	Send(out []Outgoing) (int, error)
 }
 
-// A Tunnel finishes the segments of a GSO packet that has been wrapped in it: lengths and checksums of its headers.
+// A Tunnel completes the outer headers of the segments of a wrapped GSO packet: lengths and checksums.
 type Tunnel interface{ Seal(s packet.Segment) }
 
-// IDs gives IDs to packets that are sent in fragments. All outputs of a host share it: if two of them used one ID at
-// the same time, the receiver would put together what doesn't belong together.
+// IDs assigns IP IDs to packets that are sent in fragments. All outputs of a host share it. If two packets had the same
+// ID at the same time, the receiver would mix their fragments.
 type IDs struct{ four, six atomic.Uint32 }
 
-// NewIDs returns an IDs whose IPv6 IDs can't be foreseen (RFC 7739).
+// NewIDs returns an IDs whose IPv6 IDs begin at seed. With a random seed, hosts that see none of them cannot predict
+// them (RFC 7739).
 func NewIDs(seed uint32) *IDs {
 	i := &IDs{}
 	i.six.Store(seed)

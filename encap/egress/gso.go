@@ -6,32 +6,33 @@ import (
 	"os"
 )
 
-// gsoBatch groups the packets of a batch that can go out by one call: packets of Kind UDP with one five-tuple and one
-// length. The kernel then takes one packet all the way to the network card, where it took each. The order of a flow's
-// packets stays as it is, since a flow has one source port.
+// gsoBatch groups the packets of a batch by five-tuple. Packets of a group can be sent by one call. The kernel then
+// handles them as one packet as far as the network card. The order of a flow's packets does not change: all of them
+// have the same source port and so are in the same group.
 //
 //	batch:   a1 b1 a2 c1 a3 b2       letters are five-tuples
 //	groups:  a1 a2 a3 | b1 b2        by themselves: c1
 type gsoBatch struct {
-	first, last [sendBatch]int8     // packets of a group
-	single      [sendBatch]bool     // the group's packets go out one by one, since one of them has to
-	next        [sendBatch]int8     // of a packet in its group; -1: none
+	first, last [sendBatch]int8     // first and last packet of a group
+	single      [sendBatch]bool     // the group's packets are sent one by one: one of them must not have DF
+	next        [sendBatch]int8     // next packet of the same group; -1: none
 	groups      int                 // number of them
 	slots       [2 * sendBatch]int8 // groups by the hash of their five-tuple; -1: none
 	call        [sendBatch]Outgoing // packets of one call
 }
 
-// wholePathMTU is the size of packets that every path takes whole, in bytes (RFC 791, section 2.5: what every host
-// accepts). They may go out by sockets that set DF even if they have none.
+// wholePathMTU is the packet size, in bytes, that is assumed to pass every path without fragmentation. It is the size
+// that every host accepts (RFC 791, section 3.1). Packets up to this size may be sent with DF even if they do not have
+// it.
 const wholePathMTU = 576
 
 // mayHaveDF reports whether p can go out by a socket that sets DF.
 func mayHaveDF(p *Outgoing) bool { return p.DF || p.Len() <= wholePathMTU }
 
-// canBatch reports whether b can share a's GSO send: what the kernel puts into all headers is one.
+// canBatch reports whether b can share a's GSO send (same TOS and TTL).
 func canBatch(a, b *Outgoing) bool { return a.Class == b.Class && a.TTL == b.TTL }
 
-// slot is where the group of h is looked for first.
+// slot is the first slot in which group looks for h's group.
 func (h *Hop) slot() uint32 {
 	dst := h.To.Dst.As16()
 	n := binary.LittleEndian.Uint32(dst[12:]) ^ uint32(h.SrcPort)<<16 ^ uint32(h.To.DstPort)
@@ -68,7 +69,7 @@ func (g *gsoBatch) group(out []Outgoing) {
 	}
 }
 
-// sendTogether sends the packets of the batch that can go out together, and leaves the others there.
+// sendTogether sends the packets that can share a call, and leaves the others in the batch.
 func (o *Output) sendTogether() {
 	g := &o.gso
 	g.group(o.batch)
@@ -91,8 +92,8 @@ func (o *Output) sendTogether() {
 	o.batch = rest
 }
 
-// sendGroup sends the packets of the group that begins with number i, by as few calls as can be, and takes them out of
-// the batch. Where the kernel refuses that, the rest stays in the batch, in its order.
+// sendGroup sends the packets of the group that begins with packet i, by as few calls as possible, and removes them
+// from the batch. If the kernel refuses a call, the rest stays in the batch, in order.
 func (o *Output) sendGroup(i int8) {
 	g := &o.gso
 	for i >= 0 {

@@ -17,7 +17,7 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// wires is a port that keeps what it gets.
+// wires is a port that keeps its packets.
 type wires struct{ out [][]byte }
 
 func (w *wires) Send(out []Outgoing) (int, error) {
@@ -30,7 +30,7 @@ func (w *wires) Send(out []Outgoing) (int, error) {
 	return len(out), nil
 }
 
-// together is a port of UDP sockets that checks what it is promised, and keeps what it gets.
+// together is a port of UDP sockets that checks Port's conditions, and keeps its packets.
 type together struct {
 	t     testing.TB
 	limit int // packets of one call
@@ -190,7 +190,7 @@ func TestBatchesOfAFlow(t *testing.T) {
 	}
 }
 
-// TestBatchesNeverTaken: a kernel that can send no packets together is not asked for ever, and each packet goes out by
+// TestBatchesNeverTaken: an Output stops calling a kernel that cannot send packets together. Each packet is sent by
 // itself.
 func TestBatchesNeverTaken(t *testing.T) {
 	raw := &wires{}

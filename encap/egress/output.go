@@ -17,24 +17,24 @@ import (
 // sendBatch is the number of packets that wait for one system call.
 const sendBatch = 64
 
-// Config is what an Output sends by.
+// Config is the ports, IDs and counters of an Output.
 type Config struct {
 	Raw      Port
 	UDP      Port     // nil: none
 	UDPPorts []uint16 // source ports of UDP, at least one
 	IDs      *IDs
 	Tally    *stats.Tally // counts packets that are sent or refused
-	TooBig   func()       // called when the kernel refuses a packet that is larger than its path takes
+	TooBig   func()       // called when the kernel refuses a packet that is larger than the path MTU
 }
 
-// An Observer sees packets that have gone out.
+// An Observer is notified of packets that were sent.
 type Observer interface {
-	// Sent is called with packets that the kernel has taken. They are borrowed until it returns.
+	// Sent is called with packets that the kernel has accepted. They are borrowed until Sent returns.
 	Sent(out []Outgoing)
 }
 
-// Output is what one worker has to send. The bytes of a packet that is added must stay as they are until Flush. One
-// goroutine uses it, except LastError.
+// Output queues and sends the packets of one worker. The bytes of an added packet must not change until Flush. One
+// goroutine uses an Output, except for LastError.
 type Output struct {
 	Observer Observer // nil: none
 	Mark     bool     // of packets that are added from now on, for the Observer
@@ -44,15 +44,15 @@ type Output struct {
 	ids        *IDs
 	tally      *stats.Tally
 	pathShrunk func()
-	refusals   int          // calls that udp has refused since the last one that it has not
+	refusals   int          // consecutive calls that udp has refused
 	lastErr    atomic.Int32 // errno of the last packet that the kernel refused
 
 	batch       []Outgoing
 	inUDP       int    // packets of Kind UDP in batch
 	headerArena []byte // for the headers of segments and fragments
-	free        []byte // the rest of it
+	free        []byte // the unused part of headerArena
 
-	groTTL    [256]uint8 // what the next datagram's TTL is lowered by, by the hash of its flow
+	groTTL    [256]uint8 // decrement of the next datagram's TTL, by the hash of its flow
 	gso       gsoBatch
 	segments  []packet.Segment // of one GSO packet
 	fragments []packet.Segment // of one packet
@@ -73,7 +73,7 @@ func (o *Output) Init(c Config) {
 	o.whole = packet.NewBufs(1)
 }
 
-// LastError is the kernel's reason for the last packet that it refused to send, nil for none.
+// LastError is the kernel's error for the last packet that it refused to send, nil if there was none.
 func (o *Output) LastError() error {
 	if e := o.lastErr.Load(); e != 0 {
 		return unix.Errno(e)
@@ -117,7 +117,7 @@ func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
 	o.fragment(b, h, mtu)
 }
 
-// AddWrapped adds the packet in b, which p described before it was wrapped: in fragments if it is larger than mtu.
+// AddWrapped adds the wrapped packet in b, in fragments if it is larger than mtu. p describes the inner packet.
 func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
 	if mayMerge(p, h) {
 		o.defeatGRO(b.Bytes(), p, h)
@@ -129,8 +129,8 @@ func (o *Output) AddWrapped(b *packet.Buf, p *packet.Info, h *Hop, mtu int) {
 	o.Add(b.Bytes(), h)
 }
 
-// AddSegments adds the segments that c cuts the GSO packet in b into, which p described before it was wrapped in t.
-// Segments that are larger than mtu are fragmented.
+// AddSegments splits the GSO packet in b, which is wrapped in t, into segments as c describes, and adds them. p
+// describes the inner packet. It fragments segments that are larger than mtu.
 func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
 	if c.Overhead+c.Headers+c.Payload > mtu {
 		o.addFragmentedSegments(t, b, p, h, c, mtu)
@@ -138,7 +138,7 @@ func (o *Output) AddSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c 
 	}
 	together := h.Kind == UDP && o.udp != nil
 	if together {
-		o.Flush() // packets that were added before go out before
+		o.Flush() // keeps the order of packets
 	}
 	o.reserve((c.Segments(p.Len) + 1) * (c.Overhead + c.Headers))
 	before := len(o.batch)
@@ -163,7 +163,7 @@ func (o *Output) queue(segs []packet.Segment, h *Hop) {
 	}
 }
 
-// addFragmentedSegments is AddSegments for datagrams that are larger than mtu. That is rare enough for a copy.
+// addFragmentedSegments is AddSegments for segments that are larger than mtu. It copies each segment: the case is rare.
 func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, h *Hop, c packet.Cut, mtu int) {
 	o.Flush()
 	o.reserve(packet.PieceRoom + fragmentRoom)
@@ -182,10 +182,10 @@ func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, 
 	o.Flush()
 }
 
-// fragmentRoom is what the headers of one packet's fragments may need, in bytes.
+// fragmentRoom is the room for the headers of one packet's fragments, in bytes.
 const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
 
-// fragment is AddFragments where there is room.
+// fragment is AddFragments without a check for room.
 func (o *Output) fragment(b []byte, h *Hop, mtu int) {
 	if h.To.Dst.Is4() {
 		o.fragments = encap.Fragment(o.fragments[:0], b, max(mtu, encap.MinMTU), o.ids.next(), o.free)
@@ -203,10 +203,9 @@ func (o *Output) fragment(b []byte, h *Hop, mtu int) {
 func mayMerge(p *packet.Info, h *Hop) bool { return p.Flow.Proto == packet.ProtoUDP && h.Kind != UDP }
 
 // defeatGRO varies the outer TTL so that GRO at the tunnel's far end does not merge datagrams of a flow. b is the
-// datagram p in a tunnel. The kernel there merges datagrams as soon as a server asks for it (UDP_GRO: HTTP/3,
-// WireGuard), before they are out of the tunnel, and gives raw sockets no word of where each ends, as it gives UDP
-// sockets. So each datagram has another outer TTL than the three before it, if it is not near its end (Linux
-// net/ipv4/udp_offload.c, udp_gro_receive_segment, respects the TTL since 6.9).
+// datagram p in a tunnel. The kernel there merges inner datagrams if a server uses UDP_GRO (HTTP/3, WireGuard). It does
+// not report the datagrams' sizes to raw sockets. Each datagram therefore has another outer TTL than the three before
+// it, unless its TTL is at most 32 (Linux net/ipv4/udp_offload.c, udp_gro_receive_segment, compares the TTL since 6.9).
 func (o *Output) defeatGRO(b []byte, p *packet.Info, h *Hop) {
 	lower := &o.groTTL[p.Hash%uint64(len(o.groTTL))]
 	const least = 32
@@ -220,12 +219,12 @@ func (o *Output) defeatGRO(b []byte, p *packet.Info, h *Hop) {
 	*lower = (*lower + 1) % 4
 }
 
-// maxRefusals is the number of refused calls in a row after which a port of UDP sockets is not used any more.
+// maxRefusals is the number of consecutive refused calls after which an Output stops using its port of UDP sockets.
 const maxRefusals = 1000
 
-// sendUDP is udp.Send. udp can't send packets together where the kernel is too old, or, before Linux 6.11, where the
-// device leaves checksums to the kernel or there is IPsec on the path. Other errors are about a packet or the moment,
-// however long that lasts: no route, a path that has shrunk, a firewall.
+// sendUDP is udp.Send. The kernel refuses to send packets together if it is too old. Before Linux 6.11 it also refuses
+// if the device has no checksum offload, or if the path uses IPsec. Other errors concern a packet or a temporary state:
+// no route, a smaller path MTU, a firewall.
 func (o *Output) sendUDP(out []Outgoing) (int, error) {
 	n, err := o.udp.Send(out)
 	switch err {
@@ -240,8 +239,8 @@ func (o *Output) sendUDP(out []Outgoing) (int, error) {
 	return n, err
 }
 
-// sendSegments sends the batch, the segments of one GSO packet, by as few calls as can be. It returns false, with the
-// rest in the batch, where the kernel refuses that.
+// sendSegments sends the batch, the segments of one GSO packet, by as few calls as possible. If the kernel refuses a
+// call, it returns false and leaves the rest in the batch.
 func (o *Output) sendSegments() bool {
 	for len(o.batch) > 0 {
 		n, err := o.sendUDP(o.batch)
@@ -270,7 +269,7 @@ func (o *Output) Flush() {
 	o.free = o.headerArena
 }
 
-// send sends the batch. A packet that the kernel refuses costs that packet alone.
+// send sends the batch. A packet that the kernel refuses does not affect the others.
 func (o *Output) send() {
 	if o.inUDP > 1 && o.udp != nil && len(o.batch) <= sendBatch {
 		o.sendTogether()
@@ -292,7 +291,7 @@ func (o *Output) send() {
 	o.batch = o.batch[:0]
 }
 
-// sent counts packets that the kernel has taken.
+// sent counts packets that the kernel has accepted.
 func (o *Output) sent(out []Outgoing) {
 	if o.Observer != nil {
 		o.Observer.Sent(out)

@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// Addrs counts packets by address, for a bounded number of addresses: a new one takes the place of the one that came
-// first. One goroutine counts, any may read at any time. Counting takes no lock and does not allocate.
+// Addrs counts packets by address, for a bounded number of addresses. A new address replaces the oldest one. One
+// goroutine counts. Any goroutine may read at any time. Counting takes no lock and does not allocate.
 type Addrs struct {
 	slots []addrSlot
 	used  int    // of slots
@@ -16,7 +16,7 @@ type Addrs struct {
 	run   uint64 // packets of that slot that are not in its count yet
 }
 
-// addrSlot is one address with its count. The version is odd while the slot is given to another address.
+// addrSlot is one address with its count. The version is odd while add replaces the slot's address.
 type addrSlot struct {
 	addr          netip.Addr // the counting goroutine's copy
 	version       atomic.Uint32
@@ -42,7 +42,7 @@ func (s *Addrs) publish() {
 	}
 }
 
-// slotOf returns the slot of a. It gives a one if there is none.
+// slotOf returns the slot of a. It assigns a slot if a has none.
 func (s *Addrs) slotOf(a netip.Addr) int {
 	for i := range s.slots[:s.used] {
 		if s.slots[i].addr == a {
@@ -73,7 +73,7 @@ func (s *Addrs) Read(m map[netip.Addr]uint64) {
 			binary.BigEndian.PutUint64(b[8:], slot.lo.Load())
 			n := slot.count.Load()
 			if version&1 == 1 || version != slot.version.Load() {
-				continue // the worker replaces the address, which takes it nanoseconds
+				continue // the worker is replacing the address, which takes nanoseconds
 			}
 			if n > 0 {
 				m[netip.AddrFrom16(b).Unmap()] += n

@@ -18,7 +18,7 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// AnswerSink is where answers leave this host: raw sockets whose packets are routed by source and destination.
+// AnswerSink sends answers by raw sockets. The kernel routes their packets by source and destination.
 type AnswerSink interface {
 	egress.Port
 	// PathMTU returns the size of the largest packet that the path from src to dst takes, in bytes.
@@ -33,7 +33,7 @@ type AnswerSink interface {
 //	                                                     ├ too big, without DF: Fragment → client
 //	                                                     └ too big, with DF: ICMP error → TUN queue → server
 //
-// It works like a router: it takes 1 from the TTL, and respects the path MTU and DF. It keeps no packet longer than a
+// It works like a router: it decrements the TTL, and respects the path MTU and DF. It holds no packet longer than a
 // batch.
 type AnswerWorker struct {
 	source   Source
@@ -48,19 +48,19 @@ type AnswerWorker struct {
 
 	policy   *Policy // of this batch
 	bufs     []packet.Buf
-	info     packet.Info // of a packet: here, since an interface would let it escape
+	info     packet.Info // of the current packet; a local variable would escape to the heap
 	out      []egress.Outgoing
 	clients  [batch]egress.Peer
 	accepted int              // number of clients in this batch
 	segs     []packet.Segment // of one GSO packet, or fragments of a packet
 	room     []byte           // for the headers of segments
-	free     []byte           // the rest of it
+	free     []byte           // the unused part of room
 	tally    stats.Tally
 
 	large  path              // of the last packet of this batch that was too big
-	spare  []packet.Buf      // two: that packet in one piece, and an ICMP error
+	spare  []packet.Buf      // two: the packet that was too big, in one piece, and an ICMP error
 	pieces []egress.Outgoing // its fragments
-	heads  []byte            // and their headers
+	heads  []byte            // headers of the fragments
 	quote  [packet.IPv6HeaderLen + packet.UDPHeaderLen]byte
 	errs   []*packet.Buf // the ICMP error
 	id     uint16        // of the last packet that had none and was sent in fragments
@@ -84,7 +84,8 @@ const (
 
 // NewAnswerWorker makes a worker that moves the answers that the policy in force accepts from source to sink, and ICMP
 // errors about them to tun. It loads the policy once a batch. All workers of a device share sent. port is the UDP port
-// of a socket on the device: errors about UDP are repeated as errors about its datagrams; see wire.DevicePort.
+// of a socket on the device (wire.DevicePort). The worker repeats each ICMP error about UDP as an error about a
+// datagram of that socket.
 func NewAnswerWorker(source Source, sink AnswerSink, tun Sink, inForce *atomic.Pointer[Policy], sent *Sent,
 	port uint16) *AnswerWorker {
 	w := &AnswerWorker{source: source, sink: sink, tun: tun, inForce: inForce, sent: sent, port: port,
@@ -103,7 +104,7 @@ func (w *AnswerWorker) Read(t *stats.Tally) { w.counters.Read(t) }
 // Batches returns the sizes of the worker's batches.
 func (w *AnswerWorker) Batches() *stats.Batches { return &w.batches }
 
-// LastError is the kernel's reason for the last packet that it refused to send, nil for none.
+// LastError is the kernel's error for the last packet that it refused to send, nil if there was none.
 func (w *AnswerWorker) LastError() error {
 	if e := w.lastErr.Load(); e != 0 {
 		return unix.Errno(e)
@@ -218,7 +219,7 @@ func (w *AnswerWorker) split(b *packet.Buf, p *packet.Info) (drop.Reason, error)
 	return drop.Accept, nil
 }
 
-// toClient is the hop of the answer that p describes. It is called once for a packet at most.
+// toClient is the hop of the answer that p describes. It must be called at most once for a packet.
 func (w *AnswerWorker) toClient(p *packet.Info) egress.Hop {
 	to := &w.clients[w.accepted]
 	w.accepted++
@@ -259,8 +260,8 @@ func (w *AnswerWorker) count(s *egress.Outgoing) {
 	w.tally.OutBytes += uint64(s.Len())
 }
 
-// refused processes a packet that the kernel refused with err. One that is too big for its path is fragmented, or its
-// sender gets an ICMP error with the MTU. It returns an error that ends the loop.
+// refused processes a packet that the kernel refused with err. If the packet is too big for its path, refused fragments
+// it, or sends its sender an ICMP error with the MTU. An error of refused ends the loop.
 func (w *AnswerWorker) refused(s *egress.Outgoing, err error) (drop.Reason, error) {
 	if errors.Is(err, os.ErrClosed) {
 		return drop.Accept, err
@@ -286,7 +287,7 @@ func (w *AnswerWorker) refused(s *egress.Outgoing, err error) (drop.Reason, erro
 		w.large = path{src: src, dst: dst, mtu: max(mtu, smallestMTU(dst))}
 	}
 	mtu := w.large.mtu
-	if s.Len() <= mtu { // a route with an MTU above its device's
+	if s.Len() <= mtu { // the route's MTU is larger than its device's
 		w.lastErr.Store(int32(unix.EMSGSIZE))
 		return drop.SendError, nil
 	}
@@ -313,7 +314,7 @@ func (w *AnswerWorker) whole(s *packet.Segment) []byte {
 // fragment sends the IPv4 packet b to h in fragments of at most mtu bytes.
 func (w *AnswerWorker) fragment(b packet.IPv4, h egress.Hop, mtu int) (drop.Reason, error) {
 	if b.HeaderLen() > packet.IPv4HeaderLen {
-		return drop.TooBig, nil // options would have to be sorted: RFC 791, section 3.1
+		return drop.TooBig, nil // not every option belongs in each fragment: RFC 791, section 3.1
 	}
 	id := b.ID()
 	for ; id == 0 && !b.Fragment(); id = w.id { // all fragments of a datagram have one ID
@@ -336,8 +337,8 @@ func (w *AnswerWorker) fragment(b packet.IPv4, h egress.Hop, mtu int) (drop.Reas
 	return drop.Accept, nil
 }
 
-// reportMTU sends the sender of b, which has DF, an ICMP error with the MTU of its path. The ICMP error comes in by the
-// TUN device: a socket that is bound to the device takes no other.
+// reportMTU sends an ICMP error with the path MTU to the sender of b, which has DF. It writes the error to the TUN
+// device: a socket that is bound to the device receives no other errors.
 func (w *AnswerWorker) reportMTU(b []byte, mtu int) error {
 	if w.errors >= errorsInBatch || !packet.MayAnswer(b) {
 		return nil
@@ -350,8 +351,8 @@ func (w *AnswerWorker) reportMTU(b []byte, mtu int) error {
 	if p.Parse(b) != drop.Accept || p.Flow.Proto != packet.ProtoUDP {
 		return nil
 	}
-	// From an error about another socket's datagram the kernel may learn the MTU of the route to the network, which the
-	// socket's datagrams do not take.
+	// From an error about a datagram of a socket that is not bound to the device, the kernel may learn the MTU of
+	// another route: the one to the network. The server's datagrams do not take that route.
 	q, n := w.quote[:], packet.IPv4HeaderLen
 	if p.Flow.Dst.Is4() {
 		packet.IPv4(q).Encode(packet.IPv4Fields{
@@ -374,8 +375,8 @@ func (w *AnswerWorker) reportMTU(b []byte, mtu int) error {
 	return w.write(q, mtu, true)
 }
 
-// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it. With
-// anonymous, over IPv6, it quotes b without its source: see wire.DevicePort.
+// write writes an ICMP error about b to the TUN device, as if a router next to its destination had sent it. If
+// anonymous is set, it quotes an IPv6 packet with the source :: (see wire.DevicePort).
 func (w *AnswerWorker) write(b []byte, mtu int, anonymous bool) error {
 	_, dst, _ := ends(b)
 	e := &w.spare[1]
@@ -403,7 +404,7 @@ func ends(p []byte) (src, dst netip.Addr, n int) {
 	return h.Src(), h.Dst(), h.TotalLen()
 }
 
-// lowerTTL takes 1 from a packet's TTL. It reports whether the packet may be forwarded.
+// lowerTTL decrements a packet's TTL or hop limit. It reports whether the packet may be forwarded.
 func lowerTTL(p []byte) bool {
 	if h := packet.IPv6(p); h.Version() == 6 {
 		if h.HopLimit() <= 1 {
@@ -421,7 +422,7 @@ func lowerTTL(p []byte) bool {
 	return true
 }
 
-// smallestMTU is the MTU that each path to dst has at least, in bytes.
+// smallestMTU is the smallest MTU that a path to dst can have, in bytes.
 func smallestMTU(dst netip.Addr) int {
 	if dst.Is4() {
 		return encap.MinMTU
@@ -429,25 +430,25 @@ func smallestMTU(dst netip.Addr) int {
 	return encap.MinMTU6
 }
 
-// Sent holds hashes of the last answers of all workers of a device, to recognise an answer that the kernel routes back
-// into the device. Such a packet is the same, its TTL included; a server's retransmission has another TTL. Sent holds
-// some 4,000 answers. Older ones, and those that come back as fragments, are recognised at their next round, or when
-// their TTL is used up.
+// Sent holds hashes of about 4,000 recent answers of all workers of a device. Workers use it to recognise an answer
+// that the kernel routes back into the device. Such a packet has the TTL with which it was sent; a server's
+// retransmission has a larger TTL. An answer that is no longer in Sent, or that comes back as fragments, is recognised
+// at its next round, or dropped when its TTL is used up.
 type Sent struct {
 	seed  maphash.Seed
 	marks [4096]atomic.Uint64
 }
 
-// NewSent returns a Sent that remembers nothing.
+// NewSent returns an empty Sent.
 func NewSent() *Sent { return &Sent{seed: maphash.MakeSeed()} }
 
-// put remembers an answer by its headers, which are in b.
+// put stores the hash of an answer's headers, which are in b.
 func (s *Sent) put(b []byte, p *packet.Info) {
 	m := s.mark(b, p)
 	s.marks[m%uint64(len(s.marks))].Store(m)
 }
 
-// has reports whether put has been called with such headers.
+// has reports whether Sent holds the hash of these headers.
 func (s *Sent) has(b []byte, p *packet.Info) bool {
 	m := s.mark(b, p)
 	return s.marks[m%uint64(len(s.marks))].Load() == m

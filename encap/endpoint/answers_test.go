@@ -110,7 +110,7 @@ func answerOf(src, dst netip.Addr, proto byte, n int, df bool) []byte {
 	return b
 }
 
-// TestAnswers: what comes from a VIP and goes to a client is sent on, with one less as TTL; everything else is refused.
+// TestAnswers: packets from a VIP to a client are forwarded with the TTL decremented. All others are refused.
 func TestAnswers(t *testing.T) {
 	addr := netip.MustParseAddr
 	for name, c := range map[string]struct {
@@ -212,7 +212,8 @@ func TestAnswersFinished(t *testing.T) {
 	}
 }
 
-// TestAnswersTooBig: the sender of what has DF is told the path's MTU, once a batch; what has not is sent in fragments.
+// TestAnswersTooBig: the sender of a packet with DF gets an ICMP error with the path MTU, once a batch. A packet
+// without DF is sent in fragments.
 func TestAnswersTooBig(t *testing.T) {
 	w, out, tun := answerWorker(1300)
 	large := answerOf(vip, client, packet.ProtoUDP, 1400, true)
@@ -307,8 +308,7 @@ func TestAnswerErrorsAreBounded(t *testing.T) {
 	}
 }
 
-// TestAnswerLoops: what has been sent is refused when it comes back, by whichever queue, and not when its sender
-// repeats it.
+// TestAnswerLoops: an answer that comes back is refused, on any queue. A retransmission by its sender is not.
 func TestAnswerLoops(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"UDP": answerOf(vip, client, packet.ProtoUDP, 9, true), "TCP": answerOf(vip, client, packet.ProtoTCP, 9, true),
@@ -377,7 +377,7 @@ func TestAnswersAllocateNothing(t *testing.T) {
 	}
 }
 
-// sinkhole is an AnswerSink that takes everything.
+// sinkhole is an AnswerSink that accepts everything.
 type sinkhole struct{}
 
 func (sinkhole) Send(out []egress.Outgoing) (int, error) { return len(out), nil }

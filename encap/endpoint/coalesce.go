@@ -8,13 +8,12 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// coalescer makes GSO packets of the consecutive segments of a TCP connection, as the kernel's GRO does for packets
-// that it receives itself (net/ipv4/tcp_offload.c, tcp_gro_receive), so that they are written, routed and acknowledged
-// once. It keeps the order of a connection's packets. It copies no payload: a GSO packet is in pieces, one for each
-// segment.
+// coalescer merges consecutive segments of a TCP connection into GSO packets, as the kernel's GRO does
+// (net/ipv4/tcp_offload.c, tcp_gro_receive). The kernel then handles one large packet. coalescer keeps the order of a
+// connection's packets. It copies no payload: a GSO packet has one piece for each segment.
 type coalescer struct {
 	open [8]candidate
-	next int // the one to give up for a new flow
+	next int // the candidate to finish for a new flow
 }
 
 // candidate is a packet that the next segment of its connection may be appended to.
@@ -26,7 +25,7 @@ type candidate struct {
 	ports   uint32 // packet.TCP.Ports
 	ip      int    // length of the IP header, which has neither options nor extension headers, in bytes
 	headers int    // length of IP and TCP header, in bytes
-	seq     uint32 // that the next segment has to begin with
+	seq     uint32 // sequence number of the next segment
 	size    int    // payload of each segment, in bytes
 }
 
@@ -36,8 +35,8 @@ const (
 	lastMerged = packet.FlagPSH | packet.FlagFIN
 )
 
-// add takes a packet, and reports whether it has been appended to one before it. Otherwise the caller writes it after
-// those, not before finish. b is in use until then in either case.
+// add appends the packet in b to an earlier packet if it can, and reports whether it did. Otherwise the caller writes
+// the packet after the earlier ones, once finish has been called. In both cases b is in use until the write.
 func (c *coalescer) add(b *packet.Buf, in inside) (merged bool) {
 	p, ip := b.Bytes(), in.offset
 	t := packet.TCP(p[ip:])
@@ -89,8 +88,8 @@ func sameAddrs(a, b []byte) bool {
 	return [8]byte(packet.IPv4(a).Addrs()) == [8]byte(packet.IPv4(b).Addrs())
 }
 
-// append puts the segment p in b behind those that c has, if it belongs there. The checksums of both must be right:
-// together they get a new one, which would hide damage.
+// append appends the segment p in b to c if p continues it. It verifies the checksums of both: the merged packet gets a
+// new checksum, which would hide damage.
 func (c *candidate) append(b *packet.Buf, p []byte, header int) bool {
 	head := c.buf.Bytes()
 	t, first := packet.TCP(p[c.ip:]), packet.TCP(head[c.ip:])
@@ -132,16 +131,16 @@ func sameIP(a, b []byte) bool {
 	return h.TOS() == g.TOS() && h.Flags() == g.Flags() && h.TTL() == g.TTL()
 }
 
-// valid reports whether the checksum of the TCP packet p is right, which begins behind ip bytes.
+// valid reports whether the checksum of the TCP packet p is correct. The TCP header is at offset ip.
 func valid(p []byte, ip int) bool {
 	t := p[ip:]
 	return packet.Fold(packet.Sum(t, packet.PseudoSum(p, packet.ProtoTCP, len(t)))) == 0xffff
 }
 
-// ethernet is the smallest MTU that a path of unknown MTU is taken to have: mss may be configured to be smaller.
+// ethernet is the packet size, in bytes, that offloaded accepts at least, even if mss is configured to be smaller.
 const ethernet = 1500
 
-// finish makes the headers right, and ends the candidate.
+// finish completes the headers of a merged packet, and empties the candidate.
 func (c *candidate) finish() {
 	if c.pieces > 1 {
 		p := c.buf.Bytes()
@@ -158,7 +157,7 @@ func (c *candidate) finish() {
 	*c = candidate{}
 }
 
-// finish ends all candidates: the packets may be written.
+// finish finishes all candidates. The packets may then be written.
 func (c *coalescer) finish() {
 	for i := range c.open {
 		if c.open[i].buf != nil {
@@ -167,11 +166,11 @@ func (c *coalescer) finish() {
 	}
 }
 
-// offloaded finds what a network card, or a kernel on the same machine, has left to do in the packet in b, and writes
-// it to b.Offload. A raw socket gets such packets as they are: their transport checksum is the sum of the
-// pseudo-header. A TCP packet with more payload than a segment of size mss can have is a GSO packet, made by GRO. A
-// datagram that is longer than its path takes is one, too, whatever its tunnel: the sizes of its datagrams are unknown,
-// and it is dropped.
+// offloaded detects work that was left to do in the packet in b, and writes it to b.Offload. A raw socket delivers
+// packets that GRO has merged, and packets of a kernel on the same machine, with an unfinished transport checksum: the
+// sum of the pseudo-header. Such a TCP packet with more payload than a segment of size mss is a GSO packet. Such a UDP
+// packet that is larger than the path's packets is several merged datagrams. Their sizes are unknown, and it is dropped
+// (drop.Gathered).
 func offloaded(b *packet.Buf, in inside, mss int) drop.Reason {
 	p := b.Bytes()
 	t := p[in.offset:]

@@ -11,8 +11,8 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// gro is a source of one GSO packet of UDP tunnel packets, as wire.UDPReceiver makes it of what the kernel has put
-// together.
+// gro is a source of one GSO packet of UDP tunnel packets, as wire.Receiver makes it of datagrams that the kernel has
+// merged.
 type gro struct {
 	payload  []byte
 	size     int
@@ -140,8 +140,8 @@ func TestDatagramsAllocateNothing(t *testing.T) {
 	}
 }
 
-// TestDatagramsOfSeveralFlows: what can't be put together comes out as it is, also what is more than there are buffers
-// for, and strangers among them are refused.
+// TestDatagramsOfSeveralFlows: datagrams that cannot be merged come out unchanged, also more of them than there are
+// buffers for.
 func TestDatagramsOfSeveralFlows(t *testing.T) {
 	const n = 700 // more than there is room for in one go
 	var g gro

@@ -13,14 +13,14 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// Source is where tunnel packets come from: sockets.
+// Source receives tunnel packets: sockets.
 type Source interface {
 	// ReadBatch waits for packets and puts them into bufs, each with its outer headers. UDP datagrams that the kernel
 	// has merged (GRO) are one GSO packet. ReadBatch returns os.ErrClosed to end the loop.
 	ReadBatch(bufs []packet.Buf) (int, error)
 }
 
-// Sink takes the packets that were in the tunnel: a queue of a TUN device.
+// Sink writes inner packets: a queue of a TUN device.
 type Sink interface {
 	// WriteBatch writes packets and completes them as their Offload says. It returns the number of packets that it
 	// took, each piece counting as one, and their bytes. It returns os.ErrClosed to end the loop.
@@ -31,12 +31,12 @@ const (
 	// batch is the number of packets that are received before any is written.
 	batch = stats.MaxBatch
 
-	// maxParts is the number of datagrams of GSO packets that are processed before any is written. The cache still
-	// has them then.
+	// maxParts is the number of datagrams of GSO packets that are processed before any is written. That many are still
+	// in the processor's cache.
 	maxParts = 256
 )
 
-// Worker brings the packets of one source into this host.
+// Worker decapsulates the packets of one source and writes them to a sink.
 type Worker struct {
 	source   Source
 	sink     Sink
@@ -44,7 +44,7 @@ type Worker struct {
 	merge    bool
 	counters stats.Counters
 	batches  stats.Batches
-	merged   atomic.Uint64 // packets that went behind another one of their connection into one piece with it
+	merged   atomic.Uint64 // packets that were appended to an earlier packet of their connection
 
 	questions      chan<- Asked
 	questionsTaken atomic.Uint64
@@ -55,55 +55,56 @@ type Worker struct {
 	policy   *Policy // of this batch
 	bufs     []packet.Buf
 	out      []*packet.Buf
-	accepted int // packets of out, each piece one
+	accepted int // packets of out; each piece counts as one
 	parts    []packet.Buf
 	used     int // of parts
 	tally    stats.Tally
 	coalesce coalescer
 }
 
-// How many addresses a worker counts the packets of. Directors are few, though a prefix may have more.
+// These are the numbers of addresses for which a worker counts packets. A service has few directors, but a prefix may
+// contain many.
 const (
 	mostDirectors = 32
 	mostRefused   = 8
 )
 
 // NewWorker makes a worker that moves packets which the policy in force accepts from source to sink. It loads the
-// policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces: for a
-// sink that takes such.
+// policy once a batch. With merge, consecutive segments of a connection become one packet in several pieces. The sink
+// must accept such packets.
 func NewWorker(source Source, sink Sink, inForce *atomic.Pointer[Policy], merge bool) *Worker {
 	return &Worker{source: source, sink: sink, inForce: inForce, merge: merge,
 		bufs: packet.NewBufs(batch), parts: make([]packet.Buf, maxParts), out: make([]*packet.Buf, 0, batch+maxParts),
 		directors: newAddrs(mostDirectors), strangers: newAddrs(mostRefused), destinations: newAddrs(mostRefused)}
 }
 
-// SendQuestions makes the worker send directors' questions to ch. It drops those that ch has no room for. It is called
-// before Run.
+// SendQuestions makes the worker send directors' questions to ch. The worker drops a question if ch is full.
+// SendQuestions must be called before Run.
 func (w *Worker) SendQuestions(ch chan<- Asked) { w.questions = ch }
 
-// Read adds what the worker has counted to t.
+// Read adds the worker's counts to t.
 func (w *Worker) Read(t *stats.Tally) { w.counters.Read(t) }
 
-// Batches is what the worker has counted of its batches.
+// Batches returns the sizes of the worker's batches.
 func (w *Worker) Batches() *stats.Batches { return &w.batches }
 
-// Merged is the number of packets that have been written as a part of another one, behind it.
+// Merged is the number of packets that were appended to an earlier packet of their connection.
 func (w *Worker) Merged() uint64 { return w.merged.Load() }
 
-// Questions is the number of questions that the worker has handed on.
+// Questions is the number of questions that the worker has sent to the channel of SendQuestions.
 func (w *Worker) Questions() uint64 { return w.questionsTaken.Load() }
 
-// Directors counts the packets of the last outer sources that the policy lets in, questions apart.
+// Directors counts the packets of recent outer sources that are directors, without questions.
 func (w *Worker) Directors() *Addrs { return &w.directors }
 
-// Strangers counts the packets of the last outer sources that were refused (not_director).
+// Strangers counts the packets of recent outer sources that were refused (not_director).
 func (w *Worker) Strangers() *Addrs { return &w.strangers }
 
-// Destinations counts the packets for the last inner destinations that were refused (inner_destination).
+// Destinations counts the packets to recent inner destinations that were refused (inner_destination).
 func (w *Worker) Destinations() *Addrs { return &w.destinations }
 
-// Run moves packets until source or sink is closed. It waits in the source's system call, so that the thread that the
-// kernel wakes goes on with it.
+// Run moves packets until source or sink is closed. It waits in the source's system call. The thread that the kernel
+// wakes then processes the packets itself.
 func (w *Worker) Run() error {
 	for {
 		n, err := w.source.ReadBatch(w.bufs)
@@ -179,8 +180,8 @@ func (w *Worker) inner(b *packet.Buf, t *arrival) (kept bool) {
 	return w.enter(b, in, d)
 }
 
-// datagrams processes a GSO packet that the kernel has made of UDP tunnel packets of one flow (UDP_GRO). The packets in
-// them are not copied.
+// datagrams processes a GSO packet that the kernel has merged from UDP tunnel packets of one flow (UDP_GRO). It does
+// not copy the inner packets.
 func (w *Worker) datagrams(b *packet.Buf) error {
 	size, headers := int(b.Offload.Size), ipHeaderLen(b.Bytes())+packet.UDPHeaderLen
 	t, d := w.policy.outer(b)
@@ -209,7 +210,8 @@ func (w *Worker) datagrams(b *packet.Buf) error {
 	return nil
 }
 
-// enter hands on or drops the packet in b, of which the policy says d, and reports whether b is in use until flush.
+// enter queues or drops the inner packet in b. d is the policy's decision. enter reports whether b is in use until
+// flush.
 func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
 	if d == drop.Accept && !in.fragment {
 		mss := w.policy.mss4
@@ -224,7 +226,7 @@ func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
 	}
 	w.accepted++
 	if in.fragment {
-		w.coalesce.finish() // it may be of any connection
+		w.coalesce.finish() // the fragment may belong to any connection
 	} else {
 		if w.merge && in.proto == packet.ProtoTCP && w.coalesce.add(b, in) {
 			return true
@@ -234,7 +236,7 @@ func (w *Worker) enter(b *packet.Buf, in inside, d drop.Reason) (kept bool) {
 	return true
 }
 
-// flush writes what waits.
+// flush writes the queued packets.
 func (w *Worker) flush() error {
 	w.coalesce.finish()
 	var err error

@@ -54,7 +54,7 @@ func inForce(p *Policy) *atomic.Pointer[Policy] {
 	return &at
 }
 
-// unwrap takes the tunnel's headers off the packet in b, and judges what is left.
+// unwrap takes the tunnel's headers off the packet in b, and applies the policy to the inner packet.
 func (p *Policy) unwrap(b *packet.Buf) (inside, drop.Reason) {
 	t, d := p.outer(b)
 	if d != drop.Accept {
@@ -298,7 +298,7 @@ func TestPolicyOutside(t *testing.T) {
 	}
 }
 
-// TestPolicyOfOneTunnel: what comes by another one does not get in.
+// TestPolicyOfOneTunnel: packets of another tunnel are refused.
 func TestPolicyOfOneTunnel(t *testing.T) {
 	inner := ip(client, vip, 6, make([]byte, 28))
 	p := NewPolicy(Rules{Directors: []netip.Prefix{netip.PrefixFrom(director, 32)}, VIPs: []netip.Addr{vip},
@@ -416,7 +416,7 @@ func TestWorkerMerges(t *testing.T) {
 	}
 }
 
-// TestWorkerKeepsOrder: what came behind a fragment does not go in before it.
+// TestWorkerKeepsOrder: packets that arrive after a fragment are not written before it.
 func TestWorkerKeepsOrder(t *testing.T) {
 	s1 := segment{port: 1, n: 100, flags: packet.FlagACK}
 	s2 := s1
@@ -493,7 +493,7 @@ func TestWorkerAllocatesNothing(t *testing.T) {
 	}
 }
 
-// discard takes everything.
+// discard is a Sink that accepts everything.
 type discard struct{}
 
 func (discard) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {

@@ -16,15 +16,15 @@ type Rules struct {
 	Decapsulators []encap.Decapsulator // one for each kind; GUE and FOU are one
 	Port          uint16               // UDP port of GUE and FOU
 	LocalAddrs    []netip.Addr         // addresses of this host, beside the VIPs: not valid as inner sources
-	MSS4          int                  // what this host's servers advertise over IPv4, in bytes
-	MSS6          int                  // and over IPv6
+	MSS4          int                  // MSS that this host's servers advertise over IPv4, in bytes
+	MSS6          int                  // the same over IPv6
 }
 
 // Policy accepts the tunnel packets that its rules allow. It is immutable.
 type Policy struct {
 	vips       map[netip.Addr]struct{}
 	directors  map[netip.Addr]struct{} // directors given as one address
-	prefixes   []netip.Prefix          // directors given as a longer prefix
+	prefixes   []netip.Prefix          // directors given as a prefix of several addresses
 	localAddrs map[netip.Addr]struct{} // this host's addresses, VIPs included
 	port       uint16
 	mss4       int
@@ -82,31 +82,31 @@ func (p *Policy) answers(src, dst netip.Addr) bool {
 	return vip && p.isClient(dst)
 }
 
-// arrival is what is known of a packet before its tunnel header is read.
+// arrival is the outer header's fields of a tunnel packet, or of a GSO packet of several.
 type arrival struct {
 	decap        *encap.Decapsulator
 	proto, class byte       // of the outer header
 	from         netip.Addr // outer source
 	refused      netip.Addr // inner destination, with drop.InnerDestination
 
-	// lastAccepted is the addresses of the last packet in it that the policy accepted: nearly always those of all
-	// datagrams that GRO has merged.
+	// lastAccepted is the addresses of the last inner packet that the policy accepted. Nearly all datagrams that GRO
+	// has merged have the same addresses.
 	lastAccepted struct{ src, dst netip.Addr }
 }
 
-// inside is what is known of a packet that was in a tunnel.
+// inside is the transport header's place and protocol in an inner packet.
 type inside struct {
 	offset   int   // of the transport header, in bytes
-	proto    uint8 // of what stands there
+	proto    uint8 // of the transport header
 	fragment bool
 }
 
-// outer takes the outer IP header off the packet in b, and the UDP header behind it. The outer source is checked before
-// any of the inner packet is read.
+// outer takes the outer IP header off the packet in b, and the UDP header behind it, if there is one. It checks the
+// outer source before any other byte of the packet is used.
 func (p *Policy) outer(b *packet.Buf) (t arrival, d drop.Reason) {
 	whole := b.Bytes()
 	var n int
-	var right bool // lengths that agree
+	var right bool // the lengths agree
 	switch h, h6 := packet.IPv4(whole), packet.IPv6(whole); {
 	case len(whole) >= packet.IPv4HeaderLen && h.Version() == 4:
 		t.from, t.proto, t.class, n = h.Src(), h.Protocol(), h.TOS(), h.HeaderLen()
@@ -143,7 +143,7 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
 		return in, d
 	}
 	var src, dst netip.Addr
-	offset := 0 // of a fragment
+	offset := 0 // fragment offset of the inner packet
 	if h := packet.IPv4(b.Bytes()); h.Version() == 4 {
 		src, dst = h.Src(), h.Dst()
 		in = inside{offset: h.HeaderLen(), proto: h.Protocol(), fragment: h.Fragment()}
@@ -174,7 +174,7 @@ func (p *Policy) inner(b *packet.Buf, t *arrival) (in inside, d drop.Reason) {
 		return in, drop.InnerProtocol
 	}
 	if in.proto == packet.ProtoUDP && p.udp != nil && offset == 0 {
-		// To this agent's own port: the packet in it would reach the agent again, with a forged outer source.
+		// A datagram to the agent's own port would come to the agent as a tunnel packet with a forged outer source.
 		if u := packet.UDP(b.Bytes()[in.offset:]); len(u) < 4 || u.DstPort() == p.port {
 			return in, drop.InnerProtocol
 		}
@@ -198,7 +198,7 @@ func tunnelled(proto uint8) bool {
 	return false
 }
 
-// isClient reports whether a can be the address of a client: of one host, and not of this one.
+// isClient reports whether a can be a client's address: one of a single host other than this one.
 func (p *Policy) isClient(a netip.Addr) bool {
 	if _, local := p.localAddrs[a]; local {
 		return false
@@ -212,6 +212,7 @@ func (p *Policy) isClient(a netip.Addr) bool {
 	if b[0] == 0xff || b[0] == 0xfe && b[1]&0xc0 == 0x80 { // multicast, link-local
 		return false
 	}
-	// ::, ::1 and the other addresses of ::/96, which are none (RFC 4291, sections 2.5.2, 2.5.3 and 2.5.5.1).
+	// ::/96 has no client: ::, ::1 and the deprecated IPv4-compatible addresses (RFC 4291, sections 2.5.2, 2.5.3 and
+	// 2.5.5.1).
 	return binary.BigEndian.Uint64(b[:]) != 0 || binary.BigEndian.Uint32(b[8:]) != 0
 }

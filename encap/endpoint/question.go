@@ -8,14 +8,14 @@ import (
 	"vstun/encap/query"
 )
 
-// Asked is a director's question, which has come out of its tunnel.
+// Asked is a director's question that the worker has decapsulated.
 type Asked struct {
 	query.Question
-	From netip.AddrPort // outer source, and the port of the question: where the answer goes
+	From netip.AddrPort // outer source, and the question's source port: the answer's destination
 }
 
-// asked hands on the packet in b if it is a question, and reports whether it is one. The policy has refused it for its
-// destination, so that no packet for a VIP comes here. Where the questions are not taken fast enough, it drops one.
+// asked sends the question in b to w.questions, and reports whether b is a question. It is called only for packets
+// whose inner destination is no VIP. It drops the question if w.questions is full.
 func (w *Worker) asked(b *packet.Buf, from netip.Addr, in inside) bool {
 	if in.proto != packet.ProtoUDP || in.fragment {
 		return false

@@ -28,14 +28,14 @@ func question(src, dst netip.Addr, q query.Question, port uint16) []byte {
 	return p
 }
 
-// asking is a worker with room for n questions.
+// asking returns a worker with room for n questions.
 func asking(n int) (*Worker, chan Asked) {
 	w, ch := NewWorker(nil, discard{}, inForce(policy()), true), make(chan Asked, n)
 	w.SendQuestions(ch)
 	return w, ch
 }
 
-// receive has the worker treat packets as one batch.
+// receive makes the worker process packets as one batch.
 func receive(t *testing.T, w *Worker, all ...[]byte) {
 	t.Helper()
 	for i, b := range all {
@@ -81,8 +81,8 @@ func TestQuestions(t *testing.T) {
 	}
 }
 
-// What is no question is refused as before, and a stranger's is refused for its source. Questions that are not taken
-// are counted.
+// Packets that are no questions are refused as before. A stranger's question is refused for its source. Dropped
+// questions are counted.
 func TestNoQuestions(t *testing.T) {
 	good := question(director, realserver, query.Question{Version: query.Version}, 40001)
 	edited := func(edit func(p []byte)) []byte {
@@ -130,7 +130,8 @@ func counted(s *Addrs) string {
 	return fmt.Sprint(m)
 }
 
-// The worker counts by address what it lets in and what it refuses, of packets and of trains, and questions by none.
+// The worker counts by address what it lets in and what it refuses, of packets and of GSO packets. It counts questions
+// by no address.
 func TestAddressesAreCounted(t *testing.T) {
 	w, _ := asking(1)
 	addr := netip.MustParseAddr
@@ -169,7 +170,7 @@ func TestAddressesAreCounted(t *testing.T) {
 	}
 }
 
-// There are as many addresses as there is room for: the last ones.
+// Addrs keeps the last addresses, as many as it has room for.
 func TestAddressesAreBounded(t *testing.T) {
 	s, a := newAddrs(4), netip.MustParseAddr("10.0.0.0")
 	for range 10 {

@@ -6,8 +6,8 @@ const Headroom = 128
 // MaxLen is the length of the largest packet a Buf holds, in bytes.
 const MaxLen = 65535
 
-// Buf is one packet in memory of its own, with Headroom in front, so that a tunnel header is put before the packet
-// without moving it. One goroutine owns it.
+// Buf is one packet in its own memory. Headroom in front of the packet lets a tunnel header be added without moving the
+// packet. One goroutine owns a Buf.
 type Buf struct {
 	mem      []byte
 	off, end int
@@ -31,7 +31,7 @@ func NewBufs(n int) []Buf {
 	return bufs
 }
 
-// Room empties b and returns the MaxLen bytes into which a reader puts a packet, before it calls SetLen.
+// Room empties b and returns the MaxLen bytes for a packet. A reader writes the packet there and then calls SetLen.
 func (b *Buf) Room() []byte {
 	b.off, b.end, b.Offload, b.Next = Headroom, Headroom, Offload{}, nil
 	return b.mem[Headroom : Headroom+MaxLen]
@@ -44,7 +44,7 @@ func (b *Buf) RoomBehind(n int) []byte {
 	return b.mem[Headroom-n : Headroom+MaxLen]
 }
 
-// SetLen says that the packet has n bytes, which are in Room.
+// SetLen sets the packet's length to n bytes. The bytes are in Room.
 func (b *Buf) SetLen(n int) { b.end = b.off + n }
 
 // Bytes is the packet. It is borrowed: valid until b is used again.
@@ -53,13 +53,13 @@ func (b *Buf) Bytes() []byte { return b.mem[b.off:b.end] }
 // Len is the packet's length in bytes.
 func (b *Buf) Len() int { return b.end - b.off }
 
-// Prepend adds n bytes before the packet, at most Headroom in all, and returns them; what they hold is undefined.
+// Prepend adds n bytes before the packet, at most Headroom in all, and returns them. Their contents are undefined.
 func (b *Buf) Prepend(n int) []byte {
 	b.off -= n
 	return b.mem[b.off : b.off+n : b.off+n]
 }
 
-// Part makes a packet of the n bytes from offset at on of the one in b. It stays in b's memory, has no room in front,
+// Part returns the n bytes of b's packet from offset at on as a packet. It stays in b's memory, has no room in front,
 // and is valid until b is used again.
 func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }
 
@@ -71,7 +71,7 @@ func (b *Buf) ChainLen() (n int) {
 	return n
 }
 
-// Pieces is the number of the packet's pieces: of the segments that it has been made of, or 1.
+// Pieces is the number of the packet's pieces: the segments that were merged into it, or 1.
 func (b *Buf) Pieces() (n int) {
 	for ; b != nil; b = b.Next {
 		n++
@@ -82,8 +82,8 @@ func (b *Buf) Pieces() (n int) {
 // Strip takes n bytes from the packet's front.
 func (b *Buf) Strip(n int) { b.off += n }
 
-// A Segment is one packet to be sent, in up to two pieces that are sent one behind the other, so that a cut of a large
-// packet need not be copied. Body may be empty. Both are borrowed until they are sent.
+// A Segment is one packet to send: the bytes of Head, then those of Body. Two pieces let a part of a large packet be
+// sent without a copy. Body may be empty. Both are borrowed until they are sent.
 type Segment struct{ Head, Body []byte }
 
 // Len is the packet's length in bytes.

@@ -5,13 +5,13 @@ import (
 	"math/bits"
 )
 
-// Sum adds b to a partial Internet checksum (RFC 1071): one's complement, not yet folded or inverted. b is taken to
-// begin at an even offset of what is summed.
+// Sum adds b to a partial Internet checksum (RFC 1071): one's complement, not yet folded or inverted. b must begin at
+// an even offset of the summed bytes.
 func Sum(b []byte, partial uint64) uint64 {
 	var carry uint64
-	// 64 bytes a round, in two chains of additions with carry, since one would keep the processor waiting. The sum is
-	// one of big-endian words: sums of native ones, swapped at the end, are the same (RFC 1071, section 2 (B)), and
-	// need no swap each.
+	// Each round adds 64 bytes in two chains of additions with carry: in one chain each addition would wait for the one
+	// before. The loop sums little-endian words and swaps the result once, which gives the big-endian sum (RFC 1071,
+	// section 2 (B)).
 	if len(b) >= 64 {
 		sum, other := bits.ReverseBytes64(partial), uint64(0)
 		for len(b) >= 64 {
@@ -52,7 +52,7 @@ func Sum(b []byte, partial uint64) uint64 {
 	return partial + carry
 }
 
-// Fold makes the 16-bit sum of a partial one, not inverted.
+// Fold returns the 16-bit sum of a partial sum, not inverted.
 func Fold(partial uint64) uint16 {
 	partial = partial>>32 + partial&0xffffffff
 	partial = partial>>16 + partial&0xffff
@@ -61,8 +61,8 @@ func Fold(partial uint64) uint16 {
 	return uint16(partial)
 }
 
-// Checksum is the Internet checksum of b (RFC 1071), as it stands in a header whose checksum field is 0 in b; over a
-// header with a right checksum in place it is 0.
+// Checksum is the Internet checksum of b (RFC 1071). It is the value for a checksum field that is 0 in b. It is 0 if b
+// includes a correct checksum.
 func Checksum(b []byte) uint16 { return ^Fold(Sum(b, 0)) }
 
 // PutChecksum folds sum, inverts it and writes it to b. A UDP checksum of 0 is written as 0xffff (RFC 768): 0 would

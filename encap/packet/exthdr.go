@@ -10,19 +10,19 @@ const (
 	extAuth       = 51 // RFC 4302
 	extDestOpts   = 60
 	protoNoNext   = 59 // nothing follows
-	protoESP      = 50 // what follows can't be read
+	protoESP      = 50 // the rest is encrypted
 	optPad1       = 0
 	optJumbo      = 0xc2 // RFC 2675
-	maxExtension  = 8    // headers in one packet; RFC 8200, section 4.1, knows of six places
+	maxExtension  = 8    // headers in one packet; RFC 8200, section 4.1, has six places
 )
 
-// Transport is where an IPv6 packet's transport header is, and what the extension headers before it say.
+// Transport is the place of an IPv6 packet's transport header, and the contents of the extension headers before it.
 type Transport struct {
 	Proto    uint8 // of the header at Offset; also ESP (50) and "no next header" (59), which end the walk
 	Offset   int   // from the IPv6 header on, in bytes
 	Fragment bool  // a part of a packet, not a whole one with a fragment header (RFC 6946)
 
-	// With a fragment header, else 0. Of a fragment that is not the first, Offset is where its data begins.
+	// These are 0 without a fragment header. For a fragment that is not the first, Offset is the offset of its data.
 	FragHeader int    // offset of the fragment header, in bytes
 	FragName   int    // offset of the Next Header byte that names the fragment header; reassembly overwrites that byte
 	FragProto  uint8  // the next header that the fragment header names, an extension header or the protocol
@@ -48,7 +48,7 @@ func extension(proto uint8) bool {
 	return false
 }
 
-// walk is Transport for a packet of which the first end bytes are there.
+// walk is Transport for the first end bytes of a packet.
 func (h IPv6) walk(end int) (t Transport, d drop.Reason) {
 	t.Proto, t.Offset = h.NextHeader(), IPv6HeaderLen
 	name := 6 // offset of the byte that names the header at t.Offset

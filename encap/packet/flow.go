@@ -8,9 +8,8 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// Flow is the addresses, ports and protocol of the packets of one connection, as the client sends them: the key of the
-// connection table.
-// Ports are 0 where the protocol has none.
+// Flow is the addresses, ports and protocol of the packets that a connection's client sends. It is the key of the
+// connection table. Ports are 0 if the protocol has none.
 type Flow struct {
 	Src, Dst         netip.Addr
 	SrcPort, DstPort uint16
@@ -45,21 +44,21 @@ func ProtoName(p uint8) string {
 	return fmt.Sprint(p)
 }
 
-// Info is what one walk over a packet's headers finds.
+// Info is the result of parsing a packet's headers.
 type Info struct {
 	Flow      Flow
 	Len       int    // the packet's length in bytes, by its own header
 	Offset    int    // of the transport header, in bytes
 	TCPFlags  uint8  // FIN to URG
-	SCTPChunk uint8  // type of the chunk that the packet is about
+	SCTPChunk uint8  // type of the chunk that determines the connection's state: see sctpChunk
 	DF        bool   // routers won't fragment it: always over IPv6
 	Hash      uint64 // of Flow, for a table of flows; 0: not computed yet
 }
 
 // Parse fills i from the packet in b, of either family. It returns drop.Accept, or why the packet cannot be balanced:
 // it is no whole IP packet, is a fragment, has a TTL of 0 (RFC 1812, section 5.3.1), or lacks the part of its transport
-// header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). It does not check checksums and lengths of
-// the transport protocol: the realserver does, as with IPVS. The ports of an unknown protocol are 0.
+// header that is needed (8 bytes of UDP and ICMP, 20 of TCP, 16 of SCTP). It does not check the transport protocol's
+// checksums and lengths. The realserver checks them, as with IPVS. The ports of an unknown protocol are 0.
 func (i *Info) Parse(b []byte) drop.Reason {
 	h := IPv4(b)
 	d := h.Check()
@@ -123,8 +122,8 @@ func (i *Info) tcp(t []byte) drop.Reason {
 	return drop.Accept
 }
 
-// transport fills i from the header of another protocol at the front of t. icmp is the family's ICMP: the other one's
-// has no place here.
+// transport fills i from the header of another protocol at the front of t. icmp is the family's ICMP. The ICMP of the
+// other family is refused.
 func (i *Info) transport(t []byte, icmp uint8) drop.Reason {
 	switch i.Flow.Proto {
 	case ProtoSCTP:

@@ -2,7 +2,7 @@ package packet
 
 import "vstun/encap/packet/drop"
 
-// Fragment is what reassembly needs to know of a fragment. With source and destination, ID names its packet; over IPv4
+// Fragment is the fields of a fragment that reassembly uses. Source, destination and ID identify its packet; over IPv4
 // Proto does, too.
 type Fragment struct {
 	ID     uint32
@@ -12,9 +12,9 @@ type Fragment struct {
 }
 
 // ParseFragment reads the fragment in b, of either family, which may be any bytes. Its data is at IPv4's Payload or
-// IPv6's Transport. ok is false for a whole packet, for a bad one, and for a fragment that fits no packet: one that is
-// not the last but has a number of bytes that is no multiple of 8, or one that reaches beyond the 65,535 bytes that a
-// packet may have (RFC 8200, section 4.5; for IPv4, RFC 791, section 3.2).
+// IPv6's Transport. ok is false for a whole packet, for a bad packet, and for a fragment that cannot be part of a
+// packet: one without data, one before the last whose data is not a multiple of 8 bytes, or one that ends beyond the
+// 65,535 bytes of the largest packet (RFC 8200, section 4.5; for IPv4, RFC 791, section 3.2).
 func ParseFragment(b []byte) (f Fragment, ok bool) {
 	var size, before int // of the data here; of headers in the packet's length field
 	if Version(b) == 6 {

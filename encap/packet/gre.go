@@ -27,7 +27,7 @@ const (
 //	+---------------------------------------------------------------+
 type GRE []byte
 
-// GREFields says which optional fields a GRE header has.
+// GREFields is the optional fields of a GRE header.
 type GREFields struct {
 	Checksum bool
 	HasKey   bool
@@ -56,8 +56,8 @@ func (h GRE) Key() uint32 { return binary.BigEndian.Uint32(h[h.HeaderLen()-4:]) 
 // Checksum is the checksum of a header that has one.
 func (h GRE) Checksum() uint16 { return binary.BigEndian.Uint16(h[GREMinLen:]) }
 
-// SetChecksum computes the checksum of a header that has one, and of the packet h behind it, and puts it in place. rest
-// is the sum of the bytes behind h, whose length is even then.
+// SetChecksum computes the checksum of h, a header that has one and the packet behind it, and writes it to the header.
+// rest is the sum of the bytes behind h. If there are any, the length of h is even.
 func (h GRE) SetChecksum(rest uint64) {
 	h[GREMinLen], h[GREMinLen+1] = 0, 0
 	PutChecksum(h[GREMinLen:], Sum(h, rest), false)

@@ -20,8 +20,8 @@ const (
 
 	icmpMaxLen   = 576  // of an ICMP error in all, RFC 1812, section 4.3.2.3
 	icmpErrorTOS = 0xc0 // precedence "internetwork control", RFC 1812, section 4.3.2.5 …
-	icmpKeepTOS  = 0x1e // … and of the packet's TOS what is no precedence (Linux net/ipv4/icmp.c, __icmp_send)
-	ownTTL       = 64   // RFC 1700; packets that we begin ourselves
+	icmpKeepTOS  = 0x1e // … and the other bits from the packet's TOS (Linux net/ipv4/icmp.c, __icmp_send)
+	ownTTL       = 64   // RFC 1700; for packets that this host creates
 )
 
 // ICMPHeaderLen is the length of the header of an ICMP message of either family, in bytes.
@@ -41,7 +41,7 @@ const ICMPHeaderLen = 8
 //	+---------------------------------------------------------------+
 type ICMP []byte
 
-// ICMPFields is what the header of an ICMP message of either family says.
+// ICMPFields is the header fields of an ICMP message of either family.
 type ICMPFields struct {
 	Type, Code uint8
 	Rest       uint32
@@ -56,7 +56,7 @@ func (h ICMP) Seq() uint16      { return binary.BigEndian.Uint16(h[6:]) }
 func (h ICMP) Payload() []byte  { return h[ICMPHeaderLen:] }
 func (h ICMP) SetType(v uint8)  { h[0] = v }
 
-// MTU4 is the MTU in "fragmentation needed", in bytes. 0: the router does not say it (RFC 1191, section 5).
+// MTU4 is the MTU in "fragmentation needed", in bytes. 0: the router does not report it (RFC 1191, section 5).
 func (h ICMP) MTU4() int { return int(binary.BigEndian.Uint16(h[6:])) }
 
 // MTU6 is the MTU in "packet too big" (RFC 4443, section 3.2), in bytes.
@@ -106,8 +106,8 @@ func EchoReply(b []byte) drop.Reason {
 	return drop.Accept
 }
 
-// EchoFlow is the flow of the ICMP echo request in b, of either family, p its headers: as a port of its source it has
-// its identifier. It is false for any other message.
+// EchoFlow is the flow of the ICMP echo request in b, of either family. p is the result of parsing b. The flow's source
+// port is the request's identifier. EchoFlow returns false for any other ICMP message.
 func EchoFlow(b []byte, p *Info) (Flow, bool) {
 	t := ICMP(b[p.Offset:p.Len])
 	if p.Flow.Proto == ProtoICMP && t.Type() != ICMPEcho || p.Flow.Proto == ProtoICMPv6 && t.Type() != ICMPv6Echo {
@@ -118,10 +118,10 @@ func EchoFlow(b []byte, p *Info) (Flow, bool) {
 	return f, true
 }
 
-// ICMPError writes an ICMP error about the packet b into dst, of at least ICMPRoom bytes, with as much of b as it may
-// quote. from is the error's source, and b's source its destination. b is a checked packet of either family that
-// MayAnswer allows errors about, or the front of one that QuotedPacket has read; f is of its family's ICMP. ICMPError
-// returns the error's length in bytes.
+// ICMPError writes an ICMP error about the packet b into dst, which has at least ICMPRoom bytes. It quotes as much of b
+// as the RFCs allow. from is the error's source, and b's source its destination. b is a checked packet of either family
+// that MayAnswer allows errors about, or the front of one that QuotedPacket has read; f is of its family's ICMP.
+// ICMPError returns the error's length in bytes.
 func ICMPError(dst, b []byte, from netip.Addr, f ICMPFields) int {
 	if Version(b) == 6 {
 		return icmpError6(dst, b, from, f)
@@ -141,15 +141,15 @@ func ICMPError(dst, b []byte, from netip.Addr, f ICMPFields) int {
 	return n
 }
 
-// FragmentationNeeded is the ICMPError (RFC 1191, section 4) that tells the sender of the IPv4 packet b that the path
-// takes packets of at most mtu bytes.
+// FragmentationNeeded writes the ICMPError "fragmentation needed" about the IPv4 packet b, with the path MTU mtu in
+// bytes (RFC 1191, section 4).
 func FragmentationNeeded(dst, b []byte, from netip.Addr, mtu int) int {
 	f := ICMPFields{Type: ICMPUnreachable, Code: ICMPCodeFragNeeded, Rest: uint32(uint16(mtu))}
 	return ICMPError(dst, b, from, f)
 }
 
-// PortUnreachable is the ICMPError (RFC 792, page 4; RFC 4443, section 3.1) that tells the sender of b, of either
-// family, that no program serves the port.
+// PortUnreachable writes the ICMPError "port unreachable" about the packet b, of either family (RFC 792, page 4; RFC
+// 4443, section 3.1).
 func PortUnreachable(dst, b []byte, from netip.Addr) int {
 	if Version(b) == 6 {
 		return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6Unreachable, Code: ICMPv6CodePort})

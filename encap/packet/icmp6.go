@@ -21,8 +21,8 @@ const (
 	icmp6MaxLen   = 1280 // of an ICMPv6 error in all: IPv6's smallest MTU, RFC 4443, section 2.4 (c)
 )
 
-// PacketTooBig is the ICMPError (RFC 4443, section 3.2) that tells the sender of the IPv6 packet b that the path
-// takes packets of at most mtu bytes.
+// PacketTooBig writes the ICMPError "packet too big" about the IPv6 packet b, with the path MTU mtu in bytes (RFC 4443,
+// section 3.2).
 func PacketTooBig(dst, b []byte, from netip.Addr, mtu int) int {
 	return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6TooBig, Rest: uint32(mtu)})
 }
@@ -39,12 +39,12 @@ func echoReply6(b []byte) drop.Reason {
 		return drop.BadChecksum
 	}
 	t.SetType(ICMPv6EchoReply)
-	t.SetChecksum(pseudo) // the addresses change places, and their sum stays
+	t.SetChecksum(pseudo) // swapping the addresses does not change the sum
 	var src [16]byte
 	copy(src[:], h[8:24])
 	copy(h[8:24], h[24:40])
 	copy(h[24:40], src[:])
-	h[1], h[2], h[3] = h[1]&0xf0, 0, 0 // a flow label of ours: none
+	h[1], h[2], h[3] = h[1]&0xf0, 0, 0 // no flow label
 	h.SetHopLimit(ownTTL)
 	return drop.Accept
 }

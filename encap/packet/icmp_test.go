@@ -302,7 +302,7 @@ func TestQuotedFlow(t *testing.T) {
 	}
 }
 
-// TestNoAllocations: what a worker calls for a packet, and for an error, allocates nothing.
+// TestNoAllocations: the functions that a worker calls for a packet, and for an error, do not allocate.
 func TestNoAllocations(t *testing.T) {
 	four, room := tcpPacket(t), make([]byte, ICMPRoom)
 	chain := []byte(six(extHopByHop, options(ProtoFragment), fragment(ProtoTCP, 0, false, 1), tcp6(80)[40:]))
@@ -324,8 +324,8 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// TestQuotedPacket: the front of a packet tells its flow, as short as an ICMP error may quote it, and never more than
-// is there.
+// TestQuotedPacket: QuotedPacket reads the flow from the shortest quote of an ICMP error, and does not read past its
+// end.
 func TestQuotedPacket(t *testing.T) {
 	four := build(t, &layers.IPv4{Protocol: layers.IPProtocolUDP, Options: []layers.IPv4Option{{OptionType: 1}}},
 		&layers.UDP{SrcPort: 9, DstPort: 80}, gopacket.Payload("hello"))

@@ -1,6 +1,6 @@
 package packet
 
-// Version is the IP version that the packet in b has by its first four bits, 4 or 6 for a known one; 0 for no bytes.
+// Version is the first four bits of the packet in b: 4 or 6 for a known IP version. It is 0 for an empty b.
 func Version(b []byte) int {
 	if len(b) == 0 {
 		return 0

@@ -160,7 +160,7 @@ func (h IPv4) checkOptions() drop.Reason {
 	return drop.Accept
 }
 
-// IPv4Fields is the fields of an IPv4 header that Encode does not know itself.
+// IPv4Fields is the fields of an IPv4 header that Encode takes from its caller.
 type IPv4Fields struct {
 	TOS           byte
 	TotalLen      int // of the packet, in bytes

@@ -62,7 +62,7 @@ func (h IPv6) Check() drop.Reason {
 	return d
 }
 
-// parse is Check, and what the walk has found.
+// parse is Check and Transport in one walk.
 func (h IPv6) parse() (Transport, drop.Reason) {
 	if d := h.checkHeader(); d != drop.Accept {
 		return Transport{}, d
@@ -88,19 +88,19 @@ func (h IPv6) checkHeader() drop.Reason {
 }
 
 // mapped reports whether the address at the front of b is an IPv4-mapped one, ::ffff:0:0/96 (RFC 4291, section
-// 2.5.5.2). Those have no place on a wire: sockets and tables would take them for IPv4.
+// 2.5.5.2). Such addresses must not appear on a wire. Sockets and tables would treat them as IPv4.
 func mapped(b []byte) bool {
 	return binary.BigEndian.Uint64(b) == 0 && binary.BigEndian.Uint32(b[8:]) == 0xffff
 }
 
 // PseudoSum is the sum of the pseudo-header of a packet over IPv6 (RFC 8200, section 8.1): n is the length of the
-// transport header with its payload, in bytes, proto its protocol, which extension headers may hide from the IPv6
-// header. It is folded, so that a little more may be added to it.
+// transport header with its payload, in bytes, proto its protocol, which is not the IPv6 header's next header if there
+// are extension headers. It is folded, so that a little more may be added to it.
 func (h IPv6) PseudoSum(proto uint8, n int) uint64 {
 	return uint64(Fold(Sum(h[8:40], uint64(proto)+uint64(n))))
 }
 
-// IPv6Fields is the fields of an IPv6 header that Encode does not know itself.
+// IPv6Fields is the fields of an IPv6 header that Encode takes from its caller.
 type IPv6Fields struct {
 	TrafficClass         byte
 	TotalLen             int // of the packet with this header, in bytes

@@ -17,7 +17,7 @@ const IPv6FragmentLen = 8
 //	+---------------------------------------------------------------+
 type IPv6Fragment []byte
 
-// IPv6FragmentFields is what a fragment header says. Offset is in bytes, a multiple of 8.
+// IPv6FragmentFields is the fields of a fragment header. Offset is in bytes, a multiple of 8.
 type IPv6FragmentFields struct {
 	NextHeader uint8
 	Offset     int

@@ -9,11 +9,11 @@ const (
 	GSONone    GSO = iota
 	GSOTCP         // segments of one TCP connection
 	GSOUDP         // datagrams of one UDP flow
-	GSOUnknown     // another kind, which the reader did not ask the kernel for
+	GSOUnknown     // another kind, which the reader has not enabled
 )
 
-// Offload is what the kernel has left to do in a packet that it gave us, or what it has to do in a packet that we give
-// it. The zero value is a packet that is complete.
+// Offload is the work that is left to do in a packet: left by the kernel in a packet that was read, or left to the
+// kernel in a packet to write. The zero value is a complete packet.
 type Offload struct {
 	GSO        GSO
 	Size       uint16 // bytes of payload in each segment but the last
@@ -22,8 +22,8 @@ type Offload struct {
 	CsumOffset uint16 // offset of the checksum from there
 }
 
-// Finish computes the transport checksum that the kernel left to us. It returns drop.Offload if that lies outside the
-// packet.
+// Finish computes the transport checksum that the kernel left unfinished. It returns drop.Offload if the checksum field
+// lies outside the packet.
 func (b *Buf) Finish() drop.Reason {
 	o := &b.Offload
 	if !o.Partial {
@@ -39,10 +39,10 @@ func (b *Buf) Finish() drop.Reason {
 	return drop.Accept
 }
 
-// Misplaced reports whether the checksum that is left to us is not the one in the packet's transport header, which p
-// has found: to compute it would change bytes that were checked already. The sender chooses its place, and can be a
-// hostile host on the same machine. A checksum inside a datagram, behind all headers that were checked, is not
-// misplaced: it belongs to a packet in a tunnel of the client's.
+// Misplaced reports whether the unfinished checksum is not the one of the transport header that p describes. Finish
+// would then change bytes that were checked before. The sender chooses the place, and can be a hostile guest on the
+// same machine. A checksum inside a datagram, behind all checked headers, is not misplaced: it belongs to a packet in a
+// client's own tunnel.
 func (o *Offload) Misplaced(p *Info) bool {
 	if !o.Partial {
 		return false

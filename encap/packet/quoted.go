@@ -7,17 +7,18 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// Quoted is what an ICMP error says of the packet that it is about.
+// Quoted is the contents of an ICMP error: its type and code, and the headers of the packet that it quotes.
 type Quoted struct {
-	// of that packet, as its headers have it: of a realserver's answer from the VIP to the client; Reverse is the
-	// connection's
+	// Flow is the quoted packet's flow. For a realserver's answer from the VIP to the client, Flow.Reverse is the
+	// connection's flow.
 	Flow       Flow
 	Type, Code uint8 // of the family's ICMP
-	// of "fragmentation needed" and "packet too big", in bytes, at most MaxLen; 0: a router that doesn't tell (RFC
-	// 1191, section 5)
+	// MTU is the MTU in "fragmentation needed" or "packet too big", in bytes, at most MaxLen. 0: the router does not
+	// report it (RFC 1191, section 5).
 	MTU    int
 	Offset int // of the quoted packet in b, in bytes
-	// of what follows its IP headers, in b: its transport header, or the packet in a tunnel. Nothing need be there
+	// Payload is the offset in b of the bytes behind the quoted packet's IP headers: its transport header, or the
+	// tunnel header. There may be none.
 	Payload int
 }
 
@@ -48,10 +49,10 @@ func QuotedFlow(b []byte) (q Quoted, d drop.Reason) {
 	return q, drop.Accept
 }
 
-// QuotedPacket reads the front of a packet of either family, b, which may be any bytes: one that was in a tunnel packet
-// that an ICMP error quotes. Type, Code and MTU of the result are not set. IP headers suffice, with four bytes behind
-// them if the protocol has ports. The reasons are QuotedFlow's. The IP header's checksum is not checked: the quote need
-// not be complete.
+// QuotedPacket reads b, the front of a packet of either family, which may be any bytes. It is the inner packet of a
+// tunnel packet that an ICMP error quotes. Type, Code and MTU of the result are not set. IP headers suffice, with four
+// bytes behind them if the protocol has ports. The reasons are QuotedFlow's. The IP header's checksum is not checked:
+// the quote need not be complete.
 func QuotedPacket(b []byte) (q Quoted, d drop.Reason) {
 	switch {
 	case len(b) >= IPv6HeaderLen && Version(b) == 6:
@@ -97,7 +98,7 @@ func (q *Quoted) parse4(h IPv4) drop.Reason {
 	return q.packet4(t.Payload(), h.Dst())
 }
 
-// packet4 reads the front of a packet that from must have sent, at q.Offset.
+// packet4 reads in, the front of a packet at q.Offset, whose source must be from.
 func (q *Quoted) packet4(in IPv4, from netip.Addr) drop.Reason {
 	if len(in) < IPv4HeaderLen || in.HeaderLen() > len(in) {
 		return drop.Truncated

@@ -5,11 +5,11 @@ const ecnMask = 0x03 // of TOS and traffic class, RFC 3168
 // ResetRoom is the length of the longest TCP reset that Reset makes, in bytes.
 const ResetRoom = IPv6HeaderLen + TCPHeaderLen
 
-// Reset writes to dst, of at least ResetRoom bytes, the RST with which the destination of the TCP segment in b answers
-// if it does not know the segment's connection (RFC 9293, section 3.10.7.1), and returns the RST's length in bytes. p
-// is what Parse has found in b. b may be a GSO packet, or have an unfinished checksum.
+// Reset writes to dst, of at least ResetRoom bytes, the RST that answers the TCP segment in b for an unknown connection
+// (RFC 9293, section 3.10.7.1). It returns the RST's length in bytes. p is the result of parsing b. b may be a GSO
+// packet, or have an unfinished checksum.
 //
-// Reset returns 0 if the segment must not be answered: it is a RST, one of its addresses is not of a single host, its
+// Reset returns 0 if the segment must not be answered: it is a RST, one of its addresses is not a single host's, its
 // header is longer than the packet, or its checksum is wrong. The IP header is as Linux makes it: the segment's DSCP,
 // DF, and neither an ID nor a flow label (Linux net/ipv4/tcp_ipv4.c, tcp_v4_send_reset, net/ipv6/tcp_ipv6.c).
 func Reset(dst []byte, b *Buf, p *Info) int {

@@ -22,9 +22,9 @@ const (
 	chunkHeaderLen = 4
 )
 
-// sctpChunk is the type of the chunk that tells what an SCTP packet is about: the first one, or an ABORT behind a
-// cookie chunk (Linux ip_vs_proto_sctp.c, set_sctp_state). b is the packet from its SCTP header on, with at least one
-// chunk's header.
+// sctpChunk is the type of the chunk that determines the connection's state: the first one, or an ABORT behind a cookie
+// chunk (Linux ip_vs_proto_sctp.c, set_sctp_state). b is the packet from its SCTP header on, with at least one chunk's
+// header.
 func sctpChunk(b []byte) uint8 {
 	first := b[sctpHeaderLen:]
 	if first[0] != ChunkCookieEcho && first[0] != ChunkCookieAck {

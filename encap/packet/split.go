@@ -6,13 +6,14 @@ import "vstun/encap/packet/drop"
 // IPv4 (RFC 791, section 3.2), 68.
 const MaxPieces = (MaxLen-IPv4HeaderLen)/(68-IPv4HeaderLen) + 1
 
-// PieceRoom is the room that the headers of one packet's pieces may need, in bytes: whatever a tunnel puts before them,
-// and the longest IPv4 and TCP header each. A packet with longer ones, which IPv6 allows, may have fewer pieces.
+// PieceRoom is the room for the headers of one packet's pieces, in bytes. It is enough for MaxPieces pieces with
+// Headroom bytes of tunnel headers and the longest IPv4 and TCP header. A packet with longer headers, which IPv6
+// allows, is cut into fewer pieces.
 const PieceRoom = MaxPieces * (Headroom + 60 + 60)
 
-// Cut is how a GSO packet is cut into packets.
+// Cut describes how to cut a GSO packet into segments.
 type Cut struct {
-	Overhead int // length of what a tunnel has put before the packet, an IP header first; 0 without a tunnel
+	Overhead int // length of the tunnel's headers before the packet; 0 without a tunnel
 	Headers  int // length of the packet's own headers
 	Payload  int // largest payload of a segment
 }
@@ -20,8 +21,8 @@ type Cut struct {
 // Segments is the number of packets that a packet of n bytes, without Overhead, is cut into.
 func (c *Cut) Segments(n int) int { return (n - c.Headers + c.Payload - 1) / c.Payload }
 
-// NewCut returns how Split is to cut the GSO packet in b, whose headers are p, so that its segments fit mtu bytes. The
-// caller sets Overhead. TCP may be cut finer than it came, UDP may not: its payload can be larger than what fits.
+// NewCut returns the Cut for the GSO packet in b, whose headers are p. The caller sets Overhead. TCP segments fit mtu
+// bytes: NewCut makes them smaller if necessary. UDP datagrams keep their size and may be larger than mtu.
 func NewCut(b *Buf, p *Info, mtu int) (Cut, drop.Reason) {
 	in := b.Bytes()
 	o := &b.Offload
@@ -47,11 +48,11 @@ func NewCut(b *Buf, p *Info, mtu int) (Cut, drop.Reason) {
 	return c, drop.Accept
 }
 
-// Split cuts the GSO packet in b, whose headers are p, into packets and appends them to segs. Their headers stand in
-// room; the payload is not copied. The length in the outer IP header is set, if c.Overhead is not 0. Split returns the
-// rest of room.
+// Split cuts the GSO packet in b, whose headers are p, into packets and appends them to segs. It writes their headers
+// to room and does not copy the payload. It sets the length in the outer IP header if c.Overhead is not 0. Split
+// returns the rest of room.
 //
-// It does what Linux does for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, net/ipv6/ip6_offload.c
+// It works like Linux for a device without offloads: net/ipv4/af_inet.c inet_gso_segment, net/ipv6/ip6_offload.c
 // ipv6_gso_segment, tcp_offload.c tcp_gso_segment, udp_offload.c __udp_gso_segment. Extension headers are the same in
 // each packet.
 func Split(segs []Segment, b *Buf, p *Info, c Cut, room []byte) ([]Segment, []byte) {
@@ -74,7 +75,7 @@ func Split(segs []Segment, b *Buf, p *Info, c Cut, room []byte) ([]Segment, []by
 	return segs, room
 }
 
-// splitter makes the headers of segments. What the headers of all have in common is summed once.
+// splitter makes the headers of segments. It sums the fields that all headers have in common once.
 type splitter struct {
 	offset    int // of the transport header
 	tcp, six  bool

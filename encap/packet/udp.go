@@ -32,8 +32,8 @@ func (h UDP) SetLen(n int)        { binary.BigEndian.PutUint16(h[4:], uint16(n))
 // ClearChecksum writes 0 to the checksum: the datagram has none.
 func (h UDP) ClearChecksum() { h[6], h[7] = 0, 0 }
 
-// SetChecksum computes the checksum of the datagram h, whose pseudo-header has the sum pseudo, and puts it in place.
-// With the sum of bytes behind h added to pseudo it covers them, too: the length of h is even then.
+// SetChecksum computes the checksum of the datagram h, whose pseudo-header has the sum pseudo, and puts it in place. If
+// pseudo includes the sum of the bytes behind h, the checksum covers them, too. The length of h must then be even.
 func (h UDP) SetChecksum(pseudo uint64) {
 	h.ClearChecksum()
 	PutChecksum(h[UDPChecksumAt:], Sum(h, pseudo), true)

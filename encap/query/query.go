@@ -1,9 +1,9 @@
-// Package query encodes and parses the datagrams by which a director asks a realserver's agent for its VIPs and
-// tunnels. It does no I/O.
+// Package query encodes and parses questions and answers. With a question a director asks a realserver's agent for its
+// VIPs and tunnels. It does no I/O.
 //
-// The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP, so that the
-// agent looks at it only where it would refuse the packet. The answer is a plain UDP datagram to the outer source of
-// the question. All numbers are big-endian:
+// The question is a UDP datagram to Port inside the director's tunnel. Its inner destination is no VIP. The agent
+// therefore looks for questions only among packets that it would refuse. The answer is a plain UDP datagram to the
+// outer source of the question. All numbers are big-endian:
 //
 //	bytes     4       1         1   2       8       up to Len
 //	question  magic │ version │ 0 │ first │ nonce │ zeros
@@ -12,7 +12,7 @@
 //	bytes     8         4     2      2            1         1   n                  5 or 17 each
 //	rest      packets │ age │ VIPs │ encap_port │ tunnels │ n │ program's version │ addresses
 //
-// The first 16 bytes stay as they are in all versions. An address is a byte 4 or 6 and 4 or 16 bytes.
+// The first 16 bytes are the same in all versions. An address is a byte, 4 or 6, followed by 4 or 16 bytes.
 package query
 
 import (
@@ -29,8 +29,8 @@ const (
 	// unreachable.
 	Port = 30323
 
-	// Len is the length of a question, and the most that an answer has, in bytes: an answer is never longer than its
-	// question.
+	// Len is the length of a question, and the largest length of an answer, in bytes. An answer is never longer than
+	// its question.
 	Len = 448
 
 	// Version is the version of the format.
@@ -57,8 +57,8 @@ type Answer struct {
 	Version   uint8
 	First     uint16 // number of the first of VIPs, counted from 0
 	Nonce     uint64 // of the question
-	Packets   uint64 // from the outer source of the question since the agent's start, questions apart
-	Age       uint32 // seconds since the last of them; NoAge: there was none
+	Packets   uint64 // from the outer source of the question since the agent's start, without questions
+	Age       uint32 // seconds since the last of these packets; NoAge: there was none
 	Total     uint16 // VIPs that the agent has in all
 	EncapPort uint16 // UDP port of gue and fou; 0: it has neither
 	Tunnels   uint8  // a bit 1<<encap.Kind for each kind
@@ -66,13 +66,13 @@ type Answer struct {
 	VIPs      []netip.Addr
 }
 
-// NoAge is the Age where no packet has come.
+// NoAge is the Age if there was no packet.
 const NoAge = noAge
 
 // Has reports whether the agent accepts tunnels of kind k.
 func (a *Answer) Has(k encap.Kind) bool { return a.Tunnels&(1<<k) != 0 }
 
-// Errors of a datagram that is none of this package's, and of one that contradicts itself.
+// ErrMagic is the error for a datagram of another format, ErrFormat the error for one that contradicts itself.
 var (
 	ErrMagic  = errors.New("no datagram of this format")
 	ErrFormat = errors.New("bad format")
@@ -84,8 +84,8 @@ func AppendQuestion(b []byte, q Question) []byte {
 	return append(b, make([]byte, Len-head)...)
 }
 
-// ParseQuestion parses a question of any version. One of this version has Len bytes, one of another at least that. It
-// does not allocate.
+// ParseQuestion parses a question of any version. A question of this version has Len bytes, one of another version has
+// at least Len. ParseQuestion does not allocate.
 func ParseQuestion(b []byte) (q Question, err error) {
 	if len(b) < head || [4]byte(b) != magicQuestion {
 		return q, ErrMagic
@@ -107,7 +107,8 @@ func ParseQuestion(b []byte) (q Question, err error) {
 	return q, nil
 }
 
-// AppendAnswer appends a, at most Len bytes, to b: of a.VIPs, as many as fit, and of a.Program its beginning.
+// AppendAnswer appends a, at most Len bytes, to b. It leaves out VIPs that do not fit, and shortens a.Program
+// (printable).
 func AppendAnswer(b []byte, a *Answer) []byte {
 	start := len(b)
 	b = appendHead(b, magicAnswer, a.Version, a.First, a.Nonce)
@@ -131,7 +132,7 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 	return b
 }
 
-// printable is the part of s that an answer may have: its first textMax bytes, up to one that is no printable ASCII.
+// printable is the front of s that an answer may have: at most textMax bytes, all of them printable ASCII.
 func printable(s string) string {
 	for i := range len(s) {
 		if i == textMax || s[i] < '!' || s[i] > '~' {
@@ -141,7 +142,7 @@ func printable(s string) string {
 	return s
 }
 
-// ParseAnswer parses an answer. Of one of another version it returns the head alone.
+// ParseAnswer parses an answer. For another version it returns only the head.
 func ParseAnswer(b []byte) (a Answer, err error) {
 	if len(b) < head || [4]byte(b) != magicAnswer {
 		return a, ErrMagic
@@ -190,10 +191,9 @@ func appendHead(b []byte, magic [4]byte, version uint8, first uint16, nonce uint
 	return binary.BigEndian.AppendUint64(b, nonce)
 }
 
-// Inner returns source and destination of the packet inside the tunnel by which a question travels from a director's
-// address to a realserver's. vip is of the family that the tunnel is to carry. Where that is not the outer family, the
-// inner addresses are ones that stand for no host: the IPv4 dummy address (RFC 7600) and the discard-only prefix (RFC
-// 6666).
+// Inner returns the inner source and destination of a question in a tunnel from a director's address to a realserver's
+// address. vip selects the inner family. If that is not the outer family, both inner addresses belong to no host: the
+// IPv4 dummy address (RFC 7600), or an address of IPv6's discard-only prefix (RFC 6666).
 func Inner(director, realserver, vip netip.Addr) (src, dst netip.Addr) {
 	if realserver.Is4() == vip.Is4() {
 		return director, realserver
@@ -206,8 +206,8 @@ func Inner(director, realserver, vip netip.Addr) (src, dst netip.Addr) {
 	return a, a
 }
 
-// FromUDP returns the question in the UDP datagram u, which begins with its UDP header, and its source port. pseudo is
-// the sum of the pseudo-header for len(u) bytes. ok is false where u is no whole question with a right checksum. It
+// FromUDP returns the question in the UDP datagram u, and its source port. u begins with the UDP header. pseudo is the
+// sum of the pseudo-header for len(u) bytes. ok is false unless u is a whole question with a correct checksum. FromUDP
 // does not allocate.
 func FromUDP(u []byte, pseudo uint64) (q Question, port uint16, ok bool) {
 	if len(u) < packet.UDPHeaderLen {

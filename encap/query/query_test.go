@@ -101,7 +101,7 @@ func TestAnswerIsNotLongerThanItsQuestion(t *testing.T) {
 	}
 }
 
-// FuzzQuestion: what is taken for a question is one, byte for byte.
+// FuzzQuestion: an accepted question encodes to the same bytes.
 func FuzzQuestion(f *testing.F) {
 	f.Add(AppendQuestion(nil, Question{Version: Version, First: 1, Nonce: 2}))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -12,7 +12,7 @@ import (
 )
 
 // TestReceiversLearnNoPathMTU: a realserver sends nothing through its tunnel sockets, so that an ICMP error about such
-// a packet is forged: it must not lower the MTU of the way to the director, from which the agent takes the MSS.
+// a packet is forged: it must not lower the path MTU to the director. The agent derives the MSS from this MTU.
 func TestReceiversLearnNoPathMTU(t *testing.T) {
 	inNamespace(t, func() {
 		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near", MTU: 1500}, PeerName: "far"}

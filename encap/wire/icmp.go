@@ -11,9 +11,9 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// ErrorReceiver receives the ICMP errors of one family that reach this host: "unreachable" with "fragmentation needed",
-// "packet too big" and "time exceeded", whatever they are about. The host's own sockets get them too. One goroutine
-// reads from it.
+// ErrorReceiver receives the ICMP errors of one family that reach this host, about any packet: "unreachable", which
+// includes "fragmentation needed", "packet too big" and "time exceeded". The host's own sockets get them, too. One
+// goroutine reads from it.
 type ErrorReceiver struct {
 	fd    *pollfd.FD
 	six   bool
@@ -24,7 +24,7 @@ type ErrorReceiver struct {
 
 const (
 	errorBatch  = 8
-	errorLen    = 2048    // bytes that are read of an error: more than any has
+	errorLen    = 2048    // bytes that are read of an error: more than an error has
 	errorBuffer = 1 << 20 // room that the socket asks for, in bytes
 )
 
@@ -44,7 +44,7 @@ func NewErrorReceivers() ([]*ErrorReceiver, error) {
 	return []*ErrorReceiver{four, six}, nil
 }
 
-// errorFilter4 keeps errors, of packets from the IP header on.
+// errorFilter4 accepts errors. A packet begins with the IP header.
 func errorFilter4() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadMemShift{Off: 0}, // X = length of the IP header
@@ -56,7 +56,7 @@ func errorFilter4() []bpf.Instruction {
 	}
 }
 
-// errorFilter6 keeps errors, of packets from the ICMPv6 header on, as raw IPv6 sockets get them.
+// errorFilter6 accepts errors. On a raw IPv6 socket a packet begins with the ICMPv6 header.
 func errorFilter6() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 1},
@@ -89,8 +89,8 @@ func newErrorReceiver(family, protocol int, program []bpf.Instruction) (*ErrorRe
 // ReadBatch waits for errors and puts them into bufs as whole packets, at most errorBatch. It returns how many it read,
 // or os.ErrClosed after Close.
 //
-// An IPv6 socket gives no IPv6 header. ReadBatch puts one before the error, with the source of the quoted packet as
-// destination. The checksum is wrong then if the error went to another address.
+// An IPv6 socket delivers no IPv6 header. ReadBatch puts one before the error, with the source of the quoted packet as
+// destination. The checksum is therefore wrong if the error went to another address.
 func (r *ErrorReceiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	n, skip := min(len(bufs), errorBatch), 0
 	if r.six {

@@ -1,5 +1,5 @@
-// Package wire is the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6, by
-// raw sockets (raw(7), ipv6(7)) and UDP sockets, and receives the ICMP errors about them.
+// Package wire has the sockets of both programs. It sends and receives tunnel packets in batches, over IPv4 and IPv6,
+// by raw sockets (raw(7), ipv6(7)) and UDP sockets. It also receives ICMP errors about them.
 package wire
 
 import (
@@ -10,8 +10,8 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). The two calls are made here and not through
-// golang.org/x/net, whose ReadBatch allocates two values a message.
+// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2). This package makes the two calls itself: ReadBatch of
+// golang.org/x/net allocates two values a message.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
@@ -34,8 +34,8 @@ func (m *mmsg) do(n int) (int, error) {
 	}
 	defer m.fd.Release()
 	for {
-		// The call never waits, so that it bypasses Go's scheduler, which would take the processor from a worker whose
-		// batch takes longer than some 20 µs, and wake a thread to use it.
+		// The call never waits, so it may bypass Go's scheduler. The scheduler would take the processor from a worker
+		// whose call takes longer than about 20 µs, and wake another thread.
 		got, _, errno := unix.RawSyscall6(m.trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(m.hdrs))), uintptr(n),
 			unix.MSG_DONTWAIT, 0, 0)
 		switch errno {

@@ -13,7 +13,7 @@ import (
 )
 
 // PathMTU returns the size of the largest packet from src, an address of this host, that the path to dst takes, in
-// bytes. The kernel has it from its routes and from ICMP errors. PathMTU sends nothing.
+// bytes. The kernel knows the path MTU from its routes and from ICMP errors. PathMTU sends nothing.
 func (s *Sender) PathMTU(src, dst netip.Addr) (int, error) {
 	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU
 	if dst.Is6() {
@@ -41,12 +41,12 @@ func sockaddr(a netip.Addr, port int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: port}
 }
 
-// DevicePort opens a UDP socket of both families, at a port of the kernel's choice on the device link, and returns the
-// port. The socket receives no data. It is there for ICMP errors that have an MTU, come in by the device, and are about
-// a datagram from that port. From them the kernel learns the path MTU of the routes by that device (Linux
-// net/ipv4/route.c, ipv4_sk_update_pmtu; net/ipv6/route.c, ip6_sk_update_pmtu, where the datagram's source is ::). From
-// errors about an unbound socket's datagrams, and over IPv6 about any with a source, it learns the path MTU of other
-// routes only.
+// DevicePort opens a UDP socket of both families that is bound to the device link, and returns its port, which the
+// kernel chooses. The socket receives no data. It lets the kernel process ICMP errors with an MTU that come in by the
+// device and are about a datagram from that port. From them the kernel learns the path MTU of routes by that device
+// (Linux net/ipv4/route.c, ipv4_sk_update_pmtu; net/ipv6/route.c, ip6_sk_update_pmtu, where the datagram's source is
+// ::). From errors about datagrams of a socket that is not bound to the device, the kernel learns only the path MTU of
+// other routes. So it does over IPv6 from errors about datagrams with another source than ::.
 func DevicePort(link string) (uint16, io.Closer, error) {
 	var anywhere unix.Sockaddr = &unix.SockaddrInet6{}
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	// recvBuffer is the room that a receiver's socket asks for, in bytes: bursts wait there.
+	// recvBuffer is the socket buffer that a receiver requests, in bytes. It holds bursts.
 	recvBuffer = 8 << 20
 
-	// recvBytes is roughly the most that a receiver takes in one batch, in bytes. The cache still holds the batch when
-	// it is processed.
+	// recvBytes is roughly the largest batch of a receiver, in bytes. A batch of this size is still in the processor's
+	// cache when it is processed.
 	recvBytes = 256 << 10
 
 	// controlLen is the room for the control messages of a packet: class and UDP_GRO, 24 bytes each.
 	controlLen = 64
 )
 
-// Socket is the packets of one socket: those of IP protocol Protocol that reach this host over IPv4, or over IPv6; with
-// UDP only those to Port.
+// Socket selects the packets of one socket: those of IP protocol Protocol that reach this host over IPv4, or over IPv6
+// if Over6 is set. Port further selects UDP packets by destination port.
 type Socket struct {
 	Protocol uint8
 	Over6    bool
@@ -43,7 +43,7 @@ func (s Socket) String() string {
 	return fmt.Sprintf("raw socket of protocol %d over IPv%d", s.Protocol, family)
 }
 
-// headers is the length of the headers that the kernel takes off, in bytes.
+// headers is the length of the headers that the kernel removes, in bytes.
 func (s Socket) headers() int {
 	switch udp := s.Protocol == packet.ProtoUDP; {
 	case udp && s.Over6:
@@ -56,15 +56,15 @@ func (s Socket) headers() int {
 	return 0
 }
 
-// Receiver receives the packets of several sockets, reassembled by the kernel. While it is open the kernel does not
-// answer them with "protocol unreachable". One goroutine reads from it.
+// Receiver receives the packets of several sockets, reassembled by the kernel. While a Receiver is open, the kernel
+// does not answer these packets with "protocol unreachable". One goroutine reads from it.
 type Receiver struct {
 	fds     *pollfd.Group
 	sockets []Socket // in the order of fds: those in use first; behind them raw sockets that are parked
 	used    int      // of sockets
-	next    int      // of those: the one to look at
+	next    int      // the socket in use to look at next
 	limit   int      // packets in a batch
-	lost    uint64   // by sockets that are closed: see Overruns
+	lost    uint64   // overruns of closed sockets: see Overruns
 
 	hdrs     [Batch]mmsghdr
 	iovs     [Batch]unix.Iovec
@@ -72,8 +72,8 @@ type Receiver struct {
 	controls [Batch][controlLen]byte
 }
 
-// NewReceivers makes n receivers that share the packets of sockets: all those of a flow go to one. Raw sockets need
-// CAP_NET_RAW.
+// NewReceivers makes n receivers that share the packets of sockets. All packets of a flow go to one receiver. Raw
+// sockets need CAP_NET_RAW.
 func NewReceivers(n int, sockets ...Socket) (Receivers, error) {
 	var all Receivers
 	for i := range n {
@@ -158,8 +158,8 @@ func (s Socket) open(i, n int) (fd int, err error) {
 	return fd, s.bind(fd)
 }
 
-// ignorePMTUErrors keeps the kernel from learning a path MTU from ICMP errors about packets of fd. The socket sends
-// none, so that every such error is forged.
+// ignorePMTUErrors keeps the kernel from learning a path MTU from ICMP errors about packets of fd. The socket sends no
+// packets, so every such error is forged.
 func (s Socket) ignorePMTUErrors(fd int) error {
 	if s.Over6 {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE)
@@ -167,8 +167,8 @@ func (s Socket) ignorePMTUErrors(fd int) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
 }
 
-// checkFree refuses a UDP port that another program has: with SO_REUSEPORT the kernel would give each a share of the
-// flows.
+// checkFree returns an error if another program has the UDP port. With SO_REUSEPORT the kernel would give each program
+// a share of the flows.
 func (s Socket) checkFree() error {
 	family := unix.AF_INET
 	if s.Over6 {
@@ -218,14 +218,14 @@ func (s Socket) bindTo(fd int) error {
 	}
 }
 
-// udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): packets without checksum are taken also over IPv6, as RFC 6935
-// allows for tunnels.
+// udpNoCheck6RX is UDP_NO_CHECK6_RX (linux/udp.h): the socket accepts packets without checksum also over IPv6, as RFC
+// 6935 allows for tunnels.
 const udpNoCheck6RX = 102
 
 // ReadBatch waits for packets and puts them into bufs, at most Batch, all of one socket. Each begins with an outer IP
-// header, as on the wire or with the packet's source and class. UDP packets have a UDP header behind it, with the right
-// ports. Datagrams of one flow that the kernel has merged (UDP_GRO) are one GSO packet. ReadBatch returns the number of
-// packets, or os.ErrClosed after Close.
+// header: as on the wire from a raw IPv4 socket, otherwise one with only the packet's source, class, protocol and
+// length. UDP packets have a UDP header behind it, with the right ports. Datagrams of one flow that the kernel has
+// merged (UDP_GRO) are one GSO packet. ReadBatch returns the number of packets, or os.ErrClosed after Close.
 func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	for {
 		if n, err := r.readBatch(bufs); err != pollfd.ErrChanged {
@@ -234,7 +234,7 @@ func (r *Receiver) ReadBatch(bufs []packet.Buf) (int, error) {
 	}
 }
 
-// readBatch is ReadBatch, or pollfd.ErrChanged.
+// readBatch is ReadBatch, but returns pollfd.ErrChanged if the sockets are about to change.
 func (r *Receiver) readBatch(bufs []packet.Buf) (int, error) {
 	if err := r.fds.Acquire(); err != nil {
 		return 0, err
@@ -262,7 +262,7 @@ func (r *Receiver) readBatch(bufs []packet.Buf) (int, error) {
 	}
 }
 
-// read reads what waits in socket i; it may be nothing.
+// read reads the packets that wait in socket i, if any.
 func (r *Receiver) read(i int, bufs []packet.Buf) (int, error) {
 	s := r.sockets[i]
 	headers := s.headers()
@@ -284,7 +284,7 @@ func (r *Receiver) read(i int, bufs []packet.Buf) (int, error) {
 		}
 		r.iovs[i].SetLen(len(room))
 	}
-	// The call never waits, so that it bypasses Go's scheduler.
+	// The call never waits, so it may bypass Go's scheduler.
 	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, r.fds.Num(i), uintptr(unsafe.Pointer(&r.hdrs)), uintptr(n),
 		unix.MSG_DONTWAIT, 0, 0)
 	switch errno {
@@ -318,7 +318,7 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 	if size > 0 && size < n {
 		b.Offload = packet.Offload{GSO: packet.GSOUDP, Size: uint16(size)}
 	}
-	headers, name := s.headers(), &r.names[i] // the ports of both families' names are at one place
+	headers, name := s.headers(), &r.names[i] // the port has the same place in both families' names
 	h := b.Prepend(headers)
 	if s.Over6 {
 		packet.IPv6(h).Encode(packet.IPv6Fields{
@@ -339,8 +339,8 @@ func (r *Receiver) finish(s Socket, b *packet.Buf, i int) {
 	}
 }
 
-// ancillary returns what message i's control messages say: TOS or traffic class, and the datagrams' size, 0 for a
-// single one.
+// ancillary returns the contents of message i's control messages: TOS or traffic class, and the size of merged
+// datagrams, 0 for a single datagram.
 func (r *Receiver) ancillary(i int) (class byte, size int) {
 	c := r.controls[i][:min(int(r.hdrs[i].hdr.Controllen), controlLen)]
 	for len(c) >= unix.SizeofCmsghdr {
@@ -391,8 +391,8 @@ func overruns(fd uintptr) uint64 {
 // Close closes the sockets; a ReadBatch that waits returns.
 func (r *Receiver) Close() error { return r.fds.Close() }
 
-// setBuffer asks for a socket buffer of size bytes, past the system's bound where the process may (CAP_NET_ADMIN). A
-// smaller one is no error: it only bears smaller bursts.
+// setBuffer requests a socket buffer of size bytes. It exceeds the system's limit if the process may (CAP_NET_ADMIN). A
+// smaller buffer is no error: it holds only smaller bursts.
 func setBuffer(fd, force, plain, size int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)

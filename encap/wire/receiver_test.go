@@ -133,7 +133,7 @@ func TestEverySocket(t *testing.T) {
 	})
 }
 
-// TestSocketsTakeTurns: what comes by one socket does not keep what comes by the others waiting.
+// TestSocketsTakeTurns: packets of one socket do not delay those of the others.
 func TestSocketsTakeTurns(t *testing.T) {
 	inNamespace(t, func() {
 		rs := mustReceivers(t, 1, everySocket()...)

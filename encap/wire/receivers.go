@@ -12,12 +12,12 @@ import (
 	"vstun/encap/packet"
 )
 
-// Receivers share the packets of the same sockets. Open and Use exchange the sockets while they receive, and lose no
-// packet of those that stay.
+// Receivers share the packets of the same sockets. Open and Use replace sockets while the receivers run. Sockets that
+// stay lose no packet.
 //
-// A program that gives up CAP_NET_RAW opens raw sockets for later beforehand, by Spare. These are parked: bound to an
-// address that no packet has as destination. A parked socket takes no packet, slows none down, and does not keep
-// the kernel from answering "protocol unreachable". Binding it to all addresses again needs no capability.
+// A program that gives up CAP_NET_RAW first calls Spare to open raw sockets for later use. They are parked: bound to an
+// address that no packet has as destination. A parked socket receives no packet, costs nothing per packet, and does not
+// keep the kernel from answering "protocol unreachable". Binding it to all addresses again needs no capability.
 type Receivers []*Receiver
 
 // Parked raw sockets are bound to IPv4's dummy address (RFC 7600), or to one of IPv6's discard-only prefix (RFC 6666).
@@ -59,12 +59,12 @@ func (rs Receivers) Spare(sockets ...Socket) error {
 	return nil
 }
 
-// Opened is sockets whose packets wait in them until Use.
+// Opened is a set of open sockets. Their packets wait until Use.
 type Opened struct {
 	receivers Receivers
 	sockets   []Socket
 	fresh     []map[Socket]int // descriptors, by receiver
-	woken     []Socket         // which were parked
+	woken     []Socket         // sockets that were parked
 }
 
 // Open opens the sockets that rs do not use yet, and unparks parked ones. The caller then calls Use, or Close to give
@@ -118,7 +118,7 @@ func (rs Receivers) each(s Socket, fn func(fd int) error) error {
 // Close gives up the sockets of Open: it closes new ones, and parks those that were parked. After Use it does nothing.
 func (o *Opened) Close() {
 	for _, s := range o.woken {
-		_ = o.receivers.each(s, s.park) // fails only where the receivers are closed
+		_ = o.receivers.each(s, s.park) // fails only if the receivers are closed
 	}
 	o.woken = nil
 	for _, fresh := range o.fresh {
@@ -129,8 +129,8 @@ func (o *Opened) Close() {
 	o.fresh = nil
 }
 
-// Use has the receivers receive from the sockets that Open was given, and from no others. It closes the other UDP
-// sockets, with the packets that wait in them, and parks the other raw ones. It returns os.ErrClosed after
+// Use makes the receivers receive from the sockets that were passed to Open, and from no others. It closes the other
+// UDP sockets, with the packets that wait in them, and parks the other raw ones. It returns os.ErrClosed after
 // Receivers.Close.
 func (o *Opened) Use() error {
 	for i, r := range o.receivers {
@@ -146,7 +146,7 @@ func (o *Opened) Use() error {
 	return nil
 }
 
-// exchange has r receive from sockets, whose descriptors are in nums or fresh. It returns all descriptors, the used
+// exchange makes r receive from sockets, whose descriptors are in nums or fresh. It returns all descriptors, the used
 // ones first, and how many are used.
 func (r *Receiver) exchange(sockets []Socket, fresh map[Socket]int, nums []int) (next []int, used int) {
 	all := slices.Clone(sockets)
@@ -182,7 +182,7 @@ func (rs Receivers) Close() error {
 	return errors.Join(errs...)
 }
 
-// park keeps the raw socket fd from taking packets.
+// park binds the raw socket fd so that it receives no packets, and discards those that wait.
 func (s Socket) park(fd int) error {
 	to, level, freebind := nowhere4, unix.IPPROTO_IP, unix.IP_FREEBIND
 	if s.Over6 {
@@ -198,7 +198,7 @@ func (s Socket) park(fd int) error {
 	return nil
 }
 
-// wake lets the raw socket fd take the packets of its protocol that arrive from now on.
+// wake makes the parked raw socket fd receive packets of its protocol again.
 func (s Socket) wake(fd int) error {
 	drain(fd)
 	if s.Over6 {

@@ -14,7 +14,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// answers is sockets that get this host's own ICMP messages.
+// answers is sockets that receive this host's own ICMP messages.
 type answers struct {
 	t     *testing.T
 	fds   [2]int // of IPv4 and IPv6
@@ -162,7 +162,7 @@ func TestOpenForNaught(t *testing.T) {
 	})
 }
 
-// TestExchange: while sockets come and go, no packet is lost of those that stay.
+// TestExchange: sockets that stay lose no packet while others are opened and closed.
 func TestExchange(t *testing.T) {
 	inNamespace(t, func() {
 		kept := []Socket{{Protocol: packet.ProtoIPIP}, {Protocol: packet.ProtoUDP, Port: 6080},

@@ -15,21 +15,22 @@ import (
 // Batch is the largest number of packets in one system call.
 const Batch = 64
 
-// sendBuffer is the room that a sender's socket asks for, in bytes: bursts wait there and not in the TUN device.
+// sendBuffer is the socket buffer that a sender requests, in bytes. It holds bursts, which would otherwise wait in the
+// TUN device.
 const sendBuffer = 4 << 20
 
-// Sender sends whole IPv4 and IPv6 packets to where their hops say: an egress.Port. One goroutine uses it.
+// Sender sends whole IPv4 and IPv6 packets to their hops' destinations. It is an egress.Port. One goroutine uses it.
 type Sender struct {
 	four *rawSender
 	six  *rawSender // nil: the kernel has no IPv6
 }
 
-// NewSender opens raw sockets that send and, as they have the protocol IPPROTO_RAW, receive nothing. It needs
+// NewSender opens raw sockets for sending. Their protocol is IPPROTO_RAW, so they receive nothing. It needs
 // CAP_NET_RAW.
 func NewSender() (*Sender, error) { return newSender(false) }
 
-// NewAnswerSender is NewSender for packets whose sources are addresses of this host. The kernel routes each by its
-// source, too, as it routes its own sockets' packets.
+// NewAnswerSender is NewSender for packets whose sources are addresses of this host. The kernel routes each packet by
+// its source, too, as it routes its own sockets' packets.
 func NewAnswerSender() (*Sender, error) { return newSender(true) }
 
 func newSender(bySource bool) (*Sender, error) {
@@ -44,11 +45,11 @@ func newSender(bySource bool) (*Sender, error) {
 	return &Sender{four, six}, nil
 }
 
-// Send sends the first packets of out, Batch of them and those of one IP version at the most, in their order, and
-// returns how many went out. Of an IPv4 packet the kernel fills in total length, checksum, an ID of 0 and a source of
-// 0; of an IPv6 packet nothing. When a packet is refused, the ones before it have gone out, and the next call that
-// begins with it returns 0 and its error, a bare unix.Errno: EMSGSIZE where it is larger than the link's MTU,
-// EAFNOSUPPORT for an IPv6 packet where the kernel has no IPv6. Send waits while the socket is full; it returns
+// Send sends the first packets of out in order, and returns how many it sent: at most Batch, all of one IP version. In
+// an IPv4 packet the kernel fills in the total length, the checksum, an ID of 0 and a source of 0. It fills in nothing
+// in an IPv6 packet. If the kernel refuses a packet, Send has sent the ones before it. The next call that begins with
+// this packet returns 0 and its error, an unwrapped unix.Errno: EMSGSIZE for a packet that is larger than the link's
+// MTU, EAFNOSUPPORT for an IPv6 packet if the kernel has no IPv6. Send waits while the socket is full. It returns
 // os.ErrClosed after Close.
 func (s *Sender) Send(out []egress.Outgoing) (int, error) {
 	n, four := 1, out[0].To.Dst.Is4()
@@ -64,8 +65,9 @@ func (s *Sender) Send(out []egress.Outgoing) (int, error) {
 	return s.six.send(out[:n])
 }
 
-// SendVia sends one packet to a neighbour, of its own family, whatever route the packet's destination has. device is
-// the index of the neighbour's device, which a link-local address needs. It returns as Send does, and does not wait.
+// SendVia sends one packet to a neighbour of the packet's family. It ignores the route to the packet's destination.
+// device is the index of the neighbour's device, which a link-local address needs. Its errors are those of Send. It
+// does not wait.
 func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
 	r := s.four
 	var to unix.Sockaddr
@@ -85,8 +87,8 @@ func (s *Sender) SendVia(neighbour netip.Addr, device int, b []byte) error {
 	return unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
 }
 
-// SetPriority gives packets that are sent from now on a priority (SO_PRIORITY in socket(7)), by which queueing
-// disciplines of devices choose: 0, what packets have otherwise, to 6.
+// SetPriority sets the priority of packets that are sent from now on (SO_PRIORITY in socket(7)), from 0, the default,
+// to 6. Queueing disciplines use it.
 func (s *Sender) SetPriority(priority int) error {
 	err := s.four.setPriority(priority)
 	if s.six != nil {
@@ -122,7 +124,7 @@ type rawSender struct {
 	msgs mmsg
 	iovs [Batch][2]unix.Iovec
 
-	// or, in their first bytes, struct sockaddr_in; port, flow label and scope stay 0
+	// For IPv4 the first bytes are a struct sockaddr_in. Port, flow label and scope stay 0.
 	names [Batch]unix.RawSockaddrInet6
 	at    int // of the address in names
 
@@ -134,7 +136,7 @@ type rawSender struct {
 // sourceMessage is a control message, IP_PKTINFO or IPV6_PKTINFO, that names the source by which a packet is routed.
 type sourceMessage [unix.SizeofCmsghdr + 24]byte
 
-// init makes m one of family, and returns its length and the place of the address in it.
+// init makes m a message of family. It returns m's length and the offset of the address in it.
 func (m *sourceMessage) init(family int) (n, at int) {
 	h, size := (*unix.Cmsghdr)(unsafe.Pointer(m)), unix.SizeofInet4Pktinfo
 	h.Level, h.Type, at = unix.IPPROTO_IP, unix.IP_PKTINFO, unix.CmsgLen(4) // behind the interface's index
@@ -206,8 +208,9 @@ func putAddr(b []byte, a netip.Addr) {
 	}
 }
 
-// openRaw opens a raw socket of a family. An IPv4 one gives and takes whole packets, and so does an IPv6 one of
-// IPPROTO_RAW; other IPv6 ones know no headers. setup is called before packets can be missed for its sake.
+// openRaw opens a raw socket of a family. An IPv4 socket sends and receives whole packets. An IPv6 socket of
+// IPPROTO_RAW sends whole packets; other IPv6 sockets have packets without IPv6 header. openRaw calls setup before the
+// socket is used.
 func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error) {
 	name := fmt.Sprintf("raw socket of protocol %d", protocol)
 	if family == unix.AF_INET6 {
@@ -234,7 +237,7 @@ func openRaw(family, protocol int, setup func(fd int) error) (*pollfd.FD, error)
 	return f, nil
 }
 
-// advise adds to the error of making a socket what to do.
+// advise adds a remedy to the error of opening a socket.
 func advise(err error) error {
 	switch {
 	case errors.Is(err, unix.EMFILE):

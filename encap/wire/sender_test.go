@@ -131,8 +131,7 @@ func TestSendBothFamilies(t *testing.T) {
 	})
 }
 
-// TestSendGoesOnBehindRefused6: what a packet is refused for costs that packet alone, whatever family it and those
-// about it have.
+// TestSendGoesOnBehindRefused6: a refused packet does not affect the others, whatever their families.
 func TestSendGoesOnBehindRefused6(t *testing.T) {
 	inNamespace(t, func() {
 		s := mustSender(t)
@@ -155,7 +154,7 @@ func TestSendGoesOnBehindRefused6(t *testing.T) {
 	})
 }
 
-// TestOutOfDescriptors: who opens too many sockets learns what to do, and none stays open.
+// TestOutOfDescriptors: the error for too many sockets names a remedy, and no socket stays open.
 func TestOutOfDescriptors(t *testing.T) {
 	inNamespace(t, func() {
 		var was unix.Rlimit
@@ -232,8 +231,8 @@ func TestSend6AllocatesNothing(t *testing.T) {
 	})
 }
 
-// TestLearnPathMTU: an ICMP error about a tunnel packet of ours teaches the kernel the way's MTU; without the sockets
-// it does not.
+// TestLearnPathMTU: an ICMP error about a tunnel packet of ours makes the kernel learn the path MTU. Without the
+// sockets it does not.
 func TestLearnPathMTU(t *testing.T) {
 	inNamespace(t, func() {
 		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "near", MTU: 1500}, PeerName: "far"}
@@ -335,7 +334,7 @@ func inject(t *testing.T, from, to netlink.Link, b []byte) {
 	}
 }
 
-// mtuTo is the path MTU that the kernel has learned for the way to a, 0 for none.
+// mtuTo is the path MTU to a that the kernel has learned, 0 for none.
 func mtuTo(t *testing.T, a netip.Addr) int {
 	t.Helper()
 	routes, err := netlink.RouteGet(a.AsSlice())
@@ -345,8 +344,8 @@ func mtuTo(t *testing.T, a netip.Addr) int {
 	return routes[0].MTU
 }
 
-// awaitLocal waits until the kernel knows an IPv6 address that is new as its own: that comes a moment behind the
-// address, and who looks before keeps another route.
+// awaitLocal waits until the kernel knows an IPv6 address that is new as its own: this comes shortly after the address.
+// An earlier look-up would keep another route.
 func awaitLocal(t *testing.T, address string) {
 	t.Helper()
 	testkit.Eventually(t, "there is a way to "+address, func() bool {

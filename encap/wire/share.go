@@ -10,15 +10,15 @@ import (
 	"vstun/encap/packet"
 )
 
-// share is a socket filter that keeps part number i, from 0, of n equal parts of the flows in the tunnel of s: the
-// kernel gives every packet to every raw socket of its protocol (Linux net/ipv4/raw.c, raw_v4_input). The filter hashes
-// the inner source address, half of an IPv6 one, and the ports: the first four bytes behind an inner header without
-// options or extension headers. Of a packet that is too short for that it hashes the length. Reading past the end would
-// drop the packet in every socket, uncounted.
+// share is a socket filter that accepts part i, from 0, of n equal parts of the flows in the tunnel of s. The kernel
+// delivers every packet to every raw socket of its protocol (Linux net/ipv4/raw.c, raw_v4_input). The filter hashes the
+// inner source address, half of an IPv6 one, and the ports: the first four bytes behind an inner header without options
+// or extension headers. It hashes only the address of a packet that is too short for ports, and the length of one that
+// is too short for the address. A read past the end would drop the packet in every socket, uncounted.
 //
-// The BPF programs of this package name header fields by numeric offsets: the kernel runs them, where no view applies.
+// The BPF programs of this package use numeric offsets of header fields: the kernel runs them.
 func share(s Socket, i, n int) []bpf.Instruction {
-	// Scratch 0 is the sum so far, 1 the offset of the inner header, which X has nearly always.
+	// Scratch 0 is the sum so far, 1 the offset of the inner header. X has this offset, too, except inside mix.
 	mix := func(off uint32) []bpf.Instruction {
 		return []bpf.Instruction{
 			bpf.LoadIndirect{Off: off, Size: 4},
@@ -29,7 +29,7 @@ func share(s Socket, i, n int) []bpf.Instruction {
 			bpf.LoadScratch{Dst: bpf.RegX, N: 1},
 		}
 	}
-	// unless skips when fewer than least bytes are there from X on.
+	// unless skips the next skip instructions if the packet has fewer than least bytes from X on.
 	unless := func(least uint32, skip int) []bpf.Instruction {
 		return []bpf.Instruction{
 			bpf.LoadExtension{Num: bpf.ExtLen},
@@ -46,8 +46,8 @@ func share(s Socket, i, n int) []bpf.Instruction {
 		bpf.RetConstant{Val: 0xffffffff},
 		bpf.RetConstant{Val: 0},
 	}
-	// flow jumps over as many instructions as are between it and end. It goes on behind itself for a packet without
-	// ports, to those then.
+	// flow mixes in the source, and the ports if the packet is long enough. It then skips the next between
+	// instructions, which are those before end.
 	flow := func(between int, ports uint32, source ...uint32) (p []bpf.Instruction) {
 		for _, off := range source {
 			p = append(p, mix(off)...)
@@ -101,7 +101,7 @@ func greOffset(skip int) []bpf.Instruction {
 		bpf.LoadScratch{Dst: bpf.RegX, N: 1},
 		bpf.ALUOpX{Op: bpf.ALUOpAdd},
 		bpf.TAX{},
-		// len - X would be below 0, which is large.
+		// Otherwise len - X in unless could be negative, which is a large unsigned number.
 		bpf.LoadExtension{Num: bpf.ExtLen},
 		bpf.JumpIfX{Cond: bpf.JumpLessThan, SkipTrue: uint8(skip)},
 	}

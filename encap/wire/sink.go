@@ -10,11 +10,11 @@ import (
 	"vstun/encap/packet"
 )
 
-// Sink has a port of this host and discards its packets: the kernel answers them with neither RST nor ICMP port
-// unreachable. A Sniffer receives them.
+// Sink occupies a port of this host and discards its packets. The kernel answers them with neither RST nor ICMP port
+// unreachable. A Sniffer can receive them.
 type Sink struct{ fd int }
 
-// NewSink takes the port at of TCP or UDP, whose address is one of this host or unspecified.
+// NewSink occupies the TCP or UDP port at. Its address is one of this host or unspecified.
 func NewSink(protocol uint8, at netip.AddrPort) (*Sink, error) {
 	family, kind := unix.AF_INET, unix.SOCK_STREAM
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(at.Port())}
@@ -40,7 +40,7 @@ func NewSink(protocol uint8, at netip.AddrPort) (*Sink, error) {
 		err = unix.Bind(fd, sa)
 	}
 	if err == nil && kind == unix.SOCK_STREAM {
-		err = unix.Listen(fd, 1) // the kernel asks the filter before it answers (tcp_v4_rcv in net/ipv4/tcp_ipv4.c)
+		err = unix.Listen(fd, 1) // the kernel runs the filter before it answers (tcp_v4_rcv in net/ipv4/tcp_ipv4.c)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -49,5 +49,5 @@ func NewSink(protocol uint8, at netip.AddrPort) (*Sink, error) {
 	return &Sink{fd}, nil
 }
 
-// Close gives the port back.
+// Close frees the port.
 func (s *Sink) Close() error { return unix.Close(s.fd) }

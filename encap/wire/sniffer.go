@@ -14,8 +14,7 @@ import (
 // (packet(7)). The host gets the packets, too. One goroutine reads from it.
 type Sniffer struct{ fd *pollfd.FD }
 
-// SnifferFilter is the packets of one IP protocol that a Sniffer receives: all, or, if Last is not 0, those to the
-// ports from First to Last.
+// SnifferFilter selects packets of one IP protocol: all, or, if Last is not 0, those to the ports from First to Last.
 type SnifferFilter struct {
 	Protocol    uint8
 	First, Last uint16
@@ -30,7 +29,7 @@ func NewSniffer(over6 bool, filters ...SnifferFilter) (*Sniffer, error) {
 	if over6 {
 		protocol = unix.ETH_P_IPV6
 	}
-	// The filter is set before the protocol: the socket receives no other packet, and misses none.
+	// The filter is set before the protocol, so the socket never receives an unfiltered packet.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", advise(err))
@@ -87,7 +86,7 @@ func (t *Sniffer) Read(b []byte) (int, error) {
 		switch err {
 		case nil:
 			return n, nil
-		case unix.EINTR, unix.ENETDOWN: // a device went down; there may be others
+		case unix.EINTR, unix.ENETDOWN: // a device went down; other devices may still be up
 		case unix.EAGAIN:
 			if err := t.fd.Wait(unix.POLLIN); err != nil {
 				return 0, err

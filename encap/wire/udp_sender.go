@@ -14,10 +14,9 @@ import (
 	"vstun/encap/wire/pollfd"
 )
 
-// UDPSender sends the segments of GSO packets, wrapped in UDP, by one system call for many (UDP_SEGMENT, Linux
-// net/ipv4/udp.c, udp_send_skb): they stay one packet in the kernel until the network card, or all the way on a virtual
-// network. It has some sockets, so that flows have different source ports; each sends over IPv4 and IPv6. One goroutine
-// uses it.
+// UDPSender sends several UDP packets by one system call (UDP_SEGMENT, Linux net/ipv4/udp.c, udp_send_skb). They stay
+// one packet in the kernel until the network card, or all the way on a virtual network. It has several sockets, so that
+// flows have different source ports. Each socket sends over IPv4 and IPv6. One goroutine uses it.
 type UDPSender struct {
 	fds   []*pollfd.FD
 	ports []uint16
@@ -35,13 +34,13 @@ const (
 // udpCall is the call for one IP version.
 type udpCall struct {
 	hdr     unix.Msghdr
-	name    [unix.SizeofSockaddrInet6]byte // where to: struct sockaddr_in or sockaddr_in6
+	name    [unix.SizeofSockaddrInet6]byte // destination: struct sockaddr_in or sockaddr_in6
 	dst     []byte                         // the address in name
-	control [128]byte                      // control messages, with these in them:
-	size    []byte                         // of the segments: 2 bytes
+	control [128]byte                      // control messages, which contain:
+	size    []byte                         // size of the segments: 2 bytes
 	class   []byte                         // TOS or traffic class: 4 bytes
 	ttl     []byte                         // or hop limit: 4 bytes
-	src     []byte                         // the address; 0 leaves it to the kernel's route
+	src     []byte                         // source address; 0: the kernel's route has it
 }
 
 // NewUDPSender opens n sockets. They receive nothing.
@@ -53,7 +52,7 @@ func NewUDPSender(n int) (*UDPSender, error) {
 	return s, err
 }
 
-// newUDPSender opens sockets of AF_INET6, or of AF_INET, which don't send over IPv6.
+// newUDPSender opens sockets of family. Sockets of AF_INET do not send over IPv6.
 func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	s := &UDPSender{}
 	defer func() {
@@ -83,7 +82,7 @@ func newUDPSender(n, family int) (_ *UDPSender, err error) {
 	return s, nil
 }
 
-// segments reports whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older one takes no notice of it,
+// segments reports whether the kernel has UDP_SEGMENT, as Linux does since 4.18. An older kernel ignores UDP_SEGMENT
 // and sends all segments as one datagram.
 func segments(f *pollfd.FD) bool {
 	fd, err := f.Acquire()
@@ -103,7 +102,7 @@ func (c *udpCall) init(s *UDPSender, family, at, namelen int) {
 	c.hdr.Control = &c.control[0]
 }
 
-// fields adds the control messages that are of the same kind over both IP versions.
+// fields adds the control messages that both IP versions have: segment size, class and TTL.
 func (c *udpCall) fields(level, class, ttl int32) {
 	c.size = c.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
 	c.class = c.add(level, class, 4)
@@ -120,8 +119,8 @@ func (c *udpCall) add(level, name int32, n int) []byte {
 	return c.control[at+unix.CmsgLen(0):][:n]
 }
 
-// openUDP opens a socket on a port that the kernel chooses, which sends with DF and takes the kernel's word for the
-// way's MTU. One of AF_INET6 sends over IPv4 too.
+// openUDP opens a socket on a port that the kernel chooses. The socket sends with DF and respects the path MTU that the
+// kernel has learned. A socket of AF_INET6 also sends over IPv4.
 func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -164,11 +163,11 @@ func openUDP(family int) (_ *pollfd.FD, port uint16, err error) {
 // Ports are the sockets' source ports.
 func (s *UDPSender) Ports() []uint16 { return s.ports }
 
-// Send sends the first packets of out, which have the Kind egress.UDP, neither IP options nor extension headers, one
-// five-tuple from one of Ports, one class and TTL, and one size except the last, and returns how many went out. The
-// kernel makes the IP and UDP headers by their Hop. The UDP checksum is always there, as UDP_SEGMENT wants it. An error
-// is about all of them, a bare unix.Errno: EOPNOTSUPP from a kernel without UDP_SEGMENT, EIO where the path's device
-// stands in its way; os.ErrClosed after Close.
+// Send sends the first packets of out, and returns how many it sent. The packets have the Kind egress.UDP, neither IP
+// options nor extension headers, a source port of Ports, and the same five-tuple, class and TTL. They have the same
+// size, except that the last may be smaller. The kernel makes the IP and UDP headers from their Hop. It always computes
+// the UDP checksum: UDP_SEGMENT requires it. An error applies to all packets. It is an unwrapped unix.Errno: EOPNOTSUPP
+// from a kernel without UDP_SEGMENT, EIO if the path's device does not allow it. Send returns os.ErrClosed after Close.
 func (s *UDPSender) Send(out []egress.Outgoing) (int, error) {
 	if !s.able {
 		return 0, unix.EOPNOTSUPP
@@ -209,7 +208,7 @@ func (s *UDPSender) Send(out []egress.Outgoing) (int, error) {
 	return n, c.send(f)
 }
 
-// socket is the one with a source port, or nil.
+// socket returns the socket with a source port, or nil.
 func (s *UDPSender) socket(port uint16) *pollfd.FD {
 	for i, p := range s.ports {
 		if p == port {

@@ -128,7 +128,7 @@ func TestUDPWithoutSegments(t *testing.T) {
 	})
 }
 
-// TestUDPTOS: the receiver is told the outer TOS, which the kernel keeps from the payload.
+// TestUDPTOS: the receiver reports the outer TOS, which is not part of the payload.
 func TestUDPTOS(t *testing.T) {
 	inNamespace(t, func() {
 		rs, err := NewReceivers(2, Socket{Protocol: packet.ProtoUDP, Port: 6080})

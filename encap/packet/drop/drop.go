@@ -1,10 +1,10 @@
-// Package drop is the reasons for which a packet is dropped.
+// Package drop lists the reasons for dropping a packet.
 package drop
 
 // Reason is why a packet was dropped.
 type Reason uint8
 
-// Accept is the zero value: the packet is forwarded. The others are counted, each under its name.
+// Accept is the zero value: the packet is forwarded. Each other reason has a counter with its name.
 const (
 	Accept Reason = iota
 
@@ -14,10 +14,10 @@ const (
 	BadHeader   // lengths, options or extension headers that contradict each other; an IPv4-mapped IPv6 address
 	BadChecksum // IP header checksum; ICMP checksum of an echo request or an error
 	SourceRoute // a source route among the IP options, or an IPv6 routing header
-	Fragment    // a fragment of a wrong length, overlapping another, beyond the end; or its other fragments are
-	Reassembly  // a fragment whose packet was not complete in time, or gave its place to a later one
+	Fragment    // a fragment with a wrong length, an overlap or an end beyond 65,535 bytes, or one of such a packet
+	Reassembly  // a fragment of a packet that was not complete in time, or was evicted for a later one
 
-	// Packets that the director cannot forward.
+	// Packets that the director cannot forward. The agent also drops packets as Offload and TooBig.
 	Protocol     // neither TCP, UDP, SCTP nor ICMP
 	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
 	NoService    // no service has this address, protocol and port
@@ -39,14 +39,14 @@ const (
 	InnerSource      // inner source is this host, loopback, multicast, broadcast, 0.0.0.0/8, ::/96 or link-local
 	InnerProtocol    // a tunnel in the tunnel, by its protocol or the agent's own UDP port
 	Gathered         // several datagrams that the kernel has merged, of unknown sizes
-	Question         // a question of a director's doctor, beyond the bound of answers
+	Question         // a question of a director's doctor, faster than the agent takes them
 	Congestion       // outer ECN says CE, but the inner packet is not ECN-capable (RFC 6040)
-	NotAnswer        // from this host by the TUN device: its source is no VIP, or its destination cannot be a client
+	NotAnswer        // read from the TUN device: its source is no VIP, or its destination cannot be a client
 	AnswerLoop       // an answer that the kernel has routed back to the agent, or one whose TTL is used up
 
 	// Packets that the kernel refuses.
-	SendError // no route, or no memory for it: see the log for the last error
-	TUNError  // the TUN device did not take it
+	SendError // no route, or no memory for it: the log has the last error
+	TUNError  // the TUN device refused it
 
 	NumReasons
 )

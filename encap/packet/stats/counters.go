@@ -1,4 +1,4 @@
-// Package stats counts what a worker does with packets: forwarded and dropped ones, and batches.
+// Package stats counts a worker's forwarded and dropped packets, and its batches.
 package stats
 
 import (
@@ -7,18 +7,18 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// Counters is what one worker has counted: packets in and out with their bytes, and dropped ones by reason. The worker
-// counts in a Tally and adds that once a batch. Any goroutine may read at any time.
+// Counters is one worker's counters: packets and bytes in and out, and dropped packets by reason. The worker counts in
+// a Tally and adds that once a batch. Any goroutine may read at any time.
 type Counters struct {
 	inPackets, inBytes, outPackets, outBytes atomic.Uint64
 	resets                                   atomic.Uint64
 	drops                                    [drop.NumReasons]atomic.Uint64
 }
 
-// Tally is what a worker counts in one batch, without synchronisation.
+// Tally is a worker's counters for one batch, without synchronisation.
 type Tally struct {
 	InPackets, InBytes, OutPackets, OutBytes uint64
-	Resets                                   uint64 // TCP resets sent to clients; they are among OutPackets
+	Resets                                   uint64 // TCP resets sent to clients; OutPackets includes them
 	Drops                                    [drop.NumReasons]uint64
 	dropped                                  bool
 }

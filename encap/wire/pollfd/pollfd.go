@@ -1,6 +1,6 @@
-// Package pollfd is descriptors that a worker waits for by poll(2) and not in Go's poller. That one would keep them in
-// its epoll set all the time, where the kernel calls it for each packet that comes, and for each that has been sent and
-// freed, and wakes a thread on another processor for them, though the worker is at work and needs no waking.
+// Package pollfd has descriptors that a worker waits for by poll(2) and not in Go's poller. Go's poller keeps
+// descriptors in its epoll set all the time. For each packet that arrives, and for each that was sent and freed, the
+// kernel would then wake a thread on another processor, although the worker is running and needs no wakeup.
 package pollfd
 
 import (
@@ -29,8 +29,8 @@ func New(num int) (*FD, error) {
 	return f, nil
 }
 
-// Acquire returns the descriptor's number, which is good until Release; os.ErrClosed after Close. It is for a batch,
-// not for a packet.
+// Acquire returns the descriptor's number, which is valid until Release. It returns os.ErrClosed after Close. Call it
+// once a batch, not once a packet.
 func (f *FD) Acquire() (uintptr, error) {
 	if err := f.enter(); err != nil {
 		return 0, err
@@ -38,8 +38,8 @@ func (f *FD) Acquire() (uintptr, error) {
 	return uintptr(f.num), nil
 }
 
-// Wait waits, between Acquire and Release, until the descriptor is ready for events (unix.POLLIN, unix.POLLOUT) or in
-// error, which the next call on it will tell. It returns os.ErrClosed once Close has been called.
+// Wait waits, between Acquire and Release, until the descriptor is ready for events (unix.POLLIN, unix.POLLOUT) or has
+// an error, which the next call on it returns. It returns os.ErrClosed once Close has been called.
 func (f *FD) Wait(events int16) error {
 	fds := [2]unix.PollFd{{Fd: int32(f.bell), Events: unix.POLLIN}, {Fd: int32(f.num), Events: events}}
 	return f.wait(fds[:])
@@ -48,12 +48,12 @@ func (f *FD) Wait(events int16) error {
 // Close ends all waiting, waits for users of the descriptor, and closes it.
 func (f *FD) Close() error { return f.shut(func() []int { return []int{f.num} }) }
 
-// Group is several descriptors for which one goroutine waits together. Others may use them at the same time; Close
-// waits for them.
+// Group is several descriptors for which one goroutine waits. Other goroutines may use them at the same time. Close
+// waits for their Release.
 type Group struct {
 	gate
 	nums []int
-	fds  []unix.PollFd // the bell first, then those that are waited for
+	fds  []unix.PollFd // the bell first, then the descriptors to wait for
 }
 
 // ErrChanged is returned by Wait while Change waits: call Release, and begin again with Acquire.
@@ -77,8 +77,8 @@ func (g *Group) watch(n int) {
 	}
 }
 
-// Change calls fn while no goroutine uses the descriptors, and takes over the ones that fn returns, which must be
-// non-blocking; fn closes the others. From then on Wait waits for the first n of them. After Close it returns
+// Change calls fn while no goroutine uses the descriptors. It takes over the descriptors that fn returns, which must be
+// non-blocking. fn closes the others. From then on Wait waits for the first n of them. After Close it returns
 // os.ErrClosed without calling fn.
 func (g *Group) Change(fn func(nums []int) (next []int, n int)) error {
 	g.changes.Lock() // otherwise one Change would clear the bell of another
@@ -156,10 +156,10 @@ func (g *gate) enter() error {
 	return nil
 }
 
-// Release ends what Acquire began.
+// Release ends the use that Acquire began.
 func (g *gate) Release() { g.use.RUnlock() }
 
-// wait waits for one of fds, of which the bell is one.
+// wait waits for one of fds. The first is the bell.
 func (g *gate) wait(fds []unix.PollFd) error {
 	for {
 		_, err := unix.Poll(fds, -1)
@@ -176,7 +176,7 @@ func (g *gate) wait(fds []unix.PollFd) error {
 	}
 }
 
-// shut closes the gate, and, once no goroutine uses them, nums.
+// shut closes the gate. It closes nums once no goroutine uses them.
 func (g *gate) shut(nums func() []int) error {
 	if g.closed.Swap(true) {
 		return os.ErrClosed
@@ -189,7 +189,7 @@ func (g *gate) shut(nums func() []int) error {
 	return errors.Join(err, closeAll(nums()), unix.Close(g.bell))
 }
 
-// ring wakes waiting goroutines. g.changes is held.
+// ring wakes waiting goroutines. The caller must hold g.changes.
 func (g *gate) ring() error {
 	_, err := unix.Write(g.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	return err

@@ -51,7 +51,7 @@ func TestWait(t *testing.T) {
 	f.Release()
 }
 
-// Close must end those who wait, not take the descriptor from under anybody, and leave none behind.
+// Close must end all waiting, must not close the descriptor while it is in use, and must leave no descriptor open.
 func TestCloseEndsWaits(t *testing.T) {
 	f, _ := pipe(t)
 	var waiting, done sync.WaitGroup
@@ -141,7 +141,7 @@ func TestNewOfNothing(t *testing.T) {
 	}
 }
 
-// TestGroup: one waits for several, is told which is ready, and closing ends it.
+// TestGroup: one goroutine waits for several descriptors. Ready reports the ready one. Close ends the wait.
 func TestGroup(t *testing.T) {
 	var read []int
 	var write [3]int
