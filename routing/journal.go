@@ -211,7 +211,7 @@ func (j journal) write(path string) (err error) {
 	if j.Did.empty() {
 		return removeJournal(path)
 	}
-	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) { // no change has been made; if this write fails, none will be
+	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) { // no change has been made yet
 		defer func() {
 			if err != nil {
 				err = errors.Join(err, removeJournal(path))

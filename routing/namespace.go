@@ -15,7 +15,7 @@ const threadNetns = "/proc/thread-self/ns/net"
 // run on any thread. A socket keeps its namespace, but /proc/sys/net is always the reading thread's.
 type namespace struct {
 	file *os.File
-	id   string // the same for every process in it; unique until the next boot (before Linux 5.14 the kernel may reuse it)
+	id   string // the same for every process in it; unique until the next boot (Linux 5.14; earlier: reusable)
 }
 
 // openNamespace returns the namespace of the calling thread.
