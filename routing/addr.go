@@ -37,9 +37,9 @@ func (m *Manager) planAddrs(want []Addr, own []addrRecord, snap snapshot) (steps
 // addrPatience is how long addAddr waits for the kernel.
 const addrPatience = time.Second
 
-// addAddr adds an address, and waits until servers can be bound to it: the kernel makes an IPv6 address ready later
-// (addrconf_dad_work in net/ipv6/addrconf.c), even without duplicate address detection. After addrPatience it gives up,
-// which is no error.
+// addAddr adds an address, and waits until servers can be bound to it. The kernel makes an IPv6 address ready later
+// (addrconf_dad_work in net/ipv6/addrconf.c), even without duplicate address detection. If the address is not ready
+// after addrPatience, addAddr returns nil all the same.
 func (m *Manager) addAddr(l netlink.Link, p netip.Prefix) error {
 	if err := m.nl.AddrAdd(l, kernelAddr(p)); err != nil || p.Addr().Is4() {
 		return err
@@ -86,8 +86,8 @@ func kernelAddr(p netip.Prefix) *netlink.Addr {
 		a.Broadcast = net.IPv4zero // none
 	} else {
 		a.Flags = unix.IFA_F_NODAD // every realserver has the address
-		// Deprecated from the start and for ever: the kernel takes it as the source of answers alone (RFC 4862, section
-		// 5.5.4; RFC 6724, section 5, rule 3).
+		// The address is deprecated from the start and for ever: the kernel uses it as the source of answers only (RFC
+		// 4862, section 5.5.4; RFC 6724, section 5, rule 3).
 		forever := uint32(math.MaxUint32)
 		a.ValidLft, a.PreferedLft = int(forever), 0
 	}

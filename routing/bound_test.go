@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// boundState is fullState, with answers by vs0 for sockets that ask for it.
+// boundState is fullState, with answers by vs0 for sockets that are bound to it.
 func boundState() State {
 	s := fullState()
 	s.Replies.Bound = "vs0"
@@ -16,9 +16,9 @@ func boundState() State {
 	return s
 }
 
-// TestRepliesOfBoundSockets: what comes from one of the addresses by a socket that asks for the device takes the route
-// by it, and everything else the copy of the main table. Close takes all of it back, also from a journal, and a deleted
-// rule comes back.
+// TestRepliesOfBoundSockets: packets from one of the addresses take the route by the device if their socket is bound to
+// it. Other packets take the copy of the main table. Close undoes all changes, also from a journal. Watch restores a
+// deleted rule.
 func TestRepliesOfBoundSockets(t *testing.T) {
 	newHost(t)
 	before := machineState(t)
@@ -66,7 +66,7 @@ func TestRepliesOfBoundSockets(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestRepliesOfBoundSocketsAreChecked: the next table and the next priority have to be free, too.
+// TestRepliesOfBoundSocketsAreChecked: the next table and the next priority must be free, too.
 func TestRepliesOfBoundSocketsAreChecked(t *testing.T) {
 	for _, edit := range []func(s *State){
 		func(s *State) { s.Replies.Table = 252 },

@@ -104,7 +104,7 @@ var (
 	answerVIP6 = netip.MustParseAddr("2001:db8:80::80")
 )
 
-// answers is the state of an agent with a VIP of each family, which lo has. It lowers no MSS: the routes are the same.
+// answers is the state of an agent with a VIP of each family on lo. It lowers no MSS: the routes are the same.
 func answers() State {
 	return State{
 		Addrs: []Addr{{Link: "lo", Prefix: kernel.HostPrefix(answerVIP4)},
@@ -144,24 +144,24 @@ func newRoutedHost(t *testing.T) {
 }
 
 // wayWords are the words of an `ip route get` in which a route and its copy differ: the table with its protocol and
-// metric, the mark of a gateway that was found on its device, and the source that was asked for.
+// metric, the mark of a gateway that was found on its device, and the source.
 var wayWords = regexp.MustCompile(
 	` (table \S+|proto \S+|metric \d+|onlink|src \S+|from \S+|uid \d+|\bcache( expires \S+)?|expires \S+)`)
 
-// answerWay is how the kernel sends an answer of a VIP to dst, which may have options of `ip route get` behind it.
+// answerWay returns the kernel's path of an answer from a VIP to dst. Options of `ip route get` may follow dst.
 func answerWay(dst string) string {
 	where, options, _ := strings.Cut(dst, " ")
-	// no way is an answer, too
+	// without a path the output is the answer, too
 	out, _ := ip("-d -o route get " + where + " from " + vipLike(dst).String() + " " + options)
 	return out
 }
 
-// stripped is a way without the words in which a route and its copy differ.
+// stripped returns a path without the words in which a route and its copy differ.
 func stripped(way string) string {
 	return strings.Join(strings.Fields(wayWords.ReplaceAllString(" "+strings.ReplaceAll(way, "\\", " "), " ")), " ")
 }
 
-// sameWays compares the ways of answers from the VIPs, by the copy, with those by the main table alone.
+// sameWays compares the paths of answers from the VIPs by the copy with the paths by the main table alone.
 func sameWays(t *testing.T, when string, dsts []string) {
 	t.Helper()
 	ways := func() map[string]string {
@@ -194,7 +194,7 @@ func vipLike(dst string) netip.Addr {
 	return answerVIP4
 }
 
-// TestAnswersTakeEveryRoute: a packet from a VIP goes as the main table says, whatever its routes are.
+// TestAnswersTakeEveryRoute: a packet from a VIP takes the path of the main table, for every kind of route.
 func TestAnswersTakeEveryRoute(t *testing.T) {
 	newRoutedHost(t)
 	var dsts []string
@@ -230,7 +230,7 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 		}
 	}
 
-	// With a lowered MSS the copies stay in step, too: nothing is written again and again.
+	// With a lowered MSS the copies stay equal, too: no route is written repeatedly.
 	s := answers()
 	s.Replies.AdvMSS, s.Replies.AdvMSS6 = 1200, 1180
 	must(t, m.Set(s))
@@ -249,7 +249,7 @@ func TestAnswersTakeEveryRoute(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestAnswersFollowAChangeOfEveryRoute: whichever route goes, and comes again, the copy follows.
+// TestAnswersFollowAChangeOfEveryRoute: when a route is removed and added again, the copy follows.
 func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 	newRoutedHost(t)
 	m := open(t)
@@ -281,8 +281,8 @@ func TestAnswersFollowAChangeOfEveryRoute(t *testing.T) {
 	}
 }
 
-// TestAnswersFollowAdvertisedRouters: of two routers that advertise themselves the kernel takes the preferred one, and
-// the other when that has gone, one way or the other.
+// TestAnswersFollowAdvertisedRouters: the kernel takes the preferred one of two advertised routers. It takes the other
+// when the preferred one is unreachable or its advertisement ends.
 func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 	const preferred, backup = "fe80::aaaa", "fe80::bbbb"
 	newRoutedHost(t)
@@ -327,7 +327,7 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 		}
 		testkit.Eventually(t, "answers go by the preferred router", leadsBy(preferred))
 		sameWays(t, "two routers", dsts)
-		// Unreachable, though its advertisement still counts.
+		// The router is unreachable, though its advertisement is still valid.
 		mustIP(t, "-6 neigh replace "+preferred+" dev east nud failed")
 		testkit.Eventually(t, "answers go by the other while the preferred router is unreachable", leadsBy(backup))
 		sameWays(t, "the preferred router is unreachable", dsts)
@@ -351,7 +351,7 @@ func TestAnswersFollowAdvertisedRouters(t *testing.T) {
 	}
 }
 
-// TestAnswersLeaveAnExpiredRoute: the kernel takes no route that has expired, which it reports later.
+// TestAnswersLeaveAnExpiredRoute: the kernel uses no expired route, though it reports the expiry later.
 func TestAnswersLeaveAnExpiredRoute(t *testing.T) {
 	newRoutedHost(t)
 	setSysctl(t, "net/ipv6/route/gc_interval", "3600")
@@ -394,8 +394,8 @@ func TestAnswersOfTwoGatewaysOfOneMetric(t *testing.T) {
 	}
 }
 
-// TestAnswersTakeARouteThatCannotBeCopied: the kernel names the BPF program of a route, but takes only its descriptor.
-// Answers take the route all the same, and no less specific one.
+// TestAnswersTakeARouteThatCannotBeCopied: the kernel lists the name of a route's BPF program, but accepts only a
+// descriptor. Answers take the route all the same, and no less specific one.
 func TestAnswersTakeARouteThatCannotBeCopied(t *testing.T) {
 	newRoutedHost(t)
 	mustIP(t, "route add default via 10.2.0.254")

@@ -17,10 +17,10 @@ type table struct{ family, id int }
 
 func (r routeRecord) in() table { return table{kernel.Family(r.Dst.Addr()), r.Table} }
 
-// fib lists and changes routes, as the kernel's messages have them. It lists only the routes asked for: there may be a
-// million. The kernel heeds table and protocol in a listing only on a socket that checks strictly
-// (NETLINK_GET_STRICT_CHK; Linux 4.20), and other listings of netlink fail on such a socket, so this is a socket of its
-// own. Older kernels send everything.
+// fib lists and changes routes in the form of the kernel's messages. It lists only the routes asked for: there may be a
+// million. In a listing the kernel filters by table and protocol only on a socket with NETLINK_GET_STRICT_CHK (Linux
+// 4.20). Other listings of netlink fail on such a socket, so fib has a socket of its own. Older kernels list all
+// routes.
 type fib struct{ sockets map[int]*nl.SocketHandle }
 
 func openFib() (*fib, error) {
@@ -46,8 +46,8 @@ func (f *fib) close() { f.sockets[unix.NETLINK_ROUTE].Close() }
 // anyProtocol stands for routes of every protocol.
 const anyProtocol = unix.RTPROT_UNSPEC
 
-// list returns the routes in t of a protocol that keep wants, in the kernel's order of preference, and
-// errTooManyRoutes if they are more than most.
+// list returns the routes in t of a protocol for which keep returns true, in the kernel's order of preference. It
+// returns errTooManyRoutes if there are more than most.
 func (f *fib) list(t table, protocol uint8, most int, keep func(routeRecord) bool) ([]route, error) {
 	routes, err := kernel.Dump(func() ([]route, error) {
 		var routes []route
@@ -84,17 +84,17 @@ func (f *fib) list(t table, protocol uint8, most int, keep func(routeRecord) boo
 	return routes, nil
 }
 
-// add adds r, whose key no route has.
+// add adds r. It fails if a route of r's key exists.
 func (f *fib) add(r route) error {
 	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r)
 }
 
-// append adds r behind the routes of its key.
+// append adds r after the routes of its key.
 func (f *fib) append(r route) error {
 	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r)
 }
 
-// replace puts r in the place of the route of its key.
+// replace replaces the route of r's key by r, or adds r if there is none.
 func (f *fib) replace(r route) error {
 	return f.change(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r)
 }
@@ -146,12 +146,11 @@ func (f *fib) nexthopDevices() (map[uint32][]int, error) {
 
 const (
 	nhmsgLen        = 8 // struct nhmsg of linux/nexthop.h
-	nexthopGroupLen = 8 // struct nexthop_grp, which begins with the id of a member; groups have no groups
+	nexthopGroupLen = 8 // struct nexthop_grp, which begins with the id of a member; a group is no member of a group
 )
 
-// occupied reports whether t has a route for one of dsts, whichever program made it. It looks at every route of the
-// table, but at its destination alone, which takes a quarter of the time of list. The table is that of the calling
-// thread's network namespace.
+// occupied reports whether t has a route for one of dsts, of any program. It reads only the destination of each route,
+// which takes a quarter of list's time. It reads the table of the calling thread's network namespace.
 func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 	var lengths [256]bool
 	for d := range dsts {
@@ -162,7 +161,7 @@ func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 		found = int(rt.Family) == t.family && lengths[rt.Dst_len] && dsts[destination(msg)]
 		return !found
 	})
-	if errors.Is(err, netlink.ErrDumpInterrupted) { // the table changed: one may have been missed
+	if errors.Is(err, netlink.ErrDumpInterrupted) { // the table changed: the listing may lack a route
 		return true, nil
 	}
 	if err != nil {
@@ -171,8 +170,8 @@ func occupied(t table, dsts map[netip.Prefix]bool) (found bool, err error) {
 	return found, nil
 }
 
-// scan calls f with each route message of t (struct rtmsg and its attributes), which it may not keep, until f returns
-// false.
+// scan calls f with each route message of t (struct rtmsg and its attributes), until f returns false. f must not keep
+// msg.
 func scan(t table, f func(msg []byte) bool) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -183,7 +182,8 @@ func scan(t table, f func(msg []byte) bool) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return err
 	}
-	// A kernel that is too old for this sends all tables. More is found then than there is, which costs time only.
+	// A kernel that is too old for this sends all tables. f then sees routes of other tables too, which costs only
+	// time.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
@@ -221,8 +221,8 @@ func scan(t table, f func(msg []byte) bool) error {
 	}
 }
 
-// answerError returns the error in an NLMSG_DONE or NLMSG_ERROR, or nil. That there is no such table is none: it is
-// empty.
+// answerError returns the error in an NLMSG_DONE or NLMSG_ERROR, or nil. ENOENT is no error: a table that does not
+// exist is empty.
 func answerError(msg []byte) error {
 	if len(msg) < 4 {
 		return nil
@@ -233,7 +233,7 @@ func answerError(msg []byte) error {
 	return nil
 }
 
-// destination returns where the route in the message leads, or the zero Prefix if it can't be read.
+// destination returns the destination of the route in msg, or the zero Prefix if it can't be read.
 func destination(msg []byte) netip.Prefix {
 	rt := nl.DeserializeRtMsg(msg)
 	addr := netip.IPv4Unspecified() // a default route has no destination

@@ -30,15 +30,14 @@ func newHost6(t *testing.T) {
 	}
 }
 
-// advertise lets a router advertisement come in by east, of a router that is there for half an hour (RFC 4861, section
-// 4.2).
+// advertise makes east receive an advertisement of a router with a lifetime of half an hour (RFC 4861, section 4.2).
 func advertise(t *testing.T) {
 	t.Helper()
 	advertiseRouter(t, netip.MustParseAddr("fe80::1234"), 1800, 0)
 }
 
-// advertiseRouter does so for a router with an address, for a lifetime in seconds, with the preference in the flags
-// (RFC 4191, section 2.2).
+// advertiseRouter does so for a router with an address, a lifetime in seconds, and a preference in the flags (RFC 4191,
+// section 2.2).
 func advertiseRouter(t *testing.T, from netip.Addr, lifetime uint16, flags byte) {
 	t.Helper()
 	b := make([]byte, 40+16)
@@ -66,8 +65,8 @@ func hasRouter(t *testing.T) bool {
 	return r != nil && r.Gw.String() == "fe80::1234"
 }
 
-// TestForwardingKeepsRouters: a host that has its default route from a router's advertisements keeps it while it
-// forwards, and goes on listening to them.
+// TestForwardingKeepsRouters: a host whose default route comes from router advertisements keeps it while it forwards,
+// and still takes advertisements.
 func TestForwardingKeepsRouters(t *testing.T) {
 	newHost6(t)
 	advertise(t)
@@ -88,7 +87,7 @@ func TestForwardingKeepsRouters(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestForwarding6IsRestoredForEachDevice: whatever each device had, and whatever has come and gone meanwhile.
+// TestForwarding6IsRestoredForEachDevice: each device gets its former value, even if others came or went meanwhile.
 func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 	newHost6(t)
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("router"), PeerName: "deaf"}))
@@ -126,7 +125,7 @@ func TestForwarding6IsRestoredForEachDevice(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestForwarding6ThatIsOnIsNotTouched: a host that forwards already keeps its choice of advertisements.
+// TestForwarding6ThatIsOnIsNotTouched: a host that forwards already keeps its values of accept_ra.
 func TestForwarding6ThatIsOnIsNotTouched(t *testing.T) {
 	newHost6(t)
 	setSysctl(t, forwarding6, "1")
@@ -140,7 +139,7 @@ func TestForwarding6ThatIsOnIsNotTouched(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestForwarding6AfterAKill: the next start finds it all in the journal.
+// TestForwarding6AfterAKill: the next start restores all values from the journal.
 func TestForwarding6AfterAKill(t *testing.T) {
 	newHost6(t)
 	before := machineState(t)

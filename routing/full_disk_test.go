@@ -23,7 +23,7 @@ import (
 // mountsEnv names the test that runs in a mount namespace of its own.
 const mountsEnv = "VSTUN_ROUTING_TEST_MOUNTS"
 
-// inOwnMounts runs the test again, in a process with a mount namespace of its own, and reports whether this is that
+// inOwnMounts runs the test again, in a process with a mount namespace of its own. It reports whether this is that
 // process.
 func inOwnMounts(t *testing.T) bool {
 	t.Helper()
@@ -54,7 +54,7 @@ func smallDisk(t *testing.T) (dir string) {
 	return diskOf(t, "1m")
 }
 
-// diskOf mounts an empty file system of a size, as tmpfs(5) has it.
+// diskOf mounts an empty file system of a size in the form of tmpfs(5).
 func diskOf(t *testing.T, size string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -100,7 +100,7 @@ func hasAddr(t *testing.T) bool {
 	return len(addrs) == 1
 }
 
-// damage takes away something of each kind that fullState has: with the address of vs0 its routes go.
+// damage undoes something of each kind that fullState has. The routes of vs0 go with its address.
 func damage(t *testing.T) (rule ruleRecord) {
 	t.Helper()
 	rule = ruleRecord{Priority: 1080, From: fullState().Replies.From[1], Table: 5080}
@@ -117,7 +117,7 @@ func restoredAll(t *testing.T, rule ruleRecord) bool {
 		linkOf(t, "vs0").Attrs().MTU == 1480 && sysctl(t, "net/ipv4/conf/all/arp_ignore") == "1"
 }
 
-// TestWatchOnAFullDisk: a full file system keeps Watch from nothing.
+// TestWatchOnAFullDisk: Watch makes every change on a full file system.
 func TestWatchOnAFullDisk(t *testing.T) {
 	if !inOwnMounts(t) {
 		return
@@ -140,7 +140,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	})
 	rule := damage(t)
 	testkit.Eventually(t, "all is restored", func() bool { return restoredAll(t, rule) })
-	// These the journal has to list.
+	// The journal has to list these routes.
 	for i := range 20 {
 		must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i)), Gw: net.IPv4(10, 1, 0,
 			7)}))
@@ -157,7 +157,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	for i := range 20 {
 		must(t, netlink.RouteDel(&netlink.Route{Dst: cidr(fmt.Sprintf("100.64.%d.0/24", i))}))
 	}
-	// What damage wrote is restored: the MTU and the sysctl are other programs' values since.
+	// The values that damage wrote stay: the MTU and the sysctl belong to another program since.
 	must(t, netlink.LinkSetMTU(linkOf(t, "vs0"), 1500))
 	sameState(t, before, machineState(t))
 	must(t, next.Close())
@@ -166,7 +166,7 @@ func TestWatchOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestWatchWithoutAJournal: what the journal lists is restored where it can't be written, and nothing else is done.
+// TestWatchWithoutAJournal: if the journal can't be written, only changes that it lists are made again.
 func TestWatchWithoutAJournal(t *testing.T) {
 	newHost(t)
 	log := &logBuffer{}
@@ -195,8 +195,7 @@ func TestWatchWithoutAJournal(t *testing.T) {
 	must(t, m.Close())
 }
 
-// TestRefusedStartLeavesNoJournal: a start that finds no room for its journal leaves none of its files, and changes
-// nothing.
+// TestRefusedStartLeavesNoJournal: a start without space for its journal leaves no file, and changes nothing.
 func TestRefusedStartLeavesNoJournal(t *testing.T) {
 	if !inOwnMounts(t) {
 		return

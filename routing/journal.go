@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// records lists the changes and the values before them: enough to undo them in another process. It is written before
-// the changes are made, so each of them may never have happened.
+// records lists changes and the values before them, which is enough to undo the changes in another process. The journal
+// is written before the changes, so a listed change may not have been made.
 type records struct {
 	Unreachable []routeRecord  `json:"unreachable,omitempty"`
 	Made        []string       `json:"made,omitempty"` // devices: QuietLink or none
@@ -63,11 +63,11 @@ type addrRecord struct {
 	Prefix netip.Prefix `json:"prefix"`
 }
 
-// routeRecord is the key of routes that we added, with Protocol: IPv4 may have several routes with one key.
+// routeRecord is the key of routes that we added. They have Protocol. Several IPv4 routes may have one key.
 type routeRecord struct {
 	Table  int          `json:"table"`
 	Dst    netip.Prefix `json:"dst"`
-	Src    netip.Prefix `json:"src,omitzero"` // IPv6: only for packets from there; the zero Prefix: from anywhere
+	Src    netip.Prefix `json:"src,omitzero"` // IPv6: only for packets from there; the zero Prefix: for all
 	Metric int          `json:"metric,omitempty"`
 	TOS    int          `json:"tos,omitempty"`
 }
@@ -80,8 +80,8 @@ func (r routeRecord) compare(o routeRecord) int {
 		cmp.Compare(r.TOS, o.TOS))
 }
 
-// ruleRecord is a rule that we added: from this address, or the unspecified one for any of its family, look up this
-// table. With Local it is for this host's own packets; with Link only for sockets that ask for that output device.
+// ruleRecord is a rule that we added: packets from From look up Table. The unspecified address is any of its family.
+// With Local the rule is for this host's own packets; with Link only for sockets that ask for that output device.
 type ruleRecord struct {
 	Priority int        `json:"priority"`
 	From     netip.Addr `json:"from"`
@@ -97,8 +97,8 @@ func (r records) count() int {
 
 func (r records) empty() bool { return r.count() == 0 }
 
-// minus returns the records of r that are not in o. A route that has become unreachable, or reachable, is the same
-// route: it was replaced.
+// minus returns the records of r that are not in o. A route that is replaced by an unreachable one, or the reverse, is
+// the same route.
 func (r records) minus(o records) records {
 	routes := slices.Concat(o.Unreachable, o.Routes)
 	return records{
@@ -112,7 +112,7 @@ func (r records) minus(o records) records {
 	}
 }
 
-// plus returns o's entries after r's.
+// plus returns r's records, followed by o's.
 func (r records) plus(o records) records {
 	return records{
 		Unreachable: slices.Concat(r.Unreachable, o.Unreachable),
@@ -189,7 +189,7 @@ func (r records) String() string {
 
 const journalVersion = 1
 
-// journal is the file. Its records mean something only in the same network namespace and until the next boot.
+// journal is the content of the file. Its records are valid only in the same network namespace and until the next boot.
 type journal struct {
 	Version int     `json:"version"`
 	Boot    string  `json:"boot"`
@@ -198,20 +198,20 @@ type journal struct {
 	Did     records `json:"did"`
 }
 
-// journalRoom is how much the journal can grow before it needs more space of the file system, in bytes.
+// journalRoom is the number of bytes by which the journal can grow before it needs more space of the file system.
 const journalRoom = 64 << 10
 
 // write replaces the file at path in one step, or removes it if there is nothing to undo. A crash of the machine undoes
 // the changes, but it must not leave a damaged file.
 //
-// A second file beside it holds as much space. The two take turns, so a later write needs no new space on a file system
-// that writes in place and can exchange two files (renameat2(2)). Blanks fill both. This is why google/renameio does
-// not serve here: it makes a new file for each write, and so fails on a full disk.
+// A second file beside the journal has the same size. Each write fills the second file and exchanges the two
+// (renameat2(2)). So a later write needs no new space on a file system that writes in place and can exchange files.
+// Both files are padded with blanks. google/renameio makes a new file for each write, and so fails on a full disk.
 func (j journal) write(path string) (err error) {
 	if j.Did.empty() {
 		return removeJournal(path)
 	}
-	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) { // nothing is changed yet, nor will be
+	if _, missing := os.Lstat(path); errors.Is(missing, fs.ErrNotExist) { // no change has been made yet
 		defer func() {
 			if err != nil {
 				err = errors.Join(err, removeJournal(path))
@@ -228,13 +228,13 @@ func (j journal) write(path string) (err error) {
 		return fmt.Errorf("journal: %w", err)
 	}
 	exchanged := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
-	if exchanged != nil { // there is none yet, or the file system can't
+	if exchanged != nil { // there is no journal yet, or the file system can't exchange files
 		if err := os.Rename(tmp, path); err != nil {
 			return fmt.Errorf("journal: %w", err)
 		}
 	}
 	if info, err := os.Stat(tmp); err != nil || int(info.Size()) < len(b) {
-		// A later one needs this space, but this one is written.
+		// The next write needs this space. This write is done.
 		if err := writeSynced(tmp, b); err != nil && exchanged != nil {
 			return fmt.Errorf("journal: reserve space for the next: %w", err)
 		}
@@ -245,8 +245,8 @@ func (j journal) write(path string) (err error) {
 	return nil
 }
 
-// writeSynced writes b at the beginning of the file at path and blanks up to its end, which it puts further away, by
-// journalRoom at least, if b needs that.
+// writeSynced writes b to the file at path, pads it with blanks, and syncs it. The file keeps its size if b fits in.
+// Otherwise it becomes larger than b by at least journalRoom.
 func writeSynced(path string, b []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
@@ -272,7 +272,7 @@ func syncDir(path string) error {
 		return err
 	}
 	err = d.Sync()
-	if errors.Is(err, unix.EINVAL) { // a file system without it
+	if errors.Is(err, unix.EINVAL) { // the file system can't sync directories
 		err = nil
 	}
 	return errors.Join(err, d.Close())
@@ -289,8 +289,8 @@ func removeJournal(path string) error {
 	return nil
 }
 
-// readJournal returns the journal at path, or a zero one if there is none. An empty file counts as none: a crash of the
-// machine may leave one, and then there is nothing to undo.
+// readJournal returns the journal at path, or the zero journal if there is none. An empty file counts as none: a crash
+// of the machine may leave one, and after a crash there is nothing to undo.
 func readJournal(path string) (journal, error) {
 	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() { // a FIFO would wait for a writer
 		return journal{}, fmt.Errorf("journal %s is no regular file: remove it", path)
@@ -311,7 +311,7 @@ func readJournal(path string) (journal, error) {
 	return j, nil
 }
 
-// parseJournal is strict: root can act on the journal that it returns.
+// parseJournal rejects unknown fields and bad values, since root acts on the journal that it returns.
 func parseJournal(b []byte) (journal, error) {
 	var j journal
 	d := json.NewDecoder(bytes.NewReader(b))
@@ -372,7 +372,7 @@ func (r records) validate() error {
 	return nil
 }
 
-// bootID changes with every boot: random(4).
+// bootID returns an id that changes with every boot (random(4)).
 func bootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -56,7 +56,7 @@ func TestJournalRoundTrip(t *testing.T) {
 func TestJournalHasASpare(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal.json")
 	j := fullJournal()
-	least := int64(0) // of both files, so far
+	least := int64(0) // least size of both files so far
 	for _, routes := range []int{1, 3000, 1, 9000, 9001} {
 		j.Did.Routes = make([]routeRecord, routes)
 		for i := range j.Did.Routes {
@@ -148,7 +148,7 @@ func TestJournalOfAnotherPlaceIsDiscarded(t *testing.T) {
 		"boot":      {Version: journalVersion, Boot: "another", Netns: ns.id},
 		"namespace": {Version: journalVersion, Boot: boot, Netns: "cookie:00"},
 	} {
-		// Undoing this would show.
+		// An undo of this record would be visible.
 		j.Did.Sysctls = []sysctlRecord{{Key: "net/ipv4/conf/all/arp_ignore", Old: "2", Wrote: []string{"0"}}}
 		path := filepath.Join(t.TempDir(), "journal.json")
 		must(t, j.write(path))
@@ -204,8 +204,8 @@ func TestLockAfterItsFileWasRemoved(t *testing.T) {
 	second.release()
 }
 
-// FuzzJournal checks that what the parser lets through survives writing and reading, and names nothing outside the
-// network's sysctls.
+// FuzzJournal checks that a journal that the parser accepts survives writing and reading, and names only sysctls of the
+// network.
 func FuzzJournal(f *testing.F) {
 	good, err := json.Marshal(fullJournal())
 	if err != nil {
@@ -232,14 +232,14 @@ func FuzzJournal(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%s: %v", again, err)
 		}
-		// Empty and missing lists are the same.
+		// Empty and missing lists are equal.
 		if last, err := json.Marshal(k); err != nil || string(last) != string(again) {
 			t.Errorf("%s became %s (%v)", again, last, err)
 		}
 	})
 }
 
-// TestJournalIsAFile: what is no regular file is refused, and not waited for.
+// TestJournalIsAFile: a path that is no regular file is refused at once.
 func TestJournalIsAFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	must(t, unix.Mkfifo(path, 0o600))

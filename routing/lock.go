@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileLock is a file with a flock on it, which the kernel drops when its holder dies. It holds the holder's pid.
+// fileLock is a file with a flock on it. The kernel drops the flock when its holder dies. The file contains the
+// holder's pid.
 type fileLock struct {
 	file *os.File
 }
@@ -49,7 +50,7 @@ func acquireLock(journal string) (*fileLock, error) {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		// The last holder may have removed the file after we opened it: then others lock a new one.
+		// The last holder may have removed the file after this process opened it. Others then lock a new file.
 		if !isFile(f, path) {
 			f.Close()
 			continue
@@ -81,8 +82,8 @@ func isFile(f *os.File, path string) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// release removes the file and then gives the lock up: in this order, so that a program that opened the file in between
-// sees that it is gone, and makes another. A file that another program put in its place stays.
+// release removes the file and then drops the lock. In this order, a program that opened the file in between sees that
+// the file is gone, and makes another. If another program has replaced the file, it stays.
 func (l *fileLock) release() {
 	if isFile(l.file, l.file.Name()) {
 		os.Remove(l.file.Name())

@@ -91,7 +91,7 @@ func TestCloseAfterAFailedStartLeavesNoFile(t *testing.T) {
 	}
 }
 
-// Whoever comes while the holder goes gets a lock on a file that is there, alone.
+// While the holder releases the lock, each other program gets a lock on an existing file, alone.
 func TestLockIsHeldByOneAtATime(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "journal.json")

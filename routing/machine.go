@@ -14,7 +14,7 @@ import (
 	"vstun/routing/kernel"
 )
 
-// step is one change that is to be made.
+// step is one change to make.
 type step struct {
 	what     string // as a command line
 	name     string // of the changed object, for the log, with its value before and after
@@ -53,7 +53,8 @@ func (s linkSet) name(index int) string {
 	return fmt.Sprintf("device %d", index)
 }
 
-// missingDevices names each device that s is about and that is not there, once, however much it was to have.
+// missingDevices returns an error that names each device of s that does not exist, once. Devices of Loose and of
+// optional sysctls may be missing.
 func (s State) missingDevices(links linkSet) error {
 	var errs []error
 	seen := map[string]bool{"": true}
@@ -87,8 +88,8 @@ type snapshot struct {
 	addrs  map[addrKey]bool
 	routes map[routeRecord][]route // in the order of the listing: the kernel's preference
 	rules  []netlink.Rule
-	plain  map[ruleRecord]uint8 // protocol of the rules that a record describes whole
-	copied []route              // the main table, when Replies want it
+	plain  map[ruleRecord]uint8 // protocols of the rules that a record describes completely
+	copied []route              // routes of the main table, if Replies copy it
 }
 
 // addrKey names one address of one device.
@@ -101,8 +102,8 @@ type addrKey struct {
 type scope struct {
 	addrs  map[int]bool         // families
 	rules  map[int]bool         // families
-	tables map[table]int        // whole; how many routes they may have
-	routes map[routeRecord]bool // single routes; true: of any program, false: only ours
+	tables map[table]int        // whole tables, and the largest number of their routes
+	routes map[routeRecord]bool // single routes; true: of any program; false: only ours
 	main   map[table]bool       // the tables that Replies copy
 }
 
@@ -189,7 +190,8 @@ func (m *Manager) takeSnapshot(sc scope) (snapshot, error) {
 	return snap, m.addSingle(&snap, sc)
 }
 
-// findDevices asks for the devices of nexthop objects whose parts the listing lacks (net.ipv4.nexthop_compat_mode = 0).
+// findDevices sets the devices of routes by nexthop objects. The listing lacks them if net.ipv4.nexthop_compat_mode is
+// 0.
 func (m *Manager) findDevices(routes []route) error {
 	named := func(r route) bool { return r.attrs[rtaNexthopID] != nil && len(r.devices) == 0 }
 	if !slices.ContainsFunc(routes, named) {
@@ -207,7 +209,7 @@ func (m *Manager) findDevices(routes []route) error {
 	return nil
 }
 
-// addSingle puts the single routes of sc that are in none of its whole tables into snap.
+// addSingle adds the single routes of sc to snap, except routes of whole tables.
 func (m *Manager) addSingle(snap *snapshot, sc scope) error {
 	keys := map[table][]routeRecord{}
 	for key := range sc.routes {
@@ -248,7 +250,8 @@ func (m *Manager) addSingle(snap *snapshot, sc scope) error {
 	return nil
 }
 
-// expiry returns the time until the first of the copied routes expires: the kernel reports that later. 0: none does.
+// expiry returns the time until the first of the copied routes expires; 0: none expires. The kernel reports an expiry
+// late.
 func (s snapshot) expiry() time.Duration {
 	var first int32
 	for _, r := range s.copied {

@@ -34,11 +34,11 @@ type Manager struct {
 
 	mu     sync.Mutex
 	state  State
-	own    records // undone at Close; never less than the journal lists
+	own    records // Close undoes them; they include all records of the journal
 	closed bool
 
 	journaled records                 // the records in the journal
-	expiry    time.Duration           // from the last pass until the first copied route expires; 0: none does
+	expiry    time.Duration           // from the last pass until the first copied route expires; 0: none expires
 	refused   map[routeRecord]refusal // copies that the kernel refused at the last try
 	quietErr  string                  // the last error about QuietLink that was logged
 }
@@ -47,9 +47,9 @@ type Manager struct {
 // killed program left a journal there, Open undoes that program's changes first. It removes a journal of another boot
 // or namespace: those changes are gone or out of reach. It makes the directory if it is missing (mode 0755).
 //
-// Only one program at a time may use a journal: the error for a second one, an InUseError, names the process of the
-// first. So Open also keeps a program from running twice, if it is called before anything is changed. An Open that
-// fails has changed nothing, but may have undone a part of the killed program's changes. A nil log is silent.
+// Only one program at a time may use a journal. For a second one, Open returns an InUseError, which names the first
+// one's process. A program that calls Open before it changes anything therefore can't run twice. If Open fails, it has
+// made no new changes, but it may have undone a part of the killed program's. With a nil log, the Manager logs nothing.
 func Open(path string, log *slog.Logger) (*Manager, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -110,8 +110,8 @@ func (m *Manager) recover() error {
 }
 
 // Set brings the machine into the state s. It makes the changes that are missing, and undoes changes of an earlier Set
-// that s no longer names. If s contradicts other programs' settings, it changes nothing. If it fails later, the changes
-// until then stay until another Set or Close.
+// that s no longer names. If s contradicts other programs' settings, Set changes nothing. If it fails later, the
+// changes made so far stay until another Set or Close.
 func (m *Manager) Set(s State) error {
 	if err := s.validate(); err != nil {
 		return err
@@ -127,9 +127,9 @@ func (m *Manager) Set(s State) error {
 	return err
 }
 
-// Close undoes every change, last first, as far as it can, and logs that. It removes the journal, or leaves it for the
-// next Open if a change could not be undone. A device that is gone has taken its addresses, routes and sysctls along,
-// which is no error.
+// Close undoes every change that it can undo, the last one first. If all are undone, it logs that and removes the
+// journal. Otherwise the journal stays for the next Open. The addresses, routes and sysctls of a device that is gone
+// are gone too, which is no error.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -180,8 +180,8 @@ func (m *Manager) writeJournal(did records) error {
 	return err
 }
 
-// reconcile makes the changes by which the machine differs from m.state. It returns how many it tried, and logs them at
-// level.
+// reconcile makes the changes by which the machine differs from m.state, and logs them at level. It returns the number
+// of changes that it tried.
 func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 	if m.closed {
 		return 0, ErrClosed
@@ -189,7 +189,7 @@ func (m *Manager) reconcile(level slog.Level) (changes int, err error) {
 	err = m.ns.do(func() error {
 		raced := 0
 		changes, err = m.pass(level, &raced)
-		// Other programs change routes while we copy them: a second pass sees the present state.
+		// Other programs change routes while we copy them. A second pass starts from the present state.
 		if changes > 0 && isRace(err) {
 			var more int
 			more, err = m.pass(level, nil)
@@ -205,9 +205,9 @@ func isRace(err error) bool {
 		errors.Is(err, unix.ENETDOWN)
 }
 
-// pass makes the changes that are missing. If the journal can't be written, it makes those that the journal lists
-// already, and fails. Errors that another program's change may explain are no refusals yet: raced counts them. In the
-// last pass, raced is nil, they are refusals, too.
+// pass makes the changes that are missing. If the journal can't be written, it makes only the changes that the journal
+// lists already, and fails. An error of a refusable step that another program's change may explain is counted in raced.
+// In the last pass raced is nil, and such an error is a refusal.
 func (m *Manager) pass(level slog.Level, raced *int) (changes int, err error) {
 	snap, err := m.takeSnapshot(scopeOf(m.state, m.own))
 	if err != nil {
@@ -290,8 +290,8 @@ func (m *Manager) plan(snap snapshot) (steps []step, next records, err error) {
 	}, nil
 }
 
-// undo undoes the changes that r lists, last first. An object that is gone already is no error. After a failure it goes
-// on, and returns the changes that are left to undo.
+// undo undoes the changes that r lists, the last one first. An object that is gone already is no error. After a failure
+// undo goes on. It returns the changes that are left to undo.
 func (m *Manager) undo(r records) (left records, err error) {
 	if r.empty() {
 		return records{}, nil

@@ -96,7 +96,7 @@ func TestSetTwiceChangesNothing(t *testing.T) {
 	if now, err := os.Stat(m.path); err != nil || !os.SameFile(journal, now) {
 		t.Errorf("the journal was written again (%v)", err)
 	}
-	// The first event is the one that the test itself causes.
+	// The test itself causes the first event.
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE}))
 	msgs, _, err := sub.Receive()
 	must(t, err)
@@ -240,7 +240,7 @@ func TestConflicts(t *testing.T) {
 			if _, err := os.Stat(m.path); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("journal: %v", err)
 			}
-			// The state that failed is not tried again.
+			// The failed state is not tried again.
 			if n, err := m.passAgain(); n != 0 || err != nil {
 				t.Errorf("another pass: %d changes, %v", n, err)
 			}

@@ -15,21 +15,21 @@ import (
 )
 
 // route is a route as rtnetlink(7) carries it: struct rtmsg and its attributes. Attributes that this package does not
-// know pass through it unchanged, so a route that is listed and added again loses nothing. A route lacks what the
-// kernel only reports: the state of next hops, counters, and the parts of a nexthop object.
+// know stay unchanged, so a route that is listed and added again loses nothing. A route lacks values that the kernel
+// only reports: the state of next hops, counters, and the parts of a nexthop object.
 type route struct {
 	unix.RtMsg // Table is 0: RTA_TABLE has it
 	attrs      attributes
 	hops       []hop // RTA_MULTIPATH
 
-	devices []int // indexes of the devices by which it leads; none for a nexthop object that the listing only names
-	expires int32 // until the route expires, in 1/100 s; negative: it has expired; 0: it does not
+	devices []int // indexes of its output devices; none for a nexthop object that the listing only names
+	expires int32 // until the route expires, in 1/100 s; negative: it has expired; 0: it does not expire
 }
 
 // hop is one next hop of a multipath route: struct rtnexthop and its attributes.
 type hop struct {
 	flags  uint8
-	weight uint8 // less one
+	weight uint8 // minus one
 	device int   // index
 	attrs  attributes
 }
@@ -45,7 +45,7 @@ const (
 
 var errMalformed = errors.New("malformed answer of the kernel")
 
-// onlyOnlink masks the flag of struct rtmsg and rtnexthop that a route keeps: the kernel sets the others itself.
+// onlyOnlink masks the one flag of struct rtmsg and rtnexthop that a route keeps. The kernel sets the others itself.
 const onlyOnlink = unix.RTNH_F_ONLINK
 
 // parseRoute reads a message: struct rtmsg and its attributes.
@@ -94,7 +94,7 @@ func parseRoute(msg []byte) (route, error) {
 	return r, nil
 }
 
-// leadNowhere makes r one that ends packets: of type blackhole, unreachable, prohibit or throw.
+// leadNowhere makes r a route without next hop: of type blackhole, unreachable, prohibit or throw.
 func (r *route) leadNowhere(routeType uint8) {
 	r.Type = routeType
 	r.dropHops()
@@ -102,7 +102,7 @@ func (r *route) leadNowhere(routeType uint8) {
 	r.devices = nil
 }
 
-// dropHops takes from r where it leads.
+// dropHops removes r's next hops.
 func (r *route) dropHops() {
 	r.hops, r.Flags = nil, r.Flags&^onlyOnlink
 	r.attrs.drop(unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE)
@@ -126,7 +126,7 @@ func parseHops(b []byte) (hops []hop, err error) {
 	return hops, nil
 }
 
-// parseAttributes reads attributes, whose values it does not copy.
+// parseAttributes reads attributes. It does not copy their values.
 func parseAttributes(b []byte) (attributes, error) {
 	list, err := nl.ParseRouteAttr(b)
 	if err != nil {
@@ -139,7 +139,7 @@ func parseAttributes(b []byte) (attributes, error) {
 	return a, nil
 }
 
-// bytes is the message of r, to add, replace or delete it.
+// bytes returns the message of r to add, replace or delete it.
 func (r route) bytes() []byte {
 	attrs := r.attrs
 	if len(r.hops) > 0 {
@@ -157,7 +157,7 @@ func (r route) bytes() []byte {
 	return append((&nl.RtMsg{RtMsg: r.RtMsg}).Serialize(), attrs.bytes()...)
 }
 
-// bytes are the attributes in the order of their types, padded.
+// bytes returns the attributes in the order of their types, padded.
 func (a attributes) bytes() (b []byte) {
 	for _, t := range slices.Sorted(maps.Keys(a)) {
 		b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofRtAttr+len(a[t])))
@@ -170,7 +170,7 @@ func (a attributes) bytes() (b []byte) {
 
 func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
-// same reports whether r and o are the same route, whichever program made them.
+// same reports whether r and o are the same route, apart from their protocol.
 func (r route) same(o route) bool {
 	r.Protocol, o.Protocol = 0, 0
 	return r.RtMsg == o.RtMsg && r.attrs.equal(o.attrs) && slices.EqualFunc(r.hops, o.hops, func(a, b hop) bool {
@@ -200,7 +200,7 @@ func (r route) record() routeRecord {
 	return rec
 }
 
-// prefix returns an attribute that is left out for a default route.
+// prefix returns the prefix in the attribute attr, of length bits. A default route lacks the attribute.
 func (r route) prefix(attr uint16, bits uint8) netip.Prefix {
 	a, ok := netip.AddrFromSlice(r.attrs[attr])
 	if !ok {
@@ -212,10 +212,10 @@ func (r route) prefix(attr uint16, bits uint8) netip.Prefix {
 	return netip.PrefixFrom(a, int(bits))
 }
 
-// metrics returns the values of RTA_METRICS by RTAX_….
+// metrics returns the values of RTA_METRICS by their number (RTAX_…).
 func (r route) metrics() attributes {
 	m, err := parseAttributes(r.attrs[unix.RTA_METRICS])
-	if err != nil { // parseRoute has read them
+	if err != nil { // parseRoute has read them without an error
 		return attributes{}
 	}
 	return m

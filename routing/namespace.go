@@ -11,11 +11,11 @@ import (
 
 const threadNetns = "/proc/thread-self/ns/net"
 
-// namespace is the network namespace in which a Manager was opened. In Linux it belongs to the thread, and a goroutine
-// may run on any of them. A socket keeps its namespace, but /proc/sys/net is always the reading thread's.
+// namespace is the network namespace in which a Manager was opened. In Linux each thread has one, and a goroutine may
+// run on any thread. A socket keeps its namespace, but /proc/sys/net is always the reading thread's.
 type namespace struct {
 	file *os.File
-	id   string // the same for every process in it, and never used again until the next boot
+	id   string // the same for every process in it; unique until the next boot (Linux 5.14; earlier: reusable)
 }
 
 // openNamespace returns the namespace of the calling thread.

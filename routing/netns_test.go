@@ -21,7 +21,7 @@ import (
 	"vstun/routing/kernel/kerneltest"
 )
 
-// The helpers of kerneltest by short names: a test's host is drawn at NewHost.
+// Helpers of kerneltest by short names. NewHost has a drawing of a test's host.
 var (
 	newHost   = kerneltest.NewHost
 	must      = kerneltest.Must
@@ -37,7 +37,7 @@ var (
 
 const childEnv = "VSTUN_ROUTING_TEST_CHILD"
 
-// TestMain lets the test binary be the process that is killed, when the environment names a journal.
+// TestMain runs the process to be killed if the environment names a journal.
 func TestMain(m *testing.M) {
 	path := os.Getenv(childEnv)
 	if path == "" {
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 	select {}
 }
 
-// fullState uses everything there is.
+// fullState uses every field of State.
 func fullState() State {
 	vip := netip.MustParseAddr("198.51.100.80")
 	return State{
@@ -89,7 +89,7 @@ func machineState(t *testing.T) []string {
 	must(t, err)
 	for _, l := range links {
 		a := l.Attrs()
-		flags := a.Flags &^ net.FlagRunning // follows the carrier in its own time
+		flags := a.Flags &^ net.FlagRunning // follows the carrier later
 		lines = append(lines, fmt.Sprintf("link %s index %d mtu %d txqueuelen %d %s", a.Name, a.Index, a.MTU, a.TxQLen,
 			flags))
 	}
@@ -164,7 +164,7 @@ func kill(cmd *exec.Cmd) {
 	}
 }
 
-// open returns a Manager that is closed with the test, if the test doesn't.
+// open returns a Manager that is closed at the test's end, if the test doesn't close it.
 func open(t *testing.T) *Manager {
 	t.Helper()
 	m, err := Open(filepath.Join(t.TempDir(), "run", "journal.json"), nil)
@@ -177,8 +177,8 @@ func open(t *testing.T) *Manager {
 	return m
 }
 
-// watch runs m.Watch until stop is called, or the test ends. A test that uses it must not use t.Run, which would go on
-// in another goroutine and so in another namespace.
+// watch runs m.Watch until stop is called, or the test ends. A test that uses it must not use t.Run, which runs in
+// another goroutine and so in another namespace.
 func watch(t *testing.T, m *Manager) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

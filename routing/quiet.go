@@ -11,13 +11,14 @@ import (
 	"vstun/routing/kernel"
 )
 
-// QuietLink is the device of State.QuietIPIP. Every packet of IP protocol 4 fits it, since it is bound to no address
-// ("external"), and it drops them without an answer, since it is for MPLS in the tunnel (ipip_tunnel_rcv in
-// net/ipv4/ipip.c). Nothing comes out of it: the kernel takes MPLS only from devices where that is switched on.
+// QuietLink is the device of State.QuietIPIP. It is bound to no address ("external"), so every packet of IP protocol 4
+// that fits no other tunnel fits it. It is for MPLS in the tunnel, so it drops these packets without an answer
+// (ipip_tunnel_rcv in net/ipv4/ipip.c). No packet comes out of it: the kernel takes MPLS only from devices where MPLS
+// is switched on.
 const QuietLink = "vstun-quiet"
 
-// planQuiet plans the device of State.QuietIPIP, if the kernel's IPIP driver is loaded. It returns the devices that are
-// this package's then. A device that is there already is ours, too: only this package makes one like it.
+// planQuiet plans the device of State.QuietIPIP, if the kernel's IPIP driver is loaded. made lists this package's
+// devices after the steps. A device that exists already is ours, too: only this package makes one like it.
 func (m *Manager) planQuiet(want bool, links linkSet) (steps []step, made []string) {
 	if !want {
 		return nil, nil
@@ -52,7 +53,7 @@ func (m *Manager) planQuiet(want bool, links linkSet) (steps []step, made []stri
 	return []step{s}, []string{QuietLink}
 }
 
-// quietRefused logs err, the first time: the state works without the device.
+// quietRefused logs err, unless it is the same as the last one. The state works without the device.
 func (m *Manager) quietRefused(err error, log *changeLog) {
 	if err.Error() != m.quietErr {
 		m.quietErr = err.Error()
@@ -78,8 +79,8 @@ func isQuiet(l netlink.Link) bool {
 	return ok && t.Attrs().Name == QuietLink && t.Proto == unix.IPPROTO_MPLS
 }
 
-// addQuiet makes the device. Its message is made by hand: netlink.Iptun can't have both IFLA_IPTUN_COLLECT_METADATA and
-// IFLA_IPTUN_PROTO.
+// addQuiet makes the device. It builds the message by hand: netlink.Iptun can't have both IFLA_IPTUN_COLLECT_METADATA
+// and IFLA_IPTUN_PROTO.
 func addQuiet() error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))

@@ -12,7 +12,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestQuietWithoutDriver: nothing is made on a host whose kernel has no tunnels of its own.
+// TestQuietWithoutDriver: no device is made on a host whose kernel has no tunnels of its own.
 func TestQuietWithoutDriver(t *testing.T) {
 	newHost(t)
 	if tunnels, err := query.KernelTunnels(); err != nil || len(tunnels) > 0 {
@@ -50,7 +50,7 @@ func TestInteropQuietAfterAKill(t *testing.T) {
 	must(t, m.Close())
 }
 
-// TestInteropQuietIsWatched: the device comes when the driver is loaded, and comes back when it is deleted.
+// TestInteropQuietIsWatched: the device is made when the driver is loaded, and again when it is deleted.
 func TestInteropQuietIsWatched(t *testing.T) {
 	newHost(t)
 	m := open(t)
@@ -67,7 +67,7 @@ func TestInteropQuietIsWatched(t *testing.T) {
 	}
 }
 
-// TestInteropQuiet has the kernel's driver answer a packet that fits no tunnel, and not while it is kept quiet.
+// TestInteropQuiet: the kernel's driver answers a packet that fits no tunnel, except while QuietIPIP is set.
 func TestInteropQuiet(t *testing.T) {
 	newHost(t)
 	loadIPIP(t)

@@ -2,5 +2,5 @@
 
 package routing
 
-// raceFactor is how much longer everything may take under the race detector.
+// raceFactor is the factor of all times under the race detector.
 const raceFactor = 5

@@ -16,19 +16,19 @@ type refusal struct {
 // retryRefused is the least time between two tries of a copy of several routes.
 const retryRefused = maxSettle
 
-// copySteps is routeSteps for a copy of routes of the main table. The kernel checks a route when it is added, not when
-// the host changes afterwards: so it may refuse a copy of a route that it has. Then a throw route, which leads to the
-// main table, takes the place of the copy, and the copy is tried again. The first refusal is logged.
+// copySteps is routeSteps for a copy of routes of the main table. The kernel checks a route only when it is added, so
+// it may refuse a copy of a route that it has. A throw route, which leads to the main table, then replaces the copy,
+// and later passes try the copy again. The first refusal is logged.
 //
-// A single route is tried in each pass: until the kernel takes it, the throw route stays. The throw route has to make
-// way for several routes, so they are tried less often.
+// A single route is tried in each pass: the throw route stays until the kernel accepts the copy. Several routes can be
+// added only after the throw route is removed, so they are tried less often.
 func (m *Manager) copySteps(key routeRecord, want []route, recorded bool, snap snapshot) []step {
 	was, again := m.refused[key]
 	again = again && slices.EqualFunc(was.want, want, route.same)
 	if again && len(want) > 1 && time.Since(was.at) < retryRefused {
 		steps := m.routeSteps(key, []route{key.throw()}, recorded, snap)
 		for i := range steps {
-			steps[i].refused = func(error, *changeLog) {} // it is logged
+			steps[i].refused = func(error, *changeLog) {} // the refusal has been logged
 		}
 		return steps
 	}
@@ -61,14 +61,15 @@ func (m *Manager) copySteps(key routeRecord, want []route, recorded bool, snap s
 	return steps
 }
 
-// refuse puts a throw route in the place of the copy want. If the kernel refuses that, too, the next pass tries again.
+// refuse replaces the copy want by a throw route. If the kernel refuses the throw route, too, the next pass tries
+// again.
 func (m *Manager) refuse(key routeRecord, want []route, snap snapshot) {
 	if m.refused == nil {
 		m.refused = map[routeRecord]refusal{}
 	}
 	m.refused[key] = refusal{want, time.Now()}
 	throw := key.throw()
-	// One of several routes may have taken the place of a throw route since snap.
+	// One of several routes may have replaced a throw route since snap.
 	if have := snap.routes[key]; len(want) > 1 || len(have) != 1 || !have[0].same(throw) {
 		_ = m.fib.replace(throw)
 	}

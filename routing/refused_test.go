@@ -15,8 +15,8 @@ import (
 )
 
 // TestRefusedCopy: the kernel refuses a copy of a route whose gateway has become an address of this host. The other
-// routes are copied all the same; replies that take this one use the main table; the log names it once; and it is
-// copied as soon as the kernel lets it.
+// routes are copied all the same. Replies that take this route use the main table. The log names it once. It is copied
+// as soon as the kernel accepts it.
 func TestRefusedCopy(t *testing.T) {
 	newHost(t)
 	before := machineState(t)
@@ -64,7 +64,7 @@ func TestRefusedCopy(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestRefusedCopiesOfOneKey: of two routes of one key the kernel refuses the second. It is not tried again and again.
+// TestRefusedCopiesOfOneKey: the kernel refuses the second of two routes of one key. It is not tried in each pass.
 func TestRefusedCopiesOfOneKey(t *testing.T) {
 	newHost(t)
 	dst := cidr("192.0.2.0/24")
@@ -73,7 +73,7 @@ func TestRefusedCopiesOfOneKey(t *testing.T) {
 	addAddr(t, "east", "10.1.0.7/24")
 	m := open(t)
 	must(t, m.Set(repliesOnly()))
-	for range 2 { // the first removes what the refused copy has left
+	for range 2 { // the first pass removes the rest of the refused copy
 		if _, err := m.passAgain(); err != nil {
 			t.Fatal(err)
 		}

@@ -18,8 +18,8 @@ import (
 var errTooManyRoutes = fmt.Errorf("replies: the main routing table has more than %d routes, too many to copy; lower "+
 	"the MSS elsewhere and leave it to the routes here", MaxReplyRoutes)
 
-// planReplies plans the copy of the main table and the rules that lead to it: routes first, so that no reply ever meets
-// half a table.
+// planReplies plans the copy of the main table and the rules that lead to it. The routes come first, so that no reply
+// uses an incomplete table.
 func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoutes map[routeRecord]bool,
 	snap snapshot) (steps []step, routes []routeRecord, rules []ruleRecord, err error) {
 	if want == nil {
@@ -34,7 +34,7 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 		}
 	}
 	if len(theirs) > 0 {
-		// The same one every time: Watch logs a text once.
+		// The smallest destination keeps the text the same in each pass: Watch logs a repeated text once.
 		errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; choose another, or empty "+
 			"it (ip route flush table %d)",
 			want.Table, slices.Min(theirs), want.Table))
@@ -55,7 +55,7 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 		steps = append(steps, m.copySteps(key, groups[key], ownRoutes[key], snap)...)
 	}
 	maps.DeleteFunc(m.refused, func(key routeRecord, _ refusal) bool { return groups[key] == nil })
-	slices.SortFunc(routes, routeRecord.compare) // the journal of the same routes is the same
+	slices.SortFunc(routes, routeRecord.compare) // equal routes give an equal journal
 	ruleSteps, rules, err := m.planReplyRules(want, own.Rules, snap)
 	if err != nil {
 		errs = append(errs, err)
@@ -63,7 +63,7 @@ func (m *Manager) planReplies(want *Replies, owned []Link, own records, ownRoute
 	return append(steps, ruleSteps...), routes, rules, errors.Join(errs...)
 }
 
-// copies returns the routes of the table, in an order in which the route to each gateway precedes its users.
+// copies returns the routes of the table. The route to each gateway precedes the routes that use the gateway.
 func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	usable := map[int]netlink.Link{}
 	for _, l := range snap.links {
@@ -79,7 +79,7 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	var list []route
 	for _, have := range snap.copied {
 		if have.Protocol == Protocol || !families[int(have.Family)] || have.expires < 0 {
-			continue // made by this package, for incoming packets; or of no use
+			continue // made by this package, for incoming packets; of another family; or expired
 		}
 		if c, ok := r.copyOf(have, usable); ok {
 			list = append(list, c)
@@ -92,10 +92,10 @@ func (r *Replies) copies(owned []Link, snap snapshot) []route {
 	return list
 }
 
-// separate raises metrics of IPv6 routes so that no two with a gateway have one metric, in the order in which the
-// kernel prefers them. Routers' advertisements make several default routes of one metric; the kernel takes the
-// first that is reachable, by preference (RFC 4191). The same routes, added by a program, would become one multipath
-// route, whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
+// separate raises metrics of IPv6 routes so that no two routes with a gateway have one metric. It keeps the kernel's
+// order of preference. Router advertisements make several default routes of one metric. The kernel takes the first of
+// them that is reachable, by preference (RFC 4191). If a program adds the same routes, they become one multipath route,
+// whose hops have no preference (Linux net/ipv6/ip6_fib.c, fib6_add_rt2node; include/net/ip6_route.h,
 // rt6_qualify_for_ecmp). IPv4 keeps routes of one metric apart.
 func separate(list []route) {
 	type destination struct{ dst, src netip.Prefix }
@@ -112,7 +112,7 @@ func separate(list []route) {
 			return cmp.Or(cmp.Compare(a.attrs.u32(unix.RTA_PRIORITY), b.attrs.u32(unix.RTA_PRIORITY)),
 				cmp.Compare(b.preference(), a.preference()))
 		})
-		metric, taken := uint32(0), false // by a route with a gateway
+		metric, taken := uint32(0), false // a route with a gateway has the metric
 		for _, r := range group {
 			if own := r.attrs.u32(unix.RTA_PRIORITY); own > metric {
 				metric, taken = own, false
@@ -127,7 +127,7 @@ func separate(list []route) {
 	}
 }
 
-// preference returns RTA_PREF in ascending order: low, medium, high (RFC 4191, section 2.1).
+// preference returns RTA_PREF as a number: -1 low, 0 medium, 1 high (RFC 4191, section 2.1).
 func (r route) preference() int {
 	switch r.attrs.u8(unix.RTA_PREF) {
 	case 3:
@@ -138,13 +138,14 @@ func (r route) preference() int {
 	return 0
 }
 
-// copyOf returns a route of the main table as r's table has it, or false if it does not belong there.
+// copyOf returns the copy of a route of the main table, or false if the route has no usable device.
 func (r *Replies) copyOf(have route, usable map[int]netlink.Link) (route, bool) {
 	c := have.clone()
 	c.Protocol = Protocol
 	c.attrs.setU32(unix.RTA_TABLE, uint32(r.Table))
 	if c.encapsulatesBy(unix.LWTUNNEL_ENCAP_BPF) {
-		// The kernel names the program of such a route, but takes only its descriptor. This leads to the main table.
+		// The kernel lists such a route with the program's name, but accepts only a descriptor. A throw route leads to
+		// the main table instead.
 		c.leadNowhere(unix.RTN_THROW)
 	}
 	if kernel.LeadsNowhere(int(c.Type)) {
@@ -162,8 +163,8 @@ func (r *Replies) copyOf(have route, usable map[int]netlink.Link) (route, bool) 
 		c.attrs.setU32(unix.RTA_OIF, uint32(h.device))
 		c.Flags, c.hops = uint32(h.flags), nil
 	}
-	// The kernel has found each gateway on its device already. On-link saves the copy from being refused where the
-	// route to the gateway has since gone from the main table, or is not in this one.
+	// The kernel has found each gateway on its device already. With the on-link flag it does not check the copy's
+	// gateway again: the main table may have lost the route to the gateway since, and this table may lack it.
 	if hasGateway(c.attrs) {
 		c.Flags |= unix.RTNH_F_ONLINK
 	}
@@ -186,8 +187,8 @@ func (r route) encapsulatesBy(kind uint16) bool {
 		slices.ContainsFunc(r.hops, func(h hop) bool { return h.attrs.u16(unix.RTA_ENCAP_TYPE) == kind })
 }
 
-// lowerMSS sets the MSS of c. An explicit one makes the kernel ignore the MTU (dst_metric_advmss in include/net/dst.h),
-// so it must fit that, too.
+// lowerMSS sets the MSS of c. With an explicit MSS the kernel ignores the MTU (dst_metric_advmss in include/net/dst.h),
+// so the MSS must fit the MTU, too.
 func (r *Replies) lowerMSS(c *route, usable map[int]netlink.Link) {
 	mss, headers := r.AdvMSS, 20+20 // IPv4, TCP
 	if c.Family == unix.AF_INET6 {
@@ -226,7 +227,7 @@ func (r *Replies) rules() (all []ruleRecord) {
 	return all
 }
 
-// planReplyRules plans the rules that lead to the tables. Their priorities must be no other rules'.
+// planReplyRules plans the rules that lead to the tables. No other rule may have their priorities.
 func (m *Manager) planReplyRules(want *Replies, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord,
 	err error) {
 	wanted := want.rules()

@@ -43,7 +43,7 @@ func TestRepliesCopyTheMainTable(t *testing.T) {
 		"0.0.0.0/0 metric 0": func(r netlink.Route) bool {
 			return r.LinkIndex == east && r.Gw.Equal(net.IPv4(10, 1, 0, 254)) && r.AdvMSS == 1440
 		},
-		// its own is less
+		// the route's own MSS is less
 		"0.0.0.0/0 metric 50": func(r netlink.Route) bool { return r.LinkIndex == west && r.AdvMSS == 1000 },
 		"10.1.0.0/24 metric 0": func(r netlink.Route) bool {
 			return r.Scope == unix.RT_SCOPE_LINK &&
@@ -77,7 +77,7 @@ func TestRepliesCopyTheMainTable(t *testing.T) {
 
 func TestRepliesCopyARouteWhoseGatewayHasGone(t *testing.T) {
 	newHost(t)
-	// 10.1.0.254 is in no route of the main table any more, but the default route by it is, and works.
+	// The main table has no route to 10.1.0.254 any more, but the default route by it still works.
 	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("0.0.0.0/0"), Priority: 50}))
 	must(t, netlink.RouteDel(&netlink.Route{Dst: cidr("10.1.0.0/24"), Scope: unix.RT_SCOPE_LINK}))
 	m := open(t)
@@ -118,7 +118,7 @@ func TestRepliesRefuseAHugeMainTable(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// The client's segments are bounded by the MSS in the server's SYN-ACK, so its kernel knows what that was.
+// The MSS in the server's SYN-ACK bounds the client's segments, so the client's kernel has its value.
 //
 //	client 10.9.0.2 ══ veth ══ 10.9.0.1 server, with 198.51.100.80 on vs0
 func TestSynAckCarriesTheLoweredMSS(t *testing.T) {
@@ -147,7 +147,7 @@ func TestSynAckCarriesTheLoweredMSS(t *testing.T) {
 	linkUp(t, "eth")
 	addAddr(t, "eth", "10.9.0.2/24")
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("198.51.100.0/24"), Gw: net.IPv4(10, 9, 0, 1)}))
-	setSysctl(t, "net/ipv4/tcp_timestamps", "0") // the option would count against the segment
+	setSysctl(t, "net/ipv4/tcp_timestamps", "0") // the option would reduce the segment
 	if got := clientMSS(t, "198.51.100.80", 80); got != 1460 {
 		t.Errorf("without Replies: MSS %d, want 1460 of an MTU of 1500", got)
 	}

@@ -66,8 +66,8 @@ func (r Route) kernel(links linkSet) route {
 	return k
 }
 
-// planRoutes plans those of State.Routes that are unreachable, or those that are not. A route that another program made
-// is fine if it is the same, and a conflict if not.
+// planRoutes plans the unreachable routes of State.Routes, or the others. An equal route of another program stays. A
+// different route of another program is a conflict.
 func (m *Manager) planRoutes(want []Route, unreachable bool, own map[routeRecord]bool, snap snapshot) (steps []step,
 	next []routeRecord, err error) {
 	var errs []error
@@ -102,8 +102,8 @@ func foreign(have []route, own bool) []route {
 	return theirs
 }
 
-// routeSteps makes want the routes of key, in this order. Routes that exist in this order stay; a single
-// route is replaced at once, so that no packet misses it.
+// routeSteps returns the steps that make want the routes of key, in this order. Routes that exist in this order stay. A
+// single route is replaced in one step, so that no packet misses it.
 func (m *Manager) routeSteps(key routeRecord, want []route, recorded bool, snap snapshot) (steps []step) {
 	change := func(verb string, old, to *route, do func() error) {
 		s := step{what: "ip route " + verb + " " + key.String(), name: "route " + key.String(),
@@ -141,7 +141,7 @@ func (m *Manager) routeSteps(key routeRecord, want []route, recorded bool, snap 
 	return steps
 }
 
-// String names the routes of r as `ip route` does.
+// String returns the key of r as `ip route` prints it.
 func (r routeRecord) String() string {
 	s := r.Dst.String()
 	if r.Src.IsValid() {
@@ -173,7 +173,7 @@ func typeName(t int) string {
 	return fmt.Sprintf("type %d", t)
 }
 
-// metricNames are the words of `ip route` for RTAX_….
+// metricNames are the words of `ip route` for metrics (RTAX_…).
 var metricNames = map[uint16]string{
 	unix.RTAX_LOCK: "lock", unix.RTAX_MTU: "mtu", unix.RTAX_WINDOW: "window", unix.RTAX_RTT: "rtt",
 	unix.RTAX_RTTVAR: "rttvar", unix.RTAX_SSTHRESH: "ssthresh", unix.RTAX_CWND: "cwnd", unix.RTAX_ADVMSS: "advmss",
@@ -182,7 +182,7 @@ var metricNames = map[uint16]string{
 	unix.RTAX_QUICKACK: "quickack", unix.RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie",
 }
 
-// describePath describes the route's next hops, and its metrics with the numbers of rtnetlink(7).
+// describePath describes the route's next hops, its source and its metrics with the words of `ip route`.
 func (s snapshot) describePath(r route) string {
 	var b strings.Builder
 	switch {

@@ -6,15 +6,15 @@ import (
 	"vstun/routing/kernel"
 )
 
-// Of net/ipv4/conf/*/rp_filter.
+// Values of net/ipv4/conf/*/rp_filter.
 const (
 	rpStrict = "1"
 	rpLoose  = "2"
 )
 
-// withLoose adds to want the sysctls that make a strict reverse-path filter of devices loose. The larger value of all's
-// and the device's is in force (Linux Documentation/networking/ip-sysctl.rst). IPv6 has no such filter. A name with a
-// dot, as VLANs have, is a directory like any other.
+// withLoose adds to want the sysctls that make a strict reverse-path filter of devices loose. The kernel uses the
+// larger of the values of conf/all and the device (Linux Documentation/networking/ip-sysctl.rst). IPv6 has no such
+// filter. The name of a device may have a dot, as VLANs have: the key is a path.
 func withLoose(want []Sysctl, devices []string, own []sysctlRecord) []Sysctl {
 	all, err := kernel.ReadSysctl("net/ipv4/conf/all/rp_filter")
 	if err != nil {

@@ -2,8 +2,7 @@ package routing
 
 import "testing"
 
-// TestLoose makes devices take packets from addresses whose route leads elsewhere: only where they are strict, and as
-// they were in the end.
+// TestLoose: strict filters of devices become loose, others stay, and all are restored.
 func TestLoose(t *testing.T) {
 	for _, c := range []struct{ all, east, during string }{
 		{"1", "1", "2"}, {"1", "0", "2"}, {"0", "1", "2"}, {"0", "0", "0"}, {"2", "1", "1"}, {"2", "0", "0"},

@@ -24,7 +24,7 @@ func (r Rule) record() ruleRecord {
 	return rec
 }
 
-// String names the rule as `ip rule` does.
+// String returns the rule as `ip rule` prints it.
 func (r ruleRecord) String() string {
 	from := "from " + r.From.String()
 	if r.From.IsUnspecified() {
@@ -42,7 +42,7 @@ func (r ruleRecord) String() string {
 	return fmt.Sprintf("%s lookup %d priority %d", from, r.Table, r.Priority)
 }
 
-// planRules plans State.Rules, whose routes are planned by planRoutes.
+// planRules plans State.Rules. planRoutes plans their routes.
 func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRecord]bool,
 	snap snapshot) (steps []step, next []ruleRecord, err error) {
 	var errs []error
@@ -62,7 +62,7 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 			}
 		}
 		if len(theirs) > 0 {
-			// The same one every time: Watch logs a text once.
+			// The smallest destination keeps the text the same in each pass: Watch logs a repeated text once.
 			errs = append(errs, fmt.Errorf("routing table %d is in use: it has a route for %s; "+
 				"choose another, or empty it (ip route flush table %d)", w.Table, slices.Min(theirs), w.Table))
 		}
@@ -71,7 +71,7 @@ func (m *Manager) planRules(want []Rule, own []ruleRecord, ownRoutes map[routeRe
 	return steps, next, errors.Join(errs...)
 }
 
-// stepsForRules adds the rules that are missing. next has those, and the ones among the others that are ours.
+// stepsForRules adds the missing rules. next lists the added rules, and the existing ones that are ours.
 func (m *Manager) stepsForRules(want, own []ruleRecord, snap snapshot) (steps []step, next []ruleRecord) {
 	mine := setOf(own)
 	for _, rec := range want {
@@ -105,8 +105,8 @@ func (r ruleRecord) kernel() *netlink.Rule {
 	return k
 }
 
-// recordOfRule returns the rule as a record, and whether it is nothing but that: one source or any, a device or none,
-// or iif lo, and one table.
+// recordOfRule returns the rule as a record, and whether the record describes it completely: one source or any, an
+// output device or none, iif lo or none, and one table.
 func recordOfRule(have netlink.Rule) (ruleRecord, bool) {
 	rec := ruleRecord{Priority: have.Priority, Local: have.IifName == loopback, Link: have.OifName, Table: have.Table}
 	switch src := kernel.PrefixOf(have.Src); {

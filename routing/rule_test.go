@@ -18,7 +18,7 @@ var (
 	localVIP6, localClient6 = netip.MustParseAddr("2001:db8:100::80"), netip.MustParseAddr("fd00:1::7")
 )
 
-// localState sends VIPs of both families into vs0, and what this host itself sends to them into vs1.
+// localState sends packets to VIPs of both families into vs0, and this host's own packets to them into vs1.
 func localState() State {
 	s := State{
 		Sysctls: []Sysctl{{Key: "net/ipv4/ip_forward", Value: "1"}, {Key: "net/ipv6/conf/all/forwarding", Value: "1"}},
@@ -36,7 +36,7 @@ func localState() State {
 func newLocalHost(t *testing.T) {
 	t.Helper()
 	newHost(t)
-	// No address that the kernel makes by itself, in its own time.
+	// The kernel adds no address by itself later.
 	for _, link := range []string{"default", "east", "west", "vs0"} {
 		setSysctl(t, "net/ipv6/conf/"+link+"/addr_gen_mode", "1")
 	}
@@ -52,7 +52,7 @@ func newLocalHost(t *testing.T) {
 	})
 }
 
-// mustLead wants that what the host itself sends to the VIPs goes into one device, and what it forwards into vs0.
+// mustLead checks that this host's own packets to the VIPs take one device, and forwarded ones vs0.
 func mustLead(t *testing.T, when, local string) {
 	t.Helper()
 	for vip, client := range map[netip.Addr]netip.Addr{localVIP4: localClient4, localVIP6: localClient6} {
@@ -67,7 +67,7 @@ func mustLead(t *testing.T, when, local string) {
 
 func TestRules(t *testing.T) {
 	newLocalHost(t)
-	// Another rule of that priority, and one that comes later, as hosts with several uplinks have it.
+	// Another rule of that priority, and a later rule, as on hosts with several uplinks.
 	for _, r := range []ruleRecord{{Priority: 10, From: netip.MustParseAddr("192.0.2.1"), Table: 77},
 		{Priority: 100, From: netip.MustParseAddr("10.1.0.1"), Table: 78}} {
 		rule := r.kernel()
@@ -107,7 +107,7 @@ func TestRules(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// TestRulesTableOfOthers: another program's route in the table would lead all that this host sends.
+// TestRulesTableOfOthers: another program's route in the table would apply to all packets that this host sends.
 func TestRulesTableOfOthers(t *testing.T) {
 	newLocalHost(t)
 	must(t, netlink.RouteAdd(&netlink.Route{Dst: cidr("192.0.2.0/24"), Type: unix.RTN_BLACKHOLE, Table: 5081,

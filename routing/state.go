@@ -1,13 +1,13 @@
-// Package routing keeps a host's network in a desired state by netlink and /proc/sys, and undoes its changes: to links,
-// addresses, routes, rules and sysctls.
+// Package routing keeps a host's network in a desired state: links, addresses, routes, rules and sysctls. It makes
+// changes by netlink and /proc/sys, and undoes them.
 //
 //	State ── Set ──► plan (what differs) ──► journal (how to undo it) ──► kernel
 //	                   ▲                                                    │
 //	                   └──────────── Watch: netlink events ◄────────────────┘
 //
-// What existed before stays, even if the state asks for the same. What exists and contradicts the state is an error,
-// before anything is changed. Close undoes the changes in reverse order. After a SIGKILL the next Open undoes them, by
-// the journal.
+// Settings that existed before stay, even if the state asks for the same. An existing setting that contradicts the
+// state is an error, before anything is changed. Close undoes the changes in reverse order. After a SIGKILL the next
+// Open undoes them, by the journal.
 package routing
 
 import (
@@ -23,7 +23,7 @@ import (
 const Protocol = 118
 
 const (
-	// MaxReplyRoutes is how many routes a Replies table takes over from the main table at most.
+	// MaxReplyRoutes is the largest number of routes that a Replies table copies from the main table.
 	MaxReplyRoutes = 10_000
 
 	minMSS = 88         // TCP_MIN_MSS, include/net/tcp.h
@@ -36,24 +36,25 @@ const (
 )
 
 // State is the desired state of the host's network. It is applied in the order of the fields, and undone in the reverse
-// order, save for unreachable routes, which are made before and undone after everything else.
+// order, with two exceptions: Loose is applied with Sysctls, and unreachable routes are made first and undone last.
 type State struct {
 	// QuietIPIP keeps the kernel's own IPIP driver, whenever it is loaded, from answering packets of IP protocol 4 that
-	// fit none of its tunnels with ICMP port unreachable, as it does although a raw socket takes them (tunnel4_rcv in
-	// net/ipv4/tunnel4.c). The state needs no such driver, and works where the kernel refuses the device, QuietLink. It
-	// can do nothing about the driver sit alone, nor about the answers of both drivers to packets of protocol 41
-	// (tunnel64_rcv).
+	// fit none of its tunnels. The driver answers them with ICMP port unreachable, even if a raw socket receives them
+	// (tunnel4_rcv in net/ipv4/tunnel4.c). The state does not need the driver, and works even if the kernel refuses the
+	// device, QuietLink. QuietIPIP has no effect if only the driver sit is loaded, nor on the answers of both drivers
+	// to packets of protocol 41 (tunnel64_rcv).
 	QuietIPIP bool
 
 	Sysctls []Sysctl
 	Links   []Link
 	Addrs   []Addr
 	Routes  []Route
-	Rules   []Rule   // whose tables hold nothing but Routes
+	Rules   []Rule   // their tables contain only Routes
 	Replies *Replies // nil: none
 
-	// Loose are devices by which packets may come in from addresses whose route leads elsewhere: a strict reverse-path
-	// filter (RFC 3704) of theirs becomes loose. A looser one stays. Devices that do not exist are skipped.
+	// Loose are devices that may receive packets from addresses whose route leads to another device. A strict
+	// reverse-path filter (RFC 3704) of such a device becomes loose. A filter that is looser stays. Devices that do not
+	// exist are skipped.
 	Loose []string
 }
 
@@ -65,18 +66,17 @@ type Link struct {
 	Up         bool
 }
 
-// Addr is an address of a device. The kernel shall not pick one as the source of other traffic than answers: IPv4
-// addresses get host scope (RFC 6724 has no say in IPv4; see inet_select_addr in net/ipv4/devinet.c), IPv6 addresses
-// are deprecated.
+// Addr is an address of a device. The kernel uses it as a source address only in answers: IPv4 addresses get host scope
+// (inet_select_addr in net/ipv4/devinet.c), IPv6 addresses are deprecated (RFC 6724).
 type Addr struct {
 	Link   string
 	Prefix netip.Prefix // the address with its prefix length, usually /32 or /128
 }
 
-// Route sends Dst out of a device, without a gateway, or, if it is Unreachable, nowhere: the kernel answers with ICMP
-// host unreachable.
+// Route sends Dst out of a device, without a gateway. If it is Unreachable, the kernel answers with ICMP host
+// unreachable.
 //
-// An unreachable route with a high metric behind one by a device catches the packets that would take the default route
+// An unreachable route with a high metric behind a route by a device is for packets that would take the default route
 // once the device is gone. It outlives a SIGKILL on purpose, until the next Open: a router that sends such packets here
 // would get them back, and they would loop until their TTL is used up.
 type Route struct {
@@ -89,7 +89,7 @@ type Route struct {
 	AdvMSS      int    // MSS that TCP advertises on this route, bytes; 0 = from the MTU; not with Unreachable
 }
 
-// Rule has the kernel look up a table of Routes for the packets that this host itself sends (`ip rule … iif lo`),
+// Rule makes the kernel look up a table of Routes for the packets that this host itself sends (`ip rule … iif lo`),
 // before the rules of a larger priority. Packets that the host forwards don't match it.
 type Rule struct {
 	IPv6     bool
@@ -99,40 +99,41 @@ type Rule struct {
 
 // Sysctl is one value below /proc/sys.
 //
-// Setting net/ipv4/ip_forward makes the kernel rewrite other values (inet_forward_change in net/ipv4/devinet.c);
-// these are recorded and restored too, one by one. Large receive offload cannot be restored: the kernel switches it off
-// on every device that it makes forward (dev_disable_lro). Two programs that both want ip_forward take it from each
-// other for about a second when the first one ends: it restores the value, and the other sets it again.
+// Setting net/ipv4/ip_forward makes the kernel rewrite other values (inet_forward_change in net/ipv4/devinet.c). They
+// are recorded and restored too, one by one. Large receive offload cannot be restored: the kernel switches it off on
+// every device that forwards (dev_disable_lro). If two programs want ip_forward, it is off for about a second when the
+// first one ends: that program restores the value, and the other sets it again.
 //
-// net/ipv6/conf/all/forwarding is handled likewise. Before it is switched on, devices with an accept_ra of 1 that did
-// not forward get one of 2, so that they go on taking router advertisements.
+// net/ipv6/conf/all/forwarding is handled likewise. Before it is switched on, devices that did not forward and have an
+// accept_ra of 1 get 2, so that they still take router advertisements.
 type Sysctl struct {
 	Key      string // path below /proc/sys: "net/ipv4/conf/all/arp_ignore"
 	Value    string
-	AtLeast  bool // a larger number is fine too: only ever raise it
+	AtLeast  bool // a larger number is fine too: the value is only ever raised
 	Optional bool // skip it where the kernel has no such file
 	Cosmetic bool // skip it where it can't be written: the state works without it
 }
 
-// Replies routes packets that this host sends from the given addresses by a table of its own: a copy of the main table,
-// kept in step with it by Watch, with a lower MSS for TCP to advertise. Routes by devices of State.Links are left out,
-// and so are those that this package made.
+// Replies routes packets that this host sends from the given addresses by a table of its own. The table is a copy of
+// the main table with a lower MSS for TCP to advertise. Watch updates it when the main table changes. Routes by devices
+// of State.Links are left out, and so are routes that this package made.
 //
-// Copied are all routes that have not expired, of every type, with all their attributes and in the kernel's order of
-// preference. Of a multipath route the hops by devices that are down are left out. Where the kernel does not let a
-// route be copied (ip route … encap bpf), or refuses the copy, a throw route leads to the main table.
+// The copy has all routes that have not expired, of every type, with all their attributes and in the kernel's order of
+// preference. Hops of a multipath route by devices that are down are left out. If the kernel can't copy a route (ip
+// route … encap bpf), or refuses the copy, a throw route leads to the main table.
 type Replies struct {
 	From     []netip.Addr
 	Table    int // 1–252, or above 255; must be empty
 	Priority int // of the `ip rule`s, 1–32765; no other rule may have it
-	// bytes, at most, for IPv4; a route or device whose MTU needs less gets less. 0 leaves every route as it is
+	// AdvMSS is the largest MSS for IPv4, in bytes. A route or device with a small MTU gets less. 0 leaves every route
+	// as it is.
 	AdvMSS  int
 	AdvMSS6 int // the same for IPv6
 
-	// Bound is a device of State.Links, "" for none. Packets whose socket asks for it as their output device
-	// (SO_BINDTODEVICE, the interface index of IP_PKTINFO) look up Table + 1, by rules of Priority + 1, if Table has no
-	// route for them. So do those without source yet: without one the kernel looks up the route whose path MTU an error
-	// changes. State.Routes fill that table.
+	// Bound is a device of State.Links, "" for none. Rules of Priority + 1 make packets look up Table + 1 if their
+	// socket asks for Bound as its output device (SO_BINDTODEVICE, the interface index of IP_PKTINFO) and Table has no
+	// route for them. Packets without a source yet look it up, too: without one the kernel looks up the route whose
+	// path MTU an ICMP error changes. State.Routes fill that table.
 	Bound string
 }
 

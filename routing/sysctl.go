@@ -15,9 +15,9 @@ import (
 	"vstun/routing/kernel"
 )
 
-// tryWriting returns the error that writing a sysctl would give, without writing it. It opens the file, since only that
-// asks the kernel's own check, by which CAP_NET_ADMIN may write files of root (Linux net/sysctl_net.c,
-// net_ctl_permissions): faccessat2(2) is missing before Linux 5.8, and in some containers and sandboxes.
+// tryWriting returns the error that writing a sysctl would give, without writing it. It opens the file: only that runs
+// the kernel's own check, which lets CAP_NET_ADMIN write files of root (Linux net/sysctl_net.c, net_ctl_permissions).
+// faccessat2(2) is missing before Linux 5.8, and in some containers and sandboxes.
 func tryWriting(key string) error {
 	fd, err := unix.Open(kernel.SysctlRoot+key, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -26,8 +26,9 @@ func tryWriting(key string) error {
 	return unix.Close(fd)
 }
 
-// planSysctls plans the values of want that differ. It sees the values that the planned writes will have changed by
-// then. A device of made takes its values from conf/default, which an operator can set before the device exists.
+// planSysctls plans writes for the values of want that differ. It compares each value as it will be after the writes
+// planned before it. made lists devices that the program makes. They take their values from conf/default, which an
+// operator can set before the device exists.
 func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) (
 	steps []step, next []sysctlRecord, err error,
 ) {
@@ -78,7 +79,7 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 			}
 		}
 		if i >= 0 && slices.Contains(own[i].Wrote, cur) {
-			// Ours with another value: the value before ours is still the one to restore.
+			// The value is ours, but want has another one. The value before ours is still the one to restore.
 			rec = own[i]
 			if !slices.Contains(rec.Wrote, c.Value) {
 				rec.Wrote = append(slices.Clone(rec.Wrote), c.Value)
@@ -99,9 +100,9 @@ func planSysctls(want []Sysctl, own []sysctlRecord, links linkSet, made []Link) 
 	return steps, next, errors.Join(errs...)
 }
 
-// Presets lists the sysctls that must have their values before s is Set where /proc/sys can't be written: those that
-// Set would read or write, save for cosmetic ones. Devices of s.Links need not be there: a new one takes its values
-// from conf/default, which stands for them.
+// Presets lists the sysctls that must have their values before s is Set if /proc/sys can't be written. They are the
+// sysctls that Set would read or write, except cosmetic ones. Devices of s.Links need not exist: a new device takes its
+// values from conf/default, which the list names instead.
 func Presets(s State) []Sysctl {
 	s = s.clone()
 	for i := range s.Sysctls {
@@ -122,7 +123,8 @@ func Presets(s State) []Sysctl {
 // defaultDevice is the name below conf/ of the values that new devices get.
 const defaultDevice = "default"
 
-// preset is the key from which a device of made takes the value of key when it is made; another key is its own.
+// preset returns the key below conf/default from which a device of made takes the value of key. Other keys are
+// unchanged.
 func preset(key string, made []Link) string {
 	parts := strings.Split(key, "/")
 	if name := sysctlLink(key); name == "" || !isMade(name, made) {
@@ -139,7 +141,7 @@ func isMade(name string, made []Link) bool {
 // String returns c as a line of sysctl.d(5): net.ipv4.ip_forward = 1.
 func (c Sysctl) String() string { return sysctlName(c.Key) + " = " + c.Value }
 
-// sysctlName is the key as sysctl(8) prints it: with dots, but with slashes where a device's name has a dot.
+// sysctlName returns the key as sysctl(8) prints it: with dots, or with slashes if a device's name has a dot.
 func sysctlName(key string) string {
 	if strings.Contains(key, ".") {
 		return key
@@ -149,10 +151,10 @@ func sysctlName(key string) string {
 
 const forwarding6 = "net/ipv6/conf/all/forwarding"
 
-// withAdvertisements puts an accept_ra of 2 before IPv6 forwarding for each device that takes router advertisements. A
-// device that forwards takes them only with that value, and the kernel drops its default routes at once otherwise
-// (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that forwarded before stay as they
-// are, and so do those whose accept_ra is in want.
+// withAdvertisements inserts an accept_ra of 2 before IPv6 forwarding, for each device that takes router
+// advertisements. A device that forwards takes them only with that value. Otherwise the kernel drops the device's
+// default routes at once (net/ipv6/addrconf.c, addrconf_fixup_forwarding; RFC 4861, section 6.2.2). Devices that
+// forwarded before stay as they are, and so do devices whose accept_ra is in want.
 func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysctl {
 	at := slices.IndexFunc(want, func(c Sysctl) bool { return c.Key == forwarding6 && c.Value == "1" })
 	if at < 0 {
@@ -166,7 +168,7 @@ func withAdvertisements(want []Sysctl, own []sysctlRecord, links linkSet) []Sysc
 	}
 	devices, err := perDevice("net/ipv6/conf/", "accept_ra", "2")
 	if err != nil {
-		return want // forwarding itself will not be there either
+		return want // forwarding itself will be missing, too
 	}
 	var keep []Sysctl
 	for _, d := range devices {
@@ -204,7 +206,7 @@ func (c Sysctl) satisfiedBy(cur string) (bool, error) {
 	return have >= want, err
 }
 
-// undoSysctl restores r if the value is still ours. If another program changed it since, its value stays.
+// undoSysctl restores r if the value is still ours. A value that another program has written since stays.
 func undoSysctl(r sysctlRecord, links linkSet) error {
 	if name := sysctlLink(r.Key); name != "" && links.index(name) != r.Link {
 		return nil // the device is gone, and with it the value
@@ -216,7 +218,7 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 	if err != nil {
 		return fmt.Errorf("sysctl %s: %w", r.Key, err)
 	}
-	// The old value may mean that an undo was killed half-way: the side effects are checked all the same.
+	// The old value may be the result of an undo that was killed half-way. The side effects are checked all the same.
 	if cur != r.Old && !slices.Contains(r.Wrote, cur) {
 		return nil
 	}
@@ -242,8 +244,8 @@ func undoSysctl(r sysctlRecord, links linkSet) error {
 	return errors.Join(errs...)
 }
 
-// sidesAfter returns the values of the side effects of r for after r is restored; cur is r's value now. A device that
-// came in between took its value from conf/default, so it gets the former value of conf/default.
+// sidesAfter returns the values that the side effects of r must have after r is restored. cur is r's value now. A
+// device that was made since r took its value from conf/default, so it gets the former value of conf/default.
 func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error) {
 	effects, err := sideEffects(r.Key, cur)
 	if err != nil {
@@ -258,7 +260,7 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 		if err != nil {
 			return nil, fmt.Errorf("sysctl %s: %w", e.key, err)
 		}
-		if now == e.value { // as the kernel made it; otherwise another program set it since
+		if now == e.value { // as the kernel set it; otherwise another program has written it since
 			now = r.before(e.key, links, now)
 		}
 		back = append(back, assignment{e.key, now})
@@ -266,7 +268,8 @@ func sidesAfter(r sysctlRecord, cur string, links linkSet) ([]assignment, error)
 	return back, nil
 }
 
-// before returns the value of the side effect key when r was recorded.
+// before returns the value that key had when r was recorded. For a device that is newer than r, it returns the former
+// value of conf/default. It returns otherwise if r has neither.
 func (r sysctlRecord) before(key string, links linkSet, otherwise string) string {
 	for _, s := range r.Sides {
 		if s.Key == key && s.Link == links.index(sysctlLink(key)) {

@@ -13,7 +13,7 @@ func forward() State {
 	return State{Sysctls: []Sysctl{{Key: "net/ipv4/ip_forward", Value: "1"}}}
 }
 
-// unevenForwarding sets what writing ip_forward would flatten.
+// unevenForwarding sets values that a write of ip_forward would overwrite.
 func unevenForwarding(t *testing.T) {
 	t.Helper()
 	setSysctl(t, "net/ipv4/conf/east/forwarding", "1")
@@ -49,7 +49,7 @@ func TestForwardingWithDevicesThatComeAndGo(t *testing.T) {
 	for key, want := range map[string]string{
 		"net/ipv4/ip_forward":           "0",
 		"net/ipv4/conf/lo/forwarding":   "0",
-		"net/ipv4/conf/new1/forwarding": "1", // what conf/default would have given it without us
+		"net/ipv4/conf/new1/forwarding": "1", // the value that conf/default would have given it without us
 		"net/ipv4/conf/new2/forwarding": "0", // set by another program since
 	} {
 		if got := sysctl(t, key); got != want {
@@ -81,7 +81,7 @@ func TestForwardingThatIsOnIsNotTouched(t *testing.T) {
 	sameState(t, before, machineState(t))
 }
 
-// A value that is asked for after ip_forward is set after it, also if it is right before.
+// A value that is asked for after ip_forward is set after it, even if it is right before.
 func TestSysctlOrder(t *testing.T) {
 	newHost(t)
 	before := machineState(t)
@@ -158,8 +158,8 @@ func TestSysctlLink(t *testing.T) {
 	}
 }
 
-// TestReadOnlySysctls: where /proc/sys is read-only, the errors name what can be set before the device is there,
-// Presets lists the same, and with these values Set does its work.
+// TestReadOnlySysctls: if /proc/sys is read-only, the errors name values that can be set before the device exists.
+// Presets lists the same values. With them, Set succeeds.
 func TestReadOnlySysctls(t *testing.T) {
 	if !inOwnMounts(t) {
 		return
@@ -185,7 +185,7 @@ func TestReadOnlySysctls(t *testing.T) {
 		"net.ipv6.conf.east.accept_ra = 2", "net.ipv6.conf.west.accept_ra = 2", "net.ipv6.conf.all.forwarding = 1",
 		"net.ipv4.conf.default.rp_filter = 2", "net.ipv4.conf.east.rp_filter = 2",
 	}
-	// vs0 is there already in this namespace; the list is about one that will be.
+	// vs0 exists already in this namespace. The list is about a future device.
 	must(t, netlink.LinkDel(linkOf(t, "vs0")))
 	var list []string
 	for _, c := range Presets(s) {

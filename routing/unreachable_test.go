@@ -14,7 +14,7 @@ import (
 
 const lastMetric = 4294967294
 
-// guarded sends a VIP out of vs0, and nowhere when vs0 is gone.
+// guarded sends a VIP out of vs0, and nowhere if vs0 is gone.
 func guarded() State {
 	vip := netip.MustParsePrefix("198.51.100.80/32")
 	return State{
@@ -24,7 +24,7 @@ func guarded() State {
 	}
 }
 
-// way says how the kernel would send to the VIP.
+// way returns the path by which the kernel would send to the VIP.
 func way(t *testing.T) string {
 	t.Helper()
 	routes, err := netlink.RouteGet(net.IPv4(198, 51, 100, 80))
@@ -77,7 +77,7 @@ func machineRoutes(t *testing.T) []netlink.Route {
 	return routes
 }
 
-// At no time is there a forwarding host that sends the VIP's packets back by its default route.
+// A forwarding host never sends the VIP's packets back by its default route.
 func TestUnreachableComesFirstAndGoesLast(t *testing.T) {
 	newHost(t)
 	sub, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
@@ -88,7 +88,7 @@ func TestUnreachableComesFirstAndGoesLast(t *testing.T) {
 	must(t, m.Set(guarded()))
 	must(t, m.Close())
 
-	// The first event is that of the guard being made, the last that of its end.
+	// The first event is the guard's addition, the last its removal.
 	var events []string
 	for len(events) == 0 || events[len(events)-1] != "del unreachable" {
 		msgs, _, err := sub.Receive()

@@ -26,13 +26,13 @@ func (f *faults) check(ok bool, format string, args ...any) {
 	}
 }
 
-// once checks that there is no second element of this name.
+// once adds an error if an element of this name has been seen already.
 func (f *faults) once(name string) {
 	f.check(!f.seen[name], "%s: given twice", name)
 	f.seen[name] = true
 }
 
-// validate reports everything that is wrong with s without looking at the machine.
+// validate returns all errors of s that show without looking at the machine.
 func (s State) validate() error {
 	f := &faults{seen: map[string]bool{}}
 	for _, c := range s.Sysctls {
@@ -120,7 +120,7 @@ func (f *faults) replies(r *Replies) {
 
 var wantTable = fmt.Sprintf("1 to 252, or 256 to %d", maxID)
 
-// validTable reports whether a table may be one of this package's own: it is none of the kernel's (default, main,
+// validTable reports whether a table may be one of this package's own: it is not one of the kernel's (default, main,
 // local).
 func validTable(id int) bool {
 	return inRange(id, 1, maxID) && !inRange(id, unix.RT_TABLE_COMPAT+1, unix.RT_TABLE_LOCAL)
@@ -128,13 +128,14 @@ func validTable(id int) bool {
 
 func inRange(v, low, high int) bool { return v >= low && v <= high }
 
-// validLink is dev_valid_name of net/core/dev.c.
+// validLink reports whether name is a valid device name: dev_valid_name of net/core/dev.c.
 func validLink(name string) bool {
 	return len(name) > 0 && len(name) < unix.IFNAMSIZ && name != "." && name != ".." && !strings.ContainsAny(name,
 		"/: \t\n\v\f\r\x00")
 }
 
-// An IPv4-mapped IPv6 address would be taken for IPv4 by netlink's net.IP; a zone has no place in a route.
+// validAddr reports whether a is an address without a zone. An IPv4-mapped address is not valid: netlink's net.IP would
+// be IPv4.
 func validAddr(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
 func validPrefix(p netip.Prefix) bool { return p.IsValid() && validAddr(p.Addr()) }

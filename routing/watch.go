@@ -15,19 +15,21 @@ import (
 
 const (
 	settle      = 200 * time.Millisecond // events of a burst are handled together
-	breath      = time.Second            // from one look to the next when events never end
+	breath      = time.Second            // least time between two passes
 	maxSettle   = 10 * time.Second       // between two tries against another program, or when all fail
 	patience    = 5                      // tries in a row before the pauses get longer
 	poll        = 30 * time.Second       // sysctls change without an event
-	eventBuffer = 4 << 20                // bytes; an overflow counts as an event, so it costs nothing but time
+	eventBuffer = 4 << 20                // bytes; an overflow counts as an event, so it costs only time
 )
 
-// Watch keeps the machine in the state that was last Set: it reverts other programs' changes, and makes the table of
-// Replies follow the main table. It makes a pass 200 ms after the kernel reports a change of links, addresses, routes,
-// rules, nexthops or device settings, once a second while such reports don't end, and every 30 seconds without
-// any. A failure is logged and tried again, after up to 10 seconds if it lasts.
+// Watch keeps the machine in the state that was last Set: it reverts other programs' changes, and updates the table of
+// Replies when the main table changes. It makes a pass 200 ms after the kernel reports a change of links, addresses,
+// routes, rules, nexthops or device settings. While such reports don't end, it makes one pass a second. It also makes a
+// pass every 30 seconds, and when a copied route expires. It logs a failure and tries again, after up to 10 seconds if
+// the failure lasts.
 //
-// It returns nil once ctx is cancelled, and an error if the kernel's events can't be read any more.
+// Watch returns nil once ctx is cancelled, ErrClosed once the Manager is closed, and an error if the kernel's events
+// can't be read.
 func (m *Manager) Watch(ctx context.Context) error {
 	var sub *nl.NetlinkSocket
 	err := m.ns.do(func() (err error) {
@@ -39,7 +41,8 @@ func (m *Manager) Watch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the network: %w", err)
 	}
-	// With CAP_NET_ADMIN of the initial namespace only; the default will do.
+	// This needs CAP_NET_ADMIN in the initial user namespace. Without it, the largest buffer that the kernel allows
+	// will do.
 	if sub.SetReceiveBufferSize(eventBuffer, true) != nil {
 		_ = sub.SetReceiveBufferSize(eventBuffer, false)
 	}
@@ -62,10 +65,11 @@ func (m *Manager) Watch(ctx context.Context) error {
 	})
 }
 
-// Changed gives a value after each pass of Watch, and so after any change of the host's routes or addresses.
+// Changed returns a channel that gets a value after each pass of Watch, and so after any change of the host's routes or
+// addresses. A value that is not received yet stands for all passes since.
 func (m *Manager) Changed() <-chan struct{} { return m.changed }
 
-// receiveEvents wakes on every event, until the socket is closed, whatever the event is about.
+// receiveEvents signals wake on every event, whatever its content, until the socket is closed.
 func receiveEvents(sub *nl.NetlinkSocket, wake chan<- struct{}) error {
 	for {
 		_, _, err := sub.Receive()
@@ -86,8 +90,8 @@ func signal(wake chan<- struct{}) {
 	}
 }
 
-// follow calls reconcile when it is woken, but not too often. It returns nil when ctx is cancelled, or else the error
-// that it reads from failed.
+// follow calls reconcile when wake has a value, and every poll, at least breath apart. It returns nil when ctx is
+// cancelled, the error that it reads from failed, or ErrClosed from reconcile.
 func follow(ctx context.Context, log *slog.Logger, wake chan struct{}, failed <-chan error,
 	reconcile func() (int, error)) error {
 	ticker := time.NewTicker(poll)
@@ -152,7 +156,7 @@ func (m *Manager) untilExpiry() time.Duration {
 	return m.expiry
 }
 
-// changeLines bounds the lines that one pass logs of its changes; at level debug there is no bound.
+// changeLines bounds the changes that one pass logs above level debug, and likewise its warnings.
 const changeLines = 20
 
 // changeLog logs the changes of one pass.
@@ -163,7 +167,7 @@ type changeLog struct {
 	warnings int
 }
 
-// add logs one change at c's level, or at debug when there have been changeLines.
+// add logs one change at c's level, or at debug after changeLines changes.
 func (c *changeLog) add(name, before, after string) {
 	level := c.level
 	if c.lines++; c.lines > changeLines {
@@ -172,7 +176,7 @@ func (c *changeLog) add(name, before, after string) {
 	c.log.Log(context.Background(), level, "network state changed", "name", name, "old", before, "new", after)
 }
 
-// warn logs a warning, or at debug when there have been changeLines.
+// warn logs a warning, or a debug line after changeLines warnings.
 func (c *changeLog) warn(msg string, args ...any) {
 	level := slog.LevelWarn
 	if c.warnings++; c.warnings > changeLines {
@@ -181,7 +185,7 @@ func (c *changeLog) warn(msg string, args ...any) {
 	c.log.Log(context.Background(), level, msg, args...)
 }
 
-// end logs how many changes and warnings are missing from the log.
+// end logs the number of changes and warnings beyond changeLines.
 func (c *changeLog) end() {
 	if c.warnings > changeLines {
 		c.log.Warn("more such warnings", "warnings", c.warnings-changeLines)

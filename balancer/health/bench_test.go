@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// serverEnv makes the test program one of the servers that BenchmarkMonitor checks: in a process of its own, whose time
-// does not count.
+// serverEnv makes the test program one of the servers that BenchmarkMonitor checks. The server is a process of its own,
+// whose processor time does not count.
 const serverEnv = "VSTUN_HEALTH_SERVER"
 
 func TestMain(m *testing.M) {
@@ -87,7 +87,7 @@ func benchmarkMonitor(b *testing.B, server string, probe Probe) {
 	at := netip.MustParseAddrPort(strings.TrimSpace(line))
 	var all []Subject
 	n := 1000
-	if server == "https" { // whose server needs a core for no more
+	if server == "https" { // its server needs a core for 100 checks a second
 		n = 100
 	}
 	for i := range n {
@@ -126,7 +126,7 @@ func benchmarkMonitor(b *testing.B, server string, probe Probe) {
 	}
 }
 
-// cpu is the time that this process has used.
+// cpu returns the processor time that this process has used.
 func cpu(b *testing.B) time.Duration {
 	b.Helper()
 	var u syscall.Rusage

@@ -8,7 +8,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// DNS asks a name server.
+// DNS sends a query to a name server.
 type DNS struct {
 	TCP     bool   // over TCP; else over UDP
 	Query   string // name
@@ -41,8 +41,8 @@ func (p DNS) prepare() (checker, error) {
 
 const (
 	untilDone = 1000 * time.Hour // longer than any check
-	// maxDatagram is room for servers that exceed the 512 bytes without EDNS (RFC 1035, section 2.3.4). Each check in
-	// flight takes it.
+	// maxDatagram is enough for servers that exceed the 512 bytes without EDNS (RFC 1035, section 2.3.4). Each check in
+	// flight allocates it.
 	maxDatagram = 4096
 )
 

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nameServer is a real one, over UDP and TCP.
+// nameServer starts a real name server, over UDP and TCP.
 func nameServer(t *testing.T, network string, handler dns.HandlerFunc) netip.AddrPort {
 	t.Helper()
 	s := &dns.Server{Addr: "127.0.0.1:0", Net: network, Handler: handler}
@@ -93,7 +93,7 @@ func TestDNS(t *testing.T) {
 	}
 }
 
-// TestSlowDNS: a check may take as long as its timeout says.
+// TestSlowDNS: a check may take as long as its timeout.
 func TestSlowDNS(t *testing.T) {
 	t.Parallel()
 	slow := func(w dns.ResponseWriter, q *dns.Msg) {

@@ -29,5 +29,5 @@ func (p Exec) check(ctx context.Context, _ endpoint) (string, error) {
 	return line, err
 }
 
-// descriptors are /dev/null, a pipe for the output, one for a failure to start, and a pidfd.
+// descriptors returns 6: /dev/null, a pipe for the output, a pipe for a failure to start, and a pidfd.
 func (Exec) descriptors() int { return 6 }

@@ -38,7 +38,7 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// TestExecKillsWhatItStarted: at its timeout a program ends with all that it has started.
+// TestExecKillsWhatItStarted: at its timeout a program is killed together with all its children.
 func TestExecKillsWhatItStarted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
 	if reason, ok := once(t, shell(fmt.Sprintf("sleep 1000 & echo $! >%s; wait", file)), netip.AddrPort{},

@@ -63,7 +63,7 @@ func (p File) weigh(ctx context.Context) (string, int, error) {
 
 const (
 	maxNumber = 128 // bytes of a file that are read
-	// time that a file can be empty for: a shell's > truncates it before the program writes
+	// bound of the time for which a file can be empty: a shell's > truncates it before the program writes
 	rewrite = 50 * time.Millisecond
 )
 
@@ -105,7 +105,7 @@ func readNumber(ctx context.Context, path string) (string, error) {
 }
 
 // leadingNumber reads the integer at the beginning of text, as strtol(3) does with base 0: white space, a sign, digits.
-// Digits after 0x are hexadecimal, digits after 0 octal.
+// Digits after 0x are hexadecimal, digits after 0 are octal.
 func leadingNumber(text string) (number int64, ok bool) {
 	text = strings.TrimLeft(text, " \t\n\v\f\r")
 	end := 0

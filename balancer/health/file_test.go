@@ -13,7 +13,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestFile has the numbers of files, and what keepalived makes of them (process_track_file in its track_file.c).
+// TestFile has the numbers of files, and keepalived's results for them (process_track_file in its track_file.c).
 func TestFile(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
@@ -86,8 +86,8 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestOffsets: what a file says becomes the offset of all who have the check, is told each time it changes, and stays
-// when it cannot be read, and over a reload.
+// TestOffsets: a file's number is the offset of all subjects that share the check. Each change is reported. The offset
+// stays when the file cannot be read, and over a reload.
 func TestOffsets(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "weight")

@@ -1,8 +1,8 @@
-// Package health finds out which realservers work. It checks them periodically, counts the results, and reports
-// changes. Package health/notify sends notifications of changes.
+// Package health checks realservers periodically, counts the results, and reports changes. Package health/notify sends
+// notifications of changes.
 //
-// A Monitor runs the checks of its Subjects. A Subject is a realserver of a service, with the Path of its check: the
-// package knows nothing of tunnels. Each type of check is a Probe in a file of its own, which uses a library for its
+// A Monitor runs the checks of its Subjects. A Subject is a realserver of a service, with the Path of its check. The
+// package does not depend on tunnels. Each type of check is a Probe in a file of its own, which uses a library for its
 // protocol.
 package health
 
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Path connects to one realserver. An answer on it is that realserver's own. Any number of goroutines may call its
+// Path connects to one realserver. An answer on it comes from that realserver. Any number of goroutines may call its
 // methods.
 type Path interface {
 	// DialContext opens a connection: network is "tcp" or "udp", address an IP address and a port. If possible, the
@@ -41,14 +41,14 @@ type Probe interface {
 
 // checker makes checks.
 type checker interface {
-	// check makes one check. It returns when ctx ends. reason describes the answer.
+	// check makes one check. It returns at the latest when ctx ends. reason describes the answer.
 	check(ctx context.Context, at endpoint) (reason string, err error)
 }
 
 // weigher is a checker whose result has an offset of the realserver's weight.
 type weigher interface {
 	checker
-	// weigh is check that also returns the offset, which fits an int32.
+	// weigh is like check, but also returns the offset, which fits an int32.
 	weigh(ctx context.Context) (reason string, offset int, err error)
 }
 
@@ -59,7 +59,7 @@ type endpoint struct {
 	port uint16
 }
 
-// dial connects. Reading and writing fail when ctx ends. end closes the connection.
+// dial connects. Reading and writing fail once ctx has ended. end closes the connection.
 func (e endpoint) dial(ctx context.Context, network string) (conn net.Conn, end func(), err error) {
 	conn, err = e.path.DialContext(ctx, network, netip.AddrPortFrom(e.to, e.port).String())
 	if err != nil {
@@ -77,7 +77,8 @@ type Subject struct {
 	Service    string
 	Realserver netip.Addr
 	Check      *Check // nil: it is not checked, and always up
-	// Targets are the addresses to check: VIPs, through the tunnel, or the realserver's own. It is up when all are.
+	// Targets are the addresses to check: VIPs, through the tunnel, or the realserver's own. The realserver is up when
+	// all are.
 	Targets []netip.Addr
 	Port    uint16 // of Targets; unused by Ping, Exec and File
 	Path    Path   // to Targets; unused by Exec and File
@@ -94,8 +95,8 @@ type State struct {
 	Known      bool      // a check has confirmed or changed Up, or there is no check; else Up is Check.Up
 	Offset     int       // of the realserver's weight; 0 for a check without one, and while the realserver is down
 	Since      time.Time // of Up; the zero Time: since the start
-	// Reason explains the result of the last check in one line; "" before the first. For a subject that is down it is
-	// the reason for that.
+	// Reason explains the result of the last check in one line; "" before the first. For a subject that is down,
+	// it explains the last check of the first of Targets that is down.
 	Reason   string
 	Streak   int           // consecutive results that contradict Up, up to that check
 	Last     time.Time     // end of that check; the zero Time: there was none
@@ -114,7 +115,7 @@ type Change struct {
 	First      bool // Up is known for the first time: see State.Known
 	Weighed    bool // only Offset has changed
 	Offset     int  // of the realserver's weight
-	// Inconclusive says that Fall consecutive checks have failed because of this machine. Up has its former value.
+	// Inconclusive means that Fall consecutive checks have failed because of this machine. Up has its former value.
 	Inconclusive bool
 	Reason       string // of the check that has caused the change
 	Time         time.Time

@@ -13,7 +13,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// patience is how long a test waits for what must come.
+// patience bounds the time that a test waits for a condition.
 const patience = testkit.Patience
 
 // once makes one check, as a Monitor does.
@@ -33,7 +33,7 @@ func once(t *testing.T, p Probe, at netip.AddrPort, timeout time.Duration) (reas
 	return reason, err == nil
 }
 
-// listen is a TCP server, each of whose connections fn has; they end when it returns.
+// listen starts a TCP server that calls fn for each connection and then closes it.
 func listen(t testing.TB, fn func(net.Conn)) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -86,7 +86,7 @@ func bind(t testing.TB, kind int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(name.(*unix.SockaddrInet4).Port))
 }
 
-// silence takes what comes and says nothing.
+// silence reads all bytes and never answers.
 func silence(c net.Conn) {
 	buf := make([]byte, 4096)
 	for {
@@ -96,7 +96,7 @@ func silence(c net.Conn) {
 	}
 }
 
-// says answers with text as soon as anything has come.
+// says answers with text as soon as bytes have arrived.
 func says(text string) func(net.Conn) {
 	return func(c net.Conn) {
 		buf := make([]byte, 4096)
@@ -125,7 +125,7 @@ func run(t testing.TB, m *Monitor) (stop func()) {
 	return stop
 }
 
-// noneLeft wants as many goroutines and descriptors as there were.
+// noneLeft waits until there are no more goroutines and descriptors than before.
 func noneLeft(t *testing.T, goroutines, fds int) {
 	t.Helper()
 	testkit.Eventually(t, "goroutines and descriptors are let go", func() bool {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// BytePattern is the bytes that an answer must begin with. A half of a byte (four bits) can be any.
+// BytePattern is the bytes that an answer must begin with. Each half of a byte (four bits) may be a wildcard.
 type BytePattern struct{ value, mask []byte }
 
 // Match reports whether answer begins with the pattern.
@@ -22,8 +22,7 @@ func (p *BytePattern) Match(answer []byte) bool {
 	return true
 }
 
-// ParseBytes reads bytes in hexadecimal, two digits each, with blanks between them where wanted: "48 65 6C" or
-// "48656c".
+// ParseBytes reads bytes in hexadecimal, two digits each. Blanks may separate them: "48 65 6C" or "48656c".
 func ParseBytes(text string) ([]byte, error) {
 	if strings.Contains(text, "?") {
 		return nil, errors.New("? is for what is expected only")
@@ -35,7 +34,7 @@ func ParseBytes(text string) ([]byte, error) {
 	return p.value, nil
 }
 
-// ParseBytePattern reads a pattern: bytes as ParseBytes has them, where ? is any digit: "48 ?? 6?".
+// ParseBytePattern reads a pattern: bytes as in ParseBytes, with ? for any digit: "48 ?? 6?".
 func ParseBytePattern(text string) (*BytePattern, error) {
 	p := &BytePattern{}
 	for _, word := range strings.Fields(text) {
@@ -66,7 +65,7 @@ func halfByte(c byte) (value, mask byte, ok bool) {
 	return byte(max(i, 0)), 0xf, i >= 0
 }
 
-// String is the pattern as ParseBytePattern reads it: "48 ?? 6?".
+// String returns the pattern in the form of ParseBytePattern: "48 ?? 6?".
 func (p *BytePattern) String() string {
 	var b strings.Builder
 	for i, v := range p.value {

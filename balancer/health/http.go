@@ -22,13 +22,13 @@ import (
 type HTTP struct {
 	TLS    bool
 	Path   string // "/", with a query if need be
-	Host   string // header; "": the address that is checked
+	Host   string // header; "": the address that is checked, with a port other than the default
 	Status []StatusRange
 	Body   string // regular expression, which must match in the first 64 KB of the body; "": the body does not matter
-	SNI    string // server name, and the name that the certificate must be for; "": that of Host
+	SNI    string // server name, and the name that the certificate must be for; "": Host's name, or else the address
 	CA     string // PEM of the authorities to trust; "": the system's
-	Verify bool   // the certificate
-	Cert   string // PEM of the client's own certificate, and of those between it and its authority; "": it has none
+	Verify bool   // verify the certificate
+	Cert   string // PEM of the client's certificate, and of intermediate ones; "": none
 	Key    string // PEM of the private key of Cert
 }
 
@@ -88,8 +88,8 @@ func hostname(host string) string {
 	return (&url.URL{Host: host}).Hostname()
 }
 
-// check writes the request and reads the answer without http.Client, which costs twice as much for one request a
-// connection.
+// check writes the request and reads the answer without http.Client, which costs twice as much if each connection has
+// one request.
 func (c httpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	conn, end, err := at.dial(ctx, "tcp")
 	if err != nil {
@@ -125,12 +125,12 @@ func (c httpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	if err != nil {
 		return "", notHTTP(err)
 	}
-	// The body is not closed, since that would read it to its end.
+	// The body is not closed: closing would read it to its end.
 	if !c.takes(answer.StatusCode) {
 		return "", fmt.Errorf("HTTP status %d, want %s", answer.StatusCode, ranges(c.Status))
 	}
 	if c.body != nil {
-		bound.left = 2 * maxAnswer // the body, and what its encoding adds
+		bound.left = 2 * maxAnswer // the body, and the overhead of its encoding
 		if err := c.match(answer.Body); err != nil {
 			return "", err
 		}
@@ -138,10 +138,10 @@ func (c httpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	return fmt.Sprintf("HTTP status %d", answer.StatusCode), nil
 }
 
-// buffered are used again: buffers for each check would be most of the garbage.
+// buffered is a pool of buffers. New ones for each check would be most of the garbage.
 var buffered = sync.Pool{New: func() any { return bufio.NewReadWriter(bufio.NewReader(nil), bufio.NewWriter(nil)) }}
 
-// shake does the handshake of TLS.
+// shake makes the TLS handshake.
 func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (net.Conn, error) {
 	config := c.tls
 	if config.ServerName == "" {
@@ -158,7 +158,7 @@ func (c httpChecker) shake(ctx context.Context, conn net.Conn, to netip.Addr) (n
 	return secured, nil
 }
 
-// host is the Host header.
+// host returns the Host header.
 func (c httpChecker) host(at endpoint) string {
 	if c.Host != "" {
 		return c.Host
@@ -166,7 +166,7 @@ func (c httpChecker) host(at endpoint) string {
 	return Host(at.to, at.port, c.TLS)
 }
 
-// Host is the Host header for an address and a port: RFC 9110, section 7.2.
+// Host returns the Host header for an address and a port: RFC 9110, section 7.2.
 func Host(a netip.Addr, port uint16, tls bool) string {
 	switch {
 	case !tls && port != 80, tls && port != 443:
@@ -177,7 +177,7 @@ func Host(a netip.Addr, port uint16, tls bool) string {
 	return a.String()
 }
 
-// readAnswer reads the header of the final answer, behind those of interim ones (RFC 9110, section 15.2).
+// readAnswer reads the header of the final answer. It skips interim answers (RFC 9110, section 15.2).
 func readAnswer(in *bufio.Reader, request *http.Request) (*http.Response, error) {
 	for {
 		answer, err := http.ReadResponse(in, request)
@@ -187,7 +187,7 @@ func readAnswer(in *bufio.Reader, request *http.Request) (*http.Response, error)
 	}
 }
 
-// notHTTP makes one line of what net/http says about an answer that it does not understand.
+// notHTTP marks an error of net/http about a malformed answer. Other errors are unchanged.
 func notHTTP(err error) error {
 	if isNetwork(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
@@ -213,7 +213,7 @@ func (c httpChecker) takes(status int) bool {
 func (c httpChecker) match(body io.Reader) error {
 	text, err := io.ReadAll(io.LimitReader(body, maxAnswer))
 	switch {
-	case c.body.Match(text): // whatever comes after it
+	case c.body.Match(text): // even if reading failed afterwards
 		return nil
 	case err != nil && isNetwork(err):
 		return fmt.Errorf("body: %w", err)
@@ -229,10 +229,10 @@ func ranges(list []StatusRange) string {
 	return strings.Join(all, ", ")
 }
 
-// maxHead is how many bytes the headers of an answer may have.
+// maxHead bounds the headers of an answer, in bytes.
 const maxHead = 256 << 10
 
-// limited is a connection from which no more comes than its limit allows.
+// limited is a connection from which at most limit.left bytes can be read.
 type limited struct {
 	net.Conn
 	*limit
@@ -240,7 +240,7 @@ type limited struct {
 
 type limit struct{ left int }
 
-// Read is net.Conn's.
+// Read implements net.Conn. At the limit it returns io.EOF.
 func (l limited) Read(p []byte) (int, error) {
 	if l.left == 0 {
 		return 0, io.EOF

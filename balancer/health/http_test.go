@@ -209,7 +209,7 @@ func TestHTTPS(t *testing.T) {
 	}
 }
 
-// TestClientCertificate: a server that asks for a certificate gets the check's, whichever authority's it asks for.
+// TestClientCertificate: a server that asks for a certificate gets the check's, whichever authority the server names.
 func TestClientCertificate(t *testing.T) {
 	ours, theirs := newAuthority(t), newAuthority(t)
 	own := func(a *authority) (cert, key string) {

@@ -21,18 +21,18 @@ type Monitor struct {
 	targets  map[checkKey][]*target
 	added    []*target // by Set; Begin starts them
 	queue    queue
-	room     int  // bound of taken; 0: none
+	room     int  // bound of taken; 0: no bound
 	taken    int  // descriptors of checks in flight
-	full     bool // a due check waits for room
+	full     bool // a due check waits for descriptors
 	pending  []Change
-	wake     chan struct{} // the queue has another first target
+	wake     chan struct{} // the queue has another first target, or a check may fit now
 	deliver  chan struct{} // there are pending changes
 }
 
 // subject is a Subject and its state.
 type subject struct {
 	Subject
-	targets []*target // of each of Targets; none: it is not checked
+	targets []*target // one for each of Targets; none: it is not checked
 	up      bool
 	known   bool // see State.Known
 	since   time.Time
@@ -41,7 +41,7 @@ type subject struct {
 	notedUp bool // up when it was last noted
 }
 
-// checkKey identifies a check, beside its Check. Subjects with equal keys and Checks share a target.
+// checkKey identifies a check, together with its Check. Subjects with equal keys and Checks share a target.
 type checkKey struct {
 	realserver, to netip.Addr
 	port           uint16
@@ -61,8 +61,8 @@ type target struct {
 	inconclusive  int // consecutive inconclusive checks
 	burst         int // number of checks to come at burstInterval
 	burstInterval time.Duration
-	due           time.Time // of the next check, or of the running one
-	index         int       // in the queue; -1: its check runs, or it is gone
+	due           time.Time // time of the next check, or of the running one
+	index         int       // in the queue; -1: its check runs, it waits for Begin, or it is gone
 	cancel        context.CancelFunc
 	gone          bool
 	last          result
@@ -85,10 +85,10 @@ func New(changed func([]Change)) *Monitor {
 		deliver: make(chan struct{}, 1)}
 }
 
-// Set replaces the subjects. An unchanged check goes on undisturbed. A subject whose check is new begins with the state
-// that it had. On an error nothing has changed.
+// Set replaces the subjects. An unchanged check continues without a break. A subject whose check is new begins with the
+// state that it had. On an error Set changes nothing.
 //
-// New checks wait for Begin. The caller calls it when the subjects' paths lead to their realservers.
+// New checks wait for Begin. The caller calls Begin when the subjects' paths lead to their realservers.
 func (m *Monitor) Set(subjects []Subject) error {
 	checkers, err := prepare(subjects)
 	if err != nil {
@@ -167,7 +167,7 @@ func (m *Monitor) arrange(subjects []Subject, checkers map[*Check]checker) arran
 			s.up = s.allUp()
 		}
 		s.known = s.known || s.allKnown()
-		if old != nil && old.up != s.up { // the state of a target that it now shares
+		if old != nil && old.up != s.up { // it now shares a target that has another state
 			s.since = time.Now()
 		}
 		next.subjects = append(next.subjects, s)
@@ -203,8 +203,8 @@ func prepare(subjects []Subject) (map[*Check]checker, error) {
 	return checkers, nil
 }
 
-// target returns the target for the check of s at one of its addresses, and adds it to next: one that is in next
-// already, one of m, or a new one. old is the former subject of the same realserver, or nil.
+// target returns the target for the check of s at the address to, and adds it to next. It is one of next, one of m, or
+// a new one. old is the former subject of the same realserver, or nil.
 func (m *Monitor) target(next map[checkKey][]*target, s, old *subject, to netip.Addr) (_ *target, isNew bool) {
 	at := checkKey{realserver: s.Realserver, to: to, port: s.Port, way: s.Way}
 	same := func(t *target) bool { return reflect.DeepEqual(t.config, *s.Check) }
@@ -252,7 +252,7 @@ func (s *subject) allKnown() bool {
 	return all
 }
 
-// offset returns the offset of the realserver's weight.
+// offset returns the offset of the realserver's weight: the sum of its targets' offsets.
 func (s *subject) offset() (sum int) {
 	for _, t := range s.targets {
 		sum += t.offset
@@ -271,8 +271,8 @@ func (m *Monitor) drop(t *target) {
 	}
 }
 
-// The first checks of new targets are spread over startSpread, or, if there are more than startRate, over the time in
-// which startRate checks begin in each second.
+// The first checks of n new targets are spread over startSpread, or, if n exceeds startRate, over n/startRate seconds;
+// but at most over their interval.
 const (
 	startSpread = time.Second
 	startRate   = 1000
@@ -291,7 +291,7 @@ func (m *Monitor) start(added []*target) {
 	signal(m.wake)
 }
 
-// Run makes the checks until ctx is cancelled. It returns nil, when no check is running any more.
+// Run makes the checks until ctx is cancelled. It returns nil after all running checks have ended.
 func (m *Monitor) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -318,7 +318,7 @@ func (m *Monitor) SetRoom(descriptors int) {
 	signal(m.wake)
 }
 
-// Need returns the number of descriptors that the checks have when all are in flight.
+// Need returns the number of descriptors that all checks together need if they are in flight at once.
 func (m *Monitor) Need() (descriptors int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -346,7 +346,7 @@ func (m *Monitor) Waiting() (checks int) {
 	return checks
 }
 
-// descriptors returns the largest number of descriptors that a check of t has: its checker's, else 1.
+// descriptors returns the largest number of descriptors that a check of t needs: its checker's number, else 1.
 func (t *target) descriptors() int {
 	if c, ok := t.checker.(interface{ descriptors() int }); ok {
 		return c.descriptors()
@@ -359,11 +359,11 @@ func (m *Monitor) fits(t *target) bool {
 	return m.room == 0 || m.taken == 0 || m.taken+t.descriptors() <= m.room
 }
 
-// idle is how long Run waits when there is nothing to check.
+// idle is the time that Run waits if there is nothing to check.
 const idle = time.Hour
 
-// A check may start early, together with others, by at most together and an earlyShare-th of its interval: so
-// processors, workers and the runtime's own threads wake up less often.
+// A check may start early, by at most together and by at most 1/earlyShare of its interval. Checks that start together
+// wake processors, workers and the runtime's own threads less often.
 const (
 	together   = 50 * time.Millisecond
 	earlyShare = 20
@@ -383,7 +383,7 @@ func (m *Monitor) startDue(ctx context.Context, running *sync.WaitGroup) time.Du
 		}
 		if !m.fits(t) {
 			m.full = true
-			return idle // the end of a check wakes Run
+			return idle // the check that ends next wakes Run
 		}
 		heap.Pop(&m.queue)
 		m.taken += t.descriptors()
@@ -460,8 +460,8 @@ func (m *Monitor) run(ctx context.Context, t *target, at endpoint) {
 	}
 }
 
-// attempt makes one check and returns its reason in one line, and the offset of the realserver's weight, 0 where c
-// gives none.
+// attempt makes one check. It returns the reason in one line, and the offset of the realserver's weight, which is 0 if
+// c is no weigher.
 func attempt(ctx context.Context, c checker, at endpoint, timeout time.Duration) (reason string, offset int,
 	err error) {
 	if w, ok := c.(weigher); ok {
@@ -494,7 +494,7 @@ func (t *target) next(now time.Time) time.Time {
 	return due
 }
 
-// noteState notes the state of s if it is known, and differs from the last one that it has noted.
+// noteState notes the state of s if it is known and differs from the state noted last.
 func (m *Monitor) noteState(s *subject, now time.Time) {
 	if !s.known || s.noted && s.notedUp == s.up {
 		return
@@ -564,8 +564,8 @@ func states(subjects []*subject) []State {
 	return all
 }
 
-// representative returns the target that best explains s's state: if s is down, the first one that is down; else the
-// one whose check is the latest. It is nil without targets.
+// representative returns the target that best explains s's state: if s is down, the first target that is down; else the
+// target whose check is the latest. It returns nil without targets.
 func (s *subject) representative() *target {
 	var latest *target
 	for _, t := range s.targets {
@@ -579,7 +579,7 @@ func (s *subject) representative() *target {
 	return latest
 }
 
-// signal wakes the goroutine that waits for c, at once or at its next receive.
+// signal wakes the goroutine that waits for c, now or at its next receive.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -587,7 +587,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// queue is the waiting targets, the next one first. It implements heap.Interface.
+// queue is a heap of the waiting targets by due. It implements heap.Interface.
 type queue []*target
 
 func (q queue) Len() int           { return len(q) }

@@ -26,7 +26,7 @@ func tcpSubject(at netip.AddrPort, interval time.Duration) Subject {
 		Check: &Check{Probe: TCP{}, Interval: interval, Timeout: patience, Rise: 2, Fall: 3}}
 }
 
-// log is the changes that a Monitor has told.
+// log is the changes that a Monitor has reported.
 type changeLog struct {
 	mu  sync.Mutex
 	all []Change
@@ -56,8 +56,8 @@ func mustSet(t testing.TB, m *Monitor, subjects ...Subject) {
 	m.Begin()
 }
 
-// TestDeadServerIsOut: one that dies is down within fall × interval + timeout, and up again after rise more checks;
-// each is told once, with a reason.
+// TestDeadServerIsOut: a realserver that dies is down within fall × interval + timeout, and up again after rise more
+// checks. Each change is reported once, with a reason.
 func TestDeadServerIsOut(t *testing.T) {
 	t.Parallel()
 	const interval = 200 * time.Millisecond
@@ -83,7 +83,7 @@ func TestDeadServerIsOut(t *testing.T) {
 	_ = l.Close()
 	testkit.Eventually(t, "down", func() bool { return !up() })
 	down := m.States()[0]
-	// what is late is made up for at once
+	// a late check is followed by the next one at once
 	if bar := 3*interval + down.Duration; down.Since.Sub(died) > bar+patience/10 || down.Since.Sub(died) < interval/2 {
 		t.Errorf("down after %v, want at most %v", down.Since.Sub(died), bar)
 	}
@@ -100,8 +100,8 @@ func TestDeadServerIsOut(t *testing.T) {
 	testkit.Eventually(t, "told", func() bool { return told.String() == want })
 }
 
-// TestIntervals: the first checks follow each other within a second, later ones within the interval, and never far
-// below it.
+// TestIntervals: the first checks follow each other within a second, later ones within the interval, and never in much
+// less.
 func TestIntervals(t *testing.T) {
 	for range 1000 {
 		now := time.Now()
@@ -123,8 +123,8 @@ func TestIntervals(t *testing.T) {
 	}
 }
 
-// TestTogether: a check that is due in a moment starts with those that are due, and the next one is due an interval
-// after that; others wait.
+// TestTogether: a check that is due soon starts with the due ones, and its next one is due an interval later. Other
+// checks wait.
 func TestTogether(t *testing.T) {
 	for _, c := range []struct {
 		interval, due time.Duration
@@ -133,7 +133,7 @@ func TestTogether(t *testing.T) {
 		{time.Second, -time.Second, true},
 		{time.Second, together - 5*time.Millisecond, true},
 		{100 * time.Millisecond, time.Minute, false},
-		{time.Hour, time.Minute, false}, // a twentieth of it would be more
+		{time.Hour, time.Minute, false}, // a twentieth of the interval would be more
 	} {
 		m := New(func([]Change) {})
 		mustSet(t, m, tcpSubject(closed(t), c.interval))
@@ -153,7 +153,7 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-// TestSameCheckIsMadeOnce: several services that check the same have one check in common, and each has its result.
+// TestSameCheckIsMadeOnce: services with equal checks share one check, and each gets its result.
 func TestSameCheckIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int64
@@ -176,12 +176,12 @@ func TestSameCheckIsMadeOnce(t *testing.T) {
 	stop()
 	states := m.States()
 	made := int64(states[0].Checks + states[services].Checks)
-	if states[0].Checks != states[services-1].Checks || asked.Load() > made+2 { // two may have been given up
+	if states[0].Checks != states[services-1].Checks || asked.Load() > made+2 { // two may have been aborted
 		t.Errorf("%d connections, %d checks", asked.Load(), made)
 	}
 }
 
-// weight is how many subjects are up.
+// weight returns the number of subjects that are up.
 func weight(m *Monitor) (n int) {
 	for _, s := range m.States() {
 		if s.Up {
@@ -191,8 +191,8 @@ func weight(m *Monitor) (n int) {
 	return n
 }
 
-// TestReloadKeepsState: nothing that a reload changes of a realserver's checks makes one that is up go down: only its
-// checks do.
+// TestReloadKeepsState: a realserver that is up stays up when a reload changes its checks. Only a check's results take
+// it down.
 func TestReloadKeepsState(t *testing.T) {
 	t.Parallel()
 	good, bad := listen(t, silence), closed(t)
@@ -224,7 +224,7 @@ func TestReloadKeepsState(t *testing.T) {
 			t.Errorf("after reload %d: %+v", i+1, got)
 		}
 	}
-	// One more place to check, where it fails.
+	// One more address to check, where the check fails.
 	more := withCheck(same, func(c *Check) { c.Fall = 1 })
 	more.Port, more.Targets = bad.Port(), []netip.Addr{bad.Addr(), netip.MustParseAddr("127.0.0.2")}
 	mustSet(t, m, more)
@@ -253,7 +253,7 @@ func withCheck(s Subject, change func(*Check)) Subject {
 	return s
 }
 
-// TestPreview: it returns the states that Set would give, a known one of a check in common among them, and changes
+// TestPreview: Preview returns the states that Set would give, including the known state of a shared check, and changes
 // nothing.
 func TestPreview(t *testing.T) {
 	t.Parallel()
@@ -294,7 +294,7 @@ func TestPreview(t *testing.T) {
 	}
 }
 
-// TestSetRefusesFaultyProbes: and nothing changes.
+// TestSetRefusesFaultyProbes: Set returns an error and changes nothing.
 func TestSetRefusesFaultyProbes(t *testing.T) {
 	at := closed(t)
 	m := New(func([]Change) {})
@@ -318,7 +318,7 @@ func TestSetRefusesFaultyProbes(t *testing.T) {
 	}
 }
 
-// faulty is a way on which this machine itself fails.
+// faulty is a path on which this machine itself fails.
 type faulty struct {
 	Direct
 	call string
@@ -329,8 +329,7 @@ func (f faulty) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(f.call, f.err)}
 }
 
-// TestOwnFaultTakesNobodyOut: when the director has no descriptors left, or no port, all checks fail, and say nothing
-// of the realservers.
+// TestOwnFaultTakesNobodyOut: if the director has no descriptors or no port left, all checks are inconclusive.
 func TestOwnFaultTakesNobodyOut(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -364,7 +363,7 @@ func TestOwnFaultTakesNobodyOut(t *testing.T) {
 	}
 }
 
-// busy is a way on which this machine itself fails at first.
+// busy is a path on which this machine itself fails at first.
 type busy struct {
 	Direct
 	fails atomic.Int64
@@ -377,8 +376,8 @@ func (b *busy) DialContext(ctx context.Context, network, address string) (net.Co
 	return b.Direct.DialContext(ctx, network, address)
 }
 
-// TestOwnFaultIsNoFirstCheck: a realserver whose first checks could not be made, since a reload was under way, comes up
-// as quickly as others.
+// TestOwnFaultIsNoFirstCheck: a realserver comes up as quickly as others, even if its first checks could not be made
+// during a reload.
 func TestOwnFaultIsNoFirstCheck(t *testing.T) {
 	t.Parallel()
 	way := new(busy)
@@ -391,8 +390,8 @@ func TestOwnFaultIsNoFirstCheck(t *testing.T) {
 	testkit.Eventually(t, "up", func() bool { return weight(m) == 1 })
 }
 
-// TestNeverTwoAtOnce: a check that takes its whole timeout is over before it is made again; and none runs any more when
-// Run has returned, or the subject is gone.
+// TestNeverTwoAtOnce: a check that takes its whole timeout ends before the next one begins. No check runs after Run has
+// returned, or after its subject is gone.
 func TestNeverTwoAtOnce(t *testing.T) {
 	t.Parallel()
 	var open counted
@@ -420,7 +419,7 @@ func TestNeverTwoAtOnce(t *testing.T) {
 	}
 }
 
-// counted is a direct way that counts its connections.
+// counted is a direct path that counts its connections.
 type counted struct {
 	Direct
 	now, most atomic.Int64
@@ -445,7 +444,7 @@ func (c *countedConn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// TestSlowListener: checks go on while the changes are taken, however long that takes, and no change is lost.
+// TestSlowListener: checks go on while changed blocks, and no change is lost.
 func TestSlowListener(t *testing.T) {
 	t.Parallel()
 	at := listen(t, silence)
@@ -475,8 +474,8 @@ func TestSlowListener(t *testing.T) {
 	})
 }
 
-// TestChurn: thousands of checks of every kind while the subjects change all the time, servers hang and programs are
-// killed; and then nothing is left of them.
+// TestChurn: thousands of checks of every kind run while the subjects change all the time, servers hang and programs
+// are killed. Afterwards no goroutine or descriptor is left.
 func TestChurn(t *testing.T) {
 	servers := []netip.AddrPort{closed(t), closedUDP(t), listen(t, silence),
 		listen(t, says("HTTP/1.1 200 OK\r\n\r\nx")), listen(t, reset), datagrams(t, "x"), nameServer(t, "udp", zone)}
@@ -542,8 +541,7 @@ func TestChurn(t *testing.T) {
 	}
 }
 
-// firsts is the first changes that l holds, each of which must be there once: "web 127.0.0.1 true: connected", in any
-// order.
+// firsts returns the first changes in l, each of which must occur once: "web 127.0.0.1 true: connected", in any order.
 func (l *changeLog) firsts() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -556,9 +554,8 @@ func (l *changeLog) firsts() map[string]int {
 	return all
 }
 
-// TestFirstState: the first state of each subject is told once, whatever it begins with and is, whether it is there
-// from the start or comes with a reload, and with a reason and the time. What is known of a check that subjects have
-// in common is told at once.
+// TestFirstState: the first state of each subject is reported once, with a reason and the time. This holds for each
+// initial state, and for subjects that a reload adds. The known state of a shared check is reported at once.
 func TestFirstState(t *testing.T) {
 	t.Parallel()
 	good, bad := listen(t, silence), closed(t)
@@ -623,8 +620,8 @@ func TestFirstState(t *testing.T) {
 	}
 }
 
-// TestBegin: a check that Set has added is not made, and no state told, before Begin: the way to its realserver may
-// not be there yet.
+// TestBegin: a check that Set has added is not made, and no state is reported, before Begin: the path to its realserver
+// may be missing until then.
 func TestBegin(t *testing.T) {
 	t.Parallel()
 	var asked, others atomic.Int64

@@ -14,7 +14,7 @@ type Direct struct {
 
 // DialContext implements Path.
 func (Direct) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	// Without keep-alives, which a short connection does not need, there are two system calls less.
+	// A short connection needs no keep-alives. Without them there are two system calls less.
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
 	return d.DialContext(ctx, network, address)
 }

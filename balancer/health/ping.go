@@ -11,5 +11,5 @@ func (Ping) check(ctx context.Context, at endpoint) (string, error) {
 	return "answered", at.path.Ping(ctx, at.to)
 }
 
-// descriptors is 0: all checks share one socket.
+// descriptors returns 0: all checks share one socket.
 func (Ping) descriptors() int { return 0 }

@@ -1,7 +1,7 @@
 package health
 
-// Quorum is the weight that must be up for a service to be up, as in keepalived: a service that is up stays up down to
-// Weight - Hysteresis, and one that is down comes up at Weight + Hysteresis. Without any weight it is down.
+// Quorum is the weight that must be up for a service to be up, as in keepalived. A service that is up stays up while
+// Weight - Hysteresis is up. A service that is down comes up at Weight + Hysteresis. With weight 0 it is down.
 type Quorum struct {
 	Weight     int // at least 1
 	Hysteresis int // less than Weight

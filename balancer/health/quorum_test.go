@@ -2,7 +2,7 @@ package health
 
 import "testing"
 
-// TestQuorum: the weights that are up one after the other, and whether the service is, as keepalived would have it.
+// TestQuorum: a sequence of weights that are up, and the service's state after each, as in keepalived.
 func TestQuorum(t *testing.T) {
 	for _, c := range []struct {
 		name    string

@@ -27,7 +27,7 @@ func oneLine(s string) string {
 	return s
 }
 
-// explain returns the reason of a failed check in few words.
+// explain returns the reason of a failed check in a few words.
 func explain(err error, timeout time.Duration) string {
 	var expired x509.CertificateInvalidError
 	var number syscall.Errno
@@ -75,7 +75,7 @@ func expiry(c *x509.Certificate, now time.Time) string {
 	return "certificate has expired: it was valid until " + c.NotAfter.UTC().Format(day)
 }
 
-// isLocal reports whether an error is this machine's fault, and says nothing about the realserver.
+// isLocal reports whether an error is this machine's fault. Such an error says nothing about the realserver.
 func isLocal(err error) bool {
 	if _, ok := errors.AsType[localError](err); ok {
 		return true

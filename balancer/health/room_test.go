@@ -12,7 +12,7 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// crowded is the direct path, which counts the connections that are open at once.
+// crowded is the direct path. It counts the connections that are open at once.
 type crowded struct {
 	Direct
 	mu         sync.Mutex
@@ -26,7 +26,7 @@ func (c *crowded) add(n int) {
 	c.most = max(c.most, c.open)
 }
 
-// DialContext is Path's.
+// DialContext implements Path.
 func (c *crowded) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	c.add(1)
 	conn, err := c.Direct.DialContext(ctx, network, address)
@@ -42,20 +42,20 @@ type crowdedConn struct {
 	path *crowded
 }
 
-// Close is net.Conn's.
+// Close implements net.Conn.
 func (c *crowdedConn) Close() error {
 	defer c.path.add(-1)
 	return c.Conn.Close()
 }
 
-// TestRoom: no more checks are in flight than there is room for; the others wait, their timeout does not begin before
-// they do, and all have their turn.
+// TestRoom: the checks in flight never exceed the bound. The others wait, their timeout begins when they begin, and
+// each is made.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	const subjects, room = 24, 4
 	at := listen(t, func(c net.Conn) {
 		if _, err := bufio.NewReader(c).ReadString('\n'); err == nil {
-			time.Sleep(400 * time.Millisecond) // far longer than the checks are apart
+			time.Sleep(400 * time.Millisecond) // far longer than the interval
 			_, _ = c.Write([]byte("pong\n"))
 		}
 	})
@@ -96,7 +96,7 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// TestRoomForOne: a check that needs more than there is room for is made alone.
+// TestRoomForOne: a check that needs more descriptors than the bound is made alone.
 func TestRoomForOne(t *testing.T) {
 	t.Parallel()
 	m := New(func([]Change) {})

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// SMTP greets a mail server: 220, EHLO or HELO, QUIT (RFC 5321).
+// SMTP makes a dialogue with a mail server: 220, EHLO or HELO, QUIT (RFC 5321).
 type SMTP struct {
 	Helo string // the director's name; "": its address, as in section 4.1.3
 }
@@ -55,7 +55,7 @@ func refused(what string, err error, bound *limit) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// literal writes an address as a host's name.
+// literal returns the address literal of a (RFC 5321, section 4.1.3).
 func literal(a net.Addr) string {
 	host, _, _ := net.SplitHostPort(a.String())
 	if strings.Contains(host, ":") {

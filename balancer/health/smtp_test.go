@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// mailServer says greeting, and then to each verb what answers has, or 500.
+// mailServer sends greeting, and then for each verb its entry in answers, or 500.
 func mailServer(t *testing.T, greeting string, answers map[string]string) netip.AddrPort {
 	t.Helper()
 	return listen(t, func(c net.Conn) {

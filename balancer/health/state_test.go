@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestCounter: '+' and '-' are results, 'U' and 'D' what the state is after each.
+// TestCounter: '+' and '-' are results, 'U' and 'D' the state after each.
 func TestCounter(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -39,8 +39,8 @@ func TestCounter(t *testing.T) {
 	}
 }
 
-// TestCounterIsKnown: the state is known once a result has confirmed it, or enough results have changed it. Of results
-// that contradict it the reason says how many there are.
+// TestCounterIsKnown: the state is known once a result has confirmed it, or enough results have changed it. The reason
+// gives the number of results that contradict the state.
 func TestCounterIsKnown(t *testing.T) {
 	for _, c := range []struct {
 		up      bool
@@ -72,8 +72,8 @@ func TestCounterIsKnown(t *testing.T) {
 	}
 }
 
-// TestCounterModel holds the counter against the plain rule: up when the last rise results are successes, down when the
-// last fall ones are failures, and otherwise as before.
+// TestCounterModel compares the counter with the plain rule: up if the last rise results are successes, down if the
+// last fall results are failures, otherwise unchanged.
 func TestCounterModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 200 {

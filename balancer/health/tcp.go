@@ -10,7 +10,7 @@ import (
 
 // TCP opens a connection, sends Send and waits for Expect.
 type TCP struct {
-	Send      string // bytes that are sent at once; "": none
+	Send      string // bytes to send at once; "": none
 	Expect    string // regular expression, which must match in the first 64 KB of the answer; "": none
 	ExpectHex string // in place of Expect: the answer's beginning, as ParseBytePattern reads it
 }
@@ -35,8 +35,8 @@ type expectation struct {
 // matcher is a *regexp.Regexp or a *BytePattern.
 type matcher interface{ Match(answer []byte) bool }
 
-// newExpectation returns the expectation of an answer that matches hex or, if that is empty, expression. It returns nil
-// without either.
+// newExpectation returns the expectation of an answer that matches hex or, if hex is empty, expression. It returns nil
+// if both are empty.
 func newExpectation(expression, hex string) (*expectation, error) {
 	if hex == "" {
 		r, err := pattern("expect", expression)
@@ -52,12 +52,12 @@ func newExpectation(expression, hex string) (*expectation, error) {
 	return &expectation{"expect_hex", p, "% x"}, nil
 }
 
-// mismatch returns the error that what, the answer or a part of it, does not match.
+// mismatch returns the error for what, the answer or a part of it, that does not match.
 func (e *expectation) mismatch(what string, answer []byte) error {
 	return fmt.Errorf("%s does not match %s: "+e.format, e.key, what, answer[:min(len(answer), 64)])
 }
 
-// pattern compiles a regular expression that may be missing.
+// pattern compiles a regular expression. It returns nil for "".
 func pattern(key, expression string) (*regexp.Regexp, error) {
 	if expression == "" {
 		return nil, nil
@@ -87,18 +87,18 @@ func (c tcpChecker) check(ctx context.Context, at endpoint) (string, error) {
 	return "answer as expected", expectFrom(conn, c.expect)
 }
 
-// resetAtEnd makes a connection end by RST: a thousand checks a second leave none in TIME_WAIT, here and in the
-// connection table.
+// resetAtEnd makes a connection end by RST. So even a thousand checks a second leave no connection in TIME_WAIT, here
+// and in the connection table.
 func resetAtEnd(conn net.Conn) {
 	if l, ok := conn.(interface{ SetLinger(sec int) error }); ok {
 		_ = l.SetLinger(0)
 	}
 }
 
-// maxAnswer is the number of bytes of an answer that are read.
+// maxAnswer bounds the bytes of an answer that are read.
 const maxAnswer = 64 << 10
 
-// expectFrom reads until the bytes read so far match.
+// expectFrom reads until the bytes read so far match, or returns why they don't.
 func expectFrom(from io.Reader, expect *expectation) error {
 	buf := make([]byte, 0, 1024)
 	for {

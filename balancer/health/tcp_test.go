@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outcome is what a check must come to.
+// outcome is the expected result of a check.
 type outcome struct {
 	name   string
 	probe  Probe
@@ -82,13 +82,13 @@ func TestTCP(t *testing.T) {
 	}
 }
 
-// reset ends a connection by RST as soon as anything has come.
+// reset ends a connection by RST as soon as bytes have arrived.
 func reset(c net.Conn) {
 	_ = c.(*net.TCPConn).SetLinger(0)
 	_, _ = c.Read(make([]byte, 4096))
 }
 
-// deaf is an address where a socket listens whose queue is full: a SYN is not answered.
+// deaf returns an address where a listening socket's queue is full: a SYN is not answered.
 func deaf(t *testing.T) netip.AddrPort {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

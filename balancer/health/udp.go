@@ -10,8 +10,8 @@ import (
 // MaxDatagram is the largest size of a UDP datagram's payload over IPv4, in bytes (RFC 768, RFC 791).
 const MaxDatagram = 65535 - 20 - 8
 
-// UDP sends a datagram. Without Expect any answer is a success, and so is no answer until the timeout. An ICMP port
-// unreachable is a failure.
+// UDP sends a datagram. Without an expectation, any answer is a success, and so is silence until the timeout. An ICMP
+// port unreachable is a failure.
 type UDP struct {
 	Send      string // the datagram's bytes
 	Expect    string // regular expression, which must match an answer; "": no answer is needed
@@ -21,7 +21,7 @@ type UDP struct {
 type udpChecker struct {
 	send   []byte
 	expect *expectation
-	room   int // bytes for an answer, which each check in flight takes
+	room   int // bytes for an answer; each check in flight allocates them
 }
 
 func (p UDP) prepare() (checker, error) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// datagrams is a UDP server that answers each datagram with these.
+// datagrams starts a UDP server that sends these answers to each datagram.
 func datagrams(t *testing.T, answers ...string) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -52,7 +52,7 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-// echo is a UDP server that answers a datagram of exactly these bytes, and no other.
+// echo starts a UDP server that answers only datagrams of exactly these bytes.
 func echo(t *testing.T, want, answer string) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")

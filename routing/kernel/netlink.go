@@ -1,5 +1,5 @@
-// Package kernel is the ground floor of the routing packages: a netlink handle, listings, the values below /proc/sys,
-// and addresses in netlink's form.
+// Package kernel is the base of the routing packages: a netlink handle, listings, the values below /proc/sys, and
+// addresses in netlink's form.
 package kernel
 
 import (
@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AnswerTimeout bounds how long the kernel may take for one netlink request.
+// AnswerTimeout is the timeout of each send and receive on a netlink socket.
 const AnswerTimeout = 30 * time.Second
 
 // Open returns a netlink handle on the calling thread's network namespace. Any goroutine may use it.
@@ -48,7 +48,7 @@ func Links(h *netlink.Handle) ([]netlink.Link, error) {
 	return links, nil
 }
 
-// Addrs lists the addresses of a family of all devices; netlink.FAMILY_ALL is both.
+// Addrs lists the addresses of a family of all devices; netlink.FAMILY_ALL: of both families.
 func Addrs(h *netlink.Handle, family int) ([]netlink.Addr, error) {
 	addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, family) })
 	if err != nil {
@@ -75,8 +75,8 @@ func IsGone(err error) bool {
 		errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENXIO)
 }
 
-// LeadsNowhere reports whether routes of this type end packets. A lookup of such a route gives the route with IPv6,
-// and an error with IPv4.
+// LeadsNowhere reports whether routes of this type have no next hop: they drop packets, or end the look-up in their
+// table (throw). A look-up that finds one returns the route with IPv6, and an error with IPv4.
 func LeadsNowhere(routeType int) bool {
 	switch routeType {
 	case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_THROW:

@@ -9,7 +9,7 @@ import (
 // SysctlRoot is the directory of the sysctls.
 const SysctlRoot = "/proc/sys/"
 
-// ReadSysctl returns one value below /proc/sys, by a key such as net/ipv4/ip_forward, as CleanSysctl has it.
+// ReadSysctl returns one value below /proc/sys in the form of CleanSysctl. A key is such as net/ipv4/ip_forward.
 func ReadSysctl(key string) (string, error) {
 	b, err := os.ReadFile(SysctlRoot + key)
 	return CleanSysctl(string(b)), err
@@ -25,6 +25,6 @@ func WriteSysctl(key, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// CleanSysctl puts one space between the numbers of a value, so that values can be compared: the kernel separates them
+// CleanSysctl puts one space between the numbers of a value, so that values can be compared. The kernel separates them
 // by tabs.
 func CleanSysctl(v string) string { return strings.Join(strings.Fields(v), " ") }

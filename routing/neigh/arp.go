@@ -1,4 +1,4 @@
-// Package neigh talks to the neighbours of this host. It resolves addresses by ARP.
+// Package neigh resolves addresses of this host's neighbours by ARP.
 package neigh
 
 import (
@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Resolve asks the neighbours on a link for the MAC address of the IPv4 address a, in the name of this host's address
-// from. It returns each MAC address from which an answer comes until wait is over, once. A link without MAC addresses
-// has no neighbours to ask. It needs CAP_NET_RAW.
+// Resolve sends an ARP request for the IPv4 address a on a link. from, an address of this host, is the sender's
+// address. Resolve returns the MAC addresses that answer before wait is over, each one once. A link without MAC
+// addresses or broadcast has no neighbours to ask. Resolve needs CAP_NET_RAW.
 func Resolve(link string, a, from netip.Addr, wait time.Duration) (answers []net.HardwareAddr, err error) {
 	dev, err := net.InterfaceByName(link)
 	if err != nil {
@@ -54,8 +54,8 @@ func Resolve(link string, a, from netip.Addr, wait time.Duration) (answers []net
 	}
 }
 
-// An ARP packet for IPv4 over Ethernet (RFC 826). It is made and read by hand, as mdlayher/arp has no release and no
-// commit since 2022:
+// Fields of an ARP packet for IPv4 over Ethernet (RFC 826). It is built and parsed by hand: mdlayher/arp has no release
+// and no commit since 2022.
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1

@@ -15,7 +15,7 @@ import (
 func TestResolve(t *testing.T) {
 	kerneltest.NewHost(t)
 	from := netip.MustParseAddr("10.1.0.1")
-	// A host drops packets that claim to come from its own addresses: west is asked in the name of a free one.
+	// A host drops packets whose source is one of its own addresses. So a free address asks west.
 	asked := netip.MustParseAddr("10.1.0.9")
 	for _, c := range []struct {
 		link, addr string

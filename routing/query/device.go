@@ -77,9 +77,9 @@ func Dropped(link string) (uint64, error) {
 	})
 }
 
-// AnswersFor reports whether the device answers its neighbours' questions for an address that the host does not have:
-// by proxy ARP or neighbour discovery, for that address (ip neigh add proxy) or, with IPv4, for all that are routed by
-// another device (proxy_arp).
+// AnswersFor reports whether the device is set up to answer neighbours' requests for an address that the host does not
+// have: by an entry for that address (ip neigh add proxy) or, with IPv4, by proxy_arp. proxy_arp is for all addresses
+// that are routed by another device; AnswersFor does not look up the route.
 func AnswersFor(link string, a netip.Addr) (bool, error) {
 	if a.Is4() {
 		for _, device := range []string{"all", link} {

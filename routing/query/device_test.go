@@ -34,7 +34,7 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// A device has proxy ARP for all addresses that are routed elsewhere, or for one address.
+// A device has proxy ARP for all addresses that are routed by another device, or for one address.
 func TestAnswersFor(t *testing.T) {
 	newHost(t)
 	a, other := netip.MustParseAddr("10.1.0.80"), netip.MustParseAddr("10.1.0.81")

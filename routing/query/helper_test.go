@@ -2,7 +2,7 @@ package query
 
 import "vstun/routing/kernel/kerneltest"
 
-// The helpers of kerneltest by short names: a test's host is drawn at NewHost.
+// Helpers of kerneltest by short names. NewHost has a drawing of a test's host.
 var (
 	newHost      = kerneltest.NewHost
 	enterNewHost = kerneltest.EnterNewHost

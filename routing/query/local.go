@@ -25,9 +25,9 @@ func HostAddrs() ([]netip.Addr, error) {
 	})
 }
 
-// LocalLinks returns the devices by which packets to addrs are delivered on this host: because the device has the
-// address, or because a route of type local covers it. The answer lacks the addresses that are not this host's. The
-// addresses of all devices are listed once; each address that no device has costs one look-up of its route.
+// LocalLinks returns the devices by which packets to addrs are delivered on this host: the device has the address, or a
+// route of type local covers it. The result lacks addresses that are not this host's. LocalLinks lists the addresses of
+// all devices once. Each address that no device has costs one look-up of its route.
 func LocalLinks(addrs ...netip.Addr) (map[netip.Addr]string, error) {
 	return ask(func(h *netlink.Handle) (map[netip.Addr]string, error) {
 		have, err := kernel.Addrs(h, netlink.FAMILY_ALL)
@@ -62,8 +62,8 @@ func LocalLinks(addrs ...netip.Addr) (map[netip.Addr]string, error) {
 	})
 }
 
-// localRoute returns the index of the device of the route to a, if that is of type local, else 0. An error is an answer
-// too: there is no route.
+// localRoute returns the index of the device of the route to a, if the route's type is local, else 0. It returns 0 on
+// an error, too: there is no route.
 func localRoute(h *netlink.Handle, a netip.Addr) int {
 	routes, err := h.RouteGet(a.AsSlice())
 	if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {

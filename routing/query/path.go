@@ -22,20 +22,20 @@ type Path struct {
 	Local   bool       // the packet is delivered on this host
 
 	// Source is the address that a packet without one gets. It is the zero Addr if the kernel finds none, or if the
-	// question named one.
+	// request named one.
 	Source netip.Addr
 
-	// MTU is the largest packet in bytes, 65535 at most: the route's mtu metric or a path MTU learned on it, else the
-	// device's MTU, which IPv6 may have of its own. A path MTU that the kernel learned from ICMP counts, as long as the
-	// kernel remembers it (10 minutes by default).
+	// MTU is the largest packet in bytes, 65535 at most. It is the route's mtu metric, or a path MTU learned from ICMP
+	// while the kernel keeps it (10 minutes by default). Without either it is the device's MTU, or the device's IPv6
+	// MTU.
 	MTU int
 
 	Table  int // the routing table of the route
 	AdvMSS int // the MSS that TCP advertises by the route; 0: by the MTU
 }
 
-// Paths asks the kernel for its paths to dsts (RTM_GETROUTE), one after the other on one socket: 10,000 take some
-// 300 ms. The answer lacks the addresses to which there is no path. It is an error only if the kernel can't be asked.
+// Paths asks the kernel for its paths to dsts (RTM_GETROUTE), one after the other on one socket: 10,000 take some 300
+// ms. The result lacks addresses without a path. An error means that the kernel can't be asked.
 func Paths(dsts []netip.Addr) (map[netip.Addr]Path, error) {
 	return ask(func(h *netlink.Handle) (map[netip.Addr]Path, error) {
 		devices := map[int]*device{}
@@ -56,12 +56,12 @@ func Paths(dsts []netip.Addr) (map[netip.Addr]Path, error) {
 	})
 }
 
-// Lookup asks the kernel for the path of a packet to dst, of this host's address from, or, where that is the zero Addr,
-// of one of the kernel's choice. ok is false if there is no path.
+// Lookup asks the kernel for the path of a packet from an address of this host to dst. If from is the zero Addr, the
+// kernel chooses the source. ok is false if there is no path.
 func Lookup(dst, from netip.Addr) (p Path, ok bool, err error) { return lookup(dst, from, "") }
 
-// LookupForwarded asks the kernel for the path of a packet to dst that comes in from an address by a device. ok is
-// false if the kernel refuses the packet, or has no path.
+// LookupForwarded asks the kernel for the path of a packet to dst that a device receives from an address. ok is false
+// if the kernel refuses the packet, or has no path.
 func LookupForwarded(dst, from netip.Addr, link string) (p Path, ok bool, err error) {
 	return lookup(dst, from, link)
 }
@@ -76,7 +76,8 @@ func lookup(dst, from netip.Addr, link string) (p Path, ok bool, err error) {
 	return *found, true, nil
 }
 
-// pathTo asks for one path, and for its device, once, unless devices has it. It returns nil if there is no path.
+// pathTo asks for one path. It asks for the path's device unless devices has it, and adds it there. It returns nil if
+// there is no path.
 func pathTo(h *netlink.Handle, dst, from netip.Addr, link string, devices map[int]*device) (*Path, error) {
 	dst = dst.Unmap()
 	options := netlink.RouteGetOptions{Iif: link}
@@ -132,7 +133,8 @@ type device struct {
 }
 
 // mtuIPv6 returns the largest IPv6 packet that the kernel sends by d if the route has no MTU of its own (Linux
-// net/ipv6/route.c, ip6_mtu). An administrator lowers it, or a router by its advertisements (RFC 4861, section 4.6.4).
+// net/ipv6/route.c, ip6_mtu). An administrator can lower it, or a router by its advertisements (RFC 4861, section
+// 4.6.4).
 func (d *device) mtuIPv6() (int, error) {
 	if d.mtu6 > 0 {
 		return d.mtu6, nil
@@ -152,8 +154,7 @@ func (d *device) mtuIPv6() (int, error) {
 	return d.mtu6, err
 }
 
-// isNoRoute reports whether err is the answer that there is no path: no route, unreachable, prohibit, blackhole, or no
-// IPv6.
+// isNoRoute reports whether err means that there is no path: no route, unreachable, prohibit, blackhole, or no IPv6.
 func isNoRoute(err error) bool {
 	for _, e := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.ESRCH,
 		unix.EOPNOTSUPP, unix.EAFNOSUPPORT} {

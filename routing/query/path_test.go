@@ -49,8 +49,8 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// TestPathsKnowIPv6sOwnMTU: what the kernel sends over IPv6 is less than the device's MTU after net.ipv6.conf.X.mtu or
-// a router's advertisement. A route's metric comes first, as it does in the kernel.
+// TestPathsKnowIPv6sOwnMTU: net.ipv6.conf.X.mtu or a router advertisement lowers the MTU for IPv6 below the device's. A
+// route's metric precedes it, as in the kernel.
 func TestPathsKnowIPv6sOwnMTU(t *testing.T) {
 	enterNewHost(t)
 	setSysctl(t, "net/ipv6/conf/all/disable_ipv6", "0")

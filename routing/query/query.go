@@ -11,7 +11,7 @@ import (
 	"vstun/routing/kernel"
 )
 
-// ask calls f with a netlink handle of its own: each question opens one socket, however many requests it makes.
+// ask calls f with a netlink handle of its own. Each call opens one socket, however many requests f makes.
 func ask[T any](f func(h *netlink.Handle) (T, error)) (answer T, err error) {
 	h, err := kernel.Open()
 	if err != nil {

@@ -27,8 +27,8 @@ func (t *Tunnel) Takes(protocol uint8, over6 bool) bool {
 }
 
 // KernelTunnels lists the kernel's tunnel devices that take packets of one of the IP protocols 4, 41 and 47 off the
-// wire. One that is up takes a copy of each packet that a raw socket gets. One that is down still makes the kernel
-// answer the packets that fit no tunnel with ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in
+// wire. A device that is up takes a copy of each packet that a raw socket gets. Even if the device is down, the kernel
+// answers packets that fit no tunnel with ICMP port unreachable (tunnel4_rcv in net/ipv4/tunnel4.c, tunnel6_rcv in
 // net/ipv6/tunnel6.c, gre_rcv in net/ipv4/ip_gre.c).
 func KernelTunnels() ([]Tunnel, error) {
 	return ask(func(h *netlink.Handle) (found []Tunnel, err error) {
@@ -42,11 +42,11 @@ func KernelTunnels() ([]Tunnel, error) {
 	})
 }
 
-// tunnelOf returns l as a tunnel. Another device has no protocols.
+// tunnelOf returns l as a tunnel. If l is another device, Protocols is empty.
 func tunnelOf(l netlink.Link) Tunnel {
 	t := Tunnel{Name: l.Attrs().Name}
 	var remote net.IP
-	mode := uint8(unix.IPPROTO_IP) // of those with modes: one protocol, or 0 for any
+	mode := uint8(unix.IPPROTO_IP) // of devices with modes: one protocol, or 0 for any
 	switch l := l.(type) {
 	case *netlink.Iptun:
 		t.Module, t.Protocols, mode, remote = "ipip", []uint8{unix.IPPROTO_IPIP}, l.Proto, l.Remote

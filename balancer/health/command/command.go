@@ -20,14 +20,14 @@ func (e StartError) Error() string { return e.Err.Error() }
 // Unwrap returns the kernel's error.
 func (e StartError) Unwrap() error { return e.Err }
 
-// maxOutput is the size of a program's output that is kept, in bytes.
+// maxOutput bounds the output of a program that is kept, in bytes.
 const maxOutput = 4 << 10
 
-// killWait is how long a program's output may stay open after its end, held by processes that it has left running.
+// killWait bounds the time for which processes that a program has left running may hold its output open.
 const killWait = 200 * time.Millisecond
 
 // Run runs a program in a process group of its own and returns the first line of its output. command is its absolute
-// path and its arguments, env is added to the environment of this process. When ctx ends, Run kills the group.
+// path and its arguments. env is added to the environment of this process. When ctx ends, Run kills the group.
 func Run(ctx context.Context, command, env []string) (string, error) {
 	var out output
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)

@@ -16,20 +16,20 @@ import (
 	"vstun/balancer/health/command"
 )
 
-// Config is the receivers of events. The zero value has none.
+// Config names the receivers of events. The zero value has none.
 type Config struct {
 	Command []string      // absolute path of a program, and arguments; the event's are appended; nil: none
 	Webhook string        // URL to POST to; "": none
 	Timeout time.Duration // of one notification, 100 ms to 5 min
 }
 
-// Event is a change of state of a service or a realserver, in the form in which it is posted to a webhook.
+// Event is a change of state of a service or a realserver. Its JSON form is posted to a webhook.
 type Event struct {
 	Time       time.Time `json:"time"`
 	Kind       string    `json:"kind"` // "service" or "realserver"
 	Service    string    `json:"service"`
-	Realserver string    `json:"realserver,omitempty"` // its address; "" where a service has changed
-	Old        string    `json:"old"`                  // "up", "down", or "unknown" in the first event of each
+	Realserver string    `json:"realserver,omitempty"` // its address; "" if a service has changed
+	Old        string    `json:"old"`                  // "up", "down", or "unknown" in a first event
 	New        string    `json:"new"`                  // "up" or "down"
 	Reason     string    `json:"reason"`
 }
@@ -49,7 +49,7 @@ func New(failed func(error)) *Notifier {
 	}}
 }
 
-// Set replaces the receivers, also of events that wait already.
+// Set replaces the receivers. Events that wait already go to the new ones.
 func (n *Notifier) Set(c Config) {
 	for _, q := range n.queues {
 		q.mu.Lock()
@@ -58,17 +58,17 @@ func (n *Notifier) Set(c Config) {
 	}
 }
 
-// Send queues events, and never blocks. When too many wait, the oldest are dropped and reported as a failure.
+// Send queues events. It never blocks. If more than maxQueue wait, the oldest are dropped and reported as a failure.
 func (n *Notifier) Send(events ...Event) {
 	for _, q := range n.queues {
 		q.add(events)
 	}
 }
 
-// flushTime is the time for waiting events when the program ends.
+// flushTime bounds the time in which waiting events are sent after the program's end has begun.
 const flushTime = 2 * time.Second
 
-// Run sends events until ctx is cancelled, and then waiting ones for flushTime. It returns nil.
+// Run sends events until ctx is cancelled, and then the waiting ones for up to flushTime. It returns nil.
 func (n *Notifier) Run(ctx context.Context) error {
 	after, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -85,7 +85,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 type queue struct {
 	failed func(error)
 	send   func(ctx context.Context, c Config, e Event) error
-	wanted func(Config) bool // the configuration has the receiver
+	wanted func(Config) bool // reports whether the configuration has the receiver
 
 	mu     sync.Mutex
 	config Config
@@ -110,7 +110,7 @@ func (q *queue) add(events []Event) {
 	}
 	select {
 	case q.wake <- struct{}{}:
-	default: // it is awake already
+	default: // a wake-up is pending already
 	}
 }
 
@@ -131,7 +131,8 @@ func (q *queue) next() (e Event, c Config, lost int, ok bool) {
 	return e, q.config, lost, true
 }
 
-// run sends events until ctx is cancelled and the queue is empty, or after is cancelled too.
+// run sends events until ctx is cancelled and the queue is empty. Once after is cancelled, it reports the rest as
+// failures.
 func (q *queue) run(ctx, after context.Context) {
 	for {
 		e, c, lost, ok := q.next()

@@ -59,8 +59,7 @@ func event(i int) Event {
 		Realserver: fmt.Sprintf("10.0.0.%d", i), Old: "up", New: "down", Reason: "HTTP status 503, want 200-399"}
 }
 
-// TestNotifyCommand: a program is run for each event, in order, with what has happened as arguments and in its
-// environment.
+// TestNotifyCommand: a program is run for each event, in order, with the event as arguments and in its environment.
 func TestNotifyCommand(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "told")
@@ -125,7 +124,7 @@ func (h *hook) got() []Event {
 	return append([]Event(nil), h.events...)
 }
 
-// TestWebhook: each event is posted, in order; what may pass is tried again; nothing of the URL's path is told.
+// TestWebhook: each event is posted, in order. Temporary failures are retried. No error contains the URL's path.
 func TestWebhook(t *testing.T) {
 	t.Parallel()
 	h := &hook{status: []int{503}}
@@ -159,8 +158,8 @@ func TestWebhook(t *testing.T) {
 	}
 }
 
-// TestNotifyNeverWaits: while a webhook hangs, thousands of events are taken at once; the oldest are lost, and that is
-// said. At the end what waits has a little time.
+// TestNotifyNeverWaits: while a webhook hangs, Send takes thousands of events at once. The oldest are dropped and
+// reported. At the end, waiting events have a little time.
 func TestNotifyNeverWaits(t *testing.T) {
 	t.Parallel()
 	hangs := make(chan struct{})
@@ -183,7 +182,7 @@ func TestNotifyNeverWaits(t *testing.T) {
 		n.Send(event(i % 250))
 	}
 	n.stopWhile(t, func() { close(hangs) })
-	if got := h.got(); len(got) < 2 || got[1] != event(more) { // the first one is that which hung
+	if got := h.got(); len(got) < 2 || got[1] != event(more) { // the receiver hung at the first one
 		t.Errorf("%d events, the second %+v", len(got), got[:min(len(got), 2)])
 	}
 	if got := n.said(); len(got) == 0 || got[0] != fmt.Sprintf("%d notifications were never sent: more than %d waited",
@@ -192,7 +191,7 @@ func TestNotifyNeverWaits(t *testing.T) {
 	}
 }
 
-// stopWhile stops n, and lets go meanwhile what holds it up.
+// stopWhile stops n, and meanwhile releases the receiver that blocks it.
 func (n *teller) stopWhile(t *testing.T, letGo func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -208,7 +207,7 @@ func (n *teller) stopWhile(t *testing.T, letGo func()) {
 	}
 }
 
-// TestNotifyEnds: what hangs does not hold up the program's end for long.
+// TestNotifyEnds: a receiver that hangs does not delay the program's end for long.
 func TestNotifyEnds(t *testing.T) {
 	t.Parallel()
 	begun, asked := filepath.Join(t.TempDir(), "begun"), make(chan struct{}, 1)

@@ -126,8 +126,8 @@ func SetSysctl(t *testing.T, key, value string) {
 	Must(t, kernel.WriteSysctl(key, value))
 }
 
-// Quickest returns the least time that f keeps a processor busy, in this process and for it in the kernel, so that a
-// machine with other work to do doesn't matter.
+// Quickest returns the least processor time of f in several tries: user and system time of this process. Other load on
+// the machine hardly matters.
 func Quickest(tries int, f func()) time.Duration {
 	least := time.Hour
 	for range tries {
