@@ -124,7 +124,7 @@ func printOverruns(w io.Writer, n uint64) {
 	}
 }
 
-// fact is a part of the first line. The fact with the least weight is left out first.
+// fact is a part of the first line. A narrow terminal drops the fact with the least weight first.
 type fact struct {
 	text   string
 	weight int

@@ -1,6 +1,5 @@
-// Package connlimit bounds the connections of an http.Server, all together and those of each client. At a bound the
-// connection that has been idle for longest gives way to the new one, so that clients that keep connections open do not
-// lock others out.
+// Package connlimit bounds the connections of an http.Server: in all, and of each client. At a bound it closes the
+// connection that has been idle for longest. So clients that keep connections open do not lock others out.
 package connlimit
 
 import (
@@ -57,7 +56,7 @@ func (l *Limit) State(c net.Conn, s http.ConnState) {
 	}
 }
 
-// Wait returns when the goroutines of all connections have ended, for which http.Server.Close does not wait. It is for
+// Wait returns when the goroutines of all connections have ended, for which http.Server.Close does not wait. Call it
 // after Serve has returned.
 func (l *Limit) Wait() { l.open.Wait() }
 
@@ -116,8 +115,8 @@ func refuse(c net.Conn, why string) {
 	c.Close()
 }
 
-// ByAddress names the client of a connection over TCP: its IPv4 address, or the /64 of its IPv6 address, all of which
-// one host may have.
+// ByAddress names the client of a connection over TCP: its IPv4 address, or the /64 of its IPv6 address, since one host
+// may have a whole /64.
 func ByAddress(c net.Conn) string {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {

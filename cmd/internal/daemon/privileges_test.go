@@ -12,8 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestKeepOnly drops all capabilities in a child process, with and without root: no thread keeps one, or a way to get
-// one.
+// TestKeepOnly drops all capabilities in a child process, with and without root: no thread keeps a capability, or can
+// get one back.
 func TestKeepOnly(t *testing.T) {
 	const child = "VSTUN_KEEP_ONLY"
 	if os.Getenv(child) == "" {

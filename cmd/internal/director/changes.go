@@ -235,7 +235,7 @@ type nameList []string
 
 func (l nameList) String() string { return strings.Join(l, ",") }
 
-// names lists the names of elements.
+// names returns the elements as text.
 func names[T fmt.Stringer](elements []T) nameList {
 	var all nameList
 	for _, v := range elements {

@@ -10,7 +10,7 @@ import (
 	"vstun/cmd/internal/tunneldial"
 )
 
-// checks is what makes health checks and reports their results.
+// checks makes the health checks and reports their results.
 type checks struct {
 	monitor  *health.Monitor
 	notifier *notify.Notifier

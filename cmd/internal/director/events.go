@@ -11,8 +11,8 @@ import (
 	"vstun/cmd/internal/reload"
 )
 
-// report logs and notifies what has happened between the state was, which is nil at the start, and the present one: the
-// health changes that were not in force before, and the events of the plan.
+// report logs and notifies the events between the state was, which is nil at the start, and the present one: the health
+// changes that were not in force before, and the events of the plan.
 func (c *controller) report(was *state, events []plan.Event) {
 	logged := 0
 	for _, change := range c.unreported {

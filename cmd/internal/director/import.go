@@ -15,7 +15,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// importCommand is the command that makes a director.toml of another program's configuration.
+// importCommand returns the command import, which makes a director.toml from another program's configuration.
 func importCommand() *cobra.Command {
 	var out string
 	var force bool
@@ -116,7 +116,8 @@ func errExists(path string) error {
 	return fmt.Errorf("%s: is there already: name another file by -o, or overwrite it by --force", path)
 }
 
-// writeNew writes a file which everybody may read, as the director does that has given up root's rights.
+// writeNew writes a file that all users may read: a director that has given up root's rights reads it at a reload. With
+// force, a file that exists keeps its mode.
 func writeNew(path string, text []byte, force bool) error {
 	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	if force {

@@ -129,7 +129,7 @@ func TestServerMoves(t *testing.T) {
 	answers(first, true)
 }
 
-// TestServerThatCannotBind: the error says why, and what to do, in one line.
+// TestServerThatCannotBind: the error has the reason and the fix in one line.
 func TestServerThatCannotBind(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -2,7 +2,7 @@ package page
 
 import "math"
 
-// figures is the numbers of a service or a realserver that change often. The page's script has the same indexes.
+// figures is the numbers of a service or a realserver that change often. The page's script uses the same indexes.
 type figures [numFigures]float64
 
 const (

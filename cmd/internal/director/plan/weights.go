@@ -7,8 +7,8 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// Weights are the weights that operators have set while the director runs. Each replaces a configured weight until that
-// one changes. A Weights is immutable.
+// Weights are the weights that operators have set while the director runs. Each replaces a configured weight until the
+// configured one changes. A Weights is immutable.
 type Weights map[RealserverID]Override
 
 // Override is a weight in place of a configured one.
