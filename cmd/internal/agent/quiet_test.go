@@ -25,7 +25,7 @@ func TestAnswering(t *testing.T) {
 		want                    string
 	}{
 		{v4, from4, "ipip", over4, true, ""},
-		{v4, from4, "ipip", over4[1:2], false, "sit"}, // which Quiet can do nothing about
+		{v4, from4, "ipip", over4[1:2], false, "sit"}, // QuietIPIP has no effect on it
 		{v4, from4, "ipip", over4, false, "ipip sit"},
 		{v6, from4, "ipip", over4, false, "ipip sit"},
 		{v6, from4, "ipip", over4[:1], false, "ipip"},

@@ -94,7 +94,7 @@ func printCounted(w io.Writer, what string, all []api.Counted) {
 	}
 }
 
-// printConfiguration writes the faults of the last reload if it was refused.
+// printConfiguration writes the faults of the last reload, if it was refused.
 func printConfiguration(w io.Writer, c api.Configuration) {
 	if c.Error == "" {
 		return

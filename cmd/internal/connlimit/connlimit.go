@@ -30,13 +30,13 @@ type conn struct {
 	since  time.Time
 }
 
-// New returns a Limit. total bounds all connections, each bounds those of one client. The function client names the
+// New returns a Limit. total bounds all connections, each the connections of one client. The function client names the
 // client of a connection; connections of the client "" do not count, and are not closed.
 func New(total, each int, client func(net.Conn) string) *Limit {
 	return &Limit{total: total, each: each, client: client, conns: map[net.Conn]*conn{}}
 }
 
-// State follows a connection. A new one for which there is no room, since no other is idle, is refused with status 503.
+// State follows a connection. At a bound without an idle connection, a new connection is refused with status 503.
 func (l *Limit) State(c net.Conn, s http.ConnState) {
 	switch s {
 	case http.StateNew:
@@ -56,7 +56,7 @@ func (l *Limit) State(c net.Conn, s http.ConnState) {
 	}
 }
 
-// Wait returns when the goroutines of all connections have ended, for which http.Server.Close does not wait. Call it
+// Wait returns when the goroutines of all connections have ended. http.Server.Close does not wait for them. Call it
 // after Serve has returned.
 func (l *Limit) Wait() { l.open.Wait() }
 

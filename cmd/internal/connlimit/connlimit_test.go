@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends.
+// serve runs a server with a Limit until the test ends. Its handler answers "fine" to all paths except /hold.
 func serve(t *testing.T, l *Limit, hold <-chan struct{}) *server {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -100,7 +100,7 @@ func (s *server) awaitIdle(client string) {
 	}
 }
 
-// TestIdleConnectionsGiveWay: at the bound of all, the one that has been idle for longest makes room.
+// TestIdleConnectionsGiveWay: at the total bound, the connection that has been idle for longest is closed.
 func TestIdleConnectionsGiveWay(t *testing.T) {
 	at := serve(t, New(4, 2, ByAddress), nil)
 	var all []*client

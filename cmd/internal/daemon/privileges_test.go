@@ -35,7 +35,7 @@ func TestKeepOnly(t *testing.T) {
 		return all
 	}
 	testkit.Eventually(t, "there are five threads", func() bool { return len(threads()) >= 5 })
-	for range 2 { // what is gone already is no error
+	for range 2 { // dropping a dropped capability is no error
 		if err := KeepOnly(); err != nil {
 			t.Fatal(err)
 		}

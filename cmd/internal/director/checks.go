@@ -15,7 +15,7 @@ type checks struct {
 	monitor  *health.Monitor
 	notifier *notify.Notifier
 	pinger   *tunneldial.Pinger
-	limit    int // of the program's descriptors
+	limit    int // of descriptors, for the program
 	room     int // descriptors that checks may have
 }
 

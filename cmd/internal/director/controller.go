@@ -45,7 +45,7 @@ type network interface {
 	Changed() <-chan struct{}
 }
 
-// state is what is in force. It is immutable, except for the counters of its snapshot.
+// state is the configuration, plan and snapshot in force. It is immutable, except for the counters of its snapshot.
 type state struct {
 	inputs plan.Inputs
 	plan.Desired
@@ -69,7 +69,7 @@ func (c *controller) start(cfg *config.Director) error {
 	return c.converge(in)
 }
 
-// state returns what is in force, nil before start.
+// state returns the state in force, nil before start.
 func (c *controller) state() *state { return c.current.Load() }
 
 // betweenChanges is the least time from one snapshot for changes of health to the next: when a thousand realservers

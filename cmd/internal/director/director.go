@@ -55,7 +55,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	// This comes first: it reports whether another director runs here, and undoes what a killed one has left.
+	// This comes first: it reports whether another director runs here, and undoes the changes that a killed one has
+	// left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+

@@ -176,8 +176,8 @@ func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candida
 // maxSuggestions is the largest number of frontends that are listed.
 const maxSuggestions = 20
 
-// suggestions lists the frontends of the VIP, or, if no service has it, those of other VIPs. The longest common prefix
-// comes first.
+// suggestions lists the frontends of the VIP, or, if no service has it, the frontends of other VIPs. The VIPs with the
+// longest common prefix come first.
 func suggestions(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
 	frontends := snap.VirtualPorts(vip)
 	slices.SortStableFunc(frontends,

@@ -84,7 +84,7 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 		return cli.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of "+
 			"a keepalived.conf, or the output of ipvsadm-save -n", name)}
 	}
-	// Services of firewall marks alone are comments, which the notes say how to fill in.
+	// A file with only services of firewall marks becomes comments. The notes explain how to fill them in.
 	if _, err := config.ParseDirector("director.toml", result.TOML); err != nil && result.Services > 0 {
 		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend "+
 			"what is named in it by hand", err, name)

@@ -9,7 +9,7 @@ const (
 	active      = iota // connections
 	inactive           //
 	connections        // scheduled since the director's start
-	packets            // likewise
+	packets            // since the director's start
 	bytes              //
 	newRate            // connections a second
 	packetRate         //

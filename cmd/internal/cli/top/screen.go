@@ -71,7 +71,7 @@ func watch(ctx context.Context, socket string, every time.Duration, order int) e
 	}
 }
 
-// look is an answer of the director.
+// look is an answer of the director, or the error of the request.
 type look struct {
 	at     time.Time
 	status api.DirectorStatus

@@ -159,8 +159,7 @@ func Target(s *config.Service, r *config.RealserverRef) balancer.Target {
 	return realserver(s, r, config.Sources{}, nil).Target()
 }
 
-// pathName names the kind of path by which a realserver is checked. Checks of one realserver by paths with the same
-// name take the same path.
+// pathName names the kind of path by which a realserver is checked. Equal names for one realserver mean the same path.
 func pathName(s *config.Service, r *config.RealserverRef) string {
 	if r.Check == nil || r.Check.Direct {
 		return "direct"

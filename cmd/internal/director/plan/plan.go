@@ -56,7 +56,7 @@ type Desired struct {
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
 }
 
-// Event is a change of a service's known state, or the beginning of a service whose state is not known yet.
+// Event is a change of a service's known state, or a new service with a state that is not known yet.
 type Event struct {
 	Service  string
 	Old, New string // Up, Down or Unknown
