@@ -27,7 +27,7 @@ func agentOf(vips, directors, encaps string, hasKey bool) *config.Realserver {
 	return cfg
 }
 
-// Only what is needed is opened: over the directors' families, for the VIPs' families.
+// Only the needed sockets are opened: over the directors' families, for the VIPs' families.
 func TestSockets(t *testing.T) {
 	const v4, v6, from4, from6 = "198.51.100.80", "2001:db8:100::80", "10.0.2.2/32", "fd00:0:2::/64"
 	socket := func(protocol uint8, over6 bool) wire.Socket {

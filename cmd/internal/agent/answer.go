@@ -12,8 +12,8 @@ import (
 	"vstun/encap/query"
 )
 
-// Bounds of answers to directors' questions: one answer each answerPace, and questionsWaiting questions wait. Workers
-// drop further ones.
+// Bounds of answers to directors' questions: one answer each answerPace, and questionsWaiting waiting questions.
+// Workers drop further questions.
 const (
 	answerPace       = 10 * time.Millisecond
 	questionsWaiting = 64
@@ -21,7 +21,7 @@ const (
 
 // answerQuestions answers directors' questions until ctx ends: which packets this agent accepts, and how many came from
 // the director that asks. status returns the agent's present status. Each answer goes to the outer source of its
-// question, which the policy has let in, and is no longer than its question.
+// question, which the policy has accepted. It is no longer than the question.
 func answerQuestions(ctx context.Context, questions <-chan endpoint.Asked,
 	status func() api.RealserverStatus) error {
 	pace := time.NewTicker(answerPace)

@@ -16,7 +16,7 @@ import (
 	"vstun/encap/query"
 )
 
-// anAgent is the status of an agent that has something to tell.
+// anAgent is the status of an agent with VIPs, tunnels and packets.
 func anAgent() api.RealserverStatus {
 	return api.RealserverStatus{Version: "1.2.3", VIPs: []string{"198.51.100.80", "2001:db8::80"},
 		Encap: []string{"ipip", "gue"}, EncapPort: 6080,
@@ -24,8 +24,8 @@ func anAgent() api.RealserverStatus {
 			{Address: "127.0.0.1", Packets: 42, Last: 7.9}}}
 }
 
-// TestAnswerTo: an answer has what the agent accepts, from the VIP on that is asked for, and what came from the
-// director that asks.
+// TestAnswerTo: an answer has the accepted VIPs from the requested one on, the tunnels, and the count of packets from
+// the director that asks.
 func TestAnswerTo(t *testing.T) {
 	st := anAgent()
 	want := query.Answer{Version: query.Version, First: 1, Nonce: 9, Packets: 42, Age: 7, Total: 2, EncapPort: 6080,
@@ -87,7 +87,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestHeard: the time of the last packet is that of the last change of the count.
+// TestHeard: the time of the last packet is the time of the last change of the count.
 func TestHeard(t *testing.T) {
 	w, addr := endpoint.NewWorker(nil, nil, new(atomic.Pointer[endpoint.Policy]), false),
 		netip.MustParseAddr("10.0.2.2")

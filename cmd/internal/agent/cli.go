@@ -1,5 +1,5 @@
-// Package agent is the realserver's program: configuration → sockets, device, addresses and routes → workers. It has
-// the command line, too.
+// Package agent is the realserver's program: configuration → sockets, device, addresses and routes → workers. It also
+// has the command line.
 package agent
 
 import (

@@ -11,8 +11,8 @@ import (
 	"vstun/encap/endpoint"
 )
 
-// heardEvery is the precision of the time of an address's last packet. Workers read no clock, so the agent compares
-// their counts this often.
+// heardEvery is the period in which the agent compares the workers' counts, since workers read no clock. It is the
+// precision of the time of an address's last packet.
 const heardEvery = time.Second
 
 // heard adds up one kind of the workers' counts by address, with the time of each count's last change. Any

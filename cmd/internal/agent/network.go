@@ -26,7 +26,7 @@ func mss(cfg *config.Realserver) (v4, v6 int, known bool) {
 		}
 		asked = append(asked, a)
 	}
-	// The MTU of the path to a director is the best guess for the path back. An error is no reason to stop.
+	// The MTU of the path to a director is the best guess for the path back. Without that MTU the agent runs, too.
 	paths, _ := query.Paths(asked)
 	least := 0
 	for _, a := range asked {

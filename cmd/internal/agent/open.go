@@ -38,7 +38,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
-	// First of all, since it fails if another agent runs here, and undoes the changes of one that was killed.
+	// This comes first: it fails if another agent runs here, and undoes the changes of one that was killed.
 	if a.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", a.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("an agent runs already (process %s, control socket %s): stop it, or set another "+
@@ -64,7 +64,7 @@ func open(file string, cfg *config.Realserver) (_ *agent, err error) {
 	if a.receivers, err = wire.NewReceivers(cfg.Queues, sockets(cfg)...); err != nil {
 		return nil, err
 	}
-	// A reload may need them, and can open no raw socket itself.
+	// A reload may need these sockets, and has no right to open raw sockets.
 	if err := a.receivers.Spare(spareSockets()...); err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (a *agent) closeIO() error {
 	return errors.Join(errs...)
 }
 
-// close undoes open, as far as open came.
+// close undoes open, also if open has failed half-way.
 func (a *agent) close() error {
 	var errs []error
 	if a.network != nil {

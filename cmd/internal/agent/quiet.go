@@ -18,10 +18,9 @@ func takesIPIP(cfg *config.Realserver) bool { return slices.ContainsFunc(sockets
 
 func isIPIP(s wire.Socket) bool { return s == wire.Socket{Protocol: packet.ProtoIPIP} }
 
-// warnLoudDrivers warns of the kernel's drivers that answer packets that the agent takes, and that
-// routing.State.QuietIPIP does not keep quiet. It is called again and again, as drivers may be loaded at any time; a
-// warning is logged once. After the start a.mu is held. vstun's director ignores such an answer; IPVS relays it to the
-// client.
+// warnLoudDrivers warns of the kernel's drivers that answer packets for the agent, except those that
+// routing.State.QuietIPIP keeps quiet. Drivers may be loaded at any time: it is called repeatedly, and logs a warning
+// once in a row. After the start a.mu is held. vstun's director ignores such an answer; IPVS relays it to the client.
 func (a *agent) warnLoudDrivers() {
 	devices, err := query.KernelTunnels()
 	quiet, err2 := query.LinkExists(routing.QuietLink)

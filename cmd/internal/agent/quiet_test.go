@@ -8,7 +8,7 @@ import (
 	"vstun/routing/query"
 )
 
-// TestAnswering: a warning names the drivers that answer what the agent takes, each once, and no others.
+// TestAnswering: a warning names the drivers that answer the agent's packets, each once, and no others.
 func TestAnswering(t *testing.T) {
 	const v4, v6, from4, from6 = "198.51.100.80", "2001:db8:100::80", "10.0.2.2/32", "fd00:0:2::/64"
 	over4 := []query.Tunnel{{Name: "tunl0", Module: "ipip", Protocols: []uint8{4}}, {Name: "sit0", Module: "sit",
@@ -25,7 +25,7 @@ func TestAnswering(t *testing.T) {
 		want                    string
 	}{
 		{v4, from4, "ipip", over4, true, ""},
-		{v4, from4, "ipip", over4[1:2], false, "sit"}, // which Quiet can do nothing about
+		{v4, from4, "ipip", over4[1:2], false, "sit"}, // QuietIPIP has no effect on it
 		{v4, from4, "ipip", over4, false, "ipip sit"},
 		{v6, from4, "ipip", over4, false, "ipip sit"},
 		{v6, from4, "ipip", over4[:1], false, "ipip"},

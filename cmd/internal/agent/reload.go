@@ -16,7 +16,7 @@ import (
 )
 
 // reload reads the configuration file again, puts it in force, and returns the changes. On an error nothing has
-// changed. The log has the same.
+// changed. It logs the changes or the error.
 func (a *agent) reload() ([]api.Change, error) {
 	return a.reloader.Reload(func() (reload.Result, error) {
 		a.mu.Lock()
@@ -99,7 +99,7 @@ func unbound(s routing.State) routing.State {
 	return s
 }
 
-// without returns the elements of all that some lacks.
+// without returns the elements of all that are not in some.
 func without[T comparable](all, some []T) []T {
 	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return slices.Contains(some, v) })
 }

@@ -20,7 +20,7 @@ import (
 	"vstun/routing"
 )
 
-// TestChangesAsJSON: values have the types of the configuration, and a key that is not there is null.
+// TestChangesAsJSON: values have the types of the configuration, and an absent key is null.
 func TestChangesAsJSON(t *testing.T) {
 	was := &config.Realserver{Encaps: []string{"ipip"}, Table: 30323}
 	is := &config.Realserver{VIPs: []netip.Addr{netip.MustParseAddr("198.51.100.80")}, Encaps: []string{"ipip", "gre"},

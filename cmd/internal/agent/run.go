@@ -33,7 +33,7 @@ func (a *agent) run(ctx context.Context, hangup func(fn func()) daemon.Task) err
 		a.log.Warn("sd_notify failed", "error", err)
 	}
 	watched := make(chan struct{})
-	// A socket counts packets with a wrong checksum as overruns, too: overruns say nothing about the workers.
+	// A socket counts packets with a wrong checksum as overruns, too: overruns do not show that workers are stuck.
 	tasks := []daemon.Task{
 		daemon.LogStop(a.log),
 		a.control.Run,

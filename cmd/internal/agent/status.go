@@ -54,8 +54,8 @@ func (a *agent) status() api.RealserverStatus {
 	return st
 }
 
-// overruns returns how many packets the kernel dropped because the workers did not read them fast enough, from the
-// sockets or from the device.
+// overruns returns the number of packets that the kernel dropped because the workers read the sockets or the device too
+// slowly.
 func (a *agent) overruns() uint64 {
 	n, _ := query.Dropped(a.device.Name()) // an error: the device is gone
 	for _, r := range a.receivers {

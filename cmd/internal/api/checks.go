@@ -19,7 +19,7 @@ func (c Checks) Shortage() string {
 		"and a realserver that dies is out later", c.Needed, c.Limit, c.Room)
 }
 
-// Fix returns how to raise the limit.
+// Fix returns the instruction to raise the limit.
 func (c Checks) Fix() string {
 	return fmt.Sprintf("set LimitNOFILE=%d or more in the unit, or ulimit -n, and restart the director",
 		c.Needed+c.Limit-c.Room)

@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// Patience is how long a client waits beyond the time that the work behind an answer takes.
+// Patience is a client's timeout, to which the expected time of the work behind an answer is added.
 const Patience = 10 * time.Second
 
-// ErrSilent says that the program runs and does not answer.
+// ErrSilent is the error about a program that runs and does not answer.
 var ErrSilent = errors.New("the program does not answer")
 
 // RefusedError is an answer with a status other than 200.
@@ -38,7 +38,7 @@ func Get(ctx context.Context, socket, path string, into any) error {
 	return exchange(ctx, http.MethodGet, socket, path, 0, into)
 }
 
-// Post is Get by POST. The answer may take the time takes longer than a short one.
+// Post is Get with the method POST. takes is the expected time of the work, and extends the timeout.
 func Post(ctx context.Context, socket, path string, takes time.Duration, into any) error {
 	return exchange(ctx, http.MethodPost, socket, path, takes, into)
 }
@@ -61,8 +61,8 @@ func decode(socket, path string, d *json.Decoder, into any) error {
 	return nil
 }
 
-// Open requests path and returns a response with status 200. Its header may take the time takes longer than a short
-// one's, its body any time. The caller closes the body.
+// Open requests path and returns a response with status 200. takes is the expected time until the header, and extends
+// its timeout. The body has no timeout. The caller closes the body.
 func Open(ctx context.Context, socket, path string, takes time.Duration) (*http.Response, error) {
 	return do(ctx, http.MethodGet, socket, path, takes)
 }

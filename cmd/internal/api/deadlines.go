@@ -11,10 +11,10 @@ type deadlines struct {
 	write time.Duration // until the client has read the last write
 }
 
-// defaultDeadlines allow for a pager: a client that does not read for as long as a person looks at a page.
+// defaultDeadlines returns deadlines that allow for a pager, which does not read while a person looks at a page.
 func defaultDeadlines() deadlines { return deadlines{read: 5 * time.Second, write: 10 * time.Minute} }
 
-// withDeadlines is next with d for each request.
+// withDeadlines returns next with the deadlines d for each request.
 func withDeadlines(next http.Handler, d deadlines) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)

@@ -59,7 +59,7 @@ func parseClient(s string) (netip.AddrPort, error) {
 	return parseEndpoint("client", s)
 }
 
-// ParseFlow reads the query of GET /explain. An empty protocol lets the director find it. Without a client port, the
+// ParseFlow reads the query of GET /explain. If protocol is empty, the director finds it. Without a client port, the
 // query is about a new connection from any port.
 func ParseFlow(q url.Values) (client, vip netip.AddrPort, protocol string, err error) {
 	if client, err = parseClient(q.Get("client")); err != nil {

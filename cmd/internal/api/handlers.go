@@ -26,7 +26,7 @@ func JSON(fn func(url.Values) (any, error)) http.Handler {
 	})
 }
 
-// Alive answers once status has returned. status makes the whole status: a program that hangs there does not answer.
+// Alive answers once status has returned. status makes the whole status: if it hangs, there is no answer.
 func Alive(status func()) http.Handler {
 	return JSON(func(url.Values) (any, error) {
 		status()
@@ -34,7 +34,7 @@ func Alive(status func()) http.Handler {
 	})
 }
 
-// lineBuffer is the part of an answer in lines that either side holds. No line is longer.
+// lineBuffer is the number of bytes of an answer in lines that either side holds. No line is longer.
 const lineBuffer = 64 << 10
 
 // JSONLines answers with a line of JSON for each value that rows yields. Neither side holds all of them. An error of
@@ -68,8 +68,8 @@ func JSONLines(rows func(url.Values) (iter.Seq[any], error)) http.Handler {
 const summaryHeader = "Vstun-Summary"
 
 // Stream answers with bytes that are written as they come. open returns the function that writes them, or an error that
-// refuses the query with status 422. The function writes until ctx ends or the client leaves, and calls flush when the
-// client shall see what was written. Its result is the summary, which follows the bytes as JSON; see Summary.
+// refuses the query with status 422. The function writes until ctx ends or the client leaves, and calls flush to send
+// all bytes so far to the client. Its result is the summary, which follows the bytes as JSON; see Summary.
 func Stream(
 	contentType string,
 	open func(url.Values) (func(ctx context.Context, w io.Writer, flush func() error) (any, error), error),

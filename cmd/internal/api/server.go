@@ -70,8 +70,7 @@ func Listen(socket string) (*Server, error) {
 // Handle lets h answer the requests that match pattern, as in http.ServeMux. It must be called before Run.
 func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
-// CheckAlive requests /alive over the socket itself, as any client does. It finds no fault where the socket's file has
-// been removed.
+// CheckAlive requests /alive over the socket itself, as any client does. A removed socket file is not an error.
 func (s *Server) CheckAlive(ctx context.Context) error {
 	var ignored struct{}
 	err := Get(ctx, s.listener.Addr().String(), "/alive", &ignored)

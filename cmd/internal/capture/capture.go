@@ -24,7 +24,7 @@ const (
 // Counts is the size of a capture, in packets. Lost counts packets that were not written.
 type Counts struct{ Before, After, Lost uint64 }
 
-// Write writes the packets of from to w as they come. It returns when the capture has ended, or ctx. It calls flush
+// Write writes the packets of from to w as they come. It returns when the capture or ctx has ended. It calls flush
 // whenever it has written all packets so far. sources returns the kernel's source address of tunnel packets to a
 // destination, for packets whose source the director leaves to the kernel.
 func Write(ctx context.Context, w io.Writer, flush func() error, from *forward.Capture,

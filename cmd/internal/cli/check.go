@@ -17,8 +17,8 @@ type Checked struct {
 	Sysctls  func() ([]routing.Sysctl, error)
 }
 
-// CheckCommand returns the command check, which validates a configuration file: its argument, or else that of the flag
-// --config, whose value is in file. With --sysctls it prints the sysctls that the program sets.
+// CheckCommand returns the command check, which validates a configuration file: its argument, or else file, the value
+// of the flag --config. With --sysctls it prints the sysctls that the program sets.
 func CheckCommand(file *string, check func(file string) (Checked, error)) *cobra.Command {
 	var sysctls bool
 	c := &cobra.Command{Use: "check [FILE]", Short: "Validate the configuration, print every error, touch nothing",

@@ -118,7 +118,7 @@ func candidateCells(c *api.Candidate) []string {
 		fmt.Sprintf("<= %d", c.InnerMTU), remark}
 }
 
-// remark returns what is unusual about a realserver: failed checks, draining, another weight than configured.
+// remark returns the last cell of a realserver's row: failed checks, draining, another weight than configured.
 func remark(r *api.Realserver) string {
 	var remarks []string
 	if trouble := r.Trouble(); trouble != "" {

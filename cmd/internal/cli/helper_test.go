@@ -35,7 +35,7 @@ func listen(t *testing.T, prepare func(*api.Server)) *Socket {
 	return &Socket{Config: func() (string, error) { return path, nil }}
 }
 
-// execute runs a command and returns what it prints.
+// execute runs a command and returns its output.
 func execute(c *cobra.Command, args ...string) (string, error) {
 	var out bytes.Buffer
 	c.SetOut(&out)

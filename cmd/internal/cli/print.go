@@ -94,7 +94,7 @@ func printCounted(w io.Writer, what string, all []api.Counted) {
 	}
 }
 
-// printConfiguration writes the faults of the last reload if it was refused.
+// printConfiguration writes the faults of the last reload, if it was refused.
 func printConfiguration(w io.Writer, c api.Configuration) {
 	if c.Error == "" {
 		return
@@ -124,7 +124,7 @@ func printOverruns(w io.Writer, n uint64) {
 	}
 }
 
-// fact is a part of the first line. The fact with the least weight is left out first.
+// fact is a part of the first line. A narrow terminal drops the fact with the least weight first.
 type fact struct {
 	text   string
 	weight int

@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/api"
 )
 
-// printServices writes the services and their realservers, in ipvsadm's columns and our own. Thresholds and health have
-// columns if any realserver has them. A service's line ignores the columns.
+// printServices writes the services and their realservers, in the columns of ipvsadm and further ones. Thresholds and
+// health have columns if any realserver has them. A service's line ignores the columns.
 func printServices(w io.Writer, services []api.Service, width int) {
 	thresholds := slices.ContainsFunc(services, func(s api.Service) bool {
 		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Upper > 0 })

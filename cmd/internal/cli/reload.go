@@ -36,8 +36,8 @@ func printChanges(out io.Writer, r api.Reload, err error, asJSON bool) error {
 // reloadTakes bounds a reload with thousands of realservers, and a route for each of their VIPs.
 const reloadTakes = time.Minute
 
-// ReloadCommand returns the command reload, which lets the running program read its configuration and prints the
-// changes, or why there are none.
+// ReloadCommand returns the command reload. The running program reads its configuration; the command prints the
+// changes, or the reason why there are none.
 func ReloadCommand(socket *Socket) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{Use: "reload", Args: cobra.NoArgs,

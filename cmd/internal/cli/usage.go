@@ -56,7 +56,7 @@ func each(c *cobra.Command, fn func(*cobra.Command)) {
 	}
 }
 
-// files are the flags whose values are files.
+// files has the flags whose values are files.
 var files = map[string]bool{"config": true, "socket": true, "output": true, "write": true}
 
 // named is a flag's value with a name for the help.
@@ -101,7 +101,7 @@ func flagError(c *cobra.Command, err error) error {
 	return err
 }
 
-// wanted returns what is wrong with a flag's value.
+// wanted returns the error text about a flag's value.
 func wanted(e *pflag.InvalidValueError) string {
 	value := e.GetFlag().Value
 	if n, ok := value.(named); ok {

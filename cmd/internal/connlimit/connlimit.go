@@ -1,6 +1,5 @@
-// Package connlimit bounds the connections of an http.Server, all together and those of each client. At a bound the
-// connection that has been idle for longest gives way to the new one, so that clients that keep connections open do not
-// lock others out.
+// Package connlimit bounds the connections of an http.Server: in all, and of each client. At a bound it closes the
+// connection that has been idle for longest. So clients that keep connections open do not lock others out.
 package connlimit
 
 import (
@@ -31,13 +30,13 @@ type conn struct {
 	since  time.Time
 }
 
-// New returns a Limit. total bounds all connections, each bounds those of one client. The function client names the
+// New returns a Limit. total bounds all connections, each the connections of one client. The function client names the
 // client of a connection; connections of the client "" do not count, and are not closed.
 func New(total, each int, client func(net.Conn) string) *Limit {
 	return &Limit{total: total, each: each, client: client, conns: map[net.Conn]*conn{}}
 }
 
-// State follows a connection. A new one for which there is no room, since no other is idle, is refused with status 503.
+// State follows a connection. At a bound without an idle connection, a new connection is refused with status 503.
 func (l *Limit) State(c net.Conn, s http.ConnState) {
 	switch s {
 	case http.StateNew:
@@ -57,7 +56,7 @@ func (l *Limit) State(c net.Conn, s http.ConnState) {
 	}
 }
 
-// Wait returns when the goroutines of all connections have ended, for which http.Server.Close does not wait. It is for
+// Wait returns when the goroutines of all connections have ended. http.Server.Close does not wait for them. Call it
 // after Serve has returned.
 func (l *Limit) Wait() { l.open.Wait() }
 
@@ -116,8 +115,8 @@ func refuse(c net.Conn, why string) {
 	c.Close()
 }
 
-// ByAddress names the client of a connection over TCP: its IPv4 address, or the /64 of its IPv6 address, all of which
-// one host may have.
+// ByAddress names the client of a connection over TCP: its IPv4 address, or the /64 of its IPv6 address, since one host
+// may have a whole /64.
 func ByAddress(c net.Conn) string {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {

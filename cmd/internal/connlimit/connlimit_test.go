@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// serve runs a server with a Limit, whose handler answers "fine" but for /hold, until the test ends.
+// serve runs a server with a Limit until the test ends. Its handler answers "fine" to all paths except /hold.
 func serve(t *testing.T, l *Limit, hold <-chan struct{}) *server {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -67,7 +67,7 @@ func dial(t *testing.T, from string, to *server) *client {
 }
 
 // get asks for a path and returns the status; 0: the connection is closed. After it, the connection counts as idle: a
-// server may write an answer before it says so.
+// server may write an answer before it reports the connection idle.
 func (c *client) get(path string) int {
 	if _, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		return 0
@@ -83,7 +83,7 @@ func (c *client) get(path string) int {
 	return resp.StatusCode
 }
 
-// awaitIdle returns when the connection of this client address counts as idle, or no more, or does not get so.
+// awaitIdle returns when the connection of this client address counts as idle, when it is gone, or after a timeout.
 func (s *server) awaitIdle(client string) {
 	busy := func() bool {
 		s.limit.mu.Lock()
@@ -100,7 +100,7 @@ func (s *server) awaitIdle(client string) {
 	}
 }
 
-// TestIdleConnectionsGiveWay: at the bound of all, the one that has been idle for longest makes room.
+// TestIdleConnectionsGiveWay: at the total bound, the connection that has been idle for longest is closed.
 func TestIdleConnectionsGiveWay(t *testing.T) {
 	at := serve(t, New(4, 2, ByAddress), nil)
 	var all []*client
@@ -124,7 +124,7 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 	}
 }
 
-// TestEachClientHasABound: what one has beyond it costs that client's own connections, not those of others.
+// TestEachClientHasABound: a client beyond its bound loses its own idle connections; other clients lose none.
 func TestEachClientHasABound(t *testing.T) {
 	at := serve(t, New(100, 2, ByAddress), nil)
 	other := dial(t, "127.0.0.9", at)
@@ -149,7 +149,7 @@ func TestEachClientHasABound(t *testing.T) {
 	}
 }
 
-// TestBusyConnectionsStay: where none is idle, the new one is told so.
+// TestBusyConnectionsStay: if no connection is idle, a new one is refused with the reason.
 func TestBusyConnectionsStay(t *testing.T) {
 	hold := make(chan struct{})
 	at := serve(t, New(3, 2, ByAddress), hold)

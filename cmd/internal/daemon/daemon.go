@@ -45,8 +45,8 @@ type SignalError struct{ Signal syscall.Signal }
 func (e SignalError) Error() string { return unix.SignalName(e.Signal) }
 
 // Signals returns a context that ends with SIGTERM, SIGINT or one of more, and keeps SIGPIPE from ending the program. A
-// program that changes the machine calls it first: then no signal but SIGKILL, and no reader of its log that leaves,
-// ends it before it has cleaned up. The cause of the context's end is a SignalError.
+// program that changes the machine calls it first. Then neither these signals nor a closed pipe of its log end the
+// program before it has cleaned up. The cause of the context's end is a SignalError.
 func Signals(ctx context.Context, more ...os.Signal) (context.Context, context.CancelFunc) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a write to a closed pipe fails instead
 	ctx, cancel := context.WithCancelCause(ctx)

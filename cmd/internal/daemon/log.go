@@ -9,8 +9,8 @@ import (
 )
 
 // Logger returns a log of records of at least level, which may change at any time, on standard error. It never waits
-// for a reader: when too many lines are unread, further lines are lost. flush waits a moment for the last lines, at the
-// program's end.
+// for a reader: when too many lines are unread, further lines are lost. At the program's end, flush waits up to
+// flushWait for the last lines.
 func Logger(level slog.Leveler) (log *slog.Logger, flush func()) {
 	q := newLineQueue(os.Stderr)
 	return slog.New(slog.NewTextHandler(q, &slog.HandlerOptions{Level: level})), q.flush

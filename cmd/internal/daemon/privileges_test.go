@@ -12,8 +12,8 @@ import (
 	"vstun/testdata/testkit"
 )
 
-// TestKeepOnly drops all capabilities in a child process, with and without root: no thread keeps one, or a way to get
-// one.
+// TestKeepOnly drops all capabilities in a child process, with and without root: no thread keeps a capability, or can
+// get one back.
 func TestKeepOnly(t *testing.T) {
 	const child = "VSTUN_KEEP_ONLY"
 	if os.Getenv(child) == "" {
@@ -35,7 +35,7 @@ func TestKeepOnly(t *testing.T) {
 		return all
 	}
 	testkit.Eventually(t, "there are five threads", func() bool { return len(threads()) >= 5 })
-	for range 2 { // what is gone already is no error
+	for range 2 { // dropping a dropped capability is no error
 		if err := KeepOnly(); err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func (d *director) endCapture(url.Values) (any, error) {
 	return struct{}{}, nil
 }
 
-// sourceTo returns the source address that the kernel gives a tunnel packet to a realserver, as far as it is known.
+// sourceTo returns the source address that the kernel gives a tunnel packet to a realserver, if it is known.
 func (d *director) sourceTo(a netip.Addr) netip.Addr {
 	return d.controller.state().inputs.Paths[a].Source
 }

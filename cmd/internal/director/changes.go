@@ -149,11 +149,11 @@ func (l difference) realservers(was, is *config.Service) {
 			l.compare("upper", old.Upper, r.Upper)
 			l.compare("lower", old.Lower, r.Lower)
 			l.tunnel(old.Tunnel, r.Tunnel)
-			// Otherwise a change of the service says the same.
+			// Otherwise the service's own change has it already.
 			if old.DrainOnFailure != was.DrainOnFailure || r.DrainOnFailure != is.DrainOnFailure {
 				l.compare("on_failure", failureName(old.DrainOnFailure), failureName(r.DrainOnFailure))
 			}
-			if old.Check != was.Check || r.Check != is.Check { // else a change of the service says the same
+			if old.Check != was.Check || r.Check != is.Check { // else the service's own change has it already
 				l.check(old.Check, r.Check)
 			}
 			delete(former, r.Address)
@@ -235,7 +235,7 @@ type nameList []string
 
 func (l nameList) String() string { return strings.Join(l, ",") }
 
-// names lists the names of elements.
+// names returns the elements as text.
 func names[T fmt.Stringer](elements []T) nameList {
 	var all nameList
 	for _, v := range elements {

@@ -25,7 +25,7 @@ func checked(t *testing.T) *config.Director {
 	return cfg
 }
 
-// TestChangeOfCertificates: a file of authorities that holds others now is a change, though its name is the same.
+// TestChangeOfCertificates: new contents of a file of authorities are a change, even if its name is the same.
 func TestChangeOfCertificates(t *testing.T) {
 	was, is := checked(t), checked(t)
 	was.Services[0].Check.CAFile, was.Services[0].Check.CA = "/ca.pem", "some"

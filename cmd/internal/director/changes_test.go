@@ -159,8 +159,7 @@ func TestChangesAsJSON(t *testing.T) {
 	}
 }
 
-// TestChangesOfChecks: each key that only some types have, with its old and new value; of files that are read, what
-// they hold.
+// TestChangesOfChecks: each key that only some types have, with its old and new value. For a file, its contents count.
 func TestChangesOfChecks(t *testing.T) {
 	for name, c := range map[string]struct {
 		was, is config.Check

@@ -10,12 +10,12 @@ import (
 	"vstun/cmd/internal/tunneldial"
 )
 
-// checks is what makes health checks and reports their results.
+// checks makes the health checks and reports their results.
 type checks struct {
 	monitor  *health.Monitor
 	notifier *notify.Notifier
 	pinger   *tunneldial.Pinger
-	limit    int // of the program's descriptors
+	limit    int // of descriptors, for the program
 	room     int // descriptors that checks may have
 }
 

@@ -62,7 +62,7 @@ func Command() *cobra.Command {
 		withFile(cli.ReloadCommand(&cli.Socket{Config: func() (string, error) {
 			path, err := controlSocket(file)
 			if faults := (*config.Errors)(nil); errors.As(err, &faults) {
-				// what the running director would say of the file, with the exit status of a failed reload
+				// as the running director would report them, with the exit status of a failed reload
 				return "", faults
 			}
 			return path, err
@@ -115,7 +115,7 @@ func run(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open says what is refused
+	_ = daemon.KeepOnly(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW) // open reports a refused operation
 	d, err := open(file, cfg)
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func (d *director) connections(q url.Values) (iter.Seq[any], error) {
 	return l.rows(d.plane.balancer.Connections(d.plane.now())), nil
 }
 
-// checkNames refuses a filter by a name that is neither configured nor has connections: no connection would pass it.
+// checkNames refuses a filter by a name that is not configured and has no connections: no connection would pass it.
 func (d *director) checkNames(f *api.Filter) error {
 	st := d.controller.state()
 	cfg, vips := st.Config, append(plan.VIPs(st.Config), st.inputs.RetiredVIPs...)
@@ -79,7 +79,7 @@ func (d *director) checkNames(f *api.Filter) error {
 	return nil
 }
 
-// noAddress returns the error about an address that is none of known.
+// noAddress returns the error about an address that is not in known.
 func noAddress(what string, address netip.Addr, known []netip.Addr) error {
 	names := addressNames(known)
 	if near, ok := words.Nearest(address.String(), names); ok {
@@ -155,8 +155,8 @@ func (l *lister) row(c *balancer.Connection) api.Connection {
 	return row
 }
 
-// virtual returns what stands for a service in a template's row: its protocol, its first VIP, and its port, or 0 for
-// several ports. A service that is not configured any more has none of them.
+// virtual returns the protocol, VIP and port in a template's row: the service's first VIP, and its port or 0 for
+// several ports. For a service that is not configured any more they are empty.
 func (l *lister) virtual(service string) (protocol, vip string, port uint16) {
 	s := l.services[service]
 	if s == nil {

@@ -45,7 +45,7 @@ type network interface {
 	Changed() <-chan struct{}
 }
 
-// state is what is in force. It is immutable, except for the counts that its snapshot leads to.
+// state is the configuration, plan and snapshot in force. It is immutable, except for the counters of its snapshot.
 type state struct {
 	inputs plan.Inputs
 	plan.Desired
@@ -69,16 +69,16 @@ func (c *controller) start(cfg *config.Director) error {
 	return c.converge(in)
 }
 
-// state returns what is in force, nil before start.
+// state returns the state in force, nil before start.
 func (c *controller) state() *state { return c.current.Load() }
 
 // betweenChanges is the least time from one snapshot for changes of health to the next: when a thousand realservers
 // fail at once, one snapshot takes them all out.
 const betweenChanges = 50 * time.Millisecond
 
-// pathsEvery is the time between two looks at the paths to the realservers, and the longest pause. After a look that
-// was caused by a packet too big for its path, or by a change of routes, the pause is pathsAtOnce at least, and looking
-// takes a pathsShare-th of the time at most.
+// pathsEvery is the period of refreshes of the paths to the realservers, and the longest pause after a refresh. A
+// packet too big for its path, or a change of routes while a realserver is unreachable, causes a further refresh. The
+// pause after a refresh is pathsShare times its duration, but pathsAtOnce at least.
 const (
 	pathsEvery  = 10 * time.Second
 	pathsAtOnce = 100 * time.Millisecond
@@ -115,7 +115,8 @@ func (c *controller) run(ctx context.Context) error {
 	}
 }
 
-// do has run call fn, and returns when fn has. It returns reload.ErrEnding, without a call, if run has ended.
+// do passes fn to run, and returns when fn has returned. If run has ended, it does not call fn and returns
+// reload.ErrEnding.
 func (c *controller) do(fn func()) error {
 	done := make(chan struct{})
 	select {
@@ -127,8 +128,8 @@ func (c *controller) do(fn func()) error {
 	}
 }
 
-// healthChanged has run put the monitor's findings in force, and returns after a pause. The monitor collects what
-// changes meanwhile: no change waits in a list while a later state of its realserver is in force.
+// healthChanged puts the monitor's findings in force through run, and returns after a pause. Meanwhile the monitor
+// collects further changes: no change waits in a list while a later state of its realserver is in force.
 func (c *controller) healthChanged(list []health.Change) {
 	if c.do(func() { c.takeHealth(list) }) != nil {
 		return
@@ -160,9 +161,9 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 	return was, is, errors.Join(ending, err)
 }
 
-// refresh puts the kernel's present knowledge of the paths in force, and trims the machine. It returns the end of the
-// pause until the next refresh: anyone can forge the ICMP errors that cause one, and they must not keep a CPU busy with
-// thousands of realservers.
+// refresh puts the kernel's present knowledge of the paths in force, and trims the machine. The channel pause delivers
+// when the next refresh may begin. Anyone can forge the ICMP errors that cause a refresh. With thousands of realservers
+// they would keep a CPU busy without the pause.
 func (c *controller) refresh() (pause <-chan time.Time) {
 	begin := time.Now()
 	in := c.state().inputs
@@ -172,12 +173,12 @@ func (c *controller) refresh() (pause <-chan time.Time) {
 	return time.After(pathsPause(time.Since(begin)))
 }
 
-// pathsPause returns the pause after a refresh that took so long.
+// pathsPause returns the pause after a refresh of the duration took.
 func pathsPause(took time.Duration) time.Duration {
 	return min(max(pathsAtOnce, pathsShare*took), pathsEvery)
 }
 
-// converge plans by in, puts the plan in force and reports the events. On an error nothing has changed.
+// converge makes the plan for in, puts the plan in force and reports the events. On an error nothing has changed.
 func (c *controller) converge(in plan.Inputs) (err error) {
 	was := c.state()
 	reconfigured := was == nil || was.inputs.Config != in.Config

@@ -34,8 +34,8 @@ var (
 	firstRefused = health.Change{Service: "web", Realserver: first, Checked: true, Reason: "no"}
 )
 
-// TestRefusedConfiguration: a configuration that the balancer or the network refuses changes nothing, and nothing is
-// notified of it.
+// TestRefusedConfiguration: a configuration that the balancer or the network refuses changes nothing and causes no
+// notification.
 func TestRefusedConfiguration(t *testing.T) {
 	for name, refuse := range map[string]func(o *operated, cfg *config.Director){
 		"balancer": func(_ *operated, cfg *config.Director) { cfg.Services[0].Scheduler = "none" },
@@ -88,8 +88,8 @@ func hasRoute(s routing.State, a netip.Addr) bool {
 
 func equalStates(a, b routing.State) bool { return fmt.Sprintf("%+v", a) == fmt.Sprintf("%+v", b) }
 
-// TestEventsAfterApply: events are told when the balancer has what they say, and not before: those of a change that it
-// refuses are told with the next one that it takes.
+// TestEventsAfterApply: events are notified once the balancer has accepted their change, and not before. Events of a
+// refused change are notified with the next accepted one.
 func TestEventsAfterApply(t *testing.T) {
 	cfg := running()
 	cfg.Services = cfg.Services[:1]
@@ -170,8 +170,8 @@ func TestStatusIsInForce(t *testing.T) {
 	eventually(t, "the realserver is down", func() bool { return is() == "down 0" })
 }
 
-// TestSlowKernel: while the kernel takes its time to answer, or the walk over the connection table does, everything
-// that only reads is answered.
+// TestSlowKernel: requests that only read are answered while the kernel's answer, or the walk over the connection
+// table, takes long.
 func TestSlowKernel(t *testing.T) {
 	for _, what := range []string{"paths", "table", "network"} {
 		t.Run(what, func(t *testing.T) {
@@ -234,8 +234,8 @@ func TestSlowKernel(t *testing.T) {
 	}
 }
 
-// TestRetiredVIP: the route of a VIP that leaves stays as long as the VIP has connections, and its packets are known by
-// the balancer as long as the route is there.
+// TestRetiredVIP: the route of a retired VIP stays as long as the VIP has connections, and the balancer knows the VIP
+// as long as the route is there.
 func TestRetiredVIP(t *testing.T) {
 	used := map[netip.Addr]bool{vip1: true} // belongs to the controller
 	o := operate(t, running(), func(o *operated) {
@@ -316,7 +316,7 @@ func TestFailedTrim(t *testing.T) {
 	}
 }
 
-// TestUsageSettles: the answer says whether a worker may still decide by a former weight.
+// TestUsageSettles: the answer reports whether a worker may still decide by a former weight.
 func TestUsageSettles(t *testing.T) {
 	o := operate(t, running(), nil)
 	o.awaitFirstStates(t)
@@ -343,7 +343,7 @@ func TestUsageSettles(t *testing.T) {
 	}
 }
 
-// TestEnding: after the controller has ended, a request fails, and so does nothing else.
+// TestEnding: after the controller has ended, requests fail, and nothing else does.
 func TestEnding(t *testing.T) {
 	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{})
 	c.plane.shared = operate(t, running(), nil).plane.shared
@@ -358,8 +358,8 @@ func TestEnding(t *testing.T) {
 	c.healthChanged(nil) // returns
 }
 
-// TestPathsPause: packets that are too big for their path, or claims that they are, keep the director busy for a tenth
-// of the time at most.
+// TestPathsPause: packets that are too big for their path, or forged ICMP errors about them, keep the director busy for
+// a tenth of the time at most.
 func TestPathsPause(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{
 		0:                      pathsAtOnce,

@@ -19,7 +19,8 @@ import (
 	"vstun/tundev"
 )
 
-// dataPlane is the devices, sockets and workers that packets pass through, and the tables that they are looked up in.
+// dataPlane is the devices, sockets and workers that packets pass through, and the tables for the packets' connections
+// and services.
 type dataPlane struct {
 	start    time.Time // the clock's zero
 	table    *conntab.Table
@@ -30,7 +31,8 @@ type dataPlane struct {
 	workers  []*forward.Worker // one for each queue of device, then the one of local
 	relays   []*forward.Relay  // of ICMP errors about tunnel packets
 	senders  []io.Closer
-	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and clients are told.
+	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and the relays send ICMP
+	// errors to the clients.
 	receivers []io.Closer
 }
 

@@ -29,7 +29,7 @@ func descriptorLimit() int {
 	return int(min(limit.Cur, 1<<30))
 }
 
-// roomForChecks returns the number of descriptors that checks in flight may have, of limit, of which the program uses
+// roomForChecks returns the number of descriptors that checks in flight may have. The program has limit in all and uses
 // open for other things. With a small limit the reserve is smaller, too.
 func roomForChecks(limit, open int) int {
 	left := limit - open
@@ -52,7 +52,7 @@ func usualDescriptors(cfg *config.Director) int {
 	return cfg.Queues*(2+4+2*udpPorts) + 64
 }
 
-// checksOf returns need and number of descriptors for checks, of a director that this process would start with cfg.
+// checksOf returns the needed and the available descriptors for checks, if this process ran a director with cfg.
 func checksOf(cfg *config.Director) (api.Checks, error) {
 	m := health.New(nil)
 	if err := m.Set(plan.Subjects(cfg, nil)); err != nil {
@@ -62,7 +62,8 @@ func checksOf(cfg *config.Director) (api.Checks, error) {
 	return api.Checks{Limit: limit, Room: roomForChecks(limit, usualDescriptors(cfg)), Needed: m.Need()}, nil
 }
 
-// descriptors returns need and number of descriptors for the checks of this director, and the number of waiting checks.
+// descriptors returns the needed and the available descriptors for this director's checks, and the number of waiting
+// checks.
 func (c *checks) descriptors() api.Checks {
 	return api.Checks{Limit: c.limit, Room: c.room, Needed: c.monitor.Need(), Waiting: c.monitor.Waiting()}
 }

@@ -25,8 +25,8 @@ import (
 	"vstun/routing"
 )
 
-// director is the running program. It reads the configuration file, and the controller puts it in force; the data plane
-// forwards by that.
+// director is the running program. It reads the configuration file. The controller puts the configuration in force. The
+// data plane forwards packets.
 type director struct {
 	file       string
 	log        *slog.Logger
@@ -55,7 +55,8 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 			err = errors.Join(err, d.close())
 		}
 	}()
-	// This comes first: it reports whether another director runs here, and undoes what a killed one has left.
+	// This comes first: it reports whether another director runs here, and undoes the changes that a killed one has
+	// left.
 	if d.network, err = routing.Open(strings.TrimSuffix(cfg.Control, ".sock")+".journal", d.log); err != nil {
 		if used, ok := errors.AsType[*routing.InUseError](err); ok {
 			return nil, fmt.Errorf("a director runs already (process %s, control socket %s): stop it, or set "+
@@ -98,12 +99,12 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	return d, nil
 }
 
-// garbage is the memory that the program may take beside what it has at its start, in bytes, before it collects
-// garbage.
+// garbage is the memory that the program may take, in bytes, in addition to its memory at the start, before the limit
+// makes it collect garbage.
 const garbage = 256 << 20
 
-// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. An
-// operator's GOMEMLIMIT comes first.
+// limitGarbage keeps the garbage from growing as large as the connection table, which lies in the heap too. If
+// GOMEMLIMIT is set, it changes nothing.
 func limitGarbage() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
@@ -113,8 +114,8 @@ func limitGarbage() {
 	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + garbage)
 }
 
-// Expired connections are looked for in parts of the table: all of it once a second, or, if it is large, so many slots
-// a tick that this takes a small share of a CPU.
+// Each tick of sweepEvery looks for expired connections in a part of the table. A pass over the table takes a second.
+// In a large table it takes longer, since a tick looks at no more than sweepSlots slots, a small share of a CPU.
 const (
 	sweepEvery = 100 * time.Millisecond
 	sweepSlots = 300_000
@@ -168,14 +169,14 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	return errors.Join(err, d.close())
 }
 
-// notifyManager tells the service manager about the program's state.
+// notifyManager sends the program's state to the service manager.
 func (d *director) notifyManager(state string) {
 	if err := daemon.Notify(state); err != nil {
 		d.log.Warn("sd_notify failed", "state", state, "error", err)
 	}
 }
 
-// serveControl sets what the control socket answers.
+// serveControl registers the handlers of the control socket.
 func (d *director) serveControl() {
 	d.control.Handle("GET /status", api.JSON(func(url.Values) (any, error) { return d.status(), nil }))
 	d.control.Handle("GET /alive", api.Alive(func() {
@@ -194,7 +195,8 @@ func (d *director) serveControl() {
 	d.control.Handle("POST /capture/end", api.JSON(d.endCapture))
 }
 
-// close undoes open, as far as open came. Routes go before the device, so that the kernel never answers for a VIP.
+// close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
+// for a VIP.
 func (d *director) close() error {
 	var errs []error
 	if d.network != nil {

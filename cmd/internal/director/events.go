@@ -11,12 +11,12 @@ import (
 	"vstun/cmd/internal/reload"
 )
 
-// report logs and notifies what has happened between the state was, which is nil at the start, and the present one: the
-// health changes that were not in force before, and the events of the plan.
+// report logs and notifies the events between the state was, which is nil at the start, and the present one: the health
+// changes that were not in force before, and the events of the plan.
 func (c *controller) report(was *state, events []plan.Event) {
 	logged := 0
 	for _, change := range c.unreported {
-		expected := change.First && !change.Checked // the configuration says the same
+		expected := change.First && !change.Checked // the state follows from the configuration
 		c.reportRealserver(change, !expected && logged < reload.LoggedChanges)
 		if !expected {
 			logged++
@@ -64,7 +64,7 @@ func (c *controller) reportService(e plan.Event) {
 	switch {
 	case e.New == plan.Unknown:
 		c.log.Info("service has no quorum yet", args...)
-		return // the checks have not found out yet
+		return // the checks have no results yet
 	case e.Expected:
 	case e.New == plan.Up:
 		c.log.Info("service up", args...)

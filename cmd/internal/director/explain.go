@@ -74,8 +74,8 @@ func (d *director) explain(q url.Values) (any, error) {
 	return out, nil
 }
 
-// verdict is the realserver that the flow's packets go to, or why they are dropped, and the reason in words. It renders
-// the trace of the decision on a packet that begins a connection.
+// verdict returns the realserver of the flow's packets, or the reason of their drop, and an explanation in words. It
+// renders the trace of the decision on a packet that begins a connection.
 func verdict(e *balancer.Explanation) (realserver, dropped, why string) {
 	c := e.Connection
 	if c == nil {
@@ -132,7 +132,7 @@ func newConnection(e *balancer.Explanation) (realserver, dropped, why string) {
 	return e.Chosen.String(), "", why
 }
 
-// candidates returns the realservers of the service, with the path to each as the kernel knows it now.
+// candidates returns the realservers of the service, each with the kernel's present path to it.
 func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candidate, error) {
 	var all []netip.Addr
 	for _, c := range e.Candidates {
@@ -176,8 +176,8 @@ func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candida
 // maxSuggestions is the largest number of frontends that are listed.
 const maxSuggestions = 20
 
-// suggestions lists the frontends of the VIP, or, if no service has it, those of other VIPs. The longest common prefix
-// comes first.
+// suggestions lists the frontends of the VIP, or, if no service has it, the frontends of other VIPs. The VIPs with the
+// longest common prefix come first.
 func suggestions(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
 	frontends := snap.VirtualPorts(vip)
 	slices.SortStableFunc(frontends,
@@ -192,7 +192,8 @@ func suggestions(snap *balancer.Snapshot, vip netip.Addr) (lines []string) {
 	return lines
 }
 
-// common returns the length of the longest common prefix of two addresses in bits. Of two families it is -1.
+// common returns the length of the longest common prefix of two addresses in bits. For addresses of two families it is
+// -1.
 func common(a, b netip.Addr) int {
 	if a.BitLen() != b.BitLen() {
 		return -1

@@ -10,7 +10,7 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// TestVerdict: what becomes of a connection whose realserver has left, or that has ended, and of a new one, by the
+// TestVerdict: the fate of a connection whose realserver has left, of one that has ended, and of a new one, by the
 // configuration.
 func TestVerdict(t *testing.T) {
 	rs, other := netip.MustParseAddr("10.0.11.1"), netip.MustParseAddr("10.0.11.2")

@@ -6,8 +6,8 @@ import (
 	"vstun/cmd/internal/daemon"
 )
 
-// grace is a grace period, as RCU has it. It ends when each worker has ended the batch that it was in at the beginning:
-// a snapshot that was replaced before decides no packet any more, and its last decisions are in the connection table.
+// grace is a grace period, as in RCU. It ends when each worker has ended the batch that it was in at the beginning.
+// Then no worker uses a snapshot that was replaced before, and its last decisions are in the connection table.
 type grace []position
 
 // position is the batch that a worker was in.

@@ -40,7 +40,7 @@ func (n *fakeNetwork) Set(s routing.State) error {
 	return n.set(s)
 }
 
-// last returns the state that was set last, and how many there were.
+// last returns the state that was set last, and the number of states.
 func (n *fakeNetwork) last() (s routing.State, sets int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -125,7 +125,7 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 	return o
 }
 
-// awaitFirstStates returns when the first states of a director with running have been told.
+// awaitFirstStates returns when the first states of a director with running have been notified.
 func (o *operated) awaitFirstStates(t *testing.T) {
 	t.Helper()
 	eventually(t, "the first states", func() bool {

@@ -11,7 +11,7 @@ import (
 	"vstun/encap/packet/stats"
 )
 
-// openHTTP takes the address of metrics, if there is one.
+// openHTTP binds the address of metrics, if there is one.
 func (d *director) openHTTP(cfg *config.Director) error {
 	l, err := d.http.Bind(cfg.Metrics)
 	if err != nil {
@@ -21,7 +21,7 @@ func (d *director) openHTTP(cfg *config.Director) error {
 	return nil
 }
 
-// serveHTTP sets what that address answers, and returns the task that keeps the page up to date.
+// serveHTTP registers the handlers at the address of metrics, and returns the task that keeps the page up to date.
 func (d *director) serveHTTP() daemon.Task {
 	var batches []*stats.Batches
 	for _, w := range d.plane.workers {

@@ -15,7 +15,7 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// importCommand is the command that makes a director.toml of another program's configuration.
+// importCommand returns the command import, which makes a director.toml from another program's configuration.
 func importCommand() *cobra.Command {
 	var out string
 	var force bool
@@ -84,7 +84,7 @@ func importFile(c *cobra.Command, format, file, out string, force bool, options 
 		return cli.UsageError{Err: fmt.Errorf("%s: no service could be taken: want the virtual_server blocks of "+
 			"a keepalived.conf, or the output of ipvsadm-save -n", name)}
 	}
-	// Services of firewall marks alone are comments, which the notes say how to fill in.
+	// A file with only services of firewall marks becomes comments. The notes explain how to fill them in.
 	if _, err := config.ParseDirector("director.toml", result.TOML); err != nil && result.Services > 0 {
 		return fmt.Errorf("%w\n%s: what was made of it is no configuration, which is a fault of this program: mend "+
 			"what is named in it by hand", err, name)
@@ -116,7 +116,8 @@ func errExists(path string) error {
 	return fmt.Errorf("%s: is there already: name another file by -o, or overwrite it by --force", path)
 }
 
-// writeNew writes a file which everybody may read, as the director does that has given up root's rights.
+// writeNew writes a file that all users may read: a director that has given up root's rights reads it at a reload. With
+// force, a file that exists keeps its mode.
 func writeNew(path string, text []byte, force bool) error {
 	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	if force {

@@ -12,7 +12,7 @@ import (
 	"vstun/routing/query"
 )
 
-// questions are what the controller asks the kernel and the connection table. The answers may take their time.
+// questions are the controller's queries of the kernel and of the connection table. An answer may take long.
 type questions struct {
 	paths    func(to []netip.Addr) (map[netip.Addr]query.Path, error)
 	local    func(a netip.Addr) (device string, local bool, err error)
@@ -41,8 +41,7 @@ func (q questions) replyLinks(in plan.Inputs) []string {
 	return plan.ReplyLinks(in.Config, in.Paths, devices)
 }
 
-// resolvePaths asks the kernel for all paths that in needs. If the kernel cannot be asked, the paths that were known
-// before stay.
+// resolvePaths asks the kernel for all paths that in needs. If the query fails, the known paths stay.
 func (c *controller) resolvePaths(in *plan.Inputs) {
 	in.Retired = nil
 	for _, r := range c.plane.balancer.Leaving() {
@@ -86,8 +85,8 @@ func (c *controller) trim() {
 	}
 }
 
-// logFailure logs the failure of an activity that is repeated. The same error is logged once in a row. When the
-// director ends, it is no failure.
+// logFailure logs the failure of an activity that is repeated. The same error is logged once in a row. An error of the
+// director's end is not logged.
 func (c *controller) logFailure(level slog.Level, message string, err error, args ...any) {
 	if err == nil {
 		delete(c.failures, message)

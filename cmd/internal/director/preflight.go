@@ -16,7 +16,7 @@ import (
 	"vstun/routing/query"
 )
 
-// preflight returns what would keep the director from starting. It changes nothing.
+// preflight returns the obstacles to a start of the director. It changes nothing.
 func preflight(cfg *config.Director) error {
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
 		if taken, err := query.LinkExists(name); err != nil {
@@ -33,8 +33,7 @@ func preflight(cfg *config.Director) error {
 	return checkAddresses(cfg)
 }
 
-// obstacles returns what preflight does. While a director runs, which has the device, it checks the configuration
-// only.
+// obstacles is preflight for doctor. While a director runs, the device is its own, and only the addresses are checked.
 func obstacles(cfg *config.Director, running bool) error {
 	if running {
 		return checkAddresses(cfg)

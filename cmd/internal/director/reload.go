@@ -10,7 +10,7 @@ import (
 )
 
 // reload reads the configuration file again and puts it in force, and returns the changes. On an error nothing has
-// changed. The log has the same.
+// changed. It logs the changes or the error.
 func (d *director) reload() ([]api.Change, error) {
 	return d.reloader.Reload(func() (reload.Result, error) {
 		cfg, err := load(d.file)
@@ -51,7 +51,7 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	return was, is, nil
 }
 
-// sameProgram returns an error that names the keys which a reload can't change, if cfg changes any.
+// sameProgram returns an error if cfg changes keys that a reload can't change. The error names them.
 func sameProgram(file string, was, cfg *config.Director) error {
 	keys := was.NeedsRestart(cfg)
 	if len(keys) == 0 {

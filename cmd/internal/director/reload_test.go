@@ -16,7 +16,7 @@ import (
 	"vstun/routing"
 )
 
-// TestReloadOfFaultyFile: every fault comes back, and nothing changes, however many ask at once.
+// TestReloadOfFaultyFile: every fault is returned and nothing changes, also when several requests come at once.
 func TestReloadOfFaultyFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.toml")
 	if err := os.WriteFile(file, []byte("[director]\nqueues = -1\ncolour = 1\n"), 0o600); err != nil {

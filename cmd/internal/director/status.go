@@ -64,7 +64,7 @@ func (d *director) servicesStatus(now time.Time) []api.Service {
 	return d.describe(st, list, now)
 }
 
-// describe returns services of the state's snapshot as the control socket has them.
+// describe converts services of the state's snapshot to the types of the control socket.
 func (d *director) describe(st *state, list []balancer.ServiceStatus, now time.Time) (all []api.Service) {
 	configured, states := byName(st.Config), plan.Health(d.checks.monitor.States(), st.inputs.Weights)
 	for i := range list {
@@ -95,8 +95,8 @@ func noteWeights(s *api.Service, set plan.Weights) {
 }
 
 // noteHealth adds the results of a service's checks to its status. s is the service in the configuration in force, b
-// the one of the balancer. A realserver is down from the moment on that the balancer takes it for down, not from the
-// check's end on.
+// the one of the balancer. A realserver counts as down when the balancer has it down, which is later than the check's
+// end.
 func (st *state) noteHealth(svc *api.Service, s *config.Service, b *balancer.ServiceStatus,
 	states map[plan.RealserverID]health.State, now time.Time) {
 	is := st.Services[s.Name]

@@ -10,11 +10,11 @@ import (
 	"vstun/cmd/internal/director/plan"
 )
 
-// settleTime is how long an answer waits for the workers, which take much less for a batch.
+// settleTime bounds the wait of an answer for the workers. A batch takes much less.
 const settleTime = 100 * time.Millisecond
 
-// usage answers GET /load: the connections of the realserver of an address, in the service of a name or in all. A
-// realserver that is not configured any more has an entry as long as it has connections.
+// usage answers GET /load: the connections of a realserver, in the service that the query names or in all. A realserver
+// that is not configured any more has an entry as long as it has connections.
 func (d *director) usage(q url.Values) (any, error) {
 	st := d.controller.state()
 	settling := !st.grace.wait(settleTime) // before the counts are read

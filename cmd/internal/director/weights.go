@@ -15,8 +15,8 @@ import (
 	"vstun/cmd/internal/words"
 )
 
-// setWeight answers POST /weight: the realserver of that address in a service, or in all, gets a weight, or the
-// configured one if the query has none.
+// setWeight answers POST /weight: it gives a realserver, in one service or in all, the query's weight. Without a weight
+// in the query the realserver gets the configured one.
 func (d *director) setWeight(q url.Values) (any, error) {
 	weight := -1
 	if q.Has("weight") {
@@ -35,8 +35,8 @@ func (d *director) setWeight(q url.Values) (any, error) {
 	return api.Reload{Changes: changed}, nil
 }
 
-// setWeight gives the realservers that q names a weight; below 0 it is the configured one. It returns the changes. On
-// an error nothing has changed.
+// setWeight gives a weight to the realservers that q names, and returns the changes. A weight below 0 stands for the
+// configured one. On an error nothing has changed.
 func (c *controller) setWeight(q url.Values, weight int) (changed []api.Change, err error) {
 	ending := c.do(func() {
 		was := c.state()
@@ -87,8 +87,8 @@ func droppedWeights(was, is plan.Weights) (changed []api.Change) {
 	return changed
 }
 
-// findRealservers returns the realservers that a query names: the one of an address in the service of a name, or,
-// without a name, in each service that has it.
+// findRealservers returns the realservers with the query's address: in the query's service, or without one in all
+// services.
 func findRealservers(cfg *config.Director, q url.Values) ([]plan.RealserverID, error) {
 	address, err := netip.ParseAddr(q.Get("realserver"))
 	if err != nil {
@@ -125,7 +125,7 @@ func noService(name string, names []string) error {
 	return fmt.Errorf("there is no service %q: there are %s", name, some(names))
 }
 
-// some lists names in a line. Of very many it lists the first ones.
+// some lists names in a line: the first 20, and the number of the others.
 func some(names []string) string {
 	const most = 20
 	slices.Sort(names)

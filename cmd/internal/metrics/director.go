@@ -13,7 +13,7 @@ import (
 )
 
 // Director answers with the metrics of a director. status is called at each request. batches counts the batches of each
-// worker, local those of the worker for the host's own packets.
+// worker for clients. local counts the batches of the worker for the host's own packets.
 func Director(status func() api.DirectorStatus, batches []*stats.Batches, local *stats.Batches) http.Handler {
 	return handler(&director{status, batches, local})
 }

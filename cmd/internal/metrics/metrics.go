@@ -1,5 +1,5 @@
 // Package metrics is the Prometheus metrics of both programs and the HTTP server for them. They are collected at each
-// request, from the status that the control socket serves too: the packet path knows nothing of metrics.
+// request, from the status that the control socket serves too. The packet path does not depend on this package.
 package metrics
 
 import (

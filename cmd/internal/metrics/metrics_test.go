@@ -113,7 +113,7 @@ func fullRealserver() api.RealserverStatus {
 		FromDirectors: []api.Counted{{Address: "10.0.2.2", Packets: 9}, {Address: "fd00:0:2::2", Packets: 10}}}
 }
 
-// someBatches is the batches of two queues, the second of which is empty.
+// someBatches is the batches of two queues. The second one is empty.
 func someBatches() []*stats.Batches {
 	var a, b stats.Batches
 	for _, n := range []int{1, 1, 2, 3, 63, 64} {

@@ -89,7 +89,7 @@ func TestServerIsForReading(t *testing.T) {
 	}
 	for path, want := range map[string]int{"/": 200, "/none": 404, "/../etc/passwd": 404, "/debug/pprof/": 404,
 		"/" + strings.Repeat("x", 2*maxHeaderBytes): 431} {
-		// what is too large is not read to its end: a reset may cut the answer off
+		// too large a request is not read to its end: a reset may cut the answer off
 		if status, _, _, err := request(t, "GET", at, path); status != want {
 			t.Errorf("%.20s: %d %v, want %d", path, status, err, want)
 		}
@@ -129,7 +129,7 @@ func TestServerMoves(t *testing.T) {
 	answers(first, true)
 }
 
-// TestServerThatCannotBind: the error says why, and what to do, in one line.
+// TestServerThatCannotBind: the error has the reason and the fix in one line.
 func TestServerThatCannotBind(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -2,14 +2,14 @@ package page
 
 import "math"
 
-// figures is the numbers of a service or a realserver that change often. The page's script has the same indexes.
+// figures is the numbers of a service or a realserver that change often. The page's script uses the same indexes.
 type figures [numFigures]float64
 
 const (
 	active      = iota // connections
 	inactive           //
 	connections        // scheduled since the director's start
-	packets            // likewise
+	packets            // since the director's start
 	bytes              //
 	newRate            // connections a second
 	packetRate         //

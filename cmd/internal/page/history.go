@@ -34,8 +34,7 @@ func (s *series) points(from, to uint64) []float32 {
 	return all
 }
 
-// first returns the first step to send to a browser that has all steps before from, of a history that began with step
-// born.
+// first returns the first step to send to a browser that has all steps before from. The history began with step born.
 func first(from, born, now uint64) uint64 {
 	return max(min(from, now), born, now-min(now, steps))
 }

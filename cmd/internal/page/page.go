@@ -29,7 +29,7 @@ type Page struct {
 	sample sample
 }
 
-// New returns a page of the status that status returns. status may be called by several goroutines at once.
+// New returns a page that shows the results of status. status may be called by several goroutines at once.
 func New(status func() api.DirectorStatus) *Page {
 	return &Page{status: status, boot: rand.Text()}
 }

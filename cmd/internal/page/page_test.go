@@ -219,7 +219,7 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// TestServerGone: when the director has gone, the page says at once that its figures are old. It goes on when the
+// TestServerGone: when the director has gone, the page shows at once that its figures are old. It goes on when the
 // director is back.
 func TestServerGone(t *testing.T) {
 	t.Parallel()

@@ -150,8 +150,8 @@ func (s *sample) take(st *api.DirectorStatus, now time.Time) {
 	s.steps(now)
 }
 
-// arrange makes services and realservers those of all, in the same order. Those that were there before keep their
-// state.
+// arrange gives s the services and realservers of all, in the same order. Services and realservers that s had before
+// keep their state.
 func (s *sample) arrange(all []api.Service) {
 	same := slices.EqualFunc(s.services, all, func(a *service, b api.Service) bool {
 		return a.name == b.Name && slices.EqualFunc(a.realservers, b.Realservers,

@@ -97,7 +97,7 @@ func TestHistory(t *testing.T) {
 	if got := packets(0); len(got) != steps || slices.Max(got) != 1 || slices.Min(got) != 1 {
 		t.Errorf("after twenty minutes there are %d points, %v", len(got), got)
 	}
-	// Who comes later has no past.
+	// A service that was added later has no earlier points.
 	src.change(func(st *api.DirectorStatus) {
 		st.Services = append(st.Services, api.Service{Name: "new", VIPs: []string{"198.51.100.9"}, Protocol: "tcp",
 			Ports: []string{"0"}})

@@ -1,5 +1,5 @@
-// Package reload is the frame in which a running program reads its configuration file again: one reload at a time, with
-// its result in the log and in the status.
+// Package reload runs the reloads of a program's configuration file: one at a time, with the result in the log and in
+// the status.
 package reload
 
 import (
@@ -32,14 +32,14 @@ func New(program, file string, read time.Time, log *slog.Logger) *Reloader {
 	return r
 }
 
-// Result is what a successful reload has to say.
+// Result is the result of a successful reload.
 type Result struct {
 	Changes  []api.Change
 	Warnings []string // of the new configuration
 	Summary  []any    // attributes for the log
 }
 
-// ErrEnding is the error of a reload that the program's end prevents.
+// ErrEnding is the error of a reload while the program ends.
 var ErrEnding = errors.New("the program is ending")
 
 // LoggedChanges is the largest number of changes that are logged at once, far below the number of lines that the log
@@ -47,7 +47,7 @@ var ErrEnding = errors.New("the program is ending")
 const LoggedChanges = 100
 
 // Reload calls apply, which reads the file and puts it in force, and returns the changes. If apply fails, it must have
-// changed nothing. The log has the same.
+// changed nothing. Reload logs the changes or the error.
 func (r *Reloader) Reload(apply func() (Result, error)) ([]api.Change, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,5 +78,6 @@ func (r *Reloader) Reload(apply func() (Result, error)) ([]api.Change, error) {
 	return result.Changes, nil
 }
 
-// Configuration returns when the configuration in force was read, and why the last reload was refused, if it was.
+// Configuration returns the time at which the configuration in force was read, and the error of the last reload if it
+// was refused.
 func (r *Reloader) Configuration() api.Configuration { return *r.last.Load() }

@@ -1,4 +1,4 @@
-// Package words writes numbers, lists and corrections as all messages of the programs have them.
+// Package words formats numbers, lists and suggestions in the same way for all messages of the programs.
 package words
 
 import (
@@ -23,7 +23,7 @@ func OneOf(names []string) string {
 	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
-// Instead writes what may be meant by a word that is none of known: "did you mean a?", or "want a, b or c".
+// Instead writes a suggestion for a word that is not in known: "did you mean a?", or "want a, b or c".
 func Instead(word string, known []string) string {
 	if near, ok := Nearest(word, known); ok {
 		return "did you mean " + near + "?"
@@ -31,7 +31,7 @@ func Instead(word string, known []string) string {
 	return "want " + OneOf(known)
 }
 
-// Nearest returns the known word that a misspelt one is close to: one slip in three letters.
+// Nearest returns the known word with the least distance to word. The distance is at most max(1, len(word)/3).
 func Nearest(word string, known []string) (string, bool) {
 	if word == "" || len(word) > 64 {
 		return "", false
@@ -45,8 +45,8 @@ func Nearest(word string, known []string) (string, bool) {
 	return best, best != ""
 }
 
-// distance is the number of bytes to insert, delete, replace or swap with their neighbours that makes b of a (optimal
-// string alignment).
+// distance returns the least number of edits that turn a into b (optimal string alignment). An edit inserts, deletes or
+// replaces a byte, or swaps two neighbours.
 func distance(a, b string) int {
 	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {

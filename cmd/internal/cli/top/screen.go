@@ -71,14 +71,14 @@ func watch(ctx context.Context, socket string, every time.Duration, order int) e
 	}
 }
 
-// look is an answer of the director.
+// look is an answer of the director, or the error of the request.
 type look struct {
 	at     time.Time
 	status api.DirectorStatus
 	err    error
 }
 
-// lookOut requests the status every so often, and sends the answers to looks.
+// lookOut requests the status once each period every, and sends the answers to looks.
 func lookOut(ctx context.Context, socket string, every time.Duration, looks chan<- look) {
 	t := time.NewTicker(every)
 	defer t.Stop()
@@ -99,7 +99,7 @@ func lookOut(ctx context.Context, socket string, every time.Duration, looks chan
 	}
 }
 
-// react handles a key or a resize. It returns false for the end.
+// react handles a key or a resize. It returns false if the key ends the view.
 func (s *screen) react(e tcell.Event) bool {
 	switch e := e.(type) {
 	case *tcell.EventResize:

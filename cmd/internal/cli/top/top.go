@@ -70,7 +70,7 @@ func Command(socket *cli.Socket) *cobra.Command {
 	return socket.Flag(c)
 }
 
-// look takes the director's status.
+// look requests the director's status and adds it to v.
 func (v *view) look(ctx context.Context, socket string) error {
 	var st api.DirectorStatus
 	if err := api.Get(ctx, socket, "/status", &st); err != nil {

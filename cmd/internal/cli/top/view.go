@@ -53,7 +53,7 @@ func (v *view) take(at time.Time, st *api.DirectorStatus) {
 	}
 }
 
-// per returns a counter's rate by the second.
+// per returns a counter's rate per second, or 0 without a previous status.
 func (v *view) per(was, is uint64) float64 {
 	if v.was == nil || is < was || v.passed <= 0 {
 		return 0

@@ -29,13 +29,13 @@ func checked(t *testing.T) *config.Director {
 	return cfg
 }
 
-// pathTo is a path that says whose it is.
+// pathTo is a path that names its realserver.
 type pathTo struct {
 	health.Path
 	Address netip.Addr
 }
 
-// TestSubjects: each realserver is checked as the configuration says, where it says, and a Monitor takes all of that.
+// TestSubjects: each realserver has the check and the path of the configuration, and a Monitor accepts all of them.
 func TestSubjects(t *testing.T) {
 	cfg := checked(t)
 	all := Subjects(
@@ -102,8 +102,7 @@ func TestSubjects(t *testing.T) {
 	}
 }
 
-// TestDirectHost: the Host header of a check that goes to a realserver's own address is the VIP, as that of its clients
-// is.
+// TestDirectHost: a check of a realserver's own address has the VIP in its Host header, as the clients' requests have.
 func TestDirectHost(t *testing.T) {
 	s := &config.Service{VIPs: []netip.Addr{netip.MustParseAddr("2001:db8:100::80")}}
 	for _, c := range []struct {

@@ -16,7 +16,7 @@ import (
 
 const (
 	// localPriority is the priority of the rule. It precedes the rules of hosts with several uplinks, which select by
-	// source address: the table has nothing but VIPs.
+	// source address. The table has only routes of VIPs.
 	localPriority = 10
 	// lastResort is the metric of a route that is used when there is no other.
 	lastResort = 4294967294

@@ -57,8 +57,8 @@ func (p Paths) unreachable(cfg *config.Director) []netip.Addr {
 // has reports whether there is a route to a.
 func (p Paths) has(a netip.Addr) bool { return p[a] != query.Path{} }
 
-// mtu returns the size of the largest packet that the path to a takes, in bytes. Without a path it is defaultMTU, for
-// the time when there is one again.
+// mtu returns the size of the largest packet that the path to a takes, in bytes. Without a path it is defaultMTU, which
+// applies when the path comes back until its MTU is known.
 func (p Paths) mtu(a netip.Addr) int {
 	switch path := p[a]; {
 	case path == (query.Path{}):
@@ -70,8 +70,8 @@ func (p Paths) mtu(a netip.Addr) int {
 	}
 }
 
-// ownAddress returns the source that the kernel would give a packet to a. It is the zero Addr without a path, and where
-// the kernel has only a link-local address, by which no realserver could know the director.
+// ownAddress returns the source that the kernel would give a packet to a. It is the zero Addr without a path, or if the
+// kernel has only a link-local address: realservers could not identify the director by that.
 func (p Paths) ownAddress(a netip.Addr) netip.Addr {
 	if source := p[a].Source; source.IsValid() && !source.IsLinkLocalUnicast() {
 		return source
@@ -137,9 +137,10 @@ func CheckSources(cfg *config.Director, paths Paths) []netip.Addr {
 	return unique(all)
 }
 
-// ReplyLinks returns the devices by which replies to the checks of cfg come in: those that have CheckSources, which are
-// devices, and those by which the realservers are reached. The replies come from VIPs whose route leads into the TUN
-// device, so that a strict reverse-path filter would drop them. It is about IPv4 alone, see routing.State.Loose.
+// ReplyLinks returns the devices by which replies to the checks of cfg come in: devices, which have the addresses
+// CheckSources, and the devices of the routes to the realservers. The replies come from VIPs, and the VIPs' routes lead
+// into the TUN device, so that a strict reverse-path filter would drop the replies. Only IPv4 has such a filter, see
+// routing.State.Loose.
 func ReplyLinks(cfg *config.Director, paths Paths, devices []string) []string {
 	links := slices.Clone(devices)
 	tunnelChecks(cfg, func(s *config.Service, r *config.RealserverRef) {
@@ -158,8 +159,7 @@ func Target(s *config.Service, r *config.RealserverRef) balancer.Target {
 	return realserver(s, r, config.Sources{}, nil).Target()
 }
 
-// pathName names the kind of path by which a realserver is checked. Checks by paths of one name to one realserver are
-// the same.
+// pathName names the kind of path by which a realserver is checked. Equal names for one realserver mean the same path.
 func pathName(s *config.Service, r *config.RealserverRef) string {
 	if r.Check == nil || r.Check.Direct {
 		return "direct"

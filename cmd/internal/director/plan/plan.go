@@ -1,4 +1,4 @@
-// Package plan computes what a director wants of its machine and its balancer from what it knows: the configuration,
+// Package plan computes the desired state of a director's machine and balancer from its inputs: the configuration,
 // weights that operators have set, the health of realservers, the paths to them. It is pure: it does no I/O, logs
 // nothing and takes no lock.
 package plan
@@ -56,7 +56,7 @@ type Desired struct {
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
 }
 
-// Event is a change of a service's known state, or the beginning of a service whose state is not known yet.
+// Event is a change of a service's known state, or a new service with a state that is not known yet.
 type Event struct {
 	Service  string
 	Old, New string // Up, Down or Unknown
@@ -121,8 +121,8 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	return d, events
 }
 
-// Reconfigured returns in for another configuration: with the weights that still hold under cfg, and with all VIPs
-// that are not configured any more as retired ones.
+// Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs that are not
+// configured any more become retired ones.
 func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 	var stay []netip.Addr
 	if in.Config != nil {

@@ -30,8 +30,8 @@ func state(a netip.Addr, up bool, offset int) health.State {
 // plainAddrs lets cmp compare addresses as Go does.
 var plainAddrs = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
 
-// TestPlan: what each input does to the desired state, and the events that come of it, from a state in which web is up.
-// A realserver of the balancer is written as its weight, with a "!" if it is down.
+// TestPlan: the effect of each input on the desired state, and its events, from a state in which web is up. A
+// realserver of the balancer is written as its weight, with a "!" if it is down.
 func TestPlan(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -79,8 +79,8 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 	return rs
 }
 
-// sorryServer returns the sorry server of s as a realserver. While it is not in use it is down, so that those of its
-// connections that can be rescheduled go back.
+// sorryServer returns the sorry server of s as a realserver. While it is not in use it is down, so that its connections
+// that can be rescheduled move to other realservers.
 func sorryServer(s *config.Service, sources config.Sources, paths Paths, inUse bool) balancer.Realserver {
 	r := realserver(s, &config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel, Weight: 1}, sources, paths)
 	r.Down = !inUse
@@ -131,7 +131,7 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 	return is
 }
 
-// event returns what has happened to s, if anything. Its state before was *was; nil stands for a new service.
+// event returns the event of s, if its state has changed. Its state before was *was; nil stands for a new service.
 func event(s *config.Service, was *ServiceState, is ServiceState) (e Event, happened bool) {
 	e = Event{Service: s.Name, Old: Unknown, New: UpDown(is.Up),
 		Reason: fmt.Sprintf("weight %d is up, quorum %d", is.UpWeight, s.Quorum)}

@@ -7,14 +7,14 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// Weights are the weights that operators have set while the director runs. Each replaces a configured weight until that
-// one changes. A Weights is immutable.
+// Weights are the weights that operators have set while the director runs. Each replaces a configured weight until the
+// configured one changes. A Weights is immutable.
 type Weights map[RealserverID]Override
 
 // Override is a weight in place of a configured one.
 type Override struct{ Weight, Configured int }
 
-// Of returns the weight of a realserver with that configured weight.
+// Of returns the weight of the realserver id: its override, or configured.
 func (w Weights) Of(id RealserverID, configured int) int {
 	if o, set := w[id]; set {
 		return o.Weight
@@ -36,7 +36,7 @@ func (w Weights) With(cfg *config.Director, ids []RealserverID, weight int) Weig
 	return next
 }
 
-// kept returns the weights of w that still hold under cfg: those of realservers whose configured weight is the same.
+// kept returns the weights of w that still hold under cfg: their realservers have the same configured weight.
 func (w Weights) kept(cfg *config.Director) Weights {
 	kept := Weights{}
 	for id, r := range Realservers(cfg) {

@@ -8,7 +8,7 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// TestWeightOfOperatorAndReload: a reload keeps those whose configured weight is what it was.
+// TestWeightOfOperatorAndReload: a reload keeps the weights of realservers whose configured weight is the same.
 func TestWeightOfOperatorAndReload(t *testing.T) {
 	set := Weights{{"web", netip.MustParseAddr("10.0.11.1")}: {5, 1}, {"web", netip.MustParseAddr("10.0.11.2")}: {0, 1}}
 	for _, c := range []struct {
