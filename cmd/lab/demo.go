@@ -36,7 +36,7 @@ type show struct {
 	agents   []*program // in the order of lab.Webs
 }
 
-// demo runs the whole demo and cleans up, whether it succeeds, fails or is interrupted through the context.
+// demo runs the whole demo. It cleans up after success, failure, and interruption through the context.
 func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	s := &show{bin: o.bin, ipv6: o.ipv6}
 	if err := s.check(); err != nil {
@@ -55,7 +55,7 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	if !s.addr(s.lab.Director).IsValid() {
 		return errors.New("this kernel has no IPv6: leave --ipv6 out")
 	}
-	// The directory is a dead demo's: a running one would have the prefix.
+	// An existing directory belongs to a dead demo: a running one would have the prefix.
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return fmt.Errorf("directory for configurations and logs: %w", err)
 	}
@@ -69,7 +69,7 @@ func demo(ctx context.Context, out io.Writer, o options) (err error) {
 	}
 	stopped := s.stopPrograms()
 	if stopped != nil || played != nil && !interrupted {
-		s.showLogs() // they are about to be deleted
+		s.showLogs() // the logs are about to be deleted
 	}
 	return errors.Join(played, stopped)
 }

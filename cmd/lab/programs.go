@@ -64,7 +64,8 @@ func (s *show) startPrograms(ctx context.Context) error {
 	return nil
 }
 
-// start writes a program's configuration and starts it. config returns the text for a path of the control socket.
+// start writes a program's configuration and starts the program. config returns the text for a path of the control
+// socket.
 func (s *show) start(h *lab.Host, name string, config func(socket string) string) (*program, error) {
 	file := func(suffix string) string { return filepath.Join(dir, h.Name+suffix) }
 	p := &program{host: h, name: name, config: file(".toml"), log: file(".log"), socket: file(".sock")}
@@ -124,8 +125,8 @@ func (p *program) status(ctx context.Context, into any) error {
 	return api.Get(ctx, p.socket, "/status", into)
 }
 
-// stopPrograms ends all programs at once, and returns an error for each that fails. The failure of a program that was
-// not up yet is no error here: it is known already, or SIGTERM came before the program's handler.
+// stopPrograms ends all programs at once and returns an error for each that fails. The failure of a program that was
+// not up yet is no error here: it has been reported, or SIGTERM came before the program's handler.
 func (s *show) stopPrograms() error {
 	all := s.programs()
 	errs := make([]error, len(all))

@@ -10,8 +10,8 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// settleTimeout is the time for the counters to agree after the last answer: a connection's last packets are sent after
-// the client has its answer.
+// settleTimeout is the time for the counters to agree after the last answer: the client gets its answer before a
+// connection's last packets are sent.
 const settleTimeout = 2 * time.Second
 
 // counters count packets on the hosts' links, independently of the programs.
@@ -76,7 +76,7 @@ func (s *show) read(ctx context.Context, t *counters) (n numbers, err error) {
 	return n, errors.Join(errs[:]...)
 }
 
-// settled reports whether every packet that reached the director has come out of a tunnel.
+// settled reports whether all packets that reached the director have come out of a tunnel.
 func (n *numbers) settled() bool {
 	var unwrapped uint64
 	for _, a := range n.agents {
@@ -86,7 +86,7 @@ func (n *numbers) settled() bool {
 		n.director.Out.Packets == unwrapped
 }
 
-// report prints the counters. Its error names values that are not as expected.
+// report prints the counters. Its error names unexpected values.
 func (s *show) report(ctx context.Context, t *counters) error {
 	settle, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()

@@ -37,8 +37,8 @@ func (s *servers) Close() {
 	s.done.Wait()
 }
 
-// serve starts an HTTP and a UDP server on each web host. They listen on the VIP and answer with the name of their host
-// and the client's address.
+// serve starts an HTTP and a UDP server on each web host. They listen on the VIP and answer with their host's name and
+// the client's address.
 func (s *show) serve() (*servers, error) {
 	all := &servers{}
 	for _, web := range s.lab.Webs {
@@ -64,7 +64,7 @@ func (s *show) serve() (*servers, error) {
 	return all, nil
 }
 
-// answerDatagrams runs until the socket is closed.
+// answerDatagrams answers datagrams until the socket is closed.
 func answerDatagrams(web *lab.Host, echo net.PacketConn) {
 	buf := make([]byte, 2048)
 	for {
@@ -86,7 +86,7 @@ type answer struct {
 }
 
 // requests makes HTTP requests, each on a new connection, and prints the answers. Its error names answers that are
-// missing, or came from another address than the VIP.
+// missing or come from another address than the VIP.
 func (s *show) requests(ctx context.Context) error {
 	vip := netip.AddrPortFrom(s.vip(), httpPort)
 	s.printf("%d requests for %s, each on a new connection (wrr, weights %d and %d):\n\n",
@@ -126,7 +126,7 @@ func get(ctx context.Context, client *http.Client, url string) (a answer, err er
 	return a, a.parse(body)
 }
 
-// datagrams is requests for UDP: one datagram from each of several sockets.
+// datagrams is the UDP counterpart of requests: it sends one datagram from each of several sockets.
 func (s *show) datagrams(ctx context.Context) error {
 	vip := netip.AddrPortFrom(s.vip(), echoPort)
 	s.printf("%d UDP datagrams to %s, each from a new socket (rr):\n\n", datagramCount, vip)
@@ -134,7 +134,7 @@ func (s *show) datagrams(ctx context.Context) error {
 }
 
 func (s *show) datagram(ctx context.Context, to netip.AddrPort) (a answer, err error) {
-	// Not connected, so that the socket receives answers from any address.
+	// The socket is not connected, so that it receives answers from any address.
 	conn, err := s.lab.Client.ListenPacket("udp", netip.AddrPortFrom(s.addr(s.lab.Client), 0).String())
 	if err != nil {
 		return a, err
@@ -163,8 +163,8 @@ func (a *answer) parse(body []byte) error {
 	return nil
 }
 
-// ask calls once count times, prints a line for each answer and then each server's number of answers. It gives up when
-// enoughMissing answers are missing, which saves the other timeouts.
+// ask calls once count times and prints a line for each answer, then each server's number of answers. It gives up after
+// enoughMissing missing answers, which saves further timeouts.
 func (s *show) ask(ctx context.Context, what string, count int, vip netip.AddrPort, once func() (answer, error)) error {
 	var errs []error
 	answers := map[string]int{}

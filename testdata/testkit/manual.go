@@ -34,7 +34,7 @@ func Root(t testing.TB) string {
 	return ""
 }
 
-// IsPage reports whether name, a path below the module's root, is that of a page of the manual.
+// IsPage reports whether name, a path below the module's root, is a page of the manual.
 func IsPage(name string) bool {
 	for _, pattern := range pages {
 		if ok, err := filepath.Match(pattern, name); ok && err == nil {

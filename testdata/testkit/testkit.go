@@ -1,5 +1,5 @@
-// Package testkit is the helpers that tests of several packages share. It lies in testdata, where tests of all packages
-// may import it and no program does; the wildcard ./... does not match it.
+// Package testkit has helpers that the tests of several packages share. It lies in testdata: tests of all packages may
+// import it, no program does, and the wildcard ./... does not match it.
 package testkit
 
 import (
@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Patience bounds the time that Eventually and Receive wait.
+// Patience is the maximum time that Eventually and Receive wait.
 const Patience = 20 * time.Second
 
 // Eventually waits until cond holds, for Patience at most.
@@ -30,7 +30,7 @@ func Within(t testing.TB, what string, limit time.Duration, cond func() bool) {
 	}
 }
 
-// Receive returns the next value of ch, for which it waits for Patience at most.
+// Receive returns the next value of ch. It waits for Patience at most.
 func Receive[T any](t testing.TB, what string, ch <-chan T) T {
 	t.Helper()
 	select {
@@ -51,7 +51,7 @@ func Descriptors(t testing.TB, path string) (n int) {
 		t.Fatal(err)
 	}
 	for _, e := range all {
-		// The descriptor with which the folder was read is closed by now.
+		// The descriptor that read the directory is closed by now.
 		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && (path == "" || to == path) {
 			n++
 		}

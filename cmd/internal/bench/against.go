@@ -9,7 +9,7 @@ const (
 	wayOldGUEAll = "old director, gue, all CPUs"
 )
 
-// againstWays lists the ways of a comparison of two versions.
+// againstWays returns the ways for a comparison of two versions.
 func againstWays() []opening {
 	return []opening{
 		{wayPlain, (*bed).plain},
@@ -22,10 +22,10 @@ func againstWays() []opening {
 	}
 }
 
-// noWorse is the bar of a cost, new : old.
+// noWorse returns the bar of a cost ratio, new : old.
 func noWorse() *Bar { return atMost(1.03) }
 
-// against adds the ratios of both versions, each of two values from the same round.
+// against adds the ratios of the two versions. Each ratio has both values from the same round.
 func (r *Report) against(res *results, many int) {
 	for _, n := range []int{1, many} {
 		now, old := res.floods[floodKey{wayDirector, n}], res.floods[floodKey{wayOld, n}]

@@ -1,19 +1,19 @@
-// Package bench measures the packet path, in one run and on one machine, against plain forwarding by the kernel and
-// against two loops that do less than a director: one as fast and one as slow as such a loop can be. Ratios are what it
-// is about; the absolute figures depend on the machine.
+// Package bench measures the packet path in one run on one machine. It compares the director with plain forwarding by
+// the kernel and with two loops that do less than a director: a fast one and a simple, slow one. The ratios are the
+// result; the absolute figures depend on the machine.
 //
 //	client ──► router ──► director ──► router
 //	generator             program      counts and drops
 //	└─ its CPU, up to the TUN ┘└ the director's ┘
 //
-// Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, at more than any
-// program takes from there, and the program's CPU from there on. With plain forwarding, where no program takes them
-// over, the generator's CPU carries them all the way. They end at the far end of the director's link: on a veth link,
-// what further hosts do with a packet is done, and charged, on the CPU of its sender.
+// Packets are UDP in 60-byte frames. The generator's CPU carries them into the director's TUN device, faster than any
+// program reads from it. The program's CPU carries them from there on. With plain forwarding no program reads them, and
+// the generator's CPU carries them all the way. They end at the far end of the director's link: on a veth link, the
+// sender's CPU also does the work of the next hosts.
 //
-// In each round everything is measured once, one variant after the other, and ratios are taken within the round, so
-// that a machine which is slow for a while is slow for both sides of a ratio. Given are the median of the rounds, and
-// the smallest and the largest.
+// Each round measures every variant once, one after the other. Ratios are taken within the round, so that a temporary
+// slowdown of the machine affects both sides of a ratio. The report has the median of the rounds, the smallest and the
+// largest value.
 package bench
 
 import (
@@ -29,28 +29,28 @@ import (
 	"vstun/cmd/internal/daemon"
 )
 
-// Options say what to run.
+// Options are the options of a run.
 type Options struct {
 	JSON  bool   // print data instead of the table
-	Quick bool   // a check that everything works, within a minute; the figures are rough
-	Bin   string // directory of the programs director, realserver and lab; empty for that of this program
-	// Against is a directory of the programs of another version, which are measured in alternation with those in Bin,
-	// and nothing else is; empty for none.
+	Quick bool   // only check, within a minute, that everything works; the figures are rough
+	Bin   string // directory of the programs director, realserver and lab; "": this program's directory
+	// Against is a directory with the programs of another version. If it is set, the run measures only these and the
+	// programs in Bin, in alternation.
 	Against string
-	Prefix  string    // of the namespaces' names, as in lab.Spec; empty for "vstun-bench"
-	Status  io.Writer // gets a line for each step; nil for none
+	Prefix  string    // of the namespaces' names, as in lab.Spec; "": "vstun-bench"
+	Status  io.Writer // gets a line for each step; nil: none
 
 	timing *timing // of tests
 }
 
-// timing is how long and how often is measured.
+// timing is the number and the durations of measurements.
 type timing struct {
-	// rounds of floods: many, and short, since the machine's speed may change from one second to the next
+	// rounds of floods: many short ones, since the machine's speed may change within a second
 	floods int
-	rounds int           // of all else
-	flows  int           // the larger number of them
-	settle time.Duration // of a flood, before its window
-	window time.Duration // of a flood
+	rounds int           // of all other measurements
+	flows  int           // the larger number of flows
+	settle time.Duration // time of a flood before its window
+	window time.Duration // measured time of a flood
 	stream int           // seconds of a TCP stream
 	trips  int           // round trips
 }
@@ -65,11 +65,11 @@ func quickTiming() timing {
 		stream: 1, trips: 1000}
 }
 
-// results is everything that was measured.
+// results are the results of all measurements.
 type results struct {
 	floods  map[floodKey]*flood
 	streams map[streamKey]Sample // bits a second
-	trips   map[string]*trips    // by way
+	trips   map[string]*trips    // by the name of the way
 	skipped []string
 
 	disturbed int // measurements that failed and were repeated
@@ -84,7 +84,7 @@ type streamKey struct {
 // trips is the latency of one-byte round trips, in nanoseconds, by round.
 type trips struct{ p50, p99 Sample }
 
-// Run measures and writes the report to out. Bars that are missed are in the report and no error.
+// Run measures and writes the report to out. A missed bar is in the report and is no error.
 func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 	if err := o.complete(); err != nil {
 		return err
@@ -112,7 +112,7 @@ func Run(ctx context.Context, out io.Writer, o Options) (err error) {
 	return r.writeTable(out)
 }
 
-// interrupted replaces an error that is only the consequence of the user's interrupt.
+// interrupted returns a plain error in place of one that only results from the user's interrupt.
 func interrupted(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return errors.New("benchmark interrupted")
@@ -120,7 +120,7 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// complete checks the options and fills in what is missing.
+// complete checks the options and fills in defaults.
 func (o *Options) complete() error {
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces and TUN devices needs root: run it as root")
@@ -164,11 +164,11 @@ func (o *Options) status(format string, args ...any) {
 	}
 }
 
-// attempts is the number of times that one measurement is tried: a machine that is busy with other work can disturb it.
+// attempts is the number of tries for one measurement: other work on the machine can disturb it.
 const attempts = 4
 
-// repeat runs one measurement, which adds its result only when it succeeds. It repeats, reports and counts a failed
-// one. It returns the last error when every attempt fails, and the first one when ctx is cancelled.
+// repeat runs one measurement, which adds its result only when it succeeds. repeat reports and counts a failed attempt,
+// and tries again. It returns the last error when every attempt fails, and the first error when ctx is cancelled.
 func (r *results) repeat(ctx context.Context, o Options, measure func() error) error {
 	for left := attempts - 1; ; left-- {
 		err := measure()
@@ -184,8 +184,8 @@ func (r *results) repeat(ctx context.Context, o Options, measure func() error) e
 func (b *bed) measure(ctx context.Context, o Options) (*results, error) {
 	t := *o.timing
 	r := &results{floods: map[floodKey]*flood{}, streams: map[streamKey]Sample{}, trips: map[string]*trips{}}
-	// Packets are counted as they are on a wire: those that the director gives to the kernel together are cut before
-	// its link, as for most network cards.
+	// The packets are counted as on a wire: the director's super-packets are cut before its link, as for most network
+	// cards.
 	const cut = "tx-udp-segmentation"
 	if err := b.lab.Director.Offload(cut, false); err != nil {
 		return nil, err
@@ -280,8 +280,8 @@ func (b *bed) measureTrips(ctx context.Context, o Options, r *results) error {
 	return nil
 }
 
-// roads are the ways of TCP: the kernel's, to an address of web1's own, and the director's as users run it, by either
-// kind of tunnel, of both versions.
+// roads returns the ways of TCP: the kernel's, to an address of web1, and the director's as users run it, by both
+// tunnels. With Against it returns them for both versions.
 func (b *bed) roads() []*way {
 	roads := []*way{{name: wayPlain, addr: plainTCP}, b.findWay(wayDirectorAll), b.findWay(wayGUEAll)}
 	if b.against != "" {

@@ -277,7 +277,7 @@ func TestProgramsMissing(t *testing.T) {
 	}
 }
 
-// gopacket is an independent opinion on the frames.
+// gopacket checks the frames independently.
 func TestDatagrams(t *testing.T) {
 	source, mac := net.HardwareAddr{2, 0, 0, 0, 0, 2}, net.HardwareAddr{2, 0, 0, 0, 0, 3}
 	from, to := netip.MustParseAddr("10.0.1.2"), netip.MustParseAddr("198.51.100.80")

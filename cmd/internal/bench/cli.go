@@ -38,7 +38,7 @@ func Command() *cobra.Command {
 // loopName is the command that Command runs on the director's host.
 const loopName = "bench-loop"
 
-// LoopCommand is a hidden command of the lab: one of the loops that bench compares the director with.
+// LoopCommand is a hidden command of the lab: it runs one of the loops with which bench compares the director.
 func LoopCommand() *cobra.Command {
 	var l Loop
 	c := &cobra.Command{

@@ -11,19 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Machine is what the figures were measured on.
+// Machine describes the machine of a run.
 type Machine struct {
 	Kernel       string `json:"kernel"`
 	Processor    string `json:"processor"`
-	CPUs         int    `json:"cpus"`          // that this process may use
+	CPUs         int    `json:"cpus"`          // number of CPUs that this process may use
 	GeneratorCPU int    `json:"generator_cpu"` // as the kernel numbers them
 	DirectorCPU  int    `json:"director_cpu"`
-	// others' runnable threads before the start, a minute's average (proc_loadavg(5))
+	// runnable threads of other programs before the start, a minute's average (proc_loadavg(5))
 	Load float64 `json:"load"`
 }
 
-// thisMachine looks at the machine and chooses a CPU for the generator and one, of another core if there is one, for
-// the director.
+// thisMachine examines the machine. It chooses a CPU for the generator and one for the director, on another core if
+// there is one.
 func thisMachine() (m Machine, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
@@ -68,7 +68,7 @@ func thisMachine() (m Machine, err error) {
 	return m, nil
 }
 
-// coreOf names the core of a CPU by its hardware threads, or by itself where the kernel does not tell.
+// coreOf returns a name of a CPU's core: its hardware threads, or the CPU itself if the kernel does not report them.
 func coreOf(cpu int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu))
 	if err != nil {
@@ -77,9 +77,9 @@ func coreOf(cpu int) string {
 	return string(text)
 }
 
-// cpuTime is the CPU time that all threads of a process have used, those that have ended included
-// (clock_getcpuclockid(3)). On a kernel without CONFIG_IRQ_TIME_ACCOUNTING it has the interrupts on top of them too,
-// such as what a send does beyond a veth link.
+// cpuTime returns the CPU time of all threads of a process, ended ones included (clock_getcpuclockid(3)). On a kernel
+// without CONFIG_IRQ_TIME_ACCOUNTING it includes interrupts during those threads, such as the work of a send beyond a
+// veth link.
 func cpuTime(pid int) (time.Duration, error) {
 	const sched = 2 // CPUCLOCK_SCHED, linux/posix-timers.h: in nanoseconds
 	var ts unix.Timespec

@@ -16,15 +16,15 @@ type floodKey struct {
 	flows int
 }
 
-// flood is what was measured on a way under more datagrams than it bears, by round.
+// flood is the result of a way under more datagrams than it can carry, by round.
 type flood struct {
 	delivered Sample // packets a second
 	offered   Sample // packets a second
 	cpu       Sample // nanoseconds of the program's CPU time per delivered packet; empty for the kernel
-	share     Sample // CPUs that the program had: about 1 where it has one for itself; empty for the kernel
+	share     Sample // CPUs that the program used: about 1 if it had one for itself; empty for the kernel
 }
 
-// cost is the time per packet, in nanoseconds, from all that happens to it.
+// cost returns the time per delivered packet, in nanoseconds, over the whole path.
 func (f *flood) cost() Sample {
 	out := make(Sample, len(f.delivered))
 	for i, pps := range f.delivered {
@@ -33,7 +33,7 @@ func (f *flood) cost() Sample {
 	return out
 }
 
-// reading is the state of the counters at a time.
+// reading is the state of the counters at one time.
 type reading struct {
 	at        time.Time
 	delivered uint64
@@ -86,12 +86,12 @@ func (b *bed) flood(ctx context.Context, w *way, flows int, t timing, f *flood) 
 	return nil
 }
 
-// proveTries is how often a way may lose packets, on a machine that is busy with something else, before that is an
-// error.
+// proveTries is the number of attempts after which lost packets are an error: other work on the machine may cause a
+// loss.
 const proveTries = 3
 
-// prove sends one datagram of each flow, slowly, and is an error unless all arrive. It also lets the program on the way
-// know the flows.
+// prove sends one datagram of each flow, slowly. It returns an error unless all arrive. The datagrams also add the
+// flows to the tables of the program on the way.
 func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 	g := generator{host: b.lab.Client, cpu: b.machine.GeneratorCPU, source: b.lab.Client.Addr}
 	var arrived uint64
@@ -103,7 +103,7 @@ func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 		if err := g.trickle(ctx, w.mac, w.addr, flows, flows); err != nil {
 			return err
 		}
-		// The last ones may still be on their way.
+		// The last datagrams may still be on their way.
 		for deadline := time.Now().Add(time.Second); ; {
 			now, err := w.host.Received(w.link)
 			if err != nil {
@@ -124,8 +124,7 @@ func (b *bed) prove(ctx context.Context, w *way, flows int) error {
 		w.lastWords())
 }
 
-// lastWords is what the program on the way has to say, for an error: what it counted, if it is a director, and the end
-// of what it wrote.
+// lastWords returns, for an error, a director's counters and the end of the program's output.
 func (w *way) lastWords() string {
 	if w.process == nil {
 		return ""

@@ -12,34 +12,34 @@ import (
 	"vstun/encap/packet"
 )
 
-// The generator's frames: Ethernet 14 + IPv4 20 + UDP 8 + payload 18 bytes = 60, the smallest that Ethernet has,
-// without its checksum.
+// The generator's frames: Ethernet 14 + IPv4 20 + UDP 8 + payload 18 bytes = 60, Ethernet's minimum without the
+// checksum.
 const (
 	frameLen   = 60
 	ipLen      = packet.IPv4HeaderLen
 	manyFlows  = 10_000
-	firstPort  = 1024 // source port of flow 0; the others' follow
+	firstPort  = 1024 // source port of flow 0; further flows have the ports above it
 	udpPort    = 9    // destination port
 	pacedEvery = 2 * time.Millisecond
 )
 
-// generator sends UDP datagrams of many flows, round robin, from a host by a packet socket: past that host's IP, but
-// through everything from its link on. Where hosts are joined by veth links, the sending thread's CPU carries the
-// packets up to where another thread takes them.
+// generator sends UDP datagrams of many flows, round robin, by a packet socket of a host. They bypass that host's IP
+// stack and pass its link. Over veth links the sending thread's CPU carries the packets until another thread reads
+// them.
 type generator struct {
 	host   *lab.Host
 	cpu    int
 	source netip.Addr
 }
 
-// stream is datagrams under way.
+// stream is a running flow of datagrams.
 type stream struct {
 	stop atomic.Bool
 	sent atomic.Uint64
 	done chan error
 }
 
-// start sends as fast as one CPU can until end is called.
+// start sends as fast as one CPU can, until end is called.
 func (g *generator) start(mac net.HardwareAddr, to netip.Addr, flows int) *stream {
 	s := &stream{done: make(chan error, 1)}
 	go func() {
@@ -71,7 +71,7 @@ func (s *stream) end() error {
 	return <-s.done
 }
 
-// trickle sends count datagrams at a rate that every loop bears.
+// trickle sends count datagrams at a rate that every loop can carry.
 func (g *generator) trickle(ctx context.Context, mac net.HardwareAddr, to netip.Addr, flows, count int) error {
 	return g.host.Do(func() error {
 		b, err := newBlaster(mac, g.source, to, flows)

@@ -21,8 +21,8 @@ const (
 	echoWarmUp  = 100             // round trips that don't count
 )
 
-// echo answers each byte with itself. Both ends use blocking sockets in threads of their own, so that Go's poller has
-// no part in the figures.
+// echo answers each byte with the same byte. Both ends use blocking sockets in threads of their own, which keeps Go's
+// poller out of the figures.
 type echo struct {
 	listener net.Listener
 	done     sync.WaitGroup
@@ -77,8 +77,8 @@ func (e *echo) close() {
 	e.done.Wait()
 }
 
-// roundTrips measures the time for one byte there and back, on one TCP connection, in nanoseconds: the median and the
-// 99th percentile of count times.
+// roundTrips measures the time for one byte there and back on one TCP connection, count times. It returns the median
+// and the 99th percentile in nanoseconds.
 func (b *bed) roundTrips(ctx context.Context, to netip.Addr, count int) (p50, p99 float64, err error) {
 	times := make([]time.Duration, 0, count)
 	err = b.lab.Client.Do(func() error {

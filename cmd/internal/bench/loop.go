@@ -19,36 +19,36 @@ import (
 	"vstun/routing"
 )
 
-// The loops that the director is measured against read a TUN device and send what they read, with a constant outer
-// header before it, to one realserver. They decide nothing, check nothing and count nothing.
+// The loops with which the director is compared. They read a TUN device and send each packet, with a constant outer
+// header, to one realserver. They decide, check and count nothing.
 const (
-	// Floor reads until the device has no more packets or 64 are there, and sends them by one system call: the least
-	// that any director behind a TUN device has to do.
+	// Floor reads until the device is empty or it has 64 packets, and sends them by one system call. This is the least
+	// work of any director behind a TUN device.
 	Floor = "floor"
-	// Naive reads a packet, waiting in Go's poller, and sends it by net.IPConn.WriteTo: what one writes first. Reading
-	// is an os.File's Read on a non-blocking descriptor, which is what github.com/songgao/water's Read is.
+	// Naive reads a packet, waiting in Go's poller, and sends it by net.IPConn.WriteTo, as a first version would. It
+	// reads by os.File.Read on a non-blocking descriptor, as github.com/songgao/water does.
 	Naive = "naive"
 )
 
 const (
 	loopBatch  = 64
 	loopRoom   = 2048 // bytes of a packet
-	loopQueue  = 1000 // packets that wait in the device, as in the director's
+	loopQueue  = 1000 // packets that can wait in the device, as in the director's
 	loopMTU    = 65535
-	loopMarker = "ready" // is written once the loop runs
+	loopMarker = "ready" // the loop writes it once it runs
 )
 
 // Loop is one of the loops.
 type Loop struct {
 	Kind    string     // Floor or Naive
-	TUN     string     // name of the device, which the loop makes
-	VIP     netip.Addr // what is routed into the device
+	TUN     string     // name of the device, which the loop creates
+	VIP     netip.Addr // address that is routed into the device
 	From    netip.Addr // source of the outer header
 	To      netip.Addr // its destination
 	Journal string     // path for routing.Open
 }
 
-// Run makes the device and forwards until ctx is cancelled. It writes the word "ready" to out when it has begun.
+// Run creates the device and forwards until ctx is cancelled. It writes the word "ready" to out once it forwards.
 func (l *Loop) Run(ctx context.Context, out io.Writer) (err error) {
 	fd, err := openTUN(l.TUN)
 	if err != nil {
@@ -84,7 +84,7 @@ func (l *Loop) Run(ctx context.Context, out io.Writer) (err error) {
 	}
 }
 
-// openTUN makes a TUN device of one queue, with the director's flags, offloads apart.
+// openTUN creates a TUN device with one queue and the director's flags, except for the offloads.
 func openTUN(name string) (int, error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
@@ -102,7 +102,7 @@ func openTUN(name string) (int, error) {
 	return fd, nil
 }
 
-// outerHeader is an IPv4 header for IPIP (RFC 2003); the kernel fills in total length and checksum.
+// outerHeader returns an IPv4 header for IPIP (RFC 2003). The kernel fills in total length and checksum.
 func (l *Loop) outerHeader() (h [ipLen]byte) {
 	ip := packet.IPv4(h[:])
 	ip.Encode(packet.IPv4Fields{TTL: 64, Protocol: packet.ProtoIPIP, Src: l.From.As4(), Dst: l.To.As4()})
@@ -155,7 +155,7 @@ func (l *Loop) floor(tun int) error {
 			k, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(raw), uintptr(unsafe.Pointer(&msgs[sent])),
 				uintptr(n-sent), 0, 0, 0)
 			if errno != 0 {
-				k = 1 // that one is refused
+				k = 1 // skip the refused packet
 			}
 			sent += int(k)
 		}
@@ -180,6 +180,6 @@ func (l *Loop) naive(tun int) error {
 		if err != nil {
 			return err
 		}
-		_, _ = conn.WriteTo(buf[:ipLen+n], to) // a packet that is refused is lost
+		_, _ = conn.WriteTo(buf[:ipLen+n], to) // a refused packet is lost
 	}
 }

@@ -9,21 +9,21 @@ import (
 	"vstun/cmd/internal/daemon"
 )
 
-// Report is what a run found. Its JSON names are promises to scripts, and so are the names of the ratios.
+// Report is the result of a run. Scripts rely on its JSON names and on the names of the ratios.
 type Report struct {
 	Version string   `json:"version"`
 	Machine Machine  `json:"machine"`
 	Quick   bool     `json:"quick"`
 	Floods  int      `json:"flood_rounds"`
 	Rounds  int      `json:"rounds"`  // of streams and round trips
-	Seconds float64  `json:"seconds"` // that the run took
+	Seconds float64  `json:"seconds"` // duration of the run
 	Ratios  []Ratio  `json:"ratios"`
 	Figures []Figure `json:"figures"`
-	Skipped []string `json:"skipped"` // what was not measured, and why
-	Notes   []string `json:"notes"`   // what makes figures doubtful
+	Skipped []string `json:"skipped"` // measurements that were not made, and why
+	Notes   []string `json:"notes"`   // reasons to doubt figures
 }
 
-// Value is what the rounds gave for one row.
+// Value is the summary of all rounds for one row.
 type Value struct {
 	Median float64 `json:"median"`
 	Least  float64 `json:"least"`
@@ -36,11 +36,11 @@ type Ratio struct {
 	Name string `json:"name"`
 	Value
 	Bar *Bar `json:"bar,omitempty"` // nil: for information
-	// Met says whether the median meets the bar.
+	// Met reports whether the median meets the bar.
 	Met *bool `json:"met,omitempty"`
 }
 
-// Bar is what a ratio should be.
+// Bar is the bound that a ratio should meet.
 type Bar struct {
 	Is    string  `json:"is"` // "<=" or ">="
 	Limit float64 `json:"limit"`
@@ -70,12 +70,12 @@ func (b *Bar) met(v float64) bool {
 }
 
 const (
-	busy      = 0.3 // load above which others are a note
+	busy      = 0.3 // load of other programs above which the report has a note
 	saturated = 1.1 // offered : delivered below which the generator was the bottleneck
-	hungry    = 0.9 // CPUs below which a program with more packets than it bears was kept from working
+	hungry    = 0.9 // CPUs below which an overloaded program was kept from working
 )
 
-// newReport makes the rows of what was measured.
+// newReport makes the rows of all results.
 func newReport(o Options, m Machine, res *results) *Report {
 	r := &Report{Version: daemon.Version(), Machine: m, Quick: o.Quick, Floods: o.timing.floods,
 		Rounds: o.timing.rounds, Skipped: append([]string{}, res.skipped...), Notes: []string{}}
@@ -99,7 +99,7 @@ func newReport(o Options, m Machine, res *results) *Report {
 	return r
 }
 
-// ratio adds a row, unless nothing was measured for it.
+// ratio adds a row, unless it has no values.
 func (r *Report) ratio(name string, a, b Sample, bar *Bar) {
 	s := over(a, b)
 	if len(s) == 0 {
@@ -113,14 +113,14 @@ func (r *Report) ratio(name string, a, b Sample, bar *Bar) {
 	r.Ratios = append(r.Ratios, row)
 }
 
-// figure does so with an absolute figure.
+// figure adds a row with an absolute figure, unless it has no values.
 func (r *Report) figure(name, unit string, s Sample) {
 	if len(s) > 0 {
 		r.Figures = append(r.Figures, Figure{name, unit, newValue(s)})
 	}
 }
 
-// flowCount names a number of flows.
+// flowCount returns a number of flows in words.
 func flowCount(n int) string {
 	switch {
 	case n == 1:
@@ -171,7 +171,7 @@ func (r *Report) floods(res *results, many int) {
 	}
 }
 
-// doubt notes why a program's packets a second may not be what it can do.
+// doubt notes why a program's packets a second may be below its real limit.
 func (r *Report) doubt(name string, f *flood) {
 	switch offered, share := over(f.offered, f.delivered).Median(), f.share.Median(); {
 	case offered < saturated:
@@ -235,7 +235,7 @@ func (r *Report) writeJSON(out io.Writer) error {
 	return e.Encode(r)
 }
 
-// writeTable writes the report for people.
+// writeTable writes the report as text.
 func (r *Report) writeTable(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "vstun %s, Linux %s, %d CPUs (%s), generator on CPU %d, director on CPU %d; %d rounds of "+

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Sample is what the rounds gave for one figure, in their order.
+// Sample has one figure's value from each round, in their order.
 type Sample []float64
 
 // Median is the middle value, or the mean of the two in the middle; NaN for none.
@@ -29,8 +29,8 @@ func (s Sample) Spread() (least, most float64) {
 	return slices.Min(s), slices.Max(s)
 }
 
-// each is f of every value of a with the value of b from the same round, so that what slows a whole round down cancels
-// out in a ratio.
+// each returns f of each value of a and b's value from the same round. A slowdown of a whole round so cancels out in a
+// ratio.
 func each(a, b Sample, f func(a, b float64) float64) Sample {
 	n := min(len(a), len(b))
 	out := make(Sample, n)
@@ -40,10 +40,10 @@ func each(a, b Sample, f func(a, b float64) float64) Sample {
 	return out
 }
 
-// over is the ratio of a to b, round by round.
+// over returns the ratio of a to b for each round.
 func over(a, b Sample) Sample { return each(a, b, func(a, b float64) float64 { return a / b }) }
 
-// percentile is the value below which the share p of the sorted values is (nearest rank).
+// percentile returns the value at the share p of the sorted values (nearest rank).
 func percentile[T any](sorted []T, p float64) T {
 	rank := int(math.Ceil(p * float64(len(sorted))))
 	return sorted[min(max(rank, 1), len(sorted))-1]

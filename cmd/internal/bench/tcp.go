@@ -19,8 +19,8 @@ const (
 	serverGrace = time.Second // for the server to end after its client
 )
 
-// iperf measures one TCP stream between the client and an address of web1 and returns the bits a second that the
-// receiver took. Each has a server of its own: one that stays is sometimes still busy with the test before.
+// iperf measures one TCP stream between the client and an address of web1 and returns the receiver's bits a second.
+// Each stream has a new server: a server may still be busy with the previous stream.
 func (b *bed) iperf(ctx context.Context, to netip.Addr, download bool, seconds int) (rate float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+upTimeout)
 	defer cancel()
@@ -30,7 +30,7 @@ func (b *bed) iperf(ctx context.Context, to netip.Addr, download bool, seconds i
 	}
 	defer func() {
 		select {
-		case <-server.Done(): // it ends with its test
+		case <-server.Done(): // the server ends with its test
 		case <-time.After(serverGrace):
 			_ = server.Stop() // its exit status after SIGTERM is not 0
 		}
@@ -79,7 +79,7 @@ func iperfRate(out []byte) (float64, error) {
 	return report.End.Received.Rate, nil
 }
 
-// findWay returns the way of that name.
+// findWay returns the way with this name.
 func (b *bed) findWay(name string) *way {
 	for _, w := range b.ways {
 		if w.name == name {

@@ -16,16 +16,16 @@ import (
 	"vstun/cmd/internal/lab"
 )
 
-// way is a route of a datagram from the client to a place where it is counted and dropped. All ways are open at the
-// same time, each with a virtual address of its own, so that changing from one to another costs nothing.
+// way is a route of a datagram from the client to the host that counts and drops it. All ways are open at the same
+// time, each with its own virtual address, so that a change of the way costs nothing.
 type way struct {
 	name    string
 	addr    netip.Addr       // the virtual address
 	mac     net.HardwareAddr // of the client's frames
-	host    *lab.Host        // that counts, and drops
-	link    string           // by which the datagrams come in there
-	process *lab.Process     // the program on the way, nil for the kernel
-	socket  string           // of a director's control, whose services for TCP need an agent; empty for all else
+	host    *lab.Host        // host that counts and drops the datagrams
+	link    string           // link of host on which the datagrams arrive
+	process *lab.Process     // the program on the way; nil: the kernel
+	socket  string           // control socket of a director whose TCP services need an agent; "" for other ways
 }
 
 // Names of the ways.
@@ -41,7 +41,7 @@ const (
 	wayGUEAll      = "director, gue, all CPUs"
 )
 
-// ways lists them with what opens each. A further tunnel format is one line more.
+// ways returns all ways with the functions that open them. A further tunnel format needs one more line.
 func ways() []opening {
 	return []opening{
 		{wayRouter, (*bed).dropAtRouter},
@@ -56,7 +56,7 @@ func ways() []opening {
 	}
 }
 
-// openings lists the ways of this run.
+// openings returns the ways of this run.
 func (b *bed) openings() []opening {
 	if b.against != "" {
 		return againstWays()
@@ -70,21 +70,20 @@ type opening struct {
 }
 
 const (
-	onePinned = 1 // queue; the director runs on one CPU, as the loops do
-	allCPUs   = 0 // a queue for each CPU, wherever the kernel lets them run
+	onePinned = 1 // one queue: the director runs on one CPU, as the loops do
+	allCPUs   = 0 // a queue for each CPU, without pinning
 )
 
-// Addresses that are not the lab's own. Datagrams that are sent to a sink are dropped by the kernel of the host at the
-// other end of the link.
+// Addresses beside the lab's own. The host at the other end of the link drops datagrams to a sink.
 var (
 	firstVIP     = netip.AddrFrom4([4]byte{198, 51, 100, 81})
 	plainTCP     = netip.AddrFrom4([4]byte{198, 51, 100, 70}) // web1's own
-	beyond       = netip.AddrFrom4([4]byte{10, 0, 2, 8})      // the director's gateway to
-	beyondSink   = netip.AddrFrom4([4]byte{10, 0, 11, 9})     // for what leaves it
-	directorSink = netip.AddrFrom4([4]byte{10, 0, 2, 9})      // for what comes to it
+	beyond       = netip.AddrFrom4([4]byte{10, 0, 2, 8})      // the director's gateway to beyondSink
+	beyondSink   = netip.AddrFrom4([4]byte{10, 0, 11, 9})     // destination of datagrams that leave the director
+	directorSink = netip.AddrFrom4([4]byte{10, 0, 2, 9})      // destination of datagrams that reach the director
 )
 
-// bed is the lab with everything that is measured up and running.
+// bed is the lab with all ways and programs of the run.
 type bed struct {
 	lab     *lab.Lab
 	machine Machine
@@ -95,7 +94,7 @@ type bed struct {
 	web     *lab.Host
 }
 
-// newBed builds the lab, opens all ways and starts what belongs to them. On an error nothing is left.
+// newBed builds the lab, opens all ways and starts their programs. On an error it leaves nothing behind.
 func newBed(ctx context.Context, o Options, m Machine) (*bed, error) {
 	l, err := lab.New(lab.Spec{Prefix: o.Prefix, Webs: 1})
 	if err != nil {
@@ -109,7 +108,7 @@ func newBed(ctx context.Context, o Options, m Machine) (*bed, error) {
 }
 
 func (b *bed) start(ctx context.Context, name string) error {
-	// What is there is a dead benchmark's: a living one would have the prefix.
+	// An existing directory belongs to a dead benchmark: a running one would have the prefix.
 	dir := filepath.Join("/run", name)
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return fmt.Errorf("directory for configurations and sockets: %w", err)
@@ -134,8 +133,8 @@ func (b *bed) start(ctx context.Context, name string) error {
 	return b.startAgent(ctx)
 }
 
-// prepare sets what all ways need: a director that forwards without telling anybody of a shorter way, the sinks, and
-// plain TCP's route.
+// prepare sets up what all ways need: forwarding without ICMP redirects on the director, the sinks, and plain TCP's
+// route.
 func (b *bed) prepare() error {
 	l := b.lab
 	steps := []func() error{
@@ -260,7 +259,7 @@ func (b *bed) command(programs, program, name, config string) (*exec.Cmd, error)
 	return exec.Command(filepath.Join(programs, program), "run", "-c", path), nil
 }
 
-// answers says whether a program answers on its control socket.
+// answers returns a function that reports whether a program answers on its control socket.
 func answers(ctx context.Context, socket string) func() bool {
 	return func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -275,7 +274,7 @@ const (
 	pollEvery = 10 * time.Millisecond
 )
 
-// await waits until a program is up. When it ends instead, or takes too long, the error has what it wrote.
+// await waits until a program is up. If the program ends instead, or the time is over, the error has its output.
 func await(ctx context.Context, p *lab.Process, what string, up func() bool) error {
 	deadline, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()

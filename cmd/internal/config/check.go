@@ -27,7 +27,7 @@ func newCheckReader(t *table, s *Service) *checkReader {
 
 const wantCheck = "a table such as { type = \"http\" }"
 
-// readFor reads a realserver's check. A realserver without a key check has its service's, the same pointer.
+// readFor reads a realserver's check. Without a key check it returns its service's check, the same pointer.
 func (r *checkReader) readFor(t *table) *Check {
 	if _, ok := t.value("check"); !ok {
 		return r.check
@@ -72,7 +72,7 @@ func (r *checkReader) read(t *table, base *Check) *Check {
 	return &c
 }
 
-// resetOthers gives the keys that not every type has their defaults, unless the base's type has them too.
+// resetOthers sets the keys that not every type has to their defaults, unless the base's type has them too.
 func (c *Check) resetOthers(base *Check) {
 	own := Check{Type: c.Type, Direct: c.Direct, Interval: c.Interval, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall,
 		Up: c.Up}
@@ -100,7 +100,7 @@ func (r *checkReader) readTimes(t *table, c *Check) {
 	}
 }
 
-// readVia reads the path of the check. A check of the director's host has none, and counts as direct.
+// readVia reads the path of the check. A check that examines the director's host has no path and counts as direct.
 func (r *checkReader) readVia(t *table, c, base *Check) {
 	if base != nil && base.Row().Local && !c.Row().Local {
 		c.Direct = r.table.values["via"] == "direct" // a check of the director's host has no key via
@@ -117,7 +117,7 @@ func (r *checkReader) readVia(t *table, c, base *Check) {
 	c.Direct = true
 }
 
-// readPort reads the port to check; the default is the service's, of several the first.
+// readPort reads the port to check. The default is the first port of the service.
 func (r *checkReader) readPort(t *table, c, base *Check) {
 	const want = "1 to 65535"
 	c.Port = uint16(t.integer("port", int(c.Port), 1, 65535, want))
@@ -125,7 +125,7 @@ func (r *checkReader) readPort(t *table, c, base *Check) {
 		return
 	}
 	c.Port = r.service.Ports[0].First
-	if c.Port == 0 && (base == nil || !base.has("port")) { // else the service's check has said it
+	if c.Port == 0 && (base == nil || !base.has("port")) { // else the fault is in the service's check
 		t.faultAt("port", "missing, as the service has every port: want the one to check, %s", want)
 	}
 }
@@ -152,8 +152,8 @@ func (t *table) pattern(key, absent string) string {
 	return s
 }
 
-// warnTransport warns of a check of the service's port over another protocol than the service's. A check with a port of
-// its own gets no warning.
+// warnTransport warns if a check goes to the service's port over another protocol than the service's. A check with its
+// own port gets no warning.
 func (r *checkReader) warnTransport(t *table, c *Check) {
 	protocol := r.service.Protocol
 	over := c.transport(protocol)
@@ -165,7 +165,7 @@ func (r *checkReader) warnTransport(t *table, c *Check) {
 		c.Type, over, protocol)
 }
 
-// pick is one of two words.
+// pick returns a if first is set, else b.
 func pick(first bool, a, b string) string {
 	if first {
 		return a

@@ -28,7 +28,7 @@ func readNumberFile(t *table, c *Check) {
 
 // readFileKeys reads the keys of a check of type file.
 func readFileKeys(t *table, c *Check, own bool) {
-	if own { // else path is a request's
+	if own { // else the key path is the request's
 		readNumberFile(t, c)
 	}
 	c.Factor = t.integer("factor", c.Factor, -math.MaxInt32, math.MaxInt32,

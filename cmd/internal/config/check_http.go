@@ -9,7 +9,7 @@ import (
 
 // readRequest reads the request of http and https, and the answer that it expects.
 func readRequest(t *table, c *Check, _ bool) {
-	if c.Type != "file" { // whose path is another
+	if c.Type != "file" { // the path of file names a file
 		readPath(t, c)
 	}
 	c.Host = t.graphic("host", c.Host, `a host's name such as "www.example.com"`)
@@ -31,7 +31,7 @@ func readPath(t *table, c *Check) {
 	}
 }
 
-// readStatus reads the codes that a check of HTTP takes for a success.
+// readStatus reads the codes that count as a success of an HTTP check.
 func readStatus(t *table, absent []StatusRange) []StatusRange {
 	const want = `an array of codes, 100 to 599, and ranges of them: [200, "300-399"]`
 	list, ok := t.array("status", want)

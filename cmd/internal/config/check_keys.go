@@ -10,7 +10,7 @@ import (
 type CheckKey struct {
 	Name  string
 	Value any // nil: none
-	// Changed is the words for a new content of the file that Value names, such as "other certificates".
+	// Changed describes new content of the file that Value names, such as "other certificates".
 	Changed string
 	content string
 }
@@ -40,7 +40,7 @@ func (c *Check) Keys() []CheckKey {
 			switch {
 			case i < 0:
 				all = append(all, k)
-			case own: // another group has a key of this name
+			case own: // another group has the key under this name
 				all[i] = k
 			}
 		}
@@ -75,7 +75,7 @@ func statusNames(list []StatusRange) string {
 	return strings.Join(names, ",")
 }
 
-// CommandLine writes a program and its arguments. A word with white space or quotes is quoted.
+// CommandLine joins a program and its arguments. A word with white space or quotes is quoted.
 func CommandLine(command []string) string {
 	var words []string
 	for _, w := range command {

@@ -6,7 +6,7 @@ import (
 	"vstun/balancer/health"
 )
 
-// readSend reads the payload of a check, as text or as bytes. Either replaces both of the service's check.
+// readSend reads the payload of a check, as text or as bytes. Either replaces both keys of the service's check.
 func readSend(t *table, c *Check) {
 	const want = `bytes of two hexadecimal digits, such as "00 1f ff"`
 	if t.exclusive("send", "send_hex") {
@@ -50,7 +50,7 @@ func readExpect(t *table, c *Check) {
 	}
 }
 
-// exclusive reports whether the file has one of two keys, and notes a fault if it has both.
+// exclusive reports whether the file has at least one of two keys. It notes a fault if it has both.
 func (t *table) exclusive(a, b string) bool {
 	_, hasA := t.values[a]
 	_, hasB := t.values[b]

@@ -20,7 +20,7 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// TestChecks: every key of every type, with its defaults, and what a realserver says instead of its service.
+// TestChecks: every key of every type is read, with its defaults and with a realserver's replacements.
 func TestChecks(t *testing.T) {
 	d, err := config.ParseDirector("x.toml", readTestdata(t, "checks.toml"))
 	if err != nil {
@@ -91,7 +91,7 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// TestCheckDefaults: of each type, with no more than must be there.
+// TestCheckDefaults: a check of each type with only the required keys has the defaults.
 func TestCheckDefaults(t *testing.T) {
 	for text, want := range map[string]config.Check{
 		`type = "tcp"`:  {Type: "tcp", Port: 80},
@@ -132,8 +132,8 @@ func TestCheckDefaults(t *testing.T) {
 	}
 }
 
-// TestCheckAfterExec: a realserver's own check goes through the tunnel, unless the service says otherwise: that the
-// service's runs a program here is no wish.
+// TestCheckAfterExec: a realserver's own check goes through the tunnel, unless the service's check has via = "direct".
+// This holds although the service's check runs a program on the director's host.
 func TestCheckAfterExec(t *testing.T) {
 	for via, direct := range map[string]bool{"": false, `, via = "direct"`: true} {
 		d, err := config.ParseDirector("x.toml", []byte(goodService+

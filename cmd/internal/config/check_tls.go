@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// readTLS reads how https verifies the server, and its own certificate.
+// readTLS reads how a check of type https verifies the server, and the check's own certificate.
 func readTLS(t *table, c *Check, own bool) {
 	c.SNI = t.graphic("sni", c.SNI, `a host's name such as "www.example.com"`)
 	readCA(t, c, own)
@@ -17,7 +17,7 @@ func readTLS(t *table, c *Check, own bool) {
 	readCertificate(t, c, own)
 }
 
-// readCA reads the file of authorities. own is keyGroup.read's.
+// readCA reads the file of authorities. own has the meaning that it has in keyGroup.read.
 func readCA(t *table, c *Check, own bool) {
 	path, text := c.CAFile, c.CA
 	const want = "the absolute path of a PEM file with certificates of authorities"
@@ -31,8 +31,8 @@ func readCA(t *table, c *Check, own bool) {
 // holdsCertificate reports whether the PEM text has a valid certificate.
 func holdsCertificate(text string) bool { return x509.NewCertPool().AppendCertsFromPEM([]byte(text)) }
 
-// readPEM reads the named file at once: later the program may lack the permission. The name "" is no file. It reports
-// whether the key is present and valid, and then sets path and text.
+// readPEM reads the named file at once, since the program may lack the permission later. The name "" means no file. It
+// sets path and text, and returns true, if the key is present and valid.
 func readPEM(t *table, key, want string, wanted bool, path, text *string) bool {
 	name, ok := t.text(key, *path, want)
 	if _, written := t.values[key]; !ok || !written || !wanted {
@@ -104,8 +104,8 @@ func checkKeyPair(cert, key string) error {
 	return nil
 }
 
-// CheckCertificate returns what is wrong with the files of a client's certificate and its key, as a check of type
-// https has them.
+// CheckCertificate returns the fault of the files of a client's certificate and its key, as a check of type https would
+// report it.
 func CheckCertificate(certFile, keyFile string) error {
 	var text [2]string
 	for i, path := range []string{certFile, keyFile} {

@@ -8,26 +8,26 @@ import (
 	"vstun/balancer/health"
 )
 
-// Check finds out whether a realserver works: a [service.check], with the keys that a [service.realserver.check]
-// replaces. A field that its type does not have is zero.
+// Check is a [service.check] with the keys that a [service.realserver.check] replaces. It finds out whether a
+// realserver works. A field that its type does not have is zero.
 type Check struct {
 	Type     string        // one of CheckTypes
-	Direct   bool          // check the realserver's own address; else the VIPs, through its tunnel
-	Port     uint16        // of types that have a port
+	Direct   bool          // check the realserver's own address; else the VIPs through its tunnel
+	Port     uint16        // only for types with a port
 	Interval time.Duration // 100 ms to 24 h
 	Timeout  time.Duration // at most Interval
 	Rise     int           // consecutive successes until it is up
 	Fall     int           // consecutive failures until it is down
-	Up       bool          // before the first results
+	Up       bool          // state before the first results
 
 	Path   string        // of http and https
-	Host   string        // header; "": the address that is checked
+	Host   string        // Host header; "": the address that is checked
 	Status []StatusRange // codes that are a success, at least one
 	Body   string        // regular expression; "": any
 	SNI    string        // of https; "": Host
 	CAFile string        // "": the system's authorities
 	CA     string        // content of CAFile, PEM
-	Verify bool          // the certificate
+	Verify bool          // verify the certificate
 
 	CertFile string // of https: the client's own certificate; "": it has none
 	Cert     string // content of CertFile, PEM
@@ -48,23 +48,23 @@ type Check struct {
 	Command []string // of exec: an absolute path, and arguments
 
 	File    string // of file: an absolute path
-	Factor  int    // times the file's number is an offset of the weight. 0: a number other than 0 is a failure
-	Reverse bool   // use -Factor; with Factor 0, the number 0 alone is a failure
+	Factor  int    // the file's number times Factor is added to the weight; 0: a number other than 0 is a failure
+	Reverse bool   // use -Factor; with Factor 0, only the number 0 is a failure
 }
 
 // StatusRange is HTTP status codes from First to Last, within 100 to 599.
 type StatusRange = health.StatusRange
 
-// CheckType is a row of the table of types of checks: what the programs need to know of one, beside its probe in
-// package health.
+// CheckType describes a type of check: the facts that the programs need beside its probe in package health.
 type CheckType struct {
 	Name          string
 	Local         bool // it examines the director's host, and sends the realserver nothing
 	Weighs        bool // its result may raise the realserver's weight
 	PerRealserver bool // its probe differs between the realservers of a service
 
-	keys []*keyGroup // beside those that every type has
-	// transports are the transport protocols that it can go over: the service's if that is among them, else the first.
+	keys []*keyGroup // beside the keys that every type has
+	// transports are the possible transport protocols: the check uses the service's if it is among them, else the
+	// first.
 	transports []string
 	probe      func(c *Check, s *Service, r *RealserverRef) health.Probe
 }
@@ -101,19 +101,19 @@ var checkTypes = []*CheckType{
 		}},
 }
 
-// keyGroup is keys that one or more types of checks have together.
+// keyGroup is a group of keys that one or more types of checks share.
 type keyGroup struct {
 	names   []string
 	private bool // a realserver's check of another type does not inherit the keys
-	// read reads the keys for every type of check. own means that c's type has them: else read only checks their
-	// values, and the caller reports the keys. nil: the caller reads them.
+	// read reads the keys for every type of check. own is set if c's type has the keys. Otherwise read only checks
+	// their values, and the caller reports the keys. nil: the caller reads the keys.
 	read     func(t *table, c *Check, own bool)
 	defaults func(c *Check)         // sets defaults; nil: zero values
 	inherit  func(c, former *Check) // copies the keys' fields
 	values   func(c *Check) []CheckKey
 }
 
-// keyGroups are all groups, in the order in which they are read and a reload's changes are shown.
+// keyGroups are all groups. They are read, and a reload's changes are shown, in this order.
 var keyGroups = []*keyGroup{portKey, requestKeys, tlsKeys, payloadKeys, queryKeys, fileKeys, heloKey, commandKey}
 
 var (
@@ -199,7 +199,7 @@ var (
 // CheckTypes returns the names of all types of checks.
 func CheckTypes() []string { return checkTypesWith("") }
 
-// LookupCheckType returns the row of the named type; the zero value for an unknown name.
+// LookupCheckType returns the row of the named type, or the zero value for an unknown name.
 func LookupCheckType(name string) CheckType {
 	for _, row := range checkTypes {
 		if row.Name == name {
@@ -214,7 +214,7 @@ func (row CheckType) Has(key string) bool {
 	return slices.ContainsFunc(row.keys, func(g *keyGroup) bool { return slices.Contains(g.names, key) })
 }
 
-// checkTypesWith returns the names of the types that have a key; with "" of all.
+// checkTypesWith returns the names of the types that have a key; with "" it returns all names.
 func checkTypesWith(key string) (names []string) {
 	for _, row := range checkTypes {
 		if key == "" || row.Has(key) {
@@ -254,7 +254,7 @@ func (c *Check) payload() string {
 	return string(b)
 }
 
-// http returns the probe of http and https. Directly to a realserver it names the host that clients name.
+// http returns the probe of http and https. A direct check names the host that clients name.
 func (c *Check) http(s *Service) health.Probe {
 	p := health.HTTP{TLS: c.Type == "https", Path: c.Path, Host: c.Host, Status: c.Status, Body: c.Body, SNI: c.SNI,
 		CA: c.CA, Verify: c.Verify, Cert: c.Cert, Key: c.Key}

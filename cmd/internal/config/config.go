@@ -9,8 +9,8 @@
 // A service or realserver without a valid name or address is named by its position in the file, counted from 1:
 // service[2] is the second [[service]].
 //
-// The tables of schedulers (package balancer), tunnels (package encap) and types of checks (check_types.go) say which
-// names and keys there are.
+// The tables of schedulers (package balancer), tunnels (package encap) and types of checks (check_types.go) define the
+// legal names and keys.
 package config
 
 import (
@@ -39,18 +39,18 @@ type Director struct {
 	Offload     bool   // use the offloads of the TUN device that the kernel has
 	Source      Sources
 	Control     string         // absolute path of the control socket, at most 107 bytes
-	Metrics     netip.AddrPort // where HTTP is served; the zero value: nowhere
+	Metrics     netip.AddrPort // address of the HTTP server; the zero value: none
 	Log         slog.Level     // least level that is logged
-	Silent      bool           // clients without a service get no answer
-	NoResets    bool           // TCP packets of unknown connections get no RST
+	Silent      bool           // clients of an unserved VIP or port get no answer
+	NoResets    bool           // a TCP packet of an unknown connection gets no RST
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
-	Warnings    []string // keys without the effect that they seem to have, a line each in the form of Errors
+	Warnings    []string // keys without their apparent effect, one line each in the form of Errors
 }
 
-// LocalTUN returns the name of the TUN device for the host's own packets to VIPs. It begins with TUN's name, and
-// differs from it.
+// LocalTUN returns the name of the TUN device for the host's own packets to VIPs. The name begins with TUN and differs
+// from it.
 func (d *Director) LocalTUN() string {
 	const longest, suffix = unix.IFNAMSIZ - 1, "-local"
 	name := d.TUN[:min(len(d.TUN), longest-len(suffix))] + suffix
@@ -60,8 +60,8 @@ func (d *Director) LocalTUN() string {
 	return name
 }
 
-// Sources are the outer source addresses, at most one of each family. Without one, the route to each realserver gives
-// its source.
+// Sources are the outer source addresses, at most one of each family. A family without one uses the source of the route
+// to each realserver.
 type Sources struct{ V4, V6 netip.Addr }
 
 // For returns the source of a's family, or the zero Addr.
@@ -83,16 +83,17 @@ type Connections struct {
 	SloppyTCP               bool // a TCP packet other than a SYN may open a connection
 	Timeouts                Timeouts
 	ExpireNoDest            bool // a packet of a removed realserver's connection removes the connection
-	ExpireQuiescentTemplate bool // persistence does not hold to a realserver of weight 0
-	// ConnReuse says in which states a SYN opens a new connection: 0 none, 1 TIME_WAIT and CLOSE, 2 FIN_WAIT too.
+	ExpireQuiescentTemplate bool // persistence does not keep clients on a realserver of weight 0
+	// ConnReuse selects the states in which a SYN opens a new connection: 0 none, 1 TIME_WAIT and CLOSE, 2 also
+	// FIN_WAIT.
 	ConnReuse int
-	// DropOnRemoval drops packets to a removed realserver. Else its connections go on until they end.
+	// DropOnRemoval drops packets to a removed realserver. Otherwise its connections go on until they end.
 	DropOnRemoval bool
 	SecureTCP     SecureTCP // the defence against SYN floods
-	HalfOpenMax   int       // half-open TCP connections from which SecureAuto defends; at most Max
+	HalfOpenMax   int       // number of half-open TCP connections from which SecureAuto defends; at most Max
 }
 
-// SecureTCP says when the defence against SYN floods is on.
+// SecureTCP selects when the defence against SYN floods is on.
 type SecureTCP string
 
 const (
@@ -110,8 +111,8 @@ type Timeouts struct {
 	SCTP   time.Duration // ESTABLISHED
 }
 
-// Service is one [[service]]: the same realservers for each of its VIPs and ports. No two services share a VIP,
-// protocol and port. A port that one service names is not among balancer.EveryPort of another.
+// Service is one [[service]]: a set of realservers for each of its VIPs and ports. No two services share a VIP,
+// protocol and port. balancer.EveryPort excludes the ports that another service names.
 type Service struct {
 	Name           string       // unique; 1 to 64 printable characters without whitespace
 	VIPs           []netip.Addr // at least one, each once
@@ -121,14 +122,14 @@ type Service struct {
 	Flags          SchedulerFlags
 	Persistence    Persistence
 	OnePacket      bool            // UDP only: each packet is scheduled by itself
-	Check          *Check          // of realservers that have none of their own; nil: none
+	Check          *Check          // default check of the realservers; nil: none
 	Realservers    []RealserverRef // in the file's order, each address once; may be empty
 	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
-	Quorum         int             // weight that must be up for the service to be up, at least 1
+	Quorum         int             // weight of up realservers from which the service is up, at least 1
 	Hysteresis     int             // less than Quorum
 	SorryServer    netip.Addr      // gets new connections while the service is down; the zero Addr: none
-	SorryTunnel    Tunnel          // to it, unless it is one of Realservers
-	DrainOnFailure bool            // default of the realservers
+	SorryTunnel    Tunnel          // tunnel to SorryServer, unless it is one of Realservers
+	DrainOnFailure bool            // default of RealserverRef.DrainOnFailure
 }
 
 // IsRealserver reports whether a is the address of one of the service's realservers.
@@ -142,23 +143,23 @@ type SchedulerFlags = balancer.Flags
 // Persistence sends all connections of a client to one realserver. The zero value is none.
 type Persistence struct {
 	Timeout  time.Duration // 1 s to 31 days; 0: none
-	Netmask  int           // prefix length of what is one client, of IPv4 addresses, 1 to 32
-	Netmask6 int           // and of IPv6 addresses, 1 to 128
+	Netmask  int           // IPv4 addresses with this prefix length in common are one client; 1 to 32
+	Netmask6 int           // the same for IPv6 addresses, 1 to 128
 }
 
-// PortRange is a range of ports with both ends in it, 1 ≤ First ≤ Last; or balancer.EveryPort.
+// PortRange is an inclusive range of ports, 1 ≤ First ≤ Last; or balancer.EveryPort.
 type PortRange = balancer.PortRange
 
 // RealserverRef is one [[service.realserver]]: a realserver in a service.
 type RealserverRef struct {
 	Address netip.Addr // the tunnel's destination; never a VIP of any service
 	Tunnel
-	Check  *Check // its own, or its service's, the same pointer; nil: it is not checked, and always up
+	Check  *Check // its own, or the pointer of its service's check; nil: it is not checked, and always up
 	Weight int    // 0 to 65535; 0 drains it
-	Upper  int    // number of connections from which it gets no new ones; 0: no bound
-	Lower  int    // until it has fewer than this, at most Upper; 0: three quarters of Upper
+	Upper  int    // number of connections at which it gets no new ones; 0: no bound
+	Lower  int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
 
-	DrainOnFailure bool // when it fails it gets weight 0; else it leaves the service
+	DrainOnFailure bool // a failure sets its weight to 0; else a failure removes it from the service
 }
 
 // Notify is the [notify] table: the receivers of changes of health. By default there is none.
@@ -169,7 +170,7 @@ type Tunnel struct {
 	Encap    string // one of Encaps
 	Key      uint32 // of GRE, where HasKey is set
 	HasKey   bool   // "gre" only
-	Checksum bool   // GRE's own, or UDP's; not of "ipip"
+	Checksum bool   // send GRE's own checksum, or UDP's; not of "ipip"
 }
 
 // Encaps returns the tunnels' names.
@@ -184,19 +185,20 @@ type Realserver struct {
 	TUN       string         // name of the TUN device, 1 to 15 bytes
 	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload   bool           // use the offloads of the TUN device that the kernel has
-	VIPs      []netip.Addr   // addresses to accept and to own; at least one, each once
+	VIPs      []netip.Addr   // addresses to accept and to add to the device; at least one, each once
 	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
-	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which have one port
+	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which share one port
 	EncapPort uint16         // UDP port of gue and fou
 	Key       uint32         // of GRE, where HasKey is set
-	HasKey    bool           // GRE packets must have Key; else they must have none
-	// MSS is the most that SYN-ACKs may advertise, 88 to 65495 bytes; 0: what fits the tunnel; or MSSOff.
+	HasKey    bool           // GRE packets must have Key; else they must have no key
+	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
+	// MSSOff.
 	MSS      int
 	Table    int            // routing table for replies, and priority of the rule that leads to it
 	Control  string         // absolute path of the control socket, at most 107 bytes
-	Metrics  netip.AddrPort // where HTTP is served; the zero value: nowhere
+	Metrics  netip.AddrPort // address of the HTTP server; the zero value: none
 	Log      slog.Level     // least level that is logged
-	Warnings []string       // keys without the effect that they seem to have, a line each in the form of Errors
+	Warnings []string       // keys without their apparent effect, one line each in the form of Errors
 }
 
 // LoadDirector reads and validates director.toml. Once the file can be read, an error is of type *Errors.
@@ -217,18 +219,18 @@ func LoadRealserver(path string) (*Realserver, error) {
 	return ParseRealserver(path, text)
 }
 
-// Errors are all faults of one file, a line each, in the form "file:line: path of the key: what is wrong: what to do".
-// A missing key has the line of its table's header, or 1. Of faults in TOML's own syntax there is only the first one,
-// with its column: "file:line:column: …".
+// Errors are all faults of one file, one line each, in the form "file:line: path of the key: fault: remedy". A missing
+// key has the line of its table's header, or 1. A fault in TOML's own syntax is reported alone, with its column:
+// "file:line:column: …".
 type Errors []string
 
 // Error joins the lines by newlines.
 func (e *Errors) Error() string { return strings.Join(*e, "\n") }
 
-// maxFileSize is far above any real configuration and keeps a slip such as -c /dev/zero from eating the memory.
+// maxFileSize is far above any real configuration. It bounds the memory for a slip such as -c /dev/zero.
 const maxFileSize = 16 << 20
 
-// readTimeout is how long a FIFO or a terminal may take to come to its end.
+// readTimeout is the time that a FIFO or a terminal may take to reach its end.
 const readTimeout = 2 * time.Second
 
 // readFile reads a configuration file.
@@ -255,7 +257,7 @@ func readBounded(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }()
-	_ = file.SetReadDeadline(time.Now().Add(readTimeout)) // a regular file has none, and needs none
+	_ = file.SetReadDeadline(time.Now().Add(readTimeout)) // fails for a regular file, which needs no deadline
 	text, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
 	if err != nil {
 		return nil, err

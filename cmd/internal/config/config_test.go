@@ -23,7 +23,7 @@ var schedulers = words.OneOf(balancer.Schedulers())
 // position is what each line of Errors begins with.
 var position = regexp.MustCompile(`^x\.toml:[1-9][0-9]*(:[1-9][0-9]*)?: `)
 
-// wantFaults fails unless err is of type *config.Errors and has exactly these lines, less the "x.toml:LINE: " before
+// wantFaults fails unless err is of type *config.Errors and has exactly these lines, without the "x.toml:LINE: " before
 // each.
 func wantFaults(t *testing.T, err error, want ...string) {
 	t.Helper()
@@ -111,7 +111,7 @@ func TestLoadUnreadable(t *testing.T) {
 	}
 }
 
-// TestSyntax: what the TOML parser refuses reads like every other fault, and names line and column.
+// TestSyntax: a fault that the TOML parser finds has the form of every other fault, and names line and column.
 func TestSyntax(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"[director]\ntun =\n", `2:6: director.tun: the value is missing: want one behind =`},

@@ -2,9 +2,9 @@ package config
 
 import "time"
 
-// readConnections reads the [connections] table. The default timeouts are those of kernel IPVS: ip_vs_proto_tcp.c,
-// ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs; so are the others, of ip_vs_ctl.c, but for on_removal
-// and secure_tcp.
+// readConnections reads the [connections] table. The default timeouts are kernel IPVS's: ip_vs_proto_tcp.c,
+// ip_vs_proto_udp.c and ip_vs_proto_sctp.c in net/netfilter/ipvs. The other defaults are IPVS's too (ip_vs_ctl.c),
+// except for on_removal and secure_tcp.
 func readConnections(t *table) Connections {
 	c := Connections{
 		Max: t.integer("max", 1_000_000, 1<<10, 1<<27,
@@ -23,7 +23,7 @@ func readConnections(t *table) Connections {
 	return c
 }
 
-// readHalfOpenMax reads how many of the connections, at most maximum, may be half open.
+// readHalfOpenMax reads the number of half-open connections at which the defence begins, at most maximum.
 func readHalfOpenMax(t *table, maximum int) int {
 	n := t.integer("half_open_max", 0, 0, 1<<27, "0 (a quarter of max) to max")
 	if n > maximum {

@@ -1,8 +1,8 @@
 package config
 
-// ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver". Faults of
-// other keys are ignored: a file with faults needs the socket, too. An error that is no *Errors means that the
-// file can't be read.
+// ControlSocket reads the path of the control socket from the file of a program, "director" or "realserver". It ignores
+// faults of other keys: commands need the socket of a file with faults, too. An error that is no *Errors means that the
+// file cannot be read.
 func ControlSocket(path, program string) (string, error) {
 	text, err := readFile(path)
 	if err != nil {

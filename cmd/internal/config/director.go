@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// maxQueues is what one TUN device can have: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c.
+// maxQueues is the maximum number of queues of one TUN device: MAX_TAP_QUEUES in the kernel's drivers/net/tun.c.
 const maxQueues = 256
 
 // ParseDirector validates the text of a director.toml; name stands for the file in the messages. An error is of type
@@ -50,7 +50,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 	return d, nil
 }
 
-// readMetrics reads the address of metrics. The director has no right to a privileged port: it gives up
+// readMetrics reads the address of metrics. The director cannot bind a privileged port: it gives up
 // CAP_NET_BIND_SERVICE before it binds.
 func readMetrics(t *table) netip.AddrPort {
 	at := t.listen("metrics", "127.0.0.1:9464")
@@ -79,7 +79,7 @@ func onePerCPU(queues int) int {
 	return queues
 }
 
-// readSource reads an address, or an array of one of each family.
+// readSource reads an address, or an array with one address of each family.
 func readSource(t *table) (s Sources) {
 	if _, ok := t.value("source"); !ok {
 		return s

@@ -64,7 +64,7 @@ func TestDirectorDefaults(t *testing.T) {
 	}
 }
 
-// TestLocalTUN: the second device has a name of its own that the kernel takes, whatever the first one is called.
+// TestLocalTUN: the second device has a name of its own that the kernel accepts, whatever the first device's name is.
 func TestLocalTUN(t *testing.T) {
 	for tun, want := range map[string]string{
 		"vs0": "vs0-local", "0123456789abcde": "012345678-local", "vs0-local": "vs0-local-local",
@@ -506,7 +506,7 @@ port = 1
 	)
 }
 
-// What looks like a fault and is none.
+// These files look faulty and are legal.
 func TestDirectorAccepts(t *testing.T) {
 	for name, text := range map[string]string{
 		"another port": goodService + "[[service]]\nname = \"b\"\nvip = \"198.51.100.80\"\nprotocol = " +

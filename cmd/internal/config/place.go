@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// place is where a value stands in a TOML document.
+// place is the position of a value in a TOML document.
 type place struct {
 	line  int               // counted from 1; of a table its header
 	keys  map[string]*place // of a table
@@ -29,8 +29,8 @@ func (p *place) item(i int) *place {
 	return p.items[i]
 }
 
-// table returns the table below p that a part of a dotted key or of a header names, of an array of tables the last one.
-// It adds a table that is new, on this line.
+// table returns the table below p that a part of a dotted key or of a header names. For an array of tables it returns
+// the last one. A new table is added on this line.
 func (p *place) table(name string, line int) *place {
 	if p.keys[name] == nil {
 		p.put(name, &place{line: line})
@@ -48,8 +48,8 @@ func (p *place) put(name string, value *place) {
 	p.keys[name] = value
 }
 
-// locate returns the places of the keys and values of a document. The TOML parser, which keeps them to itself, has
-// accepted the document: locate reads valid TOML only.
+// locate returns the places of the keys and values of a document. The TOML parser does not export them. locate reads
+// valid TOML only: the parser has accepted the document.
 func locate(text []byte) *place {
 	for _, bom := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"} { // as the parser
 		text = bytes.TrimPrefix(text, []byte(bom))
@@ -91,8 +91,8 @@ func locate(text []byte) *place {
 	return root
 }
 
-// locator is at a byte of a document, and on its line. Each of its methods goes on by one byte at least, or is at the
-// end.
+// locator is a cursor at a byte of a document and on its line. Each of its methods advances by at least one byte, or is
+// at the end.
 type locator struct {
 	text []byte
 	at   int
@@ -109,7 +109,7 @@ func (l *locator) peek() byte {
 	return l.text[l.at]
 }
 
-// skip goes on by n bytes.
+// skip advances by n bytes.
 func (l *locator) skip(n int) {
 	for ; n > 0 && !l.end(); n-- {
 		if l.text[l.at] == '\n' {
@@ -157,7 +157,7 @@ func (l *locator) pair(table *place) {
 	l.value(value)
 }
 
-// names reads a dotted key, up to what stands behind it. It has one name at least.
+// names reads a dotted key, up to the text behind it. The result has at least one name.
 func (l *locator) names() (names []string) {
 	for {
 		l.blank()
@@ -185,7 +185,7 @@ func (l *locator) name() string {
 	return string(l.text[from:l.at])
 }
 
-// until skips one byte, and those up to one of the stops.
+// until skips one byte, and then all bytes before one of the stops.
 func (l *locator) until(stops string) {
 	l.skip(1)
 	for !l.end() && strings.IndexByte(stops, l.peek()) < 0 {
@@ -193,7 +193,7 @@ func (l *locator) until(stops string) {
 	}
 }
 
-// value reads a value, whose parts it adds to p.
+// value reads a value and adds its parts to p.
 func (l *locator) value(p *place) {
 	l.blank()
 	switch c := l.peek(); c {
@@ -220,8 +220,8 @@ func (l *locator) value(p *place) {
 
 func (l *locator) open() { l.skip(1) }
 
-// more reports whether another part of an array or inline table comes, and skips what stands before it, or the closing
-// bracket.
+// more reports whether another part of an array or inline table follows. It skips the text before that part, or the
+// closing bracket.
 func (l *locator) more(closing byte) bool {
 	l.blank()
 	for l.peek() == ',' {
@@ -245,7 +245,7 @@ func (l *locator) text1(quote byte) {
 	l.skip(1)
 }
 
-// text3 skips a string between triple quotes, of which it may itself have up to two at its end.
+// text3 skips a string between triple quotes. The string itself may end with up to two quotes.
 func (l *locator) text3(quote byte, three string) {
 	for l.skip(3); !l.end() && !bytes.HasPrefix(l.text[l.at:], []byte(three)); l.skip(1) {
 		if l.peek() == '\\' && quote == '"' {

@@ -76,8 +76,7 @@ realserver = [
 	}
 }
 
-// FuzzLocate: whatever the TOML parser accepts, each key and element that it returns has a place, on a line that is
-// there.
+// FuzzLocate: each key and element of a document that the TOML parser accepts has a place on an existing line.
 func FuzzLocate(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.toml")
 	if err != nil {

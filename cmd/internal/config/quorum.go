@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// readQuorum reads when a service is up, and what it does when it is not.
+// readQuorum reads the bounds at which a service is up, and its sorry server.
 func (r *serviceReader) readQuorum(t *table, s *Service, tunnel Tunnel) {
 	s.Quorum = t.integer("quorum", 1, 1, math.MaxInt32, "1 to 2147483647, a sum of weights")
 	s.Hysteresis = t.integer("hysteresis", 0, 0, math.MaxInt32, "0 to quorum - 1")
@@ -28,8 +28,8 @@ func readOnFailure(t *table, absent bool) (drain bool) {
 	return t.word("on_failure", pick(absent, "drain", "remove"), "remove", "drain") == "drain"
 }
 
-// checkQuorum refuses a quorum above the sum of the realservers' weights, unless one of them drains or has a check that
-// may raise its weight.
+// checkQuorum refuses a quorum above the sum of the realservers' weights, unless a realserver has weight 0 or a check
+// that may raise its weight.
 func checkQuorum(t *table, s *Service) {
 	sum, open := 0, false
 	for _, rs := range s.Realservers {
@@ -41,8 +41,8 @@ func checkQuorum(t *table, s *Service) {
 	}
 }
 
-// warnUnserved warns of a service without a sorry server and without a realserver that has a weight, or a check that
-// may raise it.
+// warnUnserved warns of a service that has no sorry server and no realserver with a weight or with a check that may
+// raise it.
 func warnUnserved(t *table, s *Service) {
 	weighs := func(r RealserverRef) bool { return r.Weight > 0 || r.Check != nil && r.Check.Row().Weighs }
 	switch {

@@ -10,12 +10,13 @@ import (
 )
 
 const (
-	// The least and the most that the kernel takes as a TCP MSS: TCP_MIN_MSS in include/net/tcp.h, and a packet of
-	// 65535 bytes less 40 of headers.
+	// The smallest and the largest TCP MSS that the kernel accepts: TCP_MIN_MSS in include/net/tcp.h, and 65535 bytes
+	// less 40 bytes of headers.
 	minMSS = 88
 	maxMSS = 65495
 
-	// The priority of a table's rules is the table's number. They work only before main's rule, at 32766: ip-rule(8).
+	// The priority of a table's rules is the table's number. Rules take effect only before main's rule, at 32766:
+	// ip-rule(8).
 	maxTable = 32766
 )
 
@@ -118,7 +119,7 @@ func readEncaps(t *table) []string {
 	return names
 }
 
-// readMSS reads "auto", which is 0, "off", or a number of bytes.
+// readMSS reads "auto" (0), "off" (MSSOff) or a number of bytes.
 func readMSS(t *table) int {
 	const want = `"auto", "off" or 88 to 65495 bytes`
 	v, ok := t.value("mss")
@@ -138,10 +139,10 @@ func readMSS(t *table) int {
 	return int(n)
 }
 
-// readTable reads the number of the first of n routing tables of a program's own, 1 or 2. The tables 253 (default), 254
-// (main) and 255 (local) are the kernel's own: include/uapi/linux/rtnetlink.h.
+// readTable reads the number of the first of a program's n routing tables; n is 1 or 2. The tables 253 (default), 254
+// (main) and 255 (local) belong to the kernel: include/uapi/linux/rtnetlink.h.
 func readTable(t *table, byDefault, n int) int {
-	const own = 253 // the first one of the kernel's own
+	const own = 253 // the first of the kernel's tables
 	want := "1 to 32765, and not 253, 254 or 255, which are the kernel's own"
 	if n == 2 {
 		want = "1 to 32764, and not 252 to 255: it and the next are used, and 253 to 255 are the kernel's own"

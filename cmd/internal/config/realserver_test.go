@@ -208,7 +208,7 @@ func TestRealserverFaults(t *testing.T) {
 	}
 }
 
-// What looks like a fault and is none.
+// These files look faulty and are legal.
 func TestRealserverAccepts(t *testing.T) {
 	for name, text := range map[string]string{
 		"a VIP inside the directors' subnet": "[realserver]\nvips = [\"10.0.2.80\"]\ndirectors = [\"10.0.2.0/24\"]",

@@ -1,7 +1,7 @@
 package config
 
-// NeedsRestart names the keys that differ between d and is and that a running director can't change: they need another
-// device, socket or table. A reload changes every other key.
+// NeedsRestart returns the keys that differ between d and is and that a running director cannot change: they need
+// another device, socket or table. A reload changes every other key.
 func (d *Director) NeedsRestart(is *Director) []string {
 	return changed([]restartKey{
 		{"tun", d.TUN != is.TUN},
@@ -12,7 +12,7 @@ func (d *Director) NeedsRestart(is *Director) []string {
 	})
 }
 
-// NeedsRestart names the keys that differ between r and is and that a running agent can't change. A reload changes
+// NeedsRestart returns the keys that differ between r and is and that a running agent cannot change. A reload changes
 // every other key.
 func (r *Realserver) NeedsRestart(is *Realserver) []string {
 	return changed([]restartKey{
@@ -23,7 +23,7 @@ func (r *Realserver) NeedsRestart(is *Realserver) []string {
 	})
 }
 
-// restartKey is a key that a reload can't change.
+// restartKey is a key that a reload cannot change.
 type restartKey struct {
 	name    string
 	differs bool

@@ -16,7 +16,7 @@ const (
 	wantTimeout = "1s to 744h (31 days)"
 )
 
-// readScheduling reads how a service spreads its connections. s has its VIPs, protocol and ports already.
+// readScheduling reads the scheduler, flags and persistence of a service. s has its VIPs, protocol and ports already.
 func (r *serviceReader) readScheduling(t *table, s *Service) {
 	s.Scheduler = r.scheduler(t)
 	s.Flags = readFlags(t, s.Scheduler)
@@ -27,7 +27,7 @@ func (r *serviceReader) readScheduling(t *table, s *Service) {
 	}
 }
 
-// readFlags reads the flags of a scheduler. As in ipvsadm, the names of all schedulers mean the same flag, and a flag
+// readFlags reads the flags of a scheduler. As in ipvsadm, a flag's names for all schedulers mean the same flag. A flag
 // has no effect on a scheduler without flags.
 func readFlags(t *table, scheduler string) SchedulerFlags {
 	var flags SchedulerFlags
@@ -72,7 +72,7 @@ func readPersistence(service *table, vips []netip.Addr) Persistence {
 	t := service.table("persistence", `a table such as { timeout = "5m", netmask = 32 }`)
 	p := Persistence{Timeout: t.duration("timeout", 5*time.Minute, time.Second, maxTimeout, wantTimeout)}
 	const want6 = "1 to 128"
-	if onlyIPv6(vips) { // then netmask is what it is in ipvsadm: the length of IPv6 prefixes
+	if onlyIPv6(vips) { // then netmask is the length of IPv6 prefixes, as in ipvsadm
 		p.Netmask = 32
 		netmask := t.integer("netmask", 128, 1, 128, want6)
 		p.Netmask6 = t.integer("netmask6", netmask, 1, 128, want6)
@@ -92,8 +92,8 @@ func onlyIPv6(vips []netip.Addr) bool {
 	return len(vips) > 0 && !slices.ContainsFunc(vips, netip.Addr.Is4)
 }
 
-// readThresholds reads the number of connections from which a realserver gets no new ones, and the number below which
-// it gets new ones again.
+// readThresholds reads the number of connections at which a realserver gets no new ones, and the number below which it
+// gets new ones again.
 func readThresholds(t *table) (upper, lower int) {
 	const want = "0 (none) to 2147483647 connections"
 	upper = t.integer("upper", 0, 0, 1<<31-1, want)
@@ -101,7 +101,7 @@ func readThresholds(t *table) (upper, lower int) {
 	written, hasUpper := t.values["upper"]
 	switch {
 	case lower == 0:
-	case upper == 0 && hasUpper && written != int64(0): // a fault of its own
+	case upper == 0 && hasUpper && written != int64(0): // has been reported
 	case upper == 0:
 		t.faultAt("lower", "%d has no meaning without upper: set upper, or leave lower out", lower)
 	case lower > upper:

@@ -69,8 +69,8 @@ func (r *serviceReader) read(root *table) []Service {
 	return services
 }
 
-// checkSource refuses a VIP as the source of tunnel packets: realservers own the VIPs, and a host drops packets that
-// come from an address of its own.
+// checkSource refuses a VIP as the source of tunnel packets: realservers own the VIPs, and a host drops packets from
+// its own addresses.
 func (r *serviceReader) checkSource(t *table, sources Sources) {
 	for _, a := range sources.List() {
 		if owner, ok := r.vips[a]; ok {
@@ -79,7 +79,7 @@ func (r *serviceReader) checkSource(t *table, sources Sources) {
 	}
 }
 
-// service reads one [[service]], the position-th.
+// service reads one [[service]]. position is its number in the file.
 func (r *serviceReader) service(root *table, position int, written row) Service {
 	at := fmt.Sprintf("service[%d]", position)
 	label := at
@@ -166,8 +166,8 @@ func readEncapPort(t *table) uint16 {
 	return uint16(t.integer("encap_port", 6080, 1, 65535, "1 to 65535"))
 }
 
-// claimPorts gives ports to a service unless another one has them already. Port 0, every port, is a port like others
-// here: a service with the port itself precedes the one with every port.
+// claimPorts gives ports to a service unless another service has them already. Port 0 (every port) is a port like
+// others here: a service that names a port precedes the service of every port.
 func (r *serviceReader) claimPorts(t *table, at listener, ports []PortRange) {
 	for _, p := range ports {
 		claims := r.claims[at]

@@ -75,7 +75,7 @@ func lowerFirst(s string) string {
 	return string(unicode.ToLower(r)) + s[n:]
 }
 
-// bareWord returns the word around a position: letters, digits and what addresses, ranges and paths are made of.
+// bareWord returns the word around a position: letters, digits and the signs in addresses, ranges and paths.
 func bareWord(text []byte, at int) string {
 	bare := func(c byte) bool {
 		return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' ||

@@ -19,8 +19,8 @@ import (
 // table reads one TOML table. Its methods take a key and its legal values, and note a fault for any other value. finish
 // then reports the keys that no method has read.
 //
-// A reading method returns false when the value is missing or has been reported. Its caller goes on with the next key:
-// a configuration with a fault is discarded.
+// A reading method returns false when the value is missing or has been reported. Its caller continues with the next
+// key: a configuration with a fault is discarded.
 type table struct {
 	file   *file
 	label  string // its name in a line about another table
@@ -43,7 +43,7 @@ type file struct {
 // the program beyond recovery.
 const maxNesting = 1000
 
-// nesting returns the largest number of open brackets in a text. It counts those in strings and comments, too.
+// nesting returns the largest number of open brackets in a text, those in strings and comments included.
 func nesting(text []byte) int {
 	depth, deepest := 0, 0
 	for _, c := range text {
@@ -79,7 +79,7 @@ func parse(name string, text []byte) (*table, bool) {
 	return t, true
 }
 
-// child is the table that stands in t under a label, at a place; nil: at t's.
+// child returns the table below t with a label and a place; a nil place means t's.
 func (t *table) child(label string, values map[string]any, at *place) *table {
 	if at == nil {
 		at = t.at
@@ -87,7 +87,7 @@ func (t *table) child(label string, values map[string]any, at *place) *table {
 	return &table{file: t.file, label: label, path: t.path + label + ": ", values: values, at: at}
 }
 
-// line is a line about a position in the file. It is printable.
+// line returns a printable line about a position in the file.
 func (f *file) line(position, message string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -102,12 +102,12 @@ func (t *table) fault(format string, args ...any) {
 	t.file.faults = append(t.file.faults, t.file.line(strconv.Itoa(t.at.line), t.path+fmt.Sprintf(format, args...)))
 }
 
-// faultAt notes one line about a key of t, or about the element of it that is being read.
+// faultAt notes one line about a key of t, or about the element of its array that is being read.
 func (t *table) faultAt(key, format string, args ...any) {
 	t.file.faults = append(t.file.faults, t.about(key, format, args...))
 }
 
-// warnAt notes one line about a legal key of t without the effect that it seems to have.
+// warnAt notes one line about a legal key of t without its apparent effect.
 func (t *table) warnAt(key, format string, args ...any) {
 	t.file.warnings = append(t.file.warnings, t.about(key, format, args...))
 }
@@ -123,7 +123,7 @@ func (t *table) about(key, format string, args ...any) string {
 	return t.file.line(strconv.Itoa(at.line), t.path+quoteKey(key)+": "+fmt.Sprintf(format, args...))
 }
 
-// elements yields the elements of a key's array, of which each is at its own line.
+// elements yields the elements of a key's array. Faults name the line of the current element.
 func (t *table) elements(key string, list []any) iter.Seq2[int, any] {
 	return func(yield func(int, any) bool) {
 		t.key = key
@@ -141,7 +141,7 @@ func (t *table) wrongType(key string, value any, want string) {
 	t.faultAt(key, "%s is of the wrong type: want %s", show(value), want)
 }
 
-// value looks a key up and marks it as known.
+// value returns the value of a key and marks the key as known.
 func (t *table) value(key string) (any, bool) {
 	if !slices.Contains(t.known, key) {
 		t.known = append(t.known, key)
@@ -150,7 +150,7 @@ func (t *table) value(key string) (any, bool) {
 	return v, ok
 }
 
-// required is value for a key that must be there.
+// required is value for a required key.
 func (t *table) required(key, want string) (any, bool) {
 	v, ok := t.value(key)
 	if !ok {
@@ -226,7 +226,7 @@ func (t *table) duration(key string, absent, low, high time.Duration, want strin
 	return d
 }
 
-// duration returns a proposed duration: a number without a unit gets seconds; for any other value it is an example.
+// duration returns a duration to propose: a number without a unit gets seconds; other values get an example.
 func duration(v any) string {
 	number := strings.TrimSpace(fmt.Sprint(v))
 	if d, err := time.ParseDuration(number + "s"); err == nil && d > 0 {
@@ -251,7 +251,7 @@ func (t *table) choice(key string, value any, offered []string) (string, bool) {
 	return "", false
 }
 
-// array reads an array with at least one element. A missing key gives false and no fault.
+// array reads an array with at least one element. For a missing key it returns false and notes no fault.
 func (t *table) array(key, want string) ([]any, bool) {
 	v, ok := t.value(key)
 	if !ok {
@@ -285,7 +285,7 @@ func (t *table) oneOrMore(key, want string) []any {
 	return list
 }
 
-// table reads an optional table below t; a missing or wrong one is empty.
+// table reads an optional table below t. For a missing or wrong one it returns an empty table.
 func (t *table) table(key, want string) *table {
 	v, ok := t.value(key)
 	if !ok {

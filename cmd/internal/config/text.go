@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// maxShown is how many characters of a string a message shows.
+// maxShown is the maximum number of a string's characters in a message.
 const maxShown = 64
 
-// show writes a TOML value as it may stand in one short line.
+// show returns a TOML value for one short line.
 func show(value any) string {
 	switch v := value.(type) {
 	case string:
@@ -34,7 +34,7 @@ func show(value any) string {
 	}
 }
 
-// quoteKey writes a key as TOML would: bare where it can be.
+// quoteKey returns a key as TOML writes it: bare if possible.
 func quoteKey(key string) string {
 	bare := key != "" && strings.IndexFunc(key, func(r rune) bool {
 		return r != '_' && r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')

@@ -34,15 +34,15 @@ func only(has func(encap.Kind) bool) string {
 	return "only " + strings.Join(names, " and ") + " have"
 }
 
-// readTunnel reads a service's tunnel, the default of its realservers'.
+// readTunnel reads a service's tunnel, which is the default for its realservers.
 func readTunnel(t *table) Tunnel {
 	n := Tunnel{Encap: readEncap(t, "ipip"), Checksum: t.boolean("encap_checksum", false)}
 	n.Key, n.HasKey = readKey(t)
 	return n
 }
 
-// readFor reads a realserver's tunnel. Its default is n, the service's. A key or a checksum of the service is for those
-// of its realservers whose tunnel can have one.
+// readFor reads a realserver's tunnel. Its default is n, the service's tunnel. The service's key and checksum apply to
+// realservers whose tunnel can have them.
 func (n Tunnel) readFor(t *table) Tunnel {
 	n.Encap = readEncap(t, n.Encap)
 	switch key, own := readKey(t); {
@@ -64,10 +64,10 @@ func (n Tunnel) readFor(t *table) Tunnel {
 	return n
 }
 
-// checkTunnels refuses a service's keys that fit none of its tunnels.
+// checkTunnels refuses those keys of a service that fit none of its tunnels.
 func checkTunnels(t *table, n Tunnel, realservers []RealserverRef) {
 	some := func(property func(encap.Kind) bool) bool {
-		fits := func(name string) bool { return name == "" || has(name, property) } // "" is a fault already
+		fits := func(name string) bool { return name == "" || has(name, property) } // "" has been reported
 		return fits(n.Encap) || slices.ContainsFunc(realservers, func(r RealserverRef) bool { return fits(r.Encap) })
 	}
 	if n.HasKey && !some(encap.Kind.HasKey) {

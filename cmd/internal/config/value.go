@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// device reads the name of a TUN device. The kernel's rule is dev_valid_name in net/core/dev.c: 1 to 15 bytes
-// without '/', ':' and whitespace, not "." or "..". Not allowed here are also '%', with which the kernel would make up
-// a name of its own, and "all" and "default", which are directories of net.ipv4.conf.
+// device reads the name of a TUN device. The kernel's rule is dev_valid_name in net/core/dev.c: 1 to 15 bytes without
+// '/', ':' and whitespace, not "." or "..". Also refused are '%', from which the kernel would make up a name, and "all"
+// and "default", which are directories of net.ipv4.conf.
 func (t *table) device(key string) string {
 	const want = "1 to 15 letters, digits or signs other than / : % (not \".\", \"..\", \"all\" or \"default\")"
 	name, ok := t.text(key, "vs0", want)
@@ -42,7 +42,7 @@ func (t *table) socket(key, absent string) string {
 	return path
 }
 
-// listen reads the address and port of a server; the zero value for a missing key. such is an example.
+// listen reads the address and port of a server, or returns the zero value for a missing key. such is an example.
 func (t *table) listen(key, such string) netip.AddrPort {
 	want := fmt.Sprintf("an address of this host and a port, such as %q, or \"0.0.0.0\" or \"[::]\" for all of its "+
 		"addresses", such)
@@ -108,7 +108,7 @@ func (t *table) level(key string) slog.Level {
 	return slog.LevelInfo
 }
 
-// address checks that a value is an IPv4 or IPv6 address that one host can have.
+// address checks that a value is an IPv4 or IPv6 address that can belong to one host.
 func (t *table) address(key string, value any) (netip.Addr, bool) {
 	const want = `an IPv4 or IPv6 address such as "10.0.2.2" or "2001:db8::2"`
 	s, ok := value.(string)
@@ -151,7 +151,7 @@ func NotUnicast(a netip.Addr) string {
 	return ""
 }
 
-// addresses checks a list of addresses, each there once.
+// addresses checks a list of addresses without duplicates.
 func (t *table) addresses(key string, values []any) []netip.Addr {
 	var list []netip.Addr
 	seen := map[netip.Addr]bool{}
@@ -169,8 +169,8 @@ func (t *table) addresses(key string, values []any) []netip.Addr {
 	return list
 }
 
-// source checks that a value is an address or prefix for the sources of tunnel packets. A wider prefix than /8 or, for
-// IPv6, /32, the largest of a provider (RFC 6177), would make the agent an open decapsulator: CVE-2020-10136.
+// source checks that a value is an address or prefix for the sources of tunnel packets. A prefix wider than /8 (IPv6:
+// /32, a provider's largest, RFC 6177) would make the agent an open decapsulator: CVE-2020-10136.
 func (t *table) source(key string, value any) (netip.Prefix, bool) {
 	const want = `an address such as "10.0.2.2" or "2001:db8::2", or a prefix such as "10.0.2.0/24" or "2001:db8::/64"`
 	const widest, widest6 = 8, 32
@@ -208,7 +208,7 @@ func (t *table) source(key string, value any) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// ports reads a required port, range of ports, or array of both; or 0, which is every port.
+// ports reads a required port, a range of ports, or an array of both; 0 means every port.
 func (t *table) ports(key string) []PortRange {
 	const want = `0 (every port), 1 to 65535, a range "8000-8099" or an array of them`
 	var list []PortRange

@@ -14,7 +14,7 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// served is a service that has nothing to warn of, and its lines: the last one is 7.
+// served is a service without warnings, and its lines: the last one is 7.
 const served = `[[service]]
 name = "web"
 vip = "198.51.100.80"
@@ -23,8 +23,7 @@ port = 443
 realserver = [{ address = "10.0.11.2" }]
 `
 
-// TestWarnings: what is allowed, and does not do what it seems to do, is named with its line. Each case is appended to
-// served.
+// TestWarnings: a legal key without its apparent effect is named with its line. Each case is appended to served.
 func TestWarnings(t *testing.T) {
 	dir := t.TempDir()
 	plain := filepath.Join(dir, "plain")
@@ -118,7 +117,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// TestPrivilegedPort: the director refuses, in advance, an address for metrics that the kernel would refuse it.
+// TestPrivilegedPort: the director refuses an address for metrics that it could not bind later.
 func TestPrivilegedPort(t *testing.T) {
 	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	if err != nil {
@@ -143,7 +142,8 @@ func TestPrivilegedPort(t *testing.T) {
 	}
 }
 
-// TestFaultsNameTheirLines: of a key, of an element, of a table whose key is missing, in either way to write a table.
+// TestFaultsNameTheirLines: faults of a key, of an element, and of a table without a required key, in both spellings of
+// tables.
 func TestFaultsNameTheirLines(t *testing.T) {
 	_, errDirector := config.ParseDirector("x.toml", []byte(`# a comment
 colour = 1

@@ -9,8 +9,8 @@ import (
 	"vstun/routing/query"
 )
 
-// answers examines the routes of answers: there is a default route, and, if the agent runs, answers use the agent's
-// routing table, which lowers the MSS.
+// answers examines the routes of answers: whether there is a default route and, if the agent runs, whether answers use
+// the agent's routing table, which lowers the MSS.
 func (res *result) answers(cfg *config.Realserver, st *api.RealserverStatus) {
 	running := st.Program != ""
 	for _, six := range []bool{false, true} {

@@ -10,8 +10,8 @@ import (
 	"vstun/routing/query"
 )
 
-// vipRoutes examines whether the VIPs' packets get to the director: packets from the network by the device tun, this
-// host's own packets, such as health checks, by the device local.
+// vipRoutes examines whether the VIPs' packets get to the director. Packets from the network use the device tun. This
+// host's own packets, such as health checks, use the device local.
 func (res *result) vipRoutes(tun, local string, vips []netip.Addr) {
 	devices, err := query.Devices()
 	if res.failed(err) {
@@ -62,18 +62,17 @@ func (res *result) vipRoutes(tun, local string, vips []netip.Addr) {
 	}
 }
 
-// vipPath is a path by which packets come to a VIP.
+// vipPath is a path of packets to a VIP.
 type vipPath struct {
 	lookup  func() (query.Path, bool, error)
-	device  string // that they must get to
+	device  string // the device that they must reach
 	packets string
 	of      string // " for …", if it is not all packets
 	why     string // the effect of its fault
 	fix     string
 }
 
-// paths returns the paths by which packets come to vip: from the network, if the kernel can be asked about it, and from
-// this host.
+// paths returns the paths of packets to vip: from the network, if the kernel can be asked about it, and from this host.
 func (res *result) paths(tun, local string, vip netip.Addr, devices []query.Device) (all []vipPath) {
 	if from, link, ok := exampleClient(vip.Is6(), devices); ok {
 		all = append(all, vipPath{
@@ -92,7 +91,7 @@ func (res *result) paths(tun, local string, vip netip.Addr, devices []query.Devi
 	return all
 }
 
-// exampleClient returns the address of a client, and the device by which its packets come in and are forwarded: by the
+// exampleClient returns the address of a client and the device on which its packets arrive and are forwarded: by the
 // default route, or from a subnet of this host. The kernel shows no route for a device that does not forward: see
 // forwarding.
 func exampleClient(six bool, devices []query.Device) (from netip.Addr, link string, ok bool) {
@@ -120,7 +119,7 @@ func neighbour(p netip.Prefix) netip.Addr {
 	return netip.Addr{}
 }
 
-// forwards reports whether the kernel forwards packets that come in by a device.
+// forwards reports whether the kernel forwards packets that arrive on a device.
 func forwards(link string, six bool) bool {
 	key := "net/ipv4/conf/" + link + "/forwarding"
 	if six {

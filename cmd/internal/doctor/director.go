@@ -19,11 +19,11 @@ import (
 	"vstun/routing/query"
 )
 
-// Director is the director of this machine, as it runs or would run.
+// Director describes the director of this machine, whether it runs or not.
 type Director struct {
 	File   string
 	Config *config.Director
-	// Obstacles returns the faults that keep it from starting, or, if it runs, from its next start; a line each.
+	// Obstacles returns the faults that prevent the director's start or, if it runs, its next start; a line each.
 	Obstacles func(running bool) error
 	// Checks returns the number of descriptors that its health checks need and have.
 	Checks func() (api.Checks, error)
@@ -78,7 +78,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	return r.finish(), nil
 }
 
-// status gets the status of the program whose control socket is at socket, and reports whether it runs. silence is the
+// status gets the status of the program with this control socket, and reports whether the program runs. silence is the
 // error of a program that runs and does not answer.
 func status(ctx context.Context, socket string, into any) (running bool, silence, err error) {
 	err = api.Get(ctx, socket, "/status", into)
@@ -111,7 +111,7 @@ func (res *result) running(running bool, program, file string) {
 	res.find(f)
 }
 
-// silent records that the program of this unit runs and does not answer.
+// silent records that the program of this unit runs but does not answer.
 func (res *result) silent(unit string, err error) {
 	res.find(Finding{Severity: Error, What: err.Error(), Why: "packets may stand still, too",
 		Fix:     "systemctl restart " + unit,
@@ -138,7 +138,7 @@ func (d *Director) families() (v4, v6 bool) {
 	return v4, v6
 }
 
-// realservers returns the addresses of realservers and sorry servers, each once, and the names of their services.
+// realservers returns the addresses of realservers and sorry servers, each once, and their services' names.
 func realservers(cfg *config.Director) (all []netip.Addr, services map[netip.Addr][]string) {
 	services = map[netip.Addr][]string{}
 	for _, s := range cfg.Services {
@@ -165,7 +165,7 @@ func (res *result) privileges(running bool) {
 	}
 }
 
-// start records the faults that the program itself finds before it starts.
+// start records the faults that prevent the program's start.
 func (res *result) start(running bool, obstacles func(running bool) error) {
 	if err := obstacles(running); err != nil {
 		res.obstacles(err)
@@ -213,7 +213,7 @@ func (res *result) realserverRoutes(cfg *config.Director) {
 	}
 }
 
-// brief joins a list for the report; a long one is cut.
+// brief joins a list for the report and cuts a long one.
 func brief(list []string) string {
 	const most = 8
 	if len(list) > most {
@@ -298,12 +298,12 @@ func (d *Director) tunnels(ctx context.Context, res *result) {
 	p.examineTargets(ctx, res, targets(d.Config, paths, func(vip netip.Addr) netip.Addr { return own[vip.Is6()] }))
 }
 
-// outside are addresses of the Internet, by whether they are of IPv6, to look up the route to clients. No packet is
-// sent to them.
+// outside are addresses of the Internet, by whether they are IPv6. They serve to look up the route to clients. No
+// packet is sent to them.
 var outside = map[bool]netip.Addr{false: netip.MustParseAddr("9.9.9.9"), true: netip.MustParseAddr("2620:fe::fe")}
 
-// ownAddress returns an address of this host for answers: the configured source, the default route's source, or any
-// other.
+// ownAddress returns an address of this host for answers: the configured source, else the default route's source, else
+// any other.
 func ownAddress(cfg *config.Director, devices []query.Device, six bool) netip.Addr {
 	if a := cfg.Source.For(outside[six]); a.IsValid() {
 		return a

@@ -1,8 +1,7 @@
-// Package doctor finds the faults that keep the programs from working, on this machine and on the path between
-// directors and realservers, and names commands that fix them. The program need not run. A run takes seconds and
-// changes nothing.
+// Package doctor finds faults that keep the programs from working, on this machine and on the path between directors
+// and realservers. It names commands that fix them. The program need not run. A run takes seconds and changes nothing.
 //
-// director.go and realserver.go list the checks of either end; each other file is one subject. README.md lists the
+// director.go and realserver.go list the checks of either end. Each other file has one subject. README.md lists the
 // findings.
 package doctor
 
@@ -20,25 +19,25 @@ type Severity string
 const (
 	Error   Severity = "error"   // packets are lost
 	Warning Severity = "warning" // some packets are lost, or will be
-	Hint    Severity = "hint"    // worth a look, but no finding
+	Hint    Severity = "hint"    // worth a look; does not count as a finding
 )
 
 // Finding is one fault.
 type Finding struct {
 	Severity Severity `json:"severity"`
 	Check    string   `json:"check"`           // the check that found it: a heading of README.md
-	Where    string   `json:"where,omitempty"` // the realserver, device or file
+	Where    string   `json:"where,omitempty"` // the realserver, device or file concerned
 	What     string   `json:"what"`
 	Why      string   `json:"why,omitempty"` // its effect on packets
-	// Causes are the possible causes, the likeliest first: several if they look alike from this host.
+	// Causes are the possible causes, the likeliest first. Several causes may look alike from this host.
 	Causes  []string `json:"causes,omitempty"`
-	On      string   `json:"on,omitempty"`      // the host to run Fix on, if it is not this one
+	On      string   `json:"on,omitempty"`      // the host to run Fix on; "": this host
 	Fix     string   `json:"fix"`               // shell commands; "" if none is known
 	Remarks []string `json:"remarks,omitempty"` // what to do besides Fix, or instead
 	Mend    string   `json:"mend"`              // Fix under its old name, for readers of version 0.1's JSON
 }
 
-// Note is about a check that found no fault, or that could not be made.
+// Note is about a check that found no fault, or that was not possible.
 type Note struct {
 	Check string `json:"check"`
 	Text  string `json:"text"`
@@ -94,7 +93,7 @@ func (res *result) skip(format string, args ...any) {
 	res.unchecked = append(res.unchecked, Note{res.check, fmt.Sprintf(format, args...)})
 }
 
-// failed reports whether err is an error, and records it: the kernel could not be asked.
+// failed records that a question to the kernel failed, and reports whether it did.
 func (res *result) failed(err error) bool {
 	if err != nil {
 		res.skip("%v", err)
@@ -102,8 +101,8 @@ func (res *result) failed(err error) bool {
 	return err != nil
 }
 
-// obstacles records the faults that a program itself finds before it starts, a line each. A line ends with the remedy,
-// and the remedy with a command in parentheses, if there is one.
+// obstacles records the faults that prevent a program's start, a line each. A line ends with the remedy. The remedy
+// ends with a command in parentheses, if there is one.
 func (res *result) obstacles(err error) {
 	if err == nil {
 		return
@@ -121,13 +120,13 @@ func (res *result) obstacles(err error) {
 	}
 }
 
-// check is one check, by its name.
+// check is one check with its name.
 type check struct {
 	name    string
 	examine func(ctx context.Context, res *result)
 }
 
-// run makes checks at the same time, and adds their results to r in their order.
+// run makes checks at the same time and adds their results to r in the order of checks.
 func (r *Report) run(ctx context.Context, checks ...check) {
 	results := make([]result, len(checks))
 	var wait sync.WaitGroup
@@ -149,7 +148,7 @@ func (r *Report) run(ctx context.Context, checks ...check) {
 	}
 }
 
-// finish sorts the findings: errors before warnings, as the words are in the alphabet.
+// finish sorts the findings: errors before warnings, which is their alphabetical order.
 func (r *Report) finish() *Report {
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
 		return strings.Compare(string(a.Severity), string(b.Severity))

@@ -11,7 +11,7 @@ import (
 )
 
 // advice is the meaning of a drop reason whose count grows, and its fix. Reasons without advice have their causes at
-// the senders.
+// the senders of the packets.
 type advice struct {
 	why     string
 	causes  []string
@@ -20,7 +20,7 @@ type advice struct {
 	all     bool // no packet was accepted
 }
 
-// finding returns the finding that packets are refused for a reason.
+// finding returns the finding that packets are dropped for a reason.
 func (a *advice) finding(reason, what string) Finding {
 	f := Finding{Severity: Warning, Where: reason, What: what, Why: a.why, Causes: a.causes, Fix: a.fix,
 		Remarks: a.remarks}
@@ -96,8 +96,8 @@ func realserverAdvice() map[string]advice {
 // applyRealserver is the command that applies a changed realserver.toml.
 const applyRealserver = "realserver reload"
 
-// manyDrops is the share of a realserver's packets, 1/manyDrops, from which on past drops are a finding: only directors
-// should send it tunnel packets.
+// manyDrops is the bound for past drops: they are a finding from 1/manyDrops of a realserver's packets on, since only
+// directors should send it tunnel packets.
 const manyDrops = 10
 
 // dropped records the reasons whose counters grow. before and after are the counters at two times.

@@ -16,7 +16,7 @@ import (
 	"vstun/routing/query"
 )
 
-// strict is the value of rp_filter that drops packets from sources that the host reaches by another device (RFC 3704,
+// strict is the value of rp_filter that drops packets if the route to their source leads to another device (RFC 3704,
 // section 2.2); 2 is loose.
 const strict = 1
 
@@ -43,8 +43,8 @@ func loosenRPFilter(devices []string) string {
 	return "sysctl -w " + strings.Join(all, " ")
 }
 
-// directorFilters examines whether rp_filter drops clients' packets, or answers to health checks. Those come from a
-// VIP, though the route to it leads to the director's own device.
+// directorFilters examines whether rp_filter drops clients' packets, or answers to health checks: these come from a
+// VIP, and the route to the VIP leads to the director's own device.
 func (res *result) directorFilters(ctx context.Context, tun string, v4 bool, st *api.DirectorStatus) {
 	if !v4 {
 		res.fine("IPv6 has no rp_filter")
@@ -67,8 +67,8 @@ func (res *result) directorFilters(ctx context.Context, tun string, v4 bool, st 
 	res.reversePath(ctx, devices)
 }
 
-// answeredBy returns the devices by which answers to health checks through the tunnel come in, if realservers answer by
-// the route by which they are reached.
+// answeredBy returns the devices on which answers to health checks through the tunnel arrive, if realservers answer on
+// the route that leads to them.
 func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 	for _, s := range st.Services {
 		for _, r := range s.Realservers {
@@ -85,7 +85,7 @@ func answeredBy(st *api.DirectorStatus, devices []string) (used []string) {
 	return used
 }
 
-// reversePath examines whether devices that filter strictly drop packets now, by the host's counter.
+// reversePath examines, by the host's counter, whether devices that filter strictly drop packets now.
 func (res *result) reversePath(ctx context.Context, devices []string) {
 	self, err := procfs.Self()
 	if res.failed(err) {

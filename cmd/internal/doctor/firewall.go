@@ -14,7 +14,7 @@ import (
 	"vstun/routing/query"
 )
 
-// pathCheck is a kind of packets that the firewall must accept.
+// pathCheck describes packets that the firewall must accept.
 type pathCheck struct {
 	name    string // for the report: "clients' requests for 198.51.100.80 port 80"
 	spec    nft.PacketSpec
@@ -25,7 +25,7 @@ type pathCheck struct {
 	xtables string // … and of iptables
 }
 
-// firewall examines whether the firewall accepts all packets of checks. legacy are the chains that matter of
+// firewall examines whether the firewall accepts the packets of all checks. legacy are the relevant chains of
 // iptables-legacy.
 func (res *result) firewall(checks []pathCheck, legacy ...string) {
 	devices, err := query.Devices()
@@ -75,7 +75,7 @@ func (res *result) evaluate(rules *nft.Ruleset, c pathCheck, reported *[]*nft.Ch
 			continue
 		}
 		if v.Drops == nft.Maybe && !v.Chain.PolicyDrop {
-			continue // a bound on a rate, or a list of blocked addresses: most firewalls have one
+			continue // a rate limit or a list of blocked addresses: most firewalls have one
 		}
 		*reported = append(*reported, v.Chain)
 		verb, grade := "drops", c.grade
@@ -130,7 +130,7 @@ func (res *result) legacyFirewall(chains []string) {
 }
 
 // dropsAll reports whether a chain, as iptables -S prints it, has the policy DROP and no rule that accepts all packets,
-// or those of a device ("-o vs0").
+// or all packets of a device ("-o vs0").
 func dropsAll(rules, device string) bool {
 	drops := false
 	for line := range strings.Lines(rules) {
@@ -146,12 +146,12 @@ func dropsAll(rules, device string) bool {
 	return drops
 }
 
-// anyClient is the source address of packets whose source is not known, by whether it is of IPv6.
+// anyClient is the source address of packets of unknown source, by whether it is IPv6.
 var anyClient = map[bool]netip.Addr{
 	false: netip.MustParseAddr("192.0.2.1"), true: netip.MustParseAddr("2001:db8::1"),
 }
 
-// request is the front of a packet of a protocol from src to a port of dst.
+// request returns the beginning of a packet of a protocol from src to a port of dst.
 func request(src netip.Addr, protocol uint8, dst netip.AddrPort) []byte {
 	b := newPacket(src, dst.Addr(), protocol, packet.TCPHeaderLen)
 	t := packet.TCP(transport(b))
@@ -165,9 +165,9 @@ func request(src netip.Addr, protocol uint8, dst netip.AddrPort) []byte {
 // protocolNumbers are the protocols of services.
 var protocolNumbers = map[string]uint8{"tcp": packet.ProtoTCP, "udp": packet.ProtoUDP, "sctp": packet.ProtoSCTP}
 
-// directorFirewall examines whether the firewall lets clients' packets through to the director's device. The director
-// sees only one direction of a connection: connection tracking takes all TCP packets after a client's SYN for invalid
-// (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK).
+// directorFirewall examines whether the firewall lets clients' packets through to the director's device. The director's
+// host sees only one direction of a connection: its connection tracking marks all TCP packets after a client's SYN as
+// invalid (net/netfilter/nf_conntrack_proto_tcp.c, sSS and ACK).
 func (res *result) directorFirewall(d *Director) {
 	var all []pathCheck
 	for _, s := range d.Config.Services {
@@ -200,7 +200,7 @@ func (res *result) directorFirewall(d *Director) {
 	res.firewall(append(all, d.errorChecks()...), "FORWARD -o "+d.Config.TUN)
 }
 
-// errorChecks are the ICMP errors about tunnel packets, from which the director learns the paths' MTU.
+// errorChecks returns the ICMP errors about tunnel packets, from which the director learns the paths' MTUs.
 func (d *Director) errorChecks() (all []pathCheck) {
 	list, _ := realservers(d.Config)
 	seen := map[bool]bool{}

@@ -9,8 +9,8 @@ import (
 	"vstun/routing/query"
 )
 
-// forwarding examines whether the kernel forwards the VIPs' packets to the director's device. A director that starts
-// switches forwarding on.
+// forwarding examines whether the kernel forwards the VIPs' packets to the director's device. The director switches
+// forwarding on when it starts.
 func (res *result) forwarding(running bool, tun string, v4, v6 bool) {
 	if !running {
 		res.fine("the director switches it on when it starts")
@@ -40,7 +40,7 @@ func (res *result) forwarding(running bool, tun string, v4, v6 bool) {
 	}
 }
 
-// forwardingOfDevices examines each device's own switch, which IPv4 has beside the host's (IN_DEV_FORWARD in
+// forwardingOfDevices examines each device's own IPv4 switch, which exists beside the host's (IN_DEV_FORWARD in
 // net/ipv4/route.c).
 func (res *result) forwardingOfDevices(tun string) {
 	devices, err := query.Devices()

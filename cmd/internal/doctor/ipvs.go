@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// kernelServices examines whether the kernel's own IPVS has a service for a VIP: it would take the packets before the
-// director.
+// kernelServices examines whether the kernel's IPVS has a service for a VIP. IPVS would take the VIP's packets before
+// the director.
 func (res *result) kernelServices(vips []netip.Addr) {
 	text, err := os.ReadFile("/proc/net/ip_vs")
 	if errors.Is(err, fs.ErrNotExist) {

@@ -9,11 +9,11 @@ import (
 	"vstun/routing/query"
 )
 
-// sizesAtOnce is the number of sizes that are tried at once.
+// sizesAtOnce is the number of packet sizes that are tried at once.
 const sizesAtOnce = 40
 
-// measure returns the path MTU, in bytes with the tunnel's headers. It records a finding if it is less than the route's
-// MTU.
+// measure returns the path MTU in bytes, tunnel headers included. It records a finding if the path MTU is less than the
+// route's MTU.
 func (x *targetExam) measure(ctx context.Context, vip *targetVIP) int {
 	most, headers := x.mtu, overhead(x.Config)
 	whole := x.ping(x.Config, vip, most-headers)
@@ -21,7 +21,7 @@ func (x *targetExam) measure(ctx context.Context, vip *targetVIP) int {
 	if whole.answered || most <= probeSize+headers {
 		return most
 	}
-	least, most := probeSize+headers, most // the first is answered, the second is not
+	least, most := probeSize+headers, most // a packet of size least is answered, one of size most is not
 	for most-least > 1 && ctx.Err() == nil {
 		step := max((most-least)/(sizesAtOnce+1), 1)
 		var probes []*probe
@@ -78,7 +78,7 @@ func routeWithMTU(a netip.Addr, mtu int) string {
 	return fmt.Sprintf("%s mtu %d", command, mtu)
 }
 
-// tooBig reports whether the error says that a packet was larger than the next link's MTU.
+// tooBig reports whether the error is about a packet larger than the next link's MTU.
 func tooBig(t icmpError) bool {
 	if t.from.Is4() {
 		return t.kind == packet.ICMPUnreachable && t.code == packet.ICMPCodeFragNeeded

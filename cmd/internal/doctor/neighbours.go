@@ -10,8 +10,8 @@ import (
 	"vstun/routing/query"
 )
 
-// neighbours examines whether this host answers for each VIP that lies in one of its subnets. Hosts and routers there
-// ask for it by ARP or neighbour discovery, and the director's kernel does not own it.
+// neighbours examines whether this host answers for each VIP in one of its subnets. Hosts and routers there ask for the
+// VIP by ARP or neighbour discovery, but the director's kernel does not own it.
 func (res *result) neighbours(vips []netip.Addr) {
 	devices, err := query.Devices()
 	if res.failed(err) {

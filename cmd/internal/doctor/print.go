@@ -21,8 +21,8 @@ const (
 	command = indent + "-> "
 )
 
-// print writes r as text, one fact a line, in lines of at most width characters (0: any). Findings that differ only in
-// their places are printed once. With verbose it lists all those places, and the facts that are no faults.
+// print writes r as text, one fact a line, in lines of at most width characters; 0 means no bound. Findings that differ
+// only in their places are printed once. With verbose it lists all those places, and the checks that found no fault.
 func (r *Report) print(out io.Writer, width int, verbose bool) error {
 	var w bytes.Buffer
 	line := func(text string) {

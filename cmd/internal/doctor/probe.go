@@ -10,17 +10,17 @@ import (
 	"vstun/encap/packet"
 )
 
-// Probes are packets from this host's own address, to a realserver or, inside a tunnel, to a VIP: ICMP echo requests
-// (RFC 792, RFC 4443), which the kernel there answers, TCP SYNs, which show whether a server listens, and questions to
-// the agent (package query).
+// Probes are packets from this host's own address to a realserver or, inside a tunnel, to a VIP. ICMP echo requests
+// (RFC 792, RFC 4443) are answered by the kernel there. TCP SYNs show whether a server listens. Questions go to the
+// agent (package query).
 //
-// They are made with package packet's views, not with gopacket's layers: those would add 2 MB to the realserver.
+// They are built with package packet's views and not with gopacket, which would add 2 MB to the program realserver.
 
 const (
 	probeTTL  = 64
 	probeSize = 84 // bytes of a small echo request, as ping(8) sends it
 
-	// Source ports of SYNs and questions: above those that Linux gives its own connections.
+	// Source ports of SYNs and questions. They lie above Linux's default range for its own connections.
 	firstPort, lastPort = 61000, 65535
 
 	cookieLen = 8
@@ -50,7 +50,7 @@ func newPacket(src, dst netip.Addr, protocol uint8, n int) []byte {
 	return h
 }
 
-// transport is the part of newPacket's b behind the IP header.
+// transport returns the part of newPacket's b behind the IP header.
 func transport(b []byte) []byte {
 	if packet.Version(b) == 4 {
 		return b[packet.IPv4HeaderLen:]
@@ -58,7 +58,7 @@ func transport(b []byte) []byte {
 	return b[packet.IPv6HeaderLen:]
 }
 
-// pseudoSum is the sum of the pseudo-header of newPacket's b.
+// pseudoSum returns the sum of the pseudo-header of newPacket's b.
 func pseudoSum(b []byte) uint64 {
 	if packet.Version(b) == 4 {
 		return packet.IPv4(b).PseudoSum(len(transport(b)))
@@ -126,7 +126,7 @@ func wrap(c encap.Config, inner []byte) ([]byte, error) {
 	return bytes.Clone(b.Bytes()), nil // b is far larger
 }
 
-// overhead is the number of bytes that the tunnel c adds to a packet.
+// overhead returns the number of bytes that the tunnel c adds to a packet.
 func overhead(c encap.Config) int {
 	t, err := encap.New(c)
 	if err != nil {
@@ -135,7 +135,7 @@ func overhead(c encap.Config) int {
 	return t.Overhead()
 }
 
-// outerProtocol is the IP protocol number of the tunnel c for packets to vip.
+// outerProtocol returns the IP protocol number of the tunnel c for packets to vip.
 func outerProtocol(c encap.Config, vip netip.Addr) uint8 {
 	switch {
 	case c.Kind.UDP():

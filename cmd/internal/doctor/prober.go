@@ -19,7 +19,7 @@ import (
 	"vstun/encap/wire"
 )
 
-// probe is a packet that is sent up to three times until it is answered.
+// probe is a packet that is sent up to three times, until it is answered.
 type probe struct {
 	packet []byte // as it leaves this host
 	from   netip.Addr
@@ -28,7 +28,7 @@ type probe struct {
 	seq    uint32 // of a SYN
 	nonce  uint64 // of a question; 0: none
 
-	via    netip.Addr // neighbour to send it to; the zero Addr: the route's
+	via    netip.Addr // neighbour to send it to; the zero Addr: the route's next hop
 	device int        // index of the device of via
 
 	answered bool
@@ -53,8 +53,8 @@ type flowKey struct {
 	port     uint16 // of UDP
 }
 
-// synKey identifies the answer to a SYN. SYNs to many realservers have the same port; the sequence number distinguishes
-// their answers.
+// synKey identifies the answer to a SYN. SYNs to many realservers share a port; the sequence number distinguishes their
+// answers.
 type synKey struct {
 	port uint16
 	ack  uint32
@@ -62,14 +62,14 @@ type synKey struct {
 
 func (s *probe) key() synKey { return synKey{s.port, s.seq + 1} }
 
-// prober sends probes and receives their answers before this host's own filters do: while a director runs, a strict
-// rp_filter drops answers from a VIP.
+// prober sends probes and receives their answers before this host's own filters can drop them: while a director runs, a
+// strict rp_filter drops answers from a VIP.
 type prober struct {
 	cookie   cookie
 	sendMu   sync.Mutex
 	sender   *wire.Sender
 	sniffers []*wire.Sniffer
-	sinks    []*wire.Sink    // they keep the kernel from answering the answers
+	sinks    []*wire.Sink    // keep the kernel from responding to the answers
 	askPorts map[bool]uint16 // source port of questions, by whether their answers come over IPv6
 	readers  sync.WaitGroup
 
@@ -144,10 +144,11 @@ func (p *prober) close() error {
 	return err
 }
 
-// sink binds a port of a, in the range that the sniffers show. This host's kernel answers no packet to it with a RST or
-// an ICMP error: those would go into the director's device, and count there as packets of unknown connections.
+// sink binds a port of a in the range that the sniffers show. So this host's kernel sends no RST or ICMP error in
+// response to a packet to it. The director's device would receive these, and count them as packets of unknown
+// connections.
 func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
-	const tries = 32 // other programs have some ports
+	const tries = 32 // other programs may have some ports
 	for range tries {
 		port = firstPort + uint16(rand.IntN(lastPort-firstPort+1))
 		var s *wire.Sink
@@ -164,7 +165,7 @@ func (p *prober) sink(protocol uint8, a netip.Addr) (port uint16, err error) {
 	return 0, err
 }
 
-// synPort returns the source port of SYNs from a with this number. No host gets two SYNs of the same number for the
+// synPort returns the source port of SYNs from a with this number. No host gets two SYNs with the same number for the
 // same VIP and port.
 func (p *prober) synPort(a netip.Addr, number int) (uint16, error) {
 	key := portKey{a, number}
@@ -195,7 +196,7 @@ func (p *prober) echo(src, dst netip.Addr, size int, wrapped func([]byte) ([]byt
 	return s, err
 }
 
-// syn makes a probe of a TCP SYN. Sequence numbers count up from a random one: no two SYNs have the same.
+// syn makes a probe of a TCP SYN. Sequence numbers count up from a random one, so no two SYNs share one.
 func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, error)) (*probe, error) {
 	p.mu.Lock()
 	p.next++
@@ -206,8 +207,8 @@ func (p *prober) syn(src, dst netip.AddrPort, wrapped func([]byte) ([]byte, erro
 	return s, err
 }
 
-// question makes a probe of a question to the agent at the far end of the tunnel c. It asks for the agent's VIPs from
-// number first on, in a packet of vip's family.
+// question makes a probe of a question to the agent at the far end of the tunnel c, in a packet of vip's family. It
+// asks for the agent's VIPs from number first on.
 func (p *prober) question(c encap.Config, vip netip.Addr, first int) *probe {
 	s := &probe{nonce: max(rand.Uint64(), 1)}
 	port := p.askPorts[c.Destination.Is6()]
@@ -221,14 +222,14 @@ func (p *prober) question(c encap.Config, vip netip.Addr, first int) *probe {
 	return s
 }
 
-// untunnelled leaves a probe as it is: it goes without a tunnel.
+// untunnelled returns the packet of a probe unchanged, without a tunnel.
 func untunnelled(b []byte) ([]byte, error) { return b, nil }
 
-// waits are the times that sendAll waits after each try. An answered probe costs one round trip only.
+// waits are the pauses of sendAll after each try. An answered probe costs only one round trip.
 var waits = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond}
 
-// sendAll sends probes, the unanswered ones three times. It returns when all are answered, or after the last wait. The
-// probes do not change any more then.
+// sendAll sends probes, unanswered ones up to three times. It returns when all are answered, or after the last wait.
+// The probes no longer change after that.
 func (p *prober) sendAll(ctx context.Context, probes ...*probe) {
 	p.register(probes)
 	defer p.unregister(probes)
@@ -241,7 +242,7 @@ func (p *prober) sendAll(ctx context.Context, probes ...*probe) {
 	}
 }
 
-// await waits until all probes are answered, for at most this time.
+// await waits until all probes are answered, at most for the time most.
 func (p *prober) await(ctx context.Context, probes []*probe, most time.Duration) {
 	late := time.NewTimer(most)
 	defer late.Stop()
@@ -262,7 +263,7 @@ func (p *prober) await(ctx context.Context, probes []*probe, most time.Duration)
 	}
 }
 
-// register makes the prober match answers to probes.
+// register lets the prober match answers to probes.
 func (p *prober) register(probes []*probe) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -294,7 +295,7 @@ func (p *prober) unregister(probes []*probe) {
 	}
 }
 
-// settled reports whether each probe is answered, or was refused by this host's kernel.
+// settled reports whether each probe is answered or was refused by this host's kernel.
 func (p *prober) settled(probes []*probe) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -432,8 +433,8 @@ func (p *prober) handleTCP(from netip.Addr, t packet.TCP) {
 	}
 }
 
-// handleAnswer handles the answer of an agent. Its nonce identifies it: the agent sends it from the address that its
-// host's route gives.
+// handleAnswer handles the answer of an agent. The nonce identifies it, since its source address depends on the routes
+// of the agent's host.
 func (p *prober) handleAnswer(t packet.UDP) {
 	n := t.Len()
 	if n < packet.UDPHeaderLen || n > len(t) {

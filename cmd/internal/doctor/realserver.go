@@ -14,12 +14,12 @@ import (
 	"vstun/routing/query"
 )
 
-// Realserver is the agent of this machine, as it runs or would run.
+// Realserver describes the agent of this machine, whether it runs or not.
 type Realserver struct {
 	File    string
 	Config  *config.Realserver
 	Sockets []wire.Socket // the sockets of its tunnels
-	// Obstacles returns the faults that keep the agent from starting, or, if it runs, from its next start; a line each.
+	// Obstacles returns the faults that prevent the agent's start or, if it runs, its next start; a line each.
 	Obstacles func(running bool) error
 }
 
@@ -62,7 +62,7 @@ func (s *Realserver) Examine(ctx context.Context) (*Report, error) {
 	return r.finish(), nil
 }
 
-// directors examines whether the directors are other hosts than this one.
+// directors examines whether all directors are hosts other than this one.
 func (res *result) directors(cfg *config.Realserver) {
 	var names []string
 	for _, d := range cfg.Directors {

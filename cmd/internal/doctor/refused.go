@@ -16,8 +16,8 @@ import (
 	"vstun/encap/wire"
 )
 
-// realserverDrops reads the agent's counters twice. The agent itself has counted, since its start, which hosts it
-// refuses, and for which VIPs.
+// realserverDrops reads the agent's counters twice. The agent itself counts, from its start on, the hosts that it
+// refuses and the VIPs of refused packets.
 func (res *result) realserverDrops(ctx context.Context, s *Realserver, before *api.RealserverStatus) {
 	pause(ctx, sampled)
 	var after api.RealserverStatus
@@ -55,7 +55,7 @@ func amountOf(packets, seconds uint64) string {
 	return fmt.Sprintf("%s, the last %v ago", words.Count(packets, "packet"), time.Duration(seconds)*time.Second)
 }
 
-// strangerAdvice adds to a the hosts whose tunnel packets were refused.
+// strangerAdvice returns a with the hosts whose tunnel packets were refused.
 func (s *Realserver) strangerAdvice(a advice, st *api.RealserverStatus) advice {
 	if len(st.RefusedSources) == 0 {
 		return a
@@ -70,7 +70,7 @@ func (s *Realserver) strangerAdvice(a advice, st *api.RealserverStatus) advice {
 	return a
 }
 
-// vipAdvice adds to a the VIPs whose packets were refused.
+// vipAdvice returns a with the VIPs whose packets were refused.
 func (s *Realserver) vipAdvice(a advice, st *api.RealserverStatus) advice {
 	if len(st.RefusedDestinations) == 0 {
 		return a
@@ -96,8 +96,8 @@ func quoted(all []api.Counted) string {
 var tunnelKinds = map[uint8]string{packet.ProtoIPIP: "ipip", packet.ProtoIPv6: "ipip", packet.ProtoGRE: "gre",
 	packet.ProtoUDP: "gue"}
 
-// encaps examines whether a director sends tunnel packets of a kind that the agent does not accept, for the time
-// sampled.
+// encaps examines, for the time sampled, whether a director sends tunnel packets of a kind that the agent does not
+// accept.
 func (res *result) encaps(ctx context.Context, s *Realserver) {
 	var mu sync.Mutex
 	var wait sync.WaitGroup

@@ -18,13 +18,13 @@ type routed struct {
 	source netip.Addr
 }
 
-// routerHops is the TTL of such a probe. It comes back, or ends at the second router, whose ICMP error shows where it
-// went.
+// routerHops is the TTL of such a probe. The probe comes back, or ends at the second router: that router's ICMP error
+// shows its path.
 const routerHops = 2
 
 // router examines whether this host's router sends the VIPs' packets here. It sends the router a probe for each VIP,
 // from this host's own address. The sniffer sees a probe that comes back before the kernel drops it: neither the
-// director nor a realserver gets it.
+// director nor a realserver receives the probe.
 func (d *Director) router(ctx context.Context, res *result, running bool, before *api.DirectorStatus) {
 	devices, err := query.Devices()
 	if res.failed(err) {
@@ -57,8 +57,8 @@ func (d *Director) router(ctx context.Context, res *result, running bool, before
 	}
 }
 
-// routed makes the probe for a VIP; why is the reason if there cannot be one. A VIP in a subnet of this host gets none:
-// the check neighbours examines those.
+// routed makes the probe for a VIP. If it cannot, why is the reason. A VIP in a subnet of this host gets no probe: the
+// check neighbours examines it.
 func (d *Director) routed(p *prober, vip netip.Addr, devices []query.Device, running bool) (r routed, why string) {
 	for _, device := range devices {
 		if _, in := subnetOf(device, vip); in {
@@ -126,15 +126,15 @@ func (res *result) arrives(p *prober, r *routed, before, after *api.DirectorStat
 			icmpErrors[0].from)}
 	default:
 		f.Remarks = append(f.Remarks, "this is no fault if the network sends no packet back to its sender")
-		if total > 0 { // there were clients' packets before: this may be such a network
+		if total > 0 { // clients' packets have come before, so this may be such a network
 			f.Severity = Hint
 		}
 	}
 	res.find(f)
 }
 
-// forwarded returns the number of forwarded packets of the services that have a VIP, and whether none of these has
-// another VIP.
+// forwarded returns the number of forwarded packets of the services with a VIP. alone reports whether none of these
+// services has another VIP.
 func forwarded(st *api.DirectorStatus, vip netip.Addr) (packets uint64, alone bool) {
 	alone = true
 	for _, s := range st.Services {

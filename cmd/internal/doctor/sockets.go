@@ -19,17 +19,17 @@ import (
 	"vstun/encap/wire"
 )
 
-// listener is a socket that receives from any client.
+// listener is a socket that receives packets from any client.
 type listener struct {
 	at    netip.AddrPort
 	inode string // "0": the kernel's own
 }
 
-// listening lists the sockets of a protocol, "tcp" or "udp", that receive from any client.
+// listening returns the sockets of a protocol, "tcp" or "udp", that receive packets from any client.
 //
-// It reads /proc/net itself, which every kernel has. Socket diagnosis (netlink) needs the modules tcp_diag and
-// udp_diag, which a kernel may lack (CONFIG_INET_UDP_DIAG is off by default), and would load them. procfs reads only
-// little-endian machines' addresses.
+// It reads /proc/net itself, which every kernel has. Socket diagnosis (netlink) would load the modules tcp_diag and
+// udp_diag, which a kernel may lack (CONFIG_INET_UDP_DIAG is off by default). Package procfs reads addresses correctly
+// only on little-endian machines.
 func listening(protocol string) (all []listener, err error) {
 	for _, name := range []string{protocol, protocol + "6"} {
 		text, err := os.ReadFile("/proc/net/" + name)
@@ -72,8 +72,8 @@ func parseSockets(text string, tcp bool) (all []listener) {
 	return all
 }
 
-// portsFor returns the ports at which a listener receives packets to a. A listener on all addresses of IPv6 counts for
-// IPv4 as well, which is the kernel's default.
+// portsFor returns the ports on which a listener receives packets to a. A listener on all IPv6 addresses counts for
+// IPv4 as well: this is the kernel's default.
 func portsFor(all []listener, a netip.Addr) (ports []uint16) {
 	for _, l := range all {
 		to := l.at.Addr()
@@ -125,7 +125,7 @@ func portList(ports []uint16) string {
 // ownUDP returns the UDP ports of a host's own services: DHCP, NTP, mDNS, LLMNR, portmap.
 func ownUDP() []uint16 { return []uint16{67, 68, 546, 547, 123, 323, 5353, 5355, 111} }
 
-// wildcardUDP records hints at UDP servers on all addresses: without IP_PKTINFO they answer from the route's source
+// wildcardUDP records hints about UDP servers on all addresses: without IP_PKTINFO they answer from the route's source
 // address, not from the VIP.
 func (res *result) wildcardUDP(cfg *config.Realserver, udp []listener) {
 	for _, l := range udp {

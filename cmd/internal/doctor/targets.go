@@ -16,10 +16,10 @@ type target struct {
 	encap.Config
 	mtu      int    // of the route to it
 	spare    uint16 // UDP port to try gue on
-	number   int    // of the tunnel, among those to the same realserver
+	number   int    // of the tunnel among the tunnels to the same realserver
 	vips     []*targetVIP
 	services []string
-	drained  bool // its weight is 0 everywhere, or it is a sorry server only
+	drained  bool // its weight is 0 in all services, or it is only a sorry server
 }
 
 // targetVIP is a VIP that is probed through a target's tunnel.
@@ -35,7 +35,7 @@ func (t *target) where() string {
 	return fmt.Sprintf("realserver %s (%s)", t.Destination, brief(t.services))
 }
 
-// tunnelName names its tunnel, as one of this kind.
+// tunnelName returns the name of the target's tunnel as a tunnel of this kind.
 func (t *target) tunnelName(kind encap.Kind) string {
 	switch {
 	case kind.UDP() && kind == t.Kind:
@@ -57,12 +57,12 @@ func (t *target) as(kind encap.Kind) encap.Config {
 	return c
 }
 
-// tunnelFlow is the flow of the tunnel c's packets for a VIP.
+// tunnelFlow returns the flow of the tunnel c's packets for a VIP.
 func tunnelFlow(c encap.Config, vip netip.Addr) flowKey {
 	return flowKey{to: c.Destination, protocol: outerProtocol(c, vip), port: c.Port}
 }
 
-// grade is the severity of a fault of the target.
+// grade returns the severity of a fault of the target.
 func (t *target) grade() Severity {
 	if t.drained {
 		return Warning
@@ -70,7 +70,7 @@ func (t *target) grade() Severity {
 	return Error
 }
 
-// targets returns the ends of cfg's tunnels to which there is a route.
+// targets returns the ends of cfg's tunnels for which a route exists.
 func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 	own func(like netip.Addr) netip.Addr) (all []*target) {
 	known, tunnels := map[encap.Config]*target{}, map[netip.Addr]int{}
@@ -106,8 +106,8 @@ func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 	return slices.DeleteFunc(all, func(t *target) bool { return len(t.vips) == 0 })
 }
 
-// ends returns all hosts that a service may send connections to: its realservers, and its sorry server, with weight 0,
-// since it rarely gets any.
+// ends returns all hosts to which a service may send connections: its realservers and its sorry server. The sorry
+// server has weight 0, since it rarely gets a connection.
 func ends(s *config.Service) []config.RealserverRef {
 	if !s.SorryServer.IsValid() || s.IsRealserver(s.SorryServer) {
 		return s.Realservers
@@ -115,7 +115,7 @@ func ends(s *config.Service) []config.RealserverRef {
 	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
 }
 
-// role names the role of one of ends.
+// role returns the role of one of ends.
 func role(s *config.Service, r config.RealserverRef) string {
 	if r.Address == s.SorryServer && !s.IsRealserver(r.Address) {
 		return s.Name + ": sorry server"
@@ -123,7 +123,7 @@ func role(s *config.Service, r config.RealserverRef) string {
 	return s.Name
 }
 
-// askedPorts is the maximum number of a VIP's ports that are probed at a realserver.
+// askedPorts is the maximum number of ports of a VIP that are probed at a realserver.
 const askedPorts = 8
 
 // addVIP adds a VIP of a service to the target's VIPs. Its probes come from source.

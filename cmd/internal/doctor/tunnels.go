@@ -16,7 +16,7 @@ import (
 	"vstun/encap/query"
 )
 
-// atOnce is the number of targets that are probed at once. A thousand that do not answer take some twenty seconds.
+// atOnce is the number of targets that are probed at once. A thousand silent targets take about twenty seconds.
 const atOnce = 256
 
 // examineTargets probes every VIP at every realserver, through the tunnel and from this host's own address, so that the
@@ -123,8 +123,8 @@ func (x *targetExam) examine(ctx context.Context) {
 	}
 }
 
-// askAgent makes a question for each family that the tunnel carries for the target's VIPs: an agent accepts protocols 4
-// and 41 as its own VIPs need them.
+// askAgent makes a question for each family that the tunnel carries for the target's VIPs. An agent accepts protocol 4
+// or 41 only if it has VIPs of that family.
 func (x *targetExam) askAgent(c encap.Config, first int) (probes []*probe) {
 	for _, six := range []bool{x.Destination.Is6(), x.Destination.Is4()} {
 		if at := slices.IndexFunc(x.vips, func(vip *targetVIP) bool { return vip.addr.Is6() == six }); at >= 0 {
@@ -137,8 +137,8 @@ func (x *targetExam) askAgent(c encap.Config, first int) (probes []*probe) {
 // mostQuestioned is the maximum number of VIPs that an agent is asked for.
 const mostQuestioned = 4096
 
-// agentAnswer returns the agent's answer to one of probes, which went by the tunnel c, completed with all its VIPs. It
-// returns nil if there is none, or only one of another version.
+// agentAnswer returns the agent's answer to one of probes, with all its VIPs; the probes went through the tunnel c. It
+// returns nil if there is no answer of this version.
 func (x *targetExam) agentAnswer(ctx context.Context, c encap.Config, probes []*probe) *query.Answer {
 	at := slices.IndexFunc(probes, func(s *probe) bool { return s.answered && s.answer.Version == query.Version })
 	if at < 0 {
@@ -167,21 +167,21 @@ func (x *targetExam) agentAnswer(ctx context.Context, c encap.Config, probes []*
 	return all
 }
 
-// lostAnswers is the cause why answers from a VIP get lost though requests arrive.
+// lostAnswers is a cause of lost answers from a VIP whose requests arrive.
 const lostAnswers = "its answers are dropped on the way back, as their source is the VIP (a cloud's " +
 	"source/destination check, a router's uRPF, rp_filter)"
 
-// lacksVIP reports whether an agent that has answered does not have a VIP.
+// lacksVIP reports whether an agent has answered and does not have a VIP.
 func lacksVIP(agent *query.Answer, vip *targetVIP) bool {
 	return agent != nil && len(agent.VIPs) >= int(agent.Total) && !slices.Contains(agent.VIPs, vip.addr)
 }
 
-// noPings records that the host answers, but no pings.
+// noPings records that the host answers other probes, but no pings.
 func (x *targetExam) noPings() {
 	x.skip("%s: it answers through %s, but no pings: its path MTU is not known", x.where(), x.tunnelName(x.Kind))
 }
 
-// missing records that a VIP does not answer, but another one, responding, or the agent does.
+// missing records that a VIP does not answer, though responding, another VIP, or the agent does.
 func (x *targetExam) missing(vip, responding *targetVIP, agent *query.Answer) {
 	f := Finding{Severity: x.grade(), Where: x.where(), On: x.Destination.String(), Fix: "realserver doctor"}
 	switch {
@@ -296,7 +296,7 @@ func (x *targetExam) servers(ctx context.Context) {
 	}
 }
 
-// reset ends connections that servers have accepted, or may yet accept, with a RST.
+// reset sends a RST to each connection that a server has accepted or may yet accept.
 func (x *targetExam) reset(vip *targetVIP, probes []*probe) {
 	for i, s := range probes {
 		if s.err != nil || s.answered && s.flags&packet.FlagRST != 0 {
@@ -311,7 +311,7 @@ func (x *targetExam) reset(vip *targetVIP, probes []*probe) {
 	}
 }
 
-// explainSilence finds out why neither a VIP nor an agent answers.
+// explainSilence finds the reason why neither a VIP nor an agent answers.
 func (x *targetExam) explainSilence(ctx context.Context, first, direct *probe) {
 	vip := x.vips[0]
 	if first.err != nil {
@@ -344,7 +344,7 @@ func (x *targetExam) explainSilence(ctx context.Context, first, direct *probe) {
 	if !direct.answered { // a router reports a neighbour that does not answer ARP after three seconds
 		x.sendAll(ctx, direct)
 	}
-	if accepted { // whatever error a kernel's own tunnel driver has sent meanwhile
+	if accepted { // despite any error that a kernel's own tunnel driver has sent meanwhile
 		x.noPings()
 		return
 	}
@@ -415,7 +415,7 @@ func (x *targetExam) explainByOtherTunnel(asked []*probe) bool {
 	return true
 }
 
-// dropped records that packets of the target's tunnel get lost, and packets of another kind arrive.
+// dropped records that packets of the target's tunnel are lost while packets of another kind arrive.
 func (x *targetExam) dropped(other encap.Kind) {
 	protocol := outerProtocol(x.Config, x.vips[0].addr)
 	x.find(Finding{Severity: x.grade(), Where: x.where(),
@@ -463,7 +463,7 @@ func (x *targetExam) unanswered(f Finding, others []encap.Kind) {
 	x.find(f)
 }
 
-// refused returns the parts of a finding that explain why this host's kernel does not send.
+// refused returns the parts of a finding about a packet that this host's kernel refuses to send.
 func (x *targetExam) refused(err error) (what, fix string, remarks []string) {
 	if errors.Is(err, unix.EPERM) {
 		what = fmt.Sprintf("this host's own firewall drops outgoing packets of %s", x.tunnelName(x.Kind))
@@ -473,13 +473,13 @@ func (x *targetExam) refused(err error) (what, fix string, remarks []string) {
 	return fmt.Sprintf("the kernel refuses to send to it: %v", err), fmt.Sprintf("ip route get %s", x.Destination), nil
 }
 
-// noReceiver reports whether the error says that no program receives such packets.
+// noReceiver reports whether the error means that no program receives such packets.
 func noReceiver(t icmpError) bool {
 	if t.from.Is4() {
-		// of protocol, of port
+		// protocol or port unreachable
 		return t.kind == packet.ICMPUnreachable && (t.code == 2 || t.code == packet.ICMPCodePort)
 	}
-	// RFC 4443, section 3.4: next header
+	// port unreachable; unrecognized next header (RFC 4443, section 3.4)
 	return t.kind == packet.ICMPv6Unreachable && t.code == packet.ICMPv6CodePort ||
 		t.kind == packet.ICMPv6ParamProblem && t.code == 1
 }

@@ -22,8 +22,8 @@ const (
 	Out            // sent on the link
 )
 
-// Filter selects the frames to count: those that match all fields that are not zero. The addresses, which must be of
-// one family, select the version of IP; without one it is IPv4.
+// Filter selects the frames to count: they match all fields that are not zero. The addresses must be of one family,
+// which selects the IP version; without an address it is IPv4.
 type Filter struct {
 	Source      netip.Addr
 	Destination netip.Addr
@@ -31,7 +31,7 @@ type Filter struct {
 	Direction   Direction
 }
 
-// Counter counts frames on one link. The kernel counts, so that no frame is missed.
+// Counter counts frames on one link. The kernel counts, so no frame is missed.
 type Counter struct {
 	mu    sync.Mutex
 	fd    int // -1 once closed

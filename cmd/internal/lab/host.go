@@ -22,10 +22,10 @@ type Host struct {
 	work chan func() // to the host's own thread
 }
 
-// Do runs fn on an operating system thread inside the host's namespace and returns fn's error. Sockets that fn makes
-// stay in the namespace wherever they are used later. Goroutines that fn starts are not in the namespace, and /proc/net
-// does not show it (use /proc/thread-self/net; /proc/sys/net is right). In a test fn must return its failures, not call
-// t.Fatal, since it runs on another goroutine.
+// Do runs fn on an operating system thread inside the host's namespace and returns fn's error. Sockets that fn opens
+// stay in the namespace wherever they are used later. Goroutines that fn starts are not in the namespace. /proc/net
+// shows another namespace: use /proc/thread-self/net (/proc/sys/net is right). In a test fn must return its failures
+// and not call t.Fatal, since it runs on another goroutine.
 func (h *Host) Do(fn func() error) error {
 	err := fmt.Errorf("%s: the function did not return: it ended its goroutine", h.Name)
 	onThread(func() {
@@ -56,7 +56,7 @@ func (h *Host) Dial(network, address string) (net.Conn, error) {
 	return h.DialContext(context.Background(), network, address)
 }
 
-// DialContext connects from the host, as net.Dialer does. The address must be a literal one: names are resolved on the
+// DialContext connects from the host, as net.Dialer does. The address must be literal: names would be resolved on the
 // caller's machine, not in the lab.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return in(h, address, func() (net.Conn, error) {
@@ -65,8 +65,8 @@ func (h *Host) DialContext(ctx context.Context, network, address string) (net.Co
 	})
 }
 
-// Listen listens on the host for connections, as net.Listen does, on a literal address or, with an empty one (":80"),
-// on all of the host's.
+// Listen listens on the host for connections, as net.Listen does. The address must be literal; an empty one (":80")
+// means all of the host's addresses.
 func (h *Host) Listen(network, address string) (net.Listener, error) {
 	return in(h, address, func() (net.Listener, error) { return net.Listen(network, address) })
 }
@@ -77,7 +77,7 @@ func (h *Host) ListenPacket(network, address string) (net.PacketConn, error) {
 	return in(h, address, func() (net.PacketConn, error) { return net.ListenPacket(network, address) })
 }
 
-// in makes a socket in the host's namespace.
+// in opens a socket in the host's namespace.
 func in[S any](h *Host, address string, open func() (S, error)) (socket S, err error) {
 	if err := literal(address); err != nil {
 		return socket, fmt.Errorf("%s: address %q: %w", h.Name, address, err)

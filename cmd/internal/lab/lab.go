@@ -40,15 +40,15 @@ type Spec struct {
 
 // Link is the link between a host and the router. The zero value is the default.
 type Link struct {
-	// at both ends, in bytes without the Ethernet header; 0 means 1500; below 1280 the link has no IPv6 (RFC 8200,
-	// section 5)
+	// MTU is the MTU at both ends, in bytes without the Ethernet header. 0 means 1500. Below 1280 the link has no IPv6
+	// (RFC 8200, section 5).
 	MTU int
 	// Segmented makes the router cut GSO packets that it sends on this link into packets of the MTU, as a network
 	// card does. Without it a GSO packet passes the link as one.
 	Segmented bool
-	// GRO makes the host's end merge the segments that come in within that time into GSO packets, as a network card
-	// does (generic receive offload): 50 µs is usual. It needs Segmented, since there are no segments otherwise. 0
-	// leaves it off.
+	// GRO makes the host's end merge segments that arrive within this time into GSO packets, as a network card does
+	// (generic receive offload): 50 µs is usual. It needs Segmented, since there are no segments otherwise. 0 switches
+	// it off.
 	GRO time.Duration
 }
 
@@ -73,8 +73,8 @@ type Lab struct {
 	closeOnce sync.Once
 }
 
-// New builds a lab and returns when all its links carry packets. It first removes namespaces that a dead lab of the
-// same prefix has left. It is an error if another process has a lab of this prefix. On an error no namespace is left.
+// New builds a lab and returns when all its links carry packets. It first removes the namespaces of a dead lab with the
+// same prefix. It returns an error if another process has a lab with this prefix. On an error it leaves no namespace.
 func New(spec Spec) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("making network namespaces needs root: run as root")
@@ -189,10 +189,10 @@ func (l *Lab) build(spec Spec, hosts []*Host) error {
 	return nil
 }
 
-// Close ends the processes of the lab's hosts, with SIGTERM, and SIGKILL five seconds later, and deletes the
-// namespaces. It returns an error if a process had to be killed or a namespace could not be deleted. Calling it again
-// does nothing and returns the same error. The caller must close its own sockets and counters in the lab: they keep
-// their namespace, then without links, alive.
+// Close ends the processes of the lab's hosts, with SIGTERM and, five seconds later, SIGKILL. It then deletes the
+// namespaces. It returns an error if a process had to be killed or a namespace could not be deleted. A second call does
+// nothing and returns the same error. The caller must close its own sockets and counters in the lab: they keep their
+// namespace alive, without links.
 func (l *Lab) Close() error {
 	l.closeOnce.Do(func() { l.closeErr = l.close() })
 	return l.closeErr

@@ -16,9 +16,9 @@ import (
 // namespaceDir is where ip-netns(8) looks for named network namespaces.
 const namespaceDir = "/run/netns"
 
-// prepareNamespaceDir makes namespaceDir a shared mount, as ip-netns(8) does before it makes the first name. Without
-// that, the first `ip netns add` of another program makes it one, with a second mount of each name that is there
-// already: then no name can be deleted any more (EBUSY). ip-netns(8) takes the same lock.
+// prepareNamespaceDir makes namespaceDir a shared mount, as ip-netns(8) does before it creates the first name.
+// Otherwise the first `ip netns add` of another program does so, and mounts each existing name a second time: then no
+// name can be deleted any more (EBUSY). ip-netns(8) takes the same lock.
 func prepareNamespaceDir() error {
 	if err := os.MkdirAll(namespaceDir, 0o755); err != nil {
 		return fmt.Errorf("directory of namespaces: %w", err)
@@ -44,9 +44,9 @@ func prepareNamespaceDir() error {
 	return nil
 }
 
-// onThread runs fn on an operating system thread of its own and returns after fn. The thread is never used again,
-// whatever namespace fn has left it in: it stays locked to a goroutine that ends, so Go ends the thread. It is never
-// the main thread, which Go cannot end and whose namespace /proc/self/net shows.
+// onThread runs fn on its own operating system thread and returns after fn. The thread is never used again, whatever
+// namespace fn leaves it in: it stays locked to a goroutine that ends, so Go ends the thread. It is never the main
+// thread: Go cannot end that one, and /proc/self/net shows its namespace.
 func onThread(fn func()) {
 	done := make(chan struct{})
 	go func() {
@@ -76,7 +76,7 @@ func claim(prefix string) (net.Listener, error) {
 	return lock, nil
 }
 
-// owner names the process that listens on a Unix socket; "" if it is not known.
+// owner returns the name of the process that listens on a Unix socket, or "" if it is not known.
 func owner(address string) string {
 	conn, err := net.Dial("unix", address)
 	if err != nil {

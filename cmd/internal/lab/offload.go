@@ -11,8 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deferIRQs is the number of empty polls after which a link with GRO delivers a held GSO packet:
-// napi_defer_hard_irqs.
+// deferIRQs is the number of empty polls after which a link with GRO delivers a held GSO packet: napi_defer_hard_irqs.
 const deferIRQs = 4
 
 // segmentation are the features that let GSO packets of TCP leave a link unsegmented, by ethtool's names.
@@ -65,8 +64,8 @@ func setFeatures(link string, on bool, features ...string) error {
 }
 
 // holdGRO sets the time for which a link of this thread's namespace holds GSO packets to make them larger. The values
-// are only in sysfs, which shows this namespace's devices only in a mount of its own. So the thread gets a mount
-// namespace, and must be used for Do only.
+// exist only in sysfs, and only a new mount of sysfs shows this namespace's devices. So the thread gets a mount
+// namespace, and only Do may use it afterwards.
 func holdGRO(link string, hold time.Duration) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)

@@ -32,10 +32,10 @@ type Process struct {
 // Start starts a command on the host. Standard output and error go to Process.Output if the command has no writer for
 // them. The command must not have been started, and its Wait must not be called: use the Process.
 //
-// The child leads a process group of its own, so that a Ctrl-C at the terminal goes to the caller only. The rest of the
-// group is killed when the child ends. The child is killed when the caller dies for whatever reason; a grandchild is
-// not, so start servers in the foreground and, if they can, as one process. The child has the host's network, but
-// otherwise the caller's machine, /sys/class/net included.
+// The child leads its own process group, so that a Ctrl-C at the terminal reaches only the caller. The rest of the
+// group is killed when the child ends. The kernel kills the child when the caller dies for whatever reason, but not a
+// grandchild: start servers in the foreground and, if they can, as one process. The child has the host's network.
+// Everything else is the caller's machine, /sys/class/net included.
 func (h *Host) Start(cmd *exec.Cmd) (*Process, error) { return h.launch(cmd, nil) }
 
 // StartOn is Start for a process whose threads all run on one CPU: 0, 1, … as the kernel numbers them.

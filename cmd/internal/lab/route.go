@@ -15,7 +15,8 @@ import (
 // before it parses the packet (ip_rcv in net/ipv4/ip_input.c, PACKET_OTHERHOST), at the least cost.
 func UnknownMAC() net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01} }
 
-// policyTables plus a link's index is the number of RouteFrom's table for the link. It is also the rules' priority.
+// policyTables is the priority of RouteFrom's rules. RouteFrom's table for a link has the number policyTables plus the
+// link's index.
 const policyTables = 1000
 
 // Route routes the host's packets to addr via its neighbour via.
@@ -23,7 +24,7 @@ func (h *Host) Route(addr, via netip.Addr) error {
 	return h.do("route", func() error { return addRoute(netip.PrefixFrom(addr, addr.BitLen()), via) })
 }
 
-// RouteFrom is Route for packets that come in by link only.
+// RouteFrom is Route for only those packets that arrive on link.
 func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
 	return h.do("route", func() error {
 		dev, err := net.InterfaceByName(link)
@@ -47,8 +48,8 @@ func (h *Host) RouteFrom(link string, addr, via netip.Addr) error {
 	})
 }
 
-// Sink makes packets to addr, in a link's subnet, leave by the link to UnknownMAC, so that the host at its other end
-// counts and drops them.
+// Sink sends packets to addr, in a link's subnet, to UnknownMAC on that link. The host at the other end counts and
+// drops them.
 func (h *Host) Sink(link string, addr netip.Addr) error {
 	return h.do("sink", func() error {
 		dev, err := net.InterfaceByName(link)
@@ -117,8 +118,8 @@ func (h *Host) MAC(link string) (mac net.HardwareAddr, err error) {
 	return mac, err
 }
 
-// Received returns the number of frames that a link of the host has received since it was made, from the link's own
-// statistics. Unlike a Counter it costs the frames no time, and has no filter.
+// Received returns the number of frames that a link of the host has received since the link was created, from its own
+// statistics. Unlike a Counter it adds no cost per frame, and has no filter.
 func (h *Host) Received(link string) (frames uint64, err error) {
 	err = h.do("frames received", func() error {
 		dev, err := netlink.LinkByName(link)
@@ -134,7 +135,7 @@ func (h *Host) Received(link string) (frames uint64, err error) {
 	return frames, err
 }
 
-// do is Do with an error that names the host and the operation.
+// do is Do, but its error names the host and the operation.
 func (h *Host) do(what string, fn func() error) error {
 	if err := h.Do(fn); err != nil {
 		return fmt.Errorf("%s: %s: %w", h.Name, what, err)

@@ -23,8 +23,8 @@ const (
 	minMTU6        = 1280 // IPv6 is off on links with less
 )
 
-// ipv6Sysctls returns the IPv6 settings of a lab's hosts: their addresses can be used at once, since duplicate address
-// detection (RFC 4862, section 5.4) is off, and they solicit no other router. Other settings are the kernel's defaults.
+// ipv6Sysctls returns the IPv6 settings of a lab's hosts. Addresses can be used at once, since duplicate address
+// detection (RFC 4862, section 5.4) is off. Hosts solicit no other router. Other settings are the kernel's defaults.
 func ipv6Sysctls(forward string) [][2]string {
 	return [][2]string{
 		{"net.ipv6.conf.all.forwarding", forward}, // first: changing it resets others
@@ -45,9 +45,9 @@ func hasIPv6() bool {
 // prepare sets the values that the host needs before it gets a link. It writes every value, since a new namespace may
 // inherit some from the machine.
 func (h *Host) prepare(router bool) error {
-	// The router must not check where packets come from: replies enter from the web servers' links with the VIP as
-	// source, and its route to the VIP leads to the director; a strict check drops them (RFC 3704, section 2.2). The
-	// other hosts are strict, as many machines are, which is the hardest setting for packets that come out of a tunnel.
+	// The router must not check the source of packets: replies with the VIP as source come from the web servers' links,
+	// but its route to the VIP leads to the director, so a strict check drops them (RFC 3704, section 2.2). The other
+	// hosts are strict, as many machines are: this is the hardest setting for packets that come out of a tunnel.
 	forward, filter := "0", "1"
 	if router {
 		forward, filter = "1", "0"
@@ -85,7 +85,7 @@ func setSysctl(key, value string) error {
 	return nil
 }
 
-// connect makes the link between a host and the router, with addresses, and the host's default routes.
+// connect creates the link between a host and the router, adds the addresses, and sets the host's default routes.
 func (l *Lab) connect(h *Host, link Link) error {
 	if link.MTU == 0 {
 		link.MTU = 1500
@@ -99,7 +99,7 @@ func (l *Lab) connect(h *Host, link Link) error {
 		defer peer.Close()
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = h.Name, link.MTU
-		// Each end is made in its own namespace, so that no name is taken on the machine itself.
+		// Each end is created in its own namespace, so that it takes no name on the machine itself.
 		veth := &netlink.Veth{
 			LinkAttrs: attrs, PeerName: uplink, PeerMTU: uint32(link.MTU), PeerNamespace: netlink.NsFd(int(peer)),
 		}
@@ -141,7 +141,7 @@ func (l *Lab) routeVIP() error {
 }
 
 // awaitCarrier waits until both ends of a host's link are up. Until then the kernel may drop packets, although both
-// have been set up.
+// ends are set up.
 func (l *Lab) awaitCarrier(ctx context.Context, h *Host) error {
 	tick := time.NewTicker(carrierPoll)
 	defer tick.Stop()
@@ -211,8 +211,8 @@ func (l *Lab) disconnect() error {
 	})
 }
 
-// raise gives a link of this thread's namespace its addresses, in a /24 and, if there is one of IPv6, in a /64, and
-// sets it up.
+// raise adds the addresses to a link of this thread's namespace, addr in a /24 and addr6, if it is valid, in a /64. It
+// then sets the link up.
 func raise(name string, addr, addr6 netip.Addr) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {

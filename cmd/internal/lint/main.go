@@ -1,5 +1,6 @@
-// Command lint checks what go vet and staticcheck do not: the width of lines, the length of functions, words that the
-// project avoids, and the size of README.md. It prints each fault as file:line and exits with status 1 if there is one.
+// Command lint checks rules that go vet and staticcheck do not check: the width of lines, the length of functions,
+// words that the project avoids, and the size of README.md. It prints each fault as file:line and exits with status 1
+// if there is one.
 package main
 
 import (
@@ -24,7 +25,7 @@ const (
 	readmeBytes     = 12 << 10
 )
 
-// avoided matches words that describe programs as persons. The user "nobody", quoted, is none of them.
+// avoided matches words that describe programs as persons. The user name "nobody", quoted, is allowed.
 var avoided = regexp.MustCompile(`(?i)tells? whether|\b(?:nobody|somebody)\b`)
 
 // user matches the name of the user.

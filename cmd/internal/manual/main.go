@@ -24,7 +24,7 @@ import (
 	"vstun/cmd/internal/director"
 )
 
-// extra has the sections that only manual pages have, in a file for each program.
+// extra has the sections that exist only in manual pages, one file for each program.
 //
 //go:embed director.md realserver.md
 var extra embed.FS
@@ -87,7 +87,7 @@ func write(root, dir string) error {
 	return nil
 }
 
-// buildDate returns the day in the pages' footers: today, or that of the environment's SOURCE_DATE_EPOCH.
+// buildDate returns the day for the pages' footers: the environment's SOURCE_DATE_EPOCH, or today.
 func buildDate() (time.Time, error) {
 	epoch := os.Getenv("SOURCE_DATE_EPOCH")
 	if epoch == "" {
@@ -100,8 +100,8 @@ func buildDate() (time.Time, error) {
 	return time.Unix(seconds, 0).UTC(), nil
 }
 
-// write writes the page of p, which replaces the one that GenManTree has made, and the page of its configuration file.
-// status is the section about exit statuses.
+// write writes the page of p and the page of its configuration file. The former replaces the page by GenManTree. status
+// is the section about exit statuses.
 func (p program) write(root, dir string, date time.Time, status string) error {
 	name := p.command.Name()
 	folder := filepath.Join(root, "cmd", name)
@@ -207,8 +207,7 @@ const configPage = `# NAME
 **%[1]s**(8), **%[1]s-check**(8), **%[1]s-reload**(8)
 `
 
-// render returns a page in roff. Its words are not hyphenated, since many of them are names, and its right margin is
-// ragged.
+// render returns a page in roff. Words are not hyphenated, since many are names, and the right margin is ragged.
 func render(text string) []byte {
 	page := bytes.Replace(md2man.Render([]byte(text)), []byte("\n.SH "), []byte("\n.ad l\n.SH "), 1)
 	return append([]byte(".nr HY 0\n"), page...)

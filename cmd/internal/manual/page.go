@@ -10,7 +10,7 @@ import (
 // section returns the text below a heading of a Markdown page, with the headings below it.
 func section(page, heading string) (string, error) {
 	var text strings.Builder
-	level := 0 // of the heading, once it has come
+	level := 0 // of the heading, once it is found
 	eachLine(page, func(line string, code bool) {
 		if depth := headingLevel(line); !code && depth > 0 {
 			switch {
@@ -18,7 +18,7 @@ func section(page, heading string) (string, error) {
 				level = depth
 				return
 			case depth <= level:
-				level = -1 // its end
+				level = -1 // the section has ended
 			}
 		}
 		if level > 0 {
@@ -31,8 +31,8 @@ func section(page, heading string) (string, error) {
 	return text.String(), nil
 }
 
-// plain returns a Markdown text as md2man can show it on a terminal: tables become lists, and links become text. The
-// text's relative links begin in folder.
+// plain returns a Markdown text in a form that md2man can show on a terminal: tables become lists, and links become
+// text. The text's relative links begin in folder.
 func plain(text, folder string) string {
 	var out, prose strings.Builder
 	var rows []string
@@ -87,8 +87,8 @@ func headingLevel(line string) int {
 // link matches a Markdown link, whose text may have a pair of brackets in it and span lines.
 var link = regexp.MustCompile(`\[([^\[\]]*(?:\[[^\[\]]*\]+[^\[\]]*)?)\]\(([^()#\s]*)(#[^()\s]*)?\)`)
 
-// unlink returns text with each link's text in place of the link. The name of another page follows it in parentheses,
-// and so does an address of the Web.
+// unlink replaces each link in text by the link's text. The name of another page, or a Web address, follows it in
+// parentheses.
 func unlink(text, folder string) string {
 	return link.ReplaceAllStringFunc(text, func(s string) string {
 		m := link.FindStringSubmatch(s)
@@ -106,11 +106,11 @@ func unlink(text, folder string) string {
 	})
 }
 
-// list returns a table as a list of definitions. The first column has the terms.
+// list returns a table as a list of definitions. The terms are in the first column.
 func list(rows []string) string {
 	var out strings.Builder
 	head := cells(rows[0])
-	for _, row := range rows[min(2, len(rows)):] { // the second one is a line
+	for _, row := range rows[min(2, len(rows)):] { // the second row is a ruler
 		c := cells(row)
 		term, meaning := c[0], c[len(c)-1]
 		switch {
@@ -130,7 +130,7 @@ func list(rows []string) string {
 	return out.String()
 }
 
-// byDefault returns what the list says of a key's default.
+// byDefault returns the list's words for a key's default.
 func byDefault(value string) []string {
 	switch value {
 	case "", "–", "none":
@@ -143,7 +143,7 @@ func byDefault(value string) []string {
 
 // cells returns the cells of a table's row.
 func cells(row string) []string {
-	const pipe = "\x00" // in place of one that is no border
+	const pipe = "\x00" // in place of a pipe that is no border
 	row = strings.Trim(strings.TrimSpace(strings.ReplaceAll(row, `\|`, pipe)), "|")
 	var out []string
 	for _, c := range strings.Split(row, "|") {

@@ -44,7 +44,7 @@ func (s *statement) find(name string) (found *statement) {
 	return found
 }
 
-// size returns the length of the statement with its block, in bytes of the source. A statement counts as 16 at least.
+// size returns the length of the statement and its block, in bytes of the source. A statement counts as at least 16.
 func (s *statement) size() int {
 	n := max(len(s.text), 16)
 	for _, in := range s.block {
@@ -53,7 +53,7 @@ func (s *statement) size() int {
 	return n
 }
 
-// blockLevels are the depths of keepalived's blocks which a missing brace can move elsewhere. 0 is outside of others.
+// blockLevels are the depths of those blocks of keepalived that a missing brace can move elsewhere. 0 is the top level.
 var blockLevels = map[string]int{
 	"virtual_server": 0, "virtual_server_group": 0, "global_defs": 0, "SSL": 0,
 	"static_ipaddress": 0, "static_routes": 0, "static_rules": 0,
@@ -64,11 +64,11 @@ var blockLevels = map[string]int{
 	"url": 3,
 }
 
-// blockReader makes a tree of lines. After a wrong brace it goes on as keepalived does (process_stream in its
-// lib/parser.c), and notes it.
+// blockReader makes a tree of lines. After a wrong brace it continues as keepalived does (process_stream in its
+// lib/parser.c), and notes the brace.
 type blockReader struct {
 	*plan
-	open []*statement // the root, and the blocks that the next statement stands in
+	open []*statement // the root, and the blocks around the next statement
 }
 
 const asKeepalived = "keepalived goes on, and so does the import"
@@ -118,7 +118,7 @@ func (r *blockReader) take(at Place, part string) error {
 	return nil
 }
 
-// begin opens the block of a {.
+// begin opens the block of a brace.
 func (r *blockReader) begin(at Place, in *statement) error {
 	last := in.last()
 	level, isBlock := blockLevels[name(last)]
@@ -162,8 +162,8 @@ func name(s *statement) string {
 	return s.name()
 }
 
-// splitBraces splits a line before and after each brace. It does not split at quoted braces and at those of "${NAME}"
-// without a definition.
+// splitBraces splits a line before and after each brace. It does not split at quoted braces and at the braces of an
+// undefined "${NAME}".
 func splitBraces(text string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		begin, quoted := 0, false

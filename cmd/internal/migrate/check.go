@@ -13,13 +13,13 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// check is to be a [service.check] or [service.realserver.check].
+// check is a future [service.check] or [service.realserver.check].
 type check struct {
 	Place
 	kind     string
 	via      string // "tunnel" or "direct"
 	port     uint16 // 0: the service's
-	keys     []key  // of this kind alone
+	keys     []key  // keys of this kind only
 	interval time.Duration
 	timeout  time.Duration
 	rise     int
@@ -36,7 +36,7 @@ type key struct{ name, value, comment string }
 // checker is one of keepalived's checkers: the type of check for it, and its defaults for retry and delay_before_retry.
 type checker struct {
 	kind       string // "": none
-	rank       int    // of several checkers of a realserver the one with the highest rank stays
+	rank       int    // if a realserver has several checkers, the highest rank stays
 	retry      int
 	retryDelay time.Duration // 0: delay_loop
 	read       func(*keepalived, *service, *check, *statement, settings) bool
@@ -55,7 +55,7 @@ var checkers = map[string]checker{
 	"BFD_CHECK":  {},
 }
 
-// check reads the checkers of a realserver and returns the one that stays, or nil. port is the real_server's.
+// check reads the checkers of a realserver and returns the one that stays, or nil. port is the real_server's port.
 func (k *keepalived) check(s *service, r *realserver, port uint16, found []*statement, general settings) *check {
 	found = slices.Clone(found)
 	slices.SortStableFunc(found, func(a, b *statement) int { return checkers[b.name()].rank - checkers[a.name()].rank })
@@ -83,7 +83,7 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 	of := checkers[block.name()]
 	c := &check{Place: block.Place, kind: of.kind, via: "tunnel", rise: 1}
 	var connectPort uint16
-	var own []*statement // of this kind alone
+	var own []*statement // statements of this kind only
 	t.leastRetry = 0
 	for _, st := range k.flatten(s, block) {
 		if k.ignores(s, block.name(), st) {
@@ -137,8 +137,8 @@ func (k *keepalived) readCheck(s *service, r *realserver, port uint16, block *st
 // (smtp_check_end_handler in keepalived's check_smtp.c).
 var hostKeywords = []string{"connect_ip", "connect_port", "bindto", "bind_if", "bind_port", "fwmark", "connect_timeout"}
 
-// flatten returns the statements of a checker, and those of the first "host" block, which old versions have. In
-// keepalived each other host is a check of its own.
+// flatten returns the statements of a checker, and the statements of its first "host" block, which old versions have.
+// keepalived makes a check of its own from each further host.
 func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	var hosts []*statement
 	first := true
@@ -161,8 +161,8 @@ func (k *keepalived) flatten(s *service, block *statement) (list []*statement) {
 	return list
 }
 
-// settlePort sets via and port of a check. keepalived connects to the realserver's own address. A port of the service
-// means the server that clients reach by the VIP.
+// settlePort sets via and port of a check. keepalived connects to the realserver's own address. If the port is one of
+// the service, the check is for the server that clients reach by the VIP.
 func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool {
 	if c.local() {
 		c.via = "direct"
@@ -173,7 +173,7 @@ func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool 
 	}
 	port := connect
 	if port == 0 && slices.Contains(s.ports, 0) {
-		port = own // else the VIP's own, see notePort
+		port = own // else the VIP's port, see notePort
 	}
 	switch {
 	case port == 0 && slices.Contains(s.ports, 0):
@@ -188,7 +188,7 @@ func (k *keepalived) settlePort(s *service, c *check, connect, own uint16) bool 
 	return true
 }
 
-// Bounds that director.toml has for checks.
+// Bounds of checks in director.toml.
 const (
 	leastInterval = 100 * time.Millisecond
 	mostInterval  = 24 * time.Hour
@@ -199,8 +199,8 @@ const (
 // queryTypes are the types of records that both keepalived and a check can ask for.
 var queryTypes = []string{"A", "AAAA", "NS", "CNAME", "SOA", "MX", "TXT"}
 
-// settleTimes turns retries into fall. keepalived retries before the next check is due. explicit means that
-// delay_before_retry sets the time.
+// settleTimes converts retries to fall. keepalived retries before the next check is due. explicit is set if
+// delay_before_retry sets that time.
 func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay time.Duration, explicit bool) {
 	bound := func(name string, d *time.Duration, least, most time.Duration) {
 		if within := min(max(*d, least), most); within != *d {
@@ -220,7 +220,7 @@ func (k *keepalived) settleTimes(s *service, c *check, retry int, retryDelay tim
 	}
 }
 
-// noMore reads a checker without keywords of its own.
+// noMore reads a checker that has no keywords of its own.
 func (k *keepalived) noMore(s *service, _ *check, block *statement, _ settings) bool {
 	for _, st := range block.block {
 		k.unknown(s, block, st)
@@ -418,7 +418,7 @@ func isDomain(text string) bool {
 	})
 }
 
-// body adds the key body. keepalived's regular expressions are PCRE2's, those of the key RE2's.
+// body adds the key body. keepalived's regular expressions are PCRE2, the key's are RE2.
 func (k *keepalived) body(s *service, c *check, at Place, expression, options string, noMatch bool) {
 	if expression == "" {
 		return
@@ -475,7 +475,7 @@ func (k *keepalived) dnsCheck(s *service, c *check, block *statement, _ settings
 	}
 	c.add("query", quote(name))
 	c.add("query_type", quote(kind))
-	c.add("records", "0") // keepalived takes any NOERROR
+	c.add("records", "0") // keepalived accepts any NOERROR
 	return true
 }
 
@@ -510,7 +510,7 @@ func (k *keepalived) miscCheck(s *service, c *check, block *statement, t setting
 	return true
 }
 
-// isCommand reports whether a command can stand in a director.toml.
+// isCommand reports whether a command is legal in a director.toml.
 func isCommand(words []string) bool {
 	return len(words) > 0 && strings.HasPrefix(words[0], "/") && !slices.ContainsFunc(words, func(w string) bool {
 		return !utf8.ValidString(w) || strings.ContainsRune(w, 0)

@@ -62,7 +62,7 @@ func fileName(check *statement) string {
 	return ""
 }
 
-// fileInterval is the interval of a check of a file. keepalived reads a file when it changes.
+// fileInterval is the interval of a file check. keepalived reads a file when it changes.
 const fileInterval = time.Second
 
 func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ settings) bool {
@@ -109,8 +109,8 @@ func (k *keepalived) fileCheck(s *service, c *check, block *statement, _ setting
 // clientCertificate is the content of keepalived's SSL block, for every SSL_GET.
 type clientCertificate struct{ cert, key string }
 
-// defineSSL reads the SSL block. The checks get its files only if they can be read here: else the director would refuse
-// its configuration.
+// defineSSL reads the SSL block. The checks get its files only if these can be read here: otherwise the director would
+// refuse its configuration.
 func (k *keepalived) defineSSL(block *statement) {
 	var own clientCertificate
 	for _, st := range block.block {

@@ -42,8 +42,8 @@ type ipvsadm struct {
 	lost  map[string]bool     // services that have been left out
 }
 
-// ruleOptions are ipvsadm's options with their short names, and whether a value follows: 'n'o, 'y'es, or 'm'aybe. See
-// ipvsadm(8).
+// ruleOptions are ipvsadm's options with their short names. value reports whether a value follows: 'n'o, 'y'es, or
+// 'm'aybe. See ipvsadm(8).
 var ruleOptions = map[string]struct {
 	short string
 	value byte
@@ -78,7 +78,7 @@ var longOptions = func() map[string]string {
 	return long
 }()
 
-// rule is a line: its options by their long names, and the other words.
+// rule is a line: its options by their long names, and its other words.
 type rule struct {
 	options map[string]string
 	others  []string

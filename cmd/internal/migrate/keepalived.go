@@ -46,12 +46,13 @@ type keepalived struct {
 	root   *statement
 	groups map[string]*statement
 	files  map[string]*trackFile
-	ssl    *clientCertificate // nil: there is none
+	ssl    *clientCertificate // nil: none
 
-	include bool // files may be read
+	include bool // included files may be read
 }
 
-// Blocks that others refer to are read first, then those with a counterpart. All others become notes.
+// Definitions, to which other blocks refer, are read first. Blocks with a counterpart follow. All other blocks become
+// notes.
 var (
 	definitions = map[string]func(*keepalived, *statement){
 		"virtual_server_group": (*keepalived).defineGroup,
@@ -67,7 +68,7 @@ var (
 
 const noFileCheck = "no FILE_CHECK of a real_server has it: it is for VRRP, which stays with keepalived"
 
-// What has no counterpart, and what to do about it, by the beginning of its keyword.
+// elsewhere has the keywords, by prefix, of blocks without a counterpart, and the remedy for each.
 var elsewhere = []struct{ prefix, what string }{
 	{"vrrp_instance", "VRRP is none of this: keep keepalived for it, without its virtual_server blocks"},
 	{"vrrp_track_file", noFileCheck},
@@ -182,7 +183,7 @@ func (p *plan) timeout(at Place, name, seconds string) {
 	}
 }
 
-// checkVRRPAddresses warns of VIPs that VRRP would give to the director's host itself.
+// checkVRRPAddresses warns of VIPs that VRRP would add to the director's host itself.
 func (k *keepalived) checkVRRPAddresses() {
 	vips := map[netip.Addr]bool{}
 	for _, s := range k.services {
@@ -220,7 +221,7 @@ func (k *keepalived) virtualServer(block *statement) {
 		s.want = "fwmark-" + block.arg(2)
 		k.fill(&s, block, false)
 		if block.find("protocol") == nil {
-			s.protocol = "tcp" // as likely as any: a mark has none
+			s.protocol = "tcp" // a guess: a mark has no protocol
 		}
 		k.addMark(&s, block.Place)
 	case "group":
@@ -259,7 +260,7 @@ func (k *keepalived) virtualServer(block *statement) {
 	}
 }
 
-// addMark keeps the service of a firewall mark for a comment, which a user can complete.
+// addMark keeps the service of a firewall mark as a comment, which the user can complete.
 func (p *plan) addMark(s *service, at Place) {
 	p.note(at, "%s: only the firewall's rules know a mark's addresses and ports: left out, but as a comment: give "+
 		"it the VIPs and ports that get the mark (iptables -t mangle -S, nft list ruleset)", s.source)
@@ -278,7 +279,7 @@ func (k *keepalived) port(at Place, what, text string) (uint16, bool) {
 	return uint16(n), err == nil
 }
 
-// groupPart is the addresses of a group that have the same ports.
+// groupPart is the set of a group's addresses with the same ports.
 type groupPart struct {
 	vips  []netip.Addr
 	ports []uint16
@@ -286,7 +287,7 @@ type groupPart struct {
 
 var errManyAddresses = errors.New("the groups make too many services: write fewer addresses and ports")
 
-// maxGroup is how many addresses one line of a group may stand for: IPv4's /20.
+// maxGroup is the maximum number of addresses in one line of a group: an IPv4 /20.
 const maxGroup = 4096
 
 func (k *keepalived) group(block *statement) (parts []groupPart) {
@@ -352,8 +353,8 @@ func (k *keepalived) group(block *statement) (parts []groupPart) {
 	return parts
 }
 
-// addressRange reads "192.0.2.1", "192.0.2.1-9", "192.0.2.1-192.0.2.9" or "192.0.2.0/28", and the same of IPv6, where
-// the end is hexadecimal.
+// addressRange reads "192.0.2.1", "192.0.2.1-9", "192.0.2.1-192.0.2.9" or "192.0.2.0/28", and the same forms with IPv6,
+// whose end is hexadecimal.
 func addressRange(text string) (first, last netip.Addr, ok bool) {
 	if p, err := netip.ParsePrefix(text); err == nil {
 		p = p.Masked()

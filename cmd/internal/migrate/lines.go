@@ -129,7 +129,7 @@ func (r *lineReader) file(name, dir string, text []byte, depth int) error {
 	return nil
 }
 
-// uncomment removes comments, their escapes, and white space at both ends. more reports that the line ends with a
+// uncomment removes comments, their escapes, and white space at both ends. more reports whether the line ends with a
 // backslash.
 func uncomment(text string) (_ string, more bool, _ error) {
 	var b strings.Builder
@@ -238,8 +238,8 @@ func (r *lineReader) step(at Place, dir, text string, depth int) error {
 	return nil
 }
 
-// substitute replaces names by their definitions. One of several lines is replaced only at the end of a line; its lines
-// after the first are then lines of their own.
+// substitute replaces names by their definitions. A definition of several lines is replaced only at the end of a line;
+// its further lines then follow as lines of their own.
 func (r *lineReader) substitute(text string) (_ string, ok bool) {
 	for i, tries := 0, 0; ; {
 		dollar := strings.IndexByte(text[i:], '$')
@@ -353,8 +353,7 @@ func (r *lineReader) repeat(at Place, dir, text string, depth int) error {
 	return r.step(at, dir, text, depth+1)
 }
 
-// list repeats a line: "~LST(NAME, A, B) line" or "~LST({NAME, NAME}, {A, A}, {B, B}) line". A value that is missing
-// is empty.
+// list repeats a line: "~LST(NAME, A, B) line" or "~LST({NAME, NAME}, {A, A}, {B, B}) line". A missing value is empty.
 func (r *lineReader) list(at Place, dir, list, text string, depth int) error {
 	groups, ok := splitList(list)
 	if !ok || len(groups) < 2 {
@@ -413,7 +412,7 @@ func splitList(list string) (groups [][]string, ok bool) {
 	}
 }
 
-// includeFiles reads the files that match a pattern. As in keepalived, the import goes on after one that can't be read.
+// includeFiles reads the files that match a pattern. As in keepalived, the import continues after an unreadable file.
 func (r *lineReader) includeFiles(at Place, dir, pattern string, depth int) error {
 	if !filepath.IsAbs(pattern) {
 		pattern = filepath.Join(dir, pattern)

@@ -1,7 +1,7 @@
-// Package migrate makes a director.toml of another balancer's configuration: keepalived's, or IPVS's own, as
-// ipvsadm-save prints it.
+// Package migrate makes a director.toml from another balancer's configuration: keepalived's, or kernel IPVS's in the
+// format of ipvsadm-save.
 //
-// Both are read into the same services, see service.go, and written by write.go. Nothing is left out silently: each
+// Both sources are read into the same services (service.go), which write.go writes. Nothing is omitted silently: each
 // line without an exact counterpart has a Note with a remedy, which is also a comment in the file. The director accepts
 // the file if it has a service.
 package migrate
@@ -16,16 +16,16 @@ import (
 // Import is the result of an import.
 type Import struct {
 	TOML     []byte // director.toml
-	Services int    // in it; 0: TOML is no configuration
-	Marks    int    // services of firewall marks, which are comments in it, without VIPs
+	Services int    // number of services in TOML; 0: TOML is no configuration
+	Marks    int    // number of firewall marks' services, which are comments without VIPs in TOML
 	Notes    []Note // in the order of the source, then of included files
 }
 
-// Note is a remark on a line of the source: what has no counterpart, and what to do.
+// Note is a remark on a line of the source: it names the part without a counterpart, and a remedy.
 type Note struct {
 	Place
 	Text string
-	of   *service // that it is a comment of; nil: of the file
+	of   *service // the note is a comment of this service; nil: of the file
 }
 
 func (n Note) String() string { return n.Place.String() + ": " + n.Text }
@@ -43,7 +43,7 @@ func (p Place) fault(format string, args ...any) error {
 	return fmt.Errorf("%s: %s", p, shorten(fmt.Sprintf(format, args...)))
 }
 
-// plan is the new configuration, as far as the source has been read.
+// plan is the new configuration during the import.
 type plan struct {
 	program   string // of the source: "keepalived" or "ipvsadm"
 	services  []*service
@@ -55,8 +55,8 @@ type plan struct {
 	noted     int   // notes, repeated ones included
 	noteBytes int   // total size of notes
 	more      bool  // there are too many notes
-	work      int   // done for groups, see spend
-	tooMuch   error // of spend
+	work      int   // work for groups so far, see spend
+	tooMuch   error // set by spend
 }
 
 // Bounds of the notes of an import.
@@ -68,7 +68,7 @@ const (
 )
 
 // maxWork bounds the work for groups of addresses, in bytes of virtual_server blocks that are read again. An address
-// counts as addressWork.
+// counts as addressWork bytes.
 const (
 	maxWork     = 64 << 20
 	addressWork = 64
@@ -109,7 +109,7 @@ func (p *plan) noteOf(s *service, at Place, format string, args ...any) {
 	p.notes = append(p.notes, n)
 }
 
-// shorten cuts a text that is longer than a note may be.
+// shorten cuts a text that is too long for a note.
 func shorten(text string) string {
 	if len(text) <= maxNote {
 		return text
@@ -117,7 +117,7 @@ func shorten(text string) string {
 	return strings.ToValidUTF8(text[:maxNote], "") + "…"
 }
 
-// finish makes the plan consistent and writes it. A file too large for the director is an error.
+// finish makes the plan consistent and writes it. It returns an error if the file is too large for the director.
 func (p *plan) finish(source string) (*Import, error) {
 	p.settle()
 	notify := p.dispatcher()

@@ -30,7 +30,7 @@ func options() migrate.Options {
 
 type importer func(string, []byte, migrate.Options) (*migrate.Import, error)
 
-// checkImport fails unless the director takes what was made, every note is one printable line of a real place, and is
+// checkImport fails unless the director accepts the result, and every note is one printable line of a real place and is
 // in the file, too.
 func checkImport(t *testing.T, i *migrate.Import) *config.Director {
 	t.Helper()
@@ -56,7 +56,7 @@ func checkImport(t *testing.T, i *migrate.Import) *config.Director {
 	return d
 }
 
-// TestGolden imports every file of testdata and compares what is made, and what is said, with the files beside it.
+// TestGolden imports every file of testdata and compares the configuration and the notes with the files beside it.
 func TestGolden(t *testing.T) {
 	for pattern, read := range map[string]importer{"keepalived/*.conf": migrate.Keepalived,
 		"ipvsadm/*.rules": migrate.IPVSAdm} {
@@ -205,7 +205,7 @@ func TestManyScripts(t *testing.T) {
 	}
 }
 
-// TestBrokenSyntax wants one line that names the place, and no configuration.
+// TestBrokenSyntax: broken syntax gives one line that names the place, and no configuration.
 func TestBrokenSyntax(t *testing.T) {
 	for name, c := range map[string]struct {
 		read importer
@@ -299,7 +299,7 @@ func TestInclude(t *testing.T) {
 	}
 }
 
-// TestKeepalivedTakesTheFixtures has keepalived itself look at those that are meant to be right.
+// TestKeepalivedTakesTheFixtures runs keepalived on the fixtures that should be valid.
 func TestKeepalivedTakesTheFixtures(t *testing.T) {
 	program, err := exec.LookPath("keepalived")
 	if err != nil {

@@ -14,7 +14,7 @@ type script struct {
 	command    []string
 }
 
-// script keeps the script that a statement names. Without a realserver it is the service's.
+// script records the script that a statement names. Without a realserver the script is the service's.
 func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, state string) {
 	first, others := st.rest()
 	command := shellWords(first)
@@ -34,9 +34,9 @@ func (k *keepalived) script(s *service, st *statement, realserver netip.Addr, st
 // include/uapi/linux/binfmts.h.
 const maxDispatcher = 120 << 10
 
-// dispatcher returns a shell script that runs the script of the service or realserver that has changed. Its arguments
-// are those of [notify]: kind, service, realserver or "-", old state, new state. It is "" without scripts, or where
-// they are too many.
+// dispatcher returns a shell script that runs the script of the changed service or realserver. Its arguments are those
+// of [notify]: kind, service, realserver or "-", old state, new state. It returns "" if there is no script, or if there
+// are too many.
 func (p *plan) dispatcher() string {
 	type subject struct {
 		*service
@@ -56,7 +56,7 @@ func (p *plan) dispatcher() string {
 			kind, address = "realserver", s.realserver.String()
 		}
 		if !kept[subject{s.of, s.realserver}] {
-			continue // its subject has been left out
+			continue // its service or realserver has been left out
 		}
 		var words []string
 		for _, w := range s.command {

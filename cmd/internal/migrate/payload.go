@@ -10,7 +10,7 @@ import (
 // maxPattern is the largest length of a pattern, in bytes.
 const maxPattern = 1500
 
-// payloadCheck reads UDP_CHECK and TCP_CHECK. Coming versions of keepalived have the same keywords for both.
+// payloadCheck reads UDP_CHECK and TCP_CHECK. Future versions of keepalived have the same keywords for both.
 func (k *keepalived) payloadCheck(s *service, c *check, block *statement, _ settings) bool {
 	send, expect, required, least := "", "", false, 0
 	for _, st := range block.block {

@@ -33,8 +33,8 @@ func udp(text string) string { return strings.Replace(text, "protocol TCP", "pro
 // lines puts in the ends of lines.
 func lines(text string) []byte { return []byte(strings.ReplaceAll(text, "; ", "\n")) }
 
-// TestAsKeepalivedReads has lines that published configurations have, and what keepalived 2.2.7 makes of them, by its
-// --config-test and its own dump.
+// TestAsKeepalivedReads has lines from published configurations, and the result of keepalived 2.2.7's --config-test and
+// dump for them.
 func TestAsKeepalivedReads(t *testing.T) {
 	service := func(d *config.Director) *config.Service { return &d.Services[0] }
 	check := func(d *config.Director) config.Check {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// fill reads the block of a virtual_server into s, which has its VIPs and ports. every means that an address of the
+// fill reads the block of a virtual_server into s, which has its VIPs and ports. every is set if an address of the
 // virtual_server has every port.
 func (k *keepalived) fill(s *service, block *statement, every bool) {
 	if s.protocol = "udp"; block.find("protocol") == nil && len(s.vips) > 0 {
@@ -104,7 +104,7 @@ func (k *keepalived) method(s *service, st *statement, t *tunnel) string {
 	return method
 }
 
-// serviceKeywords are the keywords of a virtual_server that are no settings and that fill does not read itself.
+// serviceKeywords are the keywords of a virtual_server that are not settings and that fill does not read itself.
 var serviceKeywords = map[string]func(*keepalived, *service, *statement){
 	"lb_algo":   func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
 	"lvs_sched": func(k *keepalived, s *service, st *statement) { k.setScheduler(s, st.Place, st.arg(1)) },
@@ -150,7 +150,7 @@ func isSetting(name string) bool {
 		"persistence_granularity", "weight"}, name)
 }
 
-// serviceStatement reads a statement that is neither a real_server nor a default for these.
+// serviceStatement reads a statement that is neither a real_server nor a default for real_servers.
 func (k *keepalived) serviceStatement(s *service, st *statement) {
 	if read, ok := serviceKeywords[st.name()]; ok {
 		read(k, s, st)
@@ -201,7 +201,7 @@ func (k *keepalived) smtpAlert(s *service, st *statement) {
 	}
 }
 
-// realServer reads a real_server, and reports whether it has its own lvs_method.
+// realServer reads a real_server and reports whether it has its own lvs_method.
 func (k *keepalived) realServer(s *service, block *statement, general settings) (ownMethod bool) {
 	a, err := unicast(block.arg(1))
 	if err != nil {

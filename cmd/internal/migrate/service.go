@@ -13,7 +13,7 @@ import (
 	"vstun/cmd/internal/config"
 )
 
-// service is to be a [[service]].
+// service is a future [[service]].
 type service struct {
 	Place
 	source      string // its line in the source, for its comment
@@ -32,14 +32,14 @@ type service struct {
 	realservers []*realserver
 }
 
-// persistence is IPVS's; the zero value is none.
+// persistence has the values of IPVS's persistence; the zero value means none.
 type persistence struct {
 	timeout  time.Duration
 	netmask  int // of IPv4; 0: the default
 	netmask6 int // of IPv6
 }
 
-// realserver is to be a [[service.realserver]].
+// realserver is a future [[service.realserver]].
 type realserver struct {
 	Place
 	address      netip.Addr
@@ -50,20 +50,20 @@ type realserver struct {
 	check        *check // nil: none
 }
 
-// tunnel is the keys encap, encap_port and encap_checksum.
+// tunnel has the values of the keys encap, encap_port and encap_checksum.
 type tunnel struct {
 	encap    string // "ipip", "gre" or "gue"
 	port     uint16 // of gue
 	checksum bool
 }
 
-// timeouts are those of connections; 0 is the default.
+// timeouts are the timeouts of connections; 0 means the default.
 type timeouts struct{ tcp, tcpFin, udp time.Duration }
 
 // maxTimeout is the longest timeout of connections and templates in director.toml.
 const maxTimeout = 31 * 24 * time.Hour
 
-// unicast reads an address that a host can have. Its error names the reason why it is none.
+// unicast reads an address that a host can have. Its error names the reason for a refusal.
 func unicast(text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
 	a = a.Unmap()
@@ -78,7 +78,7 @@ func unicast(text string) (netip.Addr, error) {
 	return a, nil
 }
 
-// settle removes what one director.toml cannot hold: VIPs and ports of another service, realservers that are VIPs.
+// settle removes conflicts within one director.toml: VIPs and ports of another service, realservers that are VIPs.
 func (p *plan) settle() {
 	type listener struct {
 		protocol string
@@ -206,7 +206,7 @@ func (p *plan) settleTunnels(s *service) {
 	}
 }
 
-// title returns a name for a service: its name in the source, or one of protocol, VIP and port.
+// title returns a name for a service: its name in the source, or a name from protocol, VIP and port.
 func (s *service) title() string {
 	if s.want != "" {
 		name := strings.Map(func(r rune) rune {
@@ -225,11 +225,11 @@ func (s *service) title() string {
 	return s.protocol + "-" + s.vips[0].String() + "-" + port
 }
 
-// maxTitle leaves room in the 64 characters of a name for the number that makes it unique.
+// maxTitle leaves room, in a name of 64 characters, for the number that makes it unique.
 const maxTitle = 56
 
-// unique returns name, or name with the first number after it that is not in taken. taken maps each name to the last
-// number after it.
+// unique returns name, or name with the first number that makes it absent from taken. taken maps each name to its last
+// number.
 func unique(name string, taken map[string]int) string {
 	n, isTaken := taken[name]
 	candidate := name
@@ -252,7 +252,7 @@ func (p *plan) setScheduler(s *service, at Place, name string) {
 	s.scheduler = name
 }
 
-// addFlag adds a flag of a scheduler, under any of its names. flag-1 and flag-2 are the bits fallback and port of
+// addFlag adds a flag of a scheduler, under any of its names. flag-1 and flag-2 are the bits for fallback and port in
 // ip_vs_sh.c and ip_vs_mh.c.
 func (p *plan) addFlag(s *service, at Place, flag string) {
 	switch flag {
@@ -266,7 +266,7 @@ func (p *plan) addFlag(s *service, at Place, flag string) {
 	}
 }
 
-// settledFlags returns the flags under the names of the service's scheduler; nil if it has none.
+// settledFlags returns the flags under the names of the service's scheduler, or nil if the scheduler has no flags.
 func (s *service) settledFlags() (list []string) {
 	if row, _ := balancer.LookupScheduler(s.scheduler); !row.Flags {
 		return nil
@@ -295,8 +295,8 @@ func (p *plan) setPersistence(s *service, at Place, seconds string) {
 	}
 }
 
-// setNetmask sets the granularity of persistence: a netmask for IPv4, or the length of a prefix, for IPv6 if there are
-// such VIPs.
+// setNetmask sets the granularity of persistence. mask is a netmask for IPv4, or a prefix length, which is for IPv6 if
+// there are IPv6 VIPs.
 func (p *plan) setNetmask(s *service, at Place, mask string) {
 	four := slices.ContainsFunc(s.vips, netip.Addr.Is4) || len(s.vips) == 0
 	six := slices.ContainsFunc(s.vips, netip.Addr.Is6) || len(s.vips) == 0
@@ -322,7 +322,7 @@ func (p *plan) setNetmask(s *service, at Place, mask string) {
 		"netmask in persistence", mask)
 }
 
-// maskLength returns the length of the prefix that a netmask means, or 0 if it means none.
+// maskLength returns the prefix length of a netmask, or 0 if it is not a valid netmask.
 func maskLength(mask [4]byte) (n int) {
 	bits := binary.BigEndian.Uint32(mask[:])
 	for ; bits&(1<<31) != 0; bits <<= 1 {
@@ -334,7 +334,7 @@ func maskLength(mask [4]byte) (n int) {
 	return n
 }
 
-// setWeight and setThreshold set numbers of a realserver. An illegal weight changes nothing.
+// setWeight sets the weight of a realserver. An illegal weight changes nothing.
 func (p *plan) setWeight(s *service, what string, to *int, at Place, text string) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 0 || n > 65535 {
@@ -352,7 +352,7 @@ func (p *plan) setThreshold(s *service, r *realserver, at Place, to *int, text s
 	*to = int(n)
 }
 
-// noteMethod notes that a realserver of another forwarding method becomes one behind a tunnel.
+// noteMethod notes that a realserver with another forwarding method gets a tunnel.
 func (p *plan) noteMethod(s *service, at Place, method, address string) {
 	const agent = "the realserver needs vstun's agent, or a tunnel device of its own, with the VIP"
 	switch method {

@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// settings are a virtual_server's defaults for its real_servers, and a real_server's for its checks.
+// settings are the defaults of a virtual_server for its real_servers, or of a real_server for its checks.
 type settings struct {
 	delay      time.Duration // delay_loop
 	timeout    time.Duration // connect_timeout
 	retry      int           // -1: the checker's default
-	leastRetry int           // the least that keepalived accepts
+	leastRetry int           // the least number that keepalived accepts
 	retryDelay time.Duration // 0: the checker's default
-	alpha      bool          // down before the first results
+	alpha      bool          // realservers are down before the first results
 	inhibit    bool
 	host       string // virtualhost
 	weight     int
 	tunnel     tunnel
 }
 
-// The blocks that know the same general keywords.
+// Groups of blocks that know the same general keywords.
 var (
 	servers    = []string{"virtual_server", "real_server"}
 	httpChecks = []string{"HTTP_GET", "SSL_GET"}
@@ -29,7 +29,7 @@ var (
 	checking   = append(slices.Clip(connecting), "MISC_CHECK")
 )
 
-// knownIn are the blocks that know a general keyword. keepalived ignores it in others.
+// knownIn maps a general keyword to the blocks that know it. keepalived ignores the keyword in other blocks.
 var knownIn = map[string][]string{
 	"delay_loop":         slices.Concat(servers, checking),
 	"connect_timeout":    slices.Concat(servers, connecting),
@@ -51,7 +51,8 @@ var knownIn = map[string][]string{
 	"log_all_failures":   checking,
 }
 
-// read reads a statement of a block, and reports whether it is one of settings, or one that keepalived ignores there.
+// read reads a statement of a block. It reports whether the statement is a setting, or one that keepalived ignores
+// there.
 func (t *settings) read(k *keepalived, s *service, block string, st *statement) bool {
 	if k.ignores(s, block, st) {
 		return true
@@ -79,7 +80,7 @@ func (t *settings) read(k *keepalived, s *service, block string, st *statement) 
 	return true
 }
 
-// ignores reports whether keepalived ignores a statement because the block does not know its keyword, and notes that.
+// ignores reports, and notes, whether keepalived ignores a statement because the block does not know its keyword.
 func (k *keepalived) ignores(s *service, block string, st *statement) bool {
 	known, general := knownIn[st.name()]
 	if !general || slices.Contains(known, block) {
@@ -105,7 +106,7 @@ func (k *keepalived) retry(s *service, st *statement, t *settings) {
 	t.retry = int(n)
 }
 
-// isTrue reads a BOOL, which may be missing.
+// isTrue returns the value of a BOOL, which may be missing.
 func isTrue(text string) bool { return !slices.Contains([]string{"off", "false", "no"}, text) }
 
 // timer reads seconds, which may have a fraction.

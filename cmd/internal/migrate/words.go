@@ -27,8 +27,8 @@ func words(text string) (list []string) {
 	}
 }
 
-// shellWords splits a line with quotes and backslashes like those of a shell, as keepalived does with scripts, paths
-// and regular expressions (alloc_strvec_quoted_escaped in its lib/parser.c).
+// shellWords splits a line with a shell's quotes and backslashes, as keepalived does with scripts, paths and regular
+// expressions (alloc_strvec_quoted_escaped in its lib/parser.c).
 func shellWords(text string) (list []string) {
 	var word strings.Builder
 	started, quote := false, byte(0)

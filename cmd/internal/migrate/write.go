@@ -11,11 +11,11 @@ import (
 	"unicode/utf8"
 )
 
-// writer writes TOML as people do: keys in the order of the manual, aligned, without defaults, comments before their
-// subject.
+// writer writes TOML in the manual's style: keys in the manual's order, aligned, without defaults, and comments before
+// their subject.
 type writer struct {
 	strings.Builder
-	prefix string // of every line
+	prefix string // begins every line
 }
 
 // line writes a line.
@@ -43,7 +43,7 @@ func (w *writer) table(indent, header string, keys []key) {
 	}
 }
 
-// notes writes notes as comments. Equal notes of several lines of the source are one comment.
+// notes writes notes as comments. Equal notes on several lines of the source become one comment.
 func (w *writer) notes(indent string, notes []Note) {
 	lines := map[string][]string{}
 	for _, n := range notes {
@@ -137,7 +137,7 @@ func (w *writer) source(s *service) {
 	w.line("# %s:%d: %s", printable(filepath.Base(s.File)), s.Line, s.source)
 }
 
-// service writes a service. One without VIPs is for a comment, with marks where values are to be filled in.
+// service writes a service. A service without VIPs is written for a comment, with marks where the user fills in values.
 func (w *writer) service(s *service) {
 	tunnel, drain, common := s.tunnel(), s.drain(), s.check()
 	keys := slices.Concat([]key{{"name", quote(s.name), ""}}, s.addressKeys(), s.schedulingKeys(), s.tunnelKeys(tunnel),
@@ -224,7 +224,7 @@ func (s *service) tunnelKeys(tunnel tunnel) (keys []key) {
 	return keys
 }
 
-// healthKeys returns the keys that say when the service is up, and what it does when it is down.
+// healthKeys returns the keys quorum, hysteresis, on_failure and sorry_server.
 func (s *service) healthKeys(drain bool) (keys []key) {
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
 	if s.quorum > 1 {
@@ -263,7 +263,7 @@ func (w *writer) realserver(r *realserver, tunnel tunnel, drain bool) {
 	w.table("  ", "[[service.realserver]]", keys)
 }
 
-// tunnel returns the service's tunnel: its first realserver's. Realservers with another one have keys of their own.
+// tunnel returns the service's tunnel: its first realserver's. A realserver with another tunnel has keys of its own.
 func (s *service) tunnel() tunnel {
 	if len(s.realservers) == 0 {
 		return tunnel{encap: "ipip"}
@@ -271,7 +271,7 @@ func (s *service) tunnel() tunnel {
 	return s.realservers[0].tunnel
 }
 
-// drain reports whether all realservers drain when they fail. If not, those that do have a key of their own.
+// drain reports whether all realservers drain when they fail. If not, the draining ones have a key of their own.
 func (s *service) drain() bool {
 	return len(s.realservers) > 0 && !slices.ContainsFunc(s.realservers, func(r *realserver) bool { return !r.drain })
 }
@@ -295,7 +295,7 @@ func (s *service) check() *check {
 	return s.realservers[0].check
 }
 
-// check writes a check with all its values, as keepalived's defaults differ.
+// check writes a check with all its values, since keepalived's defaults differ.
 func (w *writer) check(indent, header string, c *check) {
 	keys := []key{{"type", quote(c.kind), ""}}
 	add := func(name, value string) { keys = append(keys, key{name, value, ""}) }
@@ -319,7 +319,7 @@ func (w *writer) check(indent, header string, c *check) {
 	w.table(indent, header, keys)
 }
 
-// duration writes a time as a director.toml has it: "90s", "10m", "1.5s".
+// duration returns a duration in the form of a director.toml: "90s", "10m", "1.5s".
 func duration(d time.Duration) string {
 	switch {
 	case d > 0 && d%time.Hour == 0:
@@ -332,7 +332,7 @@ func duration(d time.Duration) string {
 	return d.String()
 }
 
-// quote writes a basic string of TOML.
+// quote returns a basic string of TOML.
 func quote(text string) string {
 	var b strings.Builder
 	b.WriteByte('"')
@@ -354,7 +354,8 @@ func quote(text string) string {
 	return b.String()
 }
 
-// block writes a string of several lines, where possible unchanged: between three ' (TOML, "literal strings").
+// block returns a string of several lines. If possible the text is unchanged, between three ' (TOML, "literal
+// strings").
 func block(text string) string {
 	control := func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }
 	if strings.Contains(text, "'''") || strings.HasSuffix(text, "'") || strings.ContainsFunc(text, control) ||
@@ -364,7 +365,7 @@ func block(text string) string {
 	return "'''\n" + text + "'''"
 }
 
-// list writes an array of strings. A long one has a line for each.
+// list returns an array of strings. A long array has a line for each string.
 func list(texts []string) string {
 	var quoted []string
 	for _, t := range texts {

@@ -81,14 +81,14 @@ func (p *Pinger) Close() error {
 	return err
 }
 
-// Ping sends an echo request to a, by the machine's own routes, and waits for the answer.
+// Ping sends an echo request to a by the machine's own routes and waits for the answer.
 func (p *Pinger) Ping(ctx context.Context, a netip.Addr) error {
 	return p.ping(ctx, a, netip.Addr{}, p.nextID())
 }
 
 func (p *Pinger) nextID() uint16 { return uint16(p.id.Add(1)) }
 
-// ping sends an echo request with the identifier id from source; the zero Addr: the kernel chooses the source.
+// ping sends an echo request with the identifier id from source. With the zero Addr the kernel chooses the source.
 func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) error {
 	conn, kind := p.four, icmp.Type(ipv4.ICMPTypeEcho)
 	if to.Is6() {
@@ -136,7 +136,7 @@ func (p *Pinger) ping(ctx context.Context, to, source netip.Addr, id uint16) err
 // readAgain is the pause after a failed read.
 const readAgain = 100 * time.Millisecond
 
-// read matches the answers that come to conn, until it is closed.
+// read matches the answers on conn to their requests until conn is closed.
 func (p *Pinger) read(conn *icmp.PacketConn, proto int) {
 	buf := make([]byte, 256) // longer than any answer to a token
 	for {

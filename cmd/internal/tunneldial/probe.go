@@ -1,5 +1,6 @@
-// Package tunneldial connects health checks to their realservers through the tunnel: as connections of this host to the
-// VIP whose flows are pinned to one realserver. It also pings, through the tunnel and directly.
+// Package tunneldial connects health checks to their realservers through the tunnel. A check is a connection of this
+// host to the VIP whose flow is pinned to one realserver. The package also sends pings, through the tunnel and
+// directly.
 //
 //	checker → Dialer: bind, pin the flow, connect → kernel → TUN → worker: pinned → tunnel → realserver
 //	                                          ↑                                                │
@@ -33,13 +34,12 @@ type Tunnel struct {
 	Pinger *Pinger
 	Clock  func() conntab.Ticks
 	Target balancer.Target
-	// Source returns the address of this host from which a VIP is checked; the zero Addr: it has none of the VIP's
-	// family.
+	// Source returns this host's address for checks of a VIP, or the zero Addr if it has none of the VIP's family.
 	Source func(vip netip.Addr) netip.Addr
 }
 
-// The time for which a flow stays pinned after its check, in ticks. A check of another realserver cannot get its port
-// meanwhile, and so no late answer of this one. Sequence numbers identify TCP's answers as well, and data a ping's; a
+// The time for which a flow stays pinned after its check, in ticks. Meanwhile no check of another realserver gets its
+// port, so a late answer cannot reach that check. Sequence numbers also identify TCP's answers, and a token a ping's; a
 // datagram has no such mark.
 const (
 	rest    = 3 * conntab.PerSecond
@@ -82,10 +82,10 @@ func (t *Tunnel) DialContext(ctx context.Context, network, address string) (net.
 	return nil, localError(balancer.ErrPinned)
 }
 
-// localError replaces errors that are not the realserver's fault by error numbers that checks attribute to this host.
+// localError replaces errors of this host by error numbers that checks do not attribute to the realserver.
 func localError(err error) error {
 	switch {
-	case errors.Is(err, balancer.ErrPinned): // every port that was tried
+	case errors.Is(err, balancer.ErrPinned): // every port that was tried is pinned
 		return unix.EADDRNOTAVAIL
 	case errors.Is(err, balancer.ErrUnknown): // a reload is under way
 		return unix.EAGAIN
@@ -112,7 +112,7 @@ func (t *Tunnel) source(vip netip.Addr) (netip.Addr, error) {
 		"and set source", family, vip)}
 }
 
-// noAddress is an error that is this host's own fault: see localError.
+// noAddress is an error of this host, not of the realserver: see localError.
 type noAddress struct{ error }
 
 // Unwrap lets errors.Is find the error number.

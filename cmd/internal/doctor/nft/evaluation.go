@@ -17,11 +17,11 @@ import (
 type evaluation struct {
 	*Ruleset
 	*PacketSpec
-	maybeAccepted bool // a rule that holds Maybe has accepted the packet
+	maybeAccepted bool // a rule whose conditions are Maybe has accepted the packet
 	drops         Tristate
 }
 
-// drop records that a rule whose conditions hold so drops the packet.
+// drop records that a rule drops the packet; holds is the value of the rule's conditions.
 func (e *evaluation) drop(holds Tristate) {
 	if e.maybeAccepted {
 		holds = min(holds, Maybe)
@@ -29,7 +29,7 @@ func (e *evaluation) drop(holds Tristate) {
 	e.drops = max(e.drops, holds)
 }
 
-// end is how the evaluation of a chain ends.
+// end is the kind of end of a chain's evaluation.
 type end int
 
 const (
@@ -40,7 +40,7 @@ const (
 // maxDepth is the limit of nested jumps: NFT_JUMP_STACK_SIZE.
 const maxDepth = 16
 
-// chain evaluates a chain. entered is the value of the conditions that have led to it.
+// chain evaluates a chain. entered is the value of the conditions on the path to it.
 func (e *evaluation) chain(c *Chain, entered Tristate, depth int) end {
 	if depth > maxDepth {
 		return passes
@@ -80,7 +80,7 @@ func (e *evaluation) chain(c *Chain, entered Tristate, depth int) end {
 	return passes
 }
 
-// named returns the chain of this name in the table of from; nil if there is none.
+// named returns the chain with this name in the table of from, or nil.
 func (e *evaluation) named(from *Chain, name string) *Chain {
 	at := slices.IndexFunc(e.chains, func(c *Chain) bool {
 		return c.Name == name && c.Table == from.Table && c.chain.Table.Family == from.chain.Table.Family
@@ -94,7 +94,7 @@ func (e *evaluation) named(from *Chain, name string) *Chain {
 // registers are the values that a rule has loaded. An unknown value is absent.
 type registers map[uint32][]byte
 
-// rule reports whether a rule's conditions hold, and returns its verdict, nil for none.
+// rule returns whether a rule's conditions hold, and its verdict; nil means none.
 func (e *evaluation) rule(c *Chain, rule *nftables.Rule) (holds Tristate, verdict *expr.Verdict) {
 	holds = Yes
 	regs := registers{}
@@ -157,7 +157,7 @@ func (r registers) set(register uint32, value []byte) {
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// meta returns a fact about the packet that is not in its bytes; nil for an unknown one.
+// meta returns a fact about the packet that is not in its bytes, or nil if it is unknown.
 func (e *evaluation) meta(key expr.MetaKey) []byte {
 	name := func(device string) []byte { return append([]byte(device), make([]byte, unix.IFNAMSIZ-len(device))...) }
 	six := packet.Version(e.Packet) == 6
@@ -191,7 +191,7 @@ func (e *evaluation) protocol() uint8 {
 	return packet.IPv4(e.Packet).Protocol()
 }
 
-// payload returns bytes of the packet; nil for unknown ones.
+// payload returns bytes of the packet, or nil if they are unknown.
 func (e *evaluation) payload(x *expr.Payload) []byte {
 	// Where the source address begins and ends, and the length of the IP header.
 	source, at, transport := [2]uint32{12, 16}, x.Offset, uint32(packet.IPv4HeaderLen)
@@ -223,8 +223,9 @@ func (e *evaluation) hasPorts() bool {
 	return p == packet.ProtoTCP || p == packet.ProtoUDP || p == packet.ProtoSCTP
 }
 
-// fib returns the device by which the host reaches the packet's source, if a rule asks for that: IIF, or 0
-// (net/ipv4/netfilter/nft_fib_ipv4.c). It returns nil for other questions.
+// fib returns the device on which the host reaches the packet's source, if a rule asks for it: IIF, or 0. If a rule
+// asks only whether a route leads out of IIF, fib returns 1 or 0. It returns nil for other questions. See
+// net/ipv4/netfilter/nft_fib_ipv4.c.
 func (e *evaluation) fib(x *expr.Fib) []byte {
 	switch {
 	case !x.FlagSADDR || !x.FlagIIF || x.ResultADDRTYPE:
@@ -293,8 +294,8 @@ func between(value []byte, x *expr.Range) Tristate {
 	return tristate(in == (x.Op == expr.CmpOpEq))
 }
 
-// lookup evaluates Lookup: it reports whether the value is in a set, and returns its verdict if the set is a map of
-// verdicts.
+// lookup evaluates Lookup: it returns whether the value is in a set and, if the set is a map of verdicts, the value's
+// verdict.
 func (e *evaluation) lookup(t *nftables.Table, value []byte, x *expr.Lookup) (Tristate, *expr.Verdict) {
 	name := setName{t.Family, t.Name, x.SetName}
 	elements := e.elements[name]
@@ -314,8 +315,8 @@ func (e *evaluation) lookup(t *nftables.Table, value []byte, x *expr.Lookup) (Tr
 	return tristate(!x.Invert), elementVerdict(elements[found])
 }
 
-// findInterval returns the element whose interval contains the value: the greatest that is not greater than it, unless
-// that is an interval's end; -1 for none.
+// findInterval returns the index of the element whose interval contains the value, or -1. It finds the greatest element
+// that is at most the value. That element must not be the end of an interval.
 func findInterval(elements []nftables.SetElement, value []byte) int {
 	best := -1
 	for i, el := range elements {
@@ -343,8 +344,8 @@ func worstVerdict(elements []nftables.SetElement) (worst *expr.Verdict) {
 	return worst
 }
 
-// elementVerdict returns the verdict of a map's element; nil in a set. The library leaves it as the kernel's
-// attributes.
+// elementVerdict returns the verdict of a map's element, or nil in a set. The library does not decode the kernel's
+// attributes of it.
 func elementVerdict(el nftables.SetElement) *expr.Verdict {
 	if el.VerdictData != nil || len(el.Val) == 0 {
 		return el.VerdictData

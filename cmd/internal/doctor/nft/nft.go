@@ -1,8 +1,8 @@
-// Package nft evaluates the firewall of this network namespace for one packet: nftables' rules, and with them those of
-// iptables where that is iptables-nft. It computes each rule's conditions as the kernel does
-// (net/netfilter/nf_tables_core.c, nft_do_chain), in three values: a condition on an unknown fact holds Maybe.
+// Package nft evaluates the firewall of this network namespace for one packet: the rules of nftables, those of
+// iptables-nft included. It computes each rule's conditions as the kernel does (net/netfilter/nf_tables_core.c,
+// nft_do_chain), with three values: a condition on an unknown fact is Maybe.
 //
-// The evaluator is hand-written, as no library has one, and the kernel's own trace (nftrace) would add rules to the
+// The evaluator is hand-written: no library has one, and the kernel's own trace (nftrace) would add rules to the
 // machine.
 package nft
 
@@ -91,7 +91,7 @@ type setName struct {
 	set    string
 }
 
-// ErrNoTables is returned if the kernel has no nftables.
+// ErrNoTables reports that the kernel has no nftables.
 var ErrNoTables = errors.New("the kernel has no nftables")
 
 // Read reads the firewall. It changes nothing and needs CAP_NET_ADMIN.
@@ -153,8 +153,8 @@ func familyName(f nftables.TableFamily) string {
 	return "inet"
 }
 
-// Evaluate returns the verdict on p at a hook. The base chains there are evaluated in the order of their priority until
-// one drops the packet.
+// Evaluate returns the verdict on p at a hook. It evaluates the hook's base chains by priority, until one drops the
+// packet.
 func (r *Ruleset) Evaluate(p *PacketSpec, hook Hook) Verdict {
 	worst := Verdict{}
 	for _, c := range r.baseChains(packet.Version(p.Packet), hook) {
@@ -172,7 +172,7 @@ func (r *Ruleset) Evaluate(p *PacketSpec, hook Hook) Verdict {
 	return worst
 }
 
-// baseChains returns the base chains of an IP version at a hook, by priority. Chains of NAT drop nothing.
+// baseChains returns the base chains of an IP version at a hook, by priority. It omits NAT chains, which drop nothing.
 func (r *Ruleset) baseChains(version int, hook Hook) []*Chain {
 	family := nftables.TableFamilyIPv4
 	if version == 6 {

@@ -7,7 +7,7 @@ import (
 	"github.com/google/nftables/xt"
 )
 
-// match evaluates a condition of xtables, as iptables-nft makes them.
+// match evaluates a condition of xtables as iptables-nft writes it.
 func (e *evaluation) match(m *expr.Match) Tristate {
 	switch info := m.Info.(type) {
 	case *xt.ConntrackMtinfo3:
@@ -26,8 +26,8 @@ func (e *evaluation) match(m *expr.Match) Tristate {
 	return Maybe
 }
 
-// ports reports whether the packet's destination port is in a range. only is false if the match has other conditions
-// as well: then it holds Maybe at the most.
+// ports reports whether the packet's destination port is in a range. only is false if the match has other conditions as
+// well; then the result is at most Maybe.
 func (e *evaluation) ports(r [2]uint16, only bool) Tristate {
 	b := e.payload(&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
 	if b == nil {
@@ -41,8 +41,8 @@ func (e *evaluation) ports(r [2]uint16, only bool) Tristate {
 	return in
 }
 
-// conntrack evaluates the match of that name, with --ctstate alone. A state's bit is 1 for invalid, then those of enum
-// ip_conntrack_info, from 2 on (include/uapi/linux/netfilter/xt_conntrack.h).
+// conntrack evaluates the match conntrack with --ctstate alone. The mask's value 1 means invalid. The states of enum
+// ip_conntrack_info have the values from 2 on (include/uapi/linux/netfilter/xt_conntrack.h).
 func (e *evaluation) conntrack(flags, invert, mask uint16) Tristate {
 	if xt.ConntrackFlags(flags)&^(xt.ConntrackState|xt.ConntrackStateAlias) != 0 {
 		return Maybe
