@@ -13,8 +13,8 @@ var local = []Scheduler{
 	{Name: "lblc", make: func(kind) scheduler { return &lblc{newLocality()} },
 		Choice: "the one that the VIP had last, if it is not crowded, else the fewest connections for its weight"},
 	{Name: "lblcr", make: func(kind) scheduler { return &lblcr{newLocality()} },
-		Choice: "of those that the VIP has the one with the fewest connections for its weight, if it is not crowded, " +
-			"else that of all"},
+		Choice: "the fewest connections for its weight among the VIP's realservers, if it is not crowded, else among " +
+			"all"},
 }
 
 // locality is wlc with a memory of each destination address.

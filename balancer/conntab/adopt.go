@@ -13,7 +13,7 @@ import (
 // is Refused if the state, destination or timeout is invalid.
 func (t *Table) Put(c Conn, now Ticks) Result {
 	if c.Template {
-		return t.putKnownTemplate(&c, now)
+		return t.putReportedTemplate(&c, now)
 	}
 	if !c.State.connection(c.Flow.Proto) || c.Dest >= maxDests {
 		return Refused
@@ -21,15 +21,14 @@ func (t *Table) Put(c Conn, now Ticks) Result {
 	return t.of(c.Flow.Src, true).put(&c, t.rules.Load(), now)
 }
 
-// putKnownTemplate is Put for a template.
-func (t *Table) putKnownTemplate(c *Conn, now Ticks) Result {
+// putReportedTemplate is Put for a template.
+func (t *Table) putReportedTemplate(c *Conn, now Ticks) Result {
 	if c.Dest >= maxDests || c.Timeout < time.Second/PerSecond {
 		return Refused
 	}
-	family, former := t.of(c.Flow.Src, true), uint32(0)
-	n := newTemplate{dest: c.Dest, timeout: ticks(c.Timeout), former: former}
+	n := newTemplate{dest: c.Dest, timeout: ticks(c.Timeout)}
 	n.left = min(max(1, ticks(max(0, c.Expires))), n.timeout)
-	_, number, r := family.putTemplate(c.Flow.Src, c.Service, &n, now)
+	_, number, r := t.of(c.Flow.Src, true).putTemplate(c.Flow.Src, c.Service, &n, now)
 	if r == Full {
 		return Full
 	}

@@ -329,8 +329,8 @@ func (f faulty) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(f.call, f.err)}
 }
 
-// TestOwnFaultTakesNobodyOut: if the director has no descriptors or no port left, all checks are inconclusive.
-func TestOwnFaultTakesNobodyOut(t *testing.T) {
+// TestLocalErrorKeepsRealserver: if the director has no descriptors or no port left, all checks are inconclusive.
+func TestLocalErrorKeepsRealserver(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		call   string

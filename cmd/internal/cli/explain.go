@@ -42,7 +42,7 @@ func ExplainCommand(socket *Socket) *cobra.Command {
 			}
 			return printExplanation(c.OutOrStdout(), &e)
 		}}
-	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: that of which there is a "+
+	c.Flags().StringVar(&protocol, "protocol", "", "`tcp`, udp or sctp (default: the one that has a "+
 		"connection or a service)")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	// the flag exists

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vstun/testdata/testkit"
 )
 
 // serve runs a server with a Limit until the test ends. Its handler answers "fine" to all paths except /hold.
@@ -49,6 +51,7 @@ type server struct {
 // client is one connection, which it keeps.
 type client struct {
 	net.Conn
+	t  testing.TB
 	r  *bufio.Reader
 	to *server
 }
@@ -63,7 +66,7 @@ func dial(t *testing.T, from string, to *server) *client {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(time.Minute))
-	return &client{c, bufio.NewReader(c), to}
+	return &client{c, t, bufio.NewReader(c), to}
 }
 
 // get asks for a path and returns the status; 0: the connection is closed. After it, the connection counts as idle: a
@@ -78,26 +81,24 @@ func (c *client) get(path string) int {
 	}
 	if path != "/hold" {
 		io.Copy(io.Discard, resp.Body)
-		c.to.awaitIdle(c.LocalAddr().String())
+		c.to.awaitIdle(c.t, c.LocalAddr().String())
 	}
 	return resp.StatusCode
 }
 
-// awaitIdle returns when the connection of this client address counts as idle, when it is gone, or after a timeout.
-func (s *server) awaitIdle(client string) {
-	busy := func() bool {
+// awaitIdle returns when the connection of this client address counts as idle, or is gone.
+func (s *server) awaitIdle(t testing.TB, client string) {
+	t.Helper()
+	testkit.Eventually(t, "the connection of "+client+" is idle", func() bool {
 		s.limit.mu.Lock()
 		defer s.limit.mu.Unlock()
 		for c, k := range s.limit.conns {
 			if c.RemoteAddr().String() == client {
-				return !k.idle
+				return k.idle
 			}
 		}
-		return false
-	}
-	for end := time.Now().Add(time.Minute); busy() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
+		return true
+	})
 }
 
 // TestIdleConnectionsGiveWay: at the total bound, the connection that has been idle for longest is closed.

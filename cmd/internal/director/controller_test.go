@@ -25,6 +25,7 @@ import (
 	"vstun/encap/packet/stats"
 	"vstun/routing"
 	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 var (
@@ -155,7 +156,7 @@ func TestStatusIsInForce(t *testing.T) {
 	o := operate(t, cfg, nil)
 	go func() { _ = o.controller.do(func() { close(held); <-release }) }()
 	<-held
-	eventually(t, "the check fails", func() bool { return !o.checks.monitor.States()[0].Up })
+	testkit.Eventually(t, "the check fails", func() bool { return !o.checks.monitor.States()[0].Up })
 	is := func() string {
 		r := o.servicesStatus(time.Now())[0].Realservers[0]
 		if r.Check.Reason != "exit status 1" {
@@ -167,7 +168,7 @@ func TestStatusIsInForce(t *testing.T) {
 		t.Errorf("status has %s, want up 1", got)
 	}
 	close(release)
-	eventually(t, "the realserver is down", func() bool { return is() == "down 0" })
+	testkit.Eventually(t, "the realserver is down", func() bool { return is() == "down 0" })
 }
 
 // TestSlowKernel: requests that only read are answered while the kernel's answer, or the walk over the connection

@@ -19,6 +19,7 @@ import (
 	"vstun/cmd/internal/reload"
 	"vstun/routing"
 	"vstun/routing/query"
+	"vstun/testdata/testkit"
 )
 
 // fakeNetwork is a routing.Manager that only remembers.
@@ -128,19 +129,9 @@ func operate(t *testing.T, cfg *config.Director, prepare func(o *operated)) *ope
 // awaitFirstStates returns when the first states of a director with running have been notified.
 func (o *operated) awaitFirstStates(t *testing.T) {
 	t.Helper()
-	eventually(t, "the first states", func() bool {
+	testkit.Eventually(t, "the first states", func() bool {
 		return slices.Contains(o.told.take(), "web 10.0.11.2 unknown up")
 	})
-}
-
-// eventually fails the test if ok does not hold within ten seconds.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 // withChecks gives the realservers of a service a check that never runs again after its first time.

@@ -10,6 +10,7 @@ import (
 
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
+	"vstun/testdata/testkit"
 )
 
 // weightsOf is the weights of a service's realservers.
@@ -113,7 +114,7 @@ func TestWeightOfOperatorWithoutOffset(t *testing.T) {
 	withChecks(&cfg.Services[0], config.Check{Type: "file", Direct: true, File: file, Factor: 1, Up: true})
 	cfg.Services[0].Realservers[1].Weight = 0
 	d := operate(t, cfg, nil)
-	eventually(t, "the offsets count", func() bool { return slices.Equal(d.weightsOf("web"), []int{4, 3}) })
+	testkit.Eventually(t, "the offsets count", func() bool { return slices.Equal(d.weightsOf("web"), []int{4, 3}) })
 	for _, c := range []struct {
 		query, says string
 		want        []int
