@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/migrate"
 )
 
@@ -150,5 +151,21 @@ func TestKeywordTwice(t *testing.T) {
 		"10.0.0.1 25 {\n SMTP_CHECK {\n helo_name a.example\n helo_name b.example\n }\n }\n}\n")
 	if helo := d.Services[0].Realservers[0].Check.Helo; helo != "b.example" {
 		t.Errorf("helo %q, want that of the last line", helo)
+	}
+}
+
+// TestThresholdOutOfRange: a threshold that IPVS cannot have is left out, as its note states.
+func TestThresholdOutOfRange(t *testing.T) {
+	const text = "-A -t 192.0.2.1:80 -s wlc\n-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -w 1 -x 4294967296\n"
+	got, err := migrate.IPVSAdm("x.rules", []byte(text), options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := config.ParseDirector("x.toml", got.TOML)
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, got.TOML)
+	}
+	if upper := d.Services[0].Realservers[0].Upper; upper != 0 || !strings.Contains(string(got.TOML), "left out") {
+		t.Errorf("upper = %d in\n%s", upper, got.TOML)
 	}
 }

@@ -348,6 +348,7 @@ func (p *plan) setThreshold(s *service, r *realserver, at Place, to *int, text s
 	n, err := strconv.ParseUint(text, 10, 31)
 	if err != nil {
 		p.noteOf(s, at, "realserver %s: threshold %q is none: left out: want 0 to 2147483647", r.address, text)
+		return
 	}
 	*to = int(n)
 }
