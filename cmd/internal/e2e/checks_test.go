@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -109,14 +110,26 @@ type failure struct {
 	err   error
 }
 
-// visit sends requests to port 80 of the VIP, at a rate per second, until the test ends.
+// visit sends requests to port 80 of the VIP, at a rate per second, until the test ends. It takes the client's ports in
+// their order: the kernel's choice repeats one after 2 s at this rate, and the connections that a dead server refused
+// stay in the table for 60 s, bound to it, as in IPVS.
 func (s *site) visit(rate int) *visitors {
 	s.t.Helper()
 	c := &visitors{t: s.t, waiting: map[int]time.Time{}}
 	done := make(chan struct{})
 	var running sync.WaitGroup
-	browser := &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: s.Client.DialContext,
-		DisableKeepAlives: true}}
+	var port atomic.Uint32
+	dial := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		const first, last = 1024, 32_768 // below those that the kernel chooses from
+		n := first + int(port.Add(1))%(last-first)
+		from := &net.TCPAddr{IP: s.Client.Addr.AsSlice(), Port: n}
+		err = s.Client.Do(func() error {
+			conn, err = (&net.Dialer{LocalAddr: from}).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, err
+	}
+	browser := &http.Client{Timeout: soon, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	running.Go(func() {
 		pace := time.NewTicker(time.Second / time.Duration(rate))
 		defer pace.Stop()
