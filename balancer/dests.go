@@ -10,7 +10,7 @@ import (
 // realserverID is the identity of a realserver of a service.
 type realserverID struct {
 	service string
-	address netip.Addr
+	id      netip.AddrPort
 }
 
 // retired is a realserver that has left the configuration, and when it was last known to have connections.
@@ -22,8 +22,8 @@ type retired struct {
 // enter returns a Dest for a realserver that is new to the service. A retired realserver gets its number and counts
 // back.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
-	if l := b.retired[realserverID{service, r.Address}]; l != nil {
-		delete(b.retired, realserverID{service, r.Address})
+	if l := b.retired[realserverID{service, r.ID()}]; l != nil {
+		delete(b.retired, realserverID{service, r.ID()})
 		return b.replace(l.dest, r)
 	}
 	return b.replace(b.newDest(service), r)
@@ -75,7 +75,7 @@ func (d *Dest) Inner() int { return d.MTU - d.overhead }
 
 // retire notes that d has left the configuration. Its connections go on.
 func (b *Balancer) retire(d *Dest) {
-	b.retired[realserverID{d.stats.service, d.Address}] = &retired{d, time.Now()}
+	b.retired[realserverID{d.stats.service, d.ID()}] = &retired{d, time.Now()}
 	d.counts.SetState(true, false)
 }
 

@@ -76,7 +76,7 @@ func (s *Snapshot) Explain(p *packet.Info, now conntab.Ticks) Explanation {
 	all := slices.Concat(svc.list, svc.down)
 	for _, r := range e.Service.Realservers {
 		c := Candidate{RealserverStatus: r}
-		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.Address == r.Address }); i >= 0 {
+		if i := slices.IndexFunc(all, func(d *Dest) bool { return d.ID() == r.ID() }); i >= 0 {
 			d := all[i]
 			c.Overloaded, c.Reachable, c.Inner = d.overloaded(), d.Reachable(), d.Inner()
 		}

@@ -43,11 +43,11 @@ func (s *service) status() *ServiceStatus {
 		}
 		st.Realservers = append(st.Realservers, rs)
 	}
-	order := make(map[netip.Addr]int, len(s.config.Realservers))
+	order := make(map[netip.AddrPort]int, len(s.config.Realservers))
 	for i, r := range s.config.Realservers {
-		order[r.Address] = i
+		order[r.ID()] = i
 	}
-	slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.Address] - order[b.Address] })
+	slices.SortFunc(st.Realservers, func(a, b RealserverStatus) int { return order[a.ID()] - order[b.ID()] })
 	return st
 }
 

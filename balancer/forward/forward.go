@@ -8,6 +8,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap"
 	"vstun/encap/egress"
 	"vstun/encap/packet"
@@ -65,8 +66,10 @@ type WorkerConfig struct {
 	ID       int // from 0, less than the balancer's number of workers
 	Source   Source
 	Raw      egress.Port
-	UDP      egress.Port // for tunnels over UDP; nil: Raw sends their packets, too
-	UDPPorts []uint16    // source ports of UDP
+	UDP      egress.Port   // for tunnels over UDP; nil: Raw sends their packets, too
+	UDPPorts []uint16      // source ports of UDP
+	Link     egress.Port   // for VS/DR
+	TUN      egress.Writer // for VS/NAT: the queue's writer
 	Balancer *balancer.Balancer
 	Shared   *Shared
 	Clock    func() conntab.Ticks
@@ -78,7 +81,8 @@ func NewWorker(c WorkerConfig) *Worker {
 		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch)}
 	w.answers.init()
 	w.resets.init()
-	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, IDs: c.Shared.ids, Tally: &w.tally,
+	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Link: c.Link, TUN: c.TUN,
+		IDs: c.Shared.ids, Tally: &w.tally,
 		TooBig: c.Shared.tooBig})
 	return w
 }
@@ -169,6 +173,9 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		w.decided(dest, b.Bytes())
 	}
 	inner := dest.Inner()
+	if dest.Kind != method.TUN {
+		return w.whole(b, p, dest, inner, now)
+	}
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner, now)
 	}
@@ -179,6 +186,25 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		return d
 	}
 	return w.send(b, p, dest)
+}
+
+// whole sends a packet to a realserver of VS/DR or VS/NAT. It adds no header, so a GSO packet stays whole.
+func (w *Worker) whole(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
+	n := p.Len
+	if b.Offload.GSO != packet.GSONone {
+		cut, d := packet.NewCut(b, p, inner)
+		if d != drop.Accept {
+			return d
+		}
+		n = cut.Headers + cut.Payload
+	}
+	if n > inner && p.DF && n > minMTU(p) {
+		return w.tooBig(b, p, max(inner, minMTU(p)), now)
+	}
+	dest.Count(w.id, p.Len)
+	hop := dest.Via.Out(b, p, 0)
+	w.out.AddWhole(b, &hop)
+	return drop.Accept
 }
 
 // send encapsulates the packet in b for dest and adds it to w.out, in outer fragments if it doesn't fit.

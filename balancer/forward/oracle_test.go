@@ -239,7 +239,7 @@ func (r *oracleRun) ipvsadm(line string) {
 			rs.Encap, _ = encap.ParseKind(kind)
 		}
 		if port, err := strconv.Atoi(option("--tun-port")); err == nil {
-			rs.Port = uint16(port)
+			rs.EncapPort = uint16(port)
 		}
 		r.config.Services[i].Realservers = append(slices.Clone(r.config.Services[i].Realservers), rs)
 	case "-d":

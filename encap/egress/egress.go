@@ -24,6 +24,10 @@ const (
 	// UDP packets are whole IP packets with a UDP header. Packets of one five-tuple may leave together by a UDP socket;
 	// the kernel then makes the IP and UDP headers. Otherwise they leave like Raw packets.
 	UDP
+	// Link packets leave by a packet socket, to the link-layer address of a neighbour. GSO packets leave whole.
+	Link
+	// TUN packets are written back into the TUN device, GSO packets whole. The kernel routes them.
+	TUN
 )
 
 // Peer is the receiver of packets: the end of a tunnel, or a client. It is immutable while a Hop refers to it.
@@ -31,6 +35,8 @@ type Peer struct {
 	Dst     netip.Addr
 	Src     netip.Addr // of Dst's family; the kernel replaces an unspecified one by the source of its route
 	DstPort uint16     // of UDP
+	Device  int        // of Link: the index of the neighbour's interface
+	MAC     [6]byte    // of Link: the neighbour's link-layer address; all zero: not known yet
 }
 
 // Hop is a packet's receiver, and fields of its outermost headers.
@@ -51,7 +57,8 @@ func (h *Hop) sameTuple(o *Hop) bool {
 type Outgoing struct {
 	packet.Segment
 	Hop
-	Mark bool // Output.Mark at the time of Add
+	Buf  *packet.Buf // of Link and TUN: the whole packet, with its Offload; Segment.Head is its bytes
+	Mark bool        // Output.Mark at the time of Add
 }
 
 // Packet returns the packet b as Outgoing, with the addresses of its IP header. It is for packets without a Hop, such
@@ -77,6 +84,13 @@ type Port interface {
 	// length, except that the last may be shorter. An error applies to all of them: EOPNOTSUPP or EIO if they cannot be
 	// sent together.
 	Send(out []Outgoing) (int, error)
+}
+
+// A Writer takes whole packets, as a queue of a TUN device does. It returns the number of packets that it took, and
+// their bytes. A packet that it refuses does not affect the others. An error means that the device can no longer be
+// used.
+type Writer interface {
+	WriteBatch(bufs []*packet.Buf) (n, bytes int, err error)
 }
 
 // A Tunnel completes the outer headers of the segments of a wrapped GSO packet: lengths and checksums.

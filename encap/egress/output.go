@@ -21,6 +21,8 @@ const sendBatch = 64
 type Config struct {
 	Raw      Port
 	UDP      Port     // nil: none
+	Link     Port     // nil: none
+	TUN      Writer   // nil: none
 	UDPPorts []uint16 // source ports of UDP, at least one
 	IDs      *IDs
 	Tally    *stats.Tally // counts packets that are sent or refused
@@ -40,6 +42,8 @@ type Output struct {
 	Mark     bool     // of packets that are added from now on, for the Observer
 
 	raw, udp   Port
+	link       Port
+	tun        Writer
 	ports      []uint16 // of udp
 	ids        *IDs
 	tally      *stats.Tally
@@ -47,6 +51,9 @@ type Output struct {
 	refusals   int          // consecutive calls that udp has refused
 	lastErr    atomic.Int32 // errno of the last packet that the kernel refused
 
+	toLink      []Outgoing
+	toTUN       []Outgoing
+	written     []*packet.Buf // of toTUN
 	batch       []Outgoing
 	inUDP       int    // packets of Kind UDP in batch
 	headerArena []byte // for the headers of segments and fragments
@@ -61,6 +68,9 @@ type Output struct {
 
 // Init prepares o. It is called once, before all other methods.
 func (o *Output) Init(c Config) {
+	o.link, o.tun = c.Link, c.TUN
+	o.toLink, o.toTUN = make([]Outgoing, 0, sendBatch), make([]Outgoing, 0, sendBatch)
+	o.written = make([]*packet.Buf, 0, sendBatch)
 	o.raw, o.udp, o.ids, o.tally, o.pathShrunk = c.Raw, c.UDP, c.IDs, c.Tally, c.TooBig
 	if c.UDP != nil {
 		o.ports = c.UDPPorts
@@ -267,6 +277,54 @@ func (o *Output) reserve(n int) {
 func (o *Output) Flush() {
 	o.send()
 	o.free = o.headerArena
+	if len(o.toLink) > 0 {
+		o.sendLink()
+	}
+	if len(o.toTUN) > 0 {
+		o.write()
+	}
+}
+
+// AddWhole adds the packet in b, whose hop is of Kind Link or TUN. A GSO packet stays whole, and an unfinished checksum
+// unfinished. b must not change until Flush.
+func (o *Output) AddWhole(b *packet.Buf, h *Hop) {
+	to := &o.toTUN
+	if h.Kind == Link {
+		to = &o.toLink
+	}
+	if len(*to) == sendBatch {
+		o.Flush()
+	}
+	*to = append(*to, Outgoing{})
+	p := &(*to)[len(*to)-1]
+	p.Head, p.Buf, p.Mark, p.To, p.Kind = b.Bytes(), b, o.Mark, h.To, h.Kind
+}
+
+// sendLink sends the packets of Kind Link.
+func (o *Output) sendLink() {
+	o.sendTo(o.link, o.toLink)
+	o.toLink = o.toLink[:0]
+}
+
+// write writes the packets of Kind TUN.
+func (o *Output) write() {
+	o.written = o.written[:0]
+	for i := range o.toTUN {
+		o.written = append(o.written, o.toTUN[i].Buf)
+	}
+	n, bytes, _ := o.tun.WriteBatch(o.written) // the reader of the device reports its end
+	o.tally.OutPackets += uint64(n)
+	o.tally.OutBytes += uint64(bytes)
+	if n == len(o.toTUN) {
+		if o.Observer != nil {
+			o.Observer.Sent(o.toTUN)
+		}
+	} else {
+		for range len(o.toTUN) - n {
+			o.tally.Drop(drop.SendError)
+		}
+	}
+	o.toTUN = o.toTUN[:0]
 }
 
 // send sends the batch. A packet that the kernel refuses does not affect the others.
@@ -275,8 +333,14 @@ func (o *Output) send() {
 		o.sendTogether()
 	}
 	o.inUDP = 0
-	for out := o.batch; len(out) > 0; {
-		n, err := o.raw.Send(out)
+	o.sendTo(o.raw, o.batch)
+	o.batch = o.batch[:0]
+}
+
+// sendTo sends packets by a port.
+func (o *Output) sendTo(port Port, out []Outgoing) {
+	for len(out) > 0 {
+		n, err := port.Send(out)
 		o.sent(out[:n])
 		out = out[n:]
 		if err == nil {
@@ -288,7 +352,6 @@ func (o *Output) send() {
 		o.refused(err)
 		out = out[1:]
 	}
-	o.batch = o.batch[:0]
 }
 
 // sent counts packets that the kernel has accepted.

@@ -28,6 +28,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/health/notify"
+	"vstun/balancer/method"
 	"vstun/encap"
 )
 
@@ -152,12 +153,14 @@ type PortRange = balancer.PortRange
 
 // RealserverRef is one [[service.realserver]]: a realserver in a service.
 type RealserverRef struct {
-	Address netip.Addr // the tunnel's destination; never a VIP of any service
-	Tunnel
-	Check  *Check // its own, or the pointer of its service's check; nil: it is not checked, and always up
-	Weight int    // 0 to 65535; 0 drains it
-	Upper  int    // number of connections at which it gets no new ones; 0: no bound
-	Lower  int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
+	Address netip.Addr // never a VIP of any service
+	Forward method.Kind
+	Port    uint16 // of NAT: the realserver's port; 0: the service's
+	Tunnel         // of TUN
+	Check   *Check // its own, or the pointer of its service's check; nil: it is not checked, and always up
+	Weight  int    // 0 to 65535; 0 drains it
+	Upper   int    // number of connections at which it gets no new ones; 0: no bound
+	Lower   int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
 
 	DrainOnFailure bool // a failure sets its weight to 0; else a failure removes it from the service
 }

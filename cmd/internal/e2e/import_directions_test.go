@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"balancer/health/command": {},
 	"balancer/health/notify":  {"balancer/health/command"},
 	"balancer/forward": {
-		"balancer", "balancer/conntab", "encap", "encap/egress", "encap/packet", "encap/packet/drop",
+		"balancer", "balancer/conntab", "balancer/method", "encap", "encap/egress", "encap/packet", "encap/packet/drop",
 		"encap/packet/stats",
 	},
 	"routing":                   {"routing/kernel"},

@@ -165,5 +165,5 @@ func pathName(s *config.Service, r *config.RealserverRef) string {
 		return "direct"
 	}
 	t := Target(s, r)
-	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.Port, t.Key, t.HasKey, t.Checksum)
+	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.EncapPort, t.Key, t.HasKey, t.Checksum)
 }

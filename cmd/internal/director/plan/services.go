@@ -66,11 +66,12 @@ func service(s *config.Service, sources config.Sources, paths Paths) balancer.Se
 // realserver returns r, a realserver of s, as the balancer takes it.
 func realserver(s *config.Service, r *config.RealserverRef, sources config.Sources, paths Paths) balancer.Realserver {
 	rs := balancer.Realserver{Address: r.Address, Weight: r.Weight, Upper: r.Upper, Lower: r.Lower,
-		Config: method.Config{Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum, Source: sources.For(r.Address),
-			MTU: paths.mtu(r.Address)}}
+		Config: method.Config{Kind: r.Forward, Port: r.Port, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
+			Source: sources.For(r.Address),
+			MTU:    paths.mtu(r.Address)}}
 	rs.Encap, _ = encap.ParseKind(r.Encap) // the configuration is validated
 	if rs.Encap.UDP() {
-		rs.Port = s.EncapPort
+		rs.EncapPort = s.EncapPort
 	}
 	// Elsewhere the kernel fills in the source.
 	if !rs.Source.IsValid() && (!r.Address.Is4() || rs.Encap.UDP() && rs.Checksum) {
