@@ -115,27 +115,32 @@ type Timeouts struct {
 // Service is one [[service]]: a set of realservers for each of its VIPs and ports. No two services share a VIP,
 // protocol and port. balancer.EveryPort excludes the ports that another service names.
 type Service struct {
-	Name           string       // unique; 1 to 64 printable characters without whitespace
-	VIPs           []netip.Addr // at least one, each once
-	Protocol       string       // "tcp", "udp" or "sctp"
-	Ports          []PortRange  // at least one; they do not overlap
-	Scheduler      string       // one of balancer.Schedulers
-	Flags          SchedulerFlags
-	Persistence    Persistence
-	OnePacket      bool            // UDP only: each packet is scheduled by itself
-	Check          *Check          // default check of the realservers; nil: none
-	Realservers    []RealserverRef // in the file's order, each address once; may be empty
-	EncapPort      uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
-	Quorum         int             // weight of up realservers from which the service is up, at least 1
-	Hysteresis     int             // less than Quorum
-	SorryServer    netip.Addr      // gets new connections while the service is down; the zero Addr: none
-	SorryTunnel    Tunnel          // tunnel to SorryServer, unless it is one of Realservers
-	DrainOnFailure bool            // default of RealserverRef.DrainOnFailure
+	Name        string       // unique; 1 to 64 printable characters without whitespace
+	VIPs        []netip.Addr // at least one, each once
+	Protocol    string       // "tcp", "udp" or "sctp"
+	Ports       []PortRange  // at least one; they do not overlap
+	Scheduler   string       // one of balancer.Schedulers
+	Flags       SchedulerFlags
+	Persistence Persistence
+	OnePacket   bool            // UDP only: each packet is scheduled by itself
+	Check       *Check          // default check of the realservers; nil: none
+	Forward     method.Kind     // default of RealserverRef.Forward
+	Realservers []RealserverRef // in the file's order, each ID once; may be empty
+	EncapPort   uint16          // UDP destination port of realservers whose Encap is "gue" or "fou"
+	Quorum      int             // weight of up realservers from which the service is up, at least 1
+	Hysteresis  int             // less than Quorum
+	// Sorry gets new connections while the service is down; the zero value: none. If it has the ID of one of
+	// Realservers, it is that realserver. Otherwise its weight is 1, and it is not checked.
+	Sorry          RealserverRef
+	DrainOnFailure bool // default of RealserverRef.DrainOnFailure
 }
 
-// IsRealserver reports whether a is the address of one of the service's realservers.
-func (s *Service) IsRealserver(a netip.Addr) bool {
-	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.Address == a })
+// HasSorry reports whether the service has a sorry server.
+func (s *Service) HasSorry() bool { return s.Sorry.Address.IsValid() }
+
+// IsRealserver reports whether id is the ID of one of the service's realservers.
+func (s *Service) IsRealserver(id netip.AddrPort) bool {
+	return slices.ContainsFunc(s.Realservers, func(r RealserverRef) bool { return r.ID() == id })
 }
 
 // SchedulerFlags are the flags of schedulers that have any.
@@ -163,6 +168,21 @@ type RealserverRef struct {
 	Lower   int    // it gets new ones again below this number, at most Upper; 0: three quarters of Upper
 
 	DrainOnFailure bool // a failure sets its weight to 0; else a failure removes it from the service
+}
+
+// ID identifies r within its service: its address, and its own port, where it has one, else 0.
+func (r *RealserverRef) ID() netip.AddrPort { return netip.AddrPortFrom(r.Address, r.Port) }
+
+// CheckedDirectly reports whether the check of r goes to r's own address, and not to the VIPs by r's forwarding method.
+// r has a check.
+func (r *RealserverRef) CheckedDirectly() bool { return r.Check.Direct || r.Forward == method.NAT }
+
+// CheckPort returns the port that the check of r examines, or 0 for a check without one. r has a check.
+func (r *RealserverRef) CheckPort() uint16 {
+	if r.Check.DefaultPort && r.Port != 0 {
+		return r.Port
+	}
+	return r.Check.Port
 }
 
 // Notify is the [notify] table: the receivers of changes of health. By default there is none.

@@ -126,8 +126,7 @@ func TestDirectorEveryKey(t *testing.T) {
 			EncapPort:      6080,
 			Quorum:         5,
 			Hysteresis:     2,
-			SorryServer:    netip.MustParseAddr("10.0.99.2"),
-			SorryTunnel:    ipip,
+			Sorry:          config.RealserverRef{Address: netip.MustParseAddr("10.0.99.2"), Tunnel: ipip, Weight: 1},
 			DrainOnFailure: true,
 		}, {
 			Name:      "dns",

@@ -55,8 +55,8 @@ func (d *director) checkNames(f *api.Filter) error {
 	var realservers []netip.Addr
 	for _, s := range cfg.Services {
 		services = append(services, s.Name)
-		if s.SorryServer.IsValid() {
-			realservers = append(realservers, s.SorryServer)
+		if s.HasSorry() {
+			realservers = append(realservers, s.Sorry.Address)
 		}
 		for _, r := range s.Realservers {
 			realservers = append(realservers, r.Address)

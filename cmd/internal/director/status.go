@@ -58,7 +58,7 @@ func (d *director) servicesStatus(now time.Time) []api.Service {
 		s := &list[i]
 		c := configured[s.Name]
 		s.Realservers = slices.DeleteFunc(s.Realservers, func(r balancer.RealserverStatus) bool {
-			return r.Address == c.SorryServer && r.Down && r.Active+r.Inactive == 0 && !c.IsRealserver(r.Address)
+			return r.ID() == c.Sorry.ID() && r.Down && r.Active+r.Inactive == 0 && !c.IsRealserver(r.ID())
 		})
 	}
 	return d.describe(st, list, now)

@@ -109,15 +109,17 @@ func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 // ends returns all hosts to which a service may send connections: its realservers and its sorry server. The sorry
 // server has weight 0, since it rarely gets a connection.
 func ends(s *config.Service) []config.RealserverRef {
-	if !s.SorryServer.IsValid() || s.IsRealserver(s.SorryServer) {
+	if !s.HasSorry() || s.IsRealserver(s.Sorry.ID()) {
 		return s.Realservers
 	}
-	return append(slices.Clip(s.Realservers), config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel})
+	sorry := s.Sorry
+	sorry.Weight = 0
+	return append(slices.Clip(s.Realservers), sorry)
 }
 
 // role returns the role of one of ends.
 func role(s *config.Service, r config.RealserverRef) string {
-	if r.Address == s.SorryServer && !s.IsRealserver(r.Address) {
+	if r.ID() == s.Sorry.ID() && !s.IsRealserver(r.ID()) {
 		return s.Name + ": sorry server"
 	}
 	return s.Name

@@ -21,10 +21,10 @@ func TestSorryServerIsATarget(t *testing.T) {
 	vip, sorry, server := addr("198.51.100.80"), addr("10.0.99.2"), addr("10.0.11.2")
 	cfg := &config.Director{Services: []config.Service{
 		{Name: "web", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 80, Last: 80}},
-			EncapPort: 6080, SorryServer: sorry, SorryTunnel: gue,
+			EncapPort: 6080, Sorry: config.RealserverRef{Address: sorry, Tunnel: gue},
 			Realservers: []config.RealserverRef{{Address: server, Weight: 1, Tunnel: ipip}}},
 		{Name: "mail", VIPs: []netip.Addr{vip}, Protocol: "tcp", Ports: []config.PortRange{{First: 25, Last: 25}},
-			EncapPort: 6080, SorryServer: server, SorryTunnel: ipip},
+			EncapPort: 6080, Sorry: config.RealserverRef{Address: server, Tunnel: ipip}},
 	}}
 	all, services := realservers(cfg)
 	if diff := cmp.Diff([]string{"10.0.11.2", "10.0.99.2"}, []string{all[0].String(), all[1].String()}); diff != "" ||

@@ -210,7 +210,7 @@ func TestAsKeepalivedReads(t *testing.T) {
 
 		"sorry server is a realserver": {tunnelled("sorry_server 198.51.100.2 80; real_server 198.51.100.1 80 {; }; " +
 			"real_server 198.51.100.2 80 {; }"),
-			func(d *config.Director) any { return service(d).SorryServer }, netip.MustParseAddr("198.51.100.2"), nil},
+			func(d *config.Director) any { return service(d).Sorry.Address }, netip.MustParseAddr("198.51.100.2"), nil},
 
 		"SSL": {"SSL {; certificate " + certificate(t, dir) + "; key " + filepath.Join(dir,
 			"key.pem") + "; }; " + server("SSL_GET {; connect_timeout 3; url {; path /; }; }"),

@@ -36,8 +36,8 @@ func addresses(cfg *config.Director) (all []netip.Addr) {
 		for _, r := range s.Realservers {
 			all = append(all, r.Address)
 		}
-		if s.SorryServer.IsValid() {
-			all = append(all, s.SorryServer)
+		if s.HasSorry() {
+			all = append(all, s.Sorry.Address)
 		}
 	}
 	return all
@@ -99,7 +99,7 @@ func tunnelChecks(cfg *config.Director, fn func(s *config.Service, r *config.Rea
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
 		for j := range s.Realservers {
-			if r := &s.Realservers[j]; r.Check != nil && !r.Check.Direct {
+			if r := &s.Realservers[j]; r.Check != nil && !r.CheckedDirectly() {
 				fn(s, r)
 			}
 		}
@@ -161,7 +161,7 @@ func Target(s *config.Service, r *config.RealserverRef) balancer.Target {
 
 // pathName names the kind of path by which a realserver is checked. Equal names for one realserver mean the same path.
 func pathName(s *config.Service, r *config.RealserverRef) string {
-	if r.Check == nil || r.Check.Direct {
+	if r.Check == nil || r.CheckedDirectly() {
 		return "direct"
 	}
 	t := Target(s, r)

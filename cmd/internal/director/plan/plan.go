@@ -109,7 +109,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		}
 		b := service(s, cfg.Source, in.Paths)
 		is := applyHealth(&b, s, states, was)
-		if s.SorryServer.IsValid() && !s.IsRealserver(s.SorryServer) {
+		if s.HasSorry() && !s.IsRealserver(s.Sorry.ID()) {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths, is.Sorry))
 		}
 		d.Balancer.Services = append(d.Balancer.Services, b)

@@ -56,11 +56,11 @@ func TestPlan(t *testing.T) {
 		}, "1! 1!", ServiceState{Known: true}, []string{"web up down weight 0 is up, quorum 1"}, nil},
 		{"both are down, sorry", ServiceState{Up: true, Known: true}, func(in *Inputs, web *config.Service) {
 			in.Health = []health.State{state(first, false, 0), state(second, false, 0)}
-			web.SorryServer = sorryServer1
+			web.Sorry = config.RealserverRef{Address: sorryServer1, Weight: 1}
 		}, "1! 1! 1", ServiceState{Sorry: true, Known: true},
 			[]string{"web up down weight 0 is up, quorum 1; clients go to the sorry server 10.0.99.2"}, nil},
 		{"back, sorry", ServiceState{Sorry: true, Known: true}, func(_ *Inputs, web *config.Service) {
-			web.SorryServer = sorryServer1
+			web.Sorry = config.RealserverRef{Address: sorryServer1, Weight: 1}
 		}, "1 1 1!", ServiceState{Up: true, UpWeight: 2, Known: true}, []string{"web down up weight 2 is up, quorum 1"},
 			nil},
 		{"an operator drains one", ServiceState{Up: true, Known: true}, func(in *Inputs, _ *config.Service) {

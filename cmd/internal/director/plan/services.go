@@ -9,6 +9,7 @@ import (
 	"vstun/balancer/health"
 	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 	"vstun/encap"
 	"vstun/encap/packet"
 )
@@ -83,7 +84,7 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 // sorryServer returns the sorry server of s as a realserver. While it is not in use it is down, so that its connections
 // that can be rescheduled move to other realservers.
 func sorryServer(s *config.Service, sources config.Sources, paths Paths, inUse bool) balancer.Realserver {
-	r := realserver(s, &config.RealserverRef{Address: s.SorryServer, Tunnel: s.SorryTunnel, Weight: 1}, sources, paths)
+	r := realserver(s, &s.Sorry, sources, paths)
 	r.Down = !inUse
 	return r
 }
@@ -116,11 +117,11 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 	quorum := health.Quorum{Weight: s.Quorum, Hysteresis: s.Hysteresis}
 	is.Up = quorum.Up(wasUp, is.UpWeight)
 	is.Known = was != nil && was.Known || quorum.Up(wasUp, least) == quorum.Up(wasUp, most)
-	is.Sorry = !is.Up && s.SorryServer.IsValid()
+	is.Sorry = !is.Up && s.HasSorry()
 	for i := range down {
 		r := &b.Realservers[i]
 		switch {
-		case is.Sorry && r.Address == s.SorryServer: // whatever its own check has found
+		case is.Sorry && r.ID() == s.Sorry.ID(): // whatever its own check has found
 			r.Weight, r.Upper, r.Lower = max(r.Weight, 1), 0, 0
 		case !down[i] && !is.Sorry:
 		case s.Realservers[i].DrainOnFailure:
@@ -137,7 +138,7 @@ func event(s *config.Service, was *ServiceState, is ServiceState) (e Event, happ
 	e = Event{Service: s.Name, Old: Unknown, New: UpDown(is.Up),
 		Reason: fmt.Sprintf("weight %d is up, quorum %d", is.UpWeight, s.Quorum)}
 	if is.Sorry {
-		e.Reason += fmt.Sprintf("; clients go to the sorry server %v", s.SorryServer)
+		e.Reason += fmt.Sprintf("; clients go to the sorry server %s", words.Realserver(s.Sorry.ID()))
 	}
 	if was != nil && was.Known {
 		e.Old = UpDown(was.Up)
@@ -153,6 +154,6 @@ func event(s *config.Service, was *ServiceState, is ServiceState) (e Event, happ
 // canFail reports whether the state of s depends on more than its configuration: a realserver is checked, or there is
 // a sorry server.
 func canFail(s *config.Service) bool {
-	return s.SorryServer.IsValid() ||
+	return s.HasSorry() ||
 		slices.ContainsFunc(s.Realservers, func(r config.RealserverRef) bool { return r.Check != nil })
 }
