@@ -128,7 +128,7 @@ type writing struct {
 	info packet.Info      // for a device without offloads: of a GSO packet
 	segs []packet.Segment // its segments
 	room []byte           // their headers
-	vnet vnetHeader
+	vnet packet.VirtioHeader
 	iovs [1 + packet.MaxChain]unix.Iovec
 }
 
@@ -161,7 +161,7 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 		b := &bufs[n]
 		room := b.Room()
 		if q.vnet {
-			room = b.RoomBehind(vnetLen)
+			room = b.RoomBehind(packet.VirtioLen)
 		}
 		// The call never waits, so it may bypass Go's scheduler.
 		r, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(room))),
@@ -170,11 +170,11 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 		case 0:
 			length := int(r)
 			if q.vnet {
-				if length -= vnetLen; length < 0 {
+				if length -= packet.VirtioLen; length < 0 {
 					continue
 				}
 				b.SetLen(length)
-				b.Offload = (*vnetHeader)(room).offload()
+				b.Offload = (*packet.VirtioHeader)(room).Offload()
 			} else {
 				b.SetLen(length)
 			}
@@ -252,7 +252,7 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 // writeVnet writes a packet of any number of pieces behind its struct virtio_net_hdr.
 func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
 	iovs, n := &q.out.iovs, 1
-	q.out.vnet.encode(b)
+	q.out.vnet.Encode(b, 0)
 	iovs[0] = iovec(q.out.vnet[:])
 	for ; b != nil; b = b.Next {
 		if b.Len() == 0 || n == len(iovs) {
