@@ -173,7 +173,10 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		w.decided(dest, b.Bytes())
 	}
 	inner := dest.Inner()
-	if dest.Kind != method.TUN {
+	switch dest.Kind {
+	case method.DR:
+		return w.toNeighbour(b, p, dest, now)
+	case method.NAT:
 		return w.whole(b, p, dest, inner, now)
 	}
 	if b.Offload.GSO != packet.GSONone {
@@ -188,7 +191,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	return w.send(b, p, dest)
 }
 
-// whole sends a packet to a realserver of VS/DR or VS/NAT. It adds no header, so a GSO packet stays whole.
+// whole sends a packet to a realserver of VS/NAT. It adds no header, so a GSO packet stays whole.
 func (w *Worker) whole(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
 	n := p.Len
 	if b.Offload.GSO != packet.GSONone {
@@ -275,7 +278,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 			return drop.NoConnection
 		}
 		w.decided(dest, b.Bytes())
-		return w.send(b, p, dest)
+		return w.sendICMP(b, p, dest, now)
 	}
 	if d != drop.ICMP {
 		return d
@@ -283,7 +286,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if f, ok := packet.EchoFlow(b.Bytes(), p); ok {
 		if dest := snap.Pinned(f, now); dest != nil {
 			w.decided(dest, b.Bytes())
-			return w.send(b, p, dest)
+			return w.sendICMP(b, p, dest, now)
 		}
 	}
 	if !snap.HasVIP(p.Flow.Dst) {
@@ -299,6 +302,14 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 		w.out.Add(b.Bytes(), &hop)
 	}
 	return drop.Accept
+}
+
+// sendICMP sends the complete ICMP message in b to a realserver.
+func (w *Worker) sendICMP(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
+	if dest.Kind == method.DR {
+		return w.toNeighbour(b, p, dest, now)
+	}
+	return w.send(b, p, dest)
 }
 
 // answer adds b, an answer to the packet that p describes, to w.out.

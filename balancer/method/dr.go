@@ -1,6 +1,7 @@
 package method
 
 import (
+	"fmt"
 	"net/netip"
 
 	"vstun/encap/egress"
@@ -12,7 +13,10 @@ import (
 type dr struct{ realserver egress.Peer }
 
 func newDR(address netip.Addr, c Config) (Method, error) {
-	return &dr{egress.Peer{Dst: address, Device: c.Link.Device, MAC: c.Link.MAC}}, nil
+	if c.Link.Device == 0 {
+		return nil, fmt.Errorf("realserver %v: no device of this host leads to it", address)
+	}
+	return &dr{egress.Peer{Dst: address, Device: c.Link.Device, MAC: c.Link.MAC, OwnMAC: c.Link.OwnMAC}}, nil
 }
 
 func (d *dr) Kind() Kind { return DR }

@@ -77,6 +77,7 @@ type Config struct {
 type Link struct {
 	Device int     // interface index; 0: not known
 	MAC    [6]byte // of Ethernet; all zero: the neighbour has not answered yet
+	OwnMAC [6]byte // of the device
 }
 
 // Resolved reports whether packets can be sent to the neighbour.

@@ -37,6 +37,7 @@ type Peer struct {
 	DstPort uint16     // of UDP
 	Device  int        // of Link: the index of the neighbour's interface
 	MAC     [6]byte    // of Link: the neighbour's link-layer address; all zero: not known yet
+	OwnMAC  [6]byte    // of Link: the interface's own
 }
 
 // Hop is a packet's receiver, and fields of its outermost headers.
@@ -57,8 +58,10 @@ func (h *Hop) sameTuple(o *Hop) bool {
 type Outgoing struct {
 	packet.Segment
 	Hop
-	Buf  *packet.Buf // of Link and TUN: the whole packet, with its Offload; Segment.Head is its bytes
-	Mark bool        // Output.Mark at the time of Add
+	// Buf is, for Link and TUN, the whole packet with its Offload; Segment.Head is its bytes. It is nil for a fragment,
+	// which has no work left.
+	Buf  *packet.Buf
+	Mark bool // Output.Mark at the time of Add
 }
 
 // Packet returns the packet b as Outgoing, with the addresses of its IP header. It is for packets without a Hop, such

@@ -69,7 +69,7 @@ type Output struct {
 // Init prepares o. It is called once, before all other methods.
 func (o *Output) Init(c Config) {
 	o.link, o.tun = c.Link, c.TUN
-	o.toLink, o.toTUN = make([]Outgoing, 0, sendBatch), make([]Outgoing, 0, sendBatch)
+	o.toLink, o.toTUN = make([]Outgoing, 0, sendBatch+packet.MaxPieces), make([]Outgoing, 0, sendBatch)
 	o.written = make([]*packet.Buf, 0, sendBatch)
 	o.raw, o.udp, o.ids, o.tally, o.pathShrunk = c.Raw, c.UDP, c.IDs, c.Tally, c.TooBig
 	if c.UDP != nil {
@@ -120,8 +120,9 @@ func (o *Output) push(head, body []byte, h *Hop) {
 	p.To, p.Kind, p.SrcPort, p.Class, p.TTL, p.DF = h.To, h.Kind, h.SrcPort, h.Class, h.TTL, h.DF
 }
 
-// AddFragments adds the packet b, whose IP header has no options or extension headers, as fragments of at most mtu
-// bytes.
+// AddFragments adds the packet b as fragments of at most mtu bytes. Its IP header has no extension headers that routers
+// read, and options only if mtu is not small: the room for the fragments' headers is fragmentRoom. Fragments of a hop of
+// Kind Link have the packet's own ID.
 func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
 	o.reserve(fragmentRoom)
 	o.fragment(b, h, mtu)
@@ -187,6 +188,7 @@ func (o *Output) addFragmentedSegments(t Tunnel, b *packet.Buf, p *packet.Info, 
 		left := o.free
 		o.fragment(w.Bytes(), h, mtu)
 		o.send()
+		o.sendLink()
 		o.free = left
 	}
 	o.Flush()
@@ -198,15 +200,35 @@ const fragmentRoom = packet.MaxPieces * encap.Fragment6HeadLen
 // fragment is AddFragments without a check for room.
 func (o *Output) fragment(b []byte, h *Hop, mtu int) {
 	if h.To.Dst.Is4() {
-		o.fragments = encap.Fragment(o.fragments[:0], b, max(mtu, encap.MinMTU), o.ids.next(), o.free)
-		o.free = o.free[(len(o.fragments)-1)*packet.IPv4HeaderLen:]
+		ip := packet.IPv4(b)
+		id := ip.ID()
+		if h.Kind != Link || id == 0 {
+			id = o.ids.next()
+		}
+		o.fragments = encap.Fragment(o.fragments[:0], ip, max(mtu, encap.MinMTU), id, o.free)
+		o.free = o.free[(len(o.fragments)-1)*ip.HeaderLen():]
 	} else {
 		o.fragments = encap.Fragment6(o.fragments[:0], b, max(mtu, encap.MinMTU6), o.ids.next6(), o.free)
 		o.free = o.free[len(o.fragments)*encap.Fragment6HeadLen:]
 	}
+	if h.Kind == Link {
+		o.queueLink(o.fragments, h)
+		return
+	}
 	raw := *h
 	raw.Kind = Raw
 	o.queue(o.fragments, &raw)
+}
+
+// queueLink appends segs, fragments of a packet of Kind Link, to its batch. It computes their IPv4 header checksums.
+func (o *Output) queueLink(segs []packet.Segment, h *Hop) {
+	for _, s := range segs {
+		if h.To.Dst.Is4() {
+			packet.IPv4(s.Head).SetChecksum()
+		}
+		p := o.extend(&o.toLink, h)
+		p.Head, p.Body = s.Head, s.Body
+	}
 }
 
 // mayMerge reports whether GRO at the tunnel's far end may merge p with other packets.
@@ -268,7 +290,7 @@ func (o *Output) sendSegments() bool {
 
 // reserve makes sure that there is room for n bytes of headers.
 func (o *Output) reserve(n int) {
-	if len(o.batch) >= sendBatch || len(o.free) < n {
+	if len(o.batch) >= sendBatch || len(o.toLink) >= sendBatch || len(o.free) < n {
 		o.Flush()
 	}
 }
@@ -276,10 +298,8 @@ func (o *Output) reserve(n int) {
 // Flush sends all packets that have been added.
 func (o *Output) Flush() {
 	o.send()
+	o.sendLink()
 	o.free = o.headerArena
-	if len(o.toLink) > 0 {
-		o.sendLink()
-	}
 	if len(o.toTUN) > 0 {
 		o.write()
 	}
@@ -292,12 +312,19 @@ func (o *Output) AddWhole(b *packet.Buf, h *Hop) {
 	if h.Kind == Link {
 		to = &o.toLink
 	}
-	if len(*to) == sendBatch {
+	if len(*to) >= sendBatch {
 		o.Flush()
 	}
+	p := o.extend(to, h)
+	p.Head, p.Buf = b.Bytes(), b
+}
+
+// extend appends a packet with the hop h, whose bytes are not set, to a batch.
+func (o *Output) extend(to *[]Outgoing, h *Hop) *Outgoing {
 	*to = append(*to, Outgoing{})
 	p := &(*to)[len(*to)-1]
-	p.Head, p.Buf, p.Mark, p.To, p.Kind = b.Bytes(), b, o.Mark, h.To, h.Kind
+	p.Mark, p.To, p.Kind = o.Mark, h.To, h.Kind
+	return p
 }
 
 // sendLink sends the packets of Kind Link.

@@ -63,6 +63,13 @@ func (b *Buf) Prepend(n int) []byte {
 // and is valid until b is used again.
 func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }
 
+// Clone returns a copy of the packet in memory of its own, with its Offload and without room in front. The packet is in
+// one piece.
+func (b *Buf) Clone() *Buf {
+	mem := append([]byte(nil), b.Bytes()...)
+	return &Buf{mem: mem, end: len(mem), Offload: b.Offload}
+}
+
 // ChainLen is the length of the packet with all its pieces, in bytes.
 func (b *Buf) ChainLen() (n int) {
 	for ; b != nil; b = b.Next {

@@ -27,6 +27,7 @@ const (
 	TableFull    // a new connection beyond connections.max, and no entry can be evicted for it
 	Offload      // a GSO packet, or an unfinished checksum, that contradicts its own headers
 	TooBig       // with DF, larger than the path takes; the sender gets an ICMP error with the MTU
+	Unresolved   // the MAC address of its realserver is not known (VS/DR), and enough packets wait for it already
 
 	// Packets that the realserver's agent refuses.
 	NotDirector      // outer source is not in directors
@@ -82,6 +83,7 @@ var reasons = [NumReasons]struct {
 	TableFull:        {"table_full", director},
 	Offload:          {"offload", both},
 	TooBig:           {"too_big", both},
+	Unresolved:       {"unresolved", director},
 	NotDirector:      {"not_director", realserver},
 	Outer:            {"outer_header", realserver},
 	TunnelHeader:     {"tunnel_header", realserver},
