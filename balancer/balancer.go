@@ -182,14 +182,14 @@ func (s *Snapshot) add(svc *service) {
 	}
 }
 
-// byState returns the realservers that are up and the realservers that are down, by ID.
-func (s *Service) byState() (up, down map[netip.AddrPort]Realserver) {
-	up, down = make(map[netip.AddrPort]Realserver, len(s.Realservers)), make(map[netip.AddrPort]Realserver)
+// byState returns the realservers that are up and the realservers that are down, by key.
+func (s *Service) byState() (up, down map[realserverKey]Realserver) {
+	up, down = make(map[realserverKey]Realserver, len(s.Realservers)), make(map[realserverKey]Realserver)
 	for _, r := range s.Realservers {
 		if r.Down {
-			down[r.ID()] = r
+			down[r.key()] = r
 		} else {
-			up[r.ID()] = r
+			up[r.key()] = r
 		}
 	}
 	return up, down
@@ -213,7 +213,7 @@ func (b *Balancer) service(former *service, c Service) *service {
 	s.sched = newScheduler(s, former)
 	want, fail := c.byState()
 	s.down = slices.DeleteFunc(s.down, func(d *Dest) bool {
-		if _, stays := fail[d.ID()]; stays {
+		if _, stays := fail[d.key()]; stays {
 			return false
 		}
 		b.retire(d) // and comes back at once if it is up again
@@ -221,15 +221,15 @@ func (b *Balancer) service(former *service, c Service) *service {
 	})
 	for i := len(s.list) - 1; i >= 0; i-- {
 		d := s.list[i]
-		if _, stays := want[d.ID()]; !stays {
+		if _, stays := want[d.key()]; !stays {
 			s.list = append(s.list[:i:i], s.list[i+1:]...)
 			s.sched.changed(s.list, change{changeRemoved, i})
 			b.retire(d)
 		}
 	}
 	for i, d := range s.list {
-		r := want[d.ID()]
-		delete(want, d.ID())
+		r := want[d.key()]
+		delete(want, d.key())
 		if r != d.Realserver {
 			s.list[i] = b.replace(d, r)
 			if r.Weight != d.Weight {
@@ -238,18 +238,18 @@ func (b *Balancer) service(former *service, c Service) *service {
 		}
 	}
 	for i, d := range s.down {
-		if r := fail[d.ID()]; r != d.Realserver {
+		if r := fail[d.key()]; r != d.Realserver {
 			s.down[i] = b.replace(d, r)
 		}
-		delete(fail, d.ID())
+		delete(fail, d.key())
 	}
 	for _, r := range c.Realservers {
-		if _, isNew := fail[r.ID()]; isNew {
+		if _, isNew := fail[r.key()]; isNew {
 			s.down = append(s.down, b.enter(c.Name, r))
 		}
 	}
 	for _, r := range c.Realservers {
-		if _, isNew := want[r.ID()]; isNew {
+		if _, isNew := want[r.key()]; isNew {
 			s.list = append([]*Dest{b.enter(c.Name, r)}, s.list...)
 			s.sched.changed(s.list, change{kind: changeAdded})
 		}

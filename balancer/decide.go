@@ -24,7 +24,7 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 		return nil, reason
 	}
 	if t != nil {
-		t.Chosen = d.Address
+		t.Chosen = d.ID()
 	}
 	if !d.Reachable() {
 		return nil, drop.SendError

@@ -7,10 +7,19 @@ import (
 	"vstun/balancer/method"
 )
 
-// realserverID is the identity of a realserver of a service.
+// realserverKey identifies a Dest within its service. Another forwarding method makes another Dest: connections keep
+// the method that they began with, as in the kernel.
+type realserverKey struct {
+	id   netip.AddrPort
+	kind method.Kind
+}
+
+func (r *Realserver) key() realserverKey { return realserverKey{r.ID(), r.Kind} }
+
+// realserverID identifies a Dest.
 type realserverID struct {
 	service string
-	id      netip.AddrPort
+	realserverKey
 }
 
 // retired is a realserver that has left the configuration, and when it was last known to have connections.
@@ -22,8 +31,8 @@ type retired struct {
 // enter returns a Dest for a realserver that is new to the service. A retired realserver gets its number and counts
 // back.
 func (b *Balancer) enter(service string, r Realserver) *Dest {
-	if l := b.retired[realserverID{service, r.ID()}]; l != nil {
-		delete(b.retired, realserverID{service, r.ID()})
+	if l := b.retired[realserverID{service, r.key()}]; l != nil {
+		delete(b.retired, realserverID{service, r.key()})
 		return b.replace(l.dest, r)
 	}
 	return b.replace(b.newDest(service), r)
@@ -75,7 +84,7 @@ func (d *Dest) Inner() int { return d.MTU - d.overhead }
 
 // retire notes that d has left the configuration. Its connections go on.
 func (b *Balancer) retire(d *Dest) {
-	b.retired[realserverID{d.stats.service, d.ID()}] = &retired{d, time.Now()}
+	b.retired[realserverID{d.stats.service, d.key()}] = &retired{d, time.Now()}
 	d.counts.SetState(true, false)
 }
 

@@ -19,9 +19,9 @@ type Trace struct {
 	Restarted  bool // it is down, and the packet restarts the flow at another realserver
 	conn       conntab.Conn
 
-	Template *Connection // the client's template at the service; nil: none, or not looked up
-	Kept     bool        // the template leads the new connection
-	Chosen   netip.Addr  // realserver that the packet goes to; the zero Addr: none
+	Template *Connection    // the client's template at the service; nil: none, or not looked up
+	Kept     bool           // the template leads the new connection
+	Chosen   netip.AddrPort // ID of the realserver that the packet goes to; the zero value: none
 }
 
 // lookup looks p up in the connection table and records the connection.
@@ -92,7 +92,7 @@ func (s *Snapshot) connection(c conntab.Conn) (_ *Connection, left bool) {
 	if d == nil {
 		return nil, false
 	}
-	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.Address}, d.counts.Gone()
+	return &Connection{Conn: c, Service: d.stats.service, Realserver: d.ID()}, d.counts.Gone()
 }
 
 // Frontend is a VIP with a range of ports, and its service.

@@ -54,26 +54,26 @@ func (s *service) status() *ServiceStatus {
 // Leaving is a realserver that is not configured any more, with the connections that it still has.
 type Leaving struct {
 	Service          string
-	Address          netip.Addr
+	Realserver       netip.AddrPort // its ID
 	Active, Inactive int
 	Templates        int // clients whose next connection goes to another realserver
 }
 
-// Leaving lists the retired realservers that have connections, by service and address.
+// Leaving lists the retired realservers that have connections, by service and ID.
 func (b *Balancer) Leaving() []Leaving {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Leaving
 	for _, left := range b.retired {
 		d := left.dest
-		l := Leaving{Service: d.stats.service, Address: d.Address, Active: d.counts.Active(),
+		l := Leaving{Service: d.stats.service, Realserver: d.ID(), Active: d.counts.Active(),
 			Inactive: d.counts.Inactive(), Templates: d.counts.Templates()}
 		if l.Active+l.Inactive > 0 {
 			out = append(out, l)
 		}
 	}
 	slices.SortFunc(out, func(a, b Leaving) int {
-		return cmp.Or(strings.Compare(a.Service, b.Service), a.Address.Compare(b.Address))
+		return cmp.Or(strings.Compare(a.Service, b.Service), a.Realserver.Compare(b.Realserver))
 	})
 	return out
 }

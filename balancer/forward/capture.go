@@ -20,7 +20,7 @@ type CaptureFilter struct {
 	ClientPort uint16     // 0: all
 	VIP        netip.Addr
 	Port       uint16
-	Realserver netip.Addr
+	Realserver netip.AddrPort // port 0: all; else the port of packets at the realserver
 }
 
 // Capture takes copies of packets as workers read them, and as they send them. Workers never wait for the reader:
@@ -204,10 +204,26 @@ func (w *Worker) lookAgain(b []byte) {
 
 // decided captures the packet in b, which goes to d, if d is the realserver of the filter.
 func (w *Worker) decided(d *balancer.Dest, b []byte) {
-	if w.interest == byRealserver && d.Address == w.capture.filter.Realserver {
+	if w.interest == byRealserver && w.capture.filter.goesTo(d, b) {
 		w.capture.put(false, b, nil)
 		w.out.Mark = true
 	}
+}
+
+// goesTo reports whether the packet in b, which goes to d, goes to the realserver of the filter.
+func (f *CaptureFilter) goesTo(d *balancer.Dest, b []byte) bool {
+	port := f.Realserver.Port()
+	switch {
+	case d.Address != f.Realserver.Addr():
+		return false
+	case port == 0 || d.Port != 0:
+		return port == 0 || port == d.Port
+	}
+	if q, d := packet.QuotedFlow(b); d == drop.Accept {
+		return q.Flow.SrcPort == port // a client's error is about an answer
+	}
+	q, reason := packet.QuotedPacket(b)
+	return reason == drop.Accept && q.Flow.DstPort == port
 }
 
 // dropped captures the packet in b, which is dropped, if its connection's realserver is that of the filter.

@@ -22,7 +22,7 @@ func CaptureCommand(socket *Socket) *cobra.Command {
 	filters := pflag.NewFlagSet("filters", pflag.ContinueOnError)
 	filters.String("client", "", "only of this client, `ADDRESS[:PORT]`")
 	filters.String("vip", "", "only to this VIP, `ADDRESS[:PORT]`")
-	filters.String("realserver", "", "only to the realserver with this `ADDRESS`")
+	filters.String("realserver", "", "only to this realserver, `ADDRESS[:PORT]`")
 	filters.String("count", "1000", "no more than `N` packets, before and after the tunnel together")
 	filters.String("seconds", "60", "no longer than `S` seconds")
 	filters.String("megabytes", "64", "no more than `N` megabytes")

@@ -58,7 +58,7 @@ func realserverNames(services []api.Service, args []string) (names []string) {
 	for _, s := range services {
 		for _, r := range s.Realservers {
 			if len(args) == 0 || args[0] == s.Name {
-				names = append(names, r.Address)
+				names = append(names, r.Name())
 			}
 		}
 	}

@@ -57,7 +57,7 @@ func printServices(w io.Writer, services []api.Service, width int) {
 
 // realserverCells returns r's row of the table.
 func realserverCells(r *api.Realserver, thresholds bool) []string {
-	cells := []string{r.Address, r.Forward(), fmt.Sprint(r.Weight)}
+	cells := []string{r.Name(), r.Method(), fmt.Sprint(r.Weight)}
 	if thresholds {
 		cells = append(cells, fmt.Sprint(r.Upper), fmt.Sprint(r.Lower))
 	}

@@ -177,6 +177,9 @@ func (r *RealserverRef) ID() netip.AddrPort { return netip.AddrPortFrom(r.Addres
 // r has a check.
 func (r *RealserverRef) CheckedDirectly() bool { return r.Check.Direct || r.Forward == method.NAT }
 
+// Via returns the path of the check of r, as the key via names it. r has a check.
+func (r *RealserverRef) Via() string { return pick(r.CheckedDirectly(), "direct", "tunnel") }
+
 // CheckPort returns the port that the check of r examines, or 0 for a check without one. r has a check.
 func (r *RealserverRef) CheckPort() uint16 {
 	if r.Check.DefaultPort && r.Port != 0 {

@@ -44,9 +44,9 @@ func onePort(ports []PortRange) bool {
 	return len(ports) == 1 && ports[0].First == ports[0].Last && ports[0] != balancer.EveryPort
 }
 
-// endpoint returns where r, a realserver of s, gets its packets: its ID, with the service's port for a missing one,
+// Endpoint returns where r, a realserver of s, gets its packets: its ID, with the service's port for a missing one,
 // where there is one.
-func (s *Service) endpoint(r *RealserverRef) netip.AddrPort {
+func (s *Service) Endpoint(r *RealserverRef) netip.AddrPort {
 	if r.Port == 0 && onePort(s.Ports) {
 		return netip.AddrPortFrom(r.Address, s.Ports[0].First)
 	}
@@ -113,8 +113,8 @@ func joinSorry(s *Service) {
 	if !s.HasSorry() {
 		return
 	}
-	at := s.endpoint(&s.Sorry)
-	i := slices.IndexFunc(s.Realservers, func(r RealserverRef) bool { return s.endpoint(&r) == at })
+	at := s.Endpoint(&s.Sorry)
+	i := slices.IndexFunc(s.Realservers, func(r RealserverRef) bool { return s.Endpoint(&r) == at })
 	if i >= 0 {
 		r := &s.Realservers[i]
 		s.Sorry.Port, s.Sorry.Forward, s.Sorry.Tunnel = r.Port, r.Forward, r.Tunnel

@@ -217,11 +217,11 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 		rs.Port = readRealserverPort(t, s, rs.Forward)
 		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
 			if rs.Address, ok = t.realserver("address", v, rs.Forward); ok {
-				if seen[rs.ID()] || seen[s.endpoint(&rs)] {
+				if seen[rs.ID()] || seen[s.Endpoint(&rs)] {
 					t.faultAt("address", "%s is there twice: want a realserver once in a service",
 						show(words.Realserver(rs.ID())))
 				}
-				seen[rs.ID()], seen[s.endpoint(&rs)] = true, true
+				seen[rs.ID()], seen[s.Endpoint(&rs)] = true, true
 				r.realservers = append(r.realservers, located{t, "address", rs.Address})
 				checkFamily(t, "address", s, &rs)
 			}

@@ -32,7 +32,7 @@ var (
 	vip1, vip2   = netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("198.51.100.81")
 	first        = netip.MustParseAddr("10.0.11.1")
 	errRefused   = errors.New("refused")
-	firstRefused = health.Change{Service: "web", Realserver: first, Checked: true, Reason: "no"}
+	firstRefused = health.Change{Service: "web", Realserver: netip.AddrPortFrom(first, 0), Checked: true, Reason: "no"}
 )
 
 // TestRefusedConfiguration: a configuration that the balancer or the network refuses changes nothing and causes no

@@ -45,7 +45,7 @@ func (q questions) replyLinks(in plan.Inputs) []string {
 func (c *controller) resolvePaths(in *plan.Inputs) {
 	in.Retired = nil
 	for _, r := range c.plane.balancer.Leaving() {
-		in.Retired = append(in.Retired, r.Address)
+		in.Retired = append(in.Retired, r.Realserver.Addr())
 	}
 	to := append(plan.Destinations(in.Config), in.Retired...)
 	answer, err := c.ask.paths(to)

@@ -171,11 +171,12 @@ func sendService(ch chan<- prometheus.Metric, s *api.Service) {
 	}
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
+		name := r.Name()
 		for i := range realserverSeries {
-			realserverSeries[i].send(ch, r, s.Name, r.Address)
+			realserverSeries[i].send(ch, r, s.Name, name)
 		}
-		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Active), s.Name, r.Address, "active")
-		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Inactive), s.Name, r.Address, "inactive")
+		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Active), s.Name, name, "active")
+		ch <- prometheus.MustNewConstMetric(current, gaugeValue, float64(r.Inactive), s.Name, name, "inactive")
 	}
 }
 

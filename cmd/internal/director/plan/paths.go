@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"vstun/balancer"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/routing/query"
@@ -165,5 +166,8 @@ func pathName(s *config.Service, r *config.RealserverRef) string {
 		return "direct"
 	}
 	t := Target(s, r)
+	if t.Kind != method.TUN {
+		return t.Kind.String()
+	}
 	return fmt.Sprintf("tunnel %v port %d key %d %v checksum %v", t.Encap, t.EncapPort, t.Key, t.HasKey, t.Checksum)
 }

@@ -12,17 +12,18 @@ import (
 	"vstun/balancer"
 	"vstun/balancer/health"
 	"vstun/cmd/internal/config"
+	"vstun/cmd/internal/words"
 	"vstun/routing"
 )
 
 // RealserverID names a realserver of a service.
 type RealserverID struct {
-	Service string
-	Address netip.Addr
+	Service    string
+	Realserver netip.AddrPort // see config.RealserverRef.ID
 }
 
 func (id RealserverID) String() string {
-	return fmt.Sprintf("service %q: realserver %v", id.Service, id.Address)
+	return fmt.Sprintf("service %q: realserver %s", id.Service, words.Realserver(id.Realserver))
 }
 
 // Inputs is everything that a plan depends on.
@@ -153,7 +154,7 @@ func Realservers(cfg *config.Director) map[RealserverID]config.RealserverRef {
 	all := map[RealserverID]config.RealserverRef{}
 	for i := range cfg.Services {
 		for _, r := range cfg.Services[i].Realservers {
-			all[RealserverID{cfg.Services[i].Name, r.Address}] = r
+			all[RealserverID{cfg.Services[i].Name, r.ID()}] = r
 		}
 	}
 	return all

@@ -98,7 +98,7 @@ func applyHealth(b *balancer.Service, s *config.Service, states map[RealserverID
 	least, most := 0, 0 // bounds of the weight that is up, whatever the unknown states are
 	for i := range s.Realservers {
 		r := &s.Realservers[i]
-		st, monitored := states[RealserverID{s.Name, r.Address}]
+		st, monitored := states[RealserverID{s.Name, r.ID()}]
 		weight := Weight(r.Weight, st)
 		b.Realservers[i].Weight = weight
 		down[i] = monitored && !st.Up

@@ -137,14 +137,14 @@ func TestApplyHealth(t *testing.T) {
 			a := netip.AddrFrom4([4]byte{10, 0, 11, byte(i)})
 			s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: w,
 				Tunnel: config.Tunnel{Encap: "ipip"}})
-			states[RealserverID{"web", a}] = health.State{Up: c.up[i], Known: true}
+			states[RealserverID{"web", netip.AddrPortFrom(a, 0)}] = health.State{Up: c.up[i], Known: true}
 		}
 		if c.change != nil {
 			c.change(s)
 		}
 		if name == "a file's offset" {
 			for i, offset := range []int{4, -2} {
-				at := RealserverID{"web", s.Realservers[i].Address}
+				at := RealserverID{"web", s.Realservers[i].ID()}
 				st := states[at]
 				st.Offset = offset
 				states[at] = st
@@ -208,7 +208,7 @@ func TestFirstStateOfAService(t *testing.T) {
 				s.Realservers = append(s.Realservers, config.RealserverRef{Address: a, Weight: c.weights[i],
 					Tunnel: config.Tunnel{Encap: "ipip"}})
 				if r != 'n' {
-					states[RealserverID{"web", a}] = health.State{
+					states[RealserverID{"web", netip.AddrPortFrom(a, 0)}] = health.State{
 						Checked: true,
 						Up:      r == '+' || r == '!',
 						Known: r == '+' ||
