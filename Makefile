@@ -40,9 +40,10 @@ race: deps
 busy: deps
 	.ci/busy $(or $(RUNS),1) $(RUN)
 
-# Uploads of 100 MB, compared byte by byte, through every tunnel, with either IP inside and outside, over three MTUs, with and without offloads.
+# 100 MB, compared byte by byte, with and without offloads: up through every tunnel, with either IP inside and outside, over three MTUs; up and
+# down by every forwarding method, with IPv4 and IPv6, over two MTUs.
 uploads:
-	VSTUN_FULL=1 $(GO) test -count=1 -timeout 20m -run '^TestTunnels$$' -v ./cmd/internal/e2e
+	VSTUN_FULL=1 $(GO) test -count=1 -timeout 40m -run '^(TestTunnels|TestMethods)$$' -v ./cmd/internal/e2e
 
 # Ten minutes of checks, failures and reloads, after which nothing may be left behind.
 soak:

@@ -18,6 +18,7 @@ type Device struct {
 	Up       bool
 	Loopback bool
 	Addrs    []netip.Prefix // with the host's bits
+	MAC      [6]byte        // of Ethernet; all zero: it has none
 }
 
 // Devices lists the network devices with their addresses.
@@ -35,6 +36,9 @@ func Devices() ([]Device, error) {
 		for _, l := range links {
 			at := l.Attrs()
 			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0}
+			if len(at.HardwareAddr) == len(d.MAC) {
+				d.MAC = [6]byte(at.HardwareAddr)
+			}
 			for _, a := range addrs {
 				if a.LinkIndex == d.Index {
 					d.Addrs = append(d.Addrs, kernel.PrefixOf(a.IPNet))

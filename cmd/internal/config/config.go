@@ -212,11 +212,13 @@ type Realserver struct {
 	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload   bool           // use the offloads of the TUN device that the kernel has
 	VIPs      []netip.Addr   // addresses to accept and to add to the device; at least one, each once
-	Directors []netip.Prefix // outer sources to accept, without host bits; at least one, each once
-	Encaps    []string       // tunnels to accept, each once, of Encaps; not both gue and fou, which share one port
-	EncapPort uint16         // UDP port of gue and fou
-	Key       uint32         // of GRE, where HasKey is set
-	HasKey    bool           // GRE packets must have Key; else they must have no key
+	Directors []netip.Prefix // outer sources to accept, without host bits; each once, at least one if there is a tunnel
+	// Encaps are the tunnels to accept, each once, of Encaps; not both gue and fou, which share one port. An agent for
+	// VS/DR alone has none.
+	Encaps    []string
+	EncapPort uint16 // UDP port of gue and fou
+	Key       uint32 // of GRE, where HasKey is set
+	HasKey    bool   // GRE packets must have Key; else they must have no key
 	// MSS is the largest value that SYN-ACKs may advertise, 88 to 65495 bytes; 0: the value that fits the tunnel; or
 	// MSSOff.
 	MSS      int

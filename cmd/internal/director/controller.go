@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 // controller owns the director's state. One goroutine, run, changes an input, plans, applies the plan, and then reports
 // what has happened:
 //
-//	reload, weights, health, paths → plan.Inputs → plan.Plan → apply → state, events
+//	reload, weights, health, paths, neighbours → plan.Inputs → plan.Plan → apply → state, events
 //
 // Everything else reads the state, which is replaced in one step.
 type controller struct {
@@ -28,15 +29,18 @@ type controller struct {
 	checks  *checks
 	network network
 	ask     questions
-	tell    func(events ...notify.Event) // notifies
+	// neighbours are kept resolved for VS/DR.
+	neighbours neighbours
+	tell       func(events ...notify.Event) // notifies
 
 	requests chan func()   // that run calls, one after the other
 	ended    chan struct{} // closed when run has ended
 	current  atomic.Pointer[state]
 
 	// The following belong to run, and to start before it.
-	unreported []health.Change   // that are not in force yet
-	failures   map[string]string // the last error by activity, see logFailure
+	unreported []health.Change      // that are not in force yet
+	failures   map[string]string    // the last error by activity, see logFailure
+	places     map[netip.Addr]place // of realservers of VS/DR
 }
 
 // network is the part of a routing.Manager that the controller needs.
@@ -54,8 +58,9 @@ type state struct {
 }
 
 // newController returns a controller without a state. The caller calls start, and then run.
-func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network) *controller {
-	return &controller{log: log, plane: plane, checks: checks, network: network,
+func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network,
+	neighbours neighbours) *controller {
+	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours,
 		ask: newQuestions(plane), tell: func(...notify.Event) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
@@ -65,6 +70,7 @@ func (c *controller) start(cfg *config.Director) error {
 	in := plan.Inputs{}.Reconfigured(cfg)
 	in.Rules = c.ask.rules()
 	c.resolvePaths(&in)
+	c.awaitNeighbours(&in)
 	in.ReplyLinks = c.ask.replyLinks(in)
 	return c.converge(in)
 }
@@ -106,9 +112,11 @@ func (c *controller) run(ctx context.Context) error {
 		case <-tooBig:
 			pathsPause = c.refresh()
 		case <-changed:
-			if len(c.state().Unreachable) > 0 {
+			if len(c.state().Unreachable) > 0 || len(c.places) > 0 {
 				pathsPause = c.refresh()
 			}
+		case <-c.neighbours.Changed():
+			c.takeNeighbours()
 		case <-pathsPause:
 			pathsPause = nil
 		}
@@ -153,6 +161,7 @@ func (c *controller) configure(cfg *config.Director) (was, is *state, err error)
 		in := was.inputs.Reconfigured(cfg)
 		in.Rules = c.ask.rules()
 		c.resolvePaths(&in)
+		c.awaitNeighbours(&in)
 		if err = c.converge(in); err == nil {
 			is = c.state()
 			c.trim()
@@ -168,6 +177,7 @@ func (c *controller) refresh() (pause <-chan time.Time) {
 	begin := time.Now()
 	in := c.state().inputs
 	c.resolvePaths(&in)
+	c.resolveNeighbours(&in)
 	c.logFailure(slog.LevelError, "cannot apply new paths to realservers", c.converge(in))
 	c.trim()
 	return time.After(pathsPause(time.Since(begin)))

@@ -2,6 +2,7 @@ package director
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
 	"vstun/cmd/internal/director/plan"
+	"vstun/encap/egress"
 	"vstun/encap/packet"
 	"vstun/encap/wire"
 	"vstun/routing/query"
@@ -31,6 +33,7 @@ type dataPlane struct {
 	workers  []*forward.Worker // one for each queue of device, then the one of local
 	relays   []*forward.Relay  // of ICMP errors about tunnel packets
 	senders  []io.Closer
+	noLink   error // why there is no VS/DR
 	// receivers get ICMP errors about tunnel packets. The kernel learns path MTUs from them, and the relays send ICMP
 	// errors to the clients.
 	receivers []io.Closer
@@ -52,6 +55,11 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 	if err := p.openRelays(); err != nil {
 		return err
 	}
+	waiting, err := p.openLink() // of packets that have waited for a MAC address
+	if err != nil {
+		return err
+	}
+	p.shared.UseLink(waiting)
 	p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
 	if err != nil {
 		return err
@@ -74,10 +82,38 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 			return err
 		}
 		p.senders = append(p.senders, u)
+		link, err := p.openLink()
+		if err != nil {
+			return err
+		}
 		p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
-			UDPPorts: u.Ports(), Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+			UDPPorts: u.Ports(), Link: link, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	}
 	return p.openLocal(cfg, log)
+}
+
+// openLink opens a packet socket for VS/DR. A reload may bring the first realserver of VS/DR, and cannot open one, so it
+// is opened whatever the configuration is. On a kernel without packet sockets it returns nil, and notes that in
+// p.noLink.
+func (p *dataPlane) openLink() (egress.Port, error) {
+	s, err := wire.NewLinkSender()
+	if errors.Is(err, wire.ErrNoPacketSockets) {
+		p.noLink = err
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.senders = append(p.senders, s)
+	return s, nil
+}
+
+// allows returns an error if cfg has realservers of VS/DR and there are no packet sockets.
+func (p *dataPlane) allows(cfg *config.Director) error {
+	if direct := plan.Direct(cfg); p.noLink != nil && len(direct) > 0 {
+		return fmt.Errorf("realserver %v: forward = \"dr\" is not possible here: %w; use tun", direct[0], p.noLink)
+	}
+	return nil
 }
 
 // openRelays makes a relay for each family's ICMP errors. Each sends its messages to clients by a socket of its own.
@@ -115,8 +151,17 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 	if err := s.SetPriority(urgent); err != nil {
 		return err
 	}
+	link, err := p.openLink()
+	if err != nil {
+		return err
+	}
+	if s, ok := link.(*wire.LinkSender); ok {
+		if err := s.SetPriority(urgent); err != nil {
+			return err
+		}
+	}
 	p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: cfg.Queues, Source: p.local.Queues()[0],
-		Raw: s, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+		Raw: s, Link: link, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
 	for _, ipv6 := range []bool{false, true} {
 		if !query.HasRules(ipv6) && (!ipv6 || query.HasIPv6()) {
 			log.Warn("the kernel has no rules (CONFIG_IP_MULTIPLE_TABLES): health checks share the clients' queues, "+

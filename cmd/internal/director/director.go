@@ -23,6 +23,7 @@ import (
 	"vstun/cmd/internal/reload"
 	"vstun/cmd/internal/tunneldial"
 	"vstun/routing"
+	"vstun/routing/neigh"
 )
 
 // director is the running program. It reads the configuration file. The controller puts the configuration in force. The
@@ -39,6 +40,7 @@ type director struct {
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
+	neighbours *neigh.Watcher // for VS/DR
 }
 
 // open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left.
@@ -76,10 +78,16 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.open(cfg, d.log); err != nil {
 		return nil, err
 	}
+	if err := d.plane.allows(cfg); err != nil {
+		return nil, err
+	}
+	if d.neighbours, err = neigh.NewWatcher(); err != nil {
+		return nil, err
+	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
-	d.controller = newController(d.log, &d.plane, &d.checks, d.network)
+	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours)
 	d.checks.monitor = health.New(d.controller.healthChanged)
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
@@ -143,7 +151,9 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		daemon.Every(sweepEvery, func() {
 			sweeper.Sweep(p.now(), slots)
 			p.shared.Sweep(p.now())
+			p.shared.SendResolved(p.balancer.Snapshot(), p.now())
 		}),
+		d.neighbours.Run,
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
@@ -203,6 +213,9 @@ func (d *director) close() error {
 		errs = append(errs, d.network.Close())
 	}
 	errs = append(errs, d.plane.close())
+	if d.neighbours != nil {
+		errs = append(errs, d.neighbours.Close())
+	}
 	if d.checks.pinger != nil {
 		errs = append(errs, d.checks.pinger.Close())
 	}

@@ -31,6 +31,7 @@ func (c *controller) report(was *state, events []plan.Event) {
 		c.reportService(e)
 	}
 	c.reportUnreachable(was)
+	c.reportFaults(was)
 }
 
 // reportRealserver notifies a change of a realserver, and logs it if logged is set. Changes of offsets, and checks that

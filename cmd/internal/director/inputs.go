@@ -17,12 +17,13 @@ type questions struct {
 	paths    func(to []netip.Addr) (map[netip.Addr]query.Path, error)
 	local    func(a netip.Addr) (device string, local bool, err error)
 	hasRules func(ipv6 bool) bool
+	devices  func() ([]query.Device, error)
 	usedVIPs func() map[netip.Addr]bool
 }
 
 func newQuestions(plane *dataPlane) questions {
 	return questions{paths: query.Paths, local: query.LocalLink, hasRules: query.HasRules,
-		usedVIPs: plane.usedVIPs}
+		devices: query.Devices, usedVIPs: plane.usedVIPs}
 }
 
 // rules returns for which families the kernel has policy rules.

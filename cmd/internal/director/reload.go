@@ -1,6 +1,7 @@
 package director
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -17,7 +18,7 @@ func (d *director) reload() ([]api.Change, error) {
 		if err != nil {
 			return reload.Result{}, err
 		}
-		if err := checkAddresses(cfg); err != nil {
+		if err := errors.Join(checkAddresses(cfg), d.plane.allows(cfg)); err != nil {
 			return reload.Result{}, err
 		}
 		was, is, err := d.configure(cfg)

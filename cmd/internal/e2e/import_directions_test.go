@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	},
 	"routing":                   {"routing/kernel"},
 	"routing/query":             {"routing/kernel"},
-	"routing/neigh":             {},
+	"routing/neigh":             {"routing/kernel"},
 	"routing/kernel":            {},
 	"routing/kernel/kerneltest": {"routing/kernel", "testdata/testkit"},
 }

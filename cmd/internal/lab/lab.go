@@ -77,6 +77,7 @@ type Lab struct {
 	VIP      netip.Addr // 198.51.100.80, routed to the director; LAN: 10.0.2.80, unrouted. No host owns it yet
 	VIP6     netip.Addr // 2001:db8:100::80; LAN: fd00:0:2::80; likewise, if the director has IPv6
 
+	bridge  *Host        // the switch; nil in the network Routed
 	lock    net.Listener // claims the prefix
 	hosts   []*Host
 	threads sync.WaitGroup
@@ -108,6 +109,7 @@ func New(spec Spec) (*Lab, error) {
 		Router:    y.router,
 		Director:  y.director,
 		Insider:   y.insider,
+		bridge:    y.bridge,
 		Webs:      y.webs,
 		VIP:       y.vip[0],
 		VIP6:      y.vip[1],

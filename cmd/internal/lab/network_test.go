@@ -180,3 +180,40 @@ func TestLinksOfASwitch(t *testing.T) {
 		}
 	}
 }
+
+// TestPlug: a host whose cable is pulled is unreachable, and keeps its addresses and routes.
+func TestPlug(t *testing.T) {
+	l := newNetwork(t, Spec{Prefix: "plug", Webs: 1, Network: LAN})
+	web := l.Webs[0]
+	answer(t, web)
+	for range 2 {
+		for _, way := range [][2]netip.Addr{{web.Addr, l.Client.Addr}, {web.Addr6, l.Client.Addr6}} {
+			if got, err := ask(l.Client, way[0]); err != nil || got != "web1 "+way[1].String() {
+				t.Errorf("%s: %q, %v", way[0], got, err)
+			}
+		}
+		if err := l.Plug(web, false); err != nil {
+			t.Fatal(err)
+		}
+		came, err := web.Count("eth0", Filter{Source: l.Client.Addr, Direction: In})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Client.Dial("udp", netip.AddrPortFrom(web.Addr, 9).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if n := packets(t, came); n != 0 {
+			t.Errorf("%d packets came without a cable", n)
+		}
+		if err := errors.Join(c.Close(), came.Close(), l.Plug(web, true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := newLab(t, "noplug").Plug(web, false); err == nil {
+		t.Error("a host without a switch was unplugged")
+	}
+}

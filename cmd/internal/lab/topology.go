@@ -210,6 +210,32 @@ func (w *wire) awaitCarrier(ctx context.Context) error {
 	}
 }
 
+// Plug pulls the cable of a host's eth0 out of the switch, or puts it in again and returns when the link carries
+// packets. It is for hosts at the switch of the networks LAN and NAT.
+func (l *Lab) Plug(h *Host, in bool) error {
+	if l.bridge == nil {
+		return fmt.Errorf("%s: plug: the network has no switch", h.Name)
+	}
+	set := netlink.LinkSetDown
+	if in {
+		set = netlink.LinkSetUp
+	}
+	err := l.bridge.do("plug", func() error {
+		port, err := netlink.LinkByName(h.Name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", h.Name, err)
+		}
+		return set(port)
+	})
+	if err != nil || !in {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), carrierTimeout)
+	defer cancel()
+	w := wire{near: &end{host: l.bridge, name: h.Name}, far: &end{host: h, name: uplink}}
+	return w.awaitCarrier(ctx)
+}
+
 // operational reports whether a link is up and its addresses are usable. IPv6 addresses are usable a moment after they
 // were added.
 func (h *Host) operational(name string) (up bool, err error) {

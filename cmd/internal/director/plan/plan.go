@@ -33,6 +33,8 @@ type Inputs struct {
 	Health  []health.State // of all realservers that are monitored
 	Paths   Paths          // to Destinations, and to Retired
 
+	Neighbours Neighbours // of Direct, and of Retired
+
 	// RetiredVIPs are former VIPs, in ascending order. They keep their routes while they have connections.
 	RetiredVIPs []netip.Addr
 	// Retired are the addresses of realservers that are not configured any more, and still have connections.
@@ -55,6 +57,7 @@ type Desired struct {
 	Services    map[string]ServiceState      // by name
 	Down        map[RealserverID]bool        // the realservers that their checks have found down
 	Unreachable []netip.Addr                 // realservers without a route, in ascending order
+	Faults      []Unreachable                // realservers of VS/DR that are no neighbours, or do not answer
 }
 
 // Event is a change of a service's known state, or a new service with a state that is not known yet.
@@ -88,14 +91,16 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	d := Desired{
 		Config:  cfg,
 		Machine: Machine(in),
-		Balancer: balancer.Config{Probed: in.Paths.targets(cfg), Options: options(cfg), Table: &table,
+		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg), Table: &table,
 			LeftVIPs: in.RetiredVIPs},
-		Reroute:     in.Paths.reroute(cfg.Source, in.Retired),
+		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired)),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),
 		Down:        map[RealserverID]bool{},
 		Unreachable: in.Paths.unreachable(cfg),
+		Faults:      in.Neighbours.faults(cfg),
 	}
 	states := Health(in.Health, in.Weights)
+	in.Neighbours.fail(cfg, states)
 	for id, st := range states {
 		if !st.Up {
 			d.Down[id] = true
@@ -113,6 +118,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		if s.HasSorry() && !s.IsRealserver(s.Sorry.ID()) {
 			b.Realservers = append(b.Realservers, sorryServer(s, cfg.Source, in.Paths, is.Sorry))
 		}
+		in.Neighbours.link(b.Realservers)
 		d.Balancer.Services = append(d.Balancer.Services, b)
 		d.Services[s.Name] = is
 		if e, happened := event(s, was, is); happened {
