@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"sync"
@@ -26,6 +27,10 @@ type Balancer struct {
 	probed   map[Target]*probed // by Target.key
 	services map[string]*service
 	last     uint32 // the highest service number in use so far
+
+	mappings map[uint32][]mapping // of VS/NAT, by the number of the realserver
+	seed     maphash.Seed         // of frontend.tag
+	hints    *hints               // nil: not made yet
 }
 
 // Snapshot is one configuration. It doesn't change.
@@ -37,6 +42,8 @@ type Snapshot struct {
 	vips     map[netip.Addr]*ports
 	leftVIPs []netip.Addr
 	dests    []*Dest // by number; retired ones included
+	backends backends
+	hints    *hints // nil: no Backend has several frontends
 
 	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr
 	indexDests sync.Once
@@ -55,11 +62,19 @@ type service struct {
 // its counts. Dests for the same realserver in several snapshots share these counts.
 type Dest struct {
 	Realserver
-	Via      method.Method // how packets get to it; nil: it is unreachable, see Reachable
-	overhead int           // Via's
-	number   uint32        // in the connection table
+	Via      method.Method   // how packets get to it; nil: it is unreachable, see Reachable
+	Back     method.Returner // of VS/NAT: how its replies get to clients; nil: past the director
+	overhead int             // Via's
+	number   uint32          // in the connection table
 	counts   *conntab.Counts
 	stats    *destStats
+}
+
+// CountReply counts a reply of n bytes of d, whose replies pass the director.
+func (d *Dest) CountReply(worker, n int) {
+	t := &d.stats.workers[worker]
+	t.replies.Add(1)
+	t.replyBytes.Add(uint64(n))
 }
 
 // destStats has a realserver's counts. They run from its first snapshot to its last.
@@ -70,10 +85,11 @@ type destStats struct {
 	workers     []traffic
 }
 
-// traffic is what one worker has sent to a realserver.
+// traffic is what one worker has sent to a realserver, and the replies that it has sent on from there.
 type traffic struct {
-	packets, bytes atomic.Uint64
-	_              [48]byte // no two workers in a cache line
+	packets, bytes      atomic.Uint64
+	replies, replyBytes atomic.Uint64
+	_                   [32]byte // no two workers in a cache line
 }
 
 // Count counts a packet of n bytes that worker sends to d.
@@ -92,7 +108,7 @@ const forgetAfter = time.Minute
 
 // New returns a Balancer without services. Its connections are in table. workers is the number of workers.
 func New(table *conntab.Table, workers int) *Balancer {
-	b := &Balancer{table: table, workers: workers,
+	b := &Balancer{table: table, workers: workers, seed: maphash.MakeSeed(),
 		retired: map[realserverID]*retired{}, probed: map[Target]*probed{}, services: map[string]*service{}}
 	b.current.Store(&Snapshot{balancer: b, table: table.View()})
 	return b
@@ -138,6 +154,13 @@ func (b *Balancer) Apply(cfg Config) error {
 	}
 	b.probe(cfg.Probed)
 	next.dests = append(next.dests, b.numbers...)
+	next.backends = b.backends(next.list)
+	if next.backends.several() {
+		if b.hints == nil {
+			b.hints = new(hints)
+		}
+		next.hints = b.hints
+	}
 	if cfg.Table != nil {
 		next.table = b.table.Configure(*cfg.Table)
 	}

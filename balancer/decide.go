@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/encap/packet"
 	"vstun/encap/packet/drop"
 )
@@ -27,6 +28,9 @@ func (s *Snapshot) decide(p *packet.Info, now conntab.Ticks, t *Trace) (*Dest, d
 		t.Chosen = d.ID()
 	}
 	if !d.Reachable() {
+		if d.Kind == method.NAT {
+			return nil, drop.Unreachable
+		}
 		return nil, drop.SendError
 	}
 	return d, drop.Accept
@@ -111,6 +115,9 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 		return nil, drop.TableFull
 	case conntab.Hit: // another worker was faster
 		return s.dest(n)
+	}
+	if d.Back != nil && s.hints != nil {
+		s.hint(p, d)
 	}
 	d.bound()
 	d.stats.connections.Add(1)

@@ -59,22 +59,24 @@ func (b *Balancer) replace(d *Dest, r Realserver) *Dest {
 	next := &Dest{number: d.number, counts: d.counts, stats: d.stats}
 	next.reachAs(r)
 	next.counts.SetState(r.Down, !r.Down && r.Weight == 0)
+	next.counts.SetReplies(r.Kind == method.NAT)
 	b.numbers[d.number] = next
 	return next
 }
 
 // reachAs sets d's parameters to r and makes its method. Via stays nil if the method needs a source and r has none.
 func (d *Dest) reachAs(r Realserver) {
-	d.Realserver, d.Via, d.overhead = r, nil, 0
+	d.Realserver, d.Via, d.Back, d.overhead = r, nil, nil, 0
 	if m, err := method.New(r.Address, r.Config); err == nil {
 		d.Via, d.overhead = m, m.Overhead()
+		d.Back, _ = m.(method.Returner)
 	}
 }
 
-// Reachable reports whether d has a method. Tunnels over IPv6, and those with a UDP checksum over IPv4, need a source
-// address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable without a
-// route; the kernel then refuses each packet.
-func (d *Dest) Reachable() bool { return d.Via != nil }
+// Reachable reports whether packets can be sent to d. Tunnels over IPv6, and those with a UDP checksum over IPv4, need a
+// source address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable
+// without a route; the kernel then refuses each packet. VS/NAT needs a route: without one the MTU is 0.
+func (d *Dest) Reachable() bool { return d.Via != nil && (d.Kind != method.NAT || d.MTU > 0) }
 
 // Overhead returns the number of bytes that d's method adds to a packet.
 func (d *Dest) Overhead() int { return d.overhead }

@@ -45,6 +45,7 @@ func (b *Balancer) Reroute(paths map[netip.Addr]Path) {
 	if changed {
 		s := b.current.Load()
 		b.current.Store(&Snapshot{balancer: b, table: s.table, options: s.options,
-			list: s.list, vips: s.vips, leftVIPs: s.leftVIPs, dests: slices.Clone(b.numbers)})
+			list: s.list, vips: s.vips, leftVIPs: s.leftVIPs, dests: slices.Clone(b.numbers),
+			backends: s.backends, hints: s.hints})
 	}
 }

@@ -20,6 +20,8 @@ type RealserverStatus struct {
 	Templates        int    // clients whose persistence leads to it
 	Connections      uint64 // scheduled to it since it was configured first
 	Packets, Bytes   uint64 // of clients, without tunnel headers
+	// Replies and ReplyBytes are of the realserver, as far as they pass the director (VS/NAT).
+	Replies, ReplyBytes uint64
 }
 
 // Status returns the services in the order of the configuration.
@@ -40,6 +42,8 @@ func (s *service) status() *ServiceStatus {
 		for i := range d.stats.workers {
 			rs.Packets += d.stats.workers[i].packets.Load()
 			rs.Bytes += d.stats.workers[i].bytes.Load()
+			rs.Replies += d.stats.workers[i].replies.Load()
+			rs.ReplyBytes += d.stats.workers[i].replyBytes.Load()
 		}
 		st.Realservers = append(st.Realservers, rs)
 	}

@@ -188,8 +188,13 @@ func (w *Worker) observe(c *Capture) {
 	}
 }
 
-// look sets the capture's interest in the packet b, and captures it if it is wanted.
-func (w *Worker) look(b []byte) {
+// look sets the capture's interest in the packet b, and captures it if it is wanted. For a packet that may be a reply of
+// VS/NAT it leaves that to lookAtReply: the packet does not have the addresses that its client sees.
+func (w *Worker) look(b []byte, reply bool) {
+	if reply {
+		w.interest, w.out.Mark = ignored, false
+		return
+	}
 	w.lookAgain(b)
 	if w.interest == wanted {
 		w.capture.put(false, b, nil)
@@ -200,6 +205,28 @@ func (w *Worker) look(b []byte) {
 func (w *Worker) lookAgain(b []byte) {
 	w.interest = w.capture.interest(b)
 	w.out.Mark = w.interest == wanted
+}
+
+// lookAtReply is look for the packet b, which may be a reply of VS/NAT. p.Flow is its connection's flow if d, its
+// realserver, is not nil.
+func (w *Worker) lookAtReply(b []byte, p *packet.Info, d *balancer.Dest) {
+	if d != nil {
+		w.lookAt(p.Flow, d, b)
+		return
+	}
+	w.look(b, false)
+}
+
+// lookAt is look for the packet b of the connection f, whose realserver is d, if it is not captured already.
+func (w *Worker) lookAt(f packet.Flow, d *balancer.Dest, b []byte) {
+	c := w.capture
+	if w.interest == wanted || !c.match(f, true) || c.filter.Realserver.IsValid() && c.filter.Realserver != d.Address {
+		return
+	}
+	w.interest, w.out.Mark = wanted, true
+	if w.largest == 0 || c.filter != (CaptureFilter{}) { // otherwise its fragments have been captured
+		c.put(false, b, nil)
+	}
 }
 
 // decided captures the packet in b, which goes to d, if d is the realserver of the filter.

@@ -4,6 +4,7 @@ package forward
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"vstun/balancer"
@@ -47,17 +48,21 @@ type Worker struct {
 	out      egress.Output
 
 	bufs  []packet.Buf
-	infos []packet.Info // of a batch; local variables would escape to the heap through the scheduler interface
-	drops []drop.Reason // results of parsing them
+	infos []packet.Info       // of a batch; local variables would escape to the heap through the scheduler interface
+	drops []drop.Reason       // results of parsing them
+	from  []*balancer.Backend // of replies of VS/NAT; nil: it is none
 	sink  uint8
 	tally stats.Tally
+
+	largest int // size of the largest fragment in which the current packet came; 0: it came whole
+	loops   loops
 
 	capture  *Capture // of the batch; nil: none
 	interest interest // of the capture in the current packet
 
 	answers  answers
 	resets   resets
-	clients  [batch]egress.Peer // clients that get answers
+	clients  [batch]egress.Peer // receivers of answers, and of packets of VS/NAT that do not leave by the TUN device
 	answered int                // number of clients in use in this batch
 }
 
@@ -78,7 +83,8 @@ type WorkerConfig struct {
 // NewWorker makes the worker that c describes.
 func NewWorker(c WorkerConfig) *Worker {
 	w := &Worker{id: c.ID, source: c.Source, balancer: c.Balancer, shared: c.Shared, clock: c.Clock,
-		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch)}
+		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch),
+		from: make([]*balancer.Backend, batch)}
 	w.answers.init()
 	w.resets.init()
 	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Link: c.Link, TUN: c.TUN,
@@ -124,18 +130,20 @@ func (w *Worker) forward(bufs []packet.Buf) {
 		w.drops[i] = p.Parse(b.Bytes())
 	}
 	for i := range bufs { // a short loop of its own, so that several loads overlap
+		w.from[i] = nil
 		if w.drops[i] == drop.Accept {
+			w.from[i] = snap.Backend(&w.infos[i])
 			w.sink |= snap.Prefetch(&w.infos[i])
 		}
 	}
 	for i := range bufs {
 		b, p, d := &bufs[i], &w.infos[i], w.drops[i]
 		if w.capture != nil {
-			w.look(b.Bytes())
+			w.look(b.Bytes(), w.from[i] != nil)
 		}
 		switch d {
 		case drop.Accept:
-			d = w.packet(snap, b, p, now)
+			d = w.packet(snap, b, p, w.from[i], now)
 		case drop.Fragment:
 			d = w.fragment(snap, b, p, now)
 		}
@@ -148,8 +156,10 @@ func (w *Worker) forward(bufs []packet.Buf) {
 	w.batches.End()
 }
 
-// packet processes the packet in b. p describes its headers. It adds the packets to send to w.out.
-func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
+// packet processes the packet in b. p describes its headers. from is snap.Backend's result. It adds the packets to send
+// to w.out.
+func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, from *balancer.Backend,
+	now conntab.Ticks) drop.Reason {
 	b.SetLen(p.Len) // removes a link's padding
 	if b.Offload.Misplaced(p) {
 		return drop.Offload
@@ -161,7 +171,19 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	default:
 		return drop.Protocol
 	}
+	if from != nil {
+		dest := snap.Reply(p, from, now)
+		if w.capture != nil {
+			w.lookAtReply(b.Bytes(), p, dest)
+		}
+		if dest != nil {
+			return w.reply(b, p, dest)
+		}
+	}
 	dest, d := snap.Decide(p, now)
+	if d == drop.NoService && foreign(snap, p) {
+		return w.plain(b, p, now)
+	}
 	if d != drop.Accept {
 		if w.interest == byRealserver {
 			w.dropped(snap, b, p, now)
@@ -177,7 +199,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	case method.DR:
 		return w.toNeighbour(b, p, dest, now)
 	case method.NAT:
-		return w.whole(b, p, dest, inner, now)
+		return w.request(b, p, dest, now)
 	}
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner, now)
@@ -189,25 +211,6 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		return d
 	}
 	return w.send(b, p, dest)
-}
-
-// whole sends a packet to a realserver of VS/NAT. It adds no header, so a GSO packet stays whole.
-func (w *Worker) whole(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner int, now conntab.Ticks) drop.Reason {
-	n := p.Len
-	if b.Offload.GSO != packet.GSONone {
-		cut, d := packet.NewCut(b, p, inner)
-		if d != drop.Accept {
-			return d
-		}
-		n = cut.Headers + cut.Payload
-	}
-	if n > inner && p.DF && n > minMTU(p) {
-		return w.tooBig(b, p, max(inner, minMTU(p)), now)
-	}
-	dest.Count(w.id, p.Len)
-	hop := dest.Via.Out(b, p, 0)
-	w.out.AddWhole(b, &hop)
-	return drop.Accept
 }
 
 // send encapsulates the packet in b for dest and adds it to w.out, in outer fragments if it doesn't fit.
@@ -244,20 +247,24 @@ func (w *Worker) super(b *packet.Buf, p *packet.Info, dest *balancer.Dest, inner
 // fragment processes a fragment. When its packet is complete, the packet is processed like any other. Its DF bit is
 // ignored: a packet that came in fragments is sent in outer fragments if it doesn't fit the tunnel.
 func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
-	if !w.shared.fragments.add(b, now, &w.tally) {
+	largest := w.shared.fragments.add(b, now, &w.tally)
+	if largest == 0 {
 		return drop.Accept // it waits, or is counted as dropped
 	}
 	if d := p.Parse(b.Bytes()); d != drop.Accept {
 		return d
 	}
-	if w.capture != nil {
+	w.largest = largest
+	defer func() { w.largest = 0 }()
+	from := snap.Backend(p)
+	if w.capture != nil && from == nil {
 		w.lookAgain(b.Bytes())
 	}
 	if p.Flow.Proto == packet.ProtoICMP || p.Flow.Proto == packet.ProtoICMPv6 {
 		return w.icmp(snap, b, p, pingMTU, now)
 	}
 	p.DF = false
-	return w.packet(snap, b, p, now)
+	return w.packet(snap, b, p, from, now)
 }
 
 // pingMTU is the size of the fragments of an echo reply, if the request came in fragments. The path MTU to the client
@@ -265,20 +272,28 @@ func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info
 const pingMTU = encap.MinMTU6
 
 // icmp answers a ping of a VIP. A ping of the director's own checks goes to its realserver instead. An error from a
-// client's path goes to the realserver whose packet it quotes. The echo reply is sent in fragments of mtu bytes if it
-// is longer and has no options.
+// client's path goes to the realserver whose packet it quotes, and one from a VS/NAT realserver's path to the client.
+// An echo reply, or an error of VS/NAT, is sent in fragments of mtu bytes if it is longer and has no options.
 func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mtu int, now conntab.Ticks) drop.Reason {
 	if d := b.Finish(); d != drop.Accept {
 		return d
 	}
 	q, d := packet.QuotedFlow(b.Bytes())
 	if d == drop.Accept {
-		dest := snap.Find(q.Flow.Reverse(), now)
-		if dest == nil {
-			return drop.NoConnection
+		if dest := snap.Find(q.Flow.Reverse(), now); dest != nil {
+			w.decided(dest, b.Bytes())
+			if dest.Kind == method.NAT {
+				return w.errorToServer(b, p, &q, dest, mtu)
+			}
+			return w.sendICMP(b, p, dest, now)
 		}
-		w.decided(dest, b.Bytes())
-		return w.sendICMP(b, p, dest, now)
+		if w.errorToClient(snap, b, p, &q, mtu, now) {
+			return drop.Accept
+		}
+		d = drop.NoConnection
+	}
+	if foreign(snap, p) {
+		return w.plain(b, p, now)
 	}
 	if d != drop.ICMP {
 		return d
@@ -295,12 +310,8 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}
-	hop := w.toClient(p)
-	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
-		w.out.AddFragments(b.Bytes(), &hop, mtu)
-	} else {
-		w.out.Add(b.Bytes(), &hop)
-	}
+	hop := w.hop(p.Flow.Src, p.Flow.Dst)
+	w.sendWhole(b, p, &hop, mtu)
 	return drop.Accept
 }
 
@@ -312,17 +323,28 @@ func (w *Worker) sendICMP(b *packet.Buf, p *packet.Info, dest *balancer.Dest, no
 	return w.send(b, p, dest)
 }
 
+// sendWhole adds the packet in b to w.out, in fragments of mtu bytes if it is longer and has no options. p describes
+// the lengths of its headers.
+func (w *Worker) sendWhole(b *packet.Buf, p *packet.Info, hop *egress.Hop, mtu int) {
+	if p.Len > mtu && (p.Offset == packet.IPv4HeaderLen || p.Offset == packet.IPv6HeaderLen) { // no options
+		w.out.AddFragments(b.Bytes(), hop, mtu)
+	} else {
+		w.out.Add(b.Bytes(), hop)
+	}
+}
+
 // answer adds b, an answer to the packet that p describes, to w.out.
 func (w *Worker) answer(b []byte, p *packet.Info) {
 	w.out.Mark = w.interest == wanted
-	hop := w.toClient(p)
+	hop := w.hop(p.Flow.Src, p.Flow.Dst)
 	w.out.Add(b, &hop)
 }
 
-// toClient returns the hop of an answer to the packet that p describes. It is called at most once for a packet.
-func (w *Worker) toClient(p *packet.Info) egress.Hop {
+// hop returns the hop of a packet from src to dst without a tunnel. It is called at most once for a packet that was
+// read.
+func (w *Worker) hop(dst, src netip.Addr) egress.Hop {
 	to := &w.clients[w.answered]
 	w.answered++
-	*to = egress.Peer{Dst: p.Flow.Src, Src: p.Flow.Dst}
+	*to = egress.Peer{Dst: dst, Src: src}
 	return egress.Hop{To: to}
 }

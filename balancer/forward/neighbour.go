@@ -54,8 +54,8 @@ func (w *Worker) fragments(b *packet.Buf, p *packet.Info, dest *balancer.Dest, h
 	cut packet.Cut) drop.Reason {
 	in := b.Bytes()
 	if packet.Version(in) == 6 {
-		const hopByHop = 0 // routers read this header, so it must stand before the fragment header
-		if packet.IPv6(in).NextHeader() == hopByHop || dest.MTU < encap.MinMTU6 {
+		// Routers read this header, so it must stand before the fragment header.
+		if packet.IPv6(in).NextHeader() == packet.ExtHopByHop || dest.MTU < encap.MinMTU6 {
 			return drop.TooBig
 		}
 	} else if p.Offset > packet.IPv4HeaderLen && dest.MTU < roomyMTU || dest.MTU < encap.MinMTU {

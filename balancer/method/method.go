@@ -100,6 +100,14 @@ type Method interface {
 	Quoted(q []byte, payload int) (inner []byte, ok bool)
 }
 
+// A Returner is a Method whose replies pass the director.
+type Returner interface {
+	Method
+	// Back turns the realserver's reply in b into the VIP's, in place. p describes its headers. vip is the address and
+	// port that the client has sent its requests to.
+	Back(b *packet.Buf, p *packet.Info, vip netip.AddrPort)
+}
+
 // New returns the method that c describes for the realserver at address. Its error names every contradiction in c.
 func New(address netip.Addr, c Config) (Method, error) {
 	if int(c.Kind) >= len(rows) {

@@ -24,6 +24,7 @@ const (
 	NoConnection // TCP or SCTP without a known connection, and no SYN or INIT; an ICMP error about such a connection
 	Removed      // the realserver of its connection is no longer configured
 	NoRealserver // no realserver can get a new connection
+	Unreachable  // no route to the realserver (VS/NAT); the sender gets ICMP host or address unreachable
 	TableFull    // a new connection beyond connections.max, and no entry can be evicted for it
 	Offload      // a GSO packet, or an unfinished checksum, that contradicts its own headers
 	TooBig       // with DF, larger than the path takes; the sender gets an ICMP error with the MTU
@@ -80,6 +81,7 @@ var reasons = [NumReasons]struct {
 	NoConnection:     {"no_connection", director},
 	Removed:          {"realserver_removed", director},
 	NoRealserver:     {"no_realserver", director},
+	Unreachable:      {"unreachable", director},
 	TableFull:        {"table_full", director},
 	Offload:          {"offload", both},
 	TooBig:           {"too_big", both},
