@@ -54,7 +54,8 @@ type Worker struct {
 	sink  uint8
 	tally stats.Tally
 
-	largest int // size of the largest fragment in which the current packet came; 0: it came whole
+	written bool // packets can be written back into the TUN device
+	largest int  // size of the largest fragment in which the current packet came; 0: it came whole
 	loops   loops
 
 	capture  *Capture // of the batch; nil: none
@@ -74,7 +75,7 @@ type WorkerConfig struct {
 	UDP      egress.Port   // for tunnels over UDP; nil: Raw sends their packets, too
 	UDPPorts []uint16      // source ports of UDP
 	Link     egress.Port   // for VS/DR
-	TUN      egress.Writer // for VS/NAT: the queue's writer
+	TUN      egress.Writer // for VS/NAT: the queue's writer; nil: no realserver of VS/NAT is reachable
 	Balancer *balancer.Balancer
 	Shared   *Shared
 	Clock    func() conntab.Ticks
@@ -85,6 +86,7 @@ func NewWorker(c WorkerConfig) *Worker {
 	w := &Worker{id: c.ID, source: c.Source, balancer: c.Balancer, shared: c.Shared, clock: c.Clock,
 		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch),
 		from: make([]*balancer.Backend, batch)}
+	w.written = c.TUN != nil
 	w.answers.init()
 	w.resets.init()
 	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Link: c.Link, TUN: c.TUN,
@@ -181,7 +183,7 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 		}
 	}
 	dest, d := snap.Decide(p, now)
-	if d == drop.NoService && foreign(snap, p) {
+	if d == drop.NoService && w.foreign(snap, p) {
 		return w.plain(b, p, now)
 	}
 	if d != drop.Accept {
@@ -199,7 +201,10 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	case method.DR:
 		return w.toNeighbour(b, p, dest, now)
 	case method.NAT:
-		return w.request(b, p, dest, now)
+		if d = w.request(b, p, dest, now); d == drop.Unreachable {
+			w.refuse(snap, d, b, p, now)
+		}
+		return d
 	}
 	if b.Offload.GSO != packet.GSONone {
 		return w.super(b, p, dest, inner, now)
@@ -292,7 +297,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 		}
 		d = drop.NoConnection
 	}
-	if foreign(snap, p) {
+	if w.foreign(snap, p) {
 		return w.plain(b, p, now)
 	}
 	if d != drop.ICMP {

@@ -27,8 +27,8 @@ func (w *Worker) request(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now
 	if n > mtu && p.DF && n > minMTU(p) {
 		return w.tooBig(b, p, max(mtu, minMTU(p)), now)
 	}
-	if dest.Address.Is4() != p.Flow.Dst.Is4() {
-		return drop.Unreachable // a configuration that is checked has no such service
+	if !w.written || dest.Address.Is4() != p.Flow.Dst.Is4() {
+		return drop.Unreachable // a configuration that is checked does not mix families
 	}
 	dest.Count(w.id, p.Len)
 	dest.Via.Out(b, p, 0)
@@ -37,6 +37,9 @@ func (w *Worker) request(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now
 
 // reply sends the packet in b, a reply of dest, a realserver of VS/NAT, to its client. p.Flow is the connection's.
 func (w *Worker) reply(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.Reason {
+	if !w.written {
+		return drop.Unreachable
+	}
 	dest.CountReply(w.id, p.Len)
 	dest.Back.Back(b, p, netip.AddrPortFrom(p.Flow.Dst, p.Flow.DstPort))
 	return w.writeBack(b, p, packet.MaxLen)
@@ -44,8 +47,8 @@ func (w *Worker) reply(b *packet.Buf, p *packet.Info, dest *balancer.Dest) drop.
 
 // foreign reports whether p is of no concern to the director: rules for VS/NAT have brought it here, and it is not for
 // a VIP.
-func foreign(snap *balancer.Snapshot, p *packet.Info) bool {
-	return snap.Translates() && !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst)
+func (w *Worker) foreign(snap *balancer.Snapshot, p *packet.Info) bool {
+	return w.written && snap.Translates() && !snap.HasVIP(p.Flow.Dst) && !snap.WasVIP(p.Flow.Dst)
 }
 
 // plain sends the packet in b, which is foreign, on its way as it came.

@@ -87,7 +87,8 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 			return err
 		}
 		p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
-			UDPPorts: u.Ports(), Link: link, Balancer: p.balancer, Shared: p.shared, Clock: p.now}))
+			UDPPorts: u.Ports(), Link: link, TUN: q.Writer(), Balancer: p.balancer, Shared: p.shared,
+			Clock: p.now}))
 	}
 	return p.openLocal(cfg, log)
 }

@@ -45,6 +45,8 @@ func directorAdvice() map[string]advice {
 			"or leave such clients without an answer: no_service = \"drop\""),
 		"no_realserver": status("all realservers of a service are down, have weight 0, or are full (upper)",
 			"raise a weight or upper, or repair the realservers"),
+		"unreachable": status("a VS/NAT realserver has no route, or a client on this host uses a VS/NAT service",
+			"add the route, or move the client to another host"),
 		"realserver_removed": reload("connections of a removed realserver are dropped, as on_removal = \"drop\" says",
 			"first set on_removal = \"drain\", which lets them end"),
 		"table_full": restart("the connection table is full",

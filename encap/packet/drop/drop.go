@@ -24,7 +24,7 @@ const (
 	NoConnection // TCP or SCTP without a known connection, and no SYN or INIT; an ICMP error about such a connection
 	Removed      // the realserver of its connection is no longer configured
 	NoRealserver // no realserver can get a new connection
-	Unreachable  // no route to the realserver (VS/NAT); the sender gets ICMP host or address unreachable
+	Unreachable  // no route to the realserver of VS/NAT, or a client on this host: the sender gets an ICMP error
 	TableFull    // a new connection beyond connections.max, and no entry can be evicted for it
 	Offload      // a GSO packet, or an unfinished checksum, that contradicts its own headers
 	TooBig       // with DF, larger than the path takes; the sender gets an ICMP error with the MTU

@@ -12,6 +12,7 @@ import (
 	"vstun/cmd/internal/words"
 	"vstun/encap"
 	"vstun/encap/packet"
+	"vstun/routing/query"
 )
 
 // ServiceState is the state of a service that follows from the health of its realservers.
@@ -70,6 +71,9 @@ func realserver(s *config.Service, r *config.RealserverRef, sources config.Sourc
 		Config: method.Config{Kind: r.Forward, Port: r.Port, Key: r.Key, HasKey: r.HasKey, Checksum: r.Checksum,
 			Source: sources.For(r.Address),
 			MTU:    paths.mtu(r.Address)}}
+	if path, asked := paths[r.Address]; r.Forward == method.NAT && asked && path == (query.Path{}) {
+		rs.MTU = 0 // no route: clients are told so
+	}
 	rs.Encap, _ = encap.ParseKind(r.Encap) // the configuration is validated
 	if rs.Encap.UDP() {
 		rs.EncapPort = s.EncapPort
