@@ -220,7 +220,7 @@ func (w *Worker) lookAtReply(b []byte, p *packet.Info, d *balancer.Dest) {
 // lookAt is look for the packet b of the connection f, whose realserver is d, if it is not captured already.
 func (w *Worker) lookAt(f packet.Flow, d *balancer.Dest, b []byte) {
 	c := w.capture
-	if w.interest == wanted || !c.match(f, true) || c.filter.Realserver.IsValid() && c.filter.Realserver != d.Address {
+	if w.interest == wanted || !c.match(f, true) || c.filter.Realserver.IsValid() && !c.filter.goesTo(d, b) {
 		return
 	}
 	w.interest, w.out.Mark = wanted, true

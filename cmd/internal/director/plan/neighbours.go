@@ -87,7 +87,7 @@ func (n Neighbours) fail(cfg *config.Director, states map[RealserverID]health.St
 		s := &cfg.Services[i]
 		for j := range s.Realservers {
 			r := &s.Realservers[j]
-			id := RealserverID{s.Name, r.Address}
+			id := RealserverID{s.Name, r.ID()}
 			if fault := n[r.Address].Fault; r.Forward == method.DR && fault != "" {
 				st := states[id]
 				st.Up, st.Known, st.Reason = false, true, fault
