@@ -36,15 +36,15 @@ func OpenProber() (p *Prober, err error) {
 	return p, nil
 }
 
-// A question is asked probeTimes, probeEvery apart. Answers count until probeWait after the first. RFC 5227 has one to
+// A question is asked questionTimes, questionEvery apart. Answers count until questionWait after the first. RFC 5227 has one to
 // two seconds between probes, for hosts that boot; a director's start should not wait for so long.
 const (
-	probeTimes = 3
-	probeEvery = 100 * time.Millisecond
-	probeWait  = 350 * time.Millisecond
+	questionTimes = 3
+	questionEvery = 100 * time.Millisecond
+	questionWait  = 350 * time.Millisecond
 )
 
-// Ask asks on each device for its Addrs, and returns the hosts that have one, each once. It takes probeWait. No
+// Ask asks on each device for its Addrs, and returns the hosts that have one, each once. It takes questionWait. No
 // neighbour's table changes: the sender of the questions is 0.0.0.0 or ::.
 func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 	p.mu.Lock()
@@ -57,7 +57,7 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 			_ = s.park() // fails only if it is closed
 		}
 	}()
-	end := time.Now().Add(probeWait)
+	end := time.Now().Add(questionWait)
 	for _, s := range []*linkSocket{p.arp, p.nd} {
 		filter, addrs := arpFilter, v4
 		if s == p.nd {
@@ -80,9 +80,9 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 	for i, s := range listening {
 		receivers.Go(func() { found[i], errs[i] = t.owners(s, s == p.arp) })
 	}
-	for n := range probeTimes {
+	for n := range questionTimes {
 		if n > 0 {
-			time.Sleep(probeEvery)
+			time.Sleep(questionEvery)
 		}
 		p.askOnce(devices)
 	}
