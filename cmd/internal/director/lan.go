@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
+	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/director/plan"
 	"vstun/routing/neigh"
 	"vstun/routing/query"
@@ -34,6 +38,7 @@ func (l *lan) open(log *slog.Logger) (err error) {
 	}
 	if err != nil {
 		l.missing = errors.Join(err, l.closeSockets())
+		l.answerer, l.prober = nil, nil
 	}
 	return nil
 }
@@ -94,6 +99,30 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	return errors.Join(errs...)
 }
 
+// status returns the VIPs that are announced on these devices, in ascending order, and the counts.
+func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced, counts api.Neighbours) {
+	if l.answerer == nil {
+		return nil, counts
+	}
+	c := l.answerer.Counts()
+	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts, Failed: c.Failed}
+	on := map[netip.Addr][]string{}
+	for _, d := range devices {
+		for _, vip := range d.Addrs {
+			on[vip] = append(on[vip], d.Name)
+		}
+	}
+	conflicts := map[netip.Addr][]api.Conflict{}
+	for _, c := range l.answerer.Claims() {
+		conflicts[c.Addr] = append(conflicts[c.Addr], api.Conflict{Device: c.Device, MAC: c.MAC.String(),
+			Packets: c.Count, Last: since(c.Last, now)})
+	}
+	for _, vip := range slices.SortedFunc(maps.Keys(on), netip.Addr.Compare) {
+		all = append(all, api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
+	}
+	return all, counts
+}
+
 // run follows the devices and answers until ctx is cancelled.
 func (l *lan) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -131,6 +160,5 @@ func (l *lan) closeSockets() (err error) {
 	if l.prober != nil {
 		err = errors.Join(err, l.prober.Close())
 	}
-	l.answerer, l.prober = nil, nil
 	return err
 }
