@@ -102,6 +102,11 @@ func AnswersFor(link string, a netip.Addr) (bool, error) {
 			}
 		}
 	}
+	return HasProxy(link, a)
+}
+
+// HasProxy reports whether the device has an entry for an address (ip neigh add proxy).
+func HasProxy(link string, a netip.Addr) (bool, error) {
 	return ask(func(h *netlink.Handle) (bool, error) {
 		l, err := h.LinkByName(link)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {

@@ -14,13 +14,10 @@ import (
 // given up: another host may have them now.
 func Announce(in Inputs) (all []neigh.Device) {
 	cfg := in.Config
-	if cfg.Announce.Off {
-		return nil
-	}
 	vips := VIPs(cfg)
 	for i := range in.Devices {
 		d := &in.Devices[i]
-		if !d.Running || !d.Neighbours || !announces(cfg, d.Name) {
+		if !d.Running || !d.Neighbours || !Announces(cfg, d.Name) {
 			continue
 		}
 		row := neigh.Device{Name: d.Name, Index: d.Index, MAC: d.MAC, Losses: d.Losses, Addrs: onLink(d, vips),
@@ -32,10 +29,10 @@ func Announce(in Inputs) (all []neigh.Device) {
 	return all
 }
 
-// announces reports whether cfg lets the director announce VIPs on a device.
-func announces(cfg *config.Director, device string) bool {
+// Announces reports whether cfg lets the director announce VIPs on a device.
+func Announces(cfg *config.Director, device string) bool {
 	own := device == cfg.TUN || device == cfg.LocalTUN()
-	return !own && (len(cfg.Announce.Devices) == 0 || slices.Contains(cfg.Announce.Devices, device))
+	return !cfg.Announce.Off && !own && (len(cfg.Announce.Devices) == 0 || slices.Contains(cfg.Announce.Devices, device))
 }
 
 // onLink returns those of vips that lie in a subnet of d.
