@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vstun/routing/kernel"
 )
@@ -19,6 +20,12 @@ type Device struct {
 	Loopback bool
 	Addrs    []netip.Prefix // with the host's bits
 	MAC      [6]byte        // of Ethernet; all zero: it has none
+
+	Running bool // it is up and has a link
+	// Neighbours reports whether hosts on its link are found by ARP and neighbour discovery: it is Ethernet, and has
+	// broadcast and a MAC address.
+	Neighbours bool
+	Losses     int // how often Running has ended, as a DeviceWatch has seen it
 }
 
 // Devices lists the network devices with their addresses.
@@ -35,9 +42,12 @@ func Devices() ([]Device, error) {
 		var all []Device
 		for _, l := range links {
 			at := l.Attrs()
-			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0}
+			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0,
+				Running: at.RawFlags&unix.IFF_RUNNING != 0}
 			if len(at.HardwareAddr) == len(d.MAC) {
 				d.MAC = [6]byte(at.HardwareAddr)
+				d.Neighbours = at.EncapType == "ether" && at.Flags&net.FlagBroadcast != 0 &&
+					at.RawFlags&unix.IFF_NOARP == 0
 			}
 			for _, a := range addrs {
 				if a.LinkIndex == d.Index {
@@ -92,6 +102,11 @@ func AnswersFor(link string, a netip.Addr) (bool, error) {
 			}
 		}
 	}
+	return HasProxy(link, a)
+}
+
+// HasProxy reports whether the device has an entry for an address (ip neigh add proxy).
+func HasProxy(link string, a netip.Addr) (bool, error) {
 	return ask(func(h *netlink.Handle) (bool, error) {
 		l, err := h.LinkByName(link)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {

@@ -28,11 +28,14 @@ type DirectorStatus struct {
 	Resets uint64            `json:"resets"` // of those, TCP resets
 	Drops  map[string]uint64 `json:"drops"`  // packets refused, by reason; only reasons that occurred
 	// fragments that wait for the rest of their packets
-	Waiting       int           `json:"waiting"`
-	Connections   Connections   `json:"connections"`
-	Services      []Service     `json:"services"`
-	Checks        Checks        `json:"checks"`
-	Leaving       Leaving       `json:"leaving"`
+	Waiting     int         `json:"waiting"`
+	Connections Connections `json:"connections"`
+	Services    []Service   `json:"services"`
+	Checks      Checks      `json:"checks"`
+	Leaving     Leaving     `json:"leaving"`
+	// VIPs in a subnet of this host
+	Announced     []Announced   `json:"announced,omitempty"`
+	Neighbours    Neighbours    `json:"neighbours"`
 	Configuration Configuration `json:"configuration"`
 	// packets that the kernel dropped because the director was too slow
 	Overruns uint64 `json:"overruns"`

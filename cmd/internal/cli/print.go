@@ -47,7 +47,8 @@ func PrintDirector(out io.Writer, st *api.DirectorStatus) error {
 		device(st.TUN, st.Queues, st.Offloads),
 		fact{fmt.Sprintf("%d of %s", st.Connections.Count, words.Count(st.Connections.Max, "connection")), 4}))
 	printConfiguration(w, st.Configuration)
-	printServices(w, st.Services, width)
+	printServices(w, st.Services, st.Announced, width)
+	printConflicts(w, st.Announced)
 	if len(st.Leaving.List) > 0 {
 		fmt.Fprintf(w, "\nnot configured any more, but with connections:\n")
 	}

@@ -26,12 +26,15 @@ func TestPrint(t *testing.T) {
 			List: []api.LeavingRealserver{{Service: "web", Address: "10.0.11.9", Active: 2}}},
 		Services: []api.Service{{Name: "web", VIPs: []string{"198.51.100.80"}, Protocol: "tcp",
 			Ports: []string{"80", "8000-8099"}, Scheduler: "wrr", Realservers: []api.Realserver{{Address: "10.0.11.2",
-				Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}}}
+				Encap: "ipip", Weight: 3, Active: 4, Inactive: 1}}}},
+		Announced: []api.Announced{{VIP: "198.51.100.80", Devices: []string{"eth0", "eth1"},
+			Conflicts: []api.Conflict{{Device: "eth1", MAC: "02:00:00:00:00:09", Packets: 3, Last: 5}}}}}
 	var out bytes.Buffer
 	if err := PrintDirector(&out, &st); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web)", "-> 10.0.11.2",
+	for _, want := range []string{"up 1m1s", "TCP 198.51.100.80:80,8000-8099 wrr (web) announced on eth0, eth1, CONFLICT\n",
+		"198.51.100.80  on eth1", "by 02:00:00:00:00:09  3 packets  last 5s ago", "-> 10.0.11.2",
 		"dropped: no_service", "network is unreachable",
 		"not configured any more", "-> 10.0.11.9  web", "3 of 250 connections"} {
 		if !strings.Contains(out.String(), want) {

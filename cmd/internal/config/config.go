@@ -44,6 +44,7 @@ type Director struct {
 	Log         slog.Level     // least level that is logged
 	Silent      bool           // clients of an unserved VIP or port get no answer
 	NoResets    bool           // a TCP packet of an unknown connection gets no RST
+	Announce    Announce
 	Connections Connections
 	Services    []Service // at least one, in the file's order
 	Notify      Notify
@@ -59,6 +60,13 @@ func (d *Director) LocalTUN() string {
 		name = strings.TrimSuffix(name, suffix) + "-own"
 	}
 	return name
+}
+
+// Announce is how the director answers ARP and neighbour discovery for VIPs in a subnet of this host.
+type Announce struct {
+	Off     bool     // it does not
+	Devices []string // on these devices alone; none: on every device that has such a subnet
+	Warn    bool     // another host's answer for a VIP is a warning; else the director does not start
 }
 
 // Sources are the outer source addresses, at most one of each family. A family without one uses the source of the route

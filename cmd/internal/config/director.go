@@ -33,6 +33,7 @@ func ParseDirector(name string, text []byte) (*Director, error) {
 
 		NoResets: t.oneOf("no_connection", "reset", "drop") == "drop",
 	}
+	readAnnounce(t, d)
 	t.finish()
 	d.Queues = onePerCPU(d.Queues)
 

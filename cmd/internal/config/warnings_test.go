@@ -42,6 +42,9 @@ func TestWarnings(t *testing.T) {
 		want       []string
 	}{
 		{"nothing", served, nil},
+		{"announced nowhere", served + "[director]\nannounce = \"none\"\nannounce_devices = [\"eth0\"]", []string{
+			`x.toml:9: director: announce_devices: announce is "none", so no VIP is announced: leave it out, or set ` +
+				`announce = "auto"`}},
 		{"flags of none", served + `scheduler_flags = ["sh-port"]`, []string{`x.toml:7: service "web": ` +
 			`scheduler_flags: scheduler wlc has no flags and ignores them: leave them out, or use sh or mh`}},
 		{"flags of sh", served + `scheduler = "sh"` + "\n" + `scheduler_flags = ["sh-port", "sh-fallback"]`, nil},

@@ -15,12 +15,13 @@ import (
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/reload"
 	"vstun/routing"
+	"vstun/routing/neigh"
 )
 
 // controller owns the director's state. One goroutine, run, changes an input, plans, applies the plan, and then reports
 // what has happened:
 //
-//	reload, weights, health, paths, neighbours → plan.Inputs → plan.Plan → apply → state, events
+//	reload, weights, health, paths, neighbours, devices → plan.Inputs → plan.Plan → apply → state, events
 //
 // Everything else reads the state, which is replaced in one step.
 type controller struct {
@@ -28,6 +29,7 @@ type controller struct {
 	plane   *dataPlane
 	checks  *checks
 	network network
+	lan     *lan
 	ask     questions
 	// neighbours are kept resolved for VS/DR.
 	neighbours neighbours
@@ -58,10 +60,10 @@ type state struct {
 }
 
 // newController returns a controller without a state. The caller calls start, and then run.
-func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network,
-	neighbours neighbours) *controller {
-	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours,
-		ask: newQuestions(plane), tell: func(...notify.Event) {}, requests: make(chan func()),
+func newController(log *slog.Logger, plane *dataPlane, checks *checks, network network, neighbours neighbours,
+	lan *lan) *controller {
+	return &controller{log: log, plane: plane, checks: checks, network: network, neighbours: neighbours, lan: lan,
+		ask: newQuestions(plane, lan), tell: func(...notify.Event) {}, requests: make(chan func()),
 		ended: make(chan struct{}), failures: map[string]string{}}
 }
 
@@ -72,6 +74,10 @@ func (c *controller) start(cfg *config.Director) error {
 	c.resolvePaths(&in)
 	c.awaitNeighbours(&in)
 	in.ReplyLinks = c.ask.replyLinks(in)
+	c.listDevices(&in)
+	if err := c.lan.check(in, nil); err != nil {
+		return err
+	}
 	return c.converge(in)
 }
 
@@ -91,16 +97,23 @@ const (
 	pathsShare  = 10
 )
 
+// betweenDevices is the least time between two looks at the host's devices, after events about them.
+const betweenDevices = 20 * time.Millisecond
+
 // run works until ctx is cancelled.
 func (c *controller) run(ctx context.Context) error {
 	defer close(c.ended)
 	ticker := time.NewTicker(pathsEvery)
 	defer ticker.Stop()
-	var pathsPause <-chan time.Time // nil: there is none
+	var pathsPause, devicesPause <-chan time.Time // nil: there is none
 	for {
 		due, tooBig, changed := ticker.C, c.plane.shared.TooBig, c.network.Changed()
 		if pathsPause != nil {
 			due, tooBig, changed = nil, nil, nil
+		}
+		devices := c.lan.changed()
+		if devicesPause != nil {
+			devices = nil
 		}
 		select {
 		case <-ctx.Done():
@@ -119,6 +132,11 @@ func (c *controller) run(ctx context.Context) error {
 			c.takeNeighbours()
 		case <-pathsPause:
 			pathsPause = nil
+		case <-devices:
+			c.followDevices()
+			devicesPause = time.After(betweenDevices)
+		case <-devicesPause:
+			devicesPause = nil
 		}
 	}
 }
@@ -224,7 +242,7 @@ func (c *controller) converge(in plan.Inputs) (err error) {
 
 // apply puts desired in force in place of was, which is nil at the start. With moves the machine changes, too. It is
 // the only place that does so. Routes of new VIPs come first, since they can fail; routes of retired VIPs go before the
-// balancer forgets the VIPs. On an error nothing has changed.
+// balancer forgets the VIPs. Neighbours learn of new VIPs last. On an error nothing has changed.
 func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error {
 	var err error
 	if moves {
@@ -236,8 +254,14 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error 
 	if err != nil && moves && was != nil {
 		return errors.Join(err, c.network.Set(was.Machine))
 	}
-	if err == nil && len(desired.Reroute) > 0 {
+	if err != nil {
+		return err
+	}
+	if len(desired.Reroute) > 0 {
 		c.plane.balancer.Reroute(desired.Reroute)
 	}
-	return err
+	if was == nil || !neigh.EqualDevices(was.Announce, desired.Announce) {
+		c.lan.set(desired.Announce)
+	}
+	return nil
 }

@@ -346,7 +346,7 @@ func TestUsageSettles(t *testing.T) {
 
 // TestEnding: after the controller has ended, requests fail, and nothing else does.
 func TestEnding(t *testing.T) {
-	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{}, &fakeNeighbours{})
+	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{}, &fakeNeighbours{}, &lan{})
 	c.plane.shared = operate(t, running(), nil).plane.shared
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -381,7 +381,7 @@ func TestKernelCantBeAsked(t *testing.T) {
 		Realservers: []config.RealserverRef{{Address: six, Weight: 1, Tunnel: config.Tunnel{Encap: "ipip"}}}}}}
 	var log strings.Builder
 	plane := &dataPlane{balancer: balancer.New(conntab.New(conntab.Config{Max: 1024}), 1)}
-	c := newController(slog.New(slog.NewTextHandler(&log, nil)), plane, nil, nil, nil)
+	c := newController(slog.New(slog.NewTextHandler(&log, nil)), plane, nil, nil, nil, &lan{})
 	in := plan.Inputs{Config: cfg}
 	ask := func() balancer.Realserver {
 		c.resolvePaths(&in)

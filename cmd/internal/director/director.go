@@ -37,6 +37,7 @@ type director struct {
 	control    *api.Server
 	http       *metrics.Server
 	plane      dataPlane
+	lan        lan
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
@@ -81,13 +82,16 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.allows(cfg); err != nil {
 		return nil, err
 	}
+	if err := d.lan.open(d.log); err != nil {
+		return nil, err
+	}
 	if d.neighbours, err = neigh.NewWatcher(); err != nil {
 		return nil, err
 	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {
 		return nil, err
 	}
-	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours)
+	d.controller = newController(d.log, &d.plane, &d.checks, d.network, d.neighbours, &d.lan)
 	d.checks.monitor = health.New(d.controller.healthChanged)
 	d.checks.notifier = notify.New(func(err error) { d.log.Error("notification failed", "error", err) })
 	d.checks.notifier.Set(cfg.Notify)
@@ -136,7 +140,7 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 	p := &d.plane
 	sweeper := p.table.NewSweeper()
 	slots := min(p.table.Slots()*int(sweepEvery)/int(time.Second)+1, sweepSlots)
-	watched := make(chan struct{})
+	watched, announced := make(chan struct{}), make(chan struct{})
 	tasks := []daemon.Task{
 		daemon.LogStop(d.log),
 		d.control.Run,
@@ -146,6 +150,10 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		func(ctx context.Context) error {
 			defer close(watched)
 			return d.network.Watch(ctx)
+		},
+		func(ctx context.Context) error {
+			defer close(announced)
+			return d.lan.run(ctx)
 		},
 		hangup(func() { _, _ = d.reload() }), // the sender of the signal reads the log
 		daemon.Every(sweepEvery, func() {
@@ -157,8 +165,11 @@ func (d *director) run(ctx context.Context, hangup func(fn func()) daemon.Task) 
 		d.controller.run,
 		d.checks.monitor.Run,
 		d.checks.notifier.Run,
-		func(ctx context.Context) error { // ends the workers, but first removes the routes that lead to them
+		// It ends the workers, but first removes the routes that lead to them. Before that the neighbours' requests
+		// stay without answers.
+		func(ctx context.Context) error {
 			<-ctx.Done()
+			<-announced
 			<-watched
 			return errors.Join(d.network.Close(), p.close())
 		},
@@ -208,7 +219,7 @@ func (d *director) serveControl() {
 // close undoes open, also if open has failed half-way. Routes go before the device, so that the kernel never answers
 // for a VIP.
 func (d *director) close() error {
-	var errs []error
+	errs := []error{d.lan.close()}
 	if d.network != nil {
 		errs = append(errs, d.network.Close())
 	}

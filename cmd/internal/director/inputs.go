@@ -9,6 +9,7 @@ import (
 
 	"vstun/cmd/internal/director/plan"
 	"vstun/routing"
+	"vstun/routing/neigh"
 	"vstun/routing/query"
 )
 
@@ -21,9 +22,9 @@ type questions struct {
 	usedVIPs func() map[netip.Addr]bool
 }
 
-func newQuestions(plane *dataPlane) questions {
+func newQuestions(plane *dataPlane, lan *lan) questions {
 	return questions{paths: query.Paths, local: query.LocalLink, hasRules: query.HasRules,
-		devices: query.Devices, usedVIPs: plane.usedVIPs}
+		devices: lan.devices, usedVIPs: plane.usedVIPs}
 }
 
 // rules returns for which families the kernel has policy rules.
@@ -61,6 +62,24 @@ func (c *controller) resolvePaths(in *plan.Inputs) {
 	in.Paths = make(plan.Paths, len(to))
 	for _, a := range to {
 		in.Paths[a] = answer[a] // the zero Path: there is no route
+	}
+}
+
+// listDevices asks the kernel for the host's devices. If the query fails, the known ones stay.
+func (c *controller) listDevices(in *plan.Inputs) {
+	devices, err := c.ask.devices()
+	c.logFailure(slog.LevelError, "cannot list the devices, so VIPs are announced as before", err)
+	if err == nil {
+		in.Devices = devices
+	}
+}
+
+// followDevices puts the present devices in force.
+func (c *controller) followDevices() {
+	in := c.state().inputs
+	c.listDevices(&in)
+	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) {
+		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.converge(in))
 	}
 }
 

@@ -89,7 +89,7 @@ func checkAddresses(cfg *config.Director) error {
 
 // sysctls returns the sysctls to set before a director with cfg starts on a machine whose /proc/sys is read-only.
 func sysctls(cfg *config.Director) ([]routing.Sysctl, error) {
-	ask := newQuestions(&dataPlane{})
+	ask := newQuestions(&dataPlane{}, &lan{})
 	in := plan.Inputs{Config: cfg, Rules: ask.rules()}
 	paths, err := ask.paths(plan.Destinations(cfg))
 	if err != nil {

@@ -37,6 +37,10 @@ func (d *director) configure(cfg *config.Director) (was, is *state, err error) {
 	if err := sameProgram(d.file, d.controller.state().inputs.Config, cfg); err != nil {
 		return nil, nil, err
 	}
+	before := d.controller.state()
+	if err := d.lan.check(before.inputs.Reconfigured(cfg), before.Announce); err != nil {
+		return nil, nil, err
+	}
 	endMove, err := d.http.Move(cfg.Metrics)
 	if err != nil {
 		return nil, nil, err

@@ -47,6 +47,7 @@ func (d *director) status() api.DirectorStatus {
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
+	st.Announced, st.Neighbours = d.lan.status(d.controller.state().Announce, time.Now())
 	return st
 }
 

@@ -36,6 +36,10 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	var known *api.DirectorStatus
+	if running && silence == nil {
+		known = &st
+	}
 	r := newReport("director", d.File, running)
 	v4, v6 := d.families()
 	checks := []check{
@@ -45,7 +49,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 		{"forwarding", func(_ context.Context, res *result) { res.forwarding(running, d.Config.TUN, v4, v6) }},
 		{"firewall", func(_ context.Context, res *result) { res.directorFirewall(d) }},
 		{"rp_filter", func(ctx context.Context, res *result) { res.directorFilters(ctx, d.Config.TUN, v4, &st) }},
-		{"neighbours", func(_ context.Context, res *result) { res.neighbours(d.vips()) }},
+		{"neighbours", func(_ context.Context, res *result) { res.neighbours(d.Config, d.vips(), known) }},
 		{"ip_vs", func(_ context.Context, res *result) { res.kernelServices(d.vips()) }},
 		{"routes", func(_ context.Context, res *result) { res.realserverRoutes(d.Config) }},
 		{"descriptors", func(_ context.Context, res *result) {

@@ -1,5 +1,5 @@
 // Package plan computes the desired state of a director's machine and balancer from its inputs: the configuration,
-// weights that operators have set, the health of realservers, the paths to them. It is pure: it does no I/O, logs
+// weights that operators have set, the health of realservers, the paths to them, the host's devices. It is pure: it does no I/O, logs
 // nothing and takes no lock.
 package plan
 
@@ -14,6 +14,8 @@ import (
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/words"
 	"vstun/routing"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
 )
 
 // RealserverID names a realserver of a service.
@@ -41,6 +43,7 @@ type Inputs struct {
 	Retired []netip.Addr
 
 	ReplyLinks []string // see ReplyLinks
+	Devices    []query.Device
 	Rules      Rules
 }
 
@@ -52,6 +55,7 @@ type Rules struct{ IPv4, IPv6 bool }
 type Desired struct {
 	Config      *config.Director // with the weights that operators have set
 	Machine     routing.State
+	Announce    []neigh.Device // the VIPs that the director answers neighbours for, see Announce
 	Balancer    balancer.Config
 	Reroute     map[netip.Addr]balancer.Path // paths to retired realservers
 	Services    map[string]ServiceState      // by name
@@ -89,8 +93,9 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	cfg := in.Weights.effective(in.Config)
 	table := Table(cfg.Connections)
 	d := Desired{
-		Config:  cfg,
-		Machine: Machine(in),
+		Config:   cfg,
+		Machine:  Machine(in),
+		Announce: Announce(in),
 		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg), Table: &table,
 			LeftVIPs: in.RetiredVIPs},
 		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired)),

@@ -1,0 +1,164 @@
+package director
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vstun/cmd/internal/api"
+	"vstun/cmd/internal/director/plan"
+	"vstun/routing/neigh"
+	"vstun/routing/query"
+)
+
+// lan is the director's part in the networks that have a VIP in their subnets: it follows this host's devices, answers
+// for the VIPs, announces them, and asks whether another host has them. The zero value has no sockets, and does nothing.
+type lan struct {
+	log      *slog.Logger
+	watch    *query.DeviceWatch
+	answerer *neigh.Answerer
+	prober   *neigh.Prober
+	missing  error // why there are no sockets
+}
+
+// open opens the sockets, for all devices of this host and for those that come later. Without the sockets a director
+// still works, unless it has VIPs to announce: see check.
+func (l *lan) open(log *slog.Logger) (err error) {
+	l.log = log
+	if l.watch, err = query.WatchDevices(); err != nil {
+		return err
+	}
+	if l.answerer, err = neigh.Open(log); err == nil {
+		l.prober, err = neigh.OpenProber()
+	}
+	if err != nil {
+		l.missing = errors.Join(err, l.closeSockets())
+		l.answerer, l.prober = nil, nil
+	}
+	return nil
+}
+
+// devices lists this host's devices.
+func (l *lan) devices() ([]query.Device, error) {
+	if l.watch == nil {
+		return query.Devices()
+	}
+	return l.watch.Devices()
+}
+
+// changed returns the channel of events about devices.
+func (l *lan) changed() <-chan struct{} {
+	if l.watch == nil {
+		return nil
+	}
+	return l.watch.Changed()
+}
+
+// set replaces the VIPs to answer for.
+func (l *lan) set(devices []neigh.Device) {
+	if l.answerer != nil {
+		l.answerer.Set(devices)
+	}
+}
+
+// check examines whether in lets the director announce VIPs that it does not announce in was. It returns an error for
+// each VIP that another host has, or, if the configuration says so, logs a warning. It takes a third of a second.
+func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
+	added := plan.Added(was, plan.Announce(in))
+	if len(added) == 0 {
+		return nil
+	}
+	d := added[0]
+	if l.missing != nil {
+		return fmt.Errorf("VIP %s is in a subnet of %s, and the director can't answer for it there: %w; or set "+
+			"announce = \"none\"", d.Addrs[0], d.Name, l.missing)
+	}
+	if l.prober == nil {
+		return nil
+	}
+	owners, err := l.prober.Ask(added)
+	if err != nil {
+		return fmt.Errorf("VIP %s: cannot ask whether another host has it: %w", d.Addrs[0], err)
+	}
+	slices.SortFunc(owners, func(a, b neigh.Owner) int { return a.Addr.Compare(b.Addr) })
+	var errs []error
+	for _, o := range owners {
+		if in.Config.Announce.Warn {
+			l.log.Warn("another host answers for a VIP", "vip", o.Addr, "device", o.Device, "mac", o.MAC)
+			continue
+		}
+		errs = append(errs, fmt.Errorf("VIP %s: another host, with MAC address %s, answers for it on %s: remove the "+
+			"address there (a realserver needs arp_ignore = 1), or set announce_conflict = \"warn\"", o.Addr, o.MAC,
+			o.Device))
+	}
+	return errors.Join(errs...)
+}
+
+// status returns the VIPs that are announced on these devices, in ascending order, and the counts.
+func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced, counts api.Neighbours) {
+	if l.answerer == nil {
+		return nil, counts
+	}
+	c := l.answerer.Counts()
+	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts, Failed: c.Failed}
+	on := map[netip.Addr][]string{}
+	for _, d := range devices {
+		for _, vip := range d.Addrs {
+			on[vip] = append(on[vip], d.Name)
+		}
+	}
+	conflicts := map[netip.Addr][]api.Conflict{}
+	for _, c := range l.answerer.Claims() {
+		conflicts[c.Addr] = append(conflicts[c.Addr], api.Conflict{Device: c.Device, MAC: c.MAC.String(),
+			Packets: c.Count, Last: since(c.Last, now)})
+	}
+	for _, vip := range slices.SortedFunc(maps.Keys(on), netip.Addr.Compare) {
+		all = append(all, api.Announced{VIP: vip.String(), Devices: on[vip], Conflicts: conflicts[vip]})
+	}
+	return all, counts
+}
+
+// run follows the devices and answers until ctx is cancelled.
+func (l *lan) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answered := make(chan error, 1)
+	go func() {
+		defer cancel()
+		answered <- l.answer(ctx)
+	}()
+	err := l.watch.Run(ctx)
+	cancel()
+	return errors.Join(err, <-answered)
+}
+
+func (l *lan) answer(ctx context.Context) error {
+	if l.answerer == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return l.answerer.Run(ctx)
+}
+
+// close closes the sockets, also if open has failed half-way.
+func (l *lan) close() error {
+	if l.watch != nil {
+		l.watch.Close()
+	}
+	return l.closeSockets()
+}
+
+func (l *lan) closeSockets() (err error) {
+	if l.answerer != nil {
+		err = l.answerer.Close()
+	}
+	if l.prober != nil {
+		err = errors.Join(err, l.prober.Close())
+	}
+	return err
+}
