@@ -129,7 +129,10 @@ func scopeOf(s State, own records) scope {
 	}
 	for _, r := range s.Rules {
 		rec := r.record()
-		sc.rules[kernel.Family(rec.From)], sc.tables[rec.in()] = true, math.MaxInt
+		sc.rules[kernel.Family(rec.From)] = true
+		if rec.Table != 0 {
+			sc.tables[rec.looksUp()] = math.MaxInt
+		}
 	}
 	if s.Replies != nil {
 		for _, a := range s.Replies.From {
