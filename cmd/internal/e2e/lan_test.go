@@ -89,7 +89,7 @@ func TestLAN(t *testing.T) {
 		if text := s.ask("status").stdout; !strings.Contains(text, "(web) announced on eth0\n") {
 			t.Errorf("status:\n%s", text)
 		}
-		if owners := s.owners(s.Insider, s.VIP); len(owners) != 1 || owners[0].MAC != s.mac(s.Director) {
+		if owners := s.owners(s.Insider, s.VIP); len(owners) != 1 || owners[0].MAC != neigh.MAC(s.mac(s.Director, "eth0")) {
 			t.Errorf("a probe for the VIP is answered by %v, want the director", owners)
 		}
 
@@ -146,15 +146,6 @@ func (s *site) onLink(h *lab.Host, fn func(l netlink.Link) error) {
 	}); err != nil {
 		s.t.Fatalf("%s: %v", h.Name, err)
 	}
-}
-
-func (s *site) mac(h *lab.Host) neigh.MAC {
-	s.t.Helper()
-	mac, err := h.MAC("eth0")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return neigh.MAC(mac)
 }
 
 // owners returns the hosts that answer a probe of h: RFC 5227, section 2.1.1; RFC 4862, section 5.4.
@@ -223,7 +214,7 @@ func TestLANConflictAtStart(t *testing.T) {
 		s.director.configure(s.lanTOML("", s.VIP))
 		before := s.observeAll()
 		got := run(t, s.Director, exec.Command(programPath("director"), "run", "-c", s.director.config))
-		mac := s.mac(s.Insider).String()
+		mac := s.mac(s.Insider, "eth0").String()
 		want := fmt.Sprintf("VIP %v: another host, with MAC address %s, answers for it on eth0", s.VIP, mac)
 		if got.code == 0 || !strings.Contains(got.stderr, want) || !strings.Contains(got.stderr, "announce_conflict") {
 			t.Errorf("exit status %d, %q; want %q", got.code, got.stderr, want)
@@ -338,8 +329,8 @@ func TestLANDevice(t *testing.T) {
 		if !s.announced(c, soon) {
 			t.Errorf("%s: the VIP is not announced", what)
 		}
-		if owners := s.owners(s.Insider, s.VIP); len(owners) != 1 || owners[0].MAC != s.mac(s.Director) {
-			t.Errorf("%s: a probe is answered by %v, want %v", what, owners, s.mac(s.Director))
+		if owners := s.owners(s.Insider, s.VIP); len(owners) != 1 || owners[0].MAC != neigh.MAC(s.mac(s.Director, "eth0")) {
+			t.Errorf("%s: a probe is answered by %v, want %v", what, owners, neigh.MAC(s.mac(s.Director, "eth0")))
 		}
 	}
 	mustAnnounce("down and up", func(l netlink.Link) error {
@@ -404,7 +395,7 @@ func TestLANConflict(t *testing.T) {
 		}
 		return nil
 	})
-	mac := s.mac(s.Insider).String()
+	mac := s.mac(s.Insider, "eth0").String()
 	testkit.Within(t, "the conflict is in the status", soon, func() bool {
 		st := s.director.balance()
 		return len(st.Announced) == 1 && len(st.Announced[0].Conflicts) == 1 &&
