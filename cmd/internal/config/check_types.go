@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -271,5 +272,6 @@ func (c *Check) http(s *Service, r *RealserverRef) health.Probe {
 // checkEnvironment returns the variables that name r, a realserver of s, to a program.
 func checkEnvironment(s *Service, r *RealserverRef) []string {
 	return []string{"VSTUN_SERVICE=" + s.Name, "VSTUN_VIP=" + s.VIPs[0].String(),
-		fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String()}
+		fmt.Sprintf("VSTUN_PORT=%d", s.Ports[0].First), "VSTUN_REALSERVER=" + r.Address.String(),
+		fmt.Sprintf("VSTUN_REALSERVER_PORT=%d", cmp.Or(r.Port, s.Ports[0].First))}
 }

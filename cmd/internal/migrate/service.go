@@ -206,8 +206,8 @@ func (p *plan) settleRealservers(s *service, vips map[netip.Addr]bool) {
 	}
 }
 
-// reaches reports whether r can have the packets of all VIPs of s: only tunnels carry the packets of one IP version over
-// the other.
+// reaches reports whether r can have the packets of all VIPs of s: only tunnels carry the packets of one IP version
+// over the other.
 func (s *service) reaches(r *realserver) bool {
 	return r.forward == method.TUN || !slices.ContainsFunc(s.vips, func(vip netip.Addr) bool {
 		return vip.Is4() != r.address.Is4()

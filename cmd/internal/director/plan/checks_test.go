@@ -59,7 +59,7 @@ func TestSubjects(t *testing.T) {
 			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
 				Probe: health.Exec{Command: []string{"/usr/local/bin/check", "an argument"},
 					Env: []string{"VSTUN_SERVICE=web", "VSTUN_VIP=198.51.100.80", "VSTUN_PORT=8443",
-						"VSTUN_REALSERVER=10.0.11.5"}}}},
+						"VSTUN_REALSERVER=10.0.11.5", "VSTUN_REALSERVER_PORT=8443"}}}},
 		"web 10.0.11.1": {Port: 9443, Targets: []netip.Addr{addr("10.0.11.1")}, Way: "direct",
 			Check: &health.Check{Interval: 10 * time.Second, Timeout: 3 * time.Second, Rise: 1, Fall: 5, Up: true,
 				Probe: health.HTTP{TLS: true, Path: "/health?full=1", Host: "www.example.com",
