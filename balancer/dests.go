@@ -114,5 +114,6 @@ func (b *Balancer) forget(now time.Time) {
 // release frees d's number for another Dest.
 func (b *Balancer) release(d *Dest) {
 	b.numbers[d.number] = nil
+	delete(b.mappings, d.number)
 	b.free = append(b.free, d.number)
 }
