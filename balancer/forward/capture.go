@@ -191,19 +191,17 @@ func (w *Worker) observe(c *Capture) {
 // look sets the capture's interest in the packet b, and captures it if it is wanted. It leaves a packet that may be a
 // reply of VS/NAT to lookAtReply: the packet does not have the addresses that its client sees.
 func (w *Worker) look(b []byte, reply bool) {
-	if reply {
-		w.interest, w.out.Mark = ignored, false
-		return
-	}
-	w.lookAgain(b)
+	w.lookAgain(b, reply)
 	if w.interest == wanted {
 		w.capture.put(false, b, nil)
 	}
 }
 
 // lookAgain is look for a reassembled packet, whose fragments have been captured already.
-func (w *Worker) lookAgain(b []byte) {
-	w.interest = w.capture.interest(b)
+func (w *Worker) lookAgain(b []byte, reply bool) {
+	if w.interest = ignored; !reply {
+		w.interest = w.capture.interest(b)
+	}
 	w.out.Mark = w.interest == wanted
 }
 
