@@ -222,7 +222,7 @@ func (b backends) several() bool {
 	return false
 }
 
-// Translates reports whether a realserver has method NAT, or had it and still has connections.
+// Translates reports whether a realserver has method NAT, a retired one included.
 func (s *Snapshot) Translates() bool { return s.backends != nil }
 
 // Backend returns the Backend that the packet p comes from, and nil for a packet that is no reply: its source is no

@@ -73,8 +73,8 @@ func (d *Dest) reachAs(r Realserver) {
 	}
 }
 
-// Reachable reports whether packets can be sent to d. Tunnels over IPv6, and those with a UDP checksum over IPv4, need a
-// source address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable
+// Reachable reports whether packets can be sent to d. Tunnels over IPv6, and those with a UDP checksum over IPv4, need
+// a source address. They have none while none is configured and the kernel has no route. Other tunnels stay reachable
 // without a route; the kernel then refuses each packet. VS/NAT needs a route: without one the MTU is 0.
 func (d *Dest) Reachable() bool { return d.Via != nil && (d.Kind != method.NAT || d.MTU > 0) }
 
@@ -114,5 +114,6 @@ func (b *Balancer) forget(now time.Time) {
 // release frees d's number for another Dest.
 func (b *Balancer) release(d *Dest) {
 	b.numbers[d.number] = nil
+	delete(b.mappings, d.number)
 	b.free = append(b.free, d.number)
 }

@@ -188,22 +188,20 @@ func (w *Worker) observe(c *Capture) {
 	}
 }
 
-// look sets the capture's interest in the packet b, and captures it if it is wanted. For a packet that may be a reply of
-// VS/NAT it leaves that to lookAtReply: the packet does not have the addresses that its client sees.
+// look sets the capture's interest in the packet b, and captures it if it is wanted. It leaves a packet that may be a
+// reply of VS/NAT to lookAtReply: the packet does not have the addresses that its client sees.
 func (w *Worker) look(b []byte, reply bool) {
-	if reply {
-		w.interest, w.out.Mark = ignored, false
-		return
-	}
-	w.lookAgain(b)
+	w.lookAgain(b, reply)
 	if w.interest == wanted {
 		w.capture.put(false, b, nil)
 	}
 }
 
 // lookAgain is look for a reassembled packet, whose fragments have been captured already.
-func (w *Worker) lookAgain(b []byte) {
-	w.interest = w.capture.interest(b)
+func (w *Worker) lookAgain(b []byte, reply bool) {
+	if w.interest = ignored; !reply {
+		w.interest = w.capture.interest(b)
+	}
 	w.out.Mark = w.interest == wanted
 }
 
@@ -220,7 +218,7 @@ func (w *Worker) lookAtReply(b []byte, p *packet.Info, d *balancer.Dest) {
 // lookAt is look for the packet b of the connection f, whose realserver is d, if it is not captured already.
 func (w *Worker) lookAt(f packet.Flow, d *balancer.Dest, b []byte) {
 	c := w.capture
-	if w.interest == wanted || !c.match(f, true) || c.filter.Realserver.IsValid() && !c.filter.goesTo(d, b) {
+	if w.interest == wanted || !c.match(f, true) || c.filter.Realserver.IsValid() && !c.filter.has(d, f) {
 		return
 	}
 	w.interest, w.out.Mark = wanted, true
@@ -239,18 +237,20 @@ func (w *Worker) decided(d *balancer.Dest, b []byte) {
 
 // goesTo reports whether the packet in b, which goes to d, goes to the realserver of the filter.
 func (f *CaptureFilter) goesTo(d *balancer.Dest, b []byte) bool {
-	port := f.Realserver.Port()
-	switch {
-	case d.Address != f.Realserver.Addr():
-		return false
-	case port == 0 || d.Port != 0:
-		return port == 0 || port == d.Port
+	if f.Realserver.Port() == 0 || d.Address != f.Realserver.Addr() {
+		return d.Address == f.Realserver.Addr()
 	}
-	if q, d := packet.QuotedFlow(b); d == drop.Accept {
-		return q.Flow.SrcPort == port // a client's error is about an answer
+	if q, reason := packet.QuotedFlow(b); reason == drop.Accept {
+		return f.has(d, q.Flow.Reverse()) // a client's error is about an answer
 	}
 	q, reason := packet.QuotedPacket(b)
-	return reason == drop.Accept && q.Flow.DstPort == port
+	return reason == drop.Accept && f.has(d, q.Flow)
+}
+
+// has reports whether d is the realserver of the filter for the connection c.
+func (f *CaptureFilter) has(d *balancer.Dest, c packet.Flow) bool {
+	port := f.Realserver.Port()
+	return d.Address == f.Realserver.Addr() && (port == 0 || port == d.Real(c).DstPort)
 }
 
 // dropped captures the packet in b, which is dropped, if its connection's realserver is that of the filter.

@@ -262,8 +262,8 @@ func (w *Worker) fragment(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info
 	w.largest = largest
 	defer func() { w.largest = 0 }()
 	from := snap.Backend(p)
-	if w.capture != nil && from == nil {
-		w.lookAgain(b.Bytes())
+	if w.capture != nil {
+		w.lookAgain(b.Bytes(), from != nil)
 	}
 	if p.Flow.Proto == packet.ProtoICMP || p.Flow.Proto == packet.ProtoICMPv6 {
 		return w.icmp(snap, b, p, pingMTU, now)

@@ -154,7 +154,9 @@ func (r *natRun) ruled(b []byte) bool {
 		}
 	}
 	// The rules of a realserver that has been removed stay while it has connections.
-	return slices.ContainsFunc(r.balancer.Leaving(), func(l balancer.Leaving) bool { return l.Realserver.Addr() == p.Flow.Src })
+	return slices.ContainsFunc(r.balancer.Leaving(), func(l balancer.Leaving) bool {
+		return l.Realserver.Addr() == p.Flow.Src
+	})
 }
 
 // asDirector is asDirector for both families: the quote of an answer has a TTL that is lowered already.

@@ -11,7 +11,7 @@ import (
 // Checksums are updated incrementally (RFC 1624, equation 3), so that a damaged packet stays damaged. An unfinished
 // checksum stays unfinished: it is the sum of the pseudo-header, which has the addresses and not the ports. A UDP
 // datagram without checksum gets one, as from IPVS (Linux net/netfilter/ipvs/ip_vs_proto_udp.c), unless it is a GSO
-// packet. A GSO packet's checksum becomes an unfinished one.
+// packet, or a checksum inside it is unfinished. A GSO packet's checksum becomes an unfinished one.
 func ReplaceDst(b *Buf, p *Info, to netip.AddrPort) { replace(b, p, &dstFields, to) }
 
 // ReplaceSrc is ReplaceDst for source address and port.
@@ -45,22 +45,19 @@ func replace(b *Buf, p *Info, at *fields, with netip.AddrPort) {
 		return
 	}
 	ports := replace2(t[at.port:], port)
-	checksum, udp := t[TCPChecksumAt:], p.Flow.Proto == ProtoUDP
+	checksumAt, udp := TCPChecksumAt, p.Flow.Proto == ProtoUDP
 	if udp {
-		checksum = t[UDPChecksumAt:]
+		checksumAt = UDPChecksumAt
 	}
-	o := &b.Offload
-	switch none := udp && !o.Partial && binary.BigEndian.Uint16(checksum) == 0; {
+	checksum, o := t[checksumAt:], &b.Offload
+	switch none := udp && binary.BigEndian.Uint16(checksum) == 0; {
 	case o.Partial && int(o.CsumStart) == p.Offset:
 		binary.BigEndian.PutUint16(checksum, Fold(uint64(binary.BigEndian.Uint16(checksum))+addr))
-	case none && o.GSO != GSONone:
+	case none && (o.Partial || o.GSO != GSONone):
 	case none:
 		PutChecksum(checksum, Sum(t, PseudoSum(in, ProtoUDP, len(t))), true)
 	case o.GSO != GSONone:
-		o.Partial, o.CsumStart, o.CsumOffset = true, uint16(p.Offset), TCPChecksumAt
-		if udp {
-			o.CsumOffset = UDPChecksumAt
-		}
+		o.Partial, o.CsumStart, o.CsumOffset = true, uint16(p.Offset), uint16(checksumAt)
 		binary.BigEndian.PutUint16(checksum, Fold(PseudoSum(in, p.Flow.Proto, len(t))))
 	case udp:
 		updateUDP(checksum, addr+ports)
