@@ -46,6 +46,9 @@ func Command() *cobra.Command {
 			if err != nil {
 				return cli.Checked{}, err
 			}
+			if err := checkSubnets(file, cfg); err != nil {
+				return cli.Checked{}, err
+			}
 			warnings := cfg.Warnings
 			if warn, err := warning(file, cfg); err != nil {
 				return cli.Checked{}, err
