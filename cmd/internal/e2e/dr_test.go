@@ -164,7 +164,12 @@ func testReloadToDR(t *testing.T, ipv6 bool) {
 	if got := s.answering(2); !slices.Equal(got, []string{"web1"}) {
 		t.Fatalf("by tunnel %q answer", got)
 	}
-	wrapped := s.counter(t, s.Webs[1], lab.Filter{Source: s.Director.Addr, Destination: s.Webs[1].Addr})
+	protocol := uint8(4)
+	if ipv6 {
+		protocol = 41
+	}
+	wrapped := s.counter(t, s.Webs[1], lab.Filter{Source: s.Director.Addr, Destination: s.Webs[1].Addr,
+		Protocol: protocol})
 	s.reloadWith(s.directWeb(2, ""))
 	if got := s.answering(4); !slices.Equal(got, []string{"web1", "web2"}) {
 		t.Errorf("by VS/DR %q answer", got)
@@ -268,12 +273,12 @@ func TestChecksByDR(t *testing.T) { testkit.Families(t, testChecksByDR) }
 
 func testChecksByDR(t *testing.T, ipv6 bool) {
 	s := newMethodSite(t, dr, ipv6, 2, nil)
-	s.startDR(s.directWeb(2, `check = { type = "tcp", interval = "1s", timeout = "1s", rise = 1, fall = 1 }`))
-	pings := strings.Replace(s.directWeb(2, `check = { type = "ping", interval = "1s", timeout = "1s", rise = 1, `+
-		`fall = 1, up = false }`), `name = "web"`, `name = "ping"`, 1)
-	pings = strings.Replace(pings, "port = 80", "port = 81", 1)
-	s.reloadWith(s.directWeb(2, `check = { type = "tcp", interval = "1s", timeout = "1s", rise = 1, fall = 1, `+
-		`up = false }`) + pings)
+	check := func(kind string) string {
+		return s.directWeb(2, fmt.Sprintf("check = { type = %q, interval = \"1s\", timeout = \"1s\", rise = 1, fall = 1, "+
+			"initial = \"down\" }", kind))
+	}
+	pings := strings.Replace(strings.Replace(check("ping"), "port = 80", "port = 81", 1), `"web"`, `"ping"`, 1)
+	s.startDR(check("tcp") + pings)
 	testkit.Within(t, "all realservers are up", soon, func() bool {
 		for _, svc := range s.director.balance().Services {
 			for _, r := range svc.Realservers {
