@@ -67,8 +67,9 @@ func (s *site) realserverStatus(i int) api.Realserver {
 	return api.Realserver{}
 }
 
-// TestUnreachableRealserver: a realserver of VS/DR whose cable is pulled gets no new connections, without any check. The
-// status has the reason. It gets connections again when it answers. The agent accepts no tunnel, and refuses nothing.
+// TestUnreachableRealserver: a realserver of VS/DR whose cable is pulled gets no new connections, without any check.
+// The status has the reason. It gets connections again when it answers. The agent accepts no tunnel, and refuses
+// nothing.
 func TestUnreachableRealserver(t *testing.T) { testkit.Families(t, testUnreachableRealserver) }
 
 func testUnreachableRealserver(t *testing.T, ipv6 bool) {
@@ -274,8 +275,8 @@ func TestChecksByDR(t *testing.T) { testkit.Families(t, testChecksByDR) }
 func testChecksByDR(t *testing.T, ipv6 bool) {
 	s := newMethodSite(t, dr, ipv6, 2, nil)
 	check := func(kind string) string {
-		return s.directWeb(2, fmt.Sprintf("check = { type = %q, interval = \"1s\", timeout = \"1s\", rise = 1, fall = 1, "+
-			"initial = \"down\" }", kind))
+		return s.directWeb(2, fmt.Sprintf("check = { type = %q, interval = \"1s\", timeout = \"1s\", rise = 1, "+
+			"fall = 1, initial = \"down\" }", kind))
 	}
 	pings := strings.Replace(strings.Replace(check("ping"), "port = 80", "port = 81", 1), `"web"`, `"ping"`, 1)
 	s.startDR(check("tcp") + pings)
