@@ -121,8 +121,8 @@ func (o *Output) push(head, body []byte, h *Hop) {
 }
 
 // AddFragments adds the packet b as fragments of at most mtu bytes. Its IP header has no extension headers that routers
-// read, and options only if mtu is not small: the room for the fragments' headers is fragmentRoom. Fragments of a hop of
-// Kind Link have the packet's own ID.
+// read, and options only if mtu is not small: the room for the fragments' headers is fragmentRoom. Fragments of Kind
+// Link have the packet's own ID.
 func (o *Output) AddFragments(b []byte, h *Hop, mtu int) {
 	o.reserve(fragmentRoom)
 	o.fragment(b, h, mtu)

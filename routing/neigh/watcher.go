@@ -35,9 +35,9 @@ type State struct {
 //	                          │                                      │
 //	                          └──────────► FAILED: Silent ◄──────────┘
 //
-// A neighbour that does not answer is Silent within about 8 seconds: probeEvery, and three probes of the kernel a second
-// apart (ucast_solicit in arp(7)). It is asked for every second from then on. An entry that another program has made
-// permanent is used as it is.
+// A neighbour that does not answer is Silent within about 8 seconds: probeEvery, and three probes of the kernel, a
+// second apart (ucast_solicit in arp(7)). It is asked for every second from then on. An entry that another program has
+// made permanent is used as it is.
 type Watcher struct {
 	handle  *netlink.Handle
 	events  *nl.NetlinkSocket
@@ -116,8 +116,8 @@ func (w *Watcher) States() map[Neighbour]State {
 	return all
 }
 
-// Changed returns a channel that gets a value after a change of a State. A value that is not received yet stands for all
-// changes since.
+// Changed returns a channel that gets a value after a change of a State. A value that is not received yet stands for
+// all changes since.
 func (w *Watcher) Changed() <-chan struct{} { return w.changed }
 
 // Run works until ctx is cancelled.
@@ -223,8 +223,8 @@ func (w *Watcher) take(n *netlink.Neigh) {
 	}
 }
 
-// work asks for the neighbours that the kernel does not know, and probes those whose time has come. The caller holds mu.
-// The kernel's refusals are not reported: a device that is down has no neighbours, and its routes are gone, too.
+// work asks for the neighbours that the kernel does not know, and probes those whose time has come. The caller holds
+// mu. The kernel's refusals are not reported: a device that is down has no neighbours, and its routes are gone, too.
 func (w *Watcher) work(now time.Time) {
 	for n, e := range w.known {
 		if now.Before(e.next) || e.nud&(asking|fixed) != 0 {

@@ -143,8 +143,8 @@ func TestWatcher(t *testing.T) {
 	})
 }
 
-// TestWatcherFollows: an entry that changes in the kernel's table, as after a gratuitous ARP, changes the state at once.
-// An entry that is lost there leaves the MAC address, and is resolved again.
+// TestWatcherFollows: an entry that changes in the kernel's table, as after a gratuitous ARP, changes the state at
+// once. An entry that is lost there leaves the MAC address, and is resolved again.
 func TestWatcherFollows(t *testing.T) {
 	s := newStreet(t)
 	w := s.watcher()

@@ -29,6 +29,9 @@ type Realserver struct {
 	Templates     int     `json:"templates"`   // persistent clients
 	Connections   uint64  `json:"connections"` // scheduled since the start
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
+
+	// Unreachable is the reason why packets cannot get to a realserver of VS/DR, which is then down.
+	Unreachable string `json:"unreachable,omitempty"`
 }
 
 // Name returns the realserver's address, and its own port, where it has one: "10.0.11.2:8080".
@@ -56,8 +59,12 @@ func (r *Realserver) ComingUp() bool {
 	return r.Health == "down" && r.Check != nil && r.Check.Streak > 0
 }
 
-// Trouble returns the reason of the last check if r is down, or if its last checks contradict its health; else "".
+// Trouble returns why r is unreachable, or the reason of the last check if r is down, or if its last checks contradict
+// its health; else "".
 func (r *Realserver) Trouble() string {
+	if r.Unreachable != "" {
+		return r.Unreachable
+	}
 	if r.Check == nil || r.Health != "down" && r.Check.Streak == 0 {
 		return ""
 	}

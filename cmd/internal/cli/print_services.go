@@ -18,7 +18,9 @@ func printServices(w io.Writer, services []api.Service, announced []api.Announce
 		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Upper > 0 })
 	})
 	checked := slices.ContainsFunc(services, func(s api.Service) bool {
-		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool { return r.Check != nil })
+		return slices.ContainsFunc(s.Realservers, func(r api.Realserver) bool {
+			return r.Check != nil || r.Unreachable != ""
+		})
 	})
 	columns := []string{"RemoteAddress", "Forward", "Weight", "ActiveConn", "InActConn", "Conns", "InPkts", "InBytes",
 		""}

@@ -61,8 +61,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 	}
 	if noTunnel {
 		if _, written := t.values["mss"]; written && r.MSS != MSSOff {
-			t.warnAt("mss", "encap is empty, so that clients' packets come in no tunnel and need no room for one: leave "+
-				"it out")
+			t.warnAt("mss", "encap is empty, so that clients' packets come in no tunnel and need no room for one: "+
+				"leave it out")
 		}
 		r.MSS = MSSOff
 	}

@@ -240,7 +240,8 @@ func TestNoTunnel(t *testing.T) {
 		"encap_key = 7\n":               "! only gre has a key",
 		"directors = []\nmss = \"off\"": "! directors: is empty",
 	} {
-		got, err := config.ParseRealserver("x.toml", []byte("[realserver]\nvips = \"198.51.100.80\"\nencap = []\n"+text))
+		text = "[realserver]\nvips = \"198.51.100.80\"\nencap = []\n" + text
+		got, err := config.ParseRealserver("x.toml", []byte(text))
 		if fault, bad := strings.CutPrefix(want, "! "); bad {
 			if err == nil || !strings.Contains(err.Error(), fault) {
 				t.Errorf("%q: error %v, want %q", text, err, fault)

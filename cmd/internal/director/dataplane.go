@@ -93,9 +93,8 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 	return p.openLocal(cfg, log)
 }
 
-// openLink opens a packet socket for VS/DR. A reload may bring the first realserver of VS/DR, and cannot open one, so it
-// is opened whatever the configuration is. On a kernel without packet sockets it returns nil, and notes that in
-// p.noLink.
+// openLink opens a packet socket for VS/DR, whatever the configuration is: a reload cannot open one, and may bring the
+// first realserver of VS/DR. On a kernel without packet sockets it returns nil, and notes that in p.noLink.
 func (p *dataPlane) openLink() (egress.Port, error) {
 	s, err := wire.NewLinkSender()
 	if errors.Is(err, wire.ErrNoPacketSockets) {

@@ -28,8 +28,8 @@ type place struct {
 	fault  string // why it is no neighbour of this host
 }
 
-// firstAnswer is how long a new configuration waits for its realservers' answers to ARP or neighbour discovery. Neighbours
-// answer within a millisecond. Packets to those that answer later wait.
+// firstAnswer is how long a new configuration waits for its realservers' answers to ARP or neighbour discovery. They
+// usually come within a millisecond. Packets to realservers that answer later wait.
 const firstAnswer = 200 * time.Millisecond
 
 // resolveNeighbours finds the realservers of VS/DR that in needs among this host's neighbours. If that fails, what is

@@ -87,6 +87,27 @@ func checkAddresses(cfg *config.Director) error {
 	return errors.Join(errs...)
 }
 
+// checkSubnets refuses realservers of VS/DR that are in no subnet of this host. A running director has them down, since
+// routes come and go.
+func checkSubnets(file string, cfg *config.Director) error {
+	direct := plan.Direct(cfg)
+	if len(direct) == 0 {
+		return nil
+	}
+	paths, err := query.Paths(direct)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range direct {
+		if fault := notDirect(paths[a]); fault != "" {
+			errs = append(errs, fmt.Errorf("%s: realserver %v: %s, and dr sends packets to neighbours only: want tun "+
+				"or nat, or an address in a subnet of this host", file, a, fault))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // sysctls returns the sysctls to set before a director with cfg starts on a machine whose /proc/sys is read-only.
 func sysctls(cfg *config.Director) ([]routing.Sysctl, error) {
 	ask := newQuestions(&dataPlane{}, &lan{})

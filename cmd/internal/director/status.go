@@ -115,6 +115,12 @@ func (st *state) noteHealth(svc *api.Service, s *config.Service, b *balancer.Ser
 		if c == nil {
 			continue // the sorry server
 		}
+		if c.Forward == method.DR {
+			r.Unreachable = st.inputs.Neighbours[c.Address].Fault
+		}
+		if r.Unreachable != "" {
+			r.Health = plan.Down
+		}
 		found := states[id]
 		if r.Weight = plan.Weight(c.Weight, found); r.Weight != c.Weight { // the balancer's weight is 0 after a failure
 			r.Configured = &c.Weight

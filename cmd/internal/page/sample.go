@@ -248,6 +248,9 @@ func (s *sample) takeRealserver(r *realserver, st *api.Realserver, c, growth cou
 		state.Since = int64(moment(s.at, k.Since, since))
 		f[checked], f[took] = moment(s.at, k.Last, last), math.Round(k.Duration*1e4)/10
 	}
+	if st.Unreachable != "" {
+		state.Reason = st.Unreachable
+	}
 	update(&r.figures, f, &r.figuresAt, s.number)
 	update(&r.state, state, &r.stateAt, s.number)
 }
