@@ -36,8 +36,8 @@ func OpenProber() (p *Prober, err error) {
 	return p, nil
 }
 
-// A question is asked questionTimes, questionEvery apart. Answers count until questionWait after the first. RFC 5227 has one to
-// two seconds between probes, for hosts that boot; a director's start should not wait for so long.
+// A question is asked questionTimes, questionEvery apart. Answers count until questionWait after the first. RFC 5227
+// has one to two seconds between probes, for hosts that boot; a director's start should not wait for so long.
 const (
 	questionTimes = 3
 	questionEvery = 100 * time.Millisecond

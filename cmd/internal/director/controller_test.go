@@ -346,7 +346,8 @@ func TestUsageSettles(t *testing.T) {
 
 // TestEnding: after the controller has ended, requests fail, and nothing else does.
 func TestEnding(t *testing.T) {
-	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{}, &fakeNeighbours{}, &lan{})
+	c := newController(slog.New(slog.DiscardHandler), &dataPlane{}, &checks{}, &fakeNetwork{}, &fakeNeighbours{},
+		&lan{})
 	c.plane.shared = operate(t, running(), nil).plane.shared
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -17,7 +17,7 @@ import (
 )
 
 // lan is the director's part in the networks that have a VIP in their subnets: it follows this host's devices, answers
-// for the VIPs, announces them, and asks whether another host has them. The zero value has no sockets, and does nothing.
+// for the VIPs, announces them, and asks whether another host has them. The zero value has no sockets and does nothing.
 type lan struct {
 	log      *slog.Logger
 	watch    *query.DeviceWatch
@@ -105,7 +105,8 @@ func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced
 		return nil, counts
 	}
 	c := l.answerer.Counts()
-	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts, Failed: c.Failed}
+	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts,
+		Failed: c.Failed}
 	on := map[netip.Addr][]string{}
 	for _, d := range devices {
 		for _, vip := range d.Addrs {
