@@ -261,7 +261,11 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error 
 		c.plane.balancer.Reroute(desired.Reroute)
 	}
 	if was == nil || !neigh.EqualDevices(was.Announce, desired.Announce) {
-		c.lan.set(desired.Announce)
+		var before []neigh.Device
+		if was != nil {
+			before = was.Announce
+		}
+		c.lan.set(before, desired.Announce)
 	}
 	return nil
 }

@@ -59,10 +59,19 @@ func (l *lan) changed() <-chan struct{} {
 	return l.watch.Changed()
 }
 
-// set replaces the VIPs to answer for.
-func (l *lan) set(devices []neigh.Device) {
-	if l.answerer != nil {
-		l.answerer.Set(devices)
+// set replaces the VIPs to answer for, which were was. It logs the differences.
+func (l *lan) set(was, is []neigh.Device) {
+	if l.answerer == nil {
+		return
+	}
+	l.answerer.Set(is)
+	for _, d := range plan.Added(was, is) {
+		l.log.Info("VIPs announced", "device", d.Name, "count", len(d.Addrs), "vips",
+			names(d.Addrs[:min(len(d.Addrs), 10)]))
+	}
+	for _, d := range plan.Added(is, was) {
+		l.log.Info("VIPs not announced any more", "device", d.Name, "count", len(d.Addrs), "vips",
+			names(d.Addrs[:min(len(d.Addrs), 10)]))
 	}
 }
 
