@@ -24,9 +24,10 @@ uninstall:
 package:
 	.ci/package bin
 
-# Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6.
+# Five hosts in network namespaces, the real programs, requests through the VIP. `make demo STAY=1` leaves it up; IPV6=1 is for IPv6;
+# LAN=1 puts the VIP into the director's subnet.
 demo: build
-	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6)
+	bin/lab demo $(if $(STAY),--stay) $(if $(IPV6),--ipv6) $(if $(LAN),--lan)
 
 # Unit tests, and, as root, the end-to-end tests in network namespaces.
 test: deps

@@ -3,6 +3,7 @@ package neigh
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -322,6 +324,25 @@ func TestManyAddresses(t *testing.T) {
 			kerneltest.Must(t, w.arp.send(w.west.Index, broadcast, arpRequest(w.west.MAC, peer4, a)))
 		}
 		testkit.Eventually(t, "two answers", func() bool { return w.answerer.Counts().Answers == before+2 })
+	}
+}
+
+// TestTags: a frame with a VLAN's tag is not answered on the device itself. Tag 0 has a priority only.
+func TestTags(t *testing.T) {
+	w := newWire(t)
+	w.set(t)
+	raw, err := packet.Listen(&net.Interface{Index: w.west.Index}, packet.Raw, unix.ETH_P_ARP, nil)
+	kerneltest.Must(t, err)
+	defer raw.Close()
+	for vlan, want := range map[byte]bool{7: false, 0: true} {
+		frame := slices.Concat(broadcast[:], w.west.MAC[:], []byte{0x81, 0, 0, vlan, 0x08, 0x06},
+			arpRequest(w.west.MAC, peer4, vip4), make([]byte, 18))
+		if _, err := raw.WriteTo(frame, &packet.Addr{HardwareAddr: broadcast[:]}); err != nil {
+			t.Fatal(err)
+		}
+		if p, ok := w.nextARP(t); ok != want {
+			t.Errorf("VLAN %d: answered: %v, %+v", vlan, ok, p)
+		}
 	}
 }
 

@@ -255,7 +255,7 @@ func TestDirectorFaults(t *testing.T) {
 			`device's name: ` + wantDevice}},
 		{"table of the kernel", director("table = 254"), []string{
 			`director: table: 254 is taken: want 1 to 32765, and not 253, 254 or 255, which are the kernel's own`}},
-		{"announce", director("announce = \"arp\""), []string{`director: announce: "arp" is unknown: want auto or none`}},
+		{"announce", director(`announce = "arp"`), []string{`director: announce: "arp" is unknown: want auto or none`}},
 		{"announce_conflict", director(`announce_conflict = "no"`), []string{`director: announce_conflict: "no" is ` +
 			`unknown: want error or warn`}},
 		{"announce_devices", director(`announce_devices = ["eth0", "a/b", 7, "vs0", "vs0-local", "eth0"]`), []string{

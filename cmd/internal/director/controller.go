@@ -97,8 +97,9 @@ const (
 	pathsShare  = 10
 )
 
-// betweenDevices is the least time between two looks at the host's devices, after events about them.
-const betweenDevices = 20 * time.Millisecond
+// devicesAtOnce is the least pause after a look at the host's devices. A look that takes long, among many devices, is
+// followed by a pause like that of the paths.
+const devicesAtOnce = 20 * time.Millisecond
 
 // run works until ctx is cancelled.
 func (c *controller) run(ctx context.Context) error {
@@ -133,8 +134,7 @@ func (c *controller) run(ctx context.Context) error {
 		case <-pathsPause:
 			pathsPause = nil
 		case <-devices:
-			c.followDevices()
-			devicesPause = time.After(betweenDevices)
+			devicesPause = c.followDevices()
 		case <-devicesPause:
 			devicesPause = nil
 		}
@@ -261,7 +261,11 @@ func (c *controller) apply(was *state, desired *plan.Desired, moves bool) error 
 		c.plane.balancer.Reroute(desired.Reroute)
 	}
 	if was == nil || !neigh.EqualDevices(was.Announce, desired.Announce) {
-		c.lan.set(desired.Announce)
+		var before []neigh.Device
+		if was != nil {
+			before = was.Announce
+		}
+		c.lan.set(before, desired.Announce)
 	}
 	return nil
 }

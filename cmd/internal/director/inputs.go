@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"vstun/cmd/internal/director/plan"
 	"vstun/routing"
@@ -74,13 +75,15 @@ func (c *controller) listDevices(in *plan.Inputs) {
 	}
 }
 
-// followDevices puts the present devices in force.
-func (c *controller) followDevices() {
+// followDevices puts the present devices in force. The channel pause delivers when the next look may begin.
+func (c *controller) followDevices() (pause <-chan time.Time) {
+	begin := time.Now()
 	in := c.state().inputs
 	c.listDevices(&in)
 	if !neigh.EqualDevices(plan.Announce(in), c.state().Announce) {
 		c.logFailure(slog.LevelError, "cannot apply a change of devices", c.converge(in))
 	}
+	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
 }
 
 // trim removes from the machine the routes of retired VIPs whose last connections have ended, and relaxes the

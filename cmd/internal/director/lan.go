@@ -17,7 +17,7 @@ import (
 )
 
 // lan is the director's part in the networks that have a VIP in their subnets: it follows this host's devices, answers
-// for the VIPs, announces them, and asks whether another host has them. The zero value has no sockets, and does nothing.
+// for the VIPs, announces them, and asks whether another host has them. The zero value has no sockets and does nothing.
 type lan struct {
 	log      *slog.Logger
 	watch    *query.DeviceWatch
@@ -59,10 +59,19 @@ func (l *lan) changed() <-chan struct{} {
 	return l.watch.Changed()
 }
 
-// set replaces the VIPs to answer for.
-func (l *lan) set(devices []neigh.Device) {
-	if l.answerer != nil {
-		l.answerer.Set(devices)
+// set replaces the VIPs to answer for, which were was. It logs the differences.
+func (l *lan) set(was, is []neigh.Device) {
+	if l.answerer == nil {
+		return
+	}
+	l.answerer.Set(is)
+	for _, d := range plan.Added(was, is) {
+		l.log.Info("VIPs announced", "device", d.Name, "count", len(d.Addrs), "vips",
+			names(d.Addrs[:min(len(d.Addrs), 10)]))
+	}
+	for _, d := range plan.Added(is, was) {
+		l.log.Info("VIPs not announced any more", "device", d.Name, "count", len(d.Addrs), "vips",
+			names(d.Addrs[:min(len(d.Addrs), 10)]))
 	}
 }
 
@@ -105,7 +114,8 @@ func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced
 		return nil, counts
 	}
 	c := l.answerer.Counts()
-	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts, Failed: c.Failed}
+	counts = api.Neighbours{Answers: c.Answers, Announcements: c.Announcements, Conflicts: c.Conflicts,
+		Failed: c.Failed}
 	on := map[netip.Addr][]string{}
 	for _, d := range devices {
 		for _, vip := range d.Addrs {

@@ -187,6 +187,10 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 
 		"director.no_connection": {`no_connection = "drop"`},
 
+		"director.announce":          {`announce = "none"`},
+		"director.announce_devices":  {`announce_devices = ["eth0"]`},
+		"director.announce_conflict": {`announce_conflict = "warn"`},
+
 		"connections.max":                       {"max = 2000"},
 		"connections.sloppy_tcp":                {"sloppy_tcp = true"},
 		"connections.conn_reuse":                {"conn_reuse = 2"},

@@ -65,6 +65,7 @@ func (s *site) startOnLAN(more string) {
 // TestLAN: clients in the VIP's subnet and behind its router reach the VIP, without delay. A killed director answers no
 // more and leaves nothing; its next start takes the VIP again.
 func TestLAN(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newLAN(t, ipv6)
 		s.startOnLAN("")
@@ -89,7 +90,8 @@ func TestLAN(t *testing.T) {
 		if text := s.ask("status").stdout; !strings.Contains(text, "(web) announced on eth0\n") {
 			t.Errorf("status:\n%s", text)
 		}
-		if owners := s.owners(s.Insider, s.VIP); len(owners) != 1 || owners[0].MAC != neigh.MAC(s.mac(s.Director, "eth0")) {
+		owners := s.owners(s.Insider, s.VIP)
+		if len(owners) != 1 || owners[0].MAC != neigh.MAC(s.mac(s.Director, "eth0")) {
 			t.Errorf("a probe for the VIP is answered by %v, want the director", owners)
 		}
 
@@ -207,6 +209,7 @@ func (s *site) take(h *lab.Host, a netip.Addr) {
 // TestLANConflictAtStart: a host that has the VIP keeps the director from starting, and a reload from adding the VIP,
 // or is a warning.
 func TestLANConflictAtStart(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newLAN(t, ipv6)
 		s.give(s.Insider, s.VIP, unix.IFA_F_NODAD)
@@ -243,6 +246,7 @@ func TestLANConflictAtStart(t *testing.T) {
 // TestLANReload: a director that has given up CAP_NET_RAW announces a VIP of a reload, gives up one that a reload
 // removes, and follows announce and announce_devices.
 func TestLANReload(t *testing.T) {
+	t.Parallel()
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newLAN(t, ipv6)
 		s.startOnLAN("")
@@ -314,6 +318,7 @@ func (s *site) announced(c *packet.Conn, limit time.Duration) bool {
 
 // TestLANDevice: the VIP is announced when the device comes up again, has another MAC address, or gets its address.
 func TestLANDevice(t *testing.T) {
+	t.Parallel()
 	s := newLAN(t, false)
 	s.startOnLAN("")
 	c := s.arpWatch(s.Insider)
@@ -329,7 +334,8 @@ func TestLANDevice(t *testing.T) {
 		if !s.announced(c, soon) {
 			t.Errorf("%s: the VIP is not announced", what)
 		}
-		if owners := s.owners(s.Insider, s.VIP); len(owners) != 1 || owners[0].MAC != neigh.MAC(s.mac(s.Director, "eth0")) {
+		owners := s.owners(s.Insider, s.VIP)
+		if len(owners) != 1 || owners[0].MAC != neigh.MAC(s.mac(s.Director, "eth0")) {
 			t.Errorf("%s: a probe is answered by %v, want %v", what, owners, neigh.MAC(s.mac(s.Director, "eth0")))
 		}
 	}
@@ -352,6 +358,7 @@ func TestLANDevice(t *testing.T) {
 // TestLANDuplicateAddress: the kernel of a host that gets the VIP sees by duplicate address detection that the director
 // has it.
 func TestLANDuplicateAddress(t *testing.T) {
+	t.Parallel()
 	s := newLAN(t, true)
 	s.startOnLAN("")
 	if err := s.Insider.Sysctl("net.ipv6.conf.eth0.accept_dad", "1"); err != nil {
@@ -376,6 +383,7 @@ func TestLANDuplicateAddress(t *testing.T) {
 // TestLANConflict: a host that takes the VIP while the director runs is logged once, and in the status. The director
 // goes on.
 func TestLANConflict(t *testing.T) {
+	t.Parallel()
 	s := newLAN(t, false)
 	s.startOnLAN("")
 	s.give(s.Insider, s.VIP, 0)

@@ -66,10 +66,11 @@ var directorSeries = []series[api.DirectorStatus]{
 		"connections.", func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Realservers) }),
 	gauge(nil, "vstun_director_leaving_connections", "Connections of those.",
 		func(st *api.DirectorStatus) float64 { return float64(st.Leaving.Connections) }),
-	counter(nil, "vstun_director_neighbour_answers_total", "Answers to ARP requests and neighbour solicitations for VIPs.",
-		func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Answers) }),
+	counter(nil, "vstun_director_neighbour_answers_total", "Answers to ARP requests and neighbour solicitations for "+
+		"VIPs.", func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Answers) }),
 	counter(nil, "vstun_director_neighbour_announcements_total", "Gratuitous ARP requests and unsolicited neighbour "+
-		"advertisements of VIPs.", func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Announcements) }),
+		"advertisements of VIPs.",
+		func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Announcements) }),
 	counter(nil, "vstun_director_neighbour_conflicts_total", "Packets by which other hosts use a VIP.",
 		func(st *api.DirectorStatus) float64 { return float64(st.Neighbours.Conflicts) }),
 	counter(nil, "vstun_director_neighbour_send_errors_total", "Answers and announcements that the kernel refused to "+

@@ -10,7 +10,7 @@ import (
 )
 
 // Announce returns the devices on which the director answers ARP and neighbour discovery, with the VIPs in their
-// subnets. Neighbours there look for the VIPs themselves, instead of sending their packets to a router. Retired VIPs are
+// subnets. Neighbours there look for the VIPs themselves, and send no packets for them to a router. Retired VIPs are
 // given up: another host may have them now.
 func Announce(in Inputs) (all []neigh.Device) {
 	cfg := in.Config
@@ -20,8 +20,8 @@ func Announce(in Inputs) (all []neigh.Device) {
 		if !d.Running || !d.Neighbours || !Announces(cfg, d.Name) {
 			continue
 		}
-		row := neigh.Device{Name: d.Name, Index: d.Index, MAC: d.MAC, Losses: d.Losses, Addrs: onLink(d, vips),
-			Former: onLink(d, in.RetiredVIPs)}
+		row := neigh.Device{Name: d.Name, Index: d.Index, MAC: d.MAC, Losses: d.Losses,
+			Addrs: onLink(d, vips), Former: onLink(d, in.RetiredVIPs)}
 		if len(row.Addrs)+len(row.Former) > 0 {
 			all = append(all, row)
 		}
@@ -31,8 +31,10 @@ func Announce(in Inputs) (all []neigh.Device) {
 
 // Announces reports whether cfg lets the director announce VIPs on a device.
 func Announces(cfg *config.Director, device string) bool {
-	own := device == cfg.TUN || device == cfg.LocalTUN()
-	return !cfg.Announce.Off && !own && (len(cfg.Announce.Devices) == 0 || slices.Contains(cfg.Announce.Devices, device))
+	if cfg.Announce.Off || device == cfg.TUN || device == cfg.LocalTUN() {
+		return false
+	}
+	return len(cfg.Announce.Devices) == 0 || slices.Contains(cfg.Announce.Devices, device)
 }
 
 // onLink returns those of vips that lie in a subnet of d.

@@ -1,6 +1,6 @@
 // Package plan computes the desired state of a director's machine and balancer from its inputs: the configuration,
-// weights that operators have set, the health of realservers, the paths to them, the host's devices. It is pure: it does no I/O, logs
-// nothing and takes no lock.
+// weights that operators have set, the health of realservers, the paths to them, the host's devices. It is pure: it
+// does no I/O, logs nothing and takes no lock.
 package plan
 
 import (
