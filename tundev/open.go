@@ -87,7 +87,9 @@ func openVnet(name string) (int, error) {
 }
 
 // noMulticast clears the device's IFF_MULTICAST (netdevice(7)). Otherwise the kernel sends the groups that this host
-// has joined into the device (RFC 3810), as soon as it has IPv6.
+// has joined into the device (RFC 3810), as soon as it has IPv6. On a host that forwards, a new device has joined the
+// routers' group already (ipv6_add_dev in Linux net/ipv6/addrconf.c). An MTU that is too small for IPv6 removes the
+// device's part of IPv6, with the group, and the next one makes it anew.
 func noMulticast(name string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -102,7 +104,20 @@ func noMulticast(name string) error {
 		return err
 	}
 	ifr.SetUint16(ifr.Uint16() &^ unix.IFF_MULTICAST)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFMTU, ifr); err != nil {
+		return err
+	}
+	const tooSmall = 1279
+	for _, mtu := range []uint32{tooSmall, ifr.Uint32()} {
+		ifr.SetUint32(mtu)
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // offloadSteps are the sets of offloads to try, the best first (linux/if_tun.h). Linux has USO since 6.2.

@@ -298,3 +298,35 @@ func TestOpenFailsCleanly(t *testing.T) {
 		}
 	})
 }
+
+// TestNoGroups: on a host that forwards IPv6, the device is in no multicast group beside those of every device, and so
+// the kernel reports none into it.
+func TestNoGroups(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root")
+	}
+	testkit.NewNamespace(t)
+	for _, conf := range []string{"all", "default"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+conf+"/forwarding", []byte("1"), 0); err != nil {
+			t.Skipf("SKIPPED: needs IPv6: %v", err)
+		}
+	}
+	d, err := Open("tun0", Options{Queues: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const routers = "ff020000000000000000000000000002"
+	for line := range strings.Lines(string(groups)) {
+		if strings.Contains(line, " tun0 ") && strings.Contains(line, routers) {
+			t.Errorf("it is in the routers' group: %s", line)
+		}
+	}
+	if !strings.Contains(string(groups), " tun0 ") {
+		t.Errorf("the device has no IPv6 at all: %s", groups)
+	}
+}

@@ -69,6 +69,15 @@ type Announce struct {
 	Warn    bool     // another host's answer for a VIP is a warning; else the director does not start
 }
 
+// ReplyTable returns the number of the routing table for replies of VS/NAT: the next one after Table, or the previous
+// one, if the next is the kernel's.
+func (d *Director) ReplyTable() int {
+	if d.Table == unix.RT_TABLE_DEFAULT-1 {
+		return d.Table - 1
+	}
+	return d.Table + 1
+}
+
 // Sources are the outer source addresses, at most one of each family. A family without one uses the source of the route
 // to each realserver.
 type Sources struct{ V4, V6 netip.Addr }

@@ -204,6 +204,15 @@ func (p *dataPlane) usedVIPs() map[netip.Addr]bool {
 	return used
 }
 
+// retired returns the retired realservers that have connections.
+func (p *dataPlane) retired() map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, l := range p.balancer.Leaving() {
+		all[l.Realserver.Addr()] = true
+	}
+	return all
+}
+
 // overruns returns the number of packets that the kernel dropped because no worker took them.
 func (p *dataPlane) overruns() (n uint64) {
 	for _, device := range []*tundev.Device{p.device, p.local} {

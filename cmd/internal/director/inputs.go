@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,11 +22,12 @@ type questions struct {
 	hasRules func(ipv6 bool) bool
 	devices  func() ([]query.Device, error)
 	usedVIPs func() map[netip.Addr]bool
+	retired  func() map[netip.Addr]bool // retired realservers that have connections
 }
 
 func newQuestions(plane *dataPlane, lan *lan) questions {
 	return questions{paths: query.Paths, local: query.LocalLink, hasRules: query.HasRules,
-		devices: lan.devices, usedVIPs: plane.usedVIPs}
+		devices: lan.devices, usedVIPs: plane.usedVIPs, retired: plane.retired}
 }
 
 // rules returns for which families the kernel has policy rules.
@@ -33,10 +35,15 @@ func (q questions) rules() plan.Rules {
 	return plan.Rules{IPv4: q.hasRules(false), IPv6: q.hasRules(true)}
 }
 
-// replyLinks returns the devices by which the replies to checks come in.
+// replyLinks returns the devices by which the replies to checks come in, and other hosts' packets to servers of VS/NAT
+// on this host.
 func (q questions) replyLinks(in plan.Inputs) []string {
-	var devices []string // that have the addresses that checks come from
-	for _, a := range plan.CheckSources(in.Config, in.Paths) {
+	var devices []string // that have the addresses that checks come from, and the servers' addresses
+	own := in.OwnServers()
+	if len(own) > 0 {
+		devices = append(devices, in.Paths.DefaultLink())
+	}
+	for _, a := range append(own, plan.CheckSources(in.Config, in.Paths)...) {
 		if device, local, err := q.local(a); err == nil && local {
 			devices = append(devices, device)
 		}
@@ -46,11 +53,11 @@ func (q questions) replyLinks(in plan.Inputs) []string {
 
 // resolvePaths asks the kernel for all paths that in needs. If the query fails, the known paths stay.
 func (c *controller) resolvePaths(in *plan.Inputs) {
-	in.Retired = nil
-	for _, r := range c.plane.balancer.Leaving() {
-		in.Retired = append(in.Retired, r.Realserver.Addr())
-	}
+	in.Retired = slices.SortedFunc(maps.Keys(c.ask.retired()), netip.Addr.Compare)
 	to := append(plan.Destinations(in.Config), in.Retired...)
+	for _, n := range in.RetiredNAT {
+		to = append(to, n.Address)
+	}
 	answer, err := c.ask.paths(to)
 	message := "cannot ask the kernel for the paths to realservers: the former ones stay"
 	if in.Paths == nil {
@@ -86,9 +93,9 @@ func (c *controller) followDevices() (pause <-chan time.Time) {
 	return time.After(max(devicesAtOnce, pathsShare*time.Since(begin)))
 }
 
-// trim removes from the machine the routes of retired VIPs whose last connections have ended, and relaxes the
-// reverse-path filters of the devices that replies to checks come in by. A failure is tried again with the next
-// refresh.
+// trim removes from the machine the routes of retired VIPs, and the rules of retired servers of VS/NAT, whose last
+// connections have ended. It relaxes the reverse-path filters of the devices that replies to checks come in by. A
+// failure is tried again with the next refresh.
 func (c *controller) trim() {
 	in := c.state().inputs
 	if len(in.RetiredVIPs) > 0 {
@@ -100,11 +107,28 @@ func (c *controller) trim() {
 				c.converge(in), "vips", c.state().inputs.RetiredVIPs)
 		}
 	}
+	c.trimNAT()
 	in = c.state().inputs
 	in.ReplyLinks = c.ask.replyLinks(in)
 	if !slices.Equal(in.ReplyLinks, c.state().inputs.ReplyLinks) {
 		c.logFailure(slog.LevelError, "replies to health checks may be dropped by the reverse-path filter: "+
 			"set rp_filter to 2 for these devices", c.converge(in), "devices", in.ReplyLinks)
+	}
+}
+
+// trimNAT removes the rules of retired servers of VS/NAT. While a worker may still decide by a former snapshot, it
+// keeps them: a server may get another connection.
+func (c *controller) trimNAT() {
+	in := c.state().inputs
+	if len(in.RetiredNAT) == 0 || !c.state().grace.over() {
+		return
+	}
+	used := c.ask.retired()
+	in.RetiredNAT = slices.DeleteFunc(slices.Clone(in.RetiredNAT),
+		func(n plan.NATServer) bool { return !used[n.Address] })
+	if len(in.RetiredNAT) < len(c.state().inputs.RetiredNAT) {
+		c.logFailure(slog.LevelError, "cannot remove rules of realservers that are not configured any more",
+			c.converge(in))
 	}
 }
 

@@ -28,7 +28,7 @@ const (
 // devices.
 func Machine(in Inputs) routing.State {
 	cfg, vips := in.Config, unique(slices.Concat(VIPs(in.Config), in.RetiredVIPs))
-	s := routing.State{Loose: in.ReplyLinks}
+	s := routing.State{Loose: slices.Clone(in.ReplyLinks)}
 	v4, v6 := slices.ContainsFunc(vips, netip.Addr.Is4), slices.ContainsFunc(vips, netip.Addr.Is6)
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
 		s.Links = append(s.Links, routing.Link{Name: name, MTU: deviceMTU, TxQueueLen: 1000, Up: true})
@@ -42,10 +42,11 @@ func Machine(in Inputs) routing.State {
 	}
 	rule4, rule6 := v4 && in.Rules.IPv4, v6 && in.Rules.IPv6
 	if rule4 {
-		s.Rules = append(s.Rules, routing.Rule{Table: cfg.Table, Priority: localPriority})
+		s.Rules = append(s.Rules, routing.Rule{In: routing.Loopback, Table: cfg.Table, Priority: localPriority})
 	}
 	if rule6 {
-		s.Rules = append(s.Rules, routing.Rule{IPv6: true, Table: cfg.Table, Priority: localPriority})
+		s.Rules = append(s.Rules, routing.Rule{IPv6: true, In: routing.Loopback, Table: cfg.Table,
+			Priority: localPriority})
 	}
 	for _, vip := range vips {
 		dst := netip.PrefixFrom(vip, vip.BitLen())
@@ -57,13 +58,14 @@ func Machine(in Inputs) routing.State {
 			s.Routes = append(s.Routes, routing.Route{Dst: dst, Link: cfg.LocalTUN(), Table: cfg.Table})
 		}
 	}
+	addReplies(&s, &in)
 	return s
 }
 
 // SameMachine reports whether in and o need the same machine, without a comparison of different configurations.
 func (in *Inputs) SameMachine(o *Inputs) bool {
 	return in.Config == o.Config && in.Rules == o.Rules && slices.Equal(in.RetiredVIPs, o.RetiredVIPs) &&
-		slices.Equal(in.ReplyLinks, o.ReplyLinks)
+		slices.Equal(in.ReplyLinks, o.ReplyLinks) && slices.Equal(in.RetiredNAT, o.RetiredNAT) && in.sameReplyPaths(o)
 }
 
 // deviceSysctls returns the sysctls of a TUN device, with IPv6 or without. The device never has an IPv6 address: with

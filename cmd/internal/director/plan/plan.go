@@ -39,6 +39,9 @@ type Inputs struct {
 
 	// RetiredVIPs are former VIPs, in ascending order. They keep their routes while they have connections.
 	RetiredVIPs []netip.Addr
+	// RetiredNAT are the servers of former realservers of VS/NAT, in a fixed order. Their replies pass the director
+	// while they have connections.
+	RetiredNAT []NATServer
 	// Retired are the addresses of realservers that are not configured any more, and still have connections.
 	Retired []netip.Addr
 
@@ -134,8 +137,8 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 	return d, events
 }
 
-// Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs that are not
-// configured any more become retired ones.
+// Reconfigured returns in with the configuration cfg. It keeps the weights that still hold under cfg. VIPs, and
+// servers of VS/NAT, that are not configured any more become retired ones.
 func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 	var stay []netip.Addr
 	if in.Config != nil {
@@ -144,6 +147,11 @@ func (in Inputs) Reconfigured(cfg *config.Director) Inputs {
 	vips := VIPs(cfg)
 	in.RetiredVIPs = slices.DeleteFunc(unique(slices.Concat(stay, in.RetiredVIPs)),
 		func(vip netip.Addr) bool { return slices.Contains(vips, vip) })
+	servers := NATServers(cfg)
+	in.RetiredNAT = slices.DeleteFunc(in.allNATServers(), func(n NATServer) bool {
+		_, found := slices.BinarySearchFunc(servers, n, NATServer.compare)
+		return found
+	})
 	in.Config, in.Weights = cfg, in.Weights.kept(cfg)
 	return in
 }
