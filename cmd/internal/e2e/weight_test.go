@@ -227,7 +227,7 @@ func testDrainWait(t *testing.T, m method, ipv6 bool) {
 		t.Errorf("while a connection is open: exit status %d, want 1 and how many remain: %s%s", got.code, got.stdout,
 			got.stderr)
 	}
-	drain := s.startDrain("web", leaves)
+	drain := s.startDrainBy(s.method.drained(), "web", leaves)
 	l.more(t, 100)
 	select {
 	case <-drain.Done():
