@@ -54,6 +54,15 @@ func (m method) keys() string {
 	return fmt.Sprintf("forward = %q\n", m)
 }
 
+// drained returns the flag of `director drain` that waits until no request is lost. With nat, which sees both
+// directions, closed connections stay in TIME_WAIT for two minutes, as in IPVS: --wait would wait for them, too.
+func (m method) drained() string {
+	if m == nat {
+		return "--active"
+	}
+	return "--wait"
+}
+
 // newMethodSite builds the hosts for a forwarding method, with IPv4 or IPv6, without programs.
 func newMethodSite(t *testing.T, m method, ipv6 bool, webs int, links map[string]lab.Link) *site {
 	t.Helper()

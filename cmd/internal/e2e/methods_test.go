@@ -108,7 +108,8 @@ func (s *site) mustTransfer(t *testing.T, ipv6, up bool, n int) {
 		dr:  {Source: client, Destination: vip, Direction: lab.In},
 		nat: {Source: client, Destination: address, Direction: lab.In},
 	}[s.method]
-	requests, replies := s.counter(t, s.Webs[0], request), s.counter(t, s.Director, lab.Filter{Source: vip})
+	requests, replies := s.counter(t, s.Webs[0], request), s.counter(t, s.Director,
+		lab.Filter{Source: vip, Destination: client})
 	conn, err := s.Client.Dial("tcp", netip.AddrPortFrom(vip, 80).String())
 	if err != nil {
 		t.Fatal(err)

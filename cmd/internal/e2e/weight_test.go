@@ -227,11 +227,7 @@ func testDrainWait(t *testing.T, m method, ipv6 bool) {
 		t.Errorf("while a connection is open: exit status %d, want 1 and how many remain: %s%s", got.code, got.stdout,
 			got.stderr)
 	}
-	until := "--wait"
-	if m == nat { // as in IPVS, its closed connections stay in TIME_WAIT for two minutes
-		until = "--active"
-	}
-	drain := s.startDrainBy(until, "web", leaves)
+	drain := s.startDrainBy(s.method.drained(), "web", leaves)
 	l.more(t, 100)
 	select {
 	case <-drain.Done():
