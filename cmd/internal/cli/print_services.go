@@ -49,8 +49,8 @@ func printServices(w io.Writer, services []api.Service, announced []api.Announce
 	for _, s := range services {
 		for _, vip := range s.VIPs {
 			fmt.Fprintln(w,
-				Wrapped(fmt.Sprintf("%s %s %s%s", strings.ToUpper(s.Protocol),
-					net.JoinHostPort(vip, strings.Join(s.Ports, ",")), serviceSettings(&s), by[vip]), width, "    "))
+				Wrapped(fmt.Sprintf("%s %s %s", strings.ToUpper(s.Protocol),
+					net.JoinHostPort(vip, strings.Join(s.Ports, ",")), serviceSettings(&s, by[vip])), width, "    "))
 		}
 		for range s.Realservers {
 			g.print(w, margin, rows[0])
@@ -69,9 +69,9 @@ func realserverCells(r *api.Realserver, thresholds bool) []string {
 		fmt.Sprint(r.Forwarded.Packets), fmt.Sprint(r.Forwarded.Bytes), remark(r))
 }
 
-// serviceSettings returns the part of a service's line behind its address.
-func serviceSettings(s *api.Service) string {
-	parts := []string{s.Settings(), "(" + s.Name + ")"}
+// serviceSettings returns the part of a service's line behind its address. announced is about that address.
+func serviceSettings(s *api.Service, announced string) string {
+	parts := []string{s.Settings(), "(" + s.Name + ")" + announced}
 	if s.Health == "down" {
 		parts = append(parts, fmt.Sprintf("DOWN: weight %d is up, quorum %d", s.WeightUp, s.Quorum))
 	}
@@ -81,11 +81,11 @@ func serviceSettings(s *api.Service) string {
 	return strings.Join(parts, " ")
 }
 
-// announcements returns the part of a service's line about its VIP, by VIPs: " announced on eth0".
+// announcements returns the part of a service's line about its VIP, by VIPs: ", announced on eth0".
 func announcements(announced []api.Announced) map[string]string {
 	by := make(map[string]string, len(announced))
 	for _, a := range announced {
-		by[a.VIP] = " announced on " + strings.Join(a.Devices, ", ")
+		by[a.VIP] = ", announced on " + strings.Join(a.Devices, ", ")
 		if len(a.Conflicts) > 0 {
 			by[a.VIP] += ", CONFLICT"
 		}

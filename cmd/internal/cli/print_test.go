@@ -34,7 +34,7 @@ func TestPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"up 1m1s",
-		"TCP 198.51.100.80:80,8000-8099 wrr (web) announced on eth0, eth1, CONFLICT\n",
+		"TCP 198.51.100.80:80,8000-8099 wrr (web), announced on eth0, eth1, CONFLICT\n",
 		"198.51.100.80  on eth1", "by 02:00:00:00:00:09  3 packets  last 5s ago", "-> 10.0.11.2",
 		"dropped: no_service", "network is unreachable",
 		"not configured any more", "-> 10.0.11.9  web", "3 of 250 connections"} {

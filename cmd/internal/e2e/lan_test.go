@@ -87,7 +87,7 @@ func TestLAN(t *testing.T) {
 			st.Neighbours.Answers < 5 || st.Neighbours.Announcements < 5 || st.Neighbours.Conflicts != 0 {
 			t.Errorf("status: %+v, %+v", st.Announced, st.Neighbours)
 		}
-		if text := s.ask("status").stdout; !strings.Contains(text, "(web) announced on eth0\n") {
+		if text := s.ask("status").stdout; !strings.Contains(text, "(web), announced on eth0\n") {
 			t.Errorf("status:\n%s", text)
 		}
 		owners := s.owners(s.Insider, s.VIP)
