@@ -2,7 +2,9 @@ package balancer
 
 import (
 	"cmp"
+	"encoding/binary"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -21,11 +23,40 @@ import (
 //
 // A frontend that has left the configuration stays in the index while its realserver has connections, or is retired.
 
-// backends finds a Backend by address. It is nil if no realserver has method NAT.
-type backends map[netip.Addr]*perProtocol
+// backends is the index of the realservers of VS/NAT, and the VIPs. Snapshot.vips would do for these, but most packets
+// are looked up here, and a map of numbers is faster.
+type backends struct {
+	servers byAddr[*perProtocol]
+	vips    byAddr[bool]
+}
+
+// byAddr is a map by address.
+type byAddr[V any] struct {
+	four map[uint32]V
+	six  map[[16]byte]V
+}
+
+func newByAddr[V any]() byAddr[V] { return byAddr[V]{map[uint32]V{}, map[[16]byte]V{}} }
+
+func (m *byAddr[V]) get(a netip.Addr) V {
+	if a.Is4() {
+		b := a.As4()
+		return m.four[binary.BigEndian.Uint32(b[:])]
+	}
+	return m.six[a.As16()]
+}
+
+func (m *byAddr[V]) put(a netip.Addr, v V) {
+	if a.Is4() {
+		b := a.As4()
+		m.four[binary.BigEndian.Uint32(b[:])] = v
+	} else {
+		m.six[a.As16()] = v
+	}
+}
 
 // perProtocol has the Backends of one address by port; they don't overlap.
-type perProtocol struct{ tcp, udp, sctp []Backend }
+type perProtocol struct{ tcp, udp, sctp, none []Backend }
 
 // Backend is ports of an address that VS/NAT realservers have, and the frontends whose requests may go there.
 type Backend struct {
@@ -63,8 +94,9 @@ func (s *service) mappings(d *Dest) (all []mapping) {
 	return all
 }
 
-// backends brings b.mappings up to date for the services of list and returns the index that they make.
-func (b *Balancer) backends(list []*service) backends {
+// backends brings b.mappings up to date for the services of list and returns the index that they make. It is nil if no
+// realserver has method NAT.
+func (b *Balancer) backends(list []*service) *backends {
 	now := map[uint32][]mapping{}
 	for _, s := range list {
 		for _, d := range slices.Concat(s.list, s.down) {
@@ -88,7 +120,16 @@ func (b *Balancer) backends(list []*service) backends {
 		}
 	}
 	b.mappings = now
-	return b.index()
+	if len(now) == 0 {
+		return nil
+	}
+	all := b.index()
+	for _, s := range list {
+		for _, vip := range s.config.VIPs {
+			all.vips.put(vip, true)
+		}
+	}
+	return all
 }
 
 // span is ports of a realserver, and the frontend that leads to them.
@@ -97,11 +138,8 @@ type span struct {
 	frontend
 }
 
-// index makes the index of b.mappings.
-func (b *Balancer) index() backends {
-	if len(b.mappings) == 0 {
-		return nil
-	}
+// index makes the index of b.mappings, without VIPs.
+func (b *Balancer) index() *backends {
 	type key struct {
 		addr  netip.Addr
 		proto uint8
@@ -113,12 +151,12 @@ func (b *Balancer) index() backends {
 			spans[k] = b.spans(spans[k], n, m)
 		}
 	}
-	all := make(backends, len(spans))
+	all := &backends{servers: newByAddr[*perProtocol](), vips: newByAddr[bool]()}
 	for k, list := range spans {
-		p := all[k.addr]
+		p := all.servers.get(k.addr)
 		if p == nil {
 			p = &perProtocol{}
-			all[k.addr] = p
+			all.servers.put(k.addr, p)
 		}
 		*p.of(k.proto) = disjoint(k.addr, list)
 	}
@@ -176,7 +214,7 @@ func disjoint(addr netip.Addr, list []span) (all []Backend) {
 	return all
 }
 
-// of returns the Backends of a protocol. It is the empty list of another protocol than TCP, UDP and SCTP.
+// of returns the Backends of a protocol, the list none for another protocol than TCP, UDP and SCTP.
 func (p *perProtocol) of(proto uint8) *[]Backend {
 	switch proto {
 	case packet.ProtoTCP:
@@ -186,12 +224,15 @@ func (p *perProtocol) of(proto uint8) *[]Backend {
 	case packet.ProtoSCTP:
 		return &p.sctp
 	}
-	return new([]Backend)
+	return &p.none
 }
 
-// find returns the Backend of an address, protocol and port, nil for none.
-func (b backends) find(addr netip.Addr, proto uint8, port uint16) *Backend {
-	p := b[addr]
+// find returns the Backend of an address, protocol and port, nil for none. A nil b has none.
+func (b *backends) find(addr netip.Addr, proto uint8, port uint16) *Backend {
+	if b == nil {
+		return nil
+	}
+	p := b.servers.get(addr)
 	if p == nil {
 		return nil
 	}
@@ -211,15 +252,15 @@ func (b backends) find(addr netip.Addr, proto uint8, port uint16) *Backend {
 }
 
 // several reports whether a Backend has more than one frontend.
-func (b backends) several() bool {
-	for _, p := range b {
-		for _, list := range [][]Backend{p.tcp, p.udp, p.sctp} {
-			if slices.ContainsFunc(list, func(b Backend) bool { return len(b.frontends) > 1 }) {
-				return true
-			}
-		}
+func (b *backends) several() bool {
+	if b == nil {
+		return false
 	}
-	return false
+	several := func(b Backend) bool { return len(b.frontends) > 1 }
+	servers := slices.AppendSeq(slices.Collect(maps.Values(b.servers.four)), maps.Values(b.servers.six))
+	return slices.ContainsFunc(servers, func(p *perProtocol) bool {
+		return slices.ContainsFunc(slices.Concat(p.tcp, p.udp, p.sctp), several)
+	})
 }
 
 // Translates reports whether a realserver has method NAT, a retired one included.
@@ -238,7 +279,7 @@ func (s *Snapshot) Backend(p *packet.Info) *Backend {
 
 func (s *Snapshot) backend(p *packet.Info) *Backend {
 	b := s.backends.find(p.Flow.Src, p.Flow.Proto, p.Flow.SrcPort)
-	if b == nil || s.HasVIP(p.Flow.Dst) {
+	if b == nil || s.backends.vips.get(p.Flow.Dst) {
 		return nil
 	}
 	f := p.Flow.Reverse()

@@ -42,7 +42,7 @@ type Snapshot struct {
 	vips     map[netip.Addr]*ports
 	leftVIPs []netip.Addr
 	dests    []*Dest // by number; retired ones included
-	backends backends
+	backends *backends
 	hints    *hints // nil: no Backend has several frontends
 
 	byAddr     map[netip.Addr][]*Dest // dests by address, made at the first call of DestsByAddr

@@ -303,8 +303,8 @@ func same(a, b []byte) bool {
 	return len(a) == len(b)
 }
 
-// FuzzReplace: any packet that is translated there and back is what it was. Any ICMP error, too; its checksum is right in
-// between.
+// FuzzReplace: any packet that is translated there and back is what it was. Any ICMP error, too; its checksum is right
+// in between.
 func FuzzReplace(f *testing.F) {
 	rnd := rand.New(rand.NewPCG(15, 16))
 	var room [ICMPRoom]byte
