@@ -47,6 +47,8 @@ func directorAdvice() map[string]advice {
 			"raise a weight or upper, or repair the realservers"),
 		"unreachable": status("a VS/NAT realserver has no route, or a client on this host uses a VS/NAT service",
 			"add the route, or move the client to another host"),
+		"unresolved": status("a VS/DR realserver has not answered ARP or neighbour discovery yet",
+			"look at the realserver and the switch"),
 		"realserver_removed": reload("connections of a removed realserver are dropped, as on_removal = \"drop\" says",
 			"first set on_removal = \"drain\", which lets them end"),
 		"table_full": restart("the connection table is full",
