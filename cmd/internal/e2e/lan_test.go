@@ -14,6 +14,7 @@ import (
 
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
@@ -420,4 +421,32 @@ func TestLANConflict(t *testing.T) {
 	}
 	s.take(s.Insider, s.VIP)
 	s.mustServe(s.Insider)
+}
+
+// TestLANWithoutPacketSockets: where a service manager allows no packet sockets, the director does not start for a VIP
+// on the LAN and says why. With announce = "none" it does.
+func TestLANWithoutPacketSockets(t *testing.T) {
+	t.Parallel()
+	if raceDetector {
+		t.Skip("SKIPPED: the race detector has needs of its own")
+	}
+	s := newLAN(t, false)
+	box := &sandbox{Filter: assemble(t, []bpf.Instruction{
+		bpf.LoadAbsolute{Off: callNumber, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_SOCKET, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: argument0, Size: 4}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.AF_PACKET, SkipTrue: 1},
+		fail(unix.EAFNOSUPPORT), allow})}
+	s.director = s.prepare(s.Director, "director")
+	command := func() *exec.Cmd {
+		return box.command(t, exec.Command(programPath("director"), "run", "-c", s.director.config))
+	}
+	s.director.configure(s.lanTOML("", s.VIP))
+	got := run(t, s.Director, command())
+	for _, part := range []string{s.VIP.String(), "subnet of eth0", "RestrictAddressFamilies", `announce = "none"`} {
+		if got.code == 0 || !strings.Contains(got.stderr, part) {
+			t.Errorf("exit status %d, without %q:\n%s", got.code, part, got.stderr)
+		}
+	}
+	s.director.configure(s.lanTOML(`announce = "none"`, s.VIP))
+	s.director.startAs(command())
 }
