@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -70,16 +71,21 @@ func TestLAN(t *testing.T) {
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newLAN(t, ipv6)
 		s.startOnLAN("")
-		quickest := time.Hour
-		for range 5 {
-			s.forget(s.Insider)
+		request := func() time.Duration {
 			begin := time.Now()
 			s.mustServe(s.Insider)
-			quickest = min(quickest, time.Since(begin))
+			return time.Since(begin)
 		}
-		t.Logf("the first request of a client that has to find the VIP: %v", quickest)
-		if quickest > 50*time.Millisecond {
-			t.Errorf("a client that has to find the VIP waits for %v", quickest)
+		var waits []time.Duration // for the VIP's MAC address: how much longer the first request takes than the second
+		for range 9 {
+			s.forget(s.Insider)
+			first := request()
+			waits = append(waits, first-request())
+		}
+		slices.Sort(waits)
+		t.Logf("a client that has to find the VIP waits for %v", waits)
+		if median := waits[len(waits)/2]; median > 50*time.Millisecond {
+			t.Errorf("a client that has to find the VIP waits for %v", median)
 		}
 		s.mustServe(s.Client)
 		st := s.director.balance()
