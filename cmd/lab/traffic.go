@@ -89,8 +89,12 @@ type answer struct {
 // that are missing or come from another address than the VIP.
 func (s *show) requests(ctx context.Context, from *lab.Host) error {
 	vip := netip.AddrPortFrom(s.vip(), httpPort)
-	s.printf("%d requests of the %s for %s, each on a new connection (wrr, weights %d and %d):\n\n",
-		requestCount, from.Name, s.url(), weights()[0], weights()[1])
+	by := ""
+	if s.lan { // there are two clients
+		by = " from the " + from.Name
+	}
+	s.printf("%d requests for %s%s, each on a new connection (wrr, weights %d and %d):\n\n",
+		requestCount, s.url(), by, weights()[0], weights()[1])
 	s.printf("   #   answered by   from                    the server sees     time\n")
 	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{
 		DialContext: from.DialContext, DisableKeepAlives: true,

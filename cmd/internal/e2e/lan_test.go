@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"vstun/cmd/internal/lab"
@@ -69,16 +71,21 @@ func TestLAN(t *testing.T) {
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newLAN(t, ipv6)
 		s.startOnLAN("")
-		quickest := time.Hour
-		for range 5 {
-			s.forget(s.Insider)
+		request := func() time.Duration {
 			begin := time.Now()
 			s.mustServe(s.Insider)
-			quickest = min(quickest, time.Since(begin))
+			return time.Since(begin)
 		}
-		t.Logf("the first request of a client that has to find the VIP: %v", quickest)
-		if quickest > 50*time.Millisecond {
-			t.Errorf("a client that has to find the VIP waits for %v", quickest)
+		var waits []time.Duration // for the VIP's MAC address: how much longer the first request takes than the second
+		for range 9 {
+			s.forget(s.Insider)
+			first := request()
+			waits = append(waits, first-request())
+		}
+		slices.Sort(waits)
+		t.Logf("a client that has to find the VIP waits for %v", waits)
+		if median := waits[len(waits)/2]; median > 50*time.Millisecond {
+			t.Errorf("a client that has to find the VIP waits for %v", median)
 		}
 		s.mustServe(s.Client)
 		st := s.director.balance()
@@ -420,4 +427,32 @@ func TestLANConflict(t *testing.T) {
 	}
 	s.take(s.Insider, s.VIP)
 	s.mustServe(s.Insider)
+}
+
+// TestLANWithoutPacketSockets: where a service manager allows no packet sockets, the director does not start for a VIP
+// on the LAN and says why. With announce = "none" it does.
+func TestLANWithoutPacketSockets(t *testing.T) {
+	t.Parallel()
+	if raceDetector {
+		t.Skip("SKIPPED: the race detector has needs of its own")
+	}
+	s := newLAN(t, false)
+	box := &sandbox{Filter: assemble(t, []bpf.Instruction{
+		bpf.LoadAbsolute{Off: callNumber, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_SOCKET, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: argument0, Size: 4}, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.AF_PACKET, SkipTrue: 1},
+		fail(unix.EAFNOSUPPORT), allow})}
+	s.director = s.prepare(s.Director, "director")
+	command := func() *exec.Cmd {
+		return box.command(t, exec.Command(programPath("director"), "run", "-c", s.director.config))
+	}
+	s.director.configure(s.lanTOML("", s.VIP))
+	got := run(t, s.Director, command())
+	for _, part := range []string{s.VIP.String(), "subnet of eth0", "RestrictAddressFamilies", `announce = "none"`} {
+		if got.code == 0 || !strings.Contains(got.stderr, part) {
+			t.Errorf("exit status %d, without %q:\n%s", got.code, part, got.stderr)
+		}
+	}
+	s.director.configure(s.lanTOML(`announce = "none"`, s.VIP))
+	s.director.startAs(command())
 }
