@@ -29,25 +29,26 @@ import (
 //	12  iif lo goto 32                    this host's other packets, and the checks of sources by rp_filter
 //	12  iif vs0 goto 32                   written back: they must not loop
 //	13  iif eth1 ipproto icmp lookup T    an ICMP error has no port, and may come from a router
-//	13  from SERVERS ipproto tcp sport PORT lookup T    or, for many: ipproto tcp sport PORT goto 17
-//	14  ipproto tcp sport 1-65534 goto 32 all other TCP packets except fragments, which have no port
-//	15  from SERVERS ipproto tcp lookup T fragments, and port 65535, which no rule can select
-//	15  from SERVERS ipproto udp lookup T all ports, since answers in fragments are usual
-//	16  goto 32
-//	17  from SERVERS ipproto tcp sport PORT lookup T    the lists of many servers
+//	13  from SERVERS ipproto P sport PORT lookup T      replies of few servers
+//	14  ipproto P sport PORT goto 18      replies of many servers
+//	15  ipproto P sport 1-65534 goto 32   all other packets of TCP, UDP or SCTP; but fragments have no port
+//	16  from SERVERS ipproto P lookup T   fragments, and port 65535, which no rule can select
+//	17  goto 32
+//	18  from SERVERS ipproto P sport PORT lookup T      the lists of many servers
 //	32  iif vs0 nop                       the target of goto; the rules of other programs follow
 const (
 	ownPriority       = localPriority + 1 + iota // LocalNode
 	skipPriority                                 // packets that are no replies
-	replyPriority                                // ICMP, TCP and SCTP by port
+	replyPriority                                // ICMP, and packets by their port
+	listedPriority                               // packets by their port, of many servers
 	portedPriority                               // other packets with a port
-	portlessPriority                             // fragments, UDP
+	portlessPriority                             // fragments
 	restPriority                                 // all others
 	firstListPriority                            // long lists of servers
 )
 
 const (
-	lists       = 15 // of servers, with a priority each
+	lists       = 14 // of servers, with a priority each
 	endPriority = firstListPriority + lists
 	// shortList is the largest number of prefixes that every packet passes.
 	shortList = 4
@@ -236,14 +237,9 @@ func (b *ruleBuilder) reply(priority int, r routing.Rule) {
 func (b *ruleBuilder) own(servers []NATServer) {
 	seen := map[routing.Rule]bool{}
 	for _, n := range servers {
-		from := netip.PrefixFrom(n.Address, n.Address.BitLen())
-		icmp := routing.Rule{In: routing.Loopback, From: from, Protocol: b.icmp()}
-		replies := routing.Rule{In: routing.Loopback, From: from, Protocol: n.Protocol}
-		if n.Protocol != packet.ProtoUDP {
-			if replies.SrcPorts = rulePorts(n.Ports); replies.SrcPorts == (routing.PortRange{}) {
-				continue
-			}
-		}
+		r := routing.Rule{In: routing.Loopback, From: netip.PrefixFrom(n.Address, n.Address.BitLen())}
+		replies, icmp := r, r
+		replies.Protocol, replies.SrcPorts, icmp.Protocol = n.Protocol, rulePorts(n.Ports), b.icmp()
 		for _, r := range []routing.Rule{replies, icmp} {
 			if !seen[r] {
 				seen[r] = true
@@ -255,7 +251,7 @@ func (b *ruleBuilder) own(servers []NATServer) {
 
 func (b *ruleBuilder) icmp() uint8 { return pick[uint8](b.ipv6, packet.ProtoICMPv6, packet.ProtoICMP) }
 
-// rulePorts returns p as a rule selects it, or the zero value for port 65535 alone.
+// rulePorts returns p as a rule selects it. For port 65535 alone it returns the zero value: all packets.
 func rulePorts(p config.PortRange) routing.PortRange {
 	if p == balancer.EveryPort {
 		return routing.PortRange{First: 1, Last: routing.MaxRulePort}
@@ -269,19 +265,18 @@ func rulePorts(p config.PortRange) routing.PortRange {
 // lists adds the rules for servers, which are on other hosts.
 func (b *ruleBuilder) lists(servers []NATServer) {
 	devices, addrs := map[string]bool{}, map[uint8][]netip.Addr{} // of all servers of a protocol
-	var ports []NATServer                                         // of TCP and SCTP, without an address
+	var ports []NATServer                                         // without an address
 	byPorts := map[NATServer][]netip.Addr{}
 	for _, n := range servers {
 		if name := b.in.Paths[n.Address].Link; name != "" {
 			devices[name] = true
 		}
 		addrs[n.Protocol] = append(addrs[n.Protocol], n.Address)
-		if key := (NATServer{Protocol: n.Protocol, Ports: n.Ports}); n.Protocol != packet.ProtoUDP {
-			if byPorts[key] == nil {
-				ports = append(ports, key)
-			}
-			byPorts[key] = append(byPorts[key], n.Address)
+		key := NATServer{Protocol: n.Protocol, Ports: n.Ports}
+		if byPorts[key] == nil {
+			ports = append(ports, key)
 		}
+		byPorts[key] = append(byPorts[key], n.Address)
 	}
 	for _, name := range slices.Sorted(maps.Keys(devices)) {
 		b.reply(replyPriority, routing.Rule{In: name, Protocol: b.icmp()})
@@ -290,10 +285,8 @@ func (b *ruleBuilder) lists(servers []NATServer) {
 		b.skip(restPriority, routing.Rule{})
 	}
 	for _, protocol := range slices.Sorted(maps.Keys(addrs)) {
-		if protocol != packet.ProtoUDP {
-			b.skip(portedPriority, routing.Rule{Protocol: protocol,
-				SrcPorts: routing.PortRange{First: 1, Last: routing.MaxRulePort}})
-		}
+		b.skip(portedPriority, routing.Rule{Protocol: protocol,
+			SrcPorts: routing.PortRange{First: 1, Last: routing.MaxRulePort}})
 		for _, p := range prefixes(addrs[protocol]) {
 			b.reply(portlessPriority, routing.Rule{From: p, Protocol: protocol})
 		}
@@ -318,7 +311,7 @@ func (b *ruleBuilder) ported(keys []NATServer, addrs map[NATServer][]netip.Addr)
 			priority = firstListPriority + i*lists/max(len(many), lists)
 			gate := r
 			gate.Goto = priority
-			b.add(replyPriority, gate)
+			b.add(listedPriority, gate)
 		}
 		for _, p := range prefixes(addrs[key]) {
 			r.From = p

@@ -114,7 +114,8 @@ func TestReplies(t *testing.T) {
 		{aPacket{"eth1", "10.0.12.5", sctp, 0}, reply},
 		{aPacket{"eth1", "10.0.12.4", udp, 0}, reply},
 		{aPacket{"eth1", "10.0.12.4", tcp, 0}, 0},
-		{aPacket{"eth1", "10.0.12.4", udp, 99}, reply},
+		{aPacket{"eth1", "10.0.12.4", udp, 53}, reply},
+		{aPacket{"eth1", "10.0.12.4", udp, 99}, 0}, // its own questions
 		{aPacket{"eth1", "10.0.12.2", udp, 53}, 0},
 		{aPacket{"eth1", "10.0.12.5", sctp, 2910}, reply},
 		{aPacket{"eth1", "10.0.12.5", sctp, 65535}, reply},
