@@ -110,7 +110,7 @@ addr add %s/24 dev bond0
 link set bond0 up
 addr add %s/64 dev bond0 nodad
 route add default via 10.0.2.1
--6 route add default via fd00:0:2::1
+route add ::/0 via fd00:0:2::1
 `, s.Director.Addr, s.Director.Addr6), "ip", "-batch", "-")
 }
 
