@@ -198,17 +198,31 @@ func (s *stage) play(acts []act, want []int) (out [][]string) {
 	return out
 }
 
-// unvaried returns a packet in hexadecimal. The ID of an IPv4 packet that a host of the lab made, and with it the
-// header's checksum, are 0.
+// unvaried returns a packet in hexadecimal, without what may vary: the ID of an IPv4 packet and the flow label of an
+// IPv6 one that the director's host made. IPVS sends errors from the VIP, and our director's kernel from its own
+// address. Checksums over these are 0, too.
 func (s *stage) unvaried(b []byte) string {
-	if b[0]>>4 == 4 {
-		src := netip.AddrFrom4([4]byte(b[12:]))
-		for _, h := range []*lab.Host{s.Client, s.Router, s.Director, s.Webs[0]} {
-			if src == h.Addr || src == netip.MustParseAddr("10.0.2.1") {
-				copy(b[4:6], []byte{0, 0})
-				copy(b[10:12], []byte{0, 0})
-			}
+	src, six := netip.AddrFrom4([4]byte(b[12:])), b[0]>>4 == 6
+	if six {
+		src = netip.AddrFrom16([16]byte(b[8:]))
+	}
+	if src == s.Director.Addr || src == s.VIP && timeExceeded(b) {
+		if six {
+			clear(b[1:4])
+			clear(b[8:24])
+			clear(b[42:44]) // ICMPv6's, which includes the source
+		} else {
+			clear(b[4:6])
+			clear(b[10:16])
 		}
 	}
 	return fmt.Sprintf("%x", b)
+}
+
+// timeExceeded reports whether b is the ICMP error.
+func timeExceeded(b []byte) bool {
+	if b[0]>>4 == 4 {
+		return b[9] == unix.IPPROTO_ICMP && b[20] == 11
+	}
+	return b[6] == unix.IPPROTO_ICMPV6 && b[40] == 3
 }

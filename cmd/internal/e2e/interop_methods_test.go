@@ -175,9 +175,12 @@ func (s *stage) unreachable(src, dst netip.Addr, quoted []byte) []byte {
 // startIPVSBy makes the director's kernel the director of the stage's services by its method.
 func (s *stage) startIPVSBy() {
 	s.t.Helper()
-	if err := s.Director.Own(s.VIP); err != nil {
-		s.t.Fatal(err)
+	address := s.VIP.String() + "/32"
+	if s.VIP.Is6() {
+		address = s.VIP.String() + "/128"
 	}
+	// On eth0, since over IPv6 no host answers for the addresses of its lo.
+	s.command(s.Director, fmt.Sprintf("addr add %s dev eth0 nodad\n", address), "ip", "-batch", "-")
 	flag := map[method]string{dr: "-g", nat: "-m"}[s.method]
 	var rules strings.Builder
 	for i, service := range []string{"-t " + s.at(80), "-u " + s.at(53)} {
