@@ -86,8 +86,9 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 		}
 		p.askOnce(devices)
 	}
+	var stops []error
 	for _, s := range listening {
-		errs = append(errs, s.stopAt(time.Now().Add(questionWait)))
+		stops = append(stops, s.stopAt(time.Now().Add(questionWait)))
 	}
 	receivers.Wait()
 	var all []Owner
@@ -96,7 +97,7 @@ func (p *Prober) Ask(devices []Device) ([]Owner, error) {
 			all = append(all, o)
 		}
 	}
-	return all, errors.Join(errs...)
+	return all, errors.Join(append(stops, errs...)...)
 }
 
 // askOnce sends each question once. A device that goes down meanwhile has no neighbours.
