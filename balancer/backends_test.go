@@ -345,3 +345,25 @@ func TestNATWithoutRoute(t *testing.T) {
 		t.Errorf("a reply belongs to %v, %+v", got, d)
 	}
 }
+
+// TestOnePacketByNAT: a datagram to a realserver of VS/NAT is a connection's, since its reply needs one.
+func TestOnePacketByNAT(t *testing.T) {
+	dns := natService("dns", packet.ProtoUDP, []netip.Addr{vip}, []PortRange{{53, 53}}, nat(1, 5353), rs(2, 1))
+	dns.OnePacket = true
+	b := newBalancer(t, dns)
+	kept := 0
+	for n := range uint16(8) {
+		f := from(n, packet.ProtoUDP, vip, 53)
+		real := ask(t, b, f)
+		if real.Dst != rs(1, 1).Address {
+			continue
+		}
+		kept++
+		if got, d := answer(b, real); got != f || d == nil {
+			t.Errorf("the reply belongs to %v, %+v", got, d)
+		}
+	}
+	if n := b.table.Len(); kept != 4 || n != 4 {
+		t.Errorf("%d datagrams to VS/NAT, %d connections", kept, n)
+	}
+}

@@ -59,7 +59,7 @@ type Service struct {
 	Scheduler   string // one of Schedulers
 	Flags       Flags  // of the scheduler
 	Persistence Persistence
-	OnePacket   bool         // each UDP datagram is scheduled by itself, without a connection
+	OnePacket   bool         // each UDP datagram is scheduled by itself, without a connection, except to VS/NAT
 	Realservers []Realserver // in the order of `ipvsadm -a`
 }
 

@@ -103,7 +103,7 @@ func (s *Snapshot) connect(svc *service, d *Dest, template uint32, p *packet.Inf
 	if t != nil {
 		return d, drop.Accept
 	}
-	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP {
+	if svc.config.OnePacket && p.Flow.Proto == packet.ProtoUDP && d.Back == nil {
 		if template != 0 {
 			s.table.Release(template)
 		}

@@ -1,4 +1,4 @@
-// Package forward is the director's loop: read → decide → encapsulate for the realserver → send.
+// Package forward is the director's loop: read → decide → encapsulate or translate for the realserver → send.
 package forward
 
 import (
@@ -30,9 +30,13 @@ const batch = stats.MaxBatch
 //
 //	             ┌──────────────────── a batch ─────────────────────┐
 //	TUN queue →  ReadBatch → Parse ⇒ Decide → Out → (Split, Fragment) → Send → realserver
-//	                           │  ↑     │                                ↑
-//	                 fragments └──┘     └ counted reason                 │
-//	          echo request, too big, no server, unknown connection ──────┘ answers to the client
+//	    ↑                      │  ↑  │  │      └ DR: whole ───────────→ Send → neighbour
+//	    │            fragments └──┘  │  └ counted reason                 ↑
+//	    │     echo request, too big, │ no server, unknown connection ────┘ answers to the client
+//	    │                            └→ Reply → Back ─┐
+//	    └── WriteBatch ← VS/NAT: requests, replies, ──┴─ packets of no connection
+//
+// Packets of VS/NAT come from both sides and are written back into the TUN device: see translate.go.
 //
 // The whole batch is parsed and prefetched before the first decision (⇒), so that the table's memory is in the cache by
 // then. Nothing on this path allocates, logs, or waits for another worker longer than a shard of the connection table

@@ -1,10 +1,13 @@
 package forward
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -204,4 +207,76 @@ func compareNAT(t *testing.T, in []byte, got, want []sentPacket, volatile [][][2
 		return ""
 	}
 	return fmt.Sprintf("in %x\n got %s\nwant %s", in, strings.Join(g, "\n     "), strings.Join(w, "\n     "))
+}
+
+// TestOracleStatesNAT replays the states of connections that a kernel's IPVS sees from both sides: after each packet the
+// connection's state and timeout, the realserver's counts, and where the packet went.
+func TestOracleStatesNAT(t *testing.T) {
+	for file, secure := range map[string]bool{"states-nat": false, "states-nat-secure": true} {
+		text, err := os.ReadFile("../../testdata/oracle/tcp/" + file + ".jsonl")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, n := newNATSite(t, 1500), 0
+		for line := bufio.NewScanner(bytes.NewReader(text)); line.Scan(); n++ {
+			var c struct {
+				Seq   []string
+				After [][5]any
+			}
+			if err := json.Unmarshal(line.Bytes(), &c); err != nil && n > 0 {
+				t.Fatal(err)
+			}
+			s.worker.balancer = balancer.New(conntab.New(conntab.Config{Max: 64, SecureTCP: secure}), 1)
+			if err := s.worker.balancer.Apply(natConfig(1500)); err != nil {
+				t.Fatal(err)
+			}
+			s.worker.resets.init()
+			for i, flags := range c.Seq {
+				if got := s.stateAfter(t, flags); got != c.After[i] {
+					t.Fatalf("%s, %v, packet %d: got %v, want %v", file, c.Seq, i+1, got, c.After[i])
+				}
+			}
+		}
+		if n < 500 {
+			t.Errorf("%s: only %d sequences", file, n)
+		}
+	}
+}
+
+// stateAfter forwards a packet of a connection and returns what the recordings have: flags beginning with "<" are of the
+// realserver's packet.
+func (s *natSite) stateAfter(t *testing.T, flags string) (after [5]any) {
+	asked, real := flows(packet.ProtoTCP, false)
+	flags, reply := strings.CutPrefix(flags, "<")
+	f := asked
+	if reply {
+		f = real.Reverse()
+	}
+	bits := uint8(0)
+	for i, name := range "FSRPAU" {
+		if flags != "none" && strings.ContainsRune(flags, name) {
+			bits |= 1 << i
+		}
+	}
+	back, raw := s.run(t, packet.Offload{}, made(f, bits, 0))
+	for c := range s.worker.balancer.Connections(s.now) {
+		after[0], after[1] = c.State.String(), c.Expires.Seconds()
+	}
+	r := s.worker.balancer.Snapshot().Status()[0].Realservers[0]
+	after[2], after[3] = float64(r.Active), float64(r.Inactive)
+	switch all := append(back, raw...); {
+	case len(all) > 1:
+		t.Fatalf("%d packets came out", len(all))
+	case len(raw) == 1 && packet.IPv4(raw[0]).Src() == vip && raw[0][33]&packet.FlagRST != 0:
+		after[4] = "rst"
+	case len(raw) == 1:
+		t.Fatalf("out went %x", raw[0])
+	case len(back) == 1 && destination(back[0]) == real1:
+		after[4] = "rs"
+	case len(back) == 1 && packet.IPv4(back[0]).Src() == vip:
+		after[4] = "client"
+	case len(back) == 1:
+		after[4] = "plain"
+	}
+	return after
 }

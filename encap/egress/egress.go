@@ -4,6 +4,7 @@
 //	decision → Hop ┐
 //	wrapped packet ┴→ Output: (Split, Fragment) → batch ─┬→ packets of one five-tuple → Port of UDP sockets (GSO)
 //	                                                     └→ packets one by one ──────→ Port of raw sockets
+//	packet without tunnel → Output: whole ───────→ batches → Port of packet sockets, Writer of the TUN device
 //
 // A Hop is the decision about a packet. Output does not read these fields from the packet's bytes again.
 package egress
@@ -42,7 +43,7 @@ type Peer struct {
 
 // Hop is a packet's receiver, and fields of its outermost headers.
 type Hop struct {
-	To         *Peer
+	To         *Peer // nil for Kind TUN: the kernel routes the packet
 	Kind       Kind
 	SrcPort    uint16 // SrcPort, Class, TTL and DF are only for Kind UDP
 	Class, TTL uint8  // TOS or traffic class; TTL or hop limit

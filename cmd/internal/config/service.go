@@ -116,6 +116,7 @@ func (r *serviceReader) service(root *table, position int, written row) Service 
 	checks.checkVia(&s)
 	checkQuorum(t, &s)
 	warnUnserved(t, &s)
+	warnOnePacket(t, &s)
 	t.finish()
 
 	for _, vip := range s.VIPs {
