@@ -2,14 +2,18 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	protocol6 "golang.org/x/net/ipv6"
@@ -362,4 +366,128 @@ realserver = [ { address = "127.0.0.1", port = 8081 } ]
 		s.director.stop()
 		mustBe(t, "after the end", before, s.observeAll())
 	})
+}
+
+// TestNATFragments: requests and replies in fragments are translated, of TCP and of UDP. A reply's fragments have no
+// port by which a rule could lead them to the director.
+func TestNATFragments(t *testing.T) {
+	t.Parallel()
+	testkit.Families(t, func(t *testing.T, ipv6 bool) {
+		s := newStage(t, nat, ipv6)
+		s.startOurs()
+		tcp := func(src, dst netip.AddrPort, l layers.TCP, n int) []byte {
+			l.SrcPort, l.DstPort, l.Window = layers.TCPPort(src.Port()), layers.TCPPort(dst.Port()), 1000
+			return build(t, s.ip(src.Addr(), dst.Addr(), layers.IPProtocolTCP), &l, gopacket.Payload(payload(n)))
+		}
+		udp := func(src, dst netip.AddrPort) []byte {
+			return udpPacket(t, src.Addr(), dst.Addr(), src.Port(), dst.Port(), string(payload(600)))
+		}
+		web, dns := netip.AddrPortFrom(s.VIP, 80), netip.AddrPortFrom(s.VIP, 53)
+		web1, dns1 := netip.AddrPortFrom(s.realserver, s.ports[0]), netip.AddrPortFrom(s.realserver, s.ports[1])
+		client := netip.AddrPortFrom(s.client, 40000)
+		for _, c := range []struct {
+			name         string
+			server       bool
+			sent, wanted []byte
+		}{
+			{"a SYN", false, tcp(client, web, layers.TCP{SYN: true, Seq: 1}, 0),
+				tcp(client, web1, layers.TCP{SYN: true, Seq: 1}, 0)},
+			{"a SYN-ACK with data", true, tcp(web1, client, layers.TCP{SYN: true, ACK: true, Seq: 5, Ack: 2}, 600),
+				tcp(web, client, layers.TCP{SYN: true, ACK: true, Seq: 5, Ack: 2}, 600)},
+			{"a request", false, tcp(client, web, layers.TCP{ACK: true, Seq: 2, Ack: 606}, 600),
+				tcp(client, web1, layers.TCP{ACK: true, Seq: 2, Ack: 606}, 600)},
+			{"a datagram", false, udp(client, dns), udp(client, dns1)},
+			{"its answer", true, udp(dns1, client), udp(dns, client)},
+		} {
+			from, to := s.clientEnd, s.webEnd
+			if c.server {
+				from, to = to, from
+			}
+			for _, f := range fragments(c.sent, 200) {
+				from.send(f)
+			}
+			var got []byte
+			whole := reassembler{}
+			testkit.Within(t, c.name+" arrives", soon, func() bool {
+				for _, b := range to.received() {
+					if b := whole.add(b); b != nil {
+						got = b
+					}
+				}
+				return got != nil
+			})
+			header := 20
+			if ipv6 {
+				header = 40
+			}
+			if !bytes.Equal(got[header:], c.wanted[header:]) || destination(got) != destination(c.wanted) {
+				t.Errorf("%s: %x arrives, want %x", c.name, got, c.wanted)
+			}
+		}
+		if st := s.director.balance(); len(st.Drops) != 0 || st.SendError != "" {
+			t.Errorf("the director dropped %v, %s", st.Drops, st.SendError)
+		}
+	})
+}
+
+// fragments returns the packet b, without options, in fragments with n bytes each, a multiple of 8.
+func fragments(b []byte, n int) (all [][]byte) {
+	header := 20
+	if b[0]>>4 == 6 {
+		header = 40
+	}
+	body := b[header:]
+	for at := 0; at == 0 || at < len(body); at += n {
+		part, more := body[at:min(at+n, len(body))], uint16(0)
+		if at+n < len(body) {
+			more = 1
+		}
+		f := slices.Clone(b[:header])
+		if header == 20 {
+			binary.BigEndian.PutUint16(f[2:], uint16(20+len(part)))
+			binary.BigEndian.PutUint16(f[4:], 4711)
+			binary.BigEndian.PutUint16(f[6:], more<<13|uint16(at/8))
+			f = append(f, part...)
+			fixChecksum(f)
+		} else {
+			f[6] = 44 // fragment header (RFC 8200, section 4.5)
+			binary.BigEndian.PutUint16(f[4:], uint16(8+len(part)))
+			f = append(f, b[6], 0)
+			f = binary.BigEndian.AppendUint16(f, uint16(at)|more)
+			f = append(binary.BigEndian.AppendUint32(f, 4711), part...)
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// reassembler puts one packet together, whose fragments come in order.
+type reassembler struct{ b []byte }
+
+// add returns the packet if p is one or completes it, else nil.
+func (r *reassembler) add(p []byte) []byte {
+	if p[0]>>4 == 4 {
+		offset := binary.BigEndian.Uint16(p[6:])
+		if offset&0x3fff == 0 {
+			return p
+		}
+		if offset&0x1fff == 0 {
+			r.b = slices.Clone(p[:20])
+		}
+		if r.b = append(r.b, p[20:]...); offset&0x2000 == 0 {
+			return r.b
+		}
+		return nil
+	}
+	if p[6] != 44 {
+		return p
+	}
+	offset := binary.BigEndian.Uint16(p[42:])
+	if offset&^7 == 0 {
+		r.b = slices.Clone(p[:40])
+	}
+	if r.b = append(r.b, p[48:]...); offset&1 == 0 {
+		return r.b
+	}
+	return nil
 }
