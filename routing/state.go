@@ -97,8 +97,9 @@ type Route struct {
 // the next one. A rule without Table and Goto is a target of Gotos and has no other effect.
 type Rule struct {
 	IPv6 bool
-	// In is the device by which packets come in; Loopback: this host sends them, or the kernel asks for the way back of
-	// a packet that it has received, to check its source (rp_filter).
+	// In is the device by which packets come in; Loopback: this host sends them. To check the source of a packet
+	// (rp_filter), the kernel looks up its way back, as of a packet that comes in by the device to which it would send
+	// this one; for a packet to this host, by Loopback.
 	In       string
 	From     netip.Prefix // source
 	Protocol uint8        // of the IP packet, also if that is a fragment

@@ -100,7 +100,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		Machine:  Machine(in),
 		Announce: Announce(in),
 		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg),
-			Table: &table,
+			Table:    &table,
 			LeftVIPs: in.RetiredVIPs},
 		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired)),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),

@@ -26,7 +26,7 @@ import (
 // rule of its protocol's ports, and passes no long list of realservers:
 //
 //	11  from OWN iif lo ipproto P sport PORT lookup T   replies of this host's own servers (LocalNode)
-//	12  iif lo goto 32                    this host's other packets, and the checks of sources by rp_filter
+//	12  iif lo goto 32                    this host's other packets
 //	12  iif vs0 goto 32                   written back: they must not loop
 //	13  iif eth1 ipproto icmp lookup T    an ICMP error has no port, and may come from a router
 //	13  from SERVERS ipproto P sport PORT lookup T      replies of few servers
@@ -122,6 +122,19 @@ func (in *Inputs) sameReplyPaths(o *Inputs) bool {
 	})
 }
 
+// looseLinks returns links, and the devices whose reverse-path filter must be loose for the replies of servers: the TUN
+// device, since the routes of the packets that are written back lead elsewhere; and those by which other hosts reach
+// the servers' own addresses and ports, past the director, since the way back seems to lead into the TUN device. Such
+// packets come from clients, or from other servers.
+func (in *Inputs) looseLinks(links []string, servers []NATServer) []string {
+	links = append(links, in.Config.TUN)
+	for _, n := range servers {
+		links = append(links, in.Paths[n.Address].Link, in.Paths.DefaultLink())
+	}
+	slices.Sort(links)
+	return slices.DeleteFunc(slices.Compact(links), func(name string) bool { return name == "" })
+}
+
 // OwnServers returns the IPv4 addresses of this host that are servers of VS/NAT and that other hosts can reach, each
 // once. Packets of other hosts to these servers seem to have a way back into the TUN device: the filter of the devices
 // by which they come in must be loose.
@@ -153,7 +166,7 @@ func addReplies(s *routing.State, in *Inputs) {
 	cfg := in.Config
 	if len(own4)+len(four) > 0 {
 		s.Addrs = append(s.Addrs, routing.Addr{Link: cfg.TUN, Prefix: netip.PrefixFrom(DeviceAddress, 32)})
-		s.Loose = append(s.Loose, cfg.TUN)
+		s.Loose = in.looseLinks(s.Loose, four)
 		s.Sysctls = append(s.Sysctls, localSysctls(cfg.TUN, own4)...)
 		s.Routes = append(s.Routes, replyRoute(in, netip.IPv4Unspecified(), len(own4) > 0))
 	}
@@ -185,16 +198,12 @@ func localSysctls(device string, own []NATServer) (all []routing.Sysctl) {
 	return all
 }
 
-// replyRoute returns the default route of the reply table in a family. With own, servers of this host use it: they must
-// not advertise the MSS that fits the device's MTU.
+// replyRoute returns the default route of the reply table in a family. With own, servers of this host use it, and see
+// no other: its MTU is then that of the default route to the clients, and not the device's.
 func replyRoute(in *Inputs, family netip.Addr, own bool) routing.Route {
 	r := routing.Route{Dst: netip.PrefixFrom(family, 0), Link: in.Config.TUN, Table: in.Config.ReplyTable()}
 	if own {
-		out, headers := documentation4, 20+20 // IP and TCP
-		if family.Is6() {
-			out, headers = documentation6, 40+20
-		}
-		r.AdvMSS = in.Paths.mtu(out) - headers
+		r.MTU = in.Paths.mtu(pick(family.Is4(), documentation4, documentation6))
 	}
 	return r
 }
