@@ -254,6 +254,13 @@ func (res *result) health(st *api.DirectorStatus) {
 			if r.Check != nil {
 				reason = fmt.Sprintf(": %s check via %s: %s", r.Check.Type, r.Check.Via, r.Check.Reason)
 			}
+			if r.Unreachable != "" {
+				res.find(Finding{Severity: Error, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
+					What: "it is down: " + r.Unreachable,
+					Why:  "it gets no connections: dr sends packets to neighbours only",
+					Fix:  "ip neigh show to " + r.Address})
+				continue
+			}
 			if r.ComingUp() {
 				res.find(Finding{Severity: Warning, Where: fmt.Sprintf("realserver %s (%s)", r.Address, s.Name),
 					What: "it is not up yet" + reason,

@@ -79,6 +79,9 @@ func testUnreachableRealserver(t *testing.T, ipv6 bool) {
 	if got := s.answering(4); !slices.Equal(got, both) {
 		t.Fatalf("%q answer", got)
 	}
+	if out := s.ask("doctor"); strings.Contains(out.stdout, s.Webs[1].Addr.String()) {
+		t.Errorf("director doctor:\n%s", out.stdout)
+	}
 	asks := "ARP"
 	if ipv6 {
 		asks = "neighbour discovery"
@@ -96,6 +99,9 @@ func testUnreachableRealserver(t *testing.T, ipv6 bool) {
 	}
 	if out := s.ask("status"); !strings.Contains(out.stdout, "it does not answer "+asks) {
 		t.Errorf("director status:\n%s", out.stdout)
+	}
+	if out := s.ask("doctor"); !strings.Contains(out.stdout, "it is down: it does not answer "+asks) {
+		t.Errorf("director doctor:\n%s", out.stdout)
 	}
 	s.plug(s.Webs[1], true)
 	testkit.Within(t, "the realserver is up again", 20*time.Second, func() bool {
