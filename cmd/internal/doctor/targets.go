@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap"
 	"vstun/encap/packet"
@@ -77,7 +78,7 @@ func targets(cfg *config.Director, paths map[netip.Addr]query.Path,
 	for _, s := range cfg.Services {
 		for _, r := range ends(&s) {
 			path, reachable := paths[r.Address]
-			if !reachable {
+			if !reachable || r.Forward != method.TUN {
 				continue
 			}
 			c := encap.Config{Source: cfg.Source.For(r.Address), Destination: r.Address, Checksum: r.Checksum,
