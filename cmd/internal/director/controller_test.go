@@ -89,6 +89,20 @@ func hasRoute(s routing.State, a netip.Addr) bool {
 
 func equalStates(a, b routing.State) bool { return fmt.Sprintf("%+v", a) == fmt.Sprintf("%+v", b) }
 
+// TestEventsNameRealservers: a realserver's name is its address, and its own port, where it has one.
+func TestEventsNameRealservers(t *testing.T) {
+	for id, want := range map[string]string{"10.0.11.1:0": "10.0.11.1", "10.0.11.1:8080": "10.0.11.1:8080",
+		"[2001:db8::1]:0": "2001:db8::1", "[2001:db8::1]:8080": "[2001:db8::1]:8080"} {
+		var told []notify.Event
+		c := &controller{log: slog.New(slog.DiscardHandler),
+			tell: func(events ...notify.Event) { told = append(told, events...) }}
+		c.reportRealserver(health.Change{Service: "web", Realserver: netip.MustParseAddrPort(id), Checked: true}, true)
+		if len(told) != 1 || told[0].Realserver != want || told[0].New != "down" {
+			t.Errorf("%s: %+v, want one of %s", id, told, want)
+		}
+	}
+}
+
 // TestEventsAfterApply: events are notified once the balancer has accepted their change, and not before. Events of a
 // refused change are notified with the next accepted one.
 func TestEventsAfterApply(t *testing.T) {

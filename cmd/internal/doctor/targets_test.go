@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vstun/balancer/method"
 	"vstun/cmd/internal/config"
 	"vstun/encap/packet"
 	"vstun/routing/query"
@@ -38,6 +39,11 @@ func TestSorryServerIsATarget(t *testing.T) {
 	}
 	paths := map[netip.Addr]query.Path{server: {MTU: 1500, Source: addr("10.0.2.2")},
 		sorry: {MTU: 1500, Source: addr("10.0.2.2")}}
+	// Realservers of other methods have no tunnel.
+	cfg.Services[0].Realservers = append(cfg.Services[0].Realservers,
+		config.RealserverRef{Address: server, Forward: method.NAT, Port: 8080, Weight: 1},
+		config.RealserverRef{Address: addr("10.0.12.2"), Forward: method.DR, Weight: 1})
+	paths[addr("10.0.12.2")] = paths[server]
 	found := map[string]Severity{}
 	for _, t := range targets(cfg, paths, func(netip.Addr) netip.Addr { return addr("10.0.2.2") }) {
 		found[t.where()+" by "+t.tunnelName(t.Kind)] = t.grade()
