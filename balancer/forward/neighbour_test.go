@@ -252,7 +252,8 @@ func TestToNeighbourAllocatesNothing(t *testing.T) {
 	for _, link := range []method.Link{nearLink, {Device: 7}} {
 		now := conntab.Ticks(1)
 		w, _ := newDirect(t, 1300, link, discard{}, &now)
-		request, large, six, super := tcp(80, packet.FlagSYN, 0), udp(53, false, 3000), udp6(53, 100), udp(53, false, 4200)
+		request, six := tcp(80, packet.FlagSYN, 0), udp6(53, 100)
+		large, super := udp(53, false, 3000), udp(53, false, 4200)
 		if n := testing.AllocsPerRun(100, func() {
 			w.put(0, request, packet.Offload{})
 			w.put(1, large, packet.Offload{})
