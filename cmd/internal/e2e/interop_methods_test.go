@@ -184,29 +184,6 @@ func (s *stage) acts() (all []act) {
 	return all
 }
 
-// fragments cuts an IP packet into two. The first has n bytes of data, a multiple of 8.
-func fragments(b []byte, n int) [][]byte {
-	const id = 0x5678
-	if b[0]>>4 == 4 {
-		first, second := slices.Clone(b[:20+n]), slices.Concat(b[:20], b[20+n:])
-		for i, part := range [][]byte{first, second} {
-			binary.BigEndian.PutUint16(part[2:], uint16(len(part)))
-			binary.BigEndian.PutUint16(part[4:], id)
-			binary.BigEndian.PutUint16(part[6:], []uint16{0x2000, uint16(n / 8)}[i]) // more follow; the offset
-			fixChecksum(part)
-		}
-		return [][]byte{first, second}
-	}
-	var parts [][]byte
-	for i, data := range [][]byte{b[40 : 40+n], b[40+n:]} {
-		part := slices.Concat(b[:40], []byte{b[6], 0}, words([]uint16{1, uint16(n)}[i], 0, id), data)
-		binary.BigEndian.PutUint16(part[4:], uint16(len(part)-40))
-		part[6] = 44
-		parts = append(parts, part)
-	}
-	return parts
-}
-
 func (s *stage) ip(src, dst netip.Addr, protocol layers.IPProtocol) gopacket.SerializableLayer {
 	if src.Is6() {
 		return ip6(src, dst, protocol)
