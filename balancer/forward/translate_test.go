@@ -204,6 +204,11 @@ func TestTranslateGSO(t *testing.T) {
 					t.Errorf("%v: out went %x", f[0], got[0][:80])
 				}
 			}
+			unknown := packet.Offload{GSO: packet.GSOUnknown, Size: 100}
+			if got, _ := s.run(t, unknown, made(asked, packet.FlagACK, 900),
+				made(real.Reverse(), packet.FlagACK, 900)); len(got) != 0 {
+				t.Errorf("of an unknown kind: out went %x", got)
+			}
 			work.Size = 1390
 			got, raw := s.run(t, work, made(asked, packet.FlagACK, 3000))
 			switch {
