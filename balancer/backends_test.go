@@ -93,8 +93,9 @@ func TestReplies(t *testing.T) {
 		from(1, packet.ProtoTCP, vip, 80), from(2, packet.ProtoTCP, vip2, 80), from(3, packet.ProtoTCP, vip, 443),
 		from(4, packet.ProtoTCP, vip2, 443), from(5, packet.ProtoTCP, vip, 81), from(6, packet.ProtoTCP, vip, 21),
 		from(7, packet.ProtoTCP, vip, 5000), from(8, packet.ProtoTCP, vip, 5999),
-		from(9, packet.ProtoTCP, vip2, 8080), from(10, packet.ProtoTCP, vip2, 1), from(11, packet.ProtoTCP, vip2, 65535),
-		from(12, packet.ProtoUDP, vip2, 53), from(13, packet.ProtoSCTP, vip, 2906), from(14, packet.ProtoSCTP, vip, 2905),
+		from(9, packet.ProtoTCP, vip2, 8080), from(10, packet.ProtoTCP, vip2, 1),
+		from(11, packet.ProtoTCP, vip2, 65535), from(12, packet.ProtoUDP, vip2, 53),
+		from(13, packet.ProtoSCTP, vip, 2906), from(14, packet.ProtoSCTP, vip, 2905),
 		from(15, packet.ProtoTCP, vip6, 80),
 	} {
 		real := ask(t, b, f)
@@ -309,7 +310,8 @@ func (b *Balancer) frontendsOf(a netip.Addr, proto uint8, port uint16) map[front
 
 // TestRepliesAllocateNothing: nor do errors about requests.
 func TestRepliesAllocateNothing(t *testing.T) {
-	b := newBalancer(t, natService("web", packet.ProtoTCP, []netip.Addr{vip, vip2}, []PortRange{{80, 80}}, nat(1, 8080)),
+	b := newBalancer(t,
+		natService("web", packet.ProtoTCP, []netip.Addr{vip, vip2}, []PortRange{{80, 80}}, nat(1, 8080)),
 		natService("six", packet.ProtoTCP, []netip.Addr{vip6}, []PortRange{{80, 80}}, nat6(1, 8080)))
 	for _, f := range []packet.Flow{from(1, packet.ProtoTCP, vip2, 80), from(1, packet.ProtoTCP, vip6, 80)} {
 		real := ask(t, b, f)

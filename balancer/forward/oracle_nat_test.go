@@ -209,8 +209,8 @@ func compareNAT(t *testing.T, in []byte, got, want []sentPacket, volatile [][][2
 	return fmt.Sprintf("in %x\n got %s\nwant %s", in, strings.Join(g, "\n     "), strings.Join(w, "\n     "))
 }
 
-// TestOracleStatesNAT replays the states of connections that a kernel's IPVS sees from both sides: after each packet the
-// connection's state and timeout, the realserver's counts, and where the packet went.
+// TestOracleStatesNAT replays the states of connections that a kernel's IPVS sees from both sides: after each packet
+// the connection's state and timeout, the realserver's counts, and where the packet went.
 func TestOracleStatesNAT(t *testing.T) {
 	for file, secure := range map[string]bool{"states-nat": false, "states-nat-secure": true} {
 		text, err := os.ReadFile("../../testdata/oracle/tcp/" + file + ".jsonl")
@@ -243,8 +243,8 @@ func TestOracleStatesNAT(t *testing.T) {
 	}
 }
 
-// stateAfter forwards a packet of a connection and returns what the recordings have: flags beginning with "<" are of the
-// realserver's packet.
+// stateAfter forwards a packet of a connection and returns what the recordings have: flags beginning with "<" are of
+// the realserver's packet.
 func (s *natSite) stateAfter(t *testing.T, flags string) (after [5]any) {
 	asked, real := flows(packet.ProtoTCP, false)
 	flags, reply := strings.CutPrefix(flags, "<")

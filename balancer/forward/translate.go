@@ -64,6 +64,9 @@ func (w *Worker) plain(b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Re
 // sent in fragments, DF or not. Over IPv6 only the director can do that: it makes them as large as the largest that
 // came.
 func (w *Worker) writeBack(b *packet.Buf, p *packet.Info, mtu int) drop.Reason {
+	if b.Offload.GSO == packet.GSOUnknown {
+		return drop.Offload
+	}
 	if w.largest > 0 {
 		if ip := packet.IPv4(b.Bytes()); ip.Version() == 4 {
 			ip.SetDF(false)

@@ -108,8 +108,8 @@ func portPacket(t testing.TB, rnd *rand.Rand) ([]byte, *Info) {
 	}
 }
 
-// TestReplace: a translated packet is the one whose checksums are computed anew. A damaged packet stays damaged. What is
-// left to do of an unfinished checksum makes it right.
+// TestReplace: a translated packet is the one whose checksums are computed anew. A damaged packet stays damaged. An
+// unfinished checksum is right once it is finished.
 func TestReplace(t *testing.T) {
 	rnd, buf := rand.New(rand.NewPCG(5, 6)), &NewBufs(1)[0]
 	for range 20000 {
