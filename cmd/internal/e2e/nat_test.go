@@ -491,6 +491,7 @@ func (r *reassembler) add(p []byte) []byte {
 	}
 	return nil
 }
+
 // TestNATMasquerade: a director whose kernel masquerades its realservers' other traffic, and so tracks connections.
 func TestNATMasquerade(t *testing.T) {
 	t.Parallel()
