@@ -226,6 +226,7 @@ const MSSOff = -1
 // filled in.
 type Realserver struct {
 	TUN       string         // name of the TUN device, 1 to 15 bytes
+	AnyTUN    bool           // TUN is the default: another name will do
 	Queues    int            // workers, sockets and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload   bool           // use the offloads of the TUN device that the kernel has
 	VIPs      []netip.Addr   // addresses to accept and to add to the device; at least one, each once

@@ -48,6 +48,8 @@ func ParseRealserver(name string, text []byte) (*Realserver, error) {
 		Metrics:   t.listen("metrics", "127.0.0.1:9465"),
 		Log:       t.level("log"),
 	}
+	_, named := t.values["tun"]
+	r.AnyTUN = !named
 	some := func(property func(encap.Kind) bool) bool {
 		return slices.ContainsFunc(r.Encaps, func(name string) bool { return has(name, property) })
 	}

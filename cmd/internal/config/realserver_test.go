@@ -27,6 +27,7 @@ func TestRealserverDefaults(t *testing.T) {
 	}
 	want := &config.Realserver{
 		TUN:       "vs0",
+		AnyTUN:    true,
 		Queues:    min(runtime.NumCPU(), 256),
 		Offload:   true,
 		VIPs:      []netip.Addr{netip.MustParseAddr("198.51.100.80")},

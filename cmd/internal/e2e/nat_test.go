@@ -491,3 +491,47 @@ func (r *reassembler) add(p []byte) []byte {
 	}
 	return nil
 }
+
+// TestNATMasquerade: a director whose kernel masquerades its realservers' other traffic, and so tracks connections.
+func TestNATMasquerade(t *testing.T) {
+	t.Parallel()
+	needTool(t, "nft", "nftables")
+	s := newNATSite(t, false, 1, nil, `
+[[service]]
+name = "dns"
+vip = "VIP"
+protocol = "udp"
+port = 53
+forward = "nat"
+realserver = [ { address = "RS1", port = 5353 } ]
+`)
+	s.shell(s.Director, "nft add table ip nat && nft 'add chain ip nat post { type nat hook postrouting priority 100; }'"+
+		" && nft add rule ip nat post oifname eth0 ip saddr 10.0.3.0/24 masquerade && nft add table inet f && "+
+		"nft 'add chain inet f forward { type filter hook forward priority 0; }' && "+
+		"nft add rule inet f forward ct state invalid drop")
+	web := s.Webs[0]
+	// The client knows no route to the realservers, as on the Internet.
+	s.shell(s.Client, "ip route add blackhole 10.0.3.0/24")
+	s.acceptUploadsAt(web, ":8080")
+	s.namedEchoAt(s.Client, ":9000")
+	own := s.dialAt(web, anyPort(web.Addr), netip.AddrPortFrom(s.Client.Addr, 9000))
+	if got := mustAnswer(t, own); got != "client" {
+		t.Errorf("%s answers", got)
+	}
+	for range 3 {
+		answer, err := put(s.dial("tcp", 80), 1_000_000)
+		if answer != "1000000 bytes, all as they should be" || err != nil {
+			t.Errorf("upload: %q, %v", answer, err)
+		}
+		if err := pull(s.dial("tcp", 80), 1_000_000); err != nil {
+			t.Errorf("download: %v", err)
+		}
+	}
+	// The manual's remedy for pings: the kernel would track them on their way to the director's device.
+	s.shell(s.Director, "nft add table ip vstun && "+
+		"nft 'add chain ip vstun pre { type filter hook prerouting priority raw; }' && nft add rule ip vstun pre "+
+		"iifname eth1 icmp type echo-request fib daddr type != local notrack")
+	if !s.pings(web, s.Client.Addr, 9) {
+		t.Error("a ping of a realserver expires")
+	}
+}
