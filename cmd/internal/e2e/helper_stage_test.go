@@ -168,7 +168,7 @@ type act struct {
 }
 
 // play takes the steps, and returns the packets that reach client and realserver after each, in hexadecimal. want has
-// the number of packets after each step; nil: not known.
+// the least number of packets after each step; nil: not known.
 func (s *stage) play(acts []act, want []int) (out [][]string) {
 	s.t.Helper()
 	const quiet = 150 * time.Millisecond // after the last packet
@@ -179,50 +179,127 @@ func (s *stage) play(acts []act, want []int) (out [][]string) {
 		}
 		from.send(a.packet)
 		var got []string
+		var toClient, toServer [][]byte
 		take := func() {
-			for _, b := range s.clientEnd.received() {
-				got = append(got, "to the client: "+s.unvaried(b))
-			}
-			for _, b := range s.webEnd.received() {
-				got = append(got, "to the realserver: "+s.unvaried(b))
-			}
+			toClient = append(toClient, s.clientEnd.received()...)
+			toServer = append(toServer, s.webEnd.received()...)
 		}
-		for begin := time.Now(); want != nil && len(got) < want[i] && time.Since(begin) < 3*time.Second; take() {
+		for begin := time.Now(); want != nil && len(toClient)+len(toServer) < want[i] &&
+			time.Since(begin) < 3*time.Second; take() {
 			time.Sleep(tick)
 		}
 		time.Sleep(quiet)
 		take()
+		for _, b := range joined(toClient) {
+			got = append(got, "to the client: "+s.unvaried(b))
+		}
+		for _, b := range joined(toServer) {
+			got = append(got, "to the realserver: "+s.unvaried(b))
+		}
 		slices.Sort(got)
 		out = append(out, got)
 	}
 	return out
 }
 
-// unvaried returns a packet in hexadecimal, without what may vary: the ID of an IPv4 packet and the flow label of an
-// IPv6 one that the director's host made. IPVS sends errors from the VIP, and our director's kernel from its own
-// address. Checksums over these are 0, too.
+// unvaried returns a packet in hexadecimal, without what may vary:
+//   - the ID of an IPv4 packet and the flow label of an IPv6 one that the director's host made,
+//   - the source of such an error: IPVS sends it from the VIP, our director's kernel from its own address,
+//   - with nat the checksum of a quoted datagram: IPVS replaces the quoted port, but leaves the checksum.
+//
+// Checksums over these are 0, too.
 func (s *stage) unvaried(b []byte) string {
-	src, six := netip.AddrFrom4([4]byte(b[12:])), b[0]>>4 == 6
-	if six {
-		src = netip.AddrFrom16([16]byte(b[8:]))
-	}
-	if src == s.Director.Addr || src == s.VIP && timeExceeded(b) {
-		if six {
+	ip := parseIP(b)
+	if ip.src == s.Director.Addr || ip.src == s.VIP && ip.exceeded() {
+		if ip.src.Is4() {
+			clear(b[4:6])
+			clear(b[10:16])
+		} else {
 			clear(b[1:4])
 			clear(b[8:24])
 			clear(b[42:44]) // ICMPv6's, which includes the source
-		} else {
-			clear(b[4:6])
-			clear(b[10:16])
 		}
+	}
+	if s.method == nat && ip.unreachable() {
+		clear(b[ip.header+2 : ip.header+4])
+		quoted := ip.header + 8 + ip.header
+		clear(b[quoted+6 : quoted+8])
 	}
 	return fmt.Sprintf("%x", b)
 }
 
-// timeExceeded reports whether b is the ICMP error.
-func timeExceeded(b []byte) bool {
-	if b[0]>>4 == 4 {
-		return b[9] == unix.IPPROTO_ICMP && b[20] == 11
+// joined returns the packets with fragments, which must be of one packet, put together. Their sizes may differ from
+// IPVS's, and the ID of IPv6's is new.
+func joined(all [][]byte) (whole [][]byte) {
+	var head, data []byte
+	slices.SortStableFunc(all, func(a, b []byte) int { return offset(a) - offset(b) })
+	for _, b := range all {
+		header := 20
+		if b[0]>>4 == 6 {
+			header = 48
+		}
+		switch at := offset(b); {
+		case at < 0:
+			whole = append(whole, b)
+			continue
+		case at == 0:
+			head = slices.Clone(b[:header])
+		case at != len(data):
+			data = append(data, []byte(fmt.Sprintf("a hole up to %d", at))...)
+		}
+		data = append(data, b[header:]...)
 	}
-	return b[6] == unix.IPPROTO_ICMPV6 && b[40] == 3
+	switch {
+	case head == nil && data == nil:
+		return whole
+	case len(head) == 20:
+		clear(head[2:4]) // length
+		clear(head[6:8]) // more follow
+		clear(head[10:12])
+	case len(head) == 48:
+		clear(head[4:6])
+		clear(head[42:48])
+	}
+	return append(whole, append(head, data...))
 }
+
+// offset returns the offset of a fragment, in bytes; -1 for other packets.
+func offset(b []byte) int {
+	field := 0
+	switch {
+	case b[0]>>4 == 4:
+		field = (int(b[6])<<8 | int(b[7])) & 0x3fff
+		if field == 0 {
+			return -1
+		}
+		return field & 0x1fff * 8
+	case b[6] != unix.IPPROTO_FRAGMENT:
+		return -1
+	}
+	return (int(b[42])<<8 | int(b[43])) &^ 7
+}
+
+// ipPart is what a comparison needs of an IP packet without options.
+type ipPart struct {
+	src    netip.Addr
+	header int // bytes
+	icmp   int // type of an ICMP error, with 1000 added over IPv6; 0: another packet
+}
+
+func parseIP(b []byte) (p ipPart) {
+	if b[0]>>4 == 4 {
+		p.src, p.header = netip.AddrFrom4([4]byte(b[12:])), 20
+		if b[9] == unix.IPPROTO_ICMP {
+			p.icmp = int(b[20])
+		}
+		return p
+	}
+	p.src, p.header = netip.AddrFrom16([16]byte(b[8:])), 40
+	if b[6] == unix.IPPROTO_ICMPV6 {
+		p.icmp = 1000 + int(b[40])
+	}
+	return p
+}
+
+func (p ipPart) exceeded() bool    { return p.icmp == 11 || p.icmp == 1003 }
+func (p ipPart) unreachable() bool { return p.icmp == 3 || p.icmp == 1001 }
