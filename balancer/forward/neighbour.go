@@ -10,8 +10,8 @@ import (
 	"vstun/encap/packet/drop"
 )
 
-// toNeighbour sends the packet in b to a realserver of VS/DR. A GSO packet stays whole. A packet that is larger than the
-// link's MTU leaves in fragments if it does not have DF, as the kernel's does (Linux ip_vs_xmit.c, ip_vs_dr_xmit;
+// toNeighbour sends the packet in b to a realserver of VS/DR. A GSO packet stays whole. A packet that is larger than
+// the link's MTU leaves in fragments if it does not have DF, as the kernel's does (Linux ip_vs_xmit.c, ip_vs_dr_xmit;
 // net/ipv4/ip_output.c, ip_do_fragment).
 func (w *Worker) toNeighbour(b *packet.Buf, p *packet.Info, dest *balancer.Dest, now conntab.Ticks) drop.Reason {
 	n, mtu := p.Len, dest.MTU

@@ -164,7 +164,7 @@ func (s *stage) acts() (all []act) {
 			act{"a datagram that must not be cut", false, with(udp(false, 61), func(b []byte) { b[6] = 0x40 })})
 	}
 	for _, back := range []bool{false, true} {
-		for i, part := range fragments(udp(back, 2000), 1208) {
+		for i, part := range cutInTwo(udp(back, 2000), 1208) {
 			all = append(all, act{fmt.Sprintf("fragment %d of a datagram, %t", i+1, back), back, part})
 		}
 	}
@@ -182,6 +182,29 @@ func (s *stage) acts() (all []act) {
 			s.unreachable(s.realserver, s.client, request)})
 	}
 	return all
+}
+
+// cutInTwo returns an IP packet in two fragments. The first has n bytes of data, a multiple of 8.
+func cutInTwo(b []byte, n int) [][]byte {
+	const id = 0x5678
+	if b[0]>>4 == 4 {
+		first, second := slices.Clone(b[:20+n]), slices.Concat(b[:20], b[20+n:])
+		for i, part := range [][]byte{first, second} {
+			binary.BigEndian.PutUint16(part[2:], uint16(len(part)))
+			binary.BigEndian.PutUint16(part[4:], id)
+			binary.BigEndian.PutUint16(part[6:], []uint16{0x2000, uint16(n / 8)}[i]) // more follow; the offset
+			fixChecksum(part)
+		}
+		return [][]byte{first, second}
+	}
+	var parts [][]byte
+	for i, data := range [][]byte{b[40 : 40+n], b[40+n:]} {
+		part := slices.Concat(b[:40], []byte{b[6], 0}, words([]uint16{1, uint16(n)}[i], 0, id), data)
+		binary.BigEndian.PutUint16(part[4:], uint16(len(part)-40))
+		part[6] = 44
+		parts = append(parts, part)
+	}
+	return parts
 }
 
 func (s *stage) ip(src, dst netip.Addr, protocol layers.IPProtocol) gopacket.SerializableLayer {
