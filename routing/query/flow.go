@@ -12,10 +12,10 @@ import (
 	"vstun/routing/kernel"
 )
 
-// Flow is a packet that this host receives from another host, as far as the kernel's rules select packets.
+// Flow is a packet that this host receives from another host or sends, as far as the kernel's rules select packets.
 type Flow struct {
 	Src, Dst netip.Addr
-	In       string // the device
+	In       string // the device by which it comes; "": this host sends it
 	Protocol uint8  // TCP, UDP, ICMP or ICMPv6: the kernel answers for no other
 	SrcPort  uint16 // of TCP and UDP
 }
@@ -28,12 +28,16 @@ func LookupFlow(f Flow) (device string, table int, ok bool, err error) {
 		table  int
 	}
 	a, err := ask(func(h *netlink.Handle) (a answer, err error) {
-		in, err := h.LinkByName(f.In)
-		if err != nil {
-			return a, fmt.Errorf("device %s: %w", f.In, err)
+		index := 0
+		if f.In != "" {
+			in, err := h.LinkByName(f.In)
+			if err != nil {
+				return a, fmt.Errorf("device %s: %w", f.In, err)
+			}
+			index = in.Attrs().Index
 		}
-		msg, err := requestFlow(f, in.Attrs().Index)
-		if isNoRoute(err) {
+		msg, err := requestFlow(f, index)
+		if isNoRoute(err) || errors.Is(err, unix.EXDEV) { // EXDEV: by the reverse-path filter
 			return a, nil
 		}
 		if err != nil || len(msg) < unix.SizeofRtMsg {
@@ -43,7 +47,7 @@ func LookupFlow(f Flow) (device string, table int, ok bool, err error) {
 		if err != nil || nl.DeserializeRtMsg(msg).Type != unix.RTN_UNICAST {
 			return a, err
 		}
-		index := 0
+		index = 0
 		for _, attr := range attrs {
 			switch attr.Attr.Type {
 			case unix.RTA_OIF:
@@ -65,7 +69,7 @@ func LookupFlow(f Flow) (device string, table int, ok bool, err error) {
 	return a.device, a.table, a.device != "", err
 }
 
-// requestFlow returns the kernel's answer: struct rtmsg and its attributes.
+// requestFlow returns the kernel's answer: struct rtmsg and its attributes. in is the index of f.In, or 0.
 func requestFlow(f Flow, in int) ([]byte, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_REQUEST)
 	bits := uint8(f.Dst.BitLen())
@@ -73,7 +77,9 @@ func requestFlow(f Flow, in int) ([]byte, error) {
 		Flags: unix.RTM_F_LOOKUP_TABLE}})
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, f.Dst.AsSlice()))
 	req.AddData(nl.NewRtAttr(unix.RTA_SRC, f.Src.AsSlice()))
-	req.AddData(nl.NewRtAttr(unix.RTA_IIF, nl.Uint32Attr(uint32(in))))
+	if in != 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_IIF, nl.Uint32Attr(uint32(in))))
+	}
 	req.AddData(nl.NewRtAttr(unix.RTA_IP_PROTO, nl.Uint8Attr(f.Protocol)))
 	if f.SrcPort != 0 {
 		req.AddData(nl.NewRtAttr(unix.RTA_SPORT, nl.BEUint16Attr(f.SrcPort)))

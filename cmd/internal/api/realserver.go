@@ -29,6 +29,8 @@ type Realserver struct {
 	Templates     int     `json:"templates"`   // persistent clients
 	Connections   uint64  `json:"connections"` // scheduled since the start
 	Forwarded     Traffic `json:"forwarded"`   // packets of clients, without the tunnel's header
+	// Replies are its packets to clients that have passed the director, by nat.
+	Replies Traffic `json:"replies,omitzero"`
 
 	// Unreachable is the reason why packets cannot get to a realserver of VS/DR, which is then down.
 	Unreachable string `json:"unreachable,omitempty"`

@@ -179,7 +179,8 @@ func serviceStatus(s *balancer.ServiceStatus) api.Service {
 		rs := api.Realserver{Address: r.Address.String(), Port: r.Port, Forward: r.Kind.String(),
 			Weight: r.Weight, Effective: r.Weight, Upper: r.Upper, Lower: r.Lower,
 			Active: r.Active, Inactive: r.Inactive, Templates: r.Templates, Connections: r.Connections,
-			Forwarded: api.Traffic{Packets: r.Packets, Bytes: r.Bytes}}
+			Forwarded: api.Traffic{Packets: r.Packets, Bytes: r.Bytes},
+			Replies:   api.Traffic{Packets: r.Replies, Bytes: r.ReplyBytes}}
 		if r.Down {
 			rs.Effective = 0
 		}

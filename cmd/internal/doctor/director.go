@@ -62,6 +62,7 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	if running {
 		checks = append(checks,
+			check{"replies", func(_ context.Context, res *result) { res.replies(d.Config, &st) }},
 			check{"device", func(_ context.Context, res *result) {
 				res.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips())
 			}})
