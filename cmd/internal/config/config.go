@@ -69,14 +69,9 @@ type Announce struct {
 	Warn    bool     // another host's answer for a VIP is a warning; else the director does not start
 }
 
-// ReplyTable returns the number of the routing table for replies of VS/NAT: the next one after Table, or the previous
-// one, if the next is the kernel's.
-func (d *Director) ReplyTable() int {
-	if d.Table == unix.RT_TABLE_DEFAULT-1 {
-		return d.Table - 1
-	}
-	return d.Table + 1
-}
+// ReplyTable returns the number of the routing table for replies of VS/NAT. No key table has this number: the table
+// has a default route, which must not apply to other packets.
+func (d *Director) ReplyTable() int { return d.Table + 1<<16 }
 
 // Sources are the outer source addresses, at most one of each family. A family without one uses the source of the route
 // to each realserver.

@@ -95,7 +95,8 @@ func (res *result) replyPath(tun string, m masked, path query.Path) {
 	}
 	finding := Finding{Severity: Error, Where: m.String(), What: "there is no route for its replies",
 		Why: "they do not pass the director, and its clients get no answer",
-		Fix: fmt.Sprintf("ip route get %s %s ipproto %s sport %d; ip rule", f.Dst, from, m.service.Protocol, f.SrcPort),
+		Fix: fmt.Sprintf("ip route get %s %s ipproto %s sport %d; ip rule", f.Dst, from, m.service.Protocol,
+			f.SrcPort),
 		Remarks: []string{"the director's rules have priorities from 11 to 32: remove the rule before them that leads " +
 			"elsewhere, or one among them that is not the director's"}}
 	if found {

@@ -506,7 +506,8 @@ forward = "nat"
 realserver = [ { address = "RS1", port = 5353 } ]
 `)
 	s.shell(s.Director, "nft add table ip nat && "+
-		"nft 'add chain ip nat post { type nat hook postrouting priority 100; }' && nft add rule ip nat post oifname eth0 ip saddr 10.0.3.0/24 masquerade && nft add table inet f && "+
+		"nft 'add chain ip nat post { type nat hook postrouting priority 100; }' && "+
+		"nft add rule ip nat post oifname eth0 ip saddr 10.0.3.0/24 masquerade && nft add table inet f && "+
 		"nft 'add chain inet f forward { type filter hook forward priority 0; }' && "+
 		"nft add rule inet f forward ct state invalid drop")
 	web := s.Webs[0]

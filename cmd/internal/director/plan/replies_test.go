@@ -100,7 +100,7 @@ func TestReplies(t *testing.T) {
 		natService("tcp", "443", "fd00::12:2", "fd00::2"), natService("tcp", "65535", "10.0.12.6"),
 		natService("tcp", "0", "10.0.12.7"))
 	s := Machine(in)
-	const reply = 30326
+	const reply = 95861
 	for _, c := range []struct {
 		p    aPacket
 		want int
@@ -210,8 +210,8 @@ func TestManyReplyRules(t *testing.T) {
 		most = max(most, tried)
 	}
 	for _, n := range NATServers(in.Config) {
-		try(aPacket{"eth1", n.Address.String(), tcp, n.Ports.First}, 30326)
-		try(aPacket{"eth1", n.Address.String(), tcp, 0}, 30326)
+		try(aPacket{"eth1", n.Address.String(), tcp, n.Ports.First}, 95861)
+		try(aPacket{"eth1", n.Address.String(), tcp, 0}, 95861)
 	}
 	try(aPacket{"eth0", "192.0.2.1", tcp, 40000}, 0)
 	try(aPacket{"eth0", "192.0.2.1", udp, 40000}, 0)
@@ -264,7 +264,7 @@ func TestRetiredNAT(t *testing.T) {
 		t.Fatalf("%v are retired", is.RetiredNAT)
 	}
 	p := aPacket{"eth1", "10.0.12.3", tcp, 8080}
-	if got, _ := p.table(Machine(is).Rules); got != 30326 {
+	if got, _ := p.table(Machine(is).Rules); got != 95861 {
 		t.Errorf("a reply of the retired server: table %d", got)
 	}
 	trimmed := is
