@@ -97,8 +97,8 @@ func (res *result) replyPath(tun string, m masked, path query.Path) {
 		Why: "they do not pass the director, and its clients get no answer",
 		Fix: fmt.Sprintf("ip route get %s %s ipproto %s sport %d; ip rule", f.Dst, from, m.service.Protocol,
 			f.SrcPort),
-		Remarks: []string{"the director's rules have priorities from 11 to 32: remove the rule before them that leads " +
-			"elsewhere, or one among them that is not the director's"}}
+		Remarks: []string{"the director's rules have priorities from 11 to 32: remove the rule before them that " +
+			"leads elsewhere, or one among them that is not the director's"}}
 	if found {
 		finding.What = fmt.Sprintf("its replies go to %s, not to %s", device, tun)
 	}
