@@ -106,6 +106,8 @@ func (s *site) openEnd(h *lab.Host, gateway net.HardwareAddr, mine netip.Addr) *
 		if err != nil {
 			return err
 		}
+		// The kernel would copy sent packets to the socket, too (Linux 4.20).
+		_ = unix.SetsockoptInt(e.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 		return unix.Bind(e.fd, &unix.SockaddrLinklayer{Protocol: unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8,
 			Ifindex: dev.Index})
 	})
