@@ -231,7 +231,7 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	q.out.err = nil
 	for _, b := range bufs {
 		pieces, size := b.Pieces(), b.ChainLen()
-		if q.write(fd, b) {
+		if q.write(fd, b.Before(q.link), b) {
 			n += pieces
 			bytes += size
 		}
@@ -239,16 +239,16 @@ func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	return n, bytes, q.out.err
 }
 
-// Send is WriteBatch for one packet. It returns the kernel's error if the kernel refuses the packet, an unwrapped
-// unix.Errno, and os.ErrClosed after Close.
-func (q *Queue) Send(b *packet.Buf) error {
+// Send is WriteBatch for one packet, with its own link-layer header in place of the one in front of b. It returns the
+// kernel's error if the kernel refuses the packet, an unwrapped unix.Errno, and os.ErrClosed after Close.
+func (q *Queue) Send(link []byte, b *packet.Buf) error {
 	fd, err := q.fd.Acquire()
 	if err != nil {
 		return err
 	}
 	defer q.fd.Release()
 	q.out.err, q.out.last = nil, unix.EINVAL // of a packet that is refused before the kernel sees it
-	if q.write(fd, b) {
+	if q.write(fd, link, b) {
 		return nil
 	}
 	if q.out.err != nil {
@@ -265,16 +265,17 @@ func gone(op string, err unix.Errno) error {
 	return fmt.Errorf("/dev/net/tun: %s: %w", op, err)
 }
 
-func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
+// write writes the packet in b behind a link-layer header, which is empty for a TUN device.
+func (q *Queue) write(fd uintptr, link []byte, b *packet.Buf) bool {
 	out := &q.out
 	if q.vnet {
-		return q.writeVnet(fd, b)
+		return q.writeVnet(fd, link, b)
 	}
 	if b.Next != nil {
 		return false
 	}
 	if b.Offload.GSO == packet.GSONone {
-		return b.Finish() == drop.Accept && q.writePieces(fd, b, b.Bytes(), nil)
+		return b.Finish() == drop.Accept && q.writePieces(fd, link, b.Bytes(), nil)
 	}
 	if out.info.Parse(b.Bytes()) != drop.Accept {
 		return false
@@ -286,17 +287,17 @@ func (q *Queue) write(fd uintptr, b *packet.Buf) bool {
 	out.segs, _ = packet.Split(out.segs[:0], b, &out.info, cut, out.room)
 	ok := true
 	for _, s := range out.segs {
-		ok = q.writePieces(fd, b, s.Head, s.Body) && ok
+		ok = q.writePieces(fd, link, s.Head, s.Body) && ok
 	}
 	return ok
 }
 
 // writeVnet writes a packet of any number of pieces behind its struct virtio_net_hdr.
-func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
-	iovs, n := &q.out.iovs, 1
+func (q *Queue) writeVnet(fd uintptr, link []byte, b *packet.Buf) bool {
+	iovs := &q.out.iovs
 	q.out.vnet.Encode(b, q.link)
 	iovs[0] = iovec(q.out.vnet[:])
-	n = q.putLink(b, n)
+	n := q.putLink(link, 1)
 	for ; b != nil; b = b.Next {
 		if b.Len() == 0 || n == len(iovs) {
 			return false
@@ -307,12 +308,12 @@ func (q *Queue) writeVnet(fd uintptr, b *packet.Buf) bool {
 	return q.writev(fd, n)
 }
 
-// writePieces writes a packet of one or two pieces, behind the link-layer header of b.
-func (q *Queue) writePieces(fd uintptr, b *packet.Buf, head, body []byte) bool {
+// writePieces writes a packet of one or two pieces.
+func (q *Queue) writePieces(fd uintptr, link, head, body []byte) bool {
 	if len(head) == 0 {
 		return false
 	}
-	iovs, n := &q.out.iovs, q.putLink(b, 0)
+	iovs, n := &q.out.iovs, q.putLink(link, 0)
 	iovs[n] = iovec(head)
 	n++
 	if len(body) > 0 {
@@ -322,12 +323,12 @@ func (q *Queue) writePieces(fd uintptr, b *packet.Buf, head, body []byte) bool {
 	return q.writev(fd, n)
 }
 
-// putLink puts the link-layer header of b, if the device has one, into out.iovs at n. It returns the next index.
-func (q *Queue) putLink(b *packet.Buf, n int) int {
-	if q.link == 0 {
+// putLink puts a link-layer header, if it is not empty, into out.iovs at n. It returns the next index.
+func (q *Queue) putLink(link []byte, n int) int {
+	if len(link) == 0 {
 		return n
 	}
-	q.out.iovs[n] = iovec(b.Before(q.link))
+	q.out.iovs[n] = iovec(link)
 	return n + 1
 }
 

@@ -353,24 +353,24 @@ func TestTAPDevice(t *testing.T) {
 			TotalLen: 40, TTL: 64, Protocol: packet.ProtoUDP, Src: [4]byte{10, 0, 0, 1}, Dst: [4]byte{10, 0, 0, 2},
 		})
 		b, q := bufsOf(p)[0], d.Queues()[1].Writer()
-		h := packet.Ethernet(b.Before(packet.EthernetHeaderLen))
+		h := make(packet.Ethernet, packet.EthernetHeaderLen)
 		h.SetDst([6]byte{2, 0, 0, 0, 0, 1})
 		h.SetSrc([6]byte{2, 0, 0, 0, 0, 2})
 		h.SetType(packet.EtherTypeIPv4)
-		if err := q.Send(b); err != unix.EIO {
+		if err := q.Send(h, b); err != unix.EIO {
 			t.Errorf("while the device is down: %v", err)
 		}
 		up(t, "tap0")
-		if err := q.Send(b); err != nil {
+		if err := q.Send(h, b); err != nil {
 			t.Error(err)
 		}
-		if err := q.Send(bufsOf(nil)[0]); err != unix.EINVAL {
+		if err := q.Send(h, bufsOf(nil)[0]); err != unix.EINVAL {
 			t.Errorf("without bytes: %v", err)
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := q.Send(b); !errors.Is(err, os.ErrClosed) {
+		if err := q.Send(h, b); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
 	})

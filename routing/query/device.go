@@ -74,6 +74,32 @@ func LinkExists(name string) (bool, error) {
 	})
 }
 
+// Bridge is a bridge device.
+type Bridge struct {
+	MAC [6]byte
+	MTU int // of its ports' packets, in bytes
+	Up  bool
+}
+
+// FindBridge returns the bridge of this name. It is an error if there is no such device, or if it is no bridge.
+func FindBridge(name string) (Bridge, error) {
+	return ask(func(h *netlink.Handle) (b Bridge, err error) {
+		l, err := h.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return b, fmt.Errorf("bridge %s: there is no such device: make it (ip link add %s type bridge), or name "+
+				"another", name, name)
+		}
+		if err != nil {
+			return b, fmt.Errorf("bridge %s: %w", name, err)
+		}
+		at := l.Attrs()
+		if l.Type() != "bridge" || len(at.HardwareAddr) != len(b.MAC) {
+			return b, fmt.Errorf("bridge %s: the device is no bridge (%s): name a bridge", name, l.Type())
+		}
+		return Bridge{MAC: [6]byte(at.HardwareAddr), MTU: at.MTU, Up: kernel.IsUp(l)}, nil
+	})
+}
+
 // Dropped returns how many packets the kernel has dropped on their way out of the device since its creation: tx_dropped
 // of rtnl_link_stats64 (linux/if_link.h). On a TUN device they are the packets that its program did not read fast
 // enough. It is an error if there is no such device.
