@@ -12,7 +12,9 @@ import (
 // own, else their router's. It is for answers that belong to no packet of a batch, such as relayed ICMP errors. The
 // host's routes cannot serve: the host needs no address in the network. An address takes the place of an earlier one of
 // the same slot. All ports of a device share one Senders.
-type Senders struct{ slots [1 << senderBits]atomic.Uint64 }
+type Senders struct {
+	slots [1 << senderBits]atomic.Uint64
+}
 
 // senderBits is the logarithm of the number of slots.
 const senderBits = 14
