@@ -164,7 +164,7 @@ func (w *fakePort) want(t *testing.T, want ...portFrame) {
 // TestResolver: it asks for its neighbours, keeps them fresh, follows a new MAC address, and reports one that is silent.
 func TestResolver(t *testing.T) {
 	w := &fakePort{}
-	r := NewResolver(NewSharedPort(w), 7, portMAC, netip.Addr{})
+	r := NewResolver(NewSharedPort(w), 7, portMAC)
 	n4, n6 := Neighbour{7, portHost}, Neighbour{7, portHost6}
 	if err := r.Set([]Neighbour{n4, n6}); err != nil {
 		t.Fatal(err)
@@ -221,7 +221,7 @@ func TestResolver(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.want(t) // portHost stays known
-	now := time.Now().Add(refreshEvery)
+	now := time.Now().Add(probeEvery)
 	r.work(now)
 	w.want(t, portFrame{moved, unix.ETH_P_ARP, arpRequest(portMAC, portNone, portHost)})
 	r.work(now.Add(askEvery))
@@ -243,7 +243,8 @@ func TestResolver(t *testing.T) {
 func TestResolverRun(t *testing.T) {
 	w := &fakePort{down: true}
 	source := netip.MustParseAddr("10.1.0.9")
-	r := NewResolver(NewSharedPort(w), 7, portMAC, source)
+	r := NewResolver(NewSharedPort(w), 7, portMAC)
+	r.SetSender(source)
 	w.answer = func(f portFrame) {
 		if f.equal(portFrame{broadcast, unix.ETH_P_ARP, arpRequest(portMAC, source, portHost)}) {
 			r.Receive(portHostMAC, portMAC, unix.ETH_P_ARP, (&arpPacket{op: arpReply, senderMAC: portHostMAC, sender: portHost,

@@ -21,13 +21,13 @@ import (
 type Resolver struct {
 	port    *SharedPort
 	mac     MAC
-	sender  netip.Addr // of ARP requests
 	local   netip.Addr // source of solicitations
 	device  int
 	changed chan struct{}
 
-	mu    sync.Mutex
-	known map[netip.Addr]*target
+	mu     sync.Mutex
+	sender netip.Addr // of ARP requests
+	known  map[netip.Addr]*target
 }
 
 // target is a neighbour's state, and the requests for it.
@@ -43,14 +43,18 @@ const (
 	workEvery = 200 * time.Millisecond
 )
 
-// NewResolver returns a Resolver for the port of a device. Its ARP requests have the sender address sender, or 0.0.0.0,
-// which no neighbour notes; its solicitations come from the link-local address of mac.
-func NewResolver(port *SharedPort, device int, mac [6]byte, sender netip.Addr) *Resolver {
-	if !sender.IsValid() {
-		sender = netip.IPv4Unspecified()
-	}
-	return &Resolver{port: port, mac: mac, sender: sender, local: LinkLocal(mac), device: device,
+// NewResolver returns a Resolver for the port of a device. The sender address of its ARP requests is 0.0.0.0, which no
+// neighbour notes. Its solicitations come from the link-local address of mac.
+func NewResolver(port *SharedPort, device int, mac [6]byte) *Resolver {
+	return &Resolver{port: port, mac: mac, sender: netip.IPv4Unspecified(), local: LinkLocal(mac), device: device,
 		changed: make(chan struct{}, 1), known: map[netip.Addr]*target{}}
+}
+
+// SetSender sets the sender address of ARP requests. Neighbours may note it, with the port's MAC address.
+func (r *Resolver) SetSender(sender netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sender = sender
 }
 
 // Set makes all the neighbours that are kept resolved, and asks for the new ones at once. They are neighbours on the

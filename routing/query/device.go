@@ -25,6 +25,7 @@ type Device struct {
 	// Neighbours reports whether hosts on its link are found by ARP and neighbour discovery: it is Ethernet, and has
 	// broadcast and a MAC address.
 	Neighbours bool
+	MTU        int // bytes
 	Losses     int // how often Running has ended, as a DeviceWatch has seen it
 }
 
@@ -43,7 +44,7 @@ func Devices() ([]Device, error) {
 		for _, l := range links {
 			at := l.Attrs()
 			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0,
-				Running: at.RawFlags&unix.IFF_RUNNING != 0}
+				Running: at.RawFlags&unix.IFF_RUNNING != 0, MTU: at.MTU}
 			if len(at.HardwareAddr) == len(d.MAC) {
 				d.MAC = [6]byte(at.HardwareAddr)
 				d.Neighbours = at.EncapType == "ether" && at.Flags&net.FlagBroadcast != 0 &&

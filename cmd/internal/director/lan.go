@@ -23,17 +23,23 @@ type lan struct {
 	watch    *query.DeviceWatch
 	answerer *neigh.Answerer
 	prober   *neigh.Prober
-	missing  error // why there are no sockets
+	ethernet *ethernet // the network of the TAP device, in place of those of the host; nil: none
+	missing  error     // why there are no sockets
 }
 
 // open opens the sockets, for all devices of this host and for those that come later. Without the sockets a director
 // still works, unless it has VIPs to announce: see check.
-func (l *lan) open(log *slog.Logger) (err error) {
-	l.log = log
+func (l *lan) open(log *slog.Logger, e *ethernet) (err error) {
+	l.log, l.ethernet = log, e
 	if l.watch, err = query.WatchDevices(); err != nil {
 		return err
 	}
-	if l.answerer, err = neigh.Open(log); err == nil {
+	if e != nil {
+		l.answerer = e.answerer
+	} else {
+		l.answerer, err = neigh.Open(log)
+	}
+	if err == nil {
 		l.prober, err = neigh.OpenProber()
 	}
 	if err != nil {
@@ -89,6 +95,11 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	}
 	if l.prober == nil {
 		return nil
+	}
+	if l.ethernet != nil {
+		if added = askedByBridge(in, added); added == nil {
+			return nil
+		}
 	}
 	owners, err := l.prober.Ask(added)
 	if err != nil {

@@ -37,6 +37,11 @@ func (d *director) status() api.DirectorStatus {
 		r.Read(&t)
 	}
 	p.shared.Read(&t)
+	st.Device = "tun"
+	if p.ethernet != nil {
+		st.Device = "tap"
+		p.ethernet.read(&t)
+	}
 	st.In = api.Traffic{Packets: t.InPackets, Bytes: t.InBytes}
 	st.Out = api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}
 	st.Drops = api.Drops(&t)
