@@ -119,8 +119,9 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	return errors.Join(errs...)
 }
 
-// status returns the VIPs that are announced on these devices, in ascending order, and the counts.
-func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced, counts api.Neighbours) {
+// status returns the VIPs that are announced on these devices, in ascending order, and the counts. vips are in ascending
+// order: other addresses that are announced are the director's own.
+func (l *lan) status(devices []neigh.Device, vips []netip.Addr, now time.Time) (all []api.Announced, counts api.Neighbours) {
 	if l.answerer == nil {
 		return nil, counts
 	}
@@ -129,8 +130,10 @@ func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced
 		Failed: c.Failed}
 	on := map[netip.Addr][]string{}
 	for _, d := range devices {
-		for _, vip := range d.Addrs {
-			on[vip] = append(on[vip], d.Name)
+		for _, a := range d.Addrs {
+			if _, isVIP := slices.BinarySearchFunc(vips, a, netip.Addr.Compare); isVIP {
+				on[a] = append(on[a], d.Name)
+			}
 		}
 	}
 	conflicts := map[netip.Addr][]api.Conflict{}
