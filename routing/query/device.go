@@ -26,6 +26,7 @@ type Device struct {
 	// broadcast and a MAC address.
 	Neighbours bool
 	MTU        int // bytes
+	Master     int // index of the bridge whose port it is; 0: none
 	Losses     int // how often Running has ended, as a DeviceWatch has seen it
 }
 
@@ -44,7 +45,7 @@ func Devices() ([]Device, error) {
 		for _, l := range links {
 			at := l.Attrs()
 			d := Device{Name: at.Name, Index: at.Index, Up: kernel.IsUp(l), Loopback: at.Flags&net.FlagLoopback != 0,
-				Running: at.RawFlags&unix.IFF_RUNNING != 0, MTU: at.MTU}
+				Running: at.RawFlags&unix.IFF_RUNNING != 0, MTU: at.MTU, Master: at.MasterIndex}
 			if len(at.HardwareAddr) == len(d.MAC) {
 				d.MAC = [6]byte(at.HardwareAddr)
 				d.Neighbours = at.EncapType == "ether" && at.Flags&net.FlagBroadcast != 0 &&

@@ -236,7 +236,7 @@ func TestDirectorFaults(t *testing.T) {
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the ` +
 			`wrong type: want a [director] table`}},
 		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, table, ` +
-			`queues, offload, source, control, metrics, log, no_service, no_connection, announce, ` +
+			`queues, offload, source, control, metrics, log, no_service, no_connection, device, bridge, announce, ` +
 			`announce_devices or announce_conflict`}},
 		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is ` +
 			`unknown: want reset or drop`}},

@@ -225,6 +225,9 @@ func TestTAP(t *testing.T) {
 			t.Errorf("status: %+v, %+v", st.Announced, st.Neighbours)
 		}
 		s.mustBeAsBefore("while the director runs", before, "vs0", "vs0-local")
+		if got := s.ask("doctor"); got.code != 0 || !strings.Contains(got.stdout, "bridge") {
+			t.Errorf("doctor: exit status %d\n%s", got.code, got.stdout)
+		}
 
 		s.director.kill()
 		s.mustBeAsBefore("after a kill", before)
