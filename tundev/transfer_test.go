@@ -21,8 +21,8 @@ import (
 	"vstun/encap/packet"
 )
 
-// end is one of two hosts that are joined by their TUN or TAP devices: what one's kernel sends is read here and written to the
-// other.
+// end is one of two hosts that are joined by their TUN or TAP devices: what one's kernel sends is read here and written
+// to the other.
 type end struct {
 	ns     netns.NsHandle
 	device *Device

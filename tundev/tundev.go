@@ -218,10 +218,11 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 }
 
 // WriteBatch gives packets to the kernel, as if they had come in through the device. It returns the number of packets
-// that the kernel took, and their bytes, without link-layer headers. A packet that the kernel refuses does not affect the others. While the
-// device is down, the kernel refuses all packets. An error means that the device can no longer be used. A GSO packet
-// counts as one packet. A device without offloads gets its segments; the packet counts if the kernel took all of them.
-// A packet in several pieces (packet.Buf, Next) counts as that number of packets; a device without offloads refuses it.
+// that the kernel took, and their bytes, without link-layer headers. A packet that the kernel refuses does not affect
+// the others. While the device is down, the kernel refuses all packets. An error means that the device can no longer be
+// used. A GSO packet counts as one packet. A device without offloads gets its segments; the packet counts if the kernel
+// took all of them. A packet in several pieces (packet.Buf, Next) counts as that number of packets; a device without
+// offloads refuses it.
 func (q *Queue) WriteBatch(bufs []*packet.Buf) (n, bytes int, err error) {
 	fd, err := q.fd.Acquire()
 	if err != nil {

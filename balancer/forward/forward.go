@@ -82,8 +82,8 @@ type WorkerConfig struct {
 	Link     egress.Port   // for VS/DR; with Ethernet for answers to clients, too
 	TUN      egress.Writer // for VS/NAT: the queue's writer; nil: no realserver of VS/NAT is reachable
 	// Ethernet: the source's packets come from an Ethernet network, with their Ethernet header in front
-	// (packet.Buf.Before), and no kernel has lowered their TTL. Answers go back to the frame's source: the client, or its
-	// router. The host need not have a route to the client.
+	// (packet.Buf.Before), and no kernel has lowered their TTL. Answers go back to the frame's source: the client, or
+	// its router. The host need not have a route to the client.
 	Ethernet bool
 	Balancer *balancer.Balancer
 	Shared   *Shared

@@ -110,10 +110,11 @@ func (g *portGroups) set(want map[place]bool, anew func(index int) bool) error {
 		}
 	}
 	g.in = want
-	if err := errors.Join(errs...); !errors.Is(err, unix.EIO) { // the device is down: its next state brings another call
-		return err
+	err := errors.Join(errs...)
+	if errors.Is(err, unix.EIO) { // the device is down: its next state brings another call
+		return nil
 	}
-	return nil
+	return err
 }
 
 // report reports all groups.

@@ -84,8 +84,8 @@ func (r *Resolver) States() map[Neighbour]State {
 	return all
 }
 
-// Changed returns a channel that gets a value after a change of a State. A value that is not received yet stands for all
-// changes since.
+// Changed returns a channel that gets a value after a change of a State. A value that is not received yet stands for
+// all changes since.
 func (r *Resolver) Changed() <-chan struct{} { return r.changed }
 
 // Run works until ctx is cancelled.

@@ -108,8 +108,8 @@ func icmp6(kind byte, alert bool) []byte {
 	p := datagram(true, 24)
 	if alert {
 		p[6] = 0
-		return append(append(p[:packet.IPv6HeaderLen:packet.IPv6HeaderLen], packet.ProtoICMPv6, 0, 5, 2, 0, 0, 1, 0, kind),
-			make([]byte, 23)...)
+		p = append(p[:packet.IPv6HeaderLen:packet.IPv6HeaderLen], packet.ProtoICMPv6, 0, 5, 2, 0, 0, 1, 0, kind)
+		return append(p, make([]byte, 23)...)
 	}
 	p[6], p[packet.IPv6HeaderLen] = packet.ProtoICMPv6, kind
 	return p

@@ -5,6 +5,9 @@ import "vstun/balancer/method"
 // readDevice reads the kind of the director's device, and a TAP device's bridge.
 func readDevice(t *table, d *Director) {
 	d.TAP = t.oneOf("device", "tun", "tap") == "tap"
+	if _, ok := t.values["announce_devices"]; ok && d.TAP {
+		t.warnAt("announce_devices", "with device = \"tap\" VIPs are announced by that device alone: leave it out")
+	}
 	if _, ok := t.value("bridge"); !ok {
 		return
 	}

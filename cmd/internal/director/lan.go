@@ -119,9 +119,10 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	return errors.Join(errs...)
 }
 
-// status returns the VIPs that are announced on these devices, in ascending order, and the counts. vips are in ascending
-// order: other addresses that are announced are the director's own.
-func (l *lan) status(devices []neigh.Device, vips []netip.Addr, now time.Time) (all []api.Announced, counts api.Neighbours) {
+// status returns those of vips that are announced on these devices, in ascending order, as vips, and the counts. Other
+// addresses that are announced are the director's own.
+func (l *lan) status(devices []neigh.Device, vips []netip.Addr,
+	now time.Time) (all []api.Announced, counts api.Neighbours) {
 	if l.answerer == nil {
 		return nil, counts
 	}

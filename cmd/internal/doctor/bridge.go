@@ -43,11 +43,11 @@ func (res *result) bridge(cfg *config.Director, running bool, st *api.DirectorSt
 			Fix:     fmt.Sprintf("ip link set %s up", cfg.TUN),
 			Remarks: []string{"if it is gone: systemctl restart vstun-director"}})
 	case cfg.Bridge != "" && bridge == nil:
-		res.find(Finding{Severity: Error, Where: cfg.Bridge, What: "the bridge is gone", Why: "the VIPs are in no network",
-			Fix: fmt.Sprintf("ip link add %s type bridge", cfg.Bridge)})
+		res.find(Finding{Severity: Error, Where: cfg.Bridge, What: "the bridge is gone",
+			Why: "the VIPs are in no network", Fix: fmt.Sprintf("ip link add %s type bridge", cfg.Bridge)})
 	case bridge != nil && !bridge.Up:
-		res.find(Finding{Severity: Error, Where: cfg.Bridge, What: "the bridge is down", Why: "the VIPs are in no network",
-			Fix: fmt.Sprintf("ip link set %s up", cfg.Bridge)})
+		res.find(Finding{Severity: Error, Where: cfg.Bridge, What: "the bridge is down",
+			Why: "the VIPs are in no network", Fix: fmt.Sprintf("ip link set %s up", cfg.Bridge)})
 	case running && bridge != nil && port.Master != bridge.Index:
 		res.find(Finding{Severity: Error, Where: cfg.TUN, What: fmt.Sprintf("the device is no port of %s", cfg.Bridge),
 			Why: "the VIPs are in no network", Fix: fmt.Sprintf("ip link set %s master %s", cfg.TUN, cfg.Bridge)})
@@ -80,8 +80,8 @@ func (res *result) bridgeFirewall(cfg *config.Director) {
 			to := netip.AddrPortFrom(vip, s.Ports[0].First)
 			c := pathCheck{
 				name: fmt.Sprintf("clients' packets for %s in the bridge", vip), grade: Error,
-				why: fmt.Sprintf("net.bridge.bridge-nf-call-%s is 1, so packets in the bridge pass this host's firewall: 0 "+
-					"is another remedy", key),
+				why: fmt.Sprintf("net.bridge.bridge-nf-call-%s is 1, so packets in the bridge pass this host's "+
+					"firewall: 0 is another remedy", key),
 				hooks: []nft.Hook{nft.Prerouting, nft.Forward, nft.Postrouting},
 				spec: nft.PacketSpec{Packet: request(anyClient[vip.Is6()], protocolNumbers[s.Protocol], to),
 					UnknownSource: true, IIF: cfg.Bridge, OIF: cfg.Bridge, State: nft.New, ReversePath: true},

@@ -97,8 +97,8 @@ func (s *site) mustPing(h *lab.Host, size int) {
 	}
 }
 
-// TestTAPTTL: the director lowers the TTL by one, as the kernel does for a TUN device, and answers a packet whose TTL is
-// used up with time exceeded, from the VIP.
+// TestTAPTTL: the director lowers the TTL by one, as the kernel does for a TUN device, and answers a packet whose TTL
+// is used up with time exceeded, from the VIP.
 func TestTAPTTL(t *testing.T) {
 	testkit.Families(t, func(t *testing.T, ipv6 bool) {
 		s := newTAPSite(t, ipv6, 1, false, nil)
@@ -114,7 +114,8 @@ func TestTAPTTL(t *testing.T) {
 			ttl, left int
 		}{{s.Insider, 64, 63}, {s.Insider, 2, 1}, {s.Client, 64, 62}, {s.Client, 3, 1}} {
 			s.sendWithTTL(c.from, c.ttl)
-			if got := testkit.Receive(t, fmt.Sprintf("a datagram with TTL %d from %s", c.ttl, c.from.Name), seen); got != c.left {
+			what := fmt.Sprintf("a datagram with TTL %d from %s", c.ttl, c.from.Name)
+			if got := testkit.Receive(t, what, seen); got != c.left {
 				t.Errorf("from %s with TTL %d: %d at the realserver, want %d", c.from.Name, c.ttl, got, c.left)
 			}
 		}
@@ -412,7 +413,8 @@ func TestTAPSnooping(t *testing.T) {
 	}
 	t.Parallel()
 	s := newTAPSite(t, true, 1, false, nil)
-	for _, setting := range [][]string{{"mcast_query_response_interval", "100"}, {"mcast_querier", "1"}} { // in this order
+	// The querier counts after an interval, so the interval comes first.
+	for _, setting := range [][]string{{"mcast_query_response_interval", "100"}, {"mcast_querier", "1"}} {
 		s.command(s.Director, "", "ip", append([]string{"link", "set", "br0", "type", "bridge"}, setting...)...)
 	}
 	s.startTAPServers()

@@ -86,7 +86,8 @@ func (s *site) bridgeDirector(address bool) {
 			return err
 		}
 		for _, gateway := range []string{"10.0.2.1", "fd00:0:2::1"} {
-			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: br0.Attrs().Index, Gw: net.ParseIP(gateway)}); err != nil {
+			err := netlink.RouteAdd(&netlink.Route{LinkIndex: br0.Attrs().Index, Gw: net.ParseIP(gateway)})
+			if err != nil {
 				return err
 			}
 		}

@@ -18,7 +18,7 @@ const (
 	Reassembly  // a fragment of a packet that was not complete in time, or was evicted for a later one
 
 	// Packets that the director cannot forward. The agent also drops packets as Offload and TooBig.
-	Frame        // of a TAP device: an Ethernet frame for another host, to a group, with a VLAN tag or without an IP packet
+	Frame        // an Ethernet frame for another host or for a group, with a VLAN tag, or without an IP packet
 	Protocol     // neither TCP, UDP, SCTP nor ICMP
 	ICMP         // an ICMP message that is neither an echo request nor an error of the kinds that servers need
 	NoService    // no service has this address, protocol and port

@@ -15,17 +15,19 @@ type Port struct {
 	Device int     // index of the TAP device
 	MAC    [6]byte // that neighbours know
 	MTU    int     // of the network, in bytes
-	// Own is the director's own addresses in the network: a link-local one, and those of source that are not the host's.
+	// Own is the director's own addresses in the network: a link-local one, and those of source that the host does not
+	// have.
 	Own []netip.Addr
 }
 
-// portMTU is the largest MTU of a TAP device. It does not count for its bridge, whose MTU is the smallest of all ports'.
+// portMTU is the largest MTU of a TAP device. It leaves its bridge the MTU that it has: the smallest of all ports'.
 const portMTU = 65535 - 14
 
-// announceOnPort is Announce for a TAP device. The network's hosts find each VIP there, whatever the host's subnets are.
-// They find the director's own addresses in any case.
+// announceOnPort is Announce for a TAP device. The network's hosts find each VIP there, whatever the host's subnets
+// are. They find the director's own addresses in any case.
 func announceOnPort(in Inputs) []neigh.Device {
-	d := neigh.Device{Name: in.Config.TUN, Index: in.Port.Device, MAC: in.Port.MAC, Addrs: unique(slices.Clone(in.Port.Own))}
+	d := neigh.Device{Name: in.Config.TUN, Index: in.Port.Device, MAC: in.Port.MAC,
+		Addrs: unique(slices.Clone(in.Port.Own))}
 	if !in.Config.Announce.Off {
 		d.Addrs, d.Former = unique(slices.Concat(VIPs(in.Config), in.Port.Own)), in.RetiredVIPs
 	}
@@ -37,9 +39,9 @@ func announceOnPort(in Inputs) []neigh.Device {
 	return []neigh.Device{d}
 }
 
-// portMachine is Machine for a TAP device. The host forwards no packet for it: it needs neither forwarding nor routes of
-// VIPs. Only the host's own packets to VIPs have routes, as with a TUN device, and only if there are checks that send
-// such packets.
+// portMachine is Machine for a TAP device. The host forwards no packet for it: it needs neither forwarding nor routes
+// of VIPs. Only the host's own packets to VIPs have routes, as with a TUN device, and only if there are checks that
+// send such packets.
 func portMachine(in Inputs) routing.State {
 	cfg := in.Config
 	port := routing.Link{Name: cfg.TUN, TxQueueLen: queueLen, Bridge: cfg.Bridge, Up: true}
@@ -64,8 +66,8 @@ func portMachine(in Inputs) routing.State {
 		}
 		for _, vip := range vips {
 			if has(vip) {
-				s.Routes = append(s.Routes, routing.Route{Dst: netip.PrefixFrom(vip, vip.BitLen()), Link: cfg.LocalTUN(),
-					Table: table})
+				s.Routes = append(s.Routes, routing.Route{Dst: netip.PrefixFrom(vip, vip.BitLen()),
+					Link: cfg.LocalTUN(), Table: table})
 			}
 		}
 	}
