@@ -170,8 +170,8 @@ func TestDirectorEveryKey(t *testing.T) {
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"},
 			Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
 		Warnings: []string{
-			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: leave ` +
-				`it out`,
+			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
+				`leave it out`,
 			`x.toml:45: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
 			`x.toml:62: service "dns": realserver: missing: the service refuses all clients: want ` +
