@@ -43,8 +43,12 @@ func OpenOn(port *SharedPort, local netip.Addr, log *slog.Logger) *Answerer {
 	return a
 }
 
-// Receive takes the payload of a frame of an Answerer's port. Any number of goroutines may call it.
+// Receive takes the payload of a frame of an Answerer's port. Any number of goroutines may call it. After Close it does
+// nothing.
 func (a *Answerer) Receive(src, dst [6]byte, etherType uint16, payload []byte) {
+	if l, ok := a.arp.(*portLink); ok && l.isClosed() {
+		return
+	}
 	t := a.table.Load()
 	for index := range t.devices {
 		r := received{index, src, dst[0]&1 == 0}
@@ -76,6 +80,15 @@ func newPortLink(port *SharedPort, etherType uint16) *portLink {
 func (l *portLink) receive() (received, []byte, error) {
 	<-l.closed
 	return received{}, nil, os.ErrClosed
+}
+
+func (l *portLink) isClosed() bool {
+	select {
+	case <-l.closed:
+		return true
+	default:
+		return false
+	}
 }
 
 func (l *portLink) send(_ int, to MAC, b []byte) error { return l.port.SendFrame(to, l.etherType, b) }

@@ -147,6 +147,9 @@ func TestAnswererOnPort(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+	w.take()
+	a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, arpRequest(portHostMAC, portHost, portVIP))
+	w.want(t)
 }
 
 func (f portFrame) equal(o portFrame) bool {

@@ -36,10 +36,12 @@ func (l *lan) open(log *slog.Logger, e *ethernet) (err error) {
 	}
 	if e != nil {
 		l.answerer = e.answerer
-	} else {
-		l.answerer, err = neigh.Open(log)
+		if l.prober, err = neigh.OpenProber(); err != nil {
+			log.Warn("cannot ask whether another host has a VIP", "error", err)
+		}
+		return nil
 	}
-	if err == nil {
+	if l.answerer, err = neigh.Open(log); err == nil {
 		l.prober, err = neigh.OpenProber()
 	}
 	if err != nil {

@@ -226,6 +226,10 @@ func TestTAP(t *testing.T) {
 			t.Errorf("status: %+v, %+v", st.Announced, st.Neighbours)
 		}
 		s.mustBeAsBefore("while the director runs", before, "vs0", "vs0-local")
+		if got := s.ask("explain", s.Client.Addr.String(), s.at(80)); got.code != 0 ||
+			!strings.Contains(got.stdout, s.Webs[0].Addr.String()) || !strings.Contains(got.stdout, "vs0") {
+			t.Errorf("explain: exit status %d\n%s", got.code, got.stdout)
+		}
 		if got := s.ask("doctor"); got.code != 0 || !strings.Contains(got.stdout, "bridge") {
 			t.Errorf("doctor: exit status %d\n%s", got.code, got.stdout)
 		}
