@@ -200,7 +200,9 @@ func (q *Queue) read(fd uintptr, bufs []packet.Buf) (n int, err error) {
 			b.SetLen(length)
 			if q.vnet {
 				b.Offload = (*packet.VirtioHeader)(room).Offload()
-				b.Offload.CsumStart -= uint16(q.link)
+				if b.Offload.Partial { // a start in the link-layer header becomes one beyond the packet
+					b.Offload.CsumStart -= uint16(q.link)
+				}
 			}
 			size += length
 			n++

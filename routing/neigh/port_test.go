@@ -126,12 +126,14 @@ func TestAnswererOnPort(t *testing.T) {
 	a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, arpRequest(portHostMAC, portHost, portVIP))
 	reply := arpPacket{op: arpReply, senderMAC: portMAC, sender: portVIP, targetMAC: portHostMAC, target: portHost}
 	w.want(t, portFrame{portHostMAC, unix.ETH_P_ARP, reply.bytes()})
-	ask := ndPacket{kind: solicitation, src: portHost6, dst: solicitedNode(portVIP6), target: portVIP6, mac: portHostMAC, hasMAC: true}
+	ask := ndPacket{kind: solicitation, src: portHost6, dst: solicitedNode(portVIP6), target: portVIP6,
+		mac: portHostMAC, hasMAC: true}
 	a.Receive(portHostMAC, groupMAC(ask.dst), unix.ETH_P_IPV6, ask.bytes())
-	answer := ndPacket{kind: advertisement, flags: solicited | override, src: portVIP6, dst: portHost6, target: portVIP6,
-		mac: portMAC, hasMAC: true}
+	answer := ndPacket{kind: advertisement, flags: solicited | override, src: portVIP6, dst: portHost6,
+		target: portVIP6, mac: portMAC, hasMAC: true}
 	w.want(t, portFrame{portHostMAC, unix.ETH_P_IPV6, answer.bytes()})
-	a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, arpRequest(portHostMAC, portHost, netip.MustParseAddr("10.1.0.81")))
+	other := netip.MustParseAddr("10.1.0.81")
+	a.Receive(portHostMAC, broadcast, unix.ETH_P_ARP, arpRequest(portHostMAC, portHost, other))
 	w.want(t)
 	query := mldReport(portHost6, allNodes)
 	query[mldHead] = mldQuery
@@ -164,7 +166,8 @@ func (w *fakePort) want(t *testing.T, want ...portFrame) {
 	}
 }
 
-// TestResolver: it asks for its neighbours, keeps them fresh, follows a new MAC address, and reports one that is silent.
+// TestResolver: it asks for its neighbours, keeps them fresh, follows a new MAC address, and reports one that is
+// silent.
 func TestResolver(t *testing.T) {
 	w := &fakePort{}
 	r := NewResolver(NewSharedPort(w), 7, portMAC)
@@ -174,7 +177,8 @@ func TestResolver(t *testing.T) {
 	}
 	frames := w.take()
 	ask4 := portFrame{broadcast, unix.ETH_P_ARP, arpRequest(portMAC, portNone, portHost)}
-	nd := ndPacket{kind: solicitation, src: LinkLocal(portMAC), dst: solicitedNode(portHost6), target: portHost6, mac: portMAC,
+	nd := ndPacket{kind: solicitation, src: LinkLocal(portMAC), dst: solicitedNode(portHost6), target: portHost6,
+		mac:    portMAC,
 		hasMAC: true}
 	ask6 := portFrame{groupMAC(nd.dst), unix.ETH_P_IPV6, nd.bytes()}
 	if len(frames) != 2 || !slices.ContainsFunc(frames, ask4.equal) || !slices.ContainsFunc(frames, ask6.equal) {
@@ -250,8 +254,8 @@ func TestResolverRun(t *testing.T) {
 	r.SetSender(source)
 	w.answer = func(f portFrame) {
 		if f.equal(portFrame{broadcast, unix.ETH_P_ARP, arpRequest(portMAC, source, portHost)}) {
-			r.Receive(portHostMAC, portMAC, unix.ETH_P_ARP, (&arpPacket{op: arpReply, senderMAC: portHostMAC, sender: portHost,
-				targetMAC: portMAC, target: source}).bytes())
+			reply := arpPacket{op: arpReply, senderMAC: portHostMAC, sender: portHost, targetMAC: portMAC, target: source}
+			r.Receive(portHostMAC, portMAC, unix.ETH_P_ARP, reply.bytes())
 		}
 	}
 	n := Neighbour{7, portHost}

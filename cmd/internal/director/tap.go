@@ -67,7 +67,9 @@ func portMACs(cfg *config.Director) (device, port [6]byte, err error) {
 		if err != nil {
 			return device, port, err
 		}
-		seed = string(b.MAC[:])
+		if b.MAC != ([6]byte{}) { // as a bridge without ports has it
+			seed = string(b.MAC[:])
+		}
 	}
 	sum := sha256.Sum256([]byte(seed + " " + cfg.TUN))
 	device, port = [6]byte(sum[:]), [6]byte(sum[:])

@@ -257,6 +257,27 @@ func TestTAPTunnels(t *testing.T) {
 	})
 }
 
+// TestTAPRelay: an ICMP error about a tunnel packet, which comes to the host, reaches the client by the TAP device.
+func TestTAPRelay(t *testing.T) {
+	testkit.Families(t, func(t *testing.T, ipv6 bool) {
+		s := newTAPSite(t, ipv6, 1, true, nil) // without an agent: its port of gue is closed
+		s.director = s.prepare(s.Director, "director")
+		s.director.configure(fmt.Sprintf("[director]\ncontrol = %q\n%s[[service]]\nname = \"dns\"\nvip = %q\n"+
+			"protocol = \"udp\"\nport = 53\nencap = \"gue\"\nencap_checksum = true\n"+
+			"realserver = [ { address = %q } ]\n", s.director.socket, tapKeys, s.VIP, s.Webs[0].Addr))
+		s.director.start()
+		for _, h := range []*lab.Host{s.Insider, s.Client} {
+			c := s.sendWithTTL(h, 64)
+			if err := c.SetReadDeadline(time.Now().Add(soon)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s: %v, want port unreachable", h.Name, err)
+			}
+		}
+	})
+}
+
 // TestTAPChecks: with an address of the host in the network, checks find out whether realservers of VS/DR work, also
 // behind a strict reverse-path filter. The host gets a rule and a table for them, and no route of the VIP in the main
 // table.
