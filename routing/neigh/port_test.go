@@ -254,7 +254,8 @@ func TestResolverRun(t *testing.T) {
 	r.SetSender(source)
 	w.answer = func(f portFrame) {
 		if f.equal(portFrame{broadcast, unix.ETH_P_ARP, arpRequest(portMAC, source, portHost)}) {
-			reply := arpPacket{op: arpReply, senderMAC: portHostMAC, sender: portHost, targetMAC: portMAC, target: source}
+			reply := arpPacket{op: arpReply, senderMAC: portHostMAC, sender: portHost, targetMAC: portMAC,
+				target: source}
 			r.Receive(portHostMAC, portMAC, unix.ETH_P_ARP, reply.bytes())
 		}
 	}
