@@ -53,6 +53,7 @@ type linkRecord struct {
 	NewMTU   int    `json:"new_mtu,omitempty"` // 0: not changed
 	OldQueue int    `json:"old_txqueuelen,omitempty"`
 	NewQueue int    `json:"new_txqueuelen,omitempty"` // 0: not changed
+	Bridge   int    `json:"bridge,omitempty"`         // index of the bridge whose port we made it; 0: none
 	Raised   bool   `json:"raised,omitempty"`         // was down
 }
 
@@ -354,7 +355,7 @@ func (r records) validate() error {
 		}
 	}
 	for _, l := range r.Links {
-		if !validLink(l.Name) || l.Index <= 0 || l.OldMTU < 0 || l.OldQueue < 0 {
+		if !validLink(l.Name) || l.Index <= 0 || l.OldMTU < 0 || l.OldQueue < 0 || l.Bridge < 0 {
 			return fmt.Errorf("bad link %q", l.Name)
 		}
 	}

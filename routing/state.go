@@ -61,8 +61,9 @@ type State struct {
 // Link is a device that exists already, such as a TUN device of the caller.
 type Link struct {
 	Name       string
-	MTU        int // bytes; 0: unchanged
-	TxQueueLen int // packets; 0: unchanged
+	MTU        int    // bytes; 0: unchanged
+	TxQueueLen int    // packets; 0: unchanged
+	Bridge     string // whose port the device is; "": unchanged
 	Up         bool
 }
 

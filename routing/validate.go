@@ -53,6 +53,8 @@ func (s State) validate() error {
 		f.check(validLink(l.Name), "link %q: want a device name of 1 to 15 bytes", l.Name)
 		f.check(l.MTU == 0 || inRange(l.MTU, minMTU, maxMTU), "link %s: MTU %d: want %d to %d", l.Name, l.MTU, minMTU,
 			maxMTU)
+		f.check(l.Bridge == "" || validLink(l.Bridge), "link %s: bridge %q: want a device name of 1 to 15 bytes",
+			l.Name, l.Bridge)
 		f.check(inRange(l.TxQueueLen, 0, maxQL), "link %s: queue length %d: want 0 to %d", l.Name, l.TxQueueLen, maxQL)
 	}
 	for _, a := range s.Addrs {

@@ -47,7 +47,7 @@ func (w *Worker) tooBig(b *packet.Buf, p *packet.Info, mtu int, now conntab.Tick
 		return drop.TooBig
 	}
 	if room := w.answers.reserve(&w.answers.sizes, p.Flow.Src, now); room != nil {
-		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], p)
+		w.answer(room[:putTooBig(room, b.Bytes(), p.Flow.Dst, mtu)], b, p)
 	}
 	return drop.TooBig
 }
@@ -102,8 +102,19 @@ func (w *Worker) unreachable(b *packet.Buf, p *packet.Info, write func(dst, b []
 		return
 	}
 	if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
-		w.answer(room[:write(room, b.Bytes(), p.Flow.Dst)], p)
+		w.answer(room[:write(room, b.Bytes(), p.Flow.Dst)], b, p)
 	}
+}
+
+// timeExceeded sends the sender of the packet in b, whose TTL is used up, an ICMP time exceeded (Linux
+// net/netfilter/ipvs/ip_vs_xmit.c, decrement_ttl).
+func (w *Worker) timeExceeded(b *packet.Buf, p *packet.Info, now conntab.Ticks) drop.Reason {
+	if packet.MayAnswer(b.Bytes()) {
+		if room := w.answers.reserve(&w.answers.others, p.Flow.Src, now); room != nil {
+			w.answer(room[:packet.TimeExceeded(room, b.Bytes(), p.Flow.Dst)], b, p)
+		}
+	}
+	return drop.TTL
 }
 
 // minMTU returns the smallest MTU of any path for p. No ICMP error names a smaller one. A packet that is no larger and

@@ -58,9 +58,10 @@ type Worker struct {
 	sink  uint8
 	tally stats.Tally
 
-	written bool // packets can be written back into the TUN device
-	largest int  // size of the largest fragment in which the current packet came; 0: it came whole
-	loops   loops
+	written  bool // packets can be written back into the TUN device
+	ethernet bool // WorkerConfig.Ethernet
+	largest  int  // size of the largest fragment in which the current packet came; 0: it came whole
+	loops    loops
 
 	capture  *Capture // of the batch; nil: none
 	interest interest // of the capture in the current packet
@@ -78,8 +79,12 @@ type WorkerConfig struct {
 	Raw      egress.Port
 	UDP      egress.Port   // for tunnels over UDP; nil: Raw sends their packets, too
 	UDPPorts []uint16      // source ports of UDP
-	Link     egress.Port   // for VS/DR
+	Link     egress.Port   // for VS/DR; with Ethernet for answers to clients, too
 	TUN      egress.Writer // for VS/NAT: the queue's writer; nil: no realserver of VS/NAT is reachable
+	// Ethernet: the source's packets come from an Ethernet network, with their Ethernet header in front
+	// (packet.Buf.Before), and no kernel has lowered their TTL. Answers go back to the frame's source: the client, or
+	// its router. The host need not have a route to the client.
+	Ethernet bool
 	Balancer *balancer.Balancer
 	Shared   *Shared
 	Clock    func() conntab.Ticks
@@ -90,7 +95,7 @@ func NewWorker(c WorkerConfig) *Worker {
 	w := &Worker{id: c.ID, source: c.Source, balancer: c.Balancer, shared: c.Shared, clock: c.Clock,
 		bufs: packet.NewBufs(batch), infos: make([]packet.Info, batch), drops: make([]drop.Reason, batch),
 		from: make([]*balancer.Backend, batch)}
-	w.written = c.TUN != nil
+	w.written, w.ethernet = c.TUN != nil, c.Ethernet
 	w.answers.init()
 	w.resets.init()
 	w.out.Init(egress.Config{Raw: c.Raw, UDP: c.UDP, UDPPorts: c.UDPPorts, Link: c.Link, TUN: c.TUN,
@@ -200,6 +205,9 @@ func (w *Worker) packet(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, 
 	if w.interest == byRealserver {
 		w.decided(dest, b.Bytes())
 	}
+	if w.ethernet && !packet.LowerTTL(b.Bytes()) {
+		return w.timeExceeded(b, p, now)
+	}
 	inner := dest.Inner()
 	switch dest.Kind {
 	case method.DR:
@@ -294,6 +302,9 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 			if dest.Kind == method.NAT {
 				return w.errorToServer(b, p, &q, dest, mtu)
 			}
+			if w.ethernet && !packet.LowerTTL(b.Bytes()) {
+				return drop.TTL
+			}
 			return w.sendICMP(b, p, dest, now)
 		}
 		if w.errorToClient(snap, b, p, &q, mtu, now) {
@@ -319,7 +330,7 @@ func (w *Worker) icmp(snap *balancer.Snapshot, b *packet.Buf, p *packet.Info, mt
 	if d := packet.EchoReply(b.Bytes()); d != drop.Accept {
 		return d
 	}
-	hop := w.hop(p.Flow.Src, p.Flow.Dst)
+	hop := w.toClient(b, p)
 	w.sendWhole(b, p, &hop, mtu)
 	return drop.Accept
 }
@@ -342,11 +353,21 @@ func (w *Worker) sendWhole(b *packet.Buf, p *packet.Info, hop *egress.Hop, mtu i
 	}
 }
 
-// answer adds b, an answer to the packet that p describes, to w.out.
-func (w *Worker) answer(b []byte, p *packet.Info) {
+// answer adds a, an answer to the packet in b that p describes, to w.out.
+func (w *Worker) answer(a []byte, b *packet.Buf, p *packet.Info) {
 	w.out.Mark = w.interest == wanted
-	hop := w.hop(p.Flow.Src, p.Flow.Dst)
-	w.out.Add(b, &hop)
+	hop := w.toClient(b, p)
+	w.out.Add(a, &hop)
+}
+
+// toClient returns the hop of an answer to the packet in b that p describes. It is called before b changes.
+func (w *Worker) toClient(b *packet.Buf, p *packet.Info) egress.Hop {
+	h := w.hop(p.Flow.Src, p.Flow.Dst)
+	if w.ethernet {
+		w.clients[w.answered-1].MAC = packet.Ethernet(b.Before(packet.EthernetHeaderLen)).Src()
+		h.Kind = egress.Link
+	}
+	return h
 }
 
 // hop returns the hop of a packet from src to dst without a tunnel. It is called at most once for a packet that was

@@ -100,8 +100,13 @@ func (o *Output) SourcePort(hash uint64) uint16 {
 	return o.ports[n]
 }
 
-// Add adds the packet b.
+// Add adds the packet b. One of Kind Link is complete, except for the ID of an IPv4 packet, which may be 0: the kernel
+// fills in nothing.
 func (o *Output) Add(b []byte, h *Hop) {
+	if h.Kind == Link {
+		o.addLink(b, h)
+		return
+	}
 	if len(o.batch) >= sendBatch {
 		o.Flush()
 	}
@@ -109,6 +114,18 @@ func (o *Output) Add(b []byte, h *Hop) {
 	if h.Kind == UDP {
 		o.inUDP++
 	}
+}
+
+// addLink is Add for Kind Link.
+func (o *Output) addLink(b []byte, h *Hop) {
+	if ip := packet.IPv4(b); ip.Version() == 4 && ip.ID() == 0 && !ip.DF() { // RFC 6864, section 4.1
+		ip.SetID(o.ids.next())
+		ip.SetChecksum()
+	}
+	if len(o.toLink) >= sendBatch {
+		o.Flush()
+	}
+	o.extend(&o.toLink, h).Head = b
 }
 
 // push appends a packet to the batch. It copies h field by field: a wide load of a Hop whose fields were just stored

@@ -59,6 +59,10 @@ func (b *Buf) Prepend(n int) []byte {
 	return b.mem[b.off : b.off+n : b.off+n]
 }
 
+// Before returns the n bytes in front of the packet, at most Headroom. A device's reader has put a link-layer header
+// there, or its writer takes one from there. Prepend overwrites it.
+func (b *Buf) Before(n int) []byte { return b.mem[b.off-n : b.off : b.off] }
+
 // Part returns the n bytes of b's packet from offset at on as a packet. It stays in b's memory, has no room in front,
 // and is valid until b is used again.
 func (b *Buf) Part(at, n int) Buf { return Buf{mem: b.mem, off: b.off + at, end: b.off + at + n} }

@@ -169,3 +169,12 @@ func HostUnreachable(dst, b []byte, from netip.Addr) int {
 	}
 	return ICMPError(dst, b, from, ICMPFields{Type: ICMPUnreachable, Code: ICMPCodeHost})
 }
+
+// TimeExceeded writes the ICMPError "time exceeded" in transit about the packet b, of either family (RFC 792, page 6;
+// RFC 4443, section 3.3).
+func TimeExceeded(dst, b []byte, from netip.Addr) int {
+	if Version(b) == 6 {
+		return ICMPError(dst, b, from, ICMPFields{Type: ICMPv6TimeExceeded})
+	}
+	return ICMPError(dst, b, from, ICMPFields{Type: ICMPTimeExceeded})
+}

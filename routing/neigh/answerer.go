@@ -17,9 +17,9 @@ import (
 // Status and Run may be called from any goroutines.
 type Answerer struct {
 	log    *slog.Logger
-	arp    *linkSocket
-	nd     *linkSocket
-	groups *groups
+	arp    link
+	nd     link
+	groups membership
 	table  atomic.Pointer[table] // that the receivers use
 	counts counts
 
@@ -27,6 +27,19 @@ type Answerer struct {
 	due    map[place]announcement
 	claims map[place]*claim
 	wake   chan struct{} // due has changed
+}
+
+// link sends and receives the packets of one protocol.
+type link interface {
+	receive() (received, []byte, error)
+	send(index int, to MAC, b []byte) error
+	close() error
+}
+
+// membership is the multicast groups whose packets come in.
+type membership interface {
+	set(want map[place]bool, anew func(index int) bool) error
+	close() error
 }
 
 // Counts are the events since the start.
@@ -42,19 +55,30 @@ type counts struct{ answers, announcements, conflicts, failed atomic.Uint64 }
 // Open opens the sockets for all devices, present and future. The Answerer has no addresses yet. Open needs
 // CAP_NET_RAW.
 func Open(log *slog.Logger) (*Answerer, error) {
-	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{}, wake: make(chan struct{}, 1)}
-	a.table.Store(newTable(nil))
-	var err error
-	if a.arp, err = openLink(unix.ETH_P_ARP); err == nil {
-		a.nd, err = openLink(unix.ETH_P_IPV6)
+	a := newAnswerer(log)
+	arp, err := openLink(unix.ETH_P_ARP)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		a.groups, err = openGroups()
-	}
+	a.arp = arp
+	nd, err := openLink(unix.ETH_P_IPV6)
 	if err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
+	a.nd = nd
+	groups, err := openGroups()
+	if err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	a.groups = groups
 	return a, nil
+}
+
+// newAnswerer returns an Answerer without links and groups.
+func newAnswerer(log *slog.Logger) *Answerer {
+	a := &Answerer{log: log, due: map[place]announcement{}, claims: map[place]*claim{}, wake: make(chan struct{}, 1)}
+	a.table.Store(newTable(nil))
+	return a
 }
 
 // Set replaces the devices and addresses. It announces each address that is new on its device, and all addresses of a
@@ -91,14 +115,14 @@ func (a *Answerer) Set(devices []Device) {
 
 // filter makes the sockets receive what concerns the addresses of t.
 func (a *Answerer) filter(t *table) error {
-	arp, nd := a.arp.park, a.nd.park
-	if v4 := t.addrs(false); len(v4) > 0 {
-		arp = func() error { return a.arp.listen(arpFilter(v4)) }
+	var errs []error
+	if s, ok := a.arp.(*linkSocket); ok {
+		errs = append(errs, s.filter(t.addrs(false), arpFilter))
 	}
-	if v6 := t.addrs(true); len(v6) > 0 {
-		nd = func() error { return a.nd.listen(ndFilter(v6)) }
+	if s, ok := a.nd.(*linkSocket); ok {
+		errs = append(errs, s.filter(t.addrs(true), ndFilter))
 	}
-	return errors.Join(arp(), nd())
+	return errors.Join(errs...)
 }
 
 // Run answers and announces until ctx is cancelled. It closes a then, and returns nil. It may be called once.
@@ -107,7 +131,7 @@ func (a *Answerer) Run(ctx context.Context) error {
 	defer cancel()
 	var all sync.WaitGroup
 	var failed [2]error
-	for i, s := range []*linkSocket{a.arp, a.nd} {
+	for i, s := range []link{a.arp, a.nd} {
 		all.Go(func() {
 			defer cancel()
 			failed[i] = a.answer(s)
@@ -121,7 +145,7 @@ func (a *Answerer) Run(ctx context.Context) error {
 }
 
 // answer answers the packets of one socket until it is closed.
-func (a *Answerer) answer(s *linkSocket) error {
+func (a *Answerer) answer(s link) error {
 	var p pace
 	for {
 		r, b, err := s.receive()
@@ -142,7 +166,7 @@ func (a *Answerer) answer(s *linkSocket) error {
 }
 
 // act does what the verdict on a frame says.
-func (a *Answerer) act(s *linkSocket, t *table, r received, v verdict) {
+func (a *Answerer) act(s link, t *table, r received, v verdict) {
 	if v.claimed.IsValid() {
 		a.conflict(t, place{r.index, v.claimed}, v.by)
 	}
@@ -189,7 +213,7 @@ func (a *Answerer) Counts() Counts {
 // Close ends the answers. Groups are left, and no state stays in the kernel. A second call does nothing.
 func (a *Answerer) Close() error {
 	var errs []error
-	for _, s := range []*linkSocket{a.arp, a.nd} {
+	for _, s := range []link{a.arp, a.nd} {
 		if s != nil {
 			errs = append(errs, s.close())
 		}

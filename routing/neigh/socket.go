@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,14 @@ func openLink(protocol uint16) (*linkSocket, error) {
 
 // listen makes s receive the packets that pass a filter. It needs no capability.
 func (s *linkSocket) listen(filter []bpf.RawInstruction) error { return s.bind(filter, s.protocol) }
+
+// filter makes s receive the packets that concern addrs. filter is the program for them.
+func (s *linkSocket) filter(addrs []netip.Addr, filter func(addrs []netip.Addr) []bpf.RawInstruction) error {
+	if len(addrs) == 0 {
+		return s.park()
+	}
+	return s.listen(filter(addrs))
+}
 
 // park makes s receive nothing.
 func (s *linkSocket) park() error { return s.bind(nothing(), parked) }

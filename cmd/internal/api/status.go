@@ -19,7 +19,8 @@ type DirectorStatus struct {
 	Version  string  `json:"version"`
 	Pid      int     `json:"pid"`
 	Uptime   float64 `json:"uptime_seconds"`
-	TUN      string  `json:"tun"`
+	TUN      string  `json:"tun"`    // the device's name
+	Device   string  `json:"device"` // "tun" or "tap"
 	Queues   int     `json:"queues"`
 	Offloads string  `json:"offloads"` // of the TUN device: "csum tso uso", or fewer
 	In       Traffic `json:"in"`       // read from the TUN device

@@ -34,7 +34,9 @@ import (
 
 // Director is the configuration of the director, director.toml. Every value is in force: defaults are filled in.
 type Director struct {
-	TUN         string // name of the TUN device, 1 to 15 bytes
+	TUN         string // name of the TUN or TAP device, 1 to 15 bytes
+	TAP         bool   // the device is a port of an Ethernet network
+	Bridge      string // whose port a TAP device becomes; "": none
 	Table       int    // routing table for the host's own packets to VIPs
 	Queues      int    // workers and TUN queues, 1 to 256; 0 in the file is one per CPU
 	Offload     bool   // use the offloads of the TUN device that the kernel has

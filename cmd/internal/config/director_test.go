@@ -85,6 +85,8 @@ func TestDirectorEveryKey(t *testing.T) {
 	ipip := config.Tunnel{Encap: "ipip"}
 	want := &config.Director{
 		TUN:     "vip0",
+		TAP:     true,
+		Bridge:  "br0",
 		Table:   77,
 		Queues:  4,
 		Source:  config.Sources{V4: netip.MustParseAddr("10.0.2.2"), V6: netip.MustParseAddr("2001:db8:2::2")},
@@ -168,13 +170,15 @@ func TestDirectorEveryKey(t *testing.T) {
 		Notify: config.Notify{Command: []string{"/usr/local/bin/tell", "ops"},
 			Webhook: "https://hooks.example.com/vstun?key=1", Timeout: 5 * time.Second},
 		Warnings: []string{
-			`x.toml:43: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
+			`x.toml:16: director: announce_devices: with device = "tap" VIPs are announced by that device alone: ` +
+				`leave it out`,
+			`x.toml:45: service "web": encap_port: only gue and fou have a port, and no tunnel of this service is ` +
 				`one of them: leave it out`,
-			`x.toml:60: service "dns": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:62: service "dns": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:67: service "phone": realserver: missing: the service refuses all clients: want ` +
+			`x.toml:69: service "phone": realserver: missing: the service refuses all clients: want ` +
 				`[[service.realserver]] tables`,
-			`x.toml:29: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
+			`x.toml:31: notify: command: "/usr/local/bin/tell" is not there: install it, or name another program`,
 		},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
@@ -236,7 +240,7 @@ func TestDirectorFaults(t *testing.T) {
 		{"director as an array", "[[director]]\n" + goodService, []string{`director: an array of tables is of the ` +
 			`wrong type: want a [director] table`}},
 		{"unknown in director", director("colour = 1"), []string{`director: colour: unknown key: want tun, table, ` +
-			`queues, offload, source, control, metrics, log, no_service, no_connection, announce, ` +
+			`queues, offload, source, control, metrics, log, no_service, no_connection, device, bridge, announce, ` +
 			`announce_devices or announce_conflict`}},
 		{"no_connection", director(`no_connection = "reject"`), []string{`director: no_connection: "reject" is ` +
 			`unknown: want reset or drop`}},

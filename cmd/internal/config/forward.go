@@ -90,6 +90,7 @@ func (r *serviceReader) readSorry(t *table, s *Service, tunnel Tunnel) {
 		return
 	}
 	rs := RealserverRef{Forward: readMethod(t, "sorry_forward", s.Forward), Weight: 1}
+	r.checkMethod(t, "sorry_forward", rs.Forward)
 	written, _ := v.(string)
 	if at, err := netip.ParseAddrPort(written); err == nil {
 		v, rs.Port = at.Addr().String(), at.Port()

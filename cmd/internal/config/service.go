@@ -19,6 +19,7 @@ type serviceReader struct {
 	vips        map[netip.Addr]*table // VIP → the first service that has it
 	claims      map[listener][]claim  // sorted and disjoint
 	realservers []located
+	tap         bool // the director has a TAP device
 }
 
 // listener is a VIP and a protocol.
@@ -40,8 +41,9 @@ type located struct {
 	address netip.Addr
 }
 
-func newServiceReader() *serviceReader {
+func newServiceReader(tap bool) *serviceReader {
 	return &serviceReader{
+		tap:    tap,
 		names:  map[string]string{},
 		vips:   map[netip.Addr]*table{},
 		claims: map[listener][]claim{},
@@ -215,6 +217,7 @@ func (r *serviceReader) readRealservers(service *table, s *Service, tunnel Tunne
 
 		t := service.child(label, row.values, row.at)
 		rs := RealserverRef{Weight: 1, Forward: readForward(t, s.Forward)}
+		r.checkMethod(t, "forward", rs.Forward)
 		rs.Port = readRealserverPort(t, s, rs.Forward)
 		if v, ok := t.required("address", "the realserver's IPv4 or IPv6 address"); ok {
 			if rs.Address, ok = t.realserver("address", v, rs.Forward); ok {

@@ -29,6 +29,7 @@ type dataPlane struct {
 	balancer *balancer.Balancer
 	shared   *forward.Shared
 	device   *tundev.Device    // for packets of clients
+	ethernet *ethernet         // of a TAP device; nil: it is a TUN device
 	local    *tundev.Device    // for this host's own packets to VIPs
 	workers  []*forward.Worker // one for each queue of device, then the one of local
 	relays   []*forward.Relay  // of ICMP errors about tunnel packets
@@ -52,6 +53,14 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 	p.shared = forward.NewShared()
 	p.table = conntab.New(plan.Table(cfg.Connections))
 	p.balancer = balancer.New(p.table, cfg.Queues+1)
+	if cfg.TAP {
+		p.device, p.ethernet, err = openEthernet(cfg, log)
+	} else {
+		p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
+	}
+	if err != nil {
+		return err
+	}
 	if err := p.openRelays(); err != nil {
 		return err
 	}
@@ -60,10 +69,6 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 		return err
 	}
 	p.shared.UseLink(waiting)
-	p.device, err = tundev.Open(cfg.TUN, tundev.Options{Queues: cfg.Queues, Plain: !cfg.Offload})
-	if err != nil {
-		return err
-	}
 	for _, protocol := range []int{packet.ProtoIPIP, packet.ProtoIPv6, packet.ProtoGRE, packet.ProtoUDP} {
 		r, err := wire.LearnPathMTU(protocol)
 		if err != nil {
@@ -72,30 +77,56 @@ func (p *dataPlane) open(cfg *config.Director, log *slog.Logger) (err error) {
 		p.receivers = append(p.receivers, r)
 	}
 	for i, q := range p.device.Queues() {
-		s, err := wire.NewSender()
-		if err != nil {
+		if err := p.openWorker(i, q); err != nil {
 			return err
 		}
-		p.senders = append(p.senders, s)
-		u, err := wire.NewUDPSender(udpPorts)
-		if err != nil {
-			return err
-		}
-		p.senders = append(p.senders, u)
-		link, err := p.openLink()
-		if err != nil {
-			return err
-		}
-		p.workers = append(p.workers, forward.NewWorker(forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u,
-			UDPPorts: u.Ports(), Link: link, TUN: q.Writer(), Balancer: p.balancer, Shared: p.shared,
-			Clock: p.now}))
 	}
 	return p.openLocal(cfg, log)
 }
 
+// openWorker makes the worker of one queue of the device.
+func (p *dataPlane) openWorker(i int, q *tundev.Queue) error {
+	s, err := p.openSender()
+	if err != nil {
+		return err
+	}
+	u, err := wire.NewUDPSender(udpPorts)
+	if err != nil {
+		return err
+	}
+	p.senders = append(p.senders, u)
+	c := forward.WorkerConfig{ID: i, Source: q, Raw: s, UDP: u, UDPPorts: u.Ports(), Balancer: p.balancer,
+		Shared: p.shared, Clock: p.now}
+	if p.ethernet != nil {
+		port := p.ethernet.port(q)
+		c.Source, c.Link, c.Ethernet = port, port, true
+	} else {
+		c.TUN = q.Writer()
+		if c.Link, err = p.openLink(); err != nil {
+			return err
+		}
+	}
+	p.workers = append(p.workers, forward.NewWorker(c))
+	return nil
+}
+
+// openSender opens raw sockets for packets that the host routes.
+func (p *dataPlane) openSender() (*wire.Sender, error) {
+	s, err := wire.NewSender()
+	if err != nil {
+		return nil, err
+	}
+	p.senders = append(p.senders, s)
+	return s, nil
+}
+
 // openLink opens a packet socket for VS/DR, whatever the configuration is: a reload cannot open one, and may bring the
-// first realserver of VS/DR. On a kernel without packet sockets it returns nil, and notes that in p.noLink.
+// first realserver of VS/DR. On a kernel without packet sockets it returns nil, and notes that in p.noLink. With a TAP
+// device it returns another port of that.
 func (p *dataPlane) openLink() (egress.Port, error) {
+	if p.ethernet != nil {
+		return p.ethernet.writer(), nil
+	}
 	s, err := wire.NewLinkSender()
 	if errors.Is(err, wire.ErrNoPacketSockets) {
 		p.noLink = err
@@ -126,11 +157,10 @@ func (p *dataPlane) openRelays() error {
 		p.receivers = append(p.receivers, r)
 	}
 	for _, r := range receivers {
-		s, err := wire.NewSender()
+		s, err := p.toClients()
 		if err != nil {
 			return err
 		}
-		p.senders = append(p.senders, s)
 		p.relays = append(p.relays, forward.NewRelay(r, s, p.balancer, p.shared, p.now))
 	}
 	return nil
@@ -143,11 +173,10 @@ func (p *dataPlane) openLocal(cfg *config.Director, log *slog.Logger) (err error
 	if err != nil {
 		return err
 	}
-	s, err := wire.NewSender()
+	s, err := p.openSender()
 	if err != nil {
 		return err
 	}
-	p.senders = append(p.senders, s)
 	if err := s.SetPriority(urgent); err != nil {
 		return err
 	}

@@ -23,7 +23,6 @@ import (
 	"vstun/cmd/internal/reload"
 	"vstun/cmd/internal/tunneldial"
 	"vstun/routing"
-	"vstun/routing/neigh"
 )
 
 // director is the running program. It reads the configuration file. The controller puts the configuration in force. The
@@ -41,7 +40,7 @@ type director struct {
 	checks     checks
 	controller *controller
 	reloader   *reload.Reloader
-	neighbours *neigh.Watcher // for VS/DR
+	neighbours resolver // for VS/DR
 }
 
 // open checks that the machine lets cfg run, and only then makes what cfg needs. On an error nothing is left.
@@ -82,10 +81,10 @@ func open(file string, cfg *config.Director) (_ *director, err error) {
 	if err := d.plane.allows(cfg); err != nil {
 		return nil, err
 	}
-	if err := d.lan.open(d.log); err != nil {
+	if err := d.lan.open(d.log, d.plane.ethernet); err != nil {
 		return nil, err
 	}
-	if d.neighbours, err = neigh.NewWatcher(); err != nil {
+	if d.neighbours, err = d.plane.openNeighbours(); err != nil {
 		return nil, err
 	}
 	if d.checks.pinger, err = tunneldial.NewPinger(); err != nil {

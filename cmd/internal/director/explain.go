@@ -9,6 +9,7 @@ import (
 
 	"vstun/balancer"
 	"vstun/balancer/conntab"
+	"vstun/balancer/method"
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
@@ -147,6 +148,9 @@ func (d *director) candidates(st *state, e *balancer.Explanation) ([]api.Candida
 	var out []api.Candidate
 	for i, c := range e.Candidates {
 		path := paths[c.Address]
+		if st.Config.TAP && c.Kind == method.DR { // in the device's network, without a route
+			path = query.Path{Link: st.Config.TUN}
+		}
 		r := api.Candidate{Realserver: svc.Realservers[i], Reachable: c.Reachable && path.Link != "",
 			Link: path.Link, MTU: c.MTU, InnerMTU: c.Inner}
 		if source := c.Source; source.IsValid() {

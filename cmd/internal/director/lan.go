@@ -23,15 +23,23 @@ type lan struct {
 	watch    *query.DeviceWatch
 	answerer *neigh.Answerer
 	prober   *neigh.Prober
-	missing  error // why there are no sockets
+	ethernet *ethernet // the network of the TAP device, in place of those of the host; nil: none
+	missing  error     // why there are no sockets
 }
 
 // open opens the sockets, for all devices of this host and for those that come later. Without the sockets a director
 // still works, unless it has VIPs to announce: see check.
-func (l *lan) open(log *slog.Logger) (err error) {
-	l.log = log
+func (l *lan) open(log *slog.Logger, e *ethernet) (err error) {
+	l.log, l.ethernet = log, e
 	if l.watch, err = query.WatchDevices(); err != nil {
 		return err
+	}
+	if e != nil {
+		l.answerer = e.answerer
+		if l.prober, err = neigh.OpenProber(); err != nil {
+			log.Warn("cannot ask whether another host has a VIP", "error", err)
+		}
+		return nil
 	}
 	if l.answerer, err = neigh.Open(log); err == nil {
 		l.prober, err = neigh.OpenProber()
@@ -90,6 +98,11 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	if l.prober == nil {
 		return nil
 	}
+	if l.ethernet != nil {
+		if added = askedByBridge(in, added); added == nil {
+			return nil
+		}
+	}
 	owners, err := l.prober.Ask(added)
 	if err != nil {
 		return fmt.Errorf("VIP %s: cannot ask whether another host has it: %w", d.Addrs[0], err)
@@ -108,8 +121,10 @@ func (l *lan) check(in plan.Inputs, was []neigh.Device) error {
 	return errors.Join(errs...)
 }
 
-// status returns the VIPs that are announced on these devices, in ascending order, and the counts.
-func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced, counts api.Neighbours) {
+// status returns those of vips that are announced on these devices, in ascending order, as vips, and the counts. Other
+// addresses that are announced are the director's own.
+func (l *lan) status(devices []neigh.Device, vips []netip.Addr,
+	now time.Time) (all []api.Announced, counts api.Neighbours) {
 	if l.answerer == nil {
 		return nil, counts
 	}
@@ -118,8 +133,10 @@ func (l *lan) status(devices []neigh.Device, now time.Time) (all []api.Announced
 		Failed: c.Failed}
 	on := map[netip.Addr][]string{}
 	for _, d := range devices {
-		for _, vip := range d.Addrs {
-			on[vip] = append(on[vip], d.Name)
+		for _, a := range d.Addrs {
+			if _, isVIP := slices.BinarySearchFunc(vips, a, netip.Addr.Compare); isVIP {
+				on[a] = append(on[a], d.Name)
+			}
 		}
 	}
 	conflicts := map[netip.Addr][]api.Conflict{}

@@ -1,6 +1,7 @@
 package director
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -14,11 +15,26 @@ import (
 	"vstun/routing/query"
 )
 
-// neighbours keeps neighbours resolved: a *neigh.Watcher.
+// neighbours keeps neighbours resolved.
 type neighbours interface {
 	Set(all []neigh.Neighbour) error
 	States() map[neigh.Neighbour]neigh.State
 	Changed() <-chan struct{}
+}
+
+// resolver is the neighbours of the program: a *neigh.Watcher, or with a TAP device a *neigh.Resolver.
+type resolver interface {
+	neighbours
+	Run(ctx context.Context) error
+	Close() error
+}
+
+// openNeighbours returns the resolver of the realservers of VS/DR.
+func (p *dataPlane) openNeighbours() (resolver, error) {
+	if p.ethernet != nil {
+		return p.ethernet.resolver, nil
+	}
+	return neigh.NewWatcher()
 }
 
 // place is where a realserver of VS/DR is.
@@ -26,6 +42,7 @@ type place struct {
 	neigh.Neighbour
 	device query.Device
 	fault  string // why it is no neighbour of this host
+	mtu    int    // of the network; 0: the path's
 }
 
 // firstAnswer is how long a new configuration waits for its realservers' answers to ARP or neighbour discovery. They
@@ -35,6 +52,7 @@ const firstAnswer = 200 * time.Millisecond
 // resolveNeighbours finds the realservers of VS/DR that in needs among this host's neighbours. If that fails, what is
 // known stays.
 func (c *controller) resolveNeighbours(in *plan.Inputs) {
+	c.resolvePort(in)
 	to := plan.Direct(in.Config)
 	for _, a := range in.Retired {
 		if _, direct := in.Neighbours[a]; direct && !slices.Contains(to, a) {
@@ -45,7 +63,7 @@ func (c *controller) resolveNeighbours(in *plan.Inputs) {
 		in.Neighbours = nil
 		return
 	}
-	places, err := c.locate(to, in.Paths)
+	places, err := c.locate(to, in)
 	if err == nil {
 		var all []neigh.Neighbour
 		for _, p := range places {
@@ -64,15 +82,18 @@ func (c *controller) resolveNeighbours(in *plan.Inputs) {
 	in.Neighbours = c.seeNeighbours()
 }
 
-// locate returns where the realservers to are, by the paths to them.
-func (c *controller) locate(to []netip.Addr, paths plan.Paths) (map[netip.Addr]place, error) {
+// locate returns where the realservers to are: in the TAP device's network, or where the paths to them lead.
+func (c *controller) locate(to []netip.Addr, in *plan.Inputs) (map[netip.Addr]place, error) {
+	if in.Config.TAP {
+		return inNetwork(to, in), nil
+	}
 	devices, err := c.ask.devices()
 	if err != nil {
 		return nil, err
 	}
 	places := make(map[netip.Addr]place, len(to))
 	for _, a := range to {
-		path, asked := paths[a]
+		path, asked := in.Paths[a]
 		if !asked {
 			continue
 		}
@@ -90,6 +111,16 @@ func (c *controller) locate(to []netip.Addr, paths plan.Paths) (map[netip.Addr]p
 		places[a] = p
 	}
 	return places, nil
+}
+
+// inNetwork returns the places of realservers in the TAP device's network.
+func inNetwork(to []netip.Addr, in *plan.Inputs) map[netip.Addr]place {
+	port := query.Device{Name: in.Config.TUN, Index: in.Port.Device, MAC: in.Port.MAC}
+	places := make(map[netip.Addr]place, len(to))
+	for _, a := range to {
+		places[a] = place{Neighbour: neigh.Neighbour{Device: port.Index, Address: a}, device: port, mtu: in.Port.MTU}
+	}
+	return places
 }
 
 // notDirect returns why a host at the end of path is in no subnet of this host; "": it is.
@@ -113,6 +144,7 @@ func (c *controller) seeNeighbours() plan.Neighbours {
 		n := plan.Neighbour{Fault: p.fault}
 		if p.fault == "" {
 			st := states[p.Neighbour]
+			n.MTU = p.mtu
 			n.Link = method.Link{Device: p.Device, MAC: st.MAC, OwnMAC: p.device.MAC}
 			if st.Silent {
 				n.Fault = silence(a, p.device.Name)

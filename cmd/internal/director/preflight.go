@@ -28,6 +28,11 @@ func preflight(cfg *config.Director) error {
 				"link del %s)", name, name)
 		}
 	}
+	if cfg.Bridge != "" {
+		if _, err := query.FindBridge(cfg.Bridge); err != nil {
+			return err
+		}
+	}
 	if need, have := conntab.Bytes(cfg.Connections.Max), availableMemory(); need > have {
 		return fmt.Errorf("connections.max = %d needs up to %d MB of memory, and this machine has %d MB to spare: "+
 			"set a smaller one", cfg.Connections.Max, need>>20, have>>20)
@@ -62,7 +67,7 @@ func checkAddresses(cfg *config.Director) error {
 	six := query.HasIPv6()
 	hasRules := map[bool]bool{false: query.HasRules(false), true: query.HasRules(true)}
 	for _, a := range cfg.Source.List() {
-		if local[a] == "" {
+		if local[a] == "" && (!cfg.TAP || tunnels(cfg, a.Is4())) {
 			fault("source %s is no address of this host, so that realservers and routers refuse its packets: set "+
 				"one of its own, or none", a)
 		}
@@ -95,10 +100,10 @@ func checkAddresses(cfg *config.Director) error {
 }
 
 // checkSubnets refuses realservers of VS/DR that are in no subnet of this host. A running director has them down, since
-// routes come and go.
+// routes come and go. Those in the network of a TAP device need not be in a subnet.
 func checkSubnets(file string, cfg *config.Director) error {
 	direct := plan.Direct(cfg)
-	if len(direct) == 0 {
+	if len(direct) == 0 || cfg.TAP {
 		return nil
 	}
 	paths, err := query.Paths(direct)
@@ -121,6 +126,18 @@ func realservers(s *config.Service) []config.RealserverRef {
 		return s.Realservers
 	}
 	return append(slices.Clone(s.Realservers), s.Sorry)
+}
+
+// tunnels reports whether cfg has tunnels over IPv4, or over IPv6.
+func tunnels(cfg *config.Director, four bool) bool {
+	for i := range cfg.Services {
+		for _, r := range realservers(&cfg.Services[i]) {
+			if r.Forward == method.TUN && r.Address.Is4() == four {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // sysctls returns the sysctls to set before a director with cfg starts on a machine whose /proc/sys is read-only.

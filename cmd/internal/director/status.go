@@ -37,6 +37,11 @@ func (d *director) status() api.DirectorStatus {
 		r.Read(&t)
 	}
 	p.shared.Read(&t)
+	st.Device = "tun"
+	if p.ethernet != nil {
+		st.Device = "tap"
+		p.ethernet.read(&t)
+	}
 	st.In = api.Traffic{Packets: t.InPackets, Bytes: t.InBytes}
 	st.Out = api.Traffic{Packets: t.OutPackets, Bytes: t.OutBytes}
 	st.Drops = api.Drops(&t)
@@ -47,7 +52,8 @@ func (d *director) status() api.DirectorStatus {
 	st.Configuration = d.reloader.Configuration()
 	st.Waiting = p.shared.Waiting()
 	st.Leaving = leaving(p.balancer.Leaving())
-	st.Announced, st.Neighbours = d.lan.status(d.controller.state().Announce, time.Now())
+	state := d.controller.state()
+	st.Announced, st.Neighbours = d.lan.status(state.Announce, plan.VIPs(state.Config), time.Now())
 	return st
 }
 

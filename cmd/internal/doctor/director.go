@@ -15,6 +15,7 @@ import (
 	"vstun/cmd/internal/api"
 	"vstun/cmd/internal/config"
 	"vstun/cmd/internal/daemon"
+	"vstun/cmd/internal/director/plan"
 	"vstun/cmd/internal/words"
 	"vstun/routing/query"
 )
@@ -67,6 +68,9 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 				res.vipRoutes(d.Config.TUN, d.Config.LocalTUN(), d.vips())
 			}})
 	}
+	if d.Config.TAP {
+		checks = d.forTAP(checks, running, known)
+	}
 	switch {
 	case silence != nil:
 		checks = append(checks,
@@ -78,8 +82,12 @@ func (d *Director) Examine(ctx context.Context) (*Report, error) {
 	}
 	r.run(ctx, checks...)
 	// The probes come last, since they change the kernel's counters.
-	r.run(ctx, check{"tunnels", d.tunnels},
-		check{"router", func(ctx context.Context, res *result) { d.router(ctx, res, running, &st) }})
+	probes := []check{{"tunnels", d.tunnels}}
+	if !d.Config.TAP { // whose VIPs have nothing to do with the host's router
+		probes = append(probes,
+			check{"router", func(ctx context.Context, res *result) { d.router(ctx, res, running, &st) }})
+	}
+	r.run(ctx, probes...)
 	return r.finish(), nil
 }
 
@@ -182,6 +190,10 @@ func (res *result) start(running bool, obstacles func(running bool) error) {
 // realserverRoutes examines whether there is a route to each realserver, with a source address and a sufficient MTU.
 func (res *result) realserverRoutes(cfg *config.Director) {
 	all, services := realservers(cfg)
+	if cfg.TAP {
+		direct := plan.Direct(cfg) // in the device's network, without routes
+		all = slices.DeleteFunc(all, func(a netip.Addr) bool { return slices.Contains(direct, a) })
+	}
 	paths, err := query.Paths(all)
 	if res.failed(err) {
 		return

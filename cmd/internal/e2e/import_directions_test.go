@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 		"encap", "encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "encap/query",
 	},
 	"tundev":                  {"encap/packet", "encap/packet/drop", "encap/wire/pollfd"},
+	"tundev/tap":              {"encap/egress", "encap/packet", "encap/packet/drop", "encap/packet/stats", "tundev"},
 	"balancer/conntab":        {"encap/packet"},
 	"balancer/method":         {"encap", "encap/egress", "encap/packet"},
 	"balancer":                {"balancer/conntab", "balancer/method", "encap/packet", "encap/packet/drop"},

@@ -14,6 +14,9 @@ import (
 // given up: another host may have them now.
 func Announce(in Inputs) (all []neigh.Device) {
 	cfg := in.Config
+	if cfg.TAP {
+		return announceOnPort(in)
+	}
 	vips := VIPs(cfg)
 	for i := range in.Devices {
 		d := &in.Devices[i]

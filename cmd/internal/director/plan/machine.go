@@ -22,16 +22,20 @@ const (
 	lastResort = 4294967294
 	// deviceMTU is the largest MTU. The director itself enforces the MTU of each tunnel.
 	deviceMTU = 65535
+	queueLen  = 1000 // packets
 )
 
 // Machine returns the state of the machine that in needs: routes lead the VIPs, the retired ones included, into the TUN
 // devices.
 func Machine(in Inputs) routing.State {
+	if in.Config.TAP {
+		return portMachine(in)
+	}
 	cfg, vips := in.Config, unique(slices.Concat(VIPs(in.Config), in.RetiredVIPs))
 	s := routing.State{Loose: slices.Clone(in.ReplyLinks)}
 	v4, v6 := slices.ContainsFunc(vips, netip.Addr.Is4), slices.ContainsFunc(vips, netip.Addr.Is6)
 	for _, name := range []string{cfg.TUN, cfg.LocalTUN()} {
-		s.Links = append(s.Links, routing.Link{Name: name, MTU: deviceMTU, TxQueueLen: 1000, Up: true})
+		s.Links = append(s.Links, routing.Link{Name: name, MTU: deviceMTU, TxQueueLen: queueLen, Up: true})
 		s.Sysctls = append(s.Sysctls, deviceSysctls(name, v6)...)
 	}
 	if v6 { // packets for a VIP are forwarded into the device

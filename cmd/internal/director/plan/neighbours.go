@@ -17,6 +17,7 @@ type Neighbours map[netip.Addr]Neighbour
 type Neighbour struct {
 	method.Link
 	Fault string // why packets cannot get to it; "": they can, or it is not known yet
+	MTU   int    // of its network; 0: of the path to it
 }
 
 // Direct returns the addresses of the realservers and sorry servers of cfg whose method is VS/DR, in ascending order.
@@ -66,18 +67,27 @@ func (n Neighbours) linkTargets(list []balancer.Target) []balancer.Target {
 	return list
 }
 
-// linkPaths is link for the paths to retired realservers.
-func (n Neighbours) linkPaths(paths map[netip.Addr]balancer.Path) map[netip.Addr]balancer.Path {
+// linkPaths is link for the paths to retired realservers. Those in the network of a TAP device need no route.
+func (n Neighbours) linkPaths(paths map[netip.Addr]balancer.Path, retired []netip.Addr) map[netip.Addr]balancer.Path {
 	for a, p := range paths {
 		p.Link = n[a].Link
 		paths[a] = p
+	}
+	for _, a := range retired {
+		if now := n[a]; now.MTU != 0 {
+			paths[a] = balancer.Path{Source: paths[a].Source, Link: now.Link, MTU: now.MTU}
+		}
 	}
 	return paths
 }
 
 func (n Neighbours) linkTo(a netip.Addr, c *method.Config) {
-	if c.Kind == method.DR {
-		c.Link = n[a].Link
+	if c.Kind != method.DR {
+		return
+	}
+	c.Link = n[a].Link
+	if mtu := n[a].MTU; mtu != 0 {
+		c.MTU = mtu
 	}
 }
 

@@ -44,11 +44,15 @@ func addresses(cfg *config.Director) (all []netip.Addr) {
 	return all
 }
 
-// unreachable returns the addresses of cfg to which there is no route, in ascending order.
+// unreachable returns the addresses of cfg to which there is no route, in ascending order. To those in the network of a
+// TAP device no route is needed.
 func (p Paths) unreachable(cfg *config.Director) []netip.Addr {
-	var all []netip.Addr
+	var all, direct []netip.Addr
+	if cfg.TAP {
+		direct = Direct(cfg)
+	}
 	for _, a := range addresses(cfg) {
-		if path, asked := p[a]; asked && path == (query.Path{}) {
+		if path, asked := p[a]; asked && path == (query.Path{}) && !slices.Contains(direct, a) {
 			all = append(all, a)
 		}
 	}

@@ -46,6 +46,7 @@ type Inputs struct {
 	Retired []netip.Addr
 
 	ReplyLinks []string // see ReplyLinks
+	Port       Port     // of a TAP device
 	Devices    []query.Device
 	Rules      Rules
 }
@@ -102,7 +103,7 @@ func Plan(in Inputs, before map[string]ServiceState) (Desired, []Event) {
 		Balancer: balancer.Config{Probed: in.Neighbours.linkTargets(in.Paths.targets(cfg)), Options: options(cfg),
 			Table:    &table,
 			LeftVIPs: in.RetiredVIPs},
-		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired)),
+		Reroute:     in.Neighbours.linkPaths(in.Paths.reroute(cfg.Source, in.Retired), in.Retired),
 		Services:    make(map[string]ServiceState, len(cfg.Services)),
 		Down:        map[RealserverID]bool{},
 		Unreachable: in.Paths.unreachable(cfg),
