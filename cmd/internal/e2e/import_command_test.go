@@ -56,8 +56,8 @@ func TestImport(t *testing.T) {
 				}
 			}
 			testkit.InNamespace(t, func() {
-				shell := "ip link add lan type veth peer name switch && ip link set switch up && " +
-					"ip link set lan up && ip address add 10.0.0.1/8 dev lan && ip -6 address add fd00::1/16 dev lan nodad && exec " +
+				shell := "ip link add lan type veth peer name switch; ip link set switch up; ip link set lan up; " +
+					"ip address add 10.0.0.1/8 dev lan; ip address add fd00::1/16 dev lan nodad; exec " +
 					programPath("director") + " check -c " + out
 				if text, err := exec.Command("sh", "-c", shell).CombinedOutput(); err != nil {
 					t.Errorf("%s: director check: %v\n%s", file, err, text)
