@@ -40,6 +40,11 @@ func newPair(t testing.TB, near, far string, mtu int) (to egress.Peer) {
 			to.MAC = mac
 		}
 	}
+	// Before, the kernel drops what is sent by the device.
+	testkit.Eventually(t, "the devices have a carrier", func() bool {
+		l, err := netlink.LinkByName(near)
+		return err == nil && l.Attrs().OperState == netlink.OperUp
+	})
 	return to
 }
 
