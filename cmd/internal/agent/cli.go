@@ -22,7 +22,7 @@ import (
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "realserver",
-		Short: "Agent on a realserver of LVS/TUN in user space",
+		Short: "Agent on a realserver of LVS in user space",
 		Long: "realserver takes the packets that directors tunnel to this host, lets in what is for its virtual " +
 			"addresses and nothing else,\n" +
 			"and sets the host up so that its servers answer the clients directly.",

@@ -23,7 +23,7 @@ import (
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "director",
-		Short: "Load balancer of LVS/TUN in user space",
+		Short: "Load balancer of LVS in user space",
 		Long: "director reads the packets for virtual addresses from a TUN device, picks a realserver for each " +
 			"connection and sends\n" +
 			"them on through a tunnel. The realservers answer the clients directly.",
