@@ -176,6 +176,8 @@ func TestReloadOfEveryKeyOfDirector(t *testing.T) {
 	p.start()
 	p.mustChangeEach(base, tables, map[string][]string{
 		"director.tun":        {`tun = "vs7"`},
+		"director.device":     {`device = "tap"`},
+		"director.bridge":     {`device = "tap"`, `bridge = "br0"`},
 		"director.table":      {"table = 30399"},
 		"director.queues":     {"queues = 7"},
 		"director.offload":    {`offload = "off"`},
